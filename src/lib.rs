@@ -1,0 +1,26 @@
+//! hostler: a directory of TOML files in, installed machines out.
+//!
+//! The layers, lowest first; a module may use those below it only (`testbed/rooms/layers.rs` keeps it so):
+//!
+//! - L0 [`model`]: the vocabulary.
+//! - L1 [`lifecycle`], the core, and the rooms, one for each outside party: each room knows the model and nobody else.
+//! - L2 [`agent`], the wiring; [`ramdisk`], the deploy ramdisk's story; [`cli`], the commands.
+//! - L3 the two binaries.
+
+pub mod model;
+
+pub mod callback;
+pub mod config;
+pub mod imaging;
+pub mod ipmi;
+pub mod iscsi;
+pub mod lifecycle;
+pub mod spec;
+pub mod status_file;
+pub mod store;
+pub mod tftp;
+pub mod watch;
+
+pub mod agent;
+pub mod cli;
+pub mod ramdisk;

@@ -1,0 +1,187 @@
+//! What a machine gets when it netboots, and the contract between the agent and the deploy ramdisk's kernel command line.
+//!
+//! Called by the agent, which writes the command line, by the TFTP room, which serves menus, and by the ramdisk, which reads it.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ids::NodeName,
+    secret::{AttemptKey, Secret},
+};
+
+/// A machine's firmware.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Firmware {
+    /// UEFI: GRUB is netbooted.
+    Uefi,
+    /// PC BIOS: pxelinux is netbooted.
+    Bios,
+}
+
+/// What a known machine's boot menu says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BootMenu {
+    /// Boot the local disk: every node without an attempt.
+    LocalDisk,
+    /// Boot the deploy ramdisk.
+    Deploy {
+        /// TFTP name of the kernel, without a leading slash.
+        kernel: String,
+        /// TFTP name of the initramfs, without a leading slash.
+        initramfs: String,
+        /// The kernel command line. It holds the attempt's key.
+        command_line: Secret,
+    },
+}
+
+/// How far into its boot a file takes a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootStage {
+    /// The boot loader or one of its modules.
+    Loader,
+    /// The node's own boot menu.
+    Menu,
+    /// The deploy kernel.
+    Kernel,
+    /// The deploy ramdisk.
+    Ramdisk,
+}
+
+impl BootStage {
+    /// The stage in words for messages.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Loader => "boot loader",
+            Self::Menu => "boot menu",
+            Self::Kernel => "deploy kernel",
+            Self::Ramdisk => "deploy ramdisk",
+        }
+    }
+}
+
+/// Evidence: a machine fetched a file over TFTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// Whose machine: known once an address has asked for a node's own boot menu.
+    pub node: NodeName,
+    /// What the file is to the boot.
+    pub stage: BootStage,
+    /// The file's TFTP name.
+    pub path: String,
+    /// The client's address.
+    pub peer: IpAddr,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Whether the client acknowledged the last of them.
+    pub complete: bool,
+}
+
+/// What the deploy ramdisk must know: where the agent is, who it is itself, and how both prove it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RamdiskArgs {
+    /// The callback listener.
+    pub api: SocketAddr,
+    /// The node's name.
+    pub node: NodeName,
+    /// The attempt's key.
+    pub key: AttemptKey,
+    /// SHA-256 of the agent's certificate (DER), 64 lower-case hex digits.
+    pub pin: String,
+}
+
+impl RamdiskArgs {
+    /// As kernel command line words.
+    pub fn to_command_line(&self) -> Secret {
+        Secret::new(format!(
+            "hostler.api={} hostler.node={} hostler.key={} hostler.pin={}",
+            self.api,
+            self.node,
+            self.key.expose(),
+            self.pin
+        ))
+    }
+
+    /// Reads them back. The first word of each name wins, so that nothing added after them can replace them.
+    pub fn from_command_line(text: &str) -> Result<Self, String> {
+        let word = |name: &str| {
+            text.split_ascii_whitespace()
+                .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+                .ok_or_else(|| {
+                    format!("kernel command line: {name}= is missing; hostler puts it there")
+                })
+        };
+        let pin = word("hostler.pin")?.to_owned();
+        if pin.len() != 64 || !pin.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err("kernel command line: hostler.pin must have 64 hex digits".to_owned());
+        }
+        Ok(Self {
+            api: word("hostler.api")?
+                .parse()
+                .map_err(|_| "kernel command line: hostler.api must be address:port".to_owned())?,
+            node: word("hostler.node")?.parse()?,
+            key: word("hostler.key")?
+                .parse()
+                .map_err(|e: &str| format!("kernel command line: hostler.key: {e}"))?,
+            pin,
+        })
+    }
+}
+
+impl fmt::Display for Firmware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Uefi => "uefi",
+            Self::Bios => "bios",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args() -> RamdiskArgs {
+        RamdiskArgs {
+            api: "192.0.2.1:8443".parse().unwrap(),
+            node: "edge-07".parse().unwrap(),
+            key: AttemptKey::from_bytes(&[1; 32]),
+            pin: "ab".repeat(32),
+        }
+    }
+
+    #[test]
+    fn the_ramdisk_reads_what_the_agent_wrote() {
+        let line = format!(
+            "BOOT_IMAGE=deploy/vmlinuz {} console=ttyS0",
+            args().to_command_line().expose()
+        );
+        assert_eq!(RamdiskArgs::from_command_line(&line), Ok(args()));
+    }
+
+    #[test]
+    fn words_added_later_cannot_replace_the_agents() {
+        let line = format!(
+            "{} hostler.pin={} hostler.node=other",
+            args().to_command_line().expose(),
+            "00".repeat(32)
+        );
+        assert_eq!(RamdiskArgs::from_command_line(&line), Ok(args()));
+    }
+
+    #[test]
+    fn a_missing_or_bad_word_is_named() {
+        assert!(RamdiskArgs::from_command_line("quiet").unwrap_err().contains("hostler.pin"));
+        let line = args()
+            .to_command_line()
+            .expose()
+            .replace("hostler.api=192.0.2.1:8443", "hostler.api=nowhere");
+        assert!(RamdiskArgs::from_command_line(&line).unwrap_err().contains("hostler.api"));
+    }
+}

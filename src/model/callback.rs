@@ -1,0 +1,113 @@
+//! The bodies the deploy ramdisk and the agent exchange (JSON over pinned TLS), continuing Ironic's `vendor_passthru` names.
+//!
+//! Written and read by the callback room on one side and by the ramdisk on the other; judged by the core. Everything that comes
+//! from the ramdisk is untrusted until its key has been compared.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{disk::Disk, ids::MacAddr, secret::Secret};
+
+/// `POST …/lookup`: who the machine is and which disks it has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lookup {
+    /// Its network cards.
+    pub macs: Vec<MacAddr>,
+    /// SMBIOS system UUID.
+    #[serde(default)]
+    pub system_uuid: Option<String>,
+    /// SMBIOS system serial number.
+    #[serde(default)]
+    pub system_serial: Option<String>,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+    /// Memory, in bytes.
+    #[serde(default)]
+    pub memory: u64,
+    /// Logical processors.
+    #[serde(default)]
+    pub cpus: u32,
+}
+
+/// The answer to a lookup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookupReply {
+    /// The kernel name of the disk to export (`vda`).
+    pub disk: String,
+    /// The target name to export it under.
+    pub iqn: String,
+    /// Seconds between two questions for the deploy state.
+    pub poll_after: u32,
+}
+
+/// `POST …/pass_deploy_info`: the iSCSI target, or why there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployInfo {
+    /// The ramdisk's address: must be the one it speaks from.
+    pub address: Option<IpAddr>,
+    /// TCP port, 3260 unless said.
+    #[serde(default = "iscsi_port")]
+    pub port: u16,
+    /// Logical unit.
+    #[serde(default)]
+    pub lun: u8,
+    /// Target name.
+    #[serde(default)]
+    pub iqn: String,
+    /// CHAP user made for this attempt.
+    #[serde(default)]
+    pub chap_username: String,
+    /// CHAP secret made for this attempt.
+    #[serde(default)]
+    pub chap_password: Option<Secret>,
+    /// Not empty: the ramdisk failed, in its own words.
+    #[serde(default)]
+    pub error: String,
+}
+
+const fn iscsi_port() -> u16 {
+    3260
+}
+
+/// `GET …/deploy_state`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployStateReply {
+    /// What the ramdisk is to do.
+    pub state: DeployState,
+}
+
+/// What the ramdisk is to do with its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeployState {
+    /// Keep it; ask again.
+    Imaging,
+    /// The image is written: stop the target, flush, and say completed.
+    Release,
+    /// The attempt is over: stop the target and wait for the power to go.
+    Abort,
+}
+
+/// `POST …/completed`: the target is stopped and the disk flushed, or why not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Completed {
+    /// Not empty: the ramdisk failed, in its own words.
+    #[serde(default)]
+    pub error: String,
+    /// Whether the ramdisk itself compared the disk with the image.
+    #[serde(default)]
+    pub verified: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deploy_info_may_leave_out_what_ironics_ramdisk_left_out() {
+        let info: DeployInfo =
+            serde_json::from_str(r#"{"address":"192.0.2.9","iqn":"iqn.x","error":""}"#).unwrap();
+        assert_eq!((info.port, info.lun, info.chap_password), (3260, 0, None));
+    }
+}

@@ -1,0 +1,88 @@
+//! Why something failed: what the core branches on and what the administrator reads.
+//!
+//! Made by the rooms' door to the core (the agent), judged by the core, shown in `[last_error]`.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+/// One failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// Where in the job it happened.
+    pub step: Step,
+    /// A short stable name in CamelCase for programs: `ChecksumMismatch`.
+    pub code: Cow<'static, str>,
+    /// Whether trying again may help.
+    pub retry: RetryAdvice,
+    /// What happened, to whom, and what was expected.
+    pub message: String,
+    /// What an administrator can do about it.
+    pub hint: Cow<'static, str>,
+}
+
+/// The steps of the job, as they appear in `[last_error] step`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// Asking the BMC before anything is started.
+    Preflight,
+    /// Reading and verifying the image.
+    Image,
+    /// Boot device and power on.
+    PowerOn,
+    /// Waiting for the deploy ramdisk.
+    Ramdisk,
+    /// Writing the disk.
+    Imaging,
+    /// Waiting for the Completed notice.
+    Completed,
+    /// Restarting the machine by its BMC.
+    Restart,
+    /// Putting things back after a failure.
+    Cleanup,
+}
+
+/// Whether trying again may help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RetryAdvice {
+    /// After a pause.
+    Backoff,
+    /// Not before somebody changes something.
+    Never,
+}
+
+impl Fault {
+    /// A fault that may go away by itself.
+    pub fn passing(
+        step: Step,
+        code: &'static str,
+        message: impl Into<String>,
+        hint: &'static str,
+    ) -> Self {
+        Self {
+            step,
+            code: code.into(),
+            retry: RetryAdvice::Backoff,
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+
+    /// A fault that stays until somebody changes something.
+    pub fn lasting(
+        step: Step,
+        code: &'static str,
+        message: impl Into<String>,
+        hint: &'static str,
+    ) -> Self {
+        Self {
+            step,
+            code: code.into(),
+            retry: RetryAdvice::Never,
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The vocabulary every other module speaks: names, checked specs, disks, boot menus, power, faults and status.
+//!
+//! Called by everybody. It must never do I/O, read a clock or know a protocol: a value here is either valid or does not exist.
+
+pub mod boot;
+pub mod callback;
+pub mod disk;
+pub mod fault;
+pub mod ids;
+pub mod power;
+pub mod problem;
+pub mod secret;
+pub mod size;
+pub mod spec;
+pub mod status;

@@ -1,0 +1,59 @@
+//! Power and boot devices, in the IPMI specification's words.
+//!
+//! Called by the core, which wants them, and by the rooms that drive a BMC.
+
+use serde::{Deserialize, Serialize};
+
+/// Whether a machine is on, as its BMC said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PowerState {
+    /// Running.
+    On,
+    /// Off.
+    Off,
+}
+
+impl PowerState {
+    /// `on` or `off`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// A chassis control command (IPMI 2.0 §28.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChassisControl {
+    /// Power down at once.
+    PowerDown,
+    /// Power up.
+    PowerUp,
+    /// Off, a pause, on.
+    PowerCycle,
+    /// Hard reset.
+    HardReset,
+    /// Ask the system to shut down (ACPI).
+    SoftShutdown,
+}
+
+/// What a machine should boot from (IPMI 2.0 §28.13, boot device selector).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootDevice {
+    /// The network.
+    Pxe,
+    /// The default hard disk.
+    Disk,
+}
+
+/// How long a boot device stays chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootPersistence {
+    /// For the next boot only.
+    NextBoot,
+    /// Until it is chosen again.
+    Persistent,
+}

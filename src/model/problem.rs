@@ -1,0 +1,43 @@
+//! What is wrong with a file an administrator wrote, and where.
+//!
+//! Made by the spec and config readers; shown by `hostler check` and in status files.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// One problem in one file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Problem {
+    /// The file, as it was named to hostler.
+    pub file: String,
+    /// Line and column, both from 1; absent when the whole file is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<(u32, u32)>,
+    /// The key, dotted (`image.checksum`); empty when no key is to blame.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub key: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl Problem {
+    /// A problem of a whole file.
+    pub fn of_file(file: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { file: file.into(), at: None, key: String::new(), message: message.into() }
+    }
+}
+
+/// `nodes/edge-07.toml:12:12: image.checksum: 63 hex digits, sha256 needs 64`
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file)?;
+        if let Some((line, column)) = self.at {
+            write!(f, "{line}:{column}:")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, " {}:", self.key)?;
+        }
+        write!(f, " {}", self.message)
+    }
+}

@@ -1,0 +1,114 @@
+//! Values that must not be seen: passwords and keys, blank in every log and wiped from memory when dropped.
+//!
+//! Called by everybody who holds one. `expose` is the only way to the text, so that a reviewer can search for it.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+use zeroize::ZeroizeOnDrop;
+
+use super::ids::hex;
+
+/// A password or other secret text. `Debug` prints nothing of it; there is no `Display`.
+#[derive(Clone, Serialize, Deserialize, ZeroizeOnDrop)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes the text into custody.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text itself, for the one place that must send it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+impl Eq for Secret {}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// The key of one deploy attempt: 256 random bits, compared in constant time. The ramdisk proves with it that it was booted by this attempt.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AttemptKey(Secret);
+
+impl AttemptKey {
+    /// A key from 32 random bytes.
+    pub fn from_bytes(random: &[u8; 32]) -> Self {
+        Self(Secret::new(hex(random)))
+    }
+
+    /// 64 lower-case hex digits, for the boot menu and the `Authorization` header.
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+}
+
+impl FromStr for AttemptKey {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if text.len() == 64 && text.bytes().all(lower_hex) {
+            Ok(Self(Secret::new(text.to_owned())))
+        } else {
+            Err("an attempt key has 64 lower-case hex digits")
+        }
+    }
+}
+
+impl TryFrom<String> for AttemptKey {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<AttemptKey> for String {
+    fn from(key: AttemptKey) -> Self {
+        key.expose().to_owned()
+    }
+}
+
+impl fmt::Debug for AttemptKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AttemptKey(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_output_never_shows_a_secret() {
+        let secret = Secret::new("hunter2".to_owned());
+        let key = AttemptKey::from_bytes(&[0xab; 32]);
+        let shown = format!("{secret:?} {key:?} {:#?}", Some((&secret, &key)));
+        assert!(!shown.contains("hunter2") && !shown.contains("abab"), "{shown}");
+    }
+
+    #[test]
+    fn a_key_survives_its_text_form_and_nothing_else_is_one() {
+        let key = AttemptKey::from_bytes(&[0x5a; 32]);
+        assert_eq!(key.expose().parse::<AttemptKey>(), Ok(key));
+        for bad in [String::new(), "5a".repeat(31), "5A".repeat(32), "5a".repeat(33)] {
+            assert!(bad.parse::<AttemptKey>().is_err(), "{bad:?}");
+        }
+    }
+}

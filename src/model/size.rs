@@ -1,0 +1,86 @@
+//! Sizes as people write them: `480GB`, `64 MiB`, `1.5TiB`.
+//!
+//! Called by the spec reader, the disk hints and everything that shows a number of bytes.
+
+/// `number[unit]` with the units B, kB/MB/GB/TB/PB (powers of 1000) and KiB/MiB/GiB/TiB/PiB (powers of 1024), in any case, a space allowed between.
+/// At most three decimals. The result is in bytes.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is not a size; write for example 480GB or 64MiB");
+    let trimmed = text.trim();
+    let unit_at = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(unit_at);
+    let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1000,
+        "mb" => 1000_u64.pow(2),
+        "gb" => 1000_u64.pow(3),
+        "tb" => 1000_u64.pow(4),
+        "pb" => 1000_u64.pow(5),
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        "pib" => 1 << 50,
+        _ => return Err(wrong()),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() || fraction.len() > 3 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let whole: u64 = whole.parse().map_err(|_| wrong())?;
+    let thousandths: u64 = format!("{fraction:0<3}").parse().map_err(|_| wrong())?;
+    // Below 2^50 × 999 / 1000, which cannot overflow.
+    let part = u128::from(thousandths) * u128::from(scale) / 1000;
+    let bytes = u128::from(whole) * u128::from(scale) + part;
+    u64::try_from(bytes).map_err(|_| format!("`{text}` is more bytes than 64 bits can count"))
+}
+
+/// A number of bytes for people: `64.0 MiB`, `512 B`.
+pub fn show_bytes(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 5] =
+        [("PiB", 1 << 50), ("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    UNITS.iter().find(|(_, scale)| bytes >= *scale).map_or_else(
+        || format!("{bytes} B"),
+        |(unit, scale)| {
+            let tenths = u128::from(bytes) * 10 / u128::from(*scale);
+            format!("{}.{} {unit}", tenths / 10, tenths % 10)
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_as_people_write_them() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("512", 512),
+            ("480GB", 480_000_000_000),
+            ("64 MiB", 64 << 20),
+            ("1.5TiB", 3 << 39),
+            ("2gib", 2 << 30),
+            ("0.001kB", 1),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "GB", "-1GB", "1.2345GB", "1,5GB", "12XB", ".5GB", "1..5GB", "99999999PiB"]
+        {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_show_one_decimal_and_never_more_than_they_are() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (u64::MAX, "16383.9 PiB"),
+            ((1 << 30) - 1, "1023.9 MiB"),
+        ] {
+            assert_eq!(show_bytes(bytes), text);
+        }
+    }
+}

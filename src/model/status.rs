@@ -1,0 +1,313 @@
+//! What an administrator is told about one node: the content of `<name>.status.toml`.
+//!
+//! Made by the core from its state, written by the status file room, read by the CLI and by scripts. It holds no secret.
+//! Flat keys come first so that a one-line `grep` works.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    boot::BootStage,
+    disk::Disk,
+    fault::Fault,
+    ids::{Digest, NodeName},
+    power::PowerState,
+    problem::Problem,
+};
+
+/// The version of the status format; it changes only when a reader would have to.
+pub const STATUS_VERSION: u32 = 1;
+
+/// Where a node stands. A closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The spec cannot be used and nothing was ever started under this name, or two specs clash.
+    Invalid,
+    /// Waiting for a person's consent.
+    Held,
+    /// Waiting to start, or to start again.
+    Pending,
+    /// Verifying the image.
+    Preparing,
+    /// Setting the boot device and switching the machine on.
+    PoweringOn,
+    /// The machine is booting the deploy ramdisk.
+    WaitingRamdisk,
+    /// Writing the disk.
+    Imaging,
+    /// Boot files to the local disk; the ramdisk is told to let go.
+    Switching,
+    /// Waiting for the ramdisk's Completed notice.
+    WaitingCompleted,
+    /// The BMC restarts the machine into its own system.
+    Restarting,
+    /// Installed.
+    Deployed,
+    /// Given up until the spec changes or an operator says retry.
+    Failed,
+    /// Kept powered off.
+    Available,
+    /// Observed only.
+    Unmanaged,
+    /// Paused by its spec.
+    Paused,
+}
+
+impl Phase {
+    /// Every phase.
+    pub const ALL: [Self; 15] = [
+        Self::Invalid,
+        Self::Held,
+        Self::Pending,
+        Self::Preparing,
+        Self::PoweringOn,
+        Self::WaitingRamdisk,
+        Self::Imaging,
+        Self::Switching,
+        Self::WaitingCompleted,
+        Self::Restarting,
+        Self::Deployed,
+        Self::Failed,
+        Self::Available,
+        Self::Unmanaged,
+        Self::Paused,
+    ];
+
+    /// The phase as it stands in files.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::Held => "held",
+            Self::Pending => "pending",
+            Self::Preparing => "preparing",
+            Self::PoweringOn => "powering-on",
+            Self::WaitingRamdisk => "waiting-ramdisk",
+            Self::Imaging => "imaging",
+            Self::Switching => "switching",
+            Self::WaitingCompleted => "waiting-completed",
+            Self::Restarting => "restarting",
+            Self::Deployed => "deployed",
+            Self::Failed => "failed",
+            Self::Available => "available",
+            Self::Unmanaged => "unmanaged",
+            Self::Paused => "paused",
+        }
+    }
+}
+
+/// One node's status.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`STATUS_VERSION`].
+    pub version: u32,
+    /// The node.
+    pub node: NodeName,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Installed as the spec wants and nothing left to do.
+    pub ready: bool,
+    /// One sentence: what is going on, or what somebody should do.
+    pub message: String,
+    /// Whether the spec file is usable as it is now.
+    pub spec_valid: bool,
+    /// Identity of what the spec in force wants installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec_digest: Option<Digest>,
+    /// Identity of what is installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installed_digest: Option<Digest>,
+    /// When this phase began.
+    pub since: Timestamp,
+    /// When this phase will be given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Timestamp>,
+    /// What the deadline is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_reason: Option<String>,
+    /// The attempt under way or last made, from 1; 0 before the first.
+    pub attempt: u32,
+    /// When the next attempt starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_at: Option<Timestamp>,
+    /// When this file was written.
+    pub updated: Timestamp,
+    /// The write under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// Power, as wanted and as seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<Power>,
+    /// What is installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installed: Option<Installed>,
+    /// The last failure; it stays until a success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<LastError>,
+    /// The last things the machine was seen to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<LastSeen>,
+    /// Seconds each phase of this attempt took.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub durations: BTreeMap<String, f64>,
+    /// What is wrong with the spec file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
+    /// Conditions in the Kubernetes conventions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// The last phase changes, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<HistoryEntry>,
+}
+
+/// `[progress]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// What is being done.
+    pub stage: ImagingStage,
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Mean rate since the stage began, in bytes a second.
+    pub rate_bytes: u64,
+}
+
+impl Progress {
+    /// Whole percents done, 0 to 100.
+    pub fn percent(&self) -> u64 {
+        if self.total_bytes == 0 {
+            0
+        } else {
+            u64::try_from(u128::from(self.done_bytes) * 100 / u128::from(self.total_bytes))
+                .unwrap_or(100)
+                .min(100)
+        }
+    }
+
+    /// How long the rest takes at this rate.
+    pub fn remaining(&self) -> Option<Duration> {
+        self.total_bytes
+            .saturating_sub(self.done_bytes)
+            .checked_div(self.rate_bytes)
+            .map(Duration::from_secs)
+    }
+}
+
+/// The stages that have progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImagingStage {
+    /// Hashing the image file.
+    Check,
+    /// Writing the disk.
+    Write,
+    /// Reading the disk back.
+    Verify,
+}
+
+impl ImagingStage {
+    /// The stage as it stands in files.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Write => "write",
+            Self::Verify => "verify",
+        }
+    }
+}
+
+/// `[power]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Power {
+    /// What the BMC last said.
+    pub observed: PowerState,
+    /// When.
+    pub observed_at: Timestamp,
+}
+
+/// `[installed]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installed {
+    /// Identity of what was installed.
+    pub digest: Digest,
+    /// Digest of the image.
+    pub image: Digest,
+    /// The disk it was written to.
+    pub disk: Disk,
+    /// When the machine was restarted into it.
+    pub at: Timestamp,
+    /// The `redeploy` value it was installed under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redeploy: Option<String>,
+}
+
+/// `[last_error]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    /// When.
+    pub at: Timestamp,
+    /// In which attempt.
+    pub attempt: u32,
+    /// What.
+    #[serde(flatten)]
+    pub fault: Fault,
+}
+
+/// `[last_seen]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastSeen {
+    /// The furthest boot file fetched in this attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<BootStage>,
+    /// Its TFTP name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched_path: Option<String>,
+    /// When.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched_at: Option<Timestamp>,
+    /// The machine's last address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The last accepted callback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<String>,
+    /// When.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_at: Option<Timestamp>,
+    /// Callbacks refused in this attempt.
+    #[serde(default)]
+    pub refused: u32,
+    /// Why the last one was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_reason: Option<String>,
+}
+
+/// One of `[[conditions]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// `Ready`, `SpecValid`, `Drifted`, `PowerAsWanted` …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True` or `False`.
+    pub status: String,
+    /// A CamelCase reason.
+    pub reason: String,
+    /// A sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// One of `[[history]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// When.
+    pub at: Timestamp,
+    /// The phase entered.
+    pub phase: Phase,
+    /// Why.
+    pub message: String,
+}

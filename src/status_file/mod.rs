@@ -1,0 +1,1 @@
+//! Stub: `status_file`.
