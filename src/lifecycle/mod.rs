@@ -1,1 +1,46 @@
-//! Stub: lifecycle.
+//! The core: decides what happens to every node. Pure, synchronous and total: no I/O, no clock, no randomness, no failure.
+//!
+//! Called by the agent's driver only, which owns the [`Fleet`]: it brings an [`Event`] and the time, and carries out the
+//! [`Action`]s that come back, in their order. Two things are derived from a node instead of being actions, so that they cannot be
+//! forgotten: its [`Record`], which the driver makes durable *before* it carries out the actions, and its [`Menu`], which the
+//! driver puts in force before them too. The core must never reach for a room.
+//!
+//! ```text
+//!                     spec unusable: invalid      paused: paused      state = "unmanaged": unmanaged
+//!
+//!          ┌────────── power on and no consent ──────────▶ held
+//!          │                                                │ switched off, approved, or redeploy changed
+//!  pending ◀────────────────────────────────────────────────┘
+//!     │ BMC answers                       ▲
+//!     ▼                                   │ back-off, attempts left
+//!  preparing ──────── any fault ─────▶ clean-up ── attempts used up, or no use trying ──▶ failed
+//!     │ image verified                    ▲
+//!     ▼                                   │
+//!  powering-on ──▶ waiting-ramdisk ──▶ imaging ──▶ switching ──▶ waiting-completed ──▶ restarting ──▶ deployed
+//!                  (lookup, then         (write,     (boot files     (the target         (boot device
+//!                   the target)           verify)     local, release) is stopped)         disk, off, on)
+//! ```
+//!
+//! While cleaning up a node shows `pending`. `available` is reserved for specs that keep a machine powered off.
+//!
+//! Rules that hold throughout, each with its test in `tests/`:
+//! - At most one operation of a node runs. A new one starts only after the old one has *reported*, so a cancelled write has really
+//!   stopped before anything else touches the machine.
+//! - A result with another operation id than the running one changes nothing.
+//! - Every state that waits has a deadline with a reason.
+
+mod attempt;
+mod backoff;
+mod callback;
+mod event;
+mod fleet;
+mod node;
+mod report;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use event::{Action, Event, Menu, Operation, Outcome};
+pub use fleet::{Fleet, Specs};
+pub use node::Node;
+pub use state::{Attempt, Purpose, Record, State, Target};

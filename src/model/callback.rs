@@ -9,6 +9,46 @@ use serde::{Deserialize, Serialize};
 
 use super::{disk::Disk, ids::MacAddr, secret::Secret};
 
+/// One call of a ramdisk, parsed and not yet judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// `POST …/lookup`
+    Lookup(Lookup),
+    /// `POST …/pass_deploy_info`
+    PassDeployInfo(DeployInfo),
+    /// `GET …/deploy_state`
+    DeployState,
+    /// `POST …/completed`
+    Completed(Completed),
+}
+
+impl Call {
+    /// The call's name in its URL.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Lookup(_) => "lookup",
+            Self::PassDeployInfo(_) => "pass_deploy_info",
+            Self::DeployState => "deploy_state",
+            Self::Completed(_) => "completed",
+        }
+    }
+}
+
+/// What a call is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// 200: the disk to export.
+    Lookup(LookupReply),
+    /// 202: taken note of.
+    Accepted,
+    /// 200: what to do now.
+    State(DeployState),
+    /// 404, the same for an unknown node, a wrong key and a wrong phase.
+    Refused,
+    /// 409: the attempt cannot go on, and why.
+    Failed(String),
+}
+
 /// `POST …/lookup`: who the machine is and which disks it has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lookup {

@@ -59,7 +59,7 @@ impl fmt::Display for Disk {
 }
 
 /// `[root_device]`: every hint given must match, and exactly one disk may.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootDeviceHints {
     /// Kernel name, with or without `/dev/`.
     pub name: Option<String>,
@@ -80,7 +80,7 @@ pub struct RootDeviceHints {
 }
 
 /// A size with a comparison, in Ironic's notation: `480GB`, `>= 100GiB` or `s>= 100GiB`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SizeHint {
     /// How to compare.
     pub comparison: Comparison,
@@ -89,7 +89,7 @@ pub struct SizeHint {
 }
 
 /// How a disk's size is compared with a hint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Comparison {
     /// Within one percent: a "480GB" disk has 480,103,981,056 bytes.
     About,

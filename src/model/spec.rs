@@ -1,7 +1,7 @@
 //! A node's spec after checking: what one machine should be. `_defaults.toml` and hostler's own defaults are already in it.
 //!
 //! Made by the spec reader only; read by the core and the agent. There is no invalid value of these types, and no secret in them:
-//! a password is a reference to a file.
+//! a password is a reference to a file. It can be written to the agent's durable record, so that the last good spec outlives a restart.
 
 use std::{fmt, time::Duration};
 
@@ -11,11 +11,11 @@ use sha2::{Digest as _, Sha256};
 use super::{
     boot::Firmware,
     disk::RootDeviceHints,
-    ids::{Digest, DigestAlgorithm, MacAddr, NodeName, hex},
+    ids::{Digest, DigestAlgorithm, MacAddr, NodeName},
 };
 
 /// What one machine should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {
     /// The node's name: the stem of the spec's file name.
     pub name: NodeName,
@@ -42,7 +42,7 @@ pub struct NodeSpec {
 }
 
 /// What hostler is to do with a machine (`state`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Goal {
     /// Install it and keep it installed.
     Deployed,
@@ -51,7 +51,7 @@ pub enum Goal {
 }
 
 /// The power state wanted of a deployed machine (`power`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WantedPower {
     /// On; off is reported as drift.
     On,
@@ -60,7 +60,7 @@ pub enum WantedPower {
 }
 
 /// `[boot]`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Boot {
     /// The cards it may netboot from, at least one, no two alike.
     pub macs: Vec<MacAddr>,
@@ -71,7 +71,7 @@ pub struct Boot {
 }
 
 /// `[bmc]`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bmc {
     /// Where it answers.
     pub address: BmcAddress,
@@ -86,7 +86,7 @@ pub struct Bmc {
 }
 
 /// Host and UDP port of a BMC.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BmcAddress {
     /// A host name or an IPv4 or IPv6 address, without brackets.
     pub host: String,
@@ -105,7 +105,7 @@ impl fmt::Display for BmcAddress {
 }
 
 /// An IPMI session privilege level (IPMI 2.0 §6.8).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Privilege {
     /// Operator, level 3: enough for power and boot device on most BMCs.
@@ -146,7 +146,7 @@ impl From<CipherSuite> for u8 {
 }
 
 /// `[image]`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// A path: absolute, or relative to the images directory.
     pub source: String,
@@ -157,7 +157,7 @@ pub struct Image {
 }
 
 /// `image.format`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ImageFormat {
     /// Found by looking into the file.
     Auto,
@@ -166,7 +166,7 @@ pub enum ImageFormat {
 }
 
 /// `[timeouts]`: how long each wait may last, each at least one second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeouts {
     /// From power on to the ramdisk's iSCSI target.
     pub ramdisk: Duration,
@@ -181,7 +181,7 @@ pub struct Timeouts {
 }
 
 /// `[retry]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retry {
     /// Attempts before the node is `failed`, at least 1.
     pub attempts: u32,
@@ -206,10 +206,5 @@ impl NodeSpec {
         part(self.redeploy.as_deref().unwrap_or_default());
         Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
             .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))
-    }
-
-    /// A digest of every field, to see whether a spec changed at all.
-    pub fn fingerprint(&self) -> String {
-        hex(&Sha256::digest(format!("{self:?}")))
     }
 }

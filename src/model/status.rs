@@ -76,6 +76,27 @@ impl Phase {
         Self::Paused,
     ];
 
+    /// Whether the phase is a part of an attempt, and so of interest for how long attempts take.
+    pub const fn is_busy(self) -> bool {
+        match self {
+            Self::Preparing
+            | Self::PoweringOn
+            | Self::WaitingRamdisk
+            | Self::Imaging
+            | Self::Switching
+            | Self::WaitingCompleted
+            | Self::Restarting => true,
+            Self::Invalid
+            | Self::Held
+            | Self::Pending
+            | Self::Deployed
+            | Self::Failed
+            | Self::Available
+            | Self::Unmanaged
+            | Self::Paused => false,
+        }
+    }
+
     /// The phase as it stands in files.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -149,9 +170,9 @@ pub struct Status {
     /// The last things the machine was seen to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<LastSeen>,
-    /// Seconds each phase of this attempt took.
+    /// Milliseconds each phase of this attempt took: `imaging_ms = 9871`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub durations: BTreeMap<String, f64>,
+    pub durations: BTreeMap<String, u64>,
     /// What is wrong with the spec file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,

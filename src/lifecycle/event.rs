@@ -1,0 +1,147 @@
+//! What the core is told and what it asks for.
+//!
+//! Made by the agent's driver; consumed by [`super::Node::step`], and the other way round.
+
+use std::{net::IpAddr, sync::Arc};
+
+use crate::model::{
+    boot::Fetch,
+    callback::{Call, Reply},
+    fault::Fault,
+    ids::OpId,
+    power::PowerState,
+    problem::Problem,
+    secret::AttemptKey,
+    spec::NodeSpec,
+    status::Progress,
+};
+
+use super::state::Target;
+
+/// Something that happened to one node.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Its spec is there and usable.
+    Spec(Arc<NodeSpec>),
+    /// Its spec is there and not usable: the last good one stays in force, and nothing starts.
+    SpecProblems(Vec<Problem>),
+    /// Its spec claims what another claims too: neither is touched.
+    SpecClash(Vec<Problem>),
+    /// Its spec is gone: forget the node.
+    SpecGone,
+    /// The spec directory cannot be read, or is empty: hold everything.
+    DirectoryLost(String),
+    /// The running operation ended.
+    Done {
+        /// Which.
+        op: OpId,
+        /// How.
+        outcome: Result<Outcome, Fault>,
+    },
+    /// The running operation moved on.
+    Progress {
+        /// Which.
+        op: OpId,
+        /// How far it is.
+        progress: Progress,
+    },
+    /// A ramdisk calls.
+    Callback {
+        /// Goes back with the reply.
+        request: u64,
+        /// Where it calls from.
+        peer: IpAddr,
+        /// The key it shows.
+        key: Option<AttemptKey>,
+        /// What it says.
+        call: Call,
+    },
+    /// The machine fetched a boot file.
+    Fetched(Fetch),
+    /// Time passed.
+    Tick,
+    /// An operator lets a held node go on.
+    Approve,
+    /// An operator wants a failed node tried again, or a waiting one at once.
+    Retry,
+}
+
+/// How an operation ended well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// [`Operation::ObservePower`]: what the BMC said.
+    Power(PowerState),
+    /// [`Operation::Prepare`]: the image is verified.
+    Prepared {
+        /// The disk image's size in bytes.
+        image_bytes: u64,
+        /// A fresh random key for the attempt.
+        key: AttemptKey,
+    },
+    /// [`Operation::PowerOn`]: the machine is on.
+    PoweredOn,
+    /// [`Operation::Image`]: written, flushed, verified and logged out.
+    Imaged,
+    /// [`Operation::Restart`]: the machine was off and is on again.
+    Restarted,
+    /// [`Operation::CleanUp`]: boot device disk, machine off.
+    CleanedUp,
+}
+
+/// What the core wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Start this; report its end as [`Event::Done`] with this id, whatever happens.
+    Start {
+        /// The id to report with.
+        op: OpId,
+        /// What to do.
+        operation: Operation,
+        /// For which spec.
+        spec: Arc<NodeSpec>,
+    },
+    /// Stop the operation. It must still report, and only when it has really stopped.
+    Cancel(OpId),
+    /// Answer a callback.
+    Reply {
+        /// Which.
+        request: u64,
+        /// What.
+        reply: Reply,
+    },
+    /// Remove the node's record, status file and boot menu.
+    Forget,
+}
+
+/// A piece of work outside the core. Each is idempotent: after a crash it is simply started again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Ask the BMC for the power state.
+    ObservePower,
+    /// Find the image and verify its checksum.
+    Prepare,
+    /// Off if it is on; boot device network for one boot; on.
+    PowerOn,
+    /// Log in to the target and write the image.
+    Image {
+        /// Where.
+        target: Box<Target>,
+        /// The size the ramdisk reported for the disk: the target must have it too.
+        disk_bytes: u64,
+    },
+    /// Off; boot device disk for good; on.
+    Restart,
+    /// Boot device disk for good; off.
+    CleanUp,
+}
+
+/// What the node's boot menu must be now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Menu {
+    /// None: the node's cards are unknown.
+    Unknown,
+    /// The local disk.
+    LocalDisk,
+    /// The deploy ramdisk, with this attempt's key.
+    Deploy(AttemptKey),
+}

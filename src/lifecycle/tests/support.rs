@@ -1,0 +1,223 @@
+//! A spec, a clock and a harness that carries out a node's actions in the simplest way.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    lifecycle::{Action, Event, Menu, Node, Operation, Outcome},
+    model::{
+        boot::Firmware,
+        callback::{Call, Completed, DeployInfo, DeployState, Lookup, Reply},
+        disk::{Disk, RootDeviceHints},
+        fault::Fault,
+        ids::OpId,
+        power::PowerState,
+        secret::{AttemptKey, Secret},
+        spec::{
+            Bmc, BmcAddress, Boot, Goal, Image, ImageFormat, NodeSpec, Privilege, Retry, Timeouts,
+            WantedPower,
+        },
+        status::Phase,
+    },
+};
+
+pub(super) const IMAGE_BYTES: u64 = 64 << 20;
+pub(super) const RAMDISK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 101));
+
+pub(super) fn spec() -> NodeSpec {
+    let minutes = |m: u64| Duration::from_secs(60 * m);
+    NodeSpec {
+        name: "edge-07".parse().unwrap(),
+        goal: Goal::Deployed,
+        power: WantedPower::On,
+        paused: false,
+        redeploy: None,
+        boot: Boot {
+            macs: vec!["52:54:00:00:00:01".parse().unwrap()],
+            firmware: Firmware::Uefi,
+            kernel_args: Vec::new(),
+        },
+        bmc: Bmc {
+            address: BmcAddress { host: "192.0.2.20".into(), port: 623 },
+            username: "admin".into(),
+            password_file: "edge-07.bmc".into(),
+            privilege: Privilege::Administrator,
+            cipher_suite: None,
+        },
+        root_device: RootDeviceHints::default(),
+        image: Image {
+            source: "disk.raw".into(),
+            checksum: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+            format: ImageFormat::Auto,
+        },
+        timeouts: Timeouts {
+            ramdisk: minutes(20),
+            imaging_stall: minutes(2),
+            imaging: minutes(120),
+            completed: minutes(5),
+            power: minutes(2),
+        },
+        retry: Retry { attempts: 3, backoff: minutes(1) },
+    }
+}
+
+pub(super) fn disk() -> Disk {
+    Disk { name: "vda".into(), size: 8 << 30, serial: Some("root-1".into()), ..Disk::default() }
+}
+
+pub(super) fn lookup() -> Call {
+    Call::Lookup(Lookup {
+        macs: spec().boot.macs,
+        system_uuid: None,
+        system_serial: None,
+        disks: vec![disk()],
+        memory: 0,
+        cpus: 1,
+    })
+}
+
+pub(super) fn deploy_info(error: &str) -> Call {
+    Call::PassDeployInfo(DeployInfo {
+        address: Some(RAMDISK),
+        port: 3260,
+        lun: 0,
+        iqn: "iqn.2026-11.hostler:edge-07".into(),
+        chap_username: "user".into(),
+        chap_password: Some(Secret::new("chap-secret".into())),
+        error: error.into(),
+    })
+}
+
+pub(super) fn completed(error: &str) -> Call {
+    Call::Completed(Completed { error: error.into(), verified: false })
+}
+
+pub(super) fn key(n: u8) -> AttemptKey {
+    // No digest in these tests looks like it.
+    AttemptKey::from_bytes(&std::array::from_fn(|i| if i % 2 == 0 { n } else { !n }))
+}
+
+pub(super) fn passing() -> Fault {
+    Fault::passing(crate::model::fault::Step::Imaging, "Test", "it broke", "mend it")
+}
+
+pub(super) fn lasting() -> Fault {
+    Fault::lasting(crate::model::fault::Step::Imaging, "Test", "it is wrong", "change it")
+}
+
+/// A node, a clock and what the node has asked for.
+pub(super) struct Bench {
+    pub(super) node: Node,
+    pub(super) now: Timestamp,
+    pub(super) running: Option<(OpId, Operation)>,
+    pub(super) cancelled: Vec<OpId>,
+    pub(super) forgotten: bool,
+}
+
+impl Bench {
+    pub(super) fn new() -> Self {
+        let now = "2026-11-22T12:00:00Z".parse().unwrap();
+        let node = Node::new(spec().name, now);
+        Self { node, now, running: None, cancelled: Vec::new(), forgotten: false }
+    }
+
+    /// A node with its spec, whose BMC is being asked for the power state.
+    pub(super) fn with_spec() -> Self {
+        let mut bench = Self::new();
+        bench.send(Event::Spec(Arc::new(spec())));
+        bench
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.node.phase()
+    }
+
+    /// Brings an event and returns the reply, if it was a callback.
+    pub(super) fn send(&mut self, event: Event) -> Option<Reply> {
+        let mut answer = None;
+        for action in self.node.step(self.now, event) {
+            match action {
+                Action::Start { op, operation, .. } => {
+                    assert!(
+                        self.running.is_none(),
+                        "{operation:?} started while {:?} runs",
+                        self.running
+                    );
+                    self.running = Some((op, operation));
+                }
+                Action::Cancel(op) => self.cancelled.push(op),
+                Action::Reply { reply, .. } => answer = Some(reply),
+                Action::Forget => self.forgotten = true,
+            }
+        }
+        answer
+    }
+
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut NodeSpec)) {
+        let mut spec = NodeSpec::clone(self.node.spec().unwrap());
+        change(&mut spec);
+        self.send(Event::Spec(Arc::new(spec)));
+    }
+
+    pub(super) fn done(&mut self, outcome: Result<Outcome, Fault>) {
+        let (op, _) = self.running.take().expect("an operation runs");
+        self.send(Event::Done { op, outcome });
+    }
+
+    pub(super) fn call(&mut self, key: &AttemptKey, call: Call) -> Reply {
+        let event = Event::Callback { request: 1, peer: RAMDISK, key: Some(key.clone()), call };
+        self.send(event).expect("every callback is answered")
+    }
+
+    pub(super) fn pass(&mut self, seconds: i64) {
+        self.now = self.now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+        self.send(Event::Tick);
+    }
+
+    /// Takes the good way from wherever the node is until `phase`.
+    pub(super) fn go_to(&mut self, phase: Phase) {
+        for _ in 0..20 {
+            if self.phase() == phase {
+                return;
+            }
+            self.good_step();
+        }
+        panic!("never came to {phase:?}, stuck in {:?}", self.node.record().state);
+    }
+
+    fn good_step(&mut self) {
+        match (self.running.clone(), self.phase()) {
+            (Some((_, operation)), _) => self.done(Ok(good_outcome(&operation))),
+            (None, Phase::WaitingRamdisk) => {
+                assert!(matches!(self.call(&key(1), lookup()), Reply::Lookup(_)));
+                assert_eq!(self.call(&key(1), deploy_info("")), Reply::Accepted);
+            }
+            (None, Phase::Switching) => {
+                assert_eq!(
+                    self.call(&key(1), Call::DeployState),
+                    Reply::State(DeployState::Release)
+                );
+            }
+            (None, Phase::WaitingCompleted) => {
+                assert_eq!(self.call(&key(1), completed("")), Reply::Accepted);
+            }
+            (None, _) => self.pass(60),
+        }
+    }
+
+    pub(super) fn menu(&self) -> Menu {
+        self.node.menu()
+    }
+}
+
+pub(super) fn good_outcome(operation: &Operation) -> Outcome {
+    match operation {
+        Operation::ObservePower => Outcome::Power(PowerState::Off),
+        Operation::Prepare => Outcome::Prepared { image_bytes: IMAGE_BYTES, key: key(1) },
+        Operation::PowerOn => Outcome::PoweredOn,
+        Operation::Image { .. } => Outcome::Imaged,
+        Operation::Restart => Outcome::Restarted,
+        Operation::CleanUp => Outcome::CleanedUp,
+    }
+}
