@@ -8,12 +8,12 @@ use std::{
     io::{self, PipeReader, PipeWriter},
     net::{IpAddr, SocketAddr, UdpSocket},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc::Sender;
 
 use crate::model::boot::Fetch;
@@ -107,7 +107,7 @@ impl Server {
     pub fn start(self, table: BootTable, fetched: Sender<Fetch>) -> io::Result<Running> {
         silence_tftpd();
         let (stopped, stop) = io::pipe()?;
-        let (ended, end) = mpsc::channel();
+        let (end, ended) = io::pipe()?;
         let slots = Slots::new(self.config.max_transfers);
         let desk = Desk {
             socket: self.socket,
@@ -134,7 +134,7 @@ pub struct Running {
     /// Closing it wakes the loop.
     stop: Option<PipeWriter>,
     /// Closed when the loop has ended.
-    end: mpsc::Receiver<()>,
+    end: PipeReader,
     slots: Slots,
 }
 
@@ -153,7 +153,9 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.stop = None;
-        let loop_ended = self.end.recv_timeout(STOP_LIMIT) != Err(mpsc::RecvTimeoutError::Timeout);
+        let limit = Timespec::try_from(STOP_LIMIT).ok();
+        let closed = poll(&mut [PollFd::new(&self.end, PollFlags::IN)], limit.as_ref());
+        let loop_ended = closed.is_ok_and(|ready| ready > 0);
         let transfers_ended = self.slots.stop(STOP_LIMIT);
         if !(loop_ended && transfers_ended) {
             tracing::warn!(loop_ended, transfers_ended, "the TFTP server did not stop in time");
