@@ -160,7 +160,7 @@ mod tests {
     fn granted(claim: Claim) -> Slot {
         match claim {
             Claim::Granted(slot) => slot,
-            other => panic!("{other:?}"),
+            Claim::Repeated | Claim::Full => panic!("{claim:?}"),
         }
     }
 

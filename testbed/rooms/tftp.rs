@@ -1,5 +1,11 @@
 //! The TFTP room against curl, tftp-hpa and busybox, and against a client that does what those cannot: lose, repeat, attack.
 
+#![expect(
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    reason = "helpers of tests may fail like tests"
+)]
+
 mod boots;
 mod hostile;
 mod losses;

@@ -100,12 +100,12 @@ pub(super) fn get(
     get_losing(&mut Client::new(server), name, options, |_| false)
 }
 
-/// The same through a network that loses the packets `lost` says, counted from 0 in the order they arrive.
+/// The same through a network that loses the packets `loses` says, counted from 0 in the order they arrive.
 pub(super) fn get_losing(
     client: &mut Client,
     name: &str,
     options: &[(&str, &str)],
-    mut lost: impl FnMut(u64) -> bool,
+    mut loses: impl FnMut(u64) -> bool,
 ) -> Result<Vec<u8>, (u16, String)> {
     client.request(name, options);
     let (mut block_size, mut window, mut arrived, mut content) = (512, 1, 0_u64, Vec::new());
@@ -114,7 +114,7 @@ pub(super) fn get_losing(
     loop {
         let reply = client.reply();
         arrived += 1;
-        if lost(arrived - 1) {
+        if loses(arrived - 1) {
             continue;
         }
         match reply {
