@@ -1,1 +1,117 @@
-//! Stub: tftp.
+//! The TFTP room against curl, tftp-hpa and busybox, and against a client that does what those cannot: lose, repeat, attack.
+
+#![expect(
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    reason = "helpers of tests may fail like tests"
+)]
+
+mod boots;
+mod hostile;
+mod losses;
+mod raw;
+mod serving;
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use hostler::{
+    model::{
+        boot::{BootMenu, Fetch},
+        ids::{MacAddr, NodeName},
+        secret::Secret,
+    },
+    tftp::{BootTable, Config, Running, Server},
+};
+use tokio::sync::mpsc::{Receiver, channel, error::TryRecvError};
+
+/// A server on a free loopback port, with files of its own.
+struct Room {
+    address: SocketAddr,
+    table: BootTable,
+    fetched: Receiver<Fetch>,
+    loaders: PathBuf,
+    running: Option<Running>,
+    dir: tempfile::TempDir,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// `deploy/vmlinuz` (300,000 bytes) and `deploy/initramfs` (70,000) are fixed files; the loader directory has `pxelinux.0` (42,000).
+    fn with(adjust: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let loaders = dir.path().join("loaders");
+        fs::create_dir(&loaders).unwrap();
+        fs::write(loaders.join("pxelinux.0"), noise(42_000)).unwrap();
+        let mut config = Config::new("127.0.0.1:0".parse().unwrap());
+        for (name, bytes) in [("vmlinuz", 300_000), ("initramfs", 70_000)] {
+            fs::write(dir.path().join(name), noise(bytes)).unwrap();
+            config.files.insert(format!("deploy/{name}"), dir.path().join(name));
+        }
+        config.loaders = Some(loaders.clone());
+        adjust(&mut config);
+
+        let table = BootTable::default();
+        let (sender, fetched) = channel(1000);
+        let server = Server::bind(config).unwrap();
+        let address = server.local_addr();
+        let running = Some(server.start(table.clone(), sender).unwrap());
+        Self { address, table, fetched, loaders, running, dir }
+    }
+
+    /// A file in the loader directory.
+    fn file(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.loaders.join(name), bytes).unwrap();
+    }
+
+    /// The next fetch told.
+    fn told(&mut self) -> Fetch {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.fetched.try_recv() {
+                Ok(fetch) => return fetch,
+                Err(TryRecvError::Empty) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(error) => panic!("no fetch is told: {error}"),
+            }
+        }
+    }
+}
+
+fn deploy(key: &str) -> BootMenu {
+    BootMenu::Deploy {
+        kernel: "deploy/vmlinuz".to_owned(),
+        initramfs: "deploy/initramfs".to_owned(),
+        command_line: Secret::new(format!("hostler.key={key}")),
+    }
+}
+
+fn node(name: &str) -> NodeName {
+    name.parse().unwrap()
+}
+
+fn mac(last: u8) -> MacAddr {
+    MacAddr::new([0x52, 0x54, 0, 0, 0, last])
+}
+
+/// Bytes in which no two blocks are alike.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}

@@ -1,0 +1,246 @@
+//! Which fetch belongs to which node.
+//!
+//! A loader is asked for by an address nobody knows yet; the node's own menu then tells whose address it is. Called by the server when a
+//! transfer begins and when it ends. Pure: time is an argument. It never guesses: a fetch that cannot be attributed is not reported.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use crate::model::{
+    boot::{BootStage, Fetch},
+    ids::NodeName,
+};
+
+/// Most addresses remembered. Anybody can make one up, so the one silent for longest is forgotten.
+const ADDRESSES_MAX: usize = 1024;
+/// Most loader files remembered for an address before it asks for a menu: pxelinux needs two, GRUB with its modules about a dozen.
+const LOADERS_MAX: usize = 16;
+/// How long before the menu a loader can have been fetched and still be of the same boot.
+const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
+/// How long after the menu an address is still taken for the node: a large ramdisk waits for its kernel on a slow network.
+const NODE_LIFE: Duration = Duration::from_secs(30 * 60);
+
+/// What is known of the addresses that fetched something lately.
+#[derive(Debug, Default)]
+pub(super) struct Evidence {
+    addresses: BTreeMap<IpAddr, Address>,
+}
+
+#[derive(Debug)]
+struct Address {
+    touched: Instant,
+    /// Whose own menu it asked for last, and when.
+    node: Option<(NodeName, Instant)>,
+    /// Loaders fetched that no menu has explained yet, with the time of their request.
+    loaders: Vec<(Instant, Ended)>,
+}
+
+/// What a requested file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// A node's own menu.
+    Menu(NodeName),
+    /// A file of the loader directory.
+    Loader,
+    /// The kernel or ramdisk that the menu of this address's node names.
+    Deploy(NodeName, BootStage),
+    /// Anything else: never reported.
+    Nothing,
+}
+
+/// A transfer that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ended {
+    /// The file's TFTP name.
+    pub(super) path: String,
+    /// Bytes sent, each counted once.
+    pub(super) sent_bytes: u64,
+    /// Whether the last of them was acknowledged.
+    pub(super) complete: bool,
+}
+
+impl Evidence {
+    /// Whose address it is, as far as a menu fetched lately tells.
+    pub(super) fn node(&self, peer: IpAddr, now: Instant) -> Option<&NodeName> {
+        let (node, since) = self.addresses.get(&peer)?.node.as_ref()?;
+        (now.duration_since(*since) <= NODE_LIFE).then_some(node)
+    }
+
+    /// A node's own menu is asked for: from now on the address is that node's.
+    pub(super) fn menu_asked(&mut self, peer: IpAddr, node: NodeName, now: Instant) {
+        self.address(peer, now).node = Some((node, now));
+    }
+
+    /// A transfer asked for at `began` has ended: what can be said now, in the order it happened.
+    pub(super) fn ended(
+        &mut self,
+        peer: IpAddr,
+        asked: Asked,
+        ended: Ended,
+        began: Instant,
+        now: Instant,
+    ) -> Vec<Fetch> {
+        match asked {
+            Asked::Nothing => Vec::new(),
+            Asked::Deploy(node, stage) => vec![fetch(node, stage, peer, ended)],
+            Asked::Menu(node) => {
+                let loaders = std::mem::take(&mut self.address(peer, now).loaders);
+                let recent = |at: &Instant| now.duration_since(*at) <= LOADER_LIFE;
+                loaders
+                    .into_iter()
+                    .filter(|(at, _)| recent(at))
+                    .map(|(_, loader)| fetch(node.clone(), BootStage::Loader, peer, loader))
+                    .chain([fetch(node.clone(), BootStage::Menu, peer, ended)])
+                    .collect()
+            }
+            Asked::Loader => self.loader_ended(peer, ended, began, now),
+        }
+    }
+
+    /// The last acknowledgement of a loader may be looked at only after the menu has been asked for.
+    fn loader_ended(
+        &mut self,
+        peer: IpAddr,
+        ended: Ended,
+        began: Instant,
+        now: Instant,
+    ) -> Vec<Fetch> {
+        let address = self.address(peer, now);
+        match &address.node {
+            Some((node, since)) if *since >= began => {
+                vec![fetch(node.clone(), BootStage::Loader, peer, ended)]
+            }
+            Some(_) | None => {
+                // Asking for the size first, then for the file, is one fetch.
+                address.loaders.retain(|(_, earlier)| earlier.path != ended.path);
+                if address.loaders.len() == LOADERS_MAX {
+                    address.loaders.remove(0);
+                }
+                address.loaders.push((began, ended));
+                Vec::new()
+            }
+        }
+    }
+
+    fn address(&mut self, peer: IpAddr, now: Instant) -> &mut Address {
+        if self.addresses.len() >= ADDRESSES_MAX && !self.addresses.contains_key(&peer) {
+            let oldest = self.addresses.iter().min_by_key(|(_, a)| a.touched).map(|(ip, _)| *ip);
+            oldest.and_then(|ip| self.addresses.remove(&ip));
+        }
+        let address = self.addresses.entry(peer).or_insert_with(|| Address {
+            touched: now,
+            node: None,
+            loaders: Vec::new(),
+        });
+        address.touched = now;
+        address
+    }
+}
+
+fn fetch(node: NodeName, stage: BootStage, peer: IpAddr, ended: Ended) -> Fetch {
+    let Ended { path, sent_bytes, complete } = ended;
+    Fetch { node, stage, path, peer, sent_bytes, complete }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(last: u32) -> IpAddr {
+        std::net::Ipv4Addr::from(0x0a00_0000 + last).into()
+    }
+
+    fn node(name: &str) -> NodeName {
+        name.parse().unwrap()
+    }
+
+    fn ended(path: &str) -> Ended {
+        Ended { path: path.to_owned(), sent_bytes: 9, complete: true }
+    }
+
+    fn told(fetches: Vec<Fetch>) -> Vec<(String, BootStage, String)> {
+        fetches.into_iter().map(|f| (f.node.to_string(), f.stage, f.path)).collect()
+    }
+
+    /// Seconds after some moment.
+    fn clock() -> impl Fn(u64) -> Instant {
+        let start = Instant::now();
+        move |seconds| start + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_loader_is_reported_once_the_menu_tells_whose_it_was() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        for path in ["pxelinux.0", "ldlinux.c32", "pxelinux.0"] {
+            assert_eq!(evidence.ended(ip(1), Asked::Loader, ended(path), at(1), at(2)), []);
+        }
+        evidence.menu_asked(ip(1), node("a"), at(3));
+        let fetches = evidence.ended(ip(1), Asked::Menu(node("a")), ended("menu"), at(3), at(4));
+        let loader = |path: &str| ("a".to_owned(), BootStage::Loader, path.to_owned());
+        let menu = ("a".to_owned(), BootStage::Menu, "menu".to_owned());
+        assert_eq!(told(fetches), [loader("ldlinux.c32"), loader("pxelinux.0"), menu]);
+    }
+
+    #[test]
+    fn a_loader_that_ends_after_its_menu_was_asked_for_is_not_lost() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        evidence.menu_asked(ip(1), node("a"), at(3));
+        let fetches = evidence.ended(ip(1), Asked::Loader, ended("pxelinux.0"), at(2), at(4));
+        assert_eq!(told(fetches), [("a".to_owned(), BootStage::Loader, "pxelinux.0".to_owned())]);
+    }
+
+    #[test]
+    fn an_address_handed_to_another_machine_is_that_machines_from_its_menu_on() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        evidence.menu_asked(ip(1), node("a"), at(0));
+        assert_eq!(evidence.ended(ip(1), Asked::Loader, ended("x"), at(60), at(61)), []);
+        evidence.menu_asked(ip(1), node("b"), at(62));
+        let fetches = evidence.ended(ip(1), Asked::Menu(node("b")), ended("m"), at(62), at(63));
+        assert!(fetches.iter().all(|f| f.node == node("b")) && fetches.len() == 2, "{fetches:?}");
+        assert_eq!(evidence.node(ip(1), at(64)), Some(&node("b")));
+    }
+
+    #[test]
+    fn two_nodes_booting_at_once_never_mix() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        evidence.ended(ip(1), Asked::Loader, ended("one"), at(0), at(1));
+        evidence.ended(ip(2), Asked::Loader, ended("two"), at(0), at(1));
+        evidence.menu_asked(ip(2), node("b"), at(2));
+        evidence.menu_asked(ip(1), node("a"), at(2));
+        for (peer, name, path) in [(1, "a", "one"), (2, "b", "two")] {
+            let asked = Asked::Menu(node(name));
+            let fetches = told(evidence.ended(ip(peer), asked, ended("m"), at(2), at(3)));
+            assert_eq!(fetches[0], (name.to_owned(), BootStage::Loader, path.to_owned()));
+        }
+    }
+
+    #[test]
+    fn old_traces_are_not_taken_for_this_boot() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        evidence.ended(ip(1), Asked::Loader, ended("yesterday"), at(0), at(1));
+        evidence.menu_asked(ip(1), node("a"), at(301));
+        let fetches = evidence.ended(ip(1), Asked::Menu(node("a")), ended("m"), at(301), at(302));
+        assert_eq!(fetches.len(), 1);
+        assert_eq!(evidence.node(ip(1), at(301 + 1800)), Some(&node("a")));
+        assert_eq!(evidence.node(ip(1), at(301 + 1801)), None);
+    }
+
+    #[test]
+    fn strangers_cannot_fill_the_memory() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        evidence.menu_asked(ip(1), node("a"), at(1));
+        for number in 2..3000 {
+            for file in 0..20 {
+                let path = ended(&file.to_string());
+                evidence.ended(ip(number), Asked::Loader, path, at(1), at(number.into()));
+            }
+            evidence.menu_asked(ip(1), node("a"), at(number.into()));
+        }
+        assert_eq!(evidence.addresses.len(), ADDRESSES_MAX);
+        assert!(evidence.addresses.values().all(|a| a.loaders.len() <= LOADERS_MAX));
+        assert_eq!(evidence.node(ip(1), at(3000)), Some(&node("a")), "a busy address is kept");
+    }
+}

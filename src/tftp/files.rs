@@ -1,0 +1,151 @@
+//! Opens what is served: files beneath the loader directory, files at fixed paths, and texts held in memory.
+//!
+//! Called by the server for each request. It never follows a link out of the loader directory, never blocks on a device or a FIFO, and
+//! never tells a client anything of the server's paths.
+
+use std::{
+    io::{self, Write as _},
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{FileType, MemfdFlags, Mode, OFlags, ResolveFlags, fstat, memfd_create, open, openat2},
+    io::Errno,
+};
+
+use super::request::Refusal;
+
+/// `NONBLOCK`: opening a FIFO must not wait for its writer. It is refused afterwards as not a regular file.
+const READ: OFlags =
+    OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+/// A regular file, open for reading.
+#[derive(Debug)]
+pub(super) struct Opened {
+    file: OwnedFd,
+    /// Its size in bytes when it was opened.
+    pub(super) bytes: u64,
+}
+
+impl Opened {
+    /// A path for the worker, which insists on opening its file itself: the very file that was checked, whatever has become of its
+    /// name. It leads there as long as this value lives.
+    pub(super) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+/// Opens the loader directory, following links to it: it is looked up for each request, so that it may be replaced as a whole.
+pub(super) fn open_root(root: &Path) -> io::Result<OwnedFd> {
+    Ok(open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Opens a clean name beneath the loader directory; a link anywhere in it is refused.
+pub(super) fn open_beneath(root: &Path, name: &str) -> Result<Opened, Refusal> {
+    let root_fd = open_root(root).map_err(|error| {
+        tracing::warn!(root = %root.display(), %error, "the TFTP loader directory cannot be opened");
+        Refusal::NotFound
+    })?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match openat2(&root_fd, name, READ | OFlags::NOFOLLOW, Mode::empty(), resolve) {
+        Ok(file) => regular(file),
+        Err(Errno::NOENT | Errno::NOTDIR) => Err(Refusal::NotFound),
+        Err(error) => {
+            tracing::warn!(root = %root.display(), name, %error, "a TFTP file cannot be opened");
+            Err(Refusal::NotAllowed)
+        }
+    }
+}
+
+/// Opens a file the administrator named; links in its path are the administrator's own.
+pub(super) fn open_fixed(path: &Path) -> Result<Opened, Refusal> {
+    let file = open(path, READ, Mode::empty()).map_err(|error| {
+        tracing::warn!(path = %path.display(), %error, "a TFTP file cannot be opened");
+        if error == Errno::NOENT { Refusal::NotFound } else { Refusal::NotAllowed }
+    })?;
+    regular(file)
+}
+
+/// Makes a text a file that exists only in memory and only as long as it is open.
+pub(super) fn in_memory(text: &str) -> Result<Opened, Refusal> {
+    let make = || -> io::Result<Opened> {
+        let mut file = std::fs::File::from(memfd_create("hostler-menu", MemfdFlags::CLOEXEC)?);
+        file.write_all(text.as_bytes())?;
+        Ok(Opened { file: file.into(), bytes: text.len() as u64 })
+    };
+    make().map_err(|error| {
+        tracing::warn!(%error, "no memory file for a boot menu");
+        Refusal::Busy
+    })
+}
+
+fn regular(file: OwnedFd) -> Result<Opened, Refusal> {
+    let stat = fstat(&file).map_err(|_| Refusal::NotAllowed)?;
+    if FileType::from_raw_mode(stat.st_mode).is_file() {
+        Ok(Opened { file, bytes: u64::try_from(stat.st_size).unwrap_or(0) })
+    } else {
+        Err(Refusal::NotAllowed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    fn check(root: &Path, name: &str) -> Result<String, Refusal> {
+        open_beneath(root, name).map(|opened| {
+            let text = fs::read_to_string(opened.path()).unwrap();
+            assert_eq!(opened.bytes, text.len() as u64);
+            text
+        })
+    }
+
+    #[test]
+    fn only_regular_files_beneath_the_root_are_opened() {
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("secret"), "s").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir(root.join("sub")).unwrap();
+        fs::write(root.join("sub/file"), "content").unwrap();
+        symlink("sub/file", root.join("inside")).unwrap();
+        symlink(outside.path().join("secret"), root.join("outside")).unwrap();
+        symlink(outside.path(), root.join("dir")).unwrap();
+        let fifo = rustix::fs::mknodat(
+            rustix::fs::CWD,
+            root.join("fifo"),
+            FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        );
+        fifo.unwrap();
+
+        assert_eq!(check(root, "sub/file").as_deref(), Ok("content"));
+        for missing in ["none", "sub/none", "sub/file/below"] {
+            assert_eq!(check(root, missing), Err(Refusal::NotFound), "{missing}");
+        }
+        for refused in ["inside", "outside", "dir/secret", "fifo", "sub", "../x", "/etc/passwd"] {
+            assert_eq!(check(root, refused), Err(Refusal::NotAllowed), "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_opened_file_is_the_one_checked_even_when_its_name_changes_hands() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a"), "old").unwrap();
+        let opened = open_beneath(dir.path(), "a").unwrap();
+        fs::write(dir.path().join("b"), "new").unwrap();
+        fs::rename(dir.path().join("b"), dir.path().join("a")).unwrap();
+        assert_eq!(fs::read_to_string(opened.path()).unwrap(), "old");
+    }
+
+    #[test]
+    fn a_text_is_served_from_memory() {
+        let opened = in_memory("menu").unwrap();
+        assert_eq!(opened.bytes, 4);
+        assert_eq!(fs::read_to_string(opened.path()).unwrap(), "menu");
+    }
+}

@@ -1,0 +1,272 @@
+//! Renders boot menus: what pxelinux and GRUB read to boot the deploy ramdisk or the local disk.
+//!
+//! Called by the table when a node's menu changes. Pure. It must never let a word of a kernel command line become a line or a command
+//! of a menu: what cannot be quoted safely for both boot loaders is refused.
+
+use crate::model::{boot::BootMenu, ids::MacAddr, secret::Secret};
+
+/// GRUB's own configuration, the same for every machine: hands over to the menu of the card it booted from.
+///
+/// `configfile` returns when there is no such menu, so that an unknown machine is let go at once.
+pub(super) const GRUB_DISPATCH: &str = "\
+configfile (tftp)/grub/grub.cfg-01-${net_default_mac}
+echo \"hostler: no boot menu for ${net_default_mac}\"
+exit
+";
+
+/// Longest command line the kernel keeps on x86, in bytes (`COMMAND_LINE_SIZE`), less what the boot loaders add.
+const COMMAND_LINE_BYTES_MAX: usize = 2048 - 256;
+
+/// One card's menu in each boot loader's language.
+///
+/// Both are always made: a machine may be set up for another firmware than its spec says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Menus {
+    /// `pxelinux.cfg/01-<mac>`
+    pub pxelinux: Secret,
+    /// `grub.cfg-01-<mac>`
+    pub grub: Secret,
+}
+
+/// A menu that cannot be written for both boot loaders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MenuError {
+    /// In the kernel command line. The word itself is not shown: the line holds the attempt's key.
+    #[error(
+        "kernel command line: {0:?} in word {1}; only printable ASCII without quotes, backticks and backslashes reaches a kernel unchanged through pxelinux and GRUB"
+    )]
+    Character(char, usize),
+    /// The whole command line.
+    #[error("kernel command line: {0} bytes, at most {COMMAND_LINE_BYTES_MAX} are possible")]
+    TooLong(usize),
+    /// The TFTP name of a kernel or ramdisk.
+    #[error(
+        "boot file name: {0:?}; must be letters, digits and `._+-`, in parts divided by `/`, not leading with one"
+    )]
+    FileName(char),
+}
+
+/// Renders the menu of one of the node's cards.
+pub(super) fn render(mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
+    match menu {
+        BootMenu::LocalDisk => Ok(Menus {
+            pxelinux: Secret::new(PXELINUX_LOCAL_DISK.to_owned()),
+            grub: Secret::new(GRUB_LOCAL_DISK.to_owned()),
+        }),
+        BootMenu::Deploy { kernel, initramfs, command_line } => {
+            check_name(kernel)?;
+            check_name(initramfs)?;
+            let words = words(command_line.expose())?;
+            Ok(Menus {
+                pxelinux: pxelinux_deploy(kernel, initramfs, &words),
+                grub: grub_deploy(mac, kernel, initramfs, &words),
+            })
+        }
+    }
+}
+
+/// `LOCALBOOT 0` leaves through the PXE ROM, and the BIOS goes on with its next boot device.
+const PXELINUX_LOCAL_DISK: &str = "\
+SERIAL 0 115200
+SAY hostler: booting the local disk
+DEFAULT local
+PROMPT 0
+NOESCAPE 1
+LABEL local
+  LOCALBOOT 0
+";
+
+/// The removable-media path of the UEFI specification (§3.5.1.1) is what an installed system is sure to have.
+///
+/// `exit` alone is no way to the disk: GRUB 2.06 then reports success, and firmware that follows the specification (§3.1.1) answers a
+/// successful boot option with its setup menu instead of the next option.
+const GRUB_LOCAL_DISK: &str = "\
+echo \"hostler: booting the local disk\"
+for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do
+  if search --no-floppy --file --set=root $loader; then
+    chainloader $loader
+    boot
+  fi
+done
+exit
+";
+
+/// `::` keeps pxelinux from putting the directory it was loaded from before a name. After a failure `TIMEOUT` (tenths of a second)
+/// tries again; `NOESCAPE` keeps a held shift key from stopping the boot; `IPAPPEND 2` adds `BOOTIF=01-<mac>`.
+fn pxelinux_deploy(kernel: &str, initramfs: &str, words: &[&str]) -> Secret {
+    Secret::new(format!(
+        "\
+SERIAL 0 115200
+SAY hostler: booting the deploy ramdisk
+DEFAULT deploy
+PROMPT 0
+NOESCAPE 1
+TIMEOUT 100
+LABEL deploy
+  KERNEL ::{kernel}
+  INITRD ::{initramfs}
+  APPEND {}
+  IPAPPEND 2
+",
+        words.join(" ")
+    ))
+}
+
+/// Every word is quoted: between single quotes nothing has a meaning to GRUB's script language.
+fn grub_deploy(mac: MacAddr, kernel: &str, initramfs: &str, words: &[&str]) -> Secret {
+    let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+    Secret::new(format!(
+        "\
+echo \"hostler: booting the deploy ramdisk\"
+linux (tftp)/{kernel} {} BOOTIF=01-{}
+initrd (tftp)/{initramfs}
+boot
+exit
+",
+        quoted.join(" "),
+        mac.hyphenated()
+    ))
+}
+
+/// The words of a command line, each fit for both boot loaders.
+///
+/// GRUB adds backslashes before quotes and backslashes when it hands words to the kernel, so these cannot arrive intact.
+fn words(line: &str) -> Result<Vec<&str>, MenuError> {
+    if line.len() > COMMAND_LINE_BYTES_MAX {
+        return Err(MenuError::TooLong(line.len()));
+    }
+    let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
+    for (number, word) in (1..).zip(&words) {
+        let fit = |c: char| c.is_ascii_graphic() && !matches!(c, '\'' | '"' | '`' | '\\');
+        if let Some(odd) = word.chars().find(|c| !fit(*c)) {
+            return Err(MenuError::Character(odd, number));
+        }
+    }
+    Ok(words)
+}
+
+/// Kernel and ramdisk names are hostler's own; anything else in them is a mistake.
+fn check_name(name: &str) -> Result<(), MenuError> {
+    let fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-' | '/');
+    match name.chars().find(|c| !fit(*c)) {
+        Some(odd) => Err(MenuError::FileName(odd)),
+        None if name.starts_with('/') || name.is_empty() => Err(MenuError::FileName('/')),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn mac() -> MacAddr {
+        "52:54:00:00:00:0a".parse().unwrap()
+    }
+
+    fn deploy(command_line: &str) -> BootMenu {
+        BootMenu::Deploy {
+            kernel: "deploy/vmlinuz".to_owned(),
+            initramfs: "deploy/initramfs".to_owned(),
+            command_line: Secret::new(command_line.to_owned()),
+        }
+    }
+
+    #[test]
+    fn the_deploy_menu_names_kernel_ramdisk_command_line_and_card() {
+        let menu = deploy("hostler.api=192.0.2.1:8443 hostler.key=00ff console=ttyS1,115200n8");
+        let menus = render(mac(), &menu).unwrap();
+        expect![[r"
+            SERIAL 0 115200
+            SAY hostler: booting the deploy ramdisk
+            DEFAULT deploy
+            PROMPT 0
+            NOESCAPE 1
+            TIMEOUT 100
+            LABEL deploy
+              KERNEL ::deploy/vmlinuz
+              INITRD ::deploy/initramfs
+              APPEND hostler.api=192.0.2.1:8443 hostler.key=00ff console=ttyS1,115200n8
+              IPAPPEND 2
+        "]]
+        .assert_eq(menus.pxelinux.expose());
+        expect![[r#"
+            echo "hostler: booting the deploy ramdisk"
+            linux (tftp)/deploy/vmlinuz 'hostler.api=192.0.2.1:8443' 'hostler.key=00ff' 'console=ttyS1,115200n8' BOOTIF=01-52-54-00-00-00-0a
+            initrd (tftp)/deploy/initramfs
+            boot
+            exit
+        "#]]
+        .assert_eq(menus.grub.expose());
+    }
+
+    #[test]
+    fn the_local_disk_menu_has_no_network_in_it() {
+        let menus = render(mac(), &BootMenu::LocalDisk).unwrap();
+        assert!(menus.pxelinux.expose().contains("LOCALBOOT 0"));
+        assert!(menus.grub.expose().contains("chainloader"));
+        for text in [menus.pxelinux.expose(), menus.grub.expose()] {
+            assert!(!text.contains("tftp") && !text.contains("KERNEL"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_command_line_cannot_add_a_line_or_a_command_to_a_menu() {
+        for (line, expected) in [
+            ("quiet\nLABEL evil", MenuError::Character('\n', 1)),
+            ("a b\rreboot", MenuError::Character('\r', 2)),
+            ("a\tb", MenuError::Character('\t', 1)),
+            ("a 'b", MenuError::Character('\'', 2)),
+            ("a=\"b\"", MenuError::Character('"', 1)),
+            ("`reboot`", MenuError::Character('`', 1)),
+            ("a\\", MenuError::Character('\\', 1)),
+            ("grün", MenuError::Character('ü', 1)),
+            ("a\0b", MenuError::Character('\0', 1)),
+        ] {
+            assert_eq!(render(mac(), &deploy(line)), Err(expected), "{line:?}");
+        }
+        let menus = render(mac(), &deploy("a=$root; reboot & {x} #y")).unwrap();
+        let linux = menus.grub.expose().lines().find(|l| l.starts_with("linux")).unwrap();
+        assert!(linux.contains(" 'a=$root;' 'reboot' '&' '{x}' '#y' BOOTIF="), "{linux}");
+    }
+
+    #[test]
+    fn a_command_line_the_kernel_would_cut_is_refused() {
+        let line = "x".repeat(COMMAND_LINE_BYTES_MAX + 1);
+        assert_eq!(render(mac(), &deploy(&line)), Err(MenuError::TooLong(line.len())));
+    }
+
+    #[test]
+    fn a_boot_file_name_is_a_plain_relative_path() {
+        for (name, odd) in [("", '/'), ("/x", '/'), ("a b", ' '), ("a;b", ';'), ("a\nb", '\n')] {
+            let menu = BootMenu::Deploy {
+                kernel: name.to_owned(),
+                initramfs: "i".to_owned(),
+                command_line: Secret::new(String::new()),
+            };
+            assert_eq!(render(mac(), &menu), Err(MenuError::FileName(odd)), "{name:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_accepted_command_line_leaves_the_shape_of_the_menus_alone(line in ".{0,80}") {
+            if let Ok(menus) = render(mac(), &deploy(&line)) {
+                let plain = render(mac(), &deploy("quiet")).unwrap();
+                for (text, expected) in [(&menus.grub, &plain.grub), (&menus.pxelinux, &plain.pxelinux)] {
+                    let (text, expected) = (text.expose(), expected.expose());
+                    prop_assert_eq!(text.lines().count(), expected.lines().count());
+                    let differing = text.lines().zip(expected.lines()).filter(|(a, b)| a != b).count();
+                    prop_assert!(differing <= 1);
+                }
+                let linux = menus.grub.expose().lines().nth(1).unwrap();
+                prop_assert_eq!(linux.matches('\'').count() % 2, 0);
+                let outside: String = linux.split('\'').step_by(2).collect();
+                let inert = |c: char| c.is_ascii_alphanumeric() || " ()/=-".contains(c);
+                prop_assert!(outside.chars().all(inert), "{}", outside);
+            }
+        }
+    }
+}

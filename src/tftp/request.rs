@@ -1,0 +1,262 @@
+//! Reads what a client asks for: the datagram, the file name and the options (RFC 1350, 2347, 2348, 2349, 7440).
+//!
+//! Called by the server for every datagram on the well-known port. Pure. Everything here comes from strangers: nothing they send may
+//! panic, and no number they send is used before it has been limited.
+
+use std::time::Duration;
+
+use tftpd::{ErrorCode, OptionType, Packet, TransferOption};
+
+/// Largest block sent, in bytes. Larger ones only make more IP fragments, and losing one fragment loses the block.
+const BLOCK_BYTES_MAX: u16 = 8192;
+/// Smallest block RFC 2348 allows, in bytes.
+const BLOCK_BYTES_MIN: u64 = 8;
+/// A block where none was negotiated, in bytes (RFC 1350).
+const BLOCK_BYTES_DEFAULT: u16 = 512;
+/// Most blocks in flight.
+const WINDOW_BLOCKS_MAX: u16 = 64;
+/// Most bytes in flight: a transfer holds about four times as much, and there may be hundreds of transfers.
+const WINDOW_BYTES_MAX: u64 = 128 << 10;
+/// Longest and default time before a window is sent again, in seconds.
+const TIMEOUT_SECONDS_MAX: u64 = 5;
+/// Longest file name looked at, in bytes: the longest real ones (`grub/x86_64-efi/…`) have about 60.
+const NAME_BYTES_MAX: usize = 255;
+
+/// A read request in order.
+#[derive(Debug, PartialEq)]
+pub(super) struct Request {
+    /// The file's name, see [`clean_name`].
+    pub(super) name: String,
+    /// The options as asked for.
+    pub(super) options: Vec<TransferOption>,
+}
+
+/// Why a request is refused: the message is what the client's console shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("request not understood")]
+    NotUnderstood,
+    #[error("this server is read-only")]
+    ReadOnly,
+    #[error("only octet (binary) transfers are served")]
+    NotOctet,
+    #[error("file not found")]
+    NotFound,
+    #[error("access to this file is not allowed")]
+    NotAllowed,
+    #[error("server busy, try again")]
+    Busy,
+}
+
+impl Refusal {
+    /// As an ERROR packet.
+    pub(super) fn to_packet(self) -> Packet {
+        let code = match self {
+            Self::NotUnderstood | Self::NotOctet => ErrorCode::IllegalOperation,
+            Self::ReadOnly | Self::NotAllowed => ErrorCode::AccessViolation,
+            Self::NotFound => ErrorCode::FileNotFound,
+            Self::Busy => ErrorCode::NotDefined,
+        };
+        Packet::Error { code, msg: self.to_string() }
+    }
+}
+
+/// Reads a datagram sent to the well-known port. `None`: not a request, and never answered, so that two servers cannot be set
+/// answering each other.
+pub(super) fn parse(datagram: &[u8]) -> Option<Result<Request, Refusal>> {
+    if !matches!(datagram, [0, 1 | 2, ..]) {
+        return None;
+    }
+    Some(match Packet::deserialize(datagram) {
+        Ok(Packet::Rrq { mode, .. }) if !mode.eq_ignore_ascii_case("octet") => {
+            Err(Refusal::NotOctet)
+        }
+        Ok(Packet::Rrq { filename, options, .. }) => {
+            clean_name(&filename).map(|name| Request { name, options })
+        }
+        Ok(Packet::Wrq { .. }) => Err(Refusal::ReadOnly),
+        Ok(_) | Err(_) => Err(Refusal::NotUnderstood),
+    })
+}
+
+/// A file's name as the tables know it: `x` for each of `x`, `/x`, `\x`, `/tftpboot/x` and `./x`, with `/` between the parts.
+pub(super) fn clean_name(asked: &str) -> Result<String, Refusal> {
+    if asked.len() > NAME_BYTES_MAX || asked.contains('\0') {
+        return Err(Refusal::NotFound);
+    }
+    let mut parts: Vec<&str> =
+        asked.split(['/', '\\']).filter(|part| !matches!(*part, "" | ".")).collect();
+    if parts.contains(&"..") {
+        return Err(Refusal::NotAllowed);
+    }
+    if parts.len() > 1 && parts.first() == Some(&"tftpboot") {
+        parts.remove(0);
+    }
+    if parts.is_empty() { Err(Refusal::NotFound) } else { Ok(parts.join("/")) }
+}
+
+/// What a transfer will be like.
+#[derive(Debug, PartialEq)]
+pub(super) struct Terms {
+    /// Bytes in a block, 8 to 8192.
+    pub(super) block_bytes: u16,
+    /// Blocks in flight, 1 to 64.
+    pub(super) window_blocks: u16,
+    /// Time before a window is sent again, 1 to 5 s.
+    pub(super) timeout: Duration,
+    /// The options granted, each at most once. Empty: the client expects no OACK.
+    pub(super) granted: Vec<TransferOption>,
+}
+
+impl Terms {
+    /// Grants what is reasonable of the options asked for. An option that is not granted is left out of the answer, which tells the
+    /// client that it is not in force (RFC 2347).
+    pub(super) fn agree(asked: &[TransferOption], file_bytes: u64) -> Self {
+        let first = |kind| asked.iter().find(|o| o.option == kind).map(|o| o.value);
+        let block_bytes = first(OptionType::BlockSize)
+            .filter(|value| *value >= BLOCK_BYTES_MIN)
+            .map(|value| at_most(value, BLOCK_BYTES_MAX));
+        let room = WINDOW_BYTES_MAX / u64::from(block_bytes.unwrap_or(BLOCK_BYTES_DEFAULT));
+        let window_blocks = first(OptionType::WindowSize)
+            .filter(|value| *value > 0)
+            .map(|value| at_most(value.min(room), WINDOW_BLOCKS_MAX));
+        // RFC 2349: the answer must be the value asked for, so another one cannot be offered.
+        let timeout =
+            first(OptionType::Timeout).filter(|value| (1..=TIMEOUT_SECONDS_MAX).contains(value));
+        let file_bytes = first(OptionType::TransferSize).map(|_| file_bytes);
+
+        let mut granted = Vec::new();
+        for (option, value) in [
+            (OptionType::BlockSize, block_bytes.map(u64::from)),
+            (OptionType::WindowSize, window_blocks.map(u64::from)),
+            (OptionType::Timeout, timeout),
+            (OptionType::TransferSize, file_bytes),
+        ] {
+            granted.extend(value.map(|value| TransferOption { option, value }));
+        }
+        Self {
+            block_bytes: block_bytes.unwrap_or(BLOCK_BYTES_DEFAULT),
+            window_blocks: window_blocks.unwrap_or(1),
+            timeout: Duration::from_secs(timeout.unwrap_or(TIMEOUT_SECONDS_MAX)),
+            granted,
+        }
+    }
+}
+
+fn at_most(value: u64, limit: u16) -> u16 {
+    u16::try_from(value).unwrap_or(limit).min(limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rrq(name: &str, mode: &str, options: &[(&str, &str)]) -> Vec<u8> {
+        let mut bytes = vec![0, 1];
+        for text in [name, mode].into_iter().chain(options.iter().flat_map(|(k, v)| [*k, *v])) {
+            bytes.extend(text.as_bytes());
+            bytes.push(0);
+        }
+        bytes
+    }
+
+    fn agree(options: &[(&str, &str)]) -> Terms {
+        let request = parse(&rrq("x", "octet", options)).unwrap().unwrap();
+        Terms::agree(&request.options, 1000)
+    }
+
+    #[test]
+    fn a_name_may_be_written_in_every_way_firmware_writes_it() {
+        for asked in ["a/b", "/a/b", "//a//b", "\\a\\b", "/tftpboot/a/b", "tftpboot/a/b", "./a/./b"]
+        {
+            assert_eq!(clean_name(asked).as_deref(), Ok("a/b"), "{asked}");
+        }
+        assert_eq!(clean_name("foo..bar").as_deref(), Ok("foo..bar"));
+        assert_eq!(clean_name("tftpboot").as_deref(), Ok("tftpboot"));
+        for climbing in ["..", "../etc/passwd", "a/../../b", "..\\..\\b", "/tftpboot/../b"] {
+            assert_eq!(clean_name(climbing), Err(Refusal::NotAllowed), "{climbing}");
+        }
+        for nothing in ["", "/", "\\", ".", &"x".repeat(256)] {
+            assert_eq!(clean_name(nothing), Err(Refusal::NotFound), "{nothing}");
+        }
+    }
+
+    #[test]
+    fn every_request_that_cannot_be_served_gets_an_answer_and_nothing_else_does() {
+        let mut write = rrq("x", "octet", &[]);
+        write[1] = 2;
+        assert_eq!(parse(&write), Some(Err(Refusal::ReadOnly)));
+        assert_eq!(parse(&rrq("x", "netascii", &[])), Some(Err(Refusal::NotOctet)));
+        assert_eq!(
+            parse(&rrq("x", "octet", &[("tsize", "-1")])),
+            Some(Err(Refusal::NotUnderstood))
+        );
+        assert_eq!(parse(b"\0\x01\xff\0octet\0"), Some(Err(Refusal::NotUnderstood)));
+        assert_eq!(parse(b"\0\x01no end"), Some(Err(Refusal::NotUnderstood)));
+        assert!(matches!(parse(&rrq("x", "OCTET", &[("unheard", "of")])), Some(Ok(_))));
+        for other in [&b""[..], b"\0", b"\0\x03\0\x01data", b"\0\x04\0\x01", b"\0\x05\0\0e\0"] {
+            assert_eq!(parse(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn options_are_granted_within_limits() {
+        let terms = agree(&[("blksize", "65464"), ("WindowSize", "65535")]);
+        assert_eq!((terms.block_bytes, terms.window_blocks), (8192, 16));
+        let terms = agree(&[("blksize", "1428"), ("windowsize", "16"), ("timeout", "2")]);
+        assert_eq!((terms.block_bytes, terms.window_blocks), (1428, 16));
+        assert_eq!(terms.timeout, Duration::from_secs(2));
+        let terms = agree(&[("tsize", "0")]);
+        let size = TransferOption { option: OptionType::TransferSize, value: 1000 };
+        assert_eq!(terms.granted, [size]);
+    }
+
+    #[test]
+    fn an_option_outside_its_standard_is_left_out_of_the_answer() {
+        let asked = [("blksize", "7"), ("windowsize", "0"), ("timeout", "6"), ("utimeout", "9")];
+        let terms = agree(&asked);
+        assert_eq!(terms.granted, []);
+        assert_eq!((terms.block_bytes, terms.window_blocks), (512, 1));
+        assert_eq!(terms.timeout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn an_option_given_twice_is_answered_once() {
+        let terms = agree(&[("blksize", "1024"), ("blksize", "2048")]);
+        assert_eq!((terms.granted.len(), terms.block_bytes), (1, 1024));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..600), code in 1u8..3) {
+            parse(&bytes);
+            let request = [&[0, code][..], &bytes].concat();
+            prop_assert!(parse(&request).is_some());
+        }
+
+        #[test]
+        fn no_option_makes_a_transfer_large(block: u64, window: u64, timeout: u64) {
+            let asked = [
+                TransferOption { option: OptionType::BlockSize, value: block },
+                TransferOption { option: OptionType::WindowSize, value: window },
+                TransferOption { option: OptionType::Timeout, value: timeout },
+                TransferOption { option: OptionType::WindowWait, value: timeout },
+            ];
+            let terms = Terms::agree(&asked, 1);
+            let flight = u64::from(terms.block_bytes) * u64::from(terms.window_blocks);
+            prop_assert!(terms.block_bytes >= 8 && terms.window_blocks >= 1);
+            prop_assert!(flight <= WINDOW_BYTES_MAX);
+            prop_assert!((1..=5).contains(&terms.timeout.as_secs()));
+        }
+
+        #[test]
+        fn a_clean_name_stays_beneath_its_root(asked in "[./\\\\a-c]{0,20}") {
+            if let Ok(name) = clean_name(&asked) {
+                prop_assert!(!name.starts_with('/') && !name.contains('\\'));
+                prop_assert!(name.split('/').all(|part| !matches!(part, "" | "." | "..")));
+            }
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! The TFTP server: the well-known port, and who gets which file.
+//!
+//! Bound by the agent before it drops its privileges or says it is ready, started later, stopped at the end. The loop never waits for a
+//! client: each transfer has a thread. It must survive every datagram, and a system out of threads or descriptors.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, PipeReader, PipeWriter},
+    net::{IpAddr, SocketAddr, UdpSocket},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::sync::mpsc::Sender;
+
+use crate::model::boot::Fetch;
+
+use super::{
+    evidence::{Asked, Ended, Evidence},
+    files::{self, Opened},
+    request::{self, Refusal, Request, Terms},
+    slots::{Claim, Slot, Slots},
+    table::{BootTable, Named},
+    transfer::{End, Limits, Outcome, Transfer},
+};
+
+/// Room for a request, in bytes: a name, a mode and six options; RFC 2347 allows 512.
+const REQUEST_BYTES_MAX: usize = 2048;
+/// Stack of the accept loop: it opens files and logs, nothing more.
+const LOOP_STACK_BYTES: usize = 256 << 10;
+/// Pause after a socket error that no client has caused, so that a lasting one does not burn a processor.
+const ERROR_PAUSE: Duration = Duration::from_millis(50);
+/// Longest wait for the loop, and for the transfers, to end: four of a transfer's naps and its last send.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// What the server needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Address and port; port 0 takes a free one. On a wildcard address the system chooses the source address of each answer: on a
+    /// machine with several networks name the address the machines were told.
+    pub listen: SocketAddr,
+    /// The directory with `pxelinux.0`, `ldlinux.c32` and GRUB's images. Links in it are not followed. It should be on a local disk: the
+    /// loop waits for it.
+    pub loaders: Option<PathBuf>,
+    /// Files under fixed TFTP names: `deploy/vmlinuz` → an absolute path.
+    pub files: BTreeMap<String, PathBuf>,
+    /// Most transfers at once, at least 1. Each has a thread, two descriptors and at most about 512 KiB.
+    pub max_transfers: usize,
+    /// How long a transfer may go without a new block acknowledged.
+    pub idle_limit: Duration,
+    /// How long a transfer may take in all.
+    pub total_limit: Duration,
+}
+
+impl Config {
+    /// The defaults: no files, 256 transfers, 30 s idle, 30 min in all.
+    pub fn new(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            loaders: None,
+            files: BTreeMap::new(),
+            max_transfers: 256,
+            idle_limit: Duration::from_secs(30),
+            total_limit: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+/// A bound server that does not answer yet.
+#[derive(Debug)]
+pub struct Server {
+    socket: UdpSocket,
+    local: SocketAddr,
+    config: Config,
+}
+
+impl Server {
+    /// Binds the port. Errors: the address cannot be had, the loader directory is none, or a name in `files` cannot be asked for.
+    pub fn bind(mut config: Config) -> io::Result<Self> {
+        if let Some(root) = &config.loaders {
+            files::open_root(root).map_err(|error| {
+                let message = format!("TFTP loader directory {}: {error}", root.display());
+                io::Error::new(error.kind(), message)
+            })?;
+        }
+        config.files = clean_files(config.files)?;
+        config.max_transfers = config.max_transfers.max(1);
+        let socket = UdpSocket::bind(config.listen).map_err(|error| {
+            io::Error::new(error.kind(), format!("TFTP address {}: {error}", config.listen))
+        })?;
+        // A datagram with a wrong checksum makes the socket readable and is then not there.
+        socket.set_nonblocking(true)?;
+        let local = socket.local_addr()?;
+        Ok(Self { socket, local, config })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Answers from now on. What machines fetch is told through `fetched` when the transfer has ended; when that channel is full it is
+    /// not told. Errors: no thread or no pipe.
+    pub fn start(self, table: BootTable, fetched: Sender<Fetch>) -> io::Result<Running> {
+        silence_tftpd();
+        let (stopped, stop) = io::pipe()?;
+        let (end, ended) = io::pipe()?;
+        let slots = Slots::new(self.config.max_transfers);
+        let desk = Desk {
+            socket: self.socket,
+            local: self.local,
+            config: self.config,
+            table,
+            slots: slots.clone(),
+            told: Arc::new(Told { evidence: Mutex::default(), fetched }),
+        };
+        thread::Builder::new().name("tftp".to_owned()).stack_size(LOOP_STACK_BYTES).spawn(
+            move || {
+                desk.serve(&stopped);
+                drop(ended);
+            },
+        )?;
+        Ok(Running { local: self.local, stop: Some(stop), end, slots })
+    }
+}
+
+/// A server that answers, until it is stopped or dropped.
+#[derive(Debug)]
+pub struct Running {
+    local: SocketAddr,
+    /// Closing it wakes the loop.
+    stop: Option<PipeWriter>,
+    /// Closed when the loop has ended.
+    end: PipeReader,
+    slots: Slots,
+}
+
+impl Running {
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Stops answering, tells the clients of unfinished transfers, and waits until all threads have ended, at most 4 s. Blocks.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop = None;
+        let limit = Timespec::try_from(STOP_LIMIT).ok();
+        let closed = poll(&mut [PollFd::new(&self.end, PollFlags::IN)], limit.as_ref());
+        let loop_ended = closed.is_ok_and(|ready| ready > 0);
+        let transfers_ended = self.slots.stop(STOP_LIMIT);
+        if !(loop_ended && transfers_ended) {
+            tracing::warn!(loop_ended, transfers_ended, "the TFTP server did not stop in time");
+        }
+    }
+}
+
+/// The accept loop's belongings.
+struct Desk {
+    socket: UdpSocket,
+    local: SocketAddr,
+    config: Config,
+    table: BootTable,
+    slots: Slots,
+    told: Arc<Told>,
+}
+
+/// What the transfers' ends are told to.
+struct Told {
+    evidence: Mutex<Evidence>,
+    fetched: Sender<Fetch>,
+}
+
+impl Desk {
+    fn serve(&self, stopped: &PipeReader) {
+        let mut buffer = [0; REQUEST_BYTES_MAX];
+        loop {
+            let mut ready =
+                [PollFd::new(stopped, PollFlags::IN), PollFd::new(&self.socket, PollFlags::IN)];
+            let polled = poll(&mut ready, None);
+            if ready.first().is_some_and(|stopped| !stopped.revents().is_empty()) {
+                return;
+            }
+            match polled.map_err(io::Error::from).and_then(|_| self.socket.recv_from(&mut buffer)) {
+                Ok((length, peer)) => self.answer(buffer.get(..length).unwrap_or_default(), peer),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    tracing::debug!(%error, "TFTP socket");
+                    thread::sleep(ERROR_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn answer(&self, datagram: &[u8], peer: SocketAddr) {
+        let Some(parsed) = request::parse(datagram) else { return };
+        let name = parsed.as_ref().map(|request| request.name.clone()).unwrap_or_default();
+        let served =
+            parsed.and_then(|request| match self.slots.claim(peer, datagram, Instant::now()) {
+                Claim::Granted(slot) => self.begin(&request, peer, slot),
+                Claim::Repeated => Ok(()),
+                Claim::Full => Err(Refusal::Busy),
+            });
+        if let Err(refusal) = served {
+            if refusal == Refusal::Busy {
+                tracing::warn!(%peer, ?name, %refusal, "TFTP request refused");
+            } else {
+                tracing::debug!(%peer, ?name, %refusal, "TFTP request refused");
+            }
+            let packet = refusal.to_packet().serialize().unwrap_or_default();
+            if let Err(error) = self.socket.send_to(&packet, peer) {
+                tracing::debug!(%peer, %error, "TFTP refusal not sent");
+            }
+        }
+    }
+
+    fn begin(&self, request: &Request, peer: SocketAddr, slot: Slot) -> Result<(), Refusal> {
+        let began = Instant::now();
+        let machine = peer.ip().to_canonical();
+        let (file, asked) = self.open(&request.name, machine, began)?;
+        let terms = Terms::agree(&request.options, file.bytes);
+        let limits = Limits { idle: self.config.idle_limit, total: self.config.total_limit };
+        let transfer = self
+            .connect(peer)
+            .and_then(|socket| Transfer::new(socket, file, terms, limits, slot))
+            .map_err(|error| {
+                tracing::warn!(%peer, %error, "no socket for a TFTP transfer");
+                Refusal::Busy
+            })?;
+        let (told, path) = (Arc::clone(&self.told), request.name.clone());
+        transfer.start(Box::new(move |outcome| told.ended(machine, asked, path, &outcome, began)))
+    }
+
+    /// The file under a name, and what it is to the boot of the machine at this address.
+    fn open(&self, name: &str, peer: IpAddr, now: Instant) -> Result<(Opened, Asked), Refusal> {
+        match self.table.find(name) {
+            Named::Text(Some(node), text) => {
+                self.told.evidence().menu_asked(peer, node.clone(), now);
+                Ok((files::in_memory(text.expose())?, Asked::Menu(node)))
+            }
+            Named::Text(None, text) => Ok((files::in_memory(text.expose())?, Asked::Nothing)),
+            Named::Stranger(mac) => {
+                tracing::info!(%peer, %mac, "a machine that is no node's asks for a boot menu");
+                Err(Refusal::NotFound)
+            }
+            Named::Nothing => Err(Refusal::NotFound),
+            Named::Other => {
+                let node = self.told.evidence().node(peer, now).cloned();
+                let deploy = node.and_then(|node| {
+                    let stage = self.table.stage(&node, name)?;
+                    Some(Asked::Deploy(node, stage))
+                });
+                if let Some(path) = self.config.files.get(name) {
+                    Ok((files::open_fixed(path)?, deploy.unwrap_or(Asked::Nothing)))
+                } else if let Some(root) = &self.config.loaders {
+                    Ok((files::open_beneath(root, name)?, deploy.unwrap_or(Asked::Loader)))
+                } else {
+                    Err(Refusal::NotFound)
+                }
+            }
+        }
+    }
+
+    /// A socket of its own for the transfer (RFC 1350 §4), connected, so that nobody else can speak into it.
+    fn connect(&self, peer: SocketAddr) -> io::Result<UdpSocket> {
+        let mut address = self.local;
+        address.set_port(0);
+        let socket = UdpSocket::bind(address)?;
+        socket.connect(peer)?;
+        Ok(socket)
+    }
+}
+
+impl Told {
+    fn ended(&self, peer: IpAddr, asked: Asked, path: String, outcome: &Outcome, began: Instant) {
+        let Outcome { sent_bytes, complete, end, took } = outcome;
+        let took_ms = took.as_millis();
+        // Asking for the size and hanging up is what firmware does before every file.
+        let size_asked = *sent_bytes == 0 && matches!(end, End::Client(_));
+        if *complete {
+            tracing::info!(%peer, ?path, sent_bytes, took_ms, "TFTP file sent");
+        } else if size_asked {
+            tracing::debug!(%peer, ?path, "TFTP size asked");
+        } else {
+            tracing::info!(%peer, ?path, sent_bytes, took_ms, %end, "TFTP file not sent");
+        }
+        let ended = Ended { path, sent_bytes: *sent_bytes, complete: *complete };
+        let fetches = self.evidence().ended(peer, asked, ended, began, Instant::now());
+        for fetch in fetches {
+            if let Err(error) = self.fetched.try_send(fetch) {
+                tracing::debug!(%error, "a TFTP fetch is not told");
+            }
+        }
+    }
+
+    /// Nothing panics between two changes of what is behind this lock.
+    fn evidence(&self) -> MutexGuard<'_, Evidence> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `tftpd` prints warnings to standard output unless told otherwise, once for the process; its only switch is its own command line.
+fn silence_tftpd() {
+    let quiet = ["tftpd", "--quiet"].map(str::to_owned);
+    if let Err(error) = tftpd::Config::new(quiet.into_iter()) {
+        tracing::debug!(%error, "tftpd cannot be silenced");
+    }
+}
+
+fn clean_files(files: BTreeMap<String, PathBuf>) -> io::Result<BTreeMap<String, PathBuf>> {
+    let clean = |(name, path): (String, PathBuf)| {
+        let clean = request::clean_name(&name).map_err(|error| {
+            let message = format!("TFTP name {name:?}: {error}; must be a relative path");
+            io::Error::new(io::ErrorKind::InvalidInput, message)
+        })?;
+        Ok((clean, path))
+    };
+    files.into_iter().map(clean).collect()
+}

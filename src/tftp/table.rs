@@ -1,0 +1,298 @@
+//! The boot table: which menu each network card gets, and what the files in it are to the boot.
+//!
+//! Written by the agent, read by the server for every request. A node's menus change all at once: no client ever sees the old menu under
+//! one name and the new one under another. It never touches a file or a socket.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use crate::model::{
+    boot::{BootMenu, BootStage, Firmware},
+    ids::{MacAddr, NodeName},
+    secret::Secret,
+};
+
+use super::menu::{GRUB_DISPATCH, MenuError, Menus, render};
+
+/// The boot menus of all nodes, shared between the agent and the server. A clone is the same table.
+#[derive(Clone, Default)]
+pub struct BootTable(Arc<RwLock<Tables>>);
+
+#[derive(Default)]
+struct Tables {
+    nodes: BTreeMap<NodeName, Node>,
+    /// Each card's owner: the node that named it last.
+    cards: BTreeMap<MacAddr, NodeName>,
+}
+
+struct Node {
+    firmware: Firmware,
+    kernel: Option<String>,
+    initramfs: Option<String>,
+    menus: BTreeMap<MacAddr, Menus>,
+}
+
+/// What a name means to the table.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Named {
+    /// A text held in memory, and whose menu it is. `None`: the same for everybody.
+    Text(Option<NodeName>, Secret),
+    /// The menu of a card that no node has.
+    Stranger(MacAddr),
+    /// A name among the menus' names that is no card's: never looked for among files.
+    Nothing,
+    /// Not a menu's name.
+    Other,
+}
+
+impl BootTable {
+    /// Sets the menus of all the node's cards at once and forgets the ones it had.
+    ///
+    /// Both boot loaders' menus are served whatever the firmware is. A card that another node had is the last caller's.
+    /// On an error nothing has changed.
+    pub fn set(
+        &self,
+        node: &NodeName,
+        macs: &[MacAddr],
+        firmware: Firmware,
+        menu: &BootMenu,
+    ) -> Result<(), MenuError> {
+        let menus = macs
+            .iter()
+            .map(|mac| Ok((*mac, render(*mac, menu)?)))
+            .collect::<Result<BTreeMap<_, _>, MenuError>>()?;
+        let (kernel, initramfs) = match menu {
+            BootMenu::LocalDisk => (None, None),
+            BootMenu::Deploy { kernel, initramfs, .. } => {
+                (Some(kernel.clone()), Some(initramfs.clone()))
+            }
+        };
+        self.write(|tables| {
+            tables.forget(node);
+            for mac in macs {
+                tables.cards.insert(*mac, node.clone());
+            }
+            tables.nodes.insert(node.clone(), Node { firmware, kernel, initramfs, menus });
+        });
+        Ok(())
+    }
+
+    /// Stops serving the node.
+    pub fn remove(&self, node: &NodeName) {
+        self.write(|tables| tables.forget(node));
+    }
+
+    /// The menus a card gets now, for diagnostics. They hold the attempt's key.
+    pub fn show(&self, mac: MacAddr) -> Option<(NodeName, Menus)> {
+        self.read(|tables| tables.menus(mac).map(|(node, menus)| (node.clone(), menus.clone())))
+    }
+
+    /// Looks up a clean name.
+    pub(super) fn find(&self, name: &str) -> Named {
+        let card = match menu_name(name) {
+            MenuName::GrubDispatch => {
+                return Named::Text(None, Secret::new(GRUB_DISPATCH.to_owned()));
+            }
+            MenuName::Card(card) => card,
+            MenuName::Unknown => return Named::Nothing,
+            MenuName::Not => return Named::Other,
+        };
+        self.read(|tables| match (tables.menus(card.mac), card.loader) {
+            (Some((node, menus)), Firmware::Bios) => {
+                Named::Text(Some(node.clone()), menus.pxelinux.clone())
+            }
+            (Some((node, menus)), Firmware::Uefi) => {
+                Named::Text(Some(node.clone()), menus.grub.clone())
+            }
+            (None, _) => Named::Stranger(card.mac),
+        })
+    }
+
+    /// What a file is to a node's boot, if its menu names it.
+    pub(super) fn stage(&self, node: &NodeName, name: &str) -> Option<BootStage> {
+        self.read(|tables| {
+            let node = tables.nodes.get(node)?;
+            if node.kernel.as_deref() == Some(name) {
+                Some(BootStage::Kernel)
+            } else if node.initramfs.as_deref() == Some(name) {
+                Some(BootStage::Ramdisk)
+            } else {
+                None
+            }
+        })
+    }
+
+    /// The tables are whole between any two statements, so a panic elsewhere while they were locked has spoilt nothing.
+    fn read<T>(&self, look: impl FnOnce(&Tables) -> T) -> T {
+        look(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write(&self, change: impl FnOnce(&mut Tables)) {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Tables {
+    fn forget(&mut self, node: &NodeName) {
+        self.nodes.remove(node);
+        self.cards.retain(|_, owner| owner != node);
+    }
+
+    fn menus(&self, mac: MacAddr) -> Option<(&NodeName, &Menus)> {
+        let owner = self.cards.get(&mac)?;
+        Some((owner, self.nodes.get(owner)?.menus.get(&mac)?))
+    }
+}
+
+/// Shows which nodes there are, never a menu.
+impl fmt::Debug for BootTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.read(|tables| {
+            f.debug_map()
+                .entries(tables.nodes.iter().map(|(name, node)| {
+                    (name.as_str(), (node.firmware, node.kernel.is_some(), node.menus.keys()))
+                }))
+                .finish()
+        })
+    }
+}
+
+/// One card's menu for one boot loader.
+struct CardMenu {
+    mac: MacAddr,
+    /// Whose boot loader: pxelinux is BIOS, GRUB is UEFI.
+    loader: Firmware,
+}
+
+enum MenuName {
+    GrubDispatch,
+    Card(CardMenu),
+    /// Among the menus' names, but no card's: pxelinux's UUID, `C0A80001` and `default`.
+    Unknown,
+    Not,
+}
+
+fn menu_name(name: &str) -> MenuName {
+    let grub = name.strip_prefix("grub/").unwrap_or(name);
+    if grub == "grub.cfg" {
+        return MenuName::GrubDispatch;
+    }
+    let (card, loader) = if let Some(card) = name.strip_prefix("pxelinux.cfg/") {
+        (card, Firmware::Bios)
+    } else if let Some(card) = grub.strip_prefix("grub.cfg-") {
+        (card, Firmware::Uefi)
+    } else {
+        return MenuName::Not;
+    };
+    // 01 is the ARP hardware type of Ethernet.
+    match card.strip_prefix("01-").and_then(|mac| mac.parse().ok()) {
+        Some(mac) => MenuName::Card(CardMenu { mac, loader }),
+        None => MenuName::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mac(last: u8) -> MacAddr {
+        MacAddr::new([0x52, 0x54, 0, 0, 0, last])
+    }
+
+    fn node(name: &str) -> NodeName {
+        name.parse().unwrap()
+    }
+
+    fn deploy(kernel: &str) -> BootMenu {
+        BootMenu::Deploy {
+            kernel: kernel.to_owned(),
+            initramfs: "deploy/initramfs".to_owned(),
+            command_line: Secret::new("hostler.key=5ec2e7".to_owned()),
+        }
+    }
+
+    fn text(table: &BootTable, name: &str) -> Option<String> {
+        match table.find(name) {
+            Named::Text(_, text) => Some(text.expose().to_owned()),
+            Named::Stranger(_) | Named::Nothing | Named::Other => None,
+        }
+    }
+
+    #[test]
+    fn both_boot_loaders_find_a_nodes_menu_under_each_of_its_cards() {
+        let table = BootTable::default();
+        table.set(&node("a"), &[mac(1), mac(2)], Firmware::Uefi, &deploy("k")).unwrap();
+        for name in [
+            "pxelinux.cfg/01-52-54-00-00-00-01",
+            "pxelinux.cfg/01-52-54-00-00-00-02",
+            "grub.cfg-01-52:54:00:00:00:01",
+            "grub/grub.cfg-01-52:54:00:00:00:02",
+            "grub/grub.cfg-01-52-54-00-00-00-02",
+        ] {
+            assert!(text(&table, name).unwrap().contains("hostler.key"), "{name}");
+        }
+        assert!(text(&table, "grub/grub.cfg").unwrap().contains("configfile"));
+        assert_eq!(text(&table, "grub.cfg"), text(&table, "grub/grub.cfg"));
+    }
+
+    #[test]
+    fn menu_names_that_are_nobodys_are_not_looked_for_elsewhere() {
+        let table = BootTable::default();
+        for name in [
+            "pxelinux.cfg/default",
+            "pxelinux.cfg/C0A80001",
+            "pxelinux.cfg/b8945908-d6a6-41a9-611d-74a6ab80b83d",
+            "pxelinux.cfg/01-nonsense",
+            "grub.cfg-C0A80001",
+        ] {
+            assert_eq!(table.find(name), Named::Nothing, "{name}");
+        }
+        for name in ["pxelinux.cfg/01-52-54-00-00-00-09", "grub/grub.cfg-01-52:54:00:00:00:09"] {
+            assert_eq!(table.find(name), Named::Stranger(mac(9)), "{name}");
+        }
+        assert_eq!(table.find("pxelinux.0"), Named::Other);
+    }
+
+    #[test]
+    fn a_switch_replaces_everything_and_a_removal_leaves_nothing() {
+        let table = BootTable::default();
+        table.set(&node("a"), &[mac(1), mac(2)], Firmware::Bios, &deploy("k")).unwrap();
+        assert_eq!(table.stage(&node("a"), "k"), Some(BootStage::Kernel));
+        assert_eq!(table.stage(&node("a"), "deploy/initramfs"), Some(BootStage::Ramdisk));
+        table.set(&node("a"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();
+        assert_eq!(table.stage(&node("a"), "k"), None);
+        assert!(table.show(mac(1)).unwrap().1.pxelinux.expose().contains("LOCALBOOT"));
+        assert_eq!(table.show(mac(2)), None);
+        table.remove(&node("a"));
+        assert_eq!(table.show(mac(1)), None);
+    }
+
+    #[test]
+    fn a_card_belongs_to_the_node_that_named_it_last() {
+        let table = BootTable::default();
+        table.set(&node("old"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
+        table.set(&node("new"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();
+        table.remove(&node("old"));
+        assert_eq!(table.show(mac(1)).unwrap().0, node("new"));
+    }
+
+    #[test]
+    fn a_refused_menu_changes_nothing() {
+        let table = BootTable::default();
+        table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
+        let before = table.show(mac(1));
+        assert!(table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k\nk")).is_err());
+        assert_eq!(table.show(mac(1)), before);
+    }
+
+    #[test]
+    fn debug_output_never_shows_a_menu() {
+        let table = BootTable::default();
+        table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
+        let shown = format!("{table:?}");
+        assert!(shown.contains('a') && !shown.contains("5ec2e7"), "{shown}");
+    }
+}

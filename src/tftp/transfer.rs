@@ -1,0 +1,344 @@
+//! One transfer: the `Socket` through which `tftpd`'s worker sends a file to one client.
+//!
+//! Started by the server, ended by the client's last acknowledgement, its silence, or a stop. The worker reads the file and makes the
+//! blocks; this side owns everything that touches the network and the clock: the option handshake, the judgement of acknowledgements, the
+//! time limits and the count of what was sent. It must never leave the worker in a state in which that one spins, prints or waits without
+//! an end.
+
+use std::{
+    error::Error,
+    fmt, io,
+    net::{SocketAddr, UdpSocket},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, recv},
+};
+use tftpd::{ErrorCode, Packet, Socket, Worker};
+
+use super::{
+    files::Opened,
+    request::{Refusal, Terms},
+    slots::{Cancel, Slot},
+    window::{Verdict, Window},
+};
+
+// The end of a transfer unwinds its thread (see `leave`), and a thread that cannot be made unwinds out of `Worker::send`.
+#[cfg(panic = "abort")]
+compile_error!("the TFTP server needs panic = \"unwind\"");
+
+/// Longest sleep in a read: how soon a transfer notices a stop or its time limits.
+const NAP: Duration = Duration::from_millis(250);
+/// Longest wait for room in the socket's send buffer.
+const SEND_LIMIT: Duration = Duration::from_secs(1);
+/// Room for what a client sends in a transfer, in bytes: an ACK has 4, an ERROR a sentence.
+const CLIENT_PACKET_BYTES_MAX: usize = 512;
+
+/// How long a transfer may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Without a new block acknowledged.
+    pub(super) idle: Duration,
+    /// In all.
+    pub(super) total: Duration,
+}
+
+/// Why a transfer ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum End {
+    #[error("complete")]
+    Complete,
+    #[error("the client gave up: {0:?}")]
+    Client(String),
+    #[error("the client is gone")]
+    Gone,
+    #[error("no progress")]
+    Silent,
+    #[error("transfer took too long")]
+    TooLong,
+    #[error("server stopped")]
+    Stopped,
+    #[error("the client asked again from the same port")]
+    Superseded,
+    #[error("socket: {0}")]
+    Socket(#[from] io::Error),
+    #[error("the worker failed")]
+    Worker,
+}
+
+/// What is told of a transfer when it has ended.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) sent_bytes: u64,
+    pub(super) complete: bool,
+    pub(super) end: End,
+    pub(super) took: Duration,
+}
+
+/// Called once, from the transfer's thread.
+pub(super) type Report = Box<dyn FnOnce(Outcome) + Send + Sync>;
+
+/// One transfer. Its fields are dropped in this order: the slot is free only when everything else is gone.
+pub(super) struct Transfer {
+    socket: UdpSocket,
+    file: Option<Opened>,
+    terms: Terms,
+    limits: Limits,
+    began: Instant,
+    state: Mutex<State>,
+    report: Option<Report>,
+    slot: Slot,
+}
+
+struct State {
+    window: Window,
+    nonblocking: bool,
+    handshake: Handshake,
+    /// An acknowledgement has just been handed over: the worker asks at once for another, and with `None` gets to work.
+    handed_over: bool,
+    progress_at: Instant,
+    end: Option<End>,
+}
+
+/// The exchange before the first block (RFC 2347): OACK, answered by ACK 0.
+enum Handshake {
+    Due,
+    Sent(Instant),
+    Done,
+}
+
+impl Transfer {
+    /// A transfer of `file` over a socket connected to the client.
+    pub(super) fn new(
+        socket: UdpSocket,
+        file: Opened,
+        terms: Terms,
+        limits: Limits,
+        slot: Slot,
+    ) -> io::Result<Self> {
+        socket.set_read_timeout(Some(NAP))?;
+        socket.set_write_timeout(Some(SEND_LIMIT))?;
+        let began = Instant::now();
+        let state = State {
+            window: Window::new(terms.window_blocks),
+            nonblocking: false,
+            handshake: if terms.granted.is_empty() { Handshake::Done } else { Handshake::Due },
+            handed_over: false,
+            progress_at: began,
+            end: None,
+        };
+        let (file, state) = (Some(file), Mutex::new(state));
+        Ok(Self { socket, file, terms, limits, began, state, report: None, slot })
+    }
+
+    /// Gives the transfer a thread of its own. `report` is called when it has ended, also when it could not be started.
+    pub(super) fn start(mut self, report: Report) -> Result<(), Refusal> {
+        let path = self.file.as_ref().map(Opened::path).unwrap_or_default();
+        self.report = Some(report);
+        // One lost packet uses up one try, whatever arrives between: how long to go on is decided here by `Limits`.
+        let mut local = tftpd::Config::default().opt_local;
+        local.max_retries = usize::MAX;
+        let mut common = default_of_fourth(Worker::<Self>::new);
+        common.block_size = self.terms.block_bytes;
+        common.window_size = self.terms.window_blocks;
+        common.timeout = self.terms.timeout;
+        let expects_ack_of_options = !self.terms.granted.is_empty();
+        let never = Arc::new(AtomicBool::new(false));
+        let worker = Worker::new(Box::new(self), path, local, common, never);
+        // `send` panics when the system gives it no thread.
+        match catch_unwind(AssertUnwindSafe(|| worker.send(expects_ack_of_options))) {
+            Ok(Ok(_detached)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Refusal::Busy),
+        }
+    }
+
+    /// What the worker gets from a read; `None`: nothing for now.
+    fn receive(&self, state: &mut State) -> Result<Option<Packet>, End> {
+        self.check_limits(state)?;
+        match state.handshake {
+            Handshake::Done => self.receive_acknowledgement(state),
+            Handshake::Due | Handshake::Sent(_) => self.shake_hands(state).map(Some),
+        }
+    }
+
+    /// The worker would wait for the answer to an OACK only once and would not send it again.
+    fn shake_hands(&self, state: &mut State) -> Result<Packet, End> {
+        loop {
+            let due = match state.handshake {
+                Handshake::Sent(at) => at.elapsed() >= self.terms.timeout,
+                Handshake::Due | Handshake::Done => true,
+            };
+            if due {
+                self.transmit(&bytes_of(&Packet::Oack(self.terms.granted.clone()))?)?;
+                state.handshake = Handshake::Sent(Instant::now());
+            }
+            if let Some(Packet::Ack(0)) = self.read(RecvFlags::empty())? {
+                state.handshake = Handshake::Done;
+                state.progress_at = Instant::now();
+                return Ok(Packet::Ack(0));
+            }
+            self.check_limits(state)?;
+        }
+    }
+
+    fn receive_acknowledgement(&self, state: &mut State) -> Result<Option<Packet>, End> {
+        if std::mem::take(&mut state.handed_over) {
+            return Ok(None);
+        }
+        let flags = if state.nonblocking { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
+        let Some(Packet::Ack(number)) = self.read(flags)? else { return Ok(None) };
+        match state.window.acknowledged(number) {
+            Verdict::Progress => {
+                state.progress_at = Instant::now();
+                state.handed_over = true;
+                return Ok(Some(Packet::Ack(number)));
+            }
+            Verdict::Resend => {
+                for datagram in state.window.unacknowledged() {
+                    self.transmit(datagram)?;
+                }
+            }
+            Verdict::Ignore => {}
+        }
+        Ok(None)
+    }
+
+    fn check_limits(&self, state: &State) -> Result<(), End> {
+        let end = match self.slot.cancelled() {
+            Some(Cancel::Superseded) => return Err(End::Superseded),
+            Some(Cancel::Stopping) => End::Stopped,
+            None if state.progress_at.elapsed() >= self.limits.idle => End::Silent,
+            None if self.began.elapsed() >= self.limits.total => End::TooLong,
+            None => return Ok(()),
+        };
+        let error = Packet::Error { code: ErrorCode::NotDefined, msg: end.to_string() };
+        self.transmit(&bytes_of(&error)?)?;
+        Err(end)
+    }
+
+    /// One datagram from the client; `None`: none within a nap, or none that means anything.
+    fn read(&self, flags: RecvFlags) -> Result<Option<Packet>, End> {
+        let mut buffer = [0_u8; CLIENT_PACKET_BYTES_MAX];
+        let length = match recv(&self.socket, &mut buffer, flags) {
+            Ok((length, _)) => length,
+            Err(Errno::AGAIN | Errno::INTR | Errno::HOSTUNREACH | Errno::NETUNREACH) => {
+                return Ok(None);
+            }
+            Err(Errno::CONNREFUSED) => return Err(End::Gone),
+            Err(error) => return Err(End::Socket(error.into())),
+        };
+        self.slot.heard(Instant::now());
+        match Packet::deserialize(buffer.get(..length).unwrap_or_default()) {
+            Ok(Packet::Error { msg, .. }) => Err(End::Client(msg)),
+            Ok(packet) => Ok(Some(packet)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// A datagram that cannot be sent now is a lost one, and lost ones are sent again; only a client that is gone ends the transfer.
+    fn transmit(&self, datagram: &[u8]) -> Result<(), End> {
+        match self.socket.send(datagram) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(End::Gone),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Only the worker's thread locks it, and it holds together between any two statements.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Socket for Transfer {
+    fn send(&self, packet: &Packet) -> Result<(), Box<dyn Error>> {
+        let datagram = bytes_of(packet)?;
+        let mut state = self.state();
+        if let Err(end) = self.transmit(&datagram) {
+            leave(state, end);
+        }
+        if let Packet::Data { block_num, data } = packet {
+            let short = data.len() < usize::from(self.terms.block_bytes);
+            state.window.sent(*block_num, data.len(), short, datagram);
+        }
+        Ok(())
+    }
+
+    fn send_to(&self, packet: &Packet, _to: &SocketAddr) -> Result<(), Box<dyn Error>> {
+        Socket::send(self, packet)
+    }
+
+    fn recv_with_size(&self, _size: usize) -> Result<Packet, Box<dyn Error>> {
+        let mut state = self.state();
+        match self.receive(&mut state) {
+            Ok(Some(packet)) => Ok(packet),
+            Ok(None) => Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
+            Err(end) => leave(state, end),
+        }
+    }
+
+    fn recv_from_with_size(&self, size: usize) -> Result<(Packet, SocketAddr), Box<dyn Error>> {
+        Ok((self.recv_with_size(size)?, self.socket.peer_addr()?))
+    }
+
+    fn remote_addr(&self) -> Result<SocketAddr, Box<dyn Error>> {
+        Ok(self.socket.peer_addr()?)
+    }
+
+    /// The worker calls this when it has just opened the file for itself: ours would only use up descriptors. The time of a read stays
+    /// a nap.
+    fn set_read_timeout(&mut self, _timeout: Duration) -> Result<(), Box<dyn Error>> {
+        self.file = None;
+        Ok(())
+    }
+
+    fn set_write_timeout(&mut self, _timeout: Duration) -> Result<(), Box<dyn Error>> {
+        Ok(())
+    }
+
+    fn set_nonblocking(&mut self, nonblocking: bool) -> Result<(), Box<dyn Error>> {
+        self.state().nonblocking = nonblocking;
+        Ok(())
+    }
+}
+
+/// The worker drops its socket when it has ended, however it has.
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        let mut state = self.state();
+        let complete = state.window.complete();
+        let end = state.end.take().unwrap_or(if complete { End::Complete } else { End::Worker });
+        let sent_bytes = state.window.sent_bytes();
+        drop(state);
+        if let Some(report) = self.report.take() {
+            report(Outcome { sent_bytes, complete, end, took: self.began.elapsed() });
+        }
+    }
+}
+
+impl fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transfer").field("terms", &self.terms).finish_non_exhaustive()
+    }
+}
+
+/// Ends the worker's thread quietly. An error returned to the worker would end it too, but with a line on standard error for every client
+/// that merely asks for a file's size, as most firmware does.
+fn leave(mut state: MutexGuard<'_, State>, end: End) -> ! {
+    state.end = Some(end);
+    drop(state);
+    resume_unwind(Box::new("transfer ended"))
+}
+
+/// The error must be an `io::Error`: on any other the worker tries the same packet for ever.
+fn bytes_of(packet: &Packet) -> io::Result<Vec<u8>> {
+    packet.serialize().map_err(io::Error::other)
+}
+
+/// The default of a constructor's fourth parameter: the type of `Worker::new`'s cannot be named, for its module is private.
+fn default_of_fourth<A, B, C, D: Default, E, R>(_: fn(A, B, C, D, E) -> R) -> D {
+    D::default()
+}

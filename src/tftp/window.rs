@@ -1,0 +1,172 @@
+//! Which blocks of a file are on their way: gives each 16-bit block number its place in the file, and judges acknowledgements.
+//!
+//! Called by a transfer for each packet in either direction. Pure. It lets through to the worker only acknowledgements that make
+//! progress, because `tftpd`'s worker spins on any other.
+
+use std::collections::VecDeque;
+
+/// What an acknowledgement means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// New blocks have arrived.
+    Progress,
+    /// The client has asked again for what follows the last block it has: send the window again at once.
+    Resend,
+    /// Old, repeated or impossible.
+    Ignore,
+}
+
+/// The blocks between the last one acknowledged and the last one sent.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    /// Blocks acknowledged, without a gap.
+    acked: u64,
+    /// The furthest block sent.
+    sent: u64,
+    /// Payload bytes sent, each counted once.
+    sent_bytes: u64,
+    /// The number of the file's last block, once it has been sent.
+    last: Option<u64>,
+    /// The datagrams after `acked` up to `sent`, kept only when more than one block may be in flight.
+    kept: Option<VecDeque<Vec<u8>>>,
+    /// No early resend before this block is acknowledged.
+    no_resend_until: u64,
+}
+
+impl Window {
+    /// For transfers of at most `window_blocks` in flight.
+    pub(super) fn new(window_blocks: u16) -> Self {
+        Self { kept: (window_blocks > 1).then(VecDeque::new), ..Self::default() }
+    }
+
+    /// A DATA packet goes out: its block number, the bytes of file in it, whether that is less than a whole block, and the datagram.
+    pub(super) fn sent(&mut self, number: u16, payload: usize, short: bool, datagram: Vec<u8>) {
+        let block = self.acked + self.distance(number);
+        if block <= self.sent {
+            return;
+        }
+        self.sent = block;
+        self.sent_bytes += payload as u64;
+        if short {
+            self.last = Some(block);
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.push_back(datagram);
+        }
+    }
+
+    /// An ACK came in.
+    pub(super) fn acknowledged(&mut self, number: u16) -> Verdict {
+        let step = self.distance(number);
+        if step == 0 {
+            return self.repeated();
+        }
+        if step > self.sent - self.acked {
+            return Verdict::Ignore;
+        }
+        self.acked += step;
+        if let Some(kept) = &mut self.kept {
+            let arrived = usize::try_from(step).unwrap_or(usize::MAX).min(kept.len());
+            kept.drain(..arrived);
+        }
+        Verdict::Progress
+    }
+
+    /// With one block in flight a repeated ACK is never answered (RFC 1123 §4.2.3.1, the Sorcerer's Apprentice). With more it means a
+    /// lost block (RFC 7440 §4), but only once in a window: the blocks sent again would bring repeated ACKs of their own.
+    fn repeated(&mut self) -> Verdict {
+        let lost = self.kept.as_ref().is_some_and(|kept| !kept.is_empty());
+        if lost && self.acked >= self.no_resend_until {
+            self.no_resend_until = self.sent + 1;
+            Verdict::Resend
+        } else {
+            Verdict::Ignore
+        }
+    }
+
+    /// The datagrams to send again.
+    pub(super) fn unacknowledged(&self) -> impl Iterator<Item = &[u8]> {
+        self.kept.iter().flatten().map(Vec::as_slice)
+    }
+
+    /// Payload bytes sent, each counted once.
+    pub(super) fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
+    }
+
+    /// Whether the client has acknowledged the file's last block.
+    pub(super) fn complete(&self) -> bool {
+        self.last.is_some_and(|last| self.acked >= last)
+    }
+
+    /// How far a block number is ahead of the last acknowledged one; numbers go round after 65535.
+    fn distance(&self, number: u16) -> u64 {
+        let [.., high, low] = self.acked.to_be_bytes();
+        u64::from(number.wrapping_sub(u16::from_be_bytes([high, low])))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A window in which blocks 1 to `blocks` have been sent.
+    fn sent(blocks: u16, window_blocks: u16) -> Window {
+        let mut window = Window::new(window_blocks);
+        for number in 1..=blocks {
+            window.sent(number, 512, false, number.to_be_bytes().to_vec());
+        }
+        window
+    }
+
+    #[test]
+    fn an_acknowledgement_counts_only_for_blocks_in_flight() {
+        let mut window = sent(4, 4);
+        assert_eq!(window.acknowledged(5), Verdict::Ignore);
+        assert_eq!(window.acknowledged(65535), Verdict::Ignore);
+        assert_eq!(window.acknowledged(3), Verdict::Progress);
+        assert_eq!(window.acknowledged(2), Verdict::Ignore);
+        assert_eq!(window.unacknowledged().collect::<Vec<_>>(), [&[0, 4]]);
+    }
+
+    #[test]
+    fn a_repeated_acknowledgement_of_a_single_block_is_never_answered() {
+        let mut window = sent(1, 1);
+        assert_eq!(window.acknowledged(1), Verdict::Progress);
+        window.sent(2, 512, false, vec![]);
+        for _ in 0..3 {
+            assert_eq!(window.acknowledged(1), Verdict::Ignore);
+        }
+    }
+
+    #[test]
+    fn a_window_is_sent_again_once_and_its_echoes_are_not_answered() {
+        let mut window = sent(4, 4);
+        assert_eq!(window.acknowledged(0), Verdict::Resend);
+        assert_eq!(window.acknowledged(0), Verdict::Ignore);
+        assert_eq!(window.acknowledged(4), Verdict::Progress);
+        for number in 5..=8 {
+            window.sent(number, 512, false, vec![]);
+        }
+        assert_eq!(window.acknowledged(4), Verdict::Ignore, "an echo of the blocks sent twice");
+        assert_eq!(window.acknowledged(8), Verdict::Progress);
+        window.sent(9, 512, false, vec![]);
+        assert_eq!(window.acknowledged(8), Verdict::Resend);
+    }
+
+    #[test]
+    fn block_numbers_go_round_and_bytes_are_counted_once() {
+        let mut window = Window::new(1);
+        for block in 1..=200_000_u32 {
+            let [.., high, low] = block.to_be_bytes();
+            let number = u16::from_be_bytes([high, low]);
+            let short = block == 200_000;
+            window.sent(number, 512, short, vec![]);
+            window.sent(number, 512, short, vec![]);
+            assert!(!window.complete());
+            assert_eq!(window.acknowledged(number), Verdict::Progress);
+        }
+        assert!(window.complete());
+        assert_eq!(window.sent_bytes(), 200_000 * 512);
+    }
+}

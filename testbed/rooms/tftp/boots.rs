@@ -1,0 +1,124 @@
+//! Evidence: what is told of a machine that boots.
+
+use std::{net::IpAddr, process::Command};
+
+use hostler::model::boot::{BootMenu, BootStage, Fetch, Firmware};
+
+use super::{
+    Room, deploy, mac, node,
+    raw::{Client, Reply, get_losing},
+};
+
+fn machine(last: u8) -> IpAddr {
+    [127, 0, 7, last].into()
+}
+
+fn fetch(room: &Room, last: u8, name: &str) {
+    let mut client = Client::on(machine(last), room.address);
+    let options = [("blksize", "1428"), ("tsize", "0")];
+    get_losing(&mut client, name, &options, |_| false).unwrap();
+}
+
+fn facts(fetch: &Fetch) -> (&str, BootStage, &str, u64, bool) {
+    let Fetch { node, stage, path, sent_bytes, complete, .. } = fetch;
+    (node.as_str(), *stage, path, *sent_bytes, *complete)
+}
+
+#[test]
+fn a_boot_is_told_stage_by_stage() {
+    let mut room = Room::new();
+    room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("x")).unwrap();
+    let menu = "pxelinux.cfg/01-52-54-00-00-00-01";
+    let menu_bytes = room.table.show(mac(1)).unwrap().1.pxelinux.expose().len() as u64;
+    for name in ["pxelinux.0", menu, "deploy/vmlinuz", "/deploy/initramfs"] {
+        fetch(&room, 1, name);
+    }
+    for expected in [
+        ("a", BootStage::Loader, "pxelinux.0", 42_000, true),
+        ("a", BootStage::Menu, menu, menu_bytes, true),
+        ("a", BootStage::Kernel, "deploy/vmlinuz", 300_000, true),
+        ("a", BootStage::Ramdisk, "deploy/initramfs", 70_000, true),
+    ] {
+        let told = room.told();
+        assert_eq!((facts(&told), told.peer), (expected, machine(1)));
+    }
+}
+
+#[test]
+fn a_transfer_that_was_cut_off_is_told_as_such() {
+    let mut room = Room::new();
+    room.table.set(&node("a"), &[mac(1)], Firmware::Uefi, &deploy("x")).unwrap();
+    fetch(&room, 1, "grub/grub.cfg-01-52:54:00:00:00:01");
+    assert_eq!(room.told().stage, BootStage::Menu);
+
+    let mut client = Client::on(machine(1), room.address);
+    client.request("deploy/vmlinuz", &[("tsize", "0")]);
+    assert!(matches!(client.reply(), Reply::Oack(_)));
+    client.give_up();
+    assert_eq!(facts(&room.told()), ("a", BootStage::Kernel, "deploy/vmlinuz", 0, false));
+
+    let mut client = Client::on(machine(1), room.address);
+    client.request("deploy/vmlinuz", &[]);
+    for block in 1..=10 {
+        assert!(matches!(client.reply(), Reply::Data(number, _) if number == block));
+        if block < 10 {
+            client.ack(block);
+        }
+    }
+    drop(client); // The machine is switched off: its next packet is answered by ICMP, or by nothing.
+    room.running.take().unwrap().stop();
+    assert_eq!(facts(&room.told()), ("a", BootStage::Kernel, "deploy/vmlinuz", 5120, false));
+}
+
+#[test]
+fn machines_booting_at_once_are_told_apart_and_strangers_are_not_told() {
+    let mut room = Room::new();
+    for last in 1..=9 {
+        let name = node(&format!("node-{last}"));
+        room.table.set(&name, &[mac(last)], Firmware::Bios, &deploy("x")).unwrap();
+    }
+    fetch(&room, 99, "pxelinux.0");
+    fetch(&room, 99, "deploy/vmlinuz");
+    std::thread::scope(|scope| {
+        for last in 1..=9 {
+            let room = &room;
+            scope.spawn(move || {
+                let menu = format!("pxelinux.cfg/01-{}", mac(last).hyphenated());
+                for name in ["pxelinux.0", &menu, "deploy/vmlinuz", "deploy/initramfs"] {
+                    fetch(room, last, name);
+                }
+            });
+        }
+    });
+    for _ in 0..9 * 4 {
+        let told = room.told();
+        let IpAddr::V4(peer) = told.peer else { panic!("{told:?}") };
+        assert_eq!(told.node, node(&format!("node-{}", peer.octets()[3])));
+        assert!(told.complete, "{told:?}");
+    }
+    room.running.take().unwrap().stop();
+    assert!(room.fetched.try_recv().is_err(), "a stranger was told of");
+}
+
+#[test]
+fn a_kernel_that_is_not_in_the_nodes_menu_is_no_evidence() {
+    let mut room = Room::new();
+    room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();
+    fetch(&room, 1, "pxelinux.cfg/01-52-54-00-00-00-01");
+    fetch(&room, 1, "deploy/vmlinuz");
+    room.running.take().unwrap().stop();
+    assert_eq!(room.told().stage, BootStage::Menu);
+    assert!(room.fetched.try_recv().is_err());
+}
+
+#[test]
+fn curl_is_evidence_like_any_firmware() {
+    let mut room = Room::new();
+    room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("x")).unwrap();
+    let url = format!("tftp://{}/pxelinux.cfg/01-52-54-00-00-00-01", room.address);
+    assert!(
+        Command::new("curl").args(["-sS", "-o", "/dev/null", &url]).status().unwrap().success()
+    );
+    let told = room.told();
+    assert!(told.complete && told.stage == BootStage::Menu, "{told:?}");
+}

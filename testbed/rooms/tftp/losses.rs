@@ -1,0 +1,126 @@
+//! Networks that lose and repeat, machines that fall silent or start again, and a server that stops.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Room, noise,
+    raw::{Client, Reply, get_losing, request},
+};
+
+#[test]
+fn a_transfer_survives_more_lost_packets_than_the_worker_allows() {
+    let room = Room::new();
+    let content = noise(42_000);
+    // With one block in flight each loss costs a timeout of one second; the worker alone would give up at the seventh.
+    let options = [("timeout", "1"), ("blksize", "4096")];
+    let mut client = Client::new(room.address);
+    let mut losses = 0;
+    let got = get_losing(&mut client, "pxelinux.0", &options, |packet| {
+        let lost = packet < 8;
+        losses += u64::from(lost);
+        lost
+    });
+    assert!(got == Ok(content) && losses == 8);
+}
+
+#[test]
+fn lost_blocks_of_a_window_are_sent_again_without_waiting() {
+    let room = Room::new();
+    let content = noise(300_000);
+    let begun = Instant::now();
+    // Each time the first block of a window, far enough apart to be told from an echo.
+    let options = [("timeout", "5"), ("blksize", "1024"), ("windowsize", "8")];
+    let lost = |packet: u64| packet > 8 && packet % 40 == 1;
+    let got = get_losing(&mut Client::new(room.address), "deploy/vmlinuz", &options, lost);
+    assert!(got == Ok(content));
+    assert!(begun.elapsed() < Duration::from_secs(4), "a loss waited for the timeout");
+}
+
+#[test]
+fn a_repeated_request_is_one_transfer_and_a_new_one_replaces_the_old() {
+    let room = Room::new();
+    let mut client = Client::new(room.address);
+    let size = [("tsize", "0"), ("timeout", "5")];
+    client.request("deploy/vmlinuz", &size);
+    client.request("deploy/vmlinuz", &size);
+    assert!(matches!(client.reply(), Reply::Oack(_)));
+    assert_eq!(client.reply_within(Duration::from_millis(300)), None, "answered twice");
+    // The machine has been reset; its firmware uses the same port for something else.
+    client.request("deploy/initramfs", &[]);
+    assert!(matches!(client.reply(), Reply::Data(1, data) if data == noise(512)));
+    client.ack(1);
+    assert!(matches!(client.reply(), Reply::Data(2, _)));
+    client.give_up();
+}
+
+#[test]
+fn a_lost_oack_is_sent_again() {
+    let room = Room::new();
+    let mut client = Client::new(room.address);
+    client.request("pxelinux.0", &[("timeout", "1"), ("blksize", "512")]);
+    let first = client.reply();
+    assert!(matches!(first, Reply::Oack(_)));
+    assert_eq!(client.reply(), first);
+    client.ack(0);
+    assert!(matches!(client.reply(), Reply::Data(1, _)));
+    client.give_up();
+}
+
+#[test]
+fn a_silent_client_is_given_up_and_a_slow_one_too() {
+    let room = Room::with(|config| {
+        config.idle_limit = Duration::from_millis(600);
+        config.total_limit = Duration::from_millis(1500);
+        config.max_transfers = 1;
+    });
+    let mut silent = Client::new(room.address);
+    silent.request("pxelinux.0", &[]);
+    assert!(matches!(silent.reply(), Reply::Data(1, _)));
+    let reply = silent.reply_within(Duration::from_secs(2));
+    assert_eq!(reply, Some(Reply::Error(0, "no progress".to_owned())));
+
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut slow = Client::new(room.address);
+    slow.request("pxelinux.0", &[]);
+    loop {
+        match slow.reply() {
+            Reply::Data(block, _) => {
+                thread::sleep(Duration::from_millis(200));
+                slow.ack(block);
+            }
+            Reply::Error(0, message) if message == "server busy, try again" => {
+                slow.send_to_port(&request(1, "pxelinux.0", &[]));
+            }
+            other => {
+                assert_eq!(other, Reply::Error(0, "transfer took too long".to_owned()));
+                break;
+            }
+        }
+        assert!(Instant::now() < deadline);
+    }
+}
+
+#[test]
+fn stopping_ends_every_transfer_and_frees_the_port() {
+    let mut room = Room::new();
+    let mut clients: Vec<_> = (0..20).map(|_| Client::new(room.address)).collect();
+    for client in &mut clients {
+        client.request("deploy/vmlinuz", &[("blksize", "512")]);
+        assert!(matches!(client.reply(), Reply::Oack(_)));
+        client.ack(0);
+        assert!(matches!(client.reply(), Reply::Data(1, _)));
+    }
+    let begun = Instant::now();
+    room.running.take().unwrap().stop();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    for client in &mut clients {
+        assert_eq!(client.reply(), Reply::Error(0, "server stopped".to_owned()));
+    }
+    std::net::UdpSocket::bind(room.address).unwrap();
+    for _ in 0..20 {
+        room.fetched.try_recv().unwrap_err();
+    }
+}

@@ -1,0 +1,158 @@
+//! A TFTP client of our own, for what the real ones cannot be made to do.
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+/// What a server sends.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    Data(u16, Vec<u8>),
+    Oack(Vec<(String, String)>),
+    Error(u16, String),
+}
+
+/// One request's socket.
+pub(super) struct Client {
+    socket: UdpSocket,
+    server: SocketAddr,
+    /// Where the transfer speaks from, once it has.
+    transfer: Option<SocketAddr>,
+}
+
+impl Client {
+    pub(super) fn new(server: SocketAddr) -> Self {
+        Self::on(server.ip(), server)
+    }
+
+    /// From an address of its own.
+    pub(super) fn on(address: IpAddr, server: SocketAddr) -> Self {
+        let socket = UdpSocket::bind((address, 0)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(7))).unwrap();
+        Self { socket, server, transfer: None }
+    }
+
+    pub(super) fn request(&self, name: &str, options: &[(&str, &str)]) {
+        self.send_to_port(&request(1, name, options));
+    }
+
+    pub(super) fn send_to_port(&self, bytes: &[u8]) {
+        self.socket.send_to(bytes, self.server).unwrap();
+    }
+
+    pub(super) fn ack(&self, block: u16) {
+        let [high, low] = block.to_be_bytes();
+        self.send(&[0, 4, high, low]);
+    }
+
+    /// Ends the transfer from this side.
+    pub(super) fn give_up(&self) {
+        self.send(b"\0\x05\0\0no thanks\0");
+    }
+
+    pub(super) fn send(&self, bytes: &[u8]) {
+        self.socket.send_to(bytes, self.transfer.unwrap()).unwrap();
+    }
+
+    /// The next reply; a silent server fails the test.
+    pub(super) fn reply(&mut self) -> Reply {
+        self.reply_within(Duration::from_secs(7)).expect("the server is silent")
+    }
+
+    pub(super) fn reply_within(&mut self, limit: Duration) -> Option<Reply> {
+        self.socket.set_read_timeout(Some(limit)).unwrap();
+        let mut buffer = vec![0; 70_000];
+        let (length, from) = match self.socket.recv_from(&mut buffer) {
+            Ok(received) => received,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+            Err(error) => panic!("{error}"),
+        };
+        self.transfer = Some(from);
+        let number = |at: usize| u16::from_be_bytes([buffer[at], buffer[at + 1]]);
+        let rest = &buffer[2..length];
+        Some(match number(0) {
+            3 => Reply::Data(number(2), rest[2..].to_vec()),
+            5 => Reply::Error(number(2), texts(&rest[2..]).remove(0)),
+            6 => Reply::Oack(texts(rest).chunks(2).map(|p| (p[0].clone(), p[1].clone())).collect()),
+            other => panic!("opcode {other}"),
+        })
+    }
+}
+
+/// A request's bytes; 1 reads, 2 writes.
+pub(super) fn request(opcode: u8, name: &str, options: &[(&str, &str)]) -> Vec<u8> {
+    let mut bytes = vec![0, opcode];
+    for text in [name, "octet"].into_iter().chain(options.iter().flat_map(|(k, v)| [*k, *v])) {
+        bytes.extend(text.as_bytes());
+        bytes.push(0);
+    }
+    bytes
+}
+
+/// Fetches a file as RFC 7440 says; the server's ERROR is the error.
+pub(super) fn get(
+    server: SocketAddr,
+    name: &str,
+    options: &[(&str, &str)],
+) -> Result<Vec<u8>, (u16, String)> {
+    get_losing(&mut Client::new(server), name, options, |_| false)
+}
+
+/// The same through a network that loses the packets `loses` says, counted from 0 in the order they arrive.
+pub(super) fn get_losing(
+    client: &mut Client,
+    name: &str,
+    options: &[(&str, &str)],
+    mut loses: impl FnMut(u64) -> bool,
+) -> Result<Vec<u8>, (u16, String)> {
+    client.request(name, options);
+    let (mut block_size, mut window, mut arrived, mut content) = (512, 1, 0_u64, Vec::new());
+    // Blocks had in order, and how many of them since the last ACK.
+    let (mut last, mut unacknowledged) = (0_u16, 0);
+    loop {
+        let reply = client.reply();
+        arrived += 1;
+        if loses(arrived - 1) {
+            continue;
+        }
+        match reply {
+            Reply::Oack(granted) => {
+                for (option, value) in granted {
+                    match option.as_str() {
+                        "blksize" => block_size = value.parse().unwrap(),
+                        "windowsize" => window = value.parse().unwrap(),
+                        _ => {}
+                    }
+                }
+                client.ack(0);
+            }
+            Reply::Error(code, message) => return Err((code, message)),
+            Reply::Data(number, data) if number == last.wrapping_add(1) => {
+                let end = data.len() < block_size;
+                content.extend(data);
+                (last, unacknowledged) = (number, unacknowledged + 1);
+                if end || unacknowledged == window {
+                    client.ack(last);
+                    unacknowledged = 0;
+                }
+                if end {
+                    return Ok(content);
+                }
+            }
+            // A gap: ask for what follows the last block had. A block had already: its ACK was lost.
+            Reply::Data(..) => {
+                client.ack(last);
+                unacknowledged = 0;
+            }
+        }
+    }
+}
+
+fn texts(bytes: &[u8]) -> Vec<String> {
+    let mut texts: Vec<String> =
+        bytes.split(|b| *b == 0).map(|text| String::from_utf8(text.to_vec()).unwrap()).collect();
+    assert_eq!(texts.pop().as_deref(), Some(""), "the last text has no end");
+    texts
+}

@@ -1,0 +1,207 @@
+//! Files, sizes, options, names.
+
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    path::Path,
+    process::Command,
+    thread,
+};
+
+use hostler::model::boot::{BootMenu, Firmware};
+
+use super::{
+    Room, deploy, mac, node, noise,
+    raw::{Client, Reply, get},
+};
+
+/// Runs a client program and gives what it fetched, or what it said.
+fn run(command: &mut Command, output: &Path) -> Result<Vec<u8>, String> {
+    let done = command.output().unwrap();
+    let said =
+        [done.stdout, done.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
+    // tftp-hpa answers 0 even when there is no such file.
+    if done.status.success() && !said.contains("Error code") {
+        Ok(fs::read(output).unwrap_or_default())
+    } else {
+        Err(said)
+    }
+}
+
+fn curl(server: SocketAddr, name: &str, options: &[&str]) -> Result<Vec<u8>, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("output");
+    let mut command = Command::new("curl");
+    command.args(["-sS", "--max-time", "20", "-o"]).arg(&output).args(options);
+    run(command.arg(format!("tftp://{server}/{name}")), &output)
+}
+
+fn tftp_hpa(server: SocketAddr, name: &str) -> Result<Vec<u8>, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("output");
+    let mut command = Command::new("tftp");
+    command.args(["-m", "binary", &server.ip().to_string(), &server.port().to_string()]);
+    run(command.args(["-c", "get", name]).arg(&output), &output)
+}
+
+fn busybox(server: SocketAddr, name: &str, block: u16) -> Result<Vec<u8>, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("output");
+    let mut command = Command::new("busybox");
+    command.args(["tftp", "-g", "-b", &block.to_string(), "-r", name, "-l"]).arg(&output);
+    run(command.args([server.ip().to_string(), server.port().to_string()]), &output)
+}
+
+#[test]
+fn real_clients_get_files_of_every_awkward_size() {
+    let room = Room::new();
+    for size in [0, 1, 511, 512, 513, 1024, 1428, 8192, 100_000] {
+        let content = noise(size);
+        room.file("file", &content);
+        assert!(tftp_hpa(room.address, "file").as_ref() == Ok(&content), "tftp-hpa {size}");
+        for block in [512, 1428] {
+            let got = busybox(room.address, "file", block);
+            assert!(got.as_ref() == Ok(&content), "busybox {size}, {block}");
+        }
+        // curl 7.88 cannot fetch an empty file from any server that tells its size.
+        for block in ["512", "1428", "65464"].iter().filter(|_| size > 0) {
+            let got = curl(room.address, "file", &["--tftp-blksize", block]);
+            assert!(got.as_ref() == Ok(&content), "curl {size}, {block}");
+        }
+        for window in ["1", "4", "64"] {
+            let got = get(room.address, "file", &[("blksize", "512"), ("windowsize", window)]);
+            assert!(got.as_ref() == Ok(&content), "window {window}, {size}");
+        }
+    }
+    let no_options = curl(room.address, "deploy/vmlinuz", &["--tftp-no-options"]);
+    assert!(no_options == Ok(noise(300_000)));
+}
+
+#[test]
+fn block_numbers_go_round_in_a_file_of_more_than_65535_blocks() {
+    const BYTES: u64 = 65_536 * 512 + 777;
+    let room = Room::new();
+    let file = File::create(room.loaders.join("large")).unwrap();
+    file.set_len(BYTES).unwrap();
+    let got = curl(room.address, "large", &["--tftp-blksize", "512"]).unwrap();
+    assert!(got.len() as u64 == BYTES && got.iter().all(|b| *b == 0));
+
+    // More than three rounds, with bytes that tell every block from every other.
+    let content = noise(200_000 * 8);
+    room.file("large", &content);
+    let got = get(room.address, "large", &[("blksize", "8"), ("windowsize", "64")]);
+    assert!(got == Ok(content));
+}
+
+#[test]
+fn options_are_answered_as_their_standards_say() {
+    let room = Room::new();
+    for (asked, granted) in [
+        (vec![("tsize", "0")], vec![("tsize", "42000")]),
+        (vec![("blksize", "65464")], vec![("blksize", "8192")]),
+        (vec![("windowsize", "65535")], vec![("windowsize", "64")]),
+        (vec![("TIMEOUT", "2")], vec![("timeout", "2")]),
+        (
+            vec![("timeout", "200"), ("utimeout", "1"), ("windowwait", "9"), ("blksize", "1428")],
+            vec![("blksize", "1428")],
+        ),
+    ] {
+        let mut client = Client::new(room.address);
+        client.request("pxelinux.0", &asked);
+        let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
+        assert_eq!(client.reply(), Reply::Oack(granted.iter().map(own).collect()), "{asked:?}");
+        client.give_up();
+    }
+    let mut client = Client::new(room.address);
+    client.request("pxelinux.0", &[("blksize", "7"), ("windowsize", "0"), ("timeout", "0")]);
+    assert!(matches!(client.reply(), Reply::Data(1, data) if data.len() == 512));
+    client.give_up();
+}
+
+#[test]
+fn a_menu_is_served_under_every_name_firmware_may_use() {
+    let room = Room::new();
+    room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("5ec2e7")).unwrap();
+    let menus = room.table.show(mac(1)).unwrap().1;
+    for prefix in ["", "/", "/tftpboot/", "tftpboot/", "\\", "//"] {
+        for (name, text) in [
+            ("pxelinux.cfg/01-52-54-00-00-00-01", &menus.pxelinux),
+            ("grub.cfg-01-52:54:00:00:00:01", &menus.grub),
+            ("grub/grub.cfg-01-52-54-00-00-00-01", &menus.grub),
+        ] {
+            let got = get(room.address, &format!("{prefix}{name}"), &[]).unwrap();
+            assert_eq!(String::from_utf8(got).unwrap(), text.expose(), "{prefix}{name}");
+        }
+    }
+    let got = tftp_hpa(room.address, "/grub/grub.cfg").unwrap();
+    assert!(String::from_utf8(got).unwrap().contains("configfile"));
+}
+
+#[test]
+fn an_unknown_machine_gets_file_not_found() {
+    let room = Room::new();
+    room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("x")).unwrap();
+    room.table.remove(&node("a"));
+    for name in [
+        "pxelinux.cfg/01-52-54-00-00-00-01",
+        "pxelinux.cfg/default",
+        "grub/grub.cfg-01-52:54:00:00:00:01",
+        "nothing",
+    ] {
+        let refused = Err((1, "file not found".to_owned()));
+        assert_eq!(get(room.address, name, &[("tsize", "0")]), refused, "{name}");
+    }
+    assert!(tftp_hpa(room.address, "nothing").unwrap_err().contains("not found"));
+    assert!(curl(room.address, "nothing", &[]).is_err());
+}
+
+#[test]
+fn a_switch_is_one_change_for_fifty_clients_at_once() {
+    let room = Room::new();
+    let (macs, menus) = ([mac(1), mac(2)], [deploy("attempt"), BootMenu::LocalDisk]);
+    let mut rendered = Vec::new();
+    for menu in &menus {
+        room.table.set(&node("a"), &macs, Firmware::Uefi, menu).unwrap();
+        rendered.push(room.table.show(mac(1)).unwrap().1.pxelinux.expose().as_bytes().to_vec());
+    }
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..50)
+            .map(|number| {
+                let (address, rendered) = (room.address, &rendered);
+                scope.spawn(move || {
+                    for _ in 0..10 {
+                        let name = format!("pxelinux.cfg/01-52-54-00-00-00-0{}", 1 + number % 2);
+                        let got = get(address, &name, &[("blksize", "64")]).unwrap();
+                        assert!(rendered.contains(&got), "{}", String::from_utf8_lossy(&got));
+                    }
+                })
+            })
+            .collect();
+        while clients.iter().any(|client| !client.is_finished()) {
+            for menu in &menus {
+                room.table.set(&node("a"), &macs, Firmware::Uefi, menu).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn two_hundred_clients_at_once_are_all_served() {
+    let room = Room::new();
+    let content = noise(300_000);
+    thread::scope(|scope| {
+        for _ in 0..200 {
+            scope.spawn(|| {
+                let got = get(room.address, "deploy/vmlinuz", &[("blksize", "1428")]);
+                assert!(got.as_ref() == Ok(&content), "{:?}", got.map(|bytes| bytes.len()));
+            });
+        }
+    });
+}
+
+#[test]
+fn ipv6_clients_are_served() {
+    let room = Room::with(|config| config.listen = "[::1]:0".parse().unwrap());
+    assert!(curl(room.address, "deploy/vmlinuz", &[]) == Ok(noise(300_000)));
+    assert!(tftp_hpa(room.address, "deploy/initramfs") == Ok(noise(70_000)));
+}
