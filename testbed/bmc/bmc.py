@@ -1,0 +1,298 @@
+"""A simulated BMC on pyghmi's server: IPMI 2.0, cipher suites 3 and 17, boot flags as the specification has them.
+
+Run by the room tests as a program; imported by the virtual rack, whose machines start and kill QEMU. It must never share a
+line of protocol with hostler: pyghmi is here because nobody who wrote hostler wrote it.
+"""
+
+import argparse
+import hashlib
+import hmac
+import json
+import os
+import struct
+import sys
+import threading
+import time
+import traceback
+
+import pyghmi.ipmi.private.constants as constants
+import pyghmi.ipmi.private.serversession as serversession
+import pyghmi.ipmi.private.session as ipmisession
+from pyghmi.ipmi.bmc import Bmc
+
+# Boot device selectors (IPMI 2.0 table 28-14, parameter 5) by the names a Machine is given.
+BOOT_DEVICES = {1: "network", 2: "hd", 3: "safe", 5: "optical", 6: "setup", 9: "hd", 15: "floppy"}
+# A one-shot boot device is forgotten after this long unless parameter 3 says otherwise (IPMI 2.0 table 28-14).
+BOOT_FLAGS_VALID_S = 60
+PRIVILEGES = {"user": 2, "operator": 3, "administrator": 4}
+
+
+class Machine:
+    """What a BMC controls: in memory here, a QEMU process in the virtual rack."""
+
+    def __init__(self):
+        self._on = False
+
+    def power_on(self, boot_device):
+        """Starts the machine from `boot_device`: `network`, `hd`, …, or None for the machine's own order."""
+        self._on = True
+
+    def power_off(self):
+        """Stops it at once."""
+        self._on = False
+
+    def is_on(self):
+        return self._on
+
+    def shut_down(self):
+        """The ACPI power button. A machine whose system ignores it overrides this with `pass`."""
+        self.power_off()
+
+
+class SimulatedBmc(Bmc):
+    """One BMC for one machine: chassis power and boot flags. `log(event, **fields)` hears of every command and change.
+
+    `slow_power_s` delays what a power command does; `deaf_power` accepts power commands and does nothing.
+    """
+
+    def __init__(self, machine, address, port=623, users=None, suites=(3, 17), privilege="administrator",
+                 slow_power_s=0, deaf_power=False, log=None, downgrade=False):
+        if ipmisession.myself is None:
+            # pyghmi wakes its own thread through this address, and guesses it wrongly for an IPv4 socket.
+            ipmisession.myself = address
+        serversession.ServerSession = SuiteSession
+        self.machine = machine
+        self.suites = suites
+        self.downgrade = downgrade
+        self.max_privilege = PRIVILEGES[privilege]
+        self.slow_power_s = slow_power_s
+        self.deaf_power = deaf_power
+        self.log = log or (lambda event, **fields: None)
+        self.boot_flags = bytearray(5)
+        self.boot_flags_set_at = 0.0
+        self.keep_boot_flags = False
+        self.lock = threading.RLock()
+        super().__init__(users or {}, port=port, address=address)
+
+    # Power
+
+    def get_power_state(self):
+        return 1 if self.machine.is_on() else 0
+
+    def power_on(self):
+        return self._later(self._start)
+
+    def power_off(self):
+        return self._later(self._stop)
+
+    def power_cycle(self):
+        if not self.machine.is_on():
+            return 0xD5  # not in this state
+        return self._later(self._restart)
+
+    def power_reset(self):
+        return self.power_cycle()
+
+    def power_shutdown(self):
+        return self._later(self._shut_down)
+
+    def _later(self, change):
+        if self.deaf_power:
+            return 0
+        if self.slow_power_s:
+            timer = threading.Timer(self.slow_power_s, change)
+            timer.daemon = True
+            timer.start()
+        else:
+            change()
+        return 0
+
+    def _start(self):
+        with self.lock:
+            if not self.machine.is_on():
+                device, efi = self._take_boot_device()
+                self.machine.power_on(device)
+                self.log("power", on=True, boot=device, efi=efi)
+
+    def _stop(self):
+        with self.lock:
+            if self.machine.is_on():
+                self.machine.power_off()
+                self.log("power", on=False)
+
+    def _restart(self):
+        with self.lock:
+            self._stop()
+            self._start()
+
+    def _shut_down(self):
+        with self.lock:
+            if self.machine.is_on():
+                self.machine.shut_down()
+                self.log("shutdown", on=self.machine.is_on())
+
+    # Boot flags
+
+    def _boot_flags_valid(self):
+        valid, persistent = self.boot_flags[0] & 0x80, self.boot_flags[0] & 0x40
+        fresh = time.monotonic() - self.boot_flags_set_at < BOOT_FLAGS_VALID_S
+        return bool(valid and (persistent or self.keep_boot_flags or fresh))
+
+    def _take_boot_device(self):
+        """The device for the boot that begins now, and its EFI bit. A one-shot choice is used up by it."""
+        if not self._boot_flags_valid():
+            return None, None
+        device = BOOT_DEVICES.get(self.boot_flags[1] >> 2 & 0xF)
+        efi = bool(self.boot_flags[0] & 0x20)
+        if not self.boot_flags[0] & 0x40:
+            self.boot_flags = bytearray(5)
+        return device, efi
+
+    def set_system_boot_options(self, request, session):
+        parameter, data = request["data"][0] & 0x7F, request["data"][1:]
+        if parameter == 3:
+            self.keep_boot_flags = bool(data[0] & 0x08)
+        elif parameter == 5:
+            if len(data) != 5:
+                return session.send_ipmi_response(code=0xC7)
+            self.boot_flags = bytearray(data)
+            self.boot_flags_set_at = time.monotonic()
+            self.log("boot", flags=self.boot_flags.hex())
+        elif parameter not in (0, 4):
+            return session.send_ipmi_response(code=0x80)
+        return session.send_ipmi_response()
+
+    def get_system_boot_options(self, request, session):
+        if request["data"][0] != 5:
+            return session.send_ipmi_response(code=0x80)
+        flags = bytearray(self.boot_flags)
+        if not self._boot_flags_valid():
+            flags[0] &= 0x7F
+        return session.send_ipmi_response(data=[1, 5, *flags])
+
+
+class SuiteSession(serversession.ServerSession):
+    """pyghmi's session with the hash following the suite the client asked for; pyghmi itself always answers with suite 3."""
+
+    # suite: algorithms (authentication, integrity, confidentiality), hash, bytes of integrity check value
+    SUITES = {3: ((1, 1, 1), hashlib.sha1, 12), 17: ((3, 4, 1), hashlib.sha256, 16)}
+
+    def create_open_session_response(self, request):
+        tag, self.clientsessionid = request[0], request[4:8]
+        asked = (request[12] & 0x3F, request[20] & 0x3F, request[28] & 0x3F)
+        offered = [self.SUITES[suite] for suite in self.bmc.suites]
+        chosen = [suite for suite in offered if suite[0] == asked]
+        if self.bmc.downgrade:
+            chosen = [self.SUITES[3]]
+        if not chosen:
+            return bytearray([tag, 0x11, 0, 0]) + self.clientsessionid
+        (auth, integrity, confidentiality), self.currhashlib, self.currhashlen = chosen[0]
+        self.clientpriv = 2
+        self.managedsessionid = os.urandom(4)
+        return (bytearray([tag, 0, 4, 0]) + self.clientsessionid + self.managedsessionid
+                + bytearray([0, 0, 0, 8, auth, 0, 0, 0,
+                             1, 0, 0, 8, integrity, 0, 0, 0,
+                             2, 0, 0, 8, confidentiality, 0, 0, 0]))
+
+    def _hmac(self, key, data):
+        return hmac.new(key, bytes(data), self.currhashlib).digest()
+
+    def _role_and_name(self):
+        return struct.pack("2B", self.rolem, len(self.username)) + self.username
+
+    def _got_rakp1(self, data):
+        self.Rm, self.rolem, self.username = data[8:24], data[24], bytes(data[28:])
+        self.maxpriv = min(self.rolem & 0b111, self.bmc.max_privilege)
+        password = self.authdata.get(self.username.decode("utf-8", "replace"))
+        if password is None:
+            self._send_plain("rakp2", bytearray([data[0], 0x0D, 0, 0]) + self.clientsessionid)
+            return
+        self.Rc, self.uuiddata, self.kuid = os.urandom(16), self.uuid.bytes, password.encode("utf-8")
+        authcode = self._hmac(self.kuid, self.clientsessionid + self.managedsessionid + self.Rm + self.Rc
+                              + self.uuiddata + self._role_and_name())
+        self._send_plain("rakp2", bytearray([data[0], 0, 0, 0]) + self.clientsessionid + self.Rc + self.uuiddata
+                         + authcode)
+
+    def _got_rakp3(self, data):
+        expected = self._hmac(self.kuid, self.Rc + self.clientsessionid + self._role_and_name())
+        if data[1] != 0 or expected != bytes(data[8:]):
+            return
+        self.sik = self._hmac(self.kuid, self.Rm + self.Rc + self._role_and_name())
+        self.k1 = self._hmac(self.sik, b"\x01" * 20)
+        self.k2 = self._hmac(self.sik, b"\x02" * 20)
+        self.aeskey = self.k2[0:16]
+        self.localsid = struct.unpack("<I", self.managedsessionid)[0]
+        self.ipmicallback = self.handle_client_request
+        self.bmc.log("session", open=True, peer=self.sockaddr[1], suite=17 if self.currhashlen == 16 else 3)
+        self._send_rakp4(data[0], 0)
+
+    def _send_rakp4(self, tagvalue, statuscode):
+        check = self._hmac(self.sik, self.Rm + self.managedsessionid + self.uuiddata)[:self.currhashlen]
+        self._send_plain("rakp4", bytearray([tagvalue, statuscode, 0, 0]) + self.clientsessionid + check)
+        self.confalgo, self.integrityalgo = "aes", "by suite"
+        self.sequencenumber = 1
+        self.sessionid = struct.unpack("<I", bytes(self.clientsessionid))[0]
+
+    def _send_plain(self, name, payload):
+        self.send_payload(payload, constants.payload_types[name], retry=False)
+
+    def handle_client_request(self, request):
+        self.bmc.log("command", netfn=request["netfn"], command=request["command"],
+                     data=bytes(request["data"]).hex(), peer=self.sockaddr[1])
+        super().handle_client_request(request)
+
+    def close_server_session(self):
+        self.bmc.log("session", open=False, peer=self.sockaddr[1])
+        ipmisession.Session.bmc_handlers.pop(self.sockaddr, None)
+
+
+def serve():
+    """Answers for every BMC of this process, for ever. No datagram may end it."""
+    while True:
+        try:
+            ipmisession.Session.wait_for_rsp(30)
+        except Exception:
+            traceback.print_exc()
+
+
+def json_log(path):
+    """A `log` for SimulatedBmc that appends one JSON object a line."""
+    file = open(path, "a", buffering=1, encoding="utf-8")
+
+    def log(event, **fields):
+        file.write(json.dumps({"event": event, **fields}) + "\n")
+
+    return log
+
+
+def main():
+    parser = argparse.ArgumentParser(description="A simulated BMC with a machine in memory.")
+    parser.add_argument("--listen", default="127.0.0.1", help="the one address to bind")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--user", default="admin")
+    parser.add_argument("--password-file", required=True)
+    parser.add_argument("--suite", choices=["3", "17", "both", "downgrade"], default="both",
+                        help="downgrade: answer with suite 3 whatever was asked, as pyghmi itself does")
+    parser.add_argument("--privilege", choices=PRIVILEGES, default="administrator", help="the most the user may ask for")
+    parser.add_argument("--slow-power", type=float, default=0, metavar="SECONDS")
+    parser.add_argument("--deaf-power", action="store_true", help="accept power commands and do nothing")
+    parser.add_argument("--on", action="store_true", help="the machine is on to begin with")
+    parser.add_argument("--log", metavar="FILE", help="one JSON line per command received and state change")
+    args = parser.parse_args()
+
+    with open(args.password_file, encoding="utf-8") as file:
+        password = file.read().rstrip("\n")
+    machine = Machine()
+    if args.on:
+        machine.power_on(None)
+    SimulatedBmc(
+        machine, args.listen, args.port, users={args.user: password},
+        suites={"3": (3,), "17": (17,), "both": (3, 17), "downgrade": (3,)}[args.suite],
+        downgrade=args.suite == "downgrade", privilege=args.privilege, slow_power_s=args.slow_power,
+        deaf_power=args.deaf_power, log=json_log(args.log) if args.log else None)
+    print("ready", flush=True)
+    serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
