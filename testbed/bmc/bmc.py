@@ -30,8 +30,9 @@ PRIVILEGES = {"user": 2, "operator": 3, "administrator": 4}
 class Machine:
     """What a BMC controls: in memory here, a QEMU process in the virtual rack."""
 
-    def __init__(self):
+    def __init__(self, deaf_shutdown=False):
         self._on = False
+        self._deaf_shutdown = deaf_shutdown
 
     def power_on(self, boot_device):
         """Starts the machine from `boot_device`: `network`, `hd`, …, or None for the machine's own order."""
@@ -45,18 +46,20 @@ class Machine:
         return self._on
 
     def shut_down(self):
-        """The ACPI power button. A machine whose system ignores it overrides this with `pass`."""
-        self.power_off()
+        """The ACPI power button, which a system may ignore."""
+        if not self._deaf_shutdown:
+            self.power_off()
 
 
 class SimulatedBmc(Bmc):
     """One BMC for one machine: chassis power and boot flags. `log(event, **fields)` hears of every command and change.
 
-    `slow_power_s` delays what a power command does; `deaf_power` accepts power commands and does nothing.
+    `slow_power_s` delays what a power command does; `deaf_power` accepts power commands and does nothing;
+    `busy` is the number of commands first answered with "node busy".
     """
 
     def __init__(self, machine, address, port=623, users=None, suites=(3, 17), privilege="administrator",
-                 slow_power_s=0, deaf_power=False, log=None, downgrade=False):
+                 slow_power_s=0, deaf_power=False, busy=0, log=None, downgrade=False):
         if ipmisession.myself is None:
             # pyghmi wakes its own thread through this address, and guesses it wrongly for an IPv4 socket.
             ipmisession.myself = address
@@ -67,6 +70,7 @@ class SimulatedBmc(Bmc):
         self.max_privilege = PRIVILEGES[privilege]
         self.slow_power_s = slow_power_s
         self.deaf_power = deaf_power
+        self.busy = busy
         self.log = log or (lambda event, **fields: None)
         self.boot_flags = bytearray(5)
         self.boot_flags_set_at = 0.0
@@ -239,7 +243,11 @@ class SuiteSession(serversession.ServerSession):
     def handle_client_request(self, request):
         self.bmc.log("command", netfn=request["netfn"], command=request["command"],
                      data=bytes(request["data"]).hex(), peer=self.sockaddr[1])
-        super().handle_client_request(request)
+        if self.bmc.busy and request["netfn"] == 0:
+            self.bmc.busy -= 1
+            self.send_ipmi_response(code=0xC0)
+        else:
+            super().handle_client_request(request)
 
     def close_server_session(self):
         self.bmc.log("session", open=False, peer=self.sockaddr[1])
@@ -260,7 +268,7 @@ def json_log(path):
     file = open(path, "a", buffering=1, encoding="utf-8")
 
     def log(event, **fields):
-        file.write(json.dumps({"event": event, **fields}) + "\n")
+        file.write(json.dumps({"time": time.monotonic(), "event": event, **fields}) + "\n")
 
     return log
 
@@ -276,20 +284,22 @@ def main():
     parser.add_argument("--privilege", choices=PRIVILEGES, default="administrator", help="the most the user may ask for")
     parser.add_argument("--slow-power", type=float, default=0, metavar="SECONDS")
     parser.add_argument("--deaf-power", action="store_true", help="accept power commands and do nothing")
+    parser.add_argument("--deaf-shutdown", action="store_true", help="the system ignores the ACPI power button")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="answer the first N chassis commands with node busy")
     parser.add_argument("--on", action="store_true", help="the machine is on to begin with")
     parser.add_argument("--log", metavar="FILE", help="one JSON line per command received and state change")
     args = parser.parse_args()
 
     with open(args.password_file, encoding="utf-8") as file:
         password = file.read().rstrip("\n")
-    machine = Machine()
+    machine = Machine(args.deaf_shutdown)
     if args.on:
         machine.power_on(None)
     SimulatedBmc(
         machine, args.listen, args.port, users={args.user: password},
         suites={"3": (3,), "17": (17,), "both": (3, 17), "downgrade": (3,)}[args.suite],
         downgrade=args.suite == "downgrade", privilege=args.privilege, slow_power_s=args.slow_power,
-        deaf_power=args.deaf_power, log=json_log(args.log) if args.log else None)
+        deaf_power=args.deaf_power, busy=args.busy, log=json_log(args.log) if args.log else None)
     print("ready", flush=True)
     serve()
 

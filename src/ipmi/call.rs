@@ -1,0 +1,312 @@
+//! One call to a BMC: the turn, the session, and everything that may pass tried again until the deadline.
+//!
+//! Called by the client, which speaks to it in commands. It must never outlast the deadline, try a wrong password again and again, or
+//! open a second session beside the first.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use tokio::{
+    net::lookup_host,
+    sync::MutexGuard,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+
+use super::{
+    client::{Bmc, Memory},
+    commands::Command,
+    error::{IpmiError, IpmiErrorKind},
+    handshake::{Credentials, Failure},
+    link::{Exchange, Link, NotOpened},
+};
+use crate::model::spec::CipherSuite;
+
+/// Suites in the order they are tried when the spec names none.
+const SUITES: [CipherSuite; 2] = [CipherSuite::Sha256, CipherSuite::Sha1];
+/// Handshakes whose check value does not fit the password before the password is called wrong. One or two happen when the network
+/// repeats datagrams to a BMC that begins anew each time; four in a row would need more bad luck than there is.
+const MISMATCHES_MAX: u32 = 4;
+/// Longest K_UID (IPMI 2.0 §13.31).
+const PASSWORD_BYTES_MAX: usize = 20;
+
+/// A call under way. It holds the BMC's turn.
+pub(super) struct Call<'a> {
+    pub(super) bmc: &'a Bmc,
+    pub(super) memory: MutexGuard<'a, Memory>,
+    started: Instant,
+    deadline: Instant,
+    link: Option<Link>,
+    /// What stood in the way last: the error if the deadline comes now.
+    trouble: Trouble,
+}
+
+#[derive(Clone, Debug)]
+enum Trouble {
+    Unresolved(String),
+    Silence(Option<io::ErrorKind>),
+    Status(u8),
+    Busy(Command, u8),
+}
+
+/// Completion codes after which the same command may succeed (IPMI 2.0 table 5-2): node busy, timeout, out of space, duplicated
+/// request, BMC initialising.
+const PASSING: [u8; 5] = [0xc0, 0xc3, 0xc4, 0xcf, 0xd2];
+/// Insufficient privilege, by the general code and by those of Set Session Privilege Level (IPMI 2.0 table 5-2, §22.18).
+const INSUFFICIENT_PRIVILEGE: u8 = 0xd4;
+const PRIVILEGE_NOT_AVAILABLE: [u8; 2] = [0x80, 0x81];
+
+impl<'a> Call<'a> {
+    /// Waits for the BMC's turn and for the pause since the last call.
+    pub(super) async fn begin(bmc: &'a Bmc, deadline: Instant) -> Result<Self, IpmiError> {
+        let started = Instant::now();
+        let waited = || started.elapsed();
+        let in_use = || bmc.error(IpmiErrorKind::InUse { waited: waited() });
+        let memory = timeout_at(deadline, bmc.memory.lock()).await.map_err(|_| in_use())?;
+        let trouble = Trouble::Silence(None);
+        let call = Self { bmc, memory, started, deadline, link: None, trouble };
+        if let Some(last) = call.memory.last_contact {
+            sleep_until((last + bmc.config.spacing).min(deadline)).await;
+        }
+        Ok(call)
+    }
+
+    /// Ends the call: closes the session if there is one.
+    pub(super) async fn end(mut self) {
+        if let Some(link) = self.link.take() {
+            link.close(self.deadline).await;
+        }
+    }
+
+    /// Sends a command until it is answered; the data of the answer, or why there is none.
+    pub(super) async fn command(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
+        match timeout_at(self.deadline, self.persist(command)).await {
+            Ok(result) => result,
+            Err(_elapsed) => Err(self.overdue()),
+        }
+    }
+
+    /// A pause between two commands; `false` if the deadline comes first.
+    pub(super) async fn pause(&self, length: Duration) -> bool {
+        let end = Instant::now() + length;
+        sleep_until(end.min(self.deadline)).await;
+        end < self.deadline
+    }
+
+    pub(super) fn error(&self, kind: IpmiErrorKind) -> IpmiError {
+        self.bmc.error(kind)
+    }
+
+    async fn persist(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
+        let mut pauses = self.pauses();
+        loop {
+            let mut link = match self.link.take() {
+                Some(link) => link,
+                None => self.connect().await?,
+            };
+            match link.exchange(command).await {
+                Exchange::Spent => link.close(self.deadline).await,
+                Exchange::Silence(network) => self.trouble = Trouble::Silence(network),
+                Exchange::Answer(answer) => {
+                    self.link = Some(link);
+                    match answer.completion {
+                        0 => return Ok(answer.data),
+                        INSUFFICIENT_PRIVILEGE => return Err(self.privilege_refused()),
+                        code if PASSING.contains(&code) => {
+                            self.trouble = Trouble::Busy(command, code);
+                            sleep(pauses.next()).await;
+                        }
+                        completion => {
+                            let command = command.name();
+                            let kind = IpmiErrorKind::CommandRefused { command, completion };
+                            return Err(self.error(kind));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Opens a session and raises it to the privilege wanted, for as long as it takes.
+    async fn connect(&mut self) -> Result<Link, IpmiError> {
+        let config = &self.bmc.config;
+        let bytes = config.password.expose().len();
+        if bytes > PASSWORD_BYTES_MAX {
+            return Err(self.error(IpmiErrorKind::PasswordTooLong { bytes }));
+        }
+        let mut pauses = self.pauses();
+        let mut mismatches = 0;
+        let mut refused = Vec::new();
+        for attempt in 0.. {
+            let Some(address) = self.resolve(attempt).await else {
+                sleep(pauses.next()).await;
+                continue;
+            };
+            let suite = self.suite(&refused, attempt)?;
+            let credentials = Credentials {
+                username: config.username.clone(),
+                password: config.password.clone(),
+                privilege: config.privilege,
+            };
+            match Link::open(address, credentials, suite, self.bmc.timing).await {
+                Ok(link) => {
+                    self.memory.suite = Some(suite);
+                    if let Some(link) = self.raise_privilege(link).await? {
+                        return Ok(link);
+                    }
+                }
+                Err(failed) => {
+                    tracing::debug!(bmc = %config.address, suite = u8::from(suite), ?failed, "no session");
+                    if failed.suite_accepted {
+                        self.memory.suite = Some(suite);
+                    }
+                    match self.not_opened(&failed, &mut mismatches)? {
+                        Next::AtOnce => {}
+                        Next::OtherSuite => {
+                            self.memory.suite = None;
+                            refused.push(suite);
+                        }
+                        Next::AfterPause => sleep(pauses.next()).await,
+                    }
+                }
+            }
+        }
+        unreachable!("attempts are endless")
+    }
+
+    /// The suite of this attempt: the spec's, else the one known to work, else 17 and 3 by turns, leaving out what was refused.
+    fn suite(&self, refused: &[CipherSuite], attempt: usize) -> Result<CipherSuite, IpmiError> {
+        let asked: &[CipherSuite] = self.bmc.config.cipher_suite.as_slice();
+        let asked = if asked.is_empty() { &SUITES } else { asked };
+        let left: Vec<CipherSuite> =
+            asked.iter().copied().filter(|suite| !refused.contains(suite)).collect();
+        let by_turns = left.iter().cycle().nth(attempt % SUITES.len());
+        self.memory
+            .suite
+            .filter(|suite| left.contains(suite))
+            .or(by_turns.copied())
+            .ok_or_else(|| self.error(IpmiErrorKind::SuitesRefused { suites: asked.to_vec() }))
+    }
+
+    /// One of the BMC's addresses, another one each time.
+    async fn resolve(&mut self, attempt: usize) -> Option<SocketAddr> {
+        let address = &self.bmc.config.address;
+        let found = match lookup_host((address.host.as_str(), address.port)).await {
+            Ok(addresses) => addresses.collect::<Vec<_>>(),
+            Err(error) => {
+                self.trouble = Trouble::Unresolved(error.to_string());
+                return None;
+            }
+        };
+        found.iter().cycle().nth(attempt % found.len().max(1)).copied()
+    }
+
+    /// What to do after a handshake that failed.
+    fn not_opened(&mut self, failed: &NotOpened, mismatches: &mut u32) -> Result<Next, IpmiError> {
+        match failed.failure {
+            Failure::Silent => {
+                self.trouble = Trouble::Silence(failed.network);
+                Ok(Next::AtOnce)
+            }
+            Failure::Mismatch => {
+                *mismatches += 1;
+                if *mismatches >= MISMATCHES_MAX {
+                    return Err(self.error(IpmiErrorKind::WrongPassword));
+                }
+                Ok(Next::AtOnce)
+            }
+            Failure::SuiteRefused => Ok(Next::OtherSuite),
+            Failure::UnknownUser => Err(self.error(IpmiErrorKind::WrongPassword)),
+            Failure::PrivilegeRefused => Err(self.privilege_refused()),
+            Failure::Status(status) => {
+                self.trouble = Trouble::Status(status);
+                Ok(Next::AfterPause)
+            }
+        }
+    }
+
+    /// Every session begins as `user`, who may look but not touch. `None`: the session was lost at once.
+    async fn raise_privilege(&mut self, mut link: Link) -> Result<Option<Link>, IpmiError> {
+        let command = Command::SetSessionPrivilege(self.bmc.config.privilege);
+        match link.exchange(command).await {
+            Exchange::Answer(answer) => match answer.completion {
+                0 => Ok(Some(link)),
+                code if PASSING.contains(&code) => {
+                    self.trouble = Trouble::Busy(command, code);
+                    link.close(self.deadline).await;
+                    sleep(self.pauses().next()).await;
+                    Ok(None)
+                }
+                code if code == INSUFFICIENT_PRIVILEGE
+                    || PRIVILEGE_NOT_AVAILABLE.contains(&code) =>
+                {
+                    link.close(self.deadline).await;
+                    Err(self.privilege_refused())
+                }
+                completion => {
+                    link.close(self.deadline).await;
+                    let command = command.name();
+                    Err(self.error(IpmiErrorKind::CommandRefused { command, completion }))
+                }
+            },
+            Exchange::Silence(network) => {
+                self.trouble = Trouble::Silence(network);
+                Ok(None)
+            }
+            Exchange::Spent => Ok(None),
+        }
+    }
+
+    fn privilege_refused(&self) -> IpmiError {
+        let config = &self.bmc.config;
+        self.error(IpmiErrorKind::PrivilegeRefused {
+            username: config.username.clone(),
+            privilege: config.privilege,
+        })
+    }
+
+    /// The error for a deadline that came before the answer.
+    fn overdue(&self) -> IpmiError {
+        let waited = self.started.elapsed();
+        self.error(match &self.trouble {
+            Trouble::Unresolved(reason) => IpmiErrorKind::Unresolved { reason: reason.clone() },
+            Trouble::Silence(network) => IpmiErrorKind::NoAnswer { waited, network: *network },
+            Trouble::Status(status) => IpmiErrorKind::NoSession { status: *status, waited },
+            Trouble::Busy(command, completion) => {
+                IpmiErrorKind::Busy { command: command.name(), completion: *completion, waited }
+            }
+        })
+    }
+
+    fn pauses(&self) -> Pauses {
+        Pauses { next: self.bmc.timing.resend_first, max: self.bmc.timing.resend_max }
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.memory.last_contact = Some(Instant::now());
+    }
+}
+
+/// What follows a handshake that failed.
+enum Next {
+    /// Another handshake.
+    AtOnce,
+    /// Another handshake with another suite.
+    OtherSuite,
+    /// Another handshake, but not at once: the BMC has to get over something.
+    AfterPause,
+}
+
+/// Pauses before trying again: each twice the last.
+struct Pauses {
+    next: Duration,
+    max: Duration,
+}
+
+impl Pauses {
+    fn next(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(self.max);
+        pause
+    }
+}

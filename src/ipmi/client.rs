@@ -1,0 +1,289 @@
+//! A BMC as the agent knows it: power states to reach and boot devices to set.
+//!
+//! Called by the agent. It must never take an accepted command for a carried-out one.
+
+use std::time::Duration;
+
+use tokio::{sync::Mutex, time::Instant};
+
+use super::{
+    call::Call,
+    commands::{self, BootFlags, Command},
+    error::{IpmiError, IpmiErrorKind},
+};
+use crate::model::{
+    boot::Firmware,
+    power::{BootDevice, BootPersistence, ChassisControl, PowerState},
+    secret::Secret,
+    spec::{BmcAddress, CipherSuite, Privilege},
+};
+
+/// How to reach a BMC.
+#[derive(Clone, Debug)]
+pub struct BmcConfig {
+    /// Where it answers.
+    pub address: BmcAddress,
+    /// Its user, at most 16 bytes; may be empty.
+    pub username: String,
+    /// The user's password, at most 20 bytes.
+    pub password: Secret,
+    /// The privilege level to ask for.
+    pub privilege: Privilege,
+    /// The one cipher suite to use; `None` tries 17, then 3, and remembers what worked.
+    pub cipher_suite: Option<CipherSuite>,
+    /// The pause between two calls, and between two looks at the power state: some BMCs crash when they are asked more often.
+    pub spacing: Duration,
+}
+
+/// The room's clockwork. The defaults are right for BMCs; tests on loopback are in more of a hurry.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Before a datagram is sent again for the first time. Each further wait is half as long again.
+    pub resend_first: Duration,
+    /// The longest of those waits.
+    pub resend_max: Duration,
+    /// Between two looks at the power state while it is to change, if the spacing is not longer.
+    pub poll: Duration,
+    /// Before a power command whose effect does not show is given again.
+    pub reissue: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            resend_first: Duration::from_secs(1),
+            resend_max: Duration::from_secs(4),
+            poll: Duration::from_secs(1),
+            reissue: Duration::from_secs(15),
+        }
+    }
+}
+
+/// One BMC. Calls take turns; each opens a session, does its work, and closes the session, also when it fails or is dropped.
+/// Every call tries again what may pass, until its deadline.
+#[derive(Debug)]
+pub struct Bmc {
+    pub(super) config: BmcConfig,
+    pub(super) timing: Timing,
+    pub(super) memory: Mutex<Memory>,
+}
+
+/// What a BMC taught us. Whoever holds it has the turn.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// The suite it accepted last.
+    pub(super) suite: Option<CipherSuite>,
+    /// Its maker's IANA number; `Some(None)` if it does not say.
+    manufacturer: Option<Option<u32>>,
+    /// When the last call ended.
+    pub(super) last_contact: Option<Instant>,
+}
+
+impl Bmc {
+    /// A BMC; nothing is sent yet.
+    pub fn new(config: BmcConfig) -> Self {
+        Self::with_timing(config, Timing::default())
+    }
+
+    /// The same with other waits.
+    pub fn with_timing(config: BmcConfig, timing: Timing) -> Self {
+        Self { config, timing, memory: Mutex::default() }
+    }
+
+    /// Whether the machine is on.
+    pub async fn power_state(&self, deadline: Instant) -> Result<PowerState, IpmiError> {
+        let mut call = Call::begin(self, deadline).await?;
+        let result = call.power_state().await;
+        call.end().await;
+        result
+    }
+
+    /// Gives one power command. That it was accepted does not mean that it was carried out: see [`Bmc::reach_power`].
+    pub async fn chassis_control(
+        &self,
+        control: ChassisControl,
+        deadline: Instant,
+    ) -> Result<(), IpmiError> {
+        let mut call = Call::begin(self, deadline).await?;
+        let result = call.command(Command::ChassisControl(control)).await;
+        call.end().await;
+        result.map(drop)
+    }
+
+    /// Off, a pause, on, by the BMC's own command. It is refused when the machine is off.
+    pub async fn power_cycle(&self, deadline: Instant) -> Result<(), IpmiError> {
+        self.chassis_control(ChassisControl::PowerCycle, deadline).await
+    }
+
+    /// Brings the machine to a power state and returns when the BMC reports it; at once if it does already.
+    pub async fn reach_power(
+        &self,
+        wanted: PowerState,
+        deadline: Instant,
+    ) -> Result<(), IpmiError> {
+        let mut call = Call::begin(self, deadline).await?;
+        let result = call.reach_power(wanted).await;
+        call.end().await;
+        result
+    }
+
+    /// Asks the system to shut down; if it has not within `grace`, or the BMC cannot ask, the power is cut.
+    pub async fn soft_off(&self, grace: Duration, deadline: Instant) -> Result<(), IpmiError> {
+        let mut call = Call::begin(self, deadline).await?;
+        let result = call.soft_off(grace).await;
+        call.end().await;
+        result
+    }
+
+    /// Chooses the device of the next boot or of all to come, and reads it back.
+    pub async fn set_boot_device(
+        &self,
+        device: BootDevice,
+        persistence: BootPersistence,
+        firmware: Firmware,
+        deadline: Instant,
+    ) -> Result<(), IpmiError> {
+        let mut call = Call::begin(self, deadline).await?;
+        let result = call.set_boot_device(device, persistence, firmware).await;
+        call.end().await;
+        result
+    }
+
+    pub(super) fn error(&self, kind: IpmiErrorKind) -> IpmiError {
+        IpmiError { bmc: self.config.address.clone(), kind }
+    }
+
+    /// Between two looks at the power state.
+    fn poll_interval(&self) -> Duration {
+        self.timing.poll.max(self.config.spacing)
+    }
+}
+
+impl Call<'_> {
+    async fn power_state(&mut self) -> Result<PowerState, IpmiError> {
+        let command = Command::GetChassisStatus;
+        let answer = self.command(command).await?;
+        commands::power_state(&answer)
+            .ok_or_else(|| self.error(IpmiErrorKind::BadAnswer { command: command.name() }))
+    }
+
+    async fn reach_power(&mut self, wanted: PowerState) -> Result<(), IpmiError> {
+        let control = match wanted {
+            PowerState::On => ChassisControl::PowerUp,
+            PowerState::Off => ChassisControl::PowerDown,
+        };
+        let mut first_accepted = None;
+        let mut reissue_at = Instant::now();
+        while self.power_state().await? != wanted {
+            if reissue_at <= Instant::now() {
+                // Refused in this state: it is on its way already, or has just arrived.
+                let given = self.command(Command::ChassisControl(control)).await;
+                accepted(given, |completion| completion == NOT_IN_THIS_STATE)?;
+                first_accepted.get_or_insert_with(Instant::now);
+                reissue_at = Instant::now() + self.bmc.timing.reissue;
+            }
+            if !self.pause(self.bmc.poll_interval()).await {
+                let waited = first_accepted.map_or(Duration::ZERO, |at| at.elapsed());
+                return Err(self.error(IpmiErrorKind::StateNotReached { wanted, waited }));
+            }
+        }
+        Ok(())
+    }
+
+    async fn soft_off(&mut self, grace: Duration) -> Result<(), IpmiError> {
+        if self.power_state().await? == PowerState::Off {
+            return Ok(());
+        }
+        let patience = Instant::now() + grace;
+        let asked = self.command(Command::ChassisControl(ChassisControl::SoftShutdown)).await;
+        if accepted(asked, |_| true)? {
+            while Instant::now() < patience && self.pause(self.bmc.poll_interval()).await {
+                if self.power_state().await? == PowerState::Off {
+                    return Ok(());
+                }
+            }
+        }
+        tracing::info!(bmc = %self.bmc.config.address, "no soft shutdown, cutting the power");
+        self.reach_power(PowerState::Off).await
+    }
+
+    async fn set_boot_device(
+        &mut self,
+        device: BootDevice,
+        persistence: BootPersistence,
+        firmware: Firmware,
+    ) -> Result<(), IpmiError> {
+        let supermicro_matters = device == BootDevice::Disk && firmware == Firmware::Uefi;
+        let manufacturer = if supermicro_matters { self.manufacturer().await? } else { None };
+        let flags = BootFlags::choose(device, persistence, firmware, manufacturer);
+        // The frame around the flags is as ipmitool sends it. Many BMCs know none of it, OpenBMC refuses parameter 3.
+        for optional in
+            [Command::KeepBootFlags, Command::SetBootInProgress(1), Command::ClearBootAcknowledge]
+        {
+            accepted(self.command(optional).await, |_| true)?;
+        }
+        let set = self.command(Command::SetBootFlags(flags)).await;
+        for optional in [Command::SetBootInProgress(2), Command::SetBootInProgress(0)] {
+            accepted(self.command(optional).await, |_| true)?;
+        }
+        set?;
+        self.verify_boot_device(device, flags).await
+    }
+
+    /// A BMC that cannot show its boot flags gets the benefit of the doubt; one that shows another device does not.
+    async fn verify_boot_device(
+        &mut self,
+        wanted: BootDevice,
+        flags: BootFlags,
+    ) -> Result<(), IpmiError> {
+        let bmc = &self.bmc.config.address;
+        let shown = match self.command(Command::GetBootFlags).await {
+            Ok(answer) => BootFlags::decode(&answer),
+            Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => None,
+            Err(error) => return Err(error),
+        };
+        match shown {
+            Some(shown) if shown == flags => Ok(()),
+            Some(shown) if !shown.chooses_nothing() && shown.selector != flags.selector => {
+                let reported = shown.selector;
+                Err(self.error(IpmiErrorKind::BootDeviceNotKept { wanted, reported }))
+            }
+            shown => {
+                tracing::warn!(%bmc, ?flags, ?shown, "the bmc accepted the boot device but does not show it as set");
+                Ok(())
+            }
+        }
+    }
+
+    async fn manufacturer(&mut self) -> Result<Option<u32>, IpmiError> {
+        if let Some(known) = self.memory.manufacturer {
+            return Ok(known);
+        }
+        let found = match self.command(Command::GetDeviceId).await {
+            Ok(answer) => commands::manufacturer(&answer),
+            Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => None,
+            Err(error) => return Err(error),
+        };
+        self.memory.manufacturer = Some(found);
+        Ok(found)
+    }
+}
+
+/// Completion code "not supported in present state".
+const NOT_IN_THIS_STATE: u8 = 0xd5;
+
+/// Whether the command was accepted. A refusal with a completion code that is `tolerable` is no error.
+fn accepted(
+    result: Result<Vec<u8>, IpmiError>,
+    tolerable: impl Fn(u8) -> bool,
+) -> Result<bool, IpmiError> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(IpmiError { kind: IpmiErrorKind::CommandRefused { completion, .. }, .. })
+            if tolerable(completion) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}

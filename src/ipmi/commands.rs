@@ -1,0 +1,242 @@
+//! The few IPMI commands hostler sends, and what their answers mean.
+//!
+//! Called by the client. It knows no session: a command is a network function, a number and some bytes.
+
+use crate::model::{
+    boot::Firmware,
+    power::{BootDevice, BootPersistence, ChassisControl, PowerState},
+    spec::Privilege,
+};
+
+/// Network functions (IPMI 2.0 table 5-1).
+const CHASSIS: u8 = 0x00;
+const APPLICATION: u8 = 0x06;
+
+/// Boot option parameters (IPMI 2.0 table 28-14).
+const SET_IN_PROGRESS: u8 = 0;
+const FLAG_EXPIRY: u8 = 3;
+const INFO_ACKNOWLEDGE: u8 = 4;
+const BOOT_FLAGS: u8 = 5;
+
+/// A request to a BMC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    /// §20.1
+    GetDeviceId,
+    /// §22.18
+    SetSessionPrivilege(Privilege),
+    /// §22.19, with the BMC's own session id.
+    CloseSession(u32),
+    /// §28.2
+    GetChassisStatus,
+    /// §28.3
+    ChassisControl(ChassisControl),
+    /// §28.12, parameter 0: 1 while others are set, 2 to commit, 0 at the end.
+    SetBootInProgress(u8),
+    /// §28.12, parameter 3: do not forget the boot flags after 60 seconds.
+    KeepBootFlags,
+    /// §28.12, parameter 4: the boot information is for the BIOS, and it has not handled it yet.
+    ClearBootAcknowledge,
+    /// §28.12, parameter 5.
+    SetBootFlags(BootFlags),
+    /// §28.13, parameter 5.
+    GetBootFlags,
+}
+
+impl Command {
+    /// Network function, command number and data.
+    pub(super) fn encode(self) -> (u8, u8, Vec<u8>) {
+        match self {
+            Self::GetDeviceId => (APPLICATION, 0x01, vec![]),
+            Self::SetSessionPrivilege(privilege) => {
+                (APPLICATION, 0x3b, vec![privilege_level(privilege)])
+            }
+            Self::CloseSession(id) => (APPLICATION, 0x3c, id.to_le_bytes().to_vec()),
+            Self::GetChassisStatus => (CHASSIS, 0x01, vec![]),
+            Self::ChassisControl(control) => (CHASSIS, 0x02, vec![control_code(control)]),
+            Self::SetBootInProgress(state) => (CHASSIS, 0x08, vec![SET_IN_PROGRESS, state]),
+            Self::KeepBootFlags => (CHASSIS, 0x08, vec![FLAG_EXPIRY, 0x08]),
+            Self::ClearBootAcknowledge => (CHASSIS, 0x08, vec![INFO_ACKNOWLEDGE, 1, 1]),
+            Self::SetBootFlags(flags) => {
+                let [first, second] = flags.encode();
+                (CHASSIS, 0x08, vec![BOOT_FLAGS, first, second, 0, 0, 0])
+            }
+            Self::GetBootFlags => (CHASSIS, 0x09, vec![BOOT_FLAGS, 0, 0]),
+        }
+    }
+
+    /// The command in words for messages.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::GetDeviceId => "get device id",
+            Self::SetSessionPrivilege(_) => "set session privilege level",
+            Self::CloseSession(_) => "close session",
+            Self::GetChassisStatus => "get chassis status",
+            Self::ChassisControl(ChassisControl::PowerDown) => "power off",
+            Self::ChassisControl(ChassisControl::PowerUp) => "power on",
+            Self::ChassisControl(ChassisControl::PowerCycle) => "power cycle",
+            Self::ChassisControl(ChassisControl::HardReset) => "reset",
+            Self::ChassisControl(ChassisControl::SoftShutdown) => "ask for a shutdown",
+            Self::SetBootInProgress(_)
+            | Self::KeepBootFlags
+            | Self::ClearBootAcknowledge
+            | Self::SetBootFlags(_) => "set boot options",
+            Self::GetBootFlags => "get boot options",
+        }
+    }
+}
+
+/// The number of a privilege level (IPMI 2.0 §22.18).
+pub(super) const fn privilege_level(privilege: Privilege) -> u8 {
+    match privilege {
+        Privilege::Operator => 3,
+        Privilege::Administrator => 4,
+    }
+}
+
+const fn control_code(control: ChassisControl) -> u8 {
+    match control {
+        ChassisControl::PowerDown => 0,
+        ChassisControl::PowerUp => 1,
+        ChassisControl::PowerCycle => 2,
+        ChassisControl::HardReset => 3,
+        ChassisControl::SoftShutdown => 5,
+    }
+}
+
+/// The power state in the answer to [`Command::GetChassisStatus`].
+pub(super) fn power_state(answer: &[u8]) -> Option<PowerState> {
+    let current = answer.first()?;
+    Some(if current & 1 == 1 { PowerState::On } else { PowerState::Off })
+}
+
+/// The maker's IANA number in the answer to [`Command::GetDeviceId`].
+pub(super) fn manufacturer(answer: &[u8]) -> Option<u32> {
+    let bytes = answer.get(6..9)?.first_chunk::<3>()?;
+    let [low, middle, high] = *bytes;
+    Some(u32::from_le_bytes([low, middle, high, 0]) & 0x000f_ffff)
+}
+
+/// Supermicro's numbers. Its BMCs know the UEFI disk by a selector of their own and say nothing of a wrong one.
+const SUPERMICRO: [u32; 2] = [10876, 47488];
+
+/// The first two bytes of the boot flags (IPMI 2.0 table 28-14, parameter 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BootFlags {
+    pub(super) valid: bool,
+    pub(super) persistent: bool,
+    pub(super) efi: bool,
+    /// Boot device selector in bits 5 to 2, as on the wire.
+    pub(super) selector: u8,
+}
+
+impl BootFlags {
+    const VALID: u8 = 0x80;
+    const PERSISTENT: u8 = 0x40;
+    const EFI: u8 = 0x20;
+    const SELECTOR_MASK: u8 = 0x3c;
+    const PXE: u8 = 0x04;
+    const DISK: u8 = 0x08;
+    const SUPERMICRO_UEFI_DISK: u8 = 0x24;
+
+    /// The flags that choose a device on a BMC of this maker.
+    pub(super) fn choose(
+        device: BootDevice,
+        persistence: BootPersistence,
+        firmware: Firmware,
+        manufacturer: Option<u32>,
+    ) -> Self {
+        let supermicro = manufacturer.is_some_and(|number| SUPERMICRO.contains(&number));
+        Self {
+            valid: true,
+            persistent: persistence == BootPersistence::Persistent,
+            efi: firmware == Firmware::Uefi,
+            selector: match (device, firmware) {
+                (BootDevice::Pxe, _) => Self::PXE,
+                (BootDevice::Disk, Firmware::Uefi) if supermicro => Self::SUPERMICRO_UEFI_DISK,
+                (BootDevice::Disk, _) => Self::DISK,
+            },
+        }
+    }
+
+    fn encode(self) -> [u8; 2] {
+        let bit = |set: bool, mask: u8| if set { mask } else { 0 };
+        let first = bit(self.valid, Self::VALID)
+            | bit(self.persistent, Self::PERSISTENT)
+            | bit(self.efi, Self::EFI);
+        [first, self.selector]
+    }
+
+    /// The flags in the answer to [`Command::GetBootFlags`]; `None` if it is cut short or about another parameter.
+    pub(super) fn decode(answer: &[u8]) -> Option<Self> {
+        let [_version, parameter, first, second] = *answer.first_chunk::<4>()?;
+        (parameter & 0x7f == BOOT_FLAGS).then_some(Self {
+            valid: first & Self::VALID != 0,
+            persistent: first & Self::PERSISTENT != 0,
+            efi: first & Self::EFI != 0,
+            selector: second & Self::SELECTOR_MASK,
+        })
+    }
+
+    /// Whether no device is chosen at all.
+    pub(super) const fn chooses_nothing(self) -> bool {
+        self.selector == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::ids::hex;
+
+    fn flags(device: BootDevice, persistence: BootPersistence, firmware: Firmware) -> String {
+        let flags = BootFlags::choose(device, persistence, firmware, None);
+        hex(&Command::SetBootFlags(flags).encode().2)
+    }
+
+    #[test]
+    fn boot_flags_have_the_bytes_ironic_and_ipmitool_send() {
+        use {BootDevice::*, BootPersistence::*, Firmware::*};
+        assert_eq!(flags(Pxe, NextBoot, Uefi), "05a004000000");
+        assert_eq!(flags(Disk, Persistent, Uefi), "05e008000000");
+        assert_eq!(flags(Pxe, NextBoot, Bios), "058004000000");
+        assert_eq!(flags(Disk, Persistent, Bios), "05c008000000");
+    }
+
+    #[test]
+    fn only_supermicros_uefi_disk_has_a_selector_of_its_own() {
+        let selector = |device, firmware, maker| {
+            BootFlags::choose(device, BootPersistence::Persistent, firmware, maker).selector
+        };
+        assert_eq!(selector(BootDevice::Disk, Firmware::Uefi, Some(10876)), 0x24);
+        assert_eq!(selector(BootDevice::Disk, Firmware::Bios, Some(10876)), 0x08);
+        assert_eq!(selector(BootDevice::Pxe, Firmware::Uefi, Some(10876)), 0x04);
+        assert_eq!(selector(BootDevice::Disk, Firmware::Uefi, Some(674)), 0x08);
+    }
+
+    #[test]
+    fn answers_are_read_as_the_specification_lays_them_out() {
+        assert_eq!(power_state(&[0x21, 0, 0]), Some(PowerState::On));
+        assert_eq!(power_state(&[0x60, 0, 0]), Some(PowerState::Off));
+        assert_eq!(power_state(&[]), None);
+        let device_id = [0x20, 1, 2, 3, 0x51, 0xbf, 0x7c, 0x2a, 0x00, 1, 2];
+        assert_eq!(manufacturer(&device_id), Some(10876));
+        assert_eq!(BootFlags::decode(&[1, 4, 0xa0, 4]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn boot_flags_survive_the_wire(valid: bool, persistent: bool, efi: bool, selector in 0u8..16) {
+            let flags = BootFlags { valid, persistent, efi, selector: selector << 2 };
+            let [first, second] = flags.encode();
+            prop_assert_eq!(BootFlags::decode(&[1, 5, first, second, 0, 0, 0]), Some(flags));
+        }
+
+        #[test]
+        fn reading_answers_never_panics_on_any_bytes(bytes: Vec<u8>) {
+            let _ignored = (power_state(&bytes), manufacturer(&bytes), BootFlags::decode(&bytes));
+        }
+    }
+}

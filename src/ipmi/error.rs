@@ -1,0 +1,227 @@
+//! What can go wrong with a BMC, in an administrator's words.
+//!
+//! Made by the client; the agent matches on the kind, the administrator reads the message. No secret is in it.
+
+use std::{io, time::Duration};
+
+use thiserror::Error;
+
+use crate::model::{
+    power::{BootDevice, PowerState},
+    spec::{BmcAddress, CipherSuite, Privilege},
+};
+
+/// A call to a BMC failed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("bmc {bmc}: {kind}")]
+pub struct IpmiError {
+    /// Which BMC.
+    pub bmc: BmcAddress,
+    /// What happened.
+    pub kind: IpmiErrorKind,
+}
+
+/// The ways a call to a BMC fails. Whatever may pass was tried again until the deadline before it became one of these.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum IpmiErrorKind {
+    /// The host name has no address.
+    #[error("host name has no address: {reason}")]
+    Unresolved {
+        /// What the resolver said.
+        reason: String,
+    },
+    /// Nothing was heard until the deadline.
+    #[error("no answer in {}{}", seconds(*.waited), hint(*.network))]
+    NoAnswer {
+        /// How long it was tried.
+        waited: Duration,
+        /// What the network said, if anything: connection refused means that nothing listens there.
+        network: Option<io::ErrorKind>,
+    },
+    /// The user does not exist, or the password does not fit.
+    #[error("wrong user name or password")]
+    WrongPassword,
+    /// IPMI 2.0 passwords have at most 20 bytes.
+    #[error("the password has {bytes} bytes, IPMI 2.0 allows 20")]
+    PasswordTooLong {
+        /// The password's length.
+        bytes: usize,
+    },
+    /// The user is not allowed the privilege level of the spec.
+    #[error("user {username} may not use privilege {}", level(*.privilege))]
+    PrivilegeRefused {
+        /// The user.
+        username: String,
+        /// The level asked for.
+        privilege: Privilege,
+    },
+    /// The BMC takes none of the cipher suites asked for.
+    #[error("refuses cipher {}", suite_list(.suites))]
+    SuitesRefused {
+        /// Those asked for.
+        suites: Vec<CipherSuite>,
+    },
+    /// The BMC answered, but gave no session until the deadline.
+    #[error("gave no session in {}: {} (status {status:#04x})", seconds(*.waited), status_text(*.status))]
+    NoSession {
+        /// The last RMCP+ status code (IPMI 2.0 table 13-15).
+        status: u8,
+        /// How long it was tried.
+        waited: Duration,
+    },
+    /// The BMC was too busy until the deadline.
+    #[error("too busy to {command} for {}: {} (completion code {completion:#04x})", seconds(*.waited), completion_text(*.completion))]
+    Busy {
+        /// The command.
+        command: &'static str,
+        /// The last completion code (IPMI 2.0 table 5-2).
+        completion: u8,
+        /// How long it was tried.
+        waited: Duration,
+    },
+    /// Another call to this BMC was not over by the deadline.
+    #[error("another call to it was not over in {}", seconds(*.waited))]
+    InUse {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The BMC refused a command for good.
+    #[error("refused to {command}: {} (completion code {completion:#04x})", completion_text(*.completion))]
+    CommandRefused {
+        /// The command.
+        command: &'static str,
+        /// The completion code (IPMI 2.0 table 5-2).
+        completion: u8,
+    },
+    /// The answer to a command is not laid out as the specification says.
+    #[error("the answer to {command} is too short or about something else")]
+    BadAnswer {
+        /// The command.
+        command: &'static str,
+    },
+    /// The BMC took the power command, but the state did not follow.
+    #[error("accepted power {} but stayed {} for {}", .wanted.as_str(), opposite(*.wanted), seconds(*.waited))]
+    StateNotReached {
+        /// The state asked for.
+        wanted: PowerState,
+        /// Since the command was first accepted.
+        waited: Duration,
+    },
+    /// The BMC took the boot device, but reports another one.
+    #[error("accepted boot device {} but reports selector {reported:#04x}", device(*.wanted))]
+    BootDeviceNotKept {
+        /// The device asked for.
+        wanted: BootDevice,
+        /// The boot device selector it reports, as on the wire (IPMI 2.0 table 28-14).
+        reported: u8,
+    },
+}
+
+/// `30 s`, and `300 ms` below one second.
+fn seconds(duration: Duration) -> String {
+    if duration < Duration::from_secs(1) {
+        format!("{} ms", duration.as_millis())
+    } else {
+        format!("{:.0} s", duration.as_secs_f64())
+    }
+}
+
+fn hint(network: Option<io::ErrorKind>) -> String {
+    network.map_or_else(String::new, |kind| format!(" ({kind})"))
+}
+
+const fn level(privilege: Privilege) -> &'static str {
+    match privilege {
+        Privilege::Operator => "operator",
+        Privilege::Administrator => "administrator",
+    }
+}
+
+fn suite_list(suites: &[CipherSuite]) -> String {
+    let numbers: Vec<String> = suites.iter().map(|suite| u8::from(*suite).to_string()).collect();
+    format!("{} {}", if numbers.len() == 1 { "suite" } else { "suites" }, numbers.join(" and "))
+}
+
+const fn opposite(state: PowerState) -> &'static str {
+    match state {
+        PowerState::On => PowerState::Off.as_str(),
+        PowerState::Off => PowerState::On.as_str(),
+    }
+}
+
+const fn device(device: BootDevice) -> &'static str {
+    match device {
+        BootDevice::Pxe => "pxe",
+        BootDevice::Disk => "disk",
+    }
+}
+
+const fn status_text(status: u8) -> &'static str {
+    match status {
+        0x01 | 0x0b => "no free session",
+        0x02 | 0x08 => "it forgot the session while it was opened",
+        0x0f => "check values differ",
+        _ => "refused",
+    }
+}
+
+const fn completion_text(completion: u8) -> &'static str {
+    match completion {
+        0xc0 => "node busy",
+        0xc1 | 0xc2 => "command not supported",
+        0xc3 => "timeout",
+        0xc4 => "out of space",
+        0xc7 | 0xc8 => "wrong length",
+        0xcc => "invalid data",
+        0xcf => "duplicated request",
+        0xd2 => "bmc is initializing",
+        0xd5 => "not in this state",
+        _ => "refused",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: IpmiErrorKind) -> String {
+        let bmc = BmcAddress { host: "192.0.2.20".to_owned(), port: 623 };
+        IpmiError { bmc, kind }.to_string()
+    }
+
+    #[test]
+    fn messages_say_what_an_administrator_needs() {
+        let waited = Duration::from_secs(30);
+        let none = IpmiErrorKind::NoAnswer { waited, network: None };
+        assert_eq!(message(none), "bmc 192.0.2.20:623: no answer in 30 s");
+        let refused = Some(io::ErrorKind::ConnectionRefused);
+        let waited = Duration::from_millis(300);
+        let none = IpmiErrorKind::NoAnswer { waited, network: refused };
+        assert_eq!(message(none), "bmc 192.0.2.20:623: no answer in 300 ms (connection refused)");
+        assert_eq!(
+            message(IpmiErrorKind::WrongPassword),
+            "bmc 192.0.2.20:623: wrong user name or password"
+        );
+        assert_eq!(
+            message(IpmiErrorKind::PrivilegeRefused {
+                username: "admin".to_owned(),
+                privilege: Privilege::Administrator
+            }),
+            "bmc 192.0.2.20:623: user admin may not use privilege administrator"
+        );
+        let suites = vec![CipherSuite::Sha256, CipherSuite::Sha1];
+        assert_eq!(
+            message(IpmiErrorKind::SuitesRefused { suites }),
+            "bmc 192.0.2.20:623: refuses cipher suites 17 and 3"
+        );
+        let waited = Duration::from_secs(60);
+        assert_eq!(
+            message(IpmiErrorKind::StateNotReached { wanted: PowerState::On, waited }),
+            "bmc 192.0.2.20:623: accepted power on but stayed off for 60 s"
+        );
+        assert_eq!(
+            message(IpmiErrorKind::CommandRefused { command: "power cycle", completion: 0xd5 }),
+            "bmc 192.0.2.20:623: refused to power cycle: not in this state (completion code 0xd5)"
+        );
+    }
+}

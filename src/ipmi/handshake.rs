@@ -1,0 +1,346 @@
+//! Opening a session: the open session exchange and RAKP messages 1 to 4 (IPMI 2.0 §13.17 to §13.24), on a network that loses,
+//! repeats and reorders.
+//!
+//! Called by the link, which owns socket, clock and randomness. It does no I/O. It must never go on with algorithms other than those
+//! asked for, nor believe a BMC that has not proved that it knows the password.
+//!
+//! ```text
+//! open request ─► Opening ─► RAKP 1 ─► Challenged ─► RAKP 3 ─► Proved ─► session
+//! ```
+//!
+//! A BMC that hears a request twice may begin anew: another session id after the second open request, another challenge after the
+//! second RAKP 1. Which of them it holds to shows only in its check values. So every session id it named stays a candidate, and a
+//! later challenge replaces an earlier one; a handshake that stays muddled is given up for a fresh one from another port.
+
+use super::{
+    commands::privilege_level,
+    crypto::{AES_BLOCK_BYTES, Keys, algorithms, check_bytes, hmac, matches},
+    packet::{self, Packet, PayloadType},
+    session::Session,
+};
+use crate::model::{
+    secret::Secret,
+    spec::{CipherSuite, Privilege},
+};
+
+/// Look the user up by name alone, whatever privilege he may have (IPMI 2.0 table 13-11).
+const NAME_ONLY: u8 = 0x10;
+/// Session ids a BMC may name in one handshake. More than this come only from a network that repeats without end.
+const CANDIDATES_MAX: usize = 4;
+/// RAKP status codes (IPMI 2.0 table 13-15).
+const STATUS_INVALID_SESSION: u8 = 0x02;
+const STATUS_INVALID_CHECK: u8 = 0x0f;
+
+/// Who wants the session.
+#[derive(Clone, Debug)]
+pub(super) struct Credentials {
+    pub(super) username: String,
+    pub(super) password: Secret,
+    pub(super) privilege: Privilege,
+}
+
+/// What a handshake needs of chance: fresh for each.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chance {
+    pub(super) tag: u8,
+    pub(super) console_id: u32,
+    pub(super) challenge: [u8; 16],
+}
+
+/// A handshake under way.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    credentials: Credentials,
+    suite: CipherSuite,
+    chance: Chance,
+    /// The session ids the BMC named, newest last.
+    candidates: Vec<u32>,
+    stage: Stage,
+    datagram: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Opening,
+    Challenged,
+    Proved(Proof),
+    Over,
+}
+
+/// What RAKP message 2 gave us.
+#[derive(Debug)]
+struct Proof {
+    managed_id: u32,
+    challenge: Vec<u8>,
+    guid: Vec<u8>,
+    session_integrity_key: Secretive,
+    keys: Keys,
+}
+
+/// Bytes wiped when dropped, blank in every log.
+#[derive(zeroize::ZeroizeOnDrop)]
+struct Secretive(Vec<u8>);
+
+impl std::fmt::Debug for Secretive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("..")
+    }
+}
+
+/// What a datagram did to the handshake.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// Nothing: not for us, or nothing new.
+    None,
+    /// There is a new datagram to send.
+    Send,
+    /// The BMC proved itself.
+    Established(Session),
+    /// It cannot succeed any more.
+    Failed(Failure),
+}
+
+/// Why a handshake ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Nothing was heard, or no more.
+    Silent,
+    /// The suite was refused, or another one answered.
+    SuiteRefused,
+    /// The BMC's check value does not fit the password. A muddled handshake looks the same: once is no evidence.
+    Mismatch,
+    /// The BMC knows no such user.
+    UnknownUser,
+    /// The user may not have the privilege.
+    PrivilegeRefused,
+    /// Another status (IPMI 2.0 table 13-15): no free session, or out of step.
+    Status(u8),
+}
+
+impl Handshake {
+    /// A handshake whose first datagram is the open session request.
+    pub(super) fn start(credentials: Credentials, suite: CipherSuite, chance: Chance) -> Self {
+        let mut payload = vec![chance.tag, 0, 0, 0];
+        payload.extend_from_slice(&chance.console_id.to_le_bytes());
+        for (kind, algorithm) in (0..).zip(algorithms(suite)) {
+            payload.extend_from_slice(&[kind, 0, 0, 8, algorithm, 0, 0, 0]);
+        }
+        let datagram = packet::encode(PayloadType::OpenRequest, 0, 0, &payload);
+        let (candidates, stage) = (Vec::new(), Stage::Opening);
+        Self { credentials, suite, chance, candidates, stage, datagram }
+    }
+
+    /// The datagram to send now, and again if nothing is heard.
+    pub(super) fn datagram(&self) -> &[u8] {
+        &self.datagram
+    }
+
+    /// Whether the BMC has taken the suite.
+    pub(super) fn suite_accepted(&self) -> bool {
+        !self.candidates.is_empty()
+    }
+
+    /// Whether the BMC may think that the session is open: repeating RAKP message 3 then helps little.
+    pub(super) fn proved(&self) -> bool {
+        matches!(self.stage, Stage::Proved(_))
+    }
+
+    /// Takes a datagram from the BMC.
+    pub(super) fn receive(&mut self, datagram: &[u8]) -> Progress {
+        self.judge(datagram).unwrap_or(Progress::None)
+    }
+
+    /// `None`: nothing for us.
+    fn judge(&mut self, datagram: &[u8]) -> Option<Progress> {
+        let Packet { payload_type, payload, .. } = Packet::decode(datagram)?;
+        let ([tag, status, _, _], rest) = payload.split_first_chunk::<4>()?;
+        let console_id = rest.first_chunk::<4>();
+        if console_id.is_some_and(|id| u32::from_le_bytes(*id) != self.chance.console_id) {
+            return None;
+        }
+        let (step, expected) = match payload_type {
+            PayloadType::OpenResponse => (0, matches!(self.stage, Stage::Opening)),
+            PayloadType::Rakp2 => (1, matches!(self.stage, Stage::Challenged)),
+            PayloadType::Rakp4 => (2, matches!(self.stage, Stage::Proved(_))),
+            PayloadType::Ipmi
+            | PayloadType::OpenRequest
+            | PayloadType::Rakp1
+            | PayloadType::Rakp3 => return None,
+        };
+        if *tag != self.tag(step) {
+            return None;
+        }
+        if *status != 0 {
+            return expected.then(|| Progress::Failed(refusal(payload_type, *status)));
+        }
+        let (_console_id, body) = rest.split_first_chunk::<4>()?;
+        match payload_type {
+            PayloadType::OpenResponse => self.opened(body),
+            PayloadType::Rakp2 => self.challenged(body),
+            _ => self.confirmed(body),
+        }
+    }
+
+    /// The tag of the handshake's request number `step`.
+    fn tag(&self, step: u8) -> u8 {
+        self.chance.tag.wrapping_add(step)
+    }
+
+    /// The open session response: the BMC's session id and the algorithms it chose (IPMI 2.0 §13.18).
+    fn opened(&mut self, body: &[u8]) -> Option<Progress> {
+        let (id, chosen) = body.split_first_chunk::<4>()?;
+        let chosen = [*chosen.get(4)?, *chosen.get(12)?, *chosen.get(20)?];
+        let id = u32::from_le_bytes(*id);
+        let opening = matches!(self.stage, Stage::Opening);
+        if chosen != algorithms(self.suite) {
+            // A BMC may not pick for us: that would let the network talk us down to a weaker suite.
+            return opening.then_some(Progress::Failed(Failure::SuiteRefused));
+        }
+        if id == 0 || self.candidates.contains(&id) || self.candidates.len() == CANDIDATES_MAX {
+            return None;
+        }
+        self.candidates.push(id);
+        if opening || matches!(self.stage, Stage::Challenged) {
+            self.datagram = self.rakp1(id);
+        }
+        if opening {
+            self.stage = Stage::Challenged;
+        }
+        opening.then_some(Progress::Send)
+    }
+
+    /// RAKP message 1: our challenge, and who we are (IPMI 2.0 §13.20).
+    fn rakp1(&self, managed_id: u32) -> Vec<u8> {
+        let mut payload = vec![self.tag(1), 0, 0, 0];
+        payload.extend_from_slice(&managed_id.to_le_bytes());
+        payload.extend_from_slice(&self.chance.challenge);
+        let [role, name_bytes] = self.role();
+        payload.extend_from_slice(&[role, 0, 0, name_bytes]);
+        payload.extend_from_slice(self.username());
+        packet::encode(PayloadType::Rakp1, 0, 0, &payload)
+    }
+
+    /// RAKP message 2: the BMC's challenge, and its proof that it knows the password (IPMI 2.0 §13.21).
+    fn challenged(&mut self, body: &[u8]) -> Option<Progress> {
+        let (challenge, rest) = body.split_first_chunk::<16>()?;
+        let (guid, check) = rest.split_first_chunk::<16>()?;
+        let known = |id: &&u32| {
+            matches(
+                &self.keyed(&[
+                    &self.chance.console_id.to_le_bytes(),
+                    &id.to_le_bytes(),
+                    &self.chance.challenge,
+                    challenge,
+                    guid,
+                    &self.role(),
+                    self.username(),
+                ]),
+                check,
+            )
+        };
+        let Some(&managed_id) = self.candidates.iter().rev().find(known) else {
+            let challenged = matches!(self.stage, Stage::Challenged);
+            return challenged.then_some(Progress::Failed(Failure::Mismatch));
+        };
+        match &self.stage {
+            Stage::Proved(proof) if proof.challenge == challenge => return None,
+            Stage::Challenged | Stage::Proved(_) => {}
+            Stage::Opening | Stage::Over => return None,
+        }
+        let session_integrity_key =
+            self.keyed(&[&self.chance.challenge, challenge, &self.role(), self.username()]);
+        let check = self.keyed(&[
+            challenge,
+            &self.chance.console_id.to_le_bytes(),
+            &self.role(),
+            self.username(),
+        ]);
+        self.datagram = self.rakp3(managed_id, 0, &check);
+        self.stage = Stage::Proved(Proof {
+            managed_id,
+            challenge: challenge.to_vec(),
+            guid: guid.to_vec(),
+            keys: Keys::derive(self.suite, &session_integrity_key),
+            session_integrity_key: Secretive(session_integrity_key),
+        });
+        Some(Progress::Send)
+    }
+
+    /// RAKP message 3: our proof, or why we give up (IPMI 2.0 §13.22).
+    fn rakp3(&self, managed_id: u32, status: u8, check: &[u8]) -> Vec<u8> {
+        let mut payload = vec![self.tag(2), status, 0, 0];
+        payload.extend_from_slice(&managed_id.to_le_bytes());
+        payload.extend_from_slice(check);
+        packet::encode(PayloadType::Rakp3, 0, 0, &payload)
+    }
+
+    /// RAKP message 4: the BMC's proof that it has the same session integrity key (IPMI 2.0 §13.23).
+    fn confirmed(&mut self, check: &[u8]) -> Option<Progress> {
+        let Stage::Proved(proof) = &self.stage else { return None };
+        let fits = |id: &&u32| {
+            let mut expected = hmac(
+                self.suite,
+                &proof.session_integrity_key.0,
+                &[&self.chance.challenge, &id.to_le_bytes(), &proof.guid],
+            );
+            expected.truncate(check_bytes(self.suite));
+            matches(&expected, check)
+        };
+        let Some(&managed_id) = self.candidates.iter().rev().find(fits) else {
+            return Some(Progress::Failed(Failure::Status(STATUS_INVALID_CHECK)));
+        };
+        let session =
+            Session::new(self.suite, self.chance.console_id, managed_id, proof.keys.clone());
+        self.stage = Stage::Over;
+        Some(Progress::Established(session))
+    }
+
+    /// What to send when the handshake is given up, so that the BMC need not hold its half of the session until it times out: a RAKP
+    /// message 3 with an error for each session it named and, where it may think the session open, a Close Session. Once only.
+    pub(super) fn abandon(&mut self, iv: [u8; AES_BLOCK_BYTES]) -> Vec<Vec<u8>> {
+        let mut farewells = Vec::new();
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Opening | Stage::Over => return farewells,
+            Stage::Challenged => {}
+            Stage::Proved(proof) => {
+                let mut session = Session::new(
+                    self.suite,
+                    self.chance.console_id,
+                    proof.managed_id,
+                    proof.keys.clone(),
+                );
+                let close = session.close();
+                farewells.push(session.seal(&close, iv));
+            }
+        }
+        for id in &self.candidates {
+            farewells.push(self.rakp3(*id, STATUS_INVALID_SESSION, &[]));
+        }
+        farewells
+    }
+
+    fn username(&self) -> &[u8] {
+        self.credentials.username.as_bytes()
+    }
+
+    /// The role byte and the length of the user's name, as they appear in every check value.
+    fn role(&self) -> [u8; 2] {
+        let length = u8::try_from(self.username().len())
+            .unwrap_or_else(|_| unreachable!("the spec's user names have at most 16 bytes"));
+        [NAME_ONLY | privilege_level(self.credentials.privilege), length]
+    }
+
+    fn keyed(&self, parts: &[&[u8]]) -> Vec<u8> {
+        hmac(self.suite, self.credentials.password.expose().as_bytes(), parts)
+    }
+}
+
+/// What a status other than success means (IPMI 2.0 table 13-15).
+fn refusal(payload_type: PayloadType, status: u8) -> Failure {
+    match (payload_type, status) {
+        (PayloadType::OpenResponse, 0x03..=0x07 | 0x10..=0x12) => Failure::SuiteRefused,
+        (_, 0x09 | 0x0a) => Failure::PrivilegeRefused,
+        (_, 0x0c | 0x0d) => Failure::UnknownUser,
+        _ => Failure::Status(status),
+    }
+}

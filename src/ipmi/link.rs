@@ -1,0 +1,245 @@
+//! One UDP conversation with a BMC: sends, waits, sends again, and closes the session whatever happens.
+//!
+//! Called by the call. It holds the only socket of the room. It must never leave a session open: a link that is dropped says goodbye.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::UdpSocket,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use super::{
+    client::Timing,
+    commands::Command,
+    handshake::{Chance, Credentials, Failure, Handshake, Progress},
+    packet::DATAGRAM_BYTES_MAX,
+    session::{Answer, Session},
+};
+use crate::model::spec::CipherSuite;
+
+/// How often a datagram is sent before nothing is taken for an answer.
+const SENDS_MAX: u32 = 6;
+/// The same while opening. A fresh handshake soon promises more than one datagram sent often.
+const OPENING_SENDS_MAX: u32 = 4;
+/// The same for RAKP message 3: a BMC that heard the first one thinks the session open and cannot answer another.
+const PROOF_SENDS_MAX: u32 = 2;
+/// The same for the goodbye, which nobody is glad to wait for.
+const CLOSE_SENDS_MAX: u32 = 3;
+
+/// An open session and its socket.
+#[derive(Debug)]
+pub(super) struct Link {
+    socket: Arc<UdpSocket>,
+    session: Session,
+    timing: Timing,
+    closed: bool,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub(super) enum Exchange {
+    /// It was answered.
+    Answer(Answer),
+    /// It was not.
+    Silence(Option<io::ErrorKind>),
+    /// The session has carried all it may; open another.
+    Spent,
+}
+
+/// Why no session came about, and whether the BMC took the suite before.
+#[derive(Debug)]
+pub(super) struct NotOpened {
+    pub(super) failure: Failure,
+    pub(super) suite_accepted: bool,
+    pub(super) network: Option<io::ErrorKind>,
+}
+
+impl Link {
+    /// Opens a session from a fresh port: a BMC may still hold an older handshake against the last one.
+    pub(super) async fn open(
+        address: SocketAddr,
+        credentials: Credentials,
+        suite: CipherSuite,
+        timing: Timing,
+    ) -> Result<Self, NotOpened> {
+        let not_opened = |error: &io::Error| NotOpened {
+            failure: Failure::Silent,
+            suite_accepted: false,
+            network: Some(error.kind()),
+        };
+        let socket = Arc::new(connected(address).await.map_err(|e| not_opened(&e))?);
+        let handshake = Handshake::start(credentials, suite, chance());
+        Opening { socket, handshake }.run(timing).await
+    }
+
+    /// Sends a command and waits for its answer.
+    pub(super) async fn exchange(&mut self, command: Command) -> Exchange {
+        let Some(request) = self.session.request(command) else { return Exchange::Spent };
+        let mut waits = Waits::new(self.timing);
+        let mut network = None;
+        for _ in 0..SENDS_MAX {
+            let datagram = self.session.seal(&request, random());
+            let judge = |heard: &[u8]| self.session.answer(&request, heard);
+            match send_and_hear(&self.socket, &datagram, waits.next(), judge).await {
+                Ok(Some(answer)) => return Exchange::Answer(answer),
+                Ok(None) => {}
+                Err(error) => network = Some(error.kind()),
+            }
+        }
+        Exchange::Silence(network)
+    }
+
+    /// Closes the session and waits a little for the BMC's word on it.
+    pub(super) async fn close(mut self, deadline: Instant) {
+        self.closed = true;
+        let request = self.session.close();
+        let mut waits = Waits::new(self.timing);
+        for _ in 0..CLOSE_SENDS_MAX {
+            let datagram = self.session.seal(&request, random());
+            let judge = |heard: &[u8]| self.session.answer(&request, heard);
+            let until = waits.next().min(deadline);
+            if let Ok(Some(_)) = send_and_hear(&self.socket, &datagram, until, judge).await {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if !self.closed {
+            let request = self.session.close();
+            farewell(&self.socket, &self.session.seal(&request, random()));
+        }
+    }
+}
+
+/// A handshake and its socket. Dropped halfway, it tells the BMC.
+struct Opening {
+    socket: Arc<UdpSocket>,
+    handshake: Handshake,
+}
+
+impl Opening {
+    async fn run(mut self, timing: Timing) -> Result<Link, NotOpened> {
+        let mut waits = Waits::new(timing);
+        let mut sends = 0;
+        let mut network = None;
+        loop {
+            let datagram = self.handshake.datagram().to_vec();
+            let judge = |heard: &[u8]| match self.handshake.receive(heard) {
+                Progress::None => None,
+                progress => Some(progress),
+            };
+            sends += 1;
+            match send_and_hear(&self.socket, &datagram, waits.next(), judge).await {
+                Ok(Some(Progress::Established(session))) => {
+                    let socket = Arc::clone(&self.socket);
+                    return Ok(Link { socket, session, timing, closed: false });
+                }
+                Ok(Some(Progress::Failed(failure))) => return Err(self.failed(failure, network)),
+                Ok(Some(Progress::Send | Progress::None)) => {
+                    (waits, sends) = (Waits::new(timing), 0);
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error) => network = Some(error.kind()),
+            }
+            let sends_max =
+                if self.handshake.proved() { PROOF_SENDS_MAX } else { OPENING_SENDS_MAX };
+            if sends >= sends_max {
+                return Err(self.failed(Failure::Silent, network));
+            }
+        }
+    }
+
+    fn failed(&self, failure: Failure, network: Option<io::ErrorKind>) -> NotOpened {
+        NotOpened { failure, suite_accepted: self.handshake.suite_accepted(), network }
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        for datagram in self.handshake.abandon(random()) {
+            farewell(&self.socket, &datagram);
+        }
+    }
+}
+
+/// Sends what nobody waits for. If it is lost, the BMC's own session timeout has to do.
+fn farewell(socket: &UdpSocket, datagram: &[u8]) {
+    if let Err(error) = socket.try_send(datagram) {
+        tracing::debug!(%error, "the goodbye to a bmc was not sent");
+    }
+}
+
+/// How long to wait for each answer: longer every time.
+struct Waits {
+    next: Duration,
+    max: Duration,
+}
+
+impl Waits {
+    fn new(timing: Timing) -> Self {
+        Self { next: timing.resend_first, max: timing.resend_max }
+    }
+
+    fn next(&mut self) -> Instant {
+        let until = Instant::now() + self.next;
+        self.next = (self.next * 3 / 2).min(self.max);
+        until
+    }
+}
+
+/// Sends a datagram and hands `judge` what comes in until it is content or the time is over.
+async fn send_and_hear<T>(
+    socket: &UdpSocket,
+    datagram: &[u8],
+    until: Instant,
+    mut judge: impl FnMut(&[u8]) -> Option<T>,
+) -> io::Result<Option<T>> {
+    let mut buffer = [0; DATAGRAM_BYTES_MAX];
+    let heard = async {
+        socket.send(datagram).await?;
+        loop {
+            let length = socket.recv(&mut buffer).await?;
+            if let Some(found) = judge(buffer.get(..length).unwrap_or_default()) {
+                return Ok(found);
+            }
+        }
+    };
+    match timeout_at(until, heard).await {
+        Ok(Ok(found)) => Ok(Some(found)),
+        Ok(Err(error)) => {
+            // The network's word ("connection refused") may be about an earlier datagram, and a BMC may be about to start.
+            sleep_until(until).await;
+            Err(error)
+        }
+        Err(_elapsed) => Ok(None),
+    }
+}
+
+async fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
+    let any: SocketAddr =
+        if address.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any).await?;
+    socket.connect(address).await?;
+    Ok(socket)
+}
+
+fn chance() -> Chance {
+    let [tag] = random();
+    // 0 is nobody's session.
+    let console_id = u32::from_le_bytes(random()).max(1);
+    Chance { tag, console_id, challenge: random() }
+}
+
+/// Random bytes for challenges, ids and initialisation vectors.
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    if let Err(error) = getrandom::fill(&mut bytes) {
+        unreachable!("the kernel gives random bytes: {error}");
+    }
+    bytes
+}

@@ -1,0 +1,217 @@
+//! An established session: requests go out enciphered and authenticated, answers are matched to their request.
+//!
+//! Called by the client, which owns socket and clock; made by the handshake. It does no I/O. It must never take an answer whose check
+//! value does not match, nor one that belongs to another request.
+
+use super::{
+    commands::Command,
+    crypto::{AES_BLOCK_BYTES, Keys, check_bytes, matches},
+    packet::{self, Packet, PayloadType},
+};
+use crate::model::spec::CipherSuite;
+
+/// Slave address of every BMC, and the address of remote console software (IPMI 2.0 §5.5).
+const BMC: u8 = 0x20;
+const CONSOLE: u8 = 0x81;
+/// "Next header" before the check value; its only value (IPMI 2.0 table 13-8).
+const NEXT_HEADER: u8 = 0x07;
+/// A session's requests are numbered 1 to this (6 bits), each number used once, so that no answer the network repeats, however late,
+/// can be taken for the answer to a later request. After that a new session is opened.
+const REQUESTS_MAX: u8 = 0x3f;
+
+/// An established session.
+#[derive(Debug)]
+pub(super) struct Session {
+    suite: CipherSuite,
+    console_id: u32,
+    managed_id: u32,
+    keys: Keys,
+    /// Of the last packet sent. Each packet has its own, retransmissions too: a BMC drops those it has seen.
+    sequence: u32,
+    requests: u8,
+}
+
+/// A request under way. Retransmitting it keeps its number, so that either answer will do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    answered_by: u8,
+    number: u8,
+    command: u8,
+    message: Vec<u8>,
+}
+
+/// A BMC's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// Completion code: 0 is success (IPMI 2.0 table 5-2).
+    pub(super) completion: u8,
+    pub(super) data: Vec<u8>,
+}
+
+impl Session {
+    pub(super) fn new(suite: CipherSuite, console_id: u32, managed_id: u32, keys: Keys) -> Self {
+        Self { suite, console_id, managed_id, keys, sequence: 0, requests: 0 }
+    }
+
+    /// The next request; `None` once only the number for the Close Session command is left.
+    pub(super) fn request(&mut self, command: Command) -> Option<Request> {
+        (self.requests + 1 < REQUESTS_MAX).then(|| self.numbered(command))
+    }
+
+    /// The request that ends this session.
+    pub(super) fn close(&mut self) -> Request {
+        self.requests = self.requests.min(REQUESTS_MAX - 1);
+        self.numbered(Command::CloseSession(self.managed_id))
+    }
+
+    fn numbered(&mut self, command: Command) -> Request {
+        self.requests += 1;
+        let (network_function, code, data) = command.encode();
+        let mut message = vec![BMC, network_function << 2];
+        message.push(checksum(&message));
+        let mut body = vec![CONSOLE, self.requests << 2, code];
+        body.extend_from_slice(&data);
+        body.push(checksum(&body));
+        message.extend_from_slice(&body);
+        Request { answered_by: network_function | 1, number: self.requests, command: code, message }
+    }
+
+    /// The datagram for a request, a fresh one each time it is sent. `iv` must be random.
+    pub(super) fn seal(&mut self, request: &Request, iv: [u8; AES_BLOCK_BYTES]) -> Vec<u8> {
+        self.sequence = self.sequence.wrapping_add(1).max(1);
+        let payload = self.keys.encrypt(&request.message, iv);
+        let mut datagram =
+            packet::encode(PayloadType::Ipmi, self.managed_id, self.sequence, &payload);
+        // The covered part is padded to a multiple of four with its last two bytes: pad length, next header.
+        let mut pad = 0;
+        while (datagram.len() + 2) % 4 != 0 {
+            datagram.push(0xff);
+            pad += 1;
+        }
+        datagram.extend_from_slice(&[pad, NEXT_HEADER]);
+        let check = self.keys.check_value(datagram.get(packet::RMCP.len()..).unwrap_or_default());
+        datagram.extend_from_slice(&check);
+        datagram
+    }
+
+    /// The answer to `request`, if this datagram is it.
+    pub(super) fn answer(&self, request: &Request, datagram: &[u8]) -> Option<Answer> {
+        let packet = Packet::decode(datagram)?;
+        if packet.payload_type != PayloadType::Ipmi || packet.session_id != self.console_id {
+            return None;
+        }
+        let covered_bytes = packet.authenticated.len().checked_sub(check_bytes(self.suite))?;
+        let (covered, check) = packet.authenticated.split_at_checked(covered_bytes)?;
+        if !matches(&self.keys.check_value(covered), check) {
+            return None;
+        }
+        let message = self.keys.decrypt(packet.payload)?;
+        let (head, body) = message.split_first_chunk::<3>()?;
+        if checksum(head) != 0 || checksum(body) != 0 {
+            return None;
+        }
+        let ([_, number, command, completion], rest) = body.split_first_chunk::<4>()?;
+        let [_, function, _] = head;
+        let for_this = (function >> 2, number >> 2, *command)
+            == (request.answered_by, request.number, request.command);
+        let (_checksum, data) = rest.split_last()?;
+        for_this.then(|| Answer { completion: *completion, data: data.to_vec() })
+    }
+}
+
+/// Two's complement of the sum: bytes followed by their checksum have the checksum 0 (IPMI 2.0 §13.8).
+fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::ids::hex;
+
+    fn session(suite: CipherSuite) -> Session {
+        Session::new(suite, 0x1111_1111, 0x2222_2222, Keys::derive(suite, &[7; 20]))
+    }
+
+    /// The answer a BMC of the same keys would send.
+    fn answered(suite: CipherSuite, message: &[u8]) -> Vec<u8> {
+        let mut bmc = Session::new(suite, 0x2222_2222, 0x1111_1111, Keys::derive(suite, &[7; 20]));
+        let request = Request { answered_by: 0, number: 0, command: 0, message: message.to_vec() };
+        bmc.seal(&request, [9; 16])
+    }
+
+    /// Chassis status "on" to request `number`.
+    fn status(number: u8) -> Vec<u8> {
+        let mut message = vec![CONSOLE, 0x01 << 2];
+        message.push(checksum(&message));
+        let mut body = vec![BMC, number << 2, 0x01, 0x00, 0x01, 0x00, 0x00];
+        body.push(checksum(&body));
+        message.extend(body);
+        message
+    }
+
+    const SUITES: [CipherSuite; 2] = [CipherSuite::Sha1, CipherSuite::Sha256];
+
+    #[test]
+    fn a_request_is_the_message_of_figure_13_4() {
+        let request = session(CipherSuite::Sha1).request(Command::GetChassisStatus).unwrap();
+        assert_eq!(hex(&request.message), "2000e0810401 7a".replace(' ', ""));
+    }
+
+    #[test]
+    fn a_retransmission_has_its_own_sequence_and_the_same_number() {
+        let mut session = session(CipherSuite::Sha256);
+        let request = session.request(Command::GetChassisStatus).unwrap();
+        let (first, second) = (session.seal(&request, [1; 16]), session.seal(&request, [2; 16]));
+        assert_eq!((first[10], second[10]), (1, 2));
+        let answer = session.answer(&request, &answered(CipherSuite::Sha256, &status(1)));
+        assert_eq!(answer, Some(Answer { completion: 0, data: vec![1, 0, 0] }));
+    }
+
+    #[test]
+    fn an_answer_to_another_request_is_not_taken() {
+        for suite in SUITES {
+            let mut session = session(suite);
+            let first = session.request(Command::GetChassisStatus).unwrap();
+            let second = session.request(Command::GetChassisStatus).unwrap();
+            let late = answered(suite, &status(1));
+            assert!(session.answer(&first, &late).is_some());
+            assert_eq!(session.answer(&second, &late), None);
+        }
+    }
+
+    #[test]
+    fn no_request_number_is_used_twice_in_a_session() {
+        let mut session = session(CipherSuite::Sha1);
+        let mut numbers: Vec<u8> = Vec::new();
+        while let Some(request) = session.request(Command::GetChassisStatus) {
+            numbers.push(request.number);
+        }
+        numbers.push(session.close().number);
+        assert_eq!(numbers, (1..=REQUESTS_MAX).collect::<Vec<u8>>());
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_bit_anywhere_after_the_rmcp_header_is_refused(sha256: bool, bit: usize) {
+            let suite = SUITES[usize::from(sha256)];
+            let mut session = session(suite);
+            let request = session.request(Command::GetChassisStatus).unwrap();
+            let mut datagram = answered(suite, &status(1));
+            let bit = 32 + bit % ((datagram.len() - 4) * 8);
+            datagram[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(session.answer(&request, &datagram), None);
+        }
+
+        #[test]
+        fn reading_an_answer_never_panics_on_any_bytes(bytes: Vec<u8>, sealed: bool) {
+            let mut session = session(CipherSuite::Sha1);
+            let request = session.request(Command::GetChassisStatus).unwrap();
+            // Sealed: the bytes get past cipher and check value, to the message's own layout.
+            let datagram = if sealed { answered(CipherSuite::Sha1, &bytes) } else { bytes };
+            let _ignored = session.answer(&request, &datagram);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Starts the BMC simulators: pyghmi's server (`testbed/bmc/bmc.py`) and OpenIPMI's `ipmi_sim`.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::UdpSocket,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// The user both simulators know, and the password.
+pub(super) const USER: &str = "admin";
+pub(super) const PASSWORD: &str = "correct horse";
+
+/// A simulator under way; killed when dropped.
+pub(super) struct Simulator {
+    process: Child,
+    pub(super) port: u16,
+    dir: TempDir,
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// A UDP port of 127.0.0.1 nobody uses.
+pub(super) fn free_port() -> u16 {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// pyghmi with more arguments for `bmc.py`.
+pub(super) fn pyghmi(arguments: &[&str]) -> Simulator {
+    pyghmi_at(free_port(), arguments)
+}
+
+/// The same on a port of the caller's choice.
+pub(super) fn pyghmi_at(port: u16, arguments: &[&str]) -> Simulator {
+    let dir = tempfile::tempdir().unwrap();
+    let password = dir.path().join("password");
+    fs::write(&password, PASSWORD).unwrap();
+    let python = repository().join("target/testbed/venv/bin/python");
+    let mut process = Command::new(&python)
+        .arg(repository().join("testbed/bmc/bmc.py"))
+        .args(["--port", &port.to_string(), "--user", USER, "--password-file"])
+        .arg(&password)
+        .arg("--log")
+        .arg(dir.path().join("log"))
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| {
+            panic!("{}: {e}; make it with testbed/bmc/requirements.txt", python.display())
+        });
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n", "bmc.py did not start; is pyghmi in {}?", python.display());
+    Simulator { process, port, dir }
+}
+
+/// `ipmi_sim` for a machine in files: `power` holds 0 or 1, `boot` the device's name; `calls` is what it did to them.
+/// It speaks suite 3 only, keeps no boot flag bits but the device, and knows the user `operator`, who may not be administrator.
+pub(super) fn ipmi_sim() -> Simulator {
+    let dir = tempfile::tempdir().unwrap();
+    let (port, path) = (free_port(), dir.path().display());
+    let script = format!(
+        r#"#!/bin/sh
+cd {path} || exit 1
+operation=$2
+shift 2
+while [ -n "$1" ]; do
+    case $operation in
+    get) echo "$1:$(cat "$1")"; shift ;;
+    set) echo "$1 $2" >> calls; [ -e stuck ] || echo "$2" > "$1"; shift 2 ;;
+    *) shift ;;
+    esac
+done
+"#
+    );
+    let config = format!(
+        r#"name "sim"
+set_working_mc 0x20
+chassis_control "{path}/chassis 0x20"
+startlan 1
+addr 127.0.0.1 {port}
+priv_limit admin
+allowed_auths_callback none md2 md5 straight
+allowed_auths_user none md2 md5 straight
+allowed_auths_operator none md2 md5 straight
+allowed_auths_admin none md2 md5 straight
+guid a123456789abcdefa123456789abcdef
+endlan
+user 2 true "{USER}" "{PASSWORD}" admin 60 none md2 md5 straight
+user 3 true "operator" "{PASSWORD}" operator 60 none md2 md5 straight
+"#
+    );
+    let commands =
+        "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n";
+    for (name, text) in [
+        ("chassis", script.as_str()),
+        ("config", &config),
+        ("commands", commands),
+        ("power", "0"),
+        ("boot", "default"),
+        ("calls", ""),
+    ] {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    fs::set_permissions(dir.path().join("chassis"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(dir.path().join("state")).unwrap();
+    let process = Command::new("ipmi_sim")
+        .arg("-n")
+        .arg("-c")
+        .arg(dir.path().join("config"))
+        .arg("-f")
+        .arg(dir.path().join("commands"))
+        .arg("-s")
+        .arg(dir.path().join("state"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|e| panic!("ipmi_sim: {e}; it is in Debian's openipmi"));
+    let simulator = Simulator { process, port, dir };
+    simulator.wait_for_its_port();
+    simulator
+}
+
+impl Simulator {
+    /// A file of the simulated machine.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The events of pyghmi's log that have this name.
+    pub(super) fn events(&self, name: &str) -> Vec<serde_json::Value> {
+        fs::read_to_string(self.file("log"))
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .filter(|event| event["event"] == name)
+            .collect()
+    }
+
+    /// The data of every chassis command `number` pyghmi was sent, in hex.
+    pub(super) fn chassis_commands(&self, number: u8) -> Vec<String> {
+        self.events("command")
+            .iter()
+            .filter(|event| event["netfn"] == 0 && event["command"] == number)
+            .map(|event| event["data"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// The console ports of sessions pyghmi has open.
+    pub(super) fn open_sessions(&self) -> Vec<u64> {
+        let mut open = Vec::new();
+        for event in self.events("session") {
+            let peer = event["peer"].as_u64().unwrap();
+            open.retain(|other| *other != peer);
+            if event["open"] == true {
+                open.push(peer);
+            }
+        }
+        open
+    }
+
+    /// How many sessions pyghmi has seen.
+    pub(super) fn sessions(&self) -> usize {
+        self.events("session").iter().filter(|event| event["open"] == true).count()
+    }
+
+    /// Until the port is bound: the kernel says "refused" before that.
+    fn wait_for_its_port(&self) {
+        let ping = UdpSocket::bind("127.0.0.1:0").unwrap();
+        ping.connect(("127.0.0.1", self.port)).unwrap();
+        ping.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let limit = Instant::now() + Duration::from_secs(10);
+        // An RMCP presence ping (ASF 2.0 §3.2.4.2), which a bound port answers or swallows.
+        while Instant::now() < limit {
+            let sent = ping.send(&[6, 0, 0xff, 6, 0, 0, 0x11, 0xbe, 0x80, 0, 0, 0]);
+            match sent.and_then(|_| ping.recv(&mut [0; 64])) {
+                Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {}
+                Err(_) | Ok(_) => return,
+            }
+        }
+        panic!("ipmi_sim did not bind its port in 10 s");
+    }
+}
