@@ -39,12 +39,12 @@ pub struct Document {
     root: Table,
 }
 
-/// A table's values by key, each with the byte its key begins at.
-type Table = BTreeMap<String, (usize, Node)>;
+type Table = BTreeMap<String, Node>;
 
-/// A value with the byte it begins at.
+/// A value with the bytes at which its key (if it has one) and it itself begin.
 #[derive(Clone, Debug)]
 struct Node {
+    key_offset: usize,
     offset: usize,
     value: Value,
 }
@@ -149,7 +149,10 @@ impl Document {
             let problem = |error: &toml::de::Error| {
                 at(error.span().map_or(text.len(), |span| span.start), error.message())
             };
-            return Err(errors.iter().take(PROBLEMS_MAX).map(problem).collect());
+            let mut problems: Vec<_> = errors.iter().take(PROBLEMS_MAX).map(problem).collect();
+            problems.sort();
+            problems.dedup();
+            return Err(problems);
         }
         let root = table(root.into_inner());
         Ok(Self { name: name.to_owned(), text: text.to_owned(), prefix: String::new(), root })
@@ -194,7 +197,7 @@ impl<'a> Section<'a> {
     pub fn key(&mut self, key: &'static str) -> Field<'a> {
         self.known.push(key);
         let value =
-            |(document, table): &(&'a Document, &'a Table)| Some((*document, &table.get(key)?.1));
+            |(document, table): &(&'a Document, &'a Table)| Some((*document, table.get(key)?));
         Field {
             home: self.home,
             values: self.layers.iter().filter_map(value).collect(),
@@ -213,9 +216,7 @@ impl<'a> Section<'a> {
     /// Accepts every key that is a string: a table whose keys are the administrator's own.
     pub fn any_strings(&mut self) {
         for (document, table) in std::mem::take(&mut self.layers) {
-            for (key, (_, node)) in
-                table.iter().filter(|(_, (_, node))| node.value.as_str().is_none())
-            {
+            for (key, node) in table.iter().filter(|(_, node)| node.value.as_str().is_none()) {
                 let path = join(&self.path, key);
                 let message = wrong_type("a string", &node.value);
                 report(self.problems, document.problem(Some(node.offset), &path, &message));
@@ -226,13 +227,13 @@ impl<'a> Section<'a> {
     fn finish(self) {
         for (document, table) in &self.layers {
             let unknown = |(key, _): &(&String, _)| !self.known.contains(&key.as_str());
-            for (key, (offset, _)) in table.iter().filter(unknown) {
+            for (key, node) in table.iter().filter(unknown) {
                 let message = match nearest(key, &self.known) {
                     Some(near) => format!("unknown key; did you mean `{near}`?"),
                     None => "unknown key".to_owned(),
                 };
                 let path = join(&self.path, key);
-                report(self.problems, document.problem(Some(*offset), &path, &message));
+                report(self.problems, document.problem(Some(node.key_offset), &path, &message));
             }
         }
     }
@@ -445,14 +446,17 @@ impl Serialize for Node {
 }
 
 fn serialize_table<S: Serializer>(table: &Table, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(table.iter().map(|(key, (_, node))| (key, node)))
+    serializer.collect_map(table)
 }
 
 /// The parser's tree, which borrows the text, as one that can be kept.
 fn table(table: DeTable<'_>) -> Table {
     table
         .into_iter()
-        .map(|(key, value)| (key.get_ref().to_string(), (key.span().start, node(value))))
+        .map(|(key, value)| {
+            let offset = key.span().start;
+            (key.into_inner().into_owned(), Node { key_offset: offset, ..node(value) })
+        })
         .collect()
 }
 
@@ -471,7 +475,7 @@ fn node(spanned: Spanned<DeValue<'_>>) -> Node {
         DeValue::Array(list) => Value::List(list.into_iter().map(node).collect()),
         DeValue::Table(inner) => Value::Table(table(inner)),
     };
-    Node { offset, value }
+    Node { key_offset: offset, offset, value }
 }
 
 /// A duration as people write it (`20m`, `1h 30m`), from one second to seven days.

@@ -354,7 +354,7 @@ fn bad_bmc_values_are_named() {
             address = "[host]:623"
               nodes/edge-07.toml:4:11: bmc.address: `[host]:623` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
             address = "fe80::1%eth0"
-              nodes/edge-07.toml:4:11: bmc.address: `1%eth0` is not a port, 1 to 65535
+              nodes/edge-07.toml:4:11: bmc.address: `fe80::1%eth0` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
             address = "-bmc"
               nodes/edge-07.toml:4:11: bmc.address: `-bmc` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
             username = "seventeen bytes !"
@@ -604,9 +604,9 @@ fn a_file_that_is_no_toml_says_why() {
     check(
         "[boot]\nmac = \n[bmc\nx = 'a\n",
         &expect![[r#"
-        nodes/edge-07.toml:3:5: unclosed table, expected `]`
-        nodes/edge-07.toml:2:7: string values must be quoted, expected literal string
-    "#]],
+            nodes/edge-07.toml:2:7: string values must be quoted, expected literal string
+            nodes/edge-07.toml:3:5: unclosed table, expected `]`
+        "#]],
     );
     check(
         MINIMAL.replace("[bmc]", "[boot]"),

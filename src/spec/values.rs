@@ -91,15 +91,8 @@ pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
     } else if text.parse::<IpAddr>().is_ok() {
         (text, None)
     } else {
+        // A host with a colon in it is an IPv6 address gone wrong, and no host name below.
         text.rsplit_once(':').map_or((text, None), |(host, port)| (host, Some(port)))
-    };
-    let port = match port {
-        None => RMCP_PORT,
-        Some(port) => port
-            .parse()
-            .ok()
-            .filter(|number| *number > 0)
-            .ok_or_else(|| format!("`{port}` is not a port, 1 to 65535"))?,
     };
     let host = match host.parse::<IpAddr>() {
         Ok(ip) if ip.is_unspecified() || ip.is_multicast() => {
@@ -108,6 +101,14 @@ pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
         Ok(ip) => ip.to_string(),
         Err(_) if is_host_name(host) => host.to_ascii_lowercase(),
         Err(_) => return Err(wrong()),
+    };
+    let port = match port {
+        None => RMCP_PORT,
+        Some(port) => port
+            .parse()
+            .ok()
+            .filter(|number| *number > 0)
+            .ok_or_else(|| format!("`{port}` is not a port, 1 to 65535"))?,
     };
     Ok(BmcAddress { host, port })
 }
