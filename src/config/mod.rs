@@ -182,7 +182,7 @@ fn config(config: &mut Section<'_>) -> Option<Config> {
         .table(|tftp| (tftp.key("listen").text(socket), tftp.key("loaders").text(absolute)));
     let callback_listen = config.key("callback").table(|table| table.key("listen").text(socket));
     let ramdisk = config.key("ramdisk").table(ramdisk);
-    config.key("admin").later().table(|admin| drop(admin.key("listen").text(socket)));
+    config.key("admin").later().table(|admin| admin.key("listen").text(socket));
     config.key("limits").later().table(limits);
     config.key("safety").later().table(safety);
     let defaults = config.key("defaults").document();

@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, Dir, Mode, OFlags, openat},
+    fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, statat},
     io::Errno,
 };
 
@@ -24,6 +24,9 @@ use crate::model::{
 };
 
 use super::{Defaults, clashes, node_name, parse};
+
+#[cfg(test)]
+mod tests;
 
 /// The file whose keys are under every spec of its directory.
 pub const DEFAULTS_FILE: &str = "_defaults.toml";
@@ -165,9 +168,16 @@ fn read_defaults(dir: &OwnedFd, shown_as: &str, agent: Option<&Document>) -> Def
     };
     match read_at(dir, OsStr::new(DEFAULTS_FILE)) {
         Ok(bytes) => Defaults::new(Some((&shown, &bytes)), agent),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Defaults::new(None, agent),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_listed(dir, DEFAULTS_FILE) => {
+            Defaults::new(None, agent)
+        }
         Err(error) => Defaults::broken(Problem::of_file(shown, unreadable(&error))),
     }
+}
+
+/// Whether there is such a name, be it a link to nothing.
+fn is_listed(dir: &OwnedFd, name: &str) -> bool {
+    !matches!(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT))
 }
 
 fn open_dir(dir: &Path) -> rustix::io::Result<OwnedFd> {
