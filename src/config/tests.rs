@@ -125,7 +125,7 @@ enforce_power = 1
 [admin]
 listen = "127.0.0.1:9000"
 "#,
-        &expect![[r#"
+        &expect![[r"
             hostler.toml: ramdisk.kernel: missing
             hostler.toml: ramdisk.initramfs: missing
             hostler.toml:1:12: defaults: an integer, must be a table
@@ -143,28 +143,28 @@ listen = "127.0.0.1:9000"
             hostler.toml:16:1: limits: not supported yet
             hostler.toml:20:17: safety.enforce_power: an integer, must be true or false
             hostler.toml:21:1: admin: not supported yet
-        "#]],
+        "]],
     );
     check(
         "specs.dir = \"/x\"\n",
-        &expect![[r#"
+        &expect![[r"
         hostler.toml: network.advertise: missing
         hostler.toml: ramdisk.kernel: missing
         hostler.toml: ramdisk.initramfs: missing
-    "#]],
+    "]],
     );
     check(
         "[specs\ndir = \"/x\"\n",
-        &expect![[r#"
+        &expect![[r"
         hostler.toml:1:7: unclosed table, expected `]`
-    "#]],
+    "]],
     );
     check(
         &format!("{MINIMAL}[network]\n[ramdisk.aarch64]\nkernel = \"/x\"\n"),
-        &expect![[r#"
+        &expect![[r"
             hostler.toml:4:2: duplicate key
             hostler.toml:5:2: cannot extend value of type inline table with a dotted key
-        "#]],
+        "]],
     );
 }
 

@@ -4,16 +4,16 @@
 //! is one table, seen through all the files that may fill it (a spec over its defaults); a [`Field`] is one key of it. What no
 //! reader asked for is an unknown key. It must never do I/O and never panic, whatever the bytes.
 
-use std::{cell::RefCell, collections::BTreeMap, ops::RangeInclusive, time::Duration};
+use std::{cell::RefCell, ops::RangeInclusive, time::Duration};
 
 use jiff::SignedDuration;
-use serde::{Serialize, Serializer};
-use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
-};
 
 use super::problem::Problem;
+use document::{Node, Table, Value};
+
+mod document;
+
+pub use document::Document;
 
 /// Largest file read, in bytes: a spec has one or two thousand; more is a mistake or an attack on memory.
 pub const FILE_BYTES_MAX: usize = 256 * 1024;
@@ -21,47 +21,13 @@ pub const FILE_BYTES_MAX: usize = 256 * 1024;
 pub const NOT_YET: &str = "not supported yet";
 /// Most problems kept of one reading: nobody reads more at once, and status files stay small.
 const PROBLEMS_MAX: usize = 100;
-/// Longest key and message in characters: a value quoted in a message may have the size of the file.
-const SHOWN_CHARS_MAX: usize = 300;
 /// Most elements of a list.
 const LIST_MAX: usize = 64;
 /// Bounds of a duration: a shorter wait is always a mistake, and after a week somebody has come to look.
 const DURATION_RANGE: RangeInclusive<SignedDuration> =
     SignedDuration::from_secs(1)..=SignedDuration::from_hours(7 * 24);
 
-/// One parsed file, or one table of it.
-#[derive(Clone, Debug)]
-pub struct Document {
-    name: String,
-    text: String,
-    /// Dotted path of `root` in the file; empty for the whole file.
-    prefix: String,
-    root: Table,
-}
-
-type Table = BTreeMap<String, Node>;
-
-/// A value with the bytes at which its key (if it has one) and it itself begin.
-#[derive(Clone, Debug)]
-struct Node {
-    key_offset: usize,
-    offset: usize,
-    value: Value,
-}
-
-/// A TOML value.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(untagged)]
-enum Value {
-    String(String),
-    Integer(i64),
-    Float(f64),
-    Boolean(bool),
-    Datetime(toml::value::Datetime),
-    List(Vec<Node>),
-    #[serde(serialize_with = "serialize_table")]
-    Table(Table),
-}
+type Problems = RefCell<Vec<Problem>>;
 
 /// Whether required keys must be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,21 +47,23 @@ pub struct Section<'a> {
     path: String,
     extent: Extent,
     known: Vec<&'static str>,
-    problems: &'a RefCell<Vec<Problem>>,
+    problems: &'a Problems,
 }
 
 /// One key of a table, present or not.
 #[derive(Debug)]
+#[must_use]
 pub struct Field<'a> {
     home: (&'a Document, Option<usize>),
     values: Vec<(&'a Document, &'a Node)>,
     path: String,
     extent: Extent,
     later: bool,
-    problems: &'a RefCell<Vec<Problem>>,
+    problems: &'a Problems,
 }
 
-/// Reads `layers`, the most specific first (at least one), with `body`; what it returns is good only if no problem came with it.
+/// Reads `top` over the documents `below` it, the most specific first, with `body`. What that returns is good only if no problem
+/// comes with it.
 pub fn read<T>(
     top: &Document,
     below: &[&Document],
@@ -103,12 +71,10 @@ pub fn read<T>(
     body: impl FnOnce(&mut Section<'_>) -> T,
 ) -> (T, Vec<Problem>) {
     let problems = RefCell::default();
+    let layers = std::iter::once(top).chain(below.iter().copied());
     let mut section = Section {
         home: (top, None),
-        layers: std::iter::once(top)
-            .chain(below.iter().copied())
-            .map(|document| (document, &document.root))
-            .collect(),
+        layers: layers.map(|document| (document, &document.root)).collect(),
         path: String::new(),
         extent,
         known: Vec::new(),
@@ -117,79 +83,8 @@ pub fn read<T>(
     let value = body(&mut section);
     section.finish();
     let mut problems = problems.into_inner();
-    problems.sort_by_key(|problem| (problem.file != top.name, problem.at));
+    problems.sort_by_key(|problem| (problem.file != top.name(), problem.at));
     (value, problems)
-}
-
-impl Document {
-    /// Parses a file. `name` is how messages call it. On failure: all syntax errors.
-    pub fn parse(name: &str, bytes: &[u8]) -> Result<Self, Vec<Problem>> {
-        let whole = |message: String| Err(vec![Problem::of_file(name, message)]);
-        if bytes.len() > FILE_BYTES_MAX {
-            return whole(format!("{} bytes, at most {FILE_BYTES_MAX} are read", bytes.len()));
-        }
-        let at = |offset: usize, message: &str| Problem {
-            file: name.to_owned(),
-            at: Some(line_and_column(bytes, offset)),
-            key: String::new(),
-            message: shown(message),
-        };
-        let text = match std::str::from_utf8(bytes) {
-            Ok(text) => text,
-            Err(error) => return Err(vec![at(error.valid_up_to(), "not UTF-8")]),
-        };
-        if text.trim().is_empty() {
-            return whole("empty".to_owned());
-        }
-        if let Some(offset) = conflict_marker(text) {
-            return Err(vec![at(offset, "git conflict marker; resolve the conflict first")]);
-        }
-        let (root, errors) = DeTable::parse_recoverable(text);
-        if !errors.is_empty() {
-            let problem = |error: &toml::de::Error| {
-                at(error.span().map_or(text.len(), |span| span.start), error.message())
-            };
-            let mut problems: Vec<_> = errors.iter().take(PROBLEMS_MAX).map(problem).collect();
-            problems.sort();
-            problems.dedup();
-            return Err(problems);
-        }
-        let root = table(root.into_inner());
-        Ok(Self { name: name.to_owned(), text: text.to_owned(), prefix: String::new(), root })
-    }
-
-    /// How messages call the file.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn problem(&self, offset: Option<usize>, path: &str, message: &str) -> Problem {
-        let key = if self.prefix.is_empty() || path.is_empty() {
-            format!("{}{path}", self.prefix)
-        } else {
-            format!("{}.{path}", self.prefix)
-        };
-        Problem {
-            file: self.name.clone(),
-            at: offset.map(|offset| line_and_column(self.text.as_bytes(), offset)),
-            key: shown(&key),
-            message: shown(message),
-        }
-    }
-}
-
-/// Documents are equal when they say the same, wherever it stands.
-impl PartialEq for Document {
-    fn eq(&self, other: &Self) -> bool {
-        self.root == other.root
-    }
-}
-
-/// The values, without their places.
-impl Serialize for Document {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serialize_table(&self.root, serializer)
-    }
 }
 
 impl<'a> Section<'a> {
@@ -219,7 +114,7 @@ impl<'a> Section<'a> {
             for (key, node) in table.iter().filter(|(_, node)| node.value.as_str().is_none()) {
                 let path = join(&self.path, key);
                 let message = wrong_type("a string", &node.value);
-                report(self.problems, document.problem(Some(node.offset), &path, &message));
+                report(self.problems, document, Some(node.offset), &path, &message);
             }
         }
     }
@@ -233,7 +128,7 @@ impl<'a> Section<'a> {
                     None => "unknown key".to_owned(),
                 };
                 let path = join(&self.path, key);
-                report(self.problems, document.problem(Some(node.key_offset), &path, &message));
+                report(self.problems, document, Some(node.key_offset), &path, &message);
             }
         }
     }
@@ -244,7 +139,7 @@ impl Field<'_> {
     pub fn required(self) -> Self {
         if self.values.is_empty() && self.extent == Extent::Whole {
             let (document, offset) = self.home;
-            report(self.problems, document.problem(offset, &self.path, "missing"));
+            report(self.problems, document, offset, &self.path, "missing");
         }
         self
     }
@@ -297,20 +192,17 @@ impl Field<'_> {
             self.wrong(list.offset, &format!("{} elements, at most {LIST_MAX}", array.len()));
             return None;
         }
-        let before = self.problems.borrow().len();
         let mut values = Vec::with_capacity(array.len());
         for element in array {
             let value = &element.value;
             match value.as_str().map_or_else(|| Err(wrong_type("a string", value)), &mut parse) {
                 Ok(value) => values.push(value),
                 Err(message) => {
-                    let problem = document.problem(Some(element.offset), &self.path, &message);
-                    report(self.problems, problem);
+                    report(self.problems, document, Some(element.offset), &self.path, &message);
                 }
             }
         }
-        let good = self.problems.borrow().len() == before;
-        if good { self.unless_later(list.offset, values) } else { None }
+        if values.len() == array.len() { self.unless_later(list.offset, values) } else { None }
     }
 
     /// One string or a list of at least one.
@@ -319,14 +211,14 @@ impl Field<'_> {
         mut parse: impl FnMut(&str) -> Result<T, String>,
     ) -> Option<Vec<T>> {
         let (_, node) = *self.values.first()?;
-        match &node.value {
-            Value::List(list) if list.is_empty() => {
-                self.wrong(node.offset, "an empty list, must name at least one");
-                None
-            }
-            Value::List(_) => self.list(parse),
-            _ => self.text(|text| parse(text)).map(|value| vec![value]),
+        let Value::List(list) = &node.value else {
+            return self.text(|text| parse(text)).map(|value| vec![value]);
+        };
+        if list.is_empty() {
+            self.wrong(node.offset, "an empty list, must name at least one");
+            return None;
         }
+        self.list(parse)
     }
 
     /// A table, read by `body` even if it is absent: so its own required keys are missed and its defaults apply.
@@ -343,7 +235,7 @@ impl Field<'_> {
                 }
             } else {
                 let message = wrong_type("a table", &value.value);
-                report(self.problems, document.problem(Some(value.offset), &self.path, &message));
+                report(self.problems, document, Some(value.offset), &self.path, &message);
                 extent = Extent::Part;
             }
         }
@@ -373,12 +265,7 @@ impl Field<'_> {
             self.wrong(value.offset, &wrong_type("a table", &value.value));
             return None;
         };
-        Some(Document {
-            name: document.name.clone(),
-            text: document.text.clone(),
-            prefix: self.path,
-            root: table.clone(),
-        })
+        Some(document.below(&self.path, table))
     }
 
     fn scalar<T>(
@@ -410,72 +297,9 @@ impl Field<'_> {
 
     fn wrong(&self, offset: usize, message: &str) {
         if let Some((document, _)) = self.values.first() {
-            report(self.problems, document.problem(Some(offset), &self.path, message));
+            report(self.problems, document, Some(offset), &self.path, message);
         }
     }
-}
-
-impl Value {
-    fn as_str(&self) -> Option<&str> {
-        if let Self::String(text) = self { Some(text) } else { None }
-    }
-
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::String(_) => "a string",
-            Self::Integer(_) => "an integer",
-            Self::Float(_) => "a float",
-            Self::Boolean(_) => "a boolean",
-            Self::Datetime(_) => "a datetime",
-            Self::List(_) => "a list",
-            Self::Table(_) => "a table",
-        }
-    }
-}
-
-impl PartialEq for Node {
-    fn eq(&self, other: &Self) -> bool {
-        self.value == other.value
-    }
-}
-
-impl Serialize for Node {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.value.serialize(serializer)
-    }
-}
-
-fn serialize_table<S: Serializer>(table: &Table, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(table)
-}
-
-/// The parser's tree, which borrows the text, as one that can be kept.
-fn table(table: DeTable<'_>) -> Table {
-    table
-        .into_iter()
-        .map(|(key, value)| {
-            let offset = key.span().start;
-            (key.into_inner().into_owned(), Node { key_offset: offset, ..node(value) })
-        })
-        .collect()
-}
-
-/// The parser limits how deep values are nested.
-fn node(spanned: Spanned<DeValue<'_>>) -> Node {
-    let offset = spanned.span().start;
-    let value = match spanned.into_inner() {
-        DeValue::String(text) => Value::String(text.into_owned()),
-        // TOML promises 64 bits; more is out of every range here as well.
-        DeValue::Integer(number) => {
-            Value::Integer(i64::from_str_radix(number.as_str(), number.radix()).unwrap_or(i64::MAX))
-        }
-        DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
-        DeValue::Boolean(flag) => Value::Boolean(flag),
-        DeValue::Datetime(datetime) => Value::Datetime(datetime),
-        DeValue::Array(list) => Value::List(list.into_iter().map(node).collect()),
-        DeValue::Table(inner) => Value::Table(table(inner)),
-    };
-    Node { key_offset: offset, offset, value }
 }
 
 /// A duration as people write it (`20m`, `1h 30m`), from one second to seven days.
@@ -489,24 +313,28 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration.unsigned_abs())
 }
 
-fn report(problems: &RefCell<Vec<Problem>>, problem: Problem) {
+fn report(
+    problems: &Problems,
+    document: &Document,
+    offset: Option<usize>,
+    path: &str,
+    message: &str,
+) {
     let mut problems = problems.borrow_mut();
     if problems.len() < PROBLEMS_MAX {
-        problems.push(problem);
+        problems.push(document.problem(offset, path, message));
     }
 }
 
 fn wrong_type(expected: &str, value: &Value) -> String {
-    let quotes = match value {
-        Value::List(_) | Value::Table(_) => "",
-        _ if expected == "a string" => "; put it in quotes",
-        _ => "",
-    };
+    let is_scalar = !matches!(value, Value::List(_) | Value::Table(_));
+    let quotes = if is_scalar && expected == "a string" { "; put it in quotes" } else { "" };
     format!("{}, must be {expected}{quotes}", value.kind())
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    let dot = if path.is_empty() || key.is_empty() { "" } else { "." };
+    format!("{path}{dot}{key}")
 }
 
 /// A mistyped key is rarely more than two strokes away from the right one.
@@ -519,48 +347,7 @@ fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
     known
         .iter()
         .map(|candidate| (strsim::osa_distance(key, candidate), *candidate))
-        .filter(|(strokes, candidate)| {
-            *strokes <= STROKES_MAX && *strokes < candidate.len() / 2 + 1
-        })
+        .filter(|(strokes, candidate)| *strokes <= STROKES_MAX.min(candidate.len() / 2))
         .min()
         .map(|(_, candidate)| candidate)
-}
-
-/// Where the first line begins that git leaves behind in a conflict.
-fn conflict_marker(text: &str) -> Option<usize> {
-    const MARKER: &str = "<<<<<<<";
-    if text.starts_with(MARKER) {
-        Some(0)
-    } else {
-        text.find("\n<<<<<<<").map(|newline| newline + 1)
-    }
-}
-
-/// Both from 1; the column counts characters.
-fn line_and_column(text: &[u8], offset: usize) -> (u32, u32) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line_start =
-        before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-    let lines = before.iter().filter(|byte| **byte == b'\n').count();
-    // Continuation bytes of UTF-8 begin no character.
-    let columns = before.iter().skip(line_start).filter(|byte| **byte & 0xc0 != 0x80).count();
-    let from_1 = |count: usize| u32::try_from(count + 1).unwrap_or(u32::MAX);
-    (from_1(lines), from_1(columns))
-}
-
-/// Fit to be printed: no control characters, which could forge lines of a log, and not too long.
-fn shown(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len().min(SHOWN_CHARS_MAX));
-    for (index, char) in text.chars().enumerate() {
-        if index == SHOWN_CHARS_MAX {
-            shown.push('…');
-            break;
-        }
-        if char.is_control() {
-            shown.extend(char.escape_default());
-        } else {
-            shown.push(char);
-        }
-    }
-    shown
 }

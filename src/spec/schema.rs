@@ -143,7 +143,12 @@ fn partitions(partitions: &mut Section<'_>) {
 fn config_drive(drive: &mut Section<'_>) {
     drive.key("user_data_file").text(values::path);
     drive.key("network_config_file").text(values::path);
-    drive.key("meta_data").table(|meta_data| meta_data.any_strings());
+    drive.key("meta_data").table(meta_data);
+}
+
+/// The keys are the administrator's own.
+fn meta_data(meta_data: &mut Section<'_>) {
+    meta_data.any_strings();
 }
 
 fn timeouts(timeouts: &mut Section<'_>) -> Timeouts {

@@ -54,9 +54,8 @@ fn with(table: &str, line: &str) -> String {
         format!("{line}\n{MINIMAL}")
     } else if MINIMAL.contains(&header) {
         let key = line.split(' ').next().unwrap();
-        let others = MINIMAL.lines().filter(|other| !other.starts_with(&format!("{key} =")));
-        let text = others.map(|other| format!("{other}\n")).collect::<String>();
-        text.replace(&header, &format!("{header}{line}\n"))
+        let others = MINIMAL.split_inclusive('\n').filter(|l| !l.starts_with(&format!("{key} =")));
+        others.collect::<String>().replace(&header, &format!("{header}{line}\n"))
     } else {
         format!("{MINIMAL}{header}{line}\n")
     }
@@ -173,7 +172,7 @@ cipher_suite = 1
 checksum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 [retries]
 "#,
-        &expect![[r#"
+        &expect![[r"
             nodes/edge-07.toml:1:1: stat: unknown key; did you mean `state`?
             nodes/edge-07.toml:2:10: paused: a string, must be true or false
             nodes/edge-07.toml:4:29: boot.mac: `52:54:00:00:00:0` is not a MAC address, which looks like 52:54:00:12:34:56
@@ -185,7 +184,7 @@ checksum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
             nodes/edge-07.toml:10:12: image.source: `../x` is not a plain path: no `..`, `.`, `//` or `/` at the end
             nodes/edge-07.toml:12:12: image.checksum: 63 hex digits, sha256 needs 64
             nodes/edge-07.toml:13:2: retries: unknown key
-        "#]],
+        "]],
     );
 }
 
@@ -193,62 +192,62 @@ checksum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 fn a_file_that_is_no_toml_says_why() {
     check(
         "",
-        &expect![[r#"
+        &expect![[r"
         nodes/edge-07.toml: empty
-    "#]],
+    "]],
     );
     check(
         " \n\t\n",
-        &expect![[r#"
+        &expect![[r"
         nodes/edge-07.toml: empty
-    "#]],
+    "]],
     );
     check(
         b"a = \"\xff\"",
-        &expect![[r#"
+        &expect![[r"
         nodes/edge-07.toml:1:6: not UTF-8
-    "#]],
+    "]],
     );
     check(
         "[boot]\nmac = \n[bmc\nx = 'a\n",
-        &expect![[r#"
+        &expect![[r"
             nodes/edge-07.toml:2:7: string values must be quoted, expected literal string
             nodes/edge-07.toml:3:5: unclosed table, expected `]`
-        "#]],
+        "]],
     );
     check(
         MINIMAL.replace("[bmc]", "[boot]"),
-        &expect![[r#"
+        &expect![[r"
         nodes/edge-07.toml:3:2: duplicate key
-    "#]],
+    "]],
     );
     check(
         format!("<<<<<<< HEAD\n{MINIMAL}=======\n{MINIMAL}>>>>>>> other\n"),
-        &expect![[r#"
+        &expect![[r"
         nodes/edge-07.toml:1:1: git conflict marker; resolve the conflict first
-    "#]],
+    "]],
     );
     check(
         MINIMAL.replace("[bmc]\n", "[bmc]\n<<<<<<< HEAD\n"),
-        &expect![[r#"
+        &expect![[r"
         nodes/edge-07.toml:4:1: git conflict marker; resolve the conflict first
-    "#]],
+    "]],
     );
     check(
         "#".repeat(FILE_BYTES_MAX + 1),
-        &expect![[r#"
+        &expect![[r"
         nodes/edge-07.toml: 262145 bytes, at most 262144 are read
-    "#]],
+    "]],
     );
     check(
         "# nothing\n",
-        &expect![[r#"
+        &expect![[r"
         nodes/edge-07.toml: boot.mac: missing
         nodes/edge-07.toml: bmc.address: missing
         nodes/edge-07.toml: bmc.password_file: missing
         nodes/edge-07.toml: image.source: missing
         nodes/edge-07.toml: image.checksum: missing
-    "#]],
+    "]],
     );
 }
 
@@ -256,9 +255,9 @@ fn a_file_that_is_no_toml_says_why() {
 fn columns_count_characters() {
     check(
         format!("\u{feff}# ü\r\n{MINIMAL}[retry]\r\n\"ü\" = 1\r\n"),
-        &expect![[r#"
+        &expect![[r"
         nodes/edge-07.toml:11:1: retry.ü: unknown key
-    "#]],
+    "]],
     );
 }
 
@@ -302,44 +301,44 @@ fn what_is_missing_is_the_specs_fault_even_where_only_the_defaults_have_the_tabl
     check_over(
         text,
         &below,
-        &expect![[r#"
+        &expect![[r"
         nodes/edge-07.toml: image.source: missing
         nodes/edge-07.toml: image.checksum: missing
         nodes/edge-07.toml:3:1: bmc.password_file: missing
-    "#]],
+    "]],
     );
 }
 
 #[test]
 fn broken_defaults_are_reported_in_their_own_file_and_make_no_spec_valid() {
     let below = defaults("[bmc]\nusrname = \"x\"\n[retry]\nattempts = 0\n", "bmc.port = 1\n");
-    expect![[r#"
+    expect![[r"
         nodes/_defaults.toml:2:1: bmc.usrname: unknown key; did you mean `username`?
         nodes/_defaults.toml:4:12: retry.attempts: 0 is out of range, 1 to 100 is allowed
         hostler.toml:2:5: defaults.bmc.port: unknown key
-    "#]]
+    "]]
     .assert_eq(&lines(below.problems()));
     check_over(
         "[bmc]\naddress = 5\n",
         &below,
-        &expect![[r#"
+        &expect![[r"
         nodes/edge-07.toml:2:11: bmc.address: an integer, must be a string; put it in quotes
         nodes/_defaults.toml:2:1: bmc.usrname: unknown key; did you mean `username`?
-    "#]],
+    "]],
     );
     let empty = defaults("\n", "");
     check_over(
         MINIMAL,
         &empty,
-        &expect![[r#"
+        &expect![[r"
         nodes/_defaults.toml: empty
-    "#]],
+    "]],
     );
     let unfinished = defaults("a = \nb = \n", "");
-    expect![[r#"
+    expect![[r"
         nodes/_defaults.toml:1:5: string values must be quoted, expected literal string
         nodes/_defaults.toml:2:5: string values must be quoted, expected literal string
-    "#]]
+    "]]
     .assert_eq(&lines(unfinished.problems()));
 }
 
@@ -358,19 +357,19 @@ fn specs_that_share_a_card_or_a_bmc_clash_and_name_each_other() {
         named("n/e.toml", "52:54:00:00:00:01", "192.0.2.9"),
     ];
     let all: Vec<Problem> = clashes("n", &specs).into_values().flatten().collect();
-    expect![[r#"
+    expect![[r"
         n/a.toml: boot.mac: 52:54:00:00:00:01 is also in n/b.toml, n/e.toml
         n/b.toml: boot.mac: 52:54:00:00:00:01 is also in n/a.toml, n/e.toml
         n/b.toml: bmc.address: bmc:623 is also in n/c.toml
         n/c.toml: bmc.address: bmc:623 is also in n/b.toml
         n/e.toml: boot.mac: 52:54:00:00:00:01 is also in n/a.toml, n/b.toml
-    "#]]
+    "]]
     .assert_eq(&lines(&all));
 }
 
 #[test]
 fn very_many_problems_and_very_long_values_stay_small() {
-    let text: String = (0..5000).map(|n| format!("k{n} = 1\n")).collect();
+    let text = (0..5000).map(|n| format!("k{n} = 1")).collect::<Vec<_>>().join("\n");
     assert_eq!(parse(FILE, text.as_bytes(), &Defaults::default()).unwrap_err().len(), 100);
     let text = format!("state = \"{}\"", "x".repeat(200_000));
     let problems = parse(FILE, text.as_bytes(), &Defaults::default()).unwrap_err();

@@ -21,15 +21,15 @@ const NEVER: Duration = Duration::from_secs(3600);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Watched {
-    _watcher: Watcher,
+    _guard: Watcher,
     wakes: mpsc::Receiver<Wake>,
 }
 
 impl Watched {
     /// Watches `dir`; the first wake is taken.
     async fn new(dir: &Path) -> Self {
-        let (watcher, wakes) = Watcher::start(dir.to_owned(), NEVER, QUICK).unwrap();
-        let mut watched = Self { _watcher: watcher, wakes };
+        let (guard, wakes) = Watcher::start(dir.to_owned(), NEVER, QUICK).unwrap();
+        let mut watched = Self { _guard: guard, wakes };
         assert_eq!(watched.next().await, Some(Wake::Start));
         watched
     }

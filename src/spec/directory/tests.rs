@@ -64,7 +64,7 @@ fn only_specs_are_read_and_every_bad_file_is_reported() {
     .unwrap();
     check(
         place.path(),
-        &expect![[r#"
+        &expect![[r"
         a: good
         b: bad
           nodes/b.toml: empty
@@ -91,7 +91,7 @@ fn only_specs_are_read_and_every_bad_file_is_reported() {
         nodes/line\nbreak.toml: image.checksum: missing
         nodes/line\nbreak.toml: image.source: missing
         nodes/line\nbreak.toml:1:1: x: unknown key
-    "#]],
+    "]],
     );
 }
 
@@ -106,10 +106,10 @@ fn linked_specs_are_specs() {
     symlink(elsewhere.path().join("x"), place.path().join("a.toml")).unwrap();
     check(
         place.path(),
-        &expect![[r#"
+        &expect![[r"
         a: good
         b: good
-    "#]],
+    "]],
     );
 }
 
@@ -129,7 +129,7 @@ fn clashing_nodes_are_bad_and_the_others_are_not() {
     let place = place(&[("a.toml", &spec(1)), ("b.toml", &spec(1)), ("c.toml", &spec(3))]);
     check(
         place.path(),
-        &expect![[r#"
+        &expect![[r"
         a: bad
           nodes/a.toml: boot.mac: 52:54:00:00:00:01 is also in nodes/b.toml
           nodes/a.toml: bmc.address: 192.0.2.1:623 is also in nodes/b.toml
@@ -137,7 +137,7 @@ fn clashing_nodes_are_bad_and_the_others_are_not() {
           nodes/b.toml: boot.mac: 52:54:00:00:00:01 is also in nodes/a.toml
           nodes/b.toml: bmc.address: 192.0.2.1:623 is also in nodes/a.toml
         c: good
-    "#]],
+    "]],
     );
 }
 
@@ -148,20 +148,20 @@ fn the_directorys_defaults_are_under_every_spec_and_broken_ones_hold_every_spec(
     let place = place(&[("a.toml", &no_image), ("_defaults.toml", &image)]);
     check(
         place.path(),
-        &expect![[r#"
+        &expect![[r"
         a: good
-    "#]],
+    "]],
     );
     fs::write(place.path().join("_defaults.toml"), image.replace("aa\"", "\"") + "x = 1\n")
         .unwrap();
     check(
         place.path(),
-        &expect![[r#"
+        &expect![[r"
         a: bad
           nodes/_defaults.toml:3:12: image.checksum: 62 hex digits, sha256 needs 64
         nodes/_defaults.toml:3:12: image.checksum: 62 hex digits, sha256 needs 64
         nodes/_defaults.toml:4:1: image.x: unknown key
-    "#]],
+    "]],
     );
     let report = super::check(place.path(), None).unwrap();
     assert_eq!((report.good.len(), report.problems.len()), (0, 2));
@@ -169,11 +169,11 @@ fn the_directorys_defaults_are_under_every_spec_and_broken_ones_hold_every_spec(
     symlink("nowhere", place.path().join("_defaults.toml")).unwrap();
     check(
         place.path(),
-        &expect![[r#"
+        &expect![[r"
             a: bad
               nodes/_defaults.toml: not there: a link to nothing, or removed while the directory was read
             nodes/_defaults.toml: not there: a link to nothing, or removed while the directory was read
-        "#]],
+        "]],
     );
 }
 
