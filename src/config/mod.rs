@@ -1,1 +1,279 @@
-//! Stub: config.
+//! The agent's own configuration, `/etc/hostler/hostler.toml`.
+//!
+//! Called once, at start. Three things have to be said (`network.advertise`, `specs.dir`, `ramdisk`), the rest has defaults. Every
+//! problem is reported with its place. This room must never guess past a mistake: an agent that runs on half a configuration may
+//! serve the wrong network.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    net::{IpAddr, SocketAddr},
+    path::{Component, Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::SignedDuration;
+use serde::{Serialize, Serializer};
+
+use crate::model::{
+    problem::Problem,
+    size::parse_bytes,
+    toml_reader::{Document, Extent, FILE_BYTES_MAX, Section, duration, read as read_layers},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// Where the configuration is unless the command line says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/hostler/hostler.toml";
+
+const STATE_DIR: &str = "/var/lib/hostler";
+const SECRETS_DIR: &str = "/etc/hostler/secrets";
+const LOADERS_DIR: &str = "/usr/share/hostler/loaders";
+const RESCAN: Duration = Duration::from_secs(60);
+const TFTP_PORT: u16 = 69;
+const CALLBACK_PORT: u16 = 8443;
+/// Longest path, in bytes (Linux `PATH_MAX` less its NUL).
+const PATH_BYTES_MAX: usize = 4095;
+
+/// The checked configuration. Every path in it is absolute.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Config {
+    /// `[specs]`
+    pub specs: Specs,
+    /// `[state]`
+    pub state: State,
+    /// `[images]`
+    pub images: Images,
+    /// `[secrets]`
+    pub secrets: Secrets,
+    /// `[network]`
+    pub network: Network,
+    /// `[tftp]`
+    pub tftp: Tftp,
+    /// `[callback]`
+    pub callback: Callback,
+    /// `[ramdisk]`
+    pub ramdisk: Ramdisk,
+    /// `[defaults]`: any key of a spec, under every spec and its `_defaults.toml`. The spec reader checks it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub defaults: Option<Document>,
+}
+
+/// `[specs]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Specs {
+    /// The directory of specs; it may be missing for a while.
+    pub dir: PathBuf,
+    /// Where status files go; `None` is beside the specs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status_dir: Option<PathBuf>,
+    /// How often the directory is read without being told to, one second to seven days.
+    #[serde(serialize_with = "friendly")]
+    pub rescan: Duration,
+}
+
+/// `[state]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct State {
+    /// The agent's own record.
+    pub dir: PathBuf,
+}
+
+/// `[images]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Images {
+    /// What a relative `image.source` is relative to.
+    pub dir: PathBuf,
+    /// The directories an absolute `image.source` may be in, besides `dir`.
+    pub allowed_dirs: Vec<PathBuf>,
+}
+
+/// `[secrets]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Secrets {
+    /// What `bmc.password_file` is relative to.
+    pub dir: PathBuf,
+}
+
+/// `[network]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Network {
+    /// The address at which the machines reach this agent.
+    pub advertise: IpAddr,
+}
+
+/// `[tftp]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Tftp {
+    /// Where the TFTP server listens.
+    pub listen: SocketAddr,
+    /// The directory with the boot loaders.
+    pub loaders: PathBuf,
+}
+
+/// `[callback]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Callback {
+    /// Where the deploy ramdisks call back to; they are told `network.advertise` with this port.
+    pub listen: SocketAddr,
+}
+
+/// `[ramdisk]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ramdisk {
+    /// The deploy kernel.
+    pub kernel: PathBuf,
+    /// The deploy ramdisk.
+    pub initramfs: PathBuf,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("reading {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It can, but something in it is wrong. One problem a line.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Invalid(Vec<Problem>),
+}
+
+/// Reads the file at `path`.
+pub fn read(path: &Path) -> Result<Config, ConfigError> {
+    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
+    parse(&path.to_string_lossy(), &bytes).map_err(ConfigError::Invalid)
+}
+
+/// Checks a file's content. `file` is the name to show. On failure: every problem.
+pub fn parse(file: &str, bytes: &[u8]) -> Result<Config, Vec<Problem>> {
+    let document = Document::parse(file, bytes)?;
+    let (config, problems) = read_layers(&document, &[], Extent::Whole, config);
+    config.filter(|_| problems.is_empty()).ok_or(problems)
+}
+
+impl Config {
+    /// The effective configuration as a file that reads back the same.
+    pub fn to_toml(&self) -> String {
+        // Cannot fail: every value has a TOML form.
+        toml::to_string_pretty(self).unwrap_or_default()
+    }
+}
+
+fn config(config: &mut Section<'_>) -> Option<Config> {
+    let specs = config.key("specs").table(specs);
+    let state_dir = config.key("state").table(|state| state.key("dir").text(absolute));
+    let state = State { dir: state_dir.unwrap_or_else(|| STATE_DIR.into()) };
+    let images = config.key("images").table(|table| images(table, &state));
+    let secrets_dir = config.key("secrets").table(|secrets| secrets.key("dir").text(absolute));
+    let advertise =
+        config.key("network").table(|network| network.key("advertise").required().text(advertised));
+    let (tftp_listen, loaders) = config
+        .key("tftp")
+        .table(|tftp| (tftp.key("listen").text(socket), tftp.key("loaders").text(absolute)));
+    let callback_listen = config.key("callback").table(|table| table.key("listen").text(socket));
+    let ramdisk = config.key("ramdisk").table(ramdisk);
+    config.key("admin").later().table(|admin| admin.key("listen").text(socket));
+    config.key("limits").later().table(limits);
+    config.key("safety").later().table(safety);
+    let defaults = config.key("defaults").document();
+    let advertise = advertise?;
+    Some(Config {
+        specs: specs?,
+        state,
+        images,
+        secrets: Secrets { dir: secrets_dir.unwrap_or_else(|| SECRETS_DIR.into()) },
+        network: Network { advertise },
+        tftp: Tftp {
+            listen: tftp_listen.unwrap_or(SocketAddr::new(advertise, TFTP_PORT)),
+            loaders: loaders.unwrap_or_else(|| LOADERS_DIR.into()),
+        },
+        callback: Callback {
+            listen: callback_listen.unwrap_or(SocketAddr::new(advertise, CALLBACK_PORT)),
+        },
+        ramdisk: ramdisk?,
+        defaults,
+    })
+}
+
+fn specs(specs: &mut Section<'_>) -> Option<Specs> {
+    let dir = specs.key("dir").required().text(absolute);
+    let status_dir = specs.key("status_dir").text(absolute);
+    let rescan = specs.key("rescan").text(duration).unwrap_or(RESCAN);
+    Some(Specs { dir: dir?, status_dir, rescan })
+}
+
+fn images(images: &mut Section<'_>, state: &State) -> Images {
+    images.key("cache_size").later().text(parse_bytes);
+    Images {
+        dir: images.key("dir").text(absolute).unwrap_or_else(|| state.dir.join("images")),
+        allowed_dirs: images.key("allowed_dirs").list(absolute).unwrap_or_default(),
+    }
+}
+
+fn ramdisk(ramdisk: &mut Section<'_>) -> Option<Ramdisk> {
+    let kernel = ramdisk.key("kernel").required().text(absolute);
+    let initramfs = ramdisk.key("initramfs").required().text(absolute);
+    Some(Ramdisk { kernel: kernel?, initramfs: initramfs? })
+}
+
+fn limits(limits: &mut Section<'_>) {
+    limits.key("imaging").integer(at_least_one);
+    limits.key("waiting").integer(at_least_one);
+    limits.key("bmc_spacing").text(duration);
+}
+
+fn safety(safety: &mut Section<'_>) {
+    safety.key("breaker").flag();
+    safety.key("enforce_power").flag();
+}
+
+/// An absolute path that never climbs.
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = Path::new(text);
+    if text.len() > PATH_BYTES_MAX {
+        Err(format!("{} bytes, a path has at most {PATH_BYTES_MAX}", text.len()))
+    } else if !path.is_absolute() || text.chars().any(char::is_control) {
+        Err(format!("`{text}` is not an absolute path"))
+    } else if path.components().any(|part| part == Component::ParentDir) {
+        Err(format!("`{text}` has a `..` in it"))
+    } else {
+        // Normal form: without a slash at the end.
+        Ok(path.components().collect())
+    }
+}
+
+fn advertised(text: &str) -> Result<IpAddr, String> {
+    match text.parse::<IpAddr>() {
+        Ok(ip) if ip.is_unspecified() || ip.is_multicast() => {
+            Err(format!("{ip} is no address that a machine could call back"))
+        }
+        Ok(ip) => Ok(ip),
+        Err(_) => Err(format!("`{text}` is not an IPv4 or IPv6 address")),
+    }
+}
+
+fn socket(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!("`{text}` is not address:port; write for example 192.0.2.1:69 or [::]:69")
+    })
+}
+
+fn at_least_one(number: i64) -> Result<(), String> {
+    if number > 0 { Ok(()) } else { Err(format!("{number}, must be at least 1")) }
+}
+
+/// As the reader takes it: `1m 30s`.
+fn friendly<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    let signed = SignedDuration::try_from(*duration).unwrap_or(SignedDuration::MAX);
+    serializer.collect_str(&format_args!("{signed:#}"))
+}

@@ -13,3 +13,4 @@ pub mod secret;
 pub mod size;
 pub mod spec;
 pub mod status;
+pub mod toml_reader;

@@ -1,1 +1,96 @@
-//! Stub: spec.
+//! The administrator's files: a directory with one TOML file for each machine, read into checked specs.
+//!
+//! Called by the agent at every wake of the watcher, and by the commands that look at spec files. All problems of a file are
+//! reported at once, each with line, column and key. This room must never write, never look past the spec directory, and never
+//! take a file it could not read for a file that is not there.
+
+use std::path::Path;
+
+use crate::model::{
+    ids::NodeName,
+    problem::Problem,
+    spec::NodeSpec,
+    toml_reader::{Document, Extent, read},
+};
+
+mod clash;
+mod directory;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use clash::clashes;
+pub use directory::{
+    DEFAULTS_FILE, ReadError, Report, SPECS_MAX, Snapshot, check, read_dir, read_file,
+};
+
+/// What is under every spec: `_defaults.toml`, and under that the agent's `[defaults]`.
+#[derive(Clone, Debug, Default)]
+pub struct Defaults {
+    file: Option<Document>,
+    agent: Option<Document>,
+    problems: Vec<Problem>,
+}
+
+impl Defaults {
+    /// Checks both; neither has to be there. `file` is the name to show and the content of `_defaults.toml`.
+    pub fn new(file: Option<(&str, &[u8])>, agent: Option<&Document>) -> Self {
+        let mut defaults = Self { agent: agent.cloned(), ..Self::default() };
+        match file.map(|(name, bytes)| Document::parse(name, bytes)).transpose() {
+            Ok(document) => defaults.file = document,
+            Err(problems) => defaults.problems = problems,
+        }
+        for document in defaults.file.iter().chain(&defaults.agent) {
+            defaults.problems.extend(part(document));
+        }
+        defaults
+    }
+
+    /// Defaults that could not even be read.
+    fn broken(problem: Problem) -> Self {
+        Self { problems: vec![problem], ..Self::default() }
+    }
+
+    /// What is wrong with them. While anything is, no spec is valid: nobody can tell what it was meant to say.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+/// Checks one spec. `file` is the name to show; its stem is the node's name. On failure: every problem, and
+/// the first of the defaults'.
+pub fn parse(file: &str, bytes: &[u8], defaults: &Defaults) -> Result<NodeSpec, Vec<Problem>> {
+    let name = node_name(file);
+    let document = Document::parse(file, bytes);
+    let mut problems: Vec<Problem> = name.as_ref().err().cloned().into_iter().collect();
+    let mut checked = None;
+    match &document {
+        Err(syntax) => problems.extend_from_slice(syntax),
+        // Broken defaults may hold the keys that seem to be missing.
+        Ok(document) if !defaults.problems.is_empty() => {
+            problems.extend(part(document));
+        }
+        Ok(document) => {
+            let below: Vec<&Document> = defaults.file.iter().chain(&defaults.agent).collect();
+            let name = name.ok();
+            let (spec, found) =
+                read(document, &below, Extent::Whole, |section| schema::node(section, name));
+            problems.extend(found);
+            checked = spec;
+        }
+    }
+    problems.extend(defaults.problems.first().cloned());
+    checked.filter(|_| problems.is_empty()).ok_or(problems)
+}
+
+/// The problems of a file that others complete.
+fn part(document: &Document) -> Vec<Problem> {
+    read(document, &[], Extent::Part, |section| schema::node(section, None)).1
+}
+
+/// The node a spec file speaks of.
+fn node_name(file: &str) -> Result<NodeName, Problem> {
+    let stem = Path::new(file).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    stem.parse().map_err(|message: String| Problem::of_file(file, message))
+}

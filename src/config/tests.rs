@@ -1,0 +1,200 @@
+use std::fmt::Write as _;
+
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+
+use crate::model::problem::Problem;
+
+use super::*;
+
+const MINIMAL: &str = r#"network.advertise = "192.0.2.1"
+specs.dir = "/etc/hostler/nodes"
+ramdisk = { kernel = "/boot/vmlinuz", initramfs = "/var/lib/hostler/ramdisk.img" }
+"#;
+
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().fold(String::new(), |mut text, problem| {
+        writeln!(text, "{problem}").unwrap();
+        text
+    })
+}
+
+fn check(text: &str, expected: &Expect) {
+    let problems = parse("hostler.toml", text.as_bytes()).err().unwrap_or_default();
+    expected.assert_eq(&lines(&problems));
+}
+
+#[test]
+fn three_lines_are_enough_and_every_default_is_shown() {
+    let config = parse("hostler.toml", MINIMAL.as_bytes()).unwrap();
+    expect![[r#"
+        [specs]
+        dir = "/etc/hostler/nodes"
+        rescan = "1m"
+
+        [state]
+        dir = "/var/lib/hostler"
+
+        [images]
+        dir = "/var/lib/hostler/images"
+        allowed_dirs = []
+
+        [secrets]
+        dir = "/etc/hostler/secrets"
+
+        [network]
+        advertise = "192.0.2.1"
+
+        [tftp]
+        listen = "192.0.2.1:69"
+        loaders = "/usr/share/hostler/loaders"
+
+        [callback]
+        listen = "192.0.2.1:8443"
+
+        [ramdisk]
+        kernel = "/boot/vmlinuz"
+        initramfs = "/var/lib/hostler/ramdisk.img"
+    "#]]
+    .assert_eq(&config.to_toml());
+}
+
+#[test]
+fn the_effective_configuration_reads_back_the_same() {
+    let text = r#"
+[specs]
+dir = "/srv/nodes/"
+status_dir = "/run/hostler/status"
+rescan = "1h 30m"
+[state]
+dir = "/srv/state"
+[images]
+dir = "/srv/images"
+allowed_dirs = ["/mnt/a", "/mnt/b"]
+[secrets]
+dir = "/srv/secrets"
+[network]
+advertise = "2001:db8::1"
+[tftp]
+listen = "[::]:1069"
+loaders = "/srv/loaders"
+[callback]
+listen = "0.0.0.0:8443"
+[ramdisk]
+kernel = "/k"
+initramfs = "/i"
+[defaults]
+paused = true
+boot.kernel_args = ["quiet"]
+retry = { attempts = 5 }
+"#;
+    let config = parse("hostler.toml", text.as_bytes()).unwrap();
+    assert_eq!(config.specs.dir, Path::new("/srv/nodes"));
+    assert_eq!(config.specs.status_dir.as_deref(), Some(Path::new("/run/hostler/status")));
+    assert_eq!(config.specs.rescan, Duration::from_secs(5400));
+    assert_eq!(config.images.allowed_dirs, [Path::new("/mnt/a"), Path::new("/mnt/b")]);
+    assert_eq!(config.tftp.listen.to_string(), "[::]:1069");
+    let shown = config.to_toml();
+    assert!(shown.ends_with("[defaults.retry]\nattempts = 5\n"), "{shown}");
+    assert_eq!(parse("shown.toml", shown.as_bytes()), Ok(config));
+}
+
+#[test]
+fn all_problems_are_reported_at_once_where_they_are() {
+    check(
+        r#"defaults = 3
+[specs]
+dir = "nodes"
+rescan = "0s"
+[images]
+allowed_dirs = ["/srv/../etc", "x", 1]
+cache_size = "20GiB"
+[network]
+advertise = "0.0.0.0"
+interface = "eth0"
+[tftp]
+listen = "69"
+loader = "/x"
+[callback]
+listen = 8443
+[limits]
+imaging = 4
+bmc_spacing = "1s"
+[safety]
+enforce_power = 1
+[admin]
+listen = "127.0.0.1:9000"
+"#,
+        &expect![[r"
+            hostler.toml: ramdisk.kernel: missing
+            hostler.toml: ramdisk.initramfs: missing
+            hostler.toml:1:12: defaults: an integer, must be a table
+            hostler.toml:3:7: specs.dir: `nodes` is not an absolute path
+            hostler.toml:4:10: specs.rescan: `0s` is out of range, 1s to 168h is allowed
+            hostler.toml:6:17: images.allowed_dirs: `/srv/../etc` has a `..` in it
+            hostler.toml:6:32: images.allowed_dirs: `x` is not an absolute path
+            hostler.toml:6:37: images.allowed_dirs: an integer, must be a string; put it in quotes
+            hostler.toml:7:14: images.cache_size: not supported yet
+            hostler.toml:9:13: network.advertise: 0.0.0.0 is no address that a machine could call back
+            hostler.toml:10:1: network.interface: unknown key
+            hostler.toml:12:10: tftp.listen: `69` is not address:port; write for example 192.0.2.1:69 or [::]:69
+            hostler.toml:13:1: tftp.loader: unknown key; did you mean `loaders`?
+            hostler.toml:15:10: callback.listen: an integer, must be a string; put it in quotes
+            hostler.toml:16:1: limits: not supported yet
+            hostler.toml:20:17: safety.enforce_power: an integer, must be true or false
+            hostler.toml:21:1: admin: not supported yet
+        "]],
+    );
+    check(
+        "specs.dir = \"/x\"\n",
+        &expect![[r"
+        hostler.toml: network.advertise: missing
+        hostler.toml: ramdisk.kernel: missing
+        hostler.toml: ramdisk.initramfs: missing
+    "]],
+    );
+    check(
+        "[specs\ndir = \"/x\"\n",
+        &expect![[r"
+        hostler.toml:1:7: unclosed table, expected `]`
+    "]],
+    );
+    check(
+        &format!("{MINIMAL}[network]\n[ramdisk.aarch64]\nkernel = \"/x\"\n"),
+        &expect![[r"
+            hostler.toml:4:2: duplicate key
+            hostler.toml:5:2: cannot extend value of type inline table with a dotted key
+        "]],
+    );
+}
+
+#[test]
+fn an_unreadable_file_is_named() {
+    let error = read(Path::new("/nonexistent/hostler.toml")).unwrap_err().to_string();
+    assert_eq!(error, "reading /nonexistent/hostler.toml: No such file or directory (os error 2)");
+}
+
+#[test]
+fn the_example_is_the_effective_configuration_of_itself() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/hostler.toml");
+    read(Path::new(example)).unwrap();
+}
+
+proptest! {
+    #[test]
+    fn never_panics_on_any_bytes(bytes: Vec<u8>) {
+        prop_assert!(parse("hostler.toml", &bytes).is_err());
+    }
+
+    #[test]
+    fn never_panics_on_a_damaged_configuration(
+        at in 0..MINIMAL.len(),
+        bytes in "[\\PC\n\"'\\[\\]{}=.#\u{0}]{0,8}",
+    ) {
+        let mut text = MINIMAL.to_owned();
+        text.replace_range(at..(at + bytes.len()).min(MINIMAL.len()), &bytes);
+        if let Err(problems) = parse("hostler.toml", text.as_bytes()) {
+            prop_assert!(!problems.is_empty());
+        }
+    }
+}

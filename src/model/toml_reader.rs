@@ -1,0 +1,353 @@
+//! Reading TOML that people wrote: every problem at once, each with its file, line, column and dotted key.
+//!
+//! Called by the spec and config rooms. serde stops at the first wrong value, so this walks the parsed tree instead: a [`Section`]
+//! is one table, seen through all the files that may fill it (a spec over its defaults); a [`Field`] is one key of it. What no
+//! reader asked for is an unknown key. It must never do I/O and never panic, whatever the bytes.
+
+use std::{cell::RefCell, ops::RangeInclusive, time::Duration};
+
+use jiff::SignedDuration;
+
+use super::problem::Problem;
+use document::{Node, Table, Value};
+
+mod document;
+
+pub use document::Document;
+
+/// Largest file read, in bytes: a spec has one or two thousand; more is a mistake or an attack on memory.
+pub const FILE_BYTES_MAX: usize = 256 * 1024;
+/// What a message says of a valid value that hostler does not act on yet. Such a value is refused: ignoring it would surprise.
+pub const NOT_YET: &str = "not supported yet";
+/// Most problems kept of one reading: nobody reads more at once, and status files stay small.
+const PROBLEMS_MAX: usize = 100;
+/// Most elements of a list.
+const LIST_MAX: usize = 64;
+/// Bounds of a duration: a shorter wait is always a mistake, and after a week somebody has come to look.
+const DURATION_RANGE: RangeInclusive<SignedDuration> =
+    SignedDuration::from_secs(1)..=SignedDuration::from_hours(7 * 24);
+
+type Problems = RefCell<Vec<Problem>>;
+
+/// Whether required keys must be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Yes: this is all there is.
+    Whole,
+    /// No: this is a part, such as defaults, that something else completes.
+    Part,
+}
+
+/// One table, seen through the files that fill it, the most specific first.
+#[derive(Debug)]
+pub struct Section<'a> {
+    /// The most specific file, which is to blame for what is missing, and where this table begins in it.
+    home: (&'a Document, Option<usize>),
+    layers: Vec<(&'a Document, &'a Table)>,
+    path: String,
+    extent: Extent,
+    known: Vec<&'static str>,
+    problems: &'a Problems,
+}
+
+/// One key of a table, present or not.
+#[derive(Debug)]
+#[must_use]
+pub struct Field<'a> {
+    home: (&'a Document, Option<usize>),
+    values: Vec<(&'a Document, &'a Node)>,
+    path: String,
+    extent: Extent,
+    later: bool,
+    problems: &'a Problems,
+}
+
+/// Reads `top` over the documents `below` it, the most specific first, with `body`. What that returns is good only if no problem
+/// comes with it.
+pub fn read<T>(
+    top: &Document,
+    below: &[&Document],
+    extent: Extent,
+    body: impl FnOnce(&mut Section<'_>) -> T,
+) -> (T, Vec<Problem>) {
+    let problems = RefCell::default();
+    let layers = std::iter::once(top).chain(below.iter().copied());
+    let mut section = Section {
+        home: (top, None),
+        layers: layers.map(|document| (document, &document.root)).collect(),
+        path: String::new(),
+        extent,
+        known: Vec::new(),
+        problems: &problems,
+    };
+    let value = body(&mut section);
+    section.finish();
+    let mut problems = problems.into_inner();
+    problems.sort_by_key(|problem| (problem.file != top.name(), problem.at));
+    (value, problems)
+}
+
+impl<'a> Section<'a> {
+    /// One key. Asking for it makes it known.
+    pub fn key(&mut self, key: &'static str) -> Field<'a> {
+        self.known.push(key);
+        let value =
+            |(document, table): &(&'a Document, &'a Table)| Some((*document, table.get(key)?));
+        Field {
+            home: self.home,
+            values: self.layers.iter().filter_map(value).collect(),
+            path: join(&self.path, key),
+            extent: self.extent,
+            later: false,
+            problems: self.problems,
+        }
+    }
+
+    /// Whether the key is there. It does not make it known.
+    pub fn has(&self, key: &str) -> bool {
+        self.layers.iter().any(|(_, table)| table.contains_key(key))
+    }
+
+    /// Accepts every key that is a string: a table whose keys are the administrator's own.
+    pub fn any_strings(&mut self) {
+        for (document, table) in std::mem::take(&mut self.layers) {
+            for (key, node) in table.iter().filter(|(_, node)| node.value.as_str().is_none()) {
+                let path = join(&self.path, key);
+                let message = wrong_type("a string", &node.value);
+                report(self.problems, document, Some(node.offset), &path, &message);
+            }
+        }
+    }
+
+    fn finish(self) {
+        for (document, table) in &self.layers {
+            let unknown = |(key, _): &(&String, _)| !self.known.contains(&key.as_str());
+            for (key, node) in table.iter().filter(unknown) {
+                let message = match nearest(key, &self.known) {
+                    Some(near) => format!("unknown key; did you mean `{near}`?"),
+                    None => "unknown key".to_owned(),
+                };
+                let path = join(&self.path, key);
+                report(self.problems, document, Some(node.key_offset), &path, &message);
+            }
+        }
+    }
+}
+
+impl Field<'_> {
+    /// Reports the key if it is missing.
+    pub fn required(self) -> Self {
+        if self.values.is_empty() && self.extent == Extent::Whole {
+            let (document, offset) = self.home;
+            report(self.problems, document, offset, &self.path, "missing");
+        }
+        self
+    }
+
+    /// Refuses the key as [`NOT_YET`] if its value is good, so that it has to be well formed even so.
+    pub fn later(mut self) -> Self {
+        self.later = true;
+        self
+    }
+
+    /// A string, read by `parse`.
+    pub fn text<T>(self, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        self.scalar("a string", |value| value.as_str().map(parse))
+    }
+
+    /// One of a closed set of words; a word without a value is [`NOT_YET`].
+    pub fn choice<T: Copy>(self, words: &[(&str, Option<T>)]) -> Option<T> {
+        self.text(|text| match words.iter().find(|(word, _)| *word == text) {
+            Some((_, Some(value))) => Ok(*value),
+            Some((word, None)) => Err(format!("`{word}` is {NOT_YET}")),
+            None => {
+                let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                Err(format!("`{text}` is not one of {}", all.join(", ")))
+            }
+        })
+    }
+
+    /// `true` or `false`.
+    pub fn flag(self) -> Option<bool> {
+        self.scalar("true or false", |value| {
+            if let Value::Boolean(flag) = value { Some(Ok(*flag)) } else { None }
+        })
+    }
+
+    /// An integer, checked by `parse`.
+    pub fn integer<T>(self, parse: impl FnOnce(i64) -> Result<T, String>) -> Option<T> {
+        self.scalar("an integer", |value| {
+            if let Value::Integer(number) = value { Some(parse(*number)) } else { None }
+        })
+    }
+
+    /// A list of strings, each read by `parse`.
+    pub fn list<T>(self, mut parse: impl FnMut(&str) -> Result<T, String>) -> Option<Vec<T>> {
+        let (document, list) = *self.values.first()?;
+        let Value::List(array) = &list.value else {
+            self.wrong(list.offset, &wrong_type("a list of strings", &list.value));
+            return None;
+        };
+        if array.len() > LIST_MAX {
+            self.wrong(list.offset, &format!("{} elements, at most {LIST_MAX}", array.len()));
+            return None;
+        }
+        let mut values = Vec::with_capacity(array.len());
+        for element in array {
+            let value = &element.value;
+            match value.as_str().map_or_else(|| Err(wrong_type("a string", value)), &mut parse) {
+                Ok(value) => values.push(value),
+                Err(message) => {
+                    report(self.problems, document, Some(element.offset), &self.path, &message);
+                }
+            }
+        }
+        if values.len() == array.len() { self.unless_later(list.offset, values) } else { None }
+    }
+
+    /// One string or a list of at least one.
+    pub fn one_or_list<T>(
+        self,
+        mut parse: impl FnMut(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let (_, node) = *self.values.first()?;
+        let Value::List(list) = &node.value else {
+            return self.text(|text| parse(text)).map(|value| vec![value]);
+        };
+        if list.is_empty() {
+            self.wrong(node.offset, "an empty list, must name at least one");
+            return None;
+        }
+        self.list(parse)
+    }
+
+    /// A table, read by `body` even if it is absent: so its own required keys are missed and its defaults apply.
+    pub fn table<T>(self, body: impl FnOnce(&mut Section<'_>) -> T) -> T {
+        let before = self.problems.borrow().len();
+        let mut layers = Vec::with_capacity(self.values.len());
+        let mut home = (self.home.0, None);
+        let mut extent = self.extent;
+        for (document, value) in &self.values {
+            if let Value::Table(table) = &value.value {
+                layers.push((*document, table));
+                if std::ptr::eq(*document, home.0) {
+                    home.1 = Some(value.offset);
+                }
+            } else {
+                let message = wrong_type("a table", &value.value);
+                report(self.problems, document, Some(value.offset), &self.path, &message);
+                extent = Extent::Part;
+            }
+        }
+        let mut section = Section {
+            home,
+            layers,
+            path: self.path.clone(),
+            extent,
+            known: Vec::new(),
+            problems: self.problems,
+        };
+        let value = body(&mut section);
+        section.finish();
+        if let Some((_, first)) = self.values.first()
+            && self.later
+            && self.problems.borrow().len() == before
+        {
+            self.wrong(first.offset, NOT_YET);
+        }
+        value
+    }
+
+    /// The table as a document of its own, to be read by somebody else. Its problems still point into the file.
+    pub fn document(self) -> Option<Document> {
+        let (document, value) = *self.values.first()?;
+        let Value::Table(table) = &value.value else {
+            self.wrong(value.offset, &wrong_type("a table", &value.value));
+            return None;
+        };
+        Some(document.below(&self.path, table))
+    }
+
+    fn scalar<T>(
+        self,
+        expected: &str,
+        get: impl FnOnce(&Value) -> Option<Result<T, String>>,
+    ) -> Option<T> {
+        let (_, value) = *self.values.first()?;
+        let offset = value.offset;
+        match get(&value.value) {
+            Some(Ok(good)) => self.unless_later(offset, good),
+            Some(Err(message)) => {
+                self.wrong(offset, &message);
+                None
+            }
+            None => {
+                self.wrong(offset, &wrong_type(expected, &value.value));
+                None
+            }
+        }
+    }
+
+    fn unless_later<T>(&self, offset: usize, value: T) -> Option<T> {
+        if self.later {
+            self.wrong(offset, NOT_YET);
+        }
+        (!self.later).then_some(value)
+    }
+
+    fn wrong(&self, offset: usize, message: &str) {
+        if let Some((document, _)) = self.values.first() {
+            report(self.problems, document, Some(offset), &self.path, message);
+        }
+    }
+}
+
+/// A duration as people write it (`20m`, `1h 30m`), from one second to seven days.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let duration: SignedDuration = text
+        .parse()
+        .map_err(|_| format!("`{text}` is not a duration; write for example 20m or 1h 30m"))?;
+    if !DURATION_RANGE.contains(&duration) {
+        return Err(format!("`{text}` is out of range, 1s to 168h is allowed"));
+    }
+    Ok(duration.unsigned_abs())
+}
+
+fn report(
+    problems: &Problems,
+    document: &Document,
+    offset: Option<usize>,
+    path: &str,
+    message: &str,
+) {
+    let mut problems = problems.borrow_mut();
+    if problems.len() < PROBLEMS_MAX {
+        problems.push(document.problem(offset, path, message));
+    }
+}
+
+fn wrong_type(expected: &str, value: &Value) -> String {
+    let is_scalar = !matches!(value, Value::List(_) | Value::Table(_));
+    let quotes = if is_scalar && expected == "a string" { "; put it in quotes" } else { "" };
+    format!("{}, must be {expected}{quotes}", value.kind())
+}
+
+fn join(path: &str, key: &str) -> String {
+    let dot = if path.is_empty() || key.is_empty() { "" } else { "." };
+    format!("{path}{dot}{key}")
+}
+
+/// A mistyped key is rarely more than two strokes away from the right one.
+fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
+    const STROKES_MAX: usize = 2;
+    // The distance costs the product of both lengths.
+    if key.len() > 64 {
+        return None;
+    }
+    known
+        .iter()
+        .map(|candidate| (strsim::osa_distance(key, candidate), *candidate))
+        .filter(|(strokes, candidate)| *strokes <= STROKES_MAX.min(candidate.len() / 2))
+        .min()
+        .map(|(_, candidate)| candidate)
+}

@@ -1,0 +1,206 @@
+//! Reading the spec directory: resolved and opened once, everything through that handle, so that a directory swapped meanwhile
+//! gives either the old files or the new ones.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    fs::File,
+    io::{self, Read as _},
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::{
+    fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, statat},
+    io::Errno,
+};
+
+use crate::model::{
+    ids::NodeName,
+    problem::Problem,
+    spec::NodeSpec,
+    toml_reader::{Document, FILE_BYTES_MAX},
+};
+
+use super::{Defaults, clashes, node_name, parse};
+
+#[cfg(test)]
+mod tests;
+
+/// The file whose keys are under every spec of its directory.
+pub const DEFAULTS_FILE: &str = "_defaults.toml";
+/// Most specs in one directory: ten times what one agent is meant for, so that a wrong directory does not eat the memory.
+pub const SPECS_MAX: usize = 100_000;
+
+/// One reading of the spec directory.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Every file that names a node, with its spec or all that is wrong with it. Nodes that clash are wrong.
+    pub nodes: BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>,
+    /// What is wrong with `_defaults.toml`, with the agent's `[defaults]`, and with files that name no node.
+    pub problems: Vec<Problem>,
+}
+
+/// Why the directory could not be read. Nothing follows from it: above all not that there are no nodes.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It is not there.
+    #[error("{0}: no such directory")]
+    Missing(PathBuf),
+    /// It has too many files.
+    #[error("{0}: more than {SPECS_MAX} spec files")]
+    TooMany(PathBuf),
+    /// The system refused.
+    #[error("reading {path}: {source}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What `hostler check` says of a directory.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The nodes whose specs are good.
+    pub good: Vec<NodeName>,
+    /// Everything that is wrong, once each, by file and line.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads every spec in `dir`. Messages call the directory `shown_as`; `agent_defaults` is the agent's `[defaults]`.
+///
+/// Read are the `*.toml`; status files, hidden files and editors' backups are not specs. A symbolic link is followed: git-sync and
+/// Kubernetes volumes are made of them.
+pub fn read_dir(
+    dir: &Path,
+    shown_as: &str,
+    agent_defaults: Option<&Document>,
+) -> Result<Snapshot, ReadError> {
+    let failed = |errno: Errno| match errno {
+        Errno::NOENT => ReadError::Missing(dir.to_owned()),
+        _ => ReadError::Io { path: dir.to_owned(), source: errno.into() },
+    };
+    let handle = open_dir(dir).map_err(failed)?;
+    let mut files = BTreeSet::new();
+    for entry in Dir::read_from(&handle).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if is_spec(entry.file_name().to_bytes()) {
+            files.insert(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
+            if files.len() > SPECS_MAX {
+                return Err(ReadError::TooMany(dir.to_owned()));
+            }
+        }
+    }
+    let mut snapshot = Snapshot::default();
+    let defaults = read_defaults(&handle, shown_as, agent_defaults);
+    snapshot.problems.extend_from_slice(defaults.problems());
+    for file in files {
+        // Escaped, because a file's name may hold anything, even the line break that forges a line of a log.
+        let shown = format!("{shown_as}/{}", file.to_string_lossy().escape_debug());
+        let spec = read_at(&handle, &file)
+            .map_err(|error| vec![Problem::of_file(&shown, unreadable(&error))])
+            .and_then(|bytes| parse(&shown, &bytes, &defaults));
+        match node_name(&shown) {
+            Ok(name) => drop(snapshot.nodes.insert(name, spec.map(Arc::new))),
+            Err(_) => snapshot.problems.extend(spec.err().unwrap_or_default()),
+        }
+    }
+    snapshot.problems.sort();
+    snapshot.problems.dedup();
+    snapshot.mark_clashes(shown_as);
+    Ok(snapshot)
+}
+
+/// Reads one spec with the `_defaults.toml` beside it, for commands that look at one file. Clashes are not seen.
+pub fn read_file(path: &Path, agent_defaults: Option<&Document>) -> Result<NodeSpec, Vec<Problem>> {
+    let shown = path.to_string_lossy();
+    let failed = |error: &io::Error| vec![Problem::of_file(&*shown, unreadable(error))];
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let dir = parent.unwrap_or(Path::new("."));
+    let handle = open_dir(dir).map_err(|errno| failed(&errno.into()))?;
+    let name = path.file_name().unwrap_or_default();
+    let bytes = read_at(&handle, name).map_err(|error| failed(&error))?;
+    let shown_dir = parent.unwrap_or(Path::new("")).to_string_lossy();
+    parse(&shown, &bytes, &read_defaults(&handle, &shown_dir, agent_defaults))
+}
+
+/// Reads a directory for `hostler check`, which calls it as it was typed.
+pub fn check(dir: &Path, agent_defaults: Option<&Document>) -> Result<Report, ReadError> {
+    let shown_as = dir.to_string_lossy();
+    let snapshot = read_dir(dir, shown_as.trim_end_matches('/'), agent_defaults)?;
+    let mut good = Vec::new();
+    // A broken `_defaults.toml` is a problem of every node; it is told once.
+    let mut problems: BTreeSet<Problem> = snapshot.problems.into_iter().collect();
+    for (name, spec) in snapshot.nodes {
+        match spec {
+            Ok(_) => good.push(name),
+            Err(found) => problems.extend(found),
+        }
+    }
+    Ok(Report { good, problems: problems.into_iter().collect() })
+}
+
+impl Snapshot {
+    fn mark_clashes(&mut self, shown_as: &str) {
+        let good = self.nodes.values().filter_map(|spec| spec.as_deref().ok());
+        for (name, problems) in clashes(shown_as, good) {
+            self.nodes.insert(name, Err(problems));
+        }
+    }
+}
+
+fn is_spec(name: &[u8]) -> bool {
+    name.ends_with(b".toml")
+        && !name.ends_with(b".status.toml")
+        && !name.starts_with(b".")
+        && !name.starts_with(b"#")
+        && name != DEFAULTS_FILE.as_bytes()
+}
+
+fn read_defaults(dir: &OwnedFd, shown_as: &str, agent: Option<&Document>) -> Defaults {
+    let shown = if shown_as.is_empty() {
+        DEFAULTS_FILE.to_owned()
+    } else {
+        format!("{shown_as}/{DEFAULTS_FILE}")
+    };
+    match read_at(dir, OsStr::new(DEFAULTS_FILE)) {
+        Ok(bytes) => Defaults::new(Some((&shown, &bytes)), agent),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_listed(dir, DEFAULTS_FILE) => {
+            Defaults::new(None, agent)
+        }
+        Err(error) => Defaults::broken(Problem::of_file(shown, unreadable(&error))),
+    }
+}
+
+/// Whether there is such a name, be it a link to nothing.
+fn is_listed(dir: &OwnedFd, name: &str) -> bool {
+    !matches!(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT))
+}
+
+fn open_dir(dir: &Path) -> rustix::io::Result<OwnedFd> {
+    openat(CWD, dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// One whole file. Never blocks on a pipe, never reads more than the parser takes.
+fn read_at(dir: &OwnedFd, name: &OsStr) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(openat(dir, name, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn unreadable(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::NotFound {
+        // It was listed a moment ago.
+        "not there: a link to nothing, or removed while the directory was read".to_owned()
+    } else {
+        format!("cannot be read: {error}")
+    }
+}

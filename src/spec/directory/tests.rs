@@ -1,0 +1,207 @@
+use std::{fs, os::unix::fs::symlink, path::Path};
+
+use expect_test::{Expect, expect};
+use tempfile::TempDir;
+
+use super::*;
+
+fn spec(number: u8) -> String {
+    format!(
+        "[boot]\nmac = \"52:54:00:00:00:{number:02x}\"\n[bmc]\naddress = \"192.0.2.{number}\"\npassword_file = \"p\"\n\
+         [image]\nsource = \"i\"\nchecksum = \"sha256:{}\"\n",
+        "a".repeat(64)
+    )
+}
+
+fn place(files: &[(&str, &str)]) -> TempDir {
+    let place = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(place.path().join(name), text).unwrap();
+    }
+    place
+}
+
+/// One line for each node, then the other problems.
+fn check(dir: &Path, expected: &Expect) {
+    let snapshot = read_dir(dir, "nodes", None).unwrap();
+    let mut lines = Vec::new();
+    for (name, spec) in &snapshot.nodes {
+        lines.push(format!("{name}: {}", if spec.is_ok() { "good" } else { "bad" }));
+        for problem in spec.as_ref().err().into_iter().flatten() {
+            lines.push(format!("  {problem}"));
+        }
+    }
+    lines.extend(snapshot.problems.iter().map(ToString::to_string));
+    expected.assert_eq(&format!("{}\n", lines.join("\n")));
+}
+
+#[test]
+fn only_specs_are_read_and_every_bad_file_is_reported() {
+    let place = place(&[
+        ("a.toml", &spec(1)),
+        ("b.toml", ""),
+        ("c.toml", "x = 1"),
+        ("Big.toml", &spec(3)),
+        ("d_e.toml", "y = "),
+        ("a.status.toml", "phase = \"deployed\""),
+        (".a.toml.swp", "x"),
+        (".hidden.toml", "x"),
+        ("a.toml~", "x"),
+        ("#a.toml#", "x"),
+        ("#a.toml", "x"),
+        ("README.md", "x"),
+        ("line\nbreak.toml", "x = 1"),
+    ]);
+    fs::create_dir(place.path().join("dir.toml")).unwrap();
+    symlink("nowhere", place.path().join("link.toml")).unwrap();
+    rustix::fs::mknodat(
+        CWD,
+        place.path().join("pipe.toml"),
+        rustix::fs::FileType::Fifo,
+        Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    check(
+        place.path(),
+        &expect![[r"
+        a: good
+        b: bad
+          nodes/b.toml: empty
+        c: bad
+          nodes/c.toml: boot.mac: missing
+          nodes/c.toml: bmc.address: missing
+          nodes/c.toml: bmc.password_file: missing
+          nodes/c.toml: image.source: missing
+          nodes/c.toml: image.checksum: missing
+          nodes/c.toml:1:1: x: unknown key
+        dir: bad
+          nodes/dir.toml: cannot be read: not a regular file
+        link: bad
+          nodes/link.toml: not there: a link to nothing, or removed while the directory was read
+        pipe: bad
+          nodes/pipe.toml: cannot be read: not a regular file
+        nodes/Big.toml: node name `Big`: must be lower-case letters, digits and inner hyphens (RFC 1123)
+        nodes/d_e.toml: node name `d_e`: must be lower-case letters, digits and inner hyphens (RFC 1123)
+        nodes/d_e.toml:1:5: string values must be quoted, expected literal string
+        nodes/line\nbreak.toml: node name `line\nbreak`: must be lower-case letters, digits and inner hyphens (RFC 1123)
+        nodes/line\nbreak.toml: bmc.address: missing
+        nodes/line\nbreak.toml: bmc.password_file: missing
+        nodes/line\nbreak.toml: boot.mac: missing
+        nodes/line\nbreak.toml: image.checksum: missing
+        nodes/line\nbreak.toml: image.source: missing
+        nodes/line\nbreak.toml:1:1: x: unknown key
+    "]],
+    );
+}
+
+#[test]
+fn linked_specs_are_specs() {
+    let elsewhere = place(&[("x", &spec(1))]);
+    let place = place(&[]);
+    fs::create_dir(place.path().join("..v1")).unwrap();
+    fs::write(place.path().join("..v1/b.toml"), spec(2)).unwrap();
+    symlink("..v1", place.path().join("..data")).unwrap();
+    symlink("..data/b.toml", place.path().join("b.toml")).unwrap();
+    symlink(elsewhere.path().join("x"), place.path().join("a.toml")).unwrap();
+    check(
+        place.path(),
+        &expect![[r"
+        a: good
+        b: good
+    "]],
+    );
+}
+
+#[test]
+fn a_missing_directory_is_not_an_empty_one() {
+    let place = place(&[]);
+    assert!(read_dir(place.path(), "nodes", None).unwrap().nodes.is_empty());
+    let missing = place.path().join("x/nodes");
+    assert!(matches!(read_dir(&missing, "nodes", None), Err(ReadError::Missing(_))));
+    fs::write(place.path().join("file"), "").unwrap();
+    let error = read_dir(&place.path().join("file"), "nodes", None).unwrap_err();
+    assert!(matches!(&error, ReadError::Io { .. }), "{error}");
+}
+
+#[test]
+fn clashing_nodes_are_bad_and_the_others_are_not() {
+    let place = place(&[("a.toml", &spec(1)), ("b.toml", &spec(1)), ("c.toml", &spec(3))]);
+    check(
+        place.path(),
+        &expect![[r"
+        a: bad
+          nodes/a.toml: boot.mac: 52:54:00:00:00:01 is also in nodes/b.toml
+          nodes/a.toml: bmc.address: 192.0.2.1:623 is also in nodes/b.toml
+        b: bad
+          nodes/b.toml: boot.mac: 52:54:00:00:00:01 is also in nodes/a.toml
+          nodes/b.toml: bmc.address: 192.0.2.1:623 is also in nodes/a.toml
+        c: good
+    "]],
+    );
+}
+
+#[test]
+fn the_directorys_defaults_are_under_every_spec_and_broken_ones_hold_every_spec() {
+    let no_image = spec(1).split("[image]").next().unwrap().to_owned();
+    let image = spec(1).split_off(spec(1).find("[image]").unwrap());
+    let place = place(&[("a.toml", &no_image), ("_defaults.toml", &image)]);
+    check(
+        place.path(),
+        &expect![[r"
+        a: good
+    "]],
+    );
+    fs::write(place.path().join("_defaults.toml"), image.replace("aa\"", "\"") + "x = 1\n")
+        .unwrap();
+    check(
+        place.path(),
+        &expect![[r"
+        a: bad
+          nodes/_defaults.toml:3:12: image.checksum: 62 hex digits, sha256 needs 64
+        nodes/_defaults.toml:3:12: image.checksum: 62 hex digits, sha256 needs 64
+        nodes/_defaults.toml:4:1: image.x: unknown key
+    "]],
+    );
+    let report = super::check(place.path(), None).unwrap();
+    assert_eq!((report.good.len(), report.problems.len()), (0, 2));
+    fs::remove_file(place.path().join("_defaults.toml")).unwrap();
+    symlink("nowhere", place.path().join("_defaults.toml")).unwrap();
+    check(
+        place.path(),
+        &expect![[r"
+            a: bad
+              nodes/_defaults.toml: not there: a link to nothing, or removed while the directory was read
+            nodes/_defaults.toml: not there: a link to nothing, or removed while the directory was read
+        "]],
+    );
+}
+
+#[test]
+fn the_snapshot_is_of_the_directory_that_was_opened() {
+    let place = place(&[("a.toml", &spec(1))]);
+    let handle = open_dir(place.path()).unwrap();
+    let away = place.path().with_extension("away");
+    fs::rename(place.path(), &away).unwrap();
+    fs::create_dir(place.path()).unwrap();
+    assert_eq!(read_at(&handle, OsStr::new("a.toml")).unwrap(), spec(1).as_bytes());
+    fs::remove_dir_all(away).unwrap();
+}
+
+#[test]
+fn one_file_is_read_with_the_defaults_beside_it() {
+    let place = place(&[("a.toml", &spec(1)), ("_defaults.toml", "[retry]\nattempts = 7\n")]);
+    let spec = read_file(&place.path().join("a.toml"), None).unwrap();
+    assert_eq!((spec.name.as_str(), spec.retry.attempts), ("a", 7));
+    let error = read_file(&place.path().join("b.toml"), None).unwrap_err();
+    assert!(error[0].message.starts_with("not there"), "{error:?}");
+}
+
+#[test]
+fn the_examples_are_good() {
+    let nodes = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nodes"));
+    let report = super::check(nodes, None).unwrap();
+    assert_eq!(report.problems, []);
+    let names: Vec<&str> = report.good.iter().map(NodeName::as_str).collect();
+    assert_eq!(names, ["edge-01", "edge-07"]);
+}

@@ -1,0 +1,170 @@
+//! Every key a spec may have, with its default: DESIGN §2 as code.
+//!
+//! A key that is good but not acted on yet is `later`, or a choice without a value: it is refused, never ignored.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use crate::model::{
+    boot::Firmware,
+    disk::{RootDeviceHints, SizeHint},
+    ids::{MacAddr, NodeName},
+    spec::{
+        Bmc, Boot, CipherSuite, Goal, Image, ImageFormat, NodeSpec, Privilege, Retry, Timeouts,
+        WantedPower,
+    },
+    toml_reader::{Section, duration},
+};
+
+use super::values;
+
+const RAMDISK_TIMEOUT: Duration = Duration::from_secs(20 * 60);
+const IMAGING_STALL_TIMEOUT: Duration = Duration::from_secs(2 * 60);
+const IMAGING_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
+const COMPLETED_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+const POWER_TIMEOUT: Duration = Duration::from_secs(2 * 60);
+const ATTEMPTS: u32 = 3;
+const BACKOFF: Duration = Duration::from_secs(60);
+
+/// The whole file. `None` only with a problem, or without a name.
+pub(super) fn node(spec: &mut Section<'_>, name: Option<NodeName>) -> Option<NodeSpec> {
+    let goals = [
+        ("deployed", Some(Goal::Deployed)),
+        ("available", None),
+        ("unmanaged", Some(Goal::Unmanaged)),
+    ];
+    let powers =
+        [("on", Some(WantedPower::On)), ("off", None), ("ignore", Some(WantedPower::Ignore))];
+    let goal = spec.key("state").choice(&goals).unwrap_or(Goal::Deployed);
+    let power = spec.key("power").choice(&powers).unwrap_or(WantedPower::On);
+    let paused = spec.key("paused").flag().unwrap_or(false);
+    let redeploy = spec.key("redeploy").text(values::label);
+    let boot = spec.key("boot").table(boot);
+    let bmc = spec.key("bmc").table(bmc);
+    let root_device = spec.key("root_device").table(root_device);
+    let image = spec.key("image").table(image);
+    spec.key("partitions").later().table(partitions);
+    spec.key("config_drive").later().table(config_drive);
+    let timeouts = spec.key("timeouts").table(timeouts);
+    let retry = spec.key("retry").table(retry);
+    Some(NodeSpec {
+        name: name?,
+        goal,
+        power,
+        paused,
+        redeploy,
+        boot: boot?,
+        bmc: bmc?,
+        root_device,
+        image: image?,
+        timeouts,
+        retry,
+    })
+}
+
+fn boot(boot: &mut Section<'_>) -> Option<Boot> {
+    let mut seen = BTreeSet::new();
+    let macs = boot.key("mac").required().one_or_list(|text| {
+        let mac: MacAddr = text.parse()?;
+        if seen.insert(mac) { Ok(mac) } else { Err(format!("{mac} is there twice")) }
+    });
+    let firmware = boot
+        .key("firmware")
+        .choice(&[("uefi", Some(Firmware::Uefi)), ("bios", Some(Firmware::Bios))])
+        .unwrap_or(Firmware::Uefi);
+    boot.key("arch").choice(&[("x86_64", Some(())), ("aarch64", None)]);
+    boot.key("after").choice(&[("disk", Some(())), ("network", None)]);
+    let kernel_args = boot.key("kernel_args").list(values::kernel_args()).unwrap_or_default();
+    Some(Boot { macs: macs?, firmware, kernel_args })
+}
+
+fn bmc(bmc: &mut Section<'_>) -> Option<Bmc> {
+    bmc.key("driver").choice(&[("ipmi", Some(())), ("ipmitool", None), ("none", None)]);
+    let address = bmc.key("address").required().text(values::bmc_address);
+    let username = bmc.key("username").text(values::username).unwrap_or_default();
+    let mut password_file = bmc.key("password_file");
+    // A credential stands in for the file, so that only the credential is refused and no file is missed.
+    if !bmc.has("password_credential") {
+        password_file = password_file.required();
+    }
+    let password_file = password_file.text(values::password_file);
+    bmc.key("password_credential").later().text(values::credential);
+    let privileges = [
+        ("administrator", Some(Privilege::Administrator)),
+        ("operator", Some(Privilege::Operator)),
+    ];
+    let privilege = bmc.key("privilege").choice(&privileges).unwrap_or(Privilege::Administrator);
+    let cipher_suite = bmc.key("cipher_suite").integer(|id| {
+        u8::try_from(id)
+            .map_err(|_| format!("cipher suite {id} does not exist"))
+            .and_then(CipherSuite::try_from)
+    });
+    Some(Bmc {
+        address: address?,
+        username,
+        password_file: password_file?,
+        privilege,
+        cipher_suite,
+    })
+}
+
+fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {
+    RootDeviceHints {
+        name: hints.key("name").text(values::disk_name),
+        serial: hints.key("serial").text(values::hint),
+        wwn: hints.key("wwn").text(values::hint),
+        model: hints.key("model").text(values::hint),
+        vendor: hints.key("vendor").text(values::hint),
+        hctl: hints.key("hctl").text(values::hctl),
+        size: hints.key("size").text(SizeHint::parse),
+        rotational: hints.key("rotational").flag(),
+    }
+}
+
+fn image(image: &mut Section<'_>) -> Option<Image> {
+    let source = image.key("source").required().text(values::image_source);
+    let checksum = image.key("checksum").required().text(values::checksum);
+    let formats =
+        [("auto", Some(ImageFormat::Auto)), ("raw", Some(ImageFormat::Raw)), ("qcow2", None)];
+    let format = image.key("format").choice(&formats).unwrap_or(ImageFormat::Auto);
+    image.key("kind").choice(&[("disk", Some(())), ("partition", None)]);
+    image.key("kernel").later().text(values::path);
+    image.key("ramdisk").later().text(values::path);
+    image.key("kernel_args").later().list(values::kernel_args());
+    Some(Image { source: source?, checksum: checksum?, format })
+}
+
+fn partitions(partitions: &mut Section<'_>) {
+    partitions.key("table").choice(&[("gpt", Some(())), ("msdos", Some(()))]);
+    partitions.key("swap").text(values::size);
+    partitions.key("ephemeral").text(values::size);
+    partitions.key("root").text(values::size_or_max);
+}
+
+fn config_drive(drive: &mut Section<'_>) {
+    drive.key("user_data_file").text(values::path);
+    drive.key("network_config_file").text(values::path);
+    drive.key("meta_data").table(meta_data);
+}
+
+/// The keys are the administrator's own.
+fn meta_data(meta_data: &mut Section<'_>) {
+    meta_data.any_strings();
+}
+
+fn timeouts(timeouts: &mut Section<'_>) -> Timeouts {
+    let mut wait = |key, default| timeouts.key(key).text(duration).unwrap_or(default);
+    Timeouts {
+        ramdisk: wait("ramdisk", RAMDISK_TIMEOUT),
+        imaging_stall: wait("imaging_stall", IMAGING_STALL_TIMEOUT),
+        imaging: wait("imaging", IMAGING_TIMEOUT),
+        completed: wait("completed", COMPLETED_TIMEOUT),
+        power: wait("power", POWER_TIMEOUT),
+    }
+}
+
+fn retry(retry: &mut Section<'_>) -> Retry {
+    Retry {
+        attempts: retry.key("attempts").integer(values::attempts).unwrap_or(ATTEMPTS),
+        backoff: retry.key("backoff").text(duration).unwrap_or(BACKOFF),
+    }
+}

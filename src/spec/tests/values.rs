@@ -1,0 +1,413 @@
+//! Each key's bad values, and what is said of them.
+
+use std::fmt::Write as _;
+
+use expect_test::{Expect, expect};
+
+use super::{Defaults, FILE, MINIMAL, check, good, parse, with};
+use crate::model::spec::BmcAddress;
+
+/// Each line, alone in its table of an otherwise good spec, with what is said of it.
+fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
+    let mut said = String::new();
+    for line in bad_lines {
+        let text = with(table, line);
+        let problems = parse(FILE, text.as_bytes(), &Defaults::default()).err().unwrap_or_default();
+        writeln!(said, "{line}").unwrap();
+        for problem in problems {
+            writeln!(said, "  {problem}").unwrap();
+        }
+    }
+    expected.assert_eq(&said);
+}
+
+#[test]
+fn bad_top_level_values_are_named() {
+    check_each(
+        "",
+        &[
+            r#"state = "gone""#,
+            r#"state = "available""#,
+            r#"power = "off""#,
+            "power = true",
+            "paused = 1",
+            "redeploy = 2026-11-22",
+            "redeploy = 7",
+            r#"redeploy = "a\nb""#,
+            "boot = 3",
+            r#""a.b\nc" = 1"#,
+        ],
+        &expect![[r#"
+            state = "gone"
+              nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, available, unmanaged
+            state = "available"
+              nodes/edge-07.toml:1:9: state: `available` is not supported yet
+            power = "off"
+              nodes/edge-07.toml:1:9: power: `off` is not supported yet
+            power = true
+              nodes/edge-07.toml:1:9: power: a boolean, must be a string; put it in quotes
+            paused = 1
+              nodes/edge-07.toml:1:10: paused: an integer, must be true or false
+            redeploy = 2026-11-22
+              nodes/edge-07.toml:1:12: redeploy: a datetime, must be a string; put it in quotes
+            redeploy = 7
+              nodes/edge-07.toml:1:12: redeploy: an integer, must be a string; put it in quotes
+            redeploy = "a\nb"
+              nodes/edge-07.toml:1:12: redeploy: '\n' is not allowed
+            boot = 3
+              nodes/edge-07.toml:2:2: duplicate key
+            "a.b\nc" = 1
+              nodes/edge-07.toml:1:1: a.b\nc: unknown key
+        "#]],
+    );
+}
+
+#[test]
+fn bad_boot_values_are_named() {
+    check_each(
+        "boot",
+        &[
+            r#"mac = "52:54:00:00:00""#,
+            "mac = []",
+            "mac = 5",
+            r#"mac = ["52:54:00:00:00:01", "52-54-00-00-00-01", 7]"#,
+            r#"mac = "01:00:5e:00:00:01""#,
+            r#"firmware = "UEFI""#,
+            r#"arch = "aarch64""#,
+            r#"arch = "arm""#,
+            r#"after = "network""#,
+            r#"kernel_args = "quiet""#,
+            r#"kernel_args = ["", "a b", "a'", "a\\", "$x", "a;b", "a\u0007", "hostler.key=1", "ä"]"#,
+        ],
+        &expect![[r#"
+            mac = "52:54:00:00:00"
+              nodes/edge-07.toml:2:7: boot.mac: `52:54:00:00:00` is not a MAC address, which looks like 52:54:00:12:34:56
+            mac = []
+              nodes/edge-07.toml:2:7: boot.mac: an empty list, must name at least one
+            mac = 5
+              nodes/edge-07.toml:2:7: boot.mac: an integer, must be a string; put it in quotes
+            mac = ["52:54:00:00:00:01", "52-54-00-00-00-01", 7]
+              nodes/edge-07.toml:2:29: boot.mac: 52:54:00:00:00:01 is there twice
+              nodes/edge-07.toml:2:50: boot.mac: an integer, must be a string; put it in quotes
+            mac = "01:00:5e:00:00:01"
+              nodes/edge-07.toml:2:7: boot.mac: `01:00:5e:00:00:01` is a multicast or empty address, not one network card's
+            firmware = "UEFI"
+              nodes/edge-07.toml:2:12: boot.firmware: `UEFI` is not one of uefi, bios
+            arch = "aarch64"
+              nodes/edge-07.toml:2:8: boot.arch: `aarch64` is not supported yet
+            arch = "arm"
+              nodes/edge-07.toml:2:8: boot.arch: `arm` is not one of x86_64, aarch64
+            after = "network"
+              nodes/edge-07.toml:2:9: boot.after: `network` is not supported yet
+            kernel_args = "quiet"
+              nodes/edge-07.toml:2:15: boot.kernel_args: a string, must be a list of strings
+            kernel_args = ["", "a b", "a'", "a\\", "$x", "a;b", "a\u0007", "hostler.key=1", "ä"]
+              nodes/edge-07.toml:2:16: boot.kernel_args: empty
+              nodes/edge-07.toml:2:20: boot.kernel_args: ' ' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
+              nodes/edge-07.toml:2:27: boot.kernel_args: '\'' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
+              nodes/edge-07.toml:2:33: boot.kernel_args: '\\' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
+              nodes/edge-07.toml:2:40: boot.kernel_args: '$' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
+              nodes/edge-07.toml:2:46: boot.kernel_args: ';' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
+              nodes/edge-07.toml:2:53: boot.kernel_args: '\u{7}' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
+              nodes/edge-07.toml:2:64: boot.kernel_args: `hostler.key=1`: arguments that start with hostler. are hostler's own
+              nodes/edge-07.toml:2:81: boot.kernel_args: 'ä' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
+        "#]],
+    );
+    let long = format!("kernel_args = [\"{}\", \"y\"]", "x".repeat(1023));
+    assert!(
+        parse(FILE, with("boot", &long).as_bytes(), &Defaults::default()).unwrap_err()[0]
+            .to_string()
+            .ends_with("more than 1024 bytes of kernel arguments")
+    );
+}
+
+#[test]
+fn bad_bmc_addresses_are_named() {
+    check_each(
+        "bmc",
+        &[
+            r#"address = """#,
+            r#"address = "192.0.2.300""#,
+            r#"address = "0.0.0.0""#,
+            r#"address = "a b""#,
+            r#"address = "host:0""#,
+            r#"address = "host:65536""#,
+            r#"address = "[::1]623""#,
+            r#"address = "[host]:623""#,
+            r#"address = "fe80::1%eth0""#,
+            r#"address = "-bmc""#,
+        ],
+        &expect![[r#"
+            address = ""
+              nodes/edge-07.toml:4:11: bmc.address: `` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
+            address = "192.0.2.300"
+              nodes/edge-07.toml:4:11: bmc.address: `192.0.2.300` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
+            address = "0.0.0.0"
+              nodes/edge-07.toml:4:11: bmc.address: 0.0.0.0 is not one machine's address
+            address = "a b"
+              nodes/edge-07.toml:4:11: bmc.address: `a b` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
+            address = "host:0"
+              nodes/edge-07.toml:4:11: bmc.address: `0` is not a port, 1 to 65535
+            address = "host:65536"
+              nodes/edge-07.toml:4:11: bmc.address: `65536` is not a port, 1 to 65535
+            address = "[::1]623"
+              nodes/edge-07.toml:4:11: bmc.address: `[::1]623` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
+            address = "[host]:623"
+              nodes/edge-07.toml:4:11: bmc.address: `[host]:623` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
+            address = "fe80::1%eth0"
+              nodes/edge-07.toml:4:11: bmc.address: `fe80::1%eth0` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
+            address = "-bmc"
+              nodes/edge-07.toml:4:11: bmc.address: `-bmc` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
+        "#]],
+    );
+}
+
+#[test]
+fn bad_bmc_values_are_named() {
+    check_each(
+        "bmc",
+        &[
+            r#"driver = "ipmitool""#,
+            r#"driver = "none""#,
+            r#"driver = "redfish""#,
+            r#"username = "seventeen bytes !""#,
+            r#"password_file = "/etc/shadow""#,
+            r#"password_file = "../x""#,
+            r#"password_file = "a/./b""#,
+            r#"password_file = """#,
+            r#"privilege = "user""#,
+            "cipher_suite = 0",
+            "cipher_suite = -1",
+            r#"cipher_suite = "17""#,
+            r#"password = "hunter2""#,
+        ],
+        &expect![[r#"
+            driver = "ipmitool"
+              nodes/edge-07.toml:4:10: bmc.driver: `ipmitool` is not supported yet
+            driver = "none"
+              nodes/edge-07.toml:4:10: bmc.driver: `none` is not supported yet
+            driver = "redfish"
+              nodes/edge-07.toml:4:10: bmc.driver: `redfish` is not one of ipmi, ipmitool, none
+            username = "seventeen bytes !"
+              nodes/edge-07.toml:4:12: bmc.username: 17 bytes, at most 16 are allowed
+            password_file = "/etc/shadow"
+              nodes/edge-07.toml:4:17: bmc.password_file: `/etc/shadow` is absolute, must be relative to the secrets directory
+            password_file = "../x"
+              nodes/edge-07.toml:4:17: bmc.password_file: `../x` is not a plain path: no `..`, `.`, `//` or `/` at the end
+            password_file = "a/./b"
+              nodes/edge-07.toml:4:17: bmc.password_file: `a/./b` is not a plain path: no `..`, `.`, `//` or `/` at the end
+            password_file = ""
+              nodes/edge-07.toml:4:17: bmc.password_file: empty
+            privilege = "user"
+              nodes/edge-07.toml:4:13: bmc.privilege: `user` is not one of administrator, operator
+            cipher_suite = 0
+              nodes/edge-07.toml:4:16: bmc.cipher_suite: cipher suite 0 is not supported; 17 and 3 are
+            cipher_suite = -1
+              nodes/edge-07.toml:4:16: bmc.cipher_suite: cipher suite -1 does not exist
+            cipher_suite = "17"
+              nodes/edge-07.toml:4:16: bmc.cipher_suite: a string, must be an integer
+            password = "hunter2"
+              nodes/edge-07.toml:4:1: bmc.password: unknown key
+        "#]],
+    );
+}
+
+#[test]
+fn a_bmc_address_is_read_in_every_notation() {
+    for (text, host, port) in [
+        ("192.0.2.20", "192.0.2.20", 623),
+        ("192.0.2.20:1623", "192.0.2.20", 1623),
+        ("Bmc-07.Example", "bmc-07.example", 623),
+        ("bmc:7", "bmc", 7),
+        ("::1", "::1", 623),
+        ("2001:DB8:0::1", "2001:db8::1", 623),
+        ("[::1]", "::1", 623),
+        ("[::1]:624", "::1", 624),
+    ] {
+        let spec = good(&with("bmc", &format!("address = \"{text}\"")));
+        assert_eq!(spec.bmc.address, BmcAddress { host: host.into(), port }, "{text}");
+    }
+}
+
+#[test]
+fn a_credential_is_refused_without_missing_the_file_it_replaces() {
+    let text = MINIMAL.replace("password_file = ", "password_credential = ");
+    check(
+        text,
+        &expect![[r"
+        nodes/edge-07.toml:5:23: bmc.password_credential: not supported yet
+    "]],
+    );
+}
+
+#[test]
+fn bad_root_device_values_are_named() {
+    check_each(
+        "root_device",
+        &[
+            r#"name = "/dev/disk/by-id/x""#,
+            r#"serial = "  ""#,
+            r#"hctl = "0:0:1""#,
+            r#"size = "big""#,
+            "size = 480",
+            r#"rotational = "no""#,
+            r#"modle = "x""#,
+        ],
+        &expect![[r#"
+            name = "/dev/disk/by-id/x"
+              nodes/edge-07.toml:10:8: root_device.name: `/dev/disk/by-id/x` is not a kernel name such as sda or /dev/nvme0n1
+            serial = "  "
+              nodes/edge-07.toml:10:10: root_device.serial: empty
+            hctl = "0:0:1"
+              nodes/edge-07.toml:10:8: root_device.hctl: `0:0:1` is not host:channel:target:lun, such as 0:0:1:0
+            size = "big"
+              nodes/edge-07.toml:10:8: root_device.size: `big` is not a size; write for example 480GB or 64MiB
+            size = 480
+              nodes/edge-07.toml:10:8: root_device.size: an integer, must be a string; put it in quotes
+            rotational = "no"
+              nodes/edge-07.toml:10:14: root_device.rotational: a string, must be true or false
+            modle = "x"
+              nodes/edge-07.toml:10:1: root_device.modle: unknown key; did you mean `model`?
+        "#]],
+    );
+}
+
+#[test]
+fn bad_image_values_are_named() {
+    check_each(
+        "image",
+        &[
+            r#"source = """#,
+            r#"source = "a/../b""#,
+            r#"source = "a\u0000b""#,
+            r#"source = "https://images.example/debian.raw""#,
+            r#"source = "https:///debian.raw""#,
+            r#"source = "ftp://images.example/debian.raw""#,
+            r#"checksum = "sha256:xyz""#,
+            r#"checksum = "md5:aa""#,
+            r#"checksum = "aaaa""#,
+            r#"checksum = "SHA256SUMS""#,
+            r#"checksum = "https://images.example/SHA256SUMS""#,
+            r#"format = "qcow2""#,
+            r#"format = "vmdk""#,
+            r#"kind = "partition""#,
+            r#"kernel = "vmlinuz""#,
+            r#"ramdisk = "../initrd""#,
+            r#"kernel_args = ["quiet"]"#,
+        ],
+        &expect![[r#"
+            source = ""
+              nodes/edge-07.toml:7:10: image.source: empty
+            source = "a/../b"
+              nodes/edge-07.toml:7:10: image.source: `a/../b` is not a plain path: no `..`, `.`, `//` or `/` at the end
+            source = "a\u0000b"
+              nodes/edge-07.toml:7:10: image.source: '\0' is not allowed
+            source = "https://images.example/debian.raw"
+              nodes/edge-07.toml:7:10: image.source: a URL is not supported yet
+            source = "https:///debian.raw"
+              nodes/edge-07.toml:7:10: image.source: `https:///debian.raw` is not a URL
+            source = "ftp://images.example/debian.raw"
+              nodes/edge-07.toml:7:10: image.source: `ftp` is not a known scheme; use a path, http or https
+            checksum = "sha256:xyz"
+              nodes/edge-07.toml:7:12: image.checksum: `x` is not a hex digit
+            checksum = "md5:aa"
+              nodes/edge-07.toml:7:12: image.checksum: unknown algorithm `md5`; use sha256 or sha512
+            checksum = "aaaa"
+              nodes/edge-07.toml:7:12: image.checksum: no algorithm; write sha256:<64 hex digits> or sha512:<128 hex digits>
+            checksum = "SHA256SUMS"
+              nodes/edge-07.toml:7:12: image.checksum: a file of checksums is not supported yet
+            checksum = "https://images.example/SHA256SUMS"
+              nodes/edge-07.toml:7:12: image.checksum: a URL is not supported yet
+            format = "qcow2"
+              nodes/edge-07.toml:7:10: image.format: `qcow2` is not supported yet
+            format = "vmdk"
+              nodes/edge-07.toml:7:10: image.format: `vmdk` is not one of auto, raw, qcow2
+            kind = "partition"
+              nodes/edge-07.toml:7:8: image.kind: `partition` is not supported yet
+            kernel = "vmlinuz"
+              nodes/edge-07.toml:7:10: image.kernel: not supported yet
+            ramdisk = "../initrd"
+              nodes/edge-07.toml:7:11: image.ramdisk: `../initrd` is not a plain path: no `..`, `.`, `//` or `/` at the end
+            kernel_args = ["quiet"]
+              nodes/edge-07.toml:7:15: image.kernel_args: not supported yet
+        "#]],
+    );
+}
+
+#[test]
+fn tables_not_acted_on_yet_are_refused_but_checked_all_the_same() {
+    check(
+        format!(
+            "{MINIMAL}[partitions]\ntable = \"gpt\"\nswap = \"2GiB\"\nephemeral = \"20GiB\"\nroot = \"max\"\n\
+             [config_drive]\nuser_data_file = \"a\"\nnetwork_config_file = \"b\"\nmeta_data = {{ hostname = \"x\" }}\n"
+        ),
+        &expect![[r"
+            nodes/edge-07.toml:9:1: partitions: not supported yet
+            nodes/edge-07.toml:14:1: config_drive: not supported yet
+        "]],
+    );
+    check(
+        format!(
+            "{MINIMAL}[partitions]\ntable = \"bsd\"\nswap = \"0\"\nroot = \"most\"\n[config_drive]\nlabel = \"x\"\nmeta_data = {{ a = 1 }}\n"
+        ),
+        &expect![[r"
+            nodes/edge-07.toml:10:9: partitions.table: `bsd` is not one of gpt, msdos
+            nodes/edge-07.toml:11:8: partitions.swap: must be more than 0
+            nodes/edge-07.toml:12:8: partitions.root: `most` is not a size; write for example 480GB or 64MiB
+            nodes/edge-07.toml:14:1: config_drive.label: unknown key
+            nodes/edge-07.toml:15:19: config_drive.meta_data.a: an integer, must be a string; put it in quotes
+        "]],
+    );
+}
+
+#[test]
+fn bad_timeouts_and_retries_are_named() {
+    check_each(
+        "timeouts",
+        &[
+            r#"ramdisk = "20""#,
+            "ramdisk = 20",
+            r#"imaging = "0s""#,
+            r#"imaging = "-1m""#,
+            r#"imaging = "1m ago""#,
+            r#"imaging = "999ms""#,
+            r#"imaging = "168h 1s""#,
+            r#"imaging = "9999999999999999h""#,
+            r#"boot = "1m""#,
+        ],
+        &expect![[r#"
+            ramdisk = "20"
+              nodes/edge-07.toml:10:11: timeouts.ramdisk: `20` is not a duration; write for example 20m or 1h 30m
+            ramdisk = 20
+              nodes/edge-07.toml:10:11: timeouts.ramdisk: an integer, must be a string; put it in quotes
+            imaging = "0s"
+              nodes/edge-07.toml:10:11: timeouts.imaging: `0s` is out of range, 1s to 168h is allowed
+            imaging = "-1m"
+              nodes/edge-07.toml:10:11: timeouts.imaging: `-1m` is out of range, 1s to 168h is allowed
+            imaging = "1m ago"
+              nodes/edge-07.toml:10:11: timeouts.imaging: `1m ago` is out of range, 1s to 168h is allowed
+            imaging = "999ms"
+              nodes/edge-07.toml:10:11: timeouts.imaging: `999ms` is out of range, 1s to 168h is allowed
+            imaging = "168h 1s"
+              nodes/edge-07.toml:10:11: timeouts.imaging: `168h 1s` is out of range, 1s to 168h is allowed
+            imaging = "9999999999999999h"
+              nodes/edge-07.toml:10:11: timeouts.imaging: `9999999999999999h` is not a duration; write for example 20m or 1h 30m
+            boot = "1m"
+              nodes/edge-07.toml:10:1: timeouts.boot: unknown key
+        "#]],
+    );
+    check_each(
+        "retry",
+        &["attempts = 0", "attempts = 101", "attempts = 99999999999999999999", "attempts = 1.5"],
+        &expect![[r"
+            attempts = 0
+              nodes/edge-07.toml:10:12: retry.attempts: 0 is out of range, 1 to 100 is allowed
+            attempts = 101
+              nodes/edge-07.toml:10:12: retry.attempts: 101 is out of range, 1 to 100 is allowed
+            attempts = 99999999999999999999
+              nodes/edge-07.toml:10:12: retry.attempts: 9223372036854775807 is out of range, 1 to 100 is allowed
+            attempts = 1.5
+              nodes/edge-07.toml:10:12: retry.attempts: a float, must be an integer
+        "]],
+    );
+}

@@ -1,0 +1,226 @@
+//! What a single value may be. Each function reads one string and says what would be right.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::model::{ids::Digest, size::parse_bytes, spec::BmcAddress, toml_reader::NOT_YET};
+
+/// The RMCP port (IPMI 2.0 §13.1.1).
+const RMCP_PORT: u16 = 623;
+/// Longest IPMI user name, in bytes (IPMI 2.0 §22.28).
+const USERNAME_BYTES_MAX: usize = 16;
+/// Longest host name, in bytes (RFC 1035 §2.3.4, as text).
+const HOST_BYTES_MAX: usize = 253;
+/// Longest label of a host name, in bytes (RFC 1035 §2.3.4).
+const LABEL_BYTES_MAX: usize = 63;
+/// Longest path, in bytes (Linux `PATH_MAX` less its NUL).
+const PATH_BYTES_MAX: usize = 4095;
+/// Longest free text, in bytes: hints and `redeploy` are copied into status files.
+const TEXT_BYTES_MAX: usize = 256;
+/// All of `kernel_args` together, in bytes: an x86 kernel takes 2047, and hostler's own words need their share.
+const KERNEL_ARGS_BYTES_MAX: usize = 1024;
+/// What GRUB or pxelinux would take for something else than a part of a word (GRUB manual, "Quoting"; `#` begins a comment).
+const KERNEL_ARG_REFUSED: &str = "\"'\\`$;|&<>{}#";
+const ATTEMPTS_MAX: u32 = 100;
+
+/// Text that is only compared: `redeploy`.
+pub(super) fn label(text: &str) -> Result<String, String> {
+    bounded(text, TEXT_BYTES_MAX)
+}
+
+/// A hint that a disk's own text is compared with. An empty one could never match.
+pub(super) fn hint(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() { Err("empty".to_owned()) } else { bounded(text, TEXT_BYTES_MAX) }
+}
+
+/// A disk's kernel name.
+pub(super) fn disk_name(text: &str) -> Result<String, String> {
+    let name = hint(text)?;
+    if name.strip_prefix("/dev/").unwrap_or(&name).contains('/') {
+        Err(format!("`{text}` is not a kernel name such as sda or /dev/nvme0n1"))
+    } else {
+        Ok(name)
+    }
+}
+
+/// SCSI host:channel:target:lun.
+pub(super) fn hctl(text: &str) -> Result<String, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    if parts.len() == 4 && parts.iter().all(|part| part.parse::<u64>().is_ok()) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("`{text}` is not host:channel:target:lun, such as 0:0:1:0"))
+    }
+}
+
+/// The reader of one list of kernel arguments: it also keeps the sum.
+pub(super) fn kernel_args() -> impl FnMut(&str) -> Result<String, String> {
+    let mut total_bytes = 0;
+    move |word| {
+        total_bytes += word.len() + 1;
+        let odd = |c: &char| !c.is_ascii_graphic() || KERNEL_ARG_REFUSED.contains(*c);
+        if word.is_empty() {
+            Err("empty".to_owned())
+        } else if let Some(odd) = word.chars().find(odd) {
+            Err(format!(
+                "{odd:?} in a kernel argument; each must be one word of printable ASCII without any of {KERNEL_ARG_REFUSED}"
+            ))
+        } else if word.starts_with("hostler.") {
+            Err(format!("`{word}`: arguments that start with hostler. are hostler's own"))
+        } else if total_bytes > KERNEL_ARGS_BYTES_MAX {
+            Err(format!("more than {KERNEL_ARGS_BYTES_MAX} bytes of kernel arguments"))
+        } else {
+            Ok(word.to_owned())
+        }
+    }
+}
+
+/// `host`, `host:port`, a bare IPv6 address, `[ipv6]` or `[ipv6]:port`. Equal addresses become equal text.
+pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
+    let wrong = || {
+        format!(
+            "`{text}` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623"
+        )
+    };
+    let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+        let (host, rest) = rest.split_once(']').ok_or_else(wrong)?;
+        host.parse::<Ipv6Addr>().map_err(|_| wrong())?;
+        match rest {
+            "" => (host, None),
+            _ => (host, Some(rest.strip_prefix(':').ok_or_else(wrong)?)),
+        }
+    } else if text.parse::<IpAddr>().is_ok() {
+        (text, None)
+    } else {
+        // A host with a colon in it is an IPv6 address gone wrong, and no host name below.
+        text.rsplit_once(':').map_or((text, None), |(host, port)| (host, Some(port)))
+    };
+    let host = match host.parse::<IpAddr>() {
+        Ok(ip) if ip.is_unspecified() || ip.is_multicast() => {
+            return Err(format!("{ip} is not one machine's address"));
+        }
+        Ok(ip) => ip.to_string(),
+        Err(_) if is_host_name(host) => host.to_ascii_lowercase(),
+        Err(_) => return Err(wrong()),
+    };
+    let port = match port {
+        None => RMCP_PORT,
+        Some(port) => port
+            .parse()
+            .ok()
+            .filter(|number| *number > 0)
+            .ok_or_else(|| format!("`{port}` is not a port, 1 to 65535"))?,
+    };
+    Ok(BmcAddress { host, port })
+}
+
+/// RFC 1123 §2.1. The last label is never a number, so that a mistyped IPv4 address is not taken for a name.
+fn is_host_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=LABEL_BYTES_MAX).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let last = text.rsplit('.').next().unwrap_or_default();
+    text.len() <= HOST_BYTES_MAX
+        && text.split('.').all(is_label)
+        && !last.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// An IPMI user name.
+pub(super) fn username(text: &str) -> Result<String, String> {
+    bounded(text, USERNAME_BYTES_MAX)
+}
+
+/// A plain path below the secrets directory.
+pub(super) fn password_file(text: &str) -> Result<String, String> {
+    if text.starts_with('/') {
+        Err(format!("`{text}` is absolute, must be relative to the secrets directory"))
+    } else {
+        path(text)
+    }
+}
+
+/// The name of a systemd credential (systemd.exec, `LoadCredential=`).
+pub(super) fn credential(text: &str) -> Result<(), String> {
+    if text.contains('/') || text == "." || text == ".." {
+        Err(format!("`{text}` is not a credential's name"))
+    } else {
+        hint(text).map(drop)
+    }
+}
+
+/// A path, absolute or relative, that names a file and never climbs.
+pub(super) fn path(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("empty".to_owned());
+    }
+    let relative = text.strip_prefix('/').unwrap_or(text);
+    if relative.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err(format!("`{text}` is not a plain path: no `..`, `.`, `//` or `/` at the end"));
+    }
+    bounded(text, PATH_BYTES_MAX)
+}
+
+/// A path or, later, a URL.
+pub(super) fn image_source(text: &str) -> Result<String, String> {
+    not_url(text)?;
+    path(text)
+}
+
+/// A digest or, later, where a file of digests is.
+pub(super) fn checksum(text: &str) -> Result<Digest, String> {
+    not_url(text)?;
+    let is_file = !text.contains(':') && !text.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_file {
+        path(text)?;
+        return Err(format!("a file of checksums is {NOT_YET}"));
+    }
+    text.parse()
+}
+
+/// Fails for everything that looks like a URL.
+fn not_url(text: &str) -> Result<(), String> {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return Ok(());
+    };
+    if !matches!(scheme, "http" | "https") {
+        return Err(format!("`{scheme}` is not a known scheme; use a path, http or https"));
+    }
+    let host = rest.split('/').next().unwrap_or_default();
+    if host.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(format!("`{text}` is not a URL"));
+    }
+    Err(format!("a URL is {NOT_YET}"))
+}
+
+/// A size of more than nothing, in bytes.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        0 => Err("must be more than 0".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// A size, or all that is left.
+pub(super) fn size_or_max(text: &str) -> Result<Option<u64>, String> {
+    if text == "max" { Ok(None) } else { size(text).map(Some) }
+}
+
+/// How often to try.
+pub(super) fn attempts(number: i64) -> Result<u32, String> {
+    u32::try_from(number)
+        .ok()
+        .filter(|number| (1..=ATTEMPTS_MAX).contains(number))
+        .ok_or_else(|| format!("{number} is out of range, 1 to {ATTEMPTS_MAX} is allowed"))
+}
+
+fn bounded(text: &str, bytes_max: usize) -> Result<String, String> {
+    if let Some(control) = text.chars().find(|c| c.is_control()) {
+        Err(format!("{control:?} is not allowed"))
+    } else if text.len() > bytes_max {
+        Err(format!("{} bytes, at most {bytes_max} are allowed", text.len()))
+    } else {
+        Ok(text.to_owned())
+    }
+}

@@ -1,0 +1,296 @@
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use super::*;
+
+const QUICK: Duration = Duration::from_millis(40);
+const NEVER: Duration = Duration::from_secs(3600);
+/// Far more than a loaded machine needs, and only ever spent by a failing test.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Watched {
+    _guard: Watcher,
+    wakes: mpsc::Receiver<Wake>,
+}
+
+impl Watched {
+    /// Watches `dir`; the first wake is taken.
+    async fn new(dir: &Path) -> Self {
+        let (guard, wakes) = Watcher::start(dir.to_owned(), NEVER, QUICK).unwrap();
+        let mut watched = Self { _guard: guard, wakes };
+        assert_eq!(watched.next().await, Some(Wake::Start));
+        watched
+    }
+
+    async fn next(&mut self) -> Option<Wake> {
+        timeout(PATIENCE, self.wakes.recv()).await.expect("no wake came")
+    }
+
+    /// Takes wakes until one finds `path` with this content, then all that are still on their way.
+    async fn until_seen(&mut self, path: &Path, content: &str) {
+        loop {
+            assert_eq!(self.next().await, Some(Wake::Change));
+            if fs::read_to_string(path).is_ok_and(|found| found == content) {
+                break;
+            }
+        }
+        while timeout(5 * QUICK, self.wakes.recv()).await.is_ok() {}
+    }
+
+    async fn stays_quiet(&mut self) {
+        let wake = timeout(8 * QUICK, self.wakes.recv()).await;
+        assert!(wake.is_err(), "woken by {wake:?}");
+    }
+}
+
+fn place() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[tokio::test]
+async fn a_spec_written_renamed_edited_or_removed_wakes() {
+    let place = place();
+    let spec = place.path().join("a.toml");
+    let mut watched = Watched::new(place.path()).await;
+    fs::write(place.path().join(".a.toml.tmp"), "1").unwrap();
+    fs::rename(place.path().join(".a.toml.tmp"), &spec).unwrap();
+    watched.until_seen(&spec, "1").await;
+    fs::write(&spec, "2").unwrap();
+    watched.until_seen(&spec, "2").await;
+    let elsewhere = tempfile::NamedTempFile::new_in(place.path().parent().unwrap()).unwrap();
+    fs::write(&elsewhere, "3").unwrap();
+    elsewhere.persist(&spec).unwrap();
+    watched.until_seen(&spec, "3").await;
+    fs::remove_file(&spec).unwrap();
+    assert_eq!(watched.next().await, Some(Wake::Change));
+}
+
+#[tokio::test]
+async fn our_own_status_files_our_reading_and_editors_litter_do_not_wake() {
+    let place = place();
+    let path = |name: &str| place.path().join(name);
+    fs::write(path("a.toml"), "1").unwrap();
+    let mut watched = Watched::new(place.path()).await;
+    for round in 0..3 {
+        fs::write(path(".a.status.toml.tmp"), format!("{round}")).unwrap();
+        fs::rename(path(".a.status.toml.tmp"), path("a.status.toml")).unwrap();
+    }
+    fs::remove_file(path("a.status.toml")).unwrap();
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
+    assert_eq!(fs::read_to_string(path("a.toml")).unwrap(), "1");
+    for litter in [".a.toml.swp", "a.toml~", ".#a.toml", "4913", "README.md"] {
+        fs::write(path(litter), "x").unwrap();
+    }
+    fs::create_dir(path(".git")).unwrap();
+    watched.stays_quiet().await;
+    fs::write(path("a.toml"), "2").unwrap();
+    watched.until_seen(&path("a.toml"), "2").await;
+}
+
+#[tokio::test]
+async fn a_directory_that_is_not_there_yet_is_found_when_it_comes() {
+    let place = place();
+    let dir = place.path().join("x/nodes");
+    let mut watched = Watched::new(&dir).await;
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("a.toml"), "1").unwrap();
+    watched.until_seen(&dir.join("a.toml"), "1").await;
+    fs::write(dir.join("a.toml"), "2").unwrap();
+    watched.until_seen(&dir.join("a.toml"), "2").await;
+}
+
+#[tokio::test]
+async fn a_directory_removed_and_made_again_is_watched_again() {
+    let place = place();
+    let dir = place.path().join("nodes");
+    let spec = dir.join("a.toml");
+    fs::create_dir(&dir).unwrap();
+    let mut watched = Watched::new(&dir).await;
+    for round in ["1", "2"] {
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(watched.next().await, Some(Wake::Change));
+        fs::create_dir(&dir).unwrap();
+        fs::write(&spec, round).unwrap();
+        watched.until_seen(&spec, round).await;
+        fs::write(&spec, "later").unwrap();
+        watched.until_seen(&spec, "later").await;
+    }
+}
+
+#[tokio::test]
+async fn a_directory_renamed_away_is_forgotten_and_its_successor_watched() {
+    let place = place();
+    let (dir, old) = (place.path().join("nodes"), place.path().join("old"));
+    fs::create_dir(&dir).unwrap();
+    let mut watched = Watched::new(&dir).await;
+    fs::rename(&dir, &old).unwrap();
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("a.toml"), "1").unwrap();
+    watched.until_seen(&dir.join("a.toml"), "1").await;
+    fs::write(old.join("a.toml"), "x").unwrap();
+    watched.stays_quiet().await;
+    fs::write(dir.join("a.toml"), "2").unwrap();
+    watched.until_seen(&dir.join("a.toml"), "2").await;
+}
+
+/// git-sync: `current` points at one of several checkouts, and the specs are somewhere in it.
+async fn check_link_flip(below: &str) {
+    let place = place();
+    let root = place.path();
+    for version in ["v1", "v2", "v3"] {
+        fs::create_dir_all(root.join("trees").join(version).join(below)).unwrap();
+        fs::write(root.join("trees").join(version).join(below).join("a.toml"), version).unwrap();
+    }
+    symlink("trees/v1", root.join("current")).unwrap();
+    let dir = root.join("current").join(below);
+    let mut watched = Watched::new(&dir).await;
+    for version in ["v2", "v3"] {
+        symlink(format!("trees/{version}"), root.join("new")).unwrap();
+        fs::rename(root.join("new"), root.join("current")).unwrap();
+        watched.until_seen(&dir.join("a.toml"), version).await;
+        fs::write(dir.join("a.toml"), "edited").unwrap();
+        watched.until_seen(&dir.join("a.toml"), "edited").await;
+    }
+    fs::write(root.join("trees/v1").join(below).join("a.toml"), "x").unwrap();
+    watched.stays_quiet().await;
+}
+
+#[tokio::test]
+async fn a_flipped_link_is_followed() {
+    check_link_flip("").await;
+}
+
+#[tokio::test]
+async fn a_flipped_link_further_up_is_followed() {
+    check_link_flip("site/nodes").await;
+}
+
+#[tokio::test]
+async fn a_kubernetes_volume_swap_wakes() {
+    let place = place();
+    let root = place.path();
+    for version in ["..v1", "..v2"] {
+        fs::create_dir(root.join(version)).unwrap();
+        fs::write(root.join(version).join("a.toml"), version).unwrap();
+    }
+    symlink("..v1", root.join("..data")).unwrap();
+    symlink("..data/a.toml", root.join("a.toml")).unwrap();
+    let mut watched = Watched::new(root).await;
+    symlink("..v2", root.join("..data_tmp")).unwrap();
+    fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
+    watched.until_seen(&root.join("a.toml"), "..v2").await;
+}
+
+#[tokio::test]
+async fn a_git_checkout_of_another_branch_wakes() {
+    let place = place();
+    let dir = place.path().join("repository/nodes");
+    fs::create_dir_all(&dir).unwrap();
+    let git = |arguments: &str| {
+        let status = Command::new("git")
+            .args(["-c", "user.name=x", "-c", "user.email=x@example.com", "-C"])
+            .arg(&dir)
+            .args(arguments.split(' '))
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .status();
+        assert!(status.unwrap().success(), "git {arguments}");
+    };
+    git("init -q -b one ..");
+    fs::write(dir.join("a.toml"), "one").unwrap();
+    git("add .");
+    git("commit -q -m one");
+    git("checkout -q -b two");
+    fs::write(dir.join("a.toml"), "two").unwrap();
+    git("commit -q -a -m two");
+    // On this branch the directory does not even exist.
+    git("checkout -q -b none");
+    git("rm -q a.toml");
+    fs::create_dir_all(&dir).unwrap();
+    git("commit -q -m none");
+    git("checkout -q two");
+    let mut watched = Watched::new(&dir).await;
+    git("checkout -q one");
+    watched.until_seen(&dir.join("a.toml"), "one").await;
+    git("checkout -q two");
+    watched.until_seen(&dir.join("a.toml"), "two").await;
+}
+
+#[tokio::test]
+async fn constant_noise_cannot_put_a_wake_off_for_long() {
+    let place = place();
+    let spec = place.path().join("a.toml");
+    let stop = Arc::new(AtomicBool::new(false));
+    let (watcher, mut wakes) =
+        Watcher::start(place.path().to_owned(), NEVER, 10 * DELAY_MAX).unwrap();
+    assert_eq!(timeout(PATIENCE, wakes.recv()).await, Ok(Some(Wake::Start)));
+    let writer = thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                fs::write(&spec, "x").unwrap();
+                thread::yield_now();
+            }
+        }
+    });
+    let began = Instant::now();
+    assert_eq!(timeout(PATIENCE, wakes.recv()).await, Ok(Some(Wake::Change)));
+    assert!(began.elapsed() < 5 * DELAY_MAX);
+    stop.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
+    drop(watcher);
+}
+
+#[tokio::test]
+async fn many_changes_at_once_are_one_wake() {
+    let place = place();
+    let mut watched = Watched::new(place.path()).await;
+    for number in 0..200 {
+        fs::write(place.path().join(format!("n{number}.toml")), "x").unwrap();
+    }
+    let mut count = 0;
+    while timeout(8 * QUICK, watched.wakes.recv()).await.is_ok() {
+        count += 1;
+    }
+    assert!((1..=3).contains(&count), "{count} wakes");
+}
+
+#[tokio::test]
+async fn a_rescan_comes_without_any_event_and_even_if_the_directory_is_missing() {
+    let place = place();
+    let dir = place.path().join("missing");
+    let (_watcher, mut wakes) = Watcher::start(dir, Duration::from_millis(30), QUICK).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        seen.push(timeout(PATIENCE, wakes.recv()).await.unwrap().unwrap());
+    }
+    assert_eq!(seen, [Wake::Start, Wake::Rescan, Wake::Rescan]);
+}
+
+#[tokio::test]
+async fn dropping_the_watcher_ends_the_wakes() {
+    let place = place();
+    let (watcher, mut wakes) = Watcher::start(place.path().to_owned(), NEVER, QUICK).unwrap();
+    drop(watcher);
+    while timeout(PATIENCE, wakes.recv()).await.unwrap().is_some() {}
+}
+
+#[test]
+fn a_ring_of_links_ends() {
+    let place = place();
+    symlink("b", place.path().join("a")).unwrap();
+    symlink("a", place.path().join("b")).unwrap();
+    let targets = Targets::resolve(&place.path().join("a/nodes"));
+    assert_eq!(targets.directories().collect::<Vec<_>>(), [place.path()]);
+}
