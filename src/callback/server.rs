@@ -80,13 +80,11 @@ impl Server {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, addr)) => {
                         let peer = addr.ip().to_canonical();
-                        match peers.connect(peer, Instant::now()) {
-                            Some(place) => {
-                                let (door, tls) = (Arc::clone(&door), tls.clone());
-                                connections.spawn(connection(door, tls, stream, place));
-                            }
-                            None => debug!(%peer, "callback connection refused: limit reached"),
-                        }
+                        let Some(place) = peers.connect(peer, Instant::now()) else {
+                            debug!(%peer, "callback connection refused: limit reached");
+                            continue;
+                        };
+                        connections.spawn(connection(Arc::clone(&door), tls.clone(), stream, place));
                     }
                     Err(error) => {
                         warn!(%error, "callback listener cannot accept");

@@ -38,7 +38,7 @@ const DEPLOY_INFO: &str =
 
 #[tokio::test]
 async fn a_ramdisk_gets_through_its_four_calls() {
-    let agent = Agent::start(Limits::default(), judge).await;
+    let agent = Agent::judging(Limits::default()).await;
     for (method, call, body, status, answer) in [
         ("POST", "lookup", LOOKUP, 200, r#"{"disk":"vda","iqn":"iqn.edge-07","poll_after":1}"#),
         ("POST", "pass_deploy_info", DEPLOY_INFO, 202, "{}"),
@@ -53,7 +53,7 @@ async fn a_ramdisk_gets_through_its_four_calls() {
 
 #[tokio::test]
 async fn whatever_is_refused_looks_the_same() {
-    let agent = Agent::start(Limits::default(), judge).await;
+    let agent = Agent::judging(Limits::default()).await;
     let (good, wrong) = (key(), format!("Bearer {}", "00".repeat(32)));
     let lookup = path("edge-07", "lookup");
     let mut answers = Vec::new();
@@ -83,7 +83,7 @@ async fn whatever_is_refused_looks_the_same() {
 
 #[tokio::test]
 async fn a_bad_body_tells_nothing_about_node_and_key() {
-    let agent = Agent::start(Limits::default(), judge).await;
+    let agent = Agent::judging(Limits::default()).await;
     let wrong = format!("Bearer {}", "00".repeat(32));
     let mut answers = Vec::new();
     for (node, key) in [("edge-07", key()), ("edge-07", wrong.clone()), ("edge-08", wrong)] {
@@ -99,7 +99,7 @@ async fn a_bad_body_tells_nothing_about_node_and_key() {
 
 #[tokio::test]
 async fn a_body_too_big_is_refused_whoever_sends_it() {
-    let agent = Agent::start(Limits::default(), judge).await;
+    let agent = Agent::judging(Limits::default()).await;
     let body = "x".repeat(300 << 10);
     for (path, key) in [(path("edge-07", "lookup"), Some(key())), ("/".to_owned(), None)] {
         let got = agent.curl("POST", &path, key.as_deref(), &body).await;
@@ -153,7 +153,7 @@ async fn a_driver_that_does_not_answer_is_a_503() {
 
 #[tokio::test]
 async fn nothing_is_served_without_tls() {
-    let agent = Agent::start(Limits::default(), judge).await;
+    let agent = Agent::judging(Limits::default()).await;
     let mut plain = TcpStream::connect(agent.addr).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let answer = until_closed(&mut plain).await;
@@ -163,8 +163,7 @@ async fn nothing_is_served_without_tls() {
 #[tokio::test]
 async fn those_who_say_little_are_cut_off() {
     let short = Duration::from_millis(200);
-    let agent =
-        Agent::start(Limits { handshake: short, read: short, ..Limits::default() }, judge).await;
+    let agent = Agent::judging(Limits { handshake: short, read: short, ..Limits::default() }).await;
 
     let mut mute = TcpStream::connect(agent.addr).await.unwrap();
     assert_eq!(until_closed(&mut mute).await, b"");
@@ -184,7 +183,7 @@ async fn those_who_say_little_are_cut_off() {
 
 #[tokio::test]
 async fn a_head_too_big_or_with_too_many_fields_is_refused() {
-    let agent = Agent::start(Limits::default(), judge).await;
+    let agent = Agent::judging(Limits::default()).await;
     for fields in ["a: b\r\n".repeat(33), format!("a: {}\r\n", "b".repeat(32 << 10))] {
         let mut tls = agent.connect().await;
         // It may hang up before everything is said.
@@ -198,7 +197,7 @@ async fn a_head_too_big_or_with_too_many_fields_is_refused() {
 #[tokio::test]
 async fn one_address_gets_its_connections_and_no_more_and_gets_them_back() {
     let limits = Limits { connections_per_peer_max: 2, ..Limits::default() };
-    let agent = Agent::start(limits, judge).await;
+    let agent = Agent::judging(limits).await;
     let first = agent.connect().await;
     let _second = agent.connect().await;
     let mut third = TcpStream::connect(agent.addr).await.unwrap();
@@ -215,7 +214,7 @@ async fn one_address_gets_its_connections_and_no_more_and_gets_them_back() {
 
 #[tokio::test]
 async fn a_hasty_address_is_told_to_slow_down() {
-    let agent = Agent::start(Limits { per_second: 1, burst: 3, ..Limits::default() }, judge).await;
+    let agent = Agent::judging(Limits { per_second: 1, burst: 3, ..Limits::default() }).await;
     let mut tls = agent.connect().await;
     let said = "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(3)
         + "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -227,7 +226,7 @@ async fn a_hasty_address_is_told_to_slow_down() {
 
 #[tokio::test]
 async fn the_pin_is_the_hash_of_the_certificate_on_the_wire() {
-    let agent = Agent::start(Limits::default(), judge).await;
+    let agent = Agent::judging(Limits::default()).await;
     let tls = agent.connect().await;
     let wire = tls.get_ref().1.peer_certificates().unwrap()[0].to_vec();
     let mut sum = std::process::Command::new("sha256sum")
@@ -273,14 +272,14 @@ struct Got {
 }
 
 /// Knows one node with one key.
-fn judge(request: &Request) -> Option<Reply> {
+fn judge(request: &Request) -> Reply {
     let known = request.node.as_str() == "edge-07"
         && request.key == AttemptKey::from_bytes(&[0x5a; 32])
         && request.peer.is_loopback();
-    Some(match &request.call {
+    match &request.call {
         _ if !known => Reply::Refused,
         Call::Lookup(lookup) => Reply::Lookup(LookupReply {
-            disk: lookup.disks[0].name.clone(),
+            disk: lookup.disks.first().unwrap().name.clone(),
             iqn: format!("iqn.{}", request.node),
             poll_after: 1,
         }),
@@ -289,7 +288,7 @@ fn judge(request: &Request) -> Option<Reply> {
             Reply::Failed(format!("heard: {}", completed.error))
         }
         Call::PassDeployInfo(_) | Call::Completed(_) => Reply::Accepted,
-    })
+    }
 }
 
 fn key() -> String {
@@ -304,17 +303,18 @@ fn path(node: &str, call: &str) -> String {
 async fn until_closed(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
     let mut said = Vec::new();
     let closing = timeout(Duration::from_secs(10), async {
-        let mut buffer = [0; 4096];
         // A reset is as good as an end.
-        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-            said.extend_from_slice(&buffer[..count]);
-        }
+        while let Ok(1..) = stream.read_buf(&mut said).await {}
     });
     closing.await.expect("the listener keeps a connection it should close");
     said
 }
 
 impl Agent {
+    async fn judging(limits: Limits) -> Self {
+        Self::start(limits, |request| Some(judge(request))).await
+    }
+
     /// Listens on a free port; `None` from the driver is silence.
     async fn start(
         limits: Limits,
