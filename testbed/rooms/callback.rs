@@ -100,10 +100,12 @@ async fn a_bad_body_tells_nothing_about_node_and_key() {
 #[tokio::test]
 async fn a_body_too_big_is_refused_whoever_sends_it() {
     let agent = Agent::judging(Limits::default()).await;
-    let body = "x".repeat(300 << 10);
-    for (path, key) in [(path("edge-07", "lookup"), Some(key())), ("/".to_owned(), None)] {
-        let got = agent.curl("POST", &path, key.as_deref(), &body).await;
-        assert_eq!(got.status, 413, "{path}");
+    for (bytes, known, unknown) in [(256 << 10, 400, 404), ((256 << 10) + 1, 413, 413)] {
+        let body = "x".repeat(bytes);
+        let got = agent.curl("POST", &path("edge-07", "lookup"), Some(&key()), &body).await;
+        assert_eq!(got.status, known, "{bytes}");
+        let got = agent.curl("POST", "/", None, &body).await;
+        assert_eq!(got.status, unknown, "{bytes}");
     }
 }
 
