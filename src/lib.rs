@@ -2,11 +2,12 @@
 //!
 //! The layers, lowest first; a module may use those below it only (`testbed/rooms/layers.rs` keeps it so):
 //!
-//! - L0 [`model`]: the vocabulary.
+//! - L0 [`model`]: the vocabulary; `atomic_file`: how a file is replaced.
 //! - L1 [`lifecycle`], the core, and the rooms, one for each outside party: each room knows the model and nobody else.
 //! - L2 [`agent`], the wiring; [`ramdisk`], the deploy ramdisk's story; [`cli`], the commands.
 //! - L3 the two binaries.
 
+mod atomic_file;
 pub mod model;
 
 pub mod callback;

@@ -1,1 +1,118 @@
-//! Stub: callback.
+//! The HTTPS listener the deploy ramdisk talks to.
+//!
+//! Started by the agent, which answers every [`Request`] from its driver. The room judges nothing about nodes: it parses, bounds and hands
+//! over. It must never tell an unknown node from a wrong key or a wrong phase, and never log a body or a key.
+//!
+//! ```text
+//! POST /v1/nodes/{node}/vendor_passthru/lookup            200 LookupReply
+//! POST /v1/nodes/{node}/vendor_passthru/pass_deploy_info  202
+//! GET  /v1/nodes/{node}/vendor_passthru/deploy_state      200 DeployStateReply, held back while it is `imaging`
+//! POST /v1/nodes/{node}/vendor_passthru/completed         202
+//! ```
+//!
+//! | answer | when |
+//! |---|---|
+//! | 404 | anything the driver refuses, and every request that cannot be one of the above: unknown path, wrong method, no well-formed node name or key. One and the same answer. |
+//! | 400 | a well-formed key, but a body that is not the call's JSON. Said before anybody looks at node or key, so it tells nothing about them. |
+//! | 408, 413, 429 | a body too slow or too big, too many requests. Said before the path is looked at. |
+//! | 409 | the driver's own words to a ramdisk it knows |
+//! | 503 | the driver does not answer in time |
+
+mod http;
+mod identity;
+mod peers;
+mod server;
+
+use std::{net::IpAddr, time::Duration};
+
+use tokio::sync::oneshot;
+
+pub use self::{
+    identity::{Identity, IdentityError},
+    server::Server,
+};
+use crate::model::{
+    callback::{Completed, DeployInfo, DeployState, Lookup, LookupReply},
+    ids::NodeName,
+    secret::AttemptKey,
+};
+
+/// One call of a deploy ramdisk, or of somebody who would like to be one: nothing in it has been compared with anything.
+#[derive(Debug)]
+pub struct Request {
+    /// The node it speaks of.
+    pub node: NodeName,
+    /// Where it came from; never an IPv4-mapped IPv6 address.
+    pub peer: IpAddr,
+    /// The key it showed.
+    pub key: AttemptKey,
+    /// What it wants.
+    pub call: Call,
+    /// Where the answer goes. Dropping it answers 503.
+    pub reply: oneshot::Sender<Reply>,
+}
+
+/// What a ramdisk can say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Who it is.
+    Lookup(Lookup),
+    /// Its iSCSI target, or why there is none.
+    PassDeployInfo(DeployInfo),
+    /// Whether it may stop its target.
+    DeployState,
+    /// Its target is stopped.
+    Completed(Completed),
+}
+
+/// What the driver can answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// To a lookup.
+    Lookup(LookupReply),
+    /// Heard: 202.
+    Accepted,
+    /// To a question for the deploy state. `Imaging` is held back until something changes or the poll is over.
+    State(DeployState),
+    /// Unknown node, wrong key, wrong peer or wrong phase: 404, the same for all.
+    Refused,
+    /// The ramdisk is known, but cannot be served; it is told why: 409.
+    Failed(String),
+}
+
+/// What strangers on the deploy network may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once from everybody.
+    pub connections_max: usize,
+    /// Connections at once from one address.
+    pub connections_per_peer_max: usize,
+    /// Requests and connections a second from one address, over time; at least 1.
+    pub per_second: u32,
+    /// Requests and connections from one address in one go.
+    pub burst: u32,
+    /// For the TLS handshake.
+    pub handshake: Duration,
+    /// For a request's head, and again for its body.
+    pub read: Duration,
+    /// How long `imaging` is held back.
+    pub poll: Duration,
+    /// For the driver's answer.
+    pub driver: Duration,
+}
+
+impl Default for Limits {
+    /// Enough for a rack that deploys at once, each machine with one or two connections and a request every few seconds.
+    fn default() -> Self {
+        Self {
+            connections_max: 256,
+            connections_per_peer_max: 8,
+            per_second: 10,
+            burst: 40,
+            handshake: Duration::from_secs(10),
+            read: Duration::from_secs(30),
+            poll: Duration::from_secs(20),
+            driver: Duration::from_secs(5),
+        }
+    }
+}

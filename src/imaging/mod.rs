@@ -1,1 +1,159 @@
-//! Stub: imaging.
+//! From an image file to a disk: open it, compare its checksum, write it, read it back.
+//!
+//! Called by the agent, one call per step, each with a meter to look at and a way to cancel. At this stage an image is a raw whole disk in a
+//! local file. The room must never leave a disk that boots from half an image, never write after it has returned, and never hold more of an
+//! image in memory than the chunks in flight.
+//!
+//! The order of writing is the safety: the tables at both ends are zeroed first, the body follows, and the first MiB, without which nothing
+//! boots, comes last. Whatever goes wrong after the first write, both ends are zeroed again.
+
+mod check;
+mod disk;
+mod flight;
+mod meter;
+mod source;
+mod verify;
+mod write;
+
+use std::{future::Future, io, path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+pub use self::{
+    check::verify_checksum,
+    meter::Meter,
+    source::{Image, Images},
+    write::{Order, Written, wipe, write_image},
+};
+use crate::model::{ids::Digest, size::show_bytes, status::ImagingStage};
+
+/// Says `true` when the work is to stop. That its sender is gone means the same: nobody wants the result any more.
+pub type Cancel = watch::Receiver<bool>;
+
+/// A disk to write to. Offsets and lengths are whole blocks; many calls may be under way at once.
+pub trait Volume: Send + Sync + 'static {
+    /// Bytes in a block: a power of two from 512 to 65536.
+    fn block_bytes(&self) -> u32;
+
+    /// Bytes in all.
+    fn capacity_bytes(&self) -> u64;
+
+    /// Writes `data` at `offset`. Dropping the future gives the write up: it may or may not have happened.
+    fn write(
+        &self,
+        offset: u64,
+        data: Bytes,
+    ) -> impl Future<Output = Result<(), VolumeError>> + Send;
+
+    /// Reads exactly `bytes` bytes at `offset`.
+    fn read(
+        &self,
+        offset: u64,
+        bytes: u64,
+    ) -> impl Future<Output = Result<Bytes, VolumeError>> + Send;
+
+    /// Makes everything written so far durable.
+    fn flush(&self) -> impl Future<Output = Result<(), VolumeError>> + Send;
+}
+
+/// What went wrong with a volume.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct VolumeError {
+    /// A short stable name in CamelCase for programs.
+    pub code: &'static str,
+    /// What happened.
+    pub message: String,
+    /// Whether a new connection may help.
+    pub reconnect: bool,
+}
+
+/// Why an image is not on the disk.
+#[derive(Debug, thiserror::Error)]
+pub enum ImagingError {
+    /// The source is not something that can be written.
+    #[error("image {}: {reason}", path.display())]
+    Unusable {
+        /// The image.
+        path: PathBuf,
+        /// What it is and what would be right.
+        reason: String,
+    },
+    /// The file cannot be opened or read.
+    #[error("image {}: {source}", path.display())]
+    File {
+        /// The image.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not the one the spec means.
+    #[error("image {}: its checksum is {found}, the spec wants {wanted}", path.display())]
+    Checksum {
+        /// The image.
+        path: PathBuf,
+        /// What the spec says.
+        wanted: Digest,
+        /// What the file has.
+        found: Digest,
+    },
+    /// The disk cannot hold the image. Nothing was written.
+    #[error("the image has {}, the disk only {}", show_bytes(*image_bytes), show_bytes(*disk_bytes))]
+    TooBig {
+        /// Bytes of the image, up to a whole block.
+        image_bytes: u64,
+        /// Bytes of the disk.
+        disk_bytes: u64,
+    },
+    /// The disk has blocks nothing can be done with. Nothing was written.
+    #[error("the disk claims blocks of {0} bytes; must be a power of two from 512 to 65536")]
+    Blocks(u32),
+    /// The disk, or the way to it, failed.
+    #[error("{doing} the disk at {}: {source}", show_bytes(*offset))]
+    Volume {
+        /// `writing`, `reading`, `flushing` or `wiping`.
+        doing: &'static str,
+        /// Where, in bytes.
+        offset: u64,
+        /// What it said.
+        source: VolumeError,
+    },
+    /// No progress for too long.
+    #[error("{} made no progress for {} s at {} of {}", stage.as_str(), after.as_secs(), show_bytes(*done_bytes), show_bytes(*total_bytes))]
+    Stalled {
+        /// In which stage.
+        stage: ImagingStage,
+        /// The limit.
+        after: Duration,
+        /// How far it got.
+        done_bytes: u64,
+        /// Of how much.
+        total_bytes: u64,
+    },
+    /// The disk does not hold what was written to it.
+    #[error("the disk does not hold what was written: bytes {from} to {to} differ from the image")]
+    Differs {
+        /// First wrong block, in bytes.
+        from: u64,
+        /// End of the wrong blocks, in bytes.
+        to: u64,
+    },
+    /// The disk holds the file, but the file is no longer the one whose checksum was compared.
+    #[error("image {}: changed while it was being written; replace images by renaming, not in place", .0.display())]
+    Changed(PathBuf),
+    /// It was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// It failed, and the tables on the disk could not be wiped after it: the disk may boot from half an image.
+    #[error("{cause}; then the half-written disk could not be wiped: {wipe}")]
+    NotWiped {
+        /// What went wrong first.
+        cause: Box<ImagingError>,
+        /// And then.
+        wipe: Box<ImagingError>,
+    },
+}
+
+#[cfg(test)]
+mod tests;

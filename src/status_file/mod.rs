@@ -1,1 +1,113 @@
-//! Stub: `status_file`.
+//! `<name>.status.toml`: what an administrator, a script or `hostler status` reads about one node.
+//!
+//! Written by the agent's driver, read by the CLI, which needs no agent for it. Small synchronous file work. It must never show a reader
+//! half a file, and never put anything here that not everybody may read: the files have mode 0644.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    atomic_file,
+    model::{ids::NodeName, status::Status},
+};
+
+const SUFFIX: &str = ".status.toml";
+const HEADER: &str = "# written by hostler; do not edit\n";
+/// A status has a bounded history; a file this big is not one of ours.
+const STATUS_BYTES_MAX: u64 = 1 << 20;
+const STATUS_MODE: u32 = 0o644;
+
+/// The status files of one directory.
+#[derive(Clone, Debug)]
+pub struct StatusFiles {
+    dir: PathBuf,
+}
+
+/// Why a status file cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusFileError {
+    /// The system refused.
+    #[error("status file {}: {source}", path.display())]
+    Io {
+        /// The file, or the directory of all.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The status cannot be put into TOML.
+    #[error("status file {}: {source}", path.display())]
+    Encode {
+        /// The file.
+        path: PathBuf,
+        /// What TOML cannot hold.
+        source: toml::ser::Error,
+    },
+    /// It is not a status file of this version.
+    #[error("status file {}: {message}", path.display())]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where, in one line.
+        message: String,
+    },
+}
+
+impl StatusFiles {
+    /// The files in `dir`, which need not exist yet.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    /// Where a node's status is.
+    pub fn path(&self, node: &NodeName) -> PathBuf {
+        self.dir.join(format!("{node}{SUFFIX}"))
+    }
+
+    /// Replaces a node's status file; the directory must exist.
+    pub fn write(&self, status: &Status) -> Result<(), StatusFileError> {
+        let path = self.path(&status.node);
+        let body = match toml::to_string(status) {
+            Ok(body) => body,
+            Err(source) => return Err(StatusFileError::Encode { path, source }),
+        };
+        atomic_file::replace(&path, STATUS_MODE, format!("{HEADER}{body}").as_bytes())
+            .map_err(|source| StatusFileError::Io { path, source })
+    }
+
+    /// Removes a node's status file; that there is none is no error.
+    pub fn remove(&self, node: &NodeName) -> Result<(), StatusFileError> {
+        let path = self.path(node);
+        atomic_file::remove_if_there(&path).map_err(|source| StatusFileError::Io { path, source })
+    }
+
+    /// Reads every status file of the directory, in the order of the nodes' names, each by itself.
+    pub fn read_all(&self) -> Result<Vec<Result<Status, StatusFileError>>, StatusFileError> {
+        let failed = |source| StatusFileError::Io { path: self.dir.clone(), source };
+        let mut nodes = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let stem = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
+            nodes.extend(stem.and_then(|stem| stem.parse::<NodeName>().ok()));
+        }
+        nodes.sort();
+        Ok(nodes.iter().map(|node| read(&self.path(node))).collect())
+    }
+}
+
+/// Reads one status file.
+pub fn read(path: &Path) -> Result<Status, StatusFileError> {
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(STATUS_BYTES_MAX).read_to_string(&mut text))
+        .map_err(|source| StatusFileError::Io { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|error| StatusFileError::Decode {
+        path: path.to_owned(),
+        message: error.message().replace('\n', "; "),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,145 @@
-//! Stub: layers.
+//! The shape of the code, kept by reading it: who may name whom, how long a file may be, and that every module says what it is.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+const LINES_MAX: usize = 600;
+
+/// The rooms: one for each outside party.
+const ROOMS: [&str; 10] = [
+    "spec",
+    "config",
+    "watch",
+    "store",
+    "status_file",
+    "tftp",
+    "ipmi",
+    "iscsi",
+    "imaging",
+    "callback",
+];
+
+/// The top-level modules one of them may name, besides itself; `None` when it is not in the drawing at all.
+fn may_name(module: &str) -> Option<&'static [&'static str]> {
+    match module {
+        "lib" | "bin" | "agent" | "cli" => Some(&["*"]),
+        "model" | "atomic_file" => Some(&[]),
+        "lifecycle" | "ramdisk" => Some(&["model"]),
+        room if ROOMS.contains(&room) => Some(&["model", "atomic_file"]),
+        _ => None,
+    }
+}
+
+#[test]
+fn every_module_names_only_those_below_it() {
+    let wrong: Vec<String> = sources("src").iter().flat_map(|path| offences(path)).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_file_says_what_it_is_and_stays_readable_in_one_sitting() {
+    let mut wrong = Vec::new();
+    for path in [sources("src"), sources("testbed")].concat() {
+        let text = fs::read_to_string(&path).unwrap();
+        let lines = text.lines().count();
+        if !text.starts_with("//! ") {
+            wrong.push(format!("{}: does not open with `//!`: what is it?", path.display()));
+        }
+        if lines > LINES_MAX {
+            wrong.push(format!(
+                "{}: {lines} lines, at most {LINES_MAX}: one thought per file",
+                path.display()
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_reader_of_names_sees_plain_grouped_and_nested_ones_but_no_comments() {
+    let text = "
+        use crate::model::{ids, fault}; // not crate::cli
+        use crate::{\n store, iscsi::{pdu, login}, tftp as t };
+        /// [`crate::agent`]
+        fn f() { crate::ipmi::call(); $crate::watch!() }";
+    let names: Vec<String> = named(text).into_iter().collect();
+    assert_eq!(names, ["ipmi", "iscsi", "model", "store", "tftp", "watch"]);
+}
+
+/// What a file names that it may not.
+fn offences(path: &Path) -> Vec<String> {
+    let inside = path.strip_prefix(root().join("src")).unwrap();
+    let first = inside.components().next().unwrap();
+    let module = Path::new(first.as_os_str()).file_stem().unwrap().to_str().unwrap();
+    let Some(allowed) = may_name(module) else {
+        return vec![format!("{}: `{module}` has no place in the layers", path.display())];
+    };
+    named(&fs::read_to_string(path).unwrap())
+        .into_iter()
+        .filter(|name| name != module && !allowed.contains(&name.as_str()) && allowed != ["*"])
+        .map(|name| format!("{}: `{module}` must not name `{name}`", path.display()))
+        .collect()
+}
+
+/// The top-level modules a file names by `crate::`.
+fn named(text: &str) -> BTreeSet<String> {
+    let code: String = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap().trim())
+        .collect::<Vec<_>>()
+        .join(" ");
+    code.split("crate::").skip(1).flat_map(heads).collect()
+}
+
+/// The first name of a path, or of each path in a `{group}`.
+fn heads(path: &str) -> Vec<String> {
+    let Some(group) = path.strip_prefix('{') else { return vec![head(path)] };
+    let mut depth = 0;
+    let (mut heads, mut from) = (Vec::new(), 0);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            ',' if depth == 0 => {
+                heads.push(head(&group[from..at]));
+                from = at + 1;
+            }
+            '}' if depth == 0 => {
+                heads.push(head(&group[from..at]));
+                break;
+            }
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    heads.retain(|name| !name.is_empty());
+    heads
+}
+
+fn head(path: &str) -> String {
+    path.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+}
+
+/// Every Rust file below a folder of the package.
+fn sources(folder: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no source under {folder}");
+    found
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}

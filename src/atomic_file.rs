@@ -1,0 +1,105 @@
+//! Replacing a small file so that a reader, or a power cut, sees the old content or the new one and nothing between.
+//!
+//! Called by the rooms that keep files. It must never leave half a file under the final name, nor follow a link somebody planted.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+const TEMP_SUFFIX: &str = ".tmp";
+
+/// Writes `bytes` to a new file beside `path`, gives it exactly `mode`, makes it durable and renames it over `path`.
+///
+/// One writer per path at a time: the temporary name is fixed, so that a crash leaves at most one behind.
+pub(crate) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    let temp = temp_path(path)?;
+    write_and_rename(&temp, path, mode, bytes).inspect_err(|_| {
+        // The error that brought us here says more than this one would; the next write clears the name anyway.
+        fs::remove_file(&temp).unwrap_or_default();
+    })
+}
+
+/// Whether this file name is one that `replace` was writing when it was killed.
+pub(crate) fn is_torn(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(TEMP_SUFFIX)
+}
+
+/// Makes a rename or removal in `dir` durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn write_and_rename(temp: &Path, path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    remove_if_there(temp)?;
+    // `create_new` is O_EXCL: it does not follow a link planted under the temporary name.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(temp)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(temp, path)?;
+    sync_dir(parent(path))
+}
+
+/// Removes a file; that there is none is no error.
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)
+        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
+/// `dir/.name.tmp` for `dir/name`: hidden from globs and from the spec scan.
+fn temp_path(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(TEMP_SUFFIX);
+    Ok(path.with_file_name(hidden))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn the_new_content_has_the_asked_mode_and_leaves_no_temporary_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        for (mode, text) in [(0o644, "one"), (0o600, "two")] {
+            replace(&path, mode, text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_under_the_temporary_name_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, victim) = (dir.path().join("a"), dir.path().join("victim"));
+        fs::write(&victim, "untouched").unwrap();
+        symlink(&victim, temp_path(&path).unwrap()).unwrap();
+        replace(&path, 0o600, b"new").unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+    }
+
+    #[test]
+    fn a_failed_write_keeps_the_old_content_and_removes_its_temporary_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("inside"), "").unwrap();
+        replace(&path, 0o600, b"new").unwrap_err();
+        assert!(path.join("inside").exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

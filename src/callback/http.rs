@@ -1,0 +1,260 @@
+//! From an HTTP request to a [`Call`] and from a [`Reply`] to an HTTP answer.
+//!
+//! Called by the server for every request on a live connection. The order of the checks is what keeps the room from telling secrets: nothing
+//! is said about a path before the whole body has been read, and nothing about a body before there is a well-formed key.
+
+use std::{net::IpAddr, time::Instant};
+
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::{
+    HeaderMap, Method, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},
+};
+use serde::Serialize;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{timeout, timeout_at},
+};
+use tracing::debug;
+
+use super::{Call, Limits, Reply, Request, peers::Place};
+use crate::model::{
+    callback::{DeployState, DeployStateReply},
+    ids::NodeName,
+    secret::AttemptKey,
+};
+
+/// An inventory of hundreds of disks has some 100 KiB.
+const BODY_BYTES_MAX: usize = 256 << 10;
+
+pub(super) type Answer = Response<Full<Bytes>>;
+
+/// The way to the driver.
+#[derive(Debug)]
+pub(super) struct Door {
+    pub(super) limits: Limits,
+    pub(super) requests: mpsc::Sender<Request>,
+    /// Ticks whenever an answer may have become another.
+    pub(super) changed: watch::Receiver<u64>,
+}
+
+/// What a request is, once its path, key and body have been read.
+#[derive(Debug)]
+struct Asked {
+    node: NodeName,
+    peer: IpAddr,
+    key: AttemptKey,
+    call: Call,
+}
+
+/// Answers one request.
+pub(super) async fn answer(
+    door: &Door,
+    place: &Place,
+    request: hyper::Request<Incoming>,
+) -> Answer {
+    if !place.takes_request(Instant::now()) {
+        return failure(StatusCode::TOO_MANY_REQUESTS, "too many requests");
+    }
+    let (head, body) = request.into_parts();
+    let collected = timeout(door.limits.read, Limited::new(body, BODY_BYTES_MAX).collect()).await;
+    let body = match collected {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            return failure(StatusCode::PAYLOAD_TOO_LARGE, "body too large");
+        }
+        Ok(Err(_)) => return failure(StatusCode::BAD_REQUEST, "bad request"),
+        Err(_) => return failure(StatusCode::REQUEST_TIMEOUT, "body too slow"),
+    };
+    let Some((node, call)) = parse(&head.method, head.uri.path(), &body) else {
+        return refused();
+    };
+    let Some(key) = bearer(&head.headers) else { return refused() };
+    let call = match call {
+        Ok(call) => call,
+        Err(error) => {
+            // The error's own text may quote the body.
+            let (line, column) = (error.line(), error.column());
+            debug!(%node, peer = %place.peer(), line, column, "callback body is not valid");
+            return failure(StatusCode::BAD_REQUEST, "bad request");
+        }
+    };
+    hand_over(door, Asked { node, peer: place.peer(), key, call }).await
+}
+
+/// The node and the call a request means; `None` when there is no such path for this method. The body is judged apart.
+fn parse(
+    method: &Method,
+    path: &str,
+    body: &[u8],
+) -> Option<(NodeName, Result<Call, serde_json::Error>)> {
+    let (node, name) = path.strip_prefix("/v1/nodes/")?.split_once("/vendor_passthru/")?;
+    let node = node.parse().ok()?;
+    let call = match (method, name) {
+        (&Method::POST, "lookup") => serde_json::from_slice(body).map(Call::Lookup),
+        (&Method::POST, "pass_deploy_info") => {
+            serde_json::from_slice(body).map(Call::PassDeployInfo)
+        }
+        (&Method::POST, "completed") => serde_json::from_slice(body).map(Call::Completed),
+        (&Method::GET, "deploy_state") => Ok(Call::DeployState),
+        _ => return None,
+    };
+    Some((node, call))
+}
+
+/// The key of the one `Authorization: Bearer` header (RFC 6750 §2.1).
+fn bearer(headers: &HeaderMap) -> Option<AttemptKey> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (Some(only), None) = (values.next(), values.next()) else { return None };
+    only.to_str().ok()?.strip_prefix("Bearer ")?.parse().ok()
+}
+
+async fn hand_over(door: &Door, asked: Asked) -> Answer {
+    let reply = match asked.call {
+        Call::DeployState => poll(door, &asked).await,
+        Call::Lookup(_) | Call::PassDeployInfo(_) | Call::Completed(_) => ask(door, &asked).await,
+    };
+    let answer = match reply {
+        Some(Reply::Lookup(reply)) => json(StatusCode::OK, &reply),
+        Some(Reply::State(state)) => json(StatusCode::OK, &DeployStateReply { state }),
+        Some(Reply::Accepted) => json(StatusCode::ACCEPTED, &serde_json::json!({})),
+        Some(Reply::Refused) => refused(),
+        Some(Reply::Failed(why)) => failure(StatusCode::CONFLICT, &why),
+        None => failure(StatusCode::SERVICE_UNAVAILABLE, "try again"),
+    };
+    let (node, peer, status) = (&asked.node, asked.peer, answer.status().as_u16());
+    debug!(%node, %peer, call = asked.call.name(), status, "callback answered");
+    answer
+}
+
+/// Asks until the answer is another than `imaging` or the poll is over.
+async fn poll(door: &Door, asked: &Asked) -> Option<Reply> {
+    let mut changed = door.changed.clone();
+    let over = tokio::time::Instant::now() + door.limits.poll;
+    loop {
+        // Seen before asking: a change that comes while the driver answers still wakes us.
+        changed.mark_unchanged();
+        let reply = ask(door, asked).await?;
+        if reply != Reply::State(DeployState::Imaging) || tokio::time::Instant::now() >= over {
+            return Some(reply);
+        }
+        if let Ok(Err(_driver_gone)) = timeout_at(over, changed.changed()).await {
+            return Some(reply);
+        }
+    }
+}
+
+/// Asks the driver once; `None` when it is gone or too slow.
+async fn ask(door: &Door, asked: &Asked) -> Option<Reply> {
+    let (reply, answer) = oneshot::channel();
+    let request = Request {
+        node: asked.node.clone(),
+        peer: asked.peer,
+        key: asked.key.clone(),
+        call: asked.call.clone(),
+        reply,
+    };
+    timeout(door.limits.driver, async {
+        door.requests.send(request).await.ok()?;
+        answer.await.ok()
+    })
+    .await
+    .ok()?
+}
+
+/// The one answer to everything that is none of the caller's business.
+fn refused() -> Answer {
+    failure(StatusCode::NOT_FOUND, "not found")
+}
+
+fn failure(status: StatusCode, error: &str) -> Answer {
+    json(status, &serde_json::json!({ "error": error }))
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+    // Structs of numbers and text always encode; were it otherwise, the status still tells.
+    let bytes = serde_json::to_vec(body).unwrap_or_default();
+    let mut answer = Response::new(Full::from(bytes));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+impl Call {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Lookup(_) => "lookup",
+            Self::PassDeployInfo(_) => "pass_deploy_info",
+            Self::DeployState => "deploy_state",
+            Self::Completed(_) => "completed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEY: &str = "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a";
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        values.iter().map(|value| (AUTHORIZATION, value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_key_is_taken_from_one_well_formed_bearer_header_only() {
+        let good = format!("Bearer {KEY}");
+        assert_eq!(bearer(&headers(&[&good])).unwrap().expose(), KEY);
+        let upper = good.to_uppercase();
+        for bad in [&[][..], &[KEY], &["Basic eHg6eHg="], &[&good, &good], &["Bearer "], &[&upper]]
+        {
+            assert!(bearer(&headers(bad)).is_none(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_four_calls_exist_and_only_with_their_method() {
+        let is_call = |method: &Method, path: &str| parse(method, path, b"{}").is_some();
+        let at = |name: &str| format!("/v1/nodes/edge-07/vendor_passthru/{name}");
+        for name in ["lookup", "pass_deploy_info", "completed", "deploy_state"] {
+            let (right, wrong) = match name {
+                "deploy_state" => (Method::GET, Method::POST),
+                _ => (Method::POST, Method::GET),
+            };
+            assert!(is_call(&right, &at(name)) && !is_call(&wrong, &at(name)), "{name}");
+        }
+        for path in [
+            "/",
+            "//v1/nodes/edge-07/vendor_passthru/lookup",
+            "/v1/nodes//vendor_passthru/lookup",
+            "/v1/nodes/../vendor_passthru/lookup",
+            "/v1/nodes/EDGE/vendor_passthru/lookup",
+            "/v1/nodes/a/b/vendor_passthru/lookup",
+            &at("lookup/"),
+            &at("lookup/vendor_passthru/lookup"),
+        ] {
+            assert!(!is_call(&Method::POST, path), "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_on_any_bytes(
+            path in "(/v1/nodes/)?.{0,20}(/vendor_passthru/)?(lookup|pass_deploy_info|completed|.{0,9})",
+            body in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            parse(&Method::POST, &path, &body);
+        }
+
+        #[test]
+        fn never_panics_on_any_json(json in r#"[\[\]{}":,a-z0-9\\-]{0,80}"#) {
+            for name in ["lookup", "pass_deploy_info", "completed"] {
+                let path = format!("/v1/nodes/a/vendor_passthru/{name}");
+                prop_assert!(parse(&Method::POST, &path, json.as_bytes()).is_some());
+            }
+        }
+    }
+}

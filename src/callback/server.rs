@@ -1,0 +1,125 @@
+//! Sockets, TLS and HTTP connections.
+//!
+//! Started by the agent. Every connection has a place, a handshake limit, a limit on each read and an end; it must never be possible to keep
+//! the ramdisks out by opening connections and saying little.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, error, warn};
+
+use super::{
+    Identity, Limits, Request,
+    http::{self, Door},
+    peers::{Peers, Place},
+};
+
+/// The ramdisk sends five headers; the least buffer hyper allows is 8 KiB.
+const HEADERS_MAX: usize = 32;
+const HEAD_BYTES_MAX: usize = 16 << 10;
+/// A connection that never reads its answers would keep its place for ever. The ramdisk just opens another.
+const CONNECTION_LIFE_MAX: Duration = Duration::from_secs(600);
+/// When the system is out of file descriptors, `accept` fails at once again and again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A bound listener.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    identity: Identity,
+    limits: Limits,
+}
+
+impl Server {
+    /// Binds the address; port 0 takes a free one.
+    pub async fn bind(addr: SocketAddr, identity: Identity, limits: Limits) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(addr).await?, identity, limits })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown`, handing each request to the driver behind `requests`. `changed` ticks whenever a deploy state may have become
+    /// another. Open connections are cut at the end: every call may be repeated, and the ramdisk does.
+    pub async fn serve(
+        self,
+        requests: mpsc::Sender<Request>,
+        changed: watch::Receiver<u64>,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        let door = Arc::new(Door { limits: self.limits, requests, changed });
+        let tls = TlsAcceptor::from(Arc::clone(&self.identity.tls));
+        let peers = Peers::new(self.limits);
+        let mut connections = JoinSet::new();
+        tokio::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                Some(ended) = connections.join_next() => {
+                    if let Err(error) = ended {
+                        error!(%error, "callback connection panicked");
+                    }
+                }
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, addr)) => {
+                        let peer = addr.ip().to_canonical();
+                        let Some(place) = peers.connect(peer, Instant::now()) else {
+                            debug!(%peer, "callback connection refused: limit reached");
+                            continue;
+                        };
+                        connections.spawn(connection(Arc::clone(&door), tls.clone(), stream, place));
+                    }
+                    Err(error) => {
+                        warn!(%error, "callback listener cannot accept");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        connections.shutdown().await;
+    }
+}
+
+/// One connection from handshake to end.
+async fn connection(door: Arc<Door>, tls: TlsAcceptor, stream: TcpStream, place: Place) {
+    let peer = place.peer();
+    // Only latency is lost without it.
+    stream.set_nodelay(true).unwrap_or_default();
+    let stream = match timeout(door.limits.handshake, tls.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return debug!(%peer, %error, "callback handshake failed"),
+        Err(_) => return debug!(%peer, "callback handshake too slow"),
+    };
+    let service = service_fn(|request| {
+        let (door, place) = (&door, &place);
+        async move { Ok::<_, Infallible>(http::answer(door, place, request).await) }
+    });
+    let http = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(door.limits.read)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    match timeout(CONNECTION_LIFE_MAX, http).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%peer, %error, "callback connection failed"),
+        Err(_) => debug!(%peer, "callback connection too old"),
+    }
+}

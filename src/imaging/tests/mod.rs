@@ -1,0 +1,307 @@
+//! What the pipeline promises about a disk, on real files and on disks that misbehave.
+
+mod disks;
+mod sources;
+
+use std::{fs, ops::Range, sync::Arc, time::Duration};
+
+use proptest::prelude::*;
+use sha2::{Digest as _, Sha256, Sha512};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use self::disks::{Did, FileDisk, OLD, Quirk};
+use super::*;
+use crate::model::ids::DigestAlgorithm;
+
+const MIB: u64 = 1 << 20;
+const STALL: Duration = Duration::from_secs(120);
+
+/// An image in a directory of its own, and a way to cancel.
+struct Bench {
+    _dir: TempDir,
+    order: Order,
+    bytes: Vec<u8>,
+    meter: Meter,
+    cancel: watch::Sender<bool>,
+}
+
+impl Bench {
+    fn new(image_bytes: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // No two blocks alike, none of them zero.
+        let bytes: Vec<u8> =
+            (0..image_bytes).map(|at| (at / 512 % 251 + at % 3 + 1).to_le_bytes()[0]).collect();
+        fs::write(dir.path().join("image"), &bytes).unwrap();
+        let image = Images::new(dir.path(), Vec::new()).open("image").unwrap();
+        let order = Order { image, digest: sha256(&bytes), stall: STALL };
+        Self { _dir: dir, order, bytes, meter: Meter::default(), cancel: watch::channel(false).0 }
+    }
+
+    async fn write(&self, disk: &Arc<FileDisk>) -> Result<Written, ImagingError> {
+        let written =
+            write_image(disk.clone(), &self.order, &self.meter, self.cancel.subscribe()).await;
+        assert_eq!(disk.under_way(), 0, "it returned while the disk was still busy");
+        written
+    }
+}
+
+fn sha256(bytes: &[u8]) -> Digest {
+    Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(bytes)).unwrap()
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+/// What a disk of old content must hold afterwards: the image, its padding, both ends wiped, everything else as it was.
+fn expected(image: &[u8], disk_bytes: u64, block: u32) -> Vec<u8> {
+    let disk = usize::try_from(disk_bytes / u64::from(block) * u64::from(block)).unwrap();
+    let edge = disk.min(1 << 20);
+    let mut bytes = vec![OLD; usize::try_from(disk_bytes).unwrap()];
+    bytes[..edge].fill(0);
+    bytes[disk - edge..disk].fill(0);
+    bytes[..image.len().next_multiple_of(block as usize)].fill(0);
+    bytes[..image.len()].copy_from_slice(image);
+    bytes
+}
+
+fn assert_wiped(disk: &FileDisk) {
+    let bytes = disk.content();
+    assert!(bytes[..1 << 20].iter().all(|byte| *byte == 0), "the head is not wiped");
+    assert!(bytes[bytes.len() - (1 << 20)..].iter().all(|byte| *byte == 0), "nor the tail");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn any_image_that_fits_is_on_the_disk_bit_by_bit(
+        image in prop_oneof![1..5000_u64, MIB - 5000..MIB + 5000, 1..6 * MIB],
+        spare in prop_oneof![Just(0), 0..5000_u64, 0..3 * MIB],
+        block in prop_oneof![Just(512_u32), Just(4096), Just(65536)],
+    ) {
+        let capacity = image.next_multiple_of(block.into()) + spare;
+        let (bench, disk) = (Bench::new(image), FileDisk::new(capacity, block, Quirk::None));
+        let written = block_on(bench.write(&disk)).unwrap();
+        prop_assert_eq!(written.image_bytes, image);
+        prop_assert!(disk.content() == expected(&bench.bytes, capacity, block));
+        prop_assert!(disk.is_flushed());
+    }
+}
+
+#[tokio::test]
+async fn an_image_larger_than_the_disk_touches_nothing() {
+    let (bench, disk) = (Bench::new(3 * MIB + 1), FileDisk::new(3 * MIB + 511, 512, Quirk::None));
+    let error = bench.write(&disk).await.unwrap_err().to_string();
+    assert_eq!(error, "the image has 3.0 MiB, the disk only 3.0 MiB");
+    assert_eq!(disk.did(), []);
+}
+
+#[tokio::test]
+async fn a_disk_with_impossible_blocks_is_refused() {
+    for block in [0, 1, 520, 131_072, u32::MAX] {
+        let disk = FileDisk::new(8 * MIB, block, Quirk::None);
+        let error = Bench::new(MIB).write(&disk).await.unwrap_err();
+        assert!(matches!(error, ImagingError::Blocks(bad) if bad == block), "{error}");
+        assert_eq!(disk.did(), []);
+    }
+}
+
+#[tokio::test]
+async fn the_ends_are_wiped_first_and_the_head_is_written_last_between_flushes() {
+    let (bench, disk) = (Bench::new(5 * MIB), FileDisk::new(8 * MIB, 512, Quirk::None));
+    bench.write(&disk).await.unwrap();
+    let did = disk.did();
+    let writes = |range: Range<u64>| Did::Write(range);
+    assert_eq!(did[..3], [writes(0..MIB), writes(7 * MIB..8 * MIB), Did::Flush]);
+    let body = &did[3..did.len() - 3];
+    assert!(body.iter().all(|did| matches!(did, Did::Write(range) if range.start >= MIB)));
+    assert_eq!(did[did.len() - 3..], [Did::Flush, writes(0..MIB), Did::Flush]);
+}
+
+#[tokio::test]
+async fn a_disk_that_drops_a_write_is_caught_and_wiped_and_the_place_is_named() {
+    let lie = 3 * MIB..3 * MIB + 4096;
+    let disk = FileDisk::new(8 * MIB, 512, Quirk::DropsWrites(lie));
+    let error = Bench::new(5 * MIB + 7).write(&disk).await.unwrap_err();
+    assert!(
+        matches!(error, ImagingError::Differs { from, to } if (from, to) == (3 * MIB, 3 * MIB + 4096)),
+        "{error}"
+    );
+    assert_wiped(&disk);
+}
+
+#[tokio::test]
+async fn an_image_changed_after_its_check_is_not_taken_for_a_bad_disk() {
+    let (mut bench, disk) = (Bench::new(2 * MIB), FileDisk::new(8 * MIB, 512, Quirk::None));
+    bench.order.digest = sha256(b"what it was");
+    let error = bench.write(&disk).await.unwrap_err();
+    assert!(matches!(error, ImagingError::Changed(_)), "{error}");
+    assert_wiped(&disk);
+}
+
+#[tokio::test]
+async fn an_image_that_shrinks_meanwhile_is_an_error_and_leaves_a_wiped_disk() {
+    let (bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::None));
+    let file = fs::OpenOptions::new().write(true).open(bench.order.image.path()).unwrap();
+    file.set_len(4 * MIB).unwrap();
+    let error = bench.write(&disk).await.unwrap_err();
+    assert!(matches!(error, ImagingError::File { .. }), "{error}");
+    assert_wiped(&disk);
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_midway_is_wiped() {
+    let disk = FileDisk::new(40 * MIB, 512, Quirk::FailsOnceAt(20 * MIB));
+    let error = Bench::new(30 * MIB).write(&disk).await.unwrap_err();
+    assert_eq!(error.to_string(), "writing the disk at 20.0 MiB: medium error");
+    assert_wiped(&disk);
+}
+
+#[tokio::test]
+async fn a_disk_that_is_gone_is_reported_as_not_wiped_with_both_causes() {
+    let disk = FileDisk::new(40 * MIB, 512, Quirk::GoneFrom(20 * MIB));
+    let error = Bench::new(30 * MIB).write(&disk).await.unwrap_err();
+    let both = error.to_string();
+    let (cause, wipe) =
+        both.split_once("; then the half-written disk could not be wiped: ").unwrap();
+    assert!(cause.starts_with("writing the disk at ") && cause.ends_with(": gone"), "{cause}");
+    assert_eq!(wipe, "wiping the disk at 0 B: gone");
+}
+
+#[tokio::test]
+async fn a_short_read_is_an_error_and_not_a_match() {
+    let disk = FileDisk::new(8 * MIB, 512, Quirk::ShortReads);
+    let error = Bench::new(3 * MIB).write(&disk).await.unwrap_err().to_string();
+    assert!(error.contains("1048064 bytes came back instead of 1048576"), "{error}");
+    assert_wiped(&disk);
+}
+
+#[tokio::test]
+async fn cancelled_at_any_moment_it_stops_at_once_and_nothing_boots() {
+    for after in 1..14 {
+        let (bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::Slow));
+        let cancelling = async {
+            disk.wait_for_calls(after).await;
+            bench.cancel.send_replace(true);
+            tokio::time::Instant::now()
+        };
+        let (written, cancelled_at) = tokio::join!(bench.write(&disk), cancelling);
+        let error = written.unwrap_err();
+        assert!(matches!(error, ImagingError::Cancelled), "after {after}: {error}");
+        assert!(cancelled_at.elapsed() < Duration::from_secs(1), "after {after}");
+        assert_wiped(&disk);
+        let did = disk.did();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(disk.did(), did, "it wrote after it had returned");
+    }
+}
+
+#[tokio::test]
+async fn cancelled_before_it_began_it_touches_nothing() {
+    let (bench, disk) = (Bench::new(MIB), FileDisk::new(16 * MIB, 512, Quirk::None));
+    bench.cancel.send_replace(true);
+    let error = bench.write(&disk).await.unwrap_err();
+    assert!(matches!(error, ImagingError::Cancelled), "{error}");
+    assert_eq!(disk.did(), []);
+}
+
+#[tokio::test]
+async fn that_nobody_wants_the_result_any_more_cancels_too() {
+    let (mut bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::None));
+    let cancel = bench.cancel.subscribe();
+    bench.cancel = watch::channel(false).0;
+    let error = write_image(disk, &bench.order, &bench.meter, cancel).await.unwrap_err();
+    assert!(matches!(error, ImagingError::Cancelled), "{error}");
+}
+
+#[tokio::test]
+async fn an_abandoned_imaging_writes_no_further() {
+    let (bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::Slow));
+    tokio::select! {
+        _ = write_image(disk.clone(), &bench.order, &bench.meter, bench.cancel.subscribe()) => panic!("too fast"),
+        () = disk.wait_for_calls(5) => {}
+    }
+    // The aborted jobs go at the next turn of the scheduler.
+    tokio::task::yield_now().await;
+    let did = disk.did();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(disk.did(), did);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_stands_still_is_given_up_after_the_stall_limit() {
+    for (quirk, stage, done) in
+        [(Quirk::HangsAt(4 * MIB), "write", 3 * MIB), (Quirk::HangsReading, "verify", 0)]
+    {
+        let (bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, quirk));
+        let began = tokio::time::Instant::now();
+        let write = write_image(disk.clone(), &bench.order, &bench.meter, bench.cancel.subscribe());
+        let error = write.await.unwrap_err();
+        let ImagingError::Stalled { stage: stalled, after, done_bytes, total_bytes } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(
+            (stalled.as_str(), after, done_bytes, total_bytes),
+            (stage, STALL, done, 9 * MIB)
+        );
+        assert!((STALL..STALL + Duration::from_secs(30)).contains(&began.elapsed()));
+        assert_wiped(&disk);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_disk_cannot_hold_up_a_cancel_for_long() {
+    let (bench, disk) =
+        (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::DeadFrom(2 * MIB)));
+    let cancelling = async {
+        disk.wait_for_calls(6).await;
+        bench.cancel.send_replace(true);
+        tokio::time::Instant::now()
+    };
+    let write = write_image(disk.clone(), &bench.order, &bench.meter, bench.cancel.subscribe());
+    let (written, cancelled_at) = tokio::join!(write, cancelling);
+    let error = written.unwrap_err().to_string();
+    assert!(
+        error.starts_with("cancelled; then the half-written disk could not be wiped"),
+        "{error}"
+    );
+    assert!(cancelled_at.elapsed() < Duration::from_secs(30));
+}
+
+#[tokio::test]
+async fn memory_in_flight_stays_bounded_however_slow_the_disk() {
+    let (bench, disk) = (Bench::new(40 * MIB), FileDisk::new(40 * MIB, 512, Quirk::Slow));
+    bench.write(&disk).await.unwrap();
+    assert!(disk.most_under_way() <= 8 && disk.most_under_way() > 1, "{}", disk.most_under_way());
+}
+
+#[tokio::test]
+async fn a_checksum_is_compared_and_a_wrong_one_shown_beside_the_right_one() {
+    let bench = Bench::new(3 * MIB + 5);
+    let sha512 =
+        Digest::from_bytes(DigestAlgorithm::Sha512, &Sha512::digest(&bench.bytes)).unwrap();
+    let check = |digest| {
+        let (image, meter, cancel) = (&bench.order.image, &bench.meter, bench.cancel.subscribe());
+        async move { verify_checksum(image, &digest, STALL, meter, cancel).await }
+    };
+    check(bench.order.digest.clone()).await.unwrap();
+    check(sha512).await.unwrap();
+    let progress = bench.meter.progress().unwrap();
+    assert_eq!((progress.done_bytes, progress.percent()), (3 * MIB + 5, 100));
+
+    let wrong = sha256(b"another");
+    let error = check(wrong.clone()).await.unwrap_err().to_string();
+    assert!(error.contains(&wrong.to_string()), "{error}");
+    assert!(error.contains(&bench.order.digest.to_string()), "{error}");
+
+    bench.cancel.send_replace(true);
+    let error = check(wrong).await.unwrap_err();
+    assert!(matches!(error, ImagingError::Cancelled), "{error}");
+}

@@ -1,0 +1,125 @@
+//! What the store promises, on real directories.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use proptest::prelude::*;
+use serde::Deserialize;
+
+use super::*;
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Record {
+    phase: String,
+    attempt: u32,
+}
+
+fn record(attempt: u32) -> Record {
+    Record { phase: "imaging".to_owned(), attempt }
+}
+
+fn node(name: &str) -> NodeName {
+    name.parse().unwrap()
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn what_was_saved_is_there_after_a_restart_and_gone_after_a_removal() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    store.save(&node("a"), &record(1)).unwrap();
+    store.save(&node("a"), &record(2)).unwrap();
+    store.save(&node("b"), &record(3)).unwrap();
+    drop(store);
+
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.load(&node("a")).unwrap(), Some(record(2)));
+    let loaded = store.load_all::<Record>().unwrap();
+    assert_eq!(loaded.records, BTreeMap::from([(node("a"), record(2)), (node("b"), record(3))]));
+    assert!(loaded.damaged.is_empty());
+
+    store.remove(&node("a")).unwrap();
+    store.remove(&node("a")).unwrap();
+    assert_eq!(store.load::<Record>(&node("a")).unwrap(), None);
+}
+
+#[test]
+fn only_the_owner_can_read_the_records_even_in_a_directory_made_by_somebody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, Permissions::from_mode(0o755)).unwrap();
+    let store = Store::open(&state).unwrap();
+    store.save(&node("a"), &record(1)).unwrap();
+    assert_eq!((mode(&state), mode(&state.join("a.json"))), (0o700, 0o600));
+}
+
+#[test]
+fn a_second_agent_is_refused_and_told_who_has_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Store::open(dir.path()).unwrap();
+    let error = Store::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains(&format!("process {};", std::process::id())), "{error}");
+    drop(first);
+    Store::open(dir.path()).unwrap();
+}
+
+#[test]
+fn a_torn_temporary_file_is_cleaned_and_the_record_before_it_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    Store::open(dir.path()).unwrap().save(&node("a"), &record(1)).unwrap();
+    let torn = dir.path().join(".a.json.tmp");
+    fs::write(&torn, "{\"phase\":").unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    assert!(!torn.exists());
+    assert_eq!(store.load(&node("a")).unwrap(), Some(record(1)));
+}
+
+#[test]
+fn damaged_records_are_moved_aside_reported_and_never_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    store.save(&node("b"), &record(2)).unwrap();
+    for (n, junk) in ["{\"phase\":", "", "[1, 2]"].iter().enumerate() {
+        fs::write(dir.path().join("a.json"), junk).unwrap();
+        let loaded = store.load_all::<Record>().unwrap();
+        assert_eq!(loaded.records.len(), 1);
+        let report = loaded.damaged[0].to_string();
+        let aside = dir.path().join(format!("a.json.bad-{}", n + 1));
+        assert!(report.ends_with(&format!("moved to {}", aside.display())), "{report}");
+        assert_eq!(&fs::read_to_string(aside).unwrap(), junk);
+        assert_eq!(store.load::<Record>(&node("a")).unwrap(), None);
+    }
+}
+
+#[test]
+fn a_file_too_big_to_be_a_record_is_not_read_into_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    File::create(dir.path().join("a.json")).unwrap().set_len(1 << 40).unwrap();
+    let report = store.load::<Record>(&node("a")).unwrap_err().to_string();
+    assert!(report.contains("more than 4194304 bytes"), "{report}");
+}
+
+#[test]
+fn a_directory_that_vanished_is_an_error_with_its_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let store = Store::open(&state).unwrap();
+    fs::remove_dir_all(&state).unwrap();
+    let error = store.save(&node("a"), &record(1)).unwrap_err().to_string();
+    assert!(error.contains("state/a.json"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        fs::write(dir.path().join("a.json"), &bytes).unwrap();
+        let loaded = store.load_all::<Record>().unwrap();
+        prop_assert_eq!(loaded.records.len() + loaded.damaged.len(), 1);
+    }
+}
