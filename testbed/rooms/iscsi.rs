@@ -1,1 +1,3 @@
-//! Stub: iscsi.
+//! hostler's initiator against tgtd, a target nobody here wrote.
+
+mod tgtd;
