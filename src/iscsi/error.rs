@@ -104,14 +104,6 @@ pub enum LoginRefusal {
 }
 
 impl LoginRefusal {
-    /// From the status of a Login Response; class 0 is no refusal.
-    pub(super) fn from_status(class: u8, detail: u8) -> Self {
-        match (class, detail) {
-            (2, 1) => Self::WrongSecret,
-            _ => Self::Status { class, detail },
-        }
-    }
-
     /// Whether the same login may succeed later: target errors (class 3) are the target's own trouble.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Status { class: 3, .. })
@@ -122,6 +114,7 @@ impl LoginRefusal {
 fn status_words(class: u8, detail: u8) -> &'static str {
     match (class, detail) {
         (2, 0) => "the target calls it an initiator error",
+        (2, 1) => "authentication failed",
         (2, 2) => "this initiator is not allowed to use the target",
         (2, 3) => "no such target at this portal",
         (2, 4) => "the target has been removed",

@@ -156,10 +156,7 @@ impl<'a> Login<'a> {
     /// What holds for every answer, whatever its step.
     fn check(&mut self, stat_sn: u32, answer: &LoginResponse) -> Result<(), ErrorKind> {
         if answer.class != 0 {
-            let refusal = match answer.class {
-                1 => LoginRefusal::Moved(moved_to(&self.partial)),
-                _ => LoginRefusal::from_status(answer.class, answer.detail),
-            };
+            let refusal = self.refusal(answer.class, answer.detail);
             return Err(ErrorKind::LoginRefused(refusal));
         }
         if answer.itt != LOGIN_TAG || answer.version != 0 {
@@ -188,6 +185,18 @@ impl<'a> Login<'a> {
             });
         }
         Ok(())
+    }
+
+    /// What a status other than success means at this step.
+    fn refusal(&self, class: u8, detail: u8) -> LoginRefusal {
+        match (class, detail, self.step, self.identity.chap) {
+            (1, ..) => LoginRefusal::Moved(moved_to(&self.partial)),
+            (2, 1, _, None) => LoginRefusal::CredentialsNeeded,
+            // Nothing was proven yet, so it is not our secret it dislikes.
+            (2, 1, Step::Method, Some(_)) => LoginRefusal::ChapNotAsked,
+            (2, 1, Step::Proof { .. }, Some(_)) => LoginRefusal::WrongSecret,
+            _ => LoginRefusal::Status { class, detail },
+        }
     }
 
     fn security(

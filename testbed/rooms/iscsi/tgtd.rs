@@ -4,7 +4,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::FileExt as _,
     process::{Child, Command, Output, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -18,13 +17,15 @@ pub(crate) const IQN: &str = "iqn.2026-01.test:disk";
 /// Bytes of the disk.
 pub(crate) const DISK_BYTES: u64 = 64 << 20;
 
+/// The number of the control socket; the directory it lies in is each daemon's own.
+const CONTROL: &str = "1";
+
 /// How long tgtd may take to start.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// A running tgtd; killed on drop.
 pub(crate) struct Tgtd {
     child: Child,
-    control: u16,
     pub(crate) portal: SocketAddr,
     dir: TempDir,
 }
@@ -33,17 +34,16 @@ impl Tgtd {
     /// A target whose LUN 1 is a disk of [`DISK_BYTES`], open to everybody.
     pub(crate) fn start() -> Self {
         let dir = TempDir::new().unwrap();
-        let control = control_number();
         let portal = free_port();
         let child = Command::new("tgtd")
-            .args(["-f", "-C", &control.to_string(), "--iscsi", &format!("portal={portal}")])
+            .args(["-f", "-C", CONTROL, "--iscsi", &format!("portal={portal}")])
             .env("TGT_IPC_SOCKET", dir.path().join("ipc"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let tgtd = Self { child, control, portal, dir };
+        let tgtd = Self { child, portal, dir };
         let started = Instant::now();
         while !tgtd.try_adm(&["--mode", "sys", "--op", "show"]).status.success() {
             assert!(started.elapsed() < START_LIMIT, "tgtd did not start");
@@ -141,7 +141,7 @@ impl Tgtd {
 
     fn try_adm(&self, args: &[&str]) -> Output {
         Command::new("tgtadm")
-            .args(["-C", &self.control.to_string(), "--lld", "iscsi"])
+            .args(["-C", CONTROL, "--lld", "iscsi"])
             .args(args)
             .env("TGT_IPC_SOCKET", self.dir.path().join("ipc"))
             .output()
@@ -154,13 +154,6 @@ impl Drop for Tgtd {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
-}
-
-/// tgtd keeps its control sockets by number for all of the machine, so parallel test processes must not share one.
-fn control_number() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let process = u16::try_from(std::process::id() % 250).unwrap();
-    1000 + process * 100 + NEXT.fetch_add(1, Ordering::Relaxed) % 100
 }
 
 /// A port nobody listens on now.
