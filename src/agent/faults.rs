@@ -1,0 +1,125 @@
+//! What went wrong in a room, flattened for the core: whether trying again may help, and what an administrator can do.
+
+use crate::{
+    imaging::ImagingError,
+    ipmi::{IpmiError, IpmiErrorKind},
+    iscsi::{ErrorKind, IscsiError, LoginRefusal},
+    model::{
+        fault::{Fault, RetryAdvice, Step},
+        spec::NodeSpec,
+    },
+};
+
+/// A BMC call failed.
+pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
+    use RetryAdvice::{Backoff, Never};
+    let (code, retry, hint) = match &error.kind {
+        IpmiErrorKind::Unresolved { .. } => ("BmcUnresolved", Backoff, "look at bmc.address and at this machine's name service"),
+        IpmiErrorKind::NoAnswer { .. } => (
+            "BmcSilent",
+            Backoff,
+            "look at bmc.address, the BMC's cable and power, its IPMI-over-LAN setting, and firewalls for UDP port 623",
+        ),
+        IpmiErrorKind::WrongPassword | IpmiErrorKind::PasswordTooLong { .. } => (
+            "BmcPasswordWrong",
+            Never,
+            "correct bmc.username or the password file, then change `redeploy` in the spec; hostler does not go on trying, because BMCs \
+             lock users out",
+        ),
+        IpmiErrorKind::PrivilegeRefused { .. } => {
+            ("BmcPrivilegeRefused", Never, "give the BMC user that privilege, or set bmc.privilege = \"operator\"")
+        }
+        IpmiErrorKind::SuitesRefused { .. } => {
+            ("BmcCipherRefused", Never, "allow cipher suite 17 or 3 in the BMC's settings, or set bmc.cipher_suite")
+        }
+        IpmiErrorKind::NoSession { .. } | IpmiErrorKind::Busy { .. } | IpmiErrorKind::InUse { .. } => {
+            ("BmcBusy", Backoff, "other programs may hold the BMC's sessions; if it stays so, reset the BMC")
+        }
+        IpmiErrorKind::CommandRefused { .. } | IpmiErrorKind::BadAnswer { .. } => {
+            ("BmcRefused", Backoff, "look at the BMC's event log and firmware; if it stays so, reset the BMC")
+        }
+        IpmiErrorKind::StateNotReached { .. } => {
+            ("PowerNotReached", Backoff, "the BMC accepts power commands and nothing happens: look at the machine, or raise timeouts.power")
+        }
+        IpmiErrorKind::BootDeviceNotKept { .. } => {
+            ("BootDeviceNotKept", Backoff, "the BMC does not keep the boot device: look at its firmware and at the machine's boot order")
+        }
+    };
+    let message = format!("{error} (user {:?})", spec.bmc.username);
+    Fault { step, code: code.into(), retry, message, hint: hint.into() }
+}
+
+/// The image cannot be used or written.
+pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
+    let message = error.to_string();
+    match error {
+        ImagingError::Unusable { .. } => Fault::lasting(step, "ImageUnusable", message, "correct image.source or the file it names"),
+        ImagingError::File { .. } => Fault::passing(
+            step,
+            "ImageUnreadable",
+            message,
+            "put the file where image.source says, readable for hostler's user",
+        ),
+        ImagingError::Checksum { .. } => Fault::passing(
+            step,
+            "ChecksumMismatch",
+            message,
+            "copy the image again, or correct image.checksum; nothing was written",
+        ),
+        ImagingError::TooBig { .. } => {
+            Fault::lasting(step, "DiskTooSmall", message, "choose a larger disk with [root_device] or a smaller image")
+        }
+        ImagingError::Blocks(_) => Fault::lasting(step, "DiskUnusable", message, "choose another disk with [root_device]"),
+        ImagingError::Volume { source, .. } => {
+            Fault::passing(step, source.code, message, "look at the machine, its disk and the network to it")
+        }
+        ImagingError::Stalled { .. } => Fault::passing(
+            step,
+            "ImagingStalled",
+            message,
+            "look at the network between hostler and the machine, or raise timeouts.imaging_stall",
+        ),
+        ImagingError::Differs { .. } => Fault::passing(
+            step,
+            "DiskLies",
+            message,
+            "the disk acknowledged writes and does not hold them: replace it, or choose another with [root_device]",
+        ),
+        ImagingError::Changed(_) => {
+            Fault::passing(step, "ImageChanged", message, "replace images by renaming a finished file over them")
+        }
+        ImagingError::Cancelled => cancelled(step),
+        ImagingError::NotWiped { cause, .. } => {
+            let fault = of_imaging(step, cause);
+            Fault { message, ..fault }
+        }
+    }
+}
+
+/// The target cannot be used.
+pub(super) fn of_iscsi(error: &IscsiError) -> Fault {
+    let hint = match &error.kind {
+        ErrorKind::Unreachable(_) => "look at the network between hostler and the machine, and at firewalls for TCP port 3260",
+        ErrorKind::LoginRefused(LoginRefusal::ChapNotAsked) => "another machine may answer under this address: look for a double address",
+        _ => "look at the machine's console and the network to it",
+    };
+    Fault::passing(Step::Imaging, iscsi_code(&error.kind), error.to_string(), hint)
+}
+
+/// The operation was told to stop. The core does not look at this.
+pub(super) fn cancelled(step: Step) -> Fault {
+    Fault::passing(step, "Cancelled", "cancelled", "")
+}
+
+pub(super) fn iscsi_code(kind: &ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Unreachable(_) => "TargetUnreachable",
+        ErrorKind::LoginRefused(_) => "LoginRefused",
+        ErrorKind::TargetGone(_) => "TargetGone",
+        ErrorKind::TimedOut(_) => "TargetSilent",
+        ErrorKind::Scsi(_) => "DiskError",
+        ErrorKind::NoDisk(_) => "TargetHasNoDisk",
+        ErrorKind::Digest(_) => "DigestMismatch",
+        _ => "TargetBrokeProtocol",
+    }
+}

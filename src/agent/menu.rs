@@ -1,0 +1,74 @@
+//! Putting the core's menus into the TFTP room's table: the kernel command line is made here, because only here both the attempt's
+//! key and the listener's address and certificate are known.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+};
+
+use tracing::warn;
+
+use crate::{
+    lifecycle::{Menu, Node},
+    model::{
+        boot::{BootMenu, RamdiskArgs},
+        ids::NodeName,
+        secret::Secret,
+        spec::Boot,
+    },
+    tftp::BootTable,
+};
+
+use super::{INITRAMFS_NAME, KERNEL_NAME};
+
+/// Keeps the boot table as the core wants it.
+#[derive(Debug)]
+pub(super) struct MenuWriter {
+    table: BootTable,
+    api: SocketAddr,
+    pin: String,
+    /// What stands in the table now, so that it is touched only when something changed.
+    applied: BTreeMap<NodeName, (Menu, Boot)>,
+}
+
+impl MenuWriter {
+    pub(super) fn new(table: BootTable, api: SocketAddr, pin: String) -> Self {
+        Self { table, api, pin, applied: BTreeMap::new() }
+    }
+
+    /// Makes the node's menu what the core wants it to be; one atomic change.
+    pub(super) fn apply(&mut self, name: &NodeName, node: &Node) {
+        let (menu, Some(spec)) = (node.menu(), node.spec()) else { return };
+        if menu == Menu::Unknown {
+            return self.remove(name);
+        }
+        let wanted = (menu, spec.boot.clone());
+        if self.applied.get(name) == Some(&wanted) {
+            return;
+        }
+        let rendered = match &wanted.0 {
+            Menu::Unknown | Menu::LocalDisk => BootMenu::LocalDisk,
+            Menu::Deploy(key) => {
+                let args = RamdiskArgs { api: self.api, node: name.clone(), key: key.clone(), pin: self.pin.clone() };
+                let extra = spec.boot.kernel_args.iter().map(|arg| format!(" {arg}")).collect::<String>();
+                let command_line = Secret::new(format!("{}{extra}", args.to_command_line().expose()));
+                BootMenu::Deploy { kernel: KERNEL_NAME.to_owned(), initramfs: INITRAMFS_NAME.to_owned(), command_line }
+            }
+        };
+        match self.table.set(name, &spec.boot.macs, spec.boot.firmware, &rendered) {
+            Ok(()) => drop(self.applied.insert(name.clone(), wanted)),
+            // The spec's kernel arguments are checked for everything a menu cannot hold.
+            Err(error) => {
+                warn!(node = %name, %error, "the boot menu cannot be made; the node's cards are unknown");
+                self.remove(name);
+            }
+        }
+    }
+
+    /// The node's cards become unknown.
+    pub(super) fn remove(&mut self, name: &NodeName) {
+        if self.applied.remove(name).is_some() {
+            self.table.remove(name);
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Carrying out the core's operations: BMC, image and disk. Each operation is a task; it reports exactly once.
+//!
+//! Started by the driver. Nothing here decides what comes next.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+use tracing::{info, warn};
+
+use crate::{
+    imaging::{self, Cancel, Images, ImagingError, Meter},
+    ipmi::{self, Bmc, BmcConfig, IpmiError},
+    iscsi::{Chap, IscsiError, Lun, Options, TargetAddress},
+    lifecycle::{Operation, Outcome, Target},
+    model::{
+        fault::{Fault, Step},
+        ids::NodeName,
+        power::{BootDevice, BootPersistence, PowerState},
+        secret::{AttemptKey, Secret},
+        size::show_bytes,
+        spec::NodeSpec,
+    },
+};
+
+use super::faults;
+
+/// Between two calls to one BMC: some crash when they are asked more often.
+const BMC_SPACING: Duration = Duration::from_secs(1);
+/// Logins tried before the target is given up; a ramdisk's target may need a moment, and an old session of ours may linger.
+const LOGIN_TRIES: u32 = 5;
+/// Between two of them.
+const LOGIN_PAUSE: Duration = Duration::from_secs(2);
+
+/// Everything operations need.
+#[derive(Debug)]
+pub(super) struct Workshop {
+    images: Images,
+    secrets: PathBuf,
+    boot_files: [PathBuf; 2],
+    /// One client for each node, kept because it remembers the cipher suite and paces the calls.
+    bmcs: Mutex<BTreeMap<NodeName, (crate::model::spec::Bmc, Secret, Arc<Bmc>)>>,
+}
+
+impl Workshop {
+    pub(super) fn new(images: Images, secrets: PathBuf, boot_files: [PathBuf; 2]) -> Self {
+        Self { images, secrets, boot_files, bmcs: Mutex::default() }
+    }
+
+    /// Does it. When `cancel` says so it stops, and returns only when it has really stopped.
+    pub(super) async fn perform(
+        &self,
+        operation: Operation,
+        spec: &NodeSpec,
+        meter: &Meter,
+        cancel: Cancel,
+    ) -> Result<Outcome, Fault> {
+        match operation {
+            Operation::ObservePower => {
+                let call = async |bmc: Arc<Bmc>, limit: Duration| bmc.power_state(Instant::now() + limit).await;
+                self.with_bmc(Step::Preflight, spec, cancel, call).await.map(Outcome::Power)
+            }
+            Operation::Prepare => self.prepare(spec, meter, cancel).await,
+            Operation::PowerOn => {
+                let firmware = spec.boot.firmware;
+                let call = async |bmc: Arc<Bmc>, limit: Duration| {
+                    bmc.reach_power(PowerState::Off, Instant::now() + limit).await?;
+                    bmc.set_boot_device(BootDevice::Pxe, BootPersistence::NextBoot, firmware, Instant::now() + limit).await?;
+                    bmc.reach_power(PowerState::On, Instant::now() + limit).await
+                };
+                self.with_bmc(Step::PowerOn, spec, cancel, call).await.map(|()| Outcome::PoweredOn)
+            }
+            Operation::Image { target, disk_bytes } => self.image(spec, &target, disk_bytes, meter, cancel).await,
+            Operation::Restart => {
+                let firmware = spec.boot.firmware;
+                // Off and on instead of a power cycle: that the machine was off is seen, not believed.
+                let call = async |bmc: Arc<Bmc>, limit: Duration| {
+                    bmc.reach_power(PowerState::Off, Instant::now() + limit).await?;
+                    bmc.set_boot_device(BootDevice::Disk, BootPersistence::Persistent, firmware, Instant::now() + limit).await?;
+                    bmc.reach_power(PowerState::On, Instant::now() + limit).await
+                };
+                self.with_bmc(Step::Restart, spec, cancel, call).await.map(|()| Outcome::Restarted)
+            }
+            Operation::CleanUp => {
+                let firmware = spec.boot.firmware;
+                let call = async |bmc: Arc<Bmc>, limit: Duration| {
+                    // Off first, and whatever becomes of the boot device: a half-written machine must not run.
+                    bmc.reach_power(PowerState::Off, Instant::now() + limit).await?;
+                    bmc.set_boot_device(BootDevice::Disk, BootPersistence::Persistent, firmware, Instant::now() + limit).await
+                };
+                self.with_bmc(Step::Cleanup, spec, cancel, call).await.map(|()| Outcome::CleanedUp)
+            }
+        }
+    }
+
+    /// Makes one call to the node's BMC, `timeouts.power` for each part of it. Dropping the call closes its session.
+    async fn with_bmc<T>(
+        &self,
+        step: Step,
+        spec: &NodeSpec,
+        mut cancel: Cancel,
+        call: impl AsyncFnOnce(Arc<Bmc>, Duration) -> Result<T, IpmiError>,
+    ) -> Result<T, Fault> {
+        let bmc = self.bmc(step, spec)?;
+        tokio::select! {
+            result = call(bmc, spec.timeouts.power) => result.map_err(|error| faults::of_bmc(step, spec, &error)),
+            () = stopped(&mut cancel) => Err(faults::cancelled(step)),
+        }
+    }
+
+    /// The node's client. The password is read each time, so that a corrected file counts at once.
+    fn bmc(&self, step: Step, spec: &NodeSpec) -> Result<Arc<Bmc>, Fault> {
+        let path = self.secrets.join(&spec.bmc.password_file);
+        let password = read_password(&path).map_err(|error| {
+            let message = format!("bmc.password_file {}: {error}", path.display());
+            Fault::passing(step, "PasswordUnreadable", message, "put the BMC's password there, readable for hostler's user only")
+        })?;
+        let mut bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, known_password, bmc)) = bmcs.get(&spec.name) {
+            if *known == spec.bmc && *known_password == password {
+                return Ok(Arc::clone(bmc));
+            }
+        }
+        let bmc = Arc::new(ipmi::Bmc::new(BmcConfig {
+            address: spec.bmc.address.clone(),
+            username: spec.bmc.username.clone(),
+            password: password.clone(),
+            privilege: spec.bmc.privilege,
+            cipher_suite: spec.bmc.cipher_suite,
+            spacing: BMC_SPACING,
+        }));
+        bmcs.insert(spec.name.clone(), (spec.bmc.clone(), password, Arc::clone(&bmc)));
+        Ok(bmc)
+    }
+
+    async fn prepare(&self, spec: &NodeSpec, meter: &Meter, cancel: Cancel) -> Result<Outcome, Fault> {
+        for path in &self.boot_files {
+            fs::File::open(path).map_err(|error| {
+                let message = format!("deploy boot file {}: {error}", path.display());
+                Fault::passing(Step::Preflight, "BootFilesMissing", message, "make them with `hostler ramdisk build`, and see [ramdisk]")
+            })?;
+        }
+        let of_imaging = |error: ImagingError| faults::of_imaging(Step::Image, &error);
+        let image = self.images.open(&spec.image.source).map_err(of_imaging)?;
+        imaging::verify_checksum(&image, &spec.image.checksum, spec.timeouts.imaging_stall, meter, cancel)
+            .await
+            .map_err(of_imaging)?;
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).map_err(|error| {
+            Fault::passing(Step::Preflight, "NoRandomness", format!("the system gives no random bytes: {error}"), "")
+        })?;
+        Ok(Outcome::Prepared { image_bytes: image.bytes(), key: AttemptKey::from_bytes(&random) })
+    }
+
+    async fn image(
+        &self,
+        spec: &NodeSpec,
+        target: &Target,
+        disk_bytes: u64,
+        meter: &Meter,
+        mut cancel: Cancel,
+    ) -> Result<Outcome, Fault> {
+        let image = self.images.open(&spec.image.source).map_err(|error| faults::of_imaging(Step::Imaging, &error))?;
+        let lun = tokio::select! {
+            lun = log_in(target) => lun.map_err(|error| faults::of_iscsi(&error))?,
+            () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Imaging)),
+        };
+        if lun.capacity_bytes() != disk_bytes {
+            let (has, said) = (show_bytes(lun.capacity_bytes()), show_bytes(disk_bytes));
+            let message = format!("target {}: its disk has {has}, the one asked for has {said}", target.iqn);
+            log_out(lun).await;
+            return Err(Fault::passing(Step::Imaging, "WrongDisk", message, "look at the machine's console"));
+        }
+        let order =
+            imaging::Order { image, digest: spec.image.checksum.clone(), stall: spec.timeouts.imaging_stall };
+        let lun = Arc::new(lun);
+        let written = imaging::write_image(Arc::clone(&lun), &order, meter, cancel).await;
+        // The pipeline has returned: nobody else holds it.
+        if let Some(lun) = Arc::into_inner(lun) {
+            log_out(lun).await;
+        }
+        match written {
+            Ok(written) => {
+                info!(node = %spec.name, ?written, "image written and verified");
+                Ok(Outcome::Imaged)
+            }
+            Err(error) => {
+                if matches!(error, ImagingError::NotWiped { .. }) {
+                    wipe_again(spec, target).await;
+                }
+                Err(faults::of_imaging(Step::Imaging, &error))
+            }
+        }
+    }
+}
+
+/// Waits until the work is to stop. That nobody can say so any more means the same.
+async fn stopped(cancel: &mut Cancel) {
+    drop(cancel.wait_for(|stop| *stop).await);
+}
+
+/// The first line of a password file.
+fn read_password(path: &std::path::Path) -> io::Result<Secret> {
+    let text = fs::read_to_string(path)?;
+    Ok(Secret::new(text.lines().next().unwrap_or_default().to_owned()))
+}
+
+async fn log_in(target: &Target) -> Result<Lun, IscsiError> {
+    let address = TargetAddress {
+        portal: SocketAddr::new(target.address, target.port),
+        iqn: target.iqn.clone(),
+        lun: u16::from(target.lun),
+    };
+    let chap = Chap { username: target.chap_username.clone(), secret: target.chap_password.clone(), mutual: None };
+    let mut tries = 1;
+    loop {
+        match Lun::connect(&address, Some(&chap), &Options::default()).await {
+            Err(error) if tries < LOGIN_TRIES => {
+                warn!(%error, tries, "iSCSI login failed; trying again");
+                tries += 1;
+                tokio::time::sleep(LOGIN_PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn log_out(lun: Lun) {
+    if let Err(error) = lun.logout().await {
+        warn!(%error, "iSCSI logout failed; the connection is closed");
+    }
+}
+
+/// The old connection could not wipe the half-written disk: one more try on a new one.
+async fn wipe_again(spec: &NodeSpec, target: &Target) {
+    match log_in(target).await {
+        Ok(lun) => {
+            let lun = Arc::new(lun);
+            match imaging::wipe(Arc::clone(&lun)).await {
+                Ok(()) => info!(node = %spec.name, "half-written disk wiped on a new connection"),
+                Err(error) => warn!(node = %spec.name, %error, "half-written disk not wiped"),
+            }
+            if let Some(lun) = Arc::into_inner(lun) {
+                log_out(lun).await;
+            }
+        }
+        Err(error) => warn!(node = %spec.name, %error, "half-written disk not wiped"),
+    }
+}
+
+/// A new cancel signal: the sender's end for the driver.
+pub(super) fn cancel_signal() -> (watch::Sender<bool>, Cancel) {
+    watch::channel(false)
+}

@@ -1,0 +1,308 @@
+//! A logged-in connection: the socket, the one task that moves PDUs between it and the session, and the time limits.
+//!
+//! Called by the disk. The task ends with the session, and the session with the last [`Connection`]: dropping it resets the TCP
+//! connection, so that nothing already queued is written to a disk nobody watches any more.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpStream, tcp},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot},
+    task::AbortHandle,
+    time,
+};
+
+use super::{
+    chap::Chap,
+    error::ErrorKind,
+    login::{Identity, LoggedIn, Login, Next, Random},
+    negotiate::{Digests, Negotiated},
+    pdu::LunField,
+    session::{Asker, Command, Outcome, Session},
+    wire::{PduReader, PduWriter},
+};
+
+/// Beats of silence after which a target is given up: the second asks it for a sign of life.
+const SILENT_BEATS_MAX: u32 = 4;
+
+/// How to treat a target: who we are, what is checked, how long each exchange may take.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Our own iSCSI name. Default `iqn.2026-01.hostler:agent`.
+    pub initiator_iqn: String,
+    /// Insist on CRC32C over headers. Default false: TCP's checksum and the image's digest are enough on a quiet network.
+    pub header_digest: bool,
+    /// Insist on CRC32C over data. Default false.
+    pub data_digest: bool,
+    /// Limit for the TCP connection. Default 5 s.
+    pub connect_timeout: Duration,
+    /// Limit for the whole login with all its rounds. Default 15 s: a ramdisk's target may be busy starting.
+    pub login_timeout: Duration,
+    /// Limit for one command, from its slot in the queue to its status. Default 30 s, as Linux gives a SCSI disk.
+    pub command_timeout: Duration,
+    /// Limit for a flush or a zeroing, which may take a slow disk long. Default 120 s.
+    pub flush_timeout: Duration,
+    /// Limit for each step of a logout. Default 5 s.
+    pub logout_timeout: Duration,
+    /// How often the target must be heard from: after one to two intervals of silence it is asked for a sign of life, after five
+    /// it is given up. Default 5 s.
+    pub keepalive: Duration,
+    /// Commands in flight at most, 1 to 1024; the target's window may allow fewer. Default 32.
+    pub queue_depth: u16,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            initiator_iqn: "iqn.2026-01.hostler:agent".to_owned(),
+            header_digest: false,
+            data_digest: false,
+            connect_timeout: Duration::from_secs(5),
+            login_timeout: Duration::from_secs(15),
+            command_timeout: Duration::from_secs(30),
+            flush_timeout: Duration::from_secs(120),
+            logout_timeout: Duration::from_secs(5),
+            keepalive: Duration::from_secs(5),
+            queue_depth: 32,
+        }
+    }
+}
+
+/// A session with its connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    driver: AbortHandle,
+    slots: Arc<Semaphore>,
+    agreed: Negotiated,
+}
+
+type Reader = PduReader<tcp::OwnedReadHalf>;
+type Writer = PduWriter<tcp::OwnedWriteHalf>;
+
+#[derive(Debug)]
+struct Shared {
+    session: Mutex<Session>,
+    /// Told whenever the session may have something to send.
+    wake: Notify,
+}
+
+impl Shared {
+    fn session(&self) -> MutexGuard<'_, Session> {
+        // The session is consistent between calls, so a panic elsewhere does not spoil it.
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connection {
+    /// Connects and logs in.
+    pub(super) async fn open(
+        portal: SocketAddr,
+        target_iqn: &str,
+        chap: Option<&Chap>,
+        options: &Options,
+    ) -> Result<Self, ErrorKind> {
+        let unreachable = |e: std::io::Error| ErrorKind::Unreachable(format!("{portal}: {e}"));
+        let stream = time::timeout(options.connect_timeout, TcpStream::connect(portal))
+            .await
+            .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+            .map_err(unreachable)?;
+        stream.set_nodelay(true).map_err(unreachable)?;
+        // Whatever ends the session early also discards what the kernel has not sent yet.
+        stream.set_zero_linger().map_err(unreachable)?;
+        let identity = Identity {
+            initiator_iqn: &options.initiator_iqn,
+            target_iqn,
+            chap,
+            digests: Digests { header: options.header_digest, data: options.data_digest },
+            random: random()?,
+        };
+        let (read, write) = stream.into_split();
+        let (mut reader, mut writer) = (PduReader::new(read), PduWriter::new(write));
+        let login =
+            within(options.login_timeout, log_in(&mut reader, &mut writer, &identity)).await?;
+        reader.use_digests(login.negotiated.digests);
+        writer.use_digests(login.negotiated.digests);
+        let shared =
+            Arc::new(Shared { session: Mutex::new(Session::new(&login)), wake: Notify::new() });
+        let driver = tokio::spawn(drive(Arc::clone(&shared), reader, writer, options.keepalive));
+        Ok(Self {
+            shared,
+            driver: driver.abort_handle(),
+            slots: Arc::new(Semaphore::new(usize::from(options.queue_depth.clamp(1, 1024)))),
+            agreed: login.negotiated,
+        })
+    }
+
+    /// What was agreed at login.
+    pub(super) fn agreed(&self) -> &Negotiated {
+        &self.agreed
+    }
+
+    /// Carries out one command. The limit starts when the command has its slot; when it passes, the whole session ends, because
+    /// what the target still does is unknown. A cancelled call leaves the command to its end.
+    pub(super) async fn execute(
+        &self,
+        command: Command,
+        limit: Duration,
+    ) -> Result<Outcome, ErrorKind> {
+        let slot = Arc::clone(&self.slots).acquire_owned().await.ok();
+        let answer = self.ask(slot, |session, asker| session.submit(command, asker));
+        let result = within(limit, answer).await;
+        if let Err(kind @ ErrorKind::TimedOut(_)) = &result {
+            self.give_up(kind);
+        }
+        result
+    }
+
+    /// Ends the session in good order: no more commands, those under way aborted and the abort confirmed, then a logout. Each step
+    /// has the limit; whatever happens, the connection is closed when this returns.
+    pub(super) async fn log_out(&self, lun: LunField, limit: Duration) -> Result<(), ErrorKind> {
+        let result = self.leave(lun, limit).await;
+        self.give_up(&ErrorKind::TargetGone("logged out".to_owned()));
+        result
+    }
+
+    async fn leave(&self, lun: LunField, limit: Duration) -> Result<(), ErrorKind> {
+        let busy = {
+            let mut session = self.shared.session();
+            session.leave();
+            session.has_commands()
+        };
+        if busy {
+            let answer = self.ask(None, |session, asker| session.abort_tasks(lun, asker));
+            let outcome = within(limit, answer).await?;
+            if outcome.response != 0 {
+                // Not fatal: closing the session ends its commands as well (RFC 7143 §11.14).
+                tracing::debug!(
+                    response = outcome.response,
+                    "the target did not abort the commands"
+                );
+            }
+        }
+        let outcome =
+            within(limit, self.ask(None, |session, asker| session.logout(Some(asker)))).await?;
+        match outcome.response {
+            0 => Ok(()),
+            other => Err(ErrorKind::Protocol(format!("logout response {other:02x}"))),
+        }
+    }
+
+    async fn ask(
+        &self,
+        slot: Option<OwnedSemaphorePermit>,
+        submit: impl FnOnce(&mut Session, Asker),
+    ) -> Result<Outcome, ErrorKind> {
+        let (answer, receiver) = oneshot::channel();
+        submit(&mut self.shared.session(), Asker { answer, slot });
+        self.shared.wake.notify_one();
+        receiver
+            .await
+            .unwrap_or_else(|_| Err(ErrorKind::TargetGone("the session has ended".to_owned())))
+    }
+
+    fn give_up(&self, kind: &ErrorKind) {
+        self.shared.session().fail(kind);
+        self.driver.abort();
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// The connection's one task, from login to end.
+async fn drive(shared: Arc<Shared>, mut reader: Reader, mut writer: Writer, keepalive: Duration) {
+    // Each of the three runs until something is wrong; the others are then dropped with it.
+    let ending = tokio::select! {
+        biased;
+        ending = receive_all(&shared, &mut reader) => ending,
+        ending = send_all(&shared, &mut writer) => ending,
+        ending = keep_alive(&shared, keepalive) => ending,
+    };
+    shared.session().fail(&ending);
+}
+
+async fn receive_all(shared: &Shared, reader: &mut Reader) -> ErrorKind {
+    loop {
+        let (bhs, data) = match reader.next().await {
+            Ok(pdu) => pdu,
+            Err(kind) => return kind,
+        };
+        if let Err(kind) = shared.session().receive(&bhs, data) {
+            return kind;
+        }
+        shared.wake.notify_one();
+    }
+}
+
+async fn send_all(shared: &Shared, writer: &mut Writer) -> ErrorKind {
+    loop {
+        fill(&mut shared.session(), writer);
+        if writer.is_empty() {
+            shared.wake.notified().await;
+        } else if let Err(kind) = writer.flush().await {
+            return kind;
+        }
+    }
+}
+
+fn fill(session: &mut Session, writer: &mut Writer) {
+    while writer.has_room()
+        && let Some(pdu) = session.next_pdu()
+    {
+        writer.push(pdu);
+    }
+}
+
+async fn keep_alive(shared: &Shared, interval: Duration) -> ErrorKind {
+    loop {
+        time::sleep(interval).await;
+        if !shared.session().beat(SILENT_BEATS_MAX) {
+            return ErrorKind::TimedOut(interval * SILENT_BEATS_MAX);
+        }
+        shared.wake.notify_one();
+    }
+}
+
+async fn log_in(
+    reader: &mut Reader,
+    writer: &mut Writer,
+    identity: &Identity<'_>,
+) -> Result<LoggedIn, ErrorKind> {
+    let (mut login, mut request) = Login::start(identity)?;
+    loop {
+        writer.push(request);
+        writer.flush().await?;
+        let (bhs, text) = reader.next().await?;
+        let response = super::pdu::decode(&bhs)
+            .map_err(|opcode| ErrorKind::Protocol(format!("opcode {opcode:02x} during login")))?;
+        request = match login.receive(&response, text)? {
+            Next::Send(request) => request,
+            Next::Done(login) => return Ok(login),
+        };
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, ErrorKind>>,
+) -> Result<T, ErrorKind> {
+    time::timeout(limit, work).await.unwrap_or(Err(ErrorKind::TimedOut(limit)))
+}
+
+fn random() -> Result<Random, ErrorKind> {
+    let mut random = Random { isid: [0; 6], identifier: [0], challenge: [0; 16] };
+    for field in [&mut random.isid[..], &mut random.identifier, &mut random.challenge] {
+        getrandom::fill(field)
+            .map_err(|e| ErrorKind::Request(format!("no random numbers: {e}")))?;
+    }
+    random.isid[0] = 0x80;
+    Ok(random)
+}

@@ -1,0 +1,425 @@
+//! A target's logical unit as a disk: what the rest of hostler sees of iSCSI.
+//!
+//! Called by the imaging and, through it, by the agent. It retries what SCSI says may be retried and gives every failure its
+//! context; it never reconnects by itself, because only the caller knows what must then be written again.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::time::{self, Instant};
+
+use super::{
+    chap::Chap,
+    connection::{Connection, Options},
+    error::{ErrorKind, IscsiError},
+    pdu::LunField,
+    scsi::{self, BlockLimits, Capacity, Cdb, ScsiFailure, Sense},
+    session::{Command, Data, Outcome},
+};
+use crate::model::size::show_bytes;
+
+/// UNIT ATTENTIONs one command may meet: each reports one event, and a target holds a handful.
+const UNIT_ATTENTIONS_MAX: u32 = 16;
+/// First pause before a busy target is asked again; doubled up to [`BUSY_PAUSE_MAX`].
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+/// Longest pause before a busy target is asked again.
+const BUSY_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The most one command transfers: bounds memory whatever the target allows.
+const TRANSFER_BYTES_MAX: u64 = 16 << 20;
+/// A write large enough that commands cost nothing, small enough that progress is smooth.
+const BEST_WRITE_BYTES: u64 = 1 << 20;
+/// The most one WRITE SAME zeroes where the target gives no limit: keeps each command within its time on a slow disk.
+const ZERO_BYTES_MAX: u64 = 256 << 20;
+
+/// Where a disk is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetAddress {
+    /// Address and port of the portal.
+    pub portal: SocketAddr,
+    /// The target's iSCSI name.
+    pub iqn: String,
+    /// The logical unit, 0 to 16383.
+    pub lun: u16,
+}
+
+/// A connected disk. Clones share the connection; it closes when the last one is dropped or by [`Lun::logout`].
+#[derive(Clone, Debug)]
+pub struct Lun {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    connection: Connection,
+    target: Arc<str>,
+    lun: LunField,
+    capacity: Capacity,
+    limits: BlockLimits,
+    command_timeout: Duration,
+    flush_timeout: Duration,
+    logout_timeout: Duration,
+    no_write_same: AtomicBool,
+}
+
+impl Lun {
+    /// Connects, logs in, waits until the unit is ready and asks for its size. With `chap` given, a target that does not ask for
+    /// it is refused.
+    pub async fn connect(
+        target: &TargetAddress,
+        chap: Option<&Chap>,
+        options: &Options,
+    ) -> Result<Self, IscsiError> {
+        let name: Arc<str> = target.iqn.as_str().into();
+        let context = |operation: &str, kind| IscsiError {
+            target: Arc::clone(&name),
+            operation: operation.to_owned(),
+            kind,
+        };
+        if target.lun > scsi::LUN_MAX {
+            let kind = ErrorKind::Request(format!("LUN {}, at most {}", target.lun, scsi::LUN_MAX));
+            return Err(context("login", kind));
+        }
+        let connection = Connection::open(target.portal, &target.iqn, chap, options)
+            .await
+            .map_err(|kind| context("login", kind))?;
+        let unit = Unit {
+            connection: &connection,
+            lun: scsi::lun_field(target.lun),
+            limit: options.command_timeout,
+        };
+        let found = match unit.examine(target.lun).await {
+            Ok(found) => found,
+            Err(kind) => {
+                // The reason to report is why the disk is of no use.
+                drop(connection.log_out(unit.lun, options.logout_timeout).await);
+                return Err(context(&format!("examining LUN {}", target.lun), kind));
+            }
+        };
+        tracing::debug!(target_iqn = %target.iqn, lun = target.lun, agreed = ?connection.agreed(), disk = ?found, "connected");
+        Ok(Self {
+            inner: Arc::new(Inner {
+                lun: unit.lun,
+                connection,
+                target: name,
+                capacity: found.0,
+                limits: found.1,
+                command_timeout: options.command_timeout,
+                flush_timeout: options.flush_timeout,
+                logout_timeout: options.logout_timeout,
+                no_write_same: AtomicBool::new(false),
+            }),
+        })
+    }
+
+    /// Bytes in a logical block: a power of two from 512 to 65536. Offsets and lengths must be multiples of it.
+    pub fn block_bytes(&self) -> u32 {
+        self.inner.capacity.block_bytes
+    }
+
+    /// Size of the disk in bytes, below 2^63.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.inner.capacity.blocks.saturating_mul(u64::from(self.block_bytes()))
+    }
+
+    /// The most bytes one read or write may have.
+    pub fn max_transfer_bytes(&self) -> u32 {
+        let block = u64::from(self.block_bytes());
+        let target =
+            self.inner.limits.transfer_blocks.map_or(u64::MAX, |blocks| u64::from(blocks) * block);
+        u32::try_from(target.min(TRANSFER_BYTES_MAX)).unwrap_or(u32::MAX)
+    }
+
+    /// The size of writes, many at once, that goes fastest.
+    pub fn best_write_bytes(&self) -> u32 {
+        u32::try_from(BEST_WRITE_BYTES).unwrap_or(u32::MAX).min(self.max_transfer_bytes())
+    }
+
+    /// Writes `data` at `offset`. Many may be under way at once; those without a slot wait. The payload is not copied. A write
+    /// that was cancelled is still carried out unless a logout comes first.
+    pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), IscsiError> {
+        let bytes = data.len() as u64;
+        let operation = || format!("write of {} at {}", show_bytes(bytes), show_bytes(offset));
+        let (lba, blocks) = self.range(offset, bytes, operation)?;
+        let outcome = self
+            .run(scsi::write_16(lba, blocks), Data::Out(data), self.inner.command_timeout)
+            .await;
+        self.whole(outcome, operation).map(drop)
+    }
+
+    /// Reads `bytes` at `offset`.
+    pub async fn read(&self, offset: u64, bytes: u32) -> Result<Vec<u8>, IscsiError> {
+        let operation =
+            || format!("read of {} at {}", show_bytes(bytes.into()), show_bytes(offset));
+        let (lba, blocks) = self.range(offset, bytes.into(), operation)?;
+        let outcome =
+            self.run(scsi::read_16(lba, blocks), Data::In(bytes), self.inner.command_timeout).await;
+        let outcome = self.whole(outcome, operation)?;
+        if u32::try_from(outcome.data.len()) == Ok(bytes) {
+            Ok(outcome.data)
+        } else {
+            let kind = ErrorKind::Protocol(format!(
+                "GOOD for a read of {} bytes only",
+                outcome.data.len()
+            ));
+            Err(self.error(operation(), kind))
+        }
+    }
+
+    /// Makes `bytes` at `offset` read as zeros: by WRITE SAME(16) where the target knows it, else by writing zeros.
+    pub async fn write_zeros(&self, offset: u64, bytes: u64) -> Result<(), IscsiError> {
+        let mut done = 0;
+        while done < bytes {
+            let step = (bytes - done).min(self.zero_step());
+            let same = !self.inner.no_write_same.load(Ordering::Relaxed);
+            if same {
+                match self.write_same(offset + done, step).await {
+                    Err(IscsiError {
+                        kind: ErrorKind::Scsi(ScsiFailure::Sense(sense)), ..
+                    }) if sense.is_unsupported() => {
+                        tracing::debug!(target_iqn = %self.inner.target, %sense, "no WRITE SAME, zeros are written");
+                        self.inner.no_write_same.store(true, Ordering::Relaxed);
+                        continue;
+                    }
+                    result => result?,
+                }
+            } else {
+                self.write(offset + done, zeros(step)).await?;
+            }
+            done += step;
+        }
+        Ok(())
+    }
+
+    /// Makes the target put everything it has acknowledged on its medium.
+    pub async fn flush(&self) -> Result<(), IscsiError> {
+        let limit = self.inner.flush_timeout;
+        let outcome = match self.run(scsi::synchronize_cache_16(), Data::None, limit).await {
+            Err(ErrorKind::Scsi(ScsiFailure::Sense(sense))) if sense.is_unsupported() => {
+                self.run(scsi::synchronize_cache_10(), Data::None, limit).await
+            }
+            other => other,
+        };
+        outcome.map(drop).map_err(|kind| self.error("flush".to_owned(), kind))
+    }
+
+    /// Leaves in good order: commands still under way are aborted and the target has confirmed that they are before it is asked
+    /// to close the session. The connection is closed for every clone when this returns, whatever it returns.
+    pub async fn logout(self) -> Result<(), IscsiError> {
+        let inner = &self.inner;
+        let result = inner.connection.log_out(inner.lun, inner.logout_timeout).await;
+        result.map_err(|kind| self.error("logout".to_owned(), kind))
+    }
+
+    fn zero_step(&self) -> u64 {
+        let block = u64::from(self.block_bytes());
+        if self.inner.no_write_same.load(Ordering::Relaxed) {
+            return self.best_write_bytes().into();
+        }
+        let target = self
+            .inner
+            .limits
+            .write_same_blocks
+            .map_or(u64::MAX, |blocks| blocks.saturating_mul(block));
+        target.min(ZERO_BYTES_MAX)
+    }
+
+    async fn write_same(&self, offset: u64, bytes: u64) -> Result<(), IscsiError> {
+        let operation = || format!("zeroing of {} at {}", show_bytes(bytes), show_bytes(offset));
+        let (lba, blocks) = self.blocks(offset, bytes, operation)?;
+        // With UNMAP the target may deallocate, but only what then reads as the block given (SBC-3 §5.45), which is zeros.
+        let cdb = scsi::write_same_16(lba, blocks, self.inner.capacity.thin);
+        let block = zeros(self.block_bytes().into());
+        let outcome = self.run(cdb, Data::Out(block), self.inner.flush_timeout).await;
+        self.whole(outcome, operation).map(drop)
+    }
+
+    /// First block and number of blocks of a transfer within the limits.
+    fn range(
+        &self,
+        offset: u64,
+        bytes: u64,
+        operation: impl Fn() -> String,
+    ) -> Result<(u64, u32), IscsiError> {
+        if bytes > u64::from(self.max_transfer_bytes()) {
+            let kind =
+                ErrorKind::Request(format!("longer than {} bytes", self.max_transfer_bytes()));
+            return Err(self.error(operation(), kind));
+        }
+        self.blocks(offset, bytes, operation)
+    }
+
+    /// Whether the blocks exist is the target's to say.
+    fn blocks(
+        &self,
+        offset: u64,
+        bytes: u64,
+        operation: impl Fn() -> String,
+    ) -> Result<(u64, u32), IscsiError> {
+        let block = u64::from(self.block_bytes());
+        match u32::try_from(bytes / block) {
+            Ok(blocks)
+                if blocks > 0 && bytes.is_multiple_of(block) && offset.is_multiple_of(block) =>
+            {
+                Ok((offset / block, blocks))
+            }
+            _ => {
+                let kind = ErrorKind::Request(format!(
+                    "offset {offset} and length {bytes} must be multiples of {block}"
+                ));
+                Err(self.error(operation(), kind))
+            }
+        }
+    }
+
+    async fn run(&self, cdb: Cdb, data: Data, limit: Duration) -> Result<Outcome, ErrorKind> {
+        Unit { connection: &self.inner.connection, lun: self.inner.lun, limit }.run(cdb, data).await
+    }
+
+    /// GOOD must mean all of it.
+    fn whole(
+        &self,
+        outcome: Result<Outcome, ErrorKind>,
+        operation: impl Fn() -> String,
+    ) -> Result<Outcome, IscsiError> {
+        match outcome {
+            Ok(outcome) if !outcome.short => Ok(outcome),
+            Ok(_) => {
+                Err(ErrorKind::Protocol("GOOD with a residual: not all was transferred".to_owned()))
+            }
+            Err(kind) => Err(kind),
+        }
+        .map_err(|kind| self.error(operation(), kind))
+    }
+
+    fn error(&self, operation: String, kind: ErrorKind) -> IscsiError {
+        IscsiError { target: Arc::clone(&self.inner.target), operation, kind }
+    }
+}
+
+/// One unit of a connected target, before it is known to be a disk.
+#[derive(Debug)]
+struct Unit<'a> {
+    connection: &'a Connection,
+    lun: LunField,
+    limit: Duration,
+}
+
+impl Unit<'_> {
+    /// Whether it is a disk, ready, and how large.
+    async fn examine(&self, number: u16) -> Result<(Capacity, BlockLimits), ErrorKind> {
+        let inquiry = self.run(scsi::inquiry(), Data::In(scsi::INQUIRY_BYTES.into())).await?;
+        if !scsi::is_disk(&inquiry.data) {
+            return Err(self.no_disk(number).await);
+        }
+        self.run(scsi::test_unit_ready(), Data::None).await?;
+        let capacity = self.capacity().await?;
+        let page = Data::In(scsi::BLOCK_LIMITS_BYTES.into());
+        let limits = match self.run(scsi::inquiry_block_limits(), page).await {
+            Ok(outcome) => scsi::block_limits(&outcome.data),
+            // The page is optional.
+            Err(ErrorKind::Scsi(_)) => BlockLimits::default(),
+            Err(kind) => return Err(kind),
+        };
+        Ok((capacity, limits))
+    }
+
+    async fn capacity(&self) -> Result<Capacity, ErrorKind> {
+        let answer = self.run(scsi::read_capacity_16(), Data::In(scsi::CAPACITY_16_BYTES)).await;
+        let capacity = match answer {
+            Ok(outcome) => scsi::capacity_16(&outcome.data),
+            Err(ErrorKind::Scsi(ScsiFailure::Sense(sense))) if sense.is_unsupported() => {
+                let answer =
+                    self.run(scsi::read_capacity_10(), Data::In(scsi::CAPACITY_10_BYTES)).await?;
+                scsi::capacity_10(&answer.data)
+            }
+            Err(kind) => return Err(kind),
+        };
+        capacity.ok_or_else(|| ErrorKind::NoDisk("its capacity makes no sense".to_owned()))
+    }
+
+    async fn no_disk(&self, number: u16) -> ErrorKind {
+        let all = Unit { lun: scsi::lun_field(0), ..*self };
+        match all.run(scsi::report_luns(), Data::In(scsi::REPORT_LUNS_BYTES)).await {
+            Ok(answer) => {
+                let luns: Vec<String> =
+                    scsi::luns(&answer.data).iter().map(u16::to_string).collect();
+                ErrorKind::NoDisk(format!(
+                    "LUN {number} is not a disk; the target has LUN {}",
+                    luns.join(", ")
+                ))
+            }
+            Err(kind) => kind,
+        }
+    }
+
+    /// Carries out a command, again as long as the target's answer allows it and the limit lasts.
+    async fn run(&self, cdb: Cdb, data: Data) -> Result<Outcome, ErrorKind> {
+        let command = Command { lun: self.lun, cdb, data };
+        let (started, mut pause, mut attentions) = (Instant::now(), BUSY_PAUSE, 0);
+        loop {
+            let outcome = self.connection.execute(command.clone(), self.limit).await?;
+            match Verdict::of(&outcome) {
+                Verdict::Good => return Ok(outcome),
+                Verdict::Again(failure) if attentions < UNIT_ATTENTIONS_MAX => {
+                    tracing::debug!(%failure, "sent again");
+                    attentions += 1;
+                }
+                Verdict::Later(_) if started.elapsed() + pause < self.limit => {
+                    time::sleep(pause).await;
+                    pause = (pause * 2).min(BUSY_PAUSE_MAX);
+                }
+                Verdict::Again(failure) | Verdict::Later(failure) | Verdict::Failed(failure) => {
+                    return Err(ErrorKind::Scsi(failure));
+                }
+            }
+        }
+    }
+}
+
+/// What an outcome means for the command.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    /// Not carried out; send it again at once.
+    Again(ScsiFailure),
+    /// Not carried out; send it again after a pause.
+    Later(ScsiFailure),
+    Failed(ScsiFailure),
+}
+
+impl Verdict {
+    fn of(outcome: &Outcome) -> Self {
+        if outcome.response != 0 {
+            return Self::Failed(ScsiFailure::TargetFailure(outcome.response));
+        }
+        match outcome.status {
+            scsi::STATUS_GOOD => Self::Good,
+            scsi::STATUS_BUSY | scsi::STATUS_TASK_SET_FULL => {
+                Self::Later(ScsiFailure::Status(outcome.status))
+            }
+            scsi::STATUS_CHECK_CONDITION => match Sense::parse(&outcome.sense) {
+                None => Self::Failed(ScsiFailure::NoSense),
+                Some(sense) if sense.is_unit_attention() => Self::Again(ScsiFailure::Sense(sense)),
+                Some(sense) if sense.is_becoming_ready() => Self::Later(ScsiFailure::Sense(sense)),
+                Some(sense) => Self::Failed(ScsiFailure::Sense(sense)),
+            },
+            status => Self::Failed(ScsiFailure::Status(status)),
+        }
+    }
+}
+
+fn zeros(bytes: u64) -> Bytes {
+    static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+    let most = usize::try_from(bytes).unwrap_or(usize::MAX).min(ZEROS.len());
+    Bytes::from_static(ZEROS.get(..most).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,359 @@
+//! The login phase, RFC 7143 §6.3, as a machine without I/O: a response in, the next request or the result out.
+//!
+//! ```text
+//!   Method ── AuthMethod=None, T ─────────────────────────────────▶ Operational ── T ──▶ done
+//!      │ AuthMethod=CHAP                                               ▲
+//!      └──▶ Algorithm ── CHAP_A,I,C ──▶ Proof ── (CHAP_N,R verified) T ┘
+//! ```
+//!
+//! Called by the connection, which brings the bytes and the time limit. The target is not trusted: each step accepts only the
+//! answers the RFC allows there, texts and rounds are bounded, and a target that does not ask for CHAP gets no further.
+
+use bytes::Bytes;
+use subtle::ConstantTimeEq as _;
+
+use super::{
+    chap::{self, Chap},
+    error::{ErrorKind, LoginRefusal},
+    negotiate::{self, Digests, Negotiated},
+    pdu::{Body, LoginResponse, Pdu, Request, Response, Sequence, Stage},
+    text::{self, Pairs},
+};
+
+/// More rounds than any login has; mutual CHAP with a talkative target takes about six.
+const ROUNDS_MAX: u32 = 16;
+/// The most text one answer may have over all its PDUs.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+/// The most text a request may have: a target declares more only later (RFC 7143 §13.12).
+const REQUEST_BYTES_MAX: usize = 8192;
+/// The one task tag of the whole login.
+const LOGIN_TAG: u32 = 1;
+/// The first command's number; login requests carry it without using it up.
+pub(super) const FIRST_CMD_SN: u32 = 1;
+
+/// Who logs in where, and what they insist on.
+#[derive(Debug)]
+pub(super) struct Identity<'a> {
+    pub(super) initiator_iqn: &'a str,
+    pub(super) target_iqn: &'a str,
+    pub(super) chap: Option<&'a Chap>,
+    pub(super) digests: Digests,
+    /// Random bytes, fresh for each login: the ISID's, the mutual challenge's and its identifier.
+    pub(super) random: Random,
+}
+
+/// What a login needs of chance.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Random {
+    /// Of the type "random" (RFC 7143 §11.12.5), so that two agents never take over each other's session.
+    pub(super) isid: [u8; 6],
+    pub(super) identifier: [u8; 1],
+    pub(super) challenge: [u8; 16],
+}
+
+/// A login that is under way.
+#[derive(Debug)]
+pub(super) struct Login<'a> {
+    identity: &'a Identity<'a>,
+    step: Step,
+    asked: Option<Stage>,
+    tsih: u16,
+    exp_stat_sn: Option<u32>,
+    rounds: u32,
+    partial: Vec<u8>,
+    negotiated: Negotiated,
+}
+
+/// What the next answer must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Method,
+    Algorithm,
+    Proof { verified: bool },
+    Operational,
+}
+
+/// What to do after an answer.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Send this and wait for another answer.
+    Send(Pdu),
+    /// The full feature phase begins.
+    Done(LoggedIn),
+}
+
+/// What a session starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LoggedIn {
+    pub(super) negotiated: Negotiated,
+    pub(super) exp_stat_sn: u32,
+    pub(super) max_cmd_sn: u32,
+}
+
+impl<'a> Login<'a> {
+    /// A login and its first request.
+    pub(super) fn start(identity: &'a Identity<'a>) -> Result<(Self, Pdu), ErrorKind> {
+        if let Some(Chap { secret, mutual: Some((_, theirs)), .. }) = identity.chap
+            && secret == theirs
+        {
+            // A target could then answer our challenge with our own response (RFC 7143 §12.1.3).
+            return Err(ErrorKind::Request(
+                "both CHAP secrets are the same, must differ".to_owned(),
+            ));
+        }
+        let mut login = Self {
+            identity,
+            step: Step::Method,
+            asked: None,
+            tsih: 0,
+            exp_stat_sn: None,
+            rounds: 0,
+            partial: Vec::new(),
+            negotiated: Negotiated::default(),
+        };
+        let mut pairs = Pairs::default();
+        pairs.push("InitiatorName", identity.initiator_iqn);
+        pairs.push("TargetName", identity.target_iqn);
+        pairs.push("SessionType", "Normal");
+        let transit = if identity.chap.is_some() {
+            pairs.push("AuthMethod", "CHAP");
+            None
+        } else {
+            pairs.push("AuthMethod", "None");
+            Some(Stage::Operational)
+        };
+        let pdu = login.request(transit, pairs)?;
+        Ok((login, pdu))
+    }
+
+    /// Takes one answer.
+    pub(super) fn receive(&mut self, response: &Response, text: &[u8]) -> Result<Next, ErrorKind> {
+        let Body::Login(answer) = &response.body else {
+            return Err(violation("something other than a login response during login"));
+        };
+        self.rounds += 1;
+        if self.rounds > ROUNDS_MAX {
+            return Err(violation("the login takes more than 16 rounds"));
+        }
+        self.partial.extend_from_slice(text);
+        if self.partial.len() > ANSWER_BYTES_MAX {
+            return Err(violation("a login answer of more than 64 KiB"));
+        }
+        self.check(response.stat_sn, answer)?;
+        if answer.more {
+            return self.request(None, Pairs::default()).map(Next::Send);
+        }
+        let text = std::mem::take(&mut self.partial);
+        let pairs = text::parse(&text)?;
+        match self.step {
+            Step::Operational => self.operational(response, answer, &pairs),
+            Step::Method | Step::Algorithm | Step::Proof { .. } => {
+                self.security(answer, &pairs).map(Next::Send)
+            }
+        }
+    }
+
+    /// What holds for every answer, whatever its step.
+    fn check(&mut self, stat_sn: u32, answer: &LoginResponse) -> Result<(), ErrorKind> {
+        if answer.class != 0 {
+            let refusal = self.refusal(answer.class, answer.detail);
+            return Err(ErrorKind::LoginRefused(refusal));
+        }
+        if answer.itt != LOGIN_TAG || answer.version != 0 {
+            return Err(violation("a login response with another tag or version"));
+        }
+        if self.exp_stat_sn.is_some_and(|expected| expected != stat_sn) {
+            return Err(violation("a login response out of sequence"));
+        }
+        self.exp_stat_sn = Some(stat_sn.wrapping_add(1));
+        self.tsih = answer.tsih;
+        let stage =
+            if self.step == Step::Operational { Stage::Operational } else { Stage::Security };
+        if answer.stage != Some(stage) {
+            return Err(violation("a login response of another stage"));
+        }
+        let may_transit = !answer.more && self.asked.is_some() && answer.next_stage == self.asked;
+        if answer.transit && !may_transit {
+            // To leave the security stage early is what an attacker without the secret would like.
+            return Err(match self.step {
+                Step::Method | Step::Algorithm => {
+                    ErrorKind::LoginRefused(LoginRefusal::ChapNotAsked)
+                }
+                Step::Proof { .. } | Step::Operational => {
+                    violation("a login stage change nobody asked for")
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// What a status other than success means at this step.
+    fn refusal(&self, class: u8, detail: u8) -> LoginRefusal {
+        match (class, detail, self.step, self.identity.chap) {
+            (1, ..) => LoginRefusal::Moved(moved_to(&self.partial)),
+            (2, 1, _, None) => LoginRefusal::CredentialsNeeded,
+            // Nothing was proven yet, so it is not our secret it dislikes.
+            (2, 1, Step::Method, Some(_)) => LoginRefusal::ChapNotAsked,
+            (2, 1, Step::Proof { .. }, Some(_)) => LoginRefusal::WrongSecret,
+            _ => LoginRefusal::Status { class, detail },
+        }
+    }
+
+    fn security(
+        &mut self,
+        answer: &LoginResponse,
+        pairs: &[(&str, &str)],
+    ) -> Result<Pdu, ErrorKind> {
+        let value = |key: &str| pairs.iter().find(|(k, _)| *k == key).map(|(_, value)| *value);
+        match (self.step, self.identity.chap) {
+            (Step::Method, None) => match value("AuthMethod") {
+                None | Some("None") if answer.transit => self.enter_operational(),
+                None | Some("None") => self.request(Some(Stage::Operational), Pairs::default()),
+                Some(_) => Err(ErrorKind::LoginRefused(LoginRefusal::CredentialsNeeded)),
+            },
+            (Step::Method, Some(_)) => {
+                if value("AuthMethod") != Some("CHAP") {
+                    return Err(ErrorKind::LoginRefused(LoginRefusal::ChapNotAsked));
+                }
+                self.step = Step::Algorithm;
+                let mut pairs = Pairs::default();
+                pairs.push("CHAP_A", chap::MD5);
+                self.request(None, pairs)
+            }
+            (Step::Algorithm, Some(chap)) => {
+                if value("CHAP_A") != Some(chap::MD5) {
+                    return Err(violation("a CHAP algorithm other than MD5, the one offered"));
+                }
+                let pairs = self.proof(chap, value("CHAP_I"), value("CHAP_C"))?;
+                self.step = Step::Proof { verified: chap.mutual.is_none() };
+                self.request(Some(Stage::Operational), pairs)
+            }
+            (Step::Proof { verified }, Some(chap)) => {
+                if !verified {
+                    self.verify(chap, value("CHAP_N"), value("CHAP_R"))?;
+                    self.step = Step::Proof { verified: true };
+                }
+                if answer.transit {
+                    self.enter_operational()
+                } else {
+                    self.request(Some(Stage::Operational), Pairs::default())
+                }
+            }
+            (Step::Algorithm | Step::Proof { .. } | Step::Operational, _) => {
+                Err(violation("an answer to a question not asked"))
+            }
+        }
+    }
+
+    /// Our name and response, and our own challenge where the target must prove itself too.
+    fn proof(
+        &self,
+        chap: &Chap,
+        identifier: Option<&str>,
+        challenge: Option<&str>,
+    ) -> Result<Pairs, ErrorKind> {
+        let identifier =
+            identifier.and_then(text::number).and_then(|number| u8::try_from(number).ok());
+        let challenge = challenge.and_then(text::binary);
+        let (Some(identifier), Some(challenge)) = (identifier, challenge) else {
+            return Err(violation("a CHAP challenge without a usable CHAP_I and CHAP_C"));
+        };
+        if challenge.len() > chap::CHALLENGE_BYTES_MAX {
+            return Err(violation("a CHAP challenge of more than 1024 bytes"));
+        }
+        let response = chap::response(identifier, &chap.secret, &challenge);
+        let mut pairs = Pairs::default();
+        pairs.push("CHAP_N", &chap.username);
+        pairs.push("CHAP_R", &format!("0x{}", crate::model::ids::hex(&response)));
+        if chap.mutual.is_some() {
+            let random = &self.identity.random;
+            pairs.push("CHAP_I", &random.identifier[0].to_string());
+            pairs.push("CHAP_C", &format!("0x{}", crate::model::ids::hex(&random.challenge)));
+        }
+        Ok(pairs)
+    }
+
+    /// Whether the target gave the name it must and knows the secret it must.
+    fn verify(
+        &self,
+        chap: &Chap,
+        name: Option<&str>,
+        response: Option<&str>,
+    ) -> Result<(), ErrorKind> {
+        let Some((their_name, their_secret)) = &chap.mutual else { return Ok(()) };
+        let random = &self.identity.random;
+        let right = chap::response(random.identifier[0], their_secret, &random.challenge);
+        let given = response.and_then(text::binary).unwrap_or_default();
+        if name == Some(their_name) && bool::from(right.as_slice().ct_eq(&given)) {
+            Ok(())
+        } else {
+            Err(ErrorKind::LoginRefused(LoginRefusal::TargetUnproven))
+        }
+    }
+
+    fn enter_operational(&mut self) -> Result<Pdu, ErrorKind> {
+        self.step = Step::Operational;
+        self.request(Some(Stage::FullFeature), negotiate::offer(self.identity.digests))
+    }
+
+    fn operational(
+        &mut self,
+        response: &Response,
+        answer: &LoginResponse,
+        pairs: &[(&str, &str)],
+    ) -> Result<Next, ErrorKind> {
+        let mut replies = Pairs::default();
+        for (key, value) in pairs {
+            self.negotiated.take(key, value, &mut replies)?;
+        }
+        if !answer.transit {
+            return self.request(Some(Stage::FullFeature), replies).map(Next::Send);
+        }
+        Ok(Next::Done(LoggedIn {
+            negotiated: self.negotiated.finish(self.identity.digests)?,
+            exp_stat_sn: response.stat_sn.wrapping_add(1),
+            max_cmd_sn: response.max_cmd_sn,
+        }))
+    }
+
+    fn request(&mut self, transit: Option<Stage>, pairs: Pairs) -> Result<Pdu, ErrorKind> {
+        let data = pairs.into_bytes();
+        let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        if data.len() > REQUEST_BYTES_MAX {
+            return Err(ErrorKind::Request(format!(
+                "login keys of {bytes} bytes, at most {REQUEST_BYTES_MAX} fit"
+            )));
+        }
+        self.asked = transit;
+        let stage =
+            if self.step == Step::Operational { Stage::Operational } else { Stage::Security };
+        let request = Request::Login {
+            transit,
+            stage,
+            isid: self.identity.random.isid,
+            tsih: self.tsih,
+            itt: LOGIN_TAG,
+        };
+        let sequence =
+            Sequence { cmd_sn: FIRST_CMD_SN, exp_stat_sn: self.exp_stat_sn.unwrap_or(0) };
+        Ok(Pdu { bhs: request.encode(sequence, bytes), data: Bytes::from(data) })
+    }
+}
+
+fn violation(what: &str) -> ErrorKind {
+    ErrorKind::Protocol(what.to_owned())
+}
+
+/// The address of a redirection, for the message only.
+fn moved_to(text: &[u8]) -> String {
+    text::parse(text)
+        .ok()
+        .and_then(|pairs| pairs.into_iter().find(|(key, _)| *key == "TargetAddress"))
+        .map_or_else(
+            || "an address it does not give".to_owned(),
+            |(_, value)| format!("{value:.200?}"),
+        )
+}
+
+#[cfg(test)]
+mod tests;

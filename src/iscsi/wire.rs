@@ -1,0 +1,192 @@
+//! PDUs on a byte stream, RFC 7143 §11.1: lengths, padding and CRC32C digests.
+//!
+//! Called by the connection. Nothing is believed before its digest is checked, and no more is read than was declared: both
+//! directions work with one bounded buffer.
+
+use std::{collections::VecDeque, io::IoSlice};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
+
+use super::{
+    error::{DigestOf, ErrorKind},
+    negotiate::{Digests, MAX_RECV_BYTES},
+    pdu::{self, BHS_BYTES, Bhs, Pdu},
+};
+
+/// Small enough that a large data segment goes past it, large enough for many responses at once.
+const READ_AHEAD_BYTES: usize = 16 << 10;
+/// What one batch of PDUs may hold: enough to make system calls cheap, little enough that an answer to a ping does not wait long.
+const BATCH_BYTES: usize = 512 << 10;
+/// Slices handed to the kernel at once; each PDU has up to three.
+const SLICES_MAX: usize = 192;
+/// Bytes of a digest, and of the words data is padded to.
+const WORD_BYTES: usize = 4;
+/// Larger than any header with padding and digests.
+const FRAME_BYTES_MAX: usize = 64;
+
+/// The reading half.
+#[derive(Debug)]
+pub(super) struct PduReader<R> {
+    stream: BufReader<R>,
+    data: Vec<u8>,
+    digests: Digests,
+}
+
+impl<R: AsyncRead + Unpin> PduReader<R> {
+    /// Reads without digests, as during the login.
+    pub(super) fn new(stream: R) -> Self {
+        let stream = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
+        Self { stream, data: Vec::new(), digests: Digests::default() }
+    }
+
+    /// From now on with what was agreed.
+    pub(super) fn use_digests(&mut self, digests: Digests) {
+        self.digests = digests;
+    }
+
+    /// The next PDU: its header and its data.
+    pub(super) async fn next(&mut self) -> Result<(Bhs, &[u8]), ErrorKind> {
+        let mut bhs = [0; BHS_BYTES];
+        self.stream.read_exact(&mut bhs).await.map_err(|e| gone(&e))?;
+        if self.digests.header {
+            let digest = self.stream.read_u32_le().await.map_err(|e| gone(&e))?;
+            if digest != crc32c::crc32c(&bhs) {
+                return Err(ErrorKind::Digest(DigestOf::Header));
+            }
+        }
+        let (additional, bytes) = pdu::lengths(&bhs);
+        if additional > 0 {
+            return Err(ErrorKind::Protocol(
+                "an additional header segment, which no target sends".to_owned(),
+            ));
+        }
+        if bytes > MAX_RECV_BYTES {
+            return Err(ErrorKind::Protocol(format!(
+                "a data segment of {bytes} bytes, at most {MAX_RECV_BYTES} declared"
+            )));
+        }
+        let bytes = usize::try_from(bytes).unwrap_or(0);
+        self.data.resize(bytes.next_multiple_of(WORD_BYTES), 0);
+        self.stream.read_exact(&mut self.data).await.map_err(|e| gone(&e))?;
+        if self.digests.data && bytes > 0 {
+            let digest = self.stream.read_u32_le().await.map_err(|e| gone(&e))?;
+            if digest != crc32c::crc32c(&self.data) {
+                return Err(ErrorKind::Digest(DigestOf::Data));
+            }
+        }
+        Ok((bhs, self.data.get(..bytes).unwrap_or_default()))
+    }
+}
+
+/// The writing half: PDUs are gathered and sent by few vectored writes; their data is not copied.
+#[derive(Debug)]
+pub(super) struct PduWriter<W> {
+    stream: W,
+    pieces: VecDeque<Bytes>,
+    frames: BytesMut,
+    bytes: usize,
+    digests: Digests,
+}
+
+impl<W: AsyncWrite + Unpin> PduWriter<W> {
+    /// Writes without digests, as during the login.
+    pub(super) fn new(stream: W) -> Self {
+        Self {
+            stream,
+            pieces: VecDeque::with_capacity(SLICES_MAX),
+            frames: BytesMut::new(),
+            bytes: 0,
+            digests: Digests::default(),
+        }
+    }
+
+    /// From now on with what was agreed.
+    pub(super) fn use_digests(&mut self, digests: Digests) {
+        self.digests = digests;
+    }
+
+    /// Whether the batch has room for another PDU.
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes < BATCH_BYTES && self.pieces.len() + 3 <= SLICES_MAX
+    }
+
+    /// Whether nothing waits to be sent.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Adds a PDU to the batch.
+    pub(super) fn push(&mut self, pdu: Pdu) {
+        if self.frames.capacity() < 2 * FRAME_BYTES_MAX {
+            self.frames.reserve(SLICES_MAX * FRAME_BYTES_MAX);
+        }
+        self.frames.extend_from_slice(&pdu.bhs);
+        if self.digests.header {
+            self.frames.extend_from_slice(&crc32c::crc32c(&pdu.bhs).to_le_bytes());
+        }
+        self.push_piece_of_frames();
+        if pdu.data.is_empty() {
+            return;
+        }
+        let short = pdu.data.len().next_multiple_of(WORD_BYTES) - pdu.data.len();
+        let padding = [0; WORD_BYTES];
+        let padding = padding.get(..short).unwrap_or_default();
+        self.frames.extend_from_slice(padding);
+        if self.digests.data {
+            let digest = crc32c::crc32c_append(crc32c::crc32c(&pdu.data), padding);
+            self.frames.extend_from_slice(&digest.to_le_bytes());
+        }
+        self.bytes += pdu.data.len();
+        self.pieces.push_back(pdu.data);
+        self.push_piece_of_frames();
+    }
+
+    fn push_piece_of_frames(&mut self) {
+        if !self.frames.is_empty() {
+            self.bytes += self.frames.len();
+            self.pieces.push_back(self.frames.split().freeze());
+        }
+    }
+
+    /// Sends the whole batch. Not safe to cancel: what was sent up to then is unknown.
+    pub(super) async fn flush(&mut self) -> Result<(), ErrorKind> {
+        while !self.pieces.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let count = self.pieces.len().min(SLICES_MAX);
+            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+                *slice = IoSlice::new(piece);
+            }
+            let slices = slices.get(..count).unwrap_or_default();
+            let written = self.stream.write_vectored(slices).await.map_err(|e| gone(&e))?;
+            if written == 0 {
+                return Err(ErrorKind::TargetGone("it takes no more bytes".to_owned()));
+            }
+            self.advance(written);
+        }
+        self.bytes = 0;
+        Ok(())
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        while let Some(piece) = self.pieces.front_mut() {
+            if written < piece.len() {
+                piece.advance(written);
+                return;
+            }
+            written -= piece.len();
+            self.pieces.pop_front();
+        }
+    }
+}
+
+fn gone(error: &std::io::Error) -> ErrorKind {
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        ErrorKind::TargetGone("closed by the target".to_owned())
+    } else {
+        ErrorKind::TargetGone(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests;

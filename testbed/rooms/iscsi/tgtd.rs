@@ -1,0 +1,162 @@
+//! A tgtd of one's own: its port, its control directory, one target with one disk of a plain file.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::fs::FileExt as _,
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use hostler::iscsi::TargetAddress;
+use tempfile::TempDir;
+
+/// The target's name.
+pub(crate) const IQN: &str = "iqn.2026-01.test:disk";
+
+/// Bytes of the disk.
+pub(crate) const DISK_BYTES: u64 = 64 << 20;
+
+/// The number of the control socket; the directory it lies in is each daemon's own.
+const CONTROL: &str = "1";
+
+/// How long tgtd may take to start.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// A running tgtd; killed on drop.
+pub(crate) struct Tgtd {
+    child: Child,
+    pub(crate) portal: SocketAddr,
+    dir: TempDir,
+}
+
+impl Tgtd {
+    /// A target whose LUN 1 is a disk of [`DISK_BYTES`], open to everybody.
+    pub(crate) fn start() -> Self {
+        let dir = TempDir::new().unwrap();
+        let portal = free_port();
+        let child = Command::new("tgtd")
+            .args(["-f", "-C", CONTROL, "--iscsi", &format!("portal={portal}")])
+            .env("TGT_IPC_SOCKET", dir.path().join("ipc"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let tgtd = Self { child, portal, dir };
+        let started = Instant::now();
+        while !tgtd.try_adm(&["--mode", "sys", "--op", "show"]).status.success() {
+            assert!(started.elapsed() < START_LIMIT, "tgtd did not start");
+            thread::sleep(Duration::from_millis(20));
+        }
+        tgtd.adm(&["--mode", "target", "--op", "new", "--tid", "1", "--targetname", IQN]);
+        let file = std::fs::File::create(tgtd.disk_file()).unwrap();
+        file.set_len(DISK_BYTES).unwrap();
+        tgtd.add_disk(1, 512);
+        tgtd.adm(&["--mode", "target", "--op", "bind", "--tid", "1", "--initiator-address", "ALL"]);
+        tgtd
+    }
+
+    /// Another unit over the same file.
+    pub(crate) fn add_disk(&self, lun: u16, block_bytes: u32) {
+        let (lun, file) = (lun.to_string(), self.disk_file());
+        let (file, block) = (file.to_str().unwrap(), block_bytes.to_string());
+        let unit = ["--mode", "logicalunit", "--op", "new", "--tid", "1", "--lun", &lun];
+        self.adm(&[&unit[..], &["--backing-store", file, "--blocksize", &block]].concat());
+    }
+
+    /// Sets a parameter of the target, as negotiated from then on.
+    pub(crate) fn set(&self, name: &str, value: &str) {
+        let update = ["--mode", "target", "--op", "update", "--tid", "1"];
+        self.adm(&[&update[..], &["--name", name, "--value", value]].concat());
+    }
+
+    /// Demands CHAP of initiators.
+    pub(crate) fn demand_chap(&self, user: &str, password: &str) {
+        self.account(user, password, &[]);
+    }
+
+    /// Proves itself to initiators that ask.
+    pub(crate) fn prove_by_chap(&self, user: &str, password: &str) {
+        self.account(user, password, &["--outgoing"]);
+    }
+
+    fn account(&self, user: &str, password: &str, direction: &[&str]) {
+        self.adm(&["--mode", "account", "--op", "new", "--user", user, "--password", password]);
+        let bind = ["--mode", "account", "--op", "bind", "--tid", "1", "--user", user];
+        self.adm(&[&bind[..], direction].concat());
+    }
+
+    /// What tgtadm shows of the sessions and connections; empty without any.
+    pub(crate) fn sessions(&self) -> String {
+        self.adm(&["--mode", "conn", "--op", "show", "--tid", "1"])
+    }
+
+    /// Closes every connection there is.
+    pub(crate) fn delete_connections(&self) {
+        let shown = self.sessions();
+        let number = |line: &str, key: &str| {
+            line.trim().strip_prefix(key).map(|rest| rest.trim().to_owned())
+        };
+        let session = shown.lines().find_map(|line| number(line, "Session:")).unwrap();
+        let connection = shown.lines().find_map(|line| number(line, "Connection:")).unwrap();
+        let delete = ["--mode", "conn", "--op", "delete", "--tid", "1"];
+        self.adm(&[&delete[..], &["--sid", &session, "--cid", &connection]].concat());
+    }
+
+    /// The unit as an initiator names it.
+    pub(crate) fn lun(&self, lun: u16) -> TargetAddress {
+        TargetAddress { portal: self.portal, iqn: IQN.to_owned(), lun }
+    }
+
+    /// Sends the daemon a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// The disk's file, as it is now.
+    pub(crate) fn disk(&self) -> Vec<u8> {
+        std::fs::read(self.disk_file()).unwrap()
+    }
+
+    /// Fills the disk's file with a byte.
+    pub(crate) fn fill_disk(&self, byte: u8) {
+        let file = std::fs::OpenOptions::new().write(true).open(self.disk_file()).unwrap();
+        let mebibyte = vec![byte; 1 << 20];
+        for at in (0..DISK_BYTES).step_by(mebibyte.len()) {
+            file.write_all_at(&mebibyte, at).unwrap();
+        }
+    }
+
+    fn disk_file(&self) -> std::path::PathBuf {
+        self.dir.path().join("disk")
+    }
+
+    fn adm(&self, args: &[&str]) -> String {
+        let output = self.try_adm(args);
+        assert!(output.status.success(), "tgtadm {args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn try_adm(&self, args: &[&str]) -> Output {
+        Command::new("tgtadm")
+            .args(["-C", CONTROL, "--lld", "iscsi"])
+            .args(args)
+            .env("TGT_IPC_SOCKET", self.dir.path().join("ipc"))
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Tgtd {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// A port nobody listens on now.
+fn free_port() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
