@@ -1,3 +1,7 @@
 //! PID 1 of the deploy ramdisk.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hostler::ramdisk::init()
+}

@@ -1,1 +1,24 @@
-//! Stub: ramdisk.
+//! The deploy ramdisk: PID 1 of a netbooted machine whose disk the agent is to write, and the builder of its initramfs.
+//!
+//! `hostler-ramdisk` calls [`init`]; `hostler ramdisk build` calls [`build::build`]. What happens in between is [`story`]: mounts,
+//! modules, network, disks, lookup, target, deploy state, flush, completed.
+//!
+//! It must never write to a disk itself, export a disk the agent did not choose, or leave the console without a reason.
+
+pub mod build;
+
+mod agent;
+mod dhcp;
+mod disks;
+mod init;
+mod machine;
+mod module_list;
+mod modules;
+mod mounts;
+mod network;
+mod pin;
+mod story;
+mod sysfs;
+mod target;
+
+pub use init::init;

@@ -1,0 +1,220 @@
+//! The agent, as the ramdisk sees it: four questions over HTTPS.
+//!
+//! Called by the story. Every question is repeated until it is answered or the attempt is over; the agent, not the ramdisk, holds the
+//! deadline. It must never print the key.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    Method, Request, StatusCode,
+    body::Bytes,
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+use tokio_rustls::TlsConnector;
+use tracing::warn;
+
+use super::pin;
+use crate::model::{
+    boot::RamdiskArgs,
+    callback::{Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupReply},
+};
+
+/// Reaching the agent, with the TLS handshake.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// One question: the agent may hold `deploy_state` for 30 s.
+const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+/// Pause after a first failure; it doubles up to the longest.
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+const PAUSE_LONGEST: Duration = Duration::from_secs(15);
+/// How long "no such attempt" is heard before it is believed: the agent may be restarting with its state not yet read.
+const UNKNOWN_LIMIT: Duration = Duration::from_secs(600);
+/// The longest answer is a lookup's with an error text.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AgentError {
+    #[error("the agent refuses: {0}")]
+    Refused(String),
+    #[error("the agent knows no such attempt: it was ended or replaced")]
+    AttemptOver,
+}
+
+/// A connection that failed before there was an answer.
+#[derive(Debug, thiserror::Error)]
+enum CallError {
+    #[error("no answer within {} s", .0.as_secs())]
+    TimedOut(Duration),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+    #[error("{0}")]
+    Request(#[from] hyper::http::Error),
+    #[error("answer: {0}")]
+    Body(#[from] Box<dyn std::error::Error + Send + Sync>),
+    #[error("answer: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("the agent answered {0}")]
+    Status(StatusCode),
+    #[error("the agent knows no such attempt")]
+    Unknown,
+}
+
+/// What an error answer says.
+#[derive(Deserialize)]
+struct Refusal {
+    error: String,
+}
+
+/// The agent.
+pub(super) struct Agent {
+    args: RamdiskArgs,
+    tls: TlsConnector,
+}
+
+impl Agent {
+    pub(super) fn new(args: RamdiskArgs) -> Result<Self, rustls::Error> {
+        let tls = TlsConnector::from(Arc::new(pin::client_config(&args.pin)?));
+        Ok(Self { args, tls })
+    }
+
+    /// Which disk to export, and as what.
+    pub(super) async fn lookup(&self, machine: &Lookup) -> Result<LookupReply, AgentError> {
+        self.post("lookup", machine).await
+    }
+
+    /// Where the target is, or why there is none.
+    pub(super) async fn pass_deploy_info(&self, info: &DeployInfo) -> Result<(), AgentError> {
+        self.post::<Ignored>("pass_deploy_info", info).await.map(drop)
+    }
+
+    /// Waits until the target is no longer wanted. `pause`: between two questions.
+    pub(super) async fn wait_until_done(&self, pause: Duration) -> Result<DeployState, AgentError> {
+        loop {
+            let reply: DeployStateReply =
+                self.ask(Method::GET, "deploy_state", Bytes::new()).await?;
+            if reply.state != DeployState::Imaging {
+                return Ok(reply.state);
+            }
+            sleep(pause).await;
+        }
+    }
+
+    /// The target is stopped. An attempt the agent no longer knows has been completed.
+    pub(super) async fn completed(&self, notice: &Completed) -> Result<(), AgentError> {
+        self.post::<Ignored>("completed", notice).await.map(drop)
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        body: &impl Serialize,
+    ) -> Result<T, AgentError> {
+        let body = serde_json::to_vec(body).map_err(|e| AgentError::Refused(e.to_string()))?;
+        self.ask(Method::POST, method, body.into()).await
+    }
+
+    /// Asks until there is an answer.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        name: &str,
+        body: Bytes,
+    ) -> Result<T, AgentError> {
+        let mut pause = PAUSE_FIRST;
+        let mut unknown_since = None;
+        loop {
+            let error = match self.call(method.clone(), name, body.clone()).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(refusal)) => return Err(AgentError::Refused(refusal)),
+                Err(error) => error,
+            };
+            if matches!(error, CallError::Unknown) {
+                let since = *unknown_since.get_or_insert_with(Instant::now);
+                if name == "completed" || since.elapsed() >= UNKNOWN_LIMIT {
+                    return Err(AgentError::AttemptOver);
+                }
+                pause = PAUSE_LONGEST;
+            } else {
+                unknown_since = None;
+            }
+            warn!(agent = %self.args.api, question = name, %error, again_in_s = pause.as_secs_f32());
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_LONGEST);
+        }
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        name: &str,
+        body: Bytes,
+    ) -> Result<Result<T, String>, CallError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/v1/nodes/{}/vendor_passthru/{name}", self.args.node))
+            .header(HOST, self.args.api.to_string())
+            .header(AUTHORIZATION, format!("Bearer {}", self.args.key.expose()))
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body))?;
+        let (status, body) = timeout(REQUEST_LIMIT, self.exchange(request))
+            .await
+            .map_err(|_| CallError::TimedOut(REQUEST_LIMIT))??;
+        if status.is_success() {
+            let body = if body.is_empty() { Bytes::from_static(b"null") } else { body };
+            return Ok(Ok(serde_json::from_slice(&body)?));
+        }
+        match status {
+            StatusCode::NOT_FOUND => Err(CallError::Unknown),
+            StatusCode::CONFLICT => Ok(Err(serde_json::from_slice::<Refusal>(&body)?.error)),
+            other => Err(CallError::Status(other)),
+        }
+    }
+
+    /// One request on one connection: there are few, and a fresh one survives whatever happened to the last.
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), CallError> {
+        let stream = timeout(CONNECT_LIMIT, self.connect(self.args.api))
+            .await
+            .map_err(|_| CallError::TimedOut(CONNECT_LIMIT))??;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        // It ends when the sender is dropped; its errors are seen through the sender.
+        tokio::spawn(connection);
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await?;
+        Ok((status, body.to_bytes()))
+    }
+
+    async fn connect(
+        &self,
+        to: SocketAddr,
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(to).await?;
+        tcp.set_nodelay(true)?;
+        self.tls.connect(ServerName::from(to.ip()), tcp).await
+    }
+}
+
+/// An answer of which only the status counts.
+#[derive(Deserialize)]
+#[serde(from = "serde::de::IgnoredAny")]
+struct Ignored;
+
+impl From<serde::de::IgnoredAny> for Ignored {
+    fn from(_: serde::de::IgnoredAny) -> Self {
+        Self
+    }
+}

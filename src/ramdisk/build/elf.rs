@@ -1,0 +1,99 @@
+//! As much of ELF-64 as the builder needs (gABI ch. 4 and 5): one section's bytes, and whether a program needs a dynamic loader.
+//!
+//! Called by [`super::modinfo`] for modules and by the builder for the program. It must never panic on what a file holds.
+
+use std::ops::Range;
+
+const MAGIC_64_BIT_LITTLE_ENDIAN: [u8; 6] = [0x7f, b'E', b'L', b'F', 2, 1];
+const SECTION_HEADER_BYTES: usize = 64;
+const PROGRAM_HEADER_BYTES: usize = 56;
+/// The program header that names the dynamic loader.
+const PT_INTERP: usize = 3;
+
+/// The contents of the section with this name.
+pub(super) fn section<'a>(elf: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let table = Table::read(elf, 0x28..0x30, 0x3a..0x3c, 0x3c..0x3e)?;
+    let contents = |header: &[u8]| {
+        let at = number(header, 0x18..0x20)?;
+        elf.get(at..at.checked_add(number(header, 0x20..0x28)?)?)
+    };
+    let names = contents(table.entry(elf, number(elf, 0x3e..0x40)?, SECTION_HEADER_BYTES)?)?;
+    (0..table.count)
+        .filter_map(|index| table.entry(elf, index, SECTION_HEADER_BYTES))
+        .find(|header| {
+            number(header, 0..4)
+                .and_then(|at| names.get(at..)?.strip_prefix(name))
+                .is_some_and(|rest| rest.first() == Some(&0))
+        })
+        .and_then(contents)
+}
+
+/// Whether this is a program that runs without a dynamic loader.
+pub(super) fn is_static_program(elf: &[u8]) -> bool {
+    Table::read(elf, 0x20..0x28, 0x36..0x38, 0x38..0x3a).is_some_and(|table| {
+        let mut kinds = (0..table.count)
+            .map(|index| number(table.entry(elf, index, PROGRAM_HEADER_BYTES)?, 0..4));
+        table.count > 0 && kinds.all(|kind| kind.is_some_and(|kind| kind != PT_INTERP))
+    })
+}
+
+/// A table of headers.
+struct Table {
+    at: usize,
+    entry_bytes: usize,
+    count: usize,
+}
+
+impl Table {
+    /// Reads where the file header says that the table is.
+    fn read(
+        elf: &[u8],
+        at: Range<usize>,
+        entry: Range<usize>,
+        count: Range<usize>,
+    ) -> Option<Self> {
+        elf.starts_with(&MAGIC_64_BIT_LITTLE_ENDIAN).then_some(())?;
+        Some(Self {
+            at: number(elf, at)?,
+            entry_bytes: number(elf, entry)?,
+            count: number(elf, count)?,
+        })
+    }
+
+    fn entry<'a>(&self, elf: &'a [u8], index: usize, bytes: usize) -> Option<&'a [u8]> {
+        let at = self.at.checked_add(index.checked_mul(self.entry_bytes)?)?;
+        elf.get(at..at.checked_add(bytes)?)
+    }
+}
+
+/// A little-endian number of up to eight bytes.
+fn number(bytes: &[u8], range: Range<usize>) -> Option<usize> {
+    let number =
+        bytes.get(range)?.iter().rev().fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
+    usize::try_from(number).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_program_with_a_dynamic_loader_is_not_static() {
+        let this = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert!(!is_static_program(&this));
+        let busybox = std::fs::read("/bin/busybox").unwrap();
+        assert!(is_static_program(&busybox));
+        assert!(!is_static_program(b"#!/bin/sh\n"));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_on_any_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 64..400)) {
+            bytes.splice(..6, MAGIC_64_BIT_LITTLE_ENDIAN);
+            is_static_program(&bytes);
+            section(&bytes, b".modinfo");
+        }
+    }
+}

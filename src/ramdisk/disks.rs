@@ -1,0 +1,172 @@
+//! The inventory of disks, from sysfs.
+//!
+//! Called by the story, which sends it to the agent: the agent chooses. It must never open a disk, only look at what the kernel knows.
+
+use std::{path::Path, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use super::sysfs;
+use crate::model::disk::Disk;
+
+/// How long to wait for a first disk: controllers that spin their disks up one after another need most of it.
+const FIRST_DISK_WAIT: Duration = Duration::from_secs(60);
+/// The inventory is complete when nothing was added for so long: disks of one controller appear within it of each other.
+const SETTLED_AFTER: Duration = Duration::from_millis(1500);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Devices that are not a machine's own disk although they look like one: optical drives, floppies, network block devices.
+const NOT_A_DISK: [&str; 3] = ["sr", "fd", "nbd"];
+/// sysfs counts sectors of 512 bytes whatever the disk's block size.
+const SYSFS_SECTOR_BYTES: u64 = 512;
+/// A SCSI page of VPD has its text after four bytes of header (SPC-4 §7.8.13).
+const VPD_HEADER_BYTES: usize = 4;
+
+/// Waits until disks have appeared and no more do. Empty when none came in time: the agent then says so to the administrator.
+pub(super) async fn settled() -> Vec<Disk> {
+    let started = Instant::now();
+    let (mut last, mut changed) = (Vec::new(), started);
+    loop {
+        let now = inventory(Path::new("/sys"));
+        if now != last {
+            (last, changed) = (now, Instant::now());
+        }
+        let wait = if last.is_empty() { FIRST_DISK_WAIT } else { SETTLED_AFTER };
+        if changed.elapsed() >= wait {
+            return last;
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// All disks under `sys` (`/sys`), by name.
+pub(super) fn inventory(sys: &Path) -> Vec<Disk> {
+    let block = sys.join("block");
+    sysfs::names(&block).into_iter().filter_map(|name| disk(&block.join(&name), name)).collect()
+}
+
+fn disk(dir: &Path, name: String) -> Option<Disk> {
+    // Loop, RAM, zram, device mapper and md devices have no device behind them.
+    let physical = dir.join("device").exists() && !sysfs::flag(&dir.join("hidden"));
+    let size = sysfs::number(&dir.join("size"))?.checked_mul(SYSFS_SECTOR_BYTES)?;
+    let kind = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    if !physical || size == 0 || NOT_A_DISK.contains(&kind) {
+        return None;
+    }
+    let text = |attribute: &str| sysfs::text(&dir.join(attribute));
+    Some(Disk {
+        size,
+        serial: text("serial").or_else(|| text("device/serial")).or_else(|| vpd_serial(dir)),
+        wwn: text("wwid").or_else(|| text("device/wwid")).filter(|wwid| is_wwn(wwid)),
+        model: text("device/model"),
+        vendor: text("device/vendor").filter(|vendor| !vendor.starts_with("0x")),
+        hctl: hctl(dir),
+        rotational: sysfs::flag(&dir.join("queue/rotational")),
+        logical_block_size: sysfs::number(&dir.join("queue/logical_block_size"))
+            .and_then(|bytes| u32::try_from(bytes).ok())
+            .unwrap_or(512),
+        removable: sysfs::flag(&dir.join("removable")),
+        read_only: sysfs::flag(&dir.join("ro")),
+        name,
+    })
+}
+
+/// The serial number of a SCSI or SATA disk: VPD page 0x80.
+fn vpd_serial(dir: &Path) -> Option<String> {
+    let page = sysfs::bytes(&dir.join("device/vpd_pg80"))?;
+    let text = String::from_utf8_lossy(page.get(VPD_HEADER_BYTES..)?);
+    let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// A `t10.` identifier is vendor, model and serial run together, not a name that is unique in the world.
+fn is_wwn(wwid: &str) -> bool {
+    ["naa.", "eui.", "nvme.", "uuid."].iter().any(|prefix| wwid.starts_with(prefix))
+}
+
+/// `device` of a SCSI disk links to a directory named host:channel:target:lun.
+fn hctl(dir: &Path) -> Option<String> {
+    let device = dir.join("device").canonicalize().ok()?;
+    let name = device.file_name()?.to_str()?;
+    let numbers =
+        name.split(':').filter(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    (name.split(':').count() == 4 && numbers.count() == 4).then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    /// Writes attributes under `sys/block/<name>`.
+    fn block(sys: &Path, name: &str, attributes: &[(&str, &str)]) {
+        for (attribute, value) in attributes {
+            let path = sys.join("block").join(name).join(attribute);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, value).unwrap();
+        }
+    }
+
+    #[test]
+    fn virtio_scsi_and_nvme_disks_are_described_by_what_the_kernel_knows() {
+        let sys = tempfile::tempdir().unwrap();
+        let sys = sys.path();
+        block(
+            sys,
+            "vda",
+            &[("size", "16777216\n"), ("serial", "root-1"), ("device/vendor", "0x1af4\n")],
+        );
+        let scsi = sys.join("devices/host2/2:0:1:0");
+        fs::create_dir_all(&scsi).unwrap();
+        fs::write(scsi.join("model"), "SAMSUNG MZ7LH480\n").unwrap();
+        fs::write(scsi.join("vendor"), "ATA     \n").unwrap();
+        fs::write(scsi.join("wwid"), "naa.5002538e40a1b2c3\n").unwrap();
+        fs::write(scsi.join("vpd_pg80"), b"\0\x80\0\x0e  S45PNA0M1234").unwrap();
+        block(sys, "sda", &[("size", "937703088"), ("queue/rotational", "1\n"), ("ro", "1")]);
+        symlink(&scsi, sys.join("block/sda/device")).unwrap();
+        block(
+            sys,
+            "nvme0n1",
+            &[
+                ("size", "2048"),
+                ("wwid", "eui.0025385191b0c8a1\n"),
+                ("device/serial", "S4EV  \n"),
+                ("queue/logical_block_size", "4096\n"),
+            ],
+        );
+
+        let disks = inventory(sys);
+        let [nvme, sda, vda] = disks.as_slice() else { panic!("{disks:?}") };
+        assert_eq!(
+            (vda.size, vda.serial.as_deref(), vda.vendor.as_deref()),
+            (8 << 30, Some("root-1"), None)
+        );
+        assert_eq!(
+            (sda.serial.as_deref(), sda.hctl.as_deref(), sda.vendor.as_deref()),
+            (Some("S45PNA0M1234"), Some("2:0:1:0"), Some("ATA"))
+        );
+        assert_eq!(sda.wwn.as_deref(), Some("naa.5002538e40a1b2c3"));
+        assert!(sda.rotational && sda.read_only && !sda.removable);
+        assert_eq!((nvme.serial.as_deref(), nvme.logical_block_size), (Some("S4EV"), 4096));
+        assert_eq!(nvme.wwn.as_deref(), Some("eui.0025385191b0c8a1"));
+    }
+
+    #[test]
+    fn what_is_not_a_disk_of_the_machine_is_left_out() {
+        let sys = tempfile::tempdir().unwrap();
+        let sys = sys.path();
+        block(sys, "loop0", &[("size", "2048")]);
+        block(sys, "zram0", &[("size", "2048")]);
+        block(sys, "dm-0", &[("size", "2048")]);
+        block(sys, "sr0", &[("size", "2048"), ("device/model", "DVD")]);
+        block(sys, "fd0", &[("size", "8"), ("device/model", "x")]);
+        block(sys, "sdb", &[("size", "0"), ("device/model", "empty card reader")]);
+        block(sys, "nvme0c0n1", &[("size", "2048"), ("hidden", "1"), ("device/model", "x")]);
+        assert_eq!(inventory(sys), []);
+    }
+
+    #[test]
+    fn a_run_together_identifier_is_not_a_world_wide_name() {
+        assert!(!is_wwn("t10.ATA     QEMU HARDDISK                           QM00001"));
+    }
+}

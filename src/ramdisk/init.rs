@@ -1,0 +1,64 @@
+//! Being PID 1: a console, a runtime, and an end that is always the same, because the kernel panics when PID 1 returns.
+//!
+//! Called by the binary's `main`.
+
+use std::{
+    fmt, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::system::{RebootCommand, reboot};
+use tokio::runtime::Builder;
+use tracing::{error, info};
+use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
+
+use super::story;
+
+/// How long the machine stays on for whoever reads its console, when the agent's BMC does not switch it off.
+const LINGER: Duration = Duration::from_secs(600);
+
+/// Runs the deploy ramdisk. Returns only when this is not PID 1: on an administrator's machine it does nothing.
+pub fn init() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_timer(SinceStart(Instant::now()))
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(io::stderr)
+        // A console that cannot be written to must not stop the story.
+        .log_internal_errors(false)
+        .init();
+    if std::process::id() != 1 {
+        error!("hostler-ramdisk is the init of the deploy ramdisk and runs only as process 1");
+        return ExitCode::from(2);
+    }
+    // Kept to the end: the lease is renewed for as long as the machine is on.
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    match &runtime {
+        Ok(runtime) => match catch_unwind(AssertUnwindSafe(|| runtime.block_on(story::tell()))) {
+            Ok(Ok(())) => {}
+            Ok(Err(trouble)) => error!("{trouble}"),
+            // The panic hook has printed where.
+            Err(_) => error!("the deploy ramdisk has a defect; see the message above"),
+        },
+        Err(error) => error!(%error, "no threads"),
+    }
+    info!("waiting for the power to go; off by itself in {} s", LINGER.as_secs());
+    loop {
+        thread::sleep(LINGER);
+        if let Err(error) = reboot(RebootCommand::PowerOff) {
+            error!(%error, "cannot power off");
+        }
+    }
+}
+
+/// `[  3.12]`: seconds since the ramdisk started, as the kernel writes them.
+struct SinceStart(Instant);
+
+impl FormatTime for SinceStart {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        write!(writer, "[{:6.2}]", self.0.elapsed().as_secs_f64())
+    }
+}

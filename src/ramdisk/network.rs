@@ -1,0 +1,312 @@
+//! The network: find the card the machine booted from, bring it up, borrow an address and keep it.
+//!
+//! Called by the story. It never configures a card that got no lease, and never gives an address up once the target may use it.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    path::Path,
+    time::Duration,
+};
+
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use tokio::{
+    net::UdpSocket,
+    task::JoinSet,
+    time::{Instant, sleep, timeout_at},
+};
+use tracing::{info, warn};
+
+use super::{
+    dhcp::{Ask, Conversation, Lease, Reply, patience},
+    sysfs,
+};
+use crate::model::ids::MacAddr;
+
+/// How long a card may take to appear. Drivers of big cards need 20 s and more for their firmware.
+const CARD_WAIT: Duration = Duration::from_secs(90);
+/// How long the first lease may take, with all tries: a switch's spanning tree holds a port back for up to 50 s.
+const LEASE_WAIT: Duration = Duration::from_secs(600);
+/// How often sysfs is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Pause before a renewal is tried again: RFC 2131 §4.4.5 asks for 60 s at least.
+const RENEW_RETRY: Duration = Duration::from_secs(60);
+/// Larger than any Ethernet frame without jumbo frames; a longer message is cut and then refused.
+const DATAGRAM_BYTES_MAX: usize = 2048;
+const SERVER_PORT: u16 = 67;
+const CLIENT_PORT: u16 = 68;
+
+/// Why there is no network.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NetworkError {
+    #[error("no network card appeared within {} s: is its driver in the ramdisk?", CARD_WAIT.as_secs())]
+    NoCard,
+    #[error("no DHCP lease within {} s: check the cable and the site's DHCP server", LEASE_WAIT.as_secs())]
+    NoLease,
+    #[error("setting up {card}: {source}")]
+    Kernel { card: String, source: rtnetlink::Error },
+    #[error("netlink: {0}")]
+    Netlink(#[from] io::Error),
+}
+
+/// One Ethernet card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Card {
+    pub(super) name: String,
+    pub(super) index: u32,
+    pub(super) mac: MacAddr,
+}
+
+/// The card the boot loader used, from `BOOTIF=01-52-54-00-00-00-01` (pxelinux `IPAPPEND 2`, GRUB with colons).
+pub(super) fn boot_card(command_line: &str) -> Option<MacAddr> {
+    command_line
+        .split_ascii_whitespace()
+        .find_map(|word| word.strip_prefix("BOOTIF=01")?.strip_prefix(['-', ':']))
+        .and_then(|mac| mac.parse().ok())
+}
+
+/// The physical Ethernet cards under `sys` (`/sys`), by address.
+pub(super) fn cards(sys: &Path) -> BTreeMap<MacAddr, Card> {
+    const ETHERNET: u64 = 1;
+    sysfs::names(&sys.join("class/net"))
+        .into_iter()
+        .filter_map(|name| {
+            let dir = sys.join("class/net").join(&name);
+            let physical =
+                dir.join("device").exists() && sysfs::number(&dir.join("type")) == Some(ETHERNET);
+            let mac = sysfs::text(&dir.join("address"))?.parse().ok()?;
+            let index = u32::try_from(sysfs::number(&dir.join("ifindex"))?).ok()?;
+            physical.then_some((mac, Card { name, index, mac }))
+        })
+        .collect()
+}
+
+/// Brings the network up and returns the address; a background task keeps the lease. With `boot_card` only that card is used,
+/// without it the first card that gets a lease.
+pub(super) async fn up(boot_card: Option<MacAddr>) -> Result<IpAddr, NetworkError> {
+    let (connection, netlink, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    let wanted = wait_for_cards(boot_card).await?;
+
+    let mut tries = JoinSet::new();
+    for card in wanted {
+        info!(card = card.name, mac = %card.mac, "bringing the card up");
+        let up = LinkUnspec::new_with_index(card.index).up().build();
+        netlink
+            .link()
+            .set(up)
+            .execute()
+            .await
+            .map_err(|source| NetworkError::Kernel { card: card.name.clone(), source })?;
+        tries.spawn(borrow(card));
+    }
+    let deadline = Instant::now() + LEASE_WAIT;
+    let (card, socket, lease) = loop {
+        match timeout_at(deadline, tries.join_next()).await {
+            Ok(Some(Ok(Ok(got)))) => break got,
+            Ok(Some(Ok(Err(error)))) => warn!(%error, "DHCP"),
+            Ok(Some(Err(error))) => warn!(%error, "DHCP"),
+            Ok(None) | Err(_) => return Err(NetworkError::NoLease),
+        }
+    };
+    drop(tries);
+    apply(&netlink, &card, &lease)
+        .await
+        .map_err(|source| NetworkError::Kernel { card: card.name.clone(), source })?;
+    info!(card = card.name, address = %lease.address, prefix = lease.prefix, "network is up");
+    tokio::spawn(keep(card, socket, lease));
+    Ok(lease.address.into())
+}
+
+async fn wait_for_cards(boot_card: Option<MacAddr>) -> Result<Vec<Card>, NetworkError> {
+    let deadline = Instant::now() + CARD_WAIT;
+    loop {
+        let all = cards(Path::new("/sys"));
+        let wanted: Vec<Card> = match boot_card {
+            Some(mac) => all.get(&mac).cloned().into_iter().collect(),
+            None => all.values().cloned().collect(),
+        };
+        if !wanted.is_empty() {
+            return Ok(wanted);
+        }
+        if Instant::now() >= deadline {
+            // Better a card that was not asked for than none: the key, not the card, proves who the machine is.
+            return match all.into_values().collect::<Vec<_>>() {
+                none if none.is_empty() => Err(NetworkError::NoCard),
+                others => {
+                    warn!("the card the machine booted from did not appear; trying all others");
+                    Ok(others)
+                }
+            };
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn apply(netlink: &Handle, card: &Card, lease: &Lease) -> Result<(), rtnetlink::Error> {
+    netlink
+        .address()
+        .add(card.index, lease.address.into(), lease.prefix)
+        .replace()
+        .execute()
+        .await?;
+    let Some(router) = lease.router.filter(|router| !router.is_unspecified()) else {
+        return Ok(());
+    };
+    // On-link: with a /32 (some clouds and colocation networks) the router is outside the subnet.
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .gateway(router)
+        .output_interface(card.index)
+        .onlink()
+        .build();
+    netlink.route().add(route).replace().execute().await
+}
+
+/// Asks until there is a lease; the caller holds the deadline.
+async fn borrow(card: Card) -> io::Result<(Card, UdpSocket, Lease)> {
+    let carrier = Path::new("/sys/class/net").join(&card.name).join("carrier");
+    while sysfs::number(&carrier) != Some(1) {
+        sleep(LOOK_EVERY).await;
+    }
+    let socket = open(&card)?;
+    let started = Instant::now();
+    for tries in 0.. {
+        let talk = Conversation { mac: card.mac, xid: random_xid()? };
+        let seconds = u16::try_from(started.elapsed().as_secs()).unwrap_or(u16::MAX);
+        let wait = patience(tries, random_byte()?);
+        let broadcast = Ipv4Addr::BROADCAST;
+        let offer = exchange(&socket, talk, Ask::Discover, seconds, broadcast, wait).await?;
+        let Some(Reply::Offer(offer)) = offer else { continue };
+        // The server just answered: silence now is loss, so the short wait is the right one.
+        let wait = patience(1, random_byte()?);
+        let answer = exchange(&socket, talk, Ask::Take(offer), seconds, broadcast, wait).await?;
+        if let Some(Reply::Ack(lease)) = answer {
+            return Ok((card, socket, lease));
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// Renews at T1 by asking the server, from T2 on by asking everybody. The address stays even when nobody answers: a disk may be half
+/// written through it, and no server lends it to another before the lease ends.
+async fn keep(card: Card, socket: UdpSocket, mut lease: Lease) {
+    let mut borrowed = Instant::now();
+    while let (Some(renew), Some(rebind)) = (lease.renew_after, lease.rebind_after) {
+        tokio::time::sleep_until(borrowed + renew).await;
+        let server = if borrowed.elapsed() < rebind { lease.server } else { Ipv4Addr::BROADCAST };
+        match renewed(&card, &socket, lease.address, server).await {
+            Ok(Some(Reply::Ack(again))) if again.address == lease.address => {
+                (lease, borrowed) = (again, Instant::now());
+                continue;
+            }
+            Ok(Some(_)) => warn!(address = %lease.address, "the DHCP server refused to renew"),
+            Ok(None) => warn!(address = %lease.address, "no answer to the DHCP renewal"),
+            Err(error) => warn!(%error, "DHCP renewal"),
+        }
+        sleep(RENEW_RETRY).await;
+    }
+}
+
+async fn renewed(
+    card: &Card,
+    socket: &UdpSocket,
+    address: Ipv4Addr,
+    server: Ipv4Addr,
+) -> io::Result<Option<Reply>> {
+    let talk = Conversation { mac: card.mac, xid: random_xid()? };
+    let wait = patience(2, random_byte()?);
+    exchange(socket, talk, Ask::Renew(address), 0, server, wait).await
+}
+
+/// Sends one message and waits for the first answer to it.
+async fn exchange(
+    socket: &UdpSocket,
+    talk: Conversation,
+    ask: Ask,
+    seconds: u16,
+    server: Ipv4Addr,
+    wait: Duration,
+) -> io::Result<Option<Reply>> {
+    let deadline = Instant::now() + wait;
+    if let Err(error) = socket.send_to(&talk.message(ask, seconds), (server, SERVER_PORT)).await {
+        // The link may have gone for a moment; the next try will tell.
+        warn!(%error, "sending to the DHCP server");
+    }
+    let mut buffer = [0; DATAGRAM_BYTES_MAX];
+    while let Ok(received) = timeout_at(deadline, socket.recv_from(&mut buffer)).await {
+        let (length, _) = received?;
+        match (ask, buffer.get(..length).and_then(|bytes| talk.reply(bytes))) {
+            (Ask::Discover, reply @ Some(Reply::Offer(_)))
+            | (Ask::Take(_) | Ask::Renew(_), reply @ Some(Reply::Ack(_) | Reply::Nak)) => {
+                return Ok(reply);
+            }
+            (_, Some(_) | None) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// A socket that sends and hears on this card only, before the card has an address.
+fn open(card: &Card) -> io::Result<UdpSocket> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let fd = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        flags,
+        Some(ipproto::UDP),
+    )?;
+    sockopt::set_socket_broadcast(&fd, true)?;
+    let socket = UdpSocket::from_std(fd.into())?;
+    // Before bind: the sockets of all cards share the port.
+    socket.bind_device(Some(card.name.as_bytes()))?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT))?;
+    Ok(socket)
+}
+
+fn random_xid() -> io::Result<u32> {
+    getrandom::u32().map_err(io::Error::other)
+}
+
+fn random_byte() -> io::Result<u8> {
+    let [byte, ..] = random_xid()?.to_le_bytes();
+    Ok(byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_boot_card_is_read_as_pxelinux_and_grub_write_it() {
+        let mac = "52:54:00:00:00:01".parse().ok();
+        assert_eq!(boot_card("quiet BOOTIF=01-52-54-00-00-00-01 x"), mac);
+        assert_eq!(boot_card("BOOTIF=01-52:54:00:00:00:01"), mac);
+        assert_eq!(boot_card("BOOTIF=20-52-54-00-00-00-01"), None);
+        assert_eq!(boot_card("BOOTIF=01-"), None);
+    }
+
+    #[test]
+    fn only_physical_ethernet_cards_are_found() {
+        let sys = tempfile::tempdir().unwrap();
+        let card = |name: &str, kind: &str, mac: &str, physical: bool| {
+            let dir = sys.path().join("class/net").join(name);
+            fs::create_dir_all(&dir).unwrap();
+            if physical {
+                fs::create_dir(dir.join("device")).unwrap();
+            }
+            fs::write(dir.join("type"), kind).unwrap();
+            fs::write(dir.join("address"), mac).unwrap();
+            fs::write(dir.join("ifindex"), "2\n").unwrap();
+        };
+        card("eth0", "1\n", "52:54:00:00:00:01\n", true);
+        card("lo", "772\n", "00:00:00:00:00:00\n", false);
+        card("ib0", "32\n", "80:00:02:08:fe:80:00:00:00:00:00:00\n", true);
+        card("br0", "1\n", "52:54:00:00:00:02\n", false);
+        let found = cards(sys.path());
+        assert_eq!(found.values().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
+    }
+}

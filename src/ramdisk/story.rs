@@ -1,0 +1,199 @@
+//! What the deploy ramdisk does, top to bottom.
+//!
+//! Called by [`super::init`]. Each step is a module of its own; this one knows the order, and whom to tell when a step fails.
+
+use std::{fs, net::IpAddr, time::Duration};
+
+use tokio::{task::spawn_blocking, time::timeout};
+use tracing::{error, info};
+
+use super::{
+    agent::{Agent, AgentError},
+    disks, machine,
+    modules::{Modules, NoModules},
+    mounts::{self, MountError},
+    network::{self, NetworkError},
+    target::{self, Chap, Target},
+};
+use crate::model::{
+    boot::RamdiskArgs,
+    callback::{Completed, DeployInfo, DeployState, LookupReply},
+    disk::Disk,
+};
+
+/// Between two questions for the deploy state, when the agent has not said.
+const PAUSE_DEFAULT: Duration = Duration::from_secs(5);
+/// The same, whatever it has said.
+const PAUSE_LONGEST: Duration = Duration::from_secs(30);
+/// Making or stopping the target waits for commands the disk still has; a disk that keeps them longer is broken.
+const TARGET_LIMIT: Duration = Duration::from_secs(120);
+/// Writing out the disk's cache.
+const FLUSH_LIMIT: Duration = Duration::from_secs(300);
+
+/// Why the story ended where the agent could not be told.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Trouble {
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error("/proc/cmdline: {0}")]
+    CommandLine(String),
+    #[error(transparent)]
+    Modules(#[from] NoModules),
+    #[error("a thread to load modules: {0}")]
+    Thread(std::io::Error),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+/// From the first mount to the last word. `Ok`: the agent knows all and will switch the machine off or restart it.
+pub(super) async fn tell() -> Result<(), Trouble> {
+    mounts::basic()?;
+    let command_line = fs::read_to_string("/proc/cmdline")
+        .map_err(|error| Trouble::CommandLine(error.to_string()))?;
+    let args = RamdiskArgs::from_command_line(&command_line).map_err(Trouble::CommandLine)?;
+    info!(node = %args.node, agent = %args.api, version = env!("CARGO_PKG_VERSION"), "hostler");
+
+    let mut modules = Modules::open()?;
+    modules.load_first();
+    modules.load_later().map_err(Trouble::Thread)?;
+    mounts::configfs()?;
+
+    let boot_card = network::boot_card(&command_line);
+    let (address, disks) = tokio::join!(network::up(boot_card), disks::settled());
+    let address = address?;
+    for disk in &disks {
+        info!(%disk, "found");
+    }
+
+    let agent = Agent::new(args)?;
+    match agent.lookup(&machine::describe(disks.clone())).await {
+        Ok(reply) => serve(&agent, address, &disks, &reply).await,
+        Err(AgentError::Refused(reason)) => {
+            error!(reason, "the agent chose no disk");
+            wait_for_the_end(&agent, PAUSE_DEFAULT).await
+        }
+        Err(over @ AgentError::AttemptOver) => Err(over.into()),
+    }
+}
+
+/// Exports the chosen disk for as long as the agent wants it.
+async fn serve(
+    agent: &Agent,
+    address: IpAddr,
+    disks: &[Disk],
+    reply: &LookupReply,
+) -> Result<(), Trouble> {
+    let pause = Duration::from_secs(reply.poll_after.into()).min(PAUSE_LONGEST);
+    let (target, info) = match export(address, disks, reply).await {
+        Ok(exported) => exported,
+        Err(reason) => {
+            error!(reason, "no target");
+            accepted(agent.pass_deploy_info(&deploy_info(address, reply, None, reason)).await)?;
+            return wait_for_the_end(agent, pause).await;
+        }
+    };
+    info!(disk = reply.disk, iqn = reply.iqn, %address, "the disk is exported");
+    let state = match accepted(agent.pass_deploy_info(&info).await) {
+        Ok(()) => agent.wait_until_done(pause).await,
+        Err(over) => Err(over),
+    };
+
+    // Whatever was answered: from here on nobody may write to the disk.
+    let stopped = blocking(TARGET_LIMIT, "stopping the target", || target.stop()).await;
+    match &stopped {
+        Ok(()) => info!("the target is stopped"),
+        Err(reason) => error!(reason, "the target did not stop"),
+    }
+    if state? == DeployState::Release {
+        complete(agent, stopped, reply.disk.clone()).await?;
+    } else {
+        info!("the agent has ended this attempt");
+    }
+    Ok(())
+}
+
+/// Makes the target and what the agent must know to use it.
+async fn export(
+    address: IpAddr,
+    disks: &[Disk],
+    reply: &LookupReply,
+) -> Result<(Target, DeployInfo), String> {
+    if !disks.iter().any(|disk| disk.name == reply.disk) {
+        return Err(format!("the agent chose disk {:?}, which is not here", reply.disk));
+    }
+    let chap = Chap::random().map_err(|error| format!("random numbers: {error}"))?;
+    let info = deploy_info(address, reply, Some(&chap), String::new());
+    let (disk, iqn) = (reply.disk.clone(), reply.iqn.clone());
+    let make = move || Target::export(&disk, &iqn, address, &chap);
+    let target = blocking(TARGET_LIMIT, "making the target", make).await?;
+    Ok((target, info))
+}
+
+fn deploy_info(
+    address: IpAddr,
+    reply: &LookupReply,
+    chap: Option<&Chap>,
+    error: String,
+) -> DeployInfo {
+    DeployInfo {
+        address: Some(address),
+        port: target::PORT,
+        lun: target::LUN,
+        iqn: reply.iqn.clone(),
+        chap_username: chap.map(|chap| chap.username.clone()).unwrap_or_default(),
+        chap_password: chap.map(|chap| chap.password.clone()),
+        error,
+    }
+}
+
+/// The last act: everything on the platter, and the agent told so.
+async fn complete(agent: &Agent, stopped: Result<(), String>, disk: String) -> Result<(), Trouble> {
+    let done = match stopped {
+        Ok(()) => blocking(FLUSH_LIMIT, "flushing the disk", move || target::flush(&disk)).await,
+        failed @ Err(_) => failed,
+    };
+    match &done {
+        Ok(()) => info!("the disk is flushed"),
+        Err(reason) => error!(reason, "the disk is not safe"),
+    }
+    let notice = Completed { error: done.err().unwrap_or_default(), verified: false };
+    accepted(agent.completed(&notice).await)?;
+    info!("completed; the agent restarts this machine");
+    Ok(())
+}
+
+/// After a failure the agent knows of: it ends the attempt by switching the machine off.
+async fn wait_for_the_end(agent: &Agent, pause: Duration) -> Result<(), Trouble> {
+    let state = agent.wait_until_done(pause).await?;
+    info!(?state, "the agent has ended this attempt");
+    Ok(())
+}
+
+/// A refusal of what was only told changes nothing here; the deploy state says what is next.
+fn accepted(told: Result<(), AgentError>) -> Result<(), AgentError> {
+    match told {
+        Err(AgentError::Refused(reason)) => {
+            error!(reason, "the agent refuses");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Runs what may hang in the kernel on a thread of its own, for a limited time. The error is for the agent's ears.
+async fn blocking<T: Send + 'static, E: ToString + Send + 'static>(
+    limit: Duration,
+    doing: &'static str,
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, String> {
+    match timeout(limit, spawn_blocking(work)).await {
+        Ok(Ok(Ok(done))) => Ok(done),
+        Ok(Ok(Err(error))) => Err(error.to_string()),
+        Ok(Err(panicked)) => Err(format!("{doing}: {panicked}")),
+        Err(_) => Err(format!("{doing}: not done within {} s", limit.as_secs())),
+    }
+}
