@@ -90,7 +90,7 @@ impl Driver {
                     request += 1;
                     let Request { node, peer, key, call, reply } = call;
                     self.replies.insert(request, reply);
-                    (node, Event::Callback { request, peer, key: Some(key), call })
+                    (node, Event::Callback { request, peer, key, call })
                 }
                 Some(fetch) = fetches.recv() => (fetch.node.clone(), Event::Fetched(fetch)),
                 Some(report) = reported.recv() => report,
@@ -109,7 +109,8 @@ impl Driver {
         if let Event::Done { op, .. } = &event {
             self.running.remove(&(name.clone(), *op));
         }
-        let request = if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
+        let request =
+            if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
         let before = self.fleet.node(name).map(|node| node.record().clone());
         match self.fleet.step(Timestamp::now(), name, event) {
             Some(actions) => self.carry_out(name, before.as_ref(), actions, reports),
@@ -119,7 +120,13 @@ impl Driver {
     }
 
     /// Makes the record durable, puts the boot menu in force, and only then does what the core asked for.
-    fn carry_out(&mut self, name: &NodeName, before: Option<&Record>, mut actions: Vec<Action>, reports: &mpsc::Sender<Report>) {
+    fn carry_out(
+        &mut self,
+        name: &NodeName,
+        before: Option<&Record>,
+        mut actions: Vec<Action>,
+        reports: &mpsc::Sender<Report>,
+    ) {
         let Some(node) = self.fleet.node(name) else { return self.forget(name) };
         let record = node.record();
         if before.map(|before| before.phase) != Some(record.phase) {
@@ -142,7 +149,9 @@ impl Driver {
         let held = waiting.map(|(_, held)| held).unwrap_or_default();
         for action in held.into_iter().chain(actions) {
             match action {
-                Action::Start { op, operation, spec } => self.start(name, op, operation, spec, reports.clone()),
+                Action::Start { op, operation, spec } => {
+                    self.start(name, op, operation, spec, reports.clone())
+                }
                 Action::Cancel(op) => {
                     if let Some(cancel) = self.running.get(&(name.clone(), op)) {
                         cancel.send_replace(true);
@@ -155,7 +164,14 @@ impl Driver {
         self.show(name);
     }
 
-    fn start(&mut self, name: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>, reports: mpsc::Sender<Report>) {
+    fn start(
+        &mut self,
+        name: &NodeName,
+        op: OpId,
+        operation: Operation,
+        spec: Arc<NodeSpec>,
+        reports: mpsc::Sender<Report>,
+    ) {
         let (stop, cancel) = cancel_signal();
         self.running.insert((name.clone(), op), stop);
         let (name, workshop) = (name.clone(), Arc::clone(&self.workshop));
@@ -281,7 +297,12 @@ async fn watch_over<T>(
             Ok(Ok(outcome)) => return outcome,
             Ok(Err(panic)) => {
                 let message = format!("hostler itself failed: {panic}");
-                return Err(Fault::passing(Step::Cleanup, "Internal", message, "report this with the agent's log"));
+                return Err(Fault::passing(
+                    Step::Cleanup,
+                    "Internal",
+                    message,
+                    "report this with the agent's log",
+                ));
             }
             Err(_) => {
                 let progress = meter.progress();

@@ -14,7 +14,9 @@ use crate::{
 pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
     use RetryAdvice::{Backoff, Never};
     let (code, retry, hint) = match &error.kind {
-        IpmiErrorKind::Unresolved { .. } => ("BmcUnresolved", Backoff, "look at bmc.address and at this machine's name service"),
+        IpmiErrorKind::Unresolved { .. } => {
+            ("BmcUnresolved", Backoff, "look at bmc.address and at this machine's name service")
+        }
         IpmiErrorKind::NoAnswer { .. } => (
             "BmcSilent",
             Backoff,
@@ -26,24 +28,38 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
             "correct bmc.username or the password file, then change `redeploy` in the spec; hostler does not go on trying, because BMCs \
              lock users out",
         ),
-        IpmiErrorKind::PrivilegeRefused { .. } => {
-            ("BmcPrivilegeRefused", Never, "give the BMC user that privilege, or set bmc.privilege = \"operator\"")
-        }
-        IpmiErrorKind::SuitesRefused { .. } => {
-            ("BmcCipherRefused", Never, "allow cipher suite 17 or 3 in the BMC's settings, or set bmc.cipher_suite")
-        }
-        IpmiErrorKind::NoSession { .. } | IpmiErrorKind::Busy { .. } | IpmiErrorKind::InUse { .. } => {
-            ("BmcBusy", Backoff, "other programs may hold the BMC's sessions; if it stays so, reset the BMC")
-        }
-        IpmiErrorKind::CommandRefused { .. } | IpmiErrorKind::BadAnswer { .. } => {
-            ("BmcRefused", Backoff, "look at the BMC's event log and firmware; if it stays so, reset the BMC")
-        }
-        IpmiErrorKind::StateNotReached { .. } => {
-            ("PowerNotReached", Backoff, "the BMC accepts power commands and nothing happens: look at the machine, or raise timeouts.power")
-        }
-        IpmiErrorKind::BootDeviceNotKept { .. } => {
-            ("BootDeviceNotKept", Backoff, "the BMC does not keep the boot device: look at its firmware and at the machine's boot order")
-        }
+        IpmiErrorKind::PrivilegeRefused { .. } => (
+            "BmcPrivilegeRefused",
+            Never,
+            "give the BMC user that privilege, or set bmc.privilege = \"operator\"",
+        ),
+        IpmiErrorKind::SuitesRefused { .. } => (
+            "BmcCipherRefused",
+            Never,
+            "allow cipher suite 17 or 3 in the BMC's settings, or set bmc.cipher_suite",
+        ),
+        IpmiErrorKind::NoSession { .. }
+        | IpmiErrorKind::Busy { .. }
+        | IpmiErrorKind::InUse { .. } => (
+            "BmcBusy",
+            Backoff,
+            "other programs may hold the BMC's sessions; if it stays so, reset the BMC",
+        ),
+        IpmiErrorKind::CommandRefused { .. } | IpmiErrorKind::BadAnswer { .. } => (
+            "BmcRefused",
+            Backoff,
+            "look at the BMC's event log and firmware; if it stays so, reset the BMC",
+        ),
+        IpmiErrorKind::StateNotReached { .. } => (
+            "PowerNotReached",
+            Backoff,
+            "the BMC accepts power commands and nothing happens: look at the machine, or raise timeouts.power",
+        ),
+        IpmiErrorKind::BootDeviceNotKept { .. } => (
+            "BootDeviceNotKept",
+            Backoff,
+            "the BMC does not keep the boot device: look at its firmware and at the machine's boot order",
+        ),
     };
     let message = format!("{error} (user {:?})", spec.bmc.username);
     Fault { step, code: code.into(), retry, message, hint: hint.into() }
@@ -53,7 +69,12 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
 pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
     let message = error.to_string();
     match error {
-        ImagingError::Unusable { .. } => Fault::lasting(step, "ImageUnusable", message, "correct image.source or the file it names"),
+        ImagingError::Unusable { .. } => Fault::lasting(
+            step,
+            "ImageUnusable",
+            message,
+            "correct image.source or the file it names",
+        ),
         ImagingError::File { .. } => Fault::passing(
             step,
             "ImageUnreadable",
@@ -66,13 +87,21 @@ pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
             message,
             "copy the image again, or correct image.checksum; nothing was written",
         ),
-        ImagingError::TooBig { .. } => {
-            Fault::lasting(step, "DiskTooSmall", message, "choose a larger disk with [root_device] or a smaller image")
+        ImagingError::TooBig { .. } => Fault::lasting(
+            step,
+            "DiskTooSmall",
+            message,
+            "choose a larger disk with [root_device] or a smaller image",
+        ),
+        ImagingError::Blocks(_) => {
+            Fault::lasting(step, "DiskUnusable", message, "choose another disk with [root_device]")
         }
-        ImagingError::Blocks(_) => Fault::lasting(step, "DiskUnusable", message, "choose another disk with [root_device]"),
-        ImagingError::Volume { source, .. } => {
-            Fault::passing(step, source.code, message, "look at the machine, its disk and the network to it")
-        }
+        ImagingError::Volume { source, .. } => Fault::passing(
+            step,
+            source.code,
+            message,
+            "look at the machine, its disk and the network to it",
+        ),
         ImagingError::Stalled { .. } => Fault::passing(
             step,
             "ImagingStalled",
@@ -85,9 +114,12 @@ pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
             message,
             "the disk acknowledged writes and does not hold them: replace it, or choose another with [root_device]",
         ),
-        ImagingError::Changed(_) => {
-            Fault::passing(step, "ImageChanged", message, "replace images by renaming a finished file over them")
-        }
+        ImagingError::Changed(_) => Fault::passing(
+            step,
+            "ImageChanged",
+            message,
+            "replace images by renaming a finished file over them",
+        ),
         ImagingError::Cancelled => cancelled(step),
         ImagingError::NotWiped { cause, .. } => {
             let fault = of_imaging(step, cause);
@@ -99,8 +131,12 @@ pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
 /// The target cannot be used.
 pub(super) fn of_iscsi(error: &IscsiError) -> Fault {
     let hint = match &error.kind {
-        ErrorKind::Unreachable(_) => "look at the network between hostler and the machine, and at firewalls for TCP port 3260",
-        ErrorKind::LoginRefused(LoginRefusal::ChapNotAsked) => "another machine may answer under this address: look for a double address",
+        ErrorKind::Unreachable(_) => {
+            "look at the network between hostler and the machine, and at firewalls for TCP port 3260"
+        }
+        ErrorKind::LoginRefused(LoginRefusal::ChapNotAsked) => {
+            "another machine may answer under this address: look for a double address"
+        }
         _ => "look at the machine's console and the network to it",
     };
     Fault::passing(Step::Imaging, iscsi_code(&error.kind), error.to_string(), hint)

@@ -1,10 +1,7 @@
 //! Putting the core's menus into the TFTP room's table: the kernel command line is made here, because only here both the attempt's
 //! key and the listener's address and certificate are known.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use tracing::warn;
 
@@ -49,10 +46,21 @@ impl MenuWriter {
         let rendered = match &wanted.0 {
             Menu::Unknown | Menu::LocalDisk => BootMenu::LocalDisk,
             Menu::Deploy(key) => {
-                let args = RamdiskArgs { api: self.api, node: name.clone(), key: key.clone(), pin: self.pin.clone() };
-                let extra = spec.boot.kernel_args.iter().map(|arg| format!(" {arg}")).collect::<String>();
-                let command_line = Secret::new(format!("{}{extra}", args.to_command_line().expose()));
-                BootMenu::Deploy { kernel: KERNEL_NAME.to_owned(), initramfs: INITRAMFS_NAME.to_owned(), command_line }
+                let args = RamdiskArgs {
+                    api: self.api,
+                    node: name.clone(),
+                    key: key.clone(),
+                    pin: self.pin.clone(),
+                };
+                let extra =
+                    spec.boot.kernel_args.iter().map(|arg| format!(" {arg}")).collect::<String>();
+                let command_line =
+                    Secret::new(format!("{}{extra}", args.to_command_line().expose()));
+                BootMenu::Deploy {
+                    kernel: KERNEL_NAME.to_owned(),
+                    initramfs: INITRAMFS_NAME.to_owned(),
+                    command_line,
+                }
             }
         };
         match self.table.set(name, &spec.boot.macs, spec.boot.firmware, &rendered) {

@@ -1,1 +1,167 @@
-//! Stub: agent.
+//! The wiring: the only place that knows both the core and the rooms.
+//!
+//! Called by `hostler run`. [`Agent::start`] binds every socket and reads every record before it says that it is ready;
+//! [`Agent::run`] then drives the fleet until it is told to stop. One task, the driver, owns the fleet: events come to it over
+//! channels, work goes out to tasks of its own, and nothing else may change a node.
+//!
+//! ```text
+//!  watch ─▶ scan ─┐                      ┌─▶ store        record, before anything else
+//!  callback ──────┤    ┌──────────┐      ├─▶ tftp table   boot menu
+//!  tftp evidence ─┼──▶ │  driver  │ ─────┼─▶ work         BMC, image, disk ─┐
+//!  work's ends ───┤    │  (Fleet) │      ├─▶ callback     replies            │
+//!  deadlines ─────┘    └──────────┘      └─▶ publisher    status files       │
+//!        ▲                                                                   │
+//!        └───────────────────────────────────────────────────────────────────┘
+//! ```
+
+mod driver;
+mod faults;
+mod menu;
+mod publish;
+mod scan;
+mod volume;
+mod work;
+
+use std::{collections::BTreeMap, future::Future, io, sync::Arc};
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info};
+
+use crate::{
+    callback,
+    config::Config,
+    imaging::Images,
+    lifecycle::{Fleet, Record},
+    status_file::StatusFiles,
+    store::{Store, StoreError},
+    tftp,
+    watch::{DEBOUNCE, Watcher},
+};
+
+use self::{driver::Driver, menu::MenuWriter, publish::Publisher, work::Workshop};
+
+/// Requests, fetches and results that may wait for the driver. It handles thousands a second; a full channel slows the sender.
+const CHANNEL_DEPTH: usize = 256;
+/// TFTP names of the deploy kernel and ramdisk.
+const KERNEL_NAME: &str = "deploy/vmlinuz";
+const INITRAMFS_NAME: &str = "deploy/initramfs";
+
+/// Why the agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The callback listener's certificate.
+    #[error(transparent)]
+    Identity(#[from] callback::IdentityError),
+    /// A socket.
+    #[error("{what}: {source}")]
+    Listen {
+        /// Which.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// An agent with its sockets bound and its records read, not yet running.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    store: Store,
+    fleet: Fleet,
+    tftp: tftp::Server,
+    callback: callback::Server,
+    pin: String,
+}
+
+impl Agent {
+    /// Binds every socket, locks the state directory and reads it.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let listen = |what: &str, at| {
+            let what = format!("{what} {at}");
+            move |source| StartError::Listen { what, source }
+        };
+        let tftp = tftp::Server::bind(tftp_config(&config))
+            .map_err(listen("TFTP listener", config.tftp.listen))?;
+        let store = Store::open(&config.state.dir)?;
+        let identity = callback::Identity::load_or_create(&config.state.dir)?;
+        let pin = identity.pin().to_owned();
+        let callback =
+            callback::Server::bind(config.callback.listen, identity, callback::Limits::default())
+                .await
+                .map_err(listen("callback listener", config.callback.listen))?;
+        let loaded = store.load_all::<Record>()?;
+        for damaged in &loaded.damaged {
+            error!(error = %damaged, "a record was damaged; its node is treated as never seen");
+        }
+        let fleet = Fleet::resume(loaded.records, Timestamp::now());
+        Ok(Self { config, store, fleet, tftp, callback, pin })
+    }
+
+    /// Drives the fleet until `shutdown`. Then nothing new starts, writes under way are stopped, and every record is as it was: the
+    /// next start goes on from there.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
+        let Self { config, store, fleet, tftp, callback, pin } = self;
+        let table = tftp::BootTable::default();
+        let (fetched, fetches) = mpsc::channel(CHANNEL_DEPTH);
+        let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
+        let (changed, changes) = watch::channel(0);
+        let (closing, mut closed) = watch::channel(false);
+
+        let api = callback
+            .local_addr()
+            .map_err(|source| StartError::Listen { what: "callback listener".into(), source })?;
+        let tftp = tftp
+            .start(table.clone(), fetched)
+            .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
+        let ended = async move { drop(closed.wait_for(|closed| *closed).await) };
+        let callback = tokio::spawn(callback.serve(requests, changes, ended));
+
+        let status_dir =
+            config.specs.status_dir.clone().unwrap_or_else(|| config.specs.dir.clone());
+        let (watcher, wakes) =
+            Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE).map_err(
+                |source| StartError::Listen { what: "directory watcher".into(), source },
+            )?;
+        let scans = scan::start(&config, wakes);
+        let workshop = Arc::new(Workshop::new(
+            Images::new(&config.images.dir, config.images.allowed_dirs.clone()),
+            config.secrets.dir.clone(),
+            [config.ramdisk.kernel.clone(), config.ramdisk.initramfs.clone()],
+        ));
+        let driver = Driver {
+            fleet,
+            store,
+            menus: MenuWriter::new(table, api, pin),
+            publisher: Publisher::start(StatusFiles::new(status_dir)),
+            workshop,
+            changed,
+            unsaved: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            running: BTreeMap::new(),
+        };
+        info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), callback = %api, "running");
+        driver.run(scans, calls, fetches, shutdown).await;
+
+        closing.send_replace(true);
+        drop(watcher);
+        tftp.stop();
+        if let Err(error) = callback.await {
+            error!(%error, "the callback listener panicked");
+        }
+        Ok(())
+    }
+}
+
+fn tftp_config(config: &Config) -> tftp::Config {
+    let files =
+        [(KERNEL_NAME, &config.ramdisk.kernel), (INITRAMFS_NAME, &config.ramdisk.initramfs)];
+    tftp::Config {
+        loaders: Some(config.tftp.loaders.clone()),
+        files: files.into_iter().map(|(name, path)| (name.to_owned(), path.clone())).collect(),
+        ..tftp::Config::new(config.tftp.listen)
+    }
+}

@@ -89,7 +89,9 @@ impl Desk {
     }
 
     fn take(&mut self, status: Status) {
-        let same = self.shown.get(&status.node).is_some_and(|(shown, _)| *shown == Status { updated: shown.updated, ..status.clone() });
+        let same = self.shown.get(&status.node).is_some_and(|(shown, _)| {
+            *shown == Status { updated: shown.updated, ..status.clone() }
+        });
         if same {
             self.waiting.remove(&status.node);
         } else {
@@ -108,9 +110,12 @@ impl Desk {
     fn write_due(&mut self, all: bool) {
         let shown = &self.shown;
         let due = |status: &Status| {
-            shown.get(&status.node).is_none_or(|(shown, at)| shown.phase != status.phase || at.elapsed() >= INTERVAL)
+            shown
+                .get(&status.node)
+                .is_none_or(|(shown, at)| shown.phase != status.phase || at.elapsed() >= INTERVAL)
         };
-        let due: Vec<Status> = self.waiting.values().filter(|status| all || due(status)).cloned().collect();
+        let due: Vec<Status> =
+            self.waiting.values().filter(|status| all || due(status)).cloned().collect();
         for status in due {
             self.waiting.remove(&status.node);
             // A status that cannot be written is as good as shown: it is tried again when there is news.

@@ -12,7 +12,10 @@ use crate::{
 };
 
 /// Starts reading; each reading's result goes to the driver. It ends when the watcher or the driver does.
-pub(super) fn start(config: &Config, mut wakes: mpsc::Receiver<Wake>) -> mpsc::Receiver<Result<Snapshot, ReadError>> {
+pub(super) fn start(
+    config: &Config,
+    mut wakes: mpsc::Receiver<Wake>,
+) -> mpsc::Receiver<Result<Snapshot, ReadError>> {
     let (found, scans) = mpsc::channel(1);
     let dir = config.specs.dir.clone();
     let defaults = config.defaults.clone();
@@ -21,7 +24,9 @@ pub(super) fn start(config: &Config, mut wakes: mpsc::Receiver<Wake>) -> mpsc::R
         while let Some(wake) = wakes.recv().await {
             debug!(?wake, at = %Timestamp::now(), "reading the spec directory");
             let (dir, defaults) = (dir.clone(), defaults.clone());
-            let read = tokio::task::spawn_blocking(move || spec::read_dir(&dir, &dir.to_string_lossy(), defaults.as_ref()));
+            let read = tokio::task::spawn_blocking(move || {
+                spec::read_dir(&dir, &dir.to_string_lossy(), defaults.as_ref())
+            });
             let Ok(snapshot) = read.await else { continue };
             if let Ok(snapshot) = &snapshot {
                 tell(&snapshot.problems, &mut told);

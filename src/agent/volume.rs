@@ -32,6 +32,13 @@ impl Volume for Lun {
 }
 
 fn volume_error(error: IscsiError) -> VolumeError {
-    let reconnect = matches!(error.kind, ErrorKind::TargetGone(_) | ErrorKind::TimedOut(_) | ErrorKind::Digest(_));
-    VolumeError { code: super::faults::iscsi_code(&error.kind), message: error.to_string(), reconnect }
+    let reconnect = matches!(
+        error.kind,
+        ErrorKind::TargetGone(_) | ErrorKind::TimedOut(_) | ErrorKind::Digest(_)
+    );
+    VolumeError {
+        code: super::faults::iscsi_code(&error.kind),
+        message: error.to_string(),
+        reconnect,
+    }
 }

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::{
     imaging::{self, Cancel, Images, ImagingError, Meter},
-    ipmi::{self, Bmc, BmcConfig, IpmiError},
+    ipmi::{Bmc, BmcConfig, IpmiError},
     iscsi::{Chap, IscsiError, Lun, Options, TargetAddress},
     lifecycle::{Operation, Outcome, Target},
     model::{
@@ -63,7 +63,9 @@ impl Workshop {
     ) -> Result<Outcome, Fault> {
         match operation {
             Operation::ObservePower => {
-                let call = async |bmc: Arc<Bmc>, limit: Duration| bmc.power_state(Instant::now() + limit).await;
+                let call = async |bmc: Arc<Bmc>, limit: Duration| {
+                    bmc.power_state(Instant::now() + limit).await
+                };
                 self.with_bmc(Step::Preflight, spec, cancel, call).await.map(Outcome::Power)
             }
             Operation::Prepare => self.prepare(spec, meter, cancel).await,
@@ -71,18 +73,32 @@ impl Workshop {
                 let firmware = spec.boot.firmware;
                 let call = async |bmc: Arc<Bmc>, limit: Duration| {
                     bmc.reach_power(PowerState::Off, Instant::now() + limit).await?;
-                    bmc.set_boot_device(BootDevice::Pxe, BootPersistence::NextBoot, firmware, Instant::now() + limit).await?;
+                    bmc.set_boot_device(
+                        BootDevice::Pxe,
+                        BootPersistence::NextBoot,
+                        firmware,
+                        Instant::now() + limit,
+                    )
+                    .await?;
                     bmc.reach_power(PowerState::On, Instant::now() + limit).await
                 };
                 self.with_bmc(Step::PowerOn, spec, cancel, call).await.map(|()| Outcome::PoweredOn)
             }
-            Operation::Image { target, disk_bytes } => self.image(spec, &target, disk_bytes, meter, cancel).await,
+            Operation::Image { target, disk_bytes } => {
+                self.image(spec, &target, disk_bytes, meter, cancel).await
+            }
             Operation::Restart => {
                 let firmware = spec.boot.firmware;
                 // Off and on instead of a power cycle: that the machine was off is seen, not believed.
                 let call = async |bmc: Arc<Bmc>, limit: Duration| {
                     bmc.reach_power(PowerState::Off, Instant::now() + limit).await?;
-                    bmc.set_boot_device(BootDevice::Disk, BootPersistence::Persistent, firmware, Instant::now() + limit).await?;
+                    bmc.set_boot_device(
+                        BootDevice::Disk,
+                        BootPersistence::Persistent,
+                        firmware,
+                        Instant::now() + limit,
+                    )
+                    .await?;
                     bmc.reach_power(PowerState::On, Instant::now() + limit).await
                 };
                 self.with_bmc(Step::Restart, spec, cancel, call).await.map(|()| Outcome::Restarted)
@@ -92,7 +108,13 @@ impl Workshop {
                 let call = async |bmc: Arc<Bmc>, limit: Duration| {
                     // Off first, and whatever becomes of the boot device: a half-written machine must not run.
                     bmc.reach_power(PowerState::Off, Instant::now() + limit).await?;
-                    bmc.set_boot_device(BootDevice::Disk, BootPersistence::Persistent, firmware, Instant::now() + limit).await
+                    bmc.set_boot_device(
+                        BootDevice::Disk,
+                        BootPersistence::Persistent,
+                        firmware,
+                        Instant::now() + limit,
+                    )
+                    .await
                 };
                 self.with_bmc(Step::Cleanup, spec, cancel, call).await.map(|()| Outcome::CleanedUp)
             }
@@ -119,7 +141,12 @@ impl Workshop {
         let path = self.secrets.join(&spec.bmc.password_file);
         let password = read_password(&path).map_err(|error| {
             let message = format!("bmc.password_file {}: {error}", path.display());
-            Fault::passing(step, "PasswordUnreadable", message, "put the BMC's password there, readable for hostler's user only")
+            Fault::passing(
+                step,
+                "PasswordUnreadable",
+                message,
+                "put the BMC's password there, readable for hostler's user only",
+            )
         })?;
         let mut bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, known_password, bmc)) = bmcs.get(&spec.name) {
@@ -127,7 +154,7 @@ impl Workshop {
                 return Ok(Arc::clone(bmc));
             }
         }
-        let bmc = Arc::new(ipmi::Bmc::new(BmcConfig {
+        let bmc = Arc::new(Bmc::new(BmcConfig {
             address: spec.bmc.address.clone(),
             username: spec.bmc.username.clone(),
             password: password.clone(),
@@ -139,21 +166,42 @@ impl Workshop {
         Ok(bmc)
     }
 
-    async fn prepare(&self, spec: &NodeSpec, meter: &Meter, cancel: Cancel) -> Result<Outcome, Fault> {
+    async fn prepare(
+        &self,
+        spec: &NodeSpec,
+        meter: &Meter,
+        cancel: Cancel,
+    ) -> Result<Outcome, Fault> {
         for path in &self.boot_files {
             fs::File::open(path).map_err(|error| {
                 let message = format!("deploy boot file {}: {error}", path.display());
-                Fault::passing(Step::Preflight, "BootFilesMissing", message, "make them with `hostler ramdisk build`, and see [ramdisk]")
+                Fault::passing(
+                    Step::Preflight,
+                    "BootFilesMissing",
+                    message,
+                    "make them with `hostler ramdisk build`, and see [ramdisk]",
+                )
             })?;
         }
         let of_imaging = |error: ImagingError| faults::of_imaging(Step::Image, &error);
         let image = self.images.open(&spec.image.source).map_err(of_imaging)?;
-        imaging::verify_checksum(&image, &spec.image.checksum, spec.timeouts.imaging_stall, meter, cancel)
-            .await
-            .map_err(of_imaging)?;
+        imaging::verify_checksum(
+            &image,
+            &spec.image.checksum,
+            spec.timeouts.imaging_stall,
+            meter,
+            cancel,
+        )
+        .await
+        .map_err(of_imaging)?;
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|error| {
-            Fault::passing(Step::Preflight, "NoRandomness", format!("the system gives no random bytes: {error}"), "")
+            Fault::passing(
+                Step::Preflight,
+                "NoRandomness",
+                format!("the system gives no random bytes: {error}"),
+                "",
+            )
         })?;
         Ok(Outcome::Prepared { image_bytes: image.bytes(), key: AttemptKey::from_bytes(&random) })
     }
@@ -166,19 +214,31 @@ impl Workshop {
         meter: &Meter,
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
-        let image = self.images.open(&spec.image.source).map_err(|error| faults::of_imaging(Step::Imaging, &error))?;
+        let image = self
+            .images
+            .open(&spec.image.source)
+            .map_err(|error| faults::of_imaging(Step::Imaging, &error))?;
         let lun = tokio::select! {
             lun = log_in(target) => lun.map_err(|error| faults::of_iscsi(&error))?,
             () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Imaging)),
         };
         if lun.capacity_bytes() != disk_bytes {
             let (has, said) = (show_bytes(lun.capacity_bytes()), show_bytes(disk_bytes));
-            let message = format!("target {}: its disk has {has}, the one asked for has {said}", target.iqn);
+            let message =
+                format!("target {}: its disk has {has}, the one asked for has {said}", target.iqn);
             log_out(lun).await;
-            return Err(Fault::passing(Step::Imaging, "WrongDisk", message, "look at the machine's console"));
+            return Err(Fault::passing(
+                Step::Imaging,
+                "WrongDisk",
+                message,
+                "look at the machine's console",
+            ));
         }
-        let order =
-            imaging::Order { image, digest: spec.image.checksum.clone(), stall: spec.timeouts.imaging_stall };
+        let order = imaging::Order {
+            image,
+            digest: spec.image.checksum.clone(),
+            stall: spec.timeouts.imaging_stall,
+        };
         let lun = Arc::new(lun);
         let written = imaging::write_image(Arc::clone(&lun), &order, meter, cancel).await;
         // The pipeline has returned: nobody else holds it.
@@ -217,7 +277,11 @@ async fn log_in(target: &Target) -> Result<Lun, IscsiError> {
         iqn: target.iqn.clone(),
         lun: u16::from(target.lun),
     };
-    let chap = Chap { username: target.chap_username.clone(), secret: target.chap_password.clone(), mutual: None };
+    let chap = Chap {
+        username: target.chap_username.clone(),
+        secret: target.chap_password.clone(),
+        mutual: None,
+    };
     let mut tries = 1;
     loop {
         match Lun::connect(&address, Some(&chap), &Options::default()).await {

@@ -1,3 +1,43 @@
-//! The agent and its command line.
+//! The agent and its command line: arguments, logging, exit codes.
 
-fn main() {}
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::Parser as _;
+use hostler::cli::{Args, Failure};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let level = if args.is_agent() { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("HOSTLER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    // The journal and a terminal both want the log on standard error; standard output is for answers.
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .init();
+    args.run(&mut io::stdout().lock()).unwrap_or_else(|failure| report(&failure))
+}
+
+/// One cause a line. A reader that went away (`hostler status | head`) is no failure.
+fn report(failure: &Failure) -> ExitCode {
+    if failure
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    {
+        return ExitCode::SUCCESS;
+    }
+    let mut stderr = io::stderr().lock();
+    let mut cause: Option<&dyn std::error::Error> = Some(failure.as_ref());
+    let mut lead = "error";
+    while let Some(error) = cause {
+        // Nowhere is left to say that this failed.
+        drop(writeln!(stderr, "{lead}: {error}"));
+        lead = "  because";
+        cause = error.source();
+    }
+    ExitCode::FAILURE
+}

@@ -181,17 +181,6 @@ fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     answer
 }
 
-impl Call {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Lookup(_) => "lookup",
-            Self::PassDeployInfo(_) => "pass_deploy_info",
-            Self::DeployState => "deploy_state",
-            Self::Completed(_) => "completed",
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -32,7 +32,7 @@ pub use self::{
     server::Server,
 };
 use crate::model::{
-    callback::{Completed, DeployInfo, DeployState, Lookup, LookupReply},
+    callback::{Call, Reply},
     ids::NodeName,
     secret::AttemptKey,
 };
@@ -50,34 +50,6 @@ pub struct Request {
     pub call: Call,
     /// Where the answer goes. Dropping it answers 503.
     pub reply: oneshot::Sender<Reply>,
-}
-
-/// What a ramdisk can say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Call {
-    /// Who it is.
-    Lookup(Lookup),
-    /// Its iSCSI target, or why there is none.
-    PassDeployInfo(DeployInfo),
-    /// Whether it may stop its target.
-    DeployState,
-    /// Its target is stopped.
-    Completed(Completed),
-}
-
-/// What the driver can answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
-    /// To a lookup.
-    Lookup(LookupReply),
-    /// Heard: 202.
-    Accepted,
-    /// To a question for the deploy state. `Imaging` is held back until something changes or the poll is over.
-    State(DeployState),
-    /// Unknown node, wrong key, wrong peer or wrong phase: 404, the same for all.
-    Refused,
-    /// The ramdisk is known, but cannot be served; it is told why: 409.
-    Failed(String),
 }
 
 /// What strangers on the deploy network may take.

@@ -435,7 +435,8 @@ mod tests {
             let bhs: Bhs = bytes.try_into().unwrap();
             lengths(&bhs);
             if let Ok(response) = decode(&bhs) {
-                prop_assert_eq!(response.stat_sn.to_be_bytes().as_slice(), &bhs[24..28]);
+                let stat_sn = response.stat_sn.to_be_bytes();
+                prop_assert_eq!(stat_sn.as_slice(), &bhs[24..28]);
             }
         }
     }

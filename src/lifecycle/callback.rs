@@ -30,7 +30,7 @@ impl Node {
         &mut self,
         now: Timestamp,
         peer: IpAddr,
-        key: Option<&AttemptKey>,
+        key: &AttemptKey,
         call: Call,
         actions: &mut Vec<Action>,
     ) -> Reply {
@@ -54,9 +54,9 @@ impl Node {
     }
 
     /// Whether the caller is this attempt's ramdisk. The first address that shows the key is bound to it.
-    fn admit(&mut self, peer: IpAddr, key: Option<&AttemptKey>) -> Result<(), &'static str> {
+    fn admit(&mut self, peer: IpAddr, key: &AttemptKey) -> Result<(), &'static str> {
         let attempt = self.record.state.attempt_mut().ok_or("no attempt is under way")?;
-        if key != Some(&attempt.key) {
+        if *key != attempt.key {
             return Err("wrong key");
         }
         if *attempt.peer.get_or_insert(peer) == peer {

@@ -52,7 +52,7 @@ pub enum Event {
         /// Where it calls from.
         peer: IpAddr,
         /// The key it shows.
-        key: Option<AttemptKey>,
+        key: AttemptKey,
         /// What it says.
         call: Call,
     },

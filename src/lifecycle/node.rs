@@ -157,7 +157,7 @@ impl Node {
                 }
             }
             Event::Callback { request, peer, key, call } => {
-                let reply = self.judge(now, peer, key.as_ref(), call, &mut actions);
+                let reply = self.judge(now, peer, &key, call, &mut actions);
                 actions.push(Action::Reply { request, reply });
             }
             Event::Fetched(fetch) => self.take_evidence(now, fetch),

@@ -36,7 +36,7 @@ pub const SPECS_MAX: usize = 100_000;
 /// One reading of the spec directory.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// Every file that names a node, with its spec or all that is wrong with it. Nodes that clash are wrong.
+    /// Every file that names a node, with its spec or all that is wrong with it. Two may still clash: see [`clashes`].
     pub nodes: BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>,
     /// What is wrong with `_defaults.toml`, with the agent's `[defaults]`, and with files that name no node.
     pub problems: Vec<Problem>,
@@ -110,7 +110,6 @@ pub fn read_dir(
     }
     snapshot.problems.sort();
     snapshot.problems.dedup();
-    snapshot.mark_clashes(shown_as);
     Ok(snapshot)
 }
 
@@ -130,7 +129,9 @@ pub fn read_file(path: &Path, agent_defaults: Option<&Document>) -> Result<NodeS
 /// Reads a directory for `hostler check`, which calls it as it was typed.
 pub fn check(dir: &Path, agent_defaults: Option<&Document>) -> Result<Report, ReadError> {
     let shown_as = dir.to_string_lossy();
-    let snapshot = read_dir(dir, shown_as.trim_end_matches('/'), agent_defaults)?;
+    let shown_as = shown_as.trim_end_matches('/');
+    let mut snapshot = read_dir(dir, shown_as, agent_defaults)?;
+    snapshot.mark_clashes(shown_as);
     let mut good = Vec::new();
     // A broken `_defaults.toml` is a problem of every node; it is told once.
     let mut problems: BTreeSet<Problem> = snapshot.problems.into_iter().collect();

@@ -107,7 +107,7 @@ fn full() -> Status {
             refused: 3,
             refused_reason: Some("wrong key".to_owned()),
         }),
-        durations: BTreeMap::from([("powering-on".to_owned(), 4.5)]),
+        durations: BTreeMap::from([("powering-on_ms".to_owned(), 4500)]),
         problems: vec![Problem {
             file: "edge-07.toml".to_owned(),
             at: Some((12, 3)),

@@ -8,9 +8,9 @@ use std::{
 };
 
 use hostler::{
-    callback::{Call, Identity, Limits, Reply, Request, Server},
+    callback::{Identity, Limits, Request, Server},
     model::{
-        callback::{DeployState, LookupReply},
+        callback::{Call, DeployState, LookupReply, Reply},
         secret::AttemptKey,
     },
 };

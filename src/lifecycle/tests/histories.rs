@@ -247,7 +247,7 @@ impl Site {
         let key = self.key();
         let right = self.node.record().state.attempt().is_some_and(|attempt| attempt.key == key);
         let state_before = self.node.record().state.clone();
-        let event = Event::Callback { request: 1, peer: RAMDISK, key: Some(key), call };
+        let event = Event::Callback { request: 1, peer: RAMDISK, key, call };
         let reply = self.send(event).expect("every callback is answered");
         if !right {
             assert_eq!(reply, Reply::Refused, "a wrong key was believed");
@@ -377,12 +377,8 @@ impl Site {
             match (attempt, self.running.is_some()) {
                 (Some(key), false) => {
                     for call in [lookup(), deploy_info(""), Call::DeployState, completed("")] {
-                        let event = Event::Callback {
-                            request: 1,
-                            peer: RAMDISK,
-                            key: Some(key.clone()),
-                            call,
-                        };
+                        let event =
+                            Event::Callback { request: 1, peer: RAMDISK, key: key.clone(), call };
                         drop(self.send(event));
                     }
                     self.advance_clock();

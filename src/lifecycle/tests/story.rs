@@ -241,7 +241,7 @@ fn a_key_of_another_attempt_or_from_another_address_is_refused() {
     let elsewhere = Event::Callback {
         request: 1,
         peer: "192.0.2.66".parse().unwrap(),
-        key: Some(key(1)),
+        key: key(1),
         call: deploy_info(""),
     };
     assert_eq!(bench.send(elsewhere), Some(Reply::Refused));

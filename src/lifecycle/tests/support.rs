@@ -166,7 +166,7 @@ impl Bench {
     }
 
     pub(super) fn call(&mut self, key: &AttemptKey, call: Call) -> Reply {
-        let event = Event::Callback { request: 1, peer: RAMDISK, key: Some(key.clone()), call };
+        let event = Event::Callback { request: 1, peer: RAMDISK, key: key.clone(), call };
         self.send(event).expect("every callback is answered")
     }
 

@@ -1,0 +1,189 @@
+//! `hostler status` and `hostler watch`: status files, for people and programs.
+
+use std::{
+    collections::BTreeMap, io::Write, path::Path, process::ExitCode, thread, time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp, Unit};
+
+use crate::{
+    model::{
+        ids::NodeName,
+        size::show_bytes,
+        status::{Phase, Progress, Status},
+    },
+    status_file::{StatusFileError, StatusFiles},
+};
+
+use super::{Failure, Format};
+
+/// How often `watch` looks: as often as the agent writes progress.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Cells of the bar in the table.
+const BAR_CELLS: u64 = 10;
+
+pub(super) fn show(dir: &Path, format: Format, out: &mut impl Write) -> Result<(), Failure> {
+    let (statuses, unreadable) = read(dir)?;
+    match format {
+        Format::Json => writeln!(out, "{}", serde_json::to_string_pretty(&statuses)?)?,
+        Format::Table => {
+            write!(out, "{}", table(&statuses, Timestamp::now()))?;
+            for error in unreadable {
+                writeln!(out, "{error}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A line for every change, so that it reads the same on a terminal and in a log.
+pub(super) fn watch(dir: &Path, out: &mut impl Write) -> Result<ExitCode, Failure> {
+    let mut shown: BTreeMap<NodeName, String> = BTreeMap::new();
+    loop {
+        let (statuses, _) = read(dir)?;
+        shown.retain(|name, _| statuses.iter().any(|status| status.node == *name));
+        for status in statuses {
+            let line = line(&status);
+            if shown.get(&status.node) != Some(&line) {
+                writeln!(out, "{} {line}", clock(status.updated))?;
+                out.flush()?;
+                shown.insert(status.node, line);
+            }
+        }
+        thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+fn read(dir: &Path) -> Result<(Vec<Status>, Vec<StatusFileError>), StatusFileError> {
+    let (mut statuses, mut unreadable) = (Vec::new(), Vec::new());
+    for status in StatusFiles::new(dir).read_all()? {
+        match status {
+            Ok(status) => statuses.push(status),
+            Err(error) => unreadable.push(error),
+        }
+    }
+    statuses.sort_by(|a, b| a.node.cmp(&b.node));
+    Ok((statuses, unreadable))
+}
+
+fn table(statuses: &[Status], now: Timestamp) -> String {
+    let head = ["NODE", "PHASE", "FOR", "ATTEMPT", "PROGRESS", "MESSAGE"].map(str::to_owned);
+    let rows: Vec<[String; 6]> = statuses
+        .iter()
+        .map(|status| {
+            [
+                status.node.to_string(),
+                phase(status),
+                span(now.duration_since(status.since)),
+                status.attempt.to_string(),
+                status.progress.as_ref().map(progress).unwrap_or_default(),
+                status.message.clone(),
+            ]
+        })
+        .collect();
+    let all = || std::iter::once(&head).chain(&rows);
+    let widths: [usize; 6] = std::array::from_fn(|column| {
+        all().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    });
+    let mut text = String::new();
+    for row in all() {
+        let cells: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn line(status: &Status) -> String {
+    let progress =
+        status.progress.as_ref().map(|p| format!(" {}", progress(p))).unwrap_or_default();
+    format!("{} {}{progress}: {}", status.node, phase(status), status.message)
+}
+
+/// The phase, with what a reader must not miss beside it.
+fn phase(status: &Status) -> String {
+    let mark = if !status.spec_valid && status.phase != Phase::Invalid {
+        " (spec invalid)"
+    } else if status.phase == Phase::Deployed && !status.ready {
+        " (drifted)"
+    } else {
+        ""
+    };
+    format!("{}{mark}", status.phase.as_str())
+}
+
+/// `write [####······] 42% 31.0 MiB/s, 12s left`
+fn progress(progress: &Progress) -> String {
+    let filled = progress.percent() * BAR_CELLS / 100;
+    let bar: String = (0..BAR_CELLS).map(|cell| if cell < filled { '#' } else { '.' }).collect();
+    let rest =
+        progress.remaining().map(|rest| format!(", {}s left", rest.as_secs())).unwrap_or_default();
+    format!(
+        "{} [{bar}] {}% {}/s{rest}",
+        progress.stage.as_str(),
+        progress.percent(),
+        show_bytes(progress.rate_bytes)
+    )
+}
+
+/// `2m10s`, rounded down to two units at most.
+fn span(duration: SignedDuration) -> String {
+    let s = duration.as_secs().max(0);
+    match (s / 86_400, s / 3600 % 24, s / 60 % 60, s % 60) {
+        (0, 0, 0, s) => format!("{s}s"),
+        (0, 0, m, s) => format!("{m}m{s}s"),
+        (0, h, m, _) => format!("{h}h{m}m"),
+        (d, h, _, _) => format!("{d}d{h}h"),
+    }
+}
+
+/// To the second, in UTC: administrators compare it with logs.
+fn clock(at: Timestamp) -> String {
+    at.round(Unit::Second).unwrap_or(at).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+    use crate::model::status::ImagingStage;
+
+    fn status(node: &str, phase: &str, extra: &str) -> Status {
+        let text = format!(
+            "version = 1\nnode = {node:?}\nphase = {phase:?}\nready = true\nmessage = \"as it says\"\nspec_valid = true\n\
+             since = \"2026-11-22T12:00:00Z\"\nattempt = 1\nupdated = \"2026-11-22T12:00:00Z\"\n{extra}"
+        );
+        toml::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn the_table_shows_each_node_with_its_progress() {
+        let mut imaging = status("edge-07", "imaging", "");
+        imaging.progress = Some(Progress {
+            stage: ImagingStage::Write,
+            done_bytes: 42 << 20,
+            total_bytes: 100 << 20,
+            rate_bytes: 2 << 20,
+        });
+        let mut drifted = status("edge-8", "deployed", "");
+        drifted.ready = false;
+        let now = "2026-11-22T12:02:10Z".parse().unwrap();
+        expect![[r#"
+            NODE     PHASE               FOR    ATTEMPT  PROGRESS                                    MESSAGE
+            edge-07  imaging             2m10s  1        write [####......] 42% 2.0 MiB/s, 29s left  as it says
+            edge-8   deployed (drifted)  2m10s  1                                                    as it says
+        "#]]
+        .assert_eq(&table(&[imaging, drifted], now));
+    }
+
+    #[test]
+    fn spans_show_two_units_at_most() {
+        for (s, text) in
+            [(0, "0s"), (59, "59s"), (130, "2m10s"), (7260, "2h1m"), (90_000, "1d1h"), (-5, "0s")]
+        {
+            assert_eq!(span(SignedDuration::from_secs(s)), text);
+        }
+    }
+}
