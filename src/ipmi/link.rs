@@ -77,17 +77,16 @@ impl Link {
     pub(super) async fn exchange(&mut self, command: Command) -> Exchange {
         let Some(request) = self.session.request(command) else { return Exchange::Spent };
         let mut waits = Waits::new(self.timing);
-        let mut network = None;
         for _ in 0..SENDS_MAX {
             let datagram = self.session.seal(&request, random());
             let judge = |heard: &[u8]| self.session.answer(&request, heard);
             match send_and_hear(&self.socket, &datagram, waits.next(), judge).await {
                 Ok(Some(answer)) => return Exchange::Answer(answer),
                 Ok(None) => {}
-                Err(error) => network = Some(error.kind()),
+                Err(error) => return Exchange::Silence(Some(error.kind())),
             }
         }
-        Exchange::Silence(network)
+        Exchange::Silence(None)
     }
 
     /// Closes the session and waits a little for the BMC's word on it.
@@ -125,7 +124,6 @@ impl Opening {
     async fn run(mut self, timing: Timing) -> Result<Link, NotOpened> {
         let mut waits = Waits::new(timing);
         let mut sends = 0;
-        let mut network = None;
         loop {
             let datagram = self.handshake.datagram().to_vec();
             let judge = |heard: &[u8]| match self.handshake.receive(heard) {
@@ -138,18 +136,18 @@ impl Opening {
                     let socket = Arc::clone(&self.socket);
                     return Ok(Link { socket, session, timing, closed: false });
                 }
-                Ok(Some(Progress::Failed(failure))) => return Err(self.failed(failure, network)),
+                Ok(Some(Progress::Failed(failure))) => return Err(self.failed(failure, None)),
                 Ok(Some(Progress::Send | Progress::None)) => {
                     (waits, sends) = (Waits::new(timing), 0);
                     continue;
                 }
                 Ok(None) => {}
-                Err(error) => network = Some(error.kind()),
+                Err(error) => return Err(self.failed(Failure::Silent, Some(error.kind()))),
             }
             let sends_max =
                 if self.handshake.proved() { PROOF_SENDS_MAX } else { OPENING_SENDS_MAX };
             if sends >= sends_max {
-                return Err(self.failed(Failure::Silent, network));
+                return Err(self.failed(Failure::Silent, None));
             }
         }
     }
