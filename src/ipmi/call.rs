@@ -25,7 +25,7 @@ const SUITES: [CipherSuite; 2] = [CipherSuite::Sha256, CipherSuite::Sha1];
 /// Handshakes whose check value does not fit the password before the password is called wrong. One or two happen when the network
 /// repeats datagrams to a BMC that begins anew each time; four in a row would need more bad luck than there is.
 const MISMATCHES_MAX: u32 = 4;
-/// Longest K_UID (IPMI 2.0 §13.31).
+/// Longest user key (IPMI 2.0 §13.31).
 const PASSWORD_BYTES_MAX: usize = 20;
 
 /// A call under way. It holds the BMC's turn.

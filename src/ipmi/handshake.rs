@@ -90,8 +90,6 @@ impl std::fmt::Debug for Secretive {
 /// What a datagram did to the handshake.
 #[derive(Debug)]
 pub(super) enum Progress {
-    /// Nothing: not for us, or nothing new.
-    None,
     /// There is a new datagram to send.
     Send,
     /// The BMC proved itself.
@@ -145,13 +143,8 @@ impl Handshake {
         matches!(self.stage, Stage::Proved(_))
     }
 
-    /// Takes a datagram from the BMC.
-    pub(super) fn receive(&mut self, datagram: &[u8]) -> Progress {
-        self.judge(datagram).unwrap_or(Progress::None)
-    }
-
-    /// `None`: nothing for us.
-    fn judge(&mut self, datagram: &[u8]) -> Option<Progress> {
+    /// Takes a datagram from the BMC; `None`: it was not for us, or nothing new.
+    pub(super) fn receive(&mut self, datagram: &[u8]) -> Option<Progress> {
         let Packet { payload_type, payload, .. } = Packet::decode(datagram)?;
         // A refusal may end after its status.
         let [tag, status] = payload.first_chunk::<2>()?;
@@ -175,9 +168,9 @@ impl Handshake {
             return expected.then(|| Progress::Failed(refusal(payload_type, *status)));
         }
         let body = payload.get(8..)?;
-        match payload_type {
-            PayloadType::OpenResponse => self.opened(body),
-            PayloadType::Rakp2 => self.challenged(body),
+        match step {
+            0 => self.opened(body),
+            1 => self.challenged(body),
             _ => self.confirmed(body),
         }
     }
@@ -349,3 +342,6 @@ fn refusal(payload_type: PayloadType, status: u8) -> Failure {
         _ => Failure::Status(status),
     }
 }
+
+#[cfg(test)]
+mod tests;

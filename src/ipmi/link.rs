@@ -98,7 +98,8 @@ impl Link {
             let datagram = self.session.seal(&request, random());
             let judge = |heard: &[u8]| self.session.answer(&request, heard);
             let until = waits.next().min(deadline);
-            if let Ok(Some(_)) = send_and_hear(&self.socket, &datagram, until, judge).await {
+            let heard = send_and_hear(&self.socket, &datagram, until, judge).await;
+            if matches!(heard, Ok(Some(_))) || until == deadline {
                 return;
             }
         }
@@ -126,10 +127,7 @@ impl Opening {
         let mut sends = 0;
         loop {
             let datagram = self.handshake.datagram().to_vec();
-            let judge = |heard: &[u8]| match self.handshake.receive(heard) {
-                Progress::None => None,
-                progress => Some(progress),
-            };
+            let judge = |heard: &[u8]| self.handshake.receive(heard);
             sends += 1;
             match send_and_hear(&self.socket, &datagram, waits.next(), judge).await {
                 Ok(Some(Progress::Established(session))) => {
@@ -137,7 +135,7 @@ impl Opening {
                     return Ok(Link { socket, session, timing, closed: false });
                 }
                 Ok(Some(Progress::Failed(failure))) => return Err(self.failed(failure, None)),
-                Ok(Some(Progress::Send | Progress::None)) => {
+                Ok(Some(Progress::Send)) => {
                     (waits, sends) = (Waits::new(timing), 0);
                     continue;
                 }

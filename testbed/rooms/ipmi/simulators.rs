@@ -1,4 +1,4 @@
-//! Starts the BMC simulators: pyghmi's server (`testbed/bmc/bmc.py`) and OpenIPMI's `ipmi_sim`.
+//! Starts the BMC simulators: pyghmi's server (`testbed/bmc/bmc.py`) and `ipmi_sim` of Debian's openipmi.
 
 use std::{
     fs,
@@ -171,9 +171,9 @@ impl Simulator {
     fn open_sessions(&self) -> Vec<u64> {
         let mut open = Vec::new();
         for event in self.events("session") {
-            let peer = event["peer"].as_u64().unwrap();
+            let peer = event.get("peer").unwrap().as_u64().unwrap();
             open.retain(|other| *other != peer);
-            if event["open"] == true {
+            if event.get("open").unwrap() == true {
                 open.push(peer);
             }
         }
