@@ -98,6 +98,7 @@ impl<'a> Call<'a> {
     async fn persist(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
         let mut pauses = self.pauses();
         loop {
+            // A local while it is in use: if the deadline drops this future, the link goes with it and says goodbye.
             let mut link = match self.link.take() {
                 Some(link) => link,
                 None => self.connect().await?,

@@ -18,10 +18,9 @@ use super::{
 };
 use crate::model::spec::CipherSuite;
 
-/// How often a datagram is sent before nothing is taken for an answer.
-const SENDS_MAX: u32 = 6;
-/// The same while opening. A fresh handshake soon promises more than one datagram sent often.
-const OPENING_SENDS_MAX: u32 = 4;
+/// How often a datagram is sent before the conversation is given up: with the default timing after 8 seconds. A fresh session, or
+/// the other suite, then promises more than a fifth try.
+const SENDS_MAX: u32 = 4;
 /// The same for RAKP message 3: a BMC that heard the first one thinks the session open and cannot answer another.
 const PROOF_SENDS_MAX: u32 = 2;
 /// The same for the goodbye, which nobody is glad to wait for.
@@ -142,8 +141,7 @@ impl Opening {
                 Ok(None) => {}
                 Err(error) => return Err(self.failed(Failure::Silent, Some(error.kind()))),
             }
-            let sends_max =
-                if self.handshake.proved() { PROOF_SENDS_MAX } else { OPENING_SENDS_MAX };
+            let sends_max = if self.handshake.proved() { PROOF_SENDS_MAX } else { SENDS_MAX };
             if sends >= sends_max {
                 return Err(self.failed(Failure::Silent, None));
             }

@@ -243,6 +243,31 @@ async fn a_slow_bmc_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_bmc_that_restarts_during_a_call_is_found_again() {
+    let simulator = pyghmi(&["--deaf-power"]);
+    let port = simulator.port;
+    let bmc = bmc(port);
+    let restart = async {
+        while simulator.chassis_commands(2).is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        drop(simulator);
+        pyghmi_at(port, &[])
+    };
+    let (reached, simulator) = tokio::join!(bmc.reach_power(PowerState::On, within(20.0)), restart);
+    reached.unwrap();
+    simulator.closes_all_sessions().await;
+}
+
+#[tokio::test]
+async fn a_password_no_bmc_can_hold_is_not_even_tried() {
+    let password = Secret::new("x".repeat(21));
+    let bmc = Bmc::new(BmcConfig { password, ..config(simulators::free_port()) });
+    let error = bmc.power_state(soon()).await.unwrap_err();
+    assert_eq!(error.kind, IpmiErrorKind::PasswordTooLong { bytes: 21 });
+}
+
+#[tokio::test]
 async fn a_system_that_ignores_the_soft_shutdown_loses_its_power() {
     let simulator = pyghmi(&["--on", "--deaf-shutdown"]);
     let bmc = bmc(simulator.port);
