@@ -25,7 +25,7 @@ const SUITES: [CipherSuite; 2] = [CipherSuite::Sha256, CipherSuite::Sha1];
 /// Handshakes whose check value does not fit the password before the password is called wrong. One or two happen when the network
 /// repeats datagrams to a BMC that begins anew each time; four in a row would need more bad luck than there is.
 const MISMATCHES_MAX: u32 = 4;
-/// Longest K_UID (IPMI 2.0 §13.31).
+/// Longest user key (IPMI 2.0 §13.31).
 const PASSWORD_BYTES_MAX: usize = 20;
 
 /// A call under way. It holds the BMC's turn.
@@ -98,6 +98,7 @@ impl<'a> Call<'a> {
     async fn persist(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
         let mut pauses = self.pauses();
         loop {
+            // A local while it is in use: if the deadline drops this future, the link goes with it and says goodbye.
             let mut link = match self.link.take() {
                 Some(link) => link,
                 None => self.connect().await?,
@@ -136,17 +137,19 @@ impl<'a> Call<'a> {
         let mut mismatches = 0;
         let mut refused = Vec::new();
         for attempt in 0.. {
-            let Some(address) = self.resolve(attempt).await else {
+            let addresses = self.resolve().await;
+            let Some(address) = addresses.iter().cycle().nth(attempt % addresses.len().max(1))
+            else {
                 sleep(pauses.next()).await;
                 continue;
             };
-            let suite = self.suite(&refused, attempt)?;
+            let suite = self.suite(&refused, attempt / addresses.len())?;
             let credentials = Credentials {
                 username: config.username.clone(),
                 password: config.password.clone(),
                 privilege: config.privilege,
             };
-            match Link::open(address, credentials, suite, self.bmc.timing).await {
+            match Link::open(*address, credentials, suite, self.bmc.timing).await {
                 Ok(link) => {
                     self.memory.suite = Some(suite);
                     if let Some(link) = self.raise_privilege(link).await? {
@@ -172,13 +175,13 @@ impl<'a> Call<'a> {
         unreachable!("attempts are endless")
     }
 
-    /// The suite of this attempt: the spec's, else the one known to work, else 17 and 3 by turns, leaving out what was refused.
-    fn suite(&self, refused: &[CipherSuite], attempt: usize) -> Result<CipherSuite, IpmiError> {
+    /// The suite of this turn: the spec's, else the one known to work, else 17 and 3 by turns, leaving out what was refused.
+    fn suite(&self, refused: &[CipherSuite], turn: usize) -> Result<CipherSuite, IpmiError> {
         let asked: &[CipherSuite] = self.bmc.config.cipher_suite.as_slice();
         let asked = if asked.is_empty() { &SUITES } else { asked };
         let left: Vec<CipherSuite> =
             asked.iter().copied().filter(|suite| !refused.contains(suite)).collect();
-        let by_turns = left.iter().cycle().nth(attempt % SUITES.len());
+        let by_turns = left.iter().cycle().nth(turn % SUITES.len());
         self.memory
             .suite
             .filter(|suite| left.contains(suite))
@@ -186,17 +189,16 @@ impl<'a> Call<'a> {
             .ok_or_else(|| self.error(IpmiErrorKind::SuitesRefused { suites: asked.to_vec() }))
     }
 
-    /// One of the BMC's addresses, another one each time.
-    async fn resolve(&mut self, attempt: usize) -> Option<SocketAddr> {
+    /// The BMC's addresses; none if its name cannot be resolved now.
+    async fn resolve(&mut self) -> Vec<SocketAddr> {
         let address = &self.bmc.config.address;
-        let found = match lookup_host((address.host.as_str(), address.port)).await {
-            Ok(addresses) => addresses.collect::<Vec<_>>(),
+        match lookup_host((address.host.as_str(), address.port)).await {
+            Ok(addresses) => addresses.collect(),
             Err(error) => {
                 self.trouble = Trouble::Unresolved(error.to_string());
-                return None;
+                Vec::new()
             }
-        };
-        found.iter().cycle().nth(attempt % found.len().max(1)).copied()
+        }
     }
 
     /// What to do after a handshake that failed.
@@ -204,7 +206,8 @@ impl<'a> Call<'a> {
         match failed.failure {
             Failure::Silent => {
                 self.trouble = Trouble::Silence(failed.network);
-                Ok(Next::AtOnce)
+                // The network answers at once, a silent BMC has cost its time already.
+                Ok(if failed.network.is_some() { Next::AfterPause } else { Next::AtOnce })
             }
             Failure::Mismatch => {
                 *mismatches += 1;

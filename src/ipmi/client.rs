@@ -73,8 +73,6 @@ pub struct Bmc {
 pub(super) struct Memory {
     /// The suite it accepted last.
     pub(super) suite: Option<CipherSuite>,
-    /// Its maker's IANA number; `Some(None)` if it does not say.
-    manufacturer: Option<Option<u32>>,
     /// When the last call ended.
     pub(super) last_contact: Option<Instant>,
 }
@@ -168,23 +166,29 @@ impl Call<'_> {
     }
 
     async fn reach_power(&mut self, wanted: PowerState) -> Result<(), IpmiError> {
-        let control = match wanted {
+        let command = Command::ChassisControl(match wanted {
             PowerState::On => ChassisControl::PowerUp,
             PowerState::Off => ChassisControl::PowerDown,
-        };
-        let mut first_accepted = None;
+        });
+        let mut accepted_at: Option<Instant> = None;
         let mut reissue_at = Instant::now();
         while self.power_state().await? != wanted {
             if reissue_at <= Instant::now() {
+                let given = self.command(command).await;
                 // Refused in this state: it is on its way already, or has just arrived.
-                let given = self.command(Command::ChassisControl(control)).await;
-                accepted(given, |completion| completion == NOT_IN_THIS_STATE)?;
-                first_accepted.get_or_insert_with(Instant::now);
+                if accepted(given, |completion| completion == NOT_IN_THIS_STATE)? {
+                    accepted_at.get_or_insert_with(Instant::now);
+                }
                 reissue_at = Instant::now() + self.bmc.timing.reissue;
             }
             if !self.pause(self.bmc.poll_interval()).await {
-                let waited = first_accepted.map_or(Duration::ZERO, |at| at.elapsed());
-                return Err(self.error(IpmiErrorKind::StateNotReached { wanted, waited }));
+                return Err(self.error(accepted_at.map_or(
+                    IpmiErrorKind::CommandRefused {
+                        command: command.name(),
+                        completion: NOT_IN_THIS_STATE,
+                    },
+                    |at| IpmiErrorKind::StateNotReached { wanted, waited: at.elapsed() },
+                )));
             }
         }
         Ok(())
@@ -255,17 +259,13 @@ impl Call<'_> {
         }
     }
 
+    /// The maker's IANA number, if the BMC says.
     async fn manufacturer(&mut self) -> Result<Option<u32>, IpmiError> {
-        if let Some(known) = self.memory.manufacturer {
-            return Ok(known);
+        match self.command(Command::GetDeviceId).await {
+            Ok(answer) => Ok(commands::manufacturer(&answer)),
+            Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => Ok(None),
+            Err(error) => Err(error),
         }
-        let found = match self.command(Command::GetDeviceId).await {
-            Ok(answer) => commands::manufacturer(&answer),
-            Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => None,
-            Err(error) => return Err(error),
-        };
-        self.memory.manufacturer = Some(found);
-        Ok(found)
     }
 }
 

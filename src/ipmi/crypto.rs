@@ -89,7 +89,7 @@ impl Keys {
         let mut padded = message.to_vec();
         // 01 02 03 …, then how many of them: with that last byte the whole is a multiple of the block.
         let mut pad = 0;
-        while (padded.len() + 1) % AES_BLOCK_BYTES != 0 {
+        while !(padded.len() + 1).is_multiple_of(AES_BLOCK_BYTES) {
             pad += 1;
             padded.push(pad);
         }

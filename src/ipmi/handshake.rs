@@ -90,8 +90,6 @@ impl std::fmt::Debug for Secretive {
 /// What a datagram did to the handshake.
 #[derive(Debug)]
 pub(super) enum Progress {
-    /// Nothing: not for us, or nothing new.
-    None,
     /// There is a new datagram to send.
     Send,
     /// The BMC proved itself.
@@ -145,16 +143,12 @@ impl Handshake {
         matches!(self.stage, Stage::Proved(_))
     }
 
-    /// Takes a datagram from the BMC.
-    pub(super) fn receive(&mut self, datagram: &[u8]) -> Progress {
-        self.judge(datagram).unwrap_or(Progress::None)
-    }
-
-    /// `None`: nothing for us.
-    fn judge(&mut self, datagram: &[u8]) -> Option<Progress> {
+    /// Takes a datagram from the BMC; `None`: it was not for us, or nothing new.
+    pub(super) fn receive(&mut self, datagram: &[u8]) -> Option<Progress> {
         let Packet { payload_type, payload, .. } = Packet::decode(datagram)?;
-        let ([tag, status, _, _], rest) = payload.split_first_chunk::<4>()?;
-        let console_id = rest.first_chunk::<4>();
+        // A refusal may end after its status.
+        let [tag, status] = payload.first_chunk::<2>()?;
+        let console_id = payload.get(4..).and_then(<[u8]>::first_chunk::<4>);
         if console_id.is_some_and(|id| u32::from_le_bytes(*id) != self.chance.console_id) {
             return None;
         }
@@ -173,10 +167,10 @@ impl Handshake {
         if *status != 0 {
             return expected.then(|| Progress::Failed(refusal(payload_type, *status)));
         }
-        let (_console_id, body) = rest.split_first_chunk::<4>()?;
-        match payload_type {
-            PayloadType::OpenResponse => self.opened(body),
-            PayloadType::Rakp2 => self.challenged(body),
+        let body = payload.get(8..)?;
+        match step {
+            0 => self.opened(body),
+            1 => self.challenged(body),
             _ => self.confirmed(body),
         }
     }
@@ -239,8 +233,12 @@ impl Handshake {
             )
         };
         let Some(&managed_id) = self.candidates.iter().rev().find(known) else {
-            let challenged = matches!(self.stage, Stage::Challenged);
-            return challenged.then_some(Progress::Failed(Failure::Mismatch));
+            if !matches!(self.stage, Stage::Challenged) {
+                return None;
+            }
+            // No word of it to the BMC: it might count as a failed login, and a few of those lock the user out.
+            self.stage = Stage::Over;
+            return Some(Progress::Failed(Failure::Mismatch));
         };
         match &self.stage {
             Stage::Proved(proof) if proof.challenge == challenge => return None,
@@ -344,3 +342,6 @@ fn refusal(payload_type: PayloadType, status: u8) -> Failure {
         _ => Failure::Status(status),
     }
 }
+
+#[cfg(test)]
+mod tests;

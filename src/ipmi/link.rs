@@ -18,10 +18,9 @@ use super::{
 };
 use crate::model::spec::CipherSuite;
 
-/// How often a datagram is sent before nothing is taken for an answer.
-const SENDS_MAX: u32 = 6;
-/// The same while opening. A fresh handshake soon promises more than one datagram sent often.
-const OPENING_SENDS_MAX: u32 = 4;
+/// How often a datagram is sent before the conversation is given up: with the default timing after 8 seconds. A fresh session, or
+/// the other suite, then promises more than a fifth try.
+const SENDS_MAX: u32 = 4;
 /// The same for RAKP message 3: a BMC that heard the first one thinks the session open and cannot answer another.
 const PROOF_SENDS_MAX: u32 = 2;
 /// The same for the goodbye, which nobody is glad to wait for.
@@ -77,17 +76,16 @@ impl Link {
     pub(super) async fn exchange(&mut self, command: Command) -> Exchange {
         let Some(request) = self.session.request(command) else { return Exchange::Spent };
         let mut waits = Waits::new(self.timing);
-        let mut network = None;
         for _ in 0..SENDS_MAX {
             let datagram = self.session.seal(&request, random());
             let judge = |heard: &[u8]| self.session.answer(&request, heard);
             match send_and_hear(&self.socket, &datagram, waits.next(), judge).await {
                 Ok(Some(answer)) => return Exchange::Answer(answer),
                 Ok(None) => {}
-                Err(error) => network = Some(error.kind()),
+                Err(error) => return Exchange::Silence(Some(error.kind())),
             }
         }
-        Exchange::Silence(network)
+        Exchange::Silence(None)
     }
 
     /// Closes the session and waits a little for the BMC's word on it.
@@ -99,7 +97,8 @@ impl Link {
             let datagram = self.session.seal(&request, random());
             let judge = |heard: &[u8]| self.session.answer(&request, heard);
             let until = waits.next().min(deadline);
-            if let Ok(Some(_)) = send_and_hear(&self.socket, &datagram, until, judge).await {
+            let heard = send_and_hear(&self.socket, &datagram, until, judge).await;
+            if matches!(heard, Ok(Some(_))) || until == deadline {
                 return;
             }
         }
@@ -125,31 +124,26 @@ impl Opening {
     async fn run(mut self, timing: Timing) -> Result<Link, NotOpened> {
         let mut waits = Waits::new(timing);
         let mut sends = 0;
-        let mut network = None;
         loop {
             let datagram = self.handshake.datagram().to_vec();
-            let judge = |heard: &[u8]| match self.handshake.receive(heard) {
-                Progress::None => None,
-                progress => Some(progress),
-            };
+            let judge = |heard: &[u8]| self.handshake.receive(heard);
             sends += 1;
             match send_and_hear(&self.socket, &datagram, waits.next(), judge).await {
                 Ok(Some(Progress::Established(session))) => {
                     let socket = Arc::clone(&self.socket);
                     return Ok(Link { socket, session, timing, closed: false });
                 }
-                Ok(Some(Progress::Failed(failure))) => return Err(self.failed(failure, network)),
-                Ok(Some(Progress::Send | Progress::None)) => {
+                Ok(Some(Progress::Failed(failure))) => return Err(self.failed(failure, None)),
+                Ok(Some(Progress::Send)) => {
                     (waits, sends) = (Waits::new(timing), 0);
                     continue;
                 }
                 Ok(None) => {}
-                Err(error) => network = Some(error.kind()),
+                Err(error) => return Err(self.failed(Failure::Silent, Some(error.kind()))),
             }
-            let sends_max =
-                if self.handshake.proved() { PROOF_SENDS_MAX } else { OPENING_SENDS_MAX };
+            let sends_max = if self.handshake.proved() { PROOF_SENDS_MAX } else { SENDS_MAX };
             if sends >= sends_max {
-                return Err(self.failed(Failure::Silent, network));
+                return Err(self.failed(Failure::Silent, None));
             }
         }
     }

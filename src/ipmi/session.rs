@@ -84,7 +84,7 @@ impl Session {
             packet::encode(PayloadType::Ipmi, self.managed_id, self.sequence, &payload);
         // The covered part is padded to a multiple of four with its last two bytes: pad length, next header.
         let mut pad = 0;
-        while (datagram.len() + 2) % 4 != 0 {
+        while !(datagram.len() + 2).is_multiple_of(4) {
             datagram.push(0xff);
             pad += 1;
         }

@@ -55,11 +55,12 @@ class SimulatedBmc(Bmc):
     """One BMC for one machine: chassis power and boot flags. `log(event, **fields)` hears of every command and change.
 
     `slow_power_s` delays what a power command does; `deaf_power` accepts power commands and does nothing;
+    `privilege_check` is where a user who asks for more than `privilege` is told so: `handshake`, `session` or `command`;
     `busy` is the number of commands first answered with "node busy".
     """
 
     def __init__(self, machine, address, port=623, users=None, suites=(3, 17), privilege="administrator",
-                 slow_power_s=0, deaf_power=False, busy=0, log=None, downgrade=False):
+                 privilege_check="session", slow_power_s=0, deaf_power=False, busy=0, log=None, downgrade=False):
         if ipmisession.myself is None:
             # pyghmi wakes its own thread through this address, and guesses it wrongly for an IPv4 socket.
             ipmisession.myself = address
@@ -68,6 +69,7 @@ class SimulatedBmc(Bmc):
         self.suites = suites
         self.downgrade = downgrade
         self.max_privilege = PRIVILEGES[privilege]
+        self.privilege_check = privilege_check
         self.slow_power_s = slow_power_s
         self.deaf_power = deaf_power
         self.busy = busy
@@ -183,6 +185,7 @@ class SuiteSession(serversession.ServerSession):
 
     def create_open_session_response(self, request):
         tag, self.clientsessionid = request[0], request[4:8]
+        self.k1 = None
         asked = (request[12] & 0x3F, request[20] & 0x3F, request[28] & 0x3F)
         offered = [self.SUITES[suite] for suite in self.bmc.suites]
         chosen = [suite for suite in offered if suite[0] == asked]
@@ -206,7 +209,11 @@ class SuiteSession(serversession.ServerSession):
 
     def _got_rakp1(self, data):
         self.Rm, self.rolem, self.username = data[8:24], data[24], bytes(data[28:])
-        self.maxpriv = min(self.rolem & 0b111, self.bmc.max_privilege)
+        asked = self.rolem & 0b111
+        self.maxpriv = min(asked, self.bmc.max_privilege) if self.bmc.privilege_check == "session" else asked
+        if self.bmc.privilege_check == "handshake" and asked > self.bmc.max_privilege:
+            self._send_plain("rakp2", bytearray([data[0], 0x0A, 0, 0]) + self.clientsessionid)
+            return
         password = self.authdata.get(self.username.decode("utf-8", "replace"))
         if password is None:
             self._send_plain("rakp2", bytearray([data[0], 0x0D, 0, 0]) + self.clientsessionid)
@@ -218,6 +225,8 @@ class SuiteSession(serversession.ServerSession):
                          + authcode)
 
     def _got_rakp3(self, data):
+        if not hasattr(self, "Rc"):
+            return
         expected = self._hmac(self.kuid, self.Rc + self.clientsessionid + self._role_and_name())
         if data[1] != 0 or expected != bytes(data[8:]):
             return
@@ -246,8 +255,13 @@ class SuiteSession(serversession.ServerSession):
         if self.bmc.busy and request["netfn"] == 0:
             self.bmc.busy -= 1
             self.send_ipmi_response(code=0xC0)
+        elif self.bmc.privilege_check == "command" and request["netfn"] == 0 and self.maxpriv > self.bmc.max_privilege:
+            self.send_ipmi_response(code=0xD4)
         else:
             super().handle_client_request(request)
+
+    def sessionless_data(self, data, sockaddr):
+        """What comes in after the session was closed."""
 
     def close_server_session(self):
         self.bmc.log("session", open=False, peer=self.sockaddr[1])
@@ -282,6 +296,8 @@ def main():
     parser.add_argument("--suite", choices=["3", "17", "both", "downgrade"], default="both",
                         help="downgrade: answer with suite 3 whatever was asked, as pyghmi itself does")
     parser.add_argument("--privilege", choices=PRIVILEGES, default="administrator", help="the most the user may ask for")
+    parser.add_argument("--privilege-check", choices=["handshake", "session", "command"], default="session",
+                        help="where a user who asks for more is told so")
     parser.add_argument("--slow-power", type=float, default=0, metavar="SECONDS")
     parser.add_argument("--deaf-power", action="store_true", help="accept power commands and do nothing")
     parser.add_argument("--deaf-shutdown", action="store_true", help="the system ignores the ACPI power button")
@@ -298,8 +314,8 @@ def main():
     SimulatedBmc(
         machine, args.listen, args.port, users={args.user: password},
         suites={"3": (3,), "17": (17,), "both": (3, 17), "downgrade": (3,)}[args.suite],
-        downgrade=args.suite == "downgrade", privilege=args.privilege, slow_power_s=args.slow_power,
-        deaf_power=args.deaf_power, busy=args.busy, log=json_log(args.log) if args.log else None)
+        downgrade=args.suite == "downgrade", privilege=args.privilege, privilege_check=args.privilege_check,
+        slow_power_s=args.slow_power, deaf_power=args.deaf_power, busy=args.busy, log=json_log(args.log) if args.log else None)
     print("ready", flush=True)
     serve()
 

@@ -12,6 +12,9 @@ use std::{
 
 use tokio::{net::UdpSocket, task::JoinHandle};
 
+/// The payload type of an open session request, which is byte 5 of its datagram.
+const OPEN_REQUEST: u8 = 0x10;
+
 /// How bad it is. Probabilities in percent.
 #[derive(Clone, Copy)]
 pub(super) struct Badness {
@@ -50,23 +53,28 @@ impl Network {
             let mut buffer = [0; 2048];
             loop {
                 let (length, client) = front.recv_from(&mut buffer).await.unwrap();
-                if buffer[5] == 0x10 {
+                let datagram = buffer.get(..length).unwrap();
+                if datagram.get(5) == Some(&OPEN_REQUEST) {
                     counter.fetch_add(1, Ordering::Relaxed);
                 }
-                if !backs.contains_key(&client) {
+                let back = if let Some(known) = backs.get(&client) {
+                    Arc::clone(known)
+                } else {
                     let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
                     back.connect(("127.0.0.1", server_port)).await.unwrap();
-                    tokio::spawn(answers(
+                    backs.insert(client, Arc::clone(&back));
+                    let answers = carry_back(
                         Arc::clone(&back),
                         Arc::clone(&front),
                         client,
                         badness,
                         Arc::clone(&dice),
-                    ));
-                    backs.insert(client, back);
-                }
+                    );
+                    tokio::spawn(answers);
+                    back
+                };
                 for late in fate(&dice, badness) {
-                    let (back, datagram) = (Arc::clone(&backs[&client]), buffer[..length].to_vec());
+                    let (back, datagram) = (Arc::clone(&back), datagram.to_vec());
                     tokio::spawn(async move {
                         tokio::time::sleep(late).await;
                         back.send(&datagram).await.unwrap();
@@ -83,7 +91,7 @@ impl Network {
     }
 }
 
-async fn answers(
+async fn carry_back(
     back: Arc<UdpSocket>,
     front: Arc<UdpSocket>,
     client: SocketAddr,
@@ -93,7 +101,7 @@ async fn answers(
     let mut buffer = [0; 2048];
     while let Ok(length) = back.recv(&mut buffer).await {
         for late in fate(&dice, badness) {
-            let (front, datagram) = (Arc::clone(&front), buffer[..length].to_vec());
+            let (front, datagram) = (Arc::clone(&front), buffer.get(..length).unwrap().to_vec());
             tokio::spawn(async move {
                 tokio::time::sleep(late).await;
                 front.send_to(&datagram, client).await.unwrap();
@@ -109,9 +117,7 @@ fn fate(dice: &Mutex<u64>, badness: Badness) -> Vec<Duration> {
     if roll(&mut dice) % 100 >= badness.loss {
         let repeated = roll(&mut dice) % 100 < badness.repeat;
         for _ in 0..=usize::from(repeated) {
-            copies.push(
-                badness.late.mul_f64(f64::from(roll(&mut dice) as u32) / f64::from(u32::MAX)),
-            );
+            copies.push(badness.late * u32::try_from(roll(&mut dice) % 1000).unwrap() / 1000);
         }
     }
     copies

@@ -1,4 +1,4 @@
-//! Starts the BMC simulators: pyghmi's server (`testbed/bmc/bmc.py`) and OpenIPMI's `ipmi_sim`.
+//! Starts the BMC simulators: pyghmi's server (`testbed/bmc/bmc.py`) and `ipmi_sim` of Debian's openipmi.
 
 use std::{
     fs,
@@ -12,9 +12,9 @@ use std::{
 
 use tempfile::TempDir;
 
-/// The user both simulators know, and the password.
+/// The user both simulators know, and the password (of which `ipmi_sim` takes 16 bytes and no space).
 pub(super) const USER: &str = "admin";
-pub(super) const PASSWORD: &str = "correct horse";
+pub(super) const PASSWORD: &str = "correct-horse";
 
 /// A simulator under way; killed when dropped.
 pub(super) struct Simulator {
@@ -69,7 +69,7 @@ pub(super) fn pyghmi_at(port: u16, arguments: &[&str]) -> Simulator {
 }
 
 /// `ipmi_sim` for a machine in files: `power` holds 0 or 1, `boot` the device's name; `calls` is what it did to them.
-/// It speaks suite 3 only, keeps no boot flag bits but the device, and knows the user `operator`, who may not be administrator.
+/// It speaks suite 3 only and keeps no boot flag bits but the device.
 pub(super) fn ipmi_sim() -> Simulator {
     let dir = tempfile::tempdir().unwrap();
     let (port, path) = (free_port(), dir.path().display());
@@ -101,7 +101,6 @@ allowed_auths_admin none md2 md5 straight
 guid a123456789abcdefa123456789abcdef
 endlan
 user 2 true "{USER}" "{PASSWORD}" admin 60 none md2 md5 straight
-user 3 true "operator" "{PASSWORD}" operator 60 none md2 md5 straight
 "#
     );
     let commands =
@@ -159,13 +158,22 @@ impl Simulator {
             .collect()
     }
 
+    /// Waits until pyghmi has no session open.
+    pub(super) async fn closes_all_sessions(&self) {
+        let limit = Instant::now() + Duration::from_secs(5);
+        while !self.open_sessions().is_empty() {
+            assert!(Instant::now() < limit, "a session stayed open");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// The console ports of sessions pyghmi has open.
-    pub(super) fn open_sessions(&self) -> Vec<u64> {
+    fn open_sessions(&self) -> Vec<u64> {
         let mut open = Vec::new();
         for event in self.events("session") {
-            let peer = event["peer"].as_u64().unwrap();
+            let peer = event.get("peer").unwrap().as_u64().unwrap();
             open.retain(|other| *other != peer);
-            if event["open"] == true {
+            if event.get("open").unwrap() == true {
                 open.push(peer);
             }
         }
