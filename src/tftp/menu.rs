@@ -5,15 +5,6 @@
 
 use crate::model::{boot::BootMenu, ids::MacAddr, secret::Secret};
 
-/// GRUB's own configuration, the same for every machine: hands over to the menu of the card it booted from.
-///
-/// `configfile` returns when there is no such menu, so that an unknown machine is let go at once.
-pub(super) const GRUB_DISPATCH: &str = "\
-configfile (tftp)/grub/grub.cfg-01-${net_default_mac}
-echo \"hostler: no boot menu for ${net_default_mac}\"
-exit
-";
-
 /// Longest command line the kernel keeps on x86, in bytes (`COMMAND_LINE_SIZE`), less what the boot loaders add.
 const COMMAND_LINE_BYTES_MAX: usize = 2048 - 256;
 
@@ -65,6 +56,15 @@ pub(super) fn render(mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> 
     }
 }
 
+/// GRUB's own configuration, the same for every machine: hands over to the menu of the card it booted from.
+///
+/// `configfile` returns when there is no such menu: a machine that is no node's is let go to its own disk.
+pub(super) fn grub_dispatch() -> Secret {
+    Secret::new(format!(
+        "configfile (tftp)/grub/grub.cfg-01-${{net_default_mac}}\n{GRUB_LOCAL_DISK}"
+    ))
+}
+
 /// `LOCALBOOT 0` leaves through the PXE ROM, and the BIOS goes on with its next boot device.
 const PXELINUX_LOCAL_DISK: &str = "\
 SERIAL 0 115200
@@ -80,6 +80,9 @@ LABEL local
 ///
 /// `exit` alone is no way to the disk: GRUB 2.06 then reports success, and firmware that follows the specification (§3.1.1) answers a
 /// successful boot option with its setup menu instead of the next option.
+///
+/// A GRUB image without its modules in the loader directory must have in it: tftp, net and efinet (or pxe), normal, configfile, echo,
+/// linux, boot, minicmd, search, chain, fat, part_gpt and part_msdos.
 const GRUB_LOCAL_DISK: &str = "\
 echo \"hostler: booting the local disk\"
 for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do
@@ -210,6 +213,22 @@ mod tests {
         for text in [menus.pxelinux.expose(), menus.grub.expose()] {
             assert!(!text.contains("tftp") && !text.contains("KERNEL"), "{text}");
         }
+    }
+
+    #[test]
+    fn grub_asks_for_its_cards_menu_before_anything_else() {
+        expect![[r#"
+            configfile (tftp)/grub/grub.cfg-01-${net_default_mac}
+            echo "hostler: booting the local disk"
+            for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do
+              if search --no-floppy --file --set=root $loader; then
+                chainloader $loader
+                boot
+              fi
+            done
+            exit
+        "#]]
+        .assert_eq(grub_dispatch().expose());
     }
 
     #[test]

@@ -47,7 +47,8 @@ pub struct Config {
     pub loaders: Option<PathBuf>,
     /// Files under fixed TFTP names: `deploy/vmlinuz` → an absolute path.
     pub files: BTreeMap<String, PathBuf>,
-    /// Most transfers at once, at least 1. Each has a thread, two descriptors and at most about 512 KiB.
+    /// Most transfers at once, at least 1: well below the limits of the process (systemd's `TasksMax`, `LimitNOFILE`), for each has a
+    /// thread, two descriptors and at most about 512 KiB.
     pub max_transfers: usize,
     /// How long a transfer may go without a new block acknowledged.
     pub idle_limit: Duration,

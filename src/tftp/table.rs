@@ -15,7 +15,7 @@ use crate::model::{
     secret::Secret,
 };
 
-use super::menu::{GRUB_DISPATCH, MenuError, Menus, render};
+use super::menu::{MenuError, Menus, grub_dispatch, render};
 
 /// The boot menus of all nodes, shared between the agent and the server. A clone is the same table.
 #[derive(Clone, Default)]
@@ -93,9 +93,7 @@ impl BootTable {
     /// Looks up a clean name.
     pub(super) fn find(&self, name: &str) -> Named {
         let card = match menu_name(name) {
-            MenuName::GrubDispatch => {
-                return Named::Text(None, Secret::new(GRUB_DISPATCH.to_owned()));
-            }
+            MenuName::GrubDispatch => return Named::Text(None, grub_dispatch()),
             MenuName::Card(card) => card,
             MenuName::Unknown => return Named::Nothing,
             MenuName::Not => return Named::Other,

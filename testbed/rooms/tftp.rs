@@ -2,6 +2,7 @@
 
 #![expect(
     clippy::indexing_slicing,
+    clippy::unwrap_in_result,
     clippy::wildcard_enum_match_arm,
     reason = "helpers of tests may fail like tests"
 )]

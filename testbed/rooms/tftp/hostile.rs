@@ -115,6 +115,24 @@ fn repeated_acknowledgements_burn_no_processor_time() {
 }
 
 #[test]
+fn a_transfer_that_ends_early_writes_nothing_to_standard_error() {
+    const NAME: &str = "a_transfer_that_ends_early_writes_nothing_to_standard_error";
+    let said = alone(NAME, &[], || {
+        let mut room = Room::with(|config| config.idle_limit = Duration::from_millis(300));
+        let mut clients: Vec<_> = (0..3).map(|_| Client::new(room.address)).collect();
+        for client in &mut clients {
+            client.request("deploy/vmlinuz", &[("tsize", "0")]);
+            assert!(matches!(client.reply(), Reply::Oack(_)));
+        }
+        clients[0].give_up();
+        drop(clients.remove(1));
+        assert!(matches!(clients[1].reply(), Reply::Error(..)));
+        room.running.take().unwrap().stop();
+    });
+    assert_eq!(said, "");
+}
+
+#[test]
 fn a_system_without_threads_is_answered_and_survived() {
     const NAME: &str = "a_system_without_threads_is_answered_and_survived";
     // A user of its own: the limit counts all of a user's threads, and does not bind root.
@@ -159,25 +177,27 @@ fn no_more_transfers_run_than_allowed() {
     }
 }
 
-/// Runs a test in a process of its own, where it can measure and be limited: under the given command.
-fn alone(name: &str, wrapper: &[&str], test: impl FnOnce()) {
+/// Runs a test in a process of its own, under the given command, where it can measure and be limited. Gives what it wrote to standard
+/// error; in that process itself, nothing.
+fn alone(name: &str, wrapper: &[&str], test: impl FnOnce()) -> String {
     if std::env::var_os("HOSTLER_TEST_ALONE").is_some() {
-        return test();
+        test();
+        return String::new();
     }
-    // The test binary may lie where another user cannot reach it: it is reached by an inherited descriptor's copy.
+    // The test binary may lie where another user cannot reach it.
     let dir = tempfile::Builder::new().permissions(open_to_all()).tempdir().unwrap();
     let program = dir.path().join("rooms");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let arguments = [wrapper, &[program.to_str().unwrap()]].concat();
     let done = Command::new(arguments[0])
         .args(&arguments[1..])
-        .args(["--exact", &format!("tftp::hostile::{name}"), "--test-threads=1"])
+        .args(["--exact", &format!("tftp::hostile::{name}"), "--test-threads=1", "--nocapture"])
         .env("HOSTLER_TEST_ALONE", "1")
         .output()
         .unwrap();
-    let said =
-        [done.stdout, done.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
-    assert!(done.status.success() && said.contains("1 passed"), "{said}");
+    let [out, err] = [done.stdout, done.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
+    assert!(done.status.success() && out.contains("1 passed"), "{out}{err}");
+    err
 }
 
 fn open_to_all() -> fs::Permissions {
