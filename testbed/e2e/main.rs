@@ -1,0 +1,1 @@
+//! Real deploys and real faults in the virtual rack.
