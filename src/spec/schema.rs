@@ -78,7 +78,10 @@ fn boot(boot: &mut Section<'_>) -> Option<Boot> {
 }
 
 fn bmc(bmc: &mut Section<'_>) -> Option<Bmc> {
-    bmc.key("driver").choice(&[("ipmi", Some(())), ("ipmitool", None), ("none", None)]);
+    let drivers = [("ipmi", Some(())), ("ipmitool", None), ("none", None)];
+    if bmc.key("driver").choice(&drivers).is_none() && bmc.has("driver") {
+        bmc.excuse_missing();
+    }
     let address = bmc.key("address").required().text(values::bmc_address);
     let username = bmc.key("username").text(values::username).unwrap_or_default();
     let mut password_file = bmc.key("password_file");
