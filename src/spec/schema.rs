@@ -1,4 +1,4 @@
-//! Every key a spec may have, with its default: DESIGN §2 as code.
+//! Every key a spec may have, with its default: the whole format in one place.
 //!
 //! A key that is good but not acted on yet is `later`, or a choice without a value: it is refused, never ignored.
 
