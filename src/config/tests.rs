@@ -175,9 +175,22 @@ fn an_unreadable_file_is_named() {
 }
 
 #[test]
-fn the_example_is_the_effective_configuration_of_itself() {
-    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/hostler.toml");
-    read(Path::new(example)).unwrap();
+fn the_example_is_good_and_so_is_every_line_commented_out_in_it() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/hostler.toml");
+    let example = read(Path::new(path)).unwrap();
+    assert_eq!(example.state.dir, Path::new(STATE_DIR));
+    let text = std::fs::read_to_string(path).unwrap();
+    let uncommented = text.lines().map(|line| match line.strip_prefix("# ") {
+        Some(rest) if rest.contains(" = ") => rest,
+        _ => line,
+    });
+    let everything = uncommented.collect::<Vec<_>>().join("\n");
+    let config = parse("uncommented.toml", everything.as_bytes()).unwrap();
+    assert_eq!(
+        (config.state, config.secrets, config.tftp),
+        (example.state, example.secrets, example.tftp)
+    );
+    assert_eq!((config.callback, config.specs.rescan), (example.callback, example.specs.rescan));
 }
 
 proptest! {

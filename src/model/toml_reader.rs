@@ -108,6 +108,11 @@ impl<'a> Section<'a> {
         self.layers.iter().any(|(_, table)| table.contains_key(key))
     }
 
+    /// From here on nothing is missing: something already refused decides what is required.
+    pub fn excuse_missing(&mut self) {
+        self.extent = Extent::Part;
+    }
+
     /// Accepts every key that is a string: a table whose keys are the administrator's own.
     pub fn any_strings(&mut self) {
         for (document, table) in std::mem::take(&mut self.layers) {

@@ -1,4 +1,4 @@
-//! Every key a spec may have, with its default: DESIGN §2 as code.
+//! Every key a spec may have, with its default: the whole format in one place.
 //!
 //! A key that is good but not acted on yet is `later`, or a choice without a value: it is refused, never ignored.
 
@@ -78,7 +78,10 @@ fn boot(boot: &mut Section<'_>) -> Option<Boot> {
 }
 
 fn bmc(bmc: &mut Section<'_>) -> Option<Bmc> {
-    bmc.key("driver").choice(&[("ipmi", Some(())), ("ipmitool", None), ("none", None)]);
+    let drivers = [("ipmi", Some(())), ("ipmitool", None), ("none", None)];
+    if bmc.key("driver").choice(&drivers).is_none() && bmc.has("driver") {
+        bmc.excuse_missing();
+    }
     let address = bmc.key("address").required().text(values::bmc_address);
     let username = bmc.key("username").text(values::username).unwrap_or_default();
     let mut password_file = bmc.key("password_file");

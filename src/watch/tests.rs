@@ -129,6 +129,45 @@ async fn a_directory_removed_and_made_again_is_watched_again() {
     }
 }
 
+/// On many file systems the new directory even gets the old one's inode.
+#[tokio::test]
+async fn a_directory_replaced_before_anybody_looked_is_watched_again() {
+    let place = place();
+    let dir = place.path().join("nodes");
+    let spec = dir.join("a.toml");
+    fs::create_dir(&dir).unwrap();
+    let mut watched = Watched::new(&dir).await;
+    for round in ["1", "2", "3"] {
+        fs::remove_dir_all(&dir).unwrap();
+        fs::create_dir(&dir).unwrap();
+        fs::write(&spec, round).unwrap();
+        watched.until_seen(&spec, round).await;
+        fs::write(&spec, "later").unwrap();
+        watched.until_seen(&spec, "later").await;
+    }
+}
+
+/// Nothing tells of it: the directories that are watched are the same as before, only elsewhere.
+#[tokio::test]
+async fn a_replacement_further_up_is_noticed_at_the_next_rescan() {
+    let place = place();
+    let (top, dir) = (place.path().join("top"), place.path().join("top/site/nodes"));
+    fs::create_dir_all(&dir).unwrap();
+    let (_guard, mut wakes) = Watcher::start(dir.clone(), 4 * QUICK, QUICK).unwrap();
+    assert_eq!(timeout(PATIENCE, wakes.recv()).await, Ok(Some(Wake::Start)));
+    fs::rename(&top, place.path().join("old")).unwrap();
+    fs::create_dir_all(&dir).unwrap();
+    let change = async {
+        // The first wake after the replacement may have been sent before it, the third was not.
+        for _ in 0..3 {
+            wakes.recv().await.unwrap();
+        }
+        fs::write(dir.join("a.toml"), "1").unwrap();
+        while wakes.recv().await.unwrap() != Wake::Change {}
+    };
+    timeout(PATIENCE, change).await.expect("the new directory is not watched");
+}
+
 #[tokio::test]
 async fn a_directory_renamed_away_is_forgotten_and_its_successor_watched() {
     let place = place();

@@ -241,6 +241,17 @@ fn a_credential_is_refused_without_missing_the_file_it_replaces() {
 }
 
 #[test]
+fn a_refused_driver_is_not_told_what_another_would_need() {
+    let bmc = "address = \"192.0.2.20\"\npassword_file = \"edge-07.bmc\"";
+    check(
+        MINIMAL.replace(bmc, "driver = \"none\""),
+        &expect![[r"
+        nodes/edge-07.toml:4:10: bmc.driver: `none` is not supported yet
+    "]],
+    );
+}
+
+#[test]
 fn bad_root_device_values_are_named() {
     check_each(
         "root_device",
