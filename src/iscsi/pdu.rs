@@ -435,7 +435,7 @@ mod tests {
             let bhs: Bhs = bytes.try_into().unwrap();
             lengths(&bhs);
             if let Ok(response) = decode(&bhs) {
-                prop_assert_eq!(response.stat_sn.to_be_bytes().as_slice(), &bhs[24..28]);
+                prop_assert_eq!(response.stat_sn, u32_at(&bhs, 24));
             }
         }
     }
