@@ -141,7 +141,7 @@ impl<'a> Login<'a> {
         }
         self.check(response.stat_sn, answer)?;
         if answer.more {
-            return self.request(None, Pairs::default()).map(Next::Send);
+            return self.request(self.asked, Pairs::default()).map(Next::Send);
         }
         let text = std::mem::take(&mut self.partial);
         let pairs = text::parse(&text)?;

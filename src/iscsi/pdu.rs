@@ -435,8 +435,7 @@ mod tests {
             let bhs: Bhs = bytes.try_into().unwrap();
             lengths(&bhs);
             if let Ok(response) = decode(&bhs) {
-                let stat_sn = response.stat_sn.to_be_bytes();
-                prop_assert_eq!(stat_sn.as_slice(), &bhs[24..28]);
+                prop_assert_eq!(response.stat_sn, u32_at(&bhs, 24));
             }
         }
     }

@@ -369,22 +369,25 @@ impl Session {
                 self.data_in(itt, data_sn, offset, status, data)
             }
             Body::NopIn { lun, itt, ttt } => self.nop_in(lun, itt, ttt, data),
-            Body::TaskManagement { itt, response } => match self.tasks.remove(&itt) {
-                Some(Task::Abort(asker)) => {
-                    asker.answer(Ok(Outcome { response, ..Outcome::default() }));
-                    Ok(())
-                }
-                _ => Err(unknown_tag("task management response", itt)),
-            },
-            Body::Logout { itt, response } => match self.tasks.remove(&itt) {
-                Some(Task::Logout(asker)) => {
-                    if let Some(asker) = asker {
-                        asker.answer(Ok(Outcome { response, ..Outcome::default() }));
+            Body::TaskManagement { itt, response } => {
+                match self.take(itt, |task| matches!(task, Task::Abort(_))) {
+                    Some(Task::Abort(asker)) => {
+                        asker.answer(Ok(Outcome { response, ..Outcome::default() }))
                     }
-                    Err(left())
+                    _ => return Err(unknown_tag("task management response", itt)),
                 }
-                _ => Err(unknown_tag("logout response", itt)),
-            },
+                Ok(())
+            }
+            Body::Logout { itt, response } => {
+                match self.take(itt, |task| matches!(task, Task::Logout(_))) {
+                    Some(Task::Logout(Some(asker))) => {
+                        asker.answer(Ok(Outcome { response, ..Outcome::default() }))
+                    }
+                    Some(_) => {}
+                    None => return Err(unknown_tag("logout response", itt)),
+                }
+                Err(left())
+            }
             Body::Async { event } => self.asynchronous(event),
             Body::Reject { reason: 0x02 } => Err(ErrorKind::Digest(DigestOf::Data)),
             Body::Reject { reason } => Err(violation(format!(
@@ -468,8 +471,8 @@ impl Session {
     }
 
     fn complete(&mut self, itt: u32, mut outcome: Outcome) -> Result<(), ErrorKind> {
-        let known = self.sent_task(itt).is_some();
-        let Some(Task::Scsi(task)) = self.tasks.remove(&itt).filter(|_| known) else {
+        let sent = |task: &Task| matches!(task, Task::Scsi(task) if task.sent);
+        let Some(Task::Scsi(task)) = self.take(itt, sent) else {
             return Err(unknown_tag("SCSI response", itt));
         };
         // A target may give up early, then nothing more is owed to it.
@@ -490,10 +493,8 @@ impl Session {
 
     fn nop_in(&mut self, lun: LunField, itt: u32, ttt: u32, data: &[u8]) -> Result<(), ErrorKind> {
         if itt != NO_TAG {
-            return match self.tasks.remove(&itt) {
-                Some(Task::Ping) => Ok(()),
-                _ => Err(unknown_tag("NOP-In", itt)),
-            };
+            let ping = self.take(itt, |task| matches!(task, Task::Ping));
+            return ping.map(drop).ok_or_else(|| unknown_tag("NOP-In", itt));
         }
         if ttt == NO_TAG {
             return Ok(());
@@ -530,6 +531,12 @@ impl Session {
             Some(Task::Scsi(task)) if task.sent => Some(task),
             _ => None,
         }
+    }
+
+    /// Removes the task with this tag if it is of the right kind; any other stays, to be answered when the session fails.
+    fn take(&mut self, itt: u32, right: impl Fn(&Task) -> bool) -> Option<Task> {
+        self.tasks.get(&itt).filter(|task| right(task))?;
+        self.tasks.remove(&itt)
     }
 
     fn over(&self) -> Option<ErrorKind> {
