@@ -4,11 +4,16 @@
 
 use std::{path::Path, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout},
+};
 
 use super::sysfs;
 use crate::model::disk::Disk;
 
+/// How long drivers may probe before the disks found so far must do: large controllers start up in half a minute.
+const DRIVERS_WAIT: Duration = Duration::from_secs(120);
 /// How long to wait for a first disk: controllers that spin their disks up one after another need most of it.
 const FIRST_DISK_WAIT: Duration = Duration::from_secs(60);
 /// The inventory is complete when nothing was added for so long: disks of one controller appear within it of each other.
@@ -21,8 +26,11 @@ const SYSFS_SECTOR_BYTES: u64 = 512;
 /// A SCSI page of VPD has its text after four bytes of header (SPC-4 §7.8.13).
 const VPD_HEADER_BYTES: usize = 4;
 
-/// Waits until disks have appeared and no more do. Empty when none came in time: the agent then says so to the administrator.
-pub(super) async fn settled() -> Vec<Disk> {
+/// Waits until the drivers have probed, disks have appeared and no more do. Empty when none came in time: the agent then says so to
+/// the administrator.
+pub(super) async fn settled(drivers: oneshot::Receiver<()>) -> Vec<Disk> {
+    // Late or dead, what there is of disks is still worth telling.
+    timeout(DRIVERS_WAIT, drivers).await.map(drop).unwrap_or_default();
     let started = Instant::now();
     let (mut last, mut changed) = (Vec::new(), started);
     loop {

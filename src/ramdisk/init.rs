@@ -15,7 +15,10 @@ use tokio::runtime::Builder;
 use tracing::{error, info};
 use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
 
-use super::story;
+use super::{
+    agent::AgentError,
+    story::{self, Trouble},
+};
 
 /// How long the machine stays on for whoever reads its console, when the agent's BMC does not switch it off.
 const LINGER: Duration = Duration::from_secs(600);
@@ -36,21 +39,29 @@ pub fn init() -> ExitCode {
     }
     // Kept to the end: the lease is renewed for as long as the machine is on.
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let mut linger = LINGER;
     match &runtime {
         Ok(runtime) => match catch_unwind(AssertUnwindSafe(|| runtime.block_on(story::tell()))) {
             Ok(Ok(())) => {}
-            Ok(Err(trouble)) => error!("{trouble}"),
+            Ok(Err(trouble)) => {
+                error!("{trouble}");
+                // The agent has been asked for long enough.
+                if matches!(trouble, Trouble::Agent(AgentError::AttemptOver)) {
+                    linger = Duration::ZERO;
+                }
+            }
             // The panic hook has printed where.
             Err(_) => error!("the deploy ramdisk has a defect; see the message above"),
         },
         Err(error) => error!(%error, "no threads"),
     }
-    info!("waiting for the power to go; off by itself in {} s", LINGER.as_secs());
+    info!("waiting for the power to go; off by itself in {} s", linger.as_secs());
     loop {
-        thread::sleep(LINGER);
+        thread::sleep(linger);
         if let Err(error) = reboot(RebootCommand::PowerOff) {
             error!(%error, "cannot power off");
         }
+        linger = LINGER;
     }
 }
 

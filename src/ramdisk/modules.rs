@@ -13,6 +13,7 @@ use std::{
 };
 
 use rustix::{io::Errno, system::finit_module};
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::{module_list::ModuleList, sysfs};
@@ -51,54 +52,51 @@ impl Modules {
         Ok(Self { dir, list, tried: BTreeSet::new(), seen: BTreeSet::new() })
     }
 
-    /// Loads what is always needed, then what is there asks for.
-    pub(super) fn load_first(&mut self) {
-        for name in self.list.always.clone() {
-            self.load(&name);
-        }
-        while self.load_for_new_devices() > 0 {}
+    /// Loads what is needed whatever the hardware.
+    pub(super) fn load_always(&mut self) {
+        let always = self.list.always.clone();
+        self.load(always);
     }
 
-    /// Goes on loading for devices that appear later, on a thread of its own: a driver may probe for seconds.
-    pub(super) fn load_later(mut self) -> io::Result<()> {
-        thread::Builder::new().name("modules".to_owned()).spawn(move || {
+    /// Loads drivers for what is there, and goes on for what appears later, on a thread of its own: a driver may probe for half a
+    /// minute. The receiver hears when the devices there at first have their drivers.
+    pub(super) fn load_drivers(mut self) -> io::Result<oneshot::Receiver<()>> {
+        let (ready, done) = oneshot::channel();
+        thread::Builder::new().name("drivers".to_owned()).spawn(move || {
+            while self.load_for_new_devices() > 0 {}
+            // Nobody listens when the story has ended already.
+            ready.send(()).unwrap_or_default();
             loop {
-                self.load_for_new_devices();
                 thread::sleep(LOOK_EVERY);
+                self.load_for_new_devices();
             }
         })?;
-        Ok(())
+        Ok(done)
     }
 
     /// One look at every bus; how many modaliases were new.
     fn load_for_new_devices(&mut self) -> usize {
         let new: Vec<String> =
             modaliases(Path::new("/sys")).into_iter().filter(|m| !self.seen.contains(m)).collect();
-        for modalias in &new {
-            let wanted: Vec<String> =
-                self.list.wanted_by(modalias).map(ToOwned::to_owned).collect();
-            for name in wanted {
-                self.load(&name);
-            }
-        }
+        let wanted = new.iter().flat_map(|modalias| self.list.wanted_by(modalias));
+        self.load(wanted.map(ToOwned::to_owned).collect());
         let found = new.len();
         self.seen.extend(new);
         found
     }
 
-    fn load(&mut self, name: &str) {
-        let needs = self.list.needs.get(name).cloned().unwrap_or_default();
-        for name in needs.into_iter().chain([name.to_owned()]) {
-            if self.tried.contains(&name) {
-                continue;
+    fn load(&mut self, names: Vec<String>) {
+        let mut loaded = Vec::new();
+        for name in names {
+            let needs = self.list.needs.get(&name).cloned().unwrap_or_default();
+            for name in needs.into_iter().chain([name]) {
+                if self.tried.insert(name.clone()) && insert(&self.dir, &name) {
+                    loaded.push(name);
+                }
             }
-            match insert(&self.dir.join(format!("{name}.ko"))) {
-                Ok(()) => info!(module = name, "loaded"),
-                // No such hardware after all (crc32c_intel, kvm-like drivers): nothing is wrong.
-                Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => {}
-                Err(error) => warn!(module = name, %error, "did not load"),
-            }
-            self.tried.insert(name);
+        }
+        if !loaded.is_empty() {
+            info!("loaded {}", loaded.join(" "));
         }
     }
 }
@@ -114,10 +112,25 @@ fn modaliases(sys: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-fn insert(path: &Path) -> io::Result<()> {
-    match finit_module(File::open(path)?, c"", 0) {
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(errno) => Err(errno.into()),
+/// Loads one module, with its devices probed when it returns; whether it is new in the kernel.
+fn insert(dir: &Path, name: &str) -> bool {
+    // Otherwise disks are looked for in the background, and nobody could say when all have been found.
+    let parameters = if name == "scsi_mod" { c"scan=sync" } else { c"" };
+    let path = dir.join(format!("{name}.ko"));
+    let result = File::open(path)
+        .and_then(|file| finit_module(file, parameters, 0).map_err(io::Error::from));
+    match result {
+        Ok(()) => true,
+        Err(error) => {
+            // There already; or the processor lacks what an accelerated checksum needs, which is no fault.
+            if ![Errno::EXIST, Errno::NODEV]
+                .iter()
+                .any(|e| Errno::from_io_error(&error) == Some(*e))
+            {
+                warn!(module = name, %error, "did not load");
+            }
+            false
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Called by the story. It never configures a card that got no lease, and never gives an address up once the target may use it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, SocketAddrV4},
     path::Path,
@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use tokio::{
     net::UdpSocket,
     task::JoinSet,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tracing::{info, warn};
 
@@ -88,30 +88,7 @@ pub(super) fn cards(sys: &Path) -> BTreeMap<MacAddr, Card> {
 pub(super) async fn up(boot_card: Option<MacAddr>) -> Result<IpAddr, NetworkError> {
     let (connection, netlink, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
-    let wanted = wait_for_cards(boot_card).await?;
-
-    let mut tries = JoinSet::new();
-    for card in wanted {
-        info!(card = card.name, mac = %card.mac, "bringing the card up");
-        let up = LinkUnspec::new_with_index(card.index).up().build();
-        netlink
-            .link()
-            .set(up)
-            .execute()
-            .await
-            .map_err(|source| NetworkError::Kernel { card: card.name.clone(), source })?;
-        tries.spawn(borrow(card));
-    }
-    let deadline = Instant::now() + LEASE_WAIT;
-    let (card, socket, lease) = loop {
-        match timeout_at(deadline, tries.join_next()).await {
-            Ok(Some(Ok(Ok(got)))) => break got,
-            Ok(Some(Ok(Err(error)))) => warn!(%error, "DHCP"),
-            Ok(Some(Err(error))) => warn!(%error, "DHCP"),
-            Ok(None) | Err(_) => return Err(NetworkError::NoLease),
-        }
-    };
-    drop(tries);
+    let (card, socket, lease) = first_lease(&netlink, boot_card).await?;
     apply(&netlink, &card, &lease)
         .await
         .map_err(|source| NetworkError::Kernel { card: card.name.clone(), source })?;
@@ -120,29 +97,40 @@ pub(super) async fn up(boot_card: Option<MacAddr>) -> Result<IpAddr, NetworkErro
     Ok(lease.address.into())
 }
 
-async fn wait_for_cards(boot_card: Option<MacAddr>) -> Result<Vec<Card>, NetworkError> {
-    let deadline = Instant::now() + CARD_WAIT;
-    loop {
-        let all = cards(Path::new("/sys"));
-        let wanted: Vec<Card> = match boot_card {
-            Some(mac) => all.get(&mac).cloned().into_iter().collect(),
-            None => all.values().cloned().collect(),
-        };
-        if !wanted.is_empty() {
-            return Ok(wanted);
-        }
-        if Instant::now() >= deadline {
+/// Tries every wanted card as it appears, all at once, until one has a lease.
+async fn first_lease(
+    netlink: &Handle,
+    boot_card: Option<MacAddr>,
+) -> Result<(Card, UdpSocket, Lease), NetworkError> {
+    let started = Instant::now();
+    let (mut tried, mut tries) = (BTreeSet::new(), JoinSet::new());
+    let mut wanted = boot_card;
+    while started.elapsed() < LEASE_WAIT {
+        if tried.is_empty() && started.elapsed() >= CARD_WAIT {
             // Better a card that was not asked for than none: the key, not the card, proves who the machine is.
-            return match all.into_values().collect::<Vec<_>>() {
-                none if none.is_empty() => Err(NetworkError::NoCard),
-                others => {
-                    warn!("the card the machine booted from did not appear; trying all others");
-                    Ok(others)
-                }
-            };
+            wanted.take().ok_or(NetworkError::NoCard)?;
+            warn!("the card the machine booted from did not appear; trying all others");
         }
-        sleep(LOOK_EVERY).await;
+        for (mac, card) in cards(Path::new("/sys")) {
+            if wanted.is_none_or(|wanted| wanted == mac) && tried.insert(mac) {
+                info!(card = card.name, %mac, "bringing the card up");
+                let up = LinkUnspec::new_with_index(card.index).up().build();
+                match netlink.link().set(up).execute().await {
+                    Ok(()) => drop(tries.spawn(borrow(card))),
+                    // Often its firmware is missing; another card may do.
+                    Err(error) => warn!(card = card.name, %error, "the card does not come up"),
+                }
+            }
+        }
+        match timeout(LOOK_EVERY, tries.join_next()).await {
+            Ok(Some(Ok(Ok(got)))) => return Ok(got),
+            Ok(Some(Ok(Err(error)))) => warn!(%error, "DHCP"),
+            Ok(Some(Err(error))) => warn!(%error, "DHCP"),
+            Ok(None) => sleep(LOOK_EVERY).await,
+            Err(_) => {}
+        }
     }
+    Err(NetworkError::NoLease)
 }
 
 async fn apply(netlink: &Handle, card: &Card, lease: &Lease) -> Result<(), rtnetlink::Error> {
@@ -172,8 +160,9 @@ async fn borrow(card: Card) -> io::Result<(Card, UdpSocket, Lease)> {
     }
     let socket = open(&card)?;
     let started = Instant::now();
+    // One number for all tries: a server that checks the address first answers the first try while the second is on its way.
+    let talk = Conversation { mac: card.mac, xid: random_xid()? };
     for tries in 0.. {
-        let talk = Conversation { mac: card.mac, xid: random_xid()? };
         let seconds = u16::try_from(started.elapsed().as_secs()).unwrap_or(u16::MAX);
         let wait = patience(tries, random_byte()?);
         let broadcast = Ipv4Addr::BROADCAST;
@@ -194,7 +183,7 @@ async fn borrow(card: Card) -> io::Result<(Card, UdpSocket, Lease)> {
 async fn keep(card: Card, socket: UdpSocket, mut lease: Lease) {
     let mut borrowed = Instant::now();
     while let (Some(renew), Some(rebind)) = (lease.renew_after, lease.rebind_after) {
-        tokio::time::sleep_until(borrowed + renew).await;
+        sleep_until(borrowed + renew).await;
         let server = if borrowed.elapsed() < rebind { lease.server } else { Ipv4Addr::BROADCAST };
         match renewed(&card, &socket, lease.address, server).await {
             Ok(Some(Reply::Ack(again))) if again.address == lease.address => {

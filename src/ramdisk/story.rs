@@ -58,12 +58,12 @@ pub(super) async fn tell() -> Result<(), Trouble> {
     info!(node = %args.node, agent = %args.api, version = env!("CARGO_PKG_VERSION"), "hostler");
 
     let mut modules = Modules::open()?;
-    modules.load_first();
-    modules.load_later().map_err(Trouble::Thread)?;
+    modules.load_always();
     mounts::configfs()?;
+    let drivers = modules.load_drivers().map_err(Trouble::Thread)?;
 
     let boot_card = network::boot_card(&command_line);
-    let (address, disks) = tokio::join!(network::up(boot_card), disks::settled());
+    let (address, disks) = tokio::join!(network::up(boot_card), disks::settled(drivers));
     let address = address?;
     for disk in &disks {
         info!(%disk, "found");
@@ -124,6 +124,9 @@ async fn export(
 ) -> Result<(Target, DeployInfo), String> {
     if !disks.iter().any(|disk| disk.name == reply.disk) {
         return Err(format!("the agent chose disk {:?}, which is not here", reply.disk));
+    }
+    if !reply.iqn.starts_with("iqn.") || reply.iqn.contains('/') {
+        return Err(format!("the agent chose target name {:?}, must be an iqn.…", reply.iqn));
     }
     let chap = Chap::random().map_err(|error| format!("random numbers: {error}"))?;
     let info = deploy_info(address, reply, Some(&chap), String::new());
