@@ -5,7 +5,7 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt as _,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -36,6 +36,9 @@ pub(super) enum Quirk {
     ShortReads,
     /// Every call takes a few milliseconds.
     Slow,
+    /// The same, and a write once begun is carried out, whether anybody waits for it or not: so do real targets. Zeros are
+    /// faster than data, so that a wipe overtakes the writes before it.
+    CarriesOut,
 }
 
 /// What a disk has done, in the order of completion.
@@ -47,6 +50,7 @@ pub(super) enum Did {
 
 #[derive(Debug)]
 pub(super) struct FileDisk {
+    me: Weak<Self>,
     file: File,
     bytes: u64,
     block: u32,
@@ -63,7 +67,8 @@ impl FileDisk {
     pub(super) fn new(bytes: u64, block: u32, quirk: Quirk) -> Arc<Self> {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&vec![OLD; usize::try_from(bytes).unwrap()], 0).unwrap();
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             file,
             bytes,
             block,
@@ -108,7 +113,7 @@ impl FileDisk {
         self.most_under_way.fetch_max(now, Ordering::SeqCst);
         let under_way = UnderWay(&self.under_way);
         self.calls.send_modify(|calls| *calls += 1);
-        if self.quirk == Quirk::Slow {
+        if matches!(self.quirk, Quirk::Slow | Quirk::CarriesOut) {
             tokio::time::sleep(Duration::from_millis(3)).await;
         }
         under_way
@@ -123,6 +128,25 @@ impl FileDisk {
         assert!(offset + bytes <= self.bytes, "{offset}+{bytes} is beyond the end");
     }
 
+    async fn carry_out(&self, offset: u64, data: Bytes) -> Result<(), VolumeError> {
+        let _under_way = self.begin().await;
+        self.check_range(offset, data.len() as u64);
+        if self.quirk == Quirk::CarriesOut && data != vec![0; data.len()] {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        self.misbehave(offset).await?;
+        let range = offset..offset + data.len() as u64;
+        self.file.write_all_at(&data, offset).unwrap();
+        if let Quirk::DropsWrites(dropped) = &self.quirk
+            && range.contains(&dropped.start)
+        {
+            let old = vec![OLD; usize::try_from(dropped.end - dropped.start).unwrap()];
+            self.file.write_all_at(&old, dropped.start).unwrap();
+        }
+        self.did.lock().unwrap().push(Did::Write(range));
+        Ok(())
+    }
+
     async fn misbehave(&self, offset: u64) -> Result<(), VolumeError> {
         let show = |at: u64| at == offset && !self.shown.swap(true, Ordering::SeqCst);
         match self.quirk {
@@ -135,7 +159,8 @@ impl FileDisk {
             | Quirk::DropsWrites(_)
             | Quirk::HangsReading
             | Quirk::ShortReads
-            | Quirk::Slow => return Ok(()),
+            | Quirk::Slow
+            | Quirk::CarriesOut => return Ok(()),
         }
         if !self.shown.load(Ordering::SeqCst) {
             Ok(())
@@ -157,19 +182,11 @@ impl Volume for FileDisk {
     }
 
     async fn write(&self, offset: u64, data: Bytes) -> Result<(), VolumeError> {
-        let _under_way = self.begin().await;
-        self.check_range(offset, data.len() as u64);
-        self.misbehave(offset).await?;
-        let range = offset..offset + data.len() as u64;
-        self.file.write_all_at(&data, offset).unwrap();
-        if let Quirk::DropsWrites(dropped) = &self.quirk
-            && range.contains(&dropped.start)
-        {
-            let old = vec![OLD; usize::try_from(dropped.end - dropped.start).unwrap()];
-            self.file.write_all_at(&old, dropped.start).unwrap();
+        if self.quirk != Quirk::CarriesOut {
+            return self.carry_out(offset, data).await;
         }
-        self.did.lock().unwrap().push(Did::Write(range));
-        Ok(())
+        let me = self.me.upgrade().unwrap();
+        tokio::spawn(async move { me.carry_out(offset, data).await }).await.unwrap()
     }
 
     async fn read(&self, offset: u64, bytes: u64) -> Result<Bytes, VolumeError> {
