@@ -45,6 +45,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(super) struct Driver {
     pub(super) fleet: Fleet,
+    /// The spec directory's name in messages.
+    pub(super) specs_dir: String,
     pub(super) store: Store,
     pub(super) menus: MenuWriter,
     pub(super) publisher: Publisher,
@@ -207,7 +209,7 @@ impl Driver {
                         Err(_) => self.fleet.node(name)?.spec().cloned(),
                     })
                     .collect();
-                let clashes = clashes("", in_force.iter().map(AsRef::as_ref));
+                let clashes = clashes(&self.specs_dir, in_force.iter().map(AsRef::as_ref));
                 self.fleet.compare(snapshot.nodes, &clashes)
             }
             Err(error) => {

@@ -33,6 +33,8 @@ use crate::{
     config::Config,
     imaging::Images,
     lifecycle::{Fleet, Record},
+    model::problem::Problem,
+    spec::Defaults,
     status_file::StatusFiles,
     store::{Store, StoreError},
     tftp,
@@ -50,6 +52,9 @@ const INITRAMFS_NAME: &str = "deploy/initramfs";
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// `[defaults]` of the configuration.
+    #[error("[defaults]: {0}")]
+    Defaults(Problem),
     /// The state directory.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -80,6 +85,9 @@ pub struct Agent {
 impl Agent {
     /// Binds every socket, locks the state directory and reads it.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        if let Some(problem) = Defaults::new(None, config.defaults.as_ref()).problems().first() {
+            return Err(StartError::Defaults(problem.clone()));
+        }
         let listen = |what: &str, at| {
             let what = format!("{what} {at}");
             move |source| StartError::Listen { what, source }
@@ -106,19 +114,19 @@ impl Agent {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
         let Self { config, store, fleet, tftp, callback, pin } = self;
         let table = tftp::BootTable::default();
-        let (fetched, fetches) = mpsc::channel(CHANNEL_DEPTH);
+        let (evidence, fetches) = mpsc::channel(CHANNEL_DEPTH);
         let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
-        let (changed, changes) = watch::channel(0);
+        let (changed, news) = watch::channel(0);
         let (closing, mut closed) = watch::channel(false);
 
         let api = callback
             .local_addr()
             .map_err(|source| StartError::Listen { what: "callback listener".into(), source })?;
         let tftp = tftp
-            .start(table.clone(), fetched)
+            .start(table.clone(), evidence)
             .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
         let ended = async move { drop(closed.wait_for(|closed| *closed).await) };
-        let callback = tokio::spawn(callback.serve(requests, changes, ended));
+        let callback = tokio::spawn(callback.serve(requests, news, ended));
 
         let status_dir =
             config.specs.status_dir.clone().unwrap_or_else(|| config.specs.dir.clone());
@@ -134,6 +142,7 @@ impl Agent {
         ));
         let driver = Driver {
             fleet,
+            specs_dir: config.specs.dir.display().to_string(),
             store,
             menus: MenuWriter::new(table, api, pin),
             publisher: Publisher::start(StatusFiles::new(status_dir)),
