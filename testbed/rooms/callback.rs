@@ -242,6 +242,24 @@ async fn the_pin_is_the_hash_of_the_certificate_on_the_wire() {
 }
 
 #[tokio::test]
+async fn no_key_and_no_body_reaches_the_log_at_any_level() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(Arc::new(log.reopen().unwrap()))
+        .finish();
+    // This thread is the whole runtime.
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let agent = Agent::judging(Limits::default()).await;
+    for body in [DEPLOY_INFO, r#"{"address":"hunter2"}"#, r#"{"port":"hunter2"}"#] {
+        agent.curl("POST", &path("edge-07", "pass_deploy_info"), Some(&key()), body).await;
+    }
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains("callback answered") && text.contains("not valid"), "{text}");
+    assert!(!text.contains("hunter2") && !text.contains("5a5a"), "{text}");
+}
+
+#[tokio::test]
 async fn shutdown_cuts_a_question_that_waits() {
     let agent = Agent::start(Limits::default(), |_| Some(Reply::State(DeployState::Imaging))).await;
     let mut tls = agent.connect().await;
