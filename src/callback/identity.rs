@@ -4,7 +4,7 @@
 //! on, because the clocks at an edge site lie. It must never replace a certificate that is there.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,7 +23,7 @@ use crate::{atomic_file, model::ids::hex};
 const NAME: &str = "hostler";
 
 /// The agent's certificate, ready to serve.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Identity {
     pub(super) tls: Arc<ServerConfig>,
     pin: String,
@@ -67,6 +67,13 @@ impl Identity {
     /// SHA-256 of the certificate's DER: 64 lower-case hex digits, for the ramdisk's command line.
     pub fn pin(&self) -> &str {
         &self.pin
+    }
+}
+
+/// The pin only: the rest holds the private key.
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("pin", &self.pin).finish_non_exhaustive()
     }
 }
 

@@ -44,9 +44,10 @@ pub struct Written {
 
 /// Writes the image, padded with zeros to a whole block, flushes, reads everything back and compares its digest.
 ///
-/// Nothing is touched when the image does not fit. After any later failure or cancellation no write is under way any more and both ends of
-/// the disk are zeroed; [`ImagingError::NotWiped`] says that this did not work, and then the connection must be closed and [`wipe`] be tried
-/// on a new one. Cancel by `cancel`: dropping the future stops the writing, but nobody wipes.
+/// Nothing is touched when the image does not fit. After any later failure or cancellation it waits until no write is under way and zeroes
+/// both ends of the disk. [`ImagingError::NotWiped`] says that this did not work: try [`wipe`] on a new connection. A command that does
+/// not end within ten seconds is given up and may still happen, so after every error close the connection before doing anything else.
+/// Cancel by `cancel`: dropping the future stops the writing, but nobody wipes.
 pub async fn write_image<V: Volume>(
     volume: Arc<V>,
     order: &Order,

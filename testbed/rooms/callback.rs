@@ -242,6 +242,28 @@ async fn the_pin_is_the_hash_of_the_certificate_on_the_wire() {
 }
 
 #[tokio::test]
+async fn no_key_and_no_body_reaches_the_log_at_any_level() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(Arc::new(log.reopen().unwrap()))
+        .finish();
+    // For the whole test binary: with one for a single thread, tracing may decide elsewhere that nobody listens to a call site.
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    let agent = Agent::judging(Limits::default()).await;
+    for node in ["edge-07", "quiet-node"] {
+        for body in [DEPLOY_INFO, r#"{"address":"hunter2"}"#, r#"{"port":"hunter2"}"#] {
+            agent.curl("POST", &path(node, "pass_deploy_info"), Some(&key()), body).await;
+        }
+    }
+    let text = std::fs::read_to_string(&log).unwrap();
+    let of_node: Vec<&str> = text.lines().filter(|line| line.contains("quiet-node")).collect();
+    assert_eq!(of_node.len(), 3, "{text}");
+    assert!(!text.contains("hunter2") && !text.contains(&"5a".repeat(32)), "{text}");
+}
+
+#[tokio::test]
 async fn shutdown_cuts_a_question_that_waits() {
     let agent = Agent::start(Limits::default(), |_| Some(Reply::State(DeployState::Imaging))).await;
     let mut tls = agent.connect().await;
