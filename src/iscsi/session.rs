@@ -372,7 +372,7 @@ impl Session {
             Body::TaskManagement { itt, response } => {
                 match self.take(itt, |task| matches!(task, Task::Abort(_))) {
                     Some(Task::Abort(asker)) => {
-                        asker.answer(Ok(Outcome { response, ..Outcome::default() }))
+                        asker.answer(Ok(Outcome { response, ..Outcome::default() }));
                     }
                     _ => return Err(unknown_tag("task management response", itt)),
                 }
@@ -381,7 +381,7 @@ impl Session {
             Body::Logout { itt, response } => {
                 match self.take(itt, |task| matches!(task, Task::Logout(_))) {
                     Some(Task::Logout(Some(asker))) => {
-                        asker.answer(Ok(Outcome { response, ..Outcome::default() }))
+                        asker.answer(Ok(Outcome { response, ..Outcome::default() }));
                     }
                     Some(_) => {}
                     None => return Err(unknown_tag("logout response", itt)),
