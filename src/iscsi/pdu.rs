@@ -75,8 +75,8 @@ pub(super) enum Request {
     NopOut { lun: LunField, itt: u32, ttt: u32 },
     /// §11.3
     Scsi { last: bool, direction: Direction, lun: LunField, itt: u32, bytes: u32, cdb: [u8; 16] },
-    /// §11.5; only ABORT TASK SET is ever needed.
-    AbortTaskSet { lun: LunField, itt: u32 },
+    /// §11.5; only LOGICAL UNIT RESET is ever needed.
+    LogicalUnitReset { lun: LunField, itt: u32 },
     /// §11.12
     Login { transit: Option<Stage>, stage: Stage, isid: [u8; 6], tsih: u16, itt: u32 },
     /// §11.7
@@ -112,8 +112,8 @@ impl Request {
                 put_u32(&mut bhs, 20, bytes);
                 put(&mut bhs, 32, &cdb);
             }
-            Self::AbortTaskSet { lun, itt } => {
-                put(&mut bhs, 0, &[IMMEDIATE | 0x02, FINAL | 2]);
+            Self::LogicalUnitReset { lun, itt } => {
+                put(&mut bhs, 0, &[IMMEDIATE | 0x02, FINAL | 5]);
                 put(&mut bhs, 8, &lun);
                 put_u32(&mut bhs, 16, itt);
                 put_u32(&mut bhs, 20, NO_TAG);
@@ -319,18 +319,18 @@ mod tests {
                 cdb,
             },
             0x2000,
-            &expect![[r#"
+            &expect![[r"
                 01210000000020000001000000000000
                 00000007001000000102030405060708
-                8a0000000000000000000000000000ee"#]],
+                8a0000000000000000000000000000ee"]],
         );
         check(
             Request::DataOut { last: true, lun: LUN, itt: 7, ttt: 9, data_sn: 3, offset: 0x4000 },
             0x2000,
-            &expect![[r#"
+            &expect![[r"
                 05800000000020000001000000000000
                 00000007000000090000000005060708
-                00000000000000030000400000000000"#]],
+                00000000000000030000400000000000"]],
         );
         check(
             Request::Login {
@@ -341,34 +341,34 @@ mod tests {
                 itt: 1,
             },
             100,
-            &expect![[r#"
+            &expect![[r"
                 43870000000000648001020304050006
                 00000001000000000102030405060708
-                00000000000000000000000000000000"#]],
+                00000000000000000000000000000000"]],
         );
         check(
             Request::NopOut { lun: LUN, itt: NO_TAG, ttt: 5 },
             0,
-            &expect![[r#"
+            &expect![[r"
                 40800000000000000001000000000000
                 ffffffff000000050102030405060708
-                00000000000000000000000000000000"#]],
+                00000000000000000000000000000000"]],
         );
         check(
-            Request::AbortTaskSet { lun: LUN, itt: 8 },
+            Request::LogicalUnitReset { lun: LUN, itt: 8 },
             0,
-            &expect![[r#"
-                42820000000000000001000000000000
+            &expect![[r"
+                42850000000000000001000000000000
                 00000008ffffffff0102030405060708
-                00000000000000000000000000000000"#]],
+                00000000000000000000000000000000"]],
         );
         check(
             Request::Logout { itt: 8 },
             0,
-            &expect![[r#"
+            &expect![[r"
                 46800000000000000000000000000000
                 00000008000000000102030405060708
-                00000000000000000000000000000000"#]],
+                00000000000000000000000000000000"]],
         );
     }
 

@@ -96,7 +96,7 @@ pub(super) struct Session {
 enum Task {
     Scsi(ScsiTask),
     Ping,
-    Abort(Asker),
+    Reset(Asker),
     Logout(Option<Asker>),
 }
 
@@ -115,6 +115,17 @@ struct ScsiTask {
     unsent: u32,
     /// R2Ts whose data is not all on its way.
     open_r2ts: u32,
+    /// How long the target has had it.
+    beats: u32,
+}
+
+/// Limits in beats of the keepalive clock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beats {
+    /// Without any PDU from the target.
+    pub(super) silent_max: u32,
+    /// For one command, even if nobody waits for its answer any more.
+    pub(super) command_max: u32,
 }
 
 /// A run of Data-Out PDUs: what one R2T asked for, or the unsolicited rest of a first burst.
@@ -170,27 +181,22 @@ impl Session {
             promised: 0,
             unsent,
             open_r2ts: 0,
+            beats: 0,
         };
         let itt = self.tag();
         self.tasks.insert(itt, Task::Scsi(task));
         self.waiting.push_back(itt);
     }
 
-    /// Asks the target to drop every command of this session at one unit; answered when it has (RFC 7143 §4.2.3.3).
-    pub(super) fn abort_tasks(&mut self, lun: LunField, asker: Asker) {
+    /// Asks the target to drop every command at one unit; answered when it has (RFC 7143 §4.2.3.3).
+    pub(super) fn reset_unit(&mut self, lun: LunField, asker: Asker) {
         if let Some(kind) = &self.failed {
             asker.answer(Err(kind.clone()));
             return;
         }
-        // What was never sent cannot be aborted by the target, and must not follow either.
-        for itt in std::mem::take(&mut self.waiting) {
-            if let Some(Task::Scsi(task)) = self.tasks.remove(&itt) {
-                task.asker.answer(Err(left()));
-            }
-        }
         let itt = self.tag();
-        self.tasks.insert(itt, Task::Abort(asker));
-        self.urgent.push_back((Request::AbortTaskSet { lun, itt }, Bytes::new()));
+        self.tasks.insert(itt, Task::Reset(asker));
+        self.urgent.push_back((Request::LogicalUnitReset { lun, itt }, Bytes::new()));
     }
 
     /// Asks the target to close the session; no command is taken from now on.
@@ -207,14 +213,14 @@ impl Session {
         self.urgent.push_back((Request::Logout { itt }, Bytes::new()));
     }
 
-    /// Takes no more commands, as before a logout.
+    /// Takes no more commands, and takes back those not sent yet.
     pub(super) fn leave(&mut self) {
         self.leaving = true;
-    }
-
-    /// Commands the target has not answered yet.
-    pub(super) fn has_commands(&self) -> bool {
-        self.tasks.values().any(|task| matches!(task, Task::Scsi(_)))
+        for itt in std::mem::take(&mut self.waiting) {
+            if let Some(Task::Scsi(task)) = self.tasks.remove(&itt) {
+                task.asker.answer(Err(left()));
+            }
+        }
     }
 
     /// Ends the session: every command fails with `kind`, and so does every later one. The first reason stays.
@@ -225,7 +231,7 @@ impl Session {
         self.urgent.clear();
         for (_, task) in self.tasks.drain() {
             if let Task::Scsi(ScsiTask { asker, .. })
-            | Task::Abort(asker)
+            | Task::Reset(asker)
             | Task::Logout(Some(asker)) = task
             {
                 asker.answer(Err(kind.clone()));
@@ -233,18 +239,34 @@ impl Session {
         }
     }
 
-    /// One beat of the keepalive clock. A beat without any PDU from the target asks it for one (NOP-Out); false once `beats_max`
-    /// beats have passed in silence.
-    pub(super) fn beat(&mut self, beats_max: u32) -> bool {
+    /// One beat of the keepalive clock; the error is the limit that has passed. In silence the target is asked for a sign of life (NOP-Out).
+    pub(super) fn beat(&mut self, limits: Beats) -> Result<(), u32> {
+        let mut oldest = 0;
+        let mut pinging = false;
+        for task in self.tasks.values_mut() {
+            match task {
+                Task::Scsi(task) => {
+                    task.beats += 1;
+                    oldest = oldest.max(task.beats);
+                }
+                Task::Ping => pinging = true,
+                Task::Reset(_) | Task::Logout(_) => {}
+            }
+        }
         self.silent_beats += 1;
-        let pinging = self.tasks.values().any(|task| matches!(task, Task::Ping));
         if self.silent_beats == 2 && !pinging && self.failed.is_none() {
             let itt = self.tag();
             self.tasks.insert(itt, Task::Ping);
             self.urgent
                 .push_back((Request::NopOut { lun: [0; 8], itt, ttt: NO_TAG }, Bytes::new()));
         }
-        self.silent_beats <= beats_max
+        if self.silent_beats > limits.silent_max {
+            return Err(limits.silent_max);
+        }
+        if oldest > limits.command_max {
+            return Err(limits.command_max);
+        }
+        Ok(())
     }
 
     /// The next PDU to send. First what is urgent, then data the target waits for, then new commands as the window allows:
@@ -370,9 +392,9 @@ impl Session {
             }
             Body::NopIn { lun, itt, ttt } => self.nop_in(lun, itt, ttt, data),
             Body::TaskManagement { itt, response } => {
-                match self.take(itt, |task| matches!(task, Task::Abort(_))) {
-                    Some(Task::Abort(asker)) => {
-                        asker.answer(Ok(Outcome { response, ..Outcome::default() }))
+                match self.take(itt, |task| matches!(task, Task::Reset(_))) {
+                    Some(Task::Reset(asker)) => {
+                        asker.answer(Ok(Outcome { response, ..Outcome::default() }));
                     }
                     _ => return Err(unknown_tag("task management response", itt)),
                 }
@@ -381,7 +403,7 @@ impl Session {
             Body::Logout { itt, response } => {
                 match self.take(itt, |task| matches!(task, Task::Logout(_))) {
                     Some(Task::Logout(Some(asker))) => {
-                        asker.answer(Ok(Outcome { response, ..Outcome::default() }))
+                        asker.answer(Ok(Outcome { response, ..Outcome::default() }));
                     }
                     Some(_) => {}
                     None => return Err(unknown_tag("logout response", itt)),

@@ -7,6 +7,8 @@ use crate::iscsi::scsi;
 
 const LUN: LunField = [0, 1, 0, 0, 0, 0, 0, 0];
 
+const BEATS: Beats = Beats { silent_max: 4, command_max: 10 };
+
 type Answer = oneshot::Receiver<Result<Outcome, ErrorKind>>;
 
 fn session(agreed: Negotiated) -> Session {
@@ -252,13 +254,13 @@ fn a_target_that_pings_gets_its_data_back_and_cannot_flood() {
     let mut session = session(small());
     let ping = || From::new(0x20, 0x80, NO_TAG).u32(20, 0x55);
     ping().to(&mut session, b"hello").unwrap();
-    let pong = session.next_pdu().unwrap();
+    let echo = session.next_pdu().unwrap();
     assert_eq!(
-        (pong.bhs[0], &pong.bhs[20..24], &pong.data[..]),
+        (echo.bhs[0], &echo.bhs[20..24], &echo.data[..]),
         (0x40, &[0, 0, 0, 0x55][..], &b"hello"[..])
     );
     assert_eq!(
-        pong.bhs[24..28],
+        echo.bhs[24..28],
         1_u32.to_be_bytes(),
         "an immediate request does not use up a number"
     );
@@ -269,12 +271,41 @@ fn a_target_that_pings_gets_its_data_back_and_cannot_flood() {
 #[test]
 fn silence_is_answered_with_one_ping_and_then_given_up() {
     let mut session = session(small());
-    assert!(session.beat(4) && sent(&mut session).is_empty());
-    assert!(session.beat(4));
+    session.beat(BEATS).unwrap();
+    assert_eq!(sent(&mut session), []);
+    session.beat(BEATS).unwrap();
     assert_eq!(sent(&mut session).len(), 1);
     From::new(0x20, 0x80, 1).u32(24, 100).to(&mut session, &[]).unwrap();
-    assert!((0..4).all(|_| session.beat(4)) && !session.beat(4));
+    let ends: Vec<_> = (0..5).map(|_| session.beat(BEATS)).collect();
+    assert_eq!(ends, [Ok(()), Ok(()), Ok(()), Ok(()), Err(4)]);
     assert_eq!(sent(&mut session).len(), 1, "one ping for all of the silence");
+}
+
+#[test]
+fn a_command_nobody_waits_for_any_more_still_has_a_limit() {
+    let mut session = session(small());
+    drop(submit(&mut session, Data::None));
+    sent(&mut session);
+    for _ in 0..10 {
+        session.beat(BEATS).unwrap();
+        From::new(0x20, 0x80, NO_TAG).u32(20, NO_TAG).to(&mut session, &[]).unwrap();
+    }
+    assert_eq!(session.beat(BEATS), Err(10), "a target that says it lives, and does nothing");
+}
+
+#[test]
+fn leaving_takes_back_what_was_not_sent() {
+    let mut session =
+        Session::new(&LoggedIn { negotiated: small(), exp_stat_sn: 100, max_cmd_sn: 1 });
+    let mut answers: Vec<Answer> = (0..3).map(|_| submit(&mut session, Data::None)).collect();
+    assert_eq!(sent(&mut session).len(), 1);
+    session.leave();
+    From::status(1, 100).u32(28, 2).to(&mut session, &[]).unwrap();
+    assert_eq!(sent(&mut session), []);
+    assert_eq!(answers[0].try_recv().unwrap(), Ok(Outcome::default()));
+    for answer in &mut answers[1..] {
+        assert!(matches!(answer.try_recv().unwrap(), Err(ErrorKind::TargetGone(_))));
+    }
 }
 
 #[test]
@@ -332,7 +363,7 @@ enum Move {
     Beat,
     /// Opcode, flags, tag, the numbers near the expected ones, and fields 36, 40, 44.
     Pdu(u8, u8, u32, u32, [u32; 3], usize),
-    Abort,
+    Reset,
 }
 
 fn any_move() -> impl Strategy<Value = Move> {
@@ -359,7 +390,7 @@ fn any_move() -> impl Strategy<Value = Move> {
                 opcode, flags, tag, near, fields, bytes
             )
         ),
-        Just(Move::Abort),
+        Just(Move::Reset),
     ]
 }
 
@@ -383,10 +414,10 @@ proptest! {
                     let pdus = (0..count).map_while(|_| session.next_pdu());
                     paid += pdus.filter(|pdu| matches!(pdu.bhs[0], 1 | 5)).map(|pdu| pdu.data.len()).sum::<usize>();
                 }
-                Move::Beat => drop(session.beat(4)),
-                Move::Abort => {
+                Move::Beat => drop(session.beat(BEATS).ok()),
+                Move::Reset => {
                     let (answer, receiver) = oneshot::channel();
-                    session.abort_tasks(LUN, Asker { answer, slot: None });
+                    session.reset_unit(LUN, Asker { answer, slot: None });
                     answers.push(receiver);
                 }
                 Move::Pdu(opcode, flags, tag, near, [a, b, c], bytes) => {
