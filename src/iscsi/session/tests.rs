@@ -168,10 +168,12 @@ fn r2ts_that_ask_for_anything_but_the_next_bytes_are_violations() {
 fn a_command_the_target_cannot_know_of_cannot_be_answered() {
     let mut closed =
         Session::new(&LoggedIn { negotiated: small(), exp_stat_sn: 100, max_cmd_sn: 0 });
-    let _answer = submit(&mut closed, payload(5000));
+    let _write = submit(&mut closed, payload(5000));
+    let mut other = submit(&mut closed, Data::None);
     assert_eq!(sent(&mut closed), []);
     assert!(is_violation(&From::r2t(1, 0, 0, 512).to(&mut closed, &[])));
-    assert!(is_violation(&From::status(1, 100).to(&mut closed, &[])));
+    assert!(is_violation(&From::status(2, 100).to(&mut closed, &[])));
+    other.try_recv().unwrap_err();
     assert!(is_violation(&From::status(99, 101).to(&mut closed, &[])));
 }
 
@@ -204,7 +206,8 @@ fn a_write_that_fails_early_takes_its_unsent_data_along() {
     failed.to(&mut session, &[0, 2, 0x70, 0]).unwrap();
     let outcome = answer.try_recv().unwrap().unwrap();
     assert_eq!((outcome.status, outcome.sense), (2, vec![0, 2, 0x70, 0]));
-    assert_eq!(sent(&mut session), []);
+    let _next = submit(&mut session, Data::None);
+    assert_eq!(sent(&mut session), [(0x01, true, 0, 2, 0, 0)], "only the next command");
 }
 
 #[test]
