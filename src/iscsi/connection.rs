@@ -22,7 +22,8 @@ use super::{
     login::{Identity, LoggedIn, Login, Next, Random},
     negotiate::{Digests, Negotiated},
     pdu::LunField,
-    session::{Asker, Beats, Command, Outcome, Session},
+    session::{Beats, Session},
+    task::{Asker, Command, Outcome},
     wire::{PduReader, PduWriter},
 };
 

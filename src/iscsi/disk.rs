@@ -22,7 +22,7 @@ use super::{
     error::{ErrorKind, IscsiError},
     pdu::LunField,
     scsi::{self, BlockLimits, Capacity, Cdb, ScsiFailure, Sense},
-    session::{Command, Data, Outcome},
+    task::{Command, Data, Outcome},
 };
 use crate::model::size::show_bytes;
 

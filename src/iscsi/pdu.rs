@@ -169,7 +169,7 @@ pub(super) enum Body {
     /// §11.15
     Logout { itt: u32, response: u8 },
     /// §11.8
-    R2t { itt: u32, ttt: u32, r2t_sn: u32, offset: u32, bytes: u32 },
+    R2t(R2t),
     /// §11.9
     Async { event: u8 },
     /// §11.17
@@ -188,6 +188,16 @@ pub(super) struct LoginResponse {
     pub(super) tsih: u16,
     pub(super) class: u8,
     pub(super) detail: u8,
+}
+
+/// An R2T, RFC 7143 §11.8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct R2t {
+    pub(super) itt: u32,
+    pub(super) ttt: u32,
+    pub(super) number: u32,
+    pub(super) offset: u32,
+    pub(super) bytes: u32,
 }
 
 /// How far a command's data differed from what was expected, RFC 7143 §11.4.5.
@@ -228,13 +238,13 @@ pub(super) fn decode(bhs: &Bhs) -> Result<Response, u8> {
             status: (flags & 1 != 0).then(|| (bhs[3], residual(bhs, flags))),
         },
         0x26 => Body::Logout { itt, response: bhs[2] },
-        0x31 => Body::R2t {
+        0x31 => Body::R2t(R2t {
             itt,
             ttt: u32_at(bhs, 20),
-            r2t_sn: u32_at(bhs, 36),
+            number: u32_at(bhs, 36),
             offset: u32_at(bhs, 40),
             bytes: u32_at(bhs, 44),
-        },
+        }),
         0x32 => Body::Async { event: bhs[36] },
         0x3f => Body::Reject { reason: bhs[2] },
         opcode => return Err(opcode),
@@ -261,9 +271,9 @@ const fn final_bit(last: bool) -> u8 {
 }
 
 fn residual(bhs: &Bhs, flags: u8) -> Residual {
-    match flags & 0x06 {
-        0x02 => Residual::Under(u32_at(bhs, 44)),
-        0x04 => Residual::Over(u32_at(bhs, 44)),
+    match (flags & 0x06, u32_at(bhs, 44)) {
+        (0x02, bytes @ 1..) => Residual::Under(bytes),
+        (0x04, bytes @ 1..) => Residual::Over(bytes),
         _ => Residual::None,
     }
 }
@@ -387,7 +397,7 @@ mod tests {
         let r2t = bhs(&format!(
             "31800000 00000000 0001000000000000 00000007 00000009 {numbers} 00000002 00040000 00020000"
         ));
-        let body = Body::R2t { itt: 7, ttt: 9, r2t_sn: 2, offset: 0x4_0000, bytes: 0x2_0000 };
+        let body = Body::R2t(R2t { itt: 7, ttt: 9, number: 2, offset: 0x4_0000, bytes: 0x2_0000 });
         assert_eq!(
             decode(&r2t),
             Ok(Response { stat_sn: 0x11, exp_cmd_sn: 0x12, max_cmd_sn: 0x13, body })

@@ -2,8 +2,10 @@
 
 use proptest::prelude::*;
 
+use tokio::sync::oneshot;
+
 use super::*;
-use crate::iscsi::scsi;
+use crate::iscsi::{scsi, task::Data};
 
 const LUN: LunField = [0, 1, 0, 0, 0, 0, 0, 0];
 
