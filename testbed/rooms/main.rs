@@ -6,6 +6,7 @@
 #![allow(missing_docs, reason = "tests are not an interface")]
 
 mod callback;
+mod docs;
 mod ipmi;
 mod iscsi;
 mod layers;
