@@ -135,14 +135,13 @@ impl Driver {
             info!(node = %name, phase = record.phase.as_str(), attempt = record.attempt, message = node.status(record.since).message, "phase");
         }
         let waiting = self.unsaved.remove(name);
-        if waiting.is_some() || before != Some(record) {
-            if let Err(error) = self.store.save(name, record) {
-                error!(node = %name, %error, "a record cannot be written; nothing is started until it can");
-                let mut held = waiting.map(|(_, held)| held).unwrap_or_default();
-                held.append(&mut actions);
-                self.unsaved.insert(name.clone(), (error.to_string(), held));
-                return self.show(name);
-            }
+        let unsaved = waiting.is_some() || before != Some(record);
+        if let Err(error) = if unsaved { self.store.save(name, record) } else { Ok(()) } {
+            error!(node = %name, %error, "a record cannot be written; nothing is started until it can");
+            let mut held = waiting.map(|(_, held)| held).unwrap_or_default();
+            held.append(&mut actions);
+            self.unsaved.insert(name.clone(), (error.to_string(), held));
+            return self.show(name);
         }
         self.menus.apply(name, node);
         if before.map(|before| &before.state) != Some(&record.state) {
@@ -152,7 +151,7 @@ impl Driver {
         for action in held.into_iter().chain(actions) {
             match action {
                 Action::Start { op, operation, spec } => {
-                    self.start(name, op, operation, spec, reports.clone())
+                    self.start(name, op, operation, spec, reports.clone());
                 }
                 Action::Cancel(op) => {
                     if let Some(cancel) = self.running.get(&(name.clone(), op)) {

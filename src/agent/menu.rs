@@ -18,6 +18,10 @@ use crate::{
 
 use super::{INITRAMFS_NAME, KERNEL_NAME};
 
+/// The kernel prints its command line, and with it the key, as a notice: only warnings and worse go to the console, unless
+/// `boot.kernel_args` says otherwise.
+const QUIET: &str = "loglevel=5";
+
 /// Keeps the boot table as the core wants it.
 #[derive(Debug)]
 pub(super) struct MenuWriter {
@@ -52,10 +56,12 @@ impl MenuWriter {
                     key: key.clone(),
                     pin: self.pin.clone(),
                 };
-                let extra =
-                    spec.boot.kernel_args.iter().map(|arg| format!(" {arg}")).collect::<String>();
-                let command_line =
-                    Secret::new(format!("{}{extra}", args.to_command_line().expose()));
+                let hostlers = args.to_command_line();
+                let words: Vec<&str> = [hostlers.expose(), QUIET]
+                    .into_iter()
+                    .chain(spec.boot.kernel_args.iter().map(String::as_str))
+                    .collect();
+                let command_line = Secret::new(words.join(" "));
                 BootMenu::Deploy {
                     kernel: KERNEL_NAME.to_owned(),
                     initramfs: INITRAMFS_NAME.to_owned(),

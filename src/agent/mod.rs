@@ -157,9 +157,12 @@ impl Agent {
 
         closing.send_replace(true);
         drop(watcher);
-        tftp.stop();
-        if let Err(error) = callback.await {
-            error!(%error, "the callback listener panicked");
+        // It waits for its transfers' threads.
+        let tftp = tokio::task::spawn_blocking(move || tftp.stop());
+        for listener in [callback, tftp] {
+            if let Err(error) = listener.await {
+                error!(%error, "a listener panicked");
+            }
         }
         Ok(())
     }

@@ -17,21 +17,21 @@ impl Volume for Lun {
     }
 
     async fn write(&self, offset: u64, data: Bytes) -> Result<(), VolumeError> {
-        Lun::write(self, offset, data).await.map_err(volume_error)
+        Lun::write(self, offset, data).await.map_err(|error| volume_error(&error))
     }
 
     async fn read(&self, offset: u64, bytes: u64) -> Result<Bytes, VolumeError> {
         // The pipeline reads in chunks of a few MiB at most.
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        Lun::read(self, offset, bytes).await.map(Bytes::from).map_err(volume_error)
+        Lun::read(self, offset, bytes).await.map(Bytes::from).map_err(|error| volume_error(&error))
     }
 
     async fn flush(&self) -> Result<(), VolumeError> {
-        Lun::flush(self).await.map_err(volume_error)
+        Lun::flush(self).await.map_err(|error| volume_error(&error))
     }
 }
 
-fn volume_error(error: IscsiError) -> VolumeError {
+fn volume_error(error: &IscsiError) -> VolumeError {
     let reconnect = matches!(
         error.kind,
         ErrorKind::TargetGone(_) | ErrorKind::TimedOut(_) | ErrorKind::Digest(_)

@@ -25,7 +25,7 @@ use crate::{
         power::{BootDevice, BootPersistence, PowerState},
         secret::{AttemptKey, Secret},
         size::show_bytes,
-        spec::NodeSpec,
+        spec::{self, NodeSpec},
     },
 };
 
@@ -44,8 +44,15 @@ pub(super) struct Workshop {
     images: Images,
     secrets: PathBuf,
     boot_files: [PathBuf; 2],
-    /// One client for each node, kept because it remembers the cipher suite and paces the calls.
-    bmcs: Mutex<BTreeMap<NodeName, (crate::model::spec::Bmc, Secret, Arc<Bmc>)>>,
+    bmcs: Mutex<BTreeMap<NodeName, KnownBmc>>,
+}
+
+/// A node's client, kept because it remembers the cipher suite and paces the calls, with what it was made from.
+#[derive(Debug)]
+struct KnownBmc {
+    spec: spec::Bmc,
+    password: Secret,
+    client: Arc<Bmc>,
 }
 
 impl Workshop {
@@ -149,12 +156,13 @@ impl Workshop {
             )
         })?;
         let mut bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, known_password, bmc)) = bmcs.get(&spec.name) {
-            if *known == spec.bmc && *known_password == password {
-                return Ok(Arc::clone(bmc));
-            }
+        let known = bmcs.get(&spec.name);
+        if let Some(known) =
+            known.filter(|known| known.spec == spec.bmc && known.password == password)
+        {
+            return Ok(Arc::clone(&known.client));
         }
-        let bmc = Arc::new(Bmc::new(BmcConfig {
+        let client = Arc::new(Bmc::new(BmcConfig {
             address: spec.bmc.address.clone(),
             username: spec.bmc.username.clone(),
             password: password.clone(),
@@ -162,8 +170,9 @@ impl Workshop {
             cipher_suite: spec.bmc.cipher_suite,
             spacing: BMC_SPACING,
         }));
-        bmcs.insert(spec.name.clone(), (spec.bmc.clone(), password, Arc::clone(&bmc)));
-        Ok(bmc)
+        let known = KnownBmc { spec: spec.bmc.clone(), password, client: Arc::clone(&client) };
+        bmcs.insert(spec.name.clone(), known);
+        Ok(client)
     }
 
     async fn prepare(

@@ -1,7 +1,7 @@
 //! The agent and its command line: arguments, logging, exit codes.
 
 use std::{
-    io::{self, IsTerminal as _, Write},
+    io::{self, Write},
     process::ExitCode,
 };
 

@@ -3,14 +3,22 @@
 //! Called by the server for every request on a live connection. The order of the checks is what keeps the room from telling secrets: nothing
 //! is said about a path before the whole body has been read, and nothing about a body before there is a well-formed key.
 
-use std::{net::IpAddr, time::Instant};
-
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::{
-    HeaderMap, Method, Response, StatusCode,
-    body::{Bytes, Incoming},
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
 };
+
+use axum::{
+    Extension, Json, Router,
+    body::{Body, Bytes},
+    extract::{Path, Request as HttpRequest, State},
+    http::{HeaderMap, Method, StatusCode, header::AUTHORIZATION},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing,
+};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Serialize;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -27,8 +35,6 @@ use crate::model::{
 
 /// An inventory of hundreds of disks has some 100 KiB.
 const BODY_BYTES_MAX: usize = 256 << 10;
-
-pub(super) type Answer = Response<Full<Bytes>>;
 
 /// The way to the driver.
 #[derive(Debug)]
@@ -48,48 +54,72 @@ struct Asked {
     call: Call,
 }
 
-/// Answers one request.
-pub(super) async fn answer(
-    door: &Door,
-    place: &Place,
-    request: hyper::Request<Incoming>,
-) -> Answer {
+/// Every path there is. The connection adds its [`Place`] as an extension.
+pub(super) fn router(door: Arc<Door>) -> Router {
+    Router::new()
+        .route("/v1/nodes/{node}/vendor_passthru/{call}", routing::any(answer))
+        .fallback(async || refused())
+        .layer(from_fn_with_state(Arc::clone(&door), bounded))
+        .with_state(door)
+}
+
+/// Counts the request and reads its whole body within the limits, before anybody looks at the path.
+async fn bounded(
+    State(door): State<Arc<Door>>,
+    Extension(place): Extension<Arc<Place>>,
+    request: HttpRequest,
+    next: Next,
+) -> Response {
     if !place.takes_request(Instant::now()) {
         return failure(StatusCode::TOO_MANY_REQUESTS, "too many requests");
     }
     let (head, body) = request.into_parts();
-    let collected = timeout(door.limits.read, Limited::new(body, BODY_BYTES_MAX).collect()).await;
-    let body = match collected {
-        Ok(Ok(body)) => body.to_bytes(),
+    match read(body, door.limits.read).await {
+        Ok(body) => next.run(HttpRequest::from_parts(head, Body::from(body))).await,
+        Err(failed) => failed,
+    }
+}
+
+async fn read(body: Body, limit: Duration) -> Result<Bytes, Response> {
+    match timeout(limit, Limited::new(body, BODY_BYTES_MAX).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            return failure(StatusCode::PAYLOAD_TOO_LARGE, "body too large");
+            Err(failure(StatusCode::PAYLOAD_TOO_LARGE, "body too large"))
         }
-        Ok(Err(_)) => return failure(StatusCode::BAD_REQUEST, "bad request"),
-        Err(_) => return failure(StatusCode::REQUEST_TIMEOUT, "body too slow"),
-    };
-    let Some((node, call)) = parse(&head.method, head.uri.path(), &body) else {
-        return refused();
-    };
-    let Some(key) = bearer(&head.headers) else { return refused() };
-    let call = match call {
-        Ok(call) => call,
+        Ok(Err(_)) => Err(failure(StatusCode::BAD_REQUEST, "bad request")),
+        Err(_) => Err(failure(StatusCode::REQUEST_TIMEOUT, "body too slow")),
+    }
+}
+
+async fn answer(
+    State(door): State<Arc<Door>>,
+    Extension(place): Extension<Arc<Place>>,
+    Path((node, name)): Path<(String, String)>,
+    method: Method,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let Some((node, call)) = parse(&method, &node, &name, &body) else { return refused() };
+    let Some(key) = bearer(&headers) else { return refused() };
+    let peer = place.peer();
+    match call {
+        Ok(call) => hand_over(&door, Asked { node, peer, key, call }).await,
         Err(error) => {
             // The error's own text may quote the body.
             let (line, column) = (error.line(), error.column());
-            debug!(%node, peer = %place.peer(), line, column, "callback body is not valid");
-            return failure(StatusCode::BAD_REQUEST, "bad request");
+            debug!(%node, %peer, line, column, "callback body is not valid");
+            failure(StatusCode::BAD_REQUEST, "bad request")
         }
-    };
-    hand_over(door, Asked { node, peer: place.peer(), key, call }).await
+    }
 }
 
-/// The node and the call a request means; `None` when there is no such path for this method. The body is judged apart.
+/// The node and the call a request means; `None` when there is no such call with this method. The body is judged apart.
 fn parse(
     method: &Method,
-    path: &str,
+    node: &str,
+    name: &str,
     body: &[u8],
 ) -> Option<(NodeName, Result<Call, serde_json::Error>)> {
-    let (node, name) = path.strip_prefix("/v1/nodes/")?.split_once("/vendor_passthru/")?;
     let node = node.parse().ok()?;
     let call = match (method, name) {
         (&Method::POST, "lookup") => serde_json::from_slice(body).map(Call::Lookup),
@@ -110,7 +140,7 @@ fn bearer(headers: &HeaderMap) -> Option<AttemptKey> {
     only.to_str().ok()?.strip_prefix("Bearer ")?.parse().ok()
 }
 
-async fn hand_over(door: &Door, asked: Asked) -> Answer {
+async fn hand_over(door: &Door, asked: Asked) -> Response {
     let reply = match asked.call {
         Call::DeployState => poll(door, &asked).await,
         Call::Lookup(_) | Call::PassDeployInfo(_) | Call::Completed(_) => ask(door, &asked).await,
@@ -164,21 +194,16 @@ async fn ask(door: &Door, asked: &Asked) -> Option<Reply> {
 }
 
 /// The one answer to everything that is none of the caller's business.
-fn refused() -> Answer {
+fn refused() -> Response {
     failure(StatusCode::NOT_FOUND, "not found")
 }
 
-fn failure(status: StatusCode, error: &str) -> Answer {
+fn failure(status: StatusCode, error: &str) -> Response {
     json(status, &serde_json::json!({ "error": error }))
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> Answer {
-    // Structs of numbers and text always encode; were it otherwise, the status still tells.
-    let bytes = serde_json::to_vec(body).unwrap_or_default();
-    let mut answer = Response::new(Full::from(bytes));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    answer
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    (status, Json(body)).into_response()
 }
 
 #[cfg(test)]
@@ -206,43 +231,43 @@ mod tests {
 
     #[test]
     fn only_the_four_calls_exist_and_only_with_their_method() {
-        let is_call = |method: &Method, path: &str| parse(method, path, b"{}").is_some();
-        let at = |name: &str| format!("/v1/nodes/edge-07/vendor_passthru/{name}");
+        let is_call =
+            |method: &Method, node: &str, name: &str| parse(method, node, name, b"{}").is_some();
         for name in ["lookup", "pass_deploy_info", "completed", "deploy_state"] {
             let (right, wrong) = match name {
                 "deploy_state" => (Method::GET, Method::POST),
                 _ => (Method::POST, Method::GET),
             };
-            assert!(is_call(&right, &at(name)) && !is_call(&wrong, &at(name)), "{name}");
+            assert!(
+                is_call(&right, "edge-07", name) && !is_call(&wrong, "edge-07", name),
+                "{name}"
+            );
         }
-        for path in [
-            "/",
-            "//v1/nodes/edge-07/vendor_passthru/lookup",
-            "/v1/nodes//vendor_passthru/lookup",
-            "/v1/nodes/../vendor_passthru/lookup",
-            "/v1/nodes/EDGE/vendor_passthru/lookup",
-            "/v1/nodes/a/b/vendor_passthru/lookup",
-            &at("lookup/"),
-            &at("lookup/vendor_passthru/lookup"),
+        for (node, name) in [
+            ("", "lookup"),
+            ("..", "lookup"),
+            ("EDGE", "lookup"),
+            ("a/b", "lookup"),
+            ("edge-07", ""),
         ] {
-            assert!(!is_call(&Method::POST, path), "{path}");
+            assert!(!is_call(&Method::POST, node, name), "{node} {name}");
         }
     }
 
     proptest! {
         #[test]
         fn never_panics_on_any_bytes(
-            path in "(/v1/nodes/)?.{0,20}(/vendor_passthru/)?(lookup|pass_deploy_info|completed|.{0,9})",
+            node in ".{0,20}",
+            name in "lookup|pass_deploy_info|completed|.{0,9}",
             body in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
-            parse(&Method::POST, &path, &body);
+            parse(&Method::POST, &node, &name, &body);
         }
 
         #[test]
         fn never_panics_on_any_json(json in r#"[\[\]{}":,a-z0-9\\-]{0,80}"#) {
             for name in ["lookup", "pass_deploy_info", "completed"] {
-                let path = format!("/v1/nodes/a/vendor_passthru/{name}");
-                prop_assert!(parse(&Method::POST, &path, json.as_bytes()).is_some());
+                prop_assert!(parse(&Method::POST, "a", name, json.as_bytes()).is_some());
             }
         }
     }

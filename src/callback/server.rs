@@ -4,16 +4,19 @@
 //! the ramdisks out by opening connections and saying little.
 
 use std::{
-    convert::Infallible,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use axum::{Extension, Router};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
@@ -26,7 +29,7 @@ use tracing::{debug, error, warn};
 use super::{
     Identity, Limits, Request,
     http::{self, Door},
-    peers::{Peers, Place},
+    peers::Peers,
 };
 
 /// The ramdisk sends five headers; the least buffer hyper allows is 8 KiB.
@@ -64,7 +67,7 @@ impl Server {
         changed: watch::Receiver<u64>,
         shutdown: impl Future<Output = ()>,
     ) {
-        let door = Arc::new(Door { limits: self.limits, requests, changed });
+        let router = http::router(Arc::new(Door { limits: self.limits, requests, changed }));
         let tls = TlsAcceptor::from(Arc::clone(&self.identity.tls));
         let peers = Peers::new(self.limits);
         let mut connections = JoinSet::new();
@@ -84,7 +87,8 @@ impl Server {
                             debug!(%peer, "callback connection refused: limit reached");
                             continue;
                         };
-                        connections.spawn(connection(Arc::clone(&door), tls.clone(), stream, place));
+                        let router = router.clone().layer(Extension(Arc::new(place)));
+                        connections.spawn(connection(router, tls.clone(), stream, peer, self.limits));
                     }
                     Err(error) => {
                         warn!(%error, "callback listener cannot accept");
@@ -97,26 +101,27 @@ impl Server {
     }
 }
 
-/// One connection from handshake to end.
-async fn connection(door: Arc<Door>, tls: TlsAcceptor, stream: TcpStream, place: Place) {
-    let peer = place.peer();
+/// One connection from handshake to end. axum's own `serve` has neither a limit on the head's time nor on its size.
+async fn connection(
+    router: Router,
+    tls: TlsAcceptor,
+    stream: TcpStream,
+    peer: IpAddr,
+    limits: Limits,
+) {
     // Only latency is lost without it.
     stream.set_nodelay(true).unwrap_or_default();
-    let stream = match timeout(door.limits.handshake, tls.accept(stream)).await {
+    let stream = match timeout(limits.handshake, tls.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return debug!(%peer, %error, "callback handshake failed"),
         Err(_) => return debug!(%peer, "callback handshake too slow"),
     };
-    let service = service_fn(|request| {
-        let (door, place) = (&door, &place);
-        async move { Ok::<_, Infallible>(http::answer(door, place, request).await) }
-    });
     let http = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(door.limits.read)
+        .header_read_timeout(limits.read)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     match timeout(CONNECTION_LIFE_MAX, http).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(%peer, %error, "callback connection failed"),

@@ -1,3 +1,5 @@
+//! What the agent's configuration accepts, what it refuses, and where it says the trouble is.
+
 use std::fmt::Write as _;
 
 use expect_test::{Expect, expect};

@@ -22,12 +22,19 @@ use super::{
     login::{Identity, LoggedIn, Login, Next, Random},
     negotiate::{Digests, Negotiated},
     pdu::LunField,
-    session::{Asker, Command, Outcome, Session},
+    session::{Beats, Session},
+    task::{Asker, Command, Outcome},
     wire::{PduReader, PduWriter},
 };
 
 /// Beats of silence after which a target is given up: the second asks it for a sign of life.
 const SILENT_BEATS_MAX: u32 = 4;
+
+/// Commands a session may have in flight: bounds memory whatever window the target opens.
+const QUEUE_DEPTH_MAX: u16 = 1024;
+
+/// Shortest keepalive interval.
+const KEEPALIVE_MIN: Duration = Duration::from_millis(100);
 
 /// How to treat a target: who we are, what is checked, how long each exchange may take.
 #[derive(Clone, Debug)]
@@ -49,7 +56,7 @@ pub struct Options {
     /// Limit for each step of a logout. Default 5 s.
     pub logout_timeout: Duration,
     /// How often the target must be heard from: after one to two intervals of silence it is asked for a sign of life, after five
-    /// it is given up. Default 5 s.
+    /// it is given up. At least 100 ms. Default 5 s.
     pub keepalive: Duration,
     /// Commands in flight at most, 1 to 1024; the target's window may allow fewer. Default 32.
     pub queue_depth: u16,
@@ -78,6 +85,7 @@ pub(super) struct Connection {
     shared: Arc<Shared>,
     driver: AbortHandle,
     slots: Arc<Semaphore>,
+    queue_depth: u32,
     agreed: Negotiated,
 }
 
@@ -129,11 +137,13 @@ impl Connection {
         writer.use_digests(login.negotiated.digests);
         let shared =
             Arc::new(Shared { session: Mutex::new(Session::new(&login)), wake: Notify::new() });
-        let driver = tokio::spawn(drive(Arc::clone(&shared), reader, writer, options.keepalive));
+        let queue_depth = options.queue_depth.clamp(1, QUEUE_DEPTH_MAX);
+        let driver = tokio::spawn(drive(Arc::clone(&shared), reader, writer, Pulse::new(options)));
         Ok(Self {
             shared,
             driver: driver.abort_handle(),
-            slots: Arc::new(Semaphore::new(usize::from(options.queue_depth.clamp(1, 1024)))),
+            slots: Arc::new(Semaphore::new(usize::from(queue_depth))),
+            queue_depth: queue_depth.into(),
             agreed: login.negotiated,
         })
     }
@@ -159,8 +169,8 @@ impl Connection {
         result
     }
 
-    /// Ends the session in good order: no more commands, those under way aborted and the abort confirmed, then a logout. Each step
-    /// has the limit; whatever happens, the connection is closed when this returns.
+    /// Ends the session in good order: no more commands, those under way finished or else dropped by a reset, then a logout. Each
+    /// step has the limit; whatever happens, the connection is closed when this returns.
     pub(super) async fn log_out(&self, lun: LunField, limit: Duration) -> Result<(), ErrorKind> {
         let result = self.leave(lun, limit).await;
         self.give_up(&ErrorKind::TargetGone("logged out".to_owned()));
@@ -168,20 +178,18 @@ impl Connection {
     }
 
     async fn leave(&self, lun: LunField, limit: Duration) -> Result<(), ErrorKind> {
-        let busy = {
-            let mut session = self.shared.session();
-            session.leave();
-            session.has_commands()
-        };
-        if busy {
-            let answer = self.ask(None, |session, asker| session.abort_tasks(lun, asker));
-            let outcome = within(limit, answer).await?;
+        self.shared.session().leave();
+        // Slots come back when the target has answered: with all of them, nothing is being written any more.
+        let idle = time::timeout(limit, self.slots.acquire_many(self.queue_depth)).await;
+        if idle.is_err() {
+            let outcome =
+                within(limit, self.ask(None, |session, asker| session.reset_unit(lun, asker)))
+                    .await?;
             if outcome.response != 0 {
-                // Not fatal: closing the session ends its commands as well (RFC 7143 §11.14).
-                tracing::debug!(
-                    response = outcome.response,
-                    "the target did not abort the commands"
-                );
+                return Err(ErrorKind::Protocol(format!(
+                    "it neither finishes its commands nor drops them (response {:02x} to a reset)",
+                    outcome.response
+                )));
             }
         }
         let outcome =
@@ -218,13 +226,13 @@ impl Drop for Connection {
 }
 
 /// The connection's one task, from login to end.
-async fn drive(shared: Arc<Shared>, mut reader: Reader, mut writer: Writer, keepalive: Duration) {
+async fn drive(shared: Arc<Shared>, mut reader: Reader, mut writer: Writer, pulse: Pulse) {
     // Each of the three runs until something is wrong; the others are then dropped with it.
     let ending = tokio::select! {
         biased;
         ending = receive_all(&shared, &mut reader) => ending,
         ending = send_all(&shared, &mut writer) => ending,
-        ending = keep_alive(&shared, keepalive) => ending,
+        ending = keep_alive(&shared, pulse) => ending,
     };
     shared.session().fail(&ending);
 }
@@ -261,11 +269,29 @@ fn fill(session: &mut Session, writer: &mut Writer) {
     }
 }
 
-async fn keep_alive(shared: &Shared, interval: Duration) -> ErrorKind {
+/// The keepalive clock and its limits.
+#[derive(Clone, Copy, Debug)]
+struct Pulse {
+    interval: Duration,
+    limits: Beats,
+}
+
+impl Pulse {
+    fn new(options: &Options) -> Self {
+        let interval = options.keepalive.max(KEEPALIVE_MIN);
+        let longest = options.command_timeout.max(options.flush_timeout);
+        // One more than fit, so that whoever still waits sees its own limit first.
+        let beats = longest.as_millis() / interval.as_millis() + 2;
+        let command_max = u32::try_from(beats).unwrap_or(u32::MAX);
+        Self { interval, limits: Beats { silent_max: SILENT_BEATS_MAX, command_max } }
+    }
+}
+
+async fn keep_alive(shared: &Shared, pulse: Pulse) -> ErrorKind {
     loop {
-        time::sleep(interval).await;
-        if !shared.session().beat(SILENT_BEATS_MAX) {
-            return ErrorKind::TimedOut(interval * SILENT_BEATS_MAX);
+        time::sleep(pulse.interval).await;
+        if let Err(beats) = shared.session().beat(pulse.limits) {
+            return ErrorKind::TimedOut(pulse.interval * beats);
         }
         shared.wake.notify_one();
     }

@@ -22,7 +22,7 @@ use super::{
     error::{ErrorKind, IscsiError},
     pdu::LunField,
     scsi::{self, BlockLimits, Capacity, Cdb, ScsiFailure, Sense},
-    session::{Command, Data, Outcome},
+    task::{Command, Data, Outcome},
 };
 use crate::model::size::show_bytes;
 
@@ -209,8 +209,9 @@ impl Lun {
         outcome.map(drop).map_err(|kind| self.error("flush".to_owned(), kind))
     }
 
-    /// Leaves in good order: commands still under way are aborted and the target has confirmed that they are before it is asked
-    /// to close the session. The connection is closed for every clone when this returns, whatever it returns.
+    /// Leaves in good order: commands still under way, also those nobody waits for any more, are finished or else dropped before
+    /// the target is asked to close the session. After `Ok` nothing more is written. The connection is closed for every clone when
+    /// this returns, whatever it returns.
     pub async fn logout(self) -> Result<(), IscsiError> {
         let inner = &self.inner;
         let result = inner.connection.log_out(inner.lun, inner.logout_timeout).await;

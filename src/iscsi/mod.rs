@@ -8,8 +8,8 @@
 //! | section | what | where |
 //! |---|---|---|
 //! | 4.2.2 | CmdSN window, StatSN, serial arithmetic | `window` |
-//! | 4.2.4, 11.7, 11.8 | immediate, unsolicited and solicited data | `session` |
-//! | 4.2.3.3, 11.5 | ABORT TASK SET before a logout | `session` |
+//! | 4.2.4, 11.7, 11.8 | immediate, unsolicited and solicited data | `task` |
+//! | 4.2.3.3, 11.5 | LOGICAL UNIT RESET, when a target does not finish its commands before a logout | `connection` |
 //! | 6, 13 | login, text keys, operational negotiation | `login`, `text`, `negotiate` |
 //! | 7.1.4.1 | error recovery level 0: any error ends the session | `session` |
 //! | 11.1, 13.1 | padding, CRC32C digests | `wire` |
@@ -28,6 +28,7 @@ mod negotiate;
 mod pdu;
 mod scsi;
 mod session;
+mod task;
 mod text;
 mod window;
 mod wire;

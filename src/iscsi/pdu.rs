@@ -75,8 +75,8 @@ pub(super) enum Request {
     NopOut { lun: LunField, itt: u32, ttt: u32 },
     /// §11.3
     Scsi { last: bool, direction: Direction, lun: LunField, itt: u32, bytes: u32, cdb: [u8; 16] },
-    /// §11.5; only ABORT TASK SET is ever needed.
-    AbortTaskSet { lun: LunField, itt: u32 },
+    /// §11.5; only LOGICAL UNIT RESET is ever needed.
+    LogicalUnitReset { lun: LunField, itt: u32 },
     /// §11.12
     Login { transit: Option<Stage>, stage: Stage, isid: [u8; 6], tsih: u16, itt: u32 },
     /// §11.7
@@ -112,8 +112,8 @@ impl Request {
                 put_u32(&mut bhs, 20, bytes);
                 put(&mut bhs, 32, &cdb);
             }
-            Self::AbortTaskSet { lun, itt } => {
-                put(&mut bhs, 0, &[IMMEDIATE | 0x02, FINAL | 2]);
+            Self::LogicalUnitReset { lun, itt } => {
+                put(&mut bhs, 0, &[IMMEDIATE | 0x02, FINAL | 5]);
                 put(&mut bhs, 8, &lun);
                 put_u32(&mut bhs, 16, itt);
                 put_u32(&mut bhs, 20, NO_TAG);
@@ -169,7 +169,7 @@ pub(super) enum Body {
     /// §11.15
     Logout { itt: u32, response: u8 },
     /// §11.8
-    R2t { itt: u32, ttt: u32, r2t_sn: u32, offset: u32, bytes: u32 },
+    R2t(R2t),
     /// §11.9
     Async { event: u8 },
     /// §11.17
@@ -188,6 +188,16 @@ pub(super) struct LoginResponse {
     pub(super) tsih: u16,
     pub(super) class: u8,
     pub(super) detail: u8,
+}
+
+/// An R2T, RFC 7143 §11.8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct R2t {
+    pub(super) itt: u32,
+    pub(super) ttt: u32,
+    pub(super) number: u32,
+    pub(super) offset: u32,
+    pub(super) bytes: u32,
 }
 
 /// How far a command's data differed from what was expected, RFC 7143 §11.4.5.
@@ -228,13 +238,13 @@ pub(super) fn decode(bhs: &Bhs) -> Result<Response, u8> {
             status: (flags & 1 != 0).then(|| (bhs[3], residual(bhs, flags))),
         },
         0x26 => Body::Logout { itt, response: bhs[2] },
-        0x31 => Body::R2t {
+        0x31 => Body::R2t(R2t {
             itt,
             ttt: u32_at(bhs, 20),
-            r2t_sn: u32_at(bhs, 36),
+            number: u32_at(bhs, 36),
             offset: u32_at(bhs, 40),
             bytes: u32_at(bhs, 44),
-        },
+        }),
         0x32 => Body::Async { event: bhs[36] },
         0x3f => Body::Reject { reason: bhs[2] },
         opcode => return Err(opcode),
@@ -261,9 +271,9 @@ const fn final_bit(last: bool) -> u8 {
 }
 
 fn residual(bhs: &Bhs, flags: u8) -> Residual {
-    match flags & 0x06 {
-        0x02 => Residual::Under(u32_at(bhs, 44)),
-        0x04 => Residual::Over(u32_at(bhs, 44)),
+    match (flags & 0x06, u32_at(bhs, 44)) {
+        (0x02, bytes @ 1..) => Residual::Under(bytes),
+        (0x04, bytes @ 1..) => Residual::Over(bytes),
         _ => Residual::None,
     }
 }
@@ -319,18 +329,18 @@ mod tests {
                 cdb,
             },
             0x2000,
-            &expect![[r#"
+            &expect![[r"
                 01210000000020000001000000000000
                 00000007001000000102030405060708
-                8a0000000000000000000000000000ee"#]],
+                8a0000000000000000000000000000ee"]],
         );
         check(
             Request::DataOut { last: true, lun: LUN, itt: 7, ttt: 9, data_sn: 3, offset: 0x4000 },
             0x2000,
-            &expect![[r#"
+            &expect![[r"
                 05800000000020000001000000000000
                 00000007000000090000000005060708
-                00000000000000030000400000000000"#]],
+                00000000000000030000400000000000"]],
         );
         check(
             Request::Login {
@@ -341,34 +351,34 @@ mod tests {
                 itt: 1,
             },
             100,
-            &expect![[r#"
+            &expect![[r"
                 43870000000000648001020304050006
                 00000001000000000102030405060708
-                00000000000000000000000000000000"#]],
+                00000000000000000000000000000000"]],
         );
         check(
             Request::NopOut { lun: LUN, itt: NO_TAG, ttt: 5 },
             0,
-            &expect![[r#"
+            &expect![[r"
                 40800000000000000001000000000000
                 ffffffff000000050102030405060708
-                00000000000000000000000000000000"#]],
+                00000000000000000000000000000000"]],
         );
         check(
-            Request::AbortTaskSet { lun: LUN, itt: 8 },
+            Request::LogicalUnitReset { lun: LUN, itt: 8 },
             0,
-            &expect![[r#"
-                42820000000000000001000000000000
+            &expect![[r"
+                42850000000000000001000000000000
                 00000008ffffffff0102030405060708
-                00000000000000000000000000000000"#]],
+                00000000000000000000000000000000"]],
         );
         check(
             Request::Logout { itt: 8 },
             0,
-            &expect![[r#"
+            &expect![[r"
                 46800000000000000000000000000000
                 00000008000000000102030405060708
-                00000000000000000000000000000000"#]],
+                00000000000000000000000000000000"]],
         );
     }
 
@@ -387,7 +397,7 @@ mod tests {
         let r2t = bhs(&format!(
             "31800000 00000000 0001000000000000 00000007 00000009 {numbers} 00000002 00040000 00020000"
         ));
-        let body = Body::R2t { itt: 7, ttt: 9, r2t_sn: 2, offset: 0x4_0000, bytes: 0x2_0000 };
+        let body = Body::R2t(R2t { itt: 7, ttt: 9, number: 2, offset: 0x4_0000, bytes: 0x2_0000 });
         assert_eq!(
             decode(&r2t),
             Ok(Response { stat_sn: 0x11, exp_cmd_sn: 0x12, max_cmd_sn: 0x13, body })

@@ -16,6 +16,8 @@ use super::{
 
 /// Small enough that a large data segment goes past it, large enough for many responses at once.
 const READ_AHEAD_BYTES: usize = 16 << 10;
+/// The buffer for one data segment, the largest we declared.
+const READ_BYTES: usize = MAX_RECV_BYTES as usize;
 /// What one batch of PDUs may hold: enough to make system calls cheap, little enough that an answer to a ping does not wait long.
 const BATCH_BYTES: usize = 512 << 10;
 /// Slices handed to the kernel at once; each PDU has up to three.
@@ -37,7 +39,7 @@ impl<R: AsyncRead + Unpin> PduReader<R> {
     /// Reads without digests, as during the login.
     pub(super) fn new(stream: R) -> Self {
         let stream = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
-        Self { stream, data: Vec::new(), digests: Digests::default() }
+        Self { stream, data: vec![0; READ_BYTES], digests: Digests::default() }
     }
 
     /// From now on with what was agreed.
@@ -67,15 +69,15 @@ impl<R: AsyncRead + Unpin> PduReader<R> {
             )));
         }
         let bytes = usize::try_from(bytes).unwrap_or(0);
-        self.data.resize(bytes.next_multiple_of(WORD_BYTES), 0);
-        self.stream.read_exact(&mut self.data).await.map_err(|e| gone(&e))?;
+        let data = self.data.get_mut(..bytes.next_multiple_of(WORD_BYTES)).unwrap_or_default();
+        self.stream.read_exact(data).await.map_err(|e| gone(&e))?;
         if self.digests.data && bytes > 0 {
             let digest = self.stream.read_u32_le().await.map_err(|e| gone(&e))?;
-            if digest != crc32c::crc32c(&self.data) {
+            if digest != crc32c::crc32c(data) {
                 return Err(ErrorKind::Digest(DigestOf::Data));
             }
         }
-        Ok((bhs, self.data.get(..bytes).unwrap_or_default()))
+        Ok((bhs, data.get(..bytes).unwrap_or_default()))
     }
 }
 

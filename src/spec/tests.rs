@@ -1,3 +1,5 @@
+//! Every field of the schema: its good values, its bad ones, and the place and words of each problem.
+
 use std::{fmt::Write as _, time::Duration};
 
 use expect_test::{Expect, expect};

@@ -82,7 +82,7 @@ LABEL local
 /// successful boot option with its setup menu instead of the next option.
 ///
 /// A GRUB image without its modules in the loader directory must have in it: tftp, net and efinet (or pxe), normal, configfile, echo,
-/// linux, boot, minicmd, search, chain, fat, part_gpt and part_msdos.
+/// linux, boot, minicmd, search, chain, fat, `part_gpt` and `part_msdos`.
 const GRUB_LOCAL_DISK: &str = "\
 echo \"hostler: booting the local disk\"
 for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do

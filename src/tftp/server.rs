@@ -104,7 +104,7 @@ impl Server {
     }
 
     /// Answers from now on. What machines fetch is told through `fetched` when the transfer has ended; when that channel is full it is
-    /// not told. Errors: no thread or no pipe.
+    /// not told. Each transfer ends in its own thread, so a loader may be told after its menu: what counts is the furthest stage. Errors: no thread or no pipe.
     pub fn start(self, table: BootTable, fetched: Sender<Fetch>) -> io::Result<Running> {
         silence_tftpd();
         let (stopped, stop) = io::pipe()?;

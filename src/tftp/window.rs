@@ -69,6 +69,11 @@ impl Window {
             let arrived = usize::try_from(step).unwrap_or(usize::MAX).min(kept.len());
             kept.drain(..arrived);
         }
+        if self.acked < self.sent {
+            // The worker answers this one by sending everything after it again; the rest of the lost block's window is still to bring
+            // repetitions of it, which need no second answer.
+            self.no_resend_until = self.sent + 1;
+        }
         Verdict::Progress
     }
 
@@ -152,6 +157,21 @@ mod tests {
         assert_eq!(window.acknowledged(8), Verdict::Progress);
         window.sent(9, 512, false, vec![]);
         assert_eq!(window.acknowledged(8), Verdict::Resend);
+    }
+
+    #[test]
+    fn a_block_lost_within_a_window_is_answered_once() {
+        let mut window = sent(8, 8);
+        assert_eq!(window.acknowledged(2), Verdict::Progress, "block 3 is lost");
+        for number in 3..=10 {
+            window.sent(number, 512, false, vec![]);
+        }
+        for _after in 5..=8 {
+            assert_eq!(window.acknowledged(2), Verdict::Ignore);
+        }
+        assert_eq!(window.acknowledged(10), Verdict::Progress);
+        window.sent(11, 512, false, vec![]);
+        assert_eq!(window.acknowledged(10), Verdict::Resend);
     }
 
     #[test]

@@ -1,3 +1,5 @@
+//! Real directories that change in every way an administrator's tools change them.
+
 use std::{
     fs,
     os::unix::fs::symlink,

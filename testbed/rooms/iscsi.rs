@@ -13,7 +13,7 @@ use hostler::{
     },
     model::secret::Secret,
 };
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet};
 
 use self::{
     proxy::{Proxy, Way},
@@ -314,21 +314,20 @@ async fn reading_and_writing_past_the_end_gives_the_targets_sense() {
     lun.logout().await.unwrap();
 }
 
-/// Keeps writing until a write fails; its error and how long after `event` it came.
+/// Keeps writing until a write fails, and lets `event` happen in the midst of it; the error and how long after the event it came.
 async fn write_until_failure(lun: &Lun, event: impl FnOnce()) -> (IscsiError, Duration) {
-    let data = noise(16 << 20, 9);
-    write_all(lun, 0, &data, 1 << 20).await.unwrap();
-    let writer = {
-        let (lun, data) = (lun.clone(), data.clone());
-        tokio::spawn(async move {
-            loop {
-                if let Err(error) = write_all(&lun, 0, &data, 1 << 20).await {
-                    return error;
-                }
+    let (lun, data) = (lun.clone(), noise(16 << 20, 9));
+    let (running, is_running) = oneshot::channel();
+    let writer = tokio::spawn(async move {
+        write_all(&lun, 0, &data, 1 << 20).await.unwrap();
+        running.send(()).unwrap();
+        loop {
+            if let Err(error) = write_all(&lun, 0, &data, 1 << 20).await {
+                return error;
             }
-        })
-    };
-    tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    is_running.await.unwrap();
     event();
     let started = Instant::now();
     (writer.await.unwrap(), started.elapsed())
@@ -363,17 +362,31 @@ async fn a_target_that_hangs_is_given_up_within_the_command_limit() {
 #[tokio::test]
 async fn a_target_that_hangs_while_nothing_is_asked_is_found_by_the_keepalive() {
     let tgtd = Tgtd::start();
+    let before = alive_tasks();
     let brisk = Options { keepalive: Duration::from_millis(200), ..options() };
     let lun = Lun::connect(&tgtd.lun(1), None, &brisk).await.unwrap();
-    // Many intervals of silence on our side: the pings are answered and the session lives.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // More silence on our side than the limit: the pings are answered and the session lives.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     lun.flush().await.unwrap();
     tgtd.signal("-STOP");
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    await_tasks(before).await;
     let error = lun.flush().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::TimedOut(Duration::from_millis(800)));
     tgtd.signal("-CONT");
     await_no_session(&tgtd);
+}
+
+fn alive_tasks() -> usize {
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+/// Waits until no more than `count` tasks are left.
+async fn await_tasks(count: usize) {
+    let started = Instant::now();
+    while alive_tasks() > count {
+        assert!(started.elapsed() < QUICK, "{} tasks left", alive_tasks() - count);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -390,11 +403,15 @@ async fn a_logout_ends_cancelled_writes_before_it_returns_and_leaves_no_session(
     let tgtd = Tgtd::start();
     let lun = connect(&tgtd.lun(1)).await;
     assert!(tgtd.sessions().contains("Session"));
-    let data = noise(16 << 20, 11);
+    let data = noise(1 << 20, 11);
     let other = lun.clone();
-    let cancelled =
-        tokio::time::timeout(Duration::from_millis(3), write_all(&lun, 0, &data, 1 << 20));
-    assert!(cancelled.await.is_err(), "16 MiB in 3 ms");
+    let mut writes = JoinSet::new();
+    for at in 0..32 {
+        let (lun, data) = (lun.clone(), data.clone());
+        writes.spawn(async move { lun.write(at << 20, data).await });
+    }
+    writes.join_next().await.unwrap().unwrap().unwrap();
+    drop(writes);
     lun.logout().await.unwrap();
     let disk = tgtd.disk();
     await_no_session(&tgtd);
@@ -405,15 +422,10 @@ async fn a_logout_ends_cancelled_writes_before_it_returns_and_leaves_no_session(
 #[tokio::test]
 async fn dropping_the_disk_closes_the_connection_and_ends_its_task() {
     let tgtd = Tgtd::start();
-    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
-    let before = tasks();
+    let before = alive_tasks();
     let lun = connect(&tgtd.lun(1)).await;
-    assert_eq!(tasks(), before + 1);
+    assert_eq!(alive_tasks(), before + 1);
     drop(lun);
-    let started = Instant::now();
-    while tasks() > before {
-        assert!(started.elapsed() < QUICK, "{} tasks left", tasks() - before);
-        tokio::task::yield_now().await;
-    }
+    await_tasks(before).await;
     await_no_session(&tgtd);
 }

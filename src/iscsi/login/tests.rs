@@ -81,10 +81,10 @@ fn a_login_without_credentials_takes_two_rounds() {
             (TO_FULL, "MaxBurstLength=512|"),
         ],
     );
-    expect![[r#"
+    expect![[r"
         81 InitiatorName=iqn.test:i|TargetName=iqn.test:t|SessionType=Normal|AuthMethod=None|
         87 HeaderDigest=None|DataDigest=None|MaxRecvDataSegmentLength=262144|InitialR2T=No|ImmediateData=Yes|FirstBurstLength=262144|MaxBurstLength=1048576|MaxOutstandingR2T=8|MaxConnections=1|ErrorRecoveryLevel=0|DefaultTime2Wait=2|DefaultTime2Retain=0|DataPDUInOrder=Yes|DataSequenceInOrder=Yes|
-    "#]]
+    "]]
     .assert_eq(&sent);
     let done = result.unwrap();
     assert_eq!(

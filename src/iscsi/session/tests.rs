@@ -2,10 +2,14 @@
 
 use proptest::prelude::*;
 
+use tokio::sync::oneshot;
+
 use super::*;
-use crate::iscsi::scsi;
+use crate::iscsi::{scsi, task::Data};
 
 const LUN: LunField = [0, 1, 0, 0, 0, 0, 0, 0];
+
+const BEATS: Beats = Beats { silent_max: 4, command_max: 10 };
 
 type Answer = oneshot::Receiver<Result<Outcome, ErrorKind>>;
 
@@ -166,10 +170,12 @@ fn r2ts_that_ask_for_anything_but_the_next_bytes_are_violations() {
 fn a_command_the_target_cannot_know_of_cannot_be_answered() {
     let mut closed =
         Session::new(&LoggedIn { negotiated: small(), exp_stat_sn: 100, max_cmd_sn: 0 });
-    let _answer = submit(&mut closed, payload(5000));
+    let _write = submit(&mut closed, payload(5000));
+    let mut other = submit(&mut closed, Data::None);
     assert_eq!(sent(&mut closed), []);
     assert!(is_violation(&From::r2t(1, 0, 0, 512).to(&mut closed, &[])));
-    assert!(is_violation(&From::status(1, 100).to(&mut closed, &[])));
+    assert!(is_violation(&From::status(2, 100).to(&mut closed, &[])));
+    other.try_recv().unwrap_err();
     assert!(is_violation(&From::status(99, 101).to(&mut closed, &[])));
 }
 
@@ -202,7 +208,8 @@ fn a_write_that_fails_early_takes_its_unsent_data_along() {
     failed.to(&mut session, &[0, 2, 0x70, 0]).unwrap();
     let outcome = answer.try_recv().unwrap().unwrap();
     assert_eq!((outcome.status, outcome.sense), (2, vec![0, 2, 0x70, 0]));
-    assert_eq!(sent(&mut session), []);
+    let _next = submit(&mut session, Data::None);
+    assert_eq!(sent(&mut session), [(0x01, true, 0, 2, 0, 0)], "only the next command");
 }
 
 #[test]
@@ -252,13 +259,13 @@ fn a_target_that_pings_gets_its_data_back_and_cannot_flood() {
     let mut session = session(small());
     let ping = || From::new(0x20, 0x80, NO_TAG).u32(20, 0x55);
     ping().to(&mut session, b"hello").unwrap();
-    let pong = session.next_pdu().unwrap();
+    let echo = session.next_pdu().unwrap();
     assert_eq!(
-        (pong.bhs[0], &pong.bhs[20..24], &pong.data[..]),
+        (echo.bhs[0], &echo.bhs[20..24], &echo.data[..]),
         (0x40, &[0, 0, 0, 0x55][..], &b"hello"[..])
     );
     assert_eq!(
-        pong.bhs[24..28],
+        echo.bhs[24..28],
         1_u32.to_be_bytes(),
         "an immediate request does not use up a number"
     );
@@ -269,12 +276,41 @@ fn a_target_that_pings_gets_its_data_back_and_cannot_flood() {
 #[test]
 fn silence_is_answered_with_one_ping_and_then_given_up() {
     let mut session = session(small());
-    assert!(session.beat(4) && sent(&mut session).is_empty());
-    assert!(session.beat(4));
+    session.beat(BEATS).unwrap();
+    assert_eq!(sent(&mut session), []);
+    session.beat(BEATS).unwrap();
     assert_eq!(sent(&mut session).len(), 1);
     From::new(0x20, 0x80, 1).u32(24, 100).to(&mut session, &[]).unwrap();
-    assert!((0..4).all(|_| session.beat(4)) && !session.beat(4));
+    let ends: Vec<_> = (0..5).map(|_| session.beat(BEATS)).collect();
+    assert_eq!(ends, [Ok(()), Ok(()), Ok(()), Ok(()), Err(4)]);
     assert_eq!(sent(&mut session).len(), 1, "one ping for all of the silence");
+}
+
+#[test]
+fn a_command_nobody_waits_for_any_more_still_has_a_limit() {
+    let mut session = session(small());
+    drop(submit(&mut session, Data::None));
+    sent(&mut session);
+    for _ in 0..10 {
+        session.beat(BEATS).unwrap();
+        From::new(0x20, 0x80, NO_TAG).u32(20, NO_TAG).to(&mut session, &[]).unwrap();
+    }
+    assert_eq!(session.beat(BEATS), Err(10), "a target that says it lives, and does nothing");
+}
+
+#[test]
+fn leaving_takes_back_what_was_not_sent() {
+    let mut session =
+        Session::new(&LoggedIn { negotiated: small(), exp_stat_sn: 100, max_cmd_sn: 1 });
+    let mut answers: Vec<Answer> = (0..3).map(|_| submit(&mut session, Data::None)).collect();
+    assert_eq!(sent(&mut session).len(), 1);
+    session.leave();
+    From::status(1, 100).u32(28, 2).to(&mut session, &[]).unwrap();
+    assert_eq!(sent(&mut session), []);
+    assert_eq!(answers[0].try_recv().unwrap(), Ok(Outcome::default()));
+    for answer in &mut answers[1..] {
+        assert!(matches!(answer.try_recv().unwrap(), Err(ErrorKind::TargetGone(_))));
+    }
 }
 
 #[test]
@@ -332,7 +368,7 @@ enum Move {
     Beat,
     /// Opcode, flags, tag, the numbers near the expected ones, and fields 36, 40, 44.
     Pdu(u8, u8, u32, u32, [u32; 3], usize),
-    Abort,
+    Reset,
 }
 
 fn any_move() -> impl Strategy<Value = Move> {
@@ -359,7 +395,7 @@ fn any_move() -> impl Strategy<Value = Move> {
                 opcode, flags, tag, near, fields, bytes
             )
         ),
-        Just(Move::Abort),
+        Just(Move::Reset),
     ]
 }
 
@@ -383,10 +419,10 @@ proptest! {
                     let pdus = (0..count).map_while(|_| session.next_pdu());
                     paid += pdus.filter(|pdu| matches!(pdu.bhs[0], 1 | 5)).map(|pdu| pdu.data.len()).sum::<usize>();
                 }
-                Move::Beat => drop(session.beat(4)),
-                Move::Abort => {
+                Move::Beat => drop(session.beat(BEATS).ok()),
+                Move::Reset => {
                     let (answer, receiver) = oneshot::channel();
-                    session.abort_tasks(LUN, Asker { answer, slot: None });
+                    session.reset_unit(LUN, Asker { answer, slot: None });
                     answers.push(receiver);
                 }
                 Move::Pdu(opcode, flags, tag, near, [a, b, c], bytes) => {

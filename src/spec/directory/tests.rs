@@ -1,3 +1,5 @@
+//! Reading a real directory: what is a spec, what is not, and what a broken one does to the others.
+
 use std::{fs, os::unix::fs::symlink, path::Path};
 
 use expect_test::{Expect, expect};

@@ -60,10 +60,11 @@ async fn carry(
 ) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(bytes @ 1..) = from.read(&mut buffer).await {
-        if let Some(byte) = buffer[..bytes].get_mut(spoil.load(Ordering::SeqCst)) {
+        let passing = buffer.get_mut(..bytes).unwrap();
+        if let Some(byte) = passing.get_mut(spoil.load(Ordering::SeqCst)) {
             *byte ^= 0x10;
         }
-        if to.write_all(&buffer[..bytes]).await.is_err() {
+        if to.write_all(passing).await.is_err() {
             return;
         }
     }

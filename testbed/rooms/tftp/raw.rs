@@ -100,21 +100,20 @@ pub(super) fn get(
     get_losing(&mut Client::new(server), name, options, |_| false)
 }
 
-/// The same through a network that loses the packets `loses` says, counted from 0 in the order they arrive.
+/// The same through a network that loses what `loses` says.
 pub(super) fn get_losing(
     client: &mut Client,
     name: &str,
     options: &[(&str, &str)],
-    mut loses: impl FnMut(u64) -> bool,
+    mut loses: impl FnMut(&Reply) -> bool,
 ) -> Result<Vec<u8>, (u16, String)> {
     client.request(name, options);
-    let (mut block_size, mut window, mut arrived, mut content) = (512, 1, 0_u64, Vec::new());
+    let (mut block_size, mut window, mut content) = (512, 1, Vec::new());
     // Blocks had in order, and how many of them since the last ACK.
     let (mut last, mut unacknowledged) = (0_u16, 0);
     loop {
         let reply = client.reply();
-        arrived += 1;
-        if loses(arrived - 1) {
+        if loses(&reply) {
             continue;
         }
         match reply {

@@ -1,0 +1,280 @@
+//! One SCSI command between its submission and its answer: which of its bytes were sent, promised or received.
+//!
+//! Called by the session. Here is checked that a target asks for each byte once, gives each byte once, in order and within the
+//! command's length, and that GOOD means that it took everything.
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::{
+    error::ErrorKind,
+    negotiate::Negotiated,
+    pdu::{Direction, LunField, NO_TAG, R2t, Request},
+    scsi::{Cdb, STATUS_GOOD},
+};
+
+/// A SCSI command with its data.
+#[derive(Clone, Debug)]
+pub(super) struct Command {
+    pub(super) lun: LunField,
+    pub(super) cdb: Cdb,
+    pub(super) data: Data,
+}
+
+/// The data of a command.
+#[derive(Clone, Debug)]
+pub(super) enum Data {
+    None,
+    /// At most so many bytes from the target.
+    In(u32),
+    /// These bytes to the target; fewer than 2^32.
+    Out(Bytes),
+}
+
+impl Data {
+    fn bytes(&self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::In(bytes) => *bytes,
+            Self::Out(data) => u32::try_from(data.len()).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// The part of a write's data one PDU carries; the payload is shared, not copied.
+    fn slice(&self, offset: u32, bytes: u32) -> Bytes {
+        match (self, usize::try_from(offset), usize::try_from(bytes)) {
+            (Self::Out(data), Ok(from), Ok(bytes)) => data.slice(from..from + bytes),
+            _ => Bytes::new(),
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// The response code of RFC 7143 §11.4.3; 0 when the target carried the command out.
+    pub(super) response: u8,
+    /// The SCSI status.
+    pub(super) status: u8,
+    /// The data segment of the response: sense data with its length.
+    pub(super) sense: Vec<u8>,
+    /// What was read.
+    pub(super) data: Vec<u8>,
+    /// Whether the target took or gave other than the expected number of bytes.
+    pub(super) short: bool,
+}
+
+/// Where a command's answer goes. The slot is given back when the target is done with the command, not when the asker stops waiting.
+#[derive(Debug)]
+pub(super) struct Asker {
+    pub(super) answer: oneshot::Sender<Result<Outcome, ErrorKind>>,
+    pub(super) slot: Option<OwnedSemaphorePermit>,
+}
+
+impl Asker {
+    /// Gives the answer and the slot back.
+    pub(super) fn answer(self, outcome: Result<Outcome, ErrorKind>) {
+        // Nobody may be waiting any more: the asker was cancelled.
+        drop(self.answer.send(outcome));
+        drop(self.slot);
+    }
+}
+
+/// A run of Data-Out PDUs: what one R2T asked for, or the unsolicited rest of a first burst.
+#[derive(Debug)]
+pub(super) struct Burst {
+    pub(super) itt: u32,
+    ttt: u32,
+    offset: u32,
+    end: u32,
+    data_sn: u32,
+}
+
+impl Burst {
+    /// Whether all of it is on its way.
+    pub(super) fn is_sent(&self) -> bool {
+        self.offset == self.end
+    }
+}
+
+/// A command under way.
+#[derive(Debug)]
+pub(super) struct ScsiTask {
+    asker: Asker,
+    command: Command,
+    received: Vec<u8>,
+    sent: bool,
+    /// Data-In PDUs or R2Ts taken so far.
+    counted: u32,
+    /// Up to where data has been sent or promised.
+    promised: u32,
+    /// Bytes of data not yet handed to the wire.
+    unsent: u32,
+    /// R2Ts whose data is not all on its way.
+    open_r2ts: u32,
+    beats: u32,
+}
+
+impl ScsiTask {
+    /// A command nobody but us knows of yet.
+    pub(super) fn new(command: Command, asker: Asker) -> Self {
+        let bytes = command.data.bytes();
+        let (room, unsent) = match command.data {
+            Data::None => (0, 0),
+            Data::In(_) => (usize::try_from(bytes).unwrap_or(0), 0),
+            Data::Out(_) => (0, bytes),
+        };
+        let received = Vec::with_capacity(room);
+        Self {
+            asker,
+            command,
+            received,
+            sent: false,
+            counted: 0,
+            promised: 0,
+            unsent,
+            open_r2ts: 0,
+            beats: 0,
+        }
+    }
+
+    /// Whether the target can know of it.
+    pub(super) fn is_sent(&self) -> bool {
+        self.sent
+    }
+
+    /// Counts a beat of the keepalive clock; how many it has seen.
+    pub(super) fn beat(&mut self) -> u32 {
+        self.beats += 1;
+        self.beats
+    }
+
+    /// The command's own PDU with its immediate data, and the unsolicited data to follow, if any.
+    pub(super) fn start(
+        &mut self,
+        itt: u32,
+        agreed: &Negotiated,
+    ) -> (Request, Bytes, Option<Burst>) {
+        let bytes = self.command.data.bytes();
+        let direction = match self.command.data {
+            Data::None => Direction::None,
+            Data::In(_) => Direction::Read,
+            Data::Out(_) => Direction::Write,
+        };
+        let first = self.unsent.min(agreed.first_burst_bytes);
+        let immediate = if agreed.immediate_data { first.min(agreed.max_send_bytes) } else { 0 };
+        let unsolicited = if agreed.initial_r2t { immediate } else { first };
+        self.sent = true;
+        self.promised = unsolicited;
+        self.unsent -= immediate;
+        let burst = Burst { itt, ttt: NO_TAG, offset: immediate, end: unsolicited, data_sn: 0 };
+        let burst = (!burst.is_sent()).then_some(burst);
+        let Command { lun, cdb, ref data } = self.command;
+        let request = Request::Scsi { last: burst.is_none(), direction, lun, itt, bytes, cdb };
+        (request, data.slice(0, immediate), burst)
+    }
+
+    /// The next PDU of one of its bursts.
+    pub(super) fn data_out(&mut self, burst: &mut Burst, agreed: &Negotiated) -> (Request, Bytes) {
+        let bytes = (burst.end - burst.offset).min(agreed.max_send_bytes);
+        let data = self.command.data.slice(burst.offset, bytes);
+        let request = Request::DataOut {
+            last: burst.offset + bytes == burst.end,
+            lun: self.command.lun,
+            itt: burst.itt,
+            ttt: burst.ttt,
+            data_sn: burst.data_sn,
+            offset: burst.offset,
+        };
+        self.unsent -= bytes;
+        burst.offset += bytes;
+        burst.data_sn += 1;
+        if burst.is_sent() && burst.ttt != NO_TAG {
+            self.open_r2ts -= 1;
+        }
+        (request, data)
+    }
+
+    /// Takes an R2T, which must ask for the next bytes not yet promised.
+    pub(super) fn take_r2t(&mut self, r2t: &R2t, agreed: &Negotiated) -> Result<Burst, ErrorKind> {
+        let R2t { itt, ttt, number, offset, bytes } = *r2t;
+        let total = match self.command.data {
+            Data::Out(_) => self.command.data.bytes(),
+            Data::None | Data::In(_) => 0,
+        };
+        let end = offset.checked_add(bytes).filter(|end| *end <= total);
+        let in_order = offset == self.promised && number == self.counted;
+        let (Some(end), true) = (end, in_order && bytes > 0 && ttt != NO_TAG) else {
+            return Err(ErrorKind::Protocol(format!(
+                "R2T {number} for {bytes} bytes at {offset} of {total}, {} promised before",
+                self.promised
+            )));
+        };
+        if bytes > agreed.max_burst_bytes {
+            let most = agreed.max_burst_bytes;
+            return Err(ErrorKind::Protocol(format!(
+                "an R2T for {bytes} bytes, at most {most} agreed"
+            )));
+        }
+        if self.open_r2ts == agreed.max_outstanding_r2t {
+            return Err(ErrorKind::Protocol(format!(
+                "more than {} outstanding R2Ts",
+                self.open_r2ts
+            )));
+        }
+        self.open_r2ts += 1;
+        self.counted += 1;
+        self.promised = end;
+        Ok(Burst { itt, ttt, offset, end, data_sn: 0 })
+    }
+
+    /// Takes Data-In, which must be the next bytes.
+    pub(super) fn take_data(
+        &mut self,
+        data_sn: u32,
+        offset: u32,
+        data: &[u8],
+    ) -> Result<(), ErrorKind> {
+        let expected = match self.command.data {
+            Data::In(bytes) => usize::try_from(bytes).unwrap_or(0),
+            Data::None | Data::Out(_) => 0,
+        };
+        let have = self.received.len();
+        let in_order = data_sn == self.counted && usize::try_from(offset) == Ok(have);
+        if !in_order || have + data.len() > expected {
+            return Err(ErrorKind::Protocol(format!(
+                "Data-In {data_sn} of {} bytes at {offset}, {have} of {expected} are here",
+                data.len()
+            )));
+        }
+        self.received.extend_from_slice(data);
+        self.counted += 1;
+        Ok(())
+    }
+
+    /// Whether some of its data may still be in a burst.
+    pub(super) fn has_unsent_data(&self) -> bool {
+        self.unsent > 0
+    }
+
+    /// Gives the answer. A GOOD that cannot be true is an error for the asker and for the session.
+    pub(super) fn finish(self, mut outcome: Outcome) -> Result<(), ErrorKind> {
+        let good = outcome.response == 0 && outcome.status == STATUS_GOOD;
+        if good && self.unsent > 0 && !outcome.short {
+            let lie = ErrorKind::Protocol(format!(
+                "GOOD for a write of which it never took {} bytes",
+                self.unsent
+            ));
+            self.asker.answer(Err(lie.clone()));
+            return Err(lie);
+        }
+        outcome.data = self.received;
+        self.asker.answer(Ok(outcome));
+        Ok(())
+    }
+
+    /// Gives the answer that there is none.
+    pub(super) fn fail(self, kind: ErrorKind) {
+        self.asker.answer(Err(kind));
+    }
+}
