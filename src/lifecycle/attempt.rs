@@ -125,8 +125,9 @@ impl Node {
                 *tries += 1;
                 *not_before = Some(after(now, backoff::pause(&self.name, *tries, CLEANUP_PAUSE)));
                 let (tries, purpose) = (*tries, *purpose);
-                self.bmc_trouble = Some(fault.message);
+                self.bmc_trouble = Some(fault.message.clone());
                 if tries >= CLEANUP_TRIES_MAX {
+                    self.tell_left_on(now, purpose, fault);
                     // An attempt that cannot be cleaned up must not be followed by another.
                     self.conclude(
                         now,
@@ -142,6 +143,20 @@ impl Node {
             | State::Switching { .. }
             | State::WaitingCompleted { .. }
             | State::Restarting { .. } => self.fail(now, fault, actions),
+        }
+    }
+
+    /// The machine may be on and stay so: somebody must know.
+    fn tell_left_on(&mut self, now: Timestamp, purpose: Purpose, fault: Fault) {
+        match (&mut self.record.last_error, purpose) {
+            (Some(error), Purpose::Retry | Purpose::GiveUp) => {
+                let trouble =
+                    format!("; then the machine could not be switched off: {}", fault.message);
+                error.fault.message.push_str(&trouble);
+            }
+            (last_error, _) => {
+                *last_error = Some(LastError { at: now, attempt: self.record.attempt, fault });
+            }
         }
     }
 
