@@ -114,18 +114,18 @@ impl Node {
         match &mut self.record.state {
             State::Idle { not_before } => {
                 let was_preflight = not_before.is_none_or(|at| at <= now);
-                self.miss_power(now, fault.message.clone());
+                self.miss_power(now, fault.clone());
                 if was_preflight && self.may_start() {
                     self.record.attempt += 1;
                     self.fail(now, fault, actions);
                 }
             }
-            State::Held { .. } | State::Failed => self.miss_power(now, fault.message),
+            State::Held { .. } | State::Failed => self.miss_power(now, fault),
             State::CleaningUp { purpose, tries, not_before, .. } => {
                 *tries += 1;
                 *not_before = Some(after(now, backoff::pause(&self.name, *tries, CLEANUP_PAUSE)));
                 let (tries, purpose) = (*tries, *purpose);
-                self.bmc_trouble = Some(fault.message.clone());
+                self.bmc_trouble = Some(fault.clone());
                 if tries >= CLEANUP_TRIES_MAX {
                     self.tell_left_on(now, purpose, fault);
                     // An attempt that cannot be cleaned up must not be followed by another.

@@ -192,7 +192,12 @@ impl Node {
             conditions.push(condition("Drifted", drifted, reason, String::new()));
         }
         if let Some(trouble) = &self.bmc_trouble {
-            conditions.push(condition("BmcReachable", false, "NoAnswer", trouble.clone()));
+            conditions.push(condition(
+                "BmcReachable",
+                false,
+                &trouble.code,
+                trouble.message.clone(),
+            ));
         }
         let wants_on = self.record.spec.as_ref().is_some_and(|spec| spec.power == WantedPower::On);
         if let (Phase::Deployed, true, Some(power)) = (self.phase(), wants_on, self.power) {

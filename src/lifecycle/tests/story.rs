@@ -204,6 +204,18 @@ fn a_clean_up_that_fails_waits_tries_again_and_ends() {
 }
 
 #[test]
+fn a_bmc_that_refuses_its_password_is_not_asked_every_minute() {
+    let mut bench = Bench::with_spec();
+    bench.done(Err(lasting()));
+    bench.pass(600);
+    assert!(bench.running.is_none(), "wrong passwords lock users out");
+    let trouble = bench.node.status(bench.now).conditions;
+    assert!(trouble.iter().any(|condition| condition.reason == lasting().code), "{trouble:?}");
+    bench.change(|spec| spec.redeploy = Some("corrected".into()));
+    assert_eq!(bench.running.as_ref().unwrap().1, Operation::ObservePower);
+}
+
+#[test]
 fn a_machine_that_was_never_touched_is_not_said_to_be_left_on() {
     let mut bench = Bench::with_spec();
     bench.done(Err(lasting()));
