@@ -7,7 +7,6 @@ use std::{
 };
 
 use serde::Deserialize;
-use serde_json::Value;
 
 /// Where the agent listens.
 pub(crate) const HOST: &str = "192.0.2.1";
@@ -28,7 +27,13 @@ pub(crate) struct Machine {
     pub(crate) bmc: Bmc,
     /// The one to install, and with another content a second one that nobody may touch.
     pub(crate) disks: [RackDisk; 2],
-    pub(crate) machine_running: bool,
+    #[serde(rename = "machine_running")]
+    pub(crate) is_on: bool,
+}
+
+#[derive(Deserialize)]
+struct List {
+    nodes: Vec<Machine>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -36,6 +41,19 @@ pub(crate) struct Bmc {
     pub(crate) address: String,
     pub(crate) username: String,
     pub(crate) password_file: PathBuf,
+}
+
+/// What a BMC did or was told.
+#[derive(Debug, PartialEq, Deserialize)]
+pub(crate) struct BmcEvent {
+    /// `power` and `boot` when it did something, `command` when it was told something, and more.
+    pub(crate) event: String,
+    /// The power it switched.
+    #[serde(default)]
+    pub(crate) on: bool,
+    /// What it was told: network function and command.
+    pub(crate) netfn: Option<u8>,
+    pub(crate) command: Option<u8>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -82,8 +100,7 @@ impl Rack {
     }
 
     pub(crate) fn machines(&self) -> Vec<Machine> {
-        let list: Value = serde_json::from_str(&self.tell(&["list", "--json"])).unwrap();
-        serde_json::from_value(list["nodes"].clone()).unwrap()
+        serde_json::from_str::<List>(&self.tell(&["list", "--json"])).unwrap().nodes
     }
 
     pub(crate) fn machine(&self, name: &str) -> Machine {
@@ -130,15 +147,13 @@ impl Machine {
         String::from_utf8_lossy(&fs::read(&self.console_log).unwrap()).into_owned()
     }
 
-    /// What the BMC did and was told, a line of JSON each.
-    pub(crate) fn events(&self) -> Vec<Value> {
+    pub(crate) fn events(&self) -> Vec<BmcEvent> {
         let text = fs::read_to_string(&self.events_log).unwrap_or_default();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// How often the machine was switched on.
     pub(crate) fn times_switched_on(&self) -> usize {
-        let on = |event: &&Value| event["event"] == "power" && event["on"] == true;
-        self.events().iter().filter(on).count()
+        self.events().iter().filter(|event| event.event == "power" && event.on).count()
     }
 }

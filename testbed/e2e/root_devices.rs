@@ -31,7 +31,7 @@ fn without_exactly_one_disk_that_fits_no_disk_is_written() {
     let expected = [
         // The hint, and every disk it might have meant.
         ("NoRootDevice", vec!["in-no-machine", "root-1", "data-1", "128.0 MiB", "16.0 MiB"]),
-        ("NoRootDevice", vec!["2 disks match", "root-2", "data-2"]),
+        ("NoRootDevice", vec!["2 disks match an empty [root_device]", "root-2", "data-2"]),
         ("DiskTooSmall", vec!["data-3", "16.0 MiB", "64.0 MiB"]),
     ];
     for (machine, (code, named)) in machines.iter().zip(expected) {
@@ -42,7 +42,7 @@ fn without_exactly_one_disk_that_fits_no_disk_is_written() {
         }
         // Attempts are left, but the next one would find the same disks.
         assert_eq!(error.attempt, 1);
-        assert!(!site.rack.machine(&machine.name).machine_running);
+        assert!(!site.rack.machine(&machine.name).is_on);
         assert_eq!(machine.times_switched_on(), 1);
     }
     before.iter().for_each(Before::assert_untouched);

@@ -14,7 +14,7 @@ use hostler::{
     lifecycle::Record,
     model::{
         ids::NodeName,
-        status::{LastError, Phase, Status},
+        status::{ImagingStage, LastError, Phase, Status},
     },
 };
 use tempfile::TempDir;
@@ -200,6 +200,15 @@ impl Site {
         self.wait(node, phase.as_str(), limit, |status| status.phase == phase)
     }
 
+    /// Waits until the body of the image is being written: the tables are wiped, and not written yet.
+    pub(crate) fn wait_for_the_middle_of_the_write(&mut self, node: &str) {
+        self.wait(node, "the middle of the write", BOOT_LIMIT, |status| {
+            let progress = status.progress.filter(|progress| progress.done_bytes > 0);
+            status.phase == Phase::Imaging
+                && progress.is_some_and(|progress| progress.stage == ImagingStage::Write)
+        });
+    }
+
     /// Waits until the node has failed for good, and checks what every failure has to leave behind: a status that says what happened
     /// and what to do, boot files for the local disk, and no key.
     pub(crate) fn wait_for_failure(&mut self, node: &str, limit: Duration) -> LastError {
@@ -281,25 +290,32 @@ impl Drop for Site {
             drop(agent.kill());
             drop(agent.wait());
         }
-        let nodes = fs::read_dir(self.file("nodes")).into_iter().flatten().flatten();
-        let mut read: Vec<PathBuf> = vec![self.kept.join(AGENT_LOG)];
-        for node in nodes {
-            let kept = self.kept.join(node.file_name());
-            drop(fs::copy(node.path(), &kept));
-            read.push(kept);
+        for file in fs::read_dir(self.file("nodes")).into_iter().flatten().flatten() {
+            drop(fs::copy(file.path(), self.kept.join(file.file_name())));
         }
+        let machines = self.rack.machines();
         if thread::panicking() {
-            read.extend(self.rack.machines().into_iter().map(|machine| machine.console_log));
-            for path in read {
-                drop(Command::new("tail").args(["-v", "-n", "40"]).arg(path).status());
-            }
-            eprintln!("everything is in {}", self.kept.display());
-        } else {
-            for machine in self.rack.machines() {
-                for disk in machine.disks {
-                    drop(fs::remove_file(disk.path));
-                }
-            }
+            return self.show_ends(&machines);
         }
+        for disk in machines.iter().flat_map(|machine| &machine.disks) {
+            drop(fs::remove_file(&disk.path));
+        }
+    }
+}
+
+impl Site {
+    /// The last words of everybody who was there.
+    #[expect(clippy::print_stderr, reason = "the test has failed, and this is why")]
+    fn show_ends(&self, machines: &[Machine]) {
+        let agent = self.kept.join(AGENT_LOG);
+        let statuses = machines.iter().map(|machine| self.status_path(&machine.name));
+        let consoles = machines.iter().map(|machine| machine.console_log.clone());
+        let ends = Command::new("tail")
+            .args(["--verbose", "--lines=40"])
+            .arg(agent)
+            .args(statuses.chain(consoles))
+            .output();
+        eprintln!("{}", String::from_utf8_lossy(&ends.map(|ends| ends.stdout).unwrap_or_default()));
+        eprintln!("everything is in {}", self.kept.display());
     }
 }

@@ -52,12 +52,12 @@ fn a_machine_that_does_not_come_a_wrong_key_and_a_machine_that_is_on_change_noth
     let error = site.wait_for_failure(&unplugged.name, SOON);
     assert_eq!((error.fault.step, &*error.fault.code), (Step::Ramdisk, "RamdiskTimeout"));
     assert!(error.fault.message.contains("never fetched anything"), "{error:#?}");
-    assert!(!site.rack.machine(&unplugged.name).machine_running);
+    assert!(!site.rack.machine(&unplugged.name).is_on);
 
     // All the while the machine that is on was left alone, until its user switches it off.
     assert_eq!(site.status(&powered_on.name).unwrap().phase, Phase::Held);
-    assert!(site.rack.machine(&powered_on.name).machine_running);
-    assert!(powered_on.events().iter().all(|event| event["event"] != "boot"));
+    assert!(site.rack.machine(&powered_on.name).is_on);
+    assert!(powered_on.events().iter().all(|event| event.event != "boot"));
     assert_eq!(powered_on.times_switched_on(), 1);
     site.assert_boots_local_disk(&powered_on);
     before.iter().for_each(Before::assert_untouched);
