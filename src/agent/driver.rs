@@ -129,7 +129,7 @@ impl Driver {
         mut actions: Vec<Action>,
         reports: &mpsc::Sender<Report>,
     ) {
-        let Some(node) = self.fleet.node(name) else { return self.forget(name) };
+        let Some(node) = self.fleet.node(name) else { return self.forget(name, actions) };
         let record = node.record();
         if before.map(|before| before.phase) != Some(record.phase) {
             info!(node = %name, phase = record.phase.as_str(), attempt = record.attempt, message = node.status(record.since).message, "phase");
@@ -207,6 +207,7 @@ impl Driver {
                         Ok(spec) => Some(Arc::clone(spec)),
                         Err(_) => self.fleet.node(name)?.spec().cloned(),
                     })
+                    .chain(self.fleet.leaving(&snapshot.nodes).cloned())
                     .collect();
                 let clashes = clashes(&self.specs_dir, in_force.iter().map(AsRef::as_ref));
                 self.fleet.compare(snapshot.nodes, &clashes)
@@ -226,13 +227,8 @@ impl Driver {
         for name in self.unsaved.keys().cloned().collect::<Vec<_>>() {
             self.step(&name, Event::Tick, reports);
         }
-        let now = Timestamp::now();
-        while let Some((at, name)) = self.fleet.next_wake().filter(|(at, _)| *at <= now) {
+        for name in self.fleet.due(Timestamp::now()) {
             self.step(&name, Event::Tick, reports);
-            if self.fleet.next_wake().is_some_and(|next| next == (at, name)) {
-                // A node that still wants the same moment has nothing to do in it.
-                break;
-            }
         }
     }
 
@@ -256,8 +252,15 @@ impl Driver {
         self.publisher.show(status);
     }
 
-    fn forget(&mut self, name: &NodeName) {
+    fn forget(&mut self, name: &NodeName, actions: Vec<Action>) {
         info!(node = %name, "its spec is gone: forgotten");
+        // Nothing runs any more; callers still want their answer.
+        let waiting = self.unsaved.remove(name).map(|(_, waiting)| waiting).unwrap_or_default();
+        for action in waiting.into_iter().chain(actions) {
+            if let Action::Reply { request, reply } = action {
+                self.reply(Some(request), reply);
+            }
+        }
         self.menus.remove(name);
         self.publisher.remove(name);
         if let Err(error) = self.store.remove(name) {

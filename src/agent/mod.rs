@@ -33,7 +33,7 @@ use crate::{
     config::Config,
     imaging::Images,
     lifecycle::{Fleet, Record},
-    model::problem::Problem,
+    model::{ids::NodeName, problem::Problem},
     spec::Defaults,
     status_file::StatusFiles,
     store::{Store, StoreError},
@@ -101,11 +101,18 @@ impl Agent {
             callback::Server::bind(config.callback.listen, identity, callback::Limits::default())
                 .await
                 .map_err(listen("callback listener", config.callback.listen))?;
-        let loaded = store.load_all::<Record>()?;
+        let now = Timestamp::now();
+        let mut loaded = store.load_all::<Record>()?;
         for damaged in &loaded.damaged {
-            error!(error = %damaged, "a record was damaged; its node is treated as never seen");
+            error!(error = %damaged, "a record was damaged; its node waits for consent");
+            if let Some(name) = owner(damaged) {
+                // Kept at once: at the next start the damaged record is no longer there to warn.
+                let record = Record::distrusted(now);
+                store.save(&name, &record)?;
+                loaded.records.insert(name, record);
+            }
         }
-        let fleet = Fleet::resume(loaded.records, Timestamp::now());
+        let fleet = Fleet::resume(loaded.records, now);
         Ok(Self { config, store, fleet, tftp, callback, pin })
     }
 
@@ -176,4 +183,10 @@ fn tftp_config(config: &Config) -> tftp::Config {
         files: files.into_iter().map(|(name, path)| (name.to_owned(), path.clone())).collect(),
         ..tftp::Config::new(config.tftp.listen)
     }
+}
+
+/// Whose record a damaged one was.
+fn owner(damaged: &StoreError) -> Option<NodeName> {
+    let StoreError::Damaged { path, .. } = damaged else { return None };
+    path.file_stem()?.to_str()?.parse().ok()
 }

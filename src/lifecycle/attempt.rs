@@ -1,9 +1,12 @@
 //! Inside an attempt: what the end of an operation leads to, what a missed deadline means, and how an attempt is given up.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use crate::model::{
     boot::{BootStage, Fetch},
+    disk::Disk,
     fault::{Fault, RetryAdvice, Step},
     power::PowerState,
     status::{Installed, LastError, LastSeen},
@@ -11,15 +14,22 @@ use crate::model::{
 
 use super::{
     backoff,
-    event::{Action, Outcome},
-    node::{CANCEL_PATIENCE, Node, OPERATION_SLACK, after},
-    state::{Attempt, Purpose, State},
+    event::{Action, Menu, Outcome},
+    node::Node,
+    report::plain,
+    state::{Attempt, Hold, Purpose, State},
+    wait::{CANCEL_PATIENCE, after},
 };
 
 /// How often a failing clean-up is repeated before the machine is left as it is, with a message.
 const CLEANUP_TRIES_MAX: u32 = 8;
-/// The pause after the first failed clean-up.
-const CLEANUP_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
+/// How often the restart is tried: the disk is good, and a BMC's hiccup is no reason to write it again.
+pub(super) const RESTART_TRIES_MAX: u32 = 4;
+/// The pause after the first failed try of either.
+const TRY_PAUSE: Duration = Duration::from_secs(10);
+/// A repetition this late is no longer the one that was consented to: the agent was not running, or not allowed to, and meanwhile a
+/// person may have taken the machine.
+const CONSENT_LAPSES_AFTER: Duration = Duration::from_secs(3600);
 
 impl Node {
     /// The running operation ended by itself.
@@ -36,69 +46,82 @@ impl Node {
     }
 
     fn advance(&mut self, now: Timestamp, outcome: Outcome, actions: &mut Vec<Action>) {
-        let Some(timeouts) = self.record.spec.as_ref().map(|spec| spec.timeouts) else { return };
-        let power_deadline = after(now, timeouts.power.saturating_mul(3) + OPERATION_SLACK);
-        let state = std::mem::replace(&mut self.record.state, State::Failed);
-        self.record.state = match (state, outcome) {
-            (
-                state @ (State::Idle { .. } | State::Held { .. } | State::Failed),
-                Outcome::Power(observed),
-            ) => {
-                self.record.state = state;
+        let Some(spec) = self.record.spec.clone() else { return };
+        match (&self.record.state, outcome) {
+            (State::Idle | State::Held { .. } | State::Failed, Outcome::Power(observed)) => {
                 self.see_power(now, observed);
-                return self.consider(now, observed);
+                self.consider(now, observed);
             }
-            (State::Preparing { .. }, Outcome::Prepared { image_bytes, key }) => {
-                State::PoweringOn {
-                    attempt: Attempt { key, image_bytes, peer: None, disk: None },
-                    deadline: power_deadline,
-                }
+            (State::Preparing, Outcome::Prepared { image_bytes, key }) => {
+                let bmc = spec.bmc.clone();
+                let attempt = Attempt { key, image_bytes, peer: None, disk: None, bmc };
+                self.enter(now, State::PoweringOn { attempt });
             }
-            (State::PoweringOn { attempt, .. }, Outcome::PoweredOn) => {
+            (State::PoweringOn { attempt }, Outcome::PoweredOn) => {
+                let attempt = attempt.clone();
                 self.see_power(now, PowerState::On);
-                State::WaitingRamdisk { attempt, deadline: after(now, timeouts.ramdisk) }
+                self.enter(now, State::WaitingRamdisk { attempt });
             }
             (State::Imaging { attempt, disk, .. }, Outcome::Imaged) => {
-                State::Switching { attempt, disk, deadline: after(now, timeouts.completed) }
+                let (attempt, disk) = (attempt.clone(), disk.clone());
+                self.enter(now, State::Switching { attempt, disk });
             }
             (State::Restarting { disk, .. }, Outcome::Restarted) => {
-                self.see_power(now, PowerState::On);
-                self.record.last_error = None;
-                self.record.consented = false;
-                let wanted = self.record.spec.as_ref().zip(self.wanted.clone());
-                self.record.installed = wanted.map(|(spec, digest)| Installed {
-                    digest,
-                    image: spec.image.checksum.clone(),
-                    disk,
-                    at: now,
-                    redeploy: spec.redeploy.clone(),
-                });
-                State::Idle { not_before: None }
+                let disk = disk.clone();
+                self.succeed(now, disk);
             }
-            (State::CleaningUp { purpose, .. }, Outcome::CleanedUp) => {
-                self.see_power(now, PowerState::Off);
-                return self.conclude(now, purpose, actions);
+            (State::CleaningUp { attempt, purpose }, Outcome::CleanedUp) => {
+                let purpose = *purpose;
+                // After a change of bmc.address it was another machine that was switched off.
+                if attempt.as_ref().is_some_and(|a| a.bmc.address == spec.bmc.address) {
+                    self.see_power(now, PowerState::Off);
+                }
+                self.conclude(now, purpose, actions);
             }
             // An answer to a question that was not asked: the agent's mistake, and no reason to move.
-            (state, _) => state,
-        };
+            _ => {}
+        }
+    }
+
+    /// The machine was restarted into its own system.
+    fn succeed(&mut self, now: Timestamp, disk: Disk) {
+        self.see_power(now, PowerState::On);
+        self.record.last_error = None;
+        self.record.consented = false;
+        let wanted = self.record.spec.as_ref().zip(self.wanted.clone());
+        self.record.installed = wanted.map(|(spec, digest)| Installed {
+            digest,
+            image: spec.image.checksum.clone(),
+            disk,
+            at: now,
+            redeploy: spec.redeploy.clone(),
+        });
+        self.enter(now, State::Idle);
     }
 
     /// The BMC said whether the machine is on: begin an attempt, hold it, or let things be.
     fn consider(&mut self, now: Timestamp, observed: PowerState) {
-        if matches!(self.record.state, State::Held { .. }) && observed == PowerState::Off {
-            self.record.state = State::Idle { not_before: None };
+        if matches!(self.record.state, State::Held { reason: Hold::PoweredOn, .. })
+            && observed == PowerState::Off
+        {
+            self.enter(now, State::Idle);
         }
-        let State::Idle { not_before } = self.record.state else { return };
-        if !self.may_start() || not_before.is_some_and(|at| at > now) {
+        let not_before = self.record.not_before;
+        if self.record.state != State::Idle
+            || !self.may_start()
+            || not_before.is_some_and(|at| at > now)
+        {
             return;
         }
         let Some(spec) = self.record.spec.clone() else { return };
+        if not_before.is_some_and(|at| after(at, CONSENT_LAPSES_AFTER) < now) {
+            self.record.consented = false;
+        }
         // A reinstall is wanted only after `redeploy` was changed, and that is consent.
         let consent = self.record.consented || self.record.installed.is_some();
         if observed == PowerState::On && !consent {
-            self.record.state = State::Held { redeploy: spec.redeploy.clone() };
-            return;
+            let hold = State::Held { redeploy: spec.redeploy.clone(), reason: Hold::PoweredOn };
+            return self.enter(now, hold);
         }
         self.record.consented = true;
         self.record.attempt += 1;
@@ -106,14 +129,15 @@ impl Node {
         self.record.last_seen = LastSeen::default();
         self.refused = 0;
         self.refused_reason = None;
-        self.record.state = State::Preparing { deadline: after(now, spec.timeouts.imaging) };
+        self.enter(now, State::Preparing);
     }
 
     /// The running operation failed.
     fn stumble(&mut self, now: Timestamp, fault: Fault, actions: &mut Vec<Action>) {
-        match &mut self.record.state {
-            State::Idle { not_before } => {
-                let was_preflight = not_before.is_none_or(|at| at <= now);
+        let may_pass = fault.retry == RetryAdvice::Backoff;
+        match &self.record.state {
+            State::Idle => {
+                let was_preflight = self.record.not_before.is_none_or(|at| at <= now);
                 self.miss_power(now, fault.clone());
                 if was_preflight && self.may_start() {
                     self.record.attempt += 1;
@@ -121,22 +145,18 @@ impl Node {
                 }
             }
             State::Held { .. } | State::Failed => self.miss_power(now, fault),
-            State::CleaningUp { purpose, tries, not_before, .. } => {
-                *tries += 1;
-                *not_before = Some(after(now, backoff::pause(&self.name, *tries, CLEANUP_PAUSE)));
-                let (tries, purpose) = (*tries, *purpose);
-                self.bmc_trouble = Some(fault.clone());
-                if tries >= CLEANUP_TRIES_MAX {
-                    self.tell_left_on(now, purpose, fault);
-                    // An attempt that cannot be cleaned up must not be followed by another.
-                    self.conclude(
-                        now,
-                        if purpose == Purpose::Forget { purpose } else { Purpose::GiveUp },
-                        actions,
-                    );
-                }
+            State::Restarting { .. } if may_pass && self.record.tries + 1 < RESTART_TRIES_MAX => {
+                self.pause(now, fault);
             }
-            State::Preparing { .. }
+            State::CleaningUp { .. } if may_pass && self.record.tries + 1 < CLEANUP_TRIES_MAX => {
+                self.pause(now, fault);
+                self.record.deadline = None;
+            }
+            State::CleaningUp { purpose, .. } => {
+                let purpose = *purpose;
+                self.leave_behind(now, purpose, fault, actions);
+            }
+            State::Preparing
             | State::PoweringOn { .. }
             | State::WaitingRamdisk { .. }
             | State::Imaging { .. }
@@ -146,18 +166,42 @@ impl Node {
         }
     }
 
-    /// The machine may be on and stay so: somebody must know.
-    fn tell_left_on(&mut self, now: Timestamp, purpose: Purpose, fault: Fault) {
-        match (&mut self.record.last_error, purpose) {
-            (Some(error), Purpose::Retry | Purpose::GiveUp) => {
-                let trouble =
-                    format!("; then the machine could not be switched off: {}", fault.message);
-                error.fault.message.push_str(&trouble);
+    /// The present state's work is tried again, after a pause.
+    fn pause(&mut self, now: Timestamp, fault: Fault) {
+        self.record.tries += 1;
+        self.record.not_before = Some(after(now, self.pause_after(self.record.tries)));
+        self.bmc_trouble = Some(fault);
+    }
+
+    /// The pause after a state's work has failed so many times.
+    pub(super) fn pause_after(&self, tries: u32) -> Duration {
+        backoff::pause(&self.name, tries, TRY_PAUSE)
+    }
+
+    /// The machine cannot be switched off: it stays as it is. An attempt that cannot be cleaned up must not be followed by another.
+    fn leave_behind(
+        &mut self,
+        now: Timestamp,
+        purpose: Purpose,
+        fault: Fault,
+        actions: &mut Vec<Action>,
+    ) {
+        self.bmc_trouble = Some(fault.clone());
+        match &mut self.record.last_error {
+            Some(cause) if matches!(purpose, Purpose::Retry | Purpose::GiveUp) => {
+                let message = &mut cause.fault.message;
+                *message = plain(&format!(
+                    "{message}; then the machine could not be switched off: {}",
+                    fault.message
+                ));
             }
-            (last_error, _) => {
-                *last_error = Some(LastError { at: now, attempt: self.record.attempt, fault });
+            last_error => {
+                let attempt = self.record.attempt;
+                *last_error = Some(LastError { at: now, attempt, fault });
             }
         }
+        let purpose = if purpose == Purpose::Forget { purpose } else { Purpose::GiveUp };
+        self.conclude(now, purpose, actions);
     }
 
     /// The attempt failed: say why, put things back, and try again or give up.
@@ -168,56 +212,50 @@ impl Node {
         self.abandon(now, if again { Purpose::Retry } else { Purpose::GiveUp }, actions);
     }
 
-    /// Leaves whatever is under way for `purpose`: at once if nothing was touched, else through a clean-up.
+    /// Leaves whatever is under way for `purpose`: at once if nothing runs and nothing was touched, else through a clean-up.
     pub(super) fn abandon(&mut self, now: Timestamp, purpose: Purpose, actions: &mut Vec<Action>) {
         if let State::CleaningUp { purpose: present, .. } = &mut self.record.state {
             *present = purpose;
             return;
         }
-        self.cancel(actions);
-        if self.record.state.at_rest() {
+        if self.record.state.at_rest() && self.running.is_none() {
             return self.conclude(now, purpose, actions);
         }
+        self.cancel(actions);
         let attempt = self.record.state.attempt().cloned();
-        let deadline = after(now, CANCEL_PATIENCE);
-        self.record.state =
-            State::CleaningUp { attempt, purpose, tries: 0, not_before: None, deadline };
+        self.enter(now, State::CleaningUp { attempt, purpose });
+        self.record.deadline = self.running.map(|_| after(now, CANCEL_PATIENCE));
     }
 
     /// Nothing is under way any more.
     pub(super) fn conclude(&mut self, now: Timestamp, purpose: Purpose, actions: &mut Vec<Action>) {
-        self.record.state = match purpose {
+        // Consent is for one series of attempts.
+        self.record.consented &= purpose == Purpose::Retry;
+        match purpose {
             Purpose::Retry => {
-                let first =
-                    self.record.spec.as_ref().map_or(CLEANUP_PAUSE, |spec| spec.retry.backoff);
-                State::Idle {
-                    not_before: Some(after(
-                        now,
-                        backoff::pause(&self.name, self.record.attempt, first),
-                    )),
-                }
+                let first = self.record.spec.as_ref().map_or(TRY_PAUSE, |spec| spec.retry.backoff);
+                let pause = backoff::pause(&self.name, self.record.attempt, first);
+                self.enter(now, State::Idle);
+                self.record.not_before = Some(after(now, pause));
             }
-            Purpose::GiveUp => State::Failed,
-            Purpose::StartOver => {
-                self.record.attempt = 0;
-                State::Idle { not_before: None }
-            }
+            Purpose::GiveUp => self.enter(now, State::Failed),
+            Purpose::StartOver => self.start_afresh(now),
             Purpose::Forget => {
                 actions.push(Action::Forget);
-                State::Idle { not_before: None }
+                self.enter(now, State::Idle);
             }
-        };
+        }
     }
 
     pub(super) fn miss_deadline(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        let fault = match &mut self.record.state {
-            State::Idle { .. } | State::Held { .. } | State::Failed => return,
-            State::CleaningUp { deadline, .. } => {
+        let fault = match &self.record.state {
+            State::Idle | State::Held { .. } | State::Failed => return,
+            State::CleaningUp { .. } => {
                 // Nothing may start before the operation has reported: tell it again.
-                *deadline = after(now, CANCEL_PATIENCE);
-                return self.cancel(actions);
+                self.record.deadline = Some(after(now, CANCEL_PATIENCE));
+                return self.interrupt(actions);
             }
-            State::Preparing { .. } => Fault::passing(
+            State::Preparing => Fault::passing(
                 Step::Image,
                 "ImageTimeout",
                 "the image was not verified in time",
@@ -229,9 +267,7 @@ impl Node {
                 "the machine was not switched on in time",
                 "look at the BMC, or raise timeouts.power",
             ),
-            State::WaitingRamdisk { attempt, .. } => {
-                ramdisk_timeout(attempt, &self.record.last_seen)
-            }
+            State::WaitingRamdisk { attempt } => ramdisk_timeout(attempt, &self.record.last_seen),
             State::Imaging { .. } => Fault::passing(
                 Step::Imaging,
                 "ImagingTimeout",
@@ -261,12 +297,16 @@ impl Node {
     }
 
     /// The machine was seen fetching a boot file. Evidence for people; it moves nothing.
-    pub(super) fn take_evidence(&mut self, now: Timestamp, fetch: Fetch) {
+    pub(super) fn take_evidence(&mut self, now: Timestamp, fetch: &Fetch) {
+        if !matches!(self.menu(), Menu::Deploy(_)) {
+            return;
+        }
         let seen = &mut self.record.last_seen;
-        seen.address = Some(fetch.peer);
-        if fetch.complete && seen.fetched.is_none_or(|furthest| furthest <= fetch.stage) {
+        // Each stage counts once: what anybody can send at any rate must not write the record at that rate.
+        if fetch.complete && seen.fetched.is_none_or(|furthest| furthest < fetch.stage) {
+            seen.address = Some(fetch.peer);
             seen.fetched = Some(fetch.stage);
-            seen.fetched_path = Some(fetch.path);
+            seen.fetched_path = Some(plain(&fetch.path));
             seen.fetched_at = Some(now);
         }
     }

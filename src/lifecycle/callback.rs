@@ -9,21 +9,26 @@ use jiff::Timestamp;
 
 use crate::model::{
     callback::{Call, Completed, DeployInfo, DeployState, Lookup, LookupReply, Reply},
+    disk::Disk,
     fault::{Fault, Step},
     secret::AttemptKey,
     size::show_bytes,
+    spec::NodeSpec,
 };
 
 use super::{
     event::Action,
-    node::{Node, OPERATION_SLACK, after},
+    node::Node,
+    report::plain,
     state::{State, Target},
 };
 
 /// How often the ramdisk asks what to do: the answer to each question is held back while there is no news.
 const POLL_AFTER_S: u32 = 2;
-/// Longest text taken over from a ramdisk, in characters.
-const ERROR_CHARS_MAX: usize = 500;
+/// Longest text a disk may be described with, in characters: the standards allow 40 for the longest of them.
+const DISK_CHARS_MAX: usize = 128;
+/// Longest CHAP name and secret, in bytes (RFC 7143 section 6.1: a value has 255).
+const CHAP_BYTES_MAX: usize = 255;
 
 impl Node {
     pub(super) fn judge(
@@ -74,7 +79,7 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
         match call {
-            Call::Lookup(lookup) => self.lookup(now, &lookup, actions),
+            Call::Lookup(lookup) => self.lookup(now, lookup, actions),
             Call::PassDeployInfo(info) => self.pass_deploy_info(now, peer, info, actions),
             Call::DeployState => Ok(Reply::State(self.deploy_state(now))),
             Call::Completed(completed) => self.completed(now, &completed, actions),
@@ -84,46 +89,26 @@ impl Node {
     fn lookup(
         &mut self,
         now: Timestamp,
-        lookup: &Lookup,
+        lookup: Lookup,
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
         // The machine may be quicker than its BMC: the ramdisk can call while `powering-on` still polls.
-        let (State::WaitingRamdisk { attempt, .. } | State::PoweringOn { attempt, .. }) =
+        let (State::WaitingRamdisk { attempt } | State::PoweringOn { attempt }) =
             &mut self.record.state
         else {
             return Err("no lookup is expected in this phase");
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
-        match spec.root_device.choose(&lookup.disks) {
-            Ok(disk) if disk.size < attempt.image_bytes => {
-                let message = format!(
-                    "the root device {disk} is smaller than the image, which has {}",
-                    show_bytes(attempt.image_bytes)
-                );
-                let hint = "choose a larger disk with [root_device] or a smaller image";
-                self.fail(
-                    now,
-                    Fault::lasting(Step::Ramdisk, "DiskTooSmall", message.clone(), hint),
-                    actions,
-                );
-                Ok(Reply::Failed(message))
-            }
+        match choose_disk(spec, attempt.image_bytes, lookup) {
             Ok(disk) => {
-                attempt.disk = Some(disk.clone());
-                Ok(Reply::Lookup(LookupReply {
-                    disk: disk.name.clone(),
-                    iqn: self.iqn(),
-                    poll_after: POLL_AFTER_S,
-                }))
+                let name = disk.name.clone();
+                attempt.disk = Some(disk);
+                let (disk, iqn) = (name, self.iqn());
+                Ok(Reply::Lookup(LookupReply { disk, iqn, poll_after: POLL_AFTER_S }))
             }
-            Err(none) => {
-                let message = none.to_string();
-                let hint = "give [root_device] hints that match exactly one of these disks";
-                self.fail(
-                    now,
-                    Fault::lasting(Step::Ramdisk, "NoRootDevice", message.clone(), hint),
-                    actions,
-                );
+            Err(fault) => {
+                let message = fault.message.clone();
+                self.fail(now, fault, actions);
                 Ok(Reply::Failed(message))
             }
         }
@@ -145,10 +130,8 @@ impl Node {
             return Ok(self.ramdisk_failed(now, &info.error, actions));
         }
         let expected_iqn = self.iqn();
-        let timeouts =
-            self.record.spec.as_ref().map(|spec| spec.timeouts).ok_or("the spec is gone")?;
         match &self.record.state {
-            State::PoweringOn { attempt, .. } | State::WaitingRamdisk { attempt, .. } => {
+            State::PoweringOn { attempt } | State::WaitingRamdisk { attempt } => {
                 let disk = attempt.disk.clone().ok_or("no disk was asked for before")?;
                 if info.address.is_some_and(|address| address != peer) {
                     return Err("the target's address is not the caller's own");
@@ -156,10 +139,12 @@ impl Node {
                 if info.iqn != expected_iqn {
                     return Err("not the target name that was asked for");
                 }
-                let chap_password = info
-                    .chap_password
-                    .filter(|secret| !secret.expose().is_empty())
-                    .ok_or("the target has no CHAP secret")?;
+                let chap_password = info.chap_password.ok_or("the target has no CHAP secret")?;
+                let lengths = [info.chap_username.len(), chap_password.expose().len()];
+                if !lengths.iter().all(|length| (1..=CHAP_BYTES_MAX).contains(length)) {
+                    return Err("a CHAP name and secret have 1 to 255 bytes");
+                }
+                let attempt = attempt.clone();
                 let target = Target {
                     address: peer,
                     port: info.port,
@@ -170,9 +155,7 @@ impl Node {
                 };
                 // From here on the disk's old contents are gone.
                 self.record.installed = None;
-                let deadline = after(now, timeouts.imaging);
-                self.record.state =
-                    State::Imaging { attempt: attempt.clone(), disk, target, deadline };
+                self.enter(now, State::Imaging { attempt, disk, target });
                 Ok(Reply::Accepted)
             }
             // The first answer was lost: the same again is the same.
@@ -190,23 +173,16 @@ impl Node {
             State::PoweringOn { .. } | State::WaitingRamdisk { .. } | State::Imaging { .. } => {
                 DeployState::Imaging
             }
-            State::Switching { attempt, disk, .. } => {
-                let completed = self
-                    .record
-                    .spec
-                    .as_ref()
-                    .map(|spec| spec.timeouts.completed)
-                    .unwrap_or_default();
+            State::Switching { attempt, disk } => {
                 let (attempt, disk) = (attempt.clone(), disk.clone());
-                self.record.state =
-                    State::WaitingCompleted { attempt, disk, deadline: after(now, completed) };
+                self.enter(now, State::WaitingCompleted { attempt, disk });
                 DeployState::Release
             }
             State::WaitingCompleted { .. } | State::Restarting { .. } => DeployState::Release,
-            State::Idle { .. }
+            State::Idle
             | State::Held { .. }
             | State::Failed
-            | State::Preparing { .. }
+            | State::Preparing
             | State::CleaningUp { .. } => DeployState::Abort,
         }
     }
@@ -222,13 +198,9 @@ impl Node {
         }
         match &self.record.state {
             // It may overtake the answer that released it.
-            State::Switching { attempt, disk, .. }
-            | State::WaitingCompleted { attempt, disk, .. } => {
-                let power =
-                    self.record.spec.as_ref().map(|spec| spec.timeouts.power).unwrap_or_default();
-                let deadline = after(now, power.saturating_mul(3) + OPERATION_SLACK);
-                self.record.state =
-                    State::Restarting { attempt: attempt.clone(), disk: disk.clone(), deadline };
+            State::Switching { attempt, disk } | State::WaitingCompleted { attempt, disk } => {
+                let (attempt, disk) = (attempt.clone(), disk.clone());
+                self.enter(now, State::Restarting { attempt, disk });
                 Ok(Reply::Accepted)
             }
             State::Restarting { .. } => Ok(Reply::Accepted),
@@ -239,9 +211,7 @@ impl Node {
     /// The ramdisk says that it cannot go on.
     fn ramdisk_failed(&mut self, now: Timestamp, error: &str, actions: &mut Vec<Action>) -> Reply {
         if !matches!(self.record.state, State::CleaningUp { .. } | State::Restarting { .. }) {
-            let words: String =
-                error.chars().filter(|c| !c.is_control()).take(ERROR_CHARS_MAX).collect();
-            let message = format!("the deploy ramdisk failed: {words}");
+            let message = plain(&format!("the deploy ramdisk failed: {error}"));
             self.fail(
                 now,
                 Fault::passing(
@@ -254,5 +224,54 @@ impl Node {
             );
         }
         Reply::Accepted
+    }
+}
+
+/// The disk to write, or why there is none. Whatever the ramdisk said is untrusted.
+fn choose_disk(spec: &NodeSpec, image_bytes: u64, lookup: Lookup) -> Result<Disk, Fault> {
+    let lasting =
+        |code, message: &str, hint| Err(Fault::lasting(Step::Ramdisk, code, plain(message), hint));
+    if !lookup.macs.is_empty() && !lookup.macs.iter().any(|mac| spec.boot.macs.contains(mac)) {
+        let macs: Vec<String> = lookup.macs.iter().map(ToString::to_string).collect();
+        return lasting(
+            "WrongMachine",
+            &format!(
+                "another machine booted the deploy ramdisk: its cards are {}",
+                macs.join(", ")
+            ),
+            "look which machine fetched this node's boot menu, and correct boot.mac",
+        );
+    }
+    let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
+    match spec.root_device.choose(&disks) {
+        Ok(disk) if disk.size < image_bytes => {
+            let image = show_bytes(image_bytes);
+            lasting(
+                "DiskTooSmall",
+                &format!("the root device {disk} is smaller than the image, which has {image}"),
+                "choose a larger disk with [root_device] or a smaller image",
+            )
+        }
+        Ok(disk) => Ok(disk.clone()),
+        Err(none) => lasting(
+            "NoRootDevice",
+            &none.to_string(),
+            "give [root_device] hints that match exactly one of these disks",
+        ),
+    }
+}
+
+/// A disk as it may be shown and kept: texts bounded and without control characters, and a size that TOML can hold.
+fn plain_disk(disk: Disk) -> Disk {
+    let short = |text: String| plain(&text).chars().take(DISK_CHARS_MAX).collect::<String>();
+    Disk {
+        name: short(disk.name),
+        size: disk.size.min(i64::MAX.unsigned_abs()),
+        serial: disk.serial.map(short),
+        wwn: disk.wwn.map(short),
+        model: disk.model.map(short),
+        vendor: disk.vendor.map(short),
+        hctl: disk.hctl.map(short),
+        ..disk
     }
 }

@@ -66,6 +66,13 @@ pub enum Event {
     Retry,
 }
 
+impl Event {
+    /// Whether it says what has become of the node's spec file.
+    pub(super) fn tells_of_spec(&self) -> bool {
+        matches!(self, Self::Spec(_) | Self::SpecProblems(_) | Self::SpecClash(_) | Self::SpecGone)
+    }
+}
+
 /// How an operation ended well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {

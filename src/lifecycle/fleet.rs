@@ -6,7 +6,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 
-use crate::model::{ids::NodeName, problem::Problem, spec::NodeSpec};
+use crate::model::{
+    ids::NodeName,
+    problem::Problem,
+    spec::{BmcAddress, NodeSpec},
+    status::Installed,
+};
 
 use super::{
     event::{Action, Event},
@@ -17,10 +22,16 @@ use super::{
 /// What one scan of the spec directory found for each name.
 pub type Specs = BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>;
 
+/// Forgotten installations that are remembered: more than a site has, and small enough for any memory.
+const LEFT_MAX: usize = 10_000;
+
 /// Every node the agent knows.
 #[derive(Debug, Default)]
 pub struct Fleet {
     nodes: BTreeMap<NodeName, Node>,
+    /// What is installed on machines whose spec went away, by their BMC. A spec file that is renamed, or comes back, finds its
+    /// machine installed: nothing is ever wiped because a file went away.
+    left: BTreeMap<BmcAddress, Installed>,
 }
 
 impl Fleet {
@@ -30,7 +41,7 @@ impl Fleet {
             .into_iter()
             .map(|(name, record)| (name.clone(), Node::resume(name, record, now)))
             .collect();
-        Self { nodes }
+        Self { nodes, left: BTreeMap::new() }
     }
 
     /// A node by its name.
@@ -85,11 +96,44 @@ impl Fleet {
             }
             self.nodes.insert(name.clone(), Node::new(name.clone(), now));
         }
-        let actions = self.nodes.get_mut(name)?.step(now, event);
+        let node = self.nodes.get_mut(name)?;
+        if let Event::Spec(spec) = &event
+            && node.record.spec.is_none()
+            && node.record.installed.is_none()
+        {
+            node.record.installed = self.left.remove(&spec.bmc.address);
+        }
+        let actions = node.step(now, event);
         if actions.contains(&Action::Forget) {
-            self.nodes.remove(name);
+            self.forget(name);
         }
         Some(actions)
+    }
+
+    fn forget(&mut self, name: &NodeName) {
+        let Some(Record { spec: Some(spec), installed: Some(installed), .. }) =
+            self.nodes.remove(name).map(|node| node.record)
+        else {
+            return;
+        };
+        self.left.insert(spec.bmc.address.clone(), installed);
+        if self.left.len() > LEFT_MAX {
+            self.left.pop_first();
+        }
+    }
+
+    /// The nodes that go on under a spec which a scan did not find: they still have their machine and their cards.
+    pub fn leaving<'a>(&'a self, found: &'a Specs) -> impl Iterator<Item = &'a Arc<NodeSpec>> {
+        self.nodes
+            .iter()
+            .filter(|(name, node)| !found.contains_key(*name) && !node.record.state.at_rest())
+            .filter_map(|(_, node)| node.record.spec.as_ref())
+    }
+
+    /// The nodes that want an [`Event::Tick`] by now.
+    pub fn due(&self, now: Timestamp) -> Vec<NodeName> {
+        let due = |node: &Node| node.next_wake().is_some_and(|(at, _)| at <= now);
+        self.nodes.iter().filter(|(_, node)| due(node)).map(|(name, _)| name.clone()).collect()
     }
 
     /// The next node that wants an [`Event::Tick`], and when.

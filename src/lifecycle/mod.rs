@@ -21,13 +21,19 @@
 //!                   the target)           verify)     local, release) is stopped)         disk, off, on)
 //! ```
 //!
-//! While cleaning up a node shows `pending`. `available` is reserved for specs that keep a machine powered off.
+//! While cleaning up a node shows `pending`. `available` is reserved for specs that keep a machine powered off. A restart that fails
+//! is tried a few times within its deadline: the disk is good by then. A clean-up that fails is too; when it cannot be done, the node
+//! is `failed` and no attempt follows.
 //!
 //! Rules that hold throughout, each with its test in `tests/`:
 //! - At most one operation of a node runs. A new one starts only after the old one has *reported*, so a cancelled write has really
 //!   stopped before anything else touches the machine.
 //! - A result with another operation id than the running one changes nothing.
-//! - Every state that waits has a deadline with a reason.
+//! - Every state that waits has a deadline with a reason. A spec with other timeouts moves the deadline of the present wait too; a
+//!   clock that is set forward ends waits early, one that is set back makes none longer than its whole length.
+//! - Consent is for one machine (its BMC's address and its cards), one installation and one series of attempts. Another machine,
+//!   another installation, a pause, a clash, success and giving up each end it.
+//! - After a start nothing goes on before the spec directory has been read.
 
 mod attempt;
 mod backoff;
@@ -39,8 +45,9 @@ mod report;
 mod state;
 #[cfg(test)]
 mod tests;
+mod wait;
 
 pub use event::{Action, Event, Menu, Operation, Outcome};
 pub use fleet::{Fleet, Specs};
 pub use node::Node;
-pub use state::{Attempt, Purpose, Record, State, Target};
+pub use state::{Attempt, Hold, Purpose, Record, State, Target};

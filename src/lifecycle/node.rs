@@ -1,11 +1,11 @@
 //! One node: takes events, keeps the rules, asks for work.
 //!
-//! Called by the [`super::Fleet`]. What happens inside an attempt is in `attempt.rs`, callbacks are judged in `callback.rs`, the
-//! status is made in `report.rs`.
+//! Called by the [`super::Fleet`]. What happens inside an attempt is in `attempt.rs`, callbacks are judged in `callback.rs`, every
+//! wait and its end is in `wait.rs`, and the status is made in `report.rs`.
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use crate::model::{
     fault::{Fault, RetryAdvice},
@@ -13,22 +13,20 @@ use crate::model::{
     power::PowerState,
     problem::Problem,
     spec::{Goal, NodeSpec},
-    status::{HistoryEntry, LastSeen, Phase, Power, Progress},
+    status::{HistoryEntry, Phase, Power, Progress},
 };
 
 use super::{
     event::{Action, Event, Menu, Operation},
+    report::plain_fault,
     state::{Purpose, Record, State},
+    wait::{after, power_limit},
 };
 
 /// How often a node without an attempt is asked for its power state: BMCs are fragile, and a minute is soon enough for drift.
 const OBSERVATION_INTERVAL: Duration = Duration::from_secs(60);
 /// The same for a BMC that refuses what the spec has it asked with. Half a dozen wrong passwords in a few minutes lock a user out.
 const REFUSED_OBSERVATION_INTERVAL: Duration = Duration::from_secs(3600);
-/// How long a cancelled operation may take to report before it is told again.
-pub(super) const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
-/// Added to what an operation's own limits allow before the core steps in.
-pub(super) const OPERATION_SLACK: Duration = Duration::from_secs(30);
 /// Entries kept in `[[history]]`.
 const HISTORY_MAX: usize = 50;
 
@@ -45,6 +43,9 @@ pub struct Node {
     pub(super) clash: bool,
     /// Why nothing may start although the last good spec is fine.
     pub(super) blocked: Option<String>,
+    /// Whether the spec directory has yet to be read for the first time: until then the spec may be out of date, and not even what
+    /// was under way goes on.
+    pub(super) unread: bool,
     /// The one operation under way.
     pub(super) running: Option<Running>,
     pub(super) progress: Option<Progress>,
@@ -53,7 +54,7 @@ pub struct Node {
     pub(super) bmc_trouble: Option<Fault>,
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
-    next_observation: Timestamp,
+    pub(super) next_observation: Timestamp,
     next_op: u64,
 }
 
@@ -64,26 +65,13 @@ pub(super) struct Running {
     /// It was told to stop: its result means nothing but that it has stopped.
     pub(super) cancelled: bool,
     /// When an observation that does not report is told to stop.
-    patience_until: Timestamp,
+    pub(super) patience_until: Timestamp,
 }
 
 impl Node {
     /// A node never seen before. Nothing starts until a [`Event::Spec`] comes.
     pub fn new(name: NodeName, now: Timestamp) -> Self {
-        let record = Record {
-            spec: None,
-            state: State::Idle { not_before: None },
-            phase: Phase::Invalid,
-            since: now,
-            attempt: 0,
-            consented: false,
-            installed: None,
-            last_error: None,
-            last_seen: LastSeen::default(),
-            durations: std::collections::BTreeMap::new(),
-            history: Vec::new(),
-        };
-        Self::resume(name, record, now)
+        Self::resume(name, Record::new(now), now)
     }
 
     /// A node from its durable record, as after a crash. What was under way is started again, within the old deadlines, once the
@@ -96,6 +84,7 @@ impl Node {
             problems: Vec::new(),
             clash: false,
             blocked: Some("the spec directory has not been read yet".to_owned()),
+            unread: true,
             running: None,
             progress: None,
             power: None,
@@ -116,14 +105,14 @@ impl Node {
     pub fn menu(&self) -> Menu {
         let Some(spec) = &self.record.spec else { return Menu::Unknown };
         match &self.record.state {
-            State::PoweringOn { attempt, .. }
-            | State::WaitingRamdisk { attempt, .. }
+            State::PoweringOn { attempt }
+            | State::WaitingRamdisk { attempt }
             | State::Imaging { attempt, .. } => Menu::Deploy(attempt.key.clone()),
             rest if rest.at_rest() && (self.clash || spec.goal == Goal::Unmanaged) => Menu::Unknown,
-            State::Idle { .. }
+            State::Idle
             | State::Held { .. }
             | State::Failed
-            | State::Preparing { .. }
+            | State::Preparing
             | State::Switching { .. }
             | State::WaitingCompleted { .. }
             | State::Restarting { .. }
@@ -139,6 +128,8 @@ impl Node {
     /// Takes one event and answers with what to do, in order.
     pub fn step(&mut self, now: Timestamp, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
+        self.bound_waits(now);
+        self.unread &= !event.tells_of_spec();
         match event {
             Event::Spec(spec) => self.take_spec(now, &spec, &mut actions),
             Event::SpecProblems(problems) => self.take_problems(problems, false),
@@ -150,7 +141,7 @@ impl Node {
                 if let Some(running) = self.running.take_if(|running| running.op == op) {
                     self.progress = None;
                     if !running.cancelled {
-                        self.finish(now, outcome, &mut actions);
+                        self.finish(now, outcome.map_err(plain_fault), &mut actions);
                     }
                 }
             }
@@ -163,64 +154,15 @@ impl Node {
                 let reply = self.judge(now, peer, &key, call, &mut actions);
                 actions.push(Action::Reply { request, reply });
             }
-            Event::Fetched(fetch) => self.take_evidence(now, fetch),
+            Event::Fetched(fetch) => self.take_evidence(now, &fetch),
             Event::Tick => {}
-            Event::Approve => self.approve(),
-            Event::Retry => self.retry(),
+            Event::Approve => self.approve(now),
+            Event::Retry => self.retry(now),
         }
         self.expire(now, &mut actions);
         self.drive(now, &mut actions);
         self.note_phase(now);
         actions
-    }
-
-    /// When [`Event::Tick`] is due, and what for.
-    pub fn next_wake(&self) -> Option<(Timestamp, &'static str)> {
-        let start = match &self.record.state {
-            State::Idle { not_before: Some(at) } if self.may_start() => {
-                Some((*at, "the next attempt"))
-            }
-            _ => None,
-        };
-        let clean_up = match &self.record.state {
-            State::CleaningUp { not_before: Some(at), .. } if self.running.is_none() => {
-                Some((*at, "the next try to clean up"))
-            }
-            _ => None,
-        };
-        let observe = match self.running {
-            None if self.observes() => Some((self.next_observation, "a look at the power state")),
-            Some(running) if self.record.state.at_rest() => {
-                Some((running.patience_until, "the BMC's answer"))
-            }
-            None | Some(_) => None,
-        };
-        [self.deadline(), start, clean_up, observe].into_iter().flatten().min_by_key(|(at, _)| *at)
-    }
-
-    /// When the present state is given up, and what it waits for.
-    pub fn deadline(&self) -> Option<(Timestamp, &'static str)> {
-        match &self.record.state {
-            State::Idle { .. } | State::Held { .. } | State::Failed => None,
-            State::Preparing { deadline } => Some((*deadline, "the image to be verified")),
-            State::PoweringOn { deadline, .. } => {
-                Some((*deadline, "the machine to be switched on"))
-            }
-            State::WaitingRamdisk { deadline, .. } => {
-                Some((*deadline, "the deploy ramdisk to export its disk"))
-            }
-            State::Imaging { deadline, .. } => Some((*deadline, "the disk to be written")),
-            State::Switching { deadline, .. } => {
-                Some((*deadline, "the ramdisk to hear that it may let go"))
-            }
-            State::WaitingCompleted { deadline, .. } => {
-                Some((*deadline, "the ramdisk's completed notice"))
-            }
-            State::Restarting { deadline, .. } => Some((*deadline, "the machine to restart")),
-            State::CleaningUp { deadline, .. } => {
-                self.running.map(|_| (*deadline, "the operation under way to stop"))
-            }
-        }
     }
 
     /// Whether the spec wants the disk written: it never was, or `redeploy` was changed since.
@@ -240,6 +182,14 @@ impl Node {
         self.wants_install() && !paused && self.problems.is_empty() && self.blocked.is_none()
     }
 
+    /// Changes the state. Its deadline comes with it, so that no wait can be without one.
+    pub(super) fn enter(&mut self, now: Timestamp, state: State) {
+        self.record.state = state;
+        self.record.tries = 0;
+        self.record.not_before = None;
+        self.record.deadline = self.limit().map(|limit| after(now, limit));
+    }
+
     fn take_spec(&mut self, now: Timestamp, spec: &Arc<NodeSpec>, actions: &mut Vec<Action>) {
         self.blocked = None;
         self.problems.clear();
@@ -248,34 +198,54 @@ impl Node {
         {
             *purpose = Purpose::StartOver;
         }
-        let old = self.record.spec.replace(Arc::clone(spec));
-        if old.as_ref() == Some(spec) {
+        if self.record.spec.as_ref() == Some(spec) {
             return;
         }
-        if old.is_some_and(|old| old.bmc != spec.bmc) {
-            // What the old BMC said, or is about to say, is not about this machine.
-            self.power = None;
+        let limit_before = self.limit();
+        let old = self.record.spec.replace(Arc::clone(spec));
+        self.shift_deadline(limit_before);
+        let wanted = Some(spec.digest());
+        let other_install = wanted != self.wanted;
+        self.wanted = wanted;
+        let other_machine = old.as_ref().is_some_and(|old| {
+            old.bmc.address != spec.bmc.address || old.boot.macs != spec.boot.macs
+        });
+        if other_machine {
+            self.forget_machine(old.as_ref().and_then(|old| old.redeploy.clone()));
+        }
+        if old.as_ref().is_some_and(|old| old.bmc != spec.bmc) {
             self.next_observation = now;
             if self.record.state.at_rest() {
                 self.cancel(actions);
             }
         }
-        let wanted = Some(spec.digest());
-        let other_install = wanted != self.wanted;
-        self.wanted = wanted;
-        if other_install {
+        let stand_still = spec.paused || spec.goal == Goal::Unmanaged;
+        if other_install || other_machine || stand_still {
             self.record.consented = false;
         }
-        match &self.record.state {
-            State::Held { redeploy } if spec.redeploy.is_some() && spec.redeploy != *redeploy => {
-                self.approve();
+        match &mut self.record.state {
+            State::Held { redeploy, .. } if old.is_none() => redeploy.clone_from(&spec.redeploy),
+            State::Held { redeploy, .. }
+                if spec.redeploy.is_some() && spec.redeploy != *redeploy =>
+            {
+                self.approve(now);
             }
             State::Held { .. } => {}
-            State::Idle { .. } | State::Failed => self.retry(),
-            _ if other_install || spec.paused || spec.goal == Goal::Unmanaged => {
+            State::Idle | State::Failed => self.start_afresh(now),
+            State::CleaningUp { purpose, .. } => *purpose = Purpose::StartOver,
+            _ if other_install || other_machine || stand_still => {
                 self.abandon(now, Purpose::StartOver, actions);
             }
             _ => {}
+        }
+    }
+
+    /// The spec names another machine now: what was seen of the old one is not about it, and neither is the operator's consent.
+    fn forget_machine(&mut self, old_redeploy: Option<String>) {
+        self.power = None;
+        self.bmc_trouble = None;
+        if let Some(installed) = &mut self.record.installed {
+            installed.redeploy = old_redeploy;
         }
     }
 
@@ -283,91 +253,99 @@ impl Node {
         self.blocked = None;
         self.problems = problems;
         self.clash = clash;
+        if clash {
+            // Whose machine it is must be settled first.
+            self.record.consented = false;
+        }
     }
 
-    fn approve(&mut self) {
-        if matches!(self.record.state, State::Held { .. }) {
+    /// An operator consents. It counts only while the node shows that it waits for that.
+    fn approve(&mut self, now: Timestamp) {
+        if self.phase() == Phase::Held {
             self.record.consented = true;
-            self.record.attempt = 0;
-            self.record.state = State::Idle { not_before: None };
+            self.start_afresh(now);
         }
     }
 
-    fn retry(&mut self) {
-        if matches!(self.record.state, State::Idle { .. } | State::Failed) {
-            self.record.attempt = 0;
-            self.record.state = State::Idle { not_before: None };
+    fn retry(&mut self, now: Timestamp) {
+        match &mut self.record.state {
+            State::Idle | State::Failed => self.start_afresh(now),
+            State::CleaningUp { purpose: purpose @ (Purpose::Retry | Purpose::GiveUp), .. } => {
+                *purpose = Purpose::StartOver;
+            }
+            _ => {}
         }
     }
 
-    /// Tells the running operation to stop; the node waits for its report before it starts another.
+    /// All attempts lie ahead, and the first may begin at once.
+    pub(super) fn start_afresh(&mut self, now: Timestamp) {
+        self.record.attempt = 0;
+        self.enter(now, State::Idle);
+    }
+
+    /// Tells the running operation to stop, because nobody wants its result any more. The node waits for its report before it starts
+    /// another.
     pub(super) fn cancel(&mut self, actions: &mut Vec<Action>) {
         if let Some(running) = &mut self.running {
             running.cancelled = true;
-            actions.push(Action::Cancel(running.op));
         }
+        self.interrupt(actions);
+    }
+
+    /// Tells the running operation to stop, because it takes too long. How it ends still counts.
+    pub(super) fn interrupt(&self, actions: &mut Vec<Action>) {
+        actions.extend(self.running.map(|running| Action::Cancel(running.op)));
     }
 
     /// Whether the power state is to be looked at now and then.
-    fn observes(&self) -> bool {
+    pub(super) fn observes(&self) -> bool {
         self.record.state.at_rest() && self.record.spec.is_some() && !self.clash
     }
 
     /// Starts what the state needs, if nothing runs.
     fn drive(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        if self.running.is_some() {
+        if self.running.is_some() || self.unread {
             return;
         }
-        let due = |at: &Option<Timestamp>| at.is_none_or(|at| at <= now);
-        let operation = match &self.record.state {
-            State::Idle { not_before } if self.may_start() && due(not_before) => {
-                Operation::ObservePower
-            }
-            State::Idle { .. } | State::Held { .. } | State::Failed
-                if self.observes() && self.next_observation <= now =>
-            {
-                Operation::ObservePower
-            }
-            State::Preparing { .. } => Operation::Prepare,
-            State::PoweringOn { .. } => Operation::PowerOn,
-            State::Imaging { target, disk, .. } => {
-                Operation::Image { target: Box::new(target.clone()), disk_bytes: disk.size }
-            }
-            State::Restarting { .. } => Operation::Restart,
-            State::CleaningUp { attempt: None, purpose, .. } => {
-                return self.conclude(now, *purpose, actions);
-            }
-            State::CleaningUp { not_before, .. } if due(not_before) => Operation::CleanUp,
-            State::Idle { .. }
-            | State::Held { .. }
-            | State::Failed
-            | State::WaitingRamdisk { .. }
-            | State::Switching { .. }
-            | State::WaitingCompleted { .. }
-            | State::CleaningUp { .. } => return,
+        if let State::CleaningUp { attempt: None, purpose } = self.record.state {
+            return self.conclude(now, purpose, actions);
+        }
+        let (Some(operation), Some(mut spec)) = (self.operation(now), self.record.spec.clone())
+        else {
+            return;
         };
-        // Every state that needs work was reached with a spec.
-        let Some(spec) = self.record.spec.clone() else { return };
-        let power_limit = spec.timeouts.power.saturating_mul(3) + OPERATION_SLACK;
-        if let State::CleaningUp { deadline, .. } = &mut self.record.state {
-            *deadline = after(now, power_limit);
+        let limit = power_limit(&spec.timeouts);
+        if let State::CleaningUp { attempt: Some(attempt), .. } = &self.record.state {
+            self.record.deadline = Some(after(now, limit));
+            if attempt.bmc.address != spec.bmc.address {
+                Arc::make_mut(&mut spec).bmc = attempt.bmc.clone();
+            }
         }
         let op = OpId(self.next_op);
         self.next_op += 1;
-        self.running =
-            Some(Running { op, cancelled: false, patience_until: after(now, power_limit) });
+        self.running = Some(Running { op, cancelled: false, patience_until: after(now, limit) });
         actions.push(Action::Start { op, operation, spec });
     }
 
-    /// Tells an observation that does not report to stop; deadlines of attempts are in `attempt.rs`.
-    fn expire(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        if let (true, Some(running)) = (self.record.state.at_rest(), &mut self.running) {
-            if running.patience_until <= now {
-                running.patience_until = after(now, CANCEL_PATIENCE);
-                self.cancel(actions);
+    /// The work the state needs now.
+    fn operation(&self, now: Timestamp) -> Option<Operation> {
+        let due = self.record.not_before.is_none_or(|at| at <= now);
+        match &self.record.state {
+            State::Idle | State::Held { .. } | State::Failed => {
+                let starts = self.record.state == State::Idle && self.may_start() && due;
+                (starts || self.observes() && self.next_observation <= now)
+                    .then_some(Operation::ObservePower)
             }
-        } else if self.deadline().is_some_and(|(deadline, _)| deadline <= now) {
-            self.miss_deadline(now, actions);
+            State::Preparing => Some(Operation::Prepare),
+            State::PoweringOn { .. } => Some(Operation::PowerOn),
+            State::Imaging { target, disk, .. } => {
+                Some(Operation::Image { target: Box::new(target.clone()), disk_bytes: disk.size })
+            }
+            State::Restarting { .. } => due.then_some(Operation::Restart),
+            State::CleaningUp { .. } => due.then_some(Operation::CleanUp),
+            State::WaitingRamdisk { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. } => None,
         }
     }
 
@@ -375,17 +353,21 @@ impl Node {
     pub(super) fn see_power(&mut self, now: Timestamp, observed: PowerState) {
         self.power = Some(Power { observed, observed_at: now });
         self.bmc_trouble = None;
-        self.next_observation = after(now, OBSERVATION_INTERVAL);
+        self.next_observation = after(now, self.observation_interval());
     }
 
     /// Takes note that the BMC did not say.
     pub(super) fn miss_power(&mut self, now: Timestamp, trouble: Fault) {
-        let pause = match trouble.retry {
-            RetryAdvice::Backoff => OBSERVATION_INTERVAL,
-            RetryAdvice::Never => REFUSED_OBSERVATION_INTERVAL,
-        };
         self.bmc_trouble = Some(trouble);
-        self.next_observation = after(now, pause);
+        self.next_observation = after(now, self.observation_interval());
+    }
+
+    /// From one look at the power state to the next.
+    pub(super) fn observation_interval(&self) -> Duration {
+        match self.bmc_trouble.as_ref().map(|trouble| trouble.retry) {
+            Some(RetryAdvice::Never) => REFUSED_OBSERVATION_INTERVAL,
+            Some(RetryAdvice::Backoff) | None => OBSERVATION_INTERVAL,
+        }
     }
 
     fn note_phase(&mut self, now: Timestamp) {
@@ -409,12 +391,4 @@ impl Node {
         let surplus = self.record.history.len().saturating_sub(HISTORY_MAX);
         self.record.history.drain(..surplus);
     }
-}
-
-/// `now` plus a duration; the far end of time if there is no such moment.
-pub(super) fn after(now: Timestamp, wait: Duration) -> Timestamp {
-    SignedDuration::try_from(wait)
-        .ok()
-        .and_then(|wait| now.checked_add(wait).ok())
-        .unwrap_or(Timestamp::MAX)
 }

@@ -3,22 +3,27 @@
 use jiff::Timestamp;
 
 use crate::model::{
+    fault::Fault,
     power::PowerState,
     spec::{Goal, WantedPower},
     status::{Condition, LastSeen, Phase, STATUS_VERSION, Status},
 };
 
 use super::{
+    attempt::RESTART_TRIES_MAX,
     node::Node,
-    state::{Purpose, State},
+    state::{Hold, Purpose, State},
 };
+
+/// Longest text shown, in characters: parts of it come from machines.
+const TEXT_CHARS_MAX: usize = 1000;
 
 impl Node {
     /// Where the node stands, in the words of the status file.
     pub fn phase(&self) -> Phase {
         match &self.record.state {
-            State::Idle { .. } | State::Held { .. } | State::Failed => self.phase_at_rest(),
-            State::Preparing { .. } => Phase::Preparing,
+            State::Idle | State::Held { .. } | State::Failed => self.phase_at_rest(),
+            State::Preparing => Phase::Preparing,
             State::PoweringOn { .. } => Phase::PoweringOn,
             State::WaitingRamdisk { .. } => Phase::WaitingRamdisk,
             State::Imaging { .. } => Phase::Imaging,
@@ -65,10 +70,9 @@ impl Node {
             deadline: deadline.map(|(at, _)| at),
             deadline_reason: deadline.map(|(_, reason)| reason.to_owned()),
             attempt: record.attempt,
-            next_attempt_at: match record.state {
-                State::Idle { not_before } if self.may_start() => not_before,
-                _ => None,
-            },
+            next_attempt_at: record
+                .not_before
+                .filter(|_| record.state == State::Idle && self.may_start()),
             updated: now,
             progress: self.progress,
             power: self.power,
@@ -93,7 +97,11 @@ impl Node {
 
     /// One sentence: what is going on, or what somebody should do.
     pub(super) fn message(&self) -> String {
-        let at_rest = self.record.state.at_rest();
+        plain(&self.sentence())
+    }
+
+    fn sentence(&self) -> String {
+        let at_rest = self.record.state.at_rest() || self.unread;
         if let Some(problem) = self.problems.first().filter(|_| at_rest) {
             let more = self.problems.len() - 1;
             let rest =
@@ -112,14 +120,12 @@ impl Node {
             self.record.last_error.as_ref().map_or("unknown", |error| error.fault.message.as_str())
         };
         match &self.record.state {
-            State::Idle { .. } | State::Held { .. } | State::Failed => {
-                self.message_at_rest(last_error())
-            }
-            State::Preparing { .. } => "verifying the image's checksum".to_owned(),
+            State::Idle | State::Held { .. } | State::Failed => self.message_at_rest(last_error()),
+            State::Preparing => "verifying the image's checksum".to_owned(),
             State::PoweringOn { .. } => {
                 "setting the boot device to network and switching the machine on".to_owned()
             }
-            State::WaitingRamdisk { attempt, .. } => {
+            State::WaitingRamdisk { attempt } => {
                 match (&attempt.disk, self.record.last_seen.fetched) {
                     (Some(disk), _) => format!("the deploy ramdisk is exporting {disk}"),
                     (None, Some(stage)) => {
@@ -136,7 +142,17 @@ impl Node {
                 "waiting for the ramdisk to stop its target and say completed".to_owned()
             }
             State::Restarting { .. } => {
-                "the BMC restarts the machine into its own system".to_owned()
+                let again = match &self.bmc_trouble {
+                    Some(trouble) if self.record.tries > 0 => {
+                        format!(
+                            "; try {} of {RESTART_TRIES_MAX} after: {}",
+                            self.record.tries + 1,
+                            trouble.message
+                        )
+                    }
+                    _ => String::new(),
+                };
+                format!("the BMC restarts the machine into its own system{again}")
             }
             State::CleaningUp { purpose: Purpose::Forget, .. } => {
                 "the spec is gone: switching the machine off and forgetting it".to_owned()
@@ -151,21 +167,40 @@ impl Node {
     }
 
     fn message_at_rest(&self, last_error: &str) -> String {
-        match self.phase_at_rest() {
-            Phase::Held => "the machine is on and hostler has never installed it: switch it off, or change `redeploy` in its spec, to let \
-                            hostler wipe it"
-                .to_owned(),
-            Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
-            Phase::Deployed if self.drifted() => {
+        let off = self.power.is_some_and(|power| power.observed == PowerState::Off);
+        match (self.phase_at_rest(), &self.record.state) {
+            (Phase::Held, State::Held { reason: Hold::RecordLost, .. }) => {
+                "hostler's record of this machine was damaged, so it may be installed: change `redeploy` in its spec to let hostler wipe \
+                 it"
+                .to_owned()
+            }
+            (Phase::Held, _) => {
+                "the machine is on and nobody has consented to wipe it: switch it off, or change `redeploy` in its spec, to let hostler \
+                 do so"
+                .to_owned()
+            }
+            (Phase::Failed, _) => {
+                format!("gave up after attempt {}: {last_error}", self.record.attempt)
+            }
+            (Phase::Deployed, _) if self.drifted() => {
                 "installed, but the spec now wants something else; change `redeploy` to let hostler wipe and reinstall".to_owned()
             }
-            Phase::Deployed => "installed".to_owned(),
-            Phase::Paused => "paused by its spec".to_owned(),
-            Phase::Unmanaged => "observed only".to_owned(),
-            Phase::Pending if self.record.last_error.is_some() => format!("will try again after: {last_error}"),
-            Phase::Pending => "asking the BMC for the power state".to_owned(),
+            (Phase::Deployed, _) if off && self.wants_power() => {
+                "installed; the machine is off, and its spec wants it on".to_owned()
+            }
+            (Phase::Deployed, _) => "installed".to_owned(),
+            (Phase::Paused, _) => "paused by its spec".to_owned(),
+            (Phase::Unmanaged, _) => "observed only".to_owned(),
+            (Phase::Pending, _) if self.record.not_before.is_some() => {
+                format!("will try again after: {last_error}")
+            }
+            (Phase::Pending, _) => "asking the BMC for the power state".to_owned(),
             _ => "the spec cannot be used".to_owned(),
         }
+    }
+
+    fn wants_power(&self) -> bool {
+        self.record.spec.as_ref().is_some_and(|spec| spec.power == WantedPower::On)
     }
 
     fn drifted(&self) -> bool {
@@ -183,8 +218,12 @@ impl Node {
             message,
         };
         let mut conditions = Vec::new();
-        if self.phase() == Phase::Held {
-            conditions.push(condition("Held", true, "PoweredOn", String::new()));
+        if let (Phase::Held, State::Held { reason, .. }) = (self.phase(), &self.record.state) {
+            let reason = match reason {
+                Hold::PoweredOn => "PoweredOn",
+                Hold::RecordLost => "RecordLost",
+            };
+            conditions.push(condition("Held", true, reason, String::new()));
         }
         if self.record.installed.is_some() {
             let drifted = self.drifted();
@@ -199,8 +238,8 @@ impl Node {
                 trouble.message.clone(),
             ));
         }
-        let wants_on = self.record.spec.as_ref().is_some_and(|spec| spec.power == WantedPower::On);
-        if let (Phase::Deployed, true, Some(power)) = (self.phase(), wants_on, self.power) {
+        if let (Phase::Deployed, true, Some(power)) = (self.phase(), self.wants_power(), self.power)
+        {
             let on = power.observed == PowerState::On;
             conditions.push(condition(
                 "PowerAsWanted",
@@ -211,4 +250,14 @@ impl Node {
         }
         conditions
     }
+}
+
+/// A text from outside as it may be shown and kept: bounded, and without what steers a terminal.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect()
+}
+
+/// A fault from outside, with such a text.
+pub(super) fn plain_fault(fault: Fault) -> Fault {
+    Fault { message: plain(&fault.message), ..fault }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{
     disk::Disk,
     secret::{AttemptKey, Secret},
-    spec::NodeSpec,
+    spec::{Bmc, NodeSpec},
     status::{HistoryEntry, Installed, LastError, LastSeen, Phase},
 };
 
@@ -21,13 +21,20 @@ pub struct Record {
     pub spec: Option<Arc<NodeSpec>>,
     /// Where the node stands.
     pub state: State,
+    /// When the state is given up. Only a state at rest and a clean-up between two tries have none.
+    pub deadline: Option<Timestamp>,
+    /// The state's work does not start before.
+    pub not_before: Option<Timestamp>,
+    /// How often the state's work failed.
+    pub tries: u32,
     /// The phase last shown, and since when.
     pub phase: Phase,
     /// When that phase began.
     pub since: Timestamp,
     /// Attempts made for the present want; 0 before the first.
     pub attempt: u32,
-    /// Whether the present want may wipe the disk even if the machine is on: an attempt was begun with consent.
+    /// Whether the disk may be wiped even if the machine is on: somebody consented to just this, or a series of attempts was begun
+    /// with consent. It ends with the series, and with every change of what is wanted or of which machine is meant.
     pub consented: bool,
     /// What is on the disk, as far as hostler put it there.
     pub installed: Option<Installed>,
@@ -41,40 +48,60 @@ pub struct Record {
     pub history: Vec<HistoryEntry>,
 }
 
+impl Record {
+    /// Of a node never seen before.
+    pub fn new(now: Timestamp) -> Self {
+        Self {
+            spec: None,
+            state: State::Idle,
+            deadline: None,
+            not_before: None,
+            tries: 0,
+            phase: Phase::Invalid,
+            since: now,
+            attempt: 0,
+            consented: false,
+            installed: None,
+            last_error: None,
+            last_seen: LastSeen::default(),
+            durations: BTreeMap::new(),
+            history: Vec::new(),
+        }
+    }
+
+    /// Of a node whose record was damaged. Whatever is on its machine's disk, nothing happens to it without consent.
+    pub fn distrusted(now: Timestamp) -> Self {
+        let state = State::Held { redeploy: None, reason: Hold::RecordLost };
+        Self { state, ..Self::new(now) }
+    }
+}
+
 /// Where a node stands. The states of an attempt carry it; nothing else does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "name")]
 pub enum State {
     /// No attempt: installed, or waiting to start one.
-    Idle {
-        /// Nothing starts before.
-        not_before: Option<Timestamp>,
-    },
+    Idle,
     /// A person must consent.
     Held {
         /// `redeploy` as it was when the hold was shown: only a change after that is consent.
         redeploy: Option<String>,
+        /// Why.
+        reason: Hold,
     },
     /// Given up.
     Failed,
     /// The image is being verified.
-    Preparing {
-        /// When to give up.
-        deadline: Timestamp,
-    },
+    Preparing,
     /// The machine is being switched on.
     PoweringOn {
         /// The attempt.
         attempt: Attempt,
-        /// When to give up.
-        deadline: Timestamp,
     },
     /// The machine boots the ramdisk, asks which disk to export, and exports it.
     WaitingRamdisk {
         /// The attempt.
         attempt: Attempt,
-        /// When to give up.
-        deadline: Timestamp,
     },
     /// The disk is being written.
     Imaging {
@@ -84,8 +111,6 @@ pub enum State {
         disk: Disk,
         /// Its target.
         target: Target,
-        /// When to give up.
-        deadline: Timestamp,
     },
     /// Boot files are local again; the ramdisk has not yet heard that it may let go.
     Switching {
@@ -93,8 +118,6 @@ pub enum State {
         attempt: Attempt,
         /// The written disk.
         disk: Disk,
-        /// When to give up.
-        deadline: Timestamp,
     },
     /// The ramdisk stops its target.
     WaitingCompleted {
@@ -102,8 +125,6 @@ pub enum State {
         attempt: Attempt,
         /// The written disk.
         disk: Disk,
-        /// When to give up.
-        deadline: Timestamp,
     },
     /// The BMC restarts the machine.
     Restarting {
@@ -111,8 +132,6 @@ pub enum State {
         attempt: Attempt,
         /// The written disk.
         disk: Disk,
-        /// When to give up.
-        deadline: Timestamp,
     },
     /// Putting things back.
     CleaningUp {
@@ -120,13 +139,17 @@ pub enum State {
         attempt: Option<Attempt>,
         /// What comes then.
         purpose: Purpose,
-        /// How often the clean-up itself failed.
-        tries: u32,
-        /// Nothing starts before.
-        not_before: Option<Timestamp>,
-        /// When the operation under way is told again to stop, or given up.
-        deadline: Timestamp,
     },
+}
+
+/// Why a person must consent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hold {
+    /// The machine is on: it is somebody's. Switching it off is consent.
+    PoweredOn,
+    /// The record was damaged: the machine may be installed, so being off is no consent.
+    RecordLost,
 }
 
 /// Why a node is cleaned up, and so what comes then.
@@ -154,6 +177,8 @@ pub struct Attempt {
     pub peer: Option<IpAddr>,
     /// The disk the ramdisk was told to export.
     pub disk: Option<Disk>,
+    /// The BMC it was begun with: should the spec name another one now, this is the one to clean up by.
+    pub bmc: Bmc,
 }
 
 /// Where the disk is to be reached.
@@ -177,7 +202,7 @@ impl State {
     /// The attempt this state belongs to.
     pub fn attempt(&self) -> Option<&Attempt> {
         match self {
-            Self::Idle { .. } | Self::Held { .. } | Self::Failed | Self::Preparing { .. } => None,
+            Self::Idle | Self::Held { .. } | Self::Failed | Self::Preparing => None,
             Self::PoweringOn { attempt, .. }
             | Self::WaitingRamdisk { attempt, .. }
             | Self::Imaging { attempt, .. }
@@ -190,7 +215,7 @@ impl State {
 
     pub(super) fn attempt_mut(&mut self) -> Option<&mut Attempt> {
         match self {
-            Self::Idle { .. } | Self::Held { .. } | Self::Failed | Self::Preparing { .. } => None,
+            Self::Idle | Self::Held { .. } | Self::Failed | Self::Preparing => None,
             Self::PoweringOn { attempt, .. }
             | Self::WaitingRamdisk { attempt, .. }
             | Self::Imaging { attempt, .. }
@@ -203,6 +228,6 @@ impl State {
 
     /// Whether nothing is under way: the states in which a spec may be taken up or the power observed.
     pub fn at_rest(&self) -> bool {
-        matches!(self, Self::Idle { .. } | Self::Held { .. } | Self::Failed)
+        matches!(self, Self::Idle | Self::Held { .. } | Self::Failed)
     }
 }

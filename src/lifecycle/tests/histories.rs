@@ -300,7 +300,7 @@ impl Site {
         // The consent that an operator gives by a changed `redeploy`, told independently of the core: after a hold was shown, or
         // to a machine that hostler installed.
         let consents = match &self.node.record().state {
-            State::Held { redeploy } => new.redeploy.is_some() && new.redeploy != *redeploy,
+            State::Held { redeploy, .. } => new.redeploy.is_some() && new.redeploy != *redeploy,
             _ => self
                 .node
                 .record()

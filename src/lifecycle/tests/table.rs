@@ -102,7 +102,7 @@ fn every_phase_meets_every_event() {
         imaging: done-ok → switching, done-passing → pending, done-lasting → pending, deadline → pending, ramdisk-error → pending, spec-other → pending, paused → pending
         switching: deadline → pending, ramdisk-error → pending, deploy-state → waiting-completed, completed → restarting, spec-other → pending, paused → pending
         waiting-completed: deadline → pending, ramdisk-error → pending, completed → restarting, spec-other → pending, paused → pending
-        restarting: done-ok → deployed, done-passing → pending, done-lasting → pending, deadline → pending, spec-other → pending, paused → pending
+        restarting: done-ok → deployed, done-lasting → pending, deadline → pending, spec-other → pending, paused → pending
         deployed: spec-other → pending, paused → paused
         failed: spec-other → pending, paused → paused, retry → pending
         available: 
