@@ -1,7 +1,7 @@
 //! The IPMI room against pyghmi (suites 3 and 17) and `ipmi_sim` (suite 3), on good and on bad networks.
 
 mod network;
-mod simulators;
+pub(crate) mod simulators;
 
 use std::{
     fs,

@@ -5,8 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 #![allow(missing_docs, reason = "tests are not an interface")]
 
+mod agent;
 mod callback;
 mod ipmi;
 mod iscsi;
 mod layers;
 mod tftp;
+mod unit;

@@ -13,13 +13,13 @@ use std::{
 use tempfile::TempDir;
 
 /// The user both simulators know, and the password (of which `ipmi_sim` takes 16 bytes and no space).
-pub(super) const USER: &str = "admin";
-pub(super) const PASSWORD: &str = "correct-horse";
+pub(crate) const USER: &str = "admin";
+pub(crate) const PASSWORD: &str = "correct-horse";
 
 /// A simulator under way; killed when dropped.
-pub(super) struct Simulator {
+pub(crate) struct Simulator {
     process: Child,
-    pub(super) port: u16,
+    pub(crate) port: u16,
     dir: TempDir,
 }
 
@@ -40,7 +40,7 @@ fn repository() -> &'static Path {
 }
 
 /// pyghmi with more arguments for `bmc.py`.
-pub(super) fn pyghmi(arguments: &[&str]) -> Simulator {
+pub(crate) fn pyghmi(arguments: &[&str]) -> Simulator {
     pyghmi_at(free_port(), arguments)
 }
 
@@ -135,8 +135,14 @@ user 2 true "{USER}" "{PASSWORD}" admin 60 none md2 md5 straight
 
 impl Simulator {
     /// A file of the simulated machine.
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Sends the simulator a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.process.id().to_string()]).status();
+        assert!(status.unwrap().success());
     }
 
     /// The events of pyghmi's log that have this name.
@@ -181,7 +187,7 @@ impl Simulator {
     }
 
     /// How many sessions pyghmi has seen.
-    pub(super) fn sessions(&self) -> usize {
+    pub(crate) fn sessions(&self) -> usize {
         self.events("session").iter().filter(|event| event["open"] == true).count()
     }
 
