@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::{
     imaging::{self, Cancel, Images, ImagingError, Meter},
-    ipmi::{Bmc, BmcConfig, IpmiError},
+    ipmi::{Bmc, BmcConfig, IpmiError, IpmiErrorKind},
     iscsi::{Chap, IscsiError, Lun, Options, TargetAddress},
     lifecycle::{Operation, Outcome, Target},
     model::{
@@ -37,6 +37,11 @@ const BMC_SPACING: Duration = Duration::from_secs(1);
 const LOGIN_TRIES: u32 = 5;
 /// Between two of them.
 const LOGIN_PAUSE: Duration = Duration::from_secs(2);
+/// For one more try to wipe a half-written disk, login and all: a live target needs far less, and the machine stays on meanwhile.
+const WIPE_AGAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long a refused password is not tried again, unless it or the spec is changed. BMCs lock a user out after a few wrong ones in a
+/// row, and the power state is asked for every minute.
+const REFUSAL_MEMORY: Duration = Duration::from_secs(60 * 60);
 
 /// Everything operations need.
 #[derive(Debug)]
@@ -53,6 +58,16 @@ struct KnownBmc {
     spec: spec::Bmc,
     password: Secret,
     client: Arc<Bmc>,
+    refused: Option<Refusal>,
+}
+
+/// The BMC did not take the password.
+#[derive(Debug)]
+struct Refusal {
+    fault: Fault,
+    /// For which spec.
+    spec: NodeSpec,
+    at: Instant,
 }
 
 impl Workshop {
@@ -138,12 +153,26 @@ impl Workshop {
     ) -> Result<T, Fault> {
         let bmc = self.bmc(step, spec)?;
         tokio::select! {
-            result = call(bmc, spec.timeouts.power) => result.map_err(|error| faults::of_bmc(step, spec, &error)),
+            result = call(bmc, spec.timeouts.power) => result.map_err(|error| {
+                let fault = faults::of_bmc(step, spec, &error);
+                if error.kind == IpmiErrorKind::WrongPassword {
+                    self.remember_refusal(spec, fault.clone());
+                }
+                fault
+            }),
             () = stopped(&mut cancel) => Err(faults::cancelled(step)),
         }
     }
 
-    /// The node's client. The password is read each time, so that a corrected file counts at once.
+    fn remember_refusal(&self, spec: &NodeSpec, fault: Fault) {
+        let mut bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = bmcs.get_mut(&spec.name) {
+            known.refused = Some(Refusal { fault, spec: spec.clone(), at: Instant::now() });
+        }
+    }
+
+    /// The node's client, unless it is known that the BMC refuses its password. That is read each time, so that a corrected file counts
+    /// at once.
     fn bmc(&self, step: Step, spec: &NodeSpec) -> Result<Arc<Bmc>, Fault> {
         let path = self.secrets.join(&spec.bmc.password_file);
         let password = read_password(&path).map_err(|error| {
@@ -160,7 +189,14 @@ impl Workshop {
         if let Some(known) =
             known.filter(|known| known.spec == spec.bmc && known.password == password)
         {
-            return Ok(Arc::clone(&known.client));
+            let refused = known
+                .refused
+                .as_ref()
+                .filter(|refused| refused.spec == *spec && refused.at.elapsed() < REFUSAL_MEMORY);
+            return match refused {
+                Some(refused) => Err(Fault { step, ..refused.fault.clone() }),
+                None => Ok(Arc::clone(&known.client)),
+            };
         }
         let client = Arc::new(Bmc::new(BmcConfig {
             address: spec.bmc.address.clone(),
@@ -170,7 +206,12 @@ impl Workshop {
             cipher_suite: spec.bmc.cipher_suite,
             spacing: BMC_SPACING,
         }));
-        let known = KnownBmc { spec: spec.bmc.clone(), password, client: Arc::clone(&client) };
+        let known = KnownBmc {
+            spec: spec.bmc.clone(),
+            password,
+            client: Arc::clone(&client),
+            refused: None,
+        };
         bmcs.insert(spec.name.clone(), known);
         Ok(client)
     }
@@ -261,6 +302,7 @@ impl Workshop {
             }
             Err(error) => {
                 if matches!(error, ImagingError::NotWiped { .. }) {
+                    warn!(node = %spec.name, %error, "wiping on a new connection");
                     wipe_again(spec, target).await;
                 }
                 Err(faults::of_imaging(Step::Imaging, &error))
@@ -312,18 +354,18 @@ async fn log_out(lun: Lun) {
 
 /// The old connection could not wipe the half-written disk: one more try on a new one.
 async fn wipe_again(spec: &NodeSpec, target: &Target) {
-    match log_in(target).await {
-        Ok(lun) => {
-            let lun = Arc::new(lun);
-            match imaging::wipe(Arc::clone(&lun)).await {
-                Ok(()) => info!(node = %spec.name, "half-written disk wiped on a new connection"),
-                Err(error) => warn!(node = %spec.name, %error, "half-written disk not wiped"),
-            }
-            if let Some(lun) = Arc::into_inner(lun) {
-                log_out(lun).await;
-            }
+    let again = async {
+        let lun = Arc::new(log_in(target).await.map_err(|error| error.to_string())?);
+        let wiped = imaging::wipe(Arc::clone(&lun)).await;
+        if let Some(lun) = Arc::into_inner(lun) {
+            log_out(lun).await;
         }
-        Err(error) => warn!(node = %spec.name, %error, "half-written disk not wiped"),
+        wiped.map_err(|error| error.to_string())
+    };
+    match tokio::time::timeout(WIPE_AGAIN_LIMIT, again).await {
+        Ok(Ok(())) => info!(node = %spec.name, "half-written disk wiped on a new connection"),
+        Ok(Err(error)) => warn!(node = %spec.name, %error, "half-written disk not wiped"),
+        Err(_) => warn!(node = %spec.name, "half-written disk not wiped: no answer in time"),
     }
 }
 
