@@ -10,5 +10,6 @@ mod callback;
 mod ipmi;
 mod iscsi;
 mod layers;
+mod ports;
 mod tftp;
 mod unit;

@@ -4,13 +4,9 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs::{self, File},
-    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{
-        LazyLock,
-        atomic::{AtomicU16, Ordering},
-    },
     thread,
     time::{Duration, Instant},
 };
@@ -18,6 +14,8 @@ use std::{
 use hostler::model::status::{Phase, Status};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
+
+use crate::ports;
 
 /// What any one thing may take on a machine that runs many tests at once.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -54,7 +52,7 @@ impl Site {
         fs::write(dir.path().join("images/disk.raw"), &image).unwrap();
         fs::write(dir.path().join("vmlinuz"), noise(70_000)).unwrap();
         fs::write(dir.path().join("initramfs"), noise(90_000)).unwrap();
-        let site = Self { dir, tftp: free_port(), callback: free_port(), image };
+        let site = Self { dir, tftp: ports::free(), callback: ports::free(), image };
         site.configure("");
         site
     }
@@ -240,11 +238,15 @@ pub(super) fn answer(command: &mut Command) -> (i32, String, String) {
 }
 
 /// Asks until there is an answer, or none within the limit.
-pub(super) fn wait<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+pub(super) fn wait<T>(ask: impl FnMut() -> Option<T>) -> Option<T> {
+    wait_at_most(LIMIT, ask)
+}
+
+pub(super) fn wait_at_most<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let started = Instant::now();
     loop {
         match ask() {
-            None if started.elapsed() < LIMIT => thread::sleep(Duration::from_millis(10)),
+            None if started.elapsed() < limit => thread::sleep(Duration::from_millis(10)),
             answer => return answer,
         }
     }
@@ -274,19 +276,4 @@ fn noise(bytes: usize) -> Vec<u8> {
     }
     noise.truncate(bytes);
     noise
-}
-
-/// A loopback port for UDP and TCP that stays the same over the agent's restarts. It lies below the ports the kernel gives to
-/// connections, so that nothing takes it while the agent is down.
-fn free_port() -> SocketAddr {
-    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| {
-        let spread = std::process::id().wrapping_mul(211) % 18_000;
-        AtomicU16::new(10_000 + u16::try_from(spread).unwrap())
-    });
-    loop {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, NEXT.fetch_add(1, Ordering::Relaxed)));
-        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
-            return address;
-        }
-    }
 }

@@ -1,12 +1,15 @@
 //! The spec directory while machines are being installed: edits, removals, a directory that goes away, clashes.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use hostler::model::status::Phase;
 
 use super::{
-    DEPLOYED, NODE, SWITCHED_OFF, disk_faults::caught_in_the_middle, ends_deployed,
-    machine::Machine, site::Site,
+    DEPLOYED, NODE, SWITCHED_OFF,
+    disk_faults::caught_in_the_middle,
+    ends_deployed,
+    machine::Machine,
+    site::{Site, wait_at_most},
 };
 
 #[test]
@@ -38,6 +41,8 @@ fn a_half_written_edit_is_told_and_the_attempt_goes_on() {
 #[test]
 fn a_spec_removed_while_its_disk_is_written_stops_everything() {
     let (site, machine, _agent, ramdisk) = caught_in_the_middle(NODE, &[]);
+    // Without another, the directory would be empty.
+    fs::write(site.path("nodes/other.toml"), "").unwrap();
     fs::remove_file(site.path("nodes/edge-07.toml")).unwrap();
     site.await_that("forgotten", || {
         site.status(NODE).is_none() && !site.path("state/edge-07.json").exists()
@@ -141,4 +146,29 @@ fn a_machine_that_is_on_is_held_until_somebody_consents() {
     machine.deploy(&site);
     ends_deployed(&site, &machine);
     assert_eq!(machine.story(), [&["off"][..], &DEPLOYED[..]].concat());
+}
+
+#[test]
+fn what_a_forgotten_nodes_bmc_says_is_not_said_of_its_successor() {
+    let site = Site::new();
+    let old = Machine::new(&site, NODE);
+    let new = Machine::with_bmc(&site, NODE, &["--on"]);
+    for machine in [&old, &new] {
+        machine.bmc.signal("-STOP");
+    }
+    fs::write(site.path("nodes/other.toml"), "").unwrap();
+    let _agent = site.start();
+    site.write(NODE, &old.spec(&site));
+    site.until_phase(NODE, Phase::Pending);
+    fs::remove_file(site.path("nodes/edge-07.toml")).unwrap();
+    site.await_that("forgotten", || site.status(NODE).is_none());
+    site.write(NODE, &new.spec(&site));
+    site.until_phase(NODE, Phase::Pending);
+    // Off, and so free to be installed; but that is another machine.
+    old.bmc.signal("-CONT");
+    let moved = || site.status(NODE).is_some_and(|status| status.phase != Phase::Pending);
+    wait_at_most(Duration::from_secs(3), || moved().then_some(()));
+    new.bmc.signal("-CONT");
+    site.until_phase(NODE, Phase::Held);
+    assert_eq!((old.bmc.sessions(), new.story()), (0, vec![]));
 }

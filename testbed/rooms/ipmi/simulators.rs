@@ -12,6 +12,8 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::ports;
+
 /// The user both simulators know, and the password (of which `ipmi_sim` takes 16 bytes and no space).
 pub(crate) const USER: &str = "admin";
 pub(crate) const PASSWORD: &str = "correct-horse";
@@ -30,18 +32,13 @@ impl Drop for Simulator {
     }
 }
 
-/// A UDP port of 127.0.0.1 nobody uses.
-pub(super) fn free_port() -> u16 {
-    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// pyghmi with more arguments for `bmc.py`.
 pub(crate) fn pyghmi(arguments: &[&str]) -> Simulator {
-    pyghmi_at(free_port(), arguments)
+    pyghmi_at(ports::free().port(), arguments)
 }
 
 /// The same on a port of the caller's choice.
@@ -72,7 +69,7 @@ pub(super) fn pyghmi_at(port: u16, arguments: &[&str]) -> Simulator {
 /// It speaks suite 3 only and keeps no boot flag bits but the device.
 pub(super) fn ipmi_sim() -> Simulator {
     let dir = tempfile::tempdir().unwrap();
-    let (port, path) = (free_port(), dir.path().display());
+    let (port, path) = (ports::free().port(), dir.path().display());
     let script = format!(
         r#"#!/bin/sh
 cd {path} || exit 1

@@ -1,7 +1,7 @@
 //! A tgtd of one's own: its port, its control directory, one target with one disk of a plain file.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     os::unix::fs::FileExt as _,
     process::{Child, Command, Output, Stdio},
     thread,
@@ -10,6 +10,8 @@ use std::{
 
 use hostler::iscsi::TargetAddress;
 use tempfile::TempDir;
+
+use crate::ports;
 
 /// The target's name.
 pub(crate) const IQN: &str = "iqn.2026-01.test:disk";
@@ -40,7 +42,7 @@ impl Tgtd {
     /// The same under another name, with a disk of another size.
     pub(crate) fn serve(iqn: &str, disk_bytes: u64) -> Self {
         let dir = TempDir::new().unwrap();
-        let portal = free_port();
+        let portal = ports::free();
         let child = Command::new("tgtd")
             .args(["-f", "-C", CONTROL, "--iscsi", &format!("portal={portal}")])
             .env("TGT_IPC_SOCKET", dir.path().join("ipc"))
@@ -161,9 +163,4 @@ impl Drop for Tgtd {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
-}
-
-/// A port nobody listens on now.
-fn free_port() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }
