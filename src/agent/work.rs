@@ -43,6 +43,15 @@ const WIPE_AGAIN_LIMIT: Duration = Duration::from_secs(10);
 /// row, and the power state is asked for every minute.
 const REFUSAL_MEMORY: Duration = Duration::from_secs(60 * 60);
 
+/// What comes after a machine was switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// It is switched on again.
+    On,
+    /// It stays off.
+    StayOff,
+}
+
 /// Everything operations need.
 #[derive(Debug)]
 pub(super) struct Workshop {
@@ -83,64 +92,56 @@ impl Workshop {
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Outcome, Fault> {
+        use BootDevice::{Disk, Pxe};
+        use BootPersistence::{NextBoot, Persistent};
         match operation {
             Operation::ObservePower => {
-                let call = async |bmc: Arc<Bmc>, limit: Duration| {
-                    bmc.power_state(Instant::now() + limit).await
-                };
-                self.with_bmc(Step::Preflight, spec, cancel, call).await.map(Outcome::Power)
+                let look =
+                    async |bmc: Arc<Bmc>, limit| bmc.power_state(Instant::now() + limit).await;
+                self.with_bmc(Step::Preflight, spec, cancel, look).await.map(Outcome::Power)
             }
             Operation::Prepare => self.prepare(spec, meter, cancel).await,
             Operation::PowerOn => {
-                let firmware = spec.boot.firmware;
-                let call = async |bmc: Arc<Bmc>, limit: Duration| {
-                    bmc.reach_power(PowerState::Off, Instant::now() + limit).await?;
-                    bmc.set_boot_device(
-                        BootDevice::Pxe,
-                        BootPersistence::NextBoot,
-                        firmware,
-                        Instant::now() + limit,
-                    )
-                    .await?;
-                    bmc.reach_power(PowerState::On, Instant::now() + limit).await
-                };
-                self.with_bmc(Step::PowerOn, spec, cancel, call).await.map(|()| Outcome::PoweredOn)
+                self.switch_off(Step::PowerOn, spec, Pxe, NextBoot, Then::On, cancel).await?;
+                Ok(Outcome::PoweredOn)
             }
             Operation::Image { target, disk_bytes } => {
                 self.image(spec, &target, disk_bytes, meter, cancel).await
             }
             Operation::Restart => {
-                let firmware = spec.boot.firmware;
                 // Off and on instead of a power cycle: that the machine was off is seen, not believed.
-                let call = async |bmc: Arc<Bmc>, limit: Duration| {
-                    bmc.reach_power(PowerState::Off, Instant::now() + limit).await?;
-                    bmc.set_boot_device(
-                        BootDevice::Disk,
-                        BootPersistence::Persistent,
-                        firmware,
-                        Instant::now() + limit,
-                    )
-                    .await?;
-                    bmc.reach_power(PowerState::On, Instant::now() + limit).await
-                };
-                self.with_bmc(Step::Restart, spec, cancel, call).await.map(|()| Outcome::Restarted)
+                self.switch_off(Step::Restart, spec, Disk, Persistent, Then::On, cancel).await?;
+                Ok(Outcome::Restarted)
             }
             Operation::CleanUp => {
-                let firmware = spec.boot.firmware;
-                let call = async |bmc: Arc<Bmc>, limit: Duration| {
-                    // Off first, and whatever becomes of the boot device: a half-written machine must not run.
-                    bmc.reach_power(PowerState::Off, Instant::now() + limit).await?;
-                    bmc.set_boot_device(
-                        BootDevice::Disk,
-                        BootPersistence::Persistent,
-                        firmware,
-                        Instant::now() + limit,
-                    )
-                    .await
-                };
-                self.with_bmc(Step::Cleanup, spec, cancel, call).await.map(|()| Outcome::CleanedUp)
+                self.switch_off(Step::Cleanup, spec, Disk, Persistent, Then::StayOff, cancel)
+                    .await?;
+                Ok(Outcome::CleanedUp)
             }
         }
+    }
+
+    /// Off, whatever becomes of the rest; then the boot device; then on, if the machine is to run.
+    async fn switch_off(
+        &self,
+        step: Step,
+        spec: &NodeSpec,
+        device: BootDevice,
+        persistence: BootPersistence,
+        then: Then,
+        cancel: Cancel,
+    ) -> Result<(), Fault> {
+        let firmware = spec.boot.firmware;
+        let call = async |bmc: Arc<Bmc>, limit: Duration| {
+            let deadline = || Instant::now() + limit;
+            bmc.reach_power(PowerState::Off, deadline()).await?;
+            bmc.set_boot_device(device, persistence, firmware, deadline()).await?;
+            match then {
+                Then::On => bmc.reach_power(PowerState::On, deadline()).await,
+                Then::StayOff => Ok(()),
+            }
+        };
+        self.with_bmc(step, spec, cancel, call).await
     }
 
     /// Makes one call to the node's BMC, `timeouts.power` for each part of it. Dropping the call closes its session.

@@ -23,21 +23,24 @@ fn main() -> ExitCode {
     args.run(&mut io::stdout().lock()).unwrap_or_else(|failure| report(&failure))
 }
 
-/// One cause a line. A reader that went away (`hostler status | head`) is no failure.
+/// One cause a line, leaving out those that the line before already ends with. A reader that went away
+/// (`hostler status | head`) is no failure.
 fn report(failure: &Failure) -> ExitCode {
-    if failure
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    {
+    let io_error = failure.downcast_ref::<io::Error>();
+    if io_error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
     let mut stderr = io::stderr().lock();
-    let mut cause: Option<&dyn std::error::Error> = Some(failure.as_ref());
-    let mut lead = "error";
+    let mut said = failure.to_string();
+    // Nowhere is left to say that writing failed.
+    drop(writeln!(stderr, "error: {said}"));
+    let mut cause = failure.source();
     while let Some(error) = cause {
-        // Nowhere is left to say that this failed.
-        drop(writeln!(stderr, "{lead}: {error}"));
-        lead = "  because";
+        let text = error.to_string();
+        if !said.ends_with(&text) {
+            drop(writeln!(stderr, "  because: {text}"));
+            said = text;
+        }
         cause = error.source();
     }
     ExitCode::FAILURE

@@ -86,8 +86,8 @@ fn create(certificate: &Path, key: &Path) -> Result<(), IdentityError> {
     let signed = params.self_signed(&pair)?;
     // The key first: a certificate on disk always has its key, whenever the power goes.
     let key_pem = Zeroizing::new(pair.serialize_pem());
-    for (path, mode, pem) in [(key, 0o600, &*key_pem), (certificate, 0o644, &signed.pem())] {
-        atomic_file::replace(path, mode, pem.as_bytes())
+    for (path, pem) in [(key, &*key_pem), (certificate, &signed.pem())] {
+        atomic_file::replace(path, 0o600, pem.as_bytes())
             .map_err(|source| file_error(path, source))?;
     }
     Ok(())

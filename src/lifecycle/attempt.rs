@@ -114,19 +114,20 @@ impl Node {
         match &mut self.record.state {
             State::Idle { not_before } => {
                 let was_preflight = not_before.is_none_or(|at| at <= now);
-                self.miss_power(now, fault.message.clone());
+                self.miss_power(now, fault.clone());
                 if was_preflight && self.may_start() {
                     self.record.attempt += 1;
                     self.fail(now, fault, actions);
                 }
             }
-            State::Held { .. } | State::Failed => self.miss_power(now, fault.message),
+            State::Held { .. } | State::Failed => self.miss_power(now, fault),
             State::CleaningUp { purpose, tries, not_before, .. } => {
                 *tries += 1;
                 *not_before = Some(after(now, backoff::pause(&self.name, *tries, CLEANUP_PAUSE)));
                 let (tries, purpose) = (*tries, *purpose);
-                self.bmc_trouble = Some(fault.message);
+                self.bmc_trouble = Some(fault.clone());
                 if tries >= CLEANUP_TRIES_MAX {
+                    self.tell_left_on(now, purpose, fault);
                     // An attempt that cannot be cleaned up must not be followed by another.
                     self.conclude(
                         now,
@@ -142,6 +143,20 @@ impl Node {
             | State::Switching { .. }
             | State::WaitingCompleted { .. }
             | State::Restarting { .. } => self.fail(now, fault, actions),
+        }
+    }
+
+    /// The machine may be on and stay so: somebody must know.
+    fn tell_left_on(&mut self, now: Timestamp, purpose: Purpose, fault: Fault) {
+        match (&mut self.record.last_error, purpose) {
+            (Some(error), Purpose::Retry | Purpose::GiveUp) => {
+                let trouble =
+                    format!("; then the machine could not be switched off: {}", fault.message);
+                error.fault.message.push_str(&trouble);
+            }
+            (last_error, _) => {
+                *last_error = Some(LastError { at: now, attempt: self.record.attempt, fault });
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::model::{
+    fault::{Fault, RetryAdvice},
     ids::{Digest, NodeName, OpId},
     power::PowerState,
     problem::Problem,
@@ -22,6 +23,8 @@ use super::{
 
 /// How often a node without an attempt is asked for its power state: BMCs are fragile, and a minute is soon enough for drift.
 const OBSERVATION_INTERVAL: Duration = Duration::from_secs(60);
+/// The same for a BMC that refuses what the spec has it asked with. Half a dozen wrong passwords in a few minutes lock a user out.
+const REFUSED_OBSERVATION_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long a cancelled operation may take to report before it is told again.
 pub(super) const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
 /// Added to what an operation's own limits allow before the core steps in.
@@ -46,8 +49,8 @@ pub struct Node {
     pub(super) running: Option<Running>,
     pub(super) progress: Option<Progress>,
     pub(super) power: Option<Power>,
-    /// Why the BMC's last answer to an observation was none.
-    pub(super) bmc_trouble: Option<String>,
+    /// Why the BMC's last answer was none, or of no use.
+    pub(super) bmc_trouble: Option<Fault>,
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
     next_observation: Timestamp,
@@ -376,9 +379,13 @@ impl Node {
     }
 
     /// Takes note that the BMC did not say.
-    pub(super) fn miss_power(&mut self, now: Timestamp, trouble: String) {
+    pub(super) fn miss_power(&mut self, now: Timestamp, trouble: Fault) {
+        let pause = match trouble.retry {
+            RetryAdvice::Backoff => OBSERVATION_INTERVAL,
+            RetryAdvice::Never => REFUSED_OBSERVATION_INTERVAL,
+        };
         self.bmc_trouble = Some(trouble);
-        self.next_observation = after(now, OBSERVATION_INTERVAL);
+        self.next_observation = after(now, pause);
     }
 
     fn note_phase(&mut self, now: Timestamp) {

@@ -155,11 +155,7 @@ impl Node {
             Phase::Held => "the machine is on and hostler has never installed it: switch it off, or change `redeploy` in its spec, to let \
                             hostler wipe it"
                 .to_owned(),
-            Phase::Failed => {
-                let left_on = self.power.is_none_or(|power| power.observed == PowerState::On) && self.bmc_trouble.is_some();
-                let warning = if left_on { "; the machine could not be switched off" } else { "" };
-                format!("gave up after attempt {}: {last_error}{warning}", self.record.attempt)
-            }
+            Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
             Phase::Deployed if self.drifted() => {
                 "installed, but the spec now wants something else; change `redeploy` to let hostler wipe and reinstall".to_owned()
             }
@@ -196,7 +192,12 @@ impl Node {
             conditions.push(condition("Drifted", drifted, reason, String::new()));
         }
         if let Some(trouble) = &self.bmc_trouble {
-            conditions.push(condition("BmcReachable", false, "NoAnswer", trouble.clone()));
+            conditions.push(condition(
+                "BmcReachable",
+                false,
+                &trouble.code,
+                trouble.message.clone(),
+            ));
         }
         let wants_on = self.record.spec.as_ref().is_some_and(|spec| spec.power == WantedPower::On);
         if let (Phase::Deployed, true, Some(power)) = (self.phase(), wants_on, self.power) {

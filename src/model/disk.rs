@@ -234,7 +234,7 @@ fn wwn(text: &str) -> String {
         .to_owned()
 }
 
-/// `serial = "root-1", size >= 100 bytes`, or `no hint`
+/// `serial = "root-1", size >= 100 bytes`, or `an empty [root_device]`
 impl fmt::Display for RootDeviceHints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let texts = [
@@ -251,7 +251,11 @@ impl fmt::Display for RootDeviceHints {
             .collect();
         shown.extend(self.size.map(|size| format!("size {size}")));
         shown.extend(self.rotational.map(|spins| format!("rotational = {spins}")));
-        if shown.is_empty() { f.write_str("no hint") } else { f.write_str(&shown.join(", ")) }
+        if shown.is_empty() {
+            f.write_str("an empty [root_device]")
+        } else {
+            f.write_str(&shown.join(", "))
+        }
     }
 }
 
@@ -281,7 +285,7 @@ mod tests {
         let error = RootDeviceHints::default().choose(&two).unwrap_err().to_string();
         assert_eq!(
             error,
-            "2 disks match no hint, must be exactly one: vda (8.0 GiB, serial root), vdb (8.0 GiB, serial data)"
+            "2 disks match an empty [root_device], must be exactly one: vda (8.0 GiB, serial root), vdb (8.0 GiB, serial data)"
         );
     }
 

@@ -123,7 +123,7 @@ fn head(path: &str) -> String {
 }
 
 /// Every Rust file below a folder of the package.
-fn sources(folder: &str) -> Vec<PathBuf> {
+pub(crate) fn sources(folder: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {

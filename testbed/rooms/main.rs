@@ -7,6 +7,7 @@
 
 mod agent;
 mod callback;
+mod docs;
 mod ipmi;
 mod iscsi;
 mod layers;

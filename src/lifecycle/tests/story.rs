@@ -204,6 +204,39 @@ fn a_clean_up_that_fails_waits_tries_again_and_ends() {
 }
 
 #[test]
+fn a_bmc_that_refuses_its_password_is_not_asked_every_minute() {
+    let mut bench = Bench::with_spec();
+    bench.done(Err(lasting()));
+    bench.pass(600);
+    assert!(bench.running.is_none(), "wrong passwords lock users out");
+    let trouble = bench.node.status(bench.now).conditions;
+    assert!(trouble.iter().any(|condition| condition.reason == lasting().code), "{trouble:?}");
+    bench.change(|spec| spec.redeploy = Some("corrected".into()));
+    assert_eq!(bench.running.as_ref().unwrap().1, Operation::ObservePower);
+}
+
+#[test]
+fn a_machine_that_was_never_touched_is_not_said_to_be_left_on() {
+    let mut bench = Bench::with_spec();
+    bench.done(Err(lasting()));
+    assert_eq!(bench.phase(), Phase::Failed);
+    assert!(!bench.node.status(bench.now).message.contains("switched off"));
+}
+
+#[test]
+fn a_clean_up_for_a_changed_spec_that_fails_for_good_says_why() {
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::WaitingRamdisk);
+    bench.change(|spec| spec.redeploy = Some("again".into()));
+    for _ in 0..8 {
+        bench.done(Err(passing()));
+        bench.pass(7200);
+    }
+    assert_eq!(bench.phase(), Phase::Failed);
+    assert!(bench.node.status(bench.now).message.contains("it broke"));
+}
+
+#[test]
 fn the_ramdisk_deadline_says_how_far_the_machine_came() {
     let message = |stage: Option<BootStage>, call: Option<Call>| {
         let mut bench = Bench::with_spec();

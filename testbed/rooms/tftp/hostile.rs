@@ -187,7 +187,10 @@ fn alone(name: &str, wrapper: &[&str], test: impl FnOnce()) -> String {
     // The test binary may lie where another user cannot reach it.
     let dir = tempfile::Builder::new().permissions(open_to_all()).tempdir().unwrap();
     let program = dir.path().join("rooms");
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    // Copied by another process: a test that starts a program meanwhile would inherit our descriptor, and a file that is open for
+    // writing cannot be run.
+    let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&program).status();
+    assert!(copied.unwrap().success());
     let arguments = [wrapper, &[program.to_str().unwrap()]].concat();
     let done = Command::new(arguments[0])
         .args(&arguments[1..])

@@ -1,0 +1,47 @@
+//! iSCSI targets that die while they are written to: one machine loses its power, another hangs.
+
+use std::time::Duration;
+
+use hostler::model::fault::Step;
+
+use crate::{
+    disks::{self, Before},
+    site::Site,
+};
+
+/// Enough that both machines are being written for several seconds.
+const NOISE_MIB: usize = 400;
+/// Until the silence is noticed, wiping over a new connection has been tried, and the machine is off.
+const NOTICED: Duration = Duration::from_secs(150);
+
+#[test]
+fn a_target_that_dies_in_the_middle_fails_the_node_and_leaves_nothing_that_boots() {
+    let mut site = Site::new("dead_targets", &["bios", "bios"], "1G");
+    let image = site.image("large.raw", NOISE_MIB);
+    let machines = site.rack.machines();
+    machines.iter().for_each(disks::fill);
+    let second_disks: Vec<Before> =
+        machines.iter().map(|machine| Before::of(&machine.disks[1].path)).collect();
+    // What happens to the machine, how long it may make no progress, and what that is called: the first limit that is reached counts.
+    let faults = [("kill", "2m", "TargetSilent"), ("stop", "12s", "ImagingStalled")];
+    for (machine, (_, stall, _)) in machines.iter().zip(faults) {
+        let rest = format!(
+            "[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n\
+             [timeouts]\nimaging_stall = \"{stall}\"\n[retry]\nattempts = 1\n",
+            image.sha256, machine.disks[0].serial
+        );
+        site.write_spec(machine, &rest);
+    }
+    for (machine, (fault, ..)) in machines.iter().zip(faults) {
+        site.wait_for_the_middle_of_the_write(&machine.name);
+        site.rack.tell(&[fault, &machine.name]);
+    }
+
+    for (machine, (.., code)) in machines.iter().zip(faults) {
+        let error = site.wait_for_failure(&machine.name, NOTICED);
+        assert_eq!((error.fault.step, &*error.fault.code), (Step::Imaging, code), "{error:#?}");
+        assert!(!site.rack.machine(&machine.name).is_on);
+        disks::assert_wiped(machine);
+    }
+    second_disks.iter().for_each(Before::assert_untouched);
+}

@@ -1,0 +1,63 @@
+//! An agent that is killed without warning twice in one deploy, and then stopped, and goes on each time.
+
+use std::fs;
+
+use hostler::model::{
+    boot::BootStage,
+    status::{Phase, Status},
+};
+
+use crate::{
+    disks,
+    site::{BOOT_LIMIT, Site},
+};
+
+/// Enough that the machine is being written for several seconds.
+const NOISE_MIB: usize = 300;
+
+#[test]
+fn an_agent_killed_while_waiting_and_killed_and_stopped_while_writing_finishes_the_deploy() {
+    let mut site = Site::new("killed_agent", &["uefi"], "1G");
+    let image = site.image("large.raw", NOISE_MIB);
+    let machine = site.rack.machine("node-1");
+    disks::fill(&machine);
+    let rest = format!(
+        "[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"root-1\"\n\
+         [retry]\nbackoff = \"1s\"\n",
+        image.sha256
+    );
+    site.write_spec(&machine, &rest);
+    let key = |site: &Site| site.record("node-1").unwrap().state.attempt().unwrap().key.clone();
+
+    // The machine has everything it boots from, and not called yet.
+    let booting = |status: &Status| {
+        let fetched = status.last_seen.as_ref().and_then(|seen| seen.fetched);
+        status.phase == Phase::WaitingRamdisk && fetched == Some(BootStage::Ramdisk)
+    };
+    site.wait("node-1", "the ramdisk to boot", BOOT_LIMIT, booting);
+    site.kill_agent();
+    let first_key = key(&site);
+    site.start_agent();
+
+    site.wait_for_the_middle_of_the_write("node-1");
+    assert!(key(&site) == first_key, "another attempt was begun");
+    site.kill_agent();
+    // What it said last is not what the next one does.
+    fs::remove_file(site.status_path("node-1")).unwrap();
+    site.start_agent();
+
+    site.wait_for_the_middle_of_the_write("node-1");
+    assert!(site.stop_agent().success());
+    disks::assert_wiped(&machine);
+    fs::remove_file(site.status_path("node-1")).unwrap();
+    site.start_agent();
+
+    let status = site.wait_for_phase("node-1", Phase::Deployed, BOOT_LIMIT);
+    assert!(status.ready && status.last_error.is_none(), "{status:#?}");
+    disks::assert_holds(&machine, &image);
+    site.assert_boots_local_disk(&machine);
+    assert!(site.rack.machine("node-1").is_on);
+    let sessions = ["ss", "-Htn", "state", "established", "dport = :3260"];
+    let sessions = site.rack.inside(&sessions).output().unwrap();
+    assert!(sessions.status.success() && sessions.stdout.is_empty(), "{sessions:?}");
+}

@@ -1,0 +1,321 @@
+//! A site as an administrator has it: a directory of specs, images and secrets, and an agent that runs on it in a rack's network.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Read as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use hostler::{
+    lifecycle::Record,
+    model::{
+        ids::NodeName,
+        status::{ImagingStage, LastError, Phase, Status},
+    },
+};
+use tempfile::TempDir;
+
+use crate::rack::{HOST, Machine, Rack, repository};
+
+/// From power on to the ramdisk's first call, and from there to the end; a machine without virtualisation takes a minute, and more
+/// when others run beside it.
+pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(400);
+/// For whatever no machine has to boot for.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+/// What the agent may take to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const AGENT_LOG: &str = "agent.log";
+const MIB: usize = 1024 * 1024;
+
+pub(crate) struct Site {
+    /// Outside of the checkout, which the agent's user may not be able to enter.
+    dir: TempDir,
+    /// What is left of the test.
+    kept: PathBuf,
+    pub(crate) rack: Rack,
+    agent: Option<Child>,
+}
+
+/// An image in the site's images directory.
+pub(crate) struct Image {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: u64,
+    pub(crate) sha256: String,
+}
+
+impl Site {
+    /// A rack with one machine for each firmware, and an agent that knows none of them yet.
+    pub(crate) fn new(test: &str, firmware: &[&str], disk_size: &str) -> Self {
+        let kept = repository().join("target/testbed/e2e").join(test);
+        fs::create_dir_all(&kept).unwrap();
+        drop(fs::remove_file(kept.join(AGENT_LOG)));
+        let rack = Rack::up(kept.join("rack"), firmware, disk_size);
+        let mut site = Self { dir: make_site(&kept), kept, rack, agent: None };
+        site.start_agent();
+        site
+    }
+
+    /// As a user who may do nothing but bind the TFTP port.
+    pub(crate) fn start_agent(&mut self) {
+        let log = File::options().append(true).create(true).open(self.kept.join(AGENT_LOG));
+        let (hostler, config) = (self.file("hostler"), self.file("hostler.toml"));
+        let agent = self
+            .rack
+            .inside(&["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"])
+            .args(["--no-new-privs", "--bounding-set=-all,+net_bind_service"])
+            .args(["--inh-caps=-all,+net_bind_service", "--ambient-caps=-all,+net_bind_service"])
+            .arg(hostler)
+            .args(["run", "--config"])
+            .arg(config)
+            .env("HOSTLER_LOG", "debug")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.unwrap())
+            .spawn()
+            .unwrap();
+        self.agent = Some(agent);
+    }
+
+    /// Every word on the way to the agent's program is replaced by the next with exec, so that this is the agent itself.
+    pub(crate) fn agent_pid(&self) -> u32 {
+        self.agent.as_ref().unwrap().id()
+    }
+
+    pub(crate) fn kill_agent(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+
+    /// Asks the agent to end as systemd does.
+    pub(crate) fn stop_agent(&mut self) -> ExitStatus {
+        let mut agent = self.agent.take().unwrap();
+        let asked = Command::new("kill").arg(agent.id().to_string()).status().unwrap();
+        assert!(asked.success());
+        let deadline = Instant::now() + STOP_LIMIT;
+        loop {
+            if let Some(status) = agent.try_wait().unwrap() {
+                return status;
+            }
+            if Instant::now() > deadline {
+                agent.kill().unwrap();
+                panic!("the agent did not stop within {STOP_LIMIT:?} of SIGTERM");
+            }
+            thread::sleep(LOOK_INTERVAL);
+        }
+    }
+
+    pub(crate) fn agent_log(&self) -> String {
+        fs::read_to_string(self.kept.join(AGENT_LOG)).unwrap()
+    }
+
+    pub(crate) fn file(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    /// The test image, and behind its partitions as many MiB of noise, which have to be written like anything else.
+    pub(crate) fn image(&self, name: &str, noise_mib: usize) -> Image {
+        let path = self.file(&format!("images/{name}"));
+        fs::copy(repository().join("target/testbed/image/disk.raw"), &path).unwrap();
+        let mut file = File::options().append(true).open(&path).unwrap();
+        let mut noise = File::open("/dev/urandom").unwrap().take((noise_mib * MIB) as u64);
+        io::copy(&mut noise, &mut file).unwrap();
+        let sums = Command::new("sha256sum").arg(&path).output().unwrap();
+        let sha256 = String::from_utf8(sums.stdout).unwrap()[..64].to_owned();
+        Image { bytes: file.metadata().unwrap().len(), path, sha256 }
+    }
+
+    /// A spec with the machine's cards and BMC and what else is wanted: at least `[image]`.
+    pub(crate) fn write_spec(&self, machine: &Machine, rest: &str) {
+        let Machine { name, mac, firmware, bmc, .. } = machine;
+        let spec = format!(
+            r#"
+            [boot]
+            mac = "{mac}"
+            firmware = "{firmware}"
+            kernel_args = ["console=ttyS0,115200n8", "quiet"]
+            [bmc]
+            address = "{}"
+            username = "{}"
+            password_file = "{name}.bmc"
+            {rest}"#,
+            bmc.address, bmc.username
+        );
+        fs::write(self.file(&format!("nodes/{name}.toml")), spec).unwrap();
+    }
+
+    /// In place of the one the machine's BMC was given.
+    pub(crate) fn write_password(&self, machine: &Machine, password: &str) {
+        let file = self.file(&format!("secrets/{}.bmc", machine.name));
+        fs::write(file, format!("{password}\n")).unwrap();
+    }
+
+    pub(crate) fn status_path(&self, node: &str) -> PathBuf {
+        self.file(&format!("nodes/{node}.status.toml"))
+    }
+
+    /// None while there is no file. There is never half a file.
+    pub(crate) fn status(&self, node: &str) -> Option<Status> {
+        let text = fs::read_to_string(self.status_path(node)).ok()?;
+        Some(toml::from_str(&text).unwrap_or_else(|error| panic!("{node}: {error}\n{text}")))
+    }
+
+    /// The agent's own record of the node, with the secrets that are in it.
+    pub(crate) fn record(&self, node: &str) -> Option<Record> {
+        let text = fs::read_to_string(self.file(&format!("state/{node}.json"))).ok()?;
+        Some(serde_json::from_str(&text).unwrap())
+    }
+
+    /// Waits until the node's status is as wanted.
+    pub(crate) fn wait(
+        &mut self,
+        node: &str,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Status {
+        let node: NodeName = node.parse().unwrap();
+        let deadline = Instant::now() + limit;
+        loop {
+            let status = self.status(node.as_str());
+            if let Some(status) = status.as_ref().filter(|status| wanted(status)) {
+                return status.clone();
+            }
+            if let Some(ended) = self.agent.as_mut().and_then(|agent| agent.try_wait().unwrap()) {
+                panic!("the agent has ended: {ended}");
+            }
+            let given_up = status.as_ref().is_some_and(|status| status.phase == Phase::Failed);
+            let late = Instant::now() > deadline;
+            assert!(!given_up && !late, "{node} waited for {what}, but: {status:#?}");
+            thread::sleep(LOOK_INTERVAL);
+        }
+    }
+
+    pub(crate) fn wait_for_phase(&mut self, node: &str, phase: Phase, limit: Duration) -> Status {
+        self.wait(node, phase.as_str(), limit, |status| status.phase == phase)
+    }
+
+    /// Waits until the body of the image is being written: the tables are wiped, and not written yet.
+    pub(crate) fn wait_for_the_middle_of_the_write(&mut self, node: &str) {
+        self.wait(node, "the middle of the write", BOOT_LIMIT, |status| {
+            let progress = status.progress.filter(|progress| progress.done_bytes > 0);
+            status.phase == Phase::Imaging
+                && progress.is_some_and(|progress| progress.stage == ImagingStage::Write)
+        });
+    }
+
+    /// Waits until the node has failed for good, and checks what every failure has to leave behind: a status that says what happened
+    /// and what to do, boot files for the local disk, and no key.
+    pub(crate) fn wait_for_failure(&mut self, node: &str, limit: Duration) -> LastError {
+        let status = self.wait_for_phase(node, Phase::Failed, limit);
+        let error = status.last_error.clone().unwrap();
+        assert!(!status.ready && status.installed_digest.is_none(), "{status:#?}");
+        assert!(!error.fault.hint.is_empty(), "{error:#?}");
+        assert!(status.message.contains(&error.fault.message), "{status:#?}");
+        assert!(status.deadline.is_none() && status.next_attempt_at.is_none(), "{status:#?}");
+        assert!(
+            self.record(node).unwrap().state.attempt().is_none(),
+            "{node}: its record has a key"
+        );
+        self.assert_boots_local_disk(&self.rack.machine(node));
+        error
+    }
+
+    pub(crate) fn assert_boots_local_disk(&self, machine: &Machine) {
+        for menu in self.rack.menus(machine) {
+            assert!(menu.contains("booting the local disk"), "{menu}");
+            assert!(!menu.contains("deploy") && !menu.contains("key"), "{menu}");
+        }
+    }
+}
+
+/// Everything an agent needs, in one directory that belongs to its unprivileged user. The state directory is left to the agent.
+fn make_site(kept: &Path) -> TempDir {
+    let dir = tempfile::Builder::new().prefix("hostler-e2e.").tempdir().unwrap();
+    let at = dir.path();
+    let built = repository().join("target");
+    for made in ["nodes", "images", "secrets"] {
+        fs::create_dir(at.join(made)).unwrap();
+    }
+    let hostler = built.join("x86_64-unknown-linux-gnu/release/hostler");
+    fs::copy(&hostler, at.join("hostler"))
+        .unwrap_or_else(|error| panic!("{}: {error}; run testbed/build", hostler.display()));
+    for secret in fs::read_dir(kept.join("rack/secrets")).unwrap() {
+        let secret = secret.unwrap();
+        fs::copy(secret.path(), at.join("secrets").join(secret.file_name())).unwrap();
+    }
+    for (from, to) in [("testbed/loaders", "tftp"), ("testbed/ramdisk", "ramdisk")] {
+        fs::create_dir(at.join(to)).unwrap();
+        for file in fs::read_dir(built.join(from)).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), at.join(to).join(file.file_name())).unwrap();
+        }
+    }
+    let config = format!(
+        r#"
+        [specs]
+        dir = "{site}/nodes"
+        [state]
+        dir = "{site}/state"
+        [images]
+        dir = "{site}/images"
+        [secrets]
+        dir = "{site}/secrets"
+        [network]
+        advertise = "{HOST}"
+        [tftp]
+        loaders = "{site}/tftp"
+        [ramdisk]
+        kernel = "{site}/ramdisk/vmlinuz"
+        initramfs = "{site}/ramdisk/initramfs"
+        "#,
+        site = at.display()
+    );
+    fs::write(at.join("hostler.toml"), config).unwrap();
+    fs::set_permissions(at, Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(at.join("secrets"), Permissions::from_mode(0o700)).unwrap();
+    let owned = Command::new("chown").args(["-R", "nobody:nogroup"]).arg(at).status().unwrap();
+    assert!(owned.success());
+    dir
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            drop(agent.kill());
+            drop(agent.wait());
+        }
+        for file in fs::read_dir(self.file("nodes")).into_iter().flatten().flatten() {
+            drop(fs::copy(file.path(), self.kept.join(file.file_name())));
+        }
+        let machines = self.rack.machines();
+        if thread::panicking() {
+            return self.show_ends(&machines);
+        }
+        for disk in machines.iter().flat_map(|machine| &machine.disks) {
+            drop(fs::remove_file(&disk.path));
+        }
+    }
+}
+
+impl Site {
+    /// The last words of everybody who was there.
+    #[expect(clippy::print_stderr, reason = "the test has failed, and this is why")]
+    fn show_ends(&self, machines: &[Machine]) {
+        let agent = self.kept.join(AGENT_LOG);
+        let statuses = machines.iter().map(|machine| self.status_path(&machine.name));
+        let consoles = machines.iter().map(|machine| machine.console_log.clone());
+        let ends = Command::new("tail")
+            .args(["--verbose", "--lines=40"])
+            .arg(agent)
+            .args(statuses.chain(consoles))
+            .output();
+        eprintln!("{}", String::from_utf8_lossy(&ends.map(|ends| ends.stdout).unwrap_or_default()));
+        eprintln!("everything is in {}", self.kept.display());
+    }
+}
