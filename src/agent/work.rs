@@ -11,12 +11,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tracing::{info, warn};
 
 use crate::{
     imaging::{self, Cancel, Images, ImagingError, Meter},
-    ipmi::{Bmc, BmcConfig, IpmiError, IpmiErrorKind},
+    ipmi::{Bmc, BmcConfig, IpmiError},
     iscsi::{Chap, IscsiError, Lun, Options, TargetAddress},
     lifecycle::{Operation, Outcome, Target},
     model::{
@@ -39,9 +42,6 @@ const LOGIN_TRIES: u32 = 5;
 const LOGIN_PAUSE: Duration = Duration::from_secs(2);
 /// For one more try to wipe a half-written disk, login and all: a live target needs far less, and the machine stays on meanwhile.
 const WIPE_AGAIN_LIMIT: Duration = Duration::from_secs(10);
-/// How long a refused password is not tried again, unless it or the spec is changed. BMCs lock a user out after a few wrong ones in a
-/// row, and the power state is asked for every minute.
-const REFUSAL_MEMORY: Duration = Duration::from_secs(60 * 60);
 
 /// What comes after a machine was switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,16 +67,6 @@ struct KnownBmc {
     spec: spec::Bmc,
     password: Secret,
     client: Arc<Bmc>,
-    refused: Option<Refusal>,
-}
-
-/// The BMC did not take the password.
-#[derive(Debug)]
-struct Refusal {
-    fault: Fault,
-    /// For which spec.
-    spec: NodeSpec,
-    at: Instant,
 }
 
 impl Workshop {
@@ -154,26 +144,12 @@ impl Workshop {
     ) -> Result<T, Fault> {
         let bmc = self.bmc(step, spec)?;
         tokio::select! {
-            result = call(bmc, spec.timeouts.power) => result.map_err(|error| {
-                let fault = faults::of_bmc(step, spec, &error);
-                if error.kind == IpmiErrorKind::WrongPassword {
-                    self.remember_refusal(spec, fault.clone());
-                }
-                fault
-            }),
+            result = call(bmc, spec.timeouts.power) => result.map_err(|error| faults::of_bmc(step, spec, &error)),
             () = stopped(&mut cancel) => Err(faults::cancelled(step)),
         }
     }
 
-    fn remember_refusal(&self, spec: &NodeSpec, fault: Fault) {
-        let mut bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = bmcs.get_mut(&spec.name) {
-            known.refused = Some(Refusal { fault, spec: spec.clone(), at: Instant::now() });
-        }
-    }
-
-    /// The node's client, unless it is known that the BMC refuses its password. That is read each time, so that a corrected file counts
-    /// at once.
+    /// The node's client. The password is read each time, so that a corrected file counts at once.
     fn bmc(&self, step: Step, spec: &NodeSpec) -> Result<Arc<Bmc>, Fault> {
         let path = self.secrets.join(&spec.bmc.password_file);
         let password = read_password(&path).map_err(|error| {
@@ -190,14 +166,7 @@ impl Workshop {
         if let Some(known) =
             known.filter(|known| known.spec == spec.bmc && known.password == password)
         {
-            let refused = known
-                .refused
-                .as_ref()
-                .filter(|refused| refused.spec == *spec && refused.at.elapsed() < REFUSAL_MEMORY);
-            return match refused {
-                Some(refused) => Err(Fault { step, ..refused.fault.clone() }),
-                None => Ok(Arc::clone(&known.client)),
-            };
+            return Ok(Arc::clone(&known.client));
         }
         let client = Arc::new(Bmc::new(BmcConfig {
             address: spec.bmc.address.clone(),
@@ -207,12 +176,7 @@ impl Workshop {
             cipher_suite: spec.bmc.cipher_suite,
             spacing: BMC_SPACING,
         }));
-        let known = KnownBmc {
-            spec: spec.bmc.clone(),
-            password,
-            client: Arc::clone(&client),
-            refused: None,
-        };
+        let known = KnownBmc { spec: spec.bmc.clone(), password, client: Arc::clone(&client) };
         bmcs.insert(spec.name.clone(), known);
         Ok(client)
     }
@@ -274,16 +238,15 @@ impl Workshop {
             () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Imaging)),
         };
         if lun.capacity_bytes() != disk_bytes {
-            let (has, said) = (show_bytes(lun.capacity_bytes()), show_bytes(disk_bytes));
-            let message =
-                format!("target {}: its disk has {has}, the one asked for has {said}", target.iqn);
+            let has_bytes = lun.capacity_bytes();
+            let message = format!(
+                "target {}: its disk has {} ({has_bytes} bytes), the one asked for has {} ({disk_bytes} bytes)",
+                target.iqn,
+                show_bytes(has_bytes),
+                show_bytes(disk_bytes)
+            );
             log_out(lun).await;
-            return Err(Fault::passing(
-                Step::Imaging,
-                "WrongDisk",
-                message,
-                "look at the machine's console",
-            ));
+            return Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE));
         }
         let order = imaging::Order {
             image,
@@ -302,10 +265,7 @@ impl Workshop {
                 Ok(Outcome::Imaged)
             }
             Err(error) => {
-                if matches!(error, ImagingError::NotWiped { .. }) {
-                    warn!(node = %spec.name, %error, "wiping on a new connection");
-                    wipe_again(spec, target).await;
-                }
+                let error = wipe_again(spec, target, error).await;
                 Err(faults::of_imaging(Step::Imaging, &error))
             }
         }
@@ -353,8 +313,10 @@ async fn log_out(lun: Lun) {
     }
 }
 
-/// The old connection could not wipe the half-written disk: one more try on a new one.
-async fn wipe_again(spec: &NodeSpec, target: &Target) {
+/// If the old connection could not wipe the half-written disk: one more try on a new one. Returns what is left to be told.
+async fn wipe_again(spec: &NodeSpec, target: &Target, error: ImagingError) -> ImagingError {
+    let ImagingError::NotWiped { cause, wipe } = error else { return error };
+    warn!(node = %spec.name, error = %cause, "imaging failed; wiping the disk on a new connection");
     let again = async {
         let lun = Arc::new(log_in(target).await.map_err(|error| error.to_string())?);
         let wiped = imaging::wipe(Arc::clone(&lun)).await;
@@ -363,11 +325,13 @@ async fn wipe_again(spec: &NodeSpec, target: &Target) {
         }
         wiped.map_err(|error| error.to_string())
     };
-    match tokio::time::timeout(WIPE_AGAIN_LIMIT, again).await {
-        Ok(Ok(())) => info!(node = %spec.name, "half-written disk wiped on a new connection"),
-        Ok(Err(error)) => warn!(node = %spec.name, %error, "half-written disk not wiped"),
-        Err(_) => warn!(node = %spec.name, "half-written disk not wiped: no answer in time"),
-    }
+    let error = match timeout(WIPE_AGAIN_LIMIT, again).await {
+        Ok(Ok(())) => return *cause,
+        Ok(Err(error)) => error,
+        Err(_) => format!("not done in {} s", WIPE_AGAIN_LIMIT.as_secs()),
+    };
+    warn!(node = %spec.name, error, "the half-written disk is not wiped");
+    ImagingError::NotWiped { cause, wipe }
 }
 
 /// A new cancel signal: the sender's end for the driver.
