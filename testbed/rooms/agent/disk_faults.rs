@@ -41,6 +41,16 @@ fn a_target_that_dies_in_the_middle_of_the_image() {
 }
 
 #[test]
+fn a_connection_that_breaks_in_the_middle_of_the_image_leaves_a_wiped_disk() {
+    let (site, machine, _agent, _ramdisk) = caught_in_the_middle(NODE, &[]);
+    machine.disk.delete_connections();
+    let status = ends_failed(&site, &machine, Step::Imaging, "TargetGone");
+    assert!(!status.message.contains("wiped"), "{}", status.message);
+    assert!(machine.disk.disk()[..1 << 20].iter().all(|byte| *byte == 0), "half an image boots");
+    assert_eq!(machine.story(), SWITCHED_OFF);
+}
+
+#[test]
 fn a_target_that_falls_silent_in_the_middle_of_the_image() {
     let (site, machine, _agent, _ramdisk) =
         caught_in_the_middle(NODE, &[("timeouts.imaging_stall", "1s")]);
@@ -88,7 +98,7 @@ fn a_disk_of_another_size_than_was_reported_is_not_written() {
     assert_eq!(ramdisk.look_up(1 << 30).0, 200);
     assert_eq!(ramdisk.post("pass_deploy_info", &ramdisk.target).0, 202);
     let status = ends_failed(&site, &machine, Step::Imaging, "WrongDisk");
-    for named in ["160.0 MiB", "1.0 GiB"] {
+    for named in ["160.0 MiB (167772160 bytes)", "1.0 GiB (1073741824 bytes)"] {
         assert!(status.message.contains(named), "{}", status.message);
     }
     assert!(machine.disk.disk().iter().all(|byte| *byte == 0));
