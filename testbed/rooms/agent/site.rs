@@ -158,14 +158,18 @@ initramfs = "{dir}/initramfs"
         fs::read_to_string(self.path(&format!("state/{node}.json"))).unwrap_or_default()
     }
 
-    /// A file by TFTP, as a boot loader fetches it, or curl's exit code.
-    pub(super) fn fetch(&self, name: &str) -> Result<Vec<u8>, i32> {
-        let output = Command::new("curl")
-            .args(["--silent", "--max-time", "20", "--tftp-blksize", "1428"])
-            .arg(format!("tftp://{}/{name}", self.tftp))
-            .output()
-            .unwrap();
-        if output.status.success() { Ok(output.stdout) } else { Err(output.status.code().unwrap()) }
+    /// A file by TFTP, as a boot loader fetches it; `None` if the agent says that there is none.
+    pub(super) fn fetch(&self, name: &str) -> Option<Vec<u8>> {
+        const NOT_FOUND: i32 = 68;
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--max-time", "20", "--tftp-blksize", "1428"])
+            .arg(format!("tftp://{}/{name}", self.tftp));
+        let output = run(&mut curl);
+        match output.status.code() {
+            Some(0) => Some(output.stdout),
+            Some(NOT_FOUND) => None,
+            _ => panic!("{name}: {:?}\n{}", output.status, self.log()),
+        }
     }
 }
 
@@ -230,9 +234,13 @@ pub(super) fn hostler(arguments: &[&str]) -> Command {
     command
 }
 
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
 /// What a program answered: exit code, standard output, standard error.
 pub(super) fn answer(command: &mut Command) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = command.output().unwrap();
+    let Output { status, stdout, stderr } = run(command);
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code().unwrap(), text(stdout), text(stderr))
 }
