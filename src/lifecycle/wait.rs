@@ -1,0 +1,131 @@
+//! Every wait of a node: how long it may last, what it waits for, when the node wants to be woken, and what a clock that is set does
+//! to it.
+//!
+//! Called by `node.rs` in each step. It decides when a wait is over; what follows is in `attempt.rs`.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::model::spec::Timeouts;
+
+use super::{attempt::RESTART_TRIES_MAX, backoff, event::Action, node::Node, state::State};
+
+/// How long a cancelled operation may take to report before it is told again.
+pub(super) const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
+/// Added to what an operation's own limits allow before the core steps in.
+const OPERATION_SLACK: Duration = Duration::from_secs(30);
+
+impl Node {
+    /// When [`super::Event::Tick`] is due, and what for.
+    pub fn next_wake(&self) -> Option<(Timestamp, &'static str)> {
+        if self.unread {
+            return self.deadline();
+        }
+        let work = match (&self.record.state, self.record.not_before, self.running) {
+            (State::Idle, Some(at), None) if self.may_start() => Some((at, "the next attempt")),
+            (State::Restarting { .. }, Some(at), None) => Some((at, "the next try to restart")),
+            (State::CleaningUp { .. }, Some(at), None) => Some((at, "the next try to clean up")),
+            _ => None,
+        };
+        let look = match self.running {
+            None if self.observes() => Some((self.next_observation, "a look at the power state")),
+            Some(running) if self.record.state.at_rest() => {
+                Some((running.patience_until, "the BMC's answer"))
+            }
+            None | Some(_) => None,
+        };
+        [self.deadline(), work, look].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// When the present state is given up, and what it waits for.
+    pub fn deadline(&self) -> Option<(Timestamp, &'static str)> {
+        let reason = match &self.record.state {
+            State::Idle | State::Held { .. } | State::Failed => return None,
+            State::Preparing => "the image to be verified",
+            State::PoweringOn { .. } => "the machine to be switched on",
+            State::WaitingRamdisk { .. } => "the deploy ramdisk to export its disk",
+            State::Imaging { .. } => "the disk to be written",
+            State::Switching { .. } => "the ramdisk to hear that it may let go",
+            State::WaitingCompleted { .. } => "the ramdisk's completed notice",
+            State::Restarting { .. } => "the machine to restart",
+            State::CleaningUp { .. } => "the operation under way to stop",
+        };
+        self.record.deadline.map(|at| (at, reason))
+    }
+
+    /// How long the present state may last from its beginning; for a clean-up, one try of it.
+    pub(super) fn limit(&self) -> Option<Duration> {
+        let timeouts = &self.record.spec.as_ref()?.timeouts;
+        match &self.record.state {
+            State::Idle | State::Held { .. } | State::Failed => None,
+            State::Preparing | State::Imaging { .. } => Some(timeouts.imaging),
+            State::WaitingRamdisk { .. } => Some(timeouts.ramdisk),
+            State::Switching { .. } | State::WaitingCompleted { .. } => Some(timeouts.completed),
+            State::PoweringOn { .. } | State::CleaningUp { .. } => Some(power_limit(timeouts)),
+            State::Restarting { .. } => {
+                let pauses: Duration =
+                    (1..RESTART_TRIES_MAX).map(|tries| self.pause_after(tries)).sum();
+                Some(power_limit(timeouts).saturating_mul(RESTART_TRIES_MAX) + pauses)
+            }
+        }
+    }
+
+    /// A spec with other timeouts counts from the beginning of the present wait, which could last `limit_before` until now.
+    pub(super) fn shift_deadline(&mut self, limit_before: Option<Duration>) {
+        if matches!(self.record.state, State::CleaningUp { .. }) {
+            return;
+        }
+        if let (Some(deadline), Some(before), Some(limit)) =
+            (self.record.deadline, limit_before, self.limit())
+        {
+            let before = SignedDuration::try_from(before).unwrap_or(SignedDuration::MAX);
+            let began = deadline.checked_sub(before).unwrap_or(Timestamp::MIN);
+            self.record.deadline = Some(after(began, limit));
+        }
+    }
+
+    /// A clock that was set back must not make any wait longer than its whole length.
+    pub(super) fn bound_waits(&mut self, now: Timestamp) {
+        let limit = self.limit();
+        let bound = |at: &mut Timestamp, limit| *at = (*at).min(after(now, limit));
+        if let (Some(deadline), Some(limit)) = (&mut self.record.deadline, limit) {
+            bound(deadline, limit);
+        }
+        if let Some(not_before) = &mut self.record.not_before {
+            bound(not_before, backoff::LONGEST);
+        }
+        let interval = self.observation_interval();
+        bound(&mut self.next_observation, interval);
+        if let (Some(running), Some(spec)) = (&mut self.running, &self.record.spec) {
+            bound(&mut running.patience_until, power_limit(&spec.timeouts));
+        }
+    }
+
+    /// Ends what has lasted too long.
+    pub(super) fn expire(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        if !self.record.state.at_rest() {
+            if self.record.deadline.is_some_and(|deadline| deadline <= now) {
+                self.miss_deadline(now, actions);
+            }
+        } else if let Some(running) = &mut self.running
+            && running.patience_until <= now
+        {
+            running.patience_until = after(now, CANCEL_PATIENCE);
+            self.interrupt(actions);
+        }
+    }
+}
+
+/// How long an operation of the BMC may take: off, boot device and on, each within `timeouts.power`.
+pub(super) fn power_limit(timeouts: &Timeouts) -> Duration {
+    (timeouts.power.saturating_mul(3) + OPERATION_SLACK).max(CANCEL_PATIENCE)
+}
+
+/// `now` plus a duration; the far end of time if there is no such moment.
+pub(super) fn after(now: Timestamp, wait: Duration) -> Timestamp {
+    SignedDuration::try_from(wait)
+        .ok()
+        .and_then(|wait| now.checked_add(wait).ok())
+        .unwrap_or(Timestamp::MAX)
+}
