@@ -308,7 +308,10 @@ impl Node {
             return;
         }
         if let State::CleaningUp { attempt: None, purpose } = self.record.state {
-            return self.conclude(now, purpose, actions);
+            self.conclude(now, purpose, actions);
+        }
+        if actions.contains(&Action::Forget) {
+            return;
         }
         let (Some(operation), Some(mut spec)) = (self.operation(now), self.record.spec.clone())
         else {

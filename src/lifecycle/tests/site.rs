@@ -1,0 +1,439 @@
+//! The reference of the random histories: two machines, a ramdisk, an operator and a clock. It knows which machine is on, what was
+//! consented to, what runs and what is written, from the events alone, and holds the core to the rules.
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    lifecycle::{Action, Event, Menu, Node, Operation, Outcome, Record, State},
+    model::{
+        callback::{Call, DeployState, Reply},
+        fault::Fault,
+        ids::{Digest, OpId},
+        power::PowerState,
+        secret::AttemptKey,
+        spec::{BmcAddress, Goal, NodeSpec},
+        status::Phase,
+    },
+};
+
+use super::support::*;
+
+/// The longest wait there is with the specs used here: `timeouts.imaging`.
+const WAIT_MAX: SignedDuration = SignedDuration::from_hours(4);
+/// The core may take a repeated attempt for the one consented to for this long.
+const CONSENT_LASTS: SignedDuration = SignedDuration::from_hours(1);
+
+/// `SplitMix64`: small, and the same everywhere.
+pub(super) struct Dice(pub(super) u64);
+
+impl Dice {
+    pub(super) fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % sides
+    }
+
+    pub(super) fn chance(&mut self, percent: u64) -> bool {
+        self.roll(100) < percent
+    }
+}
+
+/// A node, and everything it deals with as it really is.
+pub(super) struct Site {
+    pub(super) dice: Dice,
+    pub(super) now: Timestamp,
+    pub(super) node: Node,
+    /// The spec file as the operator wrote it last.
+    pub(super) spec: Option<NodeSpec>,
+    /// Which of the two machines is on.
+    pub(super) on: [bool; 2],
+    pub(super) running: Option<Job>,
+    /// Whether things go wrong.
+    pub(super) faults: bool,
+    /// Print every event.
+    pub(super) trace: bool,
+    consent: Consent,
+    /// The attempt under way, as it was begun.
+    begun: Option<Begun>,
+    keys_made: u8,
+    steps: u64,
+}
+
+/// What the operator has said may be wiped.
+#[derive(Default)]
+struct Consent {
+    /// Said, or a series of attempts was begun with it, and no reason has come up to ask again.
+    given: bool,
+    /// The `redeploy` that the present installation answers to; a change from it is consent to reinstall.
+    installed_under: Option<Option<String>>,
+}
+
+struct Begun {
+    bmc: BmcAddress,
+    digest: Digest,
+    written: bool,
+}
+
+pub(super) struct Job {
+    pub(super) op: OpId,
+    operation: Operation,
+    bmc: BmcAddress,
+    pub(super) ends: Timestamp,
+    cancelled: bool,
+}
+
+impl Site {
+    pub(super) fn new(seed: u64) -> Self {
+        let now = "2026-11-22T12:00:00Z".parse().unwrap();
+        let mut dice = Dice(seed);
+        let on = [dice.chance(30), dice.chance(50)];
+        Self {
+            dice,
+            now,
+            node: Node::new(spec().name, now),
+            spec: None,
+            on,
+            running: None,
+            faults: true,
+            trace: false,
+            consent: Consent::default(),
+            begun: None,
+            keys_made: 0,
+            steps: 0,
+        }
+    }
+
+    pub(super) fn send(&mut self, event: Event) -> Option<Reply> {
+        self.steps += 1;
+        let before = self.node.record().clone();
+        let ended = self.note(&event);
+        if self.trace {
+            let shown = format!("{event:?}");
+            println!("{} {}", self.now, shown.chars().take(160).collect::<String>());
+        }
+        let actions = self.node.step(self.now, event);
+        self.judge(&before, ended.as_ref());
+        let (mut answer, mut forgotten) = (None, false);
+        for action in actions {
+            match action {
+                Action::Start { op, operation, spec } => self.start(op, operation, &spec),
+                Action::Cancel(op) => self.cancel(op),
+                Action::Reply { reply, .. } => answer = Some(reply),
+                Action::Forget => forgotten = true,
+            }
+        }
+        if self.trace {
+            println!("    {:?} {:?}", self.node.phase(), self.node.next_wake());
+        }
+        if forgotten {
+            assert!(self.running.is_none(), "forgotten while something runs");
+            self.node = Node::new(spec().name, self.now);
+            self.spec = None;
+            self.consent = Consent::default();
+            self.begun = None;
+        } else {
+            self.check();
+        }
+        answer
+    }
+
+    /// What an event means for consent, before the core has seen it.
+    fn note(&mut self, event: &Event) -> Option<Outcome> {
+        match event {
+            Event::Spec(new) => self.note_spec(new),
+            Event::SpecClash(_) => self.consent.given = false,
+            Event::Approve => self.consent.given |= self.node.phase() == Phase::Held,
+            Event::Done { outcome: Ok(outcome), .. } => return Some(outcome.clone()),
+            _ => {}
+        }
+        None
+    }
+
+    fn note_spec(&mut self, new: &NodeSpec) {
+        let Some(old) = self.node.spec().cloned() else { return };
+        let reworded = new.redeploy.is_some() && new.redeploy != old.redeploy;
+        let other_machine = old.bmc.address != new.bmc.address || old.boot.macs != new.boot.macs;
+        let was_held = self.node.phase() == Phase::Held;
+        let stands_still = new.paused || new.goal == Goal::Unmanaged;
+        if other_machine || stands_still || old.digest() != new.digest() {
+            self.consent.given = false;
+        }
+        if other_machine && let Some(under) = &mut self.consent.installed_under {
+            under.clone_from(&old.redeploy);
+        }
+        let was_paused_in_hold = matches!(&self.node.record().state, State::Held { redeploy, .. } if *redeploy != new.redeploy);
+        if !stands_still && new.redeploy.is_some() && (reworded && was_held || was_paused_in_hold) {
+            self.consent.given = true;
+        }
+    }
+
+    /// What the core made of it.
+    fn judge(&mut self, before: &Record, ended: Option<&Outcome>) {
+        let record = self.node.record();
+        let Some(spec) = record.spec.as_ref() else { return };
+        if before.state != State::Preparing && record.state == State::Preparing {
+            let seen_off = ended == Some(&Outcome::Power(PowerState::Off));
+            let reworded = self
+                .consent
+                .installed_under
+                .as_ref()
+                .is_some_and(|under| spec.redeploy.is_some() && spec.redeploy != *under);
+            let stale =
+                before.not_before.is_some_and(|at| self.now.duration_since(at) > CONSENT_LASTS);
+            let unknown = before.phase != Phase::Held && self.consent.installed_under.is_none();
+            let allowed = seen_off && (unknown || reworded || before.phase == Phase::Held)
+                || self.consent.given && !stale
+                || reworded;
+            assert!(allowed, "an attempt begins without consent");
+            assert!(!spec.paused && spec.goal == Goal::Deployed);
+            assert!(record.installed.is_none() || reworded, "an installed machine is reinstalled");
+            self.consent.given = true;
+            let (bmc, digest) = (spec.bmc.address.clone(), spec.digest());
+            self.begun = Some(Begun { bmc, digest, written: false });
+        }
+        if before.state.attempt().is_some() && matches!(record.state, State::Switching { .. }) {
+            assert!(
+                ended == Some(&Outcome::Imaged) || before.state == record.state,
+                "written by nobody"
+            );
+            self.begun.as_mut().unwrap().written = true;
+        }
+        if before.state != record.state {
+            match record.state {
+                State::Imaging { .. } => self.consent.installed_under = None,
+                State::Failed => self.consent.given = false,
+                _ => {}
+            }
+        }
+        let installed_at =
+            |record: &Record| record.installed.as_ref().map(|installed| installed.at);
+        if installed_at(before) != installed_at(record) && record.installed.is_some() {
+            assert_eq!(ended, Some(&Outcome::Restarted), "installed without a restart");
+            assert!(self.begun.take().unwrap().written, "installed without a write");
+            self.consent.given = false;
+            self.consent.installed_under = Some(spec.redeploy.clone());
+        } else if record.installed.is_some() && record.state == State::Idle {
+            self.begun = None;
+        }
+    }
+
+    fn start(&mut self, op: OpId, operation: Operation, spec: &NodeSpec) {
+        assert!(self.running.is_none(), "two operations at once");
+        let bmc = spec.bmc.address.clone();
+        if !matches!(operation, Operation::ObservePower | Operation::Prepare) {
+            let begun = self.begun.as_ref().expect("the machine is touched without an attempt");
+            assert_eq!(begun.bmc, bmc, "{operation:?} of another machine than the attempt's");
+            assert!(
+                operation == Operation::CleanUp || begun.digest == spec.digest(),
+                "{operation:?} for another installation than the attempt's"
+            );
+        }
+        match &operation {
+            Operation::Image { target, disk_bytes } => {
+                // Consent was judged when the attempt began; a clash does not stop one under way, everything else does.
+                assert!(!spec.paused && spec.goal == Goal::Deployed, "written in a pause");
+                assert!(matches!(self.node.menu(), Menu::Deploy(_)));
+                assert_eq!((target.address, *disk_bytes), (RAMDISK, disk().size));
+            }
+            Operation::Restart => {
+                assert_eq!(self.node.menu(), Menu::LocalDisk);
+                assert!(self.begun.as_ref().unwrap().written, "restarted before it is written");
+            }
+            Operation::CleanUp => assert_ne!(self.node.menu(), Menu::Unknown),
+            Operation::ObservePower | Operation::Prepare | Operation::PowerOn => {}
+        }
+        let lasts = i64::try_from(self.dice.roll(90)).unwrap();
+        let ends = self.later(lasts);
+        self.running = Some(Job { op, operation, bmc, ends, cancelled: false });
+    }
+
+    fn cancel(&mut self, op: OpId) {
+        let soon = self.later(1);
+        let job = self
+            .running
+            .as_mut()
+            .filter(|job| job.op == op)
+            .expect("only what runs is told to stop");
+        (job.ends, job.cancelled) = (job.ends.min(soon), true);
+    }
+
+    pub(super) fn later(&self, seconds: i64) -> Timestamp {
+        self.now.checked_add(SignedDuration::from_secs(seconds)).unwrap()
+    }
+
+    /// What must hold after every event.
+    fn check(&self) {
+        let record = self.node.record();
+        let at_rest = record.state.at_rest();
+        let wake = self.node.next_wake();
+        assert!(at_rest || wake.is_some(), "a wait without an end: {:?}", record.state);
+        if let Some((at, reason)) = wake {
+            assert!(at > self.now, "woken for {reason} at once and again: {record:?}");
+            assert!(at.duration_since(self.now) <= WAIT_MAX, "{reason} only at {at}");
+        }
+        let busy_with_netboot =
+            matches!(self.node.phase(), Phase::PoweringOn | Phase::WaitingRamdisk | Phase::Imaging);
+        match self.node.menu() {
+            Menu::Deploy(shown) => {
+                assert!(busy_with_netboot, "the deploy menu in {:?}", self.node.phase());
+                assert_eq!(shown, key(self.keys_made), "an old key is served");
+            }
+            Menu::LocalDisk | Menu::Unknown => assert!(!busy_with_netboot),
+        }
+        // Looking at all that is shown and kept costs more than all the rest: now and then is enough.
+        if self.steps.is_multiple_of(16) {
+            self.check_status();
+        }
+    }
+
+    fn check_status(&self) {
+        let record = self.node.record();
+        let status = self.node.status(self.now);
+        assert!(!status.ready || status.phase == Phase::Deployed);
+        assert_eq!((status.phase, status.attempt), (record.phase, record.attempt));
+        assert_eq!(status.deadline.is_some(), status.deadline_reason.is_some());
+        assert_eq!(status.installed, record.installed);
+        assert!(!status.message.is_empty() && status.history.len() <= 50);
+        if self.steps.is_multiple_of(64) {
+            self.check_files(&toml::to_string(&status).unwrap());
+        }
+    }
+
+    fn check_files(&self, status: &str) {
+        let record = self.node.record();
+        let saved = serde_json::to_string(record).unwrap();
+        let made = [self.keys_made, self.keys_made.wrapping_sub(1)].map(key);
+        assert!(!status.contains("chap-secret"), "a secret in the status");
+        assert!(!made.iter().any(|key| status.contains(key.expose())), "a key in the status");
+        if record.state.attempt().is_none() {
+            assert!(
+                !made.iter().any(|key| saved.contains(key.expose())),
+                "a key outlives its attempt"
+            );
+        }
+        if !matches!(record.state, State::Imaging { .. }) {
+            assert!(!saved.contains("chap-secret"), "a secret outlives its target");
+        }
+        let read: Record = serde_json::from_str(&saved).unwrap();
+        assert_eq!(&read, record, "the record does not survive its file");
+    }
+
+    pub(super) fn finish_job(&mut self) {
+        let Some(job) = self.running.take() else { return };
+        let fails = job.cancelled && self.dice.chance(80) || self.faults && self.dice.chance(15);
+        let outcome = if fails {
+            Err(if self.dice.chance(20) && !job.cancelled { lasting() } else { passing() })
+        } else {
+            Ok(self.carry_out(&job))
+        };
+        if self.dice.chance(5) {
+            self.stale_result_changes_nothing(job.op);
+        }
+        self.send(Event::Done { op: job.op, outcome });
+    }
+
+    fn carry_out(&mut self, job: &Job) -> Outcome {
+        let on = &mut self.on[usize::from(job.bmc != spec().bmc.address)];
+        match &job.operation {
+            Operation::ObservePower => {
+                Outcome::Power(if *on { PowerState::On } else { PowerState::Off })
+            }
+            Operation::Prepare => {
+                self.keys_made = self.keys_made.wrapping_add(1);
+                Outcome::Prepared { image_bytes: IMAGE_BYTES, key: key(self.keys_made) }
+            }
+            Operation::Image { .. } => Outcome::Imaged,
+            Operation::PowerOn | Operation::Restart => {
+                *on = true;
+                good_outcome(&job.operation)
+            }
+            Operation::CleanUp => {
+                *on = false;
+                Outcome::CleanedUp
+            }
+        }
+    }
+
+    fn stale_result_changes_nothing(&mut self, real: OpId) {
+        let before = self.node.record().clone();
+        let outcome: Result<Outcome, Fault> =
+            if self.dice.chance(50) { Ok(Outcome::Imaged) } else { Err(lasting()) };
+        self.node.step(self.now, Event::Done { op: OpId(real.0 + 1000), outcome });
+        assert_eq!(self.node.record(), &before, "a stale result changed something");
+    }
+
+    /// A call that must be refused, or may be believed.
+    pub(super) fn call(&mut self, call: Call) {
+        let attempt = self.node.record().state.attempt().cloned();
+        let real = attempt.as_ref().map(|attempt| attempt.key.clone());
+        let key = match real.clone() {
+            Some(real) if !self.faults || !self.dice.chance(10) => real,
+            _ => key(self.keys_made.wrapping_sub(1)),
+        };
+        let peer = if self.faults && self.dice.chance(5) {
+            "192.0.2.66".parse().unwrap()
+        } else {
+            RAMDISK
+        };
+        let bound = attempt.and_then(|attempt| attempt.peer);
+        let legitimate = real.as_ref() == Some(&key) && bound.is_none_or(|bound| bound == peer);
+        // A stranger with the right key who comes first is out of the reference's reach.
+        if legitimate && peer != RAMDISK {
+            return;
+        }
+        let before = self.node.record().clone();
+        let expired = self.node.next_wake().is_some_and(|(at, _)| at <= self.now);
+        let event = Event::Callback { request: 1, peer, key, call };
+        let reply = self.send(event).expect("every callback is answered");
+        if !legitimate {
+            assert_eq!(reply, Reply::Refused, "a stranger was believed");
+            assert!(expired || self.node.record() == &before, "a stranger changed something");
+        }
+        if reply == Reply::State(DeployState::Release) {
+            assert_eq!(self.node.menu(), Menu::LocalDisk, "released while the menu still installs");
+            assert!(self.begun.as_ref().unwrap().written, "released before it is written");
+        }
+    }
+
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut NodeSpec)) {
+        let mut new = self.spec.clone().unwrap_or_else(spec);
+        change(&mut new);
+        self.spec = Some(new.clone());
+        self.send(Event::Spec(Arc::new(new)));
+    }
+
+    /// SIGKILL and a new start: what was running is gone, the record is read back.
+    pub(super) fn crash(&mut self) {
+        let saved = serde_json::to_string(self.node.record()).unwrap();
+        self.node = Node::resume(spec().name, serde_json::from_str(&saved).unwrap(), self.now);
+        self.running = None;
+        if let Some(spec) = self.spec.clone() {
+            self.send(Event::Spec(Arc::new(spec)));
+        }
+    }
+
+    /// The clock is set; what runs takes as long as before.
+    pub(super) fn set_clock(&mut self, seconds: i64) {
+        self.now = self.later(seconds);
+        if let Some(job) = &mut self.running {
+            job.ends = job.ends.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+        }
+        self.send(Event::Tick);
+    }
+
+    pub(super) fn advance_clock(&mut self) {
+        let wake = self.node.next_wake().map(|(at, _)| at);
+        let job = self.running.as_ref().map(|job| job.ends);
+        let next = [wake, job].into_iter().flatten().min();
+        self.now = next.unwrap_or(self.now).max(self.now);
+        if self.running.as_ref().is_some_and(|job| job.ends <= self.now) {
+            self.finish_job();
+        } else {
+            self.send(Event::Tick);
+        }
+    }
+}
