@@ -57,28 +57,12 @@ pub(super) struct Driver {
     pub(super) unsaved: BTreeMap<NodeName, (String, Vec<Action>)>,
     /// Callbacks to be answered.
     pub(super) replies: BTreeMap<u64, oneshot::Sender<Reply>>,
-    /// What runs now.
-    pub(super) running: BTreeMap<(NodeName, OpId), Running>,
-    /// Operations started since the agent was.
-    pub(super) runs: u64,
-}
-
-/// An operation under way.
-#[derive(Debug)]
-pub(super) struct Running {
-    /// A node that was forgotten and comes back counts its operations anew; this number no two operations share.
-    run: u64,
-    stop: watch::Sender<bool>,
+    /// How to stop each running operation.
+    pub(super) running: BTreeMap<(NodeName, OpId), watch::Sender<bool>>,
 }
 
 /// What a node's operation says to the driver.
-#[derive(Debug)]
-struct Report {
-    node: NodeName,
-    op: OpId,
-    run: u64,
-    event: Event,
-}
+type Report = (NodeName, Event);
 
 impl Driver {
     /// Drives until `shutdown`, then stops what runs.
@@ -111,10 +95,7 @@ impl Driver {
                     (node, Event::Callback { request, peer, key, call })
                 }
                 Some(fetch) = fetches.recv() => (fetch.node.clone(), Event::Fetched(fetch)),
-                Some(report) = reported.recv() => match self.hear(report) {
-                    Some(report) => report,
-                    None => continue,
-                },
+                Some(report) = reported.recv() => report,
                 () = sleep_until(wake) => {
                     self.tick(&reports);
                     continue;
@@ -125,19 +106,11 @@ impl Driver {
         self.stop(reports, reported).await;
     }
 
-    /// What an operation says, unless its node was forgotten meanwhile.
-    fn hear(&mut self, report: Report) -> Option<(NodeName, Event)> {
-        let Report { node, op, run, event } = report;
-        let key = (node, op);
-        self.running.get(&key).filter(|running| running.run == run)?;
-        if matches!(event, Event::Done { .. }) {
-            self.running.remove(&key);
-        }
-        Some((key.0, event))
-    }
-
     /// One event to one node, and its consequences.
     fn step(&mut self, name: &NodeName, event: Event, reports: &mpsc::Sender<Report>) {
+        if let Event::Done { op, .. } = &event {
+            self.running.remove(&(name.clone(), *op));
+        }
         let request =
             if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
         let before = self.fleet.node(name).map(|node| node.record().clone());
@@ -180,18 +153,16 @@ impl Driver {
                 Action::Start { op, operation, spec } => {
                     self.start(name, op, operation, spec, reports.clone());
                 }
-                Action::Cancel(op) => self.cancel(name, op),
+                Action::Cancel(op) => {
+                    if let Some(cancel) = self.running.get(&(name.clone(), op)) {
+                        cancel.send_replace(true);
+                    }
+                }
                 Action::Reply { request, reply } => self.reply(Some(request), reply),
                 Action::Forget => {}
             }
         }
         self.show(name);
-    }
-
-    fn cancel(&self, name: &NodeName, op: OpId) {
-        if let Some(running) = self.running.get(&(name.clone(), op)) {
-            running.stop.send_replace(true);
-        }
     }
 
     fn start(
@@ -203,9 +174,7 @@ impl Driver {
         reports: mpsc::Sender<Report>,
     ) {
         let (stop, cancel) = cancel_signal();
-        self.runs += 1;
-        let run = self.runs;
-        self.running.insert((name.clone(), op), Running { run, stop });
+        self.running.insert((name.clone(), op), stop);
         let (name, workshop) = (name.clone(), Arc::clone(&self.workshop));
         tokio::spawn(async move {
             let meter = Arc::new(Meter::default());
@@ -213,16 +182,15 @@ impl Driver {
                 let meter = Arc::clone(&meter);
                 async move { workshop.perform(operation, &spec, &meter, cancel).await }
             });
-            let report = |event| Report { node: name.clone(), op, run, event };
             let outcome = watch_over(work, &meter, |progress| {
                 // Progress may be lost when the driver is busy; the end may not.
-                drop(reports.try_send(report(Event::Progress { op, progress })));
+                drop(reports.try_send((name.clone(), Event::Progress { op, progress })));
             })
             .await;
             if let Err(fault) = &outcome {
                 warn!(node = %name, %op, step = ?fault.step, code = %fault.code, error = fault.message, "operation failed");
             }
-            if reports.send(report(Event::Done { op, outcome })).await.is_err() {
+            if reports.send((name, Event::Done { op, outcome })).await.is_err() {
                 // The agent is stopping; the record says what was under way.
             }
         });
@@ -259,7 +227,7 @@ impl Driver {
         for name in self.unsaved.keys().cloned().collect::<Vec<_>>() {
             self.step(&name, Event::Tick, reports);
         }
-        for name in self.fleet.due(Timestamp::now()) {
+        for name in self.fleet.due(now()) {
             self.step(&name, Event::Tick, reports);
         }
     }
@@ -288,12 +256,9 @@ impl Driver {
         info!(node = %name, "its spec is gone: forgotten");
         let waiting = self.unsaved.remove(name).map(|(_, waiting)| waiting).unwrap_or_default();
         for action in waiting.into_iter().chain(actions) {
-            match action {
-                // A look at the power state; nothing else runs in a node at rest.
-                Action::Cancel(op) => self.cancel(name, op),
-                // Callers still want their answer.
-                Action::Reply { request, reply } => self.reply(Some(request), reply),
-                Action::Start { .. } | Action::Forget => {}
+            // Nothing runs any more; callers still want their answer.
+            if let Action::Reply { request, reply } = action {
+                self.reply(Some(request), reply);
             }
         }
         self.menus.remove(name);
@@ -314,8 +279,8 @@ impl Driver {
     async fn stop(self, reports: mpsc::Sender<Report>, mut reported: mpsc::Receiver<Report>) {
         drop(reports);
         info!(operations = self.running.len(), "stopping");
-        for running in self.running.values() {
-            running.stop.send_replace(true);
+        for cancel in self.running.values() {
+            cancel.send_replace(true);
         }
         let drained = async { while reported.recv().await.is_some() {} };
         if tokio::time::timeout(STOP_LIMIT, drained).await.is_err() {

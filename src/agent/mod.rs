@@ -168,7 +168,6 @@ impl Agent {
             unsaved: BTreeMap::new(),
             replies: BTreeMap::new(),
             running: BTreeMap::new(),
-            runs: 0,
         };
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), callback = %api, "running");
         driver.run(scans, calls, fetches, shutdown).await;
