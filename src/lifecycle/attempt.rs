@@ -267,7 +267,14 @@ impl Node {
                 "the machine was not switched on in time",
                 "look at the BMC, or raise timeouts.power",
             ),
-            State::WaitingRamdisk { attempt } => ramdisk_timeout(attempt, &self.record.last_seen),
+            State::WaitingRamdisk { attempt } => {
+                let mut fault = ramdisk_timeout(attempt, &self.record.last_seen);
+                if let Some(reason) = &self.refused_reason {
+                    fault.message.push_str("; the last refused call: ");
+                    fault.message.push_str(reason);
+                }
+                fault
+            }
             State::Imaging { .. } => Fault::passing(
                 Step::Imaging,
                 "ImagingTimeout",

@@ -148,6 +148,7 @@ fn a_target_at_another_address_than_the_callers_is_refused_and_told() {
     let status = ends_failed(&site, &machine, Step::Ramdisk, "RamdiskTimeout");
     let seen = status.last_seen.unwrap();
     assert_eq!(seen.refused, 1);
+    assert!(status.message.contains("not the caller's own"), "{}", status.message);
     assert!(seen.refused_reason.unwrap().contains("not the caller's own"));
     assert_eq!(machine.story(), super::SWITCHED_OFF);
 }
