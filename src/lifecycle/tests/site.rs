@@ -1,6 +1,8 @@
 //! The reference of the random histories: two machines, a ramdisk, an operator and a clock. It knows which machine is on, what was
 //! consented to, what runs and what is written, from the events alone, and holds the core to the rules.
 
+#![expect(clippy::print_stdout, reason = "a history that is played again is printed")]
+
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -12,7 +14,6 @@ use crate::{
         fault::Fault,
         ids::{Digest, OpId},
         power::PowerState,
-        secret::AttemptKey,
         spec::{BmcAddress, Goal, NodeSpec},
         status::Phase,
     },
@@ -69,8 +70,10 @@ struct Consent {
     /// Said, or a series of attempts was begun with it, and no reason has come up to ask again.
     given: bool,
     /// The `redeploy` that the present installation answers to; a change from it is consent to reinstall.
-    installed_under: Option<Option<String>>,
+    installed_under: Option<Redeploy>,
 }
+
+type Redeploy = Option<String>;
 
 struct Begun {
     bmc: BmcAddress,
