@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    lifecycle::{Action, Event, Fleet, Node, Operation, Outcome, Record},
+    lifecycle::{Action, Event, Fleet, Menu, Node, Operation, Outcome, Record},
     model::{
         callback::{Call, Reply},
-        ids::NodeName,
+        ids::{NodeName, OpId},
         power::PowerState,
         problem::Problem,
         spec::{Goal, NodeSpec},
@@ -240,6 +240,46 @@ fn a_node_is_forgotten_only_when_nothing_runs_any_more() {
     let ended = fleet.step(now, &name, Event::Done { op: *op, outcome }).unwrap();
     assert_eq!(ended, [Action::Forget], "and its answer starts nothing");
     assert!(fleet.node(&name).is_none() && fleet.leaving(&none).count() == 0);
+}
+
+#[test]
+fn a_damaged_record_stays_in_mind_when_the_spec_goes_away_and_comes_back() {
+    let now = Bench::new().now;
+    let name = spec().name;
+    for forgotten_at_once in [true, false] {
+        let records = BTreeMap::from([(name.clone(), Record::distrusted(now))]);
+        let mut fleet = Fleet::resume(records, now);
+        if forgotten_at_once {
+            settle(&mut fleet, &name, Event::Spec(Arc::new(spec())));
+            settle(&mut fleet, &name, Event::SpecGone);
+            assert!(fleet.node(&name).is_none());
+        } else {
+            // While the BMC is asked, so that the file is back before the node could be forgotten.
+            fleet.step(now, &name, Event::Spec(Arc::new(spec()))).unwrap();
+            fleet.step(now, &name, Event::SpecGone).unwrap();
+            let done = Event::Done { op: OpId(1), outcome: Err(passing()) };
+            fleet.step(now, &name, Event::Spec(Arc::new(spec()))).unwrap();
+            settle(&mut fleet, &name, done);
+        }
+        settle(&mut fleet, &name, Event::Spec(Arc::new(spec())));
+        assert_eq!(fleet.node(&name).unwrap().phase(), Phase::Held);
+    }
+}
+
+#[test]
+fn a_machine_switched_on_while_the_image_is_verified_is_held() {
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::Preparing);
+    bench.done(Ok(good_outcome(&Operation::Prepare)));
+    assert_eq!((bench.phase(), bench.menu()), (Phase::Preparing, Menu::LocalDisk));
+    bench.look(PowerState::On);
+    assert_eq!(bench.phase(), Phase::Held);
+    // With an operator's consent it makes no difference.
+    bench.send(Event::Approve);
+    bench.look(PowerState::On);
+    bench.done(Ok(good_outcome(&Operation::Prepare)));
+    bench.look(PowerState::On);
+    assert_eq!(bench.phase(), Phase::PoweringOn);
 }
 
 #[test]

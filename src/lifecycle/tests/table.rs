@@ -172,8 +172,8 @@ fn every_phase_meets_every_event() {
     expect![[r#"
         invalid: spec-gone → forgotten
         held: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged, approve → pending
-        pending: done-ok → preparing, done-lasting → failed, paused → paused, spec-clash → invalid, spec-gone → cleaning-up, unmanaged → unmanaged
-        preparing: done-ok → powering-on, done-passing → pending, done-lasting → failed, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
+        pending: done-ok → preparing, done-lasting → failed, paused → paused, spec-clash → invalid, unmanaged → unmanaged
+        preparing: done-passing → pending, done-lasting → failed, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
         powering-on: done-ok → waiting-ramdisk, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
         waiting-ramdisk: deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
         imaging: done-ok → switching, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
@@ -183,8 +183,8 @@ fn every_phase_meets_every_event() {
         deployed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged
         failed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, spec-timeouts → pending, other-bmc → pending, unmanaged → unmanaged, retry → pending
         available: 
-        unmanaged: spec-clash → invalid, spec-gone → cleaning-up
-        paused: spec-clash → invalid, spec-gone → cleaning-up, unmanaged → unmanaged
+        unmanaged: spec-clash → invalid
+        paused: spec-clash → invalid, unmanaged → unmanaged
         cleaning-up: done-ok → pending, done-lasting → failed
     "#]].assert_eq(&table);
 }
