@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},
@@ -57,12 +57,28 @@ pub(super) struct Driver {
     pub(super) unsaved: BTreeMap<NodeName, (String, Vec<Action>)>,
     /// Callbacks to be answered.
     pub(super) replies: BTreeMap<u64, oneshot::Sender<Reply>>,
-    /// How to stop each running operation.
-    pub(super) running: BTreeMap<(NodeName, OpId), watch::Sender<bool>>,
+    /// What runs now.
+    pub(super) running: BTreeMap<(NodeName, OpId), Running>,
+    /// Operations started since the agent was.
+    pub(super) runs: u64,
+}
+
+/// An operation under way.
+#[derive(Debug)]
+pub(super) struct Running {
+    /// A node that was forgotten and comes back counts its operations anew; this number no two operations share.
+    run: u64,
+    stop: watch::Sender<bool>,
 }
 
 /// What a node's operation says to the driver.
-type Report = (NodeName, Event);
+#[derive(Debug)]
+struct Report {
+    node: NodeName,
+    op: OpId,
+    run: u64,
+    event: Event,
+}
 
 impl Driver {
     /// Drives until `shutdown`, then stops what runs.
@@ -95,7 +111,10 @@ impl Driver {
                     (node, Event::Callback { request, peer, key, call })
                 }
                 Some(fetch) = fetches.recv() => (fetch.node.clone(), Event::Fetched(fetch)),
-                Some(report) = reported.recv() => report,
+                Some(report) = reported.recv() => match self.hear(report) {
+                    Some(report) => report,
+                    None => continue,
+                },
                 () = sleep_until(wake) => {
                     self.tick(&reports);
                     continue;
@@ -106,15 +125,23 @@ impl Driver {
         self.stop(reports, reported).await;
     }
 
+    /// What an operation says, unless its node was forgotten meanwhile.
+    fn hear(&mut self, report: Report) -> Option<(NodeName, Event)> {
+        let Report { node, op, run, event } = report;
+        let key = (node, op);
+        self.running.get(&key).filter(|running| running.run == run)?;
+        if matches!(event, Event::Done { .. }) {
+            self.running.remove(&key);
+        }
+        Some((key.0, event))
+    }
+
     /// One event to one node, and its consequences.
     fn step(&mut self, name: &NodeName, event: Event, reports: &mpsc::Sender<Report>) {
-        if let Event::Done { op, .. } = &event {
-            self.running.remove(&(name.clone(), *op));
-        }
         let request =
             if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
         let before = self.fleet.node(name).map(|node| node.record().clone());
-        match self.fleet.step(Timestamp::now(), name, event) {
+        match self.fleet.step(now(), name, event) {
             Some(actions) => self.carry_out(name, before.as_ref(), actions, reports),
             // No such node: its caller learns as little as one with a wrong key.
             None => self.reply(request, Reply::Refused),
@@ -153,16 +180,18 @@ impl Driver {
                 Action::Start { op, operation, spec } => {
                     self.start(name, op, operation, spec, reports.clone());
                 }
-                Action::Cancel(op) => {
-                    if let Some(cancel) = self.running.get(&(name.clone(), op)) {
-                        cancel.send_replace(true);
-                    }
-                }
+                Action::Cancel(op) => self.cancel(name, op),
                 Action::Reply { request, reply } => self.reply(Some(request), reply),
                 Action::Forget => {}
             }
         }
         self.show(name);
+    }
+
+    fn cancel(&self, name: &NodeName, op: OpId) {
+        if let Some(running) = self.running.get(&(name.clone(), op)) {
+            running.stop.send_replace(true);
+        }
     }
 
     fn start(
@@ -174,7 +203,9 @@ impl Driver {
         reports: mpsc::Sender<Report>,
     ) {
         let (stop, cancel) = cancel_signal();
-        self.running.insert((name.clone(), op), stop);
+        self.runs += 1;
+        let run = self.runs;
+        self.running.insert((name.clone(), op), Running { run, stop });
         let (name, workshop) = (name.clone(), Arc::clone(&self.workshop));
         tokio::spawn(async move {
             let meter = Arc::new(Meter::default());
@@ -182,15 +213,16 @@ impl Driver {
                 let meter = Arc::clone(&meter);
                 async move { workshop.perform(operation, &spec, &meter, cancel).await }
             });
+            let report = |event| Report { node: name.clone(), op, run, event };
             let outcome = watch_over(work, &meter, |progress| {
                 // Progress may be lost when the driver is busy; the end may not.
-                drop(reports.try_send((name.clone(), Event::Progress { op, progress })));
+                drop(reports.try_send(report(Event::Progress { op, progress })));
             })
             .await;
             if let Err(fault) = &outcome {
                 warn!(node = %name, %op, step = ?fault.step, code = %fault.code, error = fault.message, "operation failed");
             }
-            if reports.send((name, Event::Done { op, outcome })).await.is_err() {
+            if reports.send(report(Event::Done { op, outcome })).await.is_err() {
                 // The agent is stopping; the record says what was under way.
             }
         });
@@ -244,7 +276,7 @@ impl Driver {
 
     fn show(&self, name: &NodeName) {
         let Some(node) = self.fleet.node(name) else { return };
-        let mut status = node.status(Timestamp::now());
+        let mut status = node.status(now());
         if let Some((error, _)) = self.unsaved.get(name) {
             status.message = format!("{error}; nothing is started until it can be written");
             status.ready = false;
@@ -254,11 +286,14 @@ impl Driver {
 
     fn forget(&mut self, name: &NodeName, actions: Vec<Action>) {
         info!(node = %name, "its spec is gone: forgotten");
-        // Nothing runs any more; callers still want their answer.
         let waiting = self.unsaved.remove(name).map(|(_, waiting)| waiting).unwrap_or_default();
         for action in waiting.into_iter().chain(actions) {
-            if let Action::Reply { request, reply } = action {
-                self.reply(Some(request), reply);
+            match action {
+                // A look at the power state; nothing else runs in a node at rest.
+                Action::Cancel(op) => self.cancel(name, op),
+                // Callers still want their answer.
+                Action::Reply { request, reply } => self.reply(Some(request), reply),
+                Action::Start { .. } | Action::Forget => {}
             }
         }
         self.menus.remove(name);
@@ -279,14 +314,21 @@ impl Driver {
     async fn stop(self, reports: mpsc::Sender<Report>, mut reported: mpsc::Receiver<Report>) {
         drop(reports);
         info!(operations = self.running.len(), "stopping");
-        for cancel in self.running.values() {
-            cancel.send_replace(true);
+        for running in self.running.values() {
+            running.stop.send_replace(true);
         }
         let drained = async { while reported.recv().await.is_some() {} };
         if tokio::time::timeout(STOP_LIMIT, drained).await.is_err() {
             warn!("some operations did not stop in time");
         }
     }
+}
+
+/// The time as people read it in a status file: to the millisecond.
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    now.round(TimestampRound::new().smallest(Unit::Millisecond).mode(RoundMode::Trunc))
+        .unwrap_or(now)
 }
 
 /// Waits for the work, passing on its progress now and then. A panic in it is a fault like any other.

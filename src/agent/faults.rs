@@ -3,12 +3,15 @@
 use crate::{
     imaging::ImagingError,
     ipmi::{IpmiError, IpmiErrorKind},
-    iscsi::{ErrorKind, IscsiError, LoginRefusal},
+    iscsi::{ErrorKind, IscsiError},
     model::{
         fault::{Fault, RetryAdvice, Step},
         spec::NodeSpec,
     },
 };
+
+/// For a target that answers and is not what the ramdisk said it was.
+pub(super) const OTHER_MACHINE: &str = "another machine may answer under this address: look for a double address, and at the machine's console";
 
 /// A BMC call failed.
 pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
@@ -134,9 +137,7 @@ pub(super) fn of_iscsi(error: &IscsiError) -> Fault {
         ErrorKind::Unreachable(_) => {
             "look at the network between hostler and the machine, and at firewalls for TCP port 3260"
         }
-        ErrorKind::LoginRefused(LoginRefusal::ChapNotAsked) => {
-            "another machine may answer under this address: look for a double address"
-        }
+        ErrorKind::LoginRefused(_) => OTHER_MACHINE,
         _ => "look at the machine's console and the network to it",
     };
     Fault::passing(Step::Imaging, iscsi_code(&error.kind), error.to_string(), hint)

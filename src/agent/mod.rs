@@ -22,7 +22,7 @@ mod scan;
 mod volume;
 mod work;
 
-use std::{collections::BTreeMap, future::Future, io, sync::Arc};
+use std::{collections::BTreeMap, future::Future, io, net::SocketAddr, sync::Arc};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
@@ -126,11 +126,21 @@ impl Agent {
         let (changed, news) = watch::channel(0);
         let (closing, mut closed) = watch::channel(false);
 
-        let api = callback
+        let callback_port = callback
             .local_addr()
-            .map_err(|source| StartError::Listen { what: "callback listener".into(), source })?;
+            .map_err(|source| StartError::Listen { what: "callback listener".into(), source })?
+            .port();
+        // The listener may be bound to every address there is; a ramdisk needs the one it can reach.
+        let api = SocketAddr::new(config.network.advertise, callback_port);
+        let mut menus = MenuWriter::new(table.clone(), api, pin);
+        // A machine may netboot before the directory has been read.
+        for name in fleet.names() {
+            if let Some(node) = fleet.node(&name) {
+                menus.apply(&name, node);
+            }
+        }
         let tftp = tftp
-            .start(table.clone(), evidence)
+            .start(table, evidence)
             .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
         let ended = async move { drop(closed.wait_for(|closed| *closed).await) };
         let callback = tokio::spawn(callback.serve(requests, news, ended));
@@ -151,13 +161,14 @@ impl Agent {
             fleet,
             specs_dir: config.specs.dir.display().to_string(),
             store,
-            menus: MenuWriter::new(table, api, pin),
+            menus,
             publisher: Publisher::start(StatusFiles::new(status_dir)),
             workshop,
             changed,
             unsaved: BTreeMap::new(),
             replies: BTreeMap::new(),
             running: BTreeMap::new(),
+            runs: 0,
         };
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), callback = %api, "running");
         driver.run(scans, calls, fetches, shutdown).await;

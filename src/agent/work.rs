@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -37,6 +40,8 @@ const BMC_SPACING: Duration = Duration::from_secs(1);
 const LOGIN_TRIES: u32 = 5;
 /// Between two of them.
 const LOGIN_PAUSE: Duration = Duration::from_secs(2);
+/// For one more try to wipe a half-written disk, login and all: a live target needs far less, and the machine stays on meanwhile.
+const WIPE_AGAIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// What comes after a machine was switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,16 +238,15 @@ impl Workshop {
             () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Imaging)),
         };
         if lun.capacity_bytes() != disk_bytes {
-            let (has, said) = (show_bytes(lun.capacity_bytes()), show_bytes(disk_bytes));
-            let message =
-                format!("target {}: its disk has {has}, the one asked for has {said}", target.iqn);
+            let has_bytes = lun.capacity_bytes();
+            let message = format!(
+                "target {}: its disk has {} ({has_bytes} bytes), the one asked for has {} ({disk_bytes} bytes)",
+                target.iqn,
+                show_bytes(has_bytes),
+                show_bytes(disk_bytes)
+            );
             log_out(lun).await;
-            return Err(Fault::passing(
-                Step::Imaging,
-                "WrongDisk",
-                message,
-                "look at the machine's console",
-            ));
+            return Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE));
         }
         let order = imaging::Order {
             image,
@@ -261,9 +265,7 @@ impl Workshop {
                 Ok(Outcome::Imaged)
             }
             Err(error) => {
-                if matches!(error, ImagingError::NotWiped { .. }) {
-                    wipe_again(spec, target).await;
-                }
+                let error = wipe_again(spec, target, error).await;
                 Err(faults::of_imaging(Step::Imaging, &error))
             }
         }
@@ -311,21 +313,25 @@ async fn log_out(lun: Lun) {
     }
 }
 
-/// The old connection could not wipe the half-written disk: one more try on a new one.
-async fn wipe_again(spec: &NodeSpec, target: &Target) {
-    match log_in(target).await {
-        Ok(lun) => {
-            let lun = Arc::new(lun);
-            match imaging::wipe(Arc::clone(&lun)).await {
-                Ok(()) => info!(node = %spec.name, "half-written disk wiped on a new connection"),
-                Err(error) => warn!(node = %spec.name, %error, "half-written disk not wiped"),
-            }
-            if let Some(lun) = Arc::into_inner(lun) {
-                log_out(lun).await;
-            }
+/// If the old connection could not wipe the half-written disk: one more try on a new one. Returns what is left to be told.
+async fn wipe_again(spec: &NodeSpec, target: &Target, error: ImagingError) -> ImagingError {
+    let ImagingError::NotWiped { cause, wipe } = error else { return error };
+    warn!(node = %spec.name, error = %cause, "imaging failed; wiping the disk on a new connection");
+    let again = async {
+        let lun = Arc::new(log_in(target).await.map_err(|error| error.to_string())?);
+        let wiped = imaging::wipe(Arc::clone(&lun)).await;
+        if let Some(lun) = Arc::into_inner(lun) {
+            log_out(lun).await;
         }
-        Err(error) => warn!(node = %spec.name, %error, "half-written disk not wiped"),
-    }
+        wiped.map_err(|error| error.to_string())
+    };
+    let error = match timeout(WIPE_AGAIN_LIMIT, again).await {
+        Ok(Ok(())) => return *cause,
+        Ok(Err(error)) => error,
+        Err(_) => format!("not done in {} s", WIPE_AGAIN_LIMIT.as_secs()),
+    };
+    warn!(node = %spec.name, error, "the half-written disk is not wiped");
+    ImagingError::NotWiped { cause, wipe }
 }
 
 /// A new cancel signal: the sender's end for the driver.

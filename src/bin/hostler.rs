@@ -1,7 +1,7 @@
 //! The agent and its command line: arguments, logging, exit codes.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal as _, Write},
     process::ExitCode,
 };
 
@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .init();
     args.run(&mut io::stdout().lock()).unwrap_or_else(|failure| report(&failure))

@@ -26,15 +26,15 @@ pub(super) fn show(dir: &Path, format: Format, out: &mut impl Write) -> Result<(
     let (statuses, unreadable) = read(dir)?;
     match format {
         Format::Json => writeln!(out, "{}", serde_json::to_string_pretty(&statuses)?)?,
-        Format::Table => {
-            write!(out, "{}", table(&statuses, Timestamp::now()))?;
-            for error in unreadable {
-                writeln!(out, "{error}")?;
-            }
-        }
+        Format::Table => write!(out, "{}", table(&statuses, Timestamp::now()))?,
     }
-    Ok(())
+    if unreadable.is_empty() { Ok(()) } else { Err(Unreadable(unreadable).into()) }
 }
+
+/// Status files that are missing from what was shown.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+struct Unreadable(Vec<StatusFileError>);
 
 /// A line for every change, so that it reads the same on a terminal and in a log.
 pub(super) fn watch(dir: &Path, out: &mut impl Write) -> Result<ExitCode, Failure> {

@@ -1,7 +1,7 @@
 //! The IPMI room against pyghmi (suites 3 and 17) and `ipmi_sim` (suite 3), on good and on bad networks.
 
 mod network;
-mod simulators;
+pub(crate) mod simulators;
 
 use std::{
     fs,
@@ -209,7 +209,7 @@ async fn a_user_without_the_privilege_is_not_called_a_wrong_password() {
 #[tokio::test]
 async fn a_silent_bmc_costs_the_deadline_and_no_more() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let nobody = simulators::free_port();
+    let nobody = crate::ports::free().port();
     let refused = Some(std::io::ErrorKind::ConnectionRefused);
     for (port, network) in [(silent.local_addr().unwrap().port(), None), (nobody, refused)] {
         let begun = Clock::now();
@@ -262,7 +262,7 @@ async fn a_bmc_that_restarts_during_a_call_is_found_again() {
 #[tokio::test]
 async fn a_password_no_bmc_can_hold_is_not_even_tried() {
     let password = Secret::new("x".repeat(21));
-    let bmc = Bmc::new(BmcConfig { password, ..config(simulators::free_port()) });
+    let bmc = Bmc::new(BmcConfig { password, ..config(crate::ports::free().port()) });
     let error = bmc.power_state(soon()).await.unwrap_err();
     assert_eq!(error.kind, IpmiErrorKind::PasswordTooLong { bytes: 21 });
 }

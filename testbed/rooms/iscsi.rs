@@ -1,7 +1,7 @@
 //! hostler's initiator against tgtd, a target nobody here wrote.
 
 mod proxy;
-mod tgtd;
+pub(crate) mod tgtd;
 
 use std::time::{Duration, Instant};
 

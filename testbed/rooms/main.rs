@@ -5,9 +5,12 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 #![allow(missing_docs, reason = "tests are not an interface")]
 
+mod agent;
 mod callback;
 mod docs;
 mod ipmi;
 mod iscsi;
 mod layers;
+mod ports;
 mod tftp;
+mod unit;

@@ -12,14 +12,16 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::ports;
+
 /// The user both simulators know, and the password (of which `ipmi_sim` takes 16 bytes and no space).
-pub(super) const USER: &str = "admin";
-pub(super) const PASSWORD: &str = "correct-horse";
+pub(crate) const USER: &str = "admin";
+pub(crate) const PASSWORD: &str = "correct-horse";
 
 /// A simulator under way; killed when dropped.
-pub(super) struct Simulator {
+pub(crate) struct Simulator {
     process: Child,
-    pub(super) port: u16,
+    pub(crate) port: u16,
     dir: TempDir,
 }
 
@@ -30,18 +32,13 @@ impl Drop for Simulator {
     }
 }
 
-/// A UDP port of 127.0.0.1 nobody uses.
-pub(super) fn free_port() -> u16 {
-    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// pyghmi with more arguments for `bmc.py`.
-pub(super) fn pyghmi(arguments: &[&str]) -> Simulator {
-    pyghmi_at(free_port(), arguments)
+pub(crate) fn pyghmi(arguments: &[&str]) -> Simulator {
+    pyghmi_at(ports::free().port(), arguments)
 }
 
 /// The same on a port of the caller's choice.
@@ -72,7 +69,7 @@ pub(super) fn pyghmi_at(port: u16, arguments: &[&str]) -> Simulator {
 /// It speaks suite 3 only and keeps no boot flag bits but the device.
 pub(super) fn ipmi_sim() -> Simulator {
     let dir = tempfile::tempdir().unwrap();
-    let (port, path) = (free_port(), dir.path().display());
+    let (port, path) = (ports::free().port(), dir.path().display());
     let script = format!(
         r#"#!/bin/sh
 cd {path} || exit 1
@@ -135,8 +132,14 @@ user 2 true "{USER}" "{PASSWORD}" admin 60 none md2 md5 straight
 
 impl Simulator {
     /// A file of the simulated machine.
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Sends the simulator a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.process.id().to_string()]).status();
+        assert!(status.unwrap().success());
     }
 
     /// The events of pyghmi's log that have this name.
@@ -181,7 +184,7 @@ impl Simulator {
     }
 
     /// How many sessions pyghmi has seen.
-    pub(super) fn sessions(&self) -> usize {
+    pub(crate) fn sessions(&self) -> usize {
         self.events("session").iter().filter(|event| event["open"] == true).count()
     }
 

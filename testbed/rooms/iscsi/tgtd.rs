@@ -1,7 +1,7 @@
 //! A tgtd of one's own: its port, its control directory, one target with one disk of a plain file.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     os::unix::fs::FileExt as _,
     process::{Child, Command, Output, Stdio},
     thread,
@@ -10,6 +10,8 @@ use std::{
 
 use hostler::iscsi::TargetAddress;
 use tempfile::TempDir;
+
+use crate::ports;
 
 /// The target's name.
 pub(crate) const IQN: &str = "iqn.2026-01.test:disk";
@@ -27,14 +29,20 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Tgtd {
     child: Child,
     pub(crate) portal: SocketAddr,
+    pub(crate) disk_bytes: u64,
     dir: TempDir,
 }
 
 impl Tgtd {
     /// A target whose LUN 1 is a disk of [`DISK_BYTES`], open to everybody.
     pub(crate) fn start() -> Self {
+        Self::serve(IQN, DISK_BYTES)
+    }
+
+    /// The same under another name, with a disk of another size.
+    pub(crate) fn serve(iqn: &str, disk_bytes: u64) -> Self {
         let dir = TempDir::new().unwrap();
-        let portal = free_port();
+        let portal = ports::free();
         let child = Command::new("tgtd")
             .args(["-f", "-C", CONTROL, "--iscsi", &format!("portal={portal}")])
             .env("TGT_IPC_SOCKET", dir.path().join("ipc"))
@@ -43,15 +51,15 @@ impl Tgtd {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let tgtd = Self { child, portal, dir };
+        let tgtd = Self { child, portal, disk_bytes, dir };
         let started = Instant::now();
         while !tgtd.try_adm(&["--mode", "sys", "--op", "show"]).status.success() {
             assert!(started.elapsed() < START_LIMIT, "tgtd did not start");
             thread::sleep(Duration::from_millis(20));
         }
-        tgtd.adm(&["--mode", "target", "--op", "new", "--tid", "1", "--targetname", IQN]);
+        tgtd.adm(&["--mode", "target", "--op", "new", "--tid", "1", "--targetname", iqn]);
         let file = std::fs::File::create(tgtd.disk_file()).unwrap();
-        file.set_len(DISK_BYTES).unwrap();
+        file.set_len(disk_bytes).unwrap();
         tgtd.add_disk(1, 512);
         tgtd.adm(&["--mode", "target", "--op", "bind", "--tid", "1", "--initiator-address", "ALL"]);
         tgtd
@@ -124,12 +132,13 @@ impl Tgtd {
     pub(crate) fn fill_disk(&self, byte: u8) {
         let file = std::fs::OpenOptions::new().write(true).open(self.disk_file()).unwrap();
         let mebibyte = vec![byte; 1 << 20];
-        for at in (0..DISK_BYTES).step_by(mebibyte.len()) {
+        for at in (0..self.disk_bytes).step_by(mebibyte.len()) {
             file.write_all_at(&mebibyte, at).unwrap();
         }
     }
 
-    fn disk_file(&self) -> std::path::PathBuf {
+    /// Where the disk's bytes lie.
+    pub(crate) fn disk_file(&self) -> std::path::PathBuf {
         self.dir.path().join("disk")
     }
 
@@ -154,9 +163,4 @@ impl Drop for Tgtd {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
-}
-
-/// A port nobody listens on now.
-fn free_port() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }

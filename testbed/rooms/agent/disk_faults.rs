@@ -1,0 +1,131 @@
+//! What goes wrong with the target while it is written, and how the administrator sees it.
+
+use hostler::model::{fault::Step, status::Phase};
+
+use super::{
+    NODE, SWITCHED_OFF, ends_failed,
+    machine::{Machine, Ramdisk, iqn},
+    site::{Agent, Site, allocated_bytes},
+};
+use crate::iscsi::tgtd::Tgtd;
+
+/// Large enough to be caught in the middle.
+const LARGE_IMAGE_BYTES: usize = 96 << 20;
+/// So much of it on the disk is the middle.
+const MIDDLE_BYTES: u64 = 8 << 20;
+
+/// A machine whose disk is being written right now.
+pub(super) fn caught_in_the_middle(
+    node: &str,
+    keys: &[(&str, &str)],
+) -> (Site, Machine, Agent, Ramdisk) {
+    let site = Site::with_image(LARGE_IMAGE_BYTES);
+    let machine = Machine::new(&site, node);
+    let agent = site.start();
+    let spec = keys.iter().fold(machine.spec(&site), |spec, (key, value)| spec.with(key, value));
+    site.write(node, &spec);
+    let ramdisk = machine.boot(&site, 1);
+    ramdisk.export();
+    let disk = machine.disk.disk_file();
+    site.await_that("writing", || allocated_bytes(&disk) > MIDDLE_BYTES);
+    (site, machine, agent, ramdisk)
+}
+
+#[test]
+fn a_target_that_dies_in_the_middle_of_the_image() {
+    let (site, machine, _agent, _ramdisk) = caught_in_the_middle(NODE, &[]);
+    machine.disk.signal("-KILL");
+    let status = ends_failed(&site, &machine, Step::Imaging, "TargetGone");
+    assert!(status.message.contains("could not be wiped"), "{}", status.message);
+    assert_eq!(machine.story(), SWITCHED_OFF);
+}
+
+#[test]
+fn a_connection_that_breaks_in_the_middle_of_the_image_leaves_a_wiped_disk() {
+    let (site, machine, _agent, _ramdisk) = caught_in_the_middle(NODE, &[]);
+    machine.disk.delete_connections();
+    let status = ends_failed(&site, &machine, Step::Imaging, "TargetGone");
+    assert!(!status.message.contains("wiped"), "{}", status.message);
+    assert!(machine.disk.disk()[..1 << 20].iter().all(|byte| *byte == 0), "half an image boots");
+    assert_eq!(machine.story(), SWITCHED_OFF);
+}
+
+#[test]
+fn a_target_that_falls_silent_in_the_middle_of_the_image() {
+    let (site, machine, _agent, _ramdisk) =
+        caught_in_the_middle(NODE, &[("timeouts.imaging_stall", "1s")]);
+    machine.disk.signal("-STOP");
+    let status = ends_failed(&site, &machine, Step::Imaging, "ImagingStalled");
+    assert!(status.message.contains("no progress for 1 s"), "{}", status.message);
+    assert_eq!(machine.story(), SWITCHED_OFF);
+}
+
+#[test]
+fn a_target_with_another_secret_than_was_passed() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    let mut ramdisk = machine.boot(&site, 1);
+    ramdisk.target["chap_password"] = "another secret".into();
+    ramdisk.export();
+    let status = ends_failed(&site, &machine, Step::Imaging, "LoginRefused");
+    assert!(!status.message.contains("another secret"));
+    assert_eq!(machine.story(), SWITCHED_OFF);
+}
+
+#[test]
+fn a_target_that_lets_anybody_in_is_not_written() {
+    let site = Site::new();
+    let disk = Tgtd::serve(&iqn(NODE), 64 << 20);
+    let machine = Machine::with_disk(&site, NODE, &[], disk);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    machine.boot(&site, 1).export();
+    let status = ends_failed(&site, &machine, Step::Imaging, "LoginRefused");
+    assert!(status.message.contains("CHAP"), "{}", status.message);
+    assert!(machine.disk.disk().iter().all(|byte| *byte == 0));
+    assert_eq!(machine.story(), SWITCHED_OFF);
+}
+
+#[test]
+fn a_disk_of_another_size_than_was_reported_is_not_written() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    let ramdisk = machine.boot(&site, 1);
+    assert_eq!(ramdisk.look_up(1 << 30).0, 200);
+    assert_eq!(ramdisk.post("pass_deploy_info", &ramdisk.target).0, 202);
+    let status = ends_failed(&site, &machine, Step::Imaging, "WrongDisk");
+    for named in ["160.0 MiB (167772160 bytes)", "1.0 GiB (1073741824 bytes)"] {
+        assert!(status.message.contains(named), "{}", status.message);
+    }
+    assert!(machine.disk.disk().iter().all(|byte| *byte == 0));
+    assert_eq!(machine.story(), SWITCHED_OFF);
+}
+
+#[test]
+fn a_disk_smaller_than_the_image_is_not_asked_for() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    let ramdisk = machine.boot(&site, 1);
+    let (code, said) = ramdisk.look_up(1 << 20);
+    assert_eq!(code, 409, "{said}");
+    ends_failed(&site, &machine, Step::Ramdisk, "DiskTooSmall");
+    assert_eq!(machine.story(), SWITCHED_OFF);
+}
+
+#[test]
+fn an_agent_that_is_stopped_in_the_middle_leaves_nothing_bootable_and_goes_on_later() {
+    let (site, machine, agent, ramdisk) = caught_in_the_middle(NODE, &[]);
+    let (status, _) = agent.terminate();
+    assert_eq!(status.code(), Some(0), "{}", site.log());
+    assert!(machine.disk.disk()[..1 << 20].iter().all(|byte| *byte == 0));
+    assert_eq!(site.status(NODE).unwrap().phase, Phase::Imaging);
+    let _again = site.start();
+    ramdisk.finish();
+    super::ends_deployed(&site, &machine);
+}

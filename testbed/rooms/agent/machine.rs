@@ -1,0 +1,254 @@
+//! A machine without a machine: pyghmi for its BMC, tgtd for its disk, and a deploy ramdisk that is a few calls of curl.
+
+use std::{
+    fs,
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use hostler::model::{boot::RamdiskArgs, ids::NodeName};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
+
+use super::site::{Site, Spec, hex, wait};
+use crate::{
+    ipmi::simulators::{PASSWORD, Simulator, USER, pyghmi},
+    iscsi::tgtd::Tgtd,
+};
+
+/// Room for every test's image.
+const DISK_BYTES: u64 = 160 << 20;
+const CHAP_USER: &str = "hostler";
+const CHAP_SECRET: &str = "fresh for this attempt";
+/// The serial number the ramdisk reports for its disk.
+pub(super) const SERIAL: &str = "root-1";
+
+pub(super) struct Machine {
+    pub(super) node: String,
+    pub(super) mac: String,
+    pub(super) bmc: Simulator,
+    pub(super) disk: Tgtd,
+}
+
+impl Machine {
+    /// A machine that is off, with its BMC's password at the site.
+    pub(super) fn new(site: &Site, node: &str) -> Self {
+        Self::with_bmc(site, node, &[])
+    }
+
+    /// With more arguments for `bmc.py`.
+    pub(super) fn with_bmc(site: &Site, node: &str, arguments: &[&str]) -> Self {
+        let disk = Tgtd::serve(&iqn(node), DISK_BYTES);
+        Self::with_disk(site, node, arguments, disk).demanding_chap()
+    }
+
+    /// With a disk of the test's own.
+    pub(super) fn with_disk(site: &Site, node: &str, arguments: &[&str], disk: Tgtd) -> Self {
+        fs::write(site.path(&format!("secrets/{node}.bmc")), format!("{PASSWORD}\n")).unwrap();
+        let last = node.bytes().fold(0_u8, u8::wrapping_add);
+        let mac = format!("52:54:00:00:00:{last:02x}");
+        Self { node: node.to_owned(), mac, bmc: pyghmi(arguments), disk }
+    }
+
+    fn demanding_chap(self) -> Self {
+        self.disk.demand_chap(CHAP_USER, CHAP_SECRET);
+        self
+    }
+
+    /// Its spec: one attempt, with waits that end a test that hangs.
+    pub(super) fn spec(&self, site: &Site) -> Spec {
+        Spec::new([
+            ("boot.mac", format!("{:?}", self.mac)),
+            ("bmc.address", format!("\"127.0.0.1:{}\"", self.bmc.port)),
+            ("bmc.username", format!("{USER:?}")),
+            ("bmc.password_file", format!("\"{}.bmc\"", self.node)),
+            ("image.source", "\"disk.raw\"".to_owned()),
+            ("image.checksum", format!("{:?}", site.checksum())),
+            ("timeouts.power", "\"20s\"".to_owned()),
+            ("timeouts.ramdisk", "\"40s\"".to_owned()),
+            ("timeouts.completed", "\"40s\"".to_owned()),
+            ("retry.attempts", "1".to_owned()),
+            ("retry.backoff", "\"1s\"".to_owned()),
+        ])
+    }
+
+    /// The boot menu its card is given.
+    pub(super) fn menu(&self, site: &Site) -> Option<String> {
+        let card = self.mac.replace(':', "-");
+        site.fetch(&format!("pxelinux.cfg/01-{card}")).map(|menu| String::from_utf8(menu).unwrap())
+    }
+
+    pub(super) fn boots_its_disk(&self, site: &Site) -> bool {
+        self.menu(site).is_some_and(|menu| menu.contains("LOCALBOOT") && !menu.contains("KERNEL"))
+    }
+
+    /// What the BMC did, in order: `network once`, `disk always`, `on from network`, `on from hd`, `off`.
+    pub(super) fn story(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.bmc.file("log")).unwrap_or_default();
+        let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter_map(|event| told(&event)).collect()
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        let story = self.story();
+        story
+            .iter()
+            .rev()
+            .find(|line| !line.contains("once") && !line.contains("always"))
+            .is_some_and(|line| line != "off")
+    }
+
+    /// Whether the disk begins with the image, bit by bit.
+    pub(super) fn has_image(&self, site: &Site) -> bool {
+        self.disk.disk().starts_with(&site.image)
+    }
+
+    /// Waits until the machine was switched on `times` times from the network, and boots the ramdisk as its boot loader would.
+    pub(super) fn boot(&self, site: &Site, times: usize) -> Ramdisk {
+        site.await_that("on from the network", || {
+            self.story().iter().filter(|line| *line == "on from network").count() >= times
+        });
+        Ramdisk::boot(site, self)
+    }
+
+    /// A whole deploy's part of the machine, from power on to the completed notice.
+    pub(super) fn deploy(&self, site: &Site) {
+        let ramdisk = self.boot(site, 1);
+        ramdisk.export();
+        ramdisk.finish();
+    }
+}
+
+/// The target's name as the agent must ask for it.
+pub(super) fn iqn(node: &str) -> String {
+    format!("iqn.2026-11.hostler:{node}")
+}
+
+/// A line of the BMC's log as a line of its story.
+fn told(event: &Value) -> Option<String> {
+    match event["event"].as_str()? {
+        "power" if event["on"] == false => Some("off".to_owned()),
+        "power" => Some(format!("on from {}", event["boot"].as_str().unwrap_or("its own order"))),
+        "boot" => {
+            let flags = event["flags"].as_str()?;
+            let byte = |at| u8::from_str_radix(flags.get(at..at + 2)?, 16).ok();
+            let device = match byte(2)? >> 2 & 0xf {
+                1 => "network",
+                2 => "disk",
+                _ => "something",
+            };
+            Some(format!("{device} {}", if byte(0)? & 0x40 == 0 { "once" } else { "always" }))
+        }
+        _ => None,
+    }
+}
+
+/// The deploy ramdisk of one attempt.
+pub(super) struct Ramdisk {
+    args: RamdiskArgs,
+    certificate: NamedTempFile,
+    mac: String,
+    disk_bytes: u64,
+    /// The target as it is; tests change what they want to be wrong.
+    pub(super) target: Value,
+}
+
+impl Ramdisk {
+    /// Follows the boot menu: kernel, ramdisk, command line. Trusts the agent only if it shows the certificate of the command line's pin.
+    fn boot(site: &Site, machine: &Machine) -> Self {
+        let menu = machine.menu(site).unwrap();
+        let word = |key: &str| {
+            let line = menu.lines().find_map(|line| line.trim().strip_prefix(key));
+            line.unwrap_or_else(|| panic!("no {key} in {menu}")).trim().to_owned()
+        };
+        for (key, file) in [("KERNEL ::", "vmlinuz"), ("INITRD ::", "initramfs")] {
+            assert!(site.fetch(&word(key)).unwrap() == fs::read(site.path(file)).unwrap(), "{key}");
+        }
+        let args = RamdiskArgs::from_command_line(&word("APPEND")).unwrap();
+        let node: NodeName = machine.node.parse().unwrap();
+        assert_eq!((&args.node, args.api), (&node, site.callback));
+
+        let shown = Command::new("curl")
+            .args(["--silent", "--insecure", "--write-out", "%{certs}", "--output", "/dev/null"])
+            .arg(format!("https://{}/", args.api))
+            .output()
+            .unwrap();
+        let der = CertificateDer::from_pem_slice(&shown.stdout).unwrap();
+        assert_eq!(hex(&Sha256::digest(&der)), args.pin);
+        let mut certificate = NamedTempFile::new().unwrap();
+        certificate.write_all(&shown.stdout).unwrap();
+        let target = json!({
+            "address": "127.0.0.1", "port": machine.disk.portal.port(), "lun": 1, "iqn": iqn(&machine.node),
+            "chap_username": CHAP_USER, "chap_password": CHAP_SECRET, "error": "",
+        });
+        let disk_bytes = machine.disk.disk_bytes;
+        Self { args, certificate, mac: machine.mac.clone(), disk_bytes, target }
+    }
+
+    /// One call: status and answer, or 0 when nobody answers.
+    pub(super) fn call(&self, method: &str, call: &str, body: &Value) -> (u16, Value) {
+        let (port, node) = (self.args.api.port(), &self.args.node);
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--max-time", "60", "--request", method, "--noproxy", "*"])
+            .args(["--resolve", &format!("hostler:{port}:127.0.0.1"), "--cacert"])
+            .arg(self.certificate.path())
+            .args(["-H", &format!("Authorization: Bearer {}", self.args.key.expose())])
+            .args(["-H", "Content-Type: application/json", "--write-out", "\n%{http_code}"])
+            .args(["--data-binary", "@-"])
+            .arg(format!("https://hostler:{port}/v1/nodes/{node}/vendor_passthru/{call}"));
+        let mut curl = curl.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        curl.stdin.take().unwrap().write_all(body.to_string().as_bytes()).unwrap();
+        let output = String::from_utf8(curl.wait_with_output().unwrap().stdout).unwrap();
+        let (answer, code) = output.rsplit_once('\n').unwrap();
+        (code.parse().unwrap(), serde_json::from_str(answer).unwrap_or_default())
+    }
+
+    pub(super) fn post(&self, call: &str, body: &Value) -> (u16, Value) {
+        self.call("POST", call, body)
+    }
+
+    /// Which disk to export: says that there is one of so many bytes.
+    pub(super) fn look_up(&self, bytes: u64) -> (u16, Value) {
+        let disk =
+            json!({"name": "vda", "size": bytes, "serial": SERIAL, "logical_block_size": 512});
+        self.post("lookup", &json!({"macs": [self.mac], "disks": [disk], "memory": 1, "cpus": 1}))
+    }
+
+    /// Reports the disk and the target, as they are.
+    pub(super) fn export(&self) {
+        let (status, reply) = self.look_up(self.disk_bytes);
+        assert_eq!((status, reply.get("disk")), (200, Some(&json!("vda"))));
+        assert_eq!(reply.get("iqn"), Some(&json!(iqn(self.args.node.as_str()))));
+        assert_eq!(self.post("pass_deploy_info", &self.target).0, 202);
+    }
+
+    /// Asks until the deploy state is this; as patient with a restarting agent as the real one.
+    pub(super) fn wait_for(&self, wanted: &str) {
+        let state = wait(|| {
+            let (_, reply) = self.call("GET", "deploy_state", &Value::Null);
+            reply.get("state").filter(|state| **state != "imaging").cloned()
+        });
+        assert_eq!(state, Some(json!(wanted)));
+    }
+
+    /// Says that the target is stopped and the disk flushed.
+    pub(super) fn complete(&self) {
+        let answered = wait(|| {
+            let (status, _) = self.post("completed", &json!({"error": "", "verified": false}));
+            (status == 202).then_some(())
+        });
+        assert!(answered.is_some(), "completed is refused");
+    }
+
+    /// From the target on: waits for the release and says completed.
+    pub(super) fn finish(&self) {
+        self.wait_for("release");
+        self.complete();
+    }
+
+    pub(super) fn key(&self) -> &str {
+        self.args.key.expose()
+    }
+}

@@ -1,0 +1,128 @@
+//! The agent is killed and started again: it goes on from its record.
+
+use hostler::model::status::Phase;
+
+use super::{
+    DEPLOYED, NODE,
+    disk_faults::caught_in_the_middle,
+    ends_deployed,
+    machine::Machine,
+    site::{Site, answer},
+};
+
+#[test]
+fn killed_while_it_waits_for_the_ramdisk() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    let ramdisk = machine.boot(&site, 1);
+    site.until_phase(NODE, Phase::WaitingRamdisk);
+    agent.kill();
+    let _again = site.start();
+    // The key it was booted with is still the attempt's.
+    site.await_that("listening", || std::net::TcpStream::connect(site.callback).is_ok());
+    ramdisk.export();
+    ramdisk.finish();
+    ends_deployed(&site, &machine);
+    assert_eq!(machine.story(), DEPLOYED);
+}
+
+#[test]
+fn killed_while_it_writes() {
+    let (site, machine, agent, ramdisk) = caught_in_the_middle(NODE, &[]);
+    agent.kill();
+    let _again = site.start();
+    ramdisk.finish();
+    ends_deployed(&site, &machine);
+    assert_eq!(machine.story(), DEPLOYED);
+}
+
+#[test]
+fn killed_while_it_waits_for_completed() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    let ramdisk = machine.boot(&site, 1);
+    ramdisk.export();
+    ramdisk.wait_for("release");
+    site.until_phase(NODE, Phase::WaitingCompleted);
+    agent.kill();
+    let _again = site.start();
+    ramdisk.complete();
+    ends_deployed(&site, &machine);
+    assert_eq!(machine.story(), DEPLOYED);
+}
+
+#[test]
+fn killed_while_the_bmc_restarts_the_machine() {
+    let site = Site::new();
+    let machine = Machine::with_bmc(&site, NODE, &["--slow-power", "1"]);
+    let agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    machine.deploy(&site);
+    site.until_phase(NODE, Phase::Restarting);
+    agent.kill();
+    let _again = site.start();
+    ends_deployed(&site, &machine);
+    assert_eq!(machine.story().last().unwrap(), "on from hd");
+}
+
+#[test]
+fn a_second_agent_on_one_state_directory_says_who_has_it() {
+    let site = Site::new();
+    let agent = site.start();
+    site.await_that("running", || site.log().contains("running"));
+
+    let mut other = Site::new();
+    let config = std::fs::read_to_string(other.path("hostler.toml")).unwrap();
+    let state = |site: &Site| site.path("state").display().to_string();
+    let config = config.replace(&state(&other), &state(&site));
+    std::fs::write(other.path("hostler.toml"), config).unwrap();
+    other.image.clear();
+    let (code, _, said) = answer(&mut other.hostler(&["run"]));
+    assert_eq!(code, 1);
+    let holder = format!("in use by process {};", agent.id());
+    assert!(said.contains(&holder) && said.contains(&state(&site)), "{said}");
+
+    // On the same ports, the first socket it cannot have is named.
+    let (code, _, said) = answer(&mut site.hostler(&["run"]));
+    assert_eq!(code, 1);
+    assert!(said.contains(&format!("TFTP listener {}", site.tftp)), "{said}");
+}
+
+#[test]
+fn nothing_is_started_before_its_record_can_be_written() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.await_that("running", || site.log().contains("running"));
+    // A directory in the record's place stops root too.
+    let record = site.path("state/edge-07.json");
+    std::fs::create_dir(&record).unwrap();
+    site.write(NODE, &machine.spec(&site));
+    let status = site.until(NODE, "stuck", |status| status.message.contains("nothing is started"));
+    assert!(status.message.contains(record.to_str().unwrap()), "{}", status.message);
+    assert_eq!(machine.bmc.sessions(), 0);
+    assert!(!status.ready);
+
+    std::fs::remove_dir(&record).unwrap();
+    let ramdisk = machine.boot(&site, 1);
+    assert!(site.record(NODE).contains(ramdisk.key()));
+
+    // And in the middle of an attempt: the target is not touched before it is on record.
+    site.until_phase(NODE, Phase::WaitingRamdisk);
+    let kept = site.path("kept.json");
+    std::fs::rename(&record, &kept).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| ramdisk.export());
+        site.until(NODE, "stuck", |status| status.message.contains("nothing is started"));
+        assert!(machine.disk.sessions().is_empty());
+        std::fs::remove_dir(&record).unwrap();
+    });
+    ramdisk.finish();
+    ends_deployed(&site, &machine);
+    assert_eq!(machine.story(), DEPLOYED);
+}
