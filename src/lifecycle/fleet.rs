@@ -29,17 +29,9 @@ const LEFT_MAX: usize = 10_000;
 #[derive(Debug, Default)]
 pub struct Fleet {
     nodes: BTreeMap<NodeName, Node>,
-    /// What was known of machines whose spec went away, by their BMC: what is installed, or that this must be asked. A spec file that
+    /// What is installed on machines whose spec went away, by their BMC; `None`: a record was lost, and nobody knows. A spec file that
     /// is renamed, or comes back, finds it so: nothing is ever wiped because a file went away.
-    left: BTreeMap<BmcAddress, Left>,
-}
-
-/// What a forgotten node leaves behind.
-#[derive(Debug)]
-enum Left {
-    Installed(Installed),
-    /// A record was lost, and nobody has consented since.
-    Unknown,
+    left: BTreeMap<BmcAddress, Option<Installed>>,
 }
 
 impl Fleet {
@@ -109,8 +101,8 @@ impl Fleet {
             && node.record.spec.is_none()
         {
             match self.left.remove(&spec.bmc.address) {
-                Some(Left::Installed(installed)) => node.record.installed = Some(installed),
-                Some(Left::Unknown) => node.record = Record::distrusted(now),
+                Some(None) => node.record = Record::distrusted(now),
+                Some(installed) => node.record.installed = installed,
                 None => {}
             }
         }
@@ -127,12 +119,10 @@ impl Fleet {
         else {
             return;
         };
-        let left = match (installed, state) {
-            (Some(installed), _) => Left::Installed(installed),
-            (None, State::Held { reason: Hold::RecordLost, .. }) => Left::Unknown,
-            (None, _) => return,
-        };
-        self.left.insert(spec.bmc.address.clone(), left);
+        let unknown = matches!(state, State::Held { reason: Hold::RecordLost, .. });
+        if installed.is_some() || unknown {
+            self.left.insert(spec.bmc.address.clone(), installed);
+        }
         if self.left.len() > LEFT_MAX {
             self.left.pop_first();
         }
