@@ -9,6 +9,7 @@ use crate::model::{
     disk::Disk,
     fault::{Fault, RetryAdvice, Step},
     power::PowerState,
+    spec::NodeSpec,
     status::{Installed, LastError, LastSeen},
 };
 
@@ -40,22 +41,33 @@ impl Node {
         actions: &mut Vec<Action>,
     ) {
         match outcome {
-            Ok(outcome) => self.advance(now, outcome, actions),
+            Ok(outcome) => self.advance(now, outcome),
             Err(fault) => self.stumble(now, fault, actions),
         }
     }
 
-    fn advance(&mut self, now: Timestamp, outcome: Outcome, actions: &mut Vec<Action>) {
+    fn advance(&mut self, now: Timestamp, outcome: Outcome) {
         let Some(spec) = self.record.spec.clone() else { return };
         match (&self.record.state, outcome) {
             (State::Idle | State::Held { .. } | State::Failed, Outcome::Power(observed)) => {
                 self.see_power(now, observed);
                 self.consider(now, observed);
             }
-            (State::Preparing, Outcome::Prepared { image_bytes, key }) => {
+            (State::Preparing { ready: None }, Outcome::Prepared { image_bytes, key }) => {
                 let bmc = spec.bmc.clone();
                 let attempt = Attempt { key, image_bytes, peer: None, disk: None, bmc };
-                self.enter(now, State::PoweringOn { attempt });
+                self.record.state = State::Preparing { ready: Some(attempt) };
+            }
+            (State::Preparing { ready: Some(attempt) }, Outcome::Power(observed)) => {
+                let attempt = attempt.clone();
+                self.see_power(now, observed);
+                if self.may_wipe(observed) {
+                    self.record.consented = true;
+                    self.enter(now, State::PoweringOn { attempt });
+                } else {
+                    // Large images take a while: somebody has switched it on meanwhile.
+                    self.hold(now, &spec);
+                }
             }
             (State::PoweringOn { attempt }, Outcome::PoweredOn) => {
                 let attempt = attempt.clone();
@@ -76,7 +88,7 @@ impl Node {
                 if attempt.as_ref().is_some_and(|a| a.bmc.address == spec.bmc.address) {
                     self.see_power(now, PowerState::Off);
                 }
-                self.conclude(now, purpose, actions);
+                self.conclude(now, purpose);
             }
             // An answer to a question that was not asked: the agent's mistake, and no reason to move.
             _ => {}
@@ -117,19 +129,25 @@ impl Node {
         if not_before.is_some_and(|at| after(at, CONSENT_LAPSES_AFTER) < now) {
             self.record.consented = false;
         }
-        // A reinstall is wanted only after `redeploy` was changed, and that is consent.
-        let consent = self.record.consented || self.record.installed.is_some();
-        if observed == PowerState::On && !consent {
-            let hold = State::Held { redeploy: spec.redeploy.clone(), reason: Hold::PoweredOn };
-            return self.enter(now, hold);
+        if !self.may_wipe(observed) {
+            return self.hold(now, &spec);
         }
-        self.record.consented = true;
         self.record.attempt += 1;
         self.record.durations.clear();
         self.record.last_seen = LastSeen::default();
         self.refused = 0;
         self.refused_reason = None;
-        self.enter(now, State::Preparing);
+        self.enter(now, State::Preparing { ready: None });
+    }
+
+    /// Whether a machine in this power state may be wiped. A reinstall is wanted only after `redeploy` was changed, and that is consent.
+    fn may_wipe(&self, observed: PowerState) -> bool {
+        observed == PowerState::Off || self.record.consented || self.record.installed.is_some()
+    }
+
+    fn hold(&mut self, now: Timestamp, spec: &NodeSpec) {
+        let redeploy = spec.redeploy.clone();
+        self.enter(now, State::Held { redeploy, reason: Hold::PoweredOn });
     }
 
     /// The running operation failed.
@@ -154,9 +172,9 @@ impl Node {
             }
             State::CleaningUp { purpose, .. } => {
                 let purpose = *purpose;
-                self.leave_behind(now, purpose, fault, actions);
+                self.leave_behind(now, purpose, fault);
             }
-            State::Preparing
+            State::Preparing { .. }
             | State::PoweringOn { .. }
             | State::WaitingRamdisk { .. }
             | State::Imaging { .. }
@@ -179,13 +197,7 @@ impl Node {
     }
 
     /// The machine cannot be switched off: it stays as it is. An attempt that cannot be cleaned up must not be followed by another.
-    fn leave_behind(
-        &mut self,
-        now: Timestamp,
-        purpose: Purpose,
-        fault: Fault,
-        actions: &mut Vec<Action>,
-    ) {
+    fn leave_behind(&mut self, now: Timestamp, purpose: Purpose, fault: Fault) {
         self.bmc_trouble = Some(fault.clone());
         match &mut self.record.last_error {
             Some(cause) if matches!(purpose, Purpose::Retry | Purpose::GiveUp) => {
@@ -200,8 +212,7 @@ impl Node {
                 *last_error = Some(LastError { at: now, attempt, fault });
             }
         }
-        let purpose = if purpose == Purpose::Forget { purpose } else { Purpose::GiveUp };
-        self.conclude(now, purpose, actions);
+        self.conclude(now, Purpose::GiveUp);
     }
 
     /// The attempt failed: say why, put things back, and try again or give up.
@@ -212,14 +223,14 @@ impl Node {
         self.abandon(now, if again { Purpose::Retry } else { Purpose::GiveUp }, actions);
     }
 
-    /// Leaves whatever is under way for `purpose`: at once if nothing runs and nothing was touched, else through a clean-up.
+    /// Leaves whatever is under way for `purpose`: at once if that is nothing, else through a clean-up.
     pub(super) fn abandon(&mut self, now: Timestamp, purpose: Purpose, actions: &mut Vec<Action>) {
         if let State::CleaningUp { purpose: present, .. } = &mut self.record.state {
             *present = purpose;
             return;
         }
-        if self.record.state.at_rest() && self.running.is_none() {
-            return self.conclude(now, purpose, actions);
+        if self.record.state.at_rest() {
+            return self.conclude(now, purpose);
         }
         self.cancel(actions);
         let attempt = self.record.state.attempt().cloned();
@@ -228,7 +239,7 @@ impl Node {
     }
 
     /// Nothing is under way any more.
-    pub(super) fn conclude(&mut self, now: Timestamp, purpose: Purpose, actions: &mut Vec<Action>) {
+    pub(super) fn conclude(&mut self, now: Timestamp, purpose: Purpose) {
         // Consent is for one series of attempts.
         self.record.consented &= purpose == Purpose::Retry;
         match purpose {
@@ -240,10 +251,6 @@ impl Node {
             }
             Purpose::GiveUp => self.enter(now, State::Failed),
             Purpose::StartOver => self.start_afresh(now),
-            Purpose::Forget => {
-                actions.push(Action::Forget);
-                self.enter(now, State::Idle);
-            }
         }
     }
 
@@ -255,7 +262,7 @@ impl Node {
                 self.record.deadline = Some(after(now, CANCEL_PATIENCE));
                 return self.interrupt(actions);
             }
-            State::Preparing => Fault::passing(
+            State::Preparing { .. } => Fault::passing(
                 Step::Image,
                 "ImageTimeout",
                 "the image was not verified in time",

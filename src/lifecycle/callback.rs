@@ -182,7 +182,7 @@ impl Node {
             State::Idle
             | State::Held { .. }
             | State::Failed
-            | State::Preparing
+            | State::Preparing { .. }
             | State::CleaningUp { .. } => DeployState::Abort,
         }
     }

@@ -16,7 +16,7 @@ use crate::model::{
 use super::{
     event::{Action, Event},
     node::Node,
-    state::Record,
+    state::{Hold, Record, State},
 };
 
 /// What one scan of the spec directory found for each name.
@@ -29,9 +29,9 @@ const LEFT_MAX: usize = 10_000;
 #[derive(Debug, Default)]
 pub struct Fleet {
     nodes: BTreeMap<NodeName, Node>,
-    /// What is installed on machines whose spec went away, by their BMC. A spec file that is renamed, or comes back, finds its
-    /// machine installed: nothing is ever wiped because a file went away.
-    left: BTreeMap<BmcAddress, Installed>,
+    /// What is installed on machines whose spec went away, by their BMC; `None`: a record was lost, and nobody knows. A spec file that
+    /// is renamed, or comes back, finds it so: nothing is ever wiped because a file went away.
+    left: BTreeMap<BmcAddress, Option<Installed>>,
 }
 
 impl Fleet {
@@ -99,9 +99,12 @@ impl Fleet {
         let node = self.nodes.get_mut(name)?;
         if let Event::Spec(spec) = &event
             && node.record.spec.is_none()
-            && node.record.installed.is_none()
         {
-            node.record.installed = self.left.remove(&spec.bmc.address);
+            match self.left.remove(&spec.bmc.address) {
+                Some(None) => node.record = Record::distrusted(now),
+                Some(installed) => node.record.installed = installed,
+                None => {}
+            }
         }
         let actions = node.step(now, event);
         if actions.contains(&Action::Forget) {
@@ -111,12 +114,15 @@ impl Fleet {
     }
 
     fn forget(&mut self, name: &NodeName) {
-        let Some(Record { spec: Some(spec), installed: Some(installed), .. }) =
+        let Some(Record { spec: Some(spec), installed, state, .. }) =
             self.nodes.remove(name).map(|node| node.record)
         else {
             return;
         };
-        self.left.insert(spec.bmc.address.clone(), installed);
+        let unknown = matches!(state, State::Held { reason: Hold::RecordLost, .. });
+        if installed.is_some() || unknown {
+            self.left.insert(spec.bmc.address.clone(), installed);
+        }
         if self.left.len() > LEFT_MAX {
             self.left.pop_first();
         }
@@ -126,7 +132,10 @@ impl Fleet {
     pub fn leaving<'a>(&'a self, found: &'a Specs) -> impl Iterator<Item = &'a Arc<NodeSpec>> {
         self.nodes
             .iter()
-            .filter(|(name, node)| !found.contains_key(*name) && !node.record.state.at_rest())
+            .filter(|(name, node)| {
+                let busy = node.running.is_some() || !node.record.state.at_rest();
+                busy && !found.contains_key(*name)
+            })
             .filter_map(|(_, node)| node.record.spec.as_ref())
     }
 

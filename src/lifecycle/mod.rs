@@ -14,7 +14,7 @@
 //!     │ BMC answers                       ▲
 //!     ▼                                   │ back-off, attempts left
 //!  preparing ──────── any fault ─────▶ clean-up ── attempts used up, or no use trying ──▶ failed
-//!     │ image verified                    ▲
+//!     │ image verified, power as before   ▲
 //!     ▼                                   │
 //!  powering-on ──▶ waiting-ramdisk ──▶ imaging ──▶ switching ──▶ waiting-completed ──▶ restarting ──▶ deployed
 //!                  (lookup, then         (write,     (boot files     (the target         (boot device

@@ -46,6 +46,8 @@ pub struct Node {
     /// Whether the spec directory has yet to be read for the first time: until then the spec may be out of date, and not even what
     /// was under way goes on.
     pub(super) unread: bool,
+    /// Whether the spec is gone: the node is forgotten as soon as nothing is under way.
+    pub(super) gone: bool,
     /// The one operation under way.
     pub(super) running: Option<Running>,
     pub(super) progress: Option<Progress>,
@@ -85,6 +87,7 @@ impl Node {
             clash: false,
             blocked: Some("the spec directory has not been read yet".to_owned()),
             unread: true,
+            gone: false,
             running: None,
             progress: None,
             power: None,
@@ -112,7 +115,7 @@ impl Node {
             State::Idle
             | State::Held { .. }
             | State::Failed
-            | State::Preparing
+            | State::Preparing { .. }
             | State::Switching { .. }
             | State::WaitingCompleted { .. }
             | State::Restarting { .. }
@@ -129,12 +132,21 @@ impl Node {
     pub fn step(&mut self, now: Timestamp, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         self.bound_waits(now);
-        self.unread &= !event.tells_of_spec();
+        if event.tells_of_spec() {
+            (self.unread, self.gone) = (false, false);
+        }
         match event {
             Event::Spec(spec) => self.take_spec(now, &spec, &mut actions),
             Event::SpecProblems(problems) => self.take_problems(problems, false),
             Event::SpecClash(problems) => self.take_problems(problems, true),
-            Event::SpecGone => self.abandon(now, Purpose::Forget, &mut actions),
+            Event::SpecGone => {
+                self.gone = true;
+                if self.record.state.at_rest() {
+                    self.cancel(&mut actions);
+                } else {
+                    self.abandon(now, Purpose::StartOver, &mut actions);
+                }
+            }
             Event::DirectoryLost(reason) => self.blocked = Some(reason),
             Event::Done { op, outcome } => {
                 // Anything else is a stale result and changes nothing.
@@ -194,10 +206,6 @@ impl Node {
         self.blocked = None;
         self.problems.clear();
         self.clash = false;
-        if let State::CleaningUp { purpose: purpose @ Purpose::Forget, .. } = &mut self.record.state
-        {
-            *purpose = Purpose::StartOver;
-        }
         if self.record.spec.as_ref() == Some(spec) {
             return;
         }
@@ -270,9 +278,7 @@ impl Node {
     fn retry(&mut self, now: Timestamp) {
         match &mut self.record.state {
             State::Idle | State::Failed => self.start_afresh(now),
-            State::CleaningUp { purpose: purpose @ (Purpose::Retry | Purpose::GiveUp), .. } => {
-                *purpose = Purpose::StartOver;
-            }
+            State::CleaningUp { purpose, .. } => *purpose = Purpose::StartOver,
             _ => {}
         }
     }
@@ -308,10 +314,10 @@ impl Node {
             return;
         }
         if let State::CleaningUp { attempt: None, purpose } = self.record.state {
-            self.conclude(now, purpose, actions);
+            self.conclude(now, purpose);
         }
-        if actions.contains(&Action::Forget) {
-            return;
+        if self.gone && self.record.state.at_rest() {
+            return actions.push(Action::Forget);
         }
         let (Some(operation), Some(mut spec)) = (self.operation(now), self.record.spec.clone())
         else {
@@ -339,7 +345,8 @@ impl Node {
                 (starts || self.observes() && self.next_observation <= now)
                     .then_some(Operation::ObservePower)
             }
-            State::Preparing => Some(Operation::Prepare),
+            State::Preparing { ready: None } => Some(Operation::Prepare),
+            State::Preparing { ready: Some(_) } => Some(Operation::ObservePower),
             State::PoweringOn { .. } => Some(Operation::PowerOn),
             State::Imaging { target, disk, .. } => {
                 Some(Operation::Image { target: Box::new(target.clone()), disk_bytes: disk.size })

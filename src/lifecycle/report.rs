@@ -23,7 +23,7 @@ impl Node {
     pub fn phase(&self) -> Phase {
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => self.phase_at_rest(),
-            State::Preparing => Phase::Preparing,
+            State::Preparing { .. } => Phase::Preparing,
             State::PoweringOn { .. } => Phase::PoweringOn,
             State::WaitingRamdisk { .. } => Phase::WaitingRamdisk,
             State::Imaging { .. } => Phase::Imaging,
@@ -121,7 +121,10 @@ impl Node {
         };
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => self.message_at_rest(last_error()),
-            State::Preparing => "verifying the image's checksum".to_owned(),
+            State::Preparing { ready: None } => "verifying the image's checksum".to_owned(),
+            State::Preparing { ready: Some(_) } => {
+                "the image is verified; asking the BMC for the power state once more".to_owned()
+            }
             State::PoweringOn { .. } => {
                 "setting the boot device to network and switching the machine on".to_owned()
             }
@@ -154,11 +157,12 @@ impl Node {
                 };
                 format!("the BMC restarts the machine into its own system{again}")
             }
-            State::CleaningUp { purpose: Purpose::Forget, .. } => {
+            State::CleaningUp { attempt: None, .. } => "stopping the attempt".to_owned(),
+            State::CleaningUp { purpose: Purpose::StartOver, .. } if self.gone => {
                 "the spec is gone: switching the machine off and forgetting it".to_owned()
             }
             State::CleaningUp { purpose: Purpose::StartOver, .. } => {
-                "the spec changed: stopping the attempt and switching the machine off".to_owned()
+                "starting over: stopping the attempt and switching the machine off".to_owned()
             }
             State::CleaningUp { purpose: Purpose::Retry | Purpose::GiveUp, .. } => {
                 format!("switching the machine off after: {}", last_error())

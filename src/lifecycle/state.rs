@@ -91,8 +91,11 @@ pub enum State {
     },
     /// Given up.
     Failed,
-    /// The image is being verified.
-    Preparing,
+    /// The image is being verified, and then the power state looked at once more.
+    Preparing {
+        /// What the attempt will be, once the image is verified.
+        ready: Option<Attempt>,
+    },
     /// The machine is being switched on.
     PoweringOn {
         /// The attempt.
@@ -160,10 +163,8 @@ pub enum Purpose {
     Retry,
     /// The attempt failed and is not repeated.
     GiveUp,
-    /// The spec wants something else now.
+    /// The spec wants something else now, or is gone.
     StartOver,
-    /// The spec is gone.
-    Forget,
 }
 
 /// One deploy attempt, from power on.
@@ -202,7 +203,7 @@ impl State {
     /// The attempt this state belongs to.
     pub fn attempt(&self) -> Option<&Attempt> {
         match self {
-            Self::Idle | Self::Held { .. } | Self::Failed | Self::Preparing => None,
+            Self::Idle | Self::Held { .. } | Self::Failed | Self::Preparing { .. } => None,
             Self::PoweringOn { attempt, .. }
             | Self::WaitingRamdisk { attempt, .. }
             | Self::Imaging { attempt, .. }
@@ -215,7 +216,7 @@ impl State {
 
     pub(super) fn attempt_mut(&mut self) -> Option<&mut Attempt> {
         match self {
-            Self::Idle | Self::Held { .. } | Self::Failed | Self::Preparing => None,
+            Self::Idle | Self::Held { .. } | Self::Failed | Self::Preparing { .. } => None,
             Self::PoweringOn { attempt, .. }
             | Self::WaitingRamdisk { attempt, .. }
             | Self::Imaging { attempt, .. }

@@ -42,7 +42,7 @@ impl Node {
     pub fn deadline(&self) -> Option<(Timestamp, &'static str)> {
         let reason = match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => return None,
-            State::Preparing => "the image to be verified",
+            State::Preparing { .. } => "the image to be verified",
             State::PoweringOn { .. } => "the machine to be switched on",
             State::WaitingRamdisk { .. } => "the deploy ramdisk to export its disk",
             State::Imaging { .. } => "the disk to be written",
@@ -59,7 +59,7 @@ impl Node {
         let timeouts = &self.record.spec.as_ref()?.timeouts;
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => None,
-            State::Preparing | State::Imaging { .. } => Some(timeouts.imaging),
+            State::Preparing { .. } | State::Imaging { .. } => Some(timeouts.imaging),
             State::WaitingRamdisk { .. } => Some(timeouts.ramdisk),
             State::Switching { .. } | State::WaitingCompleted { .. } => Some(timeouts.completed),
             State::PoweringOn { .. } | State::CleaningUp { .. } => Some(power_limit(timeouts)),

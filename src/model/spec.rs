@@ -202,7 +202,13 @@ impl NodeSpec {
         part("hostler identity 1");
         part(&self.image.checksum.to_string());
         part("disk");
-        part(&self.root_device.to_string());
+        let RootDeviceHints { name, serial, wwn, model, vendor, hctl, size, rotational } =
+            &self.root_device;
+        for hint in [name, serial, wwn, model, vendor, hctl] {
+            part(hint.as_deref().unwrap_or_default());
+        }
+        part(&size.map(|size| format!("{:?} {}", size.comparison, size.bytes)).unwrap_or_default());
+        part(&rotational.map(|spins| spins.to_string()).unwrap_or_default());
         part(self.redeploy.as_deref().unwrap_or_default());
         Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
             .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))

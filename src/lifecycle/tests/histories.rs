@@ -32,10 +32,9 @@ fn call(site: &mut Site) {
     let body = match site.dice.roll(10) {
         0..=2 => lookup(),
         3 | 4 => deploy_info(""),
-        5 | 6 => Call::DeployState,
-        7 => completed(""),
-        8 if site.faults && site.dice.chance(30) => deploy_info("trouble"),
-        9 if site.faults && site.dice.chance(30) => {
+        5 => completed(""),
+        6 if site.faults && site.dice.chance(30) => deploy_info("trouble"),
+        7 if site.faults && site.dice.chance(30) => {
             let Call::Lookup(mut body) = lookup() else { unreachable!() };
             match site.dice.roll(3) {
                 0 => body.disks.push(disk()),

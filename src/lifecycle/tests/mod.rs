@@ -1,8 +1,10 @@
-//! The core's tests: the story of a deploy, one table of every phase against every event, and random histories
+//! The core's tests: the story of a deploy, the rules of consent, trouble of every kind, one table of every phase against every event, and random histories
 //! against a reference.
 
+mod consent;
 mod histories;
 mod site;
 mod story;
 mod support;
 mod table;
+mod trouble;

@@ -1,6 +1,8 @@
 //! The reference of the random histories: two machines, a ramdisk, an operator and a clock. It knows which machine is on, what was
 //! consented to, what runs and what is written, from the events alone, and holds the core to the rules.
 
+#![expect(clippy::print_stdout, reason = "a history that is played again is printed")]
+
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -12,7 +14,6 @@ use crate::{
         fault::Fault,
         ids::{Digest, OpId},
         power::PowerState,
-        secret::AttemptKey,
         spec::{BmcAddress, Goal, NodeSpec},
         status::Phase,
     },
@@ -69,8 +70,10 @@ struct Consent {
     /// Said, or a series of attempts was begun with it, and no reason has come up to ask again.
     given: bool,
     /// The `redeploy` that the present installation answers to; a change from it is consent to reinstall.
-    installed_under: Option<Option<String>>,
+    installed_under: Option<Redeploy>,
 }
+
+type Redeploy = Option<String>;
 
 struct Begun {
     bmc: BmcAddress,
@@ -175,25 +178,24 @@ impl Site {
     fn judge(&mut self, before: &Record, ended: Option<&Outcome>) {
         let record = self.node.record();
         let Some(spec) = record.spec.as_ref() else { return };
-        if before.state != State::Preparing && record.state == State::Preparing {
-            let seen_off = ended == Some(&Outcome::Power(PowerState::Off));
+        let prepares = |state: &State| matches!(state, State::Preparing { .. });
+        if !prepares(&before.state) && prepares(&record.state) {
+            let late = before.not_before.map(|at| self.now.duration_since(at));
+            self.consent.given &= late.is_none_or(|late| late <= CONSENT_LASTS);
+            let (bmc, digest) = (spec.bmc.address.clone(), spec.digest());
+            self.begun = Some(Begun { bmc, digest, written: false });
+        }
+        if prepares(&before.state) && matches!(record.state, State::PoweringOn { .. }) {
             let reworded = self
                 .consent
                 .installed_under
                 .as_ref()
                 .is_some_and(|under| spec.redeploy.is_some() && spec.redeploy != *under);
-            let stale =
-                before.not_before.is_some_and(|at| self.now.duration_since(at) > CONSENT_LASTS);
-            let unknown = before.phase != Phase::Held && self.consent.installed_under.is_none();
-            let allowed = seen_off && (unknown || reworded || before.phase == Phase::Held)
-                || self.consent.given && !stale
-                || reworded;
-            assert!(allowed, "an attempt begins without consent");
+            let seen_off = ended == Some(&Outcome::Power(PowerState::Off));
+            assert!(seen_off || self.consent.given || reworded, "begun without consent");
+            assert!(self.consent.installed_under.is_none() || reworded, "reinstalled unasked");
             assert!(!spec.paused && spec.goal == Goal::Deployed);
-            assert!(record.installed.is_none() || reworded, "an installed machine is reinstalled");
             self.consent.given = true;
-            let (bmc, digest) = (spec.bmc.address.clone(), spec.digest());
-            self.begun = Some(Begun { bmc, digest, written: false });
         }
         if before.state.attempt().is_some() && matches!(record.state, State::Switching { .. }) {
             assert!(
@@ -309,7 +311,7 @@ impl Site {
         let made = [self.keys_made, self.keys_made.wrapping_sub(1)].map(key);
         assert!(!status.contains("chap-secret"), "a secret in the status");
         assert!(!made.iter().any(|key| status.contains(key.expose())), "a key in the status");
-        if record.state.attempt().is_none() {
+        if record.state.attempt().is_none() && !matches!(record.state, State::Preparing { .. }) {
             assert!(
                 !made.iter().any(|key| saved.contains(key.expose())),
                 "a key outlives its attempt"

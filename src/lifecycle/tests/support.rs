@@ -111,6 +111,8 @@ pub(super) struct Bench {
     pub(super) node: Node,
     pub(super) now: Timestamp,
     pub(super) running: Option<(OpId, Operation)>,
+    /// The spec the last operation was started for.
+    pub(super) started_for: Option<Arc<NodeSpec>>,
     pub(super) cancelled: Vec<OpId>,
     pub(super) forgotten: bool,
 }
@@ -119,7 +121,14 @@ impl Bench {
     pub(super) fn new() -> Self {
         let now = "2026-11-22T12:00:00Z".parse().unwrap();
         let node = Node::new(spec().name, now);
-        Self { node, now, running: None, cancelled: Vec::new(), forgotten: false }
+        Self {
+            node,
+            now,
+            running: None,
+            started_for: None,
+            cancelled: Vec::new(),
+            forgotten: false,
+        }
     }
 
     /// A node with its spec, whose BMC is being asked for the power state.
@@ -138,13 +147,14 @@ impl Bench {
         let mut answer = None;
         for action in self.node.step(self.now, event) {
             match action {
-                Action::Start { op, operation, .. } => {
+                Action::Start { op, operation, spec } => {
                     assert!(
                         self.running.is_none(),
                         "{operation:?} started while {:?} runs",
                         self.running
                     );
                     self.running = Some((op, operation));
+                    self.started_for = Some(spec);
                 }
                 Action::Cancel(op) => self.cancelled.push(op),
                 Action::Reply { reply, .. } => answer = Some(reply),
@@ -204,6 +214,31 @@ impl Bench {
             }
             (None, _) => self.pass(60),
         }
+    }
+
+    /// The agent is killed and started again; the spec directory has not been read yet.
+    pub(super) fn restart(&mut self) {
+        let saved = serde_json::to_string(self.node.record()).unwrap();
+        self.node = Node::resume(spec().name, serde_json::from_str(&saved).unwrap(), self.now);
+        self.running = None;
+    }
+
+    /// Lets one look at the power state end with `observed`, as soon as the node wants one.
+    pub(super) fn look(&mut self, observed: PowerState) {
+        if self.running.is_none() {
+            let (at, _) = self.node.next_wake().expect("a node at rest looks at the power state");
+            self.now = self.now.max(at);
+            self.send(Event::Tick);
+        }
+        assert_eq!(
+            self.running.as_ref().map(|(_, operation)| operation),
+            Some(&Operation::ObservePower)
+        );
+        self.done(Ok(Outcome::Power(observed)));
+    }
+
+    pub(super) fn message(&self) -> String {
+        self.node.status(self.now).message
     }
 
     pub(super) fn menu(&self) -> Menu {

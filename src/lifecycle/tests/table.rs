@@ -5,15 +5,39 @@ use std::fmt::Write as _;
 use expect_test::expect;
 
 use crate::{
-    lifecycle::{Event, Outcome},
-    model::{callback::Call, power::PowerState, problem::Problem, spec::Goal, status::Phase},
+    lifecycle::{Event, Outcome, State},
+    model::{
+        boot::{BootStage, Fetch},
+        callback::Call,
+        ids::OpId,
+        power::PowerState,
+        problem::Problem,
+        spec::Goal,
+        status::{ImagingStage, Phase, Progress},
+    },
 };
 
 use super::support::*;
 
-/// A node brought into a phase.
-fn bench_in(phase: Phase) -> Option<Bench> {
+/// Cleaning up, which shows as `pending`, has a row of its own.
+const CLEANING_UP: &str = "cleaning-up";
+
+/// Where a node stands, as the table names it.
+fn place(bench: &Bench) -> &'static str {
+    match bench.node.record().state {
+        State::CleaningUp { .. } => CLEANING_UP,
+        _ => bench.phase().as_str(),
+    }
+}
+
+/// A node brought to a place; nothing leads to `available` yet.
+fn bench_in(place: &str) -> Option<Bench> {
     let mut bench = Bench::with_spec();
+    let Some(phase) = Phase::ALL.into_iter().find(|phase| phase.as_str() == place) else {
+        bench.go_to(Phase::Imaging);
+        bench.done(Err(passing()));
+        return Some(bench);
+    };
     match phase {
         Phase::Available => return None,
         Phase::Invalid => {
@@ -29,13 +53,12 @@ fn bench_in(phase: Phase) -> Option<Bench> {
         Phase::Paused => bench.change(|spec| spec.paused = true),
         _ => bench.go_to(phase),
     }
-    assert_eq!(bench.phase(), phase);
     Some(bench)
 }
 
 type Act = (&'static str, fn(&mut Bench));
 
-const EVENTS: [Act; 14] = [
+const EVENTS: [Act; 26] = [
     ("done-ok", |bench| {
         if let Some((_, operation)) = bench.running.clone() {
             bench.done(Ok(good_outcome(&operation)));
@@ -57,6 +80,29 @@ const EVENTS: [Act; 14] = [
     ("ramdisk-error", |bench| drop(bench.call(&key(1), deploy_info("oh")))),
     ("deploy-state", |bench| drop(bench.call(&key(1), Call::DeployState))),
     ("completed", |bench| drop(bench.call(&key(1), completed("")))),
+    ("stranger", |bench| drop(bench.call(&key(9), completed("")))),
+    ("fetched", |bench| {
+        let (path, peer) = ("x".into(), RAMDISK);
+        let stage = BootStage::Kernel;
+        drop(bench.send(Event::Fetched(Fetch {
+            node: spec().name,
+            stage,
+            path,
+            peer,
+            sent_bytes: 1,
+            complete: true,
+        })));
+    }),
+    ("progress", |bench| {
+        let stage = ImagingStage::Write;
+        let progress = Progress { stage, done_bytes: 1, total_bytes: 2, rate_bytes: 1 };
+        let op = bench.running.as_ref().map_or(OpId(77), |(op, _)| *op);
+        drop(bench.send(Event::Progress { op, progress }));
+    }),
+    ("stale-result", |bench| {
+        drop(bench.send(Event::Done { op: OpId(77), outcome: Err(lasting()) }));
+    }),
+    ("tick", |bench| drop(bench.send(Event::Tick))),
     ("spec-broken", |bench| {
         drop(bench.send(Event::SpecProblems(vec![Problem::of_file("f", "empty")])));
     }),
@@ -70,6 +116,31 @@ const EVENTS: [Act; 14] = [
             bench.change(|spec| spec.paused = true);
         }
     }),
+    ("spec-clash", |bench| {
+        drop(bench.send(Event::SpecClash(vec![Problem::of_file("f", "clash")])));
+    }),
+    ("spec-gone", |bench| drop(bench.send(Event::SpecGone))),
+    ("directory-lost", |bench| drop(bench.send(Event::DirectoryLost("gone".into())))),
+    ("spec-same", |bench| {
+        if bench.node.spec().is_some() {
+            bench.change(|_| {});
+        }
+    }),
+    ("spec-timeouts", |bench| {
+        if bench.node.spec().is_some() {
+            bench.change(|spec| spec.timeouts.completed *= 2);
+        }
+    }),
+    ("other-bmc", |bench| {
+        if bench.node.spec().is_some() {
+            bench.change(|spec| spec.bmc.address.port = 624);
+        }
+    }),
+    ("unmanaged", |bench| {
+        if bench.node.spec().is_some() {
+            bench.change(|spec| spec.goal = Goal::Unmanaged);
+        }
+    }),
     ("approve", |bench| drop(bench.send(Event::Approve))),
     ("retry", |bench| drop(bench.send(Event::Retry))),
 ];
@@ -77,36 +148,43 @@ const EVENTS: [Act; 14] = [
 #[test]
 fn every_phase_meets_every_event() {
     let mut table = String::new();
-    for phase in Phase::ALL {
+    for from in Phase::ALL.iter().map(|phase| phase.as_str()).chain([CLEANING_UP]) {
         let mut row = Vec::new();
         for (name, act) in EVENTS {
-            let Some(mut bench) = bench_in(phase) else { continue };
+            let Some(mut bench) = bench_in(from) else { continue };
+            assert_eq!(place(&bench), from);
             act(&mut bench);
-            let waits = bench.running.is_some()
-                || bench.node.next_wake().is_some()
-                || bench.phase() == Phase::Invalid;
-            assert!(waits, "{phase:?} × {name}: nothing runs and nothing wakes the node");
-            if bench.phase() != phase {
-                row.push(format!("{name} → {}", bench.phase().as_str()));
+            if bench.forgotten {
+                row.push(format!("{name} → forgotten"));
+                continue;
+            }
+            let wake = bench.node.next_wake().map(|(at, _)| at);
+            let waits =
+                bench.running.is_some() || wake.is_some() || bench.phase() == Phase::Invalid;
+            assert!(waits, "{from} × {name}: nothing runs and nothing wakes the node");
+            assert!(wake.is_none_or(|at| at > bench.now), "{from} × {name}: it spins");
+            if place(&bench) != from {
+                row.push(format!("{name} → {}", place(&bench)));
             }
         }
-        writeln!(table, "{}: {}", phase.as_str(), row.join(", ")).unwrap();
+        writeln!(table, "{from}: {}", row.join(", ")).unwrap();
     }
-    expect![[r"
-        invalid: 
-        held: spec-other → pending, paused → paused, approve → pending
-        pending: done-ok → preparing, done-lasting → failed, paused → paused
-        preparing: done-ok → powering-on, done-passing → pending, done-lasting → failed, deadline → pending, spec-other → pending, paused → pending
-        powering-on: done-ok → waiting-ramdisk, done-passing → pending, done-lasting → pending, deadline → pending, ramdisk-error → pending, spec-other → pending, paused → pending
-        waiting-ramdisk: deadline → pending, ramdisk-error → pending, spec-other → pending, paused → pending
-        imaging: done-ok → switching, done-passing → pending, done-lasting → pending, deadline → pending, ramdisk-error → pending, spec-other → pending, paused → pending
-        switching: deadline → pending, ramdisk-error → pending, deploy-state → waiting-completed, completed → restarting, spec-other → pending, paused → pending
-        waiting-completed: deadline → pending, ramdisk-error → pending, completed → restarting, spec-other → pending, paused → pending
-        restarting: done-ok → deployed, done-lasting → pending, deadline → pending, spec-other → pending, paused → pending
-        deployed: spec-other → pending, paused → paused
-        failed: spec-other → pending, paused → paused, retry → pending
+    expect![[r#"
+        invalid: spec-gone → forgotten
+        held: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged, approve → pending
+        pending: done-ok → preparing, done-lasting → failed, paused → paused, spec-clash → invalid, unmanaged → unmanaged
+        preparing: done-passing → pending, done-lasting → failed, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
+        powering-on: done-ok → waiting-ramdisk, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
+        waiting-ramdisk: deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
+        imaging: done-ok → switching, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
+        switching: deadline → cleaning-up, ramdisk-error → cleaning-up, deploy-state → waiting-completed, completed → restarting, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
+        waiting-completed: deadline → cleaning-up, ramdisk-error → cleaning-up, completed → restarting, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
+        restarting: done-ok → deployed, done-lasting → cleaning-up, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
+        deployed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged
+        failed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, spec-timeouts → pending, other-bmc → pending, unmanaged → unmanaged, retry → pending
         available: 
-        unmanaged: 
-        paused: 
-    "]].assert_eq(&table);
+        unmanaged: spec-clash → invalid
+        paused: spec-clash → invalid, unmanaged → unmanaged
+        cleaning-up: done-ok → pending, done-lasting → failed
+    "#]].assert_eq(&table);
 }
