@@ -79,6 +79,8 @@ struct Begun {
     bmc: BmcAddress,
     digest: Digest,
     written: bool,
+    /// Its ramdisk has called.
+    heard: bool,
 }
 
 pub(super) struct Job {
@@ -183,7 +185,7 @@ impl Site {
             let late = before.not_before.map(|at| self.now.duration_since(at));
             self.consent.given &= late.is_none_or(|late| late <= CONSENT_LASTS);
             let (bmc, digest) = (spec.bmc.address.clone(), spec.digest());
-            self.begun = Some(Begun { bmc, digest, written: false });
+            self.begun = Some(Begun { bmc, digest, written: false, heard: false });
         }
         if prepares(&before.state) && matches!(record.state, State::PoweringOn { .. }) {
             let reworded = self
@@ -239,6 +241,7 @@ impl Site {
                 // Consent was judged when the attempt began; a clash does not stop one under way, everything else does.
                 assert!(!spec.paused && spec.goal == Goal::Deployed, "written in a pause");
                 assert!(matches!(self.node.menu(), Menu::Deploy(_)));
+                assert_eq!(self.node.record().installed, None, "half written and said to be whole");
                 assert_eq!((target.address, *disk_bytes), (RAMDISK, disk().size));
             }
             Operation::Restart => {
@@ -381,11 +384,15 @@ impl Site {
         } else {
             RAMDISK
         };
-        let bound = attempt.and_then(|attempt| attempt.peer);
-        let legitimate = real.as_ref() == Some(&key) && bound.is_none_or(|bound| bound == peer);
+        let heard = self.begun.as_ref().is_some_and(|begun| begun.heard);
+        let key_fits = real.as_ref() == Some(&key);
         // A stranger with the right key who comes first is out of the reference's reach.
-        if legitimate && peer != RAMDISK {
+        if key_fits && peer != RAMDISK && !heard {
             return;
+        }
+        let legitimate = key_fits && peer == RAMDISK;
+        if let Some(begun) = &mut self.begun {
+            begun.heard |= legitimate;
         }
         let before = self.node.record().clone();
         let expired = self.node.next_wake().is_some_and(|(at, _)| at <= self.now);

@@ -46,6 +46,7 @@ fn the_good_way_ends_deployed_and_shows_every_phase() {
     assert!(status.ready && status.spec_valid);
     assert_eq!(status.installed_digest, status.spec_digest);
     assert_eq!(status.installed.unwrap().disk, disk());
+    assert!(!bench.node.record().consented, "the next time is asked anew");
 }
 
 #[test]
@@ -107,6 +108,22 @@ fn a_changed_image_is_drift_and_only_a_changed_redeploy_reinstalls() {
     bench.change(|spec| spec.redeploy = Some("2026-11-22-a".into()));
     bench.done(Ok(Outcome::Power(PowerState::On)));
     assert_eq!(bench.phase(), Phase::Preparing);
+}
+
+#[test]
+fn a_disk_that_is_being_written_is_no_longer_installed() {
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::Deployed);
+    bench.change(|spec| spec.redeploy = Some("again".into()));
+    bench.go_to(Phase::WaitingRamdisk);
+    assert!(bench.node.record().installed.is_some(), "nothing is lost yet");
+    bench.go_to(Phase::Imaging);
+    assert_eq!(bench.node.record().installed, None);
+    // The old spec comes back: its system is gone.
+    bench.change(|spec| spec.redeploy = None);
+    bench.done(Err(passing()));
+    bench.done(Ok(Outcome::CleanedUp));
+    assert_eq!(bench.phase(), Phase::Pending);
 }
 
 #[test]
@@ -281,7 +298,7 @@ fn a_key_of_another_attempt_or_from_another_address_is_refused() {
         request: 1,
         peer: "192.0.2.66".parse().unwrap(),
         key: key(1),
-        call: deploy_info(""),
+        call: Call::DeployState,
     };
     assert_eq!(bench.send(elsewhere), Some(Reply::Refused));
     assert_eq!(bench.phase(), Phase::WaitingRamdisk);
@@ -492,9 +509,11 @@ fn the_identity_of_an_installation_is_its_image_root_device_and_redeploy_for_all
     let different: BTreeSet<String> = inside.into_iter().map(digest).collect();
     assert_eq!((different.len(), different.contains(&unchanged)), (inside.len(), false));
     // Should this change, every machine out there looks out of date after the upgrade.
-    expect!["sha256:bb5036728bba426d36dc07d798234823d3030bebda24081ebb4ca5d671490365"].assert_eq(&digest(|spec| {
-        spec.root_device.serial = Some("root-1".into());
-        spec.root_device.size = Some(SizeHint::parse("s>= 100GiB").unwrap());
-        spec.root_device.rotational = Some(true);
-    }));
+    expect!["sha256:bb5036728bba426d36dc07d798234823d3030bebda24081ebb4ca5d671490365"].assert_eq(
+        &digest(|spec| {
+            spec.root_device.serial = Some("root-1".into());
+            spec.root_device.size = Some(SizeHint::parse("s>= 100GiB").unwrap());
+            spec.root_device.rotational = Some(true);
+        }),
+    );
 }
