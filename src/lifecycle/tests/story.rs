@@ -492,9 +492,11 @@ fn the_identity_of_an_installation_is_its_image_root_device_and_redeploy_for_all
     let different: BTreeSet<String> = inside.into_iter().map(digest).collect();
     assert_eq!((different.len(), different.contains(&unchanged)), (inside.len(), false));
     // Should this change, every machine out there looks out of date after the upgrade.
-    expect!["sha256:bb5036728bba426d36dc07d798234823d3030bebda24081ebb4ca5d671490365"].assert_eq(&digest(|spec| {
-        spec.root_device.serial = Some("root-1".into());
-        spec.root_device.size = Some(SizeHint::parse("s>= 100GiB").unwrap());
-        spec.root_device.rotational = Some(true);
-    }));
+    expect!["sha256:bb5036728bba426d36dc07d798234823d3030bebda24081ebb4ca5d671490365"].assert_eq(
+        &digest(|spec| {
+            spec.root_device.serial = Some("root-1".into());
+            spec.root_device.size = Some(SizeHint::parse("s>= 100GiB").unwrap());
+            spec.root_device.rotational = Some(true);
+        }),
+    );
 }
