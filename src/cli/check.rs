@@ -16,12 +16,8 @@ pub(super) fn check(
     for problem in &report.problems {
         writeln!(out, "{problem}")?;
     }
-    writeln!(
-        out,
-        "{}: {} good, {} problems",
-        dir.display(),
-        report.good.len(),
-        report.problems.len()
-    )?;
+    let (good, problems) = (report.good.len(), report.problems.len());
+    let plural = if problems == 1 { "" } else { "s" };
+    writeln!(out, "{}: {good} good, {problems} problem{plural}", dir.display())?;
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -28,7 +28,7 @@ pub enum ErrorKind {
     #[error("cannot connect: {0}")]
     Unreachable(String),
     /// The login failed; trying again with the same credentials will not help unless [`LoginRefusal::may_pass`] says so.
-    #[error("login refused: {0}")]
+    #[error("refused: {0}")]
     LoginRefused(LoginRefusal),
     /// The connection existed and ended.
     #[error("connection lost: {0}")]

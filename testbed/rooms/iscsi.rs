@@ -211,7 +211,7 @@ async fn a_target_that_does_not_ask_for_chap_is_refused() {
     assert_eq!(error.kind, ErrorKind::LoginRefused(LoginRefusal::ChapNotAsked));
     assert_eq!(
         error.to_string(),
-        format!("target {IQN}: login: login refused: the target does not ask for CHAP, must")
+        format!("target {IQN}: login: refused: the target does not ask for CHAP, must")
     );
 }
 
@@ -283,7 +283,7 @@ async fn what_is_not_there_is_named() {
     let error = Lun::connect(&unknown, None, &options()).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "target iqn.2026-01.test:other: login: login refused: no such target at this portal (02/03)"
+        "target iqn.2026-01.test:other: login: refused: no such target at this portal (02/03)"
     );
     for lun in [0, 7] {
         let error = Lun::connect(&tgtd.lun(lun), None, &options()).await.unwrap_err();
