@@ -116,14 +116,21 @@ LABEL deploy
 }
 
 /// Every word is quoted: between single quotes nothing has a meaning to GRUB's script language.
+///
+/// GRUB goes on after a command that failed. A transfer cut short, by an agent that was restarted say, would end in a kernel without its
+/// ramdisk, and that in a panic. Each of the ten tries waits half a minute for an answer. The kernel is loaded once only: GRUB 2.06
+/// crashes when it boots one that was loaded twice.
 fn grub_deploy(mac: MacAddr, kernel: &str, initramfs: &str, words: &[&str]) -> Secret {
     let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
     Secret::new(format!(
         "\
 echo \"hostler: booting the deploy ramdisk\"
 linux (tftp)/{kernel} {} BOOTIF=01-{}
-initrd (tftp)/{initramfs}
-boot
+for try in 1 2 3 4 5 6 7 8 9 10; do
+  if initrd (tftp)/{initramfs}; then
+    boot
+  fi
+done
 exit
 ",
         quoted.join(" "),
@@ -198,8 +205,11 @@ mod tests {
         expect![[r#"
             echo "hostler: booting the deploy ramdisk"
             linux (tftp)/deploy/vmlinuz 'hostler.api=192.0.2.1:8443' 'hostler.key=00ff' 'console=ttyS1,115200n8' BOOTIF=01-52-54-00-00-00-0a
-            initrd (tftp)/deploy/initramfs
-            boot
+            for try in 1 2 3 4 5 6 7 8 9 10; do
+              if initrd (tftp)/deploy/initramfs; then
+                boot
+              fi
+            done
             exit
         "#]]
         .assert_eq(menus.grub.expose());
