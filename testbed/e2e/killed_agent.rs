@@ -29,12 +29,12 @@ fn an_agent_killed_while_waiting_and_killed_and_stopped_while_writing_finishes_t
     site.write_spec(&machine, &rest);
     let key = |site: &Site| site.record("node-1").unwrap().state.attempt().unwrap().key.clone();
 
-    // The machine has everything it boots from, and not called yet.
+    // In the middle of a transfer: the machine has its kernel and is fetching the ramdisk, and then asks again.
     let booting = |status: &Status| {
         let fetched = status.last_seen.as_ref().and_then(|seen| seen.fetched);
-        status.phase == Phase::WaitingRamdisk && fetched == Some(BootStage::Ramdisk)
+        status.phase == Phase::WaitingRamdisk && fetched == Some(BootStage::Kernel)
     };
-    site.wait("node-1", "the ramdisk to boot", BOOT_LIMIT, booting);
+    site.wait("node-1", "the ramdisk to be fetched", BOOT_LIMIT, booting);
     site.kill_agent();
     let first_key = key(&site);
     site.start_agent();
