@@ -136,11 +136,6 @@ impl Lun {
         u32::try_from(target.min(TRANSFER_BYTES_MAX)).unwrap_or(u32::MAX)
     }
 
-    /// The size of writes, many at once, that goes fastest.
-    pub fn best_write_bytes(&self) -> u32 {
-        u32::try_from(BEST_WRITE_BYTES).unwrap_or(u32::MAX).min(self.max_transfer_bytes())
-    }
-
     /// Writes `data` at `offset`. Many may be under way at once; those without a slot wait. The payload is not copied. A write
     /// that was cancelled is still carried out unless a logout comes first.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), IscsiError> {
@@ -221,7 +216,7 @@ impl Lun {
     fn zero_step(&self) -> u64 {
         let block = u64::from(self.block_bytes());
         if self.inner.no_write_same.load(Ordering::Relaxed) {
-            return self.best_write_bytes().into();
+            return BEST_WRITE_BYTES.min(self.max_transfer_bytes().into());
         }
         let target = self
             .inner

@@ -47,6 +47,12 @@ pub(crate) fn fill(machine: &Machine) {
     disk.write_all_at(&data, end).unwrap();
 }
 
+/// Fills every machine's root disk and notes what every disk holds.
+pub(crate) fn fill_and_note(machines: &[Machine]) -> Vec<Before> {
+    machines.iter().for_each(fill);
+    machines.iter().flat_map(|machine| &machine.disks).map(|disk| Before::of(&disk.path)).collect()
+}
+
 /// That the root disk holds the image, bit for bit.
 pub(crate) fn assert_holds(machine: &Machine, image: &Image) {
     let compared = Command::new("cmp")

@@ -15,12 +15,7 @@ fn a_bad_image_or_bmc_is_named_and_the_machine_is_never_switched_on() {
     let mut site = Site::new("faults_before_power", &["bios"; 4], "128M");
     let image = site.image("disk.raw", 0);
     let machines = site.rack.machines();
-    machines.iter().for_each(disks::fill);
-    let before: Vec<Before> = machines
-        .iter()
-        .flat_map(|machine| &machine.disks)
-        .map(|disk| Before::of(&disk.path))
-        .collect();
+    let before = disks::fill_and_note(&machines);
     let [wrong_checksum, silent_bmc, wrong_password, no_image] = machines.try_into().unwrap();
 
     let right = format!("[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n", image.sha256);

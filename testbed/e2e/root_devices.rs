@@ -12,12 +12,7 @@ fn without_exactly_one_disk_that_fits_no_disk_is_written() {
     let mut site = Site::new("root_devices", &["bios"; 3], "128M");
     let image = site.image("disk.raw", 0);
     let machines = site.rack.machines();
-    machines.iter().for_each(disks::fill);
-    let before: Vec<Before> = machines
-        .iter()
-        .flat_map(|machine| &machine.disks)
-        .map(|disk| Before::of(&disk.path))
-        .collect();
+    let before = disks::fill_and_note(&machines);
     let hints =
         ["[root_device]\nserial = \"in-no-machine\"\n", "", "[root_device]\nserial = \"data-3\"\n"];
     for (machine, hint) in machines.iter().zip(hints) {

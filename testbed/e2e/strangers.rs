@@ -24,12 +24,7 @@ fn a_machine_that_does_not_come_a_wrong_key_and_a_machine_that_is_on_change_noth
     let mut site = Site::new("strangers", &["bios", "bios"], "128M");
     let image = site.image("disk.raw", 0);
     let machines = site.rack.machines();
-    machines.iter().for_each(disks::fill);
-    let before: Vec<Before> = machines
-        .iter()
-        .flat_map(|machine| &machine.disks)
-        .map(|disk| Before::of(&disk.path))
-        .collect();
+    let before = disks::fill_and_note(&machines);
     let [unplugged, powered_on] = machines.try_into().unwrap();
     let spec = |number: usize| {
         format!(
