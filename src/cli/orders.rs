@@ -1,0 +1,55 @@
+//! `hostler approve` and `hostler retry`: orders for the running agent.
+//!
+//! The agent decides what an order leads to; these commands carry it there and say what came back.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use crate::{
+    admin,
+    model::{
+        admin::{Answer, Order, Selection},
+        ids::NodeName,
+    },
+};
+
+use super::Failure;
+
+/// For which nodes, and where the agent listens.
+#[derive(Debug, clap::Args)]
+pub(super) struct For {
+    /// The nodes.
+    #[arg(value_name = "NODE", required_unless_present = "all")]
+    nodes: Vec<NodeName>,
+    /// All nodes that wait for this.
+    #[arg(long, conflicts_with = "nodes")]
+    all: bool,
+    /// The agent's socket.
+    #[arg(long, default_value = "/run/hostler/admin.sock")]
+    socket: PathBuf,
+}
+
+/// Gives the order that `order` makes of the selection. Whatever did not count is an error, after all that did.
+pub(super) fn give(
+    order: impl FnOnce(Selection) -> Order,
+    For { nodes, all, socket }: For,
+    out: &mut impl Write,
+) -> Result<ExitCode, Failure> {
+    let order =
+        order(if all { Selection::All } else { Selection::Nodes(nodes.into_iter().collect()) });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answers = runtime.block_on(admin::ask(&socket, &order))?;
+    if answers.is_empty() {
+        writeln!(out, "no node waits for this: there is nothing to {}", order.name())?;
+    }
+    let (counted, refused): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| answer.counted);
+    for Answer { node, message, .. } in counted {
+        writeln!(out, "{node}: {message}")?;
+    }
+    if refused.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(NotCounted(refused).into()) }
+}
+
+/// Orders that changed nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(|Answer { node, message, .. }| format!("{node}: {message}")).collect::<Vec<_>>().join("\n"))]
+struct NotCounted(Vec<Answer>);
