@@ -252,6 +252,16 @@ async fn an_agent_that_stops_or_is_another_program_is_told_of() {
     drop(dir);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_says_nothing_is_not_waited_for_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    let _listener = StdListener::bind(&socket).unwrap();
+    let error = ask(&socket, &Order::Retry(Selection::All)).await.unwrap_err();
+    let said = format!("the agent at {} did not answer in 25 s; ", socket.display());
+    assert!(error.to_string().starts_with(&said), "{error}");
+}
+
 /// A server whose driver is the test.
 struct Agent {
     requests: mpsc::Receiver<Request>,
