@@ -2,7 +2,7 @@
 //!
 //! The [`Server`] is started by the agent, which answers every [`Request`] from its driver; [`ask`] is called by the commands. Who may
 //! give orders is a matter of the socket's owner and mode; who gave one is asked of the kernel and handed over with it. The room judges
-//! nothing about nodes. It must never hand over an order whose giver it does not know, and never take a socket from a living agent.
+//! nothing about nodes. It must never hand over an order whose giver it does not know or who has gone, and never take a socket from a living agent.
 //!
 //! ```text
 //! → {"version":1,"body":{"approve":{"nodes":["edge-07"]}}}

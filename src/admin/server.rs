@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{Mode, fchmod};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{Mode, fchmod},
+};
 use tokio::{
     io::AsyncWriteExt as _,
     net::{UnixListener, UnixSocket, UnixStream},
@@ -142,6 +145,7 @@ async fn converse(mut stream: UnixStream, requests: mpsc::Sender<Request>) {
         return debug!(uid, pid, "admin connection says nothing");
     };
     let answers = match line.and_then(|line| decode(&line)) {
+        Ok(_) if has_hung_up(&stream) => return debug!(uid, pid, "an operator went away"),
         Ok(order) => hand_over(order, who, &requests).await,
         Err(WireError::Io(error)) => return debug!(uid, pid, %error, "admin connection failed"),
         Err(error) => {
@@ -155,6 +159,13 @@ async fn converse(mut stream: UnixStream, requests: mpsc::Sender<Request>) {
         Ok(Err(error)) => debug!(uid, pid, %error, "an operator went away before the answer"),
         Err(_) => debug!(uid, pid, "an operator does not take the answer"),
     }
+}
+
+/// Whether the other end is closed. It may have given up long ago, if this process was stopped or starved meanwhile.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut ends = [PollFd::new(stream, PollFlags::empty())];
+    let polled = poll(&mut ends, Some(&Timespec::default()));
+    polled.is_err() || ends.iter().any(|end| end.revents().contains(PollFlags::HUP))
 }
 
 async fn hand_over(

@@ -3,9 +3,11 @@
 use std::{
     fs::{self, Permissions},
     future::Future,
+    io::Write as _,
+    net::Shutdown,
     os::unix::{
         fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown},
-        net::UnixListener as StdListener,
+        net::{UnixListener as StdListener, UnixStream as StdStream},
     },
     path::{Path, PathBuf},
     process::{self, Output},
@@ -185,6 +187,21 @@ async fn what_is_no_order_is_refused_and_never_handed_over() {
     stream.shutdown().await.unwrap();
     assert!(heard(&mut stream).await.contains("cut off"));
     assert!(agent.requests.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn an_order_whose_giver_has_gone_is_not_handed_over() {
+    let mut agent = Agent::new().await;
+    // All of it before the server hears of the first thing.
+    let mut gone = StdStream::connect(&agent.socket).unwrap();
+    gone.write_all(b"{\"version\":1,\"body\":{\"approve\":\"all\"}}\n").unwrap();
+    drop(gone);
+    // One that only says that it has no more to say is still there.
+    let mut there = StdStream::connect(&agent.socket).unwrap();
+    there.write_all(b"{\"version\":1,\"body\":{\"retry\":\"all\"}}\n").unwrap();
+    there.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(agent.request().await.order, Order::Retry(Selection::All));
+    agent.answers(&agent.socket.clone()).await;
 }
 
 #[tokio::test]
