@@ -5,7 +5,7 @@
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use crate::{
-    admin,
+    admin, config,
     model::{
         admin::{Answer, Order, Selection},
         ids::NodeName,
@@ -23,17 +23,24 @@ pub(super) struct For {
     /// All nodes that wait for this.
     #[arg(long, conflicts_with = "nodes")]
     all: bool,
-    /// The agent's socket.
-    #[arg(long, default_value = "/run/hostler/admin.sock")]
-    socket: PathBuf,
+    /// The agent's configuration, which says where it listens.
+    #[arg(long, default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    /// The agent's socket, instead of what the configuration says.
+    #[arg(long)]
+    socket: Option<PathBuf>,
 }
 
 /// Gives the order that `order` makes of the selection. Whatever did not count is an error, after all that did.
 pub(super) fn give(
     order: impl FnOnce(Selection) -> Order,
-    For { nodes, all, socket }: For,
+    For { nodes, all, config, socket }: For,
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
+    let socket = match socket {
+        Some(socket) => socket,
+        None => config::read(&config)?.admin.socket,
+    };
     let order =
         order(if all { Selection::All } else { Selection::Nodes(nodes.into_iter().collect()) });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

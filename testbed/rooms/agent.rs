@@ -7,6 +7,7 @@ mod deploys;
 mod disk_faults;
 mod faults;
 mod machine;
+mod orders;
 mod restarts;
 mod site;
 mod specs;
