@@ -4,6 +4,7 @@ use std::{
     fs,
     io::Write as _,
     os::unix::{fs::MetadataExt as _, net::UnixStream},
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -15,6 +16,7 @@ use super::{
     machine::Machine,
     site::{Site, answer},
 };
+use crate::ipmi::simulators::{PASSWORD, USER};
 
 /// What a command printed: exit code, standard output, standard error.
 type Said = (i32, String, String);
@@ -326,4 +328,30 @@ fn many_reinstalls_at_once_wait_until_an_operator_approves() {
     }
     let rest = "rack-2: will be wiped and installed\nrack-3: will be wiped and installed\n";
     assert_eq!(order(&site, &["approve", "--all"]), said(0, rest, ""));
+}
+
+#[test]
+fn a_machine_that_somebody_switched_off_is_switched_on_again_when_an_operator_says_so() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    machine.deploy(&site);
+    ends_deployed(&site, &machine);
+    // An agent that starts looks at once; one that runs would in a minute.
+    agent.kill();
+    let bmc = machine.bmc.port.to_string();
+    let mut ipmitool = Command::new("ipmitool");
+    ipmitool.args(["-I", "lanplus", "-H", "127.0.0.1", "-p", &bmc, "-U", USER, "-P", PASSWORD]);
+    assert!(ipmitool.args(["chassis", "power", "off"]).status().unwrap().success());
+    let _agent = site.start();
+    site.until(NODE, "off", |status| status.message.contains("its spec wants it on"));
+    assert!(!machine.is_on());
+    assert_eq!(
+        order(&site, &["retry", "--all"]).1,
+        "no node waits for this: there is nothing to retry\n"
+    );
+    assert_eq!(order(&site, &["retry", NODE]), said(0, "edge-07: will be switched on\n", ""));
+    site.await_that("on", || machine.is_on());
+    assert!(machine.has_image(&site));
 }
