@@ -69,8 +69,8 @@ impl Server {
     /// living agent's socket, or a file of another kind, is not.
     pub async fn bind(path: &Path) -> Result<Self, AdminError> {
         let failed = |source| AdminError::Socket { path: path.to_owned(), source };
-        if let Some(dir) = path.parent() {
-            DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir).map_err(failed)?;
+        if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
+            make_dir(dir).map_err(failed)?;
         }
         clear(path).await?;
         let listener = listen(path).map_err(failed)?;
@@ -100,6 +100,12 @@ impl Server {
         }
         connections.shutdown().await;
     }
+}
+
+/// A directory that the group may enter whatever the umask is.
+fn make_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir)?;
+    fs::set_permissions(dir, Permissions::from_mode(DIR_MODE))
 }
 
 /// Removes what a killed agent left.

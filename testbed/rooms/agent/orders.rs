@@ -4,6 +4,7 @@ use std::{
     fs,
     io::Write as _,
     os::unix::{fs::MetadataExt as _, net::UnixStream},
+    path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -17,6 +18,9 @@ use super::{
     site::{Site, answer},
 };
 use crate::ipmi::simulators::{PASSWORD, USER};
+
+/// The agent's socket, in the site.
+const SOCKET: &str = "run/admin.sock";
 
 /// What a command printed: exit code, standard output, standard error.
 type Said = (i32, String, String);
@@ -165,15 +169,19 @@ fn consent_whose_record_cannot_be_written_starts_nothing_and_says_so() {
 #[test]
 fn without_an_agent_an_order_says_where_it_knocked() {
     let site = Site::new();
-    let socket = site.path("admin.sock");
+    let socket = site.path(SOCKET);
     let unheard = format!("error: no agent is listening at {}; ", socket.display());
     let (code, out, errors) = order(&site, &["approve", NODE]);
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(errors.starts_with(&unheard), "{errors}");
 
-    let agent = site.start();
+    // As systemd starts it, with a umask that leaves nothing to the group.
+    let mut sh = Command::new("sh");
+    sh.args(["-c", "umask 0077; exec \"$0\" run --config \"$1\""]);
+    let agent = site.start_as(sh.arg(env!("CARGO_BIN_EXE_hostler")).arg(site.path("hostler.toml")));
     site.await_that("running", || site.log().contains("running"));
-    assert_eq!(fs::metadata(&socket).unwrap().mode() & 0o7777, 0o660);
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!((mode(&socket), mode(socket.parent().unwrap())), (0o660, 0o750));
     assert_eq!(order(&site, &["retry", "--all"]).0, 0);
     assert!(agent.terminate().0.success());
     assert!(!socket.exists());
@@ -187,13 +195,33 @@ fn without_an_agent_an_order_says_where_it_knocked() {
 }
 
 #[test]
+fn consent_under_a_broken_spec_waits_until_the_spec_is_whole_again() {
+    let site = Site::new();
+    let machine = Machine::with_bmc(&site, NODE, &["--on"]);
+    let _agent = site.start();
+    let spec = machine.spec(&site);
+    site.write(NODE, &spec);
+    site.until_phase(NODE, Phase::Held);
+    fs::write(site.path("nodes/edge-07.toml"), "half a li").unwrap();
+    site.until(NODE, "invalid", |status| !status.spec_valid);
+    let (code, out, _) = order(&site, &["approve", NODE]);
+    assert_eq!(code, 0);
+    assert!(out.starts_with("edge-07: will be wiped and installed, but not yet: "), "{out}");
+    assert!(out.contains("nodes/edge-07.toml:1:"), "{out}");
+    assert!(machine.story().is_empty());
+    site.write(NODE, &spec);
+    machine.deploy(&site);
+    ends_deployed(&site, &machine);
+}
+
+#[test]
 fn clients_that_misbehave_keep_neither_the_agent_nor_operators_from_working() {
     let site = Site::new();
     let machine = Machine::with_bmc(&site, NODE, &["--on"]);
     let _agent = site.start();
     site.write(NODE, &machine.spec(&site));
     site.until_phase(NODE, Phase::Held);
-    let connect = || UnixStream::connect(site.path("admin.sock")).unwrap();
+    let connect = || UnixStream::connect(site.path(SOCKET)).unwrap();
     let silent: Vec<UnixStream> = (0..40).map(|_| connect()).collect();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -225,7 +253,7 @@ fn a_second_agent_does_not_take_the_first_ones_socket() {
     site.await_that("running", || site.log().contains("running"));
     let other = Site::new();
     let config = fs::read_to_string(other.path("hostler.toml")).unwrap();
-    let socket = |site: &Site| site.path("admin.sock").display().to_string();
+    let socket = |site: &Site| site.path(SOCKET).display().to_string();
     let config = config.replace(&socket(&other), &socket(&site));
     fs::write(other.path("hostler.toml"), config).unwrap();
     let second = other.start();
@@ -239,7 +267,7 @@ fn a_second_agent_does_not_take_the_first_ones_socket() {
 #[test]
 fn an_agent_that_cannot_have_its_socket_says_so_and_goes_on() {
     let site = Site::new();
-    let (from, to) = (site.path("admin.sock"), site.path("vmlinuz/admin.sock"));
+    let (from, to) = (site.path(SOCKET), site.path("vmlinuz/admin.sock"));
     let config = fs::read_to_string(site.path("hostler.toml")).unwrap();
     let config = config.replace(from.to_str().unwrap(), to.to_str().unwrap());
     fs::write(site.path("hostler.toml"), config).unwrap();

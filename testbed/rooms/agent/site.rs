@@ -78,7 +78,7 @@ loaders = "{dir}/loaders"
 [callback]
 listen = "{callback}"
 [admin]
-socket = "{dir}/admin.sock"
+socket = "{dir}/run/admin.sock"
 [ramdisk]
 kernel = "{dir}/vmlinuz"
 initramfs = "{dir}/initramfs"
