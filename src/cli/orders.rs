@@ -16,12 +16,13 @@ use super::Failure;
 
 /// For which nodes, and where the agent listens.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("whom").required(true))]
 pub(super) struct For {
     /// The nodes.
-    #[arg(value_name = "NODE", required_unless_present = "all")]
+    #[arg(value_name = "NODE", group = "whom")]
     nodes: Vec<NodeName>,
     /// All nodes that wait for this.
-    #[arg(long, conflicts_with = "nodes")]
+    #[arg(long, group = "whom")]
     all: bool,
     /// The agent's configuration, which says where it listens.
     #[arg(long, default_value = config::DEFAULT_PATH)]

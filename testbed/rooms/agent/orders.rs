@@ -188,8 +188,10 @@ fn without_an_agent_an_order_says_where_it_knocked() {
     let (_, _, errors) = order(&site, &["approve", NODE]);
     assert!(errors.starts_with(&unheard), "{errors}");
 
-    let (code, _, errors) = order(&site, &["approve"]);
-    assert_eq!(code, 2, "{errors}");
+    for words in [&["approve"][..], &["approve", NODE, "--all"]] {
+        let (code, _, errors) = order(&site, words);
+        assert_eq!((code, errors.contains("<NODE|--all>")), (2, true), "{errors}");
+    }
     let (code, _, errors) = order(&site, &["approve", "Edge_07"]);
     assert_eq!((code, errors.contains("RFC 1123")), (2, true), "{errors}");
 }
