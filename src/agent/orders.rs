@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use crate::{
     admin::{Peer, Request},
-    lifecycle::{Event, Node},
+    lifecycle::{Event, Hold, Node},
     model::{
         admin::{Answer, Order, Selection},
         ids::NodeName,
@@ -43,14 +43,15 @@ impl Driver {
         drop(reply.send(answers));
     }
 
-    /// The nodes that an order for all is for.
+    /// The nodes that an order for all is for. Consent for all is for those that were held because they are many; a machine that is
+    /// somebody's, or may be installed, has to be named.
     fn waiting_for(&self, order: &Order) -> Vec<NodeName> {
         let fleet = self.carrier.fleet();
-        let phase = match order {
-            Order::Approve(_) => Phase::Held,
-            Order::Retry(_) => Phase::Failed,
+        let waits = |node: &Node| match order {
+            Order::Approve(_) => node.held_for() == Some(Hold::TooManyChanges),
+            Order::Retry(_) => node.phase() == Phase::Failed,
         };
-        let waits = |name: &NodeName| fleet.node(name).is_some_and(|node| node.phase() == phase);
+        let waits = |name: &NodeName| fleet.node(name).is_some_and(waits);
         fleet.names().into_iter().filter(waits).collect()
     }
 

@@ -97,7 +97,7 @@ fn a_failed_node_is_not_approved_but_tried_again() {
 }
 
 #[test]
-fn all_means_those_that_wait_for_it_and_no_others() {
+fn a_machine_that_is_somebodys_has_to_be_named_and_all_means_those_that_wait() {
     let site = Site::new();
     let held = ["rack-1", "rack-2"].map(|node| Machine::with_bmc(&site, node, &["--on"]));
     let broken = Machine::new(&site, "rack-3");
@@ -111,8 +111,13 @@ fn all_means_those_that_wait_for_it_and_no_others() {
     }
     let failed = site.until_phase("rack-3", Phase::Failed);
 
+    let (code, out, _) = order(&site, &["approve", "--all"]);
+    assert!(code == 0 && out.contains("nothing to approve"), "{out}");
+    for machine in &held {
+        assert_eq!(site.status(&machine.node).unwrap().phase, Phase::Held);
+    }
     let approved = "rack-1: will be wiped and installed\nrack-2: will be wiped and installed\n";
-    assert_eq!(order(&site, &["approve", "--all"]), said(0, approved, ""));
+    assert_eq!(order(&site, &["approve", "rack-1", "rack-2"]), said(0, approved, ""));
     for machine in &held {
         machine.deploy(&site);
         ends_deployed(&site, machine);
