@@ -22,15 +22,21 @@ mod scan;
 mod volume;
 mod work;
 
-use std::{collections::BTreeMap, future::Future, io, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap, fs, future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc,
+};
 
 use jiff::Timestamp;
+use rustix::{
+    fs::{Access, access},
+    io::Errno,
+};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info};
 
 use crate::{
     callback,
-    config::Config,
+    config::{self, Config},
     imaging::Images,
     lifecycle::{Fleet, Record},
     model::{ids::NodeName, problem::Problem},
@@ -145,8 +151,7 @@ impl Agent {
         let ended = async move { drop(closed.wait_for(|closed| *closed).await) };
         let callback = tokio::spawn(callback.serve(requests, news, ended));
 
-        let status_dir =
-            config.specs.status_dir.clone().unwrap_or_else(|| config.specs.dir.clone());
+        let status_dir = status_dir(&config.specs);
         let (watcher, wakes) =
             Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE).map_err(
                 |source| StartError::Listen { what: "directory watcher".into(), source },
@@ -193,6 +198,20 @@ fn tftp_config(config: &Config) -> tftp::Config {
         files: files.into_iter().map(|(name, path)| (name.to_owned(), path.clone())).collect(),
         ..tftp::Config::new(config.tftp.listen)
     }
+}
+
+/// Where status files go. That none can be written is no reason not to run; it is told at start, with the way out.
+fn status_dir(specs: &config::Specs) -> PathBuf {
+    let Some(dir) = &specs.status_dir else {
+        if let Err(error @ (Errno::ROFS | Errno::ACCESS)) = access(&specs.dir, Access::WRITE_OK) {
+            error!(dir = %specs.dir.display(), %error, "no status file can be written beside the specs; set specs.status_dir");
+        }
+        return specs.dir.clone();
+    };
+    if let Err(error) = fs::create_dir_all(dir) {
+        error!(dir = %dir.display(), %error, "specs.status_dir cannot be made");
+    }
+    dir.clone()
 }
 
 /// Whose record a damaged one was.
