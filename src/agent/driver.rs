@@ -3,11 +3,17 @@
 //! The order in [`Driver::carry_out`] is the heart of crash safety: the record first, then the boot menu, then everything else. While
 //! a record cannot be written, the node's actions wait.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use tokio::{
     sync::{mpsc, oneshot, watch},
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 use tracing::{error, info, warn};
@@ -53,6 +59,9 @@ pub(super) struct Driver {
     pub(super) workshop: Arc<Workshop>,
     /// Ticks when a node may have something new to tell its ramdisk.
     pub(super) changed: watch::Sender<u64>,
+    /// What the last scan means and has not been brought to its node yet. Everything else goes first: a thousand new specs are a
+    /// thousand records to write, and a machine that calls back is not kept waiting for them.
+    pub(super) news: VecDeque<(NodeName, Event)>,
     /// Nodes whose record could not be written, with why and the actions that wait for it.
     pub(super) unsaved: BTreeMap<NodeName, (String, Vec<Action>)>,
     /// Callbacks to be answered.
@@ -84,10 +93,14 @@ impl Driver {
             // Every arm is cancel-safe: receiving loses nothing, and all work is done after the select.
             let (name, event) = tokio::select! {
                 () = &mut shutdown => break,
-                Some(snapshot) = scans.recv() => {
-                    self.compare(snapshot, &reports);
+                Some(snapshot) = scans.recv(), if self.news.is_empty() => {
+                    self.compare(snapshot);
                     continue;
                 }
+                () = yield_now(), if !self.news.is_empty() => match self.news.pop_front() {
+                    Some(news) => news,
+                    None => continue,
+                },
                 Some(call) = calls.recv() => {
                     request += 1;
                     let Request { node, peer, key, call, reply } = call;
@@ -197,7 +210,7 @@ impl Driver {
     }
 
     /// What a scan found, as events. A directory that cannot be read holds everything.
-    fn compare(&mut self, snapshot: Result<Snapshot, ReadError>, reports: &mpsc::Sender<Report>) {
+    fn compare(&mut self, snapshot: Result<Snapshot, ReadError>) {
         let events = match snapshot {
             Ok(snapshot) => {
                 let in_force: Vec<Arc<NodeSpec>> = snapshot
@@ -217,9 +230,7 @@ impl Driver {
                 self.fleet.hold(&error.to_string())
             }
         };
-        for (name, event) in events {
-            self.step(&name, event, reports);
-        }
+        self.news.extend(events);
     }
 
     /// Brings every node whose time has come its tick, and tries to write records that could not be written.

@@ -23,7 +23,13 @@ mod volume;
 mod work;
 
 use std::{
-    collections::BTreeMap, fs, future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc,
+    collections::{BTreeMap, VecDeque},
+    fs,
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
 };
 
 use jiff::Timestamp;
@@ -170,6 +176,7 @@ impl Agent {
             publisher: Publisher::start(StatusFiles::new(status_dir)),
             workshop,
             changed,
+            news: VecDeque::new(),
             unsaved: BTreeMap::new(),
             replies: BTreeMap::new(),
             running: BTreeMap::new(),

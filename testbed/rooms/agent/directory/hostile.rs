@@ -1,0 +1,1 @@
+//! Entries of a spec directory that are no spec at all.
