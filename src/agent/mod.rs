@@ -162,7 +162,7 @@ impl Agent {
             specs_dir: config.specs.dir.display().to_string(),
             store,
             menus,
-            publisher: Publisher::start(StatusFiles::new(status_dir)),
+            publisher: Publisher::start(StatusFiles::new(status_dir), config.specs.rescan),
             workshop,
             changed,
             unsaved: BTreeMap::new(),
