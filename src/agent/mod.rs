@@ -173,7 +173,7 @@ impl Agent {
             specs_dir: config.specs.dir.display().to_string(),
             store,
             menus,
-            publisher: Publisher::start(StatusFiles::new(status_dir)),
+            publisher: Publisher::start(StatusFiles::new(status_dir), config.specs.rescan),
             workshop,
             changed,
             news: VecDeque::new(),
