@@ -97,7 +97,8 @@ fn a_replacement_that_inotify_cannot_see_is_noticed_by_the_rescan() {
     let site = Site::new();
     site.configure(&(status_elsewhere(&site) + "rescan = \"1s\"\n"));
     let config = fs::read_to_string(site.path("hostler.toml")).unwrap();
-    fs::write(site.path("hostler.toml"), config.replacen("/nodes\"", "/up/there/nodes\"", 1)).unwrap();
+    fs::write(site.path("hostler.toml"), config.replacen("/nodes\"", "/up/there/nodes\"", 1))
+        .unwrap();
     shell(&site, "mkdir -p up/there; mv nodes up/there; ln -s up/there/nodes nodes");
     let _agent = site.start();
     site.write("a", &observed(1, "before"));
