@@ -162,7 +162,7 @@ impl Agent {
             Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE).map_err(
                 |source| StartError::Listen { what: "directory watcher".into(), source },
             )?;
-        let scans = scan::start(&config, wakes);
+        let scans = scan::start(&config, &fleet.names(), wakes);
         let workshop = Arc::new(Workshop::new(
             Images::new(&config.images.dir, config.images.allowed_dirs.clone()),
             config.secrets.dir.clone(),
