@@ -25,15 +25,25 @@ mod scan;
 mod volume;
 mod work;
 
-use std::{collections::BTreeMap, future::Future, io, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs,
+    future::Future,
+    io,
+    net::SocketAddr,
+};
 
 use jiff::Timestamp;
+use rustix::{
+    fs::{Access, access},
+    io::Errno,
+};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::{
     admin, callback,
-    config::Config,
+    config::{self, Config},
     lifecycle::{Carrier, Fleet, Policy, Record},
     model::{ids::NodeName, problem::Problem, status::Installed},
     spec::Defaults,
@@ -153,9 +163,11 @@ impl Agent {
         // The listener may be bound to every address there is; a ramdisk needs the one it can reach.
         let api = SocketAddr::new(config.network.advertise, callback_port);
         let menus = MenuWriter::new(table.clone(), api, pin);
-        let publisher = Publisher::start(status_files(&config));
+        prepare_status_dir(&config.specs);
+        let publisher = Publisher::start(status_files(&config), config.specs.rescan);
         let mut rooms =
             Rooms::new(store, menus, publisher, Workshop::new(&config), changed, reporting);
+        let names = fleet.names();
         let carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
         carrier.present(driver::now(), &mut rooms);
@@ -174,10 +186,10 @@ impl Agent {
                 |source| StartError::Listen { what: "directory watcher".into(), source },
             )?;
         let sources =
-            Sources { scans: scan::start(&config, wakes), calls, orders, fetches, reports };
+            Sources { scans: scan::start(&config, &names, wakes), calls, orders, fetches, reports };
         let specs_dir = config.specs.dir.display().to_string();
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), callback = %api, "running");
-        Driver { carrier, rooms, specs_dir }.run(sources, shutdown).await;
+        Driver { carrier, rooms, news: VecDeque::new(), specs_dir }.run(sources, shutdown).await;
 
         closing.send_replace(true);
         drop(watcher);
@@ -213,6 +225,23 @@ fn policy(config: &Config) -> Policy {
 
 fn status_files(config: &Config) -> StatusFiles {
     StatusFiles::new(config.specs.status_dir.as_ref().unwrap_or(&config.specs.dir))
+}
+
+/// That no status file can be written is no reason not to run; it is told at start, with the way out.
+fn prepare_status_dir(specs: &config::Specs) {
+    match &specs.status_dir {
+        Some(dir) => {
+            if let Err(error) = fs::create_dir_all(dir) {
+                error!(dir = %dir.display(), %error, "specs.status_dir cannot be made");
+            }
+        }
+        None => {
+            if let Err(error @ (Errno::ROFS | Errno::ACCESS)) = access(&specs.dir, Access::WRITE_OK)
+            {
+                error!(dir = %specs.dir.display(), %error, "no status file can be written beside the specs; set specs.status_dir");
+            }
+        }
+    }
 }
 
 /// What the status files say is installed, where no good record says it.

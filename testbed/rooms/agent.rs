@@ -4,6 +4,7 @@
 
 mod commands;
 mod deploys;
+mod directory;
 mod disk_faults;
 mod faults;
 mod machine;
