@@ -2,14 +2,17 @@
 //!
 //! What needs a kernel and firmware is tested in the virtual rack; here a whole deploy takes seconds, so that every fault has its test.
 
+mod clock;
 mod commands;
 mod deploys;
 mod disk_faults;
 mod faults;
 mod machine;
+mod mounts;
 mod restarts;
 mod site;
 mod specs;
+mod surroundings;
 
 use hostler::model::{
     fault::Step,
