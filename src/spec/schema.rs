@@ -29,11 +29,14 @@ const BACKOFF: Duration = Duration::from_secs(60);
 pub(super) fn node(spec: &mut Section<'_>, name: Option<NodeName>) -> Option<NodeSpec> {
     let goals = [
         ("deployed", Some(Goal::Deployed)),
-        ("available", None),
+        ("available", Some(Goal::Available)),
         ("unmanaged", Some(Goal::Unmanaged)),
     ];
-    let powers =
-        [("on", Some(WantedPower::On)), ("off", None), ("ignore", Some(WantedPower::Ignore))];
+    let powers = [
+        ("on", Some(WantedPower::On)),
+        ("off", Some(WantedPower::Off)),
+        ("ignore", Some(WantedPower::Ignore)),
+    ];
     let goal = spec.key("state").choice(&goals).unwrap_or(Goal::Deployed);
     let power = spec.key("power").choice(&powers).unwrap_or(WantedPower::On);
     let paused = spec.key("paused").flag().unwrap_or(false);
