@@ -82,6 +82,10 @@ fn a_full_state_directory_stops_every_step_and_the_same_attempt_goes_on_when_the
     disk.fill();
     is_stuck(&site, "No space left on device");
     assert!(!machine.boots_its_disk(&site));
+    // Tried again every second, told once.
+    let told = count(&site, "a record cannot be written");
+    wait_at_most(Duration::from_secs(3), || None::<()>);
+    assert_eq!(count(&site, "a record cannot be written"), told, "{}", site.log());
     disk.free();
     ramdisk.finish();
     let status = ends_deployed(&site, &machine);
@@ -274,6 +278,8 @@ fn a_state_directory_that_is_removed_or_replaced_is_not_written_until_it_is_back
         // Another one in its place is as wrong: it knows of no node.
         fs::create_dir(&state).unwrap();
         fs::write(state.join("lock"), "").unwrap();
+        wait_at_most(Duration::from_secs(2), || None::<()>);
+        assert!(!state.join("edge-07.json").exists());
         assert!(machine.disk.sessions().is_empty());
         fs::remove_dir_all(&state).unwrap();
         fs::rename(&away, &state).unwrap();
