@@ -21,6 +21,8 @@ use super::{
 const RESCAN: &str = "rescan = \"1s\"\n";
 /// Enough for a certificate and a few records.
 const SMALL_KIB: u32 = 64;
+/// How soon a status is there once it can be written; the next look at the power, which would be news, comes after a minute.
+const STATUS_LIMIT: Duration = Duration::from_secs(15);
 /// How soon a normal stop is over; a second of it is the BMC's.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -118,6 +120,8 @@ fn a_full_status_directory_stops_nothing_and_is_told_once() {
     assert_eq!(count(&site, "a status file cannot be changed"), 1, "{}", site.log());
     assert!(site.log().contains("status/edge-07.status.toml: No space left on device"));
     disk.free();
+    let shown = wait_at_most(STATUS_LIMIT, || site.status(NODE).filter(|status| status.ready));
+    assert!(shown.is_some(), "{}", site.log());
     ends_deployed(&site, &machine);
     assert_eq!(machine.story(), DEPLOYED);
 }
