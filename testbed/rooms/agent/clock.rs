@@ -116,7 +116,7 @@ fn a_clock_set_forward_while_the_ramdisk_boots_costs_one_attempt() {
 #[test]
 fn a_clock_set_back_while_the_ramdisk_boots_makes_no_wait_longer() {
     let clocked = Clocked::start(3_000_100);
-    let ramdisk = clocked.to_ramdisk(&clocked.spec("1s").with("timeouts.ramdisk", "5s"));
+    let ramdisk = clocked.to_ramdisk(&clocked.spec("1s").with("timeouts.ramdisk", "15s"));
     let before = clocked.site.status(NODE).unwrap();
     set(&clocked.site, BACK);
     let failed = clocked.after_leap(&before, BACK, |status| status.last_error.is_some());
