@@ -98,20 +98,31 @@ impl Node {
         }
     }
 
-    /// A clock that was set back must not make any wait longer than its whole length.
+    /// A clock that was set back must not make any wait longer than its whole length, nor a phase begin in the future.
     pub(super) fn bound_waits(&mut self, now: Timestamp) {
-        let limit = self.limit();
+        let (limit, pause) = (self.limit(), self.whole_pause());
         let bound = |at: &mut Timestamp, limit| *at = (*at).min(after(now, limit));
         if let (Some(deadline), Some(limit)) = (&mut self.record.deadline, limit) {
             bound(deadline, limit);
         }
         if let Some(not_before) = &mut self.record.not_before {
-            bound(not_before, backoff::LONGEST);
+            bound(not_before, pause);
         }
+        self.record.since = self.record.since.min(now);
         let interval = self.observation_interval();
         bound(&mut self.next_observation, interval);
         if let (Some(running), Some(spec)) = (&mut self.running, &self.record.spec) {
             bound(&mut running.patience_until, power_limit(&spec.timeouts));
+        }
+    }
+
+    /// How long the pause before the state's work may be.
+    fn whole_pause(&self) -> Duration {
+        match (&self.record.state, &self.record.spec) {
+            (State::Idle, Some(spec)) => {
+                backoff::pause(&self.name, self.record.attempt, spec.retry.backoff)
+            }
+            _ => self.pause_after(self.record.tries),
         }
     }
 

@@ -162,6 +162,10 @@ fn a_file_that_was_removed_or_changed_is_noticed() {
         |path: &Path| fs::write(path, "").unwrap(),
         |path: &Path| fs::write(path, fs::read_to_string(path).unwrap() + "\n").unwrap(),
         |path: &Path| fs::write(path, [0xff]).unwrap(),
+        |path: &Path| {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+        },
     ] {
         files.write(&full()).unwrap();
         assert!(files.shows(&full()));

@@ -46,7 +46,7 @@ pub struct Loaded<T> {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory cannot be made, opened, locked or listed.
-    #[error("state directory {}: {source}; it must be a directory that hostler's user owns and can write", dir.display())]
+    #[error("state directory {}, which must be a directory that hostler's user owns and can write: {source}", dir.display())]
     Dir {
         /// The state directory.
         dir: PathBuf,
@@ -68,7 +68,7 @@ pub enum StoreError {
         dir: PathBuf,
     },
     /// A record cannot be read, and that says nothing about the record.
-    #[error("record {}: {source}; hostler's user must be able to read it", path.display())]
+    #[error("record {}, which hostler's user must be able to read: {source}", path.display())]
     Read {
         /// The record.
         path: PathBuf,
