@@ -23,6 +23,8 @@ mod chap;
 mod connection;
 mod disk;
 mod error;
+#[cfg(fuzzing)]
+mod fuzz;
 mod login;
 mod negotiate;
 mod pdu;
@@ -38,3 +40,5 @@ pub use connection::Options;
 pub use disk::{Lun, TargetAddress};
 pub use error::{DigestOf, ErrorKind, IscsiError, LoginRefusal};
 pub use scsi::{ScsiFailure, Sense};
+#[cfg(fuzzing)]
+pub use fuzz::fuzz;
