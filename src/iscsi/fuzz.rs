@@ -74,7 +74,8 @@ async fn log_in(
     let (mut login, _) = Login::start(identity)?;
     loop {
         let (bhs, text) = reader.next().await?;
-        let response = pdu::decode(&bhs).map_err(|opcode| ErrorKind::Protocol(opcode.to_string()))?;
+        let response =
+            pdu::decode(&bhs).map_err(|opcode| ErrorKind::Protocol(opcode.to_string()))?;
         if let Next::Done(done) = login.receive(&response, text)? {
             return Ok(done);
         }

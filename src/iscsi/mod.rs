@@ -39,6 +39,6 @@ pub use chap::Chap;
 pub use connection::Options;
 pub use disk::{Lun, TargetAddress};
 pub use error::{DigestOf, ErrorKind, IscsiError, LoginRefusal};
-pub use scsi::{ScsiFailure, Sense};
 #[cfg(fuzzing)]
 pub use fuzz::fuzz;
+pub use scsi::{ScsiFailure, Sense};
