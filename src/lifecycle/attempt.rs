@@ -132,7 +132,7 @@ impl Node {
         if !self.may_wipe(observed) {
             return self.hold(now, &spec);
         }
-        self.record.attempt += 1;
+        self.record.attempt = self.record.attempt.saturating_add(1);
         self.record.durations.clear();
         self.record.last_seen = LastSeen::default();
         self.refused = 0;
@@ -158,15 +158,19 @@ impl Node {
                 let was_preflight = self.record.not_before.is_none_or(|at| at <= now);
                 self.miss_power(now, fault.clone());
                 if was_preflight && self.may_start() {
-                    self.record.attempt += 1;
+                    self.record.attempt = self.record.attempt.saturating_add(1);
                     self.fail(now, fault, actions);
                 }
             }
             State::Held { .. } | State::Failed => self.miss_power(now, fault),
-            State::Restarting { .. } if may_pass && self.record.tries + 1 < RESTART_TRIES_MAX => {
+            State::Restarting { .. }
+                if may_pass && self.record.tries.saturating_add(1) < RESTART_TRIES_MAX =>
+            {
                 self.pause(now, fault);
             }
-            State::CleaningUp { .. } if may_pass && self.record.tries + 1 < CLEANUP_TRIES_MAX => {
+            State::CleaningUp { .. }
+                if may_pass && self.record.tries.saturating_add(1) < CLEANUP_TRIES_MAX =>
+            {
                 self.pause(now, fault);
                 self.record.deadline = None;
             }

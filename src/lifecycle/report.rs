@@ -149,7 +149,7 @@ impl Node {
                     Some(trouble) if self.record.tries > 0 => {
                         format!(
                             "; try {} of {RESTART_TRIES_MAX} after: {}",
-                            self.record.tries + 1,
+                            self.record.tries.saturating_add(1),
                             trouble.message
                         )
                     }

@@ -66,7 +66,7 @@ impl Node {
             State::Restarting { .. } => {
                 let pauses: Duration =
                     (1..RESTART_TRIES_MAX).map(|tries| self.pause_after(tries)).sum();
-                Some(power_limit(timeouts).saturating_mul(RESTART_TRIES_MAX) + pauses)
+                Some(power_limit(timeouts).saturating_mul(RESTART_TRIES_MAX).saturating_add(pauses))
             }
         }
     }
@@ -119,7 +119,7 @@ impl Node {
 
 /// How long an operation of the BMC may take: off, boot device and on, each within `timeouts.power`.
 pub(super) fn power_limit(timeouts: &Timeouts) -> Duration {
-    (timeouts.power.saturating_mul(3) + OPERATION_SLACK).max(CANCEL_PATIENCE)
+    timeouts.power.saturating_mul(3).saturating_add(OPERATION_SLACK).max(CANCEL_PATIENCE)
 }
 
 /// `now` plus a duration; the far end of time if there is no such moment.

@@ -14,7 +14,10 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{atomic_file, model::ids::NodeName};
+use crate::{
+    atomic_file,
+    model::{ids::NodeName, problem::shown},
+};
 
 const DIR_MODE: u32 = 0o700;
 const RECORD_MODE: u32 = 0o600;
@@ -183,7 +186,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     if json.len() as u64 > RECORD_BYTES_MAX {
         return Err(io::Error::other(format!("more than {RECORD_BYTES_MAX} bytes")));
     }
-    Ok(serde_json::from_slice(&json)?)
+    // The error may quote the file.
+    serde_json::from_slice(&json).map_err(|error| io::Error::other(shown(&error.to_string())))
 }
 
 /// Renames a bad record to the first free `<name>.json.bad-<n>` and says what became of it.

@@ -3,7 +3,7 @@
 
 mod consent;
 mod histories;
-mod seeds;
+mod records;
 mod site;
 mod story;
 mod support;

@@ -30,6 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
         (Some(record), script) => (record, script),
         (None, record) => (record, &[][..]),
     };
+    LazyLock::force(&STORE);
     fs::write(path("state/edge-07.json"), record).unwrap();
     let record = match STORE.load::<Record>(&SPEC.name) {
         Ok(record) => record.unwrap(),
