@@ -434,11 +434,9 @@ impl Node {
         if self.record.phase.is_busy() {
             let spent_ms =
                 u64::try_from(now.duration_since(self.record.since).as_millis()).unwrap_or(0);
-            *self
-                .record
-                .durations
-                .entry(format!("{}_ms", self.record.phase.as_str()))
-                .or_default() += spent_ms;
+            let name = format!("{}_ms", self.record.phase.as_str());
+            let total_ms = self.record.durations.entry(name).or_default();
+            *total_ms = total_ms.saturating_add(spent_ms);
         }
         self.record.phase = phase;
         self.record.since = now;

@@ -198,7 +198,7 @@ impl Node {
     fn again(&self, tries_max: u32) -> String {
         let tries = self.record.tries;
         self.bmc_trouble.as_ref().filter(|_| tries > 0).map_or_else(String::new, |trouble| {
-            format!("; try {} of {tries_max} after: {}", tries + 1, trouble.message)
+            format!("; try {} of {tries_max} after: {}", tries.saturating_add(1), trouble.message)
         })
     }
 

@@ -81,7 +81,7 @@ impl Node {
     /// So many tries of the BMC, with the pauses between them.
     fn limit_of_tries(&self, timeouts: &Timeouts, tries_max: u32) -> Duration {
         let pauses: Duration = (1..tries_max).map(|tries| self.pause_after(tries)).sum();
-        power_limit(timeouts).saturating_mul(tries_max) + pauses
+        power_limit(timeouts).saturating_mul(tries_max).saturating_add(pauses)
     }
 
     /// A spec with other timeouts counts from the beginning of the present wait, which could last `limit_before` until now.
@@ -143,7 +143,7 @@ impl Node {
 
 /// How long an operation of the BMC may take: off, boot device and on, each within `timeouts.power`.
 pub(super) fn power_limit(timeouts: &Timeouts) -> Duration {
-    (timeouts.power.saturating_mul(3) + OPERATION_SLACK).max(CANCEL_PATIENCE)
+    timeouts.power.saturating_mul(3).saturating_add(OPERATION_SLACK).max(CANCEL_PATIENCE)
 }
 
 /// `now` plus a duration; the far end of time if there is no such moment.

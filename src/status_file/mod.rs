@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     atomic_file,
-    model::{ids::NodeName, status::Status},
+    model::{ids::NodeName, problem::shown, status::Status},
 };
 
 const SUFFIX: &str = ".status.toml";
@@ -113,7 +113,7 @@ pub fn read(path: &Path) -> Result<Status, StatusFileError> {
         read_text(path).map_err(|source| StatusFileError::Io { path: path.to_owned(), source })?;
     toml::from_str(&text).map_err(|error| StatusFileError::Decode {
         path: path.to_owned(),
-        message: error.message().replace('\n', "; "),
+        message: shown(&error.message().replace('\n', "; ")),
     })
 }
 

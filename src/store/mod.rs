@@ -16,7 +16,10 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{atomic_file, model::ids::NodeName};
+use crate::{
+    atomic_file,
+    model::{ids::NodeName, problem::shown},
+};
 
 const DIR_MODE: u32 = 0o700;
 const RECORD_MODE: u32 = 0o600;
@@ -219,7 +222,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
         let message = format!("more than {RECORD_BYTES_MAX} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
-    Ok(serde_json::from_slice(&json)?)
+    // The error may quote the file.
+    serde_json::from_slice(&json).map_err(|error| io::Error::other(shown(&error.to_string())))
 }
 
 /// Whether the record itself is bad. A system that is out of file descriptors, say, makes no good record a bad one.

@@ -3,6 +3,7 @@
 
 mod consent;
 mod histories;
+mod records;
 mod site;
 mod story;
 mod support;

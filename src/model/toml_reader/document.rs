@@ -9,10 +9,7 @@ use toml::{
 };
 
 use super::{FILE_BYTES_MAX, PROBLEMS_MAX, join};
-use crate::model::problem::Problem;
-
-/// Longest key and message in characters: a value quoted in a message may have the size of the file.
-const SHOWN_CHARS_MAX: usize = 300;
+use crate::model::problem::{Problem, shown};
 
 /// One parsed file, or one table of it.
 #[derive(Clone, Debug)]
@@ -208,21 +205,4 @@ fn line_and_column(text: &[u8], offset: usize) -> (u32, u32) {
         }
     }
     place
-}
-
-/// Fit to be printed: no control characters, which could forge lines of a log, and not too long.
-fn shown(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len().min(SHOWN_CHARS_MAX));
-    for (index, char) in text.chars().enumerate() {
-        if index == SHOWN_CHARS_MAX {
-            shown.push('…');
-            break;
-        }
-        if char.is_control() {
-            shown.extend(char.escape_default());
-        } else {
-            shown.push(char);
-        }
-    }
-    shown
 }
