@@ -114,7 +114,7 @@ fn phase(status: &Status) -> String {
 }
 
 /// `write [####······] 42% 31.0 MiB/s, 12s left`
-fn progress(progress: &Progress) -> String {
+pub(super) fn progress(progress: &Progress) -> String {
     let filled = progress.percent() * BAR_CELLS / 100;
     let bar: String = (0..BAR_CELLS).map(|cell| if cell < filled { '#' } else { '.' }).collect();
     let rest =
@@ -128,7 +128,7 @@ fn progress(progress: &Progress) -> String {
 }
 
 /// `2m10s`, rounded down to two units at most.
-fn span(duration: SignedDuration) -> String {
+pub(super) fn span(duration: SignedDuration) -> String {
     let s = duration.as_secs().max(0);
     match (s / 86_400, s / 3600 % 24, s / 60 % 60, s % 60) {
         (0, 0, 0, s) => format!("{s}s"),
@@ -139,7 +139,7 @@ fn span(duration: SignedDuration) -> String {
 }
 
 /// To the second, in UTC: administrators compare it with logs.
-fn clock(at: Timestamp) -> String {
+pub(super) fn clock(at: Timestamp) -> String {
     at.round(Unit::Second).unwrap_or(at).to_string()
 }
 

@@ -6,6 +6,7 @@ mod commands;
 mod deploys;
 mod disk_faults;
 mod faults;
+mod looking;
 mod machine;
 mod restarts;
 mod site;
