@@ -38,7 +38,8 @@ impl MenuWriter {
     }
 
     /// Makes the node's menu what the core wants it to be; one atomic change.
-    pub(super) fn apply(&mut self, name: &NodeName, node: &Node) {
+    pub(super) fn apply(&mut self, node: &Node) {
+        let name = node.name();
         let (menu, Some(spec)) = (node.menu(), node.spec()) else { return };
         if menu == Menu::Unknown {
             return self.remove(name);

@@ -18,22 +18,22 @@ mod driver;
 mod faults;
 mod menu;
 mod publish;
+mod rooms;
 mod scan;
 mod volume;
 mod work;
 
-use std::{collections::BTreeMap, future::Future, io, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, future::Future, io, net::SocketAddr};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     callback,
     config::Config,
-    imaging::Images,
-    lifecycle::{Fleet, Record},
-    model::{ids::NodeName, problem::Problem},
+    lifecycle::{Carrier, Fleet, Policy, Record},
+    model::{ids::NodeName, problem::Problem, status::Installed},
     spec::Defaults,
     status_file::StatusFiles,
     store::{Store, StoreError},
@@ -41,7 +41,13 @@ use crate::{
     watch::{DEBOUNCE, Watcher},
 };
 
-use self::{driver::Driver, menu::MenuWriter, publish::Publisher, work::Workshop};
+use self::{
+    driver::{Driver, Sources},
+    menu::MenuWriter,
+    publish::Publisher,
+    rooms::Rooms,
+    work::Workshop,
+};
 
 /// Requests, fetches and results that may wait for the driver. It handles thousands a second; a full channel slows the sender.
 const CHANNEL_DEPTH: usize = 256;
@@ -112,7 +118,8 @@ impl Agent {
                 loaded.records.insert(name, record);
             }
         }
-        let fleet = Fleet::resume(loaded.records, now);
+        let witnessed = witnesses(&status_files(&config), &loaded.records);
+        let fleet = Fleet::resume(policy(&config), loaded.records, witnessed, now);
         Ok(Self { config, store, fleet, tftp, callback, pin })
     }
 
@@ -123,6 +130,7 @@ impl Agent {
         let table = tftp::BootTable::default();
         let (evidence, fetches) = mpsc::channel(CHANNEL_DEPTH);
         let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
+        let (reporting, reports) = mpsc::channel(CHANNEL_DEPTH);
         let (changed, news) = watch::channel(0);
         let (closing, mut closed) = watch::channel(false);
 
@@ -132,45 +140,27 @@ impl Agent {
             .port();
         // The listener may be bound to every address there is; a ramdisk needs the one it can reach.
         let api = SocketAddr::new(config.network.advertise, callback_port);
-        let mut menus = MenuWriter::new(table.clone(), api, pin);
+        let menus = MenuWriter::new(table.clone(), api, pin);
+        let publisher = Publisher::start(status_files(&config));
+        let mut rooms =
+            Rooms::new(store, menus, publisher, Workshop::new(&config), changed, reporting);
+        let carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
-        for name in fleet.names() {
-            if let Some(node) = fleet.node(&name) {
-                menus.apply(&name, node);
-            }
-        }
+        carrier.present(driver::now(), &mut rooms);
         let tftp = tftp
             .start(table, evidence)
             .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
         let ended = async move { drop(closed.wait_for(|closed| *closed).await) };
         let callback = tokio::spawn(callback.serve(requests, news, ended));
 
-        let status_dir =
-            config.specs.status_dir.clone().unwrap_or_else(|| config.specs.dir.clone());
         let (watcher, wakes) =
             Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE).map_err(
                 |source| StartError::Listen { what: "directory watcher".into(), source },
             )?;
-        let scans = scan::start(&config, wakes);
-        let workshop = Arc::new(Workshop::new(
-            Images::new(&config.images.dir, config.images.allowed_dirs.clone()),
-            config.secrets.dir.clone(),
-            [config.ramdisk.kernel.clone(), config.ramdisk.initramfs.clone()],
-        ));
-        let driver = Driver {
-            fleet,
-            specs_dir: config.specs.dir.display().to_string(),
-            store,
-            menus,
-            publisher: Publisher::start(StatusFiles::new(status_dir)),
-            workshop,
-            changed,
-            unsaved: BTreeMap::new(),
-            replies: BTreeMap::new(),
-            running: BTreeMap::new(),
-        };
+        let sources = Sources { scans: scan::start(&config, wakes), calls, fetches, reports };
+        let specs_dir = config.specs.dir.display().to_string();
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), callback = %api, "running");
-        driver.run(scans, calls, fetches, shutdown).await;
+        Driver { carrier, rooms, specs_dir }.run(sources, shutdown).await;
 
         closing.send_replace(true);
         drop(watcher);
@@ -193,6 +183,42 @@ fn tftp_config(config: &Config) -> tftp::Config {
         files: files.into_iter().map(|(name, path)| (name.to_owned(), path.clone())).collect(),
         ..tftp::Config::new(config.tftp.listen)
     }
+}
+
+fn policy(config: &Config) -> Policy {
+    Policy {
+        attempts_max: config.limits.waiting,
+        imagings_max: config.limits.imaging,
+        breaker: config.safety.breaker,
+        enforce_power: config.safety.enforce_power,
+    }
+}
+
+fn status_files(config: &Config) -> StatusFiles {
+    StatusFiles::new(config.specs.status_dir.as_ref().unwrap_or(&config.specs.dir))
+}
+
+/// What the status files say is installed, where no good record says it.
+fn witnesses(
+    files: &StatusFiles,
+    records: &BTreeMap<NodeName, Record>,
+) -> BTreeMap<NodeName, Installed> {
+    let statuses = files.read_all().unwrap_or_else(|error| {
+        warn!(%error, "the status files cannot be read; they would tell what is installed if a record were lost");
+        Vec::new()
+    });
+    let unknown =
+        |name: &NodeName| records.get(name).is_none_or(|record: &Record| record.spec.is_none());
+    statuses
+        .into_iter()
+        .filter_map(Result::ok)
+        .filter(|status| unknown(&status.node))
+        .filter_map(|status| {
+            let installed = status.installed?;
+            warn!(node = %status.node, at = %installed.at, "its record is lost; its status file says that it is installed");
+            Some((status.node, installed))
+        })
+        .collect()
 }
 
 /// Whose record a damaged one was.

@@ -12,12 +12,13 @@ use std::{
 };
 
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{Instant, timeout},
 };
 use tracing::{info, warn};
 
 use crate::{
+    config::Config,
     imaging::{self, Cancel, Images, ImagingError, Meter},
     ipmi::{Bmc, BmcConfig, IpmiError},
     iscsi::{Chap, IscsiError, Lun, Options, TargetAddress},
@@ -34,8 +35,8 @@ use crate::{
 
 use super::faults;
 
-/// Between two calls to one BMC: some crash when they are asked more often.
-const BMC_SPACING: Duration = Duration::from_secs(1);
+/// Looks at power states that may go on at once: each takes a socket, and one of a dead BMC takes it for minutes.
+const LOOKS_MAX: usize = 256;
 /// Logins tried before the target is given up; a ramdisk's target may need a moment, and an old session of ours may linger.
 const LOGIN_TRIES: u32 = 5;
 /// Between two of them.
@@ -43,21 +44,14 @@ const LOGIN_PAUSE: Duration = Duration::from_secs(2);
 /// For one more try to wipe a half-written disk, login and all: a live target needs far less, and the machine stays on meanwhile.
 const WIPE_AGAIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// What comes after a machine was switched off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    /// It is switched on again.
-    On,
-    /// It stays off.
-    StayOff,
-}
-
 /// Everything operations need.
 #[derive(Debug)]
 pub(super) struct Workshop {
     images: Images,
     secrets: PathBuf,
     boot_files: [PathBuf; 2],
+    bmc_spacing: Duration,
+    looks: Semaphore,
     bmcs: Mutex<BTreeMap<NodeName, KnownBmc>>,
 }
 
@@ -70,8 +64,15 @@ struct KnownBmc {
 }
 
 impl Workshop {
-    pub(super) fn new(images: Images, secrets: PathBuf, boot_files: [PathBuf; 2]) -> Self {
-        Self { images, secrets, boot_files, bmcs: Mutex::default() }
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            images: Images::new(&config.images.dir, config.images.allowed_dirs.clone()),
+            secrets: config.secrets.dir.clone(),
+            boot_files: [config.ramdisk.kernel.clone(), config.ramdisk.initramfs.clone()],
+            bmc_spacing: config.limits.bmc_spacing,
+            looks: Semaphore::new(LOOKS_MAX),
+            bmcs: Mutex::default(),
+        }
     }
 
     /// Does it. When `cancel` says so it stops, and returns only when it has really stopped.
@@ -84,41 +85,56 @@ impl Workshop {
     ) -> Result<Outcome, Fault> {
         use BootDevice::{Disk, Pxe};
         use BootPersistence::{NextBoot, Persistent};
+        use PowerState::{Off, On};
         match operation {
             Operation::ObservePower => {
-                let look =
-                    async |bmc: Arc<Bmc>, limit| bmc.power_state(Instant::now() + limit).await;
+                let look = async |bmc: Arc<Bmc>, limit| {
+                    // It is never closed: without a permit, the look goes on all the same.
+                    let _permit = self.looks.acquire().await;
+                    bmc.power_state(Instant::now() + limit).await
+                };
                 self.with_bmc(Step::Preflight, spec, cancel, look).await.map(Outcome::Power)
             }
             Operation::Prepare => self.prepare(spec, meter, cancel).await,
             Operation::PowerOn => {
-                self.switch_off(Step::PowerOn, spec, Pxe, NextBoot, Then::On, cancel).await?;
+                self.switch_off(Step::PowerOn, spec, Pxe, NextBoot, On, cancel).await?;
                 Ok(Outcome::PoweredOn)
             }
             Operation::Image { target, disk_bytes } => {
                 self.image(spec, &target, disk_bytes, meter, cancel).await
             }
-            Operation::Restart => {
+            Operation::Restart { leave } => {
                 // Off and on instead of a power cycle: that the machine was off is seen, not believed.
-                self.switch_off(Step::Restart, spec, Disk, Persistent, Then::On, cancel).await?;
-                Ok(Outcome::Restarted)
+                self.switch_off(Step::Restart, spec, Disk, Persistent, leave, cancel).await?;
+                Ok(Outcome::Restarted(leave))
+            }
+            Operation::SetPower(wanted) => {
+                let set = async |bmc: Arc<Bmc>, limit: Duration| {
+                    let deadline = Instant::now() + limit;
+                    match wanted {
+                        On => bmc.reach_power(On, deadline).await,
+                        // Its own system runs: it gets half of the time to shut down by itself.
+                        Off => bmc.soft_off(limit / 2, deadline).await,
+                    }
+                };
+                self.with_bmc(Step::Power, spec, cancel, set).await?;
+                Ok(Outcome::PowerSet(wanted))
             }
             Operation::CleanUp => {
-                self.switch_off(Step::Cleanup, spec, Disk, Persistent, Then::StayOff, cancel)
-                    .await?;
+                self.switch_off(Step::Cleanup, spec, Disk, Persistent, Off, cancel).await?;
                 Ok(Outcome::CleanedUp)
             }
         }
     }
 
-    /// Off, whatever becomes of the rest; then the boot device; then on, if the machine is to run.
+    /// Off, whatever becomes of the rest; then the boot device; then on, if the machine is to be left so.
     async fn switch_off(
         &self,
         step: Step,
         spec: &NodeSpec,
         device: BootDevice,
         persistence: BootPersistence,
-        then: Then,
+        leave: PowerState,
         cancel: Cancel,
     ) -> Result<(), Fault> {
         let firmware = spec.boot.firmware;
@@ -126,9 +142,9 @@ impl Workshop {
             let deadline = || Instant::now() + limit;
             bmc.reach_power(PowerState::Off, deadline()).await?;
             bmc.set_boot_device(device, persistence, firmware, deadline()).await?;
-            match then {
-                Then::On => bmc.reach_power(PowerState::On, deadline()).await,
-                Then::StayOff => Ok(()),
+            match leave {
+                PowerState::On => bmc.reach_power(PowerState::On, deadline()).await,
+                PowerState::Off => Ok(()),
             }
         };
         self.with_bmc(step, spec, cancel, call).await
@@ -174,7 +190,7 @@ impl Workshop {
             password: password.clone(),
             privilege: spec.bmc.privilege,
             cipher_suite: spec.bmc.cipher_suite,
-            spacing: BMC_SPACING,
+            spacing: self.bmc_spacing,
         }));
         let known = KnownBmc { spec: spec.bmc.clone(), password, client: Arc::clone(&client) };
         bmcs.insert(spec.name.clone(), known);

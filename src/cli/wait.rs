@@ -45,7 +45,7 @@ pub(super) struct Goal {
     /// How long, for example 30m or 1h 30m.
     #[arg(long, default_value = "1h", value_parser = duration)]
     timeout: Duration,
-    /// The phase to wait for. `deployed` also waits until nothing is left to do; a phase that passes at once may be missed.
+    /// The phase to wait for. `deployed` and `available` also wait until nothing is left to do; a phase that passes at once may be missed.
     #[arg(long, default_value = "deployed", value_parser = phase)]
     phase: Phase,
     /// Do not tell every phase on standard error.
@@ -80,7 +80,7 @@ impl Goal {
             return Verdict::NotYet;
         }
         let named = self.digest.is_none() || self.digest == status.spec_digest;
-        let done = self.phase != Phase::Deployed || status.ready;
+        let done = !matches!(self.phase, Phase::Deployed | Phase::Available) || status.ready;
         match status.phase {
             phase if phase == self.phase && named && done => Verdict::Reached,
             Phase::Failed => Verdict::Failed,

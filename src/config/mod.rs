@@ -30,6 +30,13 @@ pub const DEFAULT_PATH: &str = "/etc/hostler/hostler.toml";
 const STATE_DIR: &str = "/var/lib/hostler";
 const SECRETS_DIR: &str = "/etc/hostler/secrets";
 const LOADERS_DIR: &str = "/usr/share/hostler/loaders";
+const ADMIN_SOCKET: &str = "/run/hostler/admin.sock";
+/// Four writes fill most links, and a fifth would only make each slower.
+const IMAGING_MAX: usize = 4;
+/// Enough for a whole site of thirty at once, some of which never come up.
+const WAITING_MAX: usize = 50;
+/// Some BMCs crash when they are asked more often.
+const BMC_SPACING: Duration = Duration::from_secs(1);
 const RESCAN: Duration = Duration::from_secs(60);
 const TFTP_PORT: u16 = 69;
 const CALLBACK_PORT: u16 = 8443;
@@ -53,8 +60,14 @@ pub struct Config {
     pub tftp: Tftp,
     /// `[callback]`
     pub callback: Callback,
+    /// `[admin]`
+    pub admin: Admin,
     /// `[ramdisk]`
     pub ramdisk: Ramdisk,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[safety]`
+    pub safety: Safety,
     /// `[defaults]`: any key of a spec, under every spec and its `_defaults.toml`. The spec reader checks it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub defaults: Option<Document>,
@@ -119,6 +132,13 @@ pub struct Callback {
     pub listen: SocketAddr,
 }
 
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Admin {
+    /// The Unix socket on which operators give orders.
+    pub socket: PathBuf,
+}
+
 /// `[ramdisk]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ramdisk {
@@ -126,6 +146,27 @@ pub struct Ramdisk {
     pub kernel: PathBuf,
     /// The deploy ramdisk.
     pub initramfs: PathBuf,
+}
+
+/// `[limits]`: what may go on at once. What comes later waits its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    /// Disks being written, at least 1.
+    pub imaging: usize,
+    /// Machines being brought up to be written, at least 1.
+    pub waiting: usize,
+    /// The pause between two calls to one BMC.
+    #[serde(serialize_with = "friendly")]
+    pub bmc_spacing: Duration,
+}
+
+/// `[safety]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Safety {
+    /// Whether many reinstalls at once need an operator's consent.
+    pub breaker: bool,
+    /// Whether a machine that is not in the wanted power state is brought there.
+    pub enforce_power: bool,
 }
 
 /// Why there is no configuration.
@@ -182,9 +223,9 @@ fn config(config: &mut Section<'_>) -> Option<Config> {
         .table(|tftp| (tftp.key("listen").text(socket), tftp.key("loaders").text(absolute)));
     let callback_listen = config.key("callback").table(|table| table.key("listen").text(socket));
     let ramdisk = config.key("ramdisk").table(ramdisk);
-    config.key("admin").later().table(|admin| admin.key("listen").text(socket));
-    config.key("limits").later().table(limits);
-    config.key("safety").later().table(safety);
+    let admin_socket = config.key("admin").table(|admin| admin.key("socket").text(absolute));
+    let limits = config.key("limits").table(limits);
+    let safety = config.key("safety").table(safety);
     let defaults = config.key("defaults").document();
     let advertise = advertise?;
     Some(Config {
@@ -200,7 +241,10 @@ fn config(config: &mut Section<'_>) -> Option<Config> {
         callback: Callback {
             listen: callback_listen.unwrap_or(SocketAddr::new(advertise, CALLBACK_PORT)),
         },
+        admin: Admin { socket: admin_socket.unwrap_or_else(|| ADMIN_SOCKET.into()) },
         ramdisk: ramdisk?,
+        limits,
+        safety,
         defaults,
     })
 }
@@ -226,15 +270,19 @@ fn ramdisk(ramdisk: &mut Section<'_>) -> Option<Ramdisk> {
     Some(Ramdisk { kernel: kernel?, initramfs: initramfs? })
 }
 
-fn limits(limits: &mut Section<'_>) {
-    limits.key("imaging").integer(at_least_one);
-    limits.key("waiting").integer(at_least_one);
-    limits.key("bmc_spacing").text(duration);
+fn limits(limits: &mut Section<'_>) -> Limits {
+    Limits {
+        imaging: limits.key("imaging").integer(at_least_one).unwrap_or(IMAGING_MAX),
+        waiting: limits.key("waiting").integer(at_least_one).unwrap_or(WAITING_MAX),
+        bmc_spacing: limits.key("bmc_spacing").text(duration).unwrap_or(BMC_SPACING),
+    }
 }
 
-fn safety(safety: &mut Section<'_>) {
-    safety.key("breaker").flag();
-    safety.key("enforce_power").flag();
+fn safety(safety: &mut Section<'_>) -> Safety {
+    Safety {
+        breaker: safety.key("breaker").flag().unwrap_or(true),
+        enforce_power: safety.key("enforce_power").flag().unwrap_or(false),
+    }
 }
 
 /// An absolute path that never climbs.
@@ -268,8 +316,11 @@ fn socket(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-fn at_least_one(number: i64) -> Result<(), String> {
-    if number > 0 { Ok(()) } else { Err(format!("{number}, must be at least 1")) }
+fn at_least_one(number: i64) -> Result<usize, String> {
+    match usize::try_from(number) {
+        Ok(0) | Err(_) => Err(format!("{number}, must be at least 1")),
+        Ok(number) => Ok(number),
+    }
 }
 
 /// As the reader takes it: `1m 30s`.

@@ -54,9 +54,21 @@ fn three_lines_are_enough_and_every_default_is_shown() {
         [callback]
         listen = "192.0.2.1:8443"
 
+        [admin]
+        socket = "/run/hostler/admin.sock"
+
         [ramdisk]
         kernel = "/boot/vmlinuz"
         initramfs = "/var/lib/hostler/ramdisk.img"
+
+        [limits]
+        imaging = 4
+        waiting = 50
+        bmc_spacing = "1s"
+
+        [safety]
+        breaker = true
+        enforce_power = false
     "#]]
     .assert_eq(&config.to_toml());
 }
@@ -120,12 +132,12 @@ loader = "/x"
 [callback]
 listen = 8443
 [limits]
-imaging = 4
+imaging = 0
 bmc_spacing = "1s"
 [safety]
 enforce_power = 1
 [admin]
-listen = "127.0.0.1:9000"
+socket = "admin.sock"
 "#,
         &expect![[r"
             hostler.toml: ramdisk.kernel: missing
@@ -142,9 +154,9 @@ listen = "127.0.0.1:9000"
             hostler.toml:12:10: tftp.listen: `69` is not address:port; write for example 192.0.2.1:69 or [::]:69
             hostler.toml:13:1: tftp.loader: unknown key; did you mean `loaders`?
             hostler.toml:15:10: callback.listen: an integer, must be a string; put it in quotes
-            hostler.toml:16:1: limits: not supported yet
+            hostler.toml:17:11: limits.imaging: 0, must be at least 1
             hostler.toml:20:17: safety.enforce_power: an integer, must be true or false
-            hostler.toml:21:1: admin: not supported yet
+            hostler.toml:22:10: admin.socket: `admin.sock` is not an absolute path
         "]],
     );
     check(

@@ -17,6 +17,7 @@ use super::{
     backoff,
     event::{Action, Menu, Outcome},
     node::Node,
+    power::POWER_TRIES_MAX,
     report::plain,
     state::{Attempt, Hold, Purpose, State},
     wait::{CANCEL_PATIENCE, after},
@@ -53,6 +54,9 @@ impl Node {
                 self.see_power(now, observed);
                 self.consider(now, observed);
             }
+            (State::SettingPower { wanted }, Outcome::PowerSet(reached)) if *wanted == reached => {
+                self.power_set(now, reached);
+            }
             (State::Preparing { ready: None }, Outcome::Prepared { image_bytes, key }) => {
                 let bmc = spec.bmc.clone();
                 let attempt = Attempt { key, image_bytes, peer: None, disk: None, bmc };
@@ -78,9 +82,9 @@ impl Node {
                 let (attempt, disk) = (attempt.clone(), disk.clone());
                 self.enter(now, State::Switching { attempt, disk });
             }
-            (State::Restarting { disk, .. }, Outcome::Restarted) => {
+            (State::Restarting { disk, .. }, Outcome::Restarted(left)) => {
                 let disk = disk.clone();
-                self.succeed(now, disk);
+                self.succeed(now, disk, left);
             }
             (State::CleaningUp { attempt, purpose }, Outcome::CleanedUp) => {
                 let purpose = *purpose;
@@ -95,9 +99,9 @@ impl Node {
         }
     }
 
-    /// The machine was restarted into its own system.
-    fn succeed(&mut self, now: Timestamp, disk: Disk) {
-        self.see_power(now, PowerState::On);
+    /// The machine was restarted into its own system, or left off as its spec wants it.
+    fn succeed(&mut self, now: Timestamp, disk: Disk, left: PowerState) {
+        self.see_power(now, left);
         self.record.last_error = None;
         self.record.consented = false;
         let wanted = self.record.spec.as_ref().zip(self.wanted.clone());
@@ -109,15 +113,18 @@ impl Node {
             redeploy: spec.redeploy.clone(),
         });
         self.enter(now, State::Idle);
+        // The spec may have been changed in the last moment.
+        self.record.power_ordered = self.power_differs();
     }
 
-    /// The BMC said whether the machine is on: begin an attempt, hold it, or let things be.
+    /// The BMC said whether the machine is on: get in line for an attempt, hold it, or let things be.
     fn consider(&mut self, now: Timestamp, observed: PowerState) {
         if matches!(self.record.state, State::Held { reason: Hold::PoweredOn, .. })
             && observed == PowerState::Off
         {
             self.enter(now, State::Idle);
         }
+        self.consider_power(now, observed);
         let not_before = self.record.not_before;
         if self.record.state != State::Idle
             || !self.may_start()
@@ -132,6 +139,11 @@ impl Node {
         if !self.may_wipe(observed) {
             return self.hold(now, &spec);
         }
+        self.in_line_since.get_or_insert(now);
+    }
+
+    /// The attempt begins.
+    pub(super) fn begin(&mut self, now: Timestamp) {
         self.record.attempt += 1;
         self.record.durations.clear();
         self.record.last_seen = LastSeen::default();
@@ -141,7 +153,7 @@ impl Node {
     }
 
     /// Whether a machine in this power state may be wiped. A reinstall is wanted only after `redeploy` was changed, and that is consent.
-    fn may_wipe(&self, observed: PowerState) -> bool {
+    pub(super) fn may_wipe(&self, observed: PowerState) -> bool {
         observed == PowerState::Off || self.record.consented || self.record.installed.is_some()
     }
 
@@ -163,6 +175,10 @@ impl Node {
                 }
             }
             State::Held { .. } | State::Failed => self.miss_power(now, fault),
+            State::SettingPower { .. } if may_pass && self.record.tries + 1 < POWER_TRIES_MAX => {
+                self.pause(now, fault);
+            }
+            State::SettingPower { .. } => self.power_not_set(now, fault),
             State::Restarting { .. } if may_pass && self.record.tries + 1 < RESTART_TRIES_MAX => {
                 self.pause(now, fault);
             }
@@ -257,6 +273,16 @@ impl Node {
     pub(super) fn miss_deadline(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         let fault = match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => return,
+            State::SettingPower { wanted } => {
+                let message = format!("the machine was not switched {} in time", wanted.as_str());
+                let hint = "look at the BMC, or raise timeouts.power";
+                let fault = Fault::passing(Step::Power, "PowerTimeout", message, hint);
+                self.power_not_set(now, fault);
+                if let Some(running) = &mut self.running {
+                    running.patience_until = after(now, CANCEL_PATIENCE);
+                }
+                return self.cancel(actions);
+            }
             State::CleaningUp { .. } => {
                 // Nothing may start before the operation has reported: tell it again.
                 self.record.deadline = Some(after(now, CANCEL_PATIENCE));
@@ -282,6 +308,12 @@ impl Node {
                 }
                 fault
             }
+            State::Imaging { granted: false, .. } => Fault::passing(
+                Step::Imaging,
+                "NoTurn",
+                "other disks were being written all the time",
+                "look why they take so long, or raise limits.imaging or timeouts.imaging",
+            ),
             State::Imaging { .. } => Fault::passing(
                 Step::Imaging,
                 "ImagingTimeout",

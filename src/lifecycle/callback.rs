@@ -155,7 +155,7 @@ impl Node {
                 };
                 // From here on the disk's old contents are gone.
                 self.record.installed = None;
-                self.enter(now, State::Imaging { attempt, disk, target });
+                self.enter(now, State::Imaging { attempt, disk, target, granted: false });
                 Ok(Reply::Accepted)
             }
             // The first answer was lost: the same again is the same.
@@ -182,6 +182,7 @@ impl Node {
             State::Idle
             | State::Held { .. }
             | State::Failed
+            | State::SettingPower { .. }
             | State::Preparing { .. }
             | State::CleaningUp { .. } => DeployState::Abort,
         }

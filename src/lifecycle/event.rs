@@ -23,6 +23,8 @@ use super::state::Target;
 pub enum Event {
     /// Its spec is there and usable.
     Spec(Arc<NodeSpec>),
+    /// Its spec is there and usable, and was changed together with too many others: its disk is not written until somebody consents.
+    MassChange(Arc<NodeSpec>),
     /// Its spec is there and not usable: the last good one stays in force, and nothing starts.
     SpecProblems(Vec<Problem>),
     /// Its spec claims what another claims too: neither is touched.
@@ -60,17 +62,43 @@ pub enum Event {
     Fetched(Fetch),
     /// Time passed.
     Tick,
+    /// Its turn has come.
+    Granted(Turn),
     /// An operator lets a held node go on.
     Approve,
-    /// An operator wants a failed node tried again, or a waiting one at once.
+    /// An operator wants a failed node tried again, a waiting one at once, or the power as the spec says.
     Retry,
 }
 
 impl Event {
     /// Whether it says what has become of the node's spec file.
     pub(super) fn tells_of_spec(&self) -> bool {
-        matches!(self, Self::Spec(_) | Self::SpecProblems(_) | Self::SpecClash(_) | Self::SpecGone)
+        match self {
+            Self::Spec(_)
+            | Self::MassChange(_)
+            | Self::SpecProblems(_)
+            | Self::SpecClash(_)
+            | Self::SpecGone => true,
+            Self::DirectoryLost(_)
+            | Self::Done { .. }
+            | Self::Progress { .. }
+            | Self::Callback { .. }
+            | Self::Fetched(_)
+            | Self::Tick
+            | Self::Granted(_)
+            | Self::Approve
+            | Self::Retry => false,
+        }
     }
+}
+
+/// What only so many nodes may do at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Turn {
+    /// Have their machine brought up to be written.
+    Attempt,
+    /// Write their disk.
+    Imaging,
 }
 
 /// How an operation ended well.
@@ -89,8 +117,10 @@ pub enum Outcome {
     PoweredOn,
     /// [`Operation::Image`]: written, flushed, verified and logged out.
     Imaged,
-    /// [`Operation::Restart`]: the machine was off and is on again.
-    Restarted,
+    /// [`Operation::Restart`]: the machine was off, and is as it was to be left.
+    Restarted(PowerState),
+    /// [`Operation::SetPower`]: the machine is in this state.
+    PowerSet(PowerState),
     /// [`Operation::CleanUp`]: boot device disk, machine off.
     CleanedUp,
 }
@@ -136,8 +166,13 @@ pub enum Operation {
         /// The size the ramdisk reported for the disk: the target must have it too.
         disk_bytes: u64,
     },
-    /// Off; boot device disk for good; on.
-    Restart,
+    /// Off; boot device disk for good; then on, or left off.
+    Restart {
+        /// How to leave it.
+        leave: PowerState,
+    },
+    /// On, or shut down.
+    SetPower(PowerState),
     /// Boot device disk for good; off.
     CleanUp,
 }

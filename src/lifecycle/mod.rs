@@ -35,19 +35,25 @@
 //!   another installation, a pause, a clash, success and giving up each end it.
 //! - After a start nothing goes on before the spec directory has been read.
 
+mod agenda;
 mod attempt;
 mod backoff;
+mod breaker;
 mod callback;
+mod carrier;
 mod event;
 mod fleet;
 mod node;
+mod power;
 mod report;
 mod state;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod wait;
 
-pub use event::{Action, Event, Menu, Operation, Outcome};
-pub use fleet::{Fleet, Specs};
+pub use carrier::{Carrier, Outside};
+pub use event::{Action, Event, Menu, Operation, Outcome, Turn};
+pub use fleet::{Fleet, Policy, Specs};
 pub use node::Node;
 pub use state::{Attempt, Hold, Purpose, Record, State, Target};

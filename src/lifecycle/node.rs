@@ -13,18 +13,19 @@ use crate::model::{
     power::PowerState,
     problem::Problem,
     spec::{Goal, NodeSpec},
-    status::{HistoryEntry, Phase, Power, Progress},
+    status::{HistoryEntry, Installed, Phase, Power, Progress},
 };
 
 use super::{
     event::{Action, Event, Menu, Operation},
+    fleet::Policy,
     report::plain_fault,
     state::{Purpose, Record, State},
     wait::{after, power_limit},
 };
 
 /// How often a node without an attempt is asked for its power state: BMCs are fragile, and a minute is soon enough for drift.
-const OBSERVATION_INTERVAL: Duration = Duration::from_secs(60);
+pub(super) const OBSERVATION_INTERVAL: Duration = Duration::from_secs(60);
 /// The same for a BMC that refuses what the spec has it asked with. Half a dozen wrong passwords in a few minutes lock a user out.
 const REFUSED_OBSERVATION_INTERVAL: Duration = Duration::from_secs(3600);
 /// Entries kept in `[[history]]`.
@@ -35,6 +36,7 @@ const HISTORY_MAX: usize = 50;
 pub struct Node {
     pub(super) name: NodeName,
     pub(super) record: Record,
+    pub(super) policy: Policy,
     /// The identity of what the last good spec wants installed, kept because hashing it at every look would be dear.
     pub(super) wanted: Option<Digest>,
     /// What is wrong with the spec file as it is now.
@@ -57,6 +59,10 @@ pub struct Node {
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
     pub(super) next_observation: Timestamp,
+    /// From one look at the power state to the next; longer where there are very many nodes.
+    pub(super) look_interval: Duration,
+    /// Since when everything is ready for an attempt but that it is the node's turn.
+    pub(super) in_line_since: Option<Timestamp>,
     next_op: u64,
 }
 
@@ -72,15 +78,16 @@ pub(super) struct Running {
 
 impl Node {
     /// A node never seen before. Nothing starts until a [`Event::Spec`] comes.
-    pub fn new(name: NodeName, now: Timestamp) -> Self {
-        Self::resume(name, Record::new(now), now)
+    pub fn new(name: NodeName, policy: Policy, now: Timestamp) -> Self {
+        Self::resume(name, Record::new(now), policy, now)
     }
 
     /// A node from its durable record, as after a crash. What was under way is started again, within the old deadlines, once the
     /// spec directory has been read.
-    pub fn resume(name: NodeName, record: Record, now: Timestamp) -> Self {
+    pub fn resume(name: NodeName, record: Record, policy: Policy, now: Timestamp) -> Self {
         Self {
             name,
+            policy,
             wanted: record.spec.as_ref().map(|spec| spec.digest()),
             record,
             problems: Vec::new(),
@@ -95,6 +102,8 @@ impl Node {
             refused: 0,
             refused_reason: None,
             next_observation: now,
+            look_interval: OBSERVATION_INTERVAL,
+            in_line_since: None,
             next_op: 1,
         }
     }
@@ -111,16 +120,22 @@ impl Node {
             State::PoweringOn { attempt }
             | State::WaitingRamdisk { attempt }
             | State::Imaging { attempt, .. } => Menu::Deploy(attempt.key.clone()),
-            rest if rest.at_rest() && (self.clash || spec.goal == Goal::Unmanaged) => Menu::Unknown,
+            rest if rest.at_rest() && (self.clash || spec.goal != Goal::Deployed) => Menu::Unknown,
             State::Idle
             | State::Held { .. }
             | State::Failed
+            | State::SettingPower { .. }
             | State::Preparing { .. }
             | State::Switching { .. }
             | State::WaitingCompleted { .. }
             | State::Restarting { .. }
             | State::CleaningUp { .. } => Menu::LocalDisk,
         }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &NodeName {
+        &self.name
     }
 
     /// The last good spec.
@@ -137,6 +152,10 @@ impl Node {
         }
         match event {
             Event::Spec(spec) => self.take_spec(now, &spec, &mut actions),
+            Event::MassChange(spec) => {
+                self.take_spec(now, &spec, &mut actions);
+                self.record.too_many_changes = self.wants_install();
+            }
             Event::SpecProblems(problems) => self.take_problems(problems, false),
             Event::SpecClash(problems) => self.take_problems(problems, true),
             Event::SpecGone => {
@@ -168,11 +187,13 @@ impl Node {
             }
             Event::Fetched(fetch) => self.take_evidence(now, &fetch),
             Event::Tick => {}
+            Event::Granted(turn) => self.take_turn(now, turn),
             Event::Approve => self.approve(now),
             Event::Retry => self.retry(now),
         }
         self.expire(now, &mut actions);
         self.drive(now, &mut actions);
+        self.stay_in_line();
         self.note_phase(now);
         actions
     }
@@ -182,16 +203,15 @@ impl Node {
         let Some(spec) = &self.record.spec else { return false };
         spec.goal == Goal::Deployed
             && self.record.installed.as_ref().is_none_or(|installed| {
-                Some(&installed.digest) != self.wanted.as_ref()
-                    && spec.redeploy.is_some()
-                    && spec.redeploy != installed.redeploy
+                Some(&installed.digest) != self.wanted.as_ref() && reworded(spec, installed)
             })
     }
 
     /// Whether an attempt may be begun at all.
     pub(super) fn may_start(&self) -> bool {
         let paused = self.record.spec.as_ref().is_none_or(|spec| spec.paused);
-        self.wants_install() && !paused && self.problems.is_empty() && self.blocked.is_none()
+        let free = !paused && self.problems.is_empty() && self.blocked.is_none();
+        self.wants_install() && free && !self.record.too_many_changes
     }
 
     /// Changes the state. Its deadline comes with it, so that no wait can be without one.
@@ -210,6 +230,7 @@ impl Node {
             return;
         }
         let limit_before = self.limit();
+        let power_before = self.wanted_power();
         let old = self.record.spec.replace(Arc::clone(spec));
         self.shift_deadline(limit_before);
         let wanted = Some(spec.digest());
@@ -227,20 +248,28 @@ impl Node {
                 self.cancel(actions);
             }
         }
-        let stand_still = spec.paused || spec.goal == Goal::Unmanaged;
+        let stand_still = spec.paused || spec.goal != Goal::Deployed;
         if other_install || other_machine || stand_still {
             self.record.consented = false;
         }
+        if other_install || !self.wants_install() {
+            // What was held is no longer wanted, or was changed again by itself.
+            self.record.too_many_changes = false;
+        }
+        self.order_power(now, power_before, old.is_some() && !other_machine);
         match &mut self.record.state {
             State::Held { redeploy, .. } if old.is_none() => redeploy.clone_from(&spec.redeploy),
             State::Held { redeploy, .. }
-                if spec.redeploy.is_some() && spec.redeploy != *redeploy =>
+                if spec.goal == Goal::Deployed
+                    && spec.redeploy.is_some()
+                    && spec.redeploy != *redeploy =>
             {
                 self.approve(now);
             }
             State::Held { .. } => {}
             State::Idle | State::Failed => self.start_afresh(now),
             State::CleaningUp { purpose, .. } => *purpose = Purpose::StartOver,
+            State::SettingPower { .. } => self.abandon(now, Purpose::StartOver, actions),
             _ if other_install || other_machine || stand_still => {
                 self.abandon(now, Purpose::StartOver, actions);
             }
@@ -264,6 +293,7 @@ impl Node {
         if clash {
             // Whose machine it is must be settled first.
             self.record.consented = false;
+            self.record.power_ordered = false;
         }
     }
 
@@ -271,11 +301,17 @@ impl Node {
     fn approve(&mut self, now: Timestamp) {
         if self.phase() == Phase::Held {
             self.record.consented = true;
+            self.record.too_many_changes = false;
+            self.next_observation = now;
             self.start_afresh(now);
         }
     }
 
     fn retry(&mut self, now: Timestamp) {
+        if self.wanted_power().is_some() {
+            self.record.power_ordered = true;
+            self.next_observation = now;
+        }
         match &mut self.record.state {
             State::Idle | State::Failed => self.start_afresh(now),
             State::CleaningUp { purpose, .. } => *purpose = Purpose::StartOver,
@@ -341,19 +377,25 @@ impl Node {
         let due = self.record.not_before.is_none_or(|at| at <= now);
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => {
-                let starts = self.record.state == State::Idle && self.may_start() && due;
+                let in_line = self.in_line_since.is_some();
+                let starts =
+                    self.record.state == State::Idle && self.may_start() && due && !in_line;
                 (starts || self.observes() && self.next_observation <= now)
                     .then_some(Operation::ObservePower)
             }
             State::Preparing { ready: None } => Some(Operation::Prepare),
             State::Preparing { ready: Some(_) } => Some(Operation::ObservePower),
+            State::SettingPower { wanted } => due.then_some(Operation::SetPower(*wanted)),
             State::PoweringOn { .. } => Some(Operation::PowerOn),
-            State::Imaging { target, disk, .. } => {
+            State::Imaging { target, disk, granted: true, .. } => {
                 Some(Operation::Image { target: Box::new(target.clone()), disk_bytes: disk.size })
             }
-            State::Restarting { .. } => due.then_some(Operation::Restart),
+            State::Restarting { .. } => {
+                due.then_some(Operation::Restart { leave: self.power_after_install() })
+            }
             State::CleaningUp { .. } => due.then_some(Operation::CleanUp),
             State::WaitingRamdisk { .. }
+            | State::Imaging { granted: false, .. }
             | State::Switching { .. }
             | State::WaitingCompleted { .. } => None,
         }
@@ -375,8 +417,8 @@ impl Node {
     /// From one look at the power state to the next.
     pub(super) fn observation_interval(&self) -> Duration {
         match self.bmc_trouble.as_ref().map(|trouble| trouble.retry) {
-            Some(RetryAdvice::Never) => REFUSED_OBSERVATION_INTERVAL,
-            Some(RetryAdvice::Backoff) | None => OBSERVATION_INTERVAL,
+            Some(RetryAdvice::Never) => REFUSED_OBSERVATION_INTERVAL.max(self.look_interval),
+            Some(RetryAdvice::Backoff) | None => self.look_interval,
         }
     }
 
@@ -401,4 +443,14 @@ impl Node {
         let surplus = self.record.history.len().saturating_sub(HISTORY_MAX);
         self.record.history.drain(..surplus);
     }
+}
+
+/// Whether a spec wants an installed machine wiped and installed again.
+pub(super) fn wants_reinstall(spec: &NodeSpec, installed: &Installed) -> bool {
+    spec.goal == Goal::Deployed && reworded(spec, installed) && installed.digest != spec.digest()
+}
+
+/// Whether `redeploy` says something, and something else than when the machine was installed.
+fn reworded(spec: &NodeSpec, installed: &Installed) -> bool {
+    spec.redeploy.is_some() && spec.redeploy != installed.redeploy
 }

@@ -5,13 +5,14 @@ use jiff::Timestamp;
 use crate::model::{
     fault::Fault,
     power::PowerState,
-    spec::{Goal, WantedPower},
+    spec::Goal,
     status::{Condition, LastSeen, Phase, STATUS_VERSION, Status},
 };
 
 use super::{
     attempt::RESTART_TRIES_MAX,
     node::Node,
+    power::POWER_TRIES_MAX,
     state::{Hold, Purpose, State},
 };
 
@@ -22,7 +23,9 @@ impl Node {
     /// Where the node stands, in the words of the status file.
     pub fn phase(&self) -> Phase {
         match &self.record.state {
-            State::Idle | State::Held { .. } | State::Failed => self.phase_at_rest(),
+            State::Idle | State::Held { .. } | State::Failed | State::SettingPower { .. } => {
+                self.phase_at_rest()
+            }
             State::Preparing { .. } => Phase::Preparing,
             State::PoweringOn { .. } => Phase::PoweringOn,
             State::WaitingRamdisk { .. } => Phase::WaitingRamdisk,
@@ -41,10 +44,23 @@ impl Node {
         match (&self.record.state, spec.goal) {
             (_, Goal::Unmanaged) => Phase::Unmanaged,
             _ if spec.paused => Phase::Paused,
+            (State::Held { reason: Hold::PoweredOn, .. }, Goal::Available) => Phase::Held,
+            (_, Goal::Available) => Phase::Available,
             _ if !self.wants_install() => Phase::Deployed,
+            _ if self.record.too_many_changes => Phase::Held,
             (State::Failed, Goal::Deployed) => Phase::Failed,
             (State::Held { .. }, Goal::Deployed) => Phase::Held,
             (_, Goal::Deployed) => Phase::Pending,
+        }
+    }
+
+    /// Why the node is held, if it is.
+    pub(super) fn held_for(&self) -> Option<Hold> {
+        match &self.record.state {
+            _ if self.phase() != Phase::Held => None,
+            _ if self.record.too_many_changes => Some(Hold::TooManyChanges),
+            State::Held { reason, .. } => Some(*reason),
+            _ => None,
         }
     }
 
@@ -59,9 +75,14 @@ impl Node {
             version: STATUS_VERSION,
             node: self.name.clone(),
             phase,
-            ready: phase == Phase::Deployed
-                && self.problems.is_empty()
-                && installed_digest == spec_digest,
+            ready: self.problems.is_empty()
+                && match phase {
+                    Phase::Deployed => installed_digest == spec_digest,
+                    Phase::Available => {
+                        self.power.is_some_and(|power| power.observed == PowerState::Off)
+                    }
+                    _ => false,
+                },
             message: self.message(),
             spec_valid: self.problems.is_empty() && record.spec.is_some(),
             spec_digest,
@@ -70,9 +91,9 @@ impl Node {
             deadline: deadline.map(|(at, _)| at),
             deadline_reason: deadline.map(|(_, reason)| reason.to_owned()),
             attempt: record.attempt,
-            next_attempt_at: record
-                .not_before
-                .filter(|_| record.state == State::Idle && self.may_start()),
+            next_attempt_at: record.not_before.filter(|_| {
+                record.state == State::Idle && self.may_start() && self.in_line_since.is_none()
+            }),
             updated: now,
             progress: self.progress,
             power: self.power,
@@ -121,6 +142,10 @@ impl Node {
         };
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => self.message_at_rest(last_error()),
+            State::SettingPower { wanted } => {
+                let again = self.again(POWER_TRIES_MAX);
+                format!("switching the machine {}{again}", wanted.as_str())
+            }
             State::Preparing { ready: None } => "verifying the image's checksum".to_owned(),
             State::Preparing { ready: Some(_) } => {
                 "the image is verified; asking the BMC for the power state once more".to_owned()
@@ -137,6 +162,9 @@ impl Node {
                     (None, None) => "the machine is on; waiting for it to netboot".to_owned(),
                 }
             }
+            State::Imaging { disk, granted: false, .. } => {
+                format!("the machine exports {disk} and waits for its turn to be written")
+            }
             State::Imaging { disk, .. } => format!("writing the image to {disk}"),
             State::Switching { .. } => {
                 "written and verified; boot files are back to the local disk".to_owned()
@@ -145,17 +173,13 @@ impl Node {
                 "waiting for the ramdisk to stop its target and say completed".to_owned()
             }
             State::Restarting { .. } => {
-                let again = match &self.bmc_trouble {
-                    Some(trouble) if self.record.tries > 0 => {
-                        format!(
-                            "; try {} of {RESTART_TRIES_MAX} after: {}",
-                            self.record.tries + 1,
-                            trouble.message
-                        )
+                let again = self.again(RESTART_TRIES_MAX);
+                match self.power_after_install() {
+                    PowerState::On => {
+                        format!("the BMC restarts the machine into its own system{again}")
                     }
-                    _ => String::new(),
-                };
-                format!("the BMC restarts the machine into its own system{again}")
+                    PowerState::Off => format!("the BMC switches the machine off{again}"),
+                }
             }
             State::CleaningUp { attempt: None, .. } => "stopping the attempt".to_owned(),
             State::CleaningUp { purpose: Purpose::StartOver, .. } if self.gone => {
@@ -170,41 +194,65 @@ impl Node {
         }
     }
 
+    /// Which try of the BMC this is, from the second on.
+    fn again(&self, tries_max: u32) -> String {
+        let tries = self.record.tries;
+        self.bmc_trouble.as_ref().filter(|_| tries > 0).map_or_else(String::new, |trouble| {
+            format!("; try {} of {tries_max} after: {}", tries + 1, trouble.message)
+        })
+    }
+
     fn message_at_rest(&self, last_error: &str) -> String {
-        let off = self.power.is_some_and(|power| power.observed == PowerState::Off);
-        match (self.phase_at_rest(), &self.record.state) {
-            (Phase::Held, State::Held { reason: Hold::RecordLost, .. }) => {
-                "hostler's record of this machine was damaged, so it may be installed: change `redeploy` in its spec to let hostler wipe \
-                 it"
-                .to_owned()
-            }
-            (Phase::Held, _) => {
-                "the machine is on and nobody has consented to wipe it: switch it off, or change `redeploy` in its spec, to let hostler \
-                 do so"
-                .to_owned()
-            }
-            (Phase::Failed, _) => {
-                format!("gave up after attempt {}: {last_error}", self.record.attempt)
-            }
-            (Phase::Deployed, _) if self.drifted() => {
+        let is = self.power.map_or("", |power| power.observed.as_str());
+        let wanted = self.wanted_power().map_or("", PowerState::as_str);
+        let differs = self.power_differs();
+        match self.phase_at_rest() {
+            Phase::Held => self.message_held().to_owned(),
+            Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
+            Phase::Deployed if self.drifted() => {
                 "installed, but the spec now wants something else; change `redeploy` to let hostler wipe and reinstall".to_owned()
             }
-            (Phase::Deployed, _) if off && self.wants_power() => {
-                "installed; the machine is off, and its spec wants it on".to_owned()
+            Phase::Deployed if differs => {
+                format!("installed; the machine is {is}, and its spec wants it {wanted}")
             }
-            (Phase::Deployed, _) => "installed".to_owned(),
-            (Phase::Paused, _) => "paused by its spec".to_owned(),
-            (Phase::Unmanaged, _) => "observed only".to_owned(),
-            (Phase::Pending, _) if self.record.not_before.is_some() => {
+            Phase::Deployed => "installed".to_owned(),
+            Phase::Available if differs => {
+                format!("the machine is {is}, and its spec wants it {wanted}")
+            }
+            Phase::Available => "kept off; nothing is served to it".to_owned(),
+            Phase::Paused => "paused by its spec".to_owned(),
+            Phase::Unmanaged => "observed only".to_owned(),
+            Phase::Pending if self.in_line_since.is_some() => {
+                "waiting for its turn: as many machines as limits.waiting allows are being brought up".to_owned()
+            }
+            Phase::Pending if self.record.not_before.is_some() => {
                 format!("will try again after: {last_error}")
             }
-            (Phase::Pending, _) => "asking the BMC for the power state".to_owned(),
+            Phase::Pending => "asking the BMC for the power state".to_owned(),
             _ => "the spec cannot be used".to_owned(),
         }
     }
 
-    fn wants_power(&self) -> bool {
-        self.record.spec.as_ref().is_some_and(|spec| spec.power == WantedPower::On)
+    /// What the node is held for, and what lets it go on.
+    fn message_held(&self) -> &'static str {
+        let available = self.record.spec.as_ref().is_some_and(|spec| spec.goal == Goal::Available);
+        match self.held_for() {
+            Some(Hold::TooManyChanges) => {
+                "too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, or approve this one, \
+                 or take the change back"
+            }
+            Some(Hold::RecordLost) => {
+                "hostler's record of this machine was damaged, so it may be installed: run `hostler approve`, or change `redeploy` in its \
+                 spec, to let hostler wipe it"
+            }
+            Some(Hold::PoweredOn) | None if available => {
+                "the machine is on, and hostler does not know it: switch it off, or run `hostler approve` to let hostler do so"
+            }
+            Some(Hold::PoweredOn) | None => {
+                "the machine is on and nobody has consented to wipe it: switch it off, run `hostler approve`, or change `redeploy` in its \
+                 spec, to let hostler do so"
+            }
+        }
     }
 
     fn drifted(&self) -> bool {
@@ -222,10 +270,11 @@ impl Node {
             message,
         };
         let mut conditions = Vec::new();
-        if let (Phase::Held, State::Held { reason, .. }) = (self.phase(), &self.record.state) {
+        if let Some(reason) = self.held_for() {
             let reason = match reason {
                 Hold::PoweredOn => "PoweredOn",
                 Hold::RecordLost => "RecordLost",
+                Hold::TooManyChanges => "TooManyChanges",
             };
             conditions.push(condition("Held", true, reason, String::new()));
         }
@@ -242,13 +291,12 @@ impl Node {
                 trouble.message.clone(),
             ));
         }
-        if let (Phase::Deployed, true, Some(power)) = (self.phase(), self.wants_power(), self.power)
-        {
-            let on = power.observed == PowerState::On;
+        if let (Some(_), Some(power)) = (self.wanted_power(), self.power) {
+            let reason = if power.observed == PowerState::On { "On" } else { "Off" };
             conditions.push(condition(
                 "PowerAsWanted",
-                on,
-                if on { "On" } else { "Off" },
+                !self.power_differs(),
+                reason,
                 String::new(),
             ));
         }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     disk::Disk,
+    power::PowerState,
     secret::{AttemptKey, Secret},
     spec::{Bmc, NodeSpec},
     status::{HistoryEntry, Installed, LastError, LastSeen, Phase},
@@ -36,6 +37,15 @@ pub struct Record {
     /// Whether the disk may be wiped even if the machine is on: somebody consented to just this, or a series of attempts was begun
     /// with consent. It ends with the series, and with every change of what is wanted or of which machine is meant.
     pub consented: bool,
+    /// Whether the disk is not written until somebody consents, because too many nodes were to be reinstalled at once.
+    #[serde(default)]
+    pub too_many_changes: bool,
+    /// Whether the machine is to be brought to the power state its spec wants: the spec was changed to want it, or somebody said so.
+    #[serde(default)]
+    pub power_ordered: bool,
+    /// When it was last switched because it was not as wanted.
+    #[serde(default)]
+    pub power_forced_at: Option<Timestamp>,
     /// What is on the disk, as far as hostler put it there.
     pub installed: Option<Installed>,
     /// The last failure since the last success.
@@ -61,6 +71,9 @@ impl Record {
             since: now,
             attempt: 0,
             consented: false,
+            too_many_changes: false,
+            power_ordered: false,
+            power_forced_at: None,
             installed: None,
             last_error: None,
             last_seen: LastSeen::default(),
@@ -91,6 +104,11 @@ pub enum State {
     },
     /// Given up.
     Failed,
+    /// The machine is brought to the power state that the spec wants.
+    SettingPower {
+        /// Which.
+        wanted: PowerState,
+    },
     /// The image is being verified, and then the power state looked at once more.
     Preparing {
         /// What the attempt will be, once the image is verified.
@@ -114,6 +132,9 @@ pub enum State {
         disk: Disk,
         /// Its target.
         target: Target,
+        /// Whether its turn has come to write.
+        #[serde(default)]
+        granted: bool,
     },
     /// Boot files are local again; the ramdisk has not yet heard that it may let go.
     Switching {
@@ -153,6 +174,8 @@ pub enum Hold {
     PoweredOn,
     /// The record was damaged: the machine may be installed, so being off is no consent.
     RecordLost,
+    /// Too many nodes were to be reinstalled at once, so that it may be a mistake.
+    TooManyChanges,
 }
 
 /// Why a node is cleaned up, and so what comes then.
@@ -203,7 +226,11 @@ impl State {
     /// The attempt this state belongs to.
     pub fn attempt(&self) -> Option<&Attempt> {
         match self {
-            Self::Idle | Self::Held { .. } | Self::Failed | Self::Preparing { .. } => None,
+            Self::Idle
+            | Self::Held { .. }
+            | Self::Failed
+            | Self::SettingPower { .. }
+            | Self::Preparing { .. } => None,
             Self::PoweringOn { attempt, .. }
             | Self::WaitingRamdisk { attempt, .. }
             | Self::Imaging { attempt, .. }
@@ -216,7 +243,11 @@ impl State {
 
     pub(super) fn attempt_mut(&mut self) -> Option<&mut Attempt> {
         match self {
-            Self::Idle | Self::Held { .. } | Self::Failed | Self::Preparing { .. } => None,
+            Self::Idle
+            | Self::Held { .. }
+            | Self::Failed
+            | Self::SettingPower { .. }
+            | Self::Preparing { .. } => None,
             Self::PoweringOn { attempt, .. }
             | Self::WaitingRamdisk { attempt, .. }
             | Self::Imaging { attempt, .. }

@@ -9,7 +9,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::model::spec::Timeouts;
 
-use super::{attempt::RESTART_TRIES_MAX, backoff, event::Action, node::Node, state::State};
+use super::{
+    attempt::RESTART_TRIES_MAX, backoff, event::Action, node::Node, power::POWER_TRIES_MAX,
+    state::State,
+};
 
 /// How long a cancelled operation may take to report before it is told again.
 pub(super) const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
@@ -23,7 +26,12 @@ impl Node {
             return self.deadline();
         }
         let work = match (&self.record.state, self.record.not_before, self.running) {
-            (State::Idle, Some(at), None) if self.may_start() => Some((at, "the next attempt")),
+            (State::Idle, Some(at), None) if self.may_start() && self.in_line_since.is_none() => {
+                Some((at, "the next attempt"))
+            }
+            (State::SettingPower { .. }, Some(at), None) => {
+                Some((at, "the next try to switch the power"))
+            }
             (State::Restarting { .. }, Some(at), None) => Some((at, "the next try to restart")),
             (State::CleaningUp { .. }, Some(at), None) => Some((at, "the next try to clean up")),
             _ => None,
@@ -42,9 +50,11 @@ impl Node {
     pub fn deadline(&self) -> Option<(Timestamp, &'static str)> {
         let reason = match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => return None,
+            State::SettingPower { .. } => "the machine to be switched on or off",
             State::Preparing { .. } => "the image to be verified",
             State::PoweringOn { .. } => "the machine to be switched on",
             State::WaitingRamdisk { .. } => "the deploy ramdisk to export its disk",
+            State::Imaging { granted: false, .. } => "its turn to be written",
             State::Imaging { .. } => "the disk to be written",
             State::Switching { .. } => "the ramdisk to hear that it may let go",
             State::WaitingCompleted { .. } => "the ramdisk's completed notice",
@@ -63,12 +73,15 @@ impl Node {
             State::WaitingRamdisk { .. } => Some(timeouts.ramdisk),
             State::Switching { .. } | State::WaitingCompleted { .. } => Some(timeouts.completed),
             State::PoweringOn { .. } | State::CleaningUp { .. } => Some(power_limit(timeouts)),
-            State::Restarting { .. } => {
-                let pauses: Duration =
-                    (1..RESTART_TRIES_MAX).map(|tries| self.pause_after(tries)).sum();
-                Some(power_limit(timeouts).saturating_mul(RESTART_TRIES_MAX) + pauses)
-            }
+            State::SettingPower { .. } => Some(self.limit_of_tries(timeouts, POWER_TRIES_MAX)),
+            State::Restarting { .. } => Some(self.limit_of_tries(timeouts, RESTART_TRIES_MAX)),
         }
+    }
+
+    /// So many tries of the BMC, with the pauses between them.
+    fn limit_of_tries(&self, timeouts: &Timeouts, tries_max: u32) -> Duration {
+        let pauses: Duration = (1..tries_max).map(|tries| self.pause_after(tries)).sum();
+        power_limit(timeouts).saturating_mul(tries_max) + pauses
     }
 
     /// A spec with other timeouts counts from the beginning of the present wait, which could last `limit_before` until now.

@@ -41,6 +41,8 @@ pub enum Step {
     Restart,
     /// Putting things back after a failure.
     Cleanup,
+    /// Switching a machine on or off as its spec says, outside of an attempt.
+    Power,
 }
 
 /// Whether trying again may help.

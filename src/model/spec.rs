@@ -21,7 +21,7 @@ pub struct NodeSpec {
     pub name: NodeName,
     /// What hostler is to do with the machine.
     pub goal: Goal,
-    /// The power state wanted once deployed. A difference is reported, never forced.
+    /// The power state wanted once deployed. A change of it is an order, carried out once; a later difference is drift.
     pub power: WantedPower,
     /// Start nothing and stop what is under way; keep observing.
     pub paused: bool,
@@ -46,6 +46,8 @@ pub struct NodeSpec {
 pub enum Goal {
     /// Install it and keep it installed.
     Deployed,
+    /// Keep it off, serve it nothing, leave its disk as it is.
+    Available,
     /// Observe only.
     Unmanaged,
 }
@@ -53,8 +55,10 @@ pub enum Goal {
 /// The power state wanted of a deployed machine (`power`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WantedPower {
-    /// On; off is reported as drift.
+    /// On.
     On,
+    /// Off, also after an installation.
+    Off,
     /// Either.
     Ignore,
 }

@@ -21,11 +21,14 @@ use super::values;
 pub(super) fn node(spec: &mut Section<'_>, name: Option<NodeName>) -> Option<NodeSpec> {
     let goals = [
         ("deployed", Some(Goal::Deployed)),
-        ("available", None),
+        ("available", Some(Goal::Available)),
         ("unmanaged", Some(Goal::Unmanaged)),
     ];
-    let powers =
-        [("on", Some(WantedPower::On)), ("off", None), ("ignore", Some(WantedPower::Ignore))];
+    let powers = [
+        ("on", Some(WantedPower::On)),
+        ("off", Some(WantedPower::Off)),
+        ("ignore", Some(WantedPower::Ignore)),
+    ];
     let goal = spec.key("state").or("deployed").choice(&goals);
     let power = spec.key("power").or("on").choice(&powers);
     let paused = spec.key("paused").or(false).flag();

@@ -170,7 +170,7 @@ fn a_reinstall_asked_of_one_machine_is_not_done_to_another() {
 #[test]
 fn a_machine_whose_record_was_damaged_is_not_wiped_even_if_it_is_off() {
     let mut bench = Bench::new();
-    bench.node = Node::resume(spec().name, Record::distrusted(bench.now), bench.now);
+    bench.node = Node::resume(spec().name, Record::distrusted(bench.now), POLICY, bench.now);
     let mut old = spec();
     old.redeploy = Some("years-ago".into());
     bench.send(Event::Spec(Arc::new(old)));
@@ -196,11 +196,14 @@ fn settle(fleet: &mut Fleet, name: &NodeName, event: Event) {
                 events.push(Event::Done { op, outcome });
             }
         }
+        if let Some((_, turn)) = fleet.next_turn() {
+            events.push(Event::Granted(turn));
+        }
     }
 }
 
 fn deployed_fleet() -> (Fleet, NodeName) {
-    let (mut fleet, name) = (Fleet::default(), spec().name);
+    let (mut fleet, name) = (empty_fleet(), spec().name);
     settle(&mut fleet, &name, Event::Spec(Arc::new(spec())));
     for call in [lookup(), deploy_info(""), Call::DeployState, completed("")] {
         settle(&mut fleet, &name, Event::Callback { request: 1, peer: RAMDISK, key: key(1), call });
@@ -228,7 +231,7 @@ fn a_spec_that_is_renamed_or_comes_back_finds_its_machine_installed() {
 
 #[test]
 fn a_node_is_forgotten_only_when_nothing_runs_any_more() {
-    let (mut fleet, name) = (Fleet::default(), spec().name);
+    let (mut fleet, name) = (empty_fleet(), spec().name);
     let now = "2026-11-22T12:00:00Z".parse().unwrap();
     let started = fleet.step(now, &name, Event::Spec(Arc::new(spec()))).unwrap();
     let [Action::Start { op, .. }] = started.as_slice() else { panic!("{started:?}") };
@@ -248,7 +251,7 @@ fn a_damaged_record_stays_in_mind_when_the_spec_goes_away_and_comes_back() {
     let name = spec().name;
     for forgotten_at_once in [true, false] {
         let records = BTreeMap::from([(name.clone(), Record::distrusted(now))]);
-        let mut fleet = Fleet::resume(records, now);
+        let mut fleet = Fleet::resume(POLICY, records, BTreeMap::new(), now);
         if forgotten_at_once {
             settle(&mut fleet, &name, Event::Spec(Arc::new(spec())));
             settle(&mut fleet, &name, Event::SpecGone);

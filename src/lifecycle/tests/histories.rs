@@ -18,7 +18,7 @@ use crate::{
         boot::{BootStage, Fetch},
         callback::Call,
         problem::Problem,
-        spec::Goal,
+        spec::{Goal, WantedPower},
         status::Phase,
     },
 };
@@ -69,7 +69,8 @@ fn operator(site: &mut Site) {
             site.change(|spec| spec.paused = paused);
         }
         11 => {
-            let goal = if site.dice.chance(70) { Goal::Deployed } else { Goal::Unmanaged };
+            let goals = [Goal::Deployed, Goal::Deployed, Goal::Available, Goal::Unmanaged];
+            let goal = *site.dice.pick(&goals);
             site.change(|spec| spec.goal = goal);
         }
         12 if site.dice.chance(30) => {
@@ -91,6 +92,11 @@ fn operator(site: &mut Site) {
             site.change(|spec| {
                 spec.timeouts.ramdisk = std::time::Duration::from_secs(60 * minutes);
             });
+        }
+        16 => {
+            let powers = [WantedPower::On, WantedPower::Off, WantedPower::Ignore];
+            let power = *site.dice.pick(&powers);
+            site.change(|spec| spec.power = power);
         }
         _ => site.change(|_| {}),
     }

@@ -14,7 +14,7 @@ use crate::{
         fault::Fault,
         ids::{Digest, OpId},
         power::PowerState,
-        spec::{BmcAddress, Goal, NodeSpec},
+        spec::{BmcAddress, Goal, NodeSpec, WantedPower},
         status::Phase,
     },
 };
@@ -36,6 +36,11 @@ impl Dice {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % sides
+    }
+
+    pub(super) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        let n = self.roll(from.len() as u64);
+        &from[usize::try_from(n).unwrap()]
     }
 
     pub(super) fn chance(&mut self, percent: u64) -> bool {
@@ -69,6 +74,8 @@ pub(super) struct Site {
 struct Consent {
     /// Said, or a series of attempts was begun with it, and no reason has come up to ask again.
     given: bool,
+    /// The spec's wish for the machine's power was changed, or somebody said that it is to be so.
+    power: bool,
     /// The `redeploy` that the present installation answers to; a change from it is consent to reinstall.
     installed_under: Option<Redeploy>,
 }
@@ -99,7 +106,7 @@ impl Site {
         Self {
             dice,
             now,
-            node: Node::new(spec().name, now),
+            node: Node::new(spec().name, POLICY, now),
             spec: None,
             on,
             running: None,
@@ -136,7 +143,7 @@ impl Site {
         }
         if forgotten {
             assert!(self.running.is_none(), "forgotten while something runs");
-            self.node = Node::new(spec().name, self.now);
+            self.node = Node::new(spec().name, POLICY, self.now);
             self.spec = None;
             self.consent = Consent::default();
             self.begun = None;
@@ -152,6 +159,7 @@ impl Site {
             Event::Spec(new) => self.note_spec(new),
             Event::SpecClash(_) => self.consent.given = false,
             Event::Approve => self.consent.given |= self.node.phase() == Phase::Held,
+            Event::Retry => self.consent.power = true,
             Event::Done { outcome: Ok(outcome), .. } => return Some(outcome.clone()),
             _ => {}
         }
@@ -159,11 +167,12 @@ impl Site {
     }
 
     fn note_spec(&mut self, new: &NodeSpec) {
-        let Some(old) = self.node.spec().cloned() else { return };
+        let Some(old) = self.node.spec().filter(|old| old.as_ref() != new).cloned() else { return };
         let reworded = new.redeploy.is_some() && new.redeploy != old.redeploy;
         let other_machine = old.bmc.address != new.bmc.address || old.boot.macs != new.boot.macs;
         let was_held = self.node.phase() == Phase::Held;
-        let stands_still = new.paused || new.goal == Goal::Unmanaged;
+        self.consent.power |= (old.goal, old.power) != (new.goal, new.power);
+        let stands_still = new.paused || new.goal != Goal::Deployed;
         if other_machine || stands_still || old.digest() != new.digest() {
             self.consent.given = false;
         }
@@ -216,7 +225,7 @@ impl Site {
         let installed_at =
             |record: &Record| record.installed.as_ref().map(|installed| installed.at);
         if installed_at(before) != installed_at(record) && record.installed.is_some() {
-            assert_eq!(ended, Some(&Outcome::Restarted), "installed without a restart");
+            assert!(matches!(ended, Some(Outcome::Restarted(_))), "installed without a restart");
             assert!(self.begun.take().unwrap().written, "installed without a write");
             self.consent.given = false;
             self.consent.installed_under = Some(spec.redeploy.clone());
@@ -228,7 +237,8 @@ impl Site {
     fn start(&mut self, op: OpId, operation: Operation, spec: &NodeSpec) {
         assert!(self.running.is_none(), "two operations at once");
         let bmc = spec.bmc.address.clone();
-        if !matches!(operation, Operation::ObservePower | Operation::Prepare) {
+        let looks = matches!(operation, Operation::ObservePower | Operation::Prepare);
+        if !looks && !matches!(operation, Operation::SetPower(_)) {
             let begun = self.begun.as_ref().expect("the machine is touched without an attempt");
             assert_eq!(begun.bmc, bmc, "{operation:?} of another machine than the attempt's");
             assert!(
@@ -244,16 +254,38 @@ impl Site {
                 assert_eq!(self.node.record().installed, None, "half written and said to be whole");
                 assert_eq!((target.address, *disk_bytes), (RAMDISK, disk().size));
             }
-            Operation::Restart => {
+            Operation::Restart { leave } => {
+                assert_eq!(
+                    *leave,
+                    self.left_in(),
+                    "left in another power state than its spec wants"
+                );
                 assert_eq!(self.node.menu(), Menu::LocalDisk);
                 assert!(self.begun.as_ref().unwrap().written, "restarted before it is written");
             }
+            Operation::SetPower(wanted) => self.judge_switching(*wanted, spec),
             Operation::CleanUp => assert_ne!(self.node.menu(), Menu::Unknown),
             Operation::ObservePower | Operation::Prepare | Operation::PowerOn => {}
         }
         let lasts = i64::try_from(self.dice.roll(90)).unwrap();
         let ends = self.later(lasts);
         self.running = Some(Job { op, operation, bmc, ends, cancelled: false });
+    }
+
+    /// How the spec wants a machine left that was just installed.
+    fn left_in(&self) -> PowerState {
+        let power = self.node.spec().unwrap().power;
+        if power == WantedPower::Off { PowerState::Off } else { PowerState::On }
+    }
+
+    /// A machine is switched only if hostler knows it, and only because somebody wants it so.
+    fn judge_switching(&self, wanted: PowerState, spec: &NodeSpec) {
+        let known = self.consent.installed_under.is_some() || self.consent.given;
+        assert!(known, "a machine is switched that hostler does not know");
+        assert!(!spec.paused && spec.goal != Goal::Unmanaged, "switched in a pause");
+        assert!(self.consent.power || self.consent.given, "drift is forced");
+        let off = spec.goal == Goal::Available || spec.power == WantedPower::Off;
+        assert_eq!(wanted, if off { PowerState::Off } else { PowerState::On });
     }
 
     fn cancel(&mut self, op: OpId) {
@@ -298,7 +330,7 @@ impl Site {
     fn check_status(&self) {
         let record = self.node.record();
         let status = self.node.status(self.now);
-        assert!(!status.ready || status.phase == Phase::Deployed);
+        assert!(!status.ready || matches!(status.phase, Phase::Deployed | Phase::Available));
         assert_eq!((status.phase, status.attempt), (record.phase, record.attempt));
         assert_eq!(status.deadline.is_some(), status.deadline_reason.is_some());
         assert_eq!(status.installed, record.installed);
@@ -352,8 +384,12 @@ impl Site {
                 Outcome::Prepared { image_bytes: IMAGE_BYTES, key: key(self.keys_made) }
             }
             Operation::Image { .. } => Outcome::Imaged,
-            Operation::PowerOn | Operation::Restart => {
+            Operation::PowerOn => {
                 *on = true;
+                Outcome::PoweredOn
+            }
+            Operation::Restart { leave: state } | Operation::SetPower(state) => {
+                *on = *state == PowerState::On;
                 good_outcome(&job.operation)
             }
             Operation::CleanUp => {
@@ -418,7 +454,8 @@ impl Site {
     /// SIGKILL and a new start: what was running is gone, the record is read back.
     pub(super) fn crash(&mut self) {
         let saved = serde_json::to_string(self.node.record()).unwrap();
-        self.node = Node::resume(spec().name, serde_json::from_str(&saved).unwrap(), self.now);
+        self.node =
+            Node::resume(spec().name, serde_json::from_str(&saved).unwrap(), POLICY, self.now);
         self.running = None;
         if let Some(spec) = self.spec.clone() {
             self.send(Event::Spec(Arc::new(spec)));
@@ -435,6 +472,11 @@ impl Site {
     }
 
     pub(super) fn advance_clock(&mut self) {
+        // Sometimes others go first.
+        let others_first = self.faults && self.dice.chance(30);
+        if let Some((turn, _)) = self.node.waits_for().filter(|_| !others_first) {
+            self.send(Event::Granted(turn));
+        }
         let wake = self.node.next_wake().map(|(at, _)| at);
         let job = self.running.as_ref().map(|job| job.ends);
         let next = [wake, job].into_iter().flatten().min();

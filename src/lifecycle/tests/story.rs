@@ -8,7 +8,7 @@ use std::{
 use expect_test::expect;
 
 use crate::{
-    lifecycle::{Event, Fleet, Menu, Node, Operation, Outcome},
+    lifecycle::{Event, Menu, Node, Operation, Outcome},
     model::{
         boot::{BootStage, Fetch},
         callback::{Call, DeployState, Lookup, Reply},
@@ -428,10 +428,10 @@ fn a_pause_stops_the_attempt_and_unmanaged_serves_nothing() {
 #[test]
 fn a_lost_directory_holds_everything_and_an_empty_one_deletes_nothing() {
     let now = "2026-11-22T12:00:00Z".parse().unwrap();
-    let mut fleet = Fleet::default();
+    let mut fleet = empty_fleet();
     let name: NodeName = spec().name;
     fleet.step(now, &name, Event::Spec(Arc::new(spec()))).unwrap();
-    let events = fleet.compare(BTreeMap::new(), &BTreeMap::new());
+    let events = fleet.compare(now, BTreeMap::new(), &BTreeMap::new());
     assert!(matches!(events.as_slice(), [(_, Event::DirectoryLost(_))]));
     for (name, event) in events {
         fleet.step(now, &name, event).unwrap();
@@ -456,7 +456,8 @@ fn after_a_crash_every_waiting_state_goes_on_with_its_old_deadline() {
         let before = bench.node.deadline();
         let saved = serde_json::to_string(bench.node.record()).unwrap();
         bench.pass(30);
-        bench.node = Node::resume(spec().name, serde_json::from_str(&saved).unwrap(), bench.now);
+        bench.node =
+            Node::resume(spec().name, serde_json::from_str(&saved).unwrap(), POLICY, bench.now);
         bench.running = None;
         bench.send(Event::Spec(Arc::new(spec())));
         assert_eq!((bench.phase(), bench.node.deadline()), (phase, before));

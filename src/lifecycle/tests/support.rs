@@ -1,11 +1,11 @@
 //! A spec, a clock and a harness that carries out a node's actions in the simplest way.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    lifecycle::{Action, Event, Menu, Node, Operation, Outcome},
+    lifecycle::{Action, Event, Fleet, Menu, Node, Operation, Outcome, Policy},
     model::{
         boot::Firmware,
         callback::{Call, Completed, DeployInfo, DeployState, Lookup, Reply},
@@ -22,6 +22,9 @@ use crate::{
     },
 };
 
+/// What the administrator allows, unless a test is about that.
+pub(super) const POLICY: Policy =
+    Policy { attempts_max: 100, imagings_max: 100, breaker: true, enforce_power: false };
 pub(super) const IMAGE_BYTES: u64 = 64 << 20;
 pub(super) const RAMDISK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 101));
 
@@ -115,12 +118,14 @@ pub(super) struct Bench {
     pub(super) started_for: Option<Arc<NodeSpec>>,
     pub(super) cancelled: Vec<OpId>,
     pub(super) forgotten: bool,
+    /// Whether its turn does not come.
+    pub(super) crowded: bool,
 }
 
 impl Bench {
     pub(super) fn new() -> Self {
         let now = "2026-11-22T12:00:00Z".parse().unwrap();
-        let node = Node::new(spec().name, now);
+        let node = Node::new(spec().name, POLICY, now);
         Self {
             node,
             now,
@@ -128,6 +133,7 @@ impl Bench {
             started_for: None,
             cancelled: Vec::new(),
             forgotten: false,
+            crowded: false,
         }
     }
 
@@ -145,7 +151,13 @@ impl Bench {
     /// Brings an event and returns the reply, if it was a callback.
     pub(super) fn send(&mut self, event: Event) -> Option<Reply> {
         let mut answer = None;
-        for action in self.node.step(self.now, event) {
+        let mut actions = self.node.step(self.now, event);
+        if !self.crowded
+            && let Some((turn, _)) = self.node.waits_for()
+        {
+            actions.append(&mut self.node.step(self.now, Event::Granted(turn)));
+        }
+        for action in actions {
             match action {
                 Action::Start { op, operation, spec } => {
                     assert!(
@@ -219,7 +231,8 @@ impl Bench {
     /// The agent is killed and started again; the spec directory has not been read yet.
     pub(super) fn restart(&mut self) {
         let saved = serde_json::to_string(self.node.record()).unwrap();
-        self.node = Node::resume(spec().name, serde_json::from_str(&saved).unwrap(), self.now);
+        self.node =
+            Node::resume(spec().name, serde_json::from_str(&saved).unwrap(), POLICY, self.now);
         self.running = None;
     }
 
@@ -252,7 +265,13 @@ pub(super) fn good_outcome(operation: &Operation) -> Outcome {
         Operation::Prepare => Outcome::Prepared { image_bytes: IMAGE_BYTES, key: key(1) },
         Operation::PowerOn => Outcome::PoweredOn,
         Operation::Image { .. } => Outcome::Imaged,
-        Operation::Restart => Outcome::Restarted,
+        Operation::Restart { leave } => Outcome::Restarted(*leave),
+        Operation::SetPower(wanted) => Outcome::PowerSet(*wanted),
         Operation::CleanUp => Outcome::CleanedUp,
     }
+}
+
+/// A fleet without nodes.
+pub(super) fn empty_fleet() -> Fleet {
+    Fleet::resume(POLICY, BTreeMap::new(), BTreeMap::new(), Bench::new().now)
 }

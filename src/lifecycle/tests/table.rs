@@ -1,18 +1,18 @@
 //! One table: every phase a node can be in against every kind of event, and the phase that follows.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use expect_test::expect;
 
 use crate::{
-    lifecycle::{Event, Outcome, State},
+    lifecycle::{Event, Outcome, State, Turn},
     model::{
         boot::{BootStage, Fetch},
         callback::Call,
         ids::OpId,
         power::PowerState,
         problem::Problem,
-        spec::Goal,
+        spec::{Goal, WantedPower},
         status::{ImagingStage, Phase, Progress},
     },
 };
@@ -30,16 +30,19 @@ fn place(bench: &Bench) -> &'static str {
     }
 }
 
-/// A node brought to a place; nothing leads to `available` yet.
-fn bench_in(place: &str) -> Option<Bench> {
+/// A node brought to a place.
+fn bench_in(place: &str) -> Bench {
     let mut bench = Bench::with_spec();
     let Some(phase) = Phase::ALL.into_iter().find(|phase| phase.as_str() == place) else {
         bench.go_to(Phase::Imaging);
         bench.done(Err(passing()));
-        return Some(bench);
+        return bench;
     };
     match phase {
-        Phase::Available => return None,
+        Phase::Available => {
+            bench.change(|spec| spec.goal = Goal::Available);
+            bench.look(PowerState::Off);
+        }
         Phase::Invalid => {
             bench = Bench::new();
             bench.send(Event::SpecProblems(vec![Problem::of_file("edge-07.toml", "empty")]));
@@ -53,12 +56,12 @@ fn bench_in(place: &str) -> Option<Bench> {
         Phase::Paused => bench.change(|spec| spec.paused = true),
         _ => bench.go_to(phase),
     }
-    Some(bench)
+    bench
 }
 
 type Act = (&'static str, fn(&mut Bench));
 
-const EVENTS: [Act; 26] = [
+const EVENTS: [Act; 30] = [
     ("done-ok", |bench| {
         if let Some((_, operation)) = bench.running.clone() {
             bench.done(Ok(good_outcome(&operation)));
@@ -141,6 +144,24 @@ const EVENTS: [Act; 26] = [
             bench.change(|spec| spec.goal = Goal::Unmanaged);
         }
     }),
+    ("available", |bench| {
+        if bench.node.spec().is_some() {
+            bench.change(|spec| spec.goal = Goal::Available);
+        }
+    }),
+    ("power-off", |bench| {
+        if bench.node.spec().is_some() {
+            bench.change(|spec| spec.power = WantedPower::Off);
+        }
+    }),
+    ("mass-change", |bench| {
+        if let Some(spec) = bench.node.spec() {
+            let mut spec = spec.as_ref().clone();
+            spec.redeploy = Some("all".into());
+            drop(bench.send(Event::MassChange(Arc::new(spec))));
+        }
+    }),
+    ("granted", |bench| drop(bench.send(Event::Granted(Turn::Attempt)))),
     ("approve", |bench| drop(bench.send(Event::Approve))),
     ("retry", |bench| drop(bench.send(Event::Retry))),
 ];
@@ -151,7 +172,7 @@ fn every_phase_meets_every_event() {
     for from in Phase::ALL.iter().map(|phase| phase.as_str()).chain([CLEANING_UP]) {
         let mut row = Vec::new();
         for (name, act) in EVENTS {
-            let Some(mut bench) = bench_in(from) else { continue };
+            let mut bench = bench_in(from);
             assert_eq!(place(&bench), from);
             act(&mut bench);
             if bench.forgotten {
@@ -172,18 +193,18 @@ fn every_phase_meets_every_event() {
     expect![[r#"
         invalid: spec-gone → forgotten
         held: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged, approve → pending
-        pending: done-ok → preparing, done-lasting → failed, paused → paused, spec-clash → invalid, unmanaged → unmanaged
-        preparing: done-passing → pending, done-lasting → failed, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
-        powering-on: done-ok → waiting-ramdisk, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
-        waiting-ramdisk: deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
-        imaging: done-ok → switching, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
-        switching: deadline → cleaning-up, ramdisk-error → cleaning-up, deploy-state → waiting-completed, completed → restarting, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
-        waiting-completed: deadline → cleaning-up, ramdisk-error → cleaning-up, completed → restarting, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
-        restarting: done-ok → deployed, done-lasting → cleaning-up, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up
-        deployed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged
-        failed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, spec-timeouts → pending, other-bmc → pending, unmanaged → unmanaged, retry → pending
-        available: 
-        unmanaged: spec-clash → invalid
+        pending: done-ok → preparing, done-lasting → failed, paused → paused, spec-clash → invalid, unmanaged → unmanaged, available → available, mass-change → held
+        preparing: done-passing → pending, done-lasting → failed, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        powering-on: done-ok → waiting-ramdisk, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        waiting-ramdisk: deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        imaging: done-ok → switching, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        switching: deadline → cleaning-up, ramdisk-error → cleaning-up, deploy-state → waiting-completed, completed → restarting, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        waiting-completed: deadline → cleaning-up, ramdisk-error → cleaning-up, completed → restarting, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        restarting: done-ok → deployed, done-lasting → cleaning-up, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        deployed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged, available → available, mass-change → held
+        failed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, spec-timeouts → pending, other-bmc → pending, unmanaged → unmanaged, available → available, power-off → pending, mass-change → held, retry → pending
+        available: paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged
+        unmanaged: spec-clash → invalid, available → available
         paused: spec-clash → invalid, unmanaged → unmanaged
         cleaning-up: done-ok → pending, done-lasting → failed
     "#]].assert_eq(&table);

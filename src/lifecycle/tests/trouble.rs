@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::SignedDuration;
 
 use crate::{
-    lifecycle::{Event, Fleet, Operation, Outcome, Record},
+    lifecycle::{Event, Operation, Outcome, Record},
     model::{
         boot::{BootStage, Fetch},
         callback::{Call, DeployInfo, Reply},
@@ -29,7 +29,7 @@ fn a_restart_that_fails_is_tried_again_before_a_good_disk_is_written_again() {
         assert!(bench.running.is_none(), "it waits first");
         assert!(bench.message().contains("it broke"), "{}", bench.message());
         bench.pass(60);
-        assert_eq!(bench.running.as_ref().unwrap().1, Operation::Restart);
+        assert_eq!(bench.running.as_ref().unwrap().1, Operation::Restart { leave: PowerState::On });
     }
     let mut broken = Bench::with_spec();
     std::mem::swap(&mut bench, &mut broken);
@@ -39,7 +39,7 @@ fn a_restart_that_fails_is_tried_again_before_a_good_disk_is_written_again() {
     bench.go_to(Phase::Restarting);
     bench.done(Err(passing()));
     bench.pass(60);
-    bench.done(Ok(Outcome::Restarted));
+    bench.done(Ok(Outcome::Restarted(PowerState::On)));
     assert_eq!((bench.phase(), bench.node.record().attempt), (Phase::Deployed, 1));
 }
 
@@ -103,7 +103,7 @@ fn a_bmc_that_never_answers_uses_up_the_attempts() {
 
 #[test]
 fn a_node_that_waits_for_its_bmc_neither_spins_nor_keeps_others_waiting() {
-    let (mut fleet, now) = (Fleet::default(), Bench::new().now);
+    let (mut fleet, now) = (empty_fleet(), Bench::new().now);
     let [slow, other] = ["edge-07", "edge-08"].map(|name| {
         let mut spec = spec();
         spec.name = name.parse().unwrap();

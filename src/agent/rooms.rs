@@ -1,0 +1,197 @@
+//! What the core's decisions are carried out upon: record, boot menu, operations, replies and status files.
+//!
+//! Owned by the driver. It knows what runs and who waits for an answer, and decides nothing.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+use crate::{
+    imaging::Meter,
+    lifecycle::{Event, Node, Operation, Outside, Record},
+    model::{
+        callback::Reply,
+        fault::{Fault, Step},
+        ids::{NodeName, OpId},
+        spec::NodeSpec,
+        status::{Progress, Status},
+    },
+    store::Store,
+};
+
+use super::{
+    menu::MenuWriter,
+    publish::Publisher,
+    work::{Workshop, cancel_signal},
+};
+
+/// How often a running operation's progress is looked at.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What a node's operation says to the driver.
+pub(super) type Report = (NodeName, Event);
+
+#[derive(Debug)]
+pub(super) struct Rooms {
+    store: Store,
+    menus: MenuWriter,
+    publisher: Publisher,
+    workshop: Arc<Workshop>,
+    /// Ticks when a node may have something new to tell its ramdisk.
+    changed: watch::Sender<u64>,
+    /// Where operations report.
+    reports: mpsc::Sender<Report>,
+    /// Callbacks to be answered.
+    replies: BTreeMap<u64, oneshot::Sender<Reply>>,
+    requests: u64,
+    /// How to stop each running operation.
+    running: BTreeMap<(NodeName, OpId), watch::Sender<bool>>,
+}
+
+impl Rooms {
+    pub(super) fn new(
+        store: Store,
+        menus: MenuWriter,
+        publisher: Publisher,
+        workshop: Workshop,
+        changed: watch::Sender<u64>,
+        reports: mpsc::Sender<Report>,
+    ) -> Self {
+        Self {
+            store,
+            menus,
+            publisher,
+            workshop: Arc::new(workshop),
+            changed,
+            reports,
+            replies: BTreeMap::new(),
+            requests: 0,
+            running: BTreeMap::new(),
+        }
+    }
+
+    /// Somebody waits for an answer; it is given by this number.
+    pub(super) fn expect_reply(&mut self, reply: oneshot::Sender<Reply>) -> u64 {
+        self.requests += 1;
+        self.replies.insert(self.requests, reply);
+        self.requests
+    }
+
+    /// If the event is an operation's end, it cannot be stopped any more.
+    pub(super) fn note_end(&mut self, node: &NodeName, event: &Event) {
+        if let Event::Done { op, .. } = event {
+            self.running.remove(&(node.clone(), *op));
+        }
+    }
+
+    /// Tells everything that runs to stop, and says how much that is.
+    pub(super) fn stop_all(&self) -> usize {
+        for cancel in self.running.values() {
+            cancel.send_replace(true);
+        }
+        self.running.len()
+    }
+}
+
+impl Outside for Rooms {
+    fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String> {
+        self.store.save(node, record).map_err(|error| {
+            error!(%node, %error, "a record cannot be written; nothing is started until it can");
+            error.to_string()
+        })
+    }
+
+    fn serve(&mut self, node: &Node) {
+        self.menus.apply(node);
+    }
+
+    fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
+        let (stop, cancel) = cancel_signal();
+        self.running.insert((node.clone(), op), stop);
+        let (node, workshop, reports) =
+            (node.clone(), Arc::clone(&self.workshop), self.reports.clone());
+        tokio::spawn(async move {
+            let meter = Arc::new(Meter::default());
+            let work = tokio::spawn({
+                let meter = Arc::clone(&meter);
+                async move { workshop.perform(operation, &spec, &meter, cancel).await }
+            });
+            let outcome = watch_over(work, &meter, |progress| {
+                // Progress may be lost when the driver is busy; the end may not.
+                drop(reports.try_send((node.clone(), Event::Progress { op, progress })));
+            })
+            .await;
+            if let Err(fault) = &outcome {
+                warn!(%node, %op, step = ?fault.step, code = %fault.code, error = fault.message, "operation failed");
+            }
+            if reports.send((node, Event::Done { op, outcome })).await.is_err() {
+                // The agent is stopping; the record says what was under way.
+            }
+        });
+    }
+
+    fn cancel(&mut self, node: &NodeName, op: OpId) {
+        if let Some(cancel) = self.running.get(&(node.clone(), op)) {
+            cancel.send_replace(true);
+        }
+    }
+
+    fn reply(&mut self, request: u64, reply: Reply) {
+        if let Some(waiting) = self.replies.remove(&request) {
+            // A caller that has gone will call again.
+            drop(waiting.send(reply));
+        }
+    }
+
+    fn wake_ramdisks(&mut self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    fn show(&mut self, status: Status) {
+        self.publisher.show(status);
+    }
+
+    fn log_phase(&mut self, status: &Status) {
+        info!(node = %status.node, phase = status.phase.as_str(), attempt = status.attempt, message = status.message, "phase");
+    }
+
+    fn forget(&mut self, node: &NodeName) {
+        info!(%node, "its spec is gone: forgotten");
+        self.menus.remove(node);
+        self.publisher.remove(node);
+        if let Err(error) = self.store.remove(node) {
+            error!(%node, %error, "a record cannot be removed");
+        }
+    }
+}
+
+/// Waits for the work, passing on its progress now and then. A panic in it is a fault like any other.
+async fn watch_over<T>(
+    mut work: tokio::task::JoinHandle<Result<T, Fault>>,
+    meter: &Meter,
+    tell: impl Fn(Progress),
+) -> Result<T, Fault> {
+    let mut told = None;
+    loop {
+        match tokio::time::timeout(PROGRESS_INTERVAL, &mut work).await {
+            Ok(Ok(outcome)) => return outcome,
+            Ok(Err(panic)) => {
+                let message = format!("hostler itself failed: {panic}");
+                return Err(Fault::passing(
+                    Step::Cleanup,
+                    "Internal",
+                    message,
+                    "report this with the agent's log",
+                ));
+            }
+            Err(_) => {
+                let progress = meter.progress();
+                if let Some(progress) = progress.filter(|_| progress != told) {
+                    tell(progress);
+                    told = Some(progress);
+                }
+            }
+        }
+    }
+}

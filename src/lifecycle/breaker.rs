@@ -1,0 +1,44 @@
+//! The breaker: one mistake, one `git push` or one playbook, must not wipe a site.
+//!
+//! Kept by the [`super::Fleet`], which asks it in every comparison. It counts reinstalls, not installs, and counts them over a while:
+//! a playbook changes thirty files one after the other.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::model::ids::NodeName;
+
+/// Reinstalls that came up within this time are one change. Longer than a playbook needs for thirty files, and shorter than a
+/// machine takes to be reinstalled, so that whoever renews a site one machine after the other is not held up.
+const WINDOW: Duration = Duration::from_secs(600);
+
+#[derive(Debug, Default)]
+pub(super) struct Breaker {
+    /// Reinstalls let through lately.
+    recent: BTreeMap<NodeName, Timestamp>,
+}
+
+impl Breaker {
+    /// Whether all of `new`, nodes that are to be reinstalled from now on, may be, where so many nodes are deployed.
+    pub(super) fn lets_through(
+        &mut self,
+        now: Timestamp,
+        new: &[NodeName],
+        deployed: usize,
+    ) -> bool {
+        if new.is_empty() {
+            return true;
+        }
+        // A clock that was set back counts as a while, too.
+        let window = SignedDuration::try_from(WINDOW).unwrap_or(SignedDuration::MAX);
+        self.recent.retain(|_, at| now.duration_since(*at).abs() < window);
+        let earlier = self.recent.keys().filter(|node| !new.contains(node)).count();
+        let together = earlier + new.len();
+        let few = together == 1 || together * 4 <= deployed;
+        if few {
+            self.recent.extend(new.iter().map(|node| (node.clone(), now)));
+        }
+        few
+    }
+}

@@ -1,0 +1,197 @@
+//! The order in which what the core decides is carried out, which is what makes a crash harmless: the record first, then the boot
+//! menu, then everything else. While a record cannot be written, the node's actions wait.
+//!
+//! Owned by the agent's driver, which brings events and the time and is the [`Outside`]; the simulation of a whole site is another.
+//! It must never let an action out before the record that announces it is durable.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+
+use crate::model::{
+    callback::Reply,
+    ids::{NodeName, OpId},
+    problem::Problem,
+    spec::NodeSpec,
+    status::Status,
+};
+
+use super::{
+    event::{Action, Event, Operation},
+    fleet::{Fleet, Specs},
+    node::Node,
+    state::Record,
+};
+
+/// What the core's decisions are carried out upon. Nothing here may block for long.
+pub trait Outside {
+    /// Makes a node's record durable; when this returns, it is. On failure: what is wrong, for people.
+    fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String>;
+    /// Puts the node's boot menu in force.
+    fn serve(&mut self, node: &Node);
+    /// Starts an operation; its end comes back as [`Event::Done`].
+    fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>);
+    /// Tells an operation to stop.
+    fn cancel(&mut self, node: &NodeName, op: OpId);
+    /// Answers a callback.
+    fn reply(&mut self, request: u64, reply: Reply);
+    /// A node's state has changed: whoever waits for news of it may ask again.
+    fn wake_ramdisks(&mut self);
+    /// Shows where a node stands.
+    fn show(&mut self, status: Status);
+    /// Says that a node has entered this phase.
+    fn log_phase(&mut self, status: &Status);
+    /// Removes a forgotten node's boot menu, status file and record.
+    fn forget(&mut self, node: &NodeName);
+}
+
+/// The fleet, and what of its decisions still waits for a record to be written.
+#[derive(Debug)]
+pub struct Carrier {
+    fleet: Fleet,
+    /// Nodes whose record could not be written, with the actions that wait for it.
+    unsaved: BTreeMap<NodeName, Vec<Action>>,
+}
+
+impl Carrier {
+    /// A carrier for this fleet.
+    pub fn new(fleet: Fleet) -> Self {
+        Self { fleet, unsaved: BTreeMap::new() }
+    }
+
+    /// The fleet, to look at.
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// Whether a record waits to be written: [`Carrier::tick`] tries again.
+    pub fn has_unsaved(&self) -> bool {
+        !self.unsaved.is_empty()
+    }
+
+    /// Puts every node's boot menu in force and shows where it stands, as after a start.
+    pub fn present(&self, now: Timestamp, outside: &mut impl Outside) {
+        for name in self.fleet.names() {
+            if let Some(node) = self.fleet.node(&name) {
+                outside.serve(node);
+                outside.show(node.status(now));
+            }
+        }
+    }
+
+    /// One event to one node, and all that follows from it, for others too.
+    pub fn step(
+        &mut self,
+        now: Timestamp,
+        name: &NodeName,
+        event: Event,
+        outside: &mut impl Outside,
+    ) {
+        self.step_one(now, name, event, outside);
+        while let Some((name, turn)) = self.fleet.next_turn() {
+            self.step_one(now, &name, Event::Granted(turn), outside);
+        }
+    }
+
+    /// What a scan of the spec directory found.
+    pub fn compare(
+        &mut self,
+        now: Timestamp,
+        specs: Specs,
+        clashes: &BTreeMap<NodeName, Vec<Problem>>,
+        outside: &mut impl Outside,
+    ) {
+        for (name, event) in self.fleet.compare(now, specs, clashes) {
+            self.step(now, &name, event, outside);
+        }
+    }
+
+    /// The spec directory cannot be read.
+    pub fn hold(&mut self, now: Timestamp, reason: &str, outside: &mut impl Outside) {
+        for (name, event) in self.fleet.hold(reason) {
+            self.step(now, &name, event, outside);
+        }
+    }
+
+    /// Brings every node whose time has come its tick, and tries to write records that could not be written.
+    pub fn tick(&mut self, now: Timestamp, outside: &mut impl Outside) {
+        let unsaved = self.unsaved.keys().cloned().collect::<Vec<_>>();
+        for name in unsaved.into_iter().chain(self.fleet.due(now)) {
+            self.step(now, &name, Event::Tick, outside);
+        }
+    }
+
+    fn step_one(
+        &mut self,
+        now: Timestamp,
+        name: &NodeName,
+        event: Event,
+        outside: &mut impl Outside,
+    ) {
+        let request =
+            if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
+        let before = self.fleet.node(name).map(|node| node.record().clone());
+        match (self.fleet.step(now, name, event), request) {
+            (Some(actions), _) => self.carry_out(now, name, before.as_ref(), actions, outside),
+            // No such node: its caller learns as little as one with a wrong key.
+            (None, Some(request)) => outside.reply(request, Reply::Refused),
+            (None, None) => {}
+        }
+    }
+
+    /// Makes the record durable, puts the boot menu in force, and only then does what the core asked for.
+    fn carry_out(
+        &mut self,
+        now: Timestamp,
+        name: &NodeName,
+        before: Option<&Record>,
+        actions: Vec<Action>,
+        outside: &mut impl Outside,
+    ) {
+        let unsaved = self.unsaved.remove(name);
+        let is_unsaved = unsaved.is_some();
+        let mut waiting = unsaved.unwrap_or_default();
+        waiting.extend(actions);
+        let Some(node) = self.fleet.node(name) else {
+            return forget(name, waiting, outside);
+        };
+        let record = node.record();
+        let phase_before = before.map(|before| before.phase);
+        if phase_before != Some(record.phase) {
+            outside.log_phase(&node.status(now));
+        }
+        if (is_unsaved || before != Some(record))
+            && let Err(error) = outside.save(name, record)
+        {
+            let mut status = node.status(now);
+            status.message = format!("{error}; nothing is started until it can be written");
+            status.ready = false;
+            outside.show(status);
+            self.unsaved.insert(name.clone(), waiting);
+            return;
+        }
+        outside.serve(node);
+        if before.map(|before| &before.state) != Some(&record.state) {
+            outside.wake_ramdisks();
+        }
+        for action in waiting {
+            match action {
+                Action::Start { op, operation, spec } => outside.start(name, op, operation, spec),
+                Action::Cancel(op) => outside.cancel(name, op),
+                Action::Reply { request, reply } => outside.reply(request, reply),
+                Action::Forget => {}
+            }
+        }
+        outside.show(node.status(now));
+    }
+}
+
+/// Nothing of the node runs any more; callers still want their answer.
+fn forget(name: &NodeName, waiting: Vec<Action>, outside: &mut impl Outside) {
+    for action in waiting {
+        if let Action::Reply { request, reply } = action {
+            outside.reply(request, reply);
+        }
+    }
+    outside.forget(name);
+}

@@ -1,0 +1,120 @@
+//! The power of a machine outside of an attempt: what its spec wants, and when hostler switches it.
+//!
+//! Called by `node.rs` and `attempt.rs`. A machine is switched when its spec is changed to want another state, or somebody says so;
+//! a machine that differs later has drifted, which is shown, and mended only if the agent's configuration says so. It must never
+//! switch a machine that hostler has not installed and nobody has consented to.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::model::{
+    fault::{Fault, Step},
+    power::PowerState,
+    spec::{Goal, WantedPower},
+    status::LastError,
+};
+
+use super::{
+    node::Node,
+    state::{Hold, State},
+    wait::after,
+};
+
+/// Between two enforcements: a machine that cannot hold its power state must not be switched without end.
+const ENFORCEMENT_INTERVAL: Duration = Duration::from_secs(15 * 60);
+/// How often an order is tried.
+pub(super) const POWER_TRIES_MAX: u32 = 4;
+
+impl Node {
+    /// The power state the machine should be in now; none in an attempt, before one, or if it does not matter.
+    pub(super) fn wanted_power(&self) -> Option<PowerState> {
+        let spec = self.record.spec.as_ref()?;
+        match (spec.goal, spec.power) {
+            (Goal::Unmanaged, _) | (Goal::Deployed, WantedPower::Ignore) => None,
+            (Goal::Deployed, _) if self.wants_install() => None,
+            (Goal::Deployed, WantedPower::On) => Some(PowerState::On),
+            (Goal::Deployed, WantedPower::Off) | (Goal::Available, _) => Some(PowerState::Off),
+        }
+    }
+
+    /// How a machine is left when it has been installed.
+    pub(super) fn power_after_install(&self) -> PowerState {
+        let power = self.record.spec.as_ref().map(|spec| spec.power);
+        if power == Some(WantedPower::Off) { PowerState::Off } else { PowerState::On }
+    }
+
+    /// Whether the machine was seen in another power state than it should be in.
+    pub(super) fn power_differs(&self) -> bool {
+        self.wanted_power().zip(self.power).is_some_and(|(wanted, power)| power.observed != wanted)
+    }
+
+    /// A changed spec is an order, if it is about a machine that hostler knows.
+    pub(super) fn order_power(
+        &mut self,
+        now: Timestamp,
+        before: Option<PowerState>,
+        same_machine: bool,
+    ) {
+        let wanted = self.wanted_power();
+        if wanted.is_none() || !same_machine {
+            self.record.power_ordered = false;
+        } else if wanted != before && self.knows_machine() {
+            self.record.power_ordered = true;
+            self.next_observation = now;
+        }
+    }
+
+    /// Whether the machine is hostler's to switch: installed by it, being installed, or consented to.
+    fn knows_machine(&self) -> bool {
+        let busy = self.record.state.attempt().is_some();
+        self.record.installed.is_some() || self.record.consented || busy
+    }
+
+    /// The BMC has said how the machine is: switch it, ask somebody, or let it be.
+    pub(super) fn consider_power(&mut self, now: Timestamp, observed: PowerState) {
+        let Some(wanted) = self.wanted_power() else { return };
+        if observed == wanted {
+            self.record.power_ordered = false;
+            return;
+        }
+        let Some(spec) = &self.record.spec else { return };
+        let stopped = spec.paused || !self.problems.is_empty() || self.blocked.is_some();
+        if self.record.state != State::Idle || stopped {
+            return;
+        }
+        if !self.knows_machine() {
+            // Only a spec that wants a machine off wants something of one that is not installed.
+            let (redeploy, reason) = (spec.redeploy.clone(), Hold::PoweredOn);
+            return self.enter(now, State::Held { redeploy, reason });
+        }
+        let rested = self.record.power_forced_at.is_none_or(|at| {
+            // A clock that was set back must not forbid it for longer.
+            after(at, ENFORCEMENT_INTERVAL) <= now || at > now
+        });
+        let enforced = self.policy.enforce_power && rested;
+        if self.record.power_ordered || self.record.consented || enforced {
+            self.record.power_forced_at = Some(now);
+            self.enter(now, State::SettingPower { wanted });
+        }
+    }
+
+    /// The machine was switched.
+    pub(super) fn power_set(&mut self, now: Timestamp, reached: PowerState) {
+        self.record.power_ordered = false;
+        self.record.consented = false;
+        self.record.last_error.take_if(|error| error.fault.step == Step::Power);
+        self.enter(now, State::Idle);
+        self.see_power(now, reached);
+    }
+
+    /// It could not be, in all its tries: it is left as it is, and that is shown.
+    pub(super) fn power_not_set(&mut self, now: Timestamp, fault: Fault) {
+        self.record.power_ordered = false;
+        self.record.consented = false;
+        let attempt = self.record.attempt;
+        self.record.last_error = Some(LastError { at: now, attempt, fault: fault.clone() });
+        self.enter(now, State::Idle);
+        self.miss_power(now, fault);
+    }
+}

@@ -1,0 +1,150 @@
+//! Whose turn it is: only so many nodes bring up their machine, or write their disk, at the same time.
+//!
+//! Kept by the [`super::Fleet`], which asks each node after each of its steps what it holds and what it waits for. A turn is never
+//! taken or given back by a call of its own, so that none can leak. First attempts go before repeated ones: a machine that never
+//! comes up does not keep the others waiting twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use crate::model::ids::NodeName;
+
+use super::{event::Turn, node::Node, state::State};
+
+/// A node's place in the line: its attempt, and since when it waits.
+pub(super) type Place = (u32, Timestamp);
+
+#[derive(Debug)]
+pub(super) struct Turns {
+    attempts: Line,
+    imagings: Line,
+}
+
+#[derive(Debug)]
+struct Line {
+    limit: usize,
+    holders: BTreeSet<NodeName>,
+    waiting: BTreeSet<(Place, NodeName)>,
+    places: BTreeMap<NodeName, Place>,
+}
+
+impl Turns {
+    pub(super) fn new(attempts_max: usize, imagings_max: usize) -> Self {
+        Self { attempts: Line::new(attempts_max), imagings: Line::new(imagings_max) }
+    }
+
+    /// Writes down what a node holds and what it waits for now.
+    pub(super) fn put(
+        &mut self,
+        node: &NodeName,
+        holds: Option<Turn>,
+        waits: Option<(Turn, Place)>,
+    ) {
+        for (turn, line) in
+            [(Turn::Attempt, &mut self.attempts), (Turn::Imaging, &mut self.imagings)]
+        {
+            let place = waits.filter(|(wanted, _)| *wanted == turn).map(|(_, place)| place);
+            line.put(node, holds == Some(turn), place);
+        }
+    }
+
+    /// The next node that may go on, and with what.
+    pub(super) fn next(&self) -> Option<(NodeName, Turn)> {
+        // Who already has a machine up goes first.
+        let imaging = self.imagings.next().map(|node| (node, Turn::Imaging));
+        imaging.or_else(|| self.attempts.next().map(|node| (node, Turn::Attempt)))
+    }
+}
+
+impl Line {
+    fn new(limit: usize) -> Self {
+        Self { limit, holders: BTreeSet::new(), waiting: BTreeSet::new(), places: BTreeMap::new() }
+    }
+
+    fn put(&mut self, node: &NodeName, holds: bool, place: Option<Place>) {
+        if holds {
+            self.holders.insert(node.clone());
+        } else {
+            self.holders.remove(node);
+        }
+        if self.places.get(node).copied() == place {
+            return;
+        }
+        if let Some(before) = self.places.remove(node) {
+            self.waiting.remove(&(before, node.clone()));
+        }
+        if let Some(place) = place {
+            self.places.insert(node.clone(), place);
+            self.waiting.insert((place, node.clone()));
+        }
+    }
+
+    fn next(&self) -> Option<NodeName> {
+        let (_, node) = self.waiting.first().filter(|_| self.holders.len() < self.limit)?;
+        Some(node.clone())
+    }
+}
+
+impl Node {
+    /// What the node does that only so many may do.
+    pub(super) fn holds(&self) -> Option<Turn> {
+        match &self.record.state {
+            State::Preparing { .. }
+            | State::PoweringOn { .. }
+            | State::WaitingRamdisk { .. }
+            | State::Imaging { granted: false, .. } => Some(Turn::Attempt),
+            State::Imaging { granted: true, .. } => Some(Turn::Imaging),
+            State::Idle
+            | State::Held { .. }
+            | State::Failed
+            | State::SettingPower { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. }
+            | State::Restarting { .. }
+            | State::CleaningUp { .. } => None,
+        }
+    }
+
+    /// What it waits for its turn to do.
+    pub(super) fn waits_for(&self) -> Option<(Turn, Place)> {
+        if self.unread || self.running.is_some() {
+            return None;
+        }
+        let attempt = self.record.attempt;
+        match &self.record.state {
+            State::Idle => self.in_line_since.map(|since| (Turn::Attempt, (attempt, since))),
+            State::Imaging { granted: false, .. } => {
+                Some((Turn::Imaging, (attempt, self.record.since)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Its turn has come. One that is no longer wanted passes.
+    pub(super) fn take_turn(&mut self, now: Timestamp, turn: Turn) {
+        match (turn, &mut self.record.state) {
+            (Turn::Attempt, State::Idle) => {
+                let in_line = self.in_line_since.take().is_some();
+                let wipes = self.power.is_some_and(|power| self.may_wipe(power.observed));
+                if in_line && wipes && self.may_start() {
+                    self.begin(now);
+                }
+            }
+            (Turn::Imaging, State::Imaging { granted, .. }) if !*granted => {
+                *granted = true;
+                // Waiting was not writing: the whole time for it begins now.
+                let state = self.record.state.clone();
+                self.enter(now, state);
+            }
+            _ => {}
+        }
+    }
+
+    /// Leaves the line if nothing is wanted any more.
+    pub(super) fn stay_in_line(&mut self) {
+        if self.record.state != State::Idle || !self.may_start() {
+            self.in_line_since = None;
+        }
+    }
+}
