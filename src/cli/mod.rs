@@ -1,11 +1,12 @@
 //! The commands: what an administrator types.
 //!
 //! Called by the `hostler` binary. Looking needs no agent: `check`, `show` and `digest` read specs, `status`, `watch`, `wait` and
-//! `explain` read status files. Nothing here changes a node.
+//! `explain` read status files, and `plan` both. Nothing here changes a node.
 
 mod check;
 mod digest;
 mod explain;
+mod plan;
 mod run;
 mod show;
 mod status;
@@ -91,6 +92,9 @@ enum Command {
         #[command(flatten)]
         place: NodePlace,
     },
+    /// Show what the agent would do about a directory of specs, and what would be wiped.
+    #[command(after_help = plan::EXIT_CODES)]
+    Plan(plan::Asked),
     /// Work with the deploy ramdisk.
     Ramdisk {
         #[command(subcommand)]
@@ -181,6 +185,7 @@ impl Args {
             Command::Digest { file, config } => digest::digest(&file, config.as_deref(), out),
             Command::Wait { place, goal } => wait::wait(&place, &goal),
             Command::Explain { place } => explain::explain(&place, out),
+            Command::Plan(asked) => plan::plan(&asked, out),
             Command::Ramdisk {
                 command: RamdiskCommand::Build { kernel_package, binary, out: dir },
             } => {

@@ -68,25 +68,27 @@ fn read(dir: &Path) -> Result<(Vec<Status>, Vec<StatusFileError>), StatusFileErr
 
 fn table(statuses: &[Status], now: Timestamp) -> String {
     let head = ["NODE", "PHASE", "FOR", "ATTEMPT", "PROGRESS", "MESSAGE"].map(str::to_owned);
-    let rows: Vec<[String; 6]> = statuses
-        .iter()
-        .map(|status| {
-            [
-                status.node.to_string(),
-                phase(status),
-                span(now.duration_since(status.since)),
-                status.attempt.to_string(),
-                status.progress.as_ref().map(progress).unwrap_or_default(),
-                status.message.clone(),
-            ]
-        })
-        .collect();
-    let all = || std::iter::once(&head).chain(&rows);
-    let widths: [usize; 6] = std::array::from_fn(|column| {
-        all().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    let rows = statuses.iter().map(|status| {
+        [
+            status.node.to_string(),
+            phase(status),
+            span(now.duration_since(status.since)),
+            status.attempt.to_string(),
+            status.progress.as_ref().map(progress).unwrap_or_default(),
+            status.message.clone(),
+        ]
+    });
+    columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+/// Rows with their cells one below the other.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     });
     let mut text = String::new();
-    for row in all() {
+    for row in rows {
         let cells: Vec<String> =
             row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text.push_str(cells.join("  ").trim_end());

@@ -3,6 +3,7 @@
 
 mod consent;
 mod histories;
+mod plan;
 mod site;
 mod story;
 mod support;

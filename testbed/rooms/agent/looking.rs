@@ -3,9 +3,10 @@
 use std::{fs, process::Stdio};
 
 use hostler::{model::status::Phase, spec};
+use serde_json::Value;
 
 use super::{
-    NODE,
+    NODE, ends_deployed,
     machine::Machine,
     site::{Site, answer, hostler},
 };
@@ -157,6 +158,62 @@ fn explain_tells_what_was_done_and_what_is_wrong_by_now() {
     let (code, _, errors) = answer(&mut site.hostler(&["explain", "edge-99"]));
     assert_eq!(code, 1);
     assert!(errors.contains("edge-99.status.toml"), "{errors}");
+}
+
+#[test]
+fn plan_judges_a_change_before_it_is_made() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let agent = site.start();
+    let spec = machine.spec(&site).with("redeploy", "a");
+    site.write(NODE, &spec);
+    machine.deploy(&site);
+    ends_deployed(&site, &machine);
+    let (code, said, errors) = answer(&mut site.hostler(&["plan"]));
+    assert_eq!((code, said.as_str(), errors.as_str()), (0, "edge-07  nothing  installed\n", ""));
+    agent.kill();
+
+    fs::create_dir(site.path("change")).unwrap();
+    let change = site.path("change").display().to_string();
+    let propose = |node: &str, text: &str| {
+        fs::write(site.path(&format!("change/{node}.toml")), text).unwrap();
+    };
+    propose(NODE, &spec.clone().with("redeploy", "b").to_toml());
+    let new = spec.clone().with("boot.mac", "52:54:00:00:00:99").with("bmc.address", "192.0.2.99");
+    propose("edge-08", &new.to_toml());
+    let (code, said, _) = answer(&mut site.hostler(&["plan", &change]));
+    assert_eq!(code, 2, "{said}");
+    assert_eq!(
+        said,
+        "edge-07  reinstall  wipes vda (160.0 MiB, serial root-1): redeploy changed from \"a\" to \"b\"\n\
+         edge-08  install    wipes its root device unless it is on: never installed by hostler\n"
+    );
+    let (code, said, _) = answer(&mut site.hostler(&["plan", &change, "-o", "json"]));
+    let plan: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &plan["nodes"][0]["action"]), (2, &"reinstall".into()));
+    assert_eq!(plan["nodes"][0]["wipes"], "vda (160.0 MiB, serial root-1)");
+    assert_eq!(
+        (&plan["nodes"][1]["unless_on"], &plan["problems"]),
+        (&true.into(), &Value::Array(Vec::new()))
+    );
+
+    // Without the agent's machine at hand: the status files alone.
+    let nodes = site.path("nodes").display().to_string();
+    let (code, again, _) = answer(&mut hostler(&["plan", &change, "--status-dir", &nodes]));
+    assert_eq!((code, again.lines().count()), (2, 2), "{again}");
+
+    propose(NODE, "state = 7\n");
+    propose("edge-09", &new.to_toml());
+    let (code, said, _) = answer(&mut site.hostler(&["plan", &change]));
+    assert_eq!(code, 1, "{said}");
+    for (node, action) in [(NODE, "invalid"), ("edge-08", "clash"), ("edge-09", "clash")] {
+        assert!(said.contains(&format!("{node}  {action}  ")), "{said}");
+    }
+    fs::write(site.path("nodes/edge-07.status.toml"), "phase = 7\n").unwrap();
+    for arguments in [&["plan", &change][..], &["plan", "/no/such/place"], &["plan", "--wipe"]] {
+        let (code, said, errors) = answer(&mut site.hostler(arguments));
+        assert_eq!((code, said.as_str()), (1, ""), "{errors}");
+    }
 }
 
 /// What `hostler digest` prints of the node's spec.
