@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     model::{
         problem::Problem,
-        spec::NodeSpec,
+        spec::{Goal, NodeSpec},
         status::{LastSeen, Phase, Status},
     },
     spec,
@@ -200,14 +200,19 @@ impl Story<'_> {
         let ways: Vec<String> = match self.status.phase {
             Phase::Held if held_for("TooManyChanges") => vec![
                 "take the change back".to_owned(),
+                format!("hostler approve {node}, to have it wiped"),
                 "hostler approve --all, to have all of them wiped".to_owned(),
             ],
             Phase::Held => {
-                let mut ways = vec![format!("hostler approve {node}, to have it wiped")];
+                let mut ways = vec![format!("hostler approve {node}, to consent")];
                 if held_for("PoweredOn") {
                     ways.push("switch it off".to_owned());
                 }
-                ways.push(redeploy.to_owned());
+                // Consent by `redeploy` is consent to an installation.
+                let installs = |spec: &NodeSpec| spec.goal == Goal::Deployed;
+                if self.spec.as_ref().is_none_or(|spec| spec.as_ref().is_ok_and(installs)) {
+                    ways.push(redeploy.to_owned());
+                }
                 ways
             }
             Phase::Failed => vec![

@@ -198,7 +198,7 @@ reason = "PoweredOn"
               Held  True   PoweredOn
 
             What comes next
-              you can: hostler approve edge-07, to have it wiped
+              you can: hostler approve edge-07, to consent
               you can: switch it off
               you can: change `redeploy` in its spec to have it wiped and installed
         "#]],

@@ -242,7 +242,7 @@ fn a_node_is_forgotten_only_when_nothing_runs_any_more() {
     let outcome = Ok(Outcome::Power(PowerState::Off));
     let ended = fleet.step(now, &name, Event::Done { op: *op, outcome }).unwrap();
     assert_eq!(ended, [Action::Forget], "and its answer starts nothing");
-    assert!(fleet.node(&name).is_none() && fleet.in_force(&none).len() == 0);
+    assert!(fleet.node(&name).is_none() && fleet.in_force(&none).is_empty());
 }
 
 #[test]

@@ -24,7 +24,7 @@ const WATCHED: SignedDuration = SignedDuration::from_mins(10);
 type Start = (&'static str, fn(PowerState) -> Bench);
 type Change = (&'static str, fn(&mut NodeSpec));
 
-const STARTS: [Start; 9] = [
+const STARTS: [Start; 11] = [
     ("never seen", |_| Bench::with_spec()),
     ("held", |power| {
         let mut bench = Bench::with_spec();
@@ -33,6 +33,15 @@ const STARTS: [Start; 9] = [
         bench.crowded = true;
         bench.pass(60);
         bench.look(power);
+        bench
+    }),
+    ("approved and in line", |_| {
+        let mut bench = Bench::with_spec();
+        bench.crowded = true;
+        bench.look(PowerState::On);
+        bench.send(Event::Approve);
+        bench.look(PowerState::On);
+        assert_eq!(bench.phase(), Phase::Pending);
         bench
     }),
     ("deployed", |power| deployed(power)),
@@ -55,6 +64,16 @@ const STARTS: [Start; 9] = [
         bench.go_to(Phase::WaitingRamdisk);
         bench.call(&key(1), deploy_info("oh"));
         bench.done(Ok(Outcome::CleanedUp));
+        assert_eq!(bench.phase(), Phase::Pending);
+        bench
+    }),
+    ("between attempts, and left on", |_| {
+        let mut bench = Bench::with_spec();
+        bench.change(|spec| spec.retry.backoff *= 5);
+        bench.go_to(Phase::WaitingRamdisk);
+        bench.call(&key(1), deploy_info("oh"));
+        bench.done(Ok(Outcome::CleanedUp));
+        bench.look(PowerState::On);
         assert_eq!(bench.phase(), Phase::Pending);
         bench
     }),

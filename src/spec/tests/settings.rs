@@ -77,6 +77,17 @@ fn every_kind_of_value_reads_back_the_same() {
     }
 }
 
+#[test]
+fn the_examples_read_back_the_same() {
+    let nodes = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nodes"));
+    for file in ["edge-01.toml", "edge-07.toml"] {
+        let file = nodes.join(file);
+        let shown = toml(&crate::spec::read_file_settings(&file, None).unwrap());
+        let again = parse(&file.to_string_lossy(), shown.as_bytes(), &Defaults::default());
+        assert_eq!(again, crate::spec::read_file(&file, None), "{shown}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_text_in_a_spec_reads_back_the_same(text in "[^\\pC]{0,40}", attempts in 1..=100_i64) {
