@@ -259,13 +259,12 @@ fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Recor
         }
         _ => State::Idle,
     };
-    // One that is on and nevertheless waits for its attempt has consent.
+    // One that is on, and waits for its attempt and not for a person, has consent.
     let seen_on = status.power.is_some_and(|power| power.observed == PowerState::On);
-    let waits = status.phase == Phase::Pending && (status.attempt > 0 || seen_on);
     Record {
         spec,
         state,
-        consented: status.phase.is_busy() || waits,
+        consented: status.phase == Phase::Pending && seen_on,
         too_many_changes: hold == Some(Hold::TooManyChanges),
         attempt: status.attempt,
         installed: status.installed.clone(),
