@@ -1,11 +1,12 @@
 //! The commands: what an administrator types.
 //!
 //! Called by the `hostler` binary. Looking needs no agent: `check`, `show` and `digest` read specs, `status`, `watch`, `wait` and
-//! `explain` read status files, and `plan` both. Nothing here changes a node.
+//! `explain` read status files, and `plan` both. `approve` and `retry` ask the running agent. Nothing here changes a node by itself.
 
 mod check;
 mod digest;
 mod explain;
+mod orders;
 mod plan;
 mod run;
 mod show;
@@ -22,7 +23,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
     config::{self, Config, ConfigError},
-    model::{ids::NodeName, problem::Problem, toml_reader::Document},
+    model::{admin::Order, ids::NodeName, problem::Problem, toml_reader::Document},
     ramdisk::build::{self, BuildOptions},
 };
 
@@ -95,6 +96,10 @@ enum Command {
     /// Show what the agent would do about a directory of specs, and what would be wiped.
     #[command(after_help = plan::EXIT_CODES)]
     Plan(plan::Asked),
+    /// Let held nodes go on: consent to wipe machines that are on, for example. Exit code 1 if a node was not held.
+    Approve(orders::For),
+    /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if there was nothing to try again.
+    Retry(orders::For),
     /// Work with the deploy ramdisk.
     Ramdisk {
         #[command(subcommand)]
@@ -186,6 +191,8 @@ impl Args {
             Command::Wait { place, goal } => wait::wait(&place, &goal),
             Command::Explain { place } => explain::explain(&place, out),
             Command::Plan(asked) => plan::plan(&asked, out),
+            Command::Approve(whom) => orders::give(Order::Approve, whom, out),
+            Command::Retry(whom) => orders::give(Order::Retry, whom, out),
             Command::Ramdisk {
                 command: RamdiskCommand::Build { kernel_package, binary, out: dir },
             } => {

@@ -8,6 +8,7 @@ mod disk_faults;
 mod faults;
 mod looking;
 mod machine;
+mod orders;
 mod restarts;
 mod site;
 mod specs;

@@ -327,14 +327,24 @@ fn a_disk_that_is_written_already_is_not_wiped_again_unless_redeploy_changes() {
     bench.go_to(Phase::Restarting);
     let status = Status { node: name("a"), ..bench.node.status(bench.now) };
     let before = specs([numbered("a")]);
-    check(vec![status.clone()], &before, before.clone(), &expect![[r#"
+    check(
+        vec![status.clone()],
+        &before,
+        before.clone(),
+        &expect![[r#"
         a nothing None false under way: restarting
-    "#]]);
+    "#]],
+    );
     let mut new = before.clone();
     change(&mut new, "a", |spec| spec.redeploy = Some("2".into()));
-    check(vec![status], &before, new, &expect![[r#"
+    check(
+        vec![status],
+        &before,
+        new,
+        &expect![[r#"
         a install Some("its root device") false never installed by hostler
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
