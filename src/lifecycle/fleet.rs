@@ -241,15 +241,19 @@ impl Fleet {
         }
     }
 
-    /// The nodes that go on under a spec which a scan did not find: they still have their machine and their cards.
-    pub fn leaving<'a>(&'a self, found: &'a Specs) -> impl Iterator<Item = &'a Arc<NodeSpec>> {
-        self.nodes
-            .iter()
-            .filter(|(name, node)| {
-                let busy = node.running.is_some() || !node.record.state.at_rest();
-                busy && !found.contains_key(*name)
-            })
-            .filter_map(|(_, node)| node.record.spec.as_ref())
+    /// The specs in force once these were found: the good ones, the last good ones of those that are broken, and those of nodes that
+    /// are still busy with a spec that is gone. Each has its machine and its cards.
+    pub fn in_force(&self, found: &Specs) -> Vec<Arc<NodeSpec>> {
+        let last_good = |name| self.nodes.get(name)?.record.spec.clone();
+        let kept = found.iter().filter_map(|(name, spec)| match spec {
+            Ok(spec) => Some(Arc::clone(spec)),
+            Err(_) => last_good(name),
+        });
+        let leaving = self.nodes.iter().filter(|(name, node)| {
+            let busy = node.running.is_some() || !node.record.state.at_rest();
+            busy && !found.contains_key(*name)
+        });
+        kept.chain(leaving.filter_map(|(_, node)| node.record.spec.clone())).collect()
     }
 
     /// The nodes that want an [`Event::Tick`] by now.

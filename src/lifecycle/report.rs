@@ -255,7 +255,7 @@ impl Node {
         }
     }
 
-    fn drifted(&self) -> bool {
+    pub(super) fn drifted(&self) -> bool {
         self.record
             .installed
             .as_ref()
@@ -271,12 +271,7 @@ impl Node {
         };
         let mut conditions = Vec::new();
         if let Some(reason) = self.held_for() {
-            let reason = match reason {
-                Hold::PoweredOn => "PoweredOn",
-                Hold::RecordLost => "RecordLost",
-                Hold::TooManyChanges => "TooManyChanges",
-            };
-            conditions.push(condition("Held", true, reason, String::new()));
+            conditions.push(condition("Held", true, reason.as_str(), String::new()));
         }
         if self.record.installed.is_some() {
             let drifted = self.drifted();

@@ -178,6 +178,19 @@ pub enum Hold {
     TooManyChanges,
 }
 
+impl Hold {
+    pub(super) const ALL: [Self; 3] = [Self::PoweredOn, Self::RecordLost, Self::TooManyChanges];
+
+    /// The reason of the condition `Held`.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::PoweredOn => "PoweredOn",
+            Self::RecordLost => "RecordLost",
+            Self::TooManyChanges => "TooManyChanges",
+        }
+    }
+}
+
 /// Why a node is cleaned up, and so what comes then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -8,6 +8,7 @@ mod deploys;
 mod directory;
 mod disk_faults;
 mod faults;
+mod looking;
 mod machine;
 mod mounts;
 mod orders;

@@ -238,11 +238,11 @@ fn a_node_is_forgotten_only_when_nothing_runs_any_more() {
     let told = fleet.step(now, &name, Event::SpecGone).unwrap();
     assert_eq!(told, [Action::Cancel(*op)]);
     let none = BTreeMap::new();
-    assert_eq!(fleet.leaving(&none).count(), 1, "it still has its machine");
+    assert_eq!(fleet.in_force(&none).len(), 1, "it still has its machine");
     let outcome = Ok(Outcome::Power(PowerState::Off));
     let ended = fleet.step(now, &name, Event::Done { op: *op, outcome }).unwrap();
     assert_eq!(ended, [Action::Forget], "and its answer starts nothing");
-    assert!(fleet.node(&name).is_none() && fleet.leaving(&none).count() == 0);
+    assert!(fleet.node(&name).is_none() && fleet.in_force(&none).is_empty());
 }
 
 #[test]

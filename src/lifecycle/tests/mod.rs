@@ -3,6 +3,7 @@
 
 mod consent;
 mod histories;
+mod plan;
 mod records;
 mod site;
 mod story;
