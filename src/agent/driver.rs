@@ -13,6 +13,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    admin,
     callback::Request,
     lifecycle::{Carrier, Event},
     model::{boot::Fetch, spec::NodeSpec},
@@ -40,6 +41,7 @@ pub(super) struct Driver {
 pub(super) struct Sources {
     pub(super) scans: mpsc::Receiver<Result<Snapshot, ReadError>>,
     pub(super) calls: mpsc::Receiver<Request>,
+    pub(super) orders: mpsc::Receiver<admin::Request>,
     pub(super) fetches: mpsc::Receiver<Fetch>,
     pub(super) reports: mpsc::Receiver<Report>,
 }
@@ -60,6 +62,10 @@ impl Driver {
                 Some(Request { node, peer, key, call, reply }) = sources.calls.recv() => {
                     let request = self.rooms.expect_reply(reply);
                     (node, Event::Callback { request, peer, key, call })
+                }
+                Some(request) = sources.orders.recv() => {
+                    self.obey(request);
+                    continue;
                 }
                 Some(fetch) = sources.fetches.recv() => (fetch.node.clone(), Event::Fetched(fetch)),
                 Some((name, event)) = sources.reports.recv() => {

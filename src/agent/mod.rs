@@ -7,9 +7,10 @@
 //! ```text
 //!  watch ─▶ scan ─┐                      ┌─▶ store        record, before anything else
 //!  callback ──────┤    ┌──────────┐      ├─▶ tftp table   boot menu
-//!  tftp evidence ─┼──▶ │  driver  │ ─────┼─▶ work         BMC, image, disk ─┐
-//!  work's ends ───┤    │  (Fleet) │      ├─▶ callback     replies            │
-//!  deadlines ─────┘    └──────────┘      └─▶ publisher    status files       │
+//!  orders ────────┤    │  driver  │      ├─▶ work         BMC, image, disk ─┐
+//!  tftp evidence ─┼──▶ │  (Fleet) │ ─────┼─▶ callback     replies            │
+//!  work's ends ───┤    └──────────┘      ├─▶ admin        answers            │
+//!  deadlines ─────┘                      └─▶ publisher    status files       │
 //!        ▲                                                                   │
 //!        └───────────────────────────────────────────────────────────────────┘
 //! ```
@@ -17,6 +18,7 @@
 mod driver;
 mod faults;
 mod menu;
+mod orders;
 mod publish;
 mod rooms;
 mod scan;
@@ -30,7 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::{
-    callback,
+    admin, callback,
     config::Config,
     lifecycle::{Carrier, Fleet, Policy, Record},
     model::{ids::NodeName, problem::Problem, status::Installed},
@@ -85,6 +87,7 @@ pub struct Agent {
     fleet: Fleet,
     tftp: tftp::Server,
     callback: callback::Server,
+    admin: Option<admin::Server>,
     pin: String,
 }
 
@@ -107,6 +110,14 @@ impl Agent {
             callback::Server::bind(config.callback.listen, identity, callback::Limits::default())
                 .await
                 .map_err(listen("callback listener", config.callback.listen))?;
+        // Everything but orders goes without it.
+        let admin = admin::Server::bind(&config.admin.socket)
+            .await
+            .inspect_err(|error| {
+                warn!(%error, "`hostler approve` and `hostler retry` cannot reach this agent: let it make the [admin] socket, for example \
+                     with RuntimeDirectory=hostler in its unit");
+            })
+            .ok();
         let now = Timestamp::now();
         let mut loaded = store.load_all::<Record>()?;
         for damaged in &loaded.damaged {
@@ -120,19 +131,20 @@ impl Agent {
         }
         let witnessed = witnesses(&status_files(&config), &loaded.records);
         let fleet = Fleet::resume(policy(&config), loaded.records, witnessed, now);
-        Ok(Self { config, store, fleet, tftp, callback, pin })
+        Ok(Self { config, store, fleet, tftp, callback, admin, pin })
     }
 
     /// Drives the fleet until `shutdown`. Then nothing new starts, writes under way are stopped, and every record is as it was: the
     /// next start goes on from there.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
-        let Self { config, store, fleet, tftp, callback, pin } = self;
+        let Self { config, store, fleet, tftp, callback, admin, pin } = self;
         let table = tftp::BootTable::default();
         let (evidence, fetches) = mpsc::channel(CHANNEL_DEPTH);
         let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
+        let (ordering, orders) = mpsc::channel(CHANNEL_DEPTH);
         let (reporting, reports) = mpsc::channel(CHANNEL_DEPTH);
         let (changed, news) = watch::channel(0);
-        let (closing, mut closed) = watch::channel(false);
+        let (closing, closed) = watch::channel(false);
 
         let callback_port = callback
             .local_addr()
@@ -150,14 +162,19 @@ impl Agent {
         let tftp = tftp
             .start(table, evidence)
             .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
-        let ended = async move { drop(closed.wait_for(|closed| *closed).await) };
-        let callback = tokio::spawn(callback.serve(requests, news, ended));
+        let ended = || {
+            let mut closed = closed.clone();
+            async move { drop(closed.wait_for(|closed| *closed).await) }
+        };
+        let callback = tokio::spawn(callback.serve(requests, news, ended()));
+        let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
 
         let (watcher, wakes) =
             Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE).map_err(
                 |source| StartError::Listen { what: "directory watcher".into(), source },
             )?;
-        let sources = Sources { scans: scan::start(&config, wakes), calls, fetches, reports };
+        let sources =
+            Sources { scans: scan::start(&config, wakes), calls, orders, fetches, reports };
         let specs_dir = config.specs.dir.display().to_string();
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), callback = %api, "running");
         Driver { carrier, rooms, specs_dir }.run(sources, shutdown).await;
@@ -166,7 +183,7 @@ impl Agent {
         drop(watcher);
         // It waits for its transfers' threads.
         let tftp = tokio::task::spawn_blocking(move || tftp.stop());
-        for listener in [callback, tftp] {
+        for listener in [callback, tftp].into_iter().chain(admin) {
             if let Err(error) = listener.await {
                 error!(%error, "a listener panicked");
             }

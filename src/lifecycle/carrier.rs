@@ -69,6 +69,11 @@ impl Carrier {
         !self.unsaved.is_empty()
     }
 
+    /// Whether this node's record waits to be written.
+    pub fn is_unsaved(&self, name: &NodeName) -> bool {
+        self.unsaved.contains_key(name)
+    }
+
     /// Puts every node's boot menu in force and shows where it stands, as after a start.
     pub fn present(&self, now: Timestamp, outside: &mut impl Outside) {
         for name in self.fleet.names() {

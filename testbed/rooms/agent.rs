@@ -9,6 +9,7 @@ mod disk_faults;
 mod faults;
 mod machine;
 mod mounts;
+mod orders;
 mod restarts;
 mod site;
 mod specs;
