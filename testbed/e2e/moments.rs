@@ -102,6 +102,11 @@ impl Place {
         }
     }
 
+    /// Whether a boot file is being fetched.
+    pub(crate) fn fetches(self) -> bool {
+        matches!(self, Self::Menu | Self::Kernel)
+    }
+
     /// Whether the machine depends on an answer within the patience of its firmware or boot loader.
     pub(crate) fn netboots(self) -> bool {
         (Self::PoweringOn..Self::Ramdisk).contains(&self)
