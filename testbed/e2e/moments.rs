@@ -82,8 +82,8 @@ impl Place {
             State::PoweringOn { .. } => Self::PoweringOn,
             State::WaitingRamdisk { attempt } if attempt.peer.is_some() => Self::Called,
             State::WaitingRamdisk { .. } => match record.last_seen.fetched {
-                None | Some(BootStage::Loader) => Self::Booting,
-                Some(BootStage::Menu) => Self::Menu,
+                None => Self::Booting,
+                Some(BootStage::Loader | BootStage::Menu) => Self::Menu,
                 Some(BootStage::Kernel) => Self::Kernel,
                 Some(BootStage::Ramdisk) => Self::Ramdisk,
             },
