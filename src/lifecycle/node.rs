@@ -78,7 +78,8 @@ impl Node {
 
     /// A node from its durable record, as after a crash. What was under way is started again, within the old deadlines, once the
     /// spec directory has been read.
-    pub fn resume(name: NodeName, record: Record, now: Timestamp) -> Self {
+    pub fn resume(name: NodeName, mut record: Record, now: Timestamp) -> Self {
+        record.boot_again_if_cut_off();
         Self {
             name,
             wanted: record.spec.as_ref().map(|spec| spec.digest()),
