@@ -84,7 +84,8 @@ impl Node {
 
     /// A node from its durable record, as after a crash. What was under way is started again, within the old deadlines, once the
     /// spec directory has been read.
-    pub fn resume(name: NodeName, record: Record, policy: Policy, now: Timestamp) -> Self {
+    pub fn resume(name: NodeName, mut record: Record, policy: Policy, now: Timestamp) -> Self {
+        record.boot_again_if_cut_off();
         Self {
             name,
             policy,
