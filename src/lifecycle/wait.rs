@@ -108,6 +108,9 @@ impl Node {
         if let Some(not_before) = &mut self.record.not_before {
             bound(not_before, backoff::LONGEST);
         }
+        if let Some(forced_at) = &mut self.record.power_forced_at {
+            bound(forced_at, Duration::ZERO);
+        }
         let interval = self.observation_interval();
         bound(&mut self.next_observation, interval);
         if let (Some(running), Some(spec)) = (&mut self.running, &self.record.spec) {
