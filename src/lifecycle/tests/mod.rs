@@ -1,10 +1,17 @@
 //! The core's tests: the story of a deploy, the rules of consent, trouble of every kind, one table of every phase against every event, and random histories
 //! against a reference.
 
+mod adoption;
+mod breaker;
+mod carrier;
 mod consent;
+mod deadlines;
 mod histories;
+mod power;
+mod rack;
 mod site;
 mod story;
 mod support;
 mod table;
 mod trouble;
+mod turns;
