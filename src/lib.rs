@@ -10,6 +10,7 @@
 mod atomic_file;
 pub mod model;
 
+pub mod admin;
 pub mod callback;
 pub mod config;
 pub mod imaging;

@@ -3,19 +3,21 @@
 //! Started by [`super::Agent::run`]. The order in which things are carried out is the [`Carrier`]'s, what they are carried out upon
 //! is in `rooms.rs`. Nothing else may bring the core an event.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::VecDeque, future::Future, sync::Arc, time::Duration};
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use tokio::{
     sync::mpsc,
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 use tracing::{info, warn};
 
 use crate::{
+    admin,
     callback::Request,
     lifecycle::{Carrier, Event},
-    model::{boot::Fetch, spec::NodeSpec},
+    model::{boot::Fetch, ids::NodeName, spec::NodeSpec},
     spec::{ReadError, Snapshot, clashes},
 };
 
@@ -31,6 +33,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 pub(super) struct Driver {
     pub(super) carrier: Carrier,
     pub(super) rooms: Rooms,
+    /// What the last scan means and has not been brought to its node yet. Everything else goes first: a thousand new specs are a
+    /// thousand records to write, and a machine that calls back is not kept waiting for them.
+    pub(super) news: VecDeque<(NodeName, Event)>,
     /// The spec directory's name in messages.
     pub(super) specs_dir: String,
 }
@@ -40,6 +45,7 @@ pub(super) struct Driver {
 pub(super) struct Sources {
     pub(super) scans: mpsc::Receiver<Result<Snapshot, ReadError>>,
     pub(super) calls: mpsc::Receiver<Request>,
+    pub(super) orders: mpsc::Receiver<admin::Request>,
     pub(super) fetches: mpsc::Receiver<Fetch>,
     pub(super) reports: mpsc::Receiver<Report>,
 }
@@ -53,13 +59,21 @@ impl Driver {
             // Every arm is cancel-safe: receiving loses nothing, and all work is done after the select.
             let (name, event) = tokio::select! {
                 () = &mut shutdown => break,
-                Some(snapshot) = sources.scans.recv() => {
+                Some(snapshot) = sources.scans.recv(), if self.news.is_empty() => {
                     self.compare(snapshot);
                     continue;
                 }
+                () = yield_now(), if !self.news.is_empty() => match self.news.pop_front() {
+                    Some(news) => news,
+                    None => continue,
+                },
                 Some(Request { node, peer, key, call, reply }) = sources.calls.recv() => {
                     let request = self.rooms.expect_reply(reply);
                     (node, Event::Callback { request, peer, key, call })
+                }
+                Some(request) = sources.orders.recv() => {
+                    self.obey(request);
+                    continue;
                 }
                 Some(fetch) = sources.fetches.recv() => (fetch.node.clone(), Event::Fetched(fetch)),
                 Some((name, event)) = sources.reports.recv() => {
@@ -76,10 +90,10 @@ impl Driver {
         self.stop(sources.reports).await;
     }
 
-    /// What a scan found. A directory that cannot be read holds everything.
+    /// What a scan found, as events. A directory that cannot be read holds everything.
     fn compare(&mut self, snapshot: Result<Snapshot, ReadError>) {
-        let Self { carrier, rooms, specs_dir } = self;
-        match snapshot {
+        let Self { carrier, specs_dir, .. } = self;
+        let events = match snapshot {
             Ok(snapshot) => {
                 let fleet = carrier.fleet();
                 let in_force: Vec<Arc<NodeSpec>> = snapshot
@@ -92,13 +106,14 @@ impl Driver {
                     .chain(fleet.leaving(&snapshot.nodes).cloned())
                     .collect();
                 let clashes = clashes(specs_dir, in_force.iter().map(AsRef::as_ref));
-                carrier.compare(now(), snapshot.nodes, &clashes, rooms);
+                carrier.compare(now(), snapshot.nodes, &clashes)
             }
             Err(error) => {
                 warn!(%error, "the spec directory cannot be read; everything is held");
-                carrier.hold(now(), &error.to_string(), rooms);
+                carrier.fleet().hold(&error.to_string())
             }
-        }
+        };
+        self.news.extend(events);
     }
 
     fn next_wake(&self) -> Instant {

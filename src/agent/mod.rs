@@ -7,9 +7,10 @@
 //! ```text
 //!  watch ─▶ scan ─┐                      ┌─▶ store        record, before anything else
 //!  callback ──────┤    ┌──────────┐      ├─▶ tftp table   boot menu
-//!  tftp evidence ─┼──▶ │  driver  │ ─────┼─▶ work         BMC, image, disk ─┐
-//!  work's ends ───┤    │  (Fleet) │      ├─▶ callback     replies            │
-//!  deadlines ─────┘    └──────────┘      └─▶ publisher    status files       │
+//!  orders ────────┤    │  driver  │      ├─▶ work         BMC, image, disk ─┐
+//!  tftp evidence ─┼──▶ │  (Fleet) │ ─────┼─▶ callback     replies            │
+//!  work's ends ───┤    └──────────┘      ├─▶ admin        answers            │
+//!  deadlines ─────┘                      └─▶ publisher    status files       │
 //!        ▲                                                                   │
 //!        └───────────────────────────────────────────────────────────────────┘
 //! ```
@@ -17,21 +18,32 @@
 mod driver;
 mod faults;
 mod menu;
+mod orders;
 mod publish;
 mod rooms;
 mod scan;
 mod volume;
 mod work;
 
-use std::{collections::BTreeMap, future::Future, io, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs,
+    future::Future,
+    io,
+    net::SocketAddr,
+};
 
 use jiff::Timestamp;
+use rustix::{
+    fs::{Access, access},
+    io::Errno,
+};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::{
-    callback,
-    config::Config,
+    admin, callback,
+    config::{self, Config},
     lifecycle::{Carrier, Fleet, Policy, Record},
     model::{ids::NodeName, problem::Problem, status::Installed},
     spec::Defaults,
@@ -85,6 +97,7 @@ pub struct Agent {
     fleet: Fleet,
     tftp: tftp::Server,
     callback: callback::Server,
+    admin: Option<admin::Server>,
     pin: String,
 }
 
@@ -107,6 +120,14 @@ impl Agent {
             callback::Server::bind(config.callback.listen, identity, callback::Limits::default())
                 .await
                 .map_err(listen("callback listener", config.callback.listen))?;
+        // Everything but orders goes without it.
+        let admin = admin::Server::bind(&config.admin.socket)
+            .await
+            .inspect_err(|error| {
+                warn!(%error, "`hostler approve` and `hostler retry` cannot reach this agent: let it make the [admin] socket, for example \
+                     with RuntimeDirectory=hostler in its unit");
+            })
+            .ok();
         let now = Timestamp::now();
         let mut loaded = store.load_all::<Record>()?;
         for damaged in &loaded.damaged {
@@ -120,19 +141,20 @@ impl Agent {
         }
         let witnessed = witnesses(&status_files(&config), &loaded.records);
         let fleet = Fleet::resume(policy(&config), loaded.records, witnessed, now);
-        Ok(Self { config, store, fleet, tftp, callback, pin })
+        Ok(Self { config, store, fleet, tftp, callback, admin, pin })
     }
 
     /// Drives the fleet until `shutdown`. Then nothing new starts, writes under way are stopped, and every record is as it was: the
     /// next start goes on from there.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
-        let Self { config, store, fleet, tftp, callback, pin } = self;
+        let Self { config, store, fleet, tftp, callback, admin, pin } = self;
         let table = tftp::BootTable::default();
         let (evidence, fetches) = mpsc::channel(CHANNEL_DEPTH);
         let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
+        let (ordering, orders) = mpsc::channel(CHANNEL_DEPTH);
         let (reporting, reports) = mpsc::channel(CHANNEL_DEPTH);
         let (changed, news) = watch::channel(0);
-        let (closing, mut closed) = watch::channel(false);
+        let (closing, closed) = watch::channel(false);
 
         let callback_port = callback
             .local_addr()
@@ -141,32 +163,39 @@ impl Agent {
         // The listener may be bound to every address there is; a ramdisk needs the one it can reach.
         let api = SocketAddr::new(config.network.advertise, callback_port);
         let menus = MenuWriter::new(table.clone(), api, pin);
-        let publisher = Publisher::start(status_files(&config));
+        prepare_status_dir(&config.specs);
+        let publisher = Publisher::start(status_files(&config), config.specs.rescan);
         let mut rooms =
             Rooms::new(store, menus, publisher, Workshop::new(&config), changed, reporting);
+        let names = fleet.names();
         let carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
         carrier.present(driver::now(), &mut rooms);
         let tftp = tftp
             .start(table, evidence)
             .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
-        let ended = async move { drop(closed.wait_for(|closed| *closed).await) };
-        let callback = tokio::spawn(callback.serve(requests, news, ended));
+        let ended = || {
+            let mut closed = closed.clone();
+            async move { drop(closed.wait_for(|closed| *closed).await) }
+        };
+        let callback = tokio::spawn(callback.serve(requests, news, ended()));
+        let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
 
         let (watcher, wakes) =
             Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE).map_err(
                 |source| StartError::Listen { what: "directory watcher".into(), source },
             )?;
-        let sources = Sources { scans: scan::start(&config, wakes), calls, fetches, reports };
+        let sources =
+            Sources { scans: scan::start(&config, &names, wakes), calls, orders, fetches, reports };
         let specs_dir = config.specs.dir.display().to_string();
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), callback = %api, "running");
-        Driver { carrier, rooms, specs_dir }.run(sources, shutdown).await;
+        Driver { carrier, rooms, news: VecDeque::new(), specs_dir }.run(sources, shutdown).await;
 
         closing.send_replace(true);
         drop(watcher);
         // It waits for its transfers' threads.
         let tftp = tokio::task::spawn_blocking(move || tftp.stop());
-        for listener in [callback, tftp] {
+        for listener in [callback, tftp].into_iter().chain(admin) {
             if let Err(error) = listener.await {
                 error!(%error, "a listener panicked");
             }
@@ -196,6 +225,23 @@ fn policy(config: &Config) -> Policy {
 
 fn status_files(config: &Config) -> StatusFiles {
     StatusFiles::new(config.specs.status_dir.as_ref().unwrap_or(&config.specs.dir))
+}
+
+/// That no status file can be written is no reason not to run; it is told at start, with the way out.
+fn prepare_status_dir(specs: &config::Specs) {
+    match &specs.status_dir {
+        Some(dir) => {
+            if let Err(error) = fs::create_dir_all(dir) {
+                error!(dir = %dir.display(), %error, "specs.status_dir cannot be made");
+            }
+        }
+        None => {
+            if let Err(error @ (Errno::ROFS | Errno::ACCESS)) = access(&specs.dir, Access::WRITE_OK)
+            {
+                error!(dir = %specs.dir.display(), %error, "no status file can be written beside the specs; set specs.status_dir");
+            }
+        }
+    }
 }
 
 /// What the status files say is installed, where no good record says it.

@@ -1,5 +1,5 @@
 //! Status files: written by a thread of its own, so that a slow disk never holds up the driver, and at most once a second for a node
-//! whose phase has not changed.
+//! whose phase has not changed. A file that cannot be written, or that somebody removed or changed, is written again.
 
 use std::{
     collections::BTreeMap,
@@ -8,14 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::error;
+use tracing::{error, info};
 
 use crate::{
     model::{ids::NodeName, status::Status},
     status_file::StatusFiles,
 };
 
-/// Between two writes of one file that only report progress.
+/// Between two writes of one file that only report progress, and between two tries of one that fails.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Statuses that may wait for the thread; a full channel slows the driver down to the disk's pace.
 const DEPTH: usize = 4096;
@@ -34,10 +34,17 @@ enum News {
 }
 
 impl Publisher {
-    /// Starts the thread.
-    pub(super) fn start(files: StatusFiles) -> Self {
+    /// Starts the thread, which looks through all files once in every `rescan`.
+    pub(super) fn start(files: StatusFiles, rescan: Duration) -> Self {
         let (news, inbox) = sync_channel(DEPTH);
-        let mut desk = Desk { files, shown: BTreeMap::new(), waiting: BTreeMap::new() };
+        let mut desk = Desk {
+            files,
+            rescan,
+            looked: Instant::now(),
+            shown: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            failed: BTreeMap::new(),
+        };
         let thread = std::thread::spawn(move || desk.work(&inbox));
         Self { news: Some(news), thread: Some(thread) }
     }
@@ -70,9 +77,15 @@ impl Drop for Publisher {
 
 struct Desk {
     files: StatusFiles,
+    rescan: Duration,
+    /// When the files were last looked through.
+    looked: Instant,
     /// What each file says, and since when.
     shown: BTreeMap<NodeName, (Status, Instant)>,
-    waiting: BTreeMap<NodeName, Status>,
+    /// What each file is to say; `None`: it is to go.
+    waiting: BTreeMap<NodeName, Option<Status>>,
+    /// Files that could not be changed: why, and when that was last tried.
+    failed: BTreeMap<NodeName, (String, Instant)>,
 }
 
 impl Desk {
@@ -80,9 +93,12 @@ impl Desk {
         loop {
             match inbox.recv_timeout(INTERVAL) {
                 Ok(News::Show(status)) => self.take(*status),
-                Ok(News::Remove(name)) => self.remove(&name),
+                Ok(News::Remove(name)) => drop(self.waiting.insert(name, None)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.write_due(true),
+            }
+            if self.looked.elapsed() >= self.rescan {
+                self.look_through();
             }
             self.write_due(false);
         }
@@ -95,34 +111,67 @@ impl Desk {
         if same {
             self.waiting.remove(&status.node);
         } else {
-            self.waiting.insert(status.node.clone(), status);
+            self.waiting.insert(status.node.clone(), Some(status));
         }
     }
 
-    fn remove(&mut self, name: &NodeName) {
-        self.waiting.remove(name);
-        self.shown.remove(name);
-        if let Err(error) = self.files.remove(name) {
-            error!(node = %name, %error, "a status file cannot be removed");
-        }
+    /// Finds the files that somebody else removed or changed.
+    fn look_through(&mut self) {
+        let files = &self.files;
+        self.shown.retain(|name, (status, _)| {
+            let stands = self.waiting.contains_key(name) || files.shows(status);
+            if !stands {
+                info!(node = %name, "its status file is not as it was written: written again");
+                self.waiting.insert(name.clone(), Some(status.clone()));
+            }
+            stands
+        });
+        self.looked = Instant::now();
     }
 
     fn write_due(&mut self, all: bool) {
-        let shown = &self.shown;
-        let due = |status: &Status| {
-            shown
-                .get(&status.node)
-                .is_none_or(|(shown, at)| shown.phase != status.phase || at.elapsed() >= INTERVAL)
-        };
-        let due: Vec<Status> =
-            self.waiting.values().filter(|status| all || due(status)).cloned().collect();
-        for status in due {
-            self.waiting.remove(&status.node);
-            // A status that cannot be written is as good as shown: it is tried again when there is news.
-            if let Err(error) = self.files.write(&status) {
-                error!(node = %status.node, %error, "a status file cannot be written");
+        let due = |name: &NodeName, wanted: &Option<Status>| {
+            if let Some((_, tried)) = self.failed.get(name) {
+                return tried.elapsed() >= INTERVAL;
             }
-            self.shown.insert(status.node.clone(), (status, Instant::now()));
+            let phase = wanted.as_ref().map(|status| status.phase);
+            self.shown
+                .get(name)
+                .is_none_or(|(shown, at)| Some(shown.phase) != phase || at.elapsed() >= INTERVAL)
+        };
+        let due: Vec<NodeName> = self
+            .waiting
+            .iter()
+            .filter(|(name, wanted)| all || due(name, wanted))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            let Some(wanted) = self.waiting.remove(&name) else { continue };
+            let changed = match &wanted {
+                Some(status) => self.files.write(status),
+                None => self.files.remove(&name),
+            };
+            if let Err(error) = changed {
+                self.put_off(name, wanted, error.to_string());
+                continue;
+            }
+            if self.failed.remove(&name).is_some() {
+                info!(node = %name, "its status file can be written again");
+            }
+            match wanted {
+                Some(status) => drop(self.shown.insert(name, (status, Instant::now()))),
+                None => drop(self.shown.remove(&name)),
+            }
         }
+    }
+
+    /// It is tried again soon, and told once.
+    fn put_off(&mut self, name: NodeName, wanted: Option<Status>, error: String) {
+        let told = self.failed.get(&name).is_some_and(|(told, _)| *told == error);
+        if !told {
+            error!(node = %name, error, "a status file cannot be changed; tried again until it can");
+        }
+        self.failed.insert(name.clone(), (error, Instant::now()));
+        self.waiting.insert(name, wanted);
     }
 }

@@ -1,33 +1,46 @@
 //! Reading the spec directory whenever the watcher says so, one reading at a time, off the driver's task.
+//!
+//! A file that is gone is looked for again before anybody is told: `git`, `rsync` and editors take a file away before they put its
+//! successor in place, a checkout may be removed while it is read, and a rescan comes at any moment.
+
+use std::{collections::BTreeSet, ffi::OsString, future::Future, path::PathBuf};
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, spawn_blocking},
+    time::sleep,
+};
 use tracing::{debug, warn};
 
 use crate::{
     config::Config,
-    model::problem::Problem,
+    model::{ids::NodeName, problem::Problem, toml_reader::Document},
     spec::{self, ReadError, Snapshot},
-    watch::Wake,
+    watch::{DEBOUNCE, Wake},
 };
 
-/// Starts reading; each reading's result goes to the driver. It ends when the watcher or the driver does.
+/// Looks for files that are gone. They are taken for gone when two in a row lack the same ones, so more are only needed while files
+/// come and go: for about five seconds, in which a large directory is copied into place.
+const LOOKS_MAX: usize = 20;
+
+/// Starts reading; each reading's result goes to the driver. `nodes` are those it knows already. It ends when the watcher or the
+/// driver does.
 pub(super) fn start(
     config: &Config,
+    nodes: &[NodeName],
     mut wakes: mpsc::Receiver<Wake>,
 ) -> mpsc::Receiver<Result<Snapshot, ReadError>> {
     let (found, scans) = mpsc::channel(1);
     let dir = config.specs.dir.clone();
     let defaults = config.defaults.clone();
+    let mut known = nodes.iter().map(|name| format!("{name}.toml").into()).collect();
     tokio::spawn(async move {
         let mut told: Vec<Problem> = Vec::new();
         while let Some(wake) = wakes.recv().await {
             debug!(?wake, at = %Timestamp::now(), "reading the spec directory");
-            let (dir, defaults) = (dir.clone(), defaults.clone());
-            let read = tokio::task::spawn_blocking(move || {
-                spec::read_dir(&dir, &dir.to_string_lossy(), defaults.as_ref())
-            });
-            let Ok(snapshot) = read.await else { continue };
+            let read = || read(dir.clone(), defaults.clone());
+            let snapshot = settled(&mut known, read).await;
             if let Ok(snapshot) = &snapshot {
                 tell(&snapshot.problems, &mut told);
             }
@@ -39,10 +52,95 @@ pub(super) fn start(
     scans
 }
 
+async fn read(dir: PathBuf, defaults: Option<Document>) -> Result<Snapshot, ReadError> {
+    let path = dir.clone();
+    let read = move || spec::read_dir(&dir, &dir.to_string_lossy(), defaults.as_ref());
+    let panicked = |panic: JoinError| Err(ReadError::Io { path, source: panic.into() });
+    spawn_blocking(read).await.unwrap_or_else(panicked)
+}
+
+/// Reads until nothing is missing that was known, or the same is missing twice in a row.
+async fn settled<R>(
+    known: &mut BTreeSet<OsString>,
+    mut read: impl FnMut() -> R,
+) -> Result<Snapshot, ReadError>
+where
+    R: Future<Output = Result<Snapshot, ReadError>>,
+{
+    let mut missed = BTreeSet::new();
+    for _ in 0..LOOKS_MAX {
+        let snapshot = read().await?;
+        let missing: BTreeSet<OsString> = known.difference(&snapshot.files).cloned().collect();
+        if missing.is_empty() || missing == missed {
+            // An empty directory holds everything: what was known before is still what it has to bring back.
+            if !snapshot.nodes.is_empty() {
+                known.clone_from(&snapshot.files);
+            }
+            return Ok(snapshot);
+        }
+        missed = missing;
+        sleep(DEBOUNCE).await;
+    }
+    read().await
+}
+
 /// Problems that belong to no node have no status file to stand in: they are logged, once.
 fn tell(problems: &[Problem], told: &mut Vec<Problem>) {
     for problem in problems.iter().filter(|problem| !told.contains(problem)) {
         warn!(%problem, "in the spec directory");
     }
     problems.clone_into(told);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, future::ready};
+
+    use super::*;
+
+    /// What is told when readings find these files, one after the other; then the files that stay known.
+    async fn check(known: &str, readings: &[&str], told: &str, stays: &str) {
+        let files = |names: &str| names.split_whitespace().map(OsString::from).collect();
+        let mut readings: VecDeque<&str> = readings.iter().copied().collect();
+        let mut known: BTreeSet<OsString> = files(known);
+        let snapshot = settled(&mut known, || {
+            let found = files(readings.pop_front().unwrap());
+            let names = found.iter().filter_map(|file: &OsString| file.to_str()?.parse().ok());
+            let nodes = names.map(|name| (name, Err(Vec::new()))).collect();
+            ready(Ok(Snapshot { files: found, nodes, ..Snapshot::default() }))
+        });
+        assert_eq!(snapshot.await.unwrap().files, files(told));
+        assert_eq!(known, files(stays));
+        assert!(readings.is_empty(), "not looked for again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_gone_for_a_moment_is_not_missed() {
+        check("a b", &["a", "a b"], "a b", "a b").await;
+        check("a b", &["", "b", "a b c"], "a b c", "a b c").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_stays_away_is_gone() {
+        check("a b", &["a", "a"], "a", "a").await;
+        check("a b", &["b c", "b d"], "b d", "b d").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_directory_that_was_emptied_may_be_filled_again_file_by_file() {
+        check("a b", &["", ""], "", "a b").await;
+        check("a b c", &["a", "a b", "a b c"], "a b c", "a b c").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_files_are_told_at_once() {
+        check("a", &["a b"], "a b", "a b").await;
+        check("", &["a"], "a", "a").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_come_and_go_for_ever_hold_nobody_up() {
+        let readings: Vec<&str> = (0..=LOOKS_MAX).map(|n| ["a", "b"][n % 2]).collect();
+        check("a b", &readings, readings[LOOKS_MAX], "a b").await;
+    }
 }

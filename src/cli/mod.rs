@@ -1,9 +1,10 @@
 //! The commands: what an administrator types.
 //!
-//! Called by the `hostler` binary. Looking needs no agent: `check` reads specs, `status` and `watch` read status files. Nothing
-//! here changes a node.
+//! Called by the `hostler` binary. Looking needs no agent: `check` reads specs, `status` and `watch` read status files. `approve`
+//! and `retry` ask the running agent. Nothing here changes a node by itself.
 
 mod check;
+mod orders;
 mod run;
 mod status;
 
@@ -13,6 +14,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
     config::{self, Config},
+    model::admin::Order,
     ramdisk::build::{self, BuildOptions},
 };
 
@@ -56,6 +58,10 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Let held nodes go on: consent to wipe machines that are on, for example. Exit code 1 if a node was not held.
+    Approve(orders::For),
+    /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if there was nothing to try again.
+    Retry(orders::For),
     /// Work with the deploy ramdisk.
     Ramdisk {
         #[command(subcommand)]
@@ -124,6 +130,8 @@ impl Args {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Watch { place } => status::watch(&place.directory()?, out),
+            Command::Approve(whom) => orders::give(Order::Approve, whom, out),
+            Command::Retry(whom) => orders::give(Order::Retry, whom, out),
             Command::Ramdisk {
                 command: RamdiskCommand::Build { kernel_package, binary, out: dir },
             } => {

@@ -69,6 +69,11 @@ impl Carrier {
         !self.unsaved.is_empty()
     }
 
+    /// Whether this node's record waits to be written.
+    pub fn is_unsaved(&self, name: &NodeName) -> bool {
+        self.unsaved.contains_key(name)
+    }
+
     /// Puts every node's boot menu in force and shows where it stands, as after a start.
     pub fn present(&self, now: Timestamp, outside: &mut impl Outside) {
         for name in self.fleet.names() {
@@ -93,24 +98,14 @@ impl Carrier {
         }
     }
 
-    /// What a scan of the spec directory found.
+    /// What a scan of the spec directory means: an event for each node, to be brought to it by [`Carrier::step`].
     pub fn compare(
         &mut self,
         now: Timestamp,
         specs: Specs,
         clashes: &BTreeMap<NodeName, Vec<Problem>>,
-        outside: &mut impl Outside,
-    ) {
-        for (name, event) in self.fleet.compare(now, specs, clashes) {
-            self.step(now, &name, event, outside);
-        }
-    }
-
-    /// The spec directory cannot be read.
-    pub fn hold(&mut self, now: Timestamp, reason: &str, outside: &mut impl Outside) {
-        for (name, event) in self.fleet.hold(reason) {
-            self.step(now, &name, event, outside);
-        }
+    ) -> Vec<(NodeName, Event)> {
+        self.fleet.compare(now, specs, clashes)
     }
 
     /// Brings every node whose time has come its tick, and tries to write records that could not be written.

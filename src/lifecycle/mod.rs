@@ -1,17 +1,17 @@
 //! The core: decides what happens to every node. Pure, synchronous and total: no I/O, no clock, no randomness, no failure.
 //!
-//! Called by the agent's driver only, which owns the [`Fleet`]: it brings an [`Event`] and the time, and carries out the
-//! [`Action`]s that come back, in their order. Two things are derived from a node instead of being actions, so that they cannot be
-//! forgotten: its [`Record`], which the driver makes durable *before* it carries out the actions, and its [`Menu`], which the
-//! driver puts in force before them too. The core must never reach for a room.
+//! Called by the agent's driver only, which owns the [`Carrier`] and brings it an [`Event`] and the time. The [`Fleet`] finds the
+//! event's [`Node`], whose step answers with [`Action`]s; the carrier has them carried out by the [`Outside`] in an order that no crash
+//! can turn into harm. Two things are derived from a node instead of being actions, so that they cannot be forgotten: its
+//! [`Record`], which is durable *before* anything else, and its [`Menu`]. The core must never reach for a room.
 //!
 //! ```text
-//!                     spec unusable: invalid      paused: paused      state = "unmanaged": unmanaged
+//!     spec unusable: invalid     paused: paused     state = "unmanaged": unmanaged     state = "available": off, available
 //!
-//!          ┌────────── power on and no consent ──────────▶ held
-//!          │                                                │ switched off, approved, or redeploy changed
-//!  pending ◀────────────────────────────────────────────────┘
-//!     │ BMC answers                       ▲
+//!          ┌── power on and no consent, or too many at once ──▶ held
+//!          │                                                     │ switched off, approved, or redeploy changed
+//!  pending ◀─────────────────────────────────────────────────────┘
+//!     │ BMC answers, its turn has come    ▲
 //!     ▼                                   │ back-off, attempts left
 //!  preparing ──────── any fault ─────▶ clean-up ── attempts used up, or no use trying ──▶ failed
 //!     │ image verified, power as before   ▲
@@ -21,9 +21,9 @@
 //!                   the target)           verify)     local, release) is stopped)         disk, off, on)
 //! ```
 //!
-//! While cleaning up a node shows `pending`. `available` is reserved for specs that keep a machine powered off. A restart that fails
-//! is tried a few times within its deadline: the disk is good by then. A clean-up that fails is too; when it cannot be done, the node
-//! is `failed` and no attempt follows.
+//! While cleaning up a node shows `pending`. A restart that fails is tried a few times within its deadline: the disk is good by then.
+//! A clean-up that fails is too; when it cannot be done, the node is `failed` and no attempt follows. In `imaging` a node may have to
+//! wait for its turn once more. Switching an installed machine on or off as its spec says shows as the phase it is in anyway.
 //!
 //! Rules that hold throughout, each with its test in `tests/`:
 //! - At most one operation of a node runs. A new one starts only after the old one has *reported*, so a cancelled write has really
@@ -33,6 +33,8 @@
 //!   clock that is set forward ends waits early, one that is set back makes none longer than its whole length.
 //! - Consent is for one machine (its BMC's address and its cards), one installation and one series of attempts. Another machine,
 //!   another installation, a pause, a clash, success and giving up each end it.
+//! - What only so many may do at once is done in turn; who holds a turn is read off the nodes' states, so that none is ever lost.
+//! - A machine is switched because its spec was changed to want that, or somebody says so; a machine that differs later is shown.
 //! - After a start nothing goes on before the spec directory has been read.
 
 mod agenda;

@@ -212,9 +212,13 @@ impl Node {
 
     /// Whether an attempt may be begun at all.
     pub(super) fn may_start(&self) -> bool {
+        self.wants_install() && !self.stands_still() && !self.record.too_many_changes
+    }
+
+    /// Whether nothing may start, whatever is wanted: the spec is paused, broken or may be out of date.
+    pub fn stands_still(&self) -> bool {
         let paused = self.record.spec.as_ref().is_none_or(|spec| spec.paused);
-        let free = !paused && self.problems.is_empty() && self.blocked.is_none();
-        self.wants_install() && free && !self.record.too_many_changes
+        paused || !self.problems.is_empty() || self.blocked.is_some()
     }
 
     /// Changes the state. Its deadline comes with it, so that no wait can be without one.

@@ -46,7 +46,13 @@ impl Node {
 
     /// Whether the machine was seen in another power state than it should be in.
     pub(super) fn power_differs(&self) -> bool {
-        self.wanted_power().zip(self.power).is_some_and(|(wanted, power)| power.observed != wanted)
+        self.power_missed().is_some()
+    }
+
+    /// The power state the machine should be in, if it was seen in another.
+    pub fn power_missed(&self) -> Option<PowerState> {
+        self.wanted_power()
+            .filter(|wanted| self.power.is_some_and(|power| power.observed != *wanted))
     }
 
     /// A changed `state` or `power` is an order, if it is about a machine that hostler knows. What changes for another reason, such
@@ -81,8 +87,7 @@ impl Node {
             return self.power_as_wanted();
         }
         let Some(spec) = &self.record.spec else { return };
-        let stopped = spec.paused || !self.problems.is_empty() || self.blocked.is_some();
-        if self.record.state != State::Idle || stopped {
+        if self.record.state != State::Idle || self.stands_still() {
             return;
         }
         if !self.knows_machine() {

@@ -55,7 +55,7 @@ impl Node {
     }
 
     /// Why the node is held, if it is.
-    pub(super) fn held_for(&self) -> Option<Hold> {
+    pub fn held_for(&self) -> Option<Hold> {
         match &self.record.state {
             _ if self.phase() != Phase::Held => None,
             _ if self.record.too_many_changes => Some(Hold::TooManyChanges),

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::File,
     io::{self, Read as _},
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
@@ -36,6 +36,8 @@ pub const SPECS_MAX: usize = 100_000;
 /// One reading of the spec directory.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
+    /// The names of the files that were read: the specs, and `_defaults.toml` if there is one.
+    pub files: BTreeSet<OsString>,
     /// Every file that names a node, with its spec or all that is wrong with it. Two may still clash: see [`clashes`].
     pub nodes: BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>,
     /// What is wrong with `_defaults.toml`, with the agent's `[defaults]`, and with files that name no node.
@@ -97,10 +99,10 @@ pub fn read_dir(
     let mut snapshot = Snapshot::default();
     let defaults = read_defaults(&handle, shown_as, agent_defaults);
     snapshot.problems.extend_from_slice(defaults.problems());
-    for file in files {
+    for file in &files {
         // Escaped, because a file's name may hold anything, even the line break that forges a line of a log.
         let shown = format!("{shown_as}/{}", file.to_string_lossy().escape_debug());
-        let spec = read_at(&handle, &file)
+        let spec = read_at(&handle, file)
             .map_err(|error| vec![Problem::of_file(&shown, unreadable(&error))])
             .and_then(|bytes| parse(&shown, &bytes, &defaults));
         match node_name(&shown) {
@@ -110,6 +112,11 @@ pub fn read_dir(
     }
     snapshot.problems.sort();
     snapshot.problems.dedup();
+    // Whatever is wrong with the defaults: they are there.
+    if defaults.file.is_some() || !defaults.problems.is_empty() {
+        files.insert(DEFAULTS_FILE.into());
+    }
+    snapshot.files = files;
     Ok(snapshot)
 }
 

@@ -69,12 +69,18 @@ impl StatusFiles {
     /// Replaces a node's status file; the directory must exist.
     pub fn write(&self, status: &Status) -> Result<(), StatusFileError> {
         let path = self.path(&status.node);
-        let body = match toml::to_string(status) {
-            Ok(body) => body,
+        let text = match render(status) {
+            Ok(text) => text,
             Err(source) => return Err(StatusFileError::Encode { path, source }),
         };
-        atomic_file::replace(&path, STATUS_MODE, format!("{HEADER}{body}").as_bytes())
+        atomic_file::replace(&path, STATUS_MODE, text.as_bytes())
             .map_err(|source| StatusFileError::Io { path, source })
+    }
+
+    /// Whether the node's status file is just as [`Self::write`] leaves it: nobody has removed or changed it since.
+    pub fn shows(&self, status: &Status) -> bool {
+        let text = read_text(&self.path(&status.node));
+        text.is_ok_and(|text| render(status).is_ok_and(|written| written == text))
     }
 
     /// Removes a node's status file; that there is none is no error.
@@ -99,14 +105,22 @@ impl StatusFiles {
 
 /// Reads one status file.
 pub fn read(path: &Path) -> Result<Status, StatusFileError> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(STATUS_BYTES_MAX).read_to_string(&mut text))
-        .map_err(|source| StatusFileError::Io { path: path.to_owned(), source })?;
+    let text =
+        read_text(path).map_err(|source| StatusFileError::Io { path: path.to_owned(), source })?;
     toml::from_str(&text).map_err(|error| StatusFileError::Decode {
         path: path.to_owned(),
         message: error.message().replace('\n', "; "),
     })
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(STATUS_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn render(status: &Status) -> Result<String, toml::ser::Error> {
+    toml::to_string(status).map(|body| format!("{HEADER}{body}"))
 }
 
 #[cfg(test)]

@@ -153,6 +153,25 @@ fn what_is_written_is_read_back_whole() {
 }
 
 #[test]
+fn a_file_that_was_removed_or_changed_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = StatusFiles::new(dir.path());
+    let path = files.path(&full().node);
+    for spoil in [
+        |path: &Path| fs::remove_file(path).unwrap(),
+        |path: &Path| fs::write(path, "").unwrap(),
+        |path: &Path| fs::write(path, fs::read_to_string(path).unwrap() + "\n").unwrap(),
+        |path: &Path| fs::write(path, [0xff]).unwrap(),
+    ] {
+        files.write(&full()).unwrap();
+        assert!(files.shows(&full()));
+        assert!(!files.shows(&Status { attempt: 3, ..full() }));
+        spoil(&path);
+        assert!(!files.shows(&full()));
+    }
+}
+
+#[test]
 fn one_bad_file_hides_no_other_and_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let files = StatusFiles::new(dir.path());

@@ -5,9 +5,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -18,6 +20,7 @@ use crate::{atomic_file, model::ids::NodeName};
 
 const DIR_MODE: u32 = 0o700;
 const RECORD_MODE: u32 = 0o600;
+const LOCK: &str = "lock";
 /// A record has a bounded history and some dozen fields; a file this big is not one of ours.
 const RECORD_BYTES_MAX: u64 = 4 << 20;
 /// Bad records kept of one node. So many damaged in a row point to the disk; more of them would only fill it.
@@ -27,8 +30,7 @@ const BAD_RECORDS_MAX: u32 = 100;
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
-    /// Held for its lock alone.
-    _lock: File,
+    lock: File,
 }
 
 /// Everything a state directory holds.
@@ -44,7 +46,7 @@ pub struct Loaded<T> {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory cannot be made, opened, locked or listed.
-    #[error("state directory {}: {source}", dir.display())]
+    #[error("state directory {}: {source}; it must be a directory that hostler's user owns and can write", dir.display())]
     Dir {
         /// The state directory.
         dir: PathBuf,
@@ -59,6 +61,20 @@ pub enum StoreError {
         /// The other agent's process id, as it wrote it down.
         holder: String,
     },
+    /// It is not the directory that was opened, or its lock file is not: another agent may have it by now.
+    #[error("state directory {} was removed or replaced while hostler runs: put it back, or restart hostler", dir.display())]
+    Replaced {
+        /// The state directory.
+        dir: PathBuf,
+    },
+    /// A record cannot be read, and that says nothing about the record.
+    #[error("record {}: {source}; hostler's user must be able to read it", path.display())]
+    Read {
+        /// The record.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A record cannot be written or removed.
     #[error("record {}: {source}", path.display())]
     Write {
@@ -67,14 +83,14 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
-    /// A record cannot be read. It has been moved aside, so that the next save does not overwrite it.
+    /// What is in a record is not one. It stays where it is until the next save, and is kept under another name beyond that.
     #[error("record {}: {source}; {fate}", path.display())]
     Damaged {
         /// The record.
         path: PathBuf,
         /// What is wrong with it.
         source: io::Error,
-        /// Where it is now, in words.
+        /// Where it is kept, in words.
         fate: String,
     },
 }
@@ -91,11 +107,12 @@ impl Store {
         for name in names(&dir).map_err(failed)?.iter().filter(|name| atomic_file::is_torn(name)) {
             atomic_file::remove_if_there(&dir.join(name)).map_err(failed)?;
         }
-        Ok(Self { dir, _lock: lock })
+        Ok(Self { dir, lock })
     }
 
     /// Writes a node's record; when this returns, it is on disk.
     pub fn save<T: Serialize>(&self, node: &NodeName, record: &T) -> Result<(), StoreError> {
+        self.check_still_ours()?;
         let path = self.path(node);
         serde_json::to_vec_pretty(record)
             .map_err(io::Error::from)
@@ -109,11 +126,14 @@ impl Store {
         match read(&path) {
             Ok(record) => Ok(Some(record)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StoreError::Damaged { fate: set_aside(&path), path, source }),
+            Err(source) if is_damage(&source) => {
+                Err(StoreError::Damaged { fate: keep_aside(&path), path, source })
+            }
+            Err(source) => Err(StoreError::Read { path, source }),
         }
     }
 
-    /// Reads every record. A damaged one costs only itself.
+    /// Reads every record. A damaged one costs only itself; one that cannot be read at all fails the whole.
     pub fn load_all<T: DeserializeOwned>(&self) -> Result<Loaded<T>, StoreError> {
         let mut loaded = Loaded { records: BTreeMap::new(), damaged: Vec::new() };
         let names =
@@ -123,7 +143,8 @@ impl Store {
             match self.load(&node) {
                 Ok(Some(record)) => drop(loaded.records.insert(node, record)),
                 Ok(None) => {}
-                Err(damaged) => loaded.damaged.push(damaged),
+                Err(damaged @ StoreError::Damaged { .. }) => loaded.damaged.push(damaged),
+                Err(error) => return Err(error),
             }
         }
         Ok(loaded)
@@ -131,6 +152,7 @@ impl Store {
 
     /// Removes a node's record; that there is none is no error.
     pub fn remove(&self, node: &NodeName) -> Result<(), StoreError> {
+        self.check_still_ours()?;
         let path = self.path(node);
         atomic_file::remove_if_there(&path)
             .and_then(|()| atomic_file::sync_dir(&self.dir))
@@ -139,6 +161,19 @@ impl Store {
 
     fn path(&self, node: &NodeName) -> PathBuf {
         self.dir.join(format!("{node}.json"))
+    }
+
+    /// The lock guards the file that was locked, wherever it is by now; what counts is the one in the directory.
+    fn check_still_ours(&self) -> Result<(), StoreError> {
+        let path = self.dir.join(LOCK);
+        let ours = self.lock.metadata().and_then(|lock| Ok(is_same(&lock, &fs::metadata(path)?)));
+        match ours {
+            Ok(true) => Ok(()),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::Dir { dir: self.dir.clone(), source })
+            }
+            Ok(false) | Err(_) => Err(StoreError::Replaced { dir: self.dir.clone() }),
+        }
     }
 }
 
@@ -151,7 +186,7 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
         .create(true)
         .truncate(false)
         .mode(RECORD_MODE)
-        .open(dir.join("lock"))
+        .open(dir.join(LOCK))
         .map_err(failed)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
@@ -181,23 +216,41 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     // One byte more than allowed, so that a file of exactly the limit is told from a longer one.
     File::open(path)?.take(RECORD_BYTES_MAX + 1).read_to_end(&mut json)?;
     if json.len() as u64 > RECORD_BYTES_MAX {
-        return Err(io::Error::other(format!("more than {RECORD_BYTES_MAX} bytes")));
+        let message = format!("more than {RECORD_BYTES_MAX} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
     Ok(serde_json::from_slice(&json)?)
 }
 
-/// Renames a bad record to the first free `<name>.json.bad-<n>` and says what became of it.
-fn set_aside(path: &Path) -> String {
-    let free = (1..=BAD_RECORDS_MAX)
-        .map(|n| PathBuf::from(format!("{}.bad-{n}", path.display())))
-        .find(|aside| fs::symlink_metadata(aside).is_err());
-    let Some(aside) = free else {
-        return format!("it stays: there are {BAD_RECORDS_MAX} bad ones beside it already");
-    };
-    match fs::rename(path, &aside) {
-        Ok(()) => format!("moved to {}", aside.display()),
-        Err(error) => format!("it cannot be moved aside: {error}"),
+/// Whether the record itself is bad. A system that is out of file descriptors, say, makes no good record a bad one.
+fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, IsADirectory, UnexpectedEof};
+    matches!(error.kind(), InvalidData | UnexpectedEof | IsADirectory)
+        || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
+/// Gives a bad record the first free name `<name>.json.bad-<n>` too, and says what became of it. It is linked, not moved: were the
+/// agent killed now, the next one must not take its node for one never seen.
+fn keep_aside(path: &Path) -> String {
+    for n in 1..=BAD_RECORDS_MAX {
+        let aside = PathBuf::from(format!("{}.bad-{n}", path.display()));
+        let there = fs::symlink_metadata(&aside).and_then(|there| Ok((there, fs::metadata(path)?)));
+        let kept = match there {
+            Ok((there, record)) if is_same(&there, &record) => Ok(()),
+            Ok(_) => continue,
+            // A directory can only be moved.
+            Err(_) => fs::hard_link(path, &aside).or_else(|_| fs::rename(path, &aside)),
+        };
+        return match kept {
+            Ok(()) => format!("kept as {}", aside.display()),
+            Err(error) => format!("it cannot be kept: {error}"),
+        };
     }
+    format!("it is not kept: there are {BAD_RECORDS_MAX} bad ones beside it already")
+}
+
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
 #[cfg(test)]

@@ -154,7 +154,8 @@ impl Watch {
         let mut burst: Option<(Instant, Instant)> = None;
         loop {
             let quiet_at = burst.map(|(first, last)| (last + self.debounce).min(first + DELAY_MAX));
-            let due = quiet_at.map_or(rescan_at, |quiet_at| quiet_at.min(rescan_at));
+            // A rescan does not look into the middle of a burst.
+            let due = quiet_at.unwrap_or(rescan_at);
             let now = Instant::now();
             if now >= due {
                 return Some(if burst.is_some() { Wake::Change } else { Wake::Rescan });

@@ -320,6 +320,30 @@ async fn a_rescan_comes_without_any_event_and_even_if_the_directory_is_missing()
 }
 
 #[tokio::test]
+async fn a_change_wakes_when_it_has_gone_quiet() {
+    let place = place();
+    let debounce = DELAY_MAX / 2;
+    let (_watcher, mut wakes) = Watcher::start(place.path().to_owned(), NEVER, debounce).unwrap();
+    assert_eq!(timeout(PATIENCE, wakes.recv()).await, Ok(Some(Wake::Start)));
+    let began = Instant::now();
+    fs::write(place.path().join("a.toml"), "half").unwrap();
+    assert_eq!(timeout(PATIENCE, wakes.recv()).await, Ok(Some(Wake::Change)));
+    assert!(began.elapsed() >= debounce, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_rescan_does_not_look_into_the_middle_of_a_change() {
+    let place = place();
+    let (_watcher, mut wakes) =
+        Watcher::start(place.path().to_owned(), DELAY_MAX / 4, 10 * DELAY_MAX).unwrap();
+    assert_eq!(timeout(PATIENCE, wakes.recv()).await, Ok(Some(Wake::Start)));
+    let began = Instant::now();
+    fs::write(place.path().join("a.toml"), "half").unwrap();
+    while timeout(PATIENCE, wakes.recv()).await != Ok(Some(Wake::Change)) {}
+    assert!(began.elapsed() >= DELAY_MAX, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn dropping_the_watcher_ends_the_wakes() {
     let place = place();
     let (watcher, mut wakes) = Watcher::start(place.path().to_owned(), NEVER, QUICK).unwrap();

@@ -270,6 +270,8 @@ fn make_site(kept: &Path) -> TempDir {
         advertise = "{HOST}"
         [tftp]
         loaders = "{site}/tftp"
+        [admin]
+        socket = "{site}/admin.sock"
         [ramdisk]
         kernel = "{site}/ramdisk/vmlinuz"
         initramfs = "{site}/ramdisk/initramfs"

@@ -4,9 +4,11 @@
 
 mod commands;
 mod deploys;
+mod directory;
 mod disk_faults;
 mod faults;
 mod machine;
+mod orders;
 mod restarts;
 mod site;
 mod specs;

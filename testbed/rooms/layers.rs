@@ -9,7 +9,7 @@ use std::{
 const LINES_MAX: usize = 600;
 
 /// The rooms: one for each outside party.
-const ROOMS: [&str; 10] = [
+const ROOMS: [&str; 11] = [
     "spec",
     "config",
     "watch",
@@ -20,6 +20,7 @@ const ROOMS: [&str; 10] = [
     "iscsi",
     "imaging",
     "callback",
+    "admin",
 ];
 
 /// The top-level modules one of them may name, besides itself; `None` when it is not in the drawing at all.

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 #![allow(missing_docs, reason = "tests are not an interface")]
 
+mod admin;
 mod agent;
 mod callback;
 mod docs;

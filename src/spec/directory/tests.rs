@@ -1,6 +1,12 @@
 //! Reading a real directory: what is a spec, what is not, and what a broken one does to the others.
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use expect_test::{Expect, expect};
 use tempfile::TempDir;
@@ -173,15 +179,40 @@ fn the_directorys_defaults_are_under_every_spec_and_broken_ones_hold_every_spec(
     );
 }
 
+/// git-sync swaps a link; here it never rests.
 #[test]
-fn the_snapshot_is_of_the_directory_that_was_opened() {
-    let place = place(&[("a.toml", &spec(1))]);
-    let handle = open_dir(place.path()).unwrap();
-    let away = place.path().with_extension("away");
-    fs::rename(place.path(), &away).unwrap();
-    fs::create_dir(place.path()).unwrap();
-    assert_eq!(read_at(&handle, OsStr::new("a.toml")).unwrap(), spec(1).as_bytes());
-    fs::remove_dir_all(away).unwrap();
+fn a_snapshot_is_of_one_directory_though_it_is_swapped_meanwhile() {
+    let place = place(&[]);
+    let path = |name: &str| place.path().join(name);
+    for edition in ["one", "two"] {
+        fs::create_dir(path(edition)).unwrap();
+        for number in 0..50 {
+            let spec = format!("redeploy = {edition:?}\n{}", spec(number));
+            fs::write(path(edition).join(format!("n{number}.toml")), spec).unwrap();
+        }
+    }
+    symlink("one", path("current")).unwrap();
+    let stop = AtomicBool::new(false);
+    let seen = thread::scope(|scope| {
+        scope.spawn(|| {
+            for edition in ["two", "one"].into_iter().cycle() {
+                symlink(edition, path("new")).unwrap();
+                fs::rename(path("new"), path("current")).unwrap();
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        let editions = || {
+            let snapshot = read_dir(&path("current"), "nodes", None).unwrap();
+            let specs = snapshot.nodes.into_values().map(Result::unwrap);
+            specs.map(|spec| spec.redeploy.clone()).collect::<BTreeSet<_>>()
+        };
+        let seen: Vec<_> = (0..20).map(|_| editions()).collect();
+        stop.store(true, Ordering::Relaxed);
+        seen
+    });
+    assert!(seen.iter().all(|editions| editions.len() == 1), "{seen:?}");
 }
 
 #[test]

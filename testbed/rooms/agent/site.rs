@@ -77,6 +77,8 @@ listen = "{tftp}"
 loaders = "{dir}/loaders"
 [callback]
 listen = "{callback}"
+[admin]
+socket = "{dir}/run/admin.sock"
 [ramdisk]
 kernel = "{dir}/vmlinuz"
 initramfs = "{dir}/initramfs"

@@ -1,0 +1,93 @@
+//! How an operator's order reaches a running agent: a Unix socket, one line of JSON each way for each connection.
+//!
+//! The [`Server`] is started by the agent, which answers every [`Request`] from its driver; [`ask`] is called by the commands. Who may
+//! give orders is a matter of the socket's owner and mode; who gave one is asked of the kernel and handed over with it. The room judges
+//! nothing about nodes. It must never hand over an order whose giver it does not know or who has gone, and never take a socket from a living agent.
+//!
+//! ```text
+//! → {"version":1,"body":{"approve":{"nodes":["edge-07"]}}}
+//! ← {"version":1,"body":{"Ok":[{"node":"edge-07","counted":true,"message":"will be wiped and installed"}]}}
+//! → {"version":1,"body":{"retry":"all"}}
+//! ← {"version":1,"body":{"Err":"it is stopping"}}
+//! ```
+
+mod client;
+mod server;
+mod wire;
+
+use std::{io, path::PathBuf};
+
+use tokio::sync::oneshot;
+
+pub use self::{client::ask, server::Server, wire::WireError};
+use crate::model::admin::{Answer, Order};
+
+/// An order on its way to the driver.
+#[derive(Debug)]
+pub struct Request {
+    /// What is wanted.
+    pub order: Order,
+    /// Who wants it.
+    pub who: Peer,
+    /// Where the answers go. Closed: the operator has been told that there is none, so that the order must not be carried out any more.
+    pub reply: oneshot::Sender<Vec<Answer>>,
+}
+
+/// The process at the other end, as the kernel knows it (`SO_PEERCRED`, unix(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its effective user when it connected.
+    pub uid: u32,
+    /// Its process; 0 if it is in a PID namespace that the agent cannot see into.
+    pub pid: u32,
+}
+
+/// Why there is no socket, or no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The server's path is taken.
+    #[error("another agent is listening at {}; name another path in [admin] socket", .0.display())]
+    InUse(PathBuf),
+    /// The server's path is taken by something that is not removed.
+    #[error("{} is no socket; remove it, or name another path in [admin] socket", .0.display())]
+    NotASocket(PathBuf),
+    /// Nobody listens.
+    #[error("no agent is listening at {}; is it running, and is this the [admin] socket of its configuration?", .0.display())]
+    NoAgent(PathBuf),
+    /// The socket may not be used.
+    #[error("permission denied at {}; run this as root or as a member of the socket's group, hostler", .0.display())]
+    Denied(PathBuf),
+    /// The order is longer than an agent reads.
+    #[error("too many nodes for one order; name fewer at a time, or give --all")]
+    TooLong,
+    /// No answer in time.
+    #[error("the agent at {} did not answer in {limit_s} s; `hostler status` shows whether it took the order", path.display())]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// How long the client waited, in seconds.
+        limit_s: u64,
+    },
+    /// It ends before an answer came.
+    #[error("the agent at {} hung up before it answered; `hostler status` shows whether it took the order", .0.display())]
+    HungUp(PathBuf),
+    /// The agent has no answer, in its own words.
+    #[error("the agent says: {0}")]
+    Refused(String),
+    /// An answer that is none.
+    #[error("what answers at {} is not this version's agent: {source}", path.display())]
+    Garbled {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong with its answer.
+        source: WireError,
+    },
+    /// What else the system can say about a socket.
+    #[error("{}: {source}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+}

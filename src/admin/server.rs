@@ -1,0 +1,195 @@
+//! The agent's end: the socket, and a short conversation with everybody who connects.
+//!
+//! Started by the agent. Every connection has a place, a time limit on each step and an end: whoever connects and says nothing, or says
+//! too much, costs a few kilobytes for a few seconds and keeps nobody waiting longer.
+
+use std::{
+    fs::{self, DirBuilder, Permissions},
+    future::Future,
+    io::{self, ErrorKind},
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{Mode, fchmod},
+};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{UnixListener, UnixSocket, UnixStream},
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tracing::{debug, error, warn};
+
+use super::{
+    AdminError, Peer, Request,
+    wire::{ORDER_BYTES_MAX, WireError, decode, encode, read_line},
+};
+use crate::model::admin::{Answer, Order};
+
+/// Owner and group may give orders. Connecting takes the right to write (unix(7)).
+const SOCKET_MODE: u32 = 0o660;
+const DIR_MODE: u32 = 0o750;
+/// Conversations at once. A site has a handful of operators; the next ones wait in the backlog.
+const CONNECTIONS_MAX: usize = 32;
+const BACKLOG: u32 = 64;
+/// For the order to arrive: it is sent in one go.
+const READ_LIMIT: Duration = Duration::from_secs(5);
+/// For the driver: it may be writing ten thousand records to a slow disk.
+const DRIVER_LIMIT: Duration = Duration::from_secs(10);
+/// For the answer to be taken.
+const WRITE_LIMIT: Duration = Duration::from_secs(5);
+/// When the system is out of file descriptors, `accept` fails at once again and again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A bound socket; its file is removed when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    _file: SocketFile,
+}
+
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            debug!(path = %self.0.display(), %error, "the admin socket cannot be removed");
+        }
+    }
+}
+
+impl Server {
+    /// Binds a socket of mode 0660 at `path`, in a directory that is made if need be. What a killed agent left there is replaced; a
+    /// living agent's socket, or a file of another kind, is not.
+    pub async fn bind(path: &Path) -> Result<Self, AdminError> {
+        let failed = |source| AdminError::Socket { path: path.to_owned(), source };
+        if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
+            make_dir(dir).map_err(failed)?;
+        }
+        clear(path).await?;
+        let listener = listen(path).map_err(failed)?;
+        Ok(Self { listener, _file: SocketFile(path.to_owned()) })
+    }
+
+    /// Serves until `ended`, handing each order to the driver behind `requests`. Conversations under way are cut at the end.
+    pub async fn serve(self, requests: mpsc::Sender<Request>, ended: impl Future<Output = ()>) {
+        let mut connections = JoinSet::new();
+        tokio::pin!(ended);
+        loop {
+            tokio::select! {
+                () = &mut ended => break,
+                Some(ended) = connections.join_next() => {
+                    if let Err(error) = ended {
+                        error!(%error, "admin connection panicked");
+                    }
+                }
+                accepted = self.listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                    Ok((stream, _)) => drop(connections.spawn(converse(stream, requests.clone()))),
+                    Err(error) => {
+                        warn!(%error, "admin socket cannot accept");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        connections.shutdown().await;
+    }
+}
+
+/// A directory that the group may enter whatever the umask is.
+fn make_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir)?;
+    fs::set_permissions(dir, Permissions::from_mode(DIR_MODE))
+}
+
+/// Removes what a killed agent left.
+async fn clear(path: &Path) -> Result<(), AdminError> {
+    let failed = |source| AdminError::Socket { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => Err(AdminError::NotASocket(path.to_owned())),
+        Ok(_) => match UnixStream::connect(path).await {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(failed)
+            }
+            // Somebody listens who has no time at the moment.
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(failed(error)),
+            _ => Err(AdminError::InUse(path.to_owned())),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = UnixSocket::new_stream()?;
+    // Linux gives the file the socket's own mode less the umask, so that it is never open to more than it should be.
+    fchmod(&socket, Mode::from_raw_mode(SOCKET_MODE))?;
+    socket.bind(path)?;
+    // And not to less either.
+    fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
+    socket.listen(BACKLOG)
+}
+
+/// One order and its answer.
+async fn converse(mut stream: UnixStream, requests: mpsc::Sender<Request>) {
+    let who = match stream.peer_cred() {
+        Ok(peer) => {
+            let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+            Peer { uid: peer.uid(), pid }
+        }
+        Err(error) => return warn!(%error, "an operator cannot be identified, and is not heard"),
+    };
+    let (uid, pid) = (who.uid, who.pid);
+    let arriving = timeout(READ_LIMIT, read_line(&mut stream, ORDER_BYTES_MAX));
+    let Ok(line) = arriving.await else {
+        return debug!(uid, pid, "admin connection says nothing");
+    };
+    let answers = match line.and_then(|line| decode(&line)) {
+        Ok(_) if has_hung_up(&stream) => return debug!(uid, pid, "an operator went away"),
+        Ok(order) => hand_over(order, who, &requests).await,
+        Err(WireError::Io(error)) => return debug!(uid, pid, %error, "admin connection failed"),
+        Err(error) => {
+            debug!(uid, pid, "admin connection sends no order");
+            Err(error.to_string())
+        }
+    };
+    let sent = async { stream.write_all(&encode(&answers)?).await };
+    match timeout(WRITE_LIMIT, sent).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(uid, pid, %error, "an operator went away before the answer"),
+        Err(_) => debug!(uid, pid, "an operator does not take the answer"),
+    }
+}
+
+/// Whether the other end is closed. It may have given up long ago, if this process was stopped or starved meanwhile.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut ends = [PollFd::new(stream, PollFlags::empty())];
+    let polled = poll(&mut ends, Some(&Timespec::default()));
+    polled.is_err() || ends.iter().any(|end| end.revents().contains(PollFlags::HUP))
+}
+
+async fn hand_over(
+    order: Order,
+    who: Peer,
+    requests: &mpsc::Sender<Request>,
+) -> Result<Vec<Answer>, String> {
+    let (reply, answer) = oneshot::channel();
+    let answered = timeout(DRIVER_LIMIT, async {
+        requests.send(Request { order, who, reply }).await.ok()?;
+        answer.await.ok()
+    });
+    match answered.await {
+        Ok(Some(answers)) => Ok(answers),
+        Ok(None) => Err("it is stopping".to_owned()),
+        Err(_) => Err(format!(
+            "it is not done after {} s; `hostler status` shows how far it came",
+            DRIVER_LIMIT.as_secs()
+        )),
+    }
+}

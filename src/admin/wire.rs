@@ -1,0 +1,177 @@
+//! One message: a line of JSON with the protocol's version, bounded on both sides.
+//!
+//! Used by server and client alike. Nothing here waits for ever by itself: the callers put a time limit around every read and write.
+
+use std::io;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
+
+/// Longest order in bytes, with its end of line: about a thousand of the longest names.
+pub(super) const ORDER_BYTES_MAX: usize = 64 << 10;
+/// Longest answer in bytes, with its end of line: about ten thousand nodes with a sentence each.
+pub(super) const ANSWER_BYTES_MAX: usize = 8 << 20;
+/// The protocol's version. Client and agent are one binary: they differ only when one of them was not restarted after an update.
+const VERSION: u32 = 1;
+
+/// Why a line is no message.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// It does not end within the limit.
+    #[error("longer than {0} bytes")]
+    TooLong(usize),
+    /// It does not end.
+    #[error("cut off in the middle of a line")]
+    CutOff,
+    /// It speaks another version.
+    #[error(
+        "version {0} of the protocol, this hostler speaks version {VERSION}; restart the agent after an update"
+    )]
+    Version(u32),
+    /// It is not the JSON that was expected.
+    #[error("not a message: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It cannot be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Message<T> {
+    version: u32,
+    body: T,
+}
+
+/// The same of any version.
+#[derive(Debug, Deserialize)]
+struct AnyMessage {
+    version: u32,
+}
+
+/// Reads one line of at most `bytes_max` bytes, which comes back without its end.
+pub(super) async fn read_line(
+    stream: impl AsyncRead + Unpin,
+    bytes_max: usize,
+) -> Result<Vec<u8>, WireError> {
+    let mut line = Vec::new();
+    BufReader::new(stream.take(bytes_max as u64)).read_until(b'\n', &mut line).await?;
+    let length = line.len();
+    match line.pop() {
+        Some(b'\n') => Ok(line),
+        _ if length == bytes_max => Err(WireError::TooLong(bytes_max)),
+        _ => Err(WireError::CutOff),
+    }
+}
+
+/// A message as a line, with its end.
+pub(super) fn encode(body: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
+    let mut line = serde_json::to_vec(&Message { version: VERSION, body })?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// The message in a line.
+pub(super) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, WireError> {
+    // The version first: nothing else can be expected of another one.
+    let AnyMessage { version } = serde_json::from_slice(line)?;
+    if version != VERSION {
+        return Err(WireError::Version(version));
+    }
+    Ok(serde_json::from_slice::<Message<T>>(line)?.body)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{
+        admin::{Answer, Order, Selection},
+        ids::NodeName,
+    };
+
+    const LINE: &str = r#"{"version":1,"body":{"approve":{"nodes":["edge-07","edge-8"]}}}"#;
+
+    fn names(names: &[&str]) -> BTreeSet<NodeName> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    fn order(line: &str) -> Result<Order, String> {
+        decode(line.as_bytes()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_order_is_one_readable_line() {
+        let approve = Order::Approve(Selection::Nodes(names(&["edge-8", "edge-07"])));
+        assert_eq!(encode(&approve).unwrap(), [LINE.as_bytes(), b"\n"].concat());
+        assert_eq!(order(LINE), Ok(approve));
+        assert_eq!(
+            order(r#"{"version":1,"body":{"retry":"all"}}"#),
+            Ok(Order::Retry(Selection::All))
+        );
+    }
+
+    #[test]
+    fn what_is_not_exactly_an_order_is_none() {
+        for (line, why) in [
+            ("", "not a message"),
+            ("{}", "missing field `version`"),
+            (r#"{"version":2,"body":{"wipe":"all"}}"#, "version 2 of the protocol"),
+            (r#"{"version":1,"body":{"wipe":"all"}}"#, "unknown variant `wipe`"),
+            (r#"{"version":1,"body":{"approve":"some"}}"#, "unknown variant `some`"),
+            (r#"{"version":1,"body":{"approve":{"nodes":["../etc"]}}}"#, "RFC 1123"),
+            (r#"{"version":1,"body":{"approve":"all"},"dry_run":true}"#, "unknown field `dry_run`"),
+            (r#"{"version":1,"body":{"approve":"all"}} {}"#, "trailing characters"),
+        ] {
+            let error = order(line).unwrap_err();
+            assert!(error.contains(why), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_answered_comes_back_and_a_long_sentence_is_cut() {
+        let answer = Answer::new("edge-07".parse().unwrap(), true, &"é".repeat(1000));
+        assert_eq!(answer.message.chars().count(), 300);
+        let answers: Result<Vec<Answer>, String> = Ok(vec![answer]);
+        let line = encode(&answers).unwrap();
+        assert_eq!(decode::<Result<Vec<Answer>, String>>(&line).unwrap(), answers);
+    }
+
+    #[tokio::test]
+    async fn a_line_ends_within_its_limit_or_is_refused() {
+        let read = async |bytes: &'static [u8]| read_line(bytes, 4).await;
+        assert_eq!(read(b"abc\nmore").await.unwrap(), b"abc");
+        assert!(matches!(read(b"abcd\n").await, Err(WireError::TooLong(4))));
+        assert!(matches!(read(b"abc").await, Err(WireError::CutOff)));
+        assert!(matches!(read(b"").await, Err(WireError::CutOff)));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_on_any_bytes(bytes: Vec<u8>) {
+            prop_assert!(decode::<Order>(&bytes).is_err());
+        }
+
+        #[test]
+        fn a_damaged_order_names_no_node_that_was_not_there(at in 0..LINE.len(), bytes in "[\\PC\n\"'\\[\\]{}:,\u{0}]{0,8}") {
+            let mut text = LINE.to_owned();
+            text.replace_range(at..(at + bytes.len()).min(LINE.len()), &bytes);
+            if let Ok(Order::Approve(Selection::Nodes(nodes)) | Order::Retry(Selection::Nodes(nodes))) = order(&text) {
+                for node in nodes {
+                    prop_assert!(text.contains(&format!("\"{node}\"")), "{node} from {text}");
+                }
+            }
+        }
+
+        #[test]
+        fn every_order_comes_back(nodes in prop::collection::btree_set("[a-z0-9]{1,63}", 0..20), approve: bool) {
+            let nodes = nodes.iter().map(|name| name.parse().unwrap()).collect();
+            let selection = Selection::Nodes(nodes);
+            let given = if approve { Order::Approve(selection) } else { Order::Retry(selection) };
+            prop_assert_eq!(decode::<Order>(&encode(&given).unwrap()).unwrap(), given);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What an operator's order means for each node, and what it led to, in a sentence.
+//!
+//! Called by the driver, between two events. What an order does is for the core to decide: a node that waits for it is brought the event,
+//! any other is left alone. Every order is logged with its giver, because it may be consent to wipe a disk. Nothing here may change a node
+//! but by an event.
+
+use tracing::{info, warn};
+
+use crate::{
+    admin::{Peer, Request},
+    lifecycle::{Event, Hold, Node},
+    model::{
+        admin::{Answer, Order, Selection},
+        ids::NodeName,
+        spec::Goal,
+        status::Phase,
+    },
+};
+
+use super::driver::{Driver, now};
+
+impl Driver {
+    /// Carries out an order, unless its giver has been told that nobody did.
+    pub(super) fn obey(&mut self, Request { order, who: Peer { uid, pid }, reply }: Request) {
+        if reply.is_closed() {
+            return warn!(uid, pid, order = order.name(), "an order came too late, and is dropped");
+        }
+        let names = match order.selection() {
+            Selection::Nodes(names) => names.iter().cloned().collect(),
+            Selection::All => self.waiting_for(&order),
+        };
+        if names.is_empty() {
+            info!(uid, pid, order = order.name(), "no node waits for this order");
+        }
+        let mut answers = Vec::with_capacity(names.len());
+        for name in names {
+            let answer = self.obey_for(&order, name);
+            let Answer { node, counted, message } = &answer;
+            info!(%node, uid, pid, order = order.name(), counted, "operator's order: {message}");
+            answers.push(answer);
+        }
+        // An operator who went away finds it in the log and in the status files.
+        drop(reply.send(answers));
+    }
+
+    /// The nodes that an order for all is for. Consent for all is for those that were held because they are many; a machine that is
+    /// somebody's, or may be installed, has to be named.
+    fn waiting_for(&self, order: &Order) -> Vec<NodeName> {
+        let fleet = self.carrier.fleet();
+        let waits = |node: &Node| match order {
+            Order::Approve(_) => node.held_for() == Some(Hold::TooManyChanges),
+            Order::Retry(_) => node.phase() == Phase::Failed,
+        };
+        let waits = |name: &NodeName| fleet.node(name).is_some_and(waits);
+        fleet.names().into_iter().filter(waits).collect()
+    }
+
+    fn obey_for(&mut self, order: &Order, name: NodeName) -> Answer {
+        let Some(node) = self.carrier.fleet().node(&name) else {
+            let message = "no such node; `hostler status` lists those that there are";
+            return Answer::new(name, false, message);
+        };
+        let Some(outcome) = outcome(order, node) else {
+            let (phase, order) = (node.phase().as_str(), order.name());
+            return Answer::new(name, false, &format!("is {phase}; there is nothing to {order}"));
+        };
+        let event = match order {
+            Order::Approve(_) => Event::Approve,
+            Order::Retry(_) => Event::Retry,
+        };
+        self.carrier.step(now(), &name, event, &mut self.rooms);
+        let caveat = match self.carrier.fleet().node(&name) {
+            None => ", but its spec is gone, and it is forgotten".to_owned(),
+            Some(_) if self.carrier.is_unsaved(&name) => {
+                ", but its record cannot be written, and nothing is started until it can be"
+                    .to_owned()
+            }
+            Some(node) if node.stands_still() => {
+                format!(", but not yet: {}", node.status(now()).message)
+            }
+            Some(_) => String::new(),
+        };
+        Answer::new(name, true, &format!("{outcome}{caveat}"))
+    }
+}
+
+/// What the order leads to at a node that is so; `None` if to nothing.
+fn outcome(order: &Order, node: &Node) -> Option<String> {
+    let keep_off = node.spec().is_some_and(|spec| spec.goal == Goal::Available);
+    match (order, node.phase()) {
+        (Order::Approve(_), Phase::Held) if keep_off => Some("will be switched off".to_owned()),
+        (Order::Approve(_), Phase::Held) => Some("will be wiped and installed".to_owned()),
+        (Order::Approve(_), _) => None,
+        (Order::Retry(_), Phase::Failed | Phase::Pending) => Some("will be tried again".to_owned()),
+        (Order::Retry(_), _) => {
+            node.power_missed().map(|wanted| format!("will be switched {}", wanted.as_str()))
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! `hostler approve` and `hostler retry`: orders for the running agent.
+//!
+//! The agent decides what an order leads to; these commands carry it there and say what came back.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use crate::{
+    admin, config,
+    model::{
+        admin::{Answer, Order, Selection},
+        ids::NodeName,
+    },
+};
+
+use super::Failure;
+
+/// For which nodes, and where the agent listens.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("whom").required(true))]
+pub(super) struct For {
+    /// The nodes.
+    #[arg(value_name = "NODE", group = "whom")]
+    nodes: Vec<NodeName>,
+    /// All nodes that wait for this: to be tried again, those that failed; to be approved, those that were held because too many
+    /// machines were to be reinstalled at once. A machine that is held for another reason has to be named.
+    #[arg(long, group = "whom")]
+    all: bool,
+    /// The agent's configuration, which says where it listens.
+    #[arg(long, default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    /// The agent's socket, instead of what the configuration says.
+    #[arg(long)]
+    socket: Option<PathBuf>,
+}
+
+/// Gives the order that `order` makes of the selection. Whatever did not count is an error, after all that did.
+pub(super) fn give(
+    order: impl FnOnce(Selection) -> Order,
+    For { nodes, all, config, socket }: For,
+    out: &mut impl Write,
+) -> Result<ExitCode, Failure> {
+    let socket = match socket {
+        Some(socket) => socket,
+        None => config::read(&config)?.admin.socket,
+    };
+    let order =
+        order(if all { Selection::All } else { Selection::Nodes(nodes.into_iter().collect()) });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answers = runtime.block_on(admin::ask(&socket, &order))?;
+    if answers.is_empty() {
+        writeln!(out, "no node waits for this: there is nothing to {}", order.name())?;
+    }
+    let (counted, refused): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| answer.counted);
+    for Answer { node, message, .. } in counted {
+        writeln!(out, "{node}: {message}")?;
+    }
+    if refused.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(NotCounted(refused).into()) }
+}
+
+/// Orders that changed nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(|Answer { node, message, .. }| format!("{node}: {message}")).collect::<Vec<_>>().join("\n"))]
+struct NotCounted(Vec<Answer>);

@@ -1,0 +1,357 @@
+//! The admin socket against the real command, and against raw sockets that do what no decent client does.
+
+use std::{
+    fs::{self, Permissions},
+    future::Future,
+    io::Write as _,
+    net::Shutdown,
+    os::unix::{
+        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown},
+        net::{UnixListener as StdListener, UnixStream as StdStream},
+    },
+    path::{Path, PathBuf},
+    process::{self, Output},
+    time::{Duration, Instant},
+};
+
+use hostler::{
+    admin::{AdminError, Peer, Request, Server, ask},
+    model::admin::{Answer, Order, Selection},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    process::{Child, Command},
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::timeout,
+};
+
+/// Longer than any limit of the room.
+const LIMIT: Duration = Duration::from_secs(60);
+const NOBODY: u32 = 65534;
+
+#[tokio::test]
+async fn an_order_gets_through_and_its_giver_is_known() {
+    let mut agent = Agent::new().await;
+    let mut approve = hostler(&["approve", "edge-8", "edge-07", "edge-8"], &agent.socket);
+    let child = approve.spawn().unwrap();
+    let pid = child.id().unwrap();
+    let Request { order, who, reply } = agent.request().await;
+    assert_eq!(order, Order::Approve(nodes(&["edge-07", "edge-8"])));
+    assert_eq!(who, Peer { uid: rustix::process::getuid().as_raw(), pid });
+    reply
+        .send(vec![
+            answer("edge-07", true, "will be wiped"),
+            answer("edge-8", false, "is not held"),
+        ])
+        .unwrap();
+    assert_eq!(
+        said(child).await,
+        (1, "edge-07: will be wiped\n".to_owned(), "error: edge-8: is not held\n".to_owned())
+    );
+
+    let child = hostler(&["retry", "--all"], &agent.socket).spawn().unwrap();
+    let Request { order, reply, .. } = agent.request().await;
+    assert_eq!(order, Order::Retry(Selection::All));
+    reply.send(Vec::new()).unwrap();
+    let (code, out, _) = said(child).await;
+    assert_eq!((code, out.contains("nothing to retry")), (0, true), "{out}");
+}
+
+#[tokio::test]
+async fn owner_and_group_may_give_orders_and_nobody_else() {
+    let mut agent = Agent::new().await;
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!(mode(&agent.socket), 0o660);
+    assert_eq!(mode(agent.socket.parent().unwrap()), 0o750);
+
+    // A directory that lets everybody through, so that it is the socket that does not.
+    for dir in [agent.socket.parent().unwrap(), agent.dir.path()] {
+        fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
+    }
+    let program = agent.dir.path().join("hostler");
+    fs::copy(env!("CARGO_BIN_EXE_hostler"), &program).unwrap();
+    let stranger = || {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"])
+            .arg(&program)
+            .args(["approve", "edge-07", "--socket"])
+            .arg(&agent.socket)
+            .stdout(process::Stdio::piped())
+            .stderr(process::Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let (code, _, errors) = said(stranger()).await;
+    assert_eq!(code, 1);
+    assert!(errors.contains("permission denied") && errors.contains("root"), "{errors}");
+    assert!(errors.contains(agent.socket.to_str().unwrap()), "{errors}");
+    assert!(agent.requests.try_recv().is_err());
+
+    chown(&agent.socket, None, Some(NOBODY)).unwrap();
+    let child = stranger();
+    let Request { who, reply, .. } = agent.request().await;
+    assert_eq!(who, Peer { uid: NOBODY, pid: child.id().unwrap() });
+    reply.send(vec![answer("edge-07", true, "will be wiped")]).unwrap();
+    assert_eq!(said(child).await.0, 0);
+}
+
+#[tokio::test]
+async fn a_living_agents_socket_is_not_taken_and_a_dead_ones_is() {
+    let mut agent = Agent::new().await;
+    let error = Server::bind(&agent.socket).await.unwrap_err();
+    assert!(matches!(&error, AdminError::InUse(path) if *path == agent.socket), "{error}");
+    // It still listens.
+    agent.answers(&agent.socket.clone()).await;
+    agent.stop().await;
+
+    let dir = tempfile::tempdir().unwrap();
+    let left = dir.path().join("admin.sock");
+    drop(StdListener::bind(&left).unwrap());
+    assert!(fs::symlink_metadata(&left).unwrap().file_type().is_socket());
+    let mut agent = Agent::at(dir, left).await;
+    agent.answers(&agent.socket.clone()).await;
+}
+
+#[tokio::test]
+async fn what_is_no_socket_is_not_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+    fs::write(&file, "precious").unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    for path in [&file, &link, &dir.path().to_owned()] {
+        let error = Server::bind(path).await.unwrap_err();
+        assert!(matches!(error, AdminError::NotASocket(_)), "{error}");
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    }
+    assert_eq!(fs::read(&file).unwrap(), b"precious");
+    let below = file.join("admin.sock");
+    let error = Server::bind(&below).await.unwrap_err();
+    assert!(error.to_string().contains(below.to_str().unwrap()), "{error}");
+}
+
+#[tokio::test]
+async fn the_socket_goes_with_the_agent() {
+    let agent = Agent::new().await;
+    let socket = agent.socket.clone();
+    let dir = agent.stop().await;
+    assert!(!socket.exists());
+    let error = ask(&socket, &Order::Retry(Selection::All)).await.unwrap_err();
+    assert!(matches!(&error, AdminError::NoAgent(path) if *path == socket), "{error}");
+    // The same for one that was killed.
+    drop(StdListener::bind(&socket).unwrap());
+    let error = ask(&socket, &Order::Retry(Selection::All)).await.unwrap_err();
+    assert!(matches!(&error, AdminError::NoAgent(path) if *path == socket), "{error}");
+    drop(dir);
+}
+
+#[tokio::test]
+async fn whoever_says_nothing_is_dropped_and_keeps_nobody_waiting_long() {
+    let mut agent = Agent::new().await;
+    let connected = Instant::now();
+    let mut silent = Vec::new();
+    // More than may talk at once: one of them says half an order, the others nothing.
+    for _ in 0..40 {
+        silent.push(UnixStream::connect(&agent.socket).await.unwrap());
+    }
+    silent[0].write_all(b"{\"version\":1,").await.unwrap();
+    agent.answers(&agent.socket.clone()).await;
+    assert!(connected.elapsed() < Duration::from_secs(15), "{:?}", connected.elapsed());
+    // Closed without a word, after 5 s each.
+    for mut stream in silent {
+        assert_eq!(heard(&mut stream).await, "");
+    }
+    assert!(connected.elapsed() < Duration::from_secs(25), "{:?}", connected.elapsed());
+}
+
+#[tokio::test]
+async fn what_is_no_order_is_refused_and_never_handed_over() {
+    let mut agent = Agent::new().await;
+    for (line, why) in [
+        (b"GET / HTTP/1.1\r\n".to_vec(), "not a message"),
+        (b"{\"version\":7,\"body\":{\"approve\":\"all\"}}\n".to_vec(), "version 7"),
+        (b"{\"version\":1,\"body\":{\"wipe\":\"all\"}}\n".to_vec(), "unknown variant"),
+        (b"\xff\xfe\x00\n".to_vec(), "not a message"),
+        (vec![b'['; 60_000].into_iter().chain(*b"\n").collect(), "not a message"),
+    ] {
+        let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
+        stream.write_all(&line).await.unwrap();
+        let heard = heard(&mut stream).await;
+        assert!(heard.contains("\"Err\"") && heard.contains(why), "{heard}");
+    }
+    // The end of an order is missing.
+    let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
+    stream.write_all(b"{\"version\":1,\"body\":{\"approve\":\"all\"}}").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert!(heard(&mut stream).await.contains("cut off"));
+    assert!(agent.requests.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn an_order_whose_giver_has_gone_is_not_handed_over() {
+    let mut agent = Agent::new().await;
+    // All of it before the server hears of the first thing.
+    let mut gone = StdStream::connect(&agent.socket).unwrap();
+    gone.write_all(b"{\"version\":1,\"body\":{\"approve\":\"all\"}}\n").unwrap();
+    drop(gone);
+    // One that only says that it has no more to say is still there.
+    let mut there = StdStream::connect(&agent.socket).unwrap();
+    there.write_all(b"{\"version\":1,\"body\":{\"retry\":\"all\"}}\n").unwrap();
+    there.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(agent.request().await.order, Order::Retry(Selection::All));
+    agent.answers(&agent.socket.clone()).await;
+}
+
+#[tokio::test]
+async fn an_endless_order_is_cut_off() {
+    let agent = Agent::new().await;
+    let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
+    let mut sent = 0_usize;
+    let endless = async {
+        while stream.write_all(&[b' '; 4096]).await.is_ok() {
+            sent += 4096;
+        }
+    };
+    timeout(LIMIT, endless).await.unwrap();
+    // What the kernel buffers comes on top of the limit of 64 KiB.
+    assert!(sent < 1 << 20, "{sent} bytes were taken");
+}
+
+#[tokio::test]
+async fn an_order_too_long_for_an_agent_is_not_sent() {
+    let mut agent = Agent::new().await;
+    let names: Vec<String> = (0..1100).map(|at| format!("{at:060}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let error = ask(&agent.socket, &Order::Approve(nodes(&names))).await.unwrap_err();
+    assert!(error.to_string().contains("--all"), "{error}");
+    assert!(agent.requests.try_recv().is_err());
+    let order = Order::Approve(nodes(&names[..1000]));
+    let (socket, given) = (agent.socket.clone(), order.clone());
+    let asked = tokio::spawn(async move { ask(&socket, &given).await });
+    let request = agent.request().await;
+    assert_eq!(request.order, order);
+    let many = names[..1000].iter().map(|name| answer(name, true, &"x".repeat(300))).collect();
+    request.reply.send(many).unwrap();
+    assert_eq!(asked.await.unwrap().unwrap().len(), 1000);
+}
+
+#[tokio::test]
+async fn a_driver_without_time_is_told_of_and_sees_that_nobody_waits() {
+    let mut agent = Agent::new().await;
+    let child = hostler(&["approve", "edge-07"], &agent.socket).spawn().unwrap();
+    let request = agent.request().await;
+    let (code, _, errors) = said(child).await;
+    assert_eq!(code, 1);
+    assert!(errors.contains("10 s") && errors.contains("hostler status"), "{errors}");
+    assert!(request.reply.is_closed());
+}
+
+#[tokio::test]
+async fn an_agent_that_stops_or_is_another_program_is_told_of() {
+    let mut agent = Agent::new().await;
+    let child = hostler(&["approve", "edge-07"], &agent.socket).spawn().unwrap();
+    let request = agent.request().await;
+    let Agent { ended, serving, dir, socket, .. } = agent;
+    ended.send(()).unwrap();
+    let (code, _, errors) = said(child).await;
+    assert_eq!((code, errors.contains("hung up before it answered")), (1, true), "{errors}");
+    serving.await.unwrap();
+    drop(request);
+
+    let other = tokio::net::UnixListener::bind(&socket).unwrap();
+    let asked = tokio::spawn(async move { ask(&socket, &Order::Retry(Selection::All)).await });
+    let (mut stream, _) = other.accept().await.unwrap();
+    stream.write_all(b"220 mail.example.org ESMTP\n").await.unwrap();
+    let error = asked.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("is not this version's agent"), "{error}");
+    drop(dir);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_says_nothing_is_not_waited_for_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    let _listener = StdListener::bind(&socket).unwrap();
+    let error = ask(&socket, &Order::Retry(Selection::All)).await.unwrap_err();
+    let said = format!("the agent at {} did not answer in 25 s; ", socket.display());
+    assert!(error.to_string().starts_with(&said), "{error}");
+}
+
+/// A server whose driver is the test.
+struct Agent {
+    requests: mpsc::Receiver<Request>,
+    ended: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+    dir: TempDir,
+    socket: PathBuf,
+}
+
+impl Agent {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("run/admin.sock");
+        Self::at(dir, socket).await
+    }
+
+    async fn at(dir: TempDir, socket: PathBuf) -> Self {
+        let server = Server::bind(&socket).await.unwrap();
+        let (sender, requests) = mpsc::channel(4);
+        let (ended, end) = oneshot::channel::<()>();
+        let serving = tokio::spawn(server.serve(sender, async move { drop(end.await) }));
+        Self { requests, ended, serving, dir, socket }
+    }
+
+    async fn request(&mut self) -> Request {
+        within(self.requests.recv()).await.unwrap()
+    }
+
+    /// Takes one order, as a living agent would.
+    async fn answers(&mut self, socket: &Path) {
+        let order = Order::Approve(nodes(&["edge-07"]));
+        let (asked, ()) = tokio::join!(ask(socket, &order), async {
+            let request = self.request().await;
+            request.reply.send(vec![answer("edge-07", true, "is so")]).unwrap();
+        });
+        assert_eq!(asked.unwrap(), [answer("edge-07", true, "is so")]);
+    }
+
+    async fn stop(self) -> TempDir {
+        self.ended.send(()).unwrap();
+        self.serving.await.unwrap();
+        self.dir
+    }
+}
+
+fn hostler(arguments: &[&str], socket: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hostler"));
+    command.args(arguments).arg("--socket").arg(socket).kill_on_drop(true);
+    command.stdout(process::Stdio::piped()).stderr(process::Stdio::piped());
+    command
+}
+
+async fn said(child: Child) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = within(child.wait_with_output()).await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+/// Everything until the other end hangs up.
+async fn heard(stream: &mut UnixStream) -> String {
+    let mut heard = String::new();
+    within(stream.read_to_string(&mut heard)).await.unwrap();
+    heard
+}
+
+async fn within<T>(what: impl Future<Output = T>) -> T {
+    timeout(LIMIT, what).await.expect("not within the limit")
+}
+
+fn nodes(names: &[&str]) -> Selection {
+    Selection::Nodes(names.iter().map(|name| name.parse().unwrap()).collect())
+}
+
+fn answer(node: &str, counted: bool, message: &str) -> Answer {
+    Answer::new(node.parse().unwrap(), counted, message)
+}

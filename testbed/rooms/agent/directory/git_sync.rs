@@ -1,0 +1,123 @@
+//! git-sync: one checkout for each revision, and a link that is swapped.
+
+use std::{fs, os::unix::fs::symlink, path::PathBuf};
+
+use super::{NO_RESCAN, forgotten, git::Repository, held, in_force, observed, status_elsewhere};
+use crate::agent::{
+    DEPLOYED, NODE, ends_deployed,
+    machine::Machine,
+    site::{Site, Spec},
+};
+
+/// What git-sync keeps below its root: the repository, `.worktrees/<revision>`, and `current`, a relative link to one of them.
+struct GitSync {
+    origin: Repository,
+    mirror: Repository,
+    at: Option<String>,
+}
+
+impl GitSync {
+    /// The specs are in the folder `site` of the repository, which has nothing yet.
+    fn new(site: &Site) -> Self {
+        let origin = Repository::init(site.path("origin"));
+        origin.commit();
+        let mirror = Repository::clone_of(&origin, site.path("sync"));
+        Self { origin, mirror, at: None }
+    }
+
+    fn write_spec(&self, node: &str, spec: &Spec) {
+        self.origin.write(&format!("site/{node}.toml"), &spec.to_toml());
+    }
+
+    /// Checks the origin out as it is now, flips the link, and removes the checkout before it.
+    fn sync(&mut self) {
+        let revision = self.origin.commit();
+        self.mirror.git("fetch --quiet origin main");
+        let tree = format!(".worktrees/{revision}");
+        self.mirror.git(&format!("worktree add --quiet --force --detach {tree} {revision}"));
+        self.link(&tree);
+        if let Some(old) = self.at.replace(revision) {
+            fs::remove_dir_all(self.root().join(".worktrees").join(old)).unwrap();
+            self.mirror.git("worktree prune");
+        }
+    }
+
+    fn link(&self, target: &str) {
+        let new = self.root().join("tmp-link");
+        symlink(target, &new).unwrap();
+        fs::rename(new, self.root().join("current")).unwrap();
+    }
+
+    fn root(&self) -> PathBuf {
+        self.mirror.path().to_owned()
+    }
+}
+
+/// The agent reads what is behind the link.
+fn configure(site: &Site) {
+    site.configure(&(status_elsewhere(site) + NO_RESCAN));
+    let config = site.path("hostler.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(config, text.replacen("/nodes\"", "/sync/current/site\"", 1)).unwrap();
+}
+
+#[test]
+fn every_flip_of_git_sync_is_followed() {
+    let site = Site::new();
+    configure(&site);
+    let mut git_sync = GitSync::new(&site);
+    // The agent may be there before the first sync.
+    let _agent = site.start();
+    for edition in ["one", "two", "three", "four"] {
+        git_sync.write_spec("a", &observed(1, edition));
+        git_sync.write_spec(edition, &observed(2, edition));
+        git_sync.sync();
+        in_force(&site, "a", &observed(1, edition));
+        in_force(&site, edition, &observed(2, edition));
+        fs::remove_file(site.path(&format!("origin/site/{edition}.toml"))).unwrap();
+    }
+    git_sync.sync();
+    for edition in ["one", "two", "three", "four"] {
+        forgotten(&site, edition);
+    }
+    assert!(!site.log().contains("ERROR"), "{}", site.log());
+}
+
+#[test]
+fn a_flip_to_nothing_holds_everything_and_the_flip_back_goes_on() {
+    let site = Site::new();
+    configure(&site);
+    let mut git_sync = GitSync::new(&site);
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    git_sync.write_spec(NODE, &machine.spec(&site));
+    git_sync.write_spec("a", &observed(1, "before"));
+    git_sync.sync();
+    machine.deploy(&site);
+    ends_deployed(&site, &machine);
+    let record = site.record(NODE);
+    let good = format!(".worktrees/{}", git_sync.at.clone().unwrap());
+
+    fs::create_dir_all(git_sync.root().join(".worktrees/empty/site")).unwrap();
+    fs::create_dir_all(git_sync.root().join(".worktrees/other")).unwrap();
+    for (target, why) in [
+        (".worktrees/empty", "empty"),
+        (".worktrees/other", "no such directory"),
+        (".worktrees/gone", "no such directory"),
+        ("current", "symbolic links"),
+    ] {
+        git_sync.link(target);
+        for node in [NODE, "a"] {
+            held(&site, node, why);
+        }
+    }
+    // Consent that comes meanwhile is not lost.
+    git_sync.write_spec("a", &observed(1, "after"));
+    git_sync.link(&good);
+    in_force(&site, "a", &observed(1, "before"));
+    git_sync.sync();
+    in_force(&site, "a", &observed(1, "after"));
+    ends_deployed(&site, &machine);
+    assert_eq!(machine.story(), DEPLOYED);
+    assert_eq!(site.record(NODE), record);
+}
