@@ -3,6 +3,7 @@
 //! What needs a kernel and firmware is tested in the virtual rack; here a whole deploy takes seconds, so that every fault has its test.
 
 mod commands;
+mod consent;
 mod deploys;
 mod directory;
 mod disk_faults;

@@ -187,7 +187,7 @@ fn after_a_start_every_menu_is_in_force_and_every_status_shown_before_anything_e
 #[test]
 fn a_directory_that_goes_away_holds_every_node() {
     let mut rack = Rack::deployed(2);
-    rack.carrier.hold(rack.now, "not mounted", &mut rack.world);
+    rack.lose_directory("not mounted");
     for n in 0..2 {
         assert!(rack.status(n).message.contains("not mounted"));
     }

@@ -280,7 +280,7 @@ fn a_paused_a_broken_and_a_missing_spec_switch_nothing_until_they_are_mended() {
                 rack.broken.insert(name(0));
                 rack.scan_only();
             }
-            _ => rack.carrier.hold(rack.now, "not mounted", &mut rack.world),
+            _ => rack.lose_directory("not mounted"),
         }
         rack.settle();
         rack.send(0, Event::Retry);

@@ -220,7 +220,16 @@ impl Rack {
             (name.clone(), if broken { Err(problems()) } else { Ok(Arc::new(spec.clone())) })
         };
         let specs: Specs = self.specs.iter().map(read).collect();
-        self.carrier.compare(self.now, specs, &self.clashes, &mut self.world);
+        for (name, event) in self.carrier.compare(self.now, specs, &self.clashes) {
+            self.carrier.step(self.now, &name, event, &mut self.world);
+        }
+    }
+
+    /// The spec directory cannot be read.
+    pub(super) fn lose_directory(&mut self, reason: &str) {
+        for (name, event) in self.carrier.fleet().hold(reason) {
+            self.carrier.step(self.now, &name, event, &mut self.world);
+        }
     }
 
     pub(super) fn edit(&mut self, n: usize, edit: impl FnOnce(&mut NodeSpec)) {
