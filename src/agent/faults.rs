@@ -146,9 +146,14 @@ pub(super) fn of_iscsi(error: &IscsiError) -> Fault {
     Fault::passing(Step::Imaging, iscsi_code(&error.kind), error.to_string(), hint)
 }
 
-/// The operation was told to stop. The core does not look at this.
+/// The operation was told to stop. The core looks at this only if that was because the operation took too long.
 pub(super) fn cancelled(step: Step) -> Fault {
-    Fault::passing(step, CANCELLED, "cancelled", "")
+    Fault::passing(
+        step,
+        CANCELLED,
+        "it was told to stop, because it took too long",
+        "look at the BMC and the machine, or raise [timeouts]",
+    )
 }
 
 pub(super) fn iscsi_code(kind: &ErrorKind) -> &'static str {

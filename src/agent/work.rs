@@ -231,7 +231,7 @@ impl Workshop {
                 Step::Preflight,
                 "NoRandomness",
                 format!("the system gives no random bytes: {error}"),
-                "",
+                "look at this machine's kernel log, and whether /dev/urandom is there",
             )
         })?;
         Ok(Outcome::Prepared { image_bytes: image.bytes(), key: AttemptKey::from_bytes(&random) })

@@ -3,7 +3,10 @@
 //! Kept by the [`super::Fleet`], which asks it in every comparison. It counts reinstalls, not installs, and counts them over a while:
 //! a playbook changes thirty files one after the other.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -20,12 +23,12 @@ pub(super) struct Breaker {
 }
 
 impl Breaker {
-    /// Whether all of `new`, nodes that are to be reinstalled from now on, may be, where so many nodes are deployed.
+    /// Whether all of `new`, nodes that are to be reinstalled from now on, may be, where these are deployed.
     pub(super) fn lets_through(
         &mut self,
         now: Timestamp,
         new: &[NodeName],
-        deployed: usize,
+        deployed: &BTreeSet<&NodeName>,
     ) -> bool {
         if new.is_empty() {
             return true;
@@ -35,7 +38,9 @@ impl Breaker {
         self.recent.retain(|_, at| now.duration_since(*at).abs() < window);
         let earlier = self.recent.keys().filter(|node| !new.contains(node)).count();
         let together = earlier + new.len();
-        let few = together == 1 || together * 4 <= deployed;
+        // One that is being reinstalled counts among the deployed: it was, a moment ago.
+        let under_way = self.recent.keys().filter(|node| !deployed.contains(node)).count();
+        let few = together == 1 || together * 4 <= deployed.len() + under_way;
         if few {
             self.recent.extend(new.iter().map(|node| (node.clone(), now)));
         }

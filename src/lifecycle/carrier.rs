@@ -166,7 +166,7 @@ impl Carrier {
             return;
         }
         outside.serve(node);
-        if before.map(|before| &before.state) != Some(&record.state) {
+        if is_unsaved || before.map(|before| &before.state) != Some(&record.state) {
             outside.wake_ramdisks();
         }
         for action in waiting {

@@ -53,11 +53,11 @@ pub struct Fleet {
     agenda: Agenda,
     turns: Turns,
     breaker: Breaker,
-    /// What is installed on machines whose spec went away, by their BMC; `None`: a record was lost, and nobody knows. A spec file that
-    /// is renamed, or comes back, finds it so: nothing is ever wiped because a file went away.
+    /// What is installed on machines whose spec went away or moved to another one, by their BMC; `None`: a record was lost, and nobody
+    /// knows. A spec file that is renamed, swapped, or comes back, finds it so: nothing is ever wiped because a file went away.
     left: BTreeMap<BmcAddress, Option<Installed>>,
-    /// What the status files say is installed on machines whose record is lost.
-    witnessed: BTreeMap<NodeName, Installed>,
+    /// The same of nodes that have no spec yet, by their name: what the status files say where a record is lost.
+    witnessed: BTreeMap<NodeName, Option<Installed>>,
 }
 
 impl Fleet {
@@ -76,13 +76,14 @@ impl Fleet {
             turns: Turns::new(policy.attempts_max, policy.imagings_max),
             breaker: Breaker::default(),
             left: BTreeMap::new(),
-            witnessed,
+            witnessed: witnessed.into_iter().map(|(name, found)| (name, Some(found))).collect(),
         };
         let first_looks = (0..).map(|n| after(now, Duration::from_secs(1) / LOOKS_PER_S * n));
         for ((name, record), first_look) in records.into_iter().zip(first_looks) {
             let mut node = Node::resume(name.clone(), record, policy, now);
             node.next_observation = first_look;
             fleet.nodes.insert(name.clone(), node);
+            fleet.adopt(now, &name);
             fleet.write_down(&name);
         }
         fleet
@@ -109,6 +110,7 @@ impl Fleet {
         if specs.is_empty() {
             return self.hold("the spec directory is empty; hostler does not take that for an order to forget its nodes");
         }
+        self.note_departures(&specs);
         let reinstalls: Vec<NodeName> = specs
             .iter()
             .filter(|(name, spec)| {
@@ -117,9 +119,10 @@ impl Fleet {
             })
             .map(|(name, _)| name.clone())
             .collect();
-        let deployed = self.nodes.values().filter(|node| node.record.installed.is_some()).count();
+        let deployed = self.nodes.iter().filter(|(_, node)| node.record.installed.is_some());
+        let deployed = deployed.map(|(name, _)| name).collect();
         let too_many =
-            self.policy.breaker && !self.breaker.lets_through(now, &reinstalls, deployed);
+            self.policy.breaker && !self.breaker.lets_through(now, &reinstalls, &deployed);
         let gone = self
             .nodes
             .keys()
@@ -142,17 +145,35 @@ impl Fleet {
 
     /// Whether this spec, and not the one before it, would have an installed machine wiped.
     fn newly_reinstalls(&self, name: &NodeName, spec: &NodeSpec) -> bool {
-        let node = self.nodes.get(name);
-        let installed = match node {
-            Some(node) if node.record.spec.is_some() => node.record.installed.as_ref(),
-            _ => self.left.get(&spec.bmc.address).and_then(Option::as_ref),
-        };
-        let is_change = node.is_none_or(|node| {
-            !node.wants_install()
-                || node.record.too_many_changes
-                    && node.spec().is_some_and(|old| old.redeploy != spec.redeploy)
+        let known = self.nodes.get(name).and_then(|node| Some((node, node.spec()?)));
+        let same_machine = known.filter(|(_, old)| old.bmc.address == spec.bmc.address);
+        let is_change = same_machine.is_none_or(|(node, old)| {
+            let held = node.record.too_many_changes && old.redeploy != spec.redeploy;
+            old.paused || held || !node.wants_install()
         });
-        is_change && installed.is_some_and(|installed| wants_reinstall(spec, installed))
+        let moved = self.left.get(&spec.bmc.address).filter(|_| same_machine.is_none());
+        let installed = match (moved, known) {
+            (Some(installed), _) => installed.as_ref(),
+            (None, Some((node, _))) => node.record.installed.as_ref(),
+            (None, None) => None,
+        };
+        let wiped = installed.is_some_and(|installed| wants_reinstall(spec, installed));
+        is_change && wiped && !spec.paused
+    }
+
+    /// Writes down what is installed on machines that their specs do not name any more, before another spec does.
+    fn note_departures(&mut self, specs: &Specs) {
+        for (name, node) in &self.nodes {
+            let Some(old) = node.spec() else { continue };
+            let stays = match specs.get(name) {
+                Some(Ok(spec)) => spec.bmc.address == old.bmc.address,
+                Some(Err(_)) => true,
+                None => false,
+            };
+            if !stays {
+                leave(&mut self.left, &old.bmc.address, &node.record);
+            }
+        }
     }
 
     /// Nothing may start until the directory is there again.
@@ -171,6 +192,7 @@ impl Fleet {
             }
             self.nodes.insert(name.clone(), Node::new(name.clone(), self.policy, now));
         }
+        self.adopt(now, name);
         if let Event::Spec(spec) | Event::MassChange(spec) = &event {
             self.remember(now, name, spec);
         }
@@ -190,27 +212,53 @@ impl Fleet {
         self.turns.next()
     }
 
-    /// What is known of a machine whose node has its first spec: it may have had another name, or a record that was lost.
-    fn remember(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
+    /// What is known of a node without a spec goes into its record at once: from now on the record and the status file say it.
+    fn adopt(&mut self, now: Timestamp, name: &NodeName) {
         let Some(node) = self.nodes.get_mut(name).filter(|node| node.record.spec.is_none()) else {
             return;
         };
-        match self.left.remove(&spec.bmc.address) {
+        match self.witnessed.remove(name) {
             Some(None) => node.record = Record::distrusted(now),
-            Some(installed) => node.record.installed = installed,
+            Some(installed) => {
+                node.record.state = State::Idle;
+                node.record.installed = installed;
+            }
             None => {}
         }
-        let Some(mut installed) = self.witnessed.remove(name) else { return };
-        if node.record.installed.is_some() {
+    }
+
+    /// What is known of the machine a spec names for the first time: it may have belonged to another node.
+    fn remember(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        if node.spec().is_some_and(|old| old.bmc.address == spec.bmc.address) {
             return;
         }
-        if installed.digest == spec.digest() {
-            node.record.state = State::Idle;
-        } else {
-            // A `redeploy` that was there already is no consent: it may be years old.
-            installed.redeploy.clone_from(&spec.redeploy);
+        let moved = self.left.remove(&spec.bmc.address);
+        if node.spec().is_some() {
+            match moved {
+                Some(None) if node.record.state.at_rest() => {
+                    let (redeploy, reason) = (spec.redeploy.clone(), Hold::RecordLost);
+                    node.record.state = State::Held { redeploy, reason };
+                    node.record.installed = None;
+                }
+                Some(installed) => node.moved_here = installed,
+                None => {}
+            }
+            return;
         }
-        node.record.installed = Some(installed);
+        match moved {
+            Some(None) => node.record = Record::distrusted(now),
+            Some(installed) => {
+                node.record.state = State::Idle;
+                node.record.installed = installed;
+            }
+            None => {
+                // A `redeploy` that was there already is no consent: it may be years old.
+                if let Some(installed) = &mut node.record.installed {
+                    installed.redeploy.clone_from(&spec.redeploy);
+                }
+            }
+        }
     }
 
     /// Keeps in step with a node: when it wants to be woken, what it holds, what it waits for.
@@ -227,17 +275,10 @@ impl Fleet {
     }
 
     fn forget(&mut self, name: &NodeName) {
-        let Some(Record { spec: Some(spec), installed, state, .. }) =
-            self.nodes.remove(name).map(|node| node.record)
-        else {
-            return;
-        };
-        let unknown = matches!(state, State::Held { reason: Hold::RecordLost, .. });
-        if installed.is_some() || unknown {
-            self.left.insert(spec.bmc.address.clone(), installed);
-        }
-        if self.left.len() > LEFT_MAX {
-            self.left.pop_first();
+        let Some(Node { record, .. }) = self.nodes.remove(name) else { return };
+        match &record.spec {
+            Some(spec) => leave(&mut self.left, &spec.bmc.address, &record),
+            None => leave(&mut self.witnessed, name, &record),
         }
     }
 
@@ -264,5 +305,18 @@ impl Fleet {
     /// When the next node wants an [`Event::Tick`].
     pub fn next_wake(&self) -> Option<Timestamp> {
         self.agenda.next().map(|(at, _)| at)
+    }
+}
+
+/// Keeps in mind what is known of a machine whose node goes away or turns to another one.
+fn leave<K: Ord + Clone>(left: &mut BTreeMap<K, Option<Installed>>, key: &K, record: &Record) {
+    let unknown = matches!(record.state, State::Held { reason: Hold::RecordLost, .. });
+    if record.installed.is_some() || unknown {
+        left.insert(key.clone(), record.installed.clone());
+    } else {
+        left.remove(key);
+    }
+    if left.len() > LEFT_MAX {
+        left.pop_first();
     }
 }

@@ -61,6 +61,8 @@ pub struct Node {
     pub(super) next_observation: Timestamp,
     /// From one look at the power state to the next; longer where there are very many nodes.
     pub(super) look_interval: Duration,
+    /// What is installed on the machine that the spec to come names for the first time, if it was another node's.
+    pub(super) moved_here: Option<Installed>,
     /// Since when everything is ready for an attempt but that it is the node's turn.
     pub(super) in_line_since: Option<Timestamp>,
     next_op: u64,
@@ -104,6 +106,7 @@ impl Node {
             refused_reason: None,
             next_observation: now,
             look_interval: OBSERVATION_INTERVAL,
+            moved_here: None,
             in_line_since: None,
             next_op: 1,
         }
@@ -235,7 +238,6 @@ impl Node {
             return;
         }
         let limit_before = self.limit();
-        let power_before = self.wanted_power();
         let old = self.record.spec.replace(Arc::clone(spec));
         self.shift_deadline(limit_before);
         let wanted = Some(spec.digest());
@@ -245,7 +247,7 @@ impl Node {
             old.bmc.address != spec.bmc.address || old.boot.macs != spec.boot.macs
         });
         if other_machine {
-            self.forget_machine(old.as_ref().and_then(|old| old.redeploy.clone()));
+            self.forget_machine(now, old.as_ref().and_then(|old| old.redeploy.clone()));
         }
         if old.as_ref().is_some_and(|old| old.bmc != spec.bmc) {
             self.next_observation = now;
@@ -261,7 +263,7 @@ impl Node {
             // What was held is no longer wanted, or was changed again by itself.
             self.record.too_many_changes = false;
         }
-        self.order_power(now, power_before, old.is_some() && !other_machine);
+        self.order_power(now, old.as_deref(), spec);
         match &mut self.record.state {
             State::Held { redeploy, .. } if old.is_none() => redeploy.clone_from(&spec.redeploy),
             State::Held { redeploy, .. }
@@ -283,10 +285,15 @@ impl Node {
     }
 
     /// The spec names another machine now: what was seen of the old one is not about it, and neither is the operator's consent.
-    fn forget_machine(&mut self, old_redeploy: Option<String>) {
+    fn forget_machine(&mut self, now: Timestamp, old_redeploy: Option<String>) {
         self.power = None;
         self.bmc_trouble = None;
-        if let Some(installed) = &mut self.record.installed {
+        if let Some(moved) = self.moved_here.take() {
+            self.record.installed = Some(moved);
+            if matches!(self.record.state, State::Held { .. }) {
+                self.start_afresh(now);
+            }
+        } else if let Some(installed) = &mut self.record.installed {
             installed.redeploy = old_redeploy;
         }
     }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use crate::model::{
     fault::{Fault, Step},
     power::PowerState,
-    spec::{Goal, WantedPower},
+    spec::{Goal, NodeSpec, WantedPower},
     status::LastError,
 };
 
@@ -55,19 +55,22 @@ impl Node {
             .filter(|wanted| self.power.is_some_and(|power| power.observed != *wanted))
     }
 
-    /// A changed spec is an order, if it is about a machine that hostler knows.
-    pub(super) fn order_power(
-        &mut self,
-        now: Timestamp,
-        before: Option<PowerState>,
-        same_machine: bool,
-    ) {
-        let wanted = self.wanted_power();
-        if wanted.is_none() || !same_machine {
-            self.record.power_ordered = false;
-        } else if wanted != before && self.knows_machine() {
-            self.record.power_ordered = true;
-            self.next_observation = now;
+    /// A changed `state` or `power` is an order, if it is about a machine that hostler knows. What changes for another reason, such
+    /// as a `redeploy` that is taken back, is none.
+    pub(super) fn order_power(&mut self, now: Timestamp, old: Option<&NodeSpec>, new: &NodeSpec) {
+        let same_machine =
+            old.filter(|old| old.bmc.address == new.bmc.address && old.boot.macs == new.boot.macs);
+        match (same_machine, new.goal, new.power) {
+            (None, ..) | (_, Goal::Unmanaged, _) | (_, Goal::Deployed, WantedPower::Ignore) => {
+                self.record.power_ordered = false;
+            }
+            (Some(old), goal, power)
+                if (old.goal, old.power) != (goal, power) && self.knows_machine() =>
+            {
+                self.record.power_ordered = true;
+                self.next_observation = now;
+            }
+            (Some(_), ..) => {}
         }
     }
 
@@ -81,8 +84,7 @@ impl Node {
     pub(super) fn consider_power(&mut self, now: Timestamp, observed: PowerState) {
         let Some(wanted) = self.wanted_power() else { return };
         if observed == wanted {
-            self.record.power_ordered = false;
-            return;
+            return self.power_as_wanted();
         }
         let Some(spec) = &self.record.spec else { return };
         if self.record.state != State::Idle || self.stands_still() {
@@ -93,10 +95,8 @@ impl Node {
             let (redeploy, reason) = (spec.redeploy.clone(), Hold::PoweredOn);
             return self.enter(now, State::Held { redeploy, reason });
         }
-        let rested = self.record.power_forced_at.is_none_or(|at| {
-            // A clock that was set back must not forbid it for longer.
-            after(at, ENFORCEMENT_INTERVAL) <= now || at > now
-        });
+        let rested =
+            self.record.power_forced_at.is_none_or(|at| after(at, ENFORCEMENT_INTERVAL) <= now);
         let enforced = self.policy.enforce_power && rested;
         if self.record.power_ordered || self.record.consented || enforced {
             self.record.power_forced_at = Some(now);
@@ -104,11 +104,16 @@ impl Node {
         }
     }
 
+    /// Nothing is left to do, whoever did it.
+    fn power_as_wanted(&mut self) {
+        self.record.power_ordered = false;
+        self.record.last_error.take_if(|error| error.fault.step == Step::Power);
+    }
+
     /// The machine was switched.
     pub(super) fn power_set(&mut self, now: Timestamp, reached: PowerState) {
-        self.record.power_ordered = false;
+        self.power_as_wanted();
         self.record.consented = false;
-        self.record.last_error.take_if(|error| error.fault.step == Step::Power);
         self.enter(now, State::Idle);
         self.see_power(now, reached);
     }

@@ -109,6 +109,9 @@ impl Node {
             bound(not_before, pause);
         }
         self.record.since = self.record.since.min(now);
+        if let Some(forced_at) = &mut self.record.power_forced_at {
+            bound(forced_at, Duration::ZERO);
+        }
         let interval = self.observation_interval();
         bound(&mut self.next_observation, interval);
         if let (Some(running), Some(spec)) = (&mut self.running, &self.record.spec) {

@@ -4,6 +4,7 @@
 
 mod clock;
 mod commands;
+mod consent;
 mod deploys;
 mod directory;
 mod disk_faults;

@@ -1,12 +1,19 @@
 //! The core's tests: the story of a deploy, the rules of consent, trouble of every kind, one table of every phase against every event, and random histories
 //! against a reference.
 
+mod adoption;
+mod breaker;
+mod carrier;
 mod consent;
+mod deadlines;
 mod histories;
 mod plan;
+mod power;
+mod rack;
 mod records;
 mod site;
 mod story;
 mod support;
 mod table;
 mod trouble;
+mod turns;

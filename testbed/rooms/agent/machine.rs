@@ -84,7 +84,7 @@ impl Machine {
         self.menu(site).is_some_and(|menu| menu.contains("LOCALBOOT") && !menu.contains("KERNEL"))
     }
 
-    /// What the BMC did, in order: `network once`, `disk always`, `on from network`, `on from hd`, `off`.
+    /// What the BMC did, in order: `network once`, `disk always`, `on from network`, `on from hd`, `off`, `shut down`.
     pub(super) fn story(&self) -> Vec<String> {
         let log = fs::read_to_string(self.bmc.file("log")).unwrap_or_default();
         let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -97,7 +97,18 @@ impl Machine {
             .iter()
             .rev()
             .find(|line| !line.contains("once") && !line.contains("always"))
-            .is_some_and(|line| line != "off")
+            .is_some_and(|line| line != "off" && line != "shut down")
+    }
+
+    /// As somebody does who has nothing to do with hostler.
+    pub(super) fn switch_off(&self) {
+        let port = self.bmc.port.to_string();
+        let mut ipmitool = Command::new("ipmitool");
+        ipmitool.args(["-I", "lanplus", "-C", "3", "-H", "127.0.0.1", "-p", &port]);
+        ipmitool.args(["-U", USER, "-P", PASSWORD, "chassis", "power", "off"]);
+        let output = ipmitool.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!self.is_on());
     }
 
     /// Whether the disk begins with the image, bit by bit.
@@ -130,6 +141,7 @@ pub(super) fn iqn(node: &str) -> String {
 fn told(event: &Value) -> Option<String> {
     match event["event"].as_str()? {
         "power" if event["on"] == false => Some("off".to_owned()),
+        "shutdown" if event["on"] == false => Some("shut down".to_owned()),
         "power" => Some(format!("on from {}", event["boot"].as_str().unwrap_or("its own order"))),
         "boot" => {
             let flags = event["flags"].as_str()?;

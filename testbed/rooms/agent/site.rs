@@ -87,6 +87,13 @@ initramfs = "{dir}/initramfs"
         fs::write(self.path("hostler.toml"), text).unwrap();
     }
 
+    /// Adds tables to the configuration.
+    pub(super) fn configure_more(&self, tables: &str) {
+        let path = self.path("hostler.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(path, format!("{text}{tables}\n")).unwrap();
+    }
+
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

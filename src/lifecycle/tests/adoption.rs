@@ -1,0 +1,218 @@
+//! What becomes of installed machines when files are lost, renamed, swapped or broken: none of it wipes one.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    lifecycle::{Event, Record},
+    model::status::Phase,
+};
+
+use super::{rack::*, support::*};
+
+/// Everything happens that might: hours pass, and every machine is off half of the time.
+fn stays_untouched(mut rack: Rack, expected: Phase) {
+    for _ in 0..3 {
+        rack.scan();
+        rack.pass(7200);
+        rack.world.on.clear();
+    }
+    let phases: Vec<Phase> = rack
+        .carrier
+        .fleet()
+        .names()
+        .iter()
+        .map(|name| rack.carrier.fleet().node(name).unwrap().phase())
+        .collect();
+    assert!(phases.iter().all(|phase| *phase == expected), "{phases:?}");
+    assert_eq!(rack.world.story, []);
+}
+
+/// Installed under `redeploy = "first"`.
+fn site() -> Rack {
+    let mut rack = Rack::new(4, POLICY);
+    rack.redeploy(0..4, "first");
+    rack.scan();
+    rack.pass(600);
+    assert_eq!(rack.count(Phase::Deployed), 4);
+    rack.world.story.clear();
+    rack
+}
+
+#[test]
+fn a_site_whose_state_directory_is_lost_is_adopted_from_its_status_files() {
+    for off in [false, true] {
+        let mut rack = site();
+        if off {
+            rack.world.on.clear();
+        }
+        rack.restart_without_records();
+        rack.scan();
+        assert!(rack.status(0).ready && rack.status(0).installed.is_some());
+        // From now on the record says it.
+        rack.world.statuses.clear();
+        rack.restart();
+        stays_untouched(rack, Phase::Deployed);
+    }
+}
+
+#[test]
+fn a_spec_that_wants_something_else_than_the_status_file_says_is_drift() {
+    let changes: [fn(&mut Rack); 3] = [
+        |rack| rack.redeploy(0..4, "second"),
+        |rack| {
+            rack.edit(0, |spec| {
+                spec.image.checksum = format!("sha256:{}", "7".repeat(64)).parse().unwrap()
+            })
+        },
+        |rack| rack.edit(0, |spec| spec.redeploy = None),
+    ];
+    for change in changes {
+        let mut rack = site();
+        change(&mut rack);
+        rack.restart_without_records();
+        rack.scan();
+        assert_eq!(rack.condition(0, "Drifted").unwrap().0, "True");
+        assert!(!rack.status(0).ready);
+        // Only what is said from now on is consent.
+        rack.redeploy([0], "third");
+        rack.scan();
+        assert_eq!((rack.phase(0), rack.writes()), (Phase::Deployed, 1));
+        let mut rack = site();
+        change(&mut rack);
+        rack.restart_without_records();
+        stays_untouched(rack, Phase::Deployed);
+    }
+}
+
+#[test]
+fn a_status_file_that_says_nothing_of_an_installation_is_no_witness() {
+    let mut rack = Rack::new(2, POLICY);
+    rack.world.on.insert(host(0));
+    rack.scan();
+    rack.world.statuses.remove(&name(1));
+    rack.restart_without_records();
+    rack.world.on.remove(&host(1));
+    rack.world.story.clear();
+    rack.scan();
+    assert_eq!(rack.phase(0), Phase::Held, "on, and nobody's");
+    assert_eq!((rack.phase(1), rack.world.writes(&host(1))), (Phase::Deployed, 1));
+}
+
+#[test]
+fn a_damaged_record_with_a_good_status_file_is_adopted_and_can_be_switched() {
+    for redeploy in ["first", "second"] {
+        let mut rack = site();
+        rack.redeploy(0..4, redeploy);
+        let records = (0..4).map(|n| (name(n), Record::distrusted(rack.now))).collect();
+        rack.start_with(records);
+        rack.scan();
+        assert_eq!(rack.phase(0), Phase::Deployed);
+        rack.send(0, Event::Approve);
+        rack.world.on.clear();
+        rack.send(0, Event::Retry);
+        rack.settle();
+        assert!(rack.world.on.contains(&host(0)), "the operator said so");
+        assert_eq!(rack.writes(), 0);
+    }
+}
+
+#[test]
+fn a_damaged_record_without_a_witness_is_held_until_somebody_consents() {
+    let mut rack = site();
+    let records = (0..4).map(|n| (name(n), Record::distrusted(rack.now))).collect();
+    rack.world.statuses.clear();
+    rack.start_with(records);
+    stays_untouched(rack, Phase::Held);
+}
+
+#[test]
+fn what_the_status_files_say_outlives_a_spec_that_is_broken_clashes_or_comes_late() {
+    for trouble in 0..3 {
+        for restarted in [false, true] {
+            let mut rack = site();
+            rack.restart_without_records();
+            let specs = rack.specs.clone();
+            match trouble {
+                0 => rack.broken.extend(specs.keys().cloned()),
+                1 => rack.clashes.extend(specs.keys().map(|name| (name.clone(), Vec::new()))),
+                _ => rack.specs.retain(|spec, _| *spec == name(3)),
+            }
+            rack.scan();
+            if restarted && trouble < 2 {
+                rack.restart();
+            }
+            (rack.specs, rack.broken, rack.clashes) = (specs, [].into(), BTreeMap::new());
+            rack.world.on.clear();
+            stays_untouched(rack, Phase::Deployed);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_record_stays_in_mind_when_its_spec_comes_late() {
+    let mut rack = site();
+    rack.world.statuses.clear();
+    rack.start_with((0..3).map(|n| (name(n), Record::distrusted(rack.now))).collect());
+    let specs = rack.specs.clone();
+    rack.specs.retain(|spec, _| *spec == name(2));
+    rack.scan();
+    rack.specs = specs.into_iter().filter(|(spec, _)| *spec != name(3)).collect();
+    stays_untouched(rack, Phase::Held);
+}
+
+#[test]
+fn a_status_file_for_a_machine_that_was_replaced_meanwhile_wipes_nothing() {
+    let mut rack = site();
+    rack.edit(0, |spec| spec.bmc.address.host = "bmc-new".into());
+    rack.restart_without_records();
+    stays_untouched(rack, Phase::Deployed);
+}
+
+#[test]
+fn specs_that_swap_their_names_keep_their_machines() {
+    for restarted in [false, true] {
+        let mut rack = Rack::deployed(16);
+        rack.redeploy([0], "a");
+        rack.redeploy([1], "b");
+        rack.scan();
+        rack.pass(3600);
+        assert_eq!(rack.writes(), 2);
+        rack.world.story.clear();
+        let [mut one, mut other] = [0, 1].map(|n| rack.specs[&name(n)].clone());
+        std::mem::swap(&mut one.name, &mut other.name);
+        rack.specs.extend([one, other].map(|spec| (spec.name.clone(), spec)));
+        if restarted {
+            rack.restart();
+        }
+        rack.scan();
+        assert_eq!(rack.condition(0, "Drifted").unwrap().0, "False");
+        stays_untouched(rack, Phase::Deployed);
+    }
+}
+
+#[test]
+fn a_site_whose_names_move_on_by_one_keeps_its_machines() {
+    let mut rack = site();
+    let old = std::mem::take(&mut rack.specs);
+    for (n, mut spec) in old.into_values().enumerate() {
+        spec.name = name(n + 1);
+        rack.specs.insert(spec.name.clone(), spec);
+    }
+    rack.world.on.clear();
+    stays_untouched(rack, Phase::Deployed);
+}
+
+#[test]
+fn a_machine_of_a_damaged_record_is_held_under_its_next_name_too() {
+    let mut rack = site();
+    rack.world.statuses.clear();
+    rack.start_with((0..4).map(|n| (name(n), Record::distrusted(rack.now))).collect());
+    rack.scan();
+    let [mut one, mut other] = [0, 1].map(|n| rack.specs[&name(n)].clone());
+    std::mem::swap(&mut one.name, &mut other.name);
+    rack.specs.extend([one, other].map(|spec| (spec.name.clone(), spec)));
+    let mut renamed = rack.specs.remove(&name(2)).unwrap();
+    renamed.name = name(9);
+    rack.specs.insert(name(9), renamed);
+    stays_untouched(rack, Phase::Held);
+}

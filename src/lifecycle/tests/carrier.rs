@@ -1,0 +1,194 @@
+//! The order in which decisions are carried out: record, boot menu, actions; and what waits while no record can be written.
+
+use crate::{
+    lifecycle::{Event, Operation},
+    model::{
+        callback::{Call, DeployState, Reply},
+        ids::OpId,
+        status::Phase,
+    },
+};
+
+use super::{
+    rack::{Heard::*, *},
+    support::*,
+};
+
+fn ask(rack: &mut Rack, request: u64, call: Call) {
+    let attempt = rack.node(0).record().state.attempt().cloned();
+    let key = attempt.map_or_else(|| key(0), |attempt| attempt.key);
+    rack.send(0, Event::Callback { request, peer: RAMDISK, key, call });
+}
+
+/// Waits for its ramdisk.
+fn waiting() -> Rack {
+    let mut rack = Rack::new(1, POLICY);
+    rack.world.silent = true;
+    rack.scan();
+    assert_eq!(rack.phase(0), Phase::WaitingRamdisk);
+    rack.world.heard.clear();
+    rack
+}
+
+fn look_up(rack: &mut Rack, request: u64) {
+    let Call::Lookup(mut body) = lookup() else { unreachable!() };
+    body.macs.clone_from(&rack.node(0).spec().unwrap().boot.macs);
+    ask(rack, request, Call::Lookup(body));
+}
+
+fn export(rack: &mut Rack, request: u64) {
+    let Call::PassDeployInfo(mut info) = deploy_info("") else { unreachable!() };
+    info.iqn = format!("iqn.2026-11.hostler:{}", name(0));
+    ask(rack, request, Call::PassDeployInfo(info));
+}
+
+#[test]
+fn the_record_comes_before_the_menu_and_the_menu_before_everything_else() {
+    let mut rack = waiting();
+    look_up(&mut rack, 1);
+    rack.world.heard.clear();
+    export(&mut rack, 2);
+    let [save, serve, wake, rest @ ..] = rack.world.heard.as_slice() else { panic!() };
+    assert_eq!([save, serve, wake], [&Save, &Serve, &Wake]);
+    assert!(rest.contains(&Reply(2, Reply::Accepted)), "{rest:?}");
+
+    // In every step of a whole site's life.
+    let mut rack = Rack::new(3, POLICY);
+    rack.scan();
+    rack.redeploy([0], "again");
+    rack.scan();
+    rack.pass(600);
+    let mut durable = false;
+    for heard in &rack.world.heard {
+        match heard {
+            Save => durable = true,
+            Serve | Wake | Reply(..) => {}
+            Start(_) | Cancel(_) => assert!(durable, "an action before any record"),
+            Forget => unreachable!(),
+        }
+    }
+}
+
+#[test]
+fn nothing_gets_out_while_no_record_can_be_written_and_then_everything_once_and_in_order() {
+    let mut rack = waiting();
+    rack.world.disk_full = true;
+    look_up(&mut rack, 1);
+    export(&mut rack, 2);
+    ask(&mut rack, 3, Call::DeployState);
+    rack.tick();
+    assert_eq!(rack.world.heard, []);
+    assert!(rack.carrier.has_unsaved());
+    let shown = &rack.world.statuses[&name(0)];
+    assert_eq!(shown.message, "no space left; nothing is started until it can be written");
+    assert!(!shown.ready);
+
+    rack.world.disk_full = false;
+    rack.tick();
+    let heard = std::mem::take(&mut rack.world.heard);
+    let [Save, Serve, Wake, Reply(1, Reply::Lookup(_)), rest @ ..] = heard.as_slice() else {
+        panic!("{heard:?}")
+    };
+    let replies = [Reply(2, Reply::Accepted), Reply(3, Reply::State(DeployState::Imaging))];
+    let (started, answered): (Vec<_>, Vec<_>) =
+        rest.iter().cloned().partition(|heard| matches!(heard, Start(_)));
+    assert_eq!(answered, replies);
+    assert_eq!(started.len(), 1, "the write, once");
+    assert!(!rack.carrier.has_unsaved());
+    rack.tick();
+    assert_eq!(rack.world.heard, [], "and nothing twice");
+    assert!(matches!(rack.world.running[0].operation, Operation::Image { .. }));
+}
+
+#[test]
+fn an_operation_that_is_cancelled_before_it_could_start_is_started_and_cancelled() {
+    let mut rack = Rack::new(1, POLICY);
+    rack.world.disk_full = true;
+    rack.scan();
+    rack.edit(0, |spec| spec.bmc.username = "other".into());
+    rack.scan();
+    assert_eq!(rack.world.heard, []);
+    rack.world.disk_full = false;
+    rack.tick();
+    let calls: Vec<Heard> =
+        rack.world.heard.drain(..).filter(|heard| !matches!(heard, Save | Serve | Wake)).collect();
+    assert_eq!(calls, [Start(OpId(1)), Cancel(OpId(1))]);
+    // Its report lets the node go on.
+    rack.settle();
+    assert_eq!(rack.phase(0), Phase::Deployed);
+}
+
+#[test]
+fn one_node_whose_record_cannot_be_written_holds_up_no_other() {
+    let mut rack = Rack::new(2, POLICY);
+    rack.world.disk_full = true;
+    let other = rack.specs.remove(&name(1)).unwrap();
+    rack.scan();
+    rack.world.disk_full = false;
+    rack.specs.insert(name(1), other);
+    rack.send(1, Event::Spec(std::sync::Arc::new(spec_of(1))));
+    rack.settle();
+    assert_eq!((rack.phase(0), rack.phase(1)), (Phase::Pending, Phase::Deployed));
+    rack.tick();
+    rack.settle();
+    assert_eq!(rack.phase(0), Phase::Deployed);
+}
+
+#[test]
+fn a_node_that_is_forgotten_while_its_record_cannot_be_written_answers_its_callers() {
+    let mut rack = waiting();
+    rack.specs.insert(name(1), spec_of(1));
+    rack.world.disk_full = true;
+    look_up(&mut rack, 1);
+    rack.specs.remove(&name(0));
+    rack.scan();
+    assert!(rack.world.running.iter().all(|job| job.node != name(0)), "the clean-up waits, too");
+    rack.world.disk_full = false;
+    rack.tick();
+    rack.settle();
+    let heard = &rack.world.heard;
+    let replied = heard.iter().position(|heard| matches!(heard, Reply(1, Reply::Lookup(_))));
+    let forgotten = heard.iter().position(|heard| *heard == Forget);
+    assert!(replied.unwrap() < forgotten.unwrap());
+    assert!(rack.carrier.fleet().node(&name(0)).is_none());
+    assert!(!rack.world.records.contains_key(&name(0)));
+
+    // One with nothing under way is gone at once, disk or no disk.
+    let mut rack = Rack::deployed(2);
+    rack.world.disk_full = true;
+    ask(&mut rack, 7, Call::DeployState);
+    rack.specs.remove(&name(0));
+    rack.scan();
+    assert!(rack.carrier.fleet().node(&name(0)).is_none());
+    assert!(rack.world.heard.contains(&Reply(7, Reply::Refused)));
+    rack.tick();
+    assert!(!rack.carrier.has_unsaved());
+}
+
+#[test]
+fn whoever_calls_for_a_node_that_is_not_there_is_refused() {
+    let mut rack = waiting();
+    let event = Event::Callback { request: 9, peer: RAMDISK, key: key(1), call: lookup() };
+    rack.send(5, event);
+    assert_eq!(rack.world.heard, [Reply(9, Reply::Refused)]);
+}
+
+#[test]
+fn after_a_start_every_menu_is_in_force_and_every_status_shown_before_anything_else() {
+    let mut rack = Rack::deployed(3);
+    rack.world.statuses.clear();
+    rack.world.heard.clear();
+    rack.restart();
+    assert_eq!(rack.world.heard, [Serve, Serve, Serve]);
+    assert_eq!(rack.world.statuses.len(), 3);
+    assert!(rack.world.statuses[&name(0)].message.contains("has not been read yet"));
+}
+
+#[test]
+fn a_directory_that_goes_away_holds_every_node() {
+    let mut rack = Rack::deployed(2);
+    rack.lose_directory("not mounted");
+    for n in 0..2 {
+        assert!(rack.status(n).message.contains("not mounted"));
+    }
+}

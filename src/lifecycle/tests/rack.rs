@@ -1,0 +1,369 @@
+//! A rack of machines under one carrier: records as they are on disk, operations that end at once, and what was done to each machine.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    lifecycle::{Carrier, Event, Fleet, Node, Operation, Outcome, Outside, Policy, Record, Specs},
+    model::{
+        callback::{Call, Reply},
+        fault::Fault,
+        ids::{NodeName, OpId},
+        power::PowerState,
+        problem::Problem,
+        spec::NodeSpec,
+        status::{Phase, Status},
+    },
+};
+
+use super::support::*;
+
+/// The site: its files, its machines, and the agent's core between them.
+pub(super) struct Rack {
+    pub(super) now: Timestamp,
+    pub(super) policy: Policy,
+    pub(super) carrier: Carrier,
+    /// The spec directory.
+    pub(super) specs: BTreeMap<NodeName, NodeSpec>,
+    pub(super) broken: BTreeSet<NodeName>,
+    pub(super) clashes: BTreeMap<NodeName, Vec<Problem>>,
+    pub(super) world: World,
+}
+
+/// What the carrier acts upon.
+#[derive(Default)]
+pub(super) struct World {
+    /// The state directory.
+    pub(super) records: BTreeMap<NodeName, String>,
+    /// The status files.
+    pub(super) statuses: BTreeMap<NodeName, Status>,
+    /// Machines that are on, by their BMC.
+    pub(super) on: BTreeSet<String>,
+    /// What was done to which machine.
+    pub(super) story: Vec<(String, Operation)>,
+    /// Everything the carrier asked for, in order.
+    pub(super) heard: Vec<Heard>,
+    pub(super) running: VecDeque<Job>,
+    /// BMCs that do not answer, with what is said of them.
+    pub(super) faults: BTreeMap<String, Fault>,
+    /// No record can be written.
+    pub(super) disk_full: bool,
+    /// Machines whose ramdisk never calls.
+    pub(super) silent: bool,
+    keys: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Save,
+    Serve,
+    Start(OpId),
+    Cancel(OpId),
+    Reply(u64, Reply),
+    Wake,
+    Forget,
+}
+
+pub(super) struct Job {
+    pub(super) node: NodeName,
+    pub(super) op: OpId,
+    pub(super) operation: Operation,
+    pub(super) host: String,
+}
+
+impl Outside for World {
+    fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String> {
+        if self.disk_full {
+            return Err("no space left".into());
+        }
+        self.heard.push(Heard::Save);
+        self.records.insert(node.clone(), serde_json::to_string(record).unwrap());
+        Ok(())
+    }
+
+    fn serve(&mut self, _: &Node) {
+        self.heard.push(Heard::Serve);
+    }
+
+    fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
+        self.heard.push(Heard::Start(op));
+        let (node, host) = (node.clone(), spec.bmc.address.host.clone());
+        assert!(self.running.iter().all(|job| job.node != node), "two operations at once");
+        self.running.push_back(Job { node, op, operation, host });
+    }
+
+    fn cancel(&mut self, _: &NodeName, op: OpId) {
+        self.heard.push(Heard::Cancel(op));
+    }
+
+    fn reply(&mut self, request: u64, reply: Reply) {
+        self.heard.push(Heard::Reply(request, reply));
+    }
+
+    fn wake_ramdisks(&mut self) {
+        self.heard.push(Heard::Wake);
+    }
+
+    fn show(&mut self, status: Status) {
+        self.statuses.insert(status.node.clone(), status);
+    }
+
+    fn log_phase(&mut self, _: &Status) {}
+
+    fn forget(&mut self, node: &NodeName) {
+        self.heard.push(Heard::Forget);
+        self.records.remove(node);
+        self.statuses.remove(node);
+    }
+}
+
+impl World {
+    /// Carries out an operation, on the machine as it is.
+    fn carry_out(&mut self, job: &Job) -> Result<Outcome, Fault> {
+        if let Some(fault) = self.faults.get(&job.host) {
+            return Err(fault.clone());
+        }
+        if !matches!(job.operation, Operation::ObservePower | Operation::Prepare) {
+            self.story.push((job.host.clone(), job.operation.clone()));
+        }
+        let is_on = self.on.contains(&job.host);
+        let mut leave = |state| match state {
+            PowerState::On => self.on.insert(job.host.clone()),
+            PowerState::Off => self.on.remove(&job.host),
+        };
+        match &job.operation {
+            Operation::ObservePower => {
+                return Ok(Outcome::Power(if is_on { PowerState::On } else { PowerState::Off }));
+            }
+            Operation::Prepare => {
+                self.keys = self.keys.wrapping_add(1);
+                return Ok(Outcome::Prepared { image_bytes: IMAGE_BYTES, key: key(self.keys) });
+            }
+            Operation::PowerOn => leave(PowerState::On),
+            Operation::CleanUp => leave(PowerState::Off),
+            Operation::Restart { leave: state } | Operation::SetPower(state) => leave(*state),
+            Operation::Image { .. } => true,
+        };
+        Ok(good_outcome(&job.operation))
+    }
+
+    /// How often the disk behind this BMC was written.
+    pub(super) fn writes(&self, host: &str) -> usize {
+        let writes = |(at, operation): &&(String, Operation)| {
+            at == host && matches!(operation, Operation::Image { .. })
+        };
+        self.story.iter().filter(writes).count()
+    }
+}
+
+pub(super) fn name(n: usize) -> NodeName {
+    format!("edge-{n:03}").parse().unwrap()
+}
+
+/// The BMC of the machine that a node has at first.
+pub(super) fn host(n: usize) -> String {
+    format!("bmc-{n:03}")
+}
+
+pub(super) fn spec_of(n: usize) -> NodeSpec {
+    let mut spec = spec();
+    spec.name = name(n);
+    spec.bmc.address.host = host(n);
+    spec.boot.macs = vec![format!("52:54:00:00:{:02x}:{:02x}", n / 256, n % 256).parse().unwrap()];
+    spec
+}
+
+impl Rack {
+    /// With specs that nobody has read yet.
+    pub(super) fn new(nodes: usize, policy: Policy) -> Self {
+        let now = Bench::new().now;
+        Self {
+            now,
+            policy,
+            carrier: Carrier::new(Fleet::resume(policy, BTreeMap::new(), BTreeMap::new(), now)),
+            specs: (0..nodes).map(|n| (name(n), spec_of(n))).collect(),
+            broken: BTreeSet::new(),
+            clashes: BTreeMap::new(),
+            world: World::default(),
+        }
+    }
+
+    /// With so many installed machines, long ago.
+    pub(super) fn deployed(nodes: usize) -> Self {
+        Self::deployed_under(nodes, POLICY)
+    }
+
+    pub(super) fn deployed_under(nodes: usize, policy: Policy) -> Self {
+        let mut rack = Self::new(nodes, policy);
+        rack.scan();
+        assert_eq!(rack.count(Phase::Deployed), nodes);
+        rack.pass(3600);
+        rack.world.story.clear();
+        rack
+    }
+
+    /// The agent reads the directory, and everything that follows at once happens.
+    pub(super) fn scan(&mut self) {
+        self.scan_only();
+        self.settle();
+    }
+
+    /// The same, while operations take their time.
+    pub(super) fn scan_only(&mut self) {
+        let read = |(name, spec): (&NodeName, &NodeSpec)| {
+            let problems = || vec![Problem::of_file("f", "half-written")];
+            let broken = self.broken.contains(name);
+            (name.clone(), if broken { Err(problems()) } else { Ok(Arc::new(spec.clone())) })
+        };
+        let specs: Specs = self.specs.iter().map(read).collect();
+        for (name, event) in self.carrier.compare(self.now, specs, &self.clashes) {
+            self.carrier.step(self.now, &name, event, &mut self.world);
+        }
+    }
+
+    /// The spec directory cannot be read.
+    pub(super) fn lose_directory(&mut self, reason: &str) {
+        for (name, event) in self.carrier.fleet().hold(reason) {
+            self.carrier.step(self.now, &name, event, &mut self.world);
+        }
+    }
+
+    pub(super) fn edit(&mut self, n: usize, edit: impl FnOnce(&mut NodeSpec)) {
+        edit(self.specs.get_mut(&name(n)).unwrap());
+    }
+
+    /// Somebody wants so many nodes reinstalled.
+    pub(super) fn redeploy(&mut self, nodes: impl IntoIterator<Item = usize>, value: &str) {
+        for n in nodes {
+            self.edit(n, |spec| spec.redeploy = Some(value.into()));
+        }
+    }
+
+    pub(super) fn send(&mut self, n: usize, event: Event) {
+        self.carrier.step(self.now, &name(n), event, &mut self.world);
+    }
+
+    pub(super) fn tick(&mut self) {
+        self.carrier.tick(self.now, &mut self.world);
+    }
+
+    /// Time passes, minute by minute or in ten steps.
+    pub(super) fn pass(&mut self, seconds: i64) {
+        let end = self.now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+        let step = SignedDuration::from_secs((seconds / 10).max(60));
+        while self.now < end {
+            self.now = self.now.checked_add(step).unwrap().min(end);
+            self.tick();
+            self.settle();
+        }
+    }
+
+    /// Ends the operation that has waited longest.
+    pub(super) fn end_one(&mut self) -> bool {
+        let Some(job) = self.world.running.pop_front() else { return false };
+        let outcome = self.world.carry_out(&job);
+        let event = Event::Done { op: job.op, outcome };
+        self.carrier.step(self.now, &job.node, event, &mut self.world);
+        true
+    }
+
+    /// Everything that runs ends, and every ramdisk does its part, until nothing moves.
+    pub(super) fn settle(&mut self) {
+        loop {
+            while self.end_one() {}
+            if self.world.silent || !self.let_ramdisks_call() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn let_ramdisks_call(&mut self) -> bool {
+        let mut moved = false;
+        for node in self.carrier.fleet().names() {
+            let known = self.carrier.fleet().node(&node).unwrap();
+            let (phase, spec) = (known.phase(), known.spec().cloned());
+            let Some(attempt) = known.record().state.attempt().cloned() else { continue };
+            let calls = match phase {
+                Phase::WaitingRamdisk => vec![lookup(), deploy_info("")],
+                Phase::Switching => vec![Call::DeployState],
+                Phase::WaitingCompleted => vec![completed("")],
+                _ => continue,
+            };
+            for mut call in calls {
+                match &mut call {
+                    Call::Lookup(body) => body.macs.clone_from(&spec.as_ref().unwrap().boot.macs),
+                    Call::PassDeployInfo(info) => info.iqn = format!("iqn.2026-11.hostler:{node}"),
+                    _ => {}
+                }
+                let key = attempt.key.clone();
+                let event = Event::Callback { request: 0, peer: RAMDISK, key, call };
+                self.carrier.step(self.now, &node, event, &mut self.world);
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    /// SIGKILL and a new start; the directory has not been read yet.
+    pub(super) fn restart(&mut self) {
+        let records = self
+            .world
+            .records
+            .iter()
+            .map(|(name, saved)| (name.clone(), serde_json::from_str(saved).unwrap()));
+        self.start_with(records.collect());
+    }
+
+    /// The same, with the state directory lost.
+    pub(super) fn restart_without_records(&mut self) {
+        self.world.records.clear();
+        self.start_with(BTreeMap::new());
+    }
+
+    /// The same, with these records.
+    pub(super) fn start_with(&mut self, records: BTreeMap<NodeName, Record>) {
+        let unknown =
+            |name: &NodeName| records.get(name).is_none_or(|record: &Record| record.spec.is_none());
+        let statuses = self.world.statuses.iter().filter(|(name, _)| unknown(name));
+        let witnessed = statuses
+            .filter_map(|(name, status)| Some((name.clone(), status.installed.clone()?)))
+            .collect();
+        self.world.running.clear();
+        self.carrier = Carrier::new(Fleet::resume(self.policy, records, witnessed, self.now));
+        self.carrier.present(self.now, &mut self.world);
+    }
+
+    pub(super) fn node(&self, n: usize) -> &Node {
+        self.carrier.fleet().node(&name(n)).unwrap()
+    }
+
+    pub(super) fn phase(&self, n: usize) -> Phase {
+        self.node(n).phase()
+    }
+
+    pub(super) fn status(&self, n: usize) -> Status {
+        self.node(n).status(self.now)
+    }
+
+    /// A condition's status and reason.
+    pub(super) fn condition(&self, n: usize, kind: &str) -> Option<(String, String)> {
+        let conditions = self.status(n).conditions;
+        let found = conditions.into_iter().find(|condition| condition.kind == kind)?;
+        Some((found.status, found.reason))
+    }
+
+    pub(super) fn count(&self, phase: Phase) -> usize {
+        let fleet = self.carrier.fleet();
+        fleet.names().iter().filter(|name| fleet.node(name).unwrap().phase() == phase).count()
+    }
+
+    pub(super) fn writes(&self) -> usize {
+        let image =
+            |(_, operation): &&(String, Operation)| matches!(operation, Operation::Image { .. });
+        self.world.story.iter().filter(image).count()
+    }
+}

@@ -1,0 +1,286 @@
+//! Turns: how many machines are brought up or written at once, who goes first, and that no turn is ever lost.
+
+use crate::{
+    lifecycle::{Event, Operation, Outcome, Policy, State, Turn},
+    model::{power::PowerState, problem::Problem, spec::Goal, status::Phase},
+};
+
+use super::{rack::*, support::*};
+
+fn limited(attempts_max: usize, imagings_max: usize) -> Policy {
+    Policy { attempts_max, imagings_max, ..POLICY }
+}
+
+fn holders(rack: &Rack, turn: Turn) -> usize {
+    let fleet = rack.carrier.fleet();
+    fleet.names().iter().filter(|name| fleet.node(name).unwrap().holds() == Some(turn)).count()
+}
+
+fn in_line(rack: &Rack, n: usize) -> bool {
+    rack.status(n).message.contains("waiting for its turn")
+}
+
+#[test]
+fn no_more_machines_are_brought_up_or_written_at_once_than_allowed_and_all_get_their_turn() {
+    for (attempts, imagings) in [(1, 1), (3, 1), (3, 2), (1, 5), (20, 20)] {
+        let mut rack = Rack::new(12, limited(attempts, imagings));
+        rack.scan_only();
+        for _ in 0..10_000 {
+            assert!(holders(&rack, Turn::Attempt) <= attempts);
+            assert!(holders(&rack, Turn::Imaging) <= imagings);
+            // One step at a time, and not always the oldest first.
+            let steps = rack.world.story.len();
+            if let Some(job) = (steps % 3 == 0).then(|| rack.world.running.pop_back()).flatten() {
+                rack.world.running.push_front(job);
+            }
+            if !rack.end_one() {
+                rack.let_ramdisks_call();
+            }
+            if rack.count(Phase::Deployed) == 12 {
+                break;
+            }
+        }
+        assert_eq!((rack.count(Phase::Deployed), rack.writes()), (12, 12));
+        assert_eq!((holders(&rack, Turn::Attempt), holders(&rack, Turn::Imaging)), (0, 0));
+    }
+}
+
+#[test]
+fn who_waits_longest_goes_first() {
+    let mut rack = Rack::new(4, limited(1, 1));
+    rack.world.silent = true;
+    // They come in another order than their names have.
+    let specs = std::mem::take(&mut rack.specs);
+    for n in [2, 3, 0, 1] {
+        rack.specs.insert(name(n), specs[&name(n)].clone());
+        rack.scan();
+        rack.pass(60);
+    }
+    assert_eq!(rack.phase(2), Phase::WaitingRamdisk);
+    assert!([0, 1, 3].into_iter().all(|n| in_line(&rack, n)));
+    rack.world.silent = false;
+    rack.pass(60);
+    let written: Vec<&str> = rack
+        .world
+        .story
+        .iter()
+        .filter(|(_, operation)| *operation == Operation::PowerOn)
+        .map(|(host, _)| host.as_str())
+        .collect();
+    assert_eq!(written, [host(2), host(3), host(0), host(1)]);
+}
+
+#[test]
+fn first_attempts_go_before_repeated_ones() {
+    let mut rack = Rack::new(4, limited(1, 1));
+    let specs = std::mem::take(&mut rack.specs);
+    rack.world.silent = true;
+    for n in [0, 1] {
+        rack.specs.insert(name(n), specs[&name(n)].clone());
+        rack.scan();
+    }
+    assert!(rack.phase(0) == Phase::WaitingRamdisk && in_line(&rack, 1));
+    // The first never comes up; when it is back in line, a new one comes after it.
+    rack.pass(20 * 60);
+    assert_eq!((rack.phase(0), rack.phase(1)), (Phase::Pending, Phase::WaitingRamdisk));
+    rack.pass(5 * 60);
+    assert!(in_line(&rack, 0));
+    rack.specs.insert(name(2), specs[&name(2)].clone());
+    rack.scan();
+    assert!(in_line(&rack, 2));
+    rack.world.silent = false;
+    rack.settle();
+    rack.pass(120);
+    let order: Vec<String> = rack
+        .world
+        .story
+        .iter()
+        .filter(|(_, o)| *o == Operation::PowerOn)
+        .map(|(host, _)| host.clone())
+        .collect();
+    assert_eq!(order, [host(0), host(1), host(2), host(0)]);
+}
+
+#[test]
+fn waiting_to_be_written_is_not_writing() {
+    let mut bench = Bench::with_spec();
+    bench.crowded = true;
+    bench.look(PowerState::Off);
+    bench.send(Event::Granted(Turn::Attempt));
+    bench.done(Ok(good_outcome(&Operation::Prepare)));
+    bench.look(PowerState::Off);
+    bench.done(Ok(Outcome::PoweredOn));
+    bench.call(&key(1), lookup());
+    bench.call(&key(1), deploy_info(""));
+    assert!(bench.running.is_none() && bench.message().contains("waits for its turn"));
+    assert_eq!(bench.node.deadline().unwrap().1, "its turn to be written");
+    bench.pass(7000);
+    // Not even by a restart is it lost that its turn had not come; or that it had.
+    bench.restart();
+    bench.send(Event::Spec(std::sync::Arc::new(spec())));
+    assert!(bench.running.is_none());
+    bench.send(Event::Granted(Turn::Imaging));
+    let (deadline, _) = bench.node.deadline().unwrap();
+    assert_eq!(deadline.duration_since(bench.now), jiff::SignedDuration::from_hours(2));
+    bench.restart();
+    bench.send(Event::Spec(std::sync::Arc::new(spec())));
+    assert!(matches!(bench.running, Some((_, Operation::Image { .. }))));
+    assert_eq!(bench.node.deadline().unwrap().0, deadline);
+}
+
+#[test]
+fn a_turn_that_never_comes_ends_the_attempt_with_a_reason() {
+    let mut rack = Rack::new(2, limited(2, 1));
+    rack.scan_only();
+    while rack.node(0).holds() != Some(Turn::Imaging) {
+        if !rack.end_one() {
+            rack.let_ramdisks_call();
+        }
+    }
+    rack.let_ramdisks_call();
+    while rack.world.running.iter().any(|job| job.node == name(1)) {
+        let at = rack.world.running.iter().position(|job| job.node == name(1)).unwrap();
+        let job = rack.world.running.remove(at).unwrap();
+        rack.world.running.push_front(job);
+        rack.end_one();
+    }
+    rack.let_ramdisks_call();
+    assert!(matches!(rack.node(1).record().state, State::Imaging { granted: false, .. }));
+    rack.edit(0, |spec| spec.timeouts.imaging *= 2);
+    rack.scan_only();
+    rack.now = rack.now.checked_add(jiff::SignedDuration::from_hours(2)).unwrap();
+    rack.tick();
+    let error = rack.status(1).last_error.unwrap().fault;
+    assert_eq!(error.code, "NoTurn");
+    assert!(error.hint.contains("limits.imaging"), "{}", error.hint);
+    assert_eq!(rack.node(1).holds(), None);
+}
+
+#[test]
+fn after_a_restart_the_limits_still_hold_and_everybody_gets_a_turn() {
+    let mut rack = Rack::new(6, limited(2, 1));
+    rack.scan_only();
+    for step in 0..2000 {
+        if step % 7 == 6 {
+            rack.restart();
+            assert!(holders(&rack, Turn::Attempt) <= 2 && holders(&rack, Turn::Imaging) <= 1);
+            rack.scan_only();
+            rack.now = rack.now.checked_add(jiff::SignedDuration::from_secs(60)).unwrap();
+            rack.tick();
+        }
+        assert!(holders(&rack, Turn::Attempt) <= 2 && holders(&rack, Turn::Imaging) <= 1);
+        if !rack.end_one() {
+            rack.let_ramdisks_call();
+        }
+    }
+    assert_eq!(rack.count(Phase::Deployed), 6);
+    // With lower limits, nobody is stopped, and nobody starts before there is room.
+    let mut rack = Rack::new(6, limited(4, 4));
+    rack.world.silent = true;
+    rack.scan();
+    rack.policy = limited(1, 1);
+    rack.restart();
+    rack.scan();
+    assert_eq!(holders(&rack, Turn::Attempt), 4);
+    rack.pass(60);
+    assert!(in_line(&rack, 4) && in_line(&rack, 5));
+    rack.world.silent = false;
+    rack.settle();
+    rack.pass(60);
+    assert_eq!(rack.count(Phase::Deployed), 6);
+}
+
+/// A way out of whatever a node holds.
+type Exit = (&'static str, fn(&mut Rack));
+
+const EXITS: [Exit; 10] = [
+    ("paused", |rack| rack.edit(0, |spec| spec.paused = true)),
+    ("unmanaged", |rack| rack.edit(0, |spec| spec.goal = Goal::Unmanaged)),
+    ("available", |rack| rack.edit(0, |spec| spec.goal = Goal::Available)),
+    ("another installation, held", |rack| {
+        rack.edit(0, |spec| (spec.redeploy, spec.paused) = (Some("x".into()), true));
+    }),
+    ("gone", |rack| drop(rack.specs.remove(&name(0)))),
+    ("another machine that is on", |rack| {
+        rack.world.on.insert("bmc-other".into());
+        rack.edit(0, |spec| spec.bmc.address.host = "bmc-other".into());
+    }),
+    ("a fault", |rack| drop(rack.world.faults.insert(host(0), lasting()))),
+    ("a ramdisk that gives up", |rack| {
+        let attempt = rack.node(0).record().state.attempt().cloned();
+        if let Some(attempt) = attempt {
+            let call = deploy_info("oh");
+            rack.send(0, Event::Callback { request: 1, peer: RAMDISK, key: attempt.key, call });
+        }
+    }),
+    ("a silent machine", |rack| rack.world.silent = true),
+    ("a restart", Rack::restart),
+];
+
+#[test]
+fn no_way_out_of_an_attempt_keeps_a_turn() {
+    for (exit, act) in EXITS {
+        for steps in 0..14 {
+            let mut rack = Rack::new(2, limited(1, 1));
+            let mut other = rack.specs.remove(&name(1)).unwrap();
+            other.retry.attempts = 99;
+            rack.edit(0, |spec| spec.retry.attempts = 1);
+            rack.scan_only();
+            for _ in 0..steps {
+                if !rack.end_one() {
+                    rack.let_ramdisks_call();
+                }
+            }
+            rack.specs.insert(name(1), other);
+            act(&mut rack);
+            rack.scan();
+            for _ in 0..6 {
+                rack.pass(3600);
+            }
+            rack.world.silent = false;
+            for _ in 0..6 {
+                rack.pass(3600);
+            }
+            assert_eq!(rack.phase(1), Phase::Deployed, "{exit} after {steps} steps");
+            assert_eq!((holders(&rack, Turn::Attempt), holders(&rack, Turn::Imaging)), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn who_leaves_the_line_frees_its_place_in_it() {
+    let leaves: [Exit; 6] = [
+        ("paused", |rack| rack.edit(1, |spec| spec.paused = true)),
+        ("broken", |rack| rack.broken.extend([name(1)])),
+        ("clash", |rack| drop(rack.clashes.insert(name(1), vec![Problem::of_file("f", "clash")]))),
+        ("gone", |rack| drop(rack.specs.remove(&name(1)))),
+        ("switched on by somebody", |rack| rack.world.on.extend([host(1)])),
+        ("unmanaged", |rack| rack.edit(1, |spec| spec.goal = Goal::Unmanaged)),
+    ];
+    for (leaves, act) in leaves {
+        let mut rack = Rack::new(3, limited(1, 1));
+        rack.world.silent = true;
+        rack.scan();
+        assert!(in_line(&rack, 1) && in_line(&rack, 2));
+        act(&mut rack);
+        rack.scan();
+        rack.pass(120);
+        rack.world.silent = false;
+        rack.settle();
+        rack.pass(120);
+        assert_eq!(rack.world.writes(&host(1)), 0, "{leaves}");
+        assert_eq!((rack.phase(0), rack.phase(2)), (Phase::Deployed, Phase::Deployed), "{leaves}");
+    }
+}
+
+#[test]
+fn a_machine_switched_on_while_it_waits_in_line_is_not_wiped_when_its_turn_comes() {
+    let mut rack = Rack::new(2, limited(1, 1));
+    rack.world.silent = true;
+    rack.scan();
+    rack.world.on.insert(host(1));
+    // Its turn comes before anybody has looked again; the look after the image is verified sees it.
+    rack.world.silent = false;
+    rack.settle();
+    assert_eq!((rack.phase(1), rack.world.writes(&host(1))), (Phase::Held, 0));
+}

@@ -1,0 +1,179 @@
+//! Whose machine is touched, with real files and real BMCs: state directories that are lost, changes of many specs in one go, and power.
+
+use std::fs;
+
+use hostler::model::status::{Phase, Status};
+
+use super::{
+    DEPLOYED, NODE, ends_deployed,
+    machine::Machine,
+    site::{Agent, Site, Spec},
+};
+
+/// An agent with an installed machine under `redeploy = "first"`.
+fn installed(safety: &str) -> (Site, Machine, Spec, Agent) {
+    let site = Site::new();
+    site.configure_more(safety);
+    let machine = Machine::new(&site, NODE);
+    let agent = site.start();
+    let spec = machine.spec(&site).with("redeploy", "first");
+    site.write(NODE, &spec);
+    machine.deploy(&site);
+    ends_deployed(&site, &machine);
+    (site, machine, spec, agent)
+}
+
+fn condition(status: &Status, kind: &str) -> Option<String> {
+    let condition = status.conditions.iter().find(|condition| condition.kind == kind)?;
+    Some(condition.status.clone())
+}
+
+/// Waits for a status that is written after the BMC was looked at once more.
+fn look_again(site: &Site) -> Status {
+    let before = jiff::Timestamp::now();
+    site.until(NODE, "looked at", |status| {
+        status.power.is_some_and(|power| power.observed_at > before)
+    })
+}
+
+#[test]
+fn a_machine_whose_record_is_lost_is_adopted_from_its_status_file_on_or_off() {
+    for switched_off in [false, true] {
+        let (site, machine, spec, agent) = installed("");
+        let installed = site.status(NODE).unwrap().installed;
+        agent.kill();
+        if switched_off {
+            machine.switch_off();
+        }
+        fs::remove_dir_all(site.path("state")).unwrap();
+        let story = machine.story();
+        let agent = site.start();
+        let status = look_again(&site);
+        assert_eq!((status.phase, &status.installed), (Phase::Deployed, &installed));
+        assert_eq!((machine.story(), machine.boots_its_disk(&site)), (story.clone(), true));
+
+        // And with another `redeploy`, which may be years old: only one that changes from now on is consent.
+        agent.kill();
+        fs::remove_dir_all(site.path("state")).unwrap();
+        site.write(NODE, &spec.clone().with("redeploy", "written while nobody looked"));
+        let _agent = site.start();
+        let status = look_again(&site);
+        assert_eq!((status.phase, &status.installed), (Phase::Deployed, &installed));
+        assert_eq!(condition(&status, "Drifted").as_deref(), Some("True"));
+        assert_eq!(machine.story(), story);
+        site.write(NODE, &spec.with("redeploy", "now"));
+        machine.boot(&site, 2);
+    }
+}
+
+#[test]
+fn a_machine_that_is_on_is_held_when_neither_record_nor_status_file_is_left() {
+    let (site, machine, _, agent) = installed("");
+    agent.kill();
+    fs::remove_dir_all(site.path("state")).unwrap();
+    fs::remove_file(site.path("nodes/edge-07.status.toml")).unwrap();
+    let _agent = site.start();
+    let status = site.until_phase(NODE, Phase::Held);
+    assert!(status.message.contains("switch it off"), "{}", status.message);
+    assert_eq!(machine.story(), DEPLOYED);
+}
+
+#[test]
+fn a_mass_change_in_one_swap_of_the_directory_is_held_and_taking_it_back_touches_nothing() {
+    let site = Site::new();
+    site.configure(&format!("status_dir = \"{}\"", site.path("status").display()));
+    let machines = ["edge-01", "edge-02", "edge-03"].map(|node| Machine::new(&site, node));
+    let _agent = site.start();
+    // As git-sync does it: a new tree beside the old one, and one rename.
+    let swap = |redeploy: &str| {
+        let new = site.path("nodes.new");
+        fs::create_dir(&new).unwrap();
+        for machine in &machines {
+            let spec = machine.spec(&site).with("redeploy", redeploy);
+            fs::write(new.join(format!("{}.toml", machine.node)), spec.to_toml()).unwrap();
+        }
+        let old = site.path("nodes.old");
+        fs::rename(site.path("nodes"), &old).unwrap();
+        fs::rename(&new, site.path("nodes")).unwrap();
+        fs::remove_dir_all(&old).unwrap();
+    };
+    swap("first");
+    for machine in &machines {
+        machine.deploy(&site);
+        ends_deployed(&site, machine);
+    }
+    swap("all of them");
+    for machine in &machines {
+        let status = site.until_phase(&machine.node, Phase::Held);
+        let held = status.conditions.iter().find(|condition| condition.kind == "Held").unwrap();
+        assert_eq!((held.status.as_str(), held.reason.as_str()), ("True", "TooManyChanges"));
+        assert!(status.message.contains("hostler approve --all"), "{}", status.message);
+        assert!(status.installed.is_some());
+    }
+    swap("first");
+    for machine in &machines {
+        site.until_phase(&machine.node, Phase::Deployed);
+        ends_deployed(&site, machine);
+        assert_eq!(machine.story(), DEPLOYED);
+    }
+}
+
+#[test]
+fn an_installed_machine_made_available_shuts_down_and_comes_back_as_it_was() {
+    let (site, machine, spec, _agent) = installed("");
+    site.write(NODE, &spec.clone().with("state", "available"));
+    let status =
+        site.until(NODE, "available", |status| status.ready && status.phase == Phase::Available);
+    assert!(status.installed.is_some());
+    assert_eq!(machine.story(), [&DEPLOYED[..], &["shut down"]].concat());
+    assert_eq!(machine.menu(&site), None, "nothing is served to it");
+    assert!(machine.has_image(&site), "its disk is kept");
+
+    site.write(NODE, &spec);
+    site.await_that("on again", || machine.is_on());
+    let status = site.until(NODE, "on", |status| {
+        status.ready && condition(status, "PowerAsWanted").as_deref() == Some("True")
+    });
+    assert_eq!(status.phase, Phase::Deployed);
+    let on = machine.story().pop().unwrap();
+    assert!(on.starts_with("on from") && !on.contains("network"), "{on}");
+    assert_eq!(machine.story().len(), DEPLOYED.len() + 2, "{:?}", machine.story());
+}
+
+#[test]
+fn a_machine_that_is_on_and_unknown_is_not_switched_off_to_be_available() {
+    let site = Site::new();
+    let machine = Machine::with_bmc(&site, NODE, &["--on"]);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site).with("state", "available"));
+    let status = site.until_phase(NODE, Phase::Held);
+    assert!(status.message.contains("hostler approve"), "{}", status.message);
+    assert_eq!((machine.story().len(), machine.menu(&site)), (0, None));
+}
+
+#[test]
+fn power_is_enforced_only_where_the_site_says_so() {
+    for (safety, enforced) in [("", false), ("[safety]\nenforce_power = true", true)] {
+        let (site, machine, spec, agent) = installed(safety);
+        agent.kill();
+        machine.switch_off();
+        let _agent = site.start();
+        if enforced {
+            site.await_that("on again", || machine.is_on());
+            assert_eq!(machine.story().len(), DEPLOYED.len() + 2, "{:?}", machine.story());
+            continue;
+        }
+        let status = site.until(NODE, "seen off", |status| {
+            condition(status, "PowerAsWanted").as_deref() == Some("False")
+        });
+        assert!(status.message.contains("the machine is off"), "{}", status.message);
+        assert!(status.ready && !machine.is_on());
+        // A changed wish is an order.
+        site.write(NODE, &spec.clone().with("power", "off"));
+        site.until(NODE, "as wanted", |status| {
+            condition(status, "PowerAsWanted").as_deref() == Some("True")
+        });
+        site.write(NODE, &spec);
+        site.await_that("on again", || machine.is_on());
+    }
+}
