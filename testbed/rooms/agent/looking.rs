@@ -21,6 +21,7 @@ fn show_prints_a_spec_that_says_the_same_and_where_each_value_was_said() {
     let image = format!("[image]\nsource = \"disk.raw\"\nchecksum = \"{}\"\n", site.checksum());
     fs::write(site.path("nodes/_defaults.toml"), image).unwrap();
     let config = fs::read_to_string(site.path("hostler.toml")).unwrap();
+    let agents = format!("hostler.toml:{} [defaults]", config.lines().count() + 2);
     fs::write(site.path("hostler.toml"), config + "[defaults.timeouts]\nimaging = \"1h\"\n")
         .unwrap();
 
@@ -29,7 +30,7 @@ fn show_prints_a_spec_that_says_the_same_and_where_each_value_was_said() {
     for (line, origin) in [
         ("mac = ", "edge-07.toml:"),
         ("source = \"disk.raw\"", "_defaults.toml:2"),
-        ("imaging = \"1h\"", "hostler.toml:21 [defaults]"),
+        ("imaging = \"1h\"", agents.as_str()),
         ("imaging_stall = \"2m\"", "default"),
     ] {
         let found = shown.lines().find(|shown| shown.starts_with(line)).expect(&shown);
