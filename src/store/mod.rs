@@ -223,7 +223,9 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
     // The error may quote the file.
-    serde_json::from_slice(&json).map_err(|error| io::Error::other(shown(&error.to_string())))
+    let bad = |error: serde_json::Error| shown(&error.to_string());
+    serde_json::from_slice(&json)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, bad(error)))
 }
 
 /// Whether the record itself is bad. A system that is out of file descriptors, say, makes no good record a bad one.
