@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     imaging::Meter,
-    lifecycle::{Event, Node, Operation, Outside, Record},
+    lifecycle::{Event, Left, Node, Operation, Outside, Record},
     model::{
         callback::Reply,
         fault::{Fault, Step},
@@ -116,6 +116,13 @@ impl Outside for Rooms {
                 Err(error)
             }
         }
+    }
+
+    fn keep(&mut self, left: &Left) -> Result<(), String> {
+        self.store.save_left(left).map_err(|error| {
+            error!(%error, "what is installed on a machine whose spec goes away cannot be written; its node is kept until it can");
+            error.to_string()
+        })
     }
 
     fn serve(&mut self, node: &Node) {

@@ -7,17 +7,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use crate::model::{
-    ids::NodeName,
-    problem::Problem,
-    spec::{BmcAddress, NodeSpec},
-    status::Installed,
-};
+use crate::model::{ids::NodeName, problem::Problem, spec::NodeSpec, status::Installed};
 
 use super::{
     agenda::Agenda,
     breaker::Breaker,
     event::{Action, Event, Turn},
+    left::Left,
     node::{Node, OBSERVATION_INTERVAL, wants_reinstall},
     state::{Hold, Record, State},
     turns::Turns,
@@ -27,8 +23,6 @@ use super::{
 /// What one scan of the spec directory found for each name.
 pub type Specs = BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>;
 
-/// Forgotten installations that are remembered: more than a site has, and small enough for any memory.
-const LEFT_MAX: usize = 10_000;
 /// Looks at power states in a second, of all nodes together: each costs its BMC and this machine some work, for ever.
 const LOOKS_PER_S: u32 = 5;
 
@@ -53,30 +47,27 @@ pub struct Fleet {
     agenda: Agenda,
     turns: Turns,
     breaker: Breaker,
-    /// What is installed on machines whose spec went away or moved to another one, by their BMC; `None`: a record was lost, and nobody
-    /// knows. A spec file that is renamed, swapped, or comes back, finds it so: nothing is ever wiped because a file went away.
-    left: BTreeMap<BmcAddress, Option<Installed>>,
-    /// The same of nodes that have no spec yet, by their name: what the status files say where a record is lost.
-    witnessed: BTreeMap<NodeName, Option<Installed>>,
+    left: Left,
 }
 
 impl Fleet {
-    /// The fleet as it was recorded. `witnessed` is what the status files say is installed, for nodes that have no record any more, or
-    /// one that was damaged.
+    /// The fleet as it was recorded, with what had been left when the agent ended. `witnessed` is what the status files say is installed,
+    /// for nodes that have no record any more, or one that was damaged.
     pub fn resume(
         policy: Policy,
         records: BTreeMap<NodeName, Record>,
+        mut left: Left,
         witnessed: BTreeMap<NodeName, Installed>,
         now: Timestamp,
     ) -> Self {
+        left.witness(witnessed);
         let mut fleet = Self {
             policy,
             nodes: BTreeMap::new(),
             agenda: Agenda::default(),
             turns: Turns::new(policy.attempts_max, policy.imagings_max),
             breaker: Breaker::default(),
-            left: BTreeMap::new(),
-            witnessed: witnessed.into_iter().map(|(name, found)| (name, Some(found))).collect(),
+            left,
         };
         let first_looks = (0..).map(|n| after(now, Duration::from_secs(1) / LOOKS_PER_S * n));
         for ((name, record), first_look) in records.into_iter().zip(first_looks) {
@@ -151,7 +142,7 @@ impl Fleet {
             let held = node.record.too_many_changes && old.redeploy != spec.redeploy;
             old.paused || held || !node.wants_install()
         });
-        let moved = self.left.get(&spec.bmc.address).filter(|_| same_machine.is_none());
+        let moved = self.left.machine(&spec.bmc.address).filter(|_| same_machine.is_none());
         let installed = match (moved, known) {
             (Some(installed), _) => installed.as_ref(),
             (None, Some((node, _))) => node.record.installed.as_ref(),
@@ -171,7 +162,7 @@ impl Fleet {
                 None => false,
             };
             if !stays {
-                leave(&mut self.left, &old.bmc.address, &node.record);
+                self.left.leave(name, &node.record);
             }
         }
     }
@@ -217,13 +208,14 @@ impl Fleet {
         let Some(node) = self.nodes.get_mut(name).filter(|node| node.record.spec.is_none()) else {
             return;
         };
-        match self.witnessed.remove(name) {
-            Some(None) => node.record = Record::distrusted(now),
-            Some(installed) => {
+        let unknown = matches!(node.record.state, State::Held { .. });
+        match self.left.node(name).filter(|_| node.record.installed.is_none()).cloned() {
+            Some(None) if !unknown => node.record = Record::distrusted(now),
+            Some(Some(installed)) => {
                 node.record.state = State::Idle;
-                node.record.installed = installed;
+                node.record.installed = Some(installed);
             }
-            None => {}
+            Some(None) | None => {}
         }
     }
 
@@ -233,7 +225,7 @@ impl Fleet {
         if node.spec().is_some_and(|old| old.bmc.address == spec.bmc.address) {
             return;
         }
-        let moved = self.left.remove(&spec.bmc.address);
+        let moved = self.left.machine(&spec.bmc.address).cloned();
         if node.spec().is_some() {
             match moved {
                 Some(None) if node.record.state.at_rest() => {
@@ -246,6 +238,7 @@ impl Fleet {
             }
             return;
         }
+        self.left.found(name);
         match moved {
             Some(None) => node.record = Record::distrusted(now),
             Some(installed) => {
@@ -275,11 +268,14 @@ impl Fleet {
     }
 
     fn forget(&mut self, name: &NodeName) {
-        let Some(Node { record, .. }) = self.nodes.remove(name) else { return };
-        match &record.spec {
-            Some(spec) => leave(&mut self.left, &spec.bmc.address, &record),
-            None => leave(&mut self.witnessed, name, &record),
+        if let Some(Node { record, .. }) = self.nodes.remove(name) {
+            self.left.leave(name, &record);
         }
+    }
+
+    /// What is to be kept beside the records, because no node has it any more.
+    pub fn left(&self) -> &Left {
+        &self.left
     }
 
     /// The specs in force once these were found: the good ones, the last good ones of those that are broken, and those of nodes that
@@ -305,18 +301,5 @@ impl Fleet {
     /// When the next node wants an [`Event::Tick`].
     pub fn next_wake(&self) -> Option<Timestamp> {
         self.agenda.next().map(|(at, _)| at)
-    }
-}
-
-/// Keeps in mind what is known of a machine whose node goes away or turns to another one.
-fn leave<K: Ord + Clone>(left: &mut BTreeMap<K, Option<Installed>>, key: &K, record: &Record) {
-    let unknown = matches!(record.state, State::Held { reason: Hold::RecordLost, .. });
-    if record.installed.is_some() || unknown {
-        left.insert(key.clone(), record.installed.clone());
-    } else {
-        left.remove(key);
-    }
-    if left.len() > LEFT_MAX {
-        left.pop_first();
     }
 }

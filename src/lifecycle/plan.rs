@@ -23,6 +23,7 @@ use crate::model::{
 use super::{
     event::{Action, Event, Operation, Outcome, Turn},
     fleet::{Fleet, Policy, Specs},
+    left::Left,
     node::Node,
     state::{Hold, Record, State},
 };
@@ -124,7 +125,7 @@ impl Rehearsal {
         let long_ago = SignedDuration::try_from(LONG_AGO).unwrap_or_default();
         let began = now.checked_sub(long_ago).unwrap_or(now);
         Self {
-            fleet: Fleet::resume(policy, records, BTreeMap::new(), began),
+            fleet: Fleet::resume(policy, records, Left::default(), BTreeMap::new(), began),
             specs,
             statuses: statuses.into_iter().map(|status| (status.node.clone(), status)).collect(),
             power,

@@ -216,3 +216,37 @@ fn a_machine_of_a_damaged_record_is_held_under_its_next_name_too() {
     rack.specs.insert(name(9), renamed);
     stays_untouched(rack, Phase::Held);
 }
+
+#[test]
+fn a_spec_that_comes_back_after_the_agent_was_killed_finds_its_machine_installed() {
+    let mut rack = site();
+    let spec = rack.specs.remove(&name(0)).unwrap();
+    rack.scan();
+    assert!(!rack.world.records.contains_key(&name(0)), "forgotten");
+    rack.restart();
+    rack.scan();
+    rack.restart();
+    rack.world.on.clear();
+    rack.specs.insert(name(0), spec);
+    stays_untouched(rack, Phase::Deployed);
+}
+
+#[test]
+fn what_is_installed_is_kept_before_the_record_that_knows_it_is_removed() {
+    let mut rack = site();
+    rack.world.heard.clear();
+    let spec = rack.specs.remove(&name(0)).unwrap();
+    rack.world.disk_full = true;
+    rack.scan();
+    rack.tick();
+    assert!(rack.world.records.contains_key(&name(0)), "nothing else knows it");
+    assert!(rack.world.heard.iter().all(|heard| *heard == Heard::Serve), "of the other nodes");
+    rack.world.heard.clear();
+    rack.world.disk_full = false;
+    rack.tick();
+    assert_eq!(rack.world.heard, [Heard::Keep, Heard::Forget]);
+    assert!(!rack.carrier.has_unsaved());
+    rack.restart();
+    rack.specs.insert(name(0), spec);
+    stays_untouched(rack, Phase::Deployed);
+}

@@ -6,7 +6,9 @@ use expect_test::{Expect, expect};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    lifecycle::{Action, Deed, Event, Fleet, Intention, Operation, Outcome, Rehearsal, Specs},
+    lifecycle::{
+        Action, Deed, Event, Fleet, Intention, Left, Operation, Outcome, Rehearsal, Specs,
+    },
     model::{
         ids::NodeName,
         power::PowerState,
@@ -143,7 +145,7 @@ fn plan(statuses: Vec<Status>, before: &Specs, specs: Specs, now: Timestamp) -> 
 fn really_wipes(bench: &Bench, new: &Specs, mut power: PowerState) -> bool {
     let records = BTreeMap::from([(spec().name, bench.node.record().clone())]);
     let mut now = bench.now;
-    let mut fleet = Fleet::resume(POLICY, records, BTreeMap::new(), now);
+    let mut fleet = Fleet::resume(POLICY, records, Left::default(), BTreeMap::new(), now);
     let end = now.checked_add(WATCHED).unwrap();
     let mut events = fleet.compare(now, new.clone(), &BTreeMap::new());
     while now < end {
