@@ -1,3 +1,4 @@
+//! What a DHCP server answers.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostler::ramdisk::fuzz(bytes));

@@ -1,3 +1,4 @@
+//! What an iSCSI target says.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostler::iscsi::fuzz(bytes));
