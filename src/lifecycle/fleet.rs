@@ -58,6 +58,8 @@ pub struct Fleet {
     left: BTreeMap<BmcAddress, Option<Installed>>,
     /// The same of nodes that have no spec yet, by their name: what the status files say where a record is lost.
     witnessed: BTreeMap<NodeName, Option<Installed>>,
+    /// Whether every record is lost and the directory has not been read since.
+    state_lost: bool,
 }
 
 impl Fleet {
@@ -76,6 +78,7 @@ impl Fleet {
             turns: Turns::new(policy.attempts_max, policy.imagings_max),
             breaker: Breaker::default(),
             left: BTreeMap::new(),
+            state_lost: records.is_empty() && !witnessed.is_empty(),
             witnessed: witnessed.into_iter().map(|(name, found)| (name, Some(found))).collect(),
         };
         let first_looks = (0..).map(|n| after(now, Duration::from_secs(1) / LOOKS_PER_S * n));
@@ -110,6 +113,7 @@ impl Fleet {
         if specs.is_empty() {
             return self.hold("the spec directory is empty; hostler does not take that for an order to forget its nodes");
         }
+        self.doubt_new_names(&specs);
         self.note_departures(&specs);
         let reinstalls: Vec<NodeName> = specs
             .iter()
@@ -159,6 +163,16 @@ impl Fleet {
         };
         let wiped = installed.is_some_and(|installed| wants_reinstall(spec, installed));
         is_change && wiped && !spec.paused
+    }
+
+    /// Where every record was lost and status files are left whose specs are gone, a spec without one may be one of those, renamed.
+    fn doubt_new_names(&mut self, specs: &Specs) {
+        let state_lost = std::mem::take(&mut self.state_lost);
+        if state_lost && self.witnessed.keys().any(|name| !specs.contains_key(name)) {
+            for name in specs.keys() {
+                self.witnessed.entry(name.clone()).or_insert(None);
+            }
+        }
     }
 
     /// Writes down what is installed on machines that their specs do not name any more, before another spec does.

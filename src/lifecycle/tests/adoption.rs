@@ -216,3 +216,29 @@ fn a_machine_of_a_damaged_record_is_held_under_its_next_name_too() {
     rack.specs.insert(name(9), renamed);
     stays_untouched(rack, Phase::Held);
 }
+
+#[test]
+fn a_spec_that_was_renamed_when_the_state_directory_was_lost_is_held() {
+    let mut rack = site();
+    let mut renamed = rack.specs.remove(&name(0)).unwrap();
+    renamed.name = name(9);
+    rack.specs.insert(name(9), renamed);
+    rack.world.on.clear();
+    rack.restart_without_records();
+    rack.scan();
+    rack.restart();
+    rack.scan();
+    rack.pass(7200);
+    assert_eq!((rack.phase(1), rack.phase(9)), (Phase::Deployed, Phase::Held));
+    assert_eq!(rack.condition(9, "Held").unwrap().1, "RecordLost");
+    assert_eq!(rack.world.story, []);
+    // A machine that is new from then on is as free as ever; and one where no status file is left over.
+    rack.specs.insert(name(8), spec_of(8));
+    rack.scan();
+    assert_eq!(rack.phase(8), Phase::Deployed);
+    let mut rack = site();
+    rack.restart_without_records();
+    rack.specs.insert(name(8), spec_of(8));
+    rack.scan();
+    assert_eq!((rack.phase(8), rack.writes()), (Phase::Deployed, 1));
+}

@@ -201,7 +201,9 @@ impl Rack {
         let mut rack = Self::new(nodes, policy);
         rack.scan();
         assert_eq!(rack.count(Phase::Deployed), nodes);
-        rack.pass(3600);
+        rack.now = rack.now.checked_add(SignedDuration::from_hours(1)).unwrap();
+        rack.tick();
+        rack.settle();
         rack.world.story.clear();
         rack
     }

@@ -234,13 +234,9 @@ fn no_way_out_of_an_attempt_keeps_a_turn() {
             rack.specs.insert(name(1), other);
             act(&mut rack);
             rack.scan();
-            for _ in 0..6 {
-                rack.pass(3600);
-            }
+            rack.pass(10 * 3600);
             rack.world.silent = false;
-            for _ in 0..6 {
-                rack.pass(3600);
-            }
+            rack.pass(10 * 3600);
             assert_eq!(rack.phase(1), Phase::Deployed, "{exit} after {steps} steps");
             assert_eq!((holders(&rack, Turn::Attempt), holders(&rack, Turn::Imaging)), (0, 0));
         }
