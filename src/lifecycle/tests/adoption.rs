@@ -1,13 +1,13 @@
 //! What becomes of installed machines when files are lost, renamed, swapped or broken: none of it wipes one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    lifecycle::{Event, Record},
-    model::status::Phase,
+    lifecycle::{Event, Operation, Record},
+    model::{ids::NodeName, problem::Problem, spec::NodeSpec, status::Phase},
 };
 
-use super::{rack::*, support::*};
+use super::{rack::*, site::Dice, support::*};
 
 /// Everything happens that might: hours pass, and every machine is off half of the time.
 fn stays_untouched(mut rack: Rack, expected: Phase) {
@@ -241,4 +241,79 @@ fn a_spec_that_was_renamed_when_the_state_directory_was_lost_is_held() {
     rack.specs.insert(name(8), spec_of(8));
     rack.scan();
     assert_eq!((rack.phase(8), rack.writes()), (Phase::Deployed, 1));
+}
+
+/// Histories of mishaps.
+const SEEDS: u64 = 300;
+
+/// One thing that happens to files, processes and machines, none of which says that anything is to be wiped.
+fn mishap(rack: &mut Rack, dice: &mut Dice, shelf: &mut Vec<NodeSpec>) {
+    let present: Vec<NodeName> = rack.specs.keys().cloned().collect();
+    let [one, other] = [0, 1].map(|_| dice.pick(&present).clone());
+    match dice.roll(14) {
+        0 | 1 if one != other => {
+            let [mut a, mut b] = [&one, &other].map(|name| rack.specs[name].clone());
+            std::mem::swap(&mut a.name, &mut b.name);
+            rack.specs.extend([a, b].map(|spec| (spec.name.clone(), spec)));
+        }
+        2 | 3 => {
+            let mut spec = rack.specs.remove(&one).unwrap();
+            let taken = |name: &NodeName| {
+                present.contains(name) || shelf.iter().any(|spec| spec.name == *name)
+            };
+            spec.name = (0..).map(name).find(|name| !taken(name)).unwrap();
+            rack.specs.insert(spec.name.clone(), spec);
+        }
+        4 if present.len() > 2 => shelf.push(rack.specs.remove(&one).unwrap()),
+        5 => rack.specs.extend(shelf.drain(..).map(|spec| (spec.name.clone(), spec))),
+        6 => rack.broken.extend([one]),
+        7 => rack.broken.clear(),
+        8 => rack.clashes.extend([(one, vec![Problem::of_file("f", "clash")])]),
+        9 => rack.clashes.clear(),
+        // What was known of a machine whose file is not there is not known any more after a restart.
+        10 if shelf.is_empty() && rack.broken.is_empty() && rack.clashes.is_empty() => {
+            rack.scan();
+            rack.restart();
+        }
+        11 => rack.lose_directory("not mounted"),
+        12 => rack.specs.get_mut(&one).unwrap().timeouts.ramdisk += Duration::from_secs(1),
+        _ => {
+            let host = rack.specs[&one].bmc.address.host.clone();
+            if !rack.world.on.remove(&host) {
+                rack.world.on.insert(host);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_history_of_mishaps_wipes_an_installed_machine() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let mut rack = site();
+        let mut shelf = Vec::new();
+        for _ in 0..60 {
+            mishap(&mut rack, &mut dice, &mut shelf);
+            match dice.roll(3) {
+                0 => rack.scan(),
+                1 => rack.scan_only(),
+                _ => rack.pass(300),
+            }
+            for (host, operation) in &rack.world.story {
+                let switched = matches!(operation, Operation::SetPower(_));
+                assert!(switched, "seed {seed}: {operation:?} of {host}");
+            }
+        }
+        // The state directory is lost at the end of it, when everything is in place again.
+        rack.specs.extend(shelf.drain(..).map(|spec| (spec.name.clone(), spec)));
+        rack.broken.clear();
+        rack.clashes.clear();
+        for _ in 0..3 {
+            rack.scan();
+            rack.pass(7200);
+        }
+        assert_eq!(rack.count(Phase::Deployed), 4, "seed {seed}");
+        rack.restart_without_records();
+        stays_untouched(rack, Phase::Deployed);
+    }
 }

@@ -47,6 +47,8 @@ pub(super) struct World {
     pub(super) story: Vec<(String, Operation)>,
     /// Everything the carrier asked for, in order.
     pub(super) heard: Vec<Heard>,
+    /// The phases in the log.
+    pub(super) logged: Vec<Phase>,
     pub(super) running: VecDeque<Job>,
     /// BMCs that do not answer, with what is said of them.
     pub(super) faults: BTreeMap<String, Fault>,
@@ -112,7 +114,9 @@ impl Outside for World {
         self.statuses.insert(status.node.clone(), status);
     }
 
-    fn log_phase(&mut self, _: &Status) {}
+    fn log_phase(&mut self, status: &Status) {
+        self.logged.push(status.phase);
+    }
 
     fn forget(&mut self, node: &NodeName) {
         self.heard.push(Heard::Forget);
@@ -222,9 +226,27 @@ impl Rack {
             (name.clone(), if broken { Err(problems()) } else { Ok(Arc::new(spec.clone())) })
         };
         let specs: Specs = self.specs.iter().map(read).collect();
-        for (name, event) in self.carrier.compare(self.now, specs, &self.clashes) {
+        let clashes = self.clashes_with(&specs);
+        for (name, event) in self.carrier.compare(self.now, specs, &clashes) {
             self.carrier.step(self.now, &name, event, &mut self.world);
         }
+    }
+
+    /// The clashes a test wants, and specs in force that claim one machine, as the agent finds them.
+    fn clashes_with(&self, specs: &Specs) -> BTreeMap<NodeName, Vec<Problem>> {
+        let fleet = self.carrier.fleet();
+        let in_force = specs.iter().filter_map(|(name, spec)| match spec {
+            Ok(spec) => Some(spec),
+            Err(_) => fleet.node(name)?.spec(),
+        });
+        let mut claims = BTreeMap::<&str, Vec<&NodeName>>::new();
+        for spec in in_force.chain(fleet.leaving(specs)) {
+            claims.entry(&spec.bmc.address.host).or_default().push(&spec.name);
+        }
+        let doubles = claims.into_values().filter(|names| names.len() > 1).flatten();
+        let problems = || vec![Problem::of_file("f", "one machine twice")];
+        let clashes = doubles.map(|name| (name.clone(), problems()));
+        clashes.chain(self.clashes.clone()).collect()
     }
 
     /// The spec directory cannot be read.
