@@ -61,8 +61,8 @@ fn a_spec_that_wants_something_else_than_the_status_file_says_is_drift() {
         |rack| rack.redeploy(0..4, "second"),
         |rack| {
             rack.edit(0, |spec| {
-                spec.image.checksum = format!("sha256:{}", "7".repeat(64)).parse().unwrap()
-            })
+                spec.image.checksum = format!("sha256:{}", "7".repeat(64)).parse().unwrap();
+            });
         },
         |rack| rack.edit(0, |spec| spec.redeploy = None),
     ];
@@ -261,7 +261,7 @@ fn mishap(rack: &mut Rack, dice: &mut Dice, shelf: &mut Vec<NodeSpec>) {
             let taken = |name: &NodeName| {
                 present.contains(name) || shelf.iter().any(|spec| spec.name == *name)
             };
-            spec.name = (0..).map(name).find(|name| !taken(name)).unwrap();
+            spec.name = (0..99).map(name).find(|name| !taken(name)).unwrap();
             rack.specs.insert(spec.name.clone(), spec);
         }
         4 if present.len() > 2 => shelf.push(rack.specs.remove(&one).unwrap()),

@@ -30,7 +30,9 @@ fn no_more_machines_are_brought_up_or_written_at_once_than_allowed_and_all_get_t
             assert!(holders(&rack, Turn::Imaging) <= imagings);
             // One step at a time, and not always the oldest first.
             let steps = rack.world.story.len();
-            if let Some(job) = (steps % 3 == 0).then(|| rack.world.running.pop_back()).flatten() {
+            if let Some(job) =
+                steps.is_multiple_of(3).then(|| rack.world.running.pop_back()).flatten()
+            {
                 rack.world.running.push_front(job);
             }
             if !rack.end_one() {
