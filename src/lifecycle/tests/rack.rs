@@ -83,8 +83,8 @@ impl Outside for World {
             return Err("no space left".into());
         }
         self.heard.push(Heard::Save);
-        self.records
-            .insert(node.clone(), serde_json::to_string(record).expect("a record can be written"));
+        let saved = serde_json::to_string(record).map_err(|error| error.to_string())?;
+        self.records.insert(node.clone(), saved);
         Ok(())
     }
 
