@@ -3,7 +3,7 @@
 //! Started by [`super::Agent::run`]. The order in which things are carried out is the [`Carrier`]'s, what they are carried out upon
 //! is in `rooms.rs`. Nothing else may bring the core an event.
 
-use std::{collections::VecDeque, future::Future, sync::Arc, time::Duration};
+use std::{collections::VecDeque, future::Future, time::Duration};
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use tokio::{
@@ -17,7 +17,7 @@ use crate::{
     admin,
     callback::Request,
     lifecycle::{Carrier, Event},
-    model::{boot::Fetch, ids::NodeName, spec::NodeSpec},
+    model::{boot::Fetch, ids::NodeName},
     spec::{ReadError, Snapshot, clashes},
 };
 
@@ -95,16 +95,7 @@ impl Driver {
         let Self { carrier, specs_dir, .. } = self;
         let events = match snapshot {
             Ok(snapshot) => {
-                let fleet = carrier.fleet();
-                let in_force: Vec<Arc<NodeSpec>> = snapshot
-                    .nodes
-                    .iter()
-                    .filter_map(|(name, spec)| match spec {
-                        Ok(spec) => Some(Arc::clone(spec)),
-                        Err(_) => fleet.node(name)?.spec().cloned(),
-                    })
-                    .chain(fleet.leaving(&snapshot.nodes).cloned())
-                    .collect();
+                let in_force = carrier.fleet().in_force(&snapshot.nodes);
                 let clashes = clashes(specs_dir, in_force.iter().map(AsRef::as_ref));
                 carrier.compare(now(), snapshot.nodes, &clashes)
             }

@@ -13,6 +13,9 @@ use crate::{
 /// For a target that answers and is not what the ramdisk said it was.
 pub(super) const OTHER_MACHINE: &str = "another machine may answer under this address: look for a double address, and at the machine's console";
 
+/// The code of what was told to stop, and did.
+pub(super) const CANCELLED: &str = "Cancelled";
+
 /// A BMC call failed.
 pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
     use RetryAdvice::{Backoff, Never};
@@ -147,7 +150,7 @@ pub(super) fn of_iscsi(error: &IscsiError) -> Fault {
 pub(super) fn cancelled(step: Step) -> Fault {
     Fault::passing(
         step,
-        "Cancelled",
+        CANCELLED,
         "it was told to stop, because it took too long",
         "look at the BMC and the machine, or raise [timeouts]",
     )

@@ -44,7 +44,7 @@ use tracing::{error, info, warn};
 use crate::{
     admin, callback,
     config::{self, Config},
-    lifecycle::{Carrier, Fleet, Policy, Record},
+    lifecycle::{Carrier, Fleet, Left, Policy, Record},
     model::{ids::NodeName, problem::Problem, status::Installed},
     spec::Defaults,
     status_file::StatusFiles,
@@ -140,7 +140,14 @@ impl Agent {
             }
         }
         let witnessed = witnesses(&status_files(&config), &loaded.records);
-        let fleet = Fleet::resume(policy(&config), loaded.records, witnessed, now);
+        let left = match store.load_left() {
+            Err(damaged @ StoreError::Damaged { .. }) => {
+                error!(error = %damaged, "what was installed on machines without a spec is no longer known");
+                Left::default()
+            }
+            left => left?.unwrap_or_default(),
+        };
+        let fleet = Fleet::resume(policy(&config), loaded.records, left, witnessed, now);
         Ok(Self { config, store, fleet, tftp, callback, admin, pin })
     }
 

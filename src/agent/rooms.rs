@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     imaging::Meter,
-    lifecycle::{Event, Node, Operation, Outside, Record},
+    lifecycle::{Event, Left, Node, Operation, Outside, Record},
     model::{
         callback::Reply,
         fault::{Fault, Step},
@@ -21,6 +21,7 @@ use crate::{
 };
 
 use super::{
+    faults,
     menu::MenuWriter,
     publish::Publisher,
     work::{Workshop, cancel_signal},
@@ -35,6 +36,8 @@ pub(super) type Report = (NodeName, Event);
 #[derive(Debug)]
 pub(super) struct Rooms {
     store: Store,
+    /// Why records could not be written, as it was told.
+    unsaved: BTreeMap<NodeName, String>,
     menus: MenuWriter,
     publisher: Publisher,
     workshop: Arc<Workshop>,
@@ -60,6 +63,7 @@ impl Rooms {
     ) -> Self {
         Self {
             store,
+            unsaved: BTreeMap::new(),
             menus,
             publisher,
             workshop: Arc::new(workshop),
@@ -96,8 +100,27 @@ impl Rooms {
 
 impl Outside for Rooms {
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String> {
-        self.store.save(node, record).map_err(|error| {
-            error!(%node, %error, "a record cannot be written; nothing is started until it can");
+        match self.store.save(node, record) {
+            Ok(()) => {
+                if self.unsaved.remove(node).is_some() {
+                    info!(%node, "its record can be written again");
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let error = error.to_string();
+                // It is tried again every second, and told once.
+                if self.unsaved.insert(node.clone(), error.clone()).as_ref() != Some(&error) {
+                    error!(%node, error, "a record cannot be written; nothing is started until it can");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn keep(&mut self, left: &Left) -> Result<(), String> {
+        self.store.save_left(left).map_err(|error| {
+            error!(%error, "what is installed on a machine whose spec goes away cannot be written; its node is kept until it can");
             error.to_string()
         })
     }
@@ -122,7 +145,10 @@ impl Outside for Rooms {
                 drop(reports.try_send((node.clone(), Event::Progress { op, progress })));
             })
             .await;
-            if let Err(fault) = &outcome {
+            // That what was cancelled did not succeed is no news.
+            if let Err(fault) = &outcome
+                && fault.code != faults::CANCELLED
+            {
                 warn!(%node, %op, step = ?fault.step, code = %fault.code, error = fault.message, "operation failed");
             }
             if reports.send((node, Event::Done { op, outcome })).await.is_err() {
@@ -158,6 +184,7 @@ impl Outside for Rooms {
 
     fn forget(&mut self, node: &NodeName) {
         info!(%node, "its spec is gone: forgotten");
+        self.unsaved.remove(node);
         self.menus.remove(node);
         self.publisher.remove(node);
         if let Err(error) = self.store.remove(node) {

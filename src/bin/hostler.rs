@@ -10,7 +10,14 @@ use hostler::cli::{Args, Failure};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(usage) => {
+            // Nowhere is left to say that writing failed. 2 has a meaning of its own for some commands.
+            drop(usage.print());
+            return if usage.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
     let level = if args.is_agent() { "info" } else { "warn" };
     let filter = EnvFilter::try_from_env("HOSTLER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     // The journal and a terminal both want the log on standard error; standard output is for answers.

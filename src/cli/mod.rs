@@ -1,20 +1,29 @@
 //! The commands: what an administrator types.
 //!
-//! Called by the `hostler` binary. Looking needs no agent: `check` reads specs, `status` and `watch` read status files. `approve`
-//! and `retry` ask the running agent. Nothing here changes a node by itself.
+//! Called by the `hostler` binary. Looking needs no agent: `check`, `show` and `digest` read specs, `status`, `watch`, `wait` and
+//! `explain` read status files, and `plan` both. `approve` and `retry` ask the running agent. Nothing here changes a node by itself.
 
 mod check;
+mod digest;
+mod explain;
 mod orders;
+mod plan;
 mod run;
+mod show;
 mod status;
+mod wait;
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
-    config::{self, Config},
-    model::admin::Order,
+    config::{self, Config, ConfigError},
+    model::{admin::Order, ids::NodeName, problem::Problem, toml_reader::Document},
     ramdisk::build::{self, BuildOptions},
 };
 
@@ -58,6 +67,35 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Show a node's spec as it is in force, each value with where it was said.
+    Show {
+        #[command(flatten)]
+        place: NodePlace,
+    },
+    /// Print the digest that the status shows as `spec_digest` once the agent acts on this spec.
+    Digest {
+        /// The spec; `_defaults.toml` is read beside it.
+        file: PathBuf,
+        /// The agent's configuration, for its [defaults]; without it the one of this machine, if there is one.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Wait until a node has come to where it should.
+    #[command(after_help = wait::EXIT_CODES)]
+    Wait {
+        #[command(flatten)]
+        place: NodePlace,
+        #[command(flatten)]
+        goal: wait::Goal,
+    },
+    /// Tell the story of a node: what was done, seen and said, what comes next, and what you can do.
+    Explain {
+        #[command(flatten)]
+        place: NodePlace,
+    },
+    /// Show what the agent would do about a directory of specs, and what would be wiped.
+    #[command(after_help = plan::EXIT_CODES)]
+    Plan(plan::Asked),
     /// Let held nodes go on: consent to wipe machines that are on, for example. Exit code 1 if a node was not held.
     Approve(orders::For),
     /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if there was nothing to try again.
@@ -95,6 +133,19 @@ struct Place {
     config: PathBuf,
 }
 
+/// One node, and where its files are.
+#[derive(Debug, clap::Args)]
+struct NodePlace {
+    /// The node's name.
+    node: NodeName,
+    /// The directory with its file; by default what the configuration says.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// The agent's configuration; without it the one of this machine, if there is one.
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
     /// Columns for people.
@@ -102,6 +153,11 @@ enum Format {
     /// All of every status, for programs.
     Json,
 }
+
+/// What is wrong with the files a command needs, one a line.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+struct Problems(Vec<Problem>);
 
 /// An error as its chain of causes, for the binary to print one a line.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -130,6 +186,11 @@ impl Args {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Watch { place } => status::watch(&place.directory()?, out),
+            Command::Show { place } => show::show(&place, out),
+            Command::Digest { file, config } => digest::digest(&file, config.as_deref(), out),
+            Command::Wait { place, goal } => wait::wait(&place, &goal),
+            Command::Explain { place } => explain::explain(&place, out),
+            Command::Plan(asked) => plan::plan(&asked, out),
             Command::Approve(whom) => orders::give(Order::Approve, whom, out),
             Command::Retry(whom) => orders::give(Order::Retry, whom, out),
             Command::Ramdisk {
@@ -157,5 +218,44 @@ impl Place {
         }
         let Config { specs, .. } = config::read(&self.config)?;
         Ok(specs.status_dir.unwrap_or(specs.dir))
+    }
+}
+
+impl NodePlace {
+    /// The node's spec file, and the agent's `[defaults]`.
+    fn spec(&self) -> Result<(PathBuf, Option<Document>), Failure> {
+        let config = configuration(self.config.as_deref())?;
+        let defaults = config.as_ref().and_then(|config| config.defaults.clone());
+        let dir = self.dir.clone().or_else(|| Some(config?.specs.dir)).ok_or(NoDirectory)?;
+        Ok((dir.join(format!("{}.toml", self.node)), defaults))
+    }
+
+    /// The directory with the status files.
+    fn status_dir(&self) -> Result<PathBuf, Failure> {
+        if let Some(dir) = &self.dir {
+            return Ok(dir.clone());
+        }
+        let Config { specs, .. } = configuration(self.config.as_deref())?.ok_or(NoDirectory)?;
+        Ok(specs.status_dir.unwrap_or(specs.dir))
+    }
+}
+
+/// Nobody said where to look.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no directory: name it, or the agent's configuration; there is no {}",
+    config::DEFAULT_PATH
+)]
+struct NoDirectory;
+
+/// The configuration named, or the one of this machine. That there is none is no error: specs are also looked at elsewhere.
+fn configuration(named: Option<&Path>) -> Result<Option<Config>, ConfigError> {
+    match config::read(named.unwrap_or(Path::new(config::DEFAULT_PATH))) {
+        Err(ConfigError::Unreadable { source, .. })
+            if named.is_none() && source.kind() == io::ErrorKind::NotFound =>
+        {
+            Ok(None)
+        }
+        config => config.map(Some),
     }
 }

@@ -68,25 +68,27 @@ fn read(dir: &Path) -> Result<(Vec<Status>, Vec<StatusFileError>), StatusFileErr
 
 fn table(statuses: &[Status], now: Timestamp) -> String {
     let head = ["NODE", "PHASE", "FOR", "ATTEMPT", "PROGRESS", "MESSAGE"].map(str::to_owned);
-    let rows: Vec<[String; 6]> = statuses
-        .iter()
-        .map(|status| {
-            [
-                status.node.to_string(),
-                phase(status),
-                span(now.duration_since(status.since)),
-                status.attempt.to_string(),
-                status.progress.as_ref().map(progress).unwrap_or_default(),
-                status.message.clone(),
-            ]
-        })
-        .collect();
-    let all = || std::iter::once(&head).chain(&rows);
-    let widths: [usize; 6] = std::array::from_fn(|column| {
-        all().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    let rows = statuses.iter().map(|status| {
+        [
+            status.node.to_string(),
+            phase(status),
+            span(now.duration_since(status.since)),
+            status.attempt.to_string(),
+            status.progress.as_ref().map(progress).unwrap_or_default(),
+            status.message.clone(),
+        ]
+    });
+    columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+/// Rows with their cells one below the other.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     });
     let mut text = String::new();
-    for row in all() {
+    for row in rows {
         let cells: Vec<String> =
             row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text.push_str(cells.join("  ").trim_end());
@@ -114,7 +116,7 @@ fn phase(status: &Status) -> String {
 }
 
 /// `write [####······] 42% 31.0 MiB/s, 12s left`
-fn progress(progress: &Progress) -> String {
+pub(super) fn progress(progress: &Progress) -> String {
     let filled = progress.percent() * BAR_CELLS / 100;
     let bar: String = (0..BAR_CELLS).map(|cell| if cell < filled { '#' } else { '.' }).collect();
     let rest =
@@ -128,7 +130,7 @@ fn progress(progress: &Progress) -> String {
 }
 
 /// `2m10s`, rounded down to two units at most.
-fn span(duration: SignedDuration) -> String {
+pub(super) fn span(duration: SignedDuration) -> String {
     let s = duration.as_secs().max(0);
     match (s / 86_400, s / 3600 % 24, s / 60 % 60, s % 60) {
         (0, 0, 0, s) => format!("{s}s"),
@@ -139,7 +141,7 @@ fn span(duration: SignedDuration) -> String {
 }
 
 /// To the second, in UTC: administrators compare it with logs.
-fn clock(at: Timestamp) -> String {
+pub(super) fn clock(at: Timestamp) -> String {
     at.round(Unit::Second).unwrap_or(at).to_string()
 }
 

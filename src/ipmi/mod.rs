@@ -11,6 +11,8 @@ mod client;
 mod commands;
 mod crypto;
 mod error;
+#[cfg(fuzzing)]
+mod fuzz;
 mod handshake;
 mod link;
 mod packet;
@@ -18,3 +20,5 @@ mod session;
 
 pub use client::{Bmc, BmcConfig, Timing};
 pub use error::{IpmiError, IpmiErrorKind};
+#[cfg(fuzzing)]
+pub use fuzz::fuzz;

@@ -37,7 +37,7 @@ pub(super) struct Request {
     answered_by: u8,
     number: u8,
     command: u8,
-    message: Vec<u8>,
+    pub(super) message: Vec<u8>,
 }
 
 /// A BMC's answer.

@@ -23,6 +23,8 @@ mod chap;
 mod connection;
 mod disk;
 mod error;
+#[cfg(fuzzing)]
+mod fuzz;
 mod login;
 mod negotiate;
 mod pdu;
@@ -37,4 +39,6 @@ pub use chap::Chap;
 pub use connection::Options;
 pub use disk::{Lun, TargetAddress};
 pub use error::{DigestOf, ErrorKind, IscsiError, LoginRefusal};
+#[cfg(fuzzing)]
+pub use fuzz::fuzz;
 pub use scsi::{ScsiFailure, Sense};

@@ -144,7 +144,7 @@ impl Node {
 
     /// The attempt begins.
     pub(super) fn begin(&mut self, now: Timestamp) {
-        self.record.attempt += 1;
+        self.record.attempt = self.record.attempt.saturating_add(1);
         self.record.durations.clear();
         self.record.last_seen = LastSeen::default();
         self.refused = 0;
@@ -170,19 +170,19 @@ impl Node {
                 let was_preflight = self.record.not_before.is_none_or(|at| at <= now);
                 self.miss_power(now, fault.clone());
                 if was_preflight && self.may_start() {
-                    self.record.attempt += 1;
+                    self.record.attempt = self.record.attempt.saturating_add(1);
                     self.fail(now, fault, actions);
                 }
             }
             State::Held { .. } | State::Failed => self.miss_power(now, fault),
-            State::SettingPower { .. } if may_pass && self.record.tries + 1 < POWER_TRIES_MAX => {
+            State::SettingPower { .. } if may_pass && self.may_try_again(POWER_TRIES_MAX) => {
                 self.pause(now, fault);
             }
             State::SettingPower { .. } => self.power_not_set(now, fault),
-            State::Restarting { .. } if may_pass && self.record.tries + 1 < RESTART_TRIES_MAX => {
+            State::Restarting { .. } if may_pass && self.may_try_again(RESTART_TRIES_MAX) => {
                 self.pause(now, fault);
             }
-            State::CleaningUp { .. } if may_pass && self.record.tries + 1 < CLEANUP_TRIES_MAX => {
+            State::CleaningUp { .. } if may_pass && self.may_try_again(CLEANUP_TRIES_MAX) => {
                 self.pause(now, fault);
                 self.record.deadline = None;
             }
@@ -198,6 +198,10 @@ impl Node {
             | State::WaitingCompleted { .. }
             | State::Restarting { .. } => self.fail(now, fault, actions),
         }
+    }
+
+    fn may_try_again(&self, tries_max: u32) -> bool {
+        self.record.tries.saturating_add(1) < tries_max
     }
 
     /// The present state's work is tried again, after a pause.

@@ -19,6 +19,7 @@ use crate::model::{
 use super::{
     event::{Action, Event, Operation},
     fleet::{Fleet, Specs},
+    left::Left,
     node::Node,
     state::Record,
 };
@@ -27,6 +28,8 @@ use super::{
 pub trait Outside {
     /// Makes a node's record durable; when this returns, it is. On failure: what is wrong, for people.
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String>;
+    /// Makes durable what no node has any more; when this returns, it is. On failure: what is wrong, for people.
+    fn keep(&mut self, left: &Left) -> Result<(), String>;
     /// Puts the node's boot menu in force.
     fn serve(&mut self, node: &Node);
     /// Starts an operation; its end comes back as [`Event::Done`].
@@ -51,12 +54,14 @@ pub struct Carrier {
     fleet: Fleet,
     /// Nodes whose record could not be written, with the actions that wait for it.
     unsaved: BTreeMap<NodeName, Vec<Action>>,
+    /// The changes of [`Fleet::left`] that are durable.
+    kept: u64,
 }
 
 impl Carrier {
     /// A carrier for this fleet.
     pub fn new(fleet: Fleet) -> Self {
-        Self { fleet, unsaved: BTreeMap::new() }
+        Self { fleet, unsaved: BTreeMap::new(), kept: 0 }
     }
 
     /// The fleet, to look at.
@@ -112,7 +117,11 @@ impl Carrier {
     pub fn tick(&mut self, now: Timestamp, outside: &mut impl Outside) {
         let unsaved = self.unsaved.keys().cloned().collect::<Vec<_>>();
         for name in unsaved.into_iter().chain(self.fleet.due(now)) {
-            self.step(now, &name, Event::Tick, outside);
+            if self.fleet.node(&name).is_some() {
+                self.step(now, &name, Event::Tick, outside);
+            } else {
+                self.carry_out(now, &name, None, Vec::new(), outside);
+            }
         }
     }
 
@@ -147,8 +156,20 @@ impl Carrier {
         let is_unsaved = unsaved.is_some();
         let mut waiting = unsaved.unwrap_or_default();
         waiting.extend(actions);
+        let kept = self.keep_left(outside);
         let Some(node) = self.fleet.node(name) else {
-            return forget(name, waiting, outside);
+            // Nothing of the node runs any more; callers still want their answer.
+            for action in waiting {
+                if let Action::Reply { request, reply } = action {
+                    outside.reply(request, reply);
+                }
+            }
+            if kept.is_ok() {
+                outside.forget(name);
+            } else {
+                self.unsaved.insert(name.clone(), Vec::new());
+            }
+            return;
         };
         let record = node.record();
         let phase_before = before.map(|before| before.phase);
@@ -156,7 +177,7 @@ impl Carrier {
             outside.log_phase(&node.status(now));
         }
         if (is_unsaved || before != Some(record))
-            && let Err(error) = outside.save(name, record)
+            && let Err(error) = kept.and_then(|()| outside.save(name, record))
         {
             let mut status = node.status(now);
             status.message = format!("{error}; nothing is started until it can be written");
@@ -179,14 +200,14 @@ impl Carrier {
         }
         outside.show(node.status(now));
     }
-}
 
-/// Nothing of the node runs any more; callers still want their answer.
-fn forget(name: &NodeName, waiting: Vec<Action>, outside: &mut impl Outside) {
-    for action in waiting {
-        if let Action::Reply { request, reply } = action {
-            outside.reply(request, reply);
+    /// Before the record that knew it is changed or removed.
+    fn keep_left(&mut self, outside: &mut impl Outside) -> Result<(), String> {
+        let left = self.fleet.left();
+        if left.changes() != self.kept {
+            outside.keep(left)?;
+            self.kept = left.changes();
         }
+        Ok(())
     }
-    outside.forget(name);
 }

@@ -7,17 +7,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use crate::model::{
-    ids::NodeName,
-    problem::Problem,
-    spec::{BmcAddress, NodeSpec},
-    status::Installed,
-};
+use crate::model::{ids::NodeName, problem::Problem, spec::NodeSpec, status::Installed};
 
 use super::{
     agenda::Agenda,
     breaker::Breaker,
     event::{Action, Event, Turn},
+    left::Left,
     node::{Node, OBSERVATION_INTERVAL, wants_reinstall},
     state::{Hold, Record, State},
     turns::Turns,
@@ -27,8 +23,6 @@ use super::{
 /// What one scan of the spec directory found for each name.
 pub type Specs = BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>;
 
-/// Forgotten installations that are remembered: more than a site has, and small enough for any memory.
-const LEFT_MAX: usize = 10_000;
 /// Looks at power states in a second, of all nodes together: each costs its BMC and this machine some work, for ever.
 const LOOKS_PER_S: u32 = 5;
 
@@ -53,33 +47,31 @@ pub struct Fleet {
     agenda: Agenda,
     turns: Turns,
     breaker: Breaker,
-    /// What is installed on machines whose spec went away or moved to another one, by their BMC; `None`: a record was lost, and nobody
-    /// knows. A spec file that is renamed, swapped, or comes back, finds it so: nothing is ever wiped because a file went away.
-    left: BTreeMap<BmcAddress, Option<Installed>>,
-    /// The same of nodes that have no spec yet, by their name: what the status files say where a record is lost.
-    witnessed: BTreeMap<NodeName, Option<Installed>>,
+    left: Left,
     /// Whether every record is lost and the directory has not been read since.
     state_lost: bool,
 }
 
 impl Fleet {
-    /// The fleet as it was recorded. `witnessed` is what the status files say is installed, for nodes that have no record any more, or
-    /// one that was damaged.
+    /// The fleet as it was recorded, with what had been left when the agent ended. `witnessed` is what the status files say is installed,
+    /// for nodes that have no record any more, or one that was damaged.
     pub fn resume(
         policy: Policy,
         records: BTreeMap<NodeName, Record>,
+        mut left: Left,
         witnessed: BTreeMap<NodeName, Installed>,
         now: Timestamp,
     ) -> Self {
+        let state_lost = records.is_empty() && !witnessed.is_empty();
+        left.witness(witnessed);
         let mut fleet = Self {
             policy,
             nodes: BTreeMap::new(),
             agenda: Agenda::default(),
             turns: Turns::new(policy.attempts_max, policy.imagings_max),
             breaker: Breaker::default(),
-            left: BTreeMap::new(),
-            state_lost: records.is_empty() && !witnessed.is_empty(),
-            witnessed: witnessed.into_iter().map(|(name, found)| (name, Some(found))).collect(),
+            left,
+            state_lost,
         };
         let first_looks = (0..).map(|n| after(now, Duration::from_secs(1) / LOOKS_PER_S * n));
         for ((name, record), first_look) in records.into_iter().zip(first_looks) {
@@ -113,7 +105,9 @@ impl Fleet {
         if specs.is_empty() {
             return self.hold("the spec directory is empty; hostler does not take that for an order to forget its nodes");
         }
-        self.doubt_new_names(&specs);
+        if std::mem::take(&mut self.state_lost) {
+            self.left.doubt_new_names(specs.keys());
+        }
         self.note_departures(&specs);
         let reinstalls: Vec<NodeName> = specs
             .iter()
@@ -147,32 +141,16 @@ impl Fleet {
         events
     }
 
-    /// Whether this spec, and not the one before it, would have an installed machine wiped.
+    /// Whether this spec, and not the one before it, would have an installed machine wiped. A spec that names another node's machine,
+    /// or its own for the first time, never would.
     fn newly_reinstalls(&self, name: &NodeName, spec: &NodeSpec) -> bool {
-        let known = self.nodes.get(name).and_then(|node| Some((node, node.spec()?)));
-        let same_machine = known.filter(|(_, old)| old.bmc.address == spec.bmc.address);
-        let is_change = same_machine.is_none_or(|(node, old)| {
-            let held = node.record.too_many_changes && old.redeploy != spec.redeploy;
-            old.paused || held || !node.wants_install()
-        });
-        let moved = self.left.get(&spec.bmc.address).filter(|_| same_machine.is_none());
-        let installed = match (moved, known) {
-            (Some(installed), _) => installed.as_ref(),
-            (None, Some((node, _))) => node.record.installed.as_ref(),
-            (None, None) => None,
+        let Some(node) = self.nodes.get(name) else { return false };
+        let (Some(old), Some(installed)) = (node.spec(), &node.record.installed) else {
+            return false;
         };
-        let wiped = installed.is_some_and(|installed| wants_reinstall(spec, installed));
-        is_change && wiped && !spec.paused
-    }
-
-    /// Where every record was lost and status files are left whose specs are gone, a spec without one may be one of those, renamed.
-    fn doubt_new_names(&mut self, specs: &Specs) {
-        let state_lost = std::mem::take(&mut self.state_lost);
-        if state_lost && self.witnessed.keys().any(|name| !specs.contains_key(name)) {
-            for name in specs.keys() {
-                self.witnessed.entry(name.clone()).or_insert(None);
-            }
-        }
+        let held = node.record.too_many_changes && old.redeploy != spec.redeploy;
+        let is_change = old.paused || held || !node.wants_install();
+        is_change && wants_reinstall(spec, installed) && !spec.paused
     }
 
     /// Writes down what is installed on machines that their specs do not name any more, before another spec does.
@@ -185,7 +163,7 @@ impl Fleet {
                 None => false,
             };
             if !stays {
-                leave(&mut self.left, &old.bmc.address, &node.record);
+                self.left.leave(name, &node.record);
             }
         }
     }
@@ -231,13 +209,14 @@ impl Fleet {
         let Some(node) = self.nodes.get_mut(name).filter(|node| node.record.spec.is_none()) else {
             return;
         };
-        match self.witnessed.remove(name) {
-            Some(None) => node.record = Record::distrusted(now),
-            Some(installed) => {
+        let unknown = matches!(node.record.state, State::Held { .. });
+        match self.left.node(name).filter(|_| node.record.installed.is_none()).cloned() {
+            Some(None) if !unknown => node.record = Record::distrusted(now),
+            Some(Some(installed)) => {
                 node.record.state = State::Idle;
-                node.record.installed = installed;
+                node.record.installed = Some(installed);
             }
-            None => {}
+            Some(None) | None => {}
         }
     }
 
@@ -247,7 +226,7 @@ impl Fleet {
         if node.spec().is_some_and(|old| old.bmc.address == spec.bmc.address) {
             return;
         }
-        let moved = self.left.remove(&spec.bmc.address);
+        let moved = self.left.machine(&spec.bmc.address).cloned();
         if node.spec().is_some() {
             match moved {
                 Some(None) if node.record.state.at_rest() => {
@@ -255,23 +234,26 @@ impl Fleet {
                     node.record.state = State::Held { redeploy, reason };
                     node.record.installed = None;
                 }
-                Some(installed) => node.moved_here = installed,
-                None => {}
+                Some(Some(installed)) => {
+                    let redeploy = spec.redeploy.clone();
+                    node.moved_here = Some(Installed { redeploy, ..installed });
+                }
+                Some(None) | None => {}
             }
             return;
         }
+        self.left.found(name);
         match moved {
             Some(None) => node.record = Record::distrusted(now),
             Some(installed) => {
                 node.record.state = State::Idle;
                 node.record.installed = installed;
             }
-            None => {
-                // A `redeploy` that was there already is no consent: it may be years old.
-                if let Some(installed) = &mut node.record.installed {
-                    installed.redeploy.clone_from(&spec.redeploy);
-                }
-            }
+            None => {}
+        }
+        // A `redeploy` that comes with the machine is no consent: it may be years old.
+        if let Some(installed) = &mut node.record.installed {
+            installed.redeploy.clone_from(&spec.redeploy);
         }
     }
 
@@ -289,22 +271,29 @@ impl Fleet {
     }
 
     fn forget(&mut self, name: &NodeName) {
-        let Some(Node { record, .. }) = self.nodes.remove(name) else { return };
-        match &record.spec {
-            Some(spec) => leave(&mut self.left, &spec.bmc.address, &record),
-            None => leave(&mut self.witnessed, name, &record),
+        if let Some(Node { record, .. }) = self.nodes.remove(name) {
+            self.left.leave(name, &record);
         }
     }
 
-    /// The nodes that go on under a spec which a scan did not find: they still have their machine and their cards.
-    pub fn leaving<'a>(&'a self, found: &'a Specs) -> impl Iterator<Item = &'a Arc<NodeSpec>> {
-        self.nodes
-            .iter()
-            .filter(|(name, node)| {
-                let busy = node.running.is_some() || !node.record.state.at_rest();
-                busy && !found.contains_key(*name)
-            })
-            .filter_map(|(_, node)| node.record.spec.as_ref())
+    /// What is to be kept beside the records, because no node has it any more.
+    pub fn left(&self) -> &Left {
+        &self.left
+    }
+
+    /// The specs in force once these were found: the good ones, the last good ones of those that are broken, and those of nodes that
+    /// are still busy with a spec that is gone. Each has its machine and its cards.
+    pub fn in_force(&self, found: &Specs) -> Vec<Arc<NodeSpec>> {
+        let last_good = |name| self.nodes.get(name)?.record.spec.clone();
+        let kept = found.iter().filter_map(|(name, spec)| match spec {
+            Ok(spec) => Some(Arc::clone(spec)),
+            Err(_) => last_good(name),
+        });
+        let leaving = self.nodes.iter().filter(|(name, node)| {
+            let busy = node.running.is_some() || !node.record.state.at_rest();
+            busy && !found.contains_key(*name)
+        });
+        kept.chain(leaving.filter_map(|(_, node)| node.record.spec.clone())).collect()
     }
 
     /// The nodes that want an [`Event::Tick`] by now.
@@ -315,18 +304,5 @@ impl Fleet {
     /// When the next node wants an [`Event::Tick`].
     pub fn next_wake(&self) -> Option<Timestamp> {
         self.agenda.next().map(|(at, _)| at)
-    }
-}
-
-/// Keeps in mind what is known of a machine whose node goes away or turns to another one.
-fn leave<K: Ord + Clone>(left: &mut BTreeMap<K, Option<Installed>>, key: &K, record: &Record) {
-    let unknown = matches!(record.state, State::Held { reason: Hold::RecordLost, .. });
-    if record.installed.is_some() || unknown {
-        left.insert(key.clone(), record.installed.clone());
-    } else {
-        left.remove(key);
-    }
-    if left.len() > LEFT_MAX {
-        left.pop_first();
     }
 }

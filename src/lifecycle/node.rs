@@ -86,7 +86,8 @@ impl Node {
 
     /// A node from its durable record, as after a crash. What was under way is started again, within the old deadlines, once the
     /// spec directory has been read.
-    pub fn resume(name: NodeName, record: Record, policy: Policy, now: Timestamp) -> Self {
+    pub fn resume(name: NodeName, mut record: Record, policy: Policy, now: Timestamp) -> Self {
+        record.boot_again_if_cut_off();
         Self {
             name,
             policy,
@@ -441,11 +442,9 @@ impl Node {
         if self.record.phase.is_busy() {
             let spent_ms =
                 u64::try_from(now.duration_since(self.record.since).as_millis()).unwrap_or(0);
-            *self
-                .record
-                .durations
-                .entry(format!("{}_ms", self.record.phase.as_str()))
-                .or_default() += spent_ms;
+            let name = format!("{}_ms", self.record.phase.as_str());
+            let total_ms = self.record.durations.entry(name).or_default();
+            *total_ms = total_ms.saturating_add(spent_ms);
         }
         self.record.phase = phase;
         self.record.since = now;

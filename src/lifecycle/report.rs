@@ -198,7 +198,7 @@ impl Node {
     fn again(&self, tries_max: u32) -> String {
         let tries = self.record.tries;
         self.bmc_trouble.as_ref().filter(|_| tries > 0).map_or_else(String::new, |trouble| {
-            format!("; try {} of {tries_max} after: {}", tries + 1, trouble.message)
+            format!("; try {} of {tries_max} after: {}", tries.saturating_add(1), trouble.message)
         })
     }
 
@@ -255,7 +255,7 @@ impl Node {
         }
     }
 
-    fn drifted(&self) -> bool {
+    pub(super) fn drifted(&self) -> bool {
         self.record
             .installed
             .as_ref()
@@ -271,12 +271,7 @@ impl Node {
         };
         let mut conditions = Vec::new();
         if let Some(reason) = self.held_for() {
-            let reason = match reason {
-                Hold::PoweredOn => "PoweredOn",
-                Hold::RecordLost => "RecordLost",
-                Hold::TooManyChanges => "TooManyChanges",
-            };
-            conditions.push(condition("Held", true, reason, String::new()));
+            conditions.push(condition("Held", true, reason.as_str(), String::new()));
         }
         if self.record.installed.is_some() {
             let drifted = self.drifted();

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
+    boot::BootStage,
     disk::Disk,
     power::PowerState,
     secret::{AttemptKey, Secret},
@@ -86,6 +87,19 @@ impl Record {
     pub fn distrusted(now: Timestamp) -> Self {
         let state = State::Held { redeploy: None, reason: Hold::RecordLost };
         Self { state, ..Self::new(now) }
+    }
+
+    /// The agent was gone. A machine in the middle of its boot files has lost its server: pxelinux asks on for two minutes and then
+    /// stands for five, GRUB asks again after half a minute or more. So it is switched off and on, in the same attempt.
+    pub(super) fn boot_again_if_cut_off(&mut self) {
+        use BootStage::{Kernel, Loader, Menu};
+        if let State::WaitingRamdisk { attempt } = &self.state
+            && attempt.peer.is_none()
+            && matches!(self.last_seen.fetched, Some(Loader | Menu | Kernel))
+        {
+            self.state = State::PoweringOn { attempt: attempt.clone() };
+            self.last_seen = LastSeen::default();
+        }
     }
 }
 
@@ -176,6 +190,19 @@ pub enum Hold {
     RecordLost,
     /// Too many nodes were to be reinstalled at once, so that it may be a mistake.
     TooManyChanges,
+}
+
+impl Hold {
+    pub(super) const ALL: [Self; 3] = [Self::PoweredOn, Self::RecordLost, Self::TooManyChanges];
+
+    /// The reason of the condition `Held`.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::PoweredOn => "PoweredOn",
+            Self::RecordLost => "RecordLost",
+            Self::TooManyChanges => "TooManyChanges",
+        }
+    }
 }
 
 /// Why a node is cleaned up, and so what comes then.

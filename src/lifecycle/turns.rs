@@ -136,6 +136,10 @@ impl Node {
                 // Waiting was not writing: the whole time for it begins now.
                 let state = self.record.state.clone();
                 self.enter(now, state);
+                let message = self.message();
+                if let Some(entry) = self.record.history.last_mut() {
+                    entry.message = message;
+                }
             }
             _ => {}
         }

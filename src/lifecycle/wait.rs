@@ -81,7 +81,7 @@ impl Node {
     /// So many tries of the BMC, with the pauses between them.
     fn limit_of_tries(&self, timeouts: &Timeouts, tries_max: u32) -> Duration {
         let pauses: Duration = (1..tries_max).map(|tries| self.pause_after(tries)).sum();
-        power_limit(timeouts).saturating_mul(tries_max) + pauses
+        power_limit(timeouts).saturating_mul(tries_max).saturating_add(pauses)
     }
 
     /// A spec with other timeouts counts from the beginning of the present wait, which could last `limit_before` until now.
@@ -98,16 +98,17 @@ impl Node {
         }
     }
 
-    /// A clock that was set back must not make any wait longer than its whole length.
+    /// A clock that was set back must not make any wait longer than its whole length, nor a phase begin in the future.
     pub(super) fn bound_waits(&mut self, now: Timestamp) {
-        let limit = self.limit();
+        let (limit, pause) = (self.limit(), self.whole_pause());
         let bound = |at: &mut Timestamp, limit| *at = (*at).min(after(now, limit));
         if let (Some(deadline), Some(limit)) = (&mut self.record.deadline, limit) {
             bound(deadline, limit);
         }
         if let Some(not_before) = &mut self.record.not_before {
-            bound(not_before, backoff::LONGEST);
+            bound(not_before, pause);
         }
+        self.record.since = self.record.since.min(now);
         if let Some(forced_at) = &mut self.record.power_forced_at {
             bound(forced_at, Duration::ZERO);
         }
@@ -115,6 +116,16 @@ impl Node {
         bound(&mut self.next_observation, interval);
         if let (Some(running), Some(spec)) = (&mut self.running, &self.record.spec) {
             bound(&mut running.patience_until, power_limit(&spec.timeouts));
+        }
+    }
+
+    /// How long the pause before the state's work may be.
+    fn whole_pause(&self) -> Duration {
+        match (&self.record.state, &self.record.spec) {
+            (State::Idle, Some(spec)) => {
+                backoff::pause(&self.name, self.record.attempt, spec.retry.backoff)
+            }
+            _ => self.pause_after(self.record.tries),
         }
     }
 
@@ -135,7 +146,7 @@ impl Node {
 
 /// How long an operation of the BMC may take: off, boot device and on, each within `timeouts.power`.
 pub(super) fn power_limit(timeouts: &Timeouts) -> Duration {
-    (timeouts.power.saturating_mul(3) + OPERATION_SLACK).max(CANCEL_PATIENCE)
+    timeouts.power.saturating_mul(3).saturating_add(OPERATION_SLACK).max(CANCEL_PATIENCE)
 }
 
 /// `now` plus a duration; the far end of time if there is no such moment.

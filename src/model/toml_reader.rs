@@ -12,8 +12,10 @@ use super::problem::Problem;
 use document::{Node, Table, Value};
 
 mod document;
+mod setting;
 
 pub use document::Document;
+pub use setting::{Origin, Setting};
 
 /// Largest file read, in bytes: a spec has one or two thousand; more is a mistake or an attack on memory.
 pub const FILE_BYTES_MAX: usize = 256 * 1024;
@@ -27,7 +29,13 @@ const LIST_MAX: usize = 64;
 const DURATION_RANGE: RangeInclusive<SignedDuration> =
     SignedDuration::from_secs(1)..=SignedDuration::from_hours(7 * 24);
 
-type Problems = RefCell<Vec<Problem>>;
+/// What a reading has come upon so far.
+#[derive(Debug, Default)]
+struct Findings {
+    problems: Vec<Problem>,
+    /// The values in force; `None` when nobody asked for them.
+    settings: Option<Vec<Setting>>,
+}
 
 /// Whether required keys must be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +55,7 @@ pub struct Section<'a> {
     path: String,
     extent: Extent,
     known: Vec<&'static str>,
-    problems: &'a Problems,
+    findings: &'a RefCell<Findings>,
 }
 
 /// One key of a table, present or not.
@@ -58,8 +66,9 @@ pub struct Field<'a> {
     values: Vec<(&'a Document, &'a Node)>,
     path: String,
     extent: Extent,
+    fallback: Option<Value>,
     later: bool,
-    problems: &'a Problems,
+    findings: &'a RefCell<Findings>,
 }
 
 /// Reads `top` over the documents `below` it, the most specific first, with `body`. What that returns is good only if no problem
@@ -70,7 +79,32 @@ pub fn read<T>(
     extent: Extent,
     body: impl FnOnce(&mut Section<'_>) -> T,
 ) -> (T, Vec<Problem>) {
-    let problems = RefCell::default();
+    let (value, findings) = walk(top, below, extent, Findings::default(), body);
+    let mut problems = findings.problems;
+    problems.sort_by_key(|problem| (problem.file != top.name(), problem.at));
+    (value, problems)
+}
+
+/// The values in force, in the order in which `body` asks for them: each with where it was said. It means something only of what
+/// [`read`] finds no problem in.
+pub fn settings<T>(
+    top: &Document,
+    below: &[&Document],
+    body: impl FnOnce(&mut Section<'_>) -> T,
+) -> Vec<Setting> {
+    let findings = Findings { settings: Some(Vec::new()), ..Findings::default() };
+    let (_, findings) = walk(top, below, Extent::Whole, findings, body);
+    findings.settings.unwrap_or_default()
+}
+
+fn walk<T>(
+    top: &Document,
+    below: &[&Document],
+    extent: Extent,
+    findings: Findings,
+    body: impl FnOnce(&mut Section<'_>) -> T,
+) -> (T, Findings) {
+    let findings = RefCell::new(findings);
     let layers = std::iter::once(top).chain(below.iter().copied());
     let mut section = Section {
         home: (top, None),
@@ -78,13 +112,11 @@ pub fn read<T>(
         path: String::new(),
         extent,
         known: Vec::new(),
-        problems: &problems,
+        findings: &findings,
     };
     let value = body(&mut section);
     section.finish();
-    let mut problems = problems.into_inner();
-    problems.sort_by_key(|problem| (problem.file != top.name(), problem.at));
-    (value, problems)
+    (value, findings.into_inner())
 }
 
 impl<'a> Section<'a> {
@@ -98,8 +130,9 @@ impl<'a> Section<'a> {
             values: self.layers.iter().filter_map(value).collect(),
             path: join(&self.path, key),
             extent: self.extent,
+            fallback: None,
             later: false,
-            problems: self.problems,
+            findings: self.findings,
         }
     }
 
@@ -119,7 +152,7 @@ impl<'a> Section<'a> {
             for (key, node) in table.iter().filter(|(_, node)| node.value.as_str().is_none()) {
                 let path = join(&self.path, key);
                 let message = wrong_type("a string", &node.value);
-                report(self.problems, document, Some(node.offset), &path, &message);
+                report(self.findings, document, Some(node.offset), &path, &message);
             }
         }
     }
@@ -133,7 +166,7 @@ impl<'a> Section<'a> {
                     None => "unknown key".to_owned(),
                 };
                 let path = join(&self.path, key);
-                report(self.problems, document, Some(node.key_offset), &path, &message);
+                report(self.findings, document, Some(node.key_offset), &path, &message);
             }
         }
     }
@@ -144,8 +177,14 @@ impl Field<'_> {
     pub fn required(self) -> Self {
         if self.values.is_empty() && self.extent == Extent::Whole {
             let (document, offset) = self.home;
-            report(self.problems, document, offset, &self.path, "missing");
+            report(self.findings, document, offset, &self.path, "missing");
         }
+        self
+    }
+
+    /// What the key says where nobody says it: a string, an integer or a flag.
+    pub fn or(mut self, fallback: impl Into<toml::Value>) -> Self {
+        self.fallback = Value::plain(fallback.into());
         self
     }
 
@@ -203,11 +242,11 @@ impl Field<'_> {
             match value.as_str().map_or_else(|| Err(wrong_type("a string", value)), &mut parse) {
                 Ok(value) => values.push(value),
                 Err(message) => {
-                    report(self.problems, document, Some(element.offset), &self.path, &message);
+                    report(self.findings, document, Some(element.offset), &self.path, &message);
                 }
             }
         }
-        if values.len() == array.len() { self.unless_later(list.offset, values) } else { None }
+        if values.len() == array.len() { self.accept(list, values) } else { None }
     }
 
     /// One string or a list of at least one.
@@ -228,7 +267,7 @@ impl Field<'_> {
 
     /// A table, read by `body` even if it is absent: so its own required keys are missed and its defaults apply.
     pub fn table<T>(self, body: impl FnOnce(&mut Section<'_>) -> T) -> T {
-        let before = self.problems.borrow().len();
+        let before = self.findings.borrow().problems.len();
         let mut layers = Vec::with_capacity(self.values.len());
         let mut home = (self.home.0, None);
         let mut extent = self.extent;
@@ -240,7 +279,7 @@ impl Field<'_> {
                 }
             } else {
                 let message = wrong_type("a table", &value.value);
-                report(self.problems, document, Some(value.offset), &self.path, &message);
+                report(self.findings, document, Some(value.offset), &self.path, &message);
                 extent = Extent::Part;
             }
         }
@@ -250,13 +289,13 @@ impl Field<'_> {
             path: self.path.clone(),
             extent,
             known: Vec::new(),
-            problems: self.problems,
+            findings: self.findings,
         };
         let value = body(&mut section);
         section.finish();
         if let Some((_, first)) = self.values.first()
             && self.later
-            && self.problems.borrow().len() == before
+            && self.findings.borrow().problems.len() == before
         {
             self.wrong(first.offset, NOT_YET);
         }
@@ -278,31 +317,49 @@ impl Field<'_> {
         expected: &str,
         get: impl FnOnce(&Value) -> Option<Result<T, String>>,
     ) -> Option<T> {
-        let (_, value) = *self.values.first()?;
-        let offset = value.offset;
-        match get(&value.value) {
-            Some(Ok(good)) => self.unless_later(offset, good),
+        let Some((_, node)) = self.values.first() else {
+            let fallback = self.fallback.as_ref()?;
+            self.note(fallback, || Origin::Default);
+            return get(fallback)?.ok();
+        };
+        match get(&node.value) {
+            Some(Ok(good)) => self.accept(node, good),
             Some(Err(message)) => {
-                self.wrong(offset, &message);
+                self.wrong(node.offset, &message);
                 None
             }
             None => {
-                self.wrong(offset, &wrong_type(expected, &value.value));
+                self.wrong(node.offset, &wrong_type(expected, &node.value));
                 None
             }
         }
     }
 
-    fn unless_later<T>(&self, offset: usize, value: T) -> Option<T> {
+    /// A good value, unless it comes too early.
+    fn accept<T>(&self, node: &Node, value: T) -> Option<T> {
         if self.later {
-            self.wrong(offset, NOT_YET);
+            self.wrong(node.offset, NOT_YET);
+            return None;
         }
-        (!self.later).then_some(value)
+        if let Some((document, _)) = self.values.first() {
+            self.note(&node.value, || document.origin(node.offset));
+        }
+        Some(value)
+    }
+
+    fn note(&self, value: &Value, origin: impl FnOnce() -> Origin) {
+        if let Some(settings) = &mut self.findings.borrow_mut().settings {
+            settings.push(Setting {
+                key: self.path.clone(),
+                value: value.to_toml(),
+                origin: origin(),
+            });
+        }
     }
 
     fn wrong(&self, offset: usize, message: &str) {
         if let Some((document, _)) = self.values.first() {
-            report(self.problems, document, Some(offset), &self.path, message);
+            report(self.findings, document, Some(offset), &self.path, message);
         }
     }
 }
@@ -319,13 +376,13 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn report(
-    problems: &Problems,
+    findings: &RefCell<Findings>,
     document: &Document,
     offset: Option<usize>,
     path: &str,
     message: &str,
 ) {
-    let mut problems = problems.borrow_mut();
+    let problems = &mut findings.borrow_mut().problems;
     if problems.len() < PROBLEMS_MAX {
         problems.push(document.problem(offset, path, message));
     }

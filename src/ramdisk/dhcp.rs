@@ -16,6 +16,8 @@ const MAGIC_COOKIE: [u8; 4] = [99, 130, 83, 99];
 const FLAG_BROADCAST: [u8; 2] = [0x80, 0];
 /// The lease time that means "for ever" (RFC 2131 §3.3).
 const FOREVER: u32 = u32::MAX;
+/// The server is not asked for more time sooner than this: one that lends for no time would be asked without a pause.
+const RENEW_MIN: Duration = Duration::from_secs(10);
 
 const OPTION_PAD: u8 = 0;
 const OPTION_SUBNET_MASK: u8 = 1;
@@ -145,7 +147,7 @@ fn lease(address: [u8; 4], options: &Options<'_>) -> Option<Lease> {
     let timer = |option, default: u64| {
         (seconds != FOREVER).then(|| {
             let given = options.number(option).map(u64::from).filter(|t| *t < u64::from(seconds));
-            Duration::from_secs(given.unwrap_or(default))
+            Duration::from_secs(given.unwrap_or(default)).max(RENEW_MIN)
         })
     };
     Some(Lease {
@@ -255,6 +257,14 @@ mod tests {
         };
         assert_eq!(timers(1, 2), (256, 512));
         assert_eq!(timers(200, 201), (1800, 3150));
+    }
+
+    #[test]
+    fn a_lease_for_no_time_is_not_renewed_without_a_pause() {
+        let mut extra = MASK_AND_ROUTERS.to_vec();
+        extra.extend([58, 4, 0, 0, 0, 0, 59, 4, 0, 0, 0, 0]);
+        let Some(Reply::Ack(lease)) = TALK.reply(&answer(5, &extra)) else { panic!() };
+        assert_eq!((lease.renew_after, lease.rebind_after), (Some(RENEW_MIN), Some(RENEW_MIN)));
     }
 
     #[test]

@@ -22,3 +22,15 @@ mod sysfs;
 mod target;
 
 pub use init::init;
+
+/// The way in for the fuzz target: whatever a DHCP server answers.
+#[cfg(fuzzing)]
+pub fn fuzz(datagram: &[u8]) {
+    let mac = crate::model::ids::MacAddr::new([0x52, 0x54, 0, 0, 0, 1]);
+    let talk = dhcp::Conversation { mac, xid: 0x1234_5678 };
+    if let Some(dhcp::Reply::Offer(lease)) = talk.reply(datagram) {
+        assert!(lease.prefix <= 32);
+        assert!(lease.renew_after.is_none_or(|wait| wait.as_secs() >= 10));
+        talk.message(dhcp::Ask::Take(lease), 0);
+    }
+}

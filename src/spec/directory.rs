@@ -20,10 +20,10 @@ use crate::model::{
     ids::NodeName,
     problem::Problem,
     spec::NodeSpec,
-    toml_reader::{Document, FILE_BYTES_MAX},
+    toml_reader::{Document, FILE_BYTES_MAX, Setting},
 };
 
-use super::{Defaults, clashes, node_name, parse};
+use super::{Defaults, clashes, node_name, parse, parse_settings};
 
 #[cfg(test)]
 mod tests;
@@ -122,8 +122,30 @@ pub fn read_dir(
 
 /// Reads one spec with the `_defaults.toml` beside it, for commands that look at one file. Clashes are not seen.
 pub fn read_file(path: &Path, agent_defaults: Option<&Document>) -> Result<NodeSpec, Vec<Problem>> {
+    with_defaults(path, agent_defaults, parse)
+}
+
+/// Every value in force of such a spec, in the order of the schema, with where it was said.
+pub fn read_file_settings(
+    path: &Path,
+    agent_defaults: Option<&Document>,
+) -> Result<Vec<Setting>, Vec<Problem>> {
+    with_defaults(path, agent_defaults, parse_settings)
+}
+
+fn with_defaults<T>(
+    path: &Path,
+    agent_defaults: Option<&Document>,
+    parse: impl FnOnce(&str, &[u8], &Defaults) -> Result<T, Vec<Problem>>,
+) -> Result<T, Vec<Problem>> {
     let shown = path.to_string_lossy();
-    let failed = |error: &io::Error| vec![Problem::of_file(&*shown, unreadable(error))];
+    let failed = |error: &io::Error| {
+        let message = match error.kind() {
+            io::ErrorKind::NotFound => "no such file".to_owned(),
+            _ => unreadable(error),
+        };
+        vec![Problem::of_file(&*shown, message)]
+    };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let dir = parent.unwrap_or(Path::new("."));
     let handle = open_dir(dir).map_err(|errno| failed(&errno.into()))?;

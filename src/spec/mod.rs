@@ -10,7 +10,7 @@ use crate::model::{
     ids::NodeName,
     problem::Problem,
     spec::NodeSpec,
-    toml_reader::{Document, Extent, read},
+    toml_reader::{Document, Extent, Setting, read, settings},
 };
 
 mod clash;
@@ -23,6 +23,7 @@ mod values;
 pub use clash::clashes;
 pub use directory::{
     DEFAULTS_FILE, ReadError, Report, SPECS_MAX, Snapshot, check, read_dir, read_file,
+    read_file_settings,
 };
 
 /// What is under every spec: `_defaults.toml`, and under that the agent's `[defaults]`.
@@ -52,6 +53,11 @@ impl Defaults {
         Self { problems: vec![problem], ..Self::default() }
     }
 
+    /// The most specific first.
+    fn layers(&self) -> Vec<&Document> {
+        self.file.iter().chain(&self.agent).collect()
+    }
+
     /// What is wrong with them. While anything is, no spec is valid: nobody can tell what it was meant to say.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
@@ -72,16 +78,27 @@ pub fn parse(file: &str, bytes: &[u8], defaults: &Defaults) -> Result<NodeSpec, 
             problems.extend(part(document));
         }
         Ok(document) => {
-            let below: Vec<&Document> = defaults.file.iter().chain(&defaults.agent).collect();
             let name = name.ok();
-            let (spec, found) =
-                read(document, &below, Extent::Whole, |section| schema::node(section, name));
+            let (spec, found) = read(document, &defaults.layers(), Extent::Whole, |section| {
+                schema::node(section, name)
+            });
             problems.extend(found);
             checked = spec;
         }
     }
     problems.extend(defaults.problems.first().cloned());
     checked.filter(|_| problems.is_empty()).ok_or(problems)
+}
+
+/// Every value in force of a good spec, in the order of the schema, with where it was said. On failure: what [`parse`] says.
+fn parse_settings(
+    file: &str,
+    bytes: &[u8],
+    defaults: &Defaults,
+) -> Result<Vec<Setting>, Vec<Problem>> {
+    parse(file, bytes, defaults)?;
+    let document = Document::parse(file, bytes)?;
+    Ok(settings(&document, &defaults.layers(), |section| schema::node(section, None)))
 }
 
 /// The problems of a file that others complete.

@@ -2,7 +2,7 @@
 //!
 //! A key that is good but not acted on yet is `later`, or a choice without a value: it is refused, never ignored.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use crate::model::{
     boot::Firmware,
@@ -17,14 +17,6 @@ use crate::model::{
 
 use super::values;
 
-const RAMDISK_TIMEOUT: Duration = Duration::from_secs(20 * 60);
-const IMAGING_STALL_TIMEOUT: Duration = Duration::from_secs(2 * 60);
-const IMAGING_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
-const COMPLETED_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-const POWER_TIMEOUT: Duration = Duration::from_secs(2 * 60);
-const ATTEMPTS: u32 = 3;
-const BACKOFF: Duration = Duration::from_secs(60);
-
 /// The whole file. `None` only with a problem, or without a name.
 pub(super) fn node(spec: &mut Section<'_>, name: Option<NodeName>) -> Option<NodeSpec> {
     let goals = [
@@ -37,9 +29,9 @@ pub(super) fn node(spec: &mut Section<'_>, name: Option<NodeName>) -> Option<Nod
         ("off", Some(WantedPower::Off)),
         ("ignore", Some(WantedPower::Ignore)),
     ];
-    let goal = spec.key("state").choice(&goals).unwrap_or(Goal::Deployed);
-    let power = spec.key("power").choice(&powers).unwrap_or(WantedPower::On);
-    let paused = spec.key("paused").flag().unwrap_or(false);
+    let goal = spec.key("state").or("deployed").choice(&goals);
+    let power = spec.key("power").or("on").choice(&powers);
+    let paused = spec.key("paused").or(false).flag();
     let redeploy = spec.key("redeploy").text(values::label);
     let boot = spec.key("boot").table(boot);
     let bmc = spec.key("bmc").table(bmc);
@@ -51,16 +43,16 @@ pub(super) fn node(spec: &mut Section<'_>, name: Option<NodeName>) -> Option<Nod
     let retry = spec.key("retry").table(retry);
     Some(NodeSpec {
         name: name?,
-        goal,
-        power,
-        paused,
+        goal: goal?,
+        power: power?,
+        paused: paused?,
         redeploy,
         boot: boot?,
         bmc: bmc?,
         root_device,
         image: image?,
-        timeouts,
-        retry,
+        timeouts: timeouts?,
+        retry: retry?,
     })
 }
 
@@ -72,21 +64,21 @@ fn boot(boot: &mut Section<'_>) -> Option<Boot> {
     });
     let firmware = boot
         .key("firmware")
-        .choice(&[("uefi", Some(Firmware::Uefi)), ("bios", Some(Firmware::Bios))])
-        .unwrap_or(Firmware::Uefi);
-    boot.key("arch").choice(&[("x86_64", Some(())), ("aarch64", None)]);
-    boot.key("after").choice(&[("disk", Some(())), ("network", None)]);
+        .or("uefi")
+        .choice(&[("uefi", Some(Firmware::Uefi)), ("bios", Some(Firmware::Bios))]);
+    boot.key("arch").or("x86_64").choice(&[("x86_64", Some(())), ("aarch64", None)]);
+    boot.key("after").or("disk").choice(&[("disk", Some(())), ("network", None)]);
     let kernel_args = boot.key("kernel_args").list(values::kernel_args()).unwrap_or_default();
-    Some(Boot { macs: macs?, firmware, kernel_args })
+    Some(Boot { macs: macs?, firmware: firmware?, kernel_args })
 }
 
 fn bmc(bmc: &mut Section<'_>) -> Option<Bmc> {
     let drivers = [("ipmi", Some(())), ("ipmitool", None), ("none", None)];
-    if bmc.key("driver").choice(&drivers).is_none() && bmc.has("driver") {
+    if bmc.key("driver").or("ipmi").choice(&drivers).is_none() && bmc.has("driver") {
         bmc.excuse_missing();
     }
     let address = bmc.key("address").required().text(values::bmc_address);
-    let username = bmc.key("username").text(values::username).unwrap_or_default();
+    let username = bmc.key("username").or("").text(values::username);
     let mut password_file = bmc.key("password_file");
     // A credential stands in for the file, so that only the credential is refused and no file is missed.
     if !bmc.has("password_credential") {
@@ -98,7 +90,7 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Bmc> {
         ("administrator", Some(Privilege::Administrator)),
         ("operator", Some(Privilege::Operator)),
     ];
-    let privilege = bmc.key("privilege").choice(&privileges).unwrap_or(Privilege::Administrator);
+    let privilege = bmc.key("privilege").or("administrator").choice(&privileges);
     let cipher_suite = bmc.key("cipher_suite").integer(|id| {
         u8::try_from(id)
             .map_err(|_| format!("cipher suite {id} does not exist"))
@@ -106,9 +98,9 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Bmc> {
     });
     Some(Bmc {
         address: address?,
-        username,
+        username: username?,
         password_file: password_file?,
-        privilege,
+        privilege: privilege?,
         cipher_suite,
     })
 }
@@ -131,12 +123,12 @@ fn image(image: &mut Section<'_>) -> Option<Image> {
     let checksum = image.key("checksum").required().text(values::checksum);
     let formats =
         [("auto", Some(ImageFormat::Auto)), ("raw", Some(ImageFormat::Raw)), ("qcow2", None)];
-    let format = image.key("format").choice(&formats).unwrap_or(ImageFormat::Auto);
-    image.key("kind").choice(&[("disk", Some(())), ("partition", None)]);
+    let format = image.key("format").or("auto").choice(&formats);
+    image.key("kind").or("disk").choice(&[("disk", Some(())), ("partition", None)]);
     image.key("kernel").later().text(values::path);
     image.key("ramdisk").later().text(values::path);
     image.key("kernel_args").later().list(values::kernel_args());
-    Some(Image { source: source?, checksum: checksum?, format })
+    Some(Image { source: source?, checksum: checksum?, format: format? })
 }
 
 fn partitions(partitions: &mut Section<'_>) {
@@ -157,20 +149,24 @@ fn meta_data(meta_data: &mut Section<'_>) {
     meta_data.any_strings();
 }
 
-fn timeouts(timeouts: &mut Section<'_>) -> Timeouts {
-    let mut wait = |key, default| timeouts.key(key).text(duration).unwrap_or(default);
-    Timeouts {
-        ramdisk: wait("ramdisk", RAMDISK_TIMEOUT),
-        imaging_stall: wait("imaging_stall", IMAGING_STALL_TIMEOUT),
-        imaging: wait("imaging", IMAGING_TIMEOUT),
-        completed: wait("completed", COMPLETED_TIMEOUT),
-        power: wait("power", POWER_TIMEOUT),
-    }
+fn timeouts(timeouts: &mut Section<'_>) -> Option<Timeouts> {
+    let mut wait = |key, default: &str| timeouts.key(key).or(default).text(duration);
+    let ramdisk = wait("ramdisk", "20m");
+    let imaging_stall = wait("imaging_stall", "2m");
+    let imaging = wait("imaging", "2h");
+    let completed = wait("completed", "5m");
+    let power = wait("power", "2m");
+    Some(Timeouts {
+        ramdisk: ramdisk?,
+        imaging_stall: imaging_stall?,
+        imaging: imaging?,
+        completed: completed?,
+        power: power?,
+    })
 }
 
-fn retry(retry: &mut Section<'_>) -> Retry {
-    Retry {
-        attempts: retry.key("attempts").integer(values::attempts).unwrap_or(ATTEMPTS),
-        backoff: retry.key("backoff").text(duration).unwrap_or(BACKOFF),
-    }
+fn retry(retry: &mut Section<'_>) -> Option<Retry> {
+    let attempts = retry.key("attempts").or(3).integer(values::attempts);
+    let backoff = retry.key("backoff").or("1m").text(duration);
+    Some(Retry { attempts: attempts?, backoff: backoff? })
 }

@@ -15,6 +15,7 @@ use crate::model::{
 
 use super::{Defaults, clashes, parse};
 
+mod settings;
 mod values;
 
 const FILE: &str = "nodes/edge-07.toml";

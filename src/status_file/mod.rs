@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     atomic_file,
-    model::{ids::NodeName, status::Status},
+    model::{ids::NodeName, problem::shown, status::Status},
 };
 
 const SUFFIX: &str = ".status.toml";
@@ -77,10 +77,14 @@ impl StatusFiles {
             .map_err(|source| StatusFileError::Io { path, source })
     }
 
-    /// Whether the node's status file is just as [`Self::write`] leaves it: nobody has removed or changed it since.
+    /// Whether the node's status file is just as [`Self::write`] leaves it: nobody has removed or changed it since. One that cannot
+    /// be read now, for another reason than what is in its place, is taken to be.
     pub fn shows(&self, status: &Status) -> bool {
-        let text = read_text(&self.path(&status.node));
-        text.is_ok_and(|text| render(status).is_ok_and(|written| written == text))
+        use io::ErrorKind::{InvalidData, IsADirectory, NotFound};
+        match read_text(&self.path(&status.node)) {
+            Ok(text) => render(status).is_ok_and(|written| written == text),
+            Err(error) => !matches!(error.kind(), NotFound | InvalidData | IsADirectory),
+        }
     }
 
     /// Removes a node's status file; that there is none is no error.
@@ -109,7 +113,7 @@ pub fn read(path: &Path) -> Result<Status, StatusFileError> {
         read_text(path).map_err(|source| StatusFileError::Io { path: path.to_owned(), source })?;
     toml::from_str(&text).map_err(|error| StatusFileError::Decode {
         path: path.to_owned(),
-        message: error.message().replace('\n', "; "),
+        message: shown(&error.message().replace('\n', "; ")),
     })
 }
 

@@ -162,6 +162,10 @@ fn a_file_that_was_removed_or_changed_is_noticed() {
         |path: &Path| fs::write(path, "").unwrap(),
         |path: &Path| fs::write(path, fs::read_to_string(path).unwrap() + "\n").unwrap(),
         |path: &Path| fs::write(path, [0xff]).unwrap(),
+        |path: &Path| {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+        },
     ] {
         files.write(&full()).unwrap();
         assert!(files.shows(&full()));
@@ -177,7 +181,7 @@ fn one_bad_file_hides_no_other_and_is_named() {
     let files = StatusFiles::new(dir.path());
     files.write(&least("c")).unwrap();
     files.write(&least("a")).unwrap();
-    fs::write(dir.path().join("b.status.toml"), "phase = \"dancing\"\n").unwrap();
+    fs::write(dir.path().join("b.status.toml"), r#"version = "\u001b[31m""#).unwrap();
     for other in ["a.toml", "README", ".a.status.toml.tmp", "UPPER.status.toml"] {
         fs::write(dir.path().join(other), "not a status").unwrap();
     }
@@ -190,7 +194,11 @@ fn one_bad_file_hides_no_other_and_is_named() {
         })
         .collect();
     assert_eq!((shown.len(), shown[0].as_str(), shown[2].as_str()), (3, "a", "c"));
-    assert!(shown[1].contains("b.status.toml: ") && !shown[1].contains('\n'), "{}", shown[1]);
+    assert!(
+        shown[1].contains("b.status.toml: ") && !shown[1].contains(char::is_control),
+        "{}",
+        shown[1]
+    );
 }
 
 #[test]

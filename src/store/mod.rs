@@ -16,11 +16,16 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{atomic_file, model::ids::NodeName};
+use crate::{
+    atomic_file,
+    model::{ids::NodeName, problem::shown},
+};
 
 const DIR_MODE: u32 = 0o700;
 const RECORD_MODE: u32 = 0o600;
 const LOCK: &str = "lock";
+/// No node can have this name.
+const LEFT: &str = "_left.json";
 /// A record has a bounded history and some dozen fields; a file this big is not one of ours.
 const RECORD_BYTES_MAX: u64 = 4 << 20;
 /// Bad records kept of one node. So many damaged in a row point to the disk; more of them would only fill it.
@@ -46,7 +51,7 @@ pub struct Loaded<T> {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory cannot be made, opened, locked or listed.
-    #[error("state directory {}: {source}; it must be a directory that hostler's user owns and can write", dir.display())]
+    #[error("state directory {}, which must be a directory that hostler's user owns and can write: {source}", dir.display())]
     Dir {
         /// The state directory.
         dir: PathBuf,
@@ -68,7 +73,7 @@ pub enum StoreError {
         dir: PathBuf,
     },
     /// A record cannot be read, and that says nothing about the record.
-    #[error("record {}: {source}; hostler's user must be able to read it", path.display())]
+    #[error("record {}, which hostler's user must be able to read: {source}", path.display())]
     Read {
         /// The record.
         path: PathBuf,
@@ -113,24 +118,12 @@ impl Store {
     /// Writes a node's record; when this returns, it is on disk.
     pub fn save<T: Serialize>(&self, node: &NodeName, record: &T) -> Result<(), StoreError> {
         self.check_still_ours()?;
-        let path = self.path(node);
-        serde_json::to_vec_pretty(record)
-            .map_err(io::Error::from)
-            .and_then(|json| atomic_file::replace(&path, RECORD_MODE, &json))
-            .map_err(|source| StoreError::Write { path, source })
+        write(self.path(node), record)
     }
 
     /// Reads a node's record; `None` when there is none.
     pub fn load<T: DeserializeOwned>(&self, node: &NodeName) -> Result<Option<T>, StoreError> {
-        let path = self.path(node);
-        match read(&path) {
-            Ok(record) => Ok(Some(record)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) if is_damage(&source) => {
-                Err(StoreError::Damaged { fate: keep_aside(&path), path, source })
-            }
-            Err(source) => Err(StoreError::Read { path, source }),
-        }
+        load(self.path(node))
     }
 
     /// Reads every record. A damaged one costs only itself; one that cannot be read at all fails the whole.
@@ -157,6 +150,17 @@ impl Store {
         atomic_file::remove_if_there(&path)
             .and_then(|()| atomic_file::sync_dir(&self.dir))
             .map_err(|source| StoreError::Write { path, source })
+    }
+
+    /// Writes what is known of machines that no node has any more; when this returns, it is on disk.
+    pub fn save_left<T: Serialize>(&self, left: &T) -> Result<(), StoreError> {
+        self.check_still_ours()?;
+        write(self.dir.join(LEFT), left)
+    }
+
+    /// Reads it; `None` when there is none.
+    pub fn load_left<T: DeserializeOwned>(&self) -> Result<Option<T>, StoreError> {
+        load(self.dir.join(LEFT))
     }
 
     fn path(&self, node: &NodeName) -> PathBuf {
@@ -211,6 +215,24 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
     fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
 }
 
+fn write<T: Serialize>(path: PathBuf, content: &T) -> Result<(), StoreError> {
+    serde_json::to_vec_pretty(content)
+        .map_err(io::Error::from)
+        .and_then(|json| atomic_file::replace(&path, RECORD_MODE, &json))
+        .map_err(|source| StoreError::Write { path, source })
+}
+
+fn load<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, StoreError> {
+    match read(&path) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) if is_damage(&source) => {
+            Err(StoreError::Damaged { fate: keep_aside(&path), path, source })
+        }
+        Err(source) => Err(StoreError::Read { path, source }),
+    }
+}
+
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     let mut json = Vec::new();
     // One byte more than allowed, so that a file of exactly the limit is told from a longer one.
@@ -219,7 +241,10 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
         let message = format!("more than {RECORD_BYTES_MAX} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
-    Ok(serde_json::from_slice(&json)?)
+    // The error may quote the file.
+    let bad = |error: serde_json::Error| shown(&error.to_string());
+    serde_json::from_slice(&json)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, bad(error)))
 }
 
 /// Whether the record itself is bad. A system that is out of file descriptors, say, makes no good record a bad one.

@@ -129,6 +129,15 @@ fn a_file_too_big_to_be_a_record_is_not_read_into_memory() {
 }
 
 #[test]
+fn what_a_damaged_record_says_cannot_forge_a_line_of_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    fs::write(dir.path().join("a.json"), r#""\u001b[31m\nall is well""#).unwrap();
+    let report = store.load::<Record>(&node("a")).unwrap_err().to_string();
+    assert!(report.contains("all is well") && !report.contains(char::is_control), "{report:?}");
+}
+
+#[test]
 fn a_directory_that_is_not_the_one_it_opened_is_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let (state, away) = (dir.path().join("state"), dir.path().join("away"));

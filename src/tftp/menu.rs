@@ -118,17 +118,21 @@ LABEL deploy
 /// Every word is quoted: between single quotes nothing has a meaning to GRUB's script language.
 ///
 /// GRUB goes on after a command that failed. A transfer cut short, by an agent that was restarted say, would end in a kernel without its
-/// ramdisk, and that in a panic. Each of the ten tries waits half a minute for an answer. The kernel is loaded once only: GRUB 2.06
-/// crashes when it boots one that was loaded twice.
+/// ramdisk, and that in a panic, or in no kernel, and that in whatever boots next. So both are fetched again; each try waits half a minute
+/// for an answer. Once loaded the kernel is kept: GRUB 2.06 crashes when it boots one that was loaded twice.
 fn grub_deploy(mac: MacAddr, kernel: &str, initramfs: &str, words: &[&str]) -> Secret {
     let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
     Secret::new(format!(
         "\
 echo \"hostler: booting the deploy ramdisk\"
-linux (tftp)/{kernel} {} BOOTIF=01-{}
 for try in 1 2 3 4 5 6 7 8 9 10; do
-  if initrd (tftp)/{initramfs}; then
-    boot
+  if linux (tftp)/{kernel} {} BOOTIF=01-{}; then
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+      if initrd (tftp)/{initramfs}; then
+        boot
+      fi
+    done
+    exit
   fi
 done
 exit
@@ -204,10 +208,14 @@ mod tests {
         .assert_eq(menus.pxelinux.expose());
         expect![[r#"
             echo "hostler: booting the deploy ramdisk"
-            linux (tftp)/deploy/vmlinuz 'hostler.api=192.0.2.1:8443' 'hostler.key=00ff' 'console=ttyS1,115200n8' BOOTIF=01-52-54-00-00-00-0a
             for try in 1 2 3 4 5 6 7 8 9 10; do
-              if initrd (tftp)/deploy/initramfs; then
-                boot
+              if linux (tftp)/deploy/vmlinuz 'hostler.api=192.0.2.1:8443' 'hostler.key=00ff' 'console=ttyS1,115200n8' BOOTIF=01-52-54-00-00-00-0a; then
+                for try in 1 2 3 4 5 6 7 8 9 10; do
+                  if initrd (tftp)/deploy/initramfs; then
+                    boot
+                  fi
+                done
+                exit
               fi
             done
             exit
@@ -257,7 +265,7 @@ mod tests {
             assert_eq!(render(mac(), &deploy(line)), Err(expected), "{line:?}");
         }
         let menus = render(mac(), &deploy("a=$root; reboot & {x} #y")).unwrap();
-        let linux = menus.grub.expose().lines().find(|l| l.starts_with("linux")).unwrap();
+        let linux = menus.grub.expose().lines().find(|l| l.contains("linux")).unwrap();
         assert!(linux.contains(" 'a=$root;' 'reboot' '&' '{x}' '#y' BOOTIF="), "{linux}");
     }
 
@@ -290,9 +298,10 @@ mod tests {
                     let differing = text.lines().zip(expected.lines()).filter(|(a, b)| a != b).count();
                     prop_assert!(differing <= 1);
                 }
-                let linux = menus.grub.expose().lines().nth(1).unwrap();
+                let linux = menus.grub.expose().lines().find(|l| l.contains("linux")).unwrap();
                 prop_assert_eq!(linux.matches('\'').count() % 2, 0);
                 let outside: String = linux.split('\'').step_by(2).collect();
+                let outside = outside.strip_suffix("; then").unwrap();
                 let inert = |c: char| c.is_ascii_alphanumeric() || " ()/=-".contains(c);
                 prop_assert!(outside.chars().all(inert), "{}", outside);
             }

@@ -35,3 +35,17 @@ mod window;
 pub use menu::{MenuError, Menus};
 pub use server::{Config, Running, Server};
 pub use table::BootTable;
+
+/// The way in for the fuzz target: whatever a stranger sends to the well-known port.
+#[cfg(fuzzing)]
+pub fn fuzz(datagram: &[u8]) {
+    match request::parse(datagram) {
+        Some(Ok(request)) => {
+            assert!(!request.name.split('/').any(|part| matches!(part, "" | "." | "..")));
+            let terms = request::Terms::agree(&request.options, 1);
+            assert!(terms.block_bytes >= 8 && terms.window_blocks >= 1);
+        }
+        Some(Err(refusal)) => drop(refusal.to_packet()),
+        None => {}
+    }
+}

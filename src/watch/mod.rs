@@ -70,20 +70,8 @@ impl Watcher {
         rescan: Duration,
         debounce: Duration,
     ) -> io::Result<(Self, mpsc::Receiver<Wake>)> {
-        let (signal, signals) = signals::sync_channel(1);
-        let (wakes, receiver) = mpsc::channel(1);
-        let hints =
-            Arc::new(Hints { stale: AtomicBool::new(true), stop: AtomicBool::new(false), signal });
-        let watch = Watch {
-            dir: std::path::absolute(dir)?,
-            rescan: rescan.clamp(RESCAN_MIN, RESCAN_MAX),
-            debounce,
-            hints: Arc::clone(&hints),
-            signals,
-            wakes,
-            watching: None,
-            failed: false,
-        };
+        let (watch, receiver) = Watch::new(dir, rescan, debounce)?;
+        let hints = Arc::clone(&watch.hints);
         thread::Builder::new().name("watch".to_owned()).spawn(move || watch.run())?;
         Ok((Self { hints }, receiver))
     }
@@ -136,6 +124,28 @@ struct Watch {
 }
 
 impl Watch {
+    fn new(
+        dir: PathBuf,
+        rescan: Duration,
+        debounce: Duration,
+    ) -> io::Result<(Self, mpsc::Receiver<Wake>)> {
+        let (signal, signals) = signals::sync_channel(1);
+        let (wakes, receiver) = mpsc::channel(1);
+        let hints =
+            Arc::new(Hints { stale: AtomicBool::new(true), stop: AtomicBool::new(false), signal });
+        let watch = Self {
+            dir: std::path::absolute(dir)?,
+            rescan: rescan.clamp(RESCAN_MIN, RESCAN_MAX),
+            debounce,
+            hints,
+            signals,
+            wakes,
+            watching: None,
+            failed: false,
+        };
+        Ok((watch, receiver))
+    }
+
     fn run(mut self) {
         let mut wake = Wake::Start;
         // The watches are set before the agent is woken: what changes while it reads wakes it again.
@@ -194,7 +204,7 @@ impl Watch {
     fn watch(&mut self, targets: Targets) -> notify::Result<()> {
         let targets = Arc::new(targets);
         let (hints, filter) = (Arc::clone(&self.hints), Arc::clone(&targets));
-        // What happens between the two watchers is seen all the same: a wake follows.
+        // What happens to specs between the two watchers is seen all the same: a wake follows.
         self.watching = None;
         let mut watcher = notify::recommended_watcher(move |event| hints.event(&filter, &event))?;
         for dir in targets.directories() {
@@ -206,6 +216,11 @@ impl Watch {
                 }
                 added => added?,
             }
+        }
+        // A directory that came or went meanwhile was reported to nobody.
+        if Targets::resolve(&self.dir) != *targets {
+            self.hints.stale.store(true, Ordering::Release);
+            self.hints.signal();
         }
         self.watching = Some((targets, watcher));
         Ok(())

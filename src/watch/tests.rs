@@ -131,6 +131,20 @@ async fn a_directory_removed_and_made_again_is_watched_again() {
     }
 }
 
+#[test]
+fn a_directory_that_comes_while_the_watches_are_set_is_not_overlooked() {
+    let place = place();
+    let dir = place.path().join("nodes");
+    let (mut watch, _wakes) = Watch::new(dir.clone(), Duration::from_secs(5), QUICK).unwrap();
+    let missing = Targets::resolve(&dir);
+    fs::create_dir(&dir).unwrap();
+    watch.watch(missing).unwrap();
+    assert_eq!(watch.wait(), Some(Wake::Change));
+    assert!(watch.watch_anew());
+    let (watched, _) = watch.watching.as_ref().unwrap();
+    assert!(watched.directories().any(|watched| watched == dir));
+}
+
 /// On many file systems the new directory even gets the old one's inode.
 #[tokio::test]
 async fn a_directory_replaced_before_anybody_looked_is_watched_again() {

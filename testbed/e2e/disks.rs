@@ -63,6 +63,18 @@ pub(crate) fn assert_holds(machine: &Machine, image: &Image) {
     assert!(compared.status.success(), "{}: {compared:?}", machine.name);
 }
 
+/// That nothing follows the image: what was at the disk's end is wiped, and no write went past the image's.
+pub(crate) fn assert_zeros_after(machine: &Machine, image_bytes: u64) {
+    let path = &machine.disks[0].path;
+    let rest = fs::metadata(path).unwrap().len() - image_bytes;
+    let compared = Command::new("cmp")
+        .args(["-n", &rest.to_string(), "-i", &format!("{image_bytes}:0")])
+        .args([path, Path::new("/dev/zero")])
+        .output()
+        .unwrap();
+    assert!(compared.status.success(), "{}: {compared:?}", machine.name);
+}
+
 /// That no firmware finds anything to boot: MBR and both copies of the partition table are zeros.
 pub(crate) fn assert_wiped(machine: &Machine) {
     let disk = File::open(&machine.disks[0].path).unwrap();

@@ -51,6 +51,8 @@ pub(crate) struct BmcEvent {
     /// The power it switched.
     #[serde(default)]
     pub(crate) on: bool,
+    /// Whether a session was opened or closed.
+    pub(crate) open: Option<bool>,
     /// What it was told: network function and command.
     pub(crate) netfn: Option<u8>,
     pub(crate) command: Option<u8>,

@@ -110,6 +110,11 @@ impl Site {
         }
     }
 
+    pub(crate) fn assert_agent_runs(&mut self) {
+        let ended = self.agent.as_mut().and_then(|agent| agent.try_wait().unwrap());
+        assert_eq!(ended, None, "the agent has ended");
+    }
+
     pub(crate) fn agent_log(&self) -> String {
         fs::read_to_string(self.kept.join(AGENT_LOG)).unwrap()
     }
@@ -186,9 +191,7 @@ impl Site {
             if let Some(status) = status.as_ref().filter(|status| wanted(status)) {
                 return status.clone();
             }
-            if let Some(ended) = self.agent.as_mut().and_then(|agent| agent.try_wait().unwrap()) {
-                panic!("the agent has ended: {ended}");
-            }
+            self.assert_agent_runs();
             let given_up = status.as_ref().is_some_and(|status| status.phase == Phase::Failed);
             let late = Instant::now() > deadline;
             assert!(!given_up && !late, "{node} waited for {what}, but: {status:#?}");
@@ -231,6 +234,30 @@ impl Site {
             assert!(menu.contains("booting the local disk"), "{menu}");
             assert!(!menu.contains("deploy") && !menu.contains("key"), "{menu}");
         }
+    }
+
+    /// The console tells which image has booted, and the machine says the same over the network.
+    pub(crate) fn assert_runs_image(&self, machine: &Machine) {
+        let id = fs::read_to_string(repository().join("target/testbed/image/disk.id")).unwrap();
+        let line = format!("HOSTLER-IMAGE-BOOTED id={} disk=vda", id.trim());
+        let url = format!("http://{}/", machine.address);
+        let deadline = Instant::now() + BOOT_LIMIT;
+        loop {
+            let page = self.rack.inside(&["curl", "-s", "--max-time", "5", &url]).output().unwrap();
+            if String::from_utf8_lossy(&page.stdout).trim() == line {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{} does not answer: {page:?}", machine.name);
+            thread::sleep(LOOK_INTERVAL);
+        }
+        assert!(machine.console().contains(&line));
+    }
+
+    /// No iSCSI session is left.
+    pub(crate) fn assert_no_target_in_use(&self) {
+        let sessions = ["ss", "-Htn", "state", "established", "dport = :3260"];
+        let sessions = self.rack.inside(&sessions).output().unwrap();
+        assert!(sessions.status.success() && sessions.stdout.is_empty(), "{sessions:?}");
     }
 }
 

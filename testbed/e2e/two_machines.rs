@@ -16,7 +16,7 @@ use hostler::{
 
 use crate::{
     disks::{self, Before},
-    rack::{Machine, repository},
+    rack::Machine,
     site::{BOOT_LIMIT, Site},
 };
 
@@ -57,7 +57,7 @@ fn a_bios_and_a_uefi_machine_are_installed_at_once_and_no_secret_is_left_behind(
         let status = site.status(&machine.name).unwrap();
         assert_deployed(&status);
         disks::assert_holds(machine, &image);
-        assert_runs_image(&site, machine);
+        site.assert_runs_image(machine);
         site.assert_boots_local_disk(machine);
         assert!(site.record(&machine.name).unwrap().state.attempt().is_none());
     }
@@ -109,23 +109,6 @@ fn assert_deployed(status: &Status) {
         let key = format!("{}_ms", phase.as_str());
         assert!(status.durations.contains_key(&key), "{key} is missing: {:?}", status.durations);
     }
-}
-
-/// The console tells which image has booted, and the machine says the same over the network.
-fn assert_runs_image(site: &Site, machine: &Machine) {
-    let id = read(&repository().join("target/testbed/image/disk.id"));
-    let line = format!("HOSTLER-IMAGE-BOOTED id={} disk=vda", id.trim());
-    let url = format!("http://{}/", machine.address);
-    let deadline = Instant::now() + BOOT_LIMIT;
-    loop {
-        let page = site.rack.inside(&["curl", "-s", "--max-time", "5", &url]).output().unwrap();
-        if String::from_utf8_lossy(&page.stdout).trim() == line {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{} does not answer: {page:?}", machine.name);
-        thread::sleep(LOOK_INTERVAL);
-    }
-    assert!(machine.console().contains(&line));
 }
 
 /// The agent runs as nobody, with the one capability it needs for port 69 and no way to another.

@@ -2,17 +2,21 @@
 //!
 //! What needs a kernel and firmware is tested in the virtual rack; here a whole deploy takes seconds, so that every fault has its test.
 
+mod clock;
 mod commands;
 mod consent;
 mod deploys;
 mod directory;
 mod disk_faults;
 mod faults;
+mod looking;
 mod machine;
+mod mounts;
 mod orders;
 mod restarts;
 mod site;
 mod specs;
+mod surroundings;
 
 use hostler::model::{
     fault::Step,

@@ -270,11 +270,7 @@ fn mishap(rack: &mut Rack, dice: &mut Dice, shelf: &mut Vec<NodeSpec>) {
         7 => rack.broken.clear(),
         8 => rack.clashes.extend([(one, vec![Problem::of_file("f", "clash")])]),
         9 => rack.clashes.clear(),
-        // What was known of a machine whose file is not there is not known any more after a restart.
-        10 if shelf.is_empty() && rack.broken.is_empty() && rack.clashes.is_empty() => {
-            rack.scan();
-            rack.restart();
-        }
+        10 => rack.restart(),
         11 => rack.lose_directory("not mounted"),
         12 => rack.specs.get_mut(&one).unwrap().timeouts.ramdisk += Duration::from_secs(1),
         _ => {
@@ -316,4 +312,38 @@ fn no_history_of_mishaps_wipes_an_installed_machine() {
         rack.restart_without_records();
         stays_untouched(rack, Phase::Deployed);
     }
+}
+
+#[test]
+fn a_spec_that_comes_back_after_the_agent_was_killed_finds_its_machine_installed() {
+    let mut rack = site();
+    let spec = rack.specs.remove(&name(0)).unwrap();
+    rack.scan();
+    assert!(!rack.world.records.contains_key(&name(0)), "forgotten");
+    rack.restart();
+    rack.scan();
+    rack.restart();
+    rack.world.on.clear();
+    rack.specs.insert(name(0), spec);
+    stays_untouched(rack, Phase::Deployed);
+}
+
+#[test]
+fn what_is_installed_is_kept_before_the_record_that_knows_it_is_removed() {
+    let mut rack = site();
+    rack.world.heard.clear();
+    let spec = rack.specs.remove(&name(0)).unwrap();
+    rack.world.disk_full = true;
+    rack.scan();
+    rack.tick();
+    assert!(rack.world.records.contains_key(&name(0)), "nothing else knows it");
+    assert!(rack.world.heard.iter().all(|heard| *heard == Heard::Serve), "of the other nodes");
+    rack.world.heard.clear();
+    rack.world.disk_full = false;
+    rack.tick();
+    assert_eq!(rack.world.heard, [Heard::Keep, Heard::Forget]);
+    assert!(!rack.carrier.has_unsaved());
+    rack.restart();
+    rack.specs.insert(name(0), spec);
+    stays_untouched(rack, Phase::Deployed);
 }

@@ -223,7 +223,7 @@ fn one_file_changed_again_after_the_hold_is_consent_for_that_one_and_all_at_once
 }
 
 #[test]
-fn renamed_files_are_counted_by_their_machines() {
+fn files_renamed_and_redeployed_in_one_go_are_only_renamed() {
     let mut rack = Rack::deployed(8);
     let old = std::mem::take(&mut rack.specs);
     for (n, mut spec) in old.into_values().enumerate() {
@@ -233,13 +233,13 @@ fn renamed_files_are_counted_by_their_machines() {
     }
     rack.scan();
     rack.pass(3600);
-    assert_eq!((rack.count(Phase::Held), rack.writes()), (8, 0));
-    // Without another redeploy they are just renamed.
-    for spec in rack.specs.values_mut() {
-        spec.redeploy = None;
-    }
-    rack.scan();
     assert_eq!((rack.count(Phase::Deployed), rack.world.story.len()), (8, 0));
+    assert_eq!(rack.condition(100, "Drifted").unwrap().0, "True");
+    // What is changed from now on counts.
+    rack.redeploy(100..108, "again");
+    rack.scan();
+    rack.pass(3600);
+    assert_eq!((rack.count(Phase::Held), rack.writes()), (8, 0));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    lifecycle::{Action, Event, Fleet, Menu, Node, Operation, Outcome, Record},
+    lifecycle::{Action, Event, Fleet, Left, Menu, Node, Operation, Outcome, Record},
     model::{
         callback::{Call, Reply},
         ids::{NodeName, OpId},
@@ -238,11 +238,11 @@ fn a_node_is_forgotten_only_when_nothing_runs_any_more() {
     let told = fleet.step(now, &name, Event::SpecGone).unwrap();
     assert_eq!(told, [Action::Cancel(*op)]);
     let none = BTreeMap::new();
-    assert_eq!(fleet.leaving(&none).count(), 1, "it still has its machine");
+    assert_eq!(fleet.in_force(&none).len(), 1, "it still has its machine");
     let outcome = Ok(Outcome::Power(PowerState::Off));
     let ended = fleet.step(now, &name, Event::Done { op: *op, outcome }).unwrap();
     assert_eq!(ended, [Action::Forget], "and its answer starts nothing");
-    assert!(fleet.node(&name).is_none() && fleet.leaving(&none).count() == 0);
+    assert!(fleet.node(&name).is_none() && fleet.in_force(&none).is_empty());
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn a_damaged_record_stays_in_mind_when_the_spec_goes_away_and_comes_back() {
     let name = spec().name;
     for forgotten_at_once in [true, false] {
         let records = BTreeMap::from([(name.clone(), Record::distrusted(now))]);
-        let mut fleet = Fleet::resume(POLICY, records, BTreeMap::new(), now);
+        let mut fleet = Fleet::resume(POLICY, records, Left::default(), BTreeMap::new(), now);
         if forgotten_at_once {
             settle(&mut fleet, &name, Event::Spec(Arc::new(spec())));
             settle(&mut fleet, &name, Event::SpecGone);

@@ -8,7 +8,9 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    lifecycle::{Carrier, Event, Fleet, Node, Operation, Outcome, Outside, Policy, Record, Specs},
+    lifecycle::{
+        Carrier, Event, Fleet, Left, Node, Operation, Outcome, Outside, Policy, Record, Specs,
+    },
     model::{
         callback::{Call, Reply},
         fault::Fault,
@@ -39,6 +41,7 @@ pub(super) struct Rack {
 pub(super) struct World {
     /// The state directory.
     pub(super) records: BTreeMap<NodeName, String>,
+    pub(super) left: Option<String>,
     /// The status files.
     pub(super) statuses: BTreeMap<NodeName, Status>,
     /// Machines that are on, by their BMC.
@@ -62,6 +65,7 @@ pub(super) struct World {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
     Save,
+    Keep,
     Serve,
     Start(OpId),
     Cancel(OpId),
@@ -85,6 +89,15 @@ impl Outside for World {
         self.heard.push(Heard::Save);
         let saved = serde_json::to_string(record).map_err(|error| error.to_string())?;
         self.records.insert(node.clone(), saved);
+        Ok(())
+    }
+
+    fn keep(&mut self, left: &Left) -> Result<(), String> {
+        if self.disk_full {
+            return Err("no space left".into());
+        }
+        self.heard.push(Heard::Keep);
+        self.left = Some(serde_json::to_string(left).unwrap());
         Ok(())
     }
 
@@ -189,7 +202,13 @@ impl Rack {
         Self {
             now,
             policy,
-            carrier: Carrier::new(Fleet::resume(policy, BTreeMap::new(), BTreeMap::new(), now)),
+            carrier: Carrier::new(Fleet::resume(
+                policy,
+                BTreeMap::new(),
+                Left::default(),
+                BTreeMap::new(),
+                now,
+            )),
             specs: (0..nodes).map(|n| (name(n), spec_of(n))).collect(),
             broken: BTreeSet::new(),
             clashes: BTreeMap::new(),
@@ -235,13 +254,9 @@ impl Rack {
 
     /// The clashes a test wants, and specs in force that claim one machine, as the agent finds them.
     fn clashes_with(&self, specs: &Specs) -> BTreeMap<NodeName, Vec<Problem>> {
-        let fleet = self.carrier.fleet();
-        let in_force = specs.iter().filter_map(|(name, spec)| match spec {
-            Ok(spec) => Some(spec),
-            Err(_) => fleet.node(name)?.spec(),
-        });
+        let in_force = self.carrier.fleet().in_force(specs);
         let mut claims = BTreeMap::<&str, Vec<&NodeName>>::new();
-        for spec in in_force.chain(fleet.leaving(specs)) {
+        for spec in &in_force {
             claims.entry(&spec.bmc.address.host).or_default().push(&spec.name);
         }
         let doubles = claims.into_values().filter(|names| names.len() > 1).flatten();
@@ -346,6 +361,7 @@ impl Rack {
     /// The same, with the state directory lost.
     pub(super) fn restart_without_records(&mut self) {
         self.world.records.clear();
+        self.world.left = None;
         self.start_with(BTreeMap::new());
     }
 
@@ -358,7 +374,9 @@ impl Rack {
             .filter_map(|(name, status)| Some((name.clone(), status.installed.clone()?)))
             .collect();
         self.world.running.clear();
-        self.carrier = Carrier::new(Fleet::resume(self.policy, records, witnessed, self.now));
+        let left = self.world.left.as_ref().map(|left| serde_json::from_str(left).unwrap());
+        let left = left.unwrap_or_default();
+        self.carrier = Carrier::new(Fleet::resume(self.policy, records, left, witnessed, self.now));
         self.carrier.present(self.now, &mut self.world);
     }
 

@@ -467,6 +467,36 @@ fn after_a_crash_every_waiting_state_goes_on_with_its_old_deadline() {
 }
 
 #[test]
+fn a_machine_whose_boot_files_were_cut_off_by_a_crash_is_started_again_in_the_same_attempt() {
+    let resumed = |stage: Option<BootStage>, called: bool| {
+        let mut bench = Bench::with_spec();
+        bench.go_to(Phase::WaitingRamdisk);
+        if let Some(stage) = stage {
+            let node = spec().name;
+            let path = "deploy/vmlinuz".to_owned();
+            let fetch = Fetch { node, stage, path, sent_bytes: 1, complete: true, peer: RAMDISK };
+            bench.send(Event::Fetched(fetch));
+        }
+        if called {
+            bench.call(&key(1), lookup());
+        }
+        bench.restart();
+        bench.send(Event::Spec(Arc::new(spec())));
+        let again = bench.phase() == Phase::PoweringOn;
+        bench.go_to(Phase::Deployed);
+        assert_eq!(bench.node.record().attempt, 1);
+        again
+    };
+    for stage in [BootStage::Loader, BootStage::Menu, BootStage::Kernel] {
+        assert!(resumed(Some(stage), false), "{stage:?}");
+    }
+    // Still in its firmware, which asks by itself; in its ramdisk, which needs no more files; and heard from.
+    assert!(!resumed(None, false));
+    assert!(!resumed(Some(BootStage::Ramdisk), false));
+    assert!(!resumed(Some(BootStage::Kernel), true));
+}
+
+#[test]
 fn the_status_never_holds_a_secret() {
     let mut bench = Bench::with_spec();
     for phase in [Phase::WaitingRamdisk, Phase::Imaging, Phase::Restarting, Phase::Deployed] {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    lifecycle::{Action, Event, Fleet, Menu, Node, Operation, Outcome, Policy},
+    lifecycle::{Action, Event, Fleet, Left, Menu, Node, Operation, Outcome, Policy},
     model::{
         boot::Firmware,
         callback::{Call, Completed, DeployInfo, DeployState, Lookup, Reply},
@@ -273,5 +273,5 @@ pub(super) fn good_outcome(operation: &Operation) -> Outcome {
 
 /// A fleet without nodes.
 pub(super) fn empty_fleet() -> Fleet {
-    Fleet::resume(POLICY, BTreeMap::new(), BTreeMap::new(), Bench::new().now)
+    Fleet::resume(POLICY, BTreeMap::new(), Left::default(), BTreeMap::new(), Bench::new().now)
 }

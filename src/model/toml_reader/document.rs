@@ -8,11 +8,8 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{FILE_BYTES_MAX, PROBLEMS_MAX, join};
-use crate::model::problem::Problem;
-
-/// Longest key and message in characters: a value quoted in a message may have the size of the file.
-const SHOWN_CHARS_MAX: usize = 300;
+use super::{FILE_BYTES_MAX, Origin, PROBLEMS_MAX, join};
+use crate::model::problem::{Problem, shown};
 
 /// One parsed file, or one table of it.
 #[derive(Clone, Debug)]
@@ -100,6 +97,12 @@ impl Document {
         }
     }
 
+    /// Where the value at `offset` is said.
+    pub(super) fn origin(&self, offset: usize) -> Origin {
+        let (line, _) = line_and_column(self.text.as_bytes(), offset);
+        Origin::File { file: shown(&self.name), line, table: shown(&self.prefix) }
+    }
+
     /// A problem of the value or key at `offset`; without one, of the file.
     pub(super) fn problem(&self, offset: Option<usize>, path: &str, message: &str) -> Problem {
         Problem {
@@ -128,6 +131,25 @@ impl Serialize for Document {
 impl Value {
     pub(super) fn as_str(&self) -> Option<&str> {
         if let Self::String(text) = self { Some(text) } else { None }
+    }
+
+    /// A string, an integer or a flag.
+    pub(super) fn plain(value: toml::Value) -> Option<Self> {
+        match value {
+            toml::Value::String(text) => Some(Self::String(text)),
+            toml::Value::Integer(number) => Some(Self::Integer(number)),
+            toml::Value::Boolean(flag) => Some(Self::Boolean(flag)),
+            toml::Value::Float(_)
+            | toml::Value::Datetime(_)
+            | toml::Value::Array(_)
+            | toml::Value::Table(_) => None,
+        }
+    }
+
+    /// As TOML that reads back the same.
+    pub(super) fn to_toml(&self) -> String {
+        // Cannot fail: it came from TOML.
+        toml::Value::try_from(self).map(|value| value.to_string()).unwrap_or_default()
     }
 
     /// What it is, in words.
@@ -208,21 +230,4 @@ fn line_and_column(text: &[u8], offset: usize) -> (u32, u32) {
         }
     }
     place
-}
-
-/// Fit to be printed: no control characters, which could forge lines of a log, and not too long.
-fn shown(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len().min(SHOWN_CHARS_MAX));
-    for (index, char) in text.chars().enumerate() {
-        if index == SHOWN_CHARS_MAX {
-            shown.push('…');
-            break;
-        }
-        if char.is_control() {
-            shown.extend(char.escape_default());
-        } else {
-            shown.push(char);
-        }
-    }
-    shown
 }

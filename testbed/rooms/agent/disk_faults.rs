@@ -10,7 +10,7 @@ use super::{
 use crate::iscsi::tgtd::Tgtd;
 
 /// Large enough to be caught in the middle.
-const LARGE_IMAGE_BYTES: usize = 96 << 20;
+pub(super) const LARGE_IMAGE_BYTES: usize = 96 << 20;
 /// So much of it on the disk is the middle.
 const MIDDLE_BYTES: u64 = 8 << 20;
 

@@ -139,7 +139,7 @@ fn a_target_at_another_address_than_the_callers_is_refused_and_told() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);
     let _agent = site.start();
-    site.write(NODE, &machine.spec(&site).with("timeouts.ramdisk", "3s"));
+    site.write(NODE, &machine.spec(&site).with("timeouts.ramdisk", "10s"));
     site.until_phase(NODE, Phase::WaitingRamdisk);
     let mut ramdisk = machine.boot(&site, 1);
     assert_eq!(ramdisk.look_up(machine.disk.disk_bytes).0, 200);

@@ -79,7 +79,7 @@ fn a_pull_in_place_changes_adds_and_removes_nodes() {
     let site = Site::new();
     site.configure(NO_RESCAN);
     let origin = Repository::init(site.path("origin"));
-    origin.write(".gitignore", "*.status.toml\n");
+    origin.write(".gitignore", "*.status.toml*\n");
     origin.write_spec("a", &observed(1, "one"));
     origin.write_spec("b", &observed(2, "one"));
     origin.commit();
@@ -104,7 +104,7 @@ fn another_branch_is_another_set_of_nodes() {
     let site = Site::new();
     site.configure(NO_RESCAN);
     let repository = Repository::init(site.path("nodes"));
-    repository.write(".gitignore", "*.status.toml\n");
+    repository.write(".gitignore", "*.status.toml*\n");
     repository.write_spec("both", &observed(1, "main"));
     repository.write_spec("main-only", &observed(2, "main"));
     repository.commit();
@@ -132,7 +132,7 @@ fn a_merge_conflict_consents_to_nothing_until_it_is_resolved() {
     let machine = Machine::with_bmc(&site, NODE, &["--on"]);
     let spec = |redeploy| machine.spec(&site).with("redeploy", redeploy);
     let repository = Repository::init(site.path("nodes"));
-    repository.write(".gitignore", "*.status.toml\n");
+    repository.write(".gitignore", "*.status.toml*\n");
     repository.write_spec(NODE, &spec("once"));
     repository.write_spec("z", &observed(1, "before"));
     repository.commit();

@@ -1,0 +1,18 @@
+//! `hostler digest`: the identity of what a spec wants installed, for whoever writes the spec and then waits.
+
+use std::{io::Write, path::Path, process::ExitCode};
+
+use crate::spec;
+
+use super::{Failure, Problems, configuration};
+
+pub(super) fn digest(
+    file: &Path,
+    config: Option<&Path>,
+    out: &mut impl Write,
+) -> Result<ExitCode, Failure> {
+    let defaults = configuration(config)?.and_then(|config| config.defaults);
+    let spec = spec::read_file(file, defaults.as_ref()).map_err(Problems)?;
+    writeln!(out, "{}", spec.digest())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,265 @@
+//! `hostler explain`: the story of one node, for people.
+//!
+//! Made from the status file alone, and from the spec file for what the agent has not told yet.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    model::{
+        problem::Problem,
+        spec::{Goal, NodeSpec},
+        status::{LastSeen, Phase, Status},
+    },
+    spec,
+    status_file::{self, StatusFiles},
+};
+
+use super::{
+    Failure, NodePlace,
+    status::{clock, progress, span},
+};
+
+/// The spec file as it is now; `None` if there is none, or it is not known where.
+type SpecNow = Option<Result<NodeSpec, Vec<Problem>>>;
+
+pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCode, Failure> {
+    let status = status_file::read(&StatusFiles::new(place.status_dir()?).path(&place.node))?;
+    let (file, defaults) = place.spec()?;
+    let spec = file.exists().then(|| spec::read_file(&file, defaults.as_ref()));
+    Story { status: &status, spec, now: Timestamp::now() }.tell(out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Story<'a> {
+    status: &'a Status,
+    spec: SpecNow,
+    now: Timestamp,
+}
+
+impl Story<'_> {
+    fn tell(&self, out: &mut impl Write) -> io::Result<()> {
+        self.head(out)?;
+        self.history(out)?;
+        self.seen(out)?;
+        self.last_error(out)?;
+        self.conditions(out)?;
+        self.next(out)
+    }
+
+    fn head(&self, out: &mut impl Write) -> io::Result<()> {
+        let status = self.status;
+        let attempt = match status.attempt {
+            0 => String::new(),
+            attempt => format!(", attempt {attempt}"),
+        };
+        let lasted = span(self.now.duration_since(status.since));
+        writeln!(out, "{} is {} for {lasted}{attempt}", status.node, status.phase.as_str())?;
+        writeln!(out, "  {}", status.message)?;
+        if let Some(meter) = &status.progress {
+            writeln!(out, "  {}", progress(meter))?;
+        }
+        writeln!(out, "\nSpec")?;
+        let none = || "none: no spec was good yet".to_owned();
+        let in_force = status.spec_digest.as_ref().map_or_else(none, ToString::to_string);
+        writeln!(out, "  in force   {in_force}")?;
+        match &status.installed {
+            None => writeln!(out, "  installed  nothing by hostler")?,
+            Some(installed) => {
+                writeln!(out, "  installed  {}", installed.digest)?;
+                writeln!(out, "             on {}, {}", installed.disk, clock(installed.at))?;
+            }
+        }
+        self.problems(out)
+    }
+
+    /// What the agent found wrong, or else what is wrong by now.
+    fn problems(&self, out: &mut impl Write) -> io::Result<()> {
+        let told = &self.status.problems;
+        match &self.spec {
+            _ if !told.is_empty() => list(told, out),
+            Some(Err(found)) => list(found, out),
+            Some(Ok(spec)) if Some(spec.digest()) != self.status.spec_digest => {
+                writeln!(out, "  file       {}: the agent has not taken it up", spec.digest())
+            }
+            Some(Ok(_)) | None => Ok(()),
+        }
+    }
+
+    fn history(&self, out: &mut impl Write) -> io::Result<()> {
+        let history = &self.status.history;
+        if history.is_empty() {
+            return Ok(());
+        }
+        writeln!(out, "\nWhat was done")?;
+        let ends = history.iter().skip(1).map(|entry| entry.at).chain([self.now]);
+        let rows: Vec<(String, &str, String, &str)> = history
+            .iter()
+            .zip(ends)
+            .map(|(entry, end)| {
+                let took = span(end.duration_since(entry.at));
+                (clock(entry.at), entry.phase.as_str(), took, entry.message.as_str())
+            })
+            .collect();
+        let phase_width = rows.iter().map(|row| row.1.len()).max().unwrap_or(0);
+        let took_width = rows.iter().map(|row| row.2.len()).max().unwrap_or(0);
+        for (at, phase, took, message) in rows {
+            writeln!(out, "  {at}  {phase:phase_width$}  {took:>took_width$}  {message}")?;
+        }
+        Ok(())
+    }
+
+    fn seen(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "\nWhat was seen")?;
+        match self.status.power {
+            None => writeln!(out, "  power    not seen since the agent started")?,
+            Some(power) => {
+                let state = power.observed.as_str();
+                writeln!(out, "  power    {state}, {}", self.ago(power.observed_at))?;
+            }
+        }
+        if self.status.attempt == 0 {
+            return Ok(());
+        }
+        let nothing = LastSeen::default();
+        let seen = self.status.last_seen.as_ref().unwrap_or(&nothing);
+        let from = seen.address.map(|address| format!(" from {address}")).unwrap_or_default();
+        match (seen.fetched, &seen.fetched_path, seen.fetched_at) {
+            (Some(stage), Some(path), Some(at)) => {
+                let stage = stage.as_str();
+                writeln!(out, "  fetched  its {stage}, {path}{from}, {}", self.ago(at))?;
+            }
+            _ => writeln!(out, "  fetched  nothing: it has not netbooted in this attempt")?,
+        }
+        match (&seen.callback, seen.callback_at) {
+            (Some(call), Some(at)) => writeln!(out, "  called   {call}{from}, {}", self.ago(at))?,
+            _ => writeln!(out, "  called   nothing: its deploy ramdisk has not called back")?,
+        }
+        if seen.refused > 0 {
+            let why = seen.refused_reason.as_deref().unwrap_or("unknown");
+            writeln!(out, "  refused  {} calls, the last because: {why}", seen.refused)?;
+        }
+        Ok(())
+    }
+
+    fn last_error(&self, out: &mut impl Write) -> io::Result<()> {
+        let Some(last) = &self.status.last_error else { return Ok(()) };
+        let at = self.ago(last.at);
+        writeln!(out, "\nLast error: {} in attempt {}, {at}", last.fault.code, last.attempt)?;
+        writeln!(out, "  {}", last.fault.message)?;
+        writeln!(out, "  hint: {}", last.fault.hint)
+    }
+
+    fn conditions(&self, out: &mut impl Write) -> io::Result<()> {
+        let conditions = &self.status.conditions;
+        if conditions.is_empty() {
+            return Ok(());
+        }
+        writeln!(out, "\nConditions")?;
+        let width = conditions.iter().map(|one| one.kind.chars().count()).max().unwrap_or(0);
+        for condition in conditions {
+            let message = if condition.message.is_empty() { "" } else { ": " };
+            writeln!(
+                out,
+                "  {:width$}  {:5}  {}{message}{}",
+                condition.kind, condition.status, condition.reason, condition.message
+            )?;
+        }
+        Ok(())
+    }
+
+    fn next(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "\nWhat comes next")?;
+        let status = self.status;
+        if let Some(at) = status.deadline {
+            let reason = status.deadline_reason.as_deref().unwrap_or("the next step");
+            writeln!(out, "  waiting for {reason}, until {}", self.ahead(at))?;
+        }
+        if let Some(at) = status.next_attempt_at {
+            writeln!(out, "  the next attempt starts at {}", self.ahead(at))?;
+        }
+        for step in self.ways() {
+            writeln!(out, "  you can: {step}")?;
+        }
+        if status.deadline.is_none() && status.next_attempt_at.is_none() && self.ways().is_empty() {
+            writeln!(out, "  nothing")?;
+        }
+        Ok(())
+    }
+    /// What an operator can do now, the mildest first.
+    fn ways(&self) -> Vec<String> {
+        let node = &self.status.node;
+        let redeploy = "change `redeploy` in its spec to have it wiped and installed";
+        let held_for = |reason: &str| {
+            self.status.conditions.iter().any(|one| one.kind == "Held" && one.reason == reason)
+        };
+        let ways: Vec<String> = match self.status.phase {
+            Phase::Held if held_for("TooManyChanges") => vec![
+                "take the change back".to_owned(),
+                format!("hostler approve {node}, to have it wiped"),
+                "hostler approve --all, to have all of them wiped".to_owned(),
+            ],
+            Phase::Held => {
+                let mut ways = vec![format!("hostler approve {node}, to consent")];
+                if held_for("PoweredOn") {
+                    ways.push("switch it off".to_owned());
+                }
+                // Consent by `redeploy` is consent to an installation.
+                let installs = |spec: &NodeSpec| spec.goal == Goal::Deployed;
+                if self.spec.as_ref().is_none_or(|spec| spec.as_ref().is_ok_and(installs)) {
+                    ways.push(redeploy.to_owned());
+                }
+                ways
+            }
+            Phase::Failed => vec![
+                format!("repair what the last error names, then hostler retry {node}"),
+                "change its spec".to_owned(),
+            ],
+            Phase::Pending if self.status.next_attempt_at.is_some() => {
+                vec![format!("hostler retry {node}, not to wait for that")]
+            }
+            Phase::Invalid => vec!["correct its spec".to_owned()],
+            Phase::Paused => vec!["take `paused` out of its spec".to_owned()],
+            Phase::Deployed if self.drifted() => {
+                vec!["leave it: nothing is touched".to_owned(), redeploy.to_owned()]
+            }
+            phase if phase.is_busy() => {
+                vec!["set `paused = true` in its spec, to stop this and switch it off".to_owned()]
+            }
+            _ => Vec::new(),
+        };
+        if self.status.spec_valid || self.status.phase == Phase::Invalid {
+            return ways;
+        }
+        ["correct its spec: until then nothing starts".to_owned()].into_iter().chain(ways).collect()
+    }
+
+    fn drifted(&self) -> bool {
+        self.status.installed_digest.is_some()
+            && self.status.installed_digest != self.status.spec_digest
+    }
+
+    fn ago(&self, at: Timestamp) -> String {
+        format!("{}, {} ago", clock(at), span(self.now.duration_since(at)))
+    }
+
+    fn ahead(&self, at: Timestamp) -> String {
+        let rest = at.duration_since(self.now);
+        if rest >= SignedDuration::ZERO {
+            format!("{}, in {}", clock(at), span(rest))
+        } else {
+            format!("{}, {} overdue: does the agent run?", clock(at), span(-rest))
+        }
+    }
+}
+
+fn list(problems: &[Problem], out: &mut impl Write) -> io::Result<()> {
+    problems.iter().try_for_each(|problem| writeln!(out, "  problem    {problem}"))
+}
+
+#[cfg(test)]
+mod tests;

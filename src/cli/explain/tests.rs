@@ -1,0 +1,322 @@
+//! What people are told about nodes in all kinds of trouble.
+
+use expect_test::{Expect, expect};
+
+use super::*;
+
+const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const NOW: &str = "2026-11-22T12:10:00Z";
+
+/// A status with these lines: flat keys first.
+fn status(lines: &str) -> Status {
+    let text =
+        format!("version = 1\nnode = \"edge-07\"\nupdated = \"2026-11-22T12:00:00Z\"\n{lines}");
+    toml::from_str(&text.replace("DIGEST", DIGEST))
+        .unwrap_or_else(|error| panic!("{error}:\n{text}"))
+}
+
+fn check(status: &Status, spec: SpecNow, expected: &Expect) {
+    let mut told = Vec::new();
+    Story { status, spec, now: NOW.parse().unwrap() }.tell(&mut told).unwrap();
+    expected.assert_eq(&String::from_utf8(told).unwrap());
+}
+
+#[test]
+fn a_machine_that_was_switched_on_and_fetched_nothing() {
+    let status = status(
+        r#"
+phase = "waiting-ramdisk"
+ready = false
+message = "the machine is on; waiting for it to netboot"
+spec_valid = true
+spec_digest = "DIGEST"
+since = "2026-11-22T12:00:30Z"
+deadline = "2026-11-22T12:20:30Z"
+deadline_reason = "the deploy ramdisk to export its disk"
+attempt = 1
+[power]
+observed = "on"
+observed_at = "2026-11-22T12:00:30Z"
+[[history]]
+at = "2026-11-22T12:00:00Z"
+phase = "pending"
+message = "asking the BMC for the power state"
+[[history]]
+at = "2026-11-22T12:00:01Z"
+phase = "preparing"
+message = "verifying the image's checksum"
+[[history]]
+at = "2026-11-22T12:00:30Z"
+phase = "waiting-ramdisk"
+message = "the machine is on; waiting for it to netboot"
+"#,
+    );
+    check(
+        &status,
+        None,
+        &expect![[r#"
+            edge-07 is waiting-ramdisk for 9m30s, attempt 1
+              the machine is on; waiting for it to netboot
+
+            Spec
+              in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+              installed  nothing by hostler
+
+            What was done
+              2026-11-22T12:00:00Z  pending             1s  asking the BMC for the power state
+              2026-11-22T12:00:01Z  preparing          29s  verifying the image's checksum
+              2026-11-22T12:00:30Z  waiting-ramdisk  9m30s  the machine is on; waiting for it to netboot
+
+            What was seen
+              power    on, 2026-11-22T12:00:30Z, 9m30s ago
+              fetched  nothing: it has not netbooted in this attempt
+              called   nothing: its deploy ramdisk has not called back
+
+            What comes next
+              waiting for the deploy ramdisk to export its disk, until 2026-11-22T12:20:30Z, in 10m30s
+              you can: set `paused = true` in its spec, to stop this and switch it off
+        "#]],
+    );
+    // Long after the agent died.
+    let overdue = Status { deadline: Some("2026-11-22T12:05:00Z".parse().unwrap()), ..status };
+    let mut told = Vec::new();
+    Story { status: &overdue, spec: None, now: NOW.parse().unwrap() }.next(&mut told).unwrap();
+    expect![[r#"
+
+        What comes next
+          waiting for the deploy ramdisk to export its disk, until 2026-11-22T12:05:00Z, 5m0s overdue: does the agent run?
+          you can: set `paused = true` in its spec, to stop this and switch it off
+    "#]].assert_eq(&String::from_utf8(told).unwrap());
+}
+
+#[test]
+fn a_machine_whose_attempts_failed() {
+    let status = status(
+        r#"
+phase = "failed"
+ready = false
+message = "gave up after attempt 3: the machine fetched its boot menu but not the whole deploy kernel"
+spec_valid = true
+spec_digest = "DIGEST"
+since = "2026-11-22T12:09:00Z"
+attempt = 3
+[last_error]
+at = "2026-11-22T12:08:30Z"
+attempt = 3
+step = "ramdisk"
+code = "RamdiskTimeout"
+retry = "backoff"
+message = "the machine fetched its boot menu but not the whole deploy kernel"
+hint = "a network that loses packets, or a boot loader that cannot read the kernel"
+[last_seen]
+fetched = "menu"
+fetched_path = "pxelinux.cfg/01-52-54-00-00-00-01"
+fetched_at = "2026-11-22T12:02:00Z"
+address = "192.0.2.107"
+refused = 2
+refused_reason = "the key is not of this attempt"
+[[conditions]]
+type = "BmcReachable"
+status = "False"
+reason = "Silent"
+message = "192.0.2.20:623 does not answer"
+[[history]]
+at = "2026-11-22T12:09:00Z"
+phase = "failed"
+message = "gave up after attempt 3"
+"#,
+    );
+    check(
+        &status,
+        None,
+        &expect![[r#"
+            edge-07 is failed for 1m0s, attempt 3
+              gave up after attempt 3: the machine fetched its boot menu but not the whole deploy kernel
+
+            Spec
+              in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+              installed  nothing by hostler
+
+            What was done
+              2026-11-22T12:09:00Z  failed  1m0s  gave up after attempt 3
+
+            What was seen
+              power    not seen since the agent started
+              fetched  its boot menu, pxelinux.cfg/01-52-54-00-00-00-01 from 192.0.2.107, 2026-11-22T12:02:00Z, 8m0s ago
+              called   nothing: its deploy ramdisk has not called back
+              refused  2 calls, the last because: the key is not of this attempt
+
+            Last error: RamdiskTimeout in attempt 3, 2026-11-22T12:08:30Z, 1m30s ago
+              the machine fetched its boot menu but not the whole deploy kernel
+              hint: a network that loses packets, or a boot loader that cannot read the kernel
+
+            Conditions
+              BmcReachable  False  Silent: 192.0.2.20:623 does not answer
+
+            What comes next
+              you can: repair what the last error names, then hostler retry edge-07
+              you can: change its spec
+        "#]],
+    );
+}
+
+#[test]
+fn a_machine_that_is_on_and_nobodys() {
+    let status = status(
+        r#"
+phase = "held"
+ready = false
+message = "the machine is on and nobody has consented to wipe it"
+spec_valid = true
+spec_digest = "DIGEST"
+since = "2026-11-22T12:00:00Z"
+attempt = 0
+[power]
+observed = "on"
+observed_at = "2026-11-22T12:09:30Z"
+[[conditions]]
+type = "Held"
+status = "True"
+reason = "PoweredOn"
+"#,
+    );
+    check(
+        &status,
+        None,
+        &expect![[r#"
+            edge-07 is held for 10m0s
+              the machine is on and nobody has consented to wipe it
+
+            Spec
+              in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+              installed  nothing by hostler
+
+            What was seen
+              power    on, 2026-11-22T12:09:30Z, 30s ago
+
+            Conditions
+              Held  True   PoweredOn
+
+            What comes next
+              you can: hostler approve edge-07, to consent
+              you can: switch it off
+              you can: change `redeploy` in its spec to have it wiped and installed
+        "#]],
+    );
+}
+
+#[test]
+fn an_installed_machine_whose_spec_wants_another_image() {
+    let status = status(
+        r#"
+phase = "deployed"
+ready = false
+message = "installed, but the spec now wants something else"
+spec_valid = true
+spec_digest = "DIGEST"
+installed_digest = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
+since = "2026-11-22T11:00:00Z"
+attempt = 1
+[installed]
+digest = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
+image = "sha256:cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"
+at = "2026-11-22T11:00:00Z"
+redeploy = "a"
+[installed.disk]
+name = "vda"
+size = 480103981056
+serial = "S6PUNX0T"
+[last_seen]
+fetched = "ramdisk"
+fetched_path = "deploy/initramfs"
+fetched_at = "2026-11-22T10:58:00Z"
+callback = "completed"
+callback_at = "2026-11-22T10:59:50Z"
+address = "192.0.2.107"
+[[conditions]]
+type = "Drifted"
+status = "True"
+reason = "SpecChanged"
+"#,
+    );
+    check(
+        &status,
+        None,
+        &expect![[r#"
+            edge-07 is deployed for 1h10m, attempt 1
+              installed, but the spec now wants something else
+
+            Spec
+              in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+              installed  sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
+                         on vda (447.1 GiB, serial S6PUNX0T), 2026-11-22T11:00:00Z
+
+            What was seen
+              power    not seen since the agent started
+              fetched  its deploy ramdisk, deploy/initramfs from 192.0.2.107, 2026-11-22T10:58:00Z, 1h12m ago
+              called   completed from 192.0.2.107, 2026-11-22T10:59:50Z, 1h10m ago
+
+            Conditions
+              Drifted  True   SpecChanged
+
+            What comes next
+              you can: leave it: nothing is touched
+              you can: change `redeploy` in its spec to have it wiped and installed
+        "#]],
+    );
+}
+
+#[test]
+fn a_spec_that_broke_after_the_agent_had_taken_it_up() {
+    let status = status(
+        r#"
+phase = "pending"
+ready = false
+message = "nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts"
+spec_valid = false
+spec_digest = "DIGEST"
+since = "2026-11-22T12:00:00Z"
+attempt = 0
+[[problems]]
+file = "nodes/edge-07.toml"
+at = [1, 9]
+key = "state"
+message = "`gone` is not one of deployed, unmanaged"
+"#,
+    );
+    check(
+        &status,
+        None,
+        &expect![[r#"
+        edge-07 is pending for 10m0s
+          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts
+
+        Spec
+          in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+          installed  nothing by hostler
+          problem    nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged
+
+        What was seen
+          power    not seen since the agent started
+
+        What comes next
+          you can: correct its spec: until then nothing starts
+    "#]],
+    );
+    // The agent has not looked yet.
+    let status = Status { spec_valid: true, problems: Vec::new(), ..status };
+    let broken = vec![Problem::of_file("nodes/edge-07.toml", "empty")];
+    let mut told = Vec::new();
+    Story { status: &status, spec: Some(Err(broken)), now: NOW.parse().unwrap() }
+        .head(&mut told)
+        .unwrap();
+    expect![[r#"
+        edge-07 is pending for 10m0s
+          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts
+
+        Spec
+          in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+          installed  nothing by hostler
+          problem    nodes/edge-07.toml: empty
+    "#]].assert_eq(&String::from_utf8(told).unwrap());
+}

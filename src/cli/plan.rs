@@ -1,0 +1,129 @@
+//! `hostler plan`: what the agent would do about a directory of specs, before it does it.
+//!
+//! The judgement is the core's, rehearsed on what the status files say; here it is only asked for and printed.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::{
+    lifecycle::{Deed, Intention, Policy, Rehearsal},
+    model::{problem::Problem, status::Status},
+    spec,
+    status_file::StatusFiles,
+};
+
+use super::{Failure, Format, NoDirectory, configuration, status::columns};
+
+/// For `--help`.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes: 0 nothing would be wiped; 1 a spec has a problem, or something cannot be read; 2 something would be wiped, at once or when
+the breaker is overruled.";
+
+const WIPES: u8 = 2;
+
+/// What to judge.
+#[derive(Debug, clap::Args)]
+pub(super) struct Asked {
+    /// The directory of specs; by default the agent's own. Another one is judged as if it took that one's place.
+    dir: Option<PathBuf>,
+    /// The directory with the status files; by default what the configuration says, and without one beside the specs.
+    #[arg(long)]
+    status_dir: Option<PathBuf>,
+    /// The agent's configuration; without it the one of this machine, if there is one.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// How to show it.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+pub(super) fn plan(asked: &Asked, out: &mut impl Write) -> Result<ExitCode, Failure> {
+    let config = configuration(asked.config.as_deref())?;
+    let agents = config.as_ref().map(|config| &config.specs);
+    let dir = asked.dir.as_ref().or(agents.map(|specs| &specs.dir)).ok_or(NoDirectory)?;
+    let status_dir = asked
+        .status_dir
+        .as_ref()
+        .or(agents.map(|specs| specs.status_dir.as_ref().unwrap_or(&specs.dir)))
+        .unwrap_or(dir);
+    let defaults = config.as_ref().and_then(|config| config.defaults.as_ref());
+    let policy = Policy {
+        attempts_max: 1,
+        imagings_max: 1,
+        breaker: config.as_ref().is_none_or(|config| config.safety.breaker),
+        enforce_power: config.as_ref().is_some_and(|config| config.safety.enforce_power),
+    };
+
+    let shown_as = dir.to_string_lossy();
+    let shown_as = shown_as.trim_end_matches('/');
+    let found = spec::read_dir(dir, shown_as, defaults)?;
+    let before = agents
+        .filter(|specs| specs.dir != *dir)
+        .and_then(|specs| spec::read_dir(&specs.dir, shown_as, defaults).ok())
+        .map_or_else(|| found.nodes.clone(), |before| before.nodes);
+    let statuses = read_statuses(status_dir)?;
+    let rehearsal = Rehearsal::new(policy, statuses, &before, found.nodes, Timestamp::now());
+    let in_force = rehearsal.in_force();
+    let clashes = spec::clashes(shown_as, in_force.iter().map(AsRef::as_ref));
+    let plan = rehearsal.judge(&clashes);
+
+    match asked.output {
+        Format::Table => write!(out, "{}", table(&plan, &found.problems))?,
+        Format::Json => {
+            writeln!(out, "{}", serde_json::to_string_pretty(&json(&plan, &found.problems))?)?;
+        }
+    }
+    let broken = plan.iter().any(|node| matches!(node.deed, Deed::Invalid | Deed::Clash));
+    Ok(if broken || !found.problems.is_empty() {
+        ExitCode::FAILURE
+    } else if plan.iter().any(|node| node.wipes.is_some()) {
+        ExitCode::from(WIPES)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// All of them: without one, a machine it speaks of would look as if nobody knew it.
+fn read_statuses(dir: &Path) -> Result<Vec<Status>, Failure> {
+    let statuses: Result<Vec<Status>, _> = StatusFiles::new(dir).read_all()?.into_iter().collect();
+    Ok(statuses?)
+}
+
+fn table(plan: &[Intention], problems: &[Problem]) -> String {
+    let rows: Vec<[String; 3]> = plan
+        .iter()
+        .map(|node| [node.node.to_string(), node.deed.as_str().to_owned(), what(node)])
+        .collect();
+    let problems: Vec<String> = problems.iter().map(|problem| format!("{problem}\n")).collect();
+    columns(&rows) + &problems.concat()
+}
+
+fn what(node: &Intention) -> String {
+    let Some(disk) = &node.wipes else { return node.reason.clone() };
+    let wipes = if node.deed == Deed::Breaker { "would wipe" } else { "wipes" };
+    let unless_on = if node.unless_on { " unless it is on" } else { "" };
+    format!("{wipes} {disk}{unless_on}: {}", node.reason)
+}
+
+fn json(plan: &[Intention], problems: &[Problem]) -> Value {
+    let nodes: Vec<Value> = plan
+        .iter()
+        .map(|node| {
+            json!({
+                "node": node.node,
+                "action": node.deed.as_str(),
+                "wipes": node.wipes,
+                "unless_on": node.unless_on,
+                "reason": node.reason,
+            })
+        })
+        .collect();
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    json!({ "nodes": nodes, "problems": problems })
+}

@@ -1,0 +1,283 @@
+//! `hostler wait`: for scripts that write a spec and go on when its machine is ready.
+//!
+//! It reads the status file again and again; the agent need not run for that. What it must never do: take the status of another
+//! installation for success or failure.
+
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    model::{
+        ids::{Digest, NodeName},
+        status::{HistoryEntry, Phase, Status},
+        toml_reader::duration,
+    },
+    status_file::{self, StatusFileError, StatusFiles},
+};
+
+use super::{Failure, NodePlace, status::clock};
+
+/// For `--help`.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes: 0 there; 1 wrong usage, or the status cannot be read; 3 the node failed; 4 timed out; 5 a person is needed: the node is
+held, drifted, or its spec is invalid. The status of another digest is none of these.";
+
+const FAILED: u8 = 3;
+const TIMED_OUT: u8 = 4;
+const PERSON_NEEDED: u8 = 5;
+/// Between two looks: one small file.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How long bad news must stand before it is believed. The agent may just be reading the corrected file, or an operator's retry.
+const SETTLE_TIME: Duration = Duration::from_secs(3);
+
+/// What to wait for.
+#[derive(Debug, clap::Args)]
+pub(super) struct Goal {
+    /// Only a status of this installation counts: what `hostler digest` printed. Without it a status from before the spec was changed
+    /// counts too.
+    #[arg(long)]
+    digest: Option<Digest>,
+    /// How long, for example 30m or 1h 30m.
+    #[arg(long, default_value = "1h", value_parser = duration)]
+    timeout: Duration,
+    /// The phase to wait for. `deployed` and `available` also wait until nothing is left to do; a phase that passes at once may be missed.
+    #[arg(long, default_value = "deployed", value_parser = phase)]
+    phase: Phase,
+    /// Do not tell every phase on standard error.
+    #[arg(long)]
+    quiet: bool,
+}
+
+fn phase(text: &str) -> Result<Phase, String> {
+    Phase::ALL
+        .into_iter()
+        .find(|phase| phase.as_str() == text)
+        .ok_or_else(|| format!("must be one of {}", Phase::ALL.map(Phase::as_str).join(", ")))
+}
+
+/// What a status means to somebody who waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It is there.
+    Reached,
+    /// It may come.
+    NotYet,
+    /// It will not come: given up.
+    Failed,
+    /// It will not come unless a person acts.
+    PersonNeeded,
+}
+
+impl Goal {
+    fn judge(&self, status: &Status) -> Verdict {
+        let other = |wanted: &Digest| status.spec_digest.as_ref().is_some_and(|is| is != wanted);
+        if self.digest.as_ref().is_some_and(other) {
+            return Verdict::NotYet;
+        }
+        let named = self.digest.is_none() || self.digest == status.spec_digest;
+        let done = !matches!(self.phase, Phase::Deployed | Phase::Available) || status.ready;
+        match status.phase {
+            phase if phase == self.phase && named && done => Verdict::Reached,
+            Phase::Failed => Verdict::Failed,
+            Phase::Held | Phase::Invalid => Verdict::PersonNeeded,
+            phase if !phase.is_busy() && !status.spec_valid => Verdict::PersonNeeded,
+            // Installed, but something else: only a person may let it be wiped.
+            Phase::Deployed
+                if self.phase == Phase::Deployed
+                    && !status.ready
+                    && status.installed_digest != status.spec_digest =>
+            {
+                Verdict::PersonNeeded
+            }
+            _ => Verdict::NotYet,
+        }
+    }
+}
+
+pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> {
+    let dir = place.status_dir()?;
+    if !dir.is_dir() {
+        return Err(format!("{}: no such directory", dir.display()).into());
+    }
+    let file = StatusFiles::new(dir).path(&place.node);
+    let began = Instant::now();
+    let mut told = None;
+    let mut bad_since: Option<(Verdict, Instant)> = None;
+    loop {
+        let status = read(&file)?;
+        if !goal.quiet {
+            tell(&place.node, status.as_ref(), &mut told)?;
+        }
+        let verdict = status.as_ref().map_or(Verdict::NotYet, |status| goal.judge(status));
+        bad_since = match verdict {
+            Verdict::Reached => return Ok(ExitCode::SUCCESS),
+            Verdict::NotYet => None,
+            Verdict::Failed | Verdict::PersonNeeded => bad_since
+                .filter(|(before, _)| *before == verdict)
+                .or(Some((verdict, Instant::now()))),
+        };
+        let settled = bad_since.filter(|(_, since)| since.elapsed() >= SETTLE_TIME);
+        if let Some((verdict, _)) = settled {
+            return give_up("", &place.node, status.as_ref(), verdict);
+        }
+        if began.elapsed() >= goal.timeout {
+            let limit = jiff::SignedDuration::try_from(goal.timeout)?;
+            let why = format!("timed out after {limit:#}: ");
+            return give_up(&why, &place.node, status.as_ref(), verdict);
+        }
+        thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+/// The node's status; none if there is no file (yet).
+fn read(file: &Path) -> Result<Option<Status>, StatusFileError> {
+    match status_file::read(file) {
+        Err(StatusFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        status => status.map(Some),
+    }
+}
+
+/// The phases entered since the one told last; at first only where the node stands.
+fn tell(
+    node: &NodeName,
+    status: Option<&Status>,
+    told: &mut Option<HistoryEntry>,
+) -> io::Result<()> {
+    let history = status.map(|status| status.history.as_slice()).unwrap_or_default();
+    let seen = match told {
+        Some(last) => history.iter().rposition(|entry| entry == last).map_or(0, |at| at + 1),
+        None => history.len().saturating_sub(1),
+    };
+    for HistoryEntry { at, phase, message } in history.iter().skip(seen) {
+        writeln!(io::stderr(), "{} {node} {}: {message}", clock(*at), phase.as_str())?;
+    }
+    *told = history.last().cloned();
+    Ok(())
+}
+
+fn give_up(
+    why: &str,
+    node: &NodeName,
+    status: Option<&Status>,
+    verdict: Verdict,
+) -> Result<ExitCode, Failure> {
+    let mut err = io::stderr().lock();
+    let stands = status.map_or_else(
+        || format!("{node}: no status yet"),
+        |status| format!("{node} {}: {}", status.phase.as_str(), status.message),
+    );
+    writeln!(err, "error: {why}{stands}")?;
+    let hint = status.and_then(|status| status.last_error.as_ref()).map(|last| &last.fault.hint);
+    if let (Verdict::Failed, Some(hint)) = (verdict, hint) {
+        writeln!(err, "  hint: {hint}")?;
+    }
+    let waits = status.and_then(|status| status.deadline_reason.as_ref().zip(status.deadline));
+    if let Some((reason, deadline)) = waits {
+        writeln!(err, "  waiting for {reason}, until {}", clock(deadline))?;
+    }
+    Ok(ExitCode::from(match verdict {
+        Verdict::Failed => FAILED,
+        Verdict::PersonNeeded => PERSON_NEEDED,
+        Verdict::Reached | Verdict::NotYet => TIMED_OUT,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FLAT: &str = "version = 1\nnode = \"edge-07\"\nmessage = \"as it says\"\nsince = \"2026-11-22T12:00:00Z\"\n\
+                        attempt = 1\nupdated = \"2026-11-22T12:00:00Z\"\n";
+
+    fn digest(digit: &str) -> String {
+        format!("sha256:{}", digit.repeat(64))
+    }
+
+    /// A status in this phase; `wants` and `has` are digits for its digests.
+    fn status(phase: &str, wants: &str, has: &str) -> Status {
+        let ready = wants == has;
+        let digests = [("spec_digest", wants), ("installed_digest", has)].map(|(key, digit)| {
+            (!digit.is_empty()).then(|| format!("{key} = {:?}\n", digest(digit)))
+        });
+        let digests: String = digests.into_iter().flatten().collect();
+        toml::from_str(&format!(
+            "phase = {phase:?}\nready = {ready}\nspec_valid = true\n{digests}{FLAT}"
+        ))
+        .unwrap()
+    }
+
+    fn goal(wanted: &str) -> Goal {
+        let digest = (!wanted.is_empty()).then(|| digest(wanted).parse().unwrap());
+        Goal { digest, timeout: Duration::ZERO, phase: Phase::Deployed, quiet: true }
+    }
+
+    #[test]
+    fn a_status_of_another_digest_is_never_success_or_failure() {
+        for phase in Phase::ALL {
+            for has in ["", "a", "b"] {
+                let status = status(phase.as_str(), "a", has);
+                assert_eq!(goal("b").judge(&status), Verdict::NotYet, "{phase:?} {has}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_installed_as_wanted_is_there() {
+        for wanted in ["", "a"] {
+            let judge = |phase, has| goal(wanted).judge(&status(phase, "a", has));
+            assert_eq!(judge("deployed", "a"), Verdict::Reached);
+            assert_eq!(judge("deployed", "b"), Verdict::PersonNeeded);
+            for phase in ["pending", "imaging", "restarting", "paused"] {
+                assert_eq!(judge(phase, "a"), Verdict::NotYet, "{phase}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_machine_that_is_only_off_is_waited_for() {
+        let mut off = status("deployed", "a", "a");
+        off.ready = false;
+        assert_eq!(goal("a").judge(&off), Verdict::NotYet);
+    }
+
+    #[test]
+    fn what_will_not_come_by_itself_is_told_apart() {
+        for wanted in ["", "a"] {
+            let judge = |phase| goal(wanted).judge(&status(phase, "a", ""));
+            assert_eq!(judge("failed"), Verdict::Failed);
+            assert_eq!(judge("held"), Verdict::PersonNeeded);
+            assert_eq!(judge("invalid"), Verdict::PersonNeeded);
+            let mut broken = status("pending", "a", "");
+            broken.spec_valid = false;
+            assert_eq!(goal(wanted).judge(&broken), Verdict::PersonNeeded);
+            broken.phase = Phase::Imaging;
+            assert_eq!(goal(wanted).judge(&broken), Verdict::NotYet);
+        }
+    }
+
+    #[test]
+    fn a_spec_that_never_was_good_needs_a_person_whatever_is_waited_for() {
+        for wanted in ["", "a"] {
+            let mut never = status("invalid", "", "");
+            never.spec_valid = false;
+            assert_eq!(goal(wanted).judge(&never), Verdict::PersonNeeded);
+        }
+    }
+
+    #[test]
+    fn another_phase_is_there_when_it_is_shown_for_that_digest() {
+        let imaging = Goal { phase: Phase::Imaging, ..goal("a") };
+        assert_eq!(imaging.judge(&status("imaging", "a", "")), Verdict::Reached);
+        assert_eq!(imaging.judge(&status("imaging", "", "")), Verdict::NotYet);
+        assert_eq!(imaging.judge(&status("failed", "a", "")), Verdict::Failed);
+        let failed = Goal { phase: Phase::Failed, ..goal("a") };
+        assert_eq!(failed.judge(&status("failed", "a", "")), Verdict::Reached);
+    }
+}

@@ -1,0 +1,52 @@
+//! The way in for the fuzz target, and nowhere else: a BMC that answers with any bytes.
+
+use super::{
+    commands::{BootFlags, Command, manufacturer, power_state},
+    crypto::Keys,
+    handshake::{Chance, Credentials, Handshake},
+    packet::Packet,
+    session::Session,
+};
+use crate::model::{
+    secret::Secret,
+    spec::{CipherSuite, Privilege},
+};
+
+const CONSOLE: u32 = 0x35de_b640;
+const BMC: u32 = 2;
+
+/// Every decoder on the same bytes, which are datagrams led by their length, as one byte, where a dialogue is read.
+pub fn fuzz(bytes: &[u8]) {
+    Packet::decode(bytes);
+    power_state(bytes);
+    manufacturer(bytes);
+    BootFlags::decode(bytes);
+    for suite in [CipherSuite::Sha1, CipherSuite::Sha256] {
+        shake_hands(suite, bytes);
+        let keys = || Keys::derive(suite, &[7; 20]);
+        let mut session = Session::new(suite, CONSOLE, BMC, keys());
+        let Some(request) = session.request(Command::GetChassisStatus) else { return };
+        session.answer(&request, bytes);
+        // As a BMC with the right keys would seal it.
+        let mut answer = request.clone();
+        answer.message = bytes.to_vec();
+        let sealed = Session::new(suite, BMC, CONSOLE, keys()).seal(&answer, [9; 16]);
+        session.answer(&request, &sealed);
+    }
+}
+
+fn shake_hands(suite: CipherSuite, mut bytes: &[u8]) {
+    let credentials = Credentials {
+        username: "admin".to_owned(),
+        password: Secret::new("password".to_owned()),
+        privilege: Privilege::Administrator,
+    };
+    let chance = Chance { tag: 0x76, console_id: CONSOLE, challenge: [1; 16] };
+    let mut handshake = Handshake::start(credentials, suite, chance);
+    while let Some((length, rest)) = bytes.split_first() {
+        let (datagram, rest) = rest.split_at(rest.len().min(usize::from(*length)));
+        handshake.receive(datagram);
+        bytes = rest;
+    }
+    handshake.abandon([0; 16]);
+}

@@ -1,0 +1,115 @@
+//! What is known of machines that no node has any more: a spec file that is renamed, swapped or comes back finds its machine as it was
+//! left, because nothing is ever wiped because a file went away.
+//!
+//! Kept by the [`super::Fleet`]; the [`super::Carrier`] has it made durable before the record that knew it is changed or removed. What is
+//! found again is not taken out: the node that has the machine now writes it anew when it leaves.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{ids::NodeName, spec::BmcAddress, status::Installed};
+
+use super::state::{Hold, Record, State};
+
+/// Machines that are remembered: more than a site has, and small enough for any memory.
+const LEFT_MAX: usize = 10_000;
+
+/// What is installed; `None`: a record was lost, and nobody knows.
+type Known = Option<Installed>;
+
+/// Installations that no node has any more.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "File", into = "File")]
+pub struct Left {
+    machines: BTreeMap<BmcAddress, Known>,
+    /// The same of nodes that never had a spec here, so that only their name is known: what status files say where a record is lost.
+    nodes: BTreeMap<NodeName, Known>,
+    changes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    machines: Vec<(BmcAddress, Known)>,
+    nodes: Vec<(NodeName, Known)>,
+}
+
+impl From<File> for Left {
+    fn from(File { machines, nodes }: File) -> Self {
+        let (machines, nodes) = (machines.into_iter().collect(), nodes.into_iter().collect());
+        Self { machines, nodes, changes: 0 }
+    }
+}
+
+impl From<Left> for File {
+    fn from(Left { machines, nodes, .. }: Left) -> Self {
+        Self { machines: machines.into_iter().collect(), nodes: nodes.into_iter().collect() }
+    }
+}
+
+impl Left {
+    /// Takes in what status files say of nodes whose record is lost, unless more is known.
+    pub(super) fn witness(&mut self, witnessed: BTreeMap<NodeName, Installed>) {
+        for (node, installed) in witnessed {
+            self.nodes.entry(node).or_insert(Some(installed));
+        }
+    }
+
+    /// Every record is lost. If a status file is left whose spec is gone, a name that has none may be that node's new one.
+    pub(super) fn doubt_new_names<'a>(
+        &mut self,
+        specs: impl ExactSizeIterator<Item = &'a NodeName> + Clone,
+    ) {
+        let is_found = |name: &NodeName| specs.clone().any(|spec| spec == name);
+        if !self.nodes.keys().all(is_found) {
+            for name in specs {
+                self.nodes.entry(name.clone()).or_insert(None);
+            }
+        }
+    }
+
+    /// How often something was added or changed.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// What is on the machine with this BMC, if anything is known of it.
+    pub(super) fn machine(&self, bmc: &BmcAddress) -> Option<&Known> {
+        self.machines.get(bmc)
+    }
+
+    /// What is on the machine of a node without a spec, if anything is known of it.
+    pub(super) fn node(&self, name: &NodeName) -> Option<&Known> {
+        self.nodes.get(name)
+    }
+
+    /// The node has a spec: from now on its machine is known by its BMC.
+    pub(super) fn found(&mut self, name: &NodeName) {
+        self.nodes.remove(name);
+    }
+
+    /// A node goes away, or turns to another machine.
+    pub(super) fn leave(&mut self, name: &NodeName, record: &Record) {
+        let changed = match &record.spec {
+            Some(spec) => leave(&mut self.machines, &spec.bmc.address, record),
+            None => leave(&mut self.nodes, name, record),
+        };
+        self.changes += u64::from(changed);
+    }
+}
+
+/// Whether that changed anything.
+fn leave<K: Ord + Clone>(left: &mut BTreeMap<K, Known>, key: &K, record: &Record) -> bool {
+    let unknown = matches!(record.state, State::Held { reason: Hold::RecordLost, .. });
+    if record.installed.is_none() && !unknown {
+        return left.remove(key).is_some();
+    }
+    if left.get(key) == Some(&record.installed) {
+        return false;
+    }
+    left.insert(key.clone(), record.installed.clone());
+    if left.len() > LEFT_MAX {
+        left.pop_first();
+    }
+    true
+}

@@ -1,0 +1,313 @@
+//! What would be done about a directory of specs: the core's own judgement, rehearsed.
+//!
+//! Called by `hostler plan`, without a running agent. The fleet is made from status files, which say less than the agent's records; it
+//! takes the specs as the agent's would, and every question about power is answered with what was last seen. What a node is about to
+//! do is then read off it. No rule may be written here: whatever is asked is asked of [`Fleet`] and [`Node`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::model::{
+    ids::{NodeName, OpId},
+    power::PowerState,
+    problem::Problem,
+    spec::{BmcAddress, Goal, NodeSpec},
+    status::{Installed, Phase, Status},
+};
+
+use super::{
+    event::{Action, Event, Operation, Outcome, Turn},
+    fleet::{Fleet, Policy, Specs},
+    left::Left,
+    node::Node,
+    state::{Hold, Record, State},
+};
+
+/// Every power state was seen so long ago that the fleet wants to look at each again.
+const LONG_AGO: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What would be done about one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intention {
+    /// The node.
+    pub node: NodeName,
+    /// What would be done.
+    pub deed: Deed,
+    /// The disk that would be wiped by it: now, or once the breaker is overruled.
+    pub wipes: Option<String>,
+    /// Whether that depends on the machine being off, which nobody knows.
+    pub unless_on: bool,
+    /// Why, in one sentence.
+    pub reason: String,
+}
+
+/// What would be done with a machine. A closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// Installed for the first time.
+    Install,
+    /// Wiped and installed again.
+    Reinstall,
+    /// Nothing before a person consents.
+    Hold,
+    /// The same, because too many machines would be reinstalled at once.
+    Breaker,
+    /// Nothing, although something else is installed than the spec wants.
+    Drift,
+    /// Switched on.
+    SwitchOn,
+    /// Shut down.
+    SwitchOff,
+    /// No longer known; its disk and its power stay as they are.
+    Forget,
+    /// Nothing.
+    Nothing,
+    /// Nothing new: its spec cannot be used.
+    Invalid,
+    /// Nothing: another spec claims its machine, too.
+    Clash,
+}
+
+impl Deed {
+    /// The deed as it stands in what is printed.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Install => "install",
+            Self::Reinstall => "reinstall",
+            Self::Hold => "hold",
+            Self::Breaker => "breaker",
+            Self::Drift => "drift",
+            Self::SwitchOn => "switch-on",
+            Self::SwitchOff => "switch-off",
+            Self::Forget => "forget",
+            Self::Nothing => "nothing",
+            Self::Invalid => "invalid",
+            Self::Clash => "clash",
+        }
+    }
+}
+
+/// A fleet as the status files tell of it, with the specs that are to be judged.
+#[derive(Debug)]
+pub struct Rehearsal {
+    fleet: Fleet,
+    specs: Specs,
+    statuses: BTreeMap<NodeName, Status>,
+    /// What each BMC last said.
+    power: BTreeMap<BmcAddress, PowerState>,
+    now: Timestamp,
+}
+
+impl Rehearsal {
+    /// `before` are the specs that may be in force by now: each counts if it is the one its status speaks of. They tell what the status
+    /// does not, such as the machine a node had so far.
+    pub fn new(
+        policy: Policy,
+        statuses: Vec<Status>,
+        before: &Specs,
+        specs: Specs,
+        now: Timestamp,
+    ) -> Self {
+        let mut power = BTreeMap::new();
+        let mut records = BTreeMap::new();
+        for status in &statuses {
+            let old = spec_in_force(status, before, &specs);
+            if let (Some(old), Some(seen)) = (&old, last_power(status)) {
+                power.insert(old.bmc.address.clone(), seen);
+            }
+            records.insert(status.node.clone(), record(status, old, now));
+        }
+        let long_ago = SignedDuration::try_from(LONG_AGO).unwrap_or_default();
+        let began = now.checked_sub(long_ago).unwrap_or(now);
+        Self {
+            fleet: Fleet::resume(policy, records, Left::default(), BTreeMap::new(), began),
+            specs,
+            statuses: statuses.into_iter().map(|status| (status.node.clone(), status)).collect(),
+            power,
+            now,
+        }
+    }
+
+    /// The specs that would be in force, for the reader of specs to find clashes among.
+    pub fn in_force(&self) -> Vec<Arc<NodeSpec>> {
+        self.fleet.in_force(&self.specs)
+    }
+
+    /// What would be done about each node, in the order of their names.
+    pub fn judge(mut self, clashes: &BTreeMap<NodeName, Vec<Problem>>) -> Vec<Intention> {
+        let specs = std::mem::take(&mut self.specs);
+        let mut intentions = Vec::new();
+        let mut gone = BTreeSet::new();
+        for (name, event) in self.fleet.compare(self.now, specs, clashes) {
+            let kind = match event {
+                Event::SpecProblems(_) => Some(Deed::Invalid),
+                Event::SpecClash(_) => Some(Deed::Clash),
+                _ => None,
+            };
+            self.play(&name, event);
+            match self.fleet.node(&name) {
+                Some(node) => intentions.push(self.intention(node, kind)),
+                None => drop(gone.insert(name)),
+            }
+        }
+        intentions.extend(gone.into_iter().map(forgotten));
+        intentions.sort_by(|one, other| one.node.cmp(&other.node));
+        intentions
+    }
+
+    /// Brings one event, and the BMC's answer if the node then asks for the power state.
+    fn play(&mut self, name: &NodeName, event: Event) {
+        let mut question = None;
+        for event in [event, Event::Tick] {
+            let actions = self.fleet.step(self.now, name, event).unwrap_or_default();
+            question = question.or_else(|| actions.into_iter().find_map(asked_power));
+        }
+        if let Some((op, spec)) = question {
+            let answer = self.power_of(&spec).unwrap_or(PowerState::Off);
+            let outcome = Ok(Outcome::Power(answer));
+            self.fleet.step(self.now, name, Event::Done { op, outcome });
+        }
+    }
+
+    fn power_of(&self, spec: &NodeSpec) -> Option<PowerState> {
+        self.power.get(&spec.bmc.address).copied()
+    }
+
+    fn intention(&self, node: &Node, kind: Option<Deed>) -> Intention {
+        let installed = node.record().installed.as_ref();
+        let starts = node.waits_for().is_some_and(|(turn, _)| turn == Turn::Attempt);
+        let under_way = self.under_way(node).filter(|_| starts);
+        let deed = kind.unwrap_or(match (&node.record().state, node.phase()) {
+            _ if under_way.is_some_and(is_written) => Deed::Nothing,
+            _ if starts && installed.is_some() => Deed::Reinstall,
+            _ if starts => Deed::Install,
+            _ if node.held_for() == Some(Hold::TooManyChanges) => Deed::Breaker,
+            (_, Phase::Held) => Deed::Hold,
+            (State::SettingPower { wanted: PowerState::On }, _) => Deed::SwitchOn,
+            (State::SettingPower { wanted: PowerState::Off }, _) => Deed::SwitchOff,
+            (_, Phase::Deployed) if node.drifted() => Deed::Drift,
+            _ => Deed::Nothing,
+        });
+        let wiping = matches!(deed, Deed::Install | Deed::Reinstall | Deed::Breaker);
+        let consent = node.may_wipe(PowerState::On);
+        let unknown = node.spec().is_some_and(|spec| self.power_of(spec).is_none());
+        let reason = match (deed, installed, node.spec(), under_way) {
+            (.., Some(phase)) => format!("under way: {}", phase.as_str()),
+            (Deed::Reinstall, Some(installed), Some(spec), _) => format!(
+                "redeploy changed from {} to {}",
+                quoted(installed.redeploy.as_ref()),
+                quoted(spec.redeploy.as_ref())
+            ),
+            (Deed::Install, ..) if consent => "not installed yet, and consented to".to_owned(),
+            (Deed::Install, ..) => "never installed by hostler".to_owned(),
+            _ => node.message(),
+        };
+        Intention {
+            node: node.name().clone(),
+            deed,
+            wipes: node.spec().filter(|_| wiping).map(|spec| wiped(spec, installed)),
+            unless_on: deed == Deed::Install && unknown && !consent,
+            reason,
+        }
+    }
+
+    /// The phase of the attempt that goes on under this very spec.
+    fn under_way(&self, node: &Node) -> Option<Phase> {
+        let status = self.statuses.get(node.name())?;
+        (status.phase.is_busy() && status.spec_digest == node.wanted).then_some(status.phase)
+    }
+}
+
+/// The spec the agent acts on: the one that the status speaks of, or else what the status and the new spec tell of it.
+fn spec_in_force(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<NodeSpec>> {
+    let digest = status.spec_digest.as_ref()?;
+    let good = |specs: &Specs| specs.get(&status.node)?.as_ref().ok().cloned();
+    let known = good(before).filter(|spec| spec.digest() == *digest);
+    let mut spec = known.or_else(|| good(specs))?;
+    let changed = Arc::make_mut(&mut spec);
+    if changed.digest() != *digest {
+        changed.redeploy =
+            status.installed.as_ref().and_then(|installed| installed.redeploy.clone());
+        // Stands for one that nobody knows any more: it only has to be another one.
+        changed.image.checksum = digest.clone();
+    }
+    changed.goal = match status.phase {
+        Phase::Available => Goal::Available,
+        Phase::Unmanaged => Goal::Unmanaged,
+        Phase::Invalid | Phase::Paused | Phase::Held => changed.goal,
+        _ => Goal::Deployed,
+    };
+    Some(spec)
+}
+
+/// As much of the agent's record as the status tells.
+fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Record {
+    let is_shown = |hold: &Hold| {
+        let reason = hold.as_str();
+        status.conditions.iter().any(|one| one.kind == "Held" && one.reason == reason)
+    };
+    let hold = Hold::ALL.into_iter().find(is_shown);
+    let state = match (status.phase, hold) {
+        (Phase::Failed, _) => State::Failed,
+        (Phase::Held, Some(reason @ (Hold::PoweredOn | Hold::RecordLost))) => {
+            let redeploy = spec.as_ref().and_then(|spec| spec.redeploy.clone());
+            State::Held { redeploy, reason }
+        }
+        _ => State::Idle,
+    };
+    // One that is on, and waits for its attempt and not for a person, has consent.
+    let seen_on = status.power.is_some_and(|power| power.observed == PowerState::On);
+    Record {
+        spec,
+        state,
+        consented: status.phase == Phase::Pending && seen_on,
+        too_many_changes: hold == Some(Hold::TooManyChanges),
+        attempt: status.attempt,
+        installed: status.installed.clone(),
+        last_error: status.last_error.clone(),
+        ..Record::new(now)
+    }
+}
+
+/// A machine in an attempt is hostler's own, on or off: whatever ends the attempt switches it off.
+fn last_power(status: &Status) -> Option<PowerState> {
+    if status.phase.is_busy() {
+        return Some(PowerState::Off);
+    }
+    status.power.map(|power| power.observed)
+}
+
+fn is_written(phase: Phase) -> bool {
+    matches!(phase, Phase::Switching | Phase::WaitingCompleted | Phase::Restarting)
+}
+
+fn asked_power(action: Action) -> Option<(OpId, Arc<NodeSpec>)> {
+    match action {
+        Action::Start { op, operation: Operation::ObservePower, spec } => Some((op, spec)),
+        _ => None,
+    }
+}
+
+/// The disk in words. The installed one is named only if it is the one that would be chosen again.
+fn wiped(spec: &NodeSpec, installed: Option<&Installed>) -> String {
+    let hints = &spec.root_device;
+    match installed.map(|installed| &installed.disk) {
+        Some(disk) if hints.choose(std::slice::from_ref(disk)).is_ok() => disk.to_string(),
+        _ if hints.is_empty() => "its root device".to_owned(),
+        _ => format!("its root device ({hints})"),
+    }
+}
+
+fn forgotten(node: NodeName) -> Intention {
+    let reason = "its spec is gone; its disk and an installed machine's power stay as they are";
+    Intention { node, deed: Deed::Forget, wipes: None, unless_on: false, reason: reason.to_owned() }
+}
+
+fn quoted(text: Option<&String>) -> String {
+    text.map_or_else(|| "nothing".to_owned(), |text| format!("{text:?}"))
+}

@@ -1,0 +1,375 @@
+//! The rehearsal against the real thing: what `plan` says of a status file is what a fleet with the full record goes on to do.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use expect_test::{Expect, expect};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    lifecycle::{
+        Action, Deed, Event, Fleet, Intention, Left, Operation, Outcome, Rehearsal, Specs,
+    },
+    model::{
+        ids::NodeName,
+        power::PowerState,
+        problem::Problem,
+        spec::{Goal, NodeSpec},
+        status::{Phase, Status},
+    },
+};
+
+use super::support::*;
+
+/// How long a real fleet is watched: longer than the pause between two attempts, shorter than any wait in one.
+const WATCHED: SignedDuration = SignedDuration::from_mins(10);
+
+type Start = (&'static str, fn(PowerState) -> Bench);
+type Change = (&'static str, fn(&mut NodeSpec));
+
+const STARTS: [Start; 11] = [
+    ("never seen", |_| Bench::with_spec()),
+    ("held", |power| {
+        let mut bench = Bench::with_spec();
+        bench.look(PowerState::On);
+        assert_eq!(bench.phase(), Phase::Held);
+        bench.crowded = true;
+        bench.pass(60);
+        bench.look(power);
+        bench
+    }),
+    ("approved and in line", |_| {
+        let mut bench = Bench::with_spec();
+        bench.crowded = true;
+        bench.look(PowerState::On);
+        bench.send(Event::Approve);
+        bench.look(PowerState::On);
+        assert_eq!(bench.phase(), Phase::Pending);
+        bench
+    }),
+    ("deployed", |power| deployed(power)),
+    ("drifted", |power| {
+        let mut bench = deployed(power);
+        bench.change(|spec| spec.root_device.serial = Some("root-1".into()));
+        bench
+    }),
+    ("failed", |power| {
+        let mut bench = Bench::with_spec();
+        bench.go_to(Phase::PoweringOn);
+        bench.done(Err(lasting()));
+        bench.done(Ok(Outcome::CleanedUp));
+        bench.look(power);
+        assert_eq!(bench.phase(), Phase::Failed);
+        bench
+    }),
+    ("between attempts", |_| {
+        let mut bench = Bench::with_spec();
+        bench.go_to(Phase::WaitingRamdisk);
+        bench.call(&key(1), deploy_info("oh"));
+        bench.done(Ok(Outcome::CleanedUp));
+        assert_eq!(bench.phase(), Phase::Pending);
+        bench
+    }),
+    ("between attempts, and left on", |_| {
+        let mut bench = Bench::with_spec();
+        bench.change(|spec| spec.retry.backoff *= 5);
+        bench.go_to(Phase::WaitingRamdisk);
+        bench.call(&key(1), deploy_info("oh"));
+        bench.done(Ok(Outcome::CleanedUp));
+        bench.look(PowerState::On);
+        assert_eq!(bench.phase(), Phase::Pending);
+        bench
+    }),
+    ("netbooting", |_| {
+        let mut bench = Bench::with_spec();
+        bench.go_to(Phase::WaitingRamdisk);
+        bench
+    }),
+    ("paused", |power| {
+        let mut bench = Bench::with_spec();
+        bench.change(|spec| spec.paused = true);
+        bench.look(power);
+        bench
+    }),
+    ("being reinstalled", |power| {
+        let mut bench = deployed(power);
+        bench.change(|spec| spec.redeploy = Some("a".into()));
+        bench.go_to(Phase::WaitingRamdisk);
+        bench
+    }),
+];
+
+const CHANGES: [Change; 11] = [
+    ("nothing", |_| {}),
+    ("timeouts", |spec| spec.timeouts.power *= 2),
+    ("image", |spec| spec.image.checksum = checksum('1')),
+    ("redeploy", |spec| spec.redeploy = Some("b".into())),
+    ("redeploy and image", |spec| {
+        spec.redeploy = Some("b".into());
+        spec.image.checksum = checksum('1');
+    }),
+    ("available", |spec| spec.goal = Goal::Available),
+    ("unmanaged", |spec| spec.goal = Goal::Unmanaged),
+    ("paused", |spec| spec.paused = true),
+    ("no longer paused", |spec| spec.paused = false),
+    ("another machine", |spec| spec.bmc.address.host = "192.0.2.21".into()),
+    ("another machine and redeploy", |spec| {
+        spec.bmc.address.host = "192.0.2.21".into();
+        spec.redeploy = Some("b".into());
+    }),
+];
+
+fn deployed(power: PowerState) -> Bench {
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::Deployed);
+    bench.look(power);
+    bench
+}
+
+fn checksum(digit: char) -> crate::model::ids::Digest {
+    format!("sha256:{}", String::from(digit).repeat(64)).parse().unwrap()
+}
+
+fn name(name: &str) -> NodeName {
+    name.parse().unwrap()
+}
+
+fn specs(specs: impl IntoIterator<Item = NodeSpec>) -> Specs {
+    specs.into_iter().map(|spec| (spec.name.clone(), Ok(Arc::new(spec)))).collect()
+}
+
+fn plan(statuses: Vec<Status>, before: &Specs, specs: Specs, now: Timestamp) -> Vec<Intention> {
+    Rehearsal::new(POLICY, statuses, before, specs, now).judge(&BTreeMap::new())
+}
+
+/// Whether a fleet with this record goes on to write a disk, where the machine's BMC says `power`.
+fn really_wipes(bench: &Bench, new: &Specs, mut power: PowerState) -> bool {
+    let records = BTreeMap::from([(spec().name, bench.node.record().clone())]);
+    let mut now = bench.now;
+    let mut fleet = Fleet::resume(POLICY, records, Left::default(), BTreeMap::new(), now);
+    let end = now.checked_add(WATCHED).unwrap();
+    let mut events = fleet.compare(now, new.clone(), &BTreeMap::new());
+    while now < end {
+        let (node, event) = events.pop().unwrap_or((spec().name, Event::Tick));
+        for action in fleet.step(now, &node, event).unwrap() {
+            let Action::Start { op, operation, .. } = action else { continue };
+            let outcome = match operation {
+                Operation::ObservePower => Outcome::Power(power),
+                Operation::CleanUp => {
+                    power = PowerState::Off;
+                    Outcome::CleanedUp
+                }
+                Operation::SetPower(wanted) => Outcome::PowerSet(wanted),
+                other => panic!("{other:?} was not expected"),
+            };
+            events.push((node.clone(), Event::Done { op, outcome: Ok(outcome) }));
+        }
+        if fleet.next_turn().is_some() {
+            return true;
+        }
+        if events.is_empty() {
+            now = fleet.next_wake().map_or(end, |at| at.max(now));
+        }
+    }
+    fleet.node(&spec().name).unwrap().phase().is_busy()
+}
+
+#[test]
+fn what_is_planned_is_what_is_done() {
+    for (start, begin) in STARTS {
+        for (change, apply) in CHANGES {
+            for power in [PowerState::On, PowerState::Off] {
+                let bench = begin(power);
+                let old = bench.node.spec().unwrap();
+                let mut new = NodeSpec::clone(old);
+                apply(&mut new);
+                let (before, new) = (specs([NodeSpec::clone(old)]), specs([new]));
+                let status = bench.node.status(bench.now);
+                // What the status shows is so; only what it does not show may be either.
+                let power = status.power.map_or(power, |power| power.observed);
+                let wiped = really_wipes(&bench, &new, power);
+                let case = format!("{start}, {change}, {power:?}");
+
+                let known = plan(vec![status.clone()], &before, new.clone(), bench.now);
+                let known = &known[0];
+                if !(known.unless_on && power == PowerState::On) {
+                    assert_eq!(known.wipes.is_some(), wiped, "{case}: {known:?}");
+                }
+                // Without the spec before, more may be feared, but nothing overlooked that a status could tell.
+                let untold =
+                    start == "failed" && (change == "timeouts" || change == "another machine");
+                let feared = plan(vec![status], &Specs::new(), new, bench.now);
+                assert!(!wiped || untold || feared[0].wipes.is_some(), "{case}: {:?}", feared[0]);
+            }
+        }
+    }
+}
+
+/// Nodes with these names, installed, each with its own machine.
+fn installed(names: &[&str]) -> (Vec<Status>, Specs) {
+    let bench = deployed(PowerState::On);
+    let status =
+        |name: &&str| Status { node: name.parse().unwrap(), ..bench.node.status(bench.now) };
+    (names.iter().map(status).collect(), specs(names.iter().map(|name| numbered(name))))
+}
+
+/// A spec with a machine of its own.
+fn numbered(name: &str) -> NodeSpec {
+    let mut spec = NodeSpec { name: name.parse().unwrap(), ..spec() };
+    spec.bmc.address.host = format!("{name}.example");
+    spec
+}
+
+fn change(specs: &mut Specs, node: &str, apply: impl FnOnce(&mut NodeSpec)) {
+    apply(Arc::make_mut(specs.get_mut(&name(node)).unwrap().as_mut().unwrap()));
+}
+
+fn check(statuses: Vec<Status>, before: &Specs, new: Specs, expected: &Expect) {
+    let lines: Vec<String> = plan(statuses, before, new, Bench::new().now)
+        .into_iter()
+        .map(|Intention { node, deed, wipes, unless_on, reason }| {
+            format!("{node} {} {wipes:?} {unless_on} {reason}\n", deed.as_str())
+        })
+        .collect();
+    expected.assert_eq(&lines.concat());
+}
+
+#[test]
+fn each_deed_says_what_is_wiped_and_why() {
+    let (statuses, before) = installed(&["a", "b", "c", "d", "e", "f", "g", "h"]);
+    let mut new = before.clone();
+    change(&mut new, "a", |spec| spec.redeploy = Some("2".into()));
+    change(&mut new, "b", |spec| spec.image.checksum = checksum('1'));
+    change(&mut new, "c", |spec| spec.goal = Goal::Available);
+    change(&mut new, "d", |spec| spec.paused = true);
+    change(&mut new, "e", |spec| {
+        spec.redeploy = Some("2".into());
+        spec.root_device.serial = Some("other".into());
+    });
+    new.insert(name("f"), Err(vec![Problem::of_file("f.toml", "empty")]));
+    new.remove(&name("g"));
+    new.extend(specs([numbered("z")]));
+    check(
+        statuses,
+        &before,
+        new,
+        &expect![[r#"
+        a reinstall Some("vda (8.0 GiB, serial root-1)") false redeploy changed from nothing to "2"
+        b drift None false installed, but the spec now wants something else; change `redeploy` to let hostler wipe and reinstall
+        c switch-off None false switching the machine off
+        d nothing None false paused by its spec
+        e reinstall Some("its root device (serial = \"other\")") false redeploy changed from nothing to "2"
+        f invalid None false f.toml: empty; the last good spec stays in force and nothing starts
+        g forget None false its spec is gone; its disk and an installed machine's power stay as they are
+        h nothing None false installed
+        z install Some("its root device") true never installed by hostler
+    "#]],
+    );
+}
+
+#[test]
+fn too_many_reinstalls_are_held_by_the_breaker_and_stay_so() {
+    let (statuses, before) = installed(&["a", "b", "c"]);
+    let mut new = before.clone();
+    for node in ["a", "b"] {
+        change(&mut new, node, |spec| spec.redeploy = Some("2".into()));
+    }
+    check(
+        statuses,
+        &before,
+        new.clone(),
+        &expect![[r#"
+        a breaker Some("vda (8.0 GiB, serial root-1)") false too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, or approve this one, or take the change back
+        b breaker Some("vda (8.0 GiB, serial root-1)") false too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, or approve this one, or take the change back
+        c nothing None false installed
+    "#]],
+    );
+    // The agent has taken it up since, and shows why it waits.
+    let bench = {
+        let mut bench = deployed(PowerState::On);
+        let mut changed = NodeSpec::clone(bench.node.spec().unwrap());
+        changed.redeploy = Some("2".into());
+        bench.send(Event::MassChange(Arc::new(changed)));
+        bench
+    };
+    assert_eq!(bench.phase(), Phase::Held);
+    let held = |node: &str| Status { node: name(node), ..bench.node.status(bench.now) };
+    check(
+        vec![held("a"), held("b")],
+        &new,
+        new.clone(),
+        &expect![[r#"
+        a breaker Some("vda (8.0 GiB, serial root-1)") false too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, or approve this one, or take the change back
+        b breaker Some("vda (8.0 GiB, serial root-1)") false too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, or approve this one, or take the change back
+        c install Some("its root device") true never installed by hostler
+    "#]],
+    );
+}
+
+#[test]
+fn a_renamed_spec_finds_its_machine_again() {
+    let (statuses, before) = installed(&["a", "b"]);
+    let mut new = before.clone();
+    new.remove(&name("a"));
+    new.extend(specs([NodeSpec { name: name("z"), ..numbered("a") }]));
+    check(
+        statuses,
+        &before,
+        new,
+        &expect![[r#"
+        a forget None false its spec is gone; its disk and an installed machine's power stay as they are
+        b nothing None false installed
+        z nothing None false installed
+    "#]],
+    );
+}
+
+#[test]
+fn a_disk_that_is_written_already_is_not_wiped_again_unless_redeploy_changes() {
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::Restarting);
+    let status = Status { node: name("a"), ..bench.node.status(bench.now) };
+    let before = specs([numbered("a")]);
+    check(
+        vec![status.clone()],
+        &before,
+        before.clone(),
+        &expect![[r#"
+        a nothing None false under way: restarting
+    "#]],
+    );
+    let mut new = before.clone();
+    change(&mut new, "a", |spec| spec.redeploy = Some("2".into()));
+    check(
+        vec![status],
+        &before,
+        new,
+        &expect![[r#"
+        a install Some("its root device") false never installed by hostler
+    "#]],
+    );
+}
+
+#[test]
+fn an_empty_directory_is_no_order() {
+    let (statuses, before) = installed(&["a"]);
+    check(
+        statuses,
+        &before,
+        Specs::new(),
+        &expect![[r#"
+        a nothing None false holding still: the spec directory is empty; hostler does not take that for an order to forget its nodes
+    "#]],
+    );
+}
+
+#[test]
+fn two_specs_for_one_machine_clash() {
+    let (statuses, before) = installed(&["a"]);
+    let mut new = before.clone();
+    new.extend(specs([NodeSpec { name: name("z"), ..numbered("a") }]));
+    let rehearsal = Rehearsal::new(POLICY, statuses, &before, new, Bench::new().now);
+    assert_eq!(rehearsal.in_force().len(), 2);
+    let clash = |node: &str| (name(node), vec![Problem::of_file(node, "clash")]);
+    let plan = rehearsal.judge(&BTreeMap::from([clash("a"), clash("z")]));
+    assert!(plan.iter().all(|node| node.deed == Deed::Clash && node.wipes.is_none()), "{plan:?}");
+}

@@ -1,0 +1,81 @@
+//! Records as files. Those of every state are also what the fuzz target `record` begins with; they follow a change of the format by
+//! `UPDATE_EXPECT=1 cargo test --lib records`.
+
+use std::time::Duration;
+
+use expect_test::expect_file;
+
+use crate::{
+    lifecycle::{Event, Node, Record, State},
+    model::{power::PowerState, spec::Timeouts, status::Phase},
+};
+
+use super::support::*;
+
+#[test]
+fn the_fuzz_target_begins_with_a_good_record_of_every_state() {
+    let mut bench = Bench::with_spec();
+    for phase in [
+        Phase::Pending,
+        Phase::Preparing,
+        Phase::PoweringOn,
+        Phase::WaitingRamdisk,
+        Phase::Imaging,
+        Phase::Switching,
+        Phase::WaitingCompleted,
+        Phase::Restarting,
+        Phase::Deployed,
+    ] {
+        bench.go_to(phase);
+        keep(phase.as_str(), bench.node.record());
+    }
+    bench.change(|spec| spec.redeploy = Some("again".into()));
+    bench.go_to(Phase::Imaging);
+    bench.done(Err(lasting()));
+    keep("cleaning-up", bench.node.record());
+    bench.go_to(Phase::Failed);
+    keep("failed", bench.node.record());
+    let mut bench = Bench::with_spec();
+    bench.look(PowerState::On);
+    keep("held", bench.node.record());
+}
+
+#[test]
+fn the_largest_numbers_in_a_record_overflow_nothing() {
+    let endless = Duration::MAX;
+    for phase in [Phase::Pending, Phase::Preparing, Phase::Imaging, Phase::Restarting] {
+        let mut bench = Bench::with_spec();
+        bench.go_to(phase);
+        let mut record = bench.node.record().clone();
+        let mut spec = spec();
+        spec.timeouts = Timeouts {
+            ramdisk: endless,
+            imaging_stall: endless,
+            imaging: endless,
+            completed: endless,
+            power: endless,
+        };
+        spec.retry.backoff = endless;
+        record.spec = Some(spec.into());
+        (record.attempt, record.tries) = (u32::MAX, u32::MAX);
+        record.durations.insert(format!("{}_ms", phase.as_str()), u64::MAX);
+        bench.node =
+            Node::resume(record.spec.as_ref().unwrap().name.clone(), record, POLICY, bench.now);
+        bench.running = None;
+        let spec = bench.node.spec().unwrap().clone();
+        bench.send(Event::Spec(spec));
+        // The attempt fails, and then every try to clean up.
+        for _ in 0..12 {
+            bench.pass(3600);
+            if bench.running.is_some() {
+                bench.done(Err(passing()));
+            }
+        }
+        assert_eq!(bench.node.record().state, State::Failed, "{phase:?}");
+    }
+}
+
+fn keep(name: &str, record: &Record) {
+    let file = format!("../../../testbed/fuzz/seeds/record/{name}.json");
+    expect_file![file].assert_eq(&serde_json::to_string_pretty(record).unwrap());
+}

@@ -1,0 +1,87 @@
+//! What the fuzz targets share: how an input is cut into parts, and what holds for every list of problems.
+#![expect(clippy::unwrap_used, reason = "a fuzz target says what is wrong by panicking")]
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, LazyLock},
+};
+
+use hostler::{
+    lifecycle::{Action, Event, Node, Policy, Record, Turn},
+    model::{problem::Problem, spec::NodeSpec, status::Status},
+    spec::{Defaults, parse},
+};
+use jiff::Timestamp;
+use tempfile::TempDir;
+
+/// A directory in memory for targets that read files. It outlives a crash, and is small.
+pub static DIR: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir_in("/dev/shm").unwrap());
+
+/// When everything begins.
+pub static NOW: LazyLock<Timestamp> = LazyLock::new(|| "2026-11-22T12:00:00Z".parse().unwrap());
+
+/// A good spec.
+pub static SPEC: LazyLock<Arc<NodeSpec>> = LazyLock::new(|| {
+    let defaults = include_bytes!("../../../examples/nodes/_defaults.toml");
+    let spec = include_bytes!("../../../examples/nodes/edge-07.toml");
+    let defaults = Defaults::new(Some(("_defaults.toml", defaults)), None);
+    Arc::new(parse("edge-07.toml", spec, &defaults).unwrap())
+});
+
+/// A file in it.
+pub fn path(name: &str) -> PathBuf {
+    DIR.path().join(name)
+}
+
+/// The input's two parts: what is before its first NUL, if there is one, and the rest.
+pub fn halves(bytes: &[u8]) -> (Option<&[u8]>, &[u8]) {
+    match bytes.iter().position(|byte| *byte == 0) {
+        Some(nul) => (Some(&bytes[..nul]), &bytes[nul + 1..]),
+        None => (None, bytes),
+    }
+}
+
+/// There is at least one problem; each has a message in one line, and is in one of the files, at a place that the file has.
+pub fn check_problems(problems: &[Problem], files: &[(&str, &[u8])]) {
+    assert!((1..=300).contains(&problems.len()), "{} problems", problems.len());
+    for problem in problems {
+        let (_, bytes) = files.iter().find(|(name, _)| *name == problem.file).unwrap();
+        assert!(!problem.message.is_empty());
+        check_shown(&problem.to_string());
+        if let Some((line, column)) = problem.at {
+            let line = bytes.split(|byte| *byte == b'\n').nth(line as usize - 1).unwrap();
+            // Just behind the last character is where something is missing.
+            let characters = line.iter().filter(|byte| !matches!(byte, 0x80..=0xbf)).count();
+            assert!((1..=characters + 1).contains(&(column as usize)), "{problem}");
+        }
+    }
+}
+
+/// A text for a person or a log: in one line, without anything that steers a terminal, and not endless.
+pub fn check_shown(text: &str) {
+    assert!(!text.chars().any(char::is_control), "{text:?}");
+    assert!(text.chars().count() < 5000, "{} characters", text.chars().count());
+}
+
+/// What the administrator allows.
+pub const POLICY: Policy =
+    Policy { attempts_max: 1, imagings_max: 1, breaker: true, enforce_power: true };
+
+/// One event; if the node waits for its turn, that comes at once.
+pub fn step(node: &mut Node, now: Timestamp, event: Event) -> Vec<Action> {
+    let mut actions = node.step(now, event);
+    for turn in [Turn::Attempt, Turn::Imaging] {
+        actions.append(&mut node.step(now, Event::Granted(turn)));
+    }
+    actions
+}
+
+/// What is kept and shown of a node reads back as it was written.
+pub fn check_node(node: &Node, now: Timestamp) {
+    let record = serde_json::to_vec(node.record()).unwrap();
+    assert_eq!(serde_json::from_slice::<Record>(&record).unwrap(), *node.record());
+    let status = node.status(now);
+    check_shown(&status.message);
+    let file = toml::to_string(&status).unwrap();
+    assert_eq!(toml::from_str::<Status>(&file).unwrap(), status);
+}
