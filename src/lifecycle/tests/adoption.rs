@@ -250,7 +250,7 @@ const SEEDS: u64 = 300;
 fn mishap(rack: &mut Rack, dice: &mut Dice, shelf: &mut Vec<NodeSpec>) {
     let present: Vec<NodeName> = rack.specs.keys().cloned().collect();
     let [one, other] = [0, 1].map(|_| dice.pick(&present).clone());
-    match dice.roll(14) {
+    match dice.roll(16) {
         0 | 1 if one != other => {
             let [mut a, mut b] = [&one, &other].map(|name| rack.specs[name].clone());
             std::mem::swap(&mut a.name, &mut b.name);
@@ -272,6 +272,14 @@ fn mishap(rack: &mut Rack, dice: &mut Dice, shelf: &mut Vec<NodeSpec>) {
         9 => rack.clashes.clear(),
         10 => rack.restart(),
         11 => rack.lose_directory("not mounted"),
+        // Which machine a damaged record was about, only the spec under its name can tell.
+        13 if !rack.broken.contains(&one) && !rack.clashes.contains_key(&one) => {
+            rack.scan();
+            let damaged = serde_json::to_string(&Record::distrusted(rack.now)).unwrap();
+            rack.world.records.insert(one, damaged);
+            rack.restart();
+            rack.scan();
+        }
         12 => rack.specs.get_mut(&one).unwrap().timeouts.ramdisk += Duration::from_secs(1),
         _ => {
             let host = rack.specs[&one].bmc.address.host.clone();

@@ -97,7 +97,7 @@ impl Outside for World {
             return Err("no space left".into());
         }
         self.heard.push(Heard::Keep);
-        self.left = Some(serde_json::to_string(left).unwrap());
+        self.left = Some(serde_json::to_string(left).map_err(|error| error.to_string())?);
         Ok(())
     }
 
