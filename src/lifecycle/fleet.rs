@@ -48,6 +48,8 @@ pub struct Fleet {
     turns: Turns,
     breaker: Breaker,
     left: Left,
+    /// Whether every record is lost and the directory has not been read since.
+    state_lost: bool,
 }
 
 impl Fleet {
@@ -60,6 +62,7 @@ impl Fleet {
         witnessed: BTreeMap<NodeName, Installed>,
         now: Timestamp,
     ) -> Self {
+        let state_lost = records.is_empty() && !witnessed.is_empty();
         left.witness(witnessed);
         let mut fleet = Self {
             policy,
@@ -68,6 +71,7 @@ impl Fleet {
             turns: Turns::new(policy.attempts_max, policy.imagings_max),
             breaker: Breaker::default(),
             left,
+            state_lost,
         };
         let first_looks = (0..).map(|n| after(now, Duration::from_secs(1) / LOOKS_PER_S * n));
         for ((name, record), first_look) in records.into_iter().zip(first_looks) {
@@ -100,6 +104,9 @@ impl Fleet {
     ) -> Vec<(NodeName, Event)> {
         if specs.is_empty() {
             return self.hold("the spec directory is empty; hostler does not take that for an order to forget its nodes");
+        }
+        if std::mem::take(&mut self.state_lost) {
+            self.left.doubt_new_names(specs.keys());
         }
         self.note_departures(&specs);
         let reinstalls: Vec<NodeName> = specs
@@ -134,22 +141,16 @@ impl Fleet {
         events
     }
 
-    /// Whether this spec, and not the one before it, would have an installed machine wiped.
+    /// Whether this spec, and not the one before it, would have an installed machine wiped. A spec that names another node's machine,
+    /// or its own for the first time, never would.
     fn newly_reinstalls(&self, name: &NodeName, spec: &NodeSpec) -> bool {
-        let known = self.nodes.get(name).and_then(|node| Some((node, node.spec()?)));
-        let same_machine = known.filter(|(_, old)| old.bmc.address == spec.bmc.address);
-        let is_change = same_machine.is_none_or(|(node, old)| {
-            let held = node.record.too_many_changes && old.redeploy != spec.redeploy;
-            old.paused || held || !node.wants_install()
-        });
-        let moved = self.left.machine(&spec.bmc.address).filter(|_| same_machine.is_none());
-        let installed = match (moved, known) {
-            (Some(installed), _) => installed.as_ref(),
-            (None, Some((node, _))) => node.record.installed.as_ref(),
-            (None, None) => None,
+        let Some(node) = self.nodes.get(name) else { return false };
+        let (Some(old), Some(installed)) = (node.spec(), &node.record.installed) else {
+            return false;
         };
-        let wiped = installed.is_some_and(|installed| wants_reinstall(spec, installed));
-        is_change && wiped && !spec.paused
+        let held = node.record.too_many_changes && old.redeploy != spec.redeploy;
+        let is_change = old.paused || held || !node.wants_install();
+        is_change && wants_reinstall(spec, installed) && !spec.paused
     }
 
     /// Writes down what is installed on machines that their specs do not name any more, before another spec does.
@@ -233,8 +234,11 @@ impl Fleet {
                     node.record.state = State::Held { redeploy, reason };
                     node.record.installed = None;
                 }
-                Some(installed) => node.moved_here = installed,
-                None => {}
+                Some(Some(installed)) => {
+                    let redeploy = spec.redeploy.clone();
+                    node.moved_here = Some(Installed { redeploy, ..installed });
+                }
+                Some(None) | None => {}
             }
             return;
         }
@@ -245,12 +249,11 @@ impl Fleet {
                 node.record.state = State::Idle;
                 node.record.installed = installed;
             }
-            None => {
-                // A `redeploy` that was there already is no consent: it may be years old.
-                if let Some(installed) = &mut node.record.installed {
-                    installed.redeploy.clone_from(&spec.redeploy);
-                }
-            }
+            None => {}
+        }
+        // A `redeploy` that comes with the machine is no consent: it may be years old.
+        if let Some(installed) = &mut node.record.installed {
+            installed.redeploy.clone_from(&spec.redeploy);
         }
     }
 

@@ -55,6 +55,19 @@ impl Left {
         }
     }
 
+    /// Every record is lost. If a status file is left whose spec is gone, a name that has none may be that node's new one.
+    pub(super) fn doubt_new_names<'a>(
+        &mut self,
+        specs: impl ExactSizeIterator<Item = &'a NodeName> + Clone,
+    ) {
+        let is_found = |name: &NodeName| specs.clone().any(|spec| spec == name);
+        if !self.nodes.keys().all(is_found) {
+            for name in specs {
+                self.nodes.entry(name.clone()).or_insert(None);
+            }
+        }
+    }
+
     /// How often something was added or changed.
     pub(super) fn changes(&self) -> u64 {
         self.changes

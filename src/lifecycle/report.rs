@@ -242,7 +242,7 @@ impl Node {
                  or take the change back"
             }
             Some(Hold::RecordLost) => {
-                "hostler's record of this machine was damaged, so it may be installed: run `hostler approve`, or change `redeploy` in its \
+                "hostler's record of this machine was lost or damaged, so it may be installed: run `hostler approve`, or change `redeploy` in its \
                  spec, to let hostler wipe it"
             }
             Some(Hold::PoweredOn) | None if available => {

@@ -1,13 +1,13 @@
 //! What becomes of installed machines when files are lost, renamed, swapped or broken: none of it wipes one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    lifecycle::{Event, Record},
-    model::status::Phase,
+    lifecycle::{Event, Operation, Record},
+    model::{ids::NodeName, problem::Problem, spec::NodeSpec, status::Phase},
 };
 
-use super::{rack::*, support::*};
+use super::{rack::*, site::Dice, support::*};
 
 /// Everything happens that might: hours pass, and every machine is off half of the time.
 fn stays_untouched(mut rack: Rack, expected: Phase) {
@@ -61,8 +61,8 @@ fn a_spec_that_wants_something_else_than_the_status_file_says_is_drift() {
         |rack| rack.redeploy(0..4, "second"),
         |rack| {
             rack.edit(0, |spec| {
-                spec.image.checksum = format!("sha256:{}", "7".repeat(64)).parse().unwrap()
-            })
+                spec.image.checksum = format!("sha256:{}", "7".repeat(64)).parse().unwrap();
+            });
         },
         |rack| rack.edit(0, |spec| spec.redeploy = None),
     ];
@@ -215,6 +215,111 @@ fn a_machine_of_a_damaged_record_is_held_under_its_next_name_too() {
     renamed.name = name(9);
     rack.specs.insert(name(9), renamed);
     stays_untouched(rack, Phase::Held);
+}
+
+#[test]
+fn a_spec_that_was_renamed_when_the_state_directory_was_lost_is_held() {
+    let mut rack = site();
+    let mut renamed = rack.specs.remove(&name(0)).unwrap();
+    renamed.name = name(9);
+    rack.specs.insert(name(9), renamed);
+    rack.world.on.clear();
+    rack.restart_without_records();
+    rack.scan();
+    rack.restart();
+    rack.scan();
+    rack.pass(7200);
+    assert_eq!((rack.phase(1), rack.phase(9)), (Phase::Deployed, Phase::Held));
+    assert_eq!(rack.condition(9, "Held").unwrap().1, "RecordLost");
+    assert_eq!(rack.world.story, []);
+    // A machine that is new from then on is as free as ever; and one where no status file is left over.
+    rack.specs.insert(name(8), spec_of(8));
+    rack.scan();
+    assert_eq!(rack.phase(8), Phase::Deployed);
+    let mut rack = site();
+    rack.restart_without_records();
+    rack.specs.insert(name(8), spec_of(8));
+    rack.scan();
+    assert_eq!((rack.phase(8), rack.writes()), (Phase::Deployed, 1));
+}
+
+/// Histories of mishaps.
+const SEEDS: u64 = 300;
+
+/// One thing that happens to files, processes and machines, none of which says that anything is to be wiped.
+fn mishap(rack: &mut Rack, dice: &mut Dice, shelf: &mut Vec<NodeSpec>) {
+    let present: Vec<NodeName> = rack.specs.keys().cloned().collect();
+    let [one, other] = [0, 1].map(|_| dice.pick(&present).clone());
+    match dice.roll(16) {
+        0 | 1 if one != other => {
+            let [mut a, mut b] = [&one, &other].map(|name| rack.specs[name].clone());
+            std::mem::swap(&mut a.name, &mut b.name);
+            rack.specs.extend([a, b].map(|spec| (spec.name.clone(), spec)));
+        }
+        2 | 3 => {
+            let mut spec = rack.specs.remove(&one).unwrap();
+            let taken = |name: &NodeName| {
+                present.contains(name) || shelf.iter().any(|spec| spec.name == *name)
+            };
+            spec.name = (0..99).map(name).find(|name| !taken(name)).unwrap();
+            rack.specs.insert(spec.name.clone(), spec);
+        }
+        4 if present.len() > 2 => shelf.push(rack.specs.remove(&one).unwrap()),
+        5 => rack.specs.extend(shelf.drain(..).map(|spec| (spec.name.clone(), spec))),
+        6 => rack.broken.extend([one]),
+        7 => rack.broken.clear(),
+        8 => rack.clashes.extend([(one, vec![Problem::of_file("f", "clash")])]),
+        9 => rack.clashes.clear(),
+        10 => rack.restart(),
+        11 => rack.lose_directory("not mounted"),
+        // Which machine a damaged record was about, only the spec under its name can tell.
+        13 if !rack.broken.contains(&one) && !rack.clashes.contains_key(&one) => {
+            rack.scan();
+            let damaged = serde_json::to_string(&Record::distrusted(rack.now)).unwrap();
+            rack.world.records.insert(one, damaged);
+            rack.restart();
+            rack.scan();
+        }
+        12 => rack.specs.get_mut(&one).unwrap().timeouts.ramdisk += Duration::from_secs(1),
+        _ => {
+            let host = rack.specs[&one].bmc.address.host.clone();
+            if !rack.world.on.remove(&host) {
+                rack.world.on.insert(host);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_history_of_mishaps_wipes_an_installed_machine() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let mut rack = site();
+        let mut shelf = Vec::new();
+        for _ in 0..60 {
+            mishap(&mut rack, &mut dice, &mut shelf);
+            match dice.roll(3) {
+                0 => rack.scan(),
+                1 => rack.scan_only(),
+                _ => rack.pass(300),
+            }
+            for (host, operation) in &rack.world.story {
+                let switched = matches!(operation, Operation::SetPower(_));
+                assert!(switched, "seed {seed}: {operation:?} of {host}");
+            }
+        }
+        // The state directory is lost at the end of it, when everything is in place again.
+        rack.specs.extend(shelf.drain(..).map(|spec| (spec.name.clone(), spec)));
+        rack.broken.clear();
+        rack.clashes.clear();
+        for _ in 0..3 {
+            rack.scan();
+            rack.pass(7200);
+        }
+        assert_eq!(rack.count(Phase::Deployed), 4, "seed {seed}");
+        rack.restart_without_records();
+        stays_untouched(rack, Phase::Deployed);
+    }
 }
 
 #[test]

@@ -55,6 +55,10 @@ fn the_record_comes_before_the_menu_and_the_menu_before_everything_else() {
     // In every step of a whole site's life.
     let mut rack = Rack::new(3, POLICY);
     rack.scan();
+    for phase in [Phase::Pending, Phase::Imaging, Phase::Deployed] {
+        let logged = rack.world.logged.iter().filter(|logged| **logged == phase).count();
+        assert_eq!(logged, 3, "{phase:?} once for each node");
+    }
     rack.redeploy([0], "again");
     rack.scan();
     rack.pass(600);
@@ -78,7 +82,7 @@ fn nothing_gets_out_while_no_record_can_be_written_and_then_everything_once_and_
     ask(&mut rack, 3, Call::DeployState);
     rack.tick();
     assert_eq!(rack.world.heard, []);
-    assert!(rack.carrier.has_unsaved());
+    assert!(rack.carrier.has_unsaved() && rack.carrier.is_unsaved(&name(0)));
     let shown = &rack.world.statuses[&name(0)];
     assert_eq!(shown.message, "no space left; nothing is started until it can be written");
     assert!(!shown.ready);
@@ -94,7 +98,7 @@ fn nothing_gets_out_while_no_record_can_be_written_and_then_everything_once_and_
         rest.iter().cloned().partition(|heard| matches!(heard, Start(_)));
     assert_eq!(answered, replies);
     assert_eq!(started.len(), 1, "the write, once");
-    assert!(!rack.carrier.has_unsaved());
+    assert!(!rack.carrier.has_unsaved() && !rack.carrier.is_unsaved(&name(0)));
     rack.tick();
     assert_eq!(rack.world.heard, [], "and nothing twice");
     assert!(matches!(rack.world.running[0].operation, Operation::Image { .. }));

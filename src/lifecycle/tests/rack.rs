@@ -50,6 +50,8 @@ pub(super) struct World {
     pub(super) story: Vec<(String, Operation)>,
     /// Everything the carrier asked for, in order.
     pub(super) heard: Vec<Heard>,
+    /// The phases in the log.
+    pub(super) logged: Vec<Phase>,
     pub(super) running: VecDeque<Job>,
     /// BMCs that do not answer, with what is said of them.
     pub(super) faults: BTreeMap<String, Fault>,
@@ -85,7 +87,8 @@ impl Outside for World {
             return Err("no space left".into());
         }
         self.heard.push(Heard::Save);
-        self.records.insert(node.clone(), serde_json::to_string(record).unwrap());
+        let saved = serde_json::to_string(record).map_err(|error| error.to_string())?;
+        self.records.insert(node.clone(), saved);
         Ok(())
     }
 
@@ -94,7 +97,7 @@ impl Outside for World {
             return Err("no space left".into());
         }
         self.heard.push(Heard::Keep);
-        self.left = Some(serde_json::to_string(left).unwrap());
+        self.left = Some(serde_json::to_string(left).map_err(|error| error.to_string())?);
         Ok(())
     }
 
@@ -125,7 +128,9 @@ impl Outside for World {
         self.statuses.insert(status.node.clone(), status);
     }
 
-    fn log_phase(&mut self, _: &Status) {}
+    fn log_phase(&mut self, status: &Status) {
+        self.logged.push(status.phase);
+    }
 
     fn forget(&mut self, node: &NodeName) {
         self.heard.push(Heard::Forget);
@@ -220,7 +225,9 @@ impl Rack {
         let mut rack = Self::new(nodes, policy);
         rack.scan();
         assert_eq!(rack.count(Phase::Deployed), nodes);
-        rack.pass(3600);
+        rack.now = rack.now.checked_add(SignedDuration::from_hours(1)).unwrap();
+        rack.tick();
+        rack.settle();
         rack.world.story.clear();
         rack
     }
@@ -239,9 +246,23 @@ impl Rack {
             (name.clone(), if broken { Err(problems()) } else { Ok(Arc::new(spec.clone())) })
         };
         let specs: Specs = self.specs.iter().map(read).collect();
-        for (name, event) in self.carrier.compare(self.now, specs, &self.clashes) {
+        let clashes = self.clashes_with(&specs);
+        for (name, event) in self.carrier.compare(self.now, specs, &clashes) {
             self.carrier.step(self.now, &name, event, &mut self.world);
         }
+    }
+
+    /// The clashes a test wants, and specs in force that claim one machine, as the agent finds them.
+    fn clashes_with(&self, specs: &Specs) -> BTreeMap<NodeName, Vec<Problem>> {
+        let in_force = self.carrier.fleet().in_force(specs);
+        let mut claims = BTreeMap::<&str, Vec<&NodeName>>::new();
+        for spec in &in_force {
+            claims.entry(&spec.bmc.address.host).or_default().push(&spec.name);
+        }
+        let doubles = claims.into_values().filter(|names| names.len() > 1).flatten();
+        let problems = || vec![Problem::of_file("f", "one machine twice")];
+        let clashes = doubles.map(|name| (name.clone(), problems()));
+        clashes.chain(self.clashes.clone()).collect()
     }
 
     /// The spec directory cannot be read.

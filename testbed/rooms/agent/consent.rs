@@ -58,7 +58,8 @@ fn a_machine_whose_record_is_lost_is_adopted_from_its_status_file_on_or_off() {
         site.write(NODE, &spec.clone().with("redeploy", "written while nobody looked"));
         let _agent = site.start();
         let status = look_again(&site);
-        assert_eq!((status.phase, &status.installed), (Phase::Deployed, &installed));
+        assert_eq!(status.phase, Phase::Deployed);
+        assert_eq!(status.installed_digest, installed.map(|installed| installed.digest));
         assert_eq!(condition(&status, "Drifted").as_deref(), Some("True"));
         assert_eq!(machine.story(), story);
         site.write(NODE, &spec.with("redeploy", "now"));
