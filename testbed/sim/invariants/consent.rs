@@ -204,7 +204,7 @@ impl Site {
         let ledger = self.ledger(node);
         let begun = Some((spec.bmc.address.clone(), spec.digest()));
         let same = ledger.begun == begun;
-        if !same || spec.paused || spec.goal != Goal::Deployed || !ledger.approved && ledger.spec.is_some() {
+        if !same || spec.paused || spec.goal != Goal::Deployed {
             let what = format!("goes on with something else than it began: {ledger:?}");
             self.broken("never_writes_without_consent", Some(node), what);
         }
@@ -236,8 +236,8 @@ impl Site {
             let what = format!("writes disk {platter} of {bmc}, and began with {begun:?}");
             self.broken("never_writes_the_wrong_machine", Some(node), what);
         }
-        if !self.ledger(node).approved {
-            let what = "consent ended before the write began".to_owned();
+        if begun.is_none() {
+            let what = "the attempt was over before the write began".to_owned();
             self.broken("never_writes_without_consent", Some(node), what);
         }
     }
@@ -267,7 +267,8 @@ impl Site {
         match record.state {
             // From here on the disk's old contents are gone.
             State::Imaging { .. } => ledger.under = None,
-            State::Failed => ledger.approved = false,
+            State::Failed => (ledger.approved, ledger.begun) = (false, None),
+            State::Held { .. } | State::CleaningUp { .. } => ledger.begun = None,
             _ => {}
         }
         if newly && let Some(installed) = &record.installed {

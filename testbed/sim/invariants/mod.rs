@@ -69,6 +69,8 @@ pub(crate) struct Watch {
     pub(crate) left: BTreeMap<BmcAddress, Ledger>,
     /// What a scan has found and the core has not yet been told.
     pub(crate) news: BTreeMap<NodeName, News>,
+    /// Nodes that the core has been told of since it started: before, nothing goes on.
+    told: BTreeSet<NodeName>,
     /// Records that are damaged when the agent starts.
     pub(crate) garbled: BTreeSet<NodeName>,
     running: BTreeMap<NodeName, OpId>,
@@ -86,6 +88,7 @@ pub(crate) enum News {
     Spec(std::sync::Arc<NodeSpec>),
     Clash,
     Broken,
+    Gone,
 }
 
 impl Site {
@@ -99,6 +102,8 @@ impl Site {
         specs: &Specs,
         clashes: &BTreeMap<NodeName, Vec<Problem>>,
     ) {
+        let gone = self.watch.ledgers.keys().filter(|name| !specs.contains_key(*name));
+        let gone = gone.map(|name| (name.clone(), News::Gone)).collect::<Vec<_>>();
         let news = specs.iter().map(|(name, spec)| {
             let news = match spec {
                 _ if clashes.contains_key(name) => News::Clash,
@@ -108,20 +113,28 @@ impl Site {
             (name.clone(), news)
         });
         self.watch.news = news.collect();
+        if !specs.is_empty() {
+            self.watch.news.extend(gone);
+        }
     }
 
     /// The core has heard the news of this node.
     pub(crate) fn deliver_news(&mut self, node: &NodeName) {
-        match self.watch.news.remove(node) {
+        let news = self.watch.news.remove(node);
+        if news.is_some() {
+            self.watch.told.insert(node.clone());
+        }
+        match news {
             Some(News::Spec(spec)) => self.note_spec(node, &spec),
             Some(News::Clash) => self.ledger(node).approved = false,
-            Some(News::Broken) | None => {}
+            Some(News::Broken | News::Gone) | None => {}
         }
     }
 
     /// Everything that only the agent's process knew is gone.
     pub(crate) fn judge_crash(&mut self) {
         self.watch.news.clear();
+        self.watch.told.clear();
         self.watch.left.clear();
         self.watch.running.clear();
         self.watch.touched.clear();
@@ -162,6 +175,10 @@ impl Site {
 
     pub(crate) fn runs(&self, node: &NodeName) -> bool {
         self.watch.running.contains_key(node)
+    }
+
+    pub(crate) fn told(&self, node: &NodeName) -> bool {
+        self.watch.told.contains(node)
     }
 
     pub(crate) fn begins(&mut self, node: &NodeName, op: OpId) {

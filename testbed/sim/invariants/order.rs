@@ -90,8 +90,8 @@ impl Site {
         let wait = Wait::of(record);
         let wake = node.next_wake().map(|(at, _)| at);
         let rests = record.state.at_rest();
-        let endless = !rests && wake.is_none() && !self.runs(name);
-        if endless || wake.is_some_and(|at| at.duration_since(now) > WAIT_MAX) {
+        let endless = !rests && wake.is_none() && !self.runs(name) && self.told(name);
+        if endless || self.told(name) && wake.is_some_and(|at| at.duration_since(now) > WAIT_MAX) {
             let what = format!("{} waits until {wake:?}", wait.state);
             self.broken("deadlines_absolute", Some(name), what);
         }

@@ -53,7 +53,8 @@ impl Site {
         let waits = status.phase == Phase::Pending && status.message.starts_with("waiting for its turn");
         if waits {
             let place = Place { attempt: status.attempt, since: self.now() };
-            self.watch.line.entry(status.node.clone()).or_insert(place);
+            let kept = self.watch.line.entry(status.node.clone()).or_insert(place);
+            kept.attempt = status.attempt;
         } else {
             self.watch.line.remove(&status.node);
         }

@@ -137,9 +137,6 @@ impl Site {
         !self.calm && self.dice.roll(80_000) < permille * self.plan.mishap
     }
 
-    pub(crate) fn traces(&self) -> bool {
-        self.trace.is_some()
-    }
 
     pub(crate) fn note(&mut self, node: Option<&NodeName>, text: impl FnOnce() -> String) {
         let (t, now) = (self.t, self.now());
@@ -325,6 +322,10 @@ impl World {
             && site.open_requests.contains_key(&request)
         {
             site.broken("every_call_is_answered_once", Some(node), "no answer".to_owned());
+        }
+        if std::env::var_os("SIM_DBG").is_some() && !self.site.watch.violations.is_empty() && let Some(c) = &self.carrier {
+            println!("{:#?}", c.fleet());
+            std::process::exit(1);
         }
         self.check();
     }
