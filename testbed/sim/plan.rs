@@ -9,6 +9,8 @@ use crate::dice::Dice;
 pub(crate) struct Plan {
     pub(crate) machines: usize,
     pub(crate) policy: Policy,
+    /// Machines without a spec.
+    pub(crate) spares: usize,
     /// Seconds from one whim of fate to the next, at most.
     pub(crate) pause_s: u64,
     /// What fate and people do, by weight.
@@ -27,6 +29,26 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// A site where nothing goes wrong by chance.
+    pub(crate) fn quiet(machines: usize, policy: Policy) -> Self {
+        Self {
+            machines,
+            policy,
+            spares: 0,
+            pause_s: 3600,
+            operator: 0,
+            crash: 0,
+            bmc: 0,
+            network: 0,
+            store: 0,
+            clock: 0,
+            button: 0,
+            stranger: 0,
+            mishap: 0,
+            write_m: 5,
+        }
+    }
+
     pub(crate) fn of(dice: &mut Dice) -> Self {
         let machines = usize::try_from(if dice.permille(700) {
             dice.between(3, 16)
@@ -45,6 +67,7 @@ impl Plan {
         Self {
             machines,
             policy,
+            spares: machines / 8,
             operator: 20 + weight(60),
             crash: weight(20),
             bmc: weight(20),

@@ -6,7 +6,7 @@ use hostler::{
     lifecycle::{Hold, Operation, Outcome, Record, State},
     model::{
         fault::Fault,
-        ids::{Digest, NodeName},
+        ids::NodeName,
         power::PowerState,
         spec::{BmcAddress, Goal, NodeSpec, WantedPower},
         status::{Installed, Phase},
@@ -39,7 +39,7 @@ pub(crate) struct Ledger {
     /// What the BMC last said, of which machine.
     looked: Option<(PowerState, BmcAddress)>,
     /// The machine that the present attempt switched on, and for which installation.
-    begun: Option<(BmcAddress, Digest)>,
+    begun: Option<(BmcAddress, Arc<NodeSpec>)>,
     restarted: bool,
     /// When the reinstall that is wanted came up, and how many nodes were installed then.
     came_up: Option<(Timestamp, usize)>,
@@ -190,7 +190,7 @@ impl Site {
         let seen_off = ledger.looked.as_ref() == Some(&off);
         let may = if installed { reworded } else { ledger.approved || seen_off && !ledger.unknown };
         let begun_with = format!("{ledger:?}");
-        ledger.begun = Some((spec.bmc.address.clone(), spec.digest()));
+        ledger.begun = Some((spec.bmc.address.clone(), Arc::new(spec.clone())));
         ledger.approved = true;
         ledger.unknown = false;
         if !may {
@@ -202,8 +202,9 @@ impl Site {
     /// In the attempt: for what it was begun, of the machine it was begun with, and nobody has said stop.
     fn judge_attempt(&mut self, node: &NodeName, spec: &NodeSpec) {
         let ledger = self.ledger(node);
-        let begun = Some((spec.bmc.address.clone(), spec.digest()));
-        let same = ledger.begun == begun;
+        let same = ledger.begun.as_ref().is_some_and(|(bmc, begun)| {
+            *bmc == spec.bmc.address && begun.digest() == spec.digest()
+        });
         if !same || spec.paused || spec.goal != Goal::Deployed {
             let what = format!("goes on with something else than it began: {ledger:?}");
             self.broken("never_writes_without_consent", Some(node), what);
@@ -272,17 +273,17 @@ impl Site {
             _ => {}
         }
         if newly && let Some(installed) = &record.installed {
-            self.judge_installed(node, record, installed);
+            self.judge_installed(node, installed);
         }
     }
 
     /// The core says that a machine is installed.
-    fn judge_installed(&mut self, node: &NodeName, record: &Record, installed: &Installed) {
+    fn judge_installed(&mut self, node: &NodeName, installed: &Installed) {
         let ledger = self.ledger(node);
         let restarted = std::mem::take(&mut ledger.restarted);
         ledger.approved = false;
-        ledger.under = Some(record.spec.as_ref().and_then(|spec| spec.redeploy.clone()));
         let begun = ledger.begun.clone();
+        ledger.under = begun.as_ref().map(|(_, spec)| spec.redeploy.clone());
         let machine = self.machines.iter().find(|m| begun.as_ref().is_some_and(|(bmc, _)| *bmc == m.bmc));
         let content = machine.map(|machine| machine.platters[0].content.clone());
         if !restarted || content != Some(Content::Whole(installed.image.to_string())) {

@@ -203,7 +203,12 @@ impl World {
         }
         let Some(carrier) = &self.carrier else { return };
         let touched = std::mem::take(&mut self.site.watch.touched);
-        for name in &touched {
+        let unsaved = self.site.unsaved.iter().cloned().collect::<Vec<_>>();
+        for name in touched.iter().chain(&unsaved) {
+            match carrier.fleet().node(name) {
+                Some(node) => self.site.note_share(name, node.record()),
+                None => self.site.forget_watch(name),
+            }
             self.site.check_shown(carrier.fleet(), name);
         }
         self.site.check_turns();

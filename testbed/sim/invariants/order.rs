@@ -46,11 +46,6 @@ impl Site {
     pub(crate) fn judge_save(&mut self, node: &NodeName, record: &Record) {
         self.deliver_news(node);
         self.note_record(node, record);
-        let begins = matches!(record.state, State::Preparing { .. })
-            && self.records.get(node).is_none_or(|before| state_name(before) != "preparing");
-        if begins {
-            self.judge_turn(node, record.attempt);
-        }
         self.touch(node);
     }
 
@@ -59,7 +54,6 @@ impl Site {
         self.deliver_news(node.name());
         let (name, record) = (node.name(), node.record());
         self.touch(name);
-        self.note_share(name, record);
         if self.records.get(name) != Some(record) {
             let what = format!("the menu follows {} before it is durable", state_name(record));
             self.broken("record_before_action", Some(name), what);

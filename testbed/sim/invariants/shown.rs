@@ -26,7 +26,7 @@ impl Site {
 
     /// After a step: what was shown last is the status, and what is durable says the same.
     pub(crate) fn check_shown(&mut self, fleet: &Fleet, name: &NodeName) {
-        let quiet = self.steps.is_multiple_of(EVERY) && !self.unsaved.contains(name);
+        let quiet = self.steps.is_multiple_of(EVERY) && !self.unsaved.contains(name) && self.told(name);
         let (true, Some(node), Some(shown)) = (quiet, fleet.node(name), self.shown.get(name)) else {
             return;
         };
@@ -39,8 +39,8 @@ impl Site {
             return self.broken("status_matches_record", Some(name), "no record".to_owned());
         };
         let of_record = (record.phase, record.attempt, record.installed.clone());
-        if of_record != (status.phase, status.attempt, status.installed) {
-            let what = format!("the record says {of_record:?}");
+        if of_record != (status.phase, status.attempt, status.installed.clone()) {
+            let what = format!("the record says {of_record:?}, and {} {} is shown", status.phase.as_str(), status.attempt);
             self.broken("status_matches_record", Some(name), what);
         }
     }

@@ -5,10 +5,10 @@ use super::{Happening, Site, World, machine::Quirk};
 impl World {
     /// One whim, and the next is arranged.
     pub(crate) fn whim(&mut self) {
-        if self.site.calm {
+        let plan = self.site.plan.clone();
+        if self.site.calm || plan.operator == 0 {
             return;
         }
-        let plan = self.site.plan.clone();
         self.site.after_ms(1000, plan.pause_s * 1000, Happening::Whim);
         let whims: [(u64, fn(&mut Self)); 8] = [
             (plan.operator, Self::operate),

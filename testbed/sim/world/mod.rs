@@ -165,6 +165,7 @@ impl Site {
     /// A rule was broken.
     pub(crate) fn broken(&mut self, rule: &'static str, node: Option<&NodeName>, what: String) {
         let story = self.story(node);
+        self.note(node, || format!("BROKEN: {rule}: {what}"));
         let (step, node) = (self.steps, node.cloned());
         self.watch.violations.push(Violation { rule, node, step, what, story });
     }
@@ -322,10 +323,6 @@ impl World {
             && site.open_requests.contains_key(&request)
         {
             site.broken("every_call_is_answered_once", Some(node), "no answer".to_owned());
-        }
-        if std::env::var_os("SIM_DBG").is_some() && !self.site.watch.violations.is_empty() && let Some(c) = &self.carrier {
-            println!("{:#?}", c.fleet());
-            std::process::exit(1);
         }
         self.check();
     }

@@ -8,7 +8,7 @@ use hostler::{
         callback::Reply,
         ids::{NodeName, OpId},
         spec::NodeSpec,
-        status::Status,
+        status::{Phase, Status},
     },
 };
 
@@ -110,6 +110,9 @@ impl Outside for Site {
     fn log_phase(&mut self, status: &Status) {
         if self.lives_to_call() {
             self.note(Some(&status.node), || format!("  {}: {}", status.phase.as_str(), status.message));
+            if status.phase == Phase::Preparing {
+                self.judge_turn(&status.node, status.attempt);
+            }
         }
     }
 

@@ -27,8 +27,7 @@ pub(crate) struct File {
 impl Site {
     /// One spec for each machine, and some machines to spare.
     pub(crate) fn write_first_specs(&mut self) {
-        let spare = self.machines.len() / 8;
-        for home in 0..self.machines.len() - spare {
+        for home in 0..self.machines.len() - self.plan.spares {
             self.write_new_spec(home);
         }
     }
