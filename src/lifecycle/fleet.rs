@@ -148,9 +148,9 @@ impl Fleet {
             _ => self.left.get(&spec.bmc.address).and_then(Option::as_ref),
         };
         let is_change = node.is_none_or(|node| {
-            !node.wants_install()
-                || node.record.too_many_changes
-                    && node.spec().is_some_and(|old| old.redeploy != spec.redeploy)
+            // One that is held for too many changes is judged again whenever the change would end the hold.
+            let held = node.record.too_many_changes;
+            !node.wants_install() || held && node.wanted.as_ref() != Some(&spec.digest())
         });
         is_change && installed.is_some_and(|installed| wants_reinstall(spec, installed))
     }

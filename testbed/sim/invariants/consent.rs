@@ -73,6 +73,7 @@ impl Site {
         let ledger = self.ledger(node);
         ledger.approved |= held;
         ledger.agreed |= held;
+        ledger.unknown &= !held;
     }
 
     /// The core is told a usable spec.
@@ -106,9 +107,9 @@ impl Site {
         let reworded_in_hold =
             held && reworded || held_under.is_some_and(|under| under != new.redeploy);
         if !stands_still && new.redeploy.is_some() && reworded_in_hold {
-            ledger.approved = true;
+            (ledger.approved, ledger.unknown) = (true, false);
         }
-        if ledger.wants_reinstall(new) && (!wanted_before || held && reworded) {
+        if ledger.wants_reinstall(new) && (!wanted_before || held && old.digest() != new.digest()) {
             ledger.came_up = Some((now, deployed));
             ledger.agreed = false;
         }

@@ -71,7 +71,7 @@ impl Site {
             ready && told && place.attempt <= own.attempt && place.since < own.since
         });
         if let Some((name, place)) = overtaken {
-            let what = format!("overtakes {name}, which waits since {} for attempt {}", place.since, place.attempt + 1);
+            let what = format!("with {own:?} overtakes {name}, which has {place:?}");
             self.broken("fair", Some(node), what);
         }
     }
