@@ -81,6 +81,7 @@ impl Fleet {
         let first_looks = (0..).map(|n| after(now, Duration::from_secs(1) / LOOKS_PER_S * n));
         for ((name, record), first_look) in records.into_iter().zip(first_looks) {
             let mut node = Node::resume(name.clone(), record, policy, now);
+            fleet.believe_witness(&mut node);
             node.next_observation = first_look;
             fleet.nodes.insert(name.clone(), node);
             fleet.write_down(&name);
@@ -145,7 +146,14 @@ impl Fleet {
         let node = self.nodes.get(name);
         let installed = match node {
             Some(node) if node.record.spec.is_some() => node.record.installed.as_ref(),
-            _ => self.left.get(&spec.bmc.address).and_then(Option::as_ref),
+            // Under a new name: of a node that is forgotten, or will be by the same scan.
+            _ => self.left.get(&spec.bmc.address).and_then(Option::as_ref).or_else(|| {
+                let address = Some(&spec.bmc.address);
+                let mut before = self.nodes.values().filter(|node| {
+                    node.record.spec.as_ref().map(|spec| &spec.bmc.address) == address
+                });
+                before.find_map(|node| node.record.installed.as_ref())
+            }),
         };
         let is_change = node.is_none_or(|node| {
             // One that is held for too many changes is judged again whenever the change would end the hold.
@@ -169,7 +177,9 @@ impl Fleet {
             if !event.tells_of_spec() || matches!(event, Event::SpecGone) {
                 return None;
             }
-            self.nodes.insert(name.clone(), Node::new(name.clone(), self.policy, now));
+            let mut node = Node::new(name.clone(), self.policy, now);
+            self.believe_witness(&mut node);
+            self.nodes.insert(name.clone(), node);
         }
         if let Event::Spec(spec) | Event::MassChange(spec) = &event {
             self.remember(now, name, spec);
@@ -190,20 +200,31 @@ impl Fleet {
         self.turns.next()
     }
 
+    /// What a status file says of a node without a spec is kept and shown from the first moment: the file is written anew at once.
+    fn believe_witness(&self, node: &mut Node) {
+        if node.record.spec.is_none()
+            && let Some(installed) = self.witnessed.get(&node.name)
+        {
+            node.record.installed = Some(installed.clone());
+        }
+    }
+
     /// What is known of a machine whose node has its first spec: it may have had another name, or a record that was lost.
     fn remember(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
         let Some(node) = self.nodes.get_mut(name).filter(|node| node.record.spec.is_none()) else {
             return;
         };
+        self.witnessed.remove(name);
+        let witnessed = node.record.installed.take();
         match self.left.remove(&spec.bmc.address) {
             Some(None) => node.record = Record::distrusted(now),
-            Some(installed) => node.record.installed = installed,
+            Some(installed) => {
+                node.record.installed = installed;
+                return;
+            }
             None => {}
         }
-        let Some(mut installed) = self.witnessed.remove(name) else { return };
-        if node.record.installed.is_some() {
-            return;
-        }
+        let Some(mut installed) = witnessed else { return };
         if installed.digest == spec.digest() {
             node.record.state = State::Idle;
         } else {

@@ -42,17 +42,24 @@ pub(crate) struct Ledger {
     begun: Option<(BmcAddress, Arc<NodeSpec>)>,
     restarted: bool,
     /// When the reinstall that is wanted came up, and how many nodes were installed then.
-    came_up: Option<(Timestamp, usize)>,
+    came_up: Option<Change>,
     /// Somebody consented to it since.
     agreed: bool,
     next_attempt_at: Option<Timestamp>,
 }
 
+/// A reinstall that is newly wanted. The agent forgets, when it dies, which came up before.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    at: Timestamp,
+    deployed: usize,
+    incarnation: u64,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct LetThrough {
     node: NodeName,
-    came_up: Timestamp,
-    deployed: usize,
+    change: Change,
 }
 
 impl Ledger {
@@ -84,9 +91,9 @@ impl Site {
             Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
             _ => None,
         };
-        let now = self.now();
+        let change = Change { at: self.now(), deployed, incarnation: self.incarnation };
         let Some(old) = self.ledger(node).spec.replace(Arc::clone(new)) else {
-            return self.note_first_spec(node, new, now, deployed);
+            return self.note_first_spec(node, new, change);
         };
         if old == *new {
             return;
@@ -110,20 +117,20 @@ impl Site {
             (ledger.approved, ledger.unknown) = (true, false);
         }
         if ledger.wants_reinstall(new) && (!wanted_before || held && old.digest() != new.digest()) {
-            ledger.came_up = Some((now, deployed));
+            ledger.came_up = Some(change);
             ledger.agreed = false;
         }
     }
 
     /// A node nobody has heard of may be one that had another name, as long as the agent lives.
-    fn note_first_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>, now: Timestamp, deployed: usize) {
+    fn note_first_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>, change: Change) {
         let left = self.watch.left.remove(&new.bmc.address);
         let ledger = self.ledger(node);
         if let Some(left) = left.filter(|_| ledger.under.is_none() && !ledger.unknown) {
             (ledger.under, ledger.unknown) = (left.under, left.unknown);
         }
         if ledger.wants_reinstall(new) {
-            ledger.came_up = Some((now, deployed));
+            ledger.came_up = Some(change);
         }
     }
 
@@ -164,17 +171,16 @@ impl Site {
         let late = ledger.next_attempt_at.take().map(|at| now.duration_since(at));
         ledger.approved &= late.is_none_or(|late| late <= CONSENT_LASTS);
         let reinstalls = ledger.under.is_some() && !ledger.agreed;
-        let Some((came_up, deployed)) = ledger.came_up.filter(|_| reinstalls && breaker) else {
-            return;
-        };
+        let Some(change) = ledger.came_up.filter(|_| reinstalls && breaker) else { return };
         let together = &mut self.watch.let_through;
         together.retain(|other| other.node != *node);
-        together.push(LetThrough { node: node.clone(), came_up, deployed });
-        let one_change: Vec<&LetThrough> = together
-            .iter()
-            .filter(|other| came_up.duration_since(other.came_up).abs() < ONE_CHANGE)
-            .filter(|other| other.came_up <= came_up)
-            .collect();
+        together.push(LetThrough { node: node.clone(), change });
+        let one_change = together.iter().map(|other| other.change).filter(|other| {
+            other.incarnation == change.incarnation
+                && other.at <= change.at
+                && change.at.duration_since(other.at).abs() < ONE_CHANGE
+        });
+        let one_change: Vec<Change> = one_change.collect();
         let most = one_change.iter().map(|other| other.deployed).max().unwrap_or(0);
         let count = one_change.len();
         if count > 1 && count * 4 > most {

@@ -50,6 +50,10 @@ impl Site {
 
     /// Who waits for its turn says so.
     pub(crate) fn note_line(&mut self, status: &Status) {
+        // A full disk hides it.
+        if status.message.ends_with("until it can be written") {
+            return;
+        }
         let waits = status.phase == Phase::Pending && status.message.starts_with("waiting for its turn");
         if waits {
             let place = Place { attempt: status.attempt, since: self.now() };
