@@ -268,6 +268,8 @@ impl Node {
                 let pause = backoff::pause(&self.name, self.record.attempt, first);
                 self.enter(now, State::Idle);
                 self.record.not_before = Some(after(now, pause));
+                // One that has to pause is not ready to go, even if its turn should come.
+                self.in_line_since = None;
             }
             Purpose::GiveUp => self.enter(now, State::Failed),
             Purpose::StartOver => self.start_afresh(now),

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use crate::model::{
     callback::Reply,
+    fault::{Fault, Step},
     ids::{NodeName, OpId},
     problem::Problem,
     spec::NodeSpec,
@@ -136,14 +137,21 @@ impl Carrier {
             if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
         let before = self.fleet.node(name).map(|node| node.record().clone());
         match (self.fleet.step(now, name, event), request) {
-            (Some(actions), _) => self.carry_out(now, name, before.as_ref(), actions, outside),
+            (Some(actions), _) => {
+                let unstarted = self.carry_out(now, name, before.as_ref(), actions, outside);
+                if let Some(op) = unstarted {
+                    let outcome = Err(never_started());
+                    self.step_one(now, name, Event::Done { op, outcome }, outside);
+                }
+            }
             // No such node: its caller learns as little as one with a wrong key.
             (None, Some(request)) => outside.reply(request, Reply::Refused),
             (None, None) => {}
         }
     }
 
-    /// Makes the record durable, puts the boot menu in force, and only then does what the core asked for.
+    /// Makes the record durable, puts the boot menu in force, and only then does what the core asked for. Returns the operation that
+    /// was called off while it waited for that: it never starts, and so has stopped.
     fn carry_out(
         &mut self,
         now: Timestamp,
@@ -151,7 +159,7 @@ impl Carrier {
         before: Option<&Record>,
         actions: Vec<Action>,
         outside: &mut impl Outside,
-    ) {
+    ) -> Option<OpId> {
         let unsaved = self.unsaved.remove(name);
         let is_unsaved = unsaved.is_some();
         let mut waiting = unsaved.unwrap_or_default();
@@ -169,8 +177,9 @@ impl Carrier {
             } else {
                 self.unsaved.insert(name.clone(), Vec::new());
             }
-            return;
+            return None;
         };
+        let unstarted = call_off(node, &mut waiting);
         let record = node.record();
         let phase_before = before.map(|before| before.phase);
         if phase_before != Some(record.phase) {
@@ -183,8 +192,16 @@ impl Carrier {
             status.message = format!("{error}; nothing is started until it can be written");
             status.ready = false;
             outside.show(status);
+            // A refusal announces nothing, and anybody can ask for as many as they like.
+            waiting.retain(|action| match action {
+                Action::Reply { request, reply: Reply::Refused } => {
+                    outside.reply(*request, Reply::Refused);
+                    false
+                }
+                _ => true,
+            });
             self.unsaved.insert(name.clone(), waiting);
-            return;
+            return unstarted;
         }
         outside.serve(node);
         if is_unsaved || before.map(|before| &before.state) != Some(&record.state) {
@@ -199,6 +216,7 @@ impl Carrier {
             }
         }
         outside.show(node.status(now));
+        unstarted
     }
 
     /// Before the record that knew it is changed or removed.
@@ -210,4 +228,21 @@ impl Carrier {
         }
         Ok(())
     }
+}
+
+/// Takes an operation that still waits for its record, and was told to stop, out of what waits. One that was only told to hurry stays.
+fn call_off(node: &Node, waiting: &mut Vec<Action>) -> Option<OpId> {
+    let op = waiting.iter().find_map(|action| match action {
+        Action::Start { op, .. } => Some(*op),
+        Action::Cancel(_) | Action::Reply { .. } | Action::Forget => None,
+    })?;
+    waiting.retain(|action| *action != Action::Cancel(op));
+    let called_off = node.running.is_some_and(|running| running.op == op && running.cancelled);
+    waiting.retain(|action| !called_off || !matches!(action, Action::Start { .. }));
+    called_off.then_some(op)
+}
+
+/// How an operation ends that was called off before it began. Nobody wants to know: that it has stopped is all that counts.
+fn never_started() -> Fault {
+    Fault::passing(Step::Preflight, "NeverStarted", "called off before it began", "")
 }

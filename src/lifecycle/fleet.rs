@@ -148,7 +148,8 @@ impl Fleet {
         let (Some(old), Some(installed)) = (node.spec(), &node.record.installed) else {
             return false;
         };
-        let held = node.record.too_many_changes && old.redeploy != spec.redeploy;
+        // One that is held for too many changes is judged again whenever the change would end the hold.
+        let held = node.record.too_many_changes && node.wanted.as_ref() != Some(&spec.digest());
         let is_change = old.paused || held || !node.wants_install();
         is_change && wants_reinstall(spec, installed) && !spec.paused
     }

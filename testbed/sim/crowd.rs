@@ -1,0 +1,109 @@
+//! A hundred machines of which thirty misbehave, each in its own way, under the limits an agent has by default: the seventy others are
+//! installed as soon as if the thirty were not there.
+
+use std::collections::BTreeMap;
+
+use hostler::{
+    lifecycle::Policy,
+    model::{ids::NodeName, status::Phase},
+};
+
+use crate::{
+    dice::Dice,
+    invariants::Violation,
+    plan::Plan,
+    world::{World, machine::Quirk, work::IMAGE_BYTES},
+};
+
+const MACHINES: usize = 100;
+const BAD: usize = 30;
+/// `limits.waiting` and `limits.imaging` as they are by default.
+const WAITING: usize = 50;
+const IMAGING: usize = 4;
+/// A write that stalls keeps its turn for `timeouts.imaging_stall` and a few seconds, one whose target dies for less. Of the thirty, ten
+/// do so, in three attempts each; what they keep is shared by the turns there are.
+const TOLERANCE_S: u64 = 10 * 3 * 190 / IMAGING as u64;
+/// Longer than both runs need.
+const GIVE_UP_S: u64 = 12 * 3600;
+
+/// Plays the site with the thirty and without them, and prints the numbers.
+pub(crate) fn compare() -> Vec<Violation> {
+    let (without, _) = play(false);
+    let (with, given_up) = play(true);
+    // Which machine comes up first is chance: the first one installed is compared with the first, the last with the last.
+    let sorted = |times: BTreeMap<NodeName, u64>| {
+        let mut times: Vec<u64> = times.into_values().collect();
+        times.sort_unstable();
+        times
+    };
+    let (without, with) = (sorted(without), sorted(with));
+    let last = |times: &[u64]| times.last().copied().unwrap_or(0);
+    let later = with.iter().zip(&without).map(|(with, without)| with.saturating_sub(*without));
+    let worst = later.max().unwrap_or(0);
+    println!(
+        "sim: {} good machines are installed in {} s; beside {BAD} bad ones, of which {given_up} are given up, {} in {} s; no one \
+         more than {worst} s later, {TOLERANCE_S} s allowed",
+        without.len(),
+        last(&without),
+        with.len(),
+        last(&with),
+    );
+    let good = MACHINES - BAD;
+    if with.len() == good && without.len() == good && worst <= TOLERANCE_S {
+        return Vec::new();
+    }
+    let rule = "a_failing_node_never_delays_another";
+    let what = format!("image of {IMAGE_BYTES} bytes: see the numbers above");
+    vec![Violation { rule, node: None, step: 0, what, story: Vec::new() }]
+}
+
+/// When each good machine was installed, in seconds, and how many bad ones were given up.
+fn play(with_bad: bool) -> (BTreeMap<NodeName, u64>, usize) {
+    let policy = Policy {
+        attempts_max: WAITING,
+        imagings_max: IMAGING,
+        breaker: true,
+        enforce_power: false,
+    };
+    let mut world = World::new(Plan::quiet(MACHINES, policy), Dice::new(7), false);
+    let names: Vec<NodeName> = world.site.files.keys().cloned().collect();
+    let is_bad = |n: usize| n % 10 < 3;
+    for (n, name) in names.iter().enumerate() {
+        world.site.machines[n].on = false;
+        if is_bad(n) && with_bad {
+            spoil(&mut world, n);
+        } else if is_bad(n) {
+            world.site.files.remove(name);
+        }
+    }
+    let mut installed = BTreeMap::new();
+    while world.site.t < GIVE_UP_S * 1000 && installed.len() < MACHINES - BAD {
+        world.advance();
+        let news = world.site.shown.values().filter(|status| status.phase == Phase::Deployed);
+        let at = world.site.t / 1000;
+        for status in news {
+            if !installed.contains_key(&status.node) {
+                installed.insert(status.node.clone(), at);
+            }
+        }
+    }
+    let given_up = world.site.shown.values().filter(|status| status.phase == Phase::Failed).count();
+    (installed, given_up)
+}
+
+/// The n-th machine misbehaves in one of ten ways.
+fn spoil(world: &mut World, n: usize) {
+    let machine = &mut world.site.machines[n];
+    match n / 10 {
+        0 => machine.faults.silent_until = u64::MAX,
+        1 => machine.faults.slow_until = u64::MAX,
+        2 => machine.faults.idle_until = u64::MAX,
+        3 => machine.quirk = Quirk::NeverNetboots,
+        4 => machine.quirk = Quirk::RamdiskError,
+        5 => machine.quirk = Quirk::StalledWrite,
+        6 => machine.quirk = Quirk::TargetDies,
+        7 => machine.quirk = Quirk::WrongDisks,
+        8 => machine.quirk = Quirk::LateCompleted,
+        _ => machine.quirk = Quirk::BootLoops,
+    }
+}

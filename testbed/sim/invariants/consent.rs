@@ -1,0 +1,367 @@
+//! Consent, kept by the world: from what operators did and what machines showed, never from the core's own idea of it.
+
+use std::{sync::Arc, time::Duration};
+
+use hostler::{
+    lifecycle::{Hold, Operation, Outcome, Record, State},
+    model::{
+        fault::Fault,
+        ids::NodeName,
+        power::PowerState,
+        spec::{BmcAddress, Goal, NodeSpec, WantedPower},
+        status::{Installed, Phase},
+    },
+};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::world::{Site, machine::Content, work::JobKey};
+
+/// The core may take a repeated attempt for the one consented to for this long.
+const CONSENT_LASTS: SignedDuration = SignedDuration::from_hours(1);
+/// Reinstalls that come up within this time are one change.
+const ONE_CHANGE: SignedDuration = SignedDuration::from_mins(10);
+
+type Redeploy = Option<String>;
+
+/// What is known of one node and its machine.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ledger {
+    /// The last good spec the core was told.
+    pub(crate) spec: Option<Arc<NodeSpec>>,
+    /// Somebody said so, or a series of attempts was begun with consent, and no reason has come up to ask again.
+    pub(crate) approved: bool,
+    /// Somebody wants the machine switched.
+    pub(crate) power_asked: bool,
+    /// The `redeploy` that what is installed answers to: only a change from it is consent to reinstall.
+    pub(crate) under: Option<Redeploy>,
+    /// Its record was damaged: being off is no consent.
+    pub(crate) unknown: bool,
+    /// What the BMC last said, of which machine.
+    looked: Option<(PowerState, BmcAddress)>,
+    /// The machine that the present attempt switched on, and for which installation.
+    begun: Option<(BmcAddress, Arc<NodeSpec>)>,
+    restarted: bool,
+    /// When the reinstall that is wanted came up, and how many nodes were installed then.
+    came_up: Option<Change>,
+    /// Somebody consented to it since.
+    agreed: bool,
+    next_attempt_at: Option<Timestamp>,
+}
+
+/// A reinstall that is newly wanted. The agent forgets, when it dies, which came up before.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    at: Timestamp,
+    deployed: usize,
+    incarnation: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct LetThrough {
+    node: NodeName,
+    change: Change,
+}
+
+impl Ledger {
+    fn wants_reinstall(&self, spec: &NodeSpec) -> bool {
+        let reworded = self
+            .under
+            .as_ref()
+            .is_some_and(|under| spec.redeploy.is_some() && spec.redeploy != *under);
+        spec.goal == Goal::Deployed && reworded
+    }
+}
+
+impl Site {
+    fn shown_phase(&self, node: &NodeName) -> Option<Phase> {
+        self.shown.get(node).map(|status| status.phase)
+    }
+
+    pub(crate) fn note_approval(&mut self, node: &NodeName) {
+        let held = self.shown_phase(node) == Some(Phase::Held);
+        let ledger = self.ledger(node);
+        ledger.approved |= held;
+        ledger.agreed |= held;
+        ledger.unknown &= !held;
+    }
+
+    /// The core is told a usable spec.
+    pub(crate) fn note_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>) {
+        let held = self.shown_phase(node) == Some(Phase::Held);
+        let deployed = self.watch.ledgers.values().filter(|ledger| ledger.under.is_some()).count();
+        let held_under = match self.records.get(node).map(|record| &record.state) {
+            Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
+            _ => None,
+        };
+        let change = Change { at: self.now(), deployed, incarnation: self.incarnation };
+        let Some(old) = self.ledger(node).spec.replace(Arc::clone(new)) else {
+            return self.note_first_spec(node, new, change);
+        };
+        if old == *new {
+            return;
+        }
+        let ledger = self.ledger(node);
+        let other_machine = old.bmc.address != new.bmc.address || old.boot.macs != new.boot.macs;
+        let wanted_before = ledger.wants_reinstall(&old);
+        let stands_still = new.paused || new.goal != Goal::Deployed;
+        let reworded = new.redeploy.is_some() && new.redeploy != old.redeploy;
+        ledger.power_asked |= (old.goal, old.power) != (new.goal, new.power);
+        if other_machine || stands_still || old.digest() != new.digest() {
+            ledger.approved = false;
+        }
+        if other_machine && let Some(under) = &mut ledger.under {
+            under.clone_from(&old.redeploy);
+        }
+        let reworded_in_hold =
+            held && reworded || held_under.is_some_and(|under| under != new.redeploy);
+        if !stands_still && new.redeploy.is_some() && reworded_in_hold {
+            (ledger.approved, ledger.unknown) = (true, false);
+        }
+        if ledger.wants_reinstall(new) && (!wanted_before || held && old.digest() != new.digest()) {
+            ledger.came_up = Some(change);
+            ledger.agreed = false;
+        }
+    }
+
+    /// A node nobody has heard of may be one that had another name, as long as the agent lives.
+    fn note_first_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>, change: Change) {
+        let left = self.watch.left.remove(&new.bmc.address);
+        let ledger = self.ledger(node);
+        if let Some(left) = left.filter(|_| ledger.under.is_none() && !ledger.unknown) {
+            (ledger.under, ledger.unknown) = (left.under, left.unknown);
+        }
+        if ledger.wants_reinstall(new) {
+            ledger.came_up = Some(change);
+        }
+    }
+
+    /// What an operation found out or did, before the core hears of it.
+    pub(crate) fn note_end(
+        &mut self,
+        node: &NodeName,
+        operation: &Operation,
+        spec: &NodeSpec,
+        outcome: &Result<Outcome, Fault>,
+    ) {
+        let ledger = self.ledger(node);
+        match (operation, outcome) {
+            (_, Ok(Outcome::Power(state))) => {
+                ledger.looked = Some((*state, spec.bmc.address.clone()));
+            }
+            (_, Ok(Outcome::Restarted(_))) => ledger.restarted = true,
+            (_, Ok(Outcome::PowerSet(_))) => ledger.approved = false,
+            _ => {}
+        }
+    }
+
+    /// The core wants something done: may it?
+    pub(crate) fn judge_consent(
+        &mut self,
+        node: &NodeName,
+        operation: &Operation,
+        spec: &NodeSpec,
+    ) {
+        match operation {
+            Operation::Prepare => self.judge_beginning(node),
+            Operation::PowerOn => self.judge_power_on(node, spec),
+            Operation::Image { .. } | Operation::Restart { .. } => self.judge_attempt(node, spec),
+            Operation::SetPower(wanted) => self.judge_switching(node, *wanted, spec),
+            Operation::ObservePower | Operation::CleanUp => {}
+        }
+    }
+
+    fn judge_beginning(&mut self, node: &NodeName) {
+        let (now, breaker) = (self.now(), self.plan.policy.breaker);
+        let ledger = self.ledger(node);
+        ledger.looked = None;
+        let late = ledger.next_attempt_at.take().map(|at| now.duration_since(at));
+        ledger.approved &= late.is_none_or(|late| late <= CONSENT_LASTS);
+        let reinstalls = ledger.under.is_some() && !ledger.agreed;
+        let Some(change) = ledger.came_up.filter(|_| reinstalls && breaker) else { return };
+        let together = &mut self.watch.let_through;
+        together.retain(|other| other.node != *node);
+        together.push(LetThrough { node: node.clone(), change });
+        let one_change = together.iter().map(|other| other.change).filter(|other| {
+            other.incarnation == change.incarnation
+                && other.at <= change.at
+                && change.at.duration_since(other.at).abs() < ONE_CHANGE
+        });
+        let one_change: Vec<Change> = one_change.collect();
+        let most = one_change.iter().map(|other| other.deployed).max().unwrap_or(0);
+        let count = one_change.len();
+        if count > 1 && count * 4 > most {
+            let what = format!("{count} of {most} machines are reinstalled by one change");
+            self.broken("never_writes_without_consent", Some(node), what);
+        }
+    }
+
+    fn judge_power_on(&mut self, node: &NodeName, spec: &NodeSpec) {
+        let ledger = self.ledger(node);
+        let off = (PowerState::Off, spec.bmc.address.clone());
+        let reworded = ledger.wants_reinstall(spec);
+        let installed = ledger.under.is_some();
+        let seen_off = ledger.looked.as_ref() == Some(&off);
+        let may = if installed { reworded } else { ledger.approved || seen_off && !ledger.unknown };
+        let begun_with = format!("{ledger:?}");
+        ledger.begun = Some((spec.bmc.address.clone(), Arc::new(spec.clone())));
+        ledger.approved = true;
+        ledger.unknown = false;
+        if !may {
+            let what = format!("the attempt switches the machine on, knowing {begun_with}");
+            self.broken("never_writes_without_consent", Some(node), what);
+        }
+    }
+
+    /// In the attempt: for what it was begun, of the machine it was begun with, and nobody has said stop.
+    fn judge_attempt(&mut self, node: &NodeName, spec: &NodeSpec) {
+        let ledger = self.ledger(node);
+        let same = ledger.begun.as_ref().is_some_and(|(bmc, begun)| {
+            *bmc == spec.bmc.address && begun.digest() == spec.digest()
+        });
+        if !same || spec.paused || spec.goal != Goal::Deployed {
+            let what = format!("goes on with something else than it began: {ledger:?}");
+            self.broken("never_writes_without_consent", Some(node), what);
+        }
+    }
+
+    fn judge_switching(&mut self, node: &NodeName, wanted: PowerState, spec: &NodeSpec) {
+        let enforced = self.plan.policy.enforce_power;
+        let ledger = self.ledger(node);
+        let known = ledger.under.is_some() || ledger.approved;
+        let asked = ledger.power_asked || ledger.approved || enforced;
+        let off = spec.goal == Goal::Available || spec.power == WantedPower::Off;
+        let right = (wanted == PowerState::Off) == off;
+        if !known || !asked || !right || spec.paused || spec.goal == Goal::Unmanaged {
+            let what = format!("switched {}: {ledger:?}", wanted.as_str());
+            self.broken("never_switches_unasked", Some(node), what);
+        }
+    }
+
+    /// The first byte goes to this disk.
+    pub(crate) fn judge_write(&mut self, key: &JobKey, machine: usize, platter: usize) {
+        let node = &key.0;
+        let Some(job) = self.jobs.get(key) else { return };
+        let (bmc, spec) = (self.machines[machine].bmc.clone(), Arc::clone(&job.spec));
+        let meant = self.machines.iter().find(|m| m.bmc == spec.bmc.address);
+        // A spec with one machine's BMC and another's card is a mistake that only its author can see.
+        let sound = meant.is_some_and(|meant| spec.boot.macs.contains(&meant.mac));
+        let begun = self.ledger(node).begun.clone().map(|(bmc, _)| bmc);
+        if sound && begun.as_ref() != Some(&bmc) || platter != 0 {
+            let what = format!("writes disk {platter} of {bmc}, and began with {begun:?}");
+            self.broken("never_writes_the_wrong_machine", Some(node), what);
+        }
+        if begun.is_none() {
+            let what = "the attempt was over before the write began".to_owned();
+            self.broken("never_writes_without_consent", Some(node), what);
+        }
+    }
+
+    pub(crate) fn judge_writers(&mut self, key: &JobKey, machine: usize, platter: usize) {
+        let writers = self.machines[machine].platters[platter].writers.clone();
+        if writers.len() > 1 {
+            let what = format!("{writers:?} write the disk of machine {machine}");
+            self.broken("never_two_writers", Some(&key.0), what);
+        }
+    }
+
+    /// What a record that becomes durable says of consent and of what is installed.
+    pub(crate) fn note_record(&mut self, node: &NodeName, record: &Record) {
+        let before = self.records.get(node);
+        let installed_at =
+            |record: &Record| record.installed.as_ref().map(|installed| installed.at);
+        let newly = record.installed.is_some()
+            && before.is_some_and(|before| {
+                before.spec.is_some() && installed_at(before) != installed_at(record)
+            });
+        let ledger = self.ledger(node);
+        ledger.next_attempt_at = match record.state {
+            State::Idle => record.not_before,
+            State::Preparing { .. } => None,
+            _ => ledger.next_attempt_at,
+        };
+        match record.state {
+            // From here on the disk's old contents are gone.
+            State::Imaging { .. } => ledger.under = None,
+            State::Failed => (ledger.approved, ledger.begun) = (false, None),
+            State::Held { .. } | State::CleaningUp { .. } => ledger.begun = None,
+            _ => {}
+        }
+        if newly && let Some(installed) = &record.installed {
+            self.judge_installed(node, installed);
+        }
+    }
+
+    /// The core says that a machine is installed.
+    fn judge_installed(&mut self, node: &NodeName, installed: &Installed) {
+        let ledger = self.ledger(node);
+        let restarted = std::mem::take(&mut ledger.restarted);
+        ledger.approved = false;
+        let begun = ledger.begun.clone();
+        ledger.under = begun.as_ref().map(|(_, spec)| spec.redeploy.clone());
+        let machine =
+            self.machines.iter().find(|m| begun.as_ref().is_some_and(|(bmc, _)| *bmc == m.bmc));
+        let content = machine.map(|machine| machine.platters[0].content.clone());
+        if !restarted || content != Some(Content::Whole(installed.image.to_string())) {
+            let what = format!("restarted: {restarted}, the disk: {content:?}");
+            self.broken("installed_is_true", Some(node), what);
+        }
+    }
+
+    pub(crate) fn judge_forget(&mut self, node: &NodeName) {
+        if self.runs(node) {
+            self.broken(
+                "one_operation_at_a_time",
+                Some(node),
+                "forgotten while it runs".to_owned(),
+            );
+        }
+        let Some(ledger) = self.watch.ledgers.remove(node) else { return };
+        if let Some(spec) = &ledger.spec
+            && (ledger.under.is_some() || ledger.unknown)
+        {
+            self.watch.left.insert(spec.bmc.address.clone(), ledger);
+        }
+        self.forget_watch(node);
+    }
+
+    /// The agent starts from these records, and from what status files say where there is none.
+    pub(crate) fn judge_start_of_agent(
+        &mut self,
+        records: &std::collections::BTreeMap<NodeName, Record>,
+        witnessed: &std::collections::BTreeMap<NodeName, Installed>,
+    ) {
+        self.watch
+            .ledgers
+            .retain(|name, _| records.contains_key(name) || witnessed.contains_key(name));
+        for (name, record) in records {
+            let ledger = self.ledger(name);
+            ledger.spec.clone_from(&record.spec);
+            if matches!(record.state, State::Held { reason: Hold::RecordLost, .. })
+                && record.spec.is_none()
+            {
+                *ledger = Ledger { unknown: true, ..Ledger::default() };
+            }
+        }
+        for (name, installed) in witnessed {
+            let file = self.files.get(name).map(|file| file.spec.clone());
+            let ledger = self.ledger(name);
+            let same = file.as_ref().is_some_and(|spec| spec.digest() == installed.digest);
+            let there = file.and_then(|spec| spec.redeploy);
+            let under = if same { installed.redeploy.clone() } else { there };
+            *ledger = Ledger { under: Some(under), ..Ledger::default() };
+        }
+    }
+}
+
+/// How long a site may need to settle, once trouble has stopped: what is under way runs into its deadline, and then every node has a
+/// whole series of attempts, as many at a time as the limits allow.
+pub(crate) fn settling(spec: &NodeSpec, nodes: usize, at_once: usize) -> Duration {
+    let times = &spec.timeouts;
+    let attempt = times.ramdisk.max(Duration::from_secs(2400))
+        + times.imaging
+        + 3 * times.completed
+        + 16 * times.power;
+    let waves = u32::try_from(nodes.div_ceil(at_once) + 1).unwrap_or(u32::MAX);
+    // An hour: a BMC that refused is asked again only then.
+    Duration::from_secs(3600) + attempt * 2 + Duration::from_secs(3000) * waves
+}

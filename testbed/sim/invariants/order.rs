@@ -1,0 +1,146 @@
+//! The order of things: the record before the menu before the action, and deadlines that nothing moves.
+
+use hostler::{
+    lifecycle::{Menu, Node, Operation, Record, State},
+    model::{
+        ids::NodeName,
+        spec::{NodeSpec, Timeouts},
+    },
+};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::world::{
+    Site,
+    outside::{operation_name, state_name},
+};
+
+/// The longest wait there is with the specs used here.
+const WAIT_MAX: SignedDuration = SignedDuration::from_hours(4);
+
+/// A wait under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wait {
+    state: &'static str,
+    attempt: u32,
+    tries: u32,
+    key: Option<String>,
+    timeouts: Option<Timeouts>,
+    deadline: Option<Timestamp>,
+}
+
+impl Wait {
+    fn of(record: &Record) -> Self {
+        Self {
+            state: state_name(record),
+            attempt: record.attempt,
+            tries: record.tries,
+            key: record.state.attempt().map(|attempt| attempt.key.expose().to_owned()),
+            timeouts: record.spec.as_ref().map(|spec| spec.timeouts),
+            deadline: record.deadline,
+        }
+    }
+}
+
+impl Site {
+    /// A record becomes durable.
+    pub(crate) fn judge_save(&mut self, node: &NodeName, record: &Record) {
+        self.deliver_news(node);
+        self.note_record(node, record);
+        self.touch(node);
+    }
+
+    /// A boot menu is put in force.
+    pub(crate) fn judge_node(&mut self, node: &Node) {
+        self.deliver_news(node.name());
+        let (name, record) = (node.name(), node.record());
+        self.touch(name);
+        if self.records.get(name) != Some(record) {
+            let what = format!("the menu follows {} before it is durable", state_name(record));
+            self.broken("record_before_action", Some(name), what);
+        }
+        self.judge_menu(node);
+        self.judge_wait(node);
+    }
+
+    fn judge_menu(&mut self, node: &Node) {
+        let attempt = match &node.record().state {
+            State::PoweringOn { attempt }
+            | State::WaitingRamdisk { attempt }
+            | State::Imaging { attempt, .. } => Some(&attempt.key),
+            _ => None,
+        };
+        let shown = match node.menu() {
+            Menu::Deploy(key) => Some(key),
+            Menu::LocalDisk | Menu::Unknown => None,
+        };
+        if shown.as_ref() != attempt {
+            let what = format!("the wrong menu in {}", state_name(node.record()));
+            self.broken("menu_only_for_the_present_attempt", Some(node.name()), what);
+        }
+    }
+
+    fn judge_wait(&mut self, node: &Node) {
+        let (name, record, now) = (node.name(), node.record(), self.now());
+        let wait = Wait::of(record);
+        let wake = node.next_wake().map(|(at, _)| at);
+        let rests = record.state.at_rest();
+        let endless = !rests && wake.is_none() && !self.runs(name) && self.told(name);
+        if endless || self.told(name) && wake.is_some_and(|at| at.duration_since(now) > WAIT_MAX) {
+            let what = format!("{} waits until {wake:?}", wait.state);
+            self.broken("deadlines_absolute", Some(name), what);
+        }
+        let before = self.watch.waits.insert(name.clone(), wait.clone());
+        // Each try to clean up has a time of its own.
+        if let Some(before) = before.filter(|_| wait.state != "cleaning-up") {
+            let same = Wait { deadline: None, ..before.clone() }
+                == Wait { deadline: None, ..wait.clone() };
+            if same && wait.deadline > before.deadline {
+                let what =
+                    format!("{}: {:?} became {:?}", wait.state, before.deadline, wait.deadline);
+                self.broken("deadlines_absolute", Some(name), what);
+            }
+        }
+    }
+
+    /// A record could not be written: what was known of the wait is no longer what the next start finds.
+    pub(crate) fn judge_unsaved(&mut self, node: &NodeName) {
+        self.deliver_news(node);
+        self.watch.waits.remove(node);
+    }
+
+    /// An operation is started.
+    pub(crate) fn judge_start(&mut self, node: &NodeName, operation: &Operation, spec: &NodeSpec) {
+        let record = self.records.get(node);
+        let announced = match (operation, record.map(|record| &record.state)) {
+            (_, None) => false,
+            (Operation::ObservePower, Some(state)) => {
+                state.at_rest() || matches!(state, State::Preparing { .. })
+            }
+            (Operation::Prepare, Some(state)) => matches!(state, State::Preparing { ready: None }),
+            (Operation::PowerOn, Some(state)) => matches!(state, State::PoweringOn { .. }),
+            (Operation::Image { .. }, Some(state)) => {
+                matches!(state, State::Imaging { granted: true, .. })
+            }
+            (Operation::Restart { .. }, Some(state)) => matches!(state, State::Restarting { .. }),
+            (Operation::SetPower(power), Some(state)) => {
+                *state == State::SettingPower { wanted: *power }
+            }
+            (Operation::CleanUp, Some(state)) => matches!(state, State::CleaningUp { .. }),
+        };
+        if !announced {
+            let what = format!(
+                "{} starts, and the record says {:?}",
+                operation_name(operation),
+                record.map(state_name)
+            );
+            self.broken("record_before_action", Some(node), what);
+        }
+        self.judge_consent(node, operation, spec);
+    }
+
+    pub(crate) fn forget_watch(&mut self, node: &NodeName) {
+        self.watch.waits.remove(node);
+        self.watch.shares.remove(node);
+        self.watch.line.remove(node);
+    }
+}

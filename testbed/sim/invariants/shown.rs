@@ -1,0 +1,54 @@
+//! What people are shown is what is so.
+
+use hostler::{
+    lifecycle::Fleet,
+    model::{
+        ids::NodeName,
+        status::{Phase, Status},
+    },
+};
+
+use crate::world::Site;
+
+/// Looking at all that is shown costs more than all the rest: now and then is enough.
+const EVERY: u64 = 8;
+
+impl Site {
+    pub(crate) fn judge_status(&mut self, status: &Status) {
+        self.note_line(status);
+        let ready = !status.ready || matches!(status.phase, Phase::Deployed | Phase::Available);
+        let explained = status.deadline.is_some() == status.deadline_reason.is_some();
+        if !ready || !explained || status.message.is_empty() || status.history.len() > 50 {
+            let what =
+                format!("{} ready: {} {:?}", status.phase.as_str(), status.ready, status.deadline);
+            self.broken("status_matches_record", Some(&status.node), what);
+        }
+    }
+
+    /// After a step: what was shown last is the status, and what is durable says the same.
+    pub(crate) fn check_shown(&mut self, fleet: &Fleet, name: &NodeName) {
+        let quiet =
+            self.steps.is_multiple_of(EVERY) && !self.unsaved.contains(name) && self.told(name);
+        let (true, Some(node), Some(shown)) = (quiet, fleet.node(name), self.shown.get(name))
+        else {
+            return;
+        };
+        let status = Status { updated: shown.updated, ..node.status(self.now()) };
+        if *shown != status {
+            let what = format!("shown {:?}, and is {:?}", shown.phase, status.phase);
+            return self.broken("status_matches_record", Some(name), what);
+        }
+        let Some(record) = self.records.get(name) else {
+            return self.broken("status_matches_record", Some(name), "no record".to_owned());
+        };
+        let of_record = (record.phase, record.attempt, record.installed.clone());
+        if of_record != (status.phase, status.attempt, status.installed.clone()) {
+            let what = format!(
+                "the record says {of_record:?}, and {} {} is shown",
+                status.phase.as_str(),
+                status.attempt
+            );
+            self.broken("status_matches_record", Some(name), what);
+        }
+    }
+}

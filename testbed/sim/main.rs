@@ -1,0 +1,119 @@
+//! The whole agent core against a simulated site, for at least a million steps: machines, BMCs, ramdisks, operators, a network, a
+//! clock, a state directory, and an agent that is killed at any point. A step is one event brought to the core.
+//!
+//! Run by `./testbed/check sim`. Seeds that once failed are in `seeds` and are played first. `SIM_STEPS=` sets how many steps are
+//! played in all; `SIM_SEED=` plays one seed, and with `SIM_TRACE=1` prints all that happens in it. The last line sums it up; the exit
+//! code is 1 if a rule was broken.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a simulation may fail like a test"
+)]
+#![expect(clippy::print_stdout, reason = "a run says what it found")]
+
+mod crowd;
+mod dice;
+mod invariants;
+mod plan;
+mod play;
+mod world;
+
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use self::{invariants::Violation, play::Played};
+
+/// Enough for a change of the core; a night has fifty times as many.
+const STEPS: u64 = 1_200_000;
+/// Violations that are shown in full.
+const SHOWN_MAX: usize = 5;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+/// Whether everything that happens is printed.
+pub(crate) fn prints() -> bool {
+    static PRINTS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *PRINTS.get_or_init(|| std::env::var_os("SIM_TRACE").is_some())
+}
+
+pub(crate) fn print(line: &str) {
+    println!("{line}");
+}
+
+fn main() -> ExitCode {
+    if let Some(seed) = number("SIM_SEED") {
+        return sum_up(vec![play::play(seed, true)], Vec::new());
+    }
+    let steps = number("SIM_STEPS").unwrap_or(STEPS);
+    let kept = play::kept_seeds();
+    let played = play_many(steps, &kept);
+    let crowd = crowd::compare();
+    let mut all = played;
+    all.push(play::twice_the_same());
+    sum_up(all, crowd)
+}
+
+/// Plays seeds on all cores until so many steps are done: first those that once failed, then 1, 2, 3 …
+fn play_many(steps: u64, kept: &[u64]) -> Vec<Played> {
+    let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
+    let take = || {
+        let n = next.fetch_add(1, Ordering::Relaxed);
+        let at = usize::try_from(n).unwrap();
+        let enough = done.load(Ordering::Relaxed) >= steps;
+        kept.get(at).copied().or_else(|| (!enough).then(|| n + 1 - kept.len() as u64))
+    };
+    let work = || {
+        let mut played = Vec::new();
+        while let Some(seed) = take() {
+            let one = play::play(seed, false);
+            done.fetch_add(one.steps, Ordering::Relaxed);
+            played.push(one);
+        }
+        played
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    })
+}
+
+fn sum_up(played: Vec<Played>, crowd: Vec<Violation>) -> ExitCode {
+    let steps: u64 = played.iter().map(|one| one.steps).sum();
+    let seeds = played.len();
+    let found: Vec<(u64, Violation)> = played
+        .into_iter()
+        .flat_map(|one| one.violations.into_iter().map(move |violation| (one.seed, violation)))
+        .chain(crowd.into_iter().map(|violation| (0, violation)))
+        .collect();
+    for (seed, violation) in found.iter().take(SHOWN_MAX) {
+        show(*seed, violation);
+    }
+    let mut by_rule = std::collections::BTreeMap::<_, Vec<u64>>::new();
+    for (seed, violation) in &found {
+        by_rule.entry(violation.rule).or_default().push(*seed);
+    }
+    for (rule, mut seeds) in by_rule {
+        let times = seeds.len();
+        seeds.dedup();
+        seeds.truncate(8);
+        println!("sim: {rule} is broken {times} times, by the seeds {seeds:?} …");
+    }
+    println!("sim: {steps} steps, {seeds} seeds, {} violations", found.len());
+    if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn show(seed: u64, violation: &Violation) {
+    let Violation { rule, node, step, what, story } = violation;
+    for line in story {
+        println!("    {line}");
+    }
+    let node = node.as_ref().map_or("the site", |node| node.as_str());
+    println!("sim: seed {seed} breaks {rule} at step {step}, {node}: {what}");
+    println!("sim: play it again with SIM_SEED={seed} SIM_TRACE=1 ./testbed/check sim");
+}

@@ -1,0 +1,84 @@
+//! What kind of site a seed plays: its size, its limits, and how often which trouble comes.
+
+use hostler::lifecycle::Policy;
+
+use crate::dice::Dice;
+
+/// Rates are per mille; `0` everywhere is a site without trouble.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) machines: usize,
+    pub(crate) policy: Policy,
+    /// Machines without a spec.
+    pub(crate) spares: usize,
+    /// Seconds from one whim of fate to the next, at most.
+    pub(crate) pause_s: u64,
+    /// What fate and people do, by weight.
+    pub(crate) operator: u64,
+    pub(crate) crash: u64,
+    pub(crate) bmc: u64,
+    pub(crate) network: u64,
+    pub(crate) store: u64,
+    pub(crate) clock: u64,
+    pub(crate) button: u64,
+    pub(crate) stranger: u64,
+    /// How often a ramdisk, a boot, a write or a call goes wrong by itself.
+    pub(crate) mishap: u64,
+    /// Minutes an image takes to be written, at most.
+    pub(crate) write_m: u64,
+}
+
+impl Plan {
+    /// A site where nothing goes wrong by chance.
+    pub(crate) fn quiet(machines: usize, policy: Policy) -> Self {
+        Self {
+            machines,
+            policy,
+            spares: 0,
+            pause_s: 3600,
+            operator: 0,
+            crash: 0,
+            bmc: 0,
+            network: 0,
+            store: 0,
+            clock: 0,
+            button: 0,
+            stranger: 0,
+            mishap: 0,
+            write_m: 5,
+        }
+    }
+
+    pub(crate) fn of(dice: &mut Dice) -> Self {
+        let machines = usize::try_from(if dice.permille(700) {
+            dice.between(3, 16)
+        } else {
+            dice.between(17, 40)
+        })
+        .unwrap();
+        let policy = Policy {
+            attempts_max: dice.index(12) + 1,
+            imagings_max: dice.index(5) + 1,
+            breaker: !dice.permille(100),
+            enforce_power: dice.permille(300),
+        };
+        // Some sites know one kind of trouble well, and others hardly.
+        let mut weight = |most: u64| if dice.permille(250) { 0 } else { dice.between(1, most) };
+        Self {
+            machines,
+            policy,
+            spares: machines / 8,
+            operator: 20 + weight(60),
+            crash: weight(20),
+            bmc: weight(20),
+            network: weight(10),
+            store: weight(8),
+            clock: weight(4),
+            button: weight(15),
+            stranger: weight(10),
+            mishap: weight(80),
+            pause_s: dice.between(20, 600),
+            write_m: dice.between(1, 20),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The agent's process: it reads the directory, it dies at any point, and it comes back to what is durable.
+
+use std::collections::BTreeMap;
+
+use hostler::{
+    lifecycle::{Carrier, Fleet, Record},
+    model::{ids::NodeName, status::Installed},
+    spec::clashes,
+};
+
+use super::{Happening, Site, World};
+
+/// From one reading of the directory to the next, in seconds, if nothing changes.
+const RESCAN_S: u64 = 900;
+
+/// The spec directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Directory {
+    There,
+    Lost,
+    Empty,
+}
+
+impl World {
+    /// The directory is read, as the agent's driver does it.
+    pub(crate) fn scan(&mut self) {
+        let Some(carrier) = &mut self.carrier else { return };
+        let site = &mut self.site;
+        let now = site.now();
+        let known = carrier.fleet().names().len() as u64;
+        if site.directory == Directory::Lost {
+            site.note_step(known.max(1), 20);
+            site.note(None, || "the directory cannot be read".to_owned());
+            for (name, event) in carrier.fleet().hold("no such directory") {
+                carrier.step(now, &name, event, site);
+            }
+        } else {
+            let specs = if site.directory == Directory::Empty {
+                BTreeMap::new()
+            } else {
+                site.read_specs()
+            };
+            let in_force = carrier.fleet().in_force(&specs);
+            let clashes = clashes("specs", in_force.iter().map(AsRef::as_ref));
+            site.note_step((specs.len() as u64).max(known).max(1), 21);
+            site.note(None, || format!("scan of {} specs, {} clash", specs.len(), clashes.len()));
+            site.judge_scan(&specs, &clashes);
+            for (name, event) in carrier.compare(now, specs, &clashes) {
+                carrier.step(now, &name, event, site);
+            }
+        }
+        self.check();
+        self.site.watch_directory();
+    }
+
+    /// The agent is started: what is durable is read back.
+    pub(crate) fn start(&mut self) {
+        if self.carrier.is_some() {
+            return;
+        }
+        let site = &mut self.site;
+        let now = site.now();
+        site.dead = false;
+        site.fuse = None;
+        site.incarnation += 1;
+        site.note(None, || "the agent starts".to_owned());
+        let records = site.read_back();
+        let witnessed = site.witnesses(&records);
+        site.judge_start_of_agent(&records, &witnessed);
+        let left = site.left.as_deref().map(|left| serde_json::from_str(left).unwrap());
+        let left = left.unwrap_or_default();
+        let fleet = Fleet::resume(site.plan.policy, records, left, witnessed, now);
+        let carrier = Carrier::new(fleet);
+        carrier.present(now, site);
+        self.carrier = Some(carrier);
+        self.site.after_ms(50, 2000, Happening::Scan);
+    }
+
+    /// If the agent died in what it just did, it is gone, and so is all that only it knew.
+    pub(crate) fn bury(&mut self) {
+        if !self.site.dead || self.carrier.is_none() {
+            return;
+        }
+        self.carrier = None;
+        let site = &mut self.site;
+        site.note(None, || "the agent is killed".to_owned());
+        site.kill_jobs();
+        site.menus.clear();
+        site.open_requests.clear();
+        site.unsaved.clear();
+        site.judge_crash();
+        site.damage();
+        site.shown.clone_from(&site.statuses);
+        let long = site.dice.permille(150) && !site.calm;
+        site.after_s(1, if long { 4 * 3600 } else { 40 }, Happening::Start);
+    }
+}
+
+impl Site {
+    fn watch_directory(&mut self) {
+        self.after_s(RESCAN_S / 2, RESCAN_S, Happening::Scan);
+    }
+
+    /// What a crash may do to files. A record is replaced in one step, so that only a failing disk garbles one.
+    fn damage(&mut self) {
+        if self.calm || !self.dice.permille(100) {
+            return;
+        }
+        let names: Vec<NodeName> = self.records.keys().cloned().collect();
+        if names.is_empty() {
+            return;
+        }
+        match self.dice.roll(4) {
+            0 => {
+                self.note(None, || "the state directory is lost".to_owned());
+                self.records.clear();
+                self.left = None;
+            }
+            1 => {
+                let name = self.dice.pick(&names).clone();
+                self.note(Some(&name), || "its status file is torn".to_owned());
+                self.statuses.remove(&name);
+            }
+            _ => {
+                let name = self.dice.pick(&names).clone();
+                let status_too = self.dice.permille(500);
+                self.note(Some(&name), || {
+                    format!("its record is garbled; status too: {status_too}")
+                });
+                if status_too {
+                    self.statuses.remove(&name);
+                }
+                self.records.remove(&name);
+                self.watch.garbled.insert(name);
+            }
+        }
+    }
+
+    /// Records as they come back from their files.
+    fn read_back(&mut self) -> BTreeMap<NodeName, Record> {
+        let now = self.now();
+        let garbled = std::mem::take(&mut self.watch.garbled);
+        for name in &garbled {
+            self.records.insert(name.clone(), Record::distrusted(now));
+        }
+        let mut records = BTreeMap::new();
+        for (name, record) in self.records.clone() {
+            let text = serde_json::to_string(&record).unwrap();
+            let read: Record = serde_json::from_str(&text).unwrap();
+            if read != record {
+                let what = "the record does not survive its file".to_owned();
+                self.broken("status_matches_record", Some(&name), what);
+            }
+            records.insert(name, read);
+        }
+        records
+    }
+
+    /// What the status files say is installed, where no good record says it.
+    fn witnesses(&self, records: &BTreeMap<NodeName, Record>) -> BTreeMap<NodeName, Installed> {
+        let unknown =
+            |name: &NodeName| records.get(name).is_none_or(|record| record.spec.is_none());
+        self.statuses
+            .iter()
+            .filter(|(name, _)| unknown(name))
+            .filter_map(|(name, status)| Some((name.clone(), status.installed.clone()?)))
+            .collect()
+    }
+}

@@ -1,0 +1,135 @@
+//! A machine: its power, its firmware, its disks, and the faults of its BMC.
+//!
+//! What it does is true, whatever the core believes. The world asks it; it never asks the core.
+
+use hostler::model::{disk::Disk, ids::MacAddr, spec::BmcAddress};
+use std::net::IpAddr;
+
+/// What is on a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Somebody's system, which boots.
+    Foreign,
+    /// No system at all.
+    Wiped,
+    /// A write was begun and not ended.
+    Half,
+    /// This image, whole.
+    Whole(String),
+}
+
+/// A disk, and who writes it at this moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Platter {
+    pub(crate) disk: Disk,
+    pub(crate) content: Content,
+    pub(crate) writers: Vec<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    Network,
+    Disk,
+}
+
+/// What the BMC does wrong until a moment in time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BmcFaults {
+    pub(crate) silent_until: u64,
+    pub(crate) slow_until: u64,
+    pub(crate) idle_until: u64,
+    pub(crate) forgets_until: u64,
+    pub(crate) locked_until: u64,
+}
+
+/// What a machine itself does wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Quirk {
+    #[default]
+    None,
+    /// Its firmware does not netboot.
+    NeverNetboots,
+    /// Its ramdisk gives up with an error.
+    RamdiskError,
+    /// Its ramdisk finds other disks than the spec wants.
+    WrongDisks,
+    /// Its ramdisk boots and is never heard of.
+    Mute,
+    /// Its target stops in the middle of the write, and answers nothing.
+    StalledWrite,
+    /// Its target dies in the middle of the write.
+    TargetDies,
+    /// It says completed so late that nobody waits any more.
+    LateCompleted,
+    /// Its firmware comes up again and again, and never as far as the network.
+    BootLoops,
+}
+
+/// The target a ramdisk exports.
+#[derive(Clone, Debug)]
+pub(crate) struct Export {
+    pub(crate) secret: String,
+    pub(crate) platter: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    pub(crate) bmc: BmcAddress,
+    pub(crate) mac: MacAddr,
+    pub(crate) ip: IpAddr,
+    pub(crate) on: bool,
+    /// Counts power on and off: what was set going before is over.
+    pub(crate) session: u64,
+    pub(crate) once: Option<Device>,
+    pub(crate) always: Device,
+    pub(crate) platters: Vec<Platter>,
+    pub(crate) faults: BmcFaults,
+    pub(crate) quirk: Quirk,
+    pub(crate) export: Option<Export>,
+    /// Whether the last power on was hostler's order to boot the disk.
+    pub(crate) ordered_disk: bool,
+}
+
+impl Machine {
+    /// The n-th machine of a site, off, with somebody's system on its disk.
+    pub(crate) fn new(n: usize, on: bool) -> Self {
+        let octet = u8::try_from(n % 250).unwrap() + 1;
+        let disk = |name: &str, size| Disk {
+            name: name.to_owned(),
+            size,
+            serial: Some(format!("{name}-{n}")),
+            ..Disk::default()
+        };
+        let platter = |disk| Platter { disk, content: Content::Foreign, writers: Vec::new() };
+        Self {
+            bmc: BmcAddress { host: format!("192.0.2.{octet}"), port: 623 },
+            mac: MacAddr::new([0x52, 0x54, 0, 0, 0, octet]),
+            ip: IpAddr::from([198, 51, 100, octet]),
+            on,
+            session: 0,
+            once: None,
+            always: Device::Disk,
+            platters: vec![platter(disk("vda", 8 << 30)), platter(disk("vdb", 9 << 30))],
+            faults: BmcFaults::default(),
+            quirk: Quirk::None,
+            export: None,
+            ordered_disk: false,
+        }
+    }
+
+    /// Switches it. True: it came on, and its firmware starts.
+    pub(crate) fn switch(&mut self, on: bool) -> bool {
+        if self.on == on {
+            return false;
+        }
+        self.on = on;
+        self.session += 1;
+        self.export = None;
+        on
+    }
+
+    /// What the firmware boots, which uses up a choice for one boot.
+    pub(crate) fn boot_device(&mut self) -> Device {
+        self.once.take().unwrap_or(self.always)
+    }
+}

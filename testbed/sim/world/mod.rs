@@ -1,0 +1,363 @@
+//! A site: machines, their BMCs and ramdisks, the network, the spec directory and those who write into it, the state directory, and
+//! a clock. Everything outside the core is in [`Site`], which is the core's [`hostler::lifecycle::Outside`]; [`World`] brings the
+//! core what happens there, one event after the other.
+
+pub(crate) mod agent;
+pub(crate) mod fate;
+pub(crate) mod machine;
+pub(crate) mod netboot;
+pub(crate) mod operator;
+pub(crate) mod outside;
+pub(crate) mod ramdisk;
+pub(crate) mod specs;
+pub(crate) mod work;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use hostler::{
+    lifecycle::{Carrier, Event, Menu, Record},
+    model::{
+        callback::Reply,
+        ids::{MacAddr, NodeName, OpId},
+        secret::AttemptKey,
+        status::Status,
+    },
+};
+use jiff::Timestamp;
+
+use crate::{
+    dice::Dice,
+    invariants::{Violation, Watch},
+    plan::Plan,
+};
+
+use self::{
+    agent::Directory,
+    machine::Machine,
+    operator::Deed,
+    ramdisk::{Message, Ramdisk},
+    specs::File,
+    work::{Job, JobKey},
+};
+
+/// 2026-11-22T12:00:00Z, in milliseconds.
+const EPOCH_MS: i64 = 1_795_348_800_000;
+/// Lines of the trace kept to explain a violation.
+const TRACE_LINES: usize = 40;
+
+/// Something that happens at its time.
+#[derive(Clone, Debug)]
+pub(crate) enum Happening {
+    /// An operation makes its next move.
+    Work { key: JobKey, id: u64, turn: u64 },
+    /// A machine's firmware has come up.
+    Firmware { machine: usize, session: u64 },
+    /// It has fetched this much of the deploy ramdisk, by the menu it was served.
+    Fetching { machine: usize, session: u64, node: NodeName, key: AttemptKey, stage: u64 },
+    /// A ramdisk does what it has to do.
+    Ramdisk { id: usize, turn: u64 },
+    /// A call reaches the agent.
+    Arrival(Box<Message>),
+    /// An answer reaches its ramdisk.
+    Answer { id: usize, reply: Reply },
+    /// The spec directory is read.
+    Scan,
+    /// Fate has a whim.
+    Whim,
+    /// An operator does something planned.
+    Deed(Deed),
+    /// The agent is started again.
+    Start,
+}
+
+/// All that is not the core.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) plan: Plan,
+    pub(crate) dice: Dice,
+    /// Milliseconds since the beginning, as they really pass.
+    pub(crate) t: u64,
+    /// How far the agent's clock is off, in milliseconds.
+    pub(crate) skew_ms: i64,
+    queue: BTreeMap<(u64, u64), Happening>,
+    arranged: u64,
+    /// No more trouble: the site is left to settle.
+    pub(crate) calm: bool,
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) ramdisks: Vec<Ramdisk>,
+    pub(crate) bad_network_until: u64,
+    pub(crate) jobs: BTreeMap<JobKey, Job>,
+    pub(crate) jobs_begun: u64,
+    pub(crate) requests: u64,
+    /// Calls without an answer yet.
+    pub(crate) open_requests: BTreeMap<u64, Option<usize>>,
+    pub(crate) files: BTreeMap<NodeName, File>,
+    pub(crate) directory: Directory,
+    pub(crate) names: u64,
+    /// The state directory: what outlives the agent.
+    pub(crate) records: BTreeMap<NodeName, Record>,
+    /// What is known of machines that no node has any more, in its file.
+    pub(crate) left: Option<String>,
+    pub(crate) store_full_until: u64,
+    /// Nodes whose last record could not be written.
+    pub(crate) unsaved: BTreeSet<NodeName>,
+    /// The status files.
+    pub(crate) statuses: BTreeMap<NodeName, Status>,
+    /// What they will say in a moment.
+    pub(crate) shown: BTreeMap<NodeName, Status>,
+    /// Boot menus in force, and for which cards.
+    pub(crate) menus: BTreeMap<NodeName, (Menu, Vec<MacAddr>)>,
+    /// Calls to the outside until the agent is killed.
+    pub(crate) fuse: Option<u64>,
+    pub(crate) dead: bool,
+    pub(crate) incarnation: u64,
+    pub(crate) watch: Watch,
+    pub(crate) steps: u64,
+    /// Of everything that happened: the same for the same seed.
+    pub(crate) hash: u64,
+    trace: Option<VecDeque<(Option<NodeName>, String)>>,
+}
+
+impl Site {
+    pub(crate) fn now(&self) -> Timestamp {
+        let ms = EPOCH_MS + i64::try_from(self.t).unwrap() + self.skew_ms;
+        Timestamp::from_millisecond(ms).unwrap()
+    }
+
+    pub(crate) fn after_ms(&mut self, from: u64, to: u64, happening: Happening) {
+        let at = self.t + self.dice.between(from, to.max(from));
+        self.arranged += 1;
+        self.queue.insert((at, self.arranged), happening);
+    }
+
+    pub(crate) fn after_s(&mut self, from: u64, to: u64, happening: Happening) {
+        self.after_ms(from * 1000, to * 1000, happening);
+    }
+
+    /// Whether something goes wrong that goes wrong so often in a thousand times where trouble is at its worst.
+    pub(crate) fn mishap(&mut self, permille: u64) -> bool {
+        !self.calm && self.dice.roll(80_000) < permille * self.plan.mishap
+    }
+
+    pub(crate) fn note(&mut self, node: Option<&NodeName>, text: impl FnOnce() -> String) {
+        let (t, now) = (self.t, self.now());
+        if let Some(trace) = &mut self.trace {
+            let line = format!("{:>9}.{:03} {now} {}", t / 1000, t % 1000, text());
+            if crate::prints() {
+                crate::print(&format!("{} {line}", node.map_or("-", |node| node.as_str())));
+            }
+            trace.push_back((node.cloned(), line));
+        }
+    }
+
+    fn mix(&mut self, word: u64) {
+        self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
+    }
+
+    /// The last that happened to a node, and to the whole site.
+    fn story(&self, node: Option<&NodeName>) -> Vec<String> {
+        let lines = self.trace.iter().flatten().rev();
+        let of_node = lines.filter(|(of, _)| of.is_none() || node.is_none() || of.as_ref() == node);
+        let mut story: Vec<String> =
+            of_node.take(TRACE_LINES).map(|(_, line)| line.clone()).collect();
+        story.reverse();
+        story
+    }
+
+    /// A rule was broken.
+    pub(crate) fn broken(&mut self, rule: &'static str, node: Option<&NodeName>, what: String) {
+        let story = self.story(node);
+        self.note(node, || format!("BROKEN: {rule}: {what}"));
+        let (step, node) = (self.steps, node.cloned());
+        self.watch.violations.push(Violation { rule, node, step, what, story });
+    }
+}
+
+/// The core and all it deals with.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) carrier: Option<Carrier>,
+    pub(crate) site: Site,
+}
+
+impl World {
+    /// A site of this kind, which nobody has touched yet.
+    pub(crate) fn new(plan: Plan, mut dice: Dice, traced: bool) -> Self {
+        let machines =
+            (0..plan.machines).map(|n| Machine::new(n, dice.permille(200))).collect::<Vec<_>>();
+        let mut site = Site {
+            plan,
+            dice,
+            t: 0,
+            skew_ms: 0,
+            queue: BTreeMap::new(),
+            arranged: 0,
+            calm: false,
+            machines,
+            ramdisks: Vec::new(),
+            bad_network_until: 0,
+            jobs: BTreeMap::new(),
+            jobs_begun: 0,
+            requests: 0,
+            open_requests: BTreeMap::new(),
+            files: BTreeMap::new(),
+            directory: Directory::There,
+            names: 0,
+            records: BTreeMap::new(),
+            left: None,
+            store_full_until: 0,
+            unsaved: BTreeSet::new(),
+            statuses: BTreeMap::new(),
+            shown: BTreeMap::new(),
+            menus: BTreeMap::new(),
+            fuse: None,
+            dead: true,
+            incarnation: 0,
+            watch: Watch::default(),
+            steps: 0,
+            hash: 0,
+            trace: traced.then(VecDeque::new),
+        };
+        site.write_first_specs();
+        let mut world = Self { carrier: None, site };
+        world.start();
+        world.site.after_s(1, 60, Happening::Whim);
+        world
+    }
+
+    /// Lets the next thing happen.
+    pub(crate) fn advance(&mut self) {
+        let happening = self.site.queue.first_key_value().map(|(at, _)| *at);
+        let wake = self.wake();
+        match (happening, wake) {
+            (Some((at, _)), Some(wake)) if wake < at => self.tick(wake),
+            (None, Some(wake)) => self.tick(wake),
+            (Some(key), _) => {
+                let (at, _) = key;
+                self.site.t = self.site.t.max(at);
+                if let Some(happening) = self.site.queue.remove(&key) {
+                    self.happen(happening);
+                }
+            }
+            (None, None) => self.site.t += 1000,
+        }
+    }
+
+    /// When the core wants to be woken, as time really passes.
+    fn wake(&self) -> Option<u64> {
+        let carrier = self.carrier.as_ref()?;
+        let core = carrier.fleet().next_wake().map(|at| {
+            let real = at.as_millisecond() - EPOCH_MS - self.site.skew_ms;
+            u64::try_from(real).unwrap_or(0).max(self.site.t + 10)
+        });
+        let retry = carrier.has_unsaved().then_some(self.site.t + 1000);
+        [core, retry].into_iter().flatten().min()
+    }
+
+    fn tick(&mut self, at: u64) {
+        self.site.t = self.site.t.max(at);
+        let now = self.site.now();
+        let Some(carrier) = &mut self.carrier else { return };
+        let due = carrier.fleet().due(now);
+        self.site.note_step(due.len().max(1) as u64, 1);
+        carrier.tick(now, &mut self.site);
+        self.check();
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        let site = &mut self.site;
+        match happening {
+            Happening::Work { key, id, turn } => {
+                if let Some((node, event)) = site.work(&key, id, turn) {
+                    self.bring_stale(&node, &event);
+                    self.bring(&node, event);
+                }
+            }
+            Happening::Firmware { machine, session } => site.firmware(machine, session),
+            Happening::Fetching { machine, session, node, key, stage } => {
+                let event = site.fetching(machine, session, &node, key, stage);
+                if let Some(event) = event.filter(|_| self.carrier.is_some()) {
+                    self.bring(&node, event);
+                }
+            }
+            Happening::Ramdisk { id, turn } => site.ramdisk_acts(id, turn),
+            Happening::Arrival(message) => {
+                // Nobody listens while the agent is dead.
+                if self.carrier.is_some() {
+                    let (node, event) = site.event_of(*message);
+                    self.bring(&node, event);
+                }
+            }
+            Happening::Answer { id, reply } => site.ramdisk_hears(id, &reply),
+            Happening::Scan => self.scan(),
+            Happening::Whim => self.whim(),
+            Happening::Deed(deed) => self.do_deed(deed),
+            Happening::Start => self.start(),
+        }
+    }
+
+    /// Now and then, before the end of an operation, the end of another one that does not run.
+    fn bring_stale(&mut self, node: &NodeName, event: &Event) {
+        let Event::Done { op, outcome } = event else { return };
+        if self.site.dice.permille(30) {
+            let op = OpId(if self.site.dice.permille(500) { op.0 + 1 } else { op.0 - 1 });
+            self.bring(node, Event::Done { op, outcome: outcome.clone() });
+        }
+    }
+
+    /// Brings one event to the core.
+    pub(crate) fn bring(&mut self, node: &NodeName, event: Event) {
+        let Some(carrier) = &mut self.carrier else { return };
+        let site = &mut self.site;
+        site.note_step(1, event_number(&event));
+        site.note(Some(node), || shorten(&format!("{event:?}")));
+        let stale = site.stale_check(carrier, node, &event);
+        site.judge_event(node, &event);
+        let request =
+            if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
+        carrier.step(site.now(), node, event, site);
+        if let (Some(before), Some(after)) = (stale, carrier.fleet().node(node))
+            && !site.dead
+            && &before != after.record()
+        {
+            site.broken("stale_result_changes_nothing", Some(node), "it did".to_owned());
+        }
+        if let Some(request) = request.filter(|_| !site.dead && !site.unsaved.contains(node))
+            && site.open_requests.contains_key(&request)
+        {
+            site.broken("every_call_is_answered_once", Some(node), "no answer".to_owned());
+        }
+        self.check();
+    }
+}
+
+impl Site {
+    fn note_step(&mut self, events: u64, kind: u64) {
+        self.steps += events;
+        let word = self.t ^ kind << 56;
+        self.mix(word);
+    }
+}
+
+fn event_number(event: &Event) -> u64 {
+    match event {
+        Event::Spec(_) => 2,
+        Event::MassChange(_) => 3,
+        Event::SpecProblems(_) => 4,
+        Event::SpecClash(_) => 5,
+        Event::SpecGone => 6,
+        Event::DirectoryLost(_) => 7,
+        Event::Done { op, outcome } => 8 + op.0 * 64 + u64::from(outcome.is_ok()) * 32,
+        Event::Progress { .. } => 9,
+        Event::Callback { call, .. } => 10 + 64 * call.name().len() as u64,
+        Event::Fetched(_) => 11,
+        Event::Tick => 12,
+        Event::Granted(_) => 13,
+        Event::Approve => 14,
+        Event::Retry => 15,
+    }
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(180).collect()
+}

@@ -1,0 +1,93 @@
+//! What a machine does when it comes on: its firmware boots the network or the disk, and the network is what the agent serves at that
+//! moment.
+
+use hostler::{
+    lifecycle::{Event, Menu},
+    model::{
+        boot::{BootStage, Fetch},
+        ids::NodeName,
+        secret::AttemptKey,
+    },
+};
+
+use super::{
+    Happening, Site,
+    machine::{Content, Device, Quirk},
+};
+
+impl Site {
+    /// The firmware is up and looks for something to boot.
+    pub(crate) fn firmware(&mut self, m: usize, session: u64) {
+        if !self.lives_on(m, session) {
+            return;
+        }
+        if self.machines[m].quirk == Quirk::BootLoops {
+            return self.after_s(60, 90, Happening::Firmware { machine: m, session });
+        }
+        let device = self.machines[m].boot_device();
+        let netboots = self.machines[m].quirk != Quirk::NeverNetboots && !self.mishap(20);
+        if device == Device::Disk || !netboots {
+            return self.boot_disk(m);
+        }
+        // A dead agent serves nothing, and an unknown card neither.
+        let mac = self.machines[m].mac;
+        let menu = self.menus.iter().find(|(_, (_, cards))| cards.contains(&mac));
+        match menu.map(|(name, (menu, _))| (name.clone(), menu.clone())) {
+            Some((node, Menu::Deploy(key))) if !self.dead => {
+                let happening = Happening::Fetching { machine: m, session, node, key, stage: 0 };
+                self.after_s(1, 5, happening);
+            }
+            _ => self.boot_disk(m),
+        }
+    }
+
+    fn lives_on(&self, m: usize, session: u64) -> bool {
+        self.machines[m].on && self.machines[m].session == session
+    }
+
+    /// Menu, kernel, ramdisk: each is evidence for the agent.
+    pub(crate) fn fetching(
+        &mut self,
+        machine: usize,
+        session: u64,
+        node: &NodeName,
+        key: AttemptKey,
+        stage: u64,
+    ) -> Option<Event> {
+        if !self.lives_on(machine, session) {
+            return None;
+        }
+        let stages = [BootStage::Menu, BootStage::Kernel, BootStage::Ramdisk];
+        let Some(fetched) = stages.get(usize::try_from(stage).unwrap()) else {
+            self.ramdisk_boots(machine, node.clone(), key);
+            return None;
+        };
+        if self.mishap(10) {
+            // It hangs there.
+            return None;
+        }
+        let next =
+            Happening::Fetching { machine, session, node: node.clone(), key, stage: stage + 1 };
+        self.after_s(2, 20, next);
+        Some(Event::Fetched(Fetch {
+            node: node.clone(),
+            stage: *fetched,
+            path: "x".to_owned(),
+            peer: self.machines[machine].ip,
+            sent_bytes: 1,
+            complete: true,
+        }))
+    }
+
+    fn boot_disk(&mut self, m: usize) {
+        let machine = &self.machines[m];
+        let (bmc, content) = (machine.bmc.clone(), machine.platters[0].content.clone());
+        if machine.ordered_disk && content == Content::Half {
+            self.broken(
+                "half_written_never_boots",
+                None,
+                format!("the machine of {bmc} was ordered to boot half a disk"),
+            );
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What operators do: they write, break, rename and delete specs, one by one or all at once, approve, retry, and mend.
+
+use hostler::{
+    lifecycle::Event,
+    model::{
+        ids::{MacAddr, NodeName},
+        spec::{BmcAddress, Goal, NodeSpec, WantedPower},
+    },
+};
+
+use super::{Happening, Site, World, agent::Directory, specs::image};
+
+/// Something planned for later.
+#[derive(Clone, Debug)]
+pub(crate) enum Deed {
+    /// The next file of a playbook.
+    Redeploy { node: NodeName, value: String },
+    /// Files and directory as they should be.
+    Mend,
+    /// Everything that waits for a person is let go on.
+    LetGoOn,
+}
+
+impl World {
+    pub(crate) fn operate(&mut self) {
+        let names: Vec<NodeName> = self.site.files.keys().cloned().collect();
+        let Some(node) = (!names.is_empty()).then(|| self.site.dice.pick(&names).clone()) else {
+            return self.site.bring_back();
+        };
+        match self.site.dice.roll(40) {
+            0..=4 => self.bring(&node, Event::Approve),
+            5 => self.approve_all(),
+            6..=8 => self.bring(&node, Event::Retry),
+            9..=11 => self.site.mend(),
+            12 if self.site.dice.permille(300) => self.site.lose_directory(),
+            _ => self.site.edit(&node, &names),
+        }
+        self.site.after_ms(50, 1500, Happening::Scan);
+    }
+
+    pub(crate) fn approve_all(&mut self) {
+        self.for_each_node(Event::Approve);
+    }
+
+    fn for_each_node(&mut self, event: Event) {
+        let names = self.carrier.as_ref().map(|carrier| carrier.fleet().names());
+        for name in names.unwrap_or_default() {
+            self.bring(&name, event.clone());
+        }
+    }
+
+    pub(crate) fn do_deed(&mut self, deed: Deed) {
+        match deed {
+            Deed::Redeploy { node, value } => {
+                self.site.change(&node, |spec| spec.redeploy = Some(value));
+            }
+            Deed::Mend => self.site.mend(),
+            Deed::LetGoOn => {
+                self.approve_all();
+                self.for_each_node(Event::Retry);
+            }
+        }
+        self.site.after_ms(50, 1500, Happening::Scan);
+    }
+}
+
+impl Site {
+    pub(crate) fn change(&mut self, node: &NodeName, change: impl FnOnce(&mut NodeSpec)) {
+        if let Some(file) = self.files.get_mut(node) {
+            change(&mut file.spec);
+        }
+    }
+
+    fn edit(&mut self, node: &NodeName, names: &[NodeName]) {
+        let which = self.dice.roll(22);
+        self.note(Some(node), || format!("an operator's edit, number {which}"));
+        match which {
+            0..=3 => {
+                let value = self.dice.roll(5).to_string();
+                self.change(node, |spec| spec.redeploy = Some(value));
+            }
+            4 => self.change(node, |spec| spec.redeploy = None),
+            5 | 6 => {
+                let n = self.dice.roll(4);
+                self.change(node, |spec| spec.image.checksum = image(n));
+            }
+            7 | 8 => {
+                let goals = [Goal::Deployed, Goal::Deployed, Goal::Available, Goal::Unmanaged];
+                let goal = *self.dice.pick(&goals);
+                self.change(node, |spec| spec.goal = goal);
+            }
+            9 | 10 => {
+                let powers = [WantedPower::On, WantedPower::Off, WantedPower::Ignore];
+                let power = *self.dice.pick(&powers);
+                self.change(node, |spec| spec.power = power);
+            }
+            11 => self.change(node, |spec| spec.paused = !spec.paused),
+            12 => self.edit_timeouts(node),
+            13 => self.redeploy_many(names, false),
+            14 => self.redeploy_many(names, true),
+            15 => self.mistype(node),
+            16 => self.replace_machine(node),
+            17 => self.break_file(node),
+            18 => self.clash(node, names),
+            19 => self.rename(node),
+            20 => drop(self.files.remove(node)),
+            _ => self.bring_back(),
+        }
+    }
+
+    fn edit_timeouts(&mut self, node: &NodeName) {
+        let minutes = std::time::Duration::from_secs(60 * self.dice.between(5, 40));
+        self.change(node, |spec| spec.timeouts.ramdisk = minutes);
+    }
+
+    /// In one `git push`, or one by one by a playbook.
+    fn redeploy_many(&mut self, names: &[NodeName], playbook: bool) {
+        let value = format!("all-{}", self.dice.roll(1000));
+        let mut at_s = 0;
+        for node in names {
+            if self.dice.permille(200) {
+                continue;
+            }
+            let deed = Deed::Redeploy { node: node.clone(), value: value.clone() };
+            if playbook {
+                at_s += self.dice.between(2, 40);
+            }
+            self.after_s(at_s, at_s, Happening::Deed(deed));
+        }
+    }
+
+    fn mistype(&mut self, node: &NodeName) {
+        if self.dice.permille(500) {
+            self.change(node, |spec| spec.bmc.address.host = "192.0.2.254".to_owned());
+        } else {
+            let mac = MacAddr::new([0x52, 0x54, 0, 0, 1, 99]);
+            self.change(node, |spec| spec.boot.macs = vec![mac]);
+        }
+    }
+
+    /// The machine is replaced by one that no spec is meant for.
+    fn replace_machine(&mut self, node: &NodeName) {
+        let Some(home) = self.spare() else { return };
+        let (bmc, mac) = (self.machines[home].bmc.clone(), self.machines[home].mac);
+        let mac_too = self.dice.permille(800);
+        let Some(file) = self.files.get_mut(node) else { return };
+        file.home = home;
+        file.spec.bmc.address = bmc;
+        if mac_too {
+            file.spec.boot.macs = vec![mac];
+        }
+    }
+
+    fn spare(&mut self) -> Option<usize> {
+        let homes: Vec<usize> = self.files.values().map(|file| file.home).collect();
+        let free: Vec<usize> = (0..self.machines.len()).filter(|m| !homes.contains(m)).collect();
+        (!free.is_empty()).then(|| *self.dice.pick(&free))
+    }
+
+    fn break_file(&mut self, node: &NodeName) {
+        if let Some(file) = self.files.get_mut(node) {
+            file.broken = true;
+        }
+        self.after_s(10, 3600, Happening::Deed(Deed::Mend));
+    }
+
+    fn clash(&mut self, node: &NodeName, names: &[NodeName]) {
+        let other = self.dice.pick(names).clone();
+        let Some(bmc) = self.files.get(&other).map(|file| file.spec.bmc.address.clone()) else {
+            return;
+        };
+        self.change(node, |spec| spec.bmc.address = bmc);
+    }
+
+    fn rename(&mut self, node: &NodeName) {
+        let Some(mut file) = self.files.remove(node) else { return };
+        let name: NodeName = format!("node-{:03}", self.names).parse().unwrap();
+        self.names += 1;
+        file.spec.name = name.clone();
+        self.files.insert(name, file);
+    }
+
+    /// A machine without a spec gets one.
+    fn bring_back(&mut self) {
+        if let Some(home) = self.spare() {
+            self.write_new_spec(home);
+            self.after_ms(50, 1500, Happening::Scan);
+        }
+    }
+
+    fn lose_directory(&mut self) {
+        let empty = self.dice.permille(500);
+        self.directory = if empty { Directory::Empty } else { Directory::Lost };
+        self.after_s(10, 1800, Happening::Deed(Deed::Mend));
+    }
+
+    /// Directory and files are put in order.
+    pub(crate) fn mend(&mut self) {
+        self.directory = Directory::There;
+        let truth: Vec<(BmcAddress, MacAddr)> =
+            self.machines.iter().map(|machine| (machine.bmc.clone(), machine.mac)).collect();
+        for file in self.files.values_mut() {
+            file.broken = false;
+            let (bmc, mac) = &truth[file.home];
+            file.spec.bmc.address.clone_from(bmc);
+            file.spec.boot.macs = vec![*mac];
+        }
+    }
+
+    /// The operators' last word: nothing is paused, and everything is in order.
+    pub(crate) fn last_word(&mut self) {
+        self.mend();
+        for file in self.files.values_mut() {
+            file.spec.paused = false;
+        }
+        self.after_ms(50, 100, Happening::Scan);
+    }
+}

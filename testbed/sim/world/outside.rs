@@ -1,0 +1,181 @@
+//! The site as the core acts upon it. The agent may die before any of these calls: from then on nothing of what it does arrives.
+
+use std::sync::Arc;
+
+use hostler::{
+    lifecycle::{Left, Node, Operation, Outside, Record},
+    model::{
+        callback::Reply,
+        ids::{NodeName, OpId},
+        spec::NodeSpec,
+        status::{Phase, Status},
+    },
+};
+
+use super::{Happening, Site};
+
+impl Site {
+    /// Whether the agent is still there to make this call.
+    fn lives_to_call(&mut self) -> bool {
+        if let Some(fuse) = &mut self.fuse {
+            if *fuse == 0 {
+                self.dead = true;
+            } else {
+                *fuse -= 1;
+            }
+        }
+        !self.dead
+    }
+}
+
+impl Outside for Site {
+    fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String> {
+        if !self.lives_to_call() {
+            return Ok(());
+        }
+        if self.t < self.store_full_until {
+            self.unsaved.insert(node.clone());
+            self.judge_unsaved(node);
+            self.note(Some(node), || "  save: no space left".to_owned());
+            return Err("no space left on device".to_owned());
+        }
+        self.unsaved.remove(node);
+        self.note(Some(node), || format!("  save {}", state_name(record)));
+        self.judge_save(node, record);
+        self.records.insert(node.clone(), record.clone());
+        Ok(())
+    }
+
+    fn keep(&mut self, left: &Left) -> Result<(), String> {
+        if !self.lives_to_call() {
+            return Ok(());
+        }
+        if self.t < self.store_full_until {
+            return Err("no space left on device".to_owned());
+        }
+        self.left = Some(serde_json::to_string(left).unwrap());
+        Ok(())
+    }
+
+    fn serve(&mut self, node: &Node) {
+        if !self.lives_to_call() {
+            return;
+        }
+        self.judge_node(node);
+        let cards = node.spec().map(|spec| spec.boot.macs.clone()).unwrap_or_default();
+        self.menus.insert(node.name().clone(), (node.menu(), cards));
+    }
+
+    fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
+        if !self.lives_to_call() {
+            return;
+        }
+        self.note(Some(node), || format!("  start {op} {}", operation_name(&operation)));
+        self.begins(node, op);
+        self.judge_start(node, &operation, &spec);
+        self.begin_job((node.clone(), op), operation, spec);
+    }
+
+    fn cancel(&mut self, node: &NodeName, op: OpId) {
+        if !self.lives_to_call() {
+            return;
+        }
+        self.note(Some(node), || format!("  cancel {op}"));
+        self.stop_job(&(node.clone(), op));
+    }
+
+    fn reply(&mut self, request: u64, reply: Reply) {
+        if !self.lives_to_call() {
+            return;
+        }
+        self.note(None, || format!("  reply to {request}: {reply:?}"));
+        match self.open_requests.remove(&request) {
+            None => {
+                let what = format!("request {request} is answered again");
+                self.broken("every_call_is_answered_once", None, what);
+            }
+            Some(Some(id)) if !self.mishap(40) => {
+                self.after_ms(10, 800, Happening::Answer { id, reply });
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn wake_ramdisks(&mut self) {
+        self.lives_to_call();
+    }
+
+    fn show(&mut self, status: Status) {
+        if !self.lives_to_call() {
+            return;
+        }
+        self.judge_status(&status);
+        let name = status.node.clone();
+        // A change of phase is written at once, everything else within a second.
+        if self.statuses.get(&name).is_none_or(|file| file.phase != status.phase)
+            || self.dice.permille(500)
+        {
+            self.statuses.insert(name.clone(), status.clone());
+        }
+        self.shown.insert(name, status);
+    }
+
+    fn log_phase(&mut self, status: &Status) {
+        if self.lives_to_call() {
+            self.note(Some(&status.node), || {
+                format!("  {}: {}", status.phase.as_str(), status.message)
+            });
+            if status.phase == Phase::Preparing {
+                self.judge_turn(&status.node, status.attempt);
+            }
+        }
+    }
+
+    fn forget(&mut self, node: &NodeName) {
+        if !self.lives_to_call() {
+            return;
+        }
+        self.note(Some(node), || "  forgotten".to_owned());
+        self.judge_forget(node);
+        self.menus.remove(node);
+        self.shown.remove(node);
+        self.statuses.remove(node);
+        self.records.remove(node);
+        self.unsaved.remove(node);
+    }
+}
+
+/// A state without what it carries.
+pub(crate) fn state_name(record: &Record) -> &'static str {
+    use hostler::lifecycle::State::{
+        CleaningUp, Failed, Held, Idle, Imaging, PoweringOn, Preparing, Restarting, SettingPower,
+        Switching, WaitingCompleted, WaitingRamdisk,
+    };
+    match &record.state {
+        Idle => "idle",
+        Held { .. } => "held",
+        Failed => "failed",
+        SettingPower { .. } => "setting-power",
+        Preparing { .. } => "preparing",
+        PoweringOn { .. } => "powering-on",
+        WaitingRamdisk { .. } => "waiting-ramdisk",
+        Imaging { granted: false, .. } => "waiting-to-image",
+        Imaging { granted: true, .. } => "imaging",
+        Switching { .. } => "switching",
+        WaitingCompleted { .. } => "waiting-completed",
+        Restarting { .. } => "restarting",
+        CleaningUp { .. } => "cleaning-up",
+    }
+}
+
+pub(crate) fn operation_name(operation: &Operation) -> &'static str {
+    match operation {
+        Operation::ObservePower => "observe",
+        Operation::Prepare => "prepare",
+        Operation::PowerOn => "power-on",
+        Operation::Image { .. } => "image",
+        Operation::Restart { .. } => "restart",
+        Operation::SetPower(_) => "set-power",
+        Operation::CleanUp => "clean-up",
+    }
+}

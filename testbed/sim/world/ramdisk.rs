@@ -1,0 +1,241 @@
+//! The deploy ramdisk: what it calls, and what it makes of the answers. Calls get lost, come twice, or come so late that the machine
+//! is long off.
+
+use std::net::IpAddr;
+
+use hostler::{
+    lifecycle::Event,
+    model::{
+        callback::{Call, Completed, DeployInfo, DeployState, Lookup, Reply},
+        ids::NodeName,
+        secret::{AttemptKey, Secret},
+    },
+};
+
+use super::{
+    Happening, Site,
+    machine::{Export, Quirk},
+};
+
+/// One boot of the ramdisk.
+#[derive(Clone, Debug)]
+pub(crate) struct Ramdisk {
+    pub(crate) machine: usize,
+    session: u64,
+    pub(crate) node: NodeName,
+    key: AttemptKey,
+    stage: Stage,
+    /// Counts changes of the stage, so that an old repetition is not acted upon.
+    turn: u64,
+    iqn: String,
+    secret: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Lookup,
+    Export,
+    Pass,
+    Poll,
+    Completed,
+    Over,
+}
+
+/// A call on its way to the agent.
+#[derive(Clone, Debug)]
+pub(crate) struct Message {
+    pub(crate) ramdisk: Option<usize>,
+    pub(crate) node: NodeName,
+    pub(crate) peer: IpAddr,
+    pub(crate) key: AttemptKey,
+    pub(crate) call: Call,
+}
+
+impl Site {
+    /// A machine has booted the ramdisk with the boot menu it was just served.
+    pub(crate) fn ramdisk_boots(&mut self, machine: usize, node: NodeName, key: AttemptKey) {
+        if self.machines[machine].quirk == Quirk::Mute {
+            return;
+        }
+        let session = self.machines[machine].session;
+        let id = self.ramdisks.len();
+        self.ramdisks.push(Ramdisk {
+            machine,
+            session,
+            node,
+            key,
+            stage: Stage::Lookup,
+            turn: 0,
+            iqn: String::new(),
+            secret: format!("secret-{id}"),
+        });
+        self.after_s(5, 30, Happening::Ramdisk { id, turn: 0 });
+    }
+
+    fn lives(&self, id: usize) -> bool {
+        let ramdisk = &self.ramdisks[id];
+        let machine = &self.machines[ramdisk.machine];
+        machine.on && machine.session == ramdisk.session && ramdisk.stage != Stage::Over
+    }
+
+    /// It does what its stage wants.
+    pub(crate) fn ramdisk_acts(&mut self, id: usize, turn: u64) {
+        if !self.lives(id) || self.ramdisks[id].turn != turn {
+            return;
+        }
+        let mishap = self.mishap(20);
+        let Ramdisk { machine, stage, .. } = self.ramdisks[id];
+        let quirk = self.machines[machine].quirk;
+        let call = match stage {
+            Stage::Lookup => self.lookup(machine, quirk),
+            Stage::Export => {
+                let error = mishap || quirk == Quirk::RamdiskError;
+                return self.exports(id, error);
+            }
+            Stage::Pass => self.deploy_info(id, ""),
+            Stage::Poll => Call::DeployState,
+            Stage::Completed => {
+                let error = if mishap { "the flush failed" } else { "" };
+                Call::Completed(Completed { error: error.to_owned(), verified: false })
+            }
+            Stage::Over => return,
+        };
+        self.send(id, call);
+        // Without an answer it calls again.
+        self.after_s(8, 20, Happening::Ramdisk { id, turn });
+    }
+
+    fn lookup(&mut self, machine: usize, quirk: Quirk) -> Call {
+        let mishap = self.mishap(10);
+        let machine = &self.machines[machine];
+        let mut disks: Vec<_> = machine.platters.iter().map(|p| p.disk.clone()).collect();
+        if quirk == Quirk::WrongDisks || mishap {
+            disks.remove(0);
+        }
+        Call::Lookup(Lookup {
+            macs: vec![machine.mac],
+            system_uuid: None,
+            system_serial: None,
+            disks,
+            memory: 0,
+            cpus: 1,
+        })
+    }
+
+    fn exports(&mut self, id: usize, error: bool) {
+        let Ramdisk { machine, secret, .. } = self.ramdisks[id].clone();
+        if error {
+            let call = self.deploy_info(id, "no LIO in this kernel");
+            self.send(id, call);
+            let turn = self.ramdisks[id].turn;
+            self.after_s(8, 20, Happening::Ramdisk { id, turn });
+            return;
+        }
+        self.machines[machine].export = Some(Export { secret, platter: 0 });
+        self.enter(id, Stage::Pass, 1);
+    }
+
+    fn deploy_info(&self, id: usize, error: &str) -> Call {
+        let ramdisk = &self.ramdisks[id];
+        Call::PassDeployInfo(DeployInfo {
+            address: Some(self.machines[ramdisk.machine].ip),
+            port: 3260,
+            lun: 0,
+            iqn: ramdisk.iqn.clone(),
+            chap_username: "user".to_owned(),
+            chap_password: Some(Secret::new(ramdisk.secret.clone())),
+            error: error.to_owned(),
+        })
+    }
+
+    /// The network takes it, for better or worse.
+    fn send(&mut self, id: usize, call: Call) {
+        let ramdisk = &self.ramdisks[id];
+        let (node, key) = (ramdisk.node.clone(), ramdisk.key.clone());
+        let peer = self.machines[ramdisk.machine].ip;
+        let message = Message { ramdisk: Some(id), node, peer, key, call };
+        let bad = self.t < self.bad_network_until;
+        if self.mishap(10) || bad && self.dice.permille(300) {
+            // It wanders about, and comes when nobody thinks of it any more.
+            self.after_s(30, 3600, Happening::Arrival(Box::new(message.clone())));
+        }
+        if !(self.mishap(30) || bad && self.dice.permille(400)) {
+            self.after_ms(
+                20,
+                if bad { 20_000 } else { 900 },
+                Happening::Arrival(Box::new(message)),
+            );
+        }
+    }
+
+    /// A call arrives at the agent.
+    pub(crate) fn event_of(&mut self, message: Message) -> (NodeName, Event) {
+        let Message { ramdisk, node, peer, key, call } = message;
+        self.requests += 1;
+        let request = self.requests;
+        self.open_requests.insert(request, ramdisk);
+        (node, Event::Callback { request, peer, key, call })
+    }
+
+    /// The answer arrives at the ramdisk.
+    pub(crate) fn ramdisk_hears(&mut self, id: usize, reply: &Reply) {
+        if !self.lives(id) {
+            return;
+        }
+        let quirk = self.machines[self.ramdisks[id].machine].quirk;
+        match (self.ramdisks[id].stage, reply) {
+            (Stage::Lookup, Reply::Lookup(answer)) => {
+                self.ramdisks[id].iqn.clone_from(&answer.iqn);
+                self.enter(id, Stage::Export, 3);
+            }
+            (Stage::Pass, Reply::Accepted) => self.enter(id, Stage::Poll, 4),
+            (Stage::Poll, Reply::State(DeployState::Imaging)) => self.enter(id, Stage::Poll, 10),
+            (Stage::Poll, Reply::State(DeployState::Release)) => {
+                self.stop_target(id);
+                let late = if quirk == Quirk::LateCompleted { 4000 } else { 2 };
+                self.enter(id, Stage::Completed, late);
+            }
+            (Stage::Poll, Reply::State(DeployState::Abort))
+            | (_, Reply::Failed(_))
+            | (Stage::Completed, Reply::Accepted) => {
+                self.stop_target(id);
+                self.ramdisks[id].stage = Stage::Over;
+            }
+            _ => {}
+        }
+    }
+
+    fn stop_target(&mut self, id: usize) {
+        let machine = self.ramdisks[id].machine;
+        self.machines[machine].export = None;
+    }
+
+    fn enter(&mut self, id: usize, stage: Stage, wait_s: u64) {
+        let ramdisk = &mut self.ramdisks[id];
+        ramdisk.stage = stage;
+        ramdisk.turn += 1;
+        let turn = ramdisk.turn;
+        self.after_s(wait_s, wait_s + wait_s / 2, Happening::Ramdisk { id, turn });
+    }
+
+    /// Somebody on the deploy network tries it, too.
+    pub(crate) fn stranger_calls(&mut self) {
+        let Some(n) = self.ramdisks.len().checked_sub(1) else { return };
+        let newest = n.saturating_sub(self.dice.index(8));
+        let Ramdisk { node, key, machine, .. } = self.ramdisks[newest].clone();
+        let own = self.machines[machine].ip;
+        let knows_key = self.dice.permille(500) && self.ramdisks[newest].stage != Stage::Lookup;
+        let key = if knows_key { key } else { AttemptKey::from_bytes(&[7; 32]) };
+        let peer = if knows_key { IpAddr::from([203, 0, 113, 66]) } else { own };
+        let call = match self.dice.roll(3) {
+            0 => Call::DeployState,
+            1 => Call::Completed(Completed { error: String::new(), verified: true }),
+            _ => self.deploy_info(newest, ""),
+        };
+        self.after_ms(
+            10,
+            500,
+            Happening::Arrival(Box::new(Message { ramdisk: None, node, peer, key, call })),
+        );
+    }
+}

@@ -1,0 +1,101 @@
+//! The spec files of a site, as its operators write them.
+
+use std::{sync::Arc, time::Duration};
+
+use hostler::model::{
+    boot::Firmware,
+    disk::RootDeviceHints,
+    ids::NodeName,
+    spec::{
+        Bmc, Boot, Goal, Image, ImageFormat, NodeSpec, Privilege, Retry, Timeouts, WantedPower,
+    },
+};
+
+use super::Site;
+
+/// A spec file.
+#[derive(Clone, Debug)]
+pub(crate) struct File {
+    /// As it is when it can be read.
+    pub(crate) spec: NodeSpec,
+    /// Whether it cannot.
+    pub(crate) broken: bool,
+    /// The machine it is meant for.
+    pub(crate) home: usize,
+}
+
+impl Site {
+    /// One spec for each machine, and some machines to spare.
+    pub(crate) fn write_first_specs(&mut self) {
+        for home in 0..self.machines.len() - self.plan.spares {
+            self.write_new_spec(home);
+        }
+    }
+
+    pub(crate) fn write_new_spec(&mut self, home: usize) {
+        let name: NodeName = format!("node-{:03}", self.names).parse().unwrap();
+        self.names += 1;
+        let spec = self.spec_for(&name, home);
+        self.files.insert(name, File { spec, broken: false, home });
+    }
+
+    pub(crate) fn spec_for(&self, name: &NodeName, home: usize) -> NodeSpec {
+        let minutes = |m: u64| Duration::from_secs(60 * m);
+        let machine = &self.machines[home];
+        NodeSpec {
+            name: name.clone(),
+            goal: Goal::Deployed,
+            power: WantedPower::On,
+            paused: false,
+            redeploy: None,
+            boot: Boot {
+                macs: vec![machine.mac],
+                firmware: Firmware::Uefi,
+                kernel_args: Vec::new(),
+            },
+            bmc: Bmc {
+                address: machine.bmc.clone(),
+                username: "admin".to_owned(),
+                password_file: "bmc".to_owned(),
+                privilege: Privilege::Administrator,
+                cipher_suite: None,
+            },
+            root_device: RootDeviceHints {
+                name: Some("vda".to_owned()),
+                ..RootDeviceHints::default()
+            },
+            image: Image {
+                source: "disk.raw".to_owned(),
+                checksum: image(0),
+                format: ImageFormat::Auto,
+            },
+            timeouts: Timeouts {
+                ramdisk: minutes(20),
+                imaging_stall: minutes(2),
+                imaging: minutes(120),
+                completed: minutes(5),
+                power: minutes(2),
+            },
+            retry: Retry { attempts: 3, backoff: minutes(1) },
+        }
+    }
+
+    /// The files as one reading of the directory finds them.
+    pub(crate) fn read_specs(&self) -> hostler::lifecycle::Specs {
+        self.files
+            .iter()
+            .map(|(name, file)| {
+                let problem =
+                    || vec![hostler::model::problem::Problem::of_file("f", "half a file")];
+                let spec =
+                    if file.broken { Err(problem()) } else { Ok(Arc::new(file.spec.clone())) };
+                (name.clone(), spec)
+            })
+            .collect()
+    }
+}
+
+/// The n-th image's checksum.
+pub(crate) fn image(n: u64) -> hostler::model::ids::Digest {
+    format!("sha256:{}", n.to_string().repeat(64)).parse().unwrap()
+}

@@ -1,0 +1,345 @@
+//! Operations that run: calls to BMCs, looks at the image, and writes. Each reports exactly once; one that is told to stop reports when
+//! it has stopped. When the agent dies they die with it, but a command that was sent may still take effect.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use hostler::{
+    lifecycle::{Event, Operation, Outcome, Target},
+    model::{
+        fault::{Fault, Step},
+        ids::{NodeName, OpId},
+        power::PowerState,
+        secret::AttemptKey,
+        spec::NodeSpec,
+        status::{ImagingStage, Progress},
+    },
+};
+
+use super::{
+    Happening, Site,
+    machine::{Content, Device, Quirk},
+};
+
+/// The size of every image.
+pub(crate) const IMAGE_BYTES: u64 = 64 << 20;
+
+#[derive(Debug)]
+pub(crate) struct Job {
+    operation: Operation,
+    pub(crate) spec: Arc<NodeSpec>,
+    machine: Option<usize>,
+    moves: VecDeque<Move>,
+    pub(crate) cancelled: bool,
+    /// Its failure, which is not known to it before its next move.
+    failure: Option<Fault>,
+    writing: Option<(usize, usize)>,
+    pub(crate) id: u64,
+    /// Counts what was arranged for it: only the last counts.
+    turn: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Move {
+    Look,
+    Off,
+    On,
+    Boot(Device),
+    Hash,
+    Login,
+    Write,
+    Verify,
+}
+
+pub(crate) type JobKey = (NodeName, OpId);
+
+impl Site {
+    pub(crate) fn begin_job(&mut self, key: JobKey, operation: Operation, spec: Arc<NodeSpec>) {
+        use Move::{Boot, Hash, Login, Look, Off, On, Verify, Write};
+        let moves: &[Move] = match &operation {
+            Operation::ObservePower => &[Look],
+            Operation::Prepare => &[Hash],
+            Operation::PowerOn => &[Off, Boot(Device::Network), On],
+            Operation::Image { .. } => &[Login, Write, Write, Write, Verify],
+            Operation::Restart { leave: PowerState::On } => &[Off, Boot(Device::Disk), On],
+            Operation::Restart { leave: PowerState::Off } | Operation::CleanUp => {
+                &[Off, Boot(Device::Disk)]
+            }
+            Operation::SetPower(PowerState::On) => &[On],
+            Operation::SetPower(PowerState::Off) => &[Off],
+        };
+        let machine = self.machines.iter().position(|m| m.bmc == spec.bmc.address);
+        self.jobs_begun += 1;
+        let job = Job {
+            operation,
+            spec,
+            machine,
+            moves: moves.iter().copied().collect(),
+            cancelled: false,
+            failure: None,
+            writing: None,
+            id: self.jobs_begun,
+            turn: 0,
+        };
+        self.jobs.insert(key.clone(), job);
+        self.arrange(&key, 300, 3000);
+    }
+
+    fn arrange(&mut self, key: &JobKey, from_ms: u64, to_ms: u64) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        job.turn += 1;
+        let happening = Happening::Work { key: key.clone(), id: job.id, turn: job.turn };
+        self.after_ms(from_ms, to_ms, happening);
+    }
+
+    pub(crate) fn stop_job(&mut self, key: &JobKey) {
+        let slow = self.mishap(100);
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        job.cancelled = true;
+        self.arrange(key, 0, if slow { 90_000 } else { 1500 });
+    }
+
+    /// The operation's next move, and its end if there is none.
+    pub(crate) fn work(&mut self, key: &JobKey, id: u64, turn: u64) -> Option<(NodeName, Event)> {
+        let job = self.jobs.get_mut(key).filter(|job| job.id == id && job.turn == turn)?;
+        if let Some(fault) = job.failure.take() {
+            return Some(self.end(key, Err(fault)));
+        }
+        if job.cancelled && (job.writing.is_some() || !job.moves.is_empty()) {
+            if self.dice.permille(200) {
+                self.last_command(key);
+            }
+            let fault = Fault::passing(Step::Imaging, "Cancelled", "stopped", "");
+            return Some(self.end(key, Err(fault)));
+        }
+        match job.moves.pop_front() {
+            None => {
+                let outcome = self.outcome(key);
+                Some(self.end(key, Ok(outcome)))
+            }
+            Some(next) => self.make(key, next),
+        }
+    }
+
+    /// A command that was on its way when its operation was given up.
+    fn last_command(&mut self, key: &JobKey) {
+        let Some(job) = self.jobs.get(key) else { return };
+        let (machine, next) = (job.machine, job.moves.front().copied());
+        let Some(machine) = machine else { return };
+        match next {
+            Some(Move::Off) => self.switch(machine, false),
+            Some(Move::Boot(device)) => self.set_boot(machine, device),
+            _ => {}
+        }
+    }
+
+    fn make(&mut self, key: &JobKey, next: Move) -> Option<(NodeName, Event)> {
+        let job = &self.jobs[key];
+        let (spec, machine) = (Arc::clone(&job.spec), job.machine);
+        match next {
+            Move::Look | Move::Off | Move::On | Move::Boot(_) => {
+                self.ask_bmc(key, machine, next, &spec);
+                None
+            }
+            Move::Hash => {
+                let bad = self.mishap(20);
+                if bad {
+                    self.fail_in(key, 1000, passing(Step::Image, "ImageMissing"));
+                } else {
+                    self.arrange(key, 1000, 120_000);
+                }
+                None
+            }
+            Move::Login => {
+                self.log_in(key);
+                None
+            }
+            Move::Write | Move::Verify => self.write_on(key, next),
+        }
+    }
+
+    fn ask_bmc(&mut self, key: &JobKey, machine: Option<usize>, next: Move, spec: &NodeSpec) {
+        let silence_ms = u64::try_from(spec.timeouts.power.as_millis()).unwrap();
+        let silent = || passing(Step::PowerOn, "BmcSilent");
+        let Some(m) = machine else { return self.fail_in(key, silence_ms, silent()) };
+        let (now, faults) = (self.t, self.machines[m].faults);
+        if faults.silent_until > now || self.mishap(5) {
+            return self.fail_in(key, silence_ms, silent());
+        }
+        if faults.locked_until > now {
+            let fault = Fault::lasting(Step::PowerOn, "WrongPassword", "the BMC refuses", "");
+            return self.fail_in(key, 2000, fault);
+        }
+        let changes = matches!(next, Move::Off | Move::On);
+        if changes && faults.idle_until > now && self.machines[m].on != (next == Move::On) {
+            return self.fail_in(key, silence_ms, passing(Step::PowerOn, "NoEffect"));
+        }
+        match next {
+            Move::Off => self.switch(m, false),
+            Move::On => {
+                self.machines[m].ordered_disk =
+                    !matches!(self.jobs[key].operation, Operation::PowerOn);
+                self.switch(m, true);
+            }
+            Move::Boot(device) => self.set_boot(m, device),
+            _ => {}
+        }
+        if faults.slow_until > now {
+            self.arrange(key, 10_000, silence_ms.saturating_sub(1).max(10_000));
+        } else {
+            self.arrange(key, 500, 4000);
+        }
+    }
+
+    fn set_boot(&mut self, m: usize, device: Device) {
+        let machine = &mut self.machines[m];
+        if machine.faults.forgets_until > self.t {
+            return;
+        }
+        match device {
+            Device::Network => machine.once = Some(Device::Network),
+            Device::Disk => (machine.once, machine.always) = (None, Device::Disk),
+        }
+    }
+
+    fn fail_in(&mut self, key: &JobKey, ms: u64, fault: Fault) {
+        if let Some(job) = self.jobs.get_mut(key) {
+            job.failure = Some(fault);
+        }
+        self.arrange(key, ms, ms);
+    }
+
+    fn target_of(&self, key: &JobKey) -> Option<Target> {
+        match &self.jobs.get(key)?.operation {
+            Operation::Image { target, .. } => Some(target.as_ref().clone()),
+            _ => None,
+        }
+    }
+
+    /// The login finds the machine that answers at the target's address now, if it exports with the secret.
+    fn log_in(&mut self, key: &JobKey) {
+        let Some(target) = self.target_of(key) else { return };
+        let found = self.machines.iter().position(|machine| {
+            let export = machine.export.as_ref();
+            let fits = export.is_some_and(|export| export.secret == target.chap_password.expose());
+            machine.on && machine.ip == target.address && fits
+        });
+        let Some(m) = found.filter(|_| !self.mishap(20)) else {
+            return self.fail_in(key, 10_000, passing(Step::Imaging, "LoginFailed"));
+        };
+        let platter = self.machines[m].export.as_ref().map_or(0, |export| export.platter);
+        self.judge_write(key, m, platter);
+        let job = self.jobs.get_mut(key).unwrap();
+        job.writing = Some((m, platter));
+        let id = job.id;
+        let disk = &mut self.machines[m].platters[platter];
+        disk.content = Content::Half;
+        disk.writers.push(id);
+        self.judge_writers(key, m, platter);
+        self.arrange(key, 1000, 5000);
+    }
+
+    fn write_on(&mut self, key: &JobKey, next: Move) -> Option<(NodeName, Event)> {
+        let job = &self.jobs[key];
+        let (m, platter) = job.writing?;
+        let (op, image) = (key.1, job.spec.image.checksum.to_string());
+        let stall_ms = u64::try_from(job.spec.timeouts.imaging_stall.as_millis()).unwrap();
+        let machine = &self.machines[m];
+        let quirk = machine.quirk;
+        let gone = machine.export.is_none() || !machine.on;
+        if gone || quirk == Quirk::StalledWrite || self.mishap(5) {
+            self.fail_in(key, stall_ms, passing(Step::Imaging, "Stalled"));
+            return None;
+        }
+        if quirk == Quirk::TargetDies || self.mishap(10) {
+            self.machines[m].export = None;
+            self.fail_in(key, 3000, passing(Step::Imaging, "TargetDied"));
+            return None;
+        }
+        if next == Move::Verify {
+            self.machines[m].platters[platter].content = Content::Whole(image);
+            self.arrange(key, 500, 3000);
+            return None;
+        }
+        let part_ms = self.plan.write_m * 20_000;
+        self.arrange(key, part_ms / 2, part_ms);
+        let progress = Progress {
+            stage: ImagingStage::Write,
+            done_bytes: 1 << 20,
+            total_bytes: IMAGE_BYTES,
+            rate_bytes: 1 << 20,
+        };
+        Some((key.0.clone(), Event::Progress { op, progress }))
+    }
+
+    fn outcome(&mut self, key: &JobKey) -> Outcome {
+        let job = &self.jobs[key];
+        match &job.operation {
+            Operation::ObservePower => {
+                let on = job.machine.is_some_and(|m| self.machines[m].on);
+                Outcome::Power(if on { PowerState::On } else { PowerState::Off })
+            }
+            Operation::Prepare => {
+                let mut bytes = [0; 32];
+                bytes[..8].copy_from_slice(&job.id.to_be_bytes());
+                bytes[8] = 0xaa;
+                Outcome::Prepared { image_bytes: IMAGE_BYTES, key: AttemptKey::from_bytes(&bytes) }
+            }
+            Operation::PowerOn => Outcome::PoweredOn,
+            Operation::Image { .. } => Outcome::Imaged,
+            Operation::Restart { leave } => Outcome::Restarted(*leave),
+            Operation::SetPower(state) => Outcome::PowerSet(*state),
+            Operation::CleanUp => Outcome::CleanedUp,
+        }
+    }
+
+    fn end(&mut self, key: &JobKey, outcome: Result<Outcome, Fault>) -> (NodeName, Event) {
+        let mut outcome = outcome;
+        if let Some(job) = self.jobs.remove(key) {
+            if let Some((m, platter)) = job.writing {
+                self.leave_disk(job.id, m, platter, outcome.is_ok());
+            }
+            // What it found when it looked.
+            if let (Ok(Outcome::Power(_)), Some(m)) = (&outcome, job.machine) {
+                let on = self.machines[m].on;
+                outcome = Ok(Outcome::Power(if on { PowerState::On } else { PowerState::Off }));
+            }
+            self.note_end(&key.0, &job.operation, &job.spec, &outcome);
+        }
+        (key.0.clone(), Event::Done { op: key.1, outcome })
+    }
+
+    /// The writer lets go. A disk that was not written to its end is wiped, if its target still answers.
+    fn leave_disk(&mut self, id: u64, m: usize, platter: usize, whole: bool) {
+        let reachable = self.machines[m].export.is_some() && !self.mishap(50);
+        let disk = &mut self.machines[m].platters[platter];
+        disk.writers.retain(|writer| *writer != id);
+        if !whole && reachable {
+            disk.content = Content::Wiped;
+        }
+    }
+
+    /// The agent's process is gone: its operations stop where they are.
+    pub(crate) fn kill_jobs(&mut self) {
+        let keys: Vec<JobKey> = self.jobs.keys().cloned().collect();
+        for key in keys {
+            if self.dice.permille(300) {
+                self.last_command(&key);
+            }
+            if let Some(Job { writing: Some((m, platter)), id, .. }) = self.jobs.remove(&key) {
+                self.machines[m].platters[platter].writers.retain(|writer| *writer != id);
+            }
+        }
+    }
+
+    /// Switches a machine; if it comes on, its firmware starts.
+    pub(crate) fn switch(&mut self, m: usize, on: bool) {
+        if self.machines[m].switch(on) {
+            let session = self.machines[m].session;
+            self.after_s(20, 90, Happening::Firmware { machine: m, session });
+        }
+    }
+}
+
+fn passing(step: Step, code: &'static str) -> Fault {
+    Fault::passing(step, code, code, "mend it")
+}
