@@ -81,7 +81,6 @@ impl Fleet {
         let first_looks = (0..).map(|n| after(now, Duration::from_secs(1) / LOOKS_PER_S * n));
         for ((name, record), first_look) in records.into_iter().zip(first_looks) {
             let mut node = Node::resume(name.clone(), record, policy, now);
-            fleet.believe_witness(&mut node);
             node.next_observation = first_look;
             fleet.nodes.insert(name.clone(), node);
             fleet.write_down(&name);
@@ -214,8 +213,8 @@ impl Fleet {
         let Some(node) = self.nodes.get_mut(name).filter(|node| node.record.spec.is_none()) else {
             return;
         };
-        self.witnessed.remove(name);
-        let witnessed = node.record.installed.take();
+        let kept = node.record.installed.take();
+        let witnessed = self.witnessed.remove(name).or(kept);
         match self.left.remove(&spec.bmc.address) {
             Some(None) => node.record = Record::distrusted(now),
             Some(installed) => {

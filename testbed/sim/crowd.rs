@@ -59,8 +59,12 @@ pub(crate) fn compare() -> Vec<Violation> {
 
 /// When each good machine was installed, in seconds, and how many bad ones were given up.
 fn play(with_bad: bool) -> (BTreeMap<NodeName, u64>, usize) {
-    let policy =
-        Policy { attempts_max: WAITING, imagings_max: IMAGING, breaker: true, enforce_power: false };
+    let policy = Policy {
+        attempts_max: WAITING,
+        imagings_max: IMAGING,
+        breaker: true,
+        enforce_power: false,
+    };
     let mut world = World::new(Plan::quiet(MACHINES, policy), Dice::new(7), false);
     let names: Vec<NodeName> = world.site.files.keys().cloned().collect();
     let is_bad = |n: usize| n % 10 < 3;

@@ -5,7 +5,11 @@
 //! played in all; `SIM_SEED=` plays one seed, and with `SIM_TRACE=1` prints all that happens in it. The last line sums it up; the exit
 //! code is 1 if a rule was broken.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a simulation may fail like a test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a simulation may fail like a test"
+)]
 #![expect(clippy::print_stdout, reason = "a run says what it found")]
 
 mod crowd;

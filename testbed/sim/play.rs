@@ -114,8 +114,13 @@ pub(crate) fn twice_the_same() -> Played {
     let (first, mut second) = (play_once(1, false), play_once(1, true));
     if first.hash != second.hash || first.steps != second.steps {
         let what = format!("{:x} and {:x}", first.hash, second.hash);
-        second.violations.push(Violation { rule: "same_seed_same_run", node: None, step: 0, what, story: Vec::new() });
+        second.violations.push(Violation {
+            rule: "same_seed_same_run",
+            node: None,
+            step: 0,
+            what,
+            story: Vec::new(),
+        });
     }
     second
 }
-

@@ -64,8 +64,10 @@ pub(crate) struct LetThrough {
 
 impl Ledger {
     fn wants_reinstall(&self, spec: &NodeSpec) -> bool {
-        let reworded =
-            self.under.as_ref().is_some_and(|under| spec.redeploy.is_some() && spec.redeploy != *under);
+        let reworded = self
+            .under
+            .as_ref()
+            .is_some_and(|under| spec.redeploy.is_some() && spec.redeploy != *under);
         spec.goal == Goal::Deployed && reworded
     }
 }
@@ -99,8 +101,7 @@ impl Site {
             return;
         }
         let ledger = self.ledger(node);
-        let other_machine =
-            old.bmc.address != new.bmc.address || old.boot.macs != new.boot.macs;
+        let other_machine = old.bmc.address != new.bmc.address || old.boot.macs != new.boot.macs;
         let wanted_before = ledger.wants_reinstall(&old);
         let stands_still = new.paused || new.goal != Goal::Deployed;
         let reworded = new.redeploy.is_some() && new.redeploy != old.redeploy;
@@ -154,7 +155,12 @@ impl Site {
     }
 
     /// The core wants something done: may it?
-    pub(crate) fn judge_consent(&mut self, node: &NodeName, operation: &Operation, spec: &NodeSpec) {
+    pub(crate) fn judge_consent(
+        &mut self,
+        node: &NodeName,
+        operation: &Operation,
+        spec: &NodeSpec,
+    ) {
         match operation {
             Operation::Prepare => self.judge_beginning(node),
             Operation::PowerOn => self.judge_power_on(node, spec),
@@ -261,7 +267,8 @@ impl Site {
     /// What a record that becomes durable says of consent and of what is installed.
     pub(crate) fn note_record(&mut self, node: &NodeName, record: &Record) {
         let before = self.records.get(node);
-        let installed_at = |record: &Record| record.installed.as_ref().map(|installed| installed.at);
+        let installed_at =
+            |record: &Record| record.installed.as_ref().map(|installed| installed.at);
         let newly = record.installed.is_some()
             && before.is_some_and(|before| {
                 before.spec.is_some() && installed_at(before) != installed_at(record)
@@ -291,7 +298,8 @@ impl Site {
         ledger.approved = false;
         let begun = ledger.begun.clone();
         ledger.under = begun.as_ref().map(|(_, spec)| spec.redeploy.clone());
-        let machine = self.machines.iter().find(|m| begun.as_ref().is_some_and(|(bmc, _)| *bmc == m.bmc));
+        let machine =
+            self.machines.iter().find(|m| begun.as_ref().is_some_and(|(bmc, _)| *bmc == m.bmc));
         let content = machine.map(|machine| machine.platters[0].content.clone());
         if !restarted || content != Some(Content::Whole(installed.image.to_string())) {
             let what = format!("restarted: {restarted}, the disk: {content:?}");
@@ -301,7 +309,11 @@ impl Site {
 
     pub(crate) fn judge_forget(&mut self, node: &NodeName) {
         if self.runs(node) {
-            self.broken("one_operation_at_a_time", Some(node), "forgotten while it runs".to_owned());
+            self.broken(
+                "one_operation_at_a_time",
+                Some(node),
+                "forgotten while it runs".to_owned(),
+            );
         }
         let Some(ledger) = self.watch.ledgers.remove(node) else { return };
         if let Some(spec) = &ledger.spec
@@ -318,11 +330,15 @@ impl Site {
         records: &std::collections::BTreeMap<NodeName, Record>,
         witnessed: &std::collections::BTreeMap<NodeName, Installed>,
     ) {
-        self.watch.ledgers.retain(|name, _| records.contains_key(name) || witnessed.contains_key(name));
+        self.watch
+            .ledgers
+            .retain(|name, _| records.contains_key(name) || witnessed.contains_key(name));
         for (name, record) in records {
             let ledger = self.ledger(name);
             ledger.spec.clone_from(&record.spec);
-            if matches!(record.state, State::Held { reason: Hold::RecordLost, .. }) && record.spec.is_none() {
+            if matches!(record.state, State::Held { reason: Hold::RecordLost, .. })
+                && record.spec.is_none()
+            {
                 *ledger = Ledger { unknown: true, ..Ledger::default() };
             }
         }
@@ -341,7 +357,10 @@ impl Site {
 /// whole series of attempts, as many at a time as the limits allow.
 pub(crate) fn settling(spec: &NodeSpec, nodes: usize, at_once: usize) -> Duration {
     let times = &spec.timeouts;
-    let attempt = times.ramdisk.max(Duration::from_secs(2400)) + times.imaging + 3 * times.completed + 16 * times.power;
+    let attempt = times.ramdisk.max(Duration::from_secs(2400))
+        + times.imaging
+        + 3 * times.completed
+        + 16 * times.power;
     let waves = u32::try_from(nodes.div_ceil(at_once) + 1).unwrap_or(u32::MAX);
     // An hour: a BMC that refused is asked again only then.
     Duration::from_secs(3600) + attempt * 2 + Duration::from_secs(3000) * waves

@@ -97,11 +97,7 @@ impl Site {
     }
 
     /// What a scan is about to tell the core.
-    pub(crate) fn judge_scan(
-        &mut self,
-        specs: &Specs,
-        clashes: &BTreeMap<NodeName, Vec<Problem>>,
-    ) {
+    pub(crate) fn judge_scan(&mut self, specs: &Specs, clashes: &BTreeMap<NodeName, Vec<Problem>>) {
         let gone = self.watch.ledgers.keys().filter(|name| !specs.contains_key(*name));
         let gone = gone.map(|name| (name.clone(), News::Gone)).collect::<Vec<_>>();
         let news = specs.iter().map(|(name, spec)| {

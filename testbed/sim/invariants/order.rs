@@ -92,9 +92,11 @@ impl Site {
         let before = self.watch.waits.insert(name.clone(), wait.clone());
         // Each try to clean up has a time of its own.
         if let Some(before) = before.filter(|_| wait.state != "cleaning-up") {
-            let same = Wait { deadline: None, ..before.clone() } == Wait { deadline: None, ..wait.clone() };
+            let same = Wait { deadline: None, ..before.clone() }
+                == Wait { deadline: None, ..wait.clone() };
             if same && wait.deadline > before.deadline {
-                let what = format!("{}: {:?} became {:?}", wait.state, before.deadline, wait.deadline);
+                let what =
+                    format!("{}: {:?} became {:?}", wait.state, before.deadline, wait.deadline);
                 self.broken("deadlines_absolute", Some(name), what);
             }
         }

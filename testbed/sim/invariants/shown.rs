@@ -19,15 +19,18 @@ impl Site {
         let ready = !status.ready || matches!(status.phase, Phase::Deployed | Phase::Available);
         let explained = status.deadline.is_some() == status.deadline_reason.is_some();
         if !ready || !explained || status.message.is_empty() || status.history.len() > 50 {
-            let what = format!("{} ready: {} {:?}", status.phase.as_str(), status.ready, status.deadline);
+            let what =
+                format!("{} ready: {} {:?}", status.phase.as_str(), status.ready, status.deadline);
             self.broken("status_matches_record", Some(&status.node), what);
         }
     }
 
     /// After a step: what was shown last is the status, and what is durable says the same.
     pub(crate) fn check_shown(&mut self, fleet: &Fleet, name: &NodeName) {
-        let quiet = self.steps.is_multiple_of(EVERY) && !self.unsaved.contains(name) && self.told(name);
-        let (true, Some(node), Some(shown)) = (quiet, fleet.node(name), self.shown.get(name)) else {
+        let quiet =
+            self.steps.is_multiple_of(EVERY) && !self.unsaved.contains(name) && self.told(name);
+        let (true, Some(node), Some(shown)) = (quiet, fleet.node(name), self.shown.get(name))
+        else {
             return;
         };
         let status = Status { updated: shown.updated, ..node.status(self.now()) };
@@ -40,7 +43,11 @@ impl Site {
         };
         let of_record = (record.phase, record.attempt, record.installed.clone());
         if of_record != (status.phase, status.attempt, status.installed.clone()) {
-            let what = format!("the record says {of_record:?}, and {} {} is shown", status.phase.as_str(), status.attempt);
+            let what = format!(
+                "the record says {of_record:?}, and {} {} is shown",
+                status.phase.as_str(),
+                status.attempt
+            );
             self.broken("status_matches_record", Some(name), what);
         }
     }

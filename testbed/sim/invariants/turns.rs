@@ -2,7 +2,10 @@
 
 use hostler::{
     lifecycle::{Record, State},
-    model::{ids::NodeName, status::{Phase, Status}},
+    model::{
+        ids::NodeName,
+        status::{Phase, Status},
+    },
 };
 use jiff::Timestamp;
 
@@ -43,7 +46,9 @@ impl Site {
         let (attempts, imagings) = (count(Share::Attempt), count(Share::Imaging));
         let policy = self.plan.policy;
         if attempts > policy.attempts_max || imagings > policy.imagings_max {
-            let what = format!("{attempts} machines are being brought up and {imagings} disks written, with {policy:?}");
+            let what = format!(
+                "{attempts} machines are being brought up and {imagings} disks written, with {policy:?}"
+            );
             self.broken("turns_within_limits", None, what);
         }
     }
@@ -54,7 +59,8 @@ impl Site {
         if status.message.ends_with("until it can be written") {
             return;
         }
-        let waits = status.phase == Phase::Pending && status.message.starts_with("waiting for its turn");
+        let waits =
+            status.phase == Phase::Pending && status.message.starts_with("waiting for its turn");
         if waits {
             let place = Place { attempt: status.attempt, since: self.now() };
             let kept = self.watch.line.entry(status.node.clone()).or_insert(place);

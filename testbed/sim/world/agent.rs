@@ -33,8 +33,11 @@ impl World {
             site.note(None, || "the directory cannot be read".to_owned());
             carrier.hold(now, "no such directory", site);
         } else {
-            let specs =
-                if site.directory == Directory::Empty { BTreeMap::new() } else { site.read_specs() };
+            let specs = if site.directory == Directory::Empty {
+                BTreeMap::new()
+            } else {
+                site.read_specs()
+            };
             let in_force: Vec<Arc<NodeSpec>> = specs
                 .iter()
                 .filter_map(|(name, spec)| match spec {
@@ -121,7 +124,9 @@ impl Site {
             _ => {
                 let name = self.dice.pick(&names).clone();
                 let status_too = self.dice.permille(500);
-                self.note(Some(&name), || format!("its record is garbled; status too: {status_too}"));
+                self.note(Some(&name), || {
+                    format!("its record is garbled; status too: {status_too}")
+                });
                 if status_too {
                     self.statuses.remove(&name);
                 }

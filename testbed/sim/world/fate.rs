@@ -67,7 +67,9 @@ impl Site {
             }
         }
         let (bmc, quirk) = (machine.bmc.clone(), machine.quirk);
-        self.note(None, || format!("trouble {which} for the machine of {bmc} until {until}, {quirk:?}"));
+        self.note(None, || {
+            format!("trouble {which} for the machine of {bmc} until {until}, {quirk:?}")
+        });
     }
 
     fn trouble_network(&mut self) {

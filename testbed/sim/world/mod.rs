@@ -137,7 +137,6 @@ impl Site {
         !self.calm && self.dice.roll(80_000) < permille * self.plan.mishap
     }
 
-
     pub(crate) fn note(&mut self, node: Option<&NodeName>, text: impl FnOnce() -> String) {
         let (t, now) = (self.t, self.now());
         if let Some(trace) = &mut self.trace {
@@ -157,7 +156,8 @@ impl Site {
     fn story(&self, node: Option<&NodeName>) -> Vec<String> {
         let lines = self.trace.iter().flatten().rev();
         let of_node = lines.filter(|(of, _)| of.is_none() || node.is_none() || of.as_ref() == node);
-        let mut story: Vec<String> = of_node.take(TRACE_LINES).map(|(_, line)| line.clone()).collect();
+        let mut story: Vec<String> =
+            of_node.take(TRACE_LINES).map(|(_, line)| line.clone()).collect();
         story.reverse();
         story
     }

@@ -66,7 +66,8 @@ impl Site {
             // It hangs there.
             return None;
         }
-        let next = Happening::Fetching { machine, session, node: node.clone(), key, stage: stage + 1 };
+        let next =
+            Happening::Fetching { machine, session, node: node.clone(), key, stage: stage + 1 };
         self.after_s(2, 20, next);
         Some(Event::Fetched(Fetch {
             node: node.clone(),

@@ -101,7 +101,9 @@ impl Outside for Site {
         self.judge_status(&status);
         let name = status.node.clone();
         // A change of phase is written at once, everything else within a second.
-        if self.statuses.get(&name).is_none_or(|file| file.phase != status.phase) || self.dice.permille(500) {
+        if self.statuses.get(&name).is_none_or(|file| file.phase != status.phase)
+            || self.dice.permille(500)
+        {
             self.statuses.insert(name.clone(), status.clone());
         }
         self.shown.insert(name, status);
@@ -109,7 +111,9 @@ impl Outside for Site {
 
     fn log_phase(&mut self, status: &Status) {
         if self.lives_to_call() {
-            self.note(Some(&status.node), || format!("  {}: {}", status.phase.as_str(), status.message));
+            self.note(Some(&status.node), || {
+                format!("  {}: {}", status.phase.as_str(), status.message)
+            });
             if status.phase == Phase::Preparing {
                 self.judge_turn(&status.node, status.attempt);
             }

@@ -160,7 +160,11 @@ impl Site {
             self.after_s(30, 3600, Happening::Arrival(Box::new(message.clone())));
         }
         if !(self.mishap(30) || bad && self.dice.permille(400)) {
-            self.after_ms(20, if bad { 20_000 } else { 900 }, Happening::Arrival(Box::new(message)));
+            self.after_ms(
+                20,
+                if bad { 20_000 } else { 900 },
+                Happening::Arrival(Box::new(message)),
+            );
         }
     }
 
@@ -228,6 +232,10 @@ impl Site {
             1 => Call::Completed(Completed { error: String::new(), verified: true }),
             _ => self.deploy_info(newest, ""),
         };
-        self.after_ms(10, 500, Happening::Arrival(Box::new(Message { ramdisk: None, node, peer, key, call })));
+        self.after_ms(
+            10,
+            500,
+            Happening::Arrival(Box::new(Message { ramdisk: None, node, peer, key, call })),
+        );
     }
 }

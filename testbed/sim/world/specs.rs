@@ -48,7 +48,11 @@ impl Site {
             power: WantedPower::On,
             paused: false,
             redeploy: None,
-            boot: Boot { macs: vec![machine.mac], firmware: Firmware::Uefi, kernel_args: Vec::new() },
+            boot: Boot {
+                macs: vec![machine.mac],
+                firmware: Firmware::Uefi,
+                kernel_args: Vec::new(),
+            },
             bmc: Bmc {
                 address: machine.bmc.clone(),
                 username: "admin".to_owned(),
@@ -56,8 +60,15 @@ impl Site {
                 privilege: Privilege::Administrator,
                 cipher_suite: None,
             },
-            root_device: RootDeviceHints { name: Some("vda".to_owned()), ..RootDeviceHints::default() },
-            image: Image { source: "disk.raw".to_owned(), checksum: image(0), format: ImageFormat::Auto },
+            root_device: RootDeviceHints {
+                name: Some("vda".to_owned()),
+                ..RootDeviceHints::default()
+            },
+            image: Image {
+                source: "disk.raw".to_owned(),
+                checksum: image(0),
+                format: ImageFormat::Auto,
+            },
             timeouts: Timeouts {
                 ramdisk: minutes(20),
                 imaging_stall: minutes(2),
@@ -74,8 +85,10 @@ impl Site {
         self.files
             .iter()
             .map(|(name, file)| {
-                let problem = || vec![hostler::model::problem::Problem::of_file("f", "half a file")];
-                let spec = if file.broken { Err(problem()) } else { Ok(Arc::new(file.spec.clone())) };
+                let problem =
+                    || vec![hostler::model::problem::Problem::of_file("f", "half a file")];
+                let spec =
+                    if file.broken { Err(problem()) } else { Ok(Arc::new(file.spec.clone())) };
                 (name.clone(), spec)
             })
             .collect()

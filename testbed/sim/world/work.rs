@@ -176,7 +176,8 @@ impl Site {
         match next {
             Move::Off => self.switch(m, false),
             Move::On => {
-                self.machines[m].ordered_disk = !matches!(self.jobs[key].operation, Operation::PowerOn);
+                self.machines[m].ordered_disk =
+                    !matches!(self.jobs[key].operation, Operation::PowerOn);
                 self.switch(m, true);
             }
             Move::Boot(device) => self.set_boot(m, device),
