@@ -25,6 +25,7 @@ type Redeploy = Option<String>;
 
 /// What is known of one node and its machine.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "a list of what was said and seen")]
 pub(crate) struct Ledger {
     /// The last good spec the core was told.
     pub(crate) spec: Option<Arc<NodeSpec>>,

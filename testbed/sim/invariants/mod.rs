@@ -28,7 +28,7 @@ use self::{
 };
 
 /// Every rule, as it is named in violations.
-pub(crate) const RULES: [&str; 17] = [
+pub(crate) const RULES: [&str; 18] = [
     "never_writes_without_consent",
     "never_two_writers",
     "never_writes_the_wrong_machine",
@@ -46,6 +46,7 @@ pub(crate) const RULES: [&str; 17] = [
     "deadlines_absolute",
     "fair",
     "a_failing_node_never_delays_another",
+    "same_seed_same_run",
 ];
 
 /// A rule that was broken.

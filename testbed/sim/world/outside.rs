@@ -62,7 +62,7 @@ impl Outside for Site {
         self.note(Some(node), || format!("  start {op} {}", operation_name(&operation)));
         self.begins(node, op);
         self.judge_start(node, &operation, &spec);
-        self.begin_job((node.clone(), op), operation, spec);
+        self.begin_job(&(node.clone(), op), operation, spec);
     }
 
     fn cancel(&mut self, node: &NodeName, op: OpId) {
