@@ -175,7 +175,7 @@ impl Agent {
         let mut rooms =
             Rooms::new(store, menus, publisher, Workshop::new(&config), changed, reporting);
         let names = fleet.names();
-        let carrier = Carrier::new(fleet);
+        let mut carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
         carrier.present(driver::now(), &mut rooms);
         let tftp = tftp

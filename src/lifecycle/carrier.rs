@@ -81,12 +81,16 @@ impl Carrier {
     }
 
     /// Puts every node's boot menu in force and shows where it stands, as after a start.
-    pub fn present(&self, now: Timestamp, outside: &mut impl Outside) {
+    pub fn present(&mut self, now: Timestamp, outside: &mut impl Outside) {
         for name in self.fleet.names() {
-            if let Some(node) = self.fleet.node(&name) {
-                outside.serve(node);
-                outside.show(node.status(now));
+            let Some(node) = self.fleet.node(&name) else { continue };
+            // What is known only from a status file must be on record before that file is written anew.
+            if node.spec().is_none() && outside.save(&name, node.record()).is_err() {
+                self.unsaved.insert(name, Vec::new());
+                continue;
             }
+            outside.serve(node);
+            outside.show(node.status(now));
         }
     }
 

@@ -86,8 +86,7 @@ impl Node {
 
     /// A node from its durable record, as after a crash. What was under way is started again, within the old deadlines, once the
     /// spec directory has been read.
-    pub fn resume(name: NodeName, mut record: Record, policy: Policy, now: Timestamp) -> Self {
-        record.boot_again_if_cut_off();
+    pub fn resume(name: NodeName, record: Record, policy: Policy, now: Timestamp) -> Self {
         Self {
             name,
             policy,
@@ -152,6 +151,9 @@ impl Node {
         let mut actions = Vec::new();
         self.bound_waits(now);
         if event.tells_of_spec() {
+            if self.unread {
+                self.record.boot_again_if_cut_off();
+            }
             (self.unread, self.gone) = (false, false);
         }
         match event {

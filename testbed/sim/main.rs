@@ -102,6 +102,7 @@ fn sum_up(played: Vec<Played>, crowd: Vec<Violation>) -> ExitCode {
         let times = seeds.len();
         seeds.dedup();
         seeds.truncate(8);
+        debug_assert!(invariants::RULES.contains(&rule), "{rule} is not among the rules");
         println!("sim: {rule} is broken {times} times, by the seeds {seeds:?} …");
     }
     println!("sim: {steps} steps, {seeds} seeds, {} violations", found.len());

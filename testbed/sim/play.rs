@@ -1,9 +1,6 @@
 //! One seed from its beginning to its end: trouble for a while, and then the site must settle.
 
-use hostler::{
-    lifecycle::Event,
-    model::{ids::NodeName, status::Phase},
-};
+use hostler::model::{ids::NodeName, status::Phase};
 
 use crate::{
     dice::Dice,

@@ -1,9 +1,9 @@
 //! Consent, kept by the world: from what operators did and what machines showed, never from the core's own idea of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use hostler::{
-    lifecycle::{Hold, Operation, Outcome, Record, State},
+    lifecycle::{Hold, Operation, Outcome, Record, Specs, State},
     model::{
         fault::Fault,
         ids::NodeName,
@@ -25,6 +25,7 @@ type Redeploy = Option<String>;
 
 /// What is known of one node and its machine.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "a list of what was said and seen")]
 pub(crate) struct Ledger {
     /// The last good spec the core was told.
     pub(crate) spec: Option<Arc<NodeSpec>>,
@@ -95,7 +96,7 @@ impl Site {
         };
         let change = Change { at: self.now(), deployed, incarnation: self.incarnation };
         let Some(old) = self.ledger(node).spec.replace(Arc::clone(new)) else {
-            return self.note_first_spec(node, new, change);
+            return self.note_first_spec(node, new);
         };
         if old == *new {
             return;
@@ -112,6 +113,10 @@ impl Site {
         if other_machine && let Some(under) = &mut ledger.under {
             under.clone_from(&old.redeploy);
         }
+        if old.bmc.address != new.bmc.address {
+            self.note_arrival(node, new);
+        }
+        let ledger = self.ledger(node);
         let reworded_in_hold =
             held && reworded || held_under.is_some_and(|under| under != new.redeploy);
         if !stands_still && new.redeploy.is_some() && reworded_in_hold {
@@ -123,16 +128,35 @@ impl Site {
         }
     }
 
-    /// A node nobody has heard of may be one that had another name, as long as the agent lives.
-    fn note_first_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>, change: Change) {
-        let left = self.watch.left.remove(&new.bmc.address);
+    /// Specs that are gone or name another machine leave theirs as it is.
+    pub(crate) fn note_departures(&mut self, specs: &Specs) {
+        for (name, ledger) in &self.watch.ledgers {
+            let Some(old) = &ledger.spec else { continue };
+            let stays = match specs.get(name) {
+                Some(Ok(spec)) => spec.bmc.address == old.bmc.address,
+                Some(Err(_)) => true,
+                None => false,
+            };
+            if !stays {
+                leave(&mut self.watch.left, ledger);
+            }
+        }
+    }
+
+    /// A node nobody has heard of may be one that had another name.
+    fn note_first_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>) {
+        self.note_arrival(node, new);
+        if let Some(under) = &mut self.ledger(node).under {
+            under.clone_from(&new.redeploy);
+        }
+    }
+
+    /// A spec names a machine that may have been another node's. A `redeploy` that comes with it is no consent.
+    fn note_arrival(&mut self, node: &NodeName, new: &NodeSpec) {
+        let Some(left) = self.watch.left.get(&new.bmc.address).cloned() else { return };
         let ledger = self.ledger(node);
-        if let Some(left) = left.filter(|_| ledger.under.is_none() && !ledger.unknown) {
-            (ledger.under, ledger.unknown) = (left.under, left.unknown);
-        }
-        if ledger.wants_reinstall(new) {
-            ledger.came_up = Some(change);
-        }
+        ledger.unknown = left.unknown;
+        ledger.under = left.under.map(|_| new.redeploy.clone());
     }
 
     /// What an operation found out or did, before the core hears of it.
@@ -287,19 +311,22 @@ impl Site {
             _ => {}
         }
         if newly && let Some(installed) = &record.installed {
-            self.judge_installed(node, installed);
+            self.judge_installed(node, record, installed);
         }
     }
 
     /// The core says that a machine is installed.
-    fn judge_installed(&mut self, node: &NodeName, installed: &Installed) {
+    fn judge_installed(&mut self, node: &NodeName, record: &Record, installed: &Installed) {
         let ledger = self.ledger(node);
-        let restarted = std::mem::take(&mut ledger.restarted);
+        // Or it was another node's, and is as that left it.
+        let found = ledger.begun.is_none() && ledger.under.is_some();
+        let restarted = std::mem::take(&mut ledger.restarted) || found;
         ledger.approved = false;
-        let begun = ledger.begun.clone();
-        ledger.under = begun.as_ref().map(|(_, spec)| spec.redeploy.clone());
-        let machine =
-            self.machines.iter().find(|m| begun.as_ref().is_some_and(|(bmc, _)| *bmc == m.bmc));
+        if let Some((_, spec)) = &ledger.begun {
+            ledger.under = Some(spec.redeploy.clone());
+        }
+        let bmc = record.spec.as_ref().map(|spec| &spec.bmc.address);
+        let machine = self.machines.iter().find(|machine| Some(&machine.bmc) == bmc);
         let content = machine.map(|machine| machine.platters[0].content.clone());
         if !restarted || content != Some(Content::Whole(installed.image.to_string())) {
             let what = format!("restarted: {restarted}, the disk: {content:?}");
@@ -316,19 +343,15 @@ impl Site {
             );
         }
         let Some(ledger) = self.watch.ledgers.remove(node) else { return };
-        if let Some(spec) = &ledger.spec
-            && (ledger.under.is_some() || ledger.unknown)
-        {
-            self.watch.left.insert(spec.bmc.address.clone(), ledger);
-        }
+        leave(&mut self.watch.left, &ledger);
         self.forget_watch(node);
     }
 
     /// The agent starts from these records, and from what status files say where there is none.
     pub(crate) fn judge_start_of_agent(
         &mut self,
-        records: &std::collections::BTreeMap<NodeName, Record>,
-        witnessed: &std::collections::BTreeMap<NodeName, Installed>,
+        records: &BTreeMap<NodeName, Record>,
+        witnessed: &BTreeMap<NodeName, Installed>,
     ) {
         self.watch
             .ledgers
@@ -350,6 +373,16 @@ impl Site {
             let under = if same { installed.redeploy.clone() } else { there };
             *ledger = Ledger { under: Some(under), ..Ledger::default() };
         }
+    }
+}
+
+/// What is known of a machine that no node has any more.
+fn leave(left: &mut BTreeMap<BmcAddress, Ledger>, ledger: &Ledger) {
+    let Some(spec) = &ledger.spec else { return };
+    if ledger.under.is_some() || ledger.unknown {
+        left.insert(spec.bmc.address.clone(), ledger.clone());
+    } else {
+        left.remove(&spec.bmc.address);
     }
 }
 

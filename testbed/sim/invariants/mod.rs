@@ -28,7 +28,7 @@ use self::{
 };
 
 /// Every rule, as it is named in violations.
-pub(crate) const RULES: [&str; 17] = [
+pub(crate) const RULES: [&str; 18] = [
     "never_writes_without_consent",
     "never_two_writers",
     "never_writes_the_wrong_machine",
@@ -46,6 +46,7 @@ pub(crate) const RULES: [&str; 17] = [
     "deadlines_absolute",
     "fair",
     "a_failing_node_never_delays_another",
+    "same_seed_same_run",
 ];
 
 /// A rule that was broken.
@@ -67,6 +68,8 @@ pub(crate) struct Watch {
     pub(crate) ledgers: BTreeMap<NodeName, Ledger>,
     /// The same for machines whose spec went away, while the agent lives.
     pub(crate) left: BTreeMap<BmcAddress, Ledger>,
+    /// The same as it would be found after a crash.
+    pub(crate) left_kept: BTreeMap<BmcAddress, Ledger>,
     /// What a scan has found and the core has not yet been told.
     pub(crate) news: BTreeMap<NodeName, News>,
     /// Nodes that the core has been told of since it started: before, nothing goes on.
@@ -111,6 +114,7 @@ impl Site {
         self.watch.news = news.collect();
         if !specs.is_empty() {
             self.watch.news.extend(gone);
+            self.note_departures(specs);
         }
     }
 
@@ -131,7 +135,7 @@ impl Site {
     pub(crate) fn judge_crash(&mut self) {
         self.watch.news.clear();
         self.watch.told.clear();
-        self.watch.left.clear();
+        self.watch.left.clone_from(&self.watch.left_kept);
         self.watch.running.clear();
         self.watch.touched.clear();
         self.watch.line.clear();

@@ -70,7 +70,7 @@ impl World {
         let left = site.left.as_deref().map(|left| serde_json::from_str(left).unwrap());
         let left = left.unwrap_or_default();
         let fleet = Fleet::resume(site.plan.policy, records, left, witnessed, now);
-        let carrier = Carrier::new(fleet);
+        let mut carrier = Carrier::new(fleet);
         carrier.present(now, site);
         self.carrier = Some(carrier);
         self.site.after_ms(50, 2000, Happening::Scan);
@@ -115,6 +115,7 @@ impl Site {
                 self.note(None, || "the state directory is lost".to_owned());
                 self.records.clear();
                 self.left = None;
+                self.watch.left_kept.clear();
             }
             1 => {
                 let name = self.dice.pick(&names).clone();

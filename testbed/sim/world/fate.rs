@@ -2,6 +2,8 @@
 
 use super::{Happening, Site, World, machine::Quirk};
 
+type Whim = fn(&mut World);
+
 impl World {
     /// One whim, and the next is arranged.
     pub(crate) fn whim(&mut self) {
@@ -10,7 +12,7 @@ impl World {
             return;
         }
         self.site.after_ms(1000, plan.pause_s * 1000, Happening::Whim);
-        let whims: [(u64, fn(&mut Self)); 8] = [
+        let whims: [(u64, Whim); 8] = [
             (plan.operator, Self::operate),
             (plan.crash, |world| world.site.light_fuse()),
             (plan.bmc, |world| world.site.trouble_bmc()),

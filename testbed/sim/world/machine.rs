@@ -34,6 +34,7 @@ pub(crate) enum Device {
 
 /// What the BMC does wrong until a moment in time.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_field_names, reason = "each says until when")]
 pub(crate) struct BmcFaults {
     pub(crate) silent_until: u64,
     pub(crate) slow_until: u64,

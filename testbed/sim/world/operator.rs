@@ -39,10 +39,10 @@ impl World {
     }
 
     pub(crate) fn approve_all(&mut self) {
-        self.for_each_node(Event::Approve);
+        self.for_each_node(&Event::Approve);
     }
 
-    fn for_each_node(&mut self, event: Event) {
+    fn for_each_node(&mut self, event: &Event) {
         let names = self.carrier.as_ref().map(|carrier| carrier.fleet().names());
         for name in names.unwrap_or_default() {
             self.bring(&name, event.clone());
@@ -57,7 +57,7 @@ impl World {
             Deed::Mend => self.site.mend(),
             Deed::LetGoOn => {
                 self.approve_all();
-                self.for_each_node(Event::Retry);
+                self.for_each_node(&Event::Retry);
             }
         }
         self.site.after_ms(50, 1500, Happening::Scan);
@@ -131,7 +131,7 @@ impl Site {
 
     fn mistype(&mut self, node: &NodeName) {
         if self.dice.permille(500) {
-            self.change(node, |spec| spec.bmc.address.host = "192.0.2.254".to_owned());
+            self.change(node, |spec| "192.0.2.254".clone_into(&mut spec.bmc.address.host));
         } else {
             let mac = MacAddr::new([0x52, 0x54, 0, 0, 1, 99]);
             self.change(node, |spec| spec.boot.macs = vec![mac]);

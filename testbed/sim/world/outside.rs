@@ -54,6 +54,7 @@ impl Outside for Site {
             return Err("no space left on device".to_owned());
         }
         self.left = Some(serde_json::to_string(left).unwrap());
+        self.watch.left_kept.clone_from(&self.watch.left);
         Ok(())
     }
 
@@ -73,7 +74,7 @@ impl Outside for Site {
         self.note(Some(node), || format!("  start {op} {}", operation_name(&operation)));
         self.begins(node, op);
         self.judge_start(node, &operation, &spec);
-        self.begin_job((node.clone(), op), operation, spec);
+        self.begin_job(&(node.clone(), op), operation, spec);
     }
 
     fn cancel(&mut self, node: &NodeName, op: OpId) {

@@ -53,7 +53,7 @@ enum Move {
 pub(crate) type JobKey = (NodeName, OpId);
 
 impl Site {
-    pub(crate) fn begin_job(&mut self, key: JobKey, operation: Operation, spec: Arc<NodeSpec>) {
+    pub(crate) fn begin_job(&mut self, key: &JobKey, operation: Operation, spec: Arc<NodeSpec>) {
         use Move::{Boot, Hash, Login, Look, Off, On, Verify, Write};
         let moves: &[Move] = match &operation {
             Operation::ObservePower => &[Look],
@@ -81,7 +81,7 @@ impl Site {
             turn: 0,
         };
         self.jobs.insert(key.clone(), job);
-        self.arrange(&key, 300, 3000);
+        self.arrange(key, 300, 3000);
     }
 
     fn arrange(&mut self, key: &JobKey, from_ms: u64, to_ms: u64) {
