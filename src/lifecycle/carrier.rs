@@ -189,8 +189,13 @@ impl Carrier {
         if phase_before != Some(record.phase) {
             outside.log_phase(&node.status(now));
         }
+        // Only a node that turns to another machine has left one behind.
+        let bmc = |record: &Record| record.spec.as_ref().map(|spec| spec.bmc.address.clone());
+        let turned = is_unsaved || before.and_then(bmc) != bmc(record);
         if (is_unsaved || before != Some(record))
-            && let Err(error) = kept.and_then(|()| outside.save(name, record))
+            && let Err(error) = kept
+                .or_else(|error| if turned { Err(error) } else { Ok(()) })
+                .and_then(|()| outside.save(name, record))
         {
             let mut status = node.status(now);
             status.message = format!("{error}; nothing is started until it can be written");

@@ -149,11 +149,11 @@ impl Node {
     /// Takes one event and answers with what to do, in order.
     pub fn step(&mut self, now: Timestamp, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
+        if self.unread && event.tells_of_spec() {
+            self.record.boot_again_if_cut_off();
+        }
         self.bound_waits(now);
         if event.tells_of_spec() {
-            if self.unread {
-                self.record.boot_again_if_cut_off();
-            }
             (self.unread, self.gone) = (false, false);
         }
         match event {

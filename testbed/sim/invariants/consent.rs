@@ -297,6 +297,7 @@ impl Site {
             && before.is_some_and(|before| {
                 before.spec.is_some() && installed_at(before) != installed_at(record)
             });
+        let before_bmc = before.and_then(|before| Some(before.spec.as_ref()?.bmc.address.clone()));
         let ledger = self.ledger(node);
         ledger.next_attempt_at = match record.state {
             State::Idle => record.not_before,
@@ -311,18 +312,26 @@ impl Site {
             _ => {}
         }
         if newly && let Some(installed) = &record.installed {
-            self.judge_installed(node, record, installed);
+            let bmc = |record: &Record| record.spec.as_ref().map(|spec| spec.bmc.address.clone());
+            let turned = before_bmc != bmc(record);
+            self.judge_installed(node, record, installed, turned);
         }
     }
 
     /// The core says that a machine is installed.
-    fn judge_installed(&mut self, node: &NodeName, record: &Record, installed: &Installed) {
+    fn judge_installed(
+        &mut self,
+        node: &NodeName,
+        record: &Record,
+        installed: &Installed,
+        turned: bool,
+    ) {
         let ledger = self.ledger(node);
         // Or it was another node's, and is as that left it.
-        let found = ledger.begun.is_none() && ledger.under.is_some();
+        let found = turned && ledger.under.is_some();
         let restarted = std::mem::take(&mut ledger.restarted) || found;
         ledger.approved = false;
-        if let Some((_, spec)) = &ledger.begun {
+        if !found && let Some((_, spec)) = &ledger.begun {
             ledger.under = Some(spec.redeploy.clone());
         }
         let bmc = record.spec.as_ref().map(|spec| &spec.bmc.address);

@@ -322,7 +322,7 @@ impl World {
         {
             site.broken("stale_result_changes_nothing", Some(node), "it did".to_owned());
         }
-        if let Some(request) = request.filter(|_| !site.dead && !site.unsaved.contains(node))
+        if let Some(request) = request.filter(|_| !site.dead && !carrier.is_unsaved(node))
             && site.open_requests.contains_key(&request)
         {
             site.broken("every_call_is_answered_once", Some(node), "no answer".to_owned());
