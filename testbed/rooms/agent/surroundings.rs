@@ -321,7 +321,7 @@ fn a_record_that_is_lost_or_garbled_holds_its_node_and_no_other() {
     let good = fs::read_to_string(&path).unwrap();
     let future = good.replace("\"phase\": \"deployed\"", "\"phase\": \"levitating\"");
     assert_ne!(future, good);
-    let lost = "record of this machine was damaged";
+    let lost = "record of this machine was lost or damaged";
     let never_seen = "nobody has consented to wipe it";
     for (record, wanted, message, logged) in [
         (None, "PoweredOn", never_seen, ""),
