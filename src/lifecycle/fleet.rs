@@ -282,8 +282,9 @@ impl Fleet {
         &self.left
     }
 
-    /// The specs in force once these were found: the good ones, the last good ones of those that are broken, and those of nodes that
-    /// are still busy with a spec that is gone. Each has its machine and its cards.
+    /// The specs in force once these were found: the good ones, the last good ones of those that are broken, those of nodes that are
+    /// still busy with a spec that is gone, and of nodes that turned to another machine one more for the machine they are still busy
+    /// with. Each has its machine and its cards.
     pub fn in_force(&self, found: &Specs) -> Vec<Arc<NodeSpec>> {
         let last_good = |name| self.nodes.get(name)?.record.spec.clone();
         let kept = found.iter().filter_map(|(name, spec)| match spec {
@@ -294,7 +295,9 @@ impl Fleet {
             let busy = node.running.is_some() || !node.record.state.at_rest();
             busy && !found.contains_key(*name)
         });
-        kept.chain(leaving.filter_map(|(_, node)| node.record.spec.clone())).collect()
+        let leaving = leaving.filter_map(|(_, node)| node.record.spec.clone());
+        let turning = self.nodes.values().filter_map(Node::still_busy_with);
+        kept.chain(leaving).chain(turning).collect()
     }
 
     /// The nodes that want an [`Event::Tick`] by now.

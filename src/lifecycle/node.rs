@@ -146,6 +146,14 @@ impl Node {
         self.record.spec.as_ref()
     }
 
+    /// The spec as if it named the machine that the attempt under way was begun with.
+    pub(super) fn still_busy_with(&self) -> Option<Arc<NodeSpec>> {
+        let bmc = &self.record.state.attempt()?.bmc;
+        let mut spec = self.record.spec.clone()?;
+        Arc::make_mut(&mut spec).bmc = bmc.clone();
+        Some(spec)
+    }
+
     /// Takes one event and answers with what to do, in order.
     pub fn step(&mut self, now: Timestamp, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();

@@ -298,3 +298,20 @@ fn a_ramdisk_on_another_machine_ends_the_attempt() {
     bench.done(Ok(Outcome::CleanedUp));
     assert_eq!(bench.phase(), Phase::Failed);
 }
+
+#[test]
+fn a_machine_that_another_node_is_still_busy_with_is_a_clash() {
+    let mut fleet = empty_fleet();
+    let now = Bench::new().now;
+    let name = spec().name;
+    settle(&mut fleet, &name, Event::Spec(Arc::new(spec())));
+    assert_eq!(fleet.node(&name).unwrap().phase(), Phase::WaitingRamdisk);
+    let mut moved = spec();
+    move_bmc(&mut moved);
+    fleet.step(now, &name, Event::Spec(Arc::new(moved.clone()))).unwrap();
+    // Its clean-up still runs, on the old machine.
+    let found = BTreeMap::from([(name, Ok(Arc::new(moved.clone())))]);
+    let addresses: Vec<_> =
+        fleet.in_force(&found).iter().map(|spec| spec.bmc.address.clone()).collect();
+    assert_eq!(addresses, [moved.bmc.address, spec().bmc.address]);
+}

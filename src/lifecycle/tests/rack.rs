@@ -255,9 +255,9 @@ impl Rack {
     /// The clashes a test wants, and specs in force that claim one machine, as the agent finds them.
     fn clashes_with(&self, specs: &Specs) -> BTreeMap<NodeName, Vec<Problem>> {
         let in_force = self.carrier.fleet().in_force(specs);
-        let mut claims = BTreeMap::<&str, Vec<&NodeName>>::new();
+        let mut claims = BTreeMap::<&str, BTreeSet<&NodeName>>::new();
         for spec in &in_force {
-            claims.entry(&spec.bmc.address.host).or_default().push(&spec.name);
+            claims.entry(&spec.bmc.address.host).or_default().insert(&spec.name);
         }
         let doubles = claims.into_values().filter(|names| names.len() > 1).flatten();
         let problems = || vec![Problem::of_file("f", "one machine twice")];

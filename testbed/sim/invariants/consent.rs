@@ -122,7 +122,9 @@ impl Site {
         if !stands_still && new.redeploy.is_some() && reworded_in_hold {
             (ledger.approved, ledger.unknown) = (true, false);
         }
-        if ledger.wants_reinstall(new) && (!wanted_before || held && old.digest() != new.digest()) {
+        // What is changed in a pause comes up when that ends.
+        let comes_up = !wanted_before || old.paused || held && old.digest() != new.digest();
+        if ledger.wants_reinstall(new) && !new.paused && comes_up {
             ledger.came_up = Some(change);
             ledger.agreed = false;
         }
@@ -337,7 +339,11 @@ impl Site {
         let bmc = record.spec.as_ref().map(|spec| &spec.bmc.address);
         let machine = self.machines.iter().find(|machine| Some(&machine.bmc) == bmc);
         let content = machine.map(|machine| machine.platters[0].content.clone());
-        if !restarted || content != Some(Content::Whole(installed.image.to_string())) {
+        // A mistyped address has no disk that could be anything else.
+        let is_true = content
+            .as_ref()
+            .map_or(found, |content| *content == Content::Whole(installed.image.to_string()));
+        if !restarted || !is_true {
             let what = format!("restarted: {restarted}, the disk: {content:?}");
             self.broken("installed_is_true", Some(node), what);
         }

@@ -115,6 +115,7 @@ impl Site {
                 self.note(None, || "the state directory is lost".to_owned());
                 self.records.clear();
                 self.left = None;
+                self.watch.left.clear();
                 self.watch.left_kept.clear();
             }
             1 => {

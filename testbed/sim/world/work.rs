@@ -176,8 +176,9 @@ impl Site {
         match next {
             Move::Off => self.switch(m, false),
             Move::On => {
+                // A machine that operators put in another's place is as it is, and may be switched on as the spec says.
                 self.machines[m].ordered_disk =
-                    !matches!(self.jobs[key].operation, Operation::PowerOn);
+                    matches!(self.jobs[key].operation, Operation::Restart { .. });
                 self.switch(m, true);
             }
             Move::Boot(device) => self.set_boot(m, device),
