@@ -75,6 +75,7 @@ impl Place {
         let Some(record) = site.record(&machine.name) else { return Self::Pending };
         match &record.state {
             State::Idle if record.installed.is_some() => Self::Deployed,
+            State::SettingPower { .. } => Self::Deployed,
             State::Idle | State::Held { .. } | State::Failed | State::CleaningUp { .. } => {
                 Self::Pending
             }
