@@ -2,17 +2,19 @@
 //!
 //! The layers, lowest first; a module may use those below it only (`testbed/rooms/layers.rs` keeps it so):
 //!
-//! - L0 [`model`]: the vocabulary; `atomic_file`: how a file is replaced.
+//! - L0 [`model`]: the vocabulary; `atomic_file`: how a file is replaced; [`progress`]: how far work is, and how it is told to stop.
 //! - L1 [`lifecycle`], the core, and the rooms, one for each outside party: each room knows the model and nobody else.
 //! - L2 [`agent`], the wiring; [`ramdisk`], the deploy ramdisk's story; [`cli`], the commands.
 //! - L3 the two binaries.
 
 mod atomic_file;
 pub mod model;
+pub mod progress;
 
 pub mod admin;
 pub mod callback;
 pub mod config;
+pub mod image;
 pub mod imaging;
 pub mod ipmi;
 pub mod iscsi;

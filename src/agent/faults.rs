@@ -1,6 +1,7 @@
 //! What went wrong in a room, flattened for the core: whether trying again may help, and what an administrator can do.
 
 use crate::{
+    image::{DecodeError, FetchError, ImageError},
     imaging::ImagingError,
     ipmi::{IpmiError, IpmiErrorKind},
     iscsi::{ErrorKind, IscsiError},
@@ -71,27 +72,47 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
     Fault { step, code: code.into(), retry, message, hint: hint.into() }
 }
 
-/// The image cannot be used or written.
+/// There is no image.
+pub(super) fn of_image(error: &ImageError) -> Fault {
+    let message = error.to_string();
+    let passing = |code, hint| Fault::passing(Step::Image, code, message.clone(), hint);
+    let lasting = |code, hint| Fault::lasting(Step::Image, code, message.clone(), hint);
+    match error {
+        ImageError::Fetch { error: FetchError::Unusable { .. }, .. }
+        | ImageError::Decode { error: DecodeError::Unusable(_), .. } => {
+            lasting("ImageUnusable", "correct image.source or the file it names")
+        }
+        ImageError::Fetch { error: FetchError::Checksum { .. }, .. } => passing(
+            "ChecksumMismatch",
+            "copy the image again, or correct image.checksum; nothing was written",
+        ),
+        ImageError::Fetch { .. } | ImageError::Decode { .. } => passing(
+            "ImageUnreadable",
+            "put the file where image.source says, readable for hostler's user",
+        ),
+        ImageError::NoSpace { .. } => {
+            passing("CacheFull", "make space there, or lower images.cache_size")
+        }
+        ImageError::Cache { .. } => {
+            passing("CacheUnusable", "look at the disk the image cache lies on, and at its owner")
+        }
+        ImageError::Stalled { .. } => passing(
+            "ImageStalled",
+            "look at the way to image.source, or raise timeouts.imaging_stall",
+        ),
+        ImageError::Cancelled => cancelled(Step::Image),
+    }
+}
+
+/// The image cannot be written.
 pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
     let message = error.to_string();
     match error {
-        ImagingError::Unusable { .. } => Fault::lasting(
-            step,
-            "ImageUnusable",
-            message,
-            "correct image.source or the file it names",
-        ),
         ImagingError::File { .. } => Fault::passing(
             step,
             "ImageUnreadable",
             message,
-            "put the file where image.source says, readable for hostler's user",
-        ),
-        ImagingError::Checksum { .. } => Fault::passing(
-            step,
-            "ChecksumMismatch",
-            message,
-            "copy the image again, or correct image.checksum; nothing was written",
+            "look at the disk the image cache lies on",
         ),
         ImagingError::TooBig { .. } => Fault::lasting(
             step,
@@ -119,12 +140,6 @@ pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
             "DiskLies",
             message,
             "the disk acknowledged writes and does not hold them: replace it, or choose another with [root_device]",
-        ),
-        ImagingError::Changed(_) => Fault::passing(
-            step,
-            "ImageChanged",
-            message,
-            "replace images by renaming a finished file over them",
         ),
         ImagingError::Cancelled => cancelled(step),
         ImagingError::NotWiped { cause, .. } => {

@@ -49,7 +49,7 @@ impl MenuWriter {
             return;
         }
         let rendered = match &wanted.0 {
-            Menu::Unknown | Menu::LocalDisk => BootMenu::LocalDisk,
+            Menu::Unknown | Menu::LocalDisk | Menu::Network(_) => BootMenu::LocalDisk,
             Menu::Deploy(key) => {
                 let args = RamdiskArgs {
                     api: self.api,

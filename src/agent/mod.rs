@@ -17,6 +17,7 @@
 
 mod driver;
 mod faults;
+mod install;
 mod menu;
 mod orders;
 mod publish;

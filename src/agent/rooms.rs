@@ -8,7 +8,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::{
-    imaging::Meter,
     lifecycle::{Event, Left, Node, Operation, Outside, Record},
     model::{
         callback::Reply,
@@ -17,6 +16,7 @@ use crate::{
         spec::NodeSpec,
         status::{Progress, Status},
     },
+    progress::Meter,
     store::Store,
 };
 

@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -13,43 +12,34 @@ use std::{
 
 use tokio::{
     sync::{Semaphore, watch},
-    time::{Instant, timeout},
+    time::Instant,
 };
-use tracing::{info, warn};
 
 use crate::{
     config::Config,
-    imaging::{self, Cancel, Images, ImagingError, Meter},
+    image::{self, Library},
     ipmi::{Bmc, BmcConfig, IpmiError},
-    iscsi::{Chap, IscsiError, Lun, Options, TargetAddress},
-    lifecycle::{Operation, Outcome, Target},
+    lifecycle::{Operation, Outcome},
     model::{
         fault::{Fault, Step},
         ids::NodeName,
         power::{BootDevice, BootPersistence, PowerState},
-        secret::{AttemptKey, Secret},
-        size::show_bytes,
+        secret::Secret,
         spec::{self, NodeSpec},
     },
+    progress::{Cancel, Meter, stopped},
 };
 
 use super::faults;
 
 /// Looks at power states that may go on at once: each takes a socket, and one of a dead BMC takes it for minutes.
 const LOOKS_MAX: usize = 256;
-/// Logins tried before the target is given up; a ramdisk's target may need a moment, and an old session of ours may linger.
-const LOGIN_TRIES: u32 = 5;
-/// Between two of them.
-const LOGIN_PAUSE: Duration = Duration::from_secs(2);
-/// For one more try to wipe a half-written disk, login and all: a live target needs far less, and the machine stays on meanwhile.
-const WIPE_AGAIN_LIMIT: Duration = Duration::from_secs(10);
-
 /// Everything operations need.
 #[derive(Debug)]
 pub(super) struct Workshop {
-    images: Images,
+    pub(super) library: Library,
     secrets: PathBuf,
-    boot_files: [PathBuf; 2],
+    pub(super) boot_files: [PathBuf; 2],
     bmc_spacing: Duration,
     looks: Semaphore,
     bmcs: Mutex<BTreeMap<NodeName, KnownBmc>>,
@@ -66,7 +56,7 @@ struct KnownBmc {
 impl Workshop {
     pub(super) fn new(config: &Config) -> Self {
         Self {
-            images: Images::new(&config.images.dir, config.images.allowed_dirs.clone()),
+            library: Library::new(library_options(config)),
             secrets: config.secrets.dir.clone(),
             boot_files: [config.ramdisk.kernel.clone(), config.ramdisk.initramfs.clone()],
             bmc_spacing: config.limits.bmc_spacing,
@@ -100,8 +90,8 @@ impl Workshop {
                 self.switch_off(Step::PowerOn, spec, Pxe, NextBoot, On, cancel).await?;
                 Ok(Outcome::PoweredOn)
             }
-            Operation::Image { target, disk_bytes } => {
-                self.image(spec, &target, disk_bytes, meter, cancel).await
+            Operation::Image { image, target, disk_bytes } => {
+                self.image(spec, &image, &target, disk_bytes, meter, cancel).await
             }
             Operation::Restart { leave } => {
                 // Off and on instead of a power cycle: that the machine was off is seen, not believed.
@@ -196,158 +186,21 @@ impl Workshop {
         bmcs.insert(spec.name.clone(), known);
         Ok(client)
     }
-
-    async fn prepare(
-        &self,
-        spec: &NodeSpec,
-        meter: &Meter,
-        cancel: Cancel,
-    ) -> Result<Outcome, Fault> {
-        for path in &self.boot_files {
-            fs::File::open(path).map_err(|error| {
-                let message = format!("deploy boot file {}: {error}", path.display());
-                Fault::passing(
-                    Step::Preflight,
-                    "BootFilesMissing",
-                    message,
-                    "make them with `hostler ramdisk build`, and see [ramdisk]",
-                )
-            })?;
-        }
-        let of_imaging = |error: ImagingError| faults::of_imaging(Step::Image, &error);
-        let image = self.images.open(&spec.image.source).map_err(of_imaging)?;
-        imaging::verify_checksum(
-            &image,
-            &spec.image.checksum,
-            spec.timeouts.imaging_stall,
-            meter,
-            cancel,
-        )
-        .await
-        .map_err(of_imaging)?;
-        let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(|error| {
-            Fault::passing(
-                Step::Preflight,
-                "NoRandomness",
-                format!("the system gives no random bytes: {error}"),
-                "look at this machine's kernel log, and whether /dev/urandom is there",
-            )
-        })?;
-        Ok(Outcome::Prepared { image_bytes: image.bytes(), key: AttemptKey::from_bytes(&random) })
-    }
-
-    async fn image(
-        &self,
-        spec: &NodeSpec,
-        target: &Target,
-        disk_bytes: u64,
-        meter: &Meter,
-        mut cancel: Cancel,
-    ) -> Result<Outcome, Fault> {
-        let image = self
-            .images
-            .open(&spec.image.source)
-            .map_err(|error| faults::of_imaging(Step::Imaging, &error))?;
-        let lun = tokio::select! {
-            lun = log_in(target) => lun.map_err(|error| faults::of_iscsi(&error))?,
-            () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Imaging)),
-        };
-        if lun.capacity_bytes() != disk_bytes {
-            let has_bytes = lun.capacity_bytes();
-            let message = format!(
-                "target {}: its disk has {} ({has_bytes} bytes), the one asked for has {} ({disk_bytes} bytes)",
-                target.iqn,
-                show_bytes(has_bytes),
-                show_bytes(disk_bytes)
-            );
-            log_out(lun).await;
-            return Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE));
-        }
-        let order = imaging::Order {
-            image,
-            digest: spec.image.checksum.clone(),
-            stall: spec.timeouts.imaging_stall,
-        };
-        let lun = Arc::new(lun);
-        let written = imaging::write_image(Arc::clone(&lun), &order, meter, cancel).await;
-        // The pipeline has returned: nobody else holds it.
-        if let Some(lun) = Arc::into_inner(lun) {
-            log_out(lun).await;
-        }
-        match written {
-            Ok(written) => {
-                info!(node = %spec.name, ?written, "image written and verified");
-                Ok(Outcome::Imaged)
-            }
-            Err(error) => {
-                let error = wipe_again(spec, target, error).await;
-                Err(faults::of_imaging(Step::Imaging, &error))
-            }
-        }
-    }
 }
 
-/// Waits until the work is to stop. That nobody can say so any more means the same.
-async fn stopped(cancel: &mut Cancel) {
-    drop(cancel.wait_for(|stop| *stop).await);
+fn library_options(config: &Config) -> image::Options {
+    image::Options {
+        dir: config.images.dir.clone(),
+        allowed_dirs: config.images.allowed_dirs.clone(),
+        cache_dir: config.state.dir.join("cache"),
+        cache_bytes: u64::MAX,
+    }
 }
 
 /// The first line of a password file.
 fn read_password(path: &std::path::Path) -> io::Result<Secret> {
     let text = fs::read_to_string(path)?;
     Ok(Secret::new(text.lines().next().unwrap_or_default().to_owned()))
-}
-
-async fn log_in(target: &Target) -> Result<Lun, IscsiError> {
-    let address = TargetAddress {
-        portal: SocketAddr::new(target.address, target.port),
-        iqn: target.iqn.clone(),
-        lun: u16::from(target.lun),
-    };
-    let chap = Chap {
-        username: target.chap_username.clone(),
-        secret: target.chap_password.clone(),
-        mutual: None,
-    };
-    let mut tries = 1;
-    loop {
-        match Lun::connect(&address, Some(&chap), &Options::default()).await {
-            Err(error) if tries < LOGIN_TRIES => {
-                warn!(%error, tries, "iSCSI login failed; trying again");
-                tries += 1;
-                tokio::time::sleep(LOGIN_PAUSE).await;
-            }
-            result => return result,
-        }
-    }
-}
-
-async fn log_out(lun: Lun) {
-    if let Err(error) = lun.logout().await {
-        warn!(%error, "iSCSI logout failed; the connection is closed");
-    }
-}
-
-/// If the old connection could not wipe the half-written disk: one more try on a new one. Returns what is left to be told.
-async fn wipe_again(spec: &NodeSpec, target: &Target, error: ImagingError) -> ImagingError {
-    let ImagingError::NotWiped { cause, wipe } = error else { return error };
-    warn!(node = %spec.name, error = %cause, "imaging failed; wiping the disk on a new connection");
-    let again = async {
-        let lun = Arc::new(log_in(target).await.map_err(|error| error.to_string())?);
-        let wiped = imaging::wipe(Arc::clone(&lun)).await;
-        if let Some(lun) = Arc::into_inner(lun) {
-            log_out(lun).await;
-        }
-        wiped.map_err(|error| error.to_string())
-    };
-    let error = match timeout(WIPE_AGAIN_LIMIT, again).await {
-        Ok(Ok(())) => return *cause,
-        Ok(Err(error)) => error,
-        Err(_) => format!("not done in {} s", WIPE_AGAIN_LIMIT.as_secs()),
-    };
-    warn!(node = %spec.name, error, "the half-written disk is not wiped");
-    ImagingError::NotWiped { cause, wipe }
 }
 
 /// A new cancel signal: the sender's end for the driver.

@@ -27,11 +27,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{Call, Limits, Reply, Request, peers::Place};
-use crate::model::{
-    callback::{DeployState, DeployStateReply},
-    ids::NodeName,
-    secret::AttemptKey,
-};
+use crate::model::{callback::DeployState, ids::NodeName, secret::AttemptKey};
 
 /// An inventory of hundreds of disks has some 100 KiB.
 const BODY_BYTES_MAX: usize = 256 << 10;
@@ -147,7 +143,7 @@ async fn hand_over(door: &Door, asked: Asked) -> Response {
     };
     let answer = match reply {
         Some(Reply::Lookup(reply)) => json(StatusCode::OK, &reply),
-        Some(Reply::State(state)) => json(StatusCode::OK, &DeployStateReply { state }),
+        Some(Reply::State(state)) => json(StatusCode::OK, &state),
         Some(Reply::Accepted) => json(StatusCode::ACCEPTED, &serde_json::json!({})),
         Some(Reply::Refused) => refused(),
         Some(Reply::Failed(why)) => failure(StatusCode::CONFLICT, &why),
@@ -166,7 +162,8 @@ async fn poll(door: &Door, asked: &Asked) -> Option<Reply> {
         // Seen before asking: a change that comes while the driver answers still wakes us.
         changed.mark_unchanged();
         let reply = ask(door, asked).await?;
-        if reply != Reply::State(DeployState::Imaging) || tokio::time::Instant::now() >= over {
+        if reply != Reply::State(DeployState::Imaging.into()) || tokio::time::Instant::now() >= over
+        {
             return Some(reply);
         }
         if let Ok(Err(_driver_gone)) = timeout_at(over, changed.changed()).await {

@@ -119,8 +119,7 @@ fn phase(status: &Status) -> String {
 pub(super) fn progress(progress: &Progress) -> String {
     let filled = progress.percent() * BAR_CELLS / 100;
     let bar: String = (0..BAR_CELLS).map(|cell| if cell < filled { '#' } else { '.' }).collect();
-    let rest =
-        progress.remaining().map(|rest| format!(", {}s left", rest.as_secs())).unwrap_or_default();
+    let rest = progress.remaining_s.map(|rest| format!(", {rest}s left")).unwrap_or_default();
     format!(
         "{} [{bar}] {}% {}/s{rest}",
         progress.stage.as_str(),
@@ -168,6 +167,7 @@ mod tests {
             done_bytes: 42 << 20,
             total_bytes: 100 << 20,
             rate_bytes: 2 << 20,
+            remaining_s: Some(29),
         });
         let mut drifted = status("edge-8", "deployed", "");
         drifted.ready = false;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Image, ImagingError, Volume, VolumeError, flight::CHUNK_BYTES};
+use super::{ImageFile, ImagingError, Volume, VolumeError, flight::CHUNK_BYTES};
 
 /// What is wiped at either end: the MBR and both copies of a GPT, each with 128 KiB of entries at 4096-byte blocks (UEFI 2.10 §5.3), and
 /// what a BIOS boot loader keeps before the first partition. One chunk, so that one single write makes the disk bootable.
@@ -41,7 +41,7 @@ impl<V: Volume> Disk<V> {
     }
 
     /// Whether the image fits.
-    pub(super) fn takes(&self, image: &Image) -> Result<(), ImagingError> {
+    pub(super) fn takes(&self, image: &ImageFile) -> Result<(), ImagingError> {
         let image_bytes = self.padded(image.bytes());
         if image_bytes <= self.bytes {
             Ok(())
@@ -62,7 +62,12 @@ impl<V: Volume> Disk<V> {
     }
 
     /// Copies a chunk of the image, the last one padded with zeros to a whole block. Returns the bytes of the image copied.
-    pub(super) async fn copy(self, image: Image, at: u64, bytes: u64) -> Result<u64, ImagingError> {
+    pub(super) async fn copy(
+        self,
+        image: ImageFile,
+        at: u64,
+        bytes: u64,
+    ) -> Result<u64, ImagingError> {
         let mut chunk = image.read(at, bytes).await?;
         chunk.resize(usize::try_from(self.padded(bytes)).unwrap_or_default(), 0);
         let written = self.volume.write(at, chunk.into()).await;

@@ -16,8 +16,11 @@ use tokio::{
     time::{timeout, timeout_at},
 };
 
-use super::{Cancel, ImagingError, Meter};
-use crate::model::status::ImagingStage;
+use super::ImagingError;
+use crate::{
+    model::status::ImagingStage,
+    progress::{Cancel, Meter},
+};
 
 /// Jobs under way at once. With [`CHUNK_BYTES`] each, they fill a 10 Gbit/s link over several milliseconds and cost 8 MiB.
 const QUEUE_DEPTH: usize = 8;

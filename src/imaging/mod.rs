@@ -1,35 +1,28 @@
-//! From an image file to a disk: open it, compare its checksum, write it, read it back.
+//! From files to a disk: write what a layout says, read it back.
 //!
-//! Called by the agent, one call per step, each with a meter to look at and a way to cancel. At this stage an image is a raw whole disk in a
-//! local file. The room must never leave a disk that boots from half an image, never write after it has returned, and never hold more of an
+//! Called by the agent with a meter to look at and a way to cancel. The room must never leave a disk that boots from half an image, never write after it has returned, and never hold more of an
 //! image in memory than the chunks in flight.
 //!
 //! The order of writing is the safety: the tables at both ends are zeroed first, the body follows, and the first MiB, without which nothing
 //! boots, comes last. Whatever goes wrong after the first write, both ends are zeroed again.
 
-mod check;
 mod disk;
+mod file;
 mod flight;
-mod meter;
-mod source;
+mod layout;
 mod verify;
 mod write;
 
 use std::{future::Future, io, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 pub use self::{
-    check::verify_checksum,
-    meter::Meter,
-    source::{Image, Images},
+    file::ImageFile,
+    layout::{Content, Geometry, Layout, Segment},
     write::{Order, Written, wipe, write_image},
 };
-use crate::model::{ids::Digest, size::show_bytes, status::ImagingStage};
-
-/// Says `true` when the work is to stop. That its sender is gone means the same: nobody wants the result any more.
-pub type Cancel = watch::Receiver<bool>;
+use crate::model::{size::show_bytes, status::ImagingStage};
 
 /// A disk to write to. Offsets and lengths are whole blocks; many calls may be under way at once.
 pub trait Volume: Send + Sync + 'static {
@@ -72,14 +65,6 @@ pub struct VolumeError {
 /// Why an image is not on the disk.
 #[derive(Debug, thiserror::Error)]
 pub enum ImagingError {
-    /// The source is not something that can be written.
-    #[error("image {}: {reason}", path.display())]
-    Unusable {
-        /// The image.
-        path: PathBuf,
-        /// What it is and what would be right.
-        reason: String,
-    },
     /// The file cannot be opened or read.
     #[error("image {}: {source}", path.display())]
     File {
@@ -87,16 +72,6 @@ pub enum ImagingError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
-    },
-    /// The file is not the one the spec means.
-    #[error("image {}: its checksum is {found}, the spec wants {wanted}", path.display())]
-    Checksum {
-        /// The image.
-        path: PathBuf,
-        /// What the spec says.
-        wanted: Digest,
-        /// What the file has.
-        found: Digest,
     },
     /// The disk cannot hold the image. Nothing was written.
     #[error("the image has {}, the disk only {}", show_bytes(*image_bytes), show_bytes(*disk_bytes))]
@@ -139,9 +114,6 @@ pub enum ImagingError {
         /// End of the wrong blocks, in bytes.
         to: u64,
     },
-    /// The disk holds the file, but the file is no longer the one whose checksum was compared.
-    #[error("image {}: changed while it was being written; replace images by renaming, not in place", .0.display())]
-    Changed(PathBuf),
     /// It was cancelled.
     #[error("cancelled")]
     Cancelled,

@@ -5,49 +5,31 @@
 
 use super::{
     ImagingError, Volume,
-    check::Hash,
     disk::Disk,
     flight::{Watch, chunks},
     write::Order,
 };
 use crate::model::status::ImagingStage;
 
-/// Compares the digest of the disk's content with the order's.
+/// Compares the disk's content with the order's, and names the first place where they differ.
 pub(super) async fn verify<V: Volume>(
     disk: &Disk<V>,
     order: &Order,
     watch: &Watch<'_>,
 ) -> Result<(), ImagingError> {
-    let image_bytes = order.image.bytes();
-    watch.meter.begin(ImagingStage::Verify, image_bytes);
-    let mut hash = Hash::new(order.digest.algorithm());
-    let reads = chunks(0..image_bytes).map(|(at, bytes)| disk.clone().read(at, bytes));
-    let landed = |chunk: bytes::Bytes| {
-        hash.update(&chunk);
-        watch.meter.add(chunk.len() as u64);
-        Ok(())
-    };
-    watch.fly(reads, landed).await?;
-    if hash.finish() == order.digest { Ok(()) } else { Err(difference(disk, order, watch).await) }
-}
-
-/// Looks for the first place where disk and file differ.
-async fn difference<V: Volume>(disk: &Disk<V>, order: &Order, watch: &Watch<'_>) -> ImagingError {
+    watch.meter.begin(ImagingStage::Verify, 0, order.image.bytes());
     let pairs = chunks(0..order.image.bytes()).map(|(at, bytes)| {
         let (disk, image) = (disk.clone(), order.image.clone());
         async move { Ok((at, image.read(at, bytes).await?, disk.read(at, bytes).await?)) }
     });
     let block_bytes = disk.block_bytes();
     let landed = |(at, wanted, found): (u64, Vec<u8>, bytes::Bytes)| {
+        watch.meter.add(found.len() as u64);
         first_bad_blocks(&wanted, &found, block_bytes).map_or(Ok(()), |(from, to)| {
             Err(ImagingError::Differs { from: at + from, to: at + to })
         })
     };
-    match watch.fly(pairs, landed).await {
-        Err(error) => error,
-        // Disk and file agree, so it is the file that is not what it was.
-        Ok(()) => ImagingError::Changed(order.image.path().to_owned()),
-    }
+    watch.fly(pairs, landed).await
 }
 
 /// The first run of blocks that differ, as offsets of its begin and end.

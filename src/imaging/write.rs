@@ -10,12 +10,15 @@ use std::{
 use tokio::time::timeout;
 
 use super::{
-    Cancel, Image, ImagingError, Meter, Volume, VolumeError,
+    ImageFile, ImagingError, Volume, VolumeError,
     disk::{Disk, EDGE_BYTES},
     flight::{Watch, chunks},
     verify::verify,
 };
-use crate::model::{ids::Digest, status::ImagingStage};
+use crate::{
+    model::{spec::Verify, status::ImagingStage},
+    progress::{Cancel, Meter},
+};
 
 /// For wiping after a failure: on a live volume it takes milliseconds, on a dead one there is nothing to wait for.
 const WIPE_MAX: Duration = Duration::from_secs(10);
@@ -24,9 +27,9 @@ const WIPE_MAX: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Order {
     /// The image.
-    pub image: Image,
-    /// Its digest: what is read back must have it.
-    pub digest: Digest,
+    pub image: ImageFile,
+    /// Whether everything is read back and compared.
+    pub verify: Verify,
     /// Longest time without a chunk done.
     pub stall: Duration,
 }
@@ -78,7 +81,7 @@ async fn write_and_verify<V: Volume>(
     let began = Instant::now();
     let image = &order.image;
     let head = EDGE_BYTES.min(image.bytes());
-    watch.meter.begin(ImagingStage::Write, image.bytes());
+    watch.meter.begin(ImagingStage::Write, 0, image.bytes());
     let wiping = disk.clone();
     watch.fly(std::iter::once(async move { wiping.wipe().await }), Ok).await?;
     let landed = |bytes| {
@@ -92,7 +95,9 @@ async fn write_and_verify<V: Volume>(
     watch.fly(copies(0..head), landed).await?;
     watch.step(disk.flush()).await?;
     let written = Instant::now();
-    verify(disk, order, watch).await?;
+    if order.verify == Verify::Full {
+        verify(disk, order, watch).await?;
+    }
     Ok(Written {
         image_bytes: image.bytes(),
         writing: written.duration_since(began),

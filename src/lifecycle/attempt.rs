@@ -15,11 +15,11 @@ use crate::model::{
 
 use super::{
     backoff,
-    event::{Action, Menu, Outcome},
+    event::{Action, Menu, Outcome, Stages},
     node::Node,
     power::POWER_TRIES_MAX,
     report::plain,
-    state::{Attempt, Hold, Purpose, State},
+    state::{Attempt, Hold, PreparedImage, Purpose, State},
     wait::{CANCEL_PATIENCE, after},
 };
 
@@ -57,9 +57,11 @@ impl Node {
             (State::SettingPower { wanted }, Outcome::PowerSet(reached)) if *wanted == reached => {
                 self.power_set(now, reached);
             }
-            (State::Preparing { ready: None }, Outcome::Prepared { image_bytes, key }) => {
+            (State::Preparing { ready: None }, Outcome::Prepared { image, key, stages }) => {
+                self.note_stages(&stages);
                 let bmc = spec.bmc.clone();
-                let attempt = Attempt { key, image_bytes, peer: None, disk: None, bmc };
+                let attempt =
+                    Attempt { key, image, verify: Vec::new(), peer: None, disk: None, bmc };
                 self.record.state = State::Preparing { ready: Some(attempt) };
             }
             (State::Preparing { ready: Some(attempt) }, Outcome::Power(observed)) => {
@@ -78,13 +80,14 @@ impl Node {
                 self.see_power(now, PowerState::On);
                 self.enter(now, State::WaitingRamdisk { attempt });
             }
-            (State::Imaging { attempt, disk, .. }, Outcome::Imaged) => {
-                let (attempt, disk) = (attempt.clone(), disk.clone());
+            (State::Imaging { attempt, disk, .. }, Outcome::Imaged { verify, stages }) => {
+                let (attempt, disk) = (Attempt { verify, ..attempt.clone() }, disk.clone());
+                self.note_stages(&stages);
                 self.enter(now, State::Switching { attempt, disk });
             }
-            (State::Restarting { disk, .. }, Outcome::Restarted(left)) => {
-                let disk = disk.clone();
-                self.succeed(now, disk, left);
+            (State::Restarting { attempt, disk }, Outcome::Restarted(left)) => {
+                let (image, disk) = (attempt.image.clone(), disk.clone());
+                self.succeed(now, image, disk, left);
             }
             (State::CleaningUp { attempt, purpose }, Outcome::CleanedUp) => {
                 let purpose = *purpose;
@@ -99,17 +102,26 @@ impl Node {
         }
     }
 
+    /// The stages of an operation are shown beside the phases.
+    fn note_stages(&mut self, stages: &Stages) {
+        for (stage, took) in stages {
+            let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            self.record.durations.insert(format!("{}_ms", stage.as_str()), took_ms);
+        }
+    }
+
     /// The machine was restarted into its own system, or left off as its spec wants it.
-    fn succeed(&mut self, now: Timestamp, disk: Disk, left: PowerState) {
+    fn succeed(&mut self, now: Timestamp, image: PreparedImage, disk: Disk, left: PowerState) {
         self.see_power(now, left);
         self.record.last_error = None;
         self.record.consented = false;
         let wanted = self.record.spec.as_ref().zip(self.wanted.clone());
         self.record.installed = wanted.map(|(spec, digest)| Installed {
             digest,
-            image: spec.image.checksum.clone(),
+            image: image.digest,
             disk,
             at: now,
+            root_uuid: image.root_uuid,
             redeploy: spec.redeploy.clone(),
         });
         self.enter(now, State::Idle);

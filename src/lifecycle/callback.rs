@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 
 use crate::model::{
-    callback::{Call, Completed, DeployInfo, DeployState, Lookup, LookupReply, Reply},
+    callback::{
+        Call, Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupReply, Reply,
+    },
     disk::Disk,
     fault::{Fault, Step},
     secret::AttemptKey,
@@ -99,7 +101,7 @@ impl Node {
             return Err("no lookup is expected in this phase");
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
-        match choose_disk(spec, attempt.image_bytes, lookup) {
+        match choose_disk(spec, attempt.image.disk_bytes, lookup) {
             Ok(disk) => {
                 let name = disk.name.clone();
                 attempt.disk = Some(disk);
@@ -168,8 +170,8 @@ impl Node {
         }
     }
 
-    fn deploy_state(&mut self, now: Timestamp) -> DeployState {
-        match &self.record.state {
+    fn deploy_state(&mut self, now: Timestamp) -> DeployStateReply {
+        let state = match &self.record.state {
             State::PoweringOn { .. } | State::WaitingRamdisk { .. } | State::Imaging { .. } => {
                 DeployState::Imaging
             }
@@ -185,6 +187,12 @@ impl Node {
             | State::SettingPower { .. }
             | State::Preparing { .. }
             | State::CleaningUp { .. } => DeployState::Abort,
+        };
+        match self.record.state.attempt() {
+            Some(attempt) if state == DeployState::Release => {
+                DeployStateReply { state, verify: attempt.verify.clone() }
+            }
+            _ => state.into(),
         }
     }
 
@@ -229,7 +237,7 @@ impl Node {
 }
 
 /// The disk to write, or why there is none. Whatever the ramdisk said is untrusted.
-fn choose_disk(spec: &NodeSpec, image_bytes: u64, lookup: Lookup) -> Result<Disk, Fault> {
+fn choose_disk(spec: &NodeSpec, needed_bytes: u64, lookup: Lookup) -> Result<Disk, Fault> {
     let lasting =
         |code, message: &str, hint| Err(Fault::lasting(Step::Ramdisk, code, plain(message), hint));
     if !lookup.macs.is_empty() && !lookup.macs.iter().any(|mac| spec.boot.macs.contains(mac)) {
@@ -245,11 +253,13 @@ fn choose_disk(spec: &NodeSpec, image_bytes: u64, lookup: Lookup) -> Result<Disk
     }
     let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
     match spec.root_device.choose(&disks) {
-        Ok(disk) if disk.size < image_bytes => {
-            let image = show_bytes(image_bytes);
+        Ok(disk) if disk.size < needed_bytes => {
+            let needed = show_bytes(needed_bytes);
             lasting(
                 "DiskTooSmall",
-                &format!("the root device {disk} is smaller than the image, which has {image}"),
+                &format!(
+                    "the root device {disk} is smaller than what is to be on it, which has {needed}"
+                ),
                 "choose a larger disk with [root_device] or a smaller image",
             )
         }

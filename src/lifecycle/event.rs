@@ -2,21 +2,21 @@
 //!
 //! Made by the agent's driver; consumed by [`super::Node::step`], and the other way round.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use crate::model::{
     boot::Fetch,
-    callback::{Call, Reply},
+    callback::{Call, DiskRange, Reply},
     fault::Fault,
-    ids::OpId,
+    ids::{Digest, OpId},
     power::PowerState,
     problem::Problem,
     secret::AttemptKey,
     spec::NodeSpec,
-    status::Progress,
+    status::{ImagingStage, Progress},
 };
 
-use super::state::Target;
+use super::state::{PreparedImage, Target};
 
 /// Something that happened to one node.
 #[derive(Clone, Debug)]
@@ -106,17 +106,24 @@ pub enum Turn {
 pub enum Outcome {
     /// [`Operation::ObservePower`]: what the BMC said.
     Power(PowerState),
-    /// [`Operation::Prepare`]: the image is verified.
+    /// [`Operation::Prepare`]: the image is here and verified.
     Prepared {
-        /// The disk image's size in bytes.
-        image_bytes: u64,
+        /// What is to be known of it.
+        image: PreparedImage,
         /// A fresh random key for the attempt.
         key: AttemptKey,
+        /// What it took.
+        stages: Stages,
     },
     /// [`Operation::PowerOn`]: the machine is on.
     PoweredOn,
-    /// [`Operation::Image`]: written, flushed, verified and logged out.
-    Imaged,
+    /// [`Operation::Image`]: written, flushed, verified if the spec wants that of us, and logged out.
+    Imaged {
+        /// What the ramdisk is to compare its disk with, if that is its part.
+        verify: Vec<DiskRange>,
+        /// What it took.
+        stages: Stages,
+    },
     /// [`Operation::Restart`]: the machine was off, and is as it was to be left.
     Restarted(PowerState),
     /// [`Operation::SetPower`]: the machine is in this state.
@@ -124,6 +131,9 @@ pub enum Outcome {
     /// [`Operation::CleanUp`]: boot device disk, machine off.
     CleanedUp,
 }
+
+/// How long each stage of an operation took.
+pub type Stages = Vec<(ImagingStage, Duration)>;
 
 /// What the core wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,12 +165,14 @@ pub enum Action {
 pub enum Operation {
     /// Ask the BMC for the power state.
     ObservePower,
-    /// Find the image and verify its checksum.
+    /// Get the image, verify its checksum, unpack it.
     Prepare,
     /// Off if it is on; boot device network for one boot; on.
     PowerOn,
     /// Log in to the target and write the image.
     Image {
+        /// Which image.
+        image: Digest,
         /// Where.
         target: Box<Target>,
         /// The size the ramdisk reported for the disk: the target must have it too.
@@ -184,6 +196,8 @@ pub enum Menu {
     Unknown,
     /// The local disk.
     LocalDisk,
+    /// The installed system's own kernel, with the UUID of its root file system if hostler knows it.
+    Network(Option<String>),
     /// The deploy ramdisk, with this attempt's key.
     Deploy(AttemptKey),
 }

@@ -57,9 +57,9 @@ mod turns;
 mod wait;
 
 pub use carrier::{Carrier, Outside};
-pub use event::{Action, Event, Menu, Operation, Outcome, Turn};
+pub use event::{Action, Event, Menu, Operation, Outcome, Stages, Turn};
 pub use fleet::{Fleet, Policy, Specs};
 pub use left::Left;
 pub use node::Node;
 pub use plan::{Deed, Intention, Rehearsal};
-pub use state::{Attempt, Hold, Purpose, Record, State, Target};
+pub use state::{Attempt, Hold, PreparedImage, Purpose, Record, State, Target};

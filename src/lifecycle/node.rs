@@ -409,9 +409,11 @@ impl Node {
             State::Preparing { ready: Some(_) } => Some(Operation::ObservePower),
             State::SettingPower { wanted } => due.then_some(Operation::SetPower(*wanted)),
             State::PoweringOn { .. } => Some(Operation::PowerOn),
-            State::Imaging { target, disk, granted: true, .. } => {
-                Some(Operation::Image { target: Box::new(target.clone()), disk_bytes: disk.size })
-            }
+            State::Imaging { attempt, target, disk, granted: true } => Some(Operation::Image {
+                image: attempt.image.digest.clone(),
+                target: Box::new(target.clone()),
+                disk_bytes: disk.size,
+            }),
             State::Restarting { .. } => {
                 due.then_some(Operation::Restart { leave: self.power_after_install() })
             }

@@ -16,7 +16,7 @@ use crate::model::{
     ids::{NodeName, OpId},
     power::PowerState,
     problem::Problem,
-    spec::{BmcAddress, Goal, NodeSpec},
+    spec::{BmcAddress, Checksum, Goal, NodeSpec},
     status::{Installed, Phase, Status},
 };
 
@@ -234,7 +234,7 @@ fn spec_in_force(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<N
         changed.redeploy =
             status.installed.as_ref().and_then(|installed| installed.redeploy.clone());
         // Stands for one that nobody knows any more: it only has to be another one.
-        changed.image.checksum = digest.clone();
+        changed.image.checksum = Checksum::Inline(digest.clone());
     }
     changed.goal = match status.phase {
         Phase::Available => Goal::Available,

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     boot::BootStage,
+    callback::DiskRange,
     disk::Disk,
+    ids::Digest,
     power::PowerState,
     secret::{AttemptKey, Secret},
     spec::{Bmc, NodeSpec},
@@ -222,14 +224,28 @@ pub enum Purpose {
 pub struct Attempt {
     /// What the ramdisk proves itself with.
     pub key: AttemptKey,
-    /// The image's size in bytes.
-    pub image_bytes: u64,
+    /// The image.
+    pub image: PreparedImage,
+    /// What the ramdisk is to compare the written disk with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verify: Vec<DiskRange>,
     /// The first address that showed the key; no other may use it.
     pub peer: Option<IpAddr>,
     /// The disk the ramdisk was told to export.
     pub disk: Option<Disk>,
     /// The BMC it was begun with: should the spec name another one now, this is the one to clean up by.
     pub bmc: Bmc,
+}
+
+/// What is known of an image that is in the cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreparedImage {
+    /// The digest of the file as published.
+    pub digest: Digest,
+    /// The smallest disk that takes it, with everything that is written beside it, in bytes.
+    pub disk_bytes: u64,
+    /// UUID of its file system, if it is one.
+    pub root_uuid: Option<String>,
 }
 
 /// Where the disk is to be reached.

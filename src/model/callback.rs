@@ -7,7 +7,11 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{disk::Disk, ids::MacAddr, secret::Secret};
+use super::{
+    disk::Disk,
+    ids::{Digest, MacAddr},
+    secret::Secret,
+};
 
 /// One call of a ramdisk, parsed and not yet judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +46,7 @@ pub enum Reply {
     /// 202: taken note of.
     Accepted,
     /// 200: what to do now.
-    State(DeployState),
+    State(DeployStateReply),
     /// 404, the same for an unknown node, a wrong key and a wrong phase.
     Refused,
     /// 409: the attempt cannot go on, and why.
@@ -111,10 +115,34 @@ const fn iscsi_port() -> u16 {
 }
 
 /// `GET …/deploy_state`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeployStateReply {
     /// What the ramdisk is to do.
     pub state: DeployState,
+    /// With `release`: what the disk must hold, for the ramdisk to compare once its target has stopped; in order, at most
+    /// [`VERIFY_RANGES_MAX`]. Empty: it need not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verify: Vec<DiskRange>,
+}
+
+impl From<DeployState> for DeployStateReply {
+    fn from(state: DeployState) -> Self {
+        Self { state, verify: Vec::new() }
+    }
+}
+
+/// Most ranges a disk's content is described by: they are kept in the node's record.
+pub const VERIFY_RANGES_MAX: usize = 64;
+
+/// A range of the disk's bytes, and their digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRange {
+    /// Its first byte.
+    pub from: u64,
+    /// How many there are.
+    pub bytes: u64,
+    /// What they hash to.
+    pub digest: Digest,
 }
 
 /// What the ramdisk is to do with its target.

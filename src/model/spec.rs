@@ -1,9 +1,10 @@
 //! A node's spec after checking: what one machine should be. `_defaults.toml` and hostler's own defaults are already in it.
 //!
-//! Made by the spec reader only; read by the core and the agent. There is no invalid value of these types, and no secret in them:
-//! a password is a reference to a file. It can be written to the agent's durable record, so that the last good spec outlives a restart.
+//! Made by the spec reader only; read by the core and the agent. There is no invalid value of these types. A password is a reference to a
+//! file; only what goes onto a config drive is here itself, so that it is what was checked and what the identity stands for.
+//! It can be written to the agent's durable record, so that the last good spec outlives a restart.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -35,6 +36,9 @@ pub struct NodeSpec {
     pub root_device: RootDeviceHints,
     /// What is written there.
     pub image: Image,
+    /// What the installed system is told at its first boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_drive: Option<ConfigDrive>,
     /// How long each step may take.
     pub timeouts: Timeouts,
     /// How often a failed attempt is repeated.
@@ -149,24 +153,190 @@ impl From<CipherSuite> for u8 {
     }
 }
 
-/// `[image]`
+/// `[image]`, and `[partitions]` where that means something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
-    /// A path: absolute, or relative to the images directory.
+    /// A path, absolute or relative to the images directory, or an http or https URL.
     pub source: String,
-    /// The digest of the file as published.
-    pub checksum: Digest,
+    /// The digest of the file as published, or where it is listed.
+    pub checksum: Checksum,
     /// What the file is said to be.
     pub format: ImageFormat,
+    /// What the image holds.
+    #[serde(default)]
+    pub kind: ImageKind,
+    /// How the disk is checked after it was written.
+    #[serde(default)]
+    pub verify: Verify,
+    /// What the installed machine boots over the network; `None`: it boots from its disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netboot: Option<Netboot>,
 }
 
-/// `image.format`
+/// `image.checksum`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Checksum {
+    /// It is here.
+    Inline(Digest),
+    /// It is in a file like `SHA256SUMS`: a path like that of an image, or a URL. It is looked up when an attempt is prepared.
+    Listed(String),
+}
+
+impl FromStr for Checksum {
+    type Err = String;
+
+    /// A digest is told from a place by its algorithm's name, or by consisting of hex digits only.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_place = text.contains('/')
+            || !(text.contains(':') || text.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        if is_place { Ok(Self::Listed(text.to_owned())) } else { text.parse().map(Self::Inline) }
+    }
+}
+
+impl TryFrom<String> for Checksum {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Checksum> for String {
+    fn from(checksum: Checksum) -> Self {
+        checksum.to_string()
+    }
+}
+
+impl fmt::Display for Checksum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inline(digest) => digest.fmt(f),
+            Self::Listed(place) => f.write_str(place),
+        }
+    }
+}
+
+/// `image.format`: inspected, never trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ImageFormat {
     /// Found by looking into the file.
     Auto,
-    /// The disk's bytes as they are.
+    /// The disk's bytes as they are. The file may still be compressed as a whole.
     Raw,
+    /// QEMU's format.
+    Qcow2,
+}
+
+/// `image.kind`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageKind {
+    /// A whole disk.
+    #[default]
+    Disk,
+    /// One file system: hostler makes the partitions around it.
+    Partition(Partitions),
+}
+
+/// `[partitions]`: sizes in bytes. On the disk they lie in the order ESP (where the machine boots from it by UEFI), swap, ephemeral, config
+/// drive, root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partitions {
+    /// The kind of table.
+    pub table: PartitionTable,
+    /// Swap space, if any.
+    pub swap_bytes: Option<u64>,
+    /// A file system for data that may be lost, if any.
+    pub ephemeral_bytes: Option<u64>,
+    /// The root partition; `None`: all that is left.
+    pub root_bytes: Option<u64>,
+}
+
+/// `partitions.table`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PartitionTable {
+    /// GUID partition table (UEFI 2.10 §5.3).
+    Gpt,
+    /// Master boot record.
+    Msdos,
+}
+
+/// `image.verify`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// hostler reads everything back over iSCSI and compares it.
+    #[default]
+    Full,
+    /// The ramdisk hashes its own disk, after its target has stopped.
+    Node,
+    /// Not at all: what a target acknowledges is believed.
+    None,
+}
+
+/// What an installed machine boots over the network (`boot.after = "network"`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Netboot {
+    /// The kernel's path, absolute or relative to the images directory.
+    pub kernel: String,
+    /// The initial ramdisk's.
+    pub ramdisk: String,
+    /// Its kernel command line. Without a `root=` in it, the root file system's UUID is added.
+    pub kernel_args: Vec<String>,
+}
+
+/// `[config_drive]`: cloud-init's data, as a small file system of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigDrive {
+    /// Its label, and so cloud-init's data source.
+    pub label: DriveLabel,
+    /// Its file system.
+    pub filesystem: DriveFilesystem,
+    /// The user data.
+    pub user_data: Option<Attachment>,
+    /// The network configuration.
+    pub network_config: Option<Attachment>,
+    /// Metadata of the administrator's own, over what hostler says by itself.
+    pub meta_data: BTreeMap<String, String>,
+}
+
+/// `config_drive.label`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DriveLabel {
+    /// `config-2`: OpenStack's config drive.
+    #[serde(rename = "config-2")]
+    Config2,
+    /// `cidata`: cloud-init's `NoCloud`.
+    #[serde(rename = "cidata")]
+    Cidata,
+}
+
+/// `config_drive.filesystem`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriveFilesystem {
+    /// FAT.
+    Vfat,
+    /// ISO 9660 with Rock Ridge or Joliet names.
+    Iso9660,
+}
+
+/// A file that lies with the specs and was read with them. Its content may hold secrets, so it is never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Its path, relative to the spec directory.
+    pub path: String,
+    /// What was in it.
+    pub content: Arc<str>,
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.content.len();
+        f.debug_struct("Attachment").field("path", &self.path).field("bytes", &bytes).finish()
+    }
 }
 
 /// `[timeouts]`: how long each wait may last, each at least one second.
@@ -194,8 +364,9 @@ pub struct Retry {
 }
 
 impl NodeSpec {
-    /// The identity of what is to be installed: image, root device and `redeploy`. Names, power, timeouts and BMC are not in it,
-    /// so that changing them never makes a machine look out of date.
+    /// The identity of what is to be installed: image, partitions, root device, config drive and `redeploy`. Names, power, timeouts and BMC
+    /// are not in it, so that changing them never makes a machine look out of date. Of a checksum that is listed elsewhere, the place is in
+    /// it: a list that changes is no change of the spec.
     pub fn digest(&self) -> Digest {
         let mut hash = Sha256::new();
         // Each part is led by its length: no two different specs can run together into the same bytes.
@@ -205,7 +376,16 @@ impl NodeSpec {
         };
         part("hostler identity 1");
         part(&self.image.checksum.to_string());
-        part("disk");
+        match &self.image.kind {
+            ImageKind::Disk => part("disk"),
+            ImageKind::Partition(Partitions { table, swap_bytes, ephemeral_bytes, root_bytes }) => {
+                // What boots from the network needs no ESP.
+                let esp = self.boot.firmware == Firmware::Uefi && self.image.netboot.is_none();
+                part(&format!(
+                    "partition {table:?} esp={esp} {swap_bytes:?} {ephemeral_bytes:?} {root_bytes:?}"
+                ));
+            }
+        }
         let RootDeviceHints { name, serial, wwn, model, vendor, hctl, size, rotational } =
             &self.root_device;
         for hint in [name, serial, wwn, model, vendor, hctl] {
@@ -214,6 +394,18 @@ impl NodeSpec {
         part(&size.map(|size| format!("{:?} {}", size.comparison, size.bytes)).unwrap_or_default());
         part(&rotational.map(|spins| spins.to_string()).unwrap_or_default());
         part(self.redeploy.as_deref().unwrap_or_default());
+        if let Some(ConfigDrive { label, filesystem, user_data, network_config, meta_data }) =
+            &self.config_drive
+        {
+            part(&format!("config drive {label:?} {filesystem:?}"));
+            for attachment in [user_data, network_config] {
+                part(attachment.as_ref().map_or("", |attachment| &attachment.content));
+            }
+            for (key, value) in meta_data {
+                part(key);
+                part(value);
+            }
+        }
         Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
             .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))
     }

@@ -3,7 +3,7 @@
 //! Made by the core from its state, written by the status file room, read by the CLI and by scripts. It holds no secret.
 //! Flat keys come first so that a one-line `grep` works.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -195,6 +195,9 @@ pub struct Progress {
     pub total_bytes: u64,
     /// Mean rate since the stage began, in bytes a second.
     pub rate_bytes: u64,
+    /// How long the rest takes at this rate, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining_s: Option<u64>,
 }
 
 impl Progress {
@@ -208,22 +211,16 @@ impl Progress {
                 .min(100)
         }
     }
-
-    /// How long the rest takes at this rate.
-    pub fn remaining(&self) -> Option<Duration> {
-        self.total_bytes
-            .saturating_sub(self.done_bytes)
-            .checked_div(self.rate_bytes)
-            .map(Duration::from_secs)
-    }
 }
 
 /// The stages that have progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImagingStage {
-    /// Hashing the image file.
-    Check,
+    /// Getting the image as published, and hashing it.
+    Fetch,
+    /// Unpacking it into the cache.
+    Decode,
     /// Writing the disk.
     Write,
     /// Reading the disk back.
@@ -234,7 +231,8 @@ impl ImagingStage {
     /// The stage as it stands in files.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Check => "check",
+            Self::Fetch => "fetch",
+            Self::Decode => "decode",
             Self::Write => "write",
             Self::Verify => "verify",
         }
@@ -261,6 +259,9 @@ pub struct Installed {
     pub disk: Disk,
     /// When the machine was restarted into it.
     pub at: Timestamp,
+    /// UUID of its root file system, where hostler made the partitions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_uuid: Option<String>,
     /// The `redeploy` value it was installed under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redeploy: Option<String>,

@@ -9,8 +9,8 @@ use crate::model::{
     disk::{RootDeviceHints, SizeHint},
     ids::{MacAddr, NodeName},
     spec::{
-        Bmc, Boot, CipherSuite, Goal, Image, ImageFormat, NodeSpec, Privilege, Retry, Timeouts,
-        WantedPower,
+        Bmc, Boot, CipherSuite, Goal, Image, ImageFormat, ImageKind, Netboot, NodeSpec,
+        PartitionTable, Partitions, Privilege, Retry, Timeouts, Verify, WantedPower,
     },
     toml_reader::{Section, duration},
 };
@@ -33,11 +33,11 @@ pub(super) fn node(spec: &mut Section<'_>, name: Option<NodeName>) -> Option<Nod
     let power = spec.key("power").or("on").choice(&powers);
     let paused = spec.key("paused").or(false).flag();
     let redeploy = spec.key("redeploy").text(values::label);
-    let boot = spec.key("boot").table(boot);
+    let (boot, after) = spec.key("boot").table(boot);
     let bmc = spec.key("bmc").table(bmc);
     let root_device = spec.key("root_device").table(root_device);
-    let image = spec.key("image").table(image);
-    spec.key("partitions").later().table(partitions);
+    let partitions = spec.key("partitions").table(partitions);
+    let image = spec.key("image").table(|image| self::image(image, after, partitions));
     spec.key("config_drive").later().table(config_drive);
     let timeouts = spec.key("timeouts").table(timeouts);
     let retry = spec.key("retry").table(retry);
@@ -51,12 +51,20 @@ pub(super) fn node(spec: &mut Section<'_>, name: Option<NodeName>) -> Option<Nod
         bmc: bmc?,
         root_device,
         image: image?,
+        config_drive: None,
         timeouts: timeouts?,
         retry: retry?,
     })
 }
 
-fn boot(boot: &mut Section<'_>) -> Option<Boot> {
+/// What the installed machine boots from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    Disk,
+    Network,
+}
+
+fn boot(boot: &mut Section<'_>) -> (Option<Boot>, Option<After>) {
     let mut seen = BTreeSet::new();
     let macs = boot.key("mac").required().one_or_list(|text| {
         let mac: MacAddr = text.parse()?;
@@ -67,9 +75,11 @@ fn boot(boot: &mut Section<'_>) -> Option<Boot> {
         .or("uefi")
         .choice(&[("uefi", Some(Firmware::Uefi)), ("bios", Some(Firmware::Bios))]);
     boot.key("arch").or("x86_64").choice(&[("x86_64", Some(())), ("aarch64", None)]);
-    boot.key("after").or("disk").choice(&[("disk", Some(())), ("network", None)]);
+    let places = [("disk", Some(After::Disk)), ("network", Some(After::Network))];
+    let after = boot.key("after").or("disk").choice(&places);
     let kernel_args = boot.key("kernel_args").list(values::kernel_args()).unwrap_or_default();
-    Some(Boot { macs: macs?, firmware: firmware?, kernel_args })
+    let boot = macs.zip(firmware).map(|(macs, firmware)| Boot { macs, firmware, kernel_args });
+    (boot, after)
 }
 
 fn bmc(bmc: &mut Section<'_>) -> Option<Bmc> {
@@ -118,24 +128,52 @@ fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {
     }
 }
 
-fn image(image: &mut Section<'_>) -> Option<Image> {
-    let source = image.key("source").required().text(values::image_source);
+fn image(
+    image: &mut Section<'_>,
+    after: Option<After>,
+    partitions: Option<Partitions>,
+) -> Option<Image> {
+    let source = image.key("source").required().text(values::place);
     let checksum = image.key("checksum").required().text(values::checksum);
-    let formats =
-        [("auto", Some(ImageFormat::Auto)), ("raw", Some(ImageFormat::Raw)), ("qcow2", None)];
+    let formats = [
+        ("auto", Some(ImageFormat::Auto)),
+        ("raw", Some(ImageFormat::Raw)),
+        ("qcow2", Some(ImageFormat::Qcow2)),
+    ];
     let format = image.key("format").or("auto").choice(&formats);
-    image.key("kind").or("disk").choice(&[("disk", Some(())), ("partition", None)]);
-    image.key("kernel").later().text(values::path);
-    image.key("ramdisk").later().text(values::path);
-    image.key("kernel_args").later().list(values::kernel_args());
-    Some(Image { source: source?, checksum: checksum?, format: format? })
+    let partition = partitions.map(ImageKind::Partition);
+    let kinds = [("disk", Some(ImageKind::Disk)), ("partition", partition)];
+    let kind = image.key("kind").or("disk").choice(&kinds);
+    let verifies =
+        [("full", Some(Verify::Full)), ("node", Some(Verify::Node)), ("none", Some(Verify::None))];
+    let verify = image.key("verify").or("full").choice(&verifies);
+    let [mut kernel, mut ramdisk] = ["kernel", "ramdisk"].map(|key| image.key(key));
+    if after == Some(After::Network) {
+        (kernel, ramdisk) = (kernel.required(), ramdisk.required());
+    }
+    let (kernel, ramdisk) = (kernel.text(values::path), ramdisk.text(values::path));
+    let kernel_args = image.key("kernel_args").list(values::kernel_args()).unwrap_or_default();
+    let netboot = match after? {
+        After::Disk => None,
+        After::Network => Some(Netboot { kernel: kernel?, ramdisk: ramdisk?, kernel_args }),
+    };
+    Some(Image {
+        source: source?,
+        checksum: checksum?,
+        format: format?,
+        kind: kind?,
+        verify: verify?,
+        netboot,
+    })
 }
 
-fn partitions(partitions: &mut Section<'_>) {
-    partitions.key("table").choice(&[("gpt", Some(())), ("msdos", Some(()))]);
-    partitions.key("swap").text(values::size);
-    partitions.key("ephemeral").text(values::size);
-    partitions.key("root").text(values::size_or_max);
+fn partitions(partitions: &mut Section<'_>) -> Option<Partitions> {
+    let tables = [("gpt", Some(PartitionTable::Gpt)), ("msdos", Some(PartitionTable::Msdos))];
+    let table = partitions.key("table").or("gpt").choice(&tables);
+    let swap_bytes = partitions.key("swap").text(values::size);
+    let ephemeral_bytes = partitions.key("ephemeral").text(values::size);
+    let root = partitions.key("root").or("max").text(values::size_or_max);
+    Some(Partitions { table: table?, swap_bytes, ephemeral_bytes, root_bytes: root? })
 }
 
 fn config_drive(drive: &mut Section<'_>) {

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use crate::model::{ids::Digest, size::parse_bytes, spec::BmcAddress, toml_reader::NOT_YET};
+use crate::model::{
+    size::parse_bytes,
+    spec::{BmcAddress, Checksum},
+};
 
 /// The RMCP port (IPMI 2.0 §13.1.1).
 const RMCP_PORT: u16 = 623;
@@ -162,27 +165,24 @@ pub(super) fn path(text: &str) -> Result<String, String> {
     bounded(text, PATH_BYTES_MAX)
 }
 
-/// A path or, later, a URL.
-pub(super) fn image_source(text: &str) -> Result<String, String> {
-    not_url(text)?;
-    path(text)
+/// A path or a URL.
+pub(super) fn place(text: &str) -> Result<String, String> {
+    if is_url(text)? { bounded(text, PATH_BYTES_MAX) } else { path(text) }
 }
 
-/// A digest or, later, where a file of digests is.
-pub(super) fn checksum(text: &str) -> Result<Digest, String> {
-    not_url(text)?;
-    let is_file = !text.contains(':') && !text.bytes().all(|b| b.is_ascii_hexdigit());
-    if is_file {
-        path(text)?;
-        return Err(format!("a file of checksums is {NOT_YET}"));
+/// A digest, or where a file of digests is.
+pub(super) fn checksum(text: &str) -> Result<Checksum, String> {
+    let checksum: Checksum = text.parse()?;
+    if let Checksum::Listed(place) = &checksum {
+        self::place(place)?;
     }
-    text.parse()
+    Ok(checksum)
 }
 
-/// Fails for everything that looks like a URL.
-fn not_url(text: &str) -> Result<(), String> {
+/// Whether it is a URL that can be fetched. Fails for any other.
+fn is_url(text: &str) -> Result<bool, String> {
     let Some((scheme, rest)) = text.split_once("://") else {
-        return Ok(());
+        return Ok(false);
     };
     if !matches!(scheme, "http" | "https") {
         return Err(format!("`{scheme}` is not a known scheme; use a path, http or https"));
@@ -191,7 +191,12 @@ fn not_url(text: &str) -> Result<(), String> {
     if host.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
         return Err(format!("`{text}` is not a URL"));
     }
-    Err(format!("a URL is {NOT_YET}"))
+    if host.contains('@') {
+        return Err(
+            "a URL with a user name or password in it would be shown in status files".to_owned()
+        );
+    }
+    Ok(true)
 }
 
 /// A size of more than nothing, in bytes.

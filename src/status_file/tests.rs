@@ -72,6 +72,7 @@ fn full() -> Status {
             done_bytes: 1 << 30,
             total_bytes: 2 << 30,
             rate_bytes: 1 << 27,
+            remaining_s: None,
         }),
         power: Some(Power { observed: PowerState::On, observed_at: at(2) }),
         installed: Some(Installed {
@@ -85,6 +86,7 @@ fn full() -> Status {
                 ..Disk::default()
             },
             at: at(3),
+            root_uuid: None,
             redeploy: Some("2026-11-22-a".to_owned()),
         }),
         last_error: Some(LastError {

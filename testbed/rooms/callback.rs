@@ -114,7 +114,8 @@ async fn a_question_for_the_state_waits_for_the_change_and_no_longer() {
     let (release, released) = watch::channel(false);
     let agent = Agent::start(Limits::default(), move |_| {
         let done = *released.borrow();
-        Some(Reply::State(if done { DeployState::Release } else { DeployState::Imaging }))
+        let state = if done { DeployState::Release } else { DeployState::Imaging };
+        Some(Reply::State(state.into()))
     })
     .await;
     let asking = path("edge-07", "deploy_state");
@@ -135,7 +136,7 @@ async fn a_question_for_the_state_waits_for_the_change_and_no_longer() {
 #[tokio::test]
 async fn a_question_without_a_change_is_answered_when_the_poll_is_over() {
     let limits = Limits { poll: Duration::from_millis(300), ..Limits::default() };
-    let agent = Agent::start(limits, |_| Some(Reply::State(DeployState::Imaging))).await;
+    let agent = Agent::start(limits, |_| Some(Reply::State(DeployState::Imaging.into()))).await;
     let began = Instant::now();
     let got = agent.curl("GET", &path("edge-07", "deploy_state"), Some(&key()), "").await;
     assert_eq!(got.body, r#"{"state":"imaging"}"#);
@@ -265,7 +266,8 @@ async fn no_key_and_no_body_reaches_the_log_at_any_level() {
 
 #[tokio::test]
 async fn shutdown_cuts_a_question_that_waits() {
-    let agent = Agent::start(Limits::default(), |_| Some(Reply::State(DeployState::Imaging))).await;
+    let agent =
+        Agent::start(Limits::default(), |_| Some(Reply::State(DeployState::Imaging.into()))).await;
     let mut tls = agent.connect().await;
     let said = format!(
         "GET {} HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\n\r\n",
@@ -307,7 +309,7 @@ fn judge(request: &Request) -> Reply {
             iqn: format!("iqn.{}", request.node),
             poll_after: 1,
         }),
-        Call::DeployState => Reply::State(DeployState::Release),
+        Call::DeployState => Reply::State(DeployState::Release.into()),
         Call::Completed(completed) if !completed.error.is_empty() => {
             Reply::Failed(format!("heard: {}", completed.error))
         }

@@ -9,7 +9,7 @@ use std::{
 const LINES_MAX: usize = 600;
 
 /// The rooms: one for each outside party.
-const ROOMS: [&str; 11] = [
+const ROOMS: [&str; 12] = [
     "spec",
     "config",
     "watch",
@@ -18,6 +18,7 @@ const ROOMS: [&str; 11] = [
     "tftp",
     "ipmi",
     "iscsi",
+    "image",
     "imaging",
     "callback",
     "admin",
@@ -28,8 +29,8 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
     match module {
         "lib" | "bin" | "agent" | "cli" => Some(&["*"]),
         "model" | "atomic_file" => Some(&[]),
-        "lifecycle" | "ramdisk" => Some(&["model"]),
-        room if ROOMS.contains(&room) => Some(&["model", "atomic_file"]),
+        "progress" | "lifecycle" | "ramdisk" => Some(&["model"]),
+        room if ROOMS.contains(&room) => Some(&["model", "atomic_file", "progress"]),
         _ => None,
     }
 }

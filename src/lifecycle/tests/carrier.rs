@@ -93,7 +93,7 @@ fn nothing_gets_out_while_no_record_can_be_written_and_then_everything_once_and_
     let [Save, Serve, Wake, Reply(1, Reply::Lookup(_)), rest @ ..] = heard.as_slice() else {
         panic!("{heard:?}")
     };
-    let replies = [Reply(2, Reply::Accepted), Reply(3, Reply::State(DeployState::Imaging))];
+    let replies = [Reply(2, Reply::Accepted), Reply(3, Reply::State(DeployState::Imaging.into()))];
     let (started, answered): (Vec<_>, Vec<_>) =
         rest.iter().cloned().partition(|heard| matches!(heard, Start(_)));
     assert_eq!(answered, replies);

@@ -125,7 +125,7 @@ fn deployed(power: PowerState) -> Bench {
     bench
 }
 
-fn checksum(digit: char) -> crate::model::ids::Digest {
+fn checksum(digit: char) -> crate::model::spec::Checksum {
     format!("sha256:{}", String::from(digit).repeat(64)).parse().unwrap()
 }
 

@@ -159,7 +159,7 @@ impl World {
             }
             Operation::Prepare => {
                 self.keys = self.keys.wrapping_add(1);
-                return Ok(Outcome::Prepared { image_bytes: IMAGE_BYTES, key: key(self.keys) });
+                return Ok(prepared(key(self.keys)));
             }
             Operation::PowerOn => leave(PowerState::On),
             Operation::CleanUp => leave(PowerState::Off),

@@ -209,10 +209,7 @@ impl Site {
             self.consent.given = true;
         }
         if before.state.attempt().is_some() && matches!(record.state, State::Switching { .. }) {
-            assert!(
-                ended == Some(&Outcome::Imaged) || before.state == record.state,
-                "written by nobody"
-            );
+            assert!(ended == Some(&imaged()) || before.state == record.state, "written by nobody");
             self.begun.as_mut().unwrap().written = true;
         }
         if before.state != record.state {
@@ -247,7 +244,7 @@ impl Site {
             );
         }
         match &operation {
-            Operation::Image { target, disk_bytes } => {
+            Operation::Image { target, disk_bytes, .. } => {
                 // Consent was judged when the attempt began; a clash does not stop one under way, everything else does.
                 assert!(!spec.paused && spec.goal == Goal::Deployed, "written in a pause");
                 assert!(matches!(self.node.menu(), Menu::Deploy(_)));
@@ -319,7 +316,7 @@ impl Site {
                 assert!(busy_with_netboot, "the deploy menu in {:?}", self.node.phase());
                 assert_eq!(shown, key(self.keys_made), "an old key is served");
             }
-            Menu::LocalDisk | Menu::Unknown => assert!(!busy_with_netboot),
+            Menu::LocalDisk | Menu::Network(_) | Menu::Unknown => assert!(!busy_with_netboot),
         }
         // Looking at all that is shown and kept costs more than all the rest: now and then is enough.
         if self.steps.is_multiple_of(16) {
@@ -381,9 +378,9 @@ impl Site {
             }
             Operation::Prepare => {
                 self.keys_made = self.keys_made.wrapping_add(1);
-                Outcome::Prepared { image_bytes: IMAGE_BYTES, key: key(self.keys_made) }
+                prepared(key(self.keys_made))
             }
-            Operation::Image { .. } => Outcome::Imaged,
+            Operation::Image { .. } => imaged(),
             Operation::PowerOn => {
                 *on = true;
                 Outcome::PoweredOn
@@ -402,7 +399,7 @@ impl Site {
     fn stale_result_changes_nothing(&mut self, real: OpId) {
         let before = self.node.record().clone();
         let outcome: Result<Outcome, Fault> =
-            if self.dice.chance(50) { Ok(Outcome::Imaged) } else { Err(lasting()) };
+            if self.dice.chance(50) { Ok(imaged()) } else { Err(lasting()) };
         self.node.step(self.now, Event::Done { op: OpId(real.0 + 1000), outcome });
         assert_eq!(self.node.record(), &before, "a stale result changed something");
     }
@@ -438,7 +435,7 @@ impl Site {
             assert_eq!(reply, Reply::Refused, "a stranger was believed");
             assert!(expired || self.node.record() == &before, "a stranger changed something");
         }
-        if reply == Reply::State(DeployState::Release) {
+        if reply == Reply::State(DeployState::Release.into()) {
             assert_eq!(self.node.menu(), Menu::LocalDisk, "released while the menu still installs");
             assert!(self.begun.as_ref().unwrap().written, "released before it is written");
         }

@@ -132,10 +132,10 @@ fn boot_files_are_local_before_the_ramdisk_is_told_to_let_go() {
     bench.go_to(Phase::WaitingRamdisk);
     assert_eq!(bench.menu(), Menu::Deploy(key(1)));
     bench.go_to(Phase::Imaging);
-    assert_eq!(bench.call(&key(1), Call::DeployState), Reply::State(DeployState::Imaging));
+    assert_eq!(bench.call(&key(1), Call::DeployState), Reply::State(DeployState::Imaging.into()));
     bench.go_to(Phase::Switching);
     assert_eq!(bench.menu(), Menu::LocalDisk);
-    assert_eq!(bench.call(&key(1), Call::DeployState), Reply::State(DeployState::Release));
+    assert_eq!(bench.call(&key(1), Call::DeployState), Reply::State(DeployState::Release.into()));
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn a_missed_deadline_cancels_the_write_and_waits_until_it_has_stopped() {
     bench.pass(60);
     assert_eq!(bench.cancelled, [op, op], "it is told again");
     // Even a success now counts for nothing but that it has stopped.
-    bench.done(Ok(Outcome::Imaged));
+    bench.done(Ok(imaged()));
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::CleanUp);
 }
 
@@ -342,7 +342,7 @@ fn no_disk_two_disks_and_a_small_disk_each_end_the_attempt_with_a_reason() {
         assert_eq!(bench.node.record().last_error.as_ref().unwrap().fault.code, code);
         assert_eq!(
             bench.call(&key(1), Call::DeployState),
-            Reply::State(DeployState::Abort),
+            Reply::State(DeployState::Abort.into()),
             "its ramdisk is told to stop"
         );
         bench.done(Ok(Outcome::CleanedUp));
@@ -415,7 +415,7 @@ fn a_pause_stops_the_attempt_and_unmanaged_serves_nothing() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Imaging);
     bench.change(|spec| spec.paused = true);
-    bench.done(Ok(Outcome::Imaged));
+    bench.done(Ok(imaged()));
     bench.done(Ok(Outcome::CleanedUp));
     assert_eq!(bench.phase(), Phase::Paused);
     bench.change(|spec| {

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    lifecycle::{Action, Event, Fleet, Left, Menu, Node, Operation, Outcome, Policy},
+    lifecycle::{
+        Action, Event, Fleet, Left, Menu, Node, Operation, Outcome, Policy, PreparedImage,
+    },
     model::{
         boot::Firmware,
         callback::{Call, Completed, DeployInfo, DeployState, Lookup, Reply},
@@ -15,8 +17,8 @@ use crate::{
         power::PowerState,
         secret::{AttemptKey, Secret},
         spec::{
-            Bmc, BmcAddress, Boot, Goal, Image, ImageFormat, NodeSpec, Privilege, Retry, Timeouts,
-            WantedPower,
+            Bmc, BmcAddress, Boot, Goal, Image, ImageFormat, ImageKind, NodeSpec, Privilege, Retry,
+            Timeouts, Verify, WantedPower,
         },
         status::Phase,
     },
@@ -53,7 +55,11 @@ pub(super) fn spec() -> NodeSpec {
             source: "disk.raw".into(),
             checksum: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
             format: ImageFormat::Auto,
+            kind: ImageKind::Disk,
+            verify: Verify::Full,
+            netboot: None,
         },
+        config_drive: None,
         timeouts: Timeouts {
             ramdisk: minutes(20),
             imaging_stall: minutes(2),
@@ -63,6 +69,18 @@ pub(super) fn spec() -> NodeSpec {
         },
         retry: Retry { attempts: 3, backoff: minutes(1) },
     }
+}
+
+/// An image that was prepared without a stage worth telling.
+pub(super) fn prepared(key: AttemptKey) -> Outcome {
+    let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+    let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid: None };
+    Outcome::Prepared { image, key, stages: Vec::new() }
+}
+
+/// A disk that was written, with nothing left to compare.
+pub(super) fn imaged() -> Outcome {
+    Outcome::Imaged { verify: Vec::new(), stages: Vec::new() }
 }
 
 pub(super) fn disk() -> Disk {
@@ -218,7 +236,7 @@ impl Bench {
             (None, Phase::Switching) => {
                 assert_eq!(
                     self.call(&key(1), Call::DeployState),
-                    Reply::State(DeployState::Release)
+                    Reply::State(DeployState::Release.into())
                 );
             }
             (None, Phase::WaitingCompleted) => {
@@ -262,9 +280,9 @@ impl Bench {
 pub(super) fn good_outcome(operation: &Operation) -> Outcome {
     match operation {
         Operation::ObservePower => Outcome::Power(PowerState::Off),
-        Operation::Prepare => Outcome::Prepared { image_bytes: IMAGE_BYTES, key: key(1) },
+        Operation::Prepare => prepared(key(1)),
         Operation::PowerOn => Outcome::PoweredOn,
-        Operation::Image { .. } => Outcome::Imaged,
+        Operation::Image { .. } => imaged(),
         Operation::Restart { leave } => Outcome::Restarted(*leave),
         Operation::SetPower(wanted) => Outcome::PowerSet(*wanted),
         Operation::CleanUp => Outcome::CleanedUp,

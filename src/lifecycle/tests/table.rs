@@ -98,7 +98,8 @@ const EVENTS: [Act; 30] = [
     }),
     ("progress", |bench| {
         let stage = ImagingStage::Write;
-        let progress = Progress { stage, done_bytes: 1, total_bytes: 2, rate_bytes: 1 };
+        let progress =
+            Progress { stage, done_bytes: 1, total_bytes: 2, rate_bytes: 1, remaining_s: None };
         let op = bench.running.as_ref().map_or(OpId(77), |(op, _)| *op);
         drop(bench.send(Event::Progress { op, progress }));
     }),

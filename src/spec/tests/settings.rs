@@ -36,10 +36,13 @@ fn every_value_in_force_says_where_it_was_said() {
         bmc.username = "root" # edge-07.toml:4
         bmc.password_file = "edge-07.bmc" # edge-07.toml:6
         bmc.privilege = "administrator" # default
+        partitions.table = "gpt" # default
+        partitions.root = "max" # default
         image.source = "debian-13.raw" # edge-07.toml:8
         image.checksum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" # edge-07.toml:9
         image.format = "auto" # default
         image.kind = "disk" # default
+        image.verify = "full" # default
         timeouts.ramdisk = "20m" # default
         timeouts.imaging_stall = "2m" # default
         timeouts.imaging = "2h" # default

@@ -32,7 +32,7 @@ fuzz_target!(|bytes: &[u8]| {
                     assert!(matches!(call, Call::Lookup(_)));
                 }
                 Action::Start { op, .. } => {
-                    drop(step(&mut node, *NOW, Event::Done { op, outcome: Ok(Outcome::Imaged) }));
+                    drop(step(&mut node, *NOW, Event::Done { op, outcome: Ok(hostler_fuzz::imaged()) }));
                 }
                 _ => {}
             }
@@ -44,7 +44,7 @@ fuzz_target!(|bytes: &[u8]| {
 fn waiting(key: &AttemptKey) -> Node {
     let mut node = Node::new(SPEC.name.clone(), POLICY, *NOW);
     let mut actions = step(&mut node, *NOW, Event::Spec(SPEC.clone()));
-    let prepared = Outcome::Prepared { image_bytes: 1 << 20, key: key.clone() };
+    let prepared = hostler_fuzz::prepared(key.clone());
     let off = Outcome::Power(PowerState::Off);
     for outcome in [off.clone(), prepared, off, Outcome::PoweredOn] {
         let Some(Action::Start { op, .. }) = actions.pop() else { unreachable!("{outcome:?}") };

@@ -127,10 +127,10 @@ fn outcome(operation: Operation, byte: u8) -> Outcome {
         Operation::ObservePower if byte & 0x10 == 0 => Outcome::Power(PowerState::Off),
         Operation::ObservePower => Outcome::Power(PowerState::On),
         Operation::Prepare => {
-            Outcome::Prepared { image_bytes: 1 << 20, key: AttemptKey::from_bytes(&[7; 32]) }
+            hostler_fuzz::prepared(AttemptKey::from_bytes(&[7; 32]))
         }
         Operation::PowerOn => Outcome::PoweredOn,
-        Operation::Image { .. } => Outcome::Imaged,
+        Operation::Image { .. } => hostler_fuzz::imaged(),
         Operation::Restart { leave } => Outcome::Restarted(leave),
         Operation::SetPower(wanted) => Outcome::PowerSet(wanted),
         Operation::CleanUp => Outcome::CleanedUp,

@@ -7,8 +7,8 @@ use std::{
 };
 
 use hostler::{
-    lifecycle::{Action, Event, Node, Policy, Record, Turn},
-    model::{problem::Problem, spec::NodeSpec, status::Status},
+    lifecycle::{Action, Event, Node, Outcome, Policy, PreparedImage, Record, Turn},
+    model::{problem::Problem, secret::AttemptKey, spec::NodeSpec, status::Status},
     spec::{Defaults, parse},
 };
 use jiff::Timestamp;
@@ -84,4 +84,16 @@ pub fn check_node(node: &Node, now: Timestamp) {
     check_shown(&status.message);
     let file = toml::to_string(&status).unwrap();
     assert_eq!(toml::from_str::<Status>(&file).unwrap(), status);
+}
+
+/// An image is ready for an attempt with this key.
+pub fn prepared(key: AttemptKey) -> Outcome {
+    let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+    let image = PreparedImage { digest, disk_bytes: 1 << 20, root_uuid: None };
+    Outcome::Prepared { image, key, stages: Vec::new() }
+}
+
+/// A disk is written.
+pub fn imaged() -> Outcome {
+    Outcome::Imaged { verify: Vec::new(), stages: Vec::new() }
 }

@@ -71,7 +71,7 @@ impl Site {
         };
         let shown = match node.menu() {
             Menu::Deploy(key) => Some(key),
-            Menu::LocalDisk | Menu::Unknown => None,
+            Menu::LocalDisk | Menu::Network(_) | Menu::Unknown => None,
         };
         if shown.as_ref() != attempt {
             let what = format!("the wrong menu in {}", state_name(node.record()));

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use hostler::{
     lifecycle::Event,
     model::{
-        callback::{Call, Completed, DeployInfo, DeployState, Lookup, Reply},
+        callback::{Call, Completed, DeployInfo, DeployState, DeployStateReply, Lookup, Reply},
         ids::NodeName,
         secret::{AttemptKey, Secret},
     },
@@ -189,13 +189,15 @@ impl Site {
                 self.enter(id, Stage::Export, 3);
             }
             (Stage::Pass, Reply::Accepted) => self.enter(id, Stage::Poll, 4),
-            (Stage::Poll, Reply::State(DeployState::Imaging)) => self.enter(id, Stage::Poll, 10),
-            (Stage::Poll, Reply::State(DeployState::Release)) => {
+            (Stage::Poll, Reply::State(DeployStateReply { state: DeployState::Imaging, .. })) => {
+                self.enter(id, Stage::Poll, 10)
+            }
+            (Stage::Poll, Reply::State(DeployStateReply { state: DeployState::Release, .. })) => {
                 self.stop_target(id);
                 let late = if quirk == Quirk::LateCompleted { 4000 } else { 2 };
                 self.enter(id, Stage::Completed, late);
             }
-            (Stage::Poll, Reply::State(DeployState::Abort))
+            (Stage::Poll, Reply::State(DeployStateReply { state: DeployState::Abort, .. }))
             | (_, Reply::Failed(_))
             | (Stage::Completed, Reply::Accepted) => {
                 self.stop_target(id);

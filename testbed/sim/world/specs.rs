@@ -7,7 +7,8 @@ use hostler::model::{
     disk::RootDeviceHints,
     ids::NodeName,
     spec::{
-        Bmc, Boot, Goal, Image, ImageFormat, NodeSpec, Privilege, Retry, Timeouts, WantedPower,
+        Bmc, Boot, Checksum, Goal, Image, ImageFormat, ImageKind, NodeSpec, Privilege, Retry,
+        Timeouts, Verify, WantedPower,
     },
 };
 
@@ -68,6 +69,9 @@ impl Site {
                 source: "disk.raw".to_owned(),
                 checksum: image(0),
                 format: ImageFormat::Auto,
+                kind: ImageKind::Disk,
+                verify: Verify::Full,
+                netboot: None,
             },
             timeouts: Timeouts {
                 ramdisk: minutes(20),
@@ -96,6 +100,6 @@ impl Site {
 }
 
 /// The n-th image's checksum.
-pub(crate) fn image(n: u64) -> hostler::model::ids::Digest {
+pub(crate) fn image(n: u64) -> Checksum {
     format!("sha256:{}", n.to_string().repeat(64)).parse().unwrap()
 }

@@ -268,6 +268,7 @@ impl Site {
             done_bytes: 1 << 20,
             total_bytes: IMAGE_BYTES,
             rate_bytes: 1 << 20,
+            remaining_s: None,
         };
         Some((key.0.clone(), Event::Progress { op, progress }))
     }
@@ -283,10 +284,14 @@ impl Site {
                 let mut bytes = [0; 32];
                 bytes[..8].copy_from_slice(&job.id.to_be_bytes());
                 bytes[8] = 0xaa;
-                Outcome::Prepared { image_bytes: IMAGE_BYTES, key: AttemptKey::from_bytes(&bytes) }
+                let Checksum::Inline(digest) = job.spec.image.checksum.clone() else {
+                    unreachable!()
+                };
+                let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid: None };
+                Outcome::Prepared { image, key: AttemptKey::from_bytes(&bytes), stages: Vec::new() }
             }
             Operation::PowerOn => Outcome::PoweredOn,
-            Operation::Image { .. } => Outcome::Imaged,
+            Operation::Image { .. } => Outcome::Imaged { verify: Vec::new(), stages: Vec::new() },
             Operation::Restart { leave } => Outcome::Restarted(*leave),
             Operation::SetPower(state) => Outcome::PowerSet(*state),
             Operation::CleanUp => Outcome::CleanedUp,
