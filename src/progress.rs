@@ -83,12 +83,13 @@ impl Meter {
         let moved_bytes = stage.done_bytes.saturating_sub(stage.had_bytes);
         let rate = u128::from(moved_bytes) * 1000 / elapsed_ms;
         let rate_bytes = u64::try_from(rate).unwrap_or(u64::MAX);
+        let remaining_bytes = stage.total_bytes.checked_sub(stage.done_bytes);
         Some(Progress {
             stage: stage.kind,
             done_bytes: stage.done_bytes,
             total_bytes: stage.total_bytes,
             rate_bytes,
-            remaining_s: stage.total_bytes.saturating_sub(stage.done_bytes).checked_div(rate_bytes),
+            remaining_s: remaining_bytes.and_then(|bytes| bytes.checked_div(rate_bytes)),
         })
     }
 

@@ -115,8 +115,12 @@ fn phase(status: &Status) -> String {
     format!("{}{mark}", status.phase.as_str())
 }
 
-/// `write [####······] 42% 31.0 MiB/s, 12s left`
+/// `write [####······] 42% 31.0 MiB/s, 12s left`, or `fetch 12.0 MiB, 31.0 MiB/s` while nobody knows how much there is.
 pub(super) fn progress(progress: &Progress) -> String {
+    if progress.total_bytes == 0 {
+        let [done, rate] = [progress.done_bytes, progress.rate_bytes].map(show_bytes);
+        return format!("{} {done}, {rate}/s", progress.stage.as_str());
+    }
     let filled = progress.percent() * BAR_CELLS / 100;
     let bar: String = (0..BAR_CELLS).map(|cell| if cell < filled { '#' } else { '.' }).collect();
     let rest = progress.remaining_s.map(|rest| format!(", {rest}s left")).unwrap_or_default();
@@ -169,15 +173,23 @@ mod tests {
             rate_bytes: 2 << 20,
             remaining_s: Some(29),
         });
+        let mut fetching = status("edge-09", "preparing", "");
+        fetching.progress = imaging.progress.map(|progress| Progress {
+            stage: ImagingStage::Fetch,
+            total_bytes: 0,
+            remaining_s: None,
+            ..progress
+        });
         let mut drifted = status("edge-8", "deployed", "");
         drifted.ready = false;
         let now = "2026-11-22T12:02:10Z".parse().unwrap();
         expect![[r#"
             NODE     PHASE               FOR    ATTEMPT  PROGRESS                                    MESSAGE
             edge-07  imaging             2m10s  1        write [####......] 42% 2.0 MiB/s, 29s left  as it says
+            edge-09  preparing           2m10s  1        fetch 42.0 MiB, 2.0 MiB/s                   as it says
             edge-8   deployed (drifted)  2m10s  1                                                    as it says
         "#]]
-        .assert_eq(&table(&[imaging, drifted], now));
+        .assert_eq(&table(&[imaging, fetching, drifted], now));
     }
 
     #[test]

@@ -75,20 +75,7 @@ fn full() -> Status {
             remaining_s: None,
         }),
         power: Some(Power { observed: PowerState::On, observed_at: at(2) }),
-        installed: Some(Installed {
-            digest: digest(2),
-            image: digest(3),
-            disk: Disk {
-                name: "vda".to_owned(),
-                size: 8 << 30,
-                serial: Some("root-1".to_owned()),
-                logical_block_size: 512,
-                ..Disk::default()
-            },
-            at: at(3),
-            root_uuid: None,
-            redeploy: Some("2026-11-22-a".to_owned()),
-        }),
+        installed: Some(installed()),
         last_error: Some(LastError {
             at: at(4),
             attempt: 1,
@@ -128,6 +115,23 @@ fn full() -> Status {
             message: "target answers".to_owned(),
         }],
         ..least("edge-07")
+    }
+}
+
+fn installed() -> Installed {
+    Installed {
+        digest: digest(2),
+        image: digest(3),
+        disk: Disk {
+            name: "vda".to_owned(),
+            size: 8 << 30,
+            serial: Some("root-1".to_owned()),
+            logical_block_size: 512,
+            ..Disk::default()
+        },
+        at: at(3),
+        root_uuid: None,
+        redeploy: Some("2026-11-22-a".to_owned()),
     }
 }
 

@@ -142,7 +142,8 @@ impl Tgtd {
         self.dir.path().join("disk")
     }
 
-    fn adm(&self, args: &[&str]) -> String {
+    /// Asks the daemon for something; it must not refuse.
+    pub(crate) fn adm(&self, args: &[&str]) -> String {
         let output = self.try_adm(args);
         assert!(output.status.success(), "tgtadm {args:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
