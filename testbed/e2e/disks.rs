@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    ops::Range,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -53,26 +54,43 @@ pub(crate) fn fill_and_note(machines: &[Machine]) -> Vec<Before> {
     machines.iter().flat_map(|machine| &machine.disks).map(|disk| Before::of(&disk.path)).collect()
 }
 
-/// That the root disk holds the image, bit for bit.
+/// Bytes of a backup partition table: 32 blocks of entries, and its header.
+const BACKUP_TABLE_BYTES: u64 = 33 * 512;
+/// Where the test image's own backup table ends.
+const TABLES_END: u64 = 64 << 20;
+
+/// That the root disk holds the image, bit for bit, but for its partition table: that is as large as this disk.
 pub(crate) fn assert_holds(machine: &Machine, image: &Image) {
+    let disk = &machine.disks[0].path;
+    // Boot code; then everything behind the table's header, its entries and the partitions among it; then what follows the backup.
+    for range in [0..440, 1024..TABLES_END - BACKUP_TABLE_BYTES, TABLES_END..image.bytes] {
+        assert_same(disk, &image.path, range);
+    }
+    let verified = Command::new("sgdisk").arg("--verify").arg(disk).output().unwrap();
+    let said = String::from_utf8_lossy(&verified.stdout).into_owned();
+    assert!(said.contains("No problems found"), "{}: {said}", machine.name);
+}
+
+/// That nothing follows the image but the backup table at the very end: what was at the disk's end is wiped, and no write went astray.
+pub(crate) fn assert_zeros_after(machine: &Machine, image_bytes: u64) {
+    let disk = &machine.disks[0].path;
+    let end = fs::metadata(disk).unwrap().len() - BACKUP_TABLE_BYTES;
     let compared = Command::new("cmp")
-        .args(["-n", &image.bytes.to_string()])
-        .args([&machine.disks[0].path, &image.path])
+        .args(["-n", &(end - image_bytes).to_string(), "-i", &format!("{image_bytes}:0")])
+        .args([disk, Path::new("/dev/zero")])
         .output()
         .unwrap();
     assert!(compared.status.success(), "{}: {compared:?}", machine.name);
 }
 
-/// That nothing follows the image: what was at the disk's end is wiped, and no write went past the image's.
-pub(crate) fn assert_zeros_after(machine: &Machine, image_bytes: u64) {
-    let path = &machine.disks[0].path;
-    let rest = fs::metadata(path).unwrap().len() - image_bytes;
+fn assert_same(one: &Path, other: &Path, range: Range<u64>) {
+    let (bytes, from) = (range.end - range.start, range.start);
     let compared = Command::new("cmp")
-        .args(["-n", &rest.to_string(), "-i", &format!("{image_bytes}:0")])
-        .args([path, Path::new("/dev/zero")])
+        .args(["-n", &bytes.to_string(), "-i", &from.to_string()])
+        .args([one, other])
         .output()
         .unwrap();
-    assert!(compared.status.success(), "{}: {compared:?}", machine.name);
+    assert!(compared.status.success(), "{range:?}: {compared:?}");
 }
 
 /// That no firmware finds anything to boot: MBR and both copies of the partition table are zeros.

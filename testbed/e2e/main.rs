@@ -10,6 +10,7 @@
 mod dead_targets;
 mod disks;
 mod faults_before_power;
+mod images;
 mod killed_agent;
 mod moments;
 mod rack;

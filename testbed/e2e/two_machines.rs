@@ -132,8 +132,12 @@ fn assert_modes(site: &Site) {
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let state = site.file("state");
     assert_eq!(mode(&state), 0o700);
-    for file in fs::read_dir(&state).unwrap() {
-        let path = file.unwrap().path();
+    assert_eq!(mode(&state.join("cache")), 0o700);
+    let files = ["", "cache"].map(|dir| fs::read_dir(state.join(dir)).unwrap());
+    for path in files.into_iter().flatten().map(|file| file.unwrap().path()) {
+        if path.is_dir() {
+            continue;
+        }
         assert_eq!(mode(&path), 0o600, "{}", path.display());
     }
     assert_eq!(mode(&site.status_path("node-1")), 0o644);
@@ -143,8 +147,10 @@ fn assert_modes(site: &Site) {
 fn assert_no_secret_left(site: &Site, machines: &[Machine], secrets: &BTreeSet<String>) {
     let mut texts = vec![("agent.log".to_owned(), site.agent_log())];
     for dir in ["nodes", "state"] {
-        for file in fs::read_dir(site.file(dir)).unwrap() {
-            let path = file.unwrap().path();
+        for path in fs::read_dir(site.file(dir)).unwrap().map(|file| file.unwrap().path()) {
+            if path.is_dir() {
+                continue;
+            }
             texts.push((path.display().to_string(), read(&path)));
         }
     }
