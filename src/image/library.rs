@@ -96,7 +96,7 @@ impl Library {
             File::options().read(true).write(true).create(true).truncate(true).open(&partial);
         let file = Arc::new(file.map_err(at_cache)?);
         self.sources
-            .fetch(&image.source, digest, &file, watch)
+            .fetch(&image.source, digest, &file, u64::MAX, watch)
             .await
             .map_err(|error| of_fetch(&image.source, watch, error))?;
         let mut progress = |_| ControlFlow::Continue(());

@@ -1,4 +1,4 @@
-//! The rooms against their real counterparts: tgtd, pyghmi, `ipmi_sim`, curl, tftp-hpa. One binary, so that it links once.
+//! The rooms against their real counterparts: tgtd, pyghmi, `ipmi_sim`, nginx, tinyproxy, curl, tftp-hpa. One binary, so that it links once.
 //!
 //! Run by `./testbed/check`. A counterpart that is missing fails its tests by name; none is skipped.
 
@@ -9,6 +9,7 @@ mod admin;
 mod agent;
 mod callback;
 mod docs;
+mod image;
 mod ipmi;
 mod iscsi;
 mod layers;

@@ -1,0 +1,3 @@
+//! The image room against web servers, proxies and the tools that write images.
+
+mod fetch;
