@@ -13,7 +13,7 @@ mod source;
 use std::{io, path::PathBuf, time::Duration};
 
 pub use self::{
-    decode::DecodeError,
+    decode::{DecodeError, Limits, Look, decode, inspect, scratch_bytes_max},
     fetch::FetchError,
     library::{Entry, Library, Options},
 };
