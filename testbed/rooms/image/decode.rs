@@ -62,7 +62,7 @@ impl Bench {
 
     /// Why it cannot be decoded, which must be seen.
     fn refusal(&self, name: &str) -> String {
-        self.decode(name).expect_err(name).to_string()
+        self.decode(name).map(|bytes| bytes.len()).expect_err(name).to_string()
     }
 }
 

@@ -17,7 +17,6 @@ const PACKERS: &[&str] = &[
     "pigz -p2",
     "pigz -p2 -i -b 128",
     "pigz -R -9",
-    "pigz -11 -I1",
     "xz -0",
     "xz -6",
     "xz -9e",
