@@ -100,7 +100,14 @@ impl Library {
             .await
             .map_err(|error| of_fetch(&image.source, watch, error))?;
         let mut progress = |_| ControlFlow::Continue(());
-        let mut limits = Limits { raw_bytes_max: u64::MAX, progress: &mut progress };
+        let scratch = || {
+            let path = partial.with_extension("scratch");
+            let file =
+                File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+            fs::remove_file(path).map(|()| file)
+        };
+        let mut limits =
+            Limits { raw_bytes_max: u64::MAX, progress: &mut progress, scratch: &scratch };
         let into = File::create(&path).map_err(at_cache)?;
         decode::decode(&file, image.format, &into, &mut limits).map_err(|error| {
             fs::remove_file(&path).unwrap_or_default();

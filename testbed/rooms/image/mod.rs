@@ -1,3 +1,4 @@
 //! The image room against web servers, proxies and the tools that write images.
 
+mod decode;
 mod fetch;
