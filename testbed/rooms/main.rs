@@ -13,5 +13,6 @@ mod ipmi;
 mod iscsi;
 mod layers;
 mod ports;
+mod tables;
 mod tftp;
 mod unit;

@@ -1,0 +1,1 @@
+//! What layouts promise, whatever the image and the disk.

@@ -1,0 +1,1 @@
+//! Disks around one file system.
