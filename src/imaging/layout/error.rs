@@ -19,7 +19,10 @@ pub enum LayoutError {
     #[error("the disk claims blocks of {0} bytes; must be a power of two from 512 to 65536")]
     Blocks(u32),
     /// The disk cannot hold what is to be on it.
-    #[error("{} bytes are needed, the disk has only {} ({} of {})", needed_bytes, disk_bytes, show_bytes(*disk_bytes), show_bytes(*needed_bytes))]
+    #[error(
+        "the disk has {disk_bytes} bytes ({}), {needed_bytes} are needed ({})",
+        show_bytes(*disk_bytes), show_bytes(*needed_bytes)
+    )]
     TooBig {
         /// The smallest disk that would do, in bytes.
         needed_bytes: u64,

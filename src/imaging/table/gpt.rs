@@ -317,12 +317,11 @@ pub(in crate::imaging) fn seal(disk: &mut [u8], block_bytes: usize) {
     put(&mut sealed, 0, SIGNATURE);
     put(&mut sealed, HEADER_BYTES_AT, &HEADER_BYTES.to_le_bytes());
     put(&mut sealed, MY_LBA_AT, &PRIMARY_LBA.to_le_bytes());
-    let count = u64::from(u32_at(&sealed, ENTRY_COUNT_AT));
-    let entries_bytes = count * u64::from(u32_at(&sealed, ENTRY_BYTES_AT));
-    let entries_at = u64_at(&sealed, ENTRIES_LBA_AT).saturating_mul(block_bytes as u64);
-    let entries = usize::try_from(entries_at).ok().and_then(|at| disk.get(at..));
+    let bytes = u32_at(&sealed, ENTRY_COUNT_AT).saturating_mul(u32_at(&sealed, ENTRY_BYTES_AT));
+    let at = u64_at(&sealed, ENTRIES_LBA_AT).saturating_mul(block_bytes as u64);
+    let entries = usize::try_from(at).ok().and_then(|at| disk.get(at..));
     let mut entries = entries.unwrap_or_default().to_vec();
-    entries.resize(entries_bytes.min(ENTRIES_BYTES_MAX as u64) as usize, 0);
+    entries.resize((bytes as usize).min(ENTRIES_BYTES_MAX), 0);
     put(&mut sealed, ENTRIES_CRC_AT, &crc32fast::hash(&entries).to_le_bytes());
     let crc = header_crc(sealed.get(..HEADER_BYTES as usize).unwrap_or_default());
     put(&mut sealed, HEADER_CRC_AT, &crc.to_le_bytes());

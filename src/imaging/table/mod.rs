@@ -5,6 +5,8 @@
 
 pub(super) mod gpt;
 pub(super) mod mbr;
+#[cfg(test)]
+mod tests;
 
 /// The bytes at a fixed place; zeros where there are none.
 fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {

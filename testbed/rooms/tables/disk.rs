@@ -42,17 +42,29 @@ impl Bench {
         path
     }
 
-    /// A disk of 512-byte blocks, unless said otherwise, with the layout on it.
+    /// A disk of zeros with the layout on it.
     pub(super) fn disk(&self, layout: &Layout, disk: Geometry) -> PathBuf {
         let path = self.file("disk", disk.bytes);
         apply(layout, &path);
         path
     }
 
+    /// A file of a file system, made by a tool like `mkfs.ext4 -L root`.
+    pub(super) fn filesystem(
+        &self,
+        name: &str,
+        bytes: u64,
+        tool: &str,
+        options: &[&str],
+    ) -> PathBuf {
+        let path = self.file(name, bytes);
+        run(tool, options, &path, "");
+        path
+    }
+
     /// A FAT file system of so many bytes with a label, as a config drive is.
     pub(super) fn drive(&self, bytes: u64) -> Bytes {
-        let path = self.file("drive", bytes);
-        run("mkfs.vfat", &["-n", "config-2"], &path, "");
+        let path = self.filesystem("drive", bytes, "mkfs.vfat", &["-n", "config-2"]);
         fs::read(path).unwrap().into()
     }
 }
@@ -72,11 +84,11 @@ pub(super) fn guids() -> impl FnMut() -> [u8; 16] {
 }
 
 /// Writes what the layout says, as the pipeline does: both ends are wiped first.
-fn apply(layout: &Layout, disk: &Path) {
+pub(super) fn apply(layout: &Layout, disk: &Path) {
     let disk = File::options().write(true).open(disk).unwrap();
     let bytes = disk.metadata().unwrap().len();
     for at in [0, bytes - MIB] {
-        disk.write_all_at(&[0; MIB as usize], at).unwrap();
+        disk.write_all_at(&vec![0; 1 << 20], at).unwrap();
     }
     for segment in layout.segments() {
         let bytes = match &segment.content {
@@ -115,8 +127,8 @@ pub(super) fn run(tool: &str, options: &[&str], file: &Path, input: &str) -> Str
 pub(super) fn partitions(disk: &Path) -> Vec<Partition> {
     let text = run("sfdisk", &["--json"], disk, "");
     let mut table: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let partitions = table["partitiontable"]["partitions"].take();
-    let serde_json::Value::Array(partitions) = partitions else { return Vec::new() };
+    let partitions = table.pointer_mut("/partitiontable/partitions").unwrap().take();
+    let serde_json::Value::Array(partitions) = partitions else { panic!("{text}") };
     let number = |partition: &mut serde_json::Value, key: &str| {
         partition.as_object_mut().unwrap().remove(key).unwrap().as_u64().unwrap() * 512
     };
@@ -137,6 +149,17 @@ pub(super) fn assert_good_gpt(disk: &Path) {
     assert!(verdict.contains("No problems found"), "{verdict}");
     let verdict = run("sfdisk", &["--verify"], disk, "");
     assert!(verdict.contains("No errors detected"), "{verdict}");
+}
+
+/// fdisk, which can be told of other blocks, finds nothing wrong with a GUID partition table, and sees these partitions.
+pub(super) fn listed_by_fdisk(disk: &Path, block_bytes: &str) -> String {
+    let verdict = run("fdisk", &["-b", block_bytes], disk, "v\nq\n");
+    assert!(verdict.contains("No errors detected"), "{verdict}");
+    assert!(!verdict.contains("corrupt"), "{verdict}");
+    let columns = "Start,End,Type-UUID,UUID,Name,Attrs";
+    let list = run("fdisk", &["-b", block_bytes, "-l", "-o", columns], disk, "");
+    let (_, rows) = list.split_once("Attrs").unwrap();
+    rows.lines().map(str::trim).collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
 /// What a probe finds in a part of a disk, one `KEY=value` a line.
