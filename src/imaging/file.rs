@@ -31,6 +31,15 @@ impl ImageFile {
         self.bytes
     }
 
+    /// Reads `bytes` bytes on the calling thread; behind the file's end are zeros, as they will be on the disk.
+    pub(super) fn read_at(&self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        let mut buffer = vec![0; bytes];
+        let there = usize::try_from(self.bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let part = buffer.get_mut(..there.min(bytes)).unwrap_or_default();
+        self.file.read_exact_at(part, offset)?;
+        Ok(buffer)
+    }
+
     /// Reads exactly `bytes` bytes, without holding up the runtime.
     pub(super) async fn read(&self, offset: u64, bytes: u64) -> Result<Vec<u8>, ImagingError> {
         let file = Arc::clone(&self.file);

@@ -10,6 +10,7 @@ mod disk;
 mod file;
 mod flight;
 mod layout;
+mod table;
 mod verify;
 mod write;
 
@@ -17,9 +18,14 @@ use std::{future::Future, io, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 
+#[cfg(fuzzing)]
+pub use self::layout::fuzz::fuzz;
 pub use self::{
     file::ImageFile,
-    layout::{Content, Geometry, Layout, Segment},
+    layout::{
+        CONFIG_DRIVE_BYTES, Content, Geometry, Layout, LayoutError, Parts, Segment, needed_bytes,
+        partitioned, whole_disk,
+    },
     write::{Order, Written, wipe, write_image},
 };
 use crate::model::{size::show_bytes, status::ImagingStage};

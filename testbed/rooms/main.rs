@@ -14,5 +14,6 @@ mod ipmi;
 mod iscsi;
 mod layers;
 mod ports;
+mod tables;
 mod tftp;
 mod unit;

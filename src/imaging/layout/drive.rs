@@ -1,0 +1,124 @@
+//! Where the config drive goes on a disk that has its partitions already.
+//!
+//! Used by whole-disk layouts. It must never choose a place that is a partition's, unless the partition is there for a config drive.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::{Content, Geometry, Layout, LayoutError, image_table::read};
+use crate::imaging::{
+    ImageFile,
+    table::{gpt, mbr},
+};
+
+/// Bytes of the config drive's partition where hostler makes one: what cloud-init's tools make too.
+pub const CONFIG_DRIVE_BYTES: u64 = 64 << 20;
+
+/// The partition's name in a GUID partition table.
+pub(super) const NAME: &str = "config-2";
+/// Labels of file systems that are there to be a config drive.
+const LABELS: [&str; 2] = ["config-2", "cidata"];
+
+/// Where the first volume descriptor of an ISO 9660 file system is (ECMA-119 §6.7.1).
+const ISO_AT: usize = 32 << 10;
+const ISO_ID: &[u8] = b"\x01CD001\x01";
+
+/// A partition of the image.
+#[derive(Clone, Debug)]
+pub(super) struct Area {
+    /// Its number, from 1 on.
+    pub(super) number: usize,
+    /// Its bytes on the disk.
+    pub(super) bytes: Range<u64>,
+    /// Its name, where the table has names.
+    pub(super) name: String,
+}
+
+/// A file system for cloud-init.
+#[derive(Clone, Debug)]
+pub(super) struct Drive(pub(super) Bytes);
+
+impl Drive {
+    fn is_iso(&self) -> bool {
+        self.0.get(ISO_AT..).is_some_and(|descriptor| descriptor.starts_with(ISO_ID))
+    }
+
+    pub(super) fn gpt_kind(&self) -> &'static gpt::Guid {
+        if self.is_iso() { &gpt::LINUX } else { &gpt::BASIC_DATA }
+    }
+
+    pub(super) fn mbr_kind(&self) -> u8 {
+        if self.is_iso() { mbr::LINUX } else { mbr::FAT }
+    }
+
+    /// Puts the file system where the partition begins, and zeros over the rest of it.
+    pub(super) fn onto(
+        self,
+        layout: Layout,
+        disk: Geometry,
+        place: &Range<u64>,
+    ) -> Result<Layout, LayoutError> {
+        let drive_bytes = self.0.len() as u64;
+        let partition_bytes = place.end - place.start;
+        if drive_bytes > partition_bytes {
+            return Err(LayoutError::DriveTooBig { drive_bytes, partition_bytes });
+        }
+        Ok(layout.cover(disk, place.start, Content::Zeros(partition_bytes)).cover(
+            disk,
+            place.start,
+            Content::Made(self.0),
+        ))
+    }
+}
+
+/// The bytes of the partition for the config drive: one that waits for it, or a new one at the end, behind all others, which `add` then adds to
+/// the table. `limit` is the end of what the table can reach.
+pub(super) fn place(
+    image: &ImageFile,
+    disk: Geometry,
+    areas: &[Area],
+    limit: u64,
+    add: impl FnOnce(&Range<u64>) -> Option<()>,
+) -> Result<Range<u64>, LayoutError> {
+    // An image that is a file system as a whole may have a table that says so.
+    for area in areas.iter().filter(|area| area.bytes.start > 0) {
+        if area.name.eq_ignore_ascii_case(NAME) || is_labelled(image, area.bytes.start)? {
+            return Ok(area.bytes.clone());
+        }
+    }
+    let place = at_the_end(disk, areas, limit)?;
+    add(&place).ok_or(LayoutError::TableFull { entries: areas.len() })?;
+    Ok(place)
+}
+
+fn at_the_end(disk: Geometry, areas: &[Area], limit: u64) -> Result<Range<u64>, LayoutError> {
+    let alignment = disk.alignment_bytes();
+    let last_end = areas.iter().map(|area| area.bytes.end).max().unwrap_or_default();
+    let free = last_end.max(1).next_multiple_of(alignment);
+    match limit.checked_sub(CONFIG_DRIVE_BYTES).map(|start| start / alignment * alignment) {
+        Some(start) if start >= free => Ok(start..start + CONFIG_DRIVE_BYTES),
+        _ => Err(LayoutError::NoRoom {
+            needed_bytes: CONFIG_DRIVE_BYTES,
+            free_bytes: limit.saturating_sub(free),
+        }),
+    }
+}
+
+/// Whether a FAT or ISO 9660 file system with the label of a config drive begins there.
+fn is_labelled(image: &ImageFile, at: u64) -> Result<bool, LayoutError> {
+    let bytes = read(image, at, ISO_AT + 512)?;
+    let text = |range: Range<usize>| bytes.get(range).unwrap_or_default();
+    let signed = text(510..512) == [0x55, 0xaa];
+    let label = if text(ISO_AT..ISO_AT + ISO_ID.len()) == ISO_ID {
+        text(ISO_AT + 40..ISO_AT + 72)
+    } else if signed && text(54..57) == b"FAT" {
+        text(43..54)
+    } else if signed && text(82..87) == b"FAT32" {
+        text(71..82)
+    } else {
+        &[]
+    };
+    let label = label.trim_ascii_end();
+    Ok(LABELS.iter().any(|wanted| label.eq_ignore_ascii_case(wanted.as_bytes())))
+}

@@ -1,0 +1,129 @@
+//! Why a disk cannot be laid out.
+
+use std::{io, path::PathBuf};
+
+use crate::model::size::show_bytes;
+
+/// Why there is no layout. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// The image cannot be read.
+    #[error("image {}: {source}", path.display())]
+    File {
+        /// The image.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The disk has blocks nothing can be done with.
+    #[error("the disk claims blocks of {0} bytes; must be a power of two from 512 to 65536")]
+    Blocks(u32),
+    /// The disk cannot hold what is to be on it.
+    #[error(
+        "the disk has {disk_bytes} bytes ({}), {needed_bytes} are needed ({})",
+        show_bytes(*disk_bytes), show_bytes(*needed_bytes)
+    )]
+    TooBig {
+        /// The smallest disk that would do, in bytes.
+        needed_bytes: u64,
+        /// Bytes of the disk.
+        disk_bytes: u64,
+    },
+    /// The image's table counts blocks of another size.
+    #[error(
+        "the image has a partition table for {image}-byte blocks, the disk has {disk}-byte blocks; \
+         take an image made for {disk}-byte blocks, or a partition image, which fits any"
+    )]
+    OtherBlocks {
+        /// Bytes of a block in the image.
+        image: u32,
+        /// Bytes of a block on the disk.
+        disk: u32,
+    },
+    /// Neither copy of the image's partition table is intact.
+    #[error(
+        "the image's GUID partition table is damaged: {primary}; its backup at the image's end: {backup}"
+    )]
+    Damaged {
+        /// What is wrong with the first.
+        primary: String,
+        /// And with the second.
+        backup: String,
+    },
+    /// The image has less than its table says.
+    #[error(
+        "the image ends at {image_bytes} bytes, its partition {number} at {end_bytes}; it was cut short"
+    )]
+    CutShort {
+        /// Bytes of the image.
+        image_bytes: u64,
+        /// The partition's number, from 1 on.
+        number: usize,
+        /// Where the partition ends, in bytes.
+        end_bytes: u64,
+    },
+    /// There is no table that a partition could be added to.
+    #[error(
+        "the image has no partition table that a config drive could be added to; \
+         take an image with one, or `kind = \"partition\"` if it is a bare file system"
+    )]
+    NoTable,
+    /// The table has no unused entry.
+    #[error(
+        "all {entries} entries of the image's partition table are in use; the config drive needs one"
+    )]
+    TableFull {
+        /// How many there are.
+        entries: usize,
+    },
+    /// The config drive's partition has no place.
+    #[error(
+        "the config drive needs {} at the end of the disk, only {} are free there",
+        show_bytes(*needed_bytes), show_bytes(*free_bytes)
+    )]
+    NoRoom {
+        /// Bytes of its partition.
+        needed_bytes: u64,
+        /// Bytes behind the last partition, from an aligned place on.
+        free_bytes: u64,
+    },
+    /// The config drive is bigger than where it goes.
+    #[error("the config drive has {drive_bytes} bytes, its partition only {partition_bytes}")]
+    DriveTooBig {
+        /// Bytes of the config drive.
+        drive_bytes: u64,
+        /// Bytes of the partition.
+        partition_bytes: u64,
+    },
+    /// A content is bigger than the partition that the spec gives it.
+    #[error(
+        "what goes into the {name} partition has {content_bytes} bytes, the partition only {partition_bytes}"
+    )]
+    ContentTooBig {
+        /// The partition's name.
+        name: &'static str,
+        /// Bytes of the content.
+        content_bytes: u64,
+        /// Bytes of the partition.
+        partition_bytes: u64,
+    },
+    /// An msdos table has four places.
+    #[error("an msdos table has room for four partitions, {0} are wanted; use `table = \"gpt\"`")]
+    TooManyPartitions(usize),
+    /// An msdos table counts blocks in 32 bits.
+    #[error("an msdos table reaches to {} of a disk, {} are needed; use `table = \"gpt\"`", show_bytes(*limit_bytes), show_bytes(*needed_bytes))]
+    PastMsdos {
+        /// How far it reaches, in bytes.
+        limit_bytes: u64,
+        /// Where the last partition would end, in bytes.
+        needed_bytes: u64,
+    },
+    /// Two segments share a block, or one reaches past the disk's end.
+    #[error("the layout is unsound: the segment at {at} {what}")]
+    Unsound {
+        /// Where the segment begins, in bytes.
+        at: u64,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}

@@ -1,0 +1,251 @@
+//! What a disk is to hold: runs of bytes from files, bytes made here, and zeros.
+//!
+//! Made before the disk is touched, on a thread that may block, from the image, the disk's size and what the spec says; written by the
+//! pipeline, which decides the order. A layout must never reach past the disk's end, and no two of its segments may touch the same block.
+
+mod drive;
+mod error;
+#[cfg(fuzzing)]
+pub(super) mod fuzz;
+mod image_table;
+mod partitioned;
+#[cfg(test)]
+mod tests;
+mod whole_disk;
+
+use std::ops::Range;
+
+use bytes::{Buf as _, Bytes};
+
+pub use self::{
+    drive::CONFIG_DRIVE_BYTES,
+    error::LayoutError,
+    partitioned::{Parts, needed_bytes, partitioned},
+    whole_disk::whole_disk,
+};
+use super::{
+    ImageFile,
+    table::{gpt::Gpt, mbr::Mbr},
+};
+
+/// Where partitions begin, unless the disk says better: what every tool has done since disks have blocks of 4096 bytes inside.
+const ALIGNMENT_BYTES: u64 = 1 << 20;
+/// A disk that says it works best in bigger pieces than this does not mean it.
+const OPTIMAL_BYTES_MAX: u32 = 64 << 20;
+
+/// A disk's size and blocks, as its target says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes in all, whole blocks.
+    pub bytes: u64,
+    /// Bytes of a logical block: a power of two from 512 to 65536.
+    pub block_bytes: u32,
+    /// Bytes of the pieces it works best in (SBC-4, block limits: optimal transfer length); 0 where it does not say.
+    pub optimal_bytes: u32,
+}
+
+/// What a disk is to hold. What no segment covers stays as it is, but for the disk's ends, which are always wiped first.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    segments: Vec<Segment>,
+}
+
+/// One run of bytes.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// Where it begins, in bytes; at the begin of a block.
+    pub at: u64,
+    /// What is there. If it does not end at the end of a block, zeros fill that.
+    pub content: Content,
+}
+
+/// What a segment holds.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// So many bytes of a file, from an offset on.
+    File {
+        /// The file.
+        file: ImageFile,
+        /// Its first byte to be written.
+        offset: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// Bytes made here: tables, headers, small file systems.
+    Made(Bytes),
+    /// So many zeros.
+    Zeros(u64),
+}
+
+impl Geometry {
+    /// Where partitions begin on this disk, in bytes: a MiB, or the least multiple of the pieces it works best in that is not less.
+    pub fn alignment_bytes(self) -> u64 {
+        let optimal = self.optimal_bytes;
+        if optimal == 0 || optimal > OPTIMAL_BYTES_MAX || !optimal.is_multiple_of(self.block_bytes)
+        {
+            ALIGNMENT_BYTES
+        } else {
+            ALIGNMENT_BYTES.next_multiple_of(u64::from(optimal))
+        }
+    }
+
+    /// Refuses blocks that the room cannot work with.
+    fn checked(self) -> Result<Self, LayoutError> {
+        let valid = self.block_bytes.is_power_of_two() && (512..=65536).contains(&self.block_bytes);
+        if valid { Ok(self) } else { Err(LayoutError::Blocks(self.block_bytes)) }
+    }
+
+    /// Refuses more bytes than it has.
+    fn takes(self, needed_bytes: u64) -> Result<(), LayoutError> {
+        let disk_bytes = self.bytes;
+        if needed_bytes <= disk_bytes {
+            Ok(())
+        } else {
+            Err(LayoutError::TooBig { needed_bytes, disk_bytes })
+        }
+    }
+
+    fn blocks(self) -> u64 {
+        self.bytes / u64::from(self.block_bytes)
+    }
+
+    fn block_size(self) -> usize {
+        self.block_bytes as usize
+    }
+
+    /// Bytes up to a whole block.
+    fn padded(self, bytes: u64) -> u64 {
+        bytes.div_ceil(u64::from(self.block_bytes)).saturating_mul(u64::from(self.block_bytes))
+    }
+
+    /// A run of blocks, in bytes.
+    fn in_bytes(self, blocks: &Range<u64>) -> Range<u64> {
+        let block_bytes = u64::from(self.block_bytes);
+        blocks.start.saturating_mul(block_bytes)..blocks.end.saturating_mul(block_bytes)
+    }
+
+    /// A run of bytes, in whole blocks.
+    fn in_blocks(self, bytes: &Range<u64>) -> Range<u64> {
+        let block_bytes = u64::from(self.block_bytes);
+        bytes.start / block_bytes..bytes.end / block_bytes
+    }
+}
+
+impl Content {
+    /// How many bytes it has.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::File { bytes, .. } | Self::Zeros(bytes) => *bytes,
+            Self::Made(made) => made.len() as u64,
+        }
+    }
+
+    /// A whole file.
+    pub fn of_file(file: ImageFile) -> Self {
+        Self::File { bytes: file.bytes(), file, offset: 0 }
+    }
+
+    /// What is left of it without its first bytes.
+    fn skip(self, skipped: u64) -> Self {
+        match self {
+            Self::File { file, offset, bytes } => Self::File {
+                file,
+                offset: offset.saturating_add(skipped),
+                bytes: bytes.saturating_sub(skipped),
+            },
+            Self::Made(mut made) => {
+                made.advance(usize::try_from(skipped).map_or(made.len(), |n| n.min(made.len())));
+                Self::Made(made)
+            }
+            Self::Zeros(bytes) => Self::Zeros(bytes.saturating_sub(skipped)),
+        }
+    }
+
+    /// Its first bytes.
+    fn take(self, most: u64) -> Self {
+        match self {
+            Self::File { file, offset, bytes } => {
+                Self::File { file, offset, bytes: bytes.min(most) }
+            }
+            Self::Made(mut made) => {
+                made.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+                Self::Made(made)
+            }
+            Self::Zeros(bytes) => Self::Zeros(bytes.min(most)),
+        }
+    }
+}
+
+impl Layout {
+    /// Of segments in any order; segments without bytes are left out.
+    pub fn new(segments: impl IntoIterator<Item = Segment>) -> Self {
+        let mut segments: Vec<Segment> =
+            segments.into_iter().filter(|segment| segment.content.bytes() > 0).collect();
+        segments.sort_by_key(|segment| segment.at);
+        Self { segments }
+    }
+
+    /// A whole file from the disk's begin on.
+    pub fn of_file(file: ImageFile) -> Self {
+        Self::new([Segment { at: 0, content: Content::of_file(file) }])
+    }
+
+    /// The segments, by where they begin.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The end of the last of them, in bytes.
+    pub fn end(&self) -> u64 {
+        self.segments.last().map_or(0, |last| last.at.saturating_add(last.content.bytes()))
+    }
+
+    /// The same, if it is sound for this disk: segments begin with a block, share none, and end where the disk does or before.
+    pub fn checked(self, disk: Geometry) -> Result<Self, LayoutError> {
+        let disk = disk.checked()?;
+        let mut free = 0;
+        for Segment { at, content } in &self.segments {
+            let unsound = |what| Err(LayoutError::Unsound { at: *at, what });
+            if !at.is_multiple_of(u64::from(disk.block_bytes)) {
+                return unsound("begins inside a block");
+            }
+            if *at < free {
+                return unsound("shares a block with the one before");
+            }
+            let Some(end) = at.checked_add(disk.padded(content.bytes())) else {
+                return unsound("has no end");
+            };
+            if end > disk.bytes {
+                return unsound("reaches past the end of the disk");
+            }
+            free = end;
+        }
+        Ok(self)
+    }
+
+    /// Puts a segment over those that are there: what of them lies in its blocks is cut away.
+    fn cover(self, disk: Geometry, at: u64, content: Content) -> Self {
+        let end = at.saturating_add(disk.padded(content.bytes()));
+        let around = self.segments.into_iter().flat_map(|Segment { at: from, content }| {
+            let before = content.clone().take(at.saturating_sub(from));
+            let skipped = end.saturating_sub(from);
+            let behind =
+                Segment { at: from.saturating_add(skipped), content: content.skip(skipped) };
+            [Segment { at: from, content: before }, behind]
+        });
+        Self::new(around.chain([Segment { at, content }]))
+    }
+
+    /// Puts the first block in its place.
+    fn with_mbr(self, disk: Geometry, mbr: Mbr) -> Self {
+        self.cover(disk, 0, Content::Made(mbr.into_block().into()))
+    }
+
+    /// Puts both copies of a table in their places.
+    fn with_gpt(self, disk: Geometry, gpt: &Gpt) -> Self {
+        gpt.placed(disk.blocks()).into_iter().fold(self, |layout, (block, bytes)| {
+            let at = block.saturating_mul(u64::from(disk.block_bytes));
+            layout.cover(disk, at, Content::Made(bytes.into()))
+        })
+    }
+}

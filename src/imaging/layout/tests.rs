@@ -1,0 +1,303 @@
+//! What layouts promise, whatever the image and the disk.
+
+use std::{ops::Range, os::unix::fs::FileExt as _, path::Path, sync::Arc};
+
+use proptest::{prelude::*, sample::Index};
+
+use super::*;
+use crate::{
+    imaging::table::{
+        gpt::{self, Header, PRIMARY_LBA},
+        mbr,
+    },
+    model::spec::{PartitionTable, Partitions},
+};
+
+const MIB: u64 = 1 << 20;
+const DRIVE: &[u8] = b"a file system for cloud-init";
+
+fn guids() -> impl FnMut() -> [u8; 16] {
+    let mut count = 0;
+    move || {
+        count += 1;
+        [count; 16]
+    }
+}
+
+/// A file of zeros but for some places; it takes no room.
+fn image(bytes: u64, places: &[(u64, Vec<u8>)]) -> ImageFile {
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    file.set_len(bytes).unwrap();
+    for (at, place) in places {
+        file.write_all_at(place, *at).unwrap();
+    }
+    ImageFile::new(Arc::new(file), Path::new("image")).unwrap()
+}
+
+/// A sound layout as the disk it makes of one full of old bytes, with its ends wiped.
+struct Disk<'a>(&'a Layout, Geometry);
+
+impl Disk<'_> {
+    fn read(&self, at: u64, bytes: usize) -> Vec<u8> {
+        let mut read = vec![0xd5; bytes];
+        for (byte, place) in read.iter_mut().zip(at..) {
+            if place < MIB || place >= self.1.bytes - MIB {
+                *byte = 0;
+            }
+        }
+        for segment in self.0.segments() {
+            let end = segment.at + self.1.padded(segment.content.bytes());
+            let (from, to) = (segment.at.max(at), end.min(at + bytes as u64));
+            if from >= to {
+                continue;
+            }
+            let length = usize::try_from(to - from).unwrap();
+            let content = match segment.content.clone().skip(from - segment.at) {
+                Content::File { file, offset, .. } => file.read_at(offset, length).unwrap(),
+                Content::Made(made) => made.to_vec(),
+                Content::Zeros(_) => Vec::new(),
+            };
+            let part = &mut read[usize::try_from(from - at).unwrap()..][..length];
+            part.fill(0);
+            let there = content.len().min(length);
+            part[..there].copy_from_slice(&content[..there]);
+        }
+        read
+    }
+
+    /// One copy of the table.
+    fn gpt(&self, lba: u64) -> Gpt {
+        let block = u64::from(self.1.block_bytes);
+        let header = Header::parse(self.read(lba * block, self.1.block_size()), lba).unwrap();
+        let entries = self.read(header.entries_lba() * block, header.entries_bytes());
+        Gpt::new(header, entries).unwrap()
+    }
+
+    fn mbr(&self) -> Mbr {
+        Mbr::parse(self.read(0, self.1.block_size())).unwrap()
+    }
+
+    /// Whether these bytes are those of the image from an offset on.
+    fn shows(&self, bytes: &Range<u64>, image_offset: u64) -> bool {
+        let mut at = bytes.start;
+        for Segment { at: start, content } in self.0.segments() {
+            if *start <= at && at < bytes.end.min(start + content.bytes()) {
+                let wanted = image_offset + (at - bytes.start);
+                let skipped = at - start;
+                if !matches!(content, Content::File { offset, .. } if offset + skipped == wanted) {
+                    return false;
+                }
+                at = start + content.bytes();
+            }
+        }
+        at >= bytes.end
+    }
+}
+
+fn whole(blocks: &Range<u64>, block_bytes: u32) -> Range<u64> {
+    blocks.start * u64::from(block_bytes)..blocks.end * u64::from(block_bytes)
+}
+
+fn shows_itself(disk: &Disk<'_>, blocks: &Range<u64>) -> bool {
+    let bytes = whole(blocks, disk.1.block_bytes);
+    disk.shows(&bytes, bytes.start)
+}
+
+/// Block sizes, partitions' blocks behind the first MiB, and what the image and the disk have behind the last one.
+fn cases() -> impl Strategy<Value = (u32, Vec<Range<u64>>, u64, u64)> {
+    let sizes = proptest::collection::vec((0_u64..5000, 1_u64..50_000), 0..5);
+    let rest = prop_oneof![0_u64..200, 0_u64..400_000, Just(1 << 33)];
+    (prop_oneof![Just(512_u32), Just(4096)], sizes, 34_u64..5000, rest).prop_map(
+        |(block_bytes, sizes, image_rest, disk_rest)| {
+            let mut end = MIB / u64::from(block_bytes);
+            let partitions = sizes.into_iter().map(|(gap, blocks)| {
+                let start = end + gap;
+                end = start + blocks;
+                start..end
+            });
+            let partitions: Vec<_> = partitions.collect();
+            (block_bytes, partitions, end + image_rest, end + disk_rest)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn a_gpt_image_keeps_its_partitions_on_a_disk_of_any_size(
+        (block_bytes, partitions, image_blocks, disk_blocks) in cases(),
+        with_drive in any::<bool>(),
+        named in any::<Option<Index>>(),
+    ) {
+        let block = u64::from(block_bytes);
+        let mut gpt = Gpt::empty(block_bytes as usize, [9; 16]);
+        let named = named.filter(|_| !partitions.is_empty()).map(|index| index.index(partitions.len()));
+        for (index, blocks) in partitions.iter().enumerate() {
+            let name = if named == Some(index) { "config-2" } else { "data" };
+            gpt.add(&gpt::LINUX, [8; 16], blocks, name).unwrap();
+        }
+        let mut places: Vec<_> =
+            gpt.placed(image_blocks).into_iter().map(|(lba, bytes)| (lba * block, bytes)).collect();
+        places.push((0, Mbr::protective(block_bytes as usize, image_blocks).into_block()));
+        let image = image(image_blocks * block, &places);
+        let disk = Geometry { bytes: disk_blocks * block, block_bytes, optimal_bytes: 0 };
+        let drive = with_drive.then(|| Bytes::from_static(DRIVE));
+        let layout = match whole_disk(&image, disk, drive, &mut guids()) {
+            Ok(layout) => layout,
+            Err(LayoutError::TooBig { needed_bytes, .. }) => {
+                prop_assert!(needed_bytes > disk.bytes && needed_bytes <= image.bytes());
+                return Ok(());
+            }
+            Err(LayoutError::NoRoom { free_bytes, .. }) => {
+                prop_assert!(with_drive && named.is_none() && free_bytes < CONFIG_DRIVE_BYTES + MIB);
+                return Ok(());
+            }
+            Err(LayoutError::DriveTooBig { .. }) => return Err(TestCaseError::fail("too big")),
+            Err(other) => return Err(TestCaseError::fail(other.to_string())),
+        };
+        let made = Disk(&layout.clone().checked(disk).unwrap(), disk).gpt(PRIMARY_LBA);
+        let on_disk = Disk(&layout, disk);
+        prop_assert_eq!(on_disk.gpt(disk_blocks - 1).into_primary().unwrap().placed(disk_blocks), made.placed(disk_blocks));
+        prop_assert_eq!(on_disk.mbr().into_block(), Mbr::protective(block_bytes as usize, disk_blocks).into_block());
+        let found: Vec<_> = made.partitions().collect();
+        let reused = with_drive.then_some(named).flatten();
+        for (index, blocks) in partitions.iter().enumerate() {
+            prop_assert_eq!(&found[index].blocks, blocks);
+            prop_assert!(reused == Some(index) || shows_itself(&on_disk, blocks));
+        }
+        prop_assert_eq!(found.len(), partitions.len() + usize::from(with_drive && named.is_none()));
+        if with_drive {
+            let place = &found[reused.unwrap_or(found.len() - 1)].blocks;
+            let bytes = whole(place, block_bytes);
+            prop_assert!(place.end <= made.usable(disk_blocks).end);
+            prop_assert!(reused.is_some() || partitions.last().is_none_or(|last| last.end <= place.start));
+            prop_assert_eq!(&on_disk.read(bytes.start, DRIVE.len()), DRIVE);
+            prop_assert_eq!(on_disk.read(bytes.end - 8, 8), [0; 8]);
+        }
+        // The old backup is found by nobody any more.
+        if image_blocks < disk_blocks {
+            let old = on_disk.read((image_blocks - 1) * block, 8);
+            prop_assert!(!gpt::is_header(&old));
+        }
+    }
+
+    #[test]
+    fn an_msdos_image_keeps_its_partitions_and_gets_a_config_drive_where_32_bits_can_count(
+        (block_bytes, partitions, image_blocks, disk_blocks) in cases(),
+        with_drive in any::<bool>(),
+    ) {
+        let block = u64::from(block_bytes);
+        let mut table = Mbr::empty(block_bytes as usize, [9; 4]);
+        let partitions: Vec<_> = partitions.into_iter().take(4).collect();
+        for blocks in &partitions {
+            table.add(mbr::LINUX, blocks).unwrap();
+        }
+        let image = image(image_blocks * block, &[(0, table.into_block())]);
+        let disk = Geometry { bytes: disk_blocks * block, block_bytes, optimal_bytes: 0 };
+        let drive = with_drive.then(|| Bytes::from_static(DRIVE));
+        let layout = match whole_disk(&image, disk, drive, &mut guids()) {
+            Ok(layout) => layout,
+            Err(LayoutError::TooBig { .. }) => {
+                prop_assert!(image_blocks > disk_blocks);
+                return Ok(());
+            }
+            Err(LayoutError::NoTable) => {
+                prop_assert!(with_drive && partitions.is_empty());
+                return Ok(());
+            }
+            Err(LayoutError::TableFull { .. }) => {
+                prop_assert!(with_drive && partitions.len() == 4);
+                return Ok(());
+            }
+            Err(LayoutError::NoRoom { free_bytes, .. }) => {
+                prop_assert!(with_drive && free_bytes < CONFIG_DRIVE_BYTES + MIB);
+                return Ok(());
+            }
+            Err(other) => return Err(TestCaseError::fail(other.to_string())),
+        };
+        let on_disk = Disk(&layout, disk);
+        for blocks in &partitions {
+            prop_assert!(shows_itself(&on_disk, blocks));
+        }
+        if with_drive {
+            let found: Vec<_> = on_disk.mbr().records().map(|record| record.blocks).collect();
+            let (new, old) = found.split_last().unwrap();
+            prop_assert_eq!(old, partitions.as_slice());
+            prop_assert!(old.iter().all(|old| old.end <= new.start));
+            prop_assert!(new.end <= mbr::BLOCKS_MAX && new.end <= disk_blocks);
+            prop_assert_eq!(&on_disk.read(new.start * block, DRIVE.len()), DRIVE);
+        }
+    }
+
+    #[test]
+    fn a_partitioned_disk_has_its_partitions_if_it_is_as_big_as_is_said_to_be_needed(
+        table in prop_oneof![Just(PartitionTable::Gpt), Just(PartitionTable::Msdos)],
+        sizes in any::<[Option<u32>; 3]>(),
+        root_image in 1_u64..1 << 30,
+        esp in proptest::option::of(1_u64..1 << 28),
+        with_drive in any::<bool>(),
+        (short, spare) in (any::<bool>(), prop_oneof![0_u64..3, 0_u64..1 << 40]),
+        block_bytes in prop_oneof![Just(512_u32), Just(4096), Just(65536)],
+    ) {
+        let [swap_bytes, ephemeral_bytes, root_bytes] = sizes.map(|size| size.map(u64::from));
+        let partitions = Partitions { table, swap_bytes, ephemeral_bytes, root_bytes };
+        let root = image(root_image, &[]);
+        let parts = Parts {
+            esp: esp.map(Content::Zeros),
+            config_drive: with_drive.then(|| Bytes::from_static(DRIVE)),
+            ..Parts::default()
+        };
+        let needed = needed_bytes(root_image, &partitions, esp, with_drive);
+        let block = u64::from(block_bytes);
+        let bytes = if short { needed - block } else { needed + spare / block * block };
+        let disk = Geometry { bytes, block_bytes, optimal_bytes: 0 };
+        let count = [esp, swap_bytes, ephemeral_bytes].iter().flatten().count() + usize::from(with_drive) + 1;
+        let layout = partitioned(&root, disk, &partitions, parts, &mut guids());
+        let aligned_root = root_bytes.map(|bytes| bytes.max(1).div_ceil(MIB) * MIB);
+        let layout = match layout {
+            Err(LayoutError::TooBig { needed_bytes, .. }) => {
+                prop_assert!(short);
+                prop_assert_eq!(needed_bytes, needed);
+                return Ok(());
+            }
+            _ if short => return Err(TestCaseError::fail("it fits a disk that is too small")),
+            Err(LayoutError::TooManyPartitions(5)) => {
+                prop_assert!(table == PartitionTable::Msdos && count == 5);
+                return Ok(());
+            }
+            Err(LayoutError::ContentTooBig { name: "root", .. }) => {
+                prop_assert!(aligned_root.unwrap() < root_image);
+                return Ok(());
+            }
+            layout => layout.unwrap(),
+        };
+        let on_disk = Disk(&layout, disk);
+        let found: Vec<Range<u64>> = match table {
+            PartitionTable::Gpt => {
+                let gpt = on_disk.gpt(PRIMARY_LBA);
+                let usable = gpt.usable(disk.blocks());
+                prop_assert_eq!(on_disk.gpt(disk.blocks() - 1).usable(disk.blocks()), usable.clone());
+                let found: Vec<_> = gpt.partitions().map(|partition| partition.blocks).collect();
+                prop_assert!(found.iter().all(|found| usable.start <= found.start && found.end <= usable.end));
+                found
+            }
+            PartitionTable::Msdos => on_disk.mbr().records().map(|record| record.blocks).collect(),
+        };
+        prop_assert_eq!(found.len(), count);
+        let found: Vec<_> = found.iter().map(|blocks| whole(blocks, block_bytes)).collect();
+        prop_assert!(found.windows(2).all(|pair| pair[0].end == pair[1].start));
+        prop_assert!(found.iter().all(|found| found.start.is_multiple_of(MIB)));
+        let place = found.last().unwrap();
+        prop_assert!(on_disk.shows(&(place.start..place.start + root_image), 0));
+        match aligned_root {
+            Some(bytes) => prop_assert_eq!(place.end - place.start, bytes),
+            None if table == PartitionTable::Gpt => prop_assert!(disk.bytes - place.end < 2 * MIB),
+            None => prop_assert!(disk.bytes - place.end < MIB || place.end == mbr::BLOCKS_MAX * block),
+        }
+        for found in &found {
+            prop_assert_ne!(on_disk.read(found.start, 1), [0xd5]);
+            prop_assert_ne!(on_disk.read(found.end - 1, 1), [0xd5]);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Whole-disk images on disks of other sizes.
+
+use std::{fs::File, os::unix::fs::FileExt as _, path::Path, process::Command};
+
+use hostler::imaging::{CONFIG_DRIVE_BYTES, Geometry, ImageFile, LayoutError, whole_disk};
+
+use super::disk::{
+    Bench, MIB, assert_good_gpt, bytes_of, geometry, guids, image, listed_by_fdisk, partitions,
+    probe, run,
+};
+
+/// Made by sgdisk: an ESP and a root partition to the end.
+fn gpt_image(bench: &Bench) -> std::path::PathBuf {
+    let file = bench.file("image", 64 * MIB);
+    run("sgdisk", &["-n1:2048:+8M", "-t1:ef00", "-n2:0:0", "-c2:root"], &file, "");
+    file
+}
+
+/// The reason why there is no layout.
+fn refusal(image: &ImageFile, disk: Geometry, drive: Option<bytes::Bytes>) -> String {
+    whole_disk(image, disk, drive, &mut guids()).unwrap_err().to_string()
+}
+
+fn overwrite(file: &Path, at: u64, bytes: &[u8]) {
+    File::options().write(true).open(file).unwrap().write_all_at(bytes, at).unwrap();
+}
+
+#[test]
+fn a_gpt_image_on_a_bigger_disk_has_its_backup_at_the_real_end() {
+    let bench = Bench::new();
+    let file = gpt_image(&bench);
+    for bytes in [64 * MIB, 64 * MIB + 512, 64 * MIB + 16 * 512, 65 * MIB, 200 * MIB] {
+        let disk = geometry(bytes);
+        let layout = whole_disk(&image(&file), disk, None, &mut guids()).unwrap();
+        let written = bench.disk(&layout, disk);
+        assert_good_gpt(&written);
+        assert_eq!(partitions(&written), partitions(&file));
+        assert!(probe(&written, &(0..bytes)).contains("PTTYPE=gpt"));
+    }
+}
+
+#[test]
+fn an_image_for_4096_byte_blocks_goes_onto_such_a_disk_and_onto_no_other() {
+    let bench = Bench::new();
+    let file = bench.file("image", 64 * MIB);
+    run("fdisk", &["-b", "4096"], &file, "g\nn\n1\n\n+8M\nn\n2\n\n\nx\nn\n2\nroot\nr\nw\n");
+    let disk = Geometry { block_bytes: 4096, ..geometry(200 * MIB) };
+    let drive = Some(bench.drive(2 * MIB));
+    let layout = whole_disk(&image(&file), disk, drive, &mut guids()).unwrap();
+    let written = listed_by_fdisk(&bench.disk(&layout, disk), "4096");
+    let (image_part, drive_part) = written.rsplit_once('\n').unwrap();
+    assert_eq!(image_part, listed_by_fdisk(&file, "4096"));
+    assert!(drive_part.contains("EBD0A0A2") && drive_part.contains("config-2"), "{drive_part}");
+
+    assert_eq!(
+        refusal(&image(&file), geometry(200 * MIB), None),
+        "the image has a partition table for 4096-byte blocks, the disk has 512-byte blocks; \
+         take an image made for 512-byte blocks, or a partition image, which fits any"
+    );
+    let msdos = bench.file("msdos", 64 * MIB);
+    run("sfdisk", &["--quiet"], &msdos, "label: dos\n,,83\n");
+    for file in [gpt_image(&bench), msdos] {
+        let reason = refusal(&image(&file), disk, None);
+        assert!(reason.contains("table for 512-byte blocks, the disk has 4096"), "{reason}");
+    }
+}
+
+#[test]
+fn images_of_parted_with_their_flags_and_hybrid_records_keep_them() {
+    let bench = Bench::new();
+    let parted = bench.file("parted", 64 * MIB);
+    let commands = "mklabel gpt mkpart bios 1MiB 2MiB set 1 bios_grub on mkpart root ext4 2MiB 100% \
+                    disk_set pmbr_boot on";
+    parted_script(&parted, commands);
+    let disk = geometry(200 * MIB);
+    let layout = whole_disk(&image(&parted), disk, None, &mut guids()).unwrap();
+    let written = bench.disk(&layout, disk);
+    assert_good_gpt(&written);
+    assert_eq!(partitions(&written), partitions(&parted));
+    let record = bytes_of(&written, &(446..462));
+    assert_eq!((record[0], record[4]), (0x80, 0xee), "bootable and protective");
+    assert_eq!(u32::from_le_bytes(record[12..].try_into().unwrap()), 200 * 2048 - 1);
+
+    let hybrid = gpt_image(&bench);
+    run("sgdisk", &["--hybrid=1"], &hybrid, "");
+    let layout = whole_disk(&image(&hybrid), disk, None, &mut guids()).unwrap();
+    let written = bench.disk(&layout, disk);
+    assert_eq!(bytes_of(&written, &(0..512)), bytes_of(&hybrid, &(0..512)));
+    let table = run("sgdisk", &["--print"], &written, "");
+    assert!(table.contains("409566"), "{table}");
+}
+
+fn parted_script(file: &Path, commands: &str) {
+    let done = Command::new("parted").arg("--script").arg(file).args(commands.split(' ')).output();
+    let done = done.unwrap_or_else(|error| panic!("parted: {error}; see testbed/install"));
+    assert!(done.status.success(), "{done:?}");
+}
+
+#[test]
+fn a_smaller_disk_will_do_if_the_partitions_fit() {
+    let bench = Bench::new();
+    let file = bench.file("image", 64 * MIB);
+    run("sgdisk", &["-n1:2048:+8M"], &file, "");
+    let (disk, short) = (geometry(9 * MIB + 33 * 512), geometry(9 * MIB + 32 * 512));
+    let layout = whole_disk(&image(&file), disk, None, &mut guids()).unwrap();
+    let written = bench.disk(&layout, disk);
+    assert_good_gpt(&written);
+    assert_eq!(partitions(&written), partitions(&file));
+    assert_eq!(
+        refusal(&image(&file), short, None),
+        "the disk has 9453568 bytes (9.0 MiB), 9454080 are needed (9.0 MiB)"
+    );
+}
+
+#[test]
+fn the_old_backup_inside_the_image_is_gone() {
+    let bench = Bench::new();
+    let file = gpt_image(&bench);
+    let disk = geometry(200 * MIB);
+    let layout = whole_disk(&image(&file), disk, None, &mut guids()).unwrap();
+    let written = bench.disk(&layout, disk);
+    let old = 64 * MIB - 33 * 512..64 * MIB;
+    assert_eq!(&bytes_of(&file, &old)[32 * 512..][..8], b"EFI PART");
+    assert!(bytes_of(&written, &old).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn an_image_with_a_damaged_table_is_written_with_its_backup_and_with_two_of_them_not_at_all() {
+    let bench = Bench::new();
+    let file = gpt_image(&bench);
+    let good = partitions(&file);
+    let disk = geometry(200 * MIB);
+    overwrite(&file, 1024 + 40, &[1]);
+    let layout = whole_disk(&image(&file), disk, None, &mut guids()).unwrap();
+    let written = bench.disk(&layout, disk);
+    assert_good_gpt(&written);
+    assert_eq!(partitions(&written), good);
+    overwrite(&file, 64 * MIB - 512, &[0; 512]);
+    assert_eq!(
+        refusal(&image(&file), disk, None),
+        "the image's GUID partition table is damaged: its entries are damaged; its backup at the image's end: there is none"
+    );
+}
+
+#[test]
+fn a_config_drive_gets_a_partition_at_the_end_of_the_disk() {
+    let bench = Bench::new();
+    let drive = bench.drive(2 * MIB);
+    let gpt = gpt_image(&bench);
+    let msdos = bench.file("msdos", 64 * MIB);
+    run("sfdisk", &["--quiet"], &msdos, "label: dos\n,20M,83\n,20M,5\n,,83\n");
+    for (file, kind) in [(gpt, "EBD0A0A2-B9E5-4433-87C0-68B6B72699C7"), (msdos, "c")] {
+        let disk = geometry(200 * MIB);
+        let layout = whole_disk(&image(&file), disk, Some(drive.clone()), &mut guids()).unwrap();
+        let written = bench.disk(&layout, disk);
+        let mut found = partitions(&written);
+        let new = found.pop().unwrap();
+        assert_eq!(found, partitions(&file));
+        assert_eq!(new.bytes.end - new.bytes.start, CONFIG_DRIVE_BYTES);
+        assert!((198 * MIB..=200 * MIB).contains(&new.bytes.end), "{new:?}");
+        assert_eq!(new.rest["type"], kind);
+        assert_eq!(bytes_of(&written, &new.bytes)[..drive.len()], drive);
+        assert!(probe(&written, &new.bytes).contains("LABEL=config-2"));
+    }
+}
+
+#[test]
+fn a_partition_that_waits_for_a_config_drive_is_taken() {
+    let bench = Bench::new();
+    let drive = bench.drive(2 * MIB);
+    let named = gpt_image(&bench);
+    run("sgdisk", &["-d2", "-n2:0:+4M", "-c2:config-2", "-n3:0:0"], &named, "");
+    let labelled = bench.file("labelled", 64 * MIB);
+    run("sfdisk", &["--quiet"], &labelled, "label: dos\n,8M,83\n,4M,c\n,,83\n");
+    let fat = bench.file("cidata", 4 * MIB);
+    run("mkfs.vfat", &["-n", "CIDATA"], &fat, "");
+    overwrite(&labelled, 9 * MIB, &bytes_of(&fat, &(0..4 * MIB)));
+    for file in [named, labelled] {
+        overwrite(&file, 12 * MIB, &[7; 512]);
+        let disk = geometry(200 * MIB);
+        let layout = whole_disk(&image(&file), disk, Some(drive.clone()), &mut guids()).unwrap();
+        let written = bench.disk(&layout, disk);
+        let found = partitions(&written);
+        assert_eq!(found, partitions(&file));
+        let content = bytes_of(&written, &found[1].bytes);
+        assert_eq!(content[..drive.len()], drive);
+        assert!(content[drive.len()..].iter().all(|byte| *byte == 0), "old bytes shine through");
+        let big = bench.drive(5 * MIB);
+        assert_eq!(
+            refusal(&image(&file), disk, Some(big)),
+            "the config drive has 5242880 bytes, its partition only 4194304"
+        );
+    }
+}
+
+#[test]
+fn what_has_no_place_for_a_config_drive_is_refused_with_numbers() {
+    let bench = Bench::new();
+    let drive = Some(bench.drive(2 * MIB));
+    let gpt = gpt_image(&bench);
+    assert_eq!(
+        refusal(&image(&gpt), geometry(100 * MIB), drive.clone()),
+        "the config drive needs 64.0 MiB at the end of the disk, only 35.9 MiB are free there"
+    );
+    let full = bench.file("full", 64 * MIB);
+    run("sfdisk", &["--quiet"], &full, "label: dos\n,8M\n,8M\n,8M\n,8M\n");
+    assert_eq!(
+        refusal(&image(&full), geometry(200 * MIB), drive.clone()),
+        "all 4 entries of the image's partition table are in use; the config drive needs one"
+    );
+    let bare = bench.file("bare", 64 * MIB);
+    run("mkfs.vfat", &[], &bare, "");
+    assert!(matches!(
+        whole_disk(&image(&bare), geometry(200 * MIB), drive, &mut guids()),
+        Err(LayoutError::NoTable)
+    ));
+    let layout = whole_disk(&image(&bare), geometry(200 * MIB), None, &mut guids()).unwrap();
+    let written = bench.disk(&layout, geometry(200 * MIB));
+    assert!(probe(&written, &(0..200 * MIB)).contains("TYPE=vfat"));
+}
