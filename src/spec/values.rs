@@ -1,6 +1,9 @@
 //! What a single value may be. Each function reads one string and says what would be right.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    path::Path,
+};
 
 use crate::model::{
     size::parse_bytes,
@@ -148,14 +151,15 @@ pub(super) fn password_file(text: &str) -> Result<String, String> {
 pub(super) fn attachment_path(text: &str) -> Result<String, String> {
     if text.starts_with('/') {
         Err(format!("`{text}` is absolute, must be relative to the spec directory"))
-    } else if text.ends_with(".toml") {
+    } else if Path::new(text).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("toml"))
+    {
         Err(format!("`{text}` has the name of a spec; give it another ending than .toml"))
     } else {
         path(text)
     }
 }
 
-/// OpenStack's `network_data.json`: nothing else is read from a `config-2` drive.
+/// The `network_data.json`: nothing else is read from a `config-2` drive.
 pub(super) fn network_data(content: &str) -> Result<(), String> {
     const WANTED: &str = "label = \"config-2\" takes OpenStack's network_data.json; cloud-init's own format needs label = \"cidata\"";
     let json: serde_json::Value = serde_json::from_str(content)
