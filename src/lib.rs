@@ -14,6 +14,7 @@ pub mod progress;
 pub mod admin;
 pub mod callback;
 pub mod config;
+pub mod drive;
 pub mod image;
 pub mod imaging;
 pub mod ipmi;

@@ -4,7 +4,7 @@
 //! is one table, seen through all the files that may fill it (a spec over its defaults); a [`Field`] is one key of it. What no
 //! reader asked for is an unknown key. It must never do I/O and never panic, whatever the bytes.
 
-use std::{cell::RefCell, ops::RangeInclusive, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use jiff::SignedDuration;
 
@@ -23,6 +23,8 @@ pub const FILE_BYTES_MAX: usize = 256 * 1024;
 pub const NOT_YET: &str = "not supported yet";
 /// Most problems kept of one reading: nobody reads more at once, and status files stay small.
 const PROBLEMS_MAX: usize = 100;
+/// Longest key of the administrator's own, in bytes.
+const KEY_BYTES_MAX: usize = 64;
 /// Most elements of a list.
 const LIST_MAX: usize = 64;
 /// Bounds of a duration: a shorter wait is always a mistake, and after a week somebody has come to look.
@@ -54,6 +56,7 @@ pub struct Section<'a> {
     layers: Vec<(&'a Document, &'a Table)>,
     path: String,
     extent: Extent,
+    idle: bool,
     known: Vec<&'static str>,
     findings: &'a RefCell<Findings>,
 }
@@ -67,6 +70,7 @@ pub struct Field<'a> {
     path: String,
     extent: Extent,
     fallback: Option<Value>,
+    idle: bool,
     later: bool,
     findings: &'a RefCell<Findings>,
 }
@@ -111,6 +115,7 @@ fn walk<T>(
         layers: layers.map(|document| (document, &document.root)).collect(),
         path: String::new(),
         extent,
+        idle: false,
         known: Vec::new(),
         findings: &findings,
     };
@@ -131,6 +136,7 @@ impl<'a> Section<'a> {
             path: join(&self.path, key),
             extent: self.extent,
             fallback: None,
+            idle: self.idle,
             later: false,
             findings: self.findings,
         }
@@ -146,15 +152,48 @@ impl<'a> Section<'a> {
         self.extent = Extent::Part;
     }
 
-    /// Accepts every key that is a string: a table whose keys are the administrator's own.
-    pub fn any_strings(&mut self) {
+    /// Refuses a key for a reason that lies in other keys, wherever it is said. A part is not judged: what completes it may agree.
+    pub fn refuse(&self, key: &str, message: &str) {
+        if self.extent == Extent::Whole {
+            let said = |(document, table): &(&'a Document, &Table)| {
+                table.get(key).map(|node| (*document, Some(node.offset)))
+            };
+            let (document, offset) = self.layers.iter().find_map(said).unwrap_or(self.home);
+            report(self.findings, document, offset, &join(&self.path, key), message);
+        }
+    }
+
+    /// Every key there is, each a string read by `parse`: a table whose keys are the administrator's own. Keys are of letters, digits,
+    /// `_` and `-`, at most 64 of them.
+    pub fn strings<T>(&mut self, parse: impl Fn(&str) -> Result<T, String>) -> BTreeMap<String, T> {
+        let mut nodes: BTreeMap<&String, (&'a Document, &'a Node)> = BTreeMap::new();
         for (document, table) in std::mem::take(&mut self.layers) {
-            for (key, node) in table.iter().filter(|(_, node)| node.value.as_str().is_none()) {
-                let path = join(&self.path, key);
-                let message = wrong_type("a string", &node.value);
-                report(self.findings, document, Some(node.offset), &path, &message);
+            for (key, node) in table {
+                nodes.entry(key).or_insert((document, node));
             }
         }
+        let mut strings = BTreeMap::new();
+        for (key, (document, node)) in nodes {
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+            if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(is_plain) {
+                let message = format!("must be 1 to {KEY_BYTES_MAX} letters, digits, `_` or `-`");
+                let path = join(&self.path, key);
+                report(self.findings, document, Some(node.key_offset), &path, &message);
+                continue;
+            }
+            let field = Field {
+                home: self.home,
+                values: vec![(document, node)],
+                path: join(&self.path, key),
+                extent: self.extent,
+                fallback: None,
+                idle: self.idle,
+                later: false,
+                findings: self.findings,
+            };
+            strings.extend(field.text(&parse).map(|value| (key.clone(), value)));
+        }
+        strings
     }
 
     fn finish(self) {
@@ -191,6 +230,19 @@ impl Field<'_> {
     /// Refuses the key as [`NOT_YET`] if its value is good, so that it has to be well formed even so.
     pub fn later(mut self) -> Self {
         self.later = true;
+        self
+    }
+
+    /// Says that other keys leave this one without a meaning, and `why`. It is checked all the same, but is no value in force; and it is
+    /// refused where the most specific file says it itself: only a default may lie idle.
+    pub fn idle(mut self, why: &str) -> Self {
+        self.idle = true;
+        if let Some((document, node)) = self.values.first()
+            && self.extent == Extent::Whole
+            && std::ptr::eq(*document, self.home.0)
+        {
+            report(self.findings, document, Some(node.offset), &self.path, why);
+        }
         self
     }
 
@@ -288,6 +340,7 @@ impl Field<'_> {
             layers,
             path: self.path.clone(),
             extent,
+            idle: self.idle,
             known: Vec::new(),
             findings: self.findings,
         };
@@ -348,7 +401,9 @@ impl Field<'_> {
     }
 
     fn note(&self, value: &Value, origin: impl FnOnce() -> Origin) {
-        if let Some(settings) = &mut self.findings.borrow_mut().settings {
+        if let Some(settings) = &mut self.findings.borrow_mut().settings
+            && !self.idle
+        {
             settings.push(Setting {
                 key: self.path.clone(),
                 value: value.to_toml(),

@@ -23,7 +23,9 @@ use crate::model::{
     toml_reader::{Document, FILE_BYTES_MAX, Setting},
 };
 
-use super::{Defaults, clashes, node_name, parse, parse_settings};
+use super::{
+    Defaults, ReadAttachment, attachments::Attachments, clashes, node_name, parse, parse_settings,
+};
 
 #[cfg(test)]
 mod tests;
@@ -99,12 +101,13 @@ pub fn read_dir(
     let mut snapshot = Snapshot::default();
     let defaults = read_defaults(&handle, shown_as, agent_defaults);
     snapshot.problems.extend_from_slice(defaults.problems());
+    let attachments = Attachments::beside(&handle);
     for file in &files {
         // Escaped, because a file's name may hold anything, even the line break that forges a line of a log.
         let shown = format!("{shown_as}/{}", file.to_string_lossy().escape_debug());
         let spec = read_at(&handle, file)
             .map_err(|error| vec![Problem::of_file(&shown, unreadable(&error))])
-            .and_then(|bytes| parse(&shown, &bytes, &defaults));
+            .and_then(|bytes| parse(&shown, &bytes, &defaults, &|path| attachments.read(path)));
         match node_name(&shown) {
             Ok(name) => drop(snapshot.nodes.insert(name, spec.map(Arc::new))),
             Err(_) => snapshot.problems.extend(spec.err().unwrap_or_default()),
@@ -136,7 +139,7 @@ pub fn read_file_settings(
 fn with_defaults<T>(
     path: &Path,
     agent_defaults: Option<&Document>,
-    parse: impl FnOnce(&str, &[u8], &Defaults) -> Result<T, Vec<Problem>>,
+    parse: impl FnOnce(&str, &[u8], &Defaults, &ReadAttachment<'_>) -> Result<T, Vec<Problem>>,
 ) -> Result<T, Vec<Problem>> {
     let shown = path.to_string_lossy();
     let failed = |error: &io::Error| {
@@ -152,7 +155,9 @@ fn with_defaults<T>(
     let name = path.file_name().unwrap_or_default();
     let bytes = read_at(&handle, name).map_err(|error| failed(&error))?;
     let shown_dir = parent.unwrap_or(Path::new("")).to_string_lossy();
-    parse(&shown, &bytes, &read_defaults(&handle, &shown_dir, agent_defaults))
+    let defaults = read_defaults(&handle, &shown_dir, agent_defaults);
+    let attachments = Attachments::beside(&handle);
+    parse(&shown, &bytes, &defaults, &|path| attachments.read(path))
 }
 
 /// Reads a directory for `hostler check`, which calls it as it was typed.

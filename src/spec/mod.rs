@@ -4,7 +4,7 @@
 //! reported at once, each with line, column and key. This room must never write, never look past the spec directory, and never
 //! take a file it could not read for a file that is not there.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use crate::model::{
     ids::NodeName,
@@ -13,6 +13,7 @@ use crate::model::{
     toml_reader::{Document, Extent, Setting, read, settings},
 };
 
+mod attachments;
 mod clash;
 mod directory;
 mod schema;
@@ -20,6 +21,7 @@ mod schema;
 mod tests;
 mod values;
 
+pub use attachments::{ATTACHED_BYTES_MAX, ATTACHMENT_BYTES_MAX};
 pub use clash::clashes;
 pub use directory::{
     DEFAULTS_FILE, ReadError, Report, SPECS_MAX, Snapshot, check, read_dir, read_file,
@@ -64,9 +66,17 @@ impl Defaults {
     }
 }
 
-/// Checks one spec. `file` is the name to show; its stem is the node's name. On failure: every problem, and
-/// the first of the defaults'.
-pub fn parse(file: &str, bytes: &[u8], defaults: &Defaults) -> Result<NodeSpec, Vec<Problem>> {
+/// Reads a file that a spec names, by its path in the spec directory: what is in it, or why it cannot be had.
+pub type ReadAttachment<'a> = dyn Fn(&str) -> Result<Arc<str>, String> + 'a;
+
+/// Checks one spec. `file` is the name to show; its stem is the node's name. What it attaches is read by `attachment`. On failure:
+/// every problem, and the first of the defaults'.
+pub fn parse(
+    file: &str,
+    bytes: &[u8],
+    defaults: &Defaults,
+    attachment: &ReadAttachment<'_>,
+) -> Result<NodeSpec, Vec<Problem>> {
     let name = node_name(file);
     let document = Document::parse(file, bytes);
     let mut problems: Vec<Problem> = name.as_ref().err().cloned().into_iter().collect();
@@ -80,7 +90,7 @@ pub fn parse(file: &str, bytes: &[u8], defaults: &Defaults) -> Result<NodeSpec, 
         Ok(document) => {
             let name = name.ok();
             let (spec, found) = read(document, &defaults.layers(), Extent::Whole, |section| {
-                schema::node(section, name)
+                schema::node(section, name, Some(attachment))
             });
             problems.extend(found);
             checked = spec;
@@ -95,15 +105,16 @@ fn parse_settings(
     file: &str,
     bytes: &[u8],
     defaults: &Defaults,
+    attachment: &ReadAttachment<'_>,
 ) -> Result<Vec<Setting>, Vec<Problem>> {
-    parse(file, bytes, defaults)?;
+    parse(file, bytes, defaults, attachment)?;
     let document = Document::parse(file, bytes)?;
-    Ok(settings(&document, &defaults.layers(), |section| schema::node(section, None)))
+    Ok(settings(&document, &defaults.layers(), |section| schema::node(section, None, None)))
 }
 
 /// The problems of a file that others complete.
 fn part(document: &Document) -> Vec<Problem> {
-    read(document, &[], Extent::Part, |section| schema::node(section, None)).1
+    read(document, &[], Extent::Part, |section| schema::node(section, None, None)).1
 }
 
 /// The node a spec file speaks of.

@@ -9,16 +9,24 @@ use crate::model::{
     disk::{RootDeviceHints, SizeHint},
     ids::{MacAddr, NodeName},
     spec::{
-        Bmc, Boot, CipherSuite, Goal, Image, ImageFormat, ImageKind, Netboot, NodeSpec,
-        PartitionTable, Partitions, Privilege, Retry, Timeouts, Verify, WantedPower,
+        Attachment, Bmc, Boot, CipherSuite, ConfigDrive, DriveFilesystem, DriveLabel, Goal, Image,
+        ImageFormat, ImageKind, Netboot, NodeSpec, PartitionTable, Partitions, Privilege, Retry,
+        Timeouts, Verify, WantedPower,
     },
     toml_reader::{Section, duration},
 };
 
-use super::values;
+use super::{ReadAttachment, values};
 
-/// The whole file. `None` only with a problem, or without a name.
-pub(super) fn node(spec: &mut Section<'_>, name: Option<NodeName>) -> Option<NodeSpec> {
+/// Primary partitions of a master boot record.
+const MSDOS_PARTITIONS_MAX: usize = 4;
+
+/// The whole file. `None` only with a problem, or without a name. Without `attachment`, what the spec attaches is not read.
+pub(super) fn node(
+    spec: &mut Section<'_>,
+    name: Option<NodeName>,
+    attachment: Option<&ReadAttachment<'_>>,
+) -> Option<NodeSpec> {
     let goals = [
         ("deployed", Some(Goal::Deployed)),
         ("available", Some(Goal::Available)),
@@ -36,9 +44,23 @@ pub(super) fn node(spec: &mut Section<'_>, name: Option<NodeName>) -> Option<Nod
     let (boot, after) = spec.key("boot").table(boot);
     let bmc = spec.key("bmc").table(bmc);
     let root_device = spec.key("root_device").table(root_device);
-    let partitions = spec.key("partitions").table(partitions);
-    let image = spec.key("image").table(|image| self::image(image, after, partitions));
-    spec.key("config_drive").later().table(config_drive);
+    let firmware = boot.as_ref().map(|boot| boot.firmware);
+    let (mut image, kind) = spec.key("image").table(|image| self::image(image, firmware, after));
+    let mut partitions = spec.key("partitions");
+    if kind == Some(Kind::Disk) {
+        partitions = partitions.idle("is of no use unless image.kind = \"partition\"");
+    }
+    let partitions = partitions.table(self::partitions);
+    if let (Some(image), Some(Kind::Partition)) = (&mut image, kind) {
+        image.kind = partitions.map_or(ImageKind::Disk, ImageKind::Partition);
+    }
+    let has_drive = spec.has("config_drive");
+    let drive = spec.key("config_drive");
+    let config_drive =
+        if has_drive { drive.table(|drive| config_drive(drive, attachment)) } else { None };
+    if let (Some(boot), Some(image)) = (&boot, &image) {
+        refuse_too_many_partitions(spec, image, boot.firmware, has_drive);
+    }
     let timeouts = spec.key("timeouts").table(timeouts);
     let retry = spec.key("retry").table(retry);
     Some(NodeSpec {
@@ -51,7 +73,7 @@ pub(super) fn node(spec: &mut Section<'_>, name: Option<NodeName>) -> Option<Nod
         bmc: bmc?,
         root_device,
         image: image?,
-        config_drive: None,
+        config_drive,
         timeouts: timeouts?,
         retry: retry?,
     })
@@ -128,11 +150,19 @@ fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {
     }
 }
 
+/// What an image holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Disk,
+    Partition,
+}
+
+/// The image, as if it were of a disk, and what it is of.
 fn image(
     image: &mut Section<'_>,
+    firmware: Option<Firmware>,
     after: Option<After>,
-    partitions: Option<Partitions>,
-) -> Option<Image> {
+) -> (Option<Image>, Option<Kind>) {
     let source = image.key("source").required().text(values::place);
     let checksum = image.key("checksum").required().text(values::checksum);
     let formats = [
@@ -141,30 +171,43 @@ fn image(
         ("qcow2", Some(ImageFormat::Qcow2)),
     ];
     let format = image.key("format").or("auto").choice(&formats);
-    let partition = partitions.map(ImageKind::Partition);
-    let kinds = [("disk", Some(ImageKind::Disk)), ("partition", partition)];
+    let kinds = [("disk", Some(Kind::Disk)), ("partition", Some(Kind::Partition))];
     let kind = image.key("kind").or("disk").choice(&kinds);
     let verifies =
         [("full", Some(Verify::Full)), ("node", Some(Verify::Node)), ("none", Some(Verify::None))];
     let verify = image.key("verify").or("full").choice(&verifies);
-    let [mut kernel, mut ramdisk] = ["kernel", "ramdisk"].map(|key| image.key(key));
+    let [mut kernel, mut ramdisk, mut kernel_args] =
+        ["kernel", "ramdisk", "kernel_args"].map(|key| image.key(key));
     if after == Some(After::Network) {
         (kernel, ramdisk) = (kernel.required(), ramdisk.required());
+    } else if after == Some(After::Disk) {
+        let why = "is of no use unless boot.after = \"network\"";
+        (kernel, ramdisk, kernel_args) =
+            (kernel.idle(why), ramdisk.idle(why), kernel_args.idle(why));
+        if kind == Some(Kind::Partition) && firmware == Some(Firmware::Bios) {
+            let message = "a BIOS needs boot code that one file system does not bring; use a whole-disk image, or boot.after = \"network\"";
+            image.refuse("kind", message);
+        }
     }
     let (kernel, ramdisk) = (kernel.text(values::path), ramdisk.text(values::path));
-    let kernel_args = image.key("kernel_args").list(values::kernel_args()).unwrap_or_default();
-    let netboot = match after? {
-        After::Disk => None,
-        After::Network => Some(Netboot { kernel: kernel?, ramdisk: ramdisk?, kernel_args }),
+    let kernel_args = kernel_args.list(values::kernel_args()).unwrap_or_default();
+    let netboot = match after {
+        Some(After::Network) => {
+            kernel.zip(ramdisk).map(|(kernel, ramdisk)| Netboot { kernel, ramdisk, kernel_args })
+        }
+        Some(After::Disk) | None => None,
     };
-    Some(Image {
-        source: source?,
-        checksum: checksum?,
-        format: format?,
-        kind: kind?,
-        verify: verify?,
-        netboot,
-    })
+    let image = source.zip(checksum).zip(format.zip(verify)).map(
+        |((source, checksum), (format, verify))| Image {
+            source,
+            checksum,
+            format,
+            kind: ImageKind::Disk,
+            verify,
+            netboot,
+        },
+    );
+    (image, kind)
 }
 
 fn partitions(partitions: &mut Section<'_>) -> Option<Partitions> {
@@ -176,15 +219,72 @@ fn partitions(partitions: &mut Section<'_>) -> Option<Partitions> {
     Some(Partitions { table: table?, swap_bytes, ephemeral_bytes, root_bytes: root? })
 }
 
-fn config_drive(drive: &mut Section<'_>) {
-    drive.key("user_data_file").text(values::path);
-    drive.key("network_config_file").text(values::path);
-    drive.key("meta_data").table(meta_data);
+/// All partitions must find a place in an msdos table: hostler makes no logical ones.
+fn refuse_too_many_partitions(
+    spec: &Section<'_>,
+    image: &Image,
+    firmware: Firmware,
+    has_drive: bool,
+) {
+    let ImageKind::Partition(Partitions {
+        table: PartitionTable::Msdos,
+        swap_bytes,
+        ephemeral_bytes,
+        ..
+    }) = image.kind
+    else {
+        return;
+    };
+    let parts = [
+        ("ESP", firmware == Firmware::Uefi && image.netboot.is_none()),
+        ("swap", swap_bytes.is_some()),
+        ("ephemeral", ephemeral_bytes.is_some()),
+        ("config drive", has_drive),
+        ("root", true),
+    ];
+    let all: Vec<&str> =
+        parts.iter().filter(|(_, is_there)| *is_there).map(|(part, _)| *part).collect();
+    if all.len() > MSDOS_PARTITIONS_MAX {
+        let message = format!(
+            "an msdos table has {MSDOS_PARTITIONS_MAX} partitions at most, these are {}: {}; use table = \"gpt\"",
+            all.len(),
+            all.join(", ")
+        );
+        spec.refuse("partitions", &message);
+    }
 }
 
-/// The keys are the administrator's own.
-fn meta_data(meta_data: &mut Section<'_>) {
-    meta_data.any_strings();
+fn config_drive(
+    drive: &mut Section<'_>,
+    attachment: Option<&ReadAttachment<'_>>,
+) -> Option<ConfigDrive> {
+    let labels = [("config-2", Some(DriveLabel::Config2)), ("cidata", Some(DriveLabel::Cidata))];
+    let label = drive.key("label").or("config-2").choice(&labels);
+    let filesystems =
+        [("vfat", Some(DriveFilesystem::Vfat)), ("iso9660", Some(DriveFilesystem::Iso9660))];
+    let filesystem = drive.key("filesystem").or("vfat").choice(&filesystems);
+    let attach = |path: &str, check: &dyn Fn(&str) -> Result<(), String>| {
+        let path = values::attachment_path(path)?;
+        let Some(read) = attachment else { return Ok(None) };
+        let content = read(&path)?;
+        check(&content).map_err(|message| format!("`{path}` {message}"))?;
+        Ok(Some(Attachment { path, content }))
+    };
+    let user_data = drive.key("user_data_file").text(|path| attach(path, &|_| Ok(())));
+    let network_config = drive.key("network_config_file").text(|path| {
+        attach(path, &|content| match label {
+            Some(DriveLabel::Config2) => values::network_data(content),
+            Some(DriveLabel::Cidata) | None => Ok(()),
+        })
+    });
+    let meta_data = drive.key("meta_data").table(|meta_data| meta_data.strings(values::meta_data));
+    Some(ConfigDrive {
+        label: label?,
+        filesystem: filesystem?,
+        user_data: user_data.flatten(),
+        network_config: network_config.flatten(),
+        meta_data,
+    })
 }
 
 fn timeouts(timeouts: &mut Section<'_>) -> Option<Timeouts> {

@@ -1,6 +1,6 @@
 //! Every field of the schema: its good values, its bad ones, and the place and words of each problem.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
@@ -10,11 +10,12 @@ use crate::model::{
     disk::{Comparison, SizeHint},
     problem::Problem,
     spec::{BmcAddress, CipherSuite, Goal, ImageFormat, NodeSpec, Privilege, WantedPower},
-    toml_reader::{Document, Extent, FILE_BYTES_MAX, read},
+    toml_reader::{Document, Extent, FILE_BYTES_MAX, Setting, read},
 };
 
-use super::{Defaults, clashes, parse};
+use super::{Defaults, clashes};
 
+mod drive;
 mod settings;
 mod values;
 
@@ -29,6 +30,23 @@ password_file = "edge-07.bmc"
 source = "debian-13.raw"
 checksum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 "#;
+
+/// Reads a spec where no file lies beside it.
+fn parse(file: &str, bytes: &[u8], defaults: &Defaults) -> Result<NodeSpec, Vec<Problem>> {
+    super::parse(file, bytes, defaults, &absent)
+}
+
+fn parse_settings(
+    file: &str,
+    bytes: &[u8],
+    defaults: &Defaults,
+) -> Result<Vec<Setting>, Vec<Problem>> {
+    super::parse_settings(file, bytes, defaults, &absent)
+}
+
+fn absent(path: &str) -> Result<Arc<str>, String> {
+    Err(format!("`{path}` is not there"))
+}
 
 fn good(text: &str) -> NodeSpec {
     parse(FILE, text.as_bytes(), &Defaults::default()).unwrap_or_else(|p| panic!("{}", lines(&p)))

@@ -1,6 +1,9 @@
 //! What a single value may be. Each function reads one string and says what would be right.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    path::Path,
+};
 
 use crate::model::{
     size::parse_bytes,
@@ -141,6 +144,44 @@ pub(super) fn password_file(text: &str) -> Result<String, String> {
         Err(format!("`{text}` is absolute, must be relative to the secrets directory"))
     } else {
         path(text)
+    }
+}
+
+/// A plain path below the spec directory, not of a spec or a status file.
+pub(super) fn attachment_path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') {
+        Err(format!("`{text}` is absolute, must be relative to the spec directory"))
+    } else if Path::new(text).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("toml"))
+    {
+        Err(format!("`{text}` has the name of a spec; give it another ending than .toml"))
+    } else {
+        path(text)
+    }
+}
+
+/// The `network_data.json`: nothing else is read from a `config-2` drive.
+pub(super) fn network_data(content: &str) -> Result<(), String> {
+    const WANTED: &str = "label = \"config-2\" takes OpenStack's network_data.json; cloud-init's own format needs label = \"cidata\"";
+    let json: serde_json::Value = serde_json::from_str(content)
+        .map_err(|error| format!("is not JSON ({error}): {WANTED}"))?;
+    let missing = ["links", "networks"]
+        .into_iter()
+        .find(|list| !json.get(list).is_some_and(serde_json::Value::is_array));
+    match missing {
+        Some(list) => Err(format!("has no list `{list}`: {WANTED}")),
+        None => Ok(()),
+    }
+}
+
+/// One of the administrator's metadata. What YAML cannot hold as it is, no data source gets.
+pub(super) fn meta_data(text: &str) -> Result<String, String> {
+    let is_lost = |c: &char| {
+        (c.is_control() && !matches!(c, '\n' | '\t'))
+            || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+    };
+    match text.chars().find(is_lost) {
+        Some(lost) => Err(format!("{lost:?} is not allowed")),
+        None => Ok(text.to_owned()),
     }
 }
 

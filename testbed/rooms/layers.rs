@@ -9,7 +9,7 @@ use std::{
 const LINES_MAX: usize = 600;
 
 /// The rooms: one for each outside party.
-const ROOMS: [&str; 12] = [
+const ROOMS: [&str; 13] = [
     "spec",
     "config",
     "watch",
@@ -20,6 +20,7 @@ const ROOMS: [&str; 12] = [
     "iscsi",
     "image",
     "imaging",
+    "drive",
     "callback",
     "admin",
 ];

@@ -1,7 +1,6 @@
 //! The values in force: each with where it was said, and together a spec that says the same.
 
 use super::*;
-use crate::{model::toml_reader::Setting, spec::parse_settings};
 
 /// As TOML with dotted keys.
 fn toml(settings: &[Setting]) -> String {
@@ -36,8 +35,6 @@ fn every_value_in_force_says_where_it_was_said() {
         bmc.username = "root" # edge-07.toml:4
         bmc.password_file = "edge-07.bmc" # edge-07.toml:6
         bmc.privilege = "administrator" # default
-        partitions.table = "gpt" # default
-        partitions.root = "max" # default
         image.source = "debian-13.raw" # edge-07.toml:8
         image.checksum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" # edge-07.toml:9
         image.format = "auto" # default
@@ -72,6 +69,8 @@ fn every_kind_of_value_reads_back_the_same() {
         ("bmc", "cipher_suite = 0x11"),
         ("retry", "attempts = 1_0"),
         ("timeouts", "ramdisk = \"1h 30m\""),
+        ("config_drive", "meta_data = { hostname = \"a\\nb\", \"1-x_Y\" = \"\" }"),
+        ("config_drive", "label = \"cidata\"\nfilesystem = \"iso9660\""),
     ];
     for (table, line) in lines {
         let text = with(table, line);

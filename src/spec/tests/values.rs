@@ -326,35 +326,27 @@ fn bad_image_values_are_named() {
               nodes/edge-07.toml:7:10: image.format: `vmdk` is not one of auto, raw, qcow2
             kind = "partition"
             kernel = "vmlinuz"
+              nodes/edge-07.toml:7:10: image.kernel: is of no use unless boot.after = "network"
             ramdisk = "../initrd"
+              nodes/edge-07.toml:7:11: image.ramdisk: is of no use unless boot.after = "network"
               nodes/edge-07.toml:7:11: image.ramdisk: `../initrd` is not a plain path: no `..`, `.`, `//` or `/` at the end
             kernel_args = ["quiet"]
+              nodes/edge-07.toml:7:15: image.kernel_args: is of no use unless boot.after = "network"
         "#]],
     );
 }
 
 #[test]
-fn tables_not_acted_on_yet_are_refused_but_checked_all_the_same() {
+fn bad_partitions_are_named() {
     check(
         format!(
-            "{MINIMAL}[partitions]\ntable = \"gpt\"\nswap = \"2GiB\"\nephemeral = \"20GiB\"\nroot = \"max\"\n\
-             [config_drive]\nuser_data_file = \"a\"\nnetwork_config_file = \"b\"\nmeta_data = {{ hostname = \"x\" }}\n"
+            "{MINIMAL}kind = \"partition\"\n[partitions]\ntable = \"bsd\"\nswap = \"0\"\nroot = \"most\"\n"
         ),
         &expect![[r#"
-            nodes/edge-07.toml:14:1: config_drive: not supported yet
+            nodes/edge-07.toml:11:9: partitions.table: `bsd` is not one of gpt, msdos
+            nodes/edge-07.toml:12:8: partitions.swap: must be more than 0
+            nodes/edge-07.toml:13:8: partitions.root: `most` is not a size; write for example 480GB or 64MiB
         "#]],
-    );
-    check(
-        format!(
-            "{MINIMAL}[partitions]\ntable = \"bsd\"\nswap = \"0\"\nroot = \"most\"\n[config_drive]\nlabel = \"x\"\nmeta_data = {{ a = 1 }}\n"
-        ),
-        &expect![[r"
-            nodes/edge-07.toml:10:9: partitions.table: `bsd` is not one of gpt, msdos
-            nodes/edge-07.toml:11:8: partitions.swap: must be more than 0
-            nodes/edge-07.toml:12:8: partitions.root: `most` is not a size; write for example 480GB or 64MiB
-            nodes/edge-07.toml:14:1: config_drive.label: unknown key
-            nodes/edge-07.toml:15:19: config_drive.meta_data.a: an integer, must be a string; put it in quotes
-        "]],
     );
 }
 

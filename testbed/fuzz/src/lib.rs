@@ -25,7 +25,7 @@ pub static SPEC: LazyLock<Arc<NodeSpec>> = LazyLock::new(|| {
     let defaults = include_bytes!("../../../examples/nodes/_defaults.toml");
     let spec = include_bytes!("../../../examples/nodes/edge-07.toml");
     let defaults = Defaults::new(Some(("_defaults.toml", defaults)), None);
-    Arc::new(parse("edge-07.toml", spec, &defaults).unwrap())
+    Arc::new(parse("edge-07.toml", spec, &defaults, &|path| Err(path.to_owned())).unwrap())
 });
 
 /// A file in it.

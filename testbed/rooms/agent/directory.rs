@@ -52,7 +52,8 @@ fn in_force_with(site: &Site, node: &str, toml: &str, defaults: &Defaults) -> St
 }
 
 fn digest(node: &str, toml: &str, defaults: &Defaults) -> Digest {
-    spec::parse(&format!("{node}.toml"), toml.as_bytes(), defaults).unwrap().digest()
+    let no_file = |path: &str| Err(path.to_owned());
+    spec::parse(&format!("{node}.toml"), toml.as_bytes(), defaults, &no_file).unwrap().digest()
 }
 
 /// Waits until the node says that everything is held, and why.

@@ -1,0 +1,364 @@
+//! FAT file systems (Microsoft's FAT32 File System Specification, version 1.03), made whole and never changed afterwards.
+//!
+//! Called for config drives and EFI system partitions. Everything lies in one piece, in the order in which it was given, and nothing of the
+//! moment gets in. It is written here because `fatfs`, the crate for it, gives `.` and `..` long names, which no checker takes for clean.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "small tables; what files have is counted with care"
+)]
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Error},
+};
+
+use bytes::Bytes;
+
+use super::{
+    DriveError,
+    fat_name::{Name, Names},
+    split,
+};
+
+/// Bytes of a record in a directory (§6).
+pub(super) const RECORD_BYTES: usize = 32;
+/// Bounds of a sector, in bytes (§3.1).
+const SECTOR_BYTES: (u32, u32) = (512, 4096);
+/// Records in a root directory that has its own place (§3.1).
+const ROOT_RECORDS: u16 = 512;
+/// Most clusters that FAT12 has, and least that FAT32 has (§3.5).
+const FAT12_CLUSTERS_MAX: u32 = 4084;
+const FAT32_CLUSTERS_MIN: u32 = 65_525;
+/// Tables of clusters, each like the other.
+const TABLES: u32 = 2;
+/// The first cluster there is.
+const FIRST_CLUSTER: u32 = 2;
+
+/// What a file system is like before anything is in it. A cluster is one sector.
+pub(super) struct Format {
+    /// Its name as it is, at most 11 bytes: `config-2` is found by its small letters.
+    pub label: &'static str,
+    /// The volume id, which is shown as its UUID.
+    pub id: u32,
+    /// The kind.
+    pub kind: Kind,
+    /// Bytes for files and directories, if they take less.
+    pub bytes_min: u32,
+    /// Bytes of a sector.
+    pub sector_bytes: u16,
+}
+
+/// How wide the entries of the table are, and with it where the root directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Fat12,
+    Fat32,
+}
+
+/// The sector for a disk with such blocks. Linux refuses a file system whose sectors are smaller than the disk's.
+pub(super) fn sector_bytes(block_bytes: u32) -> Result<u16, DriveError> {
+    let (least, most) = SECTOR_BYTES;
+    let fits = |bytes: &u16| u32::from(*bytes) <= most;
+    u16::try_from(block_bytes.max(least)).ok().filter(fits).ok_or(DriveError::Blocks {
+        filesystem: "vfat",
+        block_bytes,
+        bytes_max: most,
+        hint: "",
+    })
+}
+
+/// A file system with files of such paths and lengths in bytes, and the directories they are in. `read` is given the number of each file
+/// and the place to fill with what is in it.
+pub(super) fn make(
+    format: &Format,
+    files: &[(&str, u32)],
+    mut read: impl FnMut(usize, &mut [u8]) -> io::Result<()>,
+) -> io::Result<Bytes> {
+    let tree = Tree::of(format, files)?;
+    let shape = Shape::of(format, tree.end)?;
+    let mut volume = vec![0; shape.sectors() as usize * shape.sector];
+    for at in shape.boot_sectors() {
+        put(&mut volume, at * shape.sector, &boot_sector(format, &shape))?;
+        if format.kind == Kind::Fat32 {
+            put(&mut volume, (at + 1) * shape.sector, &info_sector(&shape, tree.end))?;
+        }
+    }
+    let table = tree.table(format.kind);
+    for number in 0..TABLES {
+        let at = (shape.reserved + number * shape.table) as usize * shape.sector;
+        put(&mut volume, at, &table)?;
+    }
+    for node in &tree.folders {
+        put(&mut volume, shape.place(node.first), &tree.folder(format, node))?;
+    }
+    for (number, node) in tree.files.iter().enumerate() {
+        let from = shape.place(node.first);
+        let to = volume.get_mut(from..from + node.bytes as usize).ok_or_else(misplaced)?;
+        read(number, to)?;
+    }
+    Ok(volume.into())
+}
+
+/// A file or a directory.
+struct Node<'a> {
+    path: &'a str,
+    name: Name,
+    bytes: u32,
+    /// Its first cluster; 0 is a root directory with a place of its own, or nothing.
+    first: u32,
+}
+
+/// Everything there is, with its place.
+struct Tree<'a> {
+    /// Each after its parent, the root first.
+    folders: Vec<Node<'a>>,
+    files: Vec<Node<'a>>,
+    /// The first cluster that is free.
+    end: u32,
+}
+
+impl<'a> Tree<'a> {
+    fn of(format: &Format, files: &[(&'a str, u32)]) -> io::Result<Self> {
+        let parents = files
+            .iter()
+            .flat_map(|(path, _)| path.match_indices('/').filter_map(|(at, _)| path.get(..at)));
+        let folders: BTreeSet<&str> = std::iter::once("").chain(parents).collect();
+        let mut names = Names::default();
+        let mut node = |path: &'a str, bytes| -> io::Result<Node<'a>> {
+            let (parent, name) = split(path);
+            let name = if path.is_empty() { Name::default() } else { names.take(parent, name)? };
+            Ok(Node { path, name, bytes, first: 0 })
+        };
+        let mut tree = Self {
+            folders: folders.into_iter().map(|path| node(path, 0)).collect::<io::Result<_>>()?,
+            files: files
+                .iter()
+                .map(|(path, bytes)| node(path, *bytes))
+                .collect::<io::Result<_>>()?,
+            end: FIRST_CLUSTER,
+        };
+        let lengths: Vec<u32> = tree.folders.iter().map(|folder| tree.records(folder)).collect();
+        let cluster = u32::from(format.sector_bytes);
+        let mut end = tree.end;
+        for (folder, bytes) in tree.folders.iter_mut().zip(lengths) {
+            folder.bytes = bytes;
+        }
+        for node in tree.folders.iter_mut().chain(&mut tree.files) {
+            let has_place = node.path.is_empty() && format.kind == Kind::Fat12;
+            if has_place && node.bytes > u32::from(ROOT_RECORDS) * RECORD_BYTES as u32 {
+                return Err(too_much());
+            }
+            if node.bytes > 0 && !has_place {
+                node.first = end;
+                end = end.checked_add(node.bytes.div_ceil(cluster)).ok_or_else(too_much)?;
+            }
+        }
+        tree.end = end;
+        Ok(tree)
+    }
+
+    /// Bytes of a directory's records.
+    fn records(&self, folder: &Node<'_>) -> u32 {
+        let own = if folder.path.is_empty() { 1 } else { 2 };
+        let names = self.inside(folder).map(|(node, _)| node.name.records());
+        ((own + names.sum::<usize>()) * RECORD_BYTES) as u32
+    }
+
+    /// What is in a directory, and whether that is a directory.
+    fn inside(&self, folder: &Node<'_>) -> impl Iterator<Item = (&Node<'a>, bool)> {
+        let folders = self.folders.iter().map(|node| (node, true));
+        let files = self.files.iter().map(|node| (node, false));
+        folders
+            .chain(files)
+            .filter(move |(node, _)| !node.path.is_empty() && split(node.path).0 == folder.path)
+    }
+
+    /// A directory's bytes (§6).
+    fn folder(&self, format: &Format, folder: &Node<'_>) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(folder.bytes as usize);
+        if folder.path.is_empty() {
+            bytes.extend(record(label(format), VOLUME, 0, 0));
+        } else {
+            let parent = split(folder.path).0;
+            let parent = self.folders.iter().find(|node| node.path == parent && !parent.is_empty());
+            bytes.extend(record(*b".          ", FOLDER, folder.first, 0));
+            bytes.extend(record(*b"..         ", FOLDER, parent.map_or(0, |node| node.first), 0));
+        }
+        for (node, is_folder) in self.inside(folder) {
+            let (kind, length) = if is_folder { (FOLDER, 0) } else { (FILE, node.bytes) };
+            bytes.extend(node.name.long_records());
+            bytes.extend(record(node.name.short, kind, node.first, length));
+        }
+        bytes
+    }
+
+    /// The table of clusters (§4): each says which one goes on, the last that it is the last.
+    fn table(&self, kind: Kind) -> Vec<u8> {
+        let mut entries: Vec<u32> = (1..=self.end).collect();
+        let mut set = |cluster: u32, value: u32| {
+            if let Some(entry) = entries.get_mut(cluster as usize) {
+                *entry = value;
+            }
+        };
+        set(0, 0x0fff_fff8);
+        set(1, LAST);
+        set(self.end, 0);
+        // What begins ends what lies before it.
+        for node in self.folders.iter().chain(&self.files).filter(|node| node.first > FIRST_CLUSTER)
+        {
+            set(node.first - 1, LAST);
+        }
+        if self.end > FIRST_CLUSTER {
+            set(self.end - 1, LAST);
+        }
+        match kind {
+            Kind::Fat32 => entries.into_iter().flat_map(u32::to_le_bytes).collect(),
+            Kind::Fat12 => entries
+                .chunks(2)
+                .flat_map(|pair| {
+                    let both = |entry: usize| pair.get(entry).map_or(0, |entry| entry & 0xfff);
+                    let [a, b, c, _] = (both(0) | both(1) << 12).to_le_bytes();
+                    [a, b, c]
+                })
+                .collect(),
+        }
+    }
+}
+
+/// What ends a chain of clusters (§4).
+const LAST: u32 = 0x0fff_ffff;
+
+/// Sizes of a volume's parts, in sectors.
+struct Shape {
+    /// Bytes of a sector.
+    sector: usize,
+    kind: Kind,
+    reserved: u32,
+    table: u32,
+    root: u32,
+    clusters: u32,
+}
+
+impl Shape {
+    fn of(format: &Format, end: u32) -> io::Result<Self> {
+        let sector = u32::from(format.sector_bytes);
+        let clusters = (end - FIRST_CLUSTER).max(format.bytes_min / sector);
+        let (clusters, bits, reserved, root) = match format.kind {
+            Kind::Fat12 if clusters > FAT12_CLUSTERS_MAX => return Err(too_much()),
+            Kind::Fat12 => (clusters, 12, 1, u32::from(ROOT_RECORDS) * RECORD_BYTES as u32),
+            Kind::Fat32 => (clusters.max(FAT32_CLUSTERS_MIN), 32, 32, 0),
+        };
+        let table = (u64::from(clusters + FIRST_CLUSTER) * bits).div_ceil(8 * u64::from(sector));
+        let table = u32::try_from(table).map_err(|_| too_much())?;
+        let root = root.div_ceil(sector);
+        Ok(Self { sector: sector as usize, kind: format.kind, reserved, table, root, clusters })
+    }
+
+    fn sectors(&self) -> u32 {
+        self.reserved + TABLES * self.table + self.root + self.clusters
+    }
+
+    /// Where a cluster is, in bytes; 0 stands for the root directory with its own place.
+    fn place(&self, cluster: u32) -> usize {
+        let root = self.reserved + TABLES * self.table;
+        let sector =
+            cluster.checked_sub(FIRST_CLUSTER).map_or(root, |after| root + self.root + after);
+        sector as usize * self.sector
+    }
+
+    /// The boot sector, and FAT32's copy of it.
+    fn boot_sectors(&self) -> impl Iterator<Item = usize> {
+        std::iter::once(0).chain((self.kind == Kind::Fat32).then_some(6))
+    }
+}
+
+/// The boot sector (§3).
+fn boot_sector(format: &Format, shape: &Shape) -> Vec<u8> {
+    let is_small = format.kind == Kind::Fat12;
+    let sectors = shape.sectors();
+    let short = u16::try_from(sectors).ok().filter(|_| is_small).unwrap_or(0);
+    let table = if is_small { shape.table as u16 } else { 0 };
+    let mut sector = if is_small { b"\xeb\x3c\x90".to_vec() } else { b"\xeb\x58\x90".to_vec() };
+    sector.extend(b"MSWIN4.1");
+    sector.extend(format.sector_bytes.to_le_bytes());
+    sector.push(1);
+    sector.extend((shape.reserved as u16).to_le_bytes());
+    sector.push(TABLES as u8);
+    sector.extend(if is_small { ROOT_RECORDS } else { 0 }.to_le_bytes());
+    sector.extend(short.to_le_bytes());
+    sector.push(0xf8);
+    sector.extend(table.to_le_bytes());
+    // 63 sectors a track, 255 heads, nothing before it.
+    sector.extend([63, 0, 255, 0, 0, 0, 0, 0]);
+    sector.extend(if short == 0 { sectors } else { 0 }.to_le_bytes());
+    if !is_small {
+        sector.extend(shape.table.to_le_bytes());
+        sector.extend([0; 4]);
+        sector.extend(FIRST_CLUSTER.to_le_bytes());
+        sector.extend([1, 0, 6, 0]);
+        sector.extend([0; 12]);
+    }
+    sector.extend([0x80, 0, 0x29]);
+    sector.extend(format.id.to_le_bytes());
+    sector.extend(label(format));
+    sector.extend(if is_small { b"FAT12   " } else { b"FAT32   " });
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    sector
+}
+
+/// What is free in a FAT32 file system (§5).
+fn info_sector(shape: &Shape, end: u32) -> Vec<u8> {
+    let mut sector = b"RRaA".to_vec();
+    sector.resize(484, 0);
+    sector.extend(b"rrAa");
+    sector.extend((shape.clusters + FIRST_CLUSTER - end).to_le_bytes());
+    sector.extend(end.to_le_bytes());
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    sector
+}
+
+/// What a record is of (§6).
+const VOLUME: u8 = 0x08;
+const FOLDER: u8 = 0x10;
+const FILE: u8 = 0x20;
+
+/// One record (§6), of FAT's first day.
+fn record(name: [u8; 11], kind: u8, first: u32, bytes: u32) -> [u8; RECORD_BYTES] {
+    const DAY: [u8; 2] = [0x21, 0];
+    let [low, more, high, most] = first.to_le_bytes();
+    let parts: [&[u8]; 8] = [
+        &name,
+        &[kind, 0, 0, 0, 0],
+        &DAY,
+        &DAY,
+        &[high, most, 0, 0],
+        &DAY,
+        &[low, more],
+        &bytes.to_le_bytes(),
+    ];
+    let mut record = [0; RECORD_BYTES];
+    record.iter_mut().zip(parts.concat()).for_each(|(to, from)| *to = from);
+    record
+}
+
+fn label(format: &Format) -> [u8; 11] {
+    let mut label = [b' '; 11];
+    label.iter_mut().zip(format.label.bytes()).for_each(|(to, from)| *to = from);
+    label
+}
+
+fn put(volume: &mut [u8], at: usize, bytes: &[u8]) -> io::Result<()> {
+    volume.get_mut(at..at + bytes.len()).ok_or_else(misplaced)?.copy_from_slice(bytes);
+    Ok(())
+}
+
+fn misplaced() -> Error {
+    Error::other("a part lies outside of the file system")
+}
+
+fn too_much() -> Error {
+    Error::other("too much for a FAT file system")
+}

@@ -1,0 +1,64 @@
+"""What cloud-init's own data source finds on a config drive, as JSON: cloud_init.py IMAGE DIRECTORY MAC
+
+Its search for devices asks blkid about the image, as it would about a disk, and what it mounts is unpacked by mtools or isoinfo: not
+every kernel that tests run on has these file systems.
+"""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from cloudinit import helpers, sources, util
+from cloudinit.sources import DataSourceConfigDrive, DataSourceNoCloud
+
+image, directory, mac = sys.argv[1:]
+mounted = pathlib.Path(directory, "mounted")
+
+
+def run(*command):
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+
+
+tags = run("blkid", "-p", "-o", "export", image).decode().splitlines()
+
+
+def find_devs_with(criteria=None, **_):
+    return [image] if criteria in tags else []
+
+
+def mount_cb(device, callback, data=None, **_):
+    shutil.rmtree(mounted, ignore_errors=True)
+    mounted.mkdir()
+    if "TYPE=vfat" in tags:
+        run("mcopy", "-s", "-n", "-i", device, "::*", str(mounted))
+    else:
+        for path in run("isoinfo", "-J", "-f", "-i", device).decode().splitlines():
+            target = mounted / path.lstrip("/").removesuffix(";1")
+            if path.endswith(";1"):
+                target.write_bytes(run("isoinfo", "-J", "-x", path, "-i", device))
+            else:
+                target.mkdir()
+    return callback(str(mounted)) if data is None else callback(str(mounted), data)
+
+
+util.find_devs_with = find_devs_with
+util.mount_cb = mount_cb
+paths = helpers.Paths({"cloud_dir": directory + "/cloud", "run_dir": directory + "/run"})
+found = {}
+for kind in (DataSourceConfigDrive.DataSourceConfigDrive, DataSourceNoCloud.DataSourceNoCloud):
+    source = kind({}, None, paths)
+    source.known_macs = {mac: "eth0"}
+    if source._get_data():
+        hostname = source.get_hostname()
+        found = {
+            "source": source.dsname,
+            "instance": source.get_instance_id(),
+            "hostname": getattr(hostname, "hostname", hostname),
+            "user_data": util.decode_binary(source.get_userdata_raw() or ""),
+            "network": source.network_config,
+            "meta": source.metadata.get("meta", source.metadata),
+        }
+        break
+print(json.dumps(found))
