@@ -188,7 +188,8 @@ async fn connect<C: Connector>(
     connector: &C,
     had: Option<Geometry>,
 ) -> Result<Disk<C::Volume>, ImagingError> {
-    let connected = connector.connect().await;
+    // On the heap: a login with all its buffers is in every future that may connect.
+    let connected = Box::pin(connector.connect()).await;
     let failed = |source| ImagingError::Volume { doing: "connecting to", offset: 0, source };
     let volume = connected.map_err(failed)?;
     let error = match Disk::of(volume.clone()) {

@@ -9,6 +9,7 @@ mod admin;
 mod agent;
 mod callback;
 mod docs;
+mod imaging;
 mod ipmi;
 mod iscsi;
 mod layers;
