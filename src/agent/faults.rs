@@ -120,6 +120,13 @@ pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
             message,
             "choose a larger disk with [root_device] or a smaller image",
         ),
+        ImagingError::Misplaced { .. } => Fault::lasting(
+            step,
+            "LayoutImpossible",
+            message,
+            "this is a mistake in hostler: report it with the spec",
+        ),
+        ImagingError::OtherDisk { .. } => Fault::passing(step, "WrongDisk", message, OTHER_MACHINE),
         ImagingError::Blocks(_) => {
             Fault::lasting(step, "DiskUnusable", message, "choose another disk with [root_device]")
         }

@@ -1,13 +1,76 @@
-//! A logical unit behind iSCSI as the disk the imaging pipeline writes to.
+//! A logical unit behind iSCSI as the disk the imaging pipeline writes to, and the way to it.
 
-use std::ops::Range;
+use std::{
+    net::SocketAddr,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use tracing::warn;
 
 use crate::{
-    imaging::{Volume, VolumeError},
-    iscsi::{ErrorKind, IscsiError, Lun},
+    imaging::{Connector, Volume, VolumeError},
+    iscsi::{Chap, ErrorKind, IscsiError, Lun, Options, TargetAddress},
+    lifecycle::Target,
 };
+
+/// The target a ramdisk has told us of.
+#[derive(Debug)]
+pub(super) struct TargetDisk {
+    address: TargetAddress,
+    chap: Chap,
+    /// Connected before the imaging began, to see what disk it is.
+    connected: Mutex<Option<Lun>>,
+}
+
+impl TargetDisk {
+    pub(super) fn new(target: &Target) -> Self {
+        let address = TargetAddress {
+            portal: SocketAddr::new(target.address, target.port),
+            iqn: target.iqn.clone(),
+            lun: u16::from(target.lun),
+        };
+        let chap = Chap {
+            username: target.chap_username.clone(),
+            secret: target.chap_password.clone(),
+            mutual: None,
+        };
+        Self { address, chap, connected: Mutex::default() }
+    }
+
+    pub(super) async fn log_in(&self) -> Result<Lun, IscsiError> {
+        Lun::connect(&self.address, Some(&self.chap), &Options::default()).await
+    }
+
+    /// Has the imaging use this connection first.
+    pub(super) fn hand_over(&self, lun: Lun) {
+        *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(lun);
+    }
+}
+
+impl Connector for TargetDisk {
+    type Volume = Lun;
+
+    async fn connect(&self) -> Result<Arc<Lun>, VolumeError> {
+        let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let lun = match connected {
+            Some(lun) => lun,
+            None => self.log_in().await.map_err(|error| volume_error(&error))?,
+        };
+        Ok(Arc::new(lun))
+    }
+
+    async fn close(&self, lun: Arc<Lun>) {
+        log_out(Lun::clone(&lun)).await;
+    }
+}
+
+pub(super) async fn log_out(lun: Lun) {
+    if let Err(error) = lun.logout().await {
+        warn!(%error, "iSCSI logout failed; the connection is closed");
+    }
+}
 
 impl Volume for Lun {
     fn block_bytes(&self) -> u32 {
@@ -29,14 +92,19 @@ impl Volume for Lun {
     async fn read(&self, offset: u64, bytes: u64) -> Result<Bytes, VolumeError> {
         // The pipeline reads in chunks of a few MiB at most.
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let mut data = BytesMut::with_capacity(bytes);
+        let mut data = Bytes::new();
         for piece in pieces(bytes, self.max_transfer_bytes()) {
             let at = offset + piece.start as u64;
             let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
             let read = Lun::read(self, at, length).await.map_err(|error| volume_error(&error))?;
-            data.extend_from_slice(&read);
+            // Mostly there is one piece, and nothing to be put together.
+            data = if data.is_empty() { read.into() } else { [data, read.into()].concat().into() };
         }
-        Ok(data.freeze())
+        Ok(data)
+    }
+
+    async fn zero(&self, offset: u64, bytes: u64) -> Result<(), VolumeError> {
+        self.write_zeros(offset, bytes).await.map_err(|error| volume_error(&error))
     }
 
     async fn flush(&self) -> Result<(), VolumeError> {
@@ -51,10 +119,14 @@ fn pieces(bytes: usize, most: u32) -> impl Iterator<Item = Range<usize>> {
 }
 
 fn volume_error(error: &IscsiError) -> VolumeError {
-    let reconnect = matches!(
-        error.kind,
-        ErrorKind::TargetGone(_) | ErrorKind::TimedOut(_) | ErrorKind::Digest(_)
-    );
+    let reconnect = match &error.kind {
+        ErrorKind::Unreachable(_)
+        | ErrorKind::TargetGone(_)
+        | ErrorKind::TimedOut(_)
+        | ErrorKind::Digest(_) => true,
+        ErrorKind::LoginRefused(refusal) => refusal.may_pass(),
+        _ => false,
+    };
     VolumeError {
         code: super::faults::iscsi_code(&error.kind),
         message: error.to_string(),

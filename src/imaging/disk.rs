@@ -1,26 +1,26 @@
 //! A volume whose numbers have been checked, and the few things done with it.
 //!
-//! Called by writing and verifying. What the volume says about itself comes from the far end and is not believed.
+//! Called by every pass. What the volume says about itself comes from the far end and is not believed.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{ImageFile, ImagingError, Volume, VolumeError, flight::CHUNK_BYTES};
-
-/// What is wiped at either end: the MBR and both copies of a GPT, each with 128 KiB of entries at 4096-byte blocks (UEFI 2.10 §5.3), and
-/// what a BIOS boot loader keeps before the first partition. One chunk, so that one single write makes the disk bootable.
-pub(super) const EDGE_BYTES: u64 = CHUNK_BYTES;
+use super::{
+    Geometry, ImagingError, Volume, VolumeError,
+    plan::EDGE_BYTES,
+    reader::{Filling, Piece},
+    zeros::{is_zero, zeros},
+};
 
 const BLOCK_BYTES_MIN: u32 = 512;
 const BLOCK_BYTES_MAX: u32 = 64 << 10;
 
+/// A connected disk. Clones share the connection.
 #[derive(Debug)]
 pub(super) struct Disk<V> {
     volume: Arc<V>,
-    block_bytes: u64,
-    /// Whole blocks only.
-    bytes: u64,
+    geometry: Geometry,
 }
 
 impl<V> Clone for Disk<V> {
@@ -31,74 +31,80 @@ impl<V> Clone for Disk<V> {
 
 impl<V: Volume> Disk<V> {
     pub(super) fn of(volume: Arc<V>) -> Result<Self, ImagingError> {
-        let block = volume.block_bytes();
-        if !block.is_power_of_two() || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block) {
-            return Err(ImagingError::Blocks(block));
+        let block_bytes = volume.block_bytes();
+        if !block_bytes.is_power_of_two()
+            || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block_bytes)
+        {
+            return Err(ImagingError::Blocks(block_bytes));
         }
-        let block_bytes = u64::from(block);
-        let bytes = volume.capacity_bytes() / block_bytes * block_bytes;
-        Ok(Self { volume, block_bytes, bytes })
+        let capacity = volume.capacity_bytes();
+        let bytes = capacity - capacity % u64::from(block_bytes);
+        Ok(Self { volume, geometry: Geometry { bytes, block_bytes } })
     }
 
-    /// Whether the image fits.
-    pub(super) fn takes(&self, image: &ImageFile) -> Result<(), ImagingError> {
-        let image_bytes = self.padded(image.bytes());
-        if image_bytes <= self.bytes {
-            Ok(())
-        } else {
-            Err(ImagingError::TooBig { image_bytes, disk_bytes: self.bytes })
-        }
+    pub(super) fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
-    /// Zeroes both ends and flushes.
-    pub(super) async fn wipe(&self) -> Result<(), ImagingError> {
-        let edge = EDGE_BYTES.min(self.bytes);
-        for at in [0, self.bytes - edge] {
-            let zeros = vec![0; usize::try_from(edge).unwrap_or_default()];
-            let wiped = self.volume.write(at, zeros.into()).await;
+    pub(super) fn into_volume(self) -> Arc<V> {
+        self.volume
+    }
+
+    /// Zeroes both ends and flushes. Zeros are written here, not asked for: nothing may make of that what a disk likes.
+    pub(super) async fn wipe(self) -> Result<u64, ImagingError> {
+        let edge = EDGE_BYTES.min(self.geometry.bytes);
+        for at in [0, self.geometry.bytes - edge] {
+            let zeros = zeros(usize::try_from(edge).unwrap_or_default());
+            let wiped = self.volume.write(at, zeros).await;
             wiped.map_err(|source| failed("wiping", at, source))?;
         }
-        self.flush().await
+        self.flush(0).await
     }
 
-    /// Copies a chunk of the image, the last one padded with zeros to a whole block. Returns the bytes of the image copied.
-    pub(super) async fn copy(
-        self,
-        image: ImageFile,
-        at: u64,
-        bytes: u64,
-    ) -> Result<u64, ImagingError> {
-        let mut chunk = image.read(at, bytes).await?;
-        chunk.resize(usize::try_from(self.padded(bytes)).unwrap_or_default(), 0);
-        let written = self.volume.write(at, chunk.into()).await;
+    /// Writes a piece; returns its end.
+    pub(super) async fn write(self, piece: Piece) -> Result<u64, ImagingError> {
+        let (at, end) = (piece.at, piece.end());
+        let written = match piece.filling {
+            Filling::Data(data) => self.volume.write(at, data).await,
+            Filling::Zeros(bytes) => self.volume.zero(at, bytes).await,
+        };
         written.map_err(|source| failed("writing", at, source))?;
-        Ok(bytes)
+        Ok(end)
     }
 
-    /// Reads a chunk back, without its padding.
-    pub(super) async fn read(self, at: u64, bytes: u64) -> Result<Bytes, ImagingError> {
-        let padded = self.padded(bytes);
-        let read = self.volume.read(at, padded).await.and_then(|chunk| {
-            let got = chunk.len() as u64;
-            if got == padded { Ok(chunk) } else { Err(short_read(got, padded)) }
+    /// Reads a piece back and compares; returns its end.
+    pub(super) async fn compare(self, piece: Piece) -> Result<u64, ImagingError> {
+        let (at, bytes) = (piece.at, piece.bytes());
+        let read = self.volume.read(at, bytes).await.and_then(|found| {
+            let got = found.len() as u64;
+            if got == bytes { Ok(found) } else { Err(short_read(got, bytes)) }
         });
-        let mut chunk = read.map_err(|source| failed("reading", at, source))?;
-        chunk.truncate(usize::try_from(bytes).unwrap_or_default());
-        Ok(chunk)
+        let found = read.map_err(|source| failed("reading", at, source))?;
+        let wanted = match piece.filling {
+            Filling::Data(data) if data == found => return Ok(at + bytes),
+            Filling::Zeros(_) if is_zero(&found) => return Ok(at + bytes),
+            Filling::Data(data) => data,
+            Filling::Zeros(_) => Bytes::from(vec![0; found.len()]),
+        };
+        let (from, to) = first_bad_blocks(&wanted, &found, self.geometry.block_bytes);
+        Err(ImagingError::Differs { from: at + from, to: at + to })
     }
 
-    pub(super) async fn flush(&self) -> Result<(), ImagingError> {
-        self.volume.flush().await.map_err(|source| failed("flushing", 0, source))
+    /// Makes durable what has been written; returns `covers`.
+    pub(super) async fn flush(self, covers: u64) -> Result<u64, ImagingError> {
+        let flushed = self.volume.flush().await;
+        flushed.map(|()| covers).map_err(|source| failed("flushing", 0, source))
     }
+}
 
-    /// Bytes of a block.
-    pub(super) fn block_bytes(&self) -> u64 {
-        self.block_bytes
-    }
-
-    fn padded(&self, bytes: u64) -> u64 {
-        bytes.div_ceil(self.block_bytes).saturating_mul(self.block_bytes)
-    }
+/// The first run of blocks that differ, as offsets of its begin and end.
+fn first_bad_blocks(wanted: &[u8], found: &[u8], block_bytes: u32) -> (u64, u64) {
+    let size = usize::try_from(block_bytes).unwrap_or(usize::MAX).max(1);
+    let blocks = || wanted.chunks(size).zip(found.chunks(size));
+    let good = blocks().take_while(|(wanted, found)| wanted == found).count();
+    let bad = blocks().skip(good).take_while(|(wanted, found)| wanted != found).count();
+    let offset = |blocks: usize| blocks as u64 * u64::from(block_bytes);
+    (offset(good), offset(good + bad))
 }
 
 fn failed(doing: &'static str, offset: u64, source: VolumeError) -> ImagingError {
@@ -110,5 +116,27 @@ fn short_read(got: u64, wanted: u64) -> VolumeError {
         code: "ShortRead",
         message: format!("{got} bytes came back instead of {wanted}"),
         reconnect: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_run_of_bad_blocks_is_named_from_its_begin_to_its_end() {
+        let wanted = vec![7; 5000];
+        for (spoilt, range) in [
+            (&[0][..], (0, 512)),
+            (&[600, 1100], (512, 1536)),
+            (&[600, 1600], (512, 1024)),
+            (&[4999], (4608, 5120)),
+        ] {
+            let mut found = wanted.clone();
+            for at in spoilt {
+                found[*at] = 8;
+            }
+            assert_eq!(first_bad_blocks(&wanted, &found, 512), range, "{spoilt:?}");
+        }
     }
 }

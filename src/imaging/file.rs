@@ -4,6 +4,11 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
+use rustix::{
+    fs::{SeekFrom, seek},
+    io::Errno,
+};
+
 use super::ImagingError;
 
 /// An open file of a disk's bytes; its holes are zeros. Clones share it.
@@ -40,15 +45,39 @@ impl ImageFile {
         Ok(buffer)
     }
 
-    /// Reads exactly `bytes` bytes, without holding up the runtime.
-    pub(super) async fn read(&self, offset: u64, bytes: u64) -> Result<Vec<u8>, ImagingError> {
-        let file = Arc::clone(&self.file);
-        let reading = tokio::task::spawn_blocking(move || {
-            let mut buffer = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
-            file.read_exact_at(&mut buffer, offset)?;
-            Ok(buffer)
-        });
-        let read = reading.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        read.map_err(|source| ImagingError::File { path: self.path.to_path_buf(), source })
+    /// Fills the buffer from `offset` on. Blocks.
+    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ImagingError> {
+        self.file.read_exact_at(buffer, offset).map_err(|error| self.failed(error))
+    }
+
+    /// Where from `offset` on there are bytes that are not a hole: `offset` itself, or the end of the hole there.
+    pub(super) fn data_from(&self, offset: u64) -> Result<u64, ImagingError> {
+        match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => Ok(data),
+            // No more data, because the rest is a hole, or because the file was made shorter.
+            Err(Errno::NXIO) => {
+                let bytes = self.file.metadata().map_err(|error| self.failed(error))?.len();
+                if bytes < self.bytes {
+                    return Err(self.failed(io::ErrorKind::UnexpectedEof.into()));
+                }
+                Ok(bytes)
+            }
+            // A file system that knows of no holes.
+            Err(Errno::INVAL | Errno::NOTSUP) => Ok(offset),
+            Err(error) => Err(self.failed(error.into())),
+        }
+    }
+
+    /// Where the next hole begins.
+    pub(super) fn hole_from(&self, offset: u64) -> Result<u64, ImagingError> {
+        match seek(&self.file, SeekFrom::Hole(offset)) {
+            Ok(hole) => Ok(hole),
+            Err(Errno::NXIO | Errno::INVAL | Errno::NOTSUP) => Ok(self.bytes),
+            Err(error) => Err(self.failed(error.into())),
+        }
+    }
+
+    fn failed(&self, source: io::Error) -> ImagingError {
+        ImagingError::File { path: self.path.to_path_buf(), source }
     }
 }

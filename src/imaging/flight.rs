@@ -1,132 +1,156 @@
-//! Many chunks under way at once, none of them for ever.
+//! Commands under way at once, and their results in the order in which they were begun.
 //!
-//! Called by every stage. It must never return while one of its jobs is still running, unless the job could not be made to end.
+//! Called by every pass over the disk. A command that is forgotten is cut off, so that an abandoned imaging writes no further.
 
 use std::{
     collections::VecDeque,
     future::Future,
-    ops::Range,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use tokio::{
-    task::JoinHandle,
-    time::{timeout, timeout_at},
+    task::{JoinError, JoinHandle},
+    time::{Instant, timeout_at},
 };
 
 use super::ImagingError;
 use crate::{
     model::status::ImagingStage,
-    progress::{Cancel, Meter},
+    progress::{Interrupted, Watch},
 };
 
-/// Jobs under way at once. With [`CHUNK_BYTES`] each, they fill a 10 Gbit/s link over several milliseconds and cost 8 MiB.
-const QUEUE_DEPTH: usize = 8;
-/// Bytes of one job: a multiple of every block size, small enough that a slow link shows progress.
-pub(super) const CHUNK_BYTES: u64 = 1 << 20;
-/// What is under way on a live volume ends within milliseconds; what does not end in this time is given up.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
-
-/// The chunks of a range of bytes, as offset and length.
-pub(super) fn chunks(range: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
-    let end = range.end;
-    let starts = std::iter::successors(Some(range.start), |at| at.checked_add(CHUNK_BYTES));
-    starts.take_while(move |at| *at < end).map(move |at| (at, CHUNK_BYTES.min(end - at)))
+/// Commands under way; the bytes they carry are bounded by the reader's buffers. Each gives an offset of the disk.
+#[derive(Debug, Default)]
+pub(super) struct Flight {
+    commands: VecDeque<Job>,
+    flush: Option<Job>,
 }
 
-/// Who watches over a stage: the one who may cancel, the limit on standing still, and the meter.
-#[derive(Clone, Debug)]
-pub(super) struct Watch<'a> {
-    pub(super) cancel: Cancel,
-    pub(super) stall: Duration,
-    pub(super) meter: &'a Meter,
+/// What has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Landed {
+    /// The oldest command.
+    Command(u64),
+    /// The flush.
+    Flush(u64),
 }
 
-impl Watch<'_> {
-    /// Waits for one step of the work, but not longer than the stall limit and not once cancelled.
-    pub(super) async fn step<T>(
-        &self,
-        step: impl Future<Output = Result<T, ImagingError>>,
-    ) -> Result<T, ImagingError> {
-        let mut cancel = self.cancel.clone();
+impl Flight {
+    /// One more command.
+    pub(super) fn begin(&mut self, command: impl Future<Output = Outcome> + Send + 'static) {
+        self.commands.push_back(Job(tokio::spawn(command)));
+    }
+
+    /// A flush beside the commands, which none of them waits for.
+    pub(super) fn begin_flush(&mut self, flush: impl Future<Output = Outcome> + Send + 'static) {
+        self.flush = Some(Job(tokio::spawn(flush)));
+    }
+
+    /// Commands whose results have not been taken yet.
+    pub(super) fn len(&self) -> usize {
+        self.commands.len()
+    }
+
+    /// Whether nothing is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.commands.is_empty() && self.flush.is_none()
+    }
+
+    /// Whether a flush is under way.
+    pub(super) fn is_flushing(&self) -> bool {
+        self.flush.is_some()
+    }
+
+    /// The next result; for ever if there is nothing under way. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Result<Landed, ImagingError> {
+        let Self { commands, flush } = self;
+        let first = async {
+            match commands.front_mut() {
+                Some(first) => first.await,
+                None => std::future::pending().await,
+            }
+        };
+        let flushed = async {
+            match flush {
+                Some(flush) => flush.await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
-            _ = cancel.wait_for(|cancelled| *cancelled) => Err(ImagingError::Cancelled),
-            done = timeout(self.stall, step) => done.unwrap_or_else(|_| Err(self.stalled())),
-        }
-    }
-
-    /// Runs the jobs, [`QUEUE_DEPTH`] at once, and hands over their results in the order of the jobs. The first error ends it, once
-    /// everything under way has ended too.
-    pub(super) async fn fly<T, J>(
-        &self,
-        mut jobs: impl Iterator<Item = J>,
-        mut landed: impl FnMut(T) -> Result<(), ImagingError>,
-    ) -> Result<(), ImagingError>
-    where
-        T: Send + 'static,
-        J: Future<Output = Result<T, ImagingError>> + Send + 'static,
-    {
-        let mut flying = VecDeque::with_capacity(QUEUE_DEPTH);
-        let outcome = loop {
-            flying.extend(jobs.by_ref().take(QUEUE_DEPTH - flying.len()).map(Job::start));
-            let Some(first) = flying.front_mut() else { break Ok(()) };
-            if let Err(error) = self.step(first).await.and_then(&mut landed) {
-                break Err(error);
+            flushed = flushed => {
+                self.flush = None;
+                flushed.map(Landed::Flush)
             }
-            flying.pop_front();
-        };
-        drain(flying).await;
-        outcome
-    }
-
-    fn stalled(&self) -> ImagingError {
-        let progress = self.meter.progress();
-        ImagingError::Stalled {
-            stage: progress.map_or(ImagingStage::Write, |progress| progress.stage),
-            after: self.stall,
-            done_bytes: progress.map_or(0, |progress| progress.done_bytes),
-            total_bytes: progress.map_or(0, |progress| progress.total_bytes),
+            first = first => {
+                self.commands.pop_front();
+                first.map(Landed::Command)
+            }
         }
     }
-}
 
-/// Waits until the jobs have ended, however; those that do not in time are cut off when they are dropped.
-async fn drain<T>(flying: VecDeque<Job<T>>) {
-    let limit = tokio::time::Instant::now() + DRAIN_MAX;
-    for mut job in flying {
-        if !job.0.is_finished() && timeout_at(limit, &mut job.0).await.is_err() {
-            tracing::warn!("a disk command did not end and was given up");
+    /// Waits until everything has ended, however. False if it did not in time: then it is cut off, and may still happen.
+    pub(super) async fn drain(&mut self, limit: Instant) -> bool {
+        let mut ended = true;
+        for mut job in self.commands.drain(..).chain(self.flush.take()) {
+            if !job.0.is_finished() && timeout_at(limit, &mut job.0).await.is_err() {
+                ended = false;
+                job.0.abort();
+                // It goes at its next turn.
+                drop((&mut job.0).await);
+            }
         }
+        ended
     }
 }
 
-/// A running job; it is cut off when this is dropped, so that an abandoned imaging writes no further.
-#[derive(Debug)]
-struct Job<T>(JoinHandle<Result<T, ImagingError>>);
-
-impl<T: Send + 'static> Job<T> {
-    fn start(job: impl Future<Output = Result<T, ImagingError>> + Send + 'static) -> Self {
-        Self(tokio::spawn(job))
-    }
-}
-
-impl<T> Future for Job<T> {
-    type Output = Result<T, ImagingError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context).map(|ended| {
-            ended.unwrap_or_else(|error| match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_runtime_stops) => Err(ImagingError::Cancelled),
+/// Waits for one step of the work, but not longer than the stall limit and not once cancelled.
+pub(super) async fn watched<T>(
+    watch: &Watch<'_>,
+    step: impl Future<Output = Result<T, ImagingError>>,
+) -> Result<T, ImagingError> {
+    match watch.step(step).await {
+        Ok(done) => done,
+        Err(Interrupted::Cancelled) => Err(ImagingError::Cancelled),
+        Err(Interrupted::Stalled) => {
+            let progress = watch.meter.progress();
+            Err(ImagingError::Stalled {
+                stage: progress.map_or(ImagingStage::Write, |progress| progress.stage),
+                after: watch.stall,
+                done_bytes: progress.map_or(0, |progress| progress.done_bytes),
+                total_bytes: progress.map_or(0, |progress| progress.total_bytes),
             })
-        })
+        }
     }
 }
 
-impl<T> Drop for Job<T> {
+/// How a command ends.
+pub(super) type Outcome = Result<u64, ImagingError>;
+
+/// A running command; it is cut off when this is dropped.
+#[derive(Debug)]
+struct Job(JoinHandle<Outcome>);
+
+impl Future for Job {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        Pin::new(&mut self.0).poll(context).map(ended)
+    }
+}
+
+/// What came of a task; its panic goes on here.
+pub(super) fn ended<T>(
+    task: Result<Result<T, ImagingError>, JoinError>,
+) -> Result<T, ImagingError> {
+    task.unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_runtime_stops) => Err(ImagingError::Cancelled),
+    })
+}
+
+impl Drop for Job {
     fn drop(&mut self) {
         self.0.abort();
     }

@@ -1,20 +1,29 @@
 //! From files to a disk: write what a layout says, read it back.
 //!
-//! Called by the agent with a meter to look at and a way to cancel. The room must never leave a disk that boots from half an image, never write after it has returned, and never hold more of an
-//! image in memory than the chunks in flight.
+//! Called by the agent with a meter to look at and a way to cancel. The room must never leave a disk that boots from half an image, never
+//! write after it has returned, and never hold more of an image in memory than a few MiB.
 //!
-//! The order of writing is the safety: the tables at both ends are zeroed first, the body follows, and the first MiB, without which nothing
-//! boots, comes last. Whatever goes wrong after the first write, both ends are zeroed again.
+//! The order of writing is the safety: the tables at both ends are zeroed first, the body follows, then the last MiB, which may hold a backup
+//! of the tables, and at last the first one, without which nothing boots; between them the disk is flushed. Whatever goes wrong after the
+//! first write, both ends are zeroed again.
+//!
+//! A connection that breaks is made anew. What has been flushed is on the disk; what has only been acknowledged may be lost, and is written
+//! again. So the disk is flushed often, beside the writes.
 
+mod digests;
 mod disk;
 mod file;
 mod flight;
 mod layout;
+mod line;
+mod plan;
+mod pool;
+mod reader;
 mod table;
-mod verify;
 mod write;
+mod zeros;
 
-use std::{future::Future, io, path::PathBuf, time::Duration};
+use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -26,7 +35,7 @@ pub use self::{
         CONFIG_DRIVE_BYTES, Content, Geometry, Layout, LayoutError, Parts, Segment, needed_bytes,
         partitioned, whole_disk,
     },
-    write::{Order, Written, wipe, write_image},
+    write::{Order, Written, write_disk},
 };
 use crate::model::{size::show_bytes, status::ImagingStage};
 
@@ -52,8 +61,25 @@ pub trait Volume: Send + Sync + 'static {
         bytes: u64,
     ) -> impl Future<Output = Result<Bytes, VolumeError>> + Send;
 
-    /// Makes everything written so far durable.
+    /// Makes `bytes` bytes at `offset` read as zeros, whatever was there: cheaply where that is certain, else by writing zeros.
+    fn zero(&self, offset: u64, bytes: u64)
+    -> impl Future<Output = Result<(), VolumeError>> + Send;
+
+    /// Makes durable what has been acknowledged so far, while other calls go on.
     fn flush(&self) -> impl Future<Output = Result<(), VolumeError>> + Send;
+}
+
+/// The way to one disk.
+pub trait Connector: Sync {
+    /// A connection to it.
+    type Volume: Volume;
+
+    /// Connects, once; within a time limit of its own.
+    fn connect(&self) -> impl Future<Output = Result<Arc<Self::Volume>, VolumeError>> + Send;
+
+    /// Closes a connection, also while calls are under way: when this returns, none of them writes any more. Dropping the future
+    /// and then the volume cuts the connection.
+    fn close(&self, volume: Arc<Self::Volume>) -> impl Future<Output = ()> + Send;
 }
 
 /// What went wrong with a volume.
@@ -87,18 +113,32 @@ pub enum ImagingError {
         /// Bytes of the disk.
         disk_bytes: u64,
     },
+    /// The layout contradicts itself. Nothing was written.
+    #[error("what is to be written at byte {at} does not begin at a free block")]
+    Misplaced {
+        /// Where, in bytes.
+        at: u64,
+    },
     /// The disk has blocks nothing can be done with. Nothing was written.
     #[error("the disk claims blocks of {0} bytes; must be a power of two from 512 to 65536")]
     Blocks(u32),
     /// The disk, or the way to it, failed.
     #[error("{doing} the disk at {}: {source}", show_bytes(*offset))]
     Volume {
-        /// `writing`, `reading`, `flushing` or `wiping`.
+        /// `writing`, `reading`, `flushing`, `wiping` or `connecting to`.
         doing: &'static str,
         /// Where, in bytes.
         offset: u64,
         /// What it said.
         source: VolumeError,
+    },
+    /// A new connection led to a disk of another size, or with other blocks.
+    #[error("the disk had {} in blocks of {}, and after a new connection {} in blocks of {}", show_bytes(had.bytes), had.block_bytes, show_bytes(has.bytes), has.block_bytes)]
+    OtherDisk {
+        /// What it had.
+        had: Geometry,
+        /// What it has.
+        has: Geometry,
     },
     /// No progress for too long.
     #[error("{} made no progress for {} s at {} of {}", stage.as_str(), after.as_secs(), show_bytes(*done_bytes), show_bytes(*total_bytes))]
@@ -131,6 +171,13 @@ pub enum ImagingError {
         /// And then.
         wipe: Box<ImagingError>,
     },
+}
+
+impl ImagingError {
+    /// Whether a new connection may help.
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::Volume { source, .. } if source.reconnect)
+    }
 }
 
 #[cfg(test)]

@@ -1,118 +1,318 @@
-//! Writing an image to a volume, in the order that keeps a half-written disk from booting.
+//! Writing a layout to a disk, in the order that keeps a half-written disk from booting, and reading it back.
 //!
-//! Called once per attempt, after the checksum has been compared. What it promises about the disk is in the room's own description.
+//! Called once per attempt, after the image's checksum has been compared. What it promises about the disk is in the room's own description.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use super::{
-    ImageFile, ImagingError, Volume, VolumeError,
-    disk::{Disk, EDGE_BYTES},
-    flight::{Watch, chunks},
-    verify::verify,
+    Connector, ImagingError, Layout, Volume,
+    digests::{Digests, digest_of},
+    disk::Disk,
+    flight::{Flight, Landed, watched},
+    line::Line,
+    plan::Plan,
+    reader::{BUFFERS, Filling, Piece, Pieces, Purpose, read_ahead, read_whole},
 };
 use crate::{
-    model::{spec::Verify, status::ImagingStage},
-    progress::{Cancel, Meter},
+    model::{callback::DiskRange, spec::Verify, status::ImagingStage},
+    progress::{Cancel, Meter, Watch},
 };
 
-/// For wiping after a failure: on a live volume it takes milliseconds, on a dead one there is nothing to wait for.
-const WIPE_MAX: Duration = Duration::from_secs(10);
+/// Bytes of the disk between two flushes: what has to be written again when a connection breaks. Halved down to
+/// [`FLUSH_BYTES_MIN`] each time one does, so that a line that never lasts long still gets somewhere.
+const FLUSH_BYTES: u64 = 64 << 20;
+const FLUSH_BYTES_MIN: u64 = 4 << 20;
+/// Longest time between two flushes while something is written: a slow disk must not lose minutes.
+const FLUSH_PERIOD: Duration = Duration::from_secs(5);
+/// Commands whose results wait for those of earlier ones. They bound the zeros under way; data is bounded by its buffers.
+const COMMANDS_MAX: usize = 64;
+/// For leaving a disk that is written.
+const CLOSE_MAX: Duration = Duration::from_secs(10);
 
 /// What is to be written, and how patiently.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// The image.
-    pub image: ImageFile,
-    /// Whether everything is read back and compared.
+    /// What the disk is to hold.
+    pub layout: Layout,
+    /// How it is made sure that the disk holds it.
     pub verify: Verify,
-    /// Longest time without a chunk done.
+    /// Longest time without any progress.
     pub stall: Duration,
 }
 
-/// A disk that holds its image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A disk that holds its layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// Bytes of the image.
-    pub image_bytes: u64,
+    /// Bytes of the layout.
+    pub bytes: u64,
     /// How long writing took.
     pub writing: Duration,
     /// How long reading back took.
     pub verifying: Duration,
+    /// With [`Verify::Node`]: what the disk holds, for the machine to compare.
+    pub ranges: Vec<DiskRange>,
 }
 
-/// Writes the image, padded with zeros to a whole block, flushes, reads everything back and compares its digest.
+/// Connects, writes the layout, each segment padded with zeros to a whole block, flushes, and reads it back or says what must be there.
 ///
-/// Nothing is touched when the image does not fit. After any later failure or cancellation it waits until no write is under way and zeroes
-/// both ends of the disk. [`ImagingError::NotWiped`] says that this did not work: try [`wipe`] on a new connection. A command that does
-/// not end within ten seconds is given up and may still happen, so after every error close the connection before doing anything else.
-/// Cancel by `cancel`: dropping the future stops the writing, but nobody wipes.
-pub async fn write_image<V: Volume>(
-    volume: Arc<V>,
+/// Nothing is touched when the layout does not fit. A connection that breaks is made anew, until there was no progress for the stall limit.
+/// After any failure or cancellation both ends of the disk are zeroed, if need be on a new connection; [`ImagingError::NotWiped`] says
+/// that this did not work. When this returns, no connection is left. Cancel by `cancel`, then it returns within about a second: dropping
+/// the future stops the writing, but nobody wipes.
+pub async fn write_disk<C: Connector>(
+    connector: &C,
     order: &Order,
     meter: &Meter,
     cancel: Cancel,
 ) -> Result<Written, ImagingError> {
-    let disk = Disk::of(volume)?;
-    disk.takes(&order.image)?;
     let watch = Watch { cancel, stall: order.stall, meter };
-    // Cancelled before it began: then the disk stays as it was.
-    watch.step(async { Ok(()) }).await?;
-    match write_and_verify(&disk, order, &watch).await {
-        Ok(written) => Ok(written),
-        Err(cause) => Err(wipe_after(&disk, cause).await),
-    }
-}
-
-/// Zeroes the first and the last MiB of a disk and flushes, so that nothing boots from it.
-pub async fn wipe<V: Volume>(volume: Arc<V>) -> Result<(), ImagingError> {
-    Disk::of(volume)?.wipe().await
-}
-
-async fn write_and_verify<V: Volume>(
-    disk: &Disk<V>,
-    order: &Order,
-    watch: &Watch<'_>,
-) -> Result<Written, ImagingError> {
-    let began = Instant::now();
-    let image = &order.image;
-    let head = EDGE_BYTES.min(image.bytes());
-    watch.meter.begin(ImagingStage::Write, 0, image.bytes());
-    let wiping = disk.clone();
-    watch.fly(std::iter::once(async move { wiping.wipe().await }), Ok).await?;
-    let landed = |bytes| {
-        watch.meter.add(bytes);
-        Ok(())
+    let mut line = Line::new(connector, &watch);
+    let mut flight = Flight::default();
+    let plan = match line.disk().await {
+        Ok(disk) => Plan::new(&order.layout, disk.geometry()),
+        Err(error) => Err(error),
     };
-    let copies =
-        |range| chunks(range).map(|(at, bytes)| disk.clone().copy(image.clone(), at, bytes));
-    watch.fly(copies(head..image.bytes()), landed).await?;
-    watch.step(disk.flush()).await?;
-    watch.fly(copies(0..head), landed).await?;
-    watch.step(disk.flush()).await?;
-    let written = Instant::now();
-    if order.verify == Verify::Full {
-        verify(disk, order, watch).await?;
+    let plan = match plan {
+        Ok(plan) => plan,
+        Err(error) => return Err(line.give_up(error, flight, false).await),
+    };
+    let mut writing = Writing::new(plan, order.verify, &watch);
+    let done = loop {
+        let disk = match line.disk().await {
+            Ok(disk) => disk,
+            Err(error) => break Err(error),
+        };
+        let Err(error) = writing.go_on(&disk, &mut flight).await else { break Ok(()) };
+        if let Err(error) = line.lost(error, writing.step, &mut flight).await {
+            break Err(error);
+        }
+        writing.flush_bytes = (writing.flush_bytes / 2).max(FLUSH_BYTES_MIN);
+    };
+    if let Err(cause) = done {
+        return Err(line.give_up(cause, flight, writing.step > Step::Nothing).await);
     }
-    Ok(Written {
-        image_bytes: image.bytes(),
-        writing: written.duration_since(began),
-        verifying: written.elapsed(),
-    })
+    line.close(Instant::now() + CLOSE_MAX).await;
+    writing.written().await
 }
 
-async fn wipe_after<V: Volume>(disk: &Disk<V>, cause: ImagingError) -> ImagingError {
-    let wiped = timeout(WIPE_MAX, disk.wipe()).await.unwrap_or_else(|_| {
-        let message = format!("no answer for {} s", WIPE_MAX.as_secs());
-        let source = VolumeError { code: "Timeout", message, reconnect: true };
-        Err(ImagingError::Volume { doing: "wiping", offset: 0, source })
-    });
-    match wiped {
-        Ok(()) => cause,
-        Err(wipe) => ImagingError::NotWiped { cause: Box::new(cause), wipe: Box::new(wipe) },
+/// How far the disk is for certain: everything before is done and flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Step {
+    /// Untouched.
+    Nothing,
+    /// Being wiped.
+    Wipe,
+    /// The body, flushed up to there.
+    Body(u64),
+    Tail,
+    Head,
+    /// Reading back, the same up to there.
+    Compare(u64),
+    Done,
+}
+
+#[derive(Debug)]
+struct Writing<'a> {
+    plan: Plan,
+    watch: &'a Watch<'a>,
+    step: Step,
+    flush_bytes: u64,
+    /// Whether it is read back.
+    compares: bool,
+    digests: Option<Digests>,
+    edges: Vec<DiskRange>,
+    began: Instant,
+    wrote: Option<Instant>,
+}
+
+impl<'a> Writing<'a> {
+    fn new(plan: Plan, verify: Verify, watch: &'a Watch<'a>) -> Self {
+        let digests = if verify == Verify::Node { Digests::start(&plan) } else { None };
+        // A layout in too many parts to be described to the node is read back.
+        let compares = match verify {
+            Verify::Full => true,
+            Verify::Node => digests.is_none(),
+            Verify::None => false,
+        };
+        watch.meter.begin(ImagingStage::Write, 0, plan.bytes());
+        Self {
+            plan,
+            watch,
+            step: Step::Nothing,
+            flush_bytes: FLUSH_BYTES,
+            compares,
+            digests,
+            edges: Vec::new(),
+            began: Instant::now(),
+            wrote: None,
+        }
+    }
+
+    /// Goes on where the last connection has left it, to the end.
+    async fn go_on<V: Volume>(
+        &mut self,
+        disk: &Disk<V>,
+        flight: &mut Flight,
+    ) -> Result<(), ImagingError> {
+        loop {
+            self.step = match self.step {
+                Step::Nothing => Step::Wipe,
+                Step::Wipe => {
+                    flight.begin(disk.clone().wipe());
+                    self.landed(flight).await?;
+                    Step::Body(self.plan.body().start)
+                }
+                Step::Body(from) => {
+                    self.pass(disk, flight, from..self.plan.body().end, Pass::Write).await?;
+                    Step::Tail
+                }
+                Step::Tail => {
+                    self.edge(disk, flight, self.plan.tail()).await?;
+                    Step::Head
+                }
+                Step::Head => {
+                    self.edge(disk, flight, self.plan.head()).await?;
+                    self.wrote = Some(Instant::now());
+                    if self.compares {
+                        self.watch.meter.begin(ImagingStage::Verify, 0, self.plan.bytes());
+                        Step::Compare(0)
+                    } else {
+                        Step::Done
+                    }
+                }
+                Step::Compare(from) => {
+                    self.pass(disk, flight, from..self.plan.disk().end, Pass::Compare).await?;
+                    Step::Done
+                }
+                Step::Done => return Ok(()),
+            };
+        }
+    }
+
+    /// Writes one end of the disk as a whole and flushes.
+    async fn edge<V: Volume>(
+        &mut self,
+        disk: &Disk<V>,
+        flight: &mut Flight,
+        edge: Range<u64>,
+    ) -> Result<(), ImagingError> {
+        let Some(data) = watched(self.watch, read_whole(self.plan.clone(), edge.clone())).await?
+        else {
+            return Ok(());
+        };
+        if self.digests.is_some() {
+            self.edges.retain(|known| known.from != edge.start);
+            self.edges.extend(digest_of(edge.start, &data));
+        }
+        let piece = Piece { at: edge.start, filling: Filling::Data(data) };
+        flight.begin(disk.clone().write(piece));
+        self.landed(flight).await?;
+        flight.begin(disk.clone().flush(edge.end));
+        self.landed(flight).await?;
+        self.watch.meter.add(self.plan.bytes_in(&edge));
+        Ok(())
+    }
+
+    /// Carries a part of the disk through, many commands at once.
+    async fn pass<V: Volume>(
+        &mut self,
+        disk: &Disk<V>,
+        flight: &mut Flight,
+        window: Range<u64>,
+        pass: Pass,
+    ) -> Result<(), ImagingError> {
+        let (purpose, commands_max) = match pass {
+            Pass::Write => {
+                (Purpose::Write(self.digests.as_ref().map(Digests::sender)), COMMANDS_MAX)
+            }
+            Pass::Compare => (Purpose::Compare, BUFFERS),
+        };
+        let end = window.end;
+        let mut flush_sent = (window.start, Instant::now());
+        self.show(pass, window.start);
+        let mut pieces = Some(read_ahead(self.plan.clone(), window, purpose));
+        while pieces.is_some() || !flight.is_empty() {
+            let room = flight.len() < commands_max;
+            let event = watched(self.watch, next(pieces.as_mut().filter(|_| room), flight)).await?;
+            match event {
+                Event::Read(None) => pieces = None,
+                Event::Read(Some(piece)) => match pass {
+                    Pass::Write => flight.begin(disk.clone().write(piece)),
+                    Pass::Compare => flight.begin(disk.clone().compare(piece)),
+                },
+                Event::Landed(Landed::Flush(covers)) => self.step = Step::Body(covers),
+                Event::Landed(Landed::Command(landed)) => {
+                    self.show(pass, landed);
+                    let due = landed - flush_sent.0 >= self.flush_bytes
+                        || flush_sent.1.elapsed() >= FLUSH_PERIOD;
+                    if pass == Pass::Compare {
+                        self.step = Step::Compare(landed);
+                    } else if due && !flight.is_flushing() {
+                        // It covers what has landed, and nothing waits for it.
+                        flight.begin_flush(disk.clone().flush(landed));
+                        flush_sent = (landed, Instant::now());
+                    }
+                }
+            }
+        }
+        if pass == Pass::Write {
+            flight.begin(disk.clone().flush(end));
+            self.landed(flight).await?;
+        }
+        Ok(())
+    }
+
+    /// The meter shows what has landed; after a new connection that is less than before.
+    fn show(&self, pass: Pass, landed: u64) {
+        let from = match pass {
+            Pass::Write => self.plan.body().start,
+            Pass::Compare => 0,
+        };
+        self.watch.meter.set(self.plan.bytes_in(&(from..landed)));
+    }
+
+    async fn landed(&self, flight: &mut Flight) -> Result<Landed, ImagingError> {
+        watched(self.watch, flight.next()).await
+    }
+
+    async fn written(self) -> Result<Written, ImagingError> {
+        let wrote = self.wrote.unwrap_or(self.began);
+        let verifying = wrote.elapsed();
+        let mut ranges = self.edges;
+        if let Some(digests) = self.digests {
+            ranges.extend(digests.finish().await?);
+        }
+        ranges.sort_by_key(|range| range.from);
+        let writing = wrote.duration_since(self.began);
+        Ok(Written { bytes: self.plan.bytes(), writing, verifying, ranges })
+    }
+}
+
+/// What is done on the way over the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    Write,
+    Compare,
+}
+
+enum Event {
+    Read(Option<Piece>),
+    Landed(Landed),
+}
+
+/// The next piece, unless there is no room for it, or the next result.
+async fn next(pieces: Option<&mut Pieces>, flight: &mut Flight) -> Result<Event, ImagingError> {
+    let read = async {
+        match pieces {
+            Some(pieces) => pieces.next().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        landed = flight.next() => landed.map(Event::Landed),
+        piece = read => piece.map(Event::Read),
     }
 }

@@ -11,6 +11,7 @@ mod callback;
 mod docs;
 mod drive;
 mod image;
+mod imaging;
 mod ipmi;
 mod iscsi;
 mod layers;

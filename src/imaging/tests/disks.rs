@@ -1,4 +1,4 @@
-//! A disk in a plain file, and the ways in which it may misbehave.
+//! A disk in a plain file, the ways in which it may misbehave, and connections to it that break.
 
 use std::{
     fs::File,
@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::imaging::{Volume, VolumeError};
+use crate::imaging::{Connector, Volume, VolumeError};
 
 /// What a disk holds before: a block of it left over is seen at once.
 pub(super) const OLD: u8 = 0xAA;
@@ -26,12 +26,16 @@ pub(super) enum Quirk {
     DropsWrites(Range<u64>),
     /// The first write to this offset fails.
     FailsOnceAt(u64),
-    /// From the first write to this offset on, everything fails.
+    /// From the first write to this offset on, everything fails, for good.
     GoneFrom(u64),
+    /// The same, but a new connection might help: it does not.
+    UnreachableFrom(u64),
     /// The write to this offset never ends.
     HangsAt(u64),
     /// From the first write to this offset on, nothing ends.
     DeadFrom(u64),
+    /// After so many calls, nothing ends.
+    DeadAfter(usize),
     HangsReading,
     ShortReads,
     /// Every call takes a few milliseconds.
@@ -39,13 +43,33 @@ pub(super) enum Quirk {
     /// The same, and a write once begun is carried out, whether anybody waits for it or not: so do real targets. Zeros are
     /// faster than data, so that a wipe overtakes the writes before it.
     CarriesOut,
+    /// Each connection breaks after so many calls, so often; then some of what was not flushed is lost.
+    Breaks {
+        calls: usize,
+        times: usize,
+    },
+    /// The connection breaks after so many calls, and the next one leads to a disk of another size.
+    TurnsInto {
+        calls: usize,
+        bytes: u64,
+    },
 }
 
 /// What a disk has done, in the order of completion.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Did {
     Write(Range<u64>),
+    Zero(Range<u64>),
+    Read(Range<u64>),
     Flush,
+}
+
+/// Writes of which no flush has taken care.
+#[derive(Debug, Default)]
+struct Cache {
+    /// What the disk holds without them.
+    durable: Vec<u8>,
+    writes: Vec<(u64, Bytes)>,
 }
 
 #[derive(Debug)]
@@ -57,16 +81,20 @@ pub(super) struct FileDisk {
     quirk: Quirk,
     /// Whether the quirk has shown.
     shown: AtomicBool,
+    cache: Mutex<Cache>,
     did: Mutex<Vec<Did>>,
     calls: watch::Sender<usize>,
     under_way: AtomicUsize,
     most_under_way: AtomicUsize,
+    connections: AtomicUsize,
+    open: AtomicUsize,
 }
 
 impl FileDisk {
     pub(super) fn new(bytes: u64, block: u32, quirk: Quirk) -> Arc<Self> {
         let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&vec![OLD; usize::try_from(bytes).unwrap()], 0).unwrap();
+        let old = vec![OLD; usize::try_from(bytes).unwrap()];
+        file.write_all_at(&old, 0).unwrap();
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             file,
@@ -74,10 +102,13 @@ impl FileDisk {
             block,
             quirk,
             shown: AtomicBool::new(false),
+            cache: Mutex::new(Cache { durable: old, writes: Vec::new() }),
             did: Mutex::default(),
             calls: watch::channel(0).0,
             under_way: AtomicUsize::new(0),
             most_under_way: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
         })
     }
 
@@ -91,8 +122,9 @@ impl FileDisk {
         self.did.lock().unwrap().clone()
     }
 
+    /// Whether everything it acknowledged is durable.
     pub(super) fn is_flushed(&self) -> bool {
-        self.did().last() == Some(&Did::Flush)
+        self.cache.lock().unwrap().writes.is_empty()
     }
 
     pub(super) fn under_way(&self) -> usize {
@@ -103,9 +135,33 @@ impl FileDisk {
         self.most_under_way.load(Ordering::SeqCst)
     }
 
+    /// Connections there have been.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Connections nobody has closed.
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+
     /// Waits until so many calls have begun.
     pub(super) async fn wait_for_calls(&self, count: usize) {
         self.calls.subscribe().wait_for(|calls| *calls >= count).await.unwrap();
+    }
+
+    /// The power fails: of the writes since the last flush only those that `keeps` chooses have happened.
+    pub(super) fn lose(&self, mut keeps: impl FnMut() -> bool) {
+        let mut cache = self.cache.lock().unwrap();
+        let mut content = std::mem::take(&mut cache.durable);
+        for (offset, data) in std::mem::take(&mut cache.writes) {
+            if keeps() {
+                let from = usize::try_from(offset).unwrap();
+                content[from..from + data.len()].copy_from_slice(&data);
+            }
+        }
+        self.file.write_all_at(&content, 0).unwrap();
+        cache.durable = content;
     }
 
     async fn begin(&self) -> UnderWay<'_> {
@@ -116,11 +172,15 @@ impl FileDisk {
         if matches!(self.quirk, Quirk::Slow | Quirk::CarriesOut) {
             tokio::time::sleep(Duration::from_millis(3)).await;
         }
+        if matches!(self.quirk, Quirk::DeadAfter(calls) if *self.calls.borrow() > calls) {
+            std::future::pending::<()>().await;
+        }
         under_way
     }
 
     fn check_range(&self, offset: u64, bytes: u64) {
         let block = u64::from(self.block);
+        assert!(bytes > 0, "nothing to do at {offset}");
         assert!(
             offset.is_multiple_of(block) && bytes.is_multiple_of(block),
             "{offset}+{bytes} is not whole blocks"
@@ -128,7 +188,7 @@ impl FileDisk {
         assert!(offset + bytes <= self.bytes, "{offset}+{bytes} is beyond the end");
     }
 
-    async fn carry_out(&self, offset: u64, data: Bytes) -> Result<(), VolumeError> {
+    async fn carry_out(&self, offset: u64, data: Bytes, zero: bool) -> Result<(), VolumeError> {
         let _under_way = self.begin().await;
         self.check_range(offset, data.len() as u64);
         if self.quirk == Quirk::CarriesOut && data != vec![0; data.len()] {
@@ -136,6 +196,7 @@ impl FileDisk {
         }
         self.misbehave(offset).await?;
         let range = offset..offset + data.len() as u64;
+        let mut cache = self.cache.lock().unwrap();
         self.file.write_all_at(&data, offset).unwrap();
         if let Quirk::DropsWrites(dropped) = &self.quirk
             && range.contains(&dropped.start)
@@ -143,50 +204,30 @@ impl FileDisk {
             let old = vec![OLD; usize::try_from(dropped.end - dropped.start).unwrap()];
             self.file.write_all_at(&old, dropped.start).unwrap();
         }
-        self.did.lock().unwrap().push(Did::Write(range));
+        // A copy: the buffer goes back to whoever lent it.
+        cache.writes.push((offset, Bytes::copy_from_slice(&data)));
+        self.did.lock().unwrap().push(if zero { Did::Zero(range) } else { Did::Write(range) });
         Ok(())
     }
 
     async fn misbehave(&self, offset: u64) -> Result<(), VolumeError> {
         let show = |at: u64| at == offset && !self.shown.swap(true, Ordering::SeqCst);
         match self.quirk {
-            Quirk::FailsOnceAt(at) if show(at) => return Err(error("medium error")),
+            Quirk::FailsOnceAt(at) if show(at) => return Err(error("medium error", false)),
             Quirk::HangsAt(at) if at == offset => std::future::pending().await,
-            Quirk::GoneFrom(at) | Quirk::DeadFrom(at) => drop(show(at)),
-            Quirk::FailsOnceAt(_)
-            | Quirk::HangsAt(_)
-            | Quirk::None
-            | Quirk::DropsWrites(_)
-            | Quirk::HangsReading
-            | Quirk::ShortReads
-            | Quirk::Slow
-            | Quirk::CarriesOut => return Ok(()),
+            Quirk::GoneFrom(at) | Quirk::DeadFrom(at) | Quirk::UnreachableFrom(at) => {
+                show(at);
+            }
+            _ => return Ok(()),
         }
         if !self.shown.load(Ordering::SeqCst) {
-            Ok(())
-        } else if matches!(self.quirk, Quirk::GoneFrom(_)) {
-            Err(error("gone"))
-        } else {
-            std::future::pending().await
+            return Ok(());
         }
-    }
-}
-
-impl Volume for FileDisk {
-    fn block_bytes(&self) -> u32 {
-        self.block
-    }
-
-    fn capacity_bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    async fn write(&self, offset: u64, data: Bytes) -> Result<(), VolumeError> {
-        if self.quirk != Quirk::CarriesOut {
-            return self.carry_out(offset, data).await;
+        match self.quirk {
+            Quirk::GoneFrom(_) => Err(error("gone", false)),
+            Quirk::UnreachableFrom(_) => Err(error("unreachable", true)),
+            _ => std::future::pending().await,
         }
-        let me = self.me.upgrade().unwrap();
-        tokio::spawn(async move { me.carry_out(offset, data).await }).await.unwrap()
     }
 
     async fn read(&self, offset: u64, bytes: u64) -> Result<Bytes, VolumeError> {
@@ -195,6 +236,7 @@ impl Volume for FileDisk {
         if self.quirk == Quirk::HangsReading {
             return std::future::pending().await;
         }
+        self.did.lock().unwrap().push(Did::Read(offset..offset + bytes));
         let bytes = if self.quirk == Quirk::ShortReads { bytes - 512 } else { bytes };
         let mut data = vec![0; usize::try_from(bytes).unwrap()];
         self.file.read_exact_at(&mut data, offset).unwrap();
@@ -204,8 +246,123 @@ impl Volume for FileDisk {
     async fn flush(&self) -> Result<(), VolumeError> {
         let _under_way = self.begin().await;
         self.misbehave(u64::MAX).await?;
+        let mut cache = self.cache.lock().unwrap();
+        let Cache { durable, writes } = &mut *cache;
+        for (offset, data) in writes.drain(..) {
+            let from = usize::try_from(offset).unwrap();
+            durable[from..from + data.len()].copy_from_slice(&data);
+        }
         self.did.lock().unwrap().push(Did::Flush);
         Ok(())
+    }
+}
+
+impl Connector for FileDisk {
+    type Volume = Connection;
+
+    async fn connect(&self) -> Result<Arc<Connection>, VolumeError> {
+        // A dead disk does not let anybody in either.
+        self.misbehave(u64::MAX).await?;
+        if matches!(self.quirk, Quirk::DeadAfter(calls) if *self.calls.borrow() > calls) {
+            std::future::pending::<()>().await;
+        }
+        let number = self.connections.fetch_add(1, Ordering::SeqCst);
+        self.open.fetch_add(1, Ordering::SeqCst);
+        let bytes = match self.quirk {
+            Quirk::TurnsInto { bytes, .. } if number > 0 => bytes,
+            _ => self.bytes,
+        };
+        let calls_left = match self.quirk {
+            Quirk::Breaks { calls, times } if number < times => calls,
+            Quirk::TurnsInto { calls, .. } if number == 0 => calls,
+            _ => usize::MAX,
+        };
+        Ok(Arc::new(Connection {
+            disk: self.me.upgrade().unwrap(),
+            bytes,
+            calls_left: AtomicUsize::new(calls_left),
+            broken: watch::channel(false).0,
+        }))
+    }
+
+    async fn close(&self, connection: Arc<Connection>) {
+        if self.quirk == Quirk::CarriesOut {
+            while self.under_way() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        connection.broken.send_replace(true);
+        self.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A connection to a [`FileDisk`].
+#[derive(Debug)]
+pub(super) struct Connection {
+    disk: Arc<FileDisk>,
+    bytes: u64,
+    calls_left: AtomicUsize,
+    broken: watch::Sender<bool>,
+}
+
+impl Connection {
+    /// Carries a call out unless the connection breaks meanwhile.
+    async fn call<T>(
+        &self,
+        call: impl Future<Output = Result<T, VolumeError>>,
+    ) -> Result<T, VolumeError> {
+        let less = |left: usize| left.checked_sub(1);
+        if self.calls_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_err()
+            && !self.broken.send_replace(true)
+        {
+            // Every other write was lucky.
+            let mut lucky = false;
+            self.disk.lose(|| {
+                lucky = !lucky;
+                lucky
+            });
+        }
+        let mut broken = self.broken.subscribe();
+        tokio::select! {
+            biased;
+            _ = broken.wait_for(|broken| *broken) => Err(error("connection lost", true)),
+            done = call => done,
+        }
+    }
+
+    async fn put(&self, offset: u64, data: Bytes, zero: bool) -> Result<(), VolumeError> {
+        if self.disk.quirk != Quirk::CarriesOut {
+            return self.call(self.disk.carry_out(offset, data, zero)).await;
+        }
+        let disk = Arc::clone(&self.disk);
+        tokio::spawn(async move { disk.carry_out(offset, data, zero).await }).await.unwrap()
+    }
+}
+
+impl Volume for Connection {
+    fn block_bytes(&self) -> u32 {
+        self.disk.block
+    }
+
+    fn capacity_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    async fn write(&self, offset: u64, data: Bytes) -> Result<(), VolumeError> {
+        self.put(offset, data, false).await
+    }
+
+    async fn zero(&self, offset: u64, bytes: u64) -> Result<(), VolumeError> {
+        let zeros = Bytes::from(vec![0; usize::try_from(bytes).unwrap()]);
+        self.put(offset, zeros, true).await
+    }
+
+    async fn read(&self, offset: u64, bytes: u64) -> Result<Bytes, VolumeError> {
+        self.call(self.disk.read(offset, bytes)).await
+    }
+
+    async fn flush(&self) -> Result<(), VolumeError> {
+        self.call(self.disk.flush()).await
     }
 }
 
@@ -217,6 +374,6 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-fn error(message: &str) -> VolumeError {
-    VolumeError { code: "Test", message: message.to_owned(), reconnect: false }
+fn error(message: &str, reconnect: bool) -> VolumeError {
+    VolumeError { code: "Test", message: message.to_owned(), reconnect }
 }

@@ -1,6 +1,8 @@
 //! What the pipeline promises about a disk, on real files and on disks that misbehave.
 
 mod disks;
+mod layouts;
+mod lines;
 
 use std::{fs, ops::Range, sync::Arc, time::Duration};
 
@@ -17,7 +19,7 @@ const STALL: Duration = Duration::from_secs(120);
 
 /// An image in a directory of its own, and a way to cancel.
 struct Bench {
-    _dir: TempDir,
+    dir: TempDir,
     order: Order,
     bytes: Vec<u8>,
     meter: Meter,
@@ -35,15 +37,19 @@ impl Bench {
         fs::write(dir.path().join("image"), &bytes).unwrap();
         let path = dir.path().join("image");
         let image = ImageFile::new(Arc::new(fs::File::open(&path).unwrap()), &path).unwrap();
-        let order = Order { image, verify: Verify::Full, stall: STALL };
-        Self { _dir: dir, order, bytes, meter: Meter::default(), cancel: watch::channel(false).0 }
+        let order = Order { layout: Layout::of_file(image), verify: Verify::Full, stall: STALL };
+        Self { dir, order, bytes, meter: Meter::default(), cancel: watch::channel(false).0 }
     }
 
     async fn write(&self, disk: &Arc<FileDisk>) -> Result<Written, ImagingError> {
-        let written =
-            write_image(disk.clone(), &self.order, &self.meter, self.cancel.subscribe()).await;
+        let written = self.begin(disk).await;
         assert_eq!(disk.under_way(), 0, "it returned while the disk was still busy");
+        assert_eq!(disk.open(), 0, "it returned while a connection was still open");
         written
+    }
+
+    async fn begin(&self, disk: &FileDisk) -> Result<Written, ImagingError> {
+        write_disk(disk, &self.order, &self.meter, self.cancel.subscribe()).await
     }
 }
 
@@ -86,7 +92,7 @@ proptest! {
         let capacity = image.next_multiple_of(block.into()) + spare;
         let (bench, disk) = (Bench::new(image), FileDisk::new(capacity, block, Quirk::None));
         let written = block_on(bench.write(&disk)).unwrap();
-        prop_assert_eq!(written.image_bytes, image);
+        prop_assert_eq!(written.bytes, image);
         prop_assert!(disk.content() == expected(&bench.bytes, capacity, block));
         prop_assert!(disk.is_flushed());
     }
@@ -114,7 +120,8 @@ async fn a_disk_with_impossible_blocks_is_refused() {
 async fn the_ends_are_wiped_first_and_the_head_is_written_last_between_flushes() {
     let (bench, disk) = (Bench::new(5 * MIB), FileDisk::new(8 * MIB, 512, Quirk::None));
     bench.write(&disk).await.unwrap();
-    let did = disk.did();
+    let mut did = disk.did();
+    did.retain(|did| !matches!(did, Did::Read(_)));
     let writes = |range: Range<u64>| Did::Write(range);
     assert_eq!(did[..3], [writes(0..MIB), writes(7 * MIB..8 * MIB), Did::Flush]);
     let body = &did[3..did.len() - 3];
@@ -137,7 +144,7 @@ async fn a_disk_that_drops_a_write_is_caught_and_wiped_and_the_place_is_named() 
 #[tokio::test]
 async fn an_image_that_shrinks_meanwhile_is_an_error_and_leaves_a_wiped_disk() {
     let (bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::None));
-    let file = fs::OpenOptions::new().write(true).open(bench.order.image.path()).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(bench.dir.path().join("image")).unwrap();
     file.set_len(4 * MIB).unwrap();
     let error = bench.write(&disk).await.unwrap_err();
     assert!(matches!(error, ImagingError::File { .. }), "{error}");
@@ -167,7 +174,7 @@ async fn a_disk_that_is_gone_is_reported_as_not_wiped_with_both_causes() {
 async fn a_short_read_is_an_error_and_not_a_match() {
     let disk = FileDisk::new(8 * MIB, 512, Quirk::ShortReads);
     let error = Bench::new(3 * MIB).write(&disk).await.unwrap_err().to_string();
-    assert!(error.contains("1048064 bytes came back instead of 1048576"), "{error}");
+    assert!(error.contains("523776 bytes came back instead of 524288"), "{error}");
     assert_wiped(&disk);
 }
 
@@ -205,7 +212,7 @@ async fn that_nobody_wants_the_result_any_more_cancels_too() {
     let (mut bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::None));
     let cancel = bench.cancel.subscribe();
     bench.cancel = watch::channel(false).0;
-    let error = write_image(disk, &bench.order, &bench.meter, cancel).await.unwrap_err();
+    let error = write_disk(&*disk, &bench.order, &bench.meter, cancel).await.unwrap_err();
     assert!(matches!(error, ImagingError::Cancelled), "{error}");
 }
 
@@ -213,7 +220,7 @@ async fn that_nobody_wants_the_result_any_more_cancels_too() {
 async fn an_abandoned_imaging_writes_no_further() {
     let (bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::Slow));
     tokio::select! {
-        _ = write_image(disk.clone(), &bench.order, &bench.meter, bench.cancel.subscribe()) => panic!("too fast"),
+        _ = bench.begin(&disk) => panic!("too fast"),
         () = disk.wait_for_calls(5) => {}
     }
     // The aborted jobs go at the next turn of the scheduler.
@@ -223,49 +230,51 @@ async fn an_abandoned_imaging_writes_no_further() {
     assert_eq!(disk.did(), did);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_disk_that_stands_still_is_given_up_after_the_stall_limit() {
+    let stall = Duration::from_secs(1);
     for (quirk, stage, done) in
         [(Quirk::HangsAt(4 * MIB), "write", 3 * MIB), (Quirk::HangsReading, "verify", 0)]
     {
-        let (bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, quirk));
+        let (mut bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, quirk));
+        bench.order.stall = stall;
         let began = tokio::time::Instant::now();
-        let write = write_image(disk.clone(), &bench.order, &bench.meter, bench.cancel.subscribe());
-        let error = write.await.unwrap_err();
+        let error = bench.write(&disk).await.unwrap_err();
         let ImagingError::Stalled { stage: stalled, after, done_bytes, total_bytes } = error else {
             panic!("{error}");
         };
         assert_eq!(
             (stalled.as_str(), after, done_bytes, total_bytes),
-            (stage, STALL, done, 9 * MIB)
+            (stage, stall, done, 9 * MIB)
         );
-        assert!((STALL..STALL + Duration::from_secs(30)).contains(&began.elapsed()));
+        assert!((stall..stall + Duration::from_secs(10)).contains(&began.elapsed()));
         assert_wiped(&disk);
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_dead_disk_cannot_hold_up_a_cancel_for_long() {
+#[tokio::test]
+async fn a_dead_disk_cannot_hold_up_a_cancel_for_a_second() {
     let (bench, disk) =
         (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::DeadFrom(2 * MIB)));
     let cancelling = async {
-        disk.wait_for_calls(6).await;
+        disk.wait_for_calls(8).await;
         bench.cancel.send_replace(true);
         tokio::time::Instant::now()
     };
-    let write = write_image(disk.clone(), &bench.order, &bench.meter, bench.cancel.subscribe());
-    let (written, cancelled_at) = tokio::join!(write, cancelling);
+    let (written, cancelled_at) = tokio::join!(bench.write(&disk), cancelling);
     let error = written.unwrap_err().to_string();
     assert!(
         error.starts_with("cancelled; then the half-written disk could not be wiped"),
         "{error}"
     );
-    assert!(cancelled_at.elapsed() < Duration::from_secs(30));
+    // The limit is 900 ms; the rest is for a machine that runs many tests at once.
+    assert!(cancelled_at.elapsed() < Duration::from_millis(1500), "{:?}", cancelled_at.elapsed());
 }
 
 #[tokio::test]
 async fn memory_in_flight_stays_bounded_however_slow_the_disk() {
     let (bench, disk) = (Bench::new(40 * MIB), FileDisk::new(40 * MIB, 512, Quirk::Slow));
     bench.write(&disk).await.unwrap();
-    assert!(disk.most_under_way() <= 8 && disk.most_under_way() > 1, "{}", disk.most_under_way());
+    let most = disk.most_under_way();
+    assert!(most <= reader::BUFFERS && most > 1, "{most}");
 }

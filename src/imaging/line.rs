@@ -1,0 +1,206 @@
+//! The line to a disk: connecting, connecting again, and leaving no half-written disk behind.
+//!
+//! Called by the writing, which says what became of it between two connections. It must never try for ever.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::warn;
+
+use super::{
+    Connector, Geometry, ImagingError, VolumeError,
+    disk::Disk,
+    flight::{Flight, watched},
+    write::Step,
+};
+use crate::progress::Watch;
+
+/// New connections in one imaging: a line that breaks more often is no line.
+const RECONNECTS_MAX: u32 = 100;
+/// Before the second try to connect again; doubled up to [`PAUSE_MAX`]. The first comes at once.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// For closing a connection in good order; on one that lives it takes milliseconds.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
+
+/// What may be taken in all for wiping and closing when something has gone wrong. On a live volume it takes milliseconds, on a dead one
+/// there is nothing to wait for.
+const FAILED_PATIENCE: Duration = Duration::from_secs(25);
+/// The same when it was cancelled: somebody waits.
+const CANCELLED_PATIENCE: Duration = Duration::from_millis(900);
+
+/// For commands under way to end by themselves; afterwards their connection is closed, which takes care of them too.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+
+/// A connection, or none at the moment.
+#[derive(Debug)]
+pub(super) struct Line<'a, C: Connector> {
+    connector: &'a C,
+    watch: &'a Watch<'a>,
+    disk: Option<Disk<C::Volume>>,
+    geometry: Option<Geometry>,
+    reconnects: u32,
+    /// The furthest step that was begun, and since when the line has broken without a further one.
+    reached: Option<Step>,
+    broken_since: Option<Instant>,
+    pause: Duration,
+}
+
+impl<'a, C: Connector> Line<'a, C> {
+    pub(super) fn new(connector: &'a C, watch: &'a Watch<'a>) -> Self {
+        Self {
+            connector,
+            watch,
+            disk: None,
+            geometry: None,
+            reconnects: 0,
+            reached: None,
+            broken_since: None,
+            pause: Duration::ZERO,
+        }
+    }
+
+    /// The disk, connected anew if it has to be.
+    pub(super) async fn disk(&mut self) -> Result<Disk<C::Volume>, ImagingError> {
+        loop {
+            if let Some(disk) = &self.disk {
+                return Ok(disk.clone());
+            }
+            watched(self.watch, async {
+                sleep(self.pause).await;
+                Ok(())
+            })
+            .await?;
+            match watched(self.watch, connect(self.connector, self.geometry)).await {
+                Ok(disk) => {
+                    self.geometry = Some(disk.geometry());
+                    self.disk = Some(disk);
+                }
+                Err(error) => self.broken(error)?,
+            }
+        }
+    }
+
+    /// Takes note that the work, which has come to `step`, has failed. An error if connecting again will not help, or has not helped.
+    pub(super) async fn lost(
+        &mut self,
+        error: ImagingError,
+        step: Step,
+        flight: &mut Flight,
+    ) -> Result<(), ImagingError> {
+        if !error.may_pass() {
+            return Err(error);
+        }
+        if self.reached.is_none_or(|reached| reached < step) {
+            self.reached = Some(step);
+            self.broken_since = None;
+            self.pause = Duration::ZERO;
+        }
+        self.broken(error)?;
+        // Closed first: nothing that was sent on it may reach the disk after what is sent on the next one.
+        let watch = self.watch;
+        watched(watch, async {
+            self.close(Instant::now() + CLOSE_MAX).await;
+            Ok(())
+        })
+        .await?;
+        flight.drain(Instant::now()).await;
+        Ok(())
+    }
+
+    fn broken(&mut self, error: ImagingError) -> Result<(), ImagingError> {
+        let since = *self.broken_since.get_or_insert_with(Instant::now);
+        self.reconnects += 1;
+        if !error.may_pass()
+            || self.reconnects > RECONNECTS_MAX
+            || since.elapsed() >= self.watch.stall
+        {
+            return Err(error);
+        }
+        warn!(%error, reconnects = self.reconnects, pause = ?self.pause, "no connection to the disk; connecting again");
+        self.pause = (self.pause * 2).clamp(PAUSE, PAUSE_MAX);
+        Ok(())
+    }
+
+    /// Closes the connection, if there is one.
+    pub(super) async fn close(&mut self, limit: Instant) {
+        if let Some(disk) = self.disk.take()
+            && timeout_at(limit, self.connector.close(disk.into_volume())).await.is_err()
+        {
+            warn!("the connection to the disk could not be closed in good order and was cut");
+        }
+    }
+
+    /// Wipes the disk after a failure and closes the connection; returns what is to be told.
+    pub(super) async fn give_up(
+        mut self,
+        cause: ImagingError,
+        mut flight: Flight,
+        touched: bool,
+    ) -> ImagingError {
+        let cancelled = matches!(cause, ImagingError::Cancelled);
+        let patience = if cancelled { CANCELLED_PATIENCE } else { FAILED_PATIENCE };
+        let limit = Instant::now() + patience;
+        let wiped_by = limit - patience / 5;
+        if !flight.drain(Instant::now() + DRAIN_MAX.min(patience * 2 / 5)).await {
+            // What was cut off may still happen, but not once the connection is closed.
+            warn!("a disk command did not end and was given up");
+            self.close(wiped_by).await;
+        }
+        if !touched {
+            self.close(limit).await;
+            return cause;
+        }
+        let wiped = timeout_at(wiped_by, self.wipe()).await.unwrap_or_else(|_| {
+            let message = format!("no answer within {} ms", patience.as_millis());
+            let source = VolumeError { code: "Timeout", message, reconnect: true };
+            Err(ImagingError::Volume { doing: "wiping", offset: 0, source })
+        });
+        self.close(limit).await;
+        match wiped {
+            Ok(()) => cause,
+            Err(wipe) => {
+                warn!(error = %wipe, "the half-written disk is not wiped");
+                ImagingError::NotWiped { cause: Box::new(cause), wipe: Box::new(wipe) }
+            }
+        }
+    }
+
+    /// On this connection, and if that has failed, on a new one.
+    async fn wipe(&mut self) -> Result<(), ImagingError> {
+        if let Some(disk) = self.disk.clone() {
+            match disk.wipe().await {
+                Err(error) if error.may_pass() => {
+                    warn!(%error, "wiping the disk on a new connection");
+                    self.close(Instant::now() + CLOSE_MAX).await;
+                }
+                wiped => return wiped.map(drop),
+            }
+        }
+        let disk = connect(self.connector, self.geometry).await?;
+        self.disk = Some(disk.clone());
+        disk.wipe().await.map(drop)
+    }
+}
+
+async fn connect<C: Connector>(
+    connector: &C,
+    had: Option<Geometry>,
+) -> Result<Disk<C::Volume>, ImagingError> {
+    // On the heap: a login with all its buffers is in every future that may connect.
+    let connected = Box::pin(connector.connect()).await;
+    let failed = |source| ImagingError::Volume { doing: "connecting to", offset: 0, source };
+    let volume = connected.map_err(failed)?;
+    let error = match Disk::of(volume.clone()) {
+        Ok(disk) => match had {
+            Some(had) if had != disk.geometry() => {
+                ImagingError::OtherDisk { had, has: disk.geometry() }
+            }
+            _ => return Ok(disk),
+        },
+        Err(error) => error,
+    };
+    connector.close(volume).await;
+    Err(error)
+}

@@ -1,0 +1,126 @@
+//! Connections that break, and machines that lose their power, at every point.
+
+use super::{layouts::expected, *};
+
+const DISK_BYTES: u64 = 6 * MIB;
+
+/// A disk as the tables of a GPT make it: something in the head, in the body, and in the tail, with gaps between them.
+fn whole_disk() -> (Layout, Vec<(u64, Vec<u8>)>) {
+    let tail = 33 * 512;
+    let parts =
+        [(0, 17 << 10, 1), (MIB, 5 * MIB / 2, 2), (4 * MIB, MIB, 3), (DISK_BYTES - tail, tail, 4)];
+    let contents = parts.map(|(at, bytes, byte)| (at, vec![byte; usize::try_from(bytes).unwrap()]));
+    let segments =
+        contents.clone().map(|(at, bytes)| Segment { at, content: Content::Made(bytes.into()) });
+    (Layout::new(segments), contents.to_vec())
+}
+
+fn bench(verify: Verify) -> (Bench, Vec<u8>) {
+    let (layout, contents) = whole_disk();
+    let mut bench = Bench::new(1);
+    bench.order = Order { layout, verify, stall: STALL };
+    (bench, expected(&contents, DISK_BYTES, 512))
+}
+
+#[tokio::test]
+async fn a_line_that_breaks_is_made_anew_and_what_was_lost_is_written_again() {
+    for verify in [Verify::Full, Verify::Node, Verify::None] {
+        for calls in 0..16 {
+            let (bench, expected) = bench(verify);
+            let disk = FileDisk::new(DISK_BYTES, 512, Quirk::Breaks { calls, times: 2 });
+            bench.write(&disk).await.unwrap();
+            assert!(disk.content() == expected, "after {calls} calls");
+            assert!(disk.is_flushed());
+            assert!(disk.connections() > 1 || calls > 12, "after {calls} calls");
+        }
+    }
+}
+
+#[tokio::test]
+async fn whenever_the_power_fails_the_disk_is_complete_or_does_not_boot() {
+    for calls in 0..24 {
+        for seed in 0..4 {
+            let (bench, expected) = bench(Verify::Full);
+            let disk = FileDisk::new(DISK_BYTES, 512, Quirk::DeadAfter(calls));
+            tokio::select! {
+                done = bench.begin(&disk) => panic!("not dead after {calls} calls: {done:?}"),
+                () = disk.wait_for_calls(calls + 1) => {}
+            }
+            // What is under way at other threads ends or hangs.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            let mut random = fastrand::Rng::with_seed(seed);
+            disk.lose(|| random.bool());
+            let content = disk.content();
+            let edge = 1 << 20;
+            let (head, rest) = content.split_at(edge);
+            let (body, tail) = rest.split_at(rest.len() - edge);
+            let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+            let untouched = content.iter().all(|byte| *byte == OLD);
+            let half_wiped = body.iter().all(|byte| *byte == OLD);
+            let complete_body = body == &expected[edge..expected.len() - edge];
+            let safe = is_zero(head) && (is_zero(tail) || complete_body);
+            assert!(
+                untouched || half_wiped || safe || content == expected,
+                "after {calls} calls, seed {seed}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_stays_away_is_given_up_after_the_stall_limit() {
+    let (mut bench, _) = bench(Verify::Full);
+    bench.order.stall = Duration::from_secs(1);
+    let disk = FileDisk::new(DISK_BYTES, 512, Quirk::UnreachableFrom(3 * MIB));
+    let began = tokio::time::Instant::now();
+    let error = bench.write(&disk).await.unwrap_err().to_string();
+    assert!(
+        error.starts_with("connecting to the disk at 0 B: unreachable; then the half-written disk could not be wiped: "),
+        "{error}"
+    );
+    assert!((1..10).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn another_disk_behind_the_new_connection_is_not_written() {
+    let (bench, _) = bench(Verify::Full);
+    let quirk = Quirk::TurnsInto { calls: 6, bytes: 2 * DISK_BYTES };
+    let disk = FileDisk::new(DISK_BYTES, 512, quirk);
+    let error = bench.write(&disk).await.unwrap_err().to_string();
+    assert!(
+        error.starts_with(
+            "the disk had 6.0 MiB in blocks of 512, and after a new connection 12.0 MiB in blocks of 512; then "
+        ),
+        "{error}"
+    );
+    let wiped = disk.content().ends_with(&vec![0; 1 << 20]);
+    assert!(wiped && disk.is_flushed(), "the other disk was touched");
+}
+
+#[tokio::test]
+async fn after_a_failure_the_disk_is_wiped_on_a_new_connection_if_need_be() {
+    let (bench, _) = bench(Verify::Full);
+    let disk = FileDisk::new(DISK_BYTES, 512, Quirk::Breaks { calls: 6, times: 1 });
+    let cancelling = async {
+        disk.wait_for_calls(6).await;
+        bench.cancel.send_replace(true);
+    };
+    let (written, ()) = tokio::join!(bench.write(&disk), cancelling);
+    assert!(matches!(written, Err(ImagingError::Cancelled)), "{written:?}");
+    assert_wiped(&disk);
+    assert!(disk.is_flushed());
+}
+
+#[tokio::test]
+async fn a_line_that_breaks_again_and_again_does_not_start_from_the_beginning() {
+    let image_bytes = 96 * MIB;
+    let quirk = Quirk::Breaks { calls: 40, times: 90 };
+    let (mut bench, disk) = (Bench::new(image_bytes), FileDisk::new(image_bytes, 512, quirk));
+    bench.order.verify = Verify::None;
+    bench.write(&disk).await.unwrap();
+    assert!(disk.content() == bench.bytes);
+    let bytes = |did: &Did| if let Did::Write(range) = did { range.end - range.start } else { 0 };
+    let written: u64 = disk.did().iter().map(bytes).sum();
+    assert!(written < 3 * image_bytes, "{} MiB written", written / MIB);
+    assert!(disk.connections() > 5, "{}", disk.connections());
+}

@@ -1,0 +1,82 @@
+//! Zeros: finding them in data, and having some at hand.
+//!
+//! Called by the reader for every byte that is read from a file, so it must be fast where there are none.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+/// Shortest run of zeros worth a command of its own. A shorter one costs more in commands than it saves in bytes.
+const UNIT_BYTES: usize = 64 << 10;
+/// What is compared at once: long enough for the processor's widest loads, short enough to leave early.
+const STRIDE_BYTES: usize = 256;
+
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
+/// So many zeros, at most 1 MiB of them.
+pub(super) fn zeros(bytes: usize) -> Bytes {
+    Bytes::from_static(ZEROS.get(..bytes).unwrap_or(&ZEROS))
+}
+
+/// Whether there is nothing but zeros.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    let no_one = |stride: &[u8]| stride.iter().fold(0, |all, byte| all | byte) == 0;
+    bytes.chunks(STRIDE_BYTES).all(no_one)
+}
+
+/// The runs a piece of data consists of, in order; true for zeros.
+pub(super) fn runs(data: &[u8]) -> Vec<(Range<usize>, bool)> {
+    let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
+    let mut at = 0;
+    for unit in data.chunks(UNIT_BYTES) {
+        let zero = unit.len() == UNIT_BYTES && is_zero(unit);
+        let end = at + unit.len();
+        match runs.last_mut() {
+            Some((last, kind)) if *kind == zero => last.end = end,
+            _ => runs.push((at..end, zero)),
+        }
+        at = end;
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_byte_anywhere_is_not_zero() {
+        for bytes in [1, 255, 256, 257, 5000] {
+            let mut data = vec![0; bytes];
+            assert!(is_zero(&data), "{bytes}");
+            for at in [0, bytes / 2, bytes - 1] {
+                data[at] = 1;
+                assert!(!is_zero(&data), "{at} of {bytes}");
+                data[at] = 0;
+            }
+        }
+    }
+
+    #[test]
+    fn whole_units_of_zeros_are_told_apart_and_neighbours_of_a_kind_are_one_run() {
+        let mut data = vec![0; 5 * UNIT_BYTES + 512];
+        assert_eq!(
+            runs(&data),
+            [(0..5 * UNIT_BYTES, true), (5 * UNIT_BYTES..data.len(), false)],
+            "a short rest is data"
+        );
+        data[2 * UNIT_BYTES] = 1;
+        data[4 * UNIT_BYTES - 1] = 1;
+        let ends: Vec<_> = runs(&data).into_iter().map(|(run, zero)| (run.end, zero)).collect();
+        assert_eq!(
+            ends,
+            [
+                (2 * UNIT_BYTES, true),
+                (4 * UNIT_BYTES, false),
+                (5 * UNIT_BYTES, true),
+                (data.len(), false)
+            ]
+        );
+        assert!(runs(&[]).is_empty());
+    }
+}
