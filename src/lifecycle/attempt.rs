@@ -103,7 +103,7 @@ impl Node {
     }
 
     /// The stages of an operation are shown beside the phases.
-    fn note_stages(&mut self, stages: &Stages) {
+    pub(super) fn note_stages(&mut self, stages: &Stages) {
         for (stage, took) in stages {
             let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             self.record.durations.insert(format!("{}_ms", stage.as_str()), took_ms);
@@ -348,7 +348,7 @@ impl Node {
                 Step::Completed,
                 "CompletedTimeout",
                 "the disk is written, but the ramdisk's completed notice did not come in time",
-                "look at the machine's console, or raise timeouts.completed",
+                "look at the machine's console, or raise timeouts.completed; with image.verify = \"node\", or timeouts.imaging",
             ),
             State::Restarting { .. } => Fault::passing(
                 Step::Restart,

@@ -305,7 +305,7 @@ pub struct ConfigDrive {
 /// `config_drive.label`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DriveLabel {
-    /// `config-2`: OpenStack's config drive.
+    /// `config-2`: `OpenStack`'s config drive.
     #[serde(rename = "config-2")]
     Config2,
     /// `cidata`: cloud-init's `NoCloud`.

@@ -17,3 +17,4 @@ mod support;
 mod table;
 mod trouble;
 mod turns;
+mod verify;
