@@ -234,12 +234,12 @@ mod tests {
     use super::*;
 
     /// Not a multiple of any read, nor of the alignment, but of a block.
-    const DISK_BYTES: usize = 9 * 1024 * 1024 + 512;
+    const DISK_BYTES: usize = 9 * HALF_MIB + 512;
+    const HALF_MIB: usize = 512 * 1024;
 
+    /// No two words of it are alike.
     fn content() -> Vec<u8> {
-        (0..DISK_BYTES as u64)
-            .map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
-            .collect()
+        (0..DISK_BYTES as u64 / 8).flat_map(u64::to_le_bytes).collect()
     }
 
     fn digest(bytes: &[u8]) -> Digest {
@@ -313,9 +313,9 @@ mod tests {
     #[test]
     fn of_several_bad_ranges_the_first_is_named_in_bytes() {
         let bench = Bench::new();
-        let mib = 1 << 20;
-        let ranges: Vec<_> = (0..9).map(|n| range(&bench.content, n * mib, mib)).collect();
-        for at in [8 * mib, 3 * mib + 7, 5 * mib] {
+        let ranges: Vec<_> =
+            (0..9).map(|n| range(&bench.content, n * HALF_MIB, HALF_MIB)).collect();
+        for at in [8 * HALF_MIB, 3 * HALF_MIB + 7, 5 * HALF_MIB] {
             bench.spoil(at as u64);
         }
         for threads in [1, 3, 9] {
@@ -324,7 +324,7 @@ mod tests {
             let message = error.to_string();
             assert!(
                 message.starts_with(
-                    "vda does not hold the image: its bytes 3145728 to 4194303 hash to sha256:"
+                    "vda does not hold the image: its bytes 1572864 to 2097151 hash to sha256:"
                 ),
                 "{message}"
             );
