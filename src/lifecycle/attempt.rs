@@ -41,9 +41,28 @@ impl Node {
         outcome: Result<Outcome, Fault>,
         actions: &mut Vec<Action>,
     ) {
-        match outcome {
+        match outcome.and_then(|outcome| self.check_root(outcome)) {
             Ok(outcome) => self.advance(now, outcome),
             Err(fault) => self.stumble(now, fault, actions),
+        }
+    }
+
+    /// A machine that is to boot its own kernel from the network has to be told where its root file system is.
+    fn check_root(&self, outcome: Outcome) -> Result<Outcome, Fault> {
+        let netboot = self.record.spec.as_ref().and_then(|spec| spec.image.netboot.as_ref());
+        match (&outcome, netboot) {
+            (Outcome::Prepared { image, .. }, Some(netboot))
+                if netboot.command_line(image.root_uuid.as_deref()).is_none() =>
+            {
+                Err(Fault::lasting(
+                    Step::Image,
+                    "RootUnknown",
+                    "boot.after is \"network\", and nothing tells the kernel where its root file system is: image.kernel_args has no root=, and the \
+                     image is not one file system whose UUID could be given",
+                    "write root=… into image.kernel_args, for example root=LABEL=root or root=/dev/sda2",
+                ))
+            }
+            _ => Ok(outcome),
         }
     }
 

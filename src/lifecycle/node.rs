@@ -124,15 +124,18 @@ impl Node {
             | State::WaitingRamdisk { attempt }
             | State::Imaging { attempt, .. } => Menu::Deploy(attempt.key.clone()),
             rest if rest.at_rest() && (self.clash || spec.goal != Goal::Deployed) => Menu::Unknown,
+            State::Switching { attempt, .. }
+            | State::WaitingCompleted { attempt, .. }
+            | State::Restarting { attempt, .. } => own_menu(spec, attempt.image.root_uuid.as_ref()),
             State::Idle
             | State::Held { .. }
             | State::Failed
             | State::SettingPower { .. }
             | State::Preparing { .. }
-            | State::Switching { .. }
-            | State::WaitingCompleted { .. }
-            | State::Restarting { .. }
-            | State::CleaningUp { .. } => Menu::LocalDisk,
+            | State::CleaningUp { .. } => match &self.record.installed {
+                Some(installed) => own_menu(spec, installed.root_uuid.as_ref()),
+                None => Menu::LocalDisk,
+            },
         }
     }
 
@@ -464,6 +467,16 @@ impl Node {
         self.record.history.push(entry);
         let surplus = self.record.history.len().saturating_sub(HISTORY_MAX);
         self.record.history.drain(..surplus);
+    }
+}
+
+/// The menu of an installed machine. A kernel that would look for its root file system in vain is not served.
+fn own_menu(spec: &NodeSpec, root_uuid: Option<&String>) -> Menu {
+    let root_uuid = root_uuid.cloned();
+    let netboot = spec.image.netboot.as_ref();
+    match netboot.and_then(|netboot| netboot.command_line(root_uuid.as_deref())) {
+        Some(_) => Menu::Network(root_uuid),
+        None => Menu::LocalDisk,
     }
 }
 

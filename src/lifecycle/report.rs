@@ -195,9 +195,9 @@ impl Node {
     fn message_released(&self, attempt: &Attempt) -> &'static str {
         let heard = matches!(self.record.state, State::WaitingCompleted { .. });
         match (heard, attempt.verify.is_empty()) {
-            (false, true) => "written; boot files are back to the local disk",
+            (false, true) => "written; no boot file leads to the deploy ramdisk any more",
             (false, false) => {
-                "written, and to be verified by the ramdisk; boot files are back to the local disk"
+                "written, and to be verified by the ramdisk; no boot file leads to it any more"
             }
             (true, true) => "waiting for the ramdisk to stop its target and say completed",
             (true, false) => {

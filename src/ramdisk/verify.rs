@@ -291,7 +291,7 @@ mod tests {
             (DISK_BYTES, 0),
             (1, 1),
             (511, 4097),
-            (READ_BYTES - 1, READ_BYTES + 2),
+            (READ_BYTES - 1, 4097),
             (DISK_BYTES - 700, 700),
         ] {
             for threads in [1, 4] {

@@ -7,6 +7,7 @@ mod carrier;
 mod consent;
 mod deadlines;
 mod histories;
+mod netboot;
 mod plan;
 mod power;
 mod rack;
