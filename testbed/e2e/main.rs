@@ -12,6 +12,7 @@ mod disks;
 mod faults_before_power;
 mod killed_agent;
 mod moments;
+mod netboot;
 mod rack;
 mod random_kills;
 mod root_devices;
