@@ -185,12 +185,14 @@ impl Node {
 
     /// Whether a machine in this power state may be wiped. A reinstall is wanted only after `redeploy` was changed, and that is consent.
     pub(super) fn may_wipe(&self, observed: PowerState) -> bool {
-        observed == PowerState::Off || self.record.consented || self.record.installed.is_some()
+        let is_strangers = observed == PowerState::On || self.record.record_lost;
+        !is_strangers || self.record.consented || self.record.installed.is_some()
     }
 
     fn hold(&mut self, now: Timestamp, spec: &NodeSpec) {
         let redeploy = spec.redeploy.clone();
-        self.enter(now, State::Held { redeploy, reason: Hold::PoweredOn });
+        let reason = if self.is_lost() { Hold::RecordLost } else { Hold::PoweredOn };
+        self.enter(now, State::Held { redeploy, reason });
     }
 
     /// The running operation failed.

@@ -158,6 +158,7 @@ impl Node {
                 };
                 // From here on the disk's old contents are gone.
                 self.record.installed = None;
+                self.record.record_lost = false;
                 self.enter(now, State::Imaging { attempt, disk, target, granted: false });
                 Ok(Reply::Accepted)
             }

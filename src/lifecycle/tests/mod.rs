@@ -7,6 +7,7 @@ mod carrier;
 mod consent;
 mod deadlines;
 mod histories;
+mod lost;
 mod netboot;
 mod plan;
 mod power;
