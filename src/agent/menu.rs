@@ -1,7 +1,7 @@
 //! Putting the core's menus into the TFTP room's table: the kernel command line is made here, because only here both the attempt's
 //! key and the listener's address and certificate are known.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use tracing::warn;
 
@@ -9,11 +9,12 @@ use crate::{
     lifecycle::{Menu, Node},
     model::{
         boot::{BootMenu, RamdiskArgs},
+        fault::{Fault, Step},
         ids::NodeName,
         secret::Secret,
-        spec::Boot,
+        spec::{Boot, Netboot},
     },
-    tftp::BootTable,
+    tftp::{self, BootTable},
 };
 
 use super::{INITRAMFS_NAME, KERNEL_NAME};
@@ -29,7 +30,7 @@ pub(super) struct MenuWriter {
     api: SocketAddr,
     pin: String,
     /// What stands in the table now, so that it is touched only when something changed.
-    applied: BTreeMap<NodeName, (Menu, Boot)>,
+    applied: BTreeMap<NodeName, (Menu, Boot, Option<Netboot>)>,
 }
 
 impl MenuWriter {
@@ -44,12 +45,13 @@ impl MenuWriter {
         if menu == Menu::Unknown {
             return self.remove(name);
         }
-        let wanted = (menu, spec.boot.clone());
+        let wanted = (menu, spec.boot.clone(), spec.image.netboot.clone());
         if self.applied.get(name) == Some(&wanted) {
             return;
         }
         let rendered = match &wanted.0 {
-            Menu::Unknown | Menu::LocalDisk | Menu::Network(_) => BootMenu::LocalDisk,
+            Menu::Unknown | Menu::LocalDisk => BootMenu::LocalDisk,
+            Menu::Network(root_uuid) => own_menu(wanted.2.as_ref(), root_uuid.as_deref()),
             Menu::Deploy(key) => {
                 let args = RamdiskArgs {
                     api: self.api,
@@ -86,4 +88,30 @@ impl MenuWriter {
             self.table.remove(name);
         }
     }
+}
+
+/// The installed system's own kernel, with its root file system.
+fn own_menu(netboot: Option<&Netboot>, root_uuid: Option<&str>) -> BootMenu {
+    let network = netboot.and_then(|netboot| {
+        let command_line = netboot.command_line(root_uuid)?;
+        let (kernel, ramdisk) = (netboot.kernel.clone(), netboot.ramdisk.clone());
+        Some(BootMenu::Network { kernel, ramdisk, command_line })
+    });
+    network.unwrap_or(BootMenu::LocalDisk)
+}
+
+/// Whether the installed system's own kernel and ramdisk are there: better known before the disk is written than when it is to boot.
+pub(super) fn check_own_files(images: &[PathBuf], netboot: &Netboot) -> Result<(), Fault> {
+    [("image.kernel", &netboot.kernel), ("image.ramdisk", &netboot.ramdisk)]
+        .into_iter()
+        .try_for_each(|(key, path)| {
+            tftp::check_own_file(images, path).map_err(|error| {
+                Fault::passing(
+                    Step::Preflight,
+                    "OwnBootFilesMissing",
+                    format!("{key} {path}: {error}"),
+                    "put it under images.dir or images.allowed_dirs, readable for hostler's user",
+                )
+            })
+        })
 }

@@ -32,6 +32,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
+    path::PathBuf,
 };
 
 use jiff::Timestamp;
@@ -218,8 +219,14 @@ fn tftp_config(config: &Config) -> tftp::Config {
     tftp::Config {
         loaders: Some(config.tftp.loaders.clone()),
         files: files.into_iter().map(|(name, path)| (name.to_owned(), path.clone())).collect(),
+        images: image_dirs(&config.images),
         ..tftp::Config::new(config.tftp.listen)
     }
+}
+
+/// Where images may come from; a relative path is one beneath the first.
+fn image_dirs(images: &config::Images) -> Vec<PathBuf> {
+    [&images.dir].into_iter().chain(&images.allowed_dirs).cloned().collect()
 }
 
 fn policy(config: &Config) -> Policy {

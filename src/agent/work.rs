@@ -30,7 +30,7 @@ use crate::{
     progress::{Cancel, Meter, stopped},
 };
 
-use super::faults;
+use super::{faults, image_dirs, menu};
 
 /// Looks at power states that may go on at once: each takes a socket, and one of a dead BMC takes it for minutes.
 const LOOKS_MAX: usize = 256;
@@ -40,6 +40,7 @@ pub(super) struct Workshop {
     pub(super) library: Library,
     secrets: PathBuf,
     pub(super) boot_files: [PathBuf; 2],
+    image_dirs: Vec<PathBuf>,
     bmc_spacing: Duration,
     looks: Semaphore,
     bmcs: Mutex<BTreeMap<NodeName, KnownBmc>>,
@@ -58,6 +59,7 @@ impl Workshop {
         Self {
             library: Library::new(library_options(config)),
             secrets: config.secrets.dir.clone(),
+            image_dirs: image_dirs(&config.images),
             boot_files: [config.ramdisk.kernel.clone(), config.ramdisk.initramfs.clone()],
             bmc_spacing: config.limits.bmc_spacing,
             looks: Semaphore::new(LOOKS_MAX),
@@ -85,7 +87,12 @@ impl Workshop {
                 };
                 self.with_bmc(Step::Preflight, spec, cancel, look).await.map(Outcome::Power)
             }
-            Operation::Prepare => self.prepare(spec, meter, cancel).await,
+            Operation::Prepare => {
+                if let Some(netboot) = &spec.image.netboot {
+                    menu::check_own_files(&self.image_dirs, netboot)?;
+                }
+                self.prepare(spec, meter, cancel).await
+            }
             Operation::PowerOn => {
                 self.switch_off(Step::PowerOn, spec, Pxe, NextBoot, On, cancel).await?;
                 Ok(Outcome::PoweredOn)
@@ -95,16 +102,22 @@ impl Workshop {
             }
             Operation::Restart { leave } => {
                 // Off and on instead of a power cycle: that the machine was off is seen, not believed.
-                self.switch_off(Step::Restart, spec, Disk, Persistent, leave, cancel).await?;
+                self.switch_off(Step::Restart, spec, own_device(spec), Persistent, leave, cancel)
+                    .await?;
                 Ok(Outcome::Restarted(leave))
             }
             Operation::SetPower(wanted) => {
                 let set = async |bmc: Arc<Bmc>, limit: Duration| {
-                    let deadline = Instant::now() + limit;
+                    let deadline = || Instant::now() + limit;
+                    // A clean-up, or a spec that wanted something else, may have left it to boot from its disk.
+                    if wanted == On && own_device(spec) == Pxe {
+                        let firmware = spec.boot.firmware;
+                        bmc.set_boot_device(Pxe, Persistent, firmware, deadline()).await?;
+                    }
                     match wanted {
-                        On => bmc.reach_power(On, deadline).await,
+                        On => bmc.reach_power(On, deadline()).await,
                         // Its own system runs: it gets half of the time to shut down by itself.
-                        Off => bmc.soft_off(limit / 2, deadline).await,
+                        Off => bmc.soft_off(limit / 2, deadline()).await,
                     }
                 };
                 self.with_bmc(Step::Power, spec, cancel, set).await?;
@@ -195,6 +208,11 @@ fn library_options(config: &Config) -> image::Options {
         cache_dir: config.state.dir.join("cache"),
         cache_bytes: u64::MAX,
     }
+}
+
+/// What an installed machine boots from.
+fn own_device(spec: &NodeSpec) -> BootDevice {
+    if spec.image.netboot.is_some() { BootDevice::Pxe } else { BootDevice::Disk }
 }
 
 /// The first line of a password file.

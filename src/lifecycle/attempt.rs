@@ -41,9 +41,28 @@ impl Node {
         outcome: Result<Outcome, Fault>,
         actions: &mut Vec<Action>,
     ) {
-        match outcome {
+        match outcome.and_then(|outcome| self.check_root(outcome)) {
             Ok(outcome) => self.advance(now, outcome),
             Err(fault) => self.stumble(now, fault, actions),
+        }
+    }
+
+    /// A machine that is to boot its own kernel from the network has to be told where its root file system is.
+    fn check_root(&self, outcome: Outcome) -> Result<Outcome, Fault> {
+        let netboot = self.record.spec.as_ref().and_then(|spec| spec.image.netboot.as_ref());
+        match (&outcome, netboot) {
+            (Outcome::Prepared { image, .. }, Some(netboot))
+                if netboot.command_line(image.root_uuid.as_deref()).is_none() =>
+            {
+                Err(Fault::lasting(
+                    Step::Image,
+                    "RootUnknown",
+                    "boot.after is \"network\", and nothing tells the kernel where its root file system is: image.kernel_args has no root=, and the \
+                     image is not one file system whose UUID could be given",
+                    "write root=… into image.kernel_args, for example root=LABEL=root or root=/dev/sda2",
+                ))
+            }
+            _ => Ok(outcome),
         }
     }
 
@@ -103,7 +122,7 @@ impl Node {
     }
 
     /// The stages of an operation are shown beside the phases.
-    fn note_stages(&mut self, stages: &Stages) {
+    pub(super) fn note_stages(&mut self, stages: &Stages) {
         for (stage, took) in stages {
             let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             self.record.durations.insert(format!("{}_ms", stage.as_str()), took_ms);
@@ -166,12 +185,14 @@ impl Node {
 
     /// Whether a machine in this power state may be wiped. A reinstall is wanted only after `redeploy` was changed, and that is consent.
     pub(super) fn may_wipe(&self, observed: PowerState) -> bool {
-        observed == PowerState::Off || self.record.consented || self.record.installed.is_some()
+        let is_strangers = observed == PowerState::On || self.record.record_lost;
+        !is_strangers || self.record.consented || self.record.installed.is_some()
     }
 
     fn hold(&mut self, now: Timestamp, spec: &NodeSpec) {
         let redeploy = spec.redeploy.clone();
-        self.enter(now, State::Held { redeploy, reason: Hold::PoweredOn });
+        let reason = if self.is_lost() { Hold::RecordLost } else { Hold::PoweredOn };
+        self.enter(now, State::Held { redeploy, reason });
     }
 
     /// The running operation failed.
@@ -348,7 +369,7 @@ impl Node {
                 Step::Completed,
                 "CompletedTimeout",
                 "the disk is written, but the ramdisk's completed notice did not come in time",
-                "look at the machine's console, or raise timeouts.completed",
+                "look at the machine's console, or raise timeouts.completed; with image.verify = \"node\", or timeouts.imaging",
             ),
             State::Restarting { .. } => Fault::passing(
                 Step::Restart,

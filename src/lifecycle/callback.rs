@@ -3,7 +3,7 @@
 //! A call is believed only with the attempt's key, from the address that first showed it, in a phase that expects it. Everything
 //! else is refused in the same way, whatever was wrong.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use jiff::Timestamp;
 
@@ -16,6 +16,7 @@ use crate::model::{
     secret::AttemptKey,
     size::show_bytes,
     spec::NodeSpec,
+    status::ImagingStage,
 };
 
 use super::{
@@ -157,6 +158,7 @@ impl Node {
                 };
                 // From here on the disk's old contents are gone.
                 self.record.installed = None;
+                self.record.record_lost = false;
                 self.enter(now, State::Imaging { attempt, disk, target, granted: false });
                 Ok(Reply::Accepted)
             }
@@ -202,19 +204,41 @@ impl Node {
         completed: &Completed,
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
-        if !completed.error.is_empty() {
-            return Ok(self.ramdisk_failed(now, &completed.error, actions));
-        }
         match &self.record.state {
             // It may overtake the answer that released it.
-            State::Switching { attempt, disk } | State::WaitingCompleted { attempt, disk } => {
+            State::Switching { attempt, disk } | State::WaitingCompleted { attempt, disk }
+                if completed.error.is_empty() =>
+            {
                 let (attempt, disk) = (attempt.clone(), disk.clone());
+                if completed.verified {
+                    self.note_verified(now, completed.verify_ms);
+                } else if !attempt.verify.is_empty() {
+                    self.fail(now, not_verified(&disk), actions);
+                    return Ok(Reply::Accepted);
+                }
                 self.enter(now, State::Restarting { attempt, disk });
                 Ok(Reply::Accepted)
+            }
+            State::Switching { disk, .. } | State::WaitingCompleted { disk, .. }
+                if completed.verified =>
+            {
+                let fault = lies(disk, &completed.error);
+                self.fail(now, fault, actions);
+                Ok(Reply::Accepted)
+            }
+            _ if !completed.error.is_empty() => {
+                Ok(self.ramdisk_failed(now, &completed.error, actions))
             }
             State::Restarting { .. } => Ok(Reply::Accepted),
             _ => Err("no completed notice is expected in this phase"),
         }
+    }
+
+    /// How long the ramdisk says that it has compared: no longer than it was waited for.
+    fn note_verified(&mut self, now: Timestamp, verify_ms: u64) {
+        let waited_ms = now.duration_since(self.record.since).as_millis();
+        let verify_ms = verify_ms.min(u64::try_from(waited_ms).unwrap_or(0));
+        self.note_stages(&vec![(ImagingStage::Verify, Duration::from_millis(verify_ms))]);
     }
 
     /// The ramdisk says that it cannot go on.
@@ -234,6 +258,33 @@ impl Node {
         }
         Reply::Accepted
     }
+}
+
+/// What has to be known of a disk that is written and may boot, but not as it should.
+const NOT_TO_BE_BOOTED: &str = "what is on it may boot, so the machine is switched off and must stay so until it is installed again";
+
+/// The ramdisk found that its disk holds something else than was written.
+fn lies(disk: &Disk, error: &str) -> Fault {
+    Fault::passing(
+        Step::Completed,
+        "DiskLies",
+        plain(&format!(
+            "the deploy ramdisk compared {disk} with the image: {error}; {NOT_TO_BE_BOOTED}"
+        )),
+        "the disk acknowledged writes and does not hold them: replace it, or choose another with [root_device]",
+    )
+}
+
+/// The ramdisk did not do what it was told; another boot of it would not, either.
+fn not_verified(disk: &Disk) -> Fault {
+    Fault::lasting(
+        Step::Completed,
+        "NotVerified",
+        plain(&format!(
+            "the deploy ramdisk said completed and did not compare {disk} with the image; {NOT_TO_BE_BOOTED}"
+        )),
+        "the ramdisk may be older than hostler: make it anew with `hostler ramdisk build`; or set image.verify = \"full\"",
+    )
 }
 
 /// The disk to write, or why there is none. Whatever the ramdisk said is untrusted.

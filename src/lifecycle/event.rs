@@ -178,12 +178,12 @@ pub enum Operation {
         /// The size the ramdisk reported for the disk: the target must have it too.
         disk_bytes: u64,
     },
-    /// Off; boot device disk for good; then on, or left off.
+    /// Off; the boot device of the installed system for good; then on, or left off.
     Restart {
         /// How to leave it.
         leave: PowerState,
     },
-    /// On, or shut down.
+    /// On, from the boot device of the installed system, or shut down.
     SetPower(PowerState),
     /// Boot device disk for good; off.
     CleanUp,

@@ -15,7 +15,7 @@ use super::{
     event::{Action, Event, Turn},
     left::Left,
     node::{Node, OBSERVATION_INTERVAL, wants_reinstall},
-    state::{Hold, Record, State},
+    state::Record,
     turns::Turns,
     wait::after,
 };
@@ -210,13 +210,9 @@ impl Fleet {
         let Some(node) = self.nodes.get_mut(name).filter(|node| node.record.spec.is_none()) else {
             return;
         };
-        let unknown = matches!(node.record.state, State::Held { .. });
         match self.left.node(name).filter(|_| node.record.installed.is_none()).cloned() {
-            Some(None) if !unknown => node.record = Record::distrusted(now),
-            Some(Some(installed)) => {
-                node.record.state = State::Idle;
-                node.record.installed = Some(installed);
-            }
+            Some(None) if !node.record.record_lost => node.record = Record::distrusted(now),
+            Some(Some(installed)) => node.record.know(Some(installed)),
             Some(None) | None => {}
         }
     }
@@ -230,26 +226,19 @@ impl Fleet {
         let moved = self.left.machine(&spec.bmc.address).cloned();
         if node.spec().is_some() {
             match moved {
-                Some(None) if node.record.state.at_rest() => {
-                    let (redeploy, reason) = (spec.redeploy.clone(), Hold::RecordLost);
-                    node.record.state = State::Held { redeploy, reason };
-                    node.record.installed = None;
-                }
+                Some(None) => node.record.know(None),
                 Some(Some(installed)) => {
                     let redeploy = spec.redeploy.clone();
                     node.moved_here = Some(Installed { redeploy, ..installed });
                 }
-                Some(None) | None => {}
+                None => {}
             }
             return;
         }
         self.left.found(name);
         match moved {
             Some(None) => node.record = Record::distrusted(now),
-            Some(installed) => {
-                node.record.state = State::Idle;
-                node.record.installed = installed;
-            }
+            Some(installed) => node.record.know(installed),
             None => {}
         }
         // A `redeploy` that comes with the machine is no consent: it may be years old.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{ids::NodeName, spec::BmcAddress, status::Installed};
 
-use super::state::{Hold, Record, State};
+use super::state::Record;
 
 /// Machines that are remembered: more than a site has, and small enough for any memory.
 const LEFT_MAX: usize = 10_000;
@@ -100,8 +100,7 @@ impl Left {
 
 /// Whether that changed anything.
 fn leave<K: Ord + Clone>(left: &mut BTreeMap<K, Known>, key: &K, record: &Record) -> bool {
-    let unknown = matches!(record.state, State::Held { reason: Hold::RecordLost, .. });
-    if record.installed.is_none() && !unknown {
+    if record.installed.is_none() && !record.record_lost {
         return left.remove(key).is_some();
     }
     if left.get(key) == Some(&record.installed) {

@@ -20,7 +20,7 @@ use super::{
     event::{Action, Event, Menu, Operation},
     fleet::Policy,
     report::plain_fault,
-    state::{Purpose, Record, State},
+    state::{Hold, Purpose, Record, State},
     wait::{after, power_limit},
 };
 
@@ -124,15 +124,18 @@ impl Node {
             | State::WaitingRamdisk { attempt }
             | State::Imaging { attempt, .. } => Menu::Deploy(attempt.key.clone()),
             rest if rest.at_rest() && (self.clash || spec.goal != Goal::Deployed) => Menu::Unknown,
+            State::Switching { attempt, .. }
+            | State::WaitingCompleted { attempt, .. }
+            | State::Restarting { attempt, .. } => own_menu(spec, attempt.image.root_uuid.as_ref()),
             State::Idle
             | State::Held { .. }
             | State::Failed
             | State::SettingPower { .. }
             | State::Preparing { .. }
-            | State::Switching { .. }
-            | State::WaitingCompleted { .. }
-            | State::Restarting { .. }
-            | State::CleaningUp { .. } => Menu::LocalDisk,
+            | State::CleaningUp { .. } => match &self.record.installed {
+                Some(installed) => own_menu(spec, installed.root_uuid.as_ref()),
+                None => Menu::LocalDisk,
+            },
         }
     }
 
@@ -206,6 +209,7 @@ impl Node {
             Event::Retry => self.retry(now),
         }
         self.expire(now, &mut actions);
+        self.hold_what_is_lost(now);
         self.drive(now, &mut actions);
         self.stay_in_line();
         self.note_phase(now);
@@ -223,7 +227,30 @@ impl Node {
 
     /// Whether an attempt may be begun at all.
     pub(super) fn may_start(&self) -> bool {
-        self.wants_install() && !self.stands_still() && !self.record.too_many_changes
+        self.wants_install()
+            && !self.stands_still()
+            && !self.record.too_many_changes
+            && !self.is_lost()
+    }
+
+    /// Whether nobody knows what is on the disk, and nobody has consented to lose it.
+    pub(super) fn is_lost(&self) -> bool {
+        self.record.record_lost && !self.record.consented
+    }
+
+    /// From wherever the node comes to rest, and for as long as the disk is to be written.
+    fn hold_what_is_lost(&mut self, now: Timestamp) {
+        let holds = self.is_lost() && self.wants_install();
+        match (&self.record.state, &self.record.spec) {
+            (State::Idle, Some(spec)) if holds => {
+                let redeploy = spec.redeploy.clone();
+                self.enter(now, State::Held { redeploy, reason: Hold::RecordLost });
+            }
+            (State::Held { reason: Hold::RecordLost, .. }, _) if !holds => {
+                self.enter(now, State::Idle);
+            }
+            _ => {}
+        }
     }
 
     /// Whether nothing may start, whatever is wanted: the spec is paused, broken or may be out of date.
@@ -299,7 +326,7 @@ impl Node {
         self.power = None;
         self.bmc_trouble = None;
         if let Some(moved) = self.moved_here.take() {
-            self.record.installed = Some(moved);
+            self.record.know(Some(moved));
             if matches!(self.record.state, State::Held { .. }) {
                 self.start_afresh(now);
             }
@@ -464,6 +491,16 @@ impl Node {
         self.record.history.push(entry);
         let surplus = self.record.history.len().saturating_sub(HISTORY_MAX);
         self.record.history.drain(..surplus);
+    }
+}
+
+/// The menu of an installed machine. A kernel that would look for its root file system in vain is not served.
+fn own_menu(spec: &NodeSpec, root_uuid: Option<&String>) -> Menu {
+    let root_uuid = root_uuid.cloned();
+    let netboot = spec.image.netboot.as_ref();
+    match netboot.and_then(|netboot| netboot.command_line(root_uuid.as_deref())) {
+        Some(_) => Menu::Network(root_uuid),
+        None => Menu::LocalDisk,
     }
 }
 

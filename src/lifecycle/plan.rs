@@ -254,7 +254,7 @@ fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Recor
     let hold = Hold::ALL.into_iter().find(is_shown);
     let state = match (status.phase, hold) {
         (Phase::Failed, _) => State::Failed,
-        (Phase::Held, Some(reason @ (Hold::PoweredOn | Hold::RecordLost))) => {
+        (Phase::Held, Some(reason @ Hold::PoweredOn)) => {
             let redeploy = spec.as_ref().and_then(|spec| spec.redeploy.clone());
             State::Held { redeploy, reason }
         }
@@ -267,6 +267,7 @@ fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Recor
         state,
         consented: status.phase == Phase::Pending && seen_on,
         too_many_changes: hold == Some(Hold::TooManyChanges),
+        record_lost: hold == Some(Hold::RecordLost),
         attempt: status.attempt,
         installed: status.installed.clone(),
         last_error: status.last_error.clone(),

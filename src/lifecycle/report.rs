@@ -13,7 +13,7 @@ use super::{
     attempt::RESTART_TRIES_MAX,
     node::Node,
     power::POWER_TRIES_MAX,
-    state::{Hold, Purpose, State},
+    state::{Attempt, Hold, Purpose, State},
 };
 
 /// Longest text shown, in characters: parts of it come from machines.
@@ -166,11 +166,8 @@ impl Node {
                 format!("the machine exports {disk} and waits for its turn to be written")
             }
             State::Imaging { disk, .. } => format!("writing the image to {disk}"),
-            State::Switching { .. } => {
-                "written and verified; boot files are back to the local disk".to_owned()
-            }
-            State::WaitingCompleted { .. } => {
-                "waiting for the ramdisk to stop its target and say completed".to_owned()
+            State::Switching { attempt, .. } | State::WaitingCompleted { attempt, .. } => {
+                self.message_released(attempt).to_owned()
             }
             State::Restarting { .. } => {
                 let again = self.again(RESTART_TRIES_MAX);
@@ -190,6 +187,21 @@ impl Node {
             }
             State::CleaningUp { purpose: Purpose::Retry | Purpose::GiveUp, .. } => {
                 format!("switching the machine off after: {}", last_error())
+            }
+        }
+    }
+
+    /// The disk is written, and the ramdisk does the rest.
+    fn message_released(&self, attempt: &Attempt) -> &'static str {
+        let heard = matches!(self.record.state, State::WaitingCompleted { .. });
+        match (heard, attempt.verify.is_empty()) {
+            (false, true) => "written; no boot file leads to the deploy ramdisk any more",
+            (false, false) => {
+                "written, and to be verified by the ramdisk; no boot file leads to it any more"
+            }
+            (true, true) => "waiting for the ramdisk to stop its target and say completed",
+            (true, false) => {
+                "waiting for the ramdisk to stop its target, compare its disk with the image and say completed"
             }
         }
     }

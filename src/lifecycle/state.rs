@@ -43,6 +43,10 @@ pub struct Record {
     /// Whether the disk is not written until somebody consents, because too many nodes were to be reinstalled at once.
     #[serde(default)]
     pub too_many_changes: bool,
+    /// Whether a record of the machine was damaged, and nothing is known of its disk since: without consent nothing happens to that, even
+    /// if the machine is off. It ends when the disk is written, or when somebody knows what is on it.
+    #[serde(default)]
+    pub record_lost: bool,
     /// Whether the machine is to be brought to the power state its spec wants: the spec was changed to want it, or somebody said so.
     #[serde(default)]
     pub power_ordered: bool,
@@ -75,6 +79,7 @@ impl Record {
             attempt: 0,
             consented: false,
             too_many_changes: false,
+            record_lost: false,
             power_ordered: false,
             power_forced_at: None,
             installed: None,
@@ -87,8 +92,13 @@ impl Record {
 
     /// Of a node whose record was damaged. Whatever is on its machine's disk, nothing happens to it without consent.
     pub fn distrusted(now: Timestamp) -> Self {
-        let state = State::Held { redeploy: None, reason: Hold::RecordLost };
-        Self { state, ..Self::new(now) }
+        Self { record_lost: true, ..Self::new(now) }
+    }
+
+    /// What is on the machine's disk is known from elsewhere, or known to be unknown.
+    pub(super) fn know(&mut self, installed: Option<Installed>) {
+        self.record_lost = installed.is_none();
+        self.installed = installed;
     }
 
     /// The agent was gone. A machine in the middle of its boot files has lost its server: pxelinux asks on for two minutes and then

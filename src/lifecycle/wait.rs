@@ -71,6 +71,10 @@ impl Node {
             State::Idle | State::Held { .. } | State::Failed => None,
             State::Preparing { .. } | State::Imaging { .. } => Some(timeouts.imaging),
             State::WaitingRamdisk { .. } => Some(timeouts.ramdisk),
+            // Reading the disk may take as long as writing it.
+            State::WaitingCompleted { attempt, .. } if !attempt.verify.is_empty() => {
+                Some(timeouts.completed.saturating_add(timeouts.imaging))
+            }
             State::Switching { .. } | State::WaitingCompleted { .. } => Some(timeouts.completed),
             State::PoweringOn { .. } | State::CleaningUp { .. } => Some(power_limit(timeouts)),
             State::SettingPower { .. } => Some(self.limit_of_tries(timeouts, POWER_TRIES_MAX)),

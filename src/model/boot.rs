@@ -27,8 +27,17 @@ pub enum Firmware {
 /// What a known machine's boot menu says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BootMenu {
-    /// Boot the local disk: every node without an attempt.
+    /// Boot the local disk: every node without an attempt, unless it boots from the network.
     LocalDisk,
+    /// Boot the installed system's own kernel.
+    Network {
+        /// The kernel's path, as in its spec.
+        kernel: String,
+        /// The initial ramdisk's.
+        ramdisk: String,
+        /// The kernel command line.
+        command_line: String,
+    },
     /// Boot the deploy ramdisk.
     Deploy {
         /// TFTP name of the kernel, without a leading slash.

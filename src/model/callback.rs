@@ -158,14 +158,17 @@ pub enum DeployState {
 }
 
 /// `POST …/completed`: the target is stopped and the disk flushed, or why not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Completed {
     /// Not empty: the ramdisk failed, in its own words.
     #[serde(default)]
     pub error: String,
-    /// Whether the ramdisk itself compared the disk with the image.
+    /// Whether the ramdisk itself compared the disk with the image. With an error: they differ, and it says where.
     #[serde(default)]
     pub verified: bool,
+    /// How long that took, in milliseconds.
+    #[serde(default)]
+    pub verify_ms: u64,
 }
 
 #[cfg(test)]

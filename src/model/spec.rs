@@ -287,6 +287,17 @@ pub struct Netboot {
     pub kernel_args: Vec<String>,
 }
 
+impl Netboot {
+    /// The whole command line; `None` if it would not say where the root file system is.
+    pub fn command_line(&self, root_uuid: Option<&str>) -> Option<String> {
+        let says_root = self.kernel_args.iter().any(|word| word.starts_with("root="));
+        let added = root_uuid.filter(|_| !says_root).map(|uuid| format!("root=UUID={uuid}"));
+        let words: Vec<&str> =
+            self.kernel_args.iter().map(String::as_str).chain(added.as_deref()).collect();
+        (says_root || root_uuid.is_some()).then(|| words.join(" "))
+    }
+}
+
 /// `[config_drive]`: cloud-init's data, as a small file system of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigDrive {

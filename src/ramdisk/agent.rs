@@ -98,12 +98,15 @@ impl Agent {
     }
 
     /// Waits until the target is no longer wanted. `pause`: between two questions.
-    pub(super) async fn wait_until_done(&self, pause: Duration) -> Result<DeployState, AgentError> {
+    pub(super) async fn wait_until_done(
+        &self,
+        pause: Duration,
+    ) -> Result<DeployStateReply, AgentError> {
         loop {
             let reply: DeployStateReply =
                 self.ask(Method::GET, "deploy_state", Bytes::new()).await?;
             if reply.state != DeployState::Imaging {
-                return Ok(reply.state);
+                return Ok(reply);
             }
             sleep(pause).await;
         }

@@ -1,7 +1,7 @@
 //! The deploy ramdisk: PID 1 of a netbooted machine whose disk the agent is to write, and the builder of its initramfs.
 //!
 //! `hostler-ramdisk` calls [`init`]; `hostler ramdisk build` calls [`build::build`]. What happens in between is [`story`]: mounts,
-//! modules, network, disks, lookup, target, deploy state, flush, completed.
+//! modules, network, disks, lookup, target, deploy state, flush, verify, completed.
 //!
 //! It must never write to a disk itself, export a disk the agent did not choose, or leave the console without a reason.
 
@@ -20,6 +20,7 @@ mod pin;
 mod story;
 mod sysfs;
 mod target;
+mod verify;
 
 pub use init::init;
 

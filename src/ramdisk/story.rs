@@ -2,7 +2,11 @@
 //!
 //! Called by [`super::init`]. Each step is a module of its own; this one knows the order, and whom to tell when a step fails.
 
-use std::{fs, net::IpAddr, time::Duration};
+use std::{
+    fs,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{error, info};
@@ -14,10 +18,11 @@ use super::{
     mounts::{self, MountError},
     network::{self, NetworkError},
     target::{self, Chap, Target},
+    verify::verify,
 };
 use crate::model::{
     boot::RamdiskArgs,
-    callback::{Completed, DeployInfo, DeployState, LookupReply},
+    callback::{Completed, DeployInfo, DeployState, DiskRange, LookupReply},
     disk::Disk,
 };
 
@@ -88,7 +93,7 @@ async fn serve(
     reply: &LookupReply,
 ) -> Result<(), Trouble> {
     let pause = Duration::from_secs(reply.poll_after.into()).min(PAUSE_LONGEST);
-    let (target, info) = match export(address, disks, reply).await {
+    let (disk, target, info) = match export(address, disks, reply).await {
         Ok(exported) => exported,
         Err(reason) => {
             error!(reason, "no target");
@@ -97,7 +102,7 @@ async fn serve(
         }
     };
     info!(disk = reply.disk, iqn = reply.iqn, %address, "the disk is exported");
-    let state = match accepted(agent.pass_deploy_info(&info).await) {
+    let answer = match accepted(agent.pass_deploy_info(&info).await) {
         Ok(()) => agent.wait_until_done(pause).await,
         Err(over) => Err(over),
     };
@@ -108,8 +113,9 @@ async fn serve(
         Ok(()) => info!("the target is stopped"),
         Err(reason) => error!(reason, "the target did not stop"),
     }
-    if state? == DeployState::Release {
-        complete(agent, stopped, reply.disk.clone()).await?;
+    let answer = answer?;
+    if answer.state == DeployState::Release {
+        complete(agent, stopped, disk, answer.verify).await?;
     } else {
         info!("the agent has ended this attempt");
     }
@@ -121,10 +127,10 @@ async fn export(
     address: IpAddr,
     disks: &[Disk],
     reply: &LookupReply,
-) -> Result<(Target, DeployInfo), String> {
-    if !disks.iter().any(|disk| disk.name == reply.disk) {
-        return Err(format!("the agent chose disk {:?}, which is not here", reply.disk));
-    }
+) -> Result<(Disk, Target, DeployInfo), String> {
+    let chosen = disks.iter().find(|disk| disk.name == reply.disk).cloned();
+    let chosen = chosen
+        .ok_or_else(|| format!("the agent chose disk {:?}, which is not here", reply.disk))?;
     if !reply.iqn.starts_with("iqn.") || reply.iqn.contains('/') {
         return Err(format!("the agent chose target name {:?}, must be an iqn.…", reply.iqn));
     }
@@ -133,7 +139,7 @@ async fn export(
     let (disk, iqn) = (reply.disk.clone(), reply.iqn.clone());
     let make = move || Target::export(&disk, &iqn, address, &chap);
     let target = blocking(TARGET_LIMIT, "making the target", make).await?;
-    Ok((target, info))
+    Ok((chosen, target, info))
 }
 
 fn deploy_info(
@@ -154,24 +160,52 @@ fn deploy_info(
 }
 
 /// The last act: everything on the platter, and the agent told so.
-async fn complete(agent: &Agent, stopped: Result<(), String>, disk: String) -> Result<(), Trouble> {
-    let done = match stopped {
-        Ok(()) => blocking(FLUSH_LIMIT, "flushing the disk", move || target::flush(&disk)).await,
+async fn complete(
+    agent: &Agent,
+    stopped: Result<(), String>,
+    disk: Disk,
+    ranges: Vec<DiskRange>,
+) -> Result<(), Trouble> {
+    let name = disk.name.clone();
+    let flushed = match stopped {
+        Ok(()) => blocking(FLUSH_LIMIT, "flushing the disk", move || target::flush(&name)).await,
         failed @ Err(_) => failed,
     };
-    match &done {
+    match &flushed {
         Ok(()) => info!("the disk is flushed"),
         Err(reason) => error!(reason, "the disk is not safe"),
     }
-    let notice = Completed { error: done.err().unwrap_or_default(), verified: false };
+    let notice = match flushed {
+        Err(error) => Completed { error, ..Completed::default() },
+        Ok(()) if ranges.is_empty() => Completed::default(),
+        Ok(()) => compare(&disk, ranges).await,
+    };
     accepted(agent.completed(&notice).await)?;
     info!("completed; the agent restarts this machine");
     Ok(())
 }
 
+/// Whether the disk holds what the agent has written, to be told to the agent.
+async fn compare(disk: &Disk, ranges: Vec<DiskRange>) -> Completed {
+    let began = Instant::now();
+    info!(%disk, ranges = ranges.len(), "comparing");
+    let compared = verify(disk, ranges).await;
+    let verify_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match compared {
+        Ok(()) => {
+            info!(verify_ms, "the disk holds what was written");
+            Completed { error: String::new(), verified: true, verify_ms }
+        }
+        Err(error) => {
+            error!(%error, verify_ms, "the disk is not verified");
+            Completed { error: error.to_string(), verified: error.differs(), verify_ms }
+        }
+    }
+}
+
 /// After a failure the agent knows of: it ends the attempt by switching the machine off.
 async fn wait_for_the_end(agent: &Agent, pause: Duration) -> Result<(), Trouble> {
-    let state = agent.wait_until_done(pause).await?;
+    let state = agent.wait_until_done(pause).await?.state;
     info!(?state, "the agent has ended this attempt");
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Opens what is served: files beneath the loader directory, files at fixed paths, and texts held in memory.
+//! Opens what is served: files beneath the loader directory, files at fixed paths, kernels and ramdisks that specs name, and texts held in
+//! memory.
 //!
 //! Called by the server for each request. It never follows a link out of the loader directory, never blocks on a device or a FIFO, and
 //! never tells a client anything of the server's paths.
@@ -10,7 +11,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{FileType, MemfdFlags, Mode, OFlags, ResolveFlags, fstat, memfd_create, open, openat2},
+    fs::{
+        FileType, MemfdFlags, Mode, OFlags, ResolveFlags, fstat, fstatfs, memfd_create, open,
+        openat2,
+    },
     io::Errno,
 };
 
@@ -19,6 +23,9 @@ use super::request::Refusal;
 /// `NONBLOCK`: opening a FIFO must not wait for its writer. It is refused afterwards as not a regular file.
 const READ: OFlags =
     OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+/// `/proc` and `/sys` (linux/magic.h): their files have sizes and contents of their own making.
+const KERNEL_FILE_SYSTEMS: [i64; 2] = [0x9fa0, 0x6265_6572];
 
 /// A regular file, open for reading.
 #[derive(Debug)]
@@ -65,6 +72,35 @@ pub(super) fn open_fixed(path: &Path) -> Result<Opened, Refusal> {
         if error == Errno::NOENT { Refusal::NotFound } else { Refusal::NotAllowed }
     })?;
     regular(file)
+}
+
+/// Opens a kernel or ramdisk that a spec names: a relative path beneath the first of these directories, an absolute one beneath the one it
+/// lies in. Links are followed as long as they stay there.
+pub(super) fn open_own(dirs: &[PathBuf], path: &str) -> io::Result<Opened> {
+    let refused = |reason: String| io::Error::new(io::ErrorKind::PermissionDenied, reason);
+    let path = Path::new(path);
+    let inside = |dir: &PathBuf| {
+        let inside = if path.is_relative() { path } else { path.strip_prefix(dir).ok()? };
+        Some((dir.clone(), inside.to_owned()))
+    };
+    let (dir, inside) = dirs.iter().find_map(inside).ok_or_else(|| {
+        let dirs: Vec<_> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+        refused(format!("must lie under {}", dirs.join(" or ")))
+    })?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let file =
+        openat2(open_root(&dir)?, &inside, READ, Mode::empty(), resolve).map_err(|errno| {
+            if errno == Errno::XDEV {
+                refused(format!("a link in it leads out of {}", dir.display()))
+            } else {
+                errno.into()
+            }
+        })?;
+    let file_system = fstatfs(&file)?.f_type;
+    match regular(file) {
+        Ok(opened) if opened.bytes > 0 && !KERNEL_FILE_SYSTEMS.contains(&file_system) => Ok(opened),
+        _ => Err(refused("not a regular file with something in it".to_owned())),
+    }
 }
 
 /// Makes a text a file that exists only in memory and only as long as it is open.
@@ -129,6 +165,35 @@ mod tests {
         }
         for refused in ["inside", "outside", "dir/secret", "fifo", "sub", "../x", "/etc/passwd"] {
             assert_eq!(check(root, refused), Err(Refusal::NotAllowed), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_nodes_own_file_lies_beneath_a_directory_that_is_allowed() {
+        let (images, allowed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let outside = tempfile::tempdir().unwrap();
+        for dir in [&images, &allowed, &outside] {
+            fs::write(dir.path().join("vmlinuz"), "kernel").unwrap();
+        }
+        fs::write(images.path().join("empty"), "").unwrap();
+        symlink("vmlinuz", images.path().join("latest")).unwrap();
+        symlink(outside.path().join("vmlinuz"), images.path().join("out")).unwrap();
+        let dirs = [images.path().to_owned(), allowed.path().to_owned(), "/proc".into()];
+        let absolute = |dir: &tempfile::TempDir| dir.path().join("vmlinuz").display().to_string();
+        for good in ["vmlinuz", "latest", &absolute(&images), &absolute(&allowed)] {
+            assert_eq!(open_own(&dirs, good).unwrap().bytes, 6, "{good}");
+        }
+        for (bad, reason) in [
+            ("none", "No such file"),
+            ("out", "leads out of"),
+            ("../vmlinuz", "leads out of"),
+            ("empty", "not a regular file"),
+            (".", "not a regular file"),
+            (&absolute(&outside), "must lie under"),
+            ("/proc/version", "not a regular file"),
+        ] {
+            let error = open_own(&dirs, bad).unwrap_err().to_string();
+            assert!(error.contains(reason), "{bad}: {error}");
         }
     }
 

@@ -1,9 +1,14 @@
-//! Renders boot menus: what pxelinux and GRUB read to boot the deploy ramdisk or the local disk.
+//! Renders boot menus: what pxelinux and GRUB read to boot the deploy ramdisk, the installed system's own kernel or the
+//! local disk.
 //!
 //! Called by the table when a node's menu changes. Pure. It must never let a word of a kernel command line become a line or a command
 //! of a menu: what cannot be quoted safely for both boot loaders is refused.
 
-use crate::model::{boot::BootMenu, ids::MacAddr, secret::Secret};
+use crate::model::{
+    boot::BootMenu,
+    ids::{MacAddr, NodeName},
+    secret::Secret,
+};
 
 /// Longest command line the kernel keeps on x86, in bytes (`COMMAND_LINE_SIZE`), less what the boot loaders add.
 const COMMAND_LINE_BYTES_MAX: usize = 2048 - 256;
@@ -37,22 +42,53 @@ pub enum MenuError {
     FileName(char),
 }
 
+/// The TFTP names of a node's own kernel and ramdisk, under a directory that nothing else is served from.
+pub(super) const OWN_DIR: &str = "node/";
+
+pub(super) fn own_kernel(node: &NodeName) -> String {
+    format!("{OWN_DIR}{node}/kernel")
+}
+
+pub(super) fn own_ramdisk(node: &NodeName) -> String {
+    format!("{OWN_DIR}{node}/ramdisk")
+}
+
 /// Renders the menu of one of the node's cards.
-pub(super) fn render(mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
+pub(super) fn render(node: &NodeName, mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
     match menu {
         BootMenu::LocalDisk => Ok(Menus {
             pxelinux: Secret::new(PXELINUX_LOCAL_DISK.to_owned()),
             grub: Secret::new(GRUB_LOCAL_DISK.to_owned()),
         }),
         BootMenu::Deploy { kernel, initramfs, command_line } => {
-            check_name(kernel)?;
-            check_name(initramfs)?;
-            let words = words(command_line.expose())?;
-            Ok(Menus {
-                pxelinux: pxelinux_deploy(kernel, initramfs, &words),
-                grub: grub_deploy(mac, kernel, initramfs, &words),
-            })
+            let what = "the deploy ramdisk";
+            Linux { what, kernel, ramdisk: initramfs, command_line: command_line.expose() }
+                .render(mac)
         }
+        BootMenu::Network { command_line, .. } => Linux {
+            what: "the installed system's own kernel",
+            kernel: &own_kernel(node),
+            ramdisk: &own_ramdisk(node),
+            command_line,
+        }
+        .render(mac),
+    }
+}
+
+/// A kernel and its ramdisk, by their TFTP names.
+struct Linux<'a> {
+    what: &'a str,
+    kernel: &'a str,
+    ramdisk: &'a str,
+    command_line: &'a str,
+}
+
+impl Linux<'_> {
+    fn render(&self, mac: MacAddr) -> Result<Menus, MenuError> {
+        check_name(self.kernel)?;
+        check_name(self.ramdisk)?;
+        let words = words(self.command_line)?;
+        Ok(Menus { pxelinux: self.pxelinux(&words), grub: self.grub(mac, &words) })
     }
 }
 
@@ -94,41 +130,44 @@ done
 exit
 ";
 
-/// `::` keeps pxelinux from putting the directory it was loaded from before a name. After a failure `TIMEOUT` (tenths of a second)
-/// tries again; `NOESCAPE` keeps a held shift key from stopping the boot; `IPAPPEND 2` adds `BOOTIF=01-<mac>`.
-fn pxelinux_deploy(kernel: &str, initramfs: &str, words: &[&str]) -> Secret {
-    Secret::new(format!(
-        "\
+impl Linux<'_> {
+    /// `::` keeps pxelinux from putting the directory it was loaded from before a name. After a failure `TIMEOUT` (tenths of a second)
+    /// tries again; `NOESCAPE` keeps a held shift key from stopping the boot; `IPAPPEND 2` adds `BOOTIF=01-<mac>`.
+    fn pxelinux(&self, words: &[&str]) -> Secret {
+        let Self { what, kernel, ramdisk, .. } = self;
+        Secret::new(format!(
+            "\
 SERIAL 0 115200
-SAY hostler: booting the deploy ramdisk
-DEFAULT deploy
+SAY hostler: booting {what}
+DEFAULT linux
 PROMPT 0
 NOESCAPE 1
 TIMEOUT 100
-LABEL deploy
+LABEL linux
   KERNEL ::{kernel}
-  INITRD ::{initramfs}
+  INITRD ::{ramdisk}
   APPEND {}
   IPAPPEND 2
 ",
-        words.join(" ")
-    ))
-}
+            words.join(" ")
+        ))
+    }
 
-/// Every word is quoted: between single quotes nothing has a meaning to GRUB's script language.
-///
-/// GRUB goes on after a command that failed. A transfer cut short, by an agent that was restarted say, would end in a kernel without its
-/// ramdisk, and that in a panic, or in no kernel, and that in whatever boots next. So both are fetched again; each try waits half a minute
-/// for an answer. Once loaded the kernel is kept: GRUB 2.06 crashes when it boots one that was loaded twice.
-fn grub_deploy(mac: MacAddr, kernel: &str, initramfs: &str, words: &[&str]) -> Secret {
-    let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
-    Secret::new(format!(
-        "\
-echo \"hostler: booting the deploy ramdisk\"
+    /// Every word is quoted: between single quotes nothing has a meaning to GRUB's script language.
+    ///
+    /// GRUB goes on after a command that failed. A transfer cut short, by an agent that was restarted say, would end in a kernel without
+    /// its ramdisk, and that in a panic, or in no kernel, and that in whatever boots next. So both are fetched again; each try waits half
+    /// a minute for an answer. Once loaded the kernel is kept: GRUB 2.06 crashes when it boots one that was loaded twice.
+    fn grub(&self, mac: MacAddr, words: &[&str]) -> Secret {
+        let Self { what, kernel, ramdisk, .. } = self;
+        let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+        Secret::new(format!(
+            "\
+echo \"hostler: booting {what}\"
 for try in 1 2 3 4 5 6 7 8 9 10; do
   if linux (tftp)/{kernel} {} BOOTIF=01-{}; then
     for try in 1 2 3 4 5 6 7 8 9 10; do
-      if initrd (tftp)/{initramfs}; then
+      if initrd (tftp)/{ramdisk}; then
         boot
       fi
     done
@@ -137,9 +176,10 @@ for try in 1 2 3 4 5 6 7 8 9 10; do
 done
 exit
 ",
-        quoted.join(" "),
-        mac.hyphenated()
-    ))
+            quoted.join(" "),
+            mac.hyphenated()
+        ))
+    }
 }
 
 /// The words of a command line, each fit for both boot loaders.
@@ -180,6 +220,14 @@ mod tests {
         "52:54:00:00:00:0a".parse().unwrap()
     }
 
+    fn node() -> NodeName {
+        "edge-07".parse().unwrap()
+    }
+
+    fn render(mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
+        super::render(&node(), mac, menu)
+    }
+
     fn deploy(command_line: &str) -> BootMenu {
         BootMenu::Deploy {
             kernel: "deploy/vmlinuz".to_owned(),
@@ -195,11 +243,11 @@ mod tests {
         expect![[r"
             SERIAL 0 115200
             SAY hostler: booting the deploy ramdisk
-            DEFAULT deploy
+            DEFAULT linux
             PROMPT 0
             NOESCAPE 1
             TIMEOUT 100
-            LABEL deploy
+            LABEL linux
               KERNEL ::deploy/vmlinuz
               INITRD ::deploy/initramfs
               APPEND hostler.api=192.0.2.1:8443 hostler.key=00ff console=ttyS1,115200n8
@@ -221,6 +269,31 @@ mod tests {
             exit
         "#]]
         .assert_eq(menus.grub.expose());
+    }
+
+    #[test]
+    fn a_machines_own_kernel_has_a_name_of_its_own_and_no_path_of_the_server() {
+        let (kernel, ramdisk) = ("/srv/images/vmlinuz".to_owned(), "initrd.img".to_owned());
+        let command_line = "root=UUID=0a ro".to_owned();
+        let menus = render(mac(), &BootMenu::Network { kernel, ramdisk, command_line }).unwrap();
+        expect![[r"
+            SERIAL 0 115200
+            SAY hostler: booting the installed system's own kernel
+            DEFAULT linux
+            PROMPT 0
+            NOESCAPE 1
+            TIMEOUT 100
+            LABEL linux
+              KERNEL ::node/edge-07/kernel
+              INITRD ::node/edge-07/ramdisk
+              APPEND root=UUID=0a ro
+              IPAPPEND 2
+        "]]
+        .assert_eq(menus.pxelinux.expose());
+        let linux =
+            "linux (tftp)/node/edge-07/kernel 'root=UUID=0a' 'ro' BOOTIF=01-52-54-00-00-00-0a;";
+        assert!(menus.grub.expose().contains(linux));
+        assert!(menus.grub.expose().contains("initrd (tftp)/node/edge-07/ramdisk;"));
     }
 
     #[test]

@@ -22,6 +22,8 @@
 //! - `Worker::new` takes a type whose name is private; `transfer` lets the compiler infer it.
 //! - `Worker` tries for ever to send a packet when the socket's error is not an `io::Error`.
 
+use std::{io, path::PathBuf};
+
 mod evidence;
 mod files;
 mod menu;
@@ -35,6 +37,11 @@ mod window;
 pub use menu::{MenuError, Menus};
 pub use server::{Config, Running, Server};
 pub use table::BootTable;
+
+/// Whether a kernel or ramdisk that a spec names could be served now; see [`Config::images`]. Blocks for as long as the file system does.
+pub fn check_own_file(images: &[PathBuf], path: &str) -> io::Result<()> {
+    files::open_own(images, path).map(drop)
+}
 
 /// The way in for the fuzz target: whatever a stranger sends to the well-known port.
 #[cfg(fuzzing)]

@@ -47,6 +47,9 @@ pub struct Config {
     pub loaders: Option<PathBuf>,
     /// Files under fixed TFTP names: `deploy/vmlinuz` → an absolute path.
     pub files: BTreeMap<String, PathBuf>,
+    /// The directories that the kernels and ramdisks of [`BootMenu::Network`](crate::model::boot::BootMenu::Network) may lie in; a relative
+    /// path is one beneath the first.
+    pub images: Vec<PathBuf>,
     /// Most transfers at once, at least 1: well below the limits of the process (systemd's `TasksMax`, `LimitNOFILE`), for each has a
     /// thread, two descriptors and at most about 512 KiB.
     pub max_transfers: usize,
@@ -63,6 +66,7 @@ impl Config {
             listen,
             loaders: None,
             files: BTreeMap::new(),
+            images: Vec::new(),
             max_transfers: 256,
             idle_limit: Duration::from_secs(30),
             total_limit: Duration::from_secs(30 * 60),
@@ -252,6 +256,8 @@ impl Desk {
                 tracing::info!(%peer, %mac, "a machine that is no node's asks for a boot menu");
                 Err(Refusal::NotFound)
             }
+            // An installed machine that boots is no evidence of an installation.
+            Named::Own(path) => Ok((self.open_own(&path)?, Asked::Nothing)),
             Named::Nothing => Err(Refusal::NotFound),
             Named::Other => {
                 let node = self.told.evidence().node(peer, now).cloned();
@@ -268,6 +274,17 @@ impl Desk {
                 }
             }
         }
+    }
+
+    fn open_own(&self, path: &str) -> Result<Opened, Refusal> {
+        files::open_own(&self.config.images, path).map_err(|error| {
+            tracing::warn!(path, %error, "a machine's own boot file cannot be opened");
+            if error.kind() == io::ErrorKind::NotFound {
+                Refusal::NotFound
+            } else {
+                Refusal::NotAllowed
+            }
+        })
     }
 
     /// A socket of its own for the transfer (RFC 1350 §4), connected, so that nobody else can speak into it.

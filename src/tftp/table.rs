@@ -15,7 +15,7 @@ use crate::model::{
     secret::Secret,
 };
 
-use super::menu::{MenuError, Menus, grub_dispatch, render};
+use super::menu::{MenuError, Menus, OWN_DIR, grub_dispatch, own_kernel, own_ramdisk, render};
 
 /// The boot menus of all nodes, shared between the agent and the server. A clone is the same table.
 #[derive(Clone, Default)]
@@ -30,9 +30,41 @@ struct Tables {
 
 struct Node {
     firmware: Firmware,
-    kernel: Option<String>,
-    initramfs: Option<String>,
+    files: Files,
     menus: BTreeMap<MacAddr, Menus>,
+}
+
+/// What a node's menu names.
+enum Files {
+    None,
+    /// The deploy kernel and ramdisk, by their TFTP names.
+    Deploy {
+        kernel: String,
+        initramfs: String,
+    },
+    /// Its own, by their paths.
+    Own {
+        kernel: String,
+        ramdisk: String,
+    },
+}
+
+impl Files {
+    fn of(menu: &BootMenu) -> Self {
+        match menu.clone() {
+            BootMenu::LocalDisk => Self::None,
+            BootMenu::Deploy { kernel, initramfs, .. } => Self::Deploy { kernel, initramfs },
+            BootMenu::Network { kernel, ramdisk, .. } => Self::Own { kernel, ramdisk },
+        }
+    }
+
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::None => "local disk",
+            Self::Deploy { .. } => "deploy",
+            Self::Own { .. } => "network",
+        }
+    }
 }
 
 /// What a name means to the table.
@@ -42,7 +74,9 @@ pub(super) enum Named {
     Text(Option<NodeName>, Secret),
     /// The menu of a card that no node has.
     Stranger(MacAddr),
-    /// A name among the menus' names that is no card's: never looked for among files.
+    /// A node's own kernel or ramdisk, by its path.
+    Own(String),
+    /// A name among the menus' or nodes' names that is no card's and no node's: never looked for among files.
     Nothing,
     /// Not a menu's name.
     Other,
@@ -62,20 +96,15 @@ impl BootTable {
     ) -> Result<(), MenuError> {
         let menus = macs
             .iter()
-            .map(|mac| Ok((*mac, render(*mac, menu)?)))
+            .map(|mac| Ok((*mac, render(node, *mac, menu)?)))
             .collect::<Result<BTreeMap<_, _>, MenuError>>()?;
-        let (kernel, initramfs) = match menu {
-            BootMenu::LocalDisk => (None, None),
-            BootMenu::Deploy { kernel, initramfs, .. } => {
-                (Some(kernel.clone()), Some(initramfs.clone()))
-            }
-        };
+        let files = Files::of(menu);
         self.write(|tables| {
             tables.forget(node);
             for mac in macs {
                 tables.cards.insert(*mac, node.clone());
             }
-            tables.nodes.insert(node.clone(), Node { firmware, kernel, initramfs, menus });
+            tables.nodes.insert(node.clone(), Node { firmware, files, menus });
         });
         Ok(())
     }
@@ -96,6 +125,7 @@ impl BootTable {
             MenuName::GrubDispatch => return Named::Text(None, grub_dispatch()),
             MenuName::Card(card) => card,
             MenuName::Unknown => return Named::Nothing,
+            MenuName::Not if name.starts_with(OWN_DIR) => return self.find_own(name),
             MenuName::Not => return Named::Other,
         };
         self.read(|tables| match (tables.menus(card.mac), card.loader) {
@@ -109,17 +139,27 @@ impl BootTable {
         })
     }
 
-    /// What a file is to a node's boot, if its menu names it.
-    pub(super) fn stage(&self, node: &NodeName, name: &str) -> Option<BootStage> {
-        self.read(|tables| {
-            let node = tables.nodes.get(node)?;
-            if node.kernel.as_deref() == Some(name) {
-                Some(BootStage::Kernel)
-            } else if node.initramfs.as_deref() == Some(name) {
-                Some(BootStage::Ramdisk)
-            } else {
-                None
+    fn find_own(&self, name: &str) -> Named {
+        let owner =
+            name.strip_prefix(OWN_DIR).and_then(|rest| rest.split('/').next()?.parse().ok());
+        let Some(node) = owner else { return Named::Nothing };
+        self.read(|tables| match tables.nodes.get(&node).map(|node| &node.files) {
+            Some(Files::Own { kernel, .. }) if name == own_kernel(&node) => {
+                Named::Own(kernel.clone())
             }
+            Some(Files::Own { ramdisk, .. }) if name == own_ramdisk(&node) => {
+                Named::Own(ramdisk.clone())
+            }
+            _ => Named::Nothing,
+        })
+    }
+
+    /// What a file is to a node's installation, if its menu names it.
+    pub(super) fn stage(&self, node: &NodeName, name: &str) -> Option<BootStage> {
+        self.read(|tables| match &tables.nodes.get(node)?.files {
+            Files::Deploy { kernel, .. } if kernel == name => Some(BootStage::Kernel),
+            Files::Deploy { initramfs, .. } if initramfs == name => Some(BootStage::Ramdisk),
+            Files::None | Files::Deploy { .. } | Files::Own { .. } => None,
         })
     }
 
@@ -151,7 +191,7 @@ impl fmt::Debug for BootTable {
         self.read(|tables| {
             f.debug_map()
                 .entries(tables.nodes.iter().map(|(name, node)| {
-                    (name.as_str(), (node.firmware, node.kernel.is_some(), node.menus.keys()))
+                    (name.as_str(), (node.firmware, node.files.as_str(), node.menus.keys()))
                 }))
                 .finish()
         })
@@ -215,7 +255,7 @@ mod tests {
     fn text(table: &BootTable, name: &str) -> Option<String> {
         match table.find(name) {
             Named::Text(_, text) => Some(text.expose().to_owned()),
-            Named::Stranger(_) | Named::Nothing | Named::Other => None,
+            Named::Stranger(_) | Named::Own(_) | Named::Nothing | Named::Other => None,
         }
     }
 
@@ -266,6 +306,31 @@ mod tests {
         assert_eq!(table.show(mac(2)), None);
         table.remove(&node("a"));
         assert_eq!(table.show(mac(1)), None);
+    }
+
+    #[test]
+    fn a_nodes_own_files_are_there_while_its_menu_names_them_and_are_no_evidence() {
+        let table = BootTable::default();
+        let own = |name: &str| table.find(name);
+        let menu = BootMenu::Network {
+            kernel: "vmlinuz".to_owned(),
+            ramdisk: "/srv/initrd".to_owned(),
+            command_line: "root=/dev/sda2".to_owned(),
+        };
+        table.set(&node("a"), &[mac(1)], Firmware::Uefi, &menu).unwrap();
+        table.set(&node("b"), &[mac(2)], Firmware::Uefi, &deploy("k")).unwrap();
+        assert_eq!(own("node/a/kernel"), Named::Own("vmlinuz".to_owned()));
+        assert_eq!(own("node/a/ramdisk"), Named::Own("/srv/initrd".to_owned()));
+        for nothing in
+            ["node/b/kernel", "node/c/kernel", "node/a", "node/a/", "node/a/x", "node/A/k"]
+        {
+            assert_eq!(own(nothing), Named::Nothing, "{nothing}");
+        }
+        for name in ["node/a/kernel", "vmlinuz", "k"] {
+            assert_eq!(table.stage(&node("a"), name), None, "{name}");
+        }
+        table.set(&node("a"), &[mac(1)], Firmware::Uefi, &BootMenu::LocalDisk).unwrap();
+        assert_eq!(own("node/a/kernel"), Named::Nothing);
     }
 
     #[test]

@@ -48,6 +48,14 @@ pub(crate) struct Image {
     pub(crate) sha256: String,
 }
 
+impl Image {
+    fn at(path: PathBuf) -> Self {
+        let sums = Command::new("sha256sum").arg(&path).output().unwrap();
+        let sha256 = String::from_utf8(sums.stdout).unwrap()[..64].to_owned();
+        Self { bytes: fs::metadata(&path).unwrap().len(), path, sha256 }
+    }
+}
+
 impl Site {
     /// A rack with one machine for each firmware, and an agent that knows none of them yet.
     pub(crate) fn new(test: &str, firmware: &[&str], disk_size: &str) -> Self {
@@ -125,14 +133,18 @@ impl Site {
 
     /// The test image, and behind its partitions as many MiB of noise, which have to be written like anything else.
     pub(crate) fn image(&self, name: &str, noise_mib: usize) -> Image {
-        let path = self.file(&format!("images/{name}"));
-        fs::copy(repository().join("target/testbed/image/disk.raw"), &path).unwrap();
+        let path = self.copy_image("disk.raw", name).path;
         let mut file = File::options().append(true).open(&path).unwrap();
         let mut noise = File::open("/dev/urandom").unwrap().take((noise_mib * MIB) as u64);
         io::copy(&mut noise, &mut file).unwrap();
-        let sums = Command::new("sha256sum").arg(&path).output().unwrap();
-        let sha256 = String::from_utf8(sums.stdout).unwrap()[..64].to_owned();
-        Image { bytes: file.metadata().unwrap().len(), path, sha256 }
+        Image::at(path)
+    }
+
+    /// One of the built images, or of what belongs to them.
+    pub(crate) fn copy_image(&self, built: &str, name: &str) -> Image {
+        let path = self.file(&format!("images/{name}"));
+        fs::copy(repository().join("target/testbed/image").join(built), &path).unwrap();
+        Image::at(path)
     }
 
     /// A spec with the machine's cards and BMC and what else is wanted: at least `[image]`.
@@ -238,8 +250,7 @@ impl Site {
 
     /// The console tells which image has booted, and the machine says the same over the network.
     pub(crate) fn assert_runs_image(&self, machine: &Machine) {
-        let id = fs::read_to_string(repository().join("target/testbed/image/disk.id")).unwrap();
-        let line = format!("HOSTLER-IMAGE-BOOTED id={} disk=vda", id.trim());
+        let line = booted_line();
         let url = format!("http://{}/", machine.address);
         let deadline = Instant::now() + BOOT_LIMIT;
         loop {
@@ -253,12 +264,27 @@ impl Site {
         assert!(machine.console().contains(&line));
     }
 
+    /// It did so before, and does it again.
+    pub(crate) fn assert_boots_once_more(&self, machine: &Machine) {
+        let deadline = Instant::now() + BOOT_LIMIT;
+        while machine.console().matches(&booted_line()).count() < 2 {
+            assert!(Instant::now() < deadline, "{} does not boot again", machine.name);
+            thread::sleep(LOOK_INTERVAL);
+        }
+    }
+
     /// No iSCSI session is left.
     pub(crate) fn assert_no_target_in_use(&self) {
         let sessions = ["ss", "-Htn", "state", "established", "dport = :3260"];
         let sessions = self.rack.inside(&sessions).output().unwrap();
         assert!(sessions.status.success() && sessions.stdout.is_empty(), "{sessions:?}");
     }
+}
+
+/// What the test images say on the console.
+fn booted_line() -> String {
+    let id = fs::read_to_string(repository().join("target/testbed/image/disk.id")).unwrap();
+    format!("HOSTLER-IMAGE-BOOTED id={} disk=vda", id.trim())
 }
 
 /// Everything an agent needs, in one directory that belongs to its unprivileged user. The state directory is left to the agent.

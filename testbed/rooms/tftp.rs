@@ -56,6 +56,8 @@ impl Room {
             fs::write(dir.path().join(name), noise(bytes)).unwrap();
             config.files.insert(format!("deploy/{name}"), dir.path().join(name));
         }
+        fs::create_dir(dir.path().join("images")).unwrap();
+        config.images = vec![dir.path().join("images")];
         config.loaders = Some(loaders.clone());
         adjust(&mut config);
 
@@ -70,6 +72,11 @@ impl Room {
     /// A file in the loader directory.
     fn file(&self, name: &str, bytes: &[u8]) {
         fs::write(self.loaders.join(name), bytes).unwrap();
+    }
+
+    /// A file in the images directory.
+    fn image(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.dir.path().join("images").join(name), bytes).unwrap();
     }
 
     /// The next fetch told.
@@ -92,6 +99,15 @@ fn deploy(key: &str) -> BootMenu {
         kernel: "deploy/vmlinuz".to_owned(),
         initramfs: "deploy/initramfs".to_owned(),
         command_line: Secret::new(format!("hostler.key={key}")),
+    }
+}
+
+/// The machine's own kernel, as its spec names it.
+fn own(kernel: &str) -> BootMenu {
+    BootMenu::Network {
+        kernel: kernel.to_owned(),
+        ramdisk: "initrd".to_owned(),
+        command_line: "root=UUID=0a".to_owned(),
     }
 }
 

@@ -32,8 +32,11 @@ fn call(site: &mut Site) {
     let body = match site.dice.roll(10) {
         0..=2 => lookup(),
         3 | 4 => deploy_info(""),
-        5 => completed(""),
-        6 if site.faults && site.dice.chance(30) => deploy_info("trouble"),
+        5 if site.dice.chance(50) => completed(""),
+        5 => compared(),
+        6 if site.faults && site.dice.chance(30) => {
+            site.dice.pick(&[deploy_info("trouble"), completed("trouble"), differing()]).clone()
+        }
         7 if site.faults && site.dice.chance(30) => {
             let Call::Lookup(mut body) = lookup() else { unreachable!() };
             match site.dice.roll(3) {
@@ -149,7 +152,7 @@ fn settle(site: &mut Site) {
             return;
         }
         if site.running.is_none() {
-            for body in [lookup(), deploy_info(""), Call::DeployState, completed("")] {
+            for body in [lookup(), deploy_info(""), Call::DeployState, compared()] {
                 site.call(body);
             }
         }

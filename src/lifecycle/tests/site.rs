@@ -127,8 +127,13 @@ impl Site {
             let shown = format!("{event:?}");
             println!("{} {}", self.now, shown.chars().take(160).collect::<String>());
         }
+        let compared = matches!(
+            &event,
+            Event::Callback { call: Call::Completed(body), .. } if body.verified && body.error.is_empty()
+        );
         let actions = self.node.step(self.now, event);
         self.judge(&before, ended.as_ref());
+        self.judge_comparison(&before, compared);
         let (mut answer, mut forgotten) = (None, false);
         for action in actions {
             match action {
@@ -209,7 +214,8 @@ impl Site {
             self.consent.given = true;
         }
         if before.state.attempt().is_some() && matches!(record.state, State::Switching { .. }) {
-            assert!(ended == Some(&imaged()) || before.state == record.state, "written by nobody");
+            let written = matches!(ended, Some(Outcome::Imaged { .. }));
+            assert!(written || before.state == record.state, "written by nobody");
             self.begun.as_mut().unwrap().written = true;
         }
         if before.state != record.state {
@@ -380,6 +386,7 @@ impl Site {
                 self.keys_made = self.keys_made.wrapping_add(1);
                 prepared(key(self.keys_made))
             }
+            Operation::Image { .. } if self.dice.chance(30) => imaged_unverified(),
             Operation::Image { .. } => imaged(),
             Operation::PowerOn => {
                 *on = true;
@@ -394,6 +401,14 @@ impl Site {
                 Outcome::CleanedUp
             }
         }
+    }
+
+    /// A disk that is to be compared is restarted only by who says that it was.
+    fn judge_comparison(&self, before: &Record, compared: bool) {
+        let restarting = |state: &State| matches!(state, State::Restarting { .. });
+        let wanted = before.state.attempt().is_some_and(|attempt| !attempt.verify.is_empty());
+        let began = restarting(&self.node.record().state) && !restarting(&before.state);
+        assert!(!(wanted && began) || compared, "restarted into a disk that nobody has compared");
     }
 
     fn stale_result_changes_nothing(&mut self, real: OpId) {

@@ -10,7 +10,7 @@ use crate::{
     },
     model::{
         boot::Firmware,
-        callback::{Call, Completed, DeployInfo, DeployState, Lookup, Reply},
+        callback::{Call, Completed, DeployInfo, DeployState, DiskRange, Lookup, Reply},
         disk::{Disk, RootDeviceHints},
         fault::Fault,
         ids::OpId,
@@ -83,6 +83,13 @@ pub(super) fn imaged() -> Outcome {
     Outcome::Imaged { verify: Vec::new(), stages: Vec::new() }
 }
 
+/// A disk that was written, and is to be compared by the ramdisk.
+pub(super) fn imaged_unverified() -> Outcome {
+    let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+    let verify = vec![DiskRange { from: 0, bytes: IMAGE_BYTES, digest }];
+    Outcome::Imaged { verify, stages: Vec::new() }
+}
+
 pub(super) fn disk() -> Disk {
     Disk { name: "vda".into(), size: 8 << 30, serial: Some("root-1".into()), ..Disk::default() }
 }
@@ -111,7 +118,17 @@ pub(super) fn deploy_info(error: &str) -> Call {
 }
 
 pub(super) fn completed(error: &str) -> Call {
-    Call::Completed(Completed { error: error.into(), verified: false })
+    Call::Completed(Completed { error: error.into(), ..Completed::default() })
+}
+
+/// The disk is flushed, and holds what it must.
+pub(super) fn compared() -> Call {
+    Call::Completed(Completed { verified: true, ..Completed::default() })
+}
+
+/// It holds something else.
+pub(super) fn differing() -> Call {
+    Call::Completed(Completed { error: "it differs".into(), verified: true, verify_ms: 1234 })
 }
 
 pub(super) fn key(n: u8) -> AttemptKey {

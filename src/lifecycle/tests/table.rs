@@ -61,7 +61,7 @@ fn bench_in(place: &str) -> Bench {
 
 type Act = (&'static str, fn(&mut Bench));
 
-const EVENTS: [Act; 30] = [
+const EVENTS: [Act; 31] = [
     ("done-ok", |bench| {
         if let Some((_, operation)) = bench.running.clone() {
             bench.done(Ok(good_outcome(&operation)));
@@ -83,6 +83,7 @@ const EVENTS: [Act; 30] = [
     ("ramdisk-error", |bench| drop(bench.call(&key(1), deploy_info("oh")))),
     ("deploy-state", |bench| drop(bench.call(&key(1), Call::DeployState))),
     ("completed", |bench| drop(bench.call(&key(1), completed("")))),
+    ("differs", |bench| drop(bench.call(&key(1), differing()))),
     ("stranger", |bench| drop(bench.call(&key(9), completed("")))),
     ("fetched", |bench| {
         let (path, peer) = ("x".into(), RAMDISK);
@@ -196,11 +197,11 @@ fn every_phase_meets_every_event() {
         held: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged, approve → pending
         pending: done-ok → preparing, done-lasting → failed, paused → paused, spec-clash → invalid, unmanaged → unmanaged, available → available, mass-change → held
         preparing: done-passing → pending, done-lasting → failed, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        powering-on: done-ok → waiting-ramdisk, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        waiting-ramdisk: deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        imaging: done-ok → switching, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        switching: deadline → cleaning-up, ramdisk-error → cleaning-up, deploy-state → waiting-completed, completed → restarting, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        waiting-completed: deadline → cleaning-up, ramdisk-error → cleaning-up, completed → restarting, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        powering-on: done-ok → waiting-ramdisk, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        waiting-ramdisk: deadline → cleaning-up, ramdisk-error → cleaning-up, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        imaging: done-ok → switching, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        switching: deadline → cleaning-up, ramdisk-error → cleaning-up, deploy-state → waiting-completed, completed → restarting, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        waiting-completed: deadline → cleaning-up, ramdisk-error → cleaning-up, completed → restarting, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
         restarting: done-ok → deployed, done-lasting → cleaning-up, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
         deployed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged, available → available, mass-change → held
         failed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, spec-timeouts → pending, other-bmc → pending, unmanaged → unmanaged, available → available, power-off → pending, mass-change → held, retry → pending

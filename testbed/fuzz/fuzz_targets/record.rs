@@ -108,7 +108,7 @@ fn event(node: &Node, running: &mut Option<(OpId, Operation)>, byte: u8) -> Opti
         10 => call(Call::Lookup(lookup()))?,
         11 => call(Call::PassDeployInfo(deploy_info()))?,
         12 => call(Call::DeployState)?,
-        13 => call(Call::Completed(Completed { error: String::new(), verified: true }))?,
+        13 => call(Call::Completed(Completed { verified: true, ..Completed::default() }))?,
         14 if byte & 0x10 == 0 => Event::Approve,
         14 => Event::Retry,
         _ => Event::Fetched(Fetch {

@@ -5,7 +5,7 @@ use std::{net::IpAddr, process::Command};
 use hostler::model::boot::{BootMenu, BootStage, Fetch, Firmware};
 
 use super::{
-    Room, deploy, mac, node,
+    Room, deploy, mac, node, own,
     raw::{Client, Reply, get_losing},
 };
 
@@ -108,6 +108,20 @@ fn a_kernel_that_is_not_in_the_nodes_menu_is_no_evidence() {
     room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();
     fetch(&room, 1, "pxelinux.cfg/01-52-54-00-00-00-01");
     fetch(&room, 1, "deploy/vmlinuz");
+    room.running.take().unwrap().stop();
+    assert_eq!(room.told().stage, BootStage::Menu);
+    assert!(room.fetched.try_recv().is_err());
+}
+
+#[test]
+fn a_machine_that_boots_its_own_kernel_is_told_of_no_further_than_its_menu() {
+    let mut room = Room::new();
+    room.image("vmlinuz", b"a kernel");
+    room.image("initrd", b"a ramdisk");
+    room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &own("vmlinuz")).unwrap();
+    for name in ["pxelinux.cfg/01-52-54-00-00-00-01", "node/a/kernel", "node/a/ramdisk"] {
+        fetch(&room, 1, name);
+    }
     room.running.take().unwrap().stop();
     assert_eq!(room.told().stage, BootStage::Menu);
     assert!(room.fetched.try_recv().is_err());

@@ -11,7 +11,7 @@ use std::{
 use hostler::model::boot::{BootMenu, Firmware};
 
 use super::{
-    Room, deploy, mac, node, noise,
+    Room, deploy, mac, node, noise, own,
     raw::{Client, Reply, get},
 };
 
@@ -135,6 +135,33 @@ fn a_menu_is_served_under_every_name_firmware_may_use() {
     }
     let got = tftp_hpa(room.address, "/grub/grub.cfg").unwrap();
     assert!(String::from_utf8(got).unwrap().contains("configfile"));
+}
+
+#[test]
+fn a_nodes_own_kernel_and_ramdisk_are_served_while_its_menu_says_so_and_nothing_else_is() {
+    let room = Room::new();
+    let (kernel, ramdisk) = (noise(300_000), noise(70_001));
+    room.image("vmlinuz", &kernel);
+    room.image("initrd", &ramdisk);
+    room.image("secret", b"nobody's boot file");
+    room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &own("vmlinuz")).unwrap();
+    room.table.set(&node("b"), &[mac(2)], Firmware::Bios, &own("../vmlinuz")).unwrap();
+    assert!(curl(room.address, "node/a/kernel", &[]) == Ok(kernel.clone()));
+    assert!(tftp_hpa(room.address, "/node/a/ramdisk") == Ok(ramdisk));
+    assert!(busybox(room.address, "node/a/kernel", 1428) == Ok(kernel));
+    let missing = (1, "file not found".to_owned());
+    let refused = (2, "access to this file is not allowed".to_owned());
+    for (name, answer) in [
+        ("node/a/secret", &missing),
+        ("secret", &missing),
+        ("vmlinuz", &missing),
+        ("node/c/kernel", &missing),
+        ("node/b/kernel", &refused),
+    ] {
+        assert_eq!(get(room.address, name, &[]).as_ref(), Err(answer), "{name}");
+    }
+    room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();
+    assert_eq!(get(room.address, "node/a/kernel", &[]), Err(missing));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use hostler::{
-    lifecycle::{Hold, Operation, Outcome, Record, Specs, State},
+    lifecycle::{Operation, Outcome, Record, Specs, State},
     model::{
         fault::Fault,
         ids::NodeName,
@@ -375,9 +375,7 @@ impl Site {
         for (name, record) in records {
             let ledger = self.ledger(name);
             ledger.spec.clone_from(&record.spec);
-            if matches!(record.state, State::Held { reason: Hold::RecordLost, .. })
-                && record.spec.is_none()
-            {
+            if record.record_lost && record.spec.is_none() {
                 *ledger = Ledger { unknown: true, ..Ledger::default() };
             }
         }

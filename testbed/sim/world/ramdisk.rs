@@ -29,6 +29,8 @@ pub(crate) struct Ramdisk {
     turn: u64,
     iqn: String,
     secret: String,
+    /// It was told what its disk must hold.
+    compares: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,7 @@ impl Site {
             turn: 0,
             iqn: String::new(),
             secret: format!("secret-{id}"),
+            compares: false,
         });
         self.after_s(5, 30, Happening::Ramdisk { id, turn: 0 });
     }
@@ -95,8 +98,10 @@ impl Site {
             Stage::Pass => self.deploy_info(id, ""),
             Stage::Poll => Call::DeployState,
             Stage::Completed => {
-                let error = if mishap { "the flush failed" } else { "" };
-                Call::Completed(Completed { error: error.to_owned(), verified: false })
+                let error = if mishap { "the disk is not as it should be" } else { "" };
+                // Having compared it, or not, as it was told.
+                let verified = self.ramdisks[id].compares;
+                Call::Completed(Completed { error: error.to_owned(), verified, verify_ms: 1000 })
             }
             Stage::Over => return,
         };
@@ -190,11 +195,16 @@ impl Site {
             }
             (Stage::Pass, Reply::Accepted) => self.enter(id, Stage::Poll, 4),
             (Stage::Poll, Reply::State(DeployStateReply { state: DeployState::Imaging, .. })) => {
-                self.enter(id, Stage::Poll, 10)
+                self.enter(id, Stage::Poll, 10);
             }
-            (Stage::Poll, Reply::State(DeployStateReply { state: DeployState::Release, .. })) => {
+            (
+                Stage::Poll,
+                Reply::State(DeployStateReply { state: DeployState::Release, verify }),
+            ) => {
                 self.stop_target(id);
-                let late = if quirk == Quirk::LateCompleted { 4000 } else { 2 };
+                self.ramdisks[id].compares = !verify.is_empty();
+                let reading = if verify.is_empty() { 2 } else { 600 };
+                let late = if quirk == Quirk::LateCompleted { 12_000 } else { reading };
                 self.enter(id, Stage::Completed, late);
             }
             (Stage::Poll, Reply::State(DeployStateReply { state: DeployState::Abort, .. }))
@@ -231,7 +241,7 @@ impl Site {
         let peer = if knows_key { IpAddr::from([203, 0, 113, 66]) } else { own };
         let call = match self.dice.roll(3) {
             0 => Call::DeployState,
-            1 => Call::Completed(Completed { error: String::new(), verified: true }),
+            1 => Call::Completed(Completed { verified: true, ..Completed::default() }),
             _ => self.deploy_info(newest, ""),
         };
         self.after_ms(

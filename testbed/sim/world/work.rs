@@ -4,13 +4,14 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use hostler::{
-    lifecycle::{Event, Operation, Outcome, Target},
+    lifecycle::{Event, Operation, Outcome, PreparedImage, Target},
     model::{
+        callback::DiskRange,
         fault::{Fault, Step},
         ids::{NodeName, OpId},
         power::PowerState,
         secret::AttemptKey,
-        spec::NodeSpec,
+        spec::{Checksum, NodeSpec, Verify},
         status::{ImagingStage, Progress},
     },
 };
@@ -291,7 +292,13 @@ impl Site {
                 Outcome::Prepared { image, key: AttemptKey::from_bytes(&bytes), stages: Vec::new() }
             }
             Operation::PowerOn => Outcome::PoweredOn,
-            Operation::Image { .. } => Outcome::Imaged { verify: Vec::new(), stages: Vec::new() },
+            Operation::Image { image, .. } => {
+                let digest = image.clone();
+                let range = DiskRange { from: 0, bytes: IMAGE_BYTES, digest };
+                let compares = job.spec.image.verify == Verify::Node;
+                let verify = if compares { vec![range] } else { Vec::new() };
+                Outcome::Imaged { verify, stages: Vec::new() }
+            }
             Operation::Restart { leave } => Outcome::Restarted(*leave),
             Operation::SetPower(state) => Outcome::PowerSet(*state),
             Operation::CleanUp => Outcome::CleanedUp,

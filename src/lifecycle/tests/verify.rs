@@ -1,0 +1,114 @@
+//! `image.verify = "node"`: the ramdisk compares its own disk, and a disk that was not compared does not count as installed.
+
+use std::sync::Arc;
+
+use crate::{
+    lifecycle::{Event, Menu, Operation, Outcome},
+    model::{
+        callback::{Call, Completed, DeployState, Reply},
+        fault::{Fault, RetryAdvice},
+        status::Phase,
+    },
+};
+
+use super::support::*;
+
+/// A node whose disk is written, and compared by its ramdisk.
+fn comparing() -> Bench {
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::Imaging);
+    bench.done(Ok(imaged_unverified()));
+    assert_eq!(bench.phase(), Phase::Switching);
+    let Reply::State(reply) = bench.call(&key(1), Call::DeployState) else { panic!("no state") };
+    assert_eq!(reply.state, DeployState::Release);
+    assert_eq!(reply.verify[0].bytes, IMAGE_BYTES);
+    assert_eq!(bench.phase(), Phase::WaitingCompleted);
+    bench
+}
+
+fn says(error: &str, verified: bool) -> Call {
+    Call::Completed(Completed { error: error.into(), verified, verify_ms: 1234 })
+}
+
+fn fault_of(bench: &Bench) -> Fault {
+    bench.node.record().last_error.clone().expect("it failed").fault
+}
+
+/// It is cleaned up like any other failure, and nothing counts as installed.
+fn assert_failed(bench: &mut Bench, code: &str, retry: RetryAdvice) {
+    let fault = fault_of(bench);
+    assert_eq!((fault.code.as_ref(), fault.retry), (code, retry), "{fault:?}");
+    assert!(fault.message.contains("must stay so until it is installed again"), "{fault:?}");
+    assert_eq!(bench.menu(), Menu::LocalDisk);
+    assert_eq!(bench.running.as_ref().map(|(_, operation)| operation), Some(&Operation::CleanUp));
+    assert_eq!(bench.call(&key(1), Call::DeployState), Reply::State(DeployState::Abort.into()));
+    bench.done(Ok(Outcome::CleanedUp));
+    assert_eq!(bench.node.record().installed, None);
+}
+
+#[test]
+fn a_disk_that_its_ramdisk_has_compared_is_installed() {
+    let mut bench = comparing();
+    assert!(bench.message().contains("compare its disk with the image"), "{}", bench.message());
+    bench.pass(60);
+    assert_eq!(bench.call(&key(1), says("", true)), Reply::Accepted);
+    assert_eq!(bench.call(&key(1), says("", true)), Reply::Accepted, "a repeat is the same");
+    bench.go_to(Phase::Deployed);
+    assert_eq!(bench.node.record().durations["verify_ms"], 1234);
+}
+
+#[test]
+fn what_a_ramdisk_says_of_its_time_is_never_longer_than_it_was_waited_for() {
+    let mut bench = comparing();
+    bench.pass(60);
+    let Call::Completed(body) = says("", true) else { unreachable!() };
+    bench.call(&key(1), Call::Completed(Completed { verify_ms: u64::MAX, ..body }));
+    assert_eq!(bench.node.record().durations["verify_ms"], 60_000);
+}
+
+#[test]
+fn a_disk_that_holds_something_else_fails_the_attempt_and_is_written_again() {
+    let mut bench = comparing();
+    let error = "vda does not hold the image: its bytes 0 to 1048575 hash to x, must be y";
+    assert_eq!(bench.call(&key(1), says(error, true)), Reply::Accepted);
+    assert!(fault_of(&bench).message.contains(error));
+    assert_failed(&mut bench, "DiskLies", RetryAdvice::Backoff);
+    bench.pass(3600);
+    bench.go_to(Phase::Imaging);
+}
+
+#[test]
+fn a_completed_notice_of_a_ramdisk_that_has_not_compared_fails_the_attempt_for_good() {
+    let mut bench = comparing();
+    assert_eq!(bench.call(&key(1), says("", false)), Reply::Accepted);
+    assert_failed(&mut bench, "NotVerified", RetryAdvice::Never);
+    assert_eq!(bench.phase(), Phase::Failed);
+}
+
+#[test]
+fn a_completed_notice_that_overtakes_the_release_has_compared_nothing() {
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::Imaging);
+    bench.done(Ok(imaged_unverified()));
+    bench.call(&key(1), completed(""));
+    assert_eq!(fault_of(&bench).code, "NotVerified");
+}
+
+#[test]
+fn a_ramdisk_that_cannot_compare_says_why_and_is_tried_again() {
+    let mut bench = comparing();
+    bench.call(&key(1), says("reading vda at byte 4096: I/O error", false));
+    let fault = fault_of(&bench);
+    assert_eq!((fault.code.as_ref(), fault.retry), ("RamdiskFailed", RetryAdvice::Backoff));
+}
+
+#[test]
+fn comparing_may_take_as_long_as_writing_and_no_longer() {
+    let mut bench = comparing();
+    bench.restart();
+    bench.send(Event::Spec(Arc::new(spec())));
+    bench.pass(7200 + 299);
+    assert_eq!(bench.phase(), Phase::WaitingCompleted);
+    bench.pass(1);
+    assert_eq!(fault_of(&bench).code, "CompletedTimeout");
+}

@@ -1,0 +1,365 @@
+//! Comparing the written disk with what it must hold: `image.verify = "node"`.
+//!
+//! Called by the story once the target is stopped and the disk's cache is flushed. Only what comes back from the disk counts: it is read
+//! past the kernel's cache (`O_DIRECT`), which may hold what was there before. It must never write, trust the agent that a range lies on
+//! the disk, or wait for a disk that has stopped answering.
+
+use std::{
+    fs::File,
+    io::{self, Seek as _, SeekFrom},
+    num::NonZero,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use rustix::fs::{Mode, OFlags, open};
+use sha2::{Digest as _, Sha256, Sha512, digest::DynDigest};
+use tokio::{task::spawn_blocking, time::timeout};
+
+use crate::model::{
+    callback::{DiskRange, VERIFY_RANGES_MAX},
+    disk::Disk,
+    ids::{Digest, DigestAlgorithm},
+};
+
+/// One read, in bytes: long enough that a spinning disk moves its head seldom.
+const READ_BYTES: usize = 4 << 20;
+/// Where reads begin in memory and on the disk, in bytes: the largest logical block Linux knows.
+const ALIGNMENT_BYTES: usize = 64 << 10;
+/// Ranges hashed at the same time: with the memory of one read each, they fit into the smallest machine.
+const THREADS_MAX: usize = 8;
+/// Without a byte read; a disk that takes longer for [`READ_BYTES`] is broken.
+const STALL_LIMIT: Duration = Duration::from_secs(120);
+
+/// Why the disk does not count as verified.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum VerifyError {
+    #[error(
+        "{disk} does not hold the image: its bytes {from} to {last} hash to {found}, must be {wanted}"
+    )]
+    Differs { disk: String, from: u64, last: u64, found: Digest, wanted: Digest },
+    #[error("reading {disk} at byte {at}: {source}")]
+    Unreadable { disk: String, at: u64, source: io::Error },
+    #[error("{disk}: nothing was read within {} s", STALL_LIMIT.as_secs())]
+    Stalled { disk: String },
+    #[error("the agent gave {0} ranges to compare, at most {VERIFY_RANGES_MAX} are possible")]
+    TooMany(usize),
+    #[error("the agent gave {bytes} bytes from byte {from} on to compare, {disk} has {disk_bytes}")]
+    Outside { disk: String, from: u64, bytes: u64, disk_bytes: u64 },
+    #[error("comparing {disk}: {reason}")]
+    Broken { disk: String, reason: String },
+}
+
+impl VerifyError {
+    /// Whether the disk was compared, and holds something else.
+    pub(super) fn differs(&self) -> bool {
+        matches!(self, Self::Differs { .. })
+    }
+}
+
+/// Compares every range of `/dev/<disk>`. Of several that differ, the first is named.
+pub(super) async fn verify(disk: &Disk, ranges: Vec<DiskRange>) -> Result<(), VerifyError> {
+    let name = disk.name.clone();
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    // What spins has one head.
+    let threads = if disk.rotational { 1 } else { processors.min(THREADS_MAX) };
+    let read_bytes = Arc::new(AtomicU64::new(0));
+    let mut work =
+        spawn_blocking({
+            let (disk, read_bytes) = (name.clone(), Arc::clone(&read_bytes));
+            move || {
+                let path = Path::new("/dev").join(&disk);
+                let file = open_past_the_cache(&path).map_err(|source| {
+                    VerifyError::Unreadable { disk: disk.clone(), at: 0, source }
+                })?;
+                Comparison { disk, file, ranges, read_bytes }.run(threads)
+            }
+        });
+    let mut before = 0;
+    loop {
+        match timeout(STALL_LIMIT, &mut work).await {
+            Ok(Ok(compared)) => return compared,
+            Ok(Err(panic)) => {
+                return Err(VerifyError::Broken { disk: name, reason: panic.to_string() });
+            }
+            // Its threads are left to the disk that keeps them.
+            Err(_) if read_bytes.load(Ordering::Relaxed) == before => {
+                return Err(VerifyError::Stalled { disk: name });
+            }
+            Err(_) => before = read_bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+fn open_past_the_cache(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT;
+    Ok(open(path, flags, Mode::empty())?.into())
+}
+
+/// A disk, and what it must hold.
+struct Comparison {
+    disk: String,
+    file: File,
+    ranges: Vec<DiskRange>,
+    /// So much was read, of all ranges together.
+    read_bytes: Arc<AtomicU64>,
+}
+
+impl Comparison {
+    fn run(mut self, threads: usize) -> Result<(), VerifyError> {
+        self.check()?;
+        let next = AtomicUsize::new(0);
+        let first_bad = Mutex::new(None::<(usize, VerifyError)>);
+        let work = || {
+            let mut buffer = Buffer::new();
+            loop {
+                // They are taken in order: whatever comes before a bad one is in somebody's hands already.
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                let bad = || first_bad.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(range) = self.ranges.get(n).filter(|_| bad().is_none()) else { return };
+                if let Err(error) = self.compare(range, &mut buffer) {
+                    let mut bad = bad();
+                    if bad.as_ref().is_none_or(|(first, _)| n < *first) {
+                        *bad = Some((n, error));
+                    }
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..threads.min(self.ranges.len()) {
+                // Without another thread, this one does it alone.
+                drop(thread::Builder::new().spawn_scoped(scope, work));
+            }
+            work();
+        });
+        let first_bad = first_bad.into_inner().unwrap_or_else(PoisonError::into_inner);
+        first_bad.map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    /// Whether the ranges lie on the disk.
+    fn check(&mut self) -> Result<(), VerifyError> {
+        if self.ranges.len() > VERIFY_RANGES_MAX {
+            return Err(VerifyError::TooMany(self.ranges.len()));
+        }
+        let disk_bytes =
+            self.file.seek(SeekFrom::End(0)).map_err(|error| self.unreadable(0, error))?;
+        let lies_on_disk = |range: &&DiskRange| {
+            range.from.checked_add(range.bytes).is_some_and(|end| end <= disk_bytes)
+        };
+        match self.ranges.iter().find(|range| !lies_on_disk(range)) {
+            None => Ok(()),
+            Some(&DiskRange { from, bytes, .. }) => {
+                Err(VerifyError::Outside { disk: self.disk.clone(), from, bytes, disk_bytes })
+            }
+        }
+    }
+
+    fn compare(&self, range: &DiskRange, buffer: &mut Buffer) -> Result<(), VerifyError> {
+        let DiskRange { from, bytes, digest: wanted } = range;
+        let found = self.hash(range, buffer)?;
+        if found.as_ref() == Some(wanted) {
+            return Ok(());
+        }
+        Err(VerifyError::Differs {
+            disk: self.disk.clone(),
+            from: *from,
+            last: from.saturating_add(bytes.saturating_sub(1)),
+            found: found.unwrap_or_else(|| wanted.clone()),
+            wanted: wanted.clone(),
+        })
+    }
+
+    fn hash(&self, range: &DiskRange, buffer: &mut Buffer) -> Result<Option<Digest>, VerifyError> {
+        let algorithm = range.digest.algorithm();
+        let mut hasher: Box<dyn DynDigest> = match algorithm {
+            DigestAlgorithm::Sha256 => Box::new(Sha256::new()),
+            DigestAlgorithm::Sha512 => Box::new(Sha512::new()),
+        };
+        let mut at = range.from;
+        let end = range.from.saturating_add(range.bytes);
+        while at < end {
+            let found =
+                buffer.read(&self.file, at, end).map_err(|error| self.unreadable(at, error))?;
+            hasher.update(found);
+            at += found.len() as u64;
+            self.read_bytes.fetch_add(found.len() as u64, Ordering::Relaxed);
+        }
+        Ok(Digest::from_bytes(algorithm, &hasher.finalize()))
+    }
+
+    fn unreadable(&self, at: u64, source: io::Error) -> VerifyError {
+        VerifyError::Unreadable { disk: self.disk.clone(), at, source }
+    }
+}
+
+/// Memory for one read, aligned as reading past the cache wants it.
+struct Buffer(Vec<u8>);
+
+impl Buffer {
+    fn new() -> Self {
+        Self(vec![0; READ_BYTES + ALIGNMENT_BYTES])
+    }
+
+    /// What the file holds from `at` on: at least a byte, and none at or past `end`.
+    fn read(&mut self, file: &File, at: u64, end: u64) -> io::Result<&[u8]> {
+        let padding = self.0.as_ptr().align_offset(ALIGNMENT_BYTES);
+        let aligned = self.0.get_mut(padding..).and_then(|rest| rest.get_mut(..READ_BYTES));
+        let aligned = aligned.ok_or(io::ErrorKind::OutOfMemory)?;
+        // What lies before on the same block is read and left out.
+        let before = at % ALIGNMENT_BYTES as u64;
+        let from = at - before;
+        let length = file.read_at(aligned, from)?.min(clamped(end - from));
+        let found = aligned.get(clamped(before)..length).unwrap_or_default();
+        if found.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(found) }
+    }
+}
+
+/// Of an offset, as far as it matters within a buffer.
+fn clamped(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Not a multiple of any read, nor of the alignment, but of a block.
+    const DISK_BYTES: usize = 9 * HALF_MIB + 512;
+    const HALF_MIB: usize = 512 * 1024;
+
+    /// No two words of it are alike.
+    fn content() -> Vec<u8> {
+        (0..DISK_BYTES as u64 / 8).flat_map(u64::to_le_bytes).collect()
+    }
+
+    fn digest(bytes: &[u8]) -> Digest {
+        Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(bytes)).unwrap()
+    }
+
+    fn range(content: &[u8], from: usize, bytes: usize) -> DiskRange {
+        let digest = digest(&content[from..from + bytes]);
+        DiskRange { from: from as u64, bytes: bytes as u64, digest }
+    }
+
+    /// A file that is read as a disk is: past the cache.
+    struct Bench {
+        dir: tempfile::TempDir,
+        content: Vec<u8>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            // The checkout is on a real file system; a temporary directory need not be.
+            let dir = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).unwrap();
+            let content = content();
+            fs::write(dir.path().join("disk"), &content).unwrap();
+            Self { dir, content }
+        }
+
+        fn open(&self) -> File {
+            open_past_the_cache(&self.dir.path().join("disk")).unwrap()
+        }
+
+        fn run(&self, ranges: Vec<DiskRange>, threads: usize) -> Result<(), VerifyError> {
+            let (disk, read_bytes) = ("vda".into(), Arc::default());
+            Comparison { disk, file: self.open(), ranges, read_bytes }.run(threads)
+        }
+
+        fn spoil(&self, at: u64) {
+            let file = File::options().write(true).open(self.dir.path().join("disk")).unwrap();
+            file.write_all_at(b"x", at).unwrap();
+            file.sync_all().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_disk_that_holds_what_it_must_is_verified_whatever_the_ranges_are_like() {
+        let bench = Bench::new();
+        for (from, bytes) in [
+            (0, DISK_BYTES),
+            (0, 0),
+            (DISK_BYTES, 0),
+            (1, 1),
+            (511, 4097),
+            (READ_BYTES - 1, 4097),
+            (DISK_BYTES - 700, 700),
+        ] {
+            for threads in [1, 4] {
+                let ranges = vec![range(&bench.content, from, bytes); 5];
+                bench.run(ranges, threads).unwrap_or_else(|error| panic!("{from}: {error}"));
+            }
+        }
+    }
+
+    #[test]
+    fn sha_512_is_compared_too() {
+        let bench = Bench::new();
+        let hash = Sha512::digest(&bench.content);
+        let digest = Digest::from_bytes(DigestAlgorithm::Sha512, &hash).unwrap();
+        let whole = DiskRange { from: 0, bytes: DISK_BYTES as u64, digest };
+        bench.run(vec![whole], 1).unwrap();
+    }
+
+    #[test]
+    fn of_several_bad_ranges_the_first_is_named_in_bytes() {
+        let bench = Bench::new();
+        let ranges: Vec<_> =
+            (0..9).map(|n| range(&bench.content, n * HALF_MIB, HALF_MIB)).collect();
+        for at in [8 * HALF_MIB, 3 * HALF_MIB + 7, 5 * HALF_MIB] {
+            bench.spoil(at as u64);
+        }
+        for threads in [1, 3, 9] {
+            let error = bench.run(ranges.clone(), threads).unwrap_err();
+            assert!(error.differs());
+            let message = error.to_string();
+            assert!(
+                message.starts_with(
+                    "vda does not hold the image: its bytes 1572864 to 2097151 hash to sha256:"
+                ),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn ranges_the_disk_has_not_are_refused() {
+        let bench = Bench::new();
+        for (from, bytes) in [(DISK_BYTES as u64, 1), (0, DISK_BYTES as u64 + 1), (u64::MAX, 2)] {
+            let odd = DiskRange { from, bytes, digest: digest(b"") };
+            let error = bench.run(vec![odd], 1).unwrap_err();
+            assert!(matches!(error, VerifyError::Outside { .. }) && !error.differs(), "{error}");
+        }
+        let many = vec![range(&bench.content, 0, 1); VERIFY_RANGES_MAX + 1];
+        assert!(matches!(bench.run(many, 1), Err(VerifyError::TooMany(65))));
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_not_there_is_an_error_and_no_mismatch() {
+        let disk = Disk { name: "no-such-disk".into(), ..Disk::default() };
+        let error = verify(&disk, Vec::new()).await.unwrap_err();
+        assert!(error.to_string().starts_with("reading no-such-disk at byte 0: "), "{error}");
+        assert!(!error.differs());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn never_panics_on_any_ranges(from: u64, bytes: u64, near in 0..2 * DISK_BYTES as u64) {
+            let bench = Bench::new();
+            let odd = |from, bytes| DiskRange { from, bytes, digest: digest(b"") };
+            for ranges in [vec![odd(from, bytes)], vec![odd(near, bytes % 1000), odd(0, near)]] {
+                drop(bench.run(ranges, 2));
+            }
+        }
+    }
+}
