@@ -5,6 +5,7 @@ use std::{
     task::{Context, Waker},
 };
 
+use bytes::BytesMut;
 use tokio::sync::oneshot;
 
 use super::{
@@ -24,6 +25,7 @@ pub fn fuzz(bytes: &[u8]) {
     scsi::is_disk(bytes);
     scsi::luns(bytes);
     scsi::block_limits(bytes);
+    scsi::unmaps_to_zeros(bytes);
     drop(scsi::Sense::parse(bytes).map(|sense| sense.to_string()));
     for disk in [scsi::capacity_16(bytes), scsi::capacity_10(bytes)].into_iter().flatten() {
         assert!(disk.blocks.checked_mul(u64::from(disk.block_bytes)).is_some());
@@ -62,8 +64,10 @@ async fn talk(mode: u8, stream: &[u8]) -> Result<(), ErrorKind> {
     }
     loop {
         while session.next_pdu().is_some() {}
-        let (bhs, data) = reader.next().await?;
-        session.receive(&bhs, data)?;
+        let bhs = reader.header().await?;
+        let mut incoming = session.open(&bhs)?;
+        reader.data(&bhs, &mut incoming.data).await?;
+        session.receive(incoming)?;
     }
 }
 
@@ -73,10 +77,11 @@ async fn log_in(
 ) -> Result<LoggedIn, ErrorKind> {
     let (mut login, _) = Login::start(identity)?;
     loop {
-        let (bhs, text) = reader.next().await?;
+        let (bhs, mut text) = (reader.header().await?, BytesMut::new());
+        reader.data(&bhs, &mut text).await?;
         let response =
             pdu::decode(&bhs).map_err(|opcode| ErrorKind::Protocol(opcode.to_string()))?;
-        if let Next::Done(done) = login.receive(&response, text)? {
+        if let Next::Done(done) = login.receive(&response, &text)? {
             return Ok(done);
         }
     }
