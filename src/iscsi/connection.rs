@@ -11,7 +11,8 @@ use std::{
 
 use bytes::BytesMut;
 use tokio::{
-    net::{TcpStream, tcp},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
     sync::{Notify, Semaphore, oneshot},
     task::AbortHandle,
     time,
@@ -103,9 +104,6 @@ pub(super) struct Connection {
     agreed: Negotiated,
 }
 
-type Reader = PduReader<tcp::OwnedReadHalf>;
-type Writer = PduWriter<tcp::OwnedWriteHalf>;
-
 #[derive(Debug)]
 struct Shared {
     session: Mutex<Session>,
@@ -136,14 +134,28 @@ impl Connection {
         stream.set_nodelay(true).map_err(unreachable)?;
         // Whatever ends the session early also discards what the kernel has not sent yet.
         stream.set_zero_linger().map_err(unreachable)?;
+        Self::over(stream.into_split(), target_iqn, chap, options, random()?).await
+    }
+
+    /// Logs in over a stream that is connected.
+    pub(super) async fn over<R, W>(
+        (read, write): (R, W),
+        target_iqn: &str,
+        chap: Option<&Chap>,
+        options: &Options,
+        random: Random,
+    ) -> Result<Self, ErrorKind>
+    where
+        R: AsyncRead + Send + Unpin + 'static,
+        W: AsyncWrite + Send + Unpin + 'static,
+    {
         let identity = Identity {
             initiator_iqn: &options.initiator_iqn,
             target_iqn,
             chap,
             digests: Digests { header: options.header_digest, data: options.data_digest },
-            random: random()?,
+            random,
         };
-        let (read, write) = stream.into_split();
         let (mut reader, mut writer) = (PduReader::new(read), PduWriter::new(write));
         let login =
             within(options.login_timeout, log_in(&mut reader, &mut writer, &identity)).await?;
@@ -251,7 +263,12 @@ impl Drop for Connection {
 }
 
 /// The connection's one task, from login to end.
-async fn drive(shared: Arc<Shared>, mut reader: Reader, mut writer: Writer, pulse: Pulse) {
+async fn drive(
+    shared: Arc<Shared>,
+    mut reader: PduReader<impl AsyncRead + Unpin>,
+    mut writer: PduWriter<impl AsyncWrite + Unpin>,
+    pulse: Pulse,
+) {
     // Each of the three runs until something is wrong; the others are then dropped with it.
     let ending = tokio::select! {
         biased;
@@ -262,7 +279,7 @@ async fn drive(shared: Arc<Shared>, mut reader: Reader, mut writer: Writer, puls
     shared.session().fail(&ending);
 }
 
-async fn receive_all(shared: &Shared, reader: &mut Reader) -> ErrorKind {
+async fn receive_all(shared: &Shared, reader: &mut PduReader<impl AsyncRead + Unpin>) -> ErrorKind {
     loop {
         if let Err(kind) = receive(shared, reader).await {
             return kind;
@@ -271,14 +288,17 @@ async fn receive_all(shared: &Shared, reader: &mut Reader) -> ErrorKind {
     }
 }
 
-async fn receive(shared: &Shared, reader: &mut Reader) -> Result<(), ErrorKind> {
+async fn receive(
+    shared: &Shared,
+    reader: &mut PduReader<impl AsyncRead + Unpin>,
+) -> Result<(), ErrorKind> {
     let bhs = reader.header().await?;
     let mut incoming = shared.session().open(&bhs)?;
     reader.data(&bhs, &mut incoming.data).await?;
     shared.session().receive(incoming)
 }
 
-async fn send_all(shared: &Shared, writer: &mut Writer) -> ErrorKind {
+async fn send_all(shared: &Shared, writer: &mut PduWriter<impl AsyncWrite + Unpin>) -> ErrorKind {
     loop {
         fill(&mut shared.session(), writer);
         if writer.is_empty() {
@@ -289,7 +309,7 @@ async fn send_all(shared: &Shared, writer: &mut Writer) -> ErrorKind {
     }
 }
 
-fn fill(session: &mut Session, writer: &mut Writer) {
+fn fill(session: &mut Session, writer: &mut PduWriter<impl AsyncWrite + Unpin>) {
     while writer.has_room()
         && let Some(pdu) = session.next_pdu()
     {
@@ -326,8 +346,8 @@ async fn keep_alive(shared: &Shared, pulse: Pulse) -> ErrorKind {
 }
 
 async fn log_in(
-    reader: &mut Reader,
-    writer: &mut Writer,
+    reader: &mut PduReader<impl AsyncRead + Unpin>,
+    writer: &mut PduWriter<impl AsyncWrite + Unpin>,
     identity: &Identity<'_>,
 ) -> Result<LoggedIn, ErrorKind> {
     let (mut login, mut request) = Login::start(identity)?;

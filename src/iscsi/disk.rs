@@ -78,6 +78,16 @@ impl Lun {
         chap: Option<&Chap>,
         options: &Options,
     ) -> Result<Self, IscsiError> {
+        let login = Connection::open(target.portal, &target.iqn, chap, options);
+        Self::after(login, target, options).await
+    }
+
+    /// The disk of a connection, once it is logged in.
+    pub(super) async fn after(
+        login: impl Future<Output = Result<Connection, ErrorKind>>,
+        target: &TargetAddress,
+        options: &Options,
+    ) -> Result<Self, IscsiError> {
         let name: Arc<str> = target.iqn.as_str().into();
         let context = |operation: &str, kind| IscsiError {
             target: Arc::clone(&name),
@@ -88,9 +98,7 @@ impl Lun {
             let kind = ErrorKind::Request(format!("LUN {}, at most {}", target.lun, scsi::LUN_MAX));
             return Err(context("login", kind));
         }
-        let connection = Connection::open(target.portal, &target.iqn, chap, options)
-            .await
-            .map_err(|kind| context("login", kind))?;
+        let connection = login.await.map_err(|kind| context("login", kind))?;
         let unit = Unit {
             connection: &connection,
             lun: scsi::lun_field(target.lun),
@@ -344,7 +352,9 @@ impl Unit<'_> {
             let outcome = self.connection.execute(command.clone(), self.limit).await?;
             match Verdict::of(&outcome) {
                 Verdict::Good => return Ok(outcome),
-                Verdict::Again(failure) if attentions < UNIT_ATTENTIONS_MAX => {
+                Verdict::Again(failure)
+                    if attentions < UNIT_ATTENTIONS_MAX && started.elapsed() < self.limit =>
+                {
                     tracing::debug!(%failure, "sent again");
                     attentions += 1;
                 }

@@ -23,7 +23,7 @@ mod chap;
 mod connection;
 mod disk;
 mod error;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 mod fuzz;
 mod login;
 mod negotiate;
