@@ -6,10 +6,7 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -23,6 +20,7 @@ use super::{
     pdu::LunField,
     scsi::{self, BlockLimits, Capacity, Cdb, ScsiFailure, Sense},
     task::{Command, Data, Outcome},
+    zeros::Choice,
 };
 use crate::model::size::show_bytes;
 
@@ -34,10 +32,6 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 const BUSY_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The most one command transfers: bounds memory whatever the target allows.
 const TRANSFER_BYTES_MAX: u64 = 16 << 20;
-/// A write large enough that commands cost little; larger ones were not measured to be faster.
-const BEST_WRITE_BYTES: u64 = 512 << 10;
-/// The most one WRITE SAME zeroes where the target gives no limit: keeps each command within its time on a slow disk.
-const ZERO_BYTES_MAX: u64 = 256 << 20;
 
 /// Where a disk is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,19 +47,27 @@ pub struct TargetAddress {
 /// A connected disk. Clones share the connection; it closes when the last one is dropped or by [`Lun::logout`].
 #[derive(Clone)]
 pub struct Lun {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(super) struct Inner {
     connection: Connection,
-    target: Arc<str>,
+    pub(super) target: Arc<str>,
     lun: LunField,
-    capacity: Capacity,
-    limits: BlockLimits,
+    pub(super) features: Features,
     command_timeout: Duration,
-    flush_timeout: Duration,
+    pub(super) flush_timeout: Duration,
     logout_timeout: Duration,
-    no_write_same: AtomicBool,
+    pub(super) zeroing: Mutex<Choice>,
+}
+
+/// What a disk says of itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Features {
+    capacity: Capacity,
+    pub(super) limits: BlockLimits,
+    /// Blocks unmapped by WRITE SAME read as zeros.
+    unmap_is_certain: bool,
 }
 
 impl Lun {
@@ -74,6 +76,16 @@ impl Lun {
     pub async fn connect(
         target: &TargetAddress,
         chap: Option<&Chap>,
+        options: &Options,
+    ) -> Result<Self, IscsiError> {
+        let login = Connection::open(target.portal, &target.iqn, chap, options);
+        Self::after(login, target, options).await
+    }
+
+    /// The disk of a connection, once it is logged in.
+    pub(super) async fn after(
+        login: impl Future<Output = Result<Connection, ErrorKind>>,
+        target: &TargetAddress,
         options: &Options,
     ) -> Result<Self, IscsiError> {
         let name: Arc<str> = target.iqn.as_str().into();
@@ -86,53 +98,54 @@ impl Lun {
             let kind = ErrorKind::Request(format!("LUN {}, at most {}", target.lun, scsi::LUN_MAX));
             return Err(context("login", kind));
         }
-        let connection = Connection::open(target.portal, &target.iqn, chap, options)
-            .await
-            .map_err(|kind| context("login", kind))?;
+        let connection = login.await.map_err(|kind| context("login", kind))?;
         let unit = Unit {
             connection: &connection,
             lun: scsi::lun_field(target.lun),
             limit: options.command_timeout,
         };
-        let found = match unit.examine(target.lun).await {
-            Ok(found) => found,
+        let features = match unit.examine(target.lun).await {
+            Ok(features) => features,
             Err(kind) => {
                 // The reason to report is why the disk is of no use.
                 drop(connection.log_out(unit.lun, options.logout_timeout).await);
                 return Err(context(&format!("examining LUN {}", target.lun), kind));
             }
         };
-        tracing::debug!(target_iqn = %target.iqn, lun = target.lun, agreed = ?connection.agreed(), disk = ?found, "connected");
+        tracing::debug!(target_iqn = %target.iqn, lun = target.lun, agreed = ?connection.agreed(), disk = ?features, "connected");
         Ok(Self {
             inner: Arc::new(Inner {
                 lun: unit.lun,
                 connection,
                 target: name,
-                capacity: found.0,
-                limits: found.1,
+                features,
                 command_timeout: options.command_timeout,
                 flush_timeout: options.flush_timeout,
                 logout_timeout: options.logout_timeout,
-                no_write_same: AtomicBool::new(false),
+                zeroing: Mutex::new(Choice::first(options.zeroing, features.unmap_is_certain)),
             }),
         })
     }
 
     /// Bytes in a logical block: a power of two from 512 to 65536. Offsets and lengths must be multiples of it.
     pub fn block_bytes(&self) -> u32 {
-        self.inner.capacity.block_bytes
+        self.inner.features.capacity.block_bytes
     }
 
     /// Size of the disk in bytes, below 2^63.
     pub fn capacity_bytes(&self) -> u64 {
-        self.inner.capacity.blocks.saturating_mul(u64::from(self.block_bytes()))
+        self.inner.features.capacity.blocks.saturating_mul(u64::from(self.block_bytes()))
     }
 
     /// The most bytes one read or write may have.
     pub fn max_transfer_bytes(&self) -> u32 {
         let block = u64::from(self.block_bytes());
-        let target =
-            self.inner.limits.transfer_blocks.map_or(u64::MAX, |blocks| u64::from(blocks) * block);
+        let target = self
+            .inner
+            .features
+            .limits
+            .transfer_blocks
+            .map_or(u64::MAX, |blocks| u64::from(blocks) * block);
         u32::try_from(target.min(TRANSFER_BYTES_MAX)).unwrap_or(u32::MAX)
     }
 
@@ -148,8 +161,8 @@ impl Lun {
         self.whole(outcome, operation).map(drop)
     }
 
-    /// Reads `bytes` at `offset`.
-    pub async fn read(&self, offset: u64, bytes: u32) -> Result<Vec<u8>, IscsiError> {
+    /// Reads `bytes` at `offset`. The data is where the socket put it: not copied since.
+    pub async fn read(&self, offset: u64, bytes: u32) -> Result<Bytes, IscsiError> {
         let operation =
             || format!("read of {} at {}", show_bytes(bytes.into()), show_bytes(offset));
         let (lba, blocks) = self.range(offset, bytes.into(), operation)?;
@@ -165,31 +178,6 @@ impl Lun {
             ));
             Err(self.error(operation(), kind))
         }
-    }
-
-    /// Makes `bytes` at `offset` read as zeros: by WRITE SAME(16) where the target knows it, else by writing zeros.
-    pub async fn write_zeros(&self, offset: u64, bytes: u64) -> Result<(), IscsiError> {
-        let mut done = 0;
-        while done < bytes {
-            let step = (bytes - done).min(self.zero_step());
-            let same = !self.inner.no_write_same.load(Ordering::Relaxed);
-            if same {
-                match self.write_same(offset + done, step).await {
-                    Err(IscsiError {
-                        kind: ErrorKind::Scsi(ScsiFailure::Sense(sense)), ..
-                    }) if sense.is_unsupported() => {
-                        tracing::debug!(target_iqn = %self.inner.target, %sense, "no WRITE SAME, zeros are written");
-                        self.inner.no_write_same.store(true, Ordering::Relaxed);
-                        continue;
-                    }
-                    result => result?,
-                }
-            } else {
-                self.write(offset + done, zeros(step)).await?;
-            }
-            done += step;
-        }
-        Ok(())
     }
 
     /// Makes the target put everything it has acknowledged on its medium.
@@ -213,29 +201,6 @@ impl Lun {
         result.map_err(|kind| self.error("logout".to_owned(), kind))
     }
 
-    fn zero_step(&self) -> u64 {
-        let block = u64::from(self.block_bytes());
-        if self.inner.no_write_same.load(Ordering::Relaxed) {
-            return BEST_WRITE_BYTES.min(self.max_transfer_bytes().into());
-        }
-        let target = self
-            .inner
-            .limits
-            .write_same_blocks
-            .map_or(u64::MAX, |blocks| blocks.saturating_mul(block));
-        target.min(ZERO_BYTES_MAX)
-    }
-
-    async fn write_same(&self, offset: u64, bytes: u64) -> Result<(), IscsiError> {
-        let operation = || format!("zeroing of {} at {}", show_bytes(bytes), show_bytes(offset));
-        let (lba, blocks) = self.blocks(offset, bytes, operation)?;
-        // With UNMAP the target may deallocate, but only what then reads as the block given (SBC-3 §5.45), which is zeros.
-        let cdb = scsi::write_same_16(lba, blocks, self.inner.capacity.thin);
-        let block = zeros(self.block_bytes().into());
-        let outcome = self.run(cdb, Data::Out(block), self.inner.flush_timeout).await;
-        self.whole(outcome, operation).map(drop)
-    }
-
     /// First block and number of blocks of a transfer within the limits.
     fn range(
         &self,
@@ -252,7 +217,7 @@ impl Lun {
     }
 
     /// Whether the blocks exist is the target's to say.
-    fn blocks(
+    pub(super) fn blocks(
         &self,
         offset: u64,
         bytes: u64,
@@ -274,12 +239,17 @@ impl Lun {
         }
     }
 
-    async fn run(&self, cdb: Cdb, data: Data, limit: Duration) -> Result<Outcome, ErrorKind> {
+    pub(super) async fn run(
+        &self,
+        cdb: Cdb,
+        data: Data,
+        limit: Duration,
+    ) -> Result<Outcome, ErrorKind> {
         Unit { connection: &self.inner.connection, lun: self.inner.lun, limit }.run(cdb, data).await
     }
 
     /// GOOD must mean all of it.
-    fn whole(
+    pub(super) fn whole(
         &self,
         outcome: Result<Outcome, ErrorKind>,
         operation: impl Fn() -> String,
@@ -315,22 +285,34 @@ struct Unit<'a> {
 }
 
 impl Unit<'_> {
-    /// Whether it is a disk, ready, and how large.
-    async fn examine(&self, number: u16) -> Result<(Capacity, BlockLimits), ErrorKind> {
+    /// Whether it is a disk, ready, how large, and what it can do.
+    async fn examine(&self, number: u16) -> Result<Features, ErrorKind> {
         let inquiry = self.run(scsi::inquiry(), Data::In(scsi::INQUIRY_BYTES.into())).await?;
         if !scsi::is_disk(&inquiry.data) {
             return Err(self.no_disk(number).await);
         }
         self.run(scsi::test_unit_ready(), Data::None).await?;
         let capacity = self.capacity().await?;
-        let page = Data::In(scsi::BLOCK_LIMITS_BYTES.into());
-        let limits = match self.run(scsi::inquiry_block_limits(), page).await {
-            Ok(outcome) => scsi::block_limits(&outcome.data),
-            // The page is optional.
-            Err(ErrorKind::Scsi(_)) => BlockLimits::default(),
-            Err(kind) => return Err(kind),
+        let pages = self.page(scsi::SUPPORTED_PAGES).await?;
+        let has = |page: u8| scsi::page_data(&pages, scsi::SUPPORTED_PAGES).contains(&page);
+        let limits = if has(scsi::BLOCK_LIMITS) {
+            scsi::block_limits(&self.page(scsi::BLOCK_LIMITS).await?)
+        } else {
+            BlockLimits::default()
         };
-        Ok((capacity, limits))
+        let unmap_is_certain = capacity.unmapped_is_zero
+            && has(scsi::PROVISIONING)
+            && scsi::unmaps_to_zeros(&self.page(scsi::PROVISIONING).await?);
+        Ok(Features { capacity, limits, unmap_is_certain })
+    }
+
+    /// A page of vital product data; empty when the target does not have it.
+    async fn page(&self, page: u8) -> Result<Bytes, ErrorKind> {
+        match self.run(scsi::inquiry_page(page), Data::In(scsi::PAGE_BYTES.into())).await {
+            Ok(outcome) => Ok(outcome.data),
+            Err(ErrorKind::Scsi(_)) => Ok(Bytes::new()),
+            Err(kind) => Err(kind),
+        }
     }
 
     async fn capacity(&self) -> Result<Capacity, ErrorKind> {
@@ -370,7 +352,9 @@ impl Unit<'_> {
             let outcome = self.connection.execute(command.clone(), self.limit).await?;
             match Verdict::of(&outcome) {
                 Verdict::Good => return Ok(outcome),
-                Verdict::Again(failure) if attentions < UNIT_ATTENTIONS_MAX => {
+                Verdict::Again(failure)
+                    if attentions < UNIT_ATTENTIONS_MAX && started.elapsed() < self.limit =>
+                {
                     tracing::debug!(%failure, "sent again");
                     attentions += 1;
                 }
@@ -418,7 +402,8 @@ impl Verdict {
     }
 }
 
-fn zeros(bytes: u64) -> Bytes {
+/// So many zeros, at most a MiB.
+pub(super) fn zeros(bytes: u64) -> Bytes {
     static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
     let most = usize::try_from(bytes).unwrap_or(usize::MAX).min(ZEROS.len());
     Bytes::from_static(ZEROS.get(..most).unwrap_or_default())

@@ -23,7 +23,7 @@ mod chap;
 mod connection;
 mod disk;
 mod error;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 mod fuzz;
 mod login;
 mod negotiate;
@@ -34,6 +34,7 @@ mod task;
 mod text;
 mod window;
 mod wire;
+mod zeros;
 
 pub use chap::Chap;
 pub use connection::Options;
@@ -42,3 +43,4 @@ pub use error::{DigestOf, ErrorKind, IscsiError, LoginRefusal};
 #[cfg(fuzzing)]
 pub use fuzz::fuzz;
 pub use scsi::{ScsiFailure, Sense};
+pub use zeros::Zeroing;

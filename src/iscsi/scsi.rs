@@ -13,8 +13,14 @@ pub(super) const LUN_MAX: u16 = 0x3fff;
 
 /// Bytes of an answer to INQUIRY that we read.
 pub(super) const INQUIRY_BYTES: u8 = 96;
-/// Bytes of the Block Limits page, SBC-3 §6.5.3.
-pub(super) const BLOCK_LIMITS_BYTES: u8 = 64;
+/// Bytes of a page of vital product data that we read: all of Block Limits, and more pages in the list than any disk has.
+pub(super) const PAGE_BYTES: u8 = 64;
+/// Vital product data: the list of its pages, SPC-4 §7.8.14.
+pub(super) const SUPPORTED_PAGES: u8 = 0x00;
+/// Vital product data: Block Limits, SBC-3 §6.5.3.
+pub(super) const BLOCK_LIMITS: u8 = 0xb0;
+/// Vital product data: Logical Block Provisioning, SBC-3 §6.5.4.
+pub(super) const PROVISIONING: u8 = 0xb2;
 /// Bytes of an answer to READ CAPACITY(16).
 pub(super) const CAPACITY_16_BYTES: u32 = 32;
 /// Bytes of an answer to READ CAPACITY(10).
@@ -43,9 +49,9 @@ pub(super) fn inquiry() -> Cdb {
     cdb([0x12, 0, 0, 0, INQUIRY_BYTES, 0])
 }
 
-/// INQUIRY, vital product data page B0h: Block Limits
-pub(super) fn inquiry_block_limits() -> Cdb {
-    cdb([0x12, 1, 0xb0, 0, BLOCK_LIMITS_BYTES, 0])
+/// INQUIRY, a page of vital product data
+pub(super) fn inquiry_page(page: u8) -> Cdb {
+    cdb([0x12, 1, page, 0, PAGE_BYTES, 0])
 }
 
 /// REPORT LUNS
@@ -128,15 +134,15 @@ pub(super) fn luns(answer: &[u8]) -> Vec<u16> {
 pub(super) struct Capacity {
     pub(super) blocks: u64,
     pub(super) block_bytes: u32,
-    /// Logical block provisioning is managed (LBPME): unmapping is allowed.
-    pub(super) thin: bool,
+    /// Blocks can be unmapped (LBPME) and then read as zeros (LBPRZ).
+    pub(super) unmapped_is_zero: bool,
 }
 
 /// READ CAPACITY(16) data, SBC-3 §5.16.2.
 pub(super) fn capacity_16(answer: &[u8]) -> Option<Capacity> {
     let last = u64::from_be_bytes(*answer.first_chunk()?);
-    let thin = answer.get(14).is_some_and(|flags| flags & 0x80 != 0);
-    capacity(last.checked_add(1)?, be_u32(answer, 8)?, thin)
+    let unmapped_is_zero = answer.get(14).is_some_and(|flags| flags & 0xc0 == 0xc0);
+    capacity(last.checked_add(1)?, be_u32(answer, 8)?, unmapped_is_zero)
 }
 
 /// READ CAPACITY(10) data, SBC-3 §5.15.2. A disk too large for it answers with the largest number, which is refused here.
@@ -146,10 +152,10 @@ pub(super) fn capacity_10(answer: &[u8]) -> Option<Capacity> {
 }
 
 /// Only what can be computed with: blocks of 512 bytes to 64 KiB, and a size below 2^63 bytes.
-fn capacity(blocks: u64, block_bytes: u32, thin: bool) -> Option<Capacity> {
+fn capacity(blocks: u64, block_bytes: u32, unmapped_is_zero: bool) -> Option<Capacity> {
     let sane = block_bytes.is_power_of_two() && (512..=65_536).contains(&block_bytes);
     blocks.checked_mul(u64::from(block_bytes)).filter(|bytes| sane && *bytes < 1 << 63)?;
-    Some(Capacity { blocks, block_bytes, thin })
+    Some(Capacity { blocks, block_bytes, unmapped_is_zero })
 }
 
 /// What one command may do at most; 0 in the page means "no limit given" and is `None` here.
@@ -161,7 +167,7 @@ pub(super) struct BlockLimits {
 
 /// The Block Limits page, SBC-3 §6.5.3; a page that is too short has no limits.
 pub(super) fn block_limits(page: &[u8]) -> BlockLimits {
-    if page.get(1) != Some(&0xb0) {
+    if page.get(1) != Some(&BLOCK_LIMITS) {
         return BlockLimits::default();
     }
     let write_same = page.get(36..44).and_then(|field| field.first_chunk());
@@ -171,6 +177,23 @@ pub(super) fn block_limits(page: &[u8]) -> BlockLimits {
             .map(|field| u64::from_be_bytes(*field))
             .filter(|blocks| *blocks != 0),
     }
+}
+
+/// What follows the header of a page of vital product data, if it is that page.
+pub(super) fn page_data(answer: &[u8], page: u8) -> &[u8] {
+    match answer.split_at_checked(4) {
+        Some(([_, code, high, low], data)) if *code == page => {
+            let bytes = usize::from(u16::from_be_bytes([*high, *low]));
+            data.get(..bytes).unwrap_or(data)
+        }
+        _ => &[],
+    }
+}
+
+/// Whether the Logical Block Provisioning page says that WRITE SAME(16) can unmap (LBPWS) and that what is unmapped reads as zeros
+/// (the last bit of LBPRZ, which is the whole field in SBC-3).
+pub(super) fn unmaps_to_zeros(answer: &[u8]) -> bool {
+    page_data(answer, PROVISIONING).get(1).is_some_and(|flags| flags & 0x44 == 0x44)
 }
 
 fn be_u32(bytes: &[u8], at: usize) -> Option<u32> {
@@ -339,7 +362,7 @@ mod tests {
         assert_eq!(hex(&synchronize_cache_16()), "91000000000000000000000000000000");
         assert_eq!(hex(&read_capacity_16()), "9e100000000000000000000000200000");
         assert_eq!(hex(&report_luns()), "a0000000000000000400000000000000");
-        assert_eq!(hex(&inquiry_block_limits()), "1201b000400000000000000000000000");
+        assert_eq!(hex(&inquiry_page(BLOCK_LIMITS)), "1201b000400000000000000000000000");
     }
 
     #[test]
@@ -359,7 +382,7 @@ mod tests {
             answer
         };
         let disk = capacity_16(&answer(0xfff, 4096)).unwrap();
-        assert_eq!(disk, Capacity { blocks: 0x1000, block_bytes: 4096, thin: true });
+        assert_eq!(disk, Capacity { blocks: 0x1000, block_bytes: 4096, unmapped_is_zero: true });
         for (last, block) in
             [(u64::MAX, 512), (1 << 60, 512), (9, 0), (9, 513), (9, 256), (9, 1 << 17)]
         {
@@ -367,6 +390,19 @@ mod tests {
         }
         assert_eq!(capacity_10(&[0, 0, 0, 9, 0, 0, 2, 0]).unwrap().blocks, 10);
         assert_eq!(capacity_10(&[0xff, 0xff, 0xff, 0xff, 0, 0, 2, 0]), None);
+    }
+
+    #[test]
+    fn only_a_page_that_shows_both_bits_makes_unmapping_certain() {
+        let page = |code, flags| [0, code, 0, 4, 0, flags, 0, 0];
+        assert!(unmaps_to_zeros(&page(0xb2, 0x44)));
+        assert!(unmaps_to_zeros(&page(0xb2, 0xe5)));
+        // LBPU alone, no LBPRZ, LBPRZ of a vendor's pattern (SBC-4), another page, a page cut short.
+        for (code, flags) in [(0xb2, 0x84), (0xb2, 0xe0), (0xb2, 0xe8), (0xb0, 0x44)] {
+            assert!(!unmaps_to_zeros(&page(code, flags)), "{code:x} {flags:x}");
+        }
+        assert!(!unmaps_to_zeros(&page(0xb2, 0x44)[..5]));
+        assert_eq!(page_data(&[0, 0, 0, 2, 0, 0xb0, 0xb2], 0), [0, 0xb0]);
     }
 
     #[test]
@@ -392,6 +428,7 @@ mod tests {
             drop((Sense::parse(&bytes).map(|sense| sense.to_string()), luns(&bytes)));
             is_disk(&bytes);
             block_limits(&bytes);
+            unmaps_to_zeros(&bytes);
             for disk in [capacity_16(&bytes), capacity_10(&bytes)].into_iter().flatten() {
                 prop_assert!(disk.blocks.checked_mul(u64::from(disk.block_bytes)).is_some());
             }

@@ -1,6 +1,6 @@
 //! One session in its full feature phase, RFC 7143 §4 and §11, as a machine without I/O and without a clock.
 //!
-//! In: commands ([`Session::submit`]), received PDUs ([`Session::receive`]), the beat of a clock ([`Session::beat`]).
+//! In: commands ([`Session::submit`]), received PDUs ([`Session::open`], [`Session::receive`]), the beat of a clock ([`Session::beat`]).
 //! Out: the next PDU to send ([`Session::next_pdu`]), made only when there is room for it, and one answer per command.
 //! So no PDU ever waits in a queue: what is held per command is its data and a few numbers, and commands are as many as have a slot.
 //!
@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::{
     error::{DigestOf, ErrorKind},
@@ -39,6 +39,14 @@ pub(super) struct Session {
     silent_beats: u32,
     leaving: bool,
     failed: Option<ErrorKind>,
+}
+
+/// A PDU between its header and the end of its data.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    response: Response,
+    /// The data is to be appended here.
+    pub(super) data: BytesMut,
 }
 
 #[derive(Debug)]
@@ -207,10 +215,24 @@ impl Session {
         Pdu { bhs: request.encode(sequence, bytes), data }
     }
 
-    /// Takes one PDU. An error is the end: the caller passes it to [`Session::fail`].
-    pub(super) fn receive(&mut self, bhs: &Bhs, data: &[u8]) -> Result<(), ErrorKind> {
+    /// Takes the header of a PDU and says where its data is to go. An error is the end: the caller passes it to [`Session::fail`].
+    pub(super) fn open(&mut self, bhs: &Bhs) -> Result<Incoming, ErrorKind> {
         let response = pdu::decode(bhs)
             .map_err(|opcode| violation(format!("opcode {opcode:02x}, which no target sends")))?;
+        let data = match response.body {
+            Body::DataIn { itt, data_sn, offset, .. } => {
+                let bytes = usize::try_from(pdu::lengths(bhs).1).unwrap_or(usize::MAX);
+                let task = self.sent_task(itt).ok_or_else(|| unknown_tag("Data-In", itt))?;
+                task.lend(data_sn, offset, bytes)?
+            }
+            _ => BytesMut::new(),
+        };
+        Ok(Incoming { response, data })
+    }
+
+    /// Takes one PDU with its data. An error is the end: the caller passes it to [`Session::fail`].
+    pub(super) fn receive(&mut self, incoming: Incoming) -> Result<(), ErrorKind> {
+        let Incoming { response, data } = incoming;
         self.silent_beats = 0;
         if !self.window.update(response.exp_cmd_sn, response.max_cmd_sn) {
             return Err(violation(
@@ -227,7 +249,7 @@ impl Session {
         self.dispatch(&response, data)
     }
 
-    fn dispatch(&mut self, response: &Response, data: &[u8]) -> Result<(), ErrorKind> {
+    fn dispatch(&mut self, response: &Response, data: BytesMut) -> Result<(), ErrorKind> {
         match response.body {
             Body::Scsi { itt, response, status, residual } => {
                 let short = residual != Residual::None;
@@ -243,15 +265,15 @@ impl Session {
                 self.bursts.push_back(burst);
                 Ok(())
             }
-            Body::DataIn { itt, data_sn, offset, status } => {
+            Body::DataIn { itt, status, .. } => {
                 let task = self.sent_task(itt).ok_or_else(|| unknown_tag("Data-In", itt))?;
-                task.take_data(data_sn, offset, data)?;
+                task.take_back(data);
                 status.map_or(Ok(()), |(status, residual)| {
                     let short = residual != Residual::None;
                     self.complete(itt, Outcome { status, short, ..Outcome::default() })
                 })
             }
-            Body::NopIn { lun, itt, ttt } => self.nop_in(lun, itt, ttt, data),
+            Body::NopIn { lun, itt, ttt } => self.nop_in(lun, itt, ttt, &data),
             Body::TaskManagement { itt, response } => {
                 match self.take(itt, |task| matches!(task, Task::Reset(_))) {
                     Some(Task::Reset(asker)) => {

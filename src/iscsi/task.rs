@@ -3,7 +3,7 @@
 //! Called by the session. Here is checked that a target asks for each byte once, gives each byte once, in order and within the
 //! command's length, and that GOOD means that it took everything.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
@@ -32,7 +32,8 @@ pub(super) enum Data {
 }
 
 impl Data {
-    fn bytes(&self) -> u32 {
+    /// How many.
+    pub(super) fn bytes(&self) -> u32 {
         match self {
             Self::None => 0,
             Self::In(bytes) => *bytes,
@@ -59,7 +60,7 @@ pub(super) struct Outcome {
     /// The data segment of the response: sense data with its length.
     pub(super) sense: Vec<u8>,
     /// What was read.
-    pub(super) data: Vec<u8>,
+    pub(super) data: Bytes,
     /// Whether the target took or gave other than the expected number of bytes.
     pub(super) short: bool,
 }
@@ -68,8 +69,11 @@ pub(super) struct Outcome {
 #[derive(Debug)]
 pub(super) struct Asker {
     pub(super) answer: oneshot::Sender<Result<Outcome, ErrorKind>>,
-    pub(super) slot: Option<OwnedSemaphorePermit>,
+    pub(super) slot: Option<Slot>,
 }
+
+/// A place in the queue, and room for the command's data on its way.
+pub(super) type Slot = [OwnedSemaphorePermit; 2];
 
 impl Asker {
     /// Gives the answer and the slot back.
@@ -102,7 +106,7 @@ impl Burst {
 pub(super) struct ScsiTask {
     asker: Asker,
     command: Command,
-    received: Vec<u8>,
+    received: BytesMut,
     sent: bool,
     /// Data-In PDUs or R2Ts taken so far.
     counted: u32,
@@ -118,17 +122,14 @@ pub(super) struct ScsiTask {
 impl ScsiTask {
     /// A command nobody but us knows of yet.
     pub(super) fn new(command: Command, asker: Asker) -> Self {
-        let bytes = command.data.bytes();
-        let (room, unsent) = match command.data {
-            Data::None => (0, 0),
-            Data::In(_) => (usize::try_from(bytes).unwrap_or(0), 0),
-            Data::Out(_) => (0, bytes),
+        let unsent = match command.data {
+            Data::None | Data::In(_) => 0,
+            Data::Out(_) => command.data.bytes(),
         };
-        let received = Vec::with_capacity(room);
         Self {
             asker,
             command,
-            received,
+            received: BytesMut::new(),
             sent: false,
             counted: 0,
             promised: 0,
@@ -228,28 +229,32 @@ impl ScsiTask {
         Ok(Burst { itt, ttt, offset, end, data_sn: 0 })
     }
 
-    /// Takes Data-In, which must be the next bytes.
-    pub(super) fn take_data(
+    /// What Data-In of so many bytes is to be appended to, if these are the next bytes: what was read before, with room for the rest.
+    pub(super) fn lend(
         &mut self,
         data_sn: u32,
         offset: u32,
-        data: &[u8],
-    ) -> Result<(), ErrorKind> {
+        bytes: usize,
+    ) -> Result<BytesMut, ErrorKind> {
         let expected = match self.command.data {
             Data::In(bytes) => usize::try_from(bytes).unwrap_or(0),
             Data::None | Data::Out(_) => 0,
         };
         let have = self.received.len();
         let in_order = data_sn == self.counted && usize::try_from(offset) == Ok(have);
-        if !in_order || have + data.len() > expected {
+        if !in_order || have + bytes > expected {
             return Err(ErrorKind::Protocol(format!(
-                "Data-In {data_sn} of {} bytes at {offset}, {have} of {expected} are here",
-                data.len()
+                "Data-In {data_sn} of {bytes} bytes at {offset}, {have} of {expected} are here"
             )));
         }
-        self.received.extend_from_slice(data);
+        self.received.reserve(expected - have);
         self.counted += 1;
-        Ok(())
+        Ok(std::mem::take(&mut self.received))
+    }
+
+    /// Takes back what was lent, with the new bytes.
+    pub(super) fn take_back(&mut self, received: BytesMut) {
+        self.received = received;
     }
 
     /// Whether some of its data may still be in a burst.
@@ -268,7 +273,7 @@ impl ScsiTask {
             self.asker.answer(Err(lie.clone()));
             return Err(lie);
         }
-        outcome.data = self.received;
+        outcome.data = self.received.freeze();
         self.asker.answer(Ok(outcome));
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! PDUs on a byte stream, RFC 7143 §11.1: lengths, padding and CRC32C digests.
 //!
-//! Called by the connection. Nothing is believed before its digest is checked, and no more is read than was declared: both
-//! directions work with one bounded buffer.
+//! Called by the connection. Nothing is believed before its digest is checked, and no more is read than was declared. Data is read
+//! to where it belongs and written from where it lies: neither direction copies it in user space.
 
 use std::{collections::VecDeque, io::IoSlice};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 
 use super::{
@@ -16,8 +16,6 @@ use super::{
 
 /// Small enough that a large data segment goes past it, large enough for many responses at once.
 const READ_AHEAD_BYTES: usize = 16 << 10;
-/// The buffer for one data segment, the largest we declared.
-const READ_BYTES: usize = MAX_RECV_BYTES as usize;
 /// What one batch of PDUs may hold: enough to make system calls cheap, little enough that an answer to a ping does not wait long.
 const BATCH_BYTES: usize = 512 << 10;
 /// Slices handed to the kernel at once; each PDU has up to three.
@@ -31,7 +29,6 @@ const FRAME_BYTES_MAX: usize = 64;
 #[derive(Debug)]
 pub(super) struct PduReader<R> {
     stream: BufReader<R>,
-    data: Vec<u8>,
     digests: Digests,
 }
 
@@ -39,7 +36,7 @@ impl<R: AsyncRead + Unpin> PduReader<R> {
     /// Reads without digests, as during the login.
     pub(super) fn new(stream: R) -> Self {
         let stream = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
-        Self { stream, data: vec![0; READ_BYTES], digests: Digests::default() }
+        Self { stream, digests: Digests::default() }
     }
 
     /// From now on with what was agreed.
@@ -47,8 +44,8 @@ impl<R: AsyncRead + Unpin> PduReader<R> {
         self.digests = digests;
     }
 
-    /// The next PDU: its header and its data.
-    pub(super) async fn next(&mut self) -> Result<(Bhs, &[u8]), ErrorKind> {
+    /// The header of the next PDU; its data must be read before another.
+    pub(super) async fn header(&mut self) -> Result<Bhs, ErrorKind> {
         let mut bhs = [0; BHS_BYTES];
         self.stream.read_exact(&mut bhs).await.map_err(|e| gone(&e))?;
         if self.digests.header {
@@ -68,16 +65,35 @@ impl<R: AsyncRead + Unpin> PduReader<R> {
                 "a data segment of {bytes} bytes, at most {MAX_RECV_BYTES} declared"
             )));
         }
-        let bytes = usize::try_from(bytes).unwrap_or(0);
-        let data = self.data.get_mut(..bytes.next_multiple_of(WORD_BYTES)).unwrap_or_default();
-        self.stream.read_exact(data).await.map_err(|e| gone(&e))?;
-        if self.digests.data && bytes > 0 {
+        Ok(bhs)
+    }
+
+    /// Appends the data of the PDU with this header to `to`.
+    pub(super) async fn data(&mut self, bhs: &Bhs, to: &mut BytesMut) -> Result<(), ErrorKind> {
+        let bytes = usize::try_from(pdu::lengths(bhs).1).unwrap_or(0);
+        if bytes == 0 {
+            return Ok(());
+        }
+        let before = to.len();
+        to.reserve(bytes);
+        let mut room = (&mut *to).limit(bytes);
+        while room.has_remaining_mut() {
+            if self.stream.read_buf(&mut room).await.map_err(|e| gone(&e))? == 0 {
+                return Err(gone(&std::io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+        let mut padding = [0; WORD_BYTES];
+        let short = bytes.next_multiple_of(WORD_BYTES) - bytes;
+        let padding = padding.get_mut(..short).unwrap_or_default();
+        self.stream.read_exact(padding).await.map_err(|e| gone(&e))?;
+        if self.digests.data {
             let digest = self.stream.read_u32_le().await.map_err(|e| gone(&e))?;
-            if digest != crc32c::crc32c(data) {
+            let data = to.get(before..).unwrap_or_default();
+            if digest != crc32c::crc32c_append(crc32c::crc32c(data), padding) {
                 return Err(ErrorKind::Digest(DigestOf::Data));
             }
         }
-        Ok((bhs, data.get(..bytes).unwrap_or_default()))
+        Ok(())
     }
 }
 

@@ -68,8 +68,11 @@ impl From {
         Self::new(0x25, 0, itt).u32(36, sn).u32(40, offset)
     }
 
-    fn to(self, session: &mut Session, data: &[u8]) -> Result<(), ErrorKind> {
-        session.receive(&self.bhs, data)
+    fn to(mut self, session: &mut Session, data: &[u8]) -> Result<(), ErrorKind> {
+        self.bhs[5..8].copy_from_slice(&u32::try_from(data.len()).unwrap().to_be_bytes()[1..]);
+        let mut incoming = session.open(&self.bhs)?;
+        incoming.data.extend_from_slice(data);
+        session.receive(incoming)
     }
 }
 
@@ -221,7 +224,7 @@ fn read_data_is_taken_in_order_and_never_more_than_asked() {
     let mut last = From::data_in(1, 1, 6).u32(24, 100);
     last.bhs[1] = 0x81;
     last.to(&mut session, &[2; 4]).unwrap();
-    assert_eq!(answer.try_recv().unwrap().unwrap().data, [1, 1, 1, 1, 1, 1, 2, 2, 2, 2]);
+    assert_eq!(answer.try_recv().unwrap().unwrap().data[..], [1, 1, 1, 1, 1, 1, 2, 2, 2, 2]);
 
     for (sn, offset, bytes) in [(1, 0, 4), (0, 4, 4), (0, 0, 11), (0, u32::MAX, 1)] {
         let mut session = self::session(small());

@@ -33,7 +33,9 @@ fn read(digests: Digests, bytes: &[u8]) -> Result<Vec<u8>, ErrorKind> {
     block_on(async {
         let mut reader = PduReader::new(bytes);
         reader.use_digests(digests);
-        reader.next().await.map(|(_, data)| data.to_vec())
+        let (bhs, mut data) = (reader.header().await?, BytesMut::new());
+        reader.data(&bhs, &mut data).await?;
+        Ok(data.to_vec())
     })
 }
 
