@@ -15,7 +15,7 @@ use std::{io, path::PathBuf, time::Duration};
 pub use self::{
     decode::DecodeError,
     fetch::FetchError,
-    library::{Entry, Library, Options},
+    library::{Entry, Kept, Library, Options, Pruned},
 };
 use crate::model::size::show_bytes;
 
@@ -40,7 +40,7 @@ pub enum ImageError {
     },
     /// The cache does not have the space.
     #[error(
-        "image {source_text}: needs {} in {}, which has {} left",
+        "image {source_text}: needs {} in {}, which has {} for it",
         show_bytes(*needed_bytes), dir.display(), show_bytes(*free_bytes)
     )]
     NoSpace {
