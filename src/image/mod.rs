@@ -12,10 +12,13 @@ mod source;
 
 use std::{io, path::PathBuf, time::Duration};
 
+#[cfg(fuzzing)]
+pub use self::fetch::fuzz as fuzz_checksums;
 pub use self::{
     decode::DecodeError,
-    fetch::FetchError,
+    fetch::{FetchError, Sources},
     library::{Entry, Kept, Library, Options, Pruned},
+    source::Directories,
 };
 use crate::model::size::show_bytes;
 

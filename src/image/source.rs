@@ -2,6 +2,9 @@
 //!
 //! Called with the path in a spec. It must never open anything outside those directories, whatever links lie in the way.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fs::File,
     io,
@@ -17,14 +20,14 @@ const KERNEL_FILE_SYSTEMS: [i64; 2] = [0x9fa0, 0x6265_6572];
 
 /// Where images may come from.
 #[derive(Clone, Debug)]
-pub(super) struct Directories {
+pub struct Directories {
     dir: PathBuf,
     allowed: Vec<PathBuf>,
 }
 
 impl Directories {
     /// `dir` is where relative sources lie; absolute ones must lie under it or under one of `allowed`.
-    pub(super) fn new(dir: impl Into<PathBuf>, allowed: Vec<PathBuf>) -> Self {
+    pub fn new(dir: impl Into<PathBuf>, allowed: Vec<PathBuf>) -> Self {
         Self { dir: dir.into(), allowed }
     }
 

@@ -159,21 +159,12 @@ impl Inner {
         let failed = |error| self.failed(order, Kind::Partial, error);
         let (cache, name) = (self.cache.clone(), order.name.clone());
         let file = on_thread(move || cache.create(&name, Kind::Partial)).await.map_err(failed)?;
-        let had_bytes = file.metadata().map_err(failed)?.len();
         let file = Arc::new(file);
-        let mut fetched = self.fetch_into(order, &file, watch).await;
-        if is_mismatch(&fetched) && had_bytes > 0 {
-            info!(image = %order.name, "what was fetched before is damaged: all of it is fetched again");
-            file.set_len(0).map_err(failed)?;
-            fetched = self.fetch_into(order, &file, watch).await;
-        }
+        let fetched = self.fetch_into(order, &file, watch).await;
         if is_mismatch(&fetched) {
             self.cache.remove(&order.name, Kind::Partial).map_err(failed)?;
         }
-        fetched?;
-        // It may have come before anybody looked at its size.
-        self.check_size(order, file.metadata().map_err(failed)?.len())?;
-        Ok(file)
+        fetched.map(|()| file)
     }
 
     /// Fetches as long as there is space.
@@ -185,7 +176,9 @@ impl Inner {
     ) -> Result<(), ImageError> {
         let (stop, cancel) = watch::channel(false);
         let inner = Watch { cancel, stall: watch.stall, meter: watch.meter };
-        let mut fetch = pin!(self.sources.fetch(&order.source, &order.digest, file, &inner));
+        let Order { source, digest, .. } = order;
+        let fetch = self.sources.fetch(source, digest, file, self.published_bytes_max, &inner);
+        let mut fetch = pin!(fetch);
         let mut cancelled = watch.cancel.clone();
         let why = tokio::select! {
             fetched = &mut fetch => {
@@ -247,14 +240,9 @@ impl Inner {
         result
     }
 
-    /// Keeps space for what is still to come, at the cost of images nobody uses. Returns when there is none, or when the file turns out to
-    /// be too large.
+    /// Keeps space for what is still to come, at the cost of images nobody uses. Returns when there is none.
     async fn space_runs_out(&self, order: &Order, meter: &Meter) -> ImageError {
         loop {
-            let bytes = meter.progress().map_or(0, |now| now.total_bytes.max(now.done_bytes));
-            if let Err(error) = self.check_size(order, bytes) {
-                return error;
-            }
             let (cache, limit, left_bytes) =
                 (self.cache.clone(), self.cache_bytes, left_bytes(meter));
             match on_thread(move || cache.make_room(left_bytes, limit)).await {
@@ -264,16 +252,6 @@ impl Inner {
             }
             sleep(SPACE_INTERVAL).await;
         }
-    }
-
-    fn check_size(&self, order: &Order, published_bytes: u64) -> Result<(), ImageError> {
-        if published_bytes <= self.published_bytes_max {
-            return Ok(());
-        }
-        let [bytes, bytes_max] = [published_bytes, self.published_bytes_max].map(show_bytes);
-        let reason = format!("{bytes} or more, at most {bytes_max} are allowed");
-        let error = FetchError::Unusable { path: order.source.clone().into(), reason };
-        Err(ImageError::Fetch { source_text: order.source.clone(), error })
     }
 
     fn no_space(&self, order: &Order, meter: &Meter) -> ImageError {
@@ -295,9 +273,7 @@ impl Inner {
 
     fn of_fetch(&self, order: &Order, watch: &Watch<'_>, error: FetchError) -> ImageError {
         match error {
-            FetchError::File { source, .. } if is_full(&source) => {
-                self.no_space(order, watch.meter)
-            }
+            FetchError::Keep(error) if is_full(&error) => self.no_space(order, watch.meter),
             error => of_fetch(&order.source, watch, error),
         }
     }

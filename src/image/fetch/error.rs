@@ -1,0 +1,135 @@
+//! Why an image is not here, and whether asking again would help.
+
+use std::{io, path::PathBuf};
+
+use crate::{
+    model::{ids::Digest, size::show_bytes},
+    progress::Interrupted,
+};
+
+/// Why an image is not here. URLs in it have neither credentials nor a query.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The source is not something that can be an image.
+    #[error("{}: {reason}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What it is and what would be right.
+        reason: String,
+    },
+    /// A file cannot be opened or read.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file cannot be written where it is kept.
+    #[error("cannot be kept: {0}")]
+    Keep(io::Error),
+    /// It is not a URL that can be fetched. The URL is not shown: what cannot be read may hide a password.
+    #[error("not a URL that can be fetched: {0}")]
+    Url(String),
+    /// The web server answers that there is nothing for us (RFC 9110 section 15).
+    #[error("{url}: the server answered {status}")]
+    Status {
+        /// What was asked for, after any redirects.
+        url: String,
+        /// Its number.
+        code: u16,
+        /// Its number and name.
+        status: String,
+    },
+    /// The web server cannot be reached, or the connection broke more often than it is mended.
+    #[error("{url}: {reason}")]
+    Connection {
+        /// What was asked for.
+        url: String,
+        /// How it broke.
+        reason: String,
+    },
+    /// The web server does not prove who it is.
+    #[error("{url}: {reason}")]
+    Certificate {
+        /// What was asked for.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The web server answers something that is not allowed, or makes no sense.
+    #[error("{url}: {reason}")]
+    Answer {
+        /// What was asked for.
+        url: String,
+        /// What it was.
+        reason: String,
+    },
+    /// The file did not have the length that was announced.
+    #[error("{url}: {got_bytes} bytes came, {announced_bytes} were announced")]
+    Length {
+        /// What was asked for.
+        url: String,
+        /// How many there should be.
+        announced_bytes: u64,
+        /// How many there were.
+        got_bytes: u64,
+    },
+    /// The file is larger than what there is room for.
+    #[error(
+        "has {}{}, there is room for {}",
+        if *is_all { "" } else { "more than " }, show_bytes(*bytes), show_bytes(*bytes_max)
+    )]
+    TooLarge {
+        /// What it has, or what had come when it was given up.
+        bytes: u64,
+        /// Whether that is all it has.
+        is_all: bool,
+        /// What it may have.
+        bytes_max: u64,
+    },
+    /// The file of checksums does not say what the image's is.
+    #[error("{place}: {reason}")]
+    NotListed {
+        /// The file of checksums.
+        place: String,
+        /// What it says instead.
+        reason: String,
+    },
+    /// The file is not the one the spec means.
+    #[error("its checksum is {found}, the spec wants {wanted}")]
+    Checksum {
+        /// What the spec says.
+        wanted: Digest,
+        /// What the file has.
+        found: Digest,
+    },
+    /// It was cancelled, or stood still.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+impl FetchError {
+    /// Whether somebody has to change something before another try can end better.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Unusable { .. }
+            | Self::Url(_)
+            | Self::Certificate { .. }
+            | Self::Answer { .. }
+            | Self::NotListed { .. }
+            | Self::Checksum { .. } => true,
+            // "Request timeout" and "too many requests" ask for another try.
+            Self::Status { code, .. } => *code < 500 && !matches!(code, 408 | 429),
+            Self::File { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
+            }
+            Self::Keep(_)
+            | Self::Connection { .. }
+            | Self::Length { .. }
+            | Self::TooLarge { .. }
+            | Self::Interrupted(_) => false,
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Downloading a file, over as many connections as it takes.
+//!
+//! Called with a source that is a URL. It must never go on for ever: what breaks is mended only as long as bytes keep coming.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    FetchError, check_room,
+    sink::{PIECE_BYTES_MAX, Piece, Sink},
+    web::{Answer, Body, Web, failed},
+};
+use crate::{model::status::ImagingStage, progress::Watch};
+
+/// Connections in a row that may break without having brought anything.
+const FRUITLESS_MAX: u32 = 8;
+
+/// What a connection has to bring further than any before, so that another one is worth it.
+const FRUIT_BYTES_MIN: u64 = 64 << 10;
+
+/// The pause before the second connection without fruit; doubled before each further one.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(8);
+
+/// Fills the sink from a web server. What the sink is told to know of the file already is taken for its beginning; that nothing of it
+/// was used is only certain when this returns `false`.
+pub(super) async fn download(
+    web: &Web,
+    known_bytes: u64,
+    sink: &mut Sink,
+    bytes_max: u64,
+    watch: &Watch<'_>,
+) -> Result<bool, FetchError> {
+    let mut known_left = known_bytes;
+    while known_left > 0 {
+        let part = known_left.min(PIECE_BYTES_MAX);
+        sink.put(Piece::Known(part), watch).await?;
+        known_left -= part;
+    }
+    let mut download = Download {
+        web,
+        bytes_max,
+        version: None,
+        total_bytes: None,
+        has_begun: false,
+        was_pieced: false,
+    };
+    let mut retries = Retries::new(known_bytes);
+    while let Err(error) = download.attempt(sink, watch).await {
+        retries.pause(error, sink.bytes(), watch).await?;
+    }
+    Ok(download.was_pieced)
+}
+
+/// Reads a small file: one byte more than `bytes_max` at most.
+pub(super) async fn read_small(
+    web: &Web,
+    bytes_max: usize,
+    watch: &Watch<'_>,
+) -> Result<Vec<u8>, FetchError> {
+    let mut retries = Retries::new(0);
+    loop {
+        match read_once(web, bytes_max, watch).await {
+            Ok(text) => return Ok(text),
+            Err(error) => retries.pause(error, 0, watch).await?,
+        }
+    }
+}
+
+async fn read_once(web: &Web, bytes_max: usize, watch: &Watch<'_>) -> Result<Vec<u8>, FetchError> {
+    let mut answer = watch.step(web.get(0, None)).await??;
+    let mut text = Vec::new();
+    while text.len() <= bytes_max {
+        let chunk = watch.step(answer.response.chunk()).await?;
+        let Some(chunk) = chunk.map_err(|error| failed(&error, || answer.url.clone()))? else {
+            break;
+        };
+        text.extend_from_slice(&chunk);
+    }
+    text.truncate(bytes_max + 1);
+    Ok(text)
+}
+
+/// A file on its way, over several connections.
+#[derive(Debug)]
+struct Download<'a> {
+    web: &'a Web,
+    bytes_max: u64,
+    version: Option<reqwest::header::HeaderValue>,
+    total_bytes: Option<u64>,
+    has_begun: bool,
+    /// Whether what is in the sink came in several pieces, which may not be of the same version of the file.
+    was_pieced: bool,
+}
+
+impl Download<'_> {
+    /// One connection. Whatever it brought stays in the sink.
+    async fn attempt(&mut self, sink: &mut Sink, watch: &Watch<'_>) -> Result<(), FetchError> {
+        let from = sink.bytes();
+        let answer = watch.step(self.web.get(from, self.version.as_ref())).await??;
+        let has_changed = self.total_bytes.is_some() && answer.total_bytes != self.total_bytes;
+        self.total_bytes = answer.total_bytes;
+        match answer.body {
+            Body::Beyond if answer.total_bytes == Some(from) => {
+                self.was_pieced = true;
+                return Ok(());
+            }
+            Body::Rest if !has_changed => self.was_pieced = true,
+            Body::Beyond | Body::Rest => {
+                self.restart(sink, watch).await?;
+                let reason = "the file changes while it is fetched".to_owned();
+                return Err(FetchError::Connection { url: answer.url, reason });
+            }
+            Body::Whole if from > 0 => self.restart(sink, watch).await?,
+            Body::Whole => {}
+        }
+        self.version.clone_from(&answer.validator);
+        if let Some(total_bytes) = answer.total_bytes {
+            check_room(total_bytes, true, self.bytes_max)?;
+        }
+        if self.has_begun {
+            watch.meter.set(sink.bytes());
+        } else {
+            watch.meter.begin(ImagingStage::Fetch, sink.bytes(), self.total_bytes.unwrap_or(0));
+            self.has_begun = true;
+        }
+        self.receive(answer, sink, watch).await
+    }
+
+    async fn receive(
+        &self,
+        mut answer: Answer,
+        sink: &mut Sink,
+        watch: &Watch<'_>,
+    ) -> Result<(), FetchError> {
+        loop {
+            let chunk = watch.step(answer.response.chunk()).await?;
+            let chunk = chunk.map_err(|error| failed(&error, || answer.url.clone()))?;
+            let Some(chunk) = chunk else { break };
+            let bytes = chunk.len() as u64;
+            check_room(sink.bytes().saturating_add(bytes), false, self.bytes_max)?;
+            sink.put(Piece::Data(chunk), watch).await?;
+            watch.meter.add(bytes);
+        }
+        let got_bytes = sink.bytes();
+        match self.total_bytes {
+            Some(announced_bytes) if announced_bytes != got_bytes => {
+                Err(FetchError::Length { url: answer.url, announced_bytes, got_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn restart(&mut self, sink: &mut Sink, watch: &Watch<'_>) -> Result<(), FetchError> {
+        (self.version, self.total_bytes, self.was_pieced) = (None, None, false);
+        sink.put(Piece::Restart, watch).await
+    }
+}
+
+/// Whether and when to try again.
+#[derive(Debug)]
+struct Retries {
+    furthest_bytes: u64,
+    fruitless: u32,
+    since: Instant,
+}
+
+impl Retries {
+    fn new(furthest_bytes: u64) -> Self {
+        Self { furthest_bytes, fruitless: 0, since: Instant::now() }
+    }
+
+    /// Waits before the next connection, or gives the error back because there is to be none.
+    async fn pause(
+        &mut self,
+        error: FetchError,
+        bytes: u64,
+        watch: &Watch<'_>,
+    ) -> Result<(), FetchError> {
+        let is_mended = match &error {
+            FetchError::Connection { .. } | FetchError::Length { .. } => true,
+            FetchError::Status { .. } => !error.is_lasting(),
+            _ => false,
+        };
+        if bytes >= self.furthest_bytes.saturating_add(FRUIT_BYTES_MIN) {
+            *self = Self::new(bytes);
+        } else {
+            self.fruitless += 1;
+        }
+        let pause = match self.fruitless {
+            0 => Duration::ZERO,
+            tries => PAUSE_MIN.saturating_mul(1 << (tries - 1).min(16)).min(PAUSE_MAX),
+        };
+        let is_late = self.since.elapsed() + pause >= watch.stall;
+        if !is_mended || self.fruitless > FRUITLESS_MAX || is_late {
+            return Err(error);
+        }
+        tracing::info!(%error, bytes, "a download broke and goes on");
+        Ok(watch.step(tokio::time::sleep(pause)).await?)
+    }
+}

@@ -1,0 +1,177 @@
+//! Files of checksums: what `sha256sum` and its relatives write, also signed in clear text.
+//!
+//! Called with what somebody published beside an image. It must never guess: of two answers neither is taken. Signatures are not verified.
+
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+
+use crate::model::ids::{Digest, DigestAlgorithm};
+
+/// Names that an error shows, and characters of each.
+const SHOWN_NAMES_MAX: usize = 10;
+const SHOWN_CHARS_MAX: usize = 80;
+
+/// The way in for the fuzz target: the name, a NUL, and the list.
+#[cfg(fuzzing)]
+pub fn fuzz(bytes: &[u8]) {
+    let mut parts = bytes.splitn(2, |byte| *byte == 0);
+    let (name, text) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    if let Err(reason) = find(text, name) {
+        assert!(reason.len() < 4096 && !reason.chars().any(char::is_control), "{reason:?}");
+    }
+}
+
+/// What a line says.
+#[derive(Debug, PartialEq, Eq)]
+struct Line<'a> {
+    /// `None` for an algorithm that hostler does not take.
+    digest: Option<Digest>,
+    /// The name as it is in the list; `None` where there is only a digest.
+    name: Option<Cow<'a, [u8]>>,
+}
+
+/// The digest of the file with this name, whatever directory the list says it is in. With both algorithms listed, SHA-256.
+pub(super) fn find(text: &[u8], name: &[u8]) -> Result<Digest, String> {
+    let lines: Vec<Line<'_>> = text.split(|byte| *byte == b'\n').filter_map(parse).collect();
+    if let [Line { digest, name: None }] = lines.as_slice() {
+        return digest.clone().ok_or_else(|| too_weak(name));
+    }
+    let of_name = |line: &&Line<'_>| line.name.as_deref().is_some_and(|path| last(path) == name);
+    let found: Vec<&Line<'_>> = lines.iter().filter(of_name).collect();
+    if found.is_empty() {
+        return Err(not_listed(&lines, name));
+    }
+    for algorithm in [DigestAlgorithm::Sha256, DigestAlgorithm::Sha512] {
+        let mut digests = found
+            .iter()
+            .filter_map(|line| line.digest.as_ref())
+            .filter(|digest| digest.algorithm() == algorithm);
+        let Some(first) = digests.next() else { continue };
+        return match digests.find(|digest| *digest != first) {
+            None => Ok(first.clone()),
+            Some(other) => {
+                Err(format!("has two checksums for {}: {first} and {other}", shown(name)))
+            }
+        };
+    }
+    Err(too_weak(name))
+}
+
+/// What a line says; `None` if it is no checksum: a comment, a part of a signature.
+fn parse(line: &[u8]) -> Option<Line<'_>> {
+    let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line).trim_ascii_end();
+    // RFC 9580 section 7.2: a line signed in clear text that begins with a hyphen has two characters before it.
+    let line = line.strip_prefix(b"- ").unwrap_or(line);
+    // GNU coreutils: a backslash at the beginning says that there are others in the name.
+    let (line, is_escaped) = match line.strip_prefix(b"\\") {
+        Some(line) => (line, true),
+        None => (line, false),
+    };
+    let (digest, name) = tagged(line).or_else(|| plain(line))?;
+    let name = name.map(|name| if is_escaped { unescape(name) } else { Cow::Borrowed(name) });
+    Some(Line { digest, name })
+}
+
+/// The digest if it is one that is taken, and the name if there is one.
+type Parts<'a> = (Option<Digest>, Option<&'a [u8]>);
+
+/// `SHA256 (name) = digest`, or as OpenSSL writes it: `SHA2-256(name)= digest`.
+fn tagged(line: &[u8]) -> Option<Parts<'_>> {
+    let open = line.iter().position(|byte| *byte == b'(')?;
+    let close = line.iter().rposition(|byte| *byte == b')')?;
+    let name = line.get(open + 1..close)?;
+    let tag = line.get(..open)?.trim_ascii();
+    let is_tag = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/');
+    let after = line.get(close + 1..)?.trim_ascii_start().strip_prefix(b"=")?;
+    let digits = hex(after.trim_ascii())?;
+    if name.is_empty() || tag.is_empty() || !tag.iter().all(is_tag) {
+        return None;
+    }
+    let algorithm = match tag.to_ascii_uppercase().as_slice() {
+        b"SHA256" | b"SHA2-256" => Some("sha256"),
+        b"SHA512" | b"SHA2-512" => Some("sha512"),
+        _ => None,
+    };
+    let digest = match algorithm {
+        Some(algorithm) => Some(format!("{algorithm}:{digits}").parse().ok()?),
+        None => None,
+    };
+    Some((digest, Some(name)))
+}
+
+/// `digest  name`, with an asterisk before the name of a binary file, or only `digest`.
+fn plain(line: &[u8]) -> Option<Parts<'_>> {
+    let line = line.trim_ascii_start();
+    let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());
+    let (digits, rest) = line.split_at(end);
+    let digits = hex(digits)?;
+    let digest = match digits.len() {
+        64 => format!("sha256:{digits}").parse().ok(),
+        128 => format!("sha512:{digits}").parse().ok(),
+        // MD5, SHA-1, SHA-224, SHA-384
+        32 | 40 | 56 | 96 => None,
+        _ => return None,
+    };
+    // Two characters stand between digest and name; a name may begin with spaces of its own.
+    let name = match rest {
+        [] => return Some((digest, None)),
+        [_, b' ' | b'*', name @ ..] | [_, name @ ..] => name,
+    };
+    (!name.is_empty()).then_some((digest, Some(name)))
+}
+
+fn hex(bytes: &[u8]) -> Option<&str> {
+    let is_hex = !bytes.is_empty() && bytes.iter().all(u8::is_ascii_hexdigit);
+    std::str::from_utf8(bytes).ok().filter(|_| is_hex)
+}
+
+/// GNU coreutils: `\\` is a backslash, `\n` a line feed, `\r` a carriage return.
+fn unescape(name: &[u8]) -> Cow<'_, [u8]> {
+    let mut plain = Vec::with_capacity(name.len());
+    let mut bytes = name.iter();
+    while let Some(byte) = bytes.next() {
+        plain.push(match byte {
+            b'\\' => match bytes.next() {
+                Some(b'n') => b'\n',
+                Some(b'r') => b'\r',
+                Some(other) => *other,
+                None => b'\\',
+            },
+            byte => *byte,
+        });
+    }
+    Cow::Owned(plain)
+}
+
+fn last(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or(path)
+}
+
+fn too_weak(name: &[u8]) -> String {
+    format!(
+        "has only a checksum of another algorithm for {}; sha256 or sha512 is needed",
+        shown(name)
+    )
+}
+
+fn not_listed(lines: &[Line<'_>], name: &[u8]) -> String {
+    let names: Vec<&[u8]> = lines.iter().filter_map(|line| line.name.as_deref()).collect();
+    if names.is_empty() {
+        return format!("has no checksum for {}, nor for any other file", shown(name));
+    }
+    let listed: Vec<String> = names.iter().take(SHOWN_NAMES_MAX).map(|name| shown(name)).collect();
+    let more = match names.len() - listed.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("has no checksum for {}, but for {}{more}", shown(name), listed.join(", "))
+}
+
+/// A name as it may be shown.
+fn shown(name: &[u8]) -> String {
+    let name = String::from_utf8_lossy(name);
+    let shown: String = name.escape_debug().take(SHOWN_CHARS_MAX).collect();
+    if shown.is_empty() { "a file without a name".to_owned() } else { shown }
+}

@@ -1,0 +1,161 @@
+//! Every shape of list, and what is said of those without an answer.
+
+use std::{fs, process::Command};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+fn digest_in(text: &str, name: &str) -> Result<String, String> {
+    find(text.as_bytes(), name.as_bytes()).map(|digest| digest.to_string())
+}
+
+#[track_caller]
+fn is_a(text: &str) {
+    assert_eq!(digest_in(text, "disk.img"), Ok(format!("sha256:{A}")), "{text}");
+}
+
+#[test]
+fn every_usual_shape_of_a_line_is_read() {
+    for line in [
+        format!("{A}  disk.img"),
+        format!("{A} *disk.img"),
+        format!("{A} disk.img"),
+        format!("{A}\tdisk.img"),
+        format!("{A}  ./disk.img"),
+        format!("{A}  release/13/disk.img"),
+        format!("{A}  /srv/disk.img"),
+        format!("SHA256 (disk.img) = {A}"),
+        format!("SHA256 (./disk.img) = {A}"),
+        format!("SHA2-256(disk.img)= {A}"),
+        format!("sha256(disk.img)={A}"),
+        format!("{}  disk.img", A.to_uppercase()),
+        A.to_owned(),
+    ] {
+        is_a(&line);
+        is_a(&format!("\u{feff}{line}\r\n\r\n"));
+        is_a(&format!("# a comment about (this) = {B}\n\n{line}\n; and another\n"));
+    }
+}
+
+#[test]
+fn a_list_signed_in_clear_text_is_read_through_its_wrapper() {
+    is_a(&format!(
+        "-----BEGIN PGP SIGNED MESSAGE-----\r\nHash: SHA256\r\n\r\n# disk.img: 14 bytes\r\n\
+         SHA256 (disk.img) = {A}\r\n- {B}  -other.img\r\n-----BEGIN PGP SIGNATURE-----\r\n\r\n\
+         iQIzBAEBCAAdFiEE8VaPPgzkhcSnGUVHXUXyk9Ia2A0FAmb0\r\n=abcd\r\n\
+         -----END PGP SIGNATURE-----\r\n"
+    ));
+}
+
+#[test]
+fn names_with_spaces_brackets_backslashes_and_line_feeds_are_found() {
+    for (line, name) in [
+        (format!("{A}  a disk (13).img"), "a disk (13).img"),
+        (format!("{A}   disk.img"), " disk.img"),
+        (format!("SHA256 (a (b) = c).img) = {A}"), "a (b) = c).img"),
+        (format!("\\{A}  back\\\\slash\\nfeed.img"), "back\\slash\nfeed.img"),
+        (format!("\\SHA256 (back\\\\slash\\rreturn.img) = {A}"), "back\\slash\rreturn.img"),
+        (format!("{A}  back\\slash.img"), "back\\slash.img"),
+    ] {
+        assert_eq!(digest_in(&line, name), Ok(format!("sha256:{A}")), "{line}");
+    }
+}
+
+#[test]
+fn a_name_is_never_found_by_a_part_of_it() {
+    for name in ["isk.img", "disk", "disk.img.xz", "DISK.img", "", "13/disk.img"] {
+        let error = digest_in(&format!("{A}  13/disk.img\n{B}  other"), name).unwrap_err();
+        assert!(error.contains("has no checksum for"), "{error}");
+    }
+}
+
+#[test]
+fn two_different_checksums_for_a_name_are_no_answer_and_the_same_twice_is_one() {
+    is_a(&format!("{A}  disk.img\nSHA256 (13/disk.img) = {A}\n{B}  other.img"));
+    assert_eq!(
+        digest_in(&format!("{A}  12/disk.img\n{B}  13/disk.img"), "disk.img"),
+        Err(format!("has two checksums for disk.img: sha256:{A} and sha256:{B}"))
+    );
+}
+
+#[test]
+fn of_sha256_and_sha512_sha256_is_taken_and_sha512_where_it_is_alone() {
+    is_a(&format!("{B}{B}  disk.img\n{A}  disk.img"));
+    let list = format!("{B}{B}  disk.img\n{A}  other.img");
+    assert_eq!(digest_in(&list, "disk.img"), Ok(format!("sha512:{B}{B}")));
+    assert_eq!(digest_in(&format!("{B}{B}\n"), "any"), Ok(format!("sha512:{B}{B}")));
+}
+
+#[test]
+fn other_algorithms_are_refused_by_name_even_at_the_right_length() {
+    for line in [
+        format!("{}  disk.img", &A[..32]),
+        format!("{} *disk.img", &A[..40]),
+        format!("MD5 (disk.img) = {}", &A[..32]),
+        format!("SHA3-256 (disk.img) = {A}"),
+        format!("SHA512/256 (disk.img) = {A}"),
+        format!("BLAKE2b (disk.img) = {A}{A}"),
+        A[..32].to_owned(),
+    ] {
+        assert_eq!(
+            digest_in(&line, "disk.img"),
+            Err(
+                "has only a checksum of another algorithm for disk.img; sha256 or sha512 is needed"
+                    .to_owned()
+            ),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn what_is_listed_instead_is_said_and_bounded() {
+    assert_eq!(
+        digest_in("<html>not here</html>", "disk.img"),
+        Err("has no checksum for disk.img, nor for any other file".to_owned())
+    );
+    assert_eq!(
+        digest_in(&format!("{A}  a\n{A}  b\u{1b}[31m"), "disk.img"),
+        Err("has no checksum for disk.img, but for a, b\\u{1b}[31m".to_owned())
+    );
+    let many = format!("{A}  {}\n", "x".repeat(500)).repeat(1700);
+    let error = digest_in(&many, "disk.img").unwrap_err();
+    assert!(error.ends_with(" and 1690 more") && error.len() < 1200, "{error}");
+}
+
+#[test]
+fn lists_written_by_the_tools_themselves_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["disk.img", "a (b) c.img", "back\\slash\n.img"] {
+        fs::write(dir.path().join(name), name).unwrap();
+        for tool in ["sha256sum", "sha256sum -b", "sha256sum --tag", "openssl dgst -sha256"] {
+            if tool.starts_with("openssl") && name.contains('\n') {
+                continue; // it does not escape
+            }
+            let command = format!("{tool} -- * 2>/dev/null || {tool} *");
+            let shell = Command::new("sh").args(["-c", &command]).current_dir(dir.path()).output();
+            let list = shell.unwrap().stdout;
+            let mut hash = crate::image::fetch::hash::Hash::new(DigestAlgorithm::Sha256);
+            hash.update(name.as_bytes());
+            assert_eq!(find(&list, name.as_bytes()), Ok(hash.finish()), "{tool} {name}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn never_panics_on_any_bytes(text in proptest::collection::vec(any::<u8>(), 0..300), name: Vec<u8>) {
+        drop(find(&text, &name));
+    }
+
+    #[test]
+    fn never_panics_on_what_looks_like_a_list(text in "([\\\\]?(SHA256|MD5)? ?[(]?[ab]{32}{0,4}[ *\\\\()=./a]{0,6}\r?\n){0,4}") {
+        if let Err(reason) = find(text.as_bytes(), b"a") {
+            prop_assert!(!reason.chars().any(char::is_control));
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Copying a file that is here, holes and all.
+//!
+//! Called with a source that is a path. It must never touch the file but to read it.
+
+use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
+
+use bytes::Bytes;
+use rustix::{fs::SeekFrom, io::Errno};
+use tokio::{sync::mpsc, task::spawn_blocking};
+
+use super::{
+    FetchError, check_room,
+    sink::{PIECE_BYTES_MAX, Piece, Sink},
+};
+use crate::{image::source::Directories, model::status::ImagingStage, progress::Watch};
+
+/// One read.
+const READ_BYTES: usize = 1 << 20;
+
+/// Reads ahead of the sink.
+const PIECES_AHEAD_MAX: usize = 2;
+
+/// Opens a file, on a thread that may hang with the file system. Returns its size in bytes too.
+pub(super) async fn open(
+    directories: &Directories,
+    source: &str,
+    watch: &Watch<'_>,
+) -> Result<(File, u64), FetchError> {
+    let (directories, path) = (directories.clone(), source.to_owned());
+    blocking(source, watch, move || {
+        let file = directories.open(&path)?;
+        let metadata = file.metadata().map_err(|error| unreadable(&path, error))?;
+        Ok((file, metadata.len()))
+    })
+    .await
+}
+
+/// Copies all of it.
+pub(super) async fn copy(
+    directories: &Directories,
+    source: &str,
+    sink: &mut Sink,
+    bytes_max: u64,
+    watch: &Watch<'_>,
+) -> Result<(), FetchError> {
+    let (file, bytes) = open(directories, source, watch).await?;
+    check_room(bytes, true, bytes_max)?;
+    watch.meter.begin(ImagingStage::Fetch, 0, bytes);
+    let (pieces, mut ready) = mpsc::channel(PIECES_AHEAD_MAX);
+    let reader = spawn_blocking(move || read(&file, bytes, &pieces));
+    while let Some(piece) = watch.step(ready.recv()).await? {
+        let before = sink.bytes();
+        sink.put(piece, watch).await?;
+        watch.meter.add(sink.bytes() - before);
+    }
+    watch
+        .step(reader)
+        .await?
+        .unwrap_or_else(|died| Err(io::Error::other(died)))
+        .map_err(|error| unreadable(source, error))
+}
+
+/// The first bytes of a file, one more than `bytes_max` if there are that many.
+pub(super) async fn read_small(
+    directories: &Directories,
+    source: &str,
+    bytes_max: usize,
+    watch: &Watch<'_>,
+) -> Result<Vec<u8>, FetchError> {
+    let (file, _) = open(directories, source, watch).await?;
+    let path = source.to_owned();
+    blocking(source, watch, move || {
+        let mut text = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, bytes_max as u64 + 1), &mut text)
+            .map_err(|error| unreadable(&path, error))?;
+        Ok(text)
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    source: &str,
+    watch: &Watch<'_>,
+    work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
+) -> Result<T, FetchError> {
+    let done = watch.step(spawn_blocking(work)).await?;
+    done.unwrap_or_else(|died| Err(unreadable(source, io::Error::other(died))))
+}
+
+fn unreadable(path: impl AsRef<Path>, source: io::Error) -> FetchError {
+    FetchError::File { path: path.as_ref().to_owned(), source }
+}
+
+/// The reading thread's work: until the end of the file as it was when it was opened, or until nobody listens.
+fn read(file: &File, bytes: u64, pieces: &mpsc::Sender<Piece>) -> io::Result<()> {
+    let mut at = 0;
+    while at < bytes {
+        let (data, end) = next_data(file, at, bytes)?;
+        while at < data {
+            let zeros = (data - at).min(PIECE_BYTES_MAX);
+            if pieces.blocking_send(Piece::Zeros(zeros)).is_err() {
+                return Ok(());
+            }
+            at += zeros;
+        }
+        while at < end {
+            let length = usize::try_from(end - at).unwrap_or(READ_BYTES).min(READ_BYTES);
+            let mut buffer = vec![0; length];
+            file.read_exact_at(&mut buffer, at)?;
+            if pieces.blocking_send(Piece::Data(Bytes::from(buffer))).is_err() {
+                return Ok(());
+            }
+            at += length as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Where the next data begins and ends, at or after `at`; everything is data where the file system knows no holes.
+fn next_data(file: &File, at: u64, bytes: u64) -> io::Result<(u64, u64)> {
+    let begin = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(begin) => begin,
+        Err(Errno::NXIO) => return Ok((bytes, bytes)),
+        Err(Errno::INVAL) => return Ok((at, bytes)),
+        Err(error) => return Err(error.into()),
+    };
+    let end = rustix::fs::seek(file, SeekFrom::Hole(begin))?;
+    Ok((begin.clamp(at, bytes), end.clamp(at, bytes)))
+}

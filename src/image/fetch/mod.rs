@@ -1,0 +1,160 @@
+//! Getting an image as it was published, from a file here or from a web server, and comparing its checksum.
+//!
+//! Called by the library with an open file of its own to fill. It must never report a file whose digest it has not compared.
+
+mod error;
+mod hash;
+mod http;
+mod listing;
+mod local;
+mod sink;
+mod web;
+
+use std::{fs::File, sync::Arc};
+
+use url::Url;
+
+pub use self::error::FetchError;
+#[cfg(fuzzing)]
+pub use self::listing::fuzz;
+use self::{sink::Sink, web::Web};
+use super::source::Directories;
+use crate::{model::ids::Digest, progress::Watch};
+
+/// The largest file of checksums. That of all of Debian's cloud images has 4 KiB.
+const LIST_BYTES_MAX: usize = 1 << 20;
+
+/// Where images come from: directories, and web servers by http and https. The system's certificate authorities are trusted, or those in
+/// `SSL_CERT_FILE` and `SSL_CERT_DIR`; the variables `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` are honoured.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    directories: Directories,
+}
+
+impl Sources {
+    /// Sources that are no URLs lie in these directories.
+    pub fn new(directories: Directories) -> Self {
+        Self { directories }
+    }
+
+    /// How many bytes the file has; `None` when its server does not say.
+    pub async fn size(&self, source: &str, watch: &Watch<'_>) -> Result<Option<u64>, FetchError> {
+        match web::url(source) {
+            Some(url) => watch.step(Web::new(url?, watch).await?.size()).await?,
+            None => local::open(&self.directories, source, watch).await.map(|(_, size)| Some(size)),
+        }
+    }
+
+    /// Makes `into` the file as published, and compares its digest. What `into` holds already is taken for its beginning, if the rest can be
+    /// had alone. The result is as sparse as it can be, and not synced. Nothing is written that would make it larger than `bytes_max`.
+    ///
+    /// After an error `into` holds a beginning that another call may go on from; after a wrong checksum nothing in it is of any use.
+    pub async fn fetch(
+        &self,
+        source: &str,
+        wanted: &Digest,
+        into: &Arc<File>,
+        bytes_max: u64,
+        watch: &Watch<'_>,
+    ) -> Result<(), FetchError> {
+        let url = web::url(source).transpose()?;
+        let known_bytes = match (&url, into.metadata()) {
+            (Some(_), Ok(metadata)) if metadata.len() <= bytes_max => metadata.len(),
+            _ => 0,
+        };
+        let mut sink = Sink::new(into, known_bytes, wanted.algorithm());
+        let filled = if let Some(url) = url {
+            let job = Download { url, wanted, into, bytes_max };
+            job.run(known_bytes, &mut sink, watch).await
+        } else {
+            self.copy(source, &mut sink, bytes_max, watch).await
+        };
+        sink.stop().await;
+        let found = filled?;
+        if found == *wanted {
+            Ok(())
+        } else {
+            Err(FetchError::Checksum { wanted: wanted.clone(), found })
+        }
+    }
+
+    async fn copy(
+        &self,
+        source: &str,
+        sink: &mut Sink,
+        bytes_max: u64,
+        watch: &Watch<'_>,
+    ) -> Result<Digest, FetchError> {
+        local::copy(&self.directories, source, sink, bytes_max, watch).await?;
+        sink.finish(watch).await
+    }
+
+    /// The digest of `source` in the file of checksums at `place`, a path or a URL like that of an image.
+    pub async fn listed(
+        &self,
+        place: &str,
+        source: &str,
+        watch: &Watch<'_>,
+    ) -> Result<Digest, FetchError> {
+        let (text, shown) = if let Some(url) = web::url(place).transpose()? {
+            let shown = web::shown(&url);
+            let web = Web::new(url, watch).await?;
+            (http::read_small(&web, LIST_BYTES_MAX, watch).await?, shown)
+        } else {
+            let text = local::read_small(&self.directories, place, LIST_BYTES_MAX, watch).await?;
+            (text, place.to_owned())
+        };
+        let found = if text.len() > LIST_BYTES_MAX {
+            Err("larger than 1 MiB, so no file of checksums".to_owned())
+        } else {
+            listing::find(&text, &file_name(source)?)
+        };
+        found.map_err(|reason| FetchError::NotListed { place: shown, reason })
+    }
+}
+
+/// A file to be had from a web server.
+#[derive(Debug)]
+struct Download<'a> {
+    url: Url,
+    wanted: &'a Digest,
+    into: &'a Arc<File>,
+    bytes_max: u64,
+}
+
+impl Download<'_> {
+    /// Downloads, and does so once more from the first byte if what came in pieces has the wrong checksum.
+    async fn run(
+        self,
+        known_bytes: u64,
+        sink: &mut Sink,
+        watch: &Watch<'_>,
+    ) -> Result<Digest, FetchError> {
+        let web = Web::new(self.url, watch).await?;
+        let was_pieced = http::download(&web, known_bytes, sink, self.bytes_max, watch).await?;
+        let found = sink.finish(watch).await?;
+        if found == *self.wanted || !was_pieced {
+            return Ok(found);
+        }
+        tracing::info!("a download in pieces has the wrong checksum and begins again");
+        *sink = Sink::new(self.into, 0, self.wanted.algorithm());
+        http::download(&web, 0, sink, self.bytes_max, watch).await?;
+        sink.finish(watch).await
+    }
+}
+
+/// The name a source has in a list: the last part of its path.
+fn file_name(source: &str) -> Result<Vec<u8>, FetchError> {
+    match web::url(source).transpose()? {
+        Some(url) => {
+            let last = url.path_segments().and_then(|mut parts| parts.next_back()).unwrap_or("");
+            Ok(percent_encoding::percent_decode_str(last).collect())
+        }
+        None => Ok(source.rsplit('/').next().unwrap_or(source).as_bytes().to_vec()),
+    }
+}
+
+/// Whether a file may have so many bytes.
+fn check_room(bytes: u64, is_all: bool, bytes_max: u64) -> Result<(), FetchError> {
+    if bytes > bytes_max { Err(FetchError::TooLarge { bytes, is_all, bytes_max }) } else { Ok(()) }
+}

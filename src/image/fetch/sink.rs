@@ -1,0 +1,220 @@
+//! Where a file goes that is being fetched: hashed and written on a thread of its own.
+//!
+//! Called by whatever the file comes from, piece by piece. It must never write after [`Sink::stop`] has returned in time, nor hold up the
+//! runtime.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinHandle, spawn_blocking},
+    time::timeout,
+};
+
+use super::{FetchError, hash::Hash};
+use crate::{
+    model::ids::{Digest, DigestAlgorithm},
+    progress::Watch,
+};
+
+/// Pieces on their way to the thread. Those from a connection have at most 400 KiB, those from a file 1 MiB.
+const PIECES_WAITING_MAX: usize = 8;
+
+/// What is done between two looks at whether to stop: half a second on a processor without instructions for SHA-256.
+pub(super) const PIECE_BYTES_MAX: u64 = 64 << 20;
+
+/// How long a thread that was told to stop is waited for. Only a disk that hangs keeps it longer.
+const STOP_LIMIT: Duration = Duration::from_millis(800);
+
+/// Runs of zeros are left out in multiples of a file system's usual block.
+const BLOCK_BYTES: usize = 4096;
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// What comes next in the file.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// These bytes.
+    Data(Bytes),
+    /// So many zeros, at most [`PIECE_BYTES_MAX`].
+    Zeros(u64),
+    /// So many bytes that are there already, at most [`PIECE_BYTES_MAX`].
+    Known(u64),
+    /// The file's first byte: what came so far was for nothing.
+    Restart,
+}
+
+/// A file that is being filled.
+#[derive(Debug)]
+pub(super) struct Sink {
+    pieces: mpsc::Sender<Piece>,
+    worker: JoinHandle<io::Result<Digest>>,
+    stop: Arc<AtomicBool>,
+    bytes: u64,
+}
+
+impl Sink {
+    /// `into` keeps its first `known_bytes`, which have to come first as [`Piece::Known`], and nothing else.
+    pub(super) fn new(into: &Arc<File>, known_bytes: u64, algorithm: DigestAlgorithm) -> Self {
+        let (pieces, waiting) = mpsc::channel(PIECES_WAITING_MAX);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (into, stopped) = (Arc::clone(into), Arc::clone(&stop));
+        let worker = spawn_blocking(move || fill(&into, known_bytes, algorithm, waiting, &stopped));
+        Self { pieces, worker, stop, bytes: 0 }
+    }
+
+    /// How many bytes the file has so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Takes the next piece, as soon as there is room for it.
+    pub(super) async fn put(&mut self, piece: Piece, watch: &Watch<'_>) -> Result<(), FetchError> {
+        let bytes = match &piece {
+            Piece::Data(bytes) => bytes.len() as u64,
+            Piece::Zeros(bytes) | Piece::Known(bytes) => *bytes,
+            Piece::Restart => 0,
+        };
+        self.bytes = if matches!(piece, Piece::Restart) { 0 } else { self.bytes + bytes };
+        if watch.step(self.pieces.send(piece)).await?.is_err() {
+            // The thread ends before its channel only because of an error.
+            watch.step(&mut self.worker).await?.map_err(died)?.map_err(FetchError::Keep)?;
+        }
+        Ok(())
+    }
+
+    /// That was the last piece. Returns the digest of all of them.
+    pub(super) async fn finish(&mut self, watch: &Watch<'_>) -> Result<Digest, FetchError> {
+        // Dropping the sender is what ends the thread's work.
+        self.pieces = mpsc::channel(1).0;
+        watch.step(&mut self.worker).await?.map_err(died)?.map_err(FetchError::Keep)
+    }
+
+    /// Stops without finishing.
+    pub(super) async fn stop(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.pieces = mpsc::channel(1).0;
+        if !self.worker.is_finished() {
+            drop(timeout(STOP_LIMIT, &mut self.worker).await);
+        }
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn died(error: JoinError) -> FetchError {
+    FetchError::Keep(io::Error::other(error))
+}
+
+/// The thread's work: until there are no more pieces, or nobody wants them.
+fn fill(
+    into: &File,
+    known_bytes: u64,
+    algorithm: DigestAlgorithm,
+    mut pieces: mpsc::Receiver<Piece>,
+    stop: &AtomicBool,
+) -> io::Result<Digest> {
+    into.set_len(known_bytes)?;
+    let mut hash = Hash::new(algorithm);
+    let mut at = 0;
+    let mut buffer = Vec::new();
+    while let Some(piece) = pieces.blocking_recv() {
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        match piece {
+            Piece::Data(bytes) => {
+                hash.update(&bytes);
+                write_sparse(into, at, &bytes)?;
+                at += bytes.len() as u64;
+            }
+            Piece::Zeros(bytes) => {
+                each(bytes, ZEROS.len(), |length| {
+                    hash.update(ZEROS.get(..length).unwrap_or_default());
+                    Ok(())
+                })?;
+                at += bytes;
+            }
+            Piece::Known(bytes) => {
+                buffer.resize(1 << 20, 0);
+                let most = buffer.len();
+                each(bytes, most, |length| {
+                    let part = buffer.get_mut(..length).unwrap_or_default();
+                    into.read_exact_at(part, at)?;
+                    hash.update(part);
+                    at += length as u64;
+                    Ok(())
+                })?;
+            }
+            Piece::Restart => {
+                into.set_len(0)?;
+                hash = Hash::new(algorithm);
+                at = 0;
+            }
+        }
+    }
+    // Zeros at the end were only counted.
+    into.set_len(at)?;
+    Ok(hash.finish())
+}
+
+/// Cuts `bytes` into parts of `most`.
+fn each(
+    mut bytes: u64,
+    most: usize,
+    mut work: impl FnMut(usize) -> io::Result<()>,
+) -> io::Result<()> {
+    while bytes > 0 {
+        let length = usize::try_from(bytes).unwrap_or(most).min(most);
+        work(length)?;
+        bytes -= length as u64;
+    }
+    Ok(())
+}
+
+/// Writes all but the zeros: nothing has been written there before.
+fn write_sparse(into: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
+    let mut rest = bytes;
+    let mut at = at;
+    while !rest.is_empty() {
+        let zeros = run(rest, at, true);
+        let (_, data) = rest.split_at(zeros);
+        at += zeros as u64;
+        let (data, after) = data.split_at(run(data, at, false));
+        if !data.is_empty() {
+            into.write_all_at(data, at)?;
+        }
+        at += data.len() as u64;
+        rest = after;
+    }
+    Ok(())
+}
+
+/// How many of the first bytes lie in blocks that are, or are not, nothing but zeros. `bytes` lie at `at`.
+fn run(bytes: &[u8], at: u64, zeros: bool) -> usize {
+    let mut length = 0;
+    while let Some(rest) = bytes.get(length..).filter(|rest| !rest.is_empty()) {
+        let in_block = (at + length as u64) % BLOCK_BYTES as u64;
+        let block = (BLOCK_BYTES - usize::try_from(in_block).unwrap_or(0)).min(rest.len());
+        let is_zero = rest.get(..block).is_some_and(|part| ZEROS.get(..block) == Some(part));
+        if is_zero != zeros {
+            break;
+        }
+        length += block;
+    }
+    length
+}

@@ -1,0 +1,262 @@
+//! A web server: whom we trust, which way we go, and what we make of its answers.
+//!
+//! Called by the download and for files of checksums. It must never show a URL's credentials or query, go from https to http, or decode
+//! what it is sent: a checksum is of the file as it was published.
+
+use std::{error::Error, sync::Arc};
+
+use reqwest::{
+    Client, Response, StatusCode,
+    header::{
+        ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue,
+        IF_RANGE, LAST_MODIFIED, RANGE,
+    },
+    redirect::{Action, Attempt, Policy},
+};
+use rustls::{CertificateError, ClientConfig, RootCertStore, crypto::ring};
+use tokio::task::spawn_blocking;
+use url::Url;
+
+use super::FetchError;
+use crate::progress::Watch;
+
+/// As many as browsers follow at least (Fetch standard: 20) are not needed for files.
+const REDIRECTS_MAX: usize = 10;
+
+/// Characters of a URL that are shown.
+const SHOWN_CHARS_MAX: usize = 200;
+
+const USER_AGENT: &str = concat!("hostler/", env!("CARGO_PKG_VERSION"));
+
+/// A file on a web server.
+#[derive(Debug)]
+pub(super) struct Web {
+    client: Client,
+    url: Url,
+}
+
+/// The beginning of an answer: its body follows.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) response: Response,
+    /// What was asked for in the end, as it may be shown.
+    pub(super) url: String,
+    pub(super) body: Body,
+    /// How many bytes the whole file has, if the server says so.
+    pub(super) total_bytes: Option<u64>,
+    /// What tells this version of the file from others (RFC 9110 section 13.1.5).
+    pub(super) validator: Option<HeaderValue>,
+}
+
+/// What the body of an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Body {
+    /// The file from its first byte on.
+    Whole,
+    /// The rest that was asked for.
+    Rest,
+    /// Nothing: the file ends before the rest that was asked for begins.
+    Beyond,
+}
+
+/// The URL that a source is, if it is one at all: paths have no `//`.
+pub(super) fn url(source: &str) -> Option<Result<Url, FetchError>> {
+    source.contains("://").then(|| {
+        let url = Url::parse(source).map_err(|error| FetchError::Url(error.to_string()))?;
+        if matches!(url.scheme(), "http" | "https") {
+            Ok(url)
+        } else {
+            Err(FetchError::Url(format!("{} is neither http nor https", url.scheme())))
+        }
+    })
+}
+
+/// A URL as it may be shown and logged.
+pub(super) fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    // What cannot have a password has none.
+    url.set_username("").unwrap_or_default();
+    url.set_password(None).unwrap_or_default();
+    url.set_query(None);
+    url.set_fragment(None);
+    url.as_str().chars().take(SHOWN_CHARS_MAX).collect()
+}
+
+impl Web {
+    /// Reads the system's certificate authorities and the environment's proxies anew: an agent runs for years.
+    pub(super) async fn new(url: Url, watch: &Watch<'_>) -> Result<Self, FetchError> {
+        let built = watch.step(spawn_blocking(client)).await?;
+        let client = built.map_err(|died| died.to_string()).and_then(|built| built);
+        match client {
+            Ok(client) => Ok(Self { client, url }),
+            Err(reason) => Err(FetchError::Connection { url: shown(&url), reason }),
+        }
+    }
+
+    /// Asks for the file from this byte on, if it is still the version of the validator; otherwise the server sends it as a whole.
+    pub(super) async fn get(
+        &self,
+        from: u64,
+        validator: Option<&HeaderValue>,
+    ) -> Result<Answer, FetchError> {
+        let mut request = self.client.get(self.url.clone());
+        if from > 0 {
+            request = request.header(RANGE, format!("bytes={from}-"));
+            if let Some(validator) = validator {
+                request = request.header(IF_RANGE, validator);
+            }
+        }
+        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        let url = shown(response.url());
+        let wrong = |reason: String| FetchError::Answer { url: url.clone(), reason };
+        let range = content_range(response.headers()).map_err(wrong)?;
+        let length = response.headers().get(CONTENT_LENGTH).and_then(number);
+        let (body, total_bytes) = match (response.status(), range) {
+            (StatusCode::OK, _) => (Body::Whole, length),
+            (StatusCode::PARTIAL_CONTENT, Some(Range { part: Some((first, last)), total }))
+                if from > 0
+                    && first == from
+                    && length
+                        .is_none_or(|length| last.checked_sub(first) == length.checked_sub(1))
+                    && total.is_none_or(|total| last.checked_add(1) == Some(total)) =>
+            {
+                (Body::Rest, total.or(last.checked_add(1)))
+            }
+            (StatusCode::PARTIAL_CONTENT, _) => {
+                return Err(wrong(format!(
+                    "the server answers with another part of the file than byte {from} to its end"
+                )));
+            }
+            (StatusCode::RANGE_NOT_SATISFIABLE, range) if from > 0 => {
+                (Body::Beyond, range.and_then(|range| range.total))
+            }
+            (status, _) => {
+                let code = status.as_u16();
+                return Err(FetchError::Status { url, code, status: status.to_string() });
+            }
+        };
+        let validator = validator_of(response.headers());
+        Ok(Answer { response, url, body, total_bytes, validator })
+    }
+
+    /// How many bytes the file has, if the server says so without sending it.
+    pub(super) async fn size(&self) -> Result<Option<u64>, FetchError> {
+        let answer = self.client.head(self.url.clone()).send().await;
+        let answer = answer.map_err(|error| self.failed(&error))?;
+        // A server may well answer HEAD in another way than GET, so that only its good answers count.
+        let length = answer.headers().get(CONTENT_LENGTH).and_then(number);
+        Ok(length.filter(|_| answer.status() == StatusCode::OK))
+    }
+
+    fn failed(&self, error: &reqwest::Error) -> FetchError {
+        failed(error, || shown(&self.url))
+    }
+}
+
+/// What to say of a request that failed.
+pub(super) fn failed(error: &reqwest::Error, asked: impl FnOnce() -> String) -> FetchError {
+    let url = error.url().map_or_else(asked, shown);
+    if let Some(wrong) = causes(error).find_map(certificate_error) {
+        let reason = match wrong {
+            CertificateError::UnknownIssuer => {
+                "the server's certificate was issued by nobody this \
+                system trusts; SSL_CERT_FILE may name further certificate authorities"
+                    .to_owned()
+            }
+            wrong => format!("the server's certificate is not good: {wrong}"),
+        };
+        return FetchError::Certificate { url, reason };
+    }
+    // The outermost errors only say that it was a request; and they have the URL.
+    let reason = causes(error).last().map_or_else(|| "failed".to_owned(), ToString::to_string);
+    if error.is_redirect() || error.is_builder() {
+        FetchError::Answer { url, reason }
+    } else {
+        FetchError::Connection { url, reason }
+    }
+}
+
+/// What lies behind an error, the nearest first.
+fn causes<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let inner = |error: &'a (dyn Error + 'static)| match error.downcast_ref::<std::io::Error>() {
+        // Its source would be that of the error it only wraps.
+        Some(wrapper) => wrapper.get_ref().map(|error| error as &(dyn Error + 'static)),
+        None => error.source(),
+    };
+    std::iter::successors(error.source(), move |error| inner(*error))
+}
+
+fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CertificateError> {
+    match error.downcast_ref() {
+        Some(rustls::Error::InvalidCertificate(wrong)) => Some(wrong),
+        _ => None,
+    }
+}
+
+/// A client of our own for each file: what it knows is of today. Blocks.
+fn client() -> Result<Client, String> {
+    let mut authorities = RootCertStore::empty();
+    // What cannot be read is missing, and then a certificate's issuer is not known.
+    authorities.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(authorities)
+        .with_no_client_auth();
+    Client::builder()
+        .tls_backend_preconfigured(tls)
+        .http1_only()
+        .user_agent(USER_AGENT)
+        .default_headers(HeaderMap::from_iter([(
+            ACCEPT_ENCODING,
+            HeaderValue::from_static("identity"),
+        )]))
+        .referer(false) // it would tell another server the URL's query
+        .redirect(Policy::custom(redirect))
+        .build()
+        .map_err(|error| error.to_string())
+}
+
+fn redirect(attempt: Attempt<'_>) -> Action {
+    if attempt.previous().len() > REDIRECTS_MAX {
+        return attempt.error(format!("redirected more than {REDIRECTS_MAX} times"));
+    }
+    let was_safe = attempt.previous().iter().any(|url| url.scheme() == "https");
+    if was_safe && attempt.url().scheme() != "https" {
+        return attempt.error("redirected from https to another scheme");
+    }
+    attempt.follow()
+}
+
+/// RFC 9110 section 14.4: the first and last byte of a part, and how many the whole has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
+    part: Option<(u64, u64)>,
+    total: Option<u64>,
+}
+
+fn content_range(headers: &HeaderMap) -> Result<Option<Range>, String> {
+    let Some(value) = headers.get(CONTENT_RANGE) else { return Ok(None) };
+    let parse = || {
+        let (part, total) = value.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
+        let total = if total == "*" { None } else { Some(total.parse().ok()?) };
+        let part = if part == "*" {
+            None
+        } else {
+            let (first, last) = part.split_once('-')?;
+            Some((first.parse().ok()?, last.parse().ok()?))
+        };
+        Some(Range { part, total })
+    };
+    parse().map(Some).ok_or_else(|| "the server's Content-Range cannot be read".to_owned())
+}
+
+fn number(value: &HeaderValue) -> Option<u64> {
+    value.to_str().ok()?.parse().ok()
+}
+
+/// A strong entity tag, or else the date: a weak one does not promise the same bytes.
+fn validator_of(headers: &HeaderMap) -> Option<HeaderValue> {
+    let header = |name: HeaderName| headers.get(name).cloned();
+    header(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/")).or_else(|| header(LAST_MODIFIED))
+}
