@@ -15,7 +15,7 @@ use std::{io, path::PathBuf, time::Duration};
 #[cfg(fuzzing)]
 pub use self::fetch::fuzz as fuzz_checksums;
 pub use self::{
-    decode::DecodeError,
+    decode::{DecodeError, Limits, Look, decode, inspect, scratch_bytes_max},
     fetch::{FetchError, Sources},
     library::{Entry, Kept, Library, Options, Pruned},
     source::Directories,

@@ -9,6 +9,7 @@ mod admin;
 mod agent;
 mod callback;
 mod docs;
+mod image;
 mod ipmi;
 mod iscsi;
 mod layers;

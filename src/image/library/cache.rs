@@ -90,14 +90,16 @@ pub(super) enum Kind {
     Partial,
     /// Being unpacked.
     Temporary,
+    /// Unpacked half the way; it has a name for a moment only.
+    Scratch,
     /// Who uses it.
     Lock,
 }
 
 impl Kind {
     /// In the order in which they are removed: an entry stops to be one at once, and its lock goes last.
-    pub(super) const ALL: [Self; 5] =
-        [Self::About, Self::Raw, Self::Partial, Self::Temporary, Self::Lock];
+    pub(super) const ALL: [Self; 6] =
+        [Self::About, Self::Raw, Self::Partial, Self::Temporary, Self::Scratch, Self::Lock];
 
     const fn suffix(self) -> &'static str {
         match self {
@@ -105,6 +107,7 @@ impl Kind {
             Self::Raw => "raw",
             Self::Partial => "part",
             Self::Temporary => "tmp",
+            Self::Scratch => "scratch",
             Self::Lock => "lock",
         }
     }
@@ -191,6 +194,14 @@ impl Cache {
     /// A file of an image, to write to; what is in it stays.
     pub(super) fn create(&self, name: &Name, kind: Kind) -> io::Result<File> {
         self.open(&self.path(name, kind))
+    }
+
+    /// An empty file without a name, gone when it is closed.
+    pub(super) fn scratch(&self, name: &Name) -> io::Result<File> {
+        let file = self.create(name, Kind::Scratch)?;
+        self.remove(name, Kind::Scratch)?;
+        file.set_len(0)?;
+        Ok(file)
     }
 
     /// Asks for an image that was whole in this session. Does not wait for anybody.

@@ -104,7 +104,7 @@ impl Inner {
         let published = self.fetch(order, watch).await?;
         let (from, content) = self.unpack(order, lock, published, watch).await?;
         let (cache, name, mark) = (self.cache.clone(), order.name.clone(), session.mark.clone());
-        let (lock, source, limit) = (Arc::clone(lock), order.source.clone(), self.cache_bytes);
+        let (lock, source, limit) = (Arc::clone(lock), order.shown.clone(), self.cache_bytes);
         let sealed = on_thread(move || {
             // Held until this is done, whoever may have left meanwhile.
             let _lock = lock;
@@ -144,7 +144,7 @@ impl Inner {
             }
             Ok(Some(is_good))
         });
-        let checked = checked.await.map_err(|e| of_interrupted(&order.source, watch, e))?;
+        let checked = checked.await.map_err(|e| of_interrupted(&order.shown, watch, e))?;
         let is_good = checked.map_err(failed)?.ok_or(ImageError::Cancelled)?;
         if is_good {
             info!(image = %order.name, "the image in the cache was checked and is whole");
@@ -224,7 +224,7 @@ impl Inner {
             unpacked = watched(watch, move |beat| work.run(beat)) => unpacked,
             why = no_space => return Err(why),
         };
-        let unpacked = unpacked.map_err(|error| of_interrupted(&order.source, watch, error))?;
+        let unpacked = unpacked.map_err(|error| of_interrupted(&order.shown, watch, error))?;
         self.or_useless(order, unpacked).map_err(failed)
     }
 
@@ -256,7 +256,7 @@ impl Inner {
 
     fn no_space(&self, order: &Order, meter: &Meter) -> ImageError {
         ImageError::NoSpace {
-            source_text: order.source.clone(),
+            source_text: order.shown.clone(),
             dir: self.cache.dir.clone(),
             needed_bytes: left_bytes(meter),
             free_bytes: self.cache.free_bytes().unwrap_or_default(),
@@ -267,14 +267,14 @@ impl Inner {
         match error {
             DecodeError::Cancelled => ImageError::Cancelled,
             DecodeError::Io(error) if is_full(&error) => self.no_space(order, meter),
-            error => ImageError::Decode { source_text: order.source.clone(), error },
+            error => ImageError::Decode { source_text: order.shown.clone(), error },
         }
     }
 
     fn of_fetch(&self, order: &Order, watch: &Watch<'_>, error: FetchError) -> ImageError {
         match error {
             FetchError::Keep(error) if is_full(&error) => self.no_space(order, watch.meter),
-            error => of_fetch(&order.source, watch, error),
+            error => of_fetch(&order.shown, watch, error),
         }
     }
 
@@ -309,7 +309,9 @@ impl Unpacking {
         } else {
             let raw = self.cache.create(&self.order.name, Kind::Temporary)?;
             raw.set_len(0)?;
-            let mut limits = Limits { raw_bytes_max: self.raw_bytes_max, progress: beat };
+            let scratch = || self.cache.scratch(&self.order.name);
+            let raw_bytes_max = self.raw_bytes_max;
+            let mut limits = Limits { raw_bytes_max, progress: beat, scratch: &scratch };
             decode::decode(&self.published, self.order.format, &raw, &mut limits)?;
             (Kind::Temporary, Arc::new(raw))
         };

@@ -19,12 +19,13 @@ use self::{
 };
 use super::{
     ImageError,
-    fetch::{FetchError, Sources},
+    fetch::{FetchError, Sources, shown},
     source::Directories,
 };
 use crate::{
     model::{
         ids::Digest,
+        size::show_bytes,
         spec::{self, ImageFormat},
     },
     progress::{Interrupted, Watch},
@@ -96,6 +97,8 @@ struct Order {
     digest: Digest,
     format: ImageFormat,
     source: String,
+    /// The source without what must not be shown.
+    shown: String,
 }
 
 impl Library {
@@ -123,7 +126,7 @@ impl Library {
             spec::Checksum::Inline(digest) => Ok(digest.clone()),
             spec::Checksum::Listed(place) => {
                 let listed = self.0.sources.listed(place, &image.source, watch).await;
-                listed.map_err(|error| of_fetch(&image.source, watch, error))
+                listed.map_err(|error| of_fetch(&shown(&image.source), watch, error))
             }
         }
     }
@@ -141,6 +144,7 @@ impl Library {
             digest: digest.clone(),
             format: image.format,
             source: image.source.clone(),
+            shown: shown(&image.source),
         };
         let (inner, stall) = (Arc::clone(&self.0), watch.stall);
         let flight = self.0.flights.join(
@@ -173,7 +177,22 @@ fn of_cache(path: &Path, error: io::Error) -> ImageError {
 fn of_fetch(source: &str, watch: &Watch<'_>, error: FetchError) -> ImageError {
     match error {
         FetchError::Interrupted(interrupted) => of_interrupted(source, watch, interrupted),
-        error => ImageError::Fetch { source_text: source.to_owned(), error },
+        error => {
+            ImageError::Fetch { source_text: source.to_owned(), error: of_limit(source, error) }
+        }
+    }
+}
+
+/// A file above the configured limit is one that cannot be used, however often it is fetched.
+fn of_limit(source: &str, error: FetchError) -> FetchError {
+    match error {
+        FetchError::TooLarge { bytes, is_all, bytes_max } => {
+            let [bytes, bytes_max] = [bytes, bytes_max].map(show_bytes);
+            let more = if is_all { "" } else { " or more" };
+            let reason = format!("{bytes}{more}, at most {bytes_max} are allowed");
+            FetchError::Unusable { path: source.into(), reason }
+        }
+        error => error,
     }
 }
 

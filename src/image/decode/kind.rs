@@ -1,0 +1,139 @@
+//! What a file is, by its first bytes.
+//!
+//! Called before anything is decoded, on the published file and on what was packed in it. It must never go by a name, and never call
+//! something a raw disk that is known to be something else.
+
+use super::outer::Packing;
+
+/// How many bytes are looked at. The signature that lies deepest is tar's, at 257; where qcow2 names a backing file, it is deeper.
+pub(super) const HEAD_BYTES: usize = 4096;
+
+/// What bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Nothing that is known: the bytes of a disk.
+    Raw,
+    /// QEMU's format, version 2 or later.
+    Qcow2,
+    /// Packed as a whole.
+    Packed(Packing),
+    /// Known, and not what can be written to a disk.
+    Foreign(&'static str, Remedy),
+}
+
+/// What the publisher can do about a foreign format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// A disk in another format.
+    Convert,
+    /// Something around a disk image that can be taken off.
+    Unpack,
+}
+
+use Kind::{Foreign, Packed, Qcow2};
+use Remedy::{Convert, Unpack};
+
+/// Signatures and where they begin.
+const SIGNATURES: &[(usize, &[u8], Kind)] = &[
+    (0, b"QFI\xfb\0\0\0\x01", Foreign("qcow version 1", Convert)),
+    (0, b"QFI\xfb", Qcow2),
+    (0, b"\x1f\x8b", Packed(Packing::Gzip)),
+    (0, b"\xfd7zXZ\0", Packed(Packing::Xz)),
+    (0, b"\x28\xb5\x2f\xfd", Packed(Packing::Zstd)),
+    (0, b"KDMV", Foreign("vmdk", Convert)),
+    (0, b"COWD", Foreign("vmdk", Convert)),
+    (0, b"# Disk DescriptorFile", Foreign("vmdk", Convert)),
+    (64, b"\x7f\x10\xda\xbe", Foreign("vdi", Convert)),
+    (0, b"conectix", Foreign("vhd", Convert)),
+    (0, b"vhdxfile", Foreign("vhdx", Convert)),
+    (0, b"QED\0", Foreign("qed", Convert)),
+    (0, b"WithoutFreeSpace", Foreign("parallels", Convert)),
+    (0, b"WithouFreSpacExt", Foreign("parallels", Convert)),
+    (0, b"\x3a\xff\x26\xed", Foreign("android sparse", Unpack)),
+    (0, b"\x04\x22\x4d\x18", Foreign("lz4", Unpack)),
+    (0, b"LZIP", Foreign("lzip", Unpack)),
+    (0, b"\x89LZO\0\r\n\x1a\n", Foreign("lzop", Unpack)),
+    (0, b"\x1f\x9d", Foreign("compress", Unpack)),
+    (0, b"PK\x03\x04", Foreign("zip", Unpack)),
+    (0, b"PK\x05\x06", Foreign("zip", Unpack)),
+    (0, b"7z\xbc\xaf\x27\x1c", Foreign("7z", Unpack)),
+    (0, b"Rar!\x1a\x07", Foreign("rar", Unpack)),
+    (0, b"MSWIM\0\0\0", Foreign("wim", Unpack)),
+    (257, b"ustar", Foreign("tar", Unpack)),
+];
+
+/// The last 512 bytes of a VHD begin so, and only those if its size is fixed.
+pub(super) const VHD_FOOTER: &[u8] = b"conectix";
+
+impl Kind {
+    /// By the first [`HEAD_BYTES`], or all bytes if there are fewer.
+    pub(super) fn of(head: &[u8]) -> Self {
+        let signature = |(at, bytes, _): &&(usize, &[u8], Self)| {
+            head.get(*at..).is_some_and(|rest| rest.starts_with(bytes))
+        };
+        if let Some((_, _, kind)) = SIGNATURES.iter().find(signature) {
+            return *kind;
+        }
+        match head {
+            // A level, and then a block or, when nothing was packed, the end.
+            [b'B', b'Z', b'h', b'1'..=b'9', rest @ ..]
+                if rest.starts_with(b"\x31\x41\x59\x26\x53\x59")
+                    || rest.starts_with(b"\x17\x72\x45\x38\x50\x90") =>
+            {
+                Packed(Packing::Bzip2)
+            }
+            // A skippable frame, with which pzstd begins (RFC 8878, 3.1.2).
+            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Packed(Packing::Zstd),
+            _ => Self::Raw,
+        }
+    }
+}
+
+impl Remedy {
+    /// What to do, as a sentence without an end.
+    pub(super) fn advice(self) -> &'static str {
+        match self {
+            Convert => "convert it with `qemu-img convert -O qcow2 OLD NEW`",
+            Unpack => "take the disk image out of it and publish that",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_is_goes_by_its_content() {
+        let mut tar = vec![0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        let mut vdi = b"<<< Oracle VM VirtualBox Disk Image >>>\n".to_vec();
+        vdi.resize(64, 0);
+        vdi.extend(b"\x7f\x10\xda\xbe");
+        for (head, kind) in [
+            (&b"QFI\xfb\0\0\0\x03"[..], Qcow2),
+            (b"QFI\xfb\0\0\0\x01", Foreign("qcow version 1", Convert)),
+            (b"\x1f\x8b\x08", Packed(Packing::Gzip)),
+            (b"BZh91AY&SY", Packed(Packing::Bzip2)),
+            (b"BZh9, said the boot sector", Kind::Raw),
+            (b"\x52\x2a\x4d\x18\x04\0\0\0", Packed(Packing::Zstd)),
+            (&tar, Foreign("tar", Unpack)),
+            (&vdi, Foreign("vdi", Convert)),
+            (b"\xeb\x63\x90", Kind::Raw),
+            (b"", Kind::Raw),
+            (&[0; HEAD_BYTES], Kind::Raw),
+        ] {
+            assert_eq!(Kind::of(head), kind, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn the_head_is_long_enough_for_every_signature() {
+        for (at, bytes, kind) in SIGNATURES {
+            assert!(at + bytes.len() <= HEAD_BYTES);
+            let mut head = vec![0; *at];
+            head.extend_from_slice(bytes);
+            assert_eq!(Kind::of(&head), *kind);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The layer around an image: gzip, xz, zstd or bzip2, or none at all.
+//!
+//! Called with the published file. All members, frames or streams of it are one image after the other, as for the format's own tool. It
+//! must never take what is cut short or does not compare for the whole, take more memory than a usual option of the packer needs, or read
+//! on without telling how far it is.
+
+use std::{
+    cell::{Cell, RefCell},
+    error::Error,
+    fmt,
+    fs::File,
+    io::{self, BufRead, Read},
+    ops::{ControlFlow, Range},
+    os::unix::fs::FileExt as _,
+};
+
+use bzip2::bufread::MultiBzDecoder;
+use flate2::bufread::GzDecoder;
+use liblzma::{
+    bufread::XzDecoder,
+    stream::{CONCATENATED, Error as XzError, Stream, TELL_UNSUPPORTED_CHECK},
+};
+use zstd::stream::read::Decoder as ZstdDecoder;
+
+use super::DecodeError;
+use crate::model::size::show_bytes;
+
+/// How much is read at once: few calls, and often enough told.
+const INPUT_BYTES: usize = 256 << 10;
+
+/// What xz may need: twice its strongest preset, `-9`.
+const XZ_MEMORY_BYTES_MAX: u64 = 128 << 20;
+
+/// The window zstd may need: its own limit without an option, which `--ultra -22` and `--long` stay within (RFC 8878, 3.1.1.1.2).
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// What a file can be packed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packing {
+    /// RFC 1952.
+    Gzip,
+    /// The .xz file format 1.2.
+    Xz,
+    /// RFC 8878.
+    Zstd,
+    /// As bzip2 1.0 writes it.
+    Bzip2,
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Zstd => "zstd",
+            Self::Bzip2 => "bzip2",
+        })
+    }
+}
+
+/// Tells how far the published file is read, from wherever that is known.
+pub(super) struct Ticker<'a> {
+    tell: RefCell<&'a mut dyn FnMut(u64) -> ControlFlow<()>>,
+    at: Cell<u64>,
+}
+
+/// The way of a cancellation through the decoders.
+#[derive(Debug, thiserror::Error)]
+#[error("cancelled")]
+struct Stop;
+
+impl<'a> Ticker<'a> {
+    pub(super) fn new(tell: &'a mut dyn FnMut(u64) -> ControlFlow<()>) -> Self {
+        Self { tell: RefCell::new(tell), at: Cell::new(0) }
+    }
+
+    /// So many bytes of the published file are behind.
+    pub(super) fn at(&self, bytes: u64) -> Result<(), DecodeError> {
+        self.at.set(self.at.get().max(bytes));
+        self.still_there()
+    }
+
+    /// No more bytes are behind, but something was done.
+    pub(super) fn still_there(&self) -> Result<(), DecodeError> {
+        match (self.tell.borrow_mut())(self.at.get()) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(DecodeError::Cancelled),
+        }
+    }
+}
+
+/// The bytes in the outer layer, from the first to the last.
+pub(super) struct Unpacked<'a> {
+    packing: Option<Packing>,
+    bytes: Box<dyn Read + 'a>,
+    /// How many have been read.
+    at: u64,
+}
+
+impl<'a> Unpacked<'a> {
+    /// Nothing is read yet, except by gzip its header.
+    pub(super) fn new(
+        published: &'a File,
+        packing: Option<Packing>,
+        ticker: &'a Ticker<'a>,
+    ) -> Result<Self, DecodeError> {
+        let input = Input { published, ticker, at: 0, buffer: vec![0; INPUT_BYTES], unread: 0..0 };
+        let bytes: Box<dyn Read + 'a> = match packing {
+            None => Box::new(input),
+            Some(Packing::Gzip) => Box::new(Gzip(Some(GzDecoder::new(input)))),
+            Some(Packing::Xz) => {
+                let flags = CONCATENATED | TELL_UNSUPPORTED_CHECK;
+                let stream = Stream::new_stream_decoder(XZ_MEMORY_BYTES_MAX, flags);
+                Box::new(XzDecoder::new_stream(input, stream.map_err(io::Error::from)?))
+            }
+            Some(Packing::Zstd) => {
+                let mut decoder = ZstdDecoder::with_buffer(input)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+                Box::new(decoder)
+            }
+            Some(Packing::Bzip2) => Box::new(MultiBzDecoder::new(input)),
+        };
+        Ok(Self { packing, bytes, at: 0 })
+    }
+
+    /// Fills the buffer. Less than that is the rest.
+    pub(super) fn fill<'b>(&mut self, buffer: &'b mut [u8]) -> Result<&'b [u8], DecodeError> {
+        let mut filled = 0;
+        while let Some(empty) = buffer.get_mut(filled..).filter(|empty| !empty.is_empty()) {
+            let bytes = self.bytes.read(empty).map_err(|error| self.explain(error))?;
+            if bytes == 0 {
+                break;
+            }
+            filled += bytes;
+            self.at += bytes as u64;
+        }
+        Ok(buffer.get(..filled).unwrap_or_default())
+    }
+
+    fn explain(&self, error: io::Error) -> DecodeError {
+        if error.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<Stop>) {
+            return DecodeError::Cancelled;
+        }
+        let Some(packing) = self.packing.filter(|_| error.raw_os_error().is_none()) else {
+            return DecodeError::Io(error);
+        };
+        let xz = error.get_ref().and_then(|inner| inner.downcast_ref::<XzError>());
+        let why = if error.kind() == io::ErrorKind::UnexpectedEof {
+            "it is cut short".to_owned()
+        } else if xz == Some(&XzError::MemLimit) {
+            let most = show_bytes(XZ_MEMORY_BYTES_MAX);
+            format!("it needs more than {most} of memory; pack it with -9 or less")
+        } else if packing == Packing::Zstd && error.to_string().contains("too much memory") {
+            format!("its window is too large; pack it with --long={ZSTD_WINDOW_LOG_MAX} or less")
+        } else {
+            error.to_string().to_lowercase()
+        };
+        DecodeError::Unusable(format!(
+            "{packing} cannot be unpacked after its first {}: {why}",
+            show_bytes(self.at)
+        ))
+    }
+}
+
+/// The published file, told about with every read.
+struct Input<'a> {
+    published: &'a File,
+    ticker: &'a Ticker<'a>,
+    at: u64,
+    buffer: Vec<u8>,
+    unread: Range<usize>,
+}
+
+impl BufRead for Input<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.unread.is_empty() {
+            self.ticker.at(self.at).map_err(|_| io::Error::other(Stop))?;
+            let bytes = self.published.read_at(&mut self.buffer, self.at)?;
+            self.at += bytes as u64;
+            self.unread = 0..bytes;
+        }
+        Ok(self.buffer.get(self.unread.clone()).unwrap_or_default())
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.unread.start += bytes;
+    }
+}
+
+impl Read for Input<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.fill_buf()?.read(into)?;
+        self.consume(bytes);
+        Ok(bytes)
+    }
+}
+
+/// One member after the other, and then perhaps zeros, as gzip itself takes them: tapes were padded.
+struct Gzip<R>(Option<GzDecoder<R>>);
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let bytes = member.read(into)?;
+            if bytes > 0 {
+                return Ok(bytes);
+            }
+            self.0 = self
+                .0
+                .take()
+                .map(GzDecoder::into_inner)
+                .and_then(|input| next(input).transpose())
+                .transpose()?;
+        }
+        Ok(0)
+    }
+}
+
+/// The member after the zeros, or none if there is nothing but those.
+fn next<R: BufRead>(mut input: R) -> io::Result<Option<GzDecoder<R>>> {
+    let mut padded = false;
+    loop {
+        let buffered = input.fill_buf()?;
+        let Some(zeros) = buffered.iter().position(|byte| *byte != 0) else {
+            let bytes = buffered.len();
+            if bytes == 0 {
+                return Ok(None);
+            }
+            padded = true;
+            input.consume(bytes);
+            continue;
+        };
+        if padded || zeros > 0 {
+            let message = "something follows the zeros after its end";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        return Ok(Some(GzDecoder::new(input)));
+    }
+}

@@ -1,0 +1,3 @@
+//! Images as the usual tools write them.
+
+mod decode;
