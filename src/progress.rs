@@ -59,7 +59,7 @@ impl Watch<'_> {
 #[derive(Debug, Default)]
 pub struct Meter(Mutex<Stages>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Stages {
     present: Option<Stage>,
     past: Vec<(ImagingStage, Duration)>,
@@ -126,6 +126,12 @@ impl Meter {
             stage.done_bytes = bytes;
             stage.had_bytes = stage.had_bytes.min(bytes);
         }
+    }
+
+    /// Shows what another meter shows: this work is done by somebody else.
+    pub fn show(&self, other: &Self) {
+        let stages = other.stages().clone();
+        *self.stages() = stages;
     }
 
     fn stages(&self) -> MutexGuard<'_, Stages> {

@@ -53,7 +53,8 @@ impl Workshop {
         let watch = Watch { cancel, stall: spec.timeouts.imaging_stall, meter };
         let of_image = |error: ImageError| faults::of_image(&error);
         let digest = self.library.digest(&spec.image, &watch).await.map_err(of_image)?;
-        let entry = self.library.get(&spec.image, &digest, &watch).await.map_err(of_image)?;
+        let entry = self.library.get(&spec.image, &digest, &watch).await;
+        let entry = entry.map_err(|error| faults::of_image(&error))?;
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|error| {
             Fault::passing(
@@ -80,7 +81,8 @@ impl Workshop {
     ) -> Result<Outcome, Fault> {
         let watch = Watch { cancel: cancel.clone(), stall: spec.timeouts.imaging_stall, meter };
         let of_image = |error: ImageError| faults::of_image(&error);
-        let entry = self.library.get(&spec.image, digest, &watch).await.map_err(of_image)?;
+        let entry = self.library.get(&spec.image, digest, &watch).await;
+        let entry = entry.map_err(|error| faults::of_image(&error))?;
         let image = ImageFile::new(Arc::clone(&entry.file), &entry.path)
             .map_err(|error| of_image(ImageError::Cache { path: entry.path.clone(), error }))?;
         let disk = TargetDisk::new(target);

@@ -55,6 +55,7 @@ use crate::{
     watch::{DEBOUNCE, Watcher},
 };
 
+pub(crate) use self::work::library;
 use self::{
     driver::{Driver, Sources},
     menu::MenuWriter,

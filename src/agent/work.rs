@@ -57,7 +57,7 @@ struct KnownBmc {
 impl Workshop {
     pub(super) fn new(config: &Config) -> Self {
         Self {
-            library: Library::new(library_options(config)),
+            library: library(config),
             secrets: config.secrets.dir.clone(),
             image_dirs: image_dirs(&config.images),
             boot_files: [config.ramdisk.kernel.clone(), config.ramdisk.initramfs.clone()],
@@ -201,13 +201,17 @@ impl Workshop {
     }
 }
 
-fn library_options(config: &Config) -> image::Options {
-    image::Options {
-        dir: config.images.dir.clone(),
-        allowed_dirs: config.images.allowed_dirs.clone(),
-        cache_dir: config.state.dir.join("cache"),
-        cache_bytes: u64::MAX,
-    }
+/// The image library of this configuration; the agent's, or that of a command.
+pub(crate) fn library(config: &Config) -> Library {
+    let images = config.images.clone();
+    Library::new(image::Options {
+        dir: images.dir,
+        allowed_dirs: images.allowed_dirs,
+        cache_dir: images.cache_dir,
+        cache_bytes: images.cache_size,
+        published_bytes_max: images.published_max,
+        raw_bytes_max: images.raw_max,
+    })
 }
 
 /// What an installed machine boots from.

@@ -1,8 +1,10 @@
 //! The commands: what an administrator types.
 //!
 //! Called by the `hostler` binary. Looking needs no agent: `check`, `show` and `digest` read specs, `status`, `watch`, `wait` and
-//! `explain` read status files, and `plan` both. `approve` and `retry` ask the running agent. Nothing here changes a node by itself.
+//! `explain` read status files, and `plan` both. `approve` and `retry` ask the running agent, and `cache` shares its images with it. Nothing
+//! here changes a node by itself.
 
+mod cache;
 mod check;
 mod digest;
 mod explain;
@@ -100,6 +102,11 @@ enum Command {
     Approve(orders::For),
     /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if there was nothing to try again.
     Retry(orders::For),
+    /// Look at the images that are kept for all machines, fetch them ahead of time, and make space. The agent may be running.
+    Cache {
+        #[command(subcommand)]
+        command: cache::Command,
+    },
     /// Work with the deploy ramdisk.
     Ramdisk {
         #[command(subcommand)]
@@ -193,6 +200,7 @@ impl Args {
             Command::Plan(asked) => plan::plan(&asked, out),
             Command::Approve(whom) => orders::give(Order::Approve, whom, out),
             Command::Retry(whom) => orders::give(Order::Retry, whom, out),
+            Command::Cache { command } => command.run(out),
             Command::Ramdisk {
                 command: RamdiskCommand::Build { kernel_package, binary, out: dir },
             } => {

@@ -35,6 +35,12 @@ const ADMIN_SOCKET: &str = "/run/hostler/admin.sock";
 const IMAGING_MAX: usize = 4;
 /// Enough for a whole site of thirty at once, some of which never come up.
 const WAITING_MAX: usize = 50;
+/// Some ten images of a usual server system, unpacked.
+const CACHE_BYTES: u64 = 20 << 30;
+/// Far more than any image of a system without data.
+const PUBLISHED_BYTES_MAX: u64 = 64 << 30;
+/// As large as the disks that systems are installed on.
+const RAW_BYTES_MAX: u64 = 1 << 40;
 /// Some BMCs crash when they are asked more often.
 const BMC_SPACING: Duration = Duration::from_secs(1);
 const RESCAN: Duration = Duration::from_secs(60);
@@ -100,6 +106,17 @@ pub struct Images {
     pub dir: PathBuf,
     /// The directories an absolute `image.source` may be in, besides `dir`.
     pub allowed_dirs: Vec<PathBuf>,
+    /// Where images are kept as raw files; its files are for hostler's user only.
+    pub cache_dir: PathBuf,
+    /// How many bytes of the disk the cache may take. What was used longest ago goes first; images in use stay, whatever they take.
+    #[serde(serialize_with = "size")]
+    pub cache_size: u64,
+    /// The most bytes an image may have as it is published, at least 1.
+    #[serde(serialize_with = "size")]
+    pub published_max: u64,
+    /// The most bytes an image may have as a disk, holes included, at least 1. A few bytes can be unpacked to any number.
+    #[serde(serialize_with = "size")]
+    pub raw_max: u64,
 }
 
 /// `[secrets]`
@@ -257,10 +274,16 @@ fn specs(specs: &mut Section<'_>) -> Option<Specs> {
 }
 
 fn images(images: &mut Section<'_>, state: &State) -> Images {
-    images.key("cache_size").later().text(parse_bytes);
     Images {
         dir: images.key("dir").text(absolute).unwrap_or_else(|| state.dir.join("images")),
         allowed_dirs: images.key("allowed_dirs").list(absolute).unwrap_or_default(),
+        cache_dir: images
+            .key("cache_dir")
+            .text(absolute)
+            .unwrap_or_else(|| state.dir.join("cache")),
+        cache_size: images.key("cache_size").text(parse_bytes).unwrap_or(CACHE_BYTES),
+        published_max: images.key("published_max").text(limit).unwrap_or(PUBLISHED_BYTES_MAX),
+        raw_max: images.key("raw_max").text(limit).unwrap_or(RAW_BYTES_MAX),
     }
 }
 
@@ -320,6 +343,26 @@ fn at_least_one(number: i64) -> Result<usize, String> {
     match usize::try_from(number) {
         Ok(0) | Err(_) => Err(format!("{number}, must be at least 1")),
         Ok(number) => Ok(number),
+    }
+}
+
+/// A limit that lets something through.
+fn limit(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        0 => Err(format!("`{text}`, must be at least 1 byte")),
+        bytes => Ok(bytes),
+    }
+}
+
+/// As the reader takes it, in the largest unit that is exact: `20GiB`.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn size<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    const UNITS: [(&str, u64); 4] =
+        [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    let exact = UNITS.iter().find(|(_, scale)| *bytes >= *scale && bytes.is_multiple_of(*scale));
+    match exact {
+        Some((unit, scale)) => serializer.collect_str(&format_args!("{}{unit}", bytes / scale)),
+        None => serializer.collect_str(&format_args!("{bytes}B")),
     }
 }
 

@@ -40,6 +40,10 @@ fn three_lines_are_enough_and_every_default_is_shown() {
         [images]
         dir = "/var/lib/hostler/images"
         allowed_dirs = []
+        cache_dir = "/var/lib/hostler/cache"
+        cache_size = "20GiB"
+        published_max = "64GiB"
+        raw_max = "1TiB"
 
         [secrets]
         dir = "/etc/hostler/secrets"
@@ -85,6 +89,10 @@ dir = "/srv/state"
 [images]
 dir = "/srv/images"
 allowed_dirs = ["/mnt/a", "/mnt/b"]
+cache_dir = "/srv/cache"
+cache_size = "1.5GB"
+published_max = "10GiB"
+raw_max = "480GB"
 [secrets]
 dir = "/srv/secrets"
 [network]
@@ -107,6 +115,8 @@ retry = { attempts = 5 }
     assert_eq!(config.specs.status_dir.as_deref(), Some(Path::new("/run/hostler/status")));
     assert_eq!(config.specs.rescan, Duration::from_secs(5400));
     assert_eq!(config.images.allowed_dirs, [Path::new("/mnt/a"), Path::new("/mnt/b")]);
+    assert_eq!(config.images.cache_dir, Path::new("/srv/cache"));
+    assert_eq!((config.images.cache_size, config.images.published_max), (1_500_000_000, 10 << 30));
     assert_eq!(config.tftp.listen.to_string(), "[::]:1069");
     let shown = config.to_toml();
     assert!(shown.ends_with("[defaults.retry]\nattempts = 5\n"), "{shown}");
@@ -122,7 +132,9 @@ dir = "nodes"
 rescan = "0s"
 [images]
 allowed_dirs = ["/srv/../etc", "x", 1]
-cache_size = "20GiB"
+cache_size = "20 gigs"
+published_max = 5
+raw_max = "0GiB"
 [network]
 advertise = "0.0.0.0"
 interface = "eth0"
@@ -139,7 +151,7 @@ enforce_power = 1
 [admin]
 socket = "admin.sock"
 "#,
-        &expect![[r"
+        &expect![[r#"
             hostler.toml: ramdisk.kernel: missing
             hostler.toml: ramdisk.initramfs: missing
             hostler.toml:1:12: defaults: an integer, must be a table
@@ -148,16 +160,18 @@ socket = "admin.sock"
             hostler.toml:6:17: images.allowed_dirs: `/srv/../etc` has a `..` in it
             hostler.toml:6:32: images.allowed_dirs: `x` is not an absolute path
             hostler.toml:6:37: images.allowed_dirs: an integer, must be a string; put it in quotes
-            hostler.toml:7:14: images.cache_size: not supported yet
-            hostler.toml:9:13: network.advertise: 0.0.0.0 is no address that a machine could call back
-            hostler.toml:10:1: network.interface: unknown key
-            hostler.toml:12:10: tftp.listen: `69` is not address:port; write for example 192.0.2.1:69 or [::]:69
-            hostler.toml:13:1: tftp.loader: unknown key; did you mean `loaders`?
-            hostler.toml:15:10: callback.listen: an integer, must be a string; put it in quotes
-            hostler.toml:17:11: limits.imaging: 0, must be at least 1
-            hostler.toml:20:17: safety.enforce_power: an integer, must be true or false
-            hostler.toml:22:10: admin.socket: `admin.sock` is not an absolute path
-        "]],
+            hostler.toml:7:14: images.cache_size: `20 gigs` is not a size; write for example 480GB or 64MiB
+            hostler.toml:8:17: images.published_max: an integer, must be a string; put it in quotes
+            hostler.toml:9:11: images.raw_max: `0GiB`, must be at least 1 byte
+            hostler.toml:11:13: network.advertise: 0.0.0.0 is no address that a machine could call back
+            hostler.toml:12:1: network.interface: unknown key
+            hostler.toml:14:10: tftp.listen: `69` is not address:port; write for example 192.0.2.1:69 or [::]:69
+            hostler.toml:15:1: tftp.loader: unknown key; did you mean `loaders`?
+            hostler.toml:17:10: callback.listen: an integer, must be a string; put it in quotes
+            hostler.toml:19:11: limits.imaging: 0, must be at least 1
+            hostler.toml:22:17: safety.enforce_power: an integer, must be true or false
+            hostler.toml:24:10: admin.socket: `admin.sock` is not an absolute path
+        "#]],
     );
     check(
         "specs.dir = \"/x\"\n",

@@ -17,7 +17,7 @@ pub use self::fetch::fuzz as fuzz_checksums;
 pub use self::{
     decode::{DecodeError, Limits, Look, decode, inspect, scratch_bytes_max},
     fetch::{FetchError, Sources},
-    library::{Entry, Library, Options},
+    library::{Entry, Kept, Library, Options, Pruned},
     source::Directories,
 };
 use crate::model::size::show_bytes;
@@ -43,7 +43,7 @@ pub enum ImageError {
     },
     /// The cache does not have the space.
     #[error(
-        "image {source_text}: needs {} in {}, which has {} left",
+        "image {source_text}: needs {} in {}, which has {} for it",
         show_bytes(*needed_bytes), dir.display(), show_bytes(*free_bytes)
     )]
     NoSpace {

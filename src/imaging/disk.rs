@@ -39,7 +39,7 @@ impl<V: Volume> Disk<V> {
         }
         let capacity = volume.capacity_bytes();
         let bytes = capacity - capacity % u64::from(block_bytes);
-        Ok(Self { volume, geometry: Geometry { bytes, block_bytes } })
+        Ok(Self { volume, geometry: Geometry { bytes, block_bytes, optimal_bytes: 0 } })
     }
 
     pub(super) fn geometry(&self) -> Geometry {

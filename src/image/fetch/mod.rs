@@ -154,6 +154,16 @@ fn file_name(source: &str) -> Result<Vec<u8>, FetchError> {
     }
 }
 
+/// A source as it may be shown and logged.
+pub(super) fn shown(source: &str) -> String {
+    match web::url(source) {
+        Some(Ok(url)) => web::shown(&url),
+        // What cannot be read may hide a password.
+        Some(Err(_)) => "at a bad URL".to_owned(),
+        None => source.to_owned(),
+    }
+}
+
 /// Whether a file may have so many bytes.
 fn check_room(bytes: u64, is_all: bool, bytes_max: u64) -> Result<(), FetchError> {
     if bytes > bytes_max { Err(FetchError::TooLarge { bytes, is_all, bytes_max }) } else { Ok(()) }

@@ -1,0 +1,327 @@
+//! The cache's directory: what its files are called, who may touch them when, and what is written down about an image.
+//!
+//! Called by the library, on threads that may block. For each image there are `<name>.raw`, its bytes, and `<name>.toml`, what is known of
+//! them; both together are an entry. On the way there: `<name>.part`, as published, and `<name>.tmp`, being unpacked. `<name>.lock` is held
+//! shared by those who use the entry, alone by the one who makes or removes it, and its time is that of the last use. It must never show
+//! an entry that is not whole.
+
+use std::{
+    fmt,
+    fs::{self, DirBuilder, File, Metadata, Permissions},
+    io::{self, Read as _},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, lchown,
+    },
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use jiff::Timestamp;
+use rustix::{
+    fs::{FlockOperation, OFlags, flock},
+    io::Errno,
+    process::geteuid,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    atomic_file,
+    model::{ids::Digest, spec::ImageFormat},
+};
+
+const DIR_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+const SESSION: &str = "session";
+/// The version of what is written down; another one is as good as nothing.
+const VERSION: u32 = 1;
+/// The longest source is a few kB.
+const ABOUT_BYTES_MAX: u64 = 64 << 10;
+
+/// The directory.
+#[derive(Clone, Debug)]
+pub(super) struct Cache {
+    pub(super) dir: PathBuf,
+}
+
+/// What identifies an image in the cache: the digest of the published file, and what the spec says of its format, because the same file
+/// may be read as one or the other. `sha256-0123…` or `sha256-0123…-raw`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Name(String);
+
+impl Name {
+    pub(super) fn new(digest: &Digest, format: ImageFormat) -> Self {
+        let digest = digest.to_string().replace(':', "-");
+        Self(match format {
+            ImageFormat::Auto => digest,
+            ImageFormat::Raw => format!("{digest}-raw"),
+            ImageFormat::Qcow2 => format!("{digest}-qcow2"),
+        })
+    }
+
+    pub(super) fn digest(&self) -> Option<Digest> {
+        let (algorithm, rest) = self.0.split_once('-')?;
+        let hash = rest.split('-').next()?;
+        format!("{algorithm}:{hash}").parse().ok()
+    }
+
+    /// Whose file this is, if it is one of an image.
+    pub(super) fn of_file(file_name: &str) -> Option<(Self, Kind)> {
+        let (stem, suffix) = file_name.rsplit_once('.')?;
+        let kind = Kind::ALL.into_iter().find(|kind| kind.suffix() == suffix)?;
+        let name = Self(stem.to_owned());
+        name.digest().is_some().then_some((name, kind))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The files of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// What is known of it.
+    About,
+    /// Its bytes.
+    Raw,
+    /// As published, perhaps not all of it yet.
+    Partial,
+    /// Being unpacked.
+    Temporary,
+    /// Unpacked half the way; it has a name for a moment only.
+    Scratch,
+    /// Who uses it.
+    Lock,
+}
+
+impl Kind {
+    /// In the order in which they are removed: an entry stops to be one at once, and its lock goes last.
+    pub(super) const ALL: [Self; 6] =
+        [Self::About, Self::Raw, Self::Partial, Self::Temporary, Self::Scratch, Self::Lock];
+
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::About => "toml",
+            Self::Raw => "raw",
+            Self::Partial => "part",
+            Self::Temporary => "tmp",
+            Self::Scratch => "scratch",
+            Self::Lock => "lock",
+        }
+    }
+}
+
+/// What is written down about an entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct About {
+    pub(super) version: u32,
+    /// Of the file as published.
+    pub(super) digest: Digest,
+    /// Where it came from.
+    pub(super) source: String,
+    /// When.
+    pub(super) made: Timestamp,
+    /// How many raw bytes there are.
+    pub(super) bytes: u64,
+    /// What they are; see `content`.
+    pub(super) content: Digest,
+    /// When the file was written last; nobody writes to it afterwards.
+    pub(super) modified: Timestamp,
+    /// The session in which it was whole.
+    pub(super) session: String,
+}
+
+/// Somebody's hold on an image in the cache.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Lock {
+    /// That it is used, is remembered for the choice of what to remove.
+    fn touch(&self) {
+        // Nothing but that choice depends on it.
+        drop(self.0.set_modified(SystemTime::now()));
+    }
+
+    /// Somebody may remove the file between its opening and its locking; who holds a lock on no file holds nothing.
+    fn is_there(&self) -> io::Result<bool> {
+        Ok(self.0.metadata()?.nlink() > 0)
+    }
+
+    fn try_take(&self, operation: FlockOperation) -> io::Result<bool> {
+        match flock(&self.0, operation) {
+            Ok(()) => self.is_there(),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// What came of asking for an image.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// It is whole, and held.
+    Whole(Lock, File),
+    /// It is not there, or not to be trusted; the asker holds it alone.
+    Missing(Lock),
+    /// Somebody else works on it.
+    Busy,
+}
+
+impl Cache {
+    /// Makes the directory if need be.
+    pub(super) fn prepare(&self) -> io::Result<()> {
+        if !self.dir.is_dir() {
+            DirBuilder::new().recursive(true).mode(DIR_MODE).create(&self.dir)?;
+            give_to_owner(self.dir.parent().unwrap_or(&self.dir), &self.dir)?;
+        }
+        if fs::metadata(&self.dir)?.permissions().mode() & 0o777 != DIR_MODE {
+            fs::set_permissions(&self.dir, Permissions::from_mode(DIR_MODE))?;
+        }
+        Ok(())
+    }
+
+    /// The file that all sessions share.
+    pub(super) fn session_file(&self) -> io::Result<File> {
+        self.open(&self.dir.join(SESSION))
+    }
+
+    pub(super) fn path(&self, name: &Name, kind: Kind) -> PathBuf {
+        self.dir.join(format!("{name}.{}", kind.suffix()))
+    }
+
+    /// A file of an image, to write to; what is in it stays.
+    pub(super) fn create(&self, name: &Name, kind: Kind) -> io::Result<File> {
+        self.open(&self.path(name, kind))
+    }
+
+    /// An empty file without a name, gone when it is closed.
+    pub(super) fn scratch(&self, name: &Name) -> io::Result<File> {
+        let file = self.create(name, Kind::Scratch)?;
+        self.remove(name, Kind::Scratch)?;
+        file.set_len(0)?;
+        Ok(file)
+    }
+
+    /// Asks for an image that was whole in this session. Does not wait for anybody.
+    pub(super) fn take(&self, name: &Name, session: &str) -> io::Result<Taken> {
+        let lock = Lock(self.create(name, Kind::Lock)?);
+        if !lock.try_take(FlockOperation::NonBlockingLockShared)? {
+            return Ok(Taken::Busy);
+        }
+        if let Some(raw) = self.trusted(name, session)? {
+            lock.touch();
+            return Ok(Taken::Whole(lock, raw));
+        }
+        // The shared hold ends before the other begins. If somebody makes the image in between, it is asked for once more.
+        let alone = lock.try_take(FlockOperation::NonBlockingLockExclusive)?;
+        if !alone || self.trusted(name, session)?.is_some() {
+            return Ok(Taken::Busy);
+        }
+        lock.touch();
+        Ok(Taken::Missing(lock))
+    }
+
+    /// An image nobody else uses or works on.
+    pub(super) fn take_alone(&self, name: &Name) -> io::Result<Option<Lock>> {
+        let lock = Lock(self.create(name, Kind::Lock)?);
+        Ok(lock.try_take(FlockOperation::NonBlockingLockExclusive)?.then_some(lock))
+    }
+
+    /// What is known of an entry; nothing that cannot be read.
+    pub(super) fn about(&self, name: &Name) -> Option<About> {
+        let mut text = String::new();
+        let file = File::open(self.path(name, Kind::About)).ok()?;
+        file.take(ABOUT_BYTES_MAX).read_to_string(&mut text).ok()?;
+        let about: About = toml::from_str(&text).ok()?;
+        (about.version == VERSION && name.digest().as_ref() == Some(&about.digest)).then_some(about)
+    }
+
+    /// Writes down what is known of the raw file, which is durable.
+    pub(super) fn write_about(
+        &self,
+        name: &Name,
+        raw: &File,
+        source: &str,
+        content: Digest,
+        session: &str,
+    ) -> io::Result<()> {
+        let metadata = raw.metadata()?;
+        let about = About {
+            version: VERSION,
+            digest: name.digest().ok_or(io::ErrorKind::InvalidInput)?,
+            source: source.to_owned(),
+            made: Timestamp::now(),
+            bytes: metadata.len(),
+            content,
+            modified: modified(&metadata)?,
+            session: session.to_owned(),
+        };
+        let text = toml::to_string(&about).map_err(io::Error::other)?;
+        let path = self.path(name, Kind::About);
+        atomic_file::replace(&path, FILE_MODE, text.as_bytes())?;
+        give_to_owner(&self.dir, &path)
+    }
+
+    /// Makes `from`, which holds the raw bytes, an entry. When this returns, it is on disk.
+    pub(super) fn seal(
+        &self,
+        name: &Name,
+        from: Kind,
+        source: &str,
+        content: Digest,
+        session: &str,
+    ) -> io::Result<()> {
+        let path = self.path(name, from);
+        let raw = File::open(&path)?;
+        raw.sync_all()?;
+        self.write_about(name, &raw, source, content, session)?;
+        fs::rename(&path, self.path(name, Kind::Raw))?;
+        atomic_file::sync_dir(&self.dir)?;
+        for left in [Kind::Partial, Kind::Temporary] {
+            self.remove(name, left)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove(&self, name: &Name, kind: Kind) -> io::Result<()> {
+        atomic_file::remove_if_there(&self.path(name, kind))
+    }
+
+    /// The raw file, if nothing speaks against it. What it holds is not looked at.
+    fn trusted(&self, name: &Name, session: &str) -> io::Result<Option<File>> {
+        let Some(about) = self.about(name) else { return Ok(None) };
+        let raw = match File::open(self.path(name, Kind::Raw)) {
+            Ok(raw) => raw,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let metadata = raw.metadata()?;
+        let as_left = about.bytes == metadata.len() && about.modified == modified(&metadata)?;
+        Ok((as_left && about.session == session).then_some(raw))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<File> {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
+        // Root must not be led elsewhere by whoever owns the directory.
+        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        let file = options.open(path)?;
+        give_to_owner(&self.dir, path)?;
+        Ok(file)
+    }
+}
+
+/// What root makes (`hostler cache fetch`) must be the agent's, whose directory it is.
+fn give_to_owner(dir: &Path, path: &Path) -> io::Result<()> {
+    let owner = fs::metadata(dir)?;
+    if geteuid().is_root() && owner.uid() != 0 {
+        lchown(path, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(())
+}
+
+fn modified(metadata: &Metadata) -> io::Result<Timestamp> {
+    Timestamp::try_from(metadata.modified()?).map_err(io::Error::other)
+}

@@ -1,0 +1,206 @@
+//! The cache of raw images, and the way of an image into it.
+//!
+//! Called by the agent for each attempt, and by `hostler cache`. It must never give out a file that was not fetched, compared and decoded
+//! as a whole.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio::sync::OnceCell;
+
+use self::{
+    cache::{Cache, Lock, Name},
+    flight::Flights,
+    session::Session,
+};
+use super::{
+    ImageError,
+    fetch::{FetchError, Sources, shown},
+    source::Directories,
+};
+use crate::{
+    model::{
+        ids::Digest,
+        size::show_bytes,
+        spec::{self, ImageFormat},
+    },
+    progress::{Interrupted, Watch},
+};
+
+mod cache;
+mod content;
+mod flight;
+mod making;
+mod prune;
+mod session;
+#[cfg(test)]
+mod tests;
+mod watched;
+
+pub use prune::{Kept, Pruned};
+
+/// Where images are, and how much of them is kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What a relative source is relative to.
+    pub dir: PathBuf,
+    /// Where absolute ones may lie, besides `dir`.
+    pub allowed_dirs: Vec<PathBuf>,
+    /// The cache's own directory.
+    pub cache_dir: PathBuf,
+    /// How many bytes the cache may take, in blocks really used; images in use are kept above it.
+    pub cache_bytes: u64,
+    /// The most bytes a file as published may have.
+    pub published_bytes_max: u64,
+    /// The most bytes a raw image may have, holes included.
+    pub raw_bytes_max: u64,
+}
+
+/// The image library. Several processes may have one over the same cache.
+#[derive(Clone, Debug)]
+pub struct Library(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    sources: Sources,
+    cache: Cache,
+    cache_bytes: u64,
+    published_bytes_max: u64,
+    raw_bytes_max: u64,
+    flights: Flights,
+    /// Begun when the cache is first used; its end, with the last of those who use it here, is a clean one.
+    session: OnceCell<Session>,
+}
+
+/// An image in the cache. It stays there as long as this is held.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The digest of the file as published.
+    pub digest: Digest,
+    /// Its raw bytes; holes are zeros.
+    pub file: Arc<File>,
+    /// Where that lies.
+    pub path: PathBuf,
+    /// How many there are.
+    pub bytes: u64,
+    _lock: Arc<Lock>,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+struct Order {
+    name: Name,
+    digest: Digest,
+    format: ImageFormat,
+    source: String,
+    /// The source without what must not be shown.
+    shown: String,
+}
+
+impl Library {
+    /// The cache's directory is made when it is first needed.
+    pub fn new(options: Options) -> Self {
+        let directories = Directories::new(options.dir, options.allowed_dirs);
+        Self(Arc::new(Inner {
+            sources: Sources::new(directories),
+            cache: Cache { dir: options.cache_dir },
+            cache_bytes: options.cache_bytes,
+            published_bytes_max: options.published_bytes_max,
+            raw_bytes_max: options.raw_bytes_max,
+            flights: Flights::default(),
+            session: OnceCell::new(),
+        }))
+    }
+
+    /// The digest a spec's image must have. Looks it up where it is listed.
+    pub async fn digest(
+        &self,
+        image: &spec::Image,
+        watch: &Watch<'_>,
+    ) -> Result<Digest, ImageError> {
+        match &image.checksum {
+            spec::Checksum::Inline(digest) => Ok(digest.clone()),
+            spec::Checksum::Listed(place) => {
+                let listed = self.0.sources.listed(place, &image.source, watch).await;
+                listed.map_err(|error| of_fetch(&shown(&image.source), watch, error))
+            }
+        }
+    }
+
+    /// The image with this digest, from the cache or else from its source. Whoever asks for one that is on its way already waits for that,
+    /// and hears of the same error. The stall limit is that of who asked first.
+    pub async fn get(
+        &self,
+        image: &spec::Image,
+        digest: &Digest,
+        watch: &Watch<'_>,
+    ) -> Result<Entry, Arc<ImageError>> {
+        let order = Order {
+            name: Name::new(digest, image.format),
+            digest: digest.clone(),
+            format: image.format,
+            source: image.source.clone(),
+            shown: shown(&image.source),
+        };
+        let (inner, stall) = (Arc::clone(&self.0), watch.stall);
+        let flight = self.0.flights.join(
+            (order.name.clone(), order.source.clone()),
+            |meter, cancel| async move {
+                inner.obtain(&order, &Watch { cancel, stall, meter: &meter }).await
+            },
+        );
+        flight.outcome(&self.0.cache.dir, watch).await
+    }
+
+    /// What is in the cache, what was used longest ago first. Blocks for as long as the file system does.
+    pub fn list(&self) -> Result<Vec<Kept>, ImageError> {
+        self.0.cache.list().map_err(|error| of_cache(&self.0.cache.dir, error))
+    }
+
+    /// Removes what was used longest ago until the cache takes no more than so many bytes, but nothing that is in use. Blocks for as long
+    /// as the file system does.
+    pub fn prune(&self, to_bytes: u64) -> Result<Pruned, ImageError> {
+        let cache = &self.0.cache;
+        let pruned = cache.sweep().and_then(|()| cache.prune(to_bytes));
+        pruned.map_err(|error| of_cache(&cache.dir, error))
+    }
+}
+
+fn of_cache(path: &Path, error: io::Error) -> ImageError {
+    ImageError::Cache { path: path.to_owned(), error }
+}
+
+fn of_fetch(source: &str, watch: &Watch<'_>, error: FetchError) -> ImageError {
+    match error {
+        FetchError::Interrupted(interrupted) => of_interrupted(source, watch, interrupted),
+        error => {
+            ImageError::Fetch { source_text: source.to_owned(), error: of_limit(source, error) }
+        }
+    }
+}
+
+/// A file above the configured limit is one that cannot be used, however often it is fetched.
+fn of_limit(source: &str, error: FetchError) -> FetchError {
+    match error {
+        FetchError::TooLarge { bytes, is_all, bytes_max } => {
+            let [bytes, bytes_max] = [bytes, bytes_max].map(show_bytes);
+            let more = if is_all { "" } else { " or more" };
+            let reason = format!("{bytes}{more}, at most {bytes_max} are allowed");
+            FetchError::Unusable { path: source.into(), reason }
+        }
+        error => error,
+    }
+}
+
+fn of_interrupted(source: &str, watch: &Watch<'_>, interrupted: Interrupted) -> ImageError {
+    match interrupted {
+        Interrupted::Cancelled => ImageError::Cancelled,
+        Interrupted::Stalled => {
+            ImageError::Stalled { source_text: source.to_owned(), after: watch.stall }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What is in the cache, how much of the disk it takes, and what goes when that is too much: what was used longest ago.
+//!
+//! Called by the library before and while an image comes in, and by `hostler cache`. It must never remove what somebody uses or works on,
+//! nor a file that is not the cache's.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, ErrorKind::NotFound},
+    os::unix::fs::MetadataExt as _,
+    time::{Duration, SystemTime},
+};
+
+use jiff::Timestamp;
+use rustix::fs::statvfs;
+use tracing::info;
+
+use super::cache::{Cache, Kind, Name};
+use crate::model::ids::Digest;
+
+/// Left free on the cache's disk, where the agent keeps its records too, which it needs for every step.
+const RESERVE_BYTES: u64 = 128 << 20;
+/// How long what did not become an entry is kept, so that a fetch can go on.
+const LEFTOVER_TIME: Duration = Duration::from_secs(24 * 3600);
+/// A block in `st_blocks`, whatever the file system (stat(2)).
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// An image in the cache, or what there is of one.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// The digest of the file as published.
+    pub digest: Digest,
+    /// Where it came from; `None` as long as it is not whole.
+    pub source: Option<String>,
+    /// How many raw bytes it has; `None` as long as it is not whole.
+    pub bytes: Option<u64>,
+    /// How many bytes of the disk it takes, in blocks really used.
+    pub used_bytes: u64,
+    /// When it was last asked for.
+    pub last_used: Timestamp,
+    /// Whether somebody uses it, or works on it.
+    pub in_use: bool,
+}
+
+/// What pruning did.
+#[derive(Clone, Debug, Default)]
+pub struct Pruned {
+    /// What was removed, in that order.
+    pub removed: Vec<Digest>,
+    /// How many bytes of the disk they took.
+    pub freed_bytes: u64,
+    /// How many bytes of the disk the rest takes.
+    pub left_bytes: u64,
+}
+
+/// The files of one name.
+#[derive(Debug)]
+struct Item {
+    name: Name,
+    used_bytes: u64,
+    last_used: SystemTime,
+    is_entry: bool,
+}
+
+impl Cache {
+    /// Everything, what was used longest ago first.
+    pub(super) fn list(&self) -> io::Result<Vec<Kept>> {
+        self.items()?.iter().map(|item| self.kept(item)).collect()
+    }
+
+    /// Removes images until the cache takes no more than so many bytes.
+    pub(super) fn prune(&self, to_bytes: u64) -> io::Result<Pruned> {
+        self.remove_while(|left_bytes| Ok(left_bytes > to_bytes))
+    }
+
+    /// Makes space for so many bytes more, and keeps the cache within its limit as far as unused images go. Returns how many bytes there
+    /// are, if they are too few.
+    pub(super) fn make_room(&self, bytes: u64, cache_bytes: u64) -> io::Result<Option<u64>> {
+        self.remove_while(|left_bytes| {
+            Ok(left_bytes.saturating_add(bytes) > cache_bytes || self.free_bytes()? < bytes.max(1))
+        })?;
+        let free_bytes = self.free_bytes()?;
+        Ok((free_bytes < bytes.max(1)).then_some(free_bytes))
+    }
+
+    /// Removes what crashes left: files beside an entry, and what has long not become one.
+    pub(super) fn sweep(&self) -> io::Result<()> {
+        for Item { name, last_used, is_entry, .. } in self.items()? {
+            let is_old = last_used.elapsed().is_ok_and(|age| age > LEFTOVER_TIME);
+            if !is_entry && !is_old {
+                continue;
+            }
+            let Some(_alone) = self.take_alone(&name)? else { continue };
+            let left: &[_] = if is_entry { &[Kind::Partial, Kind::Temporary] } else { &Kind::ALL };
+            for kind in left {
+                self.remove(&name, *kind)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many bytes the disk has for images.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        let disk = statvfs(&self.dir)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize).saturating_sub(RESERVE_BYTES))
+    }
+
+    /// Removes what was used longest ago, as long as what is left is too much; its bytes are told.
+    fn remove_while(&self, is_too_much: impl Fn(u64) -> io::Result<bool>) -> io::Result<Pruned> {
+        let items = self.items()?;
+        let left_bytes = items.iter().map(|item| item.used_bytes).sum();
+        let mut pruned = Pruned { left_bytes, ..Pruned::default() };
+        for Item { name, used_bytes, .. } in items.iter().filter(|item| item.used_bytes > 0) {
+            if !is_too_much(pruned.left_bytes)? {
+                break;
+            }
+            let Some(_alone) = self.take_alone(name)? else { continue };
+            for kind in Kind::ALL {
+                self.remove(name, kind)?;
+            }
+            info!(image = %name, bytes = used_bytes, "removed from the image cache");
+            pruned.removed.extend(name.digest());
+            pruned.freed_bytes += used_bytes;
+            pruned.left_bytes -= used_bytes;
+        }
+        Ok(pruned)
+    }
+
+    fn kept(&self, item: &Item) -> io::Result<Kept> {
+        let about = self.about(&item.name).filter(|_| item.is_entry);
+        Ok(Kept {
+            digest: item.name.digest().ok_or(io::ErrorKind::InvalidData)?,
+            source: about.as_ref().map(|about| about.source.clone()),
+            bytes: about.map(|about| about.bytes),
+            used_bytes: item.used_bytes,
+            last_used: Timestamp::try_from(item.last_used).map_err(io::Error::other)?,
+            in_use: self.take_alone(&item.name)?.is_none(),
+        })
+    }
+
+    /// The files of each name, what was used longest ago first. None if there is no directory yet.
+    fn items(&self) -> io::Result<Vec<Item>> {
+        let mut items: BTreeMap<Name, Item> = BTreeMap::new();
+        let files = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == NotFound => return Ok(Vec::new()),
+            files => files?,
+        };
+        for file in files {
+            let file = file?;
+            let Some((name, kind)) = file.file_name().to_str().and_then(Name::of_file) else {
+                continue;
+            };
+            let metadata = match file.metadata() {
+                // Others remove files meanwhile.
+                Err(error) if error.kind() == NotFound => continue,
+                metadata => metadata?,
+            };
+            let item = items.entry(name).or_insert_with_key(|name| Item {
+                name: name.clone(),
+                used_bytes: 0,
+                last_used: SystemTime::UNIX_EPOCH,
+                is_entry: false,
+            });
+            item.is_entry |= kind == Kind::Raw;
+            if kind == Kind::Lock {
+                item.last_used = metadata.modified()?;
+            } else {
+                item.used_bytes += metadata.blocks() * STAT_BLOCK_BYTES;
+            }
+        }
+        let mut items: Vec<Item> = items.into_values().collect();
+        items.sort_by_key(|item| item.last_used);
+        Ok(items)
+    }
+}

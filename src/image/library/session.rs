@@ -1,0 +1,127 @@
+//! Whether the last one who used the cache came to a clean end.
+//!
+//! Each process that uses the cache holds a session. As long as the last of them always ends cleanly, all have the same mark, and with it
+//! trust what was found whole before; after an unclean end comes a new mark. It must never take a crash for a clean end.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::unix::fs::FileExt as _,
+};
+
+use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
+use tracing::info;
+
+/// Before the mark of those who used the cache last, if all have ended cleanly.
+const ENDED: &str = "ended ";
+/// Before the mark of those who use it.
+const BEGUN: &str = "begun ";
+/// Much more than a mark has.
+const FILE_BYTES_MAX: u64 = 200;
+
+/// A part in using the cache. Dropped, it is a clean end.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// Locked, shared with all who use the cache.
+    file: File,
+    /// Images marked so are whole as far as the cache's users know.
+    pub(super) mark: String,
+}
+
+impl Session {
+    /// Begins with the file that all sessions share, open for reading and writing. Waits while another one begins, which is short.
+    pub(super) fn begin(file: File) -> io::Result<Self> {
+        loop {
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                begin_alone(&file)?;
+            }
+            flock(&file, FlockOperation::LockShared)?;
+            // Another one may have come in between, begun or ended.
+            if let Some(mark) = read(&file)?.strip_prefix(BEGUN).filter(|mark| !mark.is_empty()) {
+                let mark = mark.to_owned();
+                return Ok(Self { file, mark });
+            }
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // While others go on, the end is theirs. If this fails, images are checked once more than needed.
+        if flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            drop(write(&self.file, ENDED, &self.mark));
+        }
+    }
+}
+
+/// Nobody else uses the cache: what the last one left says how it ended.
+fn begin_alone(file: &File) -> io::Result<()> {
+    let left = read(file)?;
+    let mark = left.strip_prefix(ENDED).filter(|mark| !mark.is_empty()).map(str::to_owned);
+    if mark.is_none() && !left.is_empty() {
+        info!("the image cache had no clean end: each image is checked before its next use");
+    }
+    write(file, BEGUN, &mark.unwrap_or_else(|| Timestamp::now().to_string()))
+}
+
+fn read(file: &File) -> io::Result<String> {
+    let mut said = String::new();
+    let mut file = file;
+    io::Seek::rewind(&mut file)?;
+    match file.take(FILE_BYTES_MAX).read_to_string(&mut said) {
+        // As good as a mark that nobody has.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok("garbled".to_owned()),
+        result => result.map(|_| said),
+    }
+}
+
+/// Both words have one length, so that what is torn by a crash is either of the two, or no mark.
+fn write(file: &File, word: &str, mark: &str) -> io::Result<()> {
+    let text = format!("{word}{mark}");
+    file.write_all_at(text.as_bytes(), 0)?;
+    file.set_len(text.len() as u64)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    fn begin(path: &Path) -> Session {
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
+        Session::begin(file.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_mark_stays_from_clean_end_to_clean_end_and_is_new_after_an_unclean_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("session");
+        let first = begin(&path).mark.clone();
+        let second = begin(&path);
+        assert_eq!(second.mark, first);
+        let third = begin(&path);
+        assert_eq!(third.mark, first, "two at once have one mark");
+        drop(second);
+        assert!(fs::read_to_string(&path).unwrap().starts_with(BEGUN), "the other one goes on");
+        let killed = fs::read(&path).unwrap();
+        drop(third);
+        assert_eq!(begin(&path).mark, first);
+
+        for left in [killed.as_slice(), b"ende", b"\xff\xff", b"x"] {
+            fs::write(&path, left).unwrap();
+            assert_ne!(begin(&path).mark, first, "{left:?}");
+        }
+    }
+
+    #[test]
+    fn a_lost_file_is_no_clean_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("session");
+        let first = begin(&path).mark.clone();
+        fs::remove_file(&path).unwrap();
+        assert_ne!(begin(&path).mark, first);
+    }
+}
