@@ -1,8 +1,9 @@
 //! What went wrong in a room, flattened for the core: whether trying again may help, and what an administrator can do.
 
 use crate::{
+    drive::DriveError,
     image::{DecodeError, FetchError, ImageError},
-    imaging::ImagingError,
+    imaging::{ImagingError, LayoutError},
     ipmi::{IpmiError, IpmiErrorKind},
     iscsi::{ErrorKind, IscsiError},
     model::{
@@ -102,6 +103,78 @@ pub(super) fn of_image(error: &ImageError) -> Fault {
         ),
         ImageError::Cancelled => cancelled(Step::Image),
     }
+}
+
+/// A file system cannot be made or read.
+pub(super) fn of_drive(error: &DriveError) -> Fault {
+    let message = error.to_string();
+    let lasting = |code, hint| Fault::lasting(Step::Image, code, message.clone(), hint);
+    match error {
+        DriveError::Blocks { .. } | DriveError::TooSmall { .. } => lasting(
+            "LayoutImpossible",
+            "correct [partitions] or [config_drive], or choose another disk",
+        ),
+        DriveError::NoBootFiles { .. } | DriveError::BootFiles { .. } => lasting(
+            "NotBootable",
+            "use a whole-disk image, or boot.after = \"network\" with image.kernel and image.ramdisk",
+        ),
+        DriveError::NotRoot { .. } => {
+            lasting("ImageUnusable", "correct image.source, or image.kind if it is a whole disk")
+        }
+        DriveError::NoMke2fs => Fault::passing(
+            Step::Image,
+            "NoMke2fs",
+            message,
+            "install e2fsprogs on hostler's machine, or leave out partitions.ephemeral",
+        ),
+        DriveError::Make { .. } | DriveError::Read { .. } => Fault::passing(
+            Step::Image,
+            "CacheUnusable",
+            message,
+            "look at the disk the image cache lies on, and whether it is full",
+        ),
+    }
+}
+
+/// The disk cannot be laid out as the spec wants it. Nothing was written.
+pub(super) fn of_layout(error: &LayoutError) -> Fault {
+    let message = error.to_string();
+    match error {
+        LayoutError::File { .. } => Fault::passing(
+            Step::Imaging,
+            "ImageUnreadable",
+            message,
+            "look at the disk the image cache lies on",
+        ),
+        LayoutError::TooBig { .. } => Fault::lasting(
+            Step::Imaging,
+            "DiskTooSmall",
+            message,
+            "choose a larger disk with [root_device], a smaller image or smaller [partitions]",
+        ),
+        _ => Fault::lasting(
+            Step::Imaging,
+            "LayoutImpossible",
+            message,
+            "correct the image, [partitions] or [config_drive], or choose another disk",
+        ),
+    }
+}
+
+/// A task of the agent's own failed.
+pub(super) fn internal(error: &tokio::task::JoinError) -> Fault {
+    let message = format!("hostler itself failed: {error}");
+    Fault::passing(Step::Cleanup, "Internal", message, "report this with the agent's log")
+}
+
+/// There is nothing to make keys of.
+pub(super) fn no_randomness(error: &getrandom::Error) -> Fault {
+    Fault::passing(
+        Step::Preflight,
+        "NoRandomness",
+        format!("the system gives no random bytes: {error}"),
+        "look at this machine's kernel log, and whether /dev/urandom is there",
+    )
 }
 
 /// The image cannot be written.

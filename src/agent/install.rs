@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use crate::{
     image::ImageError,
-    imaging::{self, ImageFile, Layout, Order},
+    imaging::{self, Geometry, ImageFile, Order},
     iscsi::{IscsiError, Lun},
     lifecycle::{Outcome, PreparedImage, Target},
     model::{
@@ -23,6 +23,7 @@ use crate::{
 
 use super::{
     faults,
+    layout::{self, Needs, Source},
     volume::{TargetDisk, log_out},
     work::Workshop,
 };
@@ -35,7 +36,7 @@ impl Workshop {
     /// The image into the cache, and a key for the attempt.
     pub(super) async fn prepare(
         &self,
-        spec: &NodeSpec,
+        spec: &Arc<NodeSpec>,
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Outcome, Fault> {
@@ -51,28 +52,39 @@ impl Workshop {
             })?;
         }
         let watch = Watch { cancel, stall: spec.timeouts.imaging_stall, meter };
-        let of_image = |error: ImageError| faults::of_image(&error);
-        let digest = self.library.digest(&spec.image, &watch).await.map_err(of_image)?;
-        let entry = self.library.get(&spec.image, &digest, &watch).await;
-        let entry = entry.map_err(|error| faults::of_image(&error))?;
+        let digest = self.library.digest(&spec.image, &watch).await;
+        let digest = digest.map_err(|error| faults::of_image(&error))?;
+        let source = self.source(spec, &digest, &watch).await?;
+        let stages = meter.durations();
+        let spec = Arc::clone(spec);
+        let looking = tokio::task::spawn_blocking(move || layout::needs(&spec, &source));
+        let Needs { disk_bytes, root_uuid } =
+            looking.await.unwrap_or_else(|error| Err(faults::internal(&error)))?;
         let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(|error| {
-            Fault::passing(
-                Step::Preflight,
-                "NoRandomness",
-                format!("the system gives no random bytes: {error}"),
-                "look at this machine's kernel log, and whether /dev/urandom is there",
-            )
+        getrandom::fill(&mut random).map_err(|error| faults::no_randomness(&error))?;
+        let image = PreparedImage { digest, disk_bytes, root_uuid };
+        Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), stages })
+    }
+
+    /// The image in the cache, fetched again if it is no longer there.
+    async fn source(
+        &self,
+        spec: &NodeSpec,
+        digest: &Digest,
+        watch: &Watch<'_>,
+    ) -> Result<Source, Fault> {
+        let entry = self.library.get(&spec.image, digest, watch).await;
+        let entry = entry.map_err(|error| faults::of_image(&error))?;
+        let image = ImageFile::new(Arc::clone(&entry.file), &entry.path).map_err(|error| {
+            faults::of_image(&ImageError::Cache { path: entry.path.clone(), error })
         })?;
-        let image = PreparedImage { digest, disk_bytes: entry.bytes, root_uuid: None };
-        let key = AttemptKey::from_bytes(&random);
-        Ok(Outcome::Prepared { image, key, stages: meter.durations() })
+        Ok(Source { image, entry })
     }
 
     /// The image onto the disk.
     pub(super) async fn image(
         &self,
-        spec: &NodeSpec,
+        spec: &Arc<NodeSpec>,
         digest: &Digest,
         target: &Target,
         disk_bytes: u64,
@@ -80,11 +92,7 @@ impl Workshop {
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
         let watch = Watch { cancel: cancel.clone(), stall: spec.timeouts.imaging_stall, meter };
-        let of_image = |error: ImageError| faults::of_image(&error);
-        let entry = self.library.get(&spec.image, digest, &watch).await;
-        let entry = entry.map_err(|error| faults::of_image(&error))?;
-        let image = ImageFile::new(Arc::clone(&entry.file), &entry.path)
-            .map_err(|error| of_image(ImageError::Cache { path: entry.path.clone(), error }))?;
+        let source = self.source(spec, digest, &watch).await?;
         let disk = TargetDisk::new(target);
         let lun = tokio::select! {
             lun = log_in(&disk) => lun.map_err(|error| faults::of_iscsi(&error))?,
@@ -101,11 +109,19 @@ impl Workshop {
             log_out(lun).await;
             return Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE));
         }
-        let order = Order {
-            layout: Layout::of_file(image),
-            verify: spec.image.verify,
-            stall: spec.timeouts.imaging_stall,
+        let geometry = Geometry {
+            bytes: lun.capacity_bytes(),
+            block_bytes: lun.block_bytes(),
+            optimal_bytes: 0,
         };
+        let layout = match layout::layout(Arc::clone(spec), source.clone(), geometry).await {
+            Ok(layout) => layout,
+            Err(fault) => {
+                log_out(lun).await;
+                return Err(fault);
+            }
+        };
+        let order = Order { layout, verify: spec.image.verify, stall: spec.timeouts.imaging_stall };
         disk.hand_over(lun);
         let written = imaging::write_disk(&disk, &order, meter, cancel)
             .await

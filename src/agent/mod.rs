@@ -18,6 +18,7 @@
 mod driver;
 mod faults;
 mod install;
+mod layout;
 mod menu;
 mod orders;
 mod publish;

@@ -11,7 +11,7 @@ use crate::{
     lifecycle::{Event, Left, Node, Operation, Outside, Record},
     model::{
         callback::Reply,
-        fault::{Fault, Step},
+        fault::Fault,
         ids::{NodeName, OpId},
         spec::NodeSpec,
         status::{Progress, Status},
@@ -203,15 +203,7 @@ async fn watch_over<T>(
     loop {
         match tokio::time::timeout(PROGRESS_INTERVAL, &mut work).await {
             Ok(Ok(outcome)) => return outcome,
-            Ok(Err(panic)) => {
-                let message = format!("hostler itself failed: {panic}");
-                return Err(Fault::passing(
-                    Step::Cleanup,
-                    "Internal",
-                    message,
-                    "report this with the agent's log",
-                ));
-            }
+            Ok(Err(panic)) => return Err(faults::internal(&panic)),
             Err(_) => {
                 let progress = meter.progress();
                 if let Some(progress) = progress.filter(|_| progress != told) {

@@ -71,7 +71,7 @@ impl Workshop {
     pub(super) async fn perform(
         &self,
         operation: Operation,
-        spec: &NodeSpec,
+        spec: &Arc<NodeSpec>,
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Outcome, Fault> {

@@ -1,0 +1,179 @@
+//! What a machine's disk is to hold: the image, and what its spec wants beside it.
+//!
+//! Called before a machine is touched, to see whether it can be done at all, and again once the disk is known. Reads images and makes file
+//! systems, so that it runs where blocking is allowed. Nothing here writes to a disk.
+
+use std::{fs::File, os::unix::fs::FileExt as _, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use rustix::fs::{Mode, OFlags};
+
+use crate::{
+    drive::{self, DriveError},
+    image::Entry,
+    imaging::{
+        Content, Geometry, ImageFile, Layout, LayoutError, Parts, needed_bytes, partitioned,
+        whole_disk,
+    },
+    model::{
+        boot::Firmware,
+        fault::{Fault, Step},
+        spec::{ImageKind, NodeSpec, Partitions},
+    },
+};
+
+use super::faults;
+
+/// The blocks most disks have; before the disk is known, things are tried with these.
+const USUAL_BLOCK_BYTES: u32 = 512;
+const SWAP_LABEL: &str = "swap";
+/// What is looked at for zeros at once, in bytes.
+const SPOOL_BYTES: usize = 64 << 10;
+/// Identifiers of one disk: more than a table of hostler's own takes.
+const IDS_MAX: usize = 16;
+
+/// An image in the cache.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    pub(super) image: ImageFile,
+    /// Keeps it there.
+    pub(super) entry: Entry,
+}
+
+impl Source {
+    /// Where large files may be made for a while.
+    fn scratch(&self) -> &Path {
+        self.entry.path.parent().unwrap_or(Path::new("."))
+    }
+}
+
+/// What can be said before the disk is known.
+#[derive(Debug)]
+pub(super) struct Needs {
+    /// The smallest disk that will do, in bytes.
+    pub(super) disk_bytes: u64,
+    /// UUID of the image's file system, if it is one.
+    pub(super) root_uuid: Option<String>,
+}
+
+/// Whether the image can be installed as the spec wants it, and what that takes.
+pub(super) fn needs(spec: &NodeSpec, source: &Source) -> Result<Needs, Fault> {
+    let of_drive = |error: DriveError| faults::of_drive(&error);
+    drive(spec, USUAL_BLOCK_BYTES).map_err(of_drive)?;
+    let ImageKind::Partition(partitions) = &spec.image.kind else {
+        return Ok(Needs { disk_bytes: source.image.bytes(), root_uuid: None });
+    };
+    let found = drive::probe(&source.entry.file).map_err(of_drive)?;
+    let esp = esp(spec, source, USUAL_BLOCK_BYTES)?;
+    swap(partitions, [0; 16]).map_err(of_drive)?;
+    if partitions.ephemeral_bytes.is_some() && !drive::mke2fs_is_there() {
+        return Err(of_drive(DriveError::NoMke2fs));
+    }
+    let esp_bytes = esp.map(|esp| esp.bytes());
+    let with_drive = spec.config_drive.is_some();
+    let disk_bytes = needed_bytes(source.image.bytes(), partitions, esp_bytes, with_drive);
+    Ok(Needs { disk_bytes, root_uuid: Some(found.uuid) })
+}
+
+/// What is to be written to this disk.
+pub(super) async fn layout(
+    spec: Arc<NodeSpec>,
+    source: Source,
+    disk: Geometry,
+) -> Result<Layout, Fault> {
+    let ephemeral = match &spec.image.kind {
+        ImageKind::Partition(Partitions { ephemeral_bytes: Some(bytes), .. }) => {
+            let file = drive::ephemeral(*bytes, source.scratch()).await;
+            Some(
+                file.and_then(|file| made(file, source.scratch()))
+                    .map_err(|error| faults::of_drive(&error))?,
+            )
+        }
+        _ => None,
+    };
+    let laying_out = move || lay_out(&spec, &source, disk, ephemeral);
+    tokio::task::spawn_blocking(laying_out)
+        .await
+        .unwrap_or_else(|error| Err(faults::internal(&error)))
+}
+
+fn lay_out(
+    spec: &NodeSpec,
+    source: &Source,
+    disk: Geometry,
+    ephemeral: Option<ImageFile>,
+) -> Result<Layout, Fault> {
+    let of_drive = |error: DriveError| faults::of_drive(&error);
+    let config_drive = drive(spec, disk.block_bytes).map_err(of_drive)?;
+    let mut ids = random_ids()?;
+    let layout = match &spec.image.kind {
+        ImageKind::Disk => whole_disk(&source.image, disk, config_drive, &mut ids),
+        ImageKind::Partition(partitions) => {
+            let esp = esp(spec, source, disk.block_bytes)?;
+            let swap = swap(partitions, ids()).map_err(of_drive)?;
+            let parts = Parts { esp, swap, ephemeral, config_drive };
+            partitioned(&source.image, disk, partitions, parts, &mut ids)
+        }
+    };
+    layout.map_err(|error: LayoutError| faults::of_layout(&error))
+}
+
+fn drive(spec: &NodeSpec, block_bytes: u32) -> Result<Option<Bytes>, DriveError> {
+    let make = |drive| drive::config_drive(drive, &spec.name, &spec.digest(), block_bytes);
+    spec.config_drive.as_ref().map(make).transpose()
+}
+
+fn swap(partitions: &Partitions, uuid: [u8; 16]) -> Result<Option<Bytes>, DriveError> {
+    let make = |bytes| drive::swap_header(bytes, uuid, SWAP_LABEL);
+    partitions.swap_bytes.map(make).transpose()
+}
+
+/// What a machine boots from by itself when hostler makes its partitions: only UEFI needs no boot loader outside of a file system.
+fn esp(spec: &NodeSpec, source: &Source, block_bytes: u32) -> Result<Option<Content>, Fault> {
+    match (spec.image.netboot.is_some(), spec.boot.firmware) {
+        (true, _) => Ok(None),
+        (false, Firmware::Bios) => Err(Fault::lasting(
+            Step::Image,
+            "NotBootable",
+            "a machine with BIOS cannot boot from a partition image: the boot loader that a BIOS needs is outside of every file system",
+            "use a whole-disk image, or boot.after = \"network\" with image.kernel and image.ramdisk",
+        )),
+        (false, Firmware::Uefi) => {
+            let made = drive::esp(&source.entry.file, block_bytes)
+                .and_then(|esp| spool(&esp, source.scratch()));
+            made.map(|file| Some(Content::of_file(file))).map_err(|error| faults::of_drive(&error))
+        }
+    }
+}
+
+/// Bytes that need not stay in memory, as a file without a name; zeros take no space in it.
+fn spool(bytes: &[u8], dir: &Path) -> Result<ImageFile, DriveError> {
+    let write = || {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?);
+        file.set_len(bytes.len() as u64)?;
+        for (piece, at) in bytes.chunks(SPOOL_BYTES).zip((0..).step_by(SPOOL_BYTES)) {
+            if piece.iter().any(|byte| *byte != 0) {
+                file.write_all_at(piece, at)?;
+            }
+        }
+        Ok(file)
+    };
+    write()
+        .map_err(|source| DriveError::Make { what: "the EFI system partition", source })
+        .and_then(|file| made(file, dir))
+}
+
+/// A file made here, as what can be written to a disk.
+fn made(file: File, dir: &Path) -> Result<ImageFile, DriveError> {
+    ImageFile::new(Arc::new(file), dir).map_err(|source| DriveError::Read { source })
+}
+
+/// Identifiers for tables and file systems.
+fn random_ids() -> Result<impl FnMut() -> [u8; 16], Fault> {
+    // A partition table has a handful of partitions.
+    let mut pool = [[0; 16]; IDS_MAX];
+    getrandom::fill(pool.as_flattened_mut()).map_err(|error| faults::no_randomness(&error))?;
+    let mut ids = pool.into_iter().cycle();
+    Ok(move || ids.next().unwrap_or_default())
+}
