@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::{DriveError, fat, iso};
+use super::{DriveError, fat, hyphenated, iso};
 use crate::model::{
     ids::{Digest, NodeName},
     spec::{ConfigDrive, DriveFilesystem, DriveLabel},
@@ -105,9 +105,7 @@ fn json(top: Map<String, Value>) -> Cow<'static, [u8]> {
 /// A UUID of version 8 (RFC 9562 §5.8).
 fn uuid(seed: u128) -> String {
     let bits = seed & !(0xf << 76) & !(0x3 << 62) | (0x8 << 76) | (0x2 << 62);
-    let hex = format!("{bits:032x}");
-    let groups = [0..8, 8..12, 12..16, 16..20, 20..32];
-    groups.map(|group| hex.get(group).unwrap_or_default()).join("-")
+    hyphenated(bits.to_be_bytes())
 }
 
 fn vfat(

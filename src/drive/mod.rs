@@ -6,12 +6,22 @@
 
 use std::io;
 
+use crate::model::{ids::hex, size::show_bytes};
+
 mod config_drive;
+mod ephemeral;
+mod esp;
 mod fat;
 mod fat_name;
 mod iso;
+mod probe;
+mod swap;
 
 pub use config_drive::config_drive;
+pub use ephemeral::{EPHEMERAL_LABEL, ephemeral, mke2fs_is_there};
+pub use esp::esp;
+pub use probe::{FileSystem, FileSystemKind, probe};
+pub use swap::swap_header;
 
 /// Why there is no file system.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +40,7 @@ pub enum DriveError {
         /// What would be right, with `; ` before it; may be empty.
         hint: &'static str,
     },
-    /// What was to be in it does not fit.
+    /// It cannot be made.
     #[error("making {what}: {source}")]
     Make {
         /// What was being made.
@@ -38,9 +48,59 @@ pub enum DriveError {
         /// Why it cannot be.
         source: io::Error,
     },
+    /// There is not enough room for it.
+    #[error("{what} of {}, needs at least {}", show_bytes(*bytes), show_bytes(*bytes_min))]
+    TooSmall {
+        /// What it is.
+        what: &'static str,
+        /// What it would have.
+        bytes: u64,
+        /// What it needs.
+        bytes_min: u64,
+    },
+    /// The program that makes ext4 is missing.
+    #[error("mke2fs is not there; install e2fsprogs")]
+    NoMke2fs,
+    /// An image cannot be read.
+    #[error("reading the image: {source}")]
+    Read {
+        /// Why.
+        source: io::Error,
+    },
+    /// An image has nothing that UEFI boots.
+    #[error(
+        "the image brings no boot files (/boot/efi/EFI/BOOT/BOOTX64.EFI){found}; use a whole-disk image or boot.after = \"network\""
+    )]
+    NoBootFiles {
+        /// What it has instead, with `: ` before it; may be empty.
+        found: String,
+    },
+    /// An image's boot files cannot be taken from it.
+    #[error(
+        "the image's boot files: {message}; use a whole-disk image or boot.after = \"network\""
+    )]
+    BootFiles {
+        /// Why.
+        message: String,
+    },
+    /// An image is nothing that a system can have as its root.
+    #[error(
+        "the image is {found}; a partition image must be all of an ext2, ext3, ext4, xfs or btrfs file system"
+    )]
+    NotRoot {
+        /// What it is, and what would be right.
+        found: String,
+    },
 }
 
 /// A path's directory and its last name.
 fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
+}
+
+/// Sixteen bytes as a UUID is written (RFC 9562 §4): lower-case, with hyphens.
+fn hyphenated(uuid: [u8; 16]) -> String {
+    let hex = hex(&uuid);
+    let groups = [0..8, 8..12, 12..16, 16..20, 20..32];
+    groups.map(|group| hex.get(group).unwrap_or_default()).join("-")
 }

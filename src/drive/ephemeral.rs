@@ -1,0 +1,78 @@
+//! An empty ext4 file system in a file, by `mke2fs` of e2fsprogs: nobody makes it better.
+//!
+//! Called by the agent for ephemeral partitions. What is on the command line is said here, but for the size; the file has no name, so that
+//! nothing is left behind whatever happens.
+
+use std::{
+    env,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use tokio::{process::Command, time::timeout};
+
+use super::DriveError;
+
+/// How long it may take: a second for most disks, and a file system of a disk's size is made of holes.
+const MKE2FS_TIME_MAX: Duration = Duration::from_secs(120);
+/// Where it is when `PATH`, of which users often have only a part, does not say.
+const PLACES: [&str; 2] = ["/usr/sbin", "/sbin"];
+/// Least bytes of a file system with a journal.
+const BYTES_MIN: u64 = 8 << 20;
+/// Most of what it says that gets into a message, in characters.
+const SAID_MAX: usize = 200;
+/// Its label, by which the installed system finds it.
+pub const EPHEMERAL_LABEL: &str = "ephemeral0";
+
+/// Whether [`ephemeral`] can work here.
+pub fn mke2fs_is_there() -> bool {
+    mke2fs().is_some()
+}
+
+/// An empty ext4 file system of so many bytes, at least 8 MiB, labelled `ephemeral0`, in a sparse file without a name in `dir`.
+pub async fn ephemeral(bytes: u64, dir: &Path) -> Result<File, DriveError> {
+    let failed = |source| DriveError::Make { what: "the ephemeral file system", source };
+    if bytes < BYTES_MIN {
+        let what = "an ephemeral file system";
+        return Err(DriveError::TooSmall { what, bytes, bytes_min: BYTES_MIN });
+    }
+    let program = mke2fs().ok_or(DriveError::NoMke2fs)?;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = openat(CWD, dir, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|errno| failed(io::Error::from(errno)))?;
+    let file = File::from(file);
+    file.set_len(bytes).map_err(failed)?;
+    let mut command = Command::new(program);
+    command
+        .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", EPHEMERAL_LABEL])
+        // What it would only fill with zeros are holes.
+        .args(["-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"])
+        .arg("/proc/self/fd/0")
+        .env_clear()
+        .stdin(file.try_clone().map_err(failed)?)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let child = command.spawn().map_err(failed)?;
+    let output = timeout(MKE2FS_TIME_MAX, child.wait_with_output())
+        .await
+        .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?
+        .map_err(failed)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said: String = said.trim().escape_debug().take(SAID_MAX).collect();
+        return Err(failed(io::Error::other(format!("mke2fs: {}: {said}", output.status))));
+    }
+    Ok(file)
+}
+
+/// Where the program is.
+fn mke2fs() -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let places = PLACES.iter().map(PathBuf::from);
+    env::split_paths(&path).chain(places).map(|dir| dir.join("mke2fs")).find(|path| path.is_file())
+}

@@ -1,0 +1,227 @@
+//! An EFI system partition (UEFI 2.10 §13.3) with the boot files that an image of one ext4 file system brings.
+//!
+//! Called by the agent for a machine that boots such an image from its disk. The image is read by the crate `ext4-view`, which is given no
+//! more than it may have: so many bytes, from a file system of plausible measures. Links are not followed: on the partition, there are none.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use ext4_view::{Ext4, Ext4Error, Ext4Read};
+
+use super::{
+    DriveError, fat,
+    probe::{FileSystemKind, ext4_measures, probe},
+};
+
+/// Where an image may have what belongs on the partition.
+const PLACES: [&str; 3] = ["/boot/efi", "/efi", "/boot"];
+/// The loader that firmware looks for on any disk (§3.5.1.1), as FAT reads names.
+const DEFAULT_LOADER: &str = "efi/boot/bootx64.efi";
+/// Loaders that can stand in for it, by preference: what is signed first.
+const LOADERS: [&str; 3] = ["shimx64.efi", "grubx64.efi", "systemd-bootx64.efi"];
+/// What these load from the directory they are in themselves.
+const COMPANIONS: [&str; 2] = ["grubx64.efi", "mmx64.efi"];
+/// Least bytes for files on the partition, so that the installed system has room to renew its loader.
+const ESP_BYTES_MIN: u32 = 64 << 20;
+/// Most bytes of boot files: a loader has a few million, all of them are in memory, and a loader may be there twice.
+const FILES_BYTES_MAX: u64 = 192 << 20;
+/// Most files and directories, and most directories in each other.
+const ENTRIES_MAX: usize = 2000;
+const DEPTH_MAX: usize = 8;
+/// Most bytes read of the image: the files, what leads to them, and a journal that is still to be replayed.
+const READ_BYTES_MAX: u64 = 2 << 30;
+/// How long it may be read.
+const READ_TIME_MAX: Duration = Duration::from_secs(60);
+/// Most groups of blocks; each takes memory. 32 TiB have so many.
+const GROUPS_MAX: u64 = 1 << 18;
+/// The largest block, in bytes.
+const BLOCK_BYTES_MAX: u64 = 64 * 1024;
+
+/// The partition for a disk with blocks of `block_bytes` bytes, at least 64 MiB and less than 512 MiB, mostly zeros. It has what is in
+/// the image's `/boot/efi/EFI`, `/efi/EFI` or `/boot/EFI`, the first that is there; where that has only one distribution's loader, it is
+/// copied to the place where firmware looks.
+pub fn esp(root: &File, block_bytes: u32) -> Result<Bytes, DriveError> {
+    let sector_bytes = fat::sector_bytes(block_bytes)?;
+    let found = probe(root)?;
+    match found.kind {
+        FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4 => {}
+        FileSystemKind::Xfs | FileSystemKind::Btrfs => {
+            let message = format!("they are read from ext4 only, this is {}", found.kind.as_str());
+            return Err(DriveError::BootFiles { message });
+        }
+    }
+    let measures = ext4_measures(root).map_err(|source| DriveError::Read { source })?;
+    if measures.block_bytes > BLOCK_BYTES_MAX || measures.groups > GROUPS_MAX {
+        return Err(DriveError::BootFiles { message: "the file system is damaged".to_owned() });
+    }
+    let image = Ext4::load(Box::new(Bounded::new(root)?)).map_err(|error| failed(&error))?;
+    let files = boot_files(&image)?;
+    let format = fat::Format {
+        label: "ESP",
+        id: u32::from_str_radix(found.uuid.get(..8).unwrap_or_default(), 16).unwrap_or(0),
+        kind: fat::Kind::Fat32,
+        bytes_min: ESP_BYTES_MIN,
+        sector_bytes,
+    };
+    let lengths: Vec<(&str, u32)> =
+        files.iter().map(|(path, file)| (path.as_str(), file.bytes)).collect();
+    let from: Vec<&str> = files.values().map(|file| file.from.as_str()).collect();
+    fat::make(&format, &lengths, |number, place| {
+        let path = from.get(number).copied().unwrap_or_default();
+        read(&image, path, place).map_err(|error| io::Error::other(format!("{path}: {error}")))
+    })
+    .map_err(|error| DriveError::BootFiles { message: error.to_string() })
+}
+
+/// A file for the partition.
+#[derive(Clone)]
+struct BootFile {
+    /// Its path in the image.
+    from: String,
+    bytes: u32,
+}
+
+/// The files by their paths on the partition, with a loader where firmware looks.
+fn boot_files(image: &Ext4) -> Result<BTreeMap<String, BootFile>, DriveError> {
+    let mut files = BTreeMap::new();
+    for place in PLACES {
+        let folder = format!("{place}/EFI");
+        // A link would lead who knows where.
+        if image.symlink_metadata(&*folder).is_ok_and(|metadata| metadata.is_dir()) {
+            collect(image, place, "EFI", &mut files)?;
+            break;
+        }
+    }
+    if files.keys().any(|path| path.eq_ignore_ascii_case(DEFAULT_LOADER)) {
+        return Ok(files);
+    }
+    let stand_in = LOADERS.iter().find_map(|loader| {
+        let named = |path: &&String| name(path).eq_ignore_ascii_case(loader);
+        let all: Vec<String> = files.keys().filter(named).cloned().collect();
+        (!all.is_empty()).then_some(all)
+    });
+    let stand_in = stand_in.unwrap_or_default();
+    let [loader] = &*stand_in else {
+        let found = if stand_in.is_empty() {
+            String::new()
+        } else {
+            format!(": which of {} is to be booted?", stand_in.join(", "))
+        };
+        return Err(DriveError::NoBootFiles { found });
+    };
+    let folder = loader.strip_suffix(name(loader)).unwrap_or_default();
+    let beside =
+        COMPANIONS.iter().filter(|companion| !name(loader).eq_ignore_ascii_case(companion));
+    let copies: Vec<(String, String)> = std::iter::once((loader.clone(), "BOOTX64.EFI"))
+        .chain(beside.map(|companion| (format!("{folder}{companion}"), *companion)))
+        .map(|(from, to)| (from, format!("EFI/BOOT/{to}")))
+        .collect();
+    for (from, to) in copies {
+        let is_there = |path: &String| path.eq_ignore_ascii_case(&to);
+        if let Some(file) = files.get(&from).cloned()
+            && !files.keys().any(is_there)
+        {
+            files.insert(to, file);
+        }
+    }
+    Ok(files)
+}
+
+/// Adds what is in a directory, and in those in it.
+fn collect(
+    image: &Ext4,
+    place: &str,
+    top: &str,
+    files: &mut BTreeMap<String, BootFile>,
+) -> Result<(), DriveError> {
+    let refused = |message: String| Err(DriveError::BootFiles { message });
+    let mut folders = vec![top.to_owned()];
+    let (mut entries, mut bytes) = (0, 0);
+    while let Some(folder) = folders.pop() {
+        if folder.split('/').count() > DEPTH_MAX {
+            return refused(format!("more than {DEPTH_MAX} directories in each other"));
+        }
+        for entry in
+            image.read_dir(&*format!("{place}/{folder}")).map_err(|error| failed(&error))?
+        {
+            let entry = entry.map_err(|error| failed(&error))?;
+            let name = entry.file_name();
+            let Ok(name) = name.as_str() else {
+                return refused(format!("a name in {folder} is not UTF-8"));
+            };
+            if matches!(name, "." | "..") {
+                continue;
+            }
+            let path = format!("{folder}/{name}");
+            let from = format!("{place}/{path}");
+            let metadata = entry.metadata().map_err(|error| failed(&error))?;
+            entries += 1;
+            if entries > ENTRIES_MAX {
+                return refused(format!("more than {ENTRIES_MAX}"));
+            }
+            if metadata.is_dir() {
+                folders.push(path);
+            } else if metadata.file_type().is_regular_file() {
+                bytes += metadata.len();
+                let Some(length) =
+                    u32::try_from(metadata.len()).ok().filter(|_| bytes <= FILES_BYTES_MAX)
+                else {
+                    return refused(format!("more than {} MiB", FILES_BYTES_MAX >> 20));
+                };
+                files.insert(path, BootFile { from, bytes: length });
+            } else {
+                return refused(format!("{} is neither file nor directory", from.escape_debug()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A file's whole content.
+fn read(image: &Ext4, path: &str, mut place: &mut [u8]) -> Result<(), Ext4Error> {
+    let mut file = image.open(path)?;
+    while !place.is_empty() {
+        match file.read_bytes(place)? {
+            0 => break,
+            bytes => place = place.get_mut(bytes..).unwrap_or_default(),
+        }
+    }
+    Ok(())
+}
+
+fn name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn failed(error: &Ext4Error) -> DriveError {
+    DriveError::BootFiles { message: error.to_string() }
+}
+
+/// An image that may be read so much, for so long.
+struct Bounded {
+    image: File,
+    bytes_left: u64,
+    until: Instant,
+}
+
+impl Bounded {
+    fn new(image: &File) -> Result<Self, DriveError> {
+        let image = image.try_clone().map_err(|source| DriveError::Read { source })?;
+        Ok(Self { image, bytes_left: READ_BYTES_MAX, until: Instant::now() + READ_TIME_MAX })
+    }
+}
+
+impl Ext4Read for Bounded {
+    fn read(&mut self, at: u64, to: &mut [u8]) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let left = self.bytes_left.checked_sub(to.len() as u64);
+        self.bytes_left = left.filter(|_| Instant::now() < self.until).ok_or("too much to read")?;
+        Ok(self.image.read_exact_at(to, at)?)
+    }
+}

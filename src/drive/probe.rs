@@ -1,0 +1,220 @@
+//! Which file system an image holds, read from its superblock.
+//!
+//! Called by the agent for images of one file system: the kernel is told the root by the UUID, and the partition needs the size.
+
+use std::{fs::File, io, os::unix::fs::FileExt as _};
+
+use super::{DriveError, hyphenated};
+use crate::model::size::show_bytes;
+
+/// The file system of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Its kind.
+    pub kind: FileSystemKind,
+    /// Its UUID as the kernel and blkid write it: lower-case, with hyphens.
+    pub uuid: String,
+    /// What it takes of a partition, in bytes: no more than the file has.
+    pub bytes: u64,
+}
+
+/// A kind of file system that can be a root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystemKind {
+    /// ext2.
+    Ext2,
+    /// ext3: with a journal.
+    Ext3,
+    /// ext4: with something the others do not know.
+    Ext4,
+    /// XFS.
+    Xfs,
+    /// Btrfs, on one device.
+    Btrfs,
+}
+
+impl FileSystemKind {
+    /// As Linux and blkid call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ext2 => "ext2",
+            Self::Ext3 => "ext3",
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+        }
+    }
+}
+
+/// The file system that fills an image. Fails with the reason if there is none that can be a root, or not all of it.
+pub fn probe(image: &File) -> Result<FileSystem, DriveError> {
+    let failed = |source| DriveError::Read { source };
+    let file_bytes = image.metadata().map_err(failed)?.len();
+    let found = [ext, xfs, btrfs].iter().find_map(|look| look(image).transpose());
+    let Some(found) = found else {
+        return Err(DriveError::NotRoot { found: other(image).map_err(failed)? });
+    };
+    let Superblock { kind, uuid, bytes, obstacle } = found.map_err(failed)?;
+    let name = kind.as_str();
+    if let Some(obstacle) = obstacle {
+        return Err(DriveError::NotRoot { found: format!("{name} {obstacle}") });
+    }
+    if bytes == 0 || bytes > file_bytes {
+        let (all, there) = (show_bytes(bytes), show_bytes(file_bytes));
+        let found = format!("{name} of {all}, of which only {there} are there");
+        return Err(DriveError::NotRoot { found });
+    }
+    if uuid == [0; 16] {
+        return Err(DriveError::NotRoot { found: format!("{name} without a UUID") });
+    }
+    Ok(FileSystem { kind, uuid: hyphenated(uuid), bytes })
+}
+
+/// What a superblock says.
+struct Superblock {
+    kind: FileSystemKind,
+    uuid: [u8; 16],
+    bytes: u64,
+    /// What keeps it from being a root.
+    obstacle: Option<&'static str>,
+}
+
+type Found = io::Result<Option<Superblock>>;
+
+/// ext2, ext3 and ext4 (Linux, `struct ext4_super_block`), told apart as blkid does.
+fn ext(image: &File) -> Found {
+    const MAGIC: u16 = 0xef53;
+    const HAS_JOURNAL: u32 = 0x4;
+    const IS_JOURNAL: u32 = 0x8;
+    // What ext3 knows of the features that forbid mounting, and of those that forbid writing.
+    const EXT3_INCOMPATIBLE: u32 = 0x2 | 0x4 | 0x10;
+    const EXT3_READ_ONLY: u32 = 0x1 | 0x2 | 0x4;
+    let Some(block) = Window::at(image, 1024)? else { return Ok(None) };
+    if u16::from_le_bytes(block.bytes(0x38)) != MAGIC {
+        return Ok(None);
+    }
+    let number = |at| u32::from_le_bytes(block.bytes(at));
+    let [compatible, incompatible, read_only] = [0x5c, 0x60, 0x64].map(number);
+    let kind = if incompatible & !EXT3_INCOMPATIBLE != 0 || read_only & !EXT3_READ_ONLY != 0 {
+        FileSystemKind::Ext4
+    } else if compatible & HAS_JOURNAL != 0 {
+        FileSystemKind::Ext3
+    } else {
+        FileSystemKind::Ext2
+    };
+    let (blocks, block_bytes) = ext_size(&block);
+    Ok(Some(Superblock {
+        kind,
+        uuid: block.bytes(0x68),
+        bytes: blocks.saturating_mul(block_bytes),
+        obstacle: (incompatible & IS_JOURNAL != 0).then_some("journal of another file system"),
+    }))
+}
+
+/// How large the parts of an ext2, ext3 or ext4 are said to be.
+pub(super) struct Ext4Measures {
+    /// Bytes of a block.
+    pub block_bytes: u64,
+    /// Groups of blocks.
+    pub groups: u64,
+}
+
+/// Reads these of an image in which such a file system was found.
+pub(super) fn ext4_measures(image: &File) -> io::Result<Ext4Measures> {
+    let block = Window::at(image, 1024)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let (blocks, block_bytes) = ext_size(&block);
+    let in_group = u64::from(u32::from_le_bytes(block.bytes(0x20)));
+    Ok(Ext4Measures { block_bytes, groups: blocks.checked_div(in_group).unwrap_or(u64::MAX) })
+}
+
+/// Blocks, and bytes of each.
+fn ext_size(block: &Window) -> (u64, u64) {
+    const IS_64_BIT: u32 = 0x80;
+    let number = |at| u32::from_le_bytes(block.bytes(at));
+    let high = if number(0x60) & IS_64_BIT == 0 { 0 } else { u64::from(number(0x150)) << 32 };
+    (u64::from(number(0x4)) | high, 1024_u64.checked_shl(number(0x18)).unwrap_or(0))
+}
+
+/// XFS (XFS Algorithms and Data Structures, superblocks).
+fn xfs(image: &File) -> Found {
+    let Some(block) = Window::at(image, 0)? else { return Ok(None) };
+    let is_xfs = &block.bytes(0) == b"XFSB";
+    let (block_bytes, blocks) =
+        (u32::from_be_bytes(block.bytes(4)), u64::from_be_bytes(block.bytes(8)));
+    Ok(is_xfs.then(|| Superblock {
+        kind: FileSystemKind::Xfs,
+        uuid: block.bytes(32),
+        bytes: blocks.saturating_mul(block_bytes.into()),
+        obstacle: None,
+    }))
+}
+
+/// Btrfs (Linux, `struct btrfs_super_block`).
+fn btrfs(image: &File) -> Found {
+    let Some(block) = Window::at(image, 64 * 1024)? else { return Ok(None) };
+    let is_btrfs = &block.bytes(0x40) == b"_BHRfS_M";
+    let devices = u64::from_le_bytes(block.bytes(0x88));
+    Ok(is_btrfs.then(|| Superblock {
+        kind: FileSystemKind::Btrfs,
+        uuid: block.bytes(0x20),
+        bytes: u64::from_le_bytes(block.bytes(0x70)),
+        obstacle: (devices != 1).then_some("on several devices"),
+    }))
+}
+
+/// What else it is, for the message.
+fn other(image: &File) -> io::Result<String> {
+    let has = |at, magic: &[u8]| -> io::Result<bool> {
+        let window = Window::at(image, at)?;
+        Ok(window.is_some_and(|window| window.0.starts_with(magic)))
+    };
+    let known: [(&str, u64, &[u8]); 8] = [
+        ("a FAT file system", 54, b"FAT"),
+        ("a FAT file system", 82, b"FAT32"),
+        ("a whole disk; use image.kind = \"disk\"", 512, b"EFI PART"),
+        ("swap space", 4086, b"SWAPSPACE2"),
+        ("an encrypted volume", 0, b"LUKS\xba\xbe"),
+        ("a volume of LVM", 512, b"LABELONE"),
+        ("a SquashFS", 0, b"hsqs"),
+        ("a whole disk; use image.kind = \"disk\"", 510, b"\x55\xaa"),
+    ];
+    // First of all, because many of these images are disks too.
+    if has(32 * 1024 + 1, b"CD001")? {
+        return Ok("an ISO 9660 file system".to_owned());
+    }
+    for (name, at, magic) in known {
+        if has(at, magic)? {
+            return Ok(name.to_owned());
+        }
+    }
+    Ok("no known file system".to_owned())
+}
+
+/// The bytes at some place of an image.
+struct Window([u8; Self::BYTES]);
+
+impl Window {
+    /// Enough for what is read of any superblock.
+    const BYTES: usize = 512;
+
+    /// `None` behind the image's end; what the image does not have is zeros.
+    fn at(image: &File, at: u64) -> io::Result<Option<Self>> {
+        let mut window = Self([0; Self::BYTES]);
+        let mut filled = 0;
+        while let Some(rest) = window.0.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match image.read_at(rest, at + filled as u64) {
+                Ok(0) => break,
+                Ok(bytes) => filled += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((filled > 0).then_some(window))
+    }
+
+    /// So many of them.
+    fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
+        let from = self.0.get(at..).unwrap_or_default();
+        from.first_chunk().copied().unwrap_or([0; N])
+    }
+}

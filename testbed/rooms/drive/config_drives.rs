@@ -1,0 +1,153 @@
+//! Config drives: what cloud-init's own code finds on them, and what the checkers say.
+
+use std::{fs, sync::Arc};
+
+use hostler::{
+    drive::config_drive,
+    model::{
+        ids::{Digest, NodeName},
+        spec::{Attachment, ConfigDrive, DriveFilesystem, DriveLabel},
+    },
+};
+use serde_json::{Value, json};
+
+use super::{Place, blkid, run, tag};
+
+const USER_DATA: &str = "#cloud-config\n# \u{fc}ber\nruncmd: [true]\r\n";
+const MAC: &str = "52:54:00:00:00:01";
+const EVERY: [(DriveLabel, DriveFilesystem); 4] = [
+    (DriveLabel::Config2, DriveFilesystem::Vfat),
+    (DriveLabel::Config2, DriveFilesystem::Iso9660),
+    (DriveLabel::Cidata, DriveFilesystem::Vfat),
+    (DriveLabel::Cidata, DriveFilesystem::Iso9660),
+];
+
+#[test]
+fn cloud_init_reads_what_the_administrator_wrote() {
+    for (label, filesystem) in EVERY {
+        let drive = drive(label, filesystem, USER_DATA);
+        let place = Place::with(&config_drive(&drive, &node(), &identity('a'), 512).unwrap());
+        let found = cloud_init(&place);
+        let source = if label == DriveLabel::Config2 { "ConfigDrive" } else { "NoCloud" };
+        assert_eq!(found["source"], source);
+        assert_eq!(found["user_data"], USER_DATA);
+        assert_eq!(found["hostname"], "edge-07");
+        assert_eq!(found["meta"]["rack"], "3");
+        assert_eq!(found["network"], expected_network(label), "{label:?}");
+        let network = match label {
+            DriveLabel::Config2 => "openstack/latest/network_data.json",
+            DriveLabel::Cidata => "network-config",
+        };
+        let read = fs::read(place.path("mounted").join(network)).unwrap();
+        assert_eq!(read, drive.network_config.unwrap().content.as_bytes());
+    }
+}
+
+#[test]
+fn a_drive_without_anything_attached_still_says_who_the_machine_is() {
+    for (label, filesystem) in EVERY {
+        let drive = ConfigDrive {
+            user_data: None,
+            network_config: None,
+            meta_data: [("hostname".to_owned(), "seven".to_owned())].into(),
+            ..drive(label, filesystem, "")
+        };
+        let place = Place::with(&config_drive(&drive, &node(), &identity('a'), 512).unwrap());
+        let found = cloud_init(&place);
+        assert_eq!((&found["hostname"], &found["user_data"]), (&json!("seven"), &json!("")));
+        assert_eq!(found["network"], Value::Null);
+    }
+}
+
+#[test]
+fn the_largest_files_fit_and_every_block_size_that_can_be_is_found_and_clean() {
+    let large = format!("#!/bin/sh\n{}", "\"".repeat(256 * 1024 - 10));
+    for (label, filesystem) in EVERY {
+        for block_bytes in [512, 2048, 4096, 8192] {
+            let mut drive = drive(label, filesystem, &large);
+            drive.network_config = drive.user_data.clone();
+            drive.meta_data = [("x".to_owned(), large.clone())].into();
+            let is_vfat = filesystem == DriveFilesystem::Vfat;
+            let made = config_drive(&drive, &node(), &identity('a'), block_bytes);
+            if block_bytes > if is_vfat { 4096 } else { 2048 } {
+                assert!(made.unwrap_err().to_string().contains("blocks of"));
+                continue;
+            }
+            let place = Place::with(&made.unwrap());
+            let tags = blkid(&place);
+            let name = if label == DriveLabel::Config2 { "config-2" } else { "cidata" };
+            assert_eq!(tag(&tags, "LABEL"), name, "{tags}");
+            let kind = if is_vfat { "vfat" } else { "iso9660" };
+            assert_eq!(tag(&tags, "TYPE"), kind, "{tags}");
+            if is_vfat {
+                run("fsck.vfat", &["-n", "-v", place.text("image")]);
+                run("mdir", &["-/", "-i", place.text("image"), "::"]);
+            } else {
+                run("isoinfo", &["-l", "-i", place.text("image")]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_new_installation_and_another_machine_are_new_to_cloud_init() {
+    for (label, filesystem) in EVERY {
+        let drive = drive(label, filesystem, USER_DATA);
+        let ids = [("edge-07", 'a'), ("edge-07", 'b'), ("edge-08", 'a')].map(|(node, instance)| {
+            let made =
+                |_| config_drive(&drive, &node.parse().unwrap(), &identity(instance), 512).unwrap();
+            assert_eq!(made(1), made(2));
+            let place = Place::with(&made(1));
+            (cloud_init(&place)["instance"].to_string(), tag(&blkid(&place), "UUID").to_owned())
+        });
+        for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+            assert_ne!(ids[one].0, ids[other].0);
+            assert_ne!(ids[one].1, ids[other].1);
+        }
+    }
+}
+
+fn node() -> NodeName {
+    "edge-07".parse().unwrap()
+}
+
+fn identity(digit: char) -> Digest {
+    format!("sha256:{}", digit.to_string().repeat(64)).parse().unwrap()
+}
+
+fn drive(label: DriveLabel, filesystem: DriveFilesystem, user_data: &str) -> ConfigDrive {
+    let network = match label {
+        DriveLabel::Config2 => json!({
+            "links": [{"id": "a", "type": "phy", "ethernet_mac_address": MAC}],
+            "networks": [{"id": "n", "link": "a", "type": "ipv4_dhcp"}],
+            "services": [],
+        })
+        .to_string(),
+        DriveLabel::Cidata => "version: 2\nethernets: {eth0: {dhcp4: true}}\n".to_owned(),
+    };
+    let attach = |content: &str| Some(Attachment { path: "x".into(), content: Arc::from(content) });
+    ConfigDrive {
+        label,
+        filesystem,
+        user_data: attach(user_data),
+        network_config: attach(&network),
+        meta_data: [("rack".to_owned(), "3".to_owned())].into(),
+    }
+}
+
+fn expected_network(label: DriveLabel) -> Value {
+    match label {
+        DriveLabel::Config2 => json!({"version": 1, "config": [{
+            "type": "physical", "name": "eth0", "mac_address": MAC,
+            "subnets": [{"type": "dhcp4"}],
+        }]}),
+        DriveLabel::Cidata => json!({"version": 2, "ethernets": {"eth0": {"dhcp4": true}}}),
+    }
+}
+
+/// What cloud-init's own code finds on the drive.
+fn cloud_init(place: &Place) -> Value {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/testbed/rooms/drive/cloud_init.py");
+    let arguments = [script, place.text("image"), place.text(""), MAC];
+    serde_json::from_str(&run("/usr/bin/python3", &arguments)).unwrap()
+}

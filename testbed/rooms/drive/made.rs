@@ -1,0 +1,55 @@
+//! Swap space and ephemeral file systems, as the programs for them see them.
+
+use std::{fs, io, os::unix::fs::MetadataExt as _};
+
+use hostler::drive::{EPHEMERAL_LABEL, ephemeral, mke2fs_is_there, swap_header};
+
+use super::{Place, blkid, run, tag};
+
+#[test]
+fn swap_space_is_known_to_blkid_and_swaplabel_as_if_mkswap_had_made_it() {
+    const BYTES: u64 = (1 << 30) + 5000;
+    let uuid = *b"\x01\x23\x45\x67\x89\xab\x4d\xef\x81\x23\x45\x67\x89\xab\xcd\xef";
+    let header = swap_header(BYTES, uuid, "swap").unwrap();
+    let place = Place::with(&header);
+    let file = fs::File::options().write(true).open(place.path("image")).unwrap();
+    file.set_len(BYTES).unwrap();
+    let tags = blkid(&place);
+    let uuid = "01234567-89ab-4def-8123-456789abcdef";
+    assert_eq!(tag(&tags, "TYPE"), "swap");
+    assert_eq!((tag(&tags, "UUID"), tag(&tags, "LABEL")), (uuid, "swap"));
+    assert!(run("swaplabel", &[place.text("image")]).contains(uuid));
+
+    let theirs = Place::with(&[]);
+    fs::File::create(theirs.path("image")).unwrap().set_len(BYTES).unwrap();
+    run("mkswap", &["-U", uuid, "-L", "swap", theirs.text("image")]);
+    assert_eq!(&fs::read(theirs.path("image")).unwrap()[..header.len()], &header[..]);
+}
+
+#[tokio::test]
+async fn an_ephemeral_file_system_is_clean_ext4_and_leaves_no_file_behind() {
+    assert!(mke2fs_is_there());
+    for bytes in [8 << 20, 5_000_000_000] {
+        let place = Place::with(&[]);
+        let mut file = ephemeral(bytes, &place.path("")).await.unwrap();
+        assert_eq!(fs::read_dir(place.path("")).unwrap().count(), 1);
+        let metadata = file.metadata().unwrap();
+        assert_eq!(metadata.len(), bytes);
+        assert!(metadata.blocks() * 512 < 16 << 20, "not sparse: {} blocks", metadata.blocks());
+        let mut copy = fs::File::create(place.path("image")).unwrap();
+        io::Seek::rewind(&mut file).unwrap();
+        io::copy(&mut file, &mut copy).unwrap();
+        let tags = blkid(&place);
+        assert_eq!((tag(&tags, "TYPE"), tag(&tags, "LABEL")), ("ext4", EPHEMERAL_LABEL));
+        run("e2fsck", &["-f", "-n", place.text("image")]);
+    }
+}
+
+#[tokio::test]
+async fn an_ephemeral_file_system_that_cannot_be_says_why() {
+    let place = Place::with(&[]);
+    let error = ephemeral(4096, &place.path("")).await.unwrap_err().to_string();
+    assert_eq!(error, "an ephemeral file system of 4.0 KiB, needs at least 8.0 MiB");
+    let error = ephemeral(8 << 20, &place.path("gone")).await.unwrap_err().to_string();
+    assert!(error.starts_with("making the ephemeral file system: No such file"), "{error}");
+}

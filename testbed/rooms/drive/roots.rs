@@ -1,0 +1,222 @@
+//! Root images: what blkid and hostler say of the same ones, and the boot partition made of what one brings.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::{FileExt as _, symlink},
+    path::Path,
+};
+
+use hostler::drive::{esp, probe};
+
+use super::{Place, blkid, run, tag};
+
+/// Programs that make a root, and the size of what they make in MiB.
+const ROOTS: [(&[&str], u64); 7] = [
+    (&["mke2fs", "-q", "-t", "ext2"], 16),
+    (&["mke2fs", "-q", "-t", "ext3"], 16),
+    (&["mke2fs", "-q", "-t", "ext4"], 16),
+    (&["mke2fs", "-q", "-t", "ext4", "-b", "1024", "-O", "^64bit"], 16),
+    (&["mkfs.xfs", "-q"], 320),
+    (&["mkfs.btrfs", "-q"], 128),
+    (&["mkfs.btrfs", "-q", "--mixed"], 64),
+];
+
+#[test]
+fn every_root_is_seen_as_blkid_sees_it() {
+    for (command, mib) in ROOTS {
+        let place = made(command, mib);
+        let tags = blkid(&place);
+        let found = probe(&open(&place)).unwrap();
+        assert_eq!(found.kind.as_str(), tag(&tags, "TYPE"), "{command:?}");
+        assert_eq!(found.uuid, tag(&tags, "UUID"), "{command:?}");
+        assert_eq!(found.bytes, mib << 20, "{command:?}");
+
+        File::options()
+            .write(true)
+            .open(place.path("image"))
+            .unwrap()
+            .set_len(found.bytes - 1)
+            .unwrap();
+        let error = probe(&open(&place)).unwrap_err().to_string();
+        assert!(error.contains("of which only"), "{error}");
+    }
+}
+
+#[test]
+fn what_can_be_no_root_is_named() {
+    let others: [(&[&str], &str); 5] = [
+        (&["mkfs.vfat"], "a FAT file system"),
+        (&["mkfs.vfat", "-F", "32"], "a FAT file system"),
+        (&["mkswap", "-q"], "swap space"),
+        (
+            &["mke2fs", "-q", "-F", "-O", "journal_dev", "-b", "4096"],
+            "journal of another file system",
+        ),
+        (&["sgdisk", "-n", "1:0:0"], "a whole disk; use image.kind = \"disk\""),
+    ];
+    for (command, name) in others {
+        let error = probe(&open(&made(command, 64))).unwrap_err().to_string();
+        assert!(error.contains(name), "{command:?}: {error}");
+    }
+    let place = Place::with(&[]);
+    run("genisoimage", &["-quiet", "-o", place.text("image"), place.text("image")]);
+    assert!(probe(&open(&place)).unwrap_err().to_string().contains("an ISO 9660 file system"));
+    let error = probe(&open(&Place::with(&[0; 4096]))).unwrap_err().to_string();
+    assert!(error.contains("no known file system"), "{error}");
+}
+
+#[test]
+fn a_boot_partition_has_the_images_boot_files() {
+    let files = [
+        ("boot/efi/EFI/BOOT/BOOTX64.EFI", 1_000_003),
+        ("boot/efi/EFI/BOOT/fbx64.efi", 0),
+        ("boot/efi/EFI/debian/grub.cfg", 126),
+        (
+            "boot/efi/EFI/debian/A name that is quite long, longer than thirteen.\u{fc}",
+            5000,
+        ),
+        ("boot/efi/EFI/debian/sub/deeper/x", 1),
+        ("boot/efi/other", 9),
+        ("efi/EFI/BOOT/BOOTX64.EFI", 1),
+    ];
+    for (kind, block_bytes) in [("ext4", 512), ("ext4", 4096), ("ext2", 512)] {
+        let place = root(kind, &files);
+        let made = esp(&open(&place), block_bytes).unwrap();
+        assert_eq!(made, esp(&open(&place), block_bytes).unwrap());
+        assert!((64 << 20..512 << 20).contains(&made.len()), "{}", made.len());
+        let partition = Place::with(&made);
+        let tags = blkid(&partition);
+        assert_eq!((tag(&tags, "TYPE"), tag(&tags, "VERSION")), ("vfat", "FAT32"));
+        run("fsck.vfat", &["-n", partition.text("image")]);
+        fs::create_dir(partition.path("out")).unwrap();
+        run("mcopy", &["-s", "-n", "-i", partition.text("image"), "::EFI", partition.text("out")]);
+        let theirs = place.path("tree/boot/efi/EFI");
+        run("diff", &["-r", theirs.to_str().unwrap(), partition.text("out/EFI")]);
+        assert!(!run("mdir", &["-b", "-i", partition.text("image"), "::"]).contains("other"));
+    }
+}
+
+#[test]
+fn a_lone_loader_is_put_where_firmware_looks() {
+    let cases: [(&[(&str, usize)], &[(&str, usize)]); 3] = [
+        (
+            &[("boot/EFI/debian/shimx64.efi", 10), ("boot/EFI/debian/grubx64.efi", 20)],
+            &[
+                ("EFI/BOOT/BOOTX64.EFI", 10),
+                ("EFI/BOOT/grubx64.efi", 20),
+                ("EFI/debian/shimx64.efi", 10),
+            ],
+        ),
+        (
+            &[("efi/EFI/fedora/grubx64.efi", 20)],
+            &[("EFI/BOOT/BOOTX64.EFI", 20), ("EFI/fedora/grubx64.efi", 20)],
+        ),
+        (&[("boot/efi/EFI/systemd/systemd-bootx64.efi", 7)], &[("EFI/BOOT/BOOTX64.EFI", 7)]),
+    ];
+    for (files, wanted) in cases {
+        let partition = Place::with(&esp(&open(&root("ext4", files)), 512).unwrap());
+        run("fsck.vfat", &["-n", partition.text("image")]);
+        for (path, bytes) in wanted {
+            let path = format!("::{path}");
+            let read = run("mtype", &["-i", partition.text("image"), &path]);
+            assert_eq!(read.len(), *bytes, "{path}");
+        }
+    }
+}
+
+#[test]
+fn an_image_without_boot_files_that_can_be_taken_says_why() {
+    let refused =
+        |files: &[(&str, usize)]| esp(&open(&root("ext4", files)), 512).unwrap_err().to_string();
+    let none = "the image brings no boot files (/boot/efi/EFI/BOOT/BOOTX64.EFI)";
+    let instead = "; use a whole-disk image or boot.after = \"network\"";
+    assert_eq!(refused(&[("etc/fstab", 1)]), format!("{none}{instead}"));
+    assert_eq!(refused(&[("boot/efi/EFI/debian/grub.cfg", 1)]), format!("{none}{instead}"));
+    let two = [("efi/EFI/a/grubx64.efi", 1), ("efi/EFI/b/grubx64.efi", 1)];
+    let which = ": which of EFI/a/grubx64.efi, EFI/b/grubx64.efi is to be booted?";
+    assert_eq!(refused(&two), format!("{none}{which}{instead}"));
+    let capitals = [("efi/EFI/BOOT/BOOTX64.EFI", 1), ("efi/EFI/BOOT/bootx64.efi", 1)];
+    assert!(refused(&capitals).contains("is there twice"), "{}", refused(&capitals));
+    let deep = format!("efi/EFI/{}x", "a/".repeat(9));
+    assert!(refused(&[(&deep, 1)]).contains("more than 8 directories in each other"));
+    assert!(refused(&[("efi/EFI/x", 200 << 20)]).contains("more than 192 MiB"));
+
+    let place = tree(&[("efi/EFI/x", 1)]);
+    symlink("/etc/passwd", place.path("tree/efi/EFI/BOOTX64.EFI")).unwrap();
+    make_root("ext4", &place);
+    let error = esp(&open(&place), 512).unwrap_err().to_string();
+    assert!(error.contains("/efi/EFI/BOOTX64.EFI is neither file nor directory"), "{error}");
+
+    let error = esp(&open(&made(&["mkfs.xfs", "-q"], 320)), 512).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!("the image's boot files: they are read from ext4 only, this is xfs{instead}")
+    );
+}
+
+#[test]
+fn no_damage_to_an_image_makes_reading_it_panic_or_last() {
+    const ROUNDS: u32 = 500;
+    let place = tree(&[("efi/EFI/BOOT/BOOTX64.EFI", 5000), ("efi/EFI/a/b/c", 70_000)]);
+    let (tree, image) = (place.text("tree"), place.text("image"));
+    run("mke2fs", &["-q", "-F", "-t", "ext4", "-O", "^metadata_csum", "-d", tree, image, "16M"]);
+    let file = File::options().read(true).write(true).open(image).unwrap();
+    let good = fs::read(image).unwrap();
+    // What is not zero is where damage matters.
+    let used: Vec<usize> = (0..good.len() - 4).filter(|at| good[*at] != 0).collect();
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut still_good = 0;
+    for _ in 0..ROUNDS {
+        let mut places: Vec<usize> = (0..random.usize(1..=8))
+            .map(|_| used[random.usize(..used.len())] + random.usize(..4))
+            .collect();
+        // Half of the damage is to the superblock too.
+        places.extend(random.bool().then(|| 1024 + random.usize(..0x180)));
+        for at in &places {
+            let byte = [0, 1, 0x7f, 0x80, 0xff, random.u8(..)][random.usize(..6)];
+            file.write_all_at(&[byte], *at as u64).unwrap();
+        }
+        still_good += u32::from(esp(&file, 512).is_ok());
+        for at in &places {
+            file.write_all_at(&good[*at..=*at], *at as u64).unwrap();
+        }
+    }
+    assert!((1..ROUNDS).contains(&still_good), "{still_good} of {ROUNDS}");
+}
+
+/// An image of so many MiB, made by a program.
+fn made(command: &[&str], mib: u64) -> Place {
+    let place = Place::with(&[]);
+    File::create(place.path("image")).unwrap().set_len(mib << 20).unwrap();
+    run(command[0], &[&command[1..], &[place.text("image")]].concat());
+    place
+}
+
+/// An ext image that holds files of such lengths.
+fn root(kind: &str, files: &[(&str, usize)]) -> Place {
+    let place = tree(files);
+    make_root(kind, &place);
+    place
+}
+
+fn tree(files: &[(&str, usize)]) -> Place {
+    let place = Place::with(&[]);
+    for (path, bytes) in files {
+        let path = place.path("tree").join(path);
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(""))).unwrap();
+        // No two alike, and no block like another.
+        let content: Vec<u8> =
+            (0..*bytes).map(|at| b'a' + ((at * 7 + at / 512 + bytes) % 23) as u8).collect();
+        fs::write(path, content).unwrap();
+    }
+    place
+}
+
+fn make_root(kind: &str, place: &Place) {
+    let tree = place.text("tree");
+    run("mke2fs", &["-q", "-F", "-t", kind, "-d", tree, place.text("image"), "256M"]);
+}
+
+fn open(place: &Place) -> File {
+    File::open(place.path("image")).unwrap()
+}
