@@ -168,7 +168,7 @@ pub(super) fn internal(error: &tokio::task::JoinError) -> Fault {
 }
 
 /// There is nothing to make keys of.
-pub(super) fn no_randomness(error: &getrandom::Error) -> Fault {
+pub(super) fn no_randomness(error: getrandom::Error) -> Fault {
     Fault::passing(
         Step::Preflight,
         "NoRandomness",

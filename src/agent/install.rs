@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use crate::{
     image::ImageError,
-    imaging::{self, Geometry, ImageFile, Order},
+    imaging::{self, Geometry, ImageFile, Layout, Order},
     iscsi::{IscsiError, Lun},
     lifecycle::{Outcome, PreparedImage, Target},
     model::{
@@ -61,7 +61,7 @@ impl Workshop {
         let Needs { disk_bytes, root_uuid } =
             looking.await.unwrap_or_else(|error| Err(faults::internal(&error)))?;
         let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(|error| faults::no_randomness(&error))?;
+        getrandom::fill(&mut random).map_err(faults::no_randomness)?;
         let image = PreparedImage { digest, disk_bytes, root_uuid };
         Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), stages })
     }
@@ -98,23 +98,11 @@ impl Workshop {
             lun = log_in(&disk) => lun.map_err(|error| faults::of_iscsi(&error))?,
             () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Imaging)),
         };
-        if lun.capacity_bytes() != disk_bytes {
-            let has_bytes = lun.capacity_bytes();
-            let message = format!(
-                "target {}: its disk has {} ({has_bytes} bytes), the one asked for has {} ({disk_bytes} bytes)",
-                target.iqn,
-                show_bytes(has_bytes),
-                show_bytes(disk_bytes)
-            );
-            log_out(lun).await;
-            return Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE));
-        }
-        let geometry = Geometry {
-            bytes: lun.capacity_bytes(),
-            block_bytes: lun.block_bytes(),
-            optimal_bytes: 0,
+        let layout = tokio::select! {
+            layout = lay_out(spec, source, &lun, target, disk_bytes) => layout,
+            () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
         };
-        let layout = match layout::layout(Arc::clone(spec), source.clone(), geometry).await {
+        let layout = match layout {
             Ok(layout) => layout,
             Err(fault) => {
                 log_out(lun).await;
@@ -129,6 +117,28 @@ impl Workshop {
         info!(node = %spec.name, bytes = written.bytes, writing = ?written.writing, verifying = ?written.verifying, "image written");
         Ok(Outcome::Imaged { verify: written.ranges, stages: meter.durations() })
     }
+}
+
+/// What is to be on the target's disk, if that is the one that was asked for.
+async fn lay_out(
+    spec: &Arc<NodeSpec>,
+    source: Source,
+    lun: &Lun,
+    target: &Target,
+    disk_bytes: u64,
+) -> Result<Layout, Fault> {
+    let (bytes, block_bytes) = (lun.capacity_bytes(), lun.block_bytes());
+    if bytes != disk_bytes {
+        let message = format!(
+            "target {}: its disk has {} ({bytes} bytes), the one asked for has {} ({disk_bytes} bytes)",
+            target.iqn,
+            show_bytes(bytes),
+            show_bytes(disk_bytes)
+        );
+        return Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE));
+    }
+    let disk = Geometry { bytes, block_bytes, optimal_bytes: 0 };
+    layout::layout(Arc::clone(spec), source, disk).await
 }
 
 async fn log_in(disk: &TargetDisk) -> Result<Lun, IscsiError> {

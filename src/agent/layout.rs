@@ -173,7 +173,7 @@ fn made(file: File, dir: &Path) -> Result<ImageFile, DriveError> {
 fn random_ids() -> Result<impl FnMut() -> [u8; 16], Fault> {
     // A partition table has a handful of partitions.
     let mut pool = [[0; 16]; IDS_MAX];
-    getrandom::fill(pool.as_flattened_mut()).map_err(|error| faults::no_randomness(&error))?;
+    getrandom::fill(pool.as_flattened_mut()).map_err(faults::no_randomness)?;
     let mut ids = pool.into_iter().cycle();
     Ok(move || ids.next().unwrap_or_default())
 }

@@ -98,7 +98,7 @@ impl Volume for Lun {
             let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
             let read = Lun::read(self, at, length).await.map_err(|error| volume_error(&error))?;
             // Mostly there is one piece, and nothing to be put together.
-            data = if data.is_empty() { read.into() } else { [data, read.into()].concat().into() };
+            data = if data.is_empty() { read } else { [data, read].concat().into() };
         }
         Ok(data)
     }

@@ -1,11 +1,12 @@
-//! hostler's side of the contest: what the agent does with a prepared machine, without the machine.
+//! hostler's side of the contest: what the agent does with an image and a machine's disk, without the machine.
 
-use std::{fs::File, path::Path, sync::Arc, time::Duration};
+use std::{fs::File, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 use hostler::{
-    imaging::{ImageFile, Order, write_image},
+    image::{Limits, decode},
+    imaging::{Connector, ImageFile, Layout, Order, VolumeError, write_disk},
     iscsi::{Lun, Options, TargetAddress},
-    model::spec::Verify,
+    model::spec::{ImageFormat, Verify},
     progress::Meter,
 };
 use tokio::sync::watch;
@@ -25,17 +26,49 @@ pub(crate) fn write(disks: &[String]) {
 async fn write_one(disk: Vec<String>) {
     let [image, portal, unit] = &disk[..] else { panic!("{disk:?}") };
     let (iqn, lun) = unit.rsplit_once('/').unwrap();
-    let target = TargetAddress {
+    let target = Target(TargetAddress {
         portal: portal.parse().unwrap(),
         iqn: iqn.to_owned(),
         lun: lun.parse().unwrap(),
-    };
-    let path = Path::new(image);
-    let image = ImageFile::new(Arc::new(File::open(path).unwrap()), path).unwrap();
-    let order = Order { image, verify: Verify::None, stall: Duration::from_secs(60) };
+    });
+    let layout = Layout::of_file(raw(Path::new(image)));
+    let order = Order { layout, verify: Verify::None, stall: Duration::from_secs(60) };
     let (_stop, cancel) = watch::channel(false);
-    let lun = Lun::connect(&target, None, &Options::default()).await.unwrap();
-    let lun = Arc::new(lun);
-    write_image(Arc::clone(&lun), &order, &Meter::default(), cancel).await.unwrap();
-    Arc::into_inner(lun).unwrap().logout().await.unwrap();
+    write_disk(&target, &order, &Meter::default(), cancel).await.unwrap();
+}
+
+/// The disk's bytes; what is packed is unpacked first, as into the cache.
+fn raw(path: &Path) -> ImageFile {
+    let mut file = File::open(path).unwrap();
+    if path.extension().is_none_or(|extension| extension != "raw") {
+        let into = tempfile::tempfile().unwrap();
+        let mut limits = Limits {
+            raw_bytes_max: u64::MAX,
+            progress: &mut |_| ControlFlow::Continue(()),
+            scratch: &tempfile::tempfile,
+        };
+        decode(&file, ImageFormat::Auto, &into, &mut limits).unwrap();
+        file = into;
+    }
+    ImageFile::new(Arc::new(file), path).unwrap()
+}
+
+/// A target without a password.
+struct Target(TargetAddress);
+
+impl Connector for Target {
+    type Volume = Lun;
+
+    async fn connect(&self) -> Result<Arc<Lun>, VolumeError> {
+        let connected = Lun::connect(&self.0, None, &Options::default()).await;
+        connected.map(Arc::new).map_err(|error| VolumeError {
+            code: "Connect",
+            message: error.to_string(),
+            reconnect: false,
+        })
+    }
+
+    async fn close(&self, lun: Arc<Lun>) {
+        Lun::clone(&lun).logout().await.unwrap();
+    }
 }

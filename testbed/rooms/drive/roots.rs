@@ -71,10 +71,7 @@ fn a_boot_partition_has_the_images_boot_files() {
         ("boot/efi/EFI/BOOT/BOOTX64.EFI", 1_000_003),
         ("boot/efi/EFI/BOOT/fbx64.efi", 0),
         ("boot/efi/EFI/debian/grub.cfg", 126),
-        (
-            "boot/efi/EFI/debian/A name that is quite long, longer than thirteen.\u{fc}",
-            5000,
-        ),
+        ("boot/efi/EFI/debian/A name that is quite long, longer than thirteen.\u{fc}", 5000),
         ("boot/efi/EFI/debian/sub/deeper/x", 1),
         ("boot/efi/other", 9),
         ("efi/EFI/BOOT/BOOTX64.EFI", 1),
