@@ -5,7 +5,7 @@
 
 mod drive;
 mod error;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
 mod image_table;
 mod partitioned;

@@ -187,6 +187,40 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
+    fn never_panics_on_any_bytes(
+        sizes in any::<[u8; 3]>(),
+        table in prop_oneof![Just([0xee, 1]), any::<[u8; 2]>()],
+        header in (0_u64..40, any::<u64>(), 0_u64..40),
+        entries in (0_u32..200, prop_oneof![Just(128_u32), any::<u32>()]),
+        noise in proptest::collection::vec((0_usize..8192, any::<u8>()), 0..40),
+    ) {
+        let mut bytes = sizes.to_vec();
+        bytes.resize(3 + 8192, 0);
+        let [kind, blocks] = table;
+        let block = if sizes[2] & 1 == 0 { 512 } else { 4096 };
+        let [first_usable, alternate_lba, entries_lba] =
+            [header.0, header.1, header.2].map(u64::to_le_bytes);
+        let (count, entry_bytes) = entries;
+        let places: [(usize, &[u8]); 8] = [
+            (510, &[0x55, 0xaa]),
+            (450, &[kind]),
+            (458, &[blocks]),
+            (block + 32, &alternate_lba),
+            (block + 40, &first_usable),
+            (block + 72, &entries_lba),
+            (block + 80, &count.to_le_bytes()),
+            (block + 84, &entry_bytes.to_le_bytes()),
+        ];
+        for (at, byte) in noise {
+            bytes[3 + at] = byte;
+        }
+        for (at, place) in places {
+            bytes[3 + at..][..place.len()].copy_from_slice(place);
+        }
+        fuzz::fuzz(&bytes);
+    }
+
+    #[test]
     fn a_gpt_image_keeps_its_partitions_on_a_disk_of_any_size(
         (block_bytes, partitions, image_blocks, disk_blocks) in cases(),
         with_drive in any::<bool>(),
