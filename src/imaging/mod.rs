@@ -27,7 +27,7 @@ use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub use self::layout::fuzz::fuzz;
 pub use self::{
     file::ImageFile,

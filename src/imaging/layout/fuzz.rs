@@ -1,6 +1,6 @@
-//! The way in for the fuzz target, and nowhere else: an image that begins with any bytes, for any disk.
+//! The way in for the fuzz target and a test like it, and nowhere else: an image that begins with any bytes, for any disk.
 
-use std::{fs::File, os::unix::fs::FileExt as _, path::Path, sync::Arc};
+use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -13,21 +13,26 @@ const MIB: u64 = 1 << 20;
 /// checksums made right. The rest is what the image begins with.
 pub fn fuzz(bytes: &[u8]) {
     let Some(([image_mib, disk_mib, mode], begin)) = bytes.split_first_chunk() else { return };
-    let block_bytes = if mode & 1 == 0 { 512 } else { 4096 };
+    let block_bytes: u32 = if mode & 1 == 0 { 512 } else { 4096 };
     let mut begin = begin.to_vec();
     if mode & 4 != 0 {
-        gpt::seal(&mut begin, block_bytes);
+        gpt::seal(&mut begin, block_bytes as usize);
     }
-    let Ok(file) = memfd_create("image", MemfdFlags::CLOEXEC).map(File::from) else { return };
     let image_bytes = (u64::from(*image_mib) * MIB).max(begin.len() as u64);
-    let made = file.write_all_at(&begin, 0).and_then(|()| file.set_len(image_bytes));
-    let image = made.and_then(|()| ImageFile::new(Arc::new(file), Path::new("image")));
     let bytes = u64::from(*disk_mib) * MIB;
-    let disk = Geometry { bytes, block_bytes: block_bytes as u32, optimal_bytes: 0 };
+    let disk = Geometry { bytes, block_bytes, optimal_bytes: 0 };
     let drive = (mode & 2 != 0).then(|| vec![7; 4096].into());
-    if let Ok(image) = image {
+    if let Ok(image) = image(&begin, image_bytes) {
         // A layout that is not sound is an error of its own kind, and there must be none.
         let layout = whole_disk(&image, disk, drive, &mut || [7; 16]);
         assert!(!matches!(layout, Err(super::LayoutError::Unsound { .. })), "{layout:?}");
     }
+}
+
+/// A file in memory that begins with these bytes.
+fn image(begin: &[u8], bytes: u64) -> io::Result<ImageFile> {
+    let file = File::from(memfd_create("image", MemfdFlags::CLOEXEC)?);
+    file.write_all_at(begin, 0)?;
+    file.set_len(bytes)?;
+    ImageFile::new(Arc::new(file), Path::new("image"))
 }

@@ -5,7 +5,7 @@
 
 mod drive;
 mod error;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
 mod image_table;
 mod partitioned;
@@ -81,8 +81,9 @@ impl Geometry {
     /// Where partitions begin on this disk, in bytes: a MiB, or the least multiple of the pieces it works best in that is not less.
     pub fn alignment_bytes(self) -> u64 {
         let optimal = self.optimal_bytes;
-        if optimal == 0 || optimal > OPTIMAL_BYTES_MAX || !optimal.is_multiple_of(self.block_bytes)
-        {
+        // Some adapters count pieces in 512 bytes for disks with 4096 inside: following them would split every such block.
+        let whole_blocks = optimal.is_multiple_of(self.block_bytes.max(4096));
+        if optimal == 0 || optimal > OPTIMAL_BYTES_MAX || !whole_blocks {
             ALIGNMENT_BYTES
         } else {
             ALIGNMENT_BYTES.next_multiple_of(u64::from(optimal))

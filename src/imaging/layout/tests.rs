@@ -121,8 +121,104 @@ fn cases() -> impl Strategy<Value = (u32, Vec<Range<u64>>, u64, u64)> {
     )
 }
 
+#[test]
+fn partitions_are_aligned_as_the_disk_says_if_that_makes_sense() {
+    for (optimal_bytes, alignment) in [
+        (0, MIB),
+        (64 << 10, MIB),
+        (192 << 10, 6 * (192 << 10)),
+        (4 << 20, 4 * MIB),
+        (65535 * 512, MIB),
+        (128 << 20, MIB),
+    ] {
+        let disk = Geometry { bytes: 1 << 40, block_bytes: 512, optimal_bytes };
+        assert_eq!(disk.alignment_bytes(), alignment, "{optimal_bytes}");
+    }
+}
+
+#[test]
+fn blocks_nobody_has_are_refused() {
+    for block_bytes in [0, 1, 256, 513, 131_072] {
+        let disk = Geometry { bytes: 1 << 30, block_bytes, optimal_bytes: 0 };
+        let layout = whole_disk(&image(MIB, &[]), disk, None, &mut guids());
+        assert!(matches!(layout, Err(LayoutError::Blocks(_))), "{block_bytes}");
+    }
+}
+
+#[test]
+fn a_layout_that_is_not_sound_says_why() {
+    let disk = Geometry { bytes: 8192, block_bytes: 4096, optimal_bytes: 0 };
+    let zeros = |at, bytes| Segment { at, content: Content::Zeros(bytes) };
+    let check = |segments: &[Segment]| {
+        Layout::new(segments.iter().cloned()).checked(disk).map_err(|error| error.to_string())
+    };
+    for (segments, what) in [
+        ([zeros(512, 1), zeros(4096, 1)], "segment at 512 begins inside a block"),
+        ([zeros(0, 4097), zeros(4096, 1)], "segment at 4096 shares a block with the one before"),
+        ([zeros(0, 1), zeros(4096, 4097)], "segment at 4096 reaches past the end of the disk"),
+        ([zeros(0, 1), zeros(4096, u64::MAX)], "segment at 4096 has no end"),
+    ] {
+        let error = check(&segments).unwrap_err();
+        assert_eq!(error, format!("the layout is unsound: the {what}"));
+    }
+    check(&[zeros(4096, 4096), zeros(0, 1)]).unwrap();
+}
+
+#[test]
+fn an_iso_config_drive_is_a_linux_partition_and_one_that_waits_is_known_by_its_label() {
+    let mut iso = vec![0; 40 << 10];
+    iso[32 << 10..][..7].copy_from_slice(b"\x01CD001\x01");
+    iso[(32 << 10) + 40..][..32].copy_from_slice(b"cidata                          ");
+    let mut table = Mbr::empty(512, [9; 4]);
+    table.add(mbr::FAT, &(2048..4096)).unwrap();
+    let disk = Geometry { bytes: 200 * MIB, block_bytes: 512, optimal_bytes: 0 };
+    let lay = |places: &[(u64, Vec<u8>)]| {
+        let image = image(2 * MIB, places);
+        let layout = whole_disk(&image, disk, Some(iso.clone().into()), &mut guids()).unwrap();
+        let records: Vec<_> = Disk(&layout, disk).mbr().records().collect();
+        records.iter().map(|record| (record.kind, record.blocks.start)).collect::<Vec<_>>()
+    };
+    let table = (0, table.into_block());
+    assert_eq!(lay(&[table.clone(), (MIB, iso.clone())]), [(mbr::FAT, 2048)]);
+    assert_eq!(lay(&[table]), [(mbr::FAT, 2048), (mbr::LINUX, 136 * 2048)]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn never_panics_on_any_bytes(
+        sizes in any::<[u8; 3]>(),
+        table in prop_oneof![Just([0xee, 1]), any::<[u8; 2]>()],
+        header in (0_u64..40, any::<u64>(), 0_u64..40),
+        entries in (0_u32..200, prop_oneof![Just(128_u32), any::<u32>()]),
+        noise in proptest::collection::vec((0_usize..8192, any::<u8>()), 0..40),
+    ) {
+        let mut bytes = sizes.to_vec();
+        bytes.resize(3 + 8192, 0);
+        let [kind, blocks] = table;
+        let block = if sizes[2] & 1 == 0 { 512 } else { 4096 };
+        let [first_usable, alternate_lba, entries_lba] =
+            [header.0, header.1, header.2].map(u64::to_le_bytes);
+        let (count, entry_bytes) = entries;
+        let places: [(usize, &[u8]); 8] = [
+            (510, &[0x55, 0xaa]),
+            (450, &[kind]),
+            (458, &[blocks]),
+            (block + 32, &alternate_lba),
+            (block + 40, &first_usable),
+            (block + 72, &entries_lba),
+            (block + 80, &count.to_le_bytes()),
+            (block + 84, &entry_bytes.to_le_bytes()),
+        ];
+        for (at, byte) in noise {
+            bytes[3 + at] = byte;
+        }
+        for (at, place) in places {
+            bytes[3 + at..][..place.len()].copy_from_slice(place);
+        }
+        fuzz::fuzz(&bytes);
+    }
 
     #[test]
     fn a_gpt_image_keeps_its_partitions_on_a_disk_of_any_size(
