@@ -1,3 +1,4 @@
 //! Images as the usual tools write them.
 
 mod decode;
+mod library;
