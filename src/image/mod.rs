@@ -43,17 +43,17 @@ pub enum ImageError {
     },
     /// The cache does not have the space.
     #[error(
-        "image {source_text}: needs {} in {}, which has {} for it",
-        show_bytes(*needed_bytes), dir.display(), show_bytes(*free_bytes)
+        "image {source_text}: {} has {} left for images, and this one needs {}",
+        dir.display(), show_bytes(*free_bytes), more(*needed_bytes)
     )]
     NoSpace {
         /// `image.source`.
         source_text: String,
         /// The cache.
         dir: PathBuf,
-        /// How much it takes.
+        /// How much more it takes; 0 is not known.
         needed_bytes: u64,
-        /// How much there is.
+        /// How much there is, besides what is kept free for other things.
         free_bytes: u64,
     },
     /// The cache itself cannot be used.
@@ -75,4 +75,8 @@ pub enum ImageError {
     /// It was cancelled.
     #[error("cancelled")]
     Cancelled,
+}
+
+fn more(bytes: u64) -> String {
+    if bytes == 0 { "more".to_owned() } else { format!("{} more", show_bytes(bytes)) }
 }

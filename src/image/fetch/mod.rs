@@ -10,7 +10,11 @@ mod local;
 mod sink;
 mod web;
 
-use std::{fs::File, sync::Arc};
+use std::{
+    fs::{File, Metadata},
+    os::unix::fs::MetadataExt as _,
+    sync::Arc,
+};
 
 use url::Url;
 
@@ -23,6 +27,9 @@ use crate::{model::ids::Digest, progress::Watch};
 
 /// The largest file of checksums. That of all of Debian's cloud images has 4 KiB.
 const LIST_BYTES_MAX: usize = 1 << 20;
+
+/// A block in `st_blocks`, whatever the file system (stat(2)).
+const STAT_BLOCK_BYTES: u64 = 512;
 
 /// Where images come from: directories, and web servers by http and https. The system's certificate authorities are trusted, or those in
 /// `SSL_CERT_FILE` and `SSL_CERT_DIR`; the variables `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` are honoured.
@@ -37,12 +44,14 @@ impl Sources {
         Self { directories }
     }
 
-    /// How many bytes the file has; `None` when its server does not say.
+    /// How many bytes the file takes, holes of one that is here left out; `None` when its server does not say.
     pub async fn size(&self, source: &str, watch: &Watch<'_>) -> Result<Option<u64>, FetchError> {
-        match web::url(source) {
-            Some(url) => watch.step(Web::new(url?, watch).await?.size()).await?,
-            None => local::open(&self.directories, source, watch).await.map(|(_, size)| Some(size)),
+        if let Some(url) = web::url(source) {
+            return watch.step(Web::new(url?, watch).await?.size()).await?;
         }
+        let (file, bytes) = local::open(&self.directories, source, watch).await?;
+        let dense = |metadata: Metadata| bytes.min(metadata.blocks() * STAT_BLOCK_BYTES);
+        Ok(Some(file.metadata().map_or(bytes, dense)))
     }
 
     /// Makes `into` the file as published, and compares its digest. What `into` holds already is taken for its beginning, if the rest can be

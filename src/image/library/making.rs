@@ -160,6 +160,7 @@ impl Inner {
         let (cache, name) = (self.cache.clone(), order.name.clone());
         let file = on_thread(move || cache.create(&name, Kind::Partial)).await.map_err(failed)?;
         let file = Arc::new(file);
+        self.make_room_for(order, &file, watch).await?;
         let fetched = self.fetch_into(order, &file, watch).await;
         if is_mismatch(&fetched) {
             self.cache.remove(&order.name, Kind::Partial).map_err(failed)?;
@@ -184,7 +185,8 @@ impl Inner {
             fetched = &mut fetch => {
                 return fetched.map_err(|error| self.of_fetch(order, watch, error));
             }
-            why = self.space_runs_out(order, watch.meter) => why,
+            // How much of what is still to come are holes, is not known.
+            why = self.space_runs_out(order, || 0) => why,
             () = stopped(&mut cancelled) => ImageError::Cancelled,
         };
         stop.send_replace(true);
@@ -218,7 +220,11 @@ impl Inner {
         };
         let no_space = async {
             // What is raw already is only read.
-            if is_raw { pending().await } else { self.space_runs_out(order, watch.meter).await }
+            if is_raw {
+                pending().await
+            } else {
+                self.space_runs_out(order, || left_bytes(watch.meter)).await
+            }
         };
         let unpacked = tokio::select! {
             unpacked = watched(watch, move |beat| work.run(beat)) => unpacked,
@@ -240,25 +246,51 @@ impl Inner {
         result
     }
 
-    /// Keeps space for what is still to come, at the cost of images nobody uses. Returns when there is none.
-    async fn space_runs_out(&self, order: &Order, meter: &Meter) -> ImageError {
+    /// Makes space for the file as published, before the first byte of it is written.
+    async fn make_room_for(
+        &self,
+        order: &Order,
+        file: &Arc<File>,
+        watch: &Watch<'_>,
+    ) -> Result<(), ImageError> {
+        // What cannot be asked for is not there either, and the fetch itself says why.
+        let size = self.sources.size(&order.source, watch).await.ok().flatten();
+        let Some(bytes) = size.filter(|bytes| *bytes <= self.published_bytes_max) else {
+            return Ok(());
+        };
+        let there = file.metadata().map_err(|error| self.failed(order, Kind::Partial, error))?;
+        self.make_room(order, bytes.saturating_sub(there.len())).await
+    }
+
+    /// Keeps space for what is still to come. Returns when there is none.
+    async fn space_runs_out(
+        &self,
+        order: &Order,
+        left_bytes: impl Fn() -> u64 + Sync,
+    ) -> ImageError {
         loop {
-            let (cache, limit, left_bytes) =
-                (self.cache.clone(), self.cache_bytes, left_bytes(meter));
-            match on_thread(move || cache.make_room(left_bytes, limit)).await {
-                Ok(None) => {}
-                Ok(Some(_)) => return self.no_space(order, meter),
-                Err(error) => return of_cache(&self.cache.dir, error),
+            if let Err(error) = self.make_room(order, left_bytes()).await {
+                return error;
             }
             sleep(SPACE_INTERVAL).await;
         }
     }
 
-    fn no_space(&self, order: &Order, meter: &Meter) -> ImageError {
+    /// Makes space for so many bytes more, at the cost of images nobody uses.
+    async fn make_room(&self, order: &Order, bytes: u64) -> Result<(), ImageError> {
+        let (cache, limit) = (self.cache.clone(), self.cache_bytes);
+        match on_thread(move || cache.make_room(bytes, limit)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.no_space(order, bytes)),
+            Err(error) => Err(of_cache(&self.cache.dir, error)),
+        }
+    }
+
+    fn no_space(&self, order: &Order, needed_bytes: u64) -> ImageError {
         ImageError::NoSpace {
             source_text: order.shown.clone(),
             dir: self.cache.dir.clone(),
-            needed_bytes: left_bytes(meter),
+            needed_bytes,
             free_bytes: self.cache.free_bytes().unwrap_or_default(),
         }
     }
@@ -266,14 +298,16 @@ impl Inner {
     fn of_decode(&self, order: &Order, meter: &Meter, error: DecodeError) -> ImageError {
         match error {
             DecodeError::Cancelled => ImageError::Cancelled,
-            DecodeError::Io(error) if is_full(&error) => self.no_space(order, meter),
+            DecodeError::Io(error) if is_full(&error) => self.no_space(order, left_bytes(meter)),
             error => ImageError::Decode { source_text: order.shown.clone(), error },
         }
     }
 
     fn of_fetch(&self, order: &Order, watch: &Watch<'_>, error: FetchError) -> ImageError {
         match error {
-            FetchError::Keep(error) if is_full(&error) => self.no_space(order, watch.meter),
+            FetchError::Keep(error) if is_full(&error) => {
+                self.no_space(order, left_bytes(watch.meter))
+            }
             error => of_fetch(&order.shown, watch, error),
         }
     }

@@ -18,8 +18,8 @@ use tracing::info;
 use super::cache::{Cache, Kind, Name};
 use crate::model::ids::Digest;
 
-/// Left free on the cache's disk, where the agent keeps its records too, which it needs for every step.
-const RESERVE_BYTES: u64 = 128 << 20;
+/// Left free on the cache's disk, where the agent keeps its records too, which it needs for every step; a twentieth of a small disk.
+const RESERVE_BYTES_MAX: u64 = 128 << 20;
 /// How long what did not become an entry is kept, so that a fetch can go on.
 const LEFTOVER_TIME: Duration = Duration::from_secs(24 * 3600);
 /// A block in `st_blocks`, whatever the file system (stat(2)).
@@ -73,14 +73,14 @@ impl Cache {
         self.remove_while(|left_bytes| Ok(left_bytes > to_bytes))
     }
 
-    /// Makes space for so many bytes more, and keeps the cache within its limit as far as unused images go. Returns how many bytes there
-    /// are, if they are too few.
-    pub(super) fn make_room(&self, bytes: u64, cache_bytes: u64) -> io::Result<Option<u64>> {
+    /// Makes space for so many bytes more, and keeps the cache within its limit as far as unused images go. Returns whether they are
+    /// there.
+    pub(super) fn make_room(&self, bytes: u64, cache_bytes: u64) -> io::Result<bool> {
+        let is_short = || Ok::<_, io::Error>(self.free_bytes()? < bytes.max(1));
         self.remove_while(|left_bytes| {
-            Ok(left_bytes.saturating_add(bytes) > cache_bytes || self.free_bytes()? < bytes.max(1))
+            Ok(left_bytes.saturating_add(bytes) > cache_bytes || is_short()?)
         })?;
-        let free_bytes = self.free_bytes()?;
-        Ok((free_bytes < bytes.max(1)).then_some(free_bytes))
+        Ok(!is_short()?)
     }
 
     /// Removes what crashes left: files beside an entry, and what has long not become one.
@@ -102,7 +102,9 @@ impl Cache {
     /// How many bytes the disk has for images.
     pub(super) fn free_bytes(&self) -> io::Result<u64> {
         let disk = statvfs(&self.dir)?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize).saturating_sub(RESERVE_BYTES))
+        let [all, free] =
+            [disk.f_blocks, disk.f_bavail].map(|blocks| blocks.saturating_mul(disk.f_frsize));
+        Ok(free.saturating_sub(RESERVE_BYTES_MAX.min(all / 20)))
     }
 
     /// Removes what was used longest ago, as long as what is left is too much; its bytes are told.

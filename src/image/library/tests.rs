@@ -135,20 +135,26 @@ fn somebody_else(site: &Site, image: &spec::Image) -> File {
     lock
 }
 
-/// Counts how often a file is opened.
-struct Opens(rustix::fd::OwnedFd);
+/// Counts how often a fetch begins.
+struct Fetches(rustix::fd::OwnedFd);
 
-impl Opens {
-    fn of(path: &Path) -> Self {
-        let opens = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
-        inotify::add_watch(&opens, path, inotify::WatchFlags::OPEN).unwrap();
-        Self(opens)
+impl Fetches {
+    fn into(dir: &Path) -> Self {
+        let created = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&created, dir, inotify::WatchFlags::CREATE).unwrap();
+        Self(created)
     }
 
     fn count(&self) -> usize {
         let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&self.0, &mut buffer);
-        std::iter::from_fn(|| events.next().ok().map(|_| ())).count()
+        let mut count = 0;
+        while let Ok(event) = events.next() {
+            let name = event.file_name().unwrap().to_str().unwrap();
+            count +=
+                usize::from(Name::of_file(name).is_some_and(|(_, kind)| kind == Kind::Partial));
+        }
+        count
     }
 }
 
@@ -158,7 +164,7 @@ async fn ten_nodes_share_one_fetch_and_one_file() {
     let image = site.publish("a.raw", 3 << 20);
     let library = site.library();
     let held = somebody_else(&site, &image);
-    let opens = Opens::of(&site.options.dir.join("a.raw"));
+    let fetches = Fetches::into(&site.options.cache_dir);
     let mut gets = JoinSet::new();
     for _ in 0..10 {
         let (library, image) = (library.clone(), image.clone());
@@ -167,7 +173,7 @@ async fn ten_nodes_share_one_fetch_and_one_file() {
     tokio::task::yield_now().await;
     drop(held);
     let entries = gets.join_all().await;
-    assert_eq!(opens.count(), 1);
+    assert_eq!(fetches.count(), 1);
     let published = fs::read(site.options.dir.join("a.raw")).unwrap();
     for entry in &entries {
         assert!(Arc::ptr_eq(&entry.file, &entries[0].file));
@@ -208,9 +214,12 @@ async fn nothing_goes_on_for_nobody() {
     // The work holds the library until it has stopped.
     let inner = Arc::downgrade(&library.0);
     drop(library);
-    while inner.strong_count() > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let stops = async {
+        while inner.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), stops).await.unwrap();
     drop(held);
     assert_eq!(site.left("part") + site.left("raw"), 0);
 }

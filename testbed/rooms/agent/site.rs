@@ -68,6 +68,7 @@ dir = "{dir}/nodes"
 dir = "{dir}/state"
 [images]
 dir = "{dir}/images"
+cache_dir = "{dir}/cache"
 [secrets]
 dir = "{dir}/secrets"
 [network]
