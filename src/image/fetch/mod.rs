@@ -15,6 +15,7 @@ use std::{fs::File, sync::Arc};
 use url::Url;
 
 pub use self::error::FetchError;
+pub(super) use self::hash::Hash;
 #[cfg(fuzzing)]
 pub use self::listing::fuzz;
 use self::{sink::Sink, web::Web};
