@@ -38,6 +38,14 @@ impl Sources {
         Self { directories }
     }
 
+    /// A source as it may be shown and logged: a URL without its credentials and query. What looks like a URL but is none is not shown.
+    pub fn shown(source: &str) -> String {
+        match web::url(source) {
+            None => source.to_owned(),
+            Some(url) => url.map_or_else(|_| "a URL".to_owned(), |url| web::shown(&url)),
+        }
+    }
+
     /// How many bytes the file has; `None` when its server does not say.
     pub async fn size(&self, source: &str, watch: &Watch<'_>) -> Result<Option<u64>, FetchError> {
         match web::url(source) {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use hostler::image::FetchError;
+use hostler::image::{FetchError, Sources};
 
 use super::{
     Fetch, digest,
@@ -220,6 +220,9 @@ async fn a_refusal_is_told_with_its_status_and_no_secret_and_at_once() {
         assert!(!format!("{error:?}").contains("hunter2"));
     }
     assert_eq!(nginx.log().iter().filter(|line| line.contains("/none.img")).count(), 1);
+    assert_eq!(Sources::shown("https://u:hunter2@a.test:8/b.img?t=1#c"), "https://a.test:8/b.img");
+    assert_eq!(Sources::shown("https://u:hunter2@/"), "a URL");
+    assert_eq!(Sources::shown("13/b.img"), "13/b.img");
 }
 
 #[tokio::test]
