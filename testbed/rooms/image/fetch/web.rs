@@ -60,7 +60,7 @@ async fn a_server_that_is_killed_in_the_middle_and_comes_back_is_met_again() {
     let (fetched, ()) = tokio::join!(fetch.run(&url, &wanted), restart);
     fetched.unwrap();
     assert!(fetch.bytes() == published);
-    assert!(nginx.log().iter().any(|line| line.contains(" 206 ")), "{:?}", nginx.log());
+    assert!(nginx.log_of(1).iter().any(|line| line.contains(" 206 ")), "{:?}", nginx.log());
 }
 
 #[tokio::test]
