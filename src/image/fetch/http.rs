@@ -4,6 +4,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
+
 use super::{
     FetchError, check_room,
     sink::{PIECE_BYTES_MAX, Piece, Sink},
@@ -16,6 +18,10 @@ const FRUITLESS_MAX: u32 = 8;
 
 /// What a connection has to bring further than any before, so that another one is worth it.
 const FRUIT_BYTES_MIN: u64 = 64 << 10;
+
+/// Connections that may fall silent, one after the other, within the limit on standing still: a server that was switched off does not
+/// say so, and another connection finds it when it is back. The first byte of an answer may take all of the limit.
+const SILENT_CONNECTIONS: u32 = 3;
 
 /// The pause before the second connection without fruit; doubled before each further one.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -100,7 +106,6 @@ impl Download<'_> {
         let from = sink.bytes();
         let answer = watch.step(self.web.get(from, self.version.as_ref())).await??;
         let has_changed = self.total_bytes.is_some() && answer.total_bytes != self.total_bytes;
-        self.total_bytes = answer.total_bytes;
         match answer.body {
             Body::Beyond if answer.total_bytes == Some(from) => {
                 self.was_pieced = true;
@@ -115,7 +120,7 @@ impl Download<'_> {
             Body::Whole if from > 0 => self.restart(sink, watch).await?,
             Body::Whole => {}
         }
-        self.version.clone_from(&answer.validator);
+        (self.version, self.total_bytes) = (answer.validator.clone(), answer.total_bytes);
         if let Some(total_bytes) = answer.total_bytes {
             check_room(total_bytes, true, self.bytes_max)?;
         }
@@ -134,8 +139,13 @@ impl Download<'_> {
         sink: &mut Sink,
         watch: &Watch<'_>,
     ) -> Result<(), FetchError> {
+        let patience = watch.stall / SILENT_CONNECTIONS;
         loop {
-            let chunk = watch.step(answer.response.chunk()).await?;
+            let chunk = watch.step(timeout(patience, answer.response.chunk())).await?;
+            let chunk = chunk.map_err(|_| {
+                let reason = format!("the server sent nothing for {patience:.0?}");
+                FetchError::Connection { url: answer.url.clone(), reason }
+            })?;
             let chunk = chunk.map_err(|error| failed(&error, || answer.url.clone()))?;
             let Some(chunk) = chunk else { break };
             let bytes = chunk.len() as u64;

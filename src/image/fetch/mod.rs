@@ -19,6 +19,7 @@ use std::{
 use url::Url;
 
 pub use self::error::FetchError;
+pub(super) use self::hash::Hash;
 #[cfg(fuzzing)]
 pub use self::listing::fuzz;
 use self::{sink::Sink, web::Web};
@@ -42,6 +43,14 @@ impl Sources {
     /// Sources that are no URLs lie in these directories.
     pub fn new(directories: Directories) -> Self {
         Self { directories }
+    }
+
+    /// A source as it may be shown and logged: a URL without its credentials and query. What looks like a URL but is none is not shown.
+    pub fn shown(source: &str) -> String {
+        match web::url(source) {
+            None => source.to_owned(),
+            Some(url) => url.map_or_else(|_| "a URL".to_owned(), |url| web::shown(&url)),
+        }
     }
 
     /// How many bytes the file takes, holes of one that is here left out; `None` when its server does not say.
@@ -160,16 +169,6 @@ fn file_name(source: &str) -> Result<Vec<u8>, FetchError> {
             Ok(percent_encoding::percent_decode_str(last).collect())
         }
         None => Ok(source.rsplit('/').next().unwrap_or(source).as_bytes().to_vec()),
-    }
-}
-
-/// A source as it may be shown and logged.
-pub(super) fn shown(source: &str) -> String {
-    match web::url(source) {
-        Some(Ok(url)) => web::shown(&url),
-        // What cannot be read may hide a password.
-        Some(Err(_)) => "at a bad URL".to_owned(),
-        None => source.to_owned(),
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{FetchError, hash::Hash};
+use super::{FetchError, Hash};
 use crate::{
     model::ids::{Digest, DigestAlgorithm},
     progress::Watch,

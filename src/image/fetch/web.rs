@@ -23,7 +23,7 @@ use crate::progress::Watch;
 /// As many as browsers follow at least (Fetch standard: 20) are not needed for files.
 const REDIRECTS_MAX: usize = 10;
 
-/// Characters of a URL that are shown.
+/// Characters of a URL, or of what a server caused, that are shown.
 const SHOWN_CHARS_MAX: usize = 200;
 
 const USER_AGENT: &str = concat!("hostler/", env!("CARGO_PKG_VERSION"));
@@ -163,17 +163,22 @@ pub(super) fn failed(error: &reqwest::Error, asked: impl FnOnce() -> String) -> 
                 system trusts; SSL_CERT_FILE may name further certificate authorities"
                     .to_owned()
             }
-            wrong => format!("the server's certificate is not good: {wrong}"),
+            wrong => format!("the server's certificate is not good: {}", bounded(wrong)),
         };
         return FetchError::Certificate { url, reason };
     }
     // The outermost errors only say that it was a request; and they have the URL.
-    let reason = causes(error).last().map_or_else(|| "failed".to_owned(), ToString::to_string);
+    let reason = causes(error).last().map_or_else(|| "failed".to_owned(), bounded);
     if error.is_redirect() || error.is_builder() {
         FetchError::Answer { url, reason }
     } else {
         FetchError::Connection { url, reason }
     }
+}
+
+/// What may quote the server.
+fn bounded(error: &(impl ToString + ?Sized)) -> String {
+    error.to_string().chars().filter(|c| !c.is_control()).take(SHOWN_CHARS_MAX).collect()
 }
 
 /// What lies behind an error, the nearest first.

@@ -19,7 +19,7 @@ use self::{
 };
 use super::{
     ImageError,
-    fetch::{FetchError, Sources, shown},
+    fetch::{FetchError, Sources},
     source::Directories,
 };
 use crate::{
@@ -126,7 +126,7 @@ impl Library {
             spec::Checksum::Inline(digest) => Ok(digest.clone()),
             spec::Checksum::Listed(place) => {
                 let listed = self.0.sources.listed(place, &image.source, watch).await;
-                listed.map_err(|error| of_fetch(&shown(&image.source), watch, error))
+                listed.map_err(|error| of_fetch(&Sources::shown(&image.source), watch, error))
             }
         }
     }
@@ -144,7 +144,7 @@ impl Library {
             digest: digest.clone(),
             format: image.format,
             source: image.source.clone(),
-            shown: shown(&image.source),
+            shown: Sources::shown(&image.source),
         };
         let (inner, stall) = (Arc::clone(&self.0), watch.stall);
         let flight = self.0.flights.join(

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use hostler::image::FetchError;
+use hostler::image::{FetchError, Sources};
 
 use super::{
     Fetch, digest,
@@ -60,7 +60,7 @@ async fn a_server_that_is_killed_in_the_middle_and_comes_back_is_met_again() {
     let (fetched, ()) = tokio::join!(fetch.run(&url, &wanted), restart);
     fetched.unwrap();
     assert!(fetch.bytes() == published);
-    assert!(nginx.log().iter().any(|line| line.contains(" 206 ")), "{:?}", nginx.log());
+    assert!(nginx.log_of(1).iter().any(|line| line.contains(" 206 ")), "{:?}", nginx.log());
 }
 
 #[tokio::test]
@@ -155,13 +155,28 @@ async fn a_connection_that_stands_still_is_given_up_at_the_limit() {
     let (fetch, nginx) = (Fetch::new(), Nginx::start());
     nginx.publish("a.img", &noise(MIB));
     let fetch = Fetch { stall: Duration::from_secs(1), ..fetch };
-    for fault in [Fault::Stall(0), Fault::Stall(MIB_U64 / 2)] {
-        let faults = Faults::start(nginx.address, &[fault]).await;
+    for (fault, reason) in [
+        (Fault::Stall(0), "no progress in time"),
+        (Fault::Stall(1000), "the server sent nothing for 333ms"),
+    ] {
+        let faults = Faults::start(nginx.address, &[fault; 100]).await;
         let began = Instant::now();
         let error = fetch.error(&faults.url("a.img"), &digest(b"")).await;
-        assert_eq!(error.to_string(), "no progress in time");
-        assert!((1..10).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+        assert!(error.to_string().ends_with(reason) && !error.is_lasting(), "{error}");
+        assert!((0..10).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_falls_silent_is_replaced_by_another() {
+    let (fetch, nginx) = (Fetch::new(), Nginx::start());
+    let published = noise(2 * MIB);
+    nginx.publish("a.img", &published);
+    let fetch = Fetch { stall: Duration::from_secs(6), ..fetch };
+    let faults = Faults::start(nginx.address, &[Fault::Stall(MIB_U64)]).await;
+    fetch.run(&faults.url("a.img"), &digest(&published)).await.unwrap();
+    assert!(fetch.bytes() == published);
+    assert!(nginx.log_of(2).iter().any(|line| line.contains(" 206 ")), "{:?}", nginx.log());
 }
 
 #[tokio::test]
@@ -205,6 +220,9 @@ async fn a_refusal_is_told_with_its_status_and_no_secret_and_at_once() {
         assert!(!format!("{error:?}").contains("hunter2"));
     }
     assert_eq!(nginx.log().iter().filter(|line| line.contains("/none.img")).count(), 1);
+    assert_eq!(Sources::shown("https://u:hunter2@a.test:8/b.img?t=1#c"), "https://a.test:8/b.img");
+    assert_eq!(Sources::shown("https://u:hunter2@/"), "a URL");
+    assert_eq!(Sources::shown("13/b.img"), "13/b.img");
 }
 
 #[tokio::test]
