@@ -117,7 +117,11 @@ impl Fleet {
             })
             .map(|(name, _)| name.clone())
             .collect();
-        let deployed = self.nodes.iter().filter(|(_, node)| node.record.installed.is_some());
+        // Those that go away with the same change make it no smaller.
+        let deployed = self
+            .nodes
+            .iter()
+            .filter(|(name, node)| node.record.installed.is_some() && specs.contains_key(*name));
         let deployed = deployed.map(|(name, _)| name).collect();
         let too_many =
             self.policy.breaker && !self.breaker.lets_through(now, &reinstalls, &deployed);

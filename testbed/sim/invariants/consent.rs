@@ -93,6 +93,7 @@ impl Site {
     pub(crate) fn note_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>) {
         let held = self.shown_phase(node) == Some(Phase::Held);
         let deployed = self.watch.ledgers.values().filter(|ledger| ledger.under.is_some()).count();
+        let held_back = self.records.get(node).is_some_and(|record| record.too_many_changes);
         let held_under = match self.records.get(node).map(|record| &record.state) {
             Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
             _ => None,
@@ -126,7 +127,8 @@ impl Site {
             (ledger.approved, ledger.unknown) = (true, false);
         }
         // What is changed in a pause comes up when that ends.
-        let comes_up = !wanted_before || old.paused || held && old.digest() != new.digest();
+        let changed_again = (held || held_back) && old.digest() != new.digest();
+        let comes_up = !wanted_before || old.paused || changed_again;
         if ledger.wants_reinstall(new) && !new.paused && comes_up {
             ledger.came_up = Some(change);
             ledger.agreed = false;
@@ -222,7 +224,8 @@ impl Site {
         let count = one_change.len();
         // Those that are being written already were deployed a moment ago.
         if count > 1 && count * 4 > most + count - 1 {
-            let what = format!("{count} of {most} machines are reinstalled by one change");
+            let what =
+                format!("{count} of {most} machines are reinstalled by one change: {together:?}");
             self.broken("never_writes_without_consent", Some(node), what);
         }
     }
