@@ -210,6 +210,7 @@ impl Carrier {
                 _ => true,
             });
             self.unsaved.insert(name.clone(), waiting);
+            self.fleet.not_recorded(name, before.filter(|_| !is_unsaved));
             return unstarted;
         }
         outside.serve(node);
@@ -225,6 +226,9 @@ impl Carrier {
             }
         }
         outside.show(node.status(now));
+        if is_unsaved {
+            self.fleet.recorded(name);
+        }
         unstarted
     }
 

@@ -46,6 +46,9 @@ pub struct Fleet {
     nodes: BTreeMap<NodeName, Node>,
     agenda: Agenda,
     turns: Turns,
+    /// What nodes hold according to their records, where the present ones could not be written: should the agent end now, they would go on
+    /// with it. So only what is on record gives a turn back.
+    held_on_record: BTreeMap<NodeName, Turn>,
     breaker: Breaker,
     left: Left,
     /// Whether every record is lost and the directory has not been read since.
@@ -69,6 +72,7 @@ impl Fleet {
             nodes: BTreeMap::new(),
             agenda: Agenda::default(),
             turns: Turns::new(policy.attempts_max, policy.imagings_max),
+            held_on_record: BTreeMap::new(),
             breaker: Breaker::default(),
             left,
             state_lost,
@@ -117,7 +121,11 @@ impl Fleet {
             })
             .map(|(name, _)| name.clone())
             .collect();
-        let deployed = self.nodes.iter().filter(|(_, node)| node.record.installed.is_some());
+        // Those that go away with the same change make it no smaller.
+        let deployed = self
+            .nodes
+            .iter()
+            .filter(|(name, node)| node.record.installed.is_some() && specs.contains_key(*name));
         let deployed = deployed.map(|(name, _)| name).collect();
         let too_many =
             self.policy.breaker && !self.breaker.lets_through(now, &reinstalls, &deployed);
@@ -251,8 +259,24 @@ impl Fleet {
     fn write_down(&mut self, name: &NodeName) {
         let node = self.nodes.get(name);
         self.agenda.put(name, node.and_then(|node| Some(node.next_wake()?.0)));
-        let (holds, waits) = node.map_or((None, None), |node| (node.holds(), node.waits_for()));
-        self.turns.put(name, holds, waits);
+        let holds = node.and_then(|node| node.record.state.holds());
+        let on_record = self.held_on_record.get(name).copied();
+        self.turns.put(name, [holds, on_record], node.and_then(Node::waits_for));
+    }
+
+    /// A node's record could not be written, so that this one stays.
+    pub(super) fn not_recorded(&mut self, name: &NodeName, stays: Option<&Record>) {
+        if let Some(turn) = stays.and_then(|record| record.state.holds()) {
+            self.held_on_record.insert(name.clone(), turn);
+            self.write_down(name);
+        }
+    }
+
+    /// It could be written again.
+    pub(super) fn recorded(&mut self, name: &NodeName) {
+        if self.held_on_record.remove(name).is_some() {
+            self.write_down(name);
+        }
     }
 
     fn look_interval(&self) -> Duration {
@@ -264,6 +288,7 @@ impl Fleet {
         if let Some(Node { record, .. }) = self.nodes.remove(name) {
             self.left.leave(name, &record);
         }
+        self.held_on_record.remove(name);
     }
 
     /// What is to be kept beside the records, because no node has it any more.

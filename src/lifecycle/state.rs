@@ -20,6 +20,7 @@ use crate::model::{
 
 /// Everything about one node that outlives the agent's process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each may hold beside any other, in any state")]
 pub struct Record {
     /// The last good spec.
     pub spec: Option<Arc<NodeSpec>>,

@@ -34,18 +34,18 @@ impl Turns {
         Self { attempts: Line::new(attempts_max), imagings: Line::new(imagings_max) }
     }
 
-    /// Writes down what a node holds and what it waits for now.
+    /// Writes down what a node holds, also according to its record as it was last written, and what it waits for now.
     pub(super) fn put(
         &mut self,
         node: &NodeName,
-        holds: Option<Turn>,
+        holds: [Option<Turn>; 2],
         waits: Option<(Turn, Place)>,
     ) {
         for (turn, line) in
             [(Turn::Attempt, &mut self.attempts), (Turn::Imaging, &mut self.imagings)]
         {
             let place = waits.filter(|(wanted, _)| *wanted == turn).map(|(_, place)| place);
-            line.put(node, holds == Some(turn), place);
+            line.put(node, holds.contains(&Some(turn)), place);
         }
     }
 
@@ -86,26 +86,28 @@ impl Line {
     }
 }
 
-impl Node {
-    /// What the node does that only so many may do.
+impl State {
+    /// What a node in this state does that only so many may do.
     pub(super) fn holds(&self) -> Option<Turn> {
-        match &self.record.state {
-            State::Preparing { .. }
-            | State::PoweringOn { .. }
-            | State::WaitingRamdisk { .. }
-            | State::Imaging { granted: false, .. } => Some(Turn::Attempt),
-            State::Imaging { granted: true, .. } => Some(Turn::Imaging),
-            State::Idle
-            | State::Held { .. }
-            | State::Failed
-            | State::SettingPower { .. }
-            | State::Switching { .. }
-            | State::WaitingCompleted { .. }
-            | State::Restarting { .. }
-            | State::CleaningUp { .. } => None,
+        match self {
+            Self::Preparing { .. }
+            | Self::PoweringOn { .. }
+            | Self::WaitingRamdisk { .. }
+            | Self::Imaging { granted: false, .. } => Some(Turn::Attempt),
+            Self::Imaging { granted: true, .. } => Some(Turn::Imaging),
+            Self::Idle
+            | Self::Held { .. }
+            | Self::Failed
+            | Self::SettingPower { .. }
+            | Self::Switching { .. }
+            | Self::WaitingCompleted { .. }
+            | Self::Restarting { .. }
+            | Self::CleaningUp { .. } => None,
         }
     }
+}
 
+impl Node {
     /// What it waits for its turn to do.
     pub(super) fn waits_for(&self) -> Option<(Turn, Place)> {
         if self.unread || self.running.is_some() {

@@ -22,8 +22,6 @@
 //! - `Worker::new` takes a type whose name is private; `transfer` lets the compiler infer it.
 //! - `Worker` tries for ever to send a packet when the socket's error is not an `io::Error`.
 
-use std::{io, path::PathBuf};
-
 mod evidence;
 mod files;
 mod menu;
@@ -33,6 +31,8 @@ mod slots;
 mod table;
 mod transfer;
 mod window;
+
+use std::{io, path::PathBuf};
 
 pub use menu::{MenuError, Menus};
 pub use server::{Config, Running, Server};

@@ -327,3 +327,14 @@ fn without_the_breaker_everything_goes() {
     rack.pass(600);
     assert_eq!((rack.count(Phase::Deployed), rack.writes()), (8, 8));
 }
+
+#[test]
+fn specs_that_go_away_with_a_change_make_it_no_smaller() {
+    let mut rack = Rack::deployed(9);
+    for n in 0..5 {
+        rack.specs.remove(&name(n));
+    }
+    rack.redeploy(7..9, "again");
+    rack.scan();
+    assert_eq!((rack.count(Phase::Held), rack.writes()), (2, 0));
+}

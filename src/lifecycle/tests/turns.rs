@@ -13,7 +13,8 @@ fn limited(attempts_max: usize, imagings_max: usize) -> Policy {
 
 fn holders(rack: &Rack, turn: Turn) -> usize {
     let fleet = rack.carrier.fleet();
-    fleet.names().iter().filter(|name| fleet.node(name).unwrap().holds() == Some(turn)).count()
+    let holds = |name| fleet.node(name).unwrap().record().state.holds();
+    fleet.names().iter().filter(|name| holds(name) == Some(turn)).count()
 }
 
 fn in_line(rack: &Rack, n: usize) -> bool {
@@ -134,7 +135,7 @@ fn waiting_to_be_written_is_not_writing() {
 fn a_turn_that_never_comes_ends_the_attempt_with_a_reason() {
     let mut rack = Rack::new(2, limited(2, 1));
     rack.scan_only();
-    while rack.node(0).holds() != Some(Turn::Imaging) {
+    while rack.node(0).record().state.holds() != Some(Turn::Imaging) {
         if !rack.end_one() {
             rack.let_ramdisks_call();
         }
@@ -155,7 +156,7 @@ fn a_turn_that_never_comes_ends_the_attempt_with_a_reason() {
     let error = rack.status(1).last_error.unwrap().fault;
     assert_eq!(error.code, "NoTurn");
     assert!(error.hint.contains("limits.imaging"), "{}", error.hint);
-    assert_eq!(rack.node(1).holds(), None);
+    assert_eq!(rack.node(1).record().state.holds(), None);
 }
 
 #[test]

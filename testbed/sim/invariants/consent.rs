@@ -35,6 +35,9 @@ pub(crate) struct Ledger {
     pub(crate) power_asked: bool,
     /// The `redeploy` that what is installed answers to: only a change from it is consent to reinstall.
     pub(crate) under: Option<Redeploy>,
+    /// Its spec was turned to another BMC, of which nothing was known: the core takes it for the same machine with a new address, lest it
+    /// wipe that, and cannot know whether it is.
+    pub(crate) carried: bool,
     /// Its record was damaged: being off is no consent.
     pub(crate) unknown: bool,
     /// What the BMC last said, of which machine.
@@ -90,6 +93,7 @@ impl Site {
     pub(crate) fn note_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>) {
         let held = self.shown_phase(node) == Some(Phase::Held);
         let deployed = self.watch.ledgers.values().filter(|ledger| ledger.under.is_some()).count();
+        let held_back = self.records.get(node).is_some_and(|record| record.too_many_changes);
         let held_under = match self.records.get(node).map(|record| &record.state) {
             Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
             _ => None,
@@ -123,7 +127,8 @@ impl Site {
             (ledger.approved, ledger.unknown) = (true, false);
         }
         // What is changed in a pause comes up when that ends.
-        let comes_up = !wanted_before || old.paused || held && old.digest() != new.digest();
+        let changed_again = (held || held_back) && old.digest() != new.digest();
+        let comes_up = !wanted_before || old.paused || changed_again;
         if ledger.wants_reinstall(new) && !new.paused && comes_up {
             ledger.came_up = Some(change);
             ledger.agreed = false;
@@ -155,8 +160,10 @@ impl Site {
 
     /// A spec names a machine that may have been another node's. A `redeploy` that comes with it is no consent.
     fn note_arrival(&mut self, node: &NodeName, new: &NodeSpec) {
-        let Some(left) = self.watch.left.get(&new.bmc.address).cloned() else { return };
+        let left = self.watch.left.get(&new.bmc.address).cloned();
         let ledger = self.ledger(node);
+        let Some(left) = left else { return ledger.carried |= ledger.under.is_some() };
+        ledger.carried = left.carried;
         ledger.unknown = left.unknown;
         ledger.under = left.under.map(|_| new.redeploy.clone());
     }
@@ -217,7 +224,8 @@ impl Site {
         let count = one_change.len();
         // Those that are being written already were deployed a moment ago.
         if count > 1 && count * 4 > most + count - 1 {
-            let what = format!("{count} of {most} machines are reinstalled by one change");
+            let what =
+                format!("{count} of {most} machines are reinstalled by one change: {together:?}");
             self.broken("never_writes_without_consent", Some(node), what);
         }
     }
@@ -309,7 +317,7 @@ impl Site {
         };
         match record.state {
             // From here on the disk's old contents are gone.
-            State::Imaging { .. } => ledger.under = None,
+            State::Imaging { .. } => (ledger.under, ledger.carried) = (None, false),
             State::Failed => (ledger.approved, ledger.begun) = (false, None),
             State::Held { .. } | State::CleaningUp { .. } => ledger.begun = None,
             _ => {}
@@ -319,6 +327,8 @@ impl Site {
             let turned = before_bmc != bmc(record);
             self.judge_installed(node, record, installed, turned);
         }
+        let ledger = self.ledger(node).clone();
+        self.watch.durable.insert(node.clone(), ledger);
     }
 
     /// The core says that a machine is installed.
@@ -341,9 +351,10 @@ impl Site {
         let machine = self.machines.iter().find(|machine| Some(&machine.bmc) == bmc);
         let content = machine.map(|machine| machine.platters[0].content.clone());
         // A mistyped address has no disk that could be anything else.
-        let is_true = content
-            .as_ref()
-            .map_or(found, |content| *content == Content::Whole(installed.image.to_string()));
+        let carried = found && self.ledger(node).carried;
+        let is_true = content.as_ref().map_or(found, |content| {
+            carried || *content == Content::Whole(installed.image.to_string())
+        });
         if !restarted || !is_true {
             let what = format!("restarted: {restarted}, the disk: {content:?}");
             self.broken("installed_is_true", Some(node), what);
@@ -373,7 +384,10 @@ impl Site {
             .ledgers
             .retain(|name, _| records.contains_key(name) || witnessed.contains_key(name));
         for (name, record) in records {
+            let durable = self.watch.durable.get(name).cloned();
             let ledger = self.ledger(name);
+            // What was said and not written down is forgotten, like what was taken back.
+            *ledger = durable.unwrap_or_default();
             ledger.spec.clone_from(&record.spec);
             if record.record_lost && record.spec.is_none() {
                 *ledger = Ledger { unknown: true, ..Ledger::default() };

@@ -66,6 +66,8 @@ pub(crate) struct Watch {
     pub(crate) violations: Vec<Violation>,
     /// What people consented to, for each node.
     pub(crate) ledgers: BTreeMap<NodeName, Ledger>,
+    /// The same as the agent would know it after a crash: as its record was last saved.
+    pub(crate) durable: BTreeMap<NodeName, Ledger>,
     /// The same for machines whose spec went away, while the agent lives.
     pub(crate) left: BTreeMap<BmcAddress, Ledger>,
     /// The same as it would be found after a crash.

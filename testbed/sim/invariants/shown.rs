@@ -15,6 +15,11 @@ const EVERY: u64 = 8;
 
 impl Site {
     pub(crate) fn judge_status(&mut self, status: &Status) {
+        if status.message.ends_with("until it can be written") {
+            // What is left behind could not be kept, so that the record was not even tried.
+            self.unsaved.insert(status.node.clone());
+            self.judge_unsaved(&status.node);
+        }
         self.note_line(status);
         let ready = !status.ready || matches!(status.phase, Phase::Deployed | Phase::Available);
         let explained = status.deadline.is_some() == status.deadline_reason.is_some();

@@ -55,8 +55,10 @@ impl Site {
 
     /// Who waits for its turn says so.
     pub(crate) fn note_line(&mut self, status: &Status) {
-        // A full disk hides it.
+        // A full disk hides it: who came first meanwhile can no longer be told.
         if status.message.ends_with("until it can be written") {
+            let hidden = Place { attempt: status.attempt, since: Timestamp::MIN };
+            self.watch.line.insert(status.node.clone(), hidden);
             return;
         }
         let waits =
