@@ -219,11 +219,17 @@ impl Connection {
                 )));
             }
         }
-        let outcome =
-            within(limit, self.ask(None, |session, asker| session.logout(Some(asker)))).await?;
-        match outcome.response {
-            0 => Ok(()),
-            other => Err(ErrorKind::Protocol(format!("logout response {other:02x}"))),
+        if let Some(kind) = self.shared.session().failure() {
+            return Err(kind);
+        }
+        match within(limit, self.ask(None, |session, asker| session.logout(Some(asker)))).await {
+            Ok(Outcome { response: 0, .. }) => Ok(()),
+            Ok(Outcome { response, .. }) => {
+                Err(ErrorKind::Protocol(format!("logout response {response:02x}")))
+            }
+            // Some close the connection instead of an answer, as istgt; with nothing under way it comes to the same.
+            Err(ErrorKind::TargetGone(_)) => Ok(()),
+            Err(kind) => Err(kind),
         }
     }
 
