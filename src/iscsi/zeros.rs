@@ -13,7 +13,8 @@
 //! that unmaps with certainty says so by LBPWS. A way the target refuses is not tried again on the same connection.
 //!
 //! WRITE SAME costs no network, but not every target is quick at it: tgtd writes it block by block, 512 bytes each, slower than the
-//! same zeros arrive by a fast network; one behind a slow network is quicker that way. So the first MiBs are zeroed by both in turn, timed, and the quicker stays.
+//! same zeros arrive by a fast network; one behind a slow network is quicker that way. So both zero the first
+//! few MiB in turn, and the quicker stays.
 
 use std::{
     sync::PoisonError,

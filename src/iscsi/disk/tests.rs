@@ -48,14 +48,17 @@ enum Say {
     Ping,
 }
 
+/// Opcode, second byte, first block and number of blocks of each command.
+type Heard = Arc<StdMutex<Vec<(u8, u8, u64, u32)>>>;
+
 /// A target that takes every write as unsolicited data and says what it is told to, after an examination that went well.
 struct Script {
     /// Answers to the commands after the examination, by the command; `Good` when there are no more.
     answers: VecDeque<Say>,
     /// READ CAPACITY(16) byte 14 and VPD page B2h byte 5.
     flags: (u8, u8),
-    /// Opcode, second byte, first block and number of blocks of each command after the examination.
-    heard: Arc<StdMutex<Vec<(u8, u8, u64, u32)>>>,
+    /// The commands after the examination.
+    heard: Heard,
 }
 
 struct Target {
@@ -173,7 +176,7 @@ impl Script {
 
 struct Played {
     lun: Lun,
-    heard: Arc<StdMutex<Vec<(u8, u8, u64, u32)>>>,
+    heard: Heard,
     others: tokio::task::JoinHandle<Vec<Bhs>>,
 }
 
@@ -184,7 +187,7 @@ async fn play(
     zeroing: Option<Zeroing>,
 ) -> Played {
     let (ours, theirs) = tokio::io::duplex(256 << 10);
-    let heard = Arc::default();
+    let heard = Heard::default();
     let script =
         Script { answers: answers.into_iter().collect(), flags, heard: Arc::clone(&heard) };
     let others = tokio::spawn(script.play(theirs));
@@ -214,7 +217,7 @@ async fn a_busy_target_is_asked_again_after_a_pause_and_not_for_ever() {
     let busy = [Say::Status(0x08), Say::Status(0x28), Say::Sense(2, 0x04)];
     assert_eq!(write_to(busy[..2].iter().copied()).await, (Ok(()), 3));
     assert_eq!(began.elapsed().as_millis() / 10, 6, "20 ms, then 40 ms");
-    let (result, asked) = write_to([Say::Status(0x28); 1000]).await;
+    let (result, asked) = write_to(std::iter::repeat_n(Say::Status(0x28), 1000)).await;
     assert_eq!(result, Err(ErrorKind::Scsi(ScsiFailure::Status(0x28))));
     assert!((30..50).contains(&asked) && began.elapsed() < Duration::from_secs(32), "{asked}");
 }
@@ -223,7 +226,7 @@ async fn a_busy_target_is_asked_again_after_a_pause_and_not_for_ever() {
 async fn a_unit_attention_is_answered_by_the_same_command_and_not_for_ever() {
     assert_eq!(write_to([Say::Sense(6, 0x29), Say::Sense(6, 0x3f)]).await, (Ok(()), 3));
     let attention = Sense { key: 6, asc: 0x29, ascq: 0 };
-    let (result, asked) = write_to([Say::Sense(6, 0x29); 100]).await;
+    let (result, asked) = write_to(std::iter::repeat_n(Say::Sense(6, 0x29), 100)).await;
     assert_eq!(result, Err(ErrorKind::Scsi(ScsiFailure::Sense(attention))));
     assert_eq!(asked, 17);
 }

@@ -35,10 +35,9 @@ async fn zero(tgtd: &Tgtd, lun: u16, zeroing: Option<Zeroing>) -> u64 {
     lun.flush().await.expect(&case);
     lun.logout().await.expect(&case);
     let mut expected = vec![0xaa; usize::try_from(DISK_BYTES).unwrap()];
-    expected[512..1024].fill(0);
-    expected[1536..][..(40 << 20) + 512].fill(0);
-    for range in expected[42 << 20..].chunks_mut(8192).take(16) {
-        range[..4096].fill(0);
+    let small = (0..16).map(|at| ((42 << 20) + at * 8192, 4096));
+    for (at, bytes) in [(512, 512), (1536, (40 << 20) + 512)].into_iter().chain(small) {
+        expected.get_mut(at..at + bytes).unwrap().fill(0);
     }
     assert!(tgtd.disk() == expected, "{case}");
     allocated(tgtd)
