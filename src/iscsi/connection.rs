@@ -219,11 +219,16 @@ impl Connection {
                 )));
             }
         }
-        let outcome =
-            within(limit, self.ask(None, |session, asker| session.logout(Some(asker)))).await?;
-        match outcome.response {
-            0 => Ok(()),
-            other => Err(ErrorKind::Protocol(format!("logout response {other:02x}"))),
+        if let Some(kind) = self.shared.session().failure() {
+            return Err(kind);
+        }
+        match within(limit, self.ask(None, |session, asker| session.logout(Some(asker)))).await {
+            // Some close the connection instead of an answer, as istgt; with nothing under way it comes to the same.
+            Ok(Outcome { response: 0, .. }) | Err(ErrorKind::TargetGone(_)) => Ok(()),
+            Ok(Outcome { response, .. }) => {
+                Err(ErrorKind::Protocol(format!("logout response {response:02x}")))
+            }
+            Err(kind) => Err(kind),
         }
     }
 

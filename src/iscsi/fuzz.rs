@@ -171,15 +171,15 @@ mod tests {
 
     use super::*;
 
+    fn paused() -> tokio::runtime::Runtime {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().start_paused(true).build().unwrap()
+    }
+
     fn play(bytes: &[u8]) -> Duration {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        runtime.block_on(async {
+        paused().block_on(async {
             let began = Instant::now();
-            fuzz(bytes).await;
+            Box::pin(fuzz(bytes)).await;
             began.elapsed()
         })
     }
@@ -187,12 +187,7 @@ mod tests {
     /// The disk is connected, so that what follows meets commands under way.
     #[test]
     fn the_examination_ends_with_a_disk() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        runtime.block_on(async {
+        paused().block_on(async {
             let (ours, theirs) = tokio::io::duplex(STREAM_BYTES);
             let target = TargetAddress {
                 portal: ([127, 0, 0, 1], 3260).into(),

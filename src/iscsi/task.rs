@@ -273,6 +273,8 @@ impl ScsiTask {
             self.asker.answer(Err(lie.clone()));
             return Err(lie);
         }
+        // Who has the answer may use the memory of its data again.
+        drop(self.command);
         outcome.data = self.received.freeze();
         self.asker.answer(Ok(outcome));
         Ok(())

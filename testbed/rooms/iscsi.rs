@@ -1,7 +1,9 @@
-//! hostler's initiator against tgtd, a target nobody here wrote.
+//! hostler's initiator against tgtd and istgt, targets nobody here wrote.
 
+mod istgt;
 mod proxy;
 pub(crate) mod tgtd;
+mod zeros;
 
 use std::time::{Duration, Instant};
 
@@ -144,19 +146,78 @@ async fn a_disk_of_4096_byte_blocks_is_addressed_in_its_own_blocks() {
     lun.logout().await.unwrap();
 }
 
-#[tokio::test]
-async fn zeroed_ranges_read_as_zeros_and_their_neighbours_stay() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_longest_bursts_and_every_depth_of_queue_write_and_read_the_same_bytes() {
     let tgtd = Tgtd::start();
-    tgtd.fill_disk(0xaa);
+    let most = "16777215";
+    for name in [
+        "MaxRecvDataSegmentLength",
+        "MaxXmitDataSegmentLength",
+        "FirstBurstLength",
+        "MaxBurstLength",
+    ] {
+        tgtd.set(name, most);
+    }
+    let mut seed = 200;
+    for (window, r2ts, initial_r2t) in [("1", "1", "Yes"), ("8", "8", "No"), ("512", "64", "No")] {
+        tgtd.set("MaxQueueCmd", window);
+        tgtd.set("MaxOutstandingR2T", r2ts);
+        tgtd.set("InitialR2T", initial_r2t);
+        for (queue_depth, chunk) in [(1, 512 << 10), (1024, 4096), (32, 16 << 20)] {
+            let case = format!("window {window}, {r2ts} R2Ts, {queue_depth} commands of {chunk}");
+            seed += 1;
+            let data = noise(if chunk == 4096 { 4 << 20 } else { 16 << 20 }, seed);
+            let options = Options { queue_depth, ..options() };
+            let lun = Lun::connect(&tgtd.lun(1), None, &options).await.unwrap();
+            write_all(&lun, 0, &data, chunk).await.expect(&case);
+            let bytes = u32::try_from(data.len()).unwrap();
+            assert!(lun.read(0, bytes).await.expect(&case) == data, "{case}");
+            assert!(tgtd.disk()[..data.len()] == data, "{case}");
+            lun.logout().await.expect(&case);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_sessions_of_one_initiator_write_to_one_disk_at_once() {
+    let tgtd = Tgtd::start();
+    let data = noise(16 << 20, 31);
+    let mut sessions = JoinSet::new();
+    let connected = std::sync::Arc::new(tokio::sync::Barrier::new(4));
+    for part in 0..4 {
+        let (target, connected) = (tgtd.lun(1), connected.clone());
+        let piece = data.slice(part * (4 << 20)..(part + 1) * (4 << 20));
+        sessions.spawn(async move {
+            let lun = connect(&target).await;
+            // A session with the name and ISID of another would end that one (RFC 7143 §6.3.5).
+            connected.wait().await;
+            write_all(&lun, (part * (4 << 20)) as u64, &piece, 256 << 10).await.unwrap();
+            lun.flush().await.unwrap();
+            lun.logout().await.unwrap();
+        });
+    }
+    while let Some(done) = sessions.join_next().await {
+        done.unwrap();
+    }
+    assert!(tgtd.disk()[..data.len()] == data);
+    await_no_session(&tgtd);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_was_restarted_takes_a_new_session_and_the_rest_of_the_data() {
+    let mut tgtd = Tgtd::start();
     let lun = connect(&tgtd.lun(1)).await;
-    lun.write_zeros(512, (40 << 20) + 512).await.unwrap();
-    lun.write_zeros(50 << 20, 0).await.unwrap();
+    let data = noise(8 << 20, 41);
+    write_all(&lun, 0, &data.slice(..4 << 20), 1 << 20).await.unwrap();
     lun.flush().await.unwrap();
-    let disk = tgtd.disk();
-    let end = 512 + (40 << 20) + 512;
-    assert!(disk[512..end].iter().all(|byte| *byte == 0));
-    assert!(disk[..512].iter().chain(&disk[end..]).all(|byte| *byte == 0xaa));
+    tgtd.restart();
+    let error = lun.read(0, 512).await.unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::TargetGone(_)), "{error}");
+    let lun = connect(&tgtd.lun(1)).await;
+    write_all(&lun, 4 << 20, &data.slice(4 << 20..), 1 << 20).await.unwrap();
+    assert!(lun.read(0, 8 << 20).await.unwrap() == data);
     lun.logout().await.unwrap();
+    assert!(tgtd.disk()[..data.len()] == data);
 }
 
 fn chap(secret: &str, mutual: Option<(&str, &str)>) -> Chap {

@@ -69,7 +69,8 @@ impl From {
     }
 
     fn to(mut self, session: &mut Session, data: &[u8]) -> Result<(), ErrorKind> {
-        self.bhs[5..8].copy_from_slice(&u32::try_from(data.len()).unwrap().to_be_bytes()[1..]);
+        let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        self.bhs[5..8].copy_from_slice(&bytes.to_be_bytes()[1..]);
         let mut incoming = session.open(&self.bhs)?;
         incoming.data.extend_from_slice(data);
         session.receive(incoming)

@@ -43,26 +43,30 @@ impl Tgtd {
     pub(crate) fn serve(iqn: &str, disk_bytes: u64) -> Self {
         let dir = TempDir::new().unwrap();
         let portal = ports::free();
-        let child = Command::new("tgtd")
-            .args(["-f", "-C", CONTROL, "--iscsi", &format!("portal={portal}")])
-            .env("TGT_IPC_SOCKET", dir.path().join("ipc"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let tgtd = Self { child, portal, disk_bytes, dir };
+        let tgtd = Self { child: spawn(portal, &dir), portal, disk_bytes, dir };
+        let file = std::fs::File::create(tgtd.disk_file()).unwrap();
+        file.set_len(disk_bytes).unwrap();
+        tgtd.set_up(iqn);
+        tgtd
+    }
+
+    /// Kills the daemon and starts another at the same address with the same disk.
+    pub(crate) fn restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = spawn(self.portal, &self.dir);
+        self.set_up(IQN);
+    }
+
+    fn set_up(&self, iqn: &str) {
         let started = Instant::now();
-        while !tgtd.try_adm(&["--mode", "sys", "--op", "show"]).status.success() {
+        while !self.try_adm(&["--mode", "sys", "--op", "show"]).status.success() {
             assert!(started.elapsed() < START_LIMIT, "tgtd did not start");
             thread::sleep(Duration::from_millis(20));
         }
-        tgtd.adm(&["--mode", "target", "--op", "new", "--tid", "1", "--targetname", iqn]);
-        let file = std::fs::File::create(tgtd.disk_file()).unwrap();
-        file.set_len(disk_bytes).unwrap();
-        tgtd.add_disk(1, 512);
-        tgtd.adm(&["--mode", "target", "--op", "bind", "--tid", "1", "--initiator-address", "ALL"]);
-        tgtd
+        self.adm(&["--mode", "target", "--op", "new", "--tid", "1", "--targetname", iqn]);
+        self.add_disk(1, 512);
+        self.adm(&["--mode", "target", "--op", "bind", "--tid", "1", "--initiator-address", "ALL"]);
     }
 
     /// Another unit over the same file.
@@ -71,6 +75,14 @@ impl Tgtd {
         let (file, block) = (file.to_str().unwrap(), block_bytes.to_string());
         let unit = ["--mode", "logicalunit", "--op", "new", "--tid", "1", "--lun", &lun];
         self.adm(&[&unit[..], &["--backing-store", file, "--blocksize", &block]].concat());
+    }
+
+    /// Another unit over the same file, whose blocks can be unmapped and then read as zeros.
+    pub(crate) fn add_thin_disk(&self, lun: u16) {
+        self.add_disk(lun, 512);
+        let lun = lun.to_string();
+        let unit = ["--mode", "logicalunit", "--op", "update", "--tid", "1", "--lun", &lun];
+        self.adm(&[&unit[..], &["--params", "thin_provisioning=1"]].concat());
     }
 
     /// Sets a parameter of the target, as negotiated from then on.
@@ -157,6 +169,17 @@ impl Tgtd {
             .output()
             .unwrap()
     }
+}
+
+fn spawn(portal: SocketAddr, dir: &TempDir) -> Child {
+    Command::new("tgtd")
+        .args(["-f", "-C", CONTROL, "--iscsi", &format!("portal={portal}")])
+        .env("TGT_IPC_SOCKET", dir.path().join("ipc"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 impl Drop for Tgtd {
