@@ -8,6 +8,8 @@ mod kind;
 mod outer;
 mod qcow2;
 mod sparse;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, fs::File, io, ops::ControlFlow, os::unix::fs::FileExt as _};
 

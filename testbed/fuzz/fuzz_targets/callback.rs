@@ -32,7 +32,11 @@ fuzz_target!(|bytes: &[u8]| {
                     assert!(matches!(call, Call::Lookup(_)));
                 }
                 Action::Start { op, .. } => {
-                    drop(step(&mut node, *NOW, Event::Done { op, outcome: Ok(hostler_fuzz::imaged()) }));
+                    drop(step(
+                        &mut node,
+                        *NOW,
+                        Event::Done { op, outcome: Ok(hostler_fuzz::imaged()) },
+                    ));
                 }
                 _ => {}
             }
