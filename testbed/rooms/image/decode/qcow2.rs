@@ -161,5 +161,5 @@ fn a_large_disk_with_little_on_it_takes_no_time_and_no_space() {
     assert!([before, after].concat().chunks(4096).all(|block| ZEROS.starts_with(block)));
     assert_eq!(data, [5; 1024].repeat(64));
     bench.sh("qemu-img create -q -f qcow2 q 64T");
-    assert!(bench.refusal("q").contains("larger than 1.0 GiB"));
+    assert!(bench.refusal("q").contains("more than 1.0 GiB"));
 }
