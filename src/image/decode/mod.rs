@@ -8,11 +8,13 @@ mod kind;
 mod outer;
 mod qcow2;
 mod sparse;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, fs::File, io, ops::ControlFlow, os::unix::fs::FileExt as _};
 
 use self::{
-    kind::{HEAD_BYTES, Kind, VHD_FOOTER},
+    kind::{HEAD_BYTES, Kind, Remedy, VHD_FOOTER},
     outer::{Packing, Ticker, Unpacked},
 };
 use crate::model::{size::show_bytes, spec::ImageFormat};
@@ -103,7 +105,7 @@ pub fn decode(
             if packing.is_none() {
                 inspect_raw(published)?;
             }
-            pour(unpacked, chunk, bytes, into, limits.raw_bytes_max, &ticker)
+            pour(unpacked, chunk, bytes, into, limits.raw_bytes_max, &ticker)?.disk_bytes()
         }
         (Disk::Qcow2, None) => {
             let published_bytes = published.metadata()?.len();
@@ -179,10 +181,13 @@ fn inspect_raw(published: &File) -> Result<Look, DecodeError> {
         && published.read_at(&mut footer, at)? == footer.len()
         && footer == VHD_FOOTER
     {
-        let advice = kind::Remedy::Convert.advice();
-        return Err(DecodeError::Unusable(format!("the file is vhd: {advice}")));
+        return Err(fixed_vhd());
     }
     Ok(Look { is_raw: true, raw_bytes: Some(bytes) })
+}
+
+fn fixed_vhd() -> DecodeError {
+    DecodeError::Unusable(format!("it is vhd: {}", Remedy::Convert.advice()))
 }
 
 /// Writes what is filled of the chunk, and then the rest.
@@ -193,17 +198,32 @@ fn pour(
     into: &File,
     bytes_max: u64,
     ticker: &Ticker<'_>,
-) -> Result<u64, DecodeError> {
-    let mut at = 0;
+) -> Result<Poured, DecodeError> {
+    let (mut at, mut ends_as_vhd) = (0, false);
     while let Some(bytes) = chunk.get(..filled).filter(|bytes| !bytes.is_empty()) {
         too_large(at + bytes.len() as u64, bytes_max)?;
         sparse::write(into, at, bytes)?;
         at += bytes.len() as u64;
         ticker.still_there()?;
+        // Whole sectors, so that the last one is not cut in two by chunks.
+        ends_as_vhd = bytes.rchunks(512).next().is_some_and(|last| last.starts_with(VHD_FOOTER));
         filled = from.fill(&mut chunk)?.len();
     }
     into.set_len(at)?;
-    Ok(at)
+    Ok(Poured { bytes: at, ends_as_vhd })
+}
+
+/// What came out of a layer.
+struct Poured {
+    bytes: u64,
+    ends_as_vhd: bool,
+}
+
+impl Poured {
+    /// Its bytes, if they are those of a disk.
+    fn disk_bytes(&self) -> Result<u64, DecodeError> {
+        if self.ends_as_vhd { Err(fixed_vhd()) } else { Ok(self.bytes) }
+    }
 }
 
 /// Fails if these bytes are more than there may be.
@@ -212,5 +232,5 @@ fn too_large(bytes: u64, bytes_max: u64) -> Result<(), DecodeError> {
         return Ok(());
     }
     let most = show_bytes(bytes_max);
-    Err(DecodeError::Unusable(format!("the raw image is larger than {most}, the most it may be")))
+    Err(DecodeError::Unusable(format!("it unpacks to more than {most}, the most it may be")))
 }

@@ -67,8 +67,8 @@ impl Bench {
 }
 
 fn decode_as(path: &Path, format: ImageFormat, most: u64) -> Result<Vec<u8>, DecodeError> {
-    let into = tempfile::NamedTempFile::new().unwrap();
-    let published = File::open(path).unwrap();
+    let into = tempfile::NamedTempFile::new()?;
+    let published = File::open(path)?;
     let look = inspect(&published, format)?;
     let mut before = 0;
     let mut progress = |at| {
@@ -79,11 +79,11 @@ fn decode_as(path: &Path, format: ImageFormat, most: u64) -> Result<Vec<u8>, Dec
     let mut limits =
         Limits { raw_bytes_max: most, progress: &mut progress, scratch: &tempfile::tempfile };
     let bytes = decode(&published, format, into.as_file(), &mut limits)?;
-    let raw = fs::read(into.path()).unwrap();
+    let raw = fs::read(into.path())?;
     assert_eq!(raw.len() as u64, bytes);
     assert!(look.raw_bytes.is_none_or(|declared| declared <= bytes), "{look:?} of {bytes}");
     let blocks = raw.chunks(4096).filter(|block| !ZEROS.starts_with(block)).count();
-    let used = into.as_file().metadata().unwrap().blocks() * 512;
+    let used = into.as_file().metadata()?.blocks() * 512;
     assert!(used <= blocks as u64 * 4096, "{used} bytes are used for {blocks} blocks");
     Ok(raw)
 }
@@ -94,11 +94,11 @@ fn disk(bytes: usize, seed: u64) -> Vec<u8> {
     let mut disk = Vec::with_capacity(bytes + (1 << 20));
     while disk.len() < bytes {
         let piece = 512 << random.u32(0..12);
-        let from = disk.len();
         match random.u8(0..4) {
             0 => {
-                disk.resize(from + piece, 0);
-                random.fill(&mut disk[from..]);
+                let mut noise = vec![0; piece];
+                random.fill(&mut noise);
+                disk.append(&mut noise);
             }
             1 => disk.extend_from_slice(&b"The quick brown ".repeat(piece / 16)),
             2 => {
@@ -106,7 +106,7 @@ fn disk(bytes: usize, seed: u64) -> Vec<u8> {
                 let lines = numbers.take(piece / 32).map(|number| format!("line {number:>26}\n"));
                 disk.extend_from_slice(lines.collect::<String>().as_bytes());
             }
-            _ => disk.resize(from + piece, 0),
+            _ => disk.resize(disk.len() + piece, 0),
         }
     }
     disk.truncate(bytes);

@@ -22,13 +22,11 @@ fn other_formats_are_refused_by_name_with_what_to_do() {
     ] {
         bench.sh(&format!("qemu-img convert -f raw -O {format} disk.raw image"));
         let said = bench.refusal("image");
-        let expected = format!("the file is {name}: convert it with `qemu-img convert");
-        assert!(said.starts_with(&expected), "{format}: {said}");
+        let expected = format!("is {name}: convert it with `qemu-img convert");
+        assert!(said.contains(&expected), "{format}: {said}");
         bench.sh("xz -0 <image >packed");
-        if !format.ends_with("fixed") {
-            let said = bench.refusal("packed");
-            assert!(said.starts_with(&format!("what is in the xz file is {name}: ")), "{said}");
-        }
+        let said = bench.refusal("packed");
+        assert!(said.contains(&expected), "{format}: {said}");
     }
     for (command, name) in [
         ("tar c disk.raw", "tar"),

@@ -1,0 +1,52 @@
+//! A published image: whatever it is, it is decoded within its limit, or refused.
+#![no_main]
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    ops::ControlFlow,
+    os::unix::fs::FileExt as _,
+};
+
+use hostler::{
+    image::{Limits, decode, inspect},
+    model::spec::ImageFormat,
+};
+use hostler_fuzz::{DIR, check_shown};
+use libfuzzer_sys::fuzz_target;
+
+const RAW_BYTES_MAX: u64 = 1 << 20;
+
+/// Units of a disk with the smallest clusters, reads of the input, and pieces of the output, and that twice if it is packed.
+const TOLD_MAX: usize = 300;
+
+fn file() -> io::Result<File> {
+    tempfile::tempfile_in(DIR.path())
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let (published, into) = (file().unwrap(), file().unwrap());
+    published.write_all_at(bytes, 0).unwrap();
+    let look = inspect(&published, ImageFormat::Auto);
+    let mut told = Vec::new();
+    let mut progress = |at| {
+        told.push(at);
+        ControlFlow::Continue(())
+    };
+    let mut limits =
+        Limits { raw_bytes_max: RAW_BYTES_MAX, progress: &mut progress, scratch: &file };
+    let result = decode(&published, ImageFormat::Auto, &into, &mut limits);
+    assert!(told.is_sorted() && told.last() <= Some(&(bytes.len() as u64)), "{told:?}");
+    assert!(told.len() < TOLD_MAX, "told {} times", told.len());
+    assert!(into.metadata().unwrap().len() <= RAW_BYTES_MAX);
+    match result {
+        Ok(written) => {
+            let look = look.unwrap();
+            let mut raw = Vec::new();
+            (&into).read_to_end(&mut raw).unwrap();
+            assert_eq!(raw.len() as u64, written);
+            assert!(!look.is_raw || raw == bytes);
+        }
+        Err(error) => check_shown(&error.to_string()),
+    }
+});
