@@ -1,5 +1,7 @@
 //! The imaging pipeline against tgtd, over lines that break and past a proxy that lies.
 
+#![expect(clippy::indexing_slicing, reason = "helpers of tests may fail like tests")]
+
 mod relay;
 
 use std::{
