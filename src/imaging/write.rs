@@ -20,7 +20,7 @@ use crate::{
     progress::{Cancel, Meter, Watch},
 };
 
-/// Bytes of the disk between two flushes: what has to be written again when a connection breaks. Halved down to
+/// Bytes of the disk between two flushes; twice as many at most have to be written again when a connection breaks. Halved down to
 /// [`FLUSH_BYTES_MIN`] each time one does, so that a line that never lasts long still gets somewhere.
 const FLUSH_BYTES: u64 = 64 << 20;
 const FLUSH_BYTES_MIN: u64 = 4 << 20;
@@ -165,7 +165,7 @@ impl<'a> Writing<'a> {
                     Step::Body(self.plan.body().start)
                 }
                 Step::Body(from) => {
-                    self.pass(disk, flight, from..self.plan.body().end, Pass::Write).await?;
+                    self.body(disk, flight, from).await?;
                     Step::Tail
                 }
                 Step::Tail => {
@@ -183,7 +183,7 @@ impl<'a> Writing<'a> {
                     }
                 }
                 Step::Compare(from) => {
-                    self.pass(disk, flight, from..self.plan.disk().end, Pass::Compare).await?;
+                    self.compare(disk, flight, from).await?;
                     Step::Done
                 }
                 Step::Done => return Ok(()),
@@ -215,62 +215,75 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Carries a part of the disk through, many commands at once.
-    async fn pass<V: Volume>(
+    /// Writes the body from there on and flushes, many commands at once.
+    async fn body<V: Volume>(
         &mut self,
         disk: &Disk<V>,
         flight: &mut Flight,
-        window: Range<u64>,
-        pass: Pass,
+        from: u64,
     ) -> Result<(), ImagingError> {
-        let (purpose, commands_max) = match pass {
-            Pass::Write => {
-                (Purpose::Write(self.digests.as_ref().map(Digests::sender)), COMMANDS_MAX)
-            }
-            Pass::Compare => (Purpose::Compare, BUFFERS),
-        };
-        let end = window.end;
-        let mut flush_sent = (window.start, Instant::now());
-        self.show(pass, window.start);
-        let mut pieces = Some(read_ahead(self.plan.clone(), window, purpose));
+        let body = self.plan.body();
+        let hasher = self.digests.as_ref().map(Digests::sender);
+        let purpose = Purpose::Write(hasher);
+        let mut pieces = Some(read_ahead(self.plan.clone(), from..body.end, purpose));
+        let (mut begun, mut landed, mut flushed) = (from, from, from);
+        let mut flush_sent = (from, Instant::now());
+        // After a new connection that is less than before.
+        self.watch.meter.set(self.plan.bytes_in(&(body.start..from)));
         while pieces.is_some() || !flight.is_empty() {
-            let room = flight.len() < commands_max;
-            let event = watched(self.watch, next(pieces.as_mut().filter(|_| room), flight)).await?;
-            match event {
+            // So that what has to be written again is bounded, however long a flush takes.
+            let room = flight.len() < COMMANDS_MAX && begun - flushed < 2 * self.flush_bytes;
+            let pieces_now = pieces.as_mut().filter(|_| room);
+            match watched(self.watch, next(pieces_now, flight)).await? {
                 Event::Read(None) => pieces = None,
-                Event::Read(Some(piece)) => match pass {
-                    Pass::Write => flight.begin(disk.clone().write(piece)),
-                    Pass::Compare => flight.begin(disk.clone().compare(piece)),
-                },
-                Event::Landed(Landed::Flush(covers)) => self.step = Step::Body(covers),
-                Event::Landed(Landed::Command(landed)) => {
-                    self.show(pass, landed);
-                    let due = landed - flush_sent.0 >= self.flush_bytes
-                        || flush_sent.1.elapsed() >= FLUSH_PERIOD;
-                    if pass == Pass::Compare {
-                        self.step = Step::Compare(landed);
-                    } else if due && !flight.is_flushing() {
-                        // It covers what has landed, and nothing waits for it.
-                        flight.begin_flush(disk.clone().flush(landed));
-                        flush_sent = (landed, Instant::now());
-                    }
+                Event::Read(Some(piece)) => {
+                    begun = piece.end();
+                    flight.begin(disk.clone().write(piece));
+                }
+                Event::Landed(Landed::Command(end)) => {
+                    landed = end;
+                    self.watch.meter.set(self.plan.bytes_in(&(body.start..landed)));
+                }
+                Event::Landed(Landed::Flush(covers)) => {
+                    flushed = covers;
+                    self.step = Step::Body(covers);
+                }
+            }
+            let (sent_to, sent_at) = flush_sent;
+            let due = landed - sent_to >= self.flush_bytes
+                || landed > sent_to && sent_at.elapsed() >= FLUSH_PERIOD;
+            if due && !flight.is_flushing() {
+                // It covers what has landed, and nothing waits for it.
+                flight.begin_flush(disk.clone().flush(landed));
+                flush_sent = (landed, Instant::now());
+            }
+        }
+        flight.begin(disk.clone().flush(body.end));
+        self.landed(flight).await.map(drop)
+    }
+
+    /// Reads everything from there on back, many commands at once.
+    async fn compare<V: Volume>(
+        &mut self,
+        disk: &Disk<V>,
+        flight: &mut Flight,
+        from: u64,
+    ) -> Result<(), ImagingError> {
+        let part = from..self.plan.disk().end;
+        let mut pieces = Some(read_ahead(self.plan.clone(), part, Purpose::Compare));
+        while pieces.is_some() || !flight.is_empty() {
+            let room = flight.len() < BUFFERS;
+            let pieces_now = pieces.as_mut().filter(|_| room);
+            match watched(self.watch, next(pieces_now, flight)).await? {
+                Event::Read(None) => pieces = None,
+                Event::Read(Some(piece)) => flight.begin(disk.clone().compare(piece)),
+                Event::Landed(Landed::Command(same_to) | Landed::Flush(same_to)) => {
+                    self.step = Step::Compare(same_to);
+                    self.watch.meter.set(self.plan.bytes_in(&(0..same_to)));
                 }
             }
         }
-        if pass == Pass::Write {
-            flight.begin(disk.clone().flush(end));
-            self.landed(flight).await?;
-        }
         Ok(())
-    }
-
-    /// The meter shows what has landed; after a new connection that is less than before.
-    fn show(&self, pass: Pass, landed: u64) {
-        let from = match pass {
-            Pass::Write => self.plan.body().start,
-            Pass::Compare => 0,
-        };
-        self.watch.meter.set(self.plan.bytes_in(&(from..landed)));
     }
 
     async fn landed(&self, flight: &mut Flight) -> Result<Landed, ImagingError> {
@@ -288,13 +301,6 @@ impl<'a> Writing<'a> {
         let writing = wrote.duration_since(self.began);
         Ok(Written { bytes: self.plan.bytes(), writing, verifying, ranges })
     }
-}
-
-/// What is done on the way over the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pass {
-    Write,
-    Compare,
 }
 
 enum Event {
