@@ -8,7 +8,7 @@ use std::{
 
 use hostler::drive::{esp, probe};
 
-use super::{Place, blkid, run, tag};
+use super::{Place, assert_clean_fat, blkid, run, tag};
 
 /// Paths, and how many bytes each has.
 type Files<'a> = &'a [(&'a str, usize)];
@@ -87,7 +87,7 @@ fn a_boot_partition_has_the_images_boot_files() {
         let partition = Place::with(&made);
         let tags = blkid(&partition);
         assert_eq!((tag(&tags, "TYPE"), tag(&tags, "VERSION")), ("vfat", "FAT32"));
-        run("fsck.vfat", &["-n", partition.text("image")]);
+        assert_clean_fat(&partition);
         fs::create_dir(partition.path("out")).unwrap();
         run("mcopy", &["-s", "-n", "-i", partition.text("image"), "::EFI", partition.text("out")]);
         let theirs = place.path("tree/boot/efi/EFI");
@@ -115,7 +115,7 @@ fn a_lone_loader_is_put_where_firmware_looks() {
     ];
     for (files, wanted) in cases {
         let partition = Place::with(&esp(&open(&root("ext4", files)), 512).unwrap());
-        run("fsck.vfat", &["-n", partition.text("image")]);
+        assert_clean_fat(&partition);
         for (path, bytes) in wanted {
             let path = format!("::{path}");
             let read = run("mtype", &["-i", partition.text("image"), &path]);
