@@ -203,7 +203,6 @@ impl<'a> Tree<'a> {
         };
         set(0, 0x0fff_fff8);
         set(1, LAST);
-        set(self.end, 0);
         // What begins ends what lies before it.
         for node in self.folders.iter().chain(&self.files).filter(|node| node.first > FIRST_CLUSTER)
         {

@@ -104,3 +104,6 @@ fn hyphenated(uuid: [u8; 16]) -> String {
     let groups = [0..8, 8..12, 12..16, 16..20, 20..32];
     groups.map(|group| hex.get(group).unwrap_or_default()).join("-")
 }
+
+#[cfg(test)]
+mod tests;

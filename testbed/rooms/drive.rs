@@ -33,6 +33,12 @@ fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// That the checker finds nothing to mend, nor clusters that nobody has.
+fn assert_clean_fat(place: &Place) {
+    let said = run("fsck.vfat", &["-n", "-v", place.text("image")]);
+    assert!(!said.contains("Reclaim"), "{said}");
+}
+
 /// A directory with a file `image` in it.
 struct Place(TempDir);
 

@@ -38,7 +38,7 @@ fn read(place: &TempDir) -> Snapshot {
 
 fn problems(snapshot: &Snapshot) -> String {
     let problems = snapshot.nodes.values().filter_map(|spec| spec.as_ref().err()).flatten();
-    problems.map(|problem| format!("{problem}\n")).collect()
+    problems.fold(String::new(), |text, problem| text + &problem.to_string() + "\n")
 }
 
 fn user_data(spec: &NodeSpec) -> &Arc<str> {

@@ -11,7 +11,7 @@ use hostler::{
 };
 use serde_json::{Value, json};
 
-use super::{Place, blkid, run, tag};
+use super::{Place, assert_clean_fat, blkid, run, tag};
 
 const USER_DATA: &str = "#cloud-config\n# \u{fc}ber\nruncmd: [true]\r\n";
 const MAC: &str = "52:54:00:00:00:01";
@@ -80,7 +80,7 @@ fn the_largest_files_fit_and_every_block_size_that_can_be_is_found_and_clean() {
             let kind = if is_vfat { "vfat" } else { "iso9660" };
             assert_eq!(tag(&tags, "TYPE"), kind, "{tags}");
             if is_vfat {
-                run("fsck.vfat", &["-n", "-v", place.text("image")]);
+                assert_clean_fat(&place);
                 run("mdir", &["-/", "-i", place.text("image"), "::"]);
             } else {
                 run("isoinfo", &["-l", "-i", place.text("image")]);

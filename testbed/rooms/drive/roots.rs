@@ -8,7 +8,10 @@ use std::{
 
 use hostler::drive::{esp, probe};
 
-use super::{Place, blkid, run, tag};
+use super::{Place, assert_clean_fat, blkid, run, tag};
+
+/// Paths, and how many bytes each has.
+type Files<'a> = &'a [(&'a str, usize)];
 
 /// Programs that make a root, and the size of what they make in MiB.
 const ROOTS: [(&[&str], u64); 7] = [
@@ -84,7 +87,7 @@ fn a_boot_partition_has_the_images_boot_files() {
         let partition = Place::with(&made);
         let tags = blkid(&partition);
         assert_eq!((tag(&tags, "TYPE"), tag(&tags, "VERSION")), ("vfat", "FAT32"));
-        run("fsck.vfat", &["-n", partition.text("image")]);
+        assert_clean_fat(&partition);
         fs::create_dir(partition.path("out")).unwrap();
         run("mcopy", &["-s", "-n", "-i", partition.text("image"), "::EFI", partition.text("out")]);
         let theirs = place.path("tree/boot/efi/EFI");
@@ -95,7 +98,7 @@ fn a_boot_partition_has_the_images_boot_files() {
 
 #[test]
 fn a_lone_loader_is_put_where_firmware_looks() {
-    let cases: [(&[(&str, usize)], &[(&str, usize)]); 3] = [
+    let cases: [(Files<'_>, Files<'_>); 3] = [
         (
             &[("boot/EFI/debian/shimx64.efi", 10), ("boot/EFI/debian/grubx64.efi", 20)],
             &[
@@ -112,7 +115,7 @@ fn a_lone_loader_is_put_where_firmware_looks() {
     ];
     for (files, wanted) in cases {
         let partition = Place::with(&esp(&open(&root("ext4", files)), 512).unwrap());
-        run("fsck.vfat", &["-n", partition.text("image")]);
+        assert_clean_fat(&partition);
         for (path, bytes) in wanted {
             let path = format!("::{path}");
             let read = run("mtype", &["-i", partition.text("image"), &path]);
@@ -123,8 +126,7 @@ fn a_lone_loader_is_put_where_firmware_looks() {
 
 #[test]
 fn an_image_without_boot_files_that_can_be_taken_says_why() {
-    let refused =
-        |files: &[(&str, usize)]| esp(&open(&root("ext4", files)), 512).unwrap_err().to_string();
+    let refused = |files: Files<'_>| esp(&open(&root("ext4", files)), 512).unwrap_err().to_string();
     let none = "the image brings no boot files (/boot/efi/EFI/BOOT/BOOTX64.EFI)";
     let instead = "; use a whole-disk image or boot.after = \"network\"";
     assert_eq!(refused(&[("etc/fstab", 1)]), format!("{none}{instead}"));
@@ -185,25 +187,30 @@ fn no_damage_to_an_image_makes_reading_it_panic_or_last() {
 fn made(command: &[&str], mib: u64) -> Place {
     let place = Place::with(&[]);
     File::create(place.path("image")).unwrap().set_len(mib << 20).unwrap();
-    run(command[0], &[&command[1..], &[place.text("image")]].concat());
+    let (program, options) = command.split_first().unwrap();
+    run(program, &[options, &[place.text("image")]].concat());
     place
 }
 
 /// An ext image that holds files of such lengths.
-fn root(kind: &str, files: &[(&str, usize)]) -> Place {
+fn root(kind: &str, files: Files<'_>) -> Place {
     let place = tree(files);
     make_root(kind, &place);
     place
 }
 
-fn tree(files: &[(&str, usize)]) -> Place {
+fn tree(files: Files<'_>) -> Place {
     let place = Place::with(&[]);
     for (path, bytes) in files {
         let path = place.path("tree").join(path);
         fs::create_dir_all(path.parent().unwrap_or(Path::new(""))).unwrap();
+        if *bytes > 1 << 20 {
+            File::create(path).unwrap().set_len(*bytes as u64).unwrap();
+            continue;
+        }
         // No two alike, and no block like another.
-        let content: Vec<u8> =
-            (0..*bytes).map(|at| b'a' + ((at * 7 + at / 512 + bytes) % 23) as u8).collect();
+        let letters = b"abcdefghijklmnopqrstuvw".iter().copied().cycle();
+        let content: Vec<u8> = letters.skip(bytes % 23).take(*bytes).collect();
         fs::write(path, content).unwrap();
     }
     place
@@ -211,7 +218,7 @@ fn tree(files: &[(&str, usize)]) -> Place {
 
 fn make_root(kind: &str, place: &Place) {
     let tree = place.text("tree");
-    run("mke2fs", &["-q", "-F", "-t", kind, "-d", tree, place.text("image"), "256M"]);
+    run("mke2fs", &["-q", "-F", "-t", kind, "-d", tree, place.text("image"), "64M"]);
 }
 
 fn open(place: &Place) -> File {
