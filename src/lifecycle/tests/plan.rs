@@ -235,7 +235,7 @@ fn check(statuses: Vec<Status>, before: &Specs, new: Specs, expected: &Expect) {
 
 #[test]
 fn each_deed_says_what_is_wiped_and_why() {
-    let (statuses, before) = installed(&["a", "b", "c", "d", "e", "f", "g", "h"]);
+    let (statuses, before) = installed(&["a", "b", "c", "d", "e", "f", "g", "h", "i"]);
     let mut new = before.clone();
     change(&mut new, "a", |spec| spec.redeploy = Some("2".into()));
     change(&mut new, "b", |spec| spec.image.checksum = checksum('1'));
@@ -261,6 +261,7 @@ fn each_deed_says_what_is_wiped_and_why() {
         f invalid None false f.toml: empty; the last good spec stays in force and nothing starts
         g forget None false its spec is gone; its disk and an installed machine's power stay as they are
         h nothing None false installed
+        i nothing None false installed
         z install Some("its root device") true never installed by hostler
     "#]],
     );
