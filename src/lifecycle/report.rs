@@ -146,7 +146,9 @@ impl Node {
                 let again = self.again(POWER_TRIES_MAX);
                 format!("switching the machine {}{again}", wanted.as_str())
             }
-            State::Preparing { ready: None } => "verifying the image's checksum".to_owned(),
+            State::Preparing { ready: None } => {
+                "fetching, verifying and unpacking the image".to_owned()
+            }
             State::Preparing { ready: Some(_) } => {
                 "the image is verified; asking the BMC for the power state once more".to_owned()
             }

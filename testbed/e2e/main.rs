@@ -13,7 +13,7 @@ mod faults_before_power;
 mod images;
 mod killed_agent;
 mod moments;
-mod netboot;
+mod partition_images;
 mod rack;
 mod random_kills;
 mod root_devices;

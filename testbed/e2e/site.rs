@@ -149,12 +149,18 @@ impl Site {
 
     /// A spec with the machine's cards and BMC and what else is wanted: at least `[image]`.
     pub(crate) fn write_spec(&self, machine: &Machine, rest: &str) {
+        self.write_spec_after(machine, "disk", rest);
+    }
+
+    /// The same for a machine that boots from elsewhere once it is installed.
+    pub(crate) fn write_spec_after(&self, machine: &Machine, after: &str, rest: &str) {
         let Machine { name, mac, firmware, bmc, .. } = machine;
         let spec = format!(
             r#"
             [boot]
             mac = "{mac}"
             firmware = "{firmware}"
+            after = "{after}"
             kernel_args = ["console=ttyS0,115200n8", "quiet"]
             [bmc]
             address = "{}"
@@ -264,20 +270,20 @@ impl Site {
         assert!(machine.console().contains(&line));
     }
 
-    /// It did so before, and does it again.
-    pub(crate) fn assert_boots_once_more(&self, machine: &Machine) {
-        let deadline = Instant::now() + BOOT_LIMIT;
-        while machine.console().matches(&booted_line()).count() < 2 {
-            assert!(Instant::now() < deadline, "{} does not boot again", machine.name);
-            thread::sleep(LOOK_INTERVAL);
-        }
-    }
-
     /// No iSCSI session is left.
     pub(crate) fn assert_no_target_in_use(&self) {
         let sessions = ["ss", "-Htn", "state", "established", "dport = :3260"];
         let sessions = self.rack.inside(&sessions).output().unwrap();
         assert!(sessions.status.success() && sessions.stdout.is_empty(), "{sessions:?}");
+    }
+}
+
+/// The image booted on it before, and does so again.
+pub(crate) fn assert_boots_once_more(machine: &Machine) {
+    let deadline = Instant::now() + BOOT_LIMIT;
+    while machine.console().matches(&booted_line()).count() < 2 {
+        assert!(Instant::now() < deadline, "{} does not boot again", machine.name);
+        thread::sleep(LOOK_INTERVAL);
     }
 }
 

@@ -44,7 +44,7 @@ message = "asking the BMC for the power state"
 [[history]]
 at = "2026-11-22T12:00:01Z"
 phase = "preparing"
-message = "verifying the image's checksum"
+message = "fetching, verifying and unpacking the image"
 [[history]]
 at = "2026-11-22T12:00:30Z"
 phase = "waiting-ramdisk"
@@ -64,7 +64,7 @@ message = "the machine is on; waiting for it to netboot"
 
             What was done
               2026-11-22T12:00:00Z  pending             1s  asking the BMC for the power state
-              2026-11-22T12:00:01Z  preparing          29s  verifying the image's checksum
+              2026-11-22T12:00:01Z  preparing          29s  fetching, verifying and unpacking the image
               2026-11-22T12:00:30Z  waiting-ramdisk  9m30s  the machine is on; waiting for it to netboot
 
             What was seen
