@@ -287,18 +287,19 @@ impl Inner {
     }
 
     fn no_space(&self, order: &Order, needed_bytes: u64) -> ImageError {
-        ImageError::NoSpace {
-            source_text: order.shown.clone(),
-            dir: self.cache.dir.clone(),
-            needed_bytes,
-            free_bytes: self.cache.free_bytes().unwrap_or_default(),
-        }
+        self.too_full(order, needed_bytes, self.cache.free_bytes().unwrap_or_default())
+    }
+
+    fn too_full(&self, order: &Order, needed_bytes: u64, free_bytes: u64) -> ImageError {
+        let (source_text, dir) = (order.shown.clone(), self.cache.dir.clone());
+        ImageError::NoSpace { source_text, dir, needed_bytes, free_bytes }
     }
 
     fn of_decode(&self, order: &Order, meter: &Meter, error: DecodeError) -> ImageError {
         match error {
             DecodeError::Cancelled => ImageError::Cancelled,
-            DecodeError::Io(error) if is_full(&error) => self.no_space(order, left_bytes(meter)),
+            // What was made of it so far may be gone again, and the space it took be free.
+            DecodeError::Io(error) if is_full(&error) => self.too_full(order, left_bytes(meter), 0),
             error => ImageError::Decode { source_text: order.shown.clone(), error },
         }
     }

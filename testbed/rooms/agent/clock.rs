@@ -132,7 +132,11 @@ fn a_clock_set_forward_while_the_disk_is_written_costs_one_attempt() {
     ramdisk.export();
     let disk = clocked.machine.disk.disk_file();
     clocked.site.await_that("writing", || allocated_bytes(&disk) > 8 << 20);
+    // It must not be done before the clock is set.
+    clocked.machine.disk.signal("-STOP");
     set(&clocked.site, FORWARD);
+    clocked.site.until(NODE, "given up", |status| status.last_error.is_some());
+    clocked.machine.disk.signal("-CONT");
     clocked.second_attempt_deploys(Step::Imaging, "ImagingTimeout");
 }
 

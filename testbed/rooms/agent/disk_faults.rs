@@ -3,7 +3,7 @@
 use hostler::model::{fault::Step, status::Phase};
 
 use super::{
-    NODE, SWITCHED_OFF, ends_failed,
+    DEPLOYED, NODE, SWITCHED_OFF, ends_deployed, ends_failed,
     machine::{Machine, Ramdisk, iqn},
     site::{Agent, Site, allocated_bytes},
 };
@@ -33,21 +33,21 @@ pub(super) fn caught_in_the_middle(
 
 #[test]
 fn a_target_that_dies_in_the_middle_of_the_image() {
-    let (site, machine, _agent, _ramdisk) = caught_in_the_middle(NODE, &[]);
+    let (site, machine, _agent, _ramdisk) =
+        caught_in_the_middle(NODE, &[("timeouts.imaging_stall", "2s")]);
     machine.disk.signal("-KILL");
-    let status = ends_failed(&site, &machine, Step::Imaging, "TargetGone");
+    let status = ends_failed(&site, &machine, Step::Imaging, "TargetUnreachable");
     assert!(status.message.contains("could not be wiped"), "{}", status.message);
     assert_eq!(machine.story(), SWITCHED_OFF);
 }
 
 #[test]
-fn a_connection_that_breaks_in_the_middle_of_the_image_leaves_a_wiped_disk() {
-    let (site, machine, _agent, _ramdisk) = caught_in_the_middle(NODE, &[]);
+fn a_connection_that_breaks_in_the_middle_of_the_image_is_made_anew_in_the_same_attempt() {
+    let (site, machine, _agent, ramdisk) = caught_in_the_middle(NODE, &[]);
     machine.disk.delete_connections();
-    let status = ends_failed(&site, &machine, Step::Imaging, "TargetGone");
-    assert!(!status.message.contains("wiped"), "{}", status.message);
-    assert!(machine.disk.disk()[..1 << 20].iter().all(|byte| *byte == 0), "half an image boots");
-    assert_eq!(machine.story(), SWITCHED_OFF);
+    ramdisk.finish();
+    assert_eq!(ends_deployed(&site, &machine).attempt, 1);
+    assert_eq!(machine.story(), DEPLOYED);
 }
 
 #[test]

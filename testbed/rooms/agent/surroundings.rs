@@ -214,7 +214,7 @@ fn an_image_directory_that_hostler_may_not_read_is_named() {
 }
 
 #[test]
-fn an_image_that_shrinks_after_it_was_verified_leaves_nothing_bootable() {
+fn an_image_that_is_cut_after_it_was_verified_is_written_as_it_was() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);
     let _agent = site.start();
@@ -223,9 +223,8 @@ fn an_image_that_shrinks_after_it_was_verified_leaves_nothing_bootable() {
     let image = fs::File::options().write(true).open(site.path("images/disk.raw")).unwrap();
     image.set_len(site.image.len() as u64 / 2).unwrap();
     ramdisk.export();
-    let status = ends_failed(&site, &machine, Step::Imaging, "ImageChanged");
-    assert!(status.message.contains("disk.raw"), "{}", status.message);
-    assert!(machine.disk.disk()[..1 << 20].iter().all(|byte| *byte == 0), "half an image boots");
+    ramdisk.finish();
+    ends_deployed(&site, &machine);
 }
 
 #[test]
