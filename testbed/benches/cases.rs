@@ -68,14 +68,19 @@ fn vm(image: &Path) {
     contest("dense-vm", 2.0, &contenders, || {}, |who| compare(who, image, &target));
 }
 
-/// A tenth of 8 GiB is data, and the disk is full of something else.
+/// A tenth of 8 GiB is data, and the disk is full of something else: one that has to be sent its zeros, and one that makes them itself.
 fn sparse(dir: &Path) {
     let image = images::sparse(dir, 8 * GIB);
-    let target = target(8 * GIB, true);
-    let before = || target.fill_disk(0xaa);
-    contest("sparse", 8.0, &raw_contenders(&image, &target), before, |who| {
-        compare(who, &image, &target);
-    });
+    for (case, thin) in [("sparse", false), ("sparse-thin", true)] {
+        let target = target(8 * GIB, true);
+        if thin {
+            let unit = ["--mode", "logicalunit", "--op", "update", "--tid", "1", "--lun", "1"];
+            target.adm(&[&unit[..], &["--params", "thin_provisioning=1"]].concat());
+        }
+        let before = || target.fill_disk(0xaa);
+        let after = |who: &str| compare(who, &image, &target);
+        contest(case, 8.0, &raw_contenders(&image, &target), before, after);
+    }
     fs::remove_file(image).unwrap();
 }
 
