@@ -127,5 +127,5 @@ fn an_agent_that_is_stopped_in_the_middle_leaves_nothing_bootable_and_goes_on_la
     assert_eq!(site.status(NODE).unwrap().phase, Phase::Imaging);
     let _again = site.start();
     ramdisk.finish();
-    super::ends_deployed(&site, &machine);
+    ends_deployed(&site, &machine);
 }
