@@ -79,18 +79,13 @@ pub(super) fn of_image(error: &ImageError) -> Fault {
     let passing = |code, hint| Fault::passing(Step::Image, code, message.clone(), hint);
     let lasting = |code, hint| Fault::lasting(Step::Image, code, message.clone(), hint);
     match error {
-        ImageError::Fetch { error: FetchError::Unusable { .. }, .. }
-        | ImageError::Decode { error: DecodeError::Unusable(_), .. } => {
+        ImageError::Fetch { error, .. } => of_fetch(error, message),
+        ImageError::Decode { error: DecodeError::Unusable(_), .. } => {
             lasting("ImageUnusable", "correct image.source or the file it names")
         }
-        ImageError::Fetch { error: FetchError::Checksum { .. }, .. } => passing(
-            "ChecksumMismatch",
-            "copy the image again, or correct image.checksum; nothing was written",
-        ),
-        ImageError::Fetch { .. } | ImageError::Decode { .. } => passing(
-            "ImageUnreadable",
-            "put the file where image.source says, readable for hostler's user",
-        ),
+        ImageError::Decode { .. } => {
+            passing("CacheUnusable", "look at the disk the image cache lies on")
+        }
         ImageError::NoSpace { .. } => {
             passing("CacheFull", "make space there, or lower images.cache_size")
         }
@@ -103,6 +98,53 @@ pub(super) fn of_image(error: &ImageError) -> Fault {
         ),
         ImageError::Cancelled => cancelled(Step::Image),
     }
+}
+
+/// It cannot be got from where it is. What an administrator may still put right there is tried again.
+fn of_fetch(error: &FetchError, message: String) -> Fault {
+    use RetryAdvice::{Backoff, Never};
+    let (code, retry, hint) = match error {
+        FetchError::Unusable { .. } | FetchError::Url(_) => {
+            ("ImageUnusable", Never, "correct image.source or the file it names")
+        }
+        FetchError::NotListed { .. } => (
+            "ChecksumNotListed",
+            Never,
+            "correct image.checksum, or put the image's line into that list",
+        ),
+        FetchError::Checksum { .. } => (
+            "ChecksumMismatch",
+            Backoff,
+            "copy the image again, or correct image.checksum; nothing was written",
+        ),
+        FetchError::File { .. } => (
+            "ImageUnreadable",
+            Backoff,
+            "put the file where image.source says, readable for hostler's user",
+        ),
+        FetchError::Status { .. } => {
+            ("ImageNotServed", Backoff, "look at image.source, and at the server's log")
+        }
+        FetchError::Certificate { .. } => (
+            "CertificateRefused",
+            Backoff,
+            "renew the server's certificate, or name its authority in the agent's SSL_CERT_FILE",
+        ),
+        FetchError::Connection { .. } | FetchError::Answer { .. } | FetchError::Length { .. } => (
+            "ServerTrouble",
+            Backoff,
+            "look at the way to image.source, the proxy, and the server's log",
+        ),
+        FetchError::Keep(_) | FetchError::TooLarge { .. } => {
+            ("CacheFull", Backoff, "make space in the image cache's file system")
+        }
+        FetchError::Interrupted(_) => (
+            "ImageStalled",
+            Backoff,
+            "look at the way to image.source, or raise timeouts.imaging_stall",
+        ),
+    };
+    Fault { step: Step::Image, code: code.into(), retry, message, hint: hint.into() }
 }
 
 /// A file system cannot be made or read.

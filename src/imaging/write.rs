@@ -13,7 +13,7 @@ use super::{
     flight::{Flight, Landed, watched},
     line::Line,
     plan::Plan,
-    reader::{BUFFERS, Filling, Piece, Pieces, Purpose, read_ahead, read_whole},
+    reader::{Filling, Piece, Pieces, Purpose, read_ahead, read_whole},
 };
 use crate::{
     model::{callback::DiskRange, spec::Verify, status::ImagingStage},
@@ -28,6 +28,8 @@ const FLUSH_BYTES_MIN: u64 = 4 << 20;
 const FLUSH_PERIOD: Duration = Duration::from_secs(5);
 /// Commands whose results wait for those of earlier ones. They bound the zeros under way; data is bounded by its buffers.
 const COMMANDS_MAX: usize = 64;
+/// Pieces being compared at once: each holds what was read beside what is wanted. A connection keeps no more data in flight.
+const COMPARES_MAX: usize = 8;
 /// For leaving a disk that is written.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 
@@ -272,7 +274,7 @@ impl<'a> Writing<'a> {
         let part = from..self.plan.disk().end;
         let mut pieces = Some(read_ahead(self.plan.clone(), part, Purpose::Compare));
         while pieces.is_some() || !flight.is_empty() {
-            let room = flight.len() < BUFFERS;
+            let room = flight.len() < COMPARES_MAX;
             let pieces_now = pieces.as_mut().filter(|_| room);
             match watched(self.watch, next(pieces_now, flight)).await? {
                 Event::Read(None) => pieces = None,

@@ -12,7 +12,8 @@ fuzz_target!(|bytes: &[u8]| {
     let (below, spec) = halves(bytes);
     let defaults = Defaults::new(below.map(|below| ("_defaults.toml", below)), None);
     let files = [("edge-07.toml", spec), ("_defaults.toml", below.unwrap_or_default())];
-    let attachment = |path: &str| if path.len() < 8 { Ok(path.into()) } else { Err(path.to_owned()) };
+    let attachment =
+        |path: &str| if path.len() < 8 { Ok(path.into()) } else { Err(path.to_owned()) };
     match parse("edge-07.toml", spec, &defaults, &attachment) {
         Ok(spec) => {
             assert!(defaults.problems().is_empty());
