@@ -245,7 +245,9 @@ pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
         ImagingError::Blocks(_) => {
             Fault::lasting(step, "DiskUnusable", message, "choose another disk with [root_device]")
         }
-        ImagingError::Volume { source, .. } => Fault::passing(
+        ImagingError::Volume { source, .. }
+        | ImagingError::Connection(source)
+        | ImagingError::Lost { last: source, .. } => Fault::passing(
             step,
             source.code,
             message,

@@ -41,10 +41,17 @@ pub(super) struct Line<'a, C: Connector> {
     disk: Option<Disk<C::Volume>>,
     geometry: Option<Geometry>,
     reconnects: u32,
-    /// The furthest step that was begun, and since when the line has broken without a further one.
+    /// The furthest step that was begun, and what has broken the line since.
     reached: Option<Step>,
-    broken_since: Option<Instant>,
+    broken: Option<Broken>,
     pause: Duration,
+}
+
+/// A line that does not work.
+#[derive(Debug)]
+struct Broken {
+    since: Instant,
+    cause: ImagingError,
 }
 
 impl<'a, C: Connector> Line<'a, C> {
@@ -56,7 +63,7 @@ impl<'a, C: Connector> Line<'a, C> {
             geometry: None,
             reconnects: 0,
             reached: None,
-            broken_since: None,
+            broken: None,
             pause: Duration::ZERO,
         }
     }
@@ -94,7 +101,7 @@ impl<'a, C: Connector> Line<'a, C> {
         }
         if self.reached.is_none_or(|reached| reached < step) {
             self.reached = Some(step);
-            self.broken_since = None;
+            self.broken = None;
             self.pause = Duration::ZERO;
         }
         self.broken(error)?;
@@ -110,17 +117,29 @@ impl<'a, C: Connector> Line<'a, C> {
     }
 
     fn broken(&mut self, error: ImagingError) -> Result<(), ImagingError> {
-        let since = *self.broken_since.get_or_insert_with(Instant::now);
         self.reconnects += 1;
+        let since = self.broken.as_ref().map_or_else(Instant::now, |broken| broken.since);
         if !error.may_pass()
             || self.reconnects > RECONNECTS_MAX
             || since.elapsed() >= self.watch.stall
         {
-            return Err(error);
+            return Err(self.lost_by(error));
         }
         warn!(%error, reconnects = self.reconnects, pause = ?self.pause, "no connection to the disk; connecting again");
         self.pause = (self.pause * 2).clamp(PAUSE, PAUSE_MAX);
+        self.broken.get_or_insert(Broken { since, cause: error });
         Ok(())
+    }
+
+    /// What is to be told of a line that is given up: also why there was need of a new connection.
+    fn lost_by(&mut self, error: ImagingError) -> ImagingError {
+        match (self.broken.take(), error) {
+            (Some(Broken { cause: ImagingError::Connection(_), .. }), error) => error,
+            (Some(Broken { since, cause }), ImagingError::Connection(last)) => {
+                ImagingError::Lost { broke: Box::new(cause), after: since.elapsed(), last }
+            }
+            (_, error) => error,
+        }
     }
 
     /// Closes the connection, if there is one.
@@ -190,8 +209,7 @@ async fn connect<C: Connector>(
 ) -> Result<Disk<C::Volume>, ImagingError> {
     // On the heap: a login with all its buffers is in every future that may connect.
     let connected = Box::pin(connector.connect()).await;
-    let failed = |source| ImagingError::Volume { doing: "connecting to", offset: 0, source };
-    let volume = connected.map_err(failed)?;
+    let volume = connected.map_err(ImagingError::Connection)?;
     let error = match Disk::of(volume.clone()) {
         Ok(disk) => match had {
             Some(had) if had != disk.geometry() => {

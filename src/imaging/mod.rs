@@ -125,12 +125,25 @@ pub enum ImagingError {
     /// The disk, or the way to it, failed.
     #[error("{doing} the disk at {}: {source}", show_bytes(*offset))]
     Volume {
-        /// `writing`, `reading`, `flushing`, `wiping` or `connecting to`.
+        /// `writing`, `reading`, `flushing` or `wiping`.
         doing: &'static str,
         /// Where, in bytes.
         offset: u64,
         /// What it said.
         source: VolumeError,
+    },
+    /// There is no connection to the disk.
+    #[error("connecting to the disk: {0}")]
+    Connection(VolumeError),
+    /// The connection broke, and no other could be made before the limit.
+    #[error("{broke}; no new connection for {} s: {last}", after.as_secs())]
+    Lost {
+        /// What broke first.
+        broke: Box<ImagingError>,
+        /// How long it was tried.
+        after: Duration,
+        /// Why the last try failed.
+        last: VolumeError,
     },
     /// A new connection led to a disk of another size, or with other blocks.
     #[error("the disk had {} in blocks of {}, and after a new connection {} in blocks of {}", show_bytes(had.bytes), had.block_bytes, show_bytes(has.bytes), has.block_bytes)]
@@ -176,7 +189,7 @@ pub enum ImagingError {
 impl ImagingError {
     /// Whether a new connection may help.
     fn may_pass(&self) -> bool {
-        matches!(self, Self::Volume { source, .. } if source.reconnect)
+        matches!(self, Self::Volume { source, .. } | Self::Connection(source) if source.reconnect)
     }
 }
 

@@ -22,8 +22,9 @@ fn a_target_that_dies_in_the_middle_fails_the_node_and_leaves_nothing_that_boots
     machines.iter().for_each(disks::fill);
     let second_disks: Vec<Before> =
         machines.iter().map(|machine| Before::of(&machine.disks[1].path)).collect();
-    // What happens to the machine, how long it may make no progress, and what that is called: the first limit that is reached counts.
-    let faults = [("kill", "2m", "TargetSilent"), ("stop", "12s", "ImagingStalled")];
+    // What happens to the machine, how long it may make no progress, and what that is called: a silence is noticed after 20 s, and then
+    // connecting again is tried until the limit.
+    let faults = [("kill", "40s", "TargetUnreachable"), ("stop", "12s", "ImagingStalled")];
     for (machine, (_, stall, _)) in machines.iter().zip(faults) {
         let rest = format!(
             "[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n\
