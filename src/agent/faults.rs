@@ -79,7 +79,13 @@ pub(super) fn of_image(error: &ImageError) -> Fault {
     let passing = |code, hint| Fault::passing(Step::Image, code, message.clone(), hint);
     let lasting = |code, hint| Fault::lasting(Step::Image, code, message.clone(), hint);
     match error {
-        ImageError::Fetch { error, .. } => of_fetch(error, message),
+        ImageError::Fetch(error) | ImageError::List(error @ FetchError::NotListed { .. }) => {
+            of_fetch(error, message)
+        }
+        ImageError::List(error) => Fault {
+            hint: "look at image.checksum, and at the list it names".into(),
+            ..of_fetch(error, message)
+        },
         ImageError::Decode { error: DecodeError::Unusable(_), .. } => {
             lasting("ImageUnusable", "correct image.source or the file it names")
         }
@@ -104,7 +110,7 @@ pub(super) fn of_image(error: &ImageError) -> Fault {
 fn of_fetch(error: &FetchError, message: String) -> Fault {
     use RetryAdvice::{Backoff, Never};
     let (code, retry, hint) = match error {
-        FetchError::Unusable { .. } | FetchError::Url(_) => {
+        FetchError::Unusable { .. } | FetchError::TooLarge { .. } | FetchError::Url(_) => {
             ("ImageUnusable", Never, "correct image.source or the file it names")
         }
         FetchError::NotListed { .. } => (
@@ -135,7 +141,7 @@ fn of_fetch(error: &FetchError, message: String) -> Fault {
             Backoff,
             "look at the way to image.source, the proxy, and the server's log",
         ),
-        FetchError::Keep(_) | FetchError::TooLarge { .. } => {
+        FetchError::Keep(_) => {
             ("CacheFull", Backoff, "make space in the image cache's file system")
         }
         FetchError::Interrupted(_) => (

@@ -25,14 +25,12 @@ use crate::model::size::show_bytes;
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// It cannot be fetched.
-    #[error("image {source_text}: {error}")]
-    Fetch {
-        /// `image.source`.
-        source_text: String,
-        /// Why.
-        error: FetchError,
-    },
+    /// It cannot be fetched: says of what and why.
+    #[error("image {0}")]
+    Fetch(FetchError),
+    /// Its checksum cannot be had from the list: says of which and why.
+    #[error("list of checksums {0}")]
+    List(FetchError),
     /// It is not what can be decoded.
     #[error("image {source_text}: {error}")]
     Decode {

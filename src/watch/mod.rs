@@ -1,9 +1,10 @@
 //! Wakes the agent when the spec directory may have changed.
 //!
 //! Called by the agent, which reads the whole directory at every wake. An event is a hint and the directory is the truth: this room
-//! says when to look, never what happened. It wakes once at start, after a change has gone quiet, and at every rescan period, because
-//! network file systems report nothing and a replaced directory may go unnoticed. It must never block its caller, never fail
-//! because the directory is not there, and never wake for the agent's own status files, or it would wake itself for ever.
+//! says when to look, never what happened. It wakes once at start, after a change has gone quiet, of a spec or of any other file beneath,
+//! because specs attach files, and at every rescan period, because network file systems report nothing and a replaced directory may go
+//! unnoticed. It must never block its caller, never fail because the directory is not there, and never wake for the agent's own status
+//! files, or it would wake itself for ever.
 
 use std::{
     io,
@@ -194,7 +195,7 @@ impl Watch {
         if stale || self.watching.as_ref().is_none_or(|(watched, _)| **watched != targets) {
             let watched = self.watch(targets);
             if let (Err(error), false) = (&watched, self.failed) {
-                warn!(dir = %self.dir.display(), %error, "cannot watch, the directory is only read periodically");
+                warn!(dir = %self.dir.display(), %error, "cannot watch everything: what is not watched is only read periodically");
             }
             self.failed = watched.is_err();
         }
@@ -207,6 +208,7 @@ impl Watch {
         // What happens to specs between the two watchers is seen all the same: a wake follows.
         self.watching = None;
         let mut watcher = notify::recommended_watcher(move |event| hints.event(&filter, &event))?;
+        let mut failed = Ok(());
         for dir in targets.directories() {
             match watcher.watch(dir, RecursiveMode::NonRecursive) {
                 // It went away since it was resolved.
@@ -214,7 +216,12 @@ impl Watch {
                     self.hints.stale.store(true, Ordering::Release);
                     self.hints.signal();
                 }
-                added => added?,
+                // The others are watched all the same, and this one is tried again at the next wake.
+                Err(error) => {
+                    self.hints.stale.store(true, Ordering::Release);
+                    failed = failed.and(Err(error));
+                }
+                Ok(()) => {}
             }
         }
         // A directory that came or went meanwhile was reported to nobody.
@@ -223,6 +230,6 @@ impl Watch {
             self.hints.signal();
         }
         self.watching = Some((targets, watcher));
-        Ok(())
+        failed
     }
 }

@@ -1,18 +1,21 @@
 //! Which directories to watch so that no replacement of the spec directory goes unseen, and which of their events matter.
 //!
 //! The specs may be reached through symbolic links anywhere in the path, and git-sync deploys by swapping one. So watched are the
-//! spec directory, its parent, and the directory that holds each link on the way.
+//! spec directory, its parent, and the directory that holds each link on the way; and what lies beneath, where the files are that specs
+//! attach, but nothing that is hidden, such as git's own files.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    ffi::OsString,
-    fs,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ffi::{OsStr, OsString},
+    fs::{self, DirEntry},
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Component, Path, PathBuf},
 };
 
 /// Links followed before a path is given up (Linux `MAXSYMLINKS`).
 const LINKS_MAX: usize = 40;
+/// Directories watched beneath the spec directory: a wrong one must not use up the watches a user may have, which once were 8192.
+const BENEATH_MAX: usize = 1000;
 
 /// Device and inode: what tells a directory from another one under the same name.
 type Identity = (u64, u64);
@@ -21,6 +24,8 @@ type Identity = (u64, u64);
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Targets {
     directories: BTreeMap<PathBuf, Option<Identity>>,
+    /// Those in the spec directory and further down.
+    beneath: BTreeMap<PathBuf, Option<Identity>>,
     /// The links, and the spec directory itself: a change of one of these is a change of directory.
     steps: BTreeSet<PathBuf>,
     /// The spec directory without links, if it exists.
@@ -32,17 +37,21 @@ pub(super) struct Targets {
 pub(super) enum Matter {
     /// Nothing to us.
     Nothing,
-    /// A spec may have changed.
-    Spec,
-    /// The spec directory may be another one.
+    /// A spec, or what one attaches, may have changed.
+    File,
+    /// A directory that is watched may be another one.
     Directory,
 }
 
 impl Targets {
     /// Follows `dir`, an absolute path, as far as it exists.
     pub(super) fn resolve(dir: &Path) -> Self {
-        let mut targets =
-            Self { directories: BTreeMap::new(), steps: BTreeSet::new(), specs: None };
+        let mut targets = Self {
+            directories: BTreeMap::new(),
+            beneath: BTreeMap::new(),
+            steps: BTreeSet::new(),
+            specs: None,
+        };
         let mut at = PathBuf::from("/");
         let mut names = names(dir);
         let mut links = 0;
@@ -75,24 +84,30 @@ impl Targets {
             }
         }
         targets.directories.insert(at.clone(), identity(&at));
+        targets.beneath = beneath(&at);
         targets.specs = Some(at);
         targets
     }
 
-    /// The directories to watch, without what is below them.
+    /// The directories to watch, each by itself, the most important ones first.
     pub(super) fn directories(&self) -> impl Iterator<Item = &Path> {
-        self.directories.keys().map(PathBuf::as_path)
+        self.directories.keys().chain(self.beneath.keys()).map(PathBuf::as_path)
     }
 
     /// What an event at `path` means.
     pub(super) fn matter(&self, path: &Path) -> Matter {
-        if self.steps.contains(path) || self.directories.contains_key(path) {
+        let is_watched = |dir| self.directories.contains_key(dir) || self.beneath.contains_key(dir);
+        if self.steps.contains(path) || is_watched(path) {
             Matter::Directory
-        } else if self.specs.as_deref() == path.parent() && may_be_spec(path) {
-            Matter::Spec
+        } else if path.parent().is_some_and(|dir| self.holds_files(dir)) && may_be_read(path) {
+            Matter::File
         } else {
             Matter::Nothing
         }
+    }
+
+    fn holds_files(&self, dir: &Path) -> bool {
+        self.specs.as_deref() == Some(dir) || self.beneath.contains_key(dir)
     }
 
     fn note(&mut self, parent: &Path, step: PathBuf) {
@@ -101,11 +116,37 @@ impl Targets {
     }
 }
 
-/// A spec or the defaults, or a Kubernetes volume's `..data`, which all files are links into. Above all not a status file.
-fn may_be_spec(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().as_bytes();
-    name.starts_with(b"..")
-        || (name.ends_with(b".toml") && !name.ends_with(b".status.toml") && !name.starts_with(b"."))
+/// The directories in the spec directory and further down, the nearest first if there are too many. Links are not followed: what may be
+/// attached lies beneath itself.
+fn beneath(specs: &Path) -> BTreeMap<PathBuf, Option<Identity>> {
+    let mut found = BTreeMap::new();
+    let mut waiting = VecDeque::from([specs.to_owned()]);
+    while let Some(dir) = waiting.pop_front() {
+        // What cannot be read cannot be watched either.
+        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        if dir != specs {
+            let identity = identity(&dir);
+            found.insert(dir, identity);
+        }
+        let is_dir = |entry: &DirEntry| {
+            !is_hidden(&entry.file_name()) && entry.file_type().is_ok_and(|kind| kind.is_dir())
+        };
+        let dirs = entries.map_while(Result::ok).filter(is_dir).map(|entry| entry.path());
+        waiting.extend(dirs.take(BENEATH_MAX - found.len() - waiting.len()));
+    }
+    found
+}
+
+/// A spec, the defaults, anything that is attached, or a Kubernetes volume's `..data`, which all files are links into. Above all not a
+/// status file, nor what becomes one.
+fn may_be_read(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_bytes().starts_with(b"..")
+        || !(is_hidden(name) || name.as_bytes().ends_with(b".status.toml"))
+}
+
+fn is_hidden(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b".")
 }
 
 /// The names on a path, the first one last.

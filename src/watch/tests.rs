@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::*;
+use crate::atomic_file;
 
 const QUICK: Duration = Duration::from_millis(40);
 const NEVER: Duration = Duration::from_secs(3600);
@@ -80,25 +81,82 @@ async fn a_spec_written_renamed_edited_or_removed_wakes() {
 }
 
 #[tokio::test]
-async fn our_own_status_files_our_reading_and_editors_litter_do_not_wake() {
+async fn our_own_status_files_our_reading_and_what_is_hidden_do_not_wake() {
     let place = place();
     let path = |name: &str| place.path().join(name);
     fs::write(path("a.toml"), "1").unwrap();
+    fs::create_dir_all(path("status")).unwrap();
+    fs::create_dir_all(path(".git/refs")).unwrap();
     let mut watched = Watched::new(place.path()).await;
-    for round in 0..3 {
-        fs::write(path(".a.status.toml.tmp"), format!("{round}")).unwrap();
-        fs::rename(path(".a.status.toml.tmp"), path("a.status.toml")).unwrap();
+    // `specs.status_dir` may be a directory of its own.
+    for status in ["a.status.toml", "status/a.status.toml"] {
+        for round in ["1", "2"] {
+            atomic_file::replace(&path(status), 0o644, round.as_bytes()).unwrap();
+        }
+        atomic_file::remove_if_there(&path(status)).unwrap();
     }
-    fs::remove_file(path("a.status.toml")).unwrap();
-    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 3);
+    assert_eq!(fs::read_dir(path("status")).unwrap().count(), 0);
     assert_eq!(fs::read_to_string(path("a.toml")).unwrap(), "1");
-    for litter in [".a.toml.swp", "a.toml~", ".#a.toml", "4913", "README.md"] {
-        fs::write(path(litter), "x").unwrap();
+    for hidden in [".a.toml.swp", ".#a.toml", "status/.x", ".git/index", ".git/refs/x"] {
+        fs::write(path(hidden), "x").unwrap();
     }
-    fs::create_dir(path(".git")).unwrap();
+    fs::create_dir(path(".git/objects")).unwrap();
     watched.stays_quiet().await;
     fs::write(path("a.toml"), "2").unwrap();
     watched.until_seen(&path("a.toml"), "2").await;
+}
+
+#[tokio::test]
+async fn what_specs_attach_wakes_wherever_it_lies_beneath_them() {
+    let place = place();
+    let path = |name: &str| place.path().join(name);
+    fs::create_dir(path("cloud")).unwrap();
+    let mut watched = Watched::new(place.path()).await;
+    // The last of these directories do not exist before their files.
+    for file in ["user-data", "cloud/edge.yaml", "new/edge.yaml", "cloud/a/b/edge.yaml"] {
+        fs::create_dir_all(path(file).parent().unwrap()).unwrap();
+        for content in ["1", "2"] {
+            fs::write(path(file), content).unwrap();
+            watched.until_seen(&path(file), content).await;
+        }
+        fs::write(path("next"), "3").unwrap();
+        fs::rename(path("next"), path(file)).unwrap();
+        watched.until_seen(&path(file), "3").await;
+    }
+    fs::remove_file(path("cloud/edge.yaml")).unwrap();
+    assert_eq!(watched.next().await, Some(Wake::Change));
+    for content in ["4", "5"] {
+        fs::remove_dir_all(path("cloud")).unwrap();
+        fs::create_dir(path("cloud")).unwrap();
+        fs::write(path("cloud/edge.yaml"), content).unwrap();
+        watched.until_seen(&path("cloud/edge.yaml"), content).await;
+        fs::write(path("cloud/edge.yaml"), "later").unwrap();
+        watched.until_seen(&path("cloud/edge.yaml"), "later").await;
+    }
+}
+
+#[test]
+fn nothing_hidden_or_linked_is_watched_and_not_more_than_there_may_be() {
+    let place = place();
+    let dir = |name: &str| place.path().join(name);
+    for name in ["a/.git/refs", "..data/cloud", "a/b"] {
+        fs::create_dir_all(dir(name)).unwrap();
+    }
+    symlink("/", dir("root")).unwrap();
+    symlink("..", dir("a/up")).unwrap();
+    let watched = |targets: &Targets| {
+        let dirs = targets.directories().filter(|path| path.starts_with(place.path()));
+        dirs.map(Path::to_owned).collect::<Vec<_>>()
+    };
+    let targets = Targets::resolve(place.path());
+    assert_eq!(watched(&targets), [dir(""), dir("a"), dir("a/b")]);
+    for n in 0..2000 {
+        fs::create_dir_all(dir(&format!("a/b/{n}"))).unwrap();
+    }
+    let targets = Targets::resolve(place.path());
+    assert_eq!(watched(&targets).len(), 1 + 1000);
+    assert!(watched(&targets).contains(&dir("a/b")));
 }
 
 #[tokio::test]

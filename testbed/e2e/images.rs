@@ -1,4 +1,6 @@
-//! Images in other forms than a raw disk, and what is put beside them.
+//! Images in other forms than a raw disk, from elsewhere, and what is put beside them.
+
+mod nginx;
 
 use std::{
     fs,
@@ -9,6 +11,7 @@ use std::{
 
 use hostler::model::status::Phase;
 
+use self::nginx::Nginx;
 use crate::{
     disks,
     rack::Machine,
@@ -18,28 +21,32 @@ use crate::{
 const USER_DATA: &str = "#cloud-config\nhostname: edge\n";
 
 #[test]
-fn a_compressed_qcow2_gets_a_config_drive_and_the_machine_itself_checks_its_disk() {
+fn a_compressed_qcow2_comes_over_http_and_gets_a_config_drive_and_the_machine_itself_checks_its_disk()
+ {
     let mut site = Site::new("images", &["uefi"], "1G");
     let raw = site.image("disk.raw", 4);
     let machine = site.rack.machine("node-1");
     disks::fill(&machine);
-    let checksum = pack(&raw.path, &site.file("images/disk.qcow2.xz"));
+    let nginx = Nginx::start(&site.rack);
+    let checksum = pack(&raw.path, &nginx.file("disk.qcow2.xz"));
+    fs::write(nginx.file("SHA256SUMS"), format!("{checksum}  disk.qcow2.xz\n")).unwrap();
     fs::create_dir(site.file("nodes/cloud")).unwrap();
     fs::write(site.file("nodes/cloud/user-data"), USER_DATA).unwrap();
-    fs::write(site.file("images/SHA256SUMS"), format!("{checksum}  disk.qcow2.xz\n")).unwrap();
     site.write_spec(
         &machine,
         &format!(
             r#"
             [image]
-            source = "disk.qcow2.xz"
-            checksum = "SHA256SUMS"
+            source = "{}"
+            checksum = "{}"
             verify = "node"
             [config_drive]
             user_data_file = "cloud/user-data"
             [root_device]
             serial = "{}"
             "#,
+            Nginx::url("disk.qcow2.xz"),
+            Nginx::url("SHA256SUMS"),
             machine.disks[0].serial
         ),
     );
@@ -50,6 +57,7 @@ fn a_compressed_qcow2_gets_a_config_drive_and_the_machine_itself_checks_its_disk
     }
     let installed = status.installed.unwrap();
     assert_eq!(installed.image.to_string(), format!("sha256:{checksum}"));
+    assert!(nginx.log().contains("GET /disk.qcow2.xz 200\n"), "{}", nginx.log());
     disks::assert_holds(&machine, &raw);
     assert_eq!(user_data(&machine), USER_DATA);
     site.assert_runs_image(&machine);

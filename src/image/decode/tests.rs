@@ -171,6 +171,25 @@ fn what_cannot_be_written_is_an_error_and_not_a_short_image() {
 }
 
 #[test]
+fn a_bomb_around_qcow2_stops_at_the_scratch_files_limit_or_before_there_is_one() {
+    let refusal = |image: &[u8], scratch: &dyn Fn() -> io::Result<File>| {
+        let (published, into) = (file(&pack(Packing::Zstd, image)), tempfile::tempfile().unwrap());
+        let mut progress = |_| ControlFlow::Continue(());
+        let mut limits = Limits { raw_bytes_max: MOST_BYTES, progress: &mut progress, scratch };
+        decode(&published, ImageFormat::Auto, &into, &mut limits).unwrap_err().to_string()
+    };
+    // The disk is small, and the file around it is not.
+    let mut large_file = qcow2(3);
+    large_file.resize(usize::try_from(scratch_bytes_max(MOST_BYTES)).unwrap() + 1, 0);
+    assert!(refusal(&large_file, &tempfile::tempfile).contains("more than 65.0 MiB"));
+    let mut large_disk = qcow2(3);
+    large_disk[20..24].copy_from_slice(&21_u32.to_be_bytes());
+    large_disk[24..32].copy_from_slice(&(MOST_BYTES + 1).to_be_bytes());
+    let said = refusal(&large_disk, &|| panic!("unpacked for nothing"));
+    assert!(said.contains("more than 1.0 MiB"), "{said}");
+}
+
+#[test]
 fn zeros_take_no_space() {
     for packing in PACKINGS {
         let published = file(&pack(packing, &ZEROS.repeat(256)));

@@ -7,7 +7,7 @@ use crate::{
     progress::Interrupted,
 };
 
-/// Why an image is not here. URLs in it have neither credentials nor a query.
+/// What is not here, and why. URLs in it have neither credentials nor a query.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The source is not something that can be an image.
@@ -26,16 +26,16 @@ pub enum FetchError {
         /// What the system said.
         source: io::Error,
     },
-    /// The file cannot be written where it is kept.
+    /// What comes cannot be written where it is kept.
     #[error("cannot be kept: {0}")]
     Keep(io::Error),
     /// It is not a URL that can be fetched. The URL is not shown: what cannot be read may hide a password.
-    #[error("not a URL that can be fetched: {0}")]
+    #[error("a URL: not one that can be fetched: {0}")]
     Url(String),
     /// The web server answers that there is nothing for us (RFC 9110 section 15).
     #[error("{url}: the server answered {status}")]
     Status {
-        /// What was asked for, after any redirects.
+        /// What was asked for, and where that led to.
         url: String,
         /// Its number.
         code: u16,
@@ -76,12 +76,14 @@ pub enum FetchError {
         /// How many there were.
         got_bytes: u64,
     },
-    /// The file is larger than what there is room for.
+    /// The file is larger than it may be.
     #[error(
-        "has {}{}, there is room for {}",
-        if *is_all { "" } else { "more than " }, show_bytes(*bytes), show_bytes(*bytes_max)
+        "{place}: {}{}, at most {} are allowed",
+        show_bytes(*bytes), if *is_all { "" } else { " or more" }, show_bytes(*bytes_max)
     )]
     TooLarge {
+        /// The path, or what was asked for.
+        place: String,
         /// What it has, or what had come when it was given up.
         bytes: u64,
         /// Whether that is all it has.
@@ -98,8 +100,10 @@ pub enum FetchError {
         reason: String,
     },
     /// The file is not the one the spec means.
-    #[error("its checksum is {found}, the spec wants {wanted}")]
+    #[error("{place}: its checksum is {found}, the spec wants {wanted}")]
     Checksum {
+        /// The path or URL.
+        place: String,
         /// What the spec says.
         wanted: Digest,
         /// What the file has.
@@ -118,6 +122,7 @@ impl FetchError {
             | Self::Url(_)
             | Self::Certificate { .. }
             | Self::Answer { .. }
+            | Self::TooLarge { .. }
             | Self::NotListed { .. }
             | Self::Checksum { .. } => true,
             // "Request timeout" and "too many requests" ask for another try.
@@ -128,7 +133,6 @@ impl FetchError {
             Self::Keep(_)
             | Self::Connection { .. }
             | Self::Length { .. }
-            | Self::TooLarge { .. }
             | Self::Interrupted(_) => false,
         }
     }

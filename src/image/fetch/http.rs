@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::{
-    FetchError, check_room,
+    FetchError,
     sink::{PIECE_BYTES_MAX, Piece, Sink},
     web::{Answer, Body, Web, failed},
 };
@@ -79,9 +79,7 @@ async fn read_once(web: &Web, bytes_max: usize, watch: &Watch<'_>) -> Result<Vec
     let mut text = Vec::new();
     while text.len() <= bytes_max {
         let chunk = watch.step(answer.response.chunk()).await?;
-        let Some(chunk) = chunk.map_err(|error| failed(&error, || answer.url.clone()))? else {
-            break;
-        };
+        let Some(chunk) = chunk.map_err(|error| failed(&error, answer.url.clone()))? else { break };
         text.extend_from_slice(&chunk);
     }
     text.truncate(bytes_max + 1);
@@ -122,7 +120,7 @@ impl Download<'_> {
         }
         (self.version, self.total_bytes) = (answer.validator.clone(), answer.total_bytes);
         if let Some(total_bytes) = answer.total_bytes {
-            check_room(total_bytes, true, self.bytes_max)?;
+            self.check_room(&answer, total_bytes, true)?;
         }
         if self.has_begun {
             watch.meter.set(sink.bytes());
@@ -146,10 +144,10 @@ impl Download<'_> {
                 let reason = format!("the server sent nothing for {patience:.0?}");
                 FetchError::Connection { url: answer.url.clone(), reason }
             })?;
-            let chunk = chunk.map_err(|error| failed(&error, || answer.url.clone()))?;
+            let chunk = chunk.map_err(|error| failed(&error, answer.url.clone()))?;
             let Some(chunk) = chunk else { break };
             let bytes = chunk.len() as u64;
-            check_room(sink.bytes().saturating_add(bytes), false, self.bytes_max)?;
+            self.check_room(&answer, sink.bytes().saturating_add(bytes), false)?;
             sink.put(Piece::Data(chunk), watch).await?;
             watch.meter.add(bytes);
         }
@@ -160,6 +158,14 @@ impl Download<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    fn check_room(&self, answer: &Answer, bytes: u64, is_all: bool) -> Result<(), FetchError> {
+        if bytes <= self.bytes_max {
+            return Ok(());
+        }
+        let (place, bytes_max) = (answer.url.clone(), self.bytes_max);
+        Err(FetchError::TooLarge { place, bytes, is_all, bytes_max })
     }
 
     async fn restart(&mut self, sink: &mut Sink, watch: &Watch<'_>) -> Result<(), FetchError> {

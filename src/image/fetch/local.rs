@@ -9,7 +9,7 @@ use rustix::{fs::SeekFrom, io::Errno};
 use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{
-    FetchError, check_room,
+    FetchError,
     sink::{PIECE_BYTES_MAX, Piece, Sink},
 };
 use crate::{image::source::Directories, model::status::ImagingStage, progress::Watch};
@@ -44,7 +44,14 @@ pub(super) async fn copy(
     watch: &Watch<'_>,
 ) -> Result<(), FetchError> {
     let (file, bytes) = open(directories, source, watch).await?;
-    check_room(bytes, true, bytes_max)?;
+    if bytes > bytes_max {
+        return Err(FetchError::TooLarge {
+            place: source.to_owned(),
+            bytes,
+            is_all: true,
+            bytes_max,
+        });
+    }
     watch.meter.begin(ImagingStage::Fetch, 0, bytes);
     let (pieces, mut ready) = mpsc::channel(PIECES_AHEAD_MAX);
     let reader = spawn_blocking(move || read(&file, bytes, &pieces));

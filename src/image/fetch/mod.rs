@@ -92,7 +92,8 @@ impl Sources {
         if found == *wanted {
             Ok(())
         } else {
-            Err(FetchError::Checksum { wanted: wanted.clone(), found })
+            let place = Self::shown(source);
+            Err(FetchError::Checksum { place, wanted: wanted.clone(), found })
         }
     }
 
@@ -170,9 +171,4 @@ fn file_name(source: &str) -> Result<Vec<u8>, FetchError> {
         }
         None => Ok(source.rsplit('/').next().unwrap_or(source).as_bytes().to_vec()),
     }
-}
-
-/// Whether a file may have so many bytes.
-fn check_room(bytes: u64, is_all: bool, bytes_max: u64) -> Result<(), FetchError> {
-    if bytes > bytes_max { Err(FetchError::TooLarge { bytes, is_all, bytes_max }) } else { Ok(()) }
 }

@@ -39,7 +39,7 @@ pub(super) struct Web {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) response: Response,
-    /// What was asked for in the end, as it may be shown.
+    /// What was asked for and where that led to, as it may be shown.
     pub(super) url: String,
     pub(super) body: Body,
     /// How many bytes the whole file has, if the server says so.
@@ -107,7 +107,7 @@ impl Web {
             }
         }
         let response = request.send().await.map_err(|error| self.failed(&error))?;
-        let url = shown(response.url());
+        let url = self.way_to(response.url());
         let wrong = |reason: String| FetchError::Answer { url: url.clone(), reason };
         let range = content_range(response.headers()).map_err(wrong)?;
         let length = response.headers().get(CONTENT_LENGTH).and_then(number);
@@ -149,13 +149,18 @@ impl Web {
     }
 
     fn failed(&self, error: &reqwest::Error) -> FetchError {
-        failed(error, || shown(&self.url))
+        failed(error, self.way_to(error.url().unwrap_or(&self.url)))
+    }
+
+    /// What was asked for, and where redirects led to from there.
+    fn way_to(&self, end: &Url) -> String {
+        let (asked, end) = (shown(&self.url), shown(end));
+        if asked == end { asked } else { format!("{asked}, redirected to {end}") }
     }
 }
 
 /// What to say of a request that failed.
-pub(super) fn failed(error: &reqwest::Error, asked: impl FnOnce() -> String) -> FetchError {
-    let url = error.url().map_or_else(asked, shown);
+pub(super) fn failed(error: &reqwest::Error, url: String) -> FetchError {
     if let Some(wrong) = causes(error).find_map(certificate_error) {
         let reason = match wrong {
             CertificateError::UnknownIssuer => {

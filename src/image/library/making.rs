@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{
     Entry, Inner, Order,
     cache::{Cache, Kind, Lock, Taken},
-    content, of_cache, of_fetch, of_interrupted,
+    content, of_cache, of_interrupted,
     session::Session,
     watched::{Beat, on_thread, watched},
 };
@@ -309,7 +309,9 @@ impl Inner {
             FetchError::Keep(error) if is_full(&error) => {
                 self.no_space(order, left_bytes(watch.meter))
             }
-            error => of_fetch(&order.shown, watch, error),
+            FetchError::Keep(error) => self.failed(order, Kind::Partial, error),
+            FetchError::Interrupted(why) => of_interrupted(&order.shown, watch, why),
+            error => ImageError::Fetch(error),
         }
     }
 
@@ -370,7 +372,7 @@ fn left_bytes(meter: &Meter) -> u64 {
 }
 
 fn is_mismatch(fetched: &Result<(), ImageError>) -> bool {
-    matches!(fetched, Err(ImageError::Fetch { error: FetchError::Checksum { .. }, .. }))
+    matches!(fetched, Err(ImageError::Fetch(FetchError::Checksum { .. })))
 }
 
 fn is_full(error: &io::Error) -> bool {

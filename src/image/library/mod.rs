@@ -25,7 +25,6 @@ use super::{
 use crate::{
     model::{
         ids::Digest,
-        size::show_bytes,
         spec::{self, ImageFormat},
     },
     progress::{Interrupted, Watch},
@@ -126,7 +125,12 @@ impl Library {
             spec::Checksum::Inline(digest) => Ok(digest.clone()),
             spec::Checksum::Listed(place) => {
                 let listed = self.0.sources.listed(place, &image.source, watch).await;
-                listed.map_err(|error| of_fetch(&Sources::shown(&image.source), watch, error))
+                listed.map_err(|error| match error {
+                    FetchError::Interrupted(why) => {
+                        of_interrupted(&Sources::shown(place), watch, why)
+                    }
+                    error => ImageError::List(error),
+                })
             }
         }
     }
@@ -172,28 +176,6 @@ impl Library {
 
 fn of_cache(path: &Path, error: io::Error) -> ImageError {
     ImageError::Cache { path: path.to_owned(), error }
-}
-
-fn of_fetch(source: &str, watch: &Watch<'_>, error: FetchError) -> ImageError {
-    match error {
-        FetchError::Interrupted(interrupted) => of_interrupted(source, watch, interrupted),
-        error => {
-            ImageError::Fetch { source_text: source.to_owned(), error: of_limit(source, error) }
-        }
-    }
-}
-
-/// A file above the configured limit is one that cannot be used, however often it is fetched.
-fn of_limit(source: &str, error: FetchError) -> FetchError {
-    match error {
-        FetchError::TooLarge { bytes, is_all, bytes_max } => {
-            let [bytes, bytes_max] = [bytes, bytes_max].map(show_bytes);
-            let more = if is_all { "" } else { " or more" };
-            let reason = format!("{bytes}{more}, at most {bytes_max} are allowed");
-            FetchError::Unusable { path: source.into(), reason }
-        }
-        error => error,
-    }
 }
 
 fn of_interrupted(source: &str, watch: &Watch<'_>, interrupted: Interrupted) -> ImageError {

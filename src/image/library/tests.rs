@@ -243,8 +243,33 @@ async fn what_differs_from_its_checksum_is_refused_and_not_kept() {
     site.publish("b.raw", 1 << 20);
     fs::rename(site.options.dir.join("b.raw"), site.options.dir.join("a.raw")).unwrap();
     let error = get(&site.library(), &image).await.unwrap_err();
-    assert!(matches!(*error, ImageError::Fetch { error: FetchError::Checksum { .. }, .. }));
+    assert!(matches!(*error, ImageError::Fetch(FetchError::Checksum { .. })));
     assert_eq!(site.left("part") + site.left("raw") + site.left("toml"), 0);
+}
+
+#[tokio::test]
+async fn an_image_or_list_that_is_missing_or_wrong_is_named_once() {
+    let site = Site::new();
+    let image = site.publish("a.raw", 1 << 20);
+    let (path, library) = (site.options.dir.join("a.raw"), site.library());
+    fs::write(&path, "other").unwrap();
+    let wrong = get(&library, &image).await.unwrap_err();
+    fs::remove_file(&path).unwrap();
+    let missing = get(&library, &image).await.unwrap_err();
+    let listed =
+        spec::Image { checksum: spec::Checksum::Listed("SHA256SUMS".to_owned()), ..image.clone() };
+    let (meter, stall) = (Meter::default(), Duration::from_secs(20));
+    let watch = Watch { cancel: never(), stall, meter: &meter };
+    let no_list = library.digest(&listed, &watch).await.unwrap_err();
+    let [list, gone] = [site.options.dir.join("SHA256SUMS"), path].map(|p| p.display().to_string());
+    for (error, begins, name) in [
+        (&*wrong, "image a.raw: its checksum is ".to_owned(), "a.raw"),
+        (&missing, format!("image {gone}: No such file"), "a.raw"),
+        (&no_list, format!("list of checksums {list}: No such file"), "SHA256SUMS"),
+    ] {
+        let text = error.to_string();
+        assert!(text.starts_with(&begins) && text.matches(name).count() == 1, "{text}");
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Files that people and their editors write, whole and by halves.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::Write as _,
     os::unix::fs::symlink,
@@ -50,6 +51,28 @@ fn every_way_of_saving_a_file_is_noticed_and_no_litter_of_an_editor_is_a_spec() 
 
     assert_eq!(told(&site), ["x".to_owned()].into());
     assert!(!site.log().contains("WARN in the spec directory"), "{}", site.log());
+}
+
+#[test]
+fn an_attached_file_that_comes_changes_or_goes_is_noticed() {
+    let site = Site::new();
+    site.configure(NO_RESCAN);
+    let _agent = site.start();
+    site.write("x", &observed(1, "").with("config_drive.user_data_file", "cloud-init/edge.yaml"));
+    let missing = "`cloud-init/edge.yaml` is not there";
+    site.until("x", "invalid", |status| status.message.contains(missing));
+    let file = site.path("nodes/cloud-init/edge.yaml");
+    fs::create_dir(file.parent().unwrap()).unwrap();
+    let mut digests = BTreeSet::new();
+    for hostname in ["one", "two", "three"] {
+        fs::write(&file, format!("#cloud-config\nhostname: {hostname}\n")).unwrap();
+        let status = site.until("x", hostname, |status| {
+            status.spec_valid && !digests.contains(&status.spec_digest)
+        });
+        digests.insert(status.spec_digest);
+    }
+    fs::remove_file(&file).unwrap();
+    site.until("x", "invalid", |status| status.message.contains(missing));
 }
 
 #[test]

@@ -53,7 +53,8 @@ async fn a_wrong_checksum_is_told_with_both() {
     std::fs::write(fetch.images().join("a.img"), "other bytes").unwrap();
     let (wanted, found) = (digest(b"bytes"), digest(b"other bytes"));
     let error = fetch.error("a.img", &wanted).await;
-    assert_eq!(error.to_string(), format!("its checksum is {found}, the spec wants {wanted}"));
+    let said = format!("a.img: its checksum is {found}, the spec wants {wanted}");
+    assert_eq!(error.to_string(), said);
     assert!(error.is_lasting());
 }
 
@@ -63,8 +64,8 @@ async fn a_file_for_which_there_is_no_room_is_not_begun() {
     fetch.bytes_max = 1 << 20;
     std::fs::write(fetch.images().join("a.img"), noise(3 << 20)).unwrap();
     let error = fetch.error("a.img", &digest(b"")).await;
-    assert!(!error.is_lasting());
-    assert_eq!(error.to_string(), "has 3.0 MiB, there is room for 1.0 MiB");
+    assert!(error.is_lasting());
+    assert_eq!(error.to_string(), "a.img: 3.0 MiB, at most 1.0 MiB are allowed");
     assert_eq!(fetch.bytes(), b"");
     assert_eq!(fetch.size("a.img").await.unwrap(), Some(3 << 20));
 }

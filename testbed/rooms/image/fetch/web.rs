@@ -207,10 +207,18 @@ async fn a_refusal_is_told_with_its_status_and_no_secret_and_at_once() {
     let secret = nginx.url("none.img?token=hunter2").replace("://", "://user:hunter2@");
     for (source, status) in [
         (secret, "none.img: the server answered 404 Not Found"),
+        (
+            nginx.url("moved/gone.img?token=hunter2"),
+            &format!(
+                "{}, redirected to {}: the server answered 404 Not Found",
+                nginx.url("moved/gone.img"),
+                nginx.url("gone.img")
+            ),
+        ),
         (nginx.url("denied"), "denied: the server answered 403 Forbidden"),
         (nginx.url("loop"), "loop: redirected more than 10 times"),
         ("ftp://127.0.0.1/a".to_owned(), "ftp is neither http nor https"),
-        ("http://exa mple/a".to_owned(), "not a URL that can be fetched: invalid"),
+        ("http://exa mple/a".to_owned(), "not one that can be fetched: invalid"),
     ] {
         let began = Instant::now();
         let error = fetch.error(&source, &digest(b"")).await;
