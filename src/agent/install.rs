@@ -137,7 +137,8 @@ async fn lay_out(
         );
         return Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE));
     }
-    let disk = Geometry { bytes, block_bytes, optimal_bytes: 0 };
+    let optimal_bytes = lun.optimal_bytes().unwrap_or_default();
+    let disk = Geometry { bytes, block_bytes, optimal_bytes };
     layout::layout(Arc::clone(spec), source, disk).await
 }
 

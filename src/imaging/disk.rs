@@ -39,6 +39,7 @@ impl<V: Volume> Disk<V> {
         }
         let capacity = volume.capacity_bytes();
         let bytes = capacity - capacity % u64::from(block_bytes);
+        // How it works best was for its layout: it does not make it another disk.
         Ok(Self { volume, geometry: Geometry { bytes, block_bytes, optimal_bytes: 0 } })
     }
 

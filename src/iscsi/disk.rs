@@ -149,6 +149,11 @@ impl Lun {
         u32::try_from(target.min(TRANSFER_BYTES_MAX)).unwrap_or(u32::MAX)
     }
 
+    /// Bytes of the pieces it works best in (SBC-3 §6.5.3, optimal transfer length), if it says so: as it says, which need not make sense.
+    pub fn optimal_bytes(&self) -> Option<u32> {
+        self.inner.features.limits.optimal_blocks?.checked_mul(self.block_bytes())
+    }
+
     /// Writes `data` at `offset`. Many may be under way at once; those without a slot wait. The payload is not copied. A write
     /// that was cancelled is still carried out unless a logout comes first.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), IscsiError> {

@@ -158,11 +158,13 @@ fn capacity(blocks: u64, block_bytes: u32, unmapped_is_zero: bool) -> Option<Cap
     Some(Capacity { blocks, block_bytes, unmapped_is_zero })
 }
 
-/// What one command may do at most; 0 in the page means "no limit given" and is `None` here.
+/// What one command may do at most, and had best do; 0 in the page means "not given" and is `None` here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_field_names, reason = "each says its unit")]
 pub(super) struct BlockLimits {
     pub(super) transfer_blocks: Option<u32>,
     pub(super) write_same_blocks: Option<u64>,
+    pub(super) optimal_blocks: Option<u32>,
 }
 
 /// The Block Limits page, SBC-3 §6.5.3; a page that is too short has no limits.
@@ -171,12 +173,27 @@ pub(super) fn block_limits(page: &[u8]) -> BlockLimits {
         return BlockLimits::default();
     }
     let write_same = page.get(36..44).and_then(|field| field.first_chunk());
+    let transfer_blocks = be_u32(page, 8).filter(|blocks| *blocks != 0);
     BlockLimits {
-        transfer_blocks: be_u32(page, 8).filter(|blocks| *blocks != 0),
+        transfer_blocks,
         write_same_blocks: write_same
             .map(|field| u64::from_be_bytes(*field))
             .filter(|blocks| *blocks != 0),
+        optimal_blocks: optimal_blocks(page, transfer_blocks),
     }
+}
+
+/// OPTIMAL TRANSFER LENGTH if that says anything of the disk, else its granularity, which is a part of it.
+fn optimal_blocks(page: &[u8], transfer_blocks: Option<u32>) -> Option<u32> {
+    let granularity = page.get(6..8).and_then(|field| field.first_chunk());
+    let granularity = granularity
+        .map(|field| u32::from(u16::from_be_bytes(*field)))
+        .filter(|blocks| *blocks != 0);
+    be_u32(page, 12)
+        .filter(|blocks| *blocks != 0 && blocks.is_multiple_of(granularity.unwrap_or(1)))
+        // LIO repeats the most that a command may carry where the disk itself says nothing.
+        .filter(|blocks| Some(*blocks) != transfer_blocks)
+        .or(granularity)
 }
 
 /// What follows the header of a page of vital product data, if it is that page.
@@ -403,6 +420,32 @@ mod tests {
         }
         assert!(!unmaps_to_zeros(&page(0xb2, 0x44)[..5]));
         assert_eq!(page_data(&[0, 0, 0, 2, 0, 0xb0, 0xb2], 0), [0, 0xb0]);
+    }
+
+    #[test]
+    fn the_optimal_transfer_length_counts_where_it_says_something_of_the_disk() {
+        let page = |granularity: u16, most: u32, optimal: u32| {
+            let mut page = [0, 0xb0, 0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            page[6..8].copy_from_slice(&granularity.to_be_bytes());
+            page[8..12].copy_from_slice(&most.to_be_bytes());
+            page[12..16].copy_from_slice(&optimal.to_be_bytes());
+            page
+        };
+        for (granularity, most, optimal, blocks) in [
+            (0, 0, 0, None),
+            (0, 0, 384, Some(384)),
+            (128, 8192, 384, Some(384)),
+            (128, 8192, 0, Some(128)),
+            // Not a multiple of its own granularity; the limit once more.
+            (128, 8192, 400, Some(128)),
+            (1, 65535, 65535, Some(1)),
+            (0, u32::MAX, u32::MAX, None),
+        ] {
+            let limits = block_limits(&page(granularity, most, optimal));
+            assert_eq!(limits.optimal_blocks, blocks, "{granularity} {most} {optimal}");
+        }
+        assert_eq!(block_limits(&page(128, 0, 384)[..12]).optimal_blocks, Some(128));
+        assert_eq!(block_limits(&page(128, 0, 384)[..7]), BlockLimits::default());
     }
 
     #[test]

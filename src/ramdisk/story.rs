@@ -234,3 +234,34 @@ async fn blocking<T: Send + 'static, E: ToString + Send + 'static>(
         Err(_) => Err(format!("{doing}: not done within {} s", limit.as_secs())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+    use crate::model::ids::{Digest, DigestAlgorithm};
+
+    #[tokio::test]
+    async fn the_agent_is_told_that_the_disk_was_compared_only_if_it_was_and_how_it_differs() {
+        const BYTES: usize = 64 << 10;
+        // The checkout is on a real file system, which can be read past the cache.
+        let dir = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).unwrap();
+        let path = dir.path().join("disk");
+        let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest([7; BYTES]));
+        let range = DiskRange { from: 0, bytes: BYTES as u64, digest: digest.unwrap() };
+        let disk = Disk { name: path.to_str().unwrap().to_owned(), ..Disk::default() };
+        let told = async || compare(&disk, vec![range.clone()]).await;
+
+        let missing = told().await;
+        assert!(!missing.verified && missing.error.contains("at byte 0: "), "{missing:?}");
+        fs::write(&path, [8; BYTES]).unwrap();
+        let differs = told().await;
+        assert!(differs.verified && differs.error.contains("its bytes 0 to 65535"), "{differs:?}");
+        fs::write(&path, [7; BYTES]).unwrap();
+        let same = told().await;
+        assert!(same.verified && same.error.is_empty(), "{same:?}");
+    }
+}

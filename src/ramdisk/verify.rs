@@ -230,6 +230,7 @@ mod tests {
     use std::fs;
 
     use proptest::prelude::*;
+    use rustix::fs::fcntl_getfl;
 
     use super::*;
 
@@ -299,6 +300,11 @@ mod tests {
                 bench.run(ranges, threads).unwrap_or_else(|error| panic!("{from}: {error}"));
             }
         }
+    }
+
+    #[test]
+    fn what_is_compared_does_not_come_from_the_cache() {
+        assert!(fcntl_getfl(Bench::new().open()).unwrap().contains(OFlags::DIRECT));
     }
 
     #[test]

@@ -326,6 +326,8 @@ mod tests {
         {
             assert_eq!(own(nothing), Named::Nothing, "{nothing}");
         }
+        assert_eq!(table.show(mac(2)).unwrap().0, node("b"));
+        assert_eq!(table.show(mac(3)), None);
         for name in ["node/a/kernel", "vmlinuz", "k"] {
             assert_eq!(table.stage(&node("a"), name), None, "{name}");
         }

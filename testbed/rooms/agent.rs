@@ -12,6 +12,7 @@ mod faults;
 mod looking;
 mod machine;
 mod mounts;
+mod netboot;
 mod orders;
 mod restarts;
 mod site;

@@ -146,6 +146,24 @@ async fn a_disk_of_4096_byte_blocks_is_addressed_in_its_own_blocks() {
     lun.logout().await.unwrap();
 }
 
+#[tokio::test]
+async fn what_a_disk_works_best_in_is_what_it_says_in_its_blocks() {
+    let tgtd = Tgtd::start();
+    tgtd.add_disk(2, 4096);
+    let optimal = async |lun| connect(&tgtd.lun(lun)).await.optimal_bytes();
+    assert_eq!((optimal(1).await, optimal(2).await), (None, None));
+    for lun in [1, 2] {
+        tgtd.update_disk(lun, "optimal_xfer_gran=128");
+    }
+    assert_eq!((optimal(1).await, optimal(2).await), (Some(64 << 10), Some(512 << 10)));
+    for lun in [1, 2] {
+        tgtd.update_disk(lun, "optimal_xfer_len=384");
+    }
+    assert_eq!((optimal(1).await, optimal(2).await), (Some(192 << 10), Some(1536 << 10)));
+    tgtd.update_disk(1, "optimal_xfer_len=385");
+    assert_eq!(optimal(1).await, Some(64 << 10), "no whole number of its own pieces");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_longest_bursts_and_every_depth_of_queue_write_and_read_the_same_bytes() {
     let tgtd = Tgtd::start();

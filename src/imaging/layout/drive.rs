@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::{Content, Geometry, Layout, LayoutError, image_table::read};
+use super::{ALIGNMENT_BYTES, Content, Geometry, Layout, LayoutError, image_table::read};
 use crate::imaging::{
     ImageFile,
     table::{gpt, mbr},
@@ -92,8 +92,17 @@ pub(super) fn place(
     Ok(place)
 }
 
+/// Where the disk would have it if there is room for that.
 fn at_the_end(disk: Geometry, areas: &[Area], limit: u64) -> Result<Range<u64>, LayoutError> {
-    let alignment = disk.alignment_bytes();
+    aligned_at_the_end(areas, limit, disk.alignment_bytes())
+        .or_else(|_| aligned_at_the_end(areas, limit, ALIGNMENT_BYTES))
+}
+
+fn aligned_at_the_end(
+    areas: &[Area],
+    limit: u64,
+    alignment: u64,
+) -> Result<Range<u64>, LayoutError> {
     let last_end = areas.iter().map(|area| area.bytes.end).max().unwrap_or_default();
     let free = last_end.max(1).next_multiple_of(alignment);
     match limit.checked_sub(CONFIG_DRIVE_BYTES).map(|start| start / alignment * alignment) {

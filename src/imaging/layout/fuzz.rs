@@ -10,7 +10,7 @@ use crate::imaging::{ImageFile, table::gpt};
 const MIB: u64 = 1 << 20;
 
 /// The first three bytes say how big the image and the disk are, in MiB, and: bit 0 blocks of 4096 bytes, 1 with a config drive, 2 with
-/// checksums made right. The rest is what the image begins with.
+/// checksums made right, and from bit 3 on what the disk works best in, in 256 KiB. The rest is what the image begins with.
 pub fn fuzz(bytes: &[u8]) {
     let Some(([image_mib, disk_mib, mode], begin)) = bytes.split_first_chunk() else { return };
     let block_bytes: u32 = if mode & 1 == 0 { 512 } else { 4096 };
@@ -20,7 +20,7 @@ pub fn fuzz(bytes: &[u8]) {
     }
     let image_bytes = (u64::from(*image_mib) * MIB).max(begin.len() as u64);
     let bytes = u64::from(*disk_mib) * MIB;
-    let disk = Geometry { bytes, block_bytes, optimal_bytes: 0 };
+    let disk = Geometry { bytes, block_bytes, optimal_bytes: u32::from(mode >> 3) << 18 };
     let drive = (mode & 2 != 0).then(|| vec![7; 4096].into());
     if let Ok(image) = image(&begin, image_bytes) {
         // A layout that is not sound is an error of its own kind, and there must be none.

@@ -28,10 +28,10 @@ use super::{
     table::{gpt::Gpt, mbr::Mbr},
 };
 
-/// Where partitions begin, unless the disk says better: what every tool has done since disks have blocks of 4096 bytes inside.
+/// Partitions begin at whole MiB, as with every tool since disks have blocks of 4096 bytes inside.
 const ALIGNMENT_BYTES: u64 = 1 << 20;
-/// A disk that says it works best in bigger pieces than this does not mean it.
-const OPTIMAL_BYTES_MAX: u32 = 64 << 20;
+/// What a disk may make of it: twelve disks with chunks of a MiB do not need more.
+const ALIGNMENT_BYTES_MAX: u64 = 64 << 20;
 
 /// A disk's size and blocks, as its target says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub struct Geometry {
     pub bytes: u64,
     /// Bytes of a logical block: a power of two from 512 to 65536.
     pub block_bytes: u32,
-    /// Bytes of the pieces it works best in (SBC-4, block limits: optimal transfer length); 0 where it does not say.
+    /// Bytes of the pieces it works best in (SBC-3 §6.5.3, optimal transfer length); 0 where it does not say. Any number.
     pub optimal_bytes: u32,
 }
 
@@ -78,16 +78,16 @@ pub enum Content {
 }
 
 impl Geometry {
-    /// Where partitions begin on this disk, in bytes: a MiB, or the least multiple of the pieces it works best in that is not less.
+    /// Where partitions best begin on this disk, in bytes: at multiples of a MiB that are multiples of the pieces it works best in, too.
+    ///
+    /// Many disks name a number that is only the most they take at once: 65535 blocks, 8191 of 4096 bytes. Such numbers have no small multiple
+    /// in whole MiB, and so are not followed. A stripe of a RAID has: three chunks of 64 KiB make 3 MiB.
     pub fn alignment_bytes(self) -> u64 {
-        let optimal = self.optimal_bytes;
-        // Some adapters count pieces in 512 bytes for disks with 4096 inside: following them would split every such block.
-        let whole_blocks = optimal.is_multiple_of(self.block_bytes.max(4096));
-        if optimal == 0 || optimal > OPTIMAL_BYTES_MAX || !whole_blocks {
-            ALIGNMENT_BYTES
-        } else {
-            ALIGNMENT_BYTES.next_multiple_of(u64::from(optimal))
-        }
+        let pieces = u64::from(self.optimal_bytes);
+        (ALIGNMENT_BYTES..=ALIGNMENT_BYTES_MAX)
+            .step_by(1 << 20)
+            .find(|bytes| bytes.is_multiple_of(pieces))
+            .unwrap_or(ALIGNMENT_BYTES)
     }
 
     /// Refuses blocks that the room cannot work with.

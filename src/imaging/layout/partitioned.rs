@@ -42,8 +42,7 @@ pub struct Parts {
     pub config_drive: Option<Bytes>,
 }
 
-/// The smallest disk that takes these partitions with a root file system of so many bytes, in bytes. Exact for every disk that does not ask
-/// for an alignment of more than a MiB.
+/// The smallest disk that takes these partitions with a root file system of so many bytes, in bytes.
 pub fn needed_bytes(
     root_image_bytes: u64,
     partitions: &Partitions,
@@ -149,13 +148,23 @@ fn wanted(root: &ImageFile, partitions: &Partitions, parts: Parts) -> Vec<Wanted
     [esp, swap, ephemeral, config_drive, Some(root)].into_iter().flatten().collect()
 }
 
-/// One behind the other; the last one, which is the root's, to the end unless it has a size.
+/// One behind the other; the last one, which is the root's, to the end unless it has a size. Where the disk would have them if there is
+/// room for that, which is no reason to refuse it.
 fn places(
     disk: Geometry,
     partitions: &Partitions,
     wanted: &[Wanted],
 ) -> Result<Vec<Range<u64>>, LayoutError> {
-    let alignment = disk.alignment_bytes();
+    let aligned = |alignment| aligned_places(disk, partitions, wanted, alignment);
+    aligned(disk.alignment_bytes()).or_else(|_| aligned(ALIGNMENT_BYTES))
+}
+
+fn aligned_places(
+    disk: Geometry,
+    partitions: &Partitions,
+    wanted: &[Wanted],
+    alignment: u64,
+) -> Result<Vec<Range<u64>>, LayoutError> {
     let sizes = wanted.iter().map(|partition| partition.bytes);
     disk.takes(total_bytes(partitions.table, sizes, alignment))?;
     let mut places: Vec<Range<u64>> = Vec::with_capacity(wanted.len());
@@ -163,7 +172,7 @@ fn places(
         let start = places.last().map_or(alignment, |last| last.end);
         places.push(start..start.saturating_add(aligned(partition.bytes, alignment)));
     }
-    let mut end = disk.bytes.saturating_sub(tail_bytes(partitions.table, alignment));
+    let mut end = disk.bytes.saturating_sub(tail_bytes(partitions.table));
     if partitions.table == PartitionTable::Msdos {
         if wanted.len() > MSDOS_PARTITIONS_MAX {
             return Err(LayoutError::TooManyPartitions(wanted.len()));
@@ -183,15 +192,15 @@ fn places(
 
 /// From the disk's begin to its end.
 fn total_bytes(table: PartitionTable, sizes: impl Iterator<Item = u64>, alignment: u64) -> u64 {
-    let ends = [alignment, tail_bytes(table, alignment)].into_iter();
+    let ends = [alignment, tail_bytes(table)].into_iter();
     let all = ends.chain(sizes.map(|bytes| aligned(bytes, alignment)));
     all.fold(0, u64::saturating_add)
 }
 
 /// What is kept free at the disk's end, for the backup of the table.
-fn tail_bytes(table: PartitionTable, alignment: u64) -> u64 {
+fn tail_bytes(table: PartitionTable) -> u64 {
     match table {
-        PartitionTable::Gpt => alignment,
+        PartitionTable::Gpt => ALIGNMENT_BYTES,
         PartitionTable::Msdos => 0,
     }
 }

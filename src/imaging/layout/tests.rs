@@ -103,6 +103,14 @@ fn shows_itself(disk: &Disk<'_>, blocks: &Range<u64>) -> bool {
     disk.shows(&bytes, bytes.start)
 }
 
+/// Whether a partition for the config drive, at the end behind `free`, begins where the disk would have it, or else there was no room.
+fn is_as_aligned_as_it_can_be(disk: Geometry, place: &Range<u64>, free: u64) -> bool {
+    let alignment = disk.alignment_bytes();
+    // The one at a MiB is less than a MiB before the last place there is.
+    let room = place.start >= free.next_multiple_of(alignment).max(alignment) + alignment;
+    place.start.is_multiple_of(if room { alignment } else { MIB })
+}
+
 /// Block sizes, partitions' blocks behind the first MiB, and what the image and the disk have behind the last one.
 fn cases() -> impl Strategy<Value = (u32, Vec<Range<u64>>, u64, u64)> {
     let sizes = proptest::collection::vec((0_u64..5000, 1_u64..50_000), 0..5);
@@ -121,18 +129,57 @@ fn cases() -> impl Strategy<Value = (u32, Vec<Range<u64>>, u64, u64)> {
     )
 }
 
+/// What disks say they work best in: nothing, RAIDs, limits of adapters, nonsense.
+fn optima() -> impl Strategy<Value = u32> {
+    prop_oneof![
+        Just(0),
+        (1_u32..400).prop_map(|chunks| chunks << 16),
+        prop_oneof![Just(65535 * 512), Just(8191 * 4096), Just(280 << 10)],
+        any::<u32>()
+    ]
+}
+
 #[test]
 fn partitions_are_aligned_as_the_disk_says_if_that_makes_sense() {
     for (optimal_bytes, alignment) in [
         (0, MIB),
+        (512, MIB),
         (64 << 10, MIB),
-        (192 << 10, 6 * (192 << 10)),
+        (3 * (64 << 10), 3 * MIB),
+        (7 * (512 << 10), 7 * MIB),
         (4 << 20, 4 * MIB),
-        (65535 * 512, MIB),
+        (64 << 20, 64 * MIB),
+        // More than disks have, and what is but the most that adapters carry.
         (128 << 20, MIB),
+        (65535 * 512, MIB),
+        (65534 * 512, MIB),
+        (32767 * 512, MIB),
+        (8191 * 4096, MIB),
+        (4095 << 20, MIB),
+        (u32::MAX, MIB),
     ] {
         let disk = Geometry { bytes: 1 << 40, block_bytes: 512, optimal_bytes };
         assert_eq!(disk.alignment_bytes(), alignment, "{optimal_bytes}");
+    }
+}
+
+#[test]
+fn a_disk_with_no_room_for_its_own_alignment_is_aligned_to_a_mib() {
+    let partitions = Partitions {
+        table: PartitionTable::Gpt,
+        swap_bytes: Some(MIB),
+        ephemeral_bytes: None,
+        root_bytes: None,
+    };
+    let root = image(MIB, &[]);
+    let needed = needed_bytes(MIB, &partitions, None, false);
+    // The swap space, the root and what is before them take four MiB each, and the backup of the table one.
+    for (bytes, starts) in [(needed, [1, 2]), (13 * MIB - 512, [1, 2]), (13 * MIB, [4, 8])] {
+        let disk = Geometry { bytes, block_bytes: 512, optimal_bytes: 4 << 20 };
+        let layout = partitioned(&root, disk, &partitions, Parts::default(), &mut guids()).unwrap();
+        let table = Disk(&layout, disk).gpt(PRIMARY_LBA);
+        let found: Vec<_> = table.partitions().map(|found| found.blocks.start / 2048).collect();
+        assert_eq!(found, starts, "{bytes}");
     }
 }
 
@@ -225,6 +272,7 @@ proptest! {
         (block_bytes, partitions, image_blocks, disk_blocks) in cases(),
         with_drive in any::<bool>(),
         named in any::<Option<Index>>(),
+        optimal_bytes in optima(),
     ) {
         let block = u64::from(block_bytes);
         let mut gpt = Gpt::empty(block_bytes as usize, [9; 16]);
@@ -237,7 +285,7 @@ proptest! {
             gpt.placed(image_blocks).into_iter().map(|(lba, bytes)| (lba * block, bytes)).collect();
         places.push((0, Mbr::protective(block_bytes as usize, image_blocks).into_block()));
         let image = image(image_blocks * block, &places);
-        let disk = Geometry { bytes: disk_blocks * block, block_bytes, optimal_bytes: 0 };
+        let disk = Geometry { bytes: disk_blocks * block, block_bytes, optimal_bytes };
         let drive = with_drive.then(|| Bytes::from_static(DRIVE));
         let layout = match whole_disk(&image, disk, drive, &mut guids()) {
             Ok(layout) => layout,
@@ -267,7 +315,9 @@ proptest! {
             let place = &found[reused.unwrap_or(found.len() - 1)].blocks;
             let bytes = whole(place, block_bytes);
             prop_assert!(place.end <= made.usable(disk_blocks).end);
-            prop_assert!(reused.is_some() || partitions.last().is_none_or(|last| last.end <= place.start));
+            let free = partitions.last().map_or(0, |last| last.end * block);
+            let aligned = is_as_aligned_as_it_can_be(disk, &bytes, free);
+            prop_assert!(reused.is_some() || (free <= bytes.start && aligned));
             prop_assert_eq!(&on_disk.read(bytes.start, DRIVE.len()), DRIVE);
             prop_assert_eq!(on_disk.read(bytes.end - 8, 8), [0; 8]);
         }
@@ -282,6 +332,7 @@ proptest! {
     fn an_msdos_image_keeps_its_partitions_and_gets_a_config_drive_where_32_bits_can_count(
         (block_bytes, partitions, image_blocks, disk_blocks) in cases(),
         with_drive in any::<bool>(),
+        optimal_bytes in optima(),
     ) {
         let block = u64::from(block_bytes);
         let mut table = Mbr::empty(block_bytes as usize, [9; 4]);
@@ -290,7 +341,7 @@ proptest! {
             table.add(mbr::LINUX, blocks).unwrap();
         }
         let image = image(image_blocks * block, &[(0, table.into_block())]);
-        let disk = Geometry { bytes: disk_blocks * block, block_bytes, optimal_bytes: 0 };
+        let disk = Geometry { bytes: disk_blocks * block, block_bytes, optimal_bytes };
         let drive = with_drive.then(|| Bytes::from_static(DRIVE));
         let layout = match whole_disk(&image, disk, drive, &mut guids()) {
             Ok(layout) => layout,
@@ -322,6 +373,8 @@ proptest! {
             prop_assert_eq!(old, partitions.as_slice());
             prop_assert!(old.iter().all(|old| old.end <= new.start));
             prop_assert!(new.end <= mbr::BLOCKS_MAX && new.end <= disk_blocks);
+            let free = old.last().map_or(0, |last| last.end * block);
+            prop_assert!(is_as_aligned_as_it_can_be(disk, &whole(new, block_bytes), free));
             prop_assert_eq!(&on_disk.read(new.start * block, DRIVE.len()), DRIVE);
         }
     }
@@ -335,6 +388,7 @@ proptest! {
         with_drive in any::<bool>(),
         (short, spare) in (any::<bool>(), prop_oneof![0_u64..3, 0_u64..1 << 40]),
         block_bytes in prop_oneof![Just(512_u32), Just(4096), Just(65536)],
+        optimal_bytes in optima(),
     ) {
         let [swap_bytes, ephemeral_bytes, root_bytes] = sizes.map(|size| size.map(u64::from));
         let partitions = Partitions { table, swap_bytes, ephemeral_bytes, root_bytes };
@@ -347,10 +401,9 @@ proptest! {
         let needed = needed_bytes(root_image, &partitions, esp, with_drive);
         let block = u64::from(block_bytes);
         let bytes = if short { needed - block } else { needed + spare / block * block };
-        let disk = Geometry { bytes, block_bytes, optimal_bytes: 0 };
+        let disk = Geometry { bytes, block_bytes, optimal_bytes };
         let count = [esp, swap_bytes, ephemeral_bytes].iter().flatten().count() + usize::from(with_drive) + 1;
         let layout = partitioned(&root, disk, &partitions, parts, &mut guids());
-        let aligned_root = root_bytes.map(|bytes| bytes.max(1).div_ceil(MIB) * MIB);
         let layout = match layout {
             Err(LayoutError::TooBig { needed_bytes, .. }) => {
                 prop_assert!(short);
@@ -363,7 +416,7 @@ proptest! {
                 return Ok(());
             }
             Err(LayoutError::ContentTooBig { name: "root", .. }) => {
-                prop_assert!(aligned_root.unwrap() < root_image);
+                prop_assert!(root_bytes.unwrap().max(1).next_multiple_of(MIB) < root_image);
                 return Ok(());
             }
             layout => layout.unwrap(),
@@ -383,13 +436,20 @@ proptest! {
         prop_assert_eq!(found.len(), count);
         let found: Vec<_> = found.iter().map(|blocks| whole(blocks, block_bytes)).collect();
         prop_assert!(found.windows(2).all(|pair| pair[0].end == pair[1].start));
-        prop_assert!(found.iter().all(|found| found.start.is_multiple_of(MIB)));
+        // Each partition and the free space before them may be longer by this.
+        let wish = disk.alignment_bytes();
+        let alignment = found[0].start;
+        prop_assert!(alignment == wish || (alignment == MIB && bytes < needed + (count as u64 + 1) * wish));
+        prop_assert!(found.iter().all(|found| found.start.is_multiple_of(alignment)));
         let place = found.last().unwrap();
         prop_assert!(on_disk.shows(&(place.start..place.start + root_image), 0));
-        match aligned_root {
-            Some(bytes) => prop_assert_eq!(place.end - place.start, bytes),
-            None if table == PartitionTable::Gpt => prop_assert!(disk.bytes - place.end < 2 * MIB),
-            None => prop_assert!(disk.bytes - place.end < MIB || place.end == mbr::BLOCKS_MAX * block),
+        let last_end = match table {
+            PartitionTable::Gpt => disk.bytes - MIB,
+            PartitionTable::Msdos => disk.bytes.min(mbr::BLOCKS_MAX * block),
+        };
+        match root_bytes {
+            Some(bytes) => prop_assert_eq!(place.end - place.start, bytes.max(1).next_multiple_of(alignment)),
+            None => prop_assert!(place.end <= last_end && last_end - place.end < alignment),
         }
         for found in &found {
             prop_assert_ne!(on_disk.read(found.start, 1), [0xd5]);

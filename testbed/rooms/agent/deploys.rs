@@ -57,6 +57,26 @@ fn a_spec_becomes_an_installed_machine() {
 }
 
 #[test]
+fn a_config_drive_begins_where_the_disk_would_have_it() {
+    const MIB: usize = 1 << 20;
+    let mut image = vec![0; 3 * MIB];
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    // A Linux partition of a MiB behind the first.
+    image[450] = 0x83;
+    image[454..462].copy_from_slice(&[0, 8, 0, 0, 0, 8, 0, 0]);
+    let site = Site::of_image(image);
+    let machine = Machine::new(&site, NODE);
+    machine.disk.update_disk(1, "optimal_xfer_len=14336");
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site).with("config_drive.label", "config-2"));
+    machine.deploy(&site);
+    site.until_phase(NODE, Phase::Deployed);
+    // The disk has 160 MiB, the drive 64; what it works best in are 7.
+    let first_block: [u8; 4] = machine.disk.disk()[470..474].try_into().unwrap();
+    assert_eq!(u32::from_le_bytes(first_block) as usize * 512, 91 * MIB);
+}
+
+#[test]
 fn the_service_manager_hears_when_the_agent_answers_and_when_it_stops() {
     let site = Site::new();
     let socket = UnixDatagram::bind(site.path("notify")).unwrap();

@@ -44,11 +44,15 @@ impl Site {
 
     /// With an image of so many bytes.
     pub(super) fn with_image(bytes: usize) -> Self {
+        Self::of_image(noise(bytes))
+    }
+
+    /// With this image.
+    pub(super) fn of_image(image: Vec<u8>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for part in ["nodes", "images", "secrets", "loaders", "status"] {
             fs::create_dir(dir.path().join(part)).unwrap();
         }
-        let image = noise(bytes);
         fs::write(dir.path().join("images/disk.raw"), &image).unwrap();
         fs::write(dir.path().join("vmlinuz"), noise(70_000)).unwrap();
         fs::write(dir.path().join("initramfs"), noise(90_000)).unwrap();

@@ -80,9 +80,14 @@ impl Tgtd {
     /// Another unit over the same file, whose blocks can be unmapped and then read as zeros.
     pub(crate) fn add_thin_disk(&self, lun: u16) {
         self.add_disk(lun, 512);
+        self.update_disk(lun, "thin_provisioning=1");
+    }
+
+    /// Has a unit say something else of itself, as `tgtadm` names it.
+    pub(crate) fn update_disk(&self, lun: u16, parameter: &str) {
         let lun = lun.to_string();
         let unit = ["--mode", "logicalunit", "--op", "update", "--tid", "1", "--lun", &lun];
-        self.adm(&[&unit[..], &["--params", "thin_provisioning=1"]].concat());
+        self.adm(&[&unit[..], &["--params", parameter]].concat());
     }
 
     /// Sets a parameter of the target, as negotiated from then on.

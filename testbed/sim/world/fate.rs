@@ -95,7 +95,7 @@ impl Site {
         let m = self.dice.index(self.machines.len());
         let on = !self.machines[m].on;
         self.note(None, || format!("somebody switches machine {m} on: {on}"));
-        self.machines[m].ordered_disk = false;
+        self.machines[m].ordered = false;
         self.switch(m, on);
     }
 

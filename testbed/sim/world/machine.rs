@@ -87,8 +87,8 @@ pub(crate) struct Machine {
     pub(crate) faults: BmcFaults,
     pub(crate) quirk: Quirk,
     pub(crate) export: Option<Export>,
-    /// Whether the last power on was hostler's order to boot the disk.
-    pub(crate) ordered_disk: bool,
+    /// Whether the last power on was hostler's order to boot what it installed.
+    pub(crate) ordered: bool,
 }
 
 impl Machine {
@@ -114,7 +114,7 @@ impl Machine {
             faults: BmcFaults::default(),
             quirk: Quirk::None,
             export: None,
-            ordered_disk: false,
+            ordered: false,
         }
     }
 

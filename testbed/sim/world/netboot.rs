@@ -13,6 +13,7 @@ use hostler::{
 use super::{
     Happening, Site,
     machine::{Content, Device, Quirk},
+    work::root_of,
 };
 
 impl Site {
@@ -37,6 +38,7 @@ impl Site {
                 let happening = Happening::Fetching { machine: m, session, node, key, stage: 0 };
                 self.after_s(1, 5, happening);
             }
+            Some((_, Menu::Network(root))) if !self.dead => self.boot_own_kernel(m, root.as_ref()),
             _ => self.boot_disk(m),
         }
     }
@@ -79,10 +81,23 @@ impl Site {
         }))
     }
 
+    /// The system's own kernel, and what is on the disk.
+    fn boot_own_kernel(&mut self, m: usize, root: Option<&String>) {
+        self.note(None, || format!("machine {m} boots its own kernel with {root:?}"));
+        let machine = &self.machines[m];
+        if let (true, Content::Whole(image)) = (machine.ordered, &machine.platters[0].content)
+            && root != Some(&root_of(image))
+        {
+            let what = format!("{image} was booted with {root:?}");
+            self.broken("installed_is_true", None, what);
+        }
+        self.boot_disk(m);
+    }
+
     fn boot_disk(&mut self, m: usize) {
         let machine = &self.machines[m];
         let (bmc, content) = (machine.bmc.clone(), machine.platters[0].content.clone());
-        if machine.ordered_disk && content == Content::Half {
+        if machine.ordered && content == Content::Half {
             self.broken(
                 "half_written_never_boots",
                 None,

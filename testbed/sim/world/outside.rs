@@ -53,7 +53,7 @@ impl Outside for Site {
         if self.t < self.store_full_until {
             return Err("no space left on device".to_owned());
         }
-        self.left = Some(serde_json::to_string(left).unwrap());
+        self.left = Some(serde_json::to_string(left).map_err(|error| error.to_string())?);
         self.watch.left_kept.clone_from(&self.watch.left);
         Ok(())
     }

@@ -7,8 +7,8 @@ use hostler::model::{
     disk::RootDeviceHints,
     ids::NodeName,
     spec::{
-        Bmc, Boot, Checksum, Goal, Image, ImageFormat, ImageKind, NodeSpec, Privilege, Retry,
-        Timeouts, Verify, WantedPower,
+        Bmc, Boot, Checksum, Goal, Image, ImageFormat, ImageKind, Netboot, NodeSpec, Privilege,
+        Retry, Timeouts, Verify, WantedPower,
     },
 };
 
@@ -71,8 +71,13 @@ impl Site {
                 format: ImageFormat::Auto,
                 kind: ImageKind::Disk,
                 // Every third machine reads its own disk back.
-                verify: if home % 3 == 0 { Verify::Node } else { Verify::Full },
-                netboot: None,
+                verify: if home.is_multiple_of(3) { Verify::Node } else { Verify::Full },
+                // Every fourth boots its own kernel from the network.
+                netboot: (home % 4 == 1).then(|| Netboot {
+                    kernel: "vmlinuz".to_owned(),
+                    ramdisk: "initrd".to_owned(),
+                    kernel_args: Vec::new(),
+                }),
             },
             config_drive: None,
             timeouts: Timeouts {

@@ -44,6 +44,9 @@ enum Move {
     Look,
     Off,
     On,
+    /// The network, for one boot.
+    Netboot,
+    /// This, for good.
     Boot(Device),
     Hash,
     Login,
@@ -55,16 +58,18 @@ pub(crate) type JobKey = (NodeName, OpId);
 
 impl Site {
     pub(crate) fn begin_job(&mut self, key: &JobKey, operation: Operation, spec: Arc<NodeSpec>) {
-        use Move::{Boot, Hash, Login, Look, Off, On, Verify, Write};
+        use Move::{Boot, Hash, Login, Look, Netboot, Off, On, Verify, Write};
+        let networked = spec.image.netboot.is_some();
+        let own = if networked { Device::Network } else { Device::Disk };
         let moves: &[Move] = match &operation {
             Operation::ObservePower => &[Look],
             Operation::Prepare => &[Hash],
-            Operation::PowerOn => &[Off, Boot(Device::Network), On],
+            Operation::PowerOn => &[Off, Netboot, On],
             Operation::Image { .. } => &[Login, Write, Write, Write, Verify],
-            Operation::Restart { leave: PowerState::On } => &[Off, Boot(Device::Disk), On],
-            Operation::Restart { leave: PowerState::Off } | Operation::CleanUp => {
-                &[Off, Boot(Device::Disk)]
-            }
+            Operation::Restart { leave: PowerState::On } => &[Off, Boot(own), On],
+            Operation::Restart { leave: PowerState::Off } => &[Off, Boot(own)],
+            Operation::CleanUp => &[Off, Boot(Device::Disk)],
+            Operation::SetPower(PowerState::On) if networked => &[Boot(own), On],
             Operation::SetPower(PowerState::On) => &[On],
             Operation::SetPower(PowerState::Off) => &[Off],
         };
@@ -128,7 +133,7 @@ impl Site {
         let Some(machine) = machine else { return };
         match next {
             Some(Move::Off) => self.switch(machine, false),
-            Some(Move::Boot(device)) => self.set_boot(machine, device),
+            Some(choice @ (Move::Netboot | Move::Boot(_))) => self.set_boot(machine, choice),
             _ => {}
         }
     }
@@ -137,7 +142,7 @@ impl Site {
         let job = &self.jobs[key];
         let (spec, machine) = (Arc::clone(&job.spec), job.machine);
         match next {
-            Move::Look | Move::Off | Move::On | Move::Boot(_) => {
+            Move::Look | Move::Off | Move::On | Move::Netboot | Move::Boot(_) => {
                 self.ask_bmc(key, machine, next, &spec);
                 None
             }
@@ -178,11 +183,11 @@ impl Site {
             Move::Off => self.switch(m, false),
             Move::On => {
                 // A machine that operators put in another's place is as it is, and may be switched on as the spec says.
-                self.machines[m].ordered_disk =
+                self.machines[m].ordered =
                     matches!(self.jobs[key].operation, Operation::Restart { .. });
                 self.switch(m, true);
             }
-            Move::Boot(device) => self.set_boot(m, device),
+            Move::Netboot | Move::Boot(_) => self.set_boot(m, next),
             _ => {}
         }
         if faults.slow_until > now {
@@ -192,14 +197,14 @@ impl Site {
         }
     }
 
-    fn set_boot(&mut self, m: usize, device: Device) {
+    fn set_boot(&mut self, m: usize, choice: Move) {
         let machine = &mut self.machines[m];
         if machine.faults.forgets_until > self.t {
             return;
         }
-        match device {
-            Device::Network => machine.once = Some(Device::Network),
-            Device::Disk => (machine.once, machine.always) = (None, Device::Disk),
+        match choice {
+            Move::Boot(device) => (machine.once, machine.always) = (None, device),
+            _ => machine.once = Some(Device::Network),
         }
     }
 
@@ -288,7 +293,9 @@ impl Site {
                 let Checksum::Inline(digest) = job.spec.image.checksum.clone() else {
                     unreachable!()
                 };
-                let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid: None };
+                let root_uuid =
+                    job.spec.image.netboot.as_ref().map(|_| root_of(&digest.to_string()));
+                let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid };
                 Outcome::Prepared { image, key: AttemptKey::from_bytes(&bytes), stages: Vec::new() }
             }
             Operation::PowerOn => Outcome::PoweredOn,
@@ -351,6 +358,11 @@ impl Site {
             self.after_s(20, 90, Happening::Firmware { machine: m, session });
         }
     }
+}
+
+/// The UUID of an image's file system.
+pub(crate) fn root_of(image: &str) -> String {
+    format!("root of {image}")
 }
 
 fn passing(step: Step, code: &'static str) -> Fault {
