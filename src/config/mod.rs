@@ -229,9 +229,10 @@ impl Config {
 
 fn config(config: &mut Section<'_>) -> Option<Config> {
     let specs = config.key("specs").table(specs);
-    let state_dir = config.key("state").table(|state| state.key("dir").text(absolute));
+    let outside = |text: &str| outside(specs.as_ref(), text);
+    let state_dir = config.key("state").table(|state| state.key("dir").text(outside));
     let state = State { dir: state_dir.unwrap_or_else(|| STATE_DIR.into()) };
-    let images = config.key("images").table(|table| images(table, &state));
+    let images = config.key("images").table(|table| images(table, &state, outside));
     let secrets_dir = config.key("secrets").table(|secrets| secrets.key("dir").text(absolute));
     let advertise =
         config.key("network").table(|network| network.key("advertise").required().text(advertised));
@@ -273,14 +274,15 @@ fn specs(specs: &mut Section<'_>) -> Option<Specs> {
     Some(Specs { dir: dir?, status_dir, rescan })
 }
 
-fn images(images: &mut Section<'_>, state: &State) -> Images {
+fn images(
+    images: &mut Section<'_>,
+    state: &State,
+    outside: impl Fn(&str) -> Result<PathBuf, String>,
+) -> Images {
     Images {
         dir: images.key("dir").text(absolute).unwrap_or_else(|| state.dir.join("images")),
         allowed_dirs: images.key("allowed_dirs").list(absolute).unwrap_or_default(),
-        cache_dir: images
-            .key("cache_dir")
-            .text(absolute)
-            .unwrap_or_else(|| state.dir.join("cache")),
+        cache_dir: images.key("cache_dir").text(outside).unwrap_or_else(|| state.dir.join("cache")),
         cache_size: images.key("cache_size").text(parse_bytes).unwrap_or(CACHE_BYTES),
         published_max: images.key("published_max").text(limit).unwrap_or(PUBLISHED_BYTES_MAX),
         raw_max: images.key("raw_max").text(limit).unwrap_or(RAW_BYTES_MAX),
@@ -305,6 +307,17 @@ fn safety(safety: &mut Section<'_>) -> Safety {
     Safety {
         breaker: safety.key("breaker").flag().unwrap_or(true),
         enforce_power: safety.key("enforce_power").flag().unwrap_or(false),
+    }
+}
+
+/// A path for what hostler itself writes all the time: beneath the specs every write would wake it.
+fn outside(specs: Option<&Specs>, text: &str) -> Result<PathBuf, String> {
+    let path = absolute(text)?;
+    match specs {
+        Some(specs) if path.starts_with(&specs.dir) => {
+            Err(format!("`{text}` lies in specs.dir; hostler would be woken by its own writes"))
+        }
+        _ => Ok(path),
     }
 }
 
