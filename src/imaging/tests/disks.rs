@@ -63,14 +63,14 @@ pub(super) const PACE: Duration = Duration::from_millis(40);
 /// What becomes of further connections to a narrow disk, while the first is open.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Further {
-    /// With them, every one takes a quarter of the time.
+    /// From the first of them on, every one takes a quarter of the time.
     Helps,
     /// They take turns, and twice the time.
     Disturbs,
     Refused,
     /// They lead to a disk of another size.
     OtherDisk,
-    /// They help, but the second breaks after so many calls; then some of what was not flushed is lost.
+    /// They help, but the second breaks after so many writes in all; then some of what was not flushed is lost.
     Breaks(usize),
 }
 
@@ -194,17 +194,23 @@ impl FileDisk {
     }
 
     /// The power fails: of the writes since the last flush only those that `keeps` chooses have happened.
-    pub(super) fn lose(&self, mut keeps: impl FnMut() -> bool) {
+    pub(super) fn lose(&self, keeps: impl FnMut() -> bool) {
+        let content = self.survives(keeps);
         let mut cache = self.cache.lock().unwrap();
-        let mut content = std::mem::take(&mut cache.durable);
-        for (offset, data) in std::mem::take(&mut cache.writes) {
-            if keeps() {
-                let from = usize::try_from(offset).unwrap();
-                content[from..from + data.len()].copy_from_slice(&data);
-            }
-        }
+        cache.writes.clear();
         self.file.write_all_at(&content, 0).unwrap();
         cache.durable = content;
+    }
+
+    /// What the disk would hold then.
+    pub(super) fn survives(&self, mut keeps: impl FnMut() -> bool) -> Vec<u8> {
+        let cache = self.cache.lock().unwrap();
+        let mut content = cache.durable.clone();
+        for (offset, data) in cache.writes.iter().filter(|_| keeps()) {
+            let from = usize::try_from(*offset).unwrap();
+            content[from..from + data.len()].copy_from_slice(data);
+        }
+        content
     }
 
     async fn begin(&self) -> UnderWay<'_> {
@@ -243,7 +249,7 @@ impl FileDisk {
         if let Quirk::Narrow(further) = self.quirk {
             let _turn = lane.turn.lock().await;
             tokio::time::sleep(match further {
-                Further::Helps | Further::Breaks(_) if self.open() > 1 => PACE / 4,
+                Further::Helps | Further::Breaks(_) if self.connections() > 1 => PACE / 4,
                 Further::Disturbs if self.open() > 1 => PACE * 2,
                 _ => PACE,
             })
@@ -339,7 +345,6 @@ impl Connector for FileDisk {
         let calls_left = match self.quirk {
             Quirk::Breaks { calls, times } if number < times => calls,
             Quirk::TurnsInto { calls, .. } if number == 0 => calls,
-            Quirk::Narrow(Further::Breaks(calls)) if number == 1 => calls,
             _ => usize::MAX,
         };
         let turn = match self.quirk {
@@ -390,9 +395,13 @@ impl Connection {
         call: impl Future<Output = Result<T, VolumeError>>,
     ) -> Result<T, VolumeError> {
         let less = |left: usize| left.checked_sub(1);
-        if self.calls_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_err()
-            && !self.broken.send_replace(true)
-        {
+        let breaks = match self.disk.quirk {
+            Quirk::Narrow(Further::Breaks(writes)) => {
+                self.lane.number == 1 && self.disk.wrote.lock().unwrap().len() >= writes
+            }
+            _ => self.calls_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_err(),
+        };
+        if breaks && !self.broken.send_replace(true) {
             // Every other write was lucky.
             let mut lucky = false;
             self.disk.lose(|| {
