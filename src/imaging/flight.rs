@@ -23,8 +23,17 @@ use crate::{
 /// Commands under way; the bytes they carry are bounded by the reader's buffers. Each gives an offset of the disk.
 #[derive(Debug, Default)]
 pub(super) struct Flight {
-    commands: VecDeque<Job>,
+    commands: VecDeque<Command>,
     flush: Option<Job>,
+    landed_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Command {
+    job: Job,
+    /// The number of its connection, and the bytes of data it carries there.
+    lane: usize,
+    data_bytes: u64,
 }
 
 /// What has ended.
@@ -37,9 +46,19 @@ pub(super) enum Landed {
 }
 
 impl Flight {
-    /// One more command.
+    /// One more command, on the first connection and of no account.
     pub(super) fn begin(&mut self, command: impl Future<Output = Outcome> + Send + 'static) {
-        self.commands.push_back(Job(tokio::spawn(command)));
+        self.begin_on(0, 0, command);
+    }
+
+    /// One more command on a connection, which carries so many bytes of data.
+    pub(super) fn begin_on(
+        &mut self,
+        lane: usize,
+        data_bytes: u64,
+        command: impl Future<Output = Outcome> + Send + 'static,
+    ) {
+        self.commands.push_back(Command { job: Job(tokio::spawn(command)), lane, data_bytes });
     }
 
     /// A flush beside the commands, which none of them waits for.
@@ -57,6 +76,32 @@ impl Flight {
         self.commands.is_empty() && self.flush.is_none()
     }
 
+    /// What a connection has to do: bytes of data, and commands.
+    pub(super) fn load(&self, lane: usize) -> (u64, usize) {
+        let its = self.unanswered().filter(|command| command.lane == lane);
+        its.fold((0, 0), |(bytes, count), command| (bytes + command.data_bytes, count + 1))
+    }
+
+    /// Whether a connection has nothing to do.
+    pub(super) fn is_idle(&self, lane: usize) -> bool {
+        self.unanswered().all(|command| command.lane != lane)
+    }
+
+    /// Bytes of data under way on all connections.
+    pub(super) fn data_under_way(&self) -> u64 {
+        self.unanswered().map(|command| command.data_bytes).sum()
+    }
+
+    /// Bytes of data that have landed so far.
+    pub(super) fn landed_bytes(&self) -> u64 {
+        self.landed_bytes
+    }
+
+    /// Those that have not ended; some that have may wait for earlier ones.
+    fn unanswered(&self) -> impl Iterator<Item = &Command> {
+        self.commands.iter().filter(|command| !command.job.0.is_finished())
+    }
+
     /// Whether a flush is under way.
     pub(super) fn is_flushing(&self) -> bool {
         self.flush.is_some()
@@ -64,10 +109,10 @@ impl Flight {
 
     /// The next result; for ever if there is nothing under way. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Result<Landed, ImagingError> {
-        let Self { commands, flush } = self;
+        let Self { commands, flush, landed_bytes } = self;
         let first = async {
             match commands.front_mut() {
-                Some(first) => first.await,
+                Some(first) => (&mut first.job).await,
                 None => std::future::pending().await,
             }
         };
@@ -80,11 +125,13 @@ impl Flight {
         tokio::select! {
             biased;
             flushed = flushed => {
-                self.flush = None;
+                *flush = None;
                 flushed.map(Landed::Flush)
             }
             first = first => {
-                self.commands.pop_front();
+                if let Some(command) = commands.pop_front() {
+                    *landed_bytes += command.data_bytes;
+                }
                 first.map(Landed::Command)
             }
         }
@@ -93,7 +140,8 @@ impl Flight {
     /// Waits until everything has ended, however. False if it did not in time: then it is cut off, and may still happen.
     pub(super) async fn drain(&mut self, limit: Instant) -> bool {
         let mut ended = true;
-        for mut job in self.commands.drain(..).chain(self.flush.take()) {
+        let commands = self.commands.drain(..).map(|command| command.job);
+        for mut job in commands.chain(self.flush.take()) {
             if !job.0.is_finished() && timeout_at(limit, &mut job.0).await.is_err() {
                 ended = false;
                 job.0.abort();

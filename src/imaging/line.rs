@@ -9,8 +9,8 @@ use tracing::warn;
 
 use super::{
     Connector, Geometry, ImagingError, VolumeError,
-    disk::Disk,
     flight::{Flight, watched},
+    lanes::{CLOSE_MAX, Lanes},
     write::Step,
 };
 use crate::progress::Watch;
@@ -21,8 +21,6 @@ const RECONNECTS_MAX: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(200);
 /// Between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// For closing a connection in good order; on one that lives it takes milliseconds.
-const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 /// What may be taken in all for wiping and closing when something has gone wrong. On a live volume it takes milliseconds, on a dead one
 /// there is nothing to wait for.
@@ -33,12 +31,11 @@ const CANCELLED_PATIENCE: Duration = Duration::from_millis(900);
 /// For commands under way to end by themselves; afterwards their connection is closed, which takes care of them too.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 
-/// A connection, or none at the moment.
-#[derive(Debug)]
+/// Connections, or none at the moment.
 pub(super) struct Line<'a, C: Connector> {
     connector: &'a C,
     watch: &'a Watch<'a>,
-    disk: Option<Disk<C::Volume>>,
+    lanes: Option<Lanes<'a, C>>,
     geometry: Option<Geometry>,
     reconnects: u32,
     /// The furthest step that was begun, and what has broken the line since.
@@ -59,7 +56,7 @@ impl<'a, C: Connector> Line<'a, C> {
         Self {
             connector,
             watch,
-            disk: None,
+            lanes: None,
             geometry: None,
             reconnects: 0,
             reached: None,
@@ -68,21 +65,26 @@ impl<'a, C: Connector> Line<'a, C> {
         }
     }
 
-    /// The disk, connected anew if it has to be.
-    pub(super) async fn disk(&mut self) -> Result<Disk<C::Volume>, ImagingError> {
+    /// The connections, made anew with one if there are none.
+    pub(super) async fn lanes(&mut self) -> Result<&mut Lanes<'a, C>, ImagingError> {
+        let lanes = match self.lanes.take() {
+            Some(lanes) => lanes,
+            None => self.connect().await?,
+        };
+        Ok(self.lanes.insert(lanes))
+    }
+
+    async fn connect(&mut self) -> Result<Lanes<'a, C>, ImagingError> {
         loop {
-            if let Some(disk) = &self.disk {
-                return Ok(disk.clone());
-            }
             watched(self.watch, async {
                 sleep(self.pause).await;
                 Ok(())
             })
             .await?;
-            match watched(self.watch, connect(self.connector, self.geometry)).await {
-                Ok(disk) => {
-                    self.geometry = Some(disk.geometry());
-                    self.disk = Some(disk);
+            match watched(self.watch, Lanes::open(self.connector, self.geometry)).await {
+                Ok(lanes) => {
+                    self.geometry = Some(lanes.first().geometry());
+                    return Ok(lanes);
                 }
                 Err(error) => self.broken(error)?,
             }
@@ -105,7 +107,7 @@ impl<'a, C: Connector> Line<'a, C> {
             self.pause = Duration::ZERO;
         }
         self.broken(error)?;
-        // Closed first: nothing that was sent on it may reach the disk after what is sent on the next one.
+        // All are closed first: nothing that was sent on one may reach the disk after what is sent on the next.
         let watch = self.watch;
         watched(watch, async {
             self.close(Instant::now() + CLOSE_MAX).await;
@@ -142,16 +144,17 @@ impl<'a, C: Connector> Line<'a, C> {
         }
     }
 
-    /// Closes the connection, if there is one.
+    /// Closes all connections there are.
     pub(super) async fn close(&mut self, limit: Instant) {
-        if let Some(disk) = self.disk.take()
-            && timeout_at(limit, self.connector.close(disk.into_volume())).await.is_err()
+        if let Some(lanes) = &mut self.lanes
+            && timeout_at(limit, lanes.close()).await.is_err()
         {
-            warn!("the connection to the disk could not be closed in good order and was cut");
+            warn!("a connection to the disk could not be closed in good order and was cut");
         }
+        self.lanes = None;
     }
 
-    /// Wipes the disk after a failure and closes the connection; returns what is to be told.
+    /// Wipes the disk after a failure and closes all connections; returns what is to be told.
     pub(super) async fn give_up(
         mut self,
         cause: ImagingError,
@@ -163,7 +166,7 @@ impl<'a, C: Connector> Line<'a, C> {
         let limit = Instant::now() + patience;
         let wiped_by = limit - patience / 5;
         if !flight.drain(Instant::now() + DRAIN_MAX.min(patience * 2 / 5)).await {
-            // What was cut off may still happen, but not once the connection is closed.
+            // What was cut off may still happen, but not once the connections are closed.
             warn!("a disk command did not end and was given up");
             self.close(wiped_by).await;
         }
@@ -188,7 +191,8 @@ impl<'a, C: Connector> Line<'a, C> {
 
     /// On this connection, and if that has failed, on a new one.
     async fn wipe(&mut self) -> Result<(), ImagingError> {
-        if let Some(disk) = self.disk.clone() {
+        if let Some(lanes) = &self.lanes {
+            let disk = lanes.first().clone();
             match disk.wipe().await {
                 Err(error) if error.may_pass() => {
                     warn!(%error, "wiping the disk on a new connection");
@@ -197,28 +201,9 @@ impl<'a, C: Connector> Line<'a, C> {
                 wiped => return wiped.map(drop),
             }
         }
-        let disk = connect(self.connector, self.geometry).await?;
-        self.disk = Some(disk.clone());
+        let lanes = Lanes::open(self.connector, self.geometry).await?;
+        let disk = lanes.first().clone();
+        self.lanes = Some(lanes);
         disk.wipe().await.map(drop)
     }
-}
-
-async fn connect<C: Connector>(
-    connector: &C,
-    had: Option<Geometry>,
-) -> Result<Disk<C::Volume>, ImagingError> {
-    // On the heap: a login with all its buffers is in every future that may connect.
-    let connected = Box::pin(connector.connect()).await;
-    let volume = connected.map_err(ImagingError::Connection)?;
-    let error = match Disk::of(volume.clone()) {
-        Ok(disk) => match had {
-            Some(had) if had != disk.geometry() => {
-                ImagingError::OtherDisk { had, has: disk.geometry() }
-            }
-            _ => return Ok(disk),
-        },
-        Err(error) => error,
-    };
-    connector.close(volume).await;
-    Err(error)
 }

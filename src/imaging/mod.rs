@@ -7,13 +7,18 @@
 //! of the tables, and at last the first one, without which nothing boots; between them the disk is flushed. Whatever goes wrong after the
 //! first write, both ends are zeroed again.
 //!
-//! A connection that breaks is made anew. What has been flushed is on the disk; what has only been acknowledged may be lost, and is written
+//! A path may give a single connection only a part of itself. So while the body is written, further ones are tried, and kept if data lands
+//! clearly quicker. Whatever has to be behind something else waits for all of them.
+//!
+//! A connection that breaks is made anew, and all others with it. What has been flushed is on the disk; what has only been acknowledged may be lost, and is written
 //! again. So the disk is flushed often, beside the writes.
 
+mod climb;
 mod digests;
 mod disk;
 mod file;
 mod flight;
+mod lanes;
 mod layout;
 mod line;
 mod plan;
@@ -65,7 +70,7 @@ pub trait Volume: Send + Sync + 'static {
     fn zero(&self, offset: u64, bytes: u64)
     -> impl Future<Output = Result<(), VolumeError>> + Send;
 
-    /// Makes durable what has been acknowledged so far, while other calls go on.
+    /// Makes durable what has been acknowledged so far, on any connection, while other calls go on.
     fn flush(&self) -> impl Future<Output = Result<(), VolumeError>> + Send;
 }
 
@@ -74,7 +79,7 @@ pub trait Connector: Sync {
     /// A connection to it.
     type Volume: Volume;
 
-    /// Connects, once; within a time limit of its own.
+    /// Connects, once; within a time limit of its own. Others may be open: all of them lead to the same disk and its one cache.
     fn connect(&self) -> impl Future<Output = Result<Arc<Self::Volume>, VolumeError>> + Send;
 
     /// Closes a connection, also while calls are under way: when this returns, none of them writes any more. Dropping the future

@@ -42,6 +42,14 @@ impl Piece {
             Filling::Zeros(bytes) => *bytes,
         }
     }
+
+    /// Bytes that have to be carried to the disk to write it.
+    pub(super) fn data_bytes(&self) -> u64 {
+        match &self.filling {
+            Filling::Data(data) => data.len() as u64,
+            Filling::Zeros(_) => 0,
+        }
+    }
 }
 
 /// What is read for.

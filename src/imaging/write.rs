@@ -8,9 +8,11 @@ use tokio::time::Instant;
 
 use super::{
     Connector, ImagingError, Layout, Volume,
+    climb::{Climb, Pace},
     digests::{Digests, digest_of},
     disk::Disk,
     flight::{Flight, Landed, watched},
+    lanes::Lanes,
     line::Line,
     plan::Plan,
     reader::{Filling, Piece, Pieces, Purpose, read_ahead, read_whole},
@@ -63,7 +65,20 @@ pub struct Written {
 /// After any failure or cancellation both ends of the disk are zeroed, if need be on a new connection; [`ImagingError::NotWiped`] says
 /// that this did not work. When this returns, no connection is left. Cancel by `cancel`, then it returns within about a second: dropping
 /// the future stops the writing, but nobody wipes.
+///
+/// A body that takes a while is spread over several connections, if it then lands quicker.
 pub async fn write_disk<C: Connector>(
+    connector: &C,
+    order: &Order,
+    meter: &Meter,
+    cancel: Cancel,
+) -> Result<Written, ImagingError> {
+    write_at(Pace::default(), connector, order, meter, cancel).await
+}
+
+/// The same, opening further connections at a pace.
+pub(super) async fn write_at<C: Connector>(
+    pace: Pace,
     connector: &C,
     order: &Order,
     meter: &Meter,
@@ -72,21 +87,21 @@ pub async fn write_disk<C: Connector>(
     let watch = Watch { cancel, stall: order.stall, meter };
     let mut line = Line::new(connector, &watch);
     let mut flight = Flight::default();
-    let plan = match line.disk().await {
-        Ok(disk) => Plan::new(&order.layout, disk.geometry()),
+    let plan = match line.lanes().await {
+        Ok(lanes) => Plan::new(&order.layout, lanes.first().geometry()),
         Err(error) => Err(error),
     };
     let plan = match plan {
         Ok(plan) => plan,
         Err(error) => return Err(line.give_up(error, flight, false).await),
     };
-    let mut writing = Writing::new(plan, order.verify, &watch);
+    let mut writing = Writing::new(plan, order.verify, &watch, pace);
     let done = loop {
-        let disk = match line.disk().await {
-            Ok(disk) => disk,
+        let lanes = match line.lanes().await {
+            Ok(lanes) => lanes,
             Err(error) => break Err(error),
         };
-        let Err(error) = writing.go_on(&disk, &mut flight).await else { break Ok(()) };
+        let Err(error) = writing.go_on(lanes, &mut flight).await else { break Ok(()) };
         if let Err(error) = line.lost(error, writing.step, &mut flight).await {
             break Err(error);
         }
@@ -121,6 +136,7 @@ struct Writing<'a> {
     watch: &'a Watch<'a>,
     step: Step,
     flush_bytes: u64,
+    climb: Climb,
     /// Whether it is read back.
     compares: bool,
     digests: Option<Digests>,
@@ -130,7 +146,7 @@ struct Writing<'a> {
 }
 
 impl<'a> Writing<'a> {
-    fn new(plan: Plan, verify: Verify, watch: &'a Watch<'a>) -> Self {
+    fn new(plan: Plan, verify: Verify, watch: &'a Watch<'a>, pace: Pace) -> Self {
         let digests = if verify == Verify::Node { Digests::start(&plan) } else { None };
         // A layout in too many parts to be described to the node is read back.
         let compares = match verify {
@@ -144,6 +160,7 @@ impl<'a> Writing<'a> {
             watch,
             step: Step::Nothing,
             flush_bytes: FLUSH_BYTES,
+            climb: Climb::new(pace),
             compares,
             digests,
             edges: Vec::new(),
@@ -153,11 +170,12 @@ impl<'a> Writing<'a> {
     }
 
     /// Goes on where the last connection has left it, to the end.
-    async fn go_on<V: Volume>(
+    async fn go_on<C: Connector>(
         &mut self,
-        disk: &Disk<V>,
+        lanes: &mut Lanes<'_, C>,
         flight: &mut Flight,
     ) -> Result<(), ImagingError> {
+        let disk = lanes.first().clone();
         loop {
             self.step = match self.step {
                 Step::Nothing => Step::Wipe,
@@ -167,15 +185,15 @@ impl<'a> Writing<'a> {
                     Step::Body(self.plan.body().start)
                 }
                 Step::Body(from) => {
-                    self.body(disk, flight, from).await?;
+                    self.body(lanes, flight, from).await?;
                     Step::Tail
                 }
                 Step::Tail => {
-                    self.edge(disk, flight, self.plan.tail()).await?;
+                    self.edge(&disk, flight, self.plan.tail()).await?;
                     Step::Head
                 }
                 Step::Head => {
-                    self.edge(disk, flight, self.plan.head()).await?;
+                    self.edge(&disk, flight, self.plan.head()).await?;
                     self.wrote = Some(Instant::now());
                     if self.compares {
                         self.watch.meter.begin(ImagingStage::Verify, 0, self.plan.bytes());
@@ -185,7 +203,7 @@ impl<'a> Writing<'a> {
                     }
                 }
                 Step::Compare(from) => {
-                    self.compare(disk, flight, from).await?;
+                    self.compare(lanes, flight, from).await?;
                     Step::Done
                 }
                 Step::Done => return Ok(()),
@@ -217,10 +235,10 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Writes the body from there on and flushes, many commands at once.
-    async fn body<V: Volume>(
+    /// Writes the body from there on and flushes, many commands at once, over as many connections as pay.
+    async fn body<C: Connector>(
         &mut self,
-        disk: &Disk<V>,
+        lanes: &mut Lanes<'_, C>,
         flight: &mut Flight,
         from: u64,
     ) -> Result<(), ImagingError> {
@@ -232,15 +250,17 @@ impl<'a> Writing<'a> {
         let mut flush_sent = (from, Instant::now());
         // After a new connection that is less than before.
         self.watch.meter.set(self.plan.bytes_in(&(body.start..from)));
+        self.climb.begin();
         while pieces.is_some() || !flight.is_empty() {
             // So that what has to be written again is bounded, however long a flush takes.
             let room = flight.len() < COMMANDS_MAX && begun - flushed < 2 * self.flush_bytes;
             let pieces_now = pieces.as_mut().filter(|_| room);
-            match watched(self.watch, next(pieces_now, flight)).await? {
+            match watched(self.watch, next(pieces_now, flight, lanes)).await? {
                 Event::Read(None) => pieces = None,
                 Event::Read(Some(piece)) => {
                     begun = piece.end();
-                    flight.begin(disk.clone().write(piece));
+                    let (lane, disk) = lanes.freest(flight);
+                    flight.begin_on(lane, piece.data_bytes(), disk.write(piece));
                 }
                 Event::Landed(Landed::Command(end)) => {
                     landed = end;
@@ -250,24 +270,40 @@ impl<'a> Writing<'a> {
                     flushed = covers;
                     self.step = Step::Body(covers);
                 }
+                Event::Opened(opened) => lanes.take(opened, &mut self.climb),
             }
             let (sent_to, sent_at) = flush_sent;
             let due = landed - sent_to >= self.flush_bytes
                 || landed > sent_to && sent_at.elapsed() >= FLUSH_PERIOD;
             if due && !flight.is_flushing() {
-                // It covers what has landed, and nothing waits for it.
-                flight.begin_flush(disk.clone().flush(landed));
+                // It covers what has landed, on whichever connection, and nothing waits for it.
+                flight.begin_flush(lanes.first().clone().flush(landed));
                 flush_sent = (landed, Instant::now());
             }
+            self.adapt(lanes, flight).await?;
         }
-        flight.begin(disk.clone().flush(body.end));
+        lanes.open_no_more();
+        flight.begin(lanes.first().clone().flush(body.end));
         self.landed(flight).await.map(drop)
     }
 
-    /// Reads everything from there on back, many commands at once.
-    async fn compare<V: Volume>(
+    async fn adapt<C: Connector>(
         &mut self,
-        disk: &Disk<V>,
+        lanes: &mut Lanes<'_, C>,
+        flight: &Flight,
+    ) -> Result<(), ImagingError> {
+        let climb = &mut self.climb;
+        let adapted = async {
+            lanes.adapt(climb, flight).await;
+            Ok(())
+        };
+        watched(self.watch, adapted).await
+    }
+
+    /// Reads everything from there on back, many commands at once.
+    async fn compare<C: Connector>(
+        &mut self,
+        lanes: &mut Lanes<'_, C>,
         flight: &mut Flight,
         from: u64,
     ) -> Result<(), ImagingError> {
@@ -276,9 +312,13 @@ impl<'a> Writing<'a> {
         while pieces.is_some() || !flight.is_empty() {
             let room = flight.len() < COMPARES_MAX;
             let pieces_now = pieces.as_mut().filter(|_| room);
-            match watched(self.watch, next(pieces_now, flight)).await? {
+            match watched(self.watch, next(pieces_now, flight, lanes)).await? {
                 Event::Read(None) => pieces = None,
-                Event::Read(Some(piece)) => flight.begin(disk.clone().compare(piece)),
+                Event::Read(Some(piece)) => {
+                    let (lane, disk) = lanes.freest(flight);
+                    flight.begin_on(lane, piece.bytes(), disk.compare(piece));
+                }
+                Event::Opened(opened) => lanes.take(opened, &mut self.climb),
                 Event::Landed(Landed::Command(same_to) | Landed::Flush(same_to)) => {
                     self.step = Step::Compare(same_to);
                     self.watch.meter.set(self.plan.bytes_in(&(0..same_to)));
@@ -305,13 +345,18 @@ impl<'a> Writing<'a> {
     }
 }
 
-enum Event {
+enum Event<V> {
     Read(Option<Piece>),
     Landed(Landed),
+    Opened(Result<Disk<V>, ImagingError>),
 }
 
-/// The next piece, unless there is no room for it, or the next result.
-async fn next(pieces: Option<&mut Pieces>, flight: &mut Flight) -> Result<Event, ImagingError> {
+/// The next piece, unless there is no room for it, or the next result, or the connection that is being made.
+async fn next<C: Connector>(
+    pieces: Option<&mut Pieces>,
+    flight: &mut Flight,
+    lanes: &mut Lanes<'_, C>,
+) -> Result<Event<C::Volume>, ImagingError> {
     let read = async {
         match pieces {
             Some(pieces) => pieces.next().await,
@@ -320,6 +365,7 @@ async fn next(pieces: Option<&mut Pieces>, flight: &mut Flight) -> Result<Event,
     };
     tokio::select! {
         biased;
+        opened = lanes.opened() => Ok(Event::Opened(opened)),
         landed = flight.next() => landed.map(Event::Landed),
         piece = read => piece.map(Event::Read),
     }

@@ -11,10 +11,13 @@ use tempfile::TempDir;
 use crate::{
     contest::{Contender, contest},
     images, open_iscsi,
+    relay::{Relay, Trouble},
     tgtd::{IQN, Tgtd},
 };
 
 const GIB: u64 = 1 << 30;
+/// What a narrow path gives each connection in a second.
+const NARROW_BYTES: u64 = 100 << 20;
 /// What the deploy ramdisk's target allows, said to tgtd.
 const TUNED: [(&str, &str); 4] = [
     ("MaxRecvDataSegmentLength", "262144"),
@@ -26,6 +29,7 @@ const TUNED: [(&str, &str); 4] = [
 pub(crate) fn run() {
     let dir = TempDir::new().unwrap();
     dense(dir.path());
+    narrow(dir.path());
     sparse(dir.path());
     debian(dir.path());
     four(dir.path());
@@ -54,6 +58,21 @@ fn dense(dir: &Path) {
     }
     contest("dense-null", 2.0, &contenders, || {}, |_| {});
     vm(&image);
+    fs::remove_file(image).unwrap();
+}
+
+/// A path that gives each connection only a part of itself.
+fn narrow(dir: &Path) {
+    let image = images::dense(dir, GIB);
+    let target = target(GIB, true);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let relay = runtime.block_on(Relay::start(target.portal, Trouble::Narrow(NARROW_BYTES)));
+    let mut contenders = raw_contenders(&image, &target);
+    for contender in &mut contenders {
+        let (straight, narrow) = (target.portal.to_string(), relay.address.to_string());
+        contender.command = contender.command.replace(&straight, &narrow);
+    }
+    contest("dense-narrow", 1.0, &contenders, || {}, |who| compare(who, &image, &target));
     fs::remove_file(image).unwrap();
 }
 

@@ -23,6 +23,8 @@ mod images;
 mod open_iscsi;
 #[path = "../rooms/ports.rs"]
 mod ports;
+#[path = "../rooms/imaging/relay.rs"]
+mod relay;
 #[path = "../rooms/iscsi/tgtd.rs"]
 mod tgtd;
 mod writer;

@@ -249,3 +249,28 @@ async fn a_layout_of_tables_at_both_ends_is_whole_after_cuts_in_every_part() {
     assert!(part(50 * MIB, 6 * MIB).iter().all(|byte| *byte == 0));
     assert!(disk.ends_with(&vec![2; 33 * 512]));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_is_narrow_for_each_connection_is_filled_by_several() {
+    let (image, tgtd) = (Image::new(160 * MIB), target(168 * MIB));
+    let relay = Relay::start(tgtd.portal, Trouble::Narrow(24 * MIB)).await;
+    let (_keep, cancel) = watch::channel(false);
+    write(&Way::to(relay.address), &image.order(Verify::None), cancel).await.unwrap();
+    let carried = relay.carried();
+    assert!((2..=4).contains(&carried.len()), "{carried:?}");
+    assert!(carried[1] > 4 * MIB, "{carried:?}");
+    assert_holds(&tgtd, &image.bytes);
+    await_no_session(&tgtd, Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_several_connections_that_is_cut_takes_the_others_along_and_the_image_is_whole() {
+    let (image, tgtd) = (Image::new(112 * MIB), target(120 * MIB));
+    let relay = Relay::start(tgtd.portal, Trouble::NarrowCutsSecond(24 * MIB, 12 * MIB)).await;
+    let (_keep, cancel) = watch::channel(false);
+    write(&Way::to(relay.address), &image.order(Verify::None), cancel).await.unwrap();
+    let carried = relay.carried();
+    assert!(carried.len() == 3 && carried[1] >= 12 * MIB, "{carried:?}");
+    assert_holds(&tgtd, &image.bytes);
+    await_no_session(&tgtd, Duration::from_secs(5));
+}

@@ -43,6 +43,8 @@ pub(super) enum Quirk {
     /// The same, and a write once begun is carried out, whether anybody waits for it or not: so do real targets. Zeros are
     /// faster than data, so that a wipe overtakes the writes before it.
     CarriesOut,
+    /// Each connection carries one write at a time, for [`PACE`].
+    Narrow(Further),
     /// Each connection breaks after so many calls, so often; then some of what was not flushed is lost.
     Breaks {
         calls: usize,
@@ -53,6 +55,30 @@ pub(super) enum Quirk {
         calls: usize,
         bytes: u64,
     },
+}
+
+/// How long a narrow connection takes for a write: so long that a busy machine makes little difference.
+pub(super) const PACE: Duration = Duration::from_millis(40);
+
+/// What becomes of further connections to a narrow disk, while the first is open.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Further {
+    /// From the first of them on, every one takes a quarter of the time.
+    Helps,
+    /// They take turns, and twice the time.
+    Disturbs,
+    Refused,
+    /// They lead to a disk of another size.
+    OtherDisk,
+    /// They help, but the second breaks after so many writes in all; then some of what was not flushed is lost.
+    Breaks(usize),
+}
+
+/// A write: on which connection it was, and how many were open.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Wrote {
+    pub(super) connection: usize,
+    pub(super) open: usize,
 }
 
 /// What a disk has done, in the order of completion.
@@ -87,7 +113,11 @@ pub(super) struct FileDisk {
     under_way: AtomicUsize,
     most_under_way: AtomicUsize,
     connections: AtomicUsize,
+    refused: AtomicUsize,
     open: AtomicUsize,
+    wrote: Mutex<Vec<Wrote>>,
+    /// For connections that disturb each other.
+    one_at_a_time: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl FileDisk {
@@ -108,7 +138,10 @@ impl FileDisk {
             under_way: AtomicUsize::new(0),
             most_under_way: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            refused: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
+            wrote: Mutex::default(),
+            one_at_a_time: Arc::default(),
         })
     }
 
@@ -145,23 +178,39 @@ impl FileDisk {
         self.open.load(Ordering::SeqCst)
     }
 
+    /// Connections that were refused.
+    pub(super) fn refused(&self) -> usize {
+        self.refused.load(Ordering::SeqCst)
+    }
+
+    /// All writes, in the order of completion.
+    pub(super) fn wrote(&self) -> Vec<Wrote> {
+        self.wrote.lock().unwrap().clone()
+    }
+
     /// Waits until so many calls have begun.
     pub(super) async fn wait_for_calls(&self, count: usize) {
         self.calls.subscribe().wait_for(|calls| *calls >= count).await.unwrap();
     }
 
     /// The power fails: of the writes since the last flush only those that `keeps` chooses have happened.
-    pub(super) fn lose(&self, mut keeps: impl FnMut() -> bool) {
+    pub(super) fn lose(&self, keeps: impl FnMut() -> bool) {
+        let content = self.survives(keeps);
         let mut cache = self.cache.lock().unwrap();
-        let mut content = std::mem::take(&mut cache.durable);
-        for (offset, data) in std::mem::take(&mut cache.writes) {
-            if keeps() {
-                let from = usize::try_from(offset).unwrap();
-                content[from..from + data.len()].copy_from_slice(&data);
-            }
-        }
+        cache.writes.clear();
         self.file.write_all_at(&content, 0).unwrap();
         cache.durable = content;
+    }
+
+    /// What the disk would hold then.
+    pub(super) fn survives(&self, mut keeps: impl FnMut() -> bool) -> Vec<u8> {
+        let cache = self.cache.lock().unwrap();
+        let mut content = cache.durable.clone();
+        for (offset, data) in cache.writes.iter().filter(|_| keeps()) {
+            let from = usize::try_from(*offset).unwrap();
+            content[from..from + data.len()].copy_from_slice(data);
+        }
+        content
     }
 
     async fn begin(&self) -> UnderWay<'_> {
@@ -188,9 +237,24 @@ impl FileDisk {
         assert!(offset + bytes <= self.bytes, "{offset}+{bytes} is beyond the end");
     }
 
-    async fn carry_out(&self, offset: u64, data: Bytes, zero: bool) -> Result<(), VolumeError> {
+    async fn carry_out(
+        &self,
+        lane: &Lane,
+        offset: u64,
+        data: Bytes,
+        zero: bool,
+    ) -> Result<(), VolumeError> {
         let _under_way = self.begin().await;
         self.check_range(offset, data.len() as u64);
+        if let Quirk::Narrow(further) = self.quirk {
+            let _turn = lane.turn.lock().await;
+            tokio::time::sleep(match further {
+                Further::Helps | Further::Breaks(_) if self.connections() > 1 => PACE / 4,
+                Further::Disturbs if self.open() > 1 => PACE * 2,
+                _ => PACE,
+            })
+            .await;
+        }
         if self.quirk == Quirk::CarriesOut && data != vec![0; data.len()] {
             tokio::time::sleep(Duration::from_millis(30)).await;
         }
@@ -204,6 +268,7 @@ impl FileDisk {
             let old = vec![OLD; usize::try_from(dropped.end - dropped.start).unwrap()];
             self.file.write_all_at(&old, dropped.start).unwrap();
         }
+        self.wrote.lock().unwrap().push(Wrote { connection: lane.number, open: self.open() });
         // A copy: the buffer goes back to whoever lent it.
         cache.writes.push((offset, Bytes::copy_from_slice(&data)));
         self.did.lock().unwrap().push(if zero { Did::Zero(range) } else { Did::Write(range) });
@@ -266,10 +331,15 @@ impl Connector for FileDisk {
         if matches!(self.quirk, Quirk::DeadAfter(calls) if *self.calls.borrow() > calls) {
             std::future::pending::<()>().await;
         }
+        if self.quirk == Quirk::Narrow(Further::Refused) && self.open() > 0 {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(error("too many", true));
+        }
         let number = self.connections.fetch_add(1, Ordering::SeqCst);
         self.open.fetch_add(1, Ordering::SeqCst);
         let bytes = match self.quirk {
             Quirk::TurnsInto { bytes, .. } if number > 0 => bytes,
+            Quirk::Narrow(Further::OtherDisk) if number > 0 => 2 * self.bytes,
             _ => self.bytes,
         };
         let calls_left = match self.quirk {
@@ -277,8 +347,13 @@ impl Connector for FileDisk {
             Quirk::TurnsInto { calls, .. } if number == 0 => calls,
             _ => usize::MAX,
         };
+        let turn = match self.quirk {
+            Quirk::Narrow(Further::Disturbs) => Arc::clone(&self.one_at_a_time),
+            _ => Arc::default(),
+        };
         Ok(Arc::new(Connection {
             disk: self.me.upgrade().unwrap(),
+            lane: Arc::new(Lane { number, turn }),
             bytes,
             calls_left: AtomicUsize::new(calls_left),
             broken: watch::channel(false).0,
@@ -300,9 +375,17 @@ impl Connector for FileDisk {
 #[derive(Debug)]
 pub(super) struct Connection {
     disk: Arc<FileDisk>,
+    lane: Arc<Lane>,
     bytes: u64,
     calls_left: AtomicUsize,
     broken: watch::Sender<bool>,
+}
+
+/// What its writes go through.
+#[derive(Debug)]
+struct Lane {
+    number: usize,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Connection {
@@ -312,9 +395,13 @@ impl Connection {
         call: impl Future<Output = Result<T, VolumeError>>,
     ) -> Result<T, VolumeError> {
         let less = |left: usize| left.checked_sub(1);
-        if self.calls_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_err()
-            && !self.broken.send_replace(true)
-        {
+        let breaks = match self.disk.quirk {
+            Quirk::Narrow(Further::Breaks(writes)) => {
+                self.lane.number == 1 && self.disk.wrote.lock().unwrap().len() >= writes
+            }
+            _ => self.calls_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_err(),
+        };
+        if breaks && !self.broken.send_replace(true) {
             // Every other write was lucky.
             let mut lucky = false;
             self.disk.lose(|| {
@@ -332,10 +419,10 @@ impl Connection {
 
     async fn put(&self, offset: u64, data: Bytes, zero: bool) -> Result<(), VolumeError> {
         if self.disk.quirk != Quirk::CarriesOut {
-            return self.call(self.disk.carry_out(offset, data, zero)).await;
+            return self.call(self.disk.carry_out(&self.lane, offset, data, zero)).await;
         }
-        let disk = Arc::clone(&self.disk);
-        tokio::spawn(async move { disk.carry_out(offset, data, zero).await }).await.unwrap()
+        let (disk, lane) = (Arc::clone(&self.disk), Arc::clone(&self.lane));
+        tokio::spawn(async move { disk.carry_out(&lane, offset, data, zero).await }).await.unwrap()
     }
 }
 

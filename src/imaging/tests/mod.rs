@@ -1,6 +1,7 @@
 //! What the pipeline promises about a disk, on real files and on disks that misbehave.
 
 mod disks;
+mod lanes;
 mod layouts;
 mod lines;
 

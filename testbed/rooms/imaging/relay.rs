@@ -1,4 +1,4 @@
-//! A TCP relay between initiator and target that cuts the line, or has writes to a place undone.
+//! A TCP relay between initiator and target that cuts lines, gives each a part of the path, or has writes to a place undone.
 
 #![expect(
     clippy::indexing_slicing,
@@ -9,72 +9,116 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, tcp::OwnedReadHalf, tcp::OwnedWriteHalf},
     sync::watch,
+    time::{Instant, sleep_until},
 };
 
 /// What it does to the connections.
 #[derive(Clone, Debug)]
-pub(super) enum Trouble {
+pub(crate) enum Trouble {
     None,
     /// Cuts each after so many bytes on their way to the target.
     CutAfter(u64),
+    /// Gives each so many bytes a second on their way to the target.
+    Narrow(u64),
+    /// The same, and cuts the second after so many bytes.
+    NarrowCutsSecond(u64, u64),
     /// Puts this byte in place of everything that is written to a range of the disk: what was there before, as if the write had been
     /// acknowledged and dropped. Blocks have 512 bytes.
     Drops(Range<u64>, u8),
 }
 
 /// A running relay; it ends with its runtime.
-pub(super) struct Relay {
-    pub(super) address: SocketAddr,
+pub(crate) struct Relay {
+    pub(crate) address: SocketAddr,
     sent: watch::Receiver<u64>,
-    connections: Arc<AtomicUsize>,
+    carried: Arc<Mutex<Vec<u64>>>,
+}
+
+/// What one connection may do, and what is known of it.
+struct Limits {
+    /// Bytes until it is cut.
+    left: u64,
+    bytes_per_s: Option<u64>,
+    number: usize,
+    carried: Arc<Mutex<Vec<u64>>>,
 }
 
 impl Relay {
-    pub(super) async fn start(target: SocketAddr, trouble: Trouble) -> Self {
+    pub(crate) async fn start(target: SocketAddr, trouble: Trouble) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (counter, sent) = watch::channel(0);
-        let connections = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&connections);
+        let carried = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&carried);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                count.fetch_add(1, Ordering::SeqCst);
+                let limits = Limits::new(&trouble, &all);
                 let (trouble, counter) = (trouble.clone(), counter.clone());
                 tokio::spawn(async move {
                     let server = TcpStream::connect(target).await.unwrap();
                     let (client, server) = (client.into_split(), server.into_split());
                     // Whichever way ends first takes the other along.
                     tokio::select! {
-                        () = up(client.0, server.1, trouble, counter) => {}
+                        () = up(client.0, server.1, trouble, limits, counter) => {}
                         () = down(server.0, client.1) => {}
                     }
                 });
             }
         });
-        Self { address, sent, connections }
+        Self { address, sent, carried }
     }
 
     /// Bytes that went to the target.
-    pub(super) fn sent_bytes(&self) -> u64 {
+    pub(crate) fn sent_bytes(&self) -> u64 {
         *self.sent.borrow()
     }
 
-    pub(super) async fn wait_for_sent(&self, bytes: u64) {
+    pub(crate) async fn wait_for_sent(&self, bytes: u64) {
         self.sent.clone().wait_for(|sent| *sent >= bytes).await.unwrap();
     }
 
-    pub(super) fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
+    pub(crate) fn connections(&self) -> usize {
+        self.carried().len()
+    }
+
+    /// Bytes that went to the target on each connection, in the order in which they were made.
+    pub(crate) fn carried(&self) -> Vec<u64> {
+        self.carried.lock().unwrap().clone()
+    }
+}
+
+impl Limits {
+    /// Those of a new connection.
+    fn new(trouble: &Trouble, carried: &Arc<Mutex<Vec<u64>>>) -> Self {
+        let number = {
+            let mut carried = carried.lock().unwrap();
+            carried.push(0);
+            carried.len() - 1
+        };
+        let (left, bytes_per_s) = match trouble {
+            Trouble::None | Trouble::Drops(..) => (u64::MAX, None),
+            Trouble::CutAfter(bytes) => (*bytes, None),
+            Trouble::Narrow(rate) => (u64::MAX, Some(*rate)),
+            Trouble::NarrowCutsSecond(rate, bytes) => {
+                (if number == 1 { *bytes } else { u64::MAX }, Some(*rate))
+            }
+        };
+        Self { left, bytes_per_s, number, carried: Arc::clone(carried) }
+    }
+
+    /// Counts what has passed; false when that was the last.
+    fn count(&mut self, bytes: u64) -> bool {
+        self.carried.lock().unwrap()[self.number] += bytes;
+        self.left = self.left.saturating_sub(bytes);
+        self.left > 0
     }
 }
 
@@ -86,12 +130,10 @@ async fn up(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     trouble: Trouble,
+    mut limits: Limits,
     counter: watch::Sender<u64>,
 ) {
-    let (mut left, mut writes) = (u64::MAX, HashMap::new());
-    if let Trouble::CutAfter(bytes) = trouble {
-        left = bytes;
-    }
+    let (mut writes, mut free_at) = (HashMap::new(), Instant::now());
     let mut buffer = vec![0; 64 << 10];
     loop {
         let passing = match &trouble {
@@ -100,7 +142,7 @@ async fn up(
                 undo(&mut pdu, &mut writes, range, *old);
                 pdu
             }
-            Trouble::None | Trouble::CutAfter(_) => match from.read(&mut buffer).await {
+            _ => match from.read(&mut buffer).await {
                 Ok(bytes @ 1..) => buffer[..bytes].to_vec(),
                 _ => return,
             },
@@ -110,9 +152,14 @@ async fn up(
             return;
         }
         counter.send_modify(|sent| *sent += bytes);
-        left = left.saturating_sub(bytes);
-        if left == 0 {
+        if !limits.count(bytes) {
             return;
+        }
+        if let Some(rate) = limits.bytes_per_s {
+            // What was not used is lost, but for what a sleep may be too long.
+            free_at = free_at.max(Instant::now() - Duration::from_millis(5));
+            free_at += Duration::from_nanos(bytes * 1_000_000_000 / rate);
+            sleep_until(free_at).await;
         }
     }
 }

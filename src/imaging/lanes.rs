@@ -1,0 +1,156 @@
+//! The connections that are open to one disk: one, and while a body is written as many as make it quicker.
+//!
+//! Called by the line, which makes them anew when one has broken, and by the passes over the disk, which spread their commands over them.
+//! It must never lend a connection to another disk, and never close one under commands that are still wanted.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::{
+    Connector, Geometry, ImagingError,
+    climb::{Advice, Climb},
+    disk::Disk,
+    flight::Flight,
+    reader::{BUFFERS, CHUNK_BYTES},
+};
+
+/// Bytes of data under way when the line is what limits: nearly all the buffers, but for those being filled.
+const FULL_BYTES: u64 = BUFFERS as u64 * CHUNK_BYTES * 3 / 4;
+/// For closing a connection in good order; on one that lives it takes milliseconds.
+pub(super) const CLOSE_MAX: Duration = Duration::from_secs(5);
+
+/// A connection being made.
+type Opening<'a, V> = Pin<Box<dyn Future<Output = Result<Disk<V>, ImagingError>> + Send + 'a>>;
+
+/// Connections to one disk, numbered from 0 on.
+pub(super) struct Lanes<'a, C: Connector> {
+    connector: &'a C,
+    first: Disk<C::Volume>,
+    more: Vec<Disk<C::Volume>>,
+    opening: Option<Opening<'a, C::Volume>>,
+    /// Gets no more commands, and is closed when it has none. Its number is the next after the others'.
+    retiring: Option<Disk<C::Volume>>,
+}
+
+impl<'a, C: Connector> Lanes<'a, C> {
+    /// Connects; an error if that leads to another disk than before.
+    pub(super) async fn open(
+        connector: &'a C,
+        had: Option<Geometry>,
+    ) -> Result<Self, ImagingError> {
+        let first = connect(connector, had).await?;
+        Ok(Self { connector, first, more: Vec::new(), opening: None, retiring: None })
+    }
+
+    /// The connection for what is not spread. A flush on it covers what was acknowledged on any: the cache is the logical unit's, and
+    /// SYNCHRONIZE CACHE speaks of its blocks, not of who wrote them (SBC-3).
+    pub(super) fn first(&self) -> &Disk<C::Volume> {
+        &self.first
+    }
+
+    /// The connection with the least to do, and its number.
+    pub(super) fn freest(&self, flight: &Flight) -> (usize, Disk<C::Volume>) {
+        let lanes = [&self.first].into_iter().chain(&self.more).enumerate();
+        let freest = lanes.min_by_key(|(number, _)| flight.load(*number));
+        freest.map_or_else(|| (0, self.first.clone()), |(number, disk)| (number, disk.clone()))
+    }
+
+    /// Opens or closes a connection, when that is what `climb` says to what is under way.
+    pub(super) async fn adapt(&mut self, climb: &mut Climb, flight: &Flight) {
+        let full = flight.data_under_way() >= FULL_BYTES;
+        match climb.look(tokio::time::Instant::now(), flight.landed_bytes(), full) {
+            Advice::OpenOne => {
+                self.opening = Some(Box::pin(connect(self.connector, Some(self.first.geometry()))));
+            }
+            Advice::CloseOne => {
+                self.retiring = self.more.pop();
+                debug!(connections = 1 + self.more.len(), "one more connection is no quicker");
+            }
+            Advice::Stay | Advice::Settled => {}
+        }
+        if let Some(disk) = &self.retiring
+            && flight.is_idle(1 + self.more.len())
+        {
+            let closing = self.connector.close(disk.clone().into_volume());
+            if timeout(CLOSE_MAX, closing).await.is_err() {
+                warn!("a connection that was not needed any more was cut");
+            }
+            self.retiring = None;
+        }
+    }
+
+    /// The connection that is being made, when it is there or is not to be had; for ever if there is none. Dropping the future loses
+    /// nothing.
+    pub(super) async fn opened(&mut self) -> Result<Disk<C::Volume>, ImagingError> {
+        let opened = match &mut self.opening {
+            Some(opening) => opening.await,
+            None => std::future::pending().await,
+        };
+        self.opening = None;
+        opened
+    }
+
+    /// Takes what [`Lanes::opened`] gave.
+    pub(super) fn take(
+        &mut self,
+        opened: Result<Disk<C::Volume>, ImagingError>,
+        climb: &mut Climb,
+    ) {
+        match opened {
+            Ok(disk) => {
+                self.more.push(disk);
+                climb.opened();
+                debug!(connections = 1 + self.more.len(), "one more connection to the disk");
+            }
+            Err(error) => {
+                climb.refused();
+                warn!(%error, "no further connection to the disk; going on with what there is");
+            }
+        }
+    }
+
+    /// Gives up a connection that is being made: nothing was sent on it that writes.
+    pub(super) fn open_no_more(&mut self) {
+        self.opening = None;
+    }
+
+    /// Closes all of them, at the same time: when this returns, nothing is written any more. Dropping the future loses nothing.
+    pub(super) async fn close(&mut self) {
+        self.open_no_more();
+        let disks = [&self.first].into_iter().chain(&self.more).chain(&self.retiring);
+        let mut closing: Vec<_> =
+            disks.map(|disk| Box::pin(self.connector.close(disk.clone().into_volume()))).collect();
+        poll_fn(|context| {
+            closing.retain_mut(|one| one.as_mut().poll(context).is_pending());
+            if closing.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+}
+
+async fn connect<C: Connector>(
+    connector: &C,
+    had: Option<Geometry>,
+) -> Result<Disk<C::Volume>, ImagingError> {
+    // On the heap: a login with all its buffers is in every future that may connect.
+    let connected = Box::pin(connector.connect()).await;
+    let volume = connected.map_err(ImagingError::Connection)?;
+    let error = match Disk::of(volume.clone()) {
+        Ok(disk) => match had {
+            Some(had) if had != disk.geometry() => {
+                ImagingError::OtherDisk { had, has: disk.geometry() }
+            }
+            _ => return Ok(disk),
+        },
+        Err(error) => error,
+    };
+    connector.close(volume).await;
+    Err(error)
+}
