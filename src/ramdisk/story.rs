@@ -250,17 +250,17 @@ mod tests {
         // The checkout is on a real file system, which can be read past the cache.
         let dir = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).unwrap();
         let path = dir.path().join("disk");
-        let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest([7; BYTES]));
+        let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(vec![7; BYTES]));
         let range = DiskRange { from: 0, bytes: BYTES as u64, digest: digest.unwrap() };
         let disk = Disk { name: path.to_str().unwrap().to_owned(), ..Disk::default() };
         let told = async || compare(&disk, vec![range.clone()]).await;
 
         let missing = told().await;
         assert!(!missing.verified && missing.error.contains("at byte 0: "), "{missing:?}");
-        fs::write(&path, [8; BYTES]).unwrap();
+        fs::write(&path, vec![8; BYTES]).unwrap();
         let differs = told().await;
         assert!(differs.verified && differs.error.contains("its bytes 0 to 65535"), "{differs:?}");
-        fs::write(&path, [7; BYTES]).unwrap();
+        fs::write(&path, vec![7; BYTES]).unwrap();
         let same = told().await;
         assert!(same.verified && same.error.is_empty(), "{same:?}");
     }
