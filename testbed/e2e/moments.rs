@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Short enough to come between a record and what it announces.
-const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// What "at once" means for the moments right after a place was reached.
 const AT_ONCE_MS: u64 = 300;
 const SECTOR_BYTES: usize = 512;
