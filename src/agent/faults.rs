@@ -110,8 +110,11 @@ pub(super) fn of_image(error: &ImageError) -> Fault {
 fn of_fetch(error: &FetchError, message: String) -> Fault {
     use RetryAdvice::{Backoff, Never};
     let (code, retry, hint) = match error {
-        FetchError::Unusable { .. } | FetchError::TooLarge { .. } | FetchError::Url(_) => {
+        FetchError::Unusable { .. } | FetchError::Url(_) => {
             ("ImageUnusable", Never, "correct image.source or the file it names")
+        }
+        FetchError::TooLarge { .. } => {
+            ("ImageUnusable", Never, "correct image.source, or raise images.published_max")
         }
         FetchError::NotListed { .. } => (
             "ChecksumNotListed",

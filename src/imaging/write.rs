@@ -31,7 +31,7 @@ const FLUSH_PERIOD: Duration = Duration::from_secs(5);
 /// Commands whose results wait for those of earlier ones. They bound the zeros under way; data is bounded by its buffers.
 const COMMANDS_MAX: usize = 64;
 /// Pieces being compared at once: each holds what was read beside what is wanted. A connection keeps no more data in flight.
-const COMPARES_MAX: usize = 8;
+pub(super) const COMPARES_MAX: usize = 8;
 /// For leaving a disk that is written.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 

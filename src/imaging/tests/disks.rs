@@ -112,6 +112,7 @@ pub(super) struct FileDisk {
     calls: watch::Sender<usize>,
     under_way: AtomicUsize,
     most_under_way: AtomicUsize,
+    most_reading: AtomicUsize,
     connections: AtomicUsize,
     refused: AtomicUsize,
     open: AtomicUsize,
@@ -137,6 +138,7 @@ impl FileDisk {
             calls: watch::channel(0).0,
             under_way: AtomicUsize::new(0),
             most_under_way: AtomicUsize::new(0),
+            most_reading: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
@@ -166,6 +168,11 @@ impl FileDisk {
 
     pub(super) fn most_under_way(&self) -> usize {
         self.most_under_way.load(Ordering::SeqCst)
+    }
+
+    /// The most calls that were under way while one of them read.
+    pub(super) fn most_reading(&self) -> usize {
+        self.most_reading.load(Ordering::SeqCst)
     }
 
     /// Connections there have been.
@@ -297,6 +304,7 @@ impl FileDisk {
 
     async fn read(&self, offset: u64, bytes: u64) -> Result<Bytes, VolumeError> {
         let _under_way = self.begin().await;
+        self.most_reading.fetch_max(self.under_way(), Ordering::SeqCst);
         self.check_range(offset, bytes);
         if self.quirk == Quirk::HangsReading {
             return std::future::pending().await;

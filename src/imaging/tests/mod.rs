@@ -278,4 +278,10 @@ async fn memory_in_flight_stays_bounded_however_slow_the_disk() {
     bench.write(&disk).await.unwrap();
     let most = disk.most_under_way();
     assert!(most <= reader::BUFFERS && most > 1, "{most}");
+    // A piece that is compared is there twice.
+    let reading = disk.most_reading();
+    assert!(reading <= write::COMPARES_MAX && reading > 1, "{reading}");
+    // Four at once have to stay below 64 MiB with all that is around them.
+    let pieces = (reader::BUFFERS + write::COMPARES_MAX) as u64;
+    assert!(4 * pieces * reader::CHUNK_BYTES <= 48 * MIB);
 }

@@ -41,9 +41,13 @@ fn a_half_written_edit_is_told_and_the_attempt_goes_on() {
 #[test]
 fn a_spec_removed_while_its_disk_is_written_stops_everything() {
     let (site, machine, _agent, ramdisk) = caught_in_the_middle(NODE, &[]);
+    // It must not be done before the removal is believed.
+    machine.disk.signal("-STOP");
     // Without another, the directory would be empty.
     fs::write(site.path("nodes/other.toml"), "").unwrap();
     fs::remove_file(site.path("nodes/edge-07.toml")).unwrap();
+    site.await_that("stopped", || site.log().contains("the spec is gone"));
+    machine.disk.signal("-CONT");
     site.await_that("forgotten", || {
         site.status(NODE).is_none() && !site.path("state/edge-07.json").exists()
     });
