@@ -20,10 +20,10 @@ pub mod imaging;
 pub mod ipmi;
 pub mod iscsi;
 pub mod lifecycle;
+pub mod netboot;
 pub mod spec;
 pub mod status_file;
 pub mod store;
-pub mod tftp;
 pub mod watch;
 
 pub mod agent;

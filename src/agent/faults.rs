@@ -69,8 +69,14 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
             "the BMC does not keep the boot device: look at its firmware and at the machine's boot order",
         ),
     };
-    let message = format!("{error} (user {:?})", spec.bmc.username);
+    let user = spec.bmc.as_ref().map_or("", |bmc| &bmc.username);
+    let message = format!("{error} (user {user:?})");
     Fault { step, code: code.into(), retry, message, hint: hint.into() }
+}
+
+/// The core wanted something of a BMC that is not there.
+pub(super) fn no_bmc(step: Step) -> Fault {
+    Fault::lasting(step, "NoBmc", "the spec names no BMC", "set [bmc]")
 }
 
 /// There is no image.

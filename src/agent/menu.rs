@@ -14,7 +14,7 @@ use crate::{
         secret::Secret,
         spec::{Boot, Netboot},
     },
-    tftp::{self, BootTable},
+    netboot::{self, BootTable},
 };
 
 use super::{INITRAMFS_NAME, KERNEL_NAME};
@@ -105,7 +105,7 @@ pub(super) fn check_own_files(images: &[PathBuf], netboot: &Netboot) -> Result<(
     [("image.kernel", &netboot.kernel), ("image.ramdisk", &netboot.ramdisk)]
         .into_iter()
         .try_for_each(|(key, path)| {
-            tftp::check_own_file(images, path).map_err(|error| {
+            netboot::check_own_file(images, path).map_err(|error| {
                 Fault::passing(
                     Step::Preflight,
                     "OwnBootFilesMissing",

@@ -49,10 +49,10 @@ use crate::{
     config::{self, Config},
     lifecycle::{Carrier, Fleet, Left, Policy, Record},
     model::{ids::NodeName, problem::Problem, status::Installed},
+    netboot,
     spec::Defaults,
     status_file::StatusFiles,
     store::{Store, StoreError},
-    tftp,
     watch::{DEBOUNCE, Watcher},
 };
 
@@ -99,7 +99,7 @@ pub struct Agent {
     config: Config,
     store: Store,
     fleet: Fleet,
-    tftp: tftp::Server,
+    tftp: netboot::Server,
     callback: callback::Server,
     admin: Option<admin::Server>,
     pin: String,
@@ -115,7 +115,7 @@ impl Agent {
             let what = format!("{what} {at}");
             move |source| StartError::Listen { what, source }
         };
-        let tftp = tftp::Server::bind(tftp_config(&config))
+        let tftp = netboot::Server::bind(tftp_config(&config))
             .map_err(listen("TFTP listener", config.tftp.listen))?;
         let store = Store::open(&config.state.dir)?;
         let identity = callback::Identity::load_or_create(&config.state.dir)?;
@@ -159,7 +159,7 @@ impl Agent {
     /// next start goes on from there.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
         let Self { config, store, fleet, tftp, callback, admin, pin } = self;
-        let table = tftp::BootTable::default();
+        let table = netboot::BootTable::default();
         let (evidence, fetches) = mpsc::channel(CHANNEL_DEPTH);
         let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
         let (ordering, orders) = mpsc::channel(CHANNEL_DEPTH);
@@ -215,14 +215,14 @@ impl Agent {
     }
 }
 
-fn tftp_config(config: &Config) -> tftp::Config {
+fn tftp_config(config: &Config) -> netboot::Config {
     let files =
         [(KERNEL_NAME, &config.ramdisk.kernel), (INITRAMFS_NAME, &config.ramdisk.initramfs)];
-    tftp::Config {
+    netboot::Config {
         loaders: Some(config.tftp.loaders.clone()),
         files: files.into_iter().map(|(name, path)| (name.to_owned(), path.clone())).collect(),
         images: image_dirs(&config.images),
-        ..tftp::Config::new(config.tftp.listen)
+        ..netboot::Config::new(config.tftp.listen)
     }
 }
 

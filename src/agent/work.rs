@@ -170,7 +170,8 @@ impl Workshop {
 
     /// The node's client. The password is read each time, so that a corrected file counts at once.
     fn bmc(&self, step: Step, spec: &NodeSpec) -> Result<Arc<Bmc>, Fault> {
-        let path = self.secrets.join(&spec.bmc.password_file);
+        let bmc = spec.bmc.as_ref().ok_or_else(|| faults::no_bmc(step))?;
+        let path = self.secrets.join(&bmc.password_file);
         let password = read_password(&path).map_err(|error| {
             let message = format!("bmc.password_file {}: {error}", path.display());
             Fault::passing(
@@ -182,20 +183,19 @@ impl Workshop {
         })?;
         let mut bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
         let known = bmcs.get(&spec.name);
-        if let Some(known) =
-            known.filter(|known| known.spec == spec.bmc && known.password == password)
+        if let Some(known) = known.filter(|known| known.spec == *bmc && known.password == password)
         {
             return Ok(Arc::clone(&known.client));
         }
         let client = Arc::new(Bmc::new(BmcConfig {
-            address: spec.bmc.address.clone(),
-            username: spec.bmc.username.clone(),
+            address: bmc.address.clone(),
+            username: bmc.username.clone(),
             password: password.clone(),
-            privilege: spec.bmc.privilege,
-            cipher_suite: spec.bmc.cipher_suite,
+            privilege: bmc.privilege,
+            cipher_suite: bmc.cipher_suite,
             spacing: self.bmc_spacing,
         }));
-        let known = KnownBmc { spec: spec.bmc.clone(), password, client: Arc::clone(&client) };
+        let known = KnownBmc { spec: bmc.clone(), password, client: Arc::clone(&client) };
         bmcs.insert(spec.name.clone(), known);
         Ok(client)
     }

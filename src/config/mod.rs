@@ -45,7 +45,10 @@ const RAW_BYTES_MAX: u64 = 1 << 40;
 const BMC_SPACING: Duration = Duration::from_secs(1);
 const RESCAN: Duration = Duration::from_secs(60);
 const TFTP_PORT: u16 = 69;
+const HTTP_PORT: u16 = 8080;
 const CALLBACK_PORT: u16 = 8443;
+/// That of Ironic's own API.
+const IRONIC_PORT: u16 = 6385;
 /// Longest path, in bytes (Linux `PATH_MAX` less its NUL).
 const PATH_BYTES_MAX: usize = 4095;
 
@@ -64,8 +67,13 @@ pub struct Config {
     pub network: Network,
     /// `[tftp]`
     pub tftp: Tftp,
+    /// `[http]`
+    pub http: Http,
     /// `[callback]`
     pub callback: Callback,
+    /// `[ironic]`: unless it is there, no machine is installed by Ironic's ramdisk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ironic: Option<Ironic>,
     /// `[admin]`
     pub admin: Admin,
     /// `[ramdisk]`
@@ -140,6 +148,24 @@ pub struct Tftp {
     pub listen: SocketAddr,
     /// The directory with the boot loaders.
     pub loaders: PathBuf,
+}
+
+/// `[http]`: kernels and ramdisks for iPXE. Plain HTTP, as TFTP is plain: nothing that is served so is a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Http {
+    /// Where it listens; the machines are told `network.advertise` with this port.
+    pub listen: SocketAddr,
+}
+
+/// `[ironic]`: what the deploy ramdisk of `OpenStack` Ironic's first years needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ironic {
+    /// Where its calls are taken, in plain HTTP; it is told `network.advertise` with this port.
+    pub listen: SocketAddr,
+    /// Its kernel.
+    pub kernel: PathBuf,
+    /// The ramdisk.
+    pub initramfs: PathBuf,
 }
 
 /// `[callback]`
@@ -239,8 +265,12 @@ fn config(config: &mut Section<'_>) -> Option<Config> {
     let (tftp_listen, loaders) = config
         .key("tftp")
         .table(|tftp| (tftp.key("listen").text(socket), tftp.key("loaders").text(absolute)));
+    let http_listen = config.key("http").table(|table| table.key("listen").text(socket));
     let callback_listen = config.key("callback").table(|table| table.key("listen").text(socket));
     let ramdisk = config.key("ramdisk").table(ramdisk);
+    let has_ironic = config.has("ironic");
+    let ironic = config.key("ironic");
+    let ironic = if has_ironic { Some(ironic.table(ironic_ramdisk)) } else { None };
     let admin_socket = config.key("admin").table(|admin| admin.key("socket").text(absolute));
     let limits = config.key("limits").table(limits);
     let safety = config.key("safety").table(safety);
@@ -255,6 +285,15 @@ fn config(config: &mut Section<'_>) -> Option<Config> {
         tftp: Tftp {
             listen: tftp_listen.unwrap_or(SocketAddr::new(advertise, TFTP_PORT)),
             loaders: loaders.unwrap_or_else(|| LOADERS_DIR.into()),
+        },
+        http: Http { listen: http_listen.unwrap_or(SocketAddr::new(advertise, HTTP_PORT)) },
+        ironic: match ironic {
+            None => None,
+            Some((listen, files)) => {
+                let Ramdisk { kernel, initramfs } = files?;
+                let listen = listen.unwrap_or(SocketAddr::new(advertise, IRONIC_PORT));
+                Some(Ironic { listen, kernel, initramfs })
+            }
         },
         callback: Callback {
             listen: callback_listen.unwrap_or(SocketAddr::new(advertise, CALLBACK_PORT)),
@@ -293,6 +332,10 @@ fn ramdisk(ramdisk: &mut Section<'_>) -> Option<Ramdisk> {
     let kernel = ramdisk.key("kernel").required().text(absolute);
     let initramfs = ramdisk.key("initramfs").required().text(absolute);
     Some(Ramdisk { kernel: kernel?, initramfs: initramfs? })
+}
+
+fn ironic_ramdisk(ironic: &mut Section<'_>) -> (Option<SocketAddr>, Option<Ramdisk>) {
+    (ironic.key("listen").text(socket), ramdisk(ironic))
 }
 
 fn limits(limits: &mut Section<'_>) -> Limits {

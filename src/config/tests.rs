@@ -55,6 +55,9 @@ fn three_lines_are_enough_and_every_default_is_shown() {
         listen = "192.0.2.1:69"
         loaders = "/usr/share/hostler/loaders"
 
+        [http]
+        listen = "192.0.2.1:8080"
+
         [callback]
         listen = "192.0.2.1:8443"
 

@@ -111,7 +111,7 @@ impl Node {
             (State::CleaningUp { attempt, purpose }, Outcome::CleanedUp) => {
                 let purpose = *purpose;
                 // After a change of bmc.address it was another machine that was switched off.
-                if attempt.as_ref().is_some_and(|a| a.bmc.address == spec.bmc.address) {
+                if attempt.as_ref().is_some_and(|a| a.bmc_address() == spec.bmc_address()) {
                     self.see_power(now, PowerState::Off);
                 }
                 self.conclude(now, purpose);

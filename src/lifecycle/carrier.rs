@@ -190,7 +190,7 @@ impl Carrier {
             outside.log_phase(&node.status(now));
         }
         // Only a node that turns to another machine has left one behind.
-        let bmc = |record: &Record| record.spec.as_ref().map(|spec| spec.bmc.address.clone());
+        let bmc = |record: &Record| record.spec.as_ref().map(|spec| spec.machine());
         let turned = is_unsaved || before.and_then(bmc) != bmc(record);
         if (is_unsaved || before != Some(record))
             && let Err(error) = kept

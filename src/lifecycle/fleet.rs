@@ -167,7 +167,7 @@ impl Fleet {
         for (name, node) in &self.nodes {
             let Some(old) = node.spec() else { continue };
             let stays = match specs.get(name) {
-                Some(Ok(spec)) => spec.bmc.address == old.bmc.address,
+                Some(Ok(spec)) => spec.machine() == old.machine(),
                 Some(Err(_)) => true,
                 None => false,
             };
@@ -228,10 +228,10 @@ impl Fleet {
     /// What is known of the machine a spec names for the first time: it may have belonged to another node.
     fn remember(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
         let Some(node) = self.nodes.get_mut(name) else { return };
-        if node.spec().is_some_and(|old| old.bmc.address == spec.bmc.address) {
+        if node.spec().is_some_and(|old| old.machine() == spec.machine()) {
             return;
         }
-        let moved = self.left.machine(&spec.bmc.address).cloned();
+        let moved = self.left.machine(&spec.machine()).cloned();
         if node.spec().is_some() {
             match moved {
                 Some(None) => node.record.know(None),

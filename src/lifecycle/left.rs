@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ids::NodeName, spec::BmcAddress, status::Installed};
+use crate::model::{ids::NodeName, spec::MachineId, status::Installed};
 
 use super::state::Record;
 
@@ -22,7 +22,7 @@ type Known = Option<Installed>;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "File", into = "File")]
 pub struct Left {
-    machines: BTreeMap<BmcAddress, Known>,
+    machines: BTreeMap<MachineId, Known>,
     /// The same of nodes that never had a spec here, so that only their name is known: what status files say where a record is lost.
     nodes: BTreeMap<NodeName, Known>,
     changes: u64,
@@ -30,7 +30,7 @@ pub struct Left {
 
 #[derive(Serialize, Deserialize)]
 struct File {
-    machines: Vec<(BmcAddress, Known)>,
+    machines: Vec<(MachineId, Known)>,
     nodes: Vec<(NodeName, Known)>,
 }
 
@@ -73,9 +73,9 @@ impl Left {
         self.changes
     }
 
-    /// What is on the machine with this BMC, if anything is known of it.
-    pub(super) fn machine(&self, bmc: &BmcAddress) -> Option<&Known> {
-        self.machines.get(bmc)
+    /// What is on the machine, if anything is known of it.
+    pub(super) fn machine(&self, machine: &MachineId) -> Option<&Known> {
+        self.machines.get(machine)
     }
 
     /// What is on the machine of a node without a spec, if anything is known of it.
@@ -83,7 +83,7 @@ impl Left {
         self.nodes.get(name)
     }
 
-    /// The node has a spec: from now on its machine is known by its BMC.
+    /// The node has a spec: from now on its machine is known by what its spec says.
     pub(super) fn found(&mut self, name: &NodeName) {
         self.nodes.remove(name);
     }
@@ -91,7 +91,7 @@ impl Left {
     /// A node goes away, or turns to another machine.
     pub(super) fn leave(&mut self, name: &NodeName, record: &Record) {
         let changed = match &record.spec {
-            Some(spec) => leave(&mut self.machines, &spec.bmc.address, record),
+            Some(spec) => leave(&mut self.machines, &spec.machine(), record),
             None => leave(&mut self.nodes, name, record),
         };
         self.changes += u64::from(changed);

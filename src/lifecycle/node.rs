@@ -153,7 +153,7 @@ impl Node {
     pub(super) fn still_busy_with(&self) -> Option<Arc<NodeSpec>> {
         let bmc = &self.record.state.attempt()?.bmc;
         let mut spec = self.record.spec.clone()?;
-        Arc::make_mut(&mut spec).bmc = bmc.clone();
+        Arc::make_mut(&mut spec).bmc.clone_from(bmc);
         Some(spec)
     }
 
@@ -280,9 +280,9 @@ impl Node {
         let wanted = Some(spec.digest());
         let other_install = wanted != self.wanted;
         self.wanted = wanted;
-        let other_machine = old.as_ref().is_some_and(|old| {
-            old.bmc.address != spec.bmc.address || old.boot.macs != spec.boot.macs
-        });
+        let other_machine = old
+            .as_ref()
+            .is_some_and(|old| old.machine() != spec.machine() || old.boot.macs != spec.boot.macs);
         if other_machine {
             self.forget_machine(now, old.as_ref().and_then(|old| old.redeploy.clone()));
         }
@@ -411,8 +411,8 @@ impl Node {
         let limit = power_limit(&spec.timeouts);
         if let State::CleaningUp { attempt: Some(attempt), .. } = &self.record.state {
             self.record.deadline = Some(after(now, limit));
-            if attempt.bmc.address != spec.bmc.address {
-                Arc::make_mut(&mut spec).bmc = attempt.bmc.clone();
+            if attempt.bmc_address() != spec.bmc_address() {
+                Arc::make_mut(&mut spec).bmc.clone_from(&attempt.bmc);
             }
         }
         let op = OpId(self.next_op);

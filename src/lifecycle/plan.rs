@@ -16,7 +16,7 @@ use crate::model::{
     ids::{NodeName, OpId},
     power::PowerState,
     problem::Problem,
-    spec::{BmcAddress, Checksum, Goal, NodeSpec},
+    spec::{Checksum, Goal, MachineId, NodeSpec},
     status::{Installed, Phase, Status},
 };
 
@@ -98,8 +98,8 @@ pub struct Rehearsal {
     fleet: Fleet,
     specs: Specs,
     statuses: BTreeMap<NodeName, Status>,
-    /// What each BMC last said.
-    power: BTreeMap<BmcAddress, PowerState>,
+    /// What each machine was last seen in.
+    power: BTreeMap<MachineId, PowerState>,
     now: Timestamp,
 }
 
@@ -118,7 +118,7 @@ impl Rehearsal {
         for status in &statuses {
             let old = spec_in_force(status, before, &specs);
             if let (Some(old), Some(seen)) = (&old, last_power(status)) {
-                power.insert(old.bmc.address.clone(), seen);
+                power.insert(old.machine(), seen);
             }
             records.insert(status.node.clone(), record(status, old, now));
         }
@@ -175,7 +175,7 @@ impl Rehearsal {
     }
 
     fn power_of(&self, spec: &NodeSpec) -> Option<PowerState> {
-        self.power.get(&spec.bmc.address).copied()
+        self.power.get(&spec.machine()).copied()
     }
 
     fn intention(&self, node: &Node, kind: Option<Deed>) -> Intention {

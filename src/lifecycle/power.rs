@@ -59,7 +59,7 @@ impl Node {
     /// as a `redeploy` that is taken back, is none.
     pub(super) fn order_power(&mut self, now: Timestamp, old: Option<&NodeSpec>, new: &NodeSpec) {
         let same_machine =
-            old.filter(|old| old.bmc.address == new.bmc.address && old.boot.macs == new.boot.macs);
+            old.filter(|old| old.machine() == new.machine() && old.boot.macs == new.boot.macs);
         match (same_machine, new.goal, new.power) {
             (None, ..) | (_, Goal::Unmanaged, _) | (_, Goal::Deployed, WantedPower::Ignore) => {
                 self.record.power_ordered = false;

@@ -14,7 +14,7 @@ use crate::model::{
     ids::Digest,
     power::PowerState,
     secret::{AttemptKey, Secret},
-    spec::{Bmc, NodeSpec},
+    spec::{Bmc, BmcAddress, NodeSpec},
     status::{HistoryEntry, Installed, LastError, LastSeen, Phase},
 };
 
@@ -245,7 +245,8 @@ pub struct Attempt {
     /// The disk the ramdisk was told to export.
     pub disk: Option<Disk>,
     /// The BMC it was begun with: should the spec name another one now, this is the one to clean up by.
-    pub bmc: Bmc,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bmc: Option<Bmc>,
 }
 
 /// What is known of an image that is in the cache.
@@ -315,5 +316,12 @@ impl State {
     /// Whether nothing is under way: the states in which a spec may be taken up or the power observed.
     pub fn at_rest(&self) -> bool {
         matches!(self, Self::Idle | Self::Held { .. } | Self::Failed)
+    }
+}
+
+impl Attempt {
+    /// Where the BMC it was begun with answers, if there was one.
+    pub(super) fn bmc_address(&self) -> Option<&BmcAddress> {
+        self.bmc.as_ref().map(|bmc| &bmc.address)
     }
 }

@@ -24,6 +24,18 @@ pub enum Firmware {
     Bios,
 }
 
+/// A machine's processors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Arch {
+    /// 64-bit PC.
+    #[default]
+    #[serde(rename = "x86_64")]
+    X86_64,
+    /// 64-bit Arm; its firmware is always UEFI.
+    #[serde(rename = "aarch64")]
+    Aarch64,
+}
+
 /// What a known machine's boot menu says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BootMenu {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    boot::Firmware,
+    boot::{Arch, Firmware},
     disk::RootDeviceHints,
     ids::{Digest, DigestAlgorithm, MacAddr, NodeName},
 };
@@ -30,8 +30,9 @@ pub struct NodeSpec {
     pub redeploy: Option<String>,
     /// How the machine netboots.
     pub boot: Boot,
-    /// How its power is controlled.
-    pub bmc: Bmc,
+    /// How its power is controlled; `None`: a person does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bmc: Option<Bmc>,
     /// Which of its disks is written.
     pub root_device: RootDeviceHints,
     /// What is written there.
@@ -74,13 +75,58 @@ pub struct Boot {
     pub macs: Vec<MacAddr>,
     /// Its firmware.
     pub firmware: Firmware,
+    /// Its processors.
+    #[serde(default)]
+    pub arch: Arch,
+    /// The boot loader it is given.
+    #[serde(default)]
+    pub loader: Loader,
+    /// The deploy ramdisk it is given.
+    #[serde(default)]
+    pub ramdisk: DeployRamdisk,
+    /// Whether its iSCSI target has to ask for CHAP. One that does not lets everybody on the deploy network write the disk.
+    #[serde(default = "yes")]
+    pub require_chap: bool,
     /// Added to the deploy ramdisk's kernel command line.
     pub kernel_args: Vec<String>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// `boot.loader`: which boot loader takes the machine into an installation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Loader {
+    /// Whichever asks.
+    #[default]
+    Auto,
+    /// pxelinux.
+    Pxelinux,
+    /// GRUB.
+    Grub,
+    /// iPXE, which the others hand over to: it fetches kernel and ramdisk over HTTP.
+    Ipxe,
+}
+
+/// `boot.ramdisk`: whose deploy ramdisk exports the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeployRamdisk {
+    /// hostler's own.
+    #[default]
+    Hostler,
+    /// The shell ramdisk of `OpenStack` Ironic's first years. Its target asks nobody for a name and a secret, and its key travels in clear.
+    Ironic,
 }
 
 /// `[bmc]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bmc {
+    /// Who speaks to it.
+    #[serde(default)]
+    pub driver: BmcDriver,
     /// Where it answers.
     pub address: BmcAddress,
     /// Its user, at most 16 bytes (IPMI 2.0 §13.28); may be empty.
@@ -91,6 +137,30 @@ pub struct Bmc {
     pub privilege: Privilege,
     /// The one cipher suite to use; `None` tries 17, then 3, and remembers what worked.
     pub cipher_suite: Option<CipherSuite>,
+    /// Whether a ramdisk is believed only if the machine it runs on has the UUID that this BMC reports.
+    #[serde(default)]
+    pub match_system_uuid: bool,
+}
+
+/// `bmc.driver`, where there is a BMC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BmcDriver {
+    /// hostler itself.
+    #[default]
+    Ipmi,
+    /// The program of that name, for a BMC that only it can talk to.
+    Ipmitool,
+}
+
+/// What a machine is known by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum MachineId {
+    /// Its BMC.
+    Bmc(BmcAddress),
+    /// Its cards, if it has none.
+    Cards(Vec<MacAddr>),
 }
 
 /// Host and UDP port of a BMC.
@@ -375,6 +445,17 @@ pub struct Retry {
 }
 
 impl NodeSpec {
+    /// What the machine is known by.
+    pub fn machine(&self) -> MachineId {
+        let cards = || MachineId::Cards(self.boot.macs.clone());
+        self.bmc.as_ref().map_or_else(cards, |bmc| MachineId::Bmc(bmc.address.clone()))
+    }
+
+    /// Where its BMC answers, if it has one.
+    pub fn bmc_address(&self) -> Option<&BmcAddress> {
+        self.bmc.as_ref().map(|bmc| &bmc.address)
+    }
+
     /// The identity of what is to be installed: image, partitions, root device, config drive and `redeploy`. Names, power, timeouts and BMC
     /// are not in it, so that changing them never makes a machine look out of date. Of a checksum that is listed elsewhere, the place is in
     /// it: a list that changes is no change of the spec.

@@ -20,7 +20,9 @@ pub fn clashes<'a>(
         for mac in &spec.boot.macs {
             cards.entry(mac).or_default().insert(&spec.name);
         }
-        bmcs.entry(&spec.bmc.address).or_default().insert(&spec.name);
+        if let Some(address) = spec.bmc_address() {
+            bmcs.entry(address).or_default().insert(&spec.name);
+        }
     }
     let mut found: BTreeMap<NodeName, Vec<Problem>> = BTreeMap::new();
     let mut note = |key: &str, value: String, nodes: &BTreeSet<&NodeName>| {

@@ -5,13 +5,13 @@
 use std::collections::BTreeSet;
 
 use crate::model::{
-    boot::Firmware,
+    boot::{Arch, Firmware},
     disk::{RootDeviceHints, SizeHint},
     ids::{MacAddr, NodeName},
     spec::{
-        Attachment, Bmc, Boot, CipherSuite, ConfigDrive, DriveFilesystem, DriveLabel, Goal, Image,
-        ImageFormat, ImageKind, Netboot, NodeSpec, PartitionTable, Partitions, Privilege, Retry,
-        Timeouts, Verify, WantedPower,
+        Attachment, Bmc, BmcDriver, Boot, CipherSuite, ConfigDrive, DeployRamdisk, DriveFilesystem,
+        DriveLabel, Goal, Image, ImageFormat, ImageKind, Loader, Netboot, NodeSpec, PartitionTable,
+        Partitions, Privilege, Retry, Timeouts, Verify, WantedPower,
     },
     toml_reader::{Section, duration},
 };
@@ -70,7 +70,10 @@ pub(super) fn node(
         paused: paused?,
         redeploy,
         boot: boot?,
-        bmc: bmc?,
+        bmc: match bmc? {
+            Control::Bmc(bmc) => Some(bmc),
+            Control::Person => None,
+        },
         root_device,
         image: image?,
         config_drive,
@@ -96,45 +99,115 @@ fn boot(boot: &mut Section<'_>) -> (Option<Boot>, Option<After>) {
         .key("firmware")
         .or("uefi")
         .choice(&[("uefi", Some(Firmware::Uefi)), ("bios", Some(Firmware::Bios))]);
-    boot.key("arch").or("x86_64").choice(&[("x86_64", Some(())), ("aarch64", None)]);
+    let archs = [("x86_64", Some(Arch::X86_64)), ("aarch64", Some(Arch::Aarch64))];
+    let arch = boot.key("arch").or("x86_64").choice(&archs);
+    if arch == Some(Arch::Aarch64) && firmware == Some(Firmware::Bios) {
+        boot.refuse("firmware", "an aarch64 machine has no BIOS; use firmware = \"uefi\"");
+    }
+    let loaders = [
+        ("auto", Some(Loader::Auto)),
+        ("pxelinux", Some(Loader::Pxelinux)),
+        ("grub", Some(Loader::Grub)),
+        ("ipxe", Some(Loader::Ipxe)),
+    ];
+    let loader = boot.key("loader").or("auto").choice(&loaders);
+    if loader == Some(Loader::Pxelinux) && firmware == Some(Firmware::Uefi) {
+        boot.refuse("loader", "pxelinux is for firmware = \"bios\"; use \"grub\" or \"ipxe\"");
+    }
     let places = [("disk", Some(After::Disk)), ("network", Some(After::Network))];
     let after = boot.key("after").or("disk").choice(&places);
+    let (ramdisk, require_chap) = deploy_ramdisk(boot);
     let kernel_args = boot.key("kernel_args").list(values::kernel_args()).unwrap_or_default();
-    let boot = macs.zip(firmware).map(|(macs, firmware)| Boot { macs, firmware, kernel_args });
-    (boot, after)
+    let boot = || {
+        Some(Boot {
+            macs: macs?,
+            firmware: firmware?,
+            arch: arch?,
+            loader: loader?,
+            ramdisk: ramdisk?,
+            require_chap: require_chap?,
+            kernel_args,
+        })
+    };
+    (boot(), after)
 }
 
-fn bmc(bmc: &mut Section<'_>) -> Option<Bmc> {
-    let drivers = [("ipmi", Some(())), ("ipmitool", None), ("none", None)];
-    if bmc.key("driver").or("ipmi").choice(&drivers).is_none() && bmc.has("driver") {
+fn deploy_ramdisk(boot: &mut Section<'_>) -> (Option<DeployRamdisk>, Option<bool>) {
+    let ramdisks =
+        [("hostler", Some(DeployRamdisk::Hostler)), ("ironic", Some(DeployRamdisk::Ironic))];
+    let ramdisk = boot.key("ramdisk").or("hostler").choice(&ramdisks);
+    let require_chap = boot.key("require_chap").or(true).flag();
+    if ramdisk == Some(DeployRamdisk::Ironic) && require_chap == Some(true) {
+        let message = "Ironic's ramdisk exports its disk to everybody who can reach it; if that is meant, say require_chap = false";
+        boot.refuse("ramdisk", message);
+    }
+    (ramdisk, require_chap)
+}
+
+/// How a machine's power is controlled.
+enum Control {
+    Bmc(Bmc),
+    Person,
+}
+
+fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
+    let drivers = [
+        ("ipmi", Some(Some(BmcDriver::Ipmi))),
+        ("ipmitool", Some(Some(BmcDriver::Ipmitool))),
+        ("none", Some(None)),
+    ];
+    let driver = bmc.key("driver").or("ipmi").choice(&drivers);
+    if driver.is_none() && bmc.has("driver") {
         bmc.excuse_missing();
     }
-    let address = bmc.key("address").required().text(values::bmc_address);
-    let username = bmc.key("username").or("").text(values::username);
-    let mut password_file = bmc.key("password_file");
-    // A credential stands in for the file, so that only the credential is refused and no file is missed.
-    if !bmc.has("password_credential") {
-        password_file = password_file.required();
+    let [
+        mut address,
+        mut username,
+        mut password_file,
+        mut privilege,
+        mut cipher_suite,
+        mut match_uuid,
+    ] = ["address", "username", "password_file", "privilege", "cipher_suite", "match_system_uuid"]
+        .map(|key| bmc.key(key));
+    if driver == Some(None) {
+        let why = "is of no use with bmc.driver = \"none\"";
+        [address, username, password_file, privilege, cipher_suite, match_uuid] =
+            [address, username, password_file, privilege, cipher_suite, match_uuid]
+                .map(|key| key.idle(why));
+    } else {
+        address = address.required();
+        // A credential stands in for the file, so that only the credential is refused and no file is missed.
+        if !bmc.has("password_credential") {
+            password_file = password_file.required();
+        }
     }
+    let address = address.text(values::bmc_address);
+    let username = username.or("").text(values::username);
     let password_file = password_file.text(values::password_file);
     bmc.key("password_credential").later().text(values::credential);
     let privileges = [
         ("administrator", Some(Privilege::Administrator)),
         ("operator", Some(Privilege::Operator)),
     ];
-    let privilege = bmc.key("privilege").or("administrator").choice(&privileges);
-    let cipher_suite = bmc.key("cipher_suite").integer(|id| {
+    let privilege = privilege.or("administrator").choice(&privileges);
+    let cipher_suite = cipher_suite.integer(|id| {
         u8::try_from(id)
             .map_err(|_| format!("cipher suite {id} does not exist"))
             .and_then(CipherSuite::try_from)
     });
-    Some(Bmc {
-        address: address?,
-        username: username?,
-        password_file: password_file?,
-        privilege: privilege?,
-        cipher_suite,
-    })
+    let match_system_uuid = match_uuid.or(false).flag();
+    match driver? {
+        None => Some(Control::Person),
+        Some(driver) => Some(Control::Bmc(Bmc {
+            driver,
+            address: address?,
+            username: username?,
+            password_file: password_file?,
+            privilege: privilege?,
+            cipher_suite,
+            match_system_uuid: match_system_uuid?,
+        })),
+    }
 }
 
 fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {

@@ -6,10 +6,13 @@ use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use crate::model::{
-    boot::Firmware,
+    boot::{Arch, Firmware},
     disk::{Comparison, SizeHint},
     problem::Problem,
-    spec::{BmcAddress, CipherSuite, Goal, ImageFormat, NodeSpec, Privilege, WantedPower},
+    spec::{
+        BmcAddress, BmcDriver, CipherSuite, DeployRamdisk, Goal, ImageFormat, Loader, NodeSpec,
+        Privilege, WantedPower,
+    },
     toml_reader::{Document, Extent, FILE_BYTES_MAX, Setting, read},
 };
 
@@ -88,9 +91,18 @@ fn the_smallest_spec_has_every_default() {
     assert_eq!(spec.name.as_str(), "edge-07");
     assert_eq!((spec.goal, spec.power, spec.paused), (Goal::Deployed, WantedPower::On, false));
     assert_eq!((spec.redeploy, spec.boot.firmware), (None, Firmware::Uefi));
-    assert_eq!(spec.bmc.address, BmcAddress { host: "192.0.2.20".into(), port: 623 });
-    assert_eq!((spec.bmc.username.as_str(), spec.bmc.privilege), ("", Privilege::Administrator));
-    assert_eq!((spec.bmc.cipher_suite, spec.image.format), (None, ImageFormat::Auto));
+    assert_eq!(
+        spec.bmc.as_ref().unwrap().address,
+        BmcAddress { host: "192.0.2.20".into(), port: 623 }
+    );
+    assert_eq!(
+        (spec.bmc.as_ref().unwrap().username.as_str(), spec.bmc.as_ref().unwrap().privilege),
+        ("", Privilege::Administrator)
+    );
+    assert_eq!(
+        (spec.bmc.as_ref().unwrap().cipher_suite, spec.image.format),
+        (None, ImageFormat::Auto)
+    );
     assert!(spec.root_device.is_empty() && spec.boot.kernel_args.is_empty());
     let minutes = |count: u64| Duration::from_secs(60 * count);
     assert_eq!(
@@ -108,6 +120,7 @@ fn the_smallest_spec_has_every_default() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a spec with every key")]
 fn every_supported_key_arrives() {
     let spec = good(
         r#"
@@ -119,15 +132,19 @@ redeploy = "2026-11-22-a"
 mac = ["52:54:00:00:00:01", "52-54-00-00-00-02"]
 firmware = "bios"
 arch = "x86_64"
+loader = "pxelinux"
+ramdisk = "ironic"
+require_chap = false
 after = "disk"
 kernel_args = ["console=ttyS1,115200n8", "quiet"]
 [bmc]
-driver = "ipmi"
+driver = "ipmitool"
 address = "BMC.example:1623"
 username = "admin"
 password_file = "site/edge-07.bmc"
 privilege = "operator"
 cipher_suite = 3
+match_system_uuid = true
 [root_device]
 name = "/dev/vda"
 serial = "s"
@@ -157,10 +174,14 @@ backoff = "5m"
     assert_eq!(spec.redeploy.as_deref(), Some("2026-11-22-a"));
     assert_eq!((spec.boot.macs.len(), spec.boot.firmware), (2, Firmware::Bios));
     assert_eq!(spec.boot.kernel_args, ["console=ttyS1,115200n8", "quiet"]);
-    assert_eq!(spec.bmc.address, BmcAddress { host: "bmc.example".into(), port: 1623 });
-    assert_eq!((spec.bmc.username.as_str(), spec.bmc.privilege), ("admin", Privilege::Operator));
-    assert_eq!(spec.bmc.password_file, "site/edge-07.bmc");
-    assert_eq!(spec.bmc.cipher_suite, Some(CipherSuite::Sha1));
+    let boot = (spec.boot.arch, spec.boot.loader, spec.boot.ramdisk, spec.boot.require_chap);
+    assert_eq!(boot, (Arch::X86_64, Loader::Pxelinux, DeployRamdisk::Ironic, false));
+    let bmc = spec.bmc.unwrap();
+    assert_eq!(bmc.address, BmcAddress { host: "bmc.example".into(), port: 1623 });
+    assert_eq!((bmc.username.as_str(), bmc.privilege), ("admin", Privilege::Operator));
+    assert_eq!((bmc.driver, bmc.match_system_uuid), (BmcDriver::Ipmitool, true));
+    assert_eq!(bmc.password_file, "site/edge-07.bmc");
+    assert_eq!(bmc.cipher_suite, Some(CipherSuite::Sha1));
     let hints = spec.root_device;
     assert_eq!(
         [hints.name, hints.serial, hints.wwn, hints.model, hints.vendor, hints.hctl]
@@ -308,7 +329,10 @@ fn a_spec_wins_over_its_defaults_key_by_key_and_the_agents_come_last() {
     let spec = parse(FILE, with("retry", "attempts = 2").as_bytes(), &below).unwrap();
     assert_eq!((spec.power, spec.paused), (WantedPower::Ignore, true));
     assert_eq!(
-        (spec.bmc.address.host.as_str(), spec.bmc.username.as_str()),
+        (
+            spec.bmc.as_ref().unwrap().address.host.as_str(),
+            spec.bmc.as_ref().unwrap().username.as_str()
+        ),
         ("192.0.2.20", "site")
     );
     assert_eq!((spec.retry.attempts, spec.retry.backoff), (2, Duration::from_secs(540)));

@@ -15,7 +15,7 @@ const ROOMS: [&str; 13] = [
     "watch",
     "store",
     "status_file",
-    "tftp",
+    "netboot",
     "ipmi",
     "iscsi",
     "image",
@@ -69,7 +69,7 @@ fn the_reader_of_names_sees_plain_grouped_and_nested_ones_but_no_comments() {
         /// [`crate::agent`]
         fn f() { crate::ipmi::call(); $crate::watch!() }";
     let names: Vec<String> = named(text).into_iter().collect();
-    assert_eq!(names, ["ipmi", "iscsi", "model", "store", "tftp", "watch"]);
+    assert_eq!(names, ["ipmi", "iscsi", "model", "store", "netboot", "watch"]);
 }
 
 /// What a file names that it may not.

@@ -26,7 +26,7 @@ use hostler::{
         ids::{MacAddr, NodeName},
         secret::Secret,
     },
-    tftp::{BootTable, Config, Running, Server},
+    netboot::{BootTable, Config, Running, Server},
 };
 use tokio::sync::mpsc::{Receiver, channel, error::TryRecvError};
 

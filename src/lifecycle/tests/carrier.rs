@@ -109,7 +109,7 @@ fn an_operation_that_is_cancelled_before_it_could_start_never_starts() {
     let mut rack = Rack::new(1, POLICY);
     rack.world.disk_full = true;
     rack.scan();
-    rack.edit(0, |spec| spec.bmc.username = "other".into());
+    rack.edit(0, |spec| spec.bmc.as_mut().unwrap().username = "other".into());
     rack.scan();
     assert_eq!(rack.world.heard, []);
     rack.world.disk_full = false;

@@ -17,7 +17,7 @@ use crate::{
 use super::support::*;
 
 fn move_bmc(spec: &mut NodeSpec) {
-    spec.bmc.address.host = "192.0.2.21".into();
+    spec.bmc.as_mut().unwrap().address.host = "192.0.2.21".into();
 }
 
 /// A node whose first attempt failed and was cleaned up: the next one follows after a pause.
@@ -134,7 +134,7 @@ fn a_bmc_changed_in_the_middle_cleans_up_the_old_machine_and_leaves_the_new_one_
         bench.done(Ok(Outcome::CleanedUp));
         assert_eq!(bench.node.status(bench.now).power, None, "that was the other machine");
         bench.look(PowerState::On);
-        assert_eq!(bench.started_for.as_ref().unwrap().bmc.address.host, "192.0.2.21");
+        assert_eq!(bench.started_for.as_ref().unwrap().bmc_address().unwrap().host, "192.0.2.21");
         assert_eq!(bench.phase(), Phase::Held);
     }
 }
@@ -143,11 +143,11 @@ fn a_bmc_changed_in_the_middle_cleans_up_the_old_machine_and_leaves_the_new_one_
 fn a_corrected_password_reaches_the_clean_up_of_the_same_machine() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::WaitingRamdisk);
-    bench.change(|spec| spec.bmc.username = "corrected".into());
+    bench.change(|spec| spec.bmc.as_mut().unwrap().username = "corrected".into());
     assert_eq!(bench.phase(), Phase::WaitingRamdisk, "the same machine: the attempt goes on");
     bench.pass(20 * 60);
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::CleanUp);
-    assert_eq!(bench.started_for.as_ref().unwrap().bmc.username, "corrected");
+    assert_eq!(bench.started_for.as_ref().unwrap().bmc.as_ref().unwrap().username, "corrected");
 }
 
 #[test]
@@ -311,7 +311,6 @@ fn a_machine_that_another_node_is_still_busy_with_is_a_clash() {
     fleet.step(now, &name, Event::Spec(Arc::new(moved.clone()))).unwrap();
     // Its clean-up still runs, on the old machine.
     let found = BTreeMap::from([(name, Ok(Arc::new(moved.clone())))]);
-    let addresses: Vec<_> =
-        fleet.in_force(&found).iter().map(|spec| spec.bmc.address.clone()).collect();
-    assert_eq!(addresses, [moved.bmc.address, spec().bmc.address]);
+    let addresses: Vec<_> = fleet.in_force(&found).iter().map(|spec| spec.machine()).collect();
+    assert_eq!(addresses, [moved.machine(), spec().machine()]);
 }

@@ -111,9 +111,9 @@ const CHANGES: [Change; 11] = [
     ("unmanaged", |spec| spec.goal = Goal::Unmanaged),
     ("paused", |spec| spec.paused = true),
     ("no longer paused", |spec| spec.paused = false),
-    ("another machine", |spec| spec.bmc.address.host = "192.0.2.21".into()),
+    ("another machine", |spec| spec.bmc.as_mut().unwrap().address.host = "192.0.2.21".into()),
     ("another machine and redeploy", |spec| {
-        spec.bmc.address.host = "192.0.2.21".into();
+        spec.bmc.as_mut().unwrap().address.host = "192.0.2.21".into();
         spec.redeploy = Some("b".into());
     }),
 ];
@@ -215,7 +215,7 @@ fn installed(names: &[&str]) -> (Vec<Status>, Specs) {
 /// A spec with a machine of its own.
 fn numbered(name: &str) -> NodeSpec {
     let mut spec = NodeSpec { name: name.parse().unwrap(), ..spec() };
-    spec.bmc.address.host = format!("{name}.example");
+    spec.bmc.as_mut().unwrap().address.host = format!("{name}.example");
     spec
 }
 

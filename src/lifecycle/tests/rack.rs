@@ -107,7 +107,7 @@ impl Outside for World {
 
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
         self.heard.push(Heard::Start(op));
-        let (node, host) = (node.clone(), spec.bmc.address.host.clone());
+        let (node, host) = (node.clone(), spec.bmc_address().unwrap().host.clone());
         assert!(self.running.iter().all(|job| job.node != node), "two operations at once");
         self.running.push_back(Job { node, op, operation, host });
     }
@@ -190,7 +190,7 @@ pub(super) fn host(n: usize) -> String {
 pub(super) fn spec_of(n: usize) -> NodeSpec {
     let mut spec = spec();
     spec.name = name(n);
-    spec.bmc.address.host = host(n);
+    spec.bmc.as_mut().unwrap().address.host = host(n);
     spec.boot.macs = vec![format!("52:54:00:00:{:02x}:{:02x}", n / 256, n % 256).parse().unwrap()];
     spec
 }
@@ -257,7 +257,7 @@ impl Rack {
         let in_force = self.carrier.fleet().in_force(specs);
         let mut claims = BTreeMap::<&str, BTreeSet<&NodeName>>::new();
         for spec in &in_force {
-            claims.entry(&spec.bmc.address.host).or_default().insert(&spec.name);
+            claims.entry(&spec.bmc_address().unwrap().host).or_default().insert(&spec.name);
         }
         let doubles = claims.into_values().filter(|names| names.len() > 1).flatten();
         let problems = || vec![Problem::of_file("f", "one machine twice")];

@@ -14,7 +14,7 @@ use crate::{
         fault::Fault,
         ids::{Digest, OpId},
         power::PowerState,
-        spec::{BmcAddress, Goal, NodeSpec, WantedPower},
+        spec::{Goal, MachineId, NodeSpec, WantedPower},
         status::Phase,
     },
 };
@@ -83,7 +83,7 @@ struct Consent {
 type Redeploy = Option<String>;
 
 struct Begun {
-    bmc: BmcAddress,
+    bmc: MachineId,
     digest: Digest,
     written: bool,
     /// Its ramdisk has called.
@@ -93,7 +93,7 @@ struct Begun {
 pub(super) struct Job {
     pub(super) op: OpId,
     operation: Operation,
-    bmc: BmcAddress,
+    bmc: MachineId,
     pub(super) ends: Timestamp,
     cancelled: bool,
 }
@@ -174,7 +174,7 @@ impl Site {
     fn note_spec(&mut self, new: &NodeSpec) {
         let Some(old) = self.node.spec().filter(|old| old.as_ref() != new).cloned() else { return };
         let reworded = new.redeploy.is_some() && new.redeploy != old.redeploy;
-        let other_machine = old.bmc.address != new.bmc.address || old.boot.macs != new.boot.macs;
+        let other_machine = old.machine() != new.machine() || old.boot.macs != new.boot.macs;
         let was_held = self.node.phase() == Phase::Held;
         self.consent.power |= (old.goal, old.power) != (new.goal, new.power);
         let stands_still = new.paused || new.goal != Goal::Deployed;
@@ -198,7 +198,7 @@ impl Site {
         if !prepares(&before.state) && prepares(&record.state) {
             let late = before.not_before.map(|at| self.now.duration_since(at));
             self.consent.given &= late.is_none_or(|late| late <= CONSENT_LASTS);
-            let (bmc, digest) = (spec.bmc.address.clone(), spec.digest());
+            let (bmc, digest) = (spec.machine(), spec.digest());
             self.begun = Some(Begun { bmc, digest, written: false, heard: false });
         }
         if prepares(&before.state) && matches!(record.state, State::PoweringOn { .. }) {
@@ -239,7 +239,7 @@ impl Site {
 
     fn start(&mut self, op: OpId, operation: Operation, spec: &NodeSpec) {
         assert!(self.running.is_none(), "two operations at once");
-        let bmc = spec.bmc.address.clone();
+        let bmc = spec.machine();
         let looks = matches!(operation, Operation::ObservePower | Operation::Prepare);
         if !looks && !matches!(operation, Operation::SetPower(_)) {
             let begun = self.begun.as_ref().expect("the machine is touched without an attempt");
@@ -377,7 +377,7 @@ impl Site {
     }
 
     fn carry_out(&mut self, job: &Job) -> Outcome {
-        let on = &mut self.on[usize::from(job.bmc != spec().bmc.address)];
+        let on = &mut self.on[usize::from(job.bmc != spec().machine())];
         match &job.operation {
             Operation::ObservePower => {
                 Outcome::Power(if *on { PowerState::On } else { PowerState::Off })

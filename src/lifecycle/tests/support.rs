@@ -9,7 +9,7 @@ use crate::{
         Action, Event, Fleet, Left, Menu, Node, Operation, Outcome, Policy, PreparedImage,
     },
     model::{
-        boot::Firmware,
+        boot::{Arch, Firmware},
         callback::{Call, Completed, DeployInfo, DeployState, DiskRange, Lookup, Reply},
         disk::{Disk, RootDeviceHints},
         fault::Fault,
@@ -17,8 +17,8 @@ use crate::{
         power::PowerState,
         secret::{AttemptKey, Secret},
         spec::{
-            Bmc, BmcAddress, Boot, Goal, Image, ImageFormat, ImageKind, NodeSpec, Privilege, Retry,
-            Timeouts, Verify, WantedPower,
+            Bmc, BmcAddress, BmcDriver, Boot, DeployRamdisk, Goal, Image, ImageFormat, ImageKind,
+            Loader, NodeSpec, Privilege, Retry, Timeouts, Verify, WantedPower,
         },
         status::Phase,
     },
@@ -41,15 +41,22 @@ pub(super) fn spec() -> NodeSpec {
         boot: Boot {
             macs: vec!["52:54:00:00:00:01".parse().unwrap()],
             firmware: Firmware::Uefi,
+            arch: Arch::X86_64,
+            loader: Loader::Auto,
+            ramdisk: DeployRamdisk::Hostler,
+            require_chap: true,
             kernel_args: Vec::new(),
         },
-        bmc: Bmc {
+        bmc: Some(Bmc {
+            driver: BmcDriver::Ipmi,
+
             address: BmcAddress { host: "192.0.2.20".into(), port: 623 },
             username: "admin".into(),
             password_file: "edge-07.bmc".into(),
             privilege: Privilege::Administrator,
             cipher_suite: None,
-        },
+            match_system_uuid: false,
+        }),
         root_device: RootDeviceHints::default(),
         image: Image {
             source: "disk.raw".into(),

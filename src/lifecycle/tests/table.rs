@@ -138,7 +138,7 @@ const EVENTS: [Act; 31] = [
     }),
     ("other-bmc", |bench| {
         if bench.node.spec().is_some() {
-            bench.change(|spec| spec.bmc.address.port = 624);
+            bench.change(|spec| spec.bmc.as_mut().unwrap().address.port = 624);
         }
     }),
     ("unmanaged", |bench| {

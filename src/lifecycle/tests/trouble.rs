@@ -107,7 +107,7 @@ fn a_node_that_waits_for_its_bmc_neither_spins_nor_keeps_others_waiting() {
     let [slow, other] = ["edge-07", "edge-08"].map(|name| {
         let mut spec = spec();
         spec.name = name.parse().unwrap();
-        spec.bmc.address.host = name.into();
+        spec.bmc.as_mut().unwrap().address.host = name.into();
         let name = spec.name.clone();
         fleet.step(now, &name, Event::Spec(Arc::new(spec))).unwrap();
         name

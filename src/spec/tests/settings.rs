@@ -29,12 +29,16 @@ fn every_value_in_force_says_where_it_was_said() {
         boot.mac = "52:54:00:00:00:01" # edge-07.toml:2
         boot.firmware = "uefi" # default
         boot.arch = "x86_64" # default
+        boot.loader = "auto" # default
         boot.after = "disk" # default
+        boot.ramdisk = "hostler" # default
+        boot.require_chap = true # default
         bmc.driver = "ipmi" # default
         bmc.address = "192.0.2.20" # edge-07.toml:5
         bmc.username = "root" # edge-07.toml:4
         bmc.password_file = "edge-07.bmc" # edge-07.toml:6
         bmc.privilege = "administrator" # default
+        bmc.match_system_uuid = false # default
         image.source = "debian-13.raw" # edge-07.toml:8
         image.checksum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" # edge-07.toml:9
         image.format = "auto" # default

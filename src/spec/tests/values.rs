@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use expect_test::{Expect, expect};
 
 use super::{Defaults, FILE, MINIMAL, check, good, parse, with};
-use crate::model::spec::BmcAddress;
+use crate::model::spec::{BmcAddress, MachineId};
 
 /// Each line, alone in its table of an otherwise good spec, with what is said of it.
 fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
@@ -67,7 +67,7 @@ fn bad_boot_values_are_named() {
             r#"mac = ["52:54:00:00:00:01", "52-54-00-00-00-01", 7]"#,
             r#"mac = "01:00:5e:00:00:01""#,
             r#"firmware = "UEFI""#,
-            r#"arch = "aarch64""#,
+            "firmware = \"bios\"\narch = \"aarch64\"",
             r#"arch = "arm""#,
             r#"after = "network""#,
             r#"kernel_args = "quiet""#,
@@ -87,8 +87,9 @@ fn bad_boot_values_are_named() {
               nodes/edge-07.toml:2:7: boot.mac: `01:00:5e:00:00:01` is a multicast or empty address, not one network card's
             firmware = "UEFI"
               nodes/edge-07.toml:2:12: boot.firmware: `UEFI` is not one of uefi, bios
+            firmware = "bios"
             arch = "aarch64"
-              nodes/edge-07.toml:2:8: boot.arch: `aarch64` is not supported yet
+              nodes/edge-07.toml:2:12: boot.firmware: an aarch64 machine has no BIOS; use firmware = "uefi"
             arch = "arm"
               nodes/edge-07.toml:2:8: boot.arch: `arm` is not one of x86_64, aarch64
             after = "network"
@@ -113,6 +114,31 @@ fn bad_boot_values_are_named() {
         parse(FILE, with("boot", &long).as_bytes(), &Defaults::default()).unwrap_err()[0]
             .to_string()
             .ends_with("more than 1024 bytes of kernel arguments")
+    );
+}
+
+#[test]
+fn bad_loaders_and_ramdisks_are_named() {
+    check_each(
+        "boot",
+        &[
+            r#"loader = "pxelinux""#,
+            r#"loader = "lilo""#,
+            r#"ramdisk = "ironic""#,
+            "ramdisk = \"own\"\nrequire_chap = 1",
+        ],
+        &expect![[r#"
+            loader = "pxelinux"
+              nodes/edge-07.toml:2:10: boot.loader: pxelinux is for firmware = "bios"; use "grub" or "ipxe"
+            loader = "lilo"
+              nodes/edge-07.toml:2:10: boot.loader: `lilo` is not one of auto, pxelinux, grub, ipxe
+            ramdisk = "ironic"
+              nodes/edge-07.toml:2:11: boot.ramdisk: Ironic's ramdisk exports its disk to everybody who can reach it; if that is meant, say require_chap = false
+            ramdisk = "own"
+            require_chap = 1
+              nodes/edge-07.toml:2:11: boot.ramdisk: `own` is not one of hostler, ironic
+              nodes/edge-07.toml:3:16: boot.require_chap: an integer, must be true or false
+        "#]],
     );
 }
 
@@ -162,9 +188,9 @@ fn bad_bmc_values_are_named() {
     check_each(
         "bmc",
         &[
-            r#"driver = "ipmitool""#,
             r#"driver = "none""#,
             r#"driver = "redfish""#,
+            "match_system_uuid = 1",
             r#"username = "seventeen bytes !""#,
             r#"password_file = "/etc/shadow""#,
             r#"password_file = "../x""#,
@@ -177,12 +203,13 @@ fn bad_bmc_values_are_named() {
             r#"password = "hunter2""#,
         ],
         &expect![[r#"
-            driver = "ipmitool"
-              nodes/edge-07.toml:4:10: bmc.driver: `ipmitool` is not supported yet
             driver = "none"
-              nodes/edge-07.toml:4:10: bmc.driver: `none` is not supported yet
+              nodes/edge-07.toml:5:11: bmc.address: is of no use with bmc.driver = "none"
+              nodes/edge-07.toml:6:17: bmc.password_file: is of no use with bmc.driver = "none"
             driver = "redfish"
               nodes/edge-07.toml:4:10: bmc.driver: `redfish` is not one of ipmi, ipmitool, none
+            match_system_uuid = 1
+              nodes/edge-07.toml:4:21: bmc.match_system_uuid: an integer, must be true or false
             username = "seventeen bytes !"
               nodes/edge-07.toml:4:12: bmc.username: 17 bytes, at most 16 are allowed
             password_file = "/etc/shadow"
@@ -220,7 +247,7 @@ fn a_bmc_address_is_read_in_every_notation() {
         ("[::1]:624", "::1", 624),
     ] {
         let spec = good(&with("bmc", &format!("address = \"{text}\"")));
-        assert_eq!(spec.bmc.address, BmcAddress { host: host.into(), port }, "{text}");
+        assert_eq!(spec.bmc.unwrap().address, BmcAddress { host: host.into(), port }, "{text}");
     }
 }
 
@@ -236,14 +263,10 @@ fn a_credential_is_refused_without_missing_the_file_it_replaces() {
 }
 
 #[test]
-fn a_refused_driver_is_not_told_what_another_would_need() {
+fn a_machine_without_a_bmc_needs_nothing_else_said_of_it() {
     let bmc = "address = \"192.0.2.20\"\npassword_file = \"edge-07.bmc\"";
-    check(
-        MINIMAL.replace(bmc, "driver = \"none\""),
-        &expect![[r"
-        nodes/edge-07.toml:4:10: bmc.driver: `none` is not supported yet
-    "]],
-    );
+    let spec = good(&MINIMAL.replace(bmc, "driver = \"none\""));
+    assert_eq!((&spec.bmc, spec.machine()), (&None, MachineId::Cards(spec.boot.macs.clone())));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use hostler::{
         fault::Fault,
         ids::NodeName,
         power::PowerState,
-        spec::{BmcAddress, Goal, NodeSpec, WantedPower},
+        spec::{Goal, MachineId, NodeSpec, WantedPower},
         status::{Installed, Phase},
     },
 };
@@ -41,9 +41,9 @@ pub(crate) struct Ledger {
     /// Its record was damaged: being off is no consent.
     pub(crate) unknown: bool,
     /// What the BMC last said, of which machine.
-    looked: Option<(PowerState, BmcAddress)>,
+    looked: Option<(PowerState, MachineId)>,
     /// The machine that the present attempt switched on, and for which installation.
-    begun: Option<(BmcAddress, Arc<NodeSpec>)>,
+    begun: Option<(MachineId, Arc<NodeSpec>)>,
     restarted: bool,
     /// When the reinstall that is wanted came up, and how many nodes were installed then.
     came_up: Option<Change>,
@@ -106,7 +106,7 @@ impl Site {
             return;
         }
         let ledger = self.ledger(node);
-        let other_machine = old.bmc.address != new.bmc.address || old.boot.macs != new.boot.macs;
+        let other_machine = old.machine() != new.machine() || old.boot.macs != new.boot.macs;
         let wanted_before = ledger.wants_reinstall(&old);
         let stands_still = new.paused || new.goal != Goal::Deployed;
         let reworded = new.redeploy.is_some() && new.redeploy != old.redeploy;
@@ -117,7 +117,7 @@ impl Site {
         if other_machine && let Some(under) = &mut ledger.under {
             under.clone_from(&old.redeploy);
         }
-        if old.bmc.address != new.bmc.address {
+        if old.machine() != new.machine() {
             self.note_arrival(node, new);
         }
         let ledger = self.ledger(node);
@@ -140,7 +140,7 @@ impl Site {
         for (name, ledger) in &self.watch.ledgers {
             let Some(old) = &ledger.spec else { continue };
             let stays = match specs.get(name) {
-                Some(Ok(spec)) => spec.bmc.address == old.bmc.address,
+                Some(Ok(spec)) => spec.machine() == old.machine(),
                 Some(Err(_)) => true,
                 None => false,
             };
@@ -160,7 +160,7 @@ impl Site {
 
     /// A spec names a machine that may have been another node's. A `redeploy` that comes with it is no consent.
     fn note_arrival(&mut self, node: &NodeName, new: &NodeSpec) {
-        let left = self.watch.left.get(&new.bmc.address).cloned();
+        let left = self.watch.left.get(&new.machine()).cloned();
         let ledger = self.ledger(node);
         let Some(left) = left else { return ledger.carried |= ledger.under.is_some() };
         ledger.carried = left.carried;
@@ -179,7 +179,7 @@ impl Site {
         let ledger = self.ledger(node);
         match (operation, outcome) {
             (_, Ok(Outcome::Power(state))) => {
-                ledger.looked = Some((*state, spec.bmc.address.clone()));
+                ledger.looked = Some((*state, spec.machine()));
             }
             (_, Ok(Outcome::Restarted(_))) => ledger.restarted = true,
             (_, Ok(Outcome::PowerSet(_))) => ledger.approved = false,
@@ -232,13 +232,13 @@ impl Site {
 
     fn judge_power_on(&mut self, node: &NodeName, spec: &NodeSpec) {
         let ledger = self.ledger(node);
-        let off = (PowerState::Off, spec.bmc.address.clone());
+        let off = (PowerState::Off, spec.machine());
         let reworded = ledger.wants_reinstall(spec);
         let installed = ledger.under.is_some();
         let seen_off = ledger.looked.as_ref() == Some(&off);
         let may = if installed { reworded } else { ledger.approved || seen_off && !ledger.unknown };
         let begun_with = format!("{ledger:?}");
-        ledger.begun = Some((spec.bmc.address.clone(), Arc::new(spec.clone())));
+        ledger.begun = Some((spec.machine(), Arc::new(spec.clone())));
         ledger.approved = true;
         ledger.unknown = false;
         if !may {
@@ -250,9 +250,10 @@ impl Site {
     /// In the attempt: for what it was begun, of the machine it was begun with, and nobody has said stop.
     fn judge_attempt(&mut self, node: &NodeName, spec: &NodeSpec) {
         let ledger = self.ledger(node);
-        let same = ledger.begun.as_ref().is_some_and(|(bmc, begun)| {
-            *bmc == spec.bmc.address && begun.digest() == spec.digest()
-        });
+        let same = ledger
+            .begun
+            .as_ref()
+            .is_some_and(|(bmc, begun)| *bmc == spec.machine() && begun.digest() == spec.digest());
         if !same || spec.paused || spec.goal != Goal::Deployed {
             let what = format!("goes on with something else than it began: {ledger:?}");
             self.broken("never_writes_without_consent", Some(node), what);
@@ -277,7 +278,7 @@ impl Site {
         let node = &key.0;
         let Some(job) = self.jobs.get(key) else { return };
         let (bmc, spec) = (self.machines[machine].bmc.clone(), Arc::clone(&job.spec));
-        let meant = self.machines.iter().find(|m| m.bmc == spec.bmc.address);
+        let meant = self.machines.iter().find(|m| Some(&m.bmc) == spec.bmc_address());
         // A spec with one machine's BMC and another's card is a mistake that only its author can see.
         let sound = meant.is_some_and(|meant| spec.boot.macs.contains(&meant.mac));
         let begun = self.ledger(node).begun.clone().map(|(bmc, _)| bmc);
@@ -308,7 +309,7 @@ impl Site {
             && before.is_some_and(|before| {
                 before.spec.is_some() && installed_at(before) != installed_at(record)
             });
-        let before_bmc = before.and_then(|before| Some(before.spec.as_ref()?.bmc.address.clone()));
+        let before_bmc = before.and_then(|before| Some(before.spec.as_ref()?.machine()));
         let ledger = self.ledger(node);
         ledger.next_attempt_at = match record.state {
             State::Idle => record.not_before,
@@ -323,7 +324,7 @@ impl Site {
             _ => {}
         }
         if newly && let Some(installed) = &record.installed {
-            let bmc = |record: &Record| record.spec.as_ref().map(|spec| spec.bmc.address.clone());
+            let bmc = |record: &Record| record.spec.as_ref().map(|spec| spec.machine());
             let turned = before_bmc != bmc(record);
             self.judge_installed(node, record, installed, turned);
         }
@@ -347,7 +348,7 @@ impl Site {
         if !found && let Some((_, spec)) = &ledger.begun {
             ledger.under = Some(spec.redeploy.clone());
         }
-        let bmc = record.spec.as_ref().map(|spec| &spec.bmc.address);
+        let bmc = record.spec.as_ref().map(|spec| spec.machine());
         let machine = self.machines.iter().find(|machine| Some(&machine.bmc) == bmc);
         let content = machine.map(|machine| machine.platters[0].content.clone());
         // A mistyped address has no disk that could be anything else.
@@ -405,12 +406,12 @@ impl Site {
 }
 
 /// What is known of a machine that no node has any more.
-fn leave(left: &mut BTreeMap<BmcAddress, Ledger>, ledger: &Ledger) {
+fn leave(left: &mut BTreeMap<MachineId, Ledger>, ledger: &Ledger) {
     let Some(spec) = &ledger.spec else { return };
     if ledger.under.is_some() || ledger.unknown {
-        left.insert(spec.bmc.address.clone(), ledger.clone());
+        left.insert(spec.machine(), ledger.clone());
     } else {
-        left.remove(&spec.bmc.address);
+        left.remove(spec.machine());
     }
 }
 

@@ -131,7 +131,9 @@ impl Site {
 
     fn mistype(&mut self, node: &NodeName) {
         if self.dice.permille(500) {
-            self.change(node, |spec| "192.0.2.254".clone_into(&mut spec.bmc.address.host));
+            self.change(node, |spec| {
+                "192.0.2.254".clone_into(&mut spec.bmc.as_mut().unwrap().address.host)
+            });
         } else {
             let mac = MacAddr::new([0x52, 0x54, 0, 0, 1, 99]);
             self.change(node, |spec| spec.boot.macs = vec![mac]);
@@ -145,7 +147,7 @@ impl Site {
         let mac_too = self.dice.permille(800);
         let Some(file) = self.files.get_mut(node) else { return };
         file.home = home;
-        file.spec.bmc.address = bmc;
+        file.spec.bmc.as_mut().unwrap().address = bmc;
         if mac_too {
             file.spec.boot.macs = vec![mac];
         }
@@ -166,10 +168,11 @@ impl Site {
 
     fn clash(&mut self, node: &NodeName, names: &[NodeName]) {
         let other = self.dice.pick(names).clone();
-        let Some(bmc) = self.files.get(&other).map(|file| file.spec.bmc.address.clone()) else {
+        let Some(bmc) = self.files.get(&other).map(|file| file.spec.bmc_address().unwrap().clone())
+        else {
             return;
         };
-        self.change(node, |spec| spec.bmc.address = bmc);
+        self.change(node, |spec| spec.bmc.as_mut().unwrap().address = bmc);
     }
 
     fn rename(&mut self, node: &NodeName) {
@@ -202,7 +205,7 @@ impl Site {
         for file in self.files.values_mut() {
             file.broken = false;
             let (bmc, mac) = &truth[file.home];
-            file.spec.bmc.address.clone_from(bmc);
+            file.spec.bmc.as_mut().unwrap().address.clone_from(bmc);
             file.spec.boot.macs = vec![*mac];
         }
     }

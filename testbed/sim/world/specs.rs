@@ -3,12 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use hostler::model::{
-    boot::Firmware,
+    boot::{Arch, Firmware},
     disk::RootDeviceHints,
     ids::NodeName,
     spec::{
-        Bmc, Boot, Checksum, Goal, Image, ImageFormat, ImageKind, Netboot, NodeSpec, Privilege,
-        Retry, Timeouts, Verify, WantedPower,
+        Bmc, BmcDriver, Boot, Checksum, DeployRamdisk, Goal, Image, ImageFormat, ImageKind, Loader,
+        Netboot, NodeSpec, Privilege, Retry, Timeouts, Verify, WantedPower,
     },
 };
 
@@ -52,15 +52,22 @@ impl Site {
             boot: Boot {
                 macs: vec![machine.mac],
                 firmware: Firmware::Uefi,
+                arch: Arch::X86_64,
+                loader: Loader::Auto,
+                ramdisk: DeployRamdisk::Hostler,
+                require_chap: true,
                 kernel_args: Vec::new(),
             },
-            bmc: Bmc {
+            bmc: Some(Bmc {
+                driver: BmcDriver::Ipmi,
+
                 address: machine.bmc.clone(),
                 username: "admin".to_owned(),
                 password_file: "bmc".to_owned(),
                 privilege: Privilege::Administrator,
                 cipher_suite: None,
-            },
+                match_system_uuid: false,
+            }),
             root_device: RootDeviceHints {
                 name: Some("vda".to_owned()),
                 ..RootDeviceHints::default()

@@ -33,7 +33,7 @@ pub(super) struct Request {
 
 /// Why a request is refused: the message is what the client's console shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub(in crate::netboot) enum Refusal {
     #[error("request not understood")]
     NotUnderstood,
     #[error("this server is read-only")]

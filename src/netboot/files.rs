@@ -18,7 +18,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::request::Refusal;
+use super::tftp::Refusal;
 
 /// `NONBLOCK`: opening a FIFO must not wait for its writer. It is refused afterwards as not a regular file.
 const READ: OFlags =

@@ -19,11 +19,13 @@ use tokio::sync::mpsc::Sender;
 use crate::model::boot::Fetch;
 
 use super::{
-    evidence::{Asked, Ended, Evidence},
-    files::{self, Opened},
+    super::{
+        evidence::{Asked, Ended, Evidence},
+        files::{self, Opened},
+        table::{BootTable, Named},
+    },
     request::{self, Refusal, Request, Terms},
     slots::{Claim, Slot, Slots},
-    table::{BootTable, Named},
     transfer::{End, Limits, Outcome, Transfer},
 };
 

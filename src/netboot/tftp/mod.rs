@@ -1,8 +1,6 @@
-//! TFTP: the room of the machines' firmware and boot loaders. Read-only.
+//! TFTP (RFC 1350, with the options of RFC 2347 to 2349 and 7440).
 //!
-//! The agent binds a [`Server`], keeps the [`BootTable`] in step with its nodes, and reads from a channel what each machine has fetched
-//! ([`Fetch`](crate::model::boot::Fetch)). The room must never write a file, block the agent, or serve anything that is not in the table,
-//! in the loader directory or among the fixed files.
+//! The accept loop is `server`, a request is judged by `request`, has a place in `slots`, and is carried by `transfer` through its `window`.
 //!
 //! # Built on `tftpd`
 //!
@@ -22,26 +20,14 @@
 //! - `Worker::new` takes a type whose name is private; `transfer` lets the compiler infer it.
 //! - `Worker` tries for ever to send a packet when the socket's error is not an `io::Error`.
 
-mod evidence;
-mod files;
-mod menu;
 mod request;
 mod server;
 mod slots;
-mod table;
 mod transfer;
 mod window;
 
-use std::{io, path::PathBuf};
-
-pub use menu::{MenuError, Menus};
+pub(super) use self::request::Refusal;
 pub use server::{Config, Running, Server};
-pub use table::BootTable;
-
-/// Whether a kernel or ramdisk that a spec names could be served now; see [`Config::images`]. Blocks for as long as the file system does.
-pub fn check_own_file(images: &[PathBuf], path: &str) -> io::Result<()> {
-    files::open_own(images, path).map(drop)
-}
 
 /// The way in for the fuzz target: whatever a stranger sends to the well-known port.
 #[cfg(fuzzing)]

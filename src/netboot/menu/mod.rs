@@ -4,6 +4,9 @@
 //! Called by the table when a node's menu changes. Pure. It must never let a word of a kernel command line become a line or a command
 //! of a menu: what cannot be quoted safely for both boot loaders is refused.
 
+pub(super) mod grub;
+mod pxelinux;
+
 use crate::model::{
     boot::BootMenu,
     ids::{MacAddr, NodeName},
@@ -57,8 +60,8 @@ pub(super) fn own_ramdisk(node: &NodeName) -> String {
 pub(super) fn render(node: &NodeName, mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
     match menu {
         BootMenu::LocalDisk => Ok(Menus {
-            pxelinux: Secret::new(PXELINUX_LOCAL_DISK.to_owned()),
-            grub: Secret::new(GRUB_LOCAL_DISK.to_owned()),
+            pxelinux: Secret::new(pxelinux::LOCAL_DISK.to_owned()),
+            grub: Secret::new(grub::LOCAL_DISK.to_owned()),
         }),
         BootMenu::Deploy { kernel, initramfs, command_line } => {
             let what = "the deploy ramdisk";
@@ -88,97 +91,7 @@ impl Linux<'_> {
         check_name(self.kernel)?;
         check_name(self.ramdisk)?;
         let words = words(self.command_line)?;
-        Ok(Menus { pxelinux: self.pxelinux(&words), grub: self.grub(mac, &words) })
-    }
-}
-
-/// GRUB's own configuration, the same for every machine: hands over to the menu of the card it booted from.
-///
-/// `configfile` returns when there is no such menu: a machine that is no node's is let go to its own disk.
-pub(super) fn grub_dispatch() -> Secret {
-    Secret::new(format!(
-        "configfile (tftp)/grub/grub.cfg-01-${{net_default_mac}}\n{GRUB_LOCAL_DISK}"
-    ))
-}
-
-/// `LOCALBOOT 0` leaves through the PXE ROM, and the BIOS goes on with its next boot device.
-const PXELINUX_LOCAL_DISK: &str = "\
-SERIAL 0 115200
-SAY hostler: booting the local disk
-DEFAULT local
-PROMPT 0
-NOESCAPE 1
-LABEL local
-  LOCALBOOT 0
-";
-
-/// The removable-media path of the UEFI specification (§3.5.1.1) is what an installed system is sure to have.
-///
-/// `exit` alone is no way to the disk: GRUB 2.06 then reports success, and firmware that follows the specification (§3.1.1) answers a
-/// successful boot option with its setup menu instead of the next option.
-///
-/// A GRUB image without its modules in the loader directory must have in it: tftp, net and efinet (or pxe), normal, configfile, echo,
-/// linux, boot, minicmd, search, chain, fat, `part_gpt` and `part_msdos`.
-const GRUB_LOCAL_DISK: &str = "\
-echo \"hostler: booting the local disk\"
-for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do
-  if search --no-floppy --file --set=root $loader; then
-    chainloader $loader
-    boot
-  fi
-done
-exit
-";
-
-impl Linux<'_> {
-    /// `::` keeps pxelinux from putting the directory it was loaded from before a name. After a failure `TIMEOUT` (tenths of a second)
-    /// tries again; `NOESCAPE` keeps a held shift key from stopping the boot; `IPAPPEND 2` adds `BOOTIF=01-<mac>`.
-    fn pxelinux(&self, words: &[&str]) -> Secret {
-        let Self { what, kernel, ramdisk, .. } = self;
-        Secret::new(format!(
-            "\
-SERIAL 0 115200
-SAY hostler: booting {what}
-DEFAULT linux
-PROMPT 0
-NOESCAPE 1
-TIMEOUT 100
-LABEL linux
-  KERNEL ::{kernel}
-  INITRD ::{ramdisk}
-  APPEND {}
-  IPAPPEND 2
-",
-            words.join(" ")
-        ))
-    }
-
-    /// Every word is quoted: between single quotes nothing has a meaning to GRUB's script language.
-    ///
-    /// GRUB goes on after a command that failed. A transfer cut short, by an agent that was restarted say, would end in a kernel without
-    /// its ramdisk, and that in a panic, or in no kernel, and that in whatever boots next. So both are fetched again; each try waits half
-    /// a minute for an answer. Once loaded the kernel is kept: GRUB 2.06 crashes when it boots one that was loaded twice.
-    fn grub(&self, mac: MacAddr, words: &[&str]) -> Secret {
-        let Self { what, kernel, ramdisk, .. } = self;
-        let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
-        Secret::new(format!(
-            "\
-echo \"hostler: booting {what}\"
-for try in 1 2 3 4 5 6 7 8 9 10; do
-  if linux (tftp)/{kernel} {} BOOTIF=01-{}; then
-    for try in 1 2 3 4 5 6 7 8 9 10; do
-      if initrd (tftp)/{ramdisk}; then
-        boot
-      fi
-    done
-    exit
-  fi
-done
-exit
-",
-            quoted.join(" "),
-            mac.hyphenated()
-        ))
+        Ok(Menus { pxelinux: pxelinux::linux(self, &words), grub: grub::linux(self, mac, &words) })
     }
 }
 
@@ -319,7 +232,7 @@ mod tests {
             done
             exit
         "#]]
-        .assert_eq(grub_dispatch().expose());
+        .assert_eq(grub::dispatch().expose());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::model::{
     secret::Secret,
 };
 
-use super::menu::{MenuError, Menus, OWN_DIR, grub_dispatch, own_kernel, own_ramdisk, render};
+use super::menu::{MenuError, Menus, OWN_DIR, grub, own_kernel, own_ramdisk, render};
 
 /// The boot menus of all nodes, shared between the agent and the server. A clone is the same table.
 #[derive(Clone, Default)]
@@ -122,7 +122,7 @@ impl BootTable {
     /// Looks up a clean name.
     pub(super) fn find(&self, name: &str) -> Named {
         let card = match menu_name(name) {
-            MenuName::GrubDispatch => return Named::Text(None, grub_dispatch()),
+            MenuName::GrubDispatch => return Named::Text(None, grub::dispatch()),
             MenuName::Card(card) => card,
             MenuName::Unknown => return Named::Nothing,
             MenuName::Not if name.starts_with(OWN_DIR) => return self.find_own(name),

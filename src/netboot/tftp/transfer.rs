@@ -21,7 +21,7 @@ use rustix::{
 use tftpd::{ErrorCode, Packet, Socket, Worker};
 
 use super::{
-    files::Opened,
+    super::files::Opened,
     request::{Refusal, Terms},
     slots::{Cancel, Slot},
     window::{Verdict, Window},

@@ -1,0 +1,59 @@
+//! What GRUB reads (UEFI, and BIOS where it is GRUB that is netbooted).
+//!
+//! Called by the renderer with words that are fit for it, and by the table for what every machine gets.
+
+use super::Linux;
+use crate::model::{ids::MacAddr, secret::Secret};
+
+/// GRUB's own configuration, the same for every machine: hands over to the menu of the card it booted from.
+///
+/// `configfile` returns when there is no such menu: a machine that is no node's is let go to its own disk.
+pub(in crate::netboot) fn dispatch() -> Secret {
+    Secret::new(format!("configfile (tftp)/grub/grub.cfg-01-${{net_default_mac}}\n{LOCAL_DISK}"))
+}
+
+/// The removable-media path of the UEFI specification (§3.5.1.1) is what an installed system is sure to have.
+///
+/// `exit` alone is no way to the disk: GRUB 2.06 then reports success, and firmware that follows the specification (§3.1.1) answers a
+/// successful boot option with its setup menu instead of the next option.
+///
+/// A GRUB image without its modules in the loader directory must have in it: tftp, net and efinet (or pxe), normal, configfile, echo,
+/// linux, boot, minicmd, search, chain, fat, `part_gpt` and `part_msdos`.
+pub(super) const LOCAL_DISK: &str = "\
+echo \"hostler: booting the local disk\"
+for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do
+  if search --no-floppy --file --set=root $loader; then
+    chainloader $loader
+    boot
+  fi
+done
+exit
+";
+
+/// Every word is quoted: between single quotes nothing has a meaning to GRUB's script language.
+///
+/// GRUB goes on after a command that failed. A transfer cut short, by an agent that was restarted say, would end in a kernel without
+/// its ramdisk, and that in a panic, or in no kernel, and that in whatever boots next. So both are fetched again; each try waits half
+/// a minute for an answer. Once loaded the kernel is kept: GRUB 2.06 crashes when it boots one that was loaded twice.
+pub(super) fn linux(linux: &Linux<'_>, mac: MacAddr, words: &[&str]) -> Secret {
+    let Linux { what, kernel, ramdisk, .. } = linux;
+    let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+    Secret::new(format!(
+        "\
+echo \"hostler: booting {what}\"
+for try in 1 2 3 4 5 6 7 8 9 10; do
+  if linux (tftp)/{kernel} {} BOOTIF=01-{}; then
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+      if initrd (tftp)/{ramdisk}; then
+        boot
+      fi
+    done
+    exit
+  fi
+done
+exit
+",
+        quoted.join(" "),
+        mac.hyphenated()
+    ))
+}
