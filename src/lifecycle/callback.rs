@@ -132,30 +132,11 @@ impl Node {
         if !info.error.is_empty() {
             return Ok(self.ramdisk_failed(now, &info.error, actions));
         }
-        let expected_iqn = self.iqn();
+        let target = self.target(peer, info)?;
         match &self.record.state {
             State::PoweringOn { attempt } | State::WaitingRamdisk { attempt } => {
                 let disk = attempt.disk.clone().ok_or("no disk was asked for before")?;
-                if info.address.is_some_and(|address| address != peer) {
-                    return Err("the target's address is not the caller's own");
-                }
-                if info.iqn != expected_iqn {
-                    return Err("not the target name that was asked for");
-                }
-                let chap_password = info.chap_password.ok_or("the target has no CHAP secret")?;
-                let lengths = [info.chap_username.len(), chap_password.expose().len()];
-                if !lengths.iter().all(|length| (1..=CHAP_BYTES_MAX).contains(length)) {
-                    return Err("a CHAP name and secret have 1 to 255 bytes");
-                }
                 let attempt = attempt.clone();
-                let target = Target {
-                    address: peer,
-                    port: info.port,
-                    lun: info.lun,
-                    iqn: info.iqn,
-                    chap_username: info.chap_username,
-                    chap_password,
-                };
                 // From here on the disk's old contents are gone.
                 self.record.installed = None;
                 self.record.record_lost = false;
@@ -163,13 +144,39 @@ impl Node {
                 Ok(Reply::Accepted)
             }
             // The first answer was lost: the same again is the same.
-            State::Imaging { target, .. }
-                if info.chap_password.as_ref() == Some(&target.chap_password) =>
-            {
-                Ok(Reply::Accepted)
-            }
+            State::Imaging { target: known, .. } if *known == target => Ok(Reply::Accepted),
             _ => Err("no target is expected in this phase"),
         }
+    }
+
+    /// The target that the ramdisk offers, if it may be used.
+    fn target(&self, peer: IpAddr, info: DeployInfo) -> Result<Target, &'static str> {
+        if info.address.is_some_and(|address| address != peer) {
+            return Err("the target's address is not the caller's own");
+        }
+        if info.iqn != self.iqn() {
+            return Err("not the target name that was asked for");
+        }
+        let within = |text: &str| (1..=CHAP_BYTES_MAX).contains(&text.len());
+        match &info.chap_password {
+            Some(secret) if within(&info.chap_username) && within(secret.expose()) => {}
+            None if info.chap_username.is_empty() && !self.requires_chap() => {}
+            None => return Err("the target has no CHAP secret"),
+            Some(_) => return Err("a CHAP name and secret have 1 to 255 bytes"),
+        }
+        Ok(Target {
+            address: peer,
+            port: info.port,
+            lun: info.lun,
+            iqn: info.iqn,
+            chap_username: info.chap_username,
+            chap_password: info.chap_password,
+        })
+    }
+
+    /// Whether an open target is refused. Without a spec nobody has allowed one.
+    fn requires_chap(&self) -> bool {
+        self.record.spec.as_ref().is_none_or(|spec| spec.boot.require_chap)
     }
 
     fn deploy_state(&mut self, now: Timestamp) -> DeployStateReply {

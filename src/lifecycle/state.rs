@@ -271,10 +271,11 @@ pub struct Target {
     pub lun: u8,
     /// Target name.
     pub iqn: String,
-    /// CHAP user.
+    /// CHAP user; empty without a secret.
     pub chap_username: String,
-    /// CHAP secret.
-    pub chap_password: Secret,
+    /// CHAP secret; `None`: the target asks nobody for one, and `boot.require_chap` allows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chap_password: Option<Secret>,
 }
 
 impl State {

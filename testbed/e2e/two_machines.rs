@@ -85,7 +85,8 @@ fn follow_to_the_end(site: &mut Site, machines: &[Machine]) -> BTreeSet<String> 
                 secrets.insert(attempt.key.expose().to_owned());
             }
             if let State::Imaging { target, .. } = &record.state {
-                secrets.insert(target.chap_password.expose().to_owned());
+                secrets
+                    .extend(target.chap_password.as_ref().map(|secret| secret.expose().to_owned()));
             }
         }
         for public in ["cmdline", "environ"] {

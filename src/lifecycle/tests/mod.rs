@@ -3,6 +3,7 @@
 
 mod adoption;
 mod breaker;
+mod callback;
 mod carrier;
 mod consent;
 mod deadlines;

@@ -233,6 +233,12 @@ impl Spec {
         self
     }
 
+    /// The same for a flag.
+    pub(super) fn with_flag(mut self, key: &str, value: bool) -> Self {
+        self.0.insert(key.to_owned(), value.to_string());
+        self
+    }
+
     pub(super) fn to_toml(&self) -> String {
         self.0.iter().fold(String::new(), |mut text, (key, value)| {
             writeln!(text, "{key} = {value}").unwrap();

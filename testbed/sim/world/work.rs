@@ -10,7 +10,7 @@ use hostler::{
         fault::{Fault, Step},
         ids::{NodeName, OpId},
         power::PowerState,
-        secret::AttemptKey,
+        secret::{AttemptKey, Secret},
         spec::{Checksum, NodeSpec, Verify},
         status::{ImagingStage, Progress},
     },
@@ -227,7 +227,8 @@ impl Site {
         let Some(target) = self.target_of(key) else { return };
         let found = self.machines.iter().position(|machine| {
             let export = machine.export.as_ref();
-            let fits = export.is_some_and(|export| export.secret == target.chap_password.expose());
+            let secret = target.chap_password.as_ref().map(Secret::expose);
+            let fits = export.is_some_and(|export| Some(export.secret.as_str()) == secret);
             machine.on && machine.ip == target.address && fits
         });
         let Some(m) = found.filter(|_| !self.mishap(20)) else {
