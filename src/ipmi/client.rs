@@ -15,12 +15,14 @@ use crate::model::{
     boot::Firmware,
     power::{BootDevice, BootPersistence, ChassisControl, PowerState},
     secret::Secret,
-    spec::{BmcAddress, CipherSuite, Privilege},
+    spec::{BmcAddress, BmcDriver, CipherSuite, Privilege},
 };
 
 /// How to reach a BMC.
 #[derive(Clone, Debug)]
 pub struct BmcConfig {
+    /// Who speaks to it.
+    pub driver: BmcDriver,
     /// Where it answers.
     pub address: BmcAddress,
     /// Its user, at most 16 bytes; may be empty.
