@@ -21,6 +21,7 @@ mod install;
 mod layout;
 mod menu;
 mod orders;
+mod power;
 mod publish;
 mod rooms;
 mod scan;

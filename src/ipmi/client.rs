@@ -2,7 +2,7 @@
 //!
 //! Called by the agent. It must never take an accepted command for a carried-out one.
 
-use std::time::Duration;
+use std::{ffi::OsString, time::Duration};
 
 use tokio::{sync::Mutex, time::Instant};
 
@@ -15,12 +15,14 @@ use crate::model::{
     boot::Firmware,
     power::{BootDevice, BootPersistence, ChassisControl, PowerState},
     secret::Secret,
-    spec::{BmcAddress, CipherSuite, Privilege},
+    spec::{BmcAddress, BmcDriver, CipherSuite, Privilege},
 };
 
 /// How to reach a BMC.
 #[derive(Clone, Debug)]
 pub struct BmcConfig {
+    /// Who speaks to it.
+    pub driver: BmcDriver,
     /// Where it answers.
     pub address: BmcAddress,
     /// Its user, at most 16 bytes; may be empty.
@@ -66,6 +68,8 @@ pub struct Bmc {
     pub(super) config: BmcConfig,
     pub(super) timing: Timing,
     pub(super) memory: Mutex<Memory>,
+    /// The program of that name, which `PATH` finds.
+    pub(super) ipmitool: OsString,
 }
 
 /// What a BMC taught us. Whoever holds it has the turn.
@@ -85,7 +89,7 @@ impl Bmc {
 
     /// The same with other waits.
     pub fn with_timing(config: BmcConfig, timing: Timing) -> Self {
-        Self { config, timing, memory: Mutex::default() }
+        Self { config, timing, memory: Mutex::default(), ipmitool: "ipmitool".into() }
     }
 
     /// Whether the machine is on.

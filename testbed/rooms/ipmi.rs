@@ -14,7 +14,7 @@ use hostler::{
         boot::Firmware,
         power::{BootDevice, BootPersistence, ChassisControl, PowerState},
         secret::Secret,
-        spec::{BmcAddress, CipherSuite, Privilege},
+        spec::{BmcAddress, BmcDriver, CipherSuite, Privilege},
     },
 };
 use tokio::time::Instant;
@@ -32,6 +32,7 @@ const TIMING: Timing = Timing {
 
 fn config(port: u16) -> BmcConfig {
     BmcConfig {
+        driver: BmcDriver::Ipmi,
         address: BmcAddress { host: "127.0.0.1".to_owned(), port },
         username: USER.to_owned(),
         password: Secret::new(PASSWORD.to_owned()),

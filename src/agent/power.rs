@@ -1,0 +1,200 @@
+//! What the core wants of a machine's power and boot device, and the client of each node's BMC.
+//!
+//! Called by the workshop. It must never switch a machine on before its boot device is set, nor hold two clients for one node: a
+//! client paces the calls to its BMC.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Semaphore, time::Instant};
+
+use crate::{
+    config::Config,
+    ipmi::{Bmc, BmcConfig, IpmiError},
+    model::{
+        fault::{Fault, Step},
+        ids::NodeName,
+        power::{BootDevice, BootPersistence, PowerState},
+        secret::Secret,
+        spec::{self, NodeSpec},
+    },
+    progress::{Cancel, stopped},
+};
+
+use super::faults;
+
+/// Looks at power states that may go on at once: each takes a socket, and one of a dead BMC takes it for minutes.
+const LOOKS_MAX: usize = 256;
+
+/// Every node's BMC.
+#[derive(Debug)]
+pub(super) struct Bmcs {
+    secrets: PathBuf,
+    spacing: Duration,
+    looks: Semaphore,
+    known: Mutex<BTreeMap<NodeName, KnownBmc>>,
+}
+
+/// A node's client, kept because it remembers the cipher suite and paces the calls, with what it was made from.
+#[derive(Debug)]
+struct KnownBmc {
+    spec: spec::Bmc,
+    password: Secret,
+    client: Arc<Bmc>,
+}
+
+impl Bmcs {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            secrets: config.secrets.dir.clone(),
+            spacing: config.limits.bmc_spacing,
+            looks: Semaphore::new(LOOKS_MAX),
+            known: Mutex::default(),
+        }
+    }
+
+    /// Whether the machine is on.
+    pub(super) async fn look(&self, spec: &NodeSpec, cancel: Cancel) -> Result<PowerState, Fault> {
+        let look = async |bmc: Arc<Bmc>, limit| {
+            // It is never closed: without a permit, the look goes on all the same.
+            let _permit = self.looks.acquire().await;
+            bmc.power_state(Instant::now() + limit).await
+        };
+        self.with(Step::Preflight, spec, cancel, look).await
+    }
+
+    /// On, into the deploy ramdisk.
+    pub(super) async fn netboot(&self, spec: &NodeSpec, cancel: Cancel) -> Result<(), Fault> {
+        let (device, once) = (BootDevice::Pxe, BootPersistence::NextBoot);
+        self.switch_off(Step::PowerOn, spec, device, once, PowerState::On, cancel).await
+    }
+
+    /// Off, and left so or on again into what was installed. Off and on instead of a power cycle: that the machine was off is seen,
+    /// not believed.
+    pub(super) async fn restart(
+        &self,
+        spec: &NodeSpec,
+        leave: PowerState,
+        cancel: Cancel,
+    ) -> Result<(), Fault> {
+        let always = BootPersistence::Persistent;
+        self.switch_off(Step::Restart, spec, own_device(spec), always, leave, cancel).await
+    }
+
+    /// Off; should it be switched on, it boots its disk.
+    pub(super) async fn clean_up(&self, spec: &NodeSpec, cancel: Cancel) -> Result<(), Fault> {
+        let (device, always) = (BootDevice::Disk, BootPersistence::Persistent);
+        self.switch_off(Step::Cleanup, spec, device, always, PowerState::Off, cancel).await
+    }
+
+    /// As the administrator wants an installed machine.
+    pub(super) async fn set(
+        &self,
+        spec: &NodeSpec,
+        wanted: PowerState,
+        cancel: Cancel,
+    ) -> Result<(), Fault> {
+        use PowerState::{Off, On};
+        let set = async |bmc: Arc<Bmc>, limit: Duration| {
+            let deadline = || Instant::now() + limit;
+            // A clean-up, or a spec that wanted something else, may have left it to boot from its disk.
+            if wanted == On && own_device(spec) == BootDevice::Pxe {
+                let (always, firmware) = (BootPersistence::Persistent, spec.boot.firmware);
+                bmc.set_boot_device(BootDevice::Pxe, always, firmware, deadline()).await?;
+            }
+            match wanted {
+                On => bmc.reach_power(On, deadline()).await,
+                // Its own system runs: it gets half of the time to shut down by itself.
+                Off => bmc.soft_off(limit / 2, deadline()).await,
+            }
+        };
+        self.with(Step::Power, spec, cancel, set).await
+    }
+
+    /// Makes one call to the node's BMC, `timeouts.power` for each part of it. Dropping the call closes its session.
+    pub(super) async fn with<T>(
+        &self,
+        step: Step,
+        spec: &NodeSpec,
+        mut cancel: Cancel,
+        call: impl AsyncFnOnce(Arc<Bmc>, Duration) -> Result<T, IpmiError>,
+    ) -> Result<T, Fault> {
+        let bmc = self.client(step, spec)?;
+        tokio::select! {
+            result = call(bmc, spec.timeouts.power) => result.map_err(|error| faults::of_bmc(step, spec, &error)),
+            () = stopped(&mut cancel) => Err(faults::cancelled(step)),
+        }
+    }
+
+    /// The node's client. The password is read each time, so that a corrected file counts at once.
+    pub(super) fn client(&self, step: Step, spec: &NodeSpec) -> Result<Arc<Bmc>, Fault> {
+        let bmc = spec.bmc.as_ref().ok_or_else(|| faults::no_bmc(step))?;
+        let path = self.secrets.join(&bmc.password_file);
+        let password = read_password(&path).map_err(|error| {
+            let message = format!("bmc.password_file {}: {error}", path.display());
+            Fault::passing(
+                step,
+                "PasswordUnreadable",
+                message,
+                "put the BMC's password there, readable for hostler's user only",
+            )
+        })?;
+        let mut bmcs = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = bmcs.get(&spec.name);
+        if let Some(known) = known.filter(|known| known.spec == *bmc && known.password == password)
+        {
+            return Ok(Arc::clone(&known.client));
+        }
+        let client = Arc::new(Bmc::new(BmcConfig {
+            driver: bmc.driver,
+            address: bmc.address.clone(),
+            username: bmc.username.clone(),
+            password: password.clone(),
+            privilege: bmc.privilege,
+            cipher_suite: bmc.cipher_suite,
+            spacing: self.spacing,
+        }));
+        let known = KnownBmc { spec: bmc.clone(), password, client: Arc::clone(&client) };
+        bmcs.insert(spec.name.clone(), known);
+        Ok(client)
+    }
+
+    /// Off, whatever becomes of the rest; then the boot device; then on, if the machine is to be left so.
+    async fn switch_off(
+        &self,
+        step: Step,
+        spec: &NodeSpec,
+        device: BootDevice,
+        persistence: BootPersistence,
+        leave: PowerState,
+        cancel: Cancel,
+    ) -> Result<(), Fault> {
+        let firmware = spec.boot.firmware;
+        let call = async |bmc: Arc<Bmc>, limit: Duration| {
+            let deadline = || Instant::now() + limit;
+            bmc.reach_power(PowerState::Off, deadline()).await?;
+            bmc.set_boot_device(device, persistence, firmware, deadline()).await?;
+            match leave {
+                PowerState::On => bmc.reach_power(PowerState::On, deadline()).await,
+                PowerState::Off => Ok(()),
+            }
+        };
+        self.with(step, spec, cancel, call).await
+    }
+}
+
+/// What an installed machine boots from.
+fn own_device(spec: &NodeSpec) -> BootDevice {
+    if spec.image.netboot.is_some() { BootDevice::Pxe } else { BootDevice::Disk }
+}
+
+/// The first line of a password file.
+fn read_password(path: &Path) -> io::Result<Secret> {
+    let text = fs::read_to_string(path)?;
+    Ok(Secret::new(text.lines().next().unwrap_or_default().to_owned()))
+}
