@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use crate::model::{
     callback::{
         Call, Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupReply, Reply,
+        Then,
     },
     disk::Disk,
     fault::{Fault, Step},
@@ -43,7 +44,8 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Reply {
         let name = call.name();
-        match self.admit(peer, key).and_then(|()| self.answer(now, peer, call, actions)) {
+        let admitted = self.admit(peer, key).map(|()| self.come_up_by_hand(now));
+        match admitted.and_then(|()| self.answer(now, peer, call, actions)) {
             Ok(reply) => {
                 let seen = &mut self.record.last_seen;
                 seen.address = Some(peer);
@@ -190,6 +192,14 @@ impl Node {
                 DeployState::Release
             }
             State::WaitingCompleted { .. } | State::Restarting { .. } => DeployState::Release,
+            // The write is being stopped: for what that wipes, the target is still needed.
+            State::CleaningUp { .. } if self.running.is_some() && self.cleans_up_by_hand() => {
+                DeployState::Imaging
+            }
+            State::CleaningUp { .. } if self.cleans_up_by_hand() => {
+                self.hear_the_end_by_hand(now);
+                return DeployStateReply { then: Then::PowerOff, ..DeployState::Abort.into() };
+            }
             State::Idle
             | State::Held { .. }
             | State::Failed
@@ -199,7 +209,7 @@ impl Node {
         };
         match self.record.state.attempt() {
             Some(attempt) if state == DeployState::Release => {
-                DeployStateReply { state, verify: attempt.verify.clone() }
+                DeployStateReply { state, verify: attempt.verify.clone(), then: self.then(attempt) }
             }
             _ => state.into(),
         }
@@ -223,7 +233,11 @@ impl Node {
                     self.fail(now, not_verified(&disk), actions);
                     return Ok(Reply::Accepted);
                 }
-                self.enter(now, State::Restarting { attempt, disk });
+                if attempt.bmc.is_none() {
+                    self.succeed(now, attempt.image, disk);
+                } else {
+                    self.enter(now, State::Restarting { attempt, disk });
+                }
                 Ok(Reply::Accepted)
             }
             State::Switching { disk, .. } | State::WaitingCompleted { disk, .. }

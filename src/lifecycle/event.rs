@@ -135,6 +135,20 @@ pub enum Outcome {
 /// How long each stage of an operation took.
 pub type Stages = Vec<(ImagingStage, Duration)>;
 
+impl Operation {
+    /// Whether it is a BMC's work.
+    pub const fn needs_bmc(&self) -> bool {
+        match self {
+            Self::ObservePower
+            | Self::PowerOn
+            | Self::Restart { .. }
+            | Self::SetPower(_)
+            | Self::CleanUp => true,
+            Self::Prepare | Self::Image { .. } => false,
+        }
+    }
+}
+
 /// What the core wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {

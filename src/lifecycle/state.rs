@@ -108,6 +108,7 @@ impl Record {
         use BootStage::{Kernel, Loader, Menu};
         if let State::WaitingRamdisk { attempt } = &self.state
             && attempt.peer.is_none()
+            && attempt.bmc.is_some()
             && matches!(self.last_seen.fetched, Some(Loader | Menu | Kernel))
         {
             self.state = State::PoweringOn { attempt: attempt.clone() };

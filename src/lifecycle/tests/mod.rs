@@ -10,6 +10,7 @@ mod deadlines;
 mod histories;
 mod lost;
 mod netboot;
+mod no_bmc;
 mod plan;
 mod power;
 mod rack;
