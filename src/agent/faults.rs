@@ -46,6 +46,16 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
             Never,
             "allow cipher suite 17 or 3 in the BMC's settings, or set bmc.cipher_suite",
         ),
+        IpmiErrorKind::ProgramNotRun { .. } => (
+            "IpmitoolMissing",
+            Backoff,
+            "install ipmitool on hostler's machine, or set bmc.driver = \"ipmi\"",
+        ),
+        IpmiErrorKind::Unclear { .. } => (
+            "IpmitoolFailed",
+            Backoff,
+            "run ipmitool by hand as hostler's user, and look at what it says",
+        ),
         IpmiErrorKind::NoSession { .. }
         | IpmiErrorKind::Busy { .. }
         | IpmiErrorKind::InUse { .. } => (

@@ -17,14 +17,13 @@ use super::{
     error::{IpmiError, IpmiErrorKind},
     handshake::{Credentials, Failure},
     link::{Exchange, Link, NotOpened},
+    session::Answer,
+    tool::{self, Failed},
 };
-use crate::model::spec::CipherSuite;
+use crate::model::spec::{BmcDriver, CipherSuite};
 
 /// Suites in the order they are tried when the spec names none.
 const SUITES: [CipherSuite; 2] = [CipherSuite::Sha256, CipherSuite::Sha1];
-/// Handshakes whose check value does not fit the password before the password is called wrong. One or two happen when the network
-/// repeats datagrams to a BMC that begins anew each time; four in a row would need more bad luck than there is.
-const MISMATCHES_MAX: u32 = 4;
 /// Longest user key (IPMI 2.0 §13.31).
 const PASSWORD_BYTES_MAX: usize = 20;
 
@@ -45,6 +44,7 @@ enum Trouble {
     Silence(Option<io::ErrorKind>),
     Status(u8),
     Busy(Command, u8),
+    Program(String),
 }
 
 /// Completion codes after which the same command may succeed (IPMI 2.0 table 5-2): node busy, timeout, out of space, duplicated
@@ -63,10 +63,15 @@ impl<'a> Call<'a> {
         let memory = timeout_at(deadline, bmc.memory.lock()).await.map_err(|_| in_use())?;
         let trouble = Trouble::Silence(None);
         let call = Self { bmc, memory, started, deadline, link: None, trouble };
-        if let Some(last) = call.memory.last_contact {
-            sleep_until((last + bmc.config.spacing).min(deadline)).await;
-        }
+        call.rest().await;
         Ok(call)
+    }
+
+    /// Waits for the pause since the BMC was last spoken to.
+    async fn rest(&self) {
+        if let Some(last) = self.memory.last_contact {
+            sleep_until((last + self.bmc.config.spacing).min(self.deadline)).await;
+        }
     }
 
     /// Ends the call: closes the session if there is one.
@@ -98,29 +103,66 @@ impl<'a> Call<'a> {
     async fn persist(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
         let mut pauses = self.pauses();
         loop {
-            // A local while it is in use: if the deadline drops this future, the link goes with it and says goodbye.
-            let mut link = match self.link.take() {
-                Some(link) => link,
-                None => self.connect().await?,
+            let answer = match self.bmc.config.driver {
+                BmcDriver::Ipmi => self.by_session(command).await?,
+                BmcDriver::Ipmitool => Some(self.by_program(command).await?),
             };
-            match link.exchange(command).await {
-                Exchange::Spent => link.close(self.deadline).await,
-                Exchange::Silence(network) => self.trouble = Trouble::Silence(network),
-                Exchange::Answer(answer) => {
-                    self.link = Some(link);
-                    match answer.completion {
-                        0 => return Ok(answer.data),
-                        INSUFFICIENT_PRIVILEGE => return Err(self.privilege_refused()),
-                        code if PASSING.contains(&code) => {
-                            self.trouble = Trouble::Busy(command, code);
-                            sleep(pauses.next()).await;
-                        }
-                        completion => {
-                            let command = command.name();
-                            let kind = IpmiErrorKind::CommandRefused { command, completion };
-                            return Err(self.error(kind));
-                        }
-                    }
+            let Some(answer) = answer else { continue };
+            match answer.completion {
+                0 => return Ok(answer.data),
+                INSUFFICIENT_PRIVILEGE => return Err(self.privilege_refused()),
+                code if PASSING.contains(&code) => {
+                    self.trouble = Trouble::Busy(command, code);
+                    sleep(pauses.next()).await;
+                }
+                completion => {
+                    let command = command.name();
+                    return Err(self.error(IpmiErrorKind::CommandRefused { command, completion }));
+                }
+            }
+        }
+    }
+
+    /// Sends a command once, in the session that is open or a new one. `None`: the session was lost.
+    async fn by_session(&mut self, command: Command) -> Result<Option<Answer>, IpmiError> {
+        // A local while it is in use: if the deadline drops this future, the link goes with it and says goodbye.
+        let mut link = match self.link.take() {
+            Some(link) => link,
+            None => self.connect().await?,
+        };
+        match link.exchange(command).await {
+            Exchange::Answer(answer) => {
+                self.link = Some(link);
+                return Ok(Some(answer));
+            }
+            Exchange::Spent => link.close(self.deadline).await,
+            Exchange::Silence(network) => self.trouble = Trouble::Silence(network),
+        }
+        Ok(None)
+    }
+
+    /// Has `ipmitool` send a command, for as long as it takes to be answered. Each run is a session, so that the pause is between them too.
+    async fn by_program(&mut self, command: Command) -> Result<Answer, IpmiError> {
+        let mut search = self.search()?;
+        loop {
+            let (address, suite) = self.candidate(&mut search).await?;
+            self.rest().await;
+            let run =
+                tool::run(&self.bmc.ipmitool, &self.bmc.config, address, suite, command).await;
+            self.memory.last_contact = Some(Instant::now());
+            match run {
+                Ok(answer) => {
+                    self.memory.suite = Some(suite);
+                    return Ok(answer);
+                }
+                Err(Failed::NotOpened(failed)) => self.learn(&mut search, suite, &failed).await?,
+                Err(Failed::NotRun(error)) => {
+                    let reason = error.to_string();
+                    return Err(self.error(IpmiErrorKind::ProgramNotRun { reason }));
+                }
+                Err(Failed::Unclear(said)) => {
+                    self.trouble = Trouble::Program(said);
+                    sleep(search.pauses.next()).await;
                 }
             }
         }
@@ -129,50 +171,49 @@ impl<'a> Call<'a> {
     /// Opens a session and raises it to the privilege wanted, for as long as it takes.
     async fn connect(&mut self) -> Result<Link, IpmiError> {
         let config = &self.bmc.config;
-        let bytes = config.password.expose().len();
-        if bytes > PASSWORD_BYTES_MAX {
-            return Err(self.error(IpmiErrorKind::PasswordTooLong { bytes }));
-        }
-        let mut pauses = self.pauses();
-        let mut mismatches = 0;
-        let mut refused = Vec::new();
-        for attempt in 0.. {
-            let addresses = self.resolve().await;
-            let Some(address) = addresses.iter().cycle().nth(attempt % addresses.len().max(1))
-            else {
-                sleep(pauses.next()).await;
-                continue;
-            };
-            let suite = self.suite(&refused, attempt / addresses.len())?;
+        let mut search = self.search()?;
+        loop {
+            let (address, suite) = self.candidate(&mut search).await?;
             let credentials = Credentials {
                 username: config.username.clone(),
                 password: config.password.clone(),
                 privilege: config.privilege,
             };
-            match Link::open(*address, credentials, suite, self.bmc.timing).await {
+            match Link::open(address, credentials, suite, self.bmc.timing).await {
                 Ok(link) => {
                     self.memory.suite = Some(suite);
                     if let Some(link) = self.raise_privilege(link).await? {
                         return Ok(link);
                     }
                 }
-                Err(failed) => {
-                    tracing::debug!(bmc = %config.address, suite = u8::from(suite), ?failed, "no session");
-                    if failed.suite_accepted {
-                        self.memory.suite = Some(suite);
-                    }
-                    match self.not_opened(&failed, &mut mismatches)? {
-                        Next::AtOnce => {}
-                        Next::OtherSuite => {
-                            self.memory.suite = None;
-                            refused.push(suite);
-                        }
-                        Next::AfterPause => sleep(pauses.next()).await,
-                    }
-                }
+                Err(failed) => self.learn(&mut search, suite, &failed).await?,
             }
         }
-        unreachable!("attempts are endless")
+    }
+
+    fn search(&self) -> Result<Search, IpmiError> {
+        let bytes = self.bmc.config.password.expose().len();
+        if bytes > PASSWORD_BYTES_MAX {
+            return Err(self.error(IpmiErrorKind::PasswordTooLong { bytes }));
+        }
+        Ok(Search { attempts: 0, mismatches: 0, refused: Vec::new(), pauses: self.pauses() })
+    }
+
+    /// Where and with which suite to try next: all addresses with one suite, then with the other.
+    async fn candidate(
+        &mut self,
+        search: &mut Search,
+    ) -> Result<(SocketAddr, CipherSuite), IpmiError> {
+        loop {
+            let addresses = self.resolve().await;
+            let attempt = search.attempts;
+            search.attempts += 1;
+            if let Some(address) = addresses.iter().cycle().nth(attempt % addresses.len().max(1)) {
+                let suite = self.suite(&search.refused, attempt / addresses.len())?;
+                return Ok((*address, suite));
+            }
+            sleep(search.pauses.next()).await;
+        }
     }
 
     /// The suite of this turn: the spec's, else the one known to work, else 17 and 3 by turns, leaving out what was refused.
@@ -201,29 +242,48 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// What to do after a handshake that failed.
-    fn not_opened(&mut self, failed: &NotOpened, mismatches: &mut u32) -> Result<Next, IpmiError> {
+    /// What a failed attempt says about the next one, after a pause if the BMC has to get over something.
+    async fn learn(
+        &mut self,
+        search: &mut Search,
+        suite: CipherSuite,
+        failed: &NotOpened,
+    ) -> Result<(), IpmiError> {
+        tracing::debug!(bmc = %self.bmc.config.address, suite = u8::from(suite), ?failed, "no session");
+        if failed.suite_accepted {
+            self.memory.suite = Some(suite);
+        }
         match failed.failure {
             Failure::Silent => {
                 self.trouble = Trouble::Silence(failed.network);
-                // The network answers at once, a silent BMC has cost its time already.
-                Ok(if failed.network.is_some() { Next::AfterPause } else { Next::AtOnce })
+                let nothing_heard = failed.network.is_none() && !failed.suite_accepted;
+                if nothing_heard && self.memory.suite.take().is_some() {
+                    // New firmware may ignore what the old one took.
+                    search.attempts = 0;
+                }
+                // The network answers at once and so may the program; a silent BMC has cost its time already.
+                if failed.network.is_some() || self.bmc.config.driver == BmcDriver::Ipmitool {
+                    sleep(search.pauses.next()).await;
+                }
             }
             Failure::Mismatch => {
-                *mismatches += 1;
-                if *mismatches >= MISMATCHES_MAX {
+                search.mismatches += 1;
+                if search.mismatches >= mismatches_max(self.bmc.config.driver) {
                     return Err(self.error(IpmiErrorKind::WrongPassword));
                 }
-                Ok(Next::AtOnce)
             }
-            Failure::SuiteRefused => Ok(Next::OtherSuite),
-            Failure::UnknownUser => Err(self.error(IpmiErrorKind::WrongPassword)),
-            Failure::PrivilegeRefused => Err(self.privilege_refused()),
+            Failure::SuiteRefused => {
+                self.memory.suite = None;
+                search.refused.push(suite);
+            }
+            Failure::UnknownUser => return Err(self.error(IpmiErrorKind::WrongPassword)),
+            Failure::PrivilegeRefused => return Err(self.privilege_refused()),
             Failure::Status(status) => {
                 self.trouble = Trouble::Status(status);
-                Ok(Next::AfterPause)
+                sleep(search.pauses.next()).await;
             }
         }
+        Ok(())
     }
 
     /// Every session begins as `user`, who may look but not touch. `None`: the session was lost at once.
@@ -276,6 +336,7 @@ impl<'a> Call<'a> {
             Trouble::Busy(command, completion) => {
                 IpmiErrorKind::Busy { command: command.name(), completion: *completion, waited }
             }
+            Trouble::Program(said) => IpmiErrorKind::Unclear { said: said.clone(), waited },
         })
     }
 
@@ -290,14 +351,23 @@ impl Drop for Call<'_> {
     }
 }
 
-/// What follows a handshake that failed.
-enum Next {
-    /// Another handshake.
-    AtOnce,
-    /// Another handshake with another suite.
-    OtherSuite,
-    /// Another handshake, but not at once: the BMC has to get over something.
-    AfterPause,
+/// Handshakes whose check value does not fit before the password is called wrong.
+const fn mismatches_max(driver: BmcDriver) -> u32 {
+    match driver {
+        // One or two happen when the network repeats datagrams to a BMC that begins anew each time; four in a row would need more bad
+        // luck than there is.
+        BmcDriver::Ipmi => 4,
+        // It tells the BMC of each, which may count it as a failed login and lock the user out.
+        BmcDriver::Ipmitool => 2,
+    }
+}
+
+/// What the search for a session has met so far.
+struct Search {
+    attempts: usize,
+    mismatches: u32,
+    refused: Vec<CipherSuite>,
+    pauses: Pauses,
 }
 
 /// Pauses before trying again: each twice the last.

@@ -2,7 +2,7 @@
 //!
 //! Called by the agent. It must never take an accepted command for a carried-out one.
 
-use std::time::Duration;
+use std::{ffi::OsString, time::Duration};
 
 use tokio::{sync::Mutex, time::Instant};
 
@@ -68,6 +68,8 @@ pub struct Bmc {
     pub(super) config: BmcConfig,
     pub(super) timing: Timing,
     pub(super) memory: Mutex<Memory>,
+    /// The program of that name, which `PATH` finds.
+    pub(super) ipmitool: OsString,
 }
 
 /// What a BMC taught us. Whoever holds it has the turn.
@@ -87,7 +89,7 @@ impl Bmc {
 
     /// The same with other waits.
     pub fn with_timing(config: BmcConfig, timing: Timing) -> Self {
-        Self { config, timing, memory: Mutex::default() }
+        Self { config, timing, memory: Mutex::default(), ipmitool: "ipmitool".into() }
     }
 
     /// Whether the machine is on.

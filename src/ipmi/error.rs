@@ -79,6 +79,20 @@ pub enum IpmiErrorKind {
         /// How long it was tried.
         waited: Duration,
     },
+    /// `ipmitool` failed until the deadline, for a reason of its own.
+    #[error("ipmitool failed for {}: {said}", seconds(*.waited))]
+    Unclear {
+        /// How it ended, and the end of what it said, at most 200 characters.
+        said: String,
+        /// How long it was tried.
+        waited: Duration,
+    },
+    /// `ipmitool` is not there, or cannot be run.
+    #[error("ipmitool cannot be run: {reason}")]
+    ProgramNotRun {
+        /// What the system said.
+        reason: String,
+    },
     /// Another call to this BMC was not over by the deadline.
     #[error("another call to it was not over in {}", seconds(*.waited))]
     InUse {

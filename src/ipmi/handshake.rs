@@ -334,9 +334,10 @@ impl Handshake {
 }
 
 /// What a status other than success means (IPMI 2.0 table 13-15).
-fn refusal(payload_type: PayloadType, status: u8) -> Failure {
+pub(super) fn refusal(payload_type: PayloadType, status: u8) -> Failure {
     match (payload_type, status) {
-        (PayloadType::OpenResponse, 0x03..=0x07 | 0x10..=0x12) => Failure::SuiteRefused,
+        // "Invalid role" (0x09), though no role was asked for yet: some say so of a suite that they do not allow.
+        (PayloadType::OpenResponse, 0x03..=0x07 | 0x09 | 0x10..=0x12) => Failure::SuiteRefused,
         (_, 0x09 | 0x0a) => Failure::PrivilegeRefused,
         (_, 0x0c | 0x0d) => Failure::UnknownUser,
         _ => Failure::Status(status),

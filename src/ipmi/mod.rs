@@ -1,10 +1,11 @@
-//! The IPMI room: power and boot device of a machine by its BMC, over IPMI 2.0 RMCP+ (cipher suites 17 and 3).
+//! The IPMI room: power and boot device of a machine by its BMC, over IPMI 2.0 RMCP+ (cipher suites 17 and 3), in process or by `ipmitool`.
 //!
 //! Called by the agent, one [`Bmc`] for each address. It must never trust that an accepted command was carried out, go on with a weaker
 //! suite than asked for, keep a BMC busy with two calls at once, leave a session open, or outlast a deadline.
 //!
 //! From the wire up: `packet` frames, `crypto` computes, `handshake` and `session` are the protocol without I/O, `link` sends,
-//! waits and sends again, `call` tries everything again that may pass, `client` knows what power and boot device mean.
+//! waits and sends again, `call` tries everything again that may pass, `client` knows what power and boot device mean. `tool` takes the
+//! place of everything beneath `call` where the spec wants the program.
 
 mod call;
 mod client;
@@ -17,6 +18,7 @@ mod handshake;
 mod link;
 mod packet;
 mod session;
+mod tool;
 
 pub use client::{Bmc, BmcConfig, Timing};
 pub use error::{IpmiError, IpmiErrorKind};
