@@ -6,6 +6,7 @@
 
 mod cache;
 mod check;
+mod dhcp_snippet;
 mod digest;
 mod explain;
 mod orders;
@@ -107,6 +108,8 @@ enum Command {
         #[command(subcommand)]
         command: cache::Command,
     },
+    /// Print what the site's DHCP server has to say for its machines to boot from this agent.
+    DhcpSnippet(dhcp_snippet::Asked),
     /// Work with the deploy ramdisk.
     Ramdisk {
         #[command(subcommand)]
@@ -201,6 +204,7 @@ impl Args {
             Command::Approve(whom) => orders::give(Order::Approve, whom, out),
             Command::Retry(whom) => orders::give(Order::Retry, whom, out),
             Command::Cache { command } => command.run(out),
+            Command::DhcpSnippet(asked) => dhcp_snippet::print(&asked, out),
             Command::Ramdisk {
                 command: RamdiskCommand::Build { kernel_package, binary, out: dir },
             } => {

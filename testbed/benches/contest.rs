@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     process::{Command, Stdio},
+    time::Instant,
 };
 
 /// One of those who do the work.
@@ -22,11 +23,22 @@ struct Took {
     rss_mib: f64,
 }
 
-/// Lets all of them do the work, in turns, and says how they did. `before` prepares each run; `after` judges what was done, after each
-/// contender's first one. The first contender is hostler.
+/// Lets all of them write so many GiB, in turns, and says how they did. `before` prepares each run; `after` judges what was done, after
+/// each contender's first one. The first contender is hostler.
 pub(crate) fn contest(
     case: &str,
     gib: f64,
+    contenders: &[Contender],
+    before: impl Fn(),
+    after: impl Fn(&str),
+) {
+    compete(case, (gib, "s/GiB"), contenders, before, after);
+}
+
+/// The same for any work: how much it is, and the unit of CPU time for one of it.
+pub(crate) fn compete(
+    case: &str,
+    (work, unit): (f64, &str),
     contenders: &[Contender],
     before: impl Fn(),
     after: impl Fn(&str),
@@ -53,25 +65,27 @@ pub(crate) fn contest(
     let (walls, cpus) = (medians(|took| took.wall_s), medians(|took| took.cpu_s));
     let fastest = walls[1..].iter().map(|(_, s)| *s).fold(f64::INFINITY, f64::min);
     let show = |values: &[(&str, f64)], scale: f64, unit: &str| -> String {
-        let each = |(name, value): &(&str, f64)| format!(" {name}={:.2}{unit}", value / scale);
+        let each = |(name, value): &(&str, f64)| format!(" {name}={:.3}{unit}", value / scale);
         values.iter().map(each).collect::<Vec<_>>().concat()
     };
     println!("bench {case}{} ratio={:.2}", show(&walls, 1.0, "s"), fastest / walls[0].1);
-    println!("bench-cpu {case}{}", show(&cpus, gib, "s/GiB"));
+    println!("bench-cpu {case}{}", show(&cpus, work, unit));
     println!("bench-rss {case}{}", show(&medians(|took| took.rss_mib), 1.0, "MiB"));
 }
 
 fn run(command: &str) -> Took {
     let report = tempfile::NamedTempFile::new().unwrap();
+    let started = Instant::now();
     let output = Command::new("/usr/bin/time")
-        .args(["-o", report.path().to_str().unwrap(), "-f", "%e %U %S %M", "sh", "-ec", command])
+        .args(["-o", report.path().to_str().unwrap(), "-f", "%U %S %M", "sh", "-ec", command])
         .stdin(Stdio::null())
         .output()
         .unwrap();
+    let mut wall_s = started.elapsed().as_secs_f64();
     assert!(output.status.success(), "{command}: {output:?}");
     let text = fs::read_to_string(report.path()).unwrap();
     let numbers: Vec<f64> = text.split_whitespace().map(|word| word.parse().unwrap()).collect();
-    let [mut wall_s, user_s, system_s, rss_kib] = numbers[..] else { panic!("{text}") };
+    let [user_s, system_s, rss_kib] = numbers[..] else { panic!("{text}") };
     // One that has to start a machine first says itself how long the work took.
     if let Some(took) = String::from_utf8_lossy(&output.stdout).trim().strip_prefix("took_s=") {
         wall_s = took.parse().unwrap();

@@ -8,6 +8,7 @@
 mod admin;
 mod agent;
 mod callback;
+mod dhcp;
 mod docs;
 mod drive;
 mod image;

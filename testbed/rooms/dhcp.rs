@@ -1,0 +1,260 @@
+//! What `hostler dhcp-snippet` prints, used by the DHCP servers it is for: each one's own judge of configurations, and then a machine that
+//! asks for an address over a wire of its own.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader},
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::AsFd as _,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tempfile::TempDir;
+
+const HOSTLER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
+/// For a server to start and to answer.
+const LIMIT: Duration = Duration::from_secs(30);
+/// What each firmware says of itself, architecture and user class, and the file it is to run.
+const MACHINES: [(u16, &str, &str); 7] = [
+    (0, "", "pxelinux.0"),
+    (7, "", "grubx64.efi"),
+    (9, "", "grubx64.efi"),
+    (11, "", "grubaa64.efi"),
+    (0, "iPXE", "boot.ipxe"),
+    (11, "iPXE", "boot.ipxe"),
+    // IA32 UEFI, for which there is nothing.
+    (6, "", ""),
+];
+
+#[test]
+fn dnsmasq_sends_every_machine_where_the_snippet_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("dnsmasq.conf");
+    fs::write(&config, snippet("dnsmasq", "")).unwrap();
+    let config = format!("--conf-file={}", config.display());
+    let site = Site::new();
+    site.server.run(&["dnsmasq", "--test", &config]);
+    let leases = format!("--dhcp-leasefile={}", dir.path().join("leases").display());
+    let server = [
+        &["--keep-in-foreground", "--port=0", "--interface=site", "--bind-interfaces"][..],
+        &["--user=root", "--no-ping", "--pid-file", "--dhcp-range=192.0.2.100,192.0.2.150"],
+        &[&leases, &config],
+    ];
+    site.answers("dnsmasq", &server.concat(), &dir);
+}
+
+#[test]
+fn kea_sends_every_machine_where_the_snippet_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("kea.conf");
+    let text = r#"{ "Dhcp4": {
+        "interfaces-config": { "interfaces": ["site"] },
+        "lease-database": { "type": "memfile", "persist": false },
+        "subnet4": [{ "subnet": "192.0.2.0/24", "pools": [{ "pool": "192.0.2.100-192.0.2.150" }] }],
+    "#;
+    fs::write(&config, format!("{text}{}}} }}", snippet("kea", ""))).unwrap();
+    let config = config.to_str().unwrap();
+    let site = Site::new();
+    site.server.run(&["kea-dhcp4", "-t", config]);
+    site.answers("kea-dhcp4", &["-c", config], &dir);
+}
+
+#[test]
+fn dhcpd_sends_every_machine_where_the_snippet_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, leases) = (dir.path().join("dhcpd.conf"), dir.path().join("leases"));
+    let text = "ping-check false;\nsubnet 192.0.2.0 netmask 255.255.255.0 { range 192.0.2.100 192.0.2.150; }\n";
+    fs::write(&config, format!("{}{text}", snippet("isc", ""))).unwrap();
+    fs::write(&leases, "").unwrap();
+    let (config, leases) = (config.to_str().unwrap(), leases.to_str().unwrap());
+    let site = Site::new();
+    site.server.run(&["dhcpd", "-t", "-cf", config, "-lf", leases]);
+    let server = ["-f", "-d", "-4", "--no-pid", "-cf", config, "-lf", leases, "site"];
+    site.answers("dhcpd", &server, &dir);
+}
+
+#[test]
+fn a_snippet_warns_of_a_port_that_no_firmware_asks() {
+    for server in ["dnsmasq", "kea", "isc"] {
+        assert!(!snippet(server, "").contains("WARNING"));
+        let warned = snippet(server, "tftp.listen = \"0.0.0.0:1069\"\n");
+        assert!(warned.contains("# WARNING: [tftp] listen has port 1069"), "{warned}");
+    }
+}
+
+#[test]
+fn an_ipv6_agent_has_no_snippet_for_dhcp_over_ipv4() {
+    let (good, _, errors) = dhcp_snippet("isc", "2001:db8::1", "");
+    assert!(!good && errors.contains("network.advertise") && errors.contains("IPv4"), "{errors}");
+}
+
+fn snippet(server: &str, more: &str) -> String {
+    let (good, snippet, errors) = dhcp_snippet(server, &HOSTLER.to_string(), more);
+    assert!(good, "{errors}");
+    snippet
+}
+
+fn dhcp_snippet(server: &str, advertise: &str, more: &str) -> (bool, String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("hostler.toml");
+    let text = format!(
+        "network.advertise = \"{advertise}\"\nspecs.dir = \"/nodes\"\nramdisk = {{ kernel = \"/k\", initramfs = \"/i\" }}\n{more}"
+    );
+    fs::write(&config, text).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_hostler"))
+        .args(["dhcp-snippet", server, "--config"])
+        .arg(&config)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+/// Two network namespaces and the wire between them: the server's end is `site`, the machine's end `machine`.
+struct Site {
+    server: Namespace,
+    machine: Namespace,
+}
+
+impl Site {
+    fn new() -> Self {
+        let (server, machine) = (Namespace::new(), Namespace::new());
+        let peer = machine.0.id().to_string();
+        let wire = ["ip", "link", "add", "site", "type", "veth", "peer", "machine", "netns"];
+        server.run(&[&wire[..], &[&peer]].concat());
+        for (end, name, address) in
+            [(&server, "site", "192.0.2.1/24"), (&machine, "machine", "192.0.2.2/24")]
+        {
+            end.run(&["ip", "link", "set", "lo", "up"]);
+            end.run(&["ip", "address", "add", address, "dev", name]);
+            end.run(&["ip", "link", "set", name, "up"]);
+        }
+        machine.run(&["ip", "route", "add", "255.255.255.255", "dev", "machine"]);
+        Self { server, machine }
+    }
+
+    /// Runs the server, and has every machine ask it.
+    fn answers(&self, program: &str, arguments: &[&str], dir: &TempDir) {
+        let log = File::create(dir.path().join("log")).unwrap();
+        let mut command = self.server.command();
+        command.arg(program).args(arguments).stdin(Stdio::null());
+        // Where Kea keeps its lock and its pid.
+        command.env("KEA_PIDFILE_DIR", dir.path()).env("KEA_LOCKFILE_DIR", dir.path());
+        let server = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let _server = Killed(server);
+        let heard = thread::scope(|scope| {
+            let asking = scope.spawn(|| {
+                self.machine.enter();
+                let socket = UdpSocket::bind("0.0.0.0:68").unwrap();
+                socket.set_broadcast(true).unwrap();
+                socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                MACHINES.map(|(architecture, class, _)| offer(&socket, architecture, class))
+            });
+            asking.join().unwrap()
+        });
+        let log = || fs::read_to_string(dir.path().join("log")).unwrap();
+        for ((architecture, class, file), heard) in MACHINES.into_iter().zip(heard) {
+            let Some((next_server, offered)) = heard else { panic!("no offer:\n{}", log()) };
+            let who = format!("architecture {architecture}, user class `{class}`");
+            assert_eq!(offered, file, "{who}:\n{}", log());
+            if !file.is_empty() {
+                assert_eq!(next_server, HOSTLER, "{who}");
+            }
+        }
+    }
+}
+
+/// Asks for an address until one is offered: the next server and the boot file that come with it (RFC 2131 §2).
+fn offer(socket: &UdpSocket, architecture: u16, class: &str) -> Option<(Ipv4Addr, String)> {
+    let limit = Instant::now() + LIMIT;
+    let xid = (u32::from(architecture) << 8) + u32::try_from(class.len()).unwrap() + 0x0700_0000;
+    let discover = discover(xid, architecture, class);
+    let mut buffer = [0; 1500];
+    while Instant::now() < limit {
+        socket.send_to(&discover, "255.255.255.255:67").unwrap();
+        while let Ok(length) = socket.recv(&mut buffer) {
+            let reply = &buffer[..length];
+            if length > 240 && reply[0] == 2 && reply[4..8] == xid.to_be_bytes() {
+                let next_server = Ipv4Addr::from(<[u8; 4]>::try_from(&reply[20..24]).unwrap());
+                let file = reply[108..236].split(|byte| *byte == 0).next().unwrap();
+                return Some((next_server, String::from_utf8(file.to_vec()).unwrap()));
+            }
+        }
+    }
+    None
+}
+
+fn discover(xid: u32, architecture: u16, class: &str) -> Vec<u8> {
+    // Ethernet; the answer is to be broadcast, because the machine has no address.
+    let mut message = vec![1, 1, 6, 0];
+    message.extend(xid.to_be_bytes());
+    message.extend([0, 0, 0x80, 0]);
+    message.extend([0; 16]);
+    message.extend([0x52, 0x54, 0, 0, 0, 1]);
+    message.extend([0; 10 + 64 + 128]);
+    message.extend([99, 130, 83, 99]);
+    message.extend([53, 1, 1, 93, 2]);
+    message.extend(architecture.to_be_bytes());
+    if !class.is_empty() {
+        message.extend([77, u8::try_from(class.len()).unwrap()]);
+        message.extend(class.bytes());
+    }
+    message.push(255);
+    message.resize(300, 0);
+    message
+}
+
+/// A network namespace, for as long as its process lives.
+struct Namespace(Child);
+
+impl Namespace {
+    fn new() -> Self {
+        let mut process = Command::new("unshare")
+            .args(["--net", "sh", "-c", "echo ready; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "no network namespace: this needs root");
+        Self(process)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", self.0.id()));
+        command
+    }
+
+    fn run(&self, words: &[&str]) {
+        let output = self.command().args(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
+    }
+
+    /// Takes the calling thread there.
+    fn enter(&self) {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.0.id())).unwrap();
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// A server, killed when the test is over.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
