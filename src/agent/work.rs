@@ -26,6 +26,7 @@ use crate::{
         power::{BootDevice, BootPersistence, PowerState},
         secret::Secret,
         spec::{self, NodeSpec},
+        system_guid::SystemGuid,
     },
     progress::{Cancel, Meter, stopped},
 };
@@ -91,7 +92,8 @@ impl Workshop {
                 if let Some(netboot) = &spec.image.netboot {
                     menu::check_own_files(&self.image_dirs, netboot)?;
                 }
-                self.prepare(spec, meter, cancel).await
+                let system_guid = self.system_guid(spec, cancel.clone()).await?;
+                self.prepare(spec, system_guid, meter, cancel).await
             }
             Operation::PowerOn => {
                 self.switch_off(Step::PowerOn, spec, Pxe, NextBoot, On, cancel).await?;
@@ -128,6 +130,19 @@ impl Workshop {
                 Ok(Outcome::CleanedUp)
             }
         }
+    }
+
+    /// What the BMC says is the machine's UUID, if that is to be matched.
+    async fn system_guid(
+        &self,
+        spec: &NodeSpec,
+        cancel: Cancel,
+    ) -> Result<Option<SystemGuid>, Fault> {
+        if !spec.bmc.as_ref().is_some_and(|bmc| bmc.match_system_uuid) {
+            return Ok(None);
+        }
+        let ask = async |bmc: Arc<Bmc>, limit| bmc.system_guid(Instant::now() + limit).await;
+        self.with_bmc(Step::Preflight, spec, cancel, ask).await.map(Some)
     }
 
     /// Off, whatever becomes of the rest; then the boot device; then on, if the machine is to be left so.
