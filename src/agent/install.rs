@@ -17,6 +17,7 @@ use crate::{
         secret::AttemptKey,
         size::show_bytes,
         spec::NodeSpec,
+        system_guid::SystemGuid,
     },
     progress::{Cancel, Meter, Watch, stopped},
 };
@@ -37,6 +38,7 @@ impl Workshop {
     pub(super) async fn prepare(
         &self,
         spec: &Arc<NodeSpec>,
+        system_guid: Option<SystemGuid>,
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Outcome, Fault> {
@@ -63,7 +65,7 @@ impl Workshop {
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(faults::no_randomness)?;
         let image = PreparedImage { digest, disk_bytes, root_uuid };
-        Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), stages })
+        Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), system_guid, stages })
     }
 
     /// The image in the cache, fetched again if it is no longer there.

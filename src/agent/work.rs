@@ -49,7 +49,8 @@ impl Workshop {
                 if let Some(netboot) = &spec.image.netboot {
                     menu::check_own_files(&self.image_dirs, netboot)?;
                 }
-                self.prepare(spec, meter, cancel).await
+                let system_guid = self.bmcs.system_guid(spec, cancel.clone()).await?;
+                self.prepare(spec, system_guid, meter, cancel).await
             }
             Operation::PowerOn => {
                 self.bmcs.netboot(spec, cancel).await?;

@@ -16,6 +16,7 @@ use crate::model::{
     power::{BootDevice, BootPersistence, ChassisControl, PowerState},
     secret::Secret,
     spec::{BmcAddress, BmcDriver, CipherSuite, Privilege},
+    system_guid::SystemGuid,
 };
 
 /// How to reach a BMC.
@@ -100,6 +101,14 @@ impl Bmc {
         result
     }
 
+    /// What it says is the UUID of its system.
+    pub async fn system_guid(&self, deadline: Instant) -> Result<SystemGuid, IpmiError> {
+        let mut call = Call::begin(self, deadline).await?;
+        let result = call.system_guid().await;
+        call.end().await;
+        result
+    }
+
     /// Gives one power command. That it was accepted does not mean that it was carried out: see [`Bmc::reach_power`].
     pub async fn chassis_control(
         &self,
@@ -167,6 +176,14 @@ impl Call<'_> {
         let answer = self.command(command).await?;
         commands::power_state(&answer)
             .ok_or_else(|| self.error(IpmiErrorKind::BadAnswer { command: command.name() }))
+    }
+
+    async fn system_guid(&mut self) -> Result<SystemGuid, IpmiError> {
+        let answer = match self.command(Command::GetSystemGuid).await {
+            Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => Vec::new(),
+            other => other?,
+        };
+        commands::system_guid(&answer).ok_or_else(|| self.error(IpmiErrorKind::NoSystemGuid))
     }
 
     async fn reach_power(&mut self, wanted: PowerState) -> Result<(), IpmiError> {

@@ -76,11 +76,21 @@ impl Node {
             (State::SettingPower { wanted }, Outcome::PowerSet(reached)) if *wanted == reached => {
                 self.power_set(now, reached);
             }
-            (State::Preparing { ready: None }, Outcome::Prepared { image, key, stages }) => {
+            (
+                State::Preparing { ready: None },
+                Outcome::Prepared { image, key, system_guid, stages },
+            ) => {
                 self.note_stages(&stages);
                 let bmc = spec.bmc.clone();
-                let attempt =
-                    Attempt { key, image, verify: Vec::new(), peer: None, disk: None, bmc };
+                let attempt = Attempt {
+                    key,
+                    image,
+                    verify: Vec::new(),
+                    peer: None,
+                    disk: None,
+                    system_guid,
+                    bmc,
+                };
                 if self.by_hand() {
                     self.record.consented = true;
                     self.enter(now, State::PoweringOn { attempt });

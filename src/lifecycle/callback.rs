@@ -18,6 +18,7 @@ use crate::model::{
     size::show_bytes,
     spec::NodeSpec,
     status::ImagingStage,
+    system_guid::SystemGuid,
 };
 
 use super::{
@@ -31,6 +32,8 @@ use super::{
 const POLL_AFTER_S: u32 = 2;
 /// Longest text a disk may be described with, in characters: the standards allow 40 for the longest of them.
 const DISK_CHARS_MAX: usize = 128;
+/// A UUID has 36 characters (RFC 4122 section 3); a longer text is shown cut.
+const UUID_CHARS_MAX: usize = 64;
 /// Longest CHAP name and secret, in bytes (RFC 7143 section 6.1: a value has 255).
 const CHAP_BYTES_MAX: usize = 255;
 
@@ -104,7 +107,9 @@ impl Node {
             return Err("no lookup is expected in this phase");
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
-        match choose_disk(spec, attempt.image.disk_bytes, lookup) {
+        let chosen = right_machine(spec, attempt.system_guid, &lookup)
+            .and_then(|()| choose_disk(spec, attempt.image.disk_bytes, lookup));
+        match chosen {
             Ok(disk) => {
                 let name = disk.name.clone();
                 attempt.disk = Some(disk);
@@ -308,21 +313,40 @@ fn not_verified(disk: &Disk) -> Fault {
     )
 }
 
+/// Whether the ramdisk runs on the machine that is meant, as far as its cards and its firmware tell. What it says is untrusted.
+fn right_machine(
+    spec: &NodeSpec,
+    system_guid: Option<SystemGuid>,
+    lookup: &Lookup,
+) -> Result<(), Fault> {
+    let wrong = |message: String, hint| {
+        let message = format!("another machine booted the deploy ramdisk: {message}");
+        Err(Fault::lasting(Step::Ramdisk, "WrongMachine", plain(&message), hint))
+    };
+    if !lookup.macs.is_empty() && !lookup.macs.iter().any(|mac| spec.boot.macs.contains(mac)) {
+        let macs: Vec<String> = lookup.macs.iter().map(ToString::to_string).collect();
+        return wrong(
+            format!("its cards are {}", macs.join(", ")),
+            "look which machine fetched this node's boot menu, and correct boot.mac",
+        );
+    }
+    let Some(guid) = system_guid else { return Ok(()) };
+    let uuid = lookup.system_uuid.as_deref();
+    if uuid.is_some_and(|uuid| guid.is(uuid)) {
+        return Ok(());
+    }
+    let uuid = uuid.unwrap_or("not known to its firmware").chars().take(UUID_CHARS_MAX);
+    let uuid: String = uuid.collect();
+    wrong(
+        format!("its UUID is {uuid}, and the BMC's system has {}", guid.readings().join(" or ")),
+        "look whether bmc.address is the BMC of this very machine; if it is, the two do not agree on the UUID: set bmc.match_system_uuid = false",
+    )
+}
+
 /// The disk to write, or why there is none. Whatever the ramdisk said is untrusted.
 fn choose_disk(spec: &NodeSpec, needed_bytes: u64, lookup: Lookup) -> Result<Disk, Fault> {
     let lasting =
         |code, message: &str, hint| Err(Fault::lasting(Step::Ramdisk, code, plain(message), hint));
-    if !lookup.macs.is_empty() && !lookup.macs.iter().any(|mac| spec.boot.macs.contains(mac)) {
-        let macs: Vec<String> = lookup.macs.iter().map(ToString::to_string).collect();
-        return lasting(
-            "WrongMachine",
-            &format!(
-                "another machine booted the deploy ramdisk: its cards are {}",
-                macs.join(", ")
-            ),
-            "look which machine fetched this node's boot menu, and correct boot.mac",
-        );
-    }
     let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
     match spec.root_device.choose(&disks) {
         Ok(disk) if disk.size < needed_bytes => {

@@ -14,6 +14,7 @@ use crate::model::{
     secret::AttemptKey,
     spec::NodeSpec,
     status::{ImagingStage, Progress},
+    system_guid::SystemGuid,
 };
 
 use super::state::{PreparedImage, Target};
@@ -112,6 +113,8 @@ pub enum Outcome {
         image: PreparedImage,
         /// A fresh random key for the attempt.
         key: AttemptKey,
+        /// What the BMC says is the machine's UUID, if the ramdisk is to run on that machine only.
+        system_guid: Option<SystemGuid>,
         /// What it took.
         stages: Stages,
     },

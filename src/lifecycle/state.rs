@@ -16,6 +16,7 @@ use crate::model::{
     secret::{AttemptKey, Secret},
     spec::{Bmc, BmcAddress, NodeSpec},
     status::{HistoryEntry, Installed, LastError, LastSeen, Phase},
+    system_guid::SystemGuid,
 };
 
 /// Everything about one node that outlives the agent's process.
@@ -245,6 +246,9 @@ pub struct Attempt {
     pub peer: Option<IpAddr>,
     /// The disk the ramdisk was told to export.
     pub disk: Option<Disk>,
+    /// What the BMC says is the machine's UUID: no other machine's ramdisk is believed. `None`: that was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_guid: Option<SystemGuid>,
     /// The BMC it was begun with: should the spec name another one now, this is the one to clean up by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bmc: Option<Bmc>,

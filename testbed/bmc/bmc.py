@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 
 import pyghmi.ipmi.private.constants as constants
 import pyghmi.ipmi.private.serversession as serversession
@@ -56,11 +57,13 @@ class SimulatedBmc(Bmc):
 
     `slow_power_s` delays what a power command does; `deaf_power` accepts power commands and does nothing;
     `privilege_check` is where a user who asks for more than `privilege` is told so: `handshake`, `session` or `command`;
-    `busy` is the number of commands first answered with "node busy".
+    `busy` is the number of commands first answered with "node busy";
+    `guid` is the answer to Get System GUID, which is refused without it.
     """
 
     def __init__(self, machine, address, port=623, users=None, suites=(3, 17), privilege="administrator",
-                 privilege_check="session", slow_power_s=0, deaf_power=False, busy=0, log=None, downgrade=False):
+                 privilege_check="session", slow_power_s=0, deaf_power=False, busy=0, log=None, downgrade=False,
+                 guid=None):
         if ipmisession.myself is None:
             # pyghmi wakes its own thread through this address, and guesses it wrongly for an IPv4 socket.
             ipmisession.myself = address
@@ -73,12 +76,18 @@ class SimulatedBmc(Bmc):
         self.slow_power_s = slow_power_s
         self.deaf_power = deaf_power
         self.busy = busy
+        self.guid = guid
         self.log = log or (lambda event, **fields: None)
         self.boot_flags = bytearray(5)
         self.boot_flags_set_at = 0.0
         self.keep_boot_flags = False
         self.lock = threading.RLock()
         super().__init__(users or {}, port=port, address=address)
+
+    def get_system_guid(self):
+        if self.guid is None:
+            raise NotImplementedError
+        return uuid.UUID(bytes_le=self.guid)  # pyghmi sends it so
 
     # Power
 
@@ -302,6 +311,7 @@ def main():
     parser.add_argument("--deaf-power", action="store_true", help="accept power commands and do nothing")
     parser.add_argument("--deaf-shutdown", action="store_true", help="the system ignores the ACPI power button")
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="answer the first N chassis commands with node busy")
+    parser.add_argument("--guid", type=bytes.fromhex, metavar="HEX", help="the answer to Get System GUID; without it that is refused")
     parser.add_argument("--on", action="store_true", help="the machine is on to begin with")
     parser.add_argument("--log", metavar="FILE", help="one JSON line per command received and state change")
     args = parser.parse_args()
@@ -315,7 +325,8 @@ def main():
         machine, args.listen, args.port, users={args.user: password},
         suites={"3": (3,), "17": (17,), "both": (3, 17), "downgrade": (3,)}[args.suite],
         downgrade=args.suite == "downgrade", privilege=args.privilege, privilege_check=args.privilege_check,
-        slow_power_s=args.slow_power, deaf_power=args.deaf_power, busy=args.busy, log=json_log(args.log) if args.log else None)
+        slow_power_s=args.slow_power, deaf_power=args.deaf_power, busy=args.busy, guid=args.guid,
+        log=json_log(args.log) if args.log else None)
     print("ready", flush=True)
     serve()
 

@@ -382,3 +382,24 @@ fn calls_can_be_spawned_on_any_thread() {
         Instant::now(),
     ));
 }
+
+#[tokio::test]
+async fn a_bmc_says_its_systems_uuid_or_is_known_not_to() {
+    let guid = "33221100554477668899aabbccddeeff";
+    for suite in ["3", "17"] {
+        let simulator = pyghmi(&["--suite", suite, "--guid", guid]);
+        let said = bmc(simulator.port).system_guid(soon()).await.unwrap();
+        assert_eq!(said.to_string(), guid);
+        simulator.closes_all_sessions().await;
+    }
+    let blank = "0".repeat(32);
+    for arguments in [&[][..], &["--guid", &blank]] {
+        let simulator = pyghmi(arguments);
+        let error = bmc(simulator.port).system_guid(soon()).await.unwrap_err();
+        assert_eq!(error.kind, IpmiErrorKind::NoSystemGuid);
+        simulator.closes_all_sessions().await;
+    }
+    let simulator = ipmi_sim();
+    let said = bmc(simulator.port).system_guid(soon()).await.unwrap();
+    assert_eq!(said.to_string(), "a123456789abcdefa123456789abcdef");
+}

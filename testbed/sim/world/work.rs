@@ -297,7 +297,8 @@ impl Site {
                 let root_uuid =
                     job.spec.image.netboot.as_ref().map(|_| root_of(&digest.to_string()));
                 let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid };
-                Outcome::Prepared { image, key: AttemptKey::from_bytes(&bytes), stages: Vec::new() }
+                let key = AttemptKey::from_bytes(&bytes);
+                Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
             }
             Operation::PowerOn => Outcome::PoweredOn,
             Operation::Image { image, .. } => {
