@@ -187,11 +187,27 @@ impl Call<'_> {
     }
 
     async fn reach_power(&mut self, wanted: PowerState) -> Result<(), IpmiError> {
+        let mut accepted_at = None;
+        let reached = self.pursue_power(wanted, &mut accepted_at).await;
+        reached.map_err(|error| match accepted_at {
+            // It answered to the end: that says more than what it was cut off in.
+            Some(at) if self.cut_off() => {
+                self.error(IpmiErrorKind::StateNotReached { wanted, waited: at.elapsed() })
+            }
+            Some(_) | None => error,
+        })
+    }
+
+    /// Looks, gives the command now and then, and notes when it was first accepted.
+    async fn pursue_power(
+        &mut self,
+        wanted: PowerState,
+        accepted_at: &mut Option<Instant>,
+    ) -> Result<(), IpmiError> {
         let command = Command::ChassisControl(match wanted {
             PowerState::On => ChassisControl::PowerUp,
             PowerState::Off => ChassisControl::PowerDown,
         });
-        let mut accepted_at: Option<Instant> = None;
         let mut reissue_at = Instant::now();
         while self.power_state().await? != wanted {
             if reissue_at <= Instant::now() {
@@ -203,13 +219,8 @@ impl Call<'_> {
                 reissue_at = Instant::now() + self.bmc.timing.reissue;
             }
             if !self.pause(self.bmc.poll_interval()).await {
-                return Err(self.error(accepted_at.map_or(
-                    IpmiErrorKind::CommandRefused {
-                        command: command.name(),
-                        completion: NOT_IN_THIS_STATE,
-                    },
-                    |at| IpmiErrorKind::StateNotReached { wanted, waited: at.elapsed() },
-                )));
+                let (command, completion) = (command.name(), NOT_IN_THIS_STATE);
+                return Err(self.error(IpmiErrorKind::CommandRefused { command, completion }));
             }
         }
         Ok(())
