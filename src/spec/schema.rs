@@ -367,8 +367,8 @@ fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
     let imaging_stall = wait("imaging_stall", "2m");
     let imaging = wait("imaging", "2h");
     let completed = wait("completed", "5m");
-    // A person may have to travel.
-    let power = wait("power", if has_bmc { "2m" } else { "7d" });
+    // A week: a person may have to travel.
+    let power = wait("power", if has_bmc { "2m" } else { "168h" });
     Some(Timeouts {
         ramdisk: ramdisk?,
         imaging_stall: imaging_stall?,

@@ -73,7 +73,7 @@ impl Site {
             Operation::SetPower(PowerState::On) => &[On],
             Operation::SetPower(PowerState::Off) => &[Off],
         };
-        let machine = self.machines.iter().position(|m| Some(&m.bmc) == spec.bmc_address());
+        let machine = self.machines.iter().position(|m| spec.bmc.is_some() && m.is_meant(&spec));
         self.jobs_begun += 1;
         let job = Job {
             operation,
