@@ -12,8 +12,9 @@ pub(in crate::netboot) fn dispatch() -> Secret {
     Secret::new(format!("configfile (tftp)/grub/grub.cfg-01-${{net_default_mac}}\n{LOCAL_DISK}"))
 }
 
-/// Under UEFI GRUB starts the disk's own boot loader itself: first the removable-media path of the UEFI specification (§3.5.1.1), which an
-/// installed system is sure to have, then what systems call theirs. With Secure Boot shims pass, and a GRUB only behind its shim.
+/// Under UEFI GRUB starts the disk's own boot loader itself: first the removable-media path of the UEFI specification (§3.5.1.1), which
+/// images have, then what installers call theirs. `chainloader` tells it that its disk is `root`; a pattern that nothing matches is passed
+/// over.
 ///
 /// `exit` is no way to the disk there: GRUB 2.06 reports success whatever it is told (`exit 1` too), and firmware that follows the
 /// specification (§3.1.1) answers a successful boot option with its setup menu instead of the next option. A BIOS does go on with its next
@@ -32,8 +33,10 @@ if [ \"$grub_platform\" = efi ]; then
     fi
   done
   for loader in (hd*,*)/EFI/*/shim*.efi (hd*,*)/EFI/*/grub*.efi (hd*,*)/EFI/*/*/bootmgfw.efi; do
-    if chainloader $loader; then
-      boot
+    if regexp --set=1:root '^\\((hd[0-9]+,[^)]+)\\)' $loader; then
+      if chainloader $loader; then
+        boot
+      fi
     fi
   done
 fi

@@ -233,8 +233,10 @@ mod tests {
                 fi
               done
               for loader in (hd*,*)/EFI/*/shim*.efi (hd*,*)/EFI/*/grub*.efi (hd*,*)/EFI/*/*/bootmgfw.efi; do
-                if chainloader $loader; then
-                  boot
+                if regexp --set=1:root '^\((hd[0-9]+,[^)]+)\)' $loader; then
+                  if chainloader $loader; then
+                    boot
+                  fi
                 fi
               done
             fi
