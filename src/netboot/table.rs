@@ -15,7 +15,7 @@ use crate::model::{
     secret::Secret,
 };
 
-use super::menu::{MenuError, Menus, OWN_DIR, grub, own_kernel, own_ramdisk, render};
+use super::menu::{MenuError, Menus, OWN_DIR, grub, own_kernel, own_ramdisk, pxelinux, render};
 
 /// The boot menus of all nodes, shared between the agent and the server. A clone is the same table.
 #[derive(Clone, Default)]
@@ -123,6 +123,7 @@ impl BootTable {
     pub(super) fn find(&self, name: &str) -> Named {
         let card = match menu_name(name) {
             MenuName::GrubDispatch => return Named::Text(None, grub::dispatch()),
+            MenuName::PxelinuxDefault => return Named::Text(None, pxelinux::default()),
             MenuName::Card(card) => card,
             MenuName::Unknown => return Named::Nothing,
             MenuName::Not if name.starts_with(OWN_DIR) => return self.find_own(name),
@@ -207,8 +208,9 @@ struct CardMenu {
 
 enum MenuName {
     GrubDispatch,
+    PxelinuxDefault,
     Card(CardMenu),
-    /// Among the menus' names, but no card's: pxelinux's UUID, `C0A80001` and `default`.
+    /// Among the menus' names, but no card's: pxelinux's UUID and `C0A80001`.
     Unknown,
     Not,
 }
@@ -217,6 +219,9 @@ fn menu_name(name: &str) -> MenuName {
     let grub = name.strip_prefix("grub/").unwrap_or(name);
     if grub == "grub.cfg" {
         return MenuName::GrubDispatch;
+    }
+    if name == "pxelinux.cfg/default" {
+        return MenuName::PxelinuxDefault;
     }
     let (card, loader) = if let Some(card) = name.strip_prefix("pxelinux.cfg/") {
         (card, Firmware::Bios)
@@ -280,7 +285,7 @@ mod tests {
     fn menu_names_that_are_nobodys_are_not_looked_for_elsewhere() {
         let table = BootTable::default();
         for name in [
-            "pxelinux.cfg/default",
+            "pxelinux.cfg/default/x",
             "pxelinux.cfg/C0A80001",
             "pxelinux.cfg/b8945908-d6a6-41a9-611d-74a6ab80b83d",
             "pxelinux.cfg/01-nonsense",
@@ -292,6 +297,17 @@ mod tests {
             assert_eq!(table.find(name), Named::Stranger(mac(9)), "{name}");
         }
         assert_eq!(table.find("pxelinux.0"), Named::Other);
+    }
+
+    #[test]
+    fn a_machine_that_is_no_nodes_is_let_go_to_its_own_disk() {
+        let table = BootTable::default();
+        table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
+        for name in ["pxelinux.cfg/default", "grub/grub.cfg"] {
+            let text = text(&table, name).unwrap();
+            assert!(text.contains("booting the local disk"), "{text}");
+            assert!(!text.contains("hostler.key"), "{text}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! of a menu: what cannot be quoted safely for both boot loaders is refused.
 
 pub(super) mod grub;
-mod pxelinux;
+pub(super) mod pxelinux;
 
 use crate::model::{
     boot::BootMenu,
@@ -224,12 +224,22 @@ mod tests {
         expect![[r#"
             configfile (tftp)/grub/grub.cfg-01-${net_default_mac}
             echo "hostler: booting the local disk"
-            for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do
-              if search --no-floppy --file --set=root $loader; then
-                chainloader $loader
-                boot
-              fi
-            done
+            if [ "$grub_platform" = efi ]; then
+              for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do
+                if search --no-floppy --file --set=root $loader; then
+                  if chainloader $loader; then
+                    boot
+                  fi
+                fi
+              done
+              for loader in (hd*,*)/EFI/*/shim*.efi (hd*,*)/EFI/*/grub*.efi (hd*,*)/EFI/*/*/bootmgfw.efi; do
+                if regexp --set=1:root '^\((hd[0-9]+,[^)]+)\)' $loader; then
+                  if chainloader $loader; then
+                    boot
+                  fi
+                fi
+              done
+            fi
             exit
         "#]]
         .assert_eq(grub::dispatch().expose());
