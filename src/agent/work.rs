@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    config::Config,
+    config::{self, Config},
     image::{self, Library},
     ipmi::{Bmc, BmcConfig, IpmiError},
     lifecycle::{Operation, Outcome},
@@ -39,7 +39,7 @@ const LOOKS_MAX: usize = 256;
 pub(super) struct Workshop {
     pub(super) library: Library,
     secrets: PathBuf,
-    pub(super) boot_files: [PathBuf; 2],
+    pub(super) ramdisk: config::Ramdisk,
     image_dirs: Vec<PathBuf>,
     bmc_spacing: Duration,
     looks: Semaphore,
@@ -60,7 +60,7 @@ impl Workshop {
             library: library(config),
             secrets: config.secrets.dir.clone(),
             image_dirs: image_dirs(&config.images),
-            boot_files: [config.ramdisk.kernel.clone(), config.ramdisk.initramfs.clone()],
+            ramdisk: config.ramdisk.clone(),
             bmc_spacing: config.limits.bmc_spacing,
             looks: Semaphore::new(LOOKS_MAX),
             bmcs: Mutex::default(),
