@@ -64,12 +64,13 @@ impl Workshop {
             Fault::passing(Step::Preflight, "BootFilesMissing", message, hint)
         };
         let paths = deploy_files(&self.ramdisk, arch).ok_or_else(|| {
-            fault("no deploy boot files for an aarch64 machine: [ramdisk.aarch64] is missing".into())
+            fault(
+                "no deploy boot files for an aarch64 machine: [ramdisk.aarch64] is missing".into(),
+            )
         })?;
         for path in paths {
-            fs::File::open(path).map_err(|error| {
-                fault(format!("deploy boot file {}: {error}", path.display()))
-            })?;
+            fs::File::open(path)
+                .map_err(|error| fault(format!("deploy boot file {}: {error}", path.display())))?;
         }
         Ok(())
     }

@@ -122,9 +122,10 @@ impl Agent {
         };
         let tftp = netboot::Server::bind(tftp_config(&config))
             .map_err(listen("TFTP listener", config.tftp.listen))?;
-        let http = netboot::http::Server::bind(config.http.listen, netboot::http::Limits::default())
-            .await
-            .map_err(listen("HTTP listener", config.http.listen))?;
+        let http =
+            netboot::http::Server::bind(config.http.listen, netboot::http::Limits::default())
+                .await
+                .map_err(listen("HTTP listener", config.http.listen))?;
         let store = Store::open(&config.state.dir)?;
         let identity = callback::Identity::load_or_create(&config.state.dir)?;
         let pin = identity.pin().to_owned();
@@ -243,9 +244,7 @@ fn tftp_config(config: &Config) -> netboot::Config {
 fn deploy_files(ramdisk: &config::Ramdisk, arch: Arch) -> Option<[&Path; 2]> {
     match arch {
         Arch::X86_64 => Some([&ramdisk.kernel, &ramdisk.initramfs]),
-        Arch::Aarch64 => {
-            ramdisk.aarch64.as_ref().map(|files| [&*files.kernel, &*files.initramfs])
-        }
+        Arch::Aarch64 => ramdisk.aarch64.as_ref().map(|files| [&*files.kernel, &*files.initramfs]),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::model::{
     spec::Loader,
 };
 
-use super::menu::{MenuError, Means, Menus, OWN_DIR, grub, ipxe, own_kernel, own_ramdisk, render};
+use super::menu::{Means, MenuError, Menus, OWN_DIR, grub, ipxe, own_kernel, own_ramdisk, render};
 
 /// The boot menus of all nodes, shared between the agent and the servers. A clone is the same table.
 ///
@@ -320,7 +320,8 @@ mod tests {
     }
 
     #[test]
-    fn ipxe_is_sent_to_the_http_server_and_other_boot_loaders_without_the_key_if_the_node_is_ipxes() {
+    fn ipxe_is_sent_to_the_http_server_and_other_boot_loaders_without_the_key_if_the_node_is_ipxes()
+    {
         let table = BootTable::with_http("192.0.2.1:8080".parse().unwrap());
         let loader = Loader::Ipxe;
         table.set_for(loader, &node("a"), &[mac(1)], Firmware::Uefi, &deploy("k")).unwrap();

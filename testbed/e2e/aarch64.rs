@@ -12,7 +12,7 @@ use hostler::model::{boot::BootStage, fault::Step, status::Phase};
 
 use crate::{
     rack::{Machine, repository},
-    site::{BOOT_LIMIT, Site, SOON},
+    site::{BOOT_LIMIT, SOON, Site},
 };
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);

@@ -10,6 +10,7 @@ mod agent;
 mod callback;
 mod docs;
 mod drive;
+mod http;
 mod image;
 mod imaging;
 mod ipmi;

@@ -57,7 +57,8 @@ impl Site {
         fs::write(dir.path().join("images/disk.raw"), &image).unwrap();
         fs::write(dir.path().join("vmlinuz"), noise(70_000)).unwrap();
         fs::write(dir.path().join("initramfs"), noise(90_000)).unwrap();
-        let site = Self { dir, tftp: ports::free(), http: ports::free(), callback: ports::free(), image };
+        let site =
+            Self { dir, tftp: ports::free(), http: ports::free(), callback: ports::free(), image };
         site.configure("");
         site
     }
