@@ -7,10 +7,12 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 #![allow(missing_docs, reason = "tests are not an interface")]
 
+mod aarch64;
 mod dead_targets;
 mod disks;
 mod faults_before_power;
 mod images;
+mod ipxe;
 mod killed_agent;
 mod local_disk;
 mod moments;
