@@ -10,13 +10,13 @@ use crate::{
     image::ImageError,
     imaging::{self, Geometry, ImageFile, Layout, Order},
     iscsi::{IscsiError, Lun},
-    lifecycle::{Outcome, PreparedImage, Target},
+    lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
         fault::{Fault, Step},
         ids::Digest,
         secret::AttemptKey,
         size::show_bytes,
-        spec::NodeSpec,
+        spec::{DeployRamdisk, NodeSpec},
     },
     progress::{Cancel, Meter, Watch, stopped},
 };
@@ -40,17 +40,7 @@ impl Workshop {
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Outcome, Fault> {
-        for path in &self.boot_files {
-            fs::File::open(path).map_err(|error| {
-                let message = format!("deploy boot file {}: {error}", path.display());
-                Fault::passing(
-                    Step::Preflight,
-                    "BootFilesMissing",
-                    message,
-                    "make them with `hostler ramdisk build`, and see [ramdisk]",
-                )
-            })?;
-        }
+        self.check_boot_files(spec.boot.ramdisk)?;
         let watch = Watch { cancel, stall: spec.timeouts.imaging_stall, meter };
         let digest = self.library.digest(&spec.image, &watch).await;
         let digest = digest.map_err(|error| faults::of_image(&error))?;
@@ -64,6 +54,33 @@ impl Workshop {
         getrandom::fill(&mut random).map_err(faults::no_randomness)?;
         let image = PreparedImage { digest, disk_bytes, root_uuid };
         Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), stages })
+    }
+
+    /// The ramdisk's kernel and initramfs, better missed now than by the machine.
+    fn check_boot_files(&self, ramdisk: DeployRamdisk) -> Result<(), Fault> {
+        let (files, hint) = match (ramdisk, &self.ironic_files) {
+            (DeployRamdisk::Hostler, _) => {
+                (&self.boot_files, "make them with `hostler ramdisk build`, and see [ramdisk]")
+            }
+            (DeployRamdisk::Ironic, Some(files)) => {
+                (files, "put them where [ironic] says, readable for hostler's user")
+            }
+            (DeployRamdisk::Ironic, None) => {
+                return Err(Fault::passing(
+                    Step::Preflight,
+                    "IronicNotConfigured",
+                    "boot.ramdisk is \"ironic\", and this agent takes no calls of Ironic's ramdisk",
+                    "set [ironic] in hostler.toml, with the ramdisk's kernel and initramfs, and restart hostler; or leave boot.ramdisk out",
+                ));
+            }
+        };
+        files.iter().try_for_each(|path| {
+            let readable = fs::File::open(path).map(drop);
+            readable.map_err(|error| {
+                let message = format!("deploy boot file {}: {error}", path.display());
+                Fault::passing(Step::Preflight, "BootFilesMissing", message, hint)
+            })
+        })
     }
 
     /// The image in the cache, fetched again if it is no longer there.
@@ -87,7 +104,7 @@ impl Workshop {
         spec: &Arc<NodeSpec>,
         digest: &Digest,
         target: &Target,
-        disk_bytes: u64,
+        size: DiskSize,
         meter: &Meter,
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
@@ -99,7 +116,7 @@ impl Workshop {
             () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Imaging)),
         };
         let layout = tokio::select! {
-            layout = lay_out(spec, source, &lun, target, disk_bytes) => layout,
+            layout = lay_out(spec, source, &lun, target, size) => layout,
             () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
         };
         let layout = match layout {
@@ -110,12 +127,13 @@ impl Workshop {
             }
         };
         let order = Order { layout, verify: spec.image.verify, stall: spec.timeouts.imaging_stall };
+        let disk_bytes = lun.capacity_bytes();
         disk.hand_over(lun);
         let written = imaging::write_disk(&disk, &order, meter, cancel)
             .await
             .map_err(|error| faults::of_imaging(Step::Imaging, &error))?;
         info!(node = %spec.name, bytes = written.bytes, writing = ?written.writing, verifying = ?written.verifying, "image written");
-        Ok(Outcome::Imaged { verify: written.ranges, stages: meter.durations() })
+        Ok(Outcome::Imaged { verify: written.ranges, disk_bytes, stages: meter.durations() })
     }
 }
 
@@ -125,21 +143,32 @@ async fn lay_out(
     source: Source,
     lun: &Lun,
     target: &Target,
-    disk_bytes: u64,
+    size: DiskSize,
 ) -> Result<Layout, Fault> {
     let (bytes, block_bytes) = (lun.capacity_bytes(), lun.block_bytes());
-    if bytes != disk_bytes {
-        let message = format!(
-            "target {}: its disk has {} ({bytes} bytes), the one asked for has {} ({disk_bytes} bytes)",
-            target.iqn,
-            show_bytes(bytes),
-            show_bytes(disk_bytes)
-        );
-        return Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE));
-    }
+    check_size(target, bytes, size)?;
     let optimal_bytes = lun.optimal_bytes().unwrap_or_default();
     let disk = Geometry { bytes, block_bytes, optimal_bytes };
     layout::layout(Arc::clone(spec), source, disk).await
+}
+
+/// Nothing may be written to a disk that is not the one meant.
+fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> {
+    let has = format!("target {}: its disk has {} ({bytes} bytes)", target.iqn, show_bytes(bytes));
+    match size {
+        DiskSize::Exactly(wanted) if bytes != wanted => {
+            let wanted_shown = show_bytes(wanted);
+            let message = format!("{has}, the one asked for has {wanted_shown} ({wanted} bytes)");
+            Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE))
+        }
+        DiskSize::AtLeast(needed) if bytes < needed => Err(Fault::lasting(
+            Step::Imaging,
+            "DiskTooSmall",
+            format!("{has}, what is to be on it {}", show_bytes(needed)),
+            "choose a larger disk with [root_device] or a smaller image",
+        )),
+        DiskSize::Exactly(_) | DiskSize::AtLeast(_) => Ok(()),
+    }
 }
 
 async fn log_in(disk: &TargetDisk) -> Result<Lun, IscsiError> {

@@ -70,6 +70,9 @@ const CHANNEL_DEPTH: usize = 256;
 /// TFTP names of the deploy kernel and ramdisk.
 const KERNEL_NAME: &str = "deploy/vmlinuz";
 const INITRAMFS_NAME: &str = "deploy/initramfs";
+/// Those of Ironic's.
+const IRONIC_KERNEL_NAME: &str = "ironic/vmlinuz";
+const IRONIC_INITRAMFS_NAME: &str = "ironic/initramfs";
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -120,10 +123,16 @@ impl Agent {
         let store = Store::open(&config.state.dir)?;
         let identity = callback::Identity::load_or_create(&config.state.dir)?;
         let pin = identity.pin().to_owned();
-        let callback =
+        let mut callback =
             callback::Server::bind(config.callback.listen, identity, callback::Limits::default())
                 .await
                 .map_err(listen("callback listener", config.callback.listen))?;
+        if let Some(ironic) = &config.ironic {
+            callback
+                .bind_ironic(ironic.listen)
+                .await
+                .map_err(listen("listener for Ironic's ramdisk", ironic.listen))?;
+        }
         // Everything but orders goes without it.
         let admin = admin::Server::bind(&config.admin.socket)
             .await
@@ -171,9 +180,11 @@ impl Agent {
             .local_addr()
             .map_err(|source| StartError::Listen { what: "callback listener".into(), source })?
             .port();
-        // The listener may be bound to every address there is; a ramdisk needs the one it can reach.
-        let api = SocketAddr::new(config.network.advertise, callback_port);
-        let menus = MenuWriter::new(table.clone(), api, pin);
+        // A listener may be bound to every address there is; a ramdisk needs the one it can reach.
+        let reachable = |port| SocketAddr::new(config.network.advertise, port);
+        let api = reachable(callback_port);
+        let ironic = callback.ironic_port().map(reachable);
+        let menus = MenuWriter::new(table.clone(), api, pin, ironic);
         prepare_status_dir(&config.specs);
         let publisher = Publisher::start(status_files(&config), config.specs.rescan);
         let mut rooms =
@@ -216,11 +227,14 @@ impl Agent {
 }
 
 fn tftp_config(config: &Config) -> netboot::Config {
-    let files =
-        [(KERNEL_NAME, &config.ramdisk.kernel), (INITRAMFS_NAME, &config.ramdisk.initramfs)];
+    let own = [(KERNEL_NAME, &config.ramdisk.kernel), (INITRAMFS_NAME, &config.ramdisk.initramfs)];
+    let ironics = config.ironic.iter().flat_map(|ironic| {
+        [(IRONIC_KERNEL_NAME, &ironic.kernel), (IRONIC_INITRAMFS_NAME, &ironic.initramfs)]
+    });
+    let files = own.into_iter().chain(ironics);
     netboot::Config {
         loaders: Some(config.tftp.loaders.clone()),
-        files: files.into_iter().map(|(name, path)| (name.to_owned(), path.clone())).collect(),
+        files: files.map(|(name, path)| (name.to_owned(), path.clone())).collect(),
         images: image_dirs(&config.images),
         ..netboot::Config::new(config.tftp.listen)
     }

@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use crate::{
+    callback,
     config::Config,
     image::{self, Library},
     ipmi::{Bmc, BmcConfig, IpmiError},
@@ -39,7 +40,9 @@ const LOOKS_MAX: usize = 256;
 pub(super) struct Workshop {
     pub(super) library: Library,
     secrets: PathBuf,
+    /// Kernel and ramdisk: hostler's own, and Ironic's if that may be used.
     pub(super) boot_files: [PathBuf; 2],
+    pub(super) ironic_files: Option<[PathBuf; 2]>,
     image_dirs: Vec<PathBuf>,
     bmc_spacing: Duration,
     looks: Semaphore,
@@ -61,6 +64,10 @@ impl Workshop {
             secrets: config.secrets.dir.clone(),
             image_dirs: image_dirs(&config.images),
             boot_files: [config.ramdisk.kernel.clone(), config.ramdisk.initramfs.clone()],
+            ironic_files: config
+                .ironic
+                .as_ref()
+                .map(|ironic| [ironic.kernel.clone(), ironic.initramfs.clone()]),
             bmc_spacing: config.limits.bmc_spacing,
             looks: Semaphore::new(LOOKS_MAX),
             bmcs: Mutex::default(),
@@ -97,8 +104,15 @@ impl Workshop {
                 self.switch_off(Step::PowerOn, spec, Pxe, NextBoot, On, cancel).await?;
                 Ok(Outcome::PoweredOn)
             }
-            Operation::Image { image, target, disk_bytes } => {
-                self.image(spec, &image, &target, disk_bytes, meter, cancel).await
+            Operation::Image { image, target, size } => {
+                self.image(spec, &image, &target, size, meter, cancel).await
+            }
+            Operation::Release(ramdisk) => {
+                let mut cancel = cancel;
+                tokio::select! {
+                    () = callback::ironic::release(ramdisk) => Ok(Outcome::Released),
+                    () = stopped(&mut cancel) => Err(faults::cancelled(Step::Completed)),
+                }
             }
             Operation::Restart { leave } => {
                 // Off and on instead of a power cycle: that the machine was off is seen, not believed.
