@@ -2,7 +2,7 @@
 //!
 //! Started by the workshop. Nothing is written before the target was found to be the disk that the ramdisk reported.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tracing::{info, warn};
 
@@ -10,9 +10,8 @@ use crate::{
     image::ImageError,
     imaging::{self, Geometry, ImageFile, Layout, Order},
     iscsi::{IscsiError, Lun},
-    lifecycle::{Outcome, PreparedImage, Target},
+    lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
-        boot::Arch,
         fault::{Fault, Step},
         ids::Digest,
         secret::AttemptKey,
@@ -24,7 +23,7 @@ use crate::{
 };
 
 use super::{
-    deploy_files, faults,
+    faults,
     layout::{self, Needs, Source},
     volume::{TargetDisk, log_out},
     work::Workshop,
@@ -43,7 +42,7 @@ impl Workshop {
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Outcome, Fault> {
-        self.check_boot_files(spec.boot.arch)?;
+        self.deploy_files.check(&spec.boot)?;
         let watch = Watch { cancel, stall: spec.timeouts.imaging_stall, meter };
         let digest = self.library.digest(&spec.image, &watch).await;
         let digest = digest.map_err(|error| faults::of_image(&error))?;
@@ -57,24 +56,6 @@ impl Workshop {
         getrandom::fill(&mut random).map_err(faults::no_randomness)?;
         let image = PreparedImage { digest, disk_bytes, root_uuid };
         Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), system_guid, stages })
-    }
-
-    /// Whether the deploy kernel and ramdisk for such a machine are there.
-    fn check_boot_files(&self, arch: Arch) -> Result<(), Fault> {
-        let fault = |message: String| {
-            let hint = "make them with `hostler ramdisk build`, and see [ramdisk]";
-            Fault::passing(Step::Preflight, "BootFilesMissing", message, hint)
-        };
-        let paths = deploy_files(&self.ramdisk, arch).ok_or_else(|| {
-            fault(
-                "no deploy boot files for an aarch64 machine: [ramdisk.aarch64] is missing".into(),
-            )
-        })?;
-        for path in paths {
-            fs::File::open(path)
-                .map_err(|error| fault(format!("deploy boot file {}: {error}", path.display())))?;
-        }
-        Ok(())
     }
 
     /// The image in the cache, fetched again if it is no longer there.
@@ -98,7 +79,7 @@ impl Workshop {
         spec: &Arc<NodeSpec>,
         digest: &Digest,
         target: &Target,
-        disk_bytes: u64,
+        size: DiskSize,
         meter: &Meter,
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
@@ -110,7 +91,7 @@ impl Workshop {
             () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Imaging)),
         };
         let layout = tokio::select! {
-            layout = lay_out(spec, source, &lun, target, disk_bytes) => layout,
+            layout = lay_out(spec, source, &lun, target, size) => layout,
             () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
         };
         let layout = match layout {
@@ -121,12 +102,13 @@ impl Workshop {
             }
         };
         let order = Order { layout, verify: spec.image.verify, stall: spec.timeouts.imaging_stall };
+        let disk_bytes = lun.capacity_bytes();
         disk.hand_over(lun);
         let written = imaging::write_disk(&disk, &order, meter, cancel)
             .await
             .map_err(|error| faults::of_imaging(Step::Imaging, &error))?;
         info!(node = %spec.name, bytes = written.bytes, writing = ?written.writing, verifying = ?written.verifying, "image written");
-        Ok(Outcome::Imaged { verify: written.ranges, stages: meter.durations() })
+        Ok(Outcome::Imaged { verify: written.ranges, disk_bytes, stages: meter.durations() })
     }
 }
 
@@ -136,21 +118,32 @@ async fn lay_out(
     source: Source,
     lun: &Lun,
     target: &Target,
-    disk_bytes: u64,
+    size: DiskSize,
 ) -> Result<Layout, Fault> {
     let (bytes, block_bytes) = (lun.capacity_bytes(), lun.block_bytes());
-    if bytes != disk_bytes {
-        let message = format!(
-            "target {}: its disk has {} ({bytes} bytes), the one asked for has {} ({disk_bytes} bytes)",
-            target.iqn,
-            show_bytes(bytes),
-            show_bytes(disk_bytes)
-        );
-        return Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE));
-    }
+    check_size(target, bytes, size)?;
     let optimal_bytes = lun.optimal_bytes().unwrap_or_default();
     let disk = Geometry { bytes, block_bytes, optimal_bytes };
     layout::layout(Arc::clone(spec), source, disk).await
+}
+
+/// Nothing may be written to a disk that is not the one meant.
+fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> {
+    let has = format!("target {}: its disk has {} ({bytes} bytes)", target.iqn, show_bytes(bytes));
+    match size {
+        DiskSize::Exactly(wanted) if bytes != wanted => {
+            let wanted_shown = show_bytes(wanted);
+            let message = format!("{has}, the one asked for has {wanted_shown} ({wanted} bytes)");
+            Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE))
+        }
+        DiskSize::AtLeast(needed) if bytes < needed => Err(Fault::lasting(
+            Step::Imaging,
+            "DiskTooSmall",
+            format!("{has}, what is to be on it {}", show_bytes(needed)),
+            "choose a larger disk with [root_device] or a smaller image",
+        )),
+        DiskSize::Exactly(_) | DiskSize::AtLeast(_) => Ok(()),
+    }
 }
 
 async fn log_in(disk: &TargetDisk) -> Result<Lun, IscsiError> {

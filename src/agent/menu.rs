@@ -9,15 +9,17 @@ use crate::{
     lifecycle::{Menu, Node},
     model::{
         boot::{BootMenu, RamdiskArgs},
+        disk::RootDeviceHints,
         fault::{Fault, Step},
         ids::NodeName,
-        secret::Secret,
-        spec::{Boot, Netboot},
+        ironic::{self, IronicArgs},
+        secret::{AttemptKey, Secret},
+        spec::{Boot, DeployRamdisk, Netboot, NodeSpec},
     },
     netboot::{self, BootTable},
 };
 
-use super::deploy_names;
+use super::boot_files::Kind;
 
 /// The kernel prints its command line, and with it the key, as a notice: only warnings and worse go to the console, unless
 /// `boot.kernel_args` says otherwise.
@@ -29,13 +31,20 @@ pub(super) struct MenuWriter {
     table: BootTable,
     api: SocketAddr,
     pin: String,
+    /// Where Ironic's ramdisk makes its calls, if such are taken.
+    ironic: Option<SocketAddr>,
     /// What stands in the table now, so that it is touched only when something changed.
-    applied: BTreeMap<NodeName, (Menu, Boot, Option<Netboot>)>,
+    applied: BTreeMap<NodeName, (Menu, Boot, RootDeviceHints, Option<Netboot>)>,
 }
 
 impl MenuWriter {
-    pub(super) fn new(table: BootTable, api: SocketAddr, pin: String) -> Self {
-        Self { table, api, pin, applied: BTreeMap::new() }
+    pub(super) fn new(
+        table: BootTable,
+        api: SocketAddr,
+        pin: String,
+        ironic: Option<SocketAddr>,
+    ) -> Self {
+        Self { table, api, pin, ironic, applied: BTreeMap::new() }
     }
 
     /// Makes the node's menu what the core wants it to be; one atomic change.
@@ -45,29 +54,20 @@ impl MenuWriter {
         if menu == Menu::Unknown {
             return self.remove(name);
         }
-        let wanted = (menu, spec.boot.clone(), spec.image.netboot.clone());
+        let wanted =
+            (menu, spec.boot.clone(), spec.root_device.clone(), spec.image.netboot.clone());
         if self.applied.get(name) == Some(&wanted) {
             return;
         }
         let rendered = match &wanted.0 {
             Menu::Unknown | Menu::LocalDisk => BootMenu::LocalDisk,
-            Menu::Network(root_uuid) => own_menu(wanted.2.as_ref(), root_uuid.as_deref()),
-            Menu::Deploy(key) => {
-                let args = RamdiskArgs {
-                    api: self.api,
-                    node: name.clone(),
-                    key: key.clone(),
-                    pin: self.pin.clone(),
-                };
-                let hostlers = args.to_command_line();
-                let words: Vec<&str> = [hostlers.expose(), QUIET]
-                    .into_iter()
-                    .chain(spec.boot.kernel_args.iter().map(String::as_str))
-                    .collect();
-                let command_line = Secret::new(words.join(" "));
-                let [kernel, initramfs] = deploy_names(spec.boot.arch).map(str::to_owned);
-                BootMenu::Deploy { kernel, initramfs, command_line }
-            }
+            Menu::Network(root_uuid) => own_menu(wanted.3.as_ref(), root_uuid.as_deref()),
+            Menu::Deploy(key) => match spec.boot.ramdisk {
+                DeployRamdisk::Hostler => self.deploy_menu(spec, key),
+                DeployRamdisk::Ironic => {
+                    self.ironic_menu(spec, key, node.iqn()).unwrap_or(BootMenu::LocalDisk)
+                }
+            },
         };
         let Boot { macs, firmware, loader, .. } = &spec.boot;
         match self.table.set_for(*loader, name, macs, *firmware, &rendered) {
@@ -80,11 +80,43 @@ impl MenuWriter {
         }
     }
 
+    fn deploy_menu(&self, spec: &NodeSpec, key: &AttemptKey) -> BootMenu {
+        let (node, key) = (spec.name.clone(), key.clone());
+        let args = RamdiskArgs { api: self.api, node, key, pin: self.pin.clone() };
+        deploy(spec, &args.to_command_line(), false)
+    }
+
+    /// None if such a ramdisk would have nobody to call, or no disk to look for: before an attempt both are made sure of.
+    fn ironic_menu(&self, spec: &NodeSpec, key: &AttemptKey, iqn: String) -> Option<BootMenu> {
+        let args = IronicArgs {
+            api: self.ironic?,
+            node: spec.name.clone(),
+            key: key.clone(),
+            iqn,
+            firmware: spec.boot.firmware,
+            root_device: ironic::root_device(&spec.root_device).ok()?,
+        };
+        Some(deploy(spec, &args.to_command_line(), true))
+    }
+
     /// The node's cards become unknown.
     pub(super) fn remove(&mut self, name: &NodeName) {
         if self.applied.remove(name).is_some() {
             self.table.remove(name);
         }
+    }
+}
+
+/// The ramdisk with what it needs on its command line, and behind that what the spec adds.
+fn deploy(spec: &NodeSpec, needed: &Secret, with_addresses: bool) -> BootMenu {
+    let [kernel, initramfs] = Kind::of(&spec.boot).names().map(str::to_owned);
+    let added = spec.boot.kernel_args.iter().map(String::as_str);
+    let words: Vec<&str> = [needed.expose(), QUIET].into_iter().chain(added).collect();
+    BootMenu::Deploy {
+        kernel,
+        initramfs,
+        command_line: Secret::new(words.join(" ")),
+        with_addresses,
     }
 }
 

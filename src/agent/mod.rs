@@ -15,6 +15,7 @@
 //!        └───────────────────────────────────────────────────────────────────┘
 //! ```
 
+mod boot_files;
 mod driver;
 mod faults;
 mod install;
@@ -34,7 +35,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use jiff::Timestamp;
@@ -49,7 +50,7 @@ use crate::{
     admin, callback,
     config::{self, Config},
     lifecycle::{Carrier, Fleet, Left, Policy, Record},
-    model::{boot::Arch, ids::NodeName, problem::Problem, status::Installed},
+    model::{ids::NodeName, problem::Problem, status::Installed},
     netboot,
     spec::Defaults,
     status_file::StatusFiles,
@@ -59,6 +60,7 @@ use crate::{
 
 pub(crate) use self::work::library;
 use self::{
+    boot_files::DeployFiles,
     driver::{Driver, Sources},
     menu::MenuWriter,
     publish::Publisher,
@@ -68,13 +70,6 @@ use self::{
 
 /// Requests, fetches and results that may wait for the driver. It handles thousands a second; a full channel slows the sender.
 const CHANNEL_DEPTH: usize = 256;
-/// The names under which machines fetch the deploy kernel and ramdisk.
-const fn deploy_names(arch: Arch) -> [&'static str; 2] {
-    match arch {
-        Arch::X86_64 => ["deploy/vmlinuz", "deploy/initramfs"],
-        Arch::Aarch64 => ["deploy/aarch64/vmlinuz", "deploy/aarch64/initramfs"],
-    }
-}
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -130,10 +125,16 @@ impl Agent {
         let store = Store::open(&config.state.dir)?;
         let identity = callback::Identity::load_or_create(&config.state.dir)?;
         let pin = identity.pin().to_owned();
-        let callback =
+        let mut callback =
             callback::Server::bind(config.callback.listen, identity, callback::Limits::default())
                 .await
                 .map_err(listen("callback listener", config.callback.listen))?;
+        if let Some(ironic) = &config.ironic {
+            callback
+                .bind_ironic(ironic.listen)
+                .await
+                .map_err(listen("listener for Ironic's ramdisk", ironic.listen))?;
+        }
         // Everything but orders goes without it.
         let admin = admin::Server::bind(&config.admin.socket)
             .await
@@ -177,15 +178,17 @@ impl Agent {
         let (closing, closed) = watch::channel(false);
 
         // A listener may be bound to every address there is; a machine needs the one it can reach.
+        let reachable = |port| SocketAddr::new(config.network.advertise, port);
         let reached = |what: &str, bound: io::Result<SocketAddr>| {
             bound
-                .map(|bound| SocketAddr::new(config.network.advertise, bound.port()))
+                .map(|bound| reachable(bound.port()))
                 .map_err(|source| StartError::Listen { what: what.to_owned(), source })
         };
         let api = reached("callback listener", callback.local_addr())?;
         let http_address = reached("HTTP listener", http.local_addr())?;
+        let ironic = callback.ironic_port().map(reachable);
         let table = netboot::BootTable::with_http(http_address);
-        let menus = MenuWriter::new(table.clone(), api, pin);
+        let menus = MenuWriter::new(table.clone(), api, pin, ironic);
         prepare_status_dir(&config.specs);
         let publisher = Publisher::start(status_files(&config), config.specs.rescan);
         let mut rooms =
@@ -229,23 +232,11 @@ impl Agent {
 }
 
 fn tftp_config(config: &Config) -> netboot::Config {
-    let files = [Arch::X86_64, Arch::Aarch64].into_iter().filter_map(|arch| {
-        let paths = deploy_files(&config.ramdisk, arch)?.map(Path::to_owned);
-        Some(deploy_names(arch).map(str::to_owned).into_iter().zip(paths))
-    });
     netboot::Config {
         loaders: Some(config.tftp.loaders.clone()),
-        files: files.flatten().collect(),
+        files: DeployFiles::new(config).by_name(),
         images: image_dirs(&config.images),
         ..netboot::Config::new(config.tftp.listen)
-    }
-}
-
-/// The deploy kernel and ramdisk for machines of this kind, if there are any.
-fn deploy_files(ramdisk: &config::Ramdisk, arch: Arch) -> Option<[&Path; 2]> {
-    match arch {
-        Arch::X86_64 => Some([&ramdisk.kernel, &ramdisk.initramfs]),
-        Arch::Aarch64 => ramdisk.aarch64.as_ref().map(|files| [&*files.kernel, &*files.initramfs]),
     }
 }
 

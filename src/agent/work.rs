@@ -7,20 +7,24 @@ use std::{path::PathBuf, sync::Arc};
 use tokio::sync::watch;
 
 use crate::{
-    config::{self, Config},
+    callback,
+    config::Config,
     image::{self, Library},
     lifecycle::{Operation, Outcome},
-    model::{fault::Fault, spec::NodeSpec},
-    progress::{Cancel, Meter},
+    model::{
+        fault::{Fault, Step},
+        spec::NodeSpec,
+    },
+    progress::{Cancel, Meter, stopped},
 };
 
-use super::{image_dirs, menu, power::Bmcs};
+use super::{boot_files::DeployFiles, faults, image_dirs, menu, power::Bmcs};
 
 /// Everything operations need.
 #[derive(Debug)]
 pub(super) struct Workshop {
     pub(super) library: Library,
-    pub(super) ramdisk: config::Ramdisk,
+    pub(super) deploy_files: DeployFiles,
     image_dirs: Vec<PathBuf>,
     pub(super) bmcs: Bmcs,
 }
@@ -30,7 +34,7 @@ impl Workshop {
         Self {
             library: library(config),
             image_dirs: image_dirs(&config.images),
-            ramdisk: config.ramdisk.clone(),
+            deploy_files: DeployFiles::new(config),
             bmcs: Bmcs::new(config),
         }
     }
@@ -56,8 +60,15 @@ impl Workshop {
                 self.bmcs.netboot(spec, cancel).await?;
                 Ok(Outcome::PoweredOn)
             }
-            Operation::Image { image, target, disk_bytes } => {
-                self.image(spec, &image, &target, disk_bytes, meter, cancel).await
+            Operation::Image { image, target, size } => {
+                self.image(spec, &image, &target, size, meter, cancel).await
+            }
+            Operation::Release(ramdisk) => {
+                let mut cancel = cancel;
+                tokio::select! {
+                    () = callback::ironic::release(ramdisk) => Ok(Outcome::Released),
+                    () = stopped(&mut cancel) => Err(faults::cancelled(Step::Completed)),
+                }
             }
             Operation::Restart { leave } => {
                 self.bmcs.restart(spec, leave, cancel).await?;

@@ -43,11 +43,11 @@ pub(super) struct Door {
 
 /// What a request is, once its path, key and body have been read.
 #[derive(Debug)]
-struct Asked {
-    node: NodeName,
-    peer: IpAddr,
-    key: AttemptKey,
-    call: Call,
+pub(super) struct Asked {
+    pub(super) node: NodeName,
+    pub(super) peer: IpAddr,
+    pub(super) key: AttemptKey,
+    pub(super) call: Call,
 }
 
 /// Every path there is. The connection adds its [`Place`] as an extension.
@@ -60,7 +60,7 @@ pub(super) fn router(door: Arc<Door>) -> Router {
 }
 
 /// Counts the request and reads its whole body within the limits, before anybody looks at the path.
-async fn bounded(
+pub(super) async fn bounded(
     State(door): State<Arc<Door>>,
     Extension(place): Extension<Arc<Place>>,
     request: HttpRequest,
@@ -136,10 +136,14 @@ fn bearer(headers: &HeaderMap) -> Option<AttemptKey> {
     only.to_str().ok()?.strip_prefix("Bearer ")?.parse().ok()
 }
 
-async fn hand_over(door: &Door, asked: Asked) -> Response {
+pub(super) async fn hand_over(door: &Door, asked: Asked) -> Response {
     let reply = match asked.call {
         Call::DeployState => poll(door, &asked).await,
-        Call::Lookup(_) | Call::PassDeployInfo(_) | Call::Completed(_) => ask(door, &asked).await,
+        Call::Lookup(_)
+        | Call::PassDeployInfo(_)
+        | Call::Completed(_)
+        | Call::IronicDeployInfo(_)
+        | Call::IronicBootloader(_) => ask(door, &asked).await,
     };
     let answer = match reply {
         Some(Reply::Lookup(reply)) => json(StatusCode::OK, &reply),
@@ -173,7 +177,7 @@ async fn poll(door: &Door, asked: &Asked) -> Option<Reply> {
 }
 
 /// Asks the driver once; `None` when it is gone or too slow.
-async fn ask(door: &Door, asked: &Asked) -> Option<Reply> {
+pub(super) async fn ask(door: &Door, asked: &Asked) -> Option<Reply> {
     let (reply, answer) = oneshot::channel();
     let request = Request {
         node: asked.node.clone(),
@@ -191,7 +195,7 @@ async fn ask(door: &Door, asked: &Asked) -> Option<Reply> {
 }
 
 /// The one answer to everything that is none of the caller's business.
-fn refused() -> Response {
+pub(super) fn refused() -> Response {
     failure(StatusCode::NOT_FOUND, "not found")
 }
 

@@ -20,6 +20,7 @@
 
 mod http;
 mod identity;
+pub mod ironic;
 mod peers;
 mod server;
 

@@ -4,7 +4,7 @@
 //! the ramdisks out by opening connections and saying little.
 
 use std::{
-    future::Future,
+    future::{self, Future},
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -18,6 +18,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     task::JoinSet,
@@ -29,6 +30,7 @@ use tracing::{debug, error, warn};
 use super::{
     Identity, Limits, Request,
     http::{self, Door},
+    ironic,
     peers::Peers,
 };
 
@@ -44,14 +46,33 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
+    /// The other door, in plain HTTP, if it is open.
+    ironic: Option<TcpListener>,
     identity: Identity,
     limits: Limits,
+}
+
+/// A connection, and the door it came through.
+enum Accepted {
+    Tls(TcpStream, SocketAddr),
+    Ironic(TcpStream, SocketAddr),
 }
 
 impl Server {
     /// Binds the address; port 0 takes a free one.
     pub async fn bind(addr: SocketAddr, identity: Identity, limits: Limits) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(addr).await?, identity, limits })
+        Ok(Self { listener: TcpListener::bind(addr).await?, ironic: None, identity, limits })
+    }
+
+    /// Opens the door for Ironic's ramdisk, too.
+    pub async fn bind_ironic(&mut self, addr: SocketAddr) -> io::Result<()> {
+        self.ironic = Some(TcpListener::bind(addr).await?);
+        Ok(())
+    }
+
+    /// That door's port, if it is open.
+    pub fn ironic_port(&self) -> Option<u16> {
+        Some(self.ironic.as_ref()?.local_addr().ok()?.port())
     }
 
     /// Where it listens.
@@ -67,7 +88,9 @@ impl Server {
         changed: watch::Receiver<u64>,
         shutdown: impl Future<Output = ()>,
     ) {
-        let router = http::router(Arc::new(Door { limits: self.limits, requests, changed }));
+        let door = Arc::new(Door { limits: self.limits, requests, changed });
+        let router = http::router(Arc::clone(&door));
+        let ironic_router = ironic::router(door);
         let tls = TlsAcceptor::from(Arc::clone(&self.identity.tls));
         let peers = Peers::new(self.limits);
         let mut connections = JoinSet::new();
@@ -80,42 +103,71 @@ impl Server {
                         error!(%error, "callback connection panicked");
                     }
                 }
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, addr)) => {
-                        let peer = addr.ip().to_canonical();
-                        let Some(place) = peers.connect(peer, Instant::now()) else {
-                            debug!(%peer, "callback connection refused: limit reached");
+                accepted = self.accept() => {
+                    let (stream, addr, tls) = match accepted {
+                        Ok(Accepted::Tls(stream, addr)) => (stream, addr, Some(tls.clone())),
+                        Ok(Accepted::Ironic(stream, addr)) => (stream, addr, None),
+                        Err(error) => {
+                            warn!(%error, "callback listener cannot accept");
+                            sleep(ACCEPT_PAUSE).await;
                             continue;
-                        };
-                        let router = router.clone().layer(Extension(Arc::new(place)));
-                        connections.spawn(connection(router, tls.clone(), stream, peer, self.limits));
-                    }
-                    Err(error) => {
-                        warn!(%error, "callback listener cannot accept");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                },
+                        }
+                    };
+                    let peer = addr.ip().to_canonical();
+                    let Some(place) = peers.connect(peer, Instant::now()) else {
+                        debug!(%peer, "callback connection refused: limit reached");
+                        continue;
+                    };
+                    let router = if tls.is_some() { &router } else { &ironic_router };
+                    let router = router.clone().layer(Extension(Arc::new(place)));
+                    connections.spawn(connection(router, tls, stream, peer, self.limits));
+                }
             }
         }
         connections.shutdown().await;
     }
+
+    /// The next connection at either door.
+    async fn accept(&self) -> io::Result<Accepted> {
+        let ironic = async {
+            match &self.ironic {
+                Some(listener) => listener.accept().await,
+                None => future::pending().await,
+            }
+        };
+        tokio::select! {
+            accepted = self.listener.accept() => accepted.map(|(stream, addr)| Accepted::Tls(stream, addr)),
+            accepted = ironic => accepted.map(|(stream, addr)| Accepted::Ironic(stream, addr)),
+        }
+    }
 }
 
-/// One connection from handshake to end. axum's own `serve` has neither a limit on the head's time nor on its size.
+/// One connection from handshake to end.
 async fn connection(
     router: Router,
-    tls: TlsAcceptor,
+    tls: Option<TlsAcceptor>,
     stream: TcpStream,
     peer: IpAddr,
     limits: Limits,
 ) {
     // Only latency is lost without it.
     stream.set_nodelay(true).unwrap_or_default();
+    let Some(tls) = tls else { return converse(router, stream, peer, limits).await };
     let stream = match timeout(limits.handshake, tls.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return debug!(%peer, %error, "callback handshake failed"),
         Err(_) => return debug!(%peer, "callback handshake too slow"),
     };
+    converse(router, stream, peer, limits).await;
+}
+
+/// Requests and answers. axum's own `serve` has neither a limit on the head's time nor on its size.
+async fn converse(
+    router: Router,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: IpAddr,
+    limits: Limits,
+) {
     let http = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.read)

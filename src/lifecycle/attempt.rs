@@ -114,11 +114,16 @@ impl Node {
                 self.see_power(now, PowerState::On);
                 self.enter(now, State::WaitingRamdisk { attempt });
             }
-            (State::Imaging { attempt, disk, .. }, Outcome::Imaged { verify, stages }) => {
-                let (attempt, disk) = (Attempt { verify, ..attempt.clone() }, disk.clone());
+            (
+                State::Imaging { attempt, disk, .. },
+                Outcome::Imaged { verify, disk_bytes, stages },
+            ) => {
+                let attempt = Attempt { verify, ..attempt.clone() };
+                let disk = Disk { size: disk_bytes, ..disk.clone() };
                 self.note_stages(&stages);
                 self.enter(now, State::Switching { attempt, disk });
             }
+            (State::Switching { .. }, Outcome::Released) => self.take_for_completed(now),
             (State::Restarting { attempt, disk }, Outcome::Restarted(left)) => {
                 let (image, disk) = (attempt.image.clone(), disk.clone());
                 self.see_power(now, left);
@@ -389,6 +394,10 @@ impl Node {
                 "the disk was not written in time",
                 "look at the network between hostler and the machine, or raise timeouts.imaging",
             ),
+            State::Switching { .. } if self.has_ironics_ramdisk() => {
+                self.cancel(actions);
+                return self.take_for_completed(now);
+            }
             State::Switching { .. } => Fault::passing(
                 Step::Completed,
                 "ReleaseNotHeard",

@@ -86,11 +86,17 @@ impl Node {
         call: Call,
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
+        if call.ramdisk() != self.ramdisk() {
+            return Err("a call of another ramdisk than the one that boot.ramdisk names");
+        }
         match call {
             Call::Lookup(lookup) => self.lookup(now, lookup, actions),
-            Call::PassDeployInfo(info) => self.pass_deploy_info(now, peer, info, actions),
+            Call::PassDeployInfo(info) | Call::IronicDeployInfo(info) => {
+                self.pass_deploy_info(now, peer, info, actions)
+            }
             Call::DeployState => Ok(Reply::State(self.deploy_state(now))),
             Call::Completed(completed) => self.completed(now, &completed, actions),
+            Call::IronicBootloader(error) => self.ironic_bootloader(now, &error, actions),
         }
     }
 
@@ -125,7 +131,7 @@ impl Node {
     }
 
     /// The target name this node's disk is exported under.
-    fn iqn(&self) -> String {
+    pub fn iqn(&self) -> String {
         format!("iqn.2026-11.hostler:{}", self.name)
     }
 
@@ -142,7 +148,7 @@ impl Node {
         let target = self.target(peer, info)?;
         match &self.record.state {
             State::PoweringOn { attempt } | State::WaitingRamdisk { attempt } => {
-                let disk = attempt.disk.clone().ok_or("no disk was asked for before")?;
+                let disk = self.chosen_disk(attempt).ok_or("no disk was asked for before")?;
                 let attempt = attempt.clone();
                 // From here on the disk's old contents are gone.
                 self.record.installed = None;
@@ -268,7 +274,12 @@ impl Node {
     }
 
     /// The ramdisk says that it cannot go on.
-    fn ramdisk_failed(&mut self, now: Timestamp, error: &str, actions: &mut Vec<Action>) -> Reply {
+    pub(super) fn ramdisk_failed(
+        &mut self,
+        now: Timestamp,
+        error: &str,
+        actions: &mut Vec<Action>,
+    ) -> Reply {
         if !matches!(self.record.state, State::CleaningUp { .. } | State::Restarting { .. }) {
             let message = plain(&format!("the deploy ramdisk failed: {error}"));
             self.fail(

@@ -124,9 +124,13 @@ pub enum Outcome {
     Imaged {
         /// What the ramdisk is to compare its disk with, if that is its part.
         verify: Vec<DiskRange>,
+        /// The disk's size, in bytes.
+        disk_bytes: u64,
         /// What it took.
         stages: Stages,
     },
+    /// [`Operation::Release`]: the ramdisk was told.
+    Released,
     /// [`Operation::Restart`]: the machine was off, and is as it was to be left.
     Restarted(PowerState),
     /// [`Operation::SetPower`]: the machine is in this state.
@@ -147,7 +151,7 @@ impl Operation {
             | Self::Restart { .. }
             | Self::SetPower(_)
             | Self::CleanUp => true,
-            Self::Prepare | Self::Image { .. } => false,
+            Self::Prepare | Self::Image { .. } | Self::Release(_) => false,
         }
     }
 }
@@ -192,9 +196,11 @@ pub enum Operation {
         image: Digest,
         /// Where.
         target: Box<Target>,
-        /// The size the ramdisk reported for the disk: the target must have it too.
-        disk_bytes: u64,
+        /// What size the target's disk must have.
+        size: DiskSize,
     },
+    /// Tell Ironic's ramdisk at this address that its disk is written, for as long as it takes.
+    Release(IpAddr),
     /// Off; the boot device of the installed system for good; then on, or left off.
     Restart {
         /// How to leave it.
@@ -204,6 +210,15 @@ pub enum Operation {
     SetPower(PowerState),
     /// Boot device disk for good; off.
     CleanUp,
+}
+
+/// How a target is told from that of another disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskSize {
+    /// As the ramdisk reported, or the spec says.
+    Exactly(u64),
+    /// Nobody has said more than what is to be on it.
+    AtLeast(u64),
 }
 
 /// What the node's boot menu must be now.

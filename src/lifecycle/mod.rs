@@ -47,6 +47,7 @@ mod callback;
 mod carrier;
 mod event;
 mod fleet;
+mod ironic;
 mod left;
 mod node;
 mod plan;
@@ -59,7 +60,7 @@ mod turns;
 mod wait;
 
 pub use carrier::{Carrier, Outside};
-pub use event::{Action, Event, Menu, Operation, Outcome, Stages, Turn};
+pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Stages, Turn};
 pub use fleet::{Fleet, Policy, Specs};
 pub use left::Left;
 pub use node::Node;

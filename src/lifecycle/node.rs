@@ -288,6 +288,7 @@ impl Node {
         if other_machine {
             self.forget_machine(now, old.as_ref().and_then(|old| old.redeploy.clone()));
         }
+        let other_ramdisk = old.as_ref().is_some_and(|old| old.boot.ramdisk != spec.boot.ramdisk);
         if old.as_ref().is_some_and(|old| old.bmc != spec.bmc) {
             self.next_observation = now;
             if self.record.state.at_rest() {
@@ -316,7 +317,7 @@ impl Node {
             State::Idle | State::Failed => self.start_afresh(now),
             State::CleaningUp { purpose, .. } => *purpose = Purpose::StartOver,
             State::SettingPower { .. } => self.abandon(now, Purpose::StartOver, actions),
-            _ if other_install || other_machine || stand_still => {
+            _ if other_install || other_machine || other_ramdisk || stand_still => {
                 self.abandon(now, Purpose::StartOver, actions);
             }
             _ => {}
@@ -456,8 +457,11 @@ impl Node {
             State::Imaging { attempt, target, disk, granted: true } => Some(Operation::Image {
                 image: attempt.image.digest.clone(),
                 target: Box::new(target.clone()),
-                disk_bytes: disk.size,
+                size: self.disk_size(attempt, disk),
             }),
+            State::Switching { attempt, .. } if self.has_ironics_ramdisk() => {
+                attempt.peer.map(Operation::Release)
+            }
             State::Restarting { .. } => {
                 due.then_some(Operation::Restart { leave: self.power_after_install() })
             }

@@ -58,6 +58,8 @@ pub enum BootMenu {
         initramfs: String,
         /// The kernel command line. It holds the attempt's key.
         command_line: Secret,
+        /// Whether a boot loader that can adds the addresses it was given by DHCP, as `ip=client:server:gateway:mask`.
+        with_addresses: bool,
     },
 }
 

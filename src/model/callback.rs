@@ -11,6 +11,7 @@ use super::{
     disk::Disk,
     ids::{Digest, MacAddr},
     secret::Secret,
+    spec::DeployRamdisk,
 };
 
 /// One call of a ramdisk, parsed and not yet judged.
@@ -24,6 +25,10 @@ pub enum Call {
     DeployState,
     /// `POST …/completed`
     Completed(Completed),
+    /// `POST …/pass_deploy_info` of Ironic's ramdisk, which asks for nothing before and knows no CHAP.
+    IronicDeployInfo(DeployInfo),
+    /// `POST …/pass_bootloader_install_info` of Ironic's ramdisk: why it could not install a boot loader; empty: it could.
+    IronicBootloader(String),
 }
 
 impl Call {
@@ -31,9 +36,20 @@ impl Call {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Lookup(_) => "lookup",
-            Self::PassDeployInfo(_) => "pass_deploy_info",
+            Self::PassDeployInfo(_) | Self::IronicDeployInfo(_) => "pass_deploy_info",
             Self::DeployState => "deploy_state",
             Self::Completed(_) => "completed",
+            Self::IronicBootloader(_) => "pass_bootloader_install_info",
+        }
+    }
+
+    /// Whose ramdisk makes it.
+    pub const fn ramdisk(&self) -> DeployRamdisk {
+        match self {
+            Self::Lookup(_) | Self::PassDeployInfo(_) | Self::DeployState | Self::Completed(_) => {
+                DeployRamdisk::Hostler
+            }
+            Self::IronicDeployInfo(_) | Self::IronicBootloader(_) => DeployRamdisk::Ironic,
         }
     }
 }

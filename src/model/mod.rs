@@ -8,6 +8,7 @@ pub mod callback;
 pub mod disk;
 pub mod fault;
 pub mod ids;
+pub mod ironic;
 pub mod power;
 pub mod problem;
 pub mod secret;

@@ -297,6 +297,7 @@ mod tests {
             kernel: kernel.to_owned(),
             initramfs: "deploy/initramfs".to_owned(),
             command_line: Secret::new("hostler.key=5ec2e7".to_owned()),
+            with_addresses: false,
         }
     }
 

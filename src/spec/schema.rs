@@ -8,6 +8,7 @@ use crate::model::{
     boot::{Arch, Firmware},
     disk::{RootDeviceHints, SizeHint},
     ids::{MacAddr, NodeName},
+    ironic,
     spec::{
         Attachment, Bmc, BmcDriver, Boot, CipherSuite, ConfigDrive, DeployRamdisk, DriveFilesystem,
         DriveLabel, Goal, Image, ImageFormat, ImageKind, Loader, Netboot, NodeSpec, PartitionTable,
@@ -60,6 +61,9 @@ pub(super) fn node(
         if has_drive { drive.table(|drive| config_drive(drive, attachment)) } else { None };
     if let (Some(boot), Some(image)) = (&boot, &image) {
         refuse_too_many_partitions(spec, image, boot.firmware, has_drive);
+        if boot.ramdisk == DeployRamdisk::Ironic {
+            refuse_what_ironics_ramdisk_cannot(spec, bmc.as_ref(), &root_device, image);
+        }
     }
     let has_bmc = !matches!(bmc, Some(Control::Person));
     let timeouts = spec.key("timeouts").table(|timeouts| self::timeouts(timeouts, has_bmc));
@@ -325,6 +329,29 @@ fn refuse_too_many_partitions(
             all.join(", ")
         );
         spec.refuse("partitions", &message);
+    }
+}
+
+/// It looks for its disk by the hints it knows, and does nothing but export it.
+fn refuse_what_ironics_ramdisk_cannot(
+    spec: &Section<'_>,
+    bmc: Option<&Control>,
+    hints: &RootDeviceHints,
+    image: &Image,
+) {
+    if let Err(problem) = ironic::root_device(hints) {
+        spec.refuse("root_device", &problem);
+    }
+    if image.verify == Verify::Node {
+        spec.refuse(
+            "image",
+            "Ironic's ramdisk cannot verify its disk; leave verify = \"node\" out",
+        );
+    }
+    if let Some(Control::Bmc(Bmc { match_system_uuid: true, .. })) = bmc {
+        let problem =
+            "Ironic's ramdisk does not say what machine it runs on; leave match_system_uuid out";
+        spec.refuse("bmc", problem);
     }
 }
 

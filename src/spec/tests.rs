@@ -133,7 +133,7 @@ mac = ["52:54:00:00:00:01", "52-54-00-00-00-02"]
 firmware = "bios"
 arch = "x86_64"
 loader = "pxelinux"
-ramdisk = "ironic"
+ramdisk = "hostler"
 require_chap = false
 after = "disk"
 kernel_args = ["console=ttyS1,115200n8", "quiet"]
@@ -175,7 +175,7 @@ backoff = "5m"
     assert_eq!((spec.boot.macs.len(), spec.boot.firmware), (2, Firmware::Bios));
     assert_eq!(spec.boot.kernel_args, ["console=ttyS1,115200n8", "quiet"]);
     let boot = (spec.boot.arch, spec.boot.loader, spec.boot.ramdisk, spec.boot.require_chap);
-    assert_eq!(boot, (Arch::X86_64, Loader::Pxelinux, DeployRamdisk::Ironic, false));
+    assert_eq!(boot, (Arch::X86_64, Loader::Pxelinux, DeployRamdisk::Hostler, false));
     let bmc = spec.bmc.unwrap();
     assert_eq!(bmc.address, BmcAddress { host: "bmc.example".into(), port: 1623 });
     assert_eq!((bmc.username.as_str(), bmc.privilege), ("admin", Privilege::Operator));

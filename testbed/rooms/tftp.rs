@@ -101,6 +101,7 @@ fn deploy(key: &str) -> BootMenu {
         kernel: "deploy/vmlinuz".to_owned(),
         initramfs: "deploy/initramfs".to_owned(),
         command_line: Secret::new(format!("hostler.key={key}")),
+        with_addresses: false,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
         boot::{BootStage, Fetch},
         callback::Call,
         problem::Problem,
-        spec::{Goal, WantedPower},
+        spec::{DeployRamdisk, Goal, WantedPower},
         status::Phase,
     },
 };
@@ -32,6 +32,7 @@ fn call(site: &mut Site) {
     let body = match site.dice.roll(10) {
         0..=2 => lookup(),
         3 | 4 => deploy_info(""),
+        8 => ironic_target(),
         5 if site.dice.chance(50) => completed(""),
         5 => compared(),
         6 if site.faults && site.dice.chance(30) => {
@@ -100,6 +101,14 @@ fn operator(site: &mut Site) {
             let powers = [WantedPower::On, WantedPower::Off, WantedPower::Ignore];
             let power = *site.dice.pick(&powers);
             site.change(|spec| spec.power = power);
+        }
+        17 if site.dice.chance(20) => {
+            let ramdisks = [DeployRamdisk::Hostler, DeployRamdisk::Ironic];
+            let ramdisk = *site.dice.pick(&ramdisks);
+            site.change(|spec| {
+                spec.boot.ramdisk = ramdisk;
+                spec.boot.require_chap = ramdisk == DeployRamdisk::Hostler;
+            });
         }
         _ => site.change(|_| {}),
     }

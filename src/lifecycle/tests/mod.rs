@@ -8,6 +8,7 @@ mod carrier;
 mod consent;
 mod deadlines;
 mod histories;
+mod ironic;
 mod lost;
 mod netboot;
 mod no_bmc;

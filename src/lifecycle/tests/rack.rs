@@ -167,7 +167,7 @@ impl World {
             Operation::PowerOn => leave(PowerState::On),
             Operation::CleanUp => leave(PowerState::Off),
             Operation::Restart { leave: state } | Operation::SetPower(state) => leave(*state),
-            Operation::Image { .. } => true,
+            Operation::Image { .. } | Operation::Release(_) => true,
         };
         Ok(good_outcome(&job.operation))
     }

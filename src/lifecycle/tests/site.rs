@@ -8,13 +8,13 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    lifecycle::{Action, Event, Menu, Node, Operation, Outcome, Record, State},
+    lifecycle::{Action, DiskSize, Event, Menu, Node, Operation, Outcome, Record, State},
     model::{
         callback::{Call, DeployState, Reply},
         fault::Fault,
         ids::{Digest, OpId},
         power::PowerState,
-        spec::{Goal, MachineId, NodeSpec, WantedPower},
+        spec::{DeployRamdisk, Goal, MachineId, NodeSpec, WantedPower},
         status::Phase,
     },
 };
@@ -250,12 +250,16 @@ impl Site {
             );
         }
         match &operation {
-            Operation::Image { target, disk_bytes, .. } => {
+            Operation::Image { target, size, .. } => {
                 // Consent was judged when the attempt began; a clash does not stop one under way, everything else does.
                 assert!(!spec.paused && spec.goal == Goal::Deployed, "written in a pause");
                 assert!(matches!(self.node.menu(), Menu::Deploy(_)));
                 assert_eq!(self.node.record().installed, None, "half written and said to be whole");
-                assert_eq!((target.address, *disk_bytes), (RAMDISK, disk().size));
+                let wanted = match self.node.ramdisk() {
+                    DeployRamdisk::Hostler => DiskSize::Exactly(disk().size),
+                    DeployRamdisk::Ironic => DiskSize::AtLeast(IMAGE_BYTES),
+                };
+                assert_eq!((target.address, *size), (RAMDISK, wanted));
             }
             Operation::Restart { leave } => {
                 assert_eq!(
@@ -266,6 +270,7 @@ impl Site {
                 assert_eq!(self.node.menu(), Menu::LocalDisk);
                 assert!(self.begun.as_ref().unwrap().written, "restarted before it is written");
             }
+            Operation::Release(_) => assert_eq!(self.node.menu(), Menu::LocalDisk),
             Operation::SetPower(wanted) => self.judge_switching(*wanted, spec),
             Operation::CleanUp => assert_ne!(self.node.menu(), Menu::Unknown),
             Operation::ObservePower | Operation::Prepare | Operation::PowerOn => {}
@@ -386,8 +391,11 @@ impl Site {
                 self.keys_made = self.keys_made.wrapping_add(1);
                 prepared(key(self.keys_made))
             }
-            Operation::Image { .. } if self.dice.chance(30) => imaged_unverified(),
+            Operation::Image { .. } if !self.node.has_ironics_ramdisk() && self.dice.chance(30) => {
+                imaged_unverified()
+            }
             Operation::Image { .. } => imaged(),
+            Operation::Release(_) => Outcome::Released,
             Operation::PowerOn => {
                 *on = true;
                 Outcome::PoweredOn

@@ -87,14 +87,14 @@ pub(super) fn prepared(key: AttemptKey) -> Outcome {
 
 /// A disk that was written, with nothing left to compare.
 pub(super) fn imaged() -> Outcome {
-    Outcome::Imaged { verify: Vec::new(), stages: Vec::new() }
+    Outcome::Imaged { verify: Vec::new(), disk_bytes: disk().size, stages: Vec::new() }
 }
 
 /// A disk that was written, and is to be compared by the ramdisk.
 pub(super) fn imaged_unverified() -> Outcome {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     let verify = vec![DiskRange { from: 0, bytes: IMAGE_BYTES, digest }];
-    Outcome::Imaged { verify, stages: Vec::new() }
+    Outcome::Imaged { verify, disk_bytes: disk().size, stages: Vec::new() }
 }
 
 pub(super) fn disk() -> Disk {
@@ -121,6 +121,19 @@ pub(super) fn deploy_info(error: &str) -> Call {
         chap_username: "user".into(),
         chap_password: Some(Secret::new("chap-secret".into())),
         error: error.into(),
+    })
+}
+
+/// What Ironic's ramdisk says of its target.
+pub(super) fn ironic_target() -> Call {
+    Call::IronicDeployInfo(DeployInfo {
+        address: Some(RAMDISK),
+        port: 3260,
+        lun: 1,
+        iqn: "iqn.2026-11.hostler:edge-07".into(),
+        chap_username: String::new(),
+        chap_password: None,
+        error: String::new(),
     })
 }
 
@@ -307,6 +320,7 @@ pub(super) fn good_outcome(operation: &Operation) -> Outcome {
         Operation::Prepare => prepared(key(1)),
         Operation::PowerOn => Outcome::PoweredOn,
         Operation::Image { .. } => imaged(),
+        Operation::Release(_) => Outcome::Released,
         Operation::Restart { leave } => Outcome::Restarted(*leave),
         Operation::SetPower(wanted) => Outcome::PowerSet(*wanted),
         Operation::CleanUp => Outcome::CleanedUp,

@@ -80,17 +80,21 @@ pub(super) fn render(
 ) -> Result<Menus, MenuError> {
     match menu {
         BootMenu::LocalDisk => Ok(Menus::local_disk()),
-        BootMenu::Deploy { kernel, initramfs, command_line } => {
-            let what = "the deploy ramdisk";
-            Linux { what, kernel, ramdisk: initramfs, command_line: command_line.expose() }
-                .render(mac, means.http)
-                .map(|menus| menus.only(means.loader, mac))
+        BootMenu::Deploy { kernel, initramfs, command_line, with_addresses } => Linux {
+            what: "the deploy ramdisk",
+            kernel,
+            ramdisk: initramfs,
+            command_line: command_line.expose(),
+            with_addresses: *with_addresses,
         }
+        .render(mac, means.http)
+        .map(|menus| menus.only(means.loader, mac)),
         BootMenu::Network { command_line, .. } => Linux {
             what: "the installed system's own kernel",
             kernel: &own_kernel(node),
             ramdisk: &own_ramdisk(node),
             command_line,
+            with_addresses: false,
         }
         .render(mac, means.http),
     }
@@ -126,6 +130,7 @@ struct Linux<'a> {
     kernel: &'a str,
     ramdisk: &'a str,
     command_line: &'a str,
+    with_addresses: bool,
 }
 
 impl Linux<'_> {
@@ -198,6 +203,7 @@ mod tests {
             kernel: "deploy/vmlinuz".to_owned(),
             initramfs: "deploy/initramfs".to_owned(),
             command_line: Secret::new(command_line.to_owned()),
+            with_addresses: false,
         }
     }
 
@@ -302,6 +308,17 @@ mod tests {
         let menus = super::render(&node(), mac(), means, &deploy("quiet")).unwrap();
         assert!(menus.ipxe.expose().contains(" tftp://${next-server}/deploy/vmlinuz "));
         assert!(!menus.ipxe.expose().contains("http"));
+    }
+
+    #[test]
+    fn a_ramdisk_that_needs_its_addresses_is_told_them_by_a_boot_loader_that_can() {
+        let BootMenu::Deploy { kernel, initramfs, command_line, .. } = deploy("quiet") else {
+            unreachable!()
+        };
+        let menu = BootMenu::Deploy { kernel, initramfs, command_line, with_addresses: true };
+        let menus = render(mac(), &menu).unwrap();
+        assert!(menus.pxelinux.expose().ends_with("  APPEND quiet\n  IPAPPEND 3\n"));
+        assert_eq!(menus.grub, render(mac(), &deploy("quiet")).unwrap().grub);
     }
 
     #[test]
@@ -432,6 +449,7 @@ mod tests {
                 kernel: name.to_owned(),
                 initramfs: "i".to_owned(),
                 command_line: Secret::new(String::new()),
+                with_addresses: false,
             };
             assert_eq!(render(mac(), &menu), Err(MenuError::FileName(odd)), "{name:?}");
         }

@@ -27,9 +27,11 @@ LABEL local
 ";
 
 /// `::` keeps pxelinux from putting the directory it was loaded from before a name. After a failure `TIMEOUT` (tenths of a second)
-/// tries again; `NOESCAPE` keeps a held shift key from stopping the boot; `IPAPPEND 2` adds `BOOTIF=01-<mac>`.
+/// tries again; `NOESCAPE` keeps a held shift key from stopping the boot; `IPAPPEND` adds `BOOTIF=01-<mac>` (2) and
+/// `ip=client:server:gateway:mask` (1).
 pub(super) fn linux(linux: &Linux<'_>, words: &[&str]) -> Secret {
-    let Linux { what, kernel, ramdisk, .. } = linux;
+    let Linux { what, kernel, ramdisk, with_addresses, .. } = linux;
+    let append = if *with_addresses { 3 } else { 2 };
     Secret::new(format!(
         "\
 SERIAL 0 115200
@@ -42,7 +44,7 @@ LABEL linux
   KERNEL ::{kernel}
   INITRD ::{ramdisk}
   APPEND {}
-  IPAPPEND 2
+  IPAPPEND {append}
 ",
         words.join(" ")
     ))

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use expect_test::{Expect, expect};
 
 use super::{Defaults, FILE, MINIMAL, check, good, parse, with};
-use crate::model::spec::{BmcAddress, MachineId};
+use crate::model::spec::{BmcAddress, DeployRamdisk, MachineId};
 
 /// Each line, alone in its table of an otherwise good spec, with what is said of it.
 fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
@@ -133,12 +133,33 @@ fn bad_loaders_and_ramdisks_are_named() {
             loader = "lilo"
               nodes/edge-07.toml:2:10: boot.loader: `lilo` is not one of auto, pxelinux, grub, ipxe
             ramdisk = "ironic"
+              nodes/edge-07.toml: root_device: Ironic's ramdisk takes the first disk that fits, without saying which there are; give a hint, such as name = "sda"
               nodes/edge-07.toml:2:11: boot.ramdisk: Ironic's ramdisk exports its disk to everybody who can reach it; if that is meant, say require_chap = false
             ramdisk = "own"
             require_chap = 1
               nodes/edge-07.toml:2:11: boot.ramdisk: `own` is not one of hostler, ironic
               nodes/edge-07.toml:3:16: boot.require_chap: an integer, must be true or false
         "#]],
+    );
+}
+
+#[test]
+fn what_ironics_ramdisk_cannot_do_is_refused() {
+    let ironic = with("boot", "ramdisk = \"ironic\"\nrequire_chap = false");
+    let text = format!("{ironic}[root_device]\nserial = \"root-1\"\n");
+    let with_a_hint = good(&text);
+    assert_eq!(with_a_hint.boot.ramdisk, DeployRamdisk::Ironic);
+    let text = text
+        .replace("[bmc]", "[bmc]\nmatch_system_uuid = true")
+        .replace("[image]", "[image]\nverify = \"node\"")
+        .replace("serial =", "hctl = \"0:0:1:0\"\nserial =");
+    check(
+        &text,
+        &expect![[r#"
+        nodes/edge-07.toml:5:1: bmc: Ironic's ramdisk does not say what machine it runs on; leave match_system_uuid out
+        nodes/edge-07.toml:9:1: image: Ironic's ramdisk cannot verify its disk; leave verify = "node" out
+        nodes/edge-07.toml:13:1: root_device: Ironic's ramdisk does not know the hint hctl
+    "#]],
     );
 }
 

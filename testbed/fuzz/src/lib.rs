@@ -95,5 +95,5 @@ pub fn prepared(key: AttemptKey) -> Outcome {
 
 /// A disk is written.
 pub fn imaged() -> Outcome {
-    Outcome::Imaged { verify: Vec::new(), stages: Vec::new() }
+    Outcome::Imaged { verify: Vec::new(), disk_bytes: 8 << 30, stages: Vec::new() }
 }

@@ -200,7 +200,9 @@ impl Site {
         match operation {
             Operation::Prepare => self.judge_beginning(node),
             Operation::PowerOn => self.judge_power_on(node, spec),
-            Operation::Image { .. } | Operation::Restart { .. } => self.judge_attempt(node, spec),
+            Operation::Image { .. } | Operation::Release(_) | Operation::Restart { .. } => {
+                self.judge_attempt(node, spec);
+            }
             Operation::SetPower(wanted) => self.judge_switching(node, *wanted, spec),
             Operation::ObservePower | Operation::CleanUp => {}
         }

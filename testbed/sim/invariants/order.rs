@@ -121,6 +121,7 @@ impl Site {
             (Operation::Image { .. }, Some(state)) => {
                 matches!(state, State::Imaging { granted: true, .. })
             }
+            (Operation::Release(_), Some(state)) => matches!(state, State::Switching { .. }),
             (Operation::Restart { .. }, Some(state)) => matches!(state, State::Restarting { .. }),
             (Operation::SetPower(power), Some(state)) => {
                 *state == State::SettingPower { wanted: *power }

@@ -175,6 +175,7 @@ pub(crate) fn operation_name(operation: &Operation) -> &'static str {
         Operation::Prepare => "prepare",
         Operation::PowerOn => "power-on",
         Operation::Image { .. } => "image",
+        Operation::Release(_) => "release",
         Operation::Restart { .. } => "restart",
         Operation::SetPower(_) => "set-power",
         Operation::CleanUp => "clean-up",

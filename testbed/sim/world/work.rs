@@ -72,6 +72,7 @@ impl Site {
             Operation::SetPower(PowerState::On) if networked => &[Boot(own), On],
             Operation::SetPower(PowerState::On) => &[On],
             Operation::SetPower(PowerState::Off) => &[Off],
+            Operation::Release(_) => &[],
         };
         let machine = self.machines.iter().position(|m| spec.bmc.is_some() && m.is_meant(&spec));
         self.jobs_begun += 1;
@@ -306,11 +307,14 @@ impl Site {
                 let range = DiskRange { from: 0, bytes: IMAGE_BYTES, digest };
                 let compares = job.spec.image.verify == Verify::Node;
                 let verify = if compares { vec![range] } else { Vec::new() };
-                Outcome::Imaged { verify, stages: Vec::new() }
+                let written = job.writing.map(|(m, platter)| &self.machines[m].platters[platter]);
+                let disk_bytes = written.map_or(0, |platter| platter.disk.size);
+                Outcome::Imaged { verify, disk_bytes, stages: Vec::new() }
             }
             Operation::Restart { leave } => Outcome::Restarted(*leave),
             Operation::SetPower(state) => Outcome::PowerSet(*state),
             Operation::CleanUp => Outcome::CleanedUp,
+            Operation::Release(_) => Outcome::Released,
         }
     }
 

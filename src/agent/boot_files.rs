@@ -1,0 +1,112 @@
+//! Deploy kernels and ramdisks: which a machine is given, under which names it fetches them, and where they lie.
+//!
+//! Asked for what is served, for a node's boot menu, and before an attempt. Nothing here reads more of a file than that it is there.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    config::Config,
+    model::{
+        boot::Arch,
+        fault::{Fault, Step},
+        spec::{Boot, DeployRamdisk},
+    },
+};
+
+/// A kind of deploy ramdisk, with its kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// hostler's own.
+    Own(Arch),
+    /// Ironic's.
+    Ironic,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Own(Arch::X86_64), Self::Own(Arch::Aarch64), Self::Ironic];
+
+    /// The one for such a machine.
+    pub(super) const fn of(boot: &Boot) -> Self {
+        match boot.ramdisk {
+            DeployRamdisk::Hostler => Self::Own(boot.arch),
+            DeployRamdisk::Ironic => Self::Ironic,
+        }
+    }
+
+    /// The names under which machines fetch kernel and ramdisk.
+    pub(super) const fn names(self) -> [&'static str; 2] {
+        match self {
+            Self::Own(Arch::X86_64) => ["deploy/vmlinuz", "deploy/initramfs"],
+            Self::Own(Arch::Aarch64) => ["deploy/aarch64/vmlinuz", "deploy/aarch64/initramfs"],
+            Self::Ironic => ["ironic/vmlinuz", "ironic/initramfs"],
+        }
+    }
+
+    fn configured(self, config: &Config) -> Option<[&Path; 2]> {
+        let ramdisk = &config.ramdisk;
+        match self {
+            Self::Own(Arch::X86_64) => Some([&ramdisk.kernel, &ramdisk.initramfs]),
+            Self::Own(Arch::Aarch64) => {
+                ramdisk.aarch64.as_ref().map(|files| [&*files.kernel, &*files.initramfs])
+            }
+            Self::Ironic => config.ironic.as_ref().map(|files| [&*files.kernel, &*files.initramfs]),
+        }
+    }
+}
+
+/// Where they lie, as far as the site has them.
+#[derive(Clone, Debug)]
+pub(super) struct DeployFiles(BTreeMap<Kind, [PathBuf; 2]>);
+
+impl DeployFiles {
+    pub(super) fn new(config: &Config) -> Self {
+        let configured = |kind: Kind| Some((kind, kind.configured(config)?.map(Path::to_owned)));
+        Self(Kind::ALL.into_iter().filter_map(configured).collect())
+    }
+
+    /// Every one with its name.
+    pub(super) fn by_name(&self) -> BTreeMap<String, PathBuf> {
+        let named = |(kind, paths): (&Kind, &[PathBuf; 2])| {
+            kind.names().map(str::to_owned).into_iter().zip(paths.clone())
+        };
+        self.0.iter().flat_map(named).collect()
+    }
+
+    /// Whether those for such a machine are there: better missed now than by the machine.
+    pub(super) fn check(&self, boot: &Boot) -> Result<(), Fault> {
+        let missing =
+            |code, message: String, hint| Err(Fault::passing(Step::Preflight, code, message, hint));
+        let kind = Kind::of(boot);
+        let Some(paths) = self.0.get(&kind) else {
+            return match kind {
+                Kind::Own(_) => missing(
+                    "BootFilesMissing",
+                    "no deploy boot files for an aarch64 machine: [ramdisk.aarch64] is missing"
+                        .to_owned(),
+                    "make them with `hostler ramdisk build`, set [ramdisk.aarch64] in hostler.toml, and restart hostler",
+                ),
+                Kind::Ironic => missing(
+                    "IronicNotConfigured",
+                    "boot.ramdisk is \"ironic\", and this agent takes no calls of Ironic's ramdisk"
+                        .to_owned(),
+                    "set [ironic] in hostler.toml, with the ramdisk's kernel and initramfs, and restart hostler; or leave boot.ramdisk out",
+                ),
+            };
+        };
+        for path in paths {
+            if let Err(error) = File::open(path) {
+                let hint = match kind {
+                    Kind::Own(_) => "make them with `hostler ramdisk build`, and see [ramdisk]",
+                    Kind::Ironic => "put them where [ironic] says, readable for hostler's user",
+                };
+                let message = format!("deploy boot file {}: {error}", path.display());
+                return missing("BootFilesMissing", message, hint);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,300 @@
+//! The door for the deploy ramdisk of `OpenStack` Ironic's first years: plain HTTP on a listener of its own, closed unless it is configured.
+//!
+//! Called by the server, which gives it the limits of the other door. The ramdisk is a shell script: it calls once with curl, looks at no
+//! answer, shows its key in the body, and then waits on a port of its own until somebody connects ([`release`]). The answers to whatever
+//! is no such call are those of the other door. It must never hand over a call that the other door takes: what is asked of hostler's
+//! own ramdisk, TLS and CHAP, is not to be had here.
+//!
+//! ```text
+//! POST [/v1]/nodes/{node}/vendor_passthru/pass_deploy_info              202, empty
+//! POST [/v1]/nodes/{node}/vendor_passthru/pass_bootloader_install_info  202, empty
+//! ```
+//!
+//! As in diskimage-builder 1.28 (`deploy-ironic/init.d/80-deploy-ironic`) and in Ironic 2014.1 (`drivers/modules/pxe.py`).
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Extension, Router,
+    body::Bytes,
+    extract::{Path, State},
+    http::StatusCode,
+    middleware::from_fn_with_state,
+    response::{IntoResponse as _, Response},
+    routing,
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
+use tracing::debug;
+
+use super::{
+    http::{Asked, Door, bounded, hand_over, refused},
+    peers::Place,
+};
+use crate::model::{
+    callback::{Call, DeployInfo},
+    secret::AttemptKey,
+};
+
+/// Where the ramdisk waits to be told that its disk is written.
+const DONE_PORT: u16 = 10000;
+/// What Ironic sends there; the ramdisk waits for the end of the connection.
+const DONE: &[u8] = b"done";
+/// For one try to tell it.
+const DONE_LIMIT: Duration = Duration::from_secs(5);
+/// Between two tries: the ramdisk begins to wait only after it has heard the answer to its call.
+const DONE_PAUSE: Duration = Duration::from_secs(1);
+/// What the target is if the ramdisk does not say; this one never does.
+const ISCSI_PORT: u16 = 3260;
+const LUN: u8 = 1;
+
+/// Every path there is.
+pub(super) fn router(door: Arc<Door>) -> Router {
+    Router::new()
+        .route("/v1/nodes/{node}/vendor_passthru/{call}", routing::post(answer))
+        .route("/nodes/{node}/vendor_passthru/{call}", routing::post(answer))
+        .method_not_allowed_fallback(async || refused())
+        .fallback(async || refused())
+        .layer(from_fn_with_state(Arc::clone(&door), bounded))
+        .with_state(door)
+}
+
+async fn answer(
+    State(door): State<Arc<Door>>,
+    Extension(place): Extension<Arc<Place>>,
+    Path((node, name)): Path<(String, String)>,
+    body: Bytes,
+) -> Response {
+    let (Ok(node), Some((key, call))) = (node.parse(), parse(&name, &body)) else {
+        return refused();
+    };
+    let answer = hand_over(&door, Asked { node, peer: place.peer(), key, call }).await;
+    match answer.status() {
+        StatusCode::ACCEPTED => StatusCode::ACCEPTED.into_response(),
+        _ => answer,
+    }
+}
+
+/// Tells the ramdisk that its disk is written, again and again until it listens. Stopped by being dropped.
+pub async fn release(ramdisk: IpAddr) {
+    let address = SocketAddr::new(ramdisk, DONE_PORT);
+    loop {
+        match timeout(DONE_LIMIT, tell(address)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => debug!(%address, %error, "Ironic's ramdisk cannot be told yet"),
+            Err(_) => debug!(%address, "Ironic's ramdisk does not answer"),
+        }
+        tokio::time::sleep(DONE_PAUSE).await;
+    }
+}
+
+async fn tell(address: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(DONE).await?;
+    stream.shutdown().await
+}
+
+/// `pass_deploy_info`
+#[derive(Deserialize)]
+struct Target {
+    key: AttemptKey,
+    /// Empty if the ramdisk has not found out.
+    #[serde(default)]
+    address: String,
+    #[serde(default)]
+    iqn: String,
+    port: Option<Number>,
+    lun: Option<Number>,
+    #[serde(default)]
+    error: String,
+}
+
+/// `pass_bootloader_install_info`
+#[derive(Deserialize)]
+struct Bootloader {
+    key: AttemptKey,
+    status: String,
+    #[serde(default)]
+    error: String,
+}
+
+/// Ironic took numbers as text, too.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Number {
+    Number(u16),
+    Text(String),
+}
+
+impl Number {
+    fn get(self) -> Option<u16> {
+        match self {
+            Self::Number(number) => Some(number),
+            Self::Text(text) => text.parse().ok(),
+        }
+    }
+}
+
+/// The call and the key in its body; `None` when it is none.
+fn parse(name: &str, body: &[u8]) -> Option<(AttemptKey, Call)> {
+    match name {
+        "pass_deploy_info" => {
+            let Target { key, address, iqn, port, lun, error } = read(body)?;
+            let address = match address.as_str() {
+                "" => None,
+                address => Some(address.parse().ok()?),
+            };
+            let info = DeployInfo {
+                address,
+                port: port.map_or(Some(ISCSI_PORT), Number::get)?,
+                lun: lun.map_or(Some(LUN.into()), Number::get)?.try_into().ok()?,
+                iqn,
+                chap_username: String::new(),
+                chap_password: None,
+                // Its `safe_url_encode` writes spaces so, and leaves out whatever else would have to be written otherwise.
+                error: error.replace('+', " "),
+            };
+            Some((key, Call::IronicDeployInfo(info)))
+        }
+        "pass_bootloader_install_info" => {
+            let Bootloader { key, status, error } = read(body)?;
+            let error = match status.as_str() {
+                "SUCCEEDED" => String::new(),
+                _ if error.trim().is_empty() => status,
+                _ => error,
+            };
+            Some((key, Call::IronicBootloader(error)))
+        }
+        _ => None,
+    }
+}
+
+/// JSON as a shell writes it: what programs printed stands between quotes as it is, with line breaks and quotes of its own. The field
+/// that can hold such is `error`, and it is the last.
+fn read<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+    const ERROR: &str = "\"error\":\"";
+    const END: &str = "\"}";
+    let text: String = String::from_utf8_lossy(body)
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    serde_json::from_str(&text).ok().or_else(|| {
+        let start = text.find(ERROR)? + ERROR.len();
+        let end = text.rfind(END).filter(|end| *end >= start)?;
+        let error = serde_json::to_string(text.get(start..end)?).ok()?;
+        let mended = format!("{}{}{}", text.get(..start - 1)?, error, text.get(end + 1..)?);
+        serde_json::from_str(&mended).ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEY: &str = "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a";
+
+    fn told(name: &str, fields: &str) -> Option<Call> {
+        let body = format!("{{\"key\":\"{KEY}\",{fields}}}");
+        parse(name, body.as_bytes()).map(|(key, call)| {
+            assert_eq!(key.expose(), KEY);
+            call
+        })
+    }
+
+    fn target(fields: &str) -> Option<DeployInfo> {
+        match told("pass_deploy_info", fields)? {
+            Call::IronicDeployInfo(info) => Some(info),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn bootloader(fields: &str) -> Option<String> {
+        match told("pass_bootloader_install_info", fields)? {
+            Call::IronicBootloader(error) => Some(error),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_target_is_read_as_the_script_writes_it_and_as_ironic_took_it() {
+        let info = target(r#""address":"192.0.2.9","iqn":"iqn.x","error":"""#).unwrap();
+        let expected = DeployInfo {
+            address: Some([192, 0, 2, 9].into()),
+            port: 3260,
+            lun: 1,
+            iqn: "iqn.x".to_owned(),
+            chap_username: String::new(),
+            chap_password: None,
+            error: String::new(),
+        };
+        assert_eq!(info, expected);
+        for fields in [r#""port":"3261","lun":"2""#, r#""port":3261,"lun":2"#] {
+            let info = target(fields).unwrap();
+            assert_eq!((info.address, info.port, info.lun), (None, 3261, 2), "{fields}");
+        }
+        for bad in [
+            r#""address":"nowhere""#,
+            r#""port":"70000""#,
+            r#""lun":256"#,
+            r#""lun":"one""#,
+            r#""iqn":1"#,
+        ] {
+            assert_eq!(target(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_plus_in_an_error_is_a_space() {
+        let info = target(r#""address":"","error":"Could+not+find+disk+to+use.""#).unwrap();
+        assert_eq!(info.error, "Could not find disk to use.");
+    }
+
+    #[test]
+    fn what_a_program_printed_is_read_though_it_is_no_json() {
+        let ok =
+            "\"status\":\"SUCCEEDED\",\"error\":\"Generating\n\"grub\"\u{1b}[m configuration\"";
+        assert_eq!(bootloader(ok).as_deref(), Some(""));
+        let failed =
+            "\"status\":\"FAILED\",\"error\":\"grub-install: error: cannot find \"/boot\\\"\n\"";
+        assert_eq!(
+            bootloader(failed).as_deref(),
+            Some("grub-install: error: cannot find \"/boot\\\" ")
+        );
+        assert_eq!(bootloader(r#""status":"FAILED","error":"""#).as_deref(), Some("FAILED"));
+        assert_eq!(bootloader(r#""error":"""#), None, "without a status it says nothing");
+    }
+
+    #[test]
+    fn without_a_key_or_with_a_call_of_the_other_door_it_is_no_call() {
+        assert!(parse("pass_deploy_info", br#"{"address":"192.0.2.9"}"#).is_none());
+        assert!(parse("pass_deploy_info", br#"{"key":"short"}"#).is_none());
+        for name in ["lookup", "deploy_state", "completed", "heartbeat", ""] {
+            assert_eq!(told(name, r#""macs":[],"disks":[]"#), None, "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_on_any_bytes(
+            name in "pass_deploy_info|pass_bootloader_install_info|.{0,9}",
+            body in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            parse(&name, &body);
+        }
+
+        #[test]
+        fn never_panics_on_any_error_and_reads_all_of_it(error in "\\PC{0,60}") {
+            let fields = format!("\"status\":\"FAILED\",\"error\":\"x{error}\"");
+            if let Some(read) = bootloader(&fields) {
+                prop_assert!(read.starts_with('x'));
+            }
+        }
+    }
+}
