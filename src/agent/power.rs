@@ -116,13 +116,13 @@ impl Bmcs {
         use PowerState::{Off, On};
         let set = async |bmc: Arc<Bmc>, limit: Duration| {
             let deadline = || Instant::now() + limit;
-            // A clean-up, or a spec that wanted something else, may have left it to boot from its disk.
-            if wanted == On && own_device(spec) == BootDevice::Pxe {
-                let (always, firmware) = (BootPersistence::Persistent, spec.boot.firmware);
-                bmc.set_boot_device(BootDevice::Pxe, always, firmware, deadline()).await?;
-            }
             match wanted {
-                On => bmc.reach_power(On, deadline()).await,
+                On => {
+                    // Some BMCs forget it; a clean-up, or a spec that wanted something else, may have left another one.
+                    let (always, firmware) = (BootPersistence::Persistent, spec.boot.firmware);
+                    bmc.set_boot_device(own_device(spec), always, firmware, deadline()).await?;
+                    bmc.reach_power(On, deadline()).await
+                }
                 // Its own system runs: it gets half of the time to shut down by itself.
                 Off => bmc.soft_off(limit / 2, deadline()).await,
             }

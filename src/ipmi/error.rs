@@ -240,5 +240,10 @@ mod tests {
             message(IpmiErrorKind::CommandRefused { command: "power cycle", completion: 0xd5 }),
             "bmc 192.0.2.20:623: refused to power cycle: not in this state (completion code 0xd5)"
         );
+        let said = "exit status: 1: Segmentation fault".to_owned();
+        assert_eq!(
+            message(IpmiErrorKind::Unclear { said, waited }),
+            "bmc 192.0.2.20:623: ipmitool failed for 60 s: exit status: 1: Segmentation fault"
+        );
     }
 }

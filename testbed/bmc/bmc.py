@@ -144,8 +144,7 @@ class SimulatedBmc(Bmc):
             if self.machine.is_on():
                 self.machine.power_off()
                 self.log("power", on=False)
-                if self.forgetful:
-                    self.boot_flags = bytearray(5)
+                self._went_off()
 
     def _restart(self):
         with self.lock:
@@ -157,6 +156,12 @@ class SimulatedBmc(Bmc):
             if self.machine.is_on():
                 self.machine.shut_down()
                 self.log("shutdown", on=self.machine.is_on())
+                if not self.machine.is_on():
+                    self._went_off()
+
+    def _went_off(self):
+        if self.forgetful:
+            self.boot_flags = bytearray(5)
 
     # Boot flags
 

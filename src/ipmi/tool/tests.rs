@@ -1,3 +1,5 @@
+//! What `ipmitool` says, word for word, and programs that misbehave in its place.
+
 use std::{fs, process::ExitStatus};
 
 use proptest::prelude::*;

@@ -57,6 +57,35 @@ fn a_spec_becomes_an_installed_machine() {
 }
 
 #[test]
+fn a_machine_whose_bmc_only_ipmitool_can_talk_to_boots_the_deploy_ramdisk() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site).with("bmc.driver", "ipmitool"));
+    // Each run of the program waits a second after the last one.
+    site.until_phase(NODE, Phase::WaitingRamdisk);
+    assert_eq!(machine.story(), DEPLOYED[..2]);
+    assert!(!site.log().contains("correct-horse"), "{}", site.log());
+}
+
+#[test]
+fn a_machine_whose_bmc_forgets_the_boot_device_is_told_it_whenever_it_is_switched_on() {
+    let site = Site::new();
+    let machine = Machine::with_bmc(&site, NODE, &["--forgetful"]);
+    let _agent = site.start();
+    let spec = machine.spec(&site);
+    site.write(NODE, &spec);
+    machine.deploy(&site);
+    ends_deployed(&site, &machine);
+    for (power, on) in [("off", false), ("on", true)] {
+        site.write(NODE, &spec.clone().with("power", power));
+        site.await_that(power, || machine.is_on() == on);
+    }
+    let again = ["shut down", "disk always", "on from hd"];
+    assert_eq!(machine.story(), [&DEPLOYED[..], &again].concat());
+}
+
+#[test]
 fn a_config_drive_begins_where_the_disk_would_have_it() {
     const MIB: usize = 1 << 20;
     let mut image = vec![0; 3 * MIB];

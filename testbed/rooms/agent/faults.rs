@@ -46,6 +46,16 @@ fn a_silent_bmc_is_named_with_what_to_look_at() {
 }
 
 #[test]
+fn an_ipmitool_that_is_not_installed_is_named() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start_as(site.hostler(&["run"]).env("PATH", site.path("")));
+    site.write(NODE, &machine.spec(&site).with("bmc.driver", "ipmitool"));
+    let status = ends_failed(&site, &machine, Step::Preflight, "IpmitoolMissing");
+    assert!(status.last_error.unwrap().fault.hint.contains("install ipmitool"));
+}
+
+#[test]
 fn a_wrong_password_is_tried_in_one_attempt_only() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);

@@ -12,10 +12,13 @@ use std::{
 
 use tokio::{net::UdpSocket, task::JoinHandle};
 
-/// The payload type of an open session request, which is byte 5 of its datagram.
+/// Payload types, which are byte 5 of each datagram (IPMI 2.0 table 13-16).
 pub(super) const OPEN_REQUEST: u8 = 0x10;
-/// That of the answer to it.
 pub(super) const OPEN_RESPONSE: u8 = 0x11;
+pub(super) const RAKP_2: u8 = 0x13;
+pub(super) const RAKP_4: u8 = 0x15;
+/// An IPMI message, enciphered and authenticated.
+pub(super) const IN_SESSION: u8 = 0xc0;
 
 /// How bad it is. Probabilities in percent.
 #[derive(Clone, Copy)]

@@ -69,8 +69,7 @@ impl Site {
             Operation::Restart { leave: PowerState::On } => &[Off, Boot(own), On],
             Operation::Restart { leave: PowerState::Off } => &[Off, Boot(own)],
             Operation::CleanUp => &[Off, Boot(Device::Disk)],
-            Operation::SetPower(PowerState::On) if networked => &[Boot(own), On],
-            Operation::SetPower(PowerState::On) => &[On],
+            Operation::SetPower(PowerState::On) => &[Boot(own), On],
             Operation::SetPower(PowerState::Off) => &[Off],
             Operation::Release(_) => &[],
         };
