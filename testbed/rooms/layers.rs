@@ -65,11 +65,11 @@ fn every_file_says_what_it_is_and_stays_readable_in_one_sitting() {
 fn the_reader_of_names_sees_plain_grouped_and_nested_ones_but_no_comments() {
     let text = "
         use crate::model::{ids, fault}; // not crate::cli
-        use crate::{\n store, iscsi::{pdu, login}, tftp as t };
+        use crate::{\n store, iscsi::{pdu, login}, netboot as t };
         /// [`crate::agent`]
         fn f() { crate::ipmi::call(); $crate::watch!() }";
     let names: Vec<String> = named(text).into_iter().collect();
-    assert_eq!(names, ["ipmi", "iscsi", "model", "store", "netboot", "watch"]);
+    assert_eq!(names, ["ipmi", "iscsi", "model", "netboot", "store", "watch"]);
 }
 
 /// What a file names that it may not.
