@@ -13,8 +13,8 @@ const SHIM: &str = "/usr/lib/shim/shimx64.efi.signed";
 /// GRUB for the network and for a disk; either reads its configuration only from the place it was signed with.
 const NETWORK_GRUB: &str = "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed";
 const DISK_GRUB: &str = "/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed";
-/// What Debian's kernel says.
-const SECURE: &str = "Secure boot enabled";
+/// What a kernel's EFI stub says, unless it is told to be quiet.
+const SECURE: &str = "EFI stub: UEFI Secure Boot is enabled";
 
 #[test]
 fn a_machine_with_secure_boot_is_installed_and_boots_its_disk_by_signed_programs_alone() {
