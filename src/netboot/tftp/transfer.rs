@@ -33,6 +33,10 @@ compile_error!("the TFTP server needs panic = \"unwind\"");
 
 /// Longest sleep in a read: how soon a transfer notices a stop or its time limits.
 const NAP: Duration = Duration::from_millis(250);
+/// The same before the client's first answer: a transfer that must make room does so soon.
+const FIRST_NAP: Duration = Duration::from_millis(50);
+/// How long a client has for its first answer: whoever made up its address is not to have us send to it for long (three packets at most).
+const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 /// Longest wait for room in the socket's send buffer.
 const SEND_LIMIT: Duration = Duration::from_secs(1);
 /// Room for what a client sends in a transfer, in bytes: an ACK has 4, an ERROR a sentence.
@@ -60,6 +64,10 @@ pub(super) enum End {
     Silent,
     #[error("transfer took too long")]
     TooLong,
+    #[error("the client never answered")]
+    Unanswered,
+    #[error("the client has not answered and others wait")]
+    Displaced,
     #[error("server stopped")]
     Stopped,
     #[error("the client asked again from the same port")]
@@ -120,7 +128,7 @@ impl Transfer {
         limits: Limits,
         slot: Slot,
     ) -> io::Result<Self> {
-        socket.set_read_timeout(Some(NAP))?;
+        socket.set_read_timeout(Some(FIRST_NAP))?;
         socket.set_write_timeout(Some(SEND_LIMIT))?;
         let began = Instant::now();
         let state = State {
@@ -210,8 +218,12 @@ impl Transfer {
     fn check_limits(&self, state: &State) -> Result<(), End> {
         let end = match self.slot.cancelled() {
             Some(Cancel::Superseded) => return Err(End::Superseded),
+            Some(Cancel::Displaced) => return Err(End::Displaced),
             Some(Cancel::Stopping) => End::Stopped,
             None if state.progress_at.elapsed() >= self.limits.idle => End::Silent,
+            None if !self.slot.answered() && self.began.elapsed() >= ANSWER_LIMIT => {
+                return Err(End::Unanswered);
+            }
             None if self.began.elapsed() >= self.limits.total => End::TooLong,
             None => return Ok(()),
         };
@@ -231,7 +243,9 @@ impl Transfer {
             Err(Errno::CONNREFUSED) => return Err(End::Gone),
             Err(error) => return Err(End::Socket(error.into())),
         };
-        self.slot.heard(Instant::now());
+        if self.slot.heard(Instant::now()) {
+            self.socket.set_read_timeout(Some(NAP))?;
+        }
         match Packet::deserialize(buffer.get(..length).unwrap_or_default()) {
             Ok(Packet::Error { msg, .. }) => Err(End::Client(msg)),
             Ok(packet) => Ok(Some(packet)),
@@ -313,6 +327,11 @@ impl Drop for Transfer {
         let end = state.end.take().unwrap_or(if complete { End::Complete } else { End::Worker });
         let sent_bytes = state.window.sent_bytes();
         drop(state);
+        if matches!(end, End::Worker) {
+            // Without a descriptor or memory left, or with a file that cannot be read to its end, the worker just ends.
+            let told = bytes_of(&Refusal::Busy.to_packet()).map(|busy| self.transmit(&busy));
+            drop(told);
+        }
         if let Some(report) = self.report.take() {
             report(Outcome { sent_bytes, complete, end, took: self.began.elapsed() });
         }
