@@ -56,7 +56,8 @@ pub struct Config {
     /// path is one beneath the first.
     pub images: Vec<PathBuf>,
     /// Most transfers at once, at least 1: well below the limits of the process (systemd's `TasksMax`, `LimitNOFILE`), for each has a
-    /// thread, two descriptors and at most about 512 KiB.
+    /// thread, two descriptors and at most about 512 KiB. An address has a quarter of them, or 16. Requests beyond that get no answer: the
+    /// clients ask again.
     pub max_transfers: usize,
     /// How long a transfer may go without a new block acknowledged.
     pub idle_limit: Duration,

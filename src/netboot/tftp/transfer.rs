@@ -104,10 +104,9 @@ pub(super) struct Transfer {
 
 struct State {
     window: Window,
+    /// Whether the worker has more to send before it waits.
     nonblocking: bool,
     handshake: Handshake,
-    /// An acknowledgement has just been handed over: the worker asks at once for another, and with `None` gets to work.
-    handed_over: bool,
     progress_at: Instant,
     end: Option<End>,
 }
@@ -135,7 +134,6 @@ impl Transfer {
             window: Window::new(terms.window_blocks),
             nonblocking: false,
             handshake: if terms.granted.is_empty() { Handshake::Done } else { Handshake::Due },
-            handed_over: false,
             progress_at: began,
             end: None,
         };
@@ -166,6 +164,11 @@ impl Transfer {
 
     /// What the worker gets from a read; `None`: nothing for now.
     fn receive(&self, state: &mut State) -> Result<Option<Packet>, End> {
+        // The worker has more to send: after each block of a window, and after an acknowledgement, it looks whether there is another one.
+        // That can wait until the window is out, and half of all system calls are spared.
+        if state.nonblocking {
+            return Ok(None);
+        }
         self.check_limits(state)?;
         match state.handshake {
             Handshake::Done => self.receive_acknowledgement(state),
@@ -184,7 +187,7 @@ impl Transfer {
                 self.transmit(&bytes_of(&Packet::Oack(self.terms.granted.clone()))?)?;
                 state.handshake = Handshake::Sent(Instant::now());
             }
-            if let Some(Packet::Ack(0)) = self.read(RecvFlags::empty())? {
+            if let Some(Packet::Ack(0)) = self.read()? {
                 state.handshake = Handshake::Done;
                 state.progress_at = Instant::now();
                 return Ok(Packet::Ack(0));
@@ -194,15 +197,10 @@ impl Transfer {
     }
 
     fn receive_acknowledgement(&self, state: &mut State) -> Result<Option<Packet>, End> {
-        if std::mem::take(&mut state.handed_over) {
-            return Ok(None);
-        }
-        let flags = if state.nonblocking { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
-        let Some(Packet::Ack(number)) = self.read(flags)? else { return Ok(None) };
+        let Some(Packet::Ack(number)) = self.read()? else { return Ok(None) };
         match state.window.acknowledged(number) {
             Verdict::Progress => {
                 state.progress_at = Instant::now();
-                state.handed_over = true;
                 return Ok(Some(Packet::Ack(number)));
             }
             Verdict::Resend => {
@@ -233,9 +231,9 @@ impl Transfer {
     }
 
     /// One datagram from the client; `None`: none within a nap, or none that means anything.
-    fn read(&self, flags: RecvFlags) -> Result<Option<Packet>, End> {
+    fn read(&self) -> Result<Option<Packet>, End> {
         let mut buffer = [0_u8; CLIENT_PACKET_BYTES_MAX];
-        let length = match recv(&self.socket, &mut buffer, flags) {
+        let length = match recv(&self.socket, &mut buffer, RecvFlags::empty()) {
             Ok((length, _)) => length,
             Err(Errno::AGAIN | Errno::INTR | Errno::HOSTUNREACH | Errno::NETUNREACH) => {
                 return Ok(None);

@@ -203,7 +203,7 @@ fn a_file_that_cannot_be_read_is_refused_at_once_without_its_path() {
     alone(NAME, &nobody, || {
         let room = Room::new();
         for path in [room.loaders.join("pxelinux.0"), room.dir.path().join("vmlinuz")] {
-            fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
         }
         for name in ["pxelinux.0", "deploy/vmlinuz"] {
             let mut client = Client::new(room.address);
