@@ -47,9 +47,9 @@ fn main() {
 
 fn cases() {
     let me = env::current_exe().unwrap();
-    for (name, clients, bytes) in [("one", 1, 64 * MIB), ("fifty", 50, 4 * MIB)] {
+    for (name, clients, mib) in [("one", 1, 64), ("fifty", 50, 4_u32)] {
         let dir = TempDir::new().unwrap();
-        let file = noise(dir.path(), bytes);
+        let file = noise(dir.path(), mib as usize * MIB);
         for block in [1468, 8192] {
             for window in [1, 16] {
                 let contender = |name| Contender {
@@ -62,7 +62,7 @@ fn cases() {
                 };
                 let contenders = servers::ALL.map(contender);
                 let case = format!("{name}-{block}-{window}");
-                let gib = (bytes * clients) as f64 / (1 << 30) as f64;
+                let gib = f64::from(mib * clients) / 1024.0;
                 contest(&case, gib, &contenders, || {}, |_| {});
             }
         }
