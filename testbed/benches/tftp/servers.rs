@@ -14,7 +14,7 @@ use hostler::netboot;
 /// hostler first.
 pub(crate) const ALL: [&str; 3] = ["hostler", "tftpd-hpa", "dnsmasq"];
 
-/// Every server has the address and the port to itself: dnsmasq knows no other.
+/// Where they listen. Every server has the address and the port to itself: dnsmasq knows no other.
 const ADDRESS: &str = "127.0.0.1:69";
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -42,6 +42,8 @@ pub(crate) fn start(name: &str, root: &Path) -> Server {
             command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--pid-file="]);
             command.args(["--port=0", "--user=root", "--interface=lo", "--bind-interfaces"]);
             command.args(["--enable-tftp", "--tftp-max=1000", "--log-facility=/dev/null"]);
+            // Its blocks are no larger than its DNS packets.
+            command.arg("--edns-packet-max=16384");
             command.arg(format!("--tftp-root={}", root.display()));
             command
         }
