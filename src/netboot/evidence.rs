@@ -186,6 +186,17 @@ mod tests {
     }
 
     #[test]
+    fn a_loader_is_not_forgotten_over_all_its_modules() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        for number in 0..50 {
+            evidence.ended(ip(1), Asked::Loader, ended(&format!("{number}.mod")), at(1), at(2));
+        }
+        evidence.menu_asked(ip(1), node("a"), at(3));
+        let fetches = evidence.ended(ip(1), Asked::Menu(node("a")), ended("menu"), at(3), at(4));
+        assert_eq!((fetches.len(), fetches[0].path.as_str()), (51, "0.mod"));
+    }
+
+    #[test]
     fn a_loader_that_ends_after_its_menu_was_asked_for_is_not_lost() {
         let (at, mut evidence) = (clock(), Evidence::default());
         evidence.menu_asked(ip(1), node("a"), at(3));

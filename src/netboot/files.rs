@@ -57,7 +57,7 @@ pub(super) fn open_root(root: &Path) -> io::Result<OwnedFd> {
 pub(super) fn open_beneath(root: &Path, name: &str) -> Result<Opened, Refusal> {
     let root_fd = open_root(root).map_err(|error| {
         tracing::warn!(root = %root.display(), %error, "the TFTP loader directory cannot be opened");
-        Refusal::NotFound
+        if exhausted(&error) { Refusal::Busy } else { Refusal::NotFound }
     })?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     match openat2(&root_fd, name, READ | OFlags::NOFOLLOW, Mode::empty(), resolve) {
@@ -65,7 +65,7 @@ pub(super) fn open_beneath(root: &Path, name: &str) -> Result<Opened, Refusal> {
         Err(Errno::NOENT | Errno::NOTDIR) => Err(Refusal::NotFound),
         Err(error) => {
             tracing::warn!(root = %root.display(), name, %error, "a TFTP file cannot be opened");
-            Err(Refusal::NotAllowed)
+            Err(if exhausted(&error.into()) { Refusal::Busy } else { Refusal::NotAllowed })
         }
     }
 }
@@ -74,7 +74,11 @@ pub(super) fn open_beneath(root: &Path, name: &str) -> Result<Opened, Refusal> {
 pub(super) fn open_fixed(path: &Path) -> Result<Opened, Refusal> {
     let file = open(path, READ, Mode::empty()).map_err(|error| {
         tracing::warn!(path = %path.display(), %error, "a TFTP file cannot be opened");
-        if error == Errno::NOENT { Refusal::NotFound } else { Refusal::NotAllowed }
+        match error {
+            Errno::NOENT => Refusal::NotFound,
+            error if exhausted(&error.into()) => Refusal::Busy,
+            _ => Refusal::NotAllowed,
+        }
     })?;
     regular(file)
 }
@@ -120,6 +124,12 @@ pub(super) fn in_memory(text: &str) -> Result<Opened, Refusal> {
         tracing::warn!(%error, "no memory file for a boot menu");
         Refusal::Busy
     })
+}
+
+/// Whether it is the system that has no descriptors or no memory left, rather than the file that is wrong.
+pub(super) fn exhausted(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
 fn regular(file: OwnedFd) -> Result<Opened, Refusal> {

@@ -85,10 +85,10 @@ impl Shelf {
     fn open_own(&self, path: &str) -> Result<Opened, Refusal> {
         files::open_own(&self.images, path).map_err(|error| {
             tracing::warn!(path, %error, "a machine's own boot file cannot be opened");
-            if error.kind() == io::ErrorKind::NotFound {
-                Refusal::NotFound
-            } else {
-                Refusal::NotAllowed
+            match error.kind() {
+                io::ErrorKind::NotFound => Refusal::NotFound,
+                _ if files::exhausted(&error) => Refusal::Busy,
+                _ => Refusal::NotAllowed,
             }
         })
     }

@@ -9,6 +9,7 @@
 
 mod alone;
 mod boots;
+mod crowds;
 mod hostile;
 mod losses;
 mod machines;

@@ -4,21 +4,31 @@
 //!
 //! # Built on `tftpd`
 //!
-//! The crate's `Packet` reads and writes datagrams and its `Worker` sends the files; its `Server` is not used. What version 1.0.0 does
-//! and how it is kept from mattering here (each would be worth a change there):
+//! The crate's `Packet` reads and writes datagrams and its `Worker` sends the files; its `Server` is not used. What version 1.0.0 gets
+//! wrong, what keeps it from mattering here, and what should be changed there. Each is attacked in `testbed/rooms/tftp`.
 //!
-//! - `Server` can be ended from outside: one request with the largest window and block size asks for 8.6 GB and aborts the process; a
-//!   system out of threads panics its loop. `request` clamps, `slots` caps, `transfer` catches.
-//! - `Server` follows links out of its directory, blocks on a FIFO, and answers a directory with silence: `files` opens, and the worker
-//!   gets `/proc/self/fd/N`.
-//! - `Server` has no hooks, no files from memory, no limit and no memory of a request it is already serving.
-//! - `Worker` spins after a repeated or late ACK: only acknowledgements that make progress reach it (`window`).
-//! - `Worker` counts lost packets over the whole transfer and gives up after six: it gets endless tries, and `transfer` has time limits.
-//! - `Worker` sends the OACK's answer no second chance and a lost first block of a window only after its timeout: `transfer` does both.
-//! - `Worker` prints to standard output and error: it is told to be quiet, and a transfer that ends early unwinds its thread.
-//! - `Worker::send` makes a thread with the default stack (2 MiB of addresses, some 10 kB of memory) and panics when there is none.
-//! - `Worker::new` takes a type whose name is private; `transfer` lets the compiler infer it.
-//! - `Worker` tries for ever to send a packet when the socket's error is not an `io::Error`.
+//! | | version 1.0.0 | here | upstream |
+//! |---|---|---|---|
+//! | 1 | A request for the largest window and blocks makes a buffer of 8.6 GB: the process is aborted. | `request` clamps both. | A limit on window × block, in the configuration. |
+//! | 2 | The same takes twice the file's size before any ACK. | The same. | Read no further ahead than a window. |
+//! | 3 | The loop panics when a thread cannot be made. | `transfer` catches it, the client is told *busy*. | `thread::Builder`, and the error returned. |
+//! | 4 | No limit on transfers; a system without descriptors drops requests. | `slots` caps them, also for each address; `files` tells *busy*. | A cap; an ERROR instead of silence. |
+//! | 5 | It logs with `println!`, which panics when standard output is closed. | It is told to be quiet, and a transfer that ends early unwinds its thread. | The `log` crate. |
+//! | 6 | A FIFO, `utimeout` or `windowwait` of any size keep a thread for ever. | `files` opens without waiting; neither option is granted. | Regular files only; limits on both. |
+//! | 7 | A repeated or late ACK makes the worker spin until its timeout. | `window` lets only acknowledgements through that make progress. | Back to a blocking read after an ACK that changes nothing. |
+//! | 8 | Lost packets are counted over the whole transfer; the seventh ends it. | Endless tries; `transfer` has time limits. | Count anew after each ACK that makes progress. |
+//! | 9 | A lost OACK is never sent again, a lost first block of a window only after the timeout. | `transfer` sends both again. | The same (RFC 7440 §4). |
+//! | 10 | Links lead out of the directory. | `files` opens with `openat2` beneath it, and the worker gets `/proc/self/fd/N`. | `openat2`, or a worker that takes an open file. |
+//! | 11 | A directory, no name or an unreadable file: OACK, then silence. | `files` checks first; a worker that ends early is an ERROR. | Open before answering; an ERROR when a worker ends early. |
+//! | 12 | Every name with `..` in it is refused, and a directory's name that is not UTF-8 panics. | `clean_name` looks at whole parts; paths are never text. | The same. |
+//! | 13 | `Config { directory, ..Default::default() }` serves the working directory. | `Config` has one directory, and `None` is none. | One field, or `send_directory: Option`. |
+//! | 14 | With `single_port` the loop spins after the first transfer, and clients are never forgotten. | A socket for each transfer; `slots` forgets with it. | The mode of a descriptor is shared by its duplicates: use `MSG_DONTWAIT`. |
+//! | 15 | Errors show the server's paths to clients, and names go raw into the log. | A refusal is one of six sentences; names are logged escaped. | The same. |
+//! | 16 | No way to learn the port, to pass a socket in, or to choose the address that answers. | [`Server::bind`] and [`Server::local_addr`]; transfers speak from the address listened on. | `Server::from_socket`, `local_addr`. |
+//! | 17 | No hooks, no files from memory, and a request sent twice is served twice. | `Transfer` is the worker's `Socket` and counts; `memfd`; `slots` knows repetitions. | A callback for the file and one for the end; one transfer for each peer. |
+//! | 18 | Netascii is sent as octets; long, non-UTF-8 or negative requests get silence. | Each gets an ERROR. | The same. |
+//! | | `Worker::new` takes a type whose name is private, and `Worker` tries for ever when a socket's error is no `io::Error`. | The compiler infers it; every error is one. | Make it public; end on any error. |
+//! | | While a window is out, every block costs a look for ACKs, three copies and three allocations. | The look is answered without a system call. | Blocks as slices of one buffer; `sendmmsg`. |
 
 mod request;
 mod server;

@@ -4,6 +4,7 @@
 //! client: each transfer has a thread. It must survive every datagram, and a system out of threads or descriptors.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     io::{self, PipeReader, PipeWriter},
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -36,6 +37,8 @@ const REQUEST_BYTES_MAX: usize = 2048;
 const LOOP_STACK_BYTES: usize = 256 << 10;
 /// Pause after a socket error that no client has caused, so that a lasting one does not burn a processor.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
+/// How often a log tells that requests are left unanswered: anybody can send many.
+const FULL_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// Longest wait for the loop, and for the transfers, to end: four of a transfer's naps and its last send.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -54,7 +57,8 @@ pub struct Config {
     /// path is one beneath the first.
     pub images: Vec<PathBuf>,
     /// Most transfers at once, at least 1: well below the limits of the process (systemd's `TasksMax`, `LimitNOFILE`), for each has a
-    /// thread, two descriptors and at most about 512 KiB.
+    /// thread, two descriptors and at most about 512 KiB. An address has a quarter of them, or 16. Requests beyond that get no answer: the
+    /// clients ask again.
     pub max_transfers: usize,
     /// How long a transfer may go without a new block acknowledged.
     pub idle_limit: Duration,
@@ -126,6 +130,7 @@ impl Server {
             limits,
             slots: slots.clone(),
             shelf: Arc::clone(&shelf),
+            full_told: Cell::new(None),
         };
         thread::Builder::new().name("tftp".to_owned()).stack_size(LOOP_STACK_BYTES).spawn(
             move || {
@@ -186,6 +191,8 @@ struct Desk {
     limits: Limits,
     slots: Slots,
     shelf: Arc<Shelf>,
+    /// When the log last told that a request was left unanswered.
+    full_told: Cell<Option<Instant>>,
 }
 
 impl Desk {
@@ -216,7 +223,10 @@ impl Desk {
             parsed.and_then(|request| match self.slots.claim(peer, datagram, Instant::now()) {
                 Claim::Granted(slot) => self.begin(&request, peer, slot),
                 Claim::Repeated => Ok(()),
-                Claim::Full => Err(Refusal::Busy),
+                Claim::Full => {
+                    self.tell_full(peer);
+                    Ok(())
+                }
             });
         if let Err(refusal) = served {
             if refusal == Refusal::Busy {
@@ -228,6 +238,14 @@ impl Desk {
             if let Err(error) = self.socket.send_to(&packet, peer) {
                 tracing::debug!(%peer, %error, "TFTP refusal not sent");
             }
+        }
+    }
+
+    fn tell_full(&self, peer: SocketAddr) {
+        if self.full_told.get().is_none_or(|at| at.elapsed() >= FULL_TOLD_EVERY) {
+            self.full_told.set(Some(Instant::now()));
+            let most = self.config.max_transfers;
+            tracing::warn!(%peer, most, "too many TFTP transfers at once: requests wait until they are sent again");
         }
     }
 
@@ -274,8 +292,8 @@ fn ended(
     let size_asked = *sent_bytes == 0 && matches!(end, End::Client(_));
     if *complete {
         tracing::info!(%peer, ?path, sent_bytes, took_ms, "TFTP file sent");
-    } else if size_asked {
-        tracing::debug!(%peer, ?path, "TFTP size asked");
+    } else if size_asked || matches!(end, End::Displaced) {
+        tracing::debug!(%peer, ?path, %end, "TFTP size asked, no more");
     } else {
         tracing::info!(%peer, ?path, sent_bytes, took_ms, %end, "TFTP file not sent");
     }

@@ -1,10 +1,13 @@
 //! The transfers under way: how many there may be, and which client each belongs to.
 //!
 //! The server claims a slot for each request; the transfer holds it until its thread has ended. There are never more threads than slots.
+//!
+//! Anybody can send requests in anybody's name. What keeps slots free for machines: an address has a share of them, and when all are taken
+//! a transfer whose client has never answered makes room. A machine answers within milliseconds; one whose address was made up never does.
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -16,6 +19,11 @@ use std::{
 /// young or alive. After it, the machine has been restarted and uses the same port again.
 const DUPLICATE_LIFE: Duration = Duration::from_secs(1);
 
+/// How long a client has to answer before its transfer may be ended for another's.
+const ANSWER_GRACE: Duration = Duration::from_millis(200);
+/// An address has a quarter of the slots, but at least so many: a machine needs one or two, several may share an address.
+const SHARE_MIN: usize = 16;
+
 /// All slots.
 #[derive(Clone, Debug)]
 pub(super) struct Slots(Arc<Shared>);
@@ -23,6 +31,8 @@ pub(super) struct Slots(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     max: usize,
+    /// Most for one address.
+    share: usize,
     live: Mutex<Live>,
     freed: Condvar,
     stopping: AtomicBool,
@@ -32,13 +42,20 @@ struct Shared {
 struct Live {
     count: usize,
     clients: HashMap<SocketAddr, Arc<Client>>,
+    /// How many each address has.
+    addresses: HashMap<IpAddr, usize>,
 }
 
 #[derive(Debug)]
 struct Client {
     request: Vec<u8>,
+    began: Instant,
+    /// When it last sent something, its request included.
     heard: Mutex<Instant>,
+    /// Whether it has sent anything to the transfer's own port, which only the one who has the request's address can know.
+    answered: AtomicBool,
     superseded: AtomicBool,
+    displaced: AtomicBool,
 }
 
 /// The answer to a claim.
@@ -48,7 +65,8 @@ pub(super) enum Claim {
     Granted(Slot),
     /// This request is being served already.
     Repeated,
-    /// All slots are taken.
+    /// All slots are taken, or all of this address: not now. A client that is left without an answer asks again; one that is told no
+    /// gives up its boot.
     Full,
 }
 
@@ -67,12 +85,15 @@ pub(super) enum Cancel {
     Stopping,
     /// The client has asked for something else from the same port.
     Superseded,
+    /// The client has never answered, and others are waiting.
+    Displaced,
 }
 
 impl Slots {
     pub(super) fn new(max: usize) -> Self {
         Self(Arc::new(Shared {
             max,
+            share: (max / 4).max(SHARE_MIN),
             live: Mutex::default(),
             freed: Condvar::new(),
             stopping: AtomicBool::new(false),
@@ -88,15 +109,23 @@ impl Slots {
             }
             earlier.superseded.store(true, Ordering::Relaxed);
         }
+        if live.addresses.get(&peer.ip()).is_some_and(|count| *count >= self.0.share) {
+            return Claim::Full;
+        }
         if live.count >= self.0.max {
+            live.displace(now);
             return Claim::Full;
         }
         let client = Arc::new(Client {
             request: request.to_vec(),
+            began: now,
             heard: Mutex::new(now),
+            answered: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
+            displaced: AtomicBool::new(false),
         });
         live.count += 1;
+        *live.addresses.entry(peer.ip()).or_default() += 1;
         live.clients.insert(peer, Arc::clone(&client));
         Claim::Granted(Slot { peer, client, slots: self.clone() })
     }
@@ -114,22 +143,47 @@ impl Slots {
     }
 }
 
+impl Live {
+    /// Ends the transfer that has waited longest for its client's first answer. Its slot is free a moment later.
+    fn displace(&self, now: Instant) {
+        let silent = |client: &&Arc<Client>| {
+            let ending = client.displaced.load(Ordering::Relaxed);
+            !ending && !client.answered() && now >= client.began + ANSWER_GRACE
+        };
+        if let Some(client) = self.clients.values().filter(silent).min_by_key(|c| c.began) {
+            client.displaced.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Client {
+    fn answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     fn heard(&self) -> Instant {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Slot {
-    /// The client has sent something.
-    pub(super) fn heard(&self, now: Instant) {
+    /// The client has sent something. Whether that was the first time.
+    pub(super) fn heard(&self, now: Instant) -> bool {
         *self.client.heard.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        !self.client.answered.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether it has ever sent anything to this transfer.
+    pub(super) fn answered(&self) -> bool {
+        self.client.answered()
     }
 
     /// Whether the transfer must end.
     pub(super) fn cancelled(&self) -> Option<Cancel> {
         if self.client.superseded.load(Ordering::Relaxed) {
             Some(Cancel::Superseded)
+        } else if self.client.displaced.load(Ordering::Relaxed) && !self.answered() {
+            Some(Cancel::Displaced)
         } else if self.slots.0.stopping.load(Ordering::Relaxed) {
             Some(Cancel::Stopping)
         } else {
@@ -142,6 +196,12 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut live = self.slots.live();
         live.count -= 1;
+        if let Some(count) = live.addresses.get_mut(&self.peer.ip()) {
+            *count -= 1;
+            if *count == 0 {
+                live.addresses.remove(&self.peer.ip());
+            }
+        }
         if live.clients.get(&self.peer).is_some_and(|c| Arc::ptr_eq(c, &self.client)) {
             live.clients.remove(&self.peer);
         }
@@ -152,6 +212,11 @@ impl Drop for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Another address each.
+    fn from(last: u8) -> SocketAddr {
+        ([10, 0, 0, last], 1).into()
+    }
 
     fn peer(port: u16) -> SocketAddr {
         ([127, 0, 0, 1], port).into()
@@ -201,5 +266,40 @@ mod tests {
         assert_eq!(third.cancelled(), Some(Cancel::Stopping));
         drop((second, third));
         assert!(slots.stop(Duration::ZERO));
+    }
+
+    #[test]
+    fn an_address_has_a_share_of_the_slots() {
+        let (slots, now) = (Slots::new(100), Instant::now());
+        let mut held: Vec<_> =
+            (0..25).map(|port| granted(slots.claim(peer(port), b"x", now))).collect();
+        assert!(matches!(slots.claim(peer(99), b"x", now), Claim::Full));
+        let other = granted(slots.claim(from(1), b"x", now));
+        held.pop();
+        granted(slots.claim(peer(99), b"x", now));
+        drop((held, other));
+        assert!(slots.live().addresses.is_empty());
+    }
+
+    #[test]
+    fn clients_that_never_answer_make_room_for_others_the_longest_silent_first() {
+        let (slots, start) = (Slots::new(3), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let [first, second, third] =
+            [1, 2, 3].map(|n| granted(slots.claim(from(n), b"x", at(n.into()))));
+        assert!(first.heard(at(4)) && !first.heard(at(5)));
+        let full = |ms| assert!(matches!(slots.claim(from(9), b"x", at(ms)), Claim::Full));
+        full(201);
+        assert_eq!(second.cancelled(), None, "it still has time");
+        full(202);
+        assert_eq!((second.cancelled(), third.cancelled()), (Some(Cancel::Displaced), None));
+        full(203);
+        assert_eq!(third.cancelled(), Some(Cancel::Displaced));
+        third.heard(at(204));
+        assert_eq!(third.cancelled(), None, "an answer in time");
+        full(900);
+        assert_eq!(first.cancelled(), None, "it has answered");
+        drop(second);
+        granted(slots.claim(from(9), b"x", at(901)));
     }
 }

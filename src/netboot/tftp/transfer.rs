@@ -33,6 +33,10 @@ compile_error!("the TFTP server needs panic = \"unwind\"");
 
 /// Longest sleep in a read: how soon a transfer notices a stop or its time limits.
 const NAP: Duration = Duration::from_millis(250);
+/// The same before the client's first answer: a transfer that must make room does so soon.
+const FIRST_NAP: Duration = Duration::from_millis(50);
+/// How long a client has for its first answer: whoever made up its address is not to have us send to it for long (three packets at most).
+const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 /// Longest wait for room in the socket's send buffer.
 const SEND_LIMIT: Duration = Duration::from_secs(1);
 /// Room for what a client sends in a transfer, in bytes: an ACK has 4, an ERROR a sentence.
@@ -60,6 +64,10 @@ pub(super) enum End {
     Silent,
     #[error("transfer took too long")]
     TooLong,
+    #[error("the client never answered")]
+    Unanswered,
+    #[error("the client has not answered and others wait")]
+    Displaced,
     #[error("server stopped")]
     Stopped,
     #[error("the client asked again from the same port")]
@@ -96,10 +104,9 @@ pub(super) struct Transfer {
 
 struct State {
     window: Window,
+    /// Whether the worker has more to send before it waits.
     nonblocking: bool,
     handshake: Handshake,
-    /// An acknowledgement has just been handed over: the worker asks at once for another, and with `None` gets to work.
-    handed_over: bool,
     progress_at: Instant,
     end: Option<End>,
 }
@@ -120,14 +127,13 @@ impl Transfer {
         limits: Limits,
         slot: Slot,
     ) -> io::Result<Self> {
-        socket.set_read_timeout(Some(NAP))?;
+        socket.set_read_timeout(Some(FIRST_NAP))?;
         socket.set_write_timeout(Some(SEND_LIMIT))?;
         let began = Instant::now();
         let state = State {
             window: Window::new(terms.window_blocks),
             nonblocking: false,
             handshake: if terms.granted.is_empty() { Handshake::Done } else { Handshake::Due },
-            handed_over: false,
             progress_at: began,
             end: None,
         };
@@ -158,6 +164,11 @@ impl Transfer {
 
     /// What the worker gets from a read; `None`: nothing for now.
     fn receive(&self, state: &mut State) -> Result<Option<Packet>, End> {
+        // The worker has more to send: after each block of a window, and after an acknowledgement, it looks whether there is another one.
+        // That can wait until the window is out, and half of all system calls are spared.
+        if state.nonblocking {
+            return Ok(None);
+        }
         self.check_limits(state)?;
         match state.handshake {
             Handshake::Done => self.receive_acknowledgement(state),
@@ -176,7 +187,7 @@ impl Transfer {
                 self.transmit(&bytes_of(&Packet::Oack(self.terms.granted.clone()))?)?;
                 state.handshake = Handshake::Sent(Instant::now());
             }
-            if let Some(Packet::Ack(0)) = self.read(RecvFlags::empty())? {
+            if let Some(Packet::Ack(0)) = self.read()? {
                 state.handshake = Handshake::Done;
                 state.progress_at = Instant::now();
                 return Ok(Packet::Ack(0));
@@ -186,15 +197,10 @@ impl Transfer {
     }
 
     fn receive_acknowledgement(&self, state: &mut State) -> Result<Option<Packet>, End> {
-        if std::mem::take(&mut state.handed_over) {
-            return Ok(None);
-        }
-        let flags = if state.nonblocking { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
-        let Some(Packet::Ack(number)) = self.read(flags)? else { return Ok(None) };
+        let Some(Packet::Ack(number)) = self.read()? else { return Ok(None) };
         match state.window.acknowledged(number) {
             Verdict::Progress => {
                 state.progress_at = Instant::now();
-                state.handed_over = true;
                 return Ok(Some(Packet::Ack(number)));
             }
             Verdict::Resend => {
@@ -210,8 +216,12 @@ impl Transfer {
     fn check_limits(&self, state: &State) -> Result<(), End> {
         let end = match self.slot.cancelled() {
             Some(Cancel::Superseded) => return Err(End::Superseded),
+            Some(Cancel::Displaced) => return Err(End::Displaced),
             Some(Cancel::Stopping) => End::Stopped,
             None if state.progress_at.elapsed() >= self.limits.idle => End::Silent,
+            None if !self.slot.answered() && self.began.elapsed() >= ANSWER_LIMIT => {
+                return Err(End::Unanswered);
+            }
             None if self.began.elapsed() >= self.limits.total => End::TooLong,
             None => return Ok(()),
         };
@@ -221,9 +231,9 @@ impl Transfer {
     }
 
     /// One datagram from the client; `None`: none within a nap, or none that means anything.
-    fn read(&self, flags: RecvFlags) -> Result<Option<Packet>, End> {
+    fn read(&self) -> Result<Option<Packet>, End> {
         let mut buffer = [0_u8; CLIENT_PACKET_BYTES_MAX];
-        let length = match recv(&self.socket, &mut buffer, flags) {
+        let length = match recv(&self.socket, &mut buffer, RecvFlags::empty()) {
             Ok((length, _)) => length,
             Err(Errno::AGAIN | Errno::INTR | Errno::HOSTUNREACH | Errno::NETUNREACH) => {
                 return Ok(None);
@@ -231,7 +241,9 @@ impl Transfer {
             Err(Errno::CONNREFUSED) => return Err(End::Gone),
             Err(error) => return Err(End::Socket(error.into())),
         };
-        self.slot.heard(Instant::now());
+        if self.slot.heard(Instant::now()) {
+            self.socket.set_read_timeout(Some(NAP))?;
+        }
         match Packet::deserialize(buffer.get(..length).unwrap_or_default()) {
             Ok(Packet::Error { msg, .. }) => Err(End::Client(msg)),
             Ok(packet) => Ok(Some(packet)),
@@ -313,6 +325,11 @@ impl Drop for Transfer {
         let end = state.end.take().unwrap_or(if complete { End::Complete } else { End::Worker });
         let sent_bytes = state.window.sent_bytes();
         drop(state);
+        if matches!(end, End::Worker) {
+            // Without a descriptor or memory left, or with a file that cannot be read to its end, the worker just ends.
+            let told = bytes_of(&Refusal::Busy.to_packet()).map(|busy| self.transmit(&busy));
+            drop(told);
+        }
         if let Some(report) = self.report.take() {
             report(Outcome { sent_bytes, complete, end, took: self.began.elapsed() });
         }

@@ -30,23 +30,24 @@ pub(super) fn alone(name: &str, wrapper: &[&str], test: impl FnOnce()) -> String
         .unwrap();
     let [out, err] = [done.stdout, done.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
     assert!(done.status.success() && out.contains("1 passed"), "{out}{err}");
+    // Whatever the library prints stands between these words.
+    assert!(out.contains(&format!("test tftp::{name} ... ok\n")), "{out}");
     err
 }
 
 /// Resident memory of this process, in KiB.
 pub(super) fn memory_kib() -> u64 {
-    status("VmRSS:")
-}
-
-/// Threads of this process.
-pub(super) fn threads() -> u64 {
-    status("Threads:")
-}
-
-fn status(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// The server's threads: its loop, and one for each transfer, which take its name.
+pub(super) fn server_threads() -> usize {
+    let names = fs::read_dir("/proc/self/task").unwrap().flatten();
+    // One that ends meanwhile has no name any more.
+    let names = names.flat_map(|task| fs::read_to_string(task.path().join("comm")));
+    names.filter(|name| name == "tftp\n").count()
 }
 
 /// Processor time this process has used, in ms (fields 14 and 15 of proc(5) stat, in hundredths of a second).

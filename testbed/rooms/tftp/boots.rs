@@ -6,7 +6,7 @@ use hostler::model::boot::{BootMenu, BootStage, Fetch, Firmware};
 
 use super::{
     Room, deploy, mac, node, own,
-    raw::{Client, Reply, get_losing},
+    raw::{Client, Reply, get_from},
 };
 
 fn machine(last: u8) -> IpAddr {
@@ -14,9 +14,7 @@ fn machine(last: u8) -> IpAddr {
 }
 
 fn fetch(room: &Room, last: u8, name: &str) {
-    let mut client = Client::on(machine(last), room.address);
-    let options = [("blksize", "1428"), ("tsize", "0")];
-    get_losing(&mut client, name, &options, |_| false).unwrap();
+    get_from(machine(last), room.address, name);
 }
 
 fn facts(fetch: &Fetch) -> (&str, BootStage, &str, u64, bool) {

@@ -2,15 +2,22 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs,
-    os::unix::fs::symlink,
+    net::UdpSocket,
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{PermissionsExt as _, symlink},
+    },
+    process::Command,
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
     Room,
-    alone::{alone, memory_kib, processor_ms},
+    alone::{alone, memory_kib, processor_ms, server_threads},
     noise,
     raw::{Client, Reply, get, request},
 };
@@ -134,46 +141,143 @@ fn a_transfer_that_ends_early_writes_nothing_to_standard_error() {
 }
 
 #[test]
-fn a_system_without_threads_is_answered_and_survived() {
-    const NAME: &str = "hostile::a_system_without_threads_is_answered_and_survived";
-    // A user of its own: the limit counts all of a user's threads, and does not bind root.
-    let nobody = ["setpriv", "--reuid=64123", "--regid=64123", "--clear-groups"];
-    alone(NAME, &[&nobody[..], &["prlimit", "--nproc=8"]].concat(), || {
+fn neither_a_fifo_nor_an_endless_option_keeps_a_thread() {
+    alone("hostile::neither_a_fifo_nor_an_endless_option_keeps_a_thread", &[], || {
         let room = Room::new();
-        let (mut served, mut refused) = (Vec::new(), 0);
-        for _ in 0..20 {
+        let made = Command::new("mkfifo").arg(room.loaders.join("fifo")).status().unwrap();
+        assert!(made.success());
+        assert_eq!(get(room.address, "fifo", &[]).unwrap_err().0, 2);
+        for option in ["utimeout", "windowwait", "timeout"] {
             let mut client = Client::new(room.address);
-            client.request("deploy/vmlinuz", &[("tsize", "0")]);
-            match client.reply() {
-                Reply::Oack(_) => served.push(client),
-                Reply::Error(0, message) if message == "server busy, try again" => refused += 1,
-                other => panic!("{other:?}"),
-            }
-        }
-        assert!(!served.is_empty() && refused > 0, "{} served, {refused} refused", served.len());
-        for client in served {
+            client.request("pxelinux.0", &[(option, "18446744073709551615")]);
+            assert!(matches!(client.reply(), Reply::Data(1, _)), "{option}");
             client.give_up();
         }
         let deadline = Instant::now() + Duration::from_secs(5);
-        while get(room.address, "deploy/initramfs", &[]).is_err() {
-            assert!(Instant::now() < deadline, "the server has not recovered");
+        while server_threads() > 1 {
+            assert!(Instant::now() < deadline, "{} threads are left", server_threads());
         }
     });
 }
 
 #[test]
-fn no_more_transfers_run_than_allowed() {
-    let room = Room::with(|config| config.max_transfers = 3);
-    let mut clients: Vec<_> = (0..4).map(|_| Client::new(room.address)).collect();
-    for client in clients.iter_mut().take(3) {
-        client.request("deploy/vmlinuz", &[("tsize", "0")]);
-        assert!(matches!(client.reply(), Reply::Oack(_)));
+fn an_idle_server_uses_no_processor_time_after_a_transfer() {
+    alone("hostile::an_idle_server_uses_no_processor_time_after_a_transfer", &[], || {
+        let room = Room::new();
+        for _ in 0..3 {
+            get(room.address, "deploy/vmlinuz", &[("blksize", "1428")]).unwrap();
+        }
+        let before = processor_ms();
+        thread::sleep(Duration::from_millis(800));
+        let used = processor_ms() - before;
+        assert!(used <= 50, "{used} ms of processor time in 800 ms");
+    });
+}
+
+#[test]
+fn without_a_loader_directory_nothing_is_served_from_the_working_directory() {
+    let room = Room::with(|config| config.loaders = None);
+    let here = fs::read_dir(".")
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+    for name in here {
+        assert_eq!(get(room.address, &name, &[]).unwrap_err().0, 1, "{name}");
     }
-    clients[3].request("deploy/vmlinuz", &[]);
-    assert_eq!(clients[3].reply(), Reply::Error(0, "server busy, try again".to_owned()));
-    clients[0].give_up();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while get(room.address, "deploy/initramfs", &[]).is_err() {
-        assert!(Instant::now() < deadline, "a finished transfer keeps its slot");
+    assert_eq!(get(room.address, "deploy/vmlinuz", &[]).unwrap().len(), 300_000);
+}
+
+#[test]
+fn a_loader_directory_may_have_any_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join(OsStr::from_bytes(b"tftp\xff\n..root"));
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("a..b"), "content").unwrap();
+    let room = Room::with(|config| config.loaders = Some(root));
+    assert_eq!(get(room.address, "a..b", &[]).as_deref(), Ok(&b"content"[..]));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_refused_at_once_without_its_path() {
+    const NAME: &str = "hostile::a_file_that_cannot_be_read_is_refused_at_once_without_its_path";
+    let nobody = ["setpriv", "--reuid=64123", "--regid=64123", "--clear-groups"];
+    alone(NAME, &nobody, || {
+        let room = Room::new();
+        for path in [room.loaders.join("pxelinux.0"), room.dir.path().join("vmlinuz")] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+        }
+        for name in ["pxelinux.0", "deploy/vmlinuz"] {
+            let mut client = Client::new(room.address);
+            client.request(name, &[("tsize", "0")]);
+            let refused = Reply::Error(2, "access to this file is not allowed".to_owned());
+            assert_eq!(client.reply_within(Duration::from_secs(1)), Some(refused), "{name}");
+        }
+    });
+}
+
+#[test]
+fn a_transfer_speaks_from_the_address_that_was_asked_and_from_a_port_of_its_own() {
+    let room = Room::with(|config| config.listen = "127.0.9.1:0".parse().unwrap());
+    let mut client = Client::on([127, 0, 9, 2].into(), room.address);
+    client.request("pxelinux.0", &[]);
+    assert!(matches!(client.reply(), Reply::Data(1, _)));
+    let transfer = client.transfer.unwrap();
+    assert_eq!(transfer.ip(), room.address.ip());
+    assert_ne!(transfer.port(), room.address.port());
+    // Nobody else can speak into it.
+    let stranger = UdpSocket::bind("127.0.9.3:0").unwrap();
+    stranger.send_to(b"\0\x05\0\0no\0", transfer).unwrap();
+    client.ack(1);
+    assert!(matches!(client.reply(), Reply::Data(2, _)));
+    client.give_up();
+}
+
+#[test]
+fn nothing_a_client_sends_can_forge_a_line_of_the_log() {
+    alone("hostile::nothing_a_client_sends_can_forge_a_line_of_the_log", &[], || {
+        let log = Log::default();
+        let writer = log.clone();
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .init();
+        let mut room = Room::new();
+        let forged = "\nFORGED\x1b[31m\r";
+        room.file("pxelinux.0", b"x");
+        for name in [
+            forged,
+            "pxelinux.0",
+            &format!("../{forged}"),
+            &format!("pxelinux.0/{forged}"),
+            &"x".repeat(200),
+        ] {
+            let _refused = get(room.address, name, &[]);
+        }
+        symlink("pxelinux.0", room.loaders.join(forged)).unwrap();
+        get(room.address, forged, &[]).unwrap_err();
+        let mut client = Client::new(room.address);
+        client.request("deploy/vmlinuz", &[]);
+        client.reply();
+        client.send(format!("\0\x05\0\0{forged}\0").as_bytes());
+        room.running.take().unwrap().stop();
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert!(text.matches("FORGED").count() >= 4, "{text}");
+        assert!(!text.lines().any(|line| line.starts_with("FORGED")), "{text}");
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+    });
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }

@@ -19,7 +19,7 @@ pub(super) struct Client {
     socket: UdpSocket,
     server: SocketAddr,
     /// Where the transfer speaks from, once it has.
-    transfer: Option<SocketAddr>,
+    pub(super) transfer: Option<SocketAddr>,
 }
 
 impl Client {
@@ -36,6 +36,17 @@ impl Client {
 
     pub(super) fn request(&self, name: &str, options: &[(&str, &str)]) {
         self.send_to_port(&request(1, name, options));
+    }
+
+    /// Sends the request until there is an answer, as every real client does.
+    pub(super) fn ask(&mut self, name: &str, options: &[(&str, &str)]) -> Reply {
+        for _ in 0..60 {
+            self.request(name, options);
+            if let Some(reply) = self.reply_within(Duration::from_secs(1)) {
+                return reply;
+            }
+        }
+        panic!("the server is silent");
     }
 
     pub(super) fn send_to_port(&self, bytes: &[u8]) {
@@ -100,6 +111,12 @@ pub(super) fn get(
     get_losing(&mut Client::new(server), name, options, |_| false)
 }
 
+/// The same for a machine with an address of its own.
+pub(super) fn get_from(address: IpAddr, server: SocketAddr, name: &str) -> Vec<u8> {
+    let options = [("blksize", "1428"), ("tsize", "0")];
+    get_losing(&mut Client::on(address, server), name, &options, |_| false).unwrap()
+}
+
 /// The same through a network that loses what `loses` says.
 pub(super) fn get_losing(
     client: &mut Client,
@@ -107,12 +124,12 @@ pub(super) fn get_losing(
     options: &[(&str, &str)],
     mut loses: impl FnMut(&Reply) -> bool,
 ) -> Result<Vec<u8>, (u16, String)> {
-    client.request(name, options);
+    let mut first = Some(client.ask(name, options));
     let (mut block_size, mut window, mut content) = (512, 1, Vec::new());
     // Blocks had in order, and how many of them since the last ACK.
     let (mut last, mut unacknowledged) = (0_u16, 0);
     loop {
-        let reply = client.reply();
+        let reply = first.take().unwrap_or_else(|| client.reply());
         if loses(&reply) {
             continue;
         }
