@@ -13,6 +13,7 @@ mod faults_before_power;
 mod images;
 mod killed_agent;
 mod moments;
+mod no_bmc;
 mod partition_images;
 mod rack;
 mod random_kills;

@@ -116,7 +116,10 @@ message = "switch the machine on, so that it boots from the network"
     std::fs::write(&file, spec).unwrap();
     let spec = spec::read_file(&file, None).unwrap();
     let status = Status { spec_digest: Some(spec.digest()), ..status };
-    check(&status, Some(Ok(spec)), &expect![[r#"
+    check(
+        &status,
+        Some(Ok(spec)),
+        &expect![[r#"
         edge-07 is powering-on for 9m30s, attempt 1
           switch the machine on, so that it boots from the network
 
@@ -136,7 +139,8 @@ message = "switch the machine on, so that it boots from the network"
           waiting for somebody to have the machine boot from the network, until 2026-11-29T12:00:30Z, in 6d23h
           you can: switch the machine on, so that it boots from the network
           you can: set `paused = true` in its spec, to stop this
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
