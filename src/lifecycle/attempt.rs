@@ -348,12 +348,6 @@ impl Node {
                 }
                 return self.cancel(actions);
             }
-            State::CleaningUp { purpose, .. }
-                if self.running.is_none() && self.cleans_up_by_hand() =>
-            {
-                let purpose = *purpose;
-                return self.end_unheard_by_hand(now, purpose);
-            }
             State::CleaningUp { .. } => {
                 // Nothing may start before the operation has reported: tell it again.
                 self.record.deadline = Some(after(now, CANCEL_PATIENCE));
@@ -365,9 +359,6 @@ impl Node {
                 "the image was not verified in time",
                 "look at the disk the image lies on, or raise timeouts.imaging",
             ),
-            State::PoweringOn { attempt } if attempt.bmc.is_none() => {
-                return self.miss_the_hand(now, actions);
-            }
             State::PoweringOn { .. } => Fault::passing(
                 Step::PowerOn,
                 "PowerTimeout",

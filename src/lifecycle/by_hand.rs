@@ -82,8 +82,30 @@ impl Node {
         }
     }
 
+    /// Ends a wait for what only a person or the ramdisk could do. Whether this was one.
+    pub(super) fn miss_deadline_by_hand(
+        &mut self,
+        now: Timestamp,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        match &self.record.state {
+            State::PoweringOn { attempt } if attempt.bmc.is_none() => {
+                self.fail(now, nobody_came(), actions);
+                true
+            }
+            State::CleaningUp { purpose, .. }
+                if self.running.is_none() && self.cleans_up_by_hand() =>
+            {
+                let purpose = *purpose;
+                self.end_unheard(now, purpose);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// The ramdisk did not ask: whatever has become of its machine, the key it has is of no use any more.
-    pub(super) fn end_unheard_by_hand(&mut self, now: Timestamp, purpose: Purpose) {
+    fn end_unheard(&mut self, now: Timestamp, purpose: Purpose) {
         if let (Some(cause), Purpose::Retry | Purpose::GiveUp) =
             (&mut self.record.last_error, purpose)
         {
@@ -95,15 +117,33 @@ impl Node {
         self.conclude(now, purpose);
     }
 
-    /// Nobody came in time.
-    pub(super) fn miss_the_hand(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        let fault = Fault::passing(
-            Step::PowerOn,
-            "NotSwitchedOn",
-            "the machine did not boot from the network in time: nobody switched it on or restarted it, or it booted from something else",
-            "switch it on or restart it as the message says, and look at its boot order; or raise timeouts.power",
-        );
-        self.fail(now, fault, actions);
+    /// What people are told while only a person or the ramdisk can go on.
+    pub(super) fn sentence_by_hand(&self) -> Option<String> {
+        match &self.record.state {
+            _ if self.unread => None,
+            State::PoweringOn { attempt } if attempt.bmc.is_none() => {
+                Some(self.what_to_do().to_owned())
+            }
+            State::CleaningUp { purpose, .. } if self.cleans_up_by_hand() => {
+                let failed = *purpose != Purpose::StartOver;
+                let error = self.record.last_error.as_ref().filter(|_| failed);
+                let after = error
+                    .map_or_else(String::new, |error| format!(" after: {}", error.fault.message));
+                Some(format!(
+                    "waiting for the deploy ramdisk to hear that it is to switch its machine off{after}"
+                ))
+            }
+            _ => None,
+        }
+    }
+
+    /// What somebody is to do.
+    pub(super) const fn what_to_do(&self) -> &'static str {
+        if self.record.installed.is_some() {
+            "restart the machine into a network boot, or switch it on so that it boots from the network: it will be wiped and installed anew"
+        } else {
+            "switch the machine on, or restart it, so that it boots from the network: it will be wiped and installed"
+        }
     }
 }
 
@@ -114,11 +154,11 @@ impl Attempt {
     }
 }
 
-/// What somebody is to do, in the imperative, for a machine on which something is installed or nothing is known to be.
-pub(super) const fn what_to_do(installed: bool) -> &'static str {
-    if installed {
-        "restart the machine into a network boot, or switch it on so that it boots from the network: it will be wiped and installed anew"
-    } else {
-        "switch the machine on, or restart it, so that it boots from the network: it will be wiped and installed"
-    }
+fn nobody_came() -> Fault {
+    Fault::passing(
+        Step::PowerOn,
+        "NotSwitchedOn",
+        "the machine did not boot from the network in time: nobody switched it on or restarted it, or it booted from something else",
+        "switch it on or restart it as the message says, and look at its boot order; or raise timeouts.power",
+    )
 }

@@ -12,7 +12,6 @@ use crate::model::{
 
 use super::{
     attempt::RESTART_TRIES_MAX,
-    by_hand::what_to_do,
     node::Node,
     power::POWER_TRIES_MAX,
     state::{Attempt, Hold, Purpose, State},
@@ -121,7 +120,7 @@ impl Node {
 
     /// One sentence: what is going on, or what somebody should do.
     pub(super) fn message(&self) -> String {
-        plain(&self.sentence())
+        plain(&self.sentence_by_hand().unwrap_or_else(|| self.sentence()))
     }
 
     fn sentence(&self) -> String {
@@ -155,9 +154,6 @@ impl Node {
             State::Preparing { ready: Some(_) } => {
                 "the image is verified; asking the BMC for the power state once more".to_owned()
             }
-            State::PoweringOn { attempt } if attempt.bmc.is_none() => {
-                what_to_do(self.record.installed.is_some()).to_owned()
-            }
             State::PoweringOn { .. } => {
                 "setting the boot device to network and switching the machine on".to_owned()
             }
@@ -187,15 +183,6 @@ impl Node {
                 }
             }
             State::CleaningUp { attempt: None, .. } => "stopping the attempt".to_owned(),
-            State::CleaningUp { purpose, .. } if self.cleans_up_by_hand() => {
-                let after = match purpose {
-                    Purpose::StartOver => String::new(),
-                    Purpose::Retry | Purpose::GiveUp => format!(" after: {}", last_error()),
-                };
-                format!(
-                    "waiting for the deploy ramdisk to hear that it is to switch its machine off{after}"
-                )
-            }
             State::CleaningUp { purpose: Purpose::StartOver, .. } if self.gone => {
                 "the spec is gone: switching the machine off and forgetting it".to_owned()
             }
@@ -331,7 +318,7 @@ impl Node {
             conditions.push(condition("Drifted", drifted, reason, String::new()));
         }
         if let State::PoweringOn { attempt: Attempt { bmc: None, .. } } = &self.record.state {
-            let message = what_to_do(self.record.installed.is_some()).to_owned();
+            let message = self.what_to_do().to_owned();
             conditions.push(condition("WaitingForPerson", true, "NetworkBoot", message));
         }
         if let Some(trouble) = &self.bmc_trouble {

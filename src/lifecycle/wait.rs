@@ -144,7 +144,9 @@ impl Node {
     /// Ends what has lasted too long.
     pub(super) fn expire(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if !self.record.state.at_rest() {
-            if self.record.deadline.is_some_and(|deadline| deadline <= now) {
+            if self.record.deadline.is_some_and(|deadline| deadline <= now)
+                && !self.miss_deadline_by_hand(now, actions)
+            {
                 self.miss_deadline(now, actions);
             }
         } else if let Some(running) = &mut self.running

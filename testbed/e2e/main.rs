@@ -16,6 +16,7 @@ mod ipxe;
 mod killed_agent;
 mod local_disk;
 mod moments;
+mod no_bmc;
 mod partition_images;
 mod rack;
 mod random_kills;

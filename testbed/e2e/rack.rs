@@ -155,6 +155,11 @@ impl Machine {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// Its firmware's own order has the network first from now on.
+    pub(crate) fn boots_network_first(&self) {
+        fs::write(self.console_log.with_file_name("network-first"), "").unwrap();
+    }
+
     /// How often the machine was switched on.
     pub(crate) fn times_switched_on(&self) -> usize {
         self.events().iter().filter(|event| event.event == "power" && event.on).count()

@@ -169,6 +169,23 @@ impl Site {
         fs::write(self.file(&format!("nodes/{}.toml", machine.name)), spec).unwrap();
     }
 
+    /// A spec for a machine of whose BMC the agent is not told. `power`: as it is wanted once deployed.
+    pub(crate) fn write_spec_without_bmc(&self, machine: &Machine, power: &str, rest: &str) {
+        let Machine { name, mac, firmware, .. } = machine;
+        let spec = format!(
+            r#"
+            power = "{power}"
+            [boot]
+            mac = "{mac}"
+            firmware = "{firmware}"
+            kernel_args = ["console=ttyS0,115200n8", "quiet"]
+            [bmc]
+            driver = "none"
+            {rest}"#
+        );
+        fs::write(self.file(&format!("nodes/{name}.toml")), spec).unwrap();
+    }
+
     /// In place of the one the machine's BMC was given.
     pub(crate) fn write_password(&self, machine: &Machine, password: &str) {
         let file = self.file(&format!("secrets/{}.bmc", machine.name));

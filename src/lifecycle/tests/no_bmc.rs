@@ -1,11 +1,13 @@
 //! A machine without a BMC: a person switches it on, and its own ramdisk restarts it or switches it off.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::SignedDuration;
 
 use crate::{
-    lifecycle::{Event, Hold, Menu, Operation, Outcome, Policy, State, Turn},
+    lifecycle::{
+        Deed, Event, Hold, Menu, Operation, Outcome, Policy, Rehearsal, Specs, State, Turn,
+    },
     model::{
         boot::{BootStage, Fetch},
         callback::{Call, DeployState, DeployStateReply, Reply, Then},
@@ -402,6 +404,28 @@ fn a_spec_that_is_gone_is_forgotten_when_its_ramdisk_has_heard() {
     assert!(!bench.forgotten);
     assert_eq!(bench.state_told(1), (DeployState::Abort, Then::PowerOff));
     assert!(bench.forgotten);
+}
+
+#[test]
+fn a_plan_says_that_somebody_has_to_come() {
+    let planned = |bench: &Bench| {
+        let spec = bench.node.spec().cloned().unwrap();
+        let specs = Specs::from([(spec.name.clone(), Ok(spec))]);
+        let statuses = vec![bench.status()];
+        let rehearsal = Rehearsal::new(POLICY, statuses, &specs.clone(), specs, bench.now);
+        let intention = rehearsal.judge(&BTreeMap::new()).pop().unwrap();
+        assert!(!intention.unless_on);
+        (intention.deed, intention.reason)
+    };
+    let told = |deed, reason: &str| (deed, reason.to_owned());
+    let once = "never installed by hostler; once somebody has it boot from the network";
+    assert_eq!(planned(&bench()), told(Deed::Install, "under way: preparing"));
+    assert_eq!(planned(&waiting()), told(Deed::Install, "under way: powering-on"));
+    let mut crowded = Bench::new();
+    crowded.crowded = true;
+    crowded.send(Event::Spec(bench().node.spec().cloned().unwrap()));
+    assert_eq!(planned(&crowded), told(Deed::Install, once));
+    assert_eq!(planned(&deployed()).0, Deed::Nothing);
 }
 
 #[test]

@@ -244,7 +244,7 @@ impl Desk {
     fn tell_full(&self, peer: SocketAddr) {
         if self.full_told.get().is_none_or(|at| at.elapsed() >= FULL_TOLD_EVERY) {
             self.full_told.set(Some(Instant::now()));
-            let most = self.config.max_transfers;
+            let most = self.slots.max();
             tracing::warn!(%peer, most, "too many TFTP transfers at once: requests wait until they are sent again");
         }
     }

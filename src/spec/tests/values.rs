@@ -290,9 +290,9 @@ fn a_machine_without_a_bmc_needs_nothing_else_said_of_it() {
     let spec = good(&text);
     assert_eq!((&spec.bmc, spec.machine()), (&None, MachineId::Cards(spec.boot.macs.clone())));
 
-    let hours = |text: &str| good(text).timeouts.power.as_secs_f64() / 3600.0;
-    assert_eq!((hours(MINIMAL), hours(&text)), (2.0 / 60.0, 168.0), "a person may have to travel");
-    assert_eq!(hours(&format!("{text}\n[timeouts]\npower = '3h'\n")), 3.0);
+    let minutes = |text: &str| good(text).timeouts.power.as_secs() / 60;
+    assert_eq!((minutes(MINIMAL), minutes(&text)), (2, 168 * 60), "a person may have to travel");
+    assert_eq!(minutes(&format!("{text}\n[timeouts]\npower = '3h'\n")), 3 * 60);
 }
 
 #[test]

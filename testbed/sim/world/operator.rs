@@ -11,7 +11,7 @@ use hostler::{
 use super::{
     Happening, Site, World,
     agent::Directory,
-    specs::{bmc_at, image},
+    specs::{bmc_at, image, set_bmc},
 };
 
 /// Something planned for later.
@@ -138,7 +138,7 @@ impl Site {
         if self.plan.by_hand && self.dice.permille(300) {
             // Its BMC is forgotten, or one is made up.
             let made_up = BmcAddress { host: "192.0.2.253".to_owned(), port: 623 };
-            self.change(node, |spec| spec.bmc = (!has_bmc).then(|| bmc_at(&made_up)));
+            self.change(node, |spec| set_bmc(spec, (!has_bmc).then(|| bmc_at(&made_up))));
         } else if self.dice.permille(500) && has_bmc {
             self.change(node, |spec| {
                 "192.0.2.254".clone_into(&mut spec.bmc.as_mut().unwrap().address.host)
@@ -156,7 +156,7 @@ impl Site {
         let mac_too = self.dice.permille(800);
         let Some(file) = self.files.get_mut(node) else { return };
         file.home = home;
-        file.spec.bmc = bmc;
+        set_bmc(&mut file.spec, bmc);
         if mac_too {
             file.spec.boot.macs = vec![mac];
         }
@@ -219,7 +219,7 @@ impl Site {
         for file in self.files.values_mut() {
             file.broken = false;
             let (bmc, mac) = &truth[file.home];
-            file.spec.bmc.clone_from(bmc);
+            set_bmc(&mut file.spec, bmc.clone());
             file.spec.boot.macs = vec![*mac];
         }
     }

@@ -83,7 +83,7 @@ impl Site {
                 imaging_stall: minutes(2),
                 imaging: minutes(120),
                 completed: minutes(5),
-                power: if machine.has_bmc { minutes(2) } else { minutes(180) },
+                power: power_limit(machine.has_bmc),
             },
             retry: Retry { attempts: 3, backoff: minutes(1) },
         }
@@ -102,6 +102,17 @@ impl Site {
             })
             .collect()
     }
+}
+
+/// A person takes longer than a BMC.
+fn power_limit(has_bmc: bool) -> Duration {
+    Duration::from_secs(60 * if has_bmc { 2 } else { 180 })
+}
+
+/// Another BMC, or none.
+pub(crate) fn set_bmc(spec: &mut NodeSpec, bmc: Option<Bmc>) {
+    spec.timeouts.power = power_limit(bmc.is_some());
+    spec.bmc = bmc;
 }
 
 pub(crate) fn bmc_at(address: &BmcAddress) -> Bmc {
