@@ -83,12 +83,18 @@ impl Server {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, addr)) => {
                         let peer = addr.ip().to_canonical();
-                        let Some(place) = peers.connect(peer, Instant::now()) else {
+                        let Some((place, taken)) = peers.connect(peer, Instant::now()) else {
                             debug!(%peer, "callback connection refused: limit reached");
                             continue;
                         };
                         let router = router.clone().layer(Extension(Arc::new(place)));
-                        connections.spawn(connection(router, tls.clone(), stream, peer, self.limits));
+                        let talk = connection(router, tls.clone(), stream, peer, self.limits);
+                        connections.spawn(async move {
+                            tokio::select! {
+                                () = talk => {}
+                                _ = taken => debug!(%peer, "callback connection gave way to another"),
+                            }
+                        });
                     }
                     Err(error) => {
                         warn!(%error, "callback listener cannot accept");
