@@ -13,6 +13,7 @@ use crate::model::{
 };
 
 const IMAGING: Answer = Some((200, r#"{"state":"imaging"}"#));
+const ABORT: Answer = Some((200, r#"{"state":"abort"}"#));
 const UNKNOWN: Answer = Some((404, r#"{"error":"not found"}"#));
 
 #[tokio::test]
@@ -24,7 +25,7 @@ async fn trouble_on_the_way_to_an_answer_is_asked_through() {
         3 => Some((200, "half of a")),
         4 => Some((429, "")),
         5 => IMAGING,
-        _ => Some((200, r#"{"state":"abort"}"#)),
+        _ => ABORT,
     })
     .await;
     let ramdisk = agent.seen_by_a_ramdisk();
@@ -64,11 +65,11 @@ async fn an_agent_that_is_silent_for_long_is_given_up() {
 
 #[tokio::test]
 async fn nobody_else_is_told_the_key_or_anything() {
-    let agent = Pretended::start(|_, _| IMAGING).await;
+    let agent = Pretended::start(|_, _| ABORT).await;
     let pair = KeyPair::generate().unwrap();
-    let another = Pretended::showing(certificate(&pair), &pair, |_, _| IMAGING).await;
+    let another = Pretended::showing(certificate(&pair), &pair, |_, _| ABORT).await;
     // It has got hold of the certificate, which is no secret, and not of its key.
-    let thief = Pretended::showing(agent.certificate(), &pair, |_, _| IMAGING).await;
+    let thief = Pretended::showing(agent.certificate(), &pair, |_, _| ABORT).await;
     for stranger in [another, thief] {
         let mut ramdisk = agent.seen_by_a_ramdisk();
         ramdisk.args.api = stranger.seen_by_a_ramdisk().args.api;
