@@ -4,7 +4,6 @@
 //! is said about a path before the whole body has been read, and nothing about a body before there is a well-formed key.
 
 use std::{
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -45,7 +44,7 @@ pub(super) struct Door {
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) node: NodeName,
-    pub(super) peer: IpAddr,
+    pub(super) place: Arc<Place>,
     pub(super) key: AttemptKey,
     pub(super) call: Call,
 }
@@ -97,13 +96,12 @@ async fn answer(
 ) -> Response {
     let Some((node, call)) = parse(&method, &node, &name, &body) else { return refused() };
     let Some(key) = bearer(&headers) else { return refused() };
-    let peer = place.peer();
     match call {
-        Ok(call) => hand_over(&door, Asked { node, peer, key, call }).await,
+        Ok(call) => hand_over(&door, Asked { node, place, key, call }).await,
         Err(error) => {
             // The error's own text may quote the body.
             let (line, column) = (error.line(), error.column());
-            debug!(%node, %peer, line, column, "callback body is not valid");
+            debug!(%node, peer = %place.peer(), line, column, "callback body is not valid");
             failure(StatusCode::BAD_REQUEST, "bad request")
         }
     }
@@ -153,7 +151,7 @@ pub(super) async fn hand_over(door: &Door, asked: Asked) -> Response {
         Some(Reply::Failed(why)) => failure(StatusCode::CONFLICT, &why),
         None => failure(StatusCode::SERVICE_UNAVAILABLE, "try again"),
     };
-    let (node, peer, status) = (&asked.node, asked.peer, answer.status().as_u16());
+    let (node, peer, status) = (&asked.node, asked.place.peer(), answer.status().as_u16());
     debug!(%node, %peer, call = asked.call.name(), status, "callback answered");
     answer
 }
@@ -181,17 +179,20 @@ pub(super) async fn ask(door: &Door, asked: &Asked) -> Option<Reply> {
     let (reply, answer) = oneshot::channel();
     let request = Request {
         node: asked.node.clone(),
-        peer: asked.peer,
+        peer: asked.place.peer(),
         key: asked.key.clone(),
         call: asked.call.clone(),
         reply,
     };
-    timeout(door.limits.driver, async {
+    let asking = timeout(door.limits.driver, async {
         door.requests.send(request).await.ok()?;
         answer.await.ok()
-    })
-    .await
-    .ok()?
+    });
+    let reply = asking.await.ok()??;
+    if reply != Reply::Refused {
+        asked.place.prove();
+    }
+    Some(reply)
 }
 
 /// The one answer to everything that is none of the caller's business.
@@ -208,68 +209,4 @@ fn json(status: StatusCode, body: &impl Serialize) -> Response {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const KEY: &str = "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a";
-
-    fn headers(values: &[&str]) -> HeaderMap {
-        values.iter().map(|value| (AUTHORIZATION, value.parse().unwrap())).collect()
-    }
-
-    #[test]
-    fn a_key_is_taken_from_one_well_formed_bearer_header_only() {
-        let good = format!("Bearer {KEY}");
-        assert_eq!(bearer(&headers(&[&good])).unwrap().expose(), KEY);
-        let upper = good.to_uppercase();
-        for bad in [&[][..], &[KEY], &["Basic eHg6eHg="], &[&good, &good], &["Bearer "], &[&upper]]
-        {
-            assert!(bearer(&headers(bad)).is_none(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn only_the_four_calls_exist_and_only_with_their_method() {
-        let is_call =
-            |method: &Method, node: &str, name: &str| parse(method, node, name, b"{}").is_some();
-        for name in ["lookup", "pass_deploy_info", "completed", "deploy_state"] {
-            let (right, wrong) = match name {
-                "deploy_state" => (Method::GET, Method::POST),
-                _ => (Method::POST, Method::GET),
-            };
-            assert!(
-                is_call(&right, "edge-07", name) && !is_call(&wrong, "edge-07", name),
-                "{name}"
-            );
-        }
-        for (node, name) in [
-            ("", "lookup"),
-            ("..", "lookup"),
-            ("EDGE", "lookup"),
-            ("a/b", "lookup"),
-            ("edge-07", ""),
-        ] {
-            assert!(!is_call(&Method::POST, node, name), "{node} {name}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn never_panics_on_any_bytes(
-            node in ".{0,20}",
-            name in "lookup|pass_deploy_info|completed|.{0,9}",
-            body in proptest::collection::vec(any::<u8>(), 0..200),
-        ) {
-            parse(&Method::POST, &node, &name, &body);
-        }
-
-        #[test]
-        fn never_panics_on_any_json(json in r#"[\[\]{}":,a-z0-9\\-]{0,80}"#) {
-            for name in ["lookup", "pass_deploy_info", "completed"] {
-                prop_assert!(parse(&Method::POST, "a", name, json.as_bytes()).is_some());
-            }
-        }
-    }
-}
+mod tests;

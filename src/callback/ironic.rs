@@ -73,7 +73,7 @@ async fn answer(
     let (Ok(node), Some((key, call))) = (node.parse(), parse(&name, &body)) else {
         return refused();
     };
-    let answer = hand_over(&door, Asked { node, peer: place.peer(), key, call }).await;
+    let answer = hand_over(&door, Asked { node, place, key, call }).await;
     match answer.status() {
         StatusCode::ACCEPTED => StatusCode::ACCEPTED.into_response(),
         _ => answer,

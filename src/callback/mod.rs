@@ -56,9 +56,9 @@ pub struct Request {
 /// What strangers on the deploy network may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once from everybody.
+    /// Connections at once from everybody. One more ends the oldest that has not shown a good key.
     pub connections_max: usize,
-    /// Connections at once from one address.
+    /// Connections at once from one address, likewise.
     pub connections_per_peer_max: usize,
     /// Requests and connections a second from one address, over time; at least 1.
     pub per_second: u32,

@@ -1,6 +1,7 @@
 //! What each address has taken: its open connections and its share of requests.
 //!
-//! Called by the server for every connection and request. It must stay small however many addresses turn up.
+//! Called by the server for every connection and request. It must stay small however many addresses turn up, and it must never let those who
+//! only take places keep out a ramdisk: when there is no place left, the oldest connection that has not shown a good key gives its own up.
 
 use std::{
     collections::BTreeMap,
@@ -8,6 +9,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+use tokio::sync::oneshot;
 
 use super::Limits;
 
@@ -23,8 +26,19 @@ pub(super) struct Peers {
 
 #[derive(Debug, Default)]
 struct Book {
-    connections: usize,
+    /// By their numbers, and so by their age.
+    connections: BTreeMap<u64, Connection>,
+    next_number: u64,
     peers: BTreeMap<IpAddr, Peer>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    peer: IpAddr,
+    /// Whether it has shown a good key. Until then it is anybody's.
+    proven: bool,
+    /// Dropped with this entry, which tells the connection to end.
+    _place: oneshot::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -39,6 +53,7 @@ struct Peer {
 pub(super) struct Place {
     peers: Arc<Peers>,
     peer: IpAddr,
+    number: u64,
 }
 
 impl Peers {
@@ -46,24 +61,35 @@ impl Peers {
         Arc::new(Self { limits, book: Mutex::default() })
     }
 
-    /// A place for a new connection, if there is one.
-    pub(super) fn connect(self: &Arc<Self>, peer: IpAddr, now: Instant) -> Option<Place> {
+    /// A place for a new connection, if there is one or one can be taken from somebody; and what ends once it is taken from this one.
+    pub(super) fn connect(
+        self: &Arc<Self>,
+        peer: IpAddr,
+        now: Instant,
+    ) -> Option<(Place, oneshot::Receiver<()>)> {
         let mut book = self.book();
-        if book.connections >= self.limits.connections_max {
-            return None;
-        }
         if book.peers.len() >= PEERS_MAX && !book.peers.contains_key(&peer) {
             book.forget_one();
         }
         let entry = book.peers.entry(peer).or_insert(Peer { connections: 0, next: now });
-        if entry.connections >= self.limits.connections_per_peer_max
-            || !self.limits.takes(entry, now)
-        {
+        let of_peer = entry.connections;
+        if !self.limits.takes(entry, now) {
             return None;
         }
-        entry.connections += 1;
-        book.connections += 1;
-        Some(Place { peers: Arc::clone(self), peer })
+        if of_peer >= self.limits.connections_per_peer_max {
+            book.end_oldest(|connection| connection.peer == peer)?;
+        }
+        if book.connections.len() >= self.limits.connections_max {
+            book.end_oldest(|_| true)?;
+        }
+        let (place, taken) = oneshot::channel();
+        let number = book.next_number;
+        book.next_number += 1;
+        book.connections.insert(number, Connection { peer, proven: false, _place: place });
+        if let Some(entry) = book.peers.get_mut(&peer) {
+            entry.connections += 1;
+        }
+        Some((Place { peers: Arc::clone(self), peer, number }, taken))
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -83,15 +109,18 @@ impl Place {
         let mut book = self.peers.book();
         book.peers.get_mut(&self.peer).is_some_and(|peer| self.peers.limits.takes(peer, now))
     }
+
+    /// It has shown a good key, and keeps its place.
+    pub(super) fn prove(&self) {
+        if let Some(connection) = self.peers.book().connections.get_mut(&self.number) {
+            connection.proven = true;
+        }
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut book = self.peers.book();
-        book.connections = book.connections.saturating_sub(1);
-        if let Some(peer) = book.peers.get_mut(&self.peer) {
-            peer.connections = peer.connections.saturating_sub(1);
-        }
+        self.peers.book().end(self.number);
     }
 }
 
@@ -108,6 +137,22 @@ impl Limits {
 }
 
 impl Book {
+    /// Takes its place from the oldest of these that has not shown a good key.
+    fn end_oldest(&mut self, of: impl Fn(&Connection) -> bool) -> Option<()> {
+        let mut connections = self.connections.iter();
+        let (number, _) = connections.find(|(_, it)| !it.proven && of(it))?;
+        let number = *number;
+        self.end(number);
+        Some(())
+    }
+
+    fn end(&mut self, number: u64) {
+        let Some(Connection { peer, .. }) = self.connections.remove(&number) else { return };
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.connections = peer.connections.saturating_sub(1);
+        }
+    }
+
     /// Forgets the unconnected address that has been quiet longest.
     fn forget_one(&mut self) {
         let idle = self.peers.iter().filter(|(_, peer)| peer.connections == 0);
@@ -138,21 +183,34 @@ mod tests {
     }
 
     #[test]
-    fn places_are_bounded_for_each_and_for_all_and_come_back() {
+    fn a_full_house_makes_room_by_ending_the_oldest_that_has_shown_no_key() {
         let (peers, now) = (Peers::new(limits()), Instant::now());
-        let first = peers.connect(address(1), now).unwrap();
-        let _second = peers.connect(address(1), now).unwrap();
-        assert!(peers.connect(address(1), now).is_none());
-        let _third = peers.connect(address(2), now).unwrap();
-        assert!(peers.connect(address(3), now).is_none());
+        let ended = |taken: &mut oneshot::Receiver<()>| {
+            taken.try_recv() == Err(oneshot::error::TryRecvError::Closed)
+        };
+        let (first, mut first_taken) = peers.connect(address(1), now).unwrap();
+        let (second, mut second_taken) = peers.connect(address(1), now).unwrap();
+        first.prove();
+        let (_third, mut third_taken) = peers.connect(address(1), now).unwrap();
+        assert!(!ended(&mut first_taken) && ended(&mut second_taken), "one address has two places");
+        let (fourth, _) = peers.connect(address(2), now).unwrap();
+        let (fifth, _) = peers.connect(address(3), now).unwrap();
+        assert!(!ended(&mut first_taken) && ended(&mut third_taken), "all have three");
+        assert_eq!(peers.book().connections.len(), 3);
+        // What was ended frees nobody else's place when it is gone.
+        drop(second);
+        assert_eq!(peers.book().peers.get(&address(1)).unwrap().connections, 1);
+        fourth.prove();
+        fifth.prove();
+        assert!(peers.connect(address(4), now).is_none(), "the proven keep their places");
         drop(first);
-        assert!(peers.connect(address(3), now).is_some());
+        assert!(peers.connect(address(4), now).is_some());
     }
 
     #[test]
     fn a_burst_is_served_then_the_pace_holds_and_a_quiet_second_brings_it_back() {
         let (peers, start) = (Peers::new(limits()), Instant::now());
-        let place = peers.connect(address(1), start).unwrap();
+        let (place, _taken) = peers.connect(address(1), start).unwrap();
         let served = |at: Instant| (0..100).filter(|_| place.takes_request(at)).count();
         assert_eq!(served(start), 4, "five in one go, of which the connection was one");
         assert_eq!(served(start + Duration::from_millis(250)), 2);
@@ -163,11 +221,12 @@ mod tests {
     fn however_many_addresses_come_the_book_stays_small_and_the_connected_stay_in_it() {
         let (peers, now) = (Peers::new(limits()), Instant::now());
         let _place = peers.connect(address(0), now).unwrap();
+        assert_eq!(peers.book().connections.len(), 1);
         for n in 1..10_000 {
             assert!(peers.connect(address(n), now).is_some());
         }
         let book = peers.book();
-        assert_eq!((book.peers.len(), book.connections), (PEERS_MAX, 1));
+        assert_eq!((book.peers.len(), book.connections.len()), (PEERS_MAX, 1));
         assert_eq!(book.peers.get(&address(0)).unwrap().connections, 1);
     }
 }

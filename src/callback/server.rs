@@ -114,13 +114,19 @@ impl Server {
                         }
                     };
                     let peer = addr.ip().to_canonical();
-                    let Some(place) = peers.connect(peer, Instant::now()) else {
+                    let Some((place, taken)) = peers.connect(peer, Instant::now()) else {
                         debug!(%peer, "callback connection refused: limit reached");
                         continue;
                     };
                     let router = if tls.is_some() { &router } else { &ironic_router };
                     let router = router.clone().layer(Extension(Arc::new(place)));
-                    connections.spawn(connection(router, tls, stream, peer, self.limits));
+                    let talk = connection(router, tls, stream, peer, self.limits);
+                    connections.spawn(async move {
+                        tokio::select! {
+                            () = talk => {}
+                            _ = taken => debug!(%peer, "callback connection gave way to another"),
+                        }
+                    });
                 }
             }
         }

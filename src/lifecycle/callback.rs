@@ -32,6 +32,8 @@ use super::{
 const POLL_AFTER_S: u32 = 2;
 /// Longest text a disk may be described with, in characters: the standards allow 40 for the longest of them.
 const DISK_CHARS_MAX: usize = 128;
+/// For a ramdisk that asks what to do when its attempt is over, and no fault was the reason.
+const ATTEMPT_OVER: &str = "this attempt is over";
 /// A UUID has 36 characters (RFC 4122 section 3); a longer text is shown cut.
 const UUID_CHARS_MAX: usize = 64;
 /// Longest CHAP name and secret, in bytes (RFC 7143 section 6.1: a value has 255).
@@ -106,11 +108,16 @@ impl Node {
         lookup: Lookup,
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
-        // The machine may be quicker than its BMC: the ramdisk can call while `powering-on` still polls.
-        let (State::WaitingRamdisk { attempt } | State::PoweringOn { attempt }) =
-            &mut self.record.state
-        else {
-            return Err("no lookup is expected in this phase");
+        let attempt = match &mut self.record.state {
+            // The machine may be quicker than its BMC: the ramdisk can call while `powering-on` still polls.
+            State::WaitingRamdisk { attempt } | State::PoweringOn { attempt } => attempt,
+            // The answer that ended the attempt was lost.
+            State::CleaningUp { .. } => {
+                let last_error = self.record.last_error.as_ref();
+                let why = last_error.map_or(ATTEMPT_OVER, |error| &error.fault.message);
+                return Ok(Reply::Failed(why.to_owned()));
+            }
+            _ => return Err("no lookup is expected in this phase"),
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
         let chosen = right_machine(spec, attempt.system_guid, &lookup)
@@ -158,6 +165,10 @@ impl Node {
             }
             // The first answer was lost: the same again is the same.
             State::Imaging { target: known, .. } if *known == target => Ok(Reply::Accepted),
+            // Or so long ago that the disk is written since.
+            State::Switching { .. } | State::WaitingCompleted { .. } | State::Restarting { .. } => {
+                Ok(Reply::Accepted)
+            }
             _ => Err("no target is expected in this phase"),
         }
     }

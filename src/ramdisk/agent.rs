@@ -1,7 +1,7 @@
 //! The agent, as the ramdisk sees it: four questions over HTTPS.
 //!
 //! Called by the story. Every question is repeated until it is answered or the attempt is over; the agent, not the ramdisk, holds the
-//! deadline. It must never print the key.
+//! deadline. But it never asks for ever: a disk is on offer while it does. It must never print the key.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -31,11 +31,13 @@ use crate::model::{
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// One question: the agent may hold `deploy_state` for 30 s.
 const REQUEST_LIMIT: Duration = Duration::from_secs(60);
-/// Pause after a first failure; it doubles up to the longest.
-const PAUSE_FIRST: Duration = Duration::from_millis(500);
-const PAUSE_LONGEST: Duration = Duration::from_secs(15);
-/// How long "no such attempt" is heard before it is believed: the agent may be restarting with its state not yet read.
-const UNKNOWN_LIMIT: Duration = Duration::from_secs(600);
+/// How long the agent is asked for.
+const PATIENCE: Patience = Patience {
+    pause_first: Duration::from_millis(500),
+    pause_longest: Duration::from_secs(15),
+    unknown: Duration::from_secs(60),
+    silence: Duration::from_secs(3600),
+};
 /// The longest answer is a lookup's with an error text.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
@@ -46,6 +48,20 @@ pub(super) enum AgentError {
     Refused(String),
     #[error("the agent knows no such attempt: it was ended or replaced")]
     AttemptOver,
+    #[error("the agent has not answered for {} s", .0.as_secs())]
+    Silent(Duration),
+}
+
+/// When to ask again, and when no more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// After a first failure; it doubles up to the longest.
+    pub(super) pause_first: Duration,
+    pub(super) pause_longest: Duration,
+    /// How long "no such attempt" is heard before it is believed. The agent has read its records before it listens, so it means what it says.
+    pub(super) unknown: Duration,
+    /// How long no other answer is waited for: longer than any restart of the agent, or of its machine.
+    pub(super) silence: Duration,
 }
 
 /// A connection that failed before there was an answer.
@@ -79,12 +95,20 @@ struct Refusal {
 pub(super) struct Agent {
     args: RamdiskArgs,
     tls: TlsConnector,
+    patience: Patience,
 }
 
 impl Agent {
     pub(super) fn new(args: RamdiskArgs) -> Result<Self, rustls::Error> {
+        Self::with_patience(args, PATIENCE)
+    }
+
+    pub(super) fn with_patience(
+        args: RamdiskArgs,
+        patience: Patience,
+    ) -> Result<Self, rustls::Error> {
         let tls = TlsConnector::from(Arc::new(pin::client_config(&args.pin)?));
-        Ok(Self { args, tls })
+        Ok(Self { args, tls, patience })
     }
 
     /// Which disk to export, and as what.
@@ -126,15 +150,15 @@ impl Agent {
         self.ask(Method::POST, method, body.into()).await
     }
 
-    /// Asks until there is an answer.
+    /// Asks until there is an answer, or no use in asking.
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
         name: &str,
         body: Bytes,
     ) -> Result<T, AgentError> {
-        let mut pause = PAUSE_FIRST;
-        let mut unknown_since = None;
+        let (began, mut unknown_since) = (Instant::now(), None);
+        let mut pause = self.patience.pause_first;
         loop {
             let error = match self.call(method.clone(), name, body.clone()).await {
                 Ok(Ok(answer)) => return Ok(answer),
@@ -143,16 +167,18 @@ impl Agent {
             };
             if matches!(error, CallError::Unknown) {
                 let since = *unknown_since.get_or_insert_with(Instant::now);
-                if name == "completed" || since.elapsed() >= UNKNOWN_LIMIT {
+                if name == "completed" || since.elapsed() >= self.patience.unknown {
                     return Err(AgentError::AttemptOver);
                 }
-                pause = PAUSE_LONGEST;
             } else {
                 unknown_since = None;
             }
+            if began.elapsed() >= self.patience.silence {
+                return Err(AgentError::Silent(self.patience.silence));
+            }
             warn!(agent = %self.args.api, question = name, %error, again_in_s = pause.as_secs_f32());
             sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_LONGEST);
+            pause = (pause * 2).min(self.patience.pause_longest);
         }
     }
 
@@ -172,15 +198,7 @@ impl Agent {
         let (status, body) = timeout(REQUEST_LIMIT, self.exchange(request))
             .await
             .map_err(|_| CallError::TimedOut(REQUEST_LIMIT))??;
-        if status.is_success() {
-            let body = if body.is_empty() { Bytes::from_static(b"null") } else { body };
-            return Ok(Ok(serde_json::from_slice(&body)?));
-        }
-        match status {
-            StatusCode::NOT_FOUND => Err(CallError::Unknown),
-            StatusCode::CONFLICT => Ok(Err(serde_json::from_slice::<Refusal>(&body)?.error)),
-            other => Err(CallError::Status(other)),
-        }
+        read_answer(status, &body)
     }
 
     /// One request on one connection: there are few, and a fresh one survives whatever happened to the last.
@@ -211,6 +229,21 @@ impl Agent {
     }
 }
 
+/// What an answer means: what was asked for, or the agent's reason why not.
+fn read_answer<T: DeserializeOwned>(
+    status: StatusCode,
+    body: &[u8],
+) -> Result<Result<T, String>, CallError> {
+    match status {
+        status if status.is_success() => {
+            Ok(Ok(serde_json::from_slice(if body.is_empty() { b"null" } else { body })?))
+        }
+        StatusCode::NOT_FOUND => Err(CallError::Unknown),
+        StatusCode::CONFLICT => Ok(Err(serde_json::from_slice::<Refusal>(body)?.error)),
+        other => Err(CallError::Status(other)),
+    }
+}
+
 /// An answer of which only the status counts.
 #[derive(Deserialize)]
 #[serde(from = "serde::de::IgnoredAny")]
@@ -221,3 +254,8 @@ impl From<serde::de::IgnoredAny> for Ignored {
         Self
     }
 }
+
+#[cfg(test)]
+pub(super) mod pretended;
+#[cfg(test)]
+mod tests;

@@ -15,10 +15,7 @@ use tokio::runtime::Builder;
 use tracing::{error, info};
 use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
 
-use super::{
-    agent::AgentError,
-    story::{self, Trouble},
-};
+use super::story::{self, Trouble};
 use crate::model::callback::Then;
 
 /// How long the machine stays on for whoever reads its console, when the agent's BMC does not switch it off.
@@ -47,7 +44,7 @@ pub fn init() -> ExitCode {
             Ok(Err(trouble)) => {
                 error!("{trouble}");
                 // The agent has been asked for long enough.
-                if matches!(trouble, Trouble::Agent(AgentError::AttemptOver)) {
+                if matches!(trouble, Trouble::Agent(_)) {
                     then = Then::PowerOff;
                 }
             }

@@ -83,7 +83,7 @@ pub(super) async fn tell() -> Result<Then, Trouble> {
             error!(reason, "the agent chose no disk");
             wait_for_the_end(&agent, PAUSE_DEFAULT).await
         }
-        Err(over @ AgentError::AttemptOver) => Err(over.into()),
+        Err(over) => Err(over.into()),
     }
 }
 
@@ -104,23 +104,33 @@ async fn serve(
         }
     };
     info!(disk = reply.disk, iqn = reply.iqn, %address, "the disk is exported");
-    let answer = match accepted(agent.pass_deploy_info(&info).await) {
-        Ok(()) => agent.wait_until_done(pause).await,
-        Err(over) => Err(over),
-    };
-
-    // Whatever was answered: from here on nobody may write to the disk.
-    let stopped = blocking(TARGET_LIMIT, "stopping the target", || target.stop()).await;
-    match &stopped {
-        Ok(()) => info!("the target is stopped"),
-        Err(reason) => error!(reason, "the target did not stop"),
-    }
+    let (answer, stopped) = offer(agent, &info, pause, || target.stop()).await;
     let answer = answer?;
     if answer.state == DeployState::Release {
         return complete(agent, stopped, disk, answer).await;
     }
     info!("the agent has ended this attempt");
     Ok(answer.then)
+}
+
+/// Offers the target until the agent wants it no more, does not know this attempt or is not to be heard. Then it is stopped in any case:
+/// from there on nobody may write to the disk.
+async fn offer<E: ToString + Send + 'static>(
+    agent: &Agent,
+    info: &DeployInfo,
+    pause: Duration,
+    stop: impl FnOnce() -> Result<(), E> + Send + 'static,
+) -> (Result<DeployStateReply, AgentError>, Result<(), String>) {
+    let answer = match accepted(agent.pass_deploy_info(info).await) {
+        Ok(()) => agent.wait_until_done(pause).await,
+        Err(over) => Err(over),
+    };
+    let stopped = blocking(TARGET_LIMIT, "stopping the target", stop).await;
+    match &stopped {
+        Ok(()) => info!("the target is stopped"),
+        Err(reason) => error!(reason, "the target did not stop"),
+    }
+    (answer, stopped)
 }
 
 /// Makes the target and what the agent must know to use it.
@@ -260,7 +270,61 @@ mod tests {
     use sha2::{Digest as _, Sha256};
 
     use super::*;
-    use crate::model::ids::{Digest, DigestAlgorithm};
+    use crate::{
+        model::ids::{Digest, DigestAlgorithm},
+        ramdisk::agent::pretended::{Answer, PATIENCE, Pretended},
+    };
+
+    const RELEASE: &str = r#"{"state":"release"}"#;
+    const ABORT: &str = r#"{"state":"abort"}"#;
+
+    /// Offers a target to an agent that answers like this; how the offer ends, and whether the target is stopped by then.
+    async fn offered(
+        answer: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
+    ) -> (Result<DeployState, AgentError>, bool) {
+        let agent = Pretended::start(answer).await;
+        let reply = LookupReply { disk: "vda".into(), iqn: "iqn.x".into(), poll_after: 0 };
+        let info = deploy_info([127, 0, 0, 1].into(), &reply, None, String::new());
+        let (stopping, stopped) = std::sync::mpsc::channel();
+        let stop = move || stopping.send(()).map_err(|error| error.to_string());
+        let ramdisk = agent.seen_by_a_ramdisk();
+        let (answer, told) = offer(&ramdisk, &info, Duration::ZERO, stop).await;
+        assert_eq!(told, Ok(()));
+        (answer.map(|reply| reply.state), stopped.try_recv().is_ok())
+    }
+
+    #[tokio::test]
+    async fn whatever_the_agent_says_or_does_not_say_the_target_is_stopped_before_the_offer_ends() {
+        const TAKEN: Answer = Some((202, "{}"));
+        const IMAGING: Answer = Some((200, r#"{"state":"imaging"}"#));
+        const UNKNOWN: Answer = Some((404, r#"{"error":"not found"}"#));
+        let after = |last: Answer| {
+            move |name: &str, before| match (name, before) {
+                ("pass_deploy_info", _) => TAKEN,
+                ("deploy_state", 0) => IMAGING,
+                _ => last,
+            }
+        };
+        for (said, state) in [(RELEASE, DeployState::Release), (ABORT, DeployState::Abort)] {
+            let (ended, stopped) = offered(after(Some((200, said)))).await;
+            assert!(stopped && matches!(ended, Ok(told) if told == state), "{ended:?}");
+        }
+        let began = Instant::now();
+        let (ended, stopped) = offered(after(UNKNOWN)).await;
+        assert!(stopped && matches!(ended, Err(AgentError::AttemptOver)), "{ended:?}");
+        let (ended, stopped) = offered(|_, _| UNKNOWN).await;
+        assert!(stopped && matches!(ended, Err(AgentError::AttemptOver)), "{ended:?}");
+        assert!(began.elapsed() < PATIENCE.silence, "a late ramdisk is told, not left alone");
+        let (ended, stopped) = offered(after(None)).await;
+        assert!(stopped && matches!(ended, Err(AgentError::Silent(_))), "{ended:?}");
+        // It does not like the target, and says so to whoever asks.
+        let refused = |name: &str, _: usize| match name {
+            "pass_deploy_info" => Some((409, r#"{"error":"no"}"#)),
+            _ => Some((200, ABORT)),
+        };
+        let (ended, stopped) = offered(refused).await;
+        assert!(stopped && matches!(ended, Ok(DeployState::Abort)), "{ended:?}");
+    }
 
     #[test]
     fn a_machine_without_a_bmc_is_restarted_only_into_a_disk_that_is_whole() {

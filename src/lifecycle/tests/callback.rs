@@ -1,11 +1,17 @@
 //! What a deploy ramdisk may say, and when: by whatever it is called.
 
+use std::{net::IpAddr, sync::Arc};
+
+use proptest::prelude::*;
+
 use crate::{
-    lifecycle::{Event, Outcome, State},
+    lifecycle::{Event, Outcome, Record, State},
     model::{
-        callback::{Call, DeployInfo, Lookup, Reply},
+        callback::{Call, Completed, DeployInfo, Lookup, Reply},
+        disk::Disk,
         fault::RetryAdvice,
-        status::Phase,
+        secret::{AttemptKey, Secret},
+        status::{LastSeen, Phase},
         system_guid::SystemGuid,
     },
 };
@@ -72,18 +78,181 @@ fn a_ramdisk_on_the_machine_that_the_bmc_belongs_to_is_believed() {
 
 #[test]
 fn a_ramdisk_on_another_machine_than_the_bmc_belongs_to_ends_the_attempt_for_good() {
-    let long = "\u{1b}".repeat(1 << 20);
-    for uuid in [None, Some(""), Some("07010203-0405-0607-0809-0a0b0c0d0e10"), Some(&long)] {
+    let escapes = "\u{1b}".repeat(1 << 20);
+    for (uuid, named) in [
+        (None, "not known to its firmware"),
+        (Some(""), "its UUID is , and"),
+        (Some("07010203-0405-0607-0809-0a0b0c0d0e10"), "07010203-0405-0607-0809-0a0b0c0d0e10"),
+        (Some(&escapes), "its UUID is , and"),
+    ] {
         let mut bench = matching();
         let Reply::Failed(why) = bench.call(&key(1), lookup_of(uuid)) else { panic!("{uuid:?}") };
+        assert!(why.contains(named) && why.len() < 400 && !why.contains('\u{1b}'), "{why}");
         assert!(why.contains("07010203-0405-0607-0809-0a0b0c0d0e0f"), "{why}");
-        assert!(
-            why.contains(uuid.map_or("not known", |uuid| &uuid[..uuid.len().min(36)]))
-                || uuid == Some(&long)
-        );
-        assert!(why.len() < 400 && !why.contains('\u{1b}'), "{why}");
         let fault = bench.node.record().last_error.clone().unwrap().fault;
         assert_eq!((&*fault.code, fault.retry), ("WrongMachine", RetryAdvice::Never));
         bench.go_to(Phase::Failed);
+    }
+}
+
+/// Every call there is, good and bad, with a text where there can be one.
+fn any_call() -> impl Strategy<Value = Call> {
+    let Call::Lookup(good_lookup) = lookup() else { unreachable!() };
+    let Call::PassDeployInfo(good_info) = deploy_info("") else { unreachable!() };
+    let lookups = (0..3_usize, ".{0,20}").prop_map(move |(disks, name)| {
+        let named = Disk { name, ..disk() };
+        let disks = [disk(), named].into_iter().cycle().take(disks).collect();
+        Call::Lookup(Lookup { disks, ..good_lookup.clone() })
+    });
+    let infos = (any::<u16>(), prop::option::of("[a-z]{0,3}"), "x{0,1}").prop_map(
+        move |(port, secret, error)| {
+            let chap_password = secret.map(Secret::new);
+            Call::PassDeployInfo(DeployInfo { port, chap_password, error, ..good_info.clone() })
+        },
+    );
+    let notices =
+        ("x{0,1}", any::<bool>(), any::<u64>()).prop_map(|(error, verified, verify_ms)| {
+            Call::Completed(Completed { error, verified, verify_ms })
+        });
+    prop_oneof![
+        4 => Just(lookup()),
+        1 => lookups,
+        3 => Just(deploy_info("")),
+        1 => infos,
+        4 => Just(Call::DeployState),
+        3 => Just(completed("")),
+        1 => notices,
+    ]
+}
+
+/// What happens beside the calls: the operation ends well, time passes, the agent is restarted.
+#[derive(Clone, Debug)]
+enum Step {
+    Call { stranger: bool, key: u8, call: Call },
+    Done,
+    Pass,
+    Restart,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (prop::bool::weighted(0.2), prop_oneof![6 => Just(1_u8), 2 => 2..4_u8], any_call())
+            .prop_map(|(stranger, key, call)| Step::Call { stranger, key, call }),
+        4 => Just(Step::Done),
+        1 => Just(Step::Pass),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// Where each phase may go by this one call.
+fn may_follow(before: &State, call: &Call, after: &State) -> bool {
+    use State::{
+        CleaningUp, Imaging, PoweringOn, Restarting, Switching, WaitingCompleted, WaitingRamdisk,
+    };
+    before == after
+        || match (before, after) {
+            (PoweringOn { .. } | WaitingRamdisk { .. }, Imaging { .. }) => {
+                matches!(call, Call::PassDeployInfo(_))
+            }
+            (Switching { .. }, WaitingCompleted { .. }) => matches!(call, Call::DeployState),
+            (Switching { .. } | WaitingCompleted { .. }, Restarting { .. }) => {
+                matches!(call, Call::Completed(_))
+            }
+            (PoweringOn { .. } | WaitingRamdisk { .. }, CleaningUp { .. }) => {
+                !matches!(call, Call::DeployState)
+            }
+            (_, CleaningUp { .. }) => matches!(call, Call::PassDeployInfo(_) | Call::Completed(_)),
+            (PoweringOn { .. }, PoweringOn { .. })
+            | (WaitingRamdisk { .. }, WaitingRamdisk { .. }) => matches!(call, Call::Lookup(_)),
+            _ => false,
+        }
+}
+
+/// The record, but for what the machine was seen to do.
+fn unseen(bench: &Bench) -> Record {
+    Record { last_seen: LastSeen::default(), ..bench.node.record().clone() }
+}
+
+/// Makes one call twice and judges what it did.
+fn judge(bench: &mut Bench, peer: IpAddr, shown: &AttemptKey, call: &Call) {
+    let before = unseen(bench);
+    let bound = before.state.attempt().and_then(|attempt| attempt.peer);
+    let admitted = before.state.attempt().is_some_and(|attempt| attempt.key == *shown)
+        && bound.is_none_or(|bound| bound == peer);
+    let mut told = || {
+        let key = shown.clone();
+        bench.send(Event::Callback { request: 1, peer, key, call: call.clone() }).unwrap()
+    };
+    let reply = told();
+    let again = told();
+    // What a wait for the release ends is heard by the first who asks.
+    let after = unseen(bench);
+    if !admitted {
+        assert_eq!((reply, again), (Reply::Refused, Reply::Refused));
+        assert!(after == before, "{call:?} of a stranger");
+        return;
+    }
+    assert_eq!(after.state.attempt().and_then(|attempt| attempt.peer), Some(peer));
+    let moved = format!("{:?} to {:?} by {call:?}", before.phase, after.phase);
+    // It is bound to this address now.
+    let mut from = before.state.clone();
+    from.attempt_mut().unwrap().peer = Some(peer);
+    assert!(may_follow(&from, call, &after.state), "{moved}");
+    assert_eq!(again, reply, "{moved}");
+}
+
+proptest! {
+    #[test]
+    fn only_the_ramdisk_with_the_key_at_its_address_moves_an_attempt_and_saying_it_twice_is_saying_it_once(
+        steps in prop::collection::vec(any_step(), 0..60),
+    ) {
+        let mut bench = Bench::with_spec();
+        bench.go_to(Phase::PoweringOn);
+        for step in steps {
+            match step {
+                Step::Call { stranger, key: n, call } => {
+                    let peer = if stranger { "192.0.2.66".parse().unwrap() } else { RAMDISK };
+                    judge(&mut bench, peer, &key(n), &call);
+                }
+                Step::Done => {
+                    if let Some((_, operation)) = bench.running.clone() {
+                        bench.done(Ok(good_outcome(&operation)));
+                    }
+                }
+                Step::Pass => bench.pass(1),
+                Step::Restart => {
+                    bench.restart();
+                    bench.send(Event::Spec(Arc::new(spec())));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_a_ramdisk_says_the_record_and_the_status_stay_small(
+        text in prop_oneof![Just("\u{202e}\u{1b}[2J\0".repeat(20_000)), ".{0,300}"],
+        disks in 0..4000_usize,
+    ) {
+        let Call::Lookup(good) = lookup() else { unreachable!() };
+        let some = || Some(text.clone());
+        let large = Disk {
+            name: text.chars().take(2000).collect(), size: u64::MAX, serial: some(), wwn: some(),
+            model: some(), vendor: some(), hctl: some(), ..Disk::default()
+        };
+        let small = Disk { name: "sda".into(), ..Disk::default() };
+        for disks in [vec![small; disks], vec![large]] {
+            let mut bench = Bench::with_spec();
+            bench.go_to(Phase::WaitingRamdisk);
+            let body = Lookup { disks, system_uuid: some(), system_serial: some(), ..good.clone() };
+            bench.call(&key(1), Call::Lookup(body));
+            bench.call(&key(1), deploy_info(&text));
+            bench.call(&key(1), completed(&text));
+            let status = toml::to_string(&bench.node.status(bench.now)).unwrap();
+            let record = serde_json::to_string(bench.node.record()).unwrap();
+            prop_assert!(status.len() < 16 << 10, "{}", status.len());
+            prop_assert!(record.len() < 32 << 10, "{}", record.len());
+            let escape = r"\u001b";
+            prop_assert!(!status.to_lowercase().contains(escape) && !record.contains(escape));
+        }
     }
 }

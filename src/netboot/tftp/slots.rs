@@ -100,6 +100,11 @@ impl Slots {
         }))
     }
 
+    /// How many there are.
+    pub(super) fn max(&self) -> usize {
+        self.0.max
+    }
+
     /// Claims a slot for a client's request. A new request ends the client's earlier transfer: it has one port and one file at a time.
     pub(super) fn claim(&self, peer: SocketAddr, request: &[u8], now: Instant) -> Claim {
         let mut live = self.live();

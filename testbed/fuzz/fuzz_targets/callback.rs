@@ -1,5 +1,6 @@
 //! The bodies of a ramdisk's calls, and what they do to a node that waits for them: calls with NULs between, each led by the first
-//! letter of its name.
+//! letter of its name; a capital is a call with another key or from another address, which does nothing. And the agent's answers, as the
+//! ramdisk reads them.
 #![no_main]
 
 use std::net::IpAddr;
@@ -7,7 +8,7 @@ use std::net::IpAddr;
 use hostler::{
     lifecycle::{Action, Event, Node, Outcome},
     model::{
-        callback::{Call, Reply},
+        callback::{Call, DeployStateReply, LookupReply, Reply},
         power::PowerState,
         secret::AttemptKey,
     },
@@ -20,8 +21,14 @@ const CALLS_MAX: usize = 16;
 fuzz_target!(|bytes: &[u8]| {
     let key = AttemptKey::from_bytes(&[7; 32]);
     let mut node = waiting(&key);
-    for call in bytes.split(|byte| *byte == 0).take(CALLS_MAX).filter_map(parse) {
+    for (number, line) in bytes.split(|byte| *byte == 0).take(CALLS_MAX).enumerate() {
+        read_answer(line);
+        let Some(call) = parse(line) else { continue };
         let peer = IpAddr::from([192, 0, 2, 101]);
+        if line.first().is_some_and(u8::is_ascii_uppercase) {
+            strange(&mut node, &key, peer, call, number % 2 == 0);
+            continue;
+        }
         let event = Event::Callback { request: 1, peer, key: key.clone(), call: call.clone() };
         let actions = step(&mut node, *NOW, event);
         check_node(&node, *NOW);
@@ -58,9 +65,40 @@ fn waiting(key: &AttemptKey) -> Node {
     node
 }
 
+/// A call with another key, or once the ramdisk's address is known, from another one.
+fn strange(node: &mut Node, key: &AttemptKey, peer: IpAddr, call: Call, other_key: bool) {
+    let before = node.record().clone();
+    let bound = before.state.attempt().and_then(|attempt| attempt.peer).is_some();
+    let event = if other_key || !bound {
+        Event::Callback { request: 1, peer, key: AttemptKey::from_bytes(&[8; 32]), call }
+    } else {
+        let peer = IpAddr::from([192, 0, 2, 66]);
+        Event::Callback { request: 1, peer, key: key.clone(), call }
+    };
+    let actions = step(node, *NOW, event);
+    assert!(matches!(&actions[..], [Action::Reply { reply: Reply::Refused, .. }]));
+    assert!(node.record().state == before.state);
+}
+
+/// What the agent may have said; that it is the agent is proven, that it makes sense is not.
+fn read_answer(body: &[u8]) {
+    if let Ok(reply) = serde_json::from_slice::<LookupReply>(body) {
+        assert!(
+            serde_json::from_value(serde_json::json!(reply))
+                .is_ok_and(|again: LookupReply| again == reply)
+        );
+    }
+    if let Ok(reply) = serde_json::from_slice::<DeployStateReply>(body) {
+        assert!(
+            serde_json::from_value(serde_json::json!(reply))
+                .is_ok_and(|again: DeployStateReply| again == reply)
+        );
+    }
+}
+
 fn parse(call: &[u8]) -> Option<Call> {
     let (name, body) = call.split_first()?;
-    match name {
+    match name.to_ascii_lowercase() {
         b'l' => serde_json::from_slice(body).ok().map(Call::Lookup),
         b'p' => serde_json::from_slice(body).ok().map(Call::PassDeployInfo),
         b'd' => Some(Call::DeployState),
