@@ -198,19 +198,23 @@ socket = "admin.sock"
     "]],
     );
     check(
+        &format!("{MINIMAL}[network]\n[ramdisk.aarch64]\nkernel = \"/x\"\n"),
+        &expect![[r"
+            hostler.toml:4:2: duplicate key
+            hostler.toml:5:2: cannot extend value of type inline table with a dotted key
+        "]],
+    );
+}
+
+#[test]
+fn a_ramdisk_for_aarch64_is_whole_or_not_there() {
+    check(
         "network.advertise = \"192.0.2.1\"\nspecs.dir = \"/x\"\n[ramdisk]\nkernel = \"/k\"\ninitramfs = \"/i\"\n\
          [ramdisk.aarch64]\nkernel = \"k\"\n",
         &expect![[r#"
             hostler.toml:6:1: ramdisk.aarch64.initramfs: missing
             hostler.toml:7:10: ramdisk.aarch64.kernel: `k` is not an absolute path
         "#]],
-    );
-    check(
-        &format!("{MINIMAL}[network]\n[ramdisk.aarch64]\nkernel = \"/x\"\n"),
-        &expect![[r"
-            hostler.toml:4:2: duplicate key
-            hostler.toml:5:2: cannot extend value of type inline table with a dotted key
-        "]],
     );
 }
 

@@ -89,20 +89,20 @@ impl BootStage {
     }
 }
 
-/// Evidence: a machine fetched a file over TFTP.
+/// Evidence: a machine fetched a file over TFTP or HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch {
     /// Whose machine: known once an address has asked for a node's own boot menu.
     pub node: NodeName,
     /// What the file is to the boot.
     pub stage: BootStage,
-    /// The file's TFTP name.
+    /// The file's name there.
     pub path: String,
     /// The client's address.
     pub peer: IpAddr,
     /// Bytes sent.
     pub sent_bytes: u64,
-    /// Whether the client acknowledged the last of them.
+    /// Whether the client acknowledged the last of them; over HTTP, whether all were sent.
     pub complete: bool,
 }
 

@@ -1,5 +1,7 @@
 //! The HTTP side of the netboot room against curl and busybox's wget, and against clients that say nothing, take nothing or talk nonsense.
 
+#![expect(clippy::unwrap_in_result, reason = "helpers of tests may fail like tests")]
+
 use std::{
     fs::{self, File},
     io::{Read as _, Write as _},

@@ -188,7 +188,7 @@ async fn answer<B>(
     pulse.fetch_add(1, Ordering::Relaxed);
     let head_only = request.method() == Method::HEAD;
     if !head_only && request.method() != Method::GET {
-        return refusal(StatusCode::METHOD_NOT_ALLOWED, &Refusal::ReadOnly);
+        return refusal(StatusCode::METHOD_NOT_ALLOWED, Refusal::ReadOnly);
     }
     let began = Instant::now();
     match open(Arc::clone(&shelf), request.uri(), peer, began).await {
@@ -210,7 +210,7 @@ async fn answer<B>(
                     StatusCode::BAD_REQUEST
                 }
             };
-            refusal(status, &error)
+            refusal(status, error)
         }
     }
 }
@@ -242,7 +242,7 @@ fn found(bytes: u64, body: Either<Full<Bytes>, FileBody>) -> Answer {
     answer
 }
 
-fn refusal(status: StatusCode, error: &Refusal) -> Answer {
+fn refusal(status: StatusCode, error: Refusal) -> Answer {
     let mut answer = Response::new(Either::Left(Full::from(format!("{error}\n"))));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();

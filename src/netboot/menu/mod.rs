@@ -194,7 +194,7 @@ mod tests {
     }
 
     fn render_for(loader: Loader, mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
-        let http = Some("192.0.2.1:8080".parse().unwrap());
+        let http = Some(SocketAddr::from(([192, 0, 2, 1], 8080)));
         super::render(&node(), mac, Means { loader, http }, menu)
     }
 
