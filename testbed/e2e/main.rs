@@ -11,6 +11,7 @@ mod dead_targets;
 mod disks;
 mod faults_before_power;
 mod images;
+mod ironic;
 mod killed_agent;
 mod moments;
 mod partition_images;

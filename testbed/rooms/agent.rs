@@ -9,6 +9,7 @@ mod deploys;
 mod directory;
 mod disk_faults;
 mod faults;
+mod ironic;
 mod looking;
 mod machine;
 mod mounts;

@@ -153,11 +153,14 @@ fn what_ironics_ramdisk_cannot_do_is_refused() {
         .replace("[bmc]", "[bmc]\nmatch_system_uuid = true")
         .replace("[image]", "[image]\nverify = \"node\"")
         .replace("serial =", "hctl = \"0:0:1:0\"\nserial =");
-    check(&text, &expect![[r#"
+    check(
+        &text,
+        &expect![[r#"
         nodes/edge-07.toml:5:1: bmc: Ironic's ramdisk does not say what machine it runs on; leave match_system_uuid out
         nodes/edge-07.toml:9:1: image: Ironic's ramdisk cannot verify its disk; leave verify = "node" out
         nodes/edge-07.toml:13:1: root_device: Ironic's ramdisk does not know the hint hctl
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
