@@ -65,6 +65,6 @@ fn serve_ironics_ramdisk(site: &mut Site) {
         dir.display()
     )
     .unwrap();
-    assert!(site.stop_agent().success());
+    site.kill_agent();
     site.start_agent();
 }
