@@ -137,7 +137,12 @@ impl Node {
     pub(super) fn expire(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if !self.record.state.at_rest() {
             if self.record.deadline.is_some_and(|deadline| deadline <= now) {
-                self.miss_deadline(now, actions);
+                match &self.record.state {
+                    State::Switching { .. } if self.has_ironics_ramdisk() => {
+                        self.stop_telling(now, actions);
+                    }
+                    _ => self.miss_deadline(now, actions),
+                }
             }
         } else if let Some(running) = &mut self.running
             && running.patience_until <= now
