@@ -30,9 +30,9 @@ fn site() -> (Site, SocketAddr) {
         fs::write(site.path(file), format!("{file} of Ironic")).unwrap();
     }
     site.configure_more(&format!(
-        "[ironic]\nlisten = \"{listen}\"\nkernel = {:?}\ninitramfs = {:?}",
-        site.path("ironic-vmlinuz"),
-        site.path("ironic-initramfs")
+        "[ironic]\nlisten = \"{listen}\"\nkernel = \"{}\"\ninitramfs = \"{}\"",
+        site.path("ironic-vmlinuz").display(),
+        site.path("ironic-initramfs").display()
     ));
     (site, listen)
 }
