@@ -246,7 +246,7 @@ fn the_example_is_good_and_so_is_every_line_commented_out_in_it() {
     assert_eq!(example.state.dir, Path::new(STATE_DIR));
     let text = std::fs::read_to_string(path).unwrap();
     let uncommented = text.lines().map(|line| match line.strip_prefix("# ") {
-        Some(rest) if rest.contains(" = ") => rest,
+        Some(rest) if rest.contains(" = ") || rest.starts_with('[') => rest,
         _ => line,
     });
     let everything = uncommented.collect::<Vec<_>>().join("\n");
@@ -256,6 +256,8 @@ fn the_example_is_good_and_so_is_every_line_commented_out_in_it() {
         (example.state, example.secrets, example.tftp)
     );
     assert_eq!((config.callback, config.specs.rescan), (example.callback, example.specs.rescan));
+    let ironic = config.ironic.map(|ironic| ironic.listen.to_string());
+    assert_eq!((ironic.as_deref(), example.ironic), (Some("192.0.2.1:6385"), None));
 }
 
 proptest! {

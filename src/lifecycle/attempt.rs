@@ -385,10 +385,6 @@ impl Node {
                 "the disk was not written in time",
                 "look at the network between hostler and the machine, or raise timeouts.imaging",
             ),
-            State::Switching { .. } if self.has_ironics_ramdisk() => {
-                self.cancel(actions);
-                return self.take_for_completed(now);
-            }
             State::Switching { .. } => Fault::passing(
                 Step::Completed,
                 "ReleaseNotHeard",

@@ -51,8 +51,13 @@ impl Node {
         }
     }
 
-    /// The disk is written and flushed, and the session with its target has ended: what the ramdisk still does changes nothing on it. So
-    /// one that cannot be told, because it has gone or because the agent was killed between telling it and knowing, is no failure.
+    /// One that cannot be told, because it has gone or because the agent was killed between telling it and knowing, is no failure.
+    pub(super) fn stop_telling(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        self.cancel(actions);
+        self.take_for_completed(now);
+    }
+
+    /// The disk is written and flushed, and the session with its target has ended: what the ramdisk still does changes nothing on it.
     pub(super) fn take_for_completed(&mut self, now: Timestamp) {
         if let State::Switching { attempt, disk } = &self.record.state {
             let (attempt, disk) = (attempt.clone(), disk.clone());

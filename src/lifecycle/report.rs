@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use crate::model::{
     callback::Then,
+    disk::Disk,
     fault::Fault,
     power::PowerState,
     spec::Goal,
@@ -166,10 +167,9 @@ impl Node {
                     (None, None) => "the machine is on; waiting for it to netboot".to_owned(),
                 }
             }
-            State::Imaging { disk, granted: false, .. } => {
-                format!("the machine exports {disk} and waits for its turn to be written")
+            State::Imaging { attempt, disk, granted, .. } => {
+                message_imaging(attempt, disk, *granted)
             }
-            State::Imaging { disk, .. } => format!("writing the image to {disk}"),
             State::Switching { attempt, .. } | State::WaitingCompleted { attempt, .. } => {
                 self.message_released(attempt)
             }
@@ -339,6 +339,16 @@ impl Node {
             ));
         }
         conditions
+    }
+}
+
+/// A disk that no ramdisk has reported is named only: how large it is the target says later.
+fn message_imaging(attempt: &Attempt, disk: &Disk, granted: bool) -> String {
+    let disk = attempt.disk.as_ref().map_or_else(|| disk.name.clone(), ToString::to_string);
+    if granted {
+        format!("writing the image to {disk}")
+    } else {
+        format!("the machine exports {disk} and waits for its turn to be written")
     }
 }
 

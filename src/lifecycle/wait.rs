@@ -147,7 +147,12 @@ impl Node {
             if self.record.deadline.is_some_and(|deadline| deadline <= now)
                 && !self.miss_deadline_by_hand(now, actions)
             {
-                self.miss_deadline(now, actions);
+                match &self.record.state {
+                    State::Switching { .. } if self.has_ironics_ramdisk() => {
+                        self.stop_telling(now, actions);
+                    }
+                    _ => self.miss_deadline(now, actions),
+                }
             }
         } else if let Some(running) = &mut self.running
             && running.patience_until <= now

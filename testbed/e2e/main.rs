@@ -13,6 +13,7 @@ mod disks;
 mod faults_before_power;
 mod images;
 mod ipxe;
+mod ironic;
 mod killed_agent;
 mod local_disk;
 mod moments;

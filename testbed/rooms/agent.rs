@@ -10,6 +10,7 @@ mod directory;
 mod disk_faults;
 mod faults;
 mod identity;
+mod ironic;
 mod looking;
 mod machine;
 mod mounts;

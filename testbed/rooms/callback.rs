@@ -252,7 +252,10 @@ fn judge(request: &Request) -> Reply {
         Call::Completed(completed) if !completed.error.is_empty() => {
             Reply::Failed(format!("heard: {}", completed.error))
         }
-        Call::PassDeployInfo(_) | Call::Completed(_) => Reply::Accepted,
+        Call::PassDeployInfo(_)
+        | Call::Completed(_)
+        | Call::IronicDeployInfo(_)
+        | Call::IronicBootloader(_) => Reply::Accepted,
     }
 }
 

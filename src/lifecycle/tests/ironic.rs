@@ -96,7 +96,7 @@ fn a_wrong_key_a_target_elsewhere_or_under_another_name_is_refused() {
 }
 
 #[test]
-fn an_exact_size_is_looked_at_again_at_the_ironic_target() {
+fn an_exact_size_is_looked_at_again_at_the_target() {
     let mut bench = waiting();
     bench.change(|spec| spec.root_device.size = Some(SizeHint::parse("== 8GiB").unwrap()));
     bench.go_to(Phase::WaitingRamdisk);
@@ -158,12 +158,12 @@ fn a_boot_loader_nobody_asked_for_counts_only_if_it_failed() {
 fn another_ramdisk_in_the_spec_ends_the_attempt_that_was_begun_with_the_old_one() {
     for go in [Phase::PoweringOn, Phase::WaitingRamdisk] {
         let mut bench = Bench::with_spec();
-        bench.change(|spec| spec.boot.require_chap = false);
-        bench.go_to(go);
         bench.change(|spec| {
-            spec.boot.ramdisk = DeployRamdisk::Ironic;
+            spec.boot.require_chap = false;
             spec.root_device.serial = Some("root-1".to_owned());
         });
+        bench.go_to(go);
+        bench.change(|spec| spec.boot.ramdisk = DeployRamdisk::Ironic);
         assert!(matches!(bench.node.record().state, State::CleaningUp { .. }), "{go:?}");
         assert_eq!(bench.call(&key(1), ironic_target()), Reply::Refused);
     }

@@ -129,6 +129,7 @@ fn outcome(operation: Operation, byte: u8) -> Outcome {
         Operation::Prepare => hostler_fuzz::prepared(AttemptKey::from_bytes(&[7; 32])),
         Operation::PowerOn => Outcome::PoweredOn,
         Operation::Image { .. } => hostler_fuzz::imaged(),
+        Operation::Release(_) => Outcome::Released,
         Operation::Restart { leave } => Outcome::Restarted(leave),
         Operation::SetPower(wanted) => Outcome::PowerSet(wanted),
         Operation::CleanUp => Outcome::CleanedUp,

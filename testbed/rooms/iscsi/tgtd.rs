@@ -41,8 +41,12 @@ impl Tgtd {
 
     /// The same under another name, with a disk of another size.
     pub(crate) fn serve(iqn: &str, disk_bytes: u64) -> Self {
+        Self::serve_at(ports::free(), iqn, disk_bytes)
+    }
+
+    /// The same at an address of the test's own.
+    pub(crate) fn serve_at(portal: SocketAddr, iqn: &str, disk_bytes: u64) -> Self {
         let dir = TempDir::new().unwrap();
-        let portal = ports::free();
         let tgtd = Self { child: spawn(portal, &dir), portal, disk_bytes, dir };
         let file = std::fs::File::create(tgtd.disk_file()).unwrap();
         file.set_len(disk_bytes).unwrap();
