@@ -8,13 +8,14 @@ use tracing::warn;
 use crate::{
     lifecycle::{Menu, Node},
     model::{
+        admin::{CardBoot, ServedMenu},
         boot::{BootMenu, RamdiskArgs},
         fault::{Fault, Step},
-        ids::NodeName,
+        ids::{MacAddr, NodeName},
         secret::Secret,
         spec::{Boot, Netboot},
     },
-    netboot::{self, BootTable},
+    netboot::{self, BootTable, Menus},
 };
 
 use super::{INITRAMFS_NAME, KERNEL_NAME};
@@ -80,6 +81,27 @@ impl MenuWriter {
                 self.remove(name);
             }
         }
+    }
+
+    /// What a card is served. Unless `secrets`, the attempt's key is blank in it.
+    pub(super) fn show(&self, mac: MacAddr, secrets: bool) -> Option<CardBoot> {
+        let (node, Menus { pxelinux, grub }) = self.table.show(mac)?;
+        let key = match self.applied.get(&node) {
+            Some((Menu::Deploy(key), ..)) if !secrets => Some(key),
+            _ => None,
+        };
+        let served = [
+            (format!("pxelinux.cfg/01-{}", mac.hyphenated()), pxelinux),
+            (format!("grub/grub.cfg-01-{mac}"), grub),
+        ];
+        let menus = served.map(|(name, text)| ServedMenu {
+            name,
+            text: match key {
+                Some(key) => Secret::new(text.expose().replace(key.expose(), "<key>")),
+                None => text,
+            },
+        });
+        Some(CardBoot { node, menus: menus.into() })
     }
 
     /// The node's cards become unknown.
