@@ -19,6 +19,7 @@ use crate::{
         power::{BootDevice, BootPersistence, PowerState},
         spec::{BmcDriver, NodeSpec},
         status::Phase,
+        system_guid::SystemGuid,
     },
 };
 
@@ -95,7 +96,12 @@ impl Bmcs {
             let deadline = Instant::now() + limit;
             match deed {
                 Deed::Status => return bmc.chassis(deadline).await.map(of_chassis),
-                Deed::Info => return bmc.device(deadline).await.map(|it| of_device(spec, it)),
+                Deed::Info => {
+                    let device = bmc.device(deadline).await?;
+                    // Not every BMC says it.
+                    let guid = bmc.system_guid(deadline).await.ok();
+                    return Ok(of_device(spec, device, guid));
+                }
                 Deed::On => bmc.reach_power(On, deadline).await?,
                 Deed::Off { hard: true } => bmc.reach_power(Off, deadline).await?,
                 Deed::Off { hard: false } => bmc.soft_off(limit / 2, deadline).await?,
@@ -147,7 +153,7 @@ fn of_chassis(chassis: Chassis) -> Vec<Fact> {
     [power(chassis.power)].into_iter().chain(chassis.boot.map(boot)).collect()
 }
 
-fn of_device(spec: &NodeSpec, device: Device) -> Vec<Fact> {
+fn of_device(spec: &NodeSpec, device: Device, guid: Option<SystemGuid>) -> Vec<Fact> {
     let Device { manufacturer, product, firmware, ipmi, suite } = device;
     let mut facts = Vec::new();
     if let Some(bmc) = &spec.bmc {
@@ -165,5 +171,7 @@ fn of_device(spec: &NodeSpec, device: Device) -> Vec<Fact> {
     facts.push(Fact::new("firmware", &format!("{}.{:02}", firmware.0, firmware.1)));
     facts.push(Fact::new("ipmi", &format!("{}.{}", ipmi.0, ipmi.1)));
     facts.extend(suite.map(|suite| Fact::new("cipher_suite", &u8::from(suite).to_string())));
+    // What it means depends on an order of bytes that only its maker knows.
+    facts.extend(guid.map(|guid| Fact::new("system_guid", &guid.to_string())));
     facts
 }

@@ -68,6 +68,11 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
             Backoff,
             "look at the BMC's event log and firmware; if it stays so, reset the BMC",
         ),
+        IpmiErrorKind::NoSystemGuid => (
+            "NoSystemUuid",
+            Never,
+            "set bmc.match_system_uuid = false: this BMC cannot tell which machine it belongs to",
+        ),
         IpmiErrorKind::StateNotReached { .. } => (
             "PowerNotReached",
             Backoff,

@@ -12,17 +12,19 @@ use crate::{
     iscsi::{IscsiError, Lun},
     lifecycle::{Outcome, PreparedImage, Target},
     model::{
+        boot::Arch,
         fault::{Fault, Step},
         ids::Digest,
         secret::AttemptKey,
         size::show_bytes,
         spec::NodeSpec,
+        system_guid::SystemGuid,
     },
     progress::{Cancel, Meter, Watch, stopped},
 };
 
 use super::{
-    faults,
+    deploy_files, faults,
     layout::{self, Needs, Source},
     volume::{TargetDisk, log_out},
     work::Workshop,
@@ -37,20 +39,11 @@ impl Workshop {
     pub(super) async fn prepare(
         &self,
         spec: &Arc<NodeSpec>,
+        system_guid: Option<SystemGuid>,
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Outcome, Fault> {
-        for path in &self.boot_files {
-            fs::File::open(path).map_err(|error| {
-                let message = format!("deploy boot file {}: {error}", path.display());
-                Fault::passing(
-                    Step::Preflight,
-                    "BootFilesMissing",
-                    message,
-                    "make them with `hostler ramdisk build`, and see [ramdisk]",
-                )
-            })?;
-        }
+        self.check_boot_files(spec.boot.arch)?;
         let watch = Watch { cancel, stall: spec.timeouts.imaging_stall, meter };
         let digest = self.library.digest(&spec.image, &watch).await;
         let digest = digest.map_err(|error| faults::of_image(&error))?;
@@ -63,7 +56,25 @@ impl Workshop {
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(faults::no_randomness)?;
         let image = PreparedImage { digest, disk_bytes, root_uuid };
-        Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), stages })
+        Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), system_guid, stages })
+    }
+
+    /// Whether the deploy kernel and ramdisk for such a machine are there.
+    fn check_boot_files(&self, arch: Arch) -> Result<(), Fault> {
+        let fault = |message: String| {
+            let hint = "make them with `hostler ramdisk build`, and see [ramdisk]";
+            Fault::passing(Step::Preflight, "BootFilesMissing", message, hint)
+        };
+        let paths = deploy_files(&self.ramdisk, arch).ok_or_else(|| {
+            fault(
+                "no deploy boot files for an aarch64 machine: [ramdisk.aarch64] is missing".into(),
+            )
+        })?;
+        for path in paths {
+            fs::File::open(path)
+                .map_err(|error| fault(format!("deploy boot file {}: {error}", path.display())))?;
+        }
+        Ok(())
     }
 
     /// The image in the cache, fetched again if it is no longer there.

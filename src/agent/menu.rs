@@ -1,4 +1,4 @@
-//! Putting the core's menus into the TFTP room's table: the kernel command line is made here, because only here both the attempt's
+//! Putting the core's menus into the netboot room's table: the kernel command line is made here, because only here both the attempt's
 //! key and the listener's address and certificate are known.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
@@ -18,7 +18,7 @@ use crate::{
     netboot::{self, BootTable, Menus},
 };
 
-use super::{INITRAMFS_NAME, KERNEL_NAME};
+use super::deploy_names;
 
 /// The kernel prints its command line, and with it the key, as a notice: only warnings and worse go to the console, unless
 /// `boot.kernel_args` says otherwise.
@@ -66,14 +66,12 @@ impl MenuWriter {
                     .chain(spec.boot.kernel_args.iter().map(String::as_str))
                     .collect();
                 let command_line = Secret::new(words.join(" "));
-                BootMenu::Deploy {
-                    kernel: KERNEL_NAME.to_owned(),
-                    initramfs: INITRAMFS_NAME.to_owned(),
-                    command_line,
-                }
+                let [kernel, initramfs] = deploy_names(spec.boot.arch).map(str::to_owned);
+                BootMenu::Deploy { kernel, initramfs, command_line }
             }
         };
-        match self.table.set(name, &spec.boot.macs, spec.boot.firmware, &rendered) {
+        let Boot { macs, firmware, loader, .. } = &spec.boot;
+        match self.table.set_for(*loader, name, macs, *firmware, &rendered) {
             Ok(()) => drop(self.applied.insert(name.clone(), wanted)),
             // The spec's kernel arguments are checked for everything a menu cannot hold.
             Err(error) => {
@@ -85,7 +83,7 @@ impl MenuWriter {
 
     /// What a card is served. Unless `secrets`, the attempt's key is blank in it.
     pub(super) fn show(&self, mac: MacAddr, secrets: bool) -> Option<CardBoot> {
-        let (node, Menus { pxelinux, grub }) = self.table.show(mac)?;
+        let (node, Menus { pxelinux, grub, ipxe }) = self.table.show(mac)?;
         let key = match self.applied.get(&node) {
             Some((Menu::Deploy(key), ..)) if !secrets => Some(key),
             _ => None,
@@ -93,6 +91,7 @@ impl MenuWriter {
         let served = [
             (format!("pxelinux.cfg/01-{}", mac.hyphenated()), pxelinux),
             (format!("grub/grub.cfg-01-{mac}"), grub),
+            (format!("ipxe/01-{}.ipxe", mac.hyphenated()), ipxe),
         ];
         let menus = served.map(|(name, text)| ServedMenu {
             name,

@@ -35,7 +35,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use jiff::Timestamp;
@@ -50,7 +50,7 @@ use crate::{
     admin, callback,
     config::{self, Config},
     lifecycle::{Carrier, Fleet, Left, Policy, Record},
-    model::{ids::NodeName, problem::Problem, status::Installed},
+    model::{boot::Arch, ids::NodeName, problem::Problem, status::Installed},
     netboot,
     spec::Defaults,
     status_file::StatusFiles,
@@ -69,9 +69,13 @@ use self::{
 
 /// Requests, fetches and results that may wait for the driver. It handles thousands a second; a full channel slows the sender.
 const CHANNEL_DEPTH: usize = 256;
-/// TFTP names of the deploy kernel and ramdisk.
-const KERNEL_NAME: &str = "deploy/vmlinuz";
-const INITRAMFS_NAME: &str = "deploy/initramfs";
+/// The names under which machines fetch the deploy kernel and ramdisk.
+const fn deploy_names(arch: Arch) -> [&'static str; 2] {
+    match arch {
+        Arch::X86_64 => ["deploy/vmlinuz", "deploy/initramfs"],
+        Arch::Aarch64 => ["deploy/aarch64/vmlinuz", "deploy/aarch64/initramfs"],
+    }
+}
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +106,7 @@ pub struct Agent {
     store: Store,
     fleet: Fleet,
     tftp: netboot::Server,
+    http: netboot::http::Server,
     callback: callback::Server,
     admin: Option<admin::Server>,
     pin: String,
@@ -119,6 +124,10 @@ impl Agent {
         };
         let tftp = netboot::Server::bind(tftp_config(&config))
             .map_err(listen("TFTP listener", config.tftp.listen))?;
+        let http =
+            netboot::http::Server::bind(config.http.listen, netboot::http::Limits::default())
+                .await
+                .map_err(listen("HTTP listener", config.http.listen))?;
         let store = Store::open(&config.state.dir)?;
         let identity = callback::Identity::load_or_create(&config.state.dir)?;
         let pin = identity.pin().to_owned();
@@ -154,14 +163,13 @@ impl Agent {
             left => left?.unwrap_or_default(),
         };
         let fleet = Fleet::resume(policy(&config), loaded.records, left, witnessed, now);
-        Ok(Self { config, store, fleet, tftp, callback, admin, pin })
+        Ok(Self { config, store, fleet, tftp, http, callback, admin, pin })
     }
 
     /// Drives the fleet until `shutdown`. Then nothing new starts, writes under way are stopped, and every record is as it was: the
     /// next start goes on from there.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
-        let Self { config, store, fleet, tftp, callback, admin, pin } = self;
-        let table = netboot::BootTable::default();
+        let Self { config, store, fleet, tftp, http, callback, admin, pin } = self;
         let (evidence, fetches) = mpsc::channel(CHANNEL_DEPTH);
         let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
         let (ordering, orders) = mpsc::channel(CHANNEL_DEPTH);
@@ -169,12 +177,15 @@ impl Agent {
         let (changed, news) = watch::channel(0);
         let (closing, closed) = watch::channel(false);
 
-        let callback_port = callback
-            .local_addr()
-            .map_err(|source| StartError::Listen { what: "callback listener".into(), source })?
-            .port();
-        // The listener may be bound to every address there is; a ramdisk needs the one it can reach.
-        let api = SocketAddr::new(config.network.advertise, callback_port);
+        // A listener may be bound to every address there is; a machine needs the one it can reach.
+        let reached = |what: &str, bound: io::Result<SocketAddr>| {
+            bound
+                .map(|bound| SocketAddr::new(config.network.advertise, bound.port()))
+                .map_err(|source| StartError::Listen { what: what.to_owned(), source })
+        };
+        let api = reached("callback listener", callback.local_addr())?;
+        let http_address = reached("HTTP listener", http.local_addr())?;
+        let table = netboot::BootTable::with_http(http_address);
         let menus = MenuWriter::new(table.clone(), api, pin);
         prepare_status_dir(&config.specs);
         let publisher = Publisher::start(status_files(&config), config.specs.rescan);
@@ -191,6 +202,7 @@ impl Agent {
             let mut closed = closed.clone();
             async move { drop(closed.wait_for(|closed| *closed).await) }
         };
+        let http = tokio::spawn(http.serve(tftp.shelf(), ended()));
         let callback = tokio::spawn(callback.serve(requests, news, ended()));
         let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
 
@@ -201,14 +213,14 @@ impl Agent {
         let sources =
             Sources { scans: scan::start(&config, &names, wakes), calls, orders, fetches, reports };
         let specs_dir = config.specs.dir.display().to_string();
-        info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), callback = %api, "running");
+        info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address, callback = %api, "running");
         Driver { carrier, rooms, news: VecDeque::new(), specs_dir }.run(sources, shutdown).await;
 
         closing.send_replace(true);
         drop(watcher);
         // It waits for its transfers' threads.
         let tftp = tokio::task::spawn_blocking(move || tftp.stop());
-        for listener in [callback, tftp].into_iter().chain(admin) {
+        for listener in [callback, http, tftp].into_iter().chain(admin) {
             if let Err(error) = listener.await {
                 error!(%error, "a listener panicked");
             }
@@ -218,13 +230,23 @@ impl Agent {
 }
 
 fn tftp_config(config: &Config) -> netboot::Config {
-    let files =
-        [(KERNEL_NAME, &config.ramdisk.kernel), (INITRAMFS_NAME, &config.ramdisk.initramfs)];
+    let files = [Arch::X86_64, Arch::Aarch64].into_iter().filter_map(|arch| {
+        let paths = deploy_files(&config.ramdisk, arch)?.map(Path::to_owned);
+        Some(deploy_names(arch).map(str::to_owned).into_iter().zip(paths))
+    });
     netboot::Config {
         loaders: Some(config.tftp.loaders.clone()),
-        files: files.into_iter().map(|(name, path)| (name.to_owned(), path.clone())).collect(),
+        files: files.flatten().collect(),
         images: image_dirs(&config.images),
         ..netboot::Config::new(config.tftp.listen)
+    }
+}
+
+/// The deploy kernel and ramdisk for machines of this kind, if there are any.
+fn deploy_files(ramdisk: &config::Ramdisk, arch: Arch) -> Option<[&Path; 2]> {
+    match arch {
+        Arch::X86_64 => Some([&ramdisk.kernel, &ramdisk.initramfs]),
+        Arch::Aarch64 => ramdisk.aarch64.as_ref().map(|files| [&*files.kernel, &*files.initramfs]),
     }
 }
 

@@ -22,6 +22,7 @@ use crate::{
         power::{BootDevice, BootPersistence, PowerState},
         secret::Secret,
         spec::{self, NodeSpec},
+        system_guid::SystemGuid,
     },
     progress::{Cancel, stopped},
 };
@@ -77,6 +78,19 @@ impl Bmcs {
             bmc.power_state(Instant::now() + limit).await
         };
         self.with(Step::Preflight, spec, cancel, look).await
+    }
+
+    /// What the BMC says is the machine's UUID, if that is to be matched.
+    pub(super) async fn system_guid(
+        &self,
+        spec: &NodeSpec,
+        cancel: Cancel,
+    ) -> Result<Option<SystemGuid>, Fault> {
+        if !spec.bmc.as_ref().is_some_and(|bmc| bmc.match_system_uuid) {
+            return Ok(None);
+        }
+        let ask = async |bmc: Arc<Bmc>, limit| bmc.system_guid(Instant::now() + limit).await;
+        self.with(Step::Preflight, spec, cancel, ask).await.map(Some)
     }
 
     /// On, into the deploy ramdisk.

@@ -19,7 +19,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct TargetDisk {
     address: TargetAddress,
-    chap: Chap,
+    /// `None`: the target is open, and the spec allows that.
+    chap: Option<Chap>,
     /// Connected before the imaging began, to see what disk it is.
     connected: Mutex<Option<Lun>>,
 }
@@ -31,16 +32,16 @@ impl TargetDisk {
             iqn: target.iqn.clone(),
             lun: u16::from(target.lun),
         };
-        let chap = Chap {
+        let chap = target.chap_password.clone().map(|secret| Chap {
             username: target.chap_username.clone(),
-            secret: target.chap_password.clone(),
+            secret,
             mutual: None,
-        };
+        });
         Self { address, chap, connected: Mutex::default() }
     }
 
     pub(super) async fn log_in(&self) -> Result<Lun, IscsiError> {
-        Lun::connect(&self.address, Some(&self.chap), &Options::default()).await
+        Lun::connect(&self.address, self.chap.as_ref(), &Options::default()).await
     }
 
     /// Has the imaging use this connection first.

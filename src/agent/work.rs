@@ -7,7 +7,7 @@ use std::{path::PathBuf, sync::Arc};
 use tokio::sync::watch;
 
 use crate::{
-    config::Config,
+    config::{self, Config},
     image::{self, Library},
     lifecycle::{Operation, Outcome},
     model::{fault::Fault, spec::NodeSpec},
@@ -20,7 +20,7 @@ use super::{image_dirs, menu, power::Bmcs};
 #[derive(Debug)]
 pub(super) struct Workshop {
     pub(super) library: Library,
-    pub(super) boot_files: [PathBuf; 2],
+    pub(super) ramdisk: config::Ramdisk,
     image_dirs: Vec<PathBuf>,
     pub(super) bmcs: Bmcs,
 }
@@ -30,7 +30,7 @@ impl Workshop {
         Self {
             library: library(config),
             image_dirs: image_dirs(&config.images),
-            boot_files: [config.ramdisk.kernel.clone(), config.ramdisk.initramfs.clone()],
+            ramdisk: config.ramdisk.clone(),
             bmcs: Bmcs::new(config),
         }
     }
@@ -49,7 +49,8 @@ impl Workshop {
                 if let Some(netboot) = &spec.image.netboot {
                     menu::check_own_files(&self.image_dirs, netboot)?;
                 }
-                self.prepare(spec, meter, cancel).await
+                let system_guid = self.bmcs.system_guid(spec, cancel.clone()).await?;
+                self.prepare(spec, system_guid, meter, cancel).await
             }
             Operation::PowerOn => {
                 self.bmcs.netboot(spec, cancel).await?;

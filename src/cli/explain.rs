@@ -116,6 +116,9 @@ impl Story<'_> {
     fn seen(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "\nWhat was seen")?;
         match self.status.power {
+            None if self.by_hand() => {
+                writeln!(out, "  power    not known: there is no BMC (bmc.driver = \"none\")")?;
+            }
             None => writeln!(out, "  power    not seen since the agent started")?,
             Some(power) => {
                 let state = power.observed.as_str();
@@ -194,9 +197,8 @@ impl Story<'_> {
     fn ways(&self) -> Vec<String> {
         let node = &self.status.node;
         let redeploy = "change `redeploy` in its spec to have it wiped and installed";
-        let held_for = |reason: &str| {
-            self.status.conditions.iter().any(|one| one.kind == "Held" && one.reason == reason)
-        };
+        let condition = |kind: &str| self.status.conditions.iter().find(|one| one.kind == kind);
+        let held_for = |reason: &str| condition("Held").is_some_and(|held| held.reason == reason);
         let ways: Vec<String> = match self.status.phase {
             Phase::Held if held_for("TooManyChanges") => vec![
                 "take the change back".to_owned(),
@@ -228,7 +230,10 @@ impl Story<'_> {
                 vec!["leave it: nothing is touched".to_owned(), redeploy.to_owned()]
             }
             phase if phase.is_busy() => {
-                vec!["set `paused = true` in its spec, to stop this and switch it off".to_owned()]
+                let hand = condition("WaitingForPerson").map(|one| one.message.clone());
+                let stop = "set `paused = true` in its spec, to stop this";
+                let off = if hand.is_some() || self.by_hand() { "" } else { " and switch it off" };
+                hand.into_iter().chain([format!("{stop}{off}")]).collect()
             }
             _ => Vec::new(),
         };
@@ -236,6 +241,11 @@ impl Story<'_> {
             return ways;
         }
         ["correct its spec: until then nothing starts".to_owned()].into_iter().chain(ways).collect()
+    }
+
+    /// Whether its spec names no BMC.
+    fn by_hand(&self) -> bool {
+        matches!(&self.spec, Some(Ok(spec)) if spec.bmc.is_none())
     }
 
     fn drifted(&self) -> bool {

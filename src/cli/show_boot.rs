@@ -27,7 +27,8 @@ pub(super) struct Asked {
 /// A card that gets nothing.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0} is served nothing (file not found): no node has it in boot.mac, or its spec does not want the machine installed; look at `hostler status`"
+    "{0} is served no menu of its own (file not found): no node has it in boot.mac, or its spec does not want the machine installed; \
+     look at `hostler status`"
 )]
 struct NotServed(MacAddr);
 

@@ -150,7 +150,7 @@ pub struct Tftp {
     pub loaders: PathBuf,
 }
 
-/// `[http]`: kernels and ramdisks for iPXE. Plain HTTP, as TFTP is plain: nothing that is served so is a secret.
+/// `[http]`: what TFTP serves, for iPXE, which fetches kernels and ramdisks there. As plain as TFTP is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Http {
     /// Where it listens; the machines are told `network.advertise` with this port.
@@ -185,6 +185,18 @@ pub struct Admin {
 /// `[ramdisk]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ramdisk {
+    /// The deploy kernel.
+    pub kernel: PathBuf,
+    /// The deploy ramdisk.
+    pub initramfs: PathBuf,
+    /// `[ramdisk.aarch64]`: unless it is there, no such machine is installed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aarch64: Option<BootFiles>,
+}
+
+/// A kernel and its ramdisk for another kind of machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BootFiles {
     /// The deploy kernel.
     pub kernel: PathBuf,
     /// The deploy ramdisk.
@@ -290,7 +302,7 @@ fn config(config: &mut Section<'_>) -> Option<Config> {
         ironic: match ironic {
             None => None,
             Some((listen, files)) => {
-                let Ramdisk { kernel, initramfs } = files?;
+                let BootFiles { kernel, initramfs } = files?;
                 let listen = listen.unwrap_or(SocketAddr::new(advertise, IRONIC_PORT));
                 Some(Ironic { listen, kernel, initramfs })
             }
@@ -329,13 +341,22 @@ fn images(
 }
 
 fn ramdisk(ramdisk: &mut Section<'_>) -> Option<Ramdisk> {
-    let kernel = ramdisk.key("kernel").required().text(absolute);
-    let initramfs = ramdisk.key("initramfs").required().text(absolute);
-    Some(Ramdisk { kernel: kernel?, initramfs: initramfs? })
+    let files = boot_files(ramdisk);
+    let has_aarch64 = ramdisk.has("aarch64");
+    let aarch64 = ramdisk.key("aarch64");
+    let aarch64 = if has_aarch64 { Some(aarch64.table(boot_files)?) } else { None };
+    let BootFiles { kernel, initramfs } = files?;
+    Some(Ramdisk { kernel, initramfs, aarch64 })
 }
 
-fn ironic_ramdisk(ironic: &mut Section<'_>) -> (Option<SocketAddr>, Option<Ramdisk>) {
-    (ironic.key("listen").text(socket), ramdisk(ironic))
+fn boot_files(section: &mut Section<'_>) -> Option<BootFiles> {
+    let kernel = section.key("kernel").required().text(absolute);
+    let initramfs = section.key("initramfs").required().text(absolute);
+    Some(BootFiles { kernel: kernel?, initramfs: initramfs? })
+}
+
+fn ironic_ramdisk(ironic: &mut Section<'_>) -> (Option<SocketAddr>, Option<BootFiles>) {
+    (ironic.key("listen").text(socket), boot_files(ironic))
 }
 
 fn limits(limits: &mut Section<'_>) -> Limits {

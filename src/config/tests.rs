@@ -103,11 +103,16 @@ advertise = "2001:db8::1"
 [tftp]
 listen = "[::]:1069"
 loaders = "/srv/loaders"
+[http]
+listen = "[::]:80"
 [callback]
 listen = "0.0.0.0:8443"
 [ramdisk]
 kernel = "/k"
 initramfs = "/i"
+[ramdisk.aarch64]
+kernel = "/arm/k"
+initramfs = "/arm/i"
 [defaults]
 paused = true
 boot.kernel_args = ["quiet"]
@@ -121,6 +126,8 @@ retry = { attempts = 5 }
     assert_eq!(config.images.cache_dir, Path::new("/srv/cache"));
     assert_eq!((config.images.cache_size, config.images.published_max), (1_500_000_000, 10 << 30));
     assert_eq!(config.tftp.listen.to_string(), "[::]:1069");
+    assert_eq!(config.http.listen.to_string(), "[::]:80");
+    assert_eq!(config.ramdisk.aarch64.as_ref().unwrap().kernel, Path::new("/arm/k"));
     let shown = config.to_toml();
     assert!(shown.ends_with("[defaults.retry]\nattempts = 5\n"), "{shown}");
     assert_eq!(parse("shown.toml", shown.as_bytes()), Ok(config));
@@ -189,6 +196,14 @@ socket = "admin.sock"
         &expect![[r"
         hostler.toml:1:7: unclosed table, expected `]`
     "]],
+    );
+    check(
+        "network.advertise = \"192.0.2.1\"\nspecs.dir = \"/x\"\n[ramdisk]\nkernel = \"/k\"\ninitramfs = \"/i\"\n\
+         [ramdisk.aarch64]\nkernel = \"k\"\n",
+        &expect![[r#"
+            hostler.toml:6:1: ramdisk.aarch64.initramfs: missing
+            hostler.toml:7:10: ramdisk.aarch64.kernel: `k` is not an absolute path
+        "#]],
     );
     check(
         &format!("{MINIMAL}[network]\n[ramdisk.aarch64]\nkernel = \"/x\"\n"),

@@ -40,6 +40,8 @@ pub(super) struct Call<'a> {
 
 #[derive(Clone, Debug)]
 enum Trouble {
+    /// Nothing: the last command was answered.
+    None,
     Unresolved(String),
     Silence(Option<io::ErrorKind>),
     Status(u8),
@@ -61,7 +63,7 @@ impl<'a> Call<'a> {
         let waited = || started.elapsed();
         let in_use = || bmc.error(IpmiErrorKind::InUse { waited: waited() });
         let memory = timeout_at(deadline, bmc.memory.lock()).await.map_err(|_| in_use())?;
-        let trouble = Trouble::Silence(None);
+        let trouble = Trouble::None;
         let call = Self { bmc, memory, started, deadline, link: None, trouble };
         call.rest().await;
         Ok(call)
@@ -96,6 +98,11 @@ impl<'a> Call<'a> {
         end < self.deadline
     }
 
+    /// Whether the deadline came in the middle of a command though nothing stood in its way.
+    pub(super) fn cut_off(&self) -> bool {
+        matches!(self.trouble, Trouble::None) && self.deadline <= Instant::now()
+    }
+
     pub(super) fn error(&self, kind: IpmiErrorKind) -> IpmiError {
         self.bmc.error(kind)
     }
@@ -108,6 +115,7 @@ impl<'a> Call<'a> {
                 BmcDriver::Ipmitool => Some(self.by_program(command).await?),
             };
             let Some(answer) = answer else { continue };
+            self.trouble = Trouble::None;
             match answer.completion {
                 0 => return Ok(answer.data),
                 INSUFFICIENT_PRIVILEGE => return Err(self.privilege_refused()),
@@ -331,6 +339,7 @@ impl<'a> Call<'a> {
         let waited = self.started.elapsed();
         self.error(match &self.trouble {
             Trouble::Unresolved(reason) => IpmiErrorKind::Unresolved { reason: reason.clone() },
+            Trouble::None => IpmiErrorKind::NoAnswer { waited, network: None },
             Trouble::Silence(network) => IpmiErrorKind::NoAnswer { waited, network: *network },
             Trouble::Status(status) => IpmiErrorKind::NoSession { status: *status, waited },
             Trouble::Busy(command, completion) => {

@@ -16,6 +16,7 @@ use crate::model::{
     power::{BootDevice, BootPersistence, ChassisControl, PowerState},
     secret::Secret,
     spec::{BmcAddress, BmcDriver, CipherSuite, Privilege},
+    system_guid::SystemGuid,
 };
 
 /// How to reach a BMC.
@@ -100,6 +101,14 @@ impl Bmc {
         result
     }
 
+    /// What it says is the UUID of its system.
+    pub async fn system_guid(&self, deadline: Instant) -> Result<SystemGuid, IpmiError> {
+        let mut call = Call::begin(self, deadline).await?;
+        let result = call.system_guid().await;
+        call.end().await;
+        result
+    }
+
     /// Gives one power command. That it was accepted does not mean that it was carried out: see [`Bmc::reach_power`].
     pub async fn chassis_control(
         &self,
@@ -169,12 +178,36 @@ impl Call<'_> {
             .ok_or_else(|| self.error(IpmiErrorKind::BadAnswer { command: command.name() }))
     }
 
+    async fn system_guid(&mut self) -> Result<SystemGuid, IpmiError> {
+        let answer = match self.command(Command::GetSystemGuid).await {
+            Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => Vec::new(),
+            other => other?,
+        };
+        commands::system_guid(&answer).ok_or_else(|| self.error(IpmiErrorKind::NoSystemGuid))
+    }
+
     async fn reach_power(&mut self, wanted: PowerState) -> Result<(), IpmiError> {
+        let mut accepted_at = None;
+        let reached = self.pursue_power(wanted, &mut accepted_at).await;
+        reached.map_err(|error| match accepted_at {
+            // It answered to the end: that says more than what it was cut off in.
+            Some(at) if self.cut_off() => {
+                self.error(IpmiErrorKind::StateNotReached { wanted, waited: at.elapsed() })
+            }
+            Some(_) | None => error,
+        })
+    }
+
+    /// Looks, gives the command now and then, and notes when it was first accepted.
+    async fn pursue_power(
+        &mut self,
+        wanted: PowerState,
+        accepted_at: &mut Option<Instant>,
+    ) -> Result<(), IpmiError> {
         let command = Command::ChassisControl(match wanted {
             PowerState::On => ChassisControl::PowerUp,
             PowerState::Off => ChassisControl::PowerDown,
         });
-        let mut accepted_at: Option<Instant> = None;
         let mut reissue_at = Instant::now();
         while self.power_state().await? != wanted {
             if reissue_at <= Instant::now() {
@@ -186,13 +219,8 @@ impl Call<'_> {
                 reissue_at = Instant::now() + self.bmc.timing.reissue;
             }
             if !self.pause(self.bmc.poll_interval()).await {
-                return Err(self.error(accepted_at.map_or(
-                    IpmiErrorKind::CommandRefused {
-                        command: command.name(),
-                        completion: NOT_IN_THIS_STATE,
-                    },
-                    |at| IpmiErrorKind::StateNotReached { wanted, waited: at.elapsed() },
-                )));
+                let (command, completion) = (command.name(), NOT_IN_THIS_STATE);
+                return Err(self.error(IpmiErrorKind::CommandRefused { command, completion }));
             }
         }
         Ok(())

@@ -6,6 +6,7 @@ use crate::model::{
     boot::Firmware,
     power::{BootDevice, BootPersistence, ChassisControl, PowerState},
     spec::Privilege,
+    system_guid::SystemGuid,
 };
 
 /// Network functions (IPMI 2.0 table 5-1).
@@ -23,6 +24,8 @@ const BOOT_FLAGS: u8 = 5;
 pub(super) enum Command {
     /// §20.1
     GetDeviceId,
+    /// §22.14
+    GetSystemGuid,
     /// §22.18
     SetSessionPrivilege(Privilege),
     /// §22.19, with the BMC's own session id.
@@ -48,6 +51,7 @@ impl Command {
     pub(super) fn encode(self) -> (u8, u8, Vec<u8>) {
         match self {
             Self::GetDeviceId => (APPLICATION, 0x01, vec![]),
+            Self::GetSystemGuid => (APPLICATION, 0x37, vec![]),
             Self::SetSessionPrivilege(privilege) => {
                 (APPLICATION, 0x3b, vec![privilege_level(privilege)])
             }
@@ -69,6 +73,7 @@ impl Command {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::GetDeviceId => "get device id",
+            Self::GetSystemGuid => "get system guid",
             Self::SetSessionPrivilege(_) => "set session privilege level",
             Self::CloseSession(_) => "close session",
             Self::GetChassisStatus => "get chassis status",
@@ -115,6 +120,11 @@ pub(super) fn manufacturer(answer: &[u8]) -> Option<u32> {
     let bytes = answer.get(6..9)?.first_chunk::<3>()?;
     let [low, middle, high] = *bytes;
     Some(u32::from_le_bytes([low, middle, high, 0]) & 0x000f_ffff)
+}
+
+/// The answer to [`Command::GetSystemGuid`]; `None` if it is of another length, or says that there is none.
+pub(super) fn system_guid(answer: &[u8]) -> Option<SystemGuid> {
+    SystemGuid::new(answer.try_into().ok()?)
 }
 
 /// Supermicro's numbers. Its BMCs know the UEFI disk by a selector of their own and say nothing of a wrong one.
@@ -233,6 +243,10 @@ mod tests {
         let device_id = [0x20, 1, 2, 3, 0x51, 0xbf, 0x7c, 0x2a, 0x00, 1, 2];
         assert_eq!(manufacturer(&device_id), Some(10876));
         assert_eq!(BootFlags::decode(&[1, 4, 0xa0, 4]), None);
+        assert_eq!(system_guid(&[7; 16]), SystemGuid::new([7; 16]));
+        for none in [&[7; 15][..], &[7; 17], &[0; 16], &[0xff; 16], &[]] {
+            assert_eq!(system_guid(none), None);
+        }
     }
 
     proptest! {
@@ -245,7 +259,8 @@ mod tests {
 
         #[test]
         fn reading_answers_never_panics_on_any_bytes(bytes: Vec<u8>) {
-            let _ignored = (power_state(&bytes), manufacturer(&bytes), BootFlags::decode(&bytes));
+            let _ignored = (power_state(&bytes), manufacturer(&bytes), system_guid(&bytes));
+            let _ignored = BootFlags::decode(&bytes);
         }
     }
 }

@@ -113,6 +113,9 @@ pub enum IpmiErrorKind {
         /// The command.
         command: &'static str,
     },
+    /// The BMC does not know Get System GUID, or answers with nothing.
+    #[error("does not say its system's UUID")]
+    NoSystemGuid,
     /// The BMC took the power command, but the state did not follow.
     #[error("accepted power {} but stayed {} for {}", .wanted.as_str(), opposite(*.wanted), seconds(*.waited))]
     StateNotReached {

@@ -76,12 +76,27 @@ impl Node {
             (State::SettingPower { wanted }, Outcome::PowerSet(reached)) if *wanted == reached => {
                 self.power_set(now, reached);
             }
-            (State::Preparing { ready: None }, Outcome::Prepared { image, key, stages }) => {
+            (
+                State::Preparing { ready: None },
+                Outcome::Prepared { image, key, system_guid, stages },
+            ) => {
                 self.note_stages(&stages);
                 let bmc = spec.bmc.clone();
-                let attempt =
-                    Attempt { key, image, verify: Vec::new(), peer: None, disk: None, bmc };
-                self.record.state = State::Preparing { ready: Some(attempt) };
+                let attempt = Attempt {
+                    key,
+                    image,
+                    verify: Vec::new(),
+                    peer: None,
+                    disk: None,
+                    system_guid,
+                    bmc,
+                };
+                if self.by_hand() {
+                    self.record.consented = true;
+                    self.enter(now, State::PoweringOn { attempt });
+                } else {
+                    self.record.state = State::Preparing { ready: Some(attempt) };
+                }
             }
             (State::Preparing { ready: Some(attempt) }, Outcome::Power(observed)) => {
                 let attempt = attempt.clone();
@@ -106,7 +121,8 @@ impl Node {
             }
             (State::Restarting { attempt, disk }, Outcome::Restarted(left)) => {
                 let (image, disk) = (attempt.image.clone(), disk.clone());
-                self.succeed(now, image, disk, left);
+                self.see_power(now, left);
+                self.succeed(now, image, disk);
             }
             (State::CleaningUp { attempt, purpose }, Outcome::CleanedUp) => {
                 let purpose = *purpose;
@@ -129,9 +145,8 @@ impl Node {
         }
     }
 
-    /// The machine was restarted into its own system, or left off as its spec wants it.
-    fn succeed(&mut self, now: Timestamp, image: PreparedImage, disk: Disk, left: PowerState) {
-        self.see_power(now, left);
+    /// The machine was restarted into its own system, or left off as its spec wants it; without a BMC it does that itself.
+    pub(super) fn succeed(&mut self, now: Timestamp, image: PreparedImage, disk: Disk) {
         self.record.last_error = None;
         self.record.consented = false;
         let wanted = self.record.spec.as_ref().zip(self.wanted.clone());
@@ -156,6 +171,11 @@ impl Node {
             self.enter(now, State::Idle);
         }
         self.consider_power(now, observed);
+        self.line_up(now, observed);
+    }
+
+    /// Gets in line for an attempt, or holds, if there is to be one.
+    pub(super) fn line_up(&mut self, now: Timestamp, observed: PowerState) {
         let not_before = self.record.not_before;
         if self.record.state != State::Idle
             || !self.may_start()
@@ -288,7 +308,8 @@ impl Node {
         self.cancel(actions);
         let attempt = self.record.state.attempt().cloned();
         self.enter(now, State::CleaningUp { attempt, purpose });
-        self.record.deadline = self.running.map(|_| after(now, CANCEL_PATIENCE));
+        let waits = self.running.is_some() || self.cleans_up_by_hand();
+        self.record.deadline = waits.then(|| after(now, CANCEL_PATIENCE));
     }
 
     /// Nothing is under way any more.
@@ -322,6 +343,12 @@ impl Node {
                 }
                 return self.cancel(actions);
             }
+            State::CleaningUp { purpose, .. }
+                if self.running.is_none() && self.cleans_up_by_hand() =>
+            {
+                let purpose = *purpose;
+                return self.end_unheard_by_hand(now, purpose);
+            }
             State::CleaningUp { .. } => {
                 // Nothing may start before the operation has reported: tell it again.
                 self.record.deadline = Some(after(now, CANCEL_PATIENCE));
@@ -333,6 +360,9 @@ impl Node {
                 "the image was not verified in time",
                 "look at the disk the image lies on, or raise timeouts.imaging",
             ),
+            State::PoweringOn { attempt } if attempt.bmc.is_none() => {
+                return self.miss_the_hand(now, actions);
+            }
             State::PoweringOn { .. } => Fault::passing(
                 Step::PowerOn,
                 "PowerTimeout",
@@ -381,7 +411,7 @@ impl Node {
         self.fail(now, fault, actions);
     }
 
-    /// The machine was seen fetching a boot file. Evidence for people; it moves nothing.
+    /// The machine was seen fetching a boot file. Evidence for people; it moves nothing but what waits for a person.
     pub(super) fn take_evidence(&mut self, now: Timestamp, fetch: &Fetch) {
         if !matches!(self.menu(), Menu::Deploy(_)) {
             return;
@@ -393,6 +423,9 @@ impl Node {
             seen.fetched = Some(fetch.stage);
             seen.fetched_path = Some(plain(&fetch.path));
             seen.fetched_at = Some(now);
+            if fetch.stage >= BootStage::Menu {
+                self.come_up_by_hand(now);
+            }
         }
     }
 }

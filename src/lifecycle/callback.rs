@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use crate::model::{
     callback::{
         Call, Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupReply, Reply,
+        Then,
     },
     disk::Disk,
     fault::{Fault, Step},
@@ -17,6 +18,7 @@ use crate::model::{
     size::show_bytes,
     spec::NodeSpec,
     status::ImagingStage,
+    system_guid::SystemGuid,
 };
 
 use super::{
@@ -30,6 +32,8 @@ use super::{
 const POLL_AFTER_S: u32 = 2;
 /// Longest text a disk may be described with, in characters: the standards allow 40 for the longest of them.
 const DISK_CHARS_MAX: usize = 128;
+/// A UUID has 36 characters (RFC 4122 section 3); a longer text is shown cut.
+const UUID_CHARS_MAX: usize = 64;
 /// Longest CHAP name and secret, in bytes (RFC 7143 section 6.1: a value has 255).
 const CHAP_BYTES_MAX: usize = 255;
 
@@ -43,7 +47,8 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Reply {
         let name = call.name();
-        match self.admit(peer, key).and_then(|()| self.answer(now, peer, call, actions)) {
+        let admitted = self.admit(peer, key).map(|()| self.come_up_by_hand(now));
+        match admitted.and_then(|()| self.answer(now, peer, call, actions)) {
             Ok(reply) => {
                 let seen = &mut self.record.last_seen;
                 seen.address = Some(peer);
@@ -102,7 +107,9 @@ impl Node {
             return Err("no lookup is expected in this phase");
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
-        match choose_disk(spec, attempt.image.disk_bytes, lookup) {
+        let chosen = right_machine(spec, attempt.system_guid, &lookup)
+            .and_then(|()| choose_disk(spec, attempt.image.disk_bytes, lookup));
+        match chosen {
             Ok(disk) => {
                 let name = disk.name.clone();
                 attempt.disk = Some(disk);
@@ -132,30 +139,11 @@ impl Node {
         if !info.error.is_empty() {
             return Ok(self.ramdisk_failed(now, &info.error, actions));
         }
-        let expected_iqn = self.iqn();
+        let target = self.target(peer, info)?;
         match &self.record.state {
             State::PoweringOn { attempt } | State::WaitingRamdisk { attempt } => {
                 let disk = attempt.disk.clone().ok_or("no disk was asked for before")?;
-                if info.address.is_some_and(|address| address != peer) {
-                    return Err("the target's address is not the caller's own");
-                }
-                if info.iqn != expected_iqn {
-                    return Err("not the target name that was asked for");
-                }
-                let chap_password = info.chap_password.ok_or("the target has no CHAP secret")?;
-                let lengths = [info.chap_username.len(), chap_password.expose().len()];
-                if !lengths.iter().all(|length| (1..=CHAP_BYTES_MAX).contains(length)) {
-                    return Err("a CHAP name and secret have 1 to 255 bytes");
-                }
                 let attempt = attempt.clone();
-                let target = Target {
-                    address: peer,
-                    port: info.port,
-                    lun: info.lun,
-                    iqn: info.iqn,
-                    chap_username: info.chap_username,
-                    chap_password,
-                };
                 // From here on the disk's old contents are gone.
                 self.record.installed = None;
                 self.record.record_lost = false;
@@ -163,13 +151,39 @@ impl Node {
                 Ok(Reply::Accepted)
             }
             // The first answer was lost: the same again is the same.
-            State::Imaging { target, .. }
-                if info.chap_password.as_ref() == Some(&target.chap_password) =>
-            {
-                Ok(Reply::Accepted)
-            }
+            State::Imaging { target: known, .. } if *known == target => Ok(Reply::Accepted),
             _ => Err("no target is expected in this phase"),
         }
+    }
+
+    /// The target that the ramdisk offers, if it may be used.
+    fn target(&self, peer: IpAddr, info: DeployInfo) -> Result<Target, &'static str> {
+        if info.address.is_some_and(|address| address != peer) {
+            return Err("the target's address is not the caller's own");
+        }
+        if info.iqn != self.iqn() {
+            return Err("not the target name that was asked for");
+        }
+        let within = |text: &str| (1..=CHAP_BYTES_MAX).contains(&text.len());
+        match &info.chap_password {
+            Some(secret) if within(&info.chap_username) && within(secret.expose()) => {}
+            None if info.chap_username.is_empty() && !self.requires_chap() => {}
+            None => return Err("the target has no CHAP secret"),
+            Some(_) => return Err("a CHAP name and secret have 1 to 255 bytes"),
+        }
+        Ok(Target {
+            address: peer,
+            port: info.port,
+            lun: info.lun,
+            iqn: info.iqn,
+            chap_username: info.chap_username,
+            chap_password: info.chap_password,
+        })
+    }
+
+    /// Whether an open target is refused. Without a spec nobody has allowed one.
+    fn requires_chap(&self) -> bool {
+        self.record.spec.as_ref().is_none_or(|spec| spec.boot.require_chap)
     }
 
     fn deploy_state(&mut self, now: Timestamp) -> DeployStateReply {
@@ -183,6 +197,14 @@ impl Node {
                 DeployState::Release
             }
             State::WaitingCompleted { .. } | State::Restarting { .. } => DeployState::Release,
+            // The write is being stopped: for what that wipes, the target is still needed.
+            State::CleaningUp { .. } if self.running.is_some() && self.cleans_up_by_hand() => {
+                DeployState::Imaging
+            }
+            State::CleaningUp { .. } if self.cleans_up_by_hand() => {
+                self.hear_the_end_by_hand(now);
+                return DeployStateReply { then: Then::PowerOff, ..DeployState::Abort.into() };
+            }
             State::Idle
             | State::Held { .. }
             | State::Failed
@@ -192,7 +214,7 @@ impl Node {
         };
         match self.record.state.attempt() {
             Some(attempt) if state == DeployState::Release => {
-                DeployStateReply { state, verify: attempt.verify.clone() }
+                DeployStateReply { state, verify: attempt.verify.clone(), then: self.then(attempt) }
             }
             _ => state.into(),
         }
@@ -216,7 +238,11 @@ impl Node {
                     self.fail(now, not_verified(&disk), actions);
                     return Ok(Reply::Accepted);
                 }
-                self.enter(now, State::Restarting { attempt, disk });
+                if attempt.bmc.is_none() {
+                    self.succeed(now, attempt.image, disk);
+                } else {
+                    self.enter(now, State::Restarting { attempt, disk });
+                }
                 Ok(Reply::Accepted)
             }
             State::Switching { disk, .. } | State::WaitingCompleted { disk, .. }
@@ -287,21 +313,40 @@ fn not_verified(disk: &Disk) -> Fault {
     )
 }
 
+/// Whether the ramdisk runs on the machine that is meant, as far as its cards and its firmware tell. What it says is untrusted.
+fn right_machine(
+    spec: &NodeSpec,
+    system_guid: Option<SystemGuid>,
+    lookup: &Lookup,
+) -> Result<(), Fault> {
+    let wrong = |message: String, hint| {
+        let message = format!("another machine booted the deploy ramdisk: {message}");
+        Err(Fault::lasting(Step::Ramdisk, "WrongMachine", plain(&message), hint))
+    };
+    if !lookup.macs.is_empty() && !lookup.macs.iter().any(|mac| spec.boot.macs.contains(mac)) {
+        let macs: Vec<String> = lookup.macs.iter().map(ToString::to_string).collect();
+        return wrong(
+            format!("its cards are {}", macs.join(", ")),
+            "look which machine fetched this node's boot menu, and correct boot.mac",
+        );
+    }
+    let Some(guid) = system_guid else { return Ok(()) };
+    let uuid = lookup.system_uuid.as_deref();
+    if uuid.is_some_and(|uuid| guid.is(uuid)) {
+        return Ok(());
+    }
+    let uuid = uuid.unwrap_or("not known to its firmware").chars().take(UUID_CHARS_MAX);
+    let uuid: String = uuid.collect();
+    wrong(
+        format!("its UUID is {uuid}, and the BMC's system has {}", guid.readings().join(" or ")),
+        "look whether bmc.address is the BMC of this very machine; if it is, the two do not agree on the UUID: set bmc.match_system_uuid = false",
+    )
+}
+
 /// The disk to write, or why there is none. Whatever the ramdisk said is untrusted.
 fn choose_disk(spec: &NodeSpec, needed_bytes: u64, lookup: Lookup) -> Result<Disk, Fault> {
     let lasting =
         |code, message: &str, hint| Err(Fault::lasting(Step::Ramdisk, code, plain(message), hint));
-    if !lookup.macs.is_empty() && !lookup.macs.iter().any(|mac| spec.boot.macs.contains(mac)) {
-        let macs: Vec<String> = lookup.macs.iter().map(ToString::to_string).collect();
-        return lasting(
-            "WrongMachine",
-            &format!(
-                "another machine booted the deploy ramdisk: its cards are {}",
-                macs.join(", ")
-            ),
-            "look which machine fetched this node's boot menu, and correct boot.mac",
-        );
-    }
     let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
     match spec.root_device.choose(&disks) {
         Ok(disk) if disk.size < needed_bytes => {

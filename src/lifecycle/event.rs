@@ -14,6 +14,7 @@ use crate::model::{
     secret::AttemptKey,
     spec::NodeSpec,
     status::{ImagingStage, Progress},
+    system_guid::SystemGuid,
 };
 
 use super::state::{PreparedImage, Target};
@@ -115,6 +116,8 @@ pub enum Outcome {
         image: PreparedImage,
         /// A fresh random key for the attempt.
         key: AttemptKey,
+        /// What the BMC says is the machine's UUID, if the ramdisk is to run on that machine only.
+        system_guid: Option<SystemGuid>,
         /// What it took.
         stages: Stages,
     },
@@ -137,6 +140,20 @@ pub enum Outcome {
 
 /// How long each stage of an operation took.
 pub type Stages = Vec<(ImagingStage, Duration)>;
+
+impl Operation {
+    /// Whether it is a BMC's work.
+    pub const fn needs_bmc(&self) -> bool {
+        match self {
+            Self::ObservePower
+            | Self::PowerOn
+            | Self::Restart { .. }
+            | Self::SetPower(_)
+            | Self::CleanUp => true,
+            Self::Prepare | Self::Image { .. } => false,
+        }
+    }
+}
 
 /// What the core wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]

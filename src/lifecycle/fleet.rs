@@ -111,6 +111,10 @@ impl Fleet {
         }
         if std::mem::take(&mut self.state_lost) {
             self.left.doubt_new_names(specs.keys());
+            // That a machine is on will not show that it is somebody's.
+            let by_hand =
+                specs.iter().filter(|(_, spec)| spec.as_ref().is_ok_and(|spec| spec.bmc.is_none()));
+            self.left.doubt(by_hand.map(|(name, _)| name));
         }
         self.note_departures(&specs);
         let reinstalls: Vec<NodeName> = specs

@@ -58,13 +58,18 @@ impl Left {
     /// Every record is lost. If a status file is left whose spec is gone, a name that has none may be that node's new one.
     pub(super) fn doubt_new_names<'a>(
         &mut self,
-        specs: impl ExactSizeIterator<Item = &'a NodeName> + Clone,
+        specs: impl Iterator<Item = &'a NodeName> + Clone,
     ) {
         let is_found = |name: &NodeName| specs.clone().any(|spec| spec == name);
         if !self.nodes.keys().all(is_found) {
-            for name in specs {
-                self.nodes.entry(name.clone()).or_insert(None);
-            }
+            self.doubt(specs);
+        }
+    }
+
+    /// Nobody knows what is on the machines of these, unless a status file says it.
+    pub(super) fn doubt<'a>(&mut self, names: impl Iterator<Item = &'a NodeName>) {
+        for name in names {
+            self.nodes.entry(name.clone()).or_insert(None);
         }
     }
 

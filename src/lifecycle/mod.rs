@@ -42,6 +42,7 @@ mod agenda;
 mod attempt;
 mod backoff;
 mod breaker;
+mod by_hand;
 mod callback;
 mod carrier;
 mod event;

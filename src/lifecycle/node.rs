@@ -20,7 +20,7 @@ use super::{
     event::{Action, Event, Menu, Operation},
     fleet::Policy,
     report::plain_fault,
-    state::{Hold, Purpose, Record, State},
+    state::{Attempt, Hold, Purpose, Record, State},
     wait::{after, power_limit},
 };
 
@@ -210,7 +210,9 @@ impl Node {
             Event::Retry => self.retry(now),
         }
         self.expire(now, &mut actions);
+        self.end_what_is_over(now);
         self.hold_what_is_lost(now);
+        self.go_on_by_hand(now);
         self.drive(now, &mut actions);
         self.stay_in_line();
         self.note_phase(now);
@@ -406,7 +408,23 @@ impl Node {
 
     /// Whether the power state is to be looked at now and then.
     pub(super) fn observes(&self) -> bool {
-        self.record.state.at_rest() && self.record.spec.is_some() && !self.clash
+        self.record.state.at_rest() && self.bmc().is_some() && !self.clash
+    }
+
+    /// A clean-up for which nothing is to be done is over when nothing runs.
+    fn end_what_is_over(&mut self, now: Timestamp) {
+        if self.running.is_some() || self.unread {
+            return;
+        }
+        match &self.record.state {
+            State::CleaningUp { attempt, purpose }
+                if attempt.as_ref().is_none_or(Attempt::is_over_by_hand) =>
+            {
+                let purpose = *purpose;
+                self.conclude(now, purpose);
+            }
+            _ => {}
+        }
     }
 
     /// Starts what the state needs, if nothing runs.
@@ -414,14 +432,13 @@ impl Node {
         if self.running.is_some() || self.unread {
             return;
         }
-        if let State::CleaningUp { attempt: None, purpose } = self.record.state {
-            self.conclude(now, purpose);
-        }
         if self.gone && self.record.state.at_rest() {
             return actions.push(Action::Forget);
         }
-        let (Some(operation), Some(mut spec)) = (self.operation(now), self.record.spec.clone())
-        else {
+        let operation = self.operation(now);
+        // Whatever the state wants: where there is no BMC, none is asked.
+        let operation = operation.filter(|wanted| !wanted.needs_bmc() || self.bmc().is_some());
+        let (Some(operation), Some(mut spec)) = (operation, self.record.spec.clone()) else {
             return;
         };
         let limit = power_limit(&spec.timeouts);

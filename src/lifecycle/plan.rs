@@ -207,12 +207,18 @@ impl Rehearsal {
             (Deed::Install, ..) => "never installed by hostler".to_owned(),
             _ => node.message(),
         };
+        let begins = matches!(deed, Deed::Install | Deed::Reinstall) && under_way.is_none();
+        let once = if begins && node.by_hand() {
+            "; once somebody has it boot from the network"
+        } else {
+            ""
+        };
         Intention {
             node: node.name().clone(),
             deed,
             wipes: node.spec().filter(|_| wiping).map(|spec| wiped(spec, installed)),
-            unless_on: deed == Deed::Install && unknown && !consent,
-            reason,
+            unless_on: deed == Deed::Install && unknown && !consent && !node.by_hand(),
+            reason: format!("{reason}{once}"),
         }
     }
 

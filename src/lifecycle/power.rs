@@ -27,9 +27,9 @@ const ENFORCEMENT_INTERVAL: Duration = Duration::from_secs(15 * 60);
 pub(super) const POWER_TRIES_MAX: u32 = 4;
 
 impl Node {
-    /// The power state the machine should be in now; none in an attempt, before one, or if it does not matter.
+    /// The power state the machine should be in now; none in an attempt, before one, if it does not matter, or without a BMC.
     pub(super) fn wanted_power(&self) -> Option<PowerState> {
-        let spec = self.record.spec.as_ref()?;
+        let spec = self.record.spec.as_ref().filter(|spec| spec.bmc.is_some())?;
         match (spec.goal, spec.power) {
             (Goal::Unmanaged, _) | (Goal::Deployed, WantedPower::Ignore) => None,
             (Goal::Deployed, _) if self.wants_install() => None,
@@ -60,7 +60,7 @@ impl Node {
     pub(super) fn order_power(&mut self, now: Timestamp, old: Option<&NodeSpec>, new: &NodeSpec) {
         let same_machine =
             old.filter(|old| old.machine() == new.machine() && old.boot.macs == new.boot.macs);
-        match (same_machine, new.goal, new.power) {
+        match (same_machine.filter(|_| new.bmc.is_some()), new.goal, new.power) {
             (None, ..) | (_, Goal::Unmanaged, _) | (_, Goal::Deployed, WantedPower::Ignore) => {
                 self.record.power_ordered = false;
             }

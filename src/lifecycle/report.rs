@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use crate::model::{
+    callback::Then,
     fault::Fault,
     power::PowerState,
     spec::Goal,
@@ -11,6 +12,7 @@ use crate::model::{
 
 use super::{
     attempt::RESTART_TRIES_MAX,
+    by_hand::what_to_do,
     node::Node,
     power::POWER_TRIES_MAX,
     state::{Attempt, Hold, Purpose, State},
@@ -78,6 +80,7 @@ impl Node {
             ready: self.problems.is_empty()
                 && match phase {
                     Phase::Deployed => installed_digest == spec_digest,
+                    Phase::Available if self.by_hand() => true,
                     Phase::Available => {
                         self.power.is_some_and(|power| power.observed == PowerState::Off)
                     }
@@ -152,6 +155,9 @@ impl Node {
             State::Preparing { ready: Some(_) } => {
                 "the image is verified; asking the BMC for the power state once more".to_owned()
             }
+            State::PoweringOn { attempt } if attempt.bmc.is_none() => {
+                what_to_do(self.record.installed.is_some()).to_owned()
+            }
             State::PoweringOn { .. } => {
                 "setting the boot device to network and switching the machine on".to_owned()
             }
@@ -169,7 +175,7 @@ impl Node {
             }
             State::Imaging { disk, .. } => format!("writing the image to {disk}"),
             State::Switching { attempt, .. } | State::WaitingCompleted { attempt, .. } => {
-                self.message_released(attempt).to_owned()
+                self.message_released(attempt)
             }
             State::Restarting { .. } => {
                 let again = self.again(RESTART_TRIES_MAX);
@@ -181,6 +187,15 @@ impl Node {
                 }
             }
             State::CleaningUp { attempt: None, .. } => "stopping the attempt".to_owned(),
+            State::CleaningUp { purpose, .. } if self.cleans_up_by_hand() => {
+                let after = match purpose {
+                    Purpose::StartOver => String::new(),
+                    Purpose::Retry | Purpose::GiveUp => format!(" after: {}", last_error()),
+                };
+                format!(
+                    "waiting for the deploy ramdisk to hear that it is to switch its machine off{after}"
+                )
+            }
             State::CleaningUp { purpose: Purpose::StartOver, .. } if self.gone => {
                 "the spec is gone: switching the machine off and forgetting it".to_owned()
             }
@@ -194,9 +209,9 @@ impl Node {
     }
 
     /// The disk is written, and the ramdisk does the rest.
-    fn message_released(&self, attempt: &Attempt) -> &'static str {
+    fn message_released(&self, attempt: &Attempt) -> String {
         let heard = matches!(self.record.state, State::WaitingCompleted { .. });
-        match (heard, attempt.verify.is_empty()) {
+        let message = match (heard, attempt.verify.is_empty()) {
             (false, true) => "written; no boot file leads to the deploy ramdisk any more",
             (false, false) => {
                 "written, and to be verified by the ramdisk; no boot file leads to it any more"
@@ -205,7 +220,13 @@ impl Node {
             (true, false) => {
                 "waiting for the ramdisk to stop its target, compare its disk with the image and say completed"
             }
-        }
+        };
+        let then = match self.then(attempt) {
+            Then::Reboot if heard => "; then it restarts its machine",
+            Then::PowerOff if heard => "; then it switches its machine off",
+            Then::Wait | Then::Reboot | Then::PowerOff => "",
+        };
+        format!("{message}{then}")
     }
 
     /// Which try of the BMC this is, from the second on.
@@ -229,9 +250,13 @@ impl Node {
             Phase::Deployed if differs => {
                 format!("installed; the machine is {is}, and its spec wants it {wanted}")
             }
+            Phase::Deployed if self.by_hand() => self.message_unseen().to_owned(),
             Phase::Deployed => "installed".to_owned(),
             Phase::Available if differs => {
                 format!("the machine is {is}, and its spec wants it {wanted}")
+            }
+            Phase::Available if self.by_hand() => {
+                "nothing is served to it; there is no BMC to switch it off".to_owned()
             }
             Phase::Available => "kept off; nothing is served to it".to_owned(),
             Phase::Paused => "paused by its spec".to_owned(),
@@ -242,8 +267,21 @@ impl Node {
             Phase::Pending if self.record.not_before.is_some() => {
                 format!("will try again after: {last_error}")
             }
+            Phase::Pending if self.by_hand() => "about to begin".to_owned(),
             Phase::Pending => "asking the BMC for the power state".to_owned(),
             _ => "the spec cannot be used".to_owned(),
+        }
+    }
+
+    /// It is installed, and there is no BMC that could say more.
+    fn message_unseen(&self) -> &'static str {
+        match self.power_after_install() {
+            PowerState::On => {
+                "installed; without a BMC nobody has seen whether the machine came up"
+            }
+            PowerState::Off => {
+                "installed; without a BMC nobody has seen whether the machine switched itself off"
+            }
         }
     }
 
@@ -291,6 +329,10 @@ impl Node {
             let drifted = self.drifted();
             let reason = if drifted { "SpecChanged" } else { "AsWanted" };
             conditions.push(condition("Drifted", drifted, reason, String::new()));
+        }
+        if let State::PoweringOn { attempt: Attempt { bmc: None, .. } } = &self.record.state {
+            let message = what_to_do(self.record.installed.is_some()).to_owned();
+            conditions.push(condition("WaitingForPerson", true, "NetworkBoot", message));
         }
         if let Some(trouble) = &self.bmc_trouble {
             conditions.push(condition(

@@ -16,6 +16,7 @@ use crate::model::{
     secret::{AttemptKey, Secret},
     spec::{Bmc, BmcAddress, NodeSpec},
     status::{HistoryEntry, Installed, LastError, LastSeen, Phase},
+    system_guid::SystemGuid,
 };
 
 /// Everything about one node that outlives the agent's process.
@@ -108,6 +109,7 @@ impl Record {
         use BootStage::{Kernel, Loader, Menu};
         if let State::WaitingRamdisk { attempt } = &self.state
             && attempt.peer.is_none()
+            && attempt.bmc.is_some()
             && matches!(self.last_seen.fetched, Some(Loader | Menu | Kernel))
         {
             self.state = State::PoweringOn { attempt: attempt.clone() };
@@ -244,6 +246,9 @@ pub struct Attempt {
     pub peer: Option<IpAddr>,
     /// The disk the ramdisk was told to export.
     pub disk: Option<Disk>,
+    /// What the BMC says is the machine's UUID: no other machine's ramdisk is believed. `None`: that was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_guid: Option<SystemGuid>,
     /// The BMC it was begun with: should the spec name another one now, this is the one to clean up by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bmc: Option<Bmc>,
@@ -271,10 +276,11 @@ pub struct Target {
     pub lun: u8,
     /// Target name.
     pub iqn: String,
-    /// CHAP user.
+    /// CHAP user; empty without a secret.
     pub chap_username: String,
-    /// CHAP secret.
-    pub chap_password: Secret,
+    /// CHAP secret; `None`: the target asks nobody for one, and `boot.require_chap` allows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chap_password: Option<Secret>,
 }
 
 impl State {

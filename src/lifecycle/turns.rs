@@ -2,13 +2,14 @@
 //!
 //! Kept by the [`super::Fleet`], which asks each node after each of its steps what it holds and what it waits for. A turn is never
 //! taken or given back by a call of its own, so that none can leak. First attempts go before repeated ones: a machine that never
-//! comes up does not keep the others waiting twice.
+//! comes up does not keep the others waiting twice. One that a person has to switch on keeps none waiting at all: once its image is
+//! here it has no turn until its disk is to be written.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use crate::model::ids::NodeName;
+use crate::model::{ids::NodeName, power::PowerState};
 
 use super::{event::Turn, node::Node, state::State};
 
@@ -90,10 +91,13 @@ impl State {
     /// What a node in this state does that only so many may do.
     pub(super) fn holds(&self) -> Option<Turn> {
         match self {
-            Self::Preparing { .. }
-            | Self::PoweringOn { .. }
-            | Self::WaitingRamdisk { .. }
-            | Self::Imaging { granted: false, .. } => Some(Turn::Attempt),
+            Self::Preparing { .. } => Some(Turn::Attempt),
+            // Nobody knows when a person comes, and then the machine is up whether its turn has come or not.
+            Self::PoweringOn { attempt }
+            | Self::WaitingRamdisk { attempt }
+            | Self::Imaging { attempt, granted: false, .. } => {
+                attempt.bmc.is_some().then_some(Turn::Attempt)
+            }
             Self::Imaging { granted: true, .. } => Some(Turn::Imaging),
             Self::Idle
             | Self::Held { .. }
@@ -128,7 +132,9 @@ impl Node {
         match (turn, &mut self.record.state) {
             (Turn::Attempt, State::Idle) => {
                 let in_line = self.in_line_since.take().is_some();
-                let wipes = self.power.is_some_and(|power| self.may_wipe(power.observed));
+                let seen = self.power.map(|power| power.observed);
+                let seen = if self.by_hand() { Some(PowerState::Off) } else { seen };
+                let wipes = seen.is_some_and(|seen| self.may_wipe(seen));
                 if in_line && wipes && self.may_start() {
                     self.begin(now);
                 }

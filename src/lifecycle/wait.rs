@@ -52,6 +52,9 @@ impl Node {
             State::Idle | State::Held { .. } | State::Failed => return None,
             State::SettingPower { .. } => "the machine to be switched on or off",
             State::Preparing { .. } => "the image to be verified",
+            State::PoweringOn { attempt } if attempt.bmc.is_none() => {
+                "somebody to have the machine boot from the network"
+            }
             State::PoweringOn { .. } => "the machine to be switched on",
             State::WaitingRamdisk { .. } => "the deploy ramdisk to export its disk",
             State::Imaging { granted: false, .. } => "its turn to be written",
@@ -59,6 +62,9 @@ impl Node {
             State::Switching { .. } => "the ramdisk to hear that it may let go",
             State::WaitingCompleted { .. } => "the ramdisk's completed notice",
             State::Restarting { .. } => "the machine to restart",
+            State::CleaningUp { .. } if self.running.is_none() && self.cleans_up_by_hand() => {
+                "the deploy ramdisk to hear that the attempt is over"
+            }
             State::CleaningUp { .. } => "the operation under way to stop",
         };
         self.record.deadline.map(|at| (at, reason))
@@ -76,6 +82,8 @@ impl Node {
                 Some(timeouts.completed.saturating_add(timeouts.imaging))
             }
             State::Switching { .. } | State::WaitingCompleted { .. } => Some(timeouts.completed),
+            State::PoweringOn { attempt } if attempt.bmc.is_none() => Some(timeouts.power),
+            State::CleaningUp { .. } if self.cleans_up_by_hand() => Some(CANCEL_PATIENCE),
             State::PoweringOn { .. } | State::CleaningUp { .. } => Some(power_limit(timeouts)),
             State::SettingPower { .. } => Some(self.limit_of_tries(timeouts, POWER_TRIES_MAX)),
             State::Restarting { .. } => Some(self.limit_of_tries(timeouts, RESTART_TRIES_MAX)),

@@ -123,11 +123,34 @@ pub struct DeployStateReply {
     /// [`VERIFY_RANGES_MAX`]. Empty: it need not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub verify: Vec<DiskRange>,
+    /// How the machine is to be left by the ramdisk, once that has done what `state` says.
+    #[serde(default, skip_serializing_if = "Then::is_wait")]
+    pub then: Then,
 }
 
 impl From<DeployState> for DeployStateReply {
     fn from(state: DeployState) -> Self {
-        Self { state, verify: Vec::new() }
+        Self { state, verify: Vec::new(), then: Then::Wait }
+    }
+}
+
+/// How the ramdisk is to leave its machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Then {
+    /// On: a BMC does the rest.
+    #[default]
+    Wait,
+    /// Restarted, with `release` after its completed notice: there is no BMC.
+    Reboot,
+    /// Switched off: there is no BMC.
+    PowerOff,
+}
+
+impl Then {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    const fn is_wait(&self) -> bool {
+        matches!(self, Self::Wait)
     }
 }
 
@@ -153,7 +176,7 @@ pub enum DeployState {
     Imaging,
     /// The image is written: stop the target, flush, and say completed.
     Release,
-    /// The attempt is over: stop the target and wait for the power to go.
+    /// The attempt is over: stop the target.
     Abort,
 }
 
@@ -180,5 +203,18 @@ mod tests {
         let info: DeployInfo =
             serde_json::from_str(r#"{"address":"192.0.2.9","iqn":"iqn.x","error":""}"#).unwrap();
         assert_eq!((info.port, info.lun, info.chap_password), (3260, 0, None));
+    }
+
+    #[test]
+    fn a_ramdisk_is_told_how_to_leave_its_machine_only_if_that_is_its_part() {
+        let told = |then| {
+            let reply = DeployStateReply { then, ..DeployState::Release.into() };
+            let text = serde_json::to_string(&reply).unwrap();
+            assert_eq!(serde_json::from_str::<DeployStateReply>(&text).unwrap(), reply);
+            text
+        };
+        assert_eq!(told(Then::Wait), r#"{"state":"release"}"#);
+        assert_eq!(told(Then::Reboot), r#"{"state":"release","then":"reboot"}"#);
+        assert_eq!(told(Then::PowerOff), r#"{"state":"release","then":"poweroff"}"#);
     }
 }

@@ -14,4 +14,5 @@ pub mod secret;
 pub mod size;
 pub mod spec;
 pub mod status;
+pub mod system_guid;
 pub mod toml_reader;

@@ -431,7 +431,7 @@ pub struct Timeouts {
     pub imaging: Duration,
     /// From the release of the target to the ramdisk's Completed notice.
     pub completed: Duration,
-    /// For the BMC to answer and for a power state to be reached.
+    /// For the BMC to answer and for a power state to be reached; without a BMC, for somebody to have the machine boot from the network.
     pub power: Duration,
 }
 

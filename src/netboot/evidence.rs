@@ -16,8 +16,9 @@ use crate::model::{
 
 /// Most addresses remembered. Anybody can make one up, so the one silent for longest is forgotten.
 const ADDRESSES_MAX: usize = 1024;
-/// Most loader files remembered for an address before it asks for a menu: pxelinux needs two, GRUB with its modules about a dozen.
-const LOADERS_MAX: usize = 16;
+/// Most loader files remembered for an address before it asks for a menu: pxelinux needs two, GRUB as `grub-mknetdir` installs it some
+/// forty, of which the first is the one that matters.
+const LOADERS_MAX: usize = 64;
 /// How long before the menu a loader can have been fetched and still be of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
 /// How long after the menu an address is still taken for the node: a large ramdisk waits for its kernel on a slow network.

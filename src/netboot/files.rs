@@ -1,11 +1,11 @@
 //! Opens what is served: files beneath the loader directory, files at fixed paths, kernels and ramdisks that specs name, and texts held in
 //! memory.
 //!
-//! Called by the server for each request. It never follows a link out of the loader directory, never blocks on a device or a FIFO, and
+//! Called by the shelf for each request. It never follows a link out of the loader directory, never blocks on a device or a FIFO, and
 //! never tells a client anything of the server's paths.
 
 use std::{
-    io::{self, Write as _},
+    io::{self, Seek as _, Write as _},
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -40,6 +40,11 @@ impl Opened {
     /// name. It leads there as long as this value lives.
     pub(super) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    /// The file itself, to be read from its beginning.
+    pub(super) fn into_file(self) -> std::fs::File {
+        self.file.into()
     }
 }
 
@@ -108,6 +113,7 @@ pub(super) fn in_memory(text: &str) -> Result<Opened, Refusal> {
     let make = || -> io::Result<Opened> {
         let mut file = std::fs::File::from(memfd_create("hostler-menu", MemfdFlags::CLOEXEC)?);
         file.write_all(text.as_bytes())?;
+        file.rewind()?;
         Ok(Opened { file: file.into(), bytes: text.len() as u64 })
     };
     make().map_err(|error| {

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    net::SocketAddr,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -13,11 +14,16 @@ use crate::model::{
     boot::{BootMenu, BootStage, Firmware},
     ids::{MacAddr, NodeName},
     secret::Secret,
+    spec::Loader,
 };
 
-use super::menu::{MenuError, Menus, OWN_DIR, grub, own_kernel, own_ramdisk, render};
+use super::menu::{
+    Means, MenuError, Menus, OWN_DIR, grub, ipxe, own_kernel, own_ramdisk, pxelinux, render,
+};
 
-/// The boot menus of all nodes, shared between the agent and the server. A clone is the same table.
+/// The boot menus of all nodes, shared between the agent and the servers. A clone is the same table.
+///
+/// By default it knows no HTTP server, and iPXE is sent to TFTP for everything.
 #[derive(Clone, Default)]
 pub struct BootTable(Arc<RwLock<Tables>>);
 
@@ -26,6 +32,8 @@ struct Tables {
     nodes: BTreeMap<NodeName, Node>,
     /// Each card's owner: the node that named it last.
     cards: BTreeMap<MacAddr, NodeName>,
+    /// Where the machines reach the HTTP server.
+    http: Option<SocketAddr>,
 }
 
 struct Node {
@@ -83,10 +91,13 @@ pub(super) enum Named {
 }
 
 impl BootTable {
-    /// Sets the menus of all the node's cards at once and forgets the ones it had.
-    ///
-    /// Both boot loaders' menus are served whatever the firmware is. A card that another node had is the last caller's.
-    /// On an error nothing has changed.
+    /// A table without nodes. iPXE fetches kernels and ramdisks from this address.
+    pub fn with_http(address: SocketAddr) -> Self {
+        let tables = Tables { http: Some(address), ..Tables::default() };
+        Self(Arc::new(RwLock::new(tables)))
+    }
+
+    /// [`set_for`](Self::set_for) whichever boot loader asks.
     pub fn set(
         &self,
         node: &NodeName,
@@ -94,9 +105,25 @@ impl BootTable {
         firmware: Firmware,
         menu: &BootMenu,
     ) -> Result<(), MenuError> {
+        self.set_for(Loader::Auto, node, macs, firmware, menu)
+    }
+
+    /// Sets the menus of all the node's cards at once and forgets the ones it had. Only this boot loader's leads into an installation.
+    ///
+    /// Every boot loader's menu is served whatever the firmware is. A card that another node had is the last caller's.
+    /// On an error nothing has changed.
+    pub fn set_for(
+        &self,
+        loader: Loader,
+        node: &NodeName,
+        macs: &[MacAddr],
+        firmware: Firmware,
+        menu: &BootMenu,
+    ) -> Result<(), MenuError> {
+        let means = Means { loader, http: self.read(|tables| tables.http) };
         let menus = macs
             .iter()
-            .map(|mac| Ok((*mac, render(node, *mac, menu)?)))
+            .map(|mac| Ok((*mac, render(node, *mac, means, menu)?)))
             .collect::<Result<BTreeMap<_, _>, MenuError>>()?;
         let files = Files::of(menu);
         self.write(|tables| {
@@ -123,19 +150,23 @@ impl BootTable {
     pub(super) fn find(&self, name: &str) -> Named {
         let card = match menu_name(name) {
             MenuName::GrubDispatch => return Named::Text(None, grub::dispatch()),
+            MenuName::PxelinuxDefault => return Named::Text(None, pxelinux::default()),
+            MenuName::IpxeDispatch => return Named::Text(None, ipxe::dispatch()),
             MenuName::Card(card) => card,
             MenuName::Unknown => return Named::Nothing,
             MenuName::Not if name.starts_with(OWN_DIR) => return self.find_own(name),
             MenuName::Not => return Named::Other,
         };
-        self.read(|tables| match (tables.menus(card.mac), card.loader) {
-            (Some((node, menus)), Firmware::Bios) => {
-                Named::Text(Some(node.clone()), menus.pxelinux.clone())
+        self.read(|tables| match tables.menus(card.mac) {
+            Some((node, menus)) => {
+                let text = match card.reader {
+                    Reader::Pxelinux => &menus.pxelinux,
+                    Reader::Grub => &menus.grub,
+                    Reader::Ipxe => &menus.ipxe,
+                };
+                Named::Text(Some(node.clone()), text.clone())
             }
-            (Some((node, menus)), Firmware::Uefi) => {
-                Named::Text(Some(node.clone()), menus.grub.clone())
-            }
-            (None, _) => Named::Stranger(card.mac),
+            None => Named::Stranger(card.mac),
         })
     }
 
@@ -201,14 +232,23 @@ impl fmt::Debug for BootTable {
 /// One card's menu for one boot loader.
 struct CardMenu {
     mac: MacAddr,
-    /// Whose boot loader: pxelinux is BIOS, GRUB is UEFI.
-    loader: Firmware,
+    reader: Reader,
+}
+
+/// Who reads a menu.
+#[derive(Clone, Copy)]
+enum Reader {
+    Pxelinux,
+    Grub,
+    Ipxe,
 }
 
 enum MenuName {
     GrubDispatch,
+    PxelinuxDefault,
+    IpxeDispatch,
     Card(CardMenu),
-    /// Among the menus' names, but no card's: pxelinux's UUID, `C0A80001` and `default`.
+    /// Among the menus' names, but no card's: pxelinux's UUID and `C0A80001`.
     Unknown,
     Not,
 }
@@ -218,16 +258,24 @@ fn menu_name(name: &str) -> MenuName {
     if grub == "grub.cfg" {
         return MenuName::GrubDispatch;
     }
-    let (card, loader) = if let Some(card) = name.strip_prefix("pxelinux.cfg/") {
-        (card, Firmware::Bios)
+    if name == "boot.ipxe" {
+        return MenuName::IpxeDispatch;
+    }
+    if name == "pxelinux.cfg/default" {
+        return MenuName::PxelinuxDefault;
+    }
+    let (card, reader) = if let Some(card) = name.strip_prefix("pxelinux.cfg/") {
+        (Some(card), Reader::Pxelinux)
     } else if let Some(card) = grub.strip_prefix("grub.cfg-") {
-        (card, Firmware::Uefi)
+        (Some(card), Reader::Grub)
+    } else if let Some(script) = name.strip_prefix("ipxe/") {
+        (script.strip_suffix(".ipxe"), Reader::Ipxe)
     } else {
         return MenuName::Not;
     };
     // 01 is the ARP hardware type of Ethernet.
-    match card.strip_prefix("01-").and_then(|mac| mac.parse().ok()) {
-        Some(mac) => MenuName::Card(CardMenu { mac, loader }),
+    match card.and_then(|card| card.strip_prefix("01-")?.parse().ok()) {
+        Some(mac) => MenuName::Card(CardMenu { mac, reader }),
         None => MenuName::Unknown,
     }
 }
@@ -260,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn both_boot_loaders_find_a_nodes_menu_under_each_of_its_cards() {
+    fn every_boot_loader_finds_a_nodes_menu_under_each_of_its_cards() {
         let table = BootTable::default();
         table.set(&node("a"), &[mac(1), mac(2)], Firmware::Uefi, &deploy("k")).unwrap();
         for name in [
@@ -269,29 +317,62 @@ mod tests {
             "grub.cfg-01-52:54:00:00:00:01",
             "grub/grub.cfg-01-52:54:00:00:00:02",
             "grub/grub.cfg-01-52-54-00-00-00-02",
+            "ipxe/01-52-54-00-00-00-01.ipxe",
         ] {
             assert!(text(&table, name).unwrap().contains("hostler.key"), "{name}");
         }
         assert!(text(&table, "grub/grub.cfg").unwrap().contains("configfile"));
         assert_eq!(text(&table, "grub.cfg"), text(&table, "grub/grub.cfg"));
+        assert!(text(&table, "boot.ipxe").unwrap().contains("chain"));
+    }
+
+    #[test]
+    fn ipxe_is_sent_to_the_http_server_and_other_boot_loaders_without_the_key_if_the_node_is_ipxes()
+    {
+        let table = BootTable::with_http("192.0.2.1:8080".parse().unwrap());
+        let loader = Loader::Ipxe;
+        table.set_for(loader, &node("a"), &[mac(1)], Firmware::Uefi, &deploy("k")).unwrap();
+        let script = text(&table, "ipxe/01-52-54-00-00-00-01.ipxe").unwrap();
+        assert!(script.contains(" http://192.0.2.1:8080/k ") && script.contains("hostler.key"));
+        for other in ["pxelinux.cfg/01-52-54-00-00-00-01", "grub.cfg-01-52-54-00-00-00-01"] {
+            assert!(!text(&table, other).unwrap().contains("hostler.key"), "{other}");
+        }
     }
 
     #[test]
     fn menu_names_that_are_nobodys_are_not_looked_for_elsewhere() {
         let table = BootTable::default();
         for name in [
-            "pxelinux.cfg/default",
+            "pxelinux.cfg/default/x",
             "pxelinux.cfg/C0A80001",
             "pxelinux.cfg/b8945908-d6a6-41a9-611d-74a6ab80b83d",
             "pxelinux.cfg/01-nonsense",
             "grub.cfg-C0A80001",
+            "ipxe/01-52-54-00-00-00-01",
+            "ipxe/52-54-00-00-00-01.ipxe",
+            "ipxe/default.ipxe",
         ] {
             assert_eq!(table.find(name), Named::Nothing, "{name}");
         }
-        for name in ["pxelinux.cfg/01-52-54-00-00-00-09", "grub/grub.cfg-01-52:54:00:00:00:09"] {
+        for name in [
+            "pxelinux.cfg/01-52-54-00-00-00-09",
+            "grub/grub.cfg-01-52:54:00:00:00:09",
+            "ipxe/01-52-54-00-00-00-09.ipxe",
+        ] {
             assert_eq!(table.find(name), Named::Stranger(mac(9)), "{name}");
         }
         assert_eq!(table.find("pxelinux.0"), Named::Other);
+    }
+
+    #[test]
+    fn a_machine_that_is_no_nodes_is_let_go_to_its_own_disk() {
+        let table = BootTable::default();
+        table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
+        for name in ["pxelinux.cfg/default", "grub/grub.cfg"] {
+            let text = text(&table, name).unwrap();
+            assert!(text.contains("booting the local disk"), "{text}");
+            assert!(!text.contains("hostler.key"), "{text}");
+        }
     }
 
     #[test]

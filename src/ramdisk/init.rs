@@ -19,6 +19,7 @@ use super::{
     agent::AgentError,
     story::{self, Trouble},
 };
+use crate::model::callback::Then;
 
 /// How long the machine stays on for whoever reads its console, when the agent's BMC does not switch it off.
 const LINGER: Duration = Duration::from_secs(600);
@@ -39,15 +40,15 @@ pub fn init() -> ExitCode {
     }
     // Kept to the end: the lease is renewed for as long as the machine is on.
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let mut linger = LINGER;
+    let mut then = Then::Wait;
     match &runtime {
         Ok(runtime) => match catch_unwind(AssertUnwindSafe(|| runtime.block_on(story::tell()))) {
-            Ok(Ok(())) => {}
+            Ok(Ok(told)) => then = told,
             Ok(Err(trouble)) => {
                 error!("{trouble}");
                 // The agent has been asked for long enough.
                 if matches!(trouble, Trouble::Agent(AgentError::AttemptOver)) {
-                    linger = Duration::ZERO;
+                    then = Then::PowerOff;
                 }
             }
             // The panic hook has printed where.
@@ -55,13 +56,29 @@ pub fn init() -> ExitCode {
         },
         Err(error) => error!(%error, "no threads"),
     }
-    info!("waiting for the power to go; off by itself in {} s", linger.as_secs());
+    end(then)
+}
+
+/// Leaves the machine. Whatever the kernel refuses, it does not stay on for ever.
+fn end(then: Then) -> ! {
+    let (mut command, mut linger) = match then {
+        Then::Wait => (RebootCommand::PowerOff, LINGER),
+        Then::PowerOff => (RebootCommand::PowerOff, Duration::ZERO),
+        Then::Reboot => (RebootCommand::Restart, Duration::ZERO),
+    };
+    match then {
+        Then::Wait => {
+            info!("waiting for the power to go; off by itself in {} s", linger.as_secs());
+        }
+        Then::PowerOff => info!("switching this machine off"),
+        Then::Reboot => info!("restarting this machine"),
+    }
     loop {
         thread::sleep(linger);
-        if let Err(error) = reboot(RebootCommand::PowerOff) {
-            error!(%error, "cannot power off");
+        if let Err(error) = reboot(command) {
+            error!(%error, "the kernel refuses");
         }
-        linger = LINGER;
+        (command, linger) = (RebootCommand::PowerOff, LINGER);
     }
 }
 

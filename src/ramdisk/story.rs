@@ -22,7 +22,9 @@ use super::{
 };
 use crate::model::{
     boot::RamdiskArgs,
-    callback::{Completed, DeployInfo, DeployState, DiskRange, LookupReply},
+    callback::{
+        Completed, DeployInfo, DeployState, DeployStateReply, DiskRange, LookupReply, Then,
+    },
     disk::Disk,
 };
 
@@ -54,8 +56,8 @@ pub(super) enum Trouble {
     Agent(#[from] AgentError),
 }
 
-/// From the first mount to the last word. `Ok`: the agent knows all and will switch the machine off or restart it.
-pub(super) async fn tell() -> Result<(), Trouble> {
+/// From the first mount to the last word. `Ok`: the agent knows all, and has said how to leave the machine.
+pub(super) async fn tell() -> Result<Then, Trouble> {
     mounts::basic()?;
     let command_line = fs::read_to_string("/proc/cmdline")
         .map_err(|error| Trouble::CommandLine(error.to_string()))?;
@@ -91,7 +93,7 @@ async fn serve(
     address: IpAddr,
     disks: &[Disk],
     reply: &LookupReply,
-) -> Result<(), Trouble> {
+) -> Result<Then, Trouble> {
     let pause = Duration::from_secs(reply.poll_after.into()).min(PAUSE_LONGEST);
     let (disk, target, info) = match export(address, disks, reply).await {
         Ok(exported) => exported,
@@ -115,11 +117,10 @@ async fn serve(
     }
     let answer = answer?;
     if answer.state == DeployState::Release {
-        complete(agent, stopped, disk, answer.verify).await?;
-    } else {
-        info!("the agent has ended this attempt");
+        return complete(agent, stopped, disk, answer).await;
     }
-    Ok(())
+    info!("the agent has ended this attempt");
+    Ok(answer.then)
 }
 
 /// Makes the target and what the agent must know to use it.
@@ -164,8 +165,9 @@ async fn complete(
     agent: &Agent,
     stopped: Result<(), String>,
     disk: Disk,
-    ranges: Vec<DiskRange>,
-) -> Result<(), Trouble> {
+    released: DeployStateReply,
+) -> Result<Then, Trouble> {
+    let DeployStateReply { verify: ranges, then, .. } = released;
     let name = disk.name.clone();
     let flushed = match stopped {
         Ok(()) => blocking(FLUSH_LIMIT, "flushing the disk", move || target::flush(&name)).await,
@@ -180,9 +182,25 @@ async fn complete(
         Ok(()) if ranges.is_empty() => Completed::default(),
         Ok(()) => compare(&disk, ranges).await,
     };
-    accepted(agent.completed(&notice).await)?;
-    info!("completed; the agent restarts this machine");
-    Ok(())
+    leave(then, &notice.error, accepted(agent.completed(&notice).await))
+}
+
+/// How to leave the machine after the completed notice.
+fn leave(then: Then, error: &str, told: Result<(), AgentError>) -> Result<Then, Trouble> {
+    match (then, told) {
+        (Then::Wait, told) => {
+            told?;
+            info!("completed; the agent restarts this machine");
+            Ok(Then::Wait)
+        }
+        // What is on the disk must not be booted, and no BMC will see to that.
+        (Then::Reboot | Then::PowerOff, _) if !error.is_empty() => Ok(Then::PowerOff),
+        // An agent that knows no such attempt has heard it before: its answer was lost.
+        (then @ (Then::Reboot | Then::PowerOff), _) => {
+            info!(?then, "completed");
+            Ok(then)
+        }
+    }
 }
 
 /// Whether the disk holds what the agent has written, to be told to the agent.
@@ -203,11 +221,11 @@ async fn compare(disk: &Disk, ranges: Vec<DiskRange>) -> Completed {
     }
 }
 
-/// After a failure the agent knows of: it ends the attempt by switching the machine off.
-async fn wait_for_the_end(agent: &Agent, pause: Duration) -> Result<(), Trouble> {
-    let state = agent.wait_until_done(pause).await?.state;
+/// After a failure the agent knows of: it ends the attempt, and switches the machine off or says that this is our part.
+async fn wait_for_the_end(agent: &Agent, pause: Duration) -> Result<Then, Trouble> {
+    let DeployStateReply { state, then, .. } = agent.wait_until_done(pause).await?;
     info!(?state, "the agent has ended this attempt");
-    Ok(())
+    Ok(then)
 }
 
 /// A refusal of what was only told changes nothing here; the deploy state says what is next.
@@ -243,6 +261,20 @@ mod tests {
 
     use super::*;
     use crate::model::ids::{Digest, DigestAlgorithm};
+
+    #[test]
+    fn a_machine_without_a_bmc_is_restarted_only_into_a_disk_that_is_whole() {
+        let left = |then, error, told| leave(then, error, told).unwrap();
+        let unknown = || Err(AgentError::AttemptOver);
+        assert_eq!(left(Then::Wait, "", Ok(())), Then::Wait);
+        assert_eq!(left(Then::Wait, "it differs", Ok(())), Then::Wait);
+        assert!(leave(Then::Wait, "", unknown()).is_err());
+        assert_eq!(left(Then::Reboot, "", Ok(())), Then::Reboot);
+        assert_eq!(left(Then::PowerOff, "", Ok(())), Then::PowerOff);
+        assert_eq!(left(Then::Reboot, "", unknown()), Then::Reboot, "its answer was lost");
+        assert_eq!(left(Then::Reboot, "it differs", Ok(())), Then::PowerOff);
+        assert_eq!(left(Then::Reboot, "it differs", unknown()), Then::PowerOff);
+    }
 
     #[tokio::test]
     async fn the_agent_is_told_that_the_disk_was_compared_only_if_it_was_and_how_it_differs() {

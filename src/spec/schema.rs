@@ -61,7 +61,8 @@ pub(super) fn node(
     if let (Some(boot), Some(image)) = (&boot, &image) {
         refuse_too_many_partitions(spec, image, boot.firmware, has_drive);
     }
-    let timeouts = spec.key("timeouts").table(timeouts);
+    let has_bmc = !matches!(bmc, Some(Control::Person));
+    let timeouts = spec.key("timeouts").table(|timeouts| self::timeouts(timeouts, has_bmc));
     let retry = spec.key("retry").table(retry);
     Some(NodeSpec {
         name: name?,
@@ -360,13 +361,14 @@ fn config_drive(
     })
 }
 
-fn timeouts(timeouts: &mut Section<'_>) -> Option<Timeouts> {
+fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
     let mut wait = |key, default: &str| timeouts.key(key).or(default).text(duration);
     let ramdisk = wait("ramdisk", "20m");
     let imaging_stall = wait("imaging_stall", "2m");
     let imaging = wait("imaging", "2h");
     let completed = wait("completed", "5m");
-    let power = wait("power", "2m");
+    // A week: a person may have to travel.
+    let power = wait("power", if has_bmc { "2m" } else { "168h" });
     Some(Timeouts {
         ramdisk: ramdisk?,
         imaging_stall: imaging_stall?,

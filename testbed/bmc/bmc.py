@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 
 import pyghmi.ipmi.private.constants as constants
 import pyghmi.ipmi.private.serversession as serversession
@@ -25,6 +26,8 @@ BOOT_DEVICES = {1: "network", 2: "hd", 3: "safe", 5: "optical", 6: "setup", 9: "
 # A one-shot boot device is forgotten after this long unless parameter 3 says otherwise (IPMI 2.0 table 28-14).
 BOOT_FLAGS_VALID_S = 60
 PRIVILEGES = {"user": 2, "operator": 3, "administrator": 4}
+# Its UEFI disk has selector 9; it takes 2 too, and does not boot from it.
+SUPERMICRO = 10876
 
 
 class Machine:
@@ -56,11 +59,16 @@ class SimulatedBmc(Bmc):
 
     `slow_power_s` delays what a power command does; `deaf_power` accepts power commands and does nothing;
     `privilege_check` is where a user who asks for more than `privilege` is told so: `handshake`, `session` or `command`;
-    `busy` is the number of commands first answered with "node busy".
+    `refuse` is a list of [beginning of network function, command and data in bytes, completion code, how often];
+    `flags_valid_s` is how soon a one-shot boot device is forgotten, `forgetful` forgets any whenever the machine is switched off;
+    `least_pause_s`: opening a session sooner than this after the last datagram hangs the whole BMC;
+    `guid` is the answer to Get System GUID, which is refused without it.
     """
 
     def __init__(self, machine, address, port=623, users=None, suites=(3, 17), privilege="administrator",
-                 privilege_check="session", slow_power_s=0, deaf_power=False, busy=0, log=None, downgrade=False):
+                 privilege_check="session", slow_power_s=0, deaf_power=False, refuse=(), log=None, downgrade=False,
+                 manufacturer=0, flags_valid_s=BOOT_FLAGS_VALID_S, forgetful=False, least_pause_s=0,
+                 guid=None):
         if ipmisession.myself is None:
             # pyghmi wakes its own thread through this address, and guesses it wrongly for an IPv4 socket.
             ipmisession.myself = address
@@ -72,13 +80,24 @@ class SimulatedBmc(Bmc):
         self.privilege_check = privilege_check
         self.slow_power_s = slow_power_s
         self.deaf_power = deaf_power
-        self.busy = busy
+        self.refuse = list(refuse)
+        self.flags_valid_s = flags_valid_s
+        self.forgetful = forgetful
+        self.least_pause_s = least_pause_s
+        self.heard_at = -least_pause_s
+        self.guid = guid
         self.log = log or (lambda event, **fields: None)
         self.boot_flags = bytearray(5)
         self.boot_flags_set_at = 0.0
         self.keep_boot_flags = False
         self.lock = threading.RLock()
         super().__init__(users or {}, port=port, address=address)
+        self.mfgid = manufacturer
+
+    def get_system_guid(self):
+        if self.guid is None:
+            raise NotImplementedError
+        return uuid.UUID(bytes_le=self.guid)  # pyghmi sends it so
 
     # Power
 
@@ -125,6 +144,8 @@ class SimulatedBmc(Bmc):
             if self.machine.is_on():
                 self.machine.power_off()
                 self.log("power", on=False)
+                if self.forgetful:
+                    self.boot_flags = bytearray(5)
 
     def _restart(self):
         with self.lock:
@@ -141,15 +162,18 @@ class SimulatedBmc(Bmc):
 
     def _boot_flags_valid(self):
         valid, persistent = self.boot_flags[0] & 0x80, self.boot_flags[0] & 0x40
-        fresh = time.monotonic() - self.boot_flags_set_at < BOOT_FLAGS_VALID_S
+        fresh = time.monotonic() - self.boot_flags_set_at < self.flags_valid_s
         return bool(valid and (persistent or self.keep_boot_flags or fresh))
 
     def _take_boot_device(self):
         """The device for the boot that begins now, and its EFI bit. A one-shot choice is used up by it."""
         if not self._boot_flags_valid():
             return None, None
-        device = BOOT_DEVICES.get(self.boot_flags[1] >> 2 & 0xF)
+        selector = self.boot_flags[1] >> 2 & 0xF
         efi = bool(self.boot_flags[0] & 0x20)
+        device = BOOT_DEVICES.get(selector)
+        if self.mfgid == SUPERMICRO and efi and selector == 2:
+            device = None
         if not self.boot_flags[0] & 0x40:
             self.boot_flags = bytearray(5)
         return device, efi
@@ -184,6 +208,10 @@ class SuiteSession(serversession.ServerSession):
     SUITES = {3: ((1, 1, 1), hashlib.sha1, 12), 17: ((3, 4, 1), hashlib.sha256, 16)}
 
     def create_open_session_response(self, request):
+        pause = time.monotonic() - self.bmc.heard_at
+        if pause < self.bmc.least_pause_s:
+            self.bmc.log("hung", pause=pause)
+            time.sleep(1e6)
         tag, self.clientsessionid = request[0], request[4:8]
         self.k1 = None
         asked = (request[12] & 0x3F, request[20] & 0x3F, request[28] & 0x3F)
@@ -252,13 +280,23 @@ class SuiteSession(serversession.ServerSession):
     def handle_client_request(self, request):
         self.bmc.log("command", netfn=request["netfn"], command=request["command"],
                      data=bytes(request["data"]).hex(), peer=self.sockaddr[1])
-        if self.bmc.busy and request["netfn"] == 0:
-            self.bmc.busy -= 1
-            self.send_ipmi_response(code=0xC0)
+        self.bmc.heard_at = time.monotonic()
+        refusal = self._refusal(bytes([request["netfn"], request["command"]]) + bytes(request["data"]))
+        if refusal:
+            self.send_ipmi_response(code=refusal)
         elif self.bmc.privilege_check == "command" and request["netfn"] == 0 and self.maxpriv > self.bmc.max_privilege:
             self.send_ipmi_response(code=0xD4)
         else:
             super().handle_client_request(request)
+
+    def _refusal(self, request):
+        """The completion code with which this request is to be refused, or 0."""
+        for refusal in self.bmc.refuse:
+            beginning, code, times = refusal
+            if times and request.startswith(beginning):
+                refusal[2] -= 1
+                return code
+        return 0
 
     def sessionless_data(self, data, sockaddr):
         """What comes in after the session was closed."""
@@ -287,6 +325,13 @@ def json_log(path):
     return log
 
 
+def refusal(text):
+    """`000803=80*2`: a request that begins so, the completion code, and how often if not always."""
+    beginning, _, rest = text.partition("=")
+    code, _, times = rest.partition("*")
+    return [bytes.fromhex(beginning), int(code, 16), float(times or "inf")]
+
+
 def main():
     parser = argparse.ArgumentParser(description="A simulated BMC with a machine in memory.")
     parser.add_argument("--listen", default="127.0.0.1", help="the one address to bind")
@@ -301,7 +346,15 @@ def main():
     parser.add_argument("--slow-power", type=float, default=0, metavar="SECONDS")
     parser.add_argument("--deaf-power", action="store_true", help="accept power commands and do nothing")
     parser.add_argument("--deaf-shutdown", action="store_true", help="the system ignores the ACPI power button")
-    parser.add_argument("--busy", type=int, default=0, metavar="N", help="answer the first N chassis commands with node busy")
+    parser.add_argument("--refuse", type=refusal, action="append", default=[], metavar="REQUEST=CODE[*TIMES]",
+                        help="answer requests whose network function, command and data begin so (hex) with this completion code")
+    parser.add_argument("--manufacturer", type=int, default=0, help="the maker's IANA number; 10876 is Supermicro, with its own UEFI disk")
+    parser.add_argument("--flags-valid", type=float, default=BOOT_FLAGS_VALID_S, metavar="SECONDS",
+                        help="how soon a one-shot boot device is forgotten")
+    parser.add_argument("--forgetful", action="store_true", help="forget the boot device whenever the machine is switched off")
+    parser.add_argument("--least-pause", type=float, default=0, metavar="SECONDS",
+                        help="hang for good when a session is opened sooner than this after the last command")
+    parser.add_argument("--guid", type=bytes.fromhex, metavar="HEX", help="the answer to Get System GUID; without it that is refused")
     parser.add_argument("--on", action="store_true", help="the machine is on to begin with")
     parser.add_argument("--log", metavar="FILE", help="one JSON line per command received and state change")
     args = parser.parse_args()
@@ -315,7 +368,9 @@ def main():
         machine, args.listen, args.port, users={args.user: password},
         suites={"3": (3,), "17": (17,), "both": (3, 17), "downgrade": (3,)}[args.suite],
         downgrade=args.suite == "downgrade", privilege=args.privilege, privilege_check=args.privilege_check,
-        slow_power_s=args.slow_power, deaf_power=args.deaf_power, busy=args.busy, log=json_log(args.log) if args.log else None)
+        slow_power_s=args.slow_power, deaf_power=args.deaf_power, refuse=args.refuse, manufacturer=args.manufacturer,
+        flags_valid_s=args.flags_valid, forgetful=args.forgetful, least_pause_s=args.least_pause, guid=args.guid,
+        log=json_log(args.log) if args.log else None)
     print("ready", flush=True)
     serve()
 

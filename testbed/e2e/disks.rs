@@ -106,3 +106,9 @@ pub(crate) fn assert_wiped(machine: &Machine) {
         assert!(edge.iter().all(|byte| *byte == 0), "{}: not wiped at {at}", machine.name);
     }
 }
+
+/// Runs one of mtools on an EFI system partition.
+pub(crate) fn mtool(words: &[&str]) {
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    assert!(output.status.success(), "{words:?}: {output:?}");
+}

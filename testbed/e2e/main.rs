@@ -7,16 +7,20 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 #![allow(missing_docs, reason = "tests are not an interface")]
 
+mod aarch64;
 mod dead_targets;
 mod disks;
 mod faults_before_power;
 mod images;
+mod ipxe;
 mod killed_agent;
+mod local_disk;
 mod moments;
 mod partition_images;
 mod rack;
 mod random_kills;
 mod root_devices;
+mod secure_boot;
 mod site;
 mod strangers;
 mod two_machines;

@@ -79,11 +79,12 @@ impl Drop for Rack {
 }
 
 impl Rack {
-    /// One machine for each firmware, called `node-1` and so on, switched off.
-    pub(crate) fn up(dir: PathBuf, firmware: &[&str], disk_size: &str) -> Self {
+    /// One machine for each firmware, called `node-1` and so on, switched off. `more` is what else `testbed/rack up` can be told.
+    pub(crate) fn up(dir: PathBuf, firmware: &[&str], disk_size: &str, more: &[&str]) -> Self {
         let rack = Self { dir };
         let (count, firmware) = (firmware.len().to_string(), firmware.join(","));
-        rack.tell(&["up", &count, "--firmware", &firmware, "--disk-size", disk_size]);
+        let words = ["up", &count, "--firmware", &firmware, "--disk-size", disk_size];
+        rack.tell(&[&words, more].concat());
         rack
     }
 

@@ -49,7 +49,7 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    fn at(path: PathBuf) -> Self {
+    pub(crate) fn at(path: PathBuf) -> Self {
         let sums = Command::new("sha256sum").arg(&path).output().unwrap();
         let sha256 = String::from_utf8(sums.stdout).unwrap()[..64].to_owned();
         Self { bytes: fs::metadata(&path).unwrap().len(), path, sha256 }
@@ -59,10 +59,15 @@ impl Image {
 impl Site {
     /// A rack with one machine for each firmware, and an agent that knows none of them yet.
     pub(crate) fn new(test: &str, firmware: &[&str], disk_size: &str) -> Self {
+        Self::with(test, firmware, disk_size, &[])
+    }
+
+    /// The same with a rack that is told more.
+    pub(crate) fn with(test: &str, firmware: &[&str], disk_size: &str, more: &[&str]) -> Self {
         let kept = repository().join("target/testbed/e2e").join(test);
         fs::create_dir_all(&kept).unwrap();
         drop(fs::remove_file(kept.join(AGENT_LOG)));
-        let rack = Rack::up(kept.join("rack"), firmware, disk_size);
+        let rack = Rack::up(kept.join("rack"), firmware, disk_size, more);
         let mut site = Self { dir: make_site(&kept), kept, rack, agent: None };
         site.start_agent();
         site
@@ -154,22 +159,14 @@ impl Site {
 
     /// The same for a machine that boots from elsewhere once it is installed.
     pub(crate) fn write_spec_after(&self, machine: &Machine, after: &str, rest: &str) {
-        let Machine { name, mac, firmware, bmc, .. } = machine;
-        let spec = format!(
-            r#"
-            [boot]
-            mac = "{mac}"
-            firmware = "{firmware}"
-            after = "{after}"
-            kernel_args = ["console=ttyS0,115200n8", "quiet"]
-            [bmc]
-            address = "{}"
-            username = "{}"
-            password_file = "{name}.bmc"
-            {rest}"#,
-            bmc.address, bmc.username
-        );
-        fs::write(self.file(&format!("nodes/{name}.toml")), spec).unwrap();
+        let spec = spec(machine, after, "\"quiet\"", rest);
+        fs::write(self.file(&format!("nodes/{}.toml", machine.name)), spec).unwrap();
+    }
+
+    /// The same for a machine whose deploy kernel is to tell everything.
+    pub(crate) fn write_spec_loudly(&self, machine: &Machine, rest: &str) {
+        let spec = spec(machine, "disk", "", rest);
+        fs::write(self.file(&format!("nodes/{}.toml", machine.name)), spec).unwrap();
     }
 
     /// In place of the one the machine's BMC was given.
@@ -288,9 +285,32 @@ pub(crate) fn assert_boots_once_more(machine: &Machine) {
 }
 
 /// What the test images say on the console.
-fn booted_line() -> String {
+pub(crate) fn booted_line() -> String {
+    format!("HOSTLER-IMAGE-BOOTED id={} disk=vda", image_id())
+}
+
+/// The id of the test images.
+pub(crate) fn image_id() -> String {
     let id = fs::read_to_string(repository().join("target/testbed/image/disk.id")).unwrap();
-    format!("HOSTLER-IMAGE-BOOTED id={} disk=vda", id.trim())
+    id.trim().to_owned()
+}
+
+fn spec(machine: &Machine, after: &str, kernel_args: &str, rest: &str) -> String {
+    let Machine { name, mac, firmware, bmc, .. } = machine;
+    format!(
+        r#"
+        [boot]
+        mac = "{mac}"
+        firmware = "{firmware}"
+        after = "{after}"
+        kernel_args = ["console=ttyS0,115200n8", {kernel_args}]
+        [bmc]
+        address = "{}"
+        username = "{}"
+        password_file = "{name}.bmc"
+        {rest}"#,
+        bmc.address, bmc.username
+    )
 }
 
 /// Everything an agent needs, in one directory that belongs to its unprivileged user. The state directory is left to the agent.

@@ -46,7 +46,7 @@ fn a_bios_and_a_uefi_machine_are_installed_at_once_and_no_secret_is_left_behind(
 
     for machine in &machines {
         let rest = format!(
-            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n",
+            "match_system_uuid = true\n[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n",
             image.sha256, machine.disks[0].serial
         );
         site.write_spec(machine, &rest);
@@ -85,7 +85,8 @@ fn follow_to_the_end(site: &mut Site, machines: &[Machine]) -> BTreeSet<String> 
                 secrets.insert(attempt.key.expose().to_owned());
             }
             if let State::Imaging { target, .. } = &record.state {
-                secrets.insert(target.chap_password.expose().to_owned());
+                secrets
+                    .extend(target.chap_password.as_ref().map(|secret| secret.expose().to_owned()));
             }
         }
         for public in ["cmdline", "environ"] {

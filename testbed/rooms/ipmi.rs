@@ -1,6 +1,8 @@
-//! The IPMI room against pyghmi (suites 3 and 17) and `ipmi_sim` (suite 3), on good and on bad networks.
+//! The IPMI room against pyghmi (suites 3 and 17) and `ipmi_sim` (suite 3), on good and on bad networks, in process and by `ipmitool`.
 
+mod faulty;
 mod network;
+mod program;
 pub(crate) mod simulators;
 
 use std::{
@@ -279,9 +281,9 @@ async fn a_system_that_ignores_the_soft_shutdown_loses_its_power() {
 
 #[tokio::test]
 async fn a_busy_bmc_is_asked_again_until_the_deadline() {
-    let simulator = pyghmi(&["--busy", "3"]);
+    let simulator = pyghmi(&["--refuse", "00=c0*3"]);
     bmc(simulator.port).reach_power(PowerState::On, soon()).await.unwrap();
-    let simulator = pyghmi(&["--busy", "1000000"]);
+    let simulator = pyghmi(&["--refuse", "00=c0"]);
     let error = bmc(simulator.port).power_state(within(1.0)).await.unwrap_err();
     assert!(matches!(error.kind, IpmiErrorKind::Busy { completion: 0xc0, .. }), "{error}");
 }
@@ -336,7 +338,7 @@ async fn a_host_name_is_resolved_and_ipv6_works() {
 
 /// 40 sessions, 8 at a time, each one power status.
 async fn survives(simulator: &Simulator, cipher_suite: Option<CipherSuite>, seed: u64) {
-    let badness = Badness { loss: 15, repeat: 30, late: Duration::from_millis(10) };
+    let badness = Badness { loss: 15, repeat: 30, late: Duration::from_millis(10), damage: 0 };
     let network = Network::before(simulator.port, badness, seed).await;
     let timing = Timing {
         resend_first: Duration::from_millis(40),
@@ -381,4 +383,25 @@ fn calls_can_be_spawned_on_any_thread() {
         Firmware::Uefi,
         Instant::now(),
     ));
+}
+
+#[tokio::test]
+async fn a_bmc_says_its_systems_uuid_or_is_known_not_to() {
+    let guid = "33221100554477668899aabbccddeeff";
+    for suite in ["3", "17"] {
+        let simulator = pyghmi(&["--suite", suite, "--guid", guid]);
+        let said = bmc(simulator.port).system_guid(soon()).await.unwrap();
+        assert_eq!(said.to_string(), guid);
+        simulator.closes_all_sessions().await;
+    }
+    let blank = "0".repeat(32);
+    for arguments in [&[][..], &["--guid", &blank]] {
+        let simulator = pyghmi(arguments);
+        let error = bmc(simulator.port).system_guid(soon()).await.unwrap_err();
+        assert_eq!(error.kind, IpmiErrorKind::NoSystemGuid);
+        simulator.closes_all_sessions().await;
+    }
+    let simulator = ipmi_sim();
+    let said = bmc(simulator.port).system_guid(soon()).await.unwrap();
+    assert_eq!(said.to_string(), "a123456789abcdefa123456789abcdef");
 }

@@ -11,6 +11,7 @@ mod callback;
 mod dhcp;
 mod docs;
 mod drive;
+mod http;
 mod image;
 mod imaging;
 mod ipmi;

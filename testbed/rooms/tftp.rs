@@ -7,9 +7,11 @@
     reason = "helpers of tests may fail like tests"
 )]
 
+mod alone;
 mod boots;
 mod hostile;
 mod losses;
+mod machines;
 mod raw;
 mod serving;
 

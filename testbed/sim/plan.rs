@@ -11,6 +11,8 @@ pub(crate) struct Plan {
     pub(crate) policy: Policy,
     /// Machines without a spec.
     pub(crate) spares: usize,
+    /// Whether some machines have no BMC, and somebody goes about and presses their buttons.
+    pub(crate) by_hand: bool,
     /// Seconds from one whim of fate to the next, at most.
     pub(crate) pause_s: u64,
     /// What fate and people do, by weight.
@@ -35,6 +37,7 @@ impl Plan {
             machines,
             policy,
             spares: 0,
+            by_hand: false,
             pause_s: 3600,
             operator: 0,
             crash: 0,
@@ -68,6 +71,7 @@ impl Plan {
             machines,
             policy,
             spares: machines / 8,
+            by_hand: machines.is_multiple_of(2),
             operator: 20 + weight(60),
             crash: weight(20),
             bmc: weight(20),

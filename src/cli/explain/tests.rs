@@ -90,6 +90,60 @@ message = "the machine is on; waiting for it to netboot"
 }
 
 #[test]
+fn a_machine_without_a_bmc_that_waits_for_somebody() {
+    let status = status(
+        r#"
+phase = "powering-on"
+ready = false
+message = "switch the machine on, so that it boots from the network"
+spec_valid = true
+spec_digest = "DIGEST"
+since = "2026-11-22T12:00:30Z"
+deadline = "2026-11-29T12:00:30Z"
+deadline_reason = "somebody to have the machine boot from the network"
+attempt = 1
+[[conditions]]
+type = "WaitingForPerson"
+status = "True"
+reason = "NetworkBoot"
+message = "switch the machine on, so that it boots from the network"
+"#,
+    );
+    let text = "[boot]\nmac = '52:54:00:00:00:01'\n[bmc]\ndriver = 'none'\n[image]\nsource = 'a'\n";
+    let spec = format!("{text}checksum = 'sha256:{}'\n", "a".repeat(64));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("edge-07.toml");
+    std::fs::write(&file, spec).unwrap();
+    let spec = spec::read_file(&file, None).unwrap();
+    let status = Status { spec_digest: Some(spec.digest()), ..status };
+    check(
+        &status,
+        Some(Ok(spec)),
+        &expect![[r#"
+        edge-07 is powering-on for 9m30s, attempt 1
+          switch the machine on, so that it boots from the network
+
+        Spec
+          in force   sha256:61d88240d5a4c7156d07977b32a90636cc493e40ee8b4f6cb88f232946e000bc
+          installed  nothing by hostler
+
+        What was seen
+          power    not known: there is no BMC (bmc.driver = "none")
+          fetched  nothing: it has not netbooted in this attempt
+          called   nothing: its deploy ramdisk has not called back
+
+        Conditions
+          WaitingForPerson  True   NetworkBoot: switch the machine on, so that it boots from the network
+
+        What comes next
+          waiting for somebody to have the machine boot from the network, until 2026-11-29T12:00:30Z, in 6d23h
+          you can: switch the machine on, so that it boots from the network
+          you can: set `paused = true` in its spec, to stop this
+    "#]],
+    );
+}
+
+#[test]
 fn a_machine_whose_attempts_failed() {
     let status = status(
         r#"

@@ -3,12 +3,14 @@
 
 mod adoption;
 mod breaker;
+mod callback;
 mod carrier;
 mod consent;
 mod deadlines;
 mod histories;
 mod lost;
 mod netboot;
+mod no_bmc;
 mod plan;
 mod power;
 mod rack;

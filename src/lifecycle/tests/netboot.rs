@@ -25,9 +25,11 @@ fn from_network(spec: &mut NodeSpec) {
 
 /// An image that is one file system.
 fn prepared_root(root_uuid: Option<&str>) -> Outcome {
-    let Outcome::Prepared { image, key, stages } = prepared(key(1)) else { unreachable!() };
+    let Outcome::Prepared { image, key, system_guid, stages } = prepared(key(1)) else {
+        unreachable!()
+    };
     let image = PreparedImage { root_uuid: root_uuid.map(str::to_owned), ..image };
-    Outcome::Prepared { image, key, stages }
+    Outcome::Prepared { image, key, system_guid, stages }
 }
 
 /// A node that boots from the network, with its image prepared.

@@ -17,7 +17,7 @@ use crate::{
         ids::{NodeName, OpId},
         power::PowerState,
         problem::Problem,
-        spec::NodeSpec,
+        spec::{MachineId, NodeSpec},
         status::{Phase, Status},
     },
 };
@@ -107,7 +107,10 @@ impl Outside for World {
 
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
         self.heard.push(Heard::Start(op));
-        let (node, host) = (node.clone(), spec.bmc_address().unwrap().host.clone());
+        let bmc = spec.bmc_address();
+        assert!(bmc.is_some() || !operation.needs_bmc(), "{operation:?} without a BMC");
+        let host = bmc.map_or_else(|| spec.boot.macs[0].to_string(), |bmc| bmc.host.clone());
+        let node = node.clone();
         assert!(self.running.iter().all(|job| job.node != node), "two operations at once");
         self.running.push_back(Job { node, op, operation, host });
     }
@@ -255,9 +258,9 @@ impl Rack {
     /// The clashes a test wants, and specs in force that claim one machine, as the agent finds them.
     fn clashes_with(&self, specs: &Specs) -> BTreeMap<NodeName, Vec<Problem>> {
         let in_force = self.carrier.fleet().in_force(specs);
-        let mut claims = BTreeMap::<&str, BTreeSet<&NodeName>>::new();
+        let mut claims = BTreeMap::<MachineId, BTreeSet<&NodeName>>::new();
         for spec in &in_force {
-            claims.entry(&spec.bmc_address().unwrap().host).or_default().insert(&spec.name);
+            claims.entry(spec.machine()).or_default().insert(&spec.name);
         }
         let doubles = claims.into_values().filter(|names| names.len() > 1).flatten();
         let problems = || vec![Problem::of_file("f", "one machine twice")];

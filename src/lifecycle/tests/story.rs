@@ -11,7 +11,7 @@ use crate::{
     lifecycle::{Event, Menu, Node, Operation, Outcome},
     model::{
         boot::{BootStage, Fetch},
-        callback::{Call, DeployState, Lookup, Reply},
+        callback::{Call, DeployInfo, DeployState, Lookup, Reply},
         disk::SizeHint,
         ids::{NodeName, OpId},
         power::PowerState,
@@ -325,10 +325,12 @@ fn a_target_elsewhere_or_without_chap_or_under_another_name_is_refused() {
     }
     assert_eq!(bench.call(&key(1), Call::PassDeployInfo(good.clone())), Reply::Accepted);
     assert_eq!(
-        bench.call(&key(1), Call::PassDeployInfo(good)),
+        bench.call(&key(1), Call::PassDeployInfo(good.clone())),
         Reply::Accepted,
         "the same again is the same"
     );
+    let another = DeployInfo { port: 3261, ..good };
+    assert_eq!(bench.call(&key(1), Call::PassDeployInfo(another)), Reply::Refused);
 }
 
 #[test]

@@ -82,7 +82,7 @@ pub(super) fn spec() -> NodeSpec {
 pub(super) fn prepared(key: AttemptKey) -> Outcome {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid: None };
-    Outcome::Prepared { image, key, stages: Vec::new() }
+    Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
 }
 
 /// A disk that was written, with nothing left to compare.

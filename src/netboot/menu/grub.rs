@@ -12,21 +12,34 @@ pub(in crate::netboot) fn dispatch() -> Secret {
     Secret::new(format!("configfile (tftp)/grub/grub.cfg-01-${{net_default_mac}}\n{LOCAL_DISK}"))
 }
 
-/// The removable-media path of the UEFI specification (§3.5.1.1) is what an installed system is sure to have.
+/// Under UEFI GRUB starts the disk's own boot loader itself: first the removable-media path of the UEFI specification (§3.5.1.1), which
+/// images have, then what installers call theirs. `chainloader` tells it that its disk is `root`; a pattern that nothing matches is passed
+/// over.
 ///
-/// `exit` alone is no way to the disk: GRUB 2.06 then reports success, and firmware that follows the specification (§3.1.1) answers a
-/// successful boot option with its setup menu instead of the next option.
+/// `exit` is no way to the disk there: GRUB 2.06 reports success whatever it is told (`exit 1` too), and firmware that follows the
+/// specification (§3.1.1) answers a successful boot option with its setup menu instead of the next option. A BIOS does go on with its next
+/// boot device.
 ///
-/// A GRUB image without its modules in the loader directory must have in it: tftp, net and efinet (or pxe), normal, configfile, echo,
-/// linux, boot, minicmd, search, chain, fat, `part_gpt` and `part_msdos`.
+/// A GRUB image without its modules in the loader directory must have in it: tftp, net and efinet (or pxe), normal, configfile, echo, test,
+/// regexp, linux, boot, minicmd, search, chain, fat, `part_gpt` and `part_msdos`.
 pub(super) const LOCAL_DISK: &str = "\
 echo \"hostler: booting the local disk\"
-for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do
-  if search --no-floppy --file --set=root $loader; then
-    chainloader $loader
-    boot
-  fi
-done
+if [ \"$grub_platform\" = efi ]; then
+  for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do
+    if search --no-floppy --file --set=root $loader; then
+      if chainloader $loader; then
+        boot
+      fi
+    fi
+  done
+  for loader in (hd*,*)/EFI/*/shim*.efi (hd*,*)/EFI/*/grub*.efi (hd*,*)/EFI/*/*/bootmgfw.efi; do
+    if regexp --set=1:root '^\\((hd[0-9]+,[^)]+)\\)' $loader; then
+      if chainloader $loader; then
+        boot
+      fi
+    fi
+  done
+fi
 exit
 ";
 

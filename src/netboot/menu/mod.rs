@@ -1,16 +1,20 @@
-//! Renders boot menus: what pxelinux and GRUB read to boot the deploy ramdisk, the installed system's own kernel or the
+//! Renders boot menus: what pxelinux, GRUB and iPXE read to boot the deploy ramdisk, the installed system's own kernel or the
 //! local disk.
 //!
 //! Called by the table when a node's menu changes. Pure. It must never let a word of a kernel command line become a line or a command
-//! of a menu: what cannot be quoted safely for both boot loaders is refused.
+//! of a menu: what cannot be written safely for every boot loader is refused.
 
 pub(super) mod grub;
-mod pxelinux;
+pub(super) mod ipxe;
+pub(super) mod pxelinux;
+
+use std::net::SocketAddr;
 
 use crate::model::{
     boot::BootMenu,
     ids::{MacAddr, NodeName},
     secret::Secret,
+    spec::Loader,
 };
 
 /// Longest command line the kernel keeps on x86, in bytes (`COMMAND_LINE_SIZE`), less what the boot loaders add.
@@ -18,21 +22,23 @@ const COMMAND_LINE_BYTES_MAX: usize = 2048 - 256;
 
 /// One card's menu in each boot loader's language.
 ///
-/// Both are always made: a machine may be set up for another firmware than its spec says.
+/// All are always made: a machine may be set up for another firmware than its spec says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Menus {
     /// `pxelinux.cfg/01-<mac>`
     pub pxelinux: Secret,
     /// `grub.cfg-01-<mac>`
     pub grub: Secret,
+    /// `ipxe/01-<mac>.ipxe`
+    pub ipxe: Secret,
 }
 
-/// A menu that cannot be written for both boot loaders.
+/// A menu that cannot be written for every boot loader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MenuError {
     /// In the kernel command line. The word itself is not shown: the line holds the attempt's key.
     #[error(
-        "kernel command line: {0:?} in word {1}; only printable ASCII without quotes, backticks and backslashes reaches a kernel unchanged through pxelinux and GRUB"
+        "kernel command line: {0:?} in word {1}; only printable ASCII without any of '\"`\\$;|&# reaches a kernel unchanged through pxelinux, GRUB and iPXE"
     )]
     Character(char, usize),
     /// The whole command line.
@@ -56,17 +62,29 @@ pub(super) fn own_ramdisk(node: &NodeName) -> String {
     format!("{OWN_DIR}{node}/ramdisk")
 }
 
+/// How a node's machines are to boot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Means {
+    /// The boot loader that leads into an installation.
+    pub(super) loader: Loader,
+    /// Where iPXE finds kernel and ramdisk; without it over TFTP.
+    pub(super) http: Option<SocketAddr>,
+}
+
 /// Renders the menu of one of the node's cards.
-pub(super) fn render(node: &NodeName, mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
+pub(super) fn render(
+    node: &NodeName,
+    mac: MacAddr,
+    means: Means,
+    menu: &BootMenu,
+) -> Result<Menus, MenuError> {
     match menu {
-        BootMenu::LocalDisk => Ok(Menus {
-            pxelinux: Secret::new(pxelinux::LOCAL_DISK.to_owned()),
-            grub: Secret::new(grub::LOCAL_DISK.to_owned()),
-        }),
+        BootMenu::LocalDisk => Ok(Menus::local_disk()),
         BootMenu::Deploy { kernel, initramfs, command_line } => {
             let what = "the deploy ramdisk";
             Linux { what, kernel, ramdisk: initramfs, command_line: command_line.expose() }
-                .render(mac)
+                .render(mac, means.http)
+                .map(|menus| menus.only(means.loader, mac))
         }
         BootMenu::Network { command_line, .. } => Linux {
             what: "the installed system's own kernel",
@@ -74,7 +92,31 @@ pub(super) fn render(node: &NodeName, mac: MacAddr, menu: &BootMenu) -> Result<M
             ramdisk: &own_ramdisk(node),
             command_line,
         }
-        .render(mac),
+        .render(mac, means.http),
+    }
+}
+
+impl Menus {
+    fn local_disk() -> Self {
+        Self {
+            pxelinux: Secret::new(pxelinux::LOCAL_DISK.to_owned()),
+            grub: Secret::new(grub::LOCAL_DISK.to_owned()),
+            ipxe: ipxe::local_disk(),
+        }
+    }
+
+    /// Leaves the way into an installation, and the key, to one boot loader; from the others it is the way there or the local disk.
+    fn only(self, loader: Loader, mac: MacAddr) -> Self {
+        match loader {
+            Loader::Auto => self,
+            Loader::Pxelinux => Self { pxelinux: self.pxelinux, ..Self::local_disk() },
+            Loader::Grub => Self { grub: self.grub, ..Self::local_disk() },
+            Loader::Ipxe => Self {
+                pxelinux: ipxe::from_pxelinux(mac),
+                grub: ipxe::from_grub(mac),
+                ipxe: self.ipxe,
+            },
+        }
     }
 }
 
@@ -87,24 +129,29 @@ struct Linux<'a> {
 }
 
 impl Linux<'_> {
-    fn render(&self, mac: MacAddr) -> Result<Menus, MenuError> {
+    fn render(&self, mac: MacAddr, http: Option<SocketAddr>) -> Result<Menus, MenuError> {
         check_name(self.kernel)?;
         check_name(self.ramdisk)?;
         let words = words(self.command_line)?;
-        Ok(Menus { pxelinux: pxelinux::linux(self, &words), grub: grub::linux(self, mac, &words) })
+        Ok(Menus {
+            pxelinux: pxelinux::linux(self, &words),
+            grub: grub::linux(self, mac, &words),
+            ipxe: ipxe::linux(self, http, &words),
+        })
     }
 }
 
-/// The words of a command line, each fit for both boot loaders.
+/// The words of a command line, each fit for every boot loader.
 ///
-/// GRUB adds backslashes before quotes and backslashes when it hands words to the kernel, so these cannot arrive intact.
+/// GRUB adds backslashes before quotes and backslashes when it hands words to the kernel, so these cannot arrive intact. To iPXE `${`
+/// is an expansion, a word that begins with `#` a comment, and `;`, `||` and `&&` end a command.
 fn words(line: &str) -> Result<Vec<&str>, MenuError> {
     if line.len() > COMMAND_LINE_BYTES_MAX {
         return Err(MenuError::TooLong(line.len()));
     }
     let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
     for (number, word) in (1..).zip(&words) {
-        let fit = |c: char| c.is_ascii_graphic() && !matches!(c, '\'' | '"' | '`' | '\\');
+        let fit = |c: char| c.is_ascii_graphic() && !"'\"`\\$;|&#".contains(c);
         if let Some(odd) = word.chars().find(|c| !fit(*c)) {
             return Err(MenuError::Character(odd, number));
         }
@@ -138,7 +185,12 @@ mod tests {
     }
 
     fn render(mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
-        super::render(&node(), mac, menu)
+        render_for(Loader::Auto, mac, menu)
+    }
+
+    fn render_for(loader: Loader, mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
+        let http = Some("192.0.2.1:8080".parse().unwrap());
+        super::render(&node(), mac, Means { loader, http }, menu)
     }
 
     fn deploy(command_line: &str) -> BootMenu {
@@ -182,6 +234,74 @@ mod tests {
             exit
         "#]]
         .assert_eq(menus.grub.expose());
+        expect![[r"
+            #!ipxe
+            echo hostler: booting the deploy ramdisk
+            isset ${ip} || dhcp || exit 1
+            set try:int32 0
+            :kernel
+            kernel --timeout 30000 http://192.0.2.1:8080/deploy/vmlinuz initrd=ramdisk hostler.api=192.0.2.1:8443 hostler.key=00ff console=ttyS1,115200n8 BOOTIF=01-${mac:hexhyp} && goto ramdisk ||
+            inc try
+            iseq ${try} 10 && exit 1 ||
+            sleep 1
+            goto kernel
+            :ramdisk
+            initrd --timeout 30000 --name ramdisk http://192.0.2.1:8080/deploy/initramfs && goto boot ||
+            inc try
+            iseq ${try} 10 && exit 1 ||
+            sleep 1
+            goto ramdisk
+            :boot
+            boot || exit 1
+        "]]
+        .assert_eq(menus.ipxe.expose());
+    }
+
+    #[test]
+    fn one_boot_loader_leads_into_an_installation_if_the_spec_says_so_and_the_others_never_see_its_key()
+     {
+        let menu = deploy("hostler.key=00ff");
+        let all = render(mac(), &menu).unwrap();
+        let local = render(mac(), &BootMenu::LocalDisk).unwrap();
+        let pxelinux = render_for(Loader::Pxelinux, mac(), &menu).unwrap();
+        assert_eq!(pxelinux, Menus { pxelinux: all.pxelinux, ..local.clone() });
+        let grub = render_for(Loader::Grub, mac(), &menu).unwrap();
+        assert_eq!(grub, Menus { grub: all.grub, ..local });
+        let ipxe = render_for(Loader::Ipxe, mac(), &menu).unwrap();
+        assert_eq!(ipxe.ipxe, all.ipxe);
+        expect![[r"
+            SERIAL 0 115200
+            SAY hostler: handing over to iPXE
+            DEFAULT ipxe
+            PROMPT 0
+            NOESCAPE 1
+            TIMEOUT 100
+            LABEL ipxe
+              KERNEL ::ipxe.lkrn
+              INITRD ::ipxe/01-52-54-00-00-00-0a.ipxe
+        "]]
+        .assert_eq(ipxe.pxelinux.expose());
+        expect![[r#"
+            echo "hostler: handing over to iPXE"
+            if chainloader (tftp)/ipxe.efi; then
+              boot
+            fi
+            if linux16 (tftp)/ipxe.lkrn; then
+              if initrd16 (tftp)/ipxe/01-52-54-00-00-00-0a.ipxe; then
+                boot
+              fi
+            fi
+            exit
+        "#]]
+        .assert_eq(ipxe.grub.expose());
+    }
+
+    #[test]
+    fn without_an_http_server_ipxe_is_sent_to_tftp() {
+        let means = Means { loader: Loader::Auto, http: None };
+        let menus = super::render(&node(), mac(), means, &deploy("quiet")).unwrap();
+        assert!(menus.ipxe.expose().contains(" tftp://${next-server}/deploy/vmlinuz "));
+        assert!(!menus.ipxe.expose().contains("http"));
     }
 
     #[test]
@@ -207,6 +327,10 @@ mod tests {
             "linux (tftp)/node/edge-07/kernel 'root=UUID=0a' 'ro' BOOTIF=01-52-54-00-00-00-0a;";
         assert!(menus.grub.expose().contains(linux));
         assert!(menus.grub.expose().contains("initrd (tftp)/node/edge-07/ramdisk;"));
+        for file in ["kernel", "ramdisk"] {
+            let url = format!(" http://192.0.2.1:8080/node/edge-07/{file} ");
+            assert!(menus.ipxe.expose().contains(&url), "{url}");
+        }
     }
 
     #[test]
@@ -214,9 +338,34 @@ mod tests {
         let menus = render(mac(), &BootMenu::LocalDisk).unwrap();
         assert!(menus.pxelinux.expose().contains("LOCALBOOT 0"));
         assert!(menus.grub.expose().contains("chainloader"));
-        for text in [menus.pxelinux.expose(), menus.grub.expose()] {
+        expect![[r"
+            #!ipxe
+            echo hostler: booting the local disk
+            iseq ${platform} efi && exit 1 ||
+            sanboot --no-describe --drive 0x80 || exit 1
+        "]]
+        .assert_eq(menus.ipxe.expose());
+        for text in [&menus.pxelinux, &menus.grub, &menus.ipxe].map(Secret::expose) {
             assert!(!text.contains("tftp") && !text.contains("KERNEL"), "{text}");
         }
+    }
+
+    #[test]
+    fn ipxe_asks_for_the_script_of_each_of_its_cards_before_anything_else() {
+        expect![[r"
+            #!ipxe
+            set card:int32 0
+            :card
+            isset ${net${card}/mac} || goto none
+            chain --replace ipxe/01-${net${card}/mac:hexhyp}.ipxe ||
+            inc card
+            goto card
+            :none
+            echo hostler: booting the local disk
+            iseq ${platform} efi && exit 1 ||
+            sanboot --no-describe --drive 0x80 || exit 1
+        "]]
+        .assert_eq(ipxe::dispatch().expose());
     }
 
     #[test]
@@ -224,12 +373,22 @@ mod tests {
         expect![[r#"
             configfile (tftp)/grub/grub.cfg-01-${net_default_mac}
             echo "hostler: booting the local disk"
-            for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do
-              if search --no-floppy --file --set=root $loader; then
-                chainloader $loader
-                boot
-              fi
-            done
+            if [ "$grub_platform" = efi ]; then
+              for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do
+                if search --no-floppy --file --set=root $loader; then
+                  if chainloader $loader; then
+                    boot
+                  fi
+                fi
+              done
+              for loader in (hd*,*)/EFI/*/shim*.efi (hd*,*)/EFI/*/grub*.efi (hd*,*)/EFI/*/*/bootmgfw.efi; do
+                if regexp --set=1:root '^\((hd[0-9]+,[^)]+)\)' $loader; then
+                  if chainloader $loader; then
+                    boot
+                  fi
+                fi
+              done
+            fi
             exit
         "#]]
         .assert_eq(grub::dispatch().expose());
@@ -247,12 +406,17 @@ mod tests {
             ("a\\", MenuError::Character('\\', 1)),
             ("grün", MenuError::Character('ü', 1)),
             ("a\0b", MenuError::Character('\0', 1)),
+            ("a=${root}", MenuError::Character('$', 1)),
+            ("quiet ; reboot", MenuError::Character(';', 2)),
+            ("quiet || shell", MenuError::Character('|', 2)),
+            ("quiet && shell", MenuError::Character('&', 2)),
+            ("#quiet", MenuError::Character('#', 1)),
         ] {
             assert_eq!(render(mac(), &deploy(line)), Err(expected), "{line:?}");
         }
-        let menus = render(mac(), &deploy("a=$root; reboot & {x} #y")).unwrap();
+        let menus = render(mac(), &deploy("a=(root) {x} <y>")).unwrap();
         let linux = menus.grub.expose().lines().find(|l| l.contains("linux")).unwrap();
-        assert!(linux.contains(" 'a=$root;' 'reboot' '&' '{x}' '#y' BOOTIF="), "{linux}");
+        assert!(linux.contains(" 'a=(root)' '{x}' '<y>' BOOTIF="), "{linux}");
     }
 
     #[test]
@@ -278,12 +442,18 @@ mod tests {
         fn any_accepted_command_line_leaves_the_shape_of_the_menus_alone(line in ".{0,80}") {
             if let Ok(menus) = render(mac(), &deploy(&line)) {
                 let plain = render(mac(), &deploy("quiet")).unwrap();
-                for (text, expected) in [(&menus.grub, &plain.grub), (&menus.pxelinux, &plain.pxelinux)] {
+                let texts = |menus: Menus| [menus.pxelinux, menus.grub, menus.ipxe];
+                for (text, expected) in texts(menus.clone()).iter().zip(&texts(plain)) {
                     let (text, expected) = (text.expose(), expected.expose());
                     prop_assert_eq!(text.lines().count(), expected.lines().count());
                     let differing = text.lines().zip(expected.lines()).filter(|(a, b)| a != b).count();
                     prop_assert!(differing <= 1);
                 }
+                let kernel = menus.ipxe.expose().lines().find(|l| l.starts_with("kernel")).unwrap();
+                prop_assert_eq!(kernel.matches("${").count(), 1);
+                let ends = |word: &&str| word.starts_with('#') || matches!(*word, ";" | "||" | "&&");
+                let ends: Vec<&str> = kernel.split_whitespace().filter(ends).collect();
+                prop_assert_eq!(ends, ["&&", "||"]);
                 let linux = menus.grub.expose().lines().find(|l| l.contains("linux")).unwrap();
                 prop_assert_eq!(linux.matches('\'').count() % 2, 0);
                 let outside: String = linux.split('\'').step_by(2).collect();

@@ -5,7 +5,17 @@
 use super::Linux;
 use crate::model::secret::Secret;
 
-/// `LOCALBOOT 0` leaves through the PXE ROM, and the BIOS goes on with its next boot device.
+/// What pxelinux asks for last, after the menu of its card: a machine that is no node's is let go to its own disk. Without it pxelinux
+/// waits for minutes, resets the machine, and comes again.
+pub(in crate::netboot) fn default() -> Secret {
+    Secret::new(LOCAL_DISK.to_owned())
+}
+
+/// `LOCALBOOT 0` leaves through the PXE ROM, which closes the card, and the BIOS goes on with its next boot device: the order is the
+/// administrator's. `LOCALBOOT -1` would pass the ROM by.
+///
+/// There is no second way after it: it does not return. Nor can `chain.c32` come first: pxelinux 6.04 runs a module that failed again at
+/// once and for ever, a hundred requests a second, whatever `ONERROR` and `ONTIMEOUT` say.
 pub(super) const LOCAL_DISK: &str = "\
 SERIAL 0 115200
 SAY hostler: booting the local disk

@@ -26,7 +26,7 @@ mod slots;
 mod transfer;
 mod window;
 
-pub(super) use self::request::Refusal;
+pub(super) use self::request::{Refusal, clean_name};
 pub use server::{Config, Running, Server};
 
 /// The way in for the fuzz target: whatever a stranger sends to the well-known port.

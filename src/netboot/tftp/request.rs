@@ -80,7 +80,7 @@ pub(super) fn parse(datagram: &[u8]) -> Option<Result<Request, Refusal>> {
 }
 
 /// A file's name as the tables know it: `x` for each of `x`, `/x`, `\x`, `/tftpboot/x` and `./x`, with `/` between the parts.
-pub(super) fn clean_name(asked: &str) -> Result<String, Refusal> {
+pub(in crate::netboot) fn clean_name(asked: &str) -> Result<String, Refusal> {
     if asked.len() > NAME_BYTES_MAX || asked.contains('\0') {
         return Err(Refusal::NotFound);
     }

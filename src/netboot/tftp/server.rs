@@ -8,7 +8,7 @@ use std::{
     io::{self, PipeReader, PipeWriter},
     net::{IpAddr, SocketAddr, UdpSocket},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -20,9 +20,10 @@ use crate::model::boot::Fetch;
 
 use super::{
     super::{
-        evidence::{Asked, Ended, Evidence},
-        files::{self, Opened},
-        table::{BootTable, Named},
+        evidence::{Asked, Ended},
+        files,
+        shelf::Shelf,
+        table::BootTable,
     },
     request::{self, Refusal, Request, Terms},
     slots::{Claim, Slot, Slots},
@@ -116,13 +117,15 @@ impl Server {
         let (stopped, stop) = io::pipe()?;
         let (end, ended) = io::pipe()?;
         let slots = Slots::new(self.config.max_transfers);
+        let limits = Limits { idle: self.config.idle_limit, total: self.config.total_limit };
+        let Config { loaders, files, images, .. } = self.config;
+        let shelf = Arc::new(Shelf::new(loaders, files, images, table, fetched));
         let desk = Desk {
             socket: self.socket,
             local: self.local,
-            config: self.config,
-            table,
+            limits,
             slots: slots.clone(),
-            told: Arc::new(Told { evidence: Mutex::default(), fetched }),
+            shelf: Arc::clone(&shelf),
         };
         thread::Builder::new().name("tftp".to_owned()).stack_size(LOOP_STACK_BYTES).spawn(
             move || {
@@ -130,7 +133,7 @@ impl Server {
                 drop(ended);
             },
         )?;
-        Ok(Running { local: self.local, stop: Some(stop), end, slots })
+        Ok(Running { local: self.local, stop: Some(stop), end, slots, shelf })
     }
 }
 
@@ -143,12 +146,18 @@ pub struct Running {
     /// Closed when the loop has ended.
     end: PipeReader,
     slots: Slots,
+    shelf: Arc<Shelf>,
 }
 
 impl Running {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// What it serves, and what it knows of who fetched what: for another server to share.
+    pub fn shelf(&self) -> Arc<Shelf> {
+        Arc::clone(&self.shelf)
     }
 
     /// Stops answering, tells the clients of unfinished transfers, and waits until all threads have ended, at most 4 s. Blocks.
@@ -174,16 +183,9 @@ impl Drop for Running {
 struct Desk {
     socket: UdpSocket,
     local: SocketAddr,
-    config: Config,
-    table: BootTable,
+    limits: Limits,
     slots: Slots,
-    told: Arc<Told>,
-}
-
-/// What the transfers' ends are told to.
-struct Told {
-    evidence: Mutex<Evidence>,
-    fetched: Sender<Fetch>,
+    shelf: Arc<Shelf>,
 }
 
 impl Desk {
@@ -232,61 +234,19 @@ impl Desk {
     fn begin(&self, request: &Request, peer: SocketAddr, slot: Slot) -> Result<(), Refusal> {
         let began = Instant::now();
         let machine = peer.ip().to_canonical();
-        let (file, asked) = self.open(&request.name, machine, began)?;
+        let (file, asked) = self.shelf.open(&request.name, machine, began)?;
         let terms = Terms::agree(&request.options, file.bytes);
-        let limits = Limits { idle: self.config.idle_limit, total: self.config.total_limit };
         let transfer = self
             .connect(peer)
-            .and_then(|socket| Transfer::new(socket, file, terms, limits, slot))
+            .and_then(|socket| Transfer::new(socket, file, terms, self.limits, slot))
             .map_err(|error| {
                 tracing::warn!(%peer, %error, "no socket for a TFTP transfer");
                 Refusal::Busy
             })?;
-        let (told, path) = (Arc::clone(&self.told), request.name.clone());
-        transfer.start(Box::new(move |outcome| told.ended(machine, asked, path, &outcome, began)))
-    }
-
-    /// The file under a name, and what it is to the boot of the machine at this address.
-    fn open(&self, name: &str, peer: IpAddr, now: Instant) -> Result<(Opened, Asked), Refusal> {
-        match self.table.find(name) {
-            Named::Text(Some(node), text) => {
-                self.told.evidence().menu_asked(peer, node.clone(), now);
-                Ok((files::in_memory(text.expose())?, Asked::Menu(node)))
-            }
-            Named::Text(None, text) => Ok((files::in_memory(text.expose())?, Asked::Nothing)),
-            Named::Stranger(mac) => {
-                tracing::info!(%peer, %mac, "a machine that is no node's asks for a boot menu");
-                Err(Refusal::NotFound)
-            }
-            // An installed machine that boots is no evidence of an installation.
-            Named::Own(path) => Ok((self.open_own(&path)?, Asked::Nothing)),
-            Named::Nothing => Err(Refusal::NotFound),
-            Named::Other => {
-                let node = self.told.evidence().node(peer, now).cloned();
-                let deploy = node.and_then(|node| {
-                    let stage = self.table.stage(&node, name)?;
-                    Some(Asked::Deploy(node, stage))
-                });
-                if let Some(path) = self.config.files.get(name) {
-                    Ok((files::open_fixed(path)?, deploy.unwrap_or(Asked::Nothing)))
-                } else if let Some(root) = &self.config.loaders {
-                    Ok((files::open_beneath(root, name)?, deploy.unwrap_or(Asked::Loader)))
-                } else {
-                    Err(Refusal::NotFound)
-                }
-            }
-        }
-    }
-
-    fn open_own(&self, path: &str) -> Result<Opened, Refusal> {
-        files::open_own(&self.config.images, path).map_err(|error| {
-            tracing::warn!(path, %error, "a machine's own boot file cannot be opened");
-            if error.kind() == io::ErrorKind::NotFound {
-                Refusal::NotFound
-            } else {
-                Refusal::NotAllowed
-            }
-        })
+        let (shelf, path) = (Arc::clone(&self.shelf), request.name.clone());
+        transfer.start(Box::new(move |outcome| {
+            ended(&shelf, machine, asked, path, &outcome, began);
+        }))
     }
 
     /// A socket of its own for the transfer (RFC 1350 §4), connected, so that nobody else can speak into it.
@@ -299,32 +259,28 @@ impl Desk {
     }
 }
 
-impl Told {
-    fn ended(&self, peer: IpAddr, asked: Asked, path: String, outcome: &Outcome, began: Instant) {
-        let Outcome { sent_bytes, complete, end, took } = outcome;
-        let took_ms = took.as_millis();
-        // Asking for the size and hanging up is what firmware does before every file.
-        let size_asked = *sent_bytes == 0 && matches!(end, End::Client(_));
-        if *complete {
-            tracing::info!(%peer, ?path, sent_bytes, took_ms, "TFTP file sent");
-        } else if size_asked {
-            tracing::debug!(%peer, ?path, "TFTP size asked");
-        } else {
-            tracing::info!(%peer, ?path, sent_bytes, took_ms, %end, "TFTP file not sent");
-        }
-        let ended = Ended { path, sent_bytes: *sent_bytes, complete: *complete };
-        let fetches = self.evidence().ended(peer, asked, ended, began, Instant::now());
-        for fetch in fetches {
-            if let Err(error) = self.fetched.try_send(fetch) {
-                tracing::debug!(%error, "a TFTP fetch is not told");
-            }
-        }
+/// Tells that a transfer has ended.
+fn ended(
+    shelf: &Shelf,
+    peer: IpAddr,
+    asked: Asked,
+    path: String,
+    outcome: &Outcome,
+    began: Instant,
+) {
+    let Outcome { sent_bytes, complete, end, took } = outcome;
+    let took_ms = took.as_millis();
+    // Asking for the size and hanging up is what firmware does before every file.
+    let size_asked = *sent_bytes == 0 && matches!(end, End::Client(_));
+    if *complete {
+        tracing::info!(%peer, ?path, sent_bytes, took_ms, "TFTP file sent");
+    } else if size_asked {
+        tracing::debug!(%peer, ?path, "TFTP size asked");
+    } else {
+        tracing::info!(%peer, ?path, sent_bytes, took_ms, %end, "TFTP file not sent");
     }
-
-    /// Nothing panics between two changes of what is behind this lock.
-    fn evidence(&self) -> MutexGuard<'_, Evidence> {
-        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    let ended = Ended { path, sent_bytes: *sent_bytes, complete: *complete };
+    shelf.ended(peer, asked, ended, began);
 }
 
 /// `tftpd` prints warnings to standard output unless told otherwise, once for the process; its only switch is its own command line.

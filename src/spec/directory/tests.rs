@@ -230,5 +230,5 @@ fn the_examples_are_good() {
     let report = super::check(nodes, None).unwrap();
     assert_eq!(report.problems, []);
     let names: Vec<&str> = report.good.iter().map(NodeName::as_str).collect();
-    assert_eq!(names, ["edge-01", "edge-02", "edge-07"]);
+    assert_eq!(names, ["edge-01", "edge-02", "edge-03", "edge-07"]);
 }

@@ -86,7 +86,7 @@ fn every_kind_of_value_reads_back_the_same() {
 #[test]
 fn the_examples_read_back_the_same() {
     let nodes = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nodes"));
-    for file in ["edge-01.toml", "edge-07.toml"] {
+    for file in ["edge-01.toml", "edge-03.toml", "edge-07.toml"] {
         let file = nodes.join(file);
         let shown = toml(&crate::spec::read_file_settings(&file, None).unwrap());
         let again = parse(&file.to_string_lossy(), shown.as_bytes(), &Defaults::default());

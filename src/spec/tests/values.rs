@@ -265,8 +265,13 @@ fn a_credential_is_refused_without_missing_the_file_it_replaces() {
 #[test]
 fn a_machine_without_a_bmc_needs_nothing_else_said_of_it() {
     let bmc = "address = \"192.0.2.20\"\npassword_file = \"edge-07.bmc\"";
-    let spec = good(&MINIMAL.replace(bmc, "driver = \"none\""));
+    let text = MINIMAL.replace(bmc, "driver = \"none\"");
+    let spec = good(&text);
     assert_eq!((&spec.bmc, spec.machine()), (&None, MachineId::Cards(spec.boot.macs.clone())));
+
+    let hours = |text: &str| good(text).timeouts.power.as_secs_f64() / 3600.0;
+    assert_eq!((hours(MINIMAL), hours(&text)), (2.0 / 60.0, 168.0), "a person may have to travel");
+    assert_eq!(hours(&format!("{text}\n[timeouts]\npower = '3h'\n")), 3.0);
 }
 
 #[test]

@@ -90,7 +90,7 @@ pub fn check_node(node: &Node, now: Timestamp) {
 pub fn prepared(key: AttemptKey) -> Outcome {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     let image = PreparedImage { digest, disk_bytes: 1 << 20, root_uuid: None };
-    Outcome::Prepared { image, key, stages: Vec::new() }
+    Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
 }
 
 /// A disk is written.

@@ -94,6 +94,7 @@ fn a_bmc_says_what_it_is_and_what_the_agent_has_learnt_of_it() {
     assert_eq!(fact("address"), format!("127.0.0.1:{}", machine.bmc.port));
     assert_eq!((fact("driver").as_str(), fact("ipmi").as_str()), ("ipmi", "2.0"));
     assert_eq!(fact("cipher_suite"), "3");
+    assert_eq!(fact("system_guid").len(), 32);
     for number in ["manufacturer", "product"] {
         assert!(fact(number).parse::<u32>().is_ok(), "{info}");
     }
@@ -227,9 +228,11 @@ fn show_boot_prints_what_a_card_is_served_and_the_key_only_when_told_to() {
     assert!(shown.contains("hostler.key=<key>") && shown.contains("--secrets shows it"), "{shown}");
     let (_, secrets, _) = said(&site, &["show-boot", &machine.mac.to_uppercase(), "--secrets"]);
     let hyphenated = machine.mac.replace(':', "-");
-    for name in
-        [format!("pxelinux.cfg/01-{hyphenated}"), format!("grub/grub.cfg-01-{}", machine.mac)]
-    {
+    for name in [
+        format!("pxelinux.cfg/01-{hyphenated}"),
+        format!("grub/grub.cfg-01-{}", machine.mac),
+        format!("ipxe/01-{hyphenated}.ipxe"),
+    ] {
         let served = String::from_utf8(site.fetch(&name).unwrap()).unwrap();
         assert!(served.contains(ramdisk.key()));
         let section = format!("\n# {name}\n{}\n", served.trim_end());
@@ -246,5 +249,8 @@ fn show_boot_prints_what_a_card_is_served_and_the_key_only_when_told_to() {
     assert!(shown.contains("LOCALBOOT") && !shown.contains("<key>"), "{shown}");
     let (code, out, errors) = said(&site, &["show-boot", "52:54:00:00:ff:fe"]);
     assert_eq!((code, out.as_str()), (1, ""));
-    assert!(errors.contains("52:54:00:00:ff:fe is served nothing (file not found)"), "{errors}");
+    assert!(
+        errors.contains("52:54:00:00:ff:fe is served no menu of its own (file not found)"),
+        "{errors}"
+    );
 }

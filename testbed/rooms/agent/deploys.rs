@@ -88,7 +88,7 @@ fn the_service_manager_hears_when_the_agent_answers_and_when_it_stops() {
     };
     let agent = site.start_as(site.hostler(&["run"]).env("NOTIFY_SOCKET", site.path("notify")));
     assert!(hear().contains("READY=1"));
-    assert_eq!(site.fetch("pxelinux.cfg/default"), None);
+    assert_eq!(site.fetch("pxelinux.cfg/C0000201"), None);
     let machine = Machine::new(&site, NODE);
     assert!(std::net::TcpStream::connect(site.callback).is_ok());
     site.write(NODE, &machine.spec(&site));

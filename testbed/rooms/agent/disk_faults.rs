@@ -89,6 +89,31 @@ fn a_target_that_lets_anybody_in_is_not_written() {
 }
 
 #[test]
+fn an_open_target_is_written_only_if_the_spec_allows_it_and_no_secret_was_made_for_it() {
+    let site = Site::new();
+    let disk = Tgtd::serve(&iqn(NODE), 160 << 20);
+    let machine = Machine::with_disk(&site, NODE, &[], disk);
+    let _agent = site.start();
+    let open = machine.spec(&site).with_flag("boot.require_chap", false);
+    site.write(NODE, &open);
+    let ramdisk = machine.boot(&site, 1);
+    ramdisk.export();
+    let status = ends_failed(&site, &machine, Step::Imaging, "LoginRefused");
+    assert!(status.message.contains("does not ask for CHAP"), "{}", status.message);
+    assert!(machine.disk.disk().iter().all(|byte| *byte == 0));
+
+    site.write(NODE, &open.with("redeploy", "again"));
+    let mut ramdisk = machine.boot(&site, 2);
+    for name in ["chap_username", "chap_password"] {
+        ramdisk.target.as_object_mut().unwrap().remove(name);
+    }
+    ramdisk.export();
+    ramdisk.finish();
+    assert_eq!(site.until(NODE, "deployed", |status| status.ready).phase, Phase::Deployed);
+    assert!(machine.has_image(&site));
+}
+
+#[test]
 fn a_disk_of_another_size_than_was_reported_is_not_written() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);

@@ -163,6 +163,8 @@ pub(super) struct Ramdisk {
     certificate: NamedTempFile,
     mac: String,
     disk_bytes: u64,
+    /// What the machine's firmware says its UUID is.
+    pub(super) uuid: Option<&'static str>,
     /// The target as it is; tests change what they want to be wrong.
     pub(super) target: Value,
 }
@@ -196,7 +198,7 @@ impl Ramdisk {
             "chap_username": CHAP_USER, "chap_password": CHAP_SECRET, "error": "",
         });
         let disk_bytes = machine.disk.disk_bytes;
-        Self { args, certificate, mac: machine.mac.clone(), disk_bytes, target }
+        Self { args, certificate, mac: machine.mac.clone(), disk_bytes, uuid: None, target }
     }
 
     /// One call: status and answer, or 0 when nobody answers.
@@ -225,7 +227,10 @@ impl Ramdisk {
     pub(super) fn look_up(&self, bytes: u64) -> (u16, Value) {
         let disk =
             json!({"name": "vda", "size": bytes, "serial": SERIAL, "logical_block_size": 512});
-        self.post("lookup", &json!({"macs": [self.mac], "disks": [disk], "memory": 1, "cpus": 1}))
+        let machine = json!({
+            "macs": [self.mac], "system_uuid": self.uuid, "disks": [disk], "memory": 1, "cpus": 1,
+        });
+        self.post("lookup", &machine)
     }
 
     /// Reports the disk and the target, as they are.

@@ -26,6 +26,7 @@ const SMALL_IMAGE_BYTES: usize = 3_000_100;
 pub(super) struct Site {
     dir: TempDir,
     pub(super) tftp: SocketAddr,
+    http: SocketAddr,
     pub(super) callback: SocketAddr,
     pub(super) image: Vec<u8>,
 }
@@ -56,14 +57,16 @@ impl Site {
         fs::write(dir.path().join("images/disk.raw"), &image).unwrap();
         fs::write(dir.path().join("vmlinuz"), noise(70_000)).unwrap();
         fs::write(dir.path().join("initramfs"), noise(90_000)).unwrap();
-        let site = Self { dir, tftp: ports::free(), callback: ports::free(), image };
+        let site =
+            Self { dir, tftp: ports::free(), http: ports::free(), callback: ports::free(), image };
         site.configure("");
         site
     }
 
     /// Writes the configuration; `specs` are more lines for its `[specs]`.
     pub(super) fn configure(&self, specs: &str) {
-        let (dir, tftp, callback) = (self.dir.path().display(), self.tftp, self.callback);
+        let (dir, tftp, http) = (self.dir.path().display(), self.tftp, self.http);
+        let callback = self.callback;
         let text = format!(
             r#"[specs]
 dir = "{dir}/nodes"
@@ -80,6 +83,8 @@ advertise = "127.0.0.1"
 [tftp]
 listen = "{tftp}"
 loaders = "{dir}/loaders"
+[http]
+listen = "{http}"
 [callback]
 listen = "{callback}"
 [admin]
@@ -235,6 +240,12 @@ impl Spec {
 
     /// The same for a number.
     pub(super) fn with_number(mut self, key: &str, value: u32) -> Self {
+        self.0.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    /// The same for a flag.
+    pub(super) fn with_flag(mut self, key: &str, value: bool) -> Self {
         self.0.insert(key.to_owned(), value.to_string());
         self
     }

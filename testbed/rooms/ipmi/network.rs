@@ -1,4 +1,4 @@
-//! A bad network between a client and a server: loses, repeats and reorders datagrams, and counts what passes.
+//! A bad network between a client and a server: loses, repeats, reorders and damages datagrams, or does to them what a test says.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,9 @@ use std::{
 use tokio::{net::UdpSocket, task::JoinHandle};
 
 /// The payload type of an open session request, which is byte 5 of its datagram.
-const OPEN_REQUEST: u8 = 0x10;
+pub(super) const OPEN_REQUEST: u8 = 0x10;
+/// That of the answer to it.
+pub(super) const OPEN_RESPONSE: u8 = 0x11;
 
 /// How bad it is. Probabilities in percent.
 #[derive(Clone, Copy)]
@@ -22,10 +24,22 @@ pub(super) struct Badness {
     pub(super) repeat: u64,
     /// Each copy is late by a random time up to this, which reorders them.
     pub(super) late: Duration,
+    /// One bit of a copy is another one.
+    pub(super) damage: u64,
 }
 
 /// Only looks.
-pub(super) const GOOD: Badness = Badness { loss: 0, repeat: 0, late: Duration::ZERO };
+pub(super) const GOOD: Badness = Badness { loss: 0, repeat: 0, late: Duration::ZERO, damage: 0 };
+
+/// Which way a datagram goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    There,
+    Back,
+}
+
+/// What arrives instead of a datagram, and how late.
+type Fate = dyn Fn(Way, &[u8]) -> Vec<(Duration, Vec<u8>)> + Send + Sync;
 
 /// The network; gone when dropped.
 pub(super) struct Network {
@@ -43,12 +57,28 @@ impl Drop for Network {
 impl Network {
     /// A network to a port of 127.0.0.1.
     pub(super) async fn before(server_port: u16, badness: Badness, seed: u64) -> Self {
+        let dice = Mutex::new(seed);
+        let fate = move |_, datagram: &[u8]| misfortune(&dice, badness, datagram);
+        Self::with_fate(server_port, Arc::new(fate)).await
+    }
+
+    /// One in which `tamper` says what arrives instead of each datagram.
+    pub(super) async fn tampered(
+        server_port: u16,
+        tamper: impl Fn(Way, &[u8]) -> Vec<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
+        let at_once = move |way, datagram: &[u8]| {
+            tamper(way, datagram).into_iter().map(|datagram| (Duration::ZERO, datagram)).collect()
+        };
+        Self::with_fate(server_port, Arc::new(at_once)).await
+    }
+
+    async fn with_fate(server_port: u16, fate: Arc<Fate>) -> Self {
         let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let port = front.local_addr().unwrap().port();
         let open_requests = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&open_requests);
         let task = tokio::spawn(async move {
-            let dice = Arc::new(Mutex::new(seed));
             let mut backs: BTreeMap<SocketAddr, Arc<UdpSocket>> = BTreeMap::new();
             let mut buffer = [0; 2048];
             loop {
@@ -67,18 +97,14 @@ impl Network {
                         Arc::clone(&back),
                         Arc::clone(&front),
                         client,
-                        badness,
-                        Arc::clone(&dice),
+                        Arc::clone(&fate),
                     );
                     tokio::spawn(answers);
                     back
                 };
-                for late in fate(&dice, badness) {
-                    let (back, datagram) = (Arc::clone(&back), datagram.to_vec());
-                    tokio::spawn(async move {
-                        tokio::time::sleep(late).await;
-                        back.send(&datagram).await.unwrap();
-                    });
+                for (late, datagram) in fate(Way::There, datagram) {
+                    let back = Arc::clone(&back);
+                    later(late, async move { drop(back.send(&datagram).await) }).await;
                 }
             }
         });
@@ -95,29 +121,45 @@ async fn carry_back(
     back: Arc<UdpSocket>,
     front: Arc<UdpSocket>,
     client: SocketAddr,
-    badness: Badness,
-    dice: Arc<Mutex<u64>>,
+    fate: Arc<Fate>,
 ) {
     let mut buffer = [0; 2048];
-    while let Ok(length) = back.recv(&mut buffer).await {
-        for late in fate(&dice, badness) {
-            let (front, datagram) = (Arc::clone(&front), buffer.get(..length).unwrap().to_vec());
-            tokio::spawn(async move {
-                tokio::time::sleep(late).await;
-                front.send_to(&datagram, client).await.unwrap();
-            });
+    loop {
+        // An error is the word that nothing listens there, as it is while the server starts anew.
+        let Ok(length) = back.recv(&mut buffer).await else { continue };
+        for (late, datagram) in fate(Way::Back, buffer.get(..length).unwrap()) {
+            let front = Arc::clone(&front);
+            later(late, async move { drop(front.send_to(&datagram, client).await) }).await;
         }
     }
 }
 
-/// When each copy of a datagram arrives.
-fn fate(dice: &Mutex<u64>, badness: Badness) -> Vec<Duration> {
+/// What is not late keeps its order.
+async fn later(late: Duration, send: impl Future<Output = ()> + Send + 'static) {
+    if late.is_zero() {
+        send.await;
+        return;
+    }
+    tokio::spawn(async move {
+        tokio::time::sleep(late).await;
+        send.await;
+    });
+}
+
+/// When each copy of a datagram arrives, and what it looks like then.
+fn misfortune(dice: &Mutex<u64>, badness: Badness, datagram: &[u8]) -> Vec<(Duration, Vec<u8>)> {
     let mut dice = dice.lock().unwrap();
     let mut copies = Vec::new();
     if roll(&mut dice) % 100 >= badness.loss {
         let repeated = roll(&mut dice) % 100 < badness.repeat;
         for _ in 0..=usize::from(repeated) {
-            copies.push(badness.late * u32::try_from(roll(&mut dice) % 1000).unwrap() / 1000);
+            let late = badness.late * u32::try_from(roll(&mut dice) % 1000).unwrap() / 1000;
+            let mut copy = datagram.to_vec();
+            if roll(&mut dice) % 100 < badness.damage {
+                let bit = usize::try_from(roll(&mut dice)).unwrap() % (copy.len() * 8);
+                *copy.get_mut(bit / 8).unwrap() ^= 1 << (bit % 8);
+            }
+            copies.push((late, copy));
         }
     }
     copies

@@ -4,13 +4,14 @@ use std::{
     collections::BTreeMap,
     fs,
     os::unix::fs::symlink,
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
-    Room, noise,
+    Room,
+    alone::{alone, memory_kib, processor_ms},
+    noise,
     raw::{Client, Reply, get, request},
 };
 
@@ -69,7 +70,7 @@ fn writing_and_nonsense_are_refused_at_once() {
 #[test]
 fn the_request_for_the_largest_window_of_the_largest_blocks_takes_little_memory() {
     alone(
-        "the_request_for_the_largest_window_of_the_largest_blocks_takes_little_memory",
+        "hostile::the_request_for_the_largest_window_of_the_largest_blocks_takes_little_memory",
         &[],
         || {
             let room = Room::new();
@@ -94,7 +95,7 @@ fn the_request_for_the_largest_window_of_the_largest_blocks_takes_little_memory(
 
 #[test]
 fn repeated_acknowledgements_burn_no_processor_time() {
-    alone("repeated_acknowledgements_burn_no_processor_time", &[], || {
+    alone("hostile::repeated_acknowledgements_burn_no_processor_time", &[], || {
         let room = Room::new();
         for window in ["1", "4"] {
             let mut client = Client::new(room.address);
@@ -116,7 +117,7 @@ fn repeated_acknowledgements_burn_no_processor_time() {
 
 #[test]
 fn a_transfer_that_ends_early_writes_nothing_to_standard_error() {
-    const NAME: &str = "a_transfer_that_ends_early_writes_nothing_to_standard_error";
+    const NAME: &str = "hostile::a_transfer_that_ends_early_writes_nothing_to_standard_error";
     let said = alone(NAME, &[], || {
         let mut room = Room::with(|config| config.idle_limit = Duration::from_millis(300));
         let mut clients: Vec<_> = (0..3).map(|_| Client::new(room.address)).collect();
@@ -134,7 +135,7 @@ fn a_transfer_that_ends_early_writes_nothing_to_standard_error() {
 
 #[test]
 fn a_system_without_threads_is_answered_and_survived() {
-    const NAME: &str = "a_system_without_threads_is_answered_and_survived";
+    const NAME: &str = "hostile::a_system_without_threads_is_answered_and_survived";
     // A user of its own: the limit counts all of a user's threads, and does not bind root.
     let nobody = ["setpriv", "--reuid=64123", "--regid=64123", "--clear-groups"];
     alone(NAME, &[&nobody[..], &["prlimit", "--nproc=8"]].concat(), || {
@@ -175,48 +176,4 @@ fn no_more_transfers_run_than_allowed() {
     while get(room.address, "deploy/initramfs", &[]).is_err() {
         assert!(Instant::now() < deadline, "a finished transfer keeps its slot");
     }
-}
-
-/// Runs a test in a process of its own, under the given command, where it can measure and be limited. Gives what it wrote to standard
-/// error; in that process itself, nothing.
-fn alone(name: &str, wrapper: &[&str], test: impl FnOnce()) -> String {
-    if std::env::var_os("HOSTLER_TEST_ALONE").is_some() {
-        test();
-        return String::new();
-    }
-    // The test binary may lie where another user cannot reach it.
-    let dir = tempfile::Builder::new().permissions(open_to_all()).tempdir().unwrap();
-    let program = dir.path().join("rooms");
-    // Copied by another process: a test that starts a program meanwhile would inherit our descriptor, and a file that is open for
-    // writing cannot be run.
-    let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&program).status();
-    assert!(copied.unwrap().success());
-    let arguments = [wrapper, &[program.to_str().unwrap()]].concat();
-    let done = Command::new(arguments[0])
-        .args(&arguments[1..])
-        .args(["--exact", &format!("tftp::hostile::{name}"), "--test-threads=1", "--nocapture"])
-        .env("HOSTLER_TEST_ALONE", "1")
-        .output()
-        .unwrap();
-    let [out, err] = [done.stdout, done.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
-    assert!(done.status.success() && out.contains("1 passed"), "{out}{err}");
-    err
-}
-
-fn open_to_all() -> fs::Permissions {
-    std::os::unix::fs::PermissionsExt::from_mode(0o755)
-}
-
-/// Resident memory of this process, in KiB.
-fn memory_kib() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-/// Processor time this process has used, in ms (fields 14 and 15 of proc(5) stat, in hundredths of a second).
-fn processor_ms() -> u64 {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap();
-    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
-    10 * fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>()
 }

@@ -171,7 +171,7 @@ fn an_unknown_machine_gets_file_not_found() {
     room.table.remove(&node("a"));
     for name in [
         "pxelinux.cfg/01-52-54-00-00-00-01",
-        "pxelinux.cfg/default",
+        "pxelinux.cfg/C0000201",
         "grub/grub.cfg-01-52:54:00:00:00:01",
         "nothing",
     ] {

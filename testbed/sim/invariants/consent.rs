@@ -162,7 +162,10 @@ impl Site {
     fn note_arrival(&mut self, node: &NodeName, new: &NodeSpec) {
         let left = self.watch.left.get(&new.machine()).cloned();
         let ledger = self.ledger(node);
-        let Some(left) = left else { return ledger.carried |= ledger.under.is_some() };
+        let Some(left) = left else {
+            ledger.carried |= ledger.under.is_some();
+            return;
+        };
         ledger.carried = left.carried;
         ledger.unknown = left.unknown;
         ledger.under = left.under.map(|_| new.redeploy.clone());
@@ -230,12 +233,13 @@ impl Site {
         }
     }
 
+    /// The machine is switched on; or, without a BMC, whoever switches it on will have it installed.
     fn judge_power_on(&mut self, node: &NodeName, spec: &NodeSpec) {
         let ledger = self.ledger(node);
         let off = (PowerState::Off, spec.machine());
         let reworded = ledger.wants_reinstall(spec);
         let installed = ledger.under.is_some();
-        let seen_off = ledger.looked.as_ref() == Some(&off);
+        let seen_off = spec.bmc.is_none() || ledger.looked.as_ref() == Some(&off);
         let may = if installed { reworded } else { ledger.approved || seen_off && !ledger.unknown };
         let begun_with = format!("{ledger:?}");
         ledger.begun = Some((spec.machine(), Arc::new(spec.clone())));
@@ -277,14 +281,20 @@ impl Site {
     pub(crate) fn judge_write(&mut self, key: &JobKey, machine: usize, platter: usize) {
         let node = &key.0;
         let Some(job) = self.jobs.get(key) else { return };
-        let (bmc, spec) = (self.machines[machine].bmc.clone(), Arc::clone(&job.spec));
-        let meant = self.machines.iter().find(|m| Some(&m.bmc) == spec.bmc_address());
+        let spec = Arc::clone(&job.spec);
+        let meant = self.machines.iter().find(|m| m.is_meant(&spec));
         // A spec with one machine's BMC and another's card is a mistake that only its author can see.
         let sound = meant.is_some_and(|meant| spec.boot.macs.contains(&meant.mac));
-        let begun = self.ledger(node).begun.clone().map(|(bmc, _)| bmc);
-        if sound && begun.as_ref() != Some(&bmc) || platter != 0 {
-            let what = format!("writes disk {platter} of {bmc}, and began with {begun:?}");
+        let begun = self.ledger(node).begun.clone().map(|(_, spec)| spec);
+        let is_begun = begun.as_ref().is_some_and(|spec| self.machines[machine].is_meant(spec));
+        if sound && !is_begun || platter != 0 {
+            let what = format!("writes disk {platter} of {machine}, and began with {begun:?}");
             self.broken("never_writes_the_wrong_machine", Some(node), what);
+        }
+        let key = self.records.get(node).and_then(|record| record.state.attempt());
+        if key.is_none_or(|attempt| !self.was_booted_with(machine, &attempt.key)) {
+            let what = format!("machine {machine} was not booted with this attempt's menu");
+            self.broken("never_writes_what_was_not_booted_for_it", Some(node), what);
         }
         if begun.is_none() {
             let what = "the attempt was over before the write began".to_owned();
@@ -310,6 +320,14 @@ impl Site {
                 before.spec.is_some() && installed_at(before) != installed_at(record)
             });
         let before_bmc = before.and_then(|before| Some(before.spec.as_ref()?.machine()));
+        let key = |record: &Record| record.state.attempt().map(|attempt| attempt.key.clone());
+        let key_before = before.and_then(key);
+        if let (State::PoweringOn { attempt }, Some(spec)) = (&record.state, &record.spec)
+            && attempt.bmc.is_none()
+            && key_before.as_ref() != Some(&attempt.key)
+        {
+            self.judge_power_on(node, spec);
+        }
         let ledger = self.ledger(node);
         ledger.next_attempt_at = match record.state {
             State::Idle => record.not_before,
@@ -326,6 +344,9 @@ impl Site {
         if newly && let Some(installed) = &record.installed {
             let bmc = |record: &Record| record.spec.as_ref().map(|spec| spec.machine());
             let turned = before_bmc != bmc(record);
+            let by_itself = key_before.is_some_and(|key| self.has_completed(&key));
+            let by_hand = record.spec.as_ref().is_some_and(|spec| spec.bmc.is_none());
+            self.ledger(node).restarted |= by_hand && by_itself;
             self.judge_installed(node, record, installed, turned);
         }
         let ledger = self.ledger(node).clone();
@@ -348,8 +369,9 @@ impl Site {
         if !found && let Some((_, spec)) = &ledger.begun {
             ledger.under = Some(spec.redeploy.clone());
         }
-        let bmc = record.spec.as_ref().map(|spec| spec.machine());
-        let machine = self.machines.iter().find(|machine| Some(&machine.bmc) == bmc);
+        let spec = record.spec.as_ref();
+        let is_meant = |spec| self.machines.iter().find(|machine| machine.is_meant(spec));
+        let machine = spec.and_then(|spec| is_meant(spec));
         let content = machine.map(|machine| machine.platters[0].content.clone());
         // A mistyped address has no disk that could be anything else.
         let carried = found && self.ledger(node).carried;
@@ -411,7 +433,7 @@ fn leave(left: &mut BTreeMap<MachineId, Ledger>, ledger: &Ledger) {
     if ledger.under.is_some() || ledger.unknown {
         left.insert(spec.machine(), ledger.clone());
     } else {
-        left.remove(spec.machine());
+        left.remove(&spec.machine());
     }
 }
 

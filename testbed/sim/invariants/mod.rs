@@ -14,7 +14,7 @@ use hostler::{
     model::{
         ids::{NodeName, OpId},
         problem::Problem,
-        spec::{BmcAddress, NodeSpec},
+        spec::{MachineId, NodeSpec},
     },
 };
 use jiff::Timestamp;
@@ -28,10 +28,12 @@ use self::{
 };
 
 /// Every rule, as it is named in violations.
-pub(crate) const RULES: [&str; 18] = [
+pub(crate) const RULES: [&str; 20] = [
     "never_writes_without_consent",
     "never_two_writers",
     "never_writes_the_wrong_machine",
+    "never_writes_what_was_not_booted_for_it",
+    "never_asks_a_bmc_that_is_not_there",
     "half_written_never_boots",
     "never_switches_unasked",
     "installed_is_true",
@@ -69,9 +71,9 @@ pub(crate) struct Watch {
     /// The same as the agent would know it after a crash: as its record was last saved.
     pub(crate) durable: BTreeMap<NodeName, Ledger>,
     /// The same for machines whose spec went away, while the agent lives.
-    pub(crate) left: BTreeMap<BmcAddress, Ledger>,
+    pub(crate) left: BTreeMap<MachineId, Ledger>,
     /// The same as it would be found after a crash.
-    pub(crate) left_kept: BTreeMap<BmcAddress, Ledger>,
+    pub(crate) left_kept: BTreeMap<MachineId, Ledger>,
     /// What a scan has found and the core has not yet been told.
     pub(crate) news: BTreeMap<NodeName, News>,
     /// Nodes that the core has been told of since it started: before, nothing goes on.

@@ -135,6 +135,10 @@ impl Site {
             );
             self.broken("record_before_action", Some(node), what);
         }
+        if operation.needs_bmc() && spec.bmc.is_none() {
+            let what = format!("{} starts", operation_name(operation));
+            self.broken("never_asks_a_bmc_that_is_not_there", Some(node), what);
+        }
         self.judge_consent(node, operation, spec);
     }
 

@@ -28,11 +28,19 @@ pub(crate) struct Place {
 impl Site {
     pub(crate) fn note_share(&mut self, node: &NodeName, record: &Record) {
         let share = match &record.state {
+            State::Imaging { granted: true, .. } => Some(Share::Imaging),
+            // What a person does takes nobody's turn.
+            State::PoweringOn { attempt }
+            | State::WaitingRamdisk { attempt }
+            | State::Imaging { attempt, .. }
+                if attempt.bmc.is_none() =>
+            {
+                None
+            }
             State::Preparing { .. }
             | State::PoweringOn { .. }
             | State::WaitingRamdisk { .. }
-            | State::Imaging { granted: false, .. } => Some(Share::Attempt),
-            State::Imaging { granted: true, .. } => Some(Share::Imaging),
+            | State::Imaging { .. } => Some(Share::Attempt),
             _ => None,
         };
         match share {

@@ -2,7 +2,11 @@
 //!
 //! What it does is true, whatever the core believes. The world asks it; it never asks the core.
 
-use hostler::model::{disk::Disk, ids::MacAddr, spec::BmcAddress};
+use hostler::model::{
+    disk::Disk,
+    ids::MacAddr,
+    spec::{BmcAddress, NodeSpec},
+};
 use std::net::IpAddr;
 
 /// What is on a disk.
@@ -75,7 +79,9 @@ pub(crate) struct Export {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
+    /// Where its BMC answers, if it has one.
     pub(crate) bmc: BmcAddress,
+    pub(crate) has_bmc: bool,
     pub(crate) mac: MacAddr,
     pub(crate) ip: IpAddr,
     pub(crate) on: bool,
@@ -92,8 +98,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// The n-th machine of a site, off, with somebody's system on its disk.
-    pub(crate) fn new(n: usize, on: bool) -> Self {
+    /// The n-th machine of a site, with somebody's system on its disk. One without a BMC asks the network first at each boot.
+    pub(crate) fn new(n: usize, has_bmc: bool, on: bool) -> Self {
         let octet = u8::try_from(n % 250).unwrap() + 1;
         let disk = |name: &str, size| Disk {
             name: name.to_owned(),
@@ -104,17 +110,26 @@ impl Machine {
         let platter = |disk| Platter { disk, content: Content::Foreign, writers: Vec::new() };
         Self {
             bmc: BmcAddress { host: format!("192.0.2.{octet}"), port: 623 },
+            has_bmc,
             mac: MacAddr::new([0x52, 0x54, 0, 0, 0, octet]),
             ip: IpAddr::from([198, 51, 100, octet]),
             on,
             session: 0,
             once: None,
-            always: Device::Disk,
+            always: if has_bmc { Device::Disk } else { Device::Network },
             platters: vec![platter(disk("vda", 8 << 30)), platter(disk("vdb", 9 << 30))],
             faults: BmcFaults::default(),
             quirk: Quirk::None,
             export: None,
             ordered: false,
+        }
+    }
+
+    /// Whether it is the one that a spec speaks of.
+    pub(crate) fn is_meant(&self, spec: &NodeSpec) -> bool {
+        match spec.bmc_address() {
+            Some(bmc) => self.has_bmc && self.bmc == *bmc,
+            None => spec.boot.macs.contains(&self.mac),
         }
     }
 

@@ -8,6 +8,7 @@ pub(crate) mod machine;
 pub(crate) mod netboot;
 pub(crate) mod operator;
 pub(crate) mod outside;
+pub(crate) mod person;
 pub(crate) mod ramdisk;
 pub(crate) mod specs;
 pub(crate) mod work;
@@ -66,6 +67,8 @@ pub(crate) enum Happening {
     Whim,
     /// An operator does something planned.
     Deed(Deed),
+    /// Somebody goes through the rack.
+    Person,
     /// The agent is started again.
     Start,
 }
@@ -183,8 +186,10 @@ pub(crate) struct World {
 impl World {
     /// A site of this kind, which nobody has touched yet.
     pub(crate) fn new(plan: Plan, mut dice: Dice, traced: bool) -> Self {
-        let machines =
-            (0..plan.machines).map(|n| Machine::new(n, dice.permille(200))).collect::<Vec<_>>();
+        let has_bmc = |n: usize| !(plan.by_hand && n % 5 == 2);
+        let machines = (0..plan.machines)
+            .map(|n| Machine::new(n, has_bmc(n), dice.permille(200)))
+            .collect::<Vec<_>>();
         let mut site = Site {
             plan,
             dice,
@@ -222,6 +227,9 @@ impl World {
         let mut world = Self { carrier: None, site };
         world.start();
         world.site.after_s(1, 60, Happening::Whim);
+        if world.site.plan.by_hand {
+            world.site.after_s(1, 60, Happening::Person);
+        }
         world
     }
 
@@ -292,6 +300,7 @@ impl World {
             Happening::Scan => self.scan(),
             Happening::Whim => self.whim(),
             Happening::Deed(deed) => self.do_deed(deed),
+            Happening::Person => site.person_comes(),
             Happening::Start => self.start(),
         }
     }

@@ -4,11 +4,15 @@ use hostler::{
     lifecycle::Event,
     model::{
         ids::{MacAddr, NodeName},
-        spec::{BmcAddress, Goal, NodeSpec, WantedPower},
+        spec::{Bmc, BmcAddress, Goal, NodeSpec, WantedPower},
     },
 };
 
-use super::{Happening, Site, World, agent::Directory, specs::image};
+use super::{
+    Happening, Site, World,
+    agent::Directory,
+    specs::{bmc_at, image},
+};
 
 /// Something planned for later.
 #[derive(Clone, Debug)]
@@ -130,7 +134,12 @@ impl Site {
     }
 
     fn mistype(&mut self, node: &NodeName) {
-        if self.dice.permille(500) {
+        let has_bmc = self.files.get(node).is_some_and(|file| file.spec.bmc.is_some());
+        if self.plan.by_hand && self.dice.permille(300) {
+            // Its BMC is forgotten, or one is made up.
+            let made_up = BmcAddress { host: "192.0.2.253".to_owned(), port: 623 };
+            self.change(node, |spec| spec.bmc = (!has_bmc).then(|| bmc_at(&made_up)));
+        } else if self.dice.permille(500) && has_bmc {
             self.change(node, |spec| {
                 "192.0.2.254".clone_into(&mut spec.bmc.as_mut().unwrap().address.host)
             });
@@ -143,14 +152,19 @@ impl Site {
     /// The machine is replaced by one that no spec is meant for.
     fn replace_machine(&mut self, node: &NodeName) {
         let Some(home) = self.spare() else { return };
-        let (bmc, mac) = (self.machines[home].bmc.clone(), self.machines[home].mac);
+        let (bmc, mac) = (self.bmc_of(home), self.machines[home].mac);
         let mac_too = self.dice.permille(800);
         let Some(file) = self.files.get_mut(node) else { return };
         file.home = home;
-        file.spec.bmc.as_mut().unwrap().address = bmc;
+        file.spec.bmc = bmc;
         if mac_too {
             file.spec.boot.macs = vec![mac];
         }
+    }
+
+    fn bmc_of(&self, machine: usize) -> Option<Bmc> {
+        let machine = &self.machines[machine];
+        machine.has_bmc.then(|| bmc_at(&machine.bmc))
     }
 
     fn spare(&mut self) -> Option<usize> {
@@ -168,11 +182,11 @@ impl Site {
 
     fn clash(&mut self, node: &NodeName, names: &[NodeName]) {
         let other = self.dice.pick(names).clone();
-        let Some(bmc) = self.files.get(&other).map(|file| file.spec.bmc_address().unwrap().clone())
-        else {
-            return;
-        };
-        self.change(node, |spec| spec.bmc.as_mut().unwrap().address = bmc);
+        let Some(other) = self.files.get(&other).map(|file| file.spec.clone()) else { return };
+        self.change(node, |spec| match (&mut spec.bmc, other.bmc) {
+            (Some(bmc), Some(other)) => bmc.address = other.address,
+            _ => spec.boot.macs = other.boot.macs,
+        });
     }
 
     fn rename(&mut self, node: &NodeName) {
@@ -200,12 +214,12 @@ impl Site {
     /// Directory and files are put in order.
     pub(crate) fn mend(&mut self) {
         self.directory = Directory::There;
-        let truth: Vec<(BmcAddress, MacAddr)> =
-            self.machines.iter().map(|machine| (machine.bmc.clone(), machine.mac)).collect();
+        let truth: Vec<(Option<Bmc>, MacAddr)> =
+            (0..self.machines.len()).map(|m| (self.bmc_of(m), self.machines[m].mac)).collect();
         for file in self.files.values_mut() {
             file.broken = false;
             let (bmc, mac) = &truth[file.home];
-            file.spec.bmc.as_mut().unwrap().address.clone_from(bmc);
+            file.spec.bmc.clone_from(bmc);
             file.spec.boot.macs = vec![*mac];
         }
     }

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use hostler::{
     lifecycle::Event,
     model::{
-        callback::{Call, Completed, DeployInfo, DeployState, DeployStateReply, Lookup, Reply},
+        callback::{
+            Call, Completed, DeployInfo, DeployState, DeployStateReply, Lookup, Reply, Then,
+        },
         ids::NodeName,
         secret::{AttemptKey, Secret},
     },
@@ -31,7 +33,16 @@ pub(crate) struct Ramdisk {
     secret: String,
     /// It was told what its disk must hold.
     compares: bool,
+    /// It was told how to leave its machine.
+    then: Then,
+    /// It has said completed, and that all is well.
+    said_completed: bool,
+    /// Calls that were refused without another answer since.
+    refused: u32,
 }
+
+/// After so many refusals it believes that nobody knows its attempt.
+const REFUSALS_MAX: u32 = 40;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -71,8 +82,23 @@ impl Site {
             iqn: String::new(),
             secret: format!("secret-{id}"),
             compares: false,
+            then: Then::Wait,
+            said_completed: false,
+            refused: 0,
         });
         self.after_s(5, 30, Happening::Ramdisk { id, turn: 0 });
+    }
+
+    /// Whether what now runs on the machine is a ramdisk that was booted with this key.
+    pub(crate) fn was_booted_with(&self, machine: usize, key: &AttemptKey) -> bool {
+        let session = self.machines[machine].session;
+        let mut booted = self.ramdisks.iter().rev();
+        booted.any(|r| r.machine == machine && r.session == session && r.key == *key)
+    }
+
+    /// Whether the ramdisk with this key has said completed.
+    pub(crate) fn has_completed(&self, key: &AttemptKey) -> bool {
+        self.ramdisks.iter().rev().any(|ramdisk| ramdisk.key == *key && ramdisk.said_completed)
     }
 
     fn lives(&self, id: usize) -> bool {
@@ -101,6 +127,7 @@ impl Site {
                 let error = if mishap { "the disk is not as it should be" } else { "" };
                 // Having compared it, or not, as it was told.
                 let verified = self.ramdisks[id].compares;
+                self.ramdisks[id].said_completed = error.is_empty();
                 Call::Completed(Completed { error: error.to_owned(), verified, verify_ms: 1000 })
             }
             Stage::Over => return,
@@ -188,7 +215,10 @@ impl Site {
             return;
         }
         let quirk = self.machines[self.ramdisks[id].machine].quirk;
-        match (self.ramdisks[id].stage, reply) {
+        let refused = matches!(reply, Reply::Refused);
+        let ramdisk = &mut self.ramdisks[id];
+        ramdisk.refused = if refused { ramdisk.refused + 1 } else { 0 };
+        match (ramdisk.stage, reply) {
             (Stage::Lookup, Reply::Lookup(answer)) => {
                 self.ramdisks[id].iqn.clone_from(&answer.iqn);
                 self.enter(id, Stage::Export, 3);
@@ -199,21 +229,56 @@ impl Site {
             }
             (
                 Stage::Poll,
-                Reply::State(DeployStateReply { state: DeployState::Release, verify }),
+                Reply::State(DeployStateReply { state: DeployState::Release, verify, then }),
             ) => {
                 self.stop_target(id);
+                self.ramdisks[id].then = *then;
                 self.ramdisks[id].compares = !verify.is_empty();
                 let reading = if verify.is_empty() { 2 } else { 600 };
                 let late = if quirk == Quirk::LateCompleted { 12_000 } else { reading };
                 self.enter(id, Stage::Completed, late);
             }
-            (Stage::Poll, Reply::State(DeployStateReply { state: DeployState::Abort, .. }))
-            | (_, Reply::Failed(_))
-            | (Stage::Completed, Reply::Accepted) => {
+            (
+                Stage::Poll,
+                Reply::State(DeployStateReply { state: DeployState::Abort, then, .. }),
+            ) => {
                 self.stop_target(id);
-                self.ramdisks[id].stage = Stage::Over;
+                self.ramdisks[id].then = *then;
+                self.leave(id);
+            }
+            // What is left is to hear how to leave the machine.
+            (_, Reply::Failed(_)) => {
+                self.stop_target(id);
+                self.enter(id, Stage::Poll, 1);
+            }
+            (Stage::Completed, Reply::Accepted | Reply::Refused) => {
+                self.stop_target(id);
+                if !self.ramdisks[id].said_completed && self.ramdisks[id].then != Then::Wait {
+                    self.ramdisks[id].then = Then::PowerOff;
+                }
+                self.leave(id);
+            }
+            _ if self.ramdisks[id].refused > REFUSALS_MAX => {
+                self.ramdisks[id].then = Then::PowerOff;
+                self.leave(id);
             }
             _ => {}
+        }
+    }
+
+    /// The ramdisk is through, and leaves its machine as it was told.
+    fn leave(&mut self, id: usize) {
+        let (machine, then) = (self.ramdisks[id].machine, self.ramdisks[id].then);
+        self.ramdisks[id].stage = Stage::Over;
+        self.note(None, || format!("the ramdisk of machine {machine} leaves it: {then:?}"));
+        match then {
+            Then::Wait => {}
+            Then::PowerOff => self.switch(machine, false),
+            Then::Reboot => {
+                self.switch(machine, false);
+                self.switch(machine, true);
+                self.machines[machine].ordered = true;
+            }
         }
     }
 

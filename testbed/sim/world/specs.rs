@@ -7,8 +7,8 @@ use hostler::model::{
     disk::RootDeviceHints,
     ids::NodeName,
     spec::{
-        Bmc, BmcDriver, Boot, Checksum, DeployRamdisk, Goal, Image, ImageFormat, ImageKind, Loader,
-        Netboot, NodeSpec, Privilege, Retry, Timeouts, Verify, WantedPower,
+        Bmc, BmcAddress, BmcDriver, Boot, Checksum, DeployRamdisk, Goal, Image, ImageFormat,
+        ImageKind, Loader, Netboot, NodeSpec, Privilege, Retry, Timeouts, Verify, WantedPower,
     },
 };
 
@@ -58,16 +58,7 @@ impl Site {
                 require_chap: true,
                 kernel_args: Vec::new(),
             },
-            bmc: Some(Bmc {
-                driver: BmcDriver::Ipmi,
-
-                address: machine.bmc.clone(),
-                username: "admin".to_owned(),
-                password_file: "bmc".to_owned(),
-                privilege: Privilege::Administrator,
-                cipher_suite: None,
-                match_system_uuid: false,
-            }),
+            bmc: machine.has_bmc.then(|| bmc_at(&machine.bmc)),
             root_device: RootDeviceHints {
                 name: Some("vda".to_owned()),
                 ..RootDeviceHints::default()
@@ -92,7 +83,7 @@ impl Site {
                 imaging_stall: minutes(2),
                 imaging: minutes(120),
                 completed: minutes(5),
-                power: minutes(2),
+                power: if machine.has_bmc { minutes(2) } else { minutes(180) },
             },
             retry: Retry { attempts: 3, backoff: minutes(1) },
         }
@@ -110,6 +101,18 @@ impl Site {
                 (name.clone(), spec)
             })
             .collect()
+    }
+}
+
+pub(crate) fn bmc_at(address: &BmcAddress) -> Bmc {
+    Bmc {
+        driver: BmcDriver::Ipmi,
+        address: address.clone(),
+        username: "admin".to_owned(),
+        password_file: "bmc".to_owned(),
+        privilege: Privilege::Administrator,
+        cipher_suite: None,
+        match_system_uuid: false,
     }
 }
 

@@ -10,7 +10,7 @@ use hostler::{
         fault::{Fault, Step},
         ids::{NodeName, OpId},
         power::PowerState,
-        secret::AttemptKey,
+        secret::{AttemptKey, Secret},
         spec::{Checksum, NodeSpec, Verify},
         status::{ImagingStage, Progress},
     },
@@ -73,7 +73,7 @@ impl Site {
             Operation::SetPower(PowerState::On) => &[On],
             Operation::SetPower(PowerState::Off) => &[Off],
         };
-        let machine = self.machines.iter().position(|m| Some(&m.bmc) == spec.bmc_address());
+        let machine = self.machines.iter().position(|m| spec.bmc.is_some() && m.is_meant(&spec));
         self.jobs_begun += 1;
         let job = Job {
             operation,
@@ -227,7 +227,8 @@ impl Site {
         let Some(target) = self.target_of(key) else { return };
         let found = self.machines.iter().position(|machine| {
             let export = machine.export.as_ref();
-            let fits = export.is_some_and(|export| export.secret == target.chap_password.expose());
+            let secret = target.chap_password.as_ref().map(Secret::expose);
+            let fits = export.is_some_and(|export| Some(export.secret.as_str()) == secret);
             machine.on && machine.ip == target.address && fits
         });
         let Some(m) = found.filter(|_| !self.mishap(20)) else {
@@ -296,7 +297,8 @@ impl Site {
                 let root_uuid =
                     job.spec.image.netboot.as_ref().map(|_| root_of(&digest.to_string()));
                 let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid };
-                Outcome::Prepared { image, key: AttemptKey::from_bytes(&bytes), stages: Vec::new() }
+                let key = AttemptKey::from_bytes(&bytes);
+                Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
             }
             Operation::PowerOn => Outcome::PoweredOn,
             Operation::Image { image, .. } => {

@@ -1,0 +1,124 @@
+//! A machine without a BMC: a person switches it on, and its own deploy ramdisk restarts it or switches it off.
+//!
+//! Called by `node.rs`, `attempt.rs` and `callback.rs` wherever a BMC would be asked. The hand on the power button is the consent: that the
+//! machine boots the deploy menu says that somebody is there. No operation may need a BMC, and nothing may be waited for that only a BMC
+//! could tell.
+
+use jiff::Timestamp;
+
+use crate::model::{
+    callback::Then,
+    fault::{Fault, Step},
+    power::PowerState,
+    spec::Bmc,
+};
+
+use super::{
+    event::Action,
+    node::Node,
+    report::plain,
+    state::{Attempt, Hold, Purpose, State},
+};
+
+impl Node {
+    /// Whether the spec names no BMC.
+    pub(super) fn by_hand(&self) -> bool {
+        self.record.spec.as_ref().is_some_and(|spec| spec.bmc.is_none())
+    }
+
+    /// The BMC of the machine that the present state is about.
+    pub(super) fn bmc(&self) -> Option<&Bmc> {
+        match self.record.state.attempt() {
+            Some(attempt) => attempt.bmc.as_ref(),
+            None => self.record.spec.as_ref()?.bmc.as_ref(),
+        }
+    }
+
+    /// What a look at the power state leads to where there is a BMC: nobody knows whether the machine is on, so that is no reason to hold it.
+    pub(super) fn go_on_by_hand(&mut self, now: Timestamp) {
+        if !self.by_hand() || self.running.is_some() || self.unread {
+            return;
+        }
+        if matches!(self.record.state, State::Held { reason: Hold::PoweredOn, .. }) {
+            self.enter(now, State::Idle);
+        }
+        if self.in_line_since.is_none() {
+            self.line_up(now, PowerState::Off);
+        }
+    }
+
+    /// The machine has fetched its boot menu, or its ramdisk calls: somebody was there.
+    pub(super) fn come_up_by_hand(&mut self, now: Timestamp) {
+        if let State::PoweringOn { attempt } = &self.record.state
+            && attempt.bmc.is_none()
+        {
+            let attempt = attempt.clone();
+            self.enter(now, State::WaitingRamdisk { attempt });
+        }
+    }
+
+    /// How the ramdisk is to leave its machine once the disk is written.
+    pub(super) fn then(&self, attempt: &Attempt) -> Then {
+        match (&attempt.bmc, self.power_after_install()) {
+            (Some(_), _) => Then::Wait,
+            (None, PowerState::On) => Then::Reboot,
+            (None, PowerState::Off) => Then::PowerOff,
+        }
+    }
+
+    /// Whether what is being cleaned up can only be told to switch itself off.
+    pub(super) fn cleans_up_by_hand(&self) -> bool {
+        matches!(self.record.state, State::CleaningUp { attempt: Some(_), .. })
+            && self.bmc().is_none()
+    }
+
+    /// The ramdisk hears that the attempt is over, and switches its machine off.
+    pub(super) fn hear_the_end_by_hand(&mut self, now: Timestamp) {
+        if let State::CleaningUp { purpose, .. } = self.record.state
+            && self.running.is_none()
+            && self.cleans_up_by_hand()
+        {
+            self.conclude(now, purpose);
+        }
+    }
+
+    /// The ramdisk did not ask: whatever has become of its machine, the key it has is of no use any more.
+    pub(super) fn end_unheard_by_hand(&mut self, now: Timestamp, purpose: Purpose) {
+        if let (Some(cause), Purpose::Retry | Purpose::GiveUp) =
+            (&mut self.record.last_error, purpose)
+        {
+            let message = &mut cause.fault.message;
+            *message = plain(&format!(
+                "{message}; its deploy ramdisk has not heard of that, so switch the machine off if it is still on"
+            ));
+        }
+        self.conclude(now, purpose);
+    }
+
+    /// Nobody came in time.
+    pub(super) fn miss_the_hand(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        let fault = Fault::passing(
+            Step::PowerOn,
+            "NotSwitchedOn",
+            "the machine did not boot from the network in time: nobody switched it on or restarted it, or it booted from something else",
+            "switch it on or restart it as the message says, and look at its boot order; or raise timeouts.power",
+        );
+        self.fail(now, fault, actions);
+    }
+}
+
+impl Attempt {
+    /// Whether it ends by itself: there is no BMC, and no ramdisk that could be told.
+    pub(super) fn is_over_by_hand(&self) -> bool {
+        self.bmc.is_none() && self.peer.is_none()
+    }
+}
+
+/// What somebody is to do, in the imperative, for a machine on which something is installed or nothing is known to be.
+pub(super) const fn what_to_do(installed: bool) -> &'static str {
+    if installed {
+        "restart the machine into a network boot, or switch it on so that it boots from the network: it will be wiped and installed anew"
+    } else {
+        "switch the machine on, or restart it, so that it boots from the network: it will be wiped and installed"
+    }
+}

@@ -1,0 +1,254 @@
+//! HTTP/1.1 (RFC 9110, RFC 9112): what TFTP serves, under the same names, for boot loaders that can.
+//!
+//! Bound by the agent beside TFTP's server, whose [`Shelf`] it serves. Plain HTTP: iPXE as distributions and network cards carry it trusts
+//! public authorities only. What a menu says it says no more openly than over TFTP; kernels and ramdisks have no secret in them.
+//!
+//! `body` reads a file piece by piece as the client takes it. Every connection has a place, a limit on its request's head, and an end; one
+//! on which nothing moves is cut. It must never list a directory, take anything, or hold a file in memory.
+
+mod body;
+mod places;
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::{
+    Method, Request, Response, StatusCode, Uri,
+    header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{JoinSet, spawn_blocking},
+    time::{sleep, timeout},
+};
+use tracing::{debug, error, warn};
+
+use self::{
+    body::{FileBody, Told},
+    places::{Place, Places},
+};
+use super::{
+    evidence::Asked,
+    files::Opened,
+    shelf::Shelf,
+    tftp::{Refusal, clean_name},
+};
+
+/// Boot loaders send about five headers; the least buffer hyper allows is 8 KiB.
+const HEADERS_MAX: usize = 32;
+const HEAD_BYTES_MAX: usize = 16 << 10;
+/// When the system is out of file descriptors, `accept` fails at once again and again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What strangers may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once, from everybody.
+    pub connections_max: usize,
+    /// From one address: firmware has one or two.
+    pub connections_per_peer_max: usize,
+    /// How long a request's head may take, and the pause before the next.
+    pub head: Duration,
+    /// How long an answer may go without anything taken of it; it is cut after twice this time at the latest.
+    pub idle: Duration,
+    /// How long a connection may last.
+    pub total: Duration,
+}
+
+impl Default for Limits {
+    /// 256 connections, 16 from one address, 10 s for a head, 30 s idle, 30 min in all, as TFTP has it.
+    fn default() -> Self {
+        Self {
+            connections_max: 256,
+            connections_per_peer_max: 16,
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(30),
+            total: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+/// A bound listener.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    limits: Limits,
+}
+
+impl Server {
+    /// Binds the address; port 0 takes a free one.
+    pub async fn bind(addr: SocketAddr, limits: Limits) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(addr).await?, limits })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown`. Connections are cut at the end: boot loaders ask again.
+    pub async fn serve(self, shelf: Arc<Shelf>, shutdown: impl Future<Output = ()>) {
+        let places = Places::new(self.limits.connections_max, self.limits.connections_per_peer_max);
+        let mut connections = JoinSet::new();
+        tokio::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                Some(ended) = connections.join_next() => {
+                    if let Err(error) = ended {
+                        error!(%error, "HTTP connection panicked");
+                    }
+                }
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, addr)) => {
+                        let peer = addr.ip().to_canonical();
+                        let Some(place) = places.take(peer) else {
+                            debug!(%peer, "HTTP connection refused: limit reached");
+                            continue;
+                        };
+                        connections.spawn(connection(stream, peer, Arc::clone(&shelf), self.limits, place));
+                    }
+                    Err(error) => {
+                        warn!(%error, "HTTP listener cannot accept");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        connections.shutdown().await;
+    }
+}
+
+/// One connection from its first request to its end.
+async fn connection(
+    stream: TcpStream,
+    peer: IpAddr,
+    shelf: Arc<Shelf>,
+    limits: Limits,
+    _place: Place,
+) {
+    // Only latency is lost without it.
+    stream.set_nodelay(true).unwrap_or_default();
+    let pulse = Arc::new(AtomicU64::new(0));
+    let service = service_fn(|request| {
+        let (shelf, pulse) = (Arc::clone(&shelf), Arc::clone(&pulse));
+        async move { Ok::<_, Infallible>(answer(&request, peer, shelf, pulse).await) }
+    });
+    let http = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        ended = timeout(limits.total, http) => match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%peer, %error, "HTTP connection failed"),
+            Err(_) => debug!(%peer, "HTTP connection too old"),
+        },
+        () = stillness(&pulse, limits.idle) => debug!(%peer, "HTTP connection stands still"),
+    }
+}
+
+/// Ends when nothing has moved for the time, and before it has passed twice.
+async fn stillness(pulse: &AtomicU64, time: Duration) {
+    let mut seen = pulse.load(Ordering::Relaxed);
+    loop {
+        sleep(time).await;
+        let now = pulse.load(Ordering::Relaxed);
+        if now == seen {
+            return;
+        }
+        seen = now;
+    }
+}
+
+type Answer = Response<Either<Full<Bytes>, FileBody>>;
+
+async fn answer<B>(
+    request: &Request<B>,
+    peer: IpAddr,
+    shelf: Arc<Shelf>,
+    pulse: Arc<AtomicU64>,
+) -> Answer {
+    pulse.fetch_add(1, Ordering::Relaxed);
+    let head_only = request.method() == Method::HEAD;
+    if !head_only && request.method() != Method::GET {
+        return refusal(StatusCode::METHOD_NOT_ALLOWED, &Refusal::ReadOnly);
+    }
+    let began = Instant::now();
+    match open(Arc::clone(&shelf), request.uri(), peer, began).await {
+        Ok((path, file, _)) if head_only => {
+            debug!(%peer, ?path, "HTTP size asked");
+            found(file.bytes, Either::Left(Full::default()))
+        }
+        Ok((path, file, asked)) => {
+            let told = Told { shelf, peer, asked, path, began };
+            found(file.bytes, Either::Right(FileBody::new(file, told, pulse)))
+        }
+        Err(error) => {
+            debug!(%peer, path = request.uri().path(), %error, "HTTP request refused");
+            let status = match error {
+                Refusal::NotFound => StatusCode::NOT_FOUND,
+                Refusal::NotAllowed => StatusCode::FORBIDDEN,
+                Refusal::Busy => StatusCode::SERVICE_UNAVAILABLE,
+                Refusal::NotUnderstood | Refusal::ReadOnly | Refusal::NotOctet => {
+                    StatusCode::BAD_REQUEST
+                }
+            };
+            refusal(status, &error)
+        }
+    }
+}
+
+/// The file that a request is for, and its clean name.
+async fn open(
+    shelf: Arc<Shelf>,
+    uri: &Uri,
+    peer: IpAddr,
+    now: Instant,
+) -> Result<(String, Opened, Asked), Refusal> {
+    // No name that is served has anything in it that would have to be escaped.
+    let name = clean_name(uri.path())?;
+    if uri.query().is_some() {
+        return Err(Refusal::NotFound);
+    }
+    let opening = spawn_blocking(move || {
+        let (file, asked) = shelf.open(&name, peer, now)?;
+        Ok((name, file, asked))
+    });
+    opening.await.unwrap_or(Err(Refusal::Busy))
+}
+
+fn found(bytes: u64, body: Either<Full<Bytes>, FileBody>) -> Answer {
+    let mut answer = Response::new(body);
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_LENGTH, bytes.into());
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    answer
+}
+
+fn refusal(status: StatusCode, error: &Refusal) -> Answer {
+    let mut answer = Response::new(Either::Left(Full::from(format!("{error}\n"))));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    answer
+}

@@ -1,0 +1,110 @@
+//! What is served, to whomever it is carried: which file a name means to the machine that asks, and what its fetch tells.
+//!
+//! Asked by the TFTP and the HTTP server for every request: a machine that gets its menu over one and its kernel over the other is still
+//! one machine. It must never serve a name that is not in the table, among the fixed files or in the loader directory.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use tokio::sync::mpsc::Sender;
+
+use crate::model::boot::Fetch;
+
+use super::{
+    evidence::{Asked, Ended, Evidence},
+    files::{self, Opened},
+    table::{BootTable, Named},
+    tftp::Refusal,
+};
+
+/// Everything that is served, and what is known of who fetched it.
+#[derive(Debug)]
+pub struct Shelf {
+    loaders: Option<PathBuf>,
+    files: BTreeMap<String, PathBuf>,
+    images: Vec<PathBuf>,
+    table: BootTable,
+    evidence: Mutex<Evidence>,
+    fetched: Sender<Fetch>,
+}
+
+impl Shelf {
+    pub(super) fn new(
+        loaders: Option<PathBuf>,
+        files: BTreeMap<String, PathBuf>,
+        images: Vec<PathBuf>,
+        table: BootTable,
+        fetched: Sender<Fetch>,
+    ) -> Self {
+        Self { loaders, files, images, table, evidence: Mutex::default(), fetched }
+    }
+
+    /// The file under a clean name, and what it is to the boot of the machine at this address.
+    pub(super) fn open(
+        &self,
+        name: &str,
+        peer: IpAddr,
+        now: Instant,
+    ) -> Result<(Opened, Asked), Refusal> {
+        match self.table.find(name) {
+            Named::Text(Some(node), text) => {
+                self.evidence().menu_asked(peer, node.clone(), now);
+                Ok((files::in_memory(text.expose())?, Asked::Menu(node)))
+            }
+            Named::Text(None, text) => Ok((files::in_memory(text.expose())?, Asked::Nothing)),
+            Named::Stranger(mac) => {
+                tracing::info!(%peer, %mac, "a machine that is no node's asks for a boot menu");
+                Err(Refusal::NotFound)
+            }
+            // An installed machine that boots is no evidence of an installation.
+            Named::Own(path) => Ok((self.open_own(&path)?, Asked::Nothing)),
+            Named::Nothing => Err(Refusal::NotFound),
+            Named::Other => {
+                let node = self.evidence().node(peer, now).cloned();
+                let deploy = node.and_then(|node| {
+                    let stage = self.table.stage(&node, name)?;
+                    Some(Asked::Deploy(node, stage))
+                });
+                if let Some(path) = self.files.get(name) {
+                    Ok((files::open_fixed(path)?, deploy.unwrap_or(Asked::Nothing)))
+                } else if let Some(root) = &self.loaders {
+                    Ok((files::open_beneath(root, name)?, deploy.unwrap_or(Asked::Loader)))
+                } else {
+                    Err(Refusal::NotFound)
+                }
+            }
+        }
+    }
+
+    fn open_own(&self, path: &str) -> Result<Opened, Refusal> {
+        files::open_own(&self.images, path).map_err(|error| {
+            tracing::warn!(path, %error, "a machine's own boot file cannot be opened");
+            if error.kind() == io::ErrorKind::NotFound {
+                Refusal::NotFound
+            } else {
+                Refusal::NotAllowed
+            }
+        })
+    }
+
+    /// A transfer asked for at `began` has ended.
+    pub(super) fn ended(&self, peer: IpAddr, asked: Asked, ended: Ended, began: Instant) {
+        let fetches = self.evidence().ended(peer, asked, ended, began, Instant::now());
+        for fetch in fetches {
+            if let Err(error) = self.fetched.try_send(fetch) {
+                tracing::debug!(%error, "a fetch is not told");
+            }
+        }
+    }
+
+    /// Nothing panics between two changes of what is behind this lock.
+    fn evidence(&self) -> MutexGuard<'_, Evidence> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

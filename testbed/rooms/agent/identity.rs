@@ -1,0 +1,62 @@
+//! `bmc.match_system_uuid`: the machine that runs the ramdisk must be the one whose BMC was told to switch it on.
+
+use hostler::model::fault::Step;
+
+use super::{
+    DEPLOYED, NODE, SWITCHED_OFF, ends_deployed, ends_failed,
+    machine::Machine,
+    site::{Site, Spec},
+};
+
+const UUID: &str = "00112233-4455-6677-8899-aabbccddeeff";
+/// As IPMI orders it.
+const GUID: &str = "ffeeddccbbaa99887766554433221100";
+
+fn matching(machine: &Machine, site: &Site) -> Spec {
+    machine.spec(site).with_flag("bmc.match_system_uuid", true)
+}
+
+#[test]
+fn the_machine_that_the_bmc_belongs_to_is_installed() {
+    let site = Site::new();
+    let machine = Machine::with_bmc(&site, NODE, &["--guid", GUID]);
+    let _agent = site.start();
+    site.write(NODE, &matching(&machine, &site));
+    let mut ramdisk = machine.boot(&site, 1);
+    ramdisk.uuid = Some(UUID);
+    ramdisk.export();
+    ramdisk.finish();
+    ends_deployed(&site, &machine);
+    assert_eq!(machine.story(), DEPLOYED);
+}
+
+#[test]
+fn another_machine_than_the_bmc_belongs_to_is_not_written() {
+    let site = Site::new();
+    let machine = Machine::with_bmc(&site, NODE, &["--guid", GUID]);
+    let _agent = site.start();
+    site.write(NODE, &matching(&machine, &site));
+    let mut ramdisk = machine.boot(&site, 1);
+    ramdisk.uuid = Some("99112233-4455-6677-8899-aabbccddeeff");
+    let (code, said) = ramdisk.look_up(1 << 30);
+    assert_eq!(code, 409, "{said}");
+    let status = ends_failed(&site, &machine, Step::Ramdisk, "WrongMachine");
+    for named in ["its UUID is 99112233-4455-6677-8899-aabbccddeeff", UUID] {
+        assert!(status.message.contains(named), "{}", status.message);
+    }
+    assert!(machine.disk.disk().iter().all(|byte| *byte == 0));
+    assert_eq!(machine.story(), SWITCHED_OFF);
+}
+
+#[test]
+fn a_bmc_that_does_not_know_its_machine_is_told_apart_before_that_is_switched_on() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &matching(&machine, &site));
+    let status = ends_failed(&site, &machine, Step::Preflight, "NoSystemUuid");
+    assert!(status.message.contains("does not say its system's UUID"), "{}", status.message);
+    let hint = &status.last_error.unwrap().fault.hint;
+    assert!(hint.contains("bmc.match_system_uuid = false"), "{hint}");
+    assert!(machine.story().is_empty());
+}
