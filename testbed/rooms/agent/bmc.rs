@@ -1,6 +1,9 @@
 //! `hostler bmc` and `hostler show-boot`: what operators see and do of power and boot, by way of the running agent.
 
-use std::process::{Child, Stdio};
+use std::{
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
 
 use hostler::model::{
     power::PowerState,
@@ -63,7 +66,9 @@ fn an_operator_looks_and_switches_through_the_agent_which_sees_at_once_what_beca
     assert_eq!(done(&site, &["status"]), "power  on\nboot   disk, always\n");
     assert_eq!(done(&site, &["off"]), "power  off\n");
     // It has drifted, which is shown long before the next look is due.
+    let switched = Instant::now();
     let drifted = site.until(NODE, "off", |status| observed(status) == Some(PowerState::Off));
+    assert!(switched.elapsed() < Duration::from_secs(20), "{:?}", switched.elapsed());
     assert_eq!((drifted.phase, drifted.last_error), (Phase::Deployed, None));
     assert!(drifted.message.contains("its spec wants it on"), "{}", drifted.message);
     assert_eq!(done(&site, &["bootdev", "pxe"]), "boot  network, next boot only\n");
