@@ -1,4 +1,4 @@
-//! The operator's end: one order, one answer.
+//! The operator's end: one question, one answer.
 //!
 //! Called by the commands. It must never wait longer than its limit, whatever is at the other end.
 
@@ -8,40 +8,68 @@ use std::{
     time::Duration,
 };
 
+use serde::de::DeserializeOwned;
 use tokio::{io::AsyncWriteExt as _, net::UnixStream, time::timeout};
 
 use super::{
     AdminError,
-    wire::{ANSWER_BYTES_MAX, ORDER_BYTES_MAX, WireError, decode, encode, read_line},
+    wire::{ANSWER_BYTES_MAX, BMC_LIMIT, QUESTION_BYTES_MAX, WireError, decode, encode, read_line},
 };
-use crate::model::admin::{Answer, Order};
+use crate::model::{
+    admin::{Answer, CardBoot, Deed, Fact, Order, Question},
+    ids::{MacAddr, NodeName},
+};
 
 /// For the whole conversation: longer than the agent takes to give up, so that its reason is heard.
 const ANSWER_LIMIT: Duration = Duration::from_secs(25);
+/// The same for a BMC's work.
+const BMC_ANSWER_LIMIT: Duration = BMC_LIMIT.saturating_add(Duration::from_secs(15));
 
 /// Gives the order to the agent that listens at `path`, and waits for its answers, at most 25 s.
 pub async fn ask(path: &Path, order: &Order) -> Result<Vec<Answer>, AdminError> {
+    converse(path, &Question::Order(order.clone()), ANSWER_LIMIT).await
+}
+
+/// Asks what a network card is served; `None` if it is no node's. The attempt's key is in it only if `secrets`. At most 25 s.
+pub async fn show_boot(
+    path: &Path,
+    mac: MacAddr,
+    secrets: bool,
+) -> Result<Option<CardBoot>, AdminError> {
+    converse(path, &Question::ShowBoot { mac, secrets }, ANSWER_LIMIT).await
+}
+
+/// Has a node's BMC do something, and waits until it is done. The agent gives up after the node's `timeouts.power`; at most 15 minutes.
+pub async fn use_bmc(path: &Path, node: &NodeName, deed: Deed) -> Result<Vec<Fact>, AdminError> {
+    converse(path, &Question::Bmc { node: node.clone(), deed }, BMC_ANSWER_LIMIT).await
+}
+
+async fn converse<T: DeserializeOwned>(
+    path: &Path,
+    question: &Question,
+    limit: Duration,
+) -> Result<T, AdminError> {
     let garbled = |source| AdminError::Garbled { path: path.to_owned(), source };
-    let order = encode(order).map_err(|error| garbled(error.into()))?;
-    if order.len() > ORDER_BYTES_MAX {
+    let question = encode(question).map_err(|error| garbled(error.into()))?;
+    if question.len() > QUESTION_BYTES_MAX {
         return Err(AdminError::TooLong);
     }
     let conversation = async {
         let mut stream = UnixStream::connect(path).await?;
-        stream.write_all(&order).await?;
+        stream.write_all(&question).await?;
         read_line(stream, ANSWER_BYTES_MAX).await
     };
-    let line = match timeout(ANSWER_LIMIT, conversation).await {
+    let line = match timeout(limit, conversation).await {
         Ok(Ok(line)) => line,
         Ok(Err(WireError::Io(source))) => return Err(unreached(path, source)),
         Ok(Err(WireError::CutOff)) => return Err(AdminError::HungUp(path.to_owned())),
         Ok(Err(error)) => return Err(garbled(error)),
         Err(_) => {
-            let limit_s = ANSWER_LIMIT.as_secs();
+            let limit_s = limit.as_secs();
             return Err(AdminError::Silent { path: path.to_owned(), limit_s });
         }
     };
-    let answer: Result<Vec<Answer>, String> = decode(&line).map_err(garbled)?;
+    let answer: Result<T, String> = decode(&line).map_err(garbled)?;
     answer.map_err(AdminError::Refused)
 }
 

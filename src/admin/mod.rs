@@ -1,13 +1,13 @@
-//! How an operator's order reaches a running agent: a Unix socket, one line of JSON each way for each connection.
+//! How what an operator wants reaches a running agent: a Unix socket, one line of JSON each way for each connection.
 //!
-//! The [`Server`] is started by the agent, which answers every [`Request`] from its driver; [`ask`] is called by the commands. Who may
-//! give orders is a matter of the socket's owner and mode; who gave one is asked of the kernel and handed over with it. The room judges
+//! The [`Server`] is started by the agent, which answers every [`Request`] from its driver; the commands call [`ask`], [`show_boot`] and
+//! [`use_bmc`]. Who may give orders is a matter of the socket's owner and mode; who gave one is asked of the kernel and handed over with it. The room judges
 //! nothing about nodes. It must never hand over an order whose giver it does not know or who has gone, and never take a socket from a living agent.
 //!
 //! ```text
-//! → {"version":1,"body":{"approve":{"nodes":["edge-07"]}}}
+//! → {"version":1,"body":{"order":{"approve":{"nodes":["edge-07"]}}}}
 //! ← {"version":1,"body":{"Ok":[{"node":"edge-07","counted":true,"message":"will be wiped and installed"}]}}
-//! → {"version":1,"body":{"retry":"all"}}
+//! → {"version":1,"body":{"order":{"retry":"all"}}}
 //! ← {"version":1,"body":{"Err":"it is stopping"}}
 //! ```
 
@@ -19,18 +19,54 @@ use std::{io, path::PathBuf};
 
 use tokio::sync::oneshot;
 
-pub use self::{client::ask, server::Server, wire::WireError};
-use crate::model::admin::{Answer, Order};
+pub use self::{
+    client::{ask, show_boot, use_bmc},
+    server::Server,
+    wire::WireError,
+};
+use crate::model::{
+    admin::{Answer, CardBoot, Deed, Fact, Order},
+    ids::{MacAddr, NodeName},
+};
 
-/// An order on its way to the driver.
+/// A question on its way to the driver.
 #[derive(Debug)]
 pub struct Request {
-    /// What is wanted.
-    pub order: Order,
+    /// What is wanted, and where the answer goes.
+    pub wish: Wish,
     /// Who wants it.
     pub who: Peer,
-    /// Where the answers go. Closed: the operator has been told that there is none, so that the order must not be carried out any more.
-    pub reply: oneshot::Sender<Vec<Answer>>,
+}
+
+/// What an operator wants. A reply that is closed: the operator has gone, or was told that there is no answer, so that nothing must be
+/// done for it any more.
+#[derive(Debug)]
+pub enum Wish {
+    /// [`Question::Order`](crate::model::admin::Question::Order)
+    Order {
+        /// What is to be carried out.
+        order: Order,
+        /// Where the answers go.
+        reply: oneshot::Sender<Vec<Answer>>,
+    },
+    /// [`Question::ShowBoot`](crate::model::admin::Question::ShowBoot)
+    ShowBoot {
+        /// Whose.
+        mac: MacAddr,
+        /// Whether the attempt's key is to be in it.
+        secrets: bool,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Option<CardBoot>>,
+    },
+    /// [`Question::Bmc`](crate::model::admin::Question::Bmc)
+    Bmc {
+        /// Whose.
+        node: NodeName,
+        /// What it is to do.
+        deed: Deed,
+        /// Where the answer goes: what is so then, or why it is not done.
+        reply: oneshot::Sender<Result<Vec<Fact>, String>>,
+    },
 }
 
 /// The process at the other end, as the kernel knows it (`SO_PEERCRED`, unix(7)).

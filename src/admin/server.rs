@@ -4,6 +4,7 @@
 //! too much, costs a few kilobytes for a few seconds and keeps nobody waiting longer.
 
 use std::{
+    convert::identity,
     fs::{self, DirBuilder, Permissions},
     future::Future,
     io::{self, ErrorKind},
@@ -26,10 +27,10 @@ use tokio::{
 use tracing::{debug, error, warn};
 
 use super::{
-    AdminError, Peer, Request,
-    wire::{ORDER_BYTES_MAX, WireError, decode, encode, read_line},
+    AdminError, Peer, Request, Wish,
+    wire::{BMC_LIMIT, QUESTION_BYTES_MAX, WireError, decode, encode, read_line},
 };
-use crate::model::admin::{Answer, Order};
+use crate::model::admin::Question;
 
 /// Owner and group may give orders. Connecting takes the right to write (unix(7)).
 const SOCKET_MODE: u32 = 0o660;
@@ -37,10 +38,12 @@ const DIR_MODE: u32 = 0o750;
 /// Conversations at once. A site has a handful of operators; the next ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 32;
 const BACKLOG: u32 = 64;
-/// For the order to arrive: it is sent in one go.
+/// For the question to arrive: it is sent in one go.
 const READ_LIMIT: Duration = Duration::from_secs(5);
 /// For the driver: it may be writing ten thousand records to a slow disk.
 const DRIVER_LIMIT: Duration = Duration::from_secs(10);
+/// How soon it is seen that an operator went away while the answer is awaited.
+const HANGUP_POLL: Duration = Duration::from_millis(500);
 /// For the answer to be taken.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
 /// When the system is out of file descriptors, `accept` fails at once again and again.
@@ -77,7 +80,7 @@ impl Server {
         Ok(Self { listener, _file: SocketFile(path.to_owned()) })
     }
 
-    /// Serves until `ended`, handing each order to the driver behind `requests`. Conversations under way are cut at the end.
+    /// Serves until `ended`, handing each question to the driver behind `requests`. Conversations under way are cut at the end.
     pub async fn serve(self, requests: mpsc::Sender<Request>, ended: impl Future<Output = ()>) {
         let mut connections = JoinSet::new();
         tokio::pin!(ended);
@@ -136,7 +139,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     socket.listen(BACKLOG)
 }
 
-/// One order and its answer.
+/// One question and its answer.
 async fn converse(mut stream: UnixStream, requests: mpsc::Sender<Request>) {
     let who = match stream.peer_cred() {
         Ok(peer) => {
@@ -146,24 +149,35 @@ async fn converse(mut stream: UnixStream, requests: mpsc::Sender<Request>) {
         Err(error) => return warn!(%error, "an operator cannot be identified, and is not heard"),
     };
     let (uid, pid) = (who.uid, who.pid);
-    let arriving = timeout(READ_LIMIT, read_line(&mut stream, ORDER_BYTES_MAX));
+    let arriving = timeout(READ_LIMIT, read_line(&mut stream, QUESTION_BYTES_MAX));
     let Ok(line) = arriving.await else {
         return debug!(uid, pid, "admin connection says nothing");
     };
-    let answers = match line.and_then(|line| decode(&line)) {
+    let answer = match line.and_then(|line| decode(&line)) {
         Ok(_) if has_hung_up(&stream) => return debug!(uid, pid, "an operator went away"),
-        Ok(order) => hand_over(order, who, &requests).await,
+        // Dropping the answer tells the driver that nobody waits for it.
+        Ok(question) => tokio::select! {
+            answer = answer(question, who, &requests) => answer,
+            () = hung_up(&stream) => return debug!(uid, pid, "an operator went away"),
+        },
         Err(WireError::Io(error)) => return debug!(uid, pid, %error, "admin connection failed"),
         Err(error) => {
-            debug!(uid, pid, "admin connection sends no order");
-            Err(error.to_string())
+            debug!(uid, pid, "admin connection asks nothing");
+            encode(&Err::<(), _>(error.to_string()))
         }
     };
-    let sent = async { stream.write_all(&encode(&answers)?).await };
+    let sent = async { stream.write_all(&answer?).await };
     match timeout(WRITE_LIMIT, sent).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(uid, pid, %error, "an operator went away before the answer"),
         Err(_) => debug!(uid, pid, "an operator does not take the answer"),
+    }
+}
+
+/// Comes when the other end is closed. The kernel's own notice would come for one that only has no more to say, too, again and again.
+async fn hung_up(stream: &UnixStream) {
+    while !has_hung_up(stream) {
+        sleep(HANGUP_POLL).await;
     }
 }
 
@@ -174,22 +188,47 @@ fn has_hung_up(stream: &UnixStream) -> bool {
     polled.is_err() || ends.iter().any(|end| end.revents().contains(PollFlags::HUP))
 }
 
-async fn hand_over(
-    order: Order,
+/// The driver's answer, as a line.
+async fn answer(
+    question: Question,
     who: Peer,
     requests: &mpsc::Sender<Request>,
-) -> Result<Vec<Answer>, String> {
-    let (reply, answer) = oneshot::channel();
-    let answered = timeout(DRIVER_LIMIT, async {
-        requests.send(Request { order, who, reply }).await.ok()?;
+) -> Result<Vec<u8>, serde_json::Error> {
+    let ask = |wish| requests.send(Request { wish, who });
+    match question {
+        Question::Order(order) => {
+            let (reply, answers) = oneshot::channel();
+            let asked = ask(Wish::Order { order, reply });
+            encode(&hear(asked, answers, DRIVER_LIMIT).await)
+        }
+        Question::ShowBoot { mac, secrets } => {
+            let (reply, boot) = oneshot::channel();
+            let asked = ask(Wish::ShowBoot { mac, secrets, reply });
+            encode(&hear(asked, boot, DRIVER_LIMIT).await)
+        }
+        Question::Bmc { node, deed } => {
+            let (reply, facts) = oneshot::channel();
+            let asked = ask(Wish::Bmc { node, deed, reply });
+            encode(&hear(asked, facts, BMC_LIMIT).await.and_then(identity))
+        }
+    }
+}
+
+async fn hear<T>(
+    asked: impl Future<Output = Result<(), mpsc::error::SendError<Request>>>,
+    answer: oneshot::Receiver<T>,
+    limit: Duration,
+) -> Result<T, String> {
+    let answered = timeout(limit, async {
+        asked.await.ok()?;
         answer.await.ok()
     });
     match answered.await {
-        Ok(Some(answers)) => Ok(answers),
+        Ok(Some(answer)) => Ok(answer),
         Ok(None) => Err("it is stopping".to_owned()),
         Err(_) => Err(format!(
             "it is not done after {} s; `hostler status` shows how far it came",
-            DRIVER_LIMIT.as_secs()
+            limit.as_secs()
         )),
     }
 }

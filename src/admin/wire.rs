@@ -2,15 +2,17 @@
 //!
 //! Used by server and client alike. Nothing here waits for ever by itself: the callers put a time limit around every read and write.
 
-use std::io;
+use std::{io, time::Duration};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 
-/// Longest order in bytes, with its end of line: about a thousand of the longest names.
-pub(super) const ORDER_BYTES_MAX: usize = 64 << 10;
+/// Longest question in bytes, with its end of line: about a thousand of the longest names.
+pub(super) const QUESTION_BYTES_MAX: usize = 64 << 10;
 /// Longest answer in bytes, with its end of line: about ten thousand nodes with a sentence each.
 pub(super) const ANSWER_BYTES_MAX: usize = 8 << 20;
+/// The most that a BMC's work takes: the agent gives up itself after the node's `timeouts.power`, which may be as long as anybody likes.
+pub(super) const BMC_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// The protocol's version. Client and agent are one binary: they differ only when one of them was not restarted after an update.
 const VERSION: u32 = 1;
 
@@ -89,44 +91,69 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        admin::{Answer, Order, Selection},
+        admin::{Answer, Deed, Order, Question, Selection},
         ids::NodeName,
     };
 
-    const LINE: &str = r#"{"version":1,"body":{"approve":{"nodes":["edge-07","edge-8"]}}}"#;
+    const LINE: &str =
+        r#"{"version":1,"body":{"order":{"approve":{"nodes":["edge-07","edge-8"]}}}}"#;
 
     fn names(names: &[&str]) -> BTreeSet<NodeName> {
         names.iter().map(|name| name.parse().unwrap()).collect()
     }
 
-    fn order(line: &str) -> Result<Order, String> {
+    fn question(line: &str) -> Result<Question, String> {
         decode(line.as_bytes()).map_err(|error| error.to_string())
     }
 
-    #[test]
-    fn an_order_is_one_readable_line() {
-        let approve = Order::Approve(Selection::Nodes(names(&["edge-8", "edge-07"])));
-        assert_eq!(encode(&approve).unwrap(), [LINE.as_bytes(), b"\n"].concat());
-        assert_eq!(order(LINE), Ok(approve));
-        assert_eq!(
-            order(r#"{"version":1,"body":{"retry":"all"}}"#),
-            Ok(Order::Retry(Selection::All))
-        );
+    fn bmc(deed: Deed) -> Question {
+        Question::Bmc { node: "edge-07".parse().unwrap(), deed }
     }
 
     #[test]
-    fn what_is_not_exactly_an_order_is_none() {
+    fn a_question_is_one_readable_line() {
+        let approve = Order::Approve(Selection::Nodes(names(&["edge-8", "edge-07"])));
+        let approve = Question::Order(approve);
+        assert_eq!(encode(&approve).unwrap(), [LINE.as_bytes(), b"\n"].concat());
+        assert_eq!(question(LINE), Ok(approve));
+        for (line, meant) in [
+            (r#"{"order":{"retry":"all"}}"#, Question::Order(Order::Retry(Selection::All))),
+            (
+                r#"{"show-boot":{"mac":"52:54:00:00:00:01","secrets":false}}"#,
+                Question::ShowBoot { mac: "52:54:00:00:00:01".parse().unwrap(), secrets: false },
+            ),
+            (r#"{"bmc":{"node":"edge-07","deed":"status"}}"#, bmc(Deed::Status)),
+            (
+                r#"{"bmc":{"node":"edge-07","deed":{"off":{"hard":true}}}}"#,
+                bmc(Deed::Off { hard: true }),
+            ),
+        ] {
+            assert_eq!(question(&format!("{{\"version\":1,\"body\":{line}}}")), Ok(meant));
+        }
+    }
+
+    #[test]
+    fn what_is_not_exactly_a_question_is_none() {
         for (line, why) in [
             ("", "not a message"),
             ("{}", "missing field `version`"),
             (r#"{"version":2,"body":{"wipe":"all"}}"#, "version 2 of the protocol"),
             (r#"{"version":1,"body":{"wipe":"all"}}"#, "unknown variant `wipe`"),
-            (r#"{"version":1,"body":{"approve":"some"}}"#, "unknown variant `some`"),
-            (r#"{"version":1,"body":{"approve":{"nodes":["../etc"]}}}"#, "RFC 1123"),
-            (r#"{"version":1,"body":{"approve":"all"},"dry_run":true}"#, "unknown field `dry_run`"),
-            (r#"{"version":1,"body":{"approve":"all"}} {}"#, "trailing characters"),
+            (r#"{"version":1,"body":{"order":{"wipe":"all"}}}"#, "unknown variant `wipe`"),
+            (r#"{"version":1,"body":{"order":{"approve":"some"}}}"#, "unknown variant `some`"),
+            (r#"{"version":1,"body":{"order":{"approve":{"nodes":["../etc"]}}}}"#, "RFC 1123"),
+            (r#"{"version":1,"body":{"show-boot":{"mac":"52:54","secrets":true}}}"#, "MAC"),
+            (
+                r#"{"version":1,"body":{"bmc":{"node":"a","deed":"on","force":1}}}"#,
+                "unknown field `force`",
+            ),
+            (
+                r#"{"version":1,"body":{"order":{"approve":"all"}},"dry_run":true}"#,
+                "unknown field `dry_run`",
+            ),
+            (r#"{"version":1,"body":{"order":{"approve":"all"}}} {}"#, "trailing characters"),
         ] {
-            let error = order(line).unwrap_err();
+            let error = question(line).unwrap_err();
             assert!(error.contains(why), "{line}: {error}");
         }
     }
@@ -152,14 +179,14 @@ mod tests {
     proptest! {
         #[test]
         fn never_panics_on_any_bytes(bytes: Vec<u8>) {
-            prop_assert!(decode::<Order>(&bytes).is_err());
+            prop_assert!(decode::<Question>(&bytes).is_err());
         }
 
         #[test]
         fn a_damaged_order_names_no_node_that_was_not_there(at in 0..LINE.len(), bytes in "[\\PC\n\"'\\[\\]{}:,\u{0}]{0,8}") {
             let mut text = LINE.to_owned();
             text.replace_range(at..(at + bytes.len()).min(LINE.len()), &bytes);
-            if let Ok(Order::Approve(Selection::Nodes(nodes)) | Order::Retry(Selection::Nodes(nodes))) = order(&text) {
+            if let Ok(Question::Order(Order::Approve(Selection::Nodes(nodes)) | Order::Retry(Selection::Nodes(nodes)))) = question(&text) {
                 for node in nodes {
                     prop_assert!(text.contains(&format!("\"{node}\"")), "{node} from {text}");
                 }
@@ -171,7 +198,8 @@ mod tests {
             let nodes = nodes.iter().map(|name| name.parse().unwrap()).collect();
             let selection = Selection::Nodes(nodes);
             let given = if approve { Order::Approve(selection) } else { Order::Retry(selection) };
-            prop_assert_eq!(decode::<Order>(&encode(&given).unwrap()).unwrap(), given);
+            let given = Question::Order(given);
+            prop_assert_eq!(decode::<Question>(&encode(&given).unwrap()).unwrap(), given);
         }
     }
 }

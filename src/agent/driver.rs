@@ -72,7 +72,7 @@ impl Driver {
                     (node, Event::Callback { request, peer, key, call })
                 }
                 Some(request) = sources.orders.recv() => {
-                    self.obey(request);
+                    self.attend(request);
                     continue;
                 }
                 Some(fetch) = sources.fetches.recv() => (fetch.node.clone(), Event::Fetched(fetch)),

@@ -8,15 +8,16 @@ use tracing::warn;
 use crate::{
     lifecycle::{Menu, Node},
     model::{
+        admin::{CardBoot, ServedMenu},
         boot::{BootMenu, RamdiskArgs},
         disk::RootDeviceHints,
         fault::{Fault, Step},
-        ids::NodeName,
+        ids::{MacAddr, NodeName},
         ironic::{self, IronicArgs},
         secret::{AttemptKey, Secret},
         spec::{Boot, DeployRamdisk, Netboot, NodeSpec},
     },
-    netboot::{self, BootTable},
+    netboot::{self, BootTable, Menus},
 };
 
 use super::boot_files::Kind;
@@ -97,6 +98,28 @@ impl MenuWriter {
             root_device: ironic::root_device(&spec.root_device).ok()?,
         };
         Some(deploy(spec, &args.to_command_line(), true))
+    }
+
+    /// What a card is served. Unless `secrets`, the attempt's key is blank in it.
+    pub(super) fn show(&self, mac: MacAddr, secrets: bool) -> Option<CardBoot> {
+        let (node, Menus { pxelinux, grub, ipxe }) = self.table.show(mac)?;
+        let key = match self.applied.get(&node) {
+            Some((Menu::Deploy(key), ..)) if !secrets => Some(key),
+            _ => None,
+        };
+        let served = [
+            (format!("pxelinux.cfg/01-{}", mac.hyphenated()), pxelinux),
+            (format!("grub/grub.cfg-01-{mac}"), grub),
+            (format!("ipxe/01-{}.ipxe", mac.hyphenated()), ipxe),
+        ];
+        let menus = served.map(|(name, text)| ServedMenu {
+            name,
+            text: match key {
+                Some(key) => Secret::new(text.expose().replace(key.expose(), "<key>")),
+                None => text,
+            },
+        });
+        Some(CardBoot { node, menus: menus.into() })
     }
 
     /// The node's cards become unknown.

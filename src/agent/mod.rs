@@ -16,6 +16,7 @@
 //! ```
 
 mod boot_files;
+mod deeds;
 mod driver;
 mod faults;
 mod install;

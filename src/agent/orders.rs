@@ -1,13 +1,14 @@
-//! What an operator's order means for each node, and what it led to, in a sentence.
+//! What an operator asks: an order's meaning for each node, and what it led to, in a sentence; what a network card is served.
 //!
 //! Called by the driver, between two events. What an order does is for the core to decide: a node that waits for it is brought the event,
 //! any other is left alone. Every order is logged with its giver, because it may be consent to wipe a disk. Nothing here may change a node
 //! but by an event.
 
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::{
-    admin::{Peer, Request},
+    admin::{Peer, Request, Wish},
     lifecycle::{Event, Hold, Node},
     model::{
         admin::{Answer, Order, Selection},
@@ -20,21 +21,38 @@ use crate::{
 use super::driver::{Driver, now};
 
 impl Driver {
+    /// Answers a question, or starts what will.
+    pub(super) fn attend(&mut self, Request { wish, who }: Request) {
+        match wish {
+            Wish::Order { order, reply } => self.obey(&order, who, reply),
+            Wish::Bmc { node, deed, reply } => self.use_bmc(&node, deed, who, reply),
+            Wish::ShowBoot { mac, secrets, reply } => {
+                info!(%mac, uid = who.uid, pid = who.pid, secrets, "operator looks at boot menus");
+                drop(reply.send(self.rooms.show_boot(mac, secrets)));
+            }
+        }
+    }
+
     /// Carries out an order, unless its giver has been told that nobody did.
-    pub(super) fn obey(&mut self, Request { order, who: Peer { uid, pid }, reply }: Request) {
+    fn obey(
+        &mut self,
+        order: &Order,
+        Peer { uid, pid }: Peer,
+        reply: oneshot::Sender<Vec<Answer>>,
+    ) {
         if reply.is_closed() {
             return warn!(uid, pid, order = order.name(), "an order came too late, and is dropped");
         }
         let names = match order.selection() {
             Selection::Nodes(names) => names.iter().cloned().collect(),
-            Selection::All => self.waiting_for(&order),
+            Selection::All => self.waiting_for(order),
         };
         if names.is_empty() {
             info!(uid, pid, order = order.name(), "no node waits for this order");
         }
         let mut answers = Vec::with_capacity(names.len());
         for name in names {
-            let answer = self.obey_for(&order, name);
+            let answer = self.obey_for(order, name);
             let Answer { node, counted, message } = &answer;
             info!(%node, uid, pid, order = order.name(), counted, "operator's order: {message}");
             answers.push(answer);

@@ -32,12 +32,21 @@ use super::faults;
 /// Looks at power states that may go on at once: each takes a socket, and one of a dead BMC takes it for minutes.
 const LOOKS_MAX: usize = 256;
 
+/// The same for what operators want: each keeps a place at the admin socket, of which there are some more.
+const DEEDS_MAX: usize = 16;
+
+/// Whose it is to have a node's BMC do something, first come, first served. What takes several calls is not mixed with what somebody else
+/// wants meanwhile: a machine that an operator switches on is not seen off before, and taken for nobody's.
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
 /// Every node's BMC.
 #[derive(Debug)]
 pub(super) struct Bmcs {
     secrets: PathBuf,
     spacing: Duration,
     looks: Semaphore,
+    pub(super) deeds: Semaphore,
+    turns: Mutex<BTreeMap<NodeName, Turn>>,
     known: Mutex<BTreeMap<NodeName, KnownBmc>>,
 }
 
@@ -55,6 +64,8 @@ impl Bmcs {
             secrets: config.secrets.dir.clone(),
             spacing: config.limits.bmc_spacing,
             looks: Semaphore::new(LOOKS_MAX),
+            deeds: Semaphore::new(DEEDS_MAX),
+            turns: Mutex::default(),
             known: Mutex::default(),
         }
     }
@@ -139,10 +150,20 @@ impl Bmcs {
         call: impl AsyncFnOnce(Arc<Bmc>, Duration) -> Result<T, IpmiError>,
     ) -> Result<T, Fault> {
         let bmc = self.client(step, spec)?;
+        let turn = self.turn(&spec.name);
+        let call = async {
+            let _turn = turn.lock().await;
+            call(bmc, spec.timeouts.power).await
+        };
         tokio::select! {
-            result = call(bmc, spec.timeouts.power) => result.map_err(|error| faults::of_bmc(step, spec, &error)),
+            result = call => result.map_err(|error| faults::of_bmc(step, spec, &error)),
             () = stopped(&mut cancel) => Err(faults::cancelled(step)),
         }
+    }
+
+    fn turn(&self, node: &NodeName) -> Turn {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(node.clone()).or_default())
     }
 
     /// The node's client. The password is read each time, so that a corrected file counts at once.

@@ -10,9 +10,10 @@ use tracing::{error, info, warn};
 use crate::{
     lifecycle::{Event, Left, Node, Operation, Outside, Record},
     model::{
+        admin::{CardBoot, Deed},
         callback::Reply,
         fault::Fault,
-        ids::{NodeName, OpId},
+        ids::{MacAddr, NodeName, OpId},
         spec::NodeSpec,
         status::{Progress, Status},
     },
@@ -21,7 +22,7 @@ use crate::{
 };
 
 use super::{
-    faults,
+    deeds, faults,
     menu::MenuWriter,
     publish::Publisher,
     work::{Workshop, cancel_signal},
@@ -87,6 +88,36 @@ impl Rooms {
         if let Event::Done { op, .. } = event {
             self.running.remove(&(node.clone(), *op));
         }
+    }
+
+    /// Has a node's BMC do what an operator wants, unless the operator goes away meanwhile. What the core knows of the power is old then.
+    pub(super) fn start_deed(
+        &self,
+        spec: Arc<NodeSpec>,
+        deed: Deed,
+        mut reply: oneshot::Sender<deeds::Done>,
+    ) {
+        let workshop = Arc::clone(&self.workshop);
+        // An agent that stops waits for its operations, and not for this.
+        let reports = self.reports.downgrade();
+        tokio::spawn(async move {
+            let node = spec.name.clone();
+            tokio::select! {
+                done = workshop.bmcs.deed(&spec, deed) => drop(reply.send(done)),
+                () = reply.closed() => info!(%node, deed = deed.name(), "an operator went away before it was done"),
+            }
+            if !deed.changes_nothing()
+                && let Some(reports) = reports.upgrade()
+                && reports.send((node, Event::LookAgain)).await.is_err()
+            {
+                // The agent is stopping.
+            }
+        });
+    }
+
+    /// What a network card is served; with the attempt's key only if that is wanted.
+    pub(super) fn show_boot(&self, mac: MacAddr, secrets: bool) -> Option<CardBoot> {
+        self.menus.show(mac, secrets)
     }
 
     /// Tells everything that runs to stop, and says how much that is.

@@ -151,18 +151,17 @@ fn kea(address: Ipv4Addr) -> String {
 }
 
 fn isc(address: Ipv4Addr) -> String {
-    let mut text = format!(
-        "next-server {address};\n# {IPXE_WHY}\nif exists user-class and option user-class = \"{IPXE_USER_CLASS}\" {{\n  \
-         filename \"{IPXE_FILE}\";\n}}\n# {ARCHITECTURE_WHY}\n"
-    );
-    for Choice { architectures, file, why, .. } in CHOICES {
+    let branch = |Choice { architectures, file, why, .. }: &Choice| {
         let numbers: Vec<String> = architectures
             .iter()
             .map(|number| format!("option pxe-system-type = 00:{number:02x}"))
             .collect();
-        text +=
-            &format!("# {why}\nelsif {} {{\n  filename \"{file}\";\n}}\n", numbers.join(" or "));
-    }
-    text + "# The addresses are yours to give, for example:\n\
-        # host edge-01 { hardware ethernet 52:54:00:00:00:01; fixed-address 192.0.2.101; }\n"
+        format!("# {why}\nelsif {} {{\n  filename \"{file}\";\n}}\n", numbers.join(" or "))
+    };
+    let branches: String = CHOICES.iter().map(branch).collect();
+    format!(
+        "next-server {address};\n# {IPXE_WHY}\nif exists user-class and option user-class = \"{IPXE_USER_CLASS}\" {{\n  \
+         filename \"{IPXE_FILE}\";\n}}\n# {ARCHITECTURE_WHY}\n{branches}# The addresses are yours to give, for example:\n\
+         # host edge-01 {{ hardware ethernet 52:54:00:00:00:01; fixed-address 192.0.2.101; }}\n"
+    )
 }

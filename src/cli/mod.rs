@@ -1,9 +1,10 @@
 //! The commands: what an administrator types.
 //!
 //! Called by the `hostler` binary. Looking needs no agent: `check`, `show` and `digest` read specs, `status`, `watch`, `wait` and
-//! `explain` read status files, and `plan` both. `approve` and `retry` ask the running agent, and `cache` shares its images with it. Nothing
-//! here changes a node by itself.
+//! `explain` read status files, and `plan` both. `approve`, `retry`, `bmc` and `show-boot` ask the running agent, and `cache` shares its
+//! images with it. Nothing here changes a node by itself.
 
+mod bmc;
 mod cache;
 mod check;
 mod dhcp_snippet;
@@ -13,6 +14,7 @@ mod orders;
 mod plan;
 mod run;
 mod show;
+mod show_boot;
 mod status;
 mod wait;
 
@@ -25,6 +27,7 @@ use std::{
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
+    admin::AdminError,
     config::{self, Config, ConfigError},
     model::{admin::Order, ids::NodeName, problem::Problem, toml_reader::Document},
     ramdisk::build::{self, BuildOptions},
@@ -103,6 +106,11 @@ enum Command {
     Approve(orders::For),
     /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if there was nothing to try again.
     Retry(orders::For),
+    /// Have a node's BMC do or say something, through the running agent.
+    #[command(after_help = bmc::NOTES)]
+    Bmc(bmc::Asked),
+    /// Show what the boot loader of a machine with this network card would be served now.
+    ShowBoot(show_boot::Asked),
     /// Look at the images that are kept for all machines, fetch them ahead of time, and make space. The agent may be running.
     Cache {
         #[command(subcommand)]
@@ -156,6 +164,17 @@ struct NodePlace {
     config: Option<PathBuf>,
 }
 
+/// Where the running agent listens.
+#[derive(Debug, clap::Args)]
+struct AgentPlace {
+    /// The agent's configuration, which says where it listens.
+    #[arg(long, global = true, default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    /// The agent's socket, instead of what the configuration says.
+    #[arg(long, global = true)]
+    socket: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
     /// Columns for people.
@@ -203,6 +222,8 @@ impl Args {
             Command::Plan(asked) => plan::plan(&asked, out),
             Command::Approve(whom) => orders::give(Order::Approve, whom, out),
             Command::Retry(whom) => orders::give(Order::Retry, whom, out),
+            Command::Bmc(asked) => bmc::bmc(&asked, out),
+            Command::ShowBoot(asked) => show_boot::show(&asked, out),
             Command::Cache { command } => command.run(out),
             Command::DhcpSnippet(asked) => dhcp_snippet::print(&asked, out),
             Command::Ramdisk {
@@ -220,6 +241,21 @@ impl Args {
                 Ok(ExitCode::SUCCESS)
             }
         }
+    }
+}
+
+impl AgentPlace {
+    /// Asks the agent at its socket.
+    fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(&Path) -> Result<T, AdminError>,
+    ) -> Result<T, Failure> {
+        let socket = match &self.socket {
+            Some(socket) => socket,
+            None => &config::read(&self.config)?.admin.socket,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(runtime.block_on(question(socket))?)
     }
 }
 

@@ -2,17 +2,17 @@
 //!
 //! The agent decides what an order leads to; these commands carry it there and say what came back.
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{io::Write, process::ExitCode};
 
 use crate::{
-    admin, config,
+    admin,
     model::{
         admin::{Answer, Order, Selection},
         ids::NodeName,
     },
 };
 
-use super::Failure;
+use super::{AgentPlace, Failure};
 
 /// For which nodes, and where the agent listens.
 #[derive(Debug, clap::Args)]
@@ -25,28 +25,19 @@ pub(super) struct For {
     /// machines were to be reinstalled at once. A machine that is held for another reason has to be named.
     #[arg(long, group = "whom")]
     all: bool,
-    /// The agent's configuration, which says where it listens.
-    #[arg(long, default_value = config::DEFAULT_PATH)]
-    config: PathBuf,
-    /// The agent's socket, instead of what the configuration says.
-    #[arg(long)]
-    socket: Option<PathBuf>,
+    #[command(flatten)]
+    place: AgentPlace,
 }
 
 /// Gives the order that `order` makes of the selection. Whatever did not count is an error, after all that did.
 pub(super) fn give(
     order: impl FnOnce(Selection) -> Order,
-    For { nodes, all, config, socket }: For,
+    For { nodes, all, place }: For,
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
-    let socket = match socket {
-        Some(socket) => socket,
-        None => config::read(&config)?.admin.socket,
-    };
     let order =
         order(if all { Selection::All } else { Selection::Nodes(nodes.into_iter().collect()) });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answers = runtime.block_on(admin::ask(&socket, &order))?;
+    let answers = place.ask(async |socket| admin::ask(socket, &order).await)?;
     if answers.is_empty() {
         writeln!(out, "no node waits for this: there is nothing to {}", order.name())?;
     }

@@ -171,7 +171,7 @@ impl Bmc {
 }
 
 impl Call<'_> {
-    async fn power_state(&mut self) -> Result<PowerState, IpmiError> {
+    pub(super) async fn power_state(&mut self) -> Result<PowerState, IpmiError> {
         let command = Command::GetChassisStatus;
         let answer = self.command(command).await?;
         commands::power_state(&answer)

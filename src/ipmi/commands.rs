@@ -188,6 +188,15 @@ impl BootFlags {
         })
     }
 
+    /// The device, if it is one that is ever chosen here.
+    pub(super) const fn device(self) -> Option<BootDevice> {
+        match self.selector {
+            Self::PXE => Some(BootDevice::Pxe),
+            Self::DISK | Self::SUPERMICRO_UEFI_DISK => Some(BootDevice::Disk),
+            _ => None,
+        }
+    }
+
     /// Whether no device is chosen at all.
     pub(super) const fn chooses_nothing(self) -> bool {
         self.selector == 0

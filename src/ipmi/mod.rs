@@ -16,6 +16,7 @@ mod error;
 mod fuzz;
 mod handshake;
 mod link;
+mod looks;
 mod packet;
 mod session;
 mod tool;
@@ -24,3 +25,4 @@ pub use client::{Bmc, BmcConfig, Timing};
 pub use error::{IpmiError, IpmiErrorKind};
 #[cfg(fuzzing)]
 pub use fuzz::fuzz;
+pub use looks::{BootChoice, Chassis, Device};

@@ -65,6 +65,8 @@ pub enum Event {
     Tick,
     /// Its turn has come.
     Granted(Turn),
+    /// Somebody used the node's BMC: its machine may be on or off by now.
+    LookAgain,
     /// An operator lets a held node go on.
     Approve,
     /// An operator wants a failed node tried again, a waiting one at once, or the power as the spec says.
@@ -87,6 +89,7 @@ impl Event {
             | Self::Fetched(_)
             | Self::Tick
             | Self::Granted(_)
+            | Self::LookAgain
             | Self::Approve
             | Self::Retry => false,
         }

@@ -205,6 +205,7 @@ impl Node {
             Event::Fetched(fetch) => self.take_evidence(now, &fetch),
             Event::Tick => {}
             Event::Granted(turn) => self.take_turn(now, turn),
+            Event::LookAgain => self.next_observation = now,
             Event::Approve => self.approve(now),
             Event::Retry => self.retry(now),
         }
@@ -233,6 +234,21 @@ impl Node {
             && !self.stands_still()
             && !self.record.too_many_changes
             && !self.is_lost()
+    }
+
+    /// Whether nothing is under way: no attempt, no clean-up, and no switching.
+    pub fn is_at_rest(&self) -> bool {
+        self.record.state.at_rest()
+    }
+
+    /// Whether the machine's being off would be taken for consent to wipe and install it, now or when the node may go on.
+    pub fn is_wiped_when_off(&self) -> bool {
+        let waits = match &self.record.state {
+            State::Idle => true,
+            State::Held { reason, .. } => *reason == Hold::PoweredOn,
+            _ => false,
+        };
+        waits && self.wants_install()
     }
 
     /// Whether nobody knows what is on the disk, and nobody has consented to lose it.

@@ -6,10 +6,36 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::NodeName;
+use super::{
+    ids::{MacAddr, NodeName},
+    power::BootDevice,
+    secret::Secret,
+};
 
 /// Longest sentence of an [`Answer`], in characters: an answer about ten thousand nodes must stay small.
 const MESSAGE_CHARS_MAX: usize = 300;
+
+/// What is asked of the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Question {
+    /// To be carried out; answered with an [`Answer`] for each node.
+    Order(Order),
+    /// What a network card is served; answered with a [`CardBoot`], or nothing if no node has it.
+    ShowBoot {
+        /// Whose.
+        mac: MacAddr,
+        /// Whether the attempt's key is to be in it.
+        secrets: bool,
+    },
+    /// To be done by a node's BMC; answered with what is so then, as [`Fact`]s.
+    Bmc {
+        /// Whose.
+        node: NodeName,
+        /// What.
+        deed: Deed,
+    },
+}
 
 /// What an operator wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,5 +90,92 @@ impl Answer {
     /// An answer; a message that is too long is cut.
     pub fn new(node: NodeName, counted: bool, message: &str) -> Self {
         Self { node, counted, message: message.chars().take(MESSAGE_CHARS_MAX).collect() }
+    }
+}
+
+/// What a network card is served: what each boot loader reads, whichever the machine runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CardBoot {
+    /// The node that has the card.
+    pub node: NodeName,
+    /// Its menus.
+    pub menus: Vec<ServedMenu>,
+}
+
+/// A menu for one boot loader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServedMenu {
+    /// The name that the boot loader asks for.
+    pub name: String,
+    /// The text. There may be the attempt's key in it.
+    pub text: Secret,
+}
+
+/// What an operator has a BMC do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Deed {
+    /// Say whether the machine is on, and what it boots from.
+    Status,
+    /// Say what it is.
+    Info,
+    /// Switch the machine on.
+    On,
+    /// Switch it off.
+    Off {
+        /// At once, without asking its system to shut down.
+        hard: bool,
+    },
+    /// Off at once, and on again.
+    Cycle,
+    /// Choose what it boots from.
+    BootDevice {
+        /// That.
+        device: BootDevice,
+        /// Always, and not at the next boot only.
+        persistent: bool,
+    },
+}
+
+impl Deed {
+    /// Its name: that of the command.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Info => "info",
+            Self::On => "on",
+            Self::Off { .. } => "off",
+            Self::Cycle => "cycle",
+            Self::BootDevice { .. } => "bootdev",
+        }
+    }
+
+    /// Whether it only looks.
+    pub const fn changes_nothing(self) -> bool {
+        matches!(self, Self::Status | Self::Info)
+    }
+
+    /// Whether the machine is off in the course of it.
+    pub const fn switches_off(self) -> bool {
+        matches!(self, Self::Off { .. } | Self::Cycle)
+    }
+}
+
+/// Something that a BMC said, or that was seen to be so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fact {
+    /// What it is about: `power`.
+    pub name: String,
+    /// How it is: `on`.
+    pub value: String,
+}
+
+impl Fact {
+    /// A fact; a value that is too long is cut.
+    pub fn new(name: &str, value: &str) -> Self {
+        Self { name: name.to_owned(), value: value.chars().take(MESSAGE_CHARS_MAX).collect() }
     }
 }

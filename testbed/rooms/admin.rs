@@ -15,8 +15,8 @@ use std::{
 };
 
 use hostler::{
-    admin::{AdminError, Peer, Request, Server, ask},
-    model::admin::{Answer, Order, Selection},
+    admin::{AdminError, Peer, Request, Server, Wish, ask, show_boot, use_bmc},
+    model::admin::{Answer, CardBoot, Deed, Fact, Order, Selection, ServedMenu},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -38,7 +38,7 @@ async fn an_order_gets_through_and_its_giver_is_known() {
     let mut approve = hostler(&["approve", "edge-8", "edge-07", "edge-8"], &agent.socket);
     let child = approve.spawn().unwrap();
     let pid = child.id().unwrap();
-    let Request { order, who, reply } = agent.request().await;
+    let (order, who, reply) = agent.order().await;
     assert_eq!(order, Order::Approve(nodes(&["edge-07", "edge-8"])));
     assert_eq!(who, Peer { uid: rustix::process::getuid().as_raw(), pid });
     reply
@@ -53,11 +53,57 @@ async fn an_order_gets_through_and_its_giver_is_known() {
     );
 
     let child = hostler(&["retry", "--all"], &agent.socket).spawn().unwrap();
-    let Request { order, reply, .. } = agent.request().await;
+    let (order, _, reply) = agent.order().await;
     assert_eq!(order, Order::Retry(Selection::All));
     reply.send(Vec::new()).unwrap();
     let (code, out, _) = said(child).await;
     assert_eq!((code, out.contains("nothing to retry")), (0, true), "{out}");
+}
+
+#[tokio::test]
+async fn other_questions_get_through_and_their_answers_back() {
+    let mut agent = Agent::new().await;
+    let (socket, mac) = (agent.socket.clone(), "52:54:00:00:00:01".parse().unwrap());
+    let text = hostler::model::secret::Secret::new("LOCALBOOT 0".to_owned());
+    let menus = vec![ServedMenu { name: "pxelinux.cfg/01".to_owned(), text }];
+    let boot = Some(CardBoot { node: "edge-07".parse().unwrap(), menus });
+    for answer in [boot, None] {
+        let (shown, ()) = tokio::join!(show_boot(&socket, mac, true), async {
+            let Wish::ShowBoot { mac: asked, secrets, reply } = agent.request().await.wish else {
+                panic!("another question")
+            };
+            assert_eq!((asked, secrets), (mac, true));
+            reply.send(answer.clone()).unwrap();
+        });
+        assert_eq!(shown.unwrap(), answer);
+    }
+    let (node, deed) = ("edge-07".parse().unwrap(), Deed::Off { hard: true });
+    for answer in [Ok(vec![Fact::new("power", "off")]), Err("has no BMC".to_owned())] {
+        let (done, ()) = tokio::join!(use_bmc(&socket, &node, deed), async {
+            let Wish::Bmc { node: asked, deed: given, reply } = agent.request().await.wish else {
+                panic!("another question")
+            };
+            assert_eq!((&asked, given), (&node, deed));
+            reply.send(answer.clone()).unwrap();
+        });
+        match answer {
+            Ok(facts) => assert_eq!(done.unwrap(), facts),
+            Err(why) => {
+                assert_eq!(done.unwrap_err().to_string(), format!("the agent says: {why}"));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_operator_who_goes_away_while_a_bmc_works_is_noticed() {
+    let mut agent = Agent::new().await;
+    let mut child = hostler(&["bmc", "edge-07", "cycle"], &agent.socket).spawn().unwrap();
+    let Wish::Bmc { mut reply, deed: Deed::Cycle, .. } = agent.request().await.wish else {
+        panic!("another question")
+    };
+    child.kill().await.unwrap();
+    within(reply.closed()).await;
 }
 
 #[tokio::test]
@@ -92,7 +138,7 @@ async fn owner_and_group_may_give_orders_and_nobody_else() {
 
     chown(&agent.socket, None, Some(NOBODY)).unwrap();
     let child = stranger();
-    let Request { who, reply, .. } = agent.request().await;
+    let (_, who, reply) = agent.order().await;
     assert_eq!(who, Peer { uid: NOBODY, pid: child.id().unwrap() });
     reply.send(vec![answer("edge-07", true, "will be wiped")]).unwrap();
     assert_eq!(said(child).await.0, 0);
@@ -171,7 +217,7 @@ async fn what_is_no_order_is_refused_and_never_handed_over() {
     let mut agent = Agent::new().await;
     for (line, why) in [
         (b"GET / HTTP/1.1\r\n".to_vec(), "not a message"),
-        (b"{\"version\":7,\"body\":{\"approve\":\"all\"}}\n".to_vec(), "version 7"),
+        (b"{\"version\":7,\"body\":{\"order\":{\"approve\":\"all\"}}}\n".to_vec(), "version 7"),
         (b"{\"version\":1,\"body\":{\"wipe\":\"all\"}}\n".to_vec(), "unknown variant"),
         (b"\xff\xfe\x00\n".to_vec(), "not a message"),
         (vec![b'['; 60_000].into_iter().chain(*b"\n").collect(), "not a message"),
@@ -183,7 +229,7 @@ async fn what_is_no_order_is_refused_and_never_handed_over() {
     }
     // The end of an order is missing.
     let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
-    stream.write_all(b"{\"version\":1,\"body\":{\"approve\":\"all\"}}").await.unwrap();
+    stream.write_all(b"{\"version\":1,\"body\":{\"order\":{\"approve\":\"all\"}}}").await.unwrap();
     stream.shutdown().await.unwrap();
     assert!(heard(&mut stream).await.contains("cut off"));
     assert!(agent.requests.try_recv().is_err());
@@ -194,13 +240,13 @@ async fn an_order_whose_giver_has_gone_is_not_handed_over() {
     let mut agent = Agent::new().await;
     // All of it before the server hears of the first thing.
     let mut gone = StdStream::connect(&agent.socket).unwrap();
-    gone.write_all(b"{\"version\":1,\"body\":{\"approve\":\"all\"}}\n").unwrap();
+    gone.write_all(b"{\"version\":1,\"body\":{\"order\":{\"approve\":\"all\"}}}\n").unwrap();
     drop(gone);
     // One that only says that it has no more to say is still there.
     let mut there = StdStream::connect(&agent.socket).unwrap();
-    there.write_all(b"{\"version\":1,\"body\":{\"retry\":\"all\"}}\n").unwrap();
+    there.write_all(b"{\"version\":1,\"body\":{\"order\":{\"retry\":\"all\"}}}\n").unwrap();
     there.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(agent.request().await.order, Order::Retry(Selection::All));
+    assert_eq!(agent.order().await.0, Order::Retry(Selection::All));
     agent.answers(&agent.socket.clone()).await;
 }
 
@@ -230,10 +276,10 @@ async fn an_order_too_long_for_an_agent_is_not_sent() {
     let order = Order::Approve(nodes(&names[..1000]));
     let (socket, given) = (agent.socket.clone(), order.clone());
     let asked = tokio::spawn(async move { ask(&socket, &given).await });
-    let request = agent.request().await;
-    assert_eq!(request.order, order);
+    let (given, _, reply) = agent.order().await;
+    assert_eq!(given, order);
     let many = names[..1000].iter().map(|name| answer(name, true, &"x".repeat(300))).collect();
-    request.reply.send(many).unwrap();
+    reply.send(many).unwrap();
     assert_eq!(asked.await.unwrap().unwrap().len(), 1000);
 }
 
@@ -241,11 +287,18 @@ async fn an_order_too_long_for_an_agent_is_not_sent() {
 async fn a_driver_without_time_is_told_of_and_sees_that_nobody_waits() {
     let mut agent = Agent::new().await;
     let child = hostler(&["approve", "edge-07"], &agent.socket).spawn().unwrap();
-    let request = agent.request().await;
+    let (_, _, reply) = agent.order().await;
+    let patient = hostler(&["bmc", "edge-07", "on"], &agent.socket).spawn().unwrap();
+    let Wish::Bmc { reply: bmc, .. } = agent.request().await.wish else {
+        panic!("another question")
+    };
     let (code, _, errors) = said(child).await;
     assert_eq!(code, 1);
     assert!(errors.contains("10 s") && errors.contains("hostler status"), "{errors}");
-    assert!(request.reply.is_closed());
+    assert!(reply.is_closed());
+    // A BMC may take longer.
+    bmc.send(Ok(vec![Fact::new("power", "on")])).unwrap();
+    assert_eq!(said(patient).await, (0, "power  on\n".to_owned(), String::new()));
 }
 
 #[tokio::test]
@@ -307,12 +360,18 @@ impl Agent {
         within(self.requests.recv()).await.unwrap()
     }
 
+    async fn order(&mut self) -> (Order, Peer, oneshot::Sender<Vec<Answer>>) {
+        let Request { wish, who } = self.request().await;
+        let Wish::Order { order, reply } = wish else { panic!("no order: {wish:?}") };
+        (order, who, reply)
+    }
+
     /// Takes one order, as a living agent would.
     async fn answers(&mut self, socket: &Path) {
         let order = Order::Approve(nodes(&["edge-07"]));
         let (asked, ()) = tokio::join!(ask(socket, &order), async {
-            let request = self.request().await;
-            request.reply.send(vec![answer("edge-07", true, "is so")]).unwrap();
+            let (_, _, reply) = self.order().await;
+            reply.send(vec![answer("edge-07", true, "is so")]).unwrap();
         });
         assert_eq!(asked.unwrap(), [answer("edge-07", true, "is so")]);
     }

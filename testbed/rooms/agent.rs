@@ -2,6 +2,7 @@
 //!
 //! What needs a kernel and firmware is tested in the virtual rack; here a whole deploy takes seconds, so that every fault has its test.
 
+mod bmc;
 mod clock;
 mod commands;
 mod consent;

@@ -176,15 +176,21 @@ fn offer(socket: &UdpSocket, architecture: u16, class: &str) -> Option<(Ipv4Addr
     while Instant::now() < limit {
         socket.send_to(&discover, "255.255.255.255:67").unwrap();
         while let Ok(length) = socket.recv(&mut buffer) {
-            let reply = &buffer[..length];
-            if length > 240 && reply[0] == 2 && reply[4..8] == xid.to_be_bytes() {
-                let next_server = Ipv4Addr::from(<[u8; 4]>::try_from(&reply[20..24]).unwrap());
-                let file = reply[108..236].split(|byte| *byte == 0).next().unwrap();
-                return Some((next_server, String::from_utf8(file.to_vec()).unwrap()));
+            if let Some(offer) = buffer.get(..length).and_then(|reply| read(reply, xid)) {
+                return Some(offer);
             }
         }
     }
     None
+}
+
+/// The next server and the boot file in a reply of this conversation.
+fn read(reply: &[u8], xid: u32) -> Option<(Ipv4Addr, String)> {
+    const BOOTREPLY: u8 = 2;
+    let is_reply = *reply.first()? == BOOTREPLY && reply.get(4..8)? == xid.to_be_bytes();
+    let next_server = <[u8; 4]>::try_from(reply.get(20..24)?).ok()?.into();
+    let file = reply.get(108..236)?.split(|byte| *byte == 0).next()?;
+    is_reply.then(|| (next_server, String::from_utf8(file.to_vec()).unwrap()))
 }
 
 fn discover(xid: u32, architecture: u16, class: &str) -> Vec<u8> {

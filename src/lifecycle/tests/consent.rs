@@ -39,6 +39,27 @@ fn consent_holds_for_a_repetition_of_the_attempt() {
 }
 
 #[test]
+fn a_machine_that_is_installed_as_soon_as_it_is_off_is_known_as_such() {
+    let mut bench = Bench::with_spec();
+    assert!(bench.node.is_wiped_when_off(), "nobody has looked yet");
+    bench.look(PowerState::On);
+    assert_eq!(bench.phase(), Phase::Held);
+    assert!(bench.node.is_wiped_when_off());
+    bench.change(|spec| spec.paused = true);
+    assert!(bench.node.is_wiped_when_off(), "it waits for the end of the pause");
+    bench.change(|spec| (spec.paused, spec.goal) = (false, Goal::Available));
+    assert!(!bench.node.is_wiped_when_off());
+
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::Imaging);
+    assert!(!bench.node.is_at_rest());
+    bench.go_to(Phase::Deployed);
+    assert!(bench.node.is_at_rest() && !bench.node.is_wiped_when_off());
+    bench.change(|spec| spec.redeploy = Some("again".into()));
+    assert!(bench.node.is_wiped_when_off());
+}
+
+#[test]
 fn consent_for_one_machine_or_installation_does_not_pass_to_another() {
     let others: [fn(&mut NodeSpec); 3] = [
         move_bmc,

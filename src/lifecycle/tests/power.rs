@@ -71,6 +71,19 @@ fn somebody_who_says_retry_has_it_switched_once_more() {
 }
 
 #[test]
+fn a_machine_whose_bmc_somebody_used_is_looked_at_at_once() {
+    let mut rack = installed();
+    rack.pass(90);
+    switched_by_hand(&mut rack, PowerState::Off);
+    rack.settle();
+    assert_eq!(rack.condition(0, "PowerAsWanted"), Some(("True".into(), "On".into())));
+    rack.send(0, Event::LookAgain);
+    rack.settle();
+    assert_eq!(rack.condition(0, "PowerAsWanted"), Some(("False".into(), "Off".into())));
+    assert_eq!(done(&rack), []);
+}
+
+#[test]
 fn power_that_does_not_matter_is_neither_switched_nor_judged() {
     let mut rack = Rack::deployed_under(1, ENFORCING);
     rack.edit(0, |spec| spec.power = WantedPower::Ignore);

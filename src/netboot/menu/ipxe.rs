@@ -45,7 +45,10 @@ sanboot --no-describe --drive 0x80 || exit 1
 /// such. Under UEFI the kernel asks the firmware for its ramdisk by the name in `initrd=`. iPXE that another boot loader has handed over
 /// to has no address yet. `${mac}` is the card that has one.
 pub(super) fn linux(linux: &Linux<'_>, http: Option<SocketAddr>, words: &[&str]) -> Secret {
-    let Linux { what, kernel, ramdisk, .. } = linux;
+    let Linux { what, kernel, ramdisk, with_addresses, .. } = linux;
+    // As pxelinux writes it (`IPAPPEND 1`).
+    let addresses =
+        if *with_addresses { " ip=${ip}:${next-server}:${gateway}:${netmask}" } else { "" };
     let server = match http {
         Some(address) => format!("http://{address}"),
         None => "tftp://${next-server}".to_owned(),
@@ -57,7 +60,7 @@ echo hostler: booting {what}
 isset ${{ip}} || dhcp || exit 1
 set try:int32 0
 :kernel
-kernel --timeout 30000 {server}/{kernel} initrd=ramdisk {} BOOTIF=01-${{mac:hexhyp}} && goto ramdisk ||
+kernel --timeout 30000 {server}/{kernel} initrd=ramdisk {} BOOTIF=01-${{mac:hexhyp}}{addresses} && goto ramdisk ||
 inc try
 iseq ${{try}} 10 && exit 1 ||
 sleep 1

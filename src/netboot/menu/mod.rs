@@ -318,6 +318,8 @@ mod tests {
         let menu = BootMenu::Deploy { kernel, initramfs, command_line, with_addresses: true };
         let menus = render(mac(), &menu).unwrap();
         assert!(menus.pxelinux.expose().ends_with("  APPEND quiet\n  IPAPPEND 3\n"));
+        let addresses = " ip=${ip}:${next-server}:${gateway}:${netmask} ";
+        assert!(menus.ipxe.expose().contains(addresses));
         assert_eq!(menus.grub, render(mac(), &deploy("quiet")).unwrap().grub);
     }
 

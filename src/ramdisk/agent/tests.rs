@@ -8,7 +8,7 @@ use super::{
     *,
 };
 use crate::model::{
-    callback::{DiskRange, VERIFY_RANGES_MAX},
+    callback::{DiskRange, Then, VERIFY_RANGES_MAX},
     ids::{Digest, DigestAlgorithm},
 };
 
@@ -95,7 +95,7 @@ fn the_longest_list_to_compare_fits_into_an_answer() {
     let digest = Digest::from_bytes(DigestAlgorithm::Sha512, &[0xff; 64]);
     let range = DiskRange { from: u64::MAX, bytes: u64::MAX, digest: digest.unwrap() };
     let verify = vec![range; VERIFY_RANGES_MAX];
-    let reply = DeployStateReply { state: DeployState::Release, verify };
+    let reply = DeployStateReply { state: DeployState::Release, verify, then: Then::Wait };
     let body = serde_json::to_vec(&reply).unwrap();
     assert!(body.len() < ANSWER_BYTES_MAX, "{}", body.len());
     let read = read_answer::<DeployStateReply>(StatusCode::OK, &body).unwrap().unwrap();

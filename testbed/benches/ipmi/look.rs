@@ -6,7 +6,7 @@ use hostler::{
     ipmi::{Bmc, BmcConfig},
     model::{
         secret::Secret,
-        spec::{BmcDriver, CipherSuite, Privilege},
+        spec::{BmcAddress, BmcDriver, CipherSuite, Privilege},
     },
 };
 use tokio::{task::JoinSet, time::Instant};
@@ -33,10 +33,10 @@ pub(crate) fn look(words: &[String]) {
 }
 
 async fn look_at(port: String, suite: CipherSuite) -> String {
-    let address = format!("127.0.0.1:{port}");
+    let address = BmcAddress { host: "127.0.0.1".to_owned(), port: port.parse().unwrap() };
     let bmc = Bmc::new(BmcConfig {
         driver: BmcDriver::Ipmi,
-        address: address.parse().unwrap(),
+        address: address.clone(),
         username: USER.to_owned(),
         password: Secret::new(PASSWORD.to_owned()),
         privilege: Privilege::Administrator,

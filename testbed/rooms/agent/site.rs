@@ -232,6 +232,12 @@ impl Spec {
         self
     }
 
+    /// Without the keys that begin so.
+    pub(super) fn without(mut self, start: &str) -> Self {
+        self.0.retain(|key, _| !key.starts_with(start));
+        self
+    }
+
     /// The same for a number.
     pub(super) fn with_number(mut self, key: &str, value: u32) -> Self {
         self.0.insert(key.to_owned(), value.to_string());

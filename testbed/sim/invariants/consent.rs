@@ -443,11 +443,11 @@ fn leave(left: &mut BTreeMap<MachineId, Ledger>, ledger: &Ledger) {
 /// whole series of attempts, as many at a time as the limits allow.
 pub(crate) fn settling(spec: &NodeSpec, nodes: usize, at_once: usize) -> Duration {
     let times = &spec.timeouts;
-    let attempt = times.ramdisk.max(Duration::from_secs(2400))
+    let attempt = times.ramdisk.max(Duration::from_mins(40))
         + times.imaging
         + 3 * times.completed
         + 16 * times.power;
     let waves = u32::try_from(nodes.div_ceil(at_once) + 1).unwrap_or(u32::MAX);
     // An hour: a BMC that refused is asked again only then.
-    Duration::from_secs(3600) + attempt * 2 + Duration::from_secs(3000) * waves
+    Duration::from_hours(1) + attempt * 2 + Duration::from_mins(50) * waves
 }

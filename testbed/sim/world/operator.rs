@@ -141,7 +141,7 @@ impl Site {
             self.change(node, |spec| set_bmc(spec, (!has_bmc).then(|| bmc_at(&made_up))));
         } else if self.dice.permille(500) && has_bmc {
             self.change(node, |spec| {
-                "192.0.2.254".clone_into(&mut spec.bmc.as_mut().unwrap().address.host)
+                "192.0.2.254".clone_into(&mut spec.bmc.as_mut().unwrap().address.host);
             });
         } else {
             let mac = MacAddr::new([0x52, 0x54, 0, 0, 1, 99]);

@@ -1,0 +1,50 @@
+//! `hostler show-boot`: what a network card is served at this moment, in every boot loader's language.
+
+use std::{io::Write, process::ExitCode};
+
+use crate::{
+    admin,
+    model::{
+        admin::{CardBoot, ServedMenu},
+        ids::MacAddr,
+    },
+};
+
+use super::{AgentPlace, Failure};
+
+/// Whose.
+#[derive(Debug, clap::Args)]
+pub(super) struct Asked {
+    /// The card's address.
+    mac: MacAddr,
+    /// Show the attempt's key, too. Whoever has it can pass for the machine.
+    #[arg(long)]
+    secrets: bool,
+    #[command(flatten)]
+    place: AgentPlace,
+}
+
+/// A card that gets nothing.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0} is served no menu of its own (file not found): no node has it in boot.mac, or its spec does not want the machine installed; \
+     look at `hostler status`"
+)]
+struct NotServed(MacAddr);
+
+/// Prints each menu under the name that its boot loader asks for.
+pub(super) fn show(
+    Asked { mac, secrets, place }: &Asked,
+    out: &mut impl Write,
+) -> Result<ExitCode, Failure> {
+    let boot = place.ask(async |socket| admin::show_boot(socket, *mac, *secrets).await)?;
+    let CardBoot { node, menus } = boot.ok_or(NotServed(*mac))?;
+    writeln!(out, "{mac} is {node}'s; its boot loader gets one of these.")?;
+    if !secrets && menus.iter().any(|menu| menu.text.expose().contains("<key>")) {
+        writeln!(out, "The attempt's key stands as <key>; --secrets shows it.")?;
+    }
+    for ServedMenu { name, text } in menus {
+        writeln!(out, "\n# {name}\n{}", text.expose().trim_end())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
