@@ -129,6 +129,7 @@ impl Room {
             kernel: "deploy/vmlinuz".to_owned(),
             initramfs: "deploy/initramfs".to_owned(),
             command_line: Secret::new("hostler.key=5ec2e7".to_owned()),
+            with_addresses: false,
         };
         self.table.set(&node(), &[mac()], Firmware::Uefi, &menu).unwrap();
     }
