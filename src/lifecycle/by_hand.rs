@@ -4,13 +4,15 @@
 //! machine boots the deploy menu says that somebody is there. No operation may need a BMC, and nothing may be waited for that only a BMC
 //! could tell.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use crate::model::{
     callback::Then,
     fault::{Fault, Step},
     power::PowerState,
-    spec::Bmc,
+    spec::{Bmc, Timeouts},
 };
 
 use super::{
@@ -19,6 +21,9 @@ use super::{
     report::plain,
     state::{Attempt, Hold, Purpose, State},
 };
+
+/// What a BMC may take whose spec does not say it any more: as long as one may by default.
+const BMC_LIMIT: Duration = Duration::from_secs(120);
 
 impl Node {
     /// Whether the spec names no BMC.
@@ -32,6 +37,12 @@ impl Node {
             Some(attempt) => attempt.bmc.as_ref(),
             None => self.record.spec.as_ref()?.bmc.as_ref(),
         }
+    }
+
+    /// How long the BMC that an attempt was begun with may take to clean up. A spec that names none any more says how long a person may.
+    pub(super) fn timeouts_of_bmc(&self, timeouts: &Timeouts) -> Timeouts {
+        let power = if self.by_hand() { timeouts.power.min(BMC_LIMIT) } else { timeouts.power };
+        Timeouts { power, ..*timeouts }
     }
 
     /// What a look at the power state leads to where there is a BMC: nobody knows whether the machine is on, so that is no reason to hold it.

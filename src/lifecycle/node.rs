@@ -442,13 +442,16 @@ impl Node {
         let (Some(operation), Some(mut spec)) = (operation, self.record.spec.clone()) else {
             return;
         };
-        let limit = power_limit(&spec.timeouts);
         if let State::CleaningUp { attempt: Some(attempt), .. } = &self.record.state {
-            self.record.deadline = Some(after(now, limit));
+            let timeouts = self.timeouts_of_bmc(&spec.timeouts);
+            self.record.deadline = Some(after(now, power_limit(&timeouts)));
             if attempt.bmc_address() != spec.bmc_address() {
-                Arc::make_mut(&mut spec).bmc.clone_from(&attempt.bmc);
+                let spec = Arc::make_mut(&mut spec);
+                spec.bmc.clone_from(&attempt.bmc);
+                spec.timeouts = timeouts;
             }
         }
+        let limit = power_limit(&spec.timeouts);
         let op = OpId(self.next_op);
         self.next_op += 1;
         self.running = Some(Running { op, cancelled: false, patience_until: after(now, limit) });

@@ -84,7 +84,8 @@ impl Node {
             State::Switching { .. } | State::WaitingCompleted { .. } => Some(timeouts.completed),
             State::PoweringOn { attempt } if attempt.bmc.is_none() => Some(timeouts.power),
             State::CleaningUp { .. } if self.cleans_up_by_hand() => Some(CANCEL_PATIENCE),
-            State::PoweringOn { .. } | State::CleaningUp { .. } => Some(power_limit(timeouts)),
+            State::CleaningUp { .. } => Some(power_limit(&self.timeouts_of_bmc(timeouts))),
+            State::PoweringOn { .. } => Some(power_limit(timeouts)),
             State::SettingPower { .. } => Some(self.limit_of_tries(timeouts, POWER_TRIES_MAX)),
             State::Restarting { .. } => Some(self.limit_of_tries(timeouts, RESTART_TRIES_MAX)),
         }

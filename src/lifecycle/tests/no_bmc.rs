@@ -434,7 +434,10 @@ fn an_attempt_that_was_begun_with_a_bmc_is_cleaned_up_by_it() {
     bench.go_to(Phase::WaitingRamdisk);
     bench.change(by_hand);
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::CleanUp);
-    assert_eq!(bench.started_for.as_ref().unwrap().bmc, spec().bmc);
+    let started_for = bench.started_for.clone().unwrap();
+    assert_eq!((&started_for.bmc, started_for.timeouts.power.as_secs()), (&spec().bmc, 120));
+    let (at, _) = bench.node.deadline().unwrap();
+    assert!(at.duration_since(bench.now).as_secs() < 600, "a BMC has no week");
     bench.done(Ok(Outcome::CleanedUp));
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::Prepare);
     assert_eq!(bench.status().power, None, "it was another machine's");
