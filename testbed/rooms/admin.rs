@@ -103,7 +103,9 @@ async fn an_operator_who_goes_away_while_a_bmc_works_is_noticed() {
         panic!("another question")
     };
     child.kill().await.unwrap();
+    let gone = Instant::now();
     within(reply.closed()).await;
+    assert!(gone.elapsed() < Duration::from_secs(5), "{:?}", gone.elapsed());
 }
 
 #[tokio::test]
@@ -286,12 +288,12 @@ async fn an_order_too_long_for_an_agent_is_not_sent() {
 #[tokio::test]
 async fn a_driver_without_time_is_told_of_and_sees_that_nobody_waits() {
     let mut agent = Agent::new().await;
-    let child = hostler(&["approve", "edge-07"], &agent.socket).spawn().unwrap();
-    let (_, _, reply) = agent.order().await;
     let patient = hostler(&["bmc", "edge-07", "on"], &agent.socket).spawn().unwrap();
     let Wish::Bmc { reply: bmc, .. } = agent.request().await.wish else {
         panic!("another question")
     };
+    let child = hostler(&["approve", "edge-07"], &agent.socket).spawn().unwrap();
+    let (_, _, reply) = agent.order().await;
     let (code, _, errors) = said(child).await;
     assert_eq!(code, 1);
     assert!(errors.contains("10 s") && errors.contains("hostler status"), "{errors}");
