@@ -59,16 +59,18 @@ fn give_boot_files(site: &mut Site) {
     let built = repository().join("target/testbed/aarch64");
     for (name, to) in [
         ("grubaa64.efi", "tftp/grubaa64.efi"),
-        ("vmlinuz", "ramdisk/vmlinuz-aarch64"),
+        ("vmlinuz", "ramdisk/kernel-aarch64"),
         ("initramfs", "ramdisk/initramfs-aarch64"),
     ] {
         fs::copy(built.join(name), site.file(to))
             .unwrap_or_else(|error| panic!("{name}: {error}; run testbed/build"));
     }
-    let [kernel, initramfs] =
-        ["vmlinuz", "initramfs"].map(|name| site.file(&format!("ramdisk/{name}-aarch64")));
     let mut config = File::options().append(true).open(site.file("hostler.toml")).unwrap();
-    writeln!(config, "[ramdisk.aarch64]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}").unwrap();
+    writeln!(config, "[ramdisk.aarch64]").unwrap();
+    for name in ["kernel", "initramfs"] {
+        let path = site.file(&format!("ramdisk/{name}-aarch64"));
+        writeln!(config, "{name} = \"{}\"", path.display()).unwrap();
+    }
     site.start_agent();
 }
 
