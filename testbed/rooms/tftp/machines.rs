@@ -50,10 +50,10 @@ fn ipxe_as_the_loader_fetches_what_its_script_names() {
             kernel deploy/vmlinuz
             initrd tftp://${next-server}//deploy/initramfs
             boot\n";
-        site.room.file("boot.ipxe", script.as_bytes());
-        site.power_on("boot.ipxe", &[]);
+        site.room.file("site.ipxe", script.as_bytes());
+        site.power_on("site.ipxe", &[]);
         site.boots();
-        site.fetched(&[(BootStage::Loader, "boot.ipxe"), (BootStage::Menu, MENU)]);
+        site.fetched(&[(BootStage::Loader, "site.ipxe"), (BootStage::Menu, MENU)]);
     });
 }
 
