@@ -12,7 +12,7 @@ use crate::{
         boot::{BootStage, Fetch},
         callback::{Call, DeployState, DeployStateReply, Reply, Then},
         power::PowerState,
-        spec::{Bmc, Goal, NodeSpec, WantedPower},
+        spec::{Bmc, DeployRamdisk, Goal, NodeSpec, WantedPower},
         status::{Phase, Status},
     },
 };
@@ -474,4 +474,21 @@ fn a_look_at_the_power_state_that_is_under_way_when_the_bmc_goes_means_nothing()
     bench.done(Ok(Outcome::Power(PowerState::On)));
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::Prepare);
     assert_eq!(bench.status().power, None);
+}
+
+#[test]
+fn ironics_ramdisk_restarts_its_machine_by_itself() {
+    let mut bench = bench();
+    bench.change(|spec| {
+        spec.boot.ramdisk = DeployRamdisk::Ironic;
+        spec.boot.require_chap = false;
+        spec.root_device.name = Some("vda".to_owned());
+    });
+    bench.done(Ok(prepared(key(1))));
+    bench.send(fetched(BootStage::Menu));
+    assert_eq!(bench.call(&key(1), ironic_target()), Reply::Accepted);
+    bench.done(Ok(imaged()));
+    bench.done(Ok(Outcome::Released));
+    assert_eq!(bench.phase(), Phase::Deployed);
+    assert_eq!(bench.running, None, "no BMC is asked for anything");
 }
