@@ -121,7 +121,8 @@ fn a_clock_set_back_while_the_ramdisk_boots_makes_no_wait_longer() {
     set(&clocked.site, BACK);
     let failed = clocked.after_leap(&before, BACK, |status| status.last_error.is_some());
     assert_eq!(failed.last_error.unwrap().fault.code, "RamdiskTimeout");
-    assert_eq!(ramdisk.look_up(1 << 30).0, 404);
+    // It is told why for as long as the attempt is cleaned up after, and nothing from there on.
+    assert!(matches!(ramdisk.look_up(1 << 30).0, 404 | 409));
     clocked.second_attempt_deploys(Step::Ramdisk, "RamdiskTimeout");
 }
 

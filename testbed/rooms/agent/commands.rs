@@ -20,7 +20,7 @@ fn check_says_what_is_wrong_where_and_fails() {
     let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nodes");
     let (code, said, errors) = answer(&mut hostler(&["check", examples]));
     assert_eq!((code, errors.as_str()), (0, ""), "{said}");
-    assert_eq!(said, format!("{examples}: 3 good, 0 problems\n"));
+    assert_eq!(said, format!("{examples}: 4 good, 0 problems\n"));
 
     let site = Site::new();
     fs::write(site.path("nodes/bad.toml"), "[boot]\nmac = \"52:54\"\n").unwrap();
