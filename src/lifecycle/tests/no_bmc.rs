@@ -478,12 +478,12 @@ fn a_look_at_the_power_state_that_is_under_way_when_the_bmc_goes_means_nothing()
 
 #[test]
 fn ironics_ramdisk_restarts_its_machine_by_itself() {
-    let mut bench = bench();
-    bench.change(|spec| {
-        spec.boot.ramdisk = DeployRamdisk::Ironic;
-        spec.boot.require_chap = false;
-        spec.root_device.name = Some("vda".to_owned());
-    });
+    let mut spec = spec();
+    by_hand(&mut spec);
+    (spec.boot.ramdisk, spec.boot.require_chap) = (DeployRamdisk::Ironic, false);
+    spec.root_device.name = Some("vda".to_owned());
+    let mut bench = Bench::new();
+    bench.send(Event::Spec(Arc::new(spec)));
     bench.done(Ok(prepared(key(1))));
     bench.send(fetched(BootStage::Menu));
     assert_eq!(bench.call(&key(1), ironic_target()), Reply::Accepted);
