@@ -45,7 +45,8 @@ const RAW_BYTES_MAX: u64 = 1 << 40;
 const BMC_SPACING: Duration = Duration::from_secs(1);
 const RESCAN: Duration = Duration::from_secs(60);
 const TFTP_PORT: u16 = 69;
-const HTTP_PORT: u16 = 8080;
+/// TFTP's, behind that of HTTP; what is often taken by other programs is not a good default.
+const HTTP_PORT: u16 = 8069;
 const CALLBACK_PORT: u16 = 8443;
 /// That of Ironic's own API.
 const IRONIC_PORT: u16 = 6385;

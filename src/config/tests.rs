@@ -56,7 +56,7 @@ fn three_lines_are_enough_and_every_default_is_shown() {
         loaders = "/usr/share/hostler/loaders"
 
         [http]
-        listen = "192.0.2.1:8080"
+        listen = "192.0.2.1:8069"
 
         [callback]
         listen = "192.0.2.1:8443"

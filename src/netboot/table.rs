@@ -330,11 +330,11 @@ mod tests {
     #[test]
     fn ipxe_is_sent_to_the_http_server_and_other_boot_loaders_without_the_key_if_the_node_is_ipxes()
     {
-        let table = BootTable::with_http("192.0.2.1:8080".parse().unwrap());
+        let table = BootTable::with_http("192.0.2.1:8069".parse().unwrap());
         let loader = Loader::Ipxe;
         table.set_for(loader, &node("a"), &[mac(1)], Firmware::Uefi, &deploy("k")).unwrap();
         let script = text(&table, "ipxe/01-52-54-00-00-00-01.ipxe").unwrap();
-        assert!(script.contains(" http://192.0.2.1:8080/k ") && script.contains("hostler.key"));
+        assert!(script.contains(" http://192.0.2.1:8069/k ") && script.contains("hostler.key"));
         for other in ["pxelinux.cfg/01-52-54-00-00-00-01", "grub.cfg-01-52-54-00-00-00-01"] {
             assert!(!text(&table, other).unwrap().contains("hostler.key"), "{other}");
         }

@@ -57,13 +57,13 @@ fn assert_only_ipxe_gets_the_key(site: &Site, machine: &Machine) {
     let scripts = ["tftp", "http"].map(|scheme| script(site, machine, scheme));
     assert_eq!(scripts[0], scripts[1]);
     assert!(scripts[0].contains("hostler.key="));
-    let kernel = format!("http://{HOST}:8080/deploy/vmlinuz ");
+    let kernel = format!("http://{HOST}:8069/deploy/vmlinuz ");
     assert!(scripts[0].contains(&kernel), "{kernel}");
 }
 
 /// The machine's script, as iPXE would fetch it.
 fn script(site: &Site, machine: &Machine, scheme: &str) -> String {
-    let port = if scheme == "http" { ":8080" } else { "" };
+    let port = if scheme == "http" { ":8069" } else { "" };
     let url = format!("{scheme}://{HOST}{port}/ipxe/01-{}.ipxe", machine.mac.replace(':', "-"));
     let output = site.rack.inside(&["curl", "-sSf", "--max-time", "20", &url]).output().unwrap();
     assert!(output.status.success(), "{url}: {output:?}");

@@ -194,7 +194,7 @@ mod tests {
     }
 
     fn render_for(loader: Loader, mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
-        let http = Some(SocketAddr::from(([192, 0, 2, 1], 8080)));
+        let http = Some(SocketAddr::from(([192, 0, 2, 1], 8069)));
         super::render(&node(), mac, Means { loader, http }, menu)
     }
 
@@ -246,13 +246,13 @@ mod tests {
             isset ${ip} || dhcp || exit 1
             set try:int32 0
             :kernel
-            kernel --timeout 30000 http://192.0.2.1:8080/deploy/vmlinuz initrd=ramdisk hostler.api=192.0.2.1:8443 hostler.key=00ff console=ttyS1,115200n8 BOOTIF=01-${mac:hexhyp} && goto ramdisk ||
+            kernel --timeout 30000 http://192.0.2.1:8069/deploy/vmlinuz initrd=ramdisk hostler.api=192.0.2.1:8443 hostler.key=00ff console=ttyS1,115200n8 BOOTIF=01-${mac:hexhyp} && goto ramdisk ||
             inc try
             iseq ${try} 10 && exit 1 ||
             sleep 1
             goto kernel
             :ramdisk
-            initrd --timeout 30000 --name ramdisk http://192.0.2.1:8080/deploy/initramfs && goto boot ||
+            initrd --timeout 30000 --name ramdisk http://192.0.2.1:8069/deploy/initramfs && goto boot ||
             inc try
             iseq ${try} 10 && exit 1 ||
             sleep 1
@@ -347,7 +347,7 @@ mod tests {
         assert!(menus.grub.expose().contains(linux));
         assert!(menus.grub.expose().contains("initrd (tftp)/node/edge-07/ramdisk;"));
         for file in ["kernel", "ramdisk"] {
-            let url = format!(" http://192.0.2.1:8080/node/edge-07/{file} ");
+            let url = format!(" http://192.0.2.1:8069/node/edge-07/{file} ");
             assert!(menus.ipxe.expose().contains(&url), "{url}");
         }
     }
