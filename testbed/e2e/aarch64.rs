@@ -74,11 +74,13 @@ fn give_boot_files(site: &mut Site) {
     site.start_agent();
 }
 
-/// A line of the machine's console with this in it.
+/// A line of the machine's console with this in it, printed to its end.
 fn wait_for_line(machine: &Machine, wanted: &str) -> String {
     let deadline = Instant::now() + ARM_LIMIT;
     loop {
-        if let Some(line) = machine.console().lines().find(|line| line.contains(wanted)) {
+        let console = machine.console();
+        let mut lines = console.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        if let Some(line) = lines.find(|line| line.contains(wanted)) {
             return line.to_owned();
         }
         assert!(Instant::now() < deadline, "{} does not say {wanted}", machine.name);

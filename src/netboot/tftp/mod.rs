@@ -1,6 +1,7 @@
 //! TFTP (RFC 1350, with the options of RFC 2347 to 2349 and 7440).
 //!
-//! The accept loop is `server`, a request is judged by `request`, has a place in `slots`, and is carried by `transfer` through its `window`.
+//! The accept loop is `server`, a request is judged by `request`, has a place in `slots`, and is carried by `transfer` through its `window` and
+//! over its `wire`.
 //!
 //! # Built on `tftpd`
 //!
@@ -35,6 +36,7 @@ mod server;
 mod slots;
 mod transfer;
 mod window;
+mod wire;
 
 pub(super) use self::request::{Refusal, clean_name};
 pub use server::{Config, Running, Server};

@@ -14,10 +14,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{
-    io::Errno,
-    net::{RecvFlags, recv},
-};
 use tftpd::{ErrorCode, Packet, Socket, Worker};
 
 use super::{
@@ -25,6 +21,7 @@ use super::{
     request::{Refusal, Terms},
     slots::{Cancel, Slot},
     window::{Verdict, Window},
+    wire::Wire,
 };
 
 // The end of a transfer unwinds its thread (see `leave`), and a thread that cannot be made unwinds out of `Worker::send`.
@@ -37,8 +34,6 @@ const NAP: Duration = Duration::from_millis(250);
 const FIRST_NAP: Duration = Duration::from_millis(50);
 /// How long a client has for its first answer: whoever made up its address is not to have us send to it for long (three packets at most).
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
-/// Longest wait for room in the socket's send buffer.
-const SEND_LIMIT: Duration = Duration::from_secs(1);
 /// Room for what a client sends in a transfer, in bytes: an ACK has 4, an ERROR a sentence.
 const CLIENT_PACKET_BYTES_MAX: usize = 512;
 
@@ -92,7 +87,7 @@ pub(super) type Report = Box<dyn FnOnce(Outcome) + Send + Sync>;
 
 /// One transfer. Its fields are dropped in this order: the slot is free only when everything else is gone.
 pub(super) struct Transfer {
-    socket: UdpSocket,
+    wire: Wire,
     file: Option<Opened>,
     terms: Terms,
     limits: Limits,
@@ -127,8 +122,8 @@ impl Transfer {
         limits: Limits,
         slot: Slot,
     ) -> io::Result<Self> {
-        socket.set_read_timeout(Some(FIRST_NAP))?;
-        socket.set_write_timeout(Some(SEND_LIMIT))?;
+        let wire = Wire::new(socket, terms.block_bytes)?;
+        wire.set_nap(FIRST_NAP)?;
         let began = Instant::now();
         let state = State {
             window: Window::new(terms.window_blocks),
@@ -138,7 +133,7 @@ impl Transfer {
             end: None,
         };
         let (file, state) = (Some(file), Mutex::new(state));
-        Ok(Self { socket, file, terms, limits, began, state, report: None, slot })
+        Ok(Self { wire, file, terms, limits, began, state, report: None, slot })
     }
 
     /// Gives the transfer a thread of its own. `report` is called when it has ended, also when it could not be started.
@@ -165,10 +160,11 @@ impl Transfer {
     /// What the worker gets from a read; `None`: nothing for now.
     fn receive(&self, state: &mut State) -> Result<Option<Packet>, End> {
         // The worker has more to send: after each block of a window, and after an acknowledgement, it looks whether there is another one.
-        // That can wait until the window is out, and half of all system calls are spared.
+        // That can wait until it has all of the window, which goes out at once.
         if state.nonblocking {
             return Ok(None);
         }
+        self.wire.send_blocks(state.window.take_waiting())?;
         self.check_limits(state)?;
         match state.handshake {
             Handshake::Done => self.receive_acknowledgement(state),
@@ -184,7 +180,7 @@ impl Transfer {
                 Handshake::Due | Handshake::Done => true,
             };
             if due {
-                self.transmit(&bytes_of(&Packet::Oack(self.terms.granted.clone()))?)?;
+                self.wire.send(&bytes_of(&Packet::Oack(self.terms.granted.clone()))?)?;
                 state.handshake = Handshake::Sent(Instant::now());
             }
             if let Some(Packet::Ack(0)) = self.read()? {
@@ -203,11 +199,7 @@ impl Transfer {
                 state.progress_at = Instant::now();
                 return Ok(Some(Packet::Ack(number)));
             }
-            Verdict::Resend => {
-                for datagram in state.window.unacknowledged() {
-                    self.transmit(datagram)?;
-                }
-            }
+            Verdict::Resend => self.wire.send_blocks(state.window.unacknowledged())?,
             Verdict::Ignore => {}
         }
         Ok(None)
@@ -226,36 +218,21 @@ impl Transfer {
             None => return Ok(()),
         };
         let error = Packet::Error { code: ErrorCode::NotDefined, msg: end.to_string() };
-        self.transmit(&bytes_of(&error)?)?;
+        self.wire.send(&bytes_of(&error)?)?;
         Err(end)
     }
 
     /// One datagram from the client; `None`: none within a nap, or none that means anything.
     fn read(&self) -> Result<Option<Packet>, End> {
         let mut buffer = [0_u8; CLIENT_PACKET_BYTES_MAX];
-        let length = match recv(&self.socket, &mut buffer, RecvFlags::empty()) {
-            Ok((length, _)) => length,
-            Err(Errno::AGAIN | Errno::INTR | Errno::HOSTUNREACH | Errno::NETUNREACH) => {
-                return Ok(None);
-            }
-            Err(Errno::CONNREFUSED) => return Err(End::Gone),
-            Err(error) => return Err(End::Socket(error.into())),
-        };
+        let Some(length) = self.wire.receive(&mut buffer)? else { return Ok(None) };
         if self.slot.heard(Instant::now()) {
-            self.socket.set_read_timeout(Some(NAP))?;
+            self.wire.set_nap(NAP)?;
         }
         match Packet::deserialize(buffer.get(..length).unwrap_or_default()) {
             Ok(Packet::Error { msg, .. }) => Err(End::Client(msg)),
             Ok(packet) => Ok(Some(packet)),
             Err(_) => Ok(None),
-        }
-    }
-
-    /// A datagram that cannot be sent now is a lost one, and lost ones are sent again; only a client that is gone ends the transfer.
-    fn transmit(&self, datagram: &[u8]) -> Result<(), End> {
-        match self.socket.send(datagram) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(End::Gone),
-            Ok(_) | Err(_) => Ok(()),
         }
     }
 
@@ -269,14 +246,16 @@ impl Socket for Transfer {
     fn send(&self, packet: &Packet) -> Result<(), Box<dyn Error>> {
         let datagram = bytes_of(packet)?;
         let mut state = self.state();
-        if let Err(end) = self.transmit(&datagram) {
-            leave(state, end);
-        }
-        if let Packet::Data { block_num, data } = packet {
+        let alone = if let Packet::Data { block_num, data } = packet {
             let short = data.len() < usize::from(self.terms.block_bytes);
-            state.window.sent(*block_num, data.len(), short, datagram);
+            state.window.sent(*block_num, data.len(), short, datagram)
+        } else {
+            Some(datagram)
+        };
+        match alone.map_or(Ok(()), |datagram| self.wire.send(&datagram)) {
+            Ok(()) => Ok(()),
+            Err(end) => leave(state, end),
         }
-        Ok(())
     }
 
     fn send_to(&self, packet: &Packet, _to: &SocketAddr) -> Result<(), Box<dyn Error>> {
@@ -293,11 +272,11 @@ impl Socket for Transfer {
     }
 
     fn recv_from_with_size(&self, size: usize) -> Result<(Packet, SocketAddr), Box<dyn Error>> {
-        Ok((self.recv_with_size(size)?, self.socket.peer_addr()?))
+        Ok((self.recv_with_size(size)?, self.wire.peer()?))
     }
 
     fn remote_addr(&self) -> Result<SocketAddr, Box<dyn Error>> {
-        Ok(self.socket.peer_addr()?)
+        Ok(self.wire.peer()?)
     }
 
     /// The worker calls this when it has just opened the file for itself: ours would only use up descriptors. The time of a read stays
@@ -327,7 +306,7 @@ impl Drop for Transfer {
         drop(state);
         if matches!(end, End::Worker) {
             // Without a descriptor or memory left, or with a file that cannot be read to its end, the worker just ends.
-            let told = bytes_of(&Refusal::Busy.to_packet()).map(|busy| self.transmit(&busy));
+            let told = bytes_of(&Refusal::Busy.to_packet()).map(|busy| self.wire.send(&busy));
             drop(told);
         }
         if let Some(report) = self.report.take() {

@@ -3,7 +3,7 @@
 //! Called by a transfer for each packet in either direction. Pure. It lets through to the worker only acknowledgements that make
 //! progress, because `tftpd`'s worker spins on any other.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, mem};
 
 /// What an acknowledgement means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub(super) struct Window {
     last: Option<u64>,
     /// The datagrams after `acked` up to `sent`, kept only when more than one block may be in flight.
     kept: Option<VecDeque<Vec<u8>>>,
+    /// How many of these, the last ones, are still to go out.
+    waiting: usize,
     /// No early resend before this block is acknowledged.
     no_resend_until: u64,
 }
@@ -39,20 +41,35 @@ impl Window {
         Self { kept: (window_blocks > 1).then(VecDeque::new), ..Self::default() }
     }
 
-    /// A DATA packet goes out: its block number, the bytes of file in it, whether that is less than a whole block, and the datagram.
-    pub(super) fn sent(&mut self, number: u16, payload: usize, short: bool, datagram: Vec<u8>) {
+    /// A DATA packet is to go out: its block number, the bytes of file in it, whether that is less than a whole block, and the datagram.
+    /// That is given back to go out at once if it is not kept to go [with others](Self::take_waiting).
+    pub(super) fn sent(
+        &mut self,
+        number: u16,
+        payload: usize,
+        short: bool,
+        datagram: Vec<u8>,
+    ) -> Option<Vec<u8>> {
         let block = self.acked + self.distance(number);
         if block <= self.sent {
-            return;
+            return Some(datagram);
         }
         self.sent = block;
         self.sent_bytes += payload as u64;
         if short {
             self.last = Some(block);
         }
-        if let Some(kept) = &mut self.kept {
-            kept.push_back(datagram);
-        }
+        let Some(kept) = &mut self.kept else { return Some(datagram) };
+        kept.push_back(datagram);
+        self.waiting += 1;
+        None
+    }
+
+    /// The datagrams that have not gone out yet. They have when this returns.
+    pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = &[u8]> {
+        let waiting = mem::take(&mut self.waiting);
+        let before = self.kept.as_ref().map_or(0, VecDeque::len) - waiting;
+        self.unacknowledged().skip(before)
     }
 
     /// An ACK came in.
@@ -132,6 +149,18 @@ mod tests {
         assert_eq!(window.acknowledged(3), Verdict::Progress);
         assert_eq!(window.acknowledged(2), Verdict::Ignore);
         assert_eq!(window.unacknowledged().collect::<Vec<_>>(), [&[0, 4]]);
+    }
+
+    #[test]
+    fn new_blocks_of_a_window_go_out_together_and_others_at_once() {
+        let mut window = sent(3, 4);
+        assert_eq!(window.take_waiting().collect::<Vec<_>>(), [&[0, 1], &[0, 2], &[0, 3]]);
+        assert_eq!(window.take_waiting().count(), 0);
+        assert_eq!(window.acknowledged(2), Verdict::Progress);
+        assert_eq!(window.sent(3, 512, false, vec![0, 3]), Some(vec![0, 3]), "a repetition");
+        assert_eq!(window.sent(4, 512, false, vec![0, 4]), None);
+        assert_eq!(window.take_waiting().collect::<Vec<_>>(), [&[0, 4]]);
+        assert_eq!(Window::new(1).sent(1, 512, false, vec![0, 1]), Some(vec![0, 1]));
     }
 
     #[test]
