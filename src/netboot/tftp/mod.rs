@@ -29,7 +29,7 @@
 //! | 17 | No hooks, no files from memory, and a request sent twice is served twice. | `Transfer` is the worker's `Socket` and counts; `memfd`; `slots` knows repetitions. | A callback for the file and one for the end; one transfer for each peer. |
 //! | 18 | Netascii is sent as octets; long, non-UTF-8 or negative requests get silence. | Each gets an ERROR. | The same. |
 //! | | `Worker::new` takes a type whose name is private, and `Worker` tries for ever when a socket's error is no `io::Error`. | The compiler infers it; every error is one. | Make it public; end on any error. |
-//! | | While a window is out, every block costs a look for ACKs, three copies and three allocations. | The look is answered without a system call. | Blocks as slices of one buffer; `sendmmsg`. |
+//! | | While a window is out, every block costs a look for ACKs, three copies and three allocations. | The look is answered without a system call, and a window goes out with one. | Blocks as slices of one buffer; `UDP_SEGMENT`. |
 
 mod request;
 mod server;
