@@ -9,14 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hostler::model::boot::{BootStage, Fetch, Firmware};
+use hostler::model::boot::{BootMenu, BootStage, Fetch, Firmware};
 
 use super::{Room, alone::alone, deploy, mac, node, noise};
 
 const MENU: &str = "pxelinux.cfg/01-52-54-00-00-00-01";
+const IPXE_MENU: &str = "ipxe/01-52-54-00-00-00-01.ipxe";
 const GRUB_MENU: &str = "grub/grub.cfg-01-52-54-00-00-00-01";
 /// What our kernel says when it runs.
 const KERNEL_SAYS: &str = "here is the deploy kernel";
+/// What the boot loader of the machine's own disk says.
+const DISK_SAYS: &str = "here is the machine's own disk";
 const KERNEL_BYTES: usize = 1_000_000;
 const RAMDISK_BYTES: usize = 2_000_001;
 /// QEMU without KVM, on a machine that has more to do.
@@ -77,11 +80,8 @@ fn uefi_fetches_grub_and_grub_fetches_its_modules_and_the_rest() {
     in_a_network("uefi_fetches_grub_and_grub_fetches_its_modules_and_the_rest", || {
         let mut site = Site::new(Firmware::Uefi);
         site.grub("x86_64-efi");
-        let vars = site.room.dir.path().join("vars.fd");
-        fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &vars).unwrap();
-        let vars = format!("if=pflash,format=raw,file={}", vars.display());
-        let code = "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd";
-        site.power_on("grub/x86_64-efi/core.efi", &["-drive", code, "-drive", &vars]);
+        let [code, vars] = site.uefi();
+        site.power_on("grub/x86_64-efi/core.efi", &["-drive", &code, "-drive", &vars]);
         site.boots();
         site.fetched(&[
             (BootStage::Loader, "grub/x86_64-efi/core.efi"),
@@ -117,6 +117,51 @@ fn u_boot_fetches_with_one_block_in_flight_and_with_sixteen() {
         }
         site.fetched(&[(BootStage::Menu, MENU)]);
     });
+}
+
+#[test]
+fn ipxe_on_bios_goes_on_to_the_own_disk_of_a_machine_that_is_not_to_be_installed() {
+    in_a_network(
+        "ipxe_on_bios_goes_on_to_the_own_disk_of_a_machine_that_is_not_to_be_installed",
+        || {
+            let mut site = Site::new(Firmware::Bios);
+            let disk = site.room.dir.path().join("disk");
+            fs::write(&disk, boot_sector()).unwrap();
+            let table = &site.room.table;
+            table.set(&node("a"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();
+            let disk = format!("if=virtio,format=raw,file={}", disk.display());
+            site.power_on("boot.ipxe", &["-drive", &disk]);
+            site.says(DISK_SAYS);
+            assert!(site.told(BootStage::Menu, IPXE_MENU).is_some(), "{:#?}", site.told);
+        },
+    );
+}
+
+#[test]
+fn ipxe_on_uefi_leaves_a_machine_that_is_not_to_be_installed_to_its_firmwares_next_device() {
+    in_a_network(
+        "ipxe_on_uefi_leaves_a_machine_that_is_not_to_be_installed_to_its_firmwares_next_device",
+        || {
+            let mut site = Site::new(Firmware::Uefi);
+            let table = &site.room.table;
+            table.set(&node("a"), &[mac(1)], Firmware::Uefi, &BootMenu::LocalDisk).unwrap();
+            // From a disk: after a failed netboot the firmware would first try all other ways to netboot, for minutes.
+            let ipxe = fs::read("/usr/lib/ipxe/ipxe.efi").unwrap();
+            let disks = [site.efi_disk("ipxe", &ipxe), site.efi_disk("own", &own_loader())];
+            let [code, vars] = site.uefi();
+            let hardware = [
+                ["-drive", &code],
+                ["-drive", &vars],
+                ["-drive", &disks[0]],
+                ["-drive", &disks[1]],
+                ["-device", "virtio-blk-pci,drive=ipxe,bootindex=1"],
+                ["-device", "virtio-blk-pci,drive=own,bootindex=2"],
+            ];
+            site.power_on("boot.ipxe", hardware.as_flattened());
+            site.says(DISK_SAYS);
+            assert!(site.told(BootStage::Menu, IPXE_MENU).is_some(), "{:#?}", site.told);
+        },
+    );
 }
 
 /// Runs a test alone, with a network of its own.
@@ -163,6 +208,25 @@ impl Site {
         assert!(made.status.success(), "{made:?}");
     }
 
+    /// The firmware's drives.
+    fn uefi(&self) -> [String; 2] {
+        let vars = self.room.dir.path().join("vars.fd");
+        fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &vars).unwrap();
+        [
+            "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd".to_owned(),
+            format!("if=pflash,format=raw,file={}", vars.display()),
+        ]
+    }
+
+    /// A disk of this name with a boot loader for UEFI.
+    fn efi_disk(&self, name: &str, loader: &[u8]) -> String {
+        let disk = self.room.dir.path().join(name);
+        let boot = disk.join("EFI/BOOT");
+        fs::create_dir_all(&boot).unwrap();
+        fs::write(boot.join("BOOTX64.EFI"), loader).unwrap();
+        format!("if=none,id={name},format=raw,file=fat:rw:{}", disk.display())
+    }
+
     /// Starts the DHCP server, which names the boot file, and the machine.
     fn power_on(&mut self, boot_file: &str, hardware: &[&str]) {
         let leases = self.room.dir.path().join("leases");
@@ -173,12 +237,13 @@ impl Site {
             .arg(format!("--dhcp-boot={boot_file},,192.0.2.1"))
             .arg(format!("--dhcp-leasefile={}", leases.display()));
         let card = if hardware.contains(&"-bios") { "e1000" } else { "virtio-net-pci" };
+        let first = if hardware.concat().contains("bootindex=1") { "" } else { ",bootindex=1" };
         let mut machine = Command::new("qemu-system-x86_64");
         machine
             .args(["-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-no-reboot"])
             .args(["-display", "none", "-serial", "stdio"])
             .args(["-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no", "-device"])
-            .arg(format!("{card},netdev=net,mac=52:54:00:00:00:01,bootindex=1"))
+            .arg(format!("{card},netdev=net,mac=52:54:00:00:00:01{first}"))
             .args(hardware);
         for mut command in [dhcp, machine] {
             let log = File::create(self.log_file(command.get_program().to_str().unwrap())).unwrap();
@@ -227,23 +292,25 @@ impl Site {
     /// The node's evidence, once all transfers have ended: these stages, and kernel and ramdisk in full.
     fn fetched(mut self, stages: &[(BootStage, &str)]) {
         self.room.running.take().unwrap().stop();
-        while let Ok(fetch) = self.room.fetched.try_recv() {
-            self.told.push(fetch);
-        }
-        let told = |stage, path: &str| {
-            let same = |fetch: &&Fetch| (fetch.stage, fetch.path.as_str()) == (stage, path);
-            self.told.iter().filter(same).find(|fetch| fetch.complete)
-        };
         for (stage, path) in stages {
-            assert!(told(*stage, path).is_some(), "{path} is missing: {:#?}", self.told);
+            assert!(self.told(*stage, path).is_some(), "{path} is missing: {:#?}", self.told);
         }
         for (stage, path, bytes) in [
             (BootStage::Kernel, "deploy/vmlinuz", KERNEL_BYTES),
             (BootStage::Ramdisk, "deploy/initramfs", RAMDISK_BYTES),
         ] {
-            let sent = told(stage, path).map(|fetch| fetch.sent_bytes);
+            let sent = self.told(stage, path).map(|fetch| fetch.sent_bytes);
             assert_eq!(sent, Some(bytes as u64), "{path}: {:#?}", self.told);
         }
+    }
+
+    /// What is told of a whole fetch.
+    fn told(&mut self, stage: BootStage, path: &str) -> Option<&Fetch> {
+        while let Ok(fetch) = self.room.fetched.try_recv() {
+            self.told.push(fetch);
+        }
+        let same = |fetch: &&Fetch| (fetch.stage, fetch.path.as_str()) == (stage, path);
+        self.told.iter().filter(same).find(|fetch| fetch.complete)
     }
 }
 
@@ -260,10 +327,8 @@ impl Drop for Site {
 /// line, whether entered in 16 or in 32 bits, and halts.
 fn kernel() -> Vec<u8> {
     let mut kernel = noise(KERNEL_BYTES);
-    let says: Vec<u8> = KERNEL_SAYS.bytes().flat_map(|byte| [0xb0, byte, 0xee]).collect();
-    let halt = [0xfa, 0xf4, 0xeb, 0xfd];
-    let real_mode = [&[0xba, 0xf8, 0x03][..], &says, &halt].concat();
-    let protected_mode = [&[0x66, 0xba, 0xf8, 0x03][..], &says, &halt].concat();
+    let real_mode = says(KERNEL_SAYS);
+    let protected_mode = [&[0x66][..], &real_mode].concat();
     let paragraphs = u32::try_from((KERNEL_BYTES - 0x400) / 16).unwrap();
     kernel[..0x400].fill(0);
     for (at, field) in [
@@ -285,4 +350,31 @@ fn kernel() -> Vec<u8> {
         kernel[at..at + field.len()].copy_from_slice(field);
     }
     kernel
+}
+
+/// A disk for a BIOS. It says one sentence on the serial line and halts.
+fn boot_sector() -> Vec<u8> {
+    let mut disk = says(DISK_SAYS);
+    disk.resize(510, 0);
+    disk.extend([0x55, 0xaa]);
+    disk.resize(1 << 20, 0);
+    disk
+}
+
+/// What UEFI starts of a disk. It says the same.
+fn own_loader() -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let [config, loader] = ["config", "loader"].map(|name| dir.path().join(name));
+    let says = format!("serial\nterminal_output serial\necho \"{DISK_SAYS}\"\nhalt\n");
+    fs::write(&config, says).unwrap();
+    let mut made = Command::new("grub-mkimage");
+    made.args(["-O", "x86_64-efi", "-p", "/", "-c"]).arg(&config).arg("-o").arg(&loader);
+    assert!(made.args(["serial", "terminal", "echo", "halt"]).status().unwrap().success());
+    fs::read(loader).unwrap()
+}
+
+/// Instructions of 16 bits that write to the serial line and halt.
+fn says(sentence: &str) -> Vec<u8> {
+    let letters: Vec<u8> = sentence.bytes().flat_map(|byte| [0xb0, byte, 0xee]).collect();
+    [&[0xba, 0xf8, 0x03][..], &letters, &[0xfa, 0xf4, 0xeb, 0xfd]].concat()
 }
