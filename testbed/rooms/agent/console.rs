@@ -114,6 +114,9 @@ fn a_killed_agents_console_is_taken_over_and_a_node_that_goes_takes_its_log_with
     is_heard(&site, &machine);
     let log = fails(&site, &machine, &ramdisk);
     assert!(log.ends_with("\nafter the crash\n"), "{log}");
+    // An empty directory would be no order to forget anybody.
+    let other = machine.spec(&site).without("bmc.").with("bmc.driver", "none");
+    site.write("other", &other.with("boot.mac", "52:54:00:00:ff:01"));
     fs::remove_file(site.path("nodes/edge-07.toml")).unwrap();
     site.await_that("gone", || kept(&site, NODE).is_none() && site.status(NODE).is_none());
 }
