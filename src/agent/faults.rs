@@ -63,7 +63,9 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
             Backoff,
             "other programs may hold the BMC's sessions; if it stays so, reset the BMC",
         ),
-        IpmiErrorKind::CommandRefused { .. } | IpmiErrorKind::BadAnswer { .. } => (
+        IpmiErrorKind::CommandRefused { .. }
+        | IpmiErrorKind::BadAnswer { .. }
+        | IpmiErrorKind::NoConsole { .. } => (
             "BmcRefused",
             Backoff,
             "look at the BMC's event log and firmware; if it stays so, reset the BMC",

@@ -16,6 +16,7 @@
 //! ```
 
 mod boot_files;
+mod consoles;
 mod deeds;
 mod driver;
 mod faults;

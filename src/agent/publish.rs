@@ -1,4 +1,4 @@
-//! Status files: written by a thread of its own, so that a slow disk never holds up the driver, and at most once a second for a node
+//! Status files, and consoles beside them: written by a thread of its own, so that a slow disk never holds up the driver, and at most once a second for a node
 //! whose phase has not changed. A file that cannot be written, or that somebody removed or changed, is written again.
 
 use std::{
@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     model::{ids::NodeName, status::Status},
-    status_file::StatusFiles,
+    status_file::{ConsoleLog, StatusFiles},
 };
 
 /// Between two writes of one file that only report progress, and between two tries of one that fails.
@@ -31,6 +31,10 @@ pub(super) struct Publisher {
 enum News {
     Show(Box<Status>),
     Remove(NodeName),
+    /// The attempt has failed.
+    Console(Box<ConsoleLog>),
+    /// It has not.
+    NoConsole(NodeName),
 }
 
 impl Publisher {
@@ -54,7 +58,17 @@ impl Publisher {
         self.send(News::Show(Box::new(status)));
     }
 
-    /// Removes a node's file.
+    /// Keeps what a machine printed.
+    pub(super) fn keep_console(&self, log: ConsoleLog) {
+        self.send(News::Console(Box::new(log)));
+    }
+
+    /// Removes what was kept of it.
+    pub(super) fn drop_console(&self, name: &NodeName) {
+        self.send(News::NoConsole(name.clone()));
+    }
+
+    /// Removes a node's files.
     pub(super) fn remove(&self, name: &NodeName) {
         self.send(News::Remove(name.clone()));
     }
@@ -93,7 +107,16 @@ impl Desk {
         loop {
             match inbox.recv_timeout(INTERVAL) {
                 Ok(News::Show(status)) => self.take(*status),
-                Ok(News::Remove(name)) => drop(self.waiting.insert(name, None)),
+                Ok(News::Remove(name)) => {
+                    self.drop_console(&name);
+                    self.waiting.insert(name, None);
+                }
+                Ok(News::Console(log)) => {
+                    if let Err(error) = self.files.write_console(&log) {
+                        warn!(node = %log.node, %error, "what its machine printed cannot be kept");
+                    }
+                }
+                Ok(News::NoConsole(name)) => self.drop_console(&name),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.write_due(true),
             }
@@ -101,6 +124,12 @@ impl Desk {
                 self.look_through();
             }
             self.write_due(false);
+        }
+    }
+
+    fn drop_console(&self, name: &NodeName) {
+        if let Err(error) = self.files.remove_console(name) {
+            warn!(node = %name, %error, "what its machine printed cannot be removed");
         }
     }
 

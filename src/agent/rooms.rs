@@ -22,6 +22,7 @@ use crate::{
 };
 
 use super::{
+    consoles::Consoles,
     deeds, faults,
     menu::MenuWriter,
     publish::Publisher,
@@ -41,6 +42,7 @@ pub(super) struct Rooms {
     unsaved: BTreeMap<NodeName, String>,
     menus: MenuWriter,
     publisher: Publisher,
+    consoles: Consoles,
     workshop: Arc<Workshop>,
     /// Ticks when a node may have something new to tell its ramdisk.
     changed: watch::Sender<u64>,
@@ -67,6 +69,7 @@ impl Rooms {
             unsaved: BTreeMap::new(),
             menus,
             publisher,
+            consoles: Consoles::default(),
             workshop: Arc::new(workshop),
             changed,
             reports,
@@ -158,6 +161,7 @@ impl Outside for Rooms {
 
     fn serve(&mut self, node: &Node) {
         self.menus.apply(node);
+        self.consoles.follow(node, &self.workshop, &self.publisher, &self.reports);
     }
 
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
@@ -217,6 +221,7 @@ impl Outside for Rooms {
         info!(%node, "its spec is gone: forgotten");
         self.unsaved.remove(node);
         self.menus.remove(node);
+        self.consoles.forget(node);
         self.publisher.remove(node);
         if let Err(error) = self.store.remove(node) {
             error!(%node, %error, "a record cannot be removed");

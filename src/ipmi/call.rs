@@ -83,6 +83,16 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Ends the call, and leaves its session to the caller.
+    pub(super) fn end_with_link(mut self) -> Result<Link, IpmiError> {
+        self.link.take().ok_or_else(|| self.overdue())
+    }
+
+    /// Has it end by then at the latest.
+    pub(super) fn hurry(&mut self, deadline: Instant) {
+        self.deadline = self.deadline.min(deadline);
+    }
+
     /// Sends a command until it is answered; the data of the answer, or why there is none.
     pub(super) async fn command(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
         match timeout_at(self.deadline, self.persist(command)).await {
@@ -350,7 +360,7 @@ impl<'a> Call<'a> {
     }
 
     fn pauses(&self) -> Pauses {
-        Pauses { next: self.bmc.timing.resend_first, max: self.bmc.timing.resend_max }
+        Pauses::new(self.bmc.timing.resend_first, self.bmc.timing.resend_max)
     }
 }
 
@@ -380,13 +390,17 @@ struct Search {
 }
 
 /// Pauses before trying again: each twice the last.
-struct Pauses {
+pub(super) struct Pauses {
     next: Duration,
     max: Duration,
 }
 
 impl Pauses {
-    fn next(&mut self) -> Duration {
+    pub(super) fn new(first: Duration, max: Duration) -> Self {
+        Self { next: first, max }
+    }
+
+    pub(super) fn next(&mut self) -> Duration {
         let pause = self.next;
         self.next = (pause * 2).min(self.max);
         pause

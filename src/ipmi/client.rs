@@ -49,6 +49,11 @@ pub struct Timing {
     pub poll: Duration,
     /// Before a power command whose effect does not show is given again.
     pub reissue: Duration,
+    /// Between two signs of life while a console is listened to. A BMC closes a session in which nothing was said for 60 s, give or take 3
+    /// (IPMI 2.0 §6.12.15).
+    pub console_alive: Duration,
+    /// Before a console that somebody else has is asked for again, and the longest pause before one that was lost is.
+    pub console_retry: Duration,
 }
 
 impl Default for Timing {
@@ -58,6 +63,8 @@ impl Default for Timing {
             resend_max: Duration::from_secs(4),
             poll: Duration::from_secs(1),
             reissue: Duration::from_secs(15),
+            console_alive: Duration::from_secs(20),
+            console_retry: Duration::from_secs(30),
         }
     }
 }
@@ -69,6 +76,8 @@ pub struct Bmc {
     pub(super) config: BmcConfig,
     pub(super) timing: Timing,
     pub(super) memory: Mutex<Memory>,
+    /// Whose turn it is to listen to the console.
+    pub(super) console: Mutex<()>,
     /// The program of that name, which `PATH` finds.
     pub(super) ipmitool: OsString,
 }
@@ -90,7 +99,8 @@ impl Bmc {
 
     /// The same with other waits.
     pub fn with_timing(config: BmcConfig, timing: Timing) -> Self {
-        Self { config, timing, memory: Mutex::default(), ipmitool: "ipmitool".into() }
+        let (memory, console) = (Mutex::default(), Mutex::default());
+        Self { config, timing, memory, console, ipmitool: "ipmitool".into() }
     }
 
     /// Whether the machine is on.
@@ -305,7 +315,7 @@ impl Call<'_> {
 const NOT_IN_THIS_STATE: u8 = 0xd5;
 
 /// Whether the command was accepted. A refusal with a completion code that is `tolerable` is no error.
-fn accepted(
+pub(super) fn accepted(
     result: Result<Vec<u8>, IpmiError>,
     tolerable: impl Fn(u8) -> bool,
 ) -> Result<bool, IpmiError> {

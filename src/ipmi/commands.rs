@@ -19,6 +19,11 @@ const FLAG_EXPIRY: u8 = 3;
 const INFO_ACKNOWLEDGE: u8 = 4;
 const BOOT_FLAGS: u8 = 5;
 
+/// Payload type SOL, first instance (IPMI 2.0 table 13-16).
+const CONSOLE: [u8; 2] = [1, 1];
+/// The console is to be enciphered and authenticated (IPMI 2.0 table 24-2).
+const PROTECTED: u8 = 0xc0;
+
 /// A request to a BMC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
@@ -44,6 +49,12 @@ pub(super) enum Command {
     SetBootFlags(BootFlags),
     /// §28.13, parameter 5.
     GetBootFlags,
+    /// §24.1, for the first and only SOL payload, enciphered and authenticated.
+    OpenConsole,
+    /// §24.2, the same.
+    CloseConsole,
+    /// §24.4, the same.
+    GetConsoleOwner,
 }
 
 impl Command {
@@ -66,6 +77,11 @@ impl Command {
                 (CHASSIS, 0x08, vec![BOOT_FLAGS, first, second, 0, 0, 0])
             }
             Self::GetBootFlags => (CHASSIS, 0x09, vec![BOOT_FLAGS, 0, 0]),
+            Self::OpenConsole => {
+                (APPLICATION, 0x48, [&CONSOLE[..], &[PROTECTED, 0, 0, 0]].concat())
+            }
+            Self::CloseConsole => (APPLICATION, 0x49, [&CONSOLE[..], &[0; 4]].concat()),
+            Self::GetConsoleOwner => (APPLICATION, 0x4b, CONSOLE.to_vec()),
         }
     }
 
@@ -87,6 +103,9 @@ impl Command {
             | Self::ClearBootAcknowledge
             | Self::SetBootFlags(_) => "set boot options",
             Self::GetBootFlags => "get boot options",
+            Self::OpenConsole => "open the serial console",
+            Self::CloseConsole => "close the serial console",
+            Self::GetConsoleOwner => "say whose the serial console is",
         }
     }
 }
@@ -125,6 +144,11 @@ pub(super) fn manufacturer(answer: &[u8]) -> Option<u32> {
 /// The answer to [`Command::GetSystemGuid`]; `None` if it is of another length, or says that there is none.
 pub(super) fn system_guid(answer: &[u8]) -> Option<SystemGuid> {
     SystemGuid::new(answer.try_into().ok()?)
+}
+
+/// Whether the answer to [`Command::GetConsoleOwner`] says that nobody has it.
+pub(super) fn console_is_closed(answer: &[u8]) -> bool {
+    answer.first_chunk() == Some(&[0; 4])
 }
 
 /// Supermicro's numbers. Its BMCs know the UEFI disk by a selector of their own and say nothing of a wrong one.
@@ -249,6 +273,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_console_is_asked_for_as_pyghmi_and_ipmitool_do() {
+        let sent = |command: Command| {
+            let (function, number, data) = command.encode();
+            hex(&[&[function, number], &data[..]].concat())
+        };
+        assert_eq!(sent(Command::OpenConsole), "06480101c0000000");
+        assert_eq!(sent(Command::CloseConsole), "0649010100000000");
+        assert_eq!(sent(Command::GetConsoleOwner), "064b0101");
+        assert!(console_is_closed(&[0; 12]));
+        assert!(!console_is_closed(&[0, 0, 0, 1, 0, 0]) && !console_is_closed(&[0; 3]));
+    }
+
     proptest! {
         #[test]
         fn boot_flags_survive_the_wire(valid: bool, persistent: bool, efi: bool, selector in 0u8..16) {
@@ -260,7 +297,7 @@ mod tests {
         #[test]
         fn reading_answers_never_panics_on_any_bytes(bytes: Vec<u8>) {
             let _ignored = (power_state(&bytes), manufacturer(&bytes), system_guid(&bytes));
-            let _ignored = BootFlags::decode(&bytes);
+            let _ignored = (BootFlags::decode(&bytes), console_is_closed(&bytes));
         }
     }
 }

@@ -116,6 +116,12 @@ pub enum IpmiErrorKind {
     /// The BMC does not know Get System GUID, or answers with nothing.
     #[error("does not say its system's UUID")]
     NoSystemGuid,
+    /// There is no serial console to be had of it.
+    #[error("no serial console: {} (completion code {completion:#04x})", console_text(*.completion))]
+    NoConsole {
+        /// The completion code (IPMI 2.0 §24.1).
+        completion: u8,
+    },
     /// The BMC took the power command, but the state did not follow.
     #[error("accepted power {} but stayed {} for {}", .wanted.as_str(), opposite(*.wanted), seconds(*.waited))]
     StateNotReached {
@@ -178,6 +184,16 @@ const fn status_text(status: u8) -> &'static str {
         0x01 | 0x0b => "no free session",
         0x02 | 0x08 => "it forgot the session while it was opened",
         0x0f => "check values differ",
+        _ => "refused",
+    }
+}
+
+const fn console_text(completion: u8) -> &'static str {
+    match completion {
+        0x80 => "somebody else has it",
+        0x81 => "serial over LAN is switched off in its settings",
+        0x82 => "it has as many consoles open as it can",
+        0x83 => "it cannot encipher it",
         _ => "refused",
     }
 }

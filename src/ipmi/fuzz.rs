@@ -1,11 +1,12 @@
 //! The way in for the fuzz target, and nowhere else: a BMC that answers with any bytes.
 
 use super::{
-    commands::{BootFlags, Command, manufacturer, power_state},
+    commands::{BootFlags, Command, console_is_closed, manufacturer, power_state},
     crypto::Keys,
     handshake::{Chance, Credentials, Handshake},
     packet::Packet,
     session::Session,
+    sol::Stream,
 };
 use crate::model::{
     secret::Secret,
@@ -21,6 +22,8 @@ pub fn fuzz(bytes: &[u8]) {
     power_state(bytes);
     manufacturer(bytes);
     BootFlags::decode(bytes);
+    console_is_closed(bytes);
+    listen(bytes);
     for suite in [CipherSuite::Sha1, CipherSuite::Sha256] {
         shake_hands(suite, bytes);
         let keys = || Keys::derive(suite, &[7; 20]);
@@ -32,6 +35,17 @@ pub fn fuzz(bytes: &[u8]) {
         answer.message = bytes.to_vec();
         let sealed = Session::new(suite, BMC, CONSOLE, keys()).seal(&answer, [9; 16]);
         session.answer(&request, &sealed);
+        session.sol(bytes);
+        session.sol(&Session::new(suite, BMC, CONSOLE, keys()).seal_sol(bytes, [9; 16]));
+    }
+}
+
+fn listen(mut bytes: &[u8]) {
+    let mut stream = Stream::default();
+    while let Some((length, rest)) = bytes.split_first() {
+        let (payload, rest) = rest.split_at(rest.len().min(usize::from(*length)));
+        stream.take(payload);
+        bytes = rest;
     }
 }
 

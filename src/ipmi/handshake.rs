@@ -157,6 +157,7 @@ impl Handshake {
             PayloadType::Rakp2 => (1, matches!(self.stage, Stage::Challenged)),
             PayloadType::Rakp4 => (2, matches!(self.stage, Stage::Proved(_))),
             PayloadType::Ipmi
+            | PayloadType::Sol
             | PayloadType::OpenRequest
             | PayloadType::Rakp1
             | PayloadType::Rakp3 => return None,

@@ -6,7 +6,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::UdpSocket,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use super::{
@@ -15,6 +15,7 @@ use super::{
     handshake::{Chance, Credentials, Failure, Handshake, Progress},
     packet::DATAGRAM_BYTES_MAX,
     session::{Answer, Session},
+    sol::Acknowledgement,
 };
 use crate::model::spec::CipherSuite;
 
@@ -34,6 +35,9 @@ pub(super) struct Link {
     timing: Timing,
     closed: bool,
 }
+
+/// Takes a SOL payload, and says what to answer.
+pub(super) type Take<'a> = &'a mut (dyn FnMut(&[u8]) -> Option<Acknowledgement> + Send);
 
 /// What became of a request.
 #[derive(Debug)]
@@ -74,11 +78,19 @@ impl Link {
 
     /// Sends a command and waits for its answer.
     pub(super) async fn exchange(&mut self, command: Command) -> Exchange {
+        self.exchange_beside(command, &mut |_| None).await
+    }
+
+    /// The same, and meanwhile takes what a console prints.
+    pub(super) async fn exchange_beside(&mut self, command: Command, take: Take<'_>) -> Exchange {
         let Some(request) = self.session.request(command) else { return Exchange::Spent };
         let mut waits = Waits::new(self.timing);
         for _ in 0..SENDS_MAX {
             let datagram = self.session.seal(&request, random());
-            let judge = |heard: &[u8]| self.session.answer(&request, heard);
+            let judge = |heard: &[u8]| {
+                take_sol(&self.socket, &mut self.session, heard, take);
+                self.session.answer(&request, heard)
+            };
             match send_and_hear(&self.socket, &datagram, waits.next(), judge).await {
                 Ok(Some(answer)) => return Exchange::Answer(answer),
                 Ok(None) => {}
@@ -86,6 +98,26 @@ impl Link {
             }
         }
         Exchange::Silence(None)
+    }
+
+    /// Waits until a console prints something, and takes that; `false` if it has not until then.
+    pub(super) async fn listen(&mut self, until: Instant, take: Take<'_>) -> bool {
+        let mut buffer = [0; DATAGRAM_BYTES_MAX];
+        let heard = async {
+            loop {
+                match self.socket.recv(&mut buffer).await {
+                    Ok(length) => {
+                        let datagram = buffer.get(..length).unwrap_or_default();
+                        if take_sol(&self.socket, &mut self.session, datagram, take) {
+                            return;
+                        }
+                    }
+                    // The network's word may be about an earlier datagram; whether the session is lost shows with the next command.
+                    Err(_) => sleep(self.timing.resend_first).await,
+                }
+            }
+        };
+        timeout_at(until, heard).await.is_ok()
     }
 
     /// Closes the session and waits a little for the BMC's word on it.
@@ -109,7 +141,7 @@ impl Drop for Link {
     fn drop(&mut self) {
         if !self.closed {
             let request = self.session.close();
-            farewell(&self.socket, &self.session.seal(&request, random()));
+            send_unawaited(&self.socket, &self.session.seal(&request, random()));
         }
     }
 }
@@ -156,15 +188,29 @@ impl Opening {
 impl Drop for Opening {
     fn drop(&mut self) {
         for datagram in self.handshake.abandon(random()) {
-            farewell(&self.socket, &datagram);
+            send_unawaited(&self.socket, &datagram);
         }
     }
 }
 
-/// Sends what nobody waits for. If it is lost, the BMC's own session timeout has to do.
-fn farewell(socket: &UdpSocket, datagram: &[u8]) {
+/// Takes a datagram if it is a SOL packet, and answers it.
+fn take_sol(
+    socket: &UdpSocket,
+    session: &mut Session,
+    datagram: &[u8],
+    take: &mut (impl FnMut(&[u8]) -> Option<Acknowledgement> + ?Sized),
+) -> bool {
+    let Some(payload) = session.sol(datagram) else { return false };
+    if let Some(acknowledgement) = take(&payload) {
+        send_unawaited(socket, &session.seal_sol(&acknowledgement, random()));
+    }
+    true
+}
+
+/// Sends what is not answered. If a goodbye is lost, the BMC's own session timeout has to do; if an acknowledgement is, the BMC repeats itself.
+fn send_unawaited(socket: &UdpSocket, datagram: &[u8]) {
     if let Err(error) = socket.try_send(datagram) {
-        tracing::debug!(%error, "the goodbye to a bmc was not sent");
+        tracing::debug!(%error, "a datagram to a bmc was not sent");
     }
 }
 

@@ -3,13 +3,14 @@
 //! Called by the agent, one [`Bmc`] for each address. It must never trust that an accepted command was carried out, go on with a weaker
 //! suite than asked for, keep a BMC busy with two calls at once, leave a session open, or outlast a deadline.
 //!
-//! From the wire up: `packet` frames, `crypto` computes, `handshake` and `session` are the protocol without I/O, `link` sends,
-//! waits and sends again, `call` tries everything again that may pass, `client` knows what power and boot device mean. `tool` takes the
-//! place of everything beneath `call` where the spec wants the program.
+//! From the wire up: `packet` frames, `crypto` computes, `handshake`, `session` and `sol` are the protocol without I/O, `link` sends,
+//! waits and sends again, `call` tries everything again that may pass, `client` knows what power and boot device mean, `console` what a machine
+//! prints. `tool` takes the place of everything beneath `call` where the spec wants the program.
 
 mod call;
 mod client;
 mod commands;
+mod console;
 mod crypto;
 mod error;
 #[cfg(fuzzing)]
@@ -19,9 +20,11 @@ mod link;
 mod looks;
 mod packet;
 mod session;
+mod sol;
 mod tool;
 
 pub use client::{Bmc, BmcConfig, Timing};
+pub use console::Heard;
 pub use error::{IpmiError, IpmiErrorKind};
 #[cfg(fuzzing)]
 pub use fuzz::fuzz;

@@ -13,14 +13,17 @@ const RMCP_PLUS: u8 = 0x06;
 /// An RMCP+ payload is enciphered and authenticated.
 const PROTECTED: u8 = 0xc0;
 
-/// Largest datagram looked at, in bytes. The largest answer hostler asks for has 100.
-pub(super) const DATAGRAM_BYTES_MAX: usize = 1024;
+/// Largest datagram looked at, in bytes: more than an Ethernet frame brings. The largest answer hostler asks for has 100, a console's packet
+/// some 300.
+pub(super) const DATAGRAM_BYTES_MAX: usize = 1500;
 
 /// What an RMCP+ datagram carries (IPMI 2.0 table 13-16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PayloadType {
     /// An IPMI message, enciphered and authenticated. hostler takes no other.
     Ipmi,
+    /// What a console prints, or the word on it; enciphered and authenticated as well.
+    Sol,
     OpenRequest,
     OpenResponse,
     Rakp1,
@@ -33,6 +36,7 @@ impl PayloadType {
     const fn code(self) -> u8 {
         match self {
             Self::Ipmi => PROTECTED,
+            Self::Sol => PROTECTED | 0x01,
             Self::OpenRequest => 0x10,
             Self::OpenResponse => 0x11,
             Self::Rakp1 => 0x12,
@@ -45,6 +49,7 @@ impl PayloadType {
     fn from_code(code: u8) -> Option<Self> {
         [
             Self::Ipmi,
+            Self::Sol,
             Self::OpenRequest,
             Self::OpenResponse,
             Self::Rakp1,
@@ -63,6 +68,8 @@ pub(super) struct Packet<'a> {
     pub(super) payload_type: PayloadType,
     /// The receiver's session id; 0 before there is a session.
     pub(super) session_id: u32,
+    /// Each packet of a session has its own; 0 before there is a session.
+    pub(super) sequence: u32,
     pub(super) payload: &'a [u8],
     /// Everything after the RMCP header: what a check value covers, and the check value itself.
     pub(super) authenticated: &'a [u8],
@@ -72,7 +79,7 @@ impl<'a> Packet<'a> {
     /// Takes a datagram apart; `None` if it is not RMCP+ of a kind hostler knows, or is cut short.
     pub(super) fn decode(datagram: &'a [u8]) -> Option<Self> {
         let (header, rest) = datagram.split_first_chunk::<HEADER_BYTES>()?;
-        let [version, _, _, class, auth_type, payload_type, s0, s1, s2, s3, _, _, _, _, l0, l1] =
+        let [version, _, _, class, auth_type, payload_type, s0, s1, s2, s3, n0, n1, n2, n3, l0, l1] =
             *header;
         if [version, class & RMCP_CLASS_MASK, auth_type] != [RMCP[0], RMCP[3], RMCP_PLUS] {
             return None;
@@ -80,6 +87,7 @@ impl<'a> Packet<'a> {
         Some(Self {
             payload_type: PayloadType::from_code(payload_type)?,
             session_id: u32::from_le_bytes([s0, s1, s2, s3]),
+            sequence: u32::from_le_bytes([n0, n1, n2, n3]),
             payload: rest.get(..u16::from_le_bytes([l0, l1]).into())?,
             authenticated: datagram.get(RMCP.len()..)?,
         })
@@ -117,7 +125,7 @@ mod tests {
         assert_eq!(datagram, [6, 0, 0xff, 7, 6, 0x12, 1, 2, 3, 4, 7, 0, 0, 0, 2, 0, b'x', b'y']);
         let packet = Packet::decode(&datagram).unwrap();
         assert_eq!(packet.payload_type, PayloadType::Rakp1);
-        assert_eq!(packet.session_id, 0x0403_0201);
+        assert_eq!((packet.session_id, packet.sequence), (0x0403_0201, 7));
         assert_eq!(packet.payload, b"xy");
         assert_eq!(packet.authenticated, datagram.get(4..).unwrap());
     }
@@ -143,7 +151,8 @@ mod tests {
         fn what_was_encoded_is_decoded(session_id: u32, sequence: u32, payload in prop::collection::vec(any::<u8>(), 0..200)) {
             let datagram = encode(PayloadType::Ipmi, session_id, sequence, &payload);
             let packet = Packet::decode(&datagram).unwrap();
-            prop_assert_eq!((packet.session_id, packet.payload), (session_id, payload.as_slice()));
+            let decoded = (packet.session_id, packet.sequence, packet.payload);
+            prop_assert_eq!(decoded, (session_id, sequence, payload.as_slice()));
         }
     }
 }

@@ -1,7 +1,8 @@
-//! An established session: requests go out enciphered and authenticated, answers are matched to their request.
+//! An established session: requests go out enciphered and authenticated, answers are matched to their request, and so is what a console
+//! prints meanwhile.
 //!
-//! Called by the client, which owns socket and clock; made by the handshake. It does no I/O. It must never take an answer whose check
-//! value does not match, nor one that belongs to another request.
+//! Called by the link, which owns socket and clock; made by the handshake. It does no I/O. It must never take anything whose check value
+//! does not match, nor an answer that belongs to another request.
 
 use super::{
     commands::Command,
@@ -29,6 +30,8 @@ pub(super) struct Session {
     /// Of the last packet sent. Each packet has its own, retransmissions too: a BMC drops those it has seen.
     sequence: u32,
     requests: u8,
+    /// Of the newest SOL packet heard.
+    sol_sequence: Option<u32>,
 }
 
 /// A request under way. Retransmitting it keeps its number, so that either answer will do.
@@ -50,7 +53,8 @@ pub(super) struct Answer {
 
 impl Session {
     pub(super) fn new(suite: CipherSuite, console_id: u32, managed_id: u32, keys: Keys) -> Self {
-        Self { suite, console_id, managed_id, keys, sequence: 0, requests: 0 }
+        let (sequence, requests, sol_sequence) = (0, 0, None);
+        Self { suite, console_id, managed_id, keys, sequence, requests, sol_sequence }
     }
 
     /// The next request; `None` once only the number for the Close Session command is left.
@@ -78,10 +82,23 @@ impl Session {
 
     /// The datagram for a request, a fresh one each time it is sent. `iv` must be random.
     pub(super) fn seal(&mut self, request: &Request, iv: [u8; AES_BLOCK_BYTES]) -> Vec<u8> {
+        self.seal_as(PayloadType::Ipmi, &request.message, iv)
+    }
+
+    /// The same for a SOL payload.
+    pub(super) fn seal_sol(&mut self, payload: &[u8], iv: [u8; AES_BLOCK_BYTES]) -> Vec<u8> {
+        self.seal_as(PayloadType::Sol, payload, iv)
+    }
+
+    fn seal_as(
+        &mut self,
+        payload_type: PayloadType,
+        message: &[u8],
+        iv: [u8; AES_BLOCK_BYTES],
+    ) -> Vec<u8> {
         self.sequence = self.sequence.wrapping_add(1).max(1);
-        let payload = self.keys.encrypt(&request.message, iv);
-        let mut datagram =
-            packet::encode(PayloadType::Ipmi, self.managed_id, self.sequence, &payload);
+        let payload = self.keys.encrypt(message, iv);
+        let mut datagram = packet::encode(payload_type, self.managed_id, self.sequence, &payload);
         // The covered part is padded to a multiple of four with its last two bytes: pad length, next header.
         let mut pad = 0;
         while !(datagram.len() + 2).is_multiple_of(4) {
@@ -96,16 +113,7 @@ impl Session {
 
     /// The answer to `request`, if this datagram is it.
     pub(super) fn answer(&self, request: &Request, datagram: &[u8]) -> Option<Answer> {
-        let packet = Packet::decode(datagram)?;
-        if packet.payload_type != PayloadType::Ipmi || packet.session_id != self.console_id {
-            return None;
-        }
-        let covered_bytes = packet.authenticated.len().checked_sub(check_bytes(self.suite))?;
-        let (covered, check) = packet.authenticated.split_at_checked(covered_bytes)?;
-        if !matches(&self.keys.check_value(covered), check) {
-            return None;
-        }
-        let message = self.keys.decrypt(packet.payload)?;
+        let (_, message) = self.open(PayloadType::Ipmi, datagram)?;
         let (head, body) = message.split_first_chunk::<3>()?;
         if checksum(head) != 0 || checksum(body) != 0 {
             return None;
@@ -116,6 +124,31 @@ impl Session {
             == (request.answered_by, request.number, request.command);
         let (_checksum, data) = rest.split_last()?;
         for_this.then(|| Answer { completion: *completion, data: data.to_vec() })
+    }
+
+    /// The SOL payload in this datagram, unless a newer one was heard before: a BMC goes on when it has its answer, so that what comes
+    /// after that is a repetition of the network's.
+    pub(super) fn sol(&mut self, datagram: &[u8]) -> Option<Vec<u8>> {
+        let (sequence, payload) = self.open(PayloadType::Sol, datagram)?;
+        let ahead = self.sol_sequence.map_or(0, |newest| sequence.wrapping_sub(newest));
+        (ahead <= u32::MAX / 2).then(|| {
+            self.sol_sequence = Some(sequence);
+            payload
+        })
+    }
+
+    /// The sequence number and the payload of a datagram, if it is one of this session and of this type.
+    fn open(&self, payload_type: PayloadType, datagram: &[u8]) -> Option<(u32, Vec<u8>)> {
+        let packet = Packet::decode(datagram)?;
+        if packet.payload_type != payload_type || packet.session_id != self.console_id {
+            return None;
+        }
+        let covered_bytes = packet.authenticated.len().checked_sub(check_bytes(self.suite))?;
+        let (covered, check) = packet.authenticated.split_at_checked(covered_bytes)?;
+        if !matches(&self.keys.check_value(covered), check) {
+            return None;
+        }
+        Some((packet.sequence, self.keys.decrypt(packet.payload)?))
     }
 }
 
@@ -183,6 +216,23 @@ mod tests {
     }
 
     #[test]
+    fn a_console_packet_that_was_overtaken_is_not_taken_again() {
+        let suite = CipherSuite::Sha256;
+        let mut bmc = Session::new(suite, 0x2222_2222, 0x1111_1111, Keys::derive(suite, &[7; 20]));
+        let [first, second, third] = [b"1", b"2", b"3"].map(|text| bmc.seal_sol(text, [9; 16]));
+        let mut session = session(suite);
+        assert_eq!(session.sol(&first).as_deref(), Some(&b"1"[..]));
+        // Its own repetition is left to its own number.
+        assert!(session.sol(&first).is_some());
+        assert!(session.sol(&third).is_some());
+        assert_eq!((session.sol(&second), session.sol(&first)), (None, None));
+        // Neither kind is taken for the other.
+        assert_eq!(session.sol(&answered(suite, &status(1))), None);
+        let request = session.request(Command::GetChassisStatus).unwrap();
+        assert_eq!(session.answer(&request, &bmc.seal_sol(&status(1), [9; 16])), None);
+    }
+
+    #[test]
     fn no_request_number_is_used_twice_in_a_session() {
         let mut session = session(CipherSuite::Sha1);
         let mut numbers: Vec<u8> = Vec::new();
@@ -203,6 +253,7 @@ mod tests {
             let bit = 32 + bit % ((datagram.len() - 4) * 8);
             datagram[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(session.answer(&request, &datagram), None);
+            prop_assert_eq!(session.sol(&datagram), None);
         }
 
         #[test]
@@ -211,7 +262,7 @@ mod tests {
             let request = session.request(Command::GetChassisStatus).unwrap();
             // Sealed: the bytes get past cipher and check value, to the message's own layout.
             let datagram = if sealed { answered(CipherSuite::Sha1, &bytes) } else { bytes };
-            let _ignored = session.answer(&request, &datagram);
+            let _ignored = (session.answer(&request, &datagram), session.sol(&datagram));
         }
     }
 }

@@ -442,7 +442,7 @@ fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
         ),
         (None, _, Some(BootStage::Ramdisk)) => (
             "the machine fetched the deploy ramdisk but it never called back".to_owned(),
-            "look at the machine's console: no driver for its network card, no DHCP lease, or the callback port is not reachable",
+            "look at the machine's console, which bmc.console = true keeps: no driver for its network card, no DHCP lease, or the callback port is not reachable",
         ),
         (None, _, Some(BootStage::Kernel)) => (
             "the machine fetched the deploy kernel but not the whole deploy ramdisk".to_owned(),

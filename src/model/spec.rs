@@ -140,6 +140,9 @@ pub struct Bmc {
     /// Whether a ramdisk is believed only if the machine it runs on has the UUID that this BMC reports.
     #[serde(default)]
     pub match_system_uuid: bool,
+    /// Whether what the machine prints on its serial line during an attempt is kept if that fails. Only with [`BmcDriver::Ipmi`].
+    #[serde(default)]
+    pub console: bool,
 }
 
 /// `bmc.driver`, where there is a BMC.

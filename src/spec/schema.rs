@@ -172,12 +172,21 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
         mut privilege,
         mut cipher_suite,
         mut match_uuid,
-    ] = ["address", "username", "password_file", "privilege", "cipher_suite", "match_system_uuid"]
-        .map(|key| bmc.key(key));
+        mut console,
+    ] = [
+        "address",
+        "username",
+        "password_file",
+        "privilege",
+        "cipher_suite",
+        "match_system_uuid",
+        "console",
+    ]
+    .map(|key| bmc.key(key));
     if driver == Some(None) {
         let why = "is of no use with bmc.driver = \"none\"";
-        [address, username, password_file, privilege, cipher_suite, match_uuid] =
-            [address, username, password_file, privilege, cipher_suite, match_uuid]
+        [address, username, password_file, privilege, cipher_suite, match_uuid, console] =
+            [address, username, password_file, privilege, cipher_suite, match_uuid, console]
                 .map(|key| key.idle(why));
     } else {
         address = address.required();
@@ -185,6 +194,9 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
         if !bmc.has("password_credential") {
             password_file = password_file.required();
         }
+    }
+    if driver == Some(Some(BmcDriver::Ipmitool)) {
+        console = console.idle("is of no use with bmc.driver = \"ipmitool\"");
     }
     let address = address.text(values::bmc_address);
     let username = username.or("").text(values::username);
@@ -201,6 +213,7 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
             .and_then(CipherSuite::try_from)
     });
     let match_system_uuid = match_uuid.or(false).flag();
+    let console = console.or(false).flag();
     match driver? {
         None => Some(Control::Person),
         Some(driver) => Some(Control::Bmc(Bmc {
@@ -211,6 +224,8 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
             privilege: privilege?,
             cipher_suite,
             match_system_uuid: match_system_uuid?,
+            // A default may lie idle.
+            console: console? && driver == BmcDriver::Ipmi,
         })),
     }
 }

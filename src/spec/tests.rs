@@ -320,6 +320,16 @@ fn defaults(file: &str, agent: &str) -> Defaults {
 }
 
 #[test]
+fn a_default_console_lies_idle_where_only_ipmitool_talks_to_the_bmc() {
+    let below = defaults("[bmc]\nconsole = true\n", "");
+    for (driver, console) in [("ipmi", true), ("ipmitool", false)] {
+        let text = with("bmc", &format!("driver = \"{driver}\""));
+        let spec = parse(FILE, text.as_bytes(), &below).unwrap();
+        assert_eq!(spec.bmc.unwrap().console, console, "{driver}");
+    }
+}
+
+#[test]
 fn a_spec_wins_over_its_defaults_key_by_key_and_the_agents_come_last() {
     let below = defaults(
         "power = \"ignore\"\n[bmc]\nusername = \"site\"\naddress = \"192.0.2.1\"\n[retry]\nattempts = 9\n",

@@ -1,7 +1,7 @@
 //! `<name>.status.toml`: what an administrator, a script or `hostler status` reads about one node.
 //!
 //! Written by the agent's driver, read by the CLI, which needs no agent for it. Small synchronous file work. It must never show a reader
-//! half a file, and never put anything here that not everybody may read: the files have mode 0644.
+//! half a file, and never put anything here that not everybody may read: the files have mode 0644. Beside them is what `console` keeps.
 
 use std::{
     fs::{self, File},
@@ -13,6 +13,10 @@ use crate::{
     atomic_file,
     model::{ids::NodeName, problem::shown, status::Status},
 };
+
+mod console;
+
+pub use console::{CONSOLE_BYTES_MAX, ConsoleLog};
 
 const SUFFIX: &str = ".status.toml";
 const HEADER: &str = "# written by hostler; do not edit\n";

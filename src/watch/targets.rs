@@ -138,11 +138,14 @@ fn beneath(specs: &Path) -> BTreeMap<PathBuf, Option<Identity>> {
 }
 
 /// A spec, the defaults, anything that is attached, or a Kubernetes volume's `..data`, which all files are links into. Above all not a
-/// status file, nor what becomes one.
+/// status file or a console's log, nor what becomes one.
 fn may_be_read(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     name.as_bytes().starts_with(b"..")
-        || !(is_hidden(name) || name.as_bytes().ends_with(b".status.toml"))
+        || !(is_hidden(name)
+            || [&b".status.toml"[..], b".console.log"]
+                .iter()
+                .any(|own| name.as_bytes().ends_with(own)))
 }
 
 fn is_hidden(name: &OsStr) -> bool {

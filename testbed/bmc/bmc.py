@@ -26,6 +26,9 @@ BOOT_DEVICES = {1: "network", 2: "hd", 3: "safe", 5: "optical", 6: "setup", 9: "
 # A one-shot boot device is forgotten after this long unless parameter 3 says otherwise (IPMI 2.0 table 28-14).
 BOOT_FLAGS_VALID_S = 60
 PRIVILEGES = {"user": 2, "operator": 3, "administrator": 4}
+# Characters sent in one console packet, and how soon it is looked for more.
+CONSOLE_CHARACTERS = 200
+CONSOLE_INTERVAL_S = 0.05
 # Its UEFI disk has selector 9; it takes 2 too, and does not boot from it.
 SUPERMICRO = 10876
 
@@ -33,9 +36,15 @@ SUPERMICRO = 10876
 class Machine:
     """What a BMC controls: in memory here, a QEMU process in the virtual rack."""
 
-    def __init__(self, deaf_shutdown=False):
+    # Whether the BMC has its serial line.
+    has_console = False
+
+    def __init__(self, deaf_shutdown=False, console=None):
         self._on = False
         self._deaf_shutdown = deaf_shutdown
+        self.has_console = console is not None
+        self._console = console
+        self._printed = None
 
     def power_on(self, boot_device):
         """Starts the machine from `boot_device`: `network`, `hd`, …, or None for the machine's own order."""
@@ -52,6 +61,15 @@ class Machine:
         """The ACPI power button, which a system may ignore."""
         if not self._deaf_shutdown:
             self.power_off()
+
+    def printed(self, count):
+        """Up to so many bytes that it has printed and nobody has read; none if there are none now."""
+        if self._printed is None:
+            self._printed = open(self._console, "rb", buffering=0)
+        return self._printed.read(count)
+
+    def hang_up(self):
+        """Nobody reads any more."""
 
 
 class SimulatedBmc(Bmc):
@@ -205,6 +223,51 @@ class SimulatedBmc(Bmc):
             flags[0] &= 0x7F
         return session.send_ipmi_response(data=[1, 5, *flags])
 
+    # Console
+
+    def is_active(self):
+        return True  # a machine that is off has a console too, on which nothing comes
+
+    def iohandler(self, said):
+        """What a client types, or that it does not answer any more."""
+        self.log("typed", said=str(said))
+
+    def activate_payload(self, request, session):
+        if not self.machine.has_console:
+            return session.send_ipmi_response(code=0x81)
+        super().activate_payload(request, session)
+        if self.sol and self.sol.ipmi_session is session:
+            self.log("console", open=True, peer=session.sockaddr[1])
+
+    def deactivate_payload(self, request, session):
+        if self.sol:
+            # The last packet says so; pyghmi itself only stops.
+            self.sol.send_payload(bytearray((0, 0, 0, 0b10000)), retry=False)
+            self.hang_up()
+        session.send_ipmi_response()
+
+    def hang_up(self):
+        self.sol.awaitingack = False
+        self.activated, self.sol = False, None
+        self.machine.hang_up()
+        self.log("console", open=False)
+
+    def handle_raw_request(self, request, session):
+        if (request["netfn"], request["command"]) == (6, 0x4B):  # get payload instance info
+            owner = self.sol.ipmi_session.managedsessionid if self.sol else bytes(4)
+            return session.send_ipmi_response(data=[*owner, *bytes(8)])
+        super().handle_raw_request(request, session)
+
+    def pass_on_console(self):
+        """Sends what the machine has printed, and waits for each acknowledgement; other requests are answered meanwhile."""
+        sol = self.sol
+        while self.sol is sol and (text := self.machine.printed(CONSOLE_CHARACTERS)):
+            sol.send_data(text)
+            if self.sol is sol and sol.broken:
+                self.hang_up()
+            elif self.sol is sol:
+                self.log("printed", bytes=len(text))
+
 
 class SuiteSession(serversession.ServerSession):
     """pyghmi's session with the hash following the suite the client asked for; pyghmi itself always answers with suite 3."""
@@ -308,14 +371,19 @@ class SuiteSession(serversession.ServerSession):
 
     def close_server_session(self):
         self.bmc.log("session", open=False, peer=self.sockaddr[1])
+        if self.bmc.sol and self.bmc.sol.ipmi_session is self:
+            self.bmc.hang_up()
         ipmisession.Session.bmc_handlers.pop(self.sockaddr, None)
 
 
-def serve():
-    """Answers for every BMC of this process, for ever. No datagram may end it."""
+def serve(*bmcs):
+    """Answers for every BMC of this process, for ever, and passes on the consoles of these. No datagram may end it."""
     while True:
         try:
-            ipmisession.Session.wait_for_rsp(30)
+            listened_to = [bmc for bmc in bmcs if bmc.sol]
+            ipmisession.Session.wait_for_rsp(CONSOLE_INTERVAL_S if listened_to else 30)
+            for bmc in listened_to:
+                bmc.pass_on_console()
         except Exception:
             traceback.print_exc()
 
@@ -360,16 +428,17 @@ def main():
     parser.add_argument("--least-pause", type=float, default=0, metavar="SECONDS",
                         help="hang for good when a session is opened sooner than this after the last command")
     parser.add_argument("--guid", type=bytes.fromhex, metavar="HEX", help="the answer to Get System GUID; without it that is refused")
+    parser.add_argument("--console", metavar="FILE", help="the machine has a serial line, on which it prints what is appended to this file")
     parser.add_argument("--on", action="store_true", help="the machine is on to begin with")
     parser.add_argument("--log", metavar="FILE", help="one JSON line per command received and state change")
     args = parser.parse_args()
 
     with open(args.password_file, encoding="utf-8") as file:
         password = file.read().rstrip("\n")
-    machine = Machine(args.deaf_shutdown)
+    machine = Machine(args.deaf_shutdown, args.console)
     if args.on:
         machine.power_on(None)
-    SimulatedBmc(
+    bmc = SimulatedBmc(
         machine, args.listen, args.port, users={args.user: password},
         suites={"3": (3,), "17": (17,), "both": (3, 17), "downgrade": (3,)}[args.suite],
         downgrade=args.suite == "downgrade", privilege=args.privilege, privilege_check=args.privilege_check,
@@ -377,7 +446,7 @@ def main():
         flags_valid_s=args.flags_valid, forgetful=args.forgetful, least_pause_s=args.least_pause, guid=args.guid,
         log=json_log(args.log) if args.log else None)
     print("ready", flush=True)
-    serve()
+    serve(bmc)
 
 
 if __name__ == "__main__":

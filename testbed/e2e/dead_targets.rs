@@ -1,11 +1,12 @@
-//! iSCSI targets that die while they are written to: one machine loses its power, another hangs.
+//! iSCSI targets that die while they are written to: one machine loses its power, another hangs. What both printed is kept.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use hostler::model::fault::Step;
 
 use crate::{
     disks::{self, Before},
+    rack::Machine,
     site::Site,
 };
 
@@ -27,22 +28,40 @@ fn a_target_that_dies_in_the_middle_fails_the_node_and_leaves_nothing_that_boots
     let faults = [("kill", "40s", "TargetUnreachable"), ("stop", "12s", "ImagingStalled")];
     for (machine, (_, stall, _)) in machines.iter().zip(faults) {
         let rest = format!(
-            "[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n\
+            "console = true\n[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n\
              [timeouts]\nimaging_stall = \"{stall}\"\n[retry]\nattempts = 1\n",
             image.sha256, machine.disks[0].serial
         );
-        site.write_spec(machine, &rest);
+        site.write_spec_loudly(machine, &rest);
     }
+    let mut keys = Vec::new();
     for (machine, (fault, ..)) in machines.iter().zip(faults) {
         site.wait_for_the_middle_of_the_write(&machine.name);
+        let record = site.record(&machine.name).unwrap();
+        keys.push(record.state.attempt().unwrap().key.expose().to_owned());
         site.rack.tell(&[fault, &machine.name]);
     }
 
-    for (machine, (.., code)) in machines.iter().zip(faults) {
+    for ((machine, (.., code)), key) in machines.iter().zip(faults).zip(keys) {
         let error = site.wait_for_failure(&machine.name, NOTICED);
         assert_eq!((error.fault.step, &*error.fault.code), (Step::Imaging, code), "{error:#?}");
         assert!(!site.rack.machine(&machine.name).is_on);
         disks::assert_wiped(machine);
+        assert_console_kept(&site, machine, &key);
     }
     second_disks.iter().for_each(Before::assert_untouched);
+}
+
+/// What the boot loader, the kernel and the ramdisk printed, without what they should not have.
+fn assert_console_kept(site: &Site, machine: &Machine, key: &str) {
+    let kept = site.file(&format!("nodes/{}.console.log", machine.name));
+    let kept = fs::read_to_string(kept).unwrap();
+    for line in
+        ["hostler: booting the deploy ramdisk", "Kernel command line: ", "the disk is exported"]
+    {
+        assert!(kept.contains(line), "no {line:?} in\n{kept}");
+    }
+    assert!(machine.console().contains(key), "the kernel did not print its key");
+    assert!(!kept.contains(key) && kept.contains("hostler.key=<key>"), "{kept}");
+    assert!(!kept.contains('\u{1b}') && machine.console().contains('\u{1b}'), "{kept}");
 }

@@ -163,9 +163,9 @@ impl Site {
         fs::write(self.file(&format!("nodes/{}.toml", machine.name)), spec).unwrap();
     }
 
-    /// The same for a machine whose deploy kernel is to tell everything.
+    /// The same for a machine whose deploy kernel is to tell everything, its command line too.
     pub(crate) fn write_spec_loudly(&self, machine: &Machine, rest: &str) {
-        let spec = spec(machine, "disk", "", rest);
+        let spec = spec(machine, "disk", "\"loglevel=6\"", rest);
         fs::write(self.file(&format!("nodes/{}.toml", machine.name)), spec).unwrap();
     }
 

@@ -6,6 +6,7 @@ mod bmc;
 mod clock;
 mod commands;
 mod consent;
+mod console;
 mod deploys;
 mod directory;
 mod disk_faults;

@@ -1,5 +1,6 @@
 //! The IPMI room against pyghmi (suites 3 and 17) and `ipmi_sim` (suite 3), on good and on bad networks, in process and by `ipmitool`.
 
+mod console;
 mod faulty;
 mod network;
 mod program;
@@ -30,6 +31,8 @@ const TIMING: Timing = Timing {
     resend_max: Duration::from_millis(800),
     poll: Duration::from_millis(20),
     reissue: Duration::from_millis(300),
+    console_alive: Duration::from_millis(500),
+    console_retry: Duration::from_millis(200),
 };
 
 fn config(port: u16) -> BmcConfig {

@@ -56,6 +56,7 @@ pub(super) fn spec() -> NodeSpec {
             privilege: Privilege::Administrator,
             cipher_suite: None,
             match_system_uuid: false,
+            console: false,
         }),
         root_device: RootDeviceHints::default(),
         image: Image {

@@ -39,6 +39,7 @@ fn every_value_in_force_says_where_it_was_said() {
         bmc.password_file = "edge-07.bmc" # edge-07.toml:6
         bmc.privilege = "administrator" # default
         bmc.match_system_uuid = false # default
+        bmc.console = false # default
         image.source = "debian-13.raw" # edge-07.toml:8
         image.checksum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" # edge-07.toml:9
         image.format = "auto" # default

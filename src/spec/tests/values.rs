@@ -212,6 +212,8 @@ fn bad_bmc_values_are_named() {
             r#"driver = "none""#,
             r#"driver = "redfish""#,
             "match_system_uuid = 1",
+            "console = \"yes\"",
+            "driver = \"ipmitool\"\nconsole = true",
             r#"username = "seventeen bytes !""#,
             r#"password_file = "/etc/shadow""#,
             r#"password_file = "../x""#,
@@ -231,6 +233,11 @@ fn bad_bmc_values_are_named() {
               nodes/edge-07.toml:4:10: bmc.driver: `redfish` is not one of ipmi, ipmitool, none
             match_system_uuid = 1
               nodes/edge-07.toml:4:21: bmc.match_system_uuid: an integer, must be true or false
+            console = "yes"
+              nodes/edge-07.toml:4:11: bmc.console: a string, must be true or false
+            driver = "ipmitool"
+            console = true
+              nodes/edge-07.toml:5:11: bmc.console: is of no use with bmc.driver = "ipmitool"
             username = "seventeen bytes !"
               nodes/edge-07.toml:4:12: bmc.username: 17 bytes, at most 16 are allowed
             password_file = "/etc/shadow"

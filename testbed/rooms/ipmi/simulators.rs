@@ -68,6 +68,11 @@ pub(super) fn pyghmi_at(port: u16, arguments: &[&str]) -> Simulator {
 /// `ipmi_sim` for a machine in files: `power` holds 0 or 1, `boot` the device's name; `calls` is what it did to them.
 /// It speaks suite 3 only and keeps no boot flag bits but the device.
 pub(super) fn ipmi_sim() -> Simulator {
+    ipmi_sim_with("")
+}
+
+/// The same with more lines for its configuration.
+pub(super) fn ipmi_sim_with(more: &str) -> Simulator {
     let dir = tempfile::tempdir().unwrap();
     let (port, path) = (ports::free().port(), dir.path().display());
     let script = format!(
@@ -98,7 +103,7 @@ allowed_auths_admin none md2 md5 straight
 guid a123456789abcdefa123456789abcdef
 endlan
 user 2 true "{USER}" "{PASSWORD}" admin 60 none md2 md5 straight
-"#
+{more}"#
     );
     let commands =
         "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n";
@@ -161,6 +166,17 @@ impl Simulator {
             .collect()
     }
 
+    /// How often pyghmi was sent an application command `number`.
+    pub(super) fn application_commands(&self, number: u8) -> usize {
+        let sent = self.events("command");
+        sent.iter().filter(|event| event["netfn"] == 6 && event["command"] == number).count()
+    }
+
+    /// What pyghmi's machine printed and a client has acknowledged, in bytes.
+    pub(crate) fn printed_bytes(&self) -> u64 {
+        self.events("printed").iter().map(|event| event["bytes"].as_u64().unwrap()).sum()
+    }
+
     /// Waits until pyghmi has no session open.
     pub(super) async fn closes_all_sessions(&self) {
         let limit = Instant::now() + Duration::from_secs(5);
@@ -171,7 +187,7 @@ impl Simulator {
     }
 
     /// The console ports of sessions pyghmi has open.
-    fn open_sessions(&self) -> Vec<u64> {
+    pub(crate) fn open_sessions(&self) -> Vec<u64> {
         let mut open = Vec::new();
         for event in self.events("session") {
             let peer = event.get("peer").unwrap().as_u64().unwrap();

@@ -124,6 +124,7 @@ pub(crate) fn bmc_at(address: &BmcAddress) -> Bmc {
         privilege: Privilege::Administrator,
         cipher_suite: None,
         match_system_uuid: false,
+        console: false,
     }
 }
 

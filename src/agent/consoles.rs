@@ -1,0 +1,183 @@
+//! What machines print while they are installed, by `bmc.console`: recorded in memory as long as an attempt lasts, and kept beside the
+//! status file if it fails.
+//!
+//! Owned by the rooms. It follows where nodes stand and decides nothing: an attempt must never fail, wait or change because of its console.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use crate::{
+    ipmi::Heard,
+    lifecycle::{Attempt, Node},
+    model::{
+        fault::Step,
+        ids::NodeName,
+        secret::AttemptKey,
+        spec::{Bmc, NodeSpec},
+        status::Phase,
+    },
+    status_file::{CONSOLE_BYTES_MAX, ConsoleLog},
+};
+
+use super::{driver::now, publish::Publisher, rooms::Report, work::Workshop};
+
+/// How long opening a console may keep a power command waiting, and the part of `timeouts.power` that it may be at most.
+const OPEN_TIME_MAX: Duration = Duration::from_secs(10);
+const OPEN_TIME_PART: u32 = 4;
+/// Stands where the machine may have printed something that was not heard.
+const GAP: &[u8] = b"\n# something may be missing here\n";
+
+/// The attempts under way.
+#[derive(Debug, Default)]
+pub(super) struct Consoles {
+    attempts: BTreeMap<NodeName, Followed>,
+}
+
+#[derive(Debug)]
+struct Followed {
+    key: AttemptKey,
+    /// None if the spec does not want one.
+    recording: Option<Recording>,
+}
+
+/// A console that is listened to until this is dropped.
+#[derive(Debug)]
+struct Recording {
+    attempt: u32,
+    from: Timestamp,
+    tape: Arc<Mutex<Tape>>,
+    _stop: oneshot::Sender<()>,
+}
+
+/// The last of what was heard.
+#[derive(Debug, Default)]
+struct Tape {
+    said: VecDeque<u8>,
+    trouble: Option<String>,
+}
+
+impl Consoles {
+    /// Begins and ends recordings as the node's attempts do. `agent` is held by whatever still listens.
+    pub(super) fn follow(
+        &mut self,
+        node: &Node,
+        workshop: &Arc<Workshop>,
+        publisher: &Publisher,
+        agent: &mpsc::Sender<Report>,
+    ) {
+        let (name, record) = (node.name(), node.record());
+        let attempt = record.state.attempt().filter(|_| record.phase.is_busy());
+        if self.attempts.get(name).map(|followed| &followed.key) == attempt.map(|new| &new.key) {
+            return;
+        }
+        if let Some(Followed { key, recording }) = self.attempts.remove(name) {
+            if record.phase == Phase::Deployed {
+                publisher.drop_console(name);
+            } else if let Some(recording) = recording {
+                publisher.keep_console(recording.end(name, key));
+            }
+        }
+        if let Some(attempt) = attempt {
+            let spec = node.spec().and_then(|spec| recorded(spec, attempt));
+            let recording =
+                spec.map(|spec| Recording::begin(record.attempt, spec, workshop, agent));
+            self.attempts.insert(name.clone(), Followed { key: attempt.key.clone(), recording });
+        }
+    }
+
+    /// The node is gone, and so will be what was kept of it.
+    pub(super) fn forget(&mut self, name: &NodeName) {
+        self.attempts.remove(name);
+    }
+}
+
+/// The spec with the BMC that the attempt was begun with, if that one's console is wanted.
+fn recorded(spec: &Arc<NodeSpec>, attempt: &Attempt) -> Option<Arc<NodeSpec>> {
+    let bmc: &Bmc = attempt.bmc.as_ref().filter(|bmc| bmc.console)?;
+    let mut spec = Arc::clone(spec);
+    if spec.bmc.as_ref() != Some(bmc) {
+        Arc::make_mut(&mut spec).bmc = Some(bmc.clone());
+    }
+    Some(spec)
+}
+
+impl Recording {
+    fn begin(
+        attempt: u32,
+        spec: Arc<NodeSpec>,
+        workshop: &Arc<Workshop>,
+        agent: &mpsc::Sender<Report>,
+    ) -> Self {
+        let tape = Arc::<Mutex<Tape>>::default();
+        let (stop, stopped) = oneshot::channel();
+        let (listener, workshop, agent) = (Arc::clone(&tape), Arc::clone(workshop), agent.clone());
+        tokio::spawn(async move {
+            // An agent that stops waits until the console's session is closed.
+            let _agent = agent;
+            let node = &spec.name;
+            let bmc = match workshop.bmcs.client(Step::PowerOn, &spec) {
+                Ok(bmc) => bmc,
+                Err(fault) => return lock(&listener).suffer(node, fault.message),
+            };
+            let limit = OPEN_TIME_MAX.min(spec.timeouts.power / OPEN_TIME_PART);
+            let tell = |heard: Heard<'_>| match heard {
+                Heard::Begun => info!(%node, "its console is recorded"),
+                Heard::Text(text) => lock(&listener).hear(text),
+                Heard::Gap => lock(&listener).hear(GAP),
+                Heard::Trouble(error) => lock(&listener).suffer(node, error.to_string()),
+            };
+            bmc.console(limit, tell, async { drop(stopped.await) }).await;
+        });
+        Self { attempt, from: now(), tape, _stop: stop }
+    }
+
+    fn end(self, node: &NodeName, key: AttemptKey) -> ConsoleLog {
+        let Tape { said, trouble } = std::mem::take(&mut *lock(&self.tape));
+        let (attempt, from, to, said) = (self.attempt, self.from, now(), said.into());
+        ConsoleLog { node: node.clone(), attempt, from, to, said, trouble, key }
+    }
+}
+
+impl Tape {
+    fn hear(&mut self, text: &[u8]) {
+        self.said.extend(text);
+        let surplus = self.said.len().saturating_sub(CONSOLE_BYTES_MAX);
+        self.said.drain(..surplus);
+    }
+
+    /// It is told once.
+    fn suffer(&mut self, node: &NodeName, error: String) {
+        if self.trouble.is_none() {
+            warn!(%node, error, "its console cannot be read, or not all the time");
+        }
+        self.trouble = Some(error);
+    }
+}
+
+fn lock(tape: &Mutex<Tape>) -> MutexGuard<'_, Tape> {
+    tape.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tape_keeps_the_last_64_kib() {
+        let mut tape = Tape::default();
+        for number in 0..200_000_u32 {
+            tape.hear(&number.to_be_bytes());
+        }
+        let kept: Vec<u8> = tape.said.into();
+        assert_eq!(kept.len(), 64 << 10);
+        assert!(kept.ends_with(&199_999_u32.to_be_bytes()));
+        assert_eq!(kept.first_chunk(), Some(&(200_000_u32 - (16 << 10)).to_be_bytes()));
+    }
+}

@@ -1,0 +1,214 @@
+//! What a machine prints on its serial line, by serial over LAN (IPMI 2.0 §15, §24).
+//!
+//! Called by the agent. It must never send the machine a character, hold the BMC's turn while it listens, take the console away from
+//! anybody twice, or leave its session open.
+
+use std::{future::Future, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{
+    call::{Call, Pauses},
+    client::{Bmc, accepted},
+    commands::{self, Command},
+    error::{IpmiError, IpmiErrorKind},
+    link::{Exchange, Link},
+    sol::{Acknowledgement, Stream},
+};
+
+/// How long the BMC's turn is waited for: whoever has it may wait for a machine to go off, and nobody waits for a console.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// What leaving may take.
+const LEAVE_TIME_MAX: Duration = Duration::from_secs(3);
+/// Another session has the console (IPMI 2.0 §24.1).
+const ACTIVE_ELSEWHERE: u8 = 0x80;
+/// As many consoles are open as the BMC can have (IPMI 2.0 §24.1).
+const ALL_ACTIVE: u8 = 0x82;
+
+/// News of a console.
+#[derive(Debug)]
+pub enum Heard<'a> {
+    /// From now on it is listened to.
+    Begun,
+    /// The machine has printed this.
+    Text(&'a [u8]),
+    /// It may have printed something that was not heard.
+    Gap,
+    /// It cannot be listened to now; whether it is tried again depends on why.
+    Trouble(&'a IpmiError),
+}
+
+impl Bmc {
+    /// Tells what the machine prints until `stop` is ready, or until it is clear that there is no console to be had. Opening it takes the
+    /// BMC's turn, for `limit` at most; listening does not.
+    ///
+    /// Whoever has the console when this begins loses it: it is usually a session that nobody closed. Whoever takes it later keeps it.
+    /// One listens at a time. A future that is dropped closes its session as well as it can without waiting.
+    pub async fn console(
+        &self,
+        limit: Duration,
+        mut tell: impl FnMut(Heard<'_>) + Send,
+        stop: impl Future<Output = ()>,
+    ) {
+        tokio::pin!(stop);
+        let Some(_turn) = unless(&mut stop, self.console.lock()).await else { return };
+        let alive = self.timing.console_alive;
+        let mut pauses = self.console_pauses();
+        let mut take_over = true;
+        loop {
+            let opening = self.open_console(limit, take_over);
+            let pause = match unless(&mut stop, opening).await {
+                None => return,
+                Some(Ok(mut link)) => {
+                    take_over = false;
+                    tell(Heard::Begun);
+                    let begun = Instant::now();
+                    let listening = listen(&mut link, alive, &mut tell);
+                    let stopped = unless(&mut stop, listening).await.is_none();
+                    leave(link, stopped).await;
+                    if stopped {
+                        return;
+                    }
+                    tell(Heard::Gap);
+                    if begun.elapsed() > alive {
+                        pauses = self.console_pauses();
+                    }
+                    pauses.next()
+                }
+                Some(Err(error)) => {
+                    tell(Heard::Trouble(&error));
+                    match error.kind {
+                        IpmiErrorKind::NoConsole { completion: ACTIVE_ELSEWHERE | ALL_ACTIVE } => {
+                            self.timing.console_retry
+                        }
+                        kind if passes(&kind) => pauses.next(),
+                        _ => return,
+                    }
+                }
+            };
+            if unless(&mut stop, sleep(pause)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn console_pauses(&self) -> Pauses {
+        Pauses::new(self.timing.resend_first, self.timing.console_retry)
+    }
+
+    /// A session that has the console.
+    async fn open_console(&self, limit: Duration, take_over: bool) -> Result<Link, IpmiError> {
+        let mut call = Call::begin(self, Instant::now() + TURN_WAIT_MAX).await?;
+        call.hurry(Instant::now() + limit);
+        match call.open_console(take_over).await {
+            // The port it is at is not looked at: it says its own, which may be forwarded, and some turn its bytes around.
+            Ok(_sizes_and_port) => call.end_with_link(),
+            Err(error) => {
+                call.end().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Call<'_> {
+    async fn open_console(&mut self, take_over: bool) -> Result<Vec<u8>, IpmiError> {
+        let mut opened = self.command(Command::OpenConsole).await;
+        if take_over && refusal(&opened) == Some(ACTIVE_ELSEWHERE) {
+            accepted(self.command(Command::CloseConsole).await, |_| true)?;
+            opened = self.command(Command::OpenConsole).await;
+        }
+        match refusal(&opened) {
+            Some(completion @ 0x80..=0x84) => {
+                Err(self.error(IpmiErrorKind::NoConsole { completion }))
+            }
+            _ => opened,
+        }
+    }
+}
+
+/// Listens until the console or its session is lost. The session is kept alive by asking whose the console is.
+async fn listen(link: &mut Link, alive: Duration, tell: &mut (impl FnMut(Heard<'_>) + Send)) {
+    let mut ear = Ear { stream: Stream::default(), over: false, tell };
+    while !ear.over {
+        let until = Instant::now() + alive;
+        while Instant::now() < until
+            && link.listen(until, &mut |payload| ear.take(payload)).await
+            && !ear.over
+        {}
+        if ear.over {
+            return;
+        }
+        let take = &mut |payload: &[u8]| ear.take(payload);
+        match link.exchange_beside(Command::GetConsoleOwner, take).await {
+            Exchange::Answer(answer) if commands::console_is_closed(&answer.data) => return,
+            // Even that it does not know the command is a sign of life.
+            Exchange::Answer(_) => {}
+            Exchange::Silence(_) | Exchange::Spent => return,
+        }
+    }
+}
+
+/// Closes the session, and the console before it if it is still ours to close.
+async fn leave(mut link: Link, is_ours: bool) {
+    let deadline = Instant::now() + LEAVE_TIME_MAX;
+    if is_ours && timeout_at(deadline, link.exchange(Command::CloseConsole)).await.is_err() {
+        tracing::debug!("a bmc did not answer that its console is closed");
+    }
+    link.close(deadline).await;
+}
+
+/// Whoever listens.
+struct Ear<'a, T> {
+    stream: Stream,
+    /// The BMC said that nothing more comes.
+    over: bool,
+    tell: &'a mut T,
+}
+
+impl<T: FnMut(Heard<'_>)> Ear<'_, T> {
+    fn take(&mut self, payload: &[u8]) -> Option<Acknowledgement> {
+        let brought = self.stream.take(payload)?;
+        self.over |= brought.over;
+        if brought.gap {
+            (self.tell)(Heard::Gap);
+        }
+        if !brought.text.is_empty() {
+            (self.tell)(Heard::Text(brought.text));
+        }
+        brought.acknowledgement
+    }
+}
+
+fn refusal(result: &Result<Vec<u8>, IpmiError>) -> Option<u8> {
+    match result {
+        Err(IpmiError { kind: IpmiErrorKind::CommandRefused { completion, .. }, .. }) => {
+            Some(*completion)
+        }
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// Whether there may be a console later. What does not pass is not asked for again: a BMC locks out who goes on with a wrong password.
+const fn passes(kind: &IpmiErrorKind) -> bool {
+    matches!(
+        kind,
+        IpmiErrorKind::Unresolved { .. }
+            | IpmiErrorKind::NoAnswer { .. }
+            | IpmiErrorKind::NoSession { .. }
+            | IpmiErrorKind::Busy { .. }
+            | IpmiErrorKind::InUse { .. }
+    )
+}
+
+/// What comes of the work; `None` if it is to stop before.
+async fn unless<T>(
+    stop: &mut (impl Future<Output = ()> + Unpin),
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = stop => None,
+        done = work => Some(done),
+    }
+}

@@ -1,0 +1,147 @@
+//! Serial over LAN: what a machine prints comes in packets, each of which is sent again until it is acknowledged (IPMI 2.0 §15.9).
+//!
+//! Called by the console. It does no I/O. It must never take the same characters twice, acknowledge any it did not take, nor send the
+//! machine one.
+
+/// Packets with characters are numbered 1 to this; 0 is one without (IPMI 2.0 table 15-2).
+const SEQUENCE_MAX: u8 = 0x0f;
+/// Most characters of one packet that can be acknowledged.
+const CHARACTERS_MAX: usize = u8::MAX as usize;
+/// Status bits of a BMC's packet: nothing more comes; characters were lost on their way to the BMC.
+const DEACTIVATED: u8 = 0x10;
+const OVERRUN: u8 = 0x08;
+
+/// The answer to a packet: no number of its own, the packet's number, how many of its characters were taken, nothing to be done.
+pub(super) type Acknowledgement = [u8; 4];
+
+/// How far a console was heard.
+#[derive(Debug, Default)]
+pub(super) struct Stream {
+    /// The number of the last packet with characters; 0 before the first.
+    sequence: u8,
+    /// How many characters of it were taken.
+    taken: usize,
+}
+
+/// What a packet brings.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Brought<'a> {
+    /// Characters that were not taken before.
+    pub(super) text: &'a [u8],
+    /// Whether some are missing before them.
+    pub(super) gap: bool,
+    /// Whether the BMC says that nothing more comes.
+    pub(super) over: bool,
+    /// What it waits for.
+    pub(super) acknowledgement: Option<Acknowledgement>,
+}
+
+impl Stream {
+    /// Takes a payload; `None` if it is cut short. A packet that comes again may have more characters than before.
+    pub(super) fn take<'a>(&mut self, payload: &'a [u8]) -> Option<Brought<'a>> {
+        let ([sequence, _acknowledged, _accepted, status], text) = payload.split_first_chunk()?;
+        let sequence = sequence & SEQUENCE_MAX;
+        let (overrun, over) = (status & OVERRUN != 0, status & DEACTIVATED != 0);
+        if sequence == 0 {
+            return Some(Brought { text: &[], gap: overrun, over, acknowledgement: None });
+        }
+        let text = text.get(..CHARACTERS_MAX).unwrap_or(text);
+        let again = sequence == self.sequence;
+        let skipped = self.sequence != 0 && sequence != self.sequence % SEQUENCE_MAX + 1;
+        let known = if again { self.taken } else { 0 };
+        (self.sequence, self.taken) = (sequence, known.max(text.len()));
+        let accepted = u8::try_from(text.len()).unwrap_or(u8::MAX);
+        Some(Brought {
+            text: text.get(known..).unwrap_or_default(),
+            gap: !again && (overrun || skipped),
+            over,
+            acknowledgement: Some([0, sequence, accepted, 0]),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn packet(sequence: u8, status: u8, text: &str) -> Vec<u8> {
+        [&[sequence, 0, 0, status], text.as_bytes()].concat()
+    }
+
+    #[test]
+    fn characters_are_taken_once_and_acknowledged_each_time() {
+        let mut stream = Stream::default();
+        let mut take = |sequence, text| {
+            let packet = packet(sequence, 0, text);
+            let Brought { text, gap, acknowledgement, .. } = stream.take(&packet).unwrap();
+            assert!(!gap);
+            (String::from_utf8(text.to_vec()).unwrap(), acknowledgement.unwrap())
+        };
+        assert_eq!(take(7, "boot"), ("boot".to_owned(), [0, 7, 4, 0]));
+        assert_eq!(take(7, "boot"), (String::new(), [0, 7, 4, 0]));
+        assert_eq!(take(7, "booting"), ("ing".to_owned(), [0, 7, 7, 0]));
+        assert_eq!(take(7, "boot"), (String::new(), [0, 7, 4, 0]));
+        assert_eq!(take(7, "booting!"), ("!".to_owned(), [0, 7, 8, 0]));
+        assert_eq!(take(8, "boot"), ("boot".to_owned(), [0, 8, 4, 0]));
+    }
+
+    #[test]
+    fn what_is_missing_is_noticed() {
+        let mut stream = Stream::default();
+        let mut gap = |sequence, status| stream.take(&packet(sequence, status, "x")).unwrap().gap;
+        assert_eq!([gap(14, 0), gap(15, 0), gap(1, 0), gap(2, 0)], [false; 4]);
+        assert!(gap(4, 0), "3 is missing");
+        assert!(gap(5, OVERRUN) && !gap(5, OVERRUN), "told once");
+        assert!(gap(0, OVERRUN));
+        assert!(!gap(6, 0));
+    }
+
+    #[test]
+    fn a_packet_without_characters_is_not_answered() {
+        let mut stream = Stream::default();
+        for (status, over) in [(0, false), (0x60, false), (DEACTIVATED, true)] {
+            let packet = packet(0, status, "");
+            let nothing = Brought { text: &[], gap: false, over, acknowledgement: None };
+            assert_eq!(stream.take(&packet), Some(nothing));
+        }
+    }
+
+    #[test]
+    fn no_more_is_taken_than_can_be_acknowledged() {
+        let long = packet(1, 0, &"x".repeat(300));
+        let brought = Stream::default().take(&long).map(|b| (b.text.len(), b.acknowledgement));
+        assert_eq!(brought, Some((255, Some([0, 1, 255, 0]))));
+    }
+
+    proptest! {
+        #[test]
+        fn taking_never_panics_on_any_bytes(payloads: Vec<Vec<u8>>) {
+            let mut stream = Stream::default();
+            for payload in payloads {
+                if let Some(brought) = stream.take(&payload) {
+                    prop_assert!(brought.text.len() <= payload.len());
+                }
+            }
+        }
+
+        #[test]
+        fn whatever_comes_again_the_text_is_heard_once(pieces in prop::collection::vec(("[a-z]{1,20}", 0..3_usize, 0..20_usize), 0..40)) {
+            let (mut stream, mut heard, mut said) = (Stream::default(), String::new(), String::new());
+            for (number, (text, again, shorter)) in pieces.iter().enumerate() {
+                let sequence = u8::try_from(number % 15).unwrap() + 1;
+                // At first perhaps a part of it, and then the whole, perhaps several times.
+                let part = &text[..text.len().saturating_sub(*shorter)];
+                for text in [part].into_iter().chain(std::iter::repeat_n(text.as_str(), again + 1)) {
+                    let packet = packet(sequence, 0, text);
+                    let brought = stream.take(&packet).unwrap();
+                    prop_assert!(!brought.gap);
+                    heard.push_str(std::str::from_utf8(brought.text).unwrap());
+                }
+                said.push_str(text);
+            }
+            prop_assert_eq!(heard, said);
+        }
+    }
+}

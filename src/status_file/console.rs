@@ -1,0 +1,235 @@
+//! `<name>.console.log`, beside the status file: what a machine printed on its serial line during the attempt that failed last.
+//!
+//! Written by the agent's driver when the attempt is over. The machine may be hostile: nothing in the file may do anything to the terminal of
+//! whoever reads it. The file is for the agent's user and group only, and the attempt's key, which a kernel prints with its command line, is
+//! not in it.
+
+use std::{fmt::Write as _, iter::Peekable, ops::RangeInclusive, path::PathBuf, str::Chars};
+
+use jiff::Timestamp;
+
+use super::{StatusFileError, StatusFiles};
+use crate::{
+    atomic_file,
+    model::{ids::NodeName, secret::AttemptKey},
+};
+
+/// Most of a console that is kept, in bytes: the end, which says why. A whole boot of the deploy ramdisk has some 20 KiB at its loudest.
+pub const CONSOLE_BYTES_MAX: usize = 64 << 10;
+const SUFFIX: &str = ".console.log";
+const MODE: u32 = 0o640;
+
+/// What was heard of a machine during one attempt.
+#[derive(Debug)]
+pub struct ConsoleLog {
+    /// The node.
+    pub node: NodeName,
+    /// Which attempt.
+    pub attempt: u32,
+    /// Since when the machine was to be listened to.
+    pub from: Timestamp,
+    /// Until when.
+    pub to: Timestamp,
+    /// The last of what it printed, as it came, at most [`CONSOLE_BYTES_MAX`].
+    pub said: Vec<u8>,
+    /// Why it could not be listened to, or not all the time.
+    pub trouble: Option<String>,
+    /// The attempt's key, to be made unreadable.
+    pub key: AttemptKey,
+}
+
+impl StatusFiles {
+    /// Where a node's console is kept.
+    pub fn console_path(&self, node: &NodeName) -> PathBuf {
+        self.dir.join(format!("{node}{SUFFIX}"))
+    }
+
+    /// Replaces what is kept of a node's console; the directory must exist.
+    pub fn write_console(&self, log: &ConsoleLog) -> Result<(), StatusFileError> {
+        let path = self.console_path(&log.node);
+        atomic_file::replace(&path, MODE, render(log).as_bytes())
+            .map_err(|source| StatusFileError::Io { path, source })
+    }
+
+    /// Removes what is kept of a node's console; that there is nothing is no error.
+    pub fn remove_console(&self, node: &NodeName) -> Result<(), StatusFileError> {
+        let path = self.console_path(node);
+        atomic_file::remove_if_there(&path).map_err(|source| StatusFileError::Io { path, source })
+    }
+}
+
+fn render(log: &ConsoleLog) -> String {
+    let ConsoleLog { node, attempt, from, to, said, trouble, key } = log;
+    let mut text = format!("# {node}, attempt {attempt}: its serial console from {from} to {to}\n");
+    // Writing to a string does not fail.
+    if let Some(trouble) = trouble {
+        writeln!(text, "# {}", clean(trouble.as_bytes()).replace('\n', " ")).unwrap_or_default();
+    } else if said.is_empty() {
+        text.push_str("# nothing was printed: boot.kernel_args = [\"console=ttyS1,115200n8\"], or ttyS0, has the deploy ramdisk print there\n");
+    }
+    let clean = clean(said).replace(key.expose(), "<key>");
+    let is_cut = said.len() >= CONSOLE_BYTES_MAX || clean.len() > CONSOLE_BYTES_MAX;
+    text.push_str(if is_cut { last_lines(&clean) } else { &clean });
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text
+}
+
+/// The whole lines at the end of a text whose beginning is lost or too long: half a line may be half an escape sequence, or half a key.
+fn last_lines(text: &str) -> &str {
+    let earliest = text.len().saturating_sub(CONSOLE_BYTES_MAX);
+    let end = (earliest..text.len()).find_map(|at| text.get(at..)).unwrap_or_default();
+    end.split_once('\n').map_or(end, |(_, lines)| lines)
+}
+
+/// Text that a terminal shows and does nothing else with: no control characters but line breaks and tabs, no escape sequences (ECMA-48), and
+/// nothing that turns the direction of writing.
+fn clean(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut clean = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        match char {
+            '\u{1b}' => skip_escape(&mut chars),
+            '\n' | '\t' => clean.push(char),
+            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {}
+            control if control.is_control() => {}
+            plain => clean.push(plain),
+        }
+    }
+    clean
+}
+
+/// The rest of an escape sequence (ECMA-48 §5.3 to §5.6). One without an end ends with its line.
+fn skip_escape(chars: &mut Peekable<Chars<'_>>) {
+    fn skip(chars: &mut Peekable<Chars<'_>>, range: RangeInclusive<char>) {
+        while chars.next_if(|char| range.contains(char)).is_some() {}
+    }
+    match chars.peek() {
+        Some('[') => {
+            chars.next();
+            skip(chars, ' '..='?');
+            chars.next_if(|end| ('@'..='~').contains(end));
+        }
+        // A string. What ends it is BEL, or an escape sequence by itself.
+        Some(']' | 'P' | 'X' | '^' | '_') => {
+            while chars.next_if(|char| !matches!(char, '\n' | '\u{7}' | '\u{1b}')).is_some() {}
+        }
+        _ => {
+            skip(chars, ' '..='/');
+            chars.next_if(|end| ('0'..='~').contains(end));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use expect_test::expect;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn log(said: &[u8]) -> ConsoleLog {
+        ConsoleLog {
+            node: "edge-07".parse().unwrap(),
+            attempt: 2,
+            from: Timestamp::from_second(1_795_300_000).unwrap(),
+            to: Timestamp::from_second(1_795_300_090).unwrap(),
+            said: said.to_vec(),
+            trouble: None,
+            key: AttemptKey::from_bytes(&[0xab; 32]),
+        }
+    }
+
+    /// What is under the header.
+    fn body(said: &[u8]) -> String {
+        render(&log(said)).split_once('\n').unwrap().1.to_owned()
+    }
+
+    #[test]
+    fn a_console_reads_like_this_and_is_not_for_everybody() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = StatusFiles::new(dir.path());
+        let said = b"\x1b[2J\x1b[01;01HBooting\r\n[    0.0] Linux\r\n\tno driver";
+        files.write_console(&log(b"before")).unwrap();
+        files.write_console(&log(said)).unwrap();
+        let path = files.console_path(&"edge-07".parse().unwrap());
+        expect![[r"
+            # edge-07, attempt 2: its serial console from 2026-11-21T22:26:40Z to 2026-11-21T22:28:10Z
+            Booting
+            [    0.0] Linux
+            	no driver
+        "]]
+        .assert_eq(&fs::read_to_string(&path).unwrap());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        let node = "edge-07".parse().unwrap();
+        files.remove_console(&node).unwrap();
+        files.remove_console(&node).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn where_nothing_was_printed_it_says_why() {
+        assert!(body(b"").starts_with("# nothing was printed: boot.kernel_args"), "{}", body(b""));
+        let trouble = Some("bmc 192.0.2.20:623: no answer\n\x1b[31m".to_owned());
+        let text = render(&ConsoleLog { trouble, ..log(b"") });
+        assert_eq!(text.lines().nth(1), Some("# bmc 192.0.2.20:623: no answer "));
+    }
+
+    #[test]
+    fn nothing_in_it_does_anything_to_a_terminal() {
+        for (said, shown) in [
+            (&b"a\x1b[31;1mb\x1b[0mc"[..], "abc\n"),
+            (b"a\x1b]0;title\x07b\x1b]52;c;ZXZpbA==\x1b\\c", "abc\n"),
+            (b"a\x1bPq#0\x1b\\b\x1b(Bc\x1bcd\x1b7e", "abcde\n"),
+            (b"a\x1b]0;no end\nb", "a\nb\n"),
+            (b"a\x1b[12\nb\x1b", "a\nb\n"),
+            (b"a\x08\x00\x7f\x0bb\r\r\nc\td", "ab\nc\td\n"),
+            (b"a\x9b31mb\xc2\x9b31mc\xff", "a\u{fffd}31mb31mc\u{fffd}\n"),
+            ("a\u{202e}b\u{2066}c".as_bytes(), "abc\n"),
+        ] {
+            assert_eq!(body(said), shown, "{said:?}");
+        }
+    }
+
+    #[test]
+    fn the_attempts_key_is_not_in_it_however_it_was_printed() {
+        let key = "ab".repeat(32);
+        let (start, rest) = key.split_at(20);
+        let said = format!("hostler.key={key} x\nhostler.key={start}\x1b[K\r{rest}\n");
+        assert_eq!(body(said.as_bytes()), "hostler.key=<key> x\nhostler.key=<key>\n");
+        // The beginning is lost in the middle of the key.
+        let said = format!("{rest}\n{}", "x\n".repeat(CONSOLE_BYTES_MAX / 2 - 16));
+        let said = said.get(said.len() - CONSOLE_BYTES_MAX..).unwrap();
+        assert!(said.starts_with("abab") || said.starts_with("baba"));
+        assert!(!body(said.as_bytes()).contains("abab"));
+    }
+
+    #[test]
+    fn the_end_of_much_is_kept_in_whole_lines() {
+        let mut said = Vec::new();
+        for number in 0..9000 {
+            said.extend(format!("{number}: \u{ff}\u{20ac}\n").bytes());
+        }
+        let said = said.get(said.len() - CONSOLE_BYTES_MAX..).unwrap();
+        let text = body(said);
+        let first: u32 = text.split_once(':').unwrap().0.parse().unwrap();
+        assert!(text.ends_with("\n8999: \u{ff}\u{20ac}\n") && first > 1000);
+        // What is not UTF-8 grows when it is replaced.
+        let text = body(&[&b"\xff".repeat(CONSOLE_BYTES_MAX - 6)[..], &b"\nlast\n"[..]].concat());
+        assert_eq!(text, "last\n");
+        assert!(body(&vec![0xff; CONSOLE_BYTES_MAX]).len() <= CONSOLE_BYTES_MAX + 1);
+    }
+
+    proptest! {
+        #[test]
+        fn cleaning_never_panics_on_any_bytes_and_leaves_nothing_to_clean(bytes: Vec<u8>) {
+            let once = clean(&bytes);
+            prop_assert!(!once.contains(|c: char| c.is_control() && c != '\n' && c != '\t'));
+            prop_assert_eq!(clean(once.as_bytes()), once);
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! What a machine prints, by serial over LAN: pyghmi's server at the other end, and `ipmi_sim`.
+
+use std::{
+    fs::File,
+    io::Write as _,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use hostler::ipmi::Heard;
+use tempfile::TempDir;
+use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::oneshot, task::JoinHandle};
+
+use super::{simulators::ipmi_sim_with, *};
+
+/// Application commands (IPMI 2.0 §24).
+const DEACTIVATE_PAYLOAD: u8 = 0x49;
+const GET_PAYLOAD_INSTANCE: u8 = 0x4b;
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A machine's serial line: what is written here the BMC is to pass on.
+struct Line {
+    dir: TempDir,
+}
+
+impl Line {
+    fn new() -> Self {
+        let line = Self { dir: tempfile::tempdir().unwrap() };
+        File::create(line.path()).unwrap();
+        line
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("console")
+    }
+
+    fn print(&self, text: &str) {
+        let mut file = File::options().append(true).open(self.path()).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// pyghmi with this line.
+    fn simulator(&self, arguments: &[&str]) -> Simulator {
+        pyghmi(&[arguments, &["--console", self.path().to_str().unwrap()]].concat())
+    }
+}
+
+/// Somebody who listens; gone without a word when dropped.
+struct Listener {
+    heard: Arc<Mutex<String>>,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Listener {
+    fn new(bmc: Arc<Bmc>) -> Self {
+        let heard = Arc::new(Mutex::new(String::new()));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let ear = Arc::clone(&heard);
+        let tell = move |news: Heard<'_>| {
+            let text = match news {
+                Heard::Begun => "<begun>".to_owned(),
+                Heard::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
+                Heard::Gap => "<gap>".to_owned(),
+                Heard::Trouble(error) => format!("<{}>", error.kind),
+            };
+            ear.lock().unwrap().push_str(&text);
+        };
+        let task = tokio::spawn(async move {
+            bmc.console(OPEN_LIMIT, tell, async { drop(stopped.await) }).await;
+        });
+        Self { heard, stop: Some(stop), task }
+    }
+
+    fn at(port: u16) -> Self {
+        Self::new(Arc::new(bmc(port)))
+    }
+
+    fn heard(&self) -> String {
+        self.heard.lock().unwrap().clone()
+    }
+
+    async fn until_heard(&self, text: &str) {
+        until(|| self.heard().ends_with(text), || format!("{text:?} in {:?}", self.heard())).await;
+    }
+
+    /// Tells it to stop, and waits until it has.
+    async fn stop(mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        tokio::time::timeout(LIMIT, &mut self.task).await.unwrap().unwrap();
+    }
+
+    /// Waits until it gives up by itself.
+    async fn gives_up(mut self) -> String {
+        tokio::time::timeout(LIMIT, &mut self.task).await.unwrap().unwrap();
+        self.heard()
+    }
+}
+
+async fn until(is: impl Fn() -> bool, what: impl Fn() -> String) {
+    let begun = Clock::now();
+    while !is() {
+        assert!(begun.elapsed() < LIMIT, "no {}", what());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn lines(count: usize) -> String {
+    "[    0.000000] a line of a kernel\r\n".repeat(count)
+}
+
+/// How often a console was opened.
+fn consoles(simulator: &Simulator) -> usize {
+    simulator.events("console").iter().filter(|event| event["open"] == true).count()
+}
+
+#[tokio::test]
+async fn what_a_machine_prints_is_heard_and_the_session_closed_at_the_end_with_either_suite() {
+    for suite in ["3", "17"] {
+        let line = Line::new();
+        let simulator = line.simulator(&["--suite", suite]);
+        let listener = Listener::at(simulator.port);
+        listener.until_heard("<begun>").await;
+        let text = lines(200);
+        line.print(&text);
+        listener.until_heard(&text).await;
+        assert_eq!(listener.heard(), format!("<begun>{text}"));
+        // Well beyond several signs of life.
+        until(
+            || simulator.application_commands(GET_PAYLOAD_INSTANCE) > 2,
+            || "sign of life".into(),
+        )
+        .await;
+        line.print("login: ");
+        listener.until_heard("login: ").await;
+        listener.stop().await;
+        simulator.closes_all_sessions().await;
+        assert_eq!((simulator.sessions(), consoles(&simulator)), (1, 1));
+        assert_eq!(simulator.application_commands(DEACTIVATE_PAYLOAD), 1);
+        assert!(simulator.events("typed").is_empty(), "{:?}", simulator.events("typed"));
+    }
+}
+
+#[tokio::test]
+async fn what_a_machine_prints_is_heard_from_ipmi_sim_and_the_console_left_free() {
+    let line = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let device = format!("sol \"tcp:{}\" 115200\n", line.local_addr().unwrap());
+    let simulator = ipmi_sim_with(&device);
+    let (mut line, _) = tokio::time::timeout(LIMIT, line.accept()).await.unwrap().unwrap();
+    for _ in 0..2 {
+        let listener = Listener::at(simulator.port);
+        listener.until_heard("<begun>").await;
+        let text = lines(100);
+        line.write_all(text.as_bytes()).await.unwrap();
+        listener.until_heard(&text).await;
+        assert_eq!(listener.heard(), format!("<begun>{text}"));
+        listener.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_lost_or_heard_twice_on_a_bad_network() {
+    let line = Line::new();
+    let simulator = line.simulator(&[]);
+    let badness = Badness { loss: 8, repeat: 40, late: Duration::from_millis(10), damage: 5 };
+    let network = Network::before(simulator.port, badness, 11).await;
+    let listener = Listener::at(network.port);
+    listener.until_heard("<begun>").await;
+    let text = lines(100);
+    line.print(&text);
+    listener.until_heard(&text).await;
+    assert!(!listener.heard().contains("<gap>"), "{}", listener.heard());
+    listener.stop().await;
+}
+
+#[tokio::test]
+async fn the_machine_is_switched_while_somebody_listens() {
+    let line = Line::new();
+    let simulator = line.simulator(&[]);
+    let bmc = Arc::new(bmc(simulator.port));
+    let listener = Listener::new(Arc::clone(&bmc));
+    listener.until_heard("<begun>").await;
+    for round in ["one", "two"] {
+        bmc.reach_power(PowerState::On, soon()).await.unwrap();
+        line.print(round);
+        listener.until_heard(round).await;
+        bmc.reach_power(PowerState::Off, soon()).await.unwrap();
+    }
+    assert_eq!(listener.heard(), "<begun>onetwo");
+    listener.stop().await;
+    simulator.closes_all_sessions().await;
+    assert_eq!(consoles(&simulator), 1);
+}
+
+#[tokio::test]
+async fn a_console_that_nobody_closed_is_taken_over() {
+    let line = Line::new();
+    let simulator = line.simulator(&[]);
+    let dead: &'static AtomicBool = Box::leak(Box::default());
+    let network = Network::tampered(simulator.port, |_, datagram| {
+        if dead.load(Ordering::Relaxed) { vec![] } else { vec![datagram.to_vec()] }
+    })
+    .await;
+    let killed = Listener::at(network.port);
+    killed.until_heard("<begun>").await;
+    dead.store(true, Ordering::Relaxed);
+    drop(killed);
+    let listener = Listener::at(simulator.port);
+    listener.until_heard("<begun>").await;
+    line.print("here");
+    listener.until_heard("here").await;
+    assert_eq!(listener.heard(), "<begun>here");
+}
+
+#[tokio::test]
+async fn a_console_that_somebody_took_is_not_taken_back_but_asked_for_until_it_is_free() {
+    let line = Line::new();
+    let simulator = line.simulator(&[]);
+    let robbed = Listener::at(simulator.port);
+    robbed.until_heard("<begun>").await;
+    let robber = Listener::at(simulator.port);
+    robber.until_heard("<begun>").await;
+    let refused = "<no serial console: somebody else has it (completion code 0x80)>";
+    robbed.until_heard(&refused.repeat(3)).await;
+    line.print("mine");
+    robber.until_heard("mine").await;
+    assert_eq!(robber.heard(), "<begun>mine");
+    let taken = simulator.application_commands(DEACTIVATE_PAYLOAD);
+    robber.stop().await;
+    robbed.until_heard("<begun>").await;
+    line.print("again");
+    robbed.until_heard("again").await;
+    assert!(robbed.heard().starts_with("<begun><gap><no"), "{}", robbed.heard());
+    // One to take it, one to leave it; none to take it back.
+    assert_eq!((taken, simulator.application_commands(DEACTIVATE_PAYLOAD)), (1, 2));
+}
+
+#[tokio::test]
+async fn a_bmc_that_restarts_is_listened_to_again_and_a_spent_session_replaced() {
+    let line = Line::new();
+    let simulator = line.simulator(&[]);
+    let port = simulator.port;
+    // 62 signs of life are all that a session carries.
+    let hasty = Timing { console_alive: Duration::from_millis(15), ..TIMING };
+    let listener = Listener::new(Arc::new(Bmc::with_timing(config(port), hasty)));
+    listener.until_heard("<begun><gap><begun>").await;
+    assert_eq!(simulator.open_sessions().len(), 1);
+    drop(simulator);
+    let simulator = pyghmi_at(port, &["--console", line.path().to_str().unwrap()]);
+    until(|| consoles(&simulator) > 0, || "console".into()).await;
+    line.print("back");
+    until(|| listener.heard().contains("back"), || listener.heard()).await;
+    listener.stop().await;
+    simulator.closes_all_sessions().await;
+}
+
+#[tokio::test]
+async fn where_there_is_no_console_to_be_had_it_is_said_once() {
+    let simulator = pyghmi(&[]);
+    let heard = Listener::at(simulator.port).gives_up().await;
+    let off = "<no serial console: serial over LAN is switched off in its settings (completion code 0x81)>";
+    assert_eq!(heard, off);
+    let password = Secret::new("wrong".to_owned());
+    let wrong = Bmc::with_timing(BmcConfig { password, ..config(simulator.port) }, TIMING);
+    let heard = Listener::new(Arc::new(wrong)).gives_up().await;
+    assert_eq!(heard, "<wrong user name or password>");
+    simulator.closes_all_sessions().await;
+    let simulator = pyghmi(&["--refuse", "0648=c1"]);
+    let heard = Listener::at(simulator.port).gives_up().await;
+    assert!(heard.contains("refused to open the serial console: command not supported"), "{heard}");
+    simulator.closes_all_sessions().await;
+}
+
+#[tokio::test]
+async fn a_listener_that_is_dropped_closes_its_session() {
+    let line = Line::new();
+    let simulator = line.simulator(&[]);
+    let listener = Listener::at(simulator.port);
+    listener.until_heard("<begun>").await;
+    drop(listener);
+    simulator.closes_all_sessions().await;
+}
+
+#[tokio::test]
+async fn a_silent_bmc_is_asked_again_and_left_when_nobody_listens_any_more() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let bmc = Arc::new(bmc(silent.local_addr().unwrap().port()));
+    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+    let ear = Arc::clone(&heard);
+    let tell = move |news: Heard<'_>| ear.lock().unwrap().push(format!("{news:?}"));
+    let enough = async {
+        until(|| heard.lock().unwrap().len() > 1, || "second trouble".into()).await;
+    };
+    bmc.console(Duration::from_millis(300), tell, enough).await;
+    assert!(heard.lock().unwrap().iter().all(|news| news.contains("NoAnswer")), "{heard:?}");
+    // And the turn is free: nobody is told that it is not.
+    let error = bmc.power_state(within(0.1)).await.unwrap_err();
+    assert!(matches!(error.kind, IpmiErrorKind::NoAnswer { .. }), "{error}");
+}
