@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    env, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -21,7 +21,7 @@ use crate::{
         ids::NodeName,
         power::{BootDevice, BootPersistence, PowerState},
         secret::Secret,
-        spec::{self, NodeSpec},
+        spec::{self, NodeSpec, Password},
         system_guid::SystemGuid,
     },
     progress::{Cancel, stopped},
@@ -43,6 +43,8 @@ type Turn = Arc<tokio::sync::Mutex<()>>;
 #[derive(Debug)]
 pub(super) struct Bmcs {
     secrets: PathBuf,
+    /// What the service manager gave, if it did.
+    credentials: Option<PathBuf>,
     spacing: Duration,
     looks: Semaphore,
     pub(super) deeds: Semaphore,
@@ -62,6 +64,7 @@ impl Bmcs {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             secrets: config.secrets.dir.clone(),
+            credentials: env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
             spacing: config.limits.bmc_spacing,
             looks: Semaphore::new(LOOKS_MAX),
             deeds: Semaphore::new(DEEDS_MAX),
@@ -169,16 +172,7 @@ impl Bmcs {
     /// The node's client. The password is read each time, so that a corrected file counts at once.
     pub(super) fn client(&self, step: Step, spec: &NodeSpec) -> Result<Arc<Bmc>, Fault> {
         let bmc = spec.bmc.as_ref().ok_or_else(|| faults::no_bmc(step))?;
-        let path = self.secrets.join(&bmc.password_file);
-        let password = read_password(&path).map_err(|error| {
-            let message = format!("bmc.password_file {}: {error}", path.display());
-            Fault::passing(
-                step,
-                "PasswordUnreadable",
-                message,
-                "put the BMC's password there, readable for hostler's user only",
-            )
-        })?;
+        let password = self.password(step, &bmc.password)?;
         let mut bmcs = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = bmcs.get(&spec.name);
         if let Some(known) = known.filter(|known| known.spec == *bmc && known.password == password)
@@ -197,6 +191,27 @@ impl Bmcs {
         let known = KnownBmc { spec: bmc.clone(), password, client: Arc::clone(&client) };
         bmcs.insert(spec.name.clone(), known);
         Ok(client)
+    }
+
+    fn password(&self, step: Step, password: &Password) -> Result<Secret, Fault> {
+        let (read, what, hint) = match password {
+            Password::PasswordFile(name) => {
+                let path = self.secrets.join(name);
+                let hint = "put the BMC's password there, readable for hostler's user only";
+                (first_line(&path), format!("bmc.password_file {}", path.display()), hint)
+            }
+            Password::PasswordCredential(name) => {
+                let read = match &self.credentials {
+                    Some(dir) => first_line(&dir.join(name)),
+                    None => Err(io::Error::other("the agent was started without credentials")),
+                };
+                let hint = "give it to the agent with LoadCredential= in its unit, and restart it";
+                (read, format!("bmc.password_credential {name}"), hint)
+            }
+        };
+        read.map_err(|error| {
+            Fault::passing(step, "PasswordUnreadable", format!("{what}: {error}"), hint)
+        })
     }
 
     /// Off, whatever becomes of the rest; then the boot device; then on, if the machine is to be left so.
@@ -228,8 +243,8 @@ fn own_device(spec: &NodeSpec) -> BootDevice {
     if spec.image.netboot.is_some() { BootDevice::Pxe } else { BootDevice::Disk }
 }
 
-/// The first line of a password file.
-fn read_password(path: &Path) -> io::Result<Secret> {
+/// A password as a file has it.
+fn first_line(path: &Path) -> io::Result<Secret> {
     let text = fs::read_to_string(path)?;
     Ok(Secret::new(text.lines().next().unwrap_or_default().to_owned()))
 }

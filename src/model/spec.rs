@@ -131,8 +131,9 @@ pub struct Bmc {
     pub address: BmcAddress,
     /// Its user, at most 16 bytes (IPMI 2.0 §13.28); may be empty.
     pub username: String,
-    /// The password's file, a plain path relative to the secrets directory.
-    pub password_file: String,
+    /// Where its user's password is.
+    #[serde(flatten)]
+    pub password: Password,
     /// The privilege level to ask for.
     pub privilege: Privilege,
     /// The one cipher suite to use; `None` tries 17, then 3, and remembers what worked.
@@ -143,6 +144,16 @@ pub struct Bmc {
     /// Whether what the machine prints on its serial line during an attempt is kept if that fails. Only with [`BmcDriver::Ipmi`].
     #[serde(default)]
     pub console: bool,
+}
+
+/// Where a BMC's password is: the first line of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Password {
+    /// A plain path relative to the secrets directory.
+    PasswordFile(String),
+    /// The name of a credential that the service manager gives the agent (systemd.exec, `LoadCredential=`).
+    PasswordCredential(String),
 }
 
 /// `bmc.driver`, where there is a BMC.

@@ -19,8 +19,6 @@ pub use setting::{Origin, Setting};
 
 /// Largest file read, in bytes: a spec has one or two thousand; more is a mistake or an attack on memory.
 pub const FILE_BYTES_MAX: usize = 256 * 1024;
-/// What a message says of a valid value that hostler does not act on yet. Such a value is refused: ignoring it would surprise.
-pub const NOT_YET: &str = "not supported yet";
 /// Most problems kept of one reading: nobody reads more at once, and status files stay small.
 const PROBLEMS_MAX: usize = 100;
 /// Longest key of the administrator's own, in bytes.
@@ -71,7 +69,6 @@ pub struct Field<'a> {
     extent: Extent,
     fallback: Option<Value>,
     idle: bool,
-    later: bool,
     findings: &'a RefCell<Findings>,
 }
 
@@ -137,7 +134,6 @@ impl<'a> Section<'a> {
             extent: self.extent,
             fallback: None,
             idle: self.idle,
-            later: false,
             findings: self.findings,
         }
     }
@@ -188,7 +184,6 @@ impl<'a> Section<'a> {
                 extent: self.extent,
                 fallback: None,
                 idle: self.idle,
-                later: false,
                 findings: self.findings,
             };
             strings.extend(field.text(&parse).map(|value| (key.clone(), value)));
@@ -227,12 +222,6 @@ impl Field<'_> {
         self
     }
 
-    /// Refuses the key as [`NOT_YET`] if its value is good, so that it has to be well formed even so.
-    pub fn later(mut self) -> Self {
-        self.later = true;
-        self
-    }
-
     /// Says that other keys leave this one without a meaning, and `why`. It is checked all the same, but is no value in force; and it is
     /// refused where the most specific file says it itself: only a default may lie idle.
     pub fn idle(mut self, why: &str) -> Self {
@@ -251,11 +240,10 @@ impl Field<'_> {
         self.scalar("a string", |value| value.as_str().map(parse))
     }
 
-    /// One of a closed set of words; a word without a value is [`NOT_YET`].
-    pub fn choice<T: Copy>(self, words: &[(&str, Option<T>)]) -> Option<T> {
+    /// One of a closed set of words.
+    pub fn choice<T: Copy>(self, words: &[(&str, T)]) -> Option<T> {
         self.text(|text| match words.iter().find(|(word, _)| *word == text) {
-            Some((_, Some(value))) => Ok(*value),
-            Some((word, None)) => Err(format!("`{word}` is {NOT_YET}")),
+            Some((_, value)) => Ok(*value),
             None => {
                 let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
                 Err(format!("`{text}` is not one of {}", all.join(", ")))
@@ -298,7 +286,7 @@ impl Field<'_> {
                 }
             }
         }
-        if values.len() == array.len() { self.accept(list, values) } else { None }
+        (values.len() == array.len()).then(|| self.accept(list, values))
     }
 
     /// One string or a list of at least one.
@@ -319,7 +307,6 @@ impl Field<'_> {
 
     /// A table, read by `body` even if it is absent: so its own required keys are missed and its defaults apply.
     pub fn table<T>(self, body: impl FnOnce(&mut Section<'_>) -> T) -> T {
-        let before = self.findings.borrow().problems.len();
         let mut layers = Vec::with_capacity(self.values.len());
         let mut home = (self.home.0, None);
         let mut extent = self.extent;
@@ -346,12 +333,6 @@ impl Field<'_> {
         };
         let value = body(&mut section);
         section.finish();
-        if let Some((_, first)) = self.values.first()
-            && self.later
-            && self.findings.borrow().problems.len() == before
-        {
-            self.wrong(first.offset, NOT_YET);
-        }
         value
     }
 
@@ -376,7 +357,7 @@ impl Field<'_> {
             return get(fallback)?.ok();
         };
         match get(&node.value) {
-            Some(Ok(good)) => self.accept(node, good),
+            Some(Ok(good)) => Some(self.accept(node, good)),
             Some(Err(message)) => {
                 self.wrong(node.offset, &message);
                 None
@@ -388,16 +369,12 @@ impl Field<'_> {
         }
     }
 
-    /// A good value, unless it comes too early.
-    fn accept<T>(&self, node: &Node, value: T) -> Option<T> {
-        if self.later {
-            self.wrong(node.offset, NOT_YET);
-            return None;
-        }
+    /// Notes a good value as the one in force.
+    fn accept<T>(&self, node: &Node, value: T) -> T {
         if let Some((document, _)) = self.values.first() {
             self.note(&node.value, || document.origin(node.offset));
         }
-        Some(value)
+        value
     }
 
     fn note(&self, value: &Value, origin: impl FnOnce() -> Origin) {

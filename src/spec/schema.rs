@@ -1,6 +1,5 @@
 //! Every key a spec may have, with its default: the whole format in one place.
 //!
-//! A key that is good but not acted on yet is `later`, or a choice without a value: it is refused, never ignored.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +11,7 @@ use crate::model::{
     spec::{
         Attachment, Bmc, BmcDriver, Boot, CipherSuite, ConfigDrive, DeployRamdisk, DriveFilesystem,
         DriveLabel, Goal, Image, ImageFormat, ImageKind, Loader, Netboot, NodeSpec, PartitionTable,
-        Partitions, Privilege, Retry, Timeouts, Verify, WantedPower,
+        Partitions, Password, Privilege, Retry, Timeouts, Verify, WantedPower,
     },
     toml_reader::{Section, duration},
 };
@@ -29,15 +28,12 @@ pub(super) fn node(
     attachment: Option<&ReadAttachment<'_>>,
 ) -> Option<NodeSpec> {
     let goals = [
-        ("deployed", Some(Goal::Deployed)),
-        ("available", Some(Goal::Available)),
-        ("unmanaged", Some(Goal::Unmanaged)),
+        ("deployed", Goal::Deployed),
+        ("available", Goal::Available),
+        ("unmanaged", Goal::Unmanaged),
     ];
-    let powers = [
-        ("on", Some(WantedPower::On)),
-        ("off", Some(WantedPower::Off)),
-        ("ignore", Some(WantedPower::Ignore)),
-    ];
+    let powers =
+        [("on", WantedPower::On), ("off", WantedPower::Off), ("ignore", WantedPower::Ignore)];
     let goal = spec.key("state").or("deployed").choice(&goals);
     let power = spec.key("power").or("on").choice(&powers);
     let paused = spec.key("paused").or(false).flag();
@@ -103,23 +99,23 @@ fn boot(boot: &mut Section<'_>) -> (Option<Boot>, Option<After>) {
     let firmware = boot
         .key("firmware")
         .or("uefi")
-        .choice(&[("uefi", Some(Firmware::Uefi)), ("bios", Some(Firmware::Bios))]);
-    let archs = [("x86_64", Some(Arch::X86_64)), ("aarch64", Some(Arch::Aarch64))];
+        .choice(&[("uefi", Firmware::Uefi), ("bios", Firmware::Bios)]);
+    let archs = [("x86_64", Arch::X86_64), ("aarch64", Arch::Aarch64)];
     let arch = boot.key("arch").or("x86_64").choice(&archs);
     if arch == Some(Arch::Aarch64) && firmware == Some(Firmware::Bios) {
         boot.refuse("firmware", "an aarch64 machine has no BIOS; use firmware = \"uefi\"");
     }
     let loaders = [
-        ("auto", Some(Loader::Auto)),
-        ("pxelinux", Some(Loader::Pxelinux)),
-        ("grub", Some(Loader::Grub)),
-        ("ipxe", Some(Loader::Ipxe)),
+        ("auto", Loader::Auto),
+        ("pxelinux", Loader::Pxelinux),
+        ("grub", Loader::Grub),
+        ("ipxe", Loader::Ipxe),
     ];
     let loader = boot.key("loader").or("auto").choice(&loaders);
     if loader == Some(Loader::Pxelinux) && firmware == Some(Firmware::Uefi) {
         boot.refuse("loader", "pxelinux is for firmware = \"bios\"; use \"grub\" or \"ipxe\"");
     }
-    let places = [("disk", Some(After::Disk)), ("network", Some(After::Network))];
+    let places = [("disk", After::Disk), ("network", After::Network)];
     let after = boot.key("after").or("disk").choice(&places);
     let (ramdisk, require_chap) = deploy_ramdisk(boot);
     let kernel_args = boot.key("kernel_args").list(values::kernel_args()).unwrap_or_default();
@@ -138,8 +134,7 @@ fn boot(boot: &mut Section<'_>) -> (Option<Boot>, Option<After>) {
 }
 
 fn deploy_ramdisk(boot: &mut Section<'_>) -> (Option<DeployRamdisk>, Option<bool>) {
-    let ramdisks =
-        [("hostler", Some(DeployRamdisk::Hostler)), ("ironic", Some(DeployRamdisk::Ironic))];
+    let ramdisks = [("hostler", DeployRamdisk::Hostler), ("ironic", DeployRamdisk::Ironic)];
     let ramdisk = boot.key("ramdisk").or("hostler").choice(&ramdisks);
     let require_chap = boot.key("require_chap").or(true).flag();
     if ramdisk == Some(DeployRamdisk::Ironic) && require_chap == Some(true) {
@@ -156,11 +151,8 @@ enum Control {
 }
 
 fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
-    let drivers = [
-        ("ipmi", Some(Some(BmcDriver::Ipmi))),
-        ("ipmitool", Some(Some(BmcDriver::Ipmitool))),
-        ("none", Some(None)),
-    ];
+    let drivers =
+        [("ipmi", Some(BmcDriver::Ipmi)), ("ipmitool", Some(BmcDriver::Ipmitool)), ("none", None)];
     let driver = bmc.key("driver").or("ipmi").choice(&drivers);
     if driver.is_none() && bmc.has("driver") {
         bmc.excuse_missing();
@@ -169,6 +161,7 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
         mut address,
         mut username,
         mut password_file,
+        mut password_credential,
         mut privilege,
         mut cipher_suite,
         mut match_uuid,
@@ -177,6 +170,7 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
         "address",
         "username",
         "password_file",
+        "password_credential",
         "privilege",
         "cipher_suite",
         "match_system_uuid",
@@ -188,24 +182,24 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
         [address, username, password_file, privilege, cipher_suite, match_uuid, console] =
             [address, username, password_file, privilege, cipher_suite, match_uuid, console]
                 .map(|key| key.idle(why));
+        password_credential = password_credential.idle(why);
     } else {
         address = address.required();
-        // A credential stands in for the file, so that only the credential is refused and no file is missed.
-        if !bmc.has("password_credential") {
-            password_file = password_file.required();
-        }
+        password_file = if bmc.has("password_credential") {
+            password_file.idle("is of no use with bmc.password_credential")
+        } else {
+            password_file.required()
+        };
     }
     if driver == Some(Some(BmcDriver::Ipmitool)) {
         console = console.idle("is of no use with bmc.driver = \"ipmitool\"");
     }
     let address = address.text(values::bmc_address);
     let username = username.or("").text(values::username);
-    let password_file = password_file.text(values::password_file);
-    bmc.key("password_credential").later().text(values::credential);
-    let privileges = [
-        ("administrator", Some(Privilege::Administrator)),
-        ("operator", Some(Privilege::Operator)),
-    ];
+    let password_file = password_file.text(values::password_file).map(Password::PasswordFile);
+    let credential = password_credential.text(values::credential);
+    let privileges =
+        [("administrator", Privilege::Administrator), ("operator", Privilege::Operator)];
     let privilege = privilege.or("administrator").choice(&privileges);
     let cipher_suite = cipher_suite.integer(|id| {
         u8::try_from(id)
@@ -220,7 +214,7 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
             driver,
             address: address?,
             username: username?,
-            password_file: password_file?,
+            password: credential.map(Password::PasswordCredential).or(password_file)?,
             privilege: privilege?,
             cipher_suite,
             match_system_uuid: match_system_uuid?,
@@ -258,16 +252,12 @@ fn image(
 ) -> (Option<Image>, Option<Kind>) {
     let source = image.key("source").required().text(values::place);
     let checksum = image.key("checksum").required().text(values::checksum);
-    let formats = [
-        ("auto", Some(ImageFormat::Auto)),
-        ("raw", Some(ImageFormat::Raw)),
-        ("qcow2", Some(ImageFormat::Qcow2)),
-    ];
+    let formats =
+        [("auto", ImageFormat::Auto), ("raw", ImageFormat::Raw), ("qcow2", ImageFormat::Qcow2)];
     let format = image.key("format").or("auto").choice(&formats);
-    let kinds = [("disk", Some(Kind::Disk)), ("partition", Some(Kind::Partition))];
+    let kinds = [("disk", Kind::Disk), ("partition", Kind::Partition)];
     let kind = image.key("kind").or("disk").choice(&kinds);
-    let verifies =
-        [("full", Some(Verify::Full)), ("node", Some(Verify::Node)), ("none", Some(Verify::None))];
+    let verifies = [("full", Verify::Full), ("node", Verify::Node), ("none", Verify::None)];
     let verify = image.key("verify").or("full").choice(&verifies);
     let [mut kernel, mut ramdisk, mut kernel_args] =
         ["kernel", "ramdisk", "kernel_args"].map(|key| image.key(key));
@@ -304,7 +294,7 @@ fn image(
 }
 
 fn partitions(partitions: &mut Section<'_>) -> Option<Partitions> {
-    let tables = [("gpt", Some(PartitionTable::Gpt)), ("msdos", Some(PartitionTable::Msdos))];
+    let tables = [("gpt", PartitionTable::Gpt), ("msdos", PartitionTable::Msdos)];
     let table = partitions.key("table").or("gpt").choice(&tables);
     let swap_bytes = partitions.key("swap").text(values::size);
     let ephemeral_bytes = partitions.key("ephemeral").text(values::size);
@@ -374,10 +364,9 @@ fn config_drive(
     drive: &mut Section<'_>,
     attachment: Option<&ReadAttachment<'_>>,
 ) -> Option<ConfigDrive> {
-    let labels = [("config-2", Some(DriveLabel::Config2)), ("cidata", Some(DriveLabel::Cidata))];
+    let labels = [("config-2", DriveLabel::Config2), ("cidata", DriveLabel::Cidata)];
     let label = drive.key("label").or("config-2").choice(&labels);
-    let filesystems =
-        [("vfat", Some(DriveFilesystem::Vfat)), ("iso9660", Some(DriveFilesystem::Iso9660))];
+    let filesystems = [("vfat", DriveFilesystem::Vfat), ("iso9660", DriveFilesystem::Iso9660)];
     let filesystem = drive.key("filesystem").or("vfat").choice(&filesystems);
     let attach = |path: &str, check: &dyn Fn(&str) -> Result<(), String>| {
         let path = values::attachment_path(path)?;

@@ -11,7 +11,7 @@ use crate::model::{
     problem::Problem,
     spec::{
         BmcAddress, BmcDriver, CipherSuite, DeployRamdisk, Goal, ImageFormat, Loader, NodeSpec,
-        Privilege, WantedPower,
+        Password, Privilege, WantedPower,
     },
     toml_reader::{Document, Extent, FILE_BYTES_MAX, Setting, read},
 };
@@ -180,7 +180,7 @@ backoff = "5m"
     assert_eq!(bmc.address, BmcAddress { host: "bmc.example".into(), port: 1623 });
     assert_eq!((bmc.username.as_str(), bmc.privilege), ("admin", Privilege::Operator));
     assert_eq!((bmc.driver, bmc.match_system_uuid), (BmcDriver::Ipmitool, true));
-    assert_eq!(bmc.password_file, "site/edge-07.bmc");
+    assert_eq!(bmc.password, Password::PasswordFile("site/edge-07.bmc".to_owned()));
     assert_eq!(bmc.cipher_suite, Some(CipherSuite::Sha1));
     let hints = spec.root_device;
     assert_eq!(

@@ -186,11 +186,11 @@ pub(super) fn meta_data(text: &str) -> Result<String, String> {
 }
 
 /// The name of a systemd credential (systemd.exec, `LoadCredential=`).
-pub(super) fn credential(text: &str) -> Result<(), String> {
+pub(super) fn credential(text: &str) -> Result<String, String> {
     if text.contains('/') || text == "." || text == ".." {
         Err(format!("`{text}` is not a credential's name"))
     } else {
-        hint(text).map(drop)
+        hint(text)
     }
 }
 

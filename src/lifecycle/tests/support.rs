@@ -18,7 +18,7 @@ use crate::{
         secret::{AttemptKey, Secret},
         spec::{
             Bmc, BmcAddress, BmcDriver, Boot, DeployRamdisk, Goal, Image, ImageFormat, ImageKind,
-            Loader, NodeSpec, Privilege, Retry, Timeouts, Verify, WantedPower,
+            Loader, NodeSpec, Password, Privilege, Retry, Timeouts, Verify, WantedPower,
         },
         status::Phase,
     },
@@ -52,7 +52,7 @@ pub(super) fn spec() -> NodeSpec {
 
             address: BmcAddress { host: "192.0.2.20".into(), port: 623 },
             username: "admin".into(),
-            password_file: "edge-07.bmc".into(),
+            password: Password::PasswordFile("edge-07.bmc".into()),
             privilege: Privilege::Administrator,
             cipher_suite: None,
             match_system_uuid: false,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use expect_test::{Expect, expect};
 
 use super::{Defaults, FILE, MINIMAL, check, good, parse, with};
-use crate::model::spec::{BmcAddress, DeployRamdisk, MachineId};
+use crate::model::spec::{BmcAddress, DeployRamdisk, MachineId, Password};
 
 /// Each line, alone in its table of an otherwise good spec, with what is said of it.
 fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
@@ -280,13 +280,16 @@ fn a_bmc_address_is_read_in_every_notation() {
 }
 
 #[test]
-fn a_credential_is_refused_without_missing_the_file_it_replaces() {
+fn a_credential_stands_in_for_the_password_file() {
     let text = MINIMAL.replace("password_file = ", "password_credential = ");
+    let password = Password::PasswordCredential("edge-07.bmc".to_owned());
+    assert_eq!(good(&text).bmc.unwrap().password, password);
     check(
-        text,
-        &expect![[r"
-        nodes/edge-07.toml:5:23: bmc.password_credential: not supported yet
-    "]],
+        &with("bmc", "password_credential = \"a/b\""),
+        &expect![[r#"
+            nodes/edge-07.toml:4:23: bmc.password_credential: `a/b` is not a credential's name
+            nodes/edge-07.toml:6:17: bmc.password_file: is of no use with bmc.password_credential
+        "#]],
     );
 }
 

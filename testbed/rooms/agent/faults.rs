@@ -87,6 +87,28 @@ fn a_missing_password_file_is_named() {
 }
 
 #[test]
+fn a_password_may_be_a_credential_that_the_service_manager_gives_the_agent() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    std::fs::create_dir(site.path("given")).unwrap();
+    std::fs::rename(site.path("secrets/edge-07.bmc"), site.path("given/bmc-7")).unwrap();
+    let spec = machine.spec(&site).without("bmc.password_file");
+    let spec = spec.with("bmc.password_credential", "bmc-7");
+    let agent = site.start();
+    site.write(NODE, &spec);
+    let status = ends_failed(&site, &machine, Step::Preflight, "PasswordUnreadable");
+    let why = "bmc.password_credential bmc-7: the agent was started without credentials";
+    assert!(status.message.contains(why), "{}", status.message);
+
+    agent.terminate();
+    let given = site.path("given");
+    let _agent = site.start_as(site.hostler(&["run"]).env("CREDENTIALS_DIRECTORY", given));
+    site.write(NODE, &spec.with("redeploy", "with credentials"));
+    machine.deploy(&site);
+    ends_deployed(&site, &machine);
+}
+
+#[test]
 fn a_machine_that_never_netboots_is_switched_off_again() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);

@@ -8,7 +8,8 @@ use hostler::model::{
     ids::NodeName,
     spec::{
         Bmc, BmcAddress, BmcDriver, Boot, Checksum, DeployRamdisk, Goal, Image, ImageFormat,
-        ImageKind, Loader, Netboot, NodeSpec, Privilege, Retry, Timeouts, Verify, WantedPower,
+        ImageKind, Loader, Netboot, NodeSpec, Password, Privilege, Retry, Timeouts, Verify,
+        WantedPower,
     },
 };
 
@@ -120,7 +121,7 @@ pub(crate) fn bmc_at(address: &BmcAddress) -> Bmc {
         driver: BmcDriver::Ipmi,
         address: address.clone(),
         username: "admin".to_owned(),
-        password_file: "bmc".to_owned(),
+        password: Password::PasswordFile("bmc".to_owned()),
         privilege: Privilege::Administrator,
         cipher_suite: None,
         match_system_uuid: false,
