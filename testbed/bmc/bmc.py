@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import os
+import select
 import struct
 import sys
 import threading
@@ -69,9 +70,9 @@ class SimulatedBmc(Bmc):
                  privilege_check="session", slow_power_s=0, deaf_power=False, refuse=(), log=None, downgrade=False,
                  manufacturer=0, flags_valid_s=BOOT_FLAGS_VALID_S, forgetful=False, least_pause_s=0,
                  guid=None):
-        if ipmisession.myself is None:
-            # pyghmi wakes its own thread through this address, and guesses it wrongly for an IPv4 socket.
-            ipmisession.myself = address
+        # Without the thread that pyghmi reads with: before this one sends, it makes the socket wait, and if the other one is about to read
+        # what is not there yet, that is the end for every BMC of the process. `serve` reads.
+        ipmisession.iothread, ipmisession.iothreadready = threading.current_thread(), True
         serversession.ServerSession = SuiteSession
         self.machine = machine
         self.suites = suites
@@ -218,7 +219,9 @@ class SuiteSession(serversession.ServerSession):
             self.bmc.log("hung", pause=pause)
             time.sleep(1e6)
         tag, self.clientsessionid = request[0], request[4:8]
-        self.k1 = None
+        # What was agreed before, from the same port, is over.
+        self.k1 = self.remseqnumber = None
+        self.confalgo = self.integrityalgo = self.sessionid = self.sequencenumber = 0
         asked = (request[12] & 0x3F, request[20] & 0x3F, request[28] & 0x3F)
         offered = [self.SUITES[suite] for suite in self.bmc.suites]
         chosen = [suite for suite in offered if suite[0] == asked]
@@ -314,10 +317,13 @@ class SuiteSession(serversession.ServerSession):
 def serve():
     """Answers for every BMC of this process, for ever. No datagram may end it."""
     while True:
-        try:
-            ipmisession.Session.wait_for_rsp(30)
-        except Exception:
-            traceback.print_exc()
+        select.select(ipmisession.iosockets, (), ())
+        ipmisession._io_graball(ipmisession.iosockets, {})
+        while ipmisession.sessionqueue:
+            try:
+                ipmisession.sessionqueue.popleft().process_pktqueue()
+            except Exception:
+                traceback.print_exc()
 
 
 def json_log(path):
