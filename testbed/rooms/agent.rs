@@ -10,6 +10,7 @@ mod deploys;
 mod directory;
 mod disk_faults;
 mod faults;
+mod flood;
 mod identity;
 mod ironic;
 mod looking;
