@@ -182,7 +182,9 @@ mod tests {
         let fetches = evidence.ended(ip(1), Asked::Menu(node("a")), ended("menu"), at(3), at(4));
         let loader = |path: &str| ("a".to_owned(), BootStage::Loader, path.to_owned());
         let menu = ("a".to_owned(), BootStage::Menu, "menu".to_owned());
-        assert_eq!(told(fetches), [loader("ldlinux.c32"), loader("pxelinux.0"), menu]);
+        assert_eq!(told(fetches), [loader("ldlinux.c32"), loader("pxelinux.0"), menu.clone()]);
+        let again = evidence.ended(ip(1), Asked::Menu(node("a")), ended("menu"), at(5), at(6));
+        assert_eq!(told(again), [menu]);
     }
 
     #[test]
@@ -244,15 +246,19 @@ mod tests {
     fn strangers_cannot_fill_the_memory() {
         let (at, mut evidence) = (clock(), Evidence::default());
         evidence.menu_asked(ip(1), node("a"), at(1));
-        for number in 2..3000 {
-            for file in 0..20 {
+        for number in 2..1200 {
+            for file in 0..2 * LOADERS_MAX {
                 let path = ended(&file.to_string());
                 evidence.ended(ip(number), Asked::Loader, path, at(1), at(number.into()));
             }
-            evidence.menu_asked(ip(1), node("a"), at(number.into()));
+            let now = at(number.into());
+            assert_eq!(evidence.node(ip(1), now), Some(&node("a")), "a busy address is kept");
+            evidence.menu_asked(ip(1), node("a"), now);
         }
         assert_eq!(evidence.addresses.len(), ADDRESSES_MAX);
-        assert!(evidence.addresses.values().all(|a| a.loaders.len() <= LOADERS_MAX));
-        assert_eq!(evidence.node(ip(1), at(3000)), Some(&node("a")), "a busy address is kept");
+        let strangers = evidence.addresses.values().filter(|a| a.node.is_none());
+        assert!(strangers.map(|a| a.loaders.len()).eq([LOADERS_MAX; ADDRESSES_MAX - 1]));
+        let known = |number| evidence.addresses.contains_key(&ip(number));
+        assert!(!known(2) && known(1199), "the one silent for longest is forgotten");
     }
 }

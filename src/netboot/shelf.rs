@@ -108,3 +108,23 @@ impl Shelf {
         self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn a_transfer_ends_whether_or_not_anybody_reads_what_was_fetched() {
+        let (sender, mut fetched) = channel(1);
+        let shelf = Shelf::new(None, BTreeMap::new(), Vec::new(), BootTable::default(), sender);
+        for path in ["first", "second"] {
+            let ended = Ended { path: path.to_owned(), sent_bytes: 1, complete: true };
+            let (peer, menu) = ([127, 0, 0, 1].into(), Asked::Menu("a".parse().unwrap()));
+            shelf.ended(peer, menu, ended, Instant::now());
+        }
+        assert_eq!(fetched.try_recv().unwrap().path, "first");
+        fetched.try_recv().unwrap_err();
+    }
+}

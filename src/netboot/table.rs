@@ -343,6 +343,7 @@ mod tests {
     #[test]
     fn menu_names_that_are_nobodys_are_not_looked_for_elsewhere() {
         let table = BootTable::default();
+        table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
         for name in [
             "pxelinux.cfg/default/x",
             "pxelinux.cfg/C0A80001",
@@ -388,6 +389,7 @@ mod tests {
         assert_eq!(table.show(mac(2)), None);
         table.remove(&node("a"));
         assert_eq!(table.show(mac(1)), None);
+        table.read(|tables| assert!(tables.nodes.is_empty() && tables.cards.is_empty()));
     }
 
     #[test]

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import os
+import select
 import struct
 import sys
 import threading
@@ -87,9 +88,10 @@ class SimulatedBmc(Bmc):
                  privilege_check="session", slow_power_s=0, deaf_power=False, refuse=(), log=None, downgrade=False,
                  manufacturer=0, flags_valid_s=BOOT_FLAGS_VALID_S, forgetful=False, least_pause_s=0,
                  guid=None):
-        if ipmisession.myself is None:
-            # pyghmi wakes its own thread through this address, and guesses it wrongly for an IPv4 socket.
-            ipmisession.myself = address
+        # Without the thread that pyghmi reads with: before this one sends, it makes the socket wait, and if the other one is about to read
+        # what is not there yet, that is the end for every BMC of the process.
+        ipmisession.iothread, ipmisession.iothreadready = threading.current_thread(), True
+        ipmisession.Session.wait_for_rsp = staticmethod(wait_for_rsp)
         serversession.ServerSession = SuiteSession
         self.machine = machine
         self.suites = suites
@@ -281,7 +283,9 @@ class SuiteSession(serversession.ServerSession):
             self.bmc.log("hung", pause=pause)
             time.sleep(1e6)
         tag, self.clientsessionid = request[0], request[4:8]
-        self.k1 = None
+        # What was agreed before, from the same port, is over.
+        self.k1 = self.remseqnumber = None
+        self.confalgo = self.integrityalgo = self.sessionid = self.sequencenumber = 0
         asked = (request[12] & 0x3F, request[20] & 0x3F, request[28] & 0x3F)
         offered = [self.SUITES[suite] for suite in self.bmc.suites]
         chosen = [suite for suite in offered if suite[0] == asked]
@@ -376,16 +380,27 @@ class SuiteSession(serversession.ServerSession):
         ipmisession.Session.bmc_handlers.pop(self.sockaddr, None)
 
 
+def wait_for_rsp(timeout=None, callout=True):
+    """Reads what has come within this time, and answers it. In place of pyghmi's, which waits for its thread."""
+    select.select(ipmisession.iosockets, (), (), timeout)
+    ipmisession._io_graball(ipmisession.iosockets, {})
+    while ipmisession.sessionqueue:
+        try:
+            ipmisession.sessionqueue.popleft().process_pktqueue()
+        except Exception:
+            traceback.print_exc()
+
+
 def serve(*bmcs):
     """Answers for every BMC of this process, for ever, and passes on the consoles of these. No datagram may end it."""
     while True:
-        try:
-            listened_to = [bmc for bmc in bmcs if bmc.sol]
-            ipmisession.Session.wait_for_rsp(CONSOLE_INTERVAL_S if listened_to else 30)
-            for bmc in listened_to:
+        listened_to = [bmc for bmc in bmcs if bmc.sol]
+        wait_for_rsp(CONSOLE_INTERVAL_S if listened_to else None)
+        for bmc in listened_to:
+            try:
                 bmc.pass_on_console()
-        except Exception:
-            traceback.print_exc()
+            except Exception:
+                traceback.print_exc()
 
 
 def json_log(path):

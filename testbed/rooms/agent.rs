@@ -11,6 +11,7 @@ mod deploys;
 mod directory;
 mod disk_faults;
 mod faults;
+mod flood;
 mod identity;
 mod ironic;
 mod looking;

@@ -10,6 +10,7 @@
 mod alone;
 mod boots;
 mod crowds;
+pub(crate) mod flood;
 mod hostile;
 mod losses;
 mod machines;

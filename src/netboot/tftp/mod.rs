@@ -14,7 +14,7 @@
 //! | 2 | The same takes twice the file's size before any ACK. | The same. | Read no further ahead than a window. |
 //! | 3 | The loop panics when a thread cannot be made. | `transfer` catches it, the client is told *busy*. | `thread::Builder`, and the error returned. |
 //! | 4 | No limit on transfers; a system without descriptors drops requests. | `slots` caps them, also for each address; `files` tells *busy*. | A cap; an ERROR instead of silence. |
-//! | 5 | It logs with `println!`, which panics when standard output is closed. | It is told to be quiet, and a transfer that ends early unwinds its thread. | The `log` crate. |
+//! | 5 | It logs with `println!`, which panics when standard output is closed. | A transfer that ends early unwinds its thread, before the worker has anything to say. | The `log` crate. |
 //! | 6 | A FIFO, `utimeout` or `windowwait` of any size keep a thread for ever. | `files` opens without waiting; neither option is granted. | Regular files only; limits on both. |
 //! | 7 | A repeated or late ACK makes the worker spin until its timeout. | `window` lets only acknowledgements through that make progress. | Back to a blocking read after an ACK that changes nothing. |
 //! | 8 | Lost packets are counted over the whole transfer; the seventh ends it. | Endless tries; `transfer` has time limits. | Count anew after each ACK that makes progress. |

@@ -178,7 +178,7 @@ mod tests {
         for climbing in ["..", "../etc/passwd", "a/../../b", "..\\..\\b", "/tftpboot/../b"] {
             assert_eq!(clean_name(climbing), Err(Refusal::NotAllowed), "{climbing}");
         }
-        for nothing in ["", "/", "\\", ".", &"x".repeat(256)] {
+        for nothing in ["", "/", "\\", ".", "a\0b", &"x".repeat(256)] {
             assert_eq!(clean_name(nothing), Err(Refusal::NotFound), "{nothing}");
         }
     }

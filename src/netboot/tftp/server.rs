@@ -56,7 +56,7 @@ pub struct Config {
     /// The directories that the kernels and ramdisks of [`BootMenu::Network`](crate::model::boot::BootMenu::Network) may lie in; a relative
     /// path is one beneath the first.
     pub images: Vec<PathBuf>,
-    /// Most transfers at once, at least 1: well below the limits of the process (systemd's `TasksMax`, `LimitNOFILE`), for each has a
+    /// Most transfers at once: well below the limits of the process (systemd's `TasksMax`, `LimitNOFILE`), for each has a
     /// thread, two descriptors and at most about 512 KiB. An address has a quarter of them, or 16. Requests beyond that get no answer: the
     /// clients ask again.
     pub max_transfers: usize,
@@ -99,7 +99,6 @@ impl Server {
             })?;
         }
         config.files = clean_files(config.files)?;
-        config.max_transfers = config.max_transfers.max(1);
         let socket = UdpSocket::bind(config.listen).map_err(|error| {
             io::Error::new(error.kind(), format!("TFTP address {}: {error}", config.listen))
         })?;
@@ -117,7 +116,6 @@ impl Server {
     /// Answers from now on. What machines fetch is told through `fetched` when the transfer has ended; when that channel is full it is
     /// not told. Each transfer ends in its own thread, so a loader may be told after its menu: what counts is the furthest stage. Errors: no thread or no pipe.
     pub fn start(self, table: BootTable, fetched: Sender<Fetch>) -> io::Result<Running> {
-        silence_tftpd();
         let (stopped, stop) = io::pipe()?;
         let (end, ended) = io::pipe()?;
         let slots = Slots::new(self.config.max_transfers);
@@ -135,6 +133,8 @@ impl Server {
         thread::Builder::new().name("tftp".to_owned()).stack_size(LOOP_STACK_BYTES).spawn(
             move || {
                 desk.serve(&stopped);
+                // Who waits for the end may bind the port at once.
+                drop(desk);
                 drop(ended);
             },
         )?;
@@ -290,23 +290,17 @@ fn ended(
     let took_ms = took.as_millis();
     // Asking for the size and hanging up is what firmware does before every file.
     let size_asked = *sent_bytes == 0 && matches!(end, End::Client(_));
+    // Anybody can send many requests, in anybody's name.
+    let only_asked = matches!(end, End::Displaced | End::Unanswered | End::Superseded);
     if *complete {
         tracing::info!(%peer, ?path, sent_bytes, took_ms, "TFTP file sent");
-    } else if size_asked || matches!(end, End::Displaced) {
-        tracing::debug!(%peer, ?path, %end, "TFTP size asked, no more");
+    } else if size_asked || only_asked {
+        tracing::debug!(%peer, ?path, %end, "TFTP file asked for, no more");
     } else {
         tracing::info!(%peer, ?path, sent_bytes, took_ms, %end, "TFTP file not sent");
     }
     let ended = Ended { path, sent_bytes: *sent_bytes, complete: *complete };
     shelf.ended(peer, asked, ended, began);
-}
-
-/// `tftpd` prints warnings to standard output unless told otherwise, once for the process; its only switch is its own command line.
-fn silence_tftpd() {
-    let quiet = ["tftpd", "--quiet"].map(str::to_owned);
-    if let Err(error) = tftpd::Config::new(quiet.into_iter()) {
-        tracing::debug!(%error, "tftpd cannot be silenced");
-    }
 }
 
 fn clean_files(files: BTreeMap<String, PathBuf>) -> io::Result<BTreeMap<String, PathBuf>> {

@@ -1,6 +1,7 @@
 //! The transfers under way: how many there may be, and which client each belongs to.
 //!
-//! The server claims a slot for each request; the transfer holds it until its thread has ended. There are never more threads than slots.
+//! The server claims a slot for each request; the transfer holds it until the end of its thread. There are never more threads than slots,
+//! but for those about to end.
 //!
 //! Anybody can send requests in anybody's name. What keeps slots free for machines: an address has a share of them, and when all are taken
 //! a transfer whose client has never answered makes room. A machine answers within milliseconds; one whose address was made up never does.
@@ -283,7 +284,8 @@ mod tests {
         held.pop();
         granted(slots.claim(peer(99), b"x", now));
         drop((held, other));
-        assert!(slots.live().addresses.is_empty());
+        let live = slots.live();
+        assert!(live.addresses.is_empty() && live.clients.is_empty());
     }
 
     #[test]
@@ -294,13 +296,13 @@ mod tests {
             [1, 2, 3].map(|n| granted(slots.claim(from(n), b"x", at(n.into()))));
         assert!(first.heard(at(4)) && !first.heard(at(5)));
         let full = |ms| assert!(matches!(slots.claim(from(9), b"x", at(ms)), Claim::Full));
-        full(201);
+        full(200);
         assert_eq!(second.cancelled(), None, "it still has time");
-        full(202);
-        assert_eq!((second.cancelled(), third.cancelled()), (Some(Cancel::Displaced), None));
         full(203);
+        assert_eq!((second.cancelled(), third.cancelled()), (Some(Cancel::Displaced), None));
+        full(204);
         assert_eq!(third.cancelled(), Some(Cancel::Displaced));
-        third.heard(at(204));
+        third.heard(at(205));
         assert_eq!(third.cancelled(), None, "an answer in time");
         full(900);
         assert_eq!(first.cancelled(), None, "it has answered");

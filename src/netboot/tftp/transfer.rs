@@ -338,3 +338,58 @@ fn bytes_of(packet: &Packet) -> io::Result<Vec<u8>> {
 fn default_of_fourth<A, B, C, D: Default, E, R>(_: fn(A, B, C, D, E) -> R) -> D {
     D::default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{super::files::in_memory, slots::Claim, slots::Slots},
+        *,
+    };
+
+    /// A transfer of one block in flight, and its client.
+    fn begun() -> (Transfer, UdpSocket) {
+        let [client, socket] = [0; 2].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let peer = client.local_addr().unwrap();
+        socket.connect(peer).unwrap();
+        client.connect(socket.local_addr().unwrap()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let claim = Slots::new(1).claim(peer, b"", Instant::now());
+        let Claim::Granted(slot) = claim else { panic!("{claim:?}") };
+        let limits = Limits { idle: Duration::MAX, total: Duration::MAX };
+        let (menu, terms) = (in_memory("menu").unwrap(), Terms::agree(&[], 4));
+        (Transfer::new(socket, menu, terms, limits, slot).unwrap(), client)
+    }
+
+    #[test]
+    fn who_never_answers_is_left_alone_soon_and_without_a_word() {
+        let (mut transfer, client) = begun();
+        let end = |transfer: &Transfer| transfer.check_limits(&transfer.state()).err();
+        assert!(end(&transfer).is_none());
+        transfer.began -= ANSWER_LIMIT;
+        assert!(matches!(end(&transfer), Some(End::Unanswered)));
+        let silence = client.recv(&mut [0; 9]).unwrap_err();
+        assert_eq!(silence.kind(), io::ErrorKind::WouldBlock);
+        transfer.slot.heard(Instant::now());
+        assert!(end(&transfer).is_none());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_to_its_end_is_told_and_not_complete() {
+        for (bytes, complete) in [(512, false), (511, true)] {
+            let (mut transfer, client) = begun();
+            let (report, outcome) = std::sync::mpsc::channel();
+            transfer.report = Some(Box::new(move |outcome| report.send(outcome).unwrap()));
+            let block = Packet::Data { block_num: 1, data: vec![0; bytes] };
+            Socket::send(&transfer, &block).unwrap();
+            client.send(b"\0\x04\0\x01").unwrap();
+            let acknowledged = Socket::recv_with_size(&transfer, 0).unwrap();
+            assert_eq!(acknowledged, Packet::Ack(1));
+            drop(transfer);
+            assert_eq!(outcome.recv().unwrap().complete, complete);
+            let mut heard = [0; 1000];
+            let length = client.recv(&mut heard).unwrap();
+            assert_eq!(length, bytes + 4);
+            assert_eq!(client.recv(&mut heard).is_err(), complete);
+        }
+    }
+}

@@ -50,6 +50,11 @@ pub(super) fn server_threads() -> usize {
     names.filter(|name| name == "tftp\n").count()
 }
 
+/// The files and sockets it has open.
+pub(super) fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
 /// Processor time this process has used, in ms (fields 14 and 15 of proc(5) stat, in hundredths of a second).
 pub(super) fn processor_ms() -> u64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap();

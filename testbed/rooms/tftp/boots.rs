@@ -104,10 +104,12 @@ fn machines_booting_at_once_are_told_apart_and_strangers_are_not_told() {
 fn a_kernel_that_is_not_in_the_nodes_menu_is_no_evidence() {
     let mut room = Room::new();
     room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();
-    fetch(&room, 1, "pxelinux.cfg/01-52-54-00-00-00-01");
-    fetch(&room, 1, "deploy/vmlinuz");
+    let menu = "pxelinux.cfg/01-52-54-00-00-00-01";
+    for name in [menu, "deploy/vmlinuz", menu] {
+        fetch(&room, 1, name);
+    }
     room.running.take().unwrap().stop();
-    assert_eq!(room.told().stage, BootStage::Menu);
+    assert_eq!([room.told().stage, room.told().stage], [BootStage::Menu; 2]);
     assert!(room.fetched.try_recv().is_err());
 }
 
@@ -117,12 +119,22 @@ fn a_machine_that_boots_its_own_kernel_is_told_of_no_further_than_its_menu() {
     room.image("vmlinuz", b"a kernel");
     room.image("initrd", b"a ramdisk");
     room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &own("vmlinuz")).unwrap();
-    for name in ["pxelinux.cfg/01-52-54-00-00-00-01", "node/a/kernel", "node/a/ramdisk"] {
+    let menu = "pxelinux.cfg/01-52-54-00-00-00-01";
+    for name in [menu, "node/a/kernel", "node/a/ramdisk", "grub/grub.cfg", menu] {
         fetch(&room, 1, name);
     }
     room.running.take().unwrap().stop();
-    assert_eq!(room.told().stage, BootStage::Menu);
+    assert_eq!([room.told().stage, room.told().stage], [BootStage::Menu; 2]);
     assert!(room.fetched.try_recv().is_err());
+}
+
+#[test]
+fn a_machine_is_told_of_by_its_own_address_whatever_the_server_listens_on() {
+    let mut room = Room::with(|config| config.listen = "[::]:0".parse().unwrap());
+    room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("x")).unwrap();
+    let server = ([127, 0, 0, 1], room.address.port()).into();
+    get_from(machine(1), server, "pxelinux.cfg/01-52-54-00-00-00-01");
+    assert_eq!(room.told().peer, machine(1));
 }
 
 #[test]

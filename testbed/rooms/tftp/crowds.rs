@@ -1,24 +1,25 @@
 //! Many clients, honest and not: how much of the process they can take, and that a machine still boots meanwhile.
 
 use std::{
-    net::{IpAddr, UdpSocket},
+    fs::File,
+    iter,
     process::Command,
-    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
+use hostler::model::boot::Firmware;
+
 use super::{
     Room,
-    alone::{alone, memory_kib, server_threads},
-    noise,
-    raw::{Client, Reply, get, get_from, request},
+    alone::{alone, descriptors, memory_kib, server_threads},
+    flood::{Flood, TRANSFER_KIB, TRANSFERS_MAX, machine},
+    mac, node, noise, own,
+    raw::{Client, Reply, get, get_from},
 };
 
-/// The transfers a server carries by default, and its loop.
-const THREADS_MAX: usize = 256 + 1;
-/// What one transfer may take.
-const TRANSFER_KIB: u64 = 800;
+/// The transfers a server carries by default, its loop, and some that have given up their slot and are about to end.
+const THREADS_MAX: usize = TRANSFERS_MAX + 1 + 31;
 /// The clients' sockets are this process's too.
 const DESCRIPTORS: [&str; 2] = ["prlimit", "--nofile=8192"];
 
@@ -89,62 +90,22 @@ fn machines_boot_while_made_up_addresses_and_nonsense_flood_the_port() {
     const NAME: &str = "crowds::machines_boot_while_made_up_addresses_and_nonsense_flood_the_port";
     alone(NAME, &DESCRIPTORS, || {
         let mut room = Room::new();
-        let (address, stop) = (room.address, AtomicBool::new(false));
-        let before = memory_kib();
-        thread::scope(|scope| {
-            // They exist, or the system would tell the server that nobody is there; but they never read nor answer.
-            let spoofed: Vec<_> =
-                (0..600).map(|n| UdpSocket::bind((machine(4, n), 0)).unwrap()).collect();
-            let stop = &stop;
-            scope.spawn(move || {
-                for (round, socket) in (0_u32..).flat_map(|r| spoofed.iter().map(move |s| (r, s))) {
-                    let size = round.to_string();
-                    let options = [("blksize", "65464"), ("windowsize", "64"), ("x", &size)];
-                    socket.send_to(&request(1, "deploy/vmlinuz", &options), address).unwrap();
-                    thread::sleep(Duration::from_micros(500));
-                    if stop.load(Ordering::Relaxed) {
-                        return;
-                    }
-                }
-            });
-            scope.spawn(move || {
-                let (socket, mut random) =
-                    (Client::on(machine(5, 0), address), fastrand::Rng::with_seed(5));
-                while !stop.load(Ordering::Relaxed) {
-                    let mut datagram = vec![0; random.usize(0..600)];
-                    random.fill(&mut datagram);
-                    if let [first, second, ..] = &mut datagram[..] {
-                        (*first, *second) = (0, random.u8(0..8));
-                    }
-                    socket.send_to_port(&datagram);
-                    thread::sleep(Duration::from_micros(500));
-                }
-            });
-            let full = Instant::now() + Duration::from_secs(20);
-            while server_threads() < THREADS_MAX {
-                assert!(Instant::now() < full, "the flood does not fill the slots");
-            }
-            for number in 0..5 {
-                let got = get_from(machine(6, number), address, "deploy/vmlinuz");
-                assert!(got == noise(300_000));
-                assert!(server_threads() <= THREADS_MAX);
-            }
-            let url = format!("tftp://{address}/deploy/vmlinuz");
-            let curl = Command::new("curl")
-                .args([
-                    "-sS",
-                    "--max-time",
-                    "60",
-                    "--connect-timeout",
-                    "60",
-                    "-o",
-                    "/dev/null",
-                    &url,
-                ])
-                .status();
-            stop.store(true, Ordering::Relaxed);
-            assert!(curl.unwrap().success());
-        });
+        let (address, before) = (room.address, memory_kib());
+        let flood = Flood::of(address, 600, "deploy/vmlinuz");
+        let full = Instant::now() + Duration::from_secs(20);
+        while server_threads() <= TRANSFERS_MAX {
+            assert!(Instant::now() < full, "the flood does not fill the slots");
+        }
+        for number in 0..5 {
+            let got = get_from(machine(6, number), address, "deploy/vmlinuz");
+            assert!(got == noise(300_000));
+            assert!(server_threads() <= THREADS_MAX);
+        }
+        let url = format!("tftp://{address}/deploy/vmlinuz");
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--max-time", "60", "--connect-timeout", "60", "-o", "/dev/null", &url]);
+        assert!(curl.status().unwrap().success());
+        drop(flood);
         let taken = memory_kib() - before;
         assert!(taken < THREADS_MAX as u64 * TRANSFER_KIB, "{taken} KiB");
         room.running.take().unwrap().stop();
@@ -178,12 +139,63 @@ fn no_more_transfers_run_than_allowed_and_who_waits_is_served_later() {
 }
 
 #[test]
+fn a_machine_takes_the_place_of_one_that_never_answers() {
+    let room = Room::with(|config| config.max_transfers = 1);
+    let silent = Client::new(room.address);
+    silent.request("deploy/vmlinuz", &[]);
+    let (mut machine, begun) = (Client::new(room.address), Instant::now());
+    assert!(matches!(machine.ask("deploy/vmlinuz", &[]), Reply::Data(1, _)));
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    machine.give_up();
+    drop(silent);
+}
+
+#[test]
 fn a_system_without_descriptors_is_answered_and_survived() {
     const NAME: &str = "crowds::a_system_without_descriptors_is_answered_and_survived";
     alone(NAME, &["prlimit", "--nofile=48"], || {
         let room = Room::new();
         let clients: Vec<_> = (0..16).map(|_| Client::new(room.address)).collect();
         recovers(&room, clients);
+    });
+}
+
+#[test]
+fn without_a_descriptor_no_file_is_said_to_be_missing_or_forbidden() {
+    const NAME: &str = "crowds::without_a_descriptor_no_file_is_said_to_be_missing_or_forbidden";
+    alone(NAME, &["prlimit", "--nofile=64"], || {
+        let room = Room::new();
+        room.image("vmlinuz", b"a kernel");
+        room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &own("vmlinuz")).unwrap();
+        let mut client = Client::new(room.address);
+        let mut held: Vec<_> = iter::from_fn(|| File::open("/dev/null").ok()).collect();
+        // With one or two left it is the next one that is wanting: the file's in its directory, the socket's, the worker's.
+        for left in 0..3 {
+            let menu = "pxelinux.cfg/01-52-54-00-00-00-01";
+            for name in ["pxelinux.0", "deploy/vmlinuz", "node/a/kernel", menu] {
+                client.request(name, &[]);
+                let busy = Reply::Error(0, "server busy, try again".to_owned());
+                assert_eq!(client.reply(), busy, "{name}, {left} left");
+            }
+            held.pop();
+        }
+        drop(held);
+        assert_eq!(get(room.address, "node/a/kernel", &[]).as_deref(), Ok(&b"a kernel"[..]));
+    });
+}
+
+#[test]
+fn a_transfer_has_a_file_and_a_socket_open_and_no_more() {
+    const NAME: &str = "crowds::a_transfer_has_a_file_and_a_socket_open_and_no_more";
+    alone(NAME, &[], || {
+        let room = Room::new();
+        let mut clients: Vec<_> = (0..10).map(|_| Client::new(room.address)).collect();
+        let before = descriptors();
+        for client in &mut clients {
+            client.request("deploy/vmlinuz", &[]);
+            assert!(matches!(client.reply(), Reply::Data(1, _)));
+        }
+        assert_eq!(descriptors() - before, 2 * clients.len());
     });
 }
 
@@ -218,10 +230,4 @@ fn recovers(room: &Room, clients: Vec<Client>) {
     while get(room.address, "deploy/initramfs", &[]).is_err() {
         assert!(Instant::now() < deadline, "the server has not recovered");
     }
-}
-
-/// A machine's address, out of one of several networks.
-fn machine(network: u8, number: u16) -> IpAddr {
-    let [high, low] = number.to_be_bytes();
-    [127, 100 + network, high, low].into()
 }

@@ -9,16 +9,22 @@ use std::{
         ffi::OsStrExt as _,
         fs::{PermissionsExt as _, symlink},
     },
+    path::PathBuf,
     process::Command,
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
+use hostler::{
+    model::boot::Firmware,
+    netboot::{Config, Server},
+};
+
 use super::{
     Room,
     alone::{alone, memory_kib, processor_ms, server_threads},
-    noise,
+    mac, node, noise, own,
     raw::{Client, Reply, get, request},
 };
 
@@ -144,9 +150,16 @@ fn a_transfer_that_ends_early_writes_nothing_to_standard_error() {
 fn neither_a_fifo_nor_an_endless_option_keeps_a_thread() {
     alone("hostile::neither_a_fifo_nor_an_endless_option_keeps_a_thread", &[], || {
         let room = Room::new();
-        let made = Command::new("mkfifo").arg(room.loaders.join("fifo")).status().unwrap();
-        assert!(made.success());
-        assert_eq!(get(room.address, "fifo", &[]).unwrap_err().0, 2);
+        let [loader, fixed, image] = ["loaders/fifo", "vmlinuz", "images/fifo"];
+        fs::remove_file(room.dir.path().join(fixed)).unwrap();
+        for fifo in [loader, fixed, image] {
+            let made = Command::new("mkfifo").arg(room.dir.path().join(fifo)).status().unwrap();
+            assert!(made.success());
+        }
+        room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &own("fifo")).unwrap();
+        for name in ["fifo", "deploy/vmlinuz", "node/a/kernel"] {
+            assert_eq!(get(room.address, name, &[]).unwrap_err().0, 2, "{name}");
+        }
         for option in ["utimeout", "windowwait", "timeout"] {
             let mut client = Client::new(room.address);
             client.request("pxelinux.0", &[(option, "18446744073709551615")]);
@@ -184,6 +197,17 @@ fn without_a_loader_directory_nothing_is_served_from_the_working_directory() {
         assert_eq!(get(room.address, &name, &[]).unwrap_err().0, 1, "{name}");
     }
     assert_eq!(get(room.address, "deploy/vmlinuz", &[]).unwrap().len(), 300_000);
+}
+
+#[test]
+fn a_directory_that_is_none_and_a_name_that_cannot_be_asked_for_are_told_before_the_start() {
+    let config = Config::new("127.0.0.1:0".parse().unwrap());
+    let error = |config: Config| Server::bind(config).unwrap_err().to_string();
+    let nowhere = PathBuf::from("/no/such/place");
+    let no_loaders = Config { loaders: Some(nowhere.clone()), ..config.clone() };
+    assert!(error(no_loaders).contains("/no/such/place"));
+    let files = BTreeMap::from([("../vmlinuz".to_owned(), nowhere)]);
+    assert!(error(Config { files, ..config }).contains("\"../vmlinuz\""));
 }
 
 #[test]
@@ -234,13 +258,7 @@ fn a_transfer_speaks_from_the_address_that_was_asked_and_from_a_port_of_its_own(
 #[test]
 fn nothing_a_client_sends_can_forge_a_line_of_the_log() {
     alone("hostile::nothing_a_client_sends_can_forge_a_line_of_the_log", &[], || {
-        let log = Log::default();
-        let writer = log.clone();
-        tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::TRACE)
-            .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .init();
+        let log = Log::start();
         let mut room = Room::new();
         let forged = "\nFORGED\x1b[31m\r";
         room.file("pxelinux.0", b"x");
@@ -260,16 +278,54 @@ fn nothing_a_client_sends_can_forge_a_line_of_the_log() {
         client.reply();
         client.send(format!("\0\x05\0\0{forged}\0").as_bytes());
         room.running.take().unwrap().stop();
-        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let text = log.text();
         assert!(text.matches("FORGED").count() >= 4, "{text}");
         assert!(!text.lines().any(|line| line.starts_with("FORGED")), "{text}");
         assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
     });
 }
 
+#[test]
+fn requests_that_must_wait_are_told_once_however_many_they_are() {
+    alone("hostile::requests_that_must_wait_are_told_once_however_many_they_are", &[], || {
+        let log = Log::start();
+        let room = Room::with(|config| config.max_transfers = 1);
+        let [mut served, mut waiting] = [0; 2].map(|_| Client::new(room.address));
+        served.request("deploy/vmlinuz", &[]);
+        served.reply();
+        for number in 0..50 {
+            waiting.request(&number.to_string(), &[]);
+        }
+        // Datagrams are taken in turn: when this one is answered, all of them have been.
+        waiting.send_to_port(&request(2, "x", &[]));
+        assert!(matches!(waiting.reply(), Reply::Error(2, _)));
+        let text = log.text();
+        assert_eq!(text.matches("too many TFTP transfers").count(), 1, "{text}");
+        served.give_up();
+    });
+}
+
 /// What was logged.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// Of this process, from now on.
+    fn start() -> Self {
+        let log = Self::default();
+        let writer = log.clone();
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .init();
+        log
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
 
 impl std::io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

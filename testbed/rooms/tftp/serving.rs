@@ -146,6 +146,7 @@ fn a_nodes_own_kernel_and_ramdisk_are_served_while_its_menu_says_so_and_nothing_
     room.image("secret", b"nobody's boot file");
     room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &own("vmlinuz")).unwrap();
     room.table.set(&node("b"), &[mac(2)], Firmware::Bios, &own("../vmlinuz")).unwrap();
+    room.table.set(&node("d"), &[mac(4)], Firmware::Bios, &own("none")).unwrap();
     assert!(curl(room.address, "node/a/kernel", &[]) == Ok(kernel.clone()));
     assert!(tftp_hpa(room.address, "/node/a/ramdisk") == Ok(ramdisk));
     assert!(busybox(room.address, "node/a/kernel", 1428) == Ok(kernel));
@@ -156,6 +157,7 @@ fn a_nodes_own_kernel_and_ramdisk_are_served_while_its_menu_says_so_and_nothing_
         ("secret", &missing),
         ("vmlinuz", &missing),
         ("node/c/kernel", &missing),
+        ("node/d/kernel", &missing),
         ("node/b/kernel", &refused),
     ] {
         assert_eq!(get(room.address, name, &[]).as_ref(), Err(answer), "{name}");
@@ -167,7 +169,9 @@ fn a_nodes_own_kernel_and_ramdisk_are_served_while_its_menu_says_so_and_nothing_
 #[test]
 fn an_unknown_machine_gets_file_not_found() {
     let room = Room::new();
-    room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("x")).unwrap();
+    for (name, card) in [("a", mac(1)), ("b", mac(2))] {
+        room.table.set(&node(name), &[card], Firmware::Bios, &deploy("x")).unwrap();
+    }
     room.table.remove(&node("a"));
     for name in [
         "pxelinux.cfg/01-52-54-00-00-00-01",
@@ -178,6 +182,8 @@ fn an_unknown_machine_gets_file_not_found() {
         let refused = Err((1, "file not found".to_owned()));
         assert_eq!(get(room.address, name, &[("tsize", "0")]), refused, "{name}");
     }
+    fs::remove_file(room.dir.path().join("vmlinuz")).unwrap();
+    assert_eq!(get(room.address, "deploy/vmlinuz", &[]).unwrap_err().0, 1);
     assert!(tftp_hpa(room.address, "nothing").unwrap_err().contains("not found"));
     assert!(curl(room.address, "nothing", &[]).is_err());
 }
