@@ -20,10 +20,12 @@ use super::{
 const TURN_WAIT_MAX: Duration = Duration::from_secs(3600);
 /// What leaving may take.
 const LEAVE_TIME_MAX: Duration = Duration::from_secs(3);
-/// Another session has the console (IPMI 2.0 §24.1).
+/// Why a console is not opened (IPMI 2.0 §24.1, table 5-2). Some say "disabled" while the machine is off.
 const ACTIVE_ELSEWHERE: u8 = 0x80;
-/// As many consoles are open as the BMC can have (IPMI 2.0 §24.1).
+const DISABLED: u8 = 0x81;
 const ALL_ACTIVE: u8 = 0x82;
+const NEVER_WITHOUT_CIPHER: u8 = 0x84;
+const NOT_NOW: u8 = 0xd5;
 
 /// News of a console.
 #[derive(Debug)]
@@ -78,7 +80,7 @@ impl Bmc {
                 Some(Err(error)) => {
                     tell(Heard::Trouble(&error));
                     match error.kind {
-                        IpmiErrorKind::NoConsole { completion: ACTIVE_ELSEWHERE | ALL_ACTIVE } => {
+                        IpmiErrorKind::NoConsole { completion: ACTIVE_ELSEWHERE } => {
                             self.timing.console_retry
                         }
                         kind if passes(&kind) => pauses.next(),
@@ -119,7 +121,7 @@ impl Call<'_> {
             opened = self.command(Command::OpenConsole).await;
         }
         match refusal(&opened) {
-            Some(completion @ 0x80..=0x84) => {
+            Some(completion @ (ACTIVE_ELSEWHERE..=NEVER_WITHOUT_CIPHER | NOT_NOW)) => {
                 Err(self.error(IpmiErrorKind::NoConsole { completion }))
             }
             _ => opened,
@@ -198,6 +200,7 @@ const fn passes(kind: &IpmiErrorKind) -> bool {
             | IpmiErrorKind::NoSession { .. }
             | IpmiErrorKind::Busy { .. }
             | IpmiErrorKind::InUse { .. }
+            | IpmiErrorKind::NoConsole { completion: DISABLED | ALL_ACTIVE | NOT_NOW }
     )
 }
 

@@ -191,9 +191,10 @@ const fn status_text(status: u8) -> &'static str {
 const fn console_text(completion: u8) -> &'static str {
     match completion {
         0x80 => "somebody else has it",
-        0x81 => "serial over LAN is switched off in its settings",
+        0x81 => "serial over LAN is switched off in its settings, or the machine is off",
         0x82 => "it has as many consoles open as it can",
         0x83 => "it cannot encipher it",
+        0xd5 => "not in this state",
         _ => "refused",
     }
 }

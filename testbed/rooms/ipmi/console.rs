@@ -266,10 +266,9 @@ async fn a_bmc_that_restarts_is_listened_to_again_and_a_spent_session_replaced()
 
 #[tokio::test]
 async fn where_there_is_no_console_to_be_had_it_is_said_once() {
-    let simulator = pyghmi(&[]);
+    let simulator = pyghmi(&["--refuse", "0648=83"]);
     let heard = Listener::at(simulator.port).gives_up().await;
-    let off = "<no serial console: serial over LAN is switched off in its settings (completion code 0x81)>";
-    assert_eq!(heard, off);
+    assert_eq!(heard, "<no serial console: it cannot encipher it (completion code 0x83)>");
     let password = Secret::new("wrong".to_owned());
     let wrong = Bmc::with_timing(BmcConfig { password, ..config(simulator.port) }, TIMING);
     let heard = Listener::new(Arc::new(wrong)).gives_up().await;
@@ -279,6 +278,21 @@ async fn where_there_is_no_console_to_be_had_it_is_said_once() {
     let heard = Listener::at(simulator.port).gives_up().await;
     assert!(heard.contains("refused to open the serial console: command not supported"), "{heard}");
     simulator.closes_all_sessions().await;
+}
+
+#[tokio::test]
+async fn a_console_that_is_not_there_yet_is_asked_for_until_it_is() {
+    for (code, why) in [("81", "the machine is off"), ("d5", "not in this state")] {
+        let line = Line::new();
+        let simulator = line.simulator(&["--refuse", &format!("0648={code}*2")]);
+        let listener = Listener::at(simulator.port);
+        listener.until_heard("<begun>").await;
+        line.print("booting");
+        listener.until_heard("booting").await;
+        let heard = listener.heard();
+        assert_eq!(heard.matches(why).count(), 2, "{heard}");
+        assert!(!heard.contains("<gap>"), "{heard}");
+    }
 }
 
 #[tokio::test]
