@@ -202,8 +202,8 @@ fn a_transfer_has_a_file_and_a_socket_open_and_no_more() {
 #[test]
 fn a_system_without_threads_is_answered_and_survived() {
     const NAME: &str = "crowds::a_system_without_threads_is_answered_and_survived";
-    // A user of its own: the limit counts all of a user's threads, and does not bind root.
-    let nobody = ["setpriv", "--reuid=64123", "--regid=64123", "--clear-groups"];
+    // A user whom no other test has: the limit counts all of a user's threads, and does not bind root.
+    let nobody = ["setpriv", "--reuid=64124", "--regid=64124", "--clear-groups"];
     alone(NAME, &[&nobody[..], &["prlimit", "--nproc=8"]].concat(), || {
         let room = Room::new();
         let clients: Vec<_> = (0..20).map(|_| Client::new(room.address)).collect();
