@@ -242,12 +242,12 @@ impl Field<'_> {
 
     /// One of a closed set of words.
     pub fn choice<T: Copy>(self, words: &[(&str, T)]) -> Option<T> {
-        self.text(|text| match words.iter().find(|(word, _)| *word == text) {
-            Some((_, value)) => Ok(*value),
-            None => {
+        self.text(|text| {
+            let found = words.iter().find(|(word, _)| *word == text);
+            found.map(|(_, value)| *value).ok_or_else(|| {
                 let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-                Err(format!("`{text}` is not one of {}", all.join(", ")))
-            }
+                format!("`{text}` is not one of {}", all.join(", "))
+            })
         })
     }
 

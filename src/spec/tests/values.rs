@@ -285,7 +285,7 @@ fn a_credential_stands_in_for_the_password_file() {
     let password = Password::PasswordCredential("edge-07.bmc".to_owned());
     assert_eq!(good(&text).bmc.unwrap().password, password);
     check(
-        &with("bmc", "password_credential = \"a/b\""),
+        with("bmc", "password_credential = \"a/b\""),
         &expect![[r#"
             nodes/edge-07.toml:4:23: bmc.password_credential: `a/b` is not a credential's name
             nodes/edge-07.toml:6:17: bmc.password_file: is of no use with bmc.password_credential
