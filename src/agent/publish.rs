@@ -1,5 +1,5 @@
-//! Status files, and consoles beside them: written by a thread of its own, so that a slow disk never holds up the driver, and at most once a second for a node
-//! whose phase has not changed. A file that cannot be written, or that somebody removed or changed, is written again.
+//! Status files, and consoles beside them: written by a thread of its own, so that a slow disk never holds up the driver, and at most once a
+//! second for a node whose phase has not changed. A file that cannot be written, or that somebody removed or changed, is written again.
 
 use std::{
     collections::BTreeMap,
