@@ -1,9 +1,10 @@
 //! `hostler explain`: the story of one node, for people.
 //!
-//! Made from the status file alone, and from the spec file for what the agent has not told yet.
+//! Made from the status file and what is beside it, and from the spec file for what the agent has not told yet.
 
 use std::{
     io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -28,16 +29,20 @@ use super::{
 type SpecNow = Option<Result<NodeSpec, Vec<Problem>>>;
 
 pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCode, Failure> {
-    let status = status_file::read(&StatusFiles::new(place.status_dir()?).path(&place.node))?;
+    let files = StatusFiles::new(place.status_dir()?);
+    let status = status_file::read(&files.path(&place.node))?;
+    let console = Some(files.console_path(&place.node)).filter(|path| path.exists());
     let (file, defaults) = place.spec()?;
     let spec = file.exists().then(|| spec::read_file(&file, defaults.as_ref()));
-    Story { status: &status, spec, now: Timestamp::now() }.tell(out)?;
+    Story { status: &status, spec, console, now: Timestamp::now() }.tell(out)?;
     Ok(ExitCode::SUCCESS)
 }
 
 struct Story<'a> {
     status: &'a Status,
     spec: SpecNow,
+    /// What its machine printed, if that was kept.
+    console: Option<PathBuf>,
     now: Timestamp,
 }
 
@@ -154,7 +159,11 @@ impl Story<'_> {
         let at = self.ago(last.at);
         writeln!(out, "\nLast error: {} in attempt {}, {at}", last.fault.code, last.attempt)?;
         writeln!(out, "  {}", last.fault.message)?;
-        writeln!(out, "  hint: {}", last.fault.hint)
+        writeln!(out, "  hint: {}", last.fault.hint)?;
+        match &self.console {
+            Some(path) => writeln!(out, "  what the machine printed is in {}", path.display()),
+            None => Ok(()),
+        }
     }
 
     fn conditions(&self, out: &mut impl Write) -> io::Result<()> {

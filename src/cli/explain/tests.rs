@@ -17,7 +17,7 @@ fn status(lines: &str) -> Status {
 
 fn check(status: &Status, spec: SpecNow, expected: &Expect) {
     let mut told = Vec::new();
-    Story { status, spec, now: NOW.parse().unwrap() }.tell(&mut told).unwrap();
+    Story { status, spec, console: None, now: NOW.parse().unwrap() }.tell(&mut told).unwrap();
     expected.assert_eq(&String::from_utf8(told).unwrap());
 }
 
@@ -80,7 +80,9 @@ message = "the machine is on; waiting for it to netboot"
     // Long after the agent died.
     let overdue = Status { deadline: Some("2026-11-22T12:05:00Z".parse().unwrap()), ..status };
     let mut told = Vec::new();
-    Story { status: &overdue, spec: None, now: NOW.parse().unwrap() }.next(&mut told).unwrap();
+    Story { status: &overdue, spec: None, console: None, now: NOW.parse().unwrap() }
+        .next(&mut told)
+        .unwrap();
     expect![[r#"
 
         What comes next
@@ -361,7 +363,7 @@ message = "`gone` is not one of deployed, unmanaged"
     let status = Status { spec_valid: true, problems: Vec::new(), ..status };
     let broken = vec![Problem::of_file("nodes/edge-07.toml", "empty")];
     let mut told = Vec::new();
-    Story { status: &status, spec: Some(Err(broken)), now: NOW.parse().unwrap() }
+    Story { status: &status, spec: Some(Err(broken)), console: None, now: NOW.parse().unwrap() }
         .head(&mut told)
         .unwrap();
     expect![[r#"

@@ -12,7 +12,7 @@ use hostler::model::{fault::Step, status::Phase};
 use super::{
     NODE, ends_deployed, ends_failed,
     machine::{Machine, Ramdisk},
-    site::{Site, Spec},
+    site::{Site, Spec, answer},
 };
 
 /// A machine with a serial line, and a spec that wants it recorded.
@@ -43,6 +43,8 @@ fn fails(site: &Site, machine: &Machine, ramdisk: &Ramdisk) -> String {
     assert_eq!(ramdisk.look_up(1 << 20).0, 409);
     ends_failed(site, machine, Step::Ramdisk, "DiskTooSmall");
     site.await_that("kept", || kept(site, &machine.node).is_some());
+    let (_, told, _) = answer(&mut site.hostler(&["explain", &machine.node]));
+    assert!(told.contains(&format!("nodes/{}.console.log\n", machine.node)), "{told}");
     kept(site, &machine.node).unwrap()
 }
 
