@@ -21,6 +21,8 @@ use crate::{
     model::{ids::NodeName, problem::shown},
 };
 
+mod identity;
+
 const DIR_MODE: u32 = 0o700;
 const RECORD_MODE: u32 = 0o600;
 const LOCK: &str = "lock";
@@ -234,17 +236,22 @@ fn load<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, StoreError> {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
-    let mut json = Vec::new();
-    // One byte more than allowed, so that a file of exactly the limit is told from a longer one.
-    File::open(path)?.take(RECORD_BYTES_MAX + 1).read_to_end(&mut json)?;
-    if json.len() as u64 > RECORD_BYTES_MAX {
-        let message = format!("more than {RECORD_BYTES_MAX} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-    }
+    let json = read_bounded(path)?;
     // The error may quote the file.
     let bad = |error: serde_json::Error| shown(&error.to_string());
     serde_json::from_slice(&json)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, bad(error)))
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // One byte more than allowed, so that a file of exactly the limit is told from a longer one.
+    File::open(path)?.take(RECORD_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > RECORD_BYTES_MAX {
+        let message = format!("more than {RECORD_BYTES_MAX} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(bytes)
 }
 
 /// Whether the record itself is bad. A system that is out of file descriptors, say, makes no good record a bad one.

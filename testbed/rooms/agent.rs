@@ -23,6 +23,7 @@ mod restarts;
 mod site;
 mod specs;
 mod surroundings;
+mod two_agents;
 
 use hostler::model::{
     fault::Step,
