@@ -23,6 +23,7 @@ mod faults;
 mod install;
 mod layout;
 mod menu;
+mod open_files;
 mod orders;
 mod power;
 mod publish;
@@ -65,6 +66,7 @@ use self::{
     boot_files::DeployFiles,
     driver::{Driver, Sources},
     menu::MenuWriter,
+    open_files::polls_max,
     publish::Publisher,
     rooms::Rooms,
     work::Workshop,
@@ -251,6 +253,7 @@ fn policy(config: &Config) -> Policy {
     Policy {
         attempts_max: config.limits.waiting,
         imagings_max: config.limits.imaging,
+        polls_max: polls_max(),
         breaker: config.safety.breaker,
         enforce_power: config.safety.enforce_power,
     }
