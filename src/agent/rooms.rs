@@ -15,7 +15,7 @@ use crate::{
         fault::Fault,
         ids::{MacAddr, NodeName, OpId},
         spec::NodeSpec,
-        status::{Progress, Status},
+        status::{Phase, Progress, Status},
     },
     progress::Meter,
     store::Store,
@@ -219,7 +219,14 @@ impl Outside for Rooms {
     }
 
     fn log_phase(&mut self, status: &Status) {
-        info!(node = %status.node, phase = status.phase.as_str(), attempt = status.attempt, message = status.message, "phase");
+        let Status { node, attempt, message, .. } = status;
+        let phase = status.phase.as_str();
+        // Nothing goes on by itself after this one: whoever alerts on warnings is to hear of it.
+        if status.phase == Phase::Failed {
+            warn!(%node, phase, attempt, message, "phase");
+        } else {
+            info!(%node, phase, attempt, message, "phase");
+        }
     }
 
     fn forget(&mut self, node: &NodeName) {

@@ -77,7 +77,7 @@ impl StatusFiles {
             Ok(text) => text,
             Err(source) => return Err(StatusFileError::Encode { path, source }),
         };
-        atomic_file::replace(&path, STATUS_MODE, text.as_bytes())
+        atomic_file::replace_unsynced(&path, STATUS_MODE, text.as_bytes())
             .map_err(|source| StatusFileError::Io { path, source })
     }
 
