@@ -20,6 +20,7 @@ mod mounts;
 mod netboot;
 mod orders;
 mod restarts;
+mod seccomp;
 mod site;
 mod specs;
 mod surroundings;
