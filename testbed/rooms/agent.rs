@@ -21,6 +21,7 @@ mod netboot;
 mod orders;
 mod restarts;
 mod silent;
+mod seccomp;
 mod site;
 mod specs;
 mod surroundings;
