@@ -24,6 +24,7 @@ mod install;
 mod layout;
 mod mark;
 mod menu;
+mod open_files;
 mod orders;
 mod power;
 mod publish;
@@ -54,7 +55,7 @@ use crate::{
     config::{self, Config},
     lifecycle::{Carrier, Fleet, Left, Policy, Record},
     model::{ids::NodeName, problem::Problem, status::Installed},
-    netboot,
+    netboot, regular_file,
     spec::Defaults,
     status_file::StatusFiles,
     store::{Store, StoreError},
@@ -68,6 +69,7 @@ use self::{
     driver::{Driver, Sources},
     mark::Standing,
     menu::MenuWriter,
+    open_files::polls_max,
     publish::Publisher,
     rooms::Rooms,
     work::Workshop,
@@ -128,6 +130,7 @@ impl Agent {
         if let Some(problem) = Defaults::new(None, config.defaults.as_ref()).problems().first() {
             return Err(StartError::Defaults(problem.clone()));
         }
+        info!("files beneath a directory are opened {}", regular_file::beneath::way());
         let listen = |what: &str, at| {
             let what = format!("{what} {at}");
             move |source| StartError::Listen { what, source }
@@ -282,6 +285,7 @@ fn policy(config: &Config) -> Policy {
     Policy {
         attempts_max: config.limits.waiting,
         imagings_max: config.limits.imaging,
+        polls_max: polls_max(),
         breaker: config.safety.breaker,
         enforce_power: config.safety.enforce_power,
     }

@@ -6,18 +6,18 @@
 //! same time: a reader sees one of the two marks whole.
 
 use std::{
-    fs::{self, OpenOptions, Permissions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    fs, io,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::OFlags;
-
 use super::StatusFileError;
-use crate::model::{
-    agent_mark::{AgentMark, MARK_VERSION},
-    problem::shown,
+use crate::{
+    atomic_file,
+    model::{
+        agent_mark::{AgentMark, MARK_VERSION},
+        problem::shown,
+    },
+    regular_file,
 };
 
 const NAME: &str = "_agent.status.toml";
@@ -45,19 +45,10 @@ impl MarkFile {
 
     /// What is in the file; `None` if there is none.
     pub fn bytes(&self) -> io::Result<Option<Vec<u8>>> {
-        // Nonblocking: somebody may have put a pipe in its place.
-        let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-        let flags = i32::try_from(flags.bits()).unwrap_or_default();
-        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
-        };
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+        match regular_file::read(&self.path, MARK_BYTES_MAX) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            bytes => bytes.map(Some),
         }
-        let mut bytes = Vec::new();
-        file.take(MARK_BYTES_MAX).read_to_end(&mut bytes)?;
-        Ok(Some(bytes))
     }
 
     /// The mark; `None` if there is none.
@@ -96,16 +87,9 @@ impl MarkFile {
 
     /// The mark under a name that only this agent uses: the other one may be writing too.
     fn temporary(&self, mark: &AgentMark) -> io::Result<PathBuf> {
-        let temp = self.path.with_file_name(format!(".{NAME}.{}.tmp", mark.run_id));
+        let temp = self.path.with_file_name(format!(".{NAME}.{}", mark.run_id));
         let text = toml::to_string(mark).map_err(io::Error::other)?;
-        let write = || {
-            let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(MARK_MODE).open(&temp)?;
-            file.set_permissions(Permissions::from_mode(MARK_MODE))?;
-            file.write_all(format!("{HEADER}{text}").as_bytes())
-        };
-        discard(&temp);
-        write().inspect_err(|_| discard(&temp))?;
+        atomic_file::replace_unsynced(&temp, MARK_MODE, format!("{HEADER}{text}").as_bytes())?;
         Ok(temp)
     }
 }
@@ -121,14 +105,17 @@ pub fn decode(bytes: &[u8]) -> Result<AgentMark, String> {
     }
 }
 
-/// The next write clears the name anyway.
+/// The next write replaces it anyway.
 fn discard(temp: &Path) {
     fs::remove_file(temp).unwrap_or_default();
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::{
+        os::unix::fs::PermissionsExt as _,
+        time::{Duration, Instant},
+    };
 
     use super::*;
 
@@ -201,7 +188,8 @@ mod tests {
         let made = std::process::Command::new("mkfifo").arg(file.path()).status().unwrap();
         assert!(made.success());
         let asked = Instant::now();
-        assert_eq!(file.bytes().unwrap_err().to_string(), "not a regular file");
+        let error = file.bytes().unwrap_err().to_string();
+        assert!(error.contains("FIFO"), "{error}");
         assert!(asked.elapsed() < Duration::from_secs(5));
     }
 }

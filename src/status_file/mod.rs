@@ -4,8 +4,7 @@
 //! half a file, and never put anything here that not everybody may read: the files have mode 0644. Beside them is what `console` keeps.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
+    fs, io,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -16,6 +15,7 @@ use std::{
 use crate::{
     atomic_file,
     model::{ids::NodeName, problem::shown, status::Status},
+    regular_file,
 };
 
 pub mod agent_mark;
@@ -97,7 +97,7 @@ impl StatusFiles {
             Ok(text) => text,
             Err(source) => return Err(StatusFileError::Encode { path, source }),
         };
-        atomic_file::replace(&path, STATUS_MODE, text.as_bytes())
+        atomic_file::replace_unsynced(&path, STATUS_MODE, text.as_bytes())
             .map_err(|source| StatusFileError::Io { path, source })
     }
 
@@ -145,9 +145,7 @@ pub fn read(path: &Path) -> Result<Status, StatusFileError> {
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(STATUS_BYTES_MAX).read_to_string(&mut text)?;
-    Ok(text)
+    regular_file::read_to_string(path, STATUS_BYTES_MAX)
 }
 
 fn render(status: &Status) -> Result<String, toml::ser::Error> {

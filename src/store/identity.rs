@@ -7,10 +7,11 @@ use std::{fs, io, path::PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{RECORD_MODE, Store, StoreError, is_damage, keep_aside, names, read_bounded};
+use super::{RECORD_BYTES_MAX, RECORD_MODE, Store, StoreError, is_damage, keep_aside, names};
 use crate::{
     atomic_file,
     model::ids::{NodeName, hex},
+    regular_file,
 };
 
 const STATE_ID: &str = "state-id";
@@ -24,15 +25,16 @@ impl Store {
     /// its agent is a stranger to its own mark.
     pub fn state_id(&self) -> Result<(String, Option<StoreError>), StoreError> {
         let path = self.dir.join(STATE_ID);
-        let damaged = match read_bounded(&path).and_then(|bytes| decode(&bytes)) {
-            Ok(id) => return Ok((id, None)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(source) if is_damage(&source) => {
-                let fate = keep_aside(&path);
-                Some(StoreError::Damaged { path: path.clone(), source, fate })
-            }
-            Err(source) => return Err(StoreError::Read { path, source }),
-        };
+        let damaged =
+            match regular_file::read(&path, RECORD_BYTES_MAX).and_then(|bytes| decode(&bytes)) {
+                Ok(id) => return Ok((id, None)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(source) if is_damage(&source) => {
+                    let fate = keep_aside(&path);
+                    Some(StoreError::Damaged { path: path.clone(), source, fate })
+                }
+                Err(source) => return Err(StoreError::Read { path, source }),
+            };
         self.check_still_ours()?;
         let mut random = [0; 16];
         let id = getrandom::fill(&mut random)

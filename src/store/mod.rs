@@ -19,6 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     atomic_file,
     model::{ids::NodeName, problem::shown},
+    regular_file,
 };
 
 mod identity;
@@ -236,22 +237,11 @@ fn load<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, StoreError> {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
-    let json = read_bounded(path)?;
+    let json = regular_file::read(path, RECORD_BYTES_MAX)?;
     // The error may quote the file.
     let bad = |error: serde_json::Error| shown(&error.to_string());
     serde_json::from_slice(&json)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, bad(error)))
-}
-
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    // One byte more than allowed, so that a file of exactly the limit is told from a longer one.
-    File::open(path)?.take(RECORD_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > RECORD_BYTES_MAX {
-        let message = format!("more than {RECORD_BYTES_MAX} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-    }
-    Ok(bytes)
 }
 
 /// Whether the record itself is bad. A system that is out of file descriptors, say, makes no good record a bad one.

@@ -1,18 +1,23 @@
 //! What this process writes into a mark about itself, and whether another mark's process lives.
 
-use std::{fs, process};
+use std::{path::Path, process};
 
 use jiff::Timestamp;
 use rustix::system::uname;
 use sha2::{Digest as _, Sha256};
 
-use crate::model::{
-    agent_mark::{AgentMark, MARK_VERSION},
-    ids::hex,
+use crate::{
+    model::{
+        agent_mark::{AgentMark, MARK_VERSION},
+        ids::hex,
+    },
+    regular_file,
 };
 
 /// Binds the hash of the machine id to hostler, as machine-id(5) asks for.
 const MACHINE_ID_PURPOSE: &str = "hostler agent mark\n";
+/// One line each; a process's name is short.
+const FILE_BYTES_MAX: u64 = 4096;
 /// The place of `starttime` in `/proc/PID/stat` (proc(5)), counted behind the process's name.
 const START_TIME: usize = 19;
 
@@ -47,20 +52,24 @@ pub(super) fn lives(mark: &AgentMark) -> bool {
     is_here && started_ticks(mark.pid).is_some_and(|ticks| ticks == mark.pid_started_ticks)
 }
 
+fn read(path: &str) -> Option<String> {
+    regular_file::read_to_string(Path::new(path), FILE_BYTES_MAX).ok()
+}
+
 fn machine_id() -> Option<String> {
-    let id = fs::read_to_string("/etc/machine-id").ok()?;
+    let id = read("/etc/machine-id")?;
     let id = Some(id.trim()).filter(|id| !id.is_empty())?;
     hex(&Sha256::digest(format!("{MACHINE_ID_PURPOSE}{id}"))).get(..32).map(str::to_owned)
 }
 
 fn boot_id() -> String {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let id = read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim().to_owned()
 }
 
 /// When a process began; `None` if there is none.
 fn started_ticks(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = read(&format!("/proc/{pid}/stat"))?;
     // The name may hold anything, spaces and brackets too.
     let (_, behind_name) = stat.rsplit_once(')')?;
     behind_name.split_whitespace().nth(START_TIME)?.parse().ok()

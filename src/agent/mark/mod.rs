@@ -326,9 +326,7 @@ impl Keeper {
             Ok(Some(bytes)) => {
                 decode(&bytes).map_or_else(Found::Unclear, |mark| Found::Mark(Box::new(mark)))
             }
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                Found::Unclear(error.to_string())
-            }
+            Err(error) if is_in_the_way(&error) => Found::Unclear(error.to_string()),
             Err(error) => return Err(error),
         })
     }
@@ -385,6 +383,12 @@ impl Keeper {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(Stop),
         }
     }
+}
+
+/// Whether something else than a mark lies in its place.
+fn is_in_the_way(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, IsADirectory};
+    matches!(error.kind(), InvalidData | IsADirectory)
 }
 
 /// Whether an agent that cannot look at its mark runs without one, as it runs without status files:
