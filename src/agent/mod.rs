@@ -23,6 +23,7 @@ mod faults;
 mod install;
 mod layout;
 mod menu;
+mod open_files;
 mod orders;
 mod power;
 mod publish;
@@ -53,7 +54,7 @@ use crate::{
     config::{self, Config},
     lifecycle::{Carrier, Fleet, Left, Policy, Record},
     model::{ids::NodeName, problem::Problem, status::Installed},
-    netboot,
+    netboot, regular_file,
     spec::Defaults,
     status_file::StatusFiles,
     store::{Store, StoreError},
@@ -65,6 +66,7 @@ use self::{
     boot_files::DeployFiles,
     driver::{Driver, Sources},
     menu::MenuWriter,
+    open_files::polls_max,
     publish::Publisher,
     rooms::Rooms,
     work::Workshop,
@@ -114,6 +116,7 @@ impl Agent {
         if let Some(problem) = Defaults::new(None, config.defaults.as_ref()).problems().first() {
             return Err(StartError::Defaults(problem.clone()));
         }
+        info!("files beneath a directory are opened {}", regular_file::beneath::way());
         let listen = |what: &str, at| {
             let what = format!("{what} {at}");
             move |source| StartError::Listen { what, source }
@@ -251,6 +254,7 @@ fn policy(config: &Config) -> Policy {
     Policy {
         attempts_max: config.limits.waiting,
         imagings_max: config.limits.imaging,
+        polls_max: polls_max(),
         breaker: config.safety.breaker,
         enforce_power: config.safety.enforce_power,
     }

@@ -21,6 +21,8 @@ mod mounts;
 mod netboot;
 mod orders;
 mod restarts;
+mod seccomp;
+mod silent;
 mod site;
 mod specs;
 mod surroundings;

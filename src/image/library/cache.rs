@@ -8,7 +8,7 @@
 use std::{
     fmt,
     fs::{self, DirBuilder, File, Metadata, Permissions},
-    io::{self, Read as _},
+    io,
     os::unix::fs::{
         DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, lchown,
     },
@@ -34,6 +34,7 @@ use crate::{
         ids::{Digest, DigestAlgorithm},
         spec::ImageFormat,
     },
+    regular_file,
 };
 
 const DIR_MODE: u32 = 0o700;
@@ -252,9 +253,8 @@ impl Cache {
 
     /// What is known of an entry; nothing that cannot be read.
     pub(super) fn about(&self, name: &Name) -> Option<About> {
-        let mut text = String::new();
-        let file = File::open(self.path(name, Kind::About)).ok()?;
-        file.take(ABOUT_BYTES_MAX).read_to_string(&mut text).ok()?;
+        let path = self.path(name, Kind::About);
+        let text = regular_file::read_to_string(&path, ABOUT_BYTES_MAX).ok()?;
         let about: About = toml::from_str(&text).ok()?;
         let is_whole = match about.version {
             VERSION => is_sealed(&text),
@@ -301,9 +301,9 @@ impl Cache {
         session: &str,
     ) -> io::Result<()> {
         let path = self.path(name, from);
-        let raw = File::open(&path)?;
+        let raw = regular_file::open(&path)?;
         raw.sync_all()?;
-        File::open(self.path(name, Kind::Sums))?.sync_all()?;
+        regular_file::open(&self.path(name, Kind::Sums))?.sync_all()?;
         self.write_about(name, &raw, source, content, session)?;
         fs::rename(&path, self.path(name, Kind::Raw))?;
         atomic_file::sync_dir(&self.dir)?;
@@ -340,7 +340,7 @@ impl Cache {
         if about.version != VERSION || about.session != session {
             return Ok(None);
         }
-        let open = |kind| match File::open(self.path(name, kind)) {
+        let open = |kind| match regular_file::open(&self.path(name, kind)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             file => file.map(Some),
         };
@@ -361,8 +361,8 @@ impl Cache {
     fn open(&self, path: &Path) -> io::Result<File> {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
-        // Root must not be led elsewhere by whoever owns the directory.
-        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        // Root must not be led elsewhere by whoever owns the directory, nor wait at a FIFO.
+        options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
         let file = options.open(path)?;
         give_to_owner(&self.dir, path)?;
         Ok(file)

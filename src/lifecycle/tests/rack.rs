@@ -148,7 +148,10 @@ impl World {
         if let Some(fault) = self.faults.get(&job.host) {
             return Err(fault.clone());
         }
-        if !matches!(job.operation, Operation::ObservePower | Operation::Prepare) {
+        if !matches!(
+            job.operation,
+            Operation::PollPower | Operation::ConfirmPower | Operation::Prepare
+        ) {
             self.story.push((job.host.clone(), job.operation.clone()));
         }
         let is_on = self.on.contains(&job.host);
@@ -157,7 +160,7 @@ impl World {
             PowerState::Off => self.on.remove(&job.host),
         };
         match &job.operation {
-            Operation::ObservePower => {
+            Operation::PollPower | Operation::ConfirmPower => {
                 return Ok(Outcome::Power(if is_on { PowerState::On } else { PowerState::Off }));
             }
             Operation::Prepare => {
