@@ -29,9 +29,9 @@ const ROOMS: [&str; 13] = [
 fn may_name(module: &str) -> Option<&'static [&'static str]> {
     match module {
         "lib" | "bin" | "agent" | "cli" => Some(&["*"]),
-        "model" | "atomic_file" => Some(&[]),
+        "model" | "atomic_file" | "file_mark" => Some(&[]),
         "progress" | "lifecycle" | "ramdisk" => Some(&["model"]),
-        room if ROOMS.contains(&room) => Some(&["model", "atomic_file", "progress"]),
+        room if ROOMS.contains(&room) => Some(&["model", "atomic_file", "file_mark", "progress"]),
         _ => None,
     }
 }
