@@ -94,11 +94,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         type Replace = fn(&Path, u32, &[u8]) -> io::Result<()>;
-        let rounds: [(Replace, u32, &str); 3] = [
-            (replace, 0o644, "one"),
-            (replace, 0o600, "two"),
-            (replace_unsynced, 0o644, "three"),
-        ];
+        let rounds: [(Replace, u32, &str); 3] =
+            [(replace, 0o644, "one"), (replace, 0o600, "two"), (replace_unsynced, 0o644, "three")];
         for (replace, mode, text) in rounds {
             replace(&path, mode, text.as_bytes()).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), text);

@@ -54,7 +54,7 @@ use crate::{
     config::{self, Config},
     lifecycle::{Carrier, Fleet, Left, Policy, Record},
     model::{ids::NodeName, problem::Problem, status::Installed},
-    netboot,
+    netboot, regular_file,
     spec::Defaults,
     status_file::StatusFiles,
     store::{Store, StoreError},
@@ -116,6 +116,7 @@ impl Agent {
         if let Some(problem) = Defaults::new(None, config.defaults.as_ref()).problems().first() {
             return Err(StartError::Defaults(problem.clone()));
         }
+        info!("files beneath a directory are opened {}", regular_file::beneath::way());
         let listen = |what: &str, at| {
             let what = format!("{what} {at}");
             move |source| StartError::Listen { what, source }

@@ -5,13 +5,14 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs, io,
+    env, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::{sync::Semaphore, time::Instant};
+use zeroize::Zeroizing;
 
 use crate::{
     config::Config,
@@ -26,12 +27,16 @@ use crate::{
         system_guid::SystemGuid,
     },
     progress::{Cancel, stopped},
+    regular_file,
 };
 
 use super::{faults, work::cancel_signal};
 
 /// BMCs that operators use at once: each keeps a place at the admin socket, of which there are some more.
 const DEEDS_MAX: usize = 16;
+
+/// IPMI's passwords have 20 bytes at most; a program may take longer ones.
+const PASSWORD_FILE_BYTES_MAX: u64 = 4096;
 
 /// Whose it is to have a node's BMC do something, first come, first served. What takes several calls is not mixed with what somebody else
 /// wants meanwhile: a machine that an operator switches on is not seen off before, and taken for nobody's.
@@ -262,6 +267,16 @@ fn own_device(spec: &NodeSpec) -> BootDevice {
 
 /// A password as a file has it.
 fn first_line(path: &Path) -> io::Result<Secret> {
-    let text = fs::read_to_string(path)?;
-    Ok(Secret::new(text.lines().next().unwrap_or_default().to_owned()))
+    let file = regular_file::open(path)?;
+    let start = Zeroizing::new(regular_file::read_start(file, PASSWORD_FILE_BYTES_MAX)?);
+    let line = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.len() as u64 == PASSWORD_FILE_BYTES_MAX {
+        let message = format!("no line end in the first {PASSWORD_FILE_BYTES_MAX} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    match str::from_utf8(line) {
+        Ok(password) => Ok(Secret::new(password.to_owned())),
+        Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the first line is not UTF-8")),
+    }
 }

@@ -400,15 +400,6 @@ mod tests {
     }
 
     #[test]
-    fn a_menu_that_cannot_be_rendered_changes_nothing() {
-        let table = BootTable::default();
-        table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
-        let before = table.show(mac(1)).unwrap();
-        table.set(&node("a"), &[mac(2)], Firmware::Bios, &deploy("k;reboot")).unwrap_err();
-        assert_eq!((table.show(mac(1)), table.show(mac(2))), (Some(before), None));
-    }
-
-    #[test]
     fn a_nodes_own_files_are_there_while_its_menu_names_them_and_are_no_evidence() {
         let table = BootTable::default();
         let own = |name: &str| table.find(name);

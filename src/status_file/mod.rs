@@ -4,14 +4,14 @@
 //! half a file, and never put anything here that not everybody may read: the files have mode 0644. Beside them is what `console` keeps.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use crate::{
     atomic_file,
     model::{ids::NodeName, problem::shown, status::Status},
+    regular_file,
 };
 
 mod console;
@@ -124,9 +124,7 @@ pub fn read(path: &Path) -> Result<Status, StatusFileError> {
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(STATUS_BYTES_MAX).read_to_string(&mut text)?;
-    Ok(text)
+    regular_file::read_to_string(path, STATUS_BYTES_MAX)
 }
 
 fn render(status: &Status) -> Result<String, toml::ser::Error> {

@@ -2,20 +2,13 @@
 //!
 //! Called by the agent's publisher, which writes a file only if it would say something else.
 
-use std::{
-    collections::hash_map::DefaultHasher,
-    fs::{self, OpenOptions},
-    hash::Hasher as _,
-    io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt as _,
-};
-
-use rustix::fs::OFlags;
+use std::{collections::hash_map::DefaultHasher, fs, hash::Hasher as _, io};
 
 use crate::{
     atomic_file,
     file_mark::FileMark,
     model::{ids::NodeName, status::Status},
+    regular_file,
 };
 
 use super::{STATUS_BYTES_MAX, STATUS_MODE, StatusFileError, StatusFiles, render};
@@ -77,20 +70,7 @@ impl StatusFiles {
 
     /// What a node's status file says. A pipe or a device in its place is an error, not a wait.
     pub fn says(&self, node: &NodeName) -> io::Result<Says> {
-        let path = self.path(node);
-        let not_a_file = || io::Error::new(io::ErrorKind::InvalidData, "not a regular file");
-        if !fs::symlink_metadata(&path)?.is_file() {
-            return Err(not_a_file());
-        }
-        // It may be replaced before it is opened.
-        let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
-        let mut options = OpenOptions::new();
-        let file = options.read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(not_a_file());
-        }
-        let mut text = String::new();
-        file.take(STATUS_BYTES_MAX).read_to_string(&mut text)?;
+        let text = regular_file::read_to_string(&self.path(node), STATUS_BYTES_MAX)?;
         Ok(Says::of(&text))
     }
 

@@ -20,6 +20,7 @@ mod mounts;
 mod netboot;
 mod orders;
 mod restarts;
+mod seccomp;
 mod silent;
 mod site;
 mod specs;

@@ -8,7 +8,7 @@
 use std::{
     fmt,
     fs::{self, DirBuilder, File, Metadata, Permissions},
-    io::{self, Read as _},
+    io,
     os::unix::fs::{
         DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, lchown,
     },
@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     atomic_file,
     model::{ids::Digest, spec::ImageFormat},
+    regular_file,
 };
 
 const DIR_MODE: u32 = 0o700;
@@ -231,9 +232,8 @@ impl Cache {
 
     /// What is known of an entry; nothing that cannot be read.
     pub(super) fn about(&self, name: &Name) -> Option<About> {
-        let mut text = String::new();
-        let file = File::open(self.path(name, Kind::About)).ok()?;
-        file.take(ABOUT_BYTES_MAX).read_to_string(&mut text).ok()?;
+        let path = self.path(name, Kind::About);
+        let text = regular_file::read_to_string(&path, ABOUT_BYTES_MAX).ok()?;
         let about: About = toml::from_str(&text).ok()?;
         (about.version == VERSION && name.digest().as_ref() == Some(&about.digest)).then_some(about)
     }
@@ -274,7 +274,7 @@ impl Cache {
         session: &str,
     ) -> io::Result<()> {
         let path = self.path(name, from);
-        let raw = File::open(&path)?;
+        let raw = regular_file::open(&path)?;
         raw.sync_all()?;
         self.write_about(name, &raw, source, content, session)?;
         fs::rename(&path, self.path(name, Kind::Raw))?;
@@ -292,7 +292,7 @@ impl Cache {
     /// The raw file, if nothing speaks against it. What it holds is not looked at.
     fn trusted(&self, name: &Name, session: &str) -> io::Result<Option<File>> {
         let Some(about) = self.about(name) else { return Ok(None) };
-        let raw = match File::open(self.path(name, Kind::Raw)) {
+        let raw = match regular_file::open(&self.path(name, Kind::Raw)) {
             Ok(raw) => raw,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -305,8 +305,8 @@ impl Cache {
     fn open(&self, path: &Path) -> io::Result<File> {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
-        // Root must not be led elsewhere by whoever owns the directory.
-        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        // Root must not be led elsewhere by whoever owns the directory, nor wait at a FIFO.
+        options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
         let file = options.open(path)?;
         give_to_owner(&self.dir, path)?;
         Ok(file)

@@ -23,6 +23,7 @@ use crate::{
     },
     model::{ids::Digest, size::show_bytes, status::ImagingStage},
     progress::{Meter, Watch, stopped},
+    regular_file,
 };
 
 /// Between two looks whether another process has done with an image.
@@ -125,7 +126,7 @@ impl Inner {
     ) -> Result<bool, ImageError> {
         let (cache, name) = (self.cache.clone(), order.name.clone());
         let found = on_thread(move || {
-            Ok(cache.about(&name).zip(File::open(cache.path(&name, Kind::Raw)).ok()))
+            Ok(cache.about(&name).zip(regular_file::open(&cache.path(&name, Kind::Raw)).ok()))
         });
         let failed = |error| self.failed(order, Kind::Raw, error);
         let Some((about, raw)) = found.await.map_err(failed)? else { return Ok(false) };
