@@ -15,8 +15,10 @@ use crate::{
 };
 
 mod console;
+mod shown;
 
 pub use console::{CONSOLE_BYTES_MAX, ConsoleLog};
+pub use shown::{Rendered, Says, Stands};
 
 const SUFFIX: &str = ".status.toml";
 const HEADER: &str = "# written by hostler; do not edit\n";
