@@ -1,7 +1,7 @@
 //! The wiring: the only place that knows both the core and the rooms.
 //!
-//! Called by `hostler run`. [`Agent::start`] binds every socket and reads every record before it says that it is ready;
-//! [`Agent::run`] then drives the fleet until it is told to stop. One task, the driver, owns the fleet: events come to it over
+//! Called by `hostler run`. [`Agent::start`] binds every socket and reads every record;
+//! [`Agent::run`] serves, says that it is ready, and drives the fleet until it is told to stop. One task, the driver, owns the fleet: events come to it over
 //! channels, work goes out to tasks of its own, and nothing else may change a node.
 //!
 //! ```text
@@ -191,9 +191,14 @@ impl Agent {
         Ok(Self { config, store, standing, fleet, tftp, http, callback, admin, pin })
     }
 
-    /// Drives the fleet until `shutdown`. Then nothing new starts, writes under way are stopped, and every record is as it was: the
-    /// next start goes on from there. It ends also when another agent has taken over its status directory.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<End, StartError> {
+    /// Serves, says so by `ready`, and drives the fleet until `shutdown`. Then nothing new starts, writes under way are stopped, and
+    /// every record is as it was: the next start goes on from there. It ends also when another agent has taken over its status
+    /// directory.
+    pub async fn run(
+        self,
+        ready: impl FnOnce(),
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<End, StartError> {
         let Self { config, store, standing, fleet, tftp, http, callback, admin, pin } = self;
         let (evidence, fetches) = mpsc::channel(CHANNEL_DEPTH);
         let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
@@ -215,13 +220,13 @@ impl Agent {
         let table = netboot::BootTable::with_http(http_address);
         let menus = MenuWriter::new(table.clone(), api, pin, ironic);
         let statuses = status_files(&config).only_while(standing.ours());
-        let publisher = Publisher::start(statuses, config.specs.rescan);
+        let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
         let workshop = Workshop::new(&config, standing.clone());
         let mut rooms = Rooms::new(store, menus, publisher, workshop, changed, reporting);
         let names = fleet.names();
         let mut carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
-        carrier.present(driver::now(), &mut rooms);
+        carrier.present(&mut rooms);
         let tftp = tftp
             .start(table, evidence)
             .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
@@ -241,6 +246,7 @@ impl Agent {
             Sources { scans: scan::start(&config, &names, wakes), calls, orders, fetches, reports };
         let specs_dir = config.specs.dir.display().to_string();
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address, callback = %api, "running");
+        ready();
         let mut end = End::Asked;
         let over = async {
             tokio::select! {

@@ -49,7 +49,7 @@ impl Workshop {
         meter: &Meter,
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
-        if operation != Operation::PollPower {
+        if !matches!(operation, Operation::PollPower | Operation::ConfirmPower) {
             tokio::select! {
                 () = self.standing.confirmed() => {}
                 () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Preflight)),

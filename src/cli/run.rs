@@ -1,5 +1,7 @@
 //! `hostler run`: the agent as a service.
 
+use std::time::Duration;
+
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -13,12 +15,15 @@ use crate::{
 
 use super::Failure;
 
-/// Runs until SIGTERM or SIGINT. The service manager hears `READY=1` when every socket is bound and every record read, or when the
-/// agent stands by because another one acts upon its status directory.
+/// How long what cannot be interrupted, such as reading from a file system that hangs, may keep an agent that stops.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT. The service manager hears `READY=1` when every listener answers, or when the agent stands by because
+/// another one acts upon its status directory.
 pub(super) fn run(config: Config) -> Result<(), Failure> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
+    let done = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let (stop, stopping) = watch::channel(false);
@@ -31,7 +36,9 @@ pub(super) fn run(config: Config) -> Result<(), Failure> {
             stop.send_replace(true);
         });
         act(config, stopping).await
-    })
+    });
+    runtime.shutdown_timeout(STOP_LIMIT);
+    done
 }
 
 /// Acts whenever no other agent does.
@@ -47,8 +54,8 @@ async fn act(config: Config, stopping: watch::Receiver<bool>) -> Result<(), Fail
             () = asked() => return Ok(()),
         };
         let agent = Agent::start(config.clone(), claim).await?;
-        notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("")]);
-        match agent.run(asked()).await? {
+        let ready = || notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("")]);
+        match agent.run(ready, asked()).await? {
             End::Asked => return Ok(()),
             End::Overtaken => was_overtaken = true,
         }

@@ -20,9 +20,11 @@ use crate::{
 
 pub mod agent_mark;
 mod console;
+mod shown;
 
 pub use agent_mark::MarkFile;
 pub use console::{CONSOLE_BYTES_MAX, ConsoleLog};
+pub use shown::{Rendered, Says, Stands};
 
 const SUFFIX: &str = ".status.toml";
 const HEADER: &str = "# written by hostler; do not edit\n";

@@ -7,6 +7,7 @@ mod clock;
 mod commands;
 mod consent;
 mod console;
+mod decay;
 mod deploys;
 mod directory;
 mod disk_faults;
