@@ -7,7 +7,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use crate::model::{ids::NodeName, problem::Problem, spec::NodeSpec, status::Installed};
+use crate::model::{
+    ids::NodeName,
+    machine::{Machine, MachineChange},
+    problem::Problem,
+    spec::NodeSpec,
+    status::Installed,
+};
 
 use super::{
     agenda::Agenda,
@@ -153,8 +159,8 @@ impl Fleet {
         events
     }
 
-    /// Whether this spec, and not the one before it, would have an installed machine wiped. A spec that names another node's machine,
-    /// or its own for the first time, never would.
+    /// Whether this spec, and not the one before it, would have an installed machine wiped. A spec that names another machine than
+    /// before never would.
     fn newly_reinstalls(&self, name: &NodeName, spec: &NodeSpec) -> bool {
         let Some(node) = self.nodes.get(name) else { return false };
         let (Some(old), Some(installed)) = (node.spec(), &node.record.installed) else {
@@ -163,15 +169,18 @@ impl Fleet {
         // One that is held for too many changes is judged again whenever the change would end the hold.
         let held = node.record.too_many_changes && node.wanted.as_ref() != Some(&spec.digest());
         let is_change = old.paused || held || !node.wants_install();
-        is_change && wants_reinstall(spec, installed) && !spec.paused
+        let same_machine = old.machine_change(spec) == MachineChange::None;
+        same_machine && is_change && wants_reinstall(spec, installed) && !spec.paused
     }
 
     /// Writes down what is installed on machines that their specs do not name any more, before another spec does.
     fn note_departures(&mut self, specs: &Specs) {
         for (name, node) in &self.nodes {
-            let Some(old) = node.spec() else { continue };
+            if node.spec().is_none() {
+                continue;
+            }
             let stays = match specs.get(name) {
-                Some(Ok(spec)) => spec.machine() == old.machine(),
+                Some(Ok(spec)) => node.takes_along_what_it_knows(spec),
                 Some(Err(_)) => true,
                 None => false,
             };
@@ -232,30 +241,27 @@ impl Fleet {
     /// What is known of the machine a spec names for the first time: it may have belonged to another node.
     fn remember(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
         let Some(node) = self.nodes.get_mut(name) else { return };
-        if node.spec().is_some_and(|old| old.machine() == spec.machine()) {
-            return;
-        }
-        let moved = self.left.machine(&spec.machine()).cloned();
-        if node.spec().is_some() {
-            match moved {
-                Some(None) => node.record.know(None),
-                Some(Some(installed)) => {
-                    let redeploy = spec.redeploy.clone();
-                    node.moved_here = Some(Installed { redeploy, ..installed });
-                }
-                None => {}
+        if let Some(old) = node.spec() {
+            if old.machine_change(spec) != MachineChange::None {
+                node.moved_here = self.left.machine(spec);
             }
             return;
         }
         self.left.found(name);
-        match moved {
-            Some(None) => node.record = Record::distrusted(now),
-            Some(installed) => node.record.know(installed),
-            None => {}
+        // A status file says which machine it speaks of, and the spec may name another one by now.
+        let told_of = node.record.installed.as_ref().and_then(|told| told.machine.as_ref());
+        let change = told_of.map(|machine| machine.change_to(spec));
+        match (change, self.left.machine(spec)) {
+            (Some(MachineChange::None | MachineChange::Part), _) | (None, None) => {}
+            (_, Some(None)) => node.record = Record::distrusted(now),
+            (_, Some(installed)) => node.record.know(installed),
+            // The record that would know more is lost.
+            (Some(MachineChange::Whole), None) => node.record.know(None),
         }
-        // A `redeploy` that comes with the machine is no consent: it may be years old.
         if let Some(installed) = &mut node.record.installed {
+            // A `redeploy` that comes with the machine is no consent: it may be years old.
             installed.redeploy.clone_from(&spec.redeploy);
+            installed.machine.get_or_insert_with(|| Machine::named_by(spec));
         }
     }
 

@@ -5,10 +5,12 @@
 pub mod admin;
 pub mod boot;
 pub mod callback;
+pub mod consent;
 pub mod disk;
 pub mod fault;
 pub mod ids;
 pub mod ironic;
+pub mod machine;
 pub mod power;
 pub mod problem;
 pub mod secret;
