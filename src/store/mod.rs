@@ -19,7 +19,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     atomic_file,
     model::{ids::NodeName, problem::shown},
+    regular_file,
 };
+
+mod identity;
 
 const DIR_MODE: u32 = 0o700;
 const RECORD_MODE: u32 = 0o600;
@@ -234,13 +237,7 @@ fn load<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, StoreError> {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
-    let mut json = Vec::new();
-    // One byte more than allowed, so that a file of exactly the limit is told from a longer one.
-    File::open(path)?.take(RECORD_BYTES_MAX + 1).read_to_end(&mut json)?;
-    if json.len() as u64 > RECORD_BYTES_MAX {
-        let message = format!("more than {RECORD_BYTES_MAX} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-    }
+    let json = regular_file::read(path, RECORD_BYTES_MAX)?;
     // The error may quote the file.
     let bad = |error: serde_json::Error| shown(&error.to_string());
     serde_json::from_slice(&json)

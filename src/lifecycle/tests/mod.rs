@@ -14,6 +14,7 @@ mod machines;
 mod netboot;
 mod no_bmc;
 mod plan;
+mod polls;
 mod power;
 mod rack;
 mod records;
