@@ -15,7 +15,7 @@ use crate::{
         fault::Fault,
         ids::{MacAddr, NodeName, OpId},
         spec::NodeSpec,
-        status::{Progress, Status},
+        status::{Phase, Progress, Status},
     },
     progress::Meter,
     store::Store,
@@ -214,7 +214,13 @@ impl Outside for Rooms {
     }
 
     fn log_phase(&mut self, status: &Status) {
-        info!(node = %status.node, phase = status.phase.as_str(), attempt = status.attempt, message = status.message, "phase");
+        let Status { node, phase, attempt, message, .. } = status;
+        // What waits for a person is a warning, so that the site's monitoring sees it.
+        if matches!(phase, Phase::Failed | Phase::Held | Phase::Invalid) {
+            warn!(%node, phase = phase.as_str(), attempt, message, "phase");
+        } else {
+            info!(%node, phase = phase.as_str(), attempt, message, "phase");
+        }
     }
 
     fn forget(&mut self, node: &NodeName) {

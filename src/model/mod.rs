@@ -10,6 +10,7 @@ pub mod fault;
 pub mod ids;
 pub mod ironic;
 pub mod power;
+pub mod printable;
 pub mod problem;
 pub mod secret;
 pub mod size;
