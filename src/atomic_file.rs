@@ -1,6 +1,8 @@
-//! Replacing a small file so that a reader, or a power cut, sees the old content or the new one and nothing between.
+//! Replacing a small file so that a reader sees the old content or the new one and nothing between.
 //!
-//! Called by the rooms that keep files. It must never leave half a file under the final name, nor follow a link somebody planted.
+//! Called by the adapters that keep files. It must never leave half a file under the final name, nor
+//! follow a link somebody planted. What must outlive a power cut is written by [`replace`]; what is
+//! made anew anyway, and carries a checksum, by [`replace_unsynced`].
 
 use std::{
     ffi::OsString,
@@ -16,8 +18,18 @@ const TEMP_SUFFIX: &str = ".tmp";
 ///
 /// One writer per path at a time: the temporary name is fixed, so that a crash leaves at most one behind.
 pub(crate) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    write_beside(path, mode, bytes, true)
+}
+
+/// The same without making it durable: two waits for the disk less. After a power cut the file may
+/// be the old one, empty, or gone, so that its reader must be able to tell that it is whole.
+pub(crate) fn replace_unsynced(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    write_beside(path, mode, bytes, false)
+}
+
+fn write_beside(path: &Path, mode: u32, bytes: &[u8], sync: bool) -> io::Result<()> {
     let temp = temp_path(path)?;
-    write_and_rename(&temp, path, mode, bytes).inspect_err(|_| {
+    write_and_rename(&temp, path, mode, bytes, sync).inspect_err(|_| {
         // The error that brought us here says more than this one would; the next write clears the name anyway.
         fs::remove_file(&temp).unwrap_or_default();
     })
@@ -33,15 +45,23 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn write_and_rename(temp: &Path, path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+fn write_and_rename(
+    temp: &Path,
+    path: &Path,
+    mode: u32,
+    bytes: &[u8],
+    sync: bool,
+) -> io::Result<()> {
     remove_if_there(temp)?;
     // `create_new` is O_EXCL: it does not follow a link planted under the temporary name.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(temp)?;
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
-    file.sync_all()?;
+    if sync {
+        file.sync_all()?;
+    }
     fs::rename(temp, path)?;
-    sync_dir(parent(path))
+    if sync { sync_dir(parent(path)) } else { Ok(()) }
 }
 
 /// Removes a file; that there is none is no error.
@@ -73,7 +93,10 @@ mod tests {
     fn the_new_content_has_the_asked_mode_and_leaves_no_temporary_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        for (mode, text) in [(0o644, "one"), (0o600, "two")] {
+        type Replace = fn(&Path, u32, &[u8]) -> io::Result<()>;
+        let rounds: [(Replace, u32, &str); 3] =
+            [(replace, 0o644, "one"), (replace, 0o600, "two"), (replace_unsynced, 0o644, "three")];
+        for (replace, mode, text) in rounds {
             replace(&path, mode, text.as_bytes()).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);

@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use crate::{
     config::Config,
     ipmi::{Bmc, BmcConfig, IpmiError},
+    lifecycle::POLL_LIMIT,
     model::{
         fault::{Fault, Step},
         ids::NodeName,
@@ -29,12 +30,9 @@ use crate::{
     regular_file,
 };
 
-use super::faults;
+use super::{faults, work::cancel_signal};
 
-/// Looks at power states that may go on at once: each takes a socket, and one of a dead BMC takes it for minutes.
-const LOOKS_MAX: usize = 256;
-
-/// The same for what operators want: each keeps a place at the admin socket, of which there are some more.
+/// BMCs that operators use at once: each keeps a place at the admin socket, of which there are some more.
 const DEEDS_MAX: usize = 16;
 
 /// IPMI's passwords have 20 bytes at most; a program may take longer ones.
@@ -51,7 +49,6 @@ pub(super) struct Bmcs {
     /// What the service manager gave, if it did.
     credentials: Option<PathBuf>,
     spacing: Duration,
-    looks: Semaphore,
     pub(super) deeds: Semaphore,
     turns: Mutex<BTreeMap<NodeName, Turn>>,
     known: Mutex<BTreeMap<NodeName, KnownBmc>>,
@@ -71,21 +68,41 @@ impl Bmcs {
             secrets: config.secrets.dir.clone(),
             credentials: env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
             spacing: config.limits.bmc_spacing,
-            looks: Semaphore::new(LOOKS_MAX),
             deeds: Semaphore::new(DEEDS_MAX),
             turns: Mutex::default(),
             known: Mutex::default(),
         }
     }
 
-    /// Whether the machine is on.
-    pub(super) async fn look(&self, spec: &NodeSpec, cancel: Cancel) -> Result<PowerState, Fault> {
-        let look = async |bmc: Arc<Bmc>, limit| {
-            // It is never closed: without a permit, the look goes on all the same.
-            let _permit = self.looks.acquire().await;
-            bmc.power_state(Instant::now() + limit).await
+    /// Whether the machine is on, just to know. A silent BMC is not waited for as long as in an attempt.
+    pub(super) async fn poll(
+        &self,
+        spec: &NodeSpec,
+        mut cancel: Cancel,
+    ) -> Result<PowerState, Fault> {
+        let step = Step::Preflight;
+        let (began, limit) = (Instant::now(), spec.timeouts.power.min(POLL_LIMIT));
+        let mut asked_at = None;
+        let call = async |bmc: Arc<Bmc>, _| {
+            let now = *asked_at.insert(Instant::now());
+            bmc.power_state(now + limit).await
         };
-        self.with(Step::Preflight, spec, cancel, look).await
+        let (_stop, never) = cancel_signal();
+        tokio::select! {
+            state = self.with(step, spec, never, call) => return state,
+            () = stopped(&mut cancel) => {}
+        }
+        Err(faults::of_cut_poll(spec, began.elapsed(), asked_at.map(|at| at.elapsed())))
+    }
+
+    /// Whether the machine is on, in an attempt.
+    pub(super) async fn confirm(
+        &self,
+        spec: &NodeSpec,
+        cancel: Cancel,
+    ) -> Result<PowerState, Fault> {
+        let ask = async |bmc: Arc<Bmc>, limit| bmc.power_state(Instant::now() + limit).await;
+        self.with(Step::Preflight, spec, cancel, ask).await
     }
 
     /// What the BMC says is the machine's UUID, if that is to be matched.

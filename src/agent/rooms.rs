@@ -106,11 +106,13 @@ impl Rooms {
         tokio::spawn(async move {
             let node = spec.name.clone();
             tokio::select! {
-                done = workshop.bmcs.deed(&spec, deed) => drop(reply.send(done)),
+                done = async {
+                    workshop.standing.confirmed().await;
+                    workshop.bmcs.deed(&spec, deed).await
+                } => drop(reply.send(done)),
                 () = reply.closed() => info!(%node, deed = deed.name(), "an operator went away before it was done"),
             }
-            if !deed.changes_nothing()
-                && let Some(reports) = reports.upgrade()
+            if let Some(reports) = reports.upgrade()
                 && reports.send((node, Event::LookAgain)).await.is_err()
             {
                 // The agent is stopping.
@@ -169,17 +171,23 @@ impl Outside for Rooms {
         self.running.insert((node.clone(), op), stop);
         let (node, workshop, reports) =
             (node.clone(), Arc::clone(&self.workshop), self.reports.clone());
+        let has_progress = matches!(operation, Operation::Prepare | Operation::Image { .. });
         tokio::spawn(async move {
             let meter = Arc::new(Meter::default());
             let work = tokio::spawn({
                 let meter = Arc::clone(&meter);
                 async move { workshop.perform(operation, &spec, &meter, cancel).await }
             });
-            let outcome = watch_over(work, &meter, |progress| {
-                // Progress may be lost when the driver is busy; the end may not.
-                drop(reports.try_send((node.clone(), Event::Progress { op, progress })));
-            })
-            .await;
+            let outcome = if has_progress {
+                watch_over(work, &meter, |progress| {
+                    // Progress may be lost when the driver is busy; the end may not.
+                    drop(reports.try_send((node.clone(), Event::Progress { op, progress })));
+                })
+                .await
+            } else {
+                // Nothing to see: nobody is woken before the end.
+                work.await.unwrap_or_else(|panic| Err(faults::internal(&panic)))
+            };
             // That what was cancelled did not succeed is no news.
             if let Err(fault) = &outcome
                 && fault.code != faults::CANCELLED
@@ -214,12 +222,13 @@ impl Outside for Rooms {
     }
 
     fn log_phase(&mut self, status: &Status) {
-        let Status { node, phase, attempt, message, .. } = status;
-        // What waits for a person is a warning, so that the site's monitoring sees it.
-        if matches!(phase, Phase::Failed | Phase::Held | Phase::Invalid) {
-            warn!(%node, phase = phase.as_str(), attempt, message, "phase");
+        let Status { node, attempt, message, .. } = status;
+        let phase = status.phase.as_str();
+        // Nothing goes on by itself after these: whoever alerts on warnings is to hear of it.
+        if matches!(status.phase, Phase::Failed | Phase::Held | Phase::Invalid) {
+            warn!(%node, phase, attempt, message, "phase");
         } else {
-            info!(%node, phase = phase.as_str(), attempt, message, "phase");
+            info!(%node, phase, attempt, message, "phase");
         }
     }
 

@@ -18,7 +18,7 @@ use crate::{
     progress::{Cancel, Meter, stopped},
 };
 
-use super::{boot_files::DeployFiles, faults, image_dirs, menu, power::Bmcs};
+use super::{boot_files::DeployFiles, faults, image_dirs, mark::Standing, menu, power::Bmcs};
 
 /// Everything operations need.
 #[derive(Debug)]
@@ -27,11 +27,13 @@ pub(super) struct Workshop {
     pub(super) deploy_files: DeployFiles,
     image_dirs: Vec<PathBuf>,
     pub(super) bmcs: Bmcs,
+    pub(super) standing: Standing,
 }
 
 impl Workshop {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, standing: Standing) -> Self {
         Self {
+            standing,
             library: library(config),
             image_dirs: image_dirs(&config.images),
             deploy_files: DeployFiles::new(config),
@@ -45,26 +47,33 @@ impl Workshop {
         operation: Operation,
         spec: &Arc<NodeSpec>,
         meter: &Meter,
-        cancel: Cancel,
+        mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
+        if !matches!(operation, Operation::PollPower | Operation::ConfirmPower) {
+            tokio::select! {
+                () = self.standing.confirmed() => {}
+                () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Preflight)),
+            }
+        }
         match operation {
-            Operation::ObservePower => self.bmcs.look(spec, cancel).await.map(Outcome::Power),
+            Operation::PollPower => self.bmcs.poll(spec, cancel).await.map(Outcome::Power),
+            Operation::ConfirmPower => self.bmcs.confirm(spec, cancel).await.map(Outcome::Power),
             Operation::Prepare => {
                 if let Some(netboot) = &spec.image.netboot {
                     menu::check_own_files(&self.image_dirs, netboot)?;
                 }
                 let system_guid = self.bmcs.system_guid(spec, cancel.clone()).await?;
-                self.prepare(spec, system_guid, meter, cancel).await
+                Box::pin(self.prepare(spec, system_guid, meter, cancel)).await
             }
             Operation::PowerOn => {
                 self.bmcs.netboot(spec, cancel).await?;
                 Ok(Outcome::PoweredOn)
             }
             Operation::Image { image, target, size } => {
-                self.image(spec, &image, &target, size, meter, cancel).await
+                // Large, and few: what all the others are must be small.
+                Box::pin(self.image(spec, &image, &target, size, meter, cancel)).await
             }
             Operation::Release(ramdisk) => {
-                let mut cancel = cancel;
                 tokio::select! {
                     () = callback::ironic::release(ramdisk) => Ok(Outcome::Released),
                     () = stopped(&mut cancel) => Err(faults::cancelled(Step::Completed)),

@@ -5,6 +5,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 /// Longest RFC 1123 label, in bytes.
 const LABEL_BYTES_MAX: usize = 63;
@@ -174,6 +175,11 @@ impl Digest {
     /// A digest from the hash's bytes; `None` when their number is not the algorithm's.
     pub fn from_bytes(algorithm: DigestAlgorithm, hash: &[u8]) -> Option<Self> {
         (hash.len() == algorithm.bytes()).then(|| Self { algorithm, hex: hex(hash) })
+    }
+
+    /// The SHA-256 of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { algorithm: DigestAlgorithm::Sha256, hex: hex(&Sha256::digest(bytes)) }
     }
 
     /// Which algorithm made it.

@@ -7,6 +7,7 @@ mod clock;
 mod commands;
 mod consent;
 mod console;
+mod decay;
 mod deploys;
 mod directory;
 mod disk_faults;
@@ -23,9 +24,11 @@ mod netboot;
 mod orders;
 mod restarts;
 mod seccomp;
+mod silent;
 mod site;
 mod specs;
 mod surroundings;
+mod two_agents;
 
 use hostler::model::{
     fault::Step,
