@@ -7,6 +7,7 @@ mod clock;
 mod commands;
 mod consent;
 mod console;
+mod decay;
 mod deploys;
 mod directory;
 mod disk_faults;
@@ -25,6 +26,7 @@ mod silent;
 mod site;
 mod specs;
 mod surroundings;
+mod two_agents;
 
 use hostler::model::{
     fault::Step,
