@@ -1,7 +1,7 @@
 //! Putting the core's menus into the netboot room's table: the kernel command line is made here, because only here both the attempt's
 //! key and the listener's address and certificate are known.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use tracing::warn;
 
@@ -11,13 +11,12 @@ use crate::{
         admin::{CardBoot, ServedMenu},
         boot::{BootMenu, RamdiskArgs},
         disk::RootDeviceHints,
-        fault::{Fault, Step},
         ids::{MacAddr, NodeName},
         ironic::{self, IronicArgs},
         secret::{AttemptKey, Secret},
-        spec::{Boot, DeployRamdisk, Netboot, NodeSpec},
+        spec::{Boot, DeployRamdisk, NodeSpec},
     },
-    netboot::{self, BootTable, Menus},
+    netboot::{BootTable, Menus},
 };
 
 use super::boot_files::Kind;
@@ -35,7 +34,7 @@ pub(super) struct MenuWriter {
     /// Where Ironic's ramdisk makes its calls, if such are taken.
     ironic: Option<SocketAddr>,
     /// What stands in the table now, so that it is touched only when something changed.
-    applied: BTreeMap<NodeName, (Menu, Boot, RootDeviceHints, Option<Netboot>)>,
+    applied: BTreeMap<NodeName, (Menu, Boot, RootDeviceHints)>,
 }
 
 impl MenuWriter {
@@ -55,14 +54,17 @@ impl MenuWriter {
         if menu == Menu::Unknown {
             return self.remove(name);
         }
-        let wanted =
-            (menu, spec.boot.clone(), spec.root_device.clone(), spec.image.netboot.clone());
+        let wanted = (menu, spec.boot.clone(), spec.root_device.clone());
         if self.applied.get(name) == Some(&wanted) {
             return;
         }
         let rendered = match &wanted.0 {
             Menu::Unknown | Menu::LocalDisk => BootMenu::LocalDisk,
-            Menu::Network(root_uuid) => own_menu(wanted.3.as_ref(), root_uuid.as_deref()),
+            Menu::Network { files: [kernel, ramdisk], command_line } => BootMenu::Network {
+                kernel: kernel.clone(),
+                ramdisk: ramdisk.clone(),
+                command_line: command_line.clone(),
+            },
             Menu::Deploy(key) => match spec.boot.ramdisk {
                 DeployRamdisk::Hostler => self.deploy_menu(spec, key),
                 DeployRamdisk::Ironic => {
@@ -141,30 +143,4 @@ fn deploy(spec: &NodeSpec, needed: &Secret, with_addresses: bool) -> BootMenu {
         command_line: Secret::new(words.join(" ")),
         with_addresses,
     }
-}
-
-/// The installed system's own kernel, with its root file system.
-fn own_menu(netboot: Option<&Netboot>, root_uuid: Option<&str>) -> BootMenu {
-    let network = netboot.and_then(|netboot| {
-        let command_line = netboot.command_line(root_uuid)?;
-        let (kernel, ramdisk) = (netboot.kernel.clone(), netboot.ramdisk.clone());
-        Some(BootMenu::Network { kernel, ramdisk, command_line })
-    });
-    network.unwrap_or(BootMenu::LocalDisk)
-}
-
-/// Whether the installed system's own kernel and ramdisk are there: better known before the disk is written than when it is to boot.
-pub(super) fn check_own_files(images: &[PathBuf], netboot: &Netboot) -> Result<(), Fault> {
-    [("image.kernel", &netboot.kernel), ("image.ramdisk", &netboot.ramdisk)]
-        .into_iter()
-        .try_for_each(|(key, path)| {
-            netboot::check_own_file(images, path).map_err(|error| {
-                Fault::passing(
-                    Step::Preflight,
-                    "OwnBootFilesMissing",
-                    format!("{key} {path}: {error}"),
-                    "put it under images.dir or images.allowed_dirs, readable for hostler's user",
-                )
-            })
-        })
 }

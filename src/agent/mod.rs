@@ -23,6 +23,7 @@ mod faults;
 mod install;
 mod layout;
 mod menu;
+mod netboot_files;
 mod open_files;
 mod orders;
 mod power;
@@ -32,14 +33,7 @@ mod scan;
 mod volume;
 mod work;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    fs,
-    future::Future,
-    io,
-    net::SocketAddr,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, fs, future::Future, io, net::SocketAddr, path::PathBuf};
 
 use jiff::Timestamp;
 use rustix::{
@@ -196,13 +190,15 @@ impl Agent {
         let menus = MenuWriter::new(table.clone(), api, pin, ironic);
         prepare_status_dir(&config.specs);
         let publisher = Publisher::start(status_files(&config), config.specs.rescan);
-        let mut rooms =
-            Rooms::new(store, menus, publisher, Workshop::new(&config), changed, reporting);
+        let workshop = Workshop::new(&config);
+        let cached = netboot_files::cached(workshop.library.clone(), reporting.downgrade());
+        let mut rooms = Rooms::new(store, menus, publisher, workshop, changed, reporting);
         let names = fleet.names();
         let mut carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
         carrier.present(driver::now(), &mut rooms);
         let tftp = tftp
+            .with_cached(cached)
             .start(table, evidence)
             .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
         let ended = || {
@@ -219,9 +215,8 @@ impl Agent {
             )?;
         let sources =
             Sources { scans: scan::start(&config, &names, wakes), calls, orders, fetches, reports };
-        let specs_dir = config.specs.dir.display().to_string();
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address, callback = %api, "running");
-        Driver { carrier, rooms, news: VecDeque::new(), specs_dir }.run(sources, shutdown).await;
+        Driver::new(carrier, rooms, &config.specs.dir).run(sources, shutdown).await;
 
         closing.send_replace(true);
         drop(watcher);

@@ -3,11 +3,21 @@
 //! Owned by the [`super::Carrier`]. One node's events never touch another node; what they share, turns and the breaker, is decided
 //! here.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
-use crate::model::{ids::NodeName, problem::Problem, spec::NodeSpec, status::Installed};
+use crate::model::{
+    ids::{Digest, NodeName},
+    netboot::NetbootFiles,
+    problem::Problem,
+    spec::NodeSpec,
+    status::Installed,
+};
 
 use super::{
     agenda::Agenda,
@@ -330,6 +340,28 @@ impl Fleet {
         let leaving = leaving.filter_map(|(_, node)| node.record.spec.clone());
         let turning = self.nodes.values().filter_map(Node::still_busy_with);
         kept.chain(leaving).chain(turning).collect()
+    }
+
+    /// The kernels and ramdisks that machines are served, or are going to be.
+    pub fn netboot_digests(&self) -> BTreeSet<Digest> {
+        let mut digests = BTreeSet::new();
+        let mut add = |files: Option<&NetbootFiles>| {
+            let files = files.into_iter();
+            digests.extend(
+                files
+                    .flat_map(|files| [&files.kernel_digest, &files.ramdisk_digest])
+                    .flatten()
+                    .cloned(),
+            );
+        };
+        for Node { record, .. } in self.nodes.values() {
+            add(record.installed.as_ref().and_then(|installed| installed.netboot.as_ref()));
+            add(record.state.attempt().and_then(|attempt| attempt.image.netboot.as_ref()));
+        }
+        for installed in self.left.installed() {
+            add(installed.netboot.as_ref());
+        }
+        digests
     }
 
     /// The nodes that want an [`Event::Tick`] by now.

@@ -12,6 +12,7 @@ use crate::model::{
     disk::Disk,
     fault::{Fault, Step},
     ids::{Digest, DigestAlgorithm},
+    netboot::NetbootFiles,
     power::PowerState,
     problem::Problem,
     status::{
@@ -130,7 +131,15 @@ fn installed() -> Installed {
             ..Disk::default()
         },
         at: at(3),
+        written_digest: Some(digest(4)),
         root_uuid: None,
+        netboot: Some(NetbootFiles {
+            kernel: "vmlinuz-6.12".to_owned(),
+            kernel_digest: Some(digest(5)),
+            ramdisk: "initrd-6.12".to_owned(),
+            ramdisk_digest: Some(digest(6)),
+            kernel_args: vec!["ro".to_owned()],
+        }),
         redeploy: Some("2026-11-22-a".to_owned()),
     }
 }
