@@ -1,7 +1,7 @@
 //! The wiring: the only place that knows both the core and the rooms.
 //!
-//! Called by `hostler run`. [`Agent::start`] binds every socket and reads every record before it says that it is ready;
-//! [`Agent::run`] then drives the fleet until it is told to stop. One task, the driver, owns the fleet: events come to it over
+//! Called by `hostler run`. [`Agent::start`] binds every socket and reads every record;
+//! [`Agent::run`] serves, says that it is ready, and drives the fleet until it is told to stop. One task, the driver, owns the fleet: events come to it over
 //! channels, work goes out to tasks of its own, and nothing else may change a node.
 //!
 //! ```text
@@ -22,6 +22,7 @@ mod driver;
 mod faults;
 mod install;
 mod layout;
+mod mark;
 mod menu;
 mod netboot_files;
 mod open_files;
@@ -33,7 +34,14 @@ mod scan;
 mod volume;
 mod work;
 
-use std::{collections::BTreeMap, fs, future::Future, io, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use jiff::Timestamp;
 use rustix::{
@@ -55,10 +63,12 @@ use crate::{
     watch::{DEBOUNCE, Watcher},
 };
 
+pub use self::mark::Claim;
 pub(crate) use self::work::library;
 use self::{
     boot_files::DeployFiles,
     driver::{Driver, Sources},
+    mark::Standing,
     menu::MenuWriter,
     open_files::polls_max,
     publish::Publisher,
@@ -91,11 +101,21 @@ pub enum StartError {
     },
 }
 
+/// Why an agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was told to stop.
+    Asked,
+    /// Another agent acts upon its status directory.
+    Overtaken,
+}
+
 /// An agent with its sockets bound and its records read, not yet running.
 #[derive(Debug)]
 pub struct Agent {
     config: Config,
     store: Store,
+    standing: Standing,
     fleet: Fleet,
     tftp: netboot::Server,
     http: netboot::http::Server,
@@ -105,8 +125,9 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Binds every socket, locks the state directory and reads it.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    /// Binds every socket and reads the state directory.
+    pub async fn start(config: Config, claim: Claim) -> Result<Self, StartError> {
+        let Claim { store, standing, after_another } = claim;
         if let Some(problem) = Defaults::new(None, config.defaults.as_ref()).problems().first() {
             return Err(StartError::Defaults(problem.clone()));
         }
@@ -121,7 +142,6 @@ impl Agent {
             netboot::http::Server::bind(config.http.listen, netboot::http::Limits::default())
                 .await
                 .map_err(listen("HTTP listener", config.http.listen))?;
-        let store = Store::open(&config.state.dir)?;
         let identity = callback::Identity::load_or_create(&config.state.dir)?;
         let pin = identity.pin().to_owned();
         let mut callback =
@@ -142,6 +162,13 @@ impl Agent {
                      with RuntimeDirectory=hostler in its unit");
             })
             .ok();
+        if after_another {
+            let records = store.set_records_aside()?;
+            warn!(
+                records,
+                "another agent acted here last: this one's own records are put aside, and the status files say what is installed"
+            );
+        }
         let now = Timestamp::now();
         let mut loaded = store.load_all::<Record>()?;
         for damaged in &loaded.damaged {
@@ -162,13 +189,18 @@ impl Agent {
             left => left?.unwrap_or_default(),
         };
         let fleet = Fleet::resume(policy(&config), loaded.records, left, witnessed, now);
-        Ok(Self { config, store, fleet, tftp, http, callback, admin, pin })
+        Ok(Self { config, store, standing, fleet, tftp, http, callback, admin, pin })
     }
 
-    /// Drives the fleet until `shutdown`. Then nothing new starts, writes under way are stopped, and every record is as it was: the
-    /// next start goes on from there.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
-        let Self { config, store, fleet, tftp, http, callback, admin, pin } = self;
+    /// Serves, says so by `ready`, and drives the fleet until `shutdown`. Then nothing new starts, writes under way are stopped, and
+    /// every record is as it was: the next start goes on from there. It ends also when another agent has taken over its status
+    /// directory.
+    pub async fn run(
+        self,
+        ready: impl FnOnce(),
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<End, StartError> {
+        let Self { config, store, standing, fleet, tftp, http, callback, admin, pin } = self;
         let (evidence, fetches) = mpsc::channel(CHANNEL_DEPTH);
         let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
         let (ordering, orders) = mpsc::channel(CHANNEL_DEPTH);
@@ -188,15 +220,15 @@ impl Agent {
         let ironic = callback.ironic_port().map(reachable);
         let table = netboot::BootTable::with_http(http_address);
         let menus = MenuWriter::new(table.clone(), api, pin, ironic);
-        prepare_status_dir(&config.specs);
-        let publisher = Publisher::start(status_files(&config), config.specs.rescan);
-        let workshop = Workshop::new(&config);
+        let statuses = status_files(&config).only_while(standing.ours());
+        let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
+        let workshop = Workshop::new(&config, standing.clone());
         let cached = netboot_files::cached(workshop.library.clone(), reporting.downgrade());
         let mut rooms = Rooms::new(store, menus, publisher, workshop, changed, reporting);
         let names = fleet.names();
         let mut carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
-        carrier.present(driver::now(), &mut rooms);
+        carrier.present(&mut rooms);
         let tftp = tftp
             .with_cached(cached)
             .start(table, evidence)
@@ -216,7 +248,18 @@ impl Agent {
         let sources =
             Sources { scans: scan::start(&config, &names, wakes), calls, orders, fetches, reports };
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address, callback = %api, "running");
-        Driver::new(carrier, rooms, &config.specs.dir).run(sources, shutdown).await;
+        ready();
+        let mut end = End::Asked;
+        let over = async {
+            tokio::select! {
+                () = shutdown => {}
+                other = standing.overtaken() => {
+                    error!(other, "another agent has taken over: this one stops what it does, and stands by");
+                    end = End::Overtaken;
+                }
+            }
+        };
+        Driver::new(carrier, rooms, &config.specs.dir).run(sources, over).await;
 
         closing.send_replace(true);
         drop(watcher);
@@ -227,7 +270,8 @@ impl Agent {
                 error!(%error, "a listener panicked");
             }
         }
-        Ok(())
+        standing.stop().await;
+        Ok(end)
     }
 }
 
@@ -255,8 +299,12 @@ fn policy(config: &Config) -> Policy {
     }
 }
 
+fn status_dir(config: &Config) -> &Path {
+    config.specs.status_dir.as_ref().unwrap_or(&config.specs.dir)
+}
+
 fn status_files(config: &Config) -> StatusFiles {
-    StatusFiles::new(config.specs.status_dir.as_ref().unwrap_or(&config.specs.dir))
+    StatusFiles::new(status_dir(config))
 }
 
 /// That no status file can be written is no reason not to run; it is told at start, with the way out.

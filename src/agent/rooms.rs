@@ -120,7 +120,10 @@ impl Rooms {
         tokio::spawn(async move {
             let node = spec.name.clone();
             tokio::select! {
-                done = workshop.bmcs.deed(&spec, deed) => drop(reply.send(done)),
+                done = async {
+                    workshop.standing.confirmed().await;
+                    workshop.bmcs.deed(&spec, deed).await
+                } => drop(reply.send(done)),
                 () = reply.closed() => info!(%node, deed = deed.name(), "an operator went away before it was done"),
             }
             if let Some(reports) = reports.upgrade()

@@ -22,6 +22,7 @@ use crate::{
 
 use super::{
     Failure, NodePlace,
+    agent_alive::AgentAlive,
     status::{clock, progress, span},
 };
 
@@ -31,15 +32,18 @@ type SpecNow = Option<Result<NodeSpec, Vec<Problem>>>;
 pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let files = StatusFiles::new(place.status_dir()?);
     let status = status_file::read(&files.path(&place.node))?;
+    let agent = AgentAlive::look(&place.status_dir()?)?.caution();
     let console = Some(files.console_path(&place.node)).filter(|path| path.exists());
     let (file, defaults) = place.spec()?;
     let spec = file.exists().then(|| spec::read_file(&file, defaults.as_ref()));
-    Story { status: &status, spec, console, now: Timestamp::now() }.tell(out)?;
+    Story { status: &status, agent, spec, console, now: Timestamp::now() }.tell(out)?;
     Ok(ExitCode::SUCCESS)
 }
 
 struct Story<'a> {
     status: &'a Status,
+    /// What is to be known of the agent, if anything.
+    agent: Option<String>,
     spec: SpecNow,
     /// What its machine printed, if that was kept.
     console: Option<PathBuf>,
@@ -65,6 +69,9 @@ impl Story<'_> {
         let lasted = span(self.now.duration_since(status.since));
         writeln!(out, "{} is {} for {lasted}{attempt}", status.node, status.phase.as_str())?;
         writeln!(out, "  {}", status.message)?;
+        if let Some(agent) = &self.agent {
+            writeln!(out, "  {agent}")?;
+        }
         if let Some(meter) = &status.progress {
             writeln!(out, "  {}", progress(meter))?;
         }

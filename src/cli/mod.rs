@@ -4,6 +4,7 @@
 //! `explain` read status files, and `plan` both. `approve`, `retry`, `bmc` and `show-boot` ask the running agent, and `cache` shares its
 //! images with it. Nothing here changes a node by itself.
 
+mod agent_alive;
 mod bmc;
 mod cache;
 mod check;
@@ -60,7 +61,8 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
-    /// Show where every node stands.
+    /// Show where every node stands, and whether an agent runs.
+    #[command(after_help = status::EXIT_CODES)]
     Status {
         #[command(flatten)]
         place: Place,
@@ -210,10 +212,7 @@ impl Args {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Check { dir, config } => check::check(&dir, config.as_deref(), out),
-            Command::Status { place, output } => {
-                status::show(&place.directory()?, output, out)?;
-                Ok(ExitCode::SUCCESS)
-            }
+            Command::Status { place, output } => status::show(&place.directory()?, output, out),
             Command::Watch { place } => status::watch(&place.directory()?, out),
             Command::Show { place } => show::show(&place, out),
             Command::Digest { file, config } => digest::digest(&file, config.as_deref(), out),
@@ -276,6 +275,21 @@ impl NodePlace {
         let defaults = config.as_ref().and_then(|config| config.defaults.clone());
         let dir = self.dir.clone().or_else(|| Some(config?.specs.dir)).ok_or(NoDirectory)?;
         Ok((dir.join(format!("{}.toml", self.node)), defaults))
+    }
+
+    /// The node's spec file, where the status files are in `status_dir`.
+    fn spec_beside(&self, status_dir: &Path) -> Result<PathBuf, Failure> {
+        let specs = match configuration(self.config.as_deref()) {
+            // Who names the directory needs no configuration.
+            Err(_) if self.dir.is_some() && self.config.is_none() => None,
+            config => config?.map(|config| config.specs),
+        };
+        let are_elsewhere = |specs: &config::Specs| {
+            self.dir.is_none() || specs.status_dir.as_deref() == Some(status_dir)
+        };
+        let dir =
+            specs.filter(are_elsewhere).map_or_else(|| status_dir.to_owned(), |specs| specs.dir);
+        Ok(dir.join(format!("{}.toml", self.node)))
     }
 
     /// The directory with the status files.

@@ -3,6 +3,7 @@
 //! Called by everybody. It must never do I/O, read a clock or know a protocol: a value here is either valid or does not exist.
 
 pub mod admin;
+pub mod agent_mark;
 pub mod boot;
 pub mod callback;
 pub mod disk;

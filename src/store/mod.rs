@@ -22,6 +22,8 @@ use crate::{
     regular_file,
 };
 
+mod identity;
+
 const DIR_MODE: u32 = 0o700;
 const RECORD_MODE: u32 = 0o600;
 const LOCK: &str = "lock";

@@ -26,6 +26,7 @@ mod silent;
 mod site;
 mod specs;
 mod surroundings;
+mod two_agents;
 
 use hostler::model::{
     fault::Step,

@@ -17,7 +17,9 @@ fn status(lines: &str) -> Status {
 
 fn check(status: &Status, spec: SpecNow, expected: &Expect) {
     let mut told = Vec::new();
-    Story { status, spec, console: None, now: NOW.parse().unwrap() }.tell(&mut told).unwrap();
+    Story { status, agent: None, spec, console: None, now: NOW.parse().unwrap() }
+        .tell(&mut told)
+        .unwrap();
     expected.assert_eq(&String::from_utf8(told).unwrap());
 }
 
@@ -80,7 +82,7 @@ message = "the machine is on; waiting for it to netboot"
     // Long after the agent died.
     let overdue = Status { deadline: Some("2026-11-22T12:05:00Z".parse().unwrap()), ..status };
     let mut told = Vec::new();
-    Story { status: &overdue, spec: None, console: None, now: NOW.parse().unwrap() }
+    Story { status: &overdue, agent: None, spec: None, console: None, now: NOW.parse().unwrap() }
         .next(&mut told)
         .unwrap();
     expect![[r#"
@@ -363,9 +365,15 @@ message = "`gone` is not one of deployed, unmanaged"
     let status = Status { spec_valid: true, problems: Vec::new(), ..status };
     let broken = vec![Problem::of_file("nodes/edge-07.toml", "empty")];
     let mut told = Vec::new();
-    Story { status: &status, spec: Some(Err(broken)), console: None, now: NOW.parse().unwrap() }
-        .head(&mut told)
-        .unwrap();
+    Story {
+        status: &status,
+        agent: None,
+        spec: Some(Err(broken)),
+        console: None,
+        now: NOW.parse().unwrap(),
+    }
+    .head(&mut told)
+    .unwrap();
     expect![[r#"
         edge-07 is pending for 10m0s
           nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts

@@ -385,7 +385,7 @@ impl Rack {
         let left = self.world.left.as_ref().map(|left| serde_json::from_str(left).unwrap());
         let left = left.unwrap_or_default();
         self.carrier = Carrier::new(Fleet::resume(self.policy, records, left, witnessed, self.now));
-        self.carrier.present(self.now, &mut self.world);
+        self.carrier.present(&mut self.world);
     }
 
     pub(super) fn node(&self, n: usize) -> &Node {

@@ -71,7 +71,7 @@ impl World {
         let left = left.unwrap_or_default();
         let fleet = Fleet::resume(site.plan.policy, records, left, witnessed, now);
         let mut carrier = Carrier::new(fleet);
-        carrier.present(now, site);
+        carrier.present(site);
         self.carrier = Some(carrier);
         self.site.after_ms(50, 2000, Happening::Scan);
     }

@@ -367,7 +367,7 @@ fn event_number(event: &Event) -> u64 {
         Event::Granted(_) => 13,
         Event::Approve => 14,
         Event::Retry => 15,
-        Event::NetbootLost => "netboot-lost",
+        Event::NetbootLost => 17,
         Event::LookAgain => 16,
     }
 }
