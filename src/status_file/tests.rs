@@ -13,6 +13,7 @@ use crate::model::{
     fault::{Fault, Step},
     ids::{Digest, DigestAlgorithm},
     machine::Machine,
+    netboot::NetbootFiles,
     power::PowerState,
     problem::Problem,
     spec::BmcAddress,
@@ -141,7 +142,15 @@ fn installed() -> Installed {
             ..Disk::default()
         },
         at: at(3),
+        written_digest: Some(digest(4)),
         root_uuid: None,
+        netboot: Some(NetbootFiles {
+            kernel: "vmlinuz-6.12".to_owned(),
+            kernel_digest: Some(digest(5)),
+            ramdisk: "initrd-6.12".to_owned(),
+            ramdisk_digest: Some(digest(6)),
+            kernel_args: vec!["ro".to_owned()],
+        }),
         redeploy: Some("2026-11-22-a".to_owned()),
         machine: Some(machine()),
     }

@@ -204,7 +204,10 @@ impl Site {
                 self.judge_attempt(node, spec);
             }
             Operation::SetPower(wanted) => self.judge_switching(node, *wanted, spec),
-            Operation::PollPower | Operation::ConfirmPower | Operation::CleanUp => {}
+            Operation::PollPower
+            | Operation::ConfirmPower
+            | Operation::CleanUp
+            | Operation::NetbootFiles { .. } => {}
         }
     }
 
