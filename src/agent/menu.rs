@@ -137,8 +137,7 @@ impl MenuWriter {
 
 /// Whether the same boot menu is made by both.
 fn boots_alike(one: &Arc<NodeSpec>, other: &Arc<NodeSpec>) -> bool {
-    Arc::ptr_eq(one, other)
-        || one.boot == other.boot && one.root_device == other.root_device
+    Arc::ptr_eq(one, other) || one.boot == other.boot && one.root_device == other.root_device
 }
 
 /// The ramdisk with what it needs on its command line, and behind that what the spec adds.
