@@ -6,7 +6,6 @@
 //! may put one file in the place of another: which a machine is served is what its record says.
 
 use tokio::sync::mpsc::WeakSender;
-use tracing::warn;
 
 use crate::{
     image::{FetchError, ImageError, Library},
@@ -128,8 +127,7 @@ fn of_file(key: &str, path: &str, error: &ImageError) -> Fault {
 /// and the node's machine is to have it again.
 pub(super) fn cached(library: Library, reports: WeakSender<Report>) -> Cached {
     Cached::new(move |node, digest| {
-        library.open_kept(digest).inspect_err(|error| {
-            warn!(%node, %digest, %error, "a kernel or ramdisk is not in the cache, or has decayed there");
+        library.open_kept(digest).inspect_err(|_| {
             // A machine that asks again says so again.
             if let Some(reports) = reports.upgrade() {
                 drop(reports.try_send((node.clone(), Event::NetbootLost)));

@@ -84,6 +84,12 @@ impl Node {
         })
     }
 
+    /// Whether the machine is served something else than its spec wants, and is going to be served that, or
+    /// something that it is to be served is not there.
+    pub fn netboot_is_outdated(&self) -> bool {
+        self.netboot_operation().is_some()
+    }
+
     /// The same, if it is time for it.
     pub(super) fn netboot_operation_at(&self, now: Timestamp) -> Option<Operation> {
         let due = self.netboot.not_before.is_none_or(|at| at <= now);

@@ -129,6 +129,8 @@ impl Shelf {
             match error.kind() {
                 io::ErrorKind::NotFound => Refusal::NotFound,
                 _ if files::exhausted(&error) => Refusal::Busy,
+                // What has decayed is thrown away.
+                _ if matches!(file, BootFile::Cached(_)) => Refusal::NotFound,
                 _ => Refusal::NotAllowed,
             }
         })

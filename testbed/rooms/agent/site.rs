@@ -192,6 +192,11 @@ initramfs = "{dir}/initramfs"
         fs::read_to_string(self.path(&format!("state/{node}.json"))).unwrap_or_default()
     }
 
+    /// Where a file is by HTTP.
+    pub(super) fn http_url(&self, name: &str) -> String {
+        format!("http://{}/{name}", self.http)
+    }
+
     /// A file by TFTP, as a boot loader fetches it; `None` if the agent says that there is none.
     pub(super) fn fetch(&self, name: &str) -> Option<Vec<u8>> {
         const NOT_FOUND: i32 = 68;
