@@ -11,6 +11,7 @@ mod check;
 mod dhcp_snippet;
 mod digest;
 mod explain;
+pub mod log;
 mod orders;
 mod plan;
 mod run;
@@ -200,7 +201,7 @@ impl Args {
     }
 
     /// Does what was asked, writing what it has to say to `out`.
-    pub fn run(self, out: &mut impl Write) -> Result<ExitCode, Failure> {
+    pub fn run(self, out: &mut impl Write, left_out: log::LeftOut) -> Result<ExitCode, Failure> {
         match self.command {
             Command::Run { config, print_config } => {
                 let config = config::read(&config)?;
@@ -208,7 +209,7 @@ impl Args {
                     write!(out, "{}", config.to_toml())?;
                     return Ok(ExitCode::SUCCESS);
                 }
-                run::run(config)?;
+                run::run(config, left_out)?;
                 Ok(ExitCode::SUCCESS)
             }
             Command::Check { dir, config } => check::check(&dir, config.as_deref(), out),

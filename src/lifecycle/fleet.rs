@@ -3,7 +3,11 @@
 //! Owned by the [`super::Carrier`]. One node's events never touch another node; what they share, turns and the breaker, is decided
 //! here.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
@@ -66,6 +70,8 @@ pub struct Fleet {
     left: Left,
     /// Whether every record is lost and the directory has not been read since.
     state_lost: bool,
+    /// The latest time that was told.
+    latest: Timestamp,
 }
 
 impl Fleet {
@@ -90,6 +96,7 @@ impl Fleet {
             breaker: Breaker::default(),
             left,
             state_lost,
+            latest: now,
         };
         let first_polls = (0..).map(|n| after(now, Duration::from_secs(1) / POLLS_PER_S * n));
         for ((name, record), first_poll) in records.into_iter().zip(first_polls) {
@@ -131,7 +138,7 @@ impl Fleet {
             self.left.doubt(by_hand.map(|(name, _)| name));
         }
         self.note_departures(&specs);
-        let reinstalls: Vec<NodeName> = specs
+        let reinstalls: BTreeSet<NodeName> = specs
             .iter()
             .filter(|(name, spec)| {
                 let spec = spec.as_ref().ok().filter(|_| !clashes.contains_key(*name));
@@ -153,7 +160,15 @@ impl Fleet {
             .filter(|name| !specs.contains_key(*name))
             .map(|name| (name.clone(), Event::SpecGone));
         let mut events: Vec<_> = gone.collect();
-        events.extend(specs.into_iter().map(|(name, spec)| {
+        // Every wait is bounded anew when the clock was set back.
+        let is_set_back = now < self.latest;
+        self.latest = now;
+        let is_news = |(name, spec): &(NodeName, Result<Arc<NodeSpec>, _>)| {
+            let node = self.nodes.get(name).filter(|_| !is_set_back);
+            let known = node.zip(spec.as_ref().ok()).is_some_and(|(node, spec)| node.knows(spec));
+            !known || too_many || clashes.contains_key(name)
+        };
+        events.extend(specs.into_iter().filter(is_news).map(|(name, spec)| {
             let event = match (clashes.get(&name), spec) {
                 (Some(clash), _) => Event::SpecClash(clash.clone()),
                 (None, Ok(spec)) if too_many && reinstalls.contains(&name) => {
@@ -184,11 +199,9 @@ impl Fleet {
     /// Writes down what is installed on machines that their specs do not name any more, before another spec does.
     fn note_departures(&mut self, specs: &Specs) {
         for (name, node) in &self.nodes {
-            if node.spec().is_none() {
-                continue;
-            }
+            let Some(old) = node.spec() else { continue };
             let stays = match specs.get(name) {
-                Some(Ok(spec)) => node.takes_along_what_it_knows(spec),
+                Some(Ok(spec)) => Arc::ptr_eq(spec, old) || node.takes_along_what_it_knows(spec),
                 Some(Err(_)) => true,
                 None => false,
             };
@@ -218,6 +231,7 @@ impl Fleet {
             self.first_poll = after(self.first_poll.max(now), pause);
             self.nodes.insert(name.clone(), node);
         }
+        self.latest = self.latest.max(now);
         self.adopt(now, name);
         if let Event::Spec(spec) | Event::MassChange(spec) = &event {
             self.remember(now, name, spec);

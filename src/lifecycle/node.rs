@@ -218,6 +218,13 @@ impl Node {
         actions
     }
 
+    /// Whether the directory says just what it said before, so that the node need not be told.
+    pub(super) fn knows(&self, spec: &Arc<NodeSpec>) -> bool {
+        let is_settled = !self.unread && !self.gone && self.blocked.is_none();
+        let is_good = self.problems.is_empty() && !self.clash;
+        is_settled && is_good && self.record.spec.as_ref() == Some(spec)
+    }
+
     /// Whether the spec wants the disk written: it never was, or `redeploy` was changed since.
     pub(super) fn wants_install(&self) -> bool {
         let Some(spec) = &self.record.spec else { return false };
@@ -289,6 +296,8 @@ impl Node {
         self.problems.clear();
         self.clash = false;
         if self.record.spec.as_ref() == Some(spec) {
+            // One in memory is enough, and quicker to compare with.
+            self.record.spec = Some(Arc::clone(spec));
             return;
         }
         let limit_before = self.limit();

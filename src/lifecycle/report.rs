@@ -9,6 +9,7 @@ use crate::model::{
     fault::Fault,
     machine::{Machine, MachineChange},
     power::PowerState,
+    printable::is_escaped,
     spec::Goal,
     status::{Condition, LastSeen, Phase, STATUS_VERSION, Status},
 };
@@ -390,7 +391,7 @@ fn message_imaging(attempt: &Attempt, disk: &Disk, granted: bool) -> String {
 
 /// A text from outside as it may be shown and kept: bounded, and without what steers a terminal.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect()
+    text.chars().filter(|c| !is_escaped(*c)).take(TEXT_CHARS_MAX).collect()
 }
 
 /// A fault from outside, with such a text.

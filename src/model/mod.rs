@@ -13,6 +13,7 @@ pub mod ids;
 pub mod ironic;
 pub mod machine;
 pub mod power;
+pub mod printable;
 pub mod problem;
 pub mod secret;
 pub mod size;
