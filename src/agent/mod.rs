@@ -24,6 +24,7 @@ mod install;
 mod layout;
 mod mark;
 mod menu;
+mod netboot_files;
 mod open_files;
 mod orders;
 mod power;
@@ -34,7 +35,7 @@ mod volume;
 mod work;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     fs,
     future::Future,
     io,
@@ -222,12 +223,14 @@ impl Agent {
         let statuses = status_files(&config).only_while(standing.ours());
         let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
         let workshop = Workshop::new(&config, standing.clone());
+        let cached = netboot_files::cached(workshop.library.clone(), reporting.downgrade());
         let mut rooms = Rooms::new(store, menus, publisher, workshop, changed, reporting);
         let names = fleet.names();
         let mut carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
         carrier.present(&mut rooms);
         let tftp = tftp
+            .with_cached(cached)
             .start(table, evidence)
             .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
         let ended = || {
@@ -244,7 +247,6 @@ impl Agent {
             )?;
         let sources =
             Sources { scans: scan::start(&config, &names, wakes), calls, orders, fetches, reports };
-        let specs_dir = config.specs.dir.display().to_string();
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address, callback = %api, "running");
         ready();
         let mut end = End::Asked;
@@ -257,7 +259,7 @@ impl Agent {
                 }
             }
         };
-        Driver { carrier, rooms, news: VecDeque::new(), specs_dir }.run(sources, over).await;
+        Driver::new(carrier, rooms, &config.specs.dir).run(sources, over).await;
 
         closing.send_replace(true);
         drop(watcher);

@@ -14,6 +14,7 @@ use crate::{
         admin::{Answer, Order, Selection},
         consent,
         ids::NodeName,
+        power::PowerState,
         spec::Goal,
         status::Phase,
     },
@@ -112,7 +113,10 @@ fn outcome(order: &Order, node: &Node) -> Option<String> {
         (Order::Approve(_), _) => None,
         (Order::Retry(_), Phase::Failed | Phase::Pending) => Some("will be tried again".to_owned()),
         (Order::Retry(_), _) => {
-            node.power_missed().map(|wanted| format!("will be switched {}", wanted.as_str()))
+            let switched = |wanted: PowerState| format!("will be switched {}", wanted.as_str());
+            let verified = || "will have its kernel and ramdisk verified again".to_owned();
+            let power = node.power_missed().map(switched);
+            power.or_else(|| node.netboot_is_outdated().then(verified))
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Started by the driver. Nothing here decides what comes next.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -18,14 +18,13 @@ use crate::{
     progress::{Cancel, Meter, stopped},
 };
 
-use super::{boot_files::DeployFiles, faults, image_dirs, mark::Standing, menu, power::Bmcs};
+use super::{boot_files::DeployFiles, faults, mark::Standing, power::Bmcs};
 
 /// Everything operations need.
 #[derive(Debug)]
 pub(super) struct Workshop {
     pub(super) library: Library,
     pub(super) deploy_files: DeployFiles,
-    image_dirs: Vec<PathBuf>,
     pub(super) bmcs: Bmcs,
     pub(super) standing: Standing,
 }
@@ -35,7 +34,6 @@ impl Workshop {
         Self {
             standing,
             library: library(config),
-            image_dirs: image_dirs(&config.images),
             deploy_files: DeployFiles::new(config),
             bmcs: Bmcs::new(config),
         }
@@ -59,9 +57,6 @@ impl Workshop {
             Operation::PollPower => self.bmcs.poll(spec, cancel).await.map(Outcome::Power),
             Operation::ConfirmPower => self.bmcs.confirm(spec, cancel).await.map(Outcome::Power),
             Operation::Prepare => {
-                if let Some(netboot) = &spec.image.netboot {
-                    menu::check_own_files(&self.image_dirs, netboot)?;
-                }
                 let system_guid = self.bmcs.system_guid(spec, cancel.clone()).await?;
                 Box::pin(self.prepare(spec, system_guid, meter, cancel)).await
             }
@@ -90,6 +85,9 @@ impl Workshop {
             Operation::CleanUp => {
                 self.bmcs.clean_up(spec, cancel).await?;
                 Ok(Outcome::CleanedUp)
+            }
+            Operation::NetbootFiles { served, renew } => {
+                self.netboot_files(spec, served, renew, meter, cancel).await
             }
         }
     }

@@ -252,6 +252,16 @@ impl Story<'_> {
             }
             Phase::Invalid => vec!["correct its spec".to_owned()],
             Phase::Paused => vec!["take `paused` out of its spec".to_owned()],
+            Phase::Deployed if condition("NetbootVerified").is_some() => vec![
+                "put the files where image.kernel and image.ramdisk say, or correct these"
+                    .to_owned(),
+                format!("hostler retry {node}, not to wait until they are looked at again"),
+            ],
+            Phase::Deployed
+                if condition("Drifted").is_some_and(|it| it.reason == "NetbootChanged") =>
+            {
+                vec!["wait: kernel and ramdisk are being verified".to_owned()]
+            }
             Phase::Deployed if self.drifted() => {
                 vec!["leave it: nothing is touched".to_owned(), consent::CHANGE_REDEPLOY.to_owned()]
             }

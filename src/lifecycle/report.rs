@@ -82,7 +82,9 @@ impl Node {
             phase,
             ready: self.problems.is_empty()
                 && match phase {
-                    Phase::Deployed => installed_digest == spec_digest,
+                    Phase::Deployed => {
+                        installed_digest == spec_digest && self.netboot_trouble().is_none()
+                    }
                     Phase::Available if self.by_hand() => true,
                     Phase::Available => {
                         self.power.is_some_and(|power| power.observed == PowerState::Off)
@@ -232,6 +234,11 @@ impl Node {
         let is = self.power.map_or("", |power| power.observed.as_str());
         let wanted = self.wanted_power().map_or("", PowerState::as_str);
         let differs = self.power_differs();
+        if self.phase_at_rest() == Phase::Deployed
+            && let Some(message) = self.netboot_message()
+        {
+            return message;
+        }
         match self.phase_at_rest() {
             Phase::Held => self.message_held(),
             Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
@@ -345,7 +352,11 @@ impl Node {
         }
         if self.record.installed.is_some() {
             let drifted = self.drifted();
-            let reason = if drifted { "SpecChanged" } else { "AsWanted" };
+            let reason = match drifted {
+                true if self.only_netboot_differs() => "NetbootChanged",
+                true => "SpecChanged",
+                false => "AsWanted",
+            };
             conditions.push(condition("Drifted", drifted, reason, String::new()));
         }
         if let (Some(machine), Some(spec)) = (self.changed_machine(), &self.record.spec) {
@@ -353,6 +364,9 @@ impl Node {
             let reason = if same_bmc { "OtherMacs" } else { "OtherBmc" };
             let message = format!("installed as {machine}, and is {} now", Machine::named_by(spec));
             conditions.push(condition("MachineChanged", true, reason, message));
+        }
+        if let Some(Fault { code, message, .. }) = self.netboot_trouble() {
+            conditions.push(condition("NetbootVerified", false, code, message.clone()));
         }
         if let State::PoweringOn { attempt: Attempt { bmc: None, .. } } = &self.record.state {
             let message = self.what_to_do().to_owned();

@@ -14,6 +14,7 @@ use super::{
     fault::Fault,
     ids::{Digest, NodeName},
     machine::Machine,
+    netboot::NetbootFiles,
     power::PowerState,
     problem::Problem,
 };
@@ -263,9 +264,16 @@ pub struct Installed {
     pub disk: Disk,
     /// When the machine was restarted into it.
     pub at: Timestamp,
+    /// Identity of what was written to the disk: `digest` without what it boots over the network. `None`: a
+    /// version of hostler installed it that had another identity, and its spec has not been seen since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_digest: Option<Digest>,
     /// UUID of its root file system, where hostler made the partitions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_uuid: Option<String>,
+    /// What it is served, if it boots over the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netboot: Option<NetbootFiles>,
     /// The `redeploy` value it was installed under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redeploy: Option<String>,
