@@ -96,7 +96,11 @@ impl Driver {
         let events = match snapshot {
             Ok(snapshot) => {
                 let in_force = carrier.fleet().in_force(&snapshot.nodes);
-                let clashes = clashes(specs_dir, in_force.iter().map(AsRef::as_ref));
+                let specs = || in_force.iter().map(AsRef::as_ref);
+                let mut clashes = clashes(specs_dir, specs());
+                for (node, problems) in self.rooms.bmc_names().clashes(specs_dir, specs()) {
+                    clashes.entry(node).or_default().extend(problems);
+                }
                 carrier.compare(now(), snapshot.nodes, &clashes)
             }
             Err(error) => {

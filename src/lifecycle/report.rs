@@ -234,18 +234,28 @@ impl Node {
             Phase::Deployed if self.drifted() => {
                 "installed, but the spec now wants something else; change `redeploy` to let hostler wipe and reinstall".to_owned()
             }
-            Phase::Deployed if differs => {
+            Phase::Deployed if differs && self.bmc_trouble.is_none() => {
                 format!("installed; the machine is {is}, and its spec wants it {wanted}")
             }
             Phase::Deployed if self.by_hand() => self.message_unseen().to_owned(),
-            Phase::Deployed => "installed".to_owned(),
-            Phase::Available if differs => {
+            Phase::Deployed => match &self.bmc_trouble {
+                Some(trouble) => format!("installed; its power is not known: {}", trouble.message),
+                None => "installed".to_owned(),
+            },
+            Phase::Available if differs && self.bmc_trouble.is_none() => {
                 format!("the machine is {is}, and its spec wants it {wanted}")
             }
             Phase::Available if self.by_hand() => {
                 "nothing is served to it; there is no BMC to switch it off".to_owned()
             }
-            Phase::Available => "kept off; nothing is served to it".to_owned(),
+            Phase::Available => match (&self.bmc_trouble, self.power) {
+                (Some(trouble), _) => {
+                    let why = &trouble.message;
+                    format!("nothing is served to it; its power is not known: {why}")
+                }
+                (None, None) => "nothing is served to it; its power is not known yet".to_owned(),
+                (None, Some(_)) => "kept off; nothing is served to it".to_owned(),
+            },
             Phase::Paused => "paused by its spec".to_owned(),
             Phase::Unmanaged => "observed only".to_owned(),
             Phase::Pending if self.in_line_since.is_some() => {
