@@ -243,13 +243,20 @@ impl Node {
             Phase::Held => self.message_held(),
             Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
             Phase::Deployed => self.message_deployed() + &self.message_changed_machine(),
-            Phase::Available if differs => {
+            Phase::Available if differs && self.bmc_trouble.is_none() => {
                 format!("the machine is {is}, and its spec wants it {wanted}")
             }
             Phase::Available if self.by_hand() => {
                 "nothing is served to it; there is no BMC to switch it off".to_owned()
             }
-            Phase::Available => "kept off; nothing is served to it".to_owned(),
+            Phase::Available => match (&self.bmc_trouble, self.power) {
+                (Some(trouble), _) => {
+                    let why = &trouble.message;
+                    format!("nothing is served to it; its power is not known: {why}")
+                }
+                (None, None) => "nothing is served to it; its power is not known yet".to_owned(),
+                (None, Some(_)) => "kept off; nothing is served to it".to_owned(),
+            },
             Phase::Paused => "paused by its spec".to_owned(),
             Phase::Unmanaged => "observed only".to_owned(),
             Phase::Pending if self.in_line_since.is_some() => {
@@ -272,10 +279,12 @@ impl Node {
             format!(
                 "installed, but the spec now wants something else; nothing is done until you {way}"
             )
-        } else if self.power_differs() {
-            format!("installed; the machine is {is}, and its spec wants it {wanted}")
         } else if self.by_hand() {
             self.message_unseen().to_owned()
+        } else if let Some(trouble) = &self.bmc_trouble {
+            format!("installed; its power is not known: {}", trouble.message)
+        } else if self.power_differs() {
+            format!("installed; the machine is {is}, and its spec wants it {wanted}")
         } else {
             "installed".to_owned()
         }
