@@ -28,6 +28,7 @@ mod silent;
 mod site;
 mod specs;
 mod surroundings;
+mod terminal;
 mod two_agents;
 
 use hostler::model::{
