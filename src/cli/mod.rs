@@ -103,10 +103,10 @@ enum Command {
         #[command(flatten)]
         place: NodePlace,
     },
-    /// Show what the agent would do about a directory of specs, and what would be wiped.
+    /// Show what the agent would do about a directory of specs, and what it would WIPE.
     #[command(after_help = plan::EXIT_CODES)]
     Plan(plan::Asked),
-    /// Let held nodes go on: consent to wipe machines that are on, for example. Exit code 1 if a node was not held.
+    /// Let held nodes go on: consent to WIPE machines that are on, for example. Exit code 1 if a node was not held.
     Approve(orders::For),
     /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if there was nothing to try again.
     Retry(orders::For),

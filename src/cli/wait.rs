@@ -14,7 +14,7 @@ use std::{
 use crate::{
     model::{
         ids::{Digest, NodeName},
-        status::{HistoryEntry, Phase, Status},
+        status::{Condition, HistoryEntry, Phase, Status},
         toml_reader::duration,
     },
     status_file::{self, StatusFileError, StatusFiles},
@@ -110,6 +110,7 @@ impl Goal {
             Phase::Deployed
                 if self.phase == Phase::Deployed
                     && !status.ready
+                    && !is_verifying_netboot(status)
                     && status.installed_digest != status.spec_digest =>
             {
                 Verdict::PersonNeeded
@@ -117,6 +118,15 @@ impl Goal {
             _ => Verdict::NotYet,
         }
     }
+}
+
+/// Nothing but what it boots over the network differs, and the agent is about to serve that.
+fn is_verifying_netboot(status: &Status) -> bool {
+    let has = |kind: &str, reason: Option<&str>| {
+        let is = |one: &Condition| one.kind == kind && reason.is_none_or(|it| one.reason == it);
+        status.conditions.iter().any(is)
+    };
+    has("Drifted", Some("NetbootChanged")) && !has("NetbootVerified", None)
 }
 
 pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> {
@@ -255,6 +265,22 @@ mod tests {
                 assert_eq!(goal("b").judge(&status), Verdict::NotYet, "{phase:?} {has}");
             }
         }
+    }
+
+    #[test]
+    fn a_kernel_that_is_being_verified_is_waited_for_and_one_that_cannot_be_had_is_not() {
+        let condition = |kind: &str, reason: &str| Condition {
+            kind: kind.to_owned(),
+            status: String::new(),
+            reason: reason.to_owned(),
+            message: String::new(),
+        };
+        let mut status = status("deployed", "b", "a");
+        assert_eq!(goal("b").judge(&status), Verdict::PersonNeeded);
+        status.conditions = vec![condition("Drifted", "NetbootChanged")];
+        assert_eq!(goal("b").judge(&status), Verdict::NotYet);
+        status.conditions.push(condition("NetbootVerified", "OwnBootFilesMissing"));
+        assert_eq!(goal("b").judge(&status), Verdict::PersonNeeded);
     }
 
     #[test]

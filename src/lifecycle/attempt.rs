@@ -8,6 +8,7 @@ use crate::model::{
     boot::{BootStage, Fetch},
     disk::Disk,
     fault::{Fault, RetryAdvice, Step},
+    machine::Machine,
     power::PowerState,
     spec::NodeSpec,
     status::{Installed, LastError, LastSeen},
@@ -16,6 +17,7 @@ use crate::model::{
 use super::{
     backoff,
     event::{Action, Menu, Outcome, Stages},
+    netboot_files::{NetbootUpdate, root_unknown},
     node::Node,
     power::POWER_TRIES_MAX,
     report::plain,
@@ -54,13 +56,7 @@ impl Node {
             (Outcome::Prepared { image, .. }, Some(netboot))
                 if netboot.command_line(image.root_uuid.as_deref()).is_none() =>
             {
-                Err(Fault::lasting(
-                    Step::Image,
-                    "RootUnknown",
-                    "boot.after is \"network\", and nothing tells the kernel where its root file system is: image.kernel_args has no root=, and the \
-                     image is not one file system whose UUID could be given",
-                    "write root=… into image.kernel_args, for example root=LABEL=root or root=/dev/sda2",
-                ))
+                Err(root_unknown())
             }
             _ => Ok(outcome),
         }
@@ -155,13 +151,17 @@ impl Node {
         self.record.last_error = None;
         self.record.consented = false;
         let wanted = self.record.spec.as_ref().zip(self.wanted.clone());
+        self.netboot = NetbootUpdate::default();
         self.record.installed = wanted.map(|(spec, digest)| Installed {
             digest,
             image: image.digest,
             disk,
             at: now,
+            written_digest: self.written.clone(),
             root_uuid: image.root_uuid,
+            netboot: image.netboot,
             redeploy: spec.redeploy.clone(),
+            machine: Some(Machine::named_by(spec)),
         });
         self.enter(now, State::Idle);
         // The spec may have been changed in the last moment.

@@ -49,6 +49,7 @@ mod event;
 mod fleet;
 mod ironic;
 mod left;
+mod netboot_files;
 mod node;
 mod plan;
 mod polls;

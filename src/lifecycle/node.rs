@@ -10,15 +10,19 @@ use jiff::Timestamp;
 use crate::model::{
     fault::Fault,
     ids::{Digest, NodeName, OpId},
+    machine::MachineChange,
+    netboot::NetbootFiles,
     power::PowerState,
     problem::Problem,
     spec::{Goal, NodeSpec},
-    status::{HistoryEntry, Installed, Phase, Power, Progress},
+    status::{HistoryEntry, Installed, LastSeen, Phase, Power, Progress},
 };
 
 use super::{
-    event::{Action, Event, Menu, Operation},
+    event::{Action, Event, Menu, Operation, Outcome},
     fleet::Policy,
+    left::Known,
+    netboot_files::{NetbootUpdate, carry_over, carry_over_record, own_menu},
     polls::Polls,
     report::plain_fault,
     state::{Attempt, Hold, Purpose, Record, State},
@@ -36,6 +40,8 @@ pub struct Node {
     pub(super) policy: Policy,
     /// The identity of what the last good spec wants installed, kept because hashing it at every look would be dear.
     pub(super) wanted: Option<Digest>,
+    /// The same of what it wants written to the disk.
+    pub(super) written: Option<Digest>,
     /// What is wrong with the spec file as it is now.
     pub(super) problems: Vec<Problem>,
     /// Whether those problems are a clash with another node.
@@ -55,12 +61,14 @@ pub struct Node {
     pub(super) bmc_trouble: Option<Fault>,
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
-    /// What is installed on the machine that the spec to come names for the first time, if it was another node's.
-    pub(super) moved_here: Option<Installed>,
+    /// What is on the machine that the spec to come names for the first time, if it was another node's.
+    pub(super) moved_here: Option<Known>,
     /// Since when everything is ready for an attempt but that it is the node's turn.
     pub(super) in_line_since: Option<Timestamp>,
     /// When polls of its BMC are due, and its place in their line.
     pub(super) polls: Polls,
+    /// How it stands with what the machine boots over the network.
+    pub(super) netboot: NetbootUpdate,
     next_op: u64,
 }
 
@@ -70,6 +78,8 @@ pub(super) struct Running {
     pub(super) op: OpId,
     /// It was told to stop: its result means nothing but that it has stopped.
     pub(super) cancelled: bool,
+    /// It is about what an installed machine boots over the network.
+    pub(super) netboot: bool,
     /// When a poll that does not report is told to stop.
     pub(super) patience_until: Timestamp,
 }
@@ -82,11 +92,15 @@ impl Node {
 
     /// A node from its durable record, as after a crash. What was under way is started again, within the old deadlines, once the
     /// spec directory has been read.
-    pub fn resume(name: NodeName, record: Record, policy: Policy, now: Timestamp) -> Self {
+    pub fn resume(name: NodeName, mut record: Record, policy: Policy, now: Timestamp) -> Self {
+        record.note_machine();
+        carry_over_record(&mut record);
+        let wanted = record.spec.as_ref().map(|spec| spec.identity());
         Self {
             name,
             policy,
-            wanted: record.spec.as_ref().map(|spec| spec.digest()),
+            wanted: wanted.as_ref().map(|wanted| wanted.digest.clone()),
+            written: wanted.map(|wanted| wanted.written),
             record,
             problems: Vec::new(),
             clash: false,
@@ -102,6 +116,7 @@ impl Node {
             moved_here: None,
             in_line_since: None,
             polls: Polls::new(now),
+            netboot: NetbootUpdate::default(),
             next_op: 1,
         }
     }
@@ -114,6 +129,9 @@ impl Node {
     /// What the node's boot menu must be before the actions of the last step are carried out.
     pub fn menu(&self) -> Menu {
         let Some(spec) = &self.record.spec else { return Menu::Unknown };
+        let menu = |files: Option<&NetbootFiles>, root_uuid: &Option<String>| {
+            own_menu(files, root_uuid.as_deref())
+        };
         match &self.record.state {
             State::PoweringOn { attempt }
             | State::WaitingRamdisk { attempt }
@@ -121,14 +139,16 @@ impl Node {
             rest if rest.at_rest() && (self.clash || spec.goal != Goal::Deployed) => Menu::Unknown,
             State::Switching { attempt, .. }
             | State::WaitingCompleted { attempt, .. }
-            | State::Restarting { attempt, .. } => own_menu(spec, attempt.image.root_uuid.as_ref()),
+            | State::Restarting { attempt, .. } => {
+                menu(attempt.image.netboot.as_ref(), &attempt.image.root_uuid)
+            }
             State::Idle
             | State::Held { .. }
             | State::Failed
             | State::SettingPower { .. }
             | State::Preparing { .. }
             | State::CleaningUp { .. } => match &self.record.installed {
-                Some(installed) => own_menu(spec, installed.root_uuid.as_ref()),
+                Some(installed) => menu(installed.netboot.as_ref(), &installed.root_uuid),
                 None => Menu::LocalDisk,
             },
         }
@@ -168,8 +188,8 @@ impl Node {
                 self.take_spec(now, &spec, &mut actions);
                 self.record.too_many_changes = self.wants_install();
             }
-            Event::SpecProblems(problems) => self.take_problems(problems, false),
-            Event::SpecClash(problems) => self.take_problems(problems, true),
+            Event::SpecProblems(problems) => self.take_problems(problems),
+            Event::SpecClash(problems) => self.take_clash(now, problems, &mut actions),
             Event::SpecGone => {
                 self.gone = true;
                 if self.record.state.at_rest() {
@@ -183,8 +203,12 @@ impl Node {
                 // Anything else is a stale result and changes nothing.
                 if let Some(running) = self.running.take_if(|running| running.op == op) {
                     self.progress = None;
-                    if !running.cancelled {
-                        self.finish(now, outcome.map_err(plain_fault), &mut actions);
+                    let outcome = outcome.map_err(plain_fault);
+                    match outcome {
+                        _ if running.cancelled => {}
+                        Ok(Outcome::NetbootFiles(files)) => self.take_netboot_files(now, files),
+                        Err(fault) if running.netboot => self.miss_netboot_files(now, fault),
+                        outcome => self.finish(now, outcome, &mut actions),
                     }
                 }
             }
@@ -200,6 +224,7 @@ impl Node {
             Event::Fetched(fetch) => self.take_evidence(now, &fetch),
             Event::Tick => {}
             Event::Granted(turn) => self.take_turn(now, turn),
+            Event::NetbootLost => self.note_netboot_lost(),
             Event::LookAgain => self.polls.ask(now),
             Event::Approve => self.approve(now),
             Event::Retry => self.retry(now),
@@ -213,6 +238,13 @@ impl Node {
         self.line_up_for_poll(now);
         self.note_phase(now);
         actions
+    }
+
+    /// Whether the directory says just what it said before, so that the node need not be told.
+    pub(super) fn knows(&self, spec: &Arc<NodeSpec>) -> bool {
+        let is_settled = !self.unread && !self.gone && self.blocked.is_none();
+        let is_good = self.problems.is_empty() && !self.clash;
+        is_settled && is_good && self.record.spec.as_ref() == Some(spec)
     }
 
     /// Whether the spec wants the disk written: it never was, or `redeploy` was changed since.
@@ -235,6 +267,11 @@ impl Node {
     /// Whether nothing is under way: no attempt, no clean-up, and no switching.
     pub fn is_at_rest(&self) -> bool {
         self.record.state.at_rest()
+    }
+
+    /// Whether its BMC's last answer was none, or of no use.
+    pub fn has_bmc_trouble(&self) -> bool {
+        self.bmc_trouble.is_some()
     }
 
     /// Whether the machine's being off would be taken for consent to wipe and install it, now or when the node may go on.
@@ -286,19 +323,21 @@ impl Node {
         self.problems.clear();
         self.clash = false;
         if self.record.spec.as_ref() == Some(spec) {
+            // One in memory is enough, and quicker to compare with.
+            self.record.spec = Some(Arc::clone(spec));
             return;
         }
         let limit_before = self.limit();
         let old = self.record.spec.replace(Arc::clone(spec));
         self.shift_deadline(limit_before);
-        let wanted = Some(spec.digest());
-        let other_install = wanted != self.wanted;
-        self.wanted = wanted;
-        let other_machine = old
-            .as_ref()
-            .is_some_and(|old| old.machine() != spec.machine() || old.boot.macs != spec.boot.macs);
+        let wanted = spec.identity();
+        let other_install = self.wanted.as_ref() != Some(&wanted.digest);
+        (self.wanted, self.written) = (Some(wanted.digest), Some(wanted.written));
+        self.netboot.start_afresh();
+        let change = old.as_ref().map_or(MachineChange::None, |old| old.machine_change(spec));
+        let other_machine = change != MachineChange::None;
         if other_machine {
-            self.forget_machine(now, old.as_ref().and_then(|old| old.redeploy.clone()));
+            self.turn_to_machine(now, spec, change);
         }
         let other_ramdisk = old.as_ref().is_some_and(|old| old.boot.ramdisk != spec.boot.ramdisk);
         if old.as_ref().is_some_and(|old| old.bmc != spec.bmc) {
@@ -306,6 +345,9 @@ impl Node {
             if self.record.state.at_rest() {
                 self.cancel(actions);
             }
+        }
+        if let Some(installed) = &mut self.record.installed {
+            carry_over(spec, installed);
         }
         let stand_still = spec.paused || spec.goal != Goal::Deployed;
         if other_install || other_machine || stand_still {
@@ -336,28 +378,60 @@ impl Node {
         }
     }
 
-    /// The spec names another machine now: what was seen of the old one is not about it, and neither is the operator's consent.
-    fn forget_machine(&mut self, now: Timestamp, old_redeploy: Option<String>) {
-        self.power = None;
-        self.bmc_trouble = None;
-        if let Some(moved) = self.moved_here.take() {
-            self.record.know(Some(moved));
-            if matches!(self.record.state, State::Held { .. }) {
-                self.start_afresh(now);
-            }
-        } else if let Some(installed) = &mut self.record.installed {
-            installed.redeploy = old_redeploy;
+    /// Whether what the node knows of its machine's disk is about the machine that the spec names, too.
+    pub(super) fn takes_along_what_it_knows(&self, spec: &NodeSpec) -> bool {
+        let change = self.spec().map_or(MachineChange::None, |old| old.machine_change(spec));
+        match &self.record.installed {
+            _ if change == MachineChange::None => true,
+            Some(installed) => is_of(installed, spec, change),
+            None => change == MachineChange::Part,
         }
     }
 
-    fn take_problems(&mut self, problems: Vec<Problem>, clash: bool) {
+    /// The spec names another machine now, in part or as a whole: what was seen of the old one is not about it, and neither is any
+    /// consent, whatever else was changed with it.
+    fn turn_to_machine(&mut self, now: Timestamp, spec: &NodeSpec, change: MachineChange) {
+        self.power = None;
+        self.bmc_trouble = None;
+        self.record.too_many_changes = false;
+        let stays = self.record.installed.as_ref().map(|installed| is_of(installed, spec, change));
+        match (stays, self.moved_here.take(), change) {
+            (Some(true), _, _) | (None, None, MachineChange::Part) => {}
+            (_, Some(known), _) => self.record.know(known),
+            // It has come to share nothing with what was installed, one thing after the other: it may be that machine or another.
+            (Some(false), None, MachineChange::None | MachineChange::Part) => {
+                self.record.know(None)
+            }
+            // Never seen. A damaged record may have been about any machine.
+            (_, None, _) => self.record.installed = None,
+        }
+        if let Some(installed) = &mut self.record.installed {
+            installed.redeploy.clone_from(&spec.redeploy);
+        }
+        if change == MachineChange::Whole {
+            self.record.last_error = None;
+            self.record.last_seen = LastSeen::default();
+            self.record.durations.clear();
+        }
+        if matches!(self.record.state, State::Held { .. }) {
+            self.start_afresh(now);
+        }
+    }
+
+    fn take_problems(&mut self, problems: Vec<Problem>) {
         self.blocked = None;
         self.problems = problems;
-        self.clash = clash;
-        if clash {
-            // Whose machine it is must be settled first.
-            self.record.consented = false;
-            self.record.power_ordered = false;
+        self.clash = false;
+    }
+
+    /// Whose machine it is must be settled first. An attempt goes on; an order to switch the machine does not.
+    fn take_clash(&mut self, now: Timestamp, problems: Vec<Problem>, actions: &mut Vec<Action>) {
+        self.take_problems(problems);
+        self.clash = true;
+        self.record.consented = false;
+        self.record.power_ordered = false;
+        if matches!(self.record.state, State::SettingPower { .. }) {
+            self.abandon(now, Purpose::StartOver, actions);
         }
     }
 
@@ -372,8 +446,11 @@ impl Node {
     }
 
     fn retry(&mut self, now: Timestamp) {
+        self.netboot.start_afresh();
         self.polls.ask(now);
-        if self.wanted_power().is_some() {
+        // Who asks a BMC again that was in trouble has not ordered what its machine is found to miss.
+        let has_trouble = self.bmc_trouble.is_some();
+        if self.power_differs() || !has_trouble && self.wanted_power().is_some() {
             self.record.power_ordered = true;
         }
         match &mut self.record.state {
@@ -450,7 +527,9 @@ impl Node {
         let limit = power_limit(&spec.timeouts);
         let op = OpId(self.next_op);
         self.next_op += 1;
-        self.running = Some(Running { op, cancelled: false, patience_until: after(now, limit) });
+        let netboot = matches!(operation, Operation::NetbootFiles { .. });
+        let patience_until = after(now, limit);
+        self.running = Some(Running { op, cancelled: false, netboot, patience_until });
         self.polls.began(operation == Operation::PollPower);
         actions.push(Action::Start { op, operation, spec });
     }
@@ -460,7 +539,8 @@ impl Node {
         let due = self.record.not_before.is_none_or(|at| at <= now);
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => {
-                (self.polls.granted() && self.wants_poll(now)).then_some(Operation::PollPower)
+                let polls = self.polls.granted() && self.wants_poll(now);
+                polls.then_some(Operation::PollPower).or_else(|| self.netboot_operation_at(now))
             }
             State::Preparing { ready: None } => Some(Operation::Prepare),
             State::Preparing { ready: Some(_) } => Some(Operation::ConfirmPower),
@@ -519,14 +599,10 @@ impl Node {
     }
 }
 
-/// The menu of an installed machine. A kernel that would look for its root file system in vain is not served.
-fn own_menu(spec: &NodeSpec, root_uuid: Option<&String>) -> Menu {
-    let root_uuid = root_uuid.cloned();
-    let netboot = spec.image.netboot.as_ref();
-    match netboot.and_then(|netboot| netboot.command_line(root_uuid.as_deref())) {
-        Some(_) => Menu::Network(root_uuid),
-        None => Menu::LocalDisk,
-    }
+/// Whether that is installed on the machine that the spec names, whose change from the one before is given.
+fn is_of(installed: &Installed, spec: &NodeSpec, change: MachineChange) -> bool {
+    let since = installed.machine.as_ref().map_or(change, |machine| machine.change_to(spec));
+    since != MachineChange::Whole
 }
 
 /// Whether a spec wants an installed machine wiped and installed again.

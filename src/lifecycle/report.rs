@@ -4,8 +4,10 @@ use jiff::Timestamp;
 
 use crate::model::{
     callback::Then,
+    consent,
     disk::Disk,
     fault::Fault,
+    machine::{Machine, MachineChange},
     power::PowerState,
     printable::is_escaped,
     spec::Goal,
@@ -80,7 +82,9 @@ impl Node {
             phase,
             ready: self.problems.is_empty()
                 && match phase {
-                    Phase::Deployed => installed_digest == spec_digest,
+                    Phase::Deployed => {
+                        installed_digest == spec_digest && self.netboot_trouble().is_none()
+                    }
                     Phase::Available if self.by_hand() => true,
                     Phase::Available => {
                         self.power.is_some_and(|power| power.observed == PowerState::Off)
@@ -100,6 +104,7 @@ impl Node {
             }),
             updated: now,
             progress: self.progress,
+            machine: record.spec.as_deref().map(Machine::named_by),
             power: self.power,
             installed: record.installed.clone(),
             last_error: record.last_error.clone(),
@@ -229,24 +234,29 @@ impl Node {
         let is = self.power.map_or("", |power| power.observed.as_str());
         let wanted = self.wanted_power().map_or("", PowerState::as_str);
         let differs = self.power_differs();
+        if self.phase_at_rest() == Phase::Deployed
+            && let Some(message) = self.netboot_message()
+        {
+            return message;
+        }
         match self.phase_at_rest() {
-            Phase::Held => self.message_held().to_owned(),
+            Phase::Held => self.message_held(),
             Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
-            Phase::Deployed if self.drifted() => {
-                "installed, but the spec now wants something else; change `redeploy` to let hostler wipe and reinstall".to_owned()
-            }
-            Phase::Deployed if differs => {
-                format!("installed; the machine is {is}, and its spec wants it {wanted}")
-            }
-            Phase::Deployed if self.by_hand() => self.message_unseen().to_owned(),
-            Phase::Deployed => "installed".to_owned(),
-            Phase::Available if differs => {
+            Phase::Deployed => self.message_deployed() + &self.message_changed_machine(),
+            Phase::Available if differs && self.bmc_trouble.is_none() => {
                 format!("the machine is {is}, and its spec wants it {wanted}")
             }
             Phase::Available if self.by_hand() => {
                 "nothing is served to it; there is no BMC to switch it off".to_owned()
             }
-            Phase::Available => "kept off; nothing is served to it".to_owned(),
+            Phase::Available => match (&self.bmc_trouble, self.power) {
+                (Some(trouble), _) => {
+                    let why = &trouble.message;
+                    format!("nothing is served to it; its power is not known: {why}")
+                }
+                (None, None) => "nothing is served to it; its power is not known yet".to_owned(),
+                (None, Some(_)) => "kept off; nothing is served to it".to_owned(),
+            },
             Phase::Paused => "paused by its spec".to_owned(),
             Phase::Unmanaged => "observed only".to_owned(),
             Phase::Pending if self.in_line_since.is_some() => {
@@ -259,6 +269,39 @@ impl Node {
             Phase::Pending => "asking the BMC for the power state".to_owned(),
             _ => "the spec cannot be used".to_owned(),
         }
+    }
+
+    fn message_deployed(&self) -> String {
+        let is = self.power.map_or("", |power| power.observed.as_str());
+        let wanted = self.wanted_power().map_or("", PowerState::as_str);
+        if self.drifted() {
+            let way = consent::CHANGE_REDEPLOY;
+            format!(
+                "installed, but the spec now wants something else; nothing is done until you {way}"
+            )
+        } else if self.by_hand() {
+            self.message_unseen().to_owned()
+        } else if let Some(trouble) = &self.bmc_trouble {
+            format!("installed; its power is not known: {}", trouble.message)
+        } else if self.power_differs() {
+            format!("installed; the machine is {is}, and its spec wants it {wanted}")
+        } else {
+            "installed".to_owned()
+        }
+    }
+
+    /// The machine as it was named when it was installed, if the spec names it differently now.
+    fn changed_machine(&self) -> Option<&Machine> {
+        let machine = self.record.installed.as_ref()?.machine.as_ref()?;
+        let spec = self.record.spec.as_ref()?;
+        (machine.change_to(spec) != MachineChange::None).then_some(machine)
+    }
+
+    fn message_changed_machine(&self) -> String {
+        let machine = self.changed_machine();
+        machine.map_or_else(String::new, |machine| {
+            format!("; when it was installed, it was {machine}")
+        })
     }
 
     /// It is installed, and there is no BMC that could say more.
@@ -274,24 +317,27 @@ impl Node {
     }
 
     /// What the node is held for, and what lets it go on.
-    fn message_held(&self) -> &'static str {
-        let available = self.record.spec.as_ref().is_some_and(|spec| spec.goal == Goal::Available);
+    fn message_held(&self) -> String {
+        let spec = self.record.spec.as_deref();
+        let available = spec.is_some_and(|spec| spec.goal == Goal::Available);
+        let machine = spec.map_or_else(String::new, |spec| Machine::named_by(spec).to_string());
+        let (approve, redeploy) = (consent::approve(&self.name), consent::CHANGE_REDEPLOY);
+        let (off, all) = (consent::SWITCH_OFF, consent::APPROVE_ALL);
         match self.held_for() {
-            Some(Hold::TooManyChanges) => {
-                "too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, or approve this one, \
-                 or take the change back"
-            }
-            Some(Hold::RecordLost) => {
-                "hostler's record of this machine was lost or damaged, so it may be installed: run `hostler approve`, or change `redeploy` in its \
-                 spec, to let hostler wipe it"
-            }
+            Some(Hold::TooManyChanges) => format!(
+                "too many machines were to be reinstalled at once, which may be a mistake: {all}; or {approve}; or take the change back"
+            ),
+            Some(Hold::RecordLost) => format!(
+                "the machine ({machine}) may be installed: hostler's record of it was lost or damaged, or its spec came to name it piece by \
+                 piece; {approve}; or {redeploy}"
+            ),
             Some(Hold::PoweredOn) | None if available => {
-                "the machine is on, and hostler does not know it: switch it off, or run `hostler approve` to let hostler do so"
+                let ways = consent::keep_off(&self.name);
+                format!("the machine ({machine}) is on, and hostler does not know it: {ways}")
             }
-            Some(Hold::PoweredOn) | None => {
-                "the machine is on and nobody has consented to wipe it: switch it off, run `hostler approve`, or change `redeploy` in its \
-                 spec, to let hostler do so"
-            }
+            Some(Hold::PoweredOn) | None => format!(
+                "the machine ({machine}) is on, and nobody has consented to WIPE it: {approve}; or {redeploy}; or {off}"
+            ),
         }
     }
 
@@ -315,8 +361,21 @@ impl Node {
         }
         if self.record.installed.is_some() {
             let drifted = self.drifted();
-            let reason = if drifted { "SpecChanged" } else { "AsWanted" };
+            let reason = match drifted {
+                true if self.only_netboot_differs() => "NetbootChanged",
+                true => "SpecChanged",
+                false => "AsWanted",
+            };
             conditions.push(condition("Drifted", drifted, reason, String::new()));
+        }
+        if let (Some(machine), Some(spec)) = (self.changed_machine(), &self.record.spec) {
+            let same_bmc = machine.bmc.as_ref() == spec.bmc_address();
+            let reason = if same_bmc { "OtherMacs" } else { "OtherBmc" };
+            let message = format!("installed as {machine}, and is {} now", Machine::named_by(spec));
+            conditions.push(condition("MachineChanged", true, reason, message));
+        }
+        if let Some(Fault { code, message, .. }) = self.netboot_trouble() {
+            conditions.push(condition("NetbootVerified", false, code, message.clone()));
         }
         if let State::PoweringOn { attempt: Attempt { bmc: None, .. } } = &self.record.state {
             let message = self.what_to_do().to_owned();

@@ -12,6 +12,8 @@ use crate::model::{
     callback::DiskRange,
     disk::Disk,
     ids::Digest,
+    machine::Machine,
+    netboot::NetbootFiles,
     power::PowerState,
     secret::{AttemptKey, Secret},
     spec::{Bmc, BmcAddress, NodeSpec},
@@ -101,6 +103,13 @@ impl Record {
     pub(super) fn know(&mut self, installed: Option<Installed>) {
         self.record_lost = installed.is_none();
         self.installed = installed;
+    }
+
+    /// Records that were written before machines were noted speak of the machine that their spec names.
+    pub(super) fn note_machine(&mut self) {
+        if let (Some(installed), Some(spec)) = (&mut self.installed, &self.spec) {
+            installed.machine.get_or_insert_with(|| Machine::named_by(spec));
+        }
     }
 
     /// The agent was gone. A machine in the middle of its boot files has lost its server: pxelinux asks on for two minutes and then
@@ -263,6 +272,9 @@ pub struct PreparedImage {
     pub disk_bytes: u64,
     /// UUID of its file system, if it is one.
     pub root_uuid: Option<String>,
+    /// What the machine is served once it is installed, if it boots over the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netboot: Option<NetbootFiles>,
 }
 
 /// Where the disk is to be reached.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ids::NodeName,
+    netboot::BootFile,
     secret::{AttemptKey, Secret},
 };
 
@@ -43,10 +44,10 @@ pub enum BootMenu {
     LocalDisk,
     /// Boot the installed system's own kernel.
     Network {
-        /// The kernel's path, as in its spec.
-        kernel: String,
-        /// The initial ramdisk's.
-        ramdisk: String,
+        /// The kernel.
+        kernel: BootFile,
+        /// The initial ramdisk.
+        ramdisk: BootFile,
         /// The kernel command line.
         command_line: String,
     },

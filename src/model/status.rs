@@ -13,6 +13,8 @@ use super::{
     disk::Disk,
     fault::Fault,
     ids::{Digest, NodeName},
+    machine::Machine,
+    netboot::NetbootFiles,
     power::PowerState,
     problem::Problem,
 };
@@ -158,6 +160,9 @@ pub struct Status {
     /// The write under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// The machine that the effective spec names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
     /// Power, as wanted and as seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<Power>,
@@ -259,12 +264,22 @@ pub struct Installed {
     pub disk: Disk,
     /// When the machine was restarted into it.
     pub at: Timestamp,
+    /// Identity of what was written to the disk: `digest` without what it boots over the network. `None`: a
+    /// version of hostler installed it that had another identity, and its spec has not been seen since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_digest: Option<Digest>,
     /// UUID of its root file system, where hostler made the partitions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_uuid: Option<String>,
+    /// What it is served, if it boots over the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netboot: Option<NetbootFiles>,
     /// The `redeploy` value it was installed under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redeploy: Option<String>,
+    /// The machine as its spec named it when it was installed. `None`: hostler did not write that down yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
 }
 
 /// `[last_error]`

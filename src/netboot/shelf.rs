@@ -5,16 +5,22 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
+    fs::File,
     io,
     net::IpAddr,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use tokio::sync::mpsc::Sender;
 
-use crate::model::boot::{BootStage, Fetch};
+use crate::model::{
+    boot::{BootStage, Fetch},
+    ids::{Digest, NodeName},
+    netboot::BootFile,
+};
 
 use super::{
     evidence::{Asked, Ended, Evidence},
@@ -32,9 +38,31 @@ pub struct Shelf {
     loaders: Option<PathBuf>,
     files: BTreeMap<String, PathBuf>,
     images: Vec<PathBuf>,
+    cached: Option<Cached>,
     table: BootTable,
     evidence: Mutex<Evidence>,
     fetched: Sender<Fetch>,
+}
+
+/// Opens the file with a digest in the cache for the machine of a node, if it is there and whole. May take a while: it is read first.
+#[derive(Clone)]
+pub struct Cached(Arc<OpenCached>);
+
+type OpenCached = dyn Fn(&NodeName, &Digest) -> io::Result<File> + Send + Sync;
+
+impl Cached {
+    /// With this way to open them.
+    pub fn new(
+        open: impl Fn(&NodeName, &Digest) -> io::Result<File> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(open))
+    }
+}
+
+impl fmt::Debug for Cached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cached").finish_non_exhaustive()
+    }
 }
 
 impl Shelf {
@@ -42,10 +70,16 @@ impl Shelf {
         loaders: Option<PathBuf>,
         files: BTreeMap<String, PathBuf>,
         images: Vec<PathBuf>,
+        cached: Option<Cached>,
         table: BootTable,
         fetched: Sender<Fetch>,
     ) -> Self {
-        Self { loaders, files, images, table, evidence: Mutex::default(), fetched }
+        Self { loaders, files, images, cached, table, evidence: Mutex::default(), fetched }
+    }
+
+    /// Whether opening the file under this name takes longer than a server's loop may wait.
+    pub(super) fn takes_a_while(&self, name: &str) -> bool {
+        matches!(self.table.find(name), Named::Own(_, BootFile::Cached(_)))
     }
 
     /// The file under a clean name, and what it is to the boot of the machine at this address.
@@ -66,7 +100,7 @@ impl Shelf {
                 Err(Refusal::NotFound)
             }
             // An installed machine that boots is no evidence of an installation.
-            Named::Own(path) => Ok((self.open_own(&path)?, Asked::Nothing)),
+            Named::Own(node, file) => Ok((self.open_own(&node, &file)?, Asked::Nothing)),
             Named::Nothing => Err(Refusal::NotFound),
             Named::Other => {
                 let node = self.evidence().node(peer, now).cloned();
@@ -90,12 +124,21 @@ impl Shelf {
         }
     }
 
-    fn open_own(&self, path: &str) -> Result<Opened, Refusal> {
-        files::open_own(&self.images, path).map_err(|error| {
-            tracing::warn!(path, %error, "a machine's own boot file cannot be opened");
+    fn open_own(&self, node: &NodeName, file: &BootFile) -> Result<Opened, Refusal> {
+        let opened = match (file, &self.cached) {
+            (BootFile::Path(path), _) => files::open_own(&self.images, path),
+            (BootFile::Cached(digest), Some(Cached(open))) => {
+                open(node, digest).and_then(files::regular)
+            }
+            (BootFile::Cached(_), None) => Err(io::ErrorKind::NotFound.into()),
+        };
+        opened.map_err(|error| {
+            tracing::warn!(%node, ?file, %error, "a machine's own boot file cannot be opened");
             match error.kind() {
                 io::ErrorKind::NotFound => Refusal::NotFound,
                 _ if files::exhausted(&error) => Refusal::Busy,
+                // What has decayed is thrown away.
+                _ if matches!(file, BootFile::Cached(_)) => Refusal::NotFound,
                 _ => Refusal::NotAllowed,
             }
         })
@@ -147,7 +190,8 @@ mod tests {
     #[test]
     fn a_transfer_ends_whether_or_not_anybody_reads_what_was_fetched() {
         let (sender, mut fetched) = channel(1);
-        let shelf = Shelf::new(None, BTreeMap::new(), Vec::new(), BootTable::default(), sender);
+        let shelf =
+            Shelf::new(None, BTreeMap::new(), Vec::new(), None, BootTable::default(), sender);
         for path in ["first", "second"] {
             let ended = Ended { path: path.to_owned(), sent_bytes: 1, complete: true };
             let (peer, menu) = ([127, 0, 0, 1].into(), Asked::Menu("a".parse().unwrap()));

@@ -12,8 +12,11 @@ use crate::model::{
     disk::Disk,
     fault::{Fault, Step},
     ids::{Digest, DigestAlgorithm},
+    machine::Machine,
+    netboot::NetbootFiles,
     power::PowerState,
     problem::Problem,
+    spec::BmcAddress,
     status::{
         Condition, HistoryEntry, ImagingStage, Installed, LastError, LastSeen, Phase, Power,
         Progress, STATUS_VERSION,
@@ -45,6 +48,7 @@ fn least(node: &str) -> Status {
         next_attempt_at: None,
         updated: at(1),
         progress: None,
+        machine: None,
         power: None,
         installed: None,
         last_error: None,
@@ -74,6 +78,7 @@ fn full() -> Status {
             rate_bytes: 1 << 27,
             remaining_s: None,
         }),
+        machine: Some(machine()),
         power: Some(Power { observed: PowerState::On, observed_at: at(2) }),
         installed: Some(installed()),
         last_error: Some(LastError {
@@ -119,6 +124,13 @@ fn full() -> Status {
     }
 }
 
+fn machine() -> Machine {
+    Machine {
+        bmc: Some(BmcAddress { host: "192.0.2.20".to_owned(), port: 623 }),
+        macs: vec!["52:54:00:00:00:01".parse().unwrap()],
+    }
+}
+
 fn installed() -> Installed {
     Installed {
         digest: digest(2),
@@ -131,8 +143,17 @@ fn installed() -> Installed {
             ..Disk::default()
         },
         at: at(3),
+        written_digest: Some(digest(4)),
         root_uuid: None,
+        netboot: Some(NetbootFiles {
+            kernel: "vmlinuz-6.12".to_owned(),
+            kernel_digest: Some(digest(5)),
+            ramdisk: "initrd-6.12".to_owned(),
+            ramdisk_digest: Some(digest(6)),
+            kernel_args: vec!["ro".to_owned()],
+        }),
         redeploy: Some("2026-11-22-a".to_owned()),
+        machine: Some(machine()),
     }
 }
 
@@ -174,11 +195,17 @@ fn a_file_that_was_removed_or_changed_is_noticed() {
             fs::create_dir(path).unwrap();
         },
     ] {
-        files.write(&full()).unwrap();
-        assert!(files.shows(&full()));
-        assert!(!files.shows(&Status { attempt: 3, ..full() }));
+        let wanted = files.render(&full()).unwrap();
+        let mut shown = files.put(&wanted).unwrap().unwrap();
+        assert!(files.still_says(&full().node, &mut shown) && shown.is(&wanted));
+        // Who did not write it finds the same, whenever it was written.
+        let later = Status { updated: Timestamp::UNIX_EPOCH, ..full() };
+        assert!(files.find(&files.render(&later).unwrap()).is_some());
+        let other = files.render(&Status { attempt: 3, ..full() }).unwrap();
+        assert!(files.find(&other).is_none() && !shown.is(&other));
         spoil(&path);
-        assert!(!files.shows(&full()));
+        assert!(!files.still_says(&full().node, &mut shown));
+        assert!(files.find(&wanted).is_none());
     }
 }
 

@@ -27,6 +27,7 @@ mod seccomp;
 mod silent;
 mod site;
 mod specs;
+mod statuses;
 mod surroundings;
 mod terminal;
 mod two_agents;

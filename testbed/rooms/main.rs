@@ -8,6 +8,7 @@
 mod admin;
 mod agent;
 mod callback;
+mod consent_words;
 mod dhcp;
 mod docs;
 mod drive;
@@ -18,6 +19,8 @@ mod ipmi;
 mod iscsi;
 mod layers;
 mod ports;
+#[path = "../e2e/readme.rs"]
+mod readme;
 mod tables;
 mod tftp;
 mod unit;

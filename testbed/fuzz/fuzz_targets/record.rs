@@ -137,6 +137,7 @@ fn outcome(operation: Operation, byte: u8) -> Outcome {
         Operation::Restart { leave } => Outcome::Restarted(leave),
         Operation::SetPower(wanted) => Outcome::PowerSet(wanted),
         Operation::CleanUp => Outcome::CleanedUp,
+        Operation::NetbootFiles { served, .. } => Outcome::NetbootFiles(served),
     }
 }
 
