@@ -26,19 +26,13 @@ mod menu;
 mod orders;
 mod power;
 mod publish;
+mod recall;
 mod rooms;
 mod scan;
 mod volume;
 mod work;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    fs,
-    future::Future,
-    io,
-    net::SocketAddr,
-    path::PathBuf,
-};
+use std::{collections::VecDeque, fs, future::Future, io, net::SocketAddr, path::PathBuf};
 
 use jiff::Timestamp;
 use rustix::{
@@ -51,8 +45,8 @@ use tracing::{error, info, warn};
 use crate::{
     admin, callback,
     config::{self, Config},
-    lifecycle::{Carrier, Fleet, Left, Policy, Record},
-    model::{ids::NodeName, problem::Problem, status::Installed},
+    lifecycle::{Carrier, Fleet, Policy},
+    model::problem::Problem,
     netboot,
     spec::Defaults,
     status_file::StatusFiles,
@@ -124,7 +118,7 @@ impl Agent {
             netboot::http::Server::bind(config.http.listen, netboot::http::Limits::default())
                 .await
                 .map_err(listen("HTTP listener", config.http.listen))?;
-        let store = Store::open(&config.state.dir)?;
+        let mut store = Store::open(&config.state.dir)?;
         let identity = callback::Identity::load_or_create(&config.state.dir)?;
         let pin = identity.pin().to_owned();
         let mut callback =
@@ -146,25 +140,14 @@ impl Agent {
             })
             .ok();
         let now = Timestamp::now();
-        let mut loaded = store.load_all::<Record>()?;
-        for damaged in &loaded.damaged {
-            error!(error = %damaged, "a record was damaged; its node waits for consent");
-            if let Some(name) = owner(damaged) {
-                // Kept at once: at the next start the damaged record is no longer there to warn.
-                let record = Record::distrusted(now);
-                store.save(&name, &record)?;
-                loaded.records.insert(name, record);
-            }
+        let recall::Recalled { fleet, losses, notes } =
+            recall::recall(&mut store, &status_files(&config), policy(&config), now)?;
+        for note in notes {
+            warn!("{note}");
         }
-        let witnessed = witnesses(&status_files(&config), &loaded.records);
-        let left = match store.load_left() {
-            Err(damaged @ StoreError::Damaged { .. }) => {
-                error!(error = %damaged, "what was installed on machines without a spec is no longer known");
-                Left::default()
-            }
-            left => left?.unwrap_or_default(),
-        };
-        let fleet = Fleet::resume(policy(&config), loaded.records, left, witnessed, now);
+        for loss in losses {
+            error!("{loss}");
+        }
         Ok(Self { config, store, fleet, tftp, http, callback, admin, pin })
     }
 
@@ -275,33 +258,4 @@ fn prepare_status_dir(specs: &config::Specs) {
             }
         }
     }
-}
-
-/// What the status files say is installed, where no good record says it.
-fn witnesses(
-    files: &StatusFiles,
-    records: &BTreeMap<NodeName, Record>,
-) -> BTreeMap<NodeName, Installed> {
-    let statuses = files.read_all().unwrap_or_else(|error| {
-        warn!(%error, "the status files cannot be read; they would tell what is installed if a record were lost");
-        Vec::new()
-    });
-    let unknown =
-        |name: &NodeName| records.get(name).is_none_or(|record: &Record| record.spec.is_none());
-    statuses
-        .into_iter()
-        .filter_map(Result::ok)
-        .filter(|status| unknown(&status.node))
-        .filter_map(|status| {
-            let installed = status.installed?;
-            warn!(node = %status.node, at = %installed.at, "its record is lost; its status file says that it is installed");
-            Some((status.node, installed))
-        })
-        .collect()
-}
-
-/// Whose record a damaged one was.
-fn owner(damaged: &StoreError) -> Option<NodeName> {
-    let StoreError::Damaged { path, .. } = damaged else { return None };
-    path.file_stem()?.to_str()?.parse().ok()
 }

@@ -13,7 +13,8 @@ use super::{
     agenda::Agenda,
     breaker::Breaker,
     event::{Action, Event, Turn},
-    left::Left,
+    format_1,
+    left::{Known, Left},
     node::{Node, OBSERVATION_INTERVAL, wants_reinstall},
     state::Record,
     turns::Turns,
@@ -56,17 +57,18 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// The fleet as it was recorded, with what had been left when the agent ended. `witnessed` is what the status files say is installed,
-    /// for nodes that have no record any more, or one that was damaged.
+    /// The fleet as it was recorded, with what was known beside the records. `witnessed` is what the status files say is installed, or
+    /// that nobody knows, for nodes that have no record any more, or one that was damaged.
     pub fn resume(
         policy: Policy,
         records: BTreeMap<NodeName, Record>,
         mut left: Left,
-        witnessed: BTreeMap<NodeName, Installed>,
+        witnessed: BTreeMap<NodeName, Known>,
         now: Timestamp,
     ) -> Self {
         let state_lost = records.is_empty() && !witnessed.is_empty();
         left.witness(witnessed);
+        left.miss(&records);
         let mut fleet = Self {
             policy,
             nodes: BTreeMap::new(),
@@ -178,6 +180,10 @@ impl Fleet {
             if !stays {
                 self.left.leave(name, &node.record);
             }
+            // Many that go at once are one change of what is kept.
+            if !specs.contains_key(name) && node.is_at_rest() {
+                self.left.unlist(name);
+            }
         }
     }
 
@@ -235,7 +241,9 @@ impl Fleet {
         if node.spec().is_some_and(|old| old.machine() == spec.machine()) {
             return;
         }
-        let moved = self.left.machine(&spec.machine()).cloned();
+        let doubted = self.left.is_incomplete() && node.record.installed.is_none();
+        let known = self.left.machine(&spec.machine()).cloned();
+        let moved = known.or_else(|| doubted.then_some(None));
         if node.spec().is_some() {
             match moved {
                 Some(None) => node.record.know(None),
@@ -256,6 +264,7 @@ impl Fleet {
         // A `redeploy` that comes with the machine is no consent: it may be years old.
         if let Some(installed) = &mut node.record.installed {
             installed.redeploy.clone_from(&spec.redeploy);
+            format_1::carry_over(spec, installed);
         }
     }
 
@@ -291,13 +300,34 @@ impl Fleet {
     fn forget(&mut self, name: &NodeName) {
         if let Some(Node { record, .. }) = self.nodes.remove(name) {
             self.left.leave(name, &record);
+            self.left.unlist(name);
         }
         self.held_on_record.remove(name);
     }
 
-    /// What is to be kept beside the records, because no node has it any more.
+    /// What is known beside the records, and is to be kept.
     pub fn left(&self) -> &Left {
         &self.left
+    }
+
+    /// Whether machines that specs name for the first time may be installed.
+    pub(super) fn set_incomplete(&mut self, incomplete: bool) {
+        self.left.set_incomplete(incomplete);
+    }
+
+    /// Whether the node's record would not be missed, although it must be.
+    pub(super) fn is_unlisted(&self, name: &NodeName) -> bool {
+        self.nodes.get(name).filter(|node| !(node.gone && node.is_at_rest())).is_some_and(|node| {
+            let machine = node.spec().map(|spec| spec.machine());
+            node.record.must_be_missed() && !self.left.lists(name, machine.as_ref())
+        })
+    }
+
+    /// From now on the records of all nodes but these, which have none that is up to date, are missed when they are gone.
+    pub(super) fn list_nodes(&mut self, unsaved: impl Fn(&NodeName) -> bool) {
+        let machine = |node: &Node| node.spec().map(|spec| spec.machine());
+        let saved = self.nodes.iter().filter(|(name, node)| !node.gone && !unsaved(name));
+        self.left.list(saved.map(|(name, node)| (name.clone(), machine(node))));
     }
 
     /// The specs in force once these were found: the good ones, the last good ones of those that are broken, those of nodes that are

@@ -470,6 +470,11 @@ impl NodeSpec {
         self.bmc.as_ref().map(|bmc| &bmc.address)
     }
 
+    /// The identity as the version before this one had it, for what that version installed.
+    pub fn digest_v1(&self) -> Digest {
+        self.digest()
+    }
+
     /// The identity of what is to be installed: image, partitions, root device, config drive and `redeploy`. Names, power, timeouts and BMC
     /// are not in it, so that changing them never makes a machine look out of date. Of a checksum that is listed elsewhere, the place is in
     /// it: a list that changes is no change of the spec.

@@ -374,7 +374,7 @@ impl Rack {
             |name: &NodeName| records.get(name).is_none_or(|record: &Record| record.spec.is_none());
         let statuses = self.world.statuses.iter().filter(|(name, _)| unknown(name));
         let witnessed = statuses
-            .filter_map(|(name, status)| Some((name.clone(), status.installed.clone()?)))
+            .filter_map(|(name, status)| Some((name.clone(), Some(status.installed.clone()?))))
             .collect();
         self.world.running.clear();
         let left = self.world.left.as_ref().map(|left| serde_json::from_str(left).unwrap());
