@@ -2,14 +2,19 @@
 //!
 //! The layers, lowest first; a module may use those below it only (`testbed/rooms/layers.rs` keeps it so):
 //!
-//! - L0 [`model`]: the vocabulary; `atomic_file`: how a file is replaced; [`progress`]: how far work is, and how it is told to stop.
+//! - L0 [`model`]: the vocabulary; `atomic_file`: how a file is replaced; `file_mark`: whether one was
+//!   changed; `regular_file`: how a file of other people is opened; [`checked_file`]: a file that is compared
+//!   with its checksums when it is read; [`progress`]: how far work is, and how it is told to stop.
 //! - L1 [`lifecycle`], the core, and the rooms, one for each outside party: each room knows the model and nobody else.
 //! - L2 [`agent`], the wiring; [`ramdisk`], the deploy ramdisk's story; [`cli`], the commands.
 //! - L3 the two binaries.
 
 mod atomic_file;
+pub mod checked_file;
+mod file_mark;
 pub mod model;
 pub mod progress;
+mod regular_file;
 
 pub mod admin;
 pub mod callback;

@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -15,6 +14,7 @@ use crate::{
         fault::{Fault, Step},
         spec::{Boot, DeployRamdisk},
     },
+    regular_file,
 };
 
 /// A kind of deploy ramdisk, with its kernel.
@@ -98,7 +98,7 @@ impl DeployFiles {
             };
         };
         for path in paths {
-            if let Err(error) = File::open(path) {
+            if let Err(error) = regular_file::open(path) {
                 let hint = match kind {
                     Kind::Own(_) => "make them with `hostler ramdisk build`, and see [ramdisk]",
                     Kind::Ironic => "put them where [ironic] says, readable for hostler's user",

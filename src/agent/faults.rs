@@ -1,5 +1,7 @@
 //! What went wrong in a room, flattened for the core: whether trying again may help, and what an administrator can do.
 
+use std::time::Duration;
+
 use crate::{
     drive::DriveError,
     image::{DecodeError, FetchError, ImageError},
@@ -89,6 +91,23 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
     let user = spec.bmc.as_ref().map_or("", |bmc| &bmc.username);
     let message = format!("{error} (user {user:?})");
     Fault { step, code: code.into(), retry, message, hint: hint.into() }
+}
+
+/// A poll of the power state was cut, `waited` after it began and `asked` after the BMC was first asked.
+pub(super) fn of_cut_poll(spec: &NodeSpec, waited: Duration, asked: Option<Duration>) -> Fault {
+    let bmc = spec.bmc_address().map_or_else(String::new, |address| format!("bmc {address}: "));
+    let (waited, asked) = (waited.as_secs(), asked.map(|asked| asked.as_secs()));
+    let message = match asked {
+        Some(asked) => format!(
+            "{bmc}the poll of its power state was cut after {waited} s, because it had not ended: no answer in {asked} s"
+        ),
+        None => format!(
+            "{bmc}the poll of its power state was cut after {waited} s, because another use of this BMC, by an operator or an \
+             attempt, was not over; it was not asked"
+        ),
+    };
+    let hint = "look at the BMC; hostler polls it again by itself, or run \"hostler retry\"";
+    Fault::passing(Step::Preflight, "PollCut", message, hint)
 }
 
 /// The core wanted something of a BMC that is not there.

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use tracing::{info, warn};
 
 use crate::{
-    image::ImageError,
+    image::Entry,
     imaging::{self, Geometry, ImageFile, Layout, Order},
     iscsi::{IscsiError, Lun},
     lifecycle::{DiskSize, Outcome, PreparedImage, Target},
@@ -33,6 +33,9 @@ use super::{
 const LOGIN_TRIES: u32 = 5;
 /// Between two of them.
 const LOGIN_PAUSE: Duration = Duration::from_secs(2);
+/// How often an image may decay in one operation: more often it is the cache's disk that fails.
+const DECAYED_MAX: usize = 3;
+
 impl Workshop {
     /// The image into the cache, and a key for the attempt.
     pub(super) async fn prepare(
@@ -46,34 +49,64 @@ impl Workshop {
         let watch = Watch { cancel, stall: spec.timeouts.imaging_stall, meter };
         let digest = self.library.digest(&spec.image, &watch).await;
         let digest = digest.map_err(|error| faults::of_image(&error))?;
-        let source = self.source(spec, &digest, &watch).await?;
+        let mut decayed = Vec::new();
+        let Needs { disk_bytes, root_uuid } = loop {
+            let source = self.source(spec, &digest, &decayed, &watch).await?;
+            let (spec, entry) = (Arc::clone(spec), source.entry.clone());
+            let looking = tokio::task::spawn_blocking(move || layout::needs(&spec, &source));
+            match looking.await.unwrap_or_else(|error| Err(faults::internal(&error))) {
+                Err(fault) => decayed.push(self.discard_decayed(entry, fault).await?),
+                Ok(needs) => break needs,
+            }
+        };
         let stages = meter.durations();
-        let spec = Arc::clone(spec);
-        let looking = tokio::task::spawn_blocking(move || layout::needs(&spec, &source));
-        let Needs { disk_bytes, root_uuid } =
-            looking.await.unwrap_or_else(|error| Err(faults::internal(&error)))?;
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(faults::no_randomness)?;
         let image = PreparedImage { digest, disk_bytes, root_uuid };
         Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), system_guid, stages })
     }
 
-    /// The image in the cache, fetched again if it is no longer there.
+    /// The image in the cache, fetched again if it is no longer there. `decayed` is how it was found to have decayed in this operation.
     async fn source(
         &self,
         spec: &NodeSpec,
         digest: &Digest,
+        decayed: &[Fault],
         watch: &Watch<'_>,
     ) -> Result<Source, Fault> {
+        if let Some(last) = decayed.get(DECAYED_MAX - 1) {
+            return Err(last.clone());
+        }
         let entry = self.library.get(&spec.image, digest, watch).await;
-        let entry = entry.map_err(|error| faults::of_image(&error))?;
-        let image = ImageFile::new(Arc::clone(&entry.file), &entry.path).map_err(|error| {
-            faults::of_image(&ImageError::Cache { path: entry.path.clone(), error })
+        let entry = entry.map_err(|error| {
+            let fault = faults::of_image(&error);
+            match decayed.last() {
+                Some(Fault { message, .. }) => {
+                    let message = format!("{message}; fetching it again: {}", fault.message);
+                    Fault { message, ..fault }
+                }
+                None => fault,
+            }
         })?;
+        let image = ImageFile::checked(entry.file.clone(), &entry.path);
         Ok(Source { image, entry })
     }
 
-    /// The image onto the disk.
+    /// Whatever failed, failed because the image has decayed in the cache: it is thrown away, so that it is fetched again. Anything else
+    /// that failed is handed back as the error.
+    async fn discard_decayed(&self, entry: Entry, fault: Fault) -> Result<Fault, Fault> {
+        if !entry.file.has_decayed() {
+            return Err(fault);
+        }
+        warn!(image = %entry.path.display(), error = fault.message, "an image decayed in the cache; it is thrown away");
+        let library = self.library.clone();
+        let discarding = tokio::task::spawn_blocking(move || library.discard(&entry));
+        let discarded = discarding.await.map_err(|error| faults::internal(&error))?;
+        discarded.map_err(|error| faults::of_image(&error))?;
+        if fault.code == faults::CANCELLED { Err(fault) } else { Ok(fault) }
+    }
+
+    /// The image onto the disk. Should it turn out to have decayed in the cache, it is fetched again and the writing begins anew.
     pub(super) async fn image(
         &self,
         spec: &Arc<NodeSpec>,
@@ -81,10 +114,29 @@ impl Workshop {
         target: &Target,
         size: DiskSize,
         meter: &Meter,
-        mut cancel: Cancel,
+        cancel: Cancel,
     ) -> Result<Outcome, Fault> {
         let watch = Watch { cancel: cancel.clone(), stall: spec.timeouts.imaging_stall, meter };
-        let source = self.source(spec, digest, &watch).await?;
+        let mut decayed = Vec::new();
+        loop {
+            let source = self.source(spec, digest, &decayed, &watch).await?;
+            let entry = source.entry.clone();
+            match self.write(spec, source, target, size, meter, cancel.clone()).await {
+                Err(fault) => decayed.push(self.discard_decayed(entry, fault).await?),
+                imaged => return imaged,
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        spec: &Arc<NodeSpec>,
+        source: Source,
+        target: &Target,
+        size: DiskSize,
+        meter: &Meter,
+        mut cancel: Cancel,
+    ) -> Result<Outcome, Fault> {
         let disk = TargetDisk::new(target);
         let lun = tokio::select! {
             lun = log_in(&disk) => lun.map_err(|error| faults::of_iscsi(&error))?,

@@ -1,7 +1,7 @@
 //! Putting the core's menus into the netboot room's table: the kernel command line is made here, because only here both the attempt's
 //! key and the listener's address and certificate are known.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tracing::warn;
 
@@ -10,7 +10,6 @@ use crate::{
     model::{
         admin::{CardBoot, ServedMenu},
         boot::{BootMenu, RamdiskArgs},
-        disk::RootDeviceHints,
         fault::{Fault, Step},
         ids::{MacAddr, NodeName},
         ironic::{self, IronicArgs},
@@ -35,7 +34,7 @@ pub(super) struct MenuWriter {
     /// Where Ironic's ramdisk makes its calls, if such are taken.
     ironic: Option<SocketAddr>,
     /// What stands in the table now, so that it is touched only when something changed.
-    applied: BTreeMap<NodeName, (Menu, Boot, RootDeviceHints, Option<Netboot>)>,
+    applied: BTreeMap<NodeName, (Menu, Arc<NodeSpec>)>,
 }
 
 impl MenuWriter {
@@ -55,14 +54,17 @@ impl MenuWriter {
         if menu == Menu::Unknown {
             return self.remove(name);
         }
-        let wanted =
-            (menu, spec.boot.clone(), spec.root_device.clone(), spec.image.netboot.clone());
-        if self.applied.get(name) == Some(&wanted) {
+        if let Some((applied, by)) = self.applied.get_mut(name)
+            && *applied == menu
+            && boots_alike(by, spec)
+        {
+            // The older spec is not kept alive for it.
+            by.clone_from(spec);
             return;
         }
-        let rendered = match &wanted.0 {
+        let wanted = match &menu {
             Menu::Unknown | Menu::LocalDisk => BootMenu::LocalDisk,
-            Menu::Network(root_uuid) => own_menu(wanted.3.as_ref(), root_uuid.as_deref()),
+            Menu::Network(root_uuid) => own_menu(spec.image.netboot.as_ref(), root_uuid.as_deref()),
             Menu::Deploy(key) => match spec.boot.ramdisk {
                 DeployRamdisk::Hostler => self.deploy_menu(spec, key),
                 DeployRamdisk::Ironic => {
@@ -71,8 +73,8 @@ impl MenuWriter {
             },
         };
         let Boot { macs, firmware, loader, .. } = &spec.boot;
-        match self.table.set_for(*loader, name, macs, *firmware, &rendered) {
-            Ok(()) => drop(self.applied.insert(name.clone(), wanted)),
+        match self.table.set_for(*loader, name, macs, *firmware, &wanted) {
+            Ok(()) => drop(self.applied.insert(name.clone(), (menu, Arc::clone(spec)))),
             // The spec's kernel arguments are checked for everything a menu cannot hold.
             Err(error) => {
                 warn!(node = %name, %error, "the boot menu cannot be made; the node's cards are unknown");
@@ -128,6 +130,14 @@ impl MenuWriter {
             self.table.remove(name);
         }
     }
+}
+
+/// Whether the same boot menu is made by both.
+fn boots_alike(one: &Arc<NodeSpec>, other: &Arc<NodeSpec>) -> bool {
+    Arc::ptr_eq(one, other)
+        || one.boot == other.boot
+            && one.root_device == other.root_device
+            && one.image.netboot == other.image.netboot
 }
 
 /// The ramdisk with what it needs on its command line, and behind that what the spec adds.

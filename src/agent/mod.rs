@@ -1,7 +1,7 @@
 //! The wiring: the only place that knows both the core and the rooms.
 //!
-//! Called by `hostler run`. [`Agent::start`] binds every socket and reads every record before it says that it is ready;
-//! [`Agent::run`] then drives the fleet until it is told to stop. One task, the driver, owns the fleet: events come to it over
+//! Called by `hostler run`. [`Agent::start`] binds every socket and reads every record;
+//! [`Agent::run`] serves, says that it is ready, and drives the fleet until it is told to stop. One task, the driver, owns the fleet: events come to it over
 //! channels, work goes out to tasks of its own, and nothing else may change a node.
 //!
 //! ```text
@@ -23,6 +23,7 @@ mod faults;
 mod install;
 mod layout;
 mod menu;
+mod open_files;
 mod orders;
 mod power;
 mod publish;
@@ -47,7 +48,7 @@ use crate::{
     config::{self, Config},
     lifecycle::{Carrier, Fleet, Policy},
     model::problem::Problem,
-    netboot,
+    netboot, regular_file,
     spec::Defaults,
     status_file::StatusFiles,
     store::{Store, StoreError},
@@ -59,6 +60,7 @@ use self::{
     boot_files::DeployFiles,
     driver::{Driver, Sources},
     menu::MenuWriter,
+    open_files::polls_max,
     publish::Publisher,
     rooms::Rooms,
     work::Workshop,
@@ -108,6 +110,7 @@ impl Agent {
         if let Some(problem) = Defaults::new(None, config.defaults.as_ref()).problems().first() {
             return Err(StartError::Defaults(problem.clone()));
         }
+        info!("files beneath a directory are opened {}", regular_file::beneath::way());
         let listen = |what: &str, at| {
             let what = format!("{what} {at}");
             move |source| StartError::Listen { what, source }
@@ -151,9 +154,13 @@ impl Agent {
         Ok(Self { config, store, fleet, tftp, http, callback, admin, pin })
     }
 
-    /// Drives the fleet until `shutdown`. Then nothing new starts, writes under way are stopped, and every record is as it was: the
-    /// next start goes on from there.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
+    /// Serves, says so by `ready`, and drives the fleet until `shutdown`. Then nothing new starts, writes under way are stopped, and
+    /// every record is as it was: the next start goes on from there.
+    pub async fn run(
+        self,
+        ready: impl FnOnce(),
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), StartError> {
         let Self { config, store, fleet, tftp, http, callback, admin, pin } = self;
         let (evidence, fetches) = mpsc::channel(CHANNEL_DEPTH);
         let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
@@ -175,13 +182,14 @@ impl Agent {
         let table = netboot::BootTable::with_http(http_address);
         let menus = MenuWriter::new(table.clone(), api, pin, ironic);
         prepare_status_dir(&config.specs);
-        let publisher = Publisher::start(status_files(&config), config.specs.rescan);
+        let publisher =
+            Publisher::start(status_files(&config), config.specs.rescan, reporting.downgrade());
         let mut rooms =
             Rooms::new(store, menus, publisher, Workshop::new(&config), changed, reporting);
         let names = fleet.names();
         let mut carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
-        carrier.present(driver::now(), &mut rooms);
+        carrier.present(&mut rooms);
         let tftp = tftp
             .start(table, evidence)
             .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
@@ -201,6 +209,7 @@ impl Agent {
             Sources { scans: scan::start(&config, &names, wakes), calls, orders, fetches, reports };
         let specs_dir = config.specs.dir.display().to_string();
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address, callback = %api, "running");
+        ready();
         Driver { carrier, rooms, news: VecDeque::new(), specs_dir }.run(sources, shutdown).await;
 
         closing.send_replace(true);
@@ -234,6 +243,7 @@ fn policy(config: &Config) -> Policy {
     Policy {
         attempts_max: config.limits.waiting,
         imagings_max: config.limits.imaging,
+        polls_max: polls_max(),
         breaker: config.safety.breaker,
         enforce_power: config.safety.enforce_power,
     }

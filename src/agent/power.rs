@@ -5,17 +5,19 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs, io,
+    env, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::{sync::Semaphore, time::Instant};
+use zeroize::Zeroizing;
 
 use crate::{
     config::Config,
     ipmi::{Bmc, BmcConfig, IpmiError},
+    lifecycle::POLL_LIMIT,
     model::{
         fault::{Fault, Step},
         ids::NodeName,
@@ -25,15 +27,16 @@ use crate::{
         system_guid::SystemGuid,
     },
     progress::{Cancel, stopped},
+    regular_file,
 };
 
-use super::faults;
+use super::{faults, work::cancel_signal};
 
-/// Looks at power states that may go on at once: each takes a socket, and one of a dead BMC takes it for minutes.
-const LOOKS_MAX: usize = 256;
-
-/// The same for what operators want: each keeps a place at the admin socket, of which there are some more.
+/// BMCs that operators use at once: each keeps a place at the admin socket, of which there are some more.
 const DEEDS_MAX: usize = 16;
+
+/// IPMI's passwords have 20 bytes at most; a program may take longer ones.
+const PASSWORD_FILE_BYTES_MAX: u64 = 4096;
 
 /// Whose it is to have a node's BMC do something, first come, first served. What takes several calls is not mixed with what somebody else
 /// wants meanwhile: a machine that an operator switches on is not seen off before, and taken for nobody's.
@@ -46,7 +49,6 @@ pub(super) struct Bmcs {
     /// What the service manager gave, if it did.
     credentials: Option<PathBuf>,
     spacing: Duration,
-    looks: Semaphore,
     pub(super) deeds: Semaphore,
     turns: Mutex<BTreeMap<NodeName, Turn>>,
     known: Mutex<BTreeMap<NodeName, KnownBmc>>,
@@ -66,21 +68,41 @@ impl Bmcs {
             secrets: config.secrets.dir.clone(),
             credentials: env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
             spacing: config.limits.bmc_spacing,
-            looks: Semaphore::new(LOOKS_MAX),
             deeds: Semaphore::new(DEEDS_MAX),
             turns: Mutex::default(),
             known: Mutex::default(),
         }
     }
 
-    /// Whether the machine is on.
-    pub(super) async fn look(&self, spec: &NodeSpec, cancel: Cancel) -> Result<PowerState, Fault> {
-        let look = async |bmc: Arc<Bmc>, limit| {
-            // It is never closed: without a permit, the look goes on all the same.
-            let _permit = self.looks.acquire().await;
-            bmc.power_state(Instant::now() + limit).await
+    /// Whether the machine is on, just to know. A silent BMC is not waited for as long as in an attempt.
+    pub(super) async fn poll(
+        &self,
+        spec: &NodeSpec,
+        mut cancel: Cancel,
+    ) -> Result<PowerState, Fault> {
+        let step = Step::Preflight;
+        let (began, limit) = (Instant::now(), spec.timeouts.power.min(POLL_LIMIT));
+        let mut asked_at = None;
+        let call = async |bmc: Arc<Bmc>, _| {
+            let now = *asked_at.insert(Instant::now());
+            bmc.power_state(now + limit).await
         };
-        self.with(Step::Preflight, spec, cancel, look).await
+        let (_stop, never) = cancel_signal();
+        tokio::select! {
+            state = self.with(step, spec, never, call) => return state,
+            () = stopped(&mut cancel) => {}
+        }
+        Err(faults::of_cut_poll(spec, began.elapsed(), asked_at.map(|at| at.elapsed())))
+    }
+
+    /// Whether the machine is on, in an attempt.
+    pub(super) async fn confirm(
+        &self,
+        spec: &NodeSpec,
+        cancel: Cancel,
+    ) -> Result<PowerState, Fault> {
+        let ask = async |bmc: Arc<Bmc>, limit| bmc.power_state(Instant::now() + limit).await;
+        self.with(Step::Preflight, spec, cancel, ask).await
     }
 
     /// What the BMC says is the machine's UUID, if that is to be matched.
@@ -245,6 +267,16 @@ fn own_device(spec: &NodeSpec) -> BootDevice {
 
 /// A password as a file has it.
 fn first_line(path: &Path) -> io::Result<Secret> {
-    let text = fs::read_to_string(path)?;
-    Ok(Secret::new(text.lines().next().unwrap_or_default().to_owned()))
+    let file = regular_file::open(path)?;
+    let start = Zeroizing::new(regular_file::read_start(file, PASSWORD_FILE_BYTES_MAX)?);
+    let line = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.len() as u64 == PASSWORD_FILE_BYTES_MAX {
+        let message = format!("no line end in the first {PASSWORD_FILE_BYTES_MAX} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    match str::from_utf8(line) {
+        Ok(password) => Ok(Secret::new(password.to_owned())),
+        Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the first line is not UTF-8")),
+    }
 }

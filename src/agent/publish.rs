@@ -1,172 +1,279 @@
 //! Status files, and consoles beside them: written by a thread of its own, so that a slow disk never holds up the driver, and at most once a
 //! second for a node whose phase has not changed. A file that cannot be written, or that somebody removed or changed, is written again.
+//!
+//! The driver leaves the latest status of each node in a map and goes on; the thread takes what is there. Neither ever waits for the
+//! other: a directory that hangs costs its own files and nothing else. A file that says just what it is to say already is left alone.
 
 use std::{
     collections::BTreeMap,
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    mem,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use tokio::sync::mpsc::WeakSender;
 use tracing::{error, info, warn};
 
 use crate::{
-    model::{ids::NodeName, status::Status},
-    status_file::{ConsoleLog, StatusFiles},
+    lifecycle::Event,
+    model::{
+        ids::NodeName,
+        status::{Phase, Status},
+    },
+    status_file::{ConsoleLog, Says, Stands, StatusFileError, StatusFiles},
 };
+
+use super::rooms::Report;
 
 /// Between two writes of one file that only report progress, and between two tries of one that fails.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Statuses that may wait for the thread; a full channel slows the driver down to the disk's pace.
-const DEPTH: usize = 4096;
+/// How long an agent that stops waits for its last status files.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+/// A file system that takes longer for one file is told of.
+const SLOW: Duration = Duration::from_secs(10);
 
-/// The way to the status files. Dropping it writes what is still waiting.
+/// The way to the status files. Dropping it writes what is still waiting, within a limit.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    news: Option<SyncSender<News>>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug)]
-enum News {
-    Show(Box<Status>),
-    Remove(NodeName),
-    /// The attempt has failed.
-    Console(Box<ConsoleLog>),
-    /// It has not.
-    NoConsole(NodeName),
+#[derive(Debug, Default)]
+struct Shared {
+    news: Mutex<News>,
+    /// Something was left for the thread, or it has ended.
+    changed: Condvar,
+}
+
+/// What was left for the thread, the latest of each node.
+#[derive(Debug, Default)]
+struct News {
+    /// What each file is to say; `None`: it is to go.
+    files: BTreeMap<NodeName, Option<Box<Status>>>,
+    /// What a machine printed in an attempt that failed; `None`: it has not.
+    consoles: BTreeMap<NodeName, Option<ConsoleLog>>,
+    closed: bool,
+    /// The thread has ended, for whatever reason.
+    ended: bool,
+    /// Since when the thread is busy with one file.
+    busy_since: Option<Instant>,
+    told_slow: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, News> {
+        // Each change is whole when the lock is let go, or would be lost with it.
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut News)) {
+        let mut news = self.lock();
+        change(&mut news);
+        if news.ended && !news.told_slow {
+            news.told_slow = true;
+            error!("the status thread is gone; status files are no longer written");
+        } else if news.busy_since.is_some_and(|since| since.elapsed() > SLOW) && !news.told_slow {
+            news.told_slow = true;
+            warn!(
+                "a status file has not been written for {} s: does its directory answer?",
+                SLOW.as_secs()
+            );
+        }
+        drop(news);
+        self.changed.notify_all();
+    }
+
+    /// One file, which may hang.
+    fn busy<T>(&self, with: impl FnOnce() -> T) -> T {
+        self.lock().busy_since = Some(Instant::now());
+        let done = with();
+        let mut news = self.lock();
+        news.busy_since = None;
+        if mem::take(&mut news.told_slow) {
+            info!("status files can be written again");
+        }
+        done
+    }
+
+    /// Waits for news, or until it is time to look around.
+    fn wait(&self) -> News {
+        let is_idle =
+            |news: &mut News| news.files.is_empty() && news.consoles.is_empty() && !news.closed;
+        let waited = self.changed.wait_timeout_while(self.lock(), INTERVAL, is_idle);
+        let (mut news, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        News {
+            files: mem::take(&mut news.files),
+            consoles: mem::take(&mut news.consoles),
+            closed: news.closed,
+            ..News::default()
+        }
+    }
 }
 
 impl Publisher {
-    /// Starts the thread, which looks through all files once in every `rescan`.
-    pub(super) fn start(files: StatusFiles, rescan: Duration) -> Self {
-        let (news, inbox) = sync_channel(DEPTH);
-        let mut desk = Desk {
+    /// Starts the thread, which looks through all files once in every `rescan`. A node whose file is not as it was written is brought a
+    /// tick by `driver`, and so shown again.
+    pub(super) fn start(files: StatusFiles, rescan: Duration, driver: WeakSender<Report>) -> Self {
+        let shared = Arc::new(Shared::default());
+        let mut writer = StatusWriter {
             files,
             rescan,
+            driver,
+            shared: Arc::clone(&shared),
             looked: Instant::now(),
             shown: BTreeMap::new(),
             waiting: BTreeMap::new(),
             failed: BTreeMap::new(),
         };
-        let thread = std::thread::spawn(move || desk.work(&inbox));
-        Self { news: Some(news), thread: Some(thread) }
+        let ends = EndsOnDrop(Arc::clone(&shared));
+        let thread = std::thread::spawn(move || {
+            let _ends = ends;
+            writer.work();
+        });
+        Self { shared, thread: Some(thread) }
     }
 
     /// Shows a status, soon.
     pub(super) fn show(&self, status: Status) {
-        self.send(News::Show(Box::new(status)));
+        let node = status.node.clone();
+        self.shared.change(|news| drop(news.files.insert(node, Some(Box::new(status)))));
     }
 
     /// Keeps what a machine printed.
     pub(super) fn keep_console(&self, log: ConsoleLog) {
-        self.send(News::Console(Box::new(log)));
+        let node = log.node.clone();
+        self.shared.change(|news| drop(news.consoles.insert(node, Some(log))));
     }
 
     /// Removes what was kept of it.
     pub(super) fn drop_console(&self, name: &NodeName) {
-        self.send(News::NoConsole(name.clone()));
+        self.shared.change(|news| drop(news.consoles.insert(name.clone(), None)));
     }
 
     /// Removes a node's files.
     pub(super) fn remove(&self, name: &NodeName) {
-        self.send(News::Remove(name.clone()));
-    }
-
-    fn send(&self, news: News) {
-        if self.news.as_ref().is_some_and(|inbox| inbox.send(news).is_err()) {
-            error!("the status thread is gone; status files are no longer written");
-        }
+        self.shared.change(|news| {
+            news.files.insert(name.clone(), None);
+            news.consoles.insert(name.clone(), None);
+        });
     }
 }
 
 impl Drop for Publisher {
     fn drop(&mut self) {
-        drop(self.news.take());
+        self.shared.change(|news| news.closed = true);
+        let waited =
+            self.shared
+                .changed
+                .wait_timeout_while(self.shared.lock(), STOP_LIMIT, |news| !news.ended);
+        let (news, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if !news.ended {
+            // It ends with the process.
+            return warn!("the last status files were not written in time");
+        }
+        drop(news);
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             error!("the status thread panicked");
         }
     }
 }
 
-struct Desk {
+/// Says that the thread has ended, also when it panics.
+struct EndsOnDrop(Arc<Shared>);
+
+impl Drop for EndsOnDrop {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.changed.notify_all();
+    }
+}
+
+/// The thread's own.
+struct StatusWriter {
     files: StatusFiles,
     rescan: Duration,
+    driver: WeakSender<Report>,
+    shared: Arc<Shared>,
     /// When the files were last looked through.
     looked: Instant,
-    /// What each file says, and since when.
-    shown: BTreeMap<NodeName, (Status, Instant)>,
+    shown: BTreeMap<NodeName, Shown>,
     /// What each file is to say; `None`: it is to go.
-    waiting: BTreeMap<NodeName, Option<Status>>,
+    waiting: BTreeMap<NodeName, Option<Box<Status>>>,
     /// Files that could not be changed: why, and when that was last tried.
     failed: BTreeMap<NodeName, (String, Instant)>,
 }
 
-impl Desk {
-    fn work(&mut self, inbox: &Receiver<News>) {
+/// What a file says. The status itself is not kept: the driver has it.
+struct Shown {
+    says: Says,
+    phase: Phase,
+    /// Since when.
+    at: Instant,
+    stands: Stands,
+}
+
+impl StatusWriter {
+    fn work(&mut self) {
         loop {
-            match inbox.recv_timeout(INTERVAL) {
-                Ok(News::Show(status)) => self.take(*status),
-                Ok(News::Remove(name)) => {
-                    self.drop_console(&name);
-                    self.waiting.insert(name, None);
-                }
-                Ok(News::Console(log)) => {
-                    if let Err(error) = self.files.write_console(&log) {
-                        warn!(node = %log.node, %error, "what its machine printed cannot be kept");
-                    }
-                }
-                Ok(News::NoConsole(name)) => self.drop_console(&name),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.write_due(true),
+            let News { files, consoles, closed, .. } = self.shared.wait();
+            self.waiting.extend(files);
+            for (name, console) in consoles {
+                self.keep_console(&name, console.as_ref());
             }
             if self.looked.elapsed() >= self.rescan {
                 self.look_through();
             }
-            self.write_due(false);
+            self.write_due(closed);
+            if closed {
+                return;
+            }
         }
     }
 
-    fn drop_console(&self, name: &NodeName) {
-        if let Err(error) = self.files.remove_console(name) {
-            warn!(node = %name, %error, "what its machine printed cannot be removed");
-        }
-    }
-
-    fn take(&mut self, status: Status) {
-        let same = self.shown.get(&status.node).is_some_and(|(shown, _)| {
-            *shown == Status { updated: shown.updated, ..status.clone() }
+    fn keep_console(&self, name: &NodeName, console: Option<&ConsoleLog>) {
+        let kept = self.shared.busy(|| match console {
+            Some(log) => self.files.write_console(log),
+            None => self.files.remove_console(name),
         });
-        if same {
-            self.waiting.remove(&status.node);
-        } else {
-            self.waiting.insert(status.node.clone(), Some(status));
+        if let Err(error) = kept {
+            let what = if console.is_some() { "kept" } else { "removed" };
+            warn!(node = %name, %error, "what its machine printed cannot be {what}");
         }
     }
 
-    /// Finds the files that somebody else removed or changed.
+    /// Finds the files that somebody else removed or changed, and has their nodes shown again.
     fn look_through(&mut self) {
-        let files = &self.files;
-        self.shown.retain(|name, (status, _)| {
-            let stands = self.waiting.contains_key(name) || files.shows(status);
+        let mut lost = Vec::new();
+        for (name, shown) in &mut self.shown {
+            let stands = self.waiting.contains_key(name)
+                || self.shared.busy(|| still_stands(&self.files, name, shown));
             if !stands {
                 info!(node = %name, "its status file is not as it was written: written again");
-                self.waiting.insert(name.clone(), Some(status.clone()));
+                lost.push(name.clone());
             }
-            stands
-        });
+        }
+        for name in lost {
+            self.shown.remove(&name);
+            if let Some(driver) = self.driver.upgrade()
+                && driver.blocking_send((name, Event::Tick)).is_err()
+            {
+                // The agent is stopping; the next one shows every node.
+            }
+        }
         self.looked = Instant::now();
     }
 
     fn write_due(&mut self, all: bool) {
-        let due = |name: &NodeName, wanted: &Option<Status>| {
+        let due = |name: &NodeName, wanted: &Option<Box<Status>>| {
             if let Some((_, tried)) = self.failed.get(name) {
                 return tried.elapsed() >= INTERVAL;
             }
             let phase = wanted.as_ref().map(|status| status.phase);
             self.shown
                 .get(name)
-                .is_none_or(|(shown, at)| Some(shown.phase) != phase || at.elapsed() >= INTERVAL)
+                .is_none_or(|shown| Some(shown.phase) != phase || shown.at.elapsed() >= INTERVAL)
         };
         let due: Vec<NodeName> = self
             .waiting
@@ -176,31 +283,67 @@ impl Desk {
             .collect();
         for name in due {
             let Some(wanted) = self.waiting.remove(&name) else { continue };
-            let changed = match &wanted {
-                Some(status) => self.files.write(status),
-                None => self.files.remove(&name),
-            };
-            if let Err(error) = changed {
+            if let Err(error) = self.write(&name, wanted.as_deref()) {
                 self.put_off(name, wanted, error.to_string());
-                continue;
-            }
-            if self.failed.remove(&name).is_some() {
+            } else if self.failed.remove(&name).is_some() {
                 info!(node = %name, "its status file can be written again");
-            }
-            match wanted {
-                Some(status) => drop(self.shown.insert(name, (status, Instant::now()))),
-                None => drop(self.shown.remove(&name)),
             }
         }
     }
 
+    fn write(&mut self, name: &NodeName, wanted: Option<&Status>) -> Result<(), StatusFileError> {
+        let Some(status) = wanted else {
+            self.shared.busy(|| self.files.remove(name))?;
+            self.shown.remove(name);
+            return Ok(());
+        };
+        let text = self.files.render(status)?;
+        let says = text.says();
+        let stands = match self.shown.get(name) {
+            Some(shown) if shown.says == says => return Ok(()),
+            Some(_) => None,
+            // The agent before this one may have written just that.
+            None => self.shared.busy(|| {
+                let stands = self.files.stands(name).ok()?;
+                self.files.says(name).is_ok_and(|said| said == says).then_some(stands)
+            }),
+        };
+        let stands = match stands {
+            Some(stands) => stands,
+            None => self.shared.busy(|| self.files.put(&text))?,
+        };
+        let shown = Shown { says, phase: status.phase, at: Instant::now(), stands };
+        self.shown.insert(name.clone(), shown);
+        Ok(())
+    }
+
     /// It is tried again soon, and told once.
-    fn put_off(&mut self, name: NodeName, wanted: Option<Status>, error: String) {
+    fn put_off(&mut self, name: NodeName, wanted: Option<Box<Status>>, error: String) {
         let told = self.failed.get(&name).is_some_and(|(told, _)| *told == error);
         if !told {
             error!(node = %name, error, "a status file cannot be changed; tried again until it can");
         }
         self.failed.insert(name.clone(), (error, Instant::now()));
-        self.waiting.insert(name, wanted);
+        // What came meanwhile is newer.
+        self.waiting.entry(name).or_insert(wanted);
+    }
+}
+
+/// Whether the file is as it was written. One that cannot be read now, for another reason than what is in its place, is taken to be.
+fn still_stands(files: &StatusFiles, name: &NodeName, shown: &mut Shown) -> bool {
+    use std::io::ErrorKind::{InvalidData, IsADirectory, NotFound};
+    let is_gone =
+        |error: std::io::Error| matches!(error.kind(), InvalidData | IsADirectory | NotFound);
+    match files.stands(name) {
+        Ok(stands) if stands == shown.stands => true,
+        Ok(stands) => match files.says(name) {
+            Ok(says) if says == shown.says => {
+                shown.stands = stands;
+                true
+            }
+            Ok(_) => false,
+            Err(error) => !is_gone(error),
+        },
+        Err(error) => !is_gone(error),
     }
 }

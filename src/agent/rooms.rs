@@ -15,7 +15,7 @@ use crate::{
         fault::Fault,
         ids::{MacAddr, NodeName, OpId},
         spec::NodeSpec,
-        status::{Progress, Status},
+        status::{Phase, Progress, Status},
     },
     progress::Meter,
     store::Store,
@@ -109,8 +109,7 @@ impl Rooms {
                 done = workshop.bmcs.deed(&spec, deed) => drop(reply.send(done)),
                 () = reply.closed() => info!(%node, deed = deed.name(), "an operator went away before it was done"),
             }
-            if !deed.changes_nothing()
-                && let Some(reports) = reports.upgrade()
+            if let Some(reports) = reports.upgrade()
                 && reports.send((node, Event::LookAgain)).await.is_err()
             {
                 // The agent is stopping.
@@ -169,17 +168,23 @@ impl Outside for Rooms {
         self.running.insert((node.clone(), op), stop);
         let (node, workshop, reports) =
             (node.clone(), Arc::clone(&self.workshop), self.reports.clone());
+        let has_progress = matches!(operation, Operation::Prepare | Operation::Image { .. });
         tokio::spawn(async move {
             let meter = Arc::new(Meter::default());
             let work = tokio::spawn({
                 let meter = Arc::clone(&meter);
                 async move { workshop.perform(operation, &spec, &meter, cancel).await }
             });
-            let outcome = watch_over(work, &meter, |progress| {
-                // Progress may be lost when the driver is busy; the end may not.
-                drop(reports.try_send((node.clone(), Event::Progress { op, progress })));
-            })
-            .await;
+            let outcome = if has_progress {
+                watch_over(work, &meter, |progress| {
+                    // Progress may be lost when the driver is busy; the end may not.
+                    drop(reports.try_send((node.clone(), Event::Progress { op, progress })));
+                })
+                .await
+            } else {
+                // Nothing to see: nobody is woken before the end.
+                work.await.unwrap_or_else(|panic| Err(faults::internal(&panic)))
+            };
             // That what was cancelled did not succeed is no news.
             if let Err(fault) = &outcome
                 && fault.code != faults::CANCELLED
@@ -214,7 +219,14 @@ impl Outside for Rooms {
     }
 
     fn log_phase(&mut self, status: &Status) {
-        info!(node = %status.node, phase = status.phase.as_str(), attempt = status.attempt, message = status.message, "phase");
+        let Status { node, attempt, message, .. } = status;
+        let phase = status.phase.as_str();
+        // Nothing goes on by itself after this one: whoever alerts on warnings is to hear of it.
+        if status.phase == Phase::Failed {
+            warn!(%node, phase, attempt, message, "phase");
+        } else {
+            info!(%node, phase, attempt, message, "phase");
+        }
     }
 
     fn forget(&mut self, node: &NodeName) {

@@ -48,20 +48,22 @@ impl Workshop {
         cancel: Cancel,
     ) -> Result<Outcome, Fault> {
         match operation {
-            Operation::ObservePower => self.bmcs.look(spec, cancel).await.map(Outcome::Power),
+            Operation::PollPower => self.bmcs.poll(spec, cancel).await.map(Outcome::Power),
+            Operation::ConfirmPower => self.bmcs.confirm(spec, cancel).await.map(Outcome::Power),
             Operation::Prepare => {
                 if let Some(netboot) = &spec.image.netboot {
                     menu::check_own_files(&self.image_dirs, netboot)?;
                 }
                 let system_guid = self.bmcs.system_guid(spec, cancel.clone()).await?;
-                self.prepare(spec, system_guid, meter, cancel).await
+                Box::pin(self.prepare(spec, system_guid, meter, cancel)).await
             }
             Operation::PowerOn => {
                 self.bmcs.netboot(spec, cancel).await?;
                 Ok(Outcome::PoweredOn)
             }
             Operation::Image { image, target, size } => {
-                self.image(spec, &image, &target, size, meter, cancel).await
+                // Large, and few: what all the others are must be small.
+                Box::pin(self.image(spec, &image, &target, size, meter, cancel)).await
             }
             Operation::Release(ramdisk) => {
                 let mut cancel = cancel;

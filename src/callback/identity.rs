@@ -4,7 +4,7 @@
 //! on, because the clocks at an edge site lie. It must never replace a certificate that is there.
 
 use std::{
-    fmt, fs, io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -18,9 +18,11 @@ use tokio_rustls::rustls::{
 };
 use zeroize::Zeroizing;
 
-use crate::{atomic_file, model::ids::hex};
+use crate::{atomic_file, model::ids::hex, regular_file};
 
 const NAME: &str = "hostler";
+/// Much more than a certificate or its key has.
+const PEM_BYTES_MAX: u64 = 64 << 10;
 
 /// The agent's certificate, ready to serve.
 #[derive(Clone)]
@@ -94,7 +96,9 @@ fn create(certificate: &Path, key: &Path) -> Result<(), IdentityError> {
 }
 
 fn load(certificate: &Path, key: &Path) -> Result<Identity, IdentityError> {
-    let read = |path: &Path| fs::read(path).map_err(|source| file_error(path, source));
+    let read = |path: &Path| {
+        regular_file::read(path, PEM_BYTES_MAX).map_err(|source| file_error(path, source))
+    };
     let unusable = |reason: String| IdentityError::Unusable { path: certificate.into(), reason };
     let der = CertificateDer::from_pem_slice(&read(certificate)?)
         .map_err(|error| unusable(error.to_string()))?;
@@ -125,7 +129,7 @@ fn file_error(path: &Path, source: io::Error) -> IdentityError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
 

@@ -56,6 +56,7 @@ pub(super) fn plan(asked: &Asked, out: &mut impl Write) -> Result<ExitCode, Fail
     let policy = Policy {
         attempts_max: 1,
         imagings_max: 1,
+        polls_max: 1,
         breaker: config.as_ref().is_none_or(|config| config.safety.breaker),
         enforce_power: config.as_ref().is_some_and(|config| config.safety.enforce_power),
     };

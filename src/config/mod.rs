@@ -5,8 +5,7 @@
 //! serve the wrong network.
 
 use std::{
-    fs::File,
-    io::{self, Read as _},
+    io,
     net::{IpAddr, SocketAddr},
     path::{Component, Path, PathBuf},
     time::Duration,
@@ -15,10 +14,13 @@ use std::{
 use jiff::SignedDuration;
 use serde::{Serialize, Serializer};
 
-use crate::model::{
-    problem::Problem,
-    size::parse_bytes,
-    toml_reader::{Document, Extent, FILE_BYTES_MAX, Section, duration, read as read_layers},
+use crate::{
+    model::{
+        problem::Problem,
+        size::parse_bytes,
+        toml_reader::{Document, Extent, FILE_BYTES_MAX, Section, duration, read as read_layers},
+    },
+    regular_file,
 };
 
 #[cfg(test)]
@@ -244,9 +246,8 @@ pub enum ConfigError {
 /// Reads the file at `path`.
 pub fn read(path: &Path) -> Result<Config, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
+    let bytes = regular_file::open(path)
+        .and_then(|file| regular_file::read_start(file, FILE_BYTES_MAX as u64 + 1))
         .map_err(unreadable)?;
     parse(&path.to_string_lossy(), &bytes).map_err(ConfigError::Invalid)
 }

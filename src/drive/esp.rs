@@ -6,9 +6,7 @@
 use std::{
     collections::BTreeMap,
     error::Error,
-    fs::File,
     io,
-    os::unix::fs::FileExt as _,
     time::{Duration, Instant},
 };
 
@@ -19,6 +17,7 @@ use super::{
     DriveError, fat,
     probe::{FileSystemKind, ext4_measures, probe},
 };
+use crate::checked_file::CheckedFile;
 
 /// Where an image may have what belongs on the partition.
 const PLACES: [&str; 3] = ["/boot/efi", "/efi", "/boot"];
@@ -47,7 +46,7 @@ const BLOCK_BYTES_MAX: u64 = 64 * 1024;
 /// The partition for a disk with blocks of `block_bytes` bytes, at least 64 MiB and less than 512 MiB, mostly zeros. It has what is in
 /// the image's `/boot/efi/EFI`, `/efi/EFI` or `/boot/EFI`, the first that is there; where that has only one distribution's loader, it is
 /// copied to the place where firmware looks.
-pub fn esp(root: &File, block_bytes: u32) -> Result<Bytes, DriveError> {
+pub fn esp(root: &CheckedFile, block_bytes: u32) -> Result<Bytes, DriveError> {
     let sector_bytes = fat::sector_bytes(block_bytes)?;
     let found = probe(root)?;
     match found.kind {
@@ -61,7 +60,7 @@ pub fn esp(root: &File, block_bytes: u32) -> Result<Bytes, DriveError> {
     if measures.block_bytes > BLOCK_BYTES_MAX || measures.groups > GROUPS_MAX {
         return Err(DriveError::BootFiles { message: "the file system is damaged".to_owned() });
     }
-    let image = Ext4::load(Box::new(Bounded::new(root)?)).map_err(|error| failed(&error))?;
+    let image = Ext4::load(Box::new(Bounded::new(root))).map_err(|error| failed(&error))?;
     let files = boot_files(&image)?;
     let format = fat::Format {
         label: "ESP",
@@ -206,15 +205,15 @@ fn failed(error: &Ext4Error) -> DriveError {
 
 /// An image that may be read so much, for so long.
 struct Bounded {
-    image: File,
+    image: CheckedFile,
     bytes_left: u64,
     until: Instant,
 }
 
 impl Bounded {
-    fn new(image: &File) -> Result<Self, DriveError> {
-        let image = image.try_clone().map_err(|source| DriveError::Read { source })?;
-        Ok(Self { image, bytes_left: READ_BYTES_MAX, until: Instant::now() + READ_TIME_MAX })
+    fn new(image: &CheckedFile) -> Self {
+        let image = image.clone();
+        Self { image, bytes_left: READ_BYTES_MAX, until: Instant::now() + READ_TIME_MAX }
     }
 }
 

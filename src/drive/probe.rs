@@ -2,10 +2,10 @@
 //!
 //! Called by the agent for images of one file system: the kernel is told the root by the UUID, and the partition needs the size.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+use std::io;
 
 use super::{DriveError, hyphenated};
-use crate::model::size::show_bytes;
+use crate::{checked_file::CheckedFile, model::size::show_bytes};
 
 /// The file system of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,9 +47,9 @@ impl FileSystemKind {
 }
 
 /// The file system that fills an image. Fails with the reason if there is none that can be a root, or not all of it.
-pub fn probe(image: &File) -> Result<FileSystem, DriveError> {
+pub fn probe(image: &CheckedFile) -> Result<FileSystem, DriveError> {
     let failed = |source| DriveError::Read { source };
-    let file_bytes = image.metadata().map_err(failed)?.len();
+    let file_bytes = image.bytes();
     let found = [ext, xfs, btrfs].iter().find_map(|look| look(image).transpose());
     let Some(found) = found else {
         return Err(DriveError::NotRoot { found: other(image).map_err(failed)? });
@@ -82,7 +82,7 @@ struct Superblock {
 type Found = io::Result<Option<Superblock>>;
 
 /// ext2, ext3 and ext4 (Linux, `struct ext4_super_block`), told apart as blkid does.
-fn ext(image: &File) -> Found {
+fn ext(image: &CheckedFile) -> Found {
     const MAGIC: u16 = 0xef53;
     const HAS_JOURNAL: u32 = 0x4;
     const IS_JOURNAL: u32 = 0x8;
@@ -120,7 +120,7 @@ pub(super) struct Ext4Measures {
 }
 
 /// Reads these of an image in which such a file system was found.
-pub(super) fn ext4_measures(image: &File) -> io::Result<Ext4Measures> {
+pub(super) fn ext4_measures(image: &CheckedFile) -> io::Result<Ext4Measures> {
     let block = Window::at(image, 1024)?.ok_or(io::ErrorKind::UnexpectedEof)?;
     let (blocks, block_bytes) = ext_size(&block);
     let in_group = u64::from(u32::from_le_bytes(block.bytes(0x20)));
@@ -136,7 +136,7 @@ fn ext_size(block: &Window) -> (u64, u64) {
 }
 
 /// XFS (XFS Algorithms and Data Structures, superblocks).
-fn xfs(image: &File) -> Found {
+fn xfs(image: &CheckedFile) -> Found {
     let Some(block) = Window::at(image, 0)? else { return Ok(None) };
     let is_xfs = &block.bytes(0) == b"XFSB";
     let (block_bytes, blocks) =
@@ -150,7 +150,7 @@ fn xfs(image: &File) -> Found {
 }
 
 /// Btrfs (Linux, `struct btrfs_super_block`).
-fn btrfs(image: &File) -> Found {
+fn btrfs(image: &CheckedFile) -> Found {
     let Some(block) = Window::at(image, 64 * 1024)? else { return Ok(None) };
     let is_btrfs = &block.bytes(0x40) == b"_BHRfS_M";
     let devices = u64::from_le_bytes(block.bytes(0x88));
@@ -163,7 +163,7 @@ fn btrfs(image: &File) -> Found {
 }
 
 /// What else it is, for the message.
-fn other(image: &File) -> io::Result<String> {
+fn other(image: &CheckedFile) -> io::Result<String> {
     let has = |at, magic: &[u8]| -> io::Result<bool> {
         let window = Window::at(image, at)?;
         Ok(window.is_some_and(|window| window.0.starts_with(magic)))
@@ -198,17 +198,9 @@ impl Window {
     const BYTES: usize = 512;
 
     /// `None` behind the image's end; what the image does not have is zeros.
-    fn at(image: &File, at: u64) -> io::Result<Option<Self>> {
+    fn at(image: &CheckedFile, at: u64) -> io::Result<Option<Self>> {
         let mut window = Self([0; Self::BYTES]);
-        let mut filled = 0;
-        while let Some(rest) = window.0.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match image.read_at(rest, at + filled as u64) {
-                Ok(0) => break,
-                Ok(bytes) => filled += bytes,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let filled = image.read_at(&mut window.0, at)?;
         Ok((filled > 0).then_some(window))
     }
 

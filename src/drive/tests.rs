@@ -1,6 +1,6 @@
 //! What needs no counterpart: whatever bytes an image has, and names that FAT cannot have.
 
-use std::{fs::File, io::Write as _};
+use std::{io::Write as _, sync::Arc};
 
 use proptest::prelude::*;
 
@@ -9,15 +9,17 @@ use super::{
     fat::{Format, Kind, make},
     probe, swap_header,
 };
+use crate::checked_file::CheckedFile;
 
 /// Magic numbers and where they stand, so that random bytes get past the first look.
 const MAGICS: [(usize, &[u8]); 4] =
     [(1024 + 0x38, b"\x53\xef"), (0, b"XFSB"), (64 * 1024 + 0x40, b"_BHRfS_M"), (510, b"\x55\xaa")];
 
-fn image(bytes: &[u8]) -> File {
+fn image(bytes: &[u8], length: u64) -> CheckedFile {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
-    file
+    file.set_len(length).unwrap();
+    CheckedFile::unchecked(Arc::new(file)).unwrap()
 }
 
 fn fat(files: &[(&str, u32)]) -> Result<(), String> {
@@ -47,7 +49,7 @@ proptest! {
         if let Some(place) = bytes.get_mut(at..at + magic.len()) {
             place.copy_from_slice(magic);
         }
-        let image = image(&bytes);
+        let image = image(&bytes, bytes.len() as u64);
         if let Ok(found) = probe(&image) {
             prop_assert!(found.bytes <= bytes.len() as u64);
         }
@@ -73,8 +75,7 @@ fn an_image_of_implausible_measures_is_refused_before_memory_is_taken_for_it() {
     put(0x68, &[1; 16]);
     put(0x4, &(1_u32 << 30).to_le_bytes());
     put(0x20, &1_u32.to_le_bytes());
-    let file = image(&superblock);
-    file.set_len(1 << 40).unwrap();
+    let file = image(&superblock, 1 << 40);
     let error = esp(&file, 512).unwrap_err();
     assert!(
         matches!(&error, DriveError::BootFiles { message } if message.contains("damaged")),

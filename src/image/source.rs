@@ -11,12 +11,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, fstatfs, open, openat2};
-
 use super::FetchError;
-
-/// `/proc` and `/sys` (linux/magic.h): their files have sizes and contents of their own making.
-const KERNEL_FILE_SYSTEMS: [i64; 2] = [0x9fa0, 0x6265_6572];
+use crate::regular_file::{
+    NotRegular,
+    beneath::{self, Links},
+};
 
 /// Where images may come from.
 #[derive(Clone, Debug)]
@@ -38,18 +37,18 @@ impl Directories {
         let path = dir.join(inside);
         let failed = |source: io::Error| FetchError::File { path: path.clone(), source };
         let unusable = |reason: String| FetchError::Unusable { path: path.clone(), reason };
-        let file = match open_beneath(dir, inside) {
-            Ok(file) => file,
-            Err(rustix::io::Errno::XDEV) => {
-                return Err(unusable(format!("a link in it leads out of {}", dir.display())));
+        let opened =
+            beneath::open_dir(dir).and_then(|handle| beneath::open(handle, inside, Links::Beneath));
+        let file = opened.map_err(|error| {
+            if beneath::leads_out(&error) {
+                unusable(format!("a link in it leads out of {}", dir.display()))
+            } else if NotRegular::is_cause_of(&error) {
+                unusable(error.to_string())
+            } else {
+                failed(error)
             }
-            Err(errno) => return Err(failed(errno.into())),
-        };
+        })?;
         let metadata = file.metadata().map_err(failed)?;
-        let file_system = fstatfs(&file).map_err(|errno| failed(errno.into()))?.f_type;
-        if !metadata.is_file() || KERNEL_FILE_SYSTEMS.contains(&file_system) {
-            return Err(unusable("not a regular file".to_owned()));
-        }
         if metadata.len() == 0 {
             return Err(unusable("empty; was the copy interrupted?".to_owned()));
         }
@@ -72,13 +71,4 @@ impl Directories {
             },
         )
     }
-}
-
-/// The kernel itself keeps the path beneath the directory: no moment between a check and the opening.
-fn open_beneath(dir: &Path, inside: &Path) -> rustix::io::Result<File> {
-    let dir = open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    // NONBLOCK: opening a pipe must not wait for its other end.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    openat2(dir, inside, flags, Mode::empty(), resolve).map(File::from)
 }

@@ -80,8 +80,9 @@ impl Carrier {
         self.unsaved.contains_key(name)
     }
 
-    /// Puts every node's boot menu in force and shows where it stands, as after a start.
-    pub fn present(&mut self, now: Timestamp, outside: &mut impl Outside) {
+    /// Puts every node's boot menu in force, as after a start. Where it stands is shown once the directory has been read: until then
+    /// the last agent's word is as good.
+    pub fn present(&mut self, outside: &mut impl Outside) {
         for name in self.fleet.names() {
             let Some(node) = self.fleet.node(&name) else { continue };
             // What is known only from a status file must be on record before that file is written anew.
@@ -90,7 +91,6 @@ impl Carrier {
                 continue;
             }
             outside.serve(node);
-            outside.show(node.status(now));
         }
     }
 

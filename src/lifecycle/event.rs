@@ -103,12 +103,16 @@ pub enum Turn {
     Attempt,
     /// Write their disk.
     Imaging,
+    /// Have their BMC polled: each takes a socket.
+    Poll,
+    /// Have their BMC polled by a program: each takes a process.
+    ProgramPoll,
 }
 
 /// How an operation ended well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// [`Operation::ObservePower`]: what the BMC said.
+    /// [`Operation::PollPower`] or [`Operation::ConfirmPower`]: what the BMC said.
     Power(PowerState),
     /// [`Operation::Prepare`]: the image is here and verified.
     Prepared {
@@ -149,7 +153,8 @@ impl Operation {
     /// Whether it is a BMC's work.
     pub const fn needs_bmc(&self) -> bool {
         match self {
-            Self::ObservePower
+            Self::PollPower
+            | Self::ConfirmPower
             | Self::PowerOn
             | Self::Restart { .. }
             | Self::SetPower(_)
@@ -187,8 +192,12 @@ pub enum Action {
 /// A piece of work outside the core. Each is idempotent: after a crash it is simply started again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Ask the BMC for the power state.
-    ObservePower,
+    /// Ask the BMC for the power state, outside of an attempt. It gets [`super::POLL_LIMIT`] at most: so many
+    /// are asked that silent ones must not keep places for long.
+    PollPower,
+    /// Ask it once more before the machine is switched on, in an attempt; with the time that each of its
+    /// commands gets.
+    ConfirmPower,
     /// Get the image, verify its checksum, unpack it.
     Prepare,
     /// Off if it is on; boot device network for one boot; on.

@@ -15,7 +15,8 @@ use super::{
     event::{Action, Event, Turn},
     format_1,
     left::{Known, Left},
-    node::{Node, OBSERVATION_INTERVAL, wants_reinstall},
+    node::{Node, wants_reinstall},
+    polls::{POLL_INTERVAL, Polls},
     state::Record,
     turns::Turns,
     wait::after,
@@ -24,8 +25,10 @@ use super::{
 /// What one scan of the spec directory found for each name.
 pub type Specs = BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>;
 
-/// Looks at power states in a second, of all nodes together: each costs its BMC and this machine some work, for ever.
-const LOOKS_PER_S: u32 = 5;
+/// Polls of power states in a second, of all nodes together: each costs its BMC and this machine some work, for ever.
+const POLLS_PER_S: u32 = 5;
+/// The same of nodes that are new and want nothing of their machine: people wait to see them for the first time.
+const FIRST_POLLS_PER_S: u32 = 50;
 
 /// What the administrator of the site allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub struct Policy {
     pub attempts_max: usize,
     /// Disks being written at the same time, at least 1.
     pub imagings_max: usize,
+    /// Polls of BMCs at the same time, at least 1.
+    pub polls_max: usize,
     /// Whether many reinstalls at once need consent.
     pub breaker: bool,
     /// Whether the power of an installed machine is brought back to what its spec wants.
@@ -51,6 +56,8 @@ pub struct Fleet {
     /// with it. So only what is on record gives a turn back.
     held_on_record: BTreeMap<NodeName, Turn>,
     breaker: Breaker,
+    /// When the next new node is polled that wants nothing of its machine.
+    first_poll: Timestamp,
     left: Left,
     /// Whether every record is lost and the directory has not been read since.
     state_lost: bool,
@@ -73,16 +80,17 @@ impl Fleet {
             policy,
             nodes: BTreeMap::new(),
             agenda: Agenda::default(),
-            turns: Turns::new(policy.attempts_max, policy.imagings_max),
+            turns: Turns::new(&policy),
+            first_poll: now,
             held_on_record: BTreeMap::new(),
             breaker: Breaker::default(),
             left,
             state_lost,
         };
-        let first_looks = (0..).map(|n| after(now, Duration::from_secs(1) / LOOKS_PER_S * n));
-        for ((name, record), first_look) in records.into_iter().zip(first_looks) {
+        let first_polls = (0..).map(|n| after(now, Duration::from_secs(1) / POLLS_PER_S * n));
+        for ((name, record), first_poll) in records.into_iter().zip(first_polls) {
             let mut node = Node::resume(name.clone(), record, policy, now);
-            node.next_observation = first_look;
+            node.polls = Polls::new(first_poll);
             fleet.nodes.insert(name.clone(), node);
             fleet.adopt(now, &name);
             fleet.write_down(&name);
@@ -201,15 +209,19 @@ impl Fleet {
             if !event.tells_of_spec() || matches!(event, Event::SpecGone) {
                 return None;
             }
-            self.nodes.insert(name.clone(), Node::new(name.clone(), self.policy, now));
+            let mut node = Node::new(name.clone(), self.policy, now);
+            node.polls = Polls::new(self.first_poll.max(now));
+            let pause = Duration::from_secs(1) / FIRST_POLLS_PER_S;
+            self.first_poll = after(self.first_poll.max(now), pause);
+            self.nodes.insert(name.clone(), node);
         }
         self.adopt(now, name);
         if let Event::Spec(spec) | Event::MassChange(spec) = &event {
             self.remember(now, name, spec);
         }
-        let interval = self.look_interval();
+        let interval = self.poll_interval();
         let node = self.nodes.get_mut(name)?;
-        node.look_interval = interval;
+        node.polls.interval = interval;
         let actions = node.step(now, event);
         if actions.contains(&Action::Forget) {
             self.forget(name);
@@ -273,8 +285,10 @@ impl Fleet {
         let node = self.nodes.get(name);
         self.agenda.put(name, node.and_then(|node| Some(node.next_wake()?.0)));
         let holds = node.and_then(|node| node.record.state.holds());
+        let polls = node.and_then(Node::holds_poll);
         let on_record = self.held_on_record.get(name).copied();
-        self.turns.put(name, [holds, on_record], node.and_then(Node::waits_for));
+        let waits = [node.and_then(Node::waits_for), node.and_then(Node::waits_to_poll)];
+        self.turns.put(name, [holds, polls, on_record], waits);
     }
 
     /// A node's record could not be written, so that this one stays.
@@ -292,9 +306,9 @@ impl Fleet {
         }
     }
 
-    fn look_interval(&self) -> Duration {
+    fn poll_interval(&self) -> Duration {
         let nodes = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
-        OBSERVATION_INTERVAL.max(Duration::from_secs(u64::from(nodes / LOOKS_PER_S)))
+        POLL_INTERVAL.max(Duration::from_secs(u64::from(nodes / POLLS_PER_S)))
     }
 
     fn forget(&mut self, name: &NodeName) {

@@ -3,12 +3,12 @@
 //! Called by the [`super::Fleet`]. What happens inside an attempt is in `attempt.rs`, callbacks are judged in `callback.rs`, every
 //! wait and its end is in `wait.rs`, and the status is made in `report.rs`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::model::{
-    fault::{Fault, RetryAdvice},
+    fault::Fault,
     ids::{Digest, NodeName, OpId},
     power::PowerState,
     problem::Problem,
@@ -19,15 +19,12 @@ use crate::model::{
 use super::{
     event::{Action, Event, Menu, Operation},
     fleet::Policy,
+    polls::Polls,
     report::plain_fault,
     state::{Attempt, Hold, Purpose, Record, State},
     wait::{after, power_limit},
 };
 
-/// How often a node without an attempt is asked for its power state: BMCs are fragile, and a minute is soon enough for drift.
-pub(super) const OBSERVATION_INTERVAL: Duration = Duration::from_secs(60);
-/// The same for a BMC that refuses what the spec has it asked with. Half a dozen wrong passwords in a few minutes lock a user out.
-const REFUSED_OBSERVATION_INTERVAL: Duration = Duration::from_secs(3600);
 /// Entries kept in `[[history]]`.
 const HISTORY_MAX: usize = 50;
 
@@ -58,13 +55,12 @@ pub struct Node {
     pub(super) bmc_trouble: Option<Fault>,
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
-    pub(super) next_observation: Timestamp,
-    /// From one look at the power state to the next; longer where there are very many nodes.
-    pub(super) look_interval: Duration,
     /// What is installed on the machine that the spec to come names for the first time, if it was another node's.
     pub(super) moved_here: Option<Installed>,
     /// Since when everything is ready for an attempt but that it is the node's turn.
     pub(super) in_line_since: Option<Timestamp>,
+    /// When polls of its BMC are due, and its place in their line.
+    pub(super) polls: Polls,
     next_op: u64,
 }
 
@@ -74,7 +70,7 @@ pub(super) struct Running {
     pub(super) op: OpId,
     /// It was told to stop: its result means nothing but that it has stopped.
     pub(super) cancelled: bool,
-    /// When an observation that does not report is told to stop.
+    /// When a poll that does not report is told to stop.
     pub(super) patience_until: Timestamp,
 }
 
@@ -103,10 +99,9 @@ impl Node {
             bmc_trouble: None,
             refused: 0,
             refused_reason: None,
-            next_observation: now,
-            look_interval: OBSERVATION_INTERVAL,
             moved_here: None,
             in_line_since: None,
+            polls: Polls::new(now),
             next_op: 1,
         }
     }
@@ -205,7 +200,7 @@ impl Node {
             Event::Fetched(fetch) => self.take_evidence(now, &fetch),
             Event::Tick => {}
             Event::Granted(turn) => self.take_turn(now, turn),
-            Event::LookAgain => self.next_observation = now,
+            Event::LookAgain => self.polls.ask(now),
             Event::Approve => self.approve(now),
             Event::Retry => self.retry(now),
         }
@@ -215,6 +210,7 @@ impl Node {
         self.go_on_by_hand(now);
         self.drive(now, &mut actions);
         self.stay_in_line();
+        self.line_up_for_poll(now);
         self.note_phase(now);
         actions
     }
@@ -306,7 +302,7 @@ impl Node {
         }
         let other_ramdisk = old.as_ref().is_some_and(|old| old.boot.ramdisk != spec.boot.ramdisk);
         if old.as_ref().is_some_and(|old| old.bmc != spec.bmc) {
-            self.next_observation = now;
+            self.polls.ask(now);
             if self.record.state.at_rest() {
                 self.cancel(actions);
             }
@@ -370,15 +366,15 @@ impl Node {
         if self.phase() == Phase::Held {
             self.record.consented = true;
             self.record.too_many_changes = false;
-            self.next_observation = now;
+            self.polls.ask(now);
             self.start_afresh(now);
         }
     }
 
     fn retry(&mut self, now: Timestamp) {
+        self.polls.ask(now);
         if self.wanted_power().is_some() {
             self.record.power_ordered = true;
-            self.next_observation = now;
         }
         match &mut self.record.state {
             State::Idle | State::Failed => self.start_afresh(now),
@@ -455,6 +451,7 @@ impl Node {
         let op = OpId(self.next_op);
         self.next_op += 1;
         self.running = Some(Running { op, cancelled: false, patience_until: after(now, limit) });
+        self.polls.began(operation == Operation::PollPower);
         actions.push(Action::Start { op, operation, spec });
     }
 
@@ -463,14 +460,10 @@ impl Node {
         let due = self.record.not_before.is_none_or(|at| at <= now);
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => {
-                let in_line = self.in_line_since.is_some();
-                let starts =
-                    self.record.state == State::Idle && self.may_start() && due && !in_line;
-                (starts || self.observes() && self.next_observation <= now)
-                    .then_some(Operation::ObservePower)
+                (self.polls.granted() && self.wants_poll(now)).then_some(Operation::PollPower)
             }
             State::Preparing { ready: None } => Some(Operation::Prepare),
-            State::Preparing { ready: Some(_) } => Some(Operation::ObservePower),
+            State::Preparing { ready: Some(_) } => Some(Operation::ConfirmPower),
             State::SettingPower { wanted } => due.then_some(Operation::SetPower(*wanted)),
             State::PoweringOn { .. } => Some(Operation::PowerOn),
             State::Imaging { attempt, target, disk, granted: true } => Some(Operation::Image {
@@ -496,21 +489,13 @@ impl Node {
     pub(super) fn see_power(&mut self, now: Timestamp, observed: PowerState) {
         self.power = Some(Power { observed, observed_at: now });
         self.bmc_trouble = None;
-        self.next_observation = after(now, self.observation_interval());
+        self.polls.answered(now);
     }
 
     /// Takes note that the BMC did not say.
     pub(super) fn miss_power(&mut self, now: Timestamp, trouble: Fault) {
+        self.polls.missed(now, trouble.retry);
         self.bmc_trouble = Some(trouble);
-        self.next_observation = after(now, self.observation_interval());
-    }
-
-    /// From one look at the power state to the next.
-    pub(super) fn observation_interval(&self) -> Duration {
-        match self.bmc_trouble.as_ref().map(|trouble| trouble.retry) {
-            Some(RetryAdvice::Never) => REFUSED_OBSERVATION_INTERVAL.max(self.look_interval),
-            Some(RetryAdvice::Backoff) | None => self.look_interval,
-        }
     }
 
     fn note_phase(&mut self, now: Timestamp) {

@@ -163,8 +163,15 @@ impl Rehearsal {
     /// Brings one event, and the BMC's answer if the node then asks for the power state.
     fn play(&mut self, name: &NodeName, event: Event) {
         let mut question = None;
-        for event in [event, Event::Tick] {
-            let actions = self.fleet.step(self.now, name, event).unwrap_or_default();
+        // A node that is new is polled when its time comes; here it comes at once.
+        let is_new = self.fleet.node(name).is_none();
+        let then = if is_new { Event::LookAgain } else { Event::Tick };
+        for event in [event, then] {
+            let mut actions = self.fleet.step(self.now, name, event).unwrap_or_default();
+            if let Some((turn, _)) = self.fleet.node(name).and_then(Node::waits_to_poll) {
+                let granted = self.fleet.step(self.now, name, Event::Granted(turn));
+                actions.extend(granted.unwrap_or_default());
+            }
             question = question.or_else(|| actions.into_iter().find_map(asked_power));
         }
         if let Some((op, spec)) = question {
@@ -295,7 +302,7 @@ fn is_written(phase: Phase) -> bool {
 
 fn asked_power(action: Action) -> Option<(OpId, Arc<NodeSpec>)> {
     match action {
-        Action::Start { op, operation: Operation::ObservePower, spec } => Some((op, spec)),
+        Action::Start { op, operation: Operation::PollPower, spec } => Some((op, spec)),
         _ => None,
     }
 }

@@ -68,7 +68,7 @@ impl Node {
                 if (old.goal, old.power) != (goal, power) && self.knows_machine() =>
             {
                 self.record.power_ordered = true;
-                self.next_observation = now;
+                self.polls.ask(now);
             }
             (Some(_), ..) => {}
         }

@@ -11,7 +11,13 @@ use jiff::Timestamp;
 
 use crate::model::{ids::NodeName, power::PowerState};
 
-use super::{event::Turn, node::Node, state::State};
+use super::{
+    event::Turn,
+    fleet::Policy,
+    node::Node,
+    polls::{self, PROGRAM_POLLS_MAX},
+    state::State,
+};
 
 /// A node's place in the line: its attempt, and since when it waits.
 pub(super) type Place = (u32, Timestamp);
@@ -20,47 +26,67 @@ pub(super) type Place = (u32, Timestamp);
 pub(super) struct Turns {
     attempts: Line,
     imagings: Line,
+    polls: Line,
+    program_polls: Line,
 }
 
 #[derive(Debug)]
 struct Line {
     limit: usize,
+    /// How many of the places those in a class may take, where the first number of their place is a class.
+    shares: Option<fn(usize, u32) -> usize>,
     holders: BTreeSet<NodeName>,
     waiting: BTreeSet<(Place, NodeName)>,
     places: BTreeMap<NodeName, Place>,
 }
 
 impl Turns {
-    pub(super) fn new(attempts_max: usize, imagings_max: usize) -> Self {
-        Self { attempts: Line::new(attempts_max), imagings: Line::new(imagings_max) }
+    pub(super) fn new(policy: &Policy) -> Self {
+        let by_class: Option<fn(usize, u32) -> usize> = Some(polls::share);
+        Self {
+            attempts: Line::new(policy.attempts_max, None),
+            imagings: Line::new(policy.imagings_max, None),
+            polls: Line::new(policy.polls_max, by_class),
+            program_polls: Line::new(policy.polls_max.min(PROGRAM_POLLS_MAX), by_class),
+        }
     }
 
     /// Writes down what a node holds, also according to its record as it was last written, and what it waits for now.
     pub(super) fn put(
         &mut self,
         node: &NodeName,
-        holds: [Option<Turn>; 2],
-        waits: Option<(Turn, Place)>,
+        holds: [Option<Turn>; 3],
+        waits: [Option<(Turn, Place)>; 2],
     ) {
-        for (turn, line) in
-            [(Turn::Attempt, &mut self.attempts), (Turn::Imaging, &mut self.imagings)]
-        {
-            let place = waits.filter(|(wanted, _)| *wanted == turn).map(|(_, place)| place);
-            line.put(node, holds.contains(&Some(turn)), place);
+        for (turn, line) in [
+            (Turn::Attempt, &mut self.attempts),
+            (Turn::Imaging, &mut self.imagings),
+            (Turn::Poll, &mut self.polls),
+            (Turn::ProgramPoll, &mut self.program_polls),
+        ] {
+            let place = waits.iter().flatten().find(|(wanted, _)| *wanted == turn);
+            line.put(node, holds.contains(&Some(turn)), place.map(|(_, place)| *place));
         }
     }
 
     /// The next node that may go on, and with what.
     pub(super) fn next(&self) -> Option<(NodeName, Turn)> {
         // Who already has a machine up goes first.
-        let imaging = self.imagings.next().map(|node| (node, Turn::Imaging));
-        imaging.or_else(|| self.attempts.next().map(|node| (node, Turn::Attempt)))
+        [
+            (Turn::Imaging, &self.imagings),
+            (Turn::Attempt, &self.attempts),
+            (Turn::Poll, &self.polls),
+            (Turn::ProgramPoll, &self.program_polls),
+        ]
+        .into_iter()
+        .find_map(|(turn, line)| Some((line.next()?, turn)))
     }
 }
 
 impl Line {
-    fn new(limit: usize) -> Self {
-        Self { limit, holders: BTreeSet::new(), waiting: BTreeSet::new(), places: BTreeMap::new() }
+    fn new(limit: usize, shares: Option<fn(usize, u32) -> usize>) -> Self {
+        let (holders, waiting, places) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        Self { limit, shares, holders, waiting, places }
     }
 
     fn put(&mut self, node: &NodeName, holds: bool, place: Option<Place>) {
@@ -82,8 +108,9 @@ impl Line {
     }
 
     fn next(&self) -> Option<NodeName> {
-        let (_, node) = self.waiting.first().filter(|_| self.holders.len() < self.limit)?;
-        Some(node.clone())
+        let ((class, _), node) = self.waiting.first()?;
+        let limit = self.shares.map_or(self.limit, |share| share(self.limit, *class));
+        (self.holders.len() < limit).then(|| node.clone())
     }
 }
 
@@ -149,6 +176,7 @@ impl Node {
                     entry.message = message;
                 }
             }
+            (Turn::Poll | Turn::ProgramPoll, _) => self.polls.grant(),
             _ => {}
         }
     }

@@ -26,7 +26,11 @@ impl Node {
             return self.deadline();
         }
         let work = match (&self.record.state, self.record.not_before, self.running) {
-            (State::Idle, Some(at), None) if self.may_start() && self.in_line_since.is_none() => {
+            (State::Idle, Some(at), None)
+                if self.may_start()
+                    && self.in_line_since.is_none()
+                    && !self.polls.keeps_attempt_waiting() =>
+            {
                 Some((at, "the next attempt"))
             }
             (State::SettingPower { .. }, Some(at), None) => {
@@ -37,7 +41,9 @@ impl Node {
             _ => None,
         };
         let look = match self.running {
-            None if self.observes() => Some((self.next_observation, "a look at the power state")),
+            // Its turn comes without a wake.
+            None if self.polls.waits() => None,
+            None if self.observes() => Some((self.polls.next_at(), "a poll of the power state")),
             Some(running) if self.record.state.at_rest() => {
                 Some((running.patience_until, "the BMC's answer"))
             }
@@ -125,8 +131,7 @@ impl Node {
         if let Some(forced_at) = &mut self.record.power_forced_at {
             bound(forced_at, Duration::ZERO);
         }
-        let interval = self.observation_interval();
-        bound(&mut self.next_observation, interval);
+        self.polls.bound(now);
         if let (Some(running), Some(spec)) = (&mut self.running, &self.record.spec) {
             bound(&mut running.patience_until, power_limit(&spec.timeouts));
         }

@@ -5,32 +5,27 @@
 //! never tells a client anything of the server's paths.
 
 use std::{
+    fs::File,
     io::{self, Seek as _, Write as _},
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{
-        FileType, MemfdFlags, Mode, OFlags, ResolveFlags, fstat, fstatfs, memfd_create, open,
-        openat2,
-    },
+    fs::{MemfdFlags, memfd_create},
     io::Errno,
 };
 
 use super::tftp::Refusal;
-
-/// `NONBLOCK`: opening a FIFO must not wait for its writer. It is refused afterwards as not a regular file.
-const READ: OFlags =
-    OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
-
-/// `/proc` and `/sys` (linux/magic.h): their files have sizes and contents of their own making.
-const KERNEL_FILE_SYSTEMS: [i64; 2] = [0x9fa0, 0x6265_6572];
+use crate::regular_file::{
+    self, NotRegular,
+    beneath::{self, Links},
+};
 
 /// A regular file, open for reading.
 #[derive(Debug)]
 pub(super) struct Opened {
-    file: OwnedFd,
+    file: File,
     /// Its size in bytes when it was opened.
     pub(super) bytes: u64,
 }
@@ -43,14 +38,14 @@ impl Opened {
     }
 
     /// The file itself, to be read from its beginning.
-    pub(super) fn into_file(self) -> std::fs::File {
-        self.file.into()
+    pub(super) fn into_file(self) -> File {
+        self.file
     }
 }
 
 /// Opens the loader directory, following links to it: it is looked up for each request, so that it may be replaced as a whole.
 pub(super) fn open_root(root: &Path) -> io::Result<OwnedFd> {
-    Ok(open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    beneath::open_dir(root)
 }
 
 /// Opens a clean name beneath the loader directory; a link anywhere in it is refused.
@@ -59,28 +54,26 @@ pub(super) fn open_beneath(root: &Path, name: &str) -> Result<Opened, Refusal> {
         tracing::warn!(root = %root.display(), %error, "the TFTP loader directory cannot be opened");
         if exhausted(&error) { Refusal::Busy } else { Refusal::NotFound }
     })?;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    match openat2(&root_fd, name, READ, Mode::empty(), resolve) {
-        Ok(file) => regular(file),
-        Err(Errno::NOENT | Errno::NOTDIR) => Err(Refusal::NotFound),
-        Err(error) => {
-            tracing::warn!(root = %root.display(), name, %error, "a TFTP file cannot be opened");
-            Err(if exhausted(&error.into()) { Refusal::Busy } else { Refusal::NotAllowed })
+    let opened = beneath::open(root_fd, Path::new(name), Links::Refused).and_then(regular);
+    opened.map_err(|error| {
+        if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NOTDIR)) {
+            return Refusal::NotFound;
         }
-    }
+        tracing::warn!(root = %root.display(), name, %error, "a TFTP file cannot be opened");
+        if exhausted(&error) { Refusal::Busy } else { Refusal::NotAllowed }
+    })
 }
 
 /// Opens a file the administrator named; links in its path are the administrator's own.
 pub(super) fn open_fixed(path: &Path) -> Result<Opened, Refusal> {
-    let file = open(path, READ, Mode::empty()).map_err(|error| {
+    regular_file::open(path).and_then(regular).map_err(|error| {
         tracing::warn!(path = %path.display(), %error, "a TFTP file cannot be opened");
-        match error {
-            Errno::NOENT => Refusal::NotFound,
-            error if exhausted(&error.into()) => Refusal::Busy,
+        match error.kind() {
+            io::ErrorKind::NotFound => Refusal::NotFound,
+            _ if exhausted(&error) => Refusal::Busy,
             _ => Refusal::NotAllowed,
         }
-    })?;
-    regular(file)
+    })
 }
 
 /// Opens a kernel or ramdisk that a spec names: a relative path beneath the first of these directories, an absolute one beneath the one it
@@ -96,29 +89,26 @@ pub(super) fn open_own(dirs: &[PathBuf], path: &str) -> io::Result<Opened> {
         let dirs: Vec<_> = dirs.iter().map(|dir| dir.display().to_string()).collect();
         refused(format!("must lie under {}", dirs.join(" or ")))
     })?;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    let file =
-        openat2(open_root(&dir)?, &inside, READ, Mode::empty(), resolve).map_err(|errno| {
-            if errno == Errno::XDEV {
-                refused(format!("a link in it leads out of {}", dir.display()))
-            } else {
-                errno.into()
-            }
-        })?;
-    let file_system = fstatfs(&file)?.f_type;
-    match regular(file) {
-        Ok(opened) if opened.bytes > 0 && !KERNEL_FILE_SYSTEMS.contains(&file_system) => Ok(opened),
-        _ => Err(refused("not a regular file with something in it".to_owned())),
-    }
+    let nothing = || refused("not a regular file with something in it".to_owned());
+    let file = beneath::open(open_root(&dir)?, &inside, Links::Beneath).map_err(|error| {
+        if beneath::leads_out(&error) {
+            refused(format!("a link in it leads out of {}", dir.display()))
+        } else if NotRegular::is_cause_of(&error) {
+            nothing()
+        } else {
+            error
+        }
+    })?;
+    regular(file).and_then(|opened| if opened.bytes > 0 { Ok(opened) } else { Err(nothing()) })
 }
 
 /// Makes a text a file that exists only in memory and only as long as it is open.
 pub(super) fn in_memory(text: &str) -> Result<Opened, Refusal> {
     let make = || -> io::Result<Opened> {
-        let mut file = std::fs::File::from(memfd_create("hostler-menu", MemfdFlags::CLOEXEC)?);
+        let mut file = File::from(memfd_create("hostler-menu", MemfdFlags::CLOEXEC)?);
         file.write_all(text.as_bytes())?;
         file.rewind()?;
-        Ok(Opened { file: file.into(), bytes: text.len() as u64 })
+        Ok(Opened { file, bytes: text.len() as u64 })
     };
     make().map_err(|error| {
         tracing::warn!(%error, "no memory file for a boot menu");
@@ -132,13 +122,9 @@ pub(super) fn exhausted(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
-fn regular(file: OwnedFd) -> Result<Opened, Refusal> {
-    let stat = fstat(&file).map_err(|_| Refusal::NotAllowed)?;
-    if FileType::from_raw_mode(stat.st_mode).is_file() {
-        Ok(Opened { file, bytes: u64::try_from(stat.st_size).unwrap_or(0) })
-    } else {
-        Err(Refusal::NotAllowed)
-    }
+fn regular(file: File) -> io::Result<Opened> {
+    let bytes = file.metadata()?.len();
+    Ok(Opened { file, bytes })
 }
 
 #[cfg(test)]
@@ -146,6 +132,7 @@ mod tests {
     use std::{fs, os::unix::fs::symlink};
 
     use super::*;
+    use crate::regular_file::tests::make_fifo;
 
     fn check(root: &Path, name: &str) -> Result<String, Refusal> {
         open_beneath(root, name).map(|opened| {
@@ -166,14 +153,7 @@ mod tests {
         symlink("sub/file", root.join("inside")).unwrap();
         symlink(outside.path().join("secret"), root.join("outside")).unwrap();
         symlink(outside.path(), root.join("dir")).unwrap();
-        let fifo = rustix::fs::mknodat(
-            rustix::fs::CWD,
-            root.join("fifo"),
-            FileType::Fifo,
-            Mode::RUSR | Mode::WUSR,
-            0,
-        );
-        fifo.unwrap();
+        make_fifo(&root.join("fifo"));
 
         assert_eq!(check(root, "sub/file").as_deref(), Ok("content"));
         for missing in ["none", "sub/none", "sub/file/below"] {

@@ -36,41 +36,29 @@ struct Tables {
     http: Option<SocketAddr>,
 }
 
+/// A node's menu, which is rendered for whoever asks: of ten thousand machines few boot at once.
 struct Node {
     firmware: Firmware,
-    files: Files,
-    menus: BTreeMap<MacAddr, Menus>,
+    loader: Loader,
+    macs: Vec<MacAddr>,
+    menu: BootMenu,
 }
 
-/// What a node's menu names.
-enum Files {
-    None,
-    /// The deploy kernel and ramdisk, by their TFTP names.
-    Deploy {
-        kernel: String,
-        initramfs: String,
-    },
-    /// Its own, by their paths.
-    Own {
-        kernel: String,
-        ramdisk: String,
-    },
-}
-
-impl Files {
-    fn of(menu: &BootMenu) -> Self {
-        match menu.clone() {
-            BootMenu::LocalDisk => Self::None,
-            BootMenu::Deploy { kernel, initramfs, .. } => Self::Deploy { kernel, initramfs },
-            BootMenu::Network { kernel, ramdisk, .. } => Self::Own { kernel, ramdisk },
-        }
+impl Node {
+    fn render(
+        &self,
+        name: &NodeName,
+        mac: MacAddr,
+        http: Option<SocketAddr>,
+    ) -> Result<Menus, MenuError> {
+        render(name, mac, Means { loader: self.loader, http }, &self.menu)
     }
 
-    fn as_str(&self) -> &'static str {
-        match self {
-            Self::None => "local disk",
-            Self::Deploy { .. } => "deploy",
-            Self::Own { .. } => "network",
+    fn menu_name(&self) -> &'static str {
+        match self.menu {
+            BootMenu::LocalDisk => "local disk",
+            BootMenu::Deploy { .. } => "deploy",
+            BootMenu::Network { .. } => "network",
         }
     }
 }
@@ -120,18 +108,16 @@ impl BootTable {
         firmware: Firmware,
         menu: &BootMenu,
     ) -> Result<(), MenuError> {
-        let means = Means { loader, http: self.read(|tables| tables.http) };
-        let menus = macs
-            .iter()
-            .map(|mac| Ok((*mac, render(node, *mac, means, menu)?)))
-            .collect::<Result<BTreeMap<_, _>, MenuError>>()?;
-        let files = Files::of(menu);
+        let new = Node { firmware, loader, macs: macs.to_vec(), menu: menu.clone() };
+        let http = self.read(|tables| tables.http);
+        // What cannot be rendered must be known now.
+        macs.iter().try_for_each(|mac| new.render(node, *mac, http).map(drop))?;
         self.write(|tables| {
             tables.forget(node);
             for mac in macs {
                 tables.cards.insert(*mac, node.clone());
             }
-            tables.nodes.insert(node.clone(), Node { firmware, files, menus });
+            tables.nodes.insert(node.clone(), new);
         });
         Ok(())
     }
@@ -143,7 +129,7 @@ impl BootTable {
 
     /// The menus a card gets now, for diagnostics. They hold the attempt's key.
     pub fn show(&self, mac: MacAddr) -> Option<(NodeName, Menus)> {
-        self.read(|tables| tables.menus(mac).map(|(node, menus)| (node.clone(), menus.clone())))
+        self.read(|tables| tables.menus(mac).map(|(node, menus)| (node.clone(), menus)))
     }
 
     /// Looks up a clean name.
@@ -158,13 +144,13 @@ impl BootTable {
             MenuName::Not => return Named::Other,
         };
         self.read(|tables| match tables.menus(card.mac) {
-            Some((node, menus)) => {
+            Some((node, Menus { pxelinux, grub, ipxe })) => {
                 let text = match card.reader {
-                    Reader::Pxelinux => &menus.pxelinux,
-                    Reader::Grub => &menus.grub,
-                    Reader::Ipxe => &menus.ipxe,
+                    Reader::Pxelinux => pxelinux,
+                    Reader::Grub => grub,
+                    Reader::Ipxe => ipxe,
                 };
-                Named::Text(Some(node.clone()), text.clone())
+                Named::Text(Some(node.clone()), text)
             }
             None => Named::Stranger(card.mac),
         })
@@ -174,11 +160,11 @@ impl BootTable {
         let owner =
             name.strip_prefix(OWN_DIR).and_then(|rest| rest.split('/').next()?.parse().ok());
         let Some(node) = owner else { return Named::Nothing };
-        self.read(|tables| match tables.nodes.get(&node).map(|node| &node.files) {
-            Some(Files::Own { kernel, .. }) if name == own_kernel(&node) => {
+        self.read(|tables| match tables.nodes.get(&node).map(|node| &node.menu) {
+            Some(BootMenu::Network { kernel, .. }) if name == own_kernel(&node) => {
                 Named::Own(kernel.clone())
             }
-            Some(Files::Own { ramdisk, .. }) if name == own_ramdisk(&node) => {
+            Some(BootMenu::Network { ramdisk, .. }) if name == own_ramdisk(&node) => {
                 Named::Own(ramdisk.clone())
             }
             _ => Named::Nothing,
@@ -187,10 +173,10 @@ impl BootTable {
 
     /// What a file is to a node's installation, if its menu names it.
     pub(super) fn stage(&self, node: &NodeName, name: &str) -> Option<BootStage> {
-        self.read(|tables| match &tables.nodes.get(node)?.files {
-            Files::Deploy { kernel, .. } if kernel == name => Some(BootStage::Kernel),
-            Files::Deploy { initramfs, .. } if initramfs == name => Some(BootStage::Ramdisk),
-            Files::None | Files::Deploy { .. } | Files::Own { .. } => None,
+        self.read(|tables| match &tables.nodes.get(node)?.menu {
+            BootMenu::Deploy { kernel, .. } if kernel == name => Some(BootStage::Kernel),
+            BootMenu::Deploy { initramfs, .. } if initramfs == name => Some(BootStage::Ramdisk),
+            BootMenu::LocalDisk | BootMenu::Deploy { .. } | BootMenu::Network { .. } => None,
         })
     }
 
@@ -206,13 +192,20 @@ impl BootTable {
 
 impl Tables {
     fn forget(&mut self, node: &NodeName) {
-        self.nodes.remove(node);
-        self.cards.retain(|_, owner| owner != node);
+        let Some(old) = self.nodes.remove(node) else { return };
+        for mac in &old.macs {
+            // Another node may have it by now.
+            if self.cards.get(mac) == Some(node) {
+                self.cards.remove(mac);
+            }
+        }
     }
 
-    fn menus(&self, mac: MacAddr) -> Option<(&NodeName, &Menus)> {
+    fn menus(&self, mac: MacAddr) -> Option<(&NodeName, Menus)> {
         let owner = self.cards.get(&mac)?;
-        Some((owner, self.nodes.get(owner)?.menus.get(&mac)?))
+        let node = self.nodes.get(owner)?;
+        // That it can be rendered was made sure of when it was set.
+        Some((owner, node.render(owner, mac, self.http).ok()?))
     }
 }
 
@@ -222,7 +215,7 @@ impl fmt::Debug for BootTable {
         self.read(|tables| {
             f.debug_map()
                 .entries(tables.nodes.iter().map(|(name, node)| {
-                    (name.as_str(), (node.firmware, node.files.as_str(), node.menus.keys()))
+                    (name.as_str(), (node.firmware, node.menu_name(), &node.macs))
                 }))
                 .finish()
         })
@@ -390,6 +383,20 @@ mod tests {
         table.remove(&node("a"));
         assert_eq!(table.show(mac(1)), None);
         table.read(|tables| assert!(tables.nodes.is_empty() && tables.cards.is_empty()));
+    }
+
+    #[test]
+    fn a_card_that_moved_to_another_node_stays_there_when_the_first_goes() {
+        let table = BootTable::default();
+        table.set(&node("a"), &[mac(1), mac(2)], Firmware::Bios, &deploy("a")).unwrap();
+        table.set(&node("b"), &[mac(2)], Firmware::Bios, &deploy("b")).unwrap();
+        table.remove(&node("a"));
+        assert_eq!(table.show(mac(1)), None);
+        assert_eq!(table.show(mac(2)).unwrap().0, node("b"));
+        table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("a")).unwrap();
+        table.set(&node("a"), &[mac(3)], Firmware::Bios, &deploy("a")).unwrap();
+        assert_eq!(table.show(mac(1)), None);
+        assert_eq!(table.show(mac(2)).unwrap().0, node("b"));
     }
 
     #[test]

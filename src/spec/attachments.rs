@@ -6,15 +6,15 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::Read as _,
+    io,
     os::fd::OwnedFd,
+    path::Path,
     sync::Arc,
 };
 
-use rustix::{
-    fs::{Mode, OFlags, ResolveFlags, openat2},
-    io::Errno,
+use crate::regular_file::{
+    self, NotRegular,
+    beneath::{self, Links},
 };
 
 #[cfg(test)]
@@ -71,23 +71,14 @@ impl<'d> Attachments<'d> {
     }
 
     fn read_anew(&self, path: &str) -> Result<String, String> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let file =
-            openat2(self.dir, path, flags, Mode::empty(), beneath).map_err(
-                |errno| match errno {
-                    Errno::NOENT => "is not there".to_owned(),
-                    Errno::XDEV => "leads out of the spec directory".to_owned(),
-                    _ => format!("cannot be read: {}", std::io::Error::from(errno)),
-                },
-            )?;
-        let file = File::from(file);
-        let failed = |error: std::io::Error| format!("cannot be read: {error}");
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err("is not a regular file".to_owned());
-        }
-        let mut bytes = Vec::new();
-        file.take(ATTACHMENT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        let bytes = beneath::open(self.dir, Path::new(path), Links::Beneath)
+            .and_then(|file| regular_file::read_start(file, ATTACHMENT_BYTES_MAX + 1))
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => "is not there".to_owned(),
+                _ if beneath::leads_out(&error) => "leads out of the spec directory".to_owned(),
+                _ if NotRegular::is_cause_of(&error) => format!("is {error}"),
+                _ => format!("cannot be read: {error}"),
+            })?;
         if bytes.len() as u64 > ATTACHMENT_BYTES_MAX {
             return Err(format!("has more than {ATTACHMENT_BYTES_MAX} bytes"));
         }

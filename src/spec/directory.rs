@@ -4,8 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
-    fs::File,
-    io::{self, Read as _},
+    io,
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,11 +15,14 @@ use rustix::{
     io::Errno,
 };
 
-use crate::model::{
-    ids::NodeName,
-    problem::Problem,
-    spec::NodeSpec,
-    toml_reader::{Document, FILE_BYTES_MAX, Setting},
+use crate::{
+    model::{
+        ids::NodeName,
+        problem::Problem,
+        spec::NodeSpec,
+        toml_reader::{Document, FILE_BYTES_MAX, Setting},
+    },
+    regular_file,
 };
 
 use super::{
@@ -221,14 +223,8 @@ fn open_dir(dir: &Path) -> rustix::io::Result<OwnedFd> {
 
 /// One whole file. Never blocks on a pipe, never reads more than the parser takes.
 fn read_at(dir: &OwnedFd, name: &OsStr) -> io::Result<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = File::from(openat(dir, name, flags, Mode::empty())?);
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    let file = regular_file::open_at(dir, name)?;
+    regular_file::read_start(file, FILE_BYTES_MAX as u64 + 1)
 }
 
 fn unreadable(error: &io::Error) -> String {

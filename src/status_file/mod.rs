@@ -8,8 +8,7 @@
 //! the one before, or damaged, which its reader notices.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -23,12 +22,15 @@ use crate::{
         problem::shown,
         status::{STATUS_VERSION, Status},
     },
+    regular_file,
 };
 
 mod console;
 mod format_1;
+mod shown;
 
 pub use console::{CONSOLE_BYTES_MAX, ConsoleLog};
+pub use shown::{Rendered, Says, Stands};
 
 const SUFFIX: &str = ".status.toml";
 const HEADER: &str = "# written by hostler; do not edit\n";
@@ -193,9 +195,7 @@ fn parse(text: &str) -> Result<Status, (String, Option<Status>)> {
 const MISMATCH: &str = "its checksum does not match: it was damaged, cut short or edited";
 
 fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(STATUS_BYTES_MAX).read_to_string(&mut text)?;
-    Ok(text)
+    regular_file::read_to_string(path, STATUS_BYTES_MAX)
 }
 
 fn render(status: &Status) -> Result<String, toml::ser::Error> {

@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::{
     atomic_file,
     model::{ids::NodeName, problem::shown},
+    regular_file,
 };
 
 use self::format::Found;
@@ -326,7 +327,7 @@ fn load<T: Serialize + DeserializeOwned>(
     (kind, of): (&str, &str),
     upgrade: Option<Upgrade<T>>,
 ) -> Result<Option<(T, bool)>, StoreError> {
-    let read = read(&path, bytes_max).and_then(|bytes| {
+    let read = regular_file::read(&path, bytes_max).and_then(|bytes| {
         let content = match (format::unseal(kind, of, &bytes), upgrade) {
             (Found::Content(json), _) => format::parse(json).map(|content| (content, false)),
             (Found::Unsealed, Some(upgrade)) => serde_json::from_slice(&bytes)
@@ -346,17 +347,6 @@ fn load<T: Serialize + DeserializeOwned>(
         }
         Err(source) => Err(StoreError::Read { path, source }),
     }
-}
-
-fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    // One byte more than allowed, so that a file of exactly the limit is told from a longer one.
-    File::open(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > bytes_max {
-        let message = format!("more than {bytes_max} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-    }
-    Ok(bytes)
 }
 
 /// Whether the file itself is bad. A system that is out of file descriptors, say, makes no good file a bad one.

@@ -29,9 +29,12 @@ const ROOMS: [&str; 13] = [
 fn may_name(module: &str) -> Option<&'static [&'static str]> {
     match module {
         "lib" | "bin" | "agent" | "cli" => Some(&["*"]),
-        "model" | "atomic_file" => Some(&[]),
-        "progress" | "lifecycle" | "ramdisk" => Some(&["model"]),
-        room if ROOMS.contains(&room) => Some(&["model", "atomic_file", "progress"]),
+        "model" | "atomic_file" | "checked_file" | "file_mark" | "regular_file" => Some(&[]),
+        "progress" | "lifecycle" => Some(&["model"]),
+        "ramdisk" => Some(&["model", "regular_file"]),
+        room if ROOMS.contains(&room) => {
+            Some(&["model", "atomic_file", "checked_file", "file_mark", "regular_file", "progress"])
+        }
         _ => None,
     }
 }
@@ -59,6 +62,65 @@ fn every_file_says_what_it_is_and_stays_readable_in_one_sitting() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// How a file is opened or read where nobody has looked at what it is.
+const BARE_OPENS: [&str; 9] = [
+    "File::open(",
+    "File::options(",
+    "OpenOptions::new(",
+    "fs::read(",
+    "fs::read_to_string(",
+    "fs::copy(",
+    "tokio::fs",
+    "openat(",
+    "openat2(",
+];
+
+/// Who may, and why.
+const MAY_OPEN: [(&str, &str); 11] = [
+    ("regular_file.rs", "it is the helper"),
+    ("regular_file/beneath.rs", "it is the helper"),
+    ("atomic_file.rs", "a directory, and files it makes itself"),
+    ("drive/ephemeral.rs", "a temporary file it makes itself"),
+    ("spec/directory.rs", "a directory"),
+    ("store/mod.rs", "the lock, which it makes itself, for reading and writing"),
+    ("image/library/cache.rs", "locks and files it makes itself, never waiting"),
+    ("ramdisk/modules.rs", "the initramfs, where nobody else is"),
+    ("ramdisk/story.rs", "/proc, in the initramfs"),
+    ("ramdisk/sysfs.rs", "/sys, in the initramfs"),
+    ("ramdisk/target.rs", "/dev and configfs, in the initramfs"),
+];
+
+#[test]
+fn whatever_lies_in_other_peoples_directories_is_opened_by_one_helper() {
+    let src = root().join("src");
+    let mut wrong = Vec::new();
+    let mut needed = BTreeSet::new();
+    for path in sources("src") {
+        let inside = path.strip_prefix(&src).unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        if inside.ends_with("tests.rs") || inside.contains("/tests/") {
+            continue;
+        }
+        for (at, line) in code.lines().enumerate() {
+            let line = line.split("//").next().unwrap();
+            if let Some(bare) = BARE_OPENS.iter().find(|bare| line.contains(**bare)) {
+                match MAY_OPEN.iter().find(|(file, _)| *file == inside) {
+                    Some((file, _)) => drop(needed.insert(*file)),
+                    None => wrong.push(format!(
+                        "{inside}:{}: `{bare}` waits at a FIFO; use `regular_file`",
+                        at + 1
+                    )),
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for (file, reason) in MAY_OPEN {
+        assert!(needed.contains(file), "{file} opens nothing by itself any more: {reason}");
+    }
 }
 
 #[test]

@@ -24,3 +24,11 @@ fn the_unit_has_no_fault_but_that_hostler_is_not_installed_here() {
     let faults: Vec<&str> = said.lines().filter(|line| !line.contains(missing)).collect();
     assert!(faults.is_empty(), "{said}");
 }
+
+/// Settings after which systemd's filter answers ENOSYS to `openat2`, by which images and boot files are opened.
+#[test]
+fn the_unit_sets_nothing_that_takes_openat2_away() {
+    let unit = std::fs::read_to_string(UNIT).unwrap();
+    let set = unit.lines().find(|line| line.trim_start().starts_with("RestrictSUIDSGID="));
+    assert_eq!(set, None);
+}

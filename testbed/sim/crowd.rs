@@ -62,6 +62,7 @@ fn play(with_bad: bool) -> (BTreeMap<NodeName, u64>, usize) {
     let policy = Policy {
         attempts_max: WAITING,
         imagings_max: IMAGING,
+        polls_max: 16,
         breaker: true,
         enforce_power: false,
     };

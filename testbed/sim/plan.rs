@@ -62,6 +62,7 @@ impl Plan {
         let policy = Policy {
             attempts_max: dice.index(12) + 1,
             imagings_max: dice.index(5) + 1,
+            polls_max: dice.index(16) + 1,
             breaker: !dice.permille(100),
             enforce_power: dice.permille(300),
         };

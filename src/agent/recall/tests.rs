@@ -7,6 +7,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -31,8 +32,13 @@ use crate::{
     },
 };
 
-const POLICY: Policy =
-    Policy { attempts_max: 100, imagings_max: 100, breaker: true, enforce_power: false };
+const POLICY: Policy = Policy {
+    attempts_max: 100,
+    imagings_max: 100,
+    polls_max: 100,
+    breaker: true,
+    enforce_power: false,
+};
 const ROUNDS: u64 = 3000;
 
 fn now() -> Timestamp {
@@ -166,14 +172,20 @@ struct Agent {
 
 impl Agent {
     fn start(dir: &Path) -> Self {
-        let mut store = Store::open(dir.join("state")).unwrap();
+        let mut store = loop {
+            // A process that another test is just starting has the lock file open for a moment.
+            match Store::open(dir.join("state")) {
+                Err(StoreError::InUse { .. }) => thread::yield_now(),
+                store => break store.unwrap(),
+            }
+        };
         let files = StatusFiles::new(dir.join("nodes"));
         let recalled = recall(&mut store, &files, POLICY, now()).unwrap();
         let losses = [recalled.losses, recalled.notes].concat().join("\n");
         let mut effects =
             Effects { store, files, running: VecDeque::new(), shown: BTreeMap::new() };
         let mut carrier = Carrier::new(recalled.fleet);
-        carrier.present(now(), &mut effects);
+        carrier.present(&mut effects);
         Self { carrier, effects, losses, touched: BTreeSet::new() }
     }
 
@@ -192,7 +204,7 @@ impl Agent {
 
     fn settle(&mut self, at: Timestamp) {
         while let Some((name, op, operation)) = self.effects.running.pop_front() {
-            if operation == Operation::ObservePower {
+            if operation == Operation::PollPower {
                 let outcome = Ok(Outcome::Power(PowerState::Off));
                 let event = Event::Done { op, outcome };
                 self.carrier.step(at, &name, event, &mut self.effects);

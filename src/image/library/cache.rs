@@ -1,18 +1,19 @@
 //! The cache's directory: what its files are called, who may touch them when, and what is written down about an image.
 //!
-//! Called by the library, on threads that may block. For each image there are `<name>.raw`, its bytes, and `<name>.toml`, what is known of
-//! them; both together are an entry. On the way there: `<name>.part`, as published, and `<name>.tmp`, being unpacked. `<name>.lock` is held
+//! Called by the library, on threads that may block. For each image there are `<name>.raw`, its bytes, `<name>.sums`, their checksums, and
+//! `<name>.toml`, what is known of both; all together are an entry. On the way there: `<name>.part`, as published, and `<name>.tmp`, being unpacked. `<name>.lock` is held
 //! shared by those who use the entry, alone by the one who makes or removes it, and its time is that of the last use. It must never show
 //! an entry that is not whole.
 
 use std::{
     fmt,
     fs::{self, DirBuilder, File, Metadata, Permissions},
-    io::{self, Read as _},
+    io,
     os::unix::fs::{
         DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, lchown,
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -23,17 +24,27 @@ use rustix::{
     process::geteuid,
 };
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
+use super::content::{self, Content};
 use crate::{
     atomic_file,
-    model::{ids::Digest, spec::ImageFormat},
+    checked_file::CheckedFile,
+    model::{
+        ids::{Digest, DigestAlgorithm},
+        spec::ImageFormat,
+    },
+    regular_file,
 };
 
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const SESSION: &str = "session";
-/// The version of what is written down; another one is as good as nothing.
-const VERSION: u32 = 1;
+/// The version of what is written down. The first one had no checksums and no seal: its images are read once, and written down anew.
+const VERSION: u32 = 2;
+const VERSION_UNSEALED: u32 = 1;
+/// Before the digest of all that is written down, at its end.
+const SEAL: &str = "# ";
 /// The longest source is a few kB.
 const ABOUT_BYTES_MAX: u64 = 64 << 10;
 
@@ -86,6 +97,8 @@ pub(super) enum Kind {
     About,
     /// Its bytes.
     Raw,
+    /// The checksums of its blocks.
+    Sums,
     /// As published, perhaps not all of it yet.
     Partial,
     /// Being unpacked.
@@ -98,13 +111,21 @@ pub(super) enum Kind {
 
 impl Kind {
     /// In the order in which they are removed: an entry stops to be one at once, and its lock goes last.
-    pub(super) const ALL: [Self; 6] =
-        [Self::About, Self::Raw, Self::Partial, Self::Temporary, Self::Scratch, Self::Lock];
+    pub(super) const ALL: [Self; 7] = [
+        Self::About,
+        Self::Raw,
+        Self::Sums,
+        Self::Partial,
+        Self::Temporary,
+        Self::Scratch,
+        Self::Lock,
+    ];
 
     const fn suffix(self) -> &'static str {
         match self {
             Self::About => "toml",
             Self::Raw => "raw",
+            Self::Sums => "sums",
             Self::Partial => "part",
             Self::Temporary => "tmp",
             Self::Scratch => "scratch",
@@ -115,6 +136,7 @@ impl Kind {
 
 /// What is written down about an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct About {
     pub(super) version: u32,
     /// Of the file as published.
@@ -162,7 +184,7 @@ impl Lock {
 #[derive(Debug)]
 pub(super) enum Taken {
     /// It is whole, and held.
-    Whole(Lock, File),
+    Whole(Lock, CheckedFile),
     /// It is not there, or not to be trusted; the asker holds it alone.
     Missing(Lock),
     /// Somebody else works on it.
@@ -231,14 +253,19 @@ impl Cache {
 
     /// What is known of an entry; nothing that cannot be read.
     pub(super) fn about(&self, name: &Name) -> Option<About> {
-        let mut text = String::new();
-        let file = File::open(self.path(name, Kind::About)).ok()?;
-        file.take(ABOUT_BYTES_MAX).read_to_string(&mut text).ok()?;
+        let path = self.path(name, Kind::About);
+        let text = regular_file::read_to_string(&path, ABOUT_BYTES_MAX).ok()?;
         let about: About = toml::from_str(&text).ok()?;
-        (about.version == VERSION && name.digest().as_ref() == Some(&about.digest)).then_some(about)
+        let is_whole = match about.version {
+            VERSION => is_sealed(&text),
+            // Its image is not trusted before it has been read.
+            VERSION_UNSEALED => true,
+            _ => false,
+        };
+        (is_whole && name.digest().as_ref() == Some(&about.digest)).then_some(about)
     }
 
-    /// Writes down what is known of the raw file, which is durable.
+    /// Writes down what is known of the raw file, which is durable, as its checksums are.
     pub(super) fn write_about(
         &self,
         name: &Name,
@@ -258,7 +285,7 @@ impl Cache {
             modified: modified(&metadata)?,
             session: session.to_owned(),
         };
-        let text = toml::to_string(&about).map_err(io::Error::other)?;
+        let text = sealed(toml::to_string(&about).map_err(io::Error::other)?);
         let path = self.path(name, Kind::About);
         atomic_file::replace(&path, FILE_MODE, text.as_bytes())?;
         give_to_owner(&self.dir, &path)
@@ -274,8 +301,9 @@ impl Cache {
         session: &str,
     ) -> io::Result<()> {
         let path = self.path(name, from);
-        let raw = File::open(&path)?;
+        let raw = regular_file::open(&path)?;
         raw.sync_all()?;
+        regular_file::open(&self.path(name, Kind::Sums))?.sync_all()?;
         self.write_about(name, &raw, source, content, session)?;
         fs::rename(&path, self.path(name, Kind::Raw))?;
         atomic_file::sync_dir(&self.dir)?;
@@ -289,24 +317,52 @@ impl Cache {
         atomic_file::remove_if_there(&self.path(name, kind))
     }
 
-    /// The raw file, if nothing speaks against it. What it holds is not looked at.
-    fn trusted(&self, name: &Name, session: &str) -> io::Result<Option<File>> {
+    /// Throws away an entry whose bytes are no longer what they were, unless another one is in its place by now. Whoever still reads it
+    /// keeps its file, and holds a lock on nothing: it keeps nobody from fetching the image again.
+    pub(super) fn discard(&self, name: &Name, raw: &File) -> io::Result<()> {
+        let place = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let there = match fs::symlink_metadata(self.path(name, Kind::Raw)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            there => there?,
+        };
+        if place(there) != place(raw.metadata()?) {
+            return Ok(());
+        }
+        for kind in [Kind::About, Kind::Raw, Kind::Sums, Kind::Lock] {
+            self.remove(name, kind)?;
+        }
+        Ok(())
+    }
+
+    /// The raw file with its checksums, if nothing speaks against it. What it holds is compared when it is read.
+    fn trusted(&self, name: &Name, session: &str) -> io::Result<Option<CheckedFile>> {
         let Some(about) = self.about(name) else { return Ok(None) };
-        let raw = match File::open(self.path(name, Kind::Raw)) {
-            Ok(raw) => raw,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+        if about.version != VERSION || about.session != session {
+            return Ok(None);
+        }
+        let open = |kind| match regular_file::open(&self.path(name, kind)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            file => file.map(Some),
+        };
+        let (Some(raw), Some(sums)) = (open(Kind::Raw)?, open(Kind::Sums)?) else {
+            return Ok(None);
         };
         let metadata = raw.metadata()?;
-        let as_left = about.bytes == metadata.len() && about.modified == modified(&metadata)?;
-        Ok((as_left && about.session == session).then_some(raw))
+        if about.bytes != metadata.len() || about.modified != modified(&metadata)? {
+            return Ok(None);
+        }
+        // Checksums that cannot be read, or are others, say nothing of the image: it is read, and they are made anew.
+        if content::digest(&sums, about.bytes).ok() != Some(about.content) {
+            return Ok(None);
+        }
+        CheckedFile::new(Arc::new(raw), sums).map(Some)
     }
 
     fn open(&self, path: &Path) -> io::Result<File> {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
-        // Root must not be led elsewhere by whoever owns the directory.
-        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        // Root must not be led elsewhere by whoever owns the directory, nor wait at a FIFO.
+        options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
         let file = options.open(path)?;
         give_to_owner(&self.dir, path)?;
         Ok(file)
@@ -320,6 +376,32 @@ fn give_to_owner(dir: &Path, path: &Path) -> io::Result<()> {
         lchown(path, Some(owner.uid()), Some(owner.gid()))?;
     }
     Ok(())
+}
+
+/// With the digest of it all as the last line: a comment to who reads only what is before it.
+fn sealed(text: String) -> String {
+    let seal = seal(&text);
+    text + &seal
+}
+
+fn is_sealed(text: &str) -> bool {
+    let body = text.strip_suffix('\n').and_then(|text| Some(text.rfind('\n')? + 1));
+    let body = body.and_then(|end| text.get(..end));
+    body.is_some_and(|body| text == format!("{body}{}", seal(body)))
+}
+
+fn seal(text: &str) -> String {
+    let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(text));
+    let digest = digest.map(|digest| digest.to_string()).unwrap_or_default();
+    format!("{SEAL}{digest}\n")
+}
+
+impl About {
+    /// Whether a file with this content is what was written down.
+    pub(super) fn describes(&self, content: &Content) -> bool {
+        let found = if self.version == VERSION { &content.digest } else { &content.digest_v1 };
+        self.content == *found
+    }
 }
 
 fn modified(metadata: &Metadata) -> io::Result<Timestamp> {

@@ -16,6 +16,7 @@ use super::{
     watched::{Beat, on_thread, watched},
 };
 use crate::{
+    checked_file::CheckedFile,
     image::{
         ImageError,
         decode::{self, DecodeError, Limits},
@@ -23,6 +24,7 @@ use crate::{
     },
     model::{ids::Digest, size::show_bytes, status::ImagingStage},
     progress::{Meter, Watch, stopped},
+    regular_file,
 };
 
 /// Between two looks whether another process has done with an image.
@@ -44,7 +46,7 @@ impl Inner {
         let mut tries = 0;
         while tries < TRIES {
             match self.take(order, session).await? {
-                Taken::Whole(lock, file) => return self.entry(order, lock, file),
+                Taken::Whole(lock, file) => return Ok(self.entry(order, lock, file)),
                 Taken::Missing(lock) => {
                     tries += 1;
                     self.make(order, &Arc::new(lock), session, watch).await?;
@@ -80,15 +82,15 @@ impl Inner {
         taken.map_err(|error| self.failed(order, Kind::Raw, error))
     }
 
-    fn entry(&self, order: &Order, lock: Lock, file: File) -> Result<Entry, ImageError> {
-        let bytes = file.metadata().map_err(|error| self.failed(order, Kind::Raw, error))?.len();
-        Ok(Entry {
+    fn entry(&self, order: &Order, lock: Lock, file: CheckedFile) -> Entry {
+        Entry {
             digest: order.digest.clone(),
-            file: Arc::new(file),
+            bytes: file.bytes(),
+            file,
             path: self.cache.path(&order.name, Kind::Raw),
-            bytes,
+            name: order.name.clone(),
             _lock: Arc::new(lock),
-        })
+        }
     }
 
     async fn make(
@@ -125,7 +127,7 @@ impl Inner {
     ) -> Result<bool, ImageError> {
         let (cache, name) = (self.cache.clone(), order.name.clone());
         let found = on_thread(move || {
-            Ok(cache.about(&name).zip(File::open(cache.path(&name, Kind::Raw)).ok()))
+            Ok(cache.about(&name).zip(regular_file::open(&cache.path(&name, Kind::Raw)).ok()))
         });
         let failed = |error| self.failed(order, Kind::Raw, error);
         let Some((about, raw)) = found.await.map_err(failed)? else { return Ok(false) };
@@ -134,13 +136,16 @@ impl Inner {
         let mark = session.mark.clone();
         let checked = watched(watch, move |beat| {
             let _lock = lock;
-            let Some(content) = content::digest(&raw, beat)? else { return Ok(None) };
-            let is_good = content == about.content;
+            let sums = cache.create(&name, Kind::Sums)?;
+            let Some(content) = content::survey(&raw, &sums, beat)? else { return Ok(None) };
+            let is_good = about.describes(&content);
             if is_good {
-                cache.write_about(&name, &raw, &about.source, content, &mark)?;
+                sums.sync_all()?;
+                cache.write_about(&name, &raw, &about.source, content.digest, &mark)?;
             } else {
-                cache.remove(&name, Kind::About)?;
-                cache.remove(&name, Kind::Raw)?;
+                for kind in [Kind::About, Kind::Raw, Kind::Sums] {
+                    cache.remove(&name, kind)?;
+                }
             }
             Ok(Some(is_good))
         });
@@ -360,8 +365,9 @@ impl Unpacking {
                 show_bytes(self.raw_bytes_max)
             )));
         }
-        let content = content::digest(&raw, beat)?.ok_or(DecodeError::Cancelled)?;
-        Ok((kind, content))
+        let sums = self.cache.create(&self.order.name, Kind::Sums)?;
+        let content = content::survey(&raw, &sums, beat)?.ok_or(DecodeError::Cancelled)?;
+        Ok((kind, content.digest))
     }
 }
 

@@ -4,10 +4,9 @@
 //! as a whole.
 
 use std::{
-    fs::File,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use tokio::sync::OnceCell;
@@ -23,6 +22,7 @@ use super::{
     source::Directories,
 };
 use crate::{
+    checked_file::CheckedFile,
     model::{
         ids::Digest,
         spec::{self, ImageFormat},
@@ -71,6 +71,8 @@ struct Inner {
     published_bytes_max: u64,
     raw_bytes_max: u64,
     flights: Flights,
+    /// Held while an entry is thrown away, so that it is the one that was meant.
+    discarding: Mutex<()>,
     /// Begun when the cache is first used; its end, with the last of those who use it here, is a clean one.
     session: OnceCell<Session>,
 }
@@ -80,12 +82,13 @@ struct Inner {
 pub struct Entry {
     /// The digest of the file as published.
     pub digest: Digest,
-    /// Its raw bytes; holes are zeros.
-    pub file: Arc<File>,
+    /// Its raw bytes, compared with their checksums when they are read; holes are zeros.
+    pub file: CheckedFile,
     /// Where that lies.
     pub path: PathBuf,
     /// How many there are.
     pub bytes: u64,
+    name: Name,
     _lock: Arc<Lock>,
 }
 
@@ -111,6 +114,7 @@ impl Library {
             published_bytes_max: options.published_bytes_max,
             raw_bytes_max: options.raw_bytes_max,
             flights: Flights::default(),
+            discarding: Mutex::default(),
             session: OnceCell::new(),
         }))
     }
@@ -158,6 +162,14 @@ impl Library {
             },
         );
         flight.outcome(&self.0.cache.dir, watch).await
+    }
+
+    /// Throws away an entry that has decayed, so that it is fetched again when it is next asked for. Whoever else reads it finds out by
+    /// itself. Blocks for as long as the file system does.
+    pub fn discard(&self, entry: &Entry) -> Result<(), ImageError> {
+        let _alone = self.0.discarding.lock().unwrap_or_else(PoisonError::into_inner);
+        let discarded = self.0.cache.discard(&entry.name, entry.file.file());
+        discarded.map_err(|error| of_cache(&entry.path, error))
     }
 
     /// What is in the cache, what was used longest ago first. Blocks for as long as the file system does.

@@ -1,7 +1,7 @@
 //! What the library promises: one fetch for all, nothing given out that is not whole, nothing removed that is in use.
 
 use std::{
-    fs,
+    fs::{self, File},
     os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::Path,
     time::{Duration, SystemTime},
@@ -176,7 +176,7 @@ async fn ten_nodes_share_one_fetch_and_one_file() {
     assert_eq!(fetches.count(), 1);
     let published = fs::read(site.options.dir.join("a.raw")).unwrap();
     for entry in &entries {
-        assert!(Arc::ptr_eq(&entry.file, &entries[0].file));
+        assert!(std::ptr::eq(entry.file.file(), entries[0].file.file()));
     }
     assert_eq!(content(&entries[0]), published);
     assert_eq!(fs::metadata(&site.options.cache_dir).unwrap().permissions().mode() & 0o777, 0o700);
@@ -312,6 +312,92 @@ async fn one_decayed_bit_after_an_unclean_end_is_found_and_the_image_fetched_aga
     site.unpublish(&image);
     get(&site.library(), &image).await.unwrap_err();
     assert_eq!(site.left("raw"), 0, "the damaged one is gone");
+}
+
+#[tokio::test]
+async fn a_bit_that_decays_in_use_is_noticed_where_it_is_read_and_the_image_fetched_again() {
+    let site = Site::new();
+    let image = site.publish("a.raw", 1 << 20);
+    let library = site.library();
+    let first = get(&library, &image).await.unwrap();
+    let whole = content(&first);
+    decay(&site.file(&image, Kind::Raw), 123_456);
+    // Nothing but reading it tells.
+    let decayed = get(&library, &image).await.unwrap();
+    assert!(!decayed.file.has_decayed());
+    let mut buffer = vec![0; 1 << 20];
+    decayed.file.read_exact_at(&mut buffer[..1 << 16], 0).unwrap();
+    let error = decayed.file.read_exact_at(&mut buffer, 0).unwrap_err().to_string();
+    assert!(error.starts_with("the block at byte 65536 is not what was verified"), "{error}");
+    assert!(decayed.file.has_decayed());
+    library.discard(&decayed).unwrap();
+    // Others still hold it, and keep nobody from fetching it again.
+    let good = get(&library, &image).await.unwrap();
+    assert_eq!(content(&good), whole);
+    // Who notices later does not throw away what is good by now.
+    library.discard(&first).unwrap();
+    site.unpublish(&image);
+    assert_eq!(content(&get(&library, &image).await.unwrap()), whole);
+}
+
+#[tokio::test]
+async fn what_is_known_of_an_image_is_whole_or_the_image_is_read_or_fetched_again() {
+    let site = Site::new();
+    let image = site.publish("a.raw", 1 << 20);
+    let whole = content(&get(&site.library(), &image).await.unwrap());
+    let about = site.file(&image, Kind::About);
+    let good = fs::read(&about).unwrap();
+    let cache = Cache { dir: site.options.cache_dir.clone() };
+    let name = Name::new(&digest(&image), image.format);
+    assert!(cache.about(&name).is_some());
+    for at in 0..good.len() {
+        for bit in 0..8 {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << bit;
+            fs::write(&about, bad).unwrap();
+            assert_eq!(cache.about(&name), None, "byte {at} bit {bit}");
+        }
+        fs::write(&about, &good[..at]).unwrap();
+        assert_eq!(cache.about(&name), None, "{at} bytes");
+    }
+    assert_eq!(content(&get(&site.library(), &image).await.unwrap()), whole);
+    // With its checksums damaged the image is read, and they are made anew.
+    decay(&site.file(&image, Kind::Sums), 9);
+    site.unpublish(&image);
+    assert_eq!(content(&get(&site.library(), &image).await.unwrap()), whole);
+    fs::remove_file(site.file(&image, Kind::Sums)).unwrap();
+    assert_eq!(content(&get(&site.library(), &image).await.unwrap()), whole);
+}
+
+#[tokio::test]
+async fn an_image_that_the_first_version_kept_is_read_once_and_not_fetched_again() {
+    let site = Site::new();
+    let image = site.publish("a.raw", 1 << 20);
+    let whole = content(&get(&site.library(), &image).await.unwrap());
+    site.unpublish(&image);
+    let (about, sums) = (site.file(&image, Kind::About), site.file(&image, Kind::Sums));
+    let scratch = tempfile::tempfile().unwrap();
+    let raw = File::open(site.file(&image, Kind::Raw)).unwrap();
+    let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+    let v1 = content::survey(&raw, &scratch, go_on).unwrap().unwrap().digest_v1;
+    let text = fs::read_to_string(&about).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
+        match line.split_once(" = ").unwrap().0 {
+            "version" => "version = 1".to_owned(),
+            "content" => format!("content = \"{v1}\""),
+            _ => line.to_owned(),
+        }
+    });
+    let old = lines.collect::<Vec<_>>().join("\n");
+    fs::remove_file(&sums).unwrap();
+    fs::write(&about, &old).unwrap();
+    assert_eq!(content(&get(&site.library(), &image).await.unwrap()), whole);
+    assert!(fs::read_to_string(&about).unwrap().starts_with("version = 2"));
+
+    fs::write(&about, &old).unwrap();
+    decay(&site.file(&image, Kind::Raw), 7);
+    get(&site.library(), &image).await.unwrap_err();
+    assert_eq!(site.left("raw") + site.left("sums"), 0, "the damaged one is gone");
 }
 
 #[tokio::test]

@@ -13,7 +13,11 @@ use tokio::sync::watch;
 
 use self::disks::{Did, FileDisk, OLD, Quirk};
 use super::*;
-use crate::{model::spec::Verify, progress::Meter};
+use crate::{
+    checked_file::{self, CheckedFile},
+    model::spec::Verify,
+    progress::Meter,
+};
 
 const MIB: u64 = 1 << 20;
 const STALL: Duration = Duration::from_secs(120);
@@ -96,6 +100,37 @@ proptest! {
         prop_assert_eq!(written.bytes, image);
         prop_assert!(disk.content() == expected(&bench.bytes, capacity, block));
         prop_assert!(disk.is_flushed());
+    }
+}
+
+/// The image with its checksums, one of which is wrong.
+fn decayed(bench: &Bench, block: u64) -> ImageFile {
+    let path = bench.dir.path().join("image");
+    let sums: Vec<u8> = bench
+        .bytes
+        .chunks(64 << 10)
+        .zip(0..)
+        .flat_map(|(data, number)| {
+            (checked_file::sum(data) ^ u32::from(number == block)).to_le_bytes()
+        })
+        .collect();
+    let sums_path = bench.dir.path().join("sums");
+    fs::write(&sums_path, sums).unwrap();
+    let [raw, sums] = [&path, &sums_path].map(|path| fs::File::open(path).unwrap());
+    ImageFile::checked(CheckedFile::new(Arc::new(raw), sums).unwrap(), &path)
+}
+
+#[test]
+fn a_block_that_has_decayed_stops_the_write_and_leaves_a_wiped_disk() {
+    for (verify, block) in [(Verify::Full, 0), (Verify::Node, 50), (Verify::None, 95)] {
+        let mut bench = Bench::new(6 * MIB);
+        let disk = FileDisk::new(8 * MIB, 512, Quirk::None);
+        let image = decayed(&bench, block);
+        bench.order = Order { layout: Layout::of_file(image), verify, stall: STALL };
+        let error = block_on(bench.write(&disk)).unwrap_err().to_string();
+        let at = format!("the block at byte {} is not what was verified", block << 16);
+        assert!(error.contains(&at), "{error}");
+        assert_wiped(&disk);
     }
 }
 

@@ -254,7 +254,7 @@ fn a_spec_that_is_renamed_or_comes_back_finds_its_machine_installed() {
 fn a_node_is_forgotten_only_when_nothing_runs_any_more() {
     let (mut fleet, name) = (empty_fleet(), spec().name);
     let now = "2026-11-22T12:00:00Z".parse().unwrap();
-    let started = fleet.step(now, &name, Event::Spec(Arc::new(spec()))).unwrap();
+    let started = step_fleet(&mut fleet, now, &name, Event::Spec(Arc::new(spec())));
     let [Action::Start { op, .. }] = started.as_slice() else { panic!("{started:?}") };
     let told = fleet.step(now, &name, Event::SpecGone).unwrap();
     assert_eq!(told, [Action::Cancel(*op)]);
@@ -279,7 +279,7 @@ fn a_damaged_record_stays_in_mind_when_the_spec_goes_away_and_comes_back() {
             assert!(fleet.node(&name).is_none());
         } else {
             // While the BMC is asked, so that the file is back before the node could be forgotten.
-            fleet.step(now, &name, Event::Spec(Arc::new(spec()))).unwrap();
+            step_fleet(&mut fleet, now, &name, Event::Spec(Arc::new(spec())));
             fleet.step(now, &name, Event::SpecGone).unwrap();
             let done = Event::Done { op: OpId(1), outcome: Err(passing()) };
             fleet.step(now, &name, Event::Spec(Arc::new(spec()))).unwrap();

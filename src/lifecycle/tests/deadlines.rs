@@ -154,7 +154,7 @@ fn attempts_are_bounded_and_the_pauses_between_them_are_shown_and_grow() {
             bench.send(Event::Tick);
         }
         if bench.running.is_some() {
-            bench.done(Ok(good_outcome(&Operation::ObservePower)));
+            bench.done(Ok(good_outcome(&Operation::PollPower)));
         }
         assert_eq!(bench.phase(), Phase::Pending);
         bench.now = next;

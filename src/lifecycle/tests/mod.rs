@@ -13,6 +13,7 @@ mod lost;
 mod netboot;
 mod no_bmc;
 mod plan;
+mod polls;
 mod power;
 mod rack;
 mod records;

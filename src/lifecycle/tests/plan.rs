@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     lifecycle::{
-        Action, Deed, Event, Fleet, Intention, Left, Operation, Outcome, Rehearsal, Specs,
+        Action, Deed, Event, Fleet, Intention, Left, Operation, Outcome, Rehearsal, Specs, Turn,
     },
     model::{
         ids::NodeName,
@@ -153,7 +153,7 @@ fn really_wipes(bench: &Bench, new: &Specs, mut power: PowerState) -> bool {
         for action in fleet.step(now, &node, event).unwrap() {
             let Action::Start { op, operation, .. } = action else { continue };
             let outcome = match operation {
-                Operation::ObservePower => Outcome::Power(power),
+                Operation::PollPower | Operation::ConfirmPower => Outcome::Power(power),
                 Operation::CleanUp => {
                     power = PowerState::Off;
                     Outcome::CleanedUp
@@ -163,8 +163,12 @@ fn really_wipes(bench: &Bench, new: &Specs, mut power: PowerState) -> bool {
             };
             events.push((node.clone(), Event::Done { op, outcome: Ok(outcome) }));
         }
-        if fleet.next_turn().is_some() {
-            return true;
+        match fleet.next_turn() {
+            Some((node, turn @ (Turn::Poll | Turn::ProgramPoll))) => {
+                events.push((node, Event::Granted(turn)));
+            }
+            Some(_) => return true,
+            None => {}
         }
         if events.is_empty() {
             now = fleet.next_wake().map_or(end, |at| at.max(now));

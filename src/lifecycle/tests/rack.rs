@@ -148,7 +148,10 @@ impl World {
         if let Some(fault) = self.faults.get(&job.host) {
             return Err(fault.clone());
         }
-        if !matches!(job.operation, Operation::ObservePower | Operation::Prepare) {
+        if !matches!(
+            job.operation,
+            Operation::PollPower | Operation::ConfirmPower | Operation::Prepare
+        ) {
             self.story.push((job.host.clone(), job.operation.clone()));
         }
         let is_on = self.on.contains(&job.host);
@@ -157,7 +160,7 @@ impl World {
             PowerState::Off => self.on.remove(&job.host),
         };
         match &job.operation {
-            Operation::ObservePower => {
+            Operation::PollPower | Operation::ConfirmPower => {
                 return Ok(Outcome::Power(if is_on { PowerState::On } else { PowerState::Off }));
             }
             Operation::Prepare => {
@@ -380,7 +383,7 @@ impl Rack {
         let left = self.world.left.as_ref().map(|left| serde_json::from_str(left).unwrap());
         let left = left.unwrap_or_default();
         self.carrier = Carrier::new(Fleet::resume(self.policy, records, left, witnessed, self.now));
-        self.carrier.present(self.now, &mut self.world);
+        self.carrier.present(&mut self.world);
     }
 
     pub(super) fn node(&self, n: usize) -> &Node {

@@ -240,7 +240,10 @@ impl Site {
     fn start(&mut self, op: OpId, operation: Operation, spec: &NodeSpec) {
         assert!(self.running.is_none(), "two operations at once");
         let bmc = spec.machine();
-        let looks = matches!(operation, Operation::ObservePower | Operation::Prepare);
+        let looks = matches!(
+            operation,
+            Operation::PollPower | Operation::ConfirmPower | Operation::Prepare
+        );
         if !looks && !matches!(operation, Operation::SetPower(_)) {
             let begun = self.begun.as_ref().expect("the machine is touched without an attempt");
             assert_eq!(begun.bmc, bmc, "{operation:?} of another machine than the attempt's");
@@ -273,7 +276,10 @@ impl Site {
             Operation::Release(_) => assert_eq!(self.node.menu(), Menu::LocalDisk),
             Operation::SetPower(wanted) => self.judge_switching(*wanted, spec),
             Operation::CleanUp => assert_ne!(self.node.menu(), Menu::Unknown),
-            Operation::ObservePower | Operation::Prepare | Operation::PowerOn => {}
+            Operation::PollPower
+            | Operation::ConfirmPower
+            | Operation::Prepare
+            | Operation::PowerOn => {}
         }
         let lasts = i64::try_from(self.dice.roll(90)).unwrap();
         let ends = self.later(lasts);
@@ -384,7 +390,7 @@ impl Site {
     fn carry_out(&mut self, job: &Job) -> Outcome {
         let on = &mut self.on[usize::from(job.bmc != spec().machine())];
         match &job.operation {
-            Operation::ObservePower => {
+            Operation::PollPower | Operation::ConfirmPower => {
                 Outcome::Power(if *on { PowerState::On } else { PowerState::Off })
             }
             Operation::Prepare => {
@@ -494,7 +500,8 @@ impl Site {
     pub(super) fn advance_clock(&mut self) {
         // Sometimes others go first.
         let others_first = self.faults && self.dice.chance(30);
-        if let Some((turn, _)) = self.node.waits_for().filter(|_| !others_first) {
+        let waits = [self.node.waits_to_poll(), self.node.waits_for()];
+        if let Some((turn, _)) = waits.into_iter().flatten().find(|_| !others_first) {
             self.send(Event::Granted(turn));
         }
         let wake = self.node.next_wake().map(|(at, _)| at);

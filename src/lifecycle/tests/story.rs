@@ -235,7 +235,7 @@ fn a_bmc_that_refuses_its_password_is_not_asked_every_minute() {
     let trouble = bench.node.status(bench.now).conditions;
     assert!(trouble.iter().any(|condition| condition.reason == lasting().code), "{trouble:?}");
     bench.change(|spec| spec.redeploy = Some("corrected".into()));
-    assert_eq!(bench.running.as_ref().unwrap().1, Operation::ObservePower);
+    assert_eq!(bench.running.as_ref().unwrap().1, Operation::PollPower);
 }
 
 #[test]

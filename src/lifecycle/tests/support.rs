@@ -6,14 +6,14 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     lifecycle::{
-        Action, Event, Fleet, Left, Menu, Node, Operation, Outcome, Policy, PreparedImage,
+        Action, Event, Fleet, Left, Menu, Node, Operation, Outcome, Policy, PreparedImage, Turn,
     },
     model::{
         boot::{Arch, Firmware},
         callback::{Call, Completed, DeployInfo, DeployState, DiskRange, Lookup, Reply},
         disk::{Disk, RootDeviceHints},
         fault::Fault,
-        ids::OpId,
+        ids::{NodeName, OpId},
         power::PowerState,
         secret::{AttemptKey, Secret},
         spec::{
@@ -25,8 +25,13 @@ use crate::{
 };
 
 /// What the administrator allows, unless a test is about that.
-pub(super) const POLICY: Policy =
-    Policy { attempts_max: 100, imagings_max: 100, breaker: true, enforce_power: false };
+pub(super) const POLICY: Policy = Policy {
+    attempts_max: 100,
+    imagings_max: 100,
+    polls_max: 100,
+    breaker: true,
+    enforce_power: false,
+};
 pub(super) const IMAGE_BYTES: u64 = 64 << 20;
 pub(super) const RAMDISK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 101));
 
@@ -208,6 +213,9 @@ impl Bench {
     pub(super) fn send(&mut self, event: Event) -> Option<Reply> {
         let mut answer = None;
         let mut actions = self.node.step(self.now, event);
+        if let Some((turn, _)) = self.node.waits_to_poll() {
+            actions.append(&mut self.node.step(self.now, Event::Granted(turn)));
+        }
         if !self.crowded
             && let Some((turn, _)) = self.node.waits_for()
         {
@@ -299,9 +307,10 @@ impl Bench {
             self.now = self.now.max(at);
             self.send(Event::Tick);
         }
-        assert_eq!(
-            self.running.as_ref().map(|(_, operation)| operation),
-            Some(&Operation::ObservePower)
+        let operation = self.running.as_ref().map(|(_, operation)| operation);
+        assert!(
+            matches!(operation, Some(Operation::PollPower | Operation::ConfirmPower)),
+            "{operation:?}"
         );
         self.done(Ok(Outcome::Power(observed)));
     }
@@ -317,7 +326,7 @@ impl Bench {
 
 pub(super) fn good_outcome(operation: &Operation) -> Outcome {
     match operation {
-        Operation::ObservePower => Outcome::Power(PowerState::Off),
+        Operation::PollPower | Operation::ConfirmPower => Outcome::Power(PowerState::Off),
         Operation::Prepare => prepared(key(1)),
         Operation::PowerOn => Outcome::PoweredOn,
         Operation::Image { .. } => imaged(),
@@ -331,4 +340,18 @@ pub(super) fn good_outcome(operation: &Operation) -> Outcome {
 /// A fleet without nodes.
 pub(super) fn empty_fleet() -> Fleet {
     Fleet::resume(POLICY, BTreeMap::new(), Left::default(), BTreeMap::new(), Bench::new().now)
+}
+
+/// Brings an event to a node of a fleet in which every poll begins at once.
+pub(super) fn step_fleet(
+    fleet: &mut Fleet,
+    now: Timestamp,
+    name: &NodeName,
+    event: Event,
+) -> Vec<Action> {
+    let mut actions = fleet.step(now, name, event).unwrap();
+    while let Some((name, turn @ Turn::Poll)) = fleet.next_turn() {
+        actions.extend(fleet.step(now, &name, Event::Granted(turn)).unwrap());
+    }
+    actions
 }

@@ -109,7 +109,7 @@ fn a_node_that_waits_for_its_bmc_neither_spins_nor_keeps_others_waiting() {
         spec.name = name.parse().unwrap();
         spec.bmc.as_mut().unwrap().address.host = name.into();
         let name = spec.name.clone();
-        fleet.step(now, &name, Event::Spec(Arc::new(spec))).unwrap();
+        step_fleet(&mut fleet, now, &name, Event::Spec(Arc::new(spec)));
         name
     });
     let failed = || Event::Done { op: crate::model::ids::OpId(1), outcome: Err(passing()) };
@@ -119,7 +119,7 @@ fn a_node_that_waits_for_its_bmc_neither_spins_nor_keeps_others_waiting() {
     // The next attempt of the first is due, and its BMC is silent for minutes.
     let due = late.checked_add(SignedDuration::from_secs(1)).unwrap();
     assert_eq!(fleet.due(due), std::slice::from_ref(&slow));
-    fleet.step(due, &slow, Event::Tick).unwrap();
+    step_fleet(&mut fleet, due, &slow, Event::Tick);
     assert!(fleet.node(&slow).unwrap().next_wake().unwrap().0 > due);
     let later = due.checked_add(SignedDuration::from_secs(200)).unwrap();
     assert_eq!(fleet.due(later), [other]);
@@ -188,7 +188,7 @@ fn after_a_start_nothing_goes_on_before_the_spec_directory_was_read() {
         paused.paused = true;
         bench.send(Event::Spec(Arc::new(paused)));
         let started = bench.running.map(|(_, operation)| operation);
-        let harmless = [None, Some(Operation::CleanUp), Some(Operation::ObservePower)];
+        let harmless = [None, Some(Operation::CleanUp), Some(Operation::PollPower)];
         assert!(harmless.contains(&started), "{phase:?}: {started:?}");
         // A deadline that passes meanwhile leaves the machine alone as well, and does not spin.
         let mut bench = Bench::with_spec();

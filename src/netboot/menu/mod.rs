@@ -1,7 +1,7 @@
 //! Renders boot menus: what pxelinux, GRUB and iPXE read to boot the deploy ramdisk, the installed system's own kernel or the
 //! local disk.
 //!
-//! Called by the table when a node's menu changes. Pure. It must never let a word of a kernel command line become a line or a command
+//! Called by the table when a node's menu changes, and when somebody asks for it. Pure. It must never let a word of a kernel command line become a line or a command
 //! of a menu: what cannot be written safely for every boot loader is refused.
 
 pub(super) mod grub;

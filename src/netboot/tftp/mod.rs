@@ -19,7 +19,7 @@
 //! | 7 | A repeated or late ACK makes the worker spin until its timeout. | `window` lets only acknowledgements through that make progress. | Back to a blocking read after an ACK that changes nothing. |
 //! | 8 | Lost packets are counted over the whole transfer; the seventh ends it. | Endless tries; `transfer` has time limits. | Count anew after each ACK that makes progress. |
 //! | 9 | A lost OACK is never sent again, a lost first block of a window only after the timeout. | `transfer` sends both again. | The same (RFC 7440 §4). |
-//! | 10 | Links lead out of the directory. | `files` opens with `openat2` beneath it, and the worker gets `/proc/self/fd/N`. | `openat2`, or a worker that takes an open file. |
+//! | 10 | Links lead out of the directory. | `files` opens beneath it, and the worker gets `/proc/self/fd/N`. | `openat2`, or a worker that takes an open file. |
 //! | 11 | A directory, no name or an unreadable file: OACK, then silence. | `files` checks first; a worker that ends early is an ERROR. | Open before answering; an ERROR when a worker ends early. |
 //! | 12 | Every name with `..` in it is refused, and a directory's name that is not UTF-8 panics. | `clean_name` looks at whole parts; paths are never text. | The same. |
 //! | 13 | `Config { directory, ..Default::default() }` serves the working directory. | `Config` has one directory, and `None` is none. | One field, or `send_directory: Option`. |

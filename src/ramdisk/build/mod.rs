@@ -16,8 +16,13 @@ use std::{
 use cpio::Archive;
 use package::Package;
 
+use crate::regular_file;
+
 /// zstd's best level without long windows: 30 MB take some seconds once, and every machine's TFTP transfer is shorter for it.
 const ZSTD_LEVEL: i32 = 19;
+
+/// Largest file that goes into the initramfs as it is: a firmware file has a few MiB, a kernel some dozen.
+const FILE_BYTES_MAX: u64 = 512 << 20;
 
 /// What to build from.
 #[derive(Clone, Debug)]
@@ -154,7 +159,8 @@ fn replace(dir: &Path, name: &str, contents: &[u8]) -> Result<PathBuf, BuildErro
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, BuildError> {
-    fs::read(path).map_err(|source| BuildError::Io { path: path.to_owned(), source })
+    regular_file::read(path, FILE_BYTES_MAX)
+        .map_err(|source| BuildError::Io { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

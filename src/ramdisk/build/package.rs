@@ -4,12 +4,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs,
     io::{self, Read},
     path::{Component, Path, PathBuf},
 };
 
-use super::{BuildError, modinfo::normal, read};
+use super::{BuildError, FILE_BYTES_MAX, modinfo::normal, read};
+use crate::regular_file;
 
 /// A decompressed module is a few MiB at most (the largest, of a graphics driver, has 15); more is a decompression bomb.
 const MODULE_BYTES_MAX: u64 = 256 << 20;
@@ -44,7 +45,8 @@ impl Package {
         let mut modules = BTreeMap::new();
         walk(dir, DEPTH_MAX, &mut modules)
             .map_err(|source| BuildError::Io { path: dir.clone(), source })?;
-        let builtin = fs::read_to_string(dir.join("modules.builtin")).unwrap_or_default();
+        let builtin = regular_file::read_to_string(&dir.join("modules.builtin"), FILE_BYTES_MAX)
+            .unwrap_or_default();
         let builtin = builtin.lines().filter_map(|line| module_name(Path::new(line))).collect();
         Ok(Self { root: root.to_owned(), dir: dir.clone(), release, modules, builtin })
     }
@@ -59,7 +61,7 @@ impl Package {
     /// Whether the kernel's configuration says that it can unpack a zstd initramfs; without a configuration it is believed.
     pub(super) fn unpacks_zstd(&self) -> bool {
         let path = self.root.join(format!("boot/config-{}", self.release));
-        fs::read_to_string(path)
+        regular_file::read_to_string(&path, FILE_BYTES_MAX)
             .map_or(true, |config| config.lines().any(|line| line == "CONFIG_RD_ZSTD=y"))
     }
 
@@ -82,7 +84,8 @@ impl Package {
         ["lib/firmware", "usr/lib/firmware"].iter().find_map(|dir| {
             ["", ".xz", ".zst"].iter().find_map(|suffix| {
                 let name = format!("{name}{suffix}");
-                let contents = fs::read(self.root.join(dir).join(&name)).ok()?;
+                let contents =
+                    regular_file::read(&self.root.join(dir).join(&name), FILE_BYTES_MAX).ok()?;
                 Some((name, contents))
             })
         })
@@ -117,7 +120,7 @@ fn module_name(path: &Path) -> Option<String> {
 }
 
 fn decompressed(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+    let file = regular_file::open(path)?;
     let reader: Box<dyn Read> = match path.extension().and_then(|e| e.to_str()) {
         Some("xz") => Box::new(liblzma::read::XzDecoder::new_multi_decoder(file)),
         Some("zst") => Box::new(zstd::Decoder::new(file)?),

@@ -70,8 +70,8 @@ fn what_cannot_be_attached_is_told_where_it_is_asked_for() {
     expect![[r#"
         nodes/a.toml:10:18: config_drive.user_data_file: `gone` is not there
         nodes/b.toml:10:18: config_drive.user_data_file: `outside` leads out of the spec directory
-        nodes/c.toml:10:18: config_drive.user_data_file: `folder` is not a regular file
-        nodes/d.toml:10:18: config_drive.user_data_file: `socket` cannot be read: No such device or address (os error 6)
+        nodes/c.toml:10:18: config_drive.user_data_file: `folder` is a directory, not a regular file
+        nodes/d.toml:10:18: config_drive.user_data_file: `socket` is a socket, not a regular file
         nodes/e.toml:10:18: config_drive.user_data_file: `binary` is not text: byte 6 is a control character
         nodes/f.toml:10:18: config_drive.user_data_file: `latin1` is not UTF-8 from byte 7 on
         nodes/g.toml:10:18: config_drive.user_data_file: `large` has more than 262144 bytes
@@ -128,5 +128,5 @@ fn all_files_together_are_bounded() {
 }
 
 fn open(dir: &Path) -> OwnedFd {
-    File::open(dir).unwrap().into()
+    beneath::open_dir(dir).unwrap()
 }

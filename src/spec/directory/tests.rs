@@ -85,11 +85,11 @@ fn only_specs_are_read_and_every_bad_file_is_reported() {
           nodes/c.toml: image.checksum: missing
           nodes/c.toml:1:1: x: unknown key
         dir: bad
-          nodes/dir.toml: cannot be read: not a regular file
+          nodes/dir.toml: cannot be read: a directory, not a regular file
         link: bad
           nodes/link.toml: not there: a link to nothing, or removed while the directory was read
         pipe: bad
-          nodes/pipe.toml: cannot be read: not a regular file
+          nodes/pipe.toml: cannot be read: a FIFO, not a regular file
         nodes/Big.toml: node name `Big`: must be lower-case letters, digits and inner hyphens (RFC 1123)
         nodes/d_e.toml: node name `d_e`: must be lower-case letters, digits and inner hyphens (RFC 1123)
         nodes/d_e.toml:1:5: string values must be quoted, expected literal string

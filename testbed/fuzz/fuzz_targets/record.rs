@@ -129,8 +129,10 @@ fn event(node: &Node, running: &mut Option<(OpId, Operation)>, byte: u8) -> Opti
 
 fn outcome(operation: Operation, byte: u8) -> Outcome {
     match operation {
-        Operation::ObservePower if byte & 0x10 == 0 => Outcome::Power(PowerState::Off),
-        Operation::ObservePower => Outcome::Power(PowerState::On),
+        Operation::PollPower | Operation::ConfirmPower if byte & 0x10 == 0 => {
+            Outcome::Power(PowerState::Off)
+        }
+        Operation::PollPower | Operation::ConfirmPower => Outcome::Power(PowerState::On),
         Operation::Prepare => hostler_fuzz::prepared(AttemptKey::from_bytes(&[7; 32])),
         Operation::PowerOn => Outcome::PoweredOn,
         Operation::Image { .. } => hostler_fuzz::imaged(),

@@ -65,12 +65,12 @@ pub fn check_shown(text: &str) {
 
 /// What the administrator allows.
 pub const POLICY: Policy =
-    Policy { attempts_max: 1, imagings_max: 1, breaker: true, enforce_power: true };
+    Policy { attempts_max: 1, imagings_max: 1, polls_max: 1, breaker: true, enforce_power: true };
 
 /// One event; if the node waits for its turn, that comes at once.
 pub fn step(node: &mut Node, now: Timestamp, event: Event) -> Vec<Action> {
     let mut actions = node.step(now, event);
-    for turn in [Turn::Attempt, Turn::Imaging] {
+    for turn in [Turn::Poll, Turn::Attempt, Turn::Imaging] {
         actions.append(&mut node.step(now, Event::Granted(turn)));
     }
     actions

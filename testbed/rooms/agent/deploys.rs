@@ -54,6 +54,7 @@ fn a_spec_becomes_an_installed_machine() {
     assert_eq!(status.attempt, 1);
     assert!(status.durations.contains_key("imaging_ms"));
     assert!(!site.log().contains(ramdisk.key()), "the key is in the log");
+    assert_eq!(site.levels(Phase::Deployed), ["INFO"]);
 }
 
 #[test]

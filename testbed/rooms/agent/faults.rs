@@ -34,6 +34,17 @@ fn a_missing_image_is_named_with_its_directory() {
 }
 
 #[test]
+fn giving_up_is_a_warning_and_a_phase_that_goes_on_is_none() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site).with("image.source", "other.raw"));
+    ends_failed(&site, &machine, Step::Image, "ImageUnreadable");
+    assert_eq!(site.levels(Phase::Preparing), ["INFO"], "{}", site.log());
+    assert_eq!(site.levels(Phase::Failed), ["WARN"], "{}", site.log());
+}
+
+#[test]
 fn a_silent_bmc_is_named_with_what_to_look_at() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);

@@ -172,6 +172,14 @@ initramfs = "{dir}/initramfs"
         fs::read_to_string(self.path("agent.log")).unwrap_or_default()
     }
 
+    /// The levels at which it was logged that a node came to this phase.
+    pub(super) fn levels(&self, phase: Phase) -> Vec<String> {
+        let phase = format!("phase=\"{}\"", phase.as_str());
+        let log = self.log();
+        let lines = log.lines().filter(|line| line.contains(&phase));
+        lines.map(|line| line.split_whitespace().nth(1).unwrap().to_owned()).collect()
+    }
+
     /// The durable record of a node.
     pub(super) fn record(&self, node: &str) -> String {
         fs::read_to_string(self.path(&format!("state/{node}.json"))).unwrap_or_default()

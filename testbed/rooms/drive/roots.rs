@@ -4,9 +4,13 @@ use std::{
     fs::{self, File},
     os::unix::fs::{FileExt as _, symlink},
     path::Path,
+    sync::Arc,
 };
 
-use hostler::drive::{esp, probe};
+use hostler::{
+    checked_file::CheckedFile,
+    drive::{esp, probe},
+};
 
 use super::{Place, assert_clean_fat, blkid, run, tag};
 
@@ -175,7 +179,7 @@ fn no_damage_to_an_image_makes_reading_it_panic_or_last() {
             let byte = [0, 1, 0x7f, 0x80, 0xff, random.u8(..)][random.usize(..6)];
             file.write_all_at(&[byte], *at as u64).unwrap();
         }
-        still_good += u32::from(esp(&file, 512).is_ok());
+        still_good += u32::from(esp(&unchecked(&file), 512).is_ok());
         for at in &places {
             file.write_all_at(&good[*at..=*at], *at as u64).unwrap();
         }
@@ -221,6 +225,10 @@ fn make_root(kind: &str, place: &Place) {
     run("mke2fs", &["-q", "-F", "-t", kind, "-d", tree, place.text("image"), "64M"]);
 }
 
-fn open(place: &Place) -> File {
-    File::open(place.path("image")).unwrap()
+fn open(place: &Place) -> CheckedFile {
+    unchecked(&File::open(place.path("image")).unwrap())
+}
+
+fn unchecked(file: &File) -> CheckedFile {
+    CheckedFile::unchecked(Arc::new(file.try_clone().unwrap())).unwrap()
 }

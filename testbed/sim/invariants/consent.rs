@@ -204,7 +204,7 @@ impl Site {
                 self.judge_attempt(node, spec);
             }
             Operation::SetPower(wanted) => self.judge_switching(node, *wanted, spec),
-            Operation::ObservePower | Operation::CleanUp => {}
+            Operation::PollPower | Operation::ConfirmPower | Operation::CleanUp => {}
         }
     }
 

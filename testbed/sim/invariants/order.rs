@@ -113,8 +113,9 @@ impl Site {
         let record = self.records.get(node);
         let announced = match (operation, record.map(|record| &record.state)) {
             (_, None) => false,
-            (Operation::ObservePower, Some(state)) => {
-                state.at_rest() || matches!(state, State::Preparing { .. })
+            (Operation::PollPower, Some(state)) => state.at_rest(),
+            (Operation::ConfirmPower, Some(state)) => {
+                matches!(state, State::Preparing { ready: Some(_) })
             }
             (Operation::Prepare, Some(state)) => matches!(state, State::Preparing { ready: None }),
             (Operation::PowerOn, Some(state)) => matches!(state, State::PoweringOn { .. }),

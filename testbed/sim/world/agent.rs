@@ -72,7 +72,7 @@ impl World {
         let witnessed = witnessed.into_iter().map(|(name, known)| (name, Some(known))).collect();
         let fleet = Fleet::resume(site.plan.policy, records, left, witnessed, now);
         let mut carrier = Carrier::new(fleet);
-        carrier.present(now, site);
+        carrier.present(site);
         self.carrier = Some(carrier);
         self.site.after_ms(50, 2000, Happening::Scan);
     }

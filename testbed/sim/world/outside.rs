@@ -171,7 +171,8 @@ pub(crate) fn state_name(record: &Record) -> &'static str {
 
 pub(crate) fn operation_name(operation: &Operation) -> &'static str {
     match operation {
-        Operation::ObservePower => "observe",
+        Operation::PollPower => "poll",
+        Operation::ConfirmPower => "confirm-power",
         Operation::Prepare => "prepare",
         Operation::PowerOn => "power-on",
         Operation::Image { .. } => "image",

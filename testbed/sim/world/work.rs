@@ -62,7 +62,7 @@ impl Site {
         let networked = spec.image.netboot.is_some();
         let own = if networked { Device::Network } else { Device::Disk };
         let moves: &[Move] = match &operation {
-            Operation::ObservePower => &[Look],
+            Operation::PollPower | Operation::ConfirmPower => &[Look],
             Operation::Prepare => &[Hash],
             Operation::PowerOn => &[Off, Netboot, On],
             Operation::Image { .. } => &[Login, Write, Write, Write, Verify],
@@ -283,7 +283,7 @@ impl Site {
     fn outcome(&mut self, key: &JobKey) -> Outcome {
         let job = &self.jobs[key];
         match &job.operation {
-            Operation::ObservePower => {
+            Operation::PollPower | Operation::ConfirmPower => {
                 let on = job.machine.is_some_and(|m| self.machines[m].on);
                 Outcome::Power(if on { PowerState::On } else { PowerState::Off })
             }

@@ -1,0 +1,88 @@
+//! A file's mark: tells without reading it whether a file is still the one that was read or written.
+//!
+//! Called by the adapters that look through many files again and again. It must never say "unchanged" of a file that may
+//! have been changed: where that is in doubt, it says nothing, and the file is read.
+
+use std::{
+    fs::Metadata,
+    os::unix::fs::MetadataExt as _,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// The kernel stamps a change with a clock that ticks a few hundred times a second, and some file systems keep whole
+/// seconds: what was changed this lately may be changed again under the same stamp.
+const TICK_MAX: Duration = Duration::from_secs(2);
+
+/// Which file it is, how long, and when it and what is in it were last changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileMark {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    changed: (i64, i64),
+    modified: (i64, i64),
+}
+
+impl FileMark {
+    pub(crate) fn of(file: &Metadata) -> Self {
+        Self {
+            device: file.dev(),
+            inode: file.ino(),
+            bytes: file.size(),
+            changed: (file.ctime(), file.ctime_nsec()),
+            modified: (file.mtime(), file.mtime_nsec()),
+        }
+    }
+
+    /// The device of the file system it is on.
+    pub(crate) fn device(&self) -> u64 {
+        self.device
+    }
+
+    /// Whether a change after `now` is sure to change the mark.
+    pub(crate) fn is_settled(&self, now: SystemTime) -> bool {
+        let since = |(seconds, nanos): (i64, i64)| {
+            let at = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
+            now.duration_since(UNIX_EPOCH.checked_add(at)?).ok()
+        };
+        since(self.changed).is_some_and(|since| since > TICK_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn every_way_to_change_a_file_changes_its_mark() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let mark = || FileMark::of(&fs::metadata(&path).unwrap());
+        fs::write(&path, "one").unwrap();
+        let first = mark();
+        assert_eq!(mark(), first);
+        // As long as before, and put back in time: what only the kernel can set tells it.
+        let old = fs::metadata(&path).unwrap().modified().unwrap();
+        while mark().changed == first.changed {
+            fs::write(&path, "two").unwrap();
+        }
+        fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+        assert_ne!(mark(), first);
+        let second = mark();
+        fs::write(dir.path().join("b"), "two").unwrap();
+        fs::rename(dir.path().join("b"), &path).unwrap();
+        assert_ne!(mark(), second);
+    }
+
+    #[test]
+    fn a_file_that_was_changed_just_now_or_in_the_future_is_in_doubt() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mark = FileMark::of(&file.as_file().metadata().unwrap());
+        let now = SystemTime::now();
+        assert!(!mark.is_settled(now));
+        assert!(!mark.is_settled(now - Duration::from_secs(3600)));
+        assert!(mark.is_settled(now + Duration::from_secs(3)));
+    }
+}

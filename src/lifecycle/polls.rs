@@ -1,0 +1,199 @@
+//! Polls of the power state outside of an attempt: when the next one is due, and who goes first.
+//!
+//! Kept by each [`Node`], and by the [`super::Fleet`] in a line of its own. A BMC that is silent keeps its place
+//! for [`POLL_LIMIT`], is asked ever more seldom, and goes behind those that answer: nobody may wait for it. A poll
+//! is started only when it has its place, so that nothing counts against it before.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::model::{fault::RetryAdvice, spec::BmcDriver};
+
+use super::{event::Turn, node::Node, state::State, turns::Place, wait::after};
+
+/// How long a BMC may take to say its power state outside of an attempt. A slow one takes a second or two, also
+/// when a datagram is lost.
+pub const POLL_LIMIT: Duration = Duration::from_secs(15);
+
+/// How often a node without an attempt is polled: BMCs are fragile, and a minute is soon enough for drift.
+pub(super) const POLL_INTERVAL: Duration = Duration::from_secs(60);
+/// The same for a BMC that refuses what the spec has it asked with. Half a dozen wrong passwords in a few minutes
+/// lock a user out.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(3600);
+/// From the first poll that was not answered to the next; doubled after each further one.
+const SILENT_INTERVAL_MIN: Duration = Duration::from_secs(15);
+/// Programs that poll at the same time: each is a process.
+pub(super) const PROGRAM_POLLS_MAX: usize = 64;
+
+/// Why a node is polled, the most urgent first: the first number of its place in the line.
+#[derive(Clone, Copy, Debug)]
+enum Class {
+    /// Its first attempt waits for it, or an operator does.
+    Wanted,
+    /// A repeated attempt does.
+    Repeated,
+    /// To see whether anything has changed.
+    Routine,
+    /// The same, where the last poll was not answered.
+    Silent,
+}
+
+/// How many of `limit` places those of a class may take, so that no class takes the last one of a more urgent one.
+pub(super) fn share(limit: usize, class: u32) -> usize {
+    let eighths = match class {
+        0 => 8,
+        1 | 2 => 6,
+        _ => 2,
+    };
+    (limit * eighths / 8).max(1)
+}
+
+/// A node's polls.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Polls {
+    /// When the next one is due, unless an attempt waits for it.
+    next_at: Timestamp,
+    /// From one to the next of a BMC that answers; longer where there are very many nodes.
+    pub(super) interval: Duration,
+    /// Polls in a row that were not answered.
+    misses: u32,
+    /// The BMC refuses what it is asked with.
+    refused: bool,
+    /// An operator has used the BMC, or wants to know.
+    asked: bool,
+    /// Since when the node waits for its turn, and whether an attempt does.
+    waiting: Option<(Timestamp, bool)>,
+    /// Its turn has come in this step.
+    granted: bool,
+    /// One is under way.
+    running: bool,
+}
+
+impl Polls {
+    pub(super) fn new(first_at: Timestamp) -> Self {
+        Self {
+            next_at: first_at,
+            interval: POLL_INTERVAL,
+            misses: 0,
+            refused: false,
+            asked: false,
+            waiting: None,
+            granted: false,
+            running: false,
+        }
+    }
+
+    /// The next one is due now, and whatever the BMC was like before is forgotten.
+    pub(super) fn ask(&mut self, now: Timestamp) {
+        (self.next_at, self.misses, self.asked) = (now, 0, true);
+    }
+
+    /// The BMC has said its power state, to whomever.
+    pub(super) fn answered(&mut self, now: Timestamp) {
+        (self.misses, self.refused, self.asked) = (0, false, false);
+        self.next_at = after(now, self.pause());
+    }
+
+    /// It did not.
+    pub(super) fn missed(&mut self, now: Timestamp, advice: RetryAdvice) {
+        self.misses = self.misses.saturating_add(1);
+        self.refused = advice == RetryAdvice::Never;
+        self.asked = false;
+        self.next_at = after(now, self.pause());
+    }
+
+    /// From one to the next. That of a silent BMC grows to what lets one that was mended be seen within a minute and
+    /// a half on a site of a thousand machines.
+    fn pause(&self) -> Duration {
+        if self.refused {
+            return REFUSED_INTERVAL.max(self.interval);
+        }
+        let Some(doublings) = self.misses.checked_sub(1) else { return self.interval };
+        let longest = POLL_INTERVAL.max(self.interval / 3);
+        SILENT_INTERVAL_MIN.saturating_mul(1 << doublings.min(16)).min(longest)
+    }
+
+    /// A clock that was set back makes no pause longer than its whole length.
+    pub(super) fn bound(&mut self, now: Timestamp) {
+        self.next_at = self.next_at.min(after(now, self.pause()));
+    }
+
+    pub(super) fn next_at(&self) -> Timestamp {
+        self.next_at
+    }
+
+    /// Whether it waits for its turn.
+    pub(super) fn waits(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Whether an attempt does so, too.
+    pub(super) fn keeps_attempt_waiting(&self) -> bool {
+        self.waiting.is_some_and(|(_, for_attempt)| for_attempt)
+    }
+
+    /// Its turn has come.
+    pub(super) fn grant(&mut self) {
+        self.granted = self.waiting.take().is_some();
+    }
+
+    pub(super) fn granted(&self) -> bool {
+        self.granted
+    }
+
+    /// An operation began.
+    pub(super) fn began(&mut self, is_poll: bool) {
+        self.running = is_poll;
+    }
+}
+
+impl Node {
+    /// Whether its BMC is to be asked for the power state now.
+    pub(super) fn wants_poll(&self, now: Timestamp) -> bool {
+        let is_due = self.polls.next_at <= now;
+        self.observes() && (is_due || self.waits_for_preflight(now))
+    }
+
+    /// Whether an attempt could begin, were the power state known.
+    fn waits_for_preflight(&self, now: Timestamp) -> bool {
+        self.record.state == State::Idle
+            && self.may_start()
+            && self.record.not_before.is_none_or(|at| at <= now)
+            && self.in_line_since.is_none()
+    }
+
+    /// Gets in line if the BMC is to be asked, and out of it if not.
+    pub(super) fn line_up_for_poll(&mut self, now: Timestamp) {
+        self.polls.granted = false;
+        self.polls.running &= self.running.is_some();
+        let waits = self.running.is_none() && !self.unread && self.wants_poll(now);
+        let since = self.polls.waiting.map_or(now, |(since, _)| since);
+        self.polls.waiting = waits.then(|| (since, self.waits_for_preflight(now)));
+    }
+
+    /// Its place in the line, if it waits for its turn to be polled.
+    pub(super) fn waits_to_poll(&self) -> Option<(Turn, Place)> {
+        let (since, for_attempt) = self.polls.waiting?;
+        let class = match (for_attempt, self.polls.misses) {
+            _ if self.polls.asked => Class::Wanted,
+            (true, _) if self.record.attempt == 0 => Class::Wanted,
+            (true, _) => Class::Repeated,
+            (false, 0) => Class::Routine,
+            (false, _) => Class::Silent,
+        };
+        Some((self.poll_turn()?, (class as u32, since)))
+    }
+
+    /// The turn that a poll under way takes.
+    pub(super) fn holds_poll(&self) -> Option<Turn> {
+        if self.polls.running { self.poll_turn() } else { None }
+    }
+
+    fn poll_turn(&self) -> Option<Turn> {
+        Some(match self.bmc()?.driver {
+            BmcDriver::Ipmi => Turn::Poll,
+            BmcDriver::Ipmitool => Turn::ProgramPoll,
+        })
+    }
+}

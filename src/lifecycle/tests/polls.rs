@@ -1,0 +1,148 @@
+//! Polls of power states: silent BMCs keep nobody waiting, and are asked ever more seldom.
+
+use jiff::SignedDuration;
+
+use crate::{
+    lifecycle::{Event, Operation, Policy},
+    model::status::Phase,
+};
+
+use super::{rack::*, support::*};
+
+const PLACES: usize = 8;
+
+/// So many installed machines whose BMCs are silent by now, one machine that is well and not yet known, and eight
+/// places for polls.
+fn silent_site(nodes: usize) -> Rack {
+    let policy = Policy { polls_max: PLACES, ..POLICY };
+    let mut rack = Rack::deployed_under(nodes, policy);
+    for n in 0..nodes {
+        rack.world.faults.insert(host(n), passing());
+    }
+    // Each is asked once and does not answer.
+    rack.now = rack.now.checked_add(SignedDuration::from_secs(300)).unwrap();
+    rack.tick();
+    rack.settle();
+    rack
+}
+
+fn polled(rack: &Rack) -> Vec<String> {
+    let poll = |job: &Job| job.operation == Operation::PollPower;
+    rack.world.running.iter().filter(|job| poll(job)).map(|job| job.host.clone()).collect()
+}
+
+#[test]
+fn a_poll_of_a_silent_bmc_holds_no_place_that_an_attempt_needs() {
+    let mut rack = silent_site(40);
+    // All are due again, and none answers yet.
+    rack.now = rack.now.checked_add(SignedDuration::from_secs(300)).unwrap();
+    rack.tick();
+    let silent = polled(&rack).len();
+    assert!((1..=PLACES / 4).contains(&silent), "{silent} silent BMCs are asked at once");
+    let mut new = spec_of(40);
+    new.redeploy = None;
+    rack.specs.insert(name(40), new);
+    rack.scan_only();
+    assert!(polled(&rack).contains(&host(40)), "{:?}", polled(&rack));
+    assert!(polled(&rack).len() <= PLACES);
+}
+
+#[test]
+fn a_site_of_silent_bmcs_is_polled_in_turn_and_all_get_theirs() {
+    let mut rack = silent_site(40);
+    rack.now = rack.now.checked_add(SignedDuration::from_secs(300)).unwrap();
+    rack.tick();
+    let mut asked = std::collections::BTreeSet::new();
+    for _ in 0..200 {
+        asked.extend(polled(&rack));
+        if !rack.end_one() {
+            break;
+        }
+    }
+    assert_eq!(asked.len(), 40);
+}
+
+#[test]
+fn a_silent_bmc_is_asked_ever_more_seldom_but_within_a_minute_and_a_half() {
+    for (nodes, longest_s) in [(1, 60), (30, 60), (1000, 75)] {
+        let mut rack = Rack::deployed_under(nodes, Policy { polls_max: 2048, ..POLICY });
+        rack.world.faults.insert(host(0), passing());
+        let mut pauses = Vec::new();
+        let mut last = None;
+        for _ in 0..8 {
+            while !polled(&rack).contains(&host(0)) {
+                rack.now = rack.now.checked_add(SignedDuration::from_secs(1)).unwrap();
+                rack.tick();
+                assert!(last.is_none_or(|last| rack.now.duration_since(last).as_secs() < 300));
+                if !polled(&rack).contains(&host(0)) {
+                    rack.settle();
+                }
+            }
+            pauses.extend(last.map(|last| rack.now.duration_since(last).as_secs()));
+            last = Some(rack.now);
+            rack.settle();
+        }
+        assert!(pauses.is_sorted() && pauses[0] <= 15, "{pauses:?}");
+        assert!((60..=longest_s).contains(&pauses[6]), "{pauses:?}");
+    }
+}
+
+#[test]
+fn an_operator_who_used_or_wants_a_silent_bmc_has_it_polled_at_once() {
+    for event in [Event::LookAgain, Event::Retry] {
+        let mut bench = Bench::with_spec();
+        bench.go_to(Phase::Deployed);
+        for _ in 0..6 {
+            while bench.running.is_none() {
+                bench.pass(1);
+            }
+            bench.done(Err(passing()));
+        }
+        bench.pass(1);
+        assert!(bench.running.is_none());
+        bench.send(event);
+        assert!(matches!(bench.running, Some((_, Operation::PollPower))));
+    }
+}
+
+#[test]
+fn the_patience_with_a_poll_counts_from_its_turn_and_not_from_when_it_was_due() {
+    let mut rack = silent_site(40);
+    rack.now = rack.now.checked_add(SignedDuration::from_secs(300)).unwrap();
+    rack.tick();
+    // Those that have a place keep it for hours; the others still wait, and nobody is told to stop for it.
+    for _ in 0..3 {
+        rack.now = rack.now.checked_add(SignedDuration::from_hours(1)).unwrap();
+        let waits = |n: &usize| {
+            let node = rack.carrier.fleet().node(&name(*n)).unwrap();
+            node.waits_to_poll().is_some() && node.running.is_none()
+        };
+        assert_eq!((0..40).filter(waits).count(), 40 - PLACES / 4);
+        rack.world.heard.clear();
+        rack.tick();
+        let told_to_stop = |heard: &&Heard| matches!(heard, Heard::Cancel(_));
+        assert_eq!(rack.world.heard.iter().filter(told_to_stop).count(), PLACES / 4);
+    }
+}
+
+#[test]
+fn a_node_that_waits_for_its_poll_is_not_woken_for_it() {
+    let mut rack = silent_site(40);
+    rack.now = rack.now.checked_add(SignedDuration::from_secs(300)).unwrap();
+    rack.tick();
+    let due = rack.carrier.fleet().due(rack.now);
+    assert!(due.is_empty(), "{due:?}");
+}
+
+#[test]
+fn new_nodes_that_want_nothing_are_polled_one_after_the_other_and_those_to_be_installed_at_once() {
+    let mut rack = Rack::new(200, POLICY);
+    for n in 0..100 {
+        rack.specs.get_mut(&name(n)).unwrap().goal = crate::model::spec::Goal::Unmanaged;
+    }
+    rack.scan_only();
+    let hosts = polled(&rack);
+    let installs = hosts.iter().filter(|at| **at >= host(100)).count();
+    assert_eq!(installs, POLICY.polls_max.min(100) - (hosts.len() - installs));
+    assert!(hosts.len() - installs <= 1, "{hosts:?}");
+}
