@@ -77,6 +77,12 @@ pub enum StatusFileError {
 }
 
 impl StatusFileError {
+    /// What a damaged file seems to say, if that can be read: something to show, and nothing to act upon.
+    pub fn take_seeming(&mut self) -> Option<Status> {
+        let Self::Damaged { seems, .. } = self else { return None };
+        seems.take().map(|status| *status)
+    }
+
     /// Whether there is no such file.
     pub fn is_absence(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)

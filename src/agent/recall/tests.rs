@@ -32,6 +32,8 @@ use crate::{
     },
 };
 
+mod corpus;
+
 const POLICY: Policy = Policy {
     attempts_max: 100,
     imagings_max: 100,
