@@ -253,7 +253,9 @@ impl Fleet {
         if node.spec().is_some_and(|old| old.machine() == spec.machine()) {
             return;
         }
-        let doubted = self.left.is_incomplete() && node.record.installed.is_none();
+        // What a status file says of a node without a record is about this machine; what its record says, about the one before.
+        let says_nothing = node.spec().is_some() || node.record.installed.is_none();
+        let doubted = self.left.is_incomplete() && says_nothing;
         let known = self.left.machine(&spec.machine()).cloned();
         let moved = known.or_else(|| doubted.then_some(None));
         if node.spec().is_some() {
