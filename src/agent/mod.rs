@@ -22,6 +22,7 @@ mod driver;
 mod faults;
 mod install;
 mod layout;
+mod mark;
 mod menu;
 mod open_files;
 mod orders;
@@ -33,7 +34,14 @@ mod scan;
 mod volume;
 mod work;
 
-use std::{collections::VecDeque, fs, future::Future, io, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::VecDeque,
+    fs,
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use jiff::Timestamp;
 use rustix::{
@@ -55,10 +63,12 @@ use crate::{
     watch::{DEBOUNCE, Watcher},
 };
 
+pub use self::mark::Claim;
 pub(crate) use self::work::library;
 use self::{
     boot_files::DeployFiles,
     driver::{Driver, Sources},
+    mark::Standing,
     menu::MenuWriter,
     open_files::polls_max,
     publish::Publisher,
@@ -91,11 +101,21 @@ pub enum StartError {
     },
 }
 
+/// Why an agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was told to stop.
+    Asked,
+    /// Another agent acts upon its status directory.
+    Overtaken,
+}
+
 /// An agent with its sockets bound and its records read, not yet running.
 #[derive(Debug)]
 pub struct Agent {
     config: Config,
     store: Store,
+    standing: Standing,
     fleet: Fleet,
     tftp: netboot::Server,
     http: netboot::http::Server,
@@ -105,8 +125,9 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Binds every socket, locks the state directory and reads it.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    /// Binds every socket and reads the state directory.
+    pub async fn start(config: Config, claim: Claim) -> Result<Self, StartError> {
+        let Claim { mut store, standing, after_another } = claim;
         if let Some(problem) = Defaults::new(None, config.defaults.as_ref()).problems().first() {
             return Err(StartError::Defaults(problem.clone()));
         }
@@ -121,7 +142,6 @@ impl Agent {
             netboot::http::Server::bind(config.http.listen, netboot::http::Limits::default())
                 .await
                 .map_err(listen("HTTP listener", config.http.listen))?;
-        let mut store = Store::open(&config.state.dir)?;
         let identity = callback::Identity::load_or_create(&config.state.dir)?;
         let pin = identity.pin().to_owned();
         let mut callback =
@@ -142,26 +162,34 @@ impl Agent {
                      with RuntimeDirectory=hostler in its unit");
             })
             .ok();
-        let now = Timestamp::now();
+        if after_another {
+            let records = store.set_records_aside()?;
+            warn!(
+                records,
+                "another agent acted here last: this one's own records are put aside, and the status files say what is installed"
+            );
+        }
+        let (files, now) = (status_files(&config), Timestamp::now());
         let recall::Recalled { fleet, losses, notes } =
-            recall::recall(&mut store, &status_files(&config), policy(&config), now)?;
+            recall::recall(&mut store, &files, policy(&config), after_another, now)?;
         for note in notes {
             warn!("{note}");
         }
         for loss in losses {
             error!("{loss}");
         }
-        Ok(Self { config, store, fleet, tftp, http, callback, admin, pin })
+        Ok(Self { config, store, standing, fleet, tftp, http, callback, admin, pin })
     }
 
     /// Serves, says so by `ready`, and drives the fleet until `shutdown`. Then nothing new starts, writes under way are stopped, and
-    /// every record is as it was: the next start goes on from there.
+    /// every record is as it was: the next start goes on from there. It ends also when another agent has taken over its status
+    /// directory.
     pub async fn run(
         self,
         ready: impl FnOnce(),
         shutdown: impl Future<Output = ()>,
-    ) -> Result<(), StartError> {
-        let Self { config, store, fleet, tftp, http, callback, admin, pin } = self;
+    ) -> Result<End, StartError> {
+        let Self { config, store, standing, fleet, tftp, http, callback, admin, pin } = self;
         let (evidence, fetches) = mpsc::channel(CHANNEL_DEPTH);
         let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
         let (ordering, orders) = mpsc::channel(CHANNEL_DEPTH);
@@ -181,11 +209,10 @@ impl Agent {
         let ironic = callback.ironic_port().map(reachable);
         let table = netboot::BootTable::with_http(http_address);
         let menus = MenuWriter::new(table.clone(), api, pin, ironic);
-        prepare_status_dir(&config.specs);
-        let publisher =
-            Publisher::start(status_files(&config), config.specs.rescan, reporting.downgrade());
-        let mut rooms =
-            Rooms::new(store, menus, publisher, Workshop::new(&config), changed, reporting);
+        let statuses = status_files(&config).only_while(standing.ours());
+        let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
+        let workshop = Workshop::new(&config, standing.clone());
+        let mut rooms = Rooms::new(store, menus, publisher, workshop, changed, reporting);
         let names = fleet.names();
         let mut carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
@@ -210,7 +237,17 @@ impl Agent {
         let specs_dir = config.specs.dir.display().to_string();
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address, callback = %api, "running");
         ready();
-        Driver { carrier, rooms, news: VecDeque::new(), specs_dir }.run(sources, shutdown).await;
+        let mut end = End::Asked;
+        let over = async {
+            tokio::select! {
+                () = shutdown => {}
+                other = standing.overtaken() => {
+                    error!(other, "another agent has taken over: this one stops what it does, and stands by");
+                    end = End::Overtaken;
+                }
+            }
+        };
+        Driver { carrier, rooms, news: VecDeque::new(), specs_dir }.run(sources, over).await;
 
         closing.send_replace(true);
         drop(watcher);
@@ -221,7 +258,8 @@ impl Agent {
                 error!(%error, "a listener panicked");
             }
         }
-        Ok(())
+        standing.stop().await;
+        Ok(end)
     }
 }
 
@@ -249,8 +287,12 @@ fn policy(config: &Config) -> Policy {
     }
 }
 
+fn status_dir(config: &Config) -> &Path {
+    config.specs.status_dir.as_ref().unwrap_or(&config.specs.dir)
+}
+
 fn status_files(config: &Config) -> StatusFiles {
-    StatusFiles::new(config.specs.status_dir.as_ref().unwrap_or(&config.specs.dir))
+    StatusFiles::new(status_dir(config))
 }
 
 /// That no status file can be written is no reason not to run; it is told at start, with the way out.

@@ -29,11 +29,13 @@ pub(super) struct Recalled {
     pub(super) notes: Vec<String>,
 }
 
-/// Reads the state directory, and the status files where they tell more.
+/// Reads the state directory, and the status files where they tell more. If it was `overtaken`, another agent has acted since, and
+/// this one's records are put aside.
 pub(super) fn recall(
     store: &mut Store,
     files: &StatusFiles,
     policy: Policy,
+    overtaken: bool,
     now: Timestamp,
 ) -> Result<Recalled, StoreError> {
     let mut losses = Vec::new();
@@ -61,7 +63,7 @@ pub(super) fn recall(
         witnesses(store, files, &mut records, &mut changed, now, (&mut losses, &mut notes));
     let site = store.load_site(format_1::left);
     let mut must_save = !matches!(site, Ok(Some(_))) || upgraded;
-    let left = match site {
+    let mut left = match site {
         Ok(Some(left)) => left,
         // As long as nobody can say that there are none.
         Ok(None) if files.nodes().is_err_and(|error| !error.is_absence()) => Left::lost(),
@@ -74,6 +76,10 @@ pub(super) fn recall(
         }
         Err(error) => return Err(error),
     };
+    if overtaken {
+        left.unlist_all();
+        must_save = true;
+    }
     for name in left.missing(&records) {
         must_save = true;
         if records.contains_key(name) {

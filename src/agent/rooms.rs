@@ -106,7 +106,10 @@ impl Rooms {
         tokio::spawn(async move {
             let node = spec.name.clone();
             tokio::select! {
-                done = workshop.bmcs.deed(&spec, deed) => drop(reply.send(done)),
+                done = async {
+                    workshop.standing.confirmed().await;
+                    workshop.bmcs.deed(&spec, deed).await
+                } => drop(reply.send(done)),
                 () = reply.closed() => info!(%node, deed = deed.name(), "an operator went away before it was done"),
             }
             if let Some(reports) = reports.upgrade()
@@ -221,8 +224,8 @@ impl Outside for Rooms {
     fn log_phase(&mut self, status: &Status) {
         let Status { node, attempt, message, .. } = status;
         let phase = status.phase.as_str();
-        // Nothing goes on by itself after this one: whoever alerts on warnings is to hear of it.
-        if status.phase == Phase::Failed {
+        // Nothing goes on by itself after these: whoever alerts on warnings is to hear of it.
+        if matches!(status.phase, Phase::Failed | Phase::Held | Phase::Invalid) {
             warn!(%node, phase, attempt, message, "phase");
         } else {
             info!(%node, phase, attempt, message, "phase");

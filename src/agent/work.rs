@@ -18,7 +18,7 @@ use crate::{
     progress::{Cancel, Meter, stopped},
 };
 
-use super::{boot_files::DeployFiles, faults, image_dirs, menu, power::Bmcs};
+use super::{boot_files::DeployFiles, faults, image_dirs, mark::Standing, menu, power::Bmcs};
 
 /// Everything operations need.
 #[derive(Debug)]
@@ -27,11 +27,13 @@ pub(super) struct Workshop {
     pub(super) deploy_files: DeployFiles,
     image_dirs: Vec<PathBuf>,
     pub(super) bmcs: Bmcs,
+    pub(super) standing: Standing,
 }
 
 impl Workshop {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, standing: Standing) -> Self {
         Self {
+            standing,
             library: library(config),
             image_dirs: image_dirs(&config.images),
             deploy_files: DeployFiles::new(config),
@@ -45,8 +47,14 @@ impl Workshop {
         operation: Operation,
         spec: &Arc<NodeSpec>,
         meter: &Meter,
-        cancel: Cancel,
+        mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
+        if !matches!(operation, Operation::PollPower | Operation::ConfirmPower) {
+            tokio::select! {
+                () = self.standing.confirmed() => {}
+                () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Preflight)),
+            }
+        }
         match operation {
             Operation::PollPower => self.bmcs.poll(spec, cancel).await.map(Outcome::Power),
             Operation::ConfirmPower => self.bmcs.confirm(spec, cancel).await.map(Outcome::Power),
@@ -66,7 +74,6 @@ impl Workshop {
                 Box::pin(self.image(spec, &image, &target, size, meter, cancel)).await
             }
             Operation::Release(ramdisk) => {
-                let mut cancel = cancel;
                 tokio::select! {
                     () = callback::ironic::release(ramdisk) => Ok(Outcome::Released),
                     () = stopped(&mut cancel) => Err(faults::cancelled(Step::Completed)),

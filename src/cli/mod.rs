@@ -4,12 +4,14 @@
 //! `explain` read status files, and `plan` both. `approve`, `retry`, `bmc` and `show-boot` ask the running agent, and `cache` shares its
 //! images with it. Nothing here changes a node by itself.
 
+mod agent_alive;
 mod bmc;
 mod cache;
 mod check;
 mod dhcp_snippet;
 mod digest;
 mod explain;
+pub mod log;
 mod orders;
 mod plan;
 mod run;
@@ -60,7 +62,8 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
-    /// Show where every node stands.
+    /// Show where every node stands, and whether an agent runs.
+    #[command(after_help = status::EXIT_CODES)]
     Status {
         #[command(flatten)]
         place: Place,
@@ -99,10 +102,10 @@ enum Command {
         #[command(flatten)]
         place: NodePlace,
     },
-    /// Show what the agent would do about a directory of specs, and what would be wiped.
+    /// Show what the agent would do about a directory of specs, and what it would WIPE.
     #[command(after_help = plan::EXIT_CODES)]
     Plan(plan::Asked),
-    /// Let held nodes go on: consent to wipe machines that are on, for example. Exit code 1 if a node was not held.
+    /// Let held nodes go on: consent to WIPE machines that are on, for example. Exit code 1 if a node was not held.
     Approve(orders::Approval),
     /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if there was nothing to try again.
     Retry(orders::For),
@@ -198,7 +201,7 @@ impl Args {
     }
 
     /// Does what was asked, writing what it has to say to `out`.
-    pub fn run(self, out: &mut impl Write) -> Result<ExitCode, Failure> {
+    pub fn run(self, out: &mut impl Write, left_out: log::LeftOut) -> Result<ExitCode, Failure> {
         match self.command {
             Command::Run { config, print_config } => {
                 let config = config::read(&config)?;
@@ -206,14 +209,11 @@ impl Args {
                     write!(out, "{}", config.to_toml())?;
                     return Ok(ExitCode::SUCCESS);
                 }
-                run::run(config)?;
+                run::run(config, left_out)?;
                 Ok(ExitCode::SUCCESS)
             }
             Command::Check { dir, config } => check::check(&dir, config.as_deref(), out),
-            Command::Status { place, output } => {
-                status::show(&place.directory()?, output, out)?;
-                Ok(ExitCode::SUCCESS)
-            }
+            Command::Status { place, output } => status::show(&place.directory()?, output, out),
             Command::Watch { place } => status::watch(&place.directory()?, out),
             Command::Show { place } => show::show(&place, out),
             Command::Digest { file, config } => digest::digest(&file, config.as_deref(), out),
@@ -276,6 +276,21 @@ impl NodePlace {
         let defaults = config.as_ref().and_then(|config| config.defaults.clone());
         let dir = self.dir.clone().or_else(|| Some(config?.specs.dir)).ok_or(NoDirectory)?;
         Ok((dir.join(format!("{}.toml", self.node)), defaults))
+    }
+
+    /// The node's spec file, where the status files are in `status_dir`.
+    fn spec_beside(&self, status_dir: &Path) -> Result<PathBuf, Failure> {
+        let specs = match configuration(self.config.as_deref()) {
+            // Who names the directory needs no configuration.
+            Err(_) if self.dir.is_some() && self.config.is_none() => None,
+            config => config?.map(|config| config.specs),
+        };
+        let are_elsewhere = |specs: &config::Specs| {
+            self.dir.is_none() || specs.status_dir.as_deref() == Some(status_dir)
+        };
+        let dir =
+            specs.filter(are_elsewhere).map_or_else(|| status_dir.to_owned(), |specs| specs.dir);
+        Ok(dir.join(format!("{}.toml", self.node)))
     }
 
     /// The directory with the status files.

@@ -2,37 +2,71 @@
 
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 use tracing::{info, warn};
 
-use crate::{agent::Agent, config::Config};
+use crate::{
+    agent::{Agent, Claim, End},
+    config::Config,
+};
 
-use super::Failure;
+use super::{Failure, log::LeftOut};
 
 /// How long what cannot be interrupted, such as reading from a file system that hangs, may keep an agent that stops.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
 
-/// Runs until SIGTERM or SIGINT. The service manager hears `READY=1` when every listener answers.
-pub(super) fn run(config: Config) -> Result<(), Failure> {
+/// Runs until SIGTERM or SIGINT. The service manager hears `READY=1` when every listener answers, or when the agent stands by because
+/// another one acts upon its status directory.
+pub(super) fn run(config: Config, left_out: LeftOut) -> Result<(), Failure> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let done = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let agent = Agent::start(config).await?;
-        let ready = || notify(&[sd_notify::NotifyState::Ready]);
-        let shutdown = async move {
+        drop(tokio::spawn(left_out.tell()));
+        let (stop, stopping) = watch::channel(false);
+        tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => info!("SIGTERM"),
                 _ = interrupt.recv() => info!("SIGINT"),
             }
             notify(&[sd_notify::NotifyState::Stopping]);
-        };
-        agent.run(ready, shutdown).await?;
-        Ok(())
+            stop.send_replace(true);
+        });
+        act(config, stopping).await
     });
     runtime.shutdown_timeout(STOP_LIMIT);
     done
+}
+
+/// Acts whenever no other agent does.
+async fn act(config: Config, stopping: watch::Receiver<bool>) -> Result<(), Failure> {
+    let asked = || {
+        let mut stopping = stopping.clone();
+        async move { drop(stopping.wait_for(|stop| *stop).await) }
+    };
+    let mut was_overtaken = false;
+    loop {
+        let claim = tokio::select! {
+            claim = Claim::take(&config, was_overtaken, stand_by) => claim?,
+            () = asked() => return Ok(()),
+        };
+        let agent = Agent::start(config.clone(), claim).await?;
+        let ready = || notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("")]);
+        match agent.run(ready, asked()).await? {
+            End::Asked => return Ok(()),
+            End::Overtaken => was_overtaken = true,
+        }
+    }
+}
+
+/// Standing by is what the service manager has started this for.
+fn stand_by(other: &str) {
+    let status = format!("standing by: another agent acts, {other}");
+    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)]);
 }
 
 /// Without a service manager this does nothing.

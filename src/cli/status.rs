@@ -1,10 +1,16 @@
 //! `hostler status` and `hostler watch`: status files, for people and programs.
 
 use std::{
-    collections::BTreeMap, io::Write, path::Path, process::ExitCode, thread, time::Duration,
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    path::Path,
+    process::ExitCode,
+    thread,
+    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp, Unit};
+use serde_json::json;
 
 use crate::{
     model::{
@@ -15,20 +21,43 @@ use crate::{
     status_file::{StatusFileError, StatusFiles},
 };
 
-use super::{Failure, Format};
+use super::{
+    Failure, Format,
+    agent_alive::{AgentAlive, NO_AGENT},
+};
+
+/// For `--help`.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes: 0 all is shown; 1 wrong usage, or a file cannot be read; 6 no agent runs: what is shown
+is as old as the last sign of it.";
 
 /// How often `watch` looks: as often as the agent writes progress.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Cells of the bar in the table.
 const BAR_CELLS: u64 = 10;
 
-pub(super) fn show(dir: &Path, format: Format, out: &mut impl Write) -> Result<(), Failure> {
-    let (statuses, unreadable) = read(dir)?;
+pub(super) fn show(dir: &Path, format: Format, out: &mut impl Write) -> Result<ExitCode, Failure> {
+    let (statuses, mut unreadable) = read(dir)?;
+    let agent = AgentAlive::look(dir).unwrap_or_else(|error| {
+        unreadable.push(error);
+        AgentAlive::unknown()
+    });
     match format {
-        Format::Json => writeln!(out, "{}", serde_json::to_string_pretty(&statuses)?)?,
-        Format::Table => write!(out, "{}", table(&statuses, Timestamp::now()))?,
+        Format::Json => {
+            let shown = json!({ "agent": agent.to_json()?, "nodes": statuses });
+            writeln!(out, "{}", serde_json::to_string_pretty(&shown)?)?;
+        }
+        Format::Table => {
+            write!(out, "{}", table(&statuses, Timestamp::now()))?;
+            if let Some(caution) = agent.caution() {
+                writeln!(out, "{caution}")?;
+            }
+        }
     }
-    if unreadable.is_empty() { Ok(()) } else { Err(Unreadable(unreadable).into()) }
+    if !unreadable.is_empty() {
+        return Err(Unreadable(unreadable).into());
+    }
+    Ok(if agent.is_dead() { ExitCode::from(NO_AGENT) } else { ExitCode::SUCCESS })
 }
 
 /// Status files that are missing from what was shown, or that it cannot be relied on.
@@ -39,9 +68,21 @@ struct Unreadable(Vec<StatusFileError>);
 /// A line for every change, so that it reads the same on a terminal and in a log.
 pub(super) fn watch(dir: &Path, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let mut shown: BTreeMap<NodeName, String> = BTreeMap::new();
+    let mut was_dead = false;
     loop {
         let (statuses, _) = read(dir)?;
-        shown.retain(|name, _| statuses.iter().any(|status| status.node == *name));
+        // A mark that cannot be read now says nothing new.
+        if let Ok(agent) = AgentAlive::look(dir)
+            && agent.is_dead() != was_dead
+        {
+            was_dead = agent.is_dead();
+            let caution = agent.caution().filter(|_| was_dead);
+            let news = caution.unwrap_or_else(|| "an agent runs again".to_owned());
+            writeln!(out, "{} {news}", clock(Timestamp::now()))?;
+            out.flush()?;
+        }
+        let there: BTreeSet<&NodeName> = statuses.iter().map(|status| &status.node).collect();
+        shown.retain(|name, _| there.contains(name));
         for status in statuses {
             let line = line(&status);
             if shown.get(&status.node) != Some(&line) {

@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -20,12 +20,13 @@ use crate::{
     status_file::{self, StatusFileError, StatusFiles},
 };
 
-use super::{Failure, NodePlace, status::clock};
+use super::{Failure, NodePlace, agent_alive::AgentAlive, status::clock};
 
 /// For `--help`.
 pub(super) const EXIT_CODES: &str = "\
-Exit codes: 0 there; 1 wrong usage, or the status cannot be read; 3 the node failed; 4 timed out; 5 a person is needed: the node is
-held, drifted, or its spec is invalid. The status of another digest is none of these.";
+Exit codes: 0 there; 1 wrong usage, no such node, or the status cannot be read; 3 the node failed;
+4 timed out; 5 a person is needed: the node is held, drifted, paused, unmanaged or kept off, or its
+spec is invalid. The status of another digest is none of these.";
 
 const FAILED: u8 = 3;
 const TIMED_OUT: u8 = 4;
@@ -60,6 +61,20 @@ fn phase(text: &str) -> Result<Phase, String> {
         .ok_or_else(|| format!("must be one of {}", Phase::ALL.map(Phase::as_str).join(", ")))
 }
 
+/// Neither a spec nor a status file speaks of the node: nothing would ever come.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{node}: no such node: there is neither a spec {} nor a status file {}; if the specs are \
+     elsewhere, name the agent's configuration with --config",
+    spec.display(),
+    status.display()
+)]
+struct NoSuchNode {
+    node: NodeName,
+    spec: PathBuf,
+    status: PathBuf,
+}
+
 /// What a status means to somebody who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -85,6 +100,11 @@ impl Goal {
             phase if phase == self.phase && named && done => Verdict::Reached,
             Phase::Failed => Verdict::Failed,
             Phase::Held | Phase::Invalid => Verdict::PersonNeeded,
+            // Its spec says so, and does not change by itself.
+            phase @ (Phase::Paused | Phase::Unmanaged) if phase != self.phase => {
+                Verdict::PersonNeeded
+            }
+            Phase::Available if self.phase == Phase::Deployed => Verdict::PersonNeeded,
             phase if !phase.is_busy() && !status.spec_valid => Verdict::PersonNeeded,
             // Installed, but something else: only a person may let it be wiped.
             Phase::Deployed
@@ -104,12 +124,16 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
     if !dir.is_dir() {
         return Err(format!("{}: no such directory", dir.display()).into());
     }
-    let file = StatusFiles::new(dir).path(&place.node);
+    let file = StatusFiles::new(&dir).path(&place.node);
+    let spec = place.spec_beside(&dir)?;
     let began = Instant::now();
     let mut told = None;
     let mut bad_since: Option<(Verdict, Instant)> = None;
     loop {
         let status = read(&file)?;
+        if status.is_none() && !spec.exists() {
+            return Err(NoSuchNode { node: place.node.clone(), spec, status: file }.into());
+        }
         if !goal.quiet {
             tell(&place.node, status.as_ref(), &mut told)?;
         }
@@ -123,12 +147,13 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
         };
         let settled = bad_since.filter(|(_, since)| since.elapsed() >= SETTLE_TIME);
         if let Some((verdict, _)) = settled {
-            return give_up("", &place.node, status.as_ref(), verdict);
+            return give_up("", &place.node, status.as_ref(), verdict, None);
         }
         if began.elapsed() >= goal.timeout {
             let limit = jiff::SignedDuration::try_from(goal.timeout)?;
             let why = format!("timed out after {limit:#}: ");
-            return give_up(&why, &place.node, status.as_ref(), verdict);
+            let agent = AgentAlive::look(&dir).ok().and_then(|agent| agent.caution());
+            return give_up(&why, &place.node, status.as_ref(), verdict, agent);
         }
         thread::sleep(LOOK_INTERVAL);
     }
@@ -167,6 +192,7 @@ fn give_up(
     node: &NodeName,
     status: Option<&Status>,
     verdict: Verdict,
+    agent: Option<String>,
 ) -> Result<ExitCode, Failure> {
     let mut err = io::stderr().lock();
     let stands = status.map_or_else(
@@ -181,6 +207,9 @@ fn give_up(
     let waits = status.and_then(|status| status.deadline_reason.as_ref().zip(status.deadline));
     if let Some((reason, deadline)) = waits {
         writeln!(err, "  waiting for {reason}, until {}", clock(deadline))?;
+    }
+    if let Some(agent) = agent {
+        writeln!(err, "  {agent}")?;
     }
     Ok(ExitCode::from(match verdict {
         Verdict::Failed => FAILED,
@@ -234,7 +263,7 @@ mod tests {
             let judge = |phase, has| goal(wanted).judge(&status(phase, "a", has));
             assert_eq!(judge("deployed", "a"), Verdict::Reached);
             assert_eq!(judge("deployed", "b"), Verdict::PersonNeeded);
-            for phase in ["pending", "imaging", "restarting", "paused"] {
+            for phase in ["pending", "imaging", "restarting"] {
                 assert_eq!(judge(phase, "a"), Verdict::NotYet, "{phase}");
             }
         }
@@ -259,6 +288,19 @@ mod tests {
             assert_eq!(goal(wanted).judge(&broken), Verdict::PersonNeeded);
             broken.phase = Phase::Imaging;
             assert_eq!(goal(wanted).judge(&broken), Verdict::NotYet);
+        }
+    }
+
+    #[test]
+    fn what_its_spec_keeps_from_being_installed_needs_a_person() {
+        for phase in [Phase::Paused, Phase::Unmanaged, Phase::Available] {
+            let status = status(phase.as_str(), "a", "");
+            for wanted in ["", "a"] {
+                assert_eq!(goal(wanted).judge(&status), Verdict::PersonNeeded, "{phase:?}");
+            }
+            let waits_for_it = Goal { phase, ..goal("") };
+            let ready = Status { ready: true, ..status };
+            assert_eq!(waits_for_it.judge(&ready), Verdict::Reached, "{phase:?}");
         }
     }
 

@@ -8,6 +8,7 @@ use crate::model::{
     boot::{BootStage, Fetch},
     disk::Disk,
     fault::{Fault, RetryAdvice, Step},
+    machine::Machine,
     power::PowerState,
     spec::NodeSpec,
     status::{Installed, LastError, LastSeen},
@@ -162,6 +163,7 @@ impl Node {
             at: now,
             root_uuid: image.root_uuid,
             redeploy: spec.redeploy.clone(),
+            machine: Some(Machine::named_by(spec)),
         });
         self.enter(now, State::Idle);
         // The spec may have been changed in the last moment.

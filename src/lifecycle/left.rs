@@ -13,7 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ids::NodeName, spec::MachineId, status::Installed};
+use crate::model::{
+    ids::NodeName,
+    machine::Machine,
+    spec::{MachineId, NodeSpec},
+    status::Installed,
+};
 
 use super::state::Record;
 
@@ -110,6 +115,12 @@ impl Left {
         }
     }
 
+    /// Another agent has acted since this was written: which nodes have a record, its status files say.
+    pub fn unlist_all(&mut self) {
+        self.changes += u64::from(!self.listed.is_empty());
+        self.listed.clear();
+    }
+
     /// Whether the node's record would be missed, and with it its machine.
     pub(super) fn lists(&self, name: &NodeName, machine: Option<&MachineId>) -> bool {
         self.listed.get(name).is_some_and(|listed| machine.is_none() || listed.as_ref() == machine)
@@ -133,6 +144,12 @@ impl Left {
     /// Takes in what status files say of nodes whose record is lost, unless more is known.
     pub(super) fn witness(&mut self, witnessed: BTreeMap<NodeName, Known>) {
         for (node, known) in witnessed {
+            if let Some(machine) = known.as_ref().and_then(|one| Some(one.machine.as_ref()?.id()))
+                && !self.machines.contains_key(&machine)
+            {
+                self.machines.insert(machine, known.clone());
+                self.changes += 1;
+            }
             self.nodes.entry(node).or_insert(known);
         }
     }
@@ -160,9 +177,25 @@ impl Left {
         self.changes
     }
 
-    /// What is on the machine, if anything is known of it.
-    pub(super) fn machine(&self, machine: &MachineId) -> Option<&Known> {
-        self.machines.get(machine)
+    /// What is on the machine that the spec names, if anything is known of it. Where only its BMC's address or one of its MAC addresses
+    /// is known, it may be that machine or another one: then nobody knows.
+    pub(super) fn machine(&self, spec: &NodeSpec) -> Option<Known> {
+        let known = self.machines.get(&spec.machine()).or_else(|| self.with_mac_of(spec))?;
+        Some(known.clone().filter(|installed| {
+            let machine = installed.machine.as_ref();
+            machine.is_none_or(|machine| {
+                let bmc = self.machines.contains_key(&spec.machine())
+                    || machine.bmc.as_ref() == spec.bmc_address();
+                bmc && machine.shares_mac(spec)
+            })
+        }))
+    }
+
+    fn with_mac_of(&self, spec: &NodeSpec) -> Option<&Known> {
+        let has_mac = |installed: &Installed| {
+            installed.machine.as_ref().is_some_and(|machine| machine.shares_mac(spec))
+        };
+        self.machines.values().find(|known| known.as_ref().is_some_and(has_mac))
     }
 
     /// What is on the machine of a node without a spec, if anything is known of it.
@@ -177,16 +210,19 @@ impl Left {
 
     /// A node goes away, or turns to another machine.
     pub(super) fn leave(&mut self, name: &NodeName, record: &Record) {
-        let changed = match &record.spec {
-            Some(spec) => leave(&mut self.machines, &spec.machine(), record),
-            None => leave(&mut self.nodes, name, record),
+        let Some(spec) = &record.spec else {
+            self.changes += u64::from(leave(&mut self.nodes, name, record));
+            return;
         };
-        self.changes += u64::from(changed);
-        if self.machines.len() > LEFT_MAX {
-            self.incomplete |= self.machines.pop_first().is_some();
+        let machine = spec.machine();
+        self.changes += u64::from(leave(&mut self.machines, &machine, record));
+        // It was another address when that was installed: should it come back to that, it is found there.
+        let installed_as = record.installed.as_ref().and_then(|one| one.machine.as_ref());
+        if let Some(former) = installed_as.map(Machine::id).filter(|former| *former != machine) {
+            self.changes += u64::from(leave(&mut self.machines, &former, record));
         }
-        if self.nodes.len() > LEFT_MAX {
-            self.incomplete |= self.nodes.pop_first().is_some();
+        while self.machines.len() > LEFT_MAX {
+            self.incomplete |= self.machines.pop_first().is_some();
         }
     }
 }

@@ -3,13 +3,17 @@
 //! Called by everybody. It must never do I/O, read a clock or know a protocol: a value here is either valid or does not exist.
 
 pub mod admin;
+pub mod agent_mark;
 pub mod boot;
 pub mod callback;
+pub mod consent;
 pub mod disk;
 pub mod fault;
 pub mod ids;
 pub mod ironic;
+pub mod machine;
 pub mod power;
+pub mod printable;
 pub mod problem;
 pub mod secret;
 pub mod size;

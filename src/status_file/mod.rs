@@ -10,6 +10,10 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use jiff::Timestamp;
@@ -25,10 +29,12 @@ use crate::{
     regular_file,
 };
 
+pub mod agent_mark;
 mod console;
 mod format_1;
 mod shown;
 
+pub use agent_mark::MarkFile;
 pub use console::{CONSOLE_BYTES_MAX, ConsoleLog};
 pub use shown::{Rendered, Says, Stands};
 
@@ -43,6 +49,8 @@ const STATUS_MODE: u32 = 0o644;
 #[derive(Clone, Debug)]
 pub struct StatusFiles {
     dir: PathBuf,
+    /// Whether they are still the writer's own.
+    ours: Option<Arc<AtomicBool>>,
 }
 
 /// Why a status file cannot be written or read.
@@ -92,7 +100,16 @@ impl StatusFileError {
 impl StatusFiles {
     /// The files in `dir`, which need not exist yet.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), ours: None }
+    }
+
+    /// The same, written and removed only while `ours` is true.
+    pub fn only_while(self, ours: Arc<AtomicBool>) -> Self {
+        Self { ours: Some(ours), ..self }
+    }
+
+    fn are_anothers(&self) -> bool {
+        self.ours.as_ref().is_some_and(|ours| !ours.load(Ordering::SeqCst))
     }
 
     /// Where a node's status is.
@@ -102,6 +119,9 @@ impl StatusFiles {
 
     /// Replaces a node's status file; the directory must exist.
     pub fn write(&self, status: &Status) -> Result<(), StatusFileError> {
+        if self.are_anothers() {
+            return Ok(());
+        }
         let path = self.path(&status.node);
         let text = match render(status) {
             Ok(text) => text,
@@ -123,6 +143,9 @@ impl StatusFiles {
 
     /// Removes a node's status file; that there is none is no error.
     pub fn remove(&self, node: &NodeName) -> Result<(), StatusFileError> {
+        if self.are_anothers() {
+            return Ok(());
+        }
         let path = self.path(node);
         atomic_file::remove_if_there(&path).map_err(|source| StatusFileError::Io { path, source })
     }

@@ -27,6 +27,7 @@ use crate::{
 use self::format::Found;
 
 mod format;
+mod identity;
 
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;

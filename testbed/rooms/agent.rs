@@ -12,9 +12,11 @@ mod deploys;
 mod directory;
 mod disk_faults;
 mod faults;
+mod fifos;
 mod flood;
 mod identity;
 mod ironic;
+mod log;
 mod looking;
 mod machine;
 mod mounts;
@@ -26,6 +28,7 @@ mod silent;
 mod site;
 mod specs;
 mod surroundings;
+mod two_agents;
 
 use hostler::model::{
     fault::Step,

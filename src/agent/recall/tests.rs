@@ -23,6 +23,7 @@ use crate::{
         callback::Reply,
         disk::{Disk, RootDeviceHints},
         ids::{Digest, OpId},
+        machine::Machine,
         power::PowerState,
         spec::{
             Bmc, BmcAddress, BmcDriver, Boot, Checksum, DeployRamdisk, Goal, Image, ImageFormat,
@@ -109,6 +110,7 @@ fn deployed(spec: &NodeSpec) -> Record {
         at: now(),
         root_uuid: None,
         redeploy: spec.redeploy.clone(),
+        machine: Some(Machine::named_by(spec)),
     };
     let entry = HistoryEntry { at: now(), phase: Phase::Deployed, message: "installed".into() };
     Record {
@@ -182,7 +184,7 @@ impl Agent {
             }
         };
         let files = StatusFiles::new(dir.join("nodes"));
-        let recalled = recall(&mut store, &files, POLICY, now()).unwrap();
+        let recalled = recall(&mut store, &files, POLICY, false, now()).unwrap();
         let losses = [recalled.losses, recalled.notes].concat().join("\n");
         let mut effects =
             Effects { store, files, running: VecDeque::new(), shown: BTreeMap::new() };

@@ -17,7 +17,9 @@ fn status(lines: &str) -> Status {
 
 fn check(status: &Status, spec: SpecNow, expected: &Expect) {
     let mut told = Vec::new();
-    Story { status, spec, console: None, now: NOW.parse().unwrap() }.tell(&mut told).unwrap();
+    Story { status, agent: None, spec, console: None, now: NOW.parse().unwrap() }
+        .tell(&mut told)
+        .unwrap();
     expected.assert_eq(&String::from_utf8(told).unwrap());
 }
 
@@ -74,20 +76,20 @@ message = "the machine is on; waiting for it to netboot"
 
             What comes next
               waiting for the deploy ramdisk to export its disk, until 2026-11-22T12:20:30Z, in 10m30s
-              you can: set `paused = true` in its spec, to stop this and switch it off
+              you can: set `paused = true` in its spec, to stop this, and have the machine switched off
         "#]],
     );
     // Long after the agent died.
     let overdue = Status { deadline: Some("2026-11-22T12:05:00Z".parse().unwrap()), ..status };
     let mut told = Vec::new();
-    Story { status: &overdue, spec: None, console: None, now: NOW.parse().unwrap() }
+    Story { status: &overdue, agent: None, spec: None, console: None, now: NOW.parse().unwrap() }
         .next(&mut told)
         .unwrap();
     expect![[r#"
 
         What comes next
           waiting for the deploy ramdisk to export its disk, until 2026-11-22T12:05:00Z, 5m0s overdue: does the agent run?
-          you can: set `paused = true` in its spec, to stop this and switch it off
+          you can: set `paused = true` in its spec, to stop this, and have the machine switched off
     "#]].assert_eq(&String::from_utf8(told).unwrap());
 }
 
@@ -210,7 +212,7 @@ message = "gave up after attempt 3"
               BmcReachable  False  Silent: 192.0.2.20:623 does not answer
 
             What comes next
-              you can: repair what the last error names, then hostler retry edge-07
+              you can: repair what the last error names, then run `hostler retry edge-07`, to go on with its installation
               you can: change its spec
         "#]],
     );
@@ -254,9 +256,10 @@ reason = "PoweredOn"
               Held  True   PoweredOn
 
             What comes next
-              you can: hostler approve edge-07, to consent
-              you can: switch it off
-              you can: change `redeploy` in its spec to have it wiped and installed
+              you can: set state = "unmanaged" in its spec, to keep its disk as it is
+              you can: run `hostler approve edge-07`, to WIPE and install it
+              you can: change `redeploy` in its spec, to WIPE and install it
+              you can: switch it off, which is consent to WIPE and install it, too
         "#]],
     );
 }
@@ -317,7 +320,7 @@ reason = "SpecChanged"
 
             What comes next
               you can: leave it: nothing is touched
-              you can: change `redeploy` in its spec to have it wiped and installed
+              you can: change `redeploy` in its spec, to WIPE and install it
         "#]],
     );
 }
@@ -363,9 +366,15 @@ message = "`gone` is not one of deployed, unmanaged"
     let status = Status { spec_valid: true, problems: Vec::new(), ..status };
     let broken = vec![Problem::of_file("nodes/edge-07.toml", "empty")];
     let mut told = Vec::new();
-    Story { status: &status, spec: Some(Err(broken)), console: None, now: NOW.parse().unwrap() }
-        .head(&mut told)
-        .unwrap();
+    Story {
+        status: &status,
+        agent: None,
+        spec: Some(Err(broken)),
+        console: None,
+        now: NOW.parse().unwrap(),
+    }
+    .head(&mut told)
+    .unwrap();
     expect![[r#"
         edge-07 is pending for 10m0s
           nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts

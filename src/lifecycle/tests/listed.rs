@@ -220,6 +220,7 @@ fn an_operator_ends_the_doubt_about_machines_to_come_and_about_no_other() {
 fn more_machines_than_can_be_remembered_are_known_to_be_forgotten() {
     let mut left = Left::default();
     let mut record = Rack::deployed(1).node(0).record().clone();
+    record.installed.as_mut().unwrap().machine = None;
     for n in 0..=20_000_u32 {
         let mut spec = spec_of(0);
         spec.bmc.as_mut().unwrap().address.host = format!("bmc-{n}");

@@ -11,6 +11,7 @@ mod histories;
 mod ironic;
 mod listed;
 mod lost;
+mod machines;
 mod netboot;
 mod no_bmc;
 mod plan;

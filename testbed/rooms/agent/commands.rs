@@ -76,7 +76,8 @@ fn status_and_watch_show_what_the_status_files_say() {
         assert!(said.contains("edge-07  failed") && said.contains("disk.raw"), "{said}");
     }
     let (code, said, _) = answer(&mut site.hostler(&["status", "-o", "json"]));
-    let nodes: Value = serde_json::from_str(&said).unwrap();
+    let shown: Value = serde_json::from_str(&said).unwrap();
+    let nodes = &shown["nodes"];
     assert_eq!(code, 0);
     assert_eq!((&nodes[0]["node"], &nodes[0]["phase"]), (&"edge-07".into(), &"failed".into()));
     assert_eq!(nodes[0]["last_error"]["code"], "ChecksumMismatch");

@@ -1,0 +1,402 @@
+//! Only one agent acts upon a status directory: it marks the directory as its own, and says every
+//! ten seconds that it lives.
+//!
+//! Called by `hostler run`, which stands by while the mark of another agent changes, and by the
+//! agent's operations, which wait while nobody has been able to look at the mark. A thread of its
+//! own reads and writes the file, so that a directory that hangs holds up nothing else. It must
+//! never act, nor let anything act, while the mark is another agent's.
+
+mod identity;
+mod vigil;
+
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+use tracing::{error, info, warn};
+
+use self::vigil::{Found, Verdict, Vigil};
+use crate::{
+    config::Config,
+    model::{agent_mark::AgentMark, ids::hex},
+    status_file::{MarkFile, agent_mark::decode},
+    store::Store,
+};
+
+use super::{StartError, prepare_status_dir, status_dir};
+
+/// From one heartbeat to the next, in seconds.
+const INTERVAL_S: u32 = 10;
+/// How often an agent that stands by looks.
+const STANDBY_INTERVAL: Duration = Duration::from_secs(2);
+/// How many heartbeats an agent that took over waits before it acts: the other one, should it live
+/// after all, finds the new mark and stops.
+const GRACE_BEATS: u32 = 2;
+/// For how long a look at the mark holds good: less than another agent waits before it takes over.
+const LEASE: Duration = Duration::from_secs(90);
+/// How long the last word in the mark may take when the agent stops.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// A state directory that is locked, and the status directory marked as its agent's.
+#[derive(Debug)]
+pub struct Claim {
+    pub(super) store: Store,
+    pub(super) standing: Standing,
+    /// Whether another agent acted here last, so that the records are old.
+    pub(super) after_another: bool,
+}
+
+/// What the mark says of this agent. Stopping the last of them ends its thread.
+#[derive(Clone, Debug)]
+pub(super) struct Standing {
+    now: watch::Receiver<Now>,
+    ours: Arc<AtomicBool>,
+    stop: Sender<()>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Now {
+    Looking,
+    /// Another agent acts: who.
+    StandingBy(String),
+    /// This one may act, as was last seen then.
+    Acting {
+        after_another: bool,
+        looked: Instant,
+    },
+    /// Another one took over: who.
+    Overtaken(String),
+    Stopped,
+}
+
+impl Claim {
+    /// Locks the state directory and marks the status directory, once no other agent acts there.
+    /// `standing_by` is told who does. `was_overtaken`: this process has acted before.
+    pub async fn take(
+        config: &Config,
+        was_overtaken: bool,
+        mut standing_by: impl FnMut(&str),
+    ) -> Result<Self, StartError> {
+        let store = Store::open(&config.state.dir)?;
+        let (state_id, damaged) = store.state_id()?;
+        if let Some(error) = damaged {
+            error!(%error, "the state directory gets another id, and its agent is a stranger to its own mark");
+        }
+        prepare_status_dir(&config.specs);
+        let dir = status_dir(config);
+        let standing = Standing::start(Pace::default(), dir, &state_id, was_overtaken)
+            .map_err(no_heartbeat)?;
+        let mut now = standing.now.clone();
+        let after_another = loop {
+            match now.borrow_and_update().clone() {
+                Now::StandingBy(who) => {
+                    warn!(dir = %dir.display(), other = who, "another agent acts here; this one stands by and touches nothing");
+                    standing_by(&who);
+                }
+                Now::Acting { after_another, .. } => break after_another,
+                Now::Looking | Now::Overtaken(_) | Now::Stopped => {}
+            }
+            if now.changed().await.is_err() {
+                return Err(no_heartbeat(io::Error::other("its thread ended")));
+            }
+        };
+        Ok(Self { store, standing, after_another })
+    }
+}
+
+fn no_heartbeat(source: io::Error) -> StartError {
+    StartError::Listen { what: "the heartbeat".to_owned(), source }
+}
+
+/// How often things are looked at.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// From one heartbeat to the next.
+    beat: Duration,
+    /// From one look of an agent that stands by to the next.
+    standby: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { beat: Duration::from_secs(u64::from(INTERVAL_S)), standby: STANDBY_INTERVAL }
+    }
+}
+
+impl Standing {
+    fn start(pace: Pace, dir: &Path, state_id: &str, was_overtaken: bool) -> io::Result<Self> {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
+        let (told, now) = watch::channel(Now::Looking);
+        let (stop, stopped) = channel();
+        let ours = Arc::new(AtomicBool::new(false));
+        let keeper = Keeper {
+            pace,
+            file: MarkFile::in_dir(dir),
+            mark: identity::of_this_process(state_id, hex(&random), INTERVAL_S, Timestamp::now()),
+            stopped,
+            told,
+            ours: Arc::clone(&ours),
+            is_marked: false,
+            failed: None,
+        };
+        let keep = move || keeper.keep(was_overtaken);
+        thread::Builder::new().name("heartbeat".to_owned()).spawn(keep)?;
+        Ok(Self { now, ours, stop })
+    }
+
+    /// Whether status files are this agent's to write.
+    pub(super) fn ours(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.ours)
+    }
+
+    /// Waits until it is certain that this agent may still act: at once as long as the mark was
+    /// looked at lately.
+    pub(super) async fn confirmed(&self) {
+        let fresh = |now: &Now| match now {
+            Now::Acting { looked, .. } => looked.elapsed() < LEASE,
+            _ => false,
+        };
+        let mut now = self.now.clone();
+        if !fresh(&now.borrow()) {
+            warn!(
+                "the status directory has not answered for a while; nothing is started until it does"
+            );
+        }
+        if now.wait_for(fresh).await.is_err() {
+            // The agent has stopped: nothing may be started any more.
+            std::future::pending().await
+        }
+    }
+
+    /// Waits until another agent has taken over, and says who.
+    pub(super) async fn overtaken(&self) -> String {
+        let mut now = self.now.clone();
+        let overtaken = now.wait_for(|now| matches!(now, Now::Overtaken(_))).await;
+        match overtaken.as_deref() {
+            Ok(Now::Overtaken(who)) => who.clone(),
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Says in the mark that the agent has stopped, if that can be written quickly.
+    pub(super) async fn stop(self) {
+        let mut now = self.now.clone();
+        // Its thread may have ended.
+        self.stop.send(()).unwrap_or_default();
+        drop(self.stop);
+        let ended = now.wait_for(|now| matches!(now, Now::Stopped | Now::Overtaken(_)));
+        drop(timeout(STOP_LIMIT, ended).await);
+    }
+}
+
+/// The thread's own.
+struct Keeper {
+    pace: Pace,
+    file: MarkFile,
+    mark: AgentMark,
+    stopped: Receiver<()>,
+    told: watch::Sender<Now>,
+    ours: Arc<AtomicBool>,
+    /// Whether the mark was ever written.
+    is_marked: bool,
+    /// Why the mark could not be written, as it was told.
+    failed: Option<String>,
+}
+
+/// The agent is to stop.
+struct Stop;
+
+impl Keeper {
+    fn keep(mut self, was_overtaken: bool) {
+        let kept = self.stand_by(was_overtaken).and_then(|after_another| self.act(after_another));
+        if kept.is_err() {
+            self.say_stopped();
+            self.told.send_replace(Now::Stopped);
+        }
+    }
+
+    /// Waits until this agent may act, and marks the directory; whether another one acted before.
+    fn stand_by(&mut self, was_overtaken: bool) -> Result<bool, Stop> {
+        let mut vigil = Vigil::new(self.mark.clone(), was_overtaken);
+        loop {
+            let found = match self.find() {
+                Err(error) if will_stay(&error) => {
+                    self.tell_failure(&error);
+                    return Ok(false);
+                }
+                found => found.unwrap_or_else(|error| Found::Unclear(error.to_string())),
+            };
+            let made_room = matches!(&found, Found::Mark(mark) if mark.stopped.is_some());
+            let verdict = vigil.judge(found.clone(), identity::lives, std::time::Instant::now());
+            let who = match verdict {
+                Verdict::Taken(who) => who,
+                Verdict::Free { after_another } => match self.put(&found) {
+                    Ok(false) => continue,
+                    Ok(true) if !after_another || made_room || self.is_settled()? => {
+                        return Ok(after_another);
+                    }
+                    Ok(true) => continue,
+                    Err(error) if after_another => format!(
+                        "another one did; it is gone, but the mark cannot be written: {error}"
+                    ),
+                    Err(error) => {
+                        // As without status files: two agents then do not see each other.
+                        self.tell_failure(&error);
+                        return Ok(false);
+                    }
+                },
+            };
+            self.tell(Now::StandingBy(who));
+            self.sleep(self.pace.standby)?;
+        }
+    }
+
+    /// Whether the mark still stands when the agent before this one, if it lives, has seen it.
+    fn is_settled(&mut self) -> Result<bool, Stop> {
+        for _ in 0..GRACE_BEATS {
+            self.sleep(self.pace.beat)?;
+            match self.find() {
+                Ok(Found::Mark(mark)) if mark.run_id == self.mark.run_id => self.beat(),
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Says that it lives, until another agent takes over.
+    fn act(&mut self, after_another: bool) -> Result<(), Stop> {
+        self.ours.store(true, Ordering::SeqCst);
+        loop {
+            let looked = Instant::now();
+            self.tell(Now::Acting { after_another, looked });
+            loop {
+                self.sleep(self.pace.beat)?;
+                match self.find() {
+                    Ok(Found::Mark(mark)) if mark.run_id == self.mark.run_id => {
+                        self.beat();
+                        break;
+                    }
+                    Ok(Found::Mark(mark)) if mark.stopped.is_none() => {
+                        self.ours.store(false, Ordering::SeqCst);
+                        self.tell(Now::Overtaken(mark.to_string()));
+                        return Ok(());
+                    }
+                    Ok(found) => {
+                        info!(path = %self.file.path().display(), "the agent's mark is not as it was written: written again");
+                        match self.put(&found) {
+                            // Another agent was quicker: look at it.
+                            Ok(false) => {}
+                            Ok(true) => break,
+                            Err(error) => {
+                                self.tell_failure(&error);
+                                break;
+                            }
+                        }
+                    }
+                    Err(error) => {
+                        self.tell_failure(&error);
+                        // Nobody knows whose the mark is by now: the last look at it holds good for
+                        // a while. Where there never was one, none is missed.
+                        if !self.is_marked {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn find(&self) -> io::Result<Found> {
+        Ok(match self.file.bytes() {
+            Ok(None) => Found::None,
+            Ok(Some(bytes)) => {
+                decode(&bytes).map_or_else(Found::Unclear, |mark| Found::Mark(Box::new(mark)))
+            }
+            Err(error) if is_in_the_way(&error) => Found::Unclear(error.to_string()),
+            Err(error) => return Err(error),
+        })
+    }
+
+    /// Puts the mark in place of what was found; `false`: somebody else was quicker.
+    fn put(&mut self, found: &Found) -> io::Result<bool> {
+        self.mark.heartbeat = Timestamp::now();
+        let is_put = match found {
+            Found::None => self.file.create(&self.mark)?,
+            Found::Mark(_) | Found::Unclear(_) => self.file.replace(&self.mark).map(|()| true)?,
+        };
+        self.is_marked |= is_put;
+        Ok(is_put)
+    }
+
+    fn beat(&mut self) {
+        self.mark.heartbeat = Timestamp::now();
+        match self.file.replace(&self.mark) {
+            Ok(()) => self.failed = None,
+            Err(error) => self.tell_failure(&error),
+        }
+    }
+
+    /// The last word; an agent that stands by takes over at once.
+    fn say_stopped(&mut self) {
+        self.ours.store(false, Ordering::SeqCst);
+        let ours =
+            |found: &Found| matches!(found, Found::Mark(mark) if mark.run_id == self.mark.run_id);
+        if self.find().is_ok_and(|found| ours(&found)) {
+            self.mark.stopped = Some(Timestamp::now());
+            self.beat();
+        }
+    }
+
+    fn tell_failure(&mut self, error: &io::Error) {
+        let error = error.to_string();
+        if self.failed.as_ref() != Some(&error) {
+            error!(path = %self.file.path().display(), error, "the agent's mark cannot be read or written: `hostler status` and other agents do not see that it runs");
+            self.failed = Some(error);
+        }
+    }
+
+    fn tell(&self, now: Now) {
+        self.told.send_if_modified(|told| {
+            let news = *told != now;
+            *told = now;
+            news
+        });
+    }
+
+    fn sleep(&self, time: Duration) -> Result<(), Stop> {
+        match self.stopped.recv_timeout(time) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(Stop),
+        }
+    }
+}
+
+/// Whether something else than a mark lies in its place.
+fn is_in_the_way(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, IsADirectory};
+    matches!(error.kind(), InvalidData | IsADirectory)
+}
+
+/// Whether an agent that cannot look at its mark runs without one, as it runs without status files:
+/// the directory answers, and does not let it.
+fn will_stay(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, PermissionDenied};
+    matches!(error.kind(), NotADirectory | PermissionDenied)
+}
+
+#[cfg(test)]
+mod tests;

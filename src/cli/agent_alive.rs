@@ -1,0 +1,73 @@
+//! Whether an agent acts upon the nodes whose status files are shown: a reader must be able to tell
+//! a dead agent from a quiet one.
+//!
+//! Used by the commands that read status files. It asks no agent: the mark in the directory says it.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use rustix::system::uname;
+use serde_json::{Value, json};
+
+use crate::{
+    model::agent_mark::AgentMark,
+    status_file::{MarkFile, StatusFileError},
+};
+
+use super::status::{clock, span};
+
+/// Exit code of `hostler status` when no agent acts.
+pub(super) const NO_AGENT: u8 = 6;
+
+/// The agent of one status directory, as its mark tells.
+#[derive(Debug)]
+pub(super) struct AgentAlive {
+    /// `None`: no agent of this version has acted there.
+    mark: Option<AgentMark>,
+    now: Timestamp,
+}
+
+impl AgentAlive {
+    pub(super) fn look(dir: &Path) -> Result<Self, StatusFileError> {
+        Ok(Self { mark: MarkFile::in_dir(dir).read()?, now: Timestamp::now() })
+    }
+
+    /// Nothing is known.
+    pub(super) fn unknown() -> Self {
+        Self { mark: None, now: Timestamp::now() }
+    }
+
+    /// Whether it is certain that no agent acts.
+    pub(super) fn is_dead(&self) -> bool {
+        self.mark.as_ref().is_some_and(|mark| mark.dead_since(self.now).is_some())
+    }
+
+    /// What somebody who looks at the nodes has to know: that there is no agent, or that it is on
+    /// another host.
+    pub(super) fn caution(&self) -> Option<String> {
+        let mark = self.mark.as_ref()?;
+        let Some(since) = mark.dead_since(self.now) else {
+            let here = uname();
+            return (here.nodename().to_string_lossy() != mark.host)
+                .then(|| format!("the agent is {mark}"));
+        };
+        let ago = span(self.now.duration_since(since));
+        let end = if mark.stopped.is_some() { "was stopped" } else { "gives no sign of life" };
+        Some(format!(
+            "no agent since {}, {ago} ago: {mark}, {end}; start it there: systemctl start hostler",
+            clock(since)
+        ))
+    }
+
+    /// For programs: null if nothing is known.
+    pub(super) fn to_json(&self) -> Result<Value, serde_json::Error> {
+        let Some(mark) = &self.mark else { return Ok(Value::Null) };
+        let dead_since = mark.dead_since(self.now);
+        let mut agent = serde_json::to_value(mark)?;
+        if let Value::Object(agent) = &mut agent {
+            agent.insert("alive".to_owned(), json!(dead_since.is_none()));
+            agent.insert("dead_since".to_owned(), json!(dead_since));
+        }
+        Ok(agent)
+    }
+}

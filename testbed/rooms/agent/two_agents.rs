@@ -1,0 +1,135 @@
+//! Two agents over one directory, and an agent that is gone.
+
+use std::fs;
+
+use hostler::model::{agent_mark::AgentMark, status::Phase};
+use serde_json::Value;
+
+use super::{
+    DEPLOYED, NODE, ends_deployed,
+    machine::Machine,
+    site::{Site, answer},
+};
+use crate::ipmi::simulators::PASSWORD;
+
+/// A site whose agent has everything of its own but the directory of specs.
+fn over_the_specs_of(site: &Site) -> Site {
+    let other = Site::new();
+    let config = fs::read_to_string(other.path("hostler.toml")).unwrap();
+    let nodes = |site: &Site| site.path("nodes").display().to_string();
+    fs::write(other.path("hostler.toml"), config.replace(&nodes(&other), &nodes(site))).unwrap();
+    fs::write(other.path(&format!("secrets/{NODE}.bmc")), format!("{PASSWORD}\n")).unwrap();
+    other
+}
+
+fn mark(site: &Site) -> Option<AgentMark> {
+    let text = fs::read_to_string(site.path("nodes/_agent.status.toml")).ok()?;
+    Some(toml::from_str(&text).unwrap())
+}
+
+fn status(site: &Site) -> (i32, Value) {
+    let (code, said, _) = answer(&mut site.hostler(&["status", "-o", "json"]));
+    (code, serde_json::from_str(&said).unwrap())
+}
+
+#[test]
+fn a_second_agent_over_one_directory_touches_nothing_until_the_first_has_stopped() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let first = site.start();
+    site.await_that("marked", || mark(&site).is_some_and(|mark| mark.pid == first.id()));
+    let other = over_the_specs_of(&site);
+    let second = other.start();
+    other.await_that("standing by", || other.log().contains("stands by"));
+    assert!(other.log().contains(&format!("process {} on host", first.id())), "{}", other.log());
+
+    site.write(NODE, &machine.spec(&site));
+    machine.deploy(&site);
+    ends_deployed(&site, &machine);
+    assert_eq!(machine.story(), DEPLOYED);
+    assert!(!other.log().contains("phase"), "{}", other.log());
+    assert_eq!(fs::read_dir(other.path("state")).unwrap().count(), 2, "more than lock and id");
+    assert!(mark(&site).is_some_and(|mark| mark.pid == first.id()));
+
+    let (ended, _) = first.terminate();
+    assert!(ended.success());
+    other.await_that("running", || mark(&site).is_some_and(|mark| mark.pid == second.id()));
+    // What it knows it has from the status file.
+    let installed = site.until(NODE, "polled again", |status| {
+        status.phase == Phase::Deployed
+            && status.ready
+            && status.power.is_some()
+            && other.record(NODE).contains("installed")
+    });
+    assert!(installed.installed.is_some());
+    assert_eq!(machine.story(), DEPLOYED);
+    let (code, shown) = status(&other);
+    assert_eq!((code, &shown["agent"]["pid"]), (0, &second.id().into()));
+    assert_eq!(shown["agent"]["alive"], true);
+}
+
+#[test]
+fn an_agent_whose_mark_was_taken_over_stops_and_stands_by() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let first = site.start();
+    site.await_that("marked", || mark(&site).is_some());
+    site.write(NODE, &machine.spec(&site));
+    let ramdisk = machine.boot(&site, 1);
+    site.until_phase(NODE, Phase::WaitingRamdisk);
+    let other = over_the_specs_of(&site);
+    let second = other.start();
+    other.await_that("standing by", || other.log().contains("stands by"));
+
+    site.await_that("taken over", || {
+        drop(fs::remove_file(site.path("nodes/_agent.status.toml")));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        site.log().contains("another agent has taken over")
+            || mark(&site).is_some_and(|mark| mark.pid == second.id())
+    });
+    site.await_that("standing by", || {
+        site.log().contains("another agent has taken over") && site.log().contains("stands by")
+    });
+    assert!(!other.log().contains("running"), "both acted: {}", other.log());
+    other.await_that("running", || other.log().contains("running"));
+    assert!(mark(&site).is_some_and(|mark| mark.pid == second.id() && mark.pid != first.id()));
+    // Whatever the first had begun is nobody's to finish without being asked.
+    let held = site.until(NODE, "held", |status| status.phase == Phase::Held);
+    assert_eq!(held.installed, None);
+    assert_eq!(machine.story(), DEPLOYED[..2]);
+    assert_eq!(ramdisk.look_up(machine.disk.disk_bytes).0, 0, "the first agent still answers");
+}
+
+#[test]
+fn a_dead_agent_is_told_from_a_quiet_one() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    // Before there ever was an agent nothing is known of it.
+    let (code, shown) = status(&site);
+    assert_eq!((code, &shown["agent"]), (0, &Value::Null));
+    let agent = site.start();
+    site.write(NODE, &machine.spec(&site).with_flag("paused", true));
+    site.until_phase(NODE, Phase::Paused);
+    let (code, shown) = status(&site);
+    assert_eq!((code, &shown["agent"]["alive"]), (0, &true.into()));
+    assert_eq!(shown["nodes"][0]["node"], NODE);
+
+    agent.kill();
+    let last = mark(&site).unwrap();
+    site.await_that("found dead", || status(&site).0 == 6);
+    let (code, said, _) = answer(&mut site.hostler(&["status"]));
+    assert_eq!(code, 6, "{said}");
+    let since = format!("no agent since {:.0}", last.heartbeat);
+    assert!(said.contains(&since[..since.len() - 4]), "{since}: {said}");
+    assert!(said.contains("gives no sign of life") && said.contains(NODE), "{said}");
+    let (code, said, _) = answer(&mut site.hostler(&["explain", NODE]));
+    assert!(code == 0 && said.contains("no agent since"), "{said}");
+
+    // Its successor on the same state directory begins at once.
+    let agent = site.start();
+    site.await_that("alive", || status(&site).0 == 0);
+    assert!(!site.log().contains("stands by"), "{}", site.log());
+    agent.terminate();
+    let (code, said, _) = answer(&mut site.hostler(&["status"]));
+    assert!(code == 6 && said.contains("was stopped"), "{said}");
+}
