@@ -20,7 +20,7 @@ use std::{io, path::PathBuf};
 use tokio::sync::oneshot;
 
 pub use self::{
-    client::{ask, show_boot, use_bmc},
+    client::{approve_new_machines, ask, show_boot, use_bmc},
     server::Server,
     wire::WireError,
 };
@@ -48,6 +48,11 @@ pub enum Wish {
         order: Order,
         /// Where the answers go.
         reply: oneshot::Sender<Vec<Answer>>,
+    },
+    /// [`Question::ApproveNewMachines`](crate::model::admin::Question::ApproveNewMachines)
+    ApproveNewMachines {
+        /// Where the answer goes: whether that changed anything, or why it could not.
+        reply: oneshot::Sender<Result<bool, String>>,
     },
     /// [`Question::ShowBoot`](crate::model::admin::Question::ShowBoot)
     ShowBoot {
@@ -99,6 +104,14 @@ pub enum AdminError {
     /// No answer in time.
     #[error("the agent at {} did not answer in {limit_s} s; `hostler status` shows whether it took the order", path.display())]
     Silent {
+        /// The socket.
+        path: PathBuf,
+        /// How long the client waited, in seconds.
+        limit_s: u64,
+    },
+    /// No place became free in time: nothing was asked.
+    #[error("the agent at {} is busy with others, and had no place for this in {limit_s} s; nothing was asked of it; try again", path.display())]
+    Busy {
         /// The socket.
         path: PathBuf,
         /// How long the client waited, in seconds.

@@ -266,7 +266,10 @@ impl Site {
             | Operation::Release(_)
             | Operation::Restart { .. } => self.judge_attempt(node, spec),
             Operation::SetPower(wanted) => self.judge_switching(node, *wanted, spec),
-            Operation::PollPower | Operation::ConfirmPower | Operation::CleanUp => {}
+            Operation::PollPower
+            | Operation::ConfirmPower
+            | Operation::CleanUp
+            | Operation::NetbootFiles { .. } => {}
         }
     }
 
