@@ -26,7 +26,7 @@ use super::{
     left::{Known, Left},
     node::{Node, wants_reinstall},
     polls::{POLL_INTERVAL, Polls},
-    state::Record,
+    state::{Record, State},
     turns::Turns,
     wait::after,
 };
@@ -244,7 +244,13 @@ impl Fleet {
         let interval = self.poll_interval();
         let node = self.nodes.get_mut(name)?;
         node.polls.interval = interval;
+        let was_written = matches!(node.record.state, State::Imaging { .. });
         let actions = node.step(now, event);
+        if let (State::Imaging { .. }, Some(spec), false) =
+            (&node.record.state, &node.record.spec, was_written)
+        {
+            self.left.written(spec);
+        }
         if actions.contains(&Action::Forget) {
             self.forget(name);
         }
