@@ -35,8 +35,8 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
         IpmiErrorKind::WrongPassword | IpmiErrorKind::PasswordTooLong { .. } => (
             "BmcPasswordWrong",
             Never,
-            "correct bmc.username or the password file, then change `redeploy` in the spec; hostler does not go on trying, because BMCs \
-             lock users out",
+            "correct bmc.username or the password file, then run `hostler retry` for this node; hostler does not go on trying, because \
+             BMCs lock users out",
         ),
         IpmiErrorKind::PrivilegeRefused { .. } => (
             "BmcPrivilegeRefused",

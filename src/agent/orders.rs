@@ -12,6 +12,7 @@ use crate::{
     lifecycle::{Event, Hold, Node},
     model::{
         admin::{Answer, Order, Selection},
+        consent,
         ids::NodeName,
         power::PowerState,
         spec::Goal,
@@ -108,7 +109,7 @@ fn outcome(order: &Order, node: &Node) -> Option<String> {
     let keep_off = node.spec().is_some_and(|spec| spec.goal == Goal::Available);
     match (order, node.phase()) {
         (Order::Approve(_), Phase::Held) if keep_off => Some("will be switched off".to_owned()),
-        (Order::Approve(_), Phase::Held) => Some("will be wiped and installed".to_owned()),
+        (Order::Approve(_), Phase::Held) => Some(consent::WILL_WIPE.to_owned()),
         (Order::Approve(_), _) => None,
         (Order::Retry(_), Phase::Failed | Phase::Pending) => Some("will be tried again".to_owned()),
         (Order::Retry(_), _) => {

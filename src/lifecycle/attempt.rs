@@ -8,6 +8,7 @@ use crate::model::{
     boot::{BootStage, Fetch},
     disk::Disk,
     fault::{Fault, RetryAdvice, Step},
+    machine::Machine,
     power::PowerState,
     spec::NodeSpec,
     status::{Installed, LastError, LastSeen},
@@ -160,6 +161,7 @@ impl Node {
             root_uuid: image.root_uuid,
             netboot: image.netboot,
             redeploy: spec.redeploy.clone(),
+            machine: Some(Machine::named_by(spec)),
         });
         self.enter(now, State::Idle);
         // The spec may have been changed in the last moment.

@@ -12,6 +12,7 @@ use crate::model::{
     callback::DiskRange,
     disk::Disk,
     ids::Digest,
+    machine::Machine,
     netboot::NetbootFiles,
     power::PowerState,
     secret::{AttemptKey, Secret},
@@ -102,6 +103,13 @@ impl Record {
     pub(super) fn know(&mut self, installed: Option<Installed>) {
         self.record_lost = installed.is_none();
         self.installed = installed;
+    }
+
+    /// Records that were written before machines were noted speak of the machine that their spec names.
+    pub(super) fn note_machine(&mut self) {
+        if let (Some(installed), Some(spec)) = (&mut self.installed, &self.spec) {
+            installed.machine.get_or_insert_with(|| Machine::named_by(spec));
+        }
     }
 
     /// The agent was gone. A machine in the middle of its boot files has lost its server: pxelinux asks on for two minutes and then

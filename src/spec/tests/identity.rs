@@ -82,12 +82,18 @@ fn checksums_of_kernel_and_ramdisk_are_digests() {
     let text = format!(
         "{text}{NETBOOT}kernel_checksum = \"SHA256SUMS\"\nramdisk_checksum = \"sha256:ab\"\n"
     );
-    check(&text, &expect![[r#"
+    check(
+        &text,
+        &expect![[r#"
         nodes/edge-07.toml:13:19: image.kernel_checksum: no algorithm; write sha256:<64 hex digits> or sha512:<128 hex digits>
         nodes/edge-07.toml:14:20: image.ramdisk_checksum: 2 hex digits, sha256 needs 64
-    "#]]);
+    "#]],
+    );
     let idle = format!("{MINIMAL}kernel_checksum = \"sha256:{}\"\n", "a".repeat(64));
-    check(&idle, &expect![[r#"
+    check(
+        &idle,
+        &expect![[r#"
         nodes/edge-07.toml:9:19: image.kernel_checksum: is of no use unless boot.after = "network"
-    "#]]);
+    "#]],
+    );
 }
