@@ -109,7 +109,12 @@ impl Driver {
                     self.rooms.prune_netboot_files(self.carrier.fleet().netboot_digests());
                 }
                 let in_force = self.carrier.fleet().in_force(&snapshot.nodes);
-                let clashes = clashes(&self.specs_dir, in_force.iter().map(AsRef::as_ref));
+                let specs = || in_force.iter().map(AsRef::as_ref);
+                let mut clashes = clashes(&self.specs_dir, specs());
+                let by_name = self.rooms.bmc_names().clashes(&self.specs_dir, specs());
+                for (node, problems) in by_name {
+                    clashes.entry(node).or_default().extend(problems);
+                }
                 self.carrier.compare(now(), snapshot.nodes, &clashes)
             }
             Err(error) => {

@@ -15,6 +15,7 @@
 //!        └───────────────────────────────────────────────────────────────────┘
 //! ```
 
+mod bmc_names;
 mod boot_files;
 mod consoles;
 mod deeds;
@@ -29,6 +30,7 @@ mod open_files;
 mod orders;
 mod power;
 mod publish;
+mod refusals;
 mod rooms;
 mod scan;
 mod volume;
@@ -224,6 +226,7 @@ impl Agent {
         let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
         let workshop = Workshop::new(&config, standing.clone());
         let cached = netboot_files::cached(workshop.library.clone(), reporting.downgrade());
+        let bmc_names = workshop.bmc_names.clone();
         let mut rooms = Rooms::new(store, menus, publisher, workshop, changed, reporting);
         let names = fleet.names();
         let mut carrier = Carrier::new(fleet);
@@ -245,8 +248,13 @@ impl Agent {
             Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE).map_err(
                 |source| StartError::Listen { what: "directory watcher".into(), source },
             )?;
-        let sources =
-            Sources { scans: scan::start(&config, &names, wakes), calls, orders, fetches, reports };
+        let sources = Sources {
+            scans: scan::start(&config, &names, bmc_names, wakes),
+            calls,
+            orders,
+            fetches,
+            reports,
+        };
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address, callback = %api, "running");
         ready();
         let mut end = End::Asked;

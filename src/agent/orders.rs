@@ -88,6 +88,7 @@ impl Driver {
             Order::Approve(_) => Event::Approve,
             Order::Retry(_) => Event::Retry,
         };
+        self.rooms.ask_bmc_anew(&name);
         self.carrier.step(now(), &name, event, &mut self.rooms);
         let caveat = match self.carrier.fleet().node(&name) {
             None => ", but its spec is gone, and it is forgotten".to_owned(),
@@ -112,6 +113,9 @@ fn outcome(order: &Order, node: &Node) -> Option<String> {
         (Order::Approve(_), Phase::Held) => Some(consent::WILL_WIPE.to_owned()),
         (Order::Approve(_), _) => None,
         (Order::Retry(_), Phase::Failed | Phase::Pending) => Some("will be tried again".to_owned()),
+        (Order::Retry(_), _) if node.is_at_rest() && node.has_bmc_trouble() => {
+            Some("its BMC will be asked again".to_owned())
+        }
         (Order::Retry(_), _) => {
             let switched = |wanted: PowerState| format!("will be switched {}", wanted.as_str());
             let verified = || "will have its kernel and ramdisk verified again".to_owned();

@@ -16,7 +16,7 @@ use crate::{
     model::{
         admin::{CardBoot, Deed},
         callback::Reply,
-        fault::Fault,
+        fault::{Fault, Step},
         ids::{Digest, MacAddr, NodeName, OpId},
         spec::NodeSpec,
         status::{Phase, Progress, Status},
@@ -26,6 +26,7 @@ use crate::{
 };
 
 use super::{
+    bmc_names::BmcNames,
     consoles::Consoles,
     deeds, faults,
     menu::MenuWriter,
@@ -122,8 +123,17 @@ impl Rooms {
             tokio::select! {
                 done = async {
                     workshop.standing.confirmed().await;
+                    if !deed.changes_nothing() {
+                        let shared = workshop.bmc_names.check(Step::Power, &spec).await;
+                        shared.map_err(|fault| format!("{node}: {}", fault.message))?;
+                    }
                     workshop.bmcs.deed(&spec, deed).await
-                } => drop(reply.send(done)),
+                } => {
+                    if done.is_ok() {
+                        workshop.bmcs.refusals.forget(&node);
+                    }
+                    drop(reply.send(done));
+                }
                 () = reply.closed() => info!(%node, deed = deed.name(), "an operator went away before it was done"),
             }
             if let Some(reports) = reports.upgrade()
@@ -132,6 +142,16 @@ impl Rooms {
                 // The agent is stopping.
             }
         });
+    }
+
+    /// What the BMCs' host names resolve to.
+    pub(super) fn bmc_names(&self) -> &BmcNames {
+        &self.workshop.bmc_names
+    }
+
+    /// An operator wants something of the node: what its BMC refused before is sent once more.
+    pub(super) fn ask_bmc_anew(&self, node: &NodeName) {
+        self.workshop.bmcs.refusals.forget(node);
     }
 
     /// What a network card is served; with the attempt's key only if that is wanted.
@@ -249,6 +269,7 @@ impl Outside for Rooms {
     fn forget(&mut self, node: &NodeName) {
         info!(%node, "its spec is gone: forgotten");
         self.unsaved.remove(node);
+        self.ask_bmc_anew(node);
         self.menus.remove(node);
         self.consoles.forget(node);
         self.publisher.remove(node);

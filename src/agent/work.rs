@@ -18,7 +18,7 @@ use crate::{
     progress::{Cancel, Meter, stopped},
 };
 
-use super::{boot_files::DeployFiles, faults, mark::Standing, power::Bmcs};
+use super::{bmc_names::BmcNames, boot_files::DeployFiles, faults, mark::Standing, power::Bmcs};
 
 /// Everything operations need.
 #[derive(Debug)]
@@ -27,12 +27,14 @@ pub(super) struct Workshop {
     pub(super) deploy_files: DeployFiles,
     pub(super) bmcs: Bmcs,
     pub(super) standing: Standing,
+    pub(super) bmc_names: BmcNames,
 }
 
 impl Workshop {
     pub(super) fn new(config: &Config, standing: Standing) -> Self {
         Self {
             standing,
+            bmc_names: BmcNames::default(),
             library: library(config),
             deploy_files: DeployFiles::new(config),
             bmcs: Bmcs::new(config),
@@ -55,8 +57,13 @@ impl Workshop {
         }
         match operation {
             Operation::PollPower => self.bmcs.poll(spec, cancel).await.map(Outcome::Power),
-            Operation::ConfirmPower => self.bmcs.confirm(spec, cancel).await.map(Outcome::Power),
+            Operation::ConfirmPower => {
+                // The last moment: from the next operation on, a clean-up would use the BMC.
+                self.bmc_names.check(Step::Preflight, spec).await?;
+                self.bmcs.confirm(spec, cancel).await.map(Outcome::Power)
+            }
             Operation::Prepare => {
+                self.bmc_names.check(Step::Preflight, spec).await?;
                 let system_guid = self.bmcs.system_guid(spec, cancel.clone()).await?;
                 Box::pin(self.prepare(spec, system_guid, meter, cancel)).await
             }
@@ -79,6 +86,7 @@ impl Workshop {
                 Ok(Outcome::Restarted(leave))
             }
             Operation::SetPower(wanted) => {
+                self.bmc_names.check(Step::Power, spec).await?;
                 self.bmcs.set(spec, wanted, cancel).await?;
                 Ok(Outcome::PowerSet(wanted))
             }

@@ -269,6 +269,11 @@ impl Node {
         self.record.state.at_rest()
     }
 
+    /// Whether its BMC's last answer was none, or of no use.
+    pub fn has_bmc_trouble(&self) -> bool {
+        self.bmc_trouble.is_some()
+    }
+
     /// Whether the machine's being off would be taken for consent to wipe and install it, now or when the node may go on.
     pub fn is_wiped_when_off(&self) -> bool {
         let waits = match &self.record.state {
@@ -443,7 +448,9 @@ impl Node {
     fn retry(&mut self, now: Timestamp) {
         self.netboot.start_afresh();
         self.polls.ask(now);
-        if self.wanted_power().is_some() {
+        // Who asks a BMC again that was in trouble has not ordered what its machine is found to miss.
+        let has_trouble = self.bmc_trouble.is_some();
+        if self.power_differs() || !has_trouble && self.wanted_power().is_some() {
             self.record.power_ordered = true;
         }
         match &mut self.record.state {

@@ -238,13 +238,20 @@ impl Node {
             Phase::Held => self.message_held(),
             Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
             Phase::Deployed => self.message_deployed() + &self.message_changed_machine(),
-            Phase::Available if differs => {
+            Phase::Available if differs && self.bmc_trouble.is_none() => {
                 format!("the machine is {is}, and its spec wants it {wanted}")
             }
             Phase::Available if self.by_hand() => {
                 "nothing is served to it; there is no BMC to switch it off".to_owned()
             }
-            Phase::Available => "kept off; nothing is served to it".to_owned(),
+            Phase::Available => match (&self.bmc_trouble, self.power) {
+                (Some(trouble), _) => {
+                    let why = &trouble.message;
+                    format!("nothing is served to it; its power is not known: {why}")
+                }
+                (None, None) => "nothing is served to it; its power is not known yet".to_owned(),
+                (None, Some(_)) => "kept off; nothing is served to it".to_owned(),
+            },
             Phase::Paused => "paused by its spec".to_owned(),
             Phase::Unmanaged => "observed only".to_owned(),
             Phase::Pending if self.in_line_since.is_some() => {
@@ -269,10 +276,12 @@ impl Node {
             format!(
                 "installed, but the spec now wants something else; nothing is done until you {way}"
             )
-        } else if self.power_differs() {
-            format!("installed; the machine is {is}, and its spec wants it {wanted}")
         } else if self.by_hand() {
             self.message_unseen().to_owned()
+        } else if let Some(trouble) = &self.bmc_trouble {
+            format!("installed; its power is not known: {}", trouble.message)
+        } else if self.power_differs() {
+            format!("installed; the machine is {is}, and its spec wants it {wanted}")
         } else {
             "installed".to_owned()
         }
@@ -356,14 +365,14 @@ impl Node {
             };
             conditions.push(condition("Drifted", drifted, reason, String::new()));
         }
-        if let Some(Fault { code, message, .. }) = self.netboot_trouble() {
-            conditions.push(condition("NetbootVerified", false, code, message.clone()));
-        }
         if let (Some(machine), Some(spec)) = (self.changed_machine(), &self.record.spec) {
             let same_bmc = machine.bmc.as_ref() == spec.bmc_address();
             let reason = if same_bmc { "OtherMacs" } else { "OtherBmc" };
             let message = format!("installed as {machine}, and is {} now", Machine::named_by(spec));
             conditions.push(condition("MachineChanged", true, reason, message));
+        }
+        if let Some(Fault { code, message, .. }) = self.netboot_trouble() {
+            conditions.push(condition("NetbootVerified", false, code, message.clone()));
         }
         if let State::PoweringOn { attempt: Attempt { bmc: None, .. } } = &self.record.state {
             let message = self.what_to_do().to_owned();

@@ -194,11 +194,17 @@ fn a_file_that_was_removed_or_changed_is_noticed() {
             fs::create_dir(path).unwrap();
         },
     ] {
-        files.write(&full()).unwrap();
-        assert!(files.shows(&full()));
-        assert!(!files.shows(&Status { attempt: 3, ..full() }));
+        let wanted = files.render(&full()).unwrap();
+        let mut shown = files.put(&wanted).unwrap().unwrap();
+        assert!(files.still_says(&full().node, &mut shown) && shown.is(&wanted));
+        // Who did not write it finds the same, whenever it was written.
+        let later = Status { updated: Timestamp::UNIX_EPOCH, ..full() };
+        assert!(files.find(&files.render(&later).unwrap()).is_some());
+        let other = files.render(&Status { attempt: 3, ..full() }).unwrap();
+        assert!(files.find(&other).is_none() && !shown.is(&other));
         spoil(&path);
-        assert!(!files.shows(&full()));
+        assert!(!files.still_says(&full().node, &mut shown));
+        assert!(files.find(&wanted).is_none());
     }
 }
 

@@ -27,6 +27,7 @@ mod seccomp;
 mod silent;
 mod site;
 mod specs;
+mod statuses;
 mod surroundings;
 mod two_agents;
 

@@ -26,7 +26,7 @@ const SMALL_IMAGE_BYTES: usize = 3_000_100;
 pub(super) struct Site {
     dir: TempDir,
     pub(super) tftp: SocketAddr,
-    http: SocketAddr,
+    pub(super) http: SocketAddr,
     pub(super) callback: SocketAddr,
     pub(super) image: Vec<u8>,
 }
