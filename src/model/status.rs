@@ -19,8 +19,9 @@ use super::{
     problem::Problem,
 };
 
-/// The version of the status format; it changes only when a reader would have to.
-pub const STATUS_VERSION: u32 = 1;
+/// The version of the status format; it changes only when a reader would have to. In version 1 an entry of
+/// the history had its phase as `phase`, and there was no checksum.
+pub const STATUS_VERSION: u32 = 2;
 
 /// Where a node stands. A closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -294,6 +295,11 @@ pub struct LastError {
     pub fault: Fault,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 /// `[last_seen]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastSeen {
@@ -306,6 +312,15 @@ pub struct LastSeen {
     /// When.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetched_at: Option<Timestamp>,
+    /// A boot file that a machine asked for instead, and that is not among the loaders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_loader: Option<String>,
+    /// How often it did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missing_loader_times: u32,
+    /// From where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_loader_from: Option<IpAddr>,
     /// The machine's last address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
@@ -343,7 +358,8 @@ pub struct Condition {
 pub struct HistoryEntry {
     /// When.
     pub at: Timestamp,
-    /// The phase entered.
+    /// The phase entered. `grep '^phase'` is to find the present one only.
+    #[serde(rename = "entered")]
     pub phase: Phase,
     /// Why.
     pub message: String,
