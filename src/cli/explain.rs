@@ -24,6 +24,7 @@ use crate::{
 use super::{
     Failure, NodePlace,
     agent_alive::AgentAlive,
+    print,
     status::{clock, progress, span},
 };
 
@@ -32,7 +33,7 @@ type SpecNow = Option<Result<NodeSpec, Vec<Problem>>>;
 
 pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let files = StatusFiles::new(place.status_dir()?);
-    let status = status_file::read(&files.path(&place.node))?;
+    let status = print::printable(&status_file::read(&files.path(&place.node))?)?;
     let agent = AgentAlive::look(&place.status_dir()?)?.caution();
     let console = Some(files.console_path(&place.node)).filter(|path| path.exists());
     let (file, defaults) = place.spec()?;
@@ -157,6 +158,12 @@ impl Story<'_> {
                 writeln!(out, "  fetched  its {stage}, {path}{from}, {}", self.ago(at))?;
             }
             _ => writeln!(out, "  fetched  nothing: it has not netbooted in this attempt")?,
+        }
+        if let (None, Some(path)) = (seen.fetched, &seen.missing_loader) {
+            let times = seen.missing_loader_times;
+            let from = seen.missing_loader_from.map(|from| format!(" by {from}"));
+            let from = from.unwrap_or_default();
+            writeln!(out, "  refused  {path}, asked for {times}x{from}: not among the loaders")?;
         }
         match (&seen.callback, seen.callback_at) {
             (Some(call), Some(at)) => writeln!(out, "  called   {call}{from}, {}", self.ago(at))?,

@@ -20,7 +20,7 @@ use crate::{
     status_file::{self, StatusFileError, StatusFiles},
 };
 
-use super::{Failure, NodePlace, agent_alive::AgentAlive, status::clock};
+use super::{Failure, NodePlace, agent_alive::AgentAlive, print, status::clock};
 
 /// For `--help`.
 pub(super) const EXIT_CODES: &str = "\
@@ -170,12 +170,12 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
 }
 
 /// The node's status; none if there is no file (yet).
-fn read(file: &Path) -> Result<Option<Status>, StatusFileError> {
+fn read(file: &Path) -> Result<Option<Status>, Failure> {
     match status_file::read(file) {
         Err(StatusFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             Ok(None)
         }
-        status => status.map(Some),
+        status => Ok(Some(print::printable(&status?)?)),
     }
 }
 
@@ -191,7 +191,7 @@ fn tell(
         None => history.len().saturating_sub(1),
     };
     for HistoryEntry { at, phase, message } in history.iter().skip(seen) {
-        writeln!(io::stderr(), "{} {node} {}: {message}", clock(*at), phase.as_str())?;
+        writeln!(print::stderr(), "{} {node} {}: {message}", clock(*at), phase.as_str())?;
     }
     *told = history.last().cloned();
     Ok(())
@@ -204,7 +204,7 @@ fn give_up(
     verdict: Verdict,
     agent: Option<String>,
 ) -> Result<ExitCode, Failure> {
-    let mut err = io::stderr().lock();
+    let mut err = print::stderr();
     let stands = status.map_or_else(
         || format!("{node}: no status yet"),
         |status| format!("{node} {}: {}", status.phase.as_str(), status.message),

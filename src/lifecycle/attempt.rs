@@ -413,6 +413,14 @@ impl Node {
             return;
         }
         let seen = &mut self.record.last_seen;
+        if fetch.refused_times > 0 {
+            if seen.fetched.is_none() {
+                seen.missing_loader = Some(plain(&fetch.path));
+                seen.missing_loader_times = fetch.refused_times;
+                seen.missing_loader_from = Some(fetch.peer);
+            }
+            return;
+        }
         // Each stage counts once: what anybody can send at any rate must not write the record at that rate.
         if fetch.complete && seen.fetched.is_none_or(|furthest| furthest < fetch.stage) {
             seen.address = Some(fetch.peer);
@@ -424,6 +432,17 @@ impl Node {
             }
         }
     }
+}
+
+/// `192.0.2.51 asked 3 times for lpxelinux.0, which is not among the loaders`
+fn missing_loader(seen: &LastSeen) -> String {
+    let who = seen.missing_loader_from.map_or_else(|| "a machine".to_owned(), |ip| ip.to_string());
+    let times = match seen.missing_loader_times {
+        1 => "once".to_owned(),
+        times => format!("{times} times"),
+    };
+    let path = seen.missing_loader.as_deref().unwrap_or_default();
+    format!("{who} asked {times} for {path}, which is not among the loaders")
 }
 
 /// How far the machine came before it fell silent, and what to look at.
@@ -455,6 +474,13 @@ fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
         (None, _, Some(BootStage::Loader)) => (
             "the machine fetched a boot loader but not its boot menu".to_owned(),
             "the boot loader does not fit the firmware, or it netbooted from a card that is not in boot.mac",
+        ),
+        (None, _, None) if seen.missing_loader.is_some() => (
+            format!(
+                "the machine was switched on but never fetched anything over TFTP; {}",
+                missing_loader(seen)
+            ),
+            "set the boot file in the DHCP server as `hostler dhcp-snippet` prints it; if another machine asked: boot order, cable, VLAN, boot.mac",
         ),
         (None, _, None) => (
             "the machine was switched on but never fetched anything over TFTP".to_owned(),

@@ -294,6 +294,11 @@ pub struct LastError {
     pub fault: Fault,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 /// `[last_seen]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastSeen {
@@ -306,6 +311,15 @@ pub struct LastSeen {
     /// When.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetched_at: Option<Timestamp>,
+    /// A boot file that a machine asked for instead, and that is not among the loaders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_loader: Option<String>,
+    /// How often it did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missing_loader_times: u32,
+    /// From where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_loader_from: Option<IpAddr>,
     /// The machine's last address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,

@@ -17,7 +17,7 @@ use std::{
 use tokio::sync::mpsc::Sender;
 
 use crate::model::{
-    boot::Fetch,
+    boot::{BootStage, Fetch},
     ids::{Digest, NodeName},
     netboot::BootFile,
 };
@@ -28,6 +28,9 @@ use super::{
     table::{BootTable, Named},
     tftp::Refusal,
 };
+
+/// Nodes that are told of a boot file that is not there: with more, it would not help to find the one.
+const AWAITED_MAX: usize = 32;
 
 /// Everything that is served, and what is known of who fetched it.
 #[derive(Debug)]
@@ -107,10 +110,15 @@ impl Shelf {
                 });
                 if let Some(path) = self.files.get(name) {
                     Ok((files::open_fixed(path)?, deploy.unwrap_or(Asked::Nothing)))
-                } else if let Some(root) = &self.loaders {
-                    Ok((files::open_beneath(root, name)?, deploy.unwrap_or(Asked::Loader)))
                 } else {
-                    Err(Refusal::NotFound)
+                    let opened = match &self.loaders {
+                        Some(root) => files::open_beneath(root, name),
+                        None => Err(Refusal::NotFound),
+                    };
+                    if let Err(Refusal::NotFound | Refusal::NotAllowed) = opened {
+                        self.tell_refused(peer, name, now);
+                    }
+                    Ok((opened?, deploy.unwrap_or(Asked::Loader)))
                 }
             }
         }
@@ -136,14 +144,35 @@ impl Shelf {
         })
     }
 
+    /// Tells every node that is waited for: whose machine it is nobody knows before it asks for a menu.
+    fn tell_refused(&self, peer: IpAddr, name: &str, now: Instant) {
+        let Some(times) = self.evidence().refused(peer, name, now) else { return };
+        tracing::info!(%peer, name, times, "a machine asks for a boot file that is not among the loaders");
+        for node in self.table.awaited().into_iter().take(AWAITED_MAX) {
+            let path = name.to_owned();
+            let stage = BootStage::Loader;
+            self.tell(Fetch {
+                node,
+                stage,
+                path,
+                peer,
+                sent_bytes: 0,
+                complete: false,
+                refused_times: times,
+            });
+        }
+    }
+
+    fn tell(&self, fetch: Fetch) {
+        if let Err(error) = self.fetched.try_send(fetch) {
+            tracing::debug!(%error, "a fetch is not told");
+        }
+    }
+
     /// A transfer asked for at `began` has ended.
     pub(super) fn ended(&self, peer: IpAddr, asked: Asked, ended: Ended, began: Instant) {
         let fetches = self.evidence().ended(peer, asked, ended, began, Instant::now());
-        for fetch in fetches {
-            if let Err(error) = self.fetched.try_send(fetch) {
-                tracing::debug!(%error, "a fetch is not told");
-            }
-        }
+        fetches.into_iter().for_each(|fetch| self.tell(fetch));
     }
 
     /// Nothing panics between two changes of what is behind this lock.

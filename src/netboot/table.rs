@@ -133,6 +133,15 @@ impl BootTable {
         self.read(|tables| tables.menus(mac).map(|(node, menus)| (node.clone(), menus)))
     }
 
+    /// The nodes whose machines are to boot the deploy ramdisk.
+    pub(super) fn awaited(&self) -> Vec<NodeName> {
+        self.read(|tables| {
+            let deploys = |node: &&Node| matches!(node.menu, BootMenu::Deploy { .. });
+            let awaited = tables.nodes.iter().filter(|(_, node)| deploys(node));
+            awaited.map(|(name, _)| name.clone()).collect()
+        })
+    }
+
     /// Looks up a clean name.
     pub(super) fn find(&self, name: &str) -> Named {
         let card = match menu_name(name) {

@@ -100,6 +100,7 @@ fn full() -> Status {
             callback_at: Some(at(6)),
             refused: 3,
             refused_reason: Some("wrong key".to_owned()),
+            ..LastSeen::default()
         }),
         durations: BTreeMap::from([("powering-on_ms".to_owned(), 4500)]),
         problems: vec![Problem {

@@ -15,6 +15,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
 
 use crate::{
     atomic_file,
@@ -31,6 +32,8 @@ const LOCK: &str = "lock";
 const LEFT: &str = "_left.json";
 /// A record has a bounded history and some dozen fields; a file this big is not one of ours.
 const RECORD_BYTES_MAX: u64 = 4 << 20;
+/// Nearly every record has less.
+const RECORD_BYTES_USUAL: usize = 64 << 10;
 /// Bad records kept of one node. So many damaged in a row point to the disk; more of them would only fill it.
 const BAD_RECORDS_MAX: u32 = 100;
 
@@ -219,9 +222,11 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
 }
 
 fn write<T: Serialize>(path: PathBuf, content: &T) -> Result<(), StoreError> {
-    serde_json::to_vec_pretty(content)
+    // The key and the CHAP secret of an attempt are in it.
+    let mut json = Zeroizing::new(Vec::with_capacity(RECORD_BYTES_USUAL));
+    serde_json::to_writer_pretty(&mut *json, content)
         .map_err(io::Error::from)
-        .and_then(|json| atomic_file::replace(&path, RECORD_MODE, &json))
+        .and_then(|()| atomic_file::replace(&path, RECORD_MODE, &json))
         .map_err(|source| StoreError::Write { path, source })
 }
 
@@ -237,7 +242,7 @@ fn load<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, StoreError> {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
-    let json = regular_file::read(path, RECORD_BYTES_MAX)?;
+    let json = Zeroizing::new(regular_file::read(path, RECORD_BYTES_MAX)?);
     // The error may quote the file.
     let bad = |error: serde_json::Error| shown(&error.to_string());
     serde_json::from_slice(&json)

@@ -34,6 +34,14 @@ const NODE: &str = "edge-07";
 const MACHINE: &str = "node-1";
 /// Where the administrator is when she types what is not in "Install it".
 const CONFIGURATION: &str = "/etc/hostler";
+/// A node without a machine, and without an image.
+const HOPELESS: &str = r#"
+boot.mac = "52:54:00:00:00:77"
+bmc.driver = "none"
+image = { source = "no-such-image.raw", checksum = "sha512:SUM" }
+retry.attempts = 1
+"#;
+
 struct Host {
     debian: Debian,
     machine: Machine,
@@ -53,12 +61,15 @@ fn the_readmes_commands_install_hostler_and_what_it_installed_outlives_restarts_
     host.orders_the_bmc();
     host.outlives_a_restart_and_a_reboot();
     host.takes_a_password_from_the_service_manager();
+    host.tells_the_journal_what_to_alert_on();
     assert!(host.left.is_empty(), "README.md's {:?} were not run", host.left);
 }
 
 impl Host {
     /// A bare Debian, and a machine that is on, as somebody's.
     fn new() -> Self {
+        let hostler = repository().join("target/x86_64-unknown-linux-gnu/release/hostler");
+        assert!(hostler.exists(), "run testbed/build");
         let kept = repository().join("target/testbed/e2e/host");
         fs::create_dir_all(&kept).unwrap();
         let rack = Rack::up(kept.join("rack"), &["uefi"], "1G", &[]);
@@ -225,6 +236,31 @@ impl Host {
         );
         let status = self.debian.shell("hostler bmc edge-07 status");
         assert!(status.contains("on"), "{status}");
+    }
+
+    /// By the journal's own priorities: `journalctl -p warning` shows what somebody has to see, and nothing else.
+    fn tells_the_journal_what_to_alert_on(&self) {
+        let hopeless = HOPELESS.replace("SUM", &"0".repeat(128));
+        fs::write(self.debian.file("/etc/hostler/nodes/edge-08.toml"), hopeless).unwrap();
+        self.until("edge-08", "failed", SOON, |status| status.phase == Phase::Failed);
+        let messages = |options: &str| -> Vec<String> {
+            let journal = self.debian.shell(&format!(
+                "journalctl _SYSTEMD_UNIT=hostler.service --output=json --no-pager {options}"
+            ));
+            let entries = journal.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            entries
+                .map(|entry| entry["MESSAGE"].as_str().unwrap().trim_start().to_owned())
+                .collect()
+        };
+        let warnings = messages("--priority=warning");
+        let is_warning = |text: &String| text.starts_with("WARN ") || text.starts_with("ERROR ");
+        assert!(warnings.iter().all(is_warning), "{warnings:#?}");
+        let gave_up = |text: &&String| text.contains("edge-08") && text.contains("\"failed\"");
+        assert_eq!(warnings.iter().filter(gave_up).count(), 1, "{warnings:#?}");
+        let others = messages("--priority=info..info");
+        let deployed = |text: &String| text.contains(NODE) && text.contains("\"deployed\"");
+        assert!(others.iter().any(deployed), "{others:#?}");
+        assert!(others.iter().all(|text| text.starts_with("INFO ")), "{others:#?}");
     }
 
     /// One of the README's commands, and how it ends. Returns what it says.

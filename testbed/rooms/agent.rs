@@ -29,6 +29,7 @@ mod site;
 mod specs;
 mod statuses;
 mod surroundings;
+mod terminal;
 mod two_agents;
 
 use hostler::model::{

@@ -1,7 +1,7 @@
 //! A Debian that runs as a host of its own in a rack's network: booted by `testbed/host/boot`, switched off when dropped.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     thread,
@@ -30,10 +30,12 @@ impl Debian {
         let copied =
             Command::new("cp").args(["-a", "--reflink=auto"]).args([&made, &root]).status();
         assert!(copied.unwrap().success());
+        let log = File::create(root.with_extension("log")).unwrap();
         let boot = rack
             .inside(&[repository().join("testbed/host/boot").to_str().unwrap()])
             .arg(&root)
             .stdout(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         let debian = Self { root, boot };

@@ -91,6 +91,7 @@ impl Site {
             Happening::Fetching { machine, session, node: node.clone(), key, stage: stage + 1 };
         self.after_s(2, 20, next);
         Some(Event::Fetched(Fetch {
+            refused_times: 0,
             node: node.clone(),
             stage: *fetched,
             path: "x".to_owned(),
