@@ -9,6 +9,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use rustix::fs::Stat;
+
 /// The kernel stamps a change with a clock that ticks a few hundred times a second, and some file systems keep whole
 /// seconds: what was changed this lately may be changed again under the same stamp.
 const TICK_MAX: Duration = Duration::from_secs(2);
@@ -31,6 +33,18 @@ impl FileMark {
             bytes: file.size(),
             changed: (file.ctime(), file.ctime_nsec()),
             modified: (file.mtime(), file.mtime_nsec()),
+        }
+    }
+
+    /// The same from what the kernel says of a name.
+    pub(crate) fn of_stat(file: &Stat) -> Self {
+        let nanos = |nanos| i64::try_from(nanos).unwrap_or(i64::MAX);
+        Self {
+            device: file.st_dev,
+            inode: file.st_ino,
+            bytes: u64::try_from(file.st_size).unwrap_or(0),
+            changed: (file.st_ctime, nanos(file.st_ctime_nsec)),
+            modified: (file.st_mtime, nanos(file.st_mtime_nsec)),
         }
     }
 
@@ -59,7 +73,11 @@ mod tests {
     fn every_way_to_change_a_file_changes_its_mark() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        let mark = || FileMark::of(&fs::metadata(&path).unwrap());
+        let mark = || {
+            let mark = FileMark::of(&fs::metadata(&path).unwrap());
+            assert_eq!(FileMark::of_stat(&rustix::fs::stat(&path).unwrap()), mark);
+            mark
+        };
         fs::write(&path, "one").unwrap();
         let first = mark();
         assert_eq!(mark(), first);

@@ -76,7 +76,7 @@ fn admit(node: &Node, deed: Deed) -> Result<Arc<NodeSpec>, String> {
     }
     if deed.switches_off() && node.is_wiped_when_off() {
         return Err(format!(
-            "is {phase}, and would be wiped and installed as soon as it is off; `hostler approve` is the order for that, and \
+            "is {phase}, and hostler would WIPE and install it as soon as it is off; `hostler approve` is the order to WIPE it, and \
              state = \"available\" in its spec keeps its disk"
         ));
     }

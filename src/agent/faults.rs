@@ -35,8 +35,8 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
         IpmiErrorKind::WrongPassword | IpmiErrorKind::PasswordTooLong { .. } => (
             "BmcPasswordWrong",
             Never,
-            "correct bmc.username or the password file, then change `redeploy` in the spec; hostler does not go on trying, because BMCs \
-             lock users out",
+            "correct bmc.username or the password file, then run `hostler retry` for this node; hostler does not go on trying, because \
+             BMCs lock users out",
         ),
         IpmiErrorKind::PrivilegeRefused { .. } => (
             "BmcPrivilegeRefused",
@@ -309,6 +309,12 @@ pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
             "ImagingStalled",
             message,
             "look at the network between hostler and the machine, or raise timeouts.imaging_stall",
+        ),
+        ImagingError::TooSlow { .. } => Fault::passing(
+            step,
+            "TargetTooSlow",
+            message,
+            "look at the machine's disk and the network to it, or lower limits.imaging_rate_min",
         ),
         ImagingError::Differs { .. } => Fault::passing(
             step,

@@ -244,8 +244,8 @@ impl Outside for Rooms {
     fn log_phase(&mut self, status: &Status) {
         let Status { node, attempt, message, .. } = status;
         let phase = status.phase.as_str();
-        // Nothing goes on by itself after this one: whoever alerts on warnings is to hear of it.
-        if status.phase == Phase::Failed {
+        // Nothing goes on by itself after these: whoever alerts on warnings is to hear of it.
+        if matches!(status.phase, Phase::Failed | Phase::Held | Phase::Invalid) {
             warn!(%node, phase, attempt, message, "phase");
         } else {
             info!(%node, phase, attempt, message, "phase");

@@ -3,7 +3,13 @@
 //! A file that is gone is looked for again before anybody is told: `git`, `rsync` and editors take a file away before they put its
 //! successor in place, a checkout may be removed while it is read, and a rescan comes at any moment.
 
-use std::{collections::BTreeSet, ffi::OsString, future::Future, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    future::Future,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use jiff::Timestamp;
 use tokio::{
@@ -16,7 +22,7 @@ use tracing::{debug, warn};
 use crate::{
     config::Config,
     model::{ids::NodeName, problem::Problem, toml_reader::Document},
-    spec::{self, ReadError, Snapshot},
+    spec::{ReadError, Reader, Snapshot},
     watch::{DEBOUNCE, Wake},
 };
 
@@ -37,12 +43,13 @@ pub(super) fn start(
     let (found, scans) = mpsc::channel(1);
     let dir = config.specs.dir.clone();
     let defaults = config.defaults.clone();
+    let reader = Arc::new(Mutex::new(Reader::default()));
     let mut known = nodes.iter().map(|name| format!("{name}.toml").into()).collect();
     tokio::spawn(async move {
         let mut told: Vec<Problem> = Vec::new();
         while let Some(wake) = wakes.recv().await {
             debug!(?wake, at = %Timestamp::now(), "reading the spec directory");
-            let read = || read(dir.clone(), defaults.clone());
+            let read = || read(Arc::clone(&reader), dir.clone(), defaults.clone());
             let snapshot = settled(&mut known, read).await;
             if let Ok(snapshot) = &snapshot {
                 tell(&snapshot.problems, &mut told);
@@ -57,9 +64,17 @@ pub(super) fn start(
     scans
 }
 
-async fn read(dir: PathBuf, defaults: Option<Document>) -> Result<Snapshot, ReadError> {
+async fn read(
+    reader: Arc<Mutex<Reader>>,
+    dir: PathBuf,
+    defaults: Option<Document>,
+) -> Result<Snapshot, ReadError> {
     let path = dir.clone();
-    let read = move || spec::read_dir(&dir, &dir.to_string_lossy(), defaults.as_ref());
+    let read = move || {
+        // A reading that panicked knows nothing any more.
+        let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+        reader.read(&dir, &dir.to_string_lossy(), defaults.as_ref())
+    };
     let panicked = |panic: JoinError| Err(ReadError::Io { path, source: panic.into() });
     spawn_blocking(read).await.unwrap_or_else(panicked)
 }

@@ -1,13 +1,12 @@
 //! The agent and its command line: arguments, logging, exit codes.
 
 use std::{
-    io::{self, IsTerminal as _, Write},
+    io::{self, Write},
     process::ExitCode,
 };
 
 use clap::Parser as _;
-use hostler::cli::{Args, Failure};
-use tracing_subscriber::EnvFilter;
+use hostler::cli::{Args, Failure, log};
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -18,16 +17,9 @@ fn main() -> ExitCode {
             return if usage.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    let level = if args.is_agent() { "info" } else { "warn" };
-    let filter = EnvFilter::try_from_env("HOSTLER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    // The journal and a terminal both want the log on standard error; standard output is for answers.
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-    args.run(&mut io::stdout().lock()).unwrap_or_else(|failure| report(&failure))
+    // Standard output is for answers.
+    let left_out = log::init(args.is_agent());
+    args.run(&mut io::stdout().lock(), left_out).unwrap_or_else(|failure| report(&failure))
 }
 
 /// One cause a line, leaving out those that the line before already ends with. A reader that went away

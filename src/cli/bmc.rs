@@ -20,7 +20,7 @@ use super::{AgentPlace, Failure};
 
 pub(super) const NOTES: &str = "\
 The agent gives up after the node's timeouts.power. What changes something is refused while the agent is at work on the machine, and a \
-machine that is to be installed is not switched off, because that would be taken for consent to wipe it. A machine that is not as its spec \
+machine that is to be installed is not switched off, because that would be taken for consent to WIPE it. A machine that is not as its spec \
 wants it has drifted: that is shown, and `hostler retry NODE` puts it right.";
 
 /// What whose BMC is to do.

@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     model::{
+        consent,
         problem::Problem,
         spec::{Goal, NodeSpec},
         status::{LastSeen, Phase, Status},
@@ -79,11 +80,18 @@ impl Story<'_> {
         let none = || "none: no spec was good yet".to_owned();
         let in_force = status.spec_digest.as_ref().map_or_else(none, ToString::to_string);
         writeln!(out, "  in force   {in_force}")?;
+        if let Some(machine) = &status.machine {
+            writeln!(out, "  machine    {machine}")?;
+        }
         match &status.installed {
             None => writeln!(out, "  installed  nothing by hostler")?,
             Some(installed) => {
                 writeln!(out, "  installed  {}", installed.digest)?;
                 writeln!(out, "             on {}, {}", installed.disk, clock(installed.at))?;
+                let machine = installed.machine.as_ref();
+                if let Some(machine) = machine.filter(|one| Some(*one) != status.machine.as_ref()) {
+                    writeln!(out, "             when the machine was {machine}")?;
+                }
             }
         }
         self.problems(out)
@@ -212,43 +220,49 @@ impl Story<'_> {
     /// What an operator can do now, the mildest first.
     fn ways(&self) -> Vec<String> {
         let node = &self.status.node;
-        let redeploy = "change `redeploy` in its spec to have it wiped and installed";
         let condition = |kind: &str| self.status.conditions.iter().find(|one| one.kind == kind);
         let held_for = |reason: &str| condition("Held").is_some_and(|held| held.reason == reason);
         let ways: Vec<String> = match self.status.phase {
             Phase::Held if held_for("TooManyChanges") => vec![
                 "take the change back".to_owned(),
-                format!("hostler approve {node}, to have it wiped"),
-                "hostler approve --all, to have all of them wiped".to_owned(),
+                consent::approve(node),
+                consent::APPROVE_ALL.to_owned(),
             ],
             Phase::Held => {
-                let mut ways = vec![format!("hostler approve {node}, to consent")];
-                if held_for("PoweredOn") {
-                    ways.push("switch it off".to_owned());
-                }
-                // Consent by `redeploy` is consent to an installation.
+                // Consent to a machine that is to be kept off is consent to switch it off, and to nothing else.
                 let installs = |spec: &NodeSpec| spec.goal == Goal::Deployed;
-                if self.spec.as_ref().is_none_or(|spec| spec.as_ref().is_ok_and(installs)) {
-                    ways.push(redeploy.to_owned());
+                if !self.spec.as_ref().is_none_or(|spec| spec.as_ref().is_ok_and(installs)) {
+                    vec![consent::keep_off(node)]
+                } else {
+                    let off = held_for("PoweredOn").then(|| consent::SWITCH_OFF.to_owned());
+                    let keep = "set state = \"unmanaged\" in its spec, to keep its disk as it is"
+                        .to_owned();
+                    let wipe = [consent::approve(node), consent::CHANGE_REDEPLOY.to_owned()];
+                    [keep].into_iter().chain(wipe).chain(off).collect()
                 }
-                ways
             }
             Phase::Failed => vec![
-                format!("repair what the last error names, then hostler retry {node}"),
+                format!(
+                    "repair what the last error names, then run `hostler retry {node}`, to go on with its installation"
+                ),
                 "change its spec".to_owned(),
             ],
             Phase::Pending if self.status.next_attempt_at.is_some() => {
-                vec![format!("hostler retry {node}, not to wait for that")]
+                vec![format!("run `hostler retry {node}`, not to wait for that")]
             }
             Phase::Invalid => vec!["correct its spec".to_owned()],
             Phase::Paused => vec!["take `paused` out of its spec".to_owned()],
             Phase::Deployed if self.drifted() => {
-                vec!["leave it: nothing is touched".to_owned(), redeploy.to_owned()]
+                vec!["leave it: nothing is touched".to_owned(), consent::CHANGE_REDEPLOY.to_owned()]
             }
             phase if phase.is_busy() => {
                 let hand = condition("WaitingForPerson").map(|one| one.message.clone());
                 let stop = "set `paused = true` in its spec, to stop this";
-                let off = if hand.is_some() || self.by_hand() { "" } else { " and switch it off" };
+                let off = if hand.is_some() || self.by_hand() {
+                    ""
+                } else {
+                    ", and have the machine switched off"
+                };
                 hand.into_iter().chain([format!("{stop}{off}")]).collect()
             }
             _ => Vec::new(),

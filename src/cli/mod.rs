@@ -11,6 +11,7 @@ mod check;
 mod dhcp_snippet;
 mod digest;
 mod explain;
+pub mod log;
 mod orders;
 mod plan;
 mod run;
@@ -101,10 +102,10 @@ enum Command {
         #[command(flatten)]
         place: NodePlace,
     },
-    /// Show what the agent would do about a directory of specs, and what would be wiped.
+    /// Show what the agent would do about a directory of specs, and what it would WIPE.
     #[command(after_help = plan::EXIT_CODES)]
     Plan(plan::Asked),
-    /// Let held nodes go on: consent to wipe machines that are on, for example. Exit code 1 if a node was not held.
+    /// Let held nodes go on: consent to WIPE machines that are on, for example. Exit code 1 if a node was not held.
     Approve(orders::For),
     /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if there was nothing to try again.
     Retry(orders::For),
@@ -200,7 +201,7 @@ impl Args {
     }
 
     /// Does what was asked, writing what it has to say to `out`.
-    pub fn run(self, out: &mut impl Write) -> Result<ExitCode, Failure> {
+    pub fn run(self, out: &mut impl Write, left_out: log::LeftOut) -> Result<ExitCode, Failure> {
         match self.command {
             Command::Run { config, print_config } => {
                 let config = config::read(&config)?;
@@ -208,7 +209,7 @@ impl Args {
                     write!(out, "{}", config.to_toml())?;
                     return Ok(ExitCode::SUCCESS);
                 }
-                run::run(config)?;
+                run::run(config, left_out)?;
                 Ok(ExitCode::SUCCESS)
             }
             Command::Check { dir, config } => check::check(&dir, config.as_deref(), out),

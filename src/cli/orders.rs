@@ -21,8 +21,8 @@ pub(super) struct For {
     /// The nodes.
     #[arg(value_name = "NODE", group = "whom")]
     nodes: Vec<NodeName>,
-    /// All nodes that wait for this: to be tried again, those that failed; to be approved, those that were held because too many
-    /// machines were to be reinstalled at once. A machine that is held for another reason has to be named.
+    /// All nodes that wait for this: to be tried again, those that failed; to be approved, and WIPED, those that were held because too
+    /// many machines were to be reinstalled at once. A machine that is held for another reason has to be named.
     #[arg(long, group = "whom")]
     all: bool,
     #[command(flatten)]

@@ -107,9 +107,10 @@ fn table(plan: &[Intention], problems: &[Problem]) -> String {
 
 fn what(node: &Intention) -> String {
     let Some(disk) = &node.wipes else { return node.reason.clone() };
-    let wipes = if node.deed == Deed::Breaker { "would wipe" } else { "wipes" };
-    let unless_on = if node.unless_on { " unless it is on" } else { "" };
-    format!("{wipes} {disk}{unless_on}: {}", node.reason)
+    let wipes = if node.deed == Deed::Breaker { "would WIPE" } else { "WIPES" };
+    let of = node.machine.as_ref().map_or_else(String::new, |machine| format!(" of {machine}"));
+    let unless_on = if node.unless_on { ", unless it is on" } else { "" };
+    format!("{wipes} {disk}{of}{unless_on}: {}", node.reason)
 }
 
 fn json(plan: &[Intention], problems: &[Problem]) -> Value {
@@ -118,6 +119,7 @@ fn json(plan: &[Intention], problems: &[Problem]) -> Value {
         .map(|node| {
             json!({
                 "node": node.node,
+                "machine": node.machine,
                 "action": node.deed.as_str(),
                 "wipes": node.wipes,
                 "unless_on": node.unless_on,

@@ -1,7 +1,12 @@
 //! `hostler status` and `hostler watch`: status files, for people and programs.
 
 use std::{
-    collections::BTreeMap, io::Write, path::Path, process::ExitCode, thread, time::Duration,
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    path::Path,
+    process::ExitCode,
+    thread,
+    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp, Unit};
@@ -76,7 +81,8 @@ pub(super) fn watch(dir: &Path, out: &mut impl Write) -> Result<ExitCode, Failur
             writeln!(out, "{} {news}", clock(Timestamp::now()))?;
             out.flush()?;
         }
-        shown.retain(|name, _| statuses.iter().any(|status| status.node == *name));
+        let there: BTreeSet<&NodeName> = statuses.iter().map(|status| &status.node).collect();
+        shown.retain(|name, _| there.contains(name));
         for status in statuses {
             let line = line(&status);
             if shown.get(&status.node) != Some(&line) {

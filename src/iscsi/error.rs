@@ -8,6 +8,9 @@ use thiserror::Error;
 
 use super::scsi::ScsiFailure;
 
+/// Longest text of a target that an error quotes, in characters.
+pub(super) const QUOTED_CHARS_MAX: usize = 200;
+
 /// One failed exchange with a target: who, doing what, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("target {target}: {operation}: {kind}")]

@@ -14,11 +14,12 @@ use subtle::ConstantTimeEq as _;
 
 use super::{
     chap::{self, Chap},
-    error::{ErrorKind, LoginRefusal},
+    error::{ErrorKind, LoginRefusal, QUOTED_CHARS_MAX},
     negotiate::{self, Digests, Negotiated},
     pdu::{Body, LoginResponse, Pdu, Request, Response, Sequence, Stage},
     text::{self, Pairs},
 };
+use crate::model::printable::excerpt;
 
 /// More rounds than any login has; mutual CHAP with a talkative target takes about six.
 const ROUNDS_MAX: u32 = 16;
@@ -351,7 +352,7 @@ fn moved_to(text: &[u8]) -> String {
         .and_then(|pairs| pairs.into_iter().find(|(key, _)| *key == "TargetAddress"))
         .map_or_else(
             || "an address it does not give".to_owned(),
-            |(_, value)| format!("{value:.200?}"),
+            |(_, value)| format!("\"{}\"", excerpt(value, QUOTED_CHARS_MAX)),
         )
 }
 

@@ -3,10 +3,11 @@
 //! Called by the login. Every answer is checked against the offer, so that a session never works with a value we did not agree to.
 
 use super::{
-    error::{DigestOf, ErrorKind, LoginRefusal},
+    error::{DigestOf, ErrorKind, LoginRefusal, QUOTED_CHARS_MAX},
     pdu::DATA_SEGMENT_BYTES_MAX,
     text::{self, Pairs},
 };
+use crate::model::printable::excerpt;
 
 /// Largest data segment we take: large enough that headers cost nothing, small enough for one buffer per session.
 pub(super) const MAX_RECV_BYTES: u32 = 256 << 10;
@@ -87,7 +88,12 @@ impl Negotiated {
         if matches!(value, "Irrelevant" | "NotUnderstood" | "Reject") {
             return Ok(());
         }
-        let wrong = || ErrorKind::Protocol(format!("login answer {key}={value:?}"));
+        let wrong = || {
+            ErrorKind::Protocol(format!(
+                "login answer {key}=\"{}\"",
+                excerpt(value, QUOTED_CHARS_MAX)
+            ))
+        };
         let length = |most: u32| {
             text::number(value)
                 .filter(|bytes| (LENGTH_BYTES_MIN..=most).contains(bytes))

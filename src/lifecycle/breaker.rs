@@ -27,7 +27,7 @@ impl Breaker {
     pub(super) fn lets_through(
         &mut self,
         now: Timestamp,
-        new: &[NodeName],
+        new: &BTreeSet<NodeName>,
         deployed: &BTreeSet<&NodeName>,
     ) -> bool {
         if new.is_empty() {
@@ -36,7 +36,7 @@ impl Breaker {
         // A clock that was set back counts as a while, too.
         let window = SignedDuration::try_from(WINDOW).unwrap_or(SignedDuration::MAX);
         self.recent.retain(|_, at| now.duration_since(*at).abs() < window);
-        let earlier = self.recent.keys().filter(|node| !new.contains(node)).count();
+        let earlier = self.recent.keys().filter(|node| !new.contains(*node)).count();
         let together = earlier + new.len();
         // One that is being reinstalled counts among the deployed: it was, a moment ago.
         let under_way = self.recent.keys().filter(|node| !deployed.contains(node)).count();

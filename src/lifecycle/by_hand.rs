@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use crate::model::{
     callback::Then,
+    consent,
     fault::{Fault, Step},
     power::PowerState,
     spec::{Bmc, Timeouts},
@@ -150,11 +151,7 @@ impl Node {
 
     /// What somebody is to do.
     pub(super) const fn what_to_do(&self) -> &'static str {
-        if self.record.installed.is_some() {
-            "restart the machine into a network boot, or switch it on so that it boots from the network: it will be wiped and installed anew"
-        } else {
-            "switch the machine on, or restart it, so that it boots from the network: it will be wiped and installed"
-        }
+        if self.record.installed.is_some() { consent::NETBOOT_INSTALLED } else { consent::NETBOOT }
     }
 }
 
@@ -170,6 +167,6 @@ fn nobody_came() -> Fault {
         Step::PowerOn,
         "NotSwitchedOn",
         "the machine did not boot from the network in time: nobody switched it on or restarted it, or it booted from something else",
-        "switch it on or restart it as the message says, and look at its boot order; or raise timeouts.power",
+        "switch it on or restart it as the message says, which lets hostler WIPE it, and look at its boot order; or raise timeouts.power",
     )
 }

@@ -12,6 +12,7 @@ use crate::model::{
     callback::Reply,
     fault::{Fault, Step},
     ids::{NodeName, OpId},
+    machine::MachineChange,
     problem::Problem,
     spec::NodeSpec,
     status::Status,
@@ -190,8 +191,11 @@ impl Carrier {
             outside.log_phase(&node.status(now));
         }
         // Only a node that turns to another machine has left one behind.
-        let bmc = |record: &Record| record.spec.as_ref().map(|spec| spec.machine());
-        let turned = is_unsaved || before.and_then(bmc) != bmc(record);
+        let spec_before = before.and_then(|before| before.spec.as_ref());
+        let same_machine = spec_before
+            .zip(record.spec.as_ref())
+            .is_some_and(|(before, spec)| before.machine_change(spec) == MachineChange::None);
+        let turned = is_unsaved || !same_machine;
         if (is_unsaved || before != Some(record))
             && let Err(error) = kept
                 .or_else(|error| if turned { Err(error) } else { Ok(()) })

@@ -3,11 +3,21 @@
 //! Owned by the [`super::Carrier`]. One node's events never touch another node; what they share, turns and the breaker, is decided
 //! here.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
-use crate::model::{ids::NodeName, problem::Problem, spec::NodeSpec, status::Installed};
+use crate::model::{
+    ids::NodeName,
+    machine::{Machine, MachineChange},
+    problem::Problem,
+    spec::NodeSpec,
+    status::Installed,
+};
 
 use super::{
     agenda::Agenda,
@@ -60,6 +70,8 @@ pub struct Fleet {
     left: Left,
     /// Whether every record is lost and the directory has not been read since.
     state_lost: bool,
+    /// The latest time that was told.
+    latest: Timestamp,
 }
 
 impl Fleet {
@@ -84,6 +96,7 @@ impl Fleet {
             breaker: Breaker::default(),
             left,
             state_lost,
+            latest: now,
         };
         let first_polls = (0..).map(|n| after(now, Duration::from_secs(1) / POLLS_PER_S * n));
         for ((name, record), first_poll) in records.into_iter().zip(first_polls) {
@@ -125,7 +138,7 @@ impl Fleet {
             self.left.doubt(by_hand.map(|(name, _)| name));
         }
         self.note_departures(&specs);
-        let reinstalls: Vec<NodeName> = specs
+        let reinstalls: BTreeSet<NodeName> = specs
             .iter()
             .filter(|(name, spec)| {
                 let spec = spec.as_ref().ok().filter(|_| !clashes.contains_key(*name));
@@ -147,7 +160,15 @@ impl Fleet {
             .filter(|name| !specs.contains_key(*name))
             .map(|name| (name.clone(), Event::SpecGone));
         let mut events: Vec<_> = gone.collect();
-        events.extend(specs.into_iter().map(|(name, spec)| {
+        // Every wait is bounded anew when the clock was set back.
+        let is_set_back = now < self.latest;
+        self.latest = now;
+        let is_news = |(name, spec): &(NodeName, Result<Arc<NodeSpec>, _>)| {
+            let node = self.nodes.get(name).filter(|_| !is_set_back);
+            let known = node.zip(spec.as_ref().ok()).is_some_and(|(node, spec)| node.knows(spec));
+            !known || too_many || clashes.contains_key(name)
+        };
+        events.extend(specs.into_iter().filter(is_news).map(|(name, spec)| {
             let event = match (clashes.get(&name), spec) {
                 (Some(clash), _) => Event::SpecClash(clash.clone()),
                 (None, Ok(spec)) if too_many && reinstalls.contains(&name) => {
@@ -161,8 +182,8 @@ impl Fleet {
         events
     }
 
-    /// Whether this spec, and not the one before it, would have an installed machine wiped. A spec that names another node's machine,
-    /// or its own for the first time, never would.
+    /// Whether this spec, and not the one before it, would have an installed machine wiped. A spec that names another machine than
+    /// before never would.
     fn newly_reinstalls(&self, name: &NodeName, spec: &NodeSpec) -> bool {
         let Some(node) = self.nodes.get(name) else { return false };
         let (Some(old), Some(installed)) = (node.spec(), &node.record.installed) else {
@@ -171,7 +192,8 @@ impl Fleet {
         // One that is held for too many changes is judged again whenever the change would end the hold.
         let held = node.record.too_many_changes && node.wanted.as_ref() != Some(&spec.digest());
         let is_change = old.paused || held || !node.wants_install();
-        is_change && wants_reinstall(spec, installed) && !spec.paused
+        let same_machine = old.machine_change(spec) == MachineChange::None;
+        same_machine && is_change && wants_reinstall(spec, installed) && !spec.paused
     }
 
     /// Writes down what is installed on machines that their specs do not name any more, before another spec does.
@@ -179,7 +201,7 @@ impl Fleet {
         for (name, node) in &self.nodes {
             let Some(old) = node.spec() else { continue };
             let stays = match specs.get(name) {
-                Some(Ok(spec)) => spec.machine() == old.machine(),
+                Some(Ok(spec)) => Arc::ptr_eq(spec, old) || node.takes_along_what_it_knows(spec),
                 Some(Err(_)) => true,
                 None => false,
             };
@@ -209,6 +231,7 @@ impl Fleet {
             self.first_poll = after(self.first_poll.max(now), pause);
             self.nodes.insert(name.clone(), node);
         }
+        self.latest = self.latest.max(now);
         self.adopt(now, name);
         if let Event::Spec(spec) | Event::MassChange(spec) = &event {
             self.remember(now, name, spec);
@@ -244,30 +267,27 @@ impl Fleet {
     /// What is known of the machine a spec names for the first time: it may have belonged to another node.
     fn remember(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
         let Some(node) = self.nodes.get_mut(name) else { return };
-        if node.spec().is_some_and(|old| old.machine() == spec.machine()) {
-            return;
-        }
-        let moved = self.left.machine(&spec.machine()).cloned();
-        if node.spec().is_some() {
-            match moved {
-                Some(None) => node.record.know(None),
-                Some(Some(installed)) => {
-                    let redeploy = spec.redeploy.clone();
-                    node.moved_here = Some(Installed { redeploy, ..installed });
-                }
-                None => {}
+        if let Some(old) = node.spec() {
+            if old.machine_change(spec) != MachineChange::None {
+                node.moved_here = self.left.machine(spec);
             }
             return;
         }
         self.left.found(name);
-        match moved {
-            Some(None) => node.record = Record::distrusted(now),
-            Some(installed) => node.record.know(installed),
-            None => {}
+        // A status file says which machine it speaks of, and the spec may name another one by now.
+        let told_of = node.record.installed.as_ref().and_then(|told| told.machine.as_ref());
+        let change = told_of.map(|machine| machine.change_to(spec));
+        match (change, self.left.machine(spec)) {
+            (Some(MachineChange::None | MachineChange::Part), _) | (None, None) => {}
+            (_, Some(None)) => node.record = Record::distrusted(now),
+            (_, Some(installed)) => node.record.know(installed),
+            // The record that would know more is lost.
+            (Some(MachineChange::Whole), None) => node.record.know(None),
         }
-        // A `redeploy` that comes with the machine is no consent: it may be years old.
         if let Some(installed) = &mut node.record.installed {
+            // A `redeploy` that comes with the machine is no consent: it may be years old.
             installed.redeploy.clone_from(&spec.redeploy);
+            installed.machine.get_or_insert_with(|| Machine::named_by(spec));
         }
     }
 

@@ -8,7 +8,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ids::NodeName, spec::MachineId, status::Installed};
+use crate::model::{
+    ids::NodeName,
+    machine::Machine,
+    spec::{MachineId, NodeSpec},
+    status::Installed,
+};
 
 use super::state::Record;
 
@@ -16,7 +21,7 @@ use super::state::Record;
 const LEFT_MAX: usize = 10_000;
 
 /// What is installed; `None`: a record was lost, and nobody knows.
-type Known = Option<Installed>;
+pub(super) type Known = Option<Installed>;
 
 /// Installations that no node has any more.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -51,6 +56,12 @@ impl Left {
     /// Takes in what status files say of nodes whose record is lost, unless more is known.
     pub(super) fn witness(&mut self, witnessed: BTreeMap<NodeName, Installed>) {
         for (node, installed) in witnessed {
+            if let Some(machine) = installed.machine.as_ref().map(Machine::id)
+                && !self.machines.contains_key(&machine)
+            {
+                self.machines.insert(machine, Some(installed.clone()));
+                self.changes += 1;
+            }
             self.nodes.entry(node).or_insert(Some(installed));
         }
     }
@@ -78,9 +89,25 @@ impl Left {
         self.changes
     }
 
-    /// What is on the machine, if anything is known of it.
-    pub(super) fn machine(&self, machine: &MachineId) -> Option<&Known> {
-        self.machines.get(machine)
+    /// What is on the machine that the spec names, if anything is known of it. Where only its BMC's address or one of its MAC addresses
+    /// is known, it may be that machine or another one: then nobody knows.
+    pub(super) fn machine(&self, spec: &NodeSpec) -> Option<Known> {
+        let known = self.machines.get(&spec.machine()).or_else(|| self.with_mac_of(spec))?;
+        Some(known.clone().filter(|installed| {
+            let machine = installed.machine.as_ref();
+            machine.is_none_or(|machine| {
+                let bmc = self.machines.contains_key(&spec.machine())
+                    || machine.bmc.as_ref() == spec.bmc_address();
+                bmc && machine.shares_mac(spec)
+            })
+        }))
+    }
+
+    fn with_mac_of(&self, spec: &NodeSpec) -> Option<&Known> {
+        let has_mac = |installed: &Installed| {
+            installed.machine.as_ref().is_some_and(|machine| machine.shares_mac(spec))
+        };
+        self.machines.values().find(|known| known.as_ref().is_some_and(has_mac))
     }
 
     /// What is on the machine of a node without a spec, if anything is known of it.
@@ -95,11 +122,17 @@ impl Left {
 
     /// A node goes away, or turns to another machine.
     pub(super) fn leave(&mut self, name: &NodeName, record: &Record) {
-        let changed = match &record.spec {
-            Some(spec) => leave(&mut self.machines, &spec.machine(), record),
-            None => leave(&mut self.nodes, name, record),
+        let Some(spec) = &record.spec else {
+            self.changes += u64::from(leave(&mut self.nodes, name, record));
+            return;
         };
-        self.changes += u64::from(changed);
+        let machine = spec.machine();
+        self.changes += u64::from(leave(&mut self.machines, &machine, record));
+        // It was another address when that was installed: should it come back to that, it is found there.
+        let installed_as = record.installed.as_ref().and_then(|one| one.machine.as_ref());
+        if let Some(former) = installed_as.map(Machine::id).filter(|former| *former != machine) {
+            self.changes += u64::from(leave(&mut self.machines, &former, record));
+        }
     }
 }
 

@@ -10,15 +10,17 @@ use jiff::Timestamp;
 use crate::model::{
     fault::Fault,
     ids::{Digest, NodeName, OpId},
+    machine::MachineChange,
     power::PowerState,
     problem::Problem,
     spec::{Goal, NodeSpec},
-    status::{HistoryEntry, Installed, Phase, Power, Progress},
+    status::{HistoryEntry, Installed, LastSeen, Phase, Power, Progress},
 };
 
 use super::{
     event::{Action, Event, Menu, Operation},
     fleet::Policy,
+    left::Known,
     polls::Polls,
     report::plain_fault,
     state::{Attempt, Hold, Purpose, Record, State},
@@ -55,8 +57,8 @@ pub struct Node {
     pub(super) bmc_trouble: Option<Fault>,
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
-    /// What is installed on the machine that the spec to come names for the first time, if it was another node's.
-    pub(super) moved_here: Option<Installed>,
+    /// What is on the machine that the spec to come names for the first time, if it was another node's.
+    pub(super) moved_here: Option<Known>,
     /// Since when everything is ready for an attempt but that it is the node's turn.
     pub(super) in_line_since: Option<Timestamp>,
     /// When polls of its BMC are due, and its place in their line.
@@ -82,7 +84,8 @@ impl Node {
 
     /// A node from its durable record, as after a crash. What was under way is started again, within the old deadlines, once the
     /// spec directory has been read.
-    pub fn resume(name: NodeName, record: Record, policy: Policy, now: Timestamp) -> Self {
+    pub fn resume(name: NodeName, mut record: Record, policy: Policy, now: Timestamp) -> Self {
+        record.note_machine();
         Self {
             name,
             policy,
@@ -168,8 +171,8 @@ impl Node {
                 self.take_spec(now, &spec, &mut actions);
                 self.record.too_many_changes = self.wants_install();
             }
-            Event::SpecProblems(problems) => self.take_problems(problems, false),
-            Event::SpecClash(problems) => self.take_problems(problems, true),
+            Event::SpecProblems(problems) => self.take_problems(problems),
+            Event::SpecClash(problems) => self.take_clash(now, problems, &mut actions),
             Event::SpecGone => {
                 self.gone = true;
                 if self.record.state.at_rest() {
@@ -213,6 +216,13 @@ impl Node {
         self.line_up_for_poll(now);
         self.note_phase(now);
         actions
+    }
+
+    /// Whether the directory says just what it said before, so that the node need not be told.
+    pub(super) fn knows(&self, spec: &Arc<NodeSpec>) -> bool {
+        let is_settled = !self.unread && !self.gone && self.blocked.is_none();
+        let is_good = self.problems.is_empty() && !self.clash;
+        is_settled && is_good && self.record.spec.as_ref() == Some(spec)
     }
 
     /// Whether the spec wants the disk written: it never was, or `redeploy` was changed since.
@@ -291,6 +301,8 @@ impl Node {
         self.problems.clear();
         self.clash = false;
         if self.record.spec.as_ref() == Some(spec) {
+            // One in memory is enough, and quicker to compare with.
+            self.record.spec = Some(Arc::clone(spec));
             return;
         }
         let limit_before = self.limit();
@@ -299,11 +311,10 @@ impl Node {
         let wanted = Some(spec.digest());
         let other_install = wanted != self.wanted;
         self.wanted = wanted;
-        let other_machine = old
-            .as_ref()
-            .is_some_and(|old| old.machine() != spec.machine() || old.boot.macs != spec.boot.macs);
+        let change = old.as_ref().map_or(MachineChange::None, |old| old.machine_change(spec));
+        let other_machine = change != MachineChange::None;
         if other_machine {
-            self.forget_machine(now, old.as_ref().and_then(|old| old.redeploy.clone()));
+            self.turn_to_machine(now, spec, change);
         }
         let other_ramdisk = old.as_ref().is_some_and(|old| old.boot.ramdisk != spec.boot.ramdisk);
         if old.as_ref().is_some_and(|old| old.bmc != spec.bmc) {
@@ -341,28 +352,63 @@ impl Node {
         }
     }
 
-    /// The spec names another machine now: what was seen of the old one is not about it, and neither is the operator's consent.
-    fn forget_machine(&mut self, now: Timestamp, old_redeploy: Option<String>) {
-        self.power = None;
-        self.bmc_trouble = None;
-        if let Some(moved) = self.moved_here.take() {
-            self.record.know(Some(moved));
-            if matches!(self.record.state, State::Held { .. }) {
-                self.start_afresh(now);
-            }
-        } else if let Some(installed) = &mut self.record.installed {
-            installed.redeploy = old_redeploy;
+    /// Whether what the node knows of its machine's disk is about the machine that the spec names, too.
+    pub(super) fn takes_along_what_it_knows(&self, spec: &NodeSpec) -> bool {
+        let change = self.spec().map_or(MachineChange::None, |old| old.machine_change(spec));
+        match &self.record.installed {
+            _ if change == MachineChange::None => true,
+            Some(installed) => is_of(installed, spec, change),
+            None => change == MachineChange::Part,
         }
     }
 
-    fn take_problems(&mut self, problems: Vec<Problem>, clash: bool) {
+    /// The spec names another machine now, in part or as a whole: what was seen of the old one is not about it, and neither is any
+    /// consent, whatever else was changed with it.
+    fn turn_to_machine(&mut self, now: Timestamp, spec: &NodeSpec, change: MachineChange) {
+        self.power = None;
+        self.bmc_trouble = None;
+        self.record.too_many_changes = false;
+        let stays = self.record.installed.as_ref().map(|installed| is_of(installed, spec, change));
+        match (stays, self.moved_here.take(), change) {
+            (Some(true), _, _) | (None, None, MachineChange::Part) => {}
+            (_, Some(known), _) => self.record.know(known),
+            // It has come to share nothing with what was installed, one thing after the other: it may be that machine or another.
+            (Some(false), None, MachineChange::None | MachineChange::Part) => {
+                self.record.know(None)
+            }
+            // Never seen. A damaged record may have been about any machine.
+            (_, None, _) => {
+                self.record.installed = None;
+                self.record.awaits_restart = false;
+            }
+        }
+        if let Some(installed) = &mut self.record.installed {
+            installed.redeploy.clone_from(&spec.redeploy);
+        }
+        if change == MachineChange::Whole {
+            self.record.last_error = None;
+            self.record.last_seen = LastSeen::default();
+            self.record.durations.clear();
+        }
+        if matches!(self.record.state, State::Held { .. }) {
+            self.start_afresh(now);
+        }
+    }
+
+    fn take_problems(&mut self, problems: Vec<Problem>) {
         self.blocked = None;
         self.problems = problems;
-        self.clash = clash;
-        if clash {
-            // Whose machine it is must be settled first.
-            self.record.consented = false;
-            self.record.power_ordered = false;
+        self.clash = false;
+    }
+
+    /// Whose machine it is must be settled first. An attempt goes on; an order to switch the machine does not.
+    fn take_clash(&mut self, now: Timestamp, problems: Vec<Problem>, actions: &mut Vec<Action>) {
+        self.take_problems(problems);
+        self.clash = true;
+        self.record.consented = false;
+        self.record.power_ordered = false;
+        if matches!(self.record.state, State::SettingPower { .. }) {
+            self.abandon(now, Purpose::StartOver, actions);
         }
     }
 
@@ -380,7 +426,8 @@ impl Node {
         self.polls.ask(now);
         // Who asks a BMC again that was in trouble has not ordered what its machine is found to miss.
         let has_trouble = self.bmc_trouble.is_some();
-        if self.power_differs() || !has_trouble && self.wanted_power().is_some() {
+        let is_order = self.power_differs() || !has_trouble && self.wanted_power().is_some();
+        if is_order || self.owes_restart() {
             self.record.power_ordered = true;
         }
         match &mut self.record.state {
@@ -471,6 +518,9 @@ impl Node {
             }
             State::Preparing { ready: None } => Some(Operation::Prepare),
             State::Preparing { ready: Some(_) } => Some(Operation::ConfirmPower),
+            State::SettingPower { wanted } if self.record.awaits_restart => {
+                due.then_some(Operation::Restart { leave: *wanted })
+            }
             State::SettingPower { wanted } => due.then_some(Operation::SetPower(*wanted)),
             State::PoweringOn { .. } => Some(Operation::PowerOn),
             State::Imaging { attempt, target, disk, granted: true } => Some(Operation::Image {
@@ -524,6 +574,12 @@ impl Node {
         let surplus = self.record.history.len().saturating_sub(HISTORY_MAX);
         self.record.history.drain(..surplus);
     }
+}
+
+/// Whether that is installed on the machine that the spec names, whose change from the one before is given.
+fn is_of(installed: &Installed, spec: &NodeSpec, change: MachineChange) -> bool {
+    let since = installed.machine.as_ref().map_or(change, |machine| machine.change_to(spec));
+    since != MachineChange::Whole
 }
 
 /// The menu of an installed machine. A kernel that would look for its root file system in vain is not served.

@@ -14,9 +14,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::model::{
     ids::{NodeName, OpId},
+    machine::Machine,
     power::PowerState,
     problem::Problem,
-    spec::{Checksum, Goal, MachineId, NodeSpec},
+    spec::{Bmc, BmcDriver, Checksum, Goal, MachineId, NodeSpec, Password, Privilege},
     status::{Installed, Phase, Status},
 };
 
@@ -36,6 +37,8 @@ const LONG_AGO: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct Intention {
     /// The node.
     pub node: NodeName,
+    /// The machine that its spec names.
+    pub machine: Option<Machine>,
     /// What would be done.
     pub deed: Deed,
     /// The disk that would be wiped by it: now, or once the breaker is overruled.
@@ -188,7 +191,7 @@ impl Rehearsal {
     fn intention(&self, node: &Node, kind: Option<Deed>) -> Intention {
         let installed = node.record().installed.as_ref();
         let starts = node.waits_for().is_some_and(|(turn, _)| turn == Turn::Attempt);
-        let under_way = self.under_way(node).filter(|_| starts);
+        let under_way = self.under_way(node).filter(|phase| starts || is_written(*phase));
         let deed = kind.unwrap_or(match (&node.record().state, node.phase()) {
             _ if under_way.is_some_and(is_written) => Deed::Nothing,
             _ if starts && installed.is_some() => Deed::Reinstall,
@@ -222,6 +225,7 @@ impl Rehearsal {
         };
         Intention {
             node: node.name().clone(),
+            machine: node.spec().map(|spec| Machine::named_by(spec)),
             deed,
             wipes: node.spec().filter(|_| wiping).map(|spec| wiped(spec, installed)),
             unless_on: deed == Deed::Install && unknown && !consent && !node.by_hand(),
@@ -243,6 +247,9 @@ fn spec_in_force(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<N
     let known = good(before).filter(|spec| spec.digest() == *digest);
     let mut spec = known.or_else(|| good(specs))?;
     let changed = Arc::make_mut(&mut spec);
+    if let Some(machine) = &status.machine {
+        name_machine(changed, machine);
+    }
     if changed.digest() != *digest {
         changed.redeploy =
             status.installed.as_ref().and_then(|installed| installed.redeploy.clone());
@@ -256,6 +263,25 @@ fn spec_in_force(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<N
         _ => Goal::Deployed,
     };
     Some(spec)
+}
+
+/// The machine is in no digest: it may have been changed since, and the status says which one it was.
+fn name_machine(spec: &mut NodeSpec, machine: &Machine) {
+    spec.boot.macs.clone_from(&machine.macs);
+    spec.bmc = machine.bmc.clone().map(|address| match spec.bmc.take() {
+        Some(bmc) => Bmc { address, ..bmc },
+        // How that BMC was spoken to nobody knows any more, and nothing will be asked of it.
+        None => Bmc {
+            driver: BmcDriver::default(),
+            address,
+            username: String::new(),
+            password: Password::PasswordFile(String::new()),
+            privilege: Privilege::Administrator,
+            cipher_suite: None,
+            match_system_uuid: false,
+            console: false,
+        },
+    });
 }
 
 /// As much of the agent's record as the status tells.
@@ -319,7 +345,14 @@ fn wiped(spec: &NodeSpec, installed: Option<&Installed>) -> String {
 
 fn forgotten(node: NodeName) -> Intention {
     let reason = "its spec is gone; its disk and an installed machine's power stay as they are";
-    Intention { node, deed: Deed::Forget, wipes: None, unless_on: false, reason: reason.to_owned() }
+    Intention {
+        node,
+        machine: None,
+        deed: Deed::Forget,
+        wipes: None,
+        unless_on: false,
+        reason: reason.to_owned(),
+    }
 }
 
 fn quoted(text: Option<&String>) -> String {

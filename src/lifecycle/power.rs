@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use crate::model::{
     fault::{Fault, Step},
+    machine::{Machine, MachineChange},
     power::PowerState,
     spec::{Goal, NodeSpec, WantedPower},
     status::LastError,
@@ -58,8 +59,7 @@ impl Node {
     /// A changed `state` or `power` is an order, if it is about a machine that hostler knows. What changes for another reason, such
     /// as a `redeploy` that is taken back, is none.
     pub(super) fn order_power(&mut self, now: Timestamp, old: Option<&NodeSpec>, new: &NodeSpec) {
-        let same_machine =
-            old.filter(|old| old.machine() == new.machine() && old.boot.macs == new.boot.macs);
+        let same_machine = old.filter(|old| old.machine_change(new) == MachineChange::None);
         match (same_machine.filter(|_| new.bmc.is_some()), new.goal, new.power) {
             (None, ..) | (_, Goal::Unmanaged, _) | (_, Goal::Deployed, WantedPower::Ignore) => {
                 self.record.power_ordered = false;
@@ -80,8 +80,27 @@ impl Node {
         self.record.installed.is_some() || self.record.consented || busy
     }
 
+    /// Whether the BMC is the one by which the machine was installed. Behind another address may be another machine, which nobody
+    /// switches without an order.
+    fn answers_where_installed(&self) -> bool {
+        let machine =
+            self.record.installed.as_ref().and_then(|installed| installed.machine.as_ref());
+        let spec = self.record.spec.as_ref();
+        machine.zip(spec).is_some_and(|(machine, spec)| machine.bmc.as_ref() == spec.bmc_address())
+    }
+
+    /// Somebody gave an order about the machine that the spec names, and its BMC answered: that is the machine.
+    fn confirm_machine(&mut self) {
+        if let (Some(installed), Some(spec)) = (&mut self.record.installed, &self.record.spec) {
+            installed.machine = Some(Machine::named_by(spec));
+        }
+    }
+
     /// The BMC has said how the machine is: switch it, ask somebody, or let it be.
     pub(super) fn consider_power(&mut self, now: Timestamp, observed: PowerState) {
+        if self.owes_restart() {
+            return self.consider_restart(now, observed);
+        }
         let Some(wanted) = self.wanted_power() else { return };
         if observed == wanted {
             return self.power_as_wanted();
@@ -97,22 +116,58 @@ impl Node {
         }
         let rested =
             self.record.power_forced_at.is_none_or(|at| after(at, ENFORCEMENT_INTERVAL) <= now);
-        let enforced = self.policy.enforce_power && rested;
+        let enforced = self.policy.enforce_power && rested && self.answers_where_installed();
         if self.record.power_ordered || self.record.consented || enforced {
             self.record.power_forced_at = Some(now);
             self.enter(now, State::SettingPower { wanted });
         }
     }
 
+    /// Whether the machine's disk is written and the machine was not restarted since.
+    pub fn owes_restart(&self) -> bool {
+        let deployed = |spec: &NodeSpec| spec.goal == Goal::Deployed && spec.bmc.is_some();
+        self.record.awaits_restart
+            && self.record.installed.is_some()
+            && self.record.spec.as_deref().is_some_and(deployed)
+            && !self.wants_install()
+    }
+
+    /// A machine that is on may run its own system by now, if somebody has restarted it: it is
+    /// restarted when an operator says so.
+    fn consider_restart(&mut self, now: Timestamp, observed: PowerState) {
+        if observed == PowerState::Off {
+            self.needs_no_restart();
+            return self.consider_power(now, observed);
+        }
+        if self.record.power_ordered && self.record.state == State::Idle && !self.stands_still() {
+            let wanted = self.power_after_install();
+            self.enter(now, State::SettingPower { wanted });
+        }
+    }
+
+    /// The machine was seen off: whatever it ran before, it boots what was written, and is switched
+    /// on for the first time if its spec wants it on.
+    pub(super) fn needs_no_restart(&mut self) {
+        if std::mem::take(&mut self.record.awaits_restart) {
+            self.record.power_ordered = true;
+            self.record.last_error = None;
+        }
+    }
+
     /// Nothing is left to do, whoever did it.
     fn power_as_wanted(&mut self) {
-        self.record.power_ordered = false;
+        if std::mem::take(&mut self.record.power_ordered) {
+            self.confirm_machine();
+        }
         self.record.last_error.take_if(|error| error.fault.step == Step::Power);
     }
 
     /// The machine was switched.
     pub(super) fn power_set(&mut self, now: Timestamp, reached: PowerState) {
         self.power_as_wanted();
+        if std::mem::take(&mut self.record.awaits_restart) {
+            self.record.last_error = None;
+        }
         self.record.consented = false;
         self.enter(now, State::Idle);
         self.see_power(now, reached);

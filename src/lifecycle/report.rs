@@ -4,9 +4,12 @@ use jiff::Timestamp;
 
 use crate::model::{
     callback::Then,
+    consent,
     disk::Disk,
     fault::Fault,
+    machine::{Machine, MachineChange},
     power::PowerState,
+    printable::is_escaped,
     spec::Goal,
     status::{Condition, LastSeen, Phase, STATUS_VERSION, Status},
 };
@@ -48,6 +51,7 @@ impl Node {
             _ if spec.paused => Phase::Paused,
             (State::Held { reason: Hold::PoweredOn, .. }, Goal::Available) => Phase::Held,
             (_, Goal::Available) => Phase::Available,
+            _ if self.owes_restart() => Phase::Failed,
             _ if !self.wants_install() => Phase::Deployed,
             _ if self.record.too_many_changes => Phase::Held,
             (State::Failed, Goal::Deployed) => Phase::Failed,
@@ -99,6 +103,7 @@ impl Node {
             }),
             updated: now,
             progress: self.progress,
+            machine: record.spec.as_deref().map(Machine::named_by),
             power: self.power,
             installed: record.installed.clone(),
             last_error: record.last_error.clone(),
@@ -145,6 +150,10 @@ impl Node {
         };
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => self.message_at_rest(last_error()),
+            State::SettingPower { .. } if self.owes_restart() => {
+                let again = self.again(POWER_TRIES_MAX);
+                format!("the BMC restarts the machine into its own system{again}")
+            }
             State::SettingPower { wanted } => {
                 let again = self.again(POWER_TRIES_MAX);
                 format!("switching the machine {}{again}", wanted.as_str())
@@ -229,19 +238,12 @@ impl Node {
         let wanted = self.wanted_power().map_or("", PowerState::as_str);
         let differs = self.power_differs();
         match self.phase_at_rest() {
-            Phase::Held => self.message_held().to_owned(),
+            Phase::Held => self.message_held(),
+            Phase::Failed if self.owes_restart() => format!(
+                "installed, but the machine was not restarted, and its disk is not written again for that: {last_error}"
+            ),
             Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
-            Phase::Deployed if self.drifted() => {
-                "installed, but the spec now wants something else; change `redeploy` to let hostler wipe and reinstall".to_owned()
-            }
-            Phase::Deployed if differs && self.bmc_trouble.is_none() => {
-                format!("installed; the machine is {is}, and its spec wants it {wanted}")
-            }
-            Phase::Deployed if self.by_hand() => self.message_unseen().to_owned(),
-            Phase::Deployed => match &self.bmc_trouble {
-                Some(trouble) => format!("installed; its power is not known: {}", trouble.message),
-                None => "installed".to_owned(),
-            },
+            Phase::Deployed => self.message_deployed() + &self.message_changed_machine(),
             Phase::Available if differs && self.bmc_trouble.is_none() => {
                 format!("the machine is {is}, and its spec wants it {wanted}")
             }
@@ -270,6 +272,39 @@ impl Node {
         }
     }
 
+    fn message_deployed(&self) -> String {
+        let is = self.power.map_or("", |power| power.observed.as_str());
+        let wanted = self.wanted_power().map_or("", PowerState::as_str);
+        if self.drifted() {
+            let way = consent::CHANGE_REDEPLOY;
+            format!(
+                "installed, but the spec now wants something else; nothing is done until you {way}"
+            )
+        } else if let Some(trouble) = &self.bmc_trouble {
+            format!("installed; its power is not known: {}", trouble.message)
+        } else if self.power_differs() {
+            format!("installed; the machine is {is}, and its spec wants it {wanted}")
+        } else if self.by_hand() {
+            self.message_unseen().to_owned()
+        } else {
+            "installed".to_owned()
+        }
+    }
+
+    /// The machine as it was named when it was installed, if the spec names it differently now.
+    fn changed_machine(&self) -> Option<&Machine> {
+        let machine = self.record.installed.as_ref()?.machine.as_ref()?;
+        let spec = self.record.spec.as_ref()?;
+        (machine.change_to(spec) != MachineChange::None).then_some(machine)
+    }
+
+    fn message_changed_machine(&self) -> String {
+        let machine = self.changed_machine();
+        machine.map_or_else(String::new, |machine| {
+            format!("; when it was installed, it was {machine}")
+        })
+    }
+
     /// It is installed, and there is no BMC that could say more.
     fn message_unseen(&self) -> &'static str {
         match self.power_after_install() {
@@ -283,24 +318,27 @@ impl Node {
     }
 
     /// What the node is held for, and what lets it go on.
-    fn message_held(&self) -> &'static str {
-        let available = self.record.spec.as_ref().is_some_and(|spec| spec.goal == Goal::Available);
+    fn message_held(&self) -> String {
+        let spec = self.record.spec.as_deref();
+        let available = spec.is_some_and(|spec| spec.goal == Goal::Available);
+        let machine = spec.map_or_else(String::new, |spec| Machine::named_by(spec).to_string());
+        let (approve, redeploy) = (consent::approve(&self.name), consent::CHANGE_REDEPLOY);
+        let (off, all) = (consent::SWITCH_OFF, consent::APPROVE_ALL);
         match self.held_for() {
-            Some(Hold::TooManyChanges) => {
-                "too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, or approve this one, \
-                 or take the change back"
-            }
-            Some(Hold::RecordLost) => {
-                "hostler's record of this machine was lost or damaged, so it may be installed: run `hostler approve`, or change `redeploy` in its \
-                 spec, to let hostler wipe it"
-            }
+            Some(Hold::TooManyChanges) => format!(
+                "too many machines were to be reinstalled at once, which may be a mistake: {all}; or {approve}; or take the change back"
+            ),
+            Some(Hold::RecordLost) => format!(
+                "the machine ({machine}) may be installed: hostler's record of it was lost or damaged, or its spec came to name it piece by \
+                 piece; {approve}; or {redeploy}"
+            ),
             Some(Hold::PoweredOn) | None if available => {
-                "the machine is on, and hostler does not know it: switch it off, or run `hostler approve` to let hostler do so"
+                let ways = consent::keep_off(&self.name);
+                format!("the machine ({machine}) is on, and hostler does not know it: {ways}")
             }
-            Some(Hold::PoweredOn) | None => {
-                "the machine is on and nobody has consented to wipe it: switch it off, run `hostler approve`, or change `redeploy` in its \
-                 spec, to let hostler do so"
-            }
+            Some(Hold::PoweredOn) | None => format!(
+                "the machine ({machine}) is on, and nobody has consented to WIPE it: {approve}; or {redeploy}; or {off}"
+            ),
         }
     }
 
@@ -326,6 +364,12 @@ impl Node {
             let drifted = self.drifted();
             let reason = if drifted { "SpecChanged" } else { "AsWanted" };
             conditions.push(condition("Drifted", drifted, reason, String::new()));
+        }
+        if let (Some(machine), Some(spec)) = (self.changed_machine(), &self.record.spec) {
+            let same_bmc = machine.bmc.as_ref() == spec.bmc_address();
+            let reason = if same_bmc { "OtherMacs" } else { "OtherBmc" };
+            let message = format!("installed as {machine}, and is {} now", Machine::named_by(spec));
+            conditions.push(condition("MachineChanged", true, reason, message));
         }
         if let State::PoweringOn { attempt: Attempt { bmc: None, .. } } = &self.record.state {
             let message = self.what_to_do().to_owned();
@@ -364,7 +408,7 @@ fn message_imaging(attempt: &Attempt, disk: &Disk, granted: bool) -> String {
 
 /// A text from outside as it may be shown and kept: bounded, and without what steers a terminal.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect()
+    text.chars().filter(|c| !is_escaped(*c)).take(TEXT_CHARS_MAX).collect()
 }
 
 /// A fault from outside, with such a text.

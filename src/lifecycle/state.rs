@@ -12,6 +12,7 @@ use crate::model::{
     callback::DiskRange,
     disk::Disk,
     ids::Digest,
+    machine::Machine,
     power::PowerState,
     secret::{AttemptKey, Secret},
     spec::{Bmc, BmcAddress, NodeSpec},
@@ -55,6 +56,10 @@ pub struct Record {
     /// When it was last switched because it was not as wanted.
     #[serde(default)]
     pub power_forced_at: Option<Timestamp>,
+    /// Whether the machine was not restarted since its disk was written: it may still run the deploy
+    /// ramdisk. What is installed is known by then, whatever becomes of the restart.
+    #[serde(default)]
+    pub awaits_restart: bool,
     /// What is on the disk, as far as hostler put it there.
     pub installed: Option<Installed>,
     /// The last failure since the last success.
@@ -84,6 +89,7 @@ impl Record {
             record_lost: false,
             power_ordered: false,
             power_forced_at: None,
+            awaits_restart: false,
             installed: None,
             last_error: None,
             last_seen: LastSeen::default(),
@@ -99,8 +105,16 @@ impl Record {
 
     /// What is on the machine's disk is known from elsewhere, or known to be unknown.
     pub(super) fn know(&mut self, installed: Option<Installed>) {
+        self.awaits_restart = false;
         self.record_lost = installed.is_none();
         self.installed = installed;
+    }
+
+    /// Records that were written before machines were noted speak of the machine that their spec names.
+    pub(super) fn note_machine(&mut self) {
+        if let (Some(installed), Some(spec)) = (&mut self.installed, &self.spec) {
+            installed.machine.get_or_insert_with(|| Machine::named_by(spec));
+        }
     }
 
     /// The agent was gone. A machine in the middle of its boot files has lost its server: pxelinux asks on for two minutes and then
@@ -244,6 +258,9 @@ pub struct Attempt {
     pub verify: Vec<DiskRange>,
     /// The first address that showed the key; no other may use it.
     pub peer: Option<IpAddr>,
+    /// The addresses that fetched the whole deploy ramdisk, two at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ramdisk_fetched_by: Vec<IpAddr>,
     /// The disk the ramdisk was told to export.
     pub disk: Option<Disk>,
     /// What the BMC says is the machine's UUID: no other machine's ramdisk is believed. `None`: that was not asked for.

@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::printable::excerpt;
+
 /// Longest key and message of a problem in characters: a value quoted in a message may have the size of the file.
 const SHOWN_CHARS_MAX: usize = 300;
 
@@ -45,19 +47,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A text that quotes a file, fit to be printed: no control characters, which could forge lines of a log, and not too long.
+/// A text that quotes a file, fit to be printed: escaped, and not too long.
 pub(crate) fn shown(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len().min(SHOWN_CHARS_MAX));
-    for (index, char) in text.chars().enumerate() {
-        if index == SHOWN_CHARS_MAX {
-            shown.push('…');
-            break;
-        }
-        if char.is_control() {
-            shown.extend(char.escape_default());
-        } else {
-            shown.push(char);
-        }
-    }
-    shown
+    excerpt(text, SHOWN_CHARS_MAX)
 }

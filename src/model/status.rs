@@ -13,6 +13,7 @@ use super::{
     disk::Disk,
     fault::Fault,
     ids::{Digest, NodeName},
+    machine::Machine,
     power::PowerState,
     problem::Problem,
 };
@@ -158,6 +159,9 @@ pub struct Status {
     /// The write under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// The machine that the effective spec names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
     /// Power, as wanted and as seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<Power>,
@@ -265,6 +269,9 @@ pub struct Installed {
     /// The `redeploy` value it was installed under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redeploy: Option<String>,
+    /// The machine as its spec named it when it was installed. `None`: hostler did not write that down yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
 }
 
 /// `[last_error]`

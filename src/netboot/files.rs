@@ -89,17 +89,20 @@ pub(super) fn open_own(dirs: &[PathBuf], path: &str) -> io::Result<Opened> {
         let dirs: Vec<_> = dirs.iter().map(|dir| dir.display().to_string()).collect();
         refused(format!("must lie under {}", dirs.join(" or ")))
     })?;
-    let nothing = || refused("not a regular file with something in it".to_owned());
     let file = beneath::open(open_root(&dir)?, &inside, Links::Beneath).map_err(|error| {
         if beneath::leads_out(&error) {
             refused(format!("a link in it leads out of {}", dir.display()))
         } else if NotRegular::is_cause_of(&error) {
-            nothing()
+            refused(error.to_string())
         } else {
             error
         }
     })?;
-    regular(file).and_then(|opened| if opened.bytes > 0 { Ok(opened) } else { Err(nothing()) })
+    let opened = regular(file)?;
+    if opened.bytes == 0 {
+        return Err(refused("empty; was the copy interrupted?".to_owned()));
+    }
+    Ok(opened)
 }
 
 /// Makes a text a file that exists only in memory and only as long as it is open.
@@ -183,7 +186,7 @@ mod tests {
             ("none", "No such file"),
             ("out", "leads out of"),
             ("../vmlinuz", "leads out of"),
-            ("empty", "not a regular file"),
+            ("empty", "empty; was the copy interrupted?"),
             (".", "not a regular file"),
             (&absolute(&outside), "must lie under"),
             ("/sys/devices/system/cpu/online", "not a regular file"),

@@ -2,9 +2,10 @@
 //! gives either the old files or the new ones.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
-    io,
+    io, mem,
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,6 +17,7 @@ use rustix::{
 };
 
 use crate::{
+    file_mark::FileMark,
     model::{
         ids::NodeName,
         problem::Problem,
@@ -29,8 +31,11 @@ use super::{
     Defaults, ReadAttachment, attachments::Attachments, clashes, node_name, parse, parse_settings,
 };
 
+mod known;
 #[cfg(test)]
 mod tests;
+
+use known::KnownSpecs;
 
 /// The file whose keys are under every spec of its directory.
 pub const DEFAULTS_FILE: &str = "_defaults.toml";
@@ -85,6 +90,32 @@ pub fn read_dir(
     shown_as: &str,
     agent_defaults: Option<&Document>,
 ) -> Result<Snapshot, ReadError> {
+    Reader::default().read(dir, shown_as, agent_defaults)
+}
+
+/// Reads one directory again and again, and parses only what may have changed since. Always give it the same names and agent's
+/// defaults.
+#[derive(Debug, Default)]
+pub struct Reader(KnownSpecs);
+
+impl Reader {
+    /// What [`read_dir`] reads.
+    pub fn read(
+        &mut self,
+        dir: &Path,
+        shown_as: &str,
+        agent_defaults: Option<&Document>,
+    ) -> Result<Snapshot, ReadError> {
+        read_known(&mut self.0, dir, shown_as, agent_defaults)
+    }
+}
+
+fn read_known(
+    known: &mut KnownSpecs,
+    dir: &Path,
+    shown_as: &str,
+    agent_defaults: Option<&Document>,
+) -> Result<Snapshot, ReadError> {
     let failed = |errno: Errno| match errno {
         Errno::NOENT => ReadError::Missing(dir.to_owned()),
         _ => ReadError::Io { path: dir.to_owned(), source: errno.into() },
@@ -101,20 +132,36 @@ pub fn read_dir(
         }
     }
     let mut snapshot = Snapshot::default();
-    let defaults = read_defaults(&handle, shown_as, agent_defaults);
+    let (defaults, default_bytes) = read_defaults(&handle, shown_as, agent_defaults);
     snapshot.problems.extend_from_slice(defaults.problems());
     let attachments = Attachments::beside(&handle);
+    let mut reading = mem::take(known).begin(&handle, default_bytes);
     for file in &files {
+        if let Some(spec) = reading.known(file, &attachments) {
+            snapshot.nodes.insert(spec.name.clone(), Ok(spec));
+            continue;
+        }
         // Escaped, because a file's name may hold anything, even the line break that forges a line of a log.
         let shown = format!("{shown_as}/{}", file.to_string_lossy().escape_debug());
+        let attached = RefCell::new(Vec::new());
+        let attach = |path: &str| {
+            let content = attachments.read(path)?;
+            attached.borrow_mut().push((path.to_owned(), Arc::clone(&content)));
+            Ok(content)
+        };
         let spec = read_at(&handle, file)
             .map_err(|error| vec![Problem::of_file(&shown, unreadable(&error))])
-            .and_then(|bytes| parse(&shown, &bytes, &defaults, &|path| attachments.read(path)));
+            .and_then(|(bytes, mark)| {
+                let spec = Arc::new(parse(&shown, &bytes, &defaults, &attach)?);
+                reading.note(file, mark, &spec, attached.take());
+                Ok(spec)
+            });
         match node_name(&shown) {
-            Ok(name) => drop(snapshot.nodes.insert(name, spec.map(Arc::new))),
+            Ok(name) => drop(snapshot.nodes.insert(name, spec)),
             Err(_) => snapshot.problems.extend(spec.err().unwrap_or_default()),
         }
     }
+    *known = reading.end();
     snapshot.problems.sort();
     snapshot.problems.dedup();
     // Whatever is wrong with the defaults: they are there.
@@ -155,9 +202,9 @@ fn with_defaults<T>(
     let dir = parent.unwrap_or(Path::new("."));
     let handle = open_dir(dir).map_err(|errno| failed(&errno.into()))?;
     let name = path.file_name().unwrap_or_default();
-    let bytes = read_at(&handle, name).map_err(|error| failed(&error))?;
+    let (bytes, _) = read_at(&handle, name).map_err(|error| failed(&error))?;
     let shown_dir = parent.unwrap_or(Path::new("")).to_string_lossy();
-    let defaults = read_defaults(&handle, &shown_dir, agent_defaults);
+    let (defaults, _) = read_defaults(&handle, &shown_dir, agent_defaults);
     let attachments = Attachments::beside(&handle);
     parse(&shown, &bytes, &defaults, &|path| attachments.read(path))
 }
@@ -197,18 +244,23 @@ fn is_spec(name: &[u8]) -> bool {
         && name != DEFAULTS_FILE.as_bytes()
 }
 
-fn read_defaults(dir: &OwnedFd, shown_as: &str, agent: Option<&Document>) -> Defaults {
+/// The defaults, and what is in their file, if there is one; no second value where that is not known.
+fn read_defaults(
+    dir: &OwnedFd,
+    shown_as: &str,
+    agent: Option<&Document>,
+) -> (Defaults, Option<Option<Vec<u8>>>) {
     let shown = if shown_as.is_empty() {
         DEFAULTS_FILE.to_owned()
     } else {
         format!("{shown_as}/{DEFAULTS_FILE}")
     };
     match read_at(dir, OsStr::new(DEFAULTS_FILE)) {
-        Ok(bytes) => Defaults::new(Some((&shown, &bytes)), agent),
+        Ok((bytes, _)) => (Defaults::new(Some((&shown, &bytes)), agent), Some(Some(bytes))),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !is_listed(dir, DEFAULTS_FILE) => {
-            Defaults::new(None, agent)
+            (Defaults::new(None, agent), Some(None))
         }
-        Err(error) => Defaults::broken(Problem::of_file(shown, unreadable(&error))),
+        Err(error) => (Defaults::broken(Problem::of_file(shown, unreadable(&error))), None),
     }
 }
 
@@ -221,10 +273,11 @@ fn open_dir(dir: &Path) -> rustix::io::Result<OwnedFd> {
     openat(CWD, dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// One whole file. Never blocks on a pipe, never reads more than the parser takes.
-fn read_at(dir: &OwnedFd, name: &OsStr) -> io::Result<Vec<u8>> {
+/// One whole file, and its mark before it was read. Never blocks on a pipe, never reads more than the parser takes.
+fn read_at(dir: &OwnedFd, name: &OsStr) -> io::Result<(Vec<u8>, FileMark)> {
     let file = regular_file::open_at(dir, name)?;
-    regular_file::read_start(file, FILE_BYTES_MAX as u64 + 1)
+    let mark = FileMark::of(&file.metadata()?);
+    Ok((regular_file::read_start(file, FILE_BYTES_MAX as u64 + 1)?, mark))
 }
 
 fn unreadable(error: &io::Error) -> String {

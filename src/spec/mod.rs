@@ -24,7 +24,7 @@ mod values;
 pub use attachments::{ATTACHED_BYTES_MAX, ATTACHMENT_BYTES_MAX};
 pub use clash::clashes;
 pub use directory::{
-    DEFAULTS_FILE, ReadError, Report, SPECS_MAX, Snapshot, check, read_dir, read_file,
+    DEFAULTS_FILE, ReadError, Reader, Report, SPECS_MAX, Snapshot, check, read_dir, read_file,
     read_file_settings,
 };
 

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::{StatusFileError, StatusFiles};
 use crate::{
     atomic_file,
-    model::{ids::NodeName, secret::AttemptKey},
+    model::{ids::NodeName, printable::is_escaped, secret::AttemptKey},
 };
 
 /// Most of a console that is kept, in bytes: the end, which says why. A whole boot of the deploy ramdisk has some 20 KiB at its loudest.
@@ -84,7 +84,7 @@ fn last_lines(text: &str) -> &str {
 }
 
 /// Text that a terminal shows and does nothing else with: no control characters but line breaks and tabs, no escape sequences (ECMA-48), and
-/// nothing that turns the direction of writing.
+/// nothing that turns the direction of writing or is not seen.
 fn clean(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut clean = String::with_capacity(text.len());
@@ -93,8 +93,7 @@ fn clean(bytes: &[u8]) -> String {
         match char {
             '\u{1b}' => skip_escape(&mut chars),
             '\n' | '\t' => clean.push(char),
-            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {}
-            control if control.is_control() => {}
+            unprintable if is_escaped(unprintable) => {}
             plain => clean.push(plain),
         }
     }

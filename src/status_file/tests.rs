@@ -12,8 +12,10 @@ use crate::model::{
     disk::Disk,
     fault::{Fault, Step},
     ids::{Digest, DigestAlgorithm},
+    machine::Machine,
     power::PowerState,
     problem::Problem,
+    spec::BmcAddress,
     status::{
         Condition, HistoryEntry, ImagingStage, Installed, LastError, LastSeen, Phase, Power,
         Progress, STATUS_VERSION,
@@ -45,6 +47,7 @@ fn least(node: &str) -> Status {
         next_attempt_at: None,
         updated: at(1),
         progress: None,
+        machine: None,
         power: None,
         installed: None,
         last_error: None,
@@ -74,6 +77,7 @@ fn full() -> Status {
             rate_bytes: 1 << 27,
             remaining_s: None,
         }),
+        machine: Some(machine()),
         power: Some(Power { observed: PowerState::On, observed_at: at(2) }),
         installed: Some(installed()),
         last_error: Some(LastError {
@@ -118,6 +122,13 @@ fn full() -> Status {
     }
 }
 
+fn machine() -> Machine {
+    Machine {
+        bmc: Some(BmcAddress { host: "192.0.2.20".to_owned(), port: 623 }),
+        macs: vec!["52:54:00:00:00:01".parse().unwrap()],
+    }
+}
+
 fn installed() -> Installed {
     Installed {
         digest: digest(2),
@@ -132,6 +143,7 @@ fn installed() -> Installed {
         at: at(3),
         root_uuid: None,
         redeploy: Some("2026-11-22-a".to_owned()),
+        machine: Some(machine()),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     site::{BOOT_LIMIT, SOON, Site},
 };
 
-const WHAT_TO_DO: &str = "switch the machine on, or restart it, so that it boots from the network: it will be wiped and installed";
+const WHAT_TO_DO: &str = "switch the machine on, or restart it, so that it boots from the network: hostler will WIPE and install it";
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// Busy phases of such an attempt: nothing restarts the machine but itself.
 const PHASES: [Phase; 7] = [

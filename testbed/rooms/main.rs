@@ -8,6 +8,7 @@
 mod admin;
 mod agent;
 mod callback;
+mod consent_words;
 mod dhcp;
 mod docs;
 mod drive;

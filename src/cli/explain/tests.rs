@@ -76,7 +76,7 @@ message = "the machine is on; waiting for it to netboot"
 
             What comes next
               waiting for the deploy ramdisk to export its disk, until 2026-11-22T12:20:30Z, in 10m30s
-              you can: set `paused = true` in its spec, to stop this and switch it off
+              you can: set `paused = true` in its spec, to stop this, and have the machine switched off
         "#]],
     );
     // Long after the agent died.
@@ -89,7 +89,7 @@ message = "the machine is on; waiting for it to netboot"
 
         What comes next
           waiting for the deploy ramdisk to export its disk, until 2026-11-22T12:05:00Z, 5m0s overdue: does the agent run?
-          you can: set `paused = true` in its spec, to stop this and switch it off
+          you can: set `paused = true` in its spec, to stop this, and have the machine switched off
     "#]].assert_eq(&String::from_utf8(told).unwrap());
 }
 
@@ -212,7 +212,7 @@ message = "gave up after attempt 3"
               BmcReachable  False  Silent: 192.0.2.20:623 does not answer
 
             What comes next
-              you can: repair what the last error names, then hostler retry edge-07
+              you can: repair what the last error names, then run `hostler retry edge-07`, to go on with its installation
               you can: change its spec
         "#]],
     );
@@ -256,9 +256,10 @@ reason = "PoweredOn"
               Held  True   PoweredOn
 
             What comes next
-              you can: hostler approve edge-07, to consent
-              you can: switch it off
-              you can: change `redeploy` in its spec to have it wiped and installed
+              you can: set state = "unmanaged" in its spec, to keep its disk as it is
+              you can: run `hostler approve edge-07`, to WIPE and install it
+              you can: change `redeploy` in its spec, to WIPE and install it
+              you can: switch it off, which is consent to WIPE and install it, too
         "#]],
     );
 }
@@ -319,7 +320,7 @@ reason = "SpecChanged"
 
             What comes next
               you can: leave it: nothing is touched
-              you can: change `redeploy` in its spec to have it wiped and installed
+              you can: change `redeploy` in its spec, to WIPE and install it
         "#]],
     );
 }

@@ -18,7 +18,7 @@ use tokio::task::spawn_blocking;
 use url::Url;
 
 use super::FetchError;
-use crate::progress::Watch;
+use crate::{model::printable::is_escaped, progress::Watch};
 
 /// As many as browsers follow at least (Fetch standard: 20) are not needed for files.
 const REDIRECTS_MAX: usize = 10;
@@ -183,7 +183,7 @@ pub(super) fn failed(error: &reqwest::Error, url: String) -> FetchError {
 
 /// What may quote the server.
 fn bounded(error: &(impl ToString + ?Sized)) -> String {
-    error.to_string().chars().filter(|c| !c.is_control()).take(SHOWN_CHARS_MAX).collect()
+    error.to_string().chars().filter(|c| !is_escaped(*c)).take(SHOWN_CHARS_MAX).collect()
 }
 
 /// What lies behind an error, the nearest first.

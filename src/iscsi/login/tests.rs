@@ -215,6 +215,28 @@ fn a_status_says_what_to_do_about_it() {
 }
 
 #[test]
+fn what_a_target_says_is_quoted_in_short_and_escaped() {
+    let long = "\u{1}\n\u{85}".repeat(10_000);
+    let identity = identity(None);
+    for (status, text) in [
+        ((1, 1), format!("TargetAddress={long}\0")),
+        ((0, 0), format!("MaxRecvDataSegmentLength={long}\0")),
+        ((0, 0), format!("HeaderDigest={long}\0")),
+    ] {
+        let (mut login, _) = Login::start(&identity).unwrap();
+        let [first, second] = [(TO_OPERATIONAL, 1), (TO_FULL, 2)]
+            .map(|(flags, number)| decode(&answer(flags, number, status)).unwrap());
+        let received = login.receive(&first, text.as_bytes());
+        // Some keys count from the next stage on.
+        let received = received.and_then(|_| login.receive(&second, text.as_bytes()));
+        let error = received.unwrap_err();
+        let said = error.to_string();
+        assert!(said.len() < 2_000 && said.contains("\\u{1}\\n\\u{85}"), "{said}");
+        assert!(!said.contains(char::is_control), "{said}");
+    }
+}
+
+#[test]
 fn a_response_out_of_sequence_or_with_another_tag_is_refused() {
     let identity = identity(None);
     let (mut login, _) = Login::start(&identity).unwrap();

@@ -217,30 +217,79 @@ fn a_machine_of_a_damaged_record_is_held_under_its_next_name_too() {
     stays_untouched(rack, Phase::Held);
 }
 
+/// Status files as an agent wrote them that did not note machines.
+fn forget_machines(rack: &mut Rack) {
+    for status in rack.world.statuses.values_mut() {
+        status.machine = None;
+        status.installed.as_mut().unwrap().machine = None;
+    }
+}
+
 #[test]
-fn a_spec_that_was_renamed_when_the_state_directory_was_lost_is_held() {
-    let mut rack = site();
-    let mut renamed = rack.specs.remove(&name(0)).unwrap();
-    renamed.name = name(9);
-    rack.specs.insert(name(9), renamed);
-    rack.world.on.clear();
-    rack.restart_without_records();
-    rack.scan();
-    rack.restart();
-    rack.scan();
-    rack.pass(7200);
-    assert_eq!((rack.phase(1), rack.phase(9)), (Phase::Deployed, Phase::Held));
-    assert_eq!(rack.condition(9, "Held").unwrap().1, "RecordLost");
-    assert_eq!(rack.world.story, []);
-    // A machine that is new from then on is as free as ever; and one where no status file is left over.
-    rack.specs.insert(name(8), spec_of(8));
-    rack.scan();
-    assert_eq!(rack.phase(8), Phase::Deployed);
+fn a_spec_that_was_renamed_when_the_state_directory_was_lost_is_found_by_its_machine_or_held() {
+    for noted in [true, false] {
+        let mut rack = site();
+        let mut renamed = rack.specs.remove(&name(0)).unwrap();
+        renamed.name = name(9);
+        rack.specs.insert(name(9), renamed);
+        rack.world.on.clear();
+        if !noted {
+            forget_machines(&mut rack);
+        }
+        rack.restart_without_records();
+        rack.scan();
+        rack.restart();
+        rack.scan();
+        rack.pass(7200);
+        let expected = if noted { Phase::Deployed } else { Phase::Held };
+        assert_eq!((rack.phase(1), rack.phase(9)), (Phase::Deployed, expected));
+        let held = rack.condition(9, "Held").map(|(_, reason)| reason);
+        assert_eq!(held.as_deref(), (!noted).then_some("RecordLost"));
+        assert_eq!(rack.world.story, []);
+        // A machine that is new from then on is as free as ever.
+        rack.specs.insert(name(8), spec_of(8));
+        rack.scan();
+        assert_eq!(rack.phase(8), Phase::Deployed);
+    }
+    // And one where no status file is left over.
     let mut rack = site();
     rack.restart_without_records();
     rack.specs.insert(name(8), spec_of(8));
     rack.scan();
     assert_eq!((rack.phase(8), rack.writes()), (Phase::Deployed, 1));
+}
+
+#[test]
+fn a_spec_that_was_turned_to_another_machine_when_the_state_directory_was_lost_is_held() {
+    let mut rack = site();
+    let other = spec_of(7);
+    rack.edit(0, |spec| (spec.bmc, spec.boot.macs) = (other.bmc, other.boot.macs));
+    rack.world.on.clear();
+    rack.restart_without_records();
+    for _ in 0..2 {
+        rack.scan();
+        rack.pass(7200);
+        assert_eq!((rack.phase(0), rack.phase(1)), (Phase::Held, Phase::Deployed));
+        rack.restart();
+    }
+    assert_eq!(rack.world.story, []);
+}
+
+#[test]
+fn specs_that_swapped_their_names_when_the_state_directory_was_lost_keep_their_machines() {
+    let mut rack = site();
+    rack.edit(0, |spec| spec.root_device.serial = Some("root-1".into()));
+    rack.redeploy([0], "root-1");
+    rack.scan();
+    rack.world.story.clear();
+    let [mut one, mut other] = [0, 1].map(|n| rack.specs[&name(n)].clone());
+    std::mem::swap(&mut one.name, &mut other.name);
+    rack.specs.extend([one, other].map(|spec| (spec.name.clone(), spec)));
+    rack.restart_without_records();
+    rack.scan();
+    assert_eq!(rack.condition(0, "Drifted").unwrap().0, "False");
+    assert_eq!(rack.condition(1, "Drifted").unwrap().0, "False");
+    stays_untouched(rack, Phase::Deployed);
 }
 
 /// Histories of mishaps.

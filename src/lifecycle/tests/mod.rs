@@ -10,6 +10,7 @@ mod deadlines;
 mod histories;
 mod ironic;
 mod lost;
+mod machines;
 mod netboot;
 mod no_bmc;
 mod plan;

@@ -11,6 +11,7 @@ use crate::{
     },
     model::{
         ids::NodeName,
+        machine::Machine,
         power::PowerState,
         problem::Problem,
         spec::{Goal, NodeSpec},
@@ -98,7 +99,7 @@ const STARTS: [Start; 11] = [
     }),
 ];
 
-const CHANGES: [Change; 11] = [
+const CHANGES: [Change; 15] = [
     ("nothing", |_| {}),
     ("timeouts", |spec| spec.timeouts.power *= 2),
     ("image", |spec| spec.image.checksum = checksum('1')),
@@ -111,12 +112,38 @@ const CHANGES: [Change; 11] = [
     ("unmanaged", |spec| spec.goal = Goal::Unmanaged),
     ("paused", |spec| spec.paused = true),
     ("no longer paused", |spec| spec.paused = false),
-    ("another machine", |spec| spec.bmc.as_mut().unwrap().address.host = "192.0.2.21".into()),
+    ("another bmc", other_bmc),
+    ("another bmc and redeploy", |spec| {
+        other_bmc(spec);
+        spec.redeploy = Some("b".into());
+    }),
+    ("other macs and redeploy", |spec| {
+        other_macs(spec);
+        spec.redeploy = Some("b".into());
+    }),
+    ("another machine", |spec| {
+        other_bmc(spec);
+        other_macs(spec);
+    }),
     ("another machine and redeploy", |spec| {
-        spec.bmc.as_mut().unwrap().address.host = "192.0.2.21".into();
+        other_bmc(spec);
+        other_macs(spec);
+        spec.redeploy = Some("b".into());
+    }),
+    ("another machine without a bmc and redeploy", |spec| {
+        spec.bmc = None;
+        other_macs(spec);
         spec.redeploy = Some("b".into());
     }),
 ];
+
+fn other_bmc(spec: &mut NodeSpec) {
+    spec.bmc.as_mut().unwrap().address.host = "192.0.2.21".into();
+}
+
+fn other_macs(spec: &mut NodeSpec) {
+    spec.boot.macs = vec!["52:54:00:00:00:21".parse().unwrap()];
+}
 
 fn deployed(power: PowerState) -> Bench {
     let mut bench = Bench::with_spec();
@@ -211,15 +238,25 @@ fn what_is_planned_is_what_is_done() {
 /// Nodes with these names, installed, each with its own machine.
 fn installed(names: &[&str]) -> (Vec<Status>, Specs) {
     let bench = deployed(PowerState::On);
-    let status =
-        |name: &&str| Status { node: name.parse().unwrap(), ..bench.node.status(bench.now) };
+    let status = |name: &&str| status_of(name, &bench);
     (names.iter().map(status).collect(), specs(names.iter().map(|name| numbered(name))))
+}
+
+/// The bench's node under this name, with the machine of that spec.
+fn status_of(node: &str, bench: &Bench) -> Status {
+    let mut status = bench.node.status(bench.now);
+    let machine = Some(Machine::named_by(&numbered(node)));
+    if let Some(installed) = &mut status.installed {
+        installed.machine.clone_from(&machine);
+    }
+    Status { node: name(node), machine, ..status }
 }
 
 /// A spec with a machine of its own.
 fn numbered(name: &str) -> NodeSpec {
     let mut spec = NodeSpec { name: name.parse().unwrap(), ..spec() };
     spec.bmc.as_mut().unwrap().address.host = format!("{name}.example");
+    spec.boot.macs = vec![format!("52:54:00:00:01:{:02x}", name.as_bytes()[0]).parse().unwrap()];
     spec
 }
 
@@ -230,7 +267,7 @@ fn change(specs: &mut Specs, node: &str, apply: impl FnOnce(&mut NodeSpec)) {
 fn check(statuses: Vec<Status>, before: &Specs, new: Specs, expected: &Expect) {
     let lines: Vec<String> = plan(statuses, before, new, Bench::new().now)
         .into_iter()
-        .map(|Intention { node, deed, wipes, unless_on, reason }| {
+        .map(|Intention { node, deed, wipes, unless_on, reason, .. }| {
             format!("{node} {} {wipes:?} {unless_on} {reason}\n", deed.as_str())
         })
         .collect();
@@ -257,17 +294,17 @@ fn each_deed_says_what_is_wiped_and_why() {
         &before,
         new,
         &expect![[r#"
-        a reinstall Some("vda (8.0 GiB, serial root-1)") false redeploy changed from nothing to "2"
-        b drift None false installed, but the spec now wants something else; change `redeploy` to let hostler wipe and reinstall
-        c switch-off None false switching the machine off
-        d nothing None false paused by its spec
-        e reinstall Some("its root device (serial = \"other\")") false redeploy changed from nothing to "2"
-        f invalid None false f.toml: empty; the last good spec stays in force and nothing starts
-        g forget None false its spec is gone; its disk and an installed machine's power stay as they are
-        h nothing None false installed
-        i nothing None false installed
-        z install Some("its root device") true never installed by hostler
-    "#]],
+            a reinstall Some("vda (8.0 GiB, serial root-1)") false redeploy changed from nothing to "2"
+            b drift None false installed, but the spec now wants something else; nothing is done until you change `redeploy` in its spec, to WIPE and install it
+            c switch-off None false switching the machine off
+            d nothing None false paused by its spec
+            e reinstall Some("its root device (serial = \"other\")") false redeploy changed from nothing to "2"
+            f invalid None false f.toml: empty; the last good spec stays in force and nothing starts
+            g forget None false its spec is gone; its disk and an installed machine's power stay as they are
+            h nothing None false installed
+            i nothing None false installed
+            z install Some("its root device") true never installed by hostler
+        "#]],
     );
 }
 
@@ -283,10 +320,10 @@ fn too_many_reinstalls_are_held_by_the_breaker_and_stay_so() {
         &before,
         new.clone(),
         &expect![[r#"
-        a breaker Some("vda (8.0 GiB, serial root-1)") false too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, or approve this one, or take the change back
-        b breaker Some("vda (8.0 GiB, serial root-1)") false too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, or approve this one, or take the change back
-        c nothing None false installed
-    "#]],
+            a breaker Some("vda (8.0 GiB, serial root-1)") false too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, to WIPE and reinstall all of them; or run `hostler approve a`, to WIPE and install it; or take the change back
+            b breaker Some("vda (8.0 GiB, serial root-1)") false too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, to WIPE and reinstall all of them; or run `hostler approve b`, to WIPE and install it; or take the change back
+            c nothing None false installed
+        "#]],
     );
     // The agent has taken it up since, and shows why it waits.
     let bench = {
@@ -297,16 +334,16 @@ fn too_many_reinstalls_are_held_by_the_breaker_and_stay_so() {
         bench
     };
     assert_eq!(bench.phase(), Phase::Held);
-    let held = |node: &str| Status { node: name(node), ..bench.node.status(bench.now) };
+    let held = |node: &str| status_of(node, &bench);
     check(
         vec![held("a"), held("b")],
         &new,
         new.clone(),
         &expect![[r#"
-        a breaker Some("vda (8.0 GiB, serial root-1)") false too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, or approve this one, or take the change back
-        b breaker Some("vda (8.0 GiB, serial root-1)") false too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, or approve this one, or take the change back
-        c install Some("its root device") true never installed by hostler
-    "#]],
+            a breaker Some("vda (8.0 GiB, serial root-1)") false too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, to WIPE and reinstall all of them; or run `hostler approve a`, to WIPE and install it; or take the change back
+            b breaker Some("vda (8.0 GiB, serial root-1)") false too many machines were to be reinstalled at once, which may be a mistake: run `hostler approve --all`, to WIPE and reinstall all of them; or run `hostler approve b`, to WIPE and install it; or take the change back
+            c install Some("its root device") true never installed by hostler
+        "#]],
     );
 }
 
@@ -332,15 +369,15 @@ fn a_renamed_spec_finds_its_machine_again() {
 fn a_disk_that_is_written_already_is_not_wiped_again_unless_redeploy_changes() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Restarting);
-    let status = Status { node: name("a"), ..bench.node.status(bench.now) };
+    let status = status_of("a", &bench);
     let before = specs([numbered("a")]);
     check(
         vec![status.clone()],
         &before,
         before.clone(),
         &expect![[r#"
-        a nothing None false under way: restarting
-    "#]],
+            a nothing None false under way: restarting
+        "#]],
     );
     let mut new = before.clone();
     change(&mut new, "a", |spec| spec.redeploy = Some("2".into()));
@@ -349,8 +386,8 @@ fn a_disk_that_is_written_already_is_not_wiped_again_unless_redeploy_changes() {
         &before,
         new,
         &expect![[r#"
-        a install Some("its root device") false never installed by hostler
-    "#]],
+            a reinstall Some("vda (8.0 GiB, serial root-1)") false redeploy changed from nothing to "2"
+        "#]],
     );
 }
 

@@ -112,6 +112,24 @@ fn drift_is_enforced_only_where_the_site_says_so_and_at_most_every_fifteen_minut
 }
 
 #[test]
+fn a_machine_that_two_specs_claim_is_not_switched_any_more() {
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::Deployed);
+    bench.change(|spec| spec.power = WantedPower::Off);
+    bench.look(PowerState::On);
+    let switching = Some(&Operation::SetPower(PowerState::Off));
+    assert_eq!(bench.running.as_ref().map(|(_, operation)| operation), switching);
+    bench.send(Event::SpecClash(vec![Problem::of_file("f", "clash")]));
+    assert_eq!(bench.cancelled.len(), 1);
+    bench.done(Err(passing()));
+    bench.pass(7200);
+    assert_eq!((bench.phase(), &bench.running), (Phase::Invalid, &None));
+    bench.change(|_| {});
+    bench.look(PowerState::On);
+    assert_eq!((bench.phase(), &bench.running), (Phase::Deployed, &None), "the order has lapsed");
+}
+
+#[test]
 fn neither_a_restart_nor_a_clock_set_back_makes_enforcement_more_frequent_or_stops_it() {
     for (restarts, clock_s) in [(true, 0), (false, -60), (false, -86_400), (true, -3600)] {
         let mut rack = Rack::deployed_under(1, ENFORCING);

@@ -194,7 +194,7 @@ fn every_phase_meets_every_event() {
     }
     expect![[r#"
         invalid: spec-gone → forgotten
-        held: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged, approve → pending
+        held: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, other-bmc → pending, unmanaged → unmanaged, approve → pending
         pending: done-ok → preparing, done-lasting → failed, paused → paused, spec-clash → invalid, unmanaged → unmanaged, available → available, mass-change → held
         preparing: done-passing → pending, done-lasting → failed, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
         powering-on: done-ok → waiting-ramdisk, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
@@ -202,7 +202,7 @@ fn every_phase_meets_every_event() {
         imaging: done-ok → switching, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
         switching: deadline → cleaning-up, ramdisk-error → cleaning-up, deploy-state → waiting-completed, completed → restarting, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
         waiting-completed: deadline → cleaning-up, ramdisk-error → cleaning-up, completed → restarting, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        restarting: done-ok → deployed, done-lasting → cleaning-up, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
+        restarting: done-ok → deployed, done-lasting → failed, deadline → failed, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
         deployed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged, available → available, mass-change → held
         failed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, spec-timeouts → pending, other-bmc → pending, unmanaged → unmanaged, available → available, power-off → pending, mass-change → held, retry → pending
         available: paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged

@@ -140,7 +140,7 @@ fn switching_off_is_never_taken_for_consent_to_wipe() {
     site.until_phase(NODE, Phase::Held);
     for words in [&["off"][..], &["off", "--hard"], &["cycle"]] {
         let why = refused(&site, words);
-        assert!(why.contains("would be wiped") && why.contains("hostler approve"), "{why}");
+        assert!(why.contains("WIPE") && why.contains("hostler approve"), "{why}");
     }
     assert!(machine.story().is_empty());
     assert_eq!(done(&site, &["on"]), "power  on\n");

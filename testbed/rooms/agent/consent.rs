@@ -7,7 +7,7 @@ use hostler::model::status::{Phase, Status};
 use super::{
     DEPLOYED, NODE, ends_deployed,
     machine::Machine,
-    site::{Agent, Site, Spec},
+    site::{Agent, Site, Spec, answer},
 };
 
 /// An agent with an installed machine under `redeploy = "first"`.
@@ -76,6 +76,31 @@ fn a_machine_that_is_on_is_held_when_neither_record_nor_status_file_is_left() {
     let _agent = site.start();
     let status = site.until_phase(NODE, Phase::Held);
     assert!(status.message.contains("switch it off"), "{}", status.message);
+    assert_eq!(machine.story(), DEPLOYED);
+}
+
+#[test]
+fn a_running_machine_that_one_edit_puts_in_anothers_place_is_held_and_its_power_left_alone() {
+    let (site, machine, spec, agent) = installed("");
+    let stranger = Machine::with_bmc(&site, "edge-99", &["--on"]);
+    let edited = spec
+        .with("boot.mac", &stranger.mac)
+        .with("bmc.address", &format!("127.0.0.1:{}", stranger.bmc.port))
+        .with("redeploy", "b");
+    site.write(NODE, &edited);
+    let status = site.until_phase(NODE, Phase::Held);
+    let bmc = format!("BMC 127.0.0.1:{}", stranger.bmc.port);
+    assert!(status.message.contains(&bmc), "{}", status.message);
+    assert!(!status.ready && status.installed.is_none(), "{status:#?}");
+    let (_, said, _) = answer(&mut site.hostler(&["plan"]));
+    assert!(said.starts_with("edge-07  hold  "), "{said}");
+    let (_, said, _) = answer(&mut site.hostler(&["explain", NODE]));
+    assert!(said.contains(&format!("machine    {bmc}")), "{said}");
+    agent.kill();
+    let _agent = site.start();
+    let status = look_again(&site);
+    assert_eq!(status.phase, Phase::Held);
+    assert_eq!(stranger.story(), Vec::<String>::new());
     assert_eq!(machine.story(), DEPLOYED);
 }
 

@@ -44,7 +44,7 @@ fn a_machine_that_is_on_is_wiped_once_an_operator_approves() {
     assert!(machine.story().is_empty());
 
     let approved = order(&site, &["approve", NODE]);
-    assert_eq!(approved, said(0, "edge-07: will be wiped and installed\n", ""));
+    assert_eq!(approved, said(0, "edge-07: will be WIPED and installed\n", ""));
     machine.deploy(&site);
     ends_deployed(&site, &machine);
     assert_eq!(machine.story(), [&["off"][..], &DEPLOYED[..]].concat());
@@ -116,7 +116,7 @@ fn a_machine_that_is_somebodys_has_to_be_named_and_all_means_those_that_wait() {
     for machine in &held {
         assert_eq!(site.status(&machine.node).unwrap().phase, Phase::Held);
     }
-    let approved = "rack-1: will be wiped and installed\nrack-2: will be wiped and installed\n";
+    let approved = "rack-1: will be WIPED and installed\nrack-2: will be WIPED and installed\n";
     assert_eq!(order(&site, &["approve", "rack-1", "rack-2"]), said(0, approved, ""));
     for machine in &held {
         machine.deploy(&site);
@@ -213,7 +213,7 @@ fn consent_under_a_broken_spec_waits_until_the_spec_is_whole_again() {
     site.until(NODE, "invalid", |status| !status.spec_valid);
     let (code, out, _) = order(&site, &["approve", NODE]);
     assert_eq!(code, 0);
-    assert!(out.starts_with("edge-07: will be wiped and installed, but not yet: "), "{out}");
+    assert!(out.starts_with("edge-07: will be WIPED and installed, but not yet: "), "{out}");
     assert!(out.contains("nodes/edge-07.toml:1:"), "{out}");
     assert!(machine.story().is_empty());
     site.write(NODE, &spec);
@@ -244,7 +244,7 @@ fn clients_that_misbehave_keep_neither_the_agent_nor_operators_from_working() {
             });
         }
         let approved = order(&site, &["approve", NODE]);
-        assert_eq!(approved, said(0, "edge-07: will be wiped and installed\n", ""));
+        assert_eq!(approved, said(0, "edge-07: will be WIPED and installed\n", ""));
         machine.deploy(&site);
         ends_deployed(&site, &machine);
         over.store(true, Ordering::Relaxed);
@@ -348,7 +348,7 @@ fn many_reinstalls_at_once_wait_until_an_operator_approves() {
         assert!(status.message.contains("hostler approve --all"), "{}", status.message);
         assert_eq!(machine.story(), DEPLOYED);
     }
-    let approved = said(0, "rack-1: will be wiped and installed\n", "");
+    let approved = said(0, "rack-1: will be WIPED and installed\n", "");
     assert_eq!(order(&site, &["approve", "rack-1"]), approved);
     let installed = site.status("rack-1").unwrap().installed_digest;
     let ramdisk = machines[0].boot(&site, 2);
@@ -360,7 +360,7 @@ fn many_reinstalls_at_once_wait_until_an_operator_approves() {
         assert_eq!(site.status(&machine.node).unwrap().phase, Phase::Held);
         assert_eq!(machine.story(), DEPLOYED);
     }
-    let rest = "rack-2: will be wiped and installed\nrack-3: will be wiped and installed\n";
+    let rest = "rack-2: will be WIPED and installed\nrack-3: will be WIPED and installed\n";
     assert_eq!(order(&site, &["approve", "--all"]), said(0, rest, ""));
 }
 

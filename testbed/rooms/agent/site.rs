@@ -162,6 +162,13 @@ initramfs = "{dir}/initramfs"
         self.until(node, phase.as_str(), |status| status.phase == phase)
     }
 
+    /// Waits until there is a file, and nothing else.
+    pub(super) fn until_regular(&self, path: &Path) {
+        self.await_that("a regular file", || {
+            fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
+        });
+    }
+
     /// Waits until this is true.
     pub(super) fn await_that(&self, what: &str, is: impl Fn() -> bool) {
         assert!(wait(|| is().then_some(())).is_some(), "not {what}:\n{}", self.log());

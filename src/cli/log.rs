@@ -1,0 +1,99 @@
+//! The log: what a line looks like, how long it may be, and how many there are of one kind.
+//!
+//! Set up by the `hostler` binary. Standard error is a terminal, a file or a pipe, or the journal's stream, which takes a line's priority
+//! from its beginning (sd-daemon(3)) and knows the time itself. Whatever a machine or a stranger sends, a line stays one line of some KiB.
+
+mod kinds;
+mod line;
+
+use std::{env, io::IsTerminal as _, os::fd::AsFd, time::Duration};
+
+use rustix::fs::fstat;
+use tracing::Subscriber;
+use tracing_subscriber::{
+    EnvFilter, Layer as _, Registry, fmt::MakeWriter, layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
+
+use self::{
+    kinds::{Kinds, Limited},
+    line::{Fields, Line},
+};
+
+/// How often it is looked whether lines were left out: a tenth of a minute late is early enough.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Where the log goes to, and so what its lines look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sink {
+    /// People look at it, in colours.
+    Terminal,
+    /// A file or a pipe.
+    Plain,
+    /// The journal.
+    Journal,
+}
+
+/// What was left out of the log, to be told now and then.
+#[derive(Clone, Debug)]
+pub struct LeftOut(Kinds);
+
+impl LeftOut {
+    /// Tells it in the log, again and again. Never ends.
+    pub(super) async fn tell(self) {
+        loop {
+            tokio::time::sleep(TELL_INTERVAL).await;
+            self.0.tell(std::time::Instant::now());
+        }
+    }
+}
+
+/// Sends the log to standard error. `agent` is whether this is the agent, which logs in full.
+pub fn init(agent: bool) -> LeftOut {
+    let level = if agent { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("HOSTLER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let stderr = std::io::stderr();
+    let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+    let stream = env::var("JOURNAL_STREAM").ok();
+    let sink = Sink::of(&stderr, stream.as_deref(), stderr.is_terminal() && !is_set("NO_COLOR"));
+    let kinds = Kinds::default();
+    subscriber(sink, filter, kinds.clone(), std::io::stderr).init();
+    LeftOut(kinds)
+}
+
+impl Sink {
+    /// `stream` is what `JOURNAL_STREAM` says: device and inode of the journal's stream. It is inherited by programs whose standard error
+    /// leads elsewhere.
+    fn of(stderr: impl AsFd, stream: Option<&str>, coloured: bool) -> Self {
+        let ours = |stream: &str| {
+            let (device, inode) = stream.split_once(':')?;
+            let stat = fstat(&stderr).ok()?;
+            Some(device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino))
+        };
+        match stream.and_then(ours) {
+            Some(true) => Self::Journal,
+            _ if coloured => Self::Terminal,
+            _ => Self::Plain,
+        }
+    }
+}
+
+fn subscriber<W>(
+    sink: Sink,
+    filter: EnvFilter,
+    kinds: Kinds,
+    writer: W,
+) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(sink == Sink::Terminal)
+        .fmt_fields(Fields)
+        .event_format(Line { journal: sink == Sink::Journal });
+    Registry::default().with(Limited(kinds)).with(lines.with_filter(filter))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+//! How many lines there are of one kind, where strangers decide how many there would be.
+//!
+//! Asked for every event. A kind is a place in the code. Of each kind there are at most [`LINES_MAX`] in a minute; what is beyond is counted,
+//! and told when the minute is over. What operators do and what becomes of nodes is never left out.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::layer::{Context, Layer};
+
+/// Lines of one kind in a minute: a site of thirty machines that boot at once has as many.
+pub(super) const LINES_MAX: u64 = 100;
+const MINUTE: Duration = Duration::from_secs(60);
+/// What listens, and so logs what anybody sends.
+const LISTENERS: [&str; 3] = ["hostler::admin::server", "hostler::callback", "hostler::netboot"];
+
+/// What was logged of each kind lately.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kinds(Arc<Mutex<BTreeMap<Place, Kind>>>);
+
+/// File and line.
+type Place = (&'static str, u32);
+
+#[derive(Debug)]
+struct Kind {
+    message: String,
+    since: Instant,
+    lines: u64,
+}
+
+impl Kinds {
+    /// Whether one more event of its kind is to be logged.
+    fn admits(&self, event: &Event<'_>, now: Instant) -> bool {
+        let metadata = event.metadata();
+        if !is_of_listener(metadata) {
+            return true;
+        }
+        let place = (metadata.file().unwrap_or_default(), metadata.line().unwrap_or_default());
+        let mut kinds = self.lock();
+        let kind = kinds.entry(place).or_insert_with(|| {
+            let mut message = Message(String::new());
+            event.record(&mut message);
+            Kind { message: message.0, since: now, lines: 0 }
+        });
+        // What was left out is told first.
+        if now.duration_since(kind.since) >= MINUTE && kind.lines <= LINES_MAX {
+            (kind.since, kind.lines) = (now, 0);
+        }
+        kind.lines += 1;
+        kind.lines <= LINES_MAX
+    }
+
+    /// Tells what was left out in the minutes that are over.
+    pub(super) fn tell(&self, now: Instant) {
+        let is_over = |kind: &Kind| now.duration_since(kind.since) >= MINUTE;
+        let over: Vec<Kind> = {
+            let mut kinds = self.lock();
+            let places: Vec<Place> =
+                kinds.iter().filter(|(_, kind)| is_over(kind)).map(|(place, _)| *place).collect();
+            places.iter().filter_map(|place| kinds.remove(place)).collect()
+        };
+        for kind in over.iter().filter(|kind| kind.lines > LINES_MAX) {
+            let (more, seconds) =
+                (kind.lines - LINES_MAX, now.duration_since(kind.since).as_secs());
+            tracing::warn!("{}: {more} more in the last {seconds} s, not shown", kind.message);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Place, Kind>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_of_listener(metadata: &Metadata<'_>) -> bool {
+    LISTENERS.iter().any(|listener| {
+        let rest = metadata.target().strip_prefix(listener);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    })
+}
+
+/// An event's message.
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+/// The layer that leaves out what is too much.
+#[derive(Debug)]
+pub(super) struct Limited(pub(super) Kinds);
+
+impl<S: Subscriber> Layer<S> for Limited {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        self.0.admits(event, Instant::now())
+    }
+}

@@ -1,0 +1,171 @@
+//! Which machine a spec names: its BMC's address and the MAC addresses of its network interfaces.
+//!
+//! Consent to wipe a disk is for one machine, so the core compares these whenever a spec changes. Nothing here may guess: two
+//! machines that share neither BMC nor network interface are two machines.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+use super::{
+    ids::MacAddr,
+    spec::{BmcAddress, MachineId, NodeSpec},
+};
+
+/// A machine, as a spec names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Where its BMC answers, `host:port` in files; `None`: it has none.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "write_address",
+        deserialize_with = "read_address"
+    )]
+    pub bmc: Option<BmcAddress>,
+    /// The MAC addresses of the network interfaces it may netboot from, at least one.
+    pub macs: Vec<MacAddr>,
+}
+
+/// How a machine that is named now differs from one that was named before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineChange {
+    /// Not at all.
+    None,
+    /// It has another BMC address or other network interfaces, and still shares one of them: taken for the same machine.
+    Part,
+    /// It shares nothing: another machine.
+    Whole,
+}
+
+impl Machine {
+    /// The machine that this spec names.
+    pub fn named_by(spec: &NodeSpec) -> Self {
+        Self { bmc: spec.bmc_address().cloned(), macs: spec.boot.macs.clone() }
+    }
+
+    /// What it is kept under.
+    pub fn id(&self) -> MachineId {
+        match &self.bmc {
+            Some(bmc) => MachineId::Bmc(bmc.clone()),
+            None => MachineId::Cards(self.macs.clone()),
+        }
+    }
+
+    /// What has changed if the spec names the machine now.
+    pub fn change_to(&self, spec: &NodeSpec) -> MachineChange {
+        change([self.bmc.as_ref(), spec.bmc_address()], [&self.macs, &spec.boot.macs])
+    }
+
+    /// Whether the spec names one of its network interfaces.
+    pub fn shares_mac(&self, spec: &NodeSpec) -> bool {
+        self.macs.iter().any(|mac| spec.boot.macs.contains(mac))
+    }
+}
+
+impl NodeSpec {
+    /// How the machine that `new` names differs from the one this spec names.
+    pub fn machine_change(&self, new: &Self) -> MachineChange {
+        change([self.bmc_address(), new.bmc_address()], [&self.boot.macs, &new.boot.macs])
+    }
+}
+
+fn change(
+    [bmc, new_bmc]: [Option<&BmcAddress>; 2],
+    [macs, new_macs]: [&[MacAddr]; 2],
+) -> MachineChange {
+    let shared = macs.iter().filter(|mac| new_macs.contains(mac)).count();
+    if bmc == new_bmc && shared == macs.len() && shared == new_macs.len() {
+        MachineChange::None
+    } else if bmc.is_some() && bmc == new_bmc || shared > 0 {
+        MachineChange::Part
+    } else {
+        MachineChange::Whole
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.bmc {
+            Some(bmc) => write!(f, "BMC {bmc}, MAC ")?,
+            None => f.write_str("MAC ")?,
+        }
+        for (n, mac) in self.macs.iter().enumerate() {
+            write!(f, "{}{mac}", if n == 0 { "" } else { " or " })?;
+        }
+        Ok(())
+    }
+}
+
+fn write_address<S: Serializer>(
+    bmc: &Option<BmcAddress>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    bmc.as_ref().map(ToString::to_string).serialize(serializer)
+}
+
+fn read_address<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<BmcAddress>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    let parts = text.rsplit_once(':').and_then(|(host, port)| {
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host = bare.unwrap_or(host).to_owned();
+        (!host.is_empty()).then_some(())?;
+        Some(BmcAddress { host, port: port.parse().ok()? })
+    });
+    let address = parts.filter(|address| address.to_string() == text);
+    address.map(Some).ok_or_else(|| D::Error::custom(format!("`{text}` is not host:port")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(bmc: Option<&str>, macs: &[u8]) -> Machine {
+        let bmc = bmc.map(|host| BmcAddress { host: host.to_owned(), port: 623 });
+        let macs = macs.iter().map(|last| MacAddr::new([0x52, 0x54, 0, 0, 0, *last])).collect();
+        Machine { bmc, macs }
+    }
+
+    #[test]
+    fn a_machine_that_shares_neither_bmc_nor_mac_is_another_one() {
+        use MachineChange::{None as Same, Part, Whole};
+        let cases = [
+            (machine(Some("a"), &[1, 2]), machine(Some("a"), &[2, 1]), Same),
+            (machine(None, &[1]), machine(None, &[1]), Same),
+            (machine(Some("a"), &[1]), machine(Some("b"), &[1]), Part),
+            (machine(Some("a"), &[1]), machine(Some("a"), &[2]), Part),
+            (machine(Some("a"), &[1]), machine(Some("a"), &[1, 2]), Part),
+            (machine(Some("a"), &[1]), machine(None, &[1]), Part),
+            (machine(Some("a"), &[1, 2]), machine(Some("b"), &[2, 3]), Part),
+            (machine(Some("a"), &[1]), machine(Some("b"), &[2]), Whole),
+            (machine(Some("a"), &[1]), machine(None, &[2]), Whole),
+            (machine(None, &[1]), machine(None, &[2]), Whole),
+        ];
+        for (old, new, expected) in cases {
+            for (one, other) in [(&old, &new), (&new, &old)] {
+                let bmcs = [one.bmc.as_ref(), other.bmc.as_ref()];
+                assert_eq!(change(bmcs, [&one.macs, &other.macs]), expected, "{one} to {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_machine_in_a_file_reads_back_the_same_and_a_damaged_address_does_not() {
+        let by_name = machine(Some("bmc-07.example"), &[1, 2]);
+        for machine in [by_name, machine(Some("2001:db8::20"), &[1]), machine(None, &[3])] {
+            let text = toml::to_string(&machine).unwrap();
+            assert_eq!(toml::from_str::<Machine>(&text).unwrap(), machine, "{text}");
+        }
+        let text = "bmc = \"192.0.2.20:623\"\nmacs = [\"52:54:00:00:00:01\"]\n";
+        assert_eq!(toml::to_string(&machine(Some("192.0.2.20"), &[1])).unwrap(), text);
+        for damaged in [":623", "192.0.2.20:0623", "192.0.2.20:99999", "2001:db8::20:623"] {
+            let text = text.replace("192.0.2.20:623", damaged);
+            let read = toml::from_str::<Machine>(&text);
+            assert!(read.is_err(), "{damaged} is read as {read:?}");
+        }
+        assert!(toml::from_str::<Machine>(&text.replace("macs", "mcas")).is_err());
+    }
+}

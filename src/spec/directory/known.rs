@@ -1,0 +1,115 @@
+//! What the last reading of the directory found, so that a file that is unchanged is neither opened nor parsed again.
+//!
+//! Used by the directory reader only. A change must never be missed: a spec is taken from here only if its file has the same
+//! mark on a file system that is known to set one with each change, if that mark was old enough when it was read, and if the
+//! defaults and all that it attaches are the same. Every hour all is read all the same.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use rustix::fs::{AtFlags, fstatfs, statat};
+
+use crate::{file_mark::FileMark, model::spec::NodeSpec};
+
+use super::Attachments;
+
+/// How long what was read is believed.
+const KEEP: Duration = Duration::from_secs(3600);
+
+/// File systems of this machine's own kernel (`statfs(2)`): btrfs, ext2 to ext4, f2fs, tmpfs, xfs. On any other one, such as NFS, a
+/// mark may be out of date.
+const LOCAL: [i128; 5] = [0x9123_683e, 0xef53, 0xf2f5_2010, 0x0102_1994, 0x5846_5342];
+
+/// The specs of the last reading.
+#[derive(Debug, Default)]
+pub(super) struct KnownSpecs {
+    specs: BTreeMap<OsString, KnownSpec>,
+    /// `_defaults.toml` as it was then.
+    defaults: Option<Vec<u8>>,
+    began: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct KnownSpec {
+    mark: FileMark,
+    spec: Arc<NodeSpec>,
+    /// What it attaches: path and content.
+    attached: Vec<(String, Arc<str>)>,
+}
+
+/// One reading: what is known from before, and what will be known after it.
+#[derive(Debug)]
+pub(super) struct Reading<'d> {
+    dir: &'d OwnedFd,
+    /// The directory's device, if marks can be believed there.
+    device: Option<u64>,
+    now: SystemTime,
+    before: KnownSpecs,
+    after: KnownSpecs,
+}
+
+impl KnownSpecs {
+    /// A reading begins, with these defaults. `None`: they cannot be read.
+    pub(super) fn begin(self, dir: &OwnedFd, defaults: Option<Option<Vec<u8>>>) -> Reading<'_> {
+        let is_local = fstatfs(dir).is_ok_and(|system| LOCAL.contains(&i128::from(system.f_type)));
+        let device = rustix::fs::fstat(dir).ok().map(|dir| dir.st_dev).filter(|_| is_local);
+        let is_fresh = self.began.is_some_and(|began| began.elapsed() < KEEP);
+        let before = match &defaults {
+            Some(defaults) if is_fresh && self.defaults == *defaults => self,
+            _ => Self::default(),
+        };
+        let after = Self {
+            specs: BTreeMap::new(),
+            defaults: defaults.clone().flatten(),
+            began: before.began.or_else(|| defaults.is_some().then(Instant::now)),
+        };
+        Reading { dir, device, now: SystemTime::now(), before, after }
+    }
+}
+
+impl Reading<'_> {
+    /// The spec in this file, if it is sure to be the one from before.
+    pub(super) fn known(
+        &mut self,
+        file: &OsStr,
+        attachments: &Attachments<'_>,
+    ) -> Option<Arc<NodeSpec>> {
+        let known = self.before.specs.remove(file)?;
+        let mark = FileMark::of_stat(&statat(self.dir, file, AtFlags::empty()).ok()?);
+        let attaches_same =
+            |(path, content): &(String, Arc<str>)| attachments.read(path).as_ref() == Ok(content);
+        if mark != known.mark || !known.attached.iter().all(attaches_same) {
+            return None;
+        }
+        let spec = Arc::clone(&known.spec);
+        self.after.specs.insert(file.to_owned(), known);
+        Some(spec)
+    }
+
+    /// A spec was read from a file with this mark.
+    pub(super) fn note(
+        &mut self,
+        file: &OsStr,
+        mark: FileMark,
+        spec: &Arc<NodeSpec>,
+        attached: Vec<(String, Arc<str>)>,
+    ) {
+        if self.device == Some(mark.device()) && mark.is_settled(self.now) {
+            let known = KnownSpec { mark, spec: Arc::clone(spec), attached };
+            self.after.specs.insert(file.to_owned(), known);
+        }
+    }
+
+    /// What the next reading knows.
+    pub(super) fn end(self) -> KnownSpecs {
+        self.after
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+//! Status files beside what else lies there: what is not changed, what hangs, and when the agent is ready.
+
+use std::{
+    fs::{self, File},
+    os::unix::{
+        fs::{FileTypeExt as _, MetadataExt as _},
+        net::UnixDatagram,
+    },
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use hostler::model::status::Phase;
+
+use super::{
+    NODE,
+    machine::Machine,
+    site::{Site, Spec},
+};
+
+/// A node that is only observed, and of which nothing is to be seen.
+fn observed(site: &Site, number: u8) -> Spec {
+    Spec::new([
+        ("state", "\"unmanaged\"".to_owned()),
+        ("boot.mac", format!("\"52:54:03:00:00:{number:02x}\"")),
+        ("bmc.driver", "\"none\"".to_owned()),
+        ("image.source", "\"disk.raw\"".to_owned()),
+        ("image.checksum", format!("{:?}", site.checksum())),
+    ])
+}
+
+#[test]
+fn a_restart_leaves_a_status_file_alone_that_says_what_it_should() {
+    let site = Site::new();
+    let agent = site.start();
+    for (node, number) in [("a", 1), ("b", 2)] {
+        site.write(node, &observed(&site, number));
+        site.until_phase(node, Phase::Unmanaged);
+    }
+    agent.terminate();
+    let file = |node: &str| site.path(&format!("nodes/{node}.status.toml"));
+    let inode = |node: &str| fs::metadata(file(node)).unwrap().ino();
+    let before = inode("a");
+    // This one was changed while nobody looked.
+    fs::write(file("b"), "phase = \"deployed\"\n").unwrap();
+    let _agent = site.start();
+    // Written after the others.
+    site.write("c", &observed(&site, 3));
+    site.until_phase("c", Phase::Unmanaged);
+    site.await_that("b mended", || {
+        fs::read_to_string(file("b")).unwrap().contains("phase = \"unmanaged\"")
+    });
+    assert_eq!(inode("a"), before, "it was written again");
+}
+
+#[test]
+fn a_pipe_in_place_of_a_status_file_is_replaced_and_keeps_nobody() {
+    let site = Site::new();
+    site.configure("rescan = \"1s\"\n");
+    let agent = site.start();
+    for (node, number) in [("a", 1), ("b", 2)] {
+        site.write(node, &observed(&site, number));
+        site.until_phase(node, Phase::Unmanaged);
+    }
+    let file = site.path("nodes/a.status.toml");
+    let pipe = site.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    fs::rename(&pipe, &file).unwrap();
+    assert!(fs::metadata(&file).unwrap().file_type().is_fifo());
+    site.await_that("replaced", || fs::metadata(&file).is_ok_and(|file| file.is_file()));
+    site.until_phase("a", Phase::Unmanaged);
+    site.write("c", &observed(&site, 3));
+    site.until_phase("c", Phase::Unmanaged);
+    assert!(agent.terminate().0.success());
+}
+
+#[test]
+fn ready_is_said_when_every_listener_answers() {
+    let site = Site::new();
+    let place = site.path("notify");
+    let socket = UnixDatagram::bind(&place).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut command = site.hostler(&["run"]);
+    let _agent = site.start_as(command.env("NOTIFY_SOCKET", &place));
+    let mut said = [0; 100];
+    let bytes = socket.recv(&mut said).unwrap();
+    assert!(said[..bytes].starts_with(b"READY=1"), "{:?}", &said[..bytes]);
+    // The listeners are served when this is in the log.
+    assert!(site.log().contains("running"), "{}", site.log());
+    assert!(site.fetch("pxelinux.cfg/default").is_some());
+    let curl = |url: String, more: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--insecure", "--max-time", "20", "--noproxy", "*"]).args(more);
+        let output = curl.args(["--write-out", "%{http_code}"]).arg(url).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let script = curl(format!("http://{}/boot.ipxe", site.http), &[]);
+    assert!(script.starts_with("#!ipxe") && script.ends_with("200"), "{script}");
+    let url = format!("https://{}/v1/nodes/n/vendor_passthru/deploy_state", site.callback);
+    let key = format!("Authorization: Bearer {}", "5a".repeat(32));
+    assert!(curl(url, &["--header", &key]).ends_with("404"));
+}
+
+/// An ext4 of its own, of which everything that writes hangs while it is frozen.
+struct Freezer<'p>(&'p Path);
+
+impl<'p> Freezer<'p> {
+    fn mount(at: &'p Path) -> Self {
+        let image = at.with_extension("img");
+        File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        run(Command::new("mkfs.ext4").arg("-q").arg(&image));
+        fs::create_dir_all(at).unwrap();
+        run(Command::new("mount").args(["-o", "loop"]).args([&image, at]));
+        Self(at)
+    }
+
+    fn freeze(&self) {
+        run(Command::new("fsfreeze").arg("-f").arg(self.0));
+    }
+
+    fn thaw(&self) {
+        // It may not be frozen.
+        drop(Command::new("fsfreeze").arg("-u").arg(self.0).output());
+    }
+}
+
+impl Drop for Freezer<'_> {
+    fn drop(&mut self) {
+        self.thaw();
+        run(Command::new("umount").arg("--lazy").arg(self.0));
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_status_directory_that_hangs_delays_no_node() {
+    let site = Site::new();
+    let status_dir = site.path("frozen");
+    let machine = Machine::new(&site, NODE);
+    site.configure(&format!("status_dir = \"{}\"\n", status_dir.display()));
+    // Dropped before the agent is waited for, which cannot even be killed while it hangs.
+    let agent;
+    let freezer = Freezer::mount(&status_dir);
+    agent = site.start();
+    site.await_that("running", || site.log().contains("running"));
+    freezer.freeze();
+    site.write(NODE, &machine.spec(&site));
+    machine.deploy(&site);
+    site.await_that("deployed", || site.record(NODE).contains("\"phase\": \"deployed\""));
+    site.await_that("told", || site.log().contains("a status file has not been written for"));
+    assert!(machine.has_image(&site) && machine.boots_its_disk(&site));
+    freezer.thaw();
+    let status = status_dir.join(format!("{NODE}.status.toml"));
+    site.await_that("shown", || {
+        fs::read_to_string(&status).is_ok_and(|status| status.contains("phase = \"deployed\""))
+    });
+    assert!(agent.terminate().0.success());
+    drop(freezer);
+    fs::remove_dir(&status_dir).unwrap_or_default();
+}
