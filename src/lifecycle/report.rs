@@ -51,6 +51,7 @@ impl Node {
             _ if spec.paused => Phase::Paused,
             (State::Held { reason: Hold::PoweredOn, .. }, Goal::Available) => Phase::Held,
             (_, Goal::Available) => Phase::Available,
+            _ if self.owes_restart() => Phase::Failed,
             _ if !self.wants_install() => Phase::Deployed,
             _ if self.record.too_many_changes => Phase::Held,
             (State::Failed, Goal::Deployed) => Phase::Failed,
@@ -151,6 +152,10 @@ impl Node {
         };
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => self.message_at_rest(last_error()),
+            State::SettingPower { .. } if self.owes_restart() => {
+                let again = self.again(POWER_TRIES_MAX);
+                format!("the BMC restarts the machine into its own system{again}")
+            }
             State::SettingPower { wanted } => {
                 let again = self.again(POWER_TRIES_MAX);
                 format!("switching the machine {}{again}", wanted.as_str())
@@ -236,6 +241,9 @@ impl Node {
         let differs = self.power_differs();
         match self.phase_at_rest() {
             Phase::Held => self.message_held(),
+            Phase::Failed if self.owes_restart() => format!(
+                "installed, but the machine was not restarted, and its disk is not written again for that: {last_error}"
+            ),
             Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
             Phase::Deployed => self.message_deployed() + &self.message_changed_machine(),
             Phase::Available if differs && self.bmc_trouble.is_none() => {
