@@ -152,8 +152,12 @@ fn read_known(
         let spec = read_at(&handle, file)
             .map_err(|error| vec![Problem::of_file(&shown, unreadable(&error))])
             .and_then(|(bytes, mark)| {
+                let read = (bytes.as_slice(), mark);
+                if let Some(spec) = reading.known_by_content(file, read, &attachments) {
+                    return Ok(spec);
+                }
                 let spec = Arc::new(parse(&shown, &bytes, &defaults, &attach)?);
-                reading.note(file, mark, &spec, attached.take());
+                reading.note(file, read, &spec, attached.take());
                 Ok(spec)
             });
         match node_name(&shown) {

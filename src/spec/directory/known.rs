@@ -1,8 +1,9 @@
 //! What the last reading of the directory found, so that a file that is unchanged is neither opened nor parsed again.
 //!
-//! Used by the directory reader only. A change must never be missed: a spec is taken from here only if its file has the same
-//! mark on a file system that is known to set one with each change, if that mark was old enough when it was read, and if the
-//! defaults and all that it attaches are the same. Every hour all is read all the same.
+//! Used by the directory reader only. A change must never be missed: a file is opened unless it has the same mark on a file
+//! system that is known to set one with each change, and that mark was old enough when it was read. A file that was opened is
+//! parsed unless it has the same bytes. In both cases the defaults and all that it attaches must be the same. Every hour all is
+//! read and parsed all the same.
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +14,7 @@ use std::{
 };
 
 use rustix::fs::{AtFlags, fstatfs, statat};
+use sha2::{Digest as _, Sha256};
 
 use crate::{file_mark::FileMark, model::spec::NodeSpec};
 
@@ -36,11 +38,16 @@ pub(super) struct KnownSpecs {
 
 #[derive(Debug)]
 struct KnownSpec {
-    mark: FileMark,
+    /// The file's mark, if it is sure to change with the file.
+    mark: Option<FileMark>,
+    content: Content,
     spec: Arc<NodeSpec>,
     /// What it attaches: path and content.
     attached: Vec<(String, Arc<str>)>,
 }
+
+/// The SHA-256 of a file's bytes.
+type Content = [u8; 32];
 
 /// One reading: what is known from before, and what will be known after it.
 #[derive(Debug)]
@@ -72,37 +79,67 @@ impl KnownSpecs {
     }
 }
 
+impl KnownSpec {
+    fn attaches_same(&self, attachments: &Attachments<'_>) -> bool {
+        self.attached.iter().all(|(path, content)| attachments.read(path).as_ref() == Ok(content))
+    }
+}
+
+fn content(bytes: &[u8]) -> Content {
+    Sha256::digest(bytes).into()
+}
+
 impl Reading<'_> {
-    /// The spec in this file, if it is sure to be the one from before.
+    /// The spec in this file, if that is sure to be the one from before, which is told without opening it.
     pub(super) fn known(
         &mut self,
         file: &OsStr,
         attachments: &Attachments<'_>,
     ) -> Option<Arc<NodeSpec>> {
-        let known = self.before.specs.remove(file)?;
+        let known = self.before.specs.get(file)?;
         let mark = FileMark::of_stat(&statat(self.dir, file, AtFlags::empty()).ok()?);
-        let attaches_same =
-            |(path, content): &(String, Arc<str>)| attachments.read(path).as_ref() == Ok(content);
-        if mark != known.mark || !known.attached.iter().all(attaches_same) {
+        (known.mark == Some(mark) && known.attaches_same(attachments)).then(|| self.keep(file))?
+    }
+
+    /// The spec in these bytes of a file with this mark, if they are the same as before.
+    pub(super) fn known_by_content(
+        &mut self,
+        file: &OsStr,
+        (bytes, mark): (&[u8], FileMark),
+        attachments: &Attachments<'_>,
+    ) -> Option<Arc<NodeSpec>> {
+        let mark = self.settled(mark);
+        let known = self.before.specs.get_mut(file)?;
+        if known.content != content(bytes) || !known.attaches_same(attachments) {
             return None;
         }
+        known.mark = mark;
+        self.keep(file)
+    }
+
+    fn keep(&mut self, file: &OsStr) -> Option<Arc<NodeSpec>> {
+        let (file, known) = self.before.specs.remove_entry(file)?;
         let spec = Arc::clone(&known.spec);
-        self.after.specs.insert(file.to_owned(), known);
+        self.after.specs.insert(file, known);
         Some(spec)
     }
 
-    /// A spec was read from a file with this mark.
+    /// A spec was parsed from these bytes of a file with this mark.
     pub(super) fn note(
         &mut self,
         file: &OsStr,
-        mark: FileMark,
+        (bytes, mark): (&[u8], FileMark),
         spec: &Arc<NodeSpec>,
         attached: Vec<(String, Arc<str>)>,
     ) {
-        if self.device == Some(mark.device()) && mark.is_settled(self.now) {
-            let known = KnownSpec { mark, spec: Arc::clone(spec), attached };
-            self.after.specs.insert(file.to_owned(), known);
-        }
+        let (mark, content) = (self.settled(mark), content(bytes));
+        let known = KnownSpec { mark, content, spec: Arc::clone(spec), attached };
+        self.after.specs.insert(file.to_owned(), known);
+    }
+
+    fn settled(&self, mark: FileMark) -> Option<FileMark> {
+        let is_settled = self.device == Some(mark.device()) && mark.is_settled(self.now);
+        is_settled.then_some(mark)
     }
 
     /// What the next reading knows.
