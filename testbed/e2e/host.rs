@@ -1,6 +1,8 @@
-//! hostler on a real host: a Debian with systemd, on which README.md's own commands install it, with the unit that is shipped.
+//! hostler on a real host: a Debian with systemd, on which README.md's own commands install it, with
+//! the unit that is shipped.
 //!
-//! `testbed/check host`. Every command of the README that a suite can run is run here (`readme::LINES` names the others).
+//! `testbed/check host`. Every command of the README that a suite can run is run here;
+//! `readme::LINES` names the others.
 
 mod debian;
 
@@ -238,7 +240,8 @@ impl Host {
         assert!(status.contains("on"), "{status}");
     }
 
-    /// By the journal's own priorities: `journalctl -p warning` shows what somebody has to see, and nothing else.
+    /// By the journal's own priorities: `journalctl -p warning` shows what somebody has to see, and
+    /// nothing else.
     fn tells_the_journal_what_to_alert_on(&self) {
         let hopeless = HOPELESS.replace("SUM", &"0".repeat(128));
         fs::write(self.debian.file("/etc/hostler/nodes/edge-08.toml"), hopeless).unwrap();
