@@ -30,6 +30,7 @@ mod open_files;
 mod orders;
 mod power;
 mod publish;
+mod recall;
 mod refusals;
 mod rooms;
 mod scan;
@@ -37,7 +38,6 @@ mod volume;
 mod work;
 
 use std::{
-    collections::BTreeMap,
     fs,
     future::Future,
     io,
@@ -50,14 +50,17 @@ use rustix::{
     fs::{Access, access},
     io::Errno,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 use tracing::{error, info, warn};
 
 use crate::{
     admin, callback,
     config::{self, Config},
-    lifecycle::{Carrier, Fleet, Left, Policy, Record},
-    model::{ids::NodeName, problem::Problem, status::Installed},
+    lifecycle::{Carrier, Fleet, Policy},
+    model::problem::Problem,
     netboot, regular_file,
     spec::Defaults,
     status_file::StatusFiles,
@@ -129,7 +132,7 @@ pub struct Agent {
 impl Agent {
     /// Binds every socket and reads the state directory.
     pub async fn start(config: Config, claim: Claim) -> Result<Self, StartError> {
-        let Claim { store, standing, after_another } = claim;
+        let Claim { mut store, standing, after_another } = claim;
         if let Some(problem) = Defaults::new(None, config.defaults.as_ref()).problems().first() {
             return Err(StartError::Defaults(problem.clone()));
         }
@@ -171,26 +174,15 @@ impl Agent {
                 "another agent acted here last: this one's own records are put aside, and the status files say what is installed"
             );
         }
-        let now = Timestamp::now();
-        let mut loaded = store.load_all::<Record>()?;
-        for damaged in &loaded.damaged {
-            error!(error = %damaged, "a record was damaged; its node waits for consent");
-            if let Some(name) = owner(damaged) {
-                // Kept at once: at the next start the damaged record is no longer there to warn.
-                let record = Record::distrusted(now);
-                store.save(&name, &record)?;
-                loaded.records.insert(name, record);
-            }
+        let (files, now) = (status_files(&config), Timestamp::now());
+        let recall::Recalled { fleet, losses, notes } =
+            recall::recall(&mut store, &files, policy(&config), after_another, now)?;
+        for note in notes {
+            warn!("{note}");
         }
-        let witnessed = witnesses(&status_files(&config), &loaded.records);
-        let left = match store.load_left() {
-            Err(damaged @ StoreError::Damaged { .. }) => {
-                error!(error = %damaged, "what was installed on machines without a spec is no longer known");
-                Left::default()
-            }
-            left => left?.unwrap_or_default(),
-        };
-        let fleet = Fleet::resume(policy(&config), loaded.records, left, witnessed, now);
+        for loss in losses {
+            error!("{loss}");
+        }
         Ok(Self { config, store, standing, fleet, tftp, http, callback, admin, pin })
     }
 
@@ -273,13 +265,17 @@ impl Agent {
         drop(watcher);
         // It waits for its transfers' threads.
         let tftp = tokio::task::spawn_blocking(move || tftp.stop());
-        for listener in [callback, http, tftp].into_iter().chain(admin) {
-            if let Err(error) = listener.await {
-                error!(%error, "a listener panicked");
-            }
-        }
+        await_all([callback, http, tftp].into_iter().chain(admin)).await;
         standing.stop().await;
         Ok(end)
+    }
+}
+
+async fn await_all(listeners: impl IntoIterator<Item = JoinHandle<()>>) {
+    for listener in listeners {
+        if let Err(error) = listener.await {
+            error!(%error, "a listener panicked");
+        }
     }
 }
 
@@ -330,33 +326,4 @@ fn prepare_status_dir(specs: &config::Specs) {
             }
         }
     }
-}
-
-/// What the status files say is installed, where no good record says it.
-fn witnesses(
-    files: &StatusFiles,
-    records: &BTreeMap<NodeName, Record>,
-) -> BTreeMap<NodeName, Installed> {
-    let statuses = files.read_all().unwrap_or_else(|error| {
-        warn!(%error, "the status files cannot be read; they would tell what is installed if a record were lost");
-        Vec::new()
-    });
-    let unknown =
-        |name: &NodeName| records.get(name).is_none_or(|record: &Record| record.spec.is_none());
-    statuses
-        .into_iter()
-        .filter_map(Result::ok)
-        .filter(|status| unknown(&status.node))
-        .filter_map(|status| {
-            let installed = status.installed?;
-            warn!(node = %status.node, at = %installed.at, "its record is lost; its status file says that it is installed");
-            Some((status.node, installed))
-        })
-        .collect()
-}
-
-/// Whose record a damaged one was.
-fn owner(damaged: &StoreError) -> Option<NodeName> {
-    let StoreError::Damaged { path, .. } = damaged else { return None };
-    path.file_stem()?.to_str()?.parse().ok()
 }

@@ -189,8 +189,8 @@ impl Outside for Rooms {
     }
 
     fn keep(&mut self, left: &Left) -> Result<(), String> {
-        self.store.save_left(left).map_err(|error| {
-            error!(%error, "what is installed on a machine whose spec goes away cannot be written; its node is kept until it can");
+        self.store.save_site(left).map_err(|error| {
+            error!(%error, "what is known beside the records cannot be written; nothing is started or forgotten until it can");
             error.to_string()
         })
     }

@@ -33,13 +33,21 @@ type SpecNow = Option<Result<NodeSpec, Vec<Problem>>>;
 
 pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let files = StatusFiles::new(place.status_dir()?);
-    let status = print::printable(&status_file::read(&files.path(&place.node))?)?;
+    let (status, doubt) = match status_file::read(&files.path(&place.node)) {
+        Ok(status) => (status, None),
+        Err(mut error) => match error.take_seeming() {
+            Some(status) => (status, Some(error)),
+            None => return Err(error.into()),
+        },
+    };
+    let status = print::printable(&status)?;
     let agent = AgentAlive::look(&place.status_dir()?)?.caution();
     let console = Some(files.console_path(&place.node)).filter(|path| path.exists());
     let (file, defaults) = place.spec()?;
     let spec = file.exists().then(|| spec::read_file(&file, defaults.as_ref()));
     Story { status: &status, agent, spec, console, now: Timestamp::now() }.tell(out)?;
-    Ok(ExitCode::SUCCESS)
+    // At the end, where it is seen: what was told may be wrong.
+    doubt.map_or(Ok(ExitCode::SUCCESS), |doubt| Err(doubt.into()))
 }
 
 struct Story<'a> {

@@ -107,7 +107,7 @@ enum Command {
     #[command(after_help = plan::EXIT_CODES)]
     Plan(plan::Asked),
     /// Let held nodes go on: consent to WIPE machines that are on, for example. Exit code 1 if a node was not held.
-    Approve(orders::For),
+    Approve(orders::Approval),
     /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if there was nothing to try again.
     Retry(orders::For),
     /// Have a node's BMC do or say something, through the running agent.
@@ -222,7 +222,7 @@ impl Args {
             Command::Wait { place, goal } => wait::wait(&place, &goal),
             Command::Explain { place } => explain::explain(&place, out),
             Command::Plan(asked) => plan::plan(&asked, out),
-            Command::Approve(whom) => orders::give(Order::Approve, whom, out),
+            Command::Approve(approval) => orders::approve(approval, out),
             Command::Retry(whom) => orders::give(Order::Retry, whom, out),
             Command::Bmc(asked) => bmc::bmc(&asked, out),
             Command::ShowBoot(asked) => show_boot::show(&asked, out),

@@ -62,7 +62,7 @@ pub(super) fn show(dir: &Path, format: Format, out: &mut impl Write) -> Result<E
     Ok(if agent.is_dead() { ExitCode::from(NO_AGENT) } else { ExitCode::SUCCESS })
 }
 
-/// Status files that are missing from what was shown.
+/// Status files that are missing from what was shown, or that it cannot be relied on.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 struct Unreadable(Vec<StatusFileError>);
@@ -102,7 +102,11 @@ fn read(dir: &Path) -> Result<(Vec<Status>, Vec<StatusFileError>), StatusFileErr
     for status in StatusFiles::new(dir).read_all()? {
         match status {
             Ok(status) => statuses.push(status),
-            Err(error) => unreadable.push(error),
+            Err(mut error) => {
+                // Something to look at all the same; the error says what it is worth.
+                statuses.extend(error.take_seeming());
+                unreadable.push(error);
+            }
         }
     }
     statuses.sort_by(|a, b| a.node.cmp(&b.node));

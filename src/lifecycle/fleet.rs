@@ -17,17 +17,16 @@ use crate::model::{
     netboot::NetbootFiles,
     problem::Problem,
     spec::NodeSpec,
-    status::Installed,
 };
 
 use super::{
     agenda::Agenda,
     breaker::Breaker,
     event::{Action, Event, Turn},
-    left::Left,
+    left::{Known, Left},
     node::{Node, wants_reinstall},
     polls::{POLL_INTERVAL, Polls},
-    state::Record,
+    state::{Record, State},
     turns::Turns,
     wait::after,
 };
@@ -59,7 +58,8 @@ pub struct Policy {
 #[derive(Debug)]
 pub struct Fleet {
     policy: Policy,
-    nodes: BTreeMap<NodeName, Node>,
+    /// Boxed: a map's leaves are half empty, and a node is large.
+    nodes: BTreeMap<NodeName, Box<Node>>,
     agenda: Agenda,
     turns: Turns,
     /// What nodes hold according to their records, where the present ones could not be written: should the agent end now, they would go on
@@ -76,17 +76,18 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// The fleet as it was recorded, with what had been left when the agent ended. `witnessed` is what the status files say is installed,
-    /// for nodes that have no record any more, or one that was damaged.
+    /// The fleet as it was recorded, with what was known beside the records. `witnessed` is what the status files say is installed, or
+    /// that nobody knows, for nodes that have no record any more, or one that was damaged.
     pub fn resume(
         policy: Policy,
         records: BTreeMap<NodeName, Record>,
         mut left: Left,
-        witnessed: BTreeMap<NodeName, Installed>,
+        witnessed: BTreeMap<NodeName, Known>,
         now: Timestamp,
     ) -> Self {
         let state_lost = records.is_empty() && !witnessed.is_empty();
         left.witness(witnessed);
+        left.miss(&records);
         let mut fleet = Self {
             policy,
             nodes: BTreeMap::new(),
@@ -103,7 +104,7 @@ impl Fleet {
         for ((name, record), first_poll) in records.into_iter().zip(first_polls) {
             let mut node = Node::resume(name.clone(), record, policy, now);
             node.polls = Polls::new(first_poll);
-            fleet.nodes.insert(name.clone(), node);
+            fleet.nodes.insert(name.clone(), Box::new(node));
             fleet.adopt(now, &name);
             fleet.write_down(&name);
         }
@@ -112,7 +113,7 @@ impl Fleet {
 
     /// A node by its name.
     pub fn node(&self, name: &NodeName) -> Option<&Node> {
-        self.nodes.get(name)
+        self.nodes.get(name).map(Box::as_ref)
     }
 
     /// The names of all nodes, in order.
@@ -209,6 +210,10 @@ impl Fleet {
             if !stays {
                 self.left.leave(name, &node.record);
             }
+            // Many that go at once are one change of what is kept.
+            if !specs.contains_key(name) && node.is_at_rest() {
+                self.left.unlist(name);
+            }
         }
     }
 
@@ -230,7 +235,7 @@ impl Fleet {
             node.polls = Polls::new(self.first_poll.max(now));
             let pause = Duration::from_secs(1) / FIRST_POLLS_PER_S;
             self.first_poll = after(self.first_poll.max(now), pause);
-            self.nodes.insert(name.clone(), node);
+            self.nodes.insert(name.clone(), Box::new(node));
         }
         self.latest = self.latest.max(now);
         self.adopt(now, name);
@@ -240,7 +245,13 @@ impl Fleet {
         let interval = self.poll_interval();
         let node = self.nodes.get_mut(name)?;
         node.polls.interval = interval;
+        let was_written = matches!(node.record.state, State::Imaging { .. });
         let actions = node.step(now, event);
+        if let (State::Imaging { .. }, Some(spec), false) =
+            (&node.record.state, &node.record.spec, was_written)
+        {
+            self.left.written(spec);
+        }
         if actions.contains(&Action::Forget) {
             self.forget(name);
         }
@@ -268,9 +279,13 @@ impl Fleet {
     /// What is known of the machine a spec names for the first time: it may have belonged to another node.
     fn remember(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
         let Some(node) = self.nodes.get_mut(name) else { return };
+        let incomplete = self.left.is_incomplete();
         if let Some(old) = node.spec() {
-            if old.machine_change(spec) != MachineChange::None {
-                node.moved_here = self.left.machine(spec);
+            let change = old.machine_change(spec);
+            if change != MachineChange::None {
+                let doubted = incomplete && change == MachineChange::Whole;
+                let known = self.left.machine(spec);
+                node.moved_here = known.or_else(|| doubted.then_some(None));
             }
             return;
         }
@@ -278,7 +293,9 @@ impl Fleet {
         // A status file says which machine it speaks of, and the spec may name another one by now.
         let told_of = node.record.installed.as_ref().and_then(|told| told.machine.as_ref());
         let change = told_of.map(|machine| machine.change_to(spec));
-        match (change, self.left.machine(spec)) {
+        let doubted = incomplete && node.record.installed.is_none();
+        let known = self.left.machine(spec).or_else(|| doubted.then_some(None));
+        match (change, known) {
             (Some(MachineChange::None | MachineChange::Part), _) | (None, None) => {}
             (_, Some(None)) => node.record = Record::distrusted(now),
             (_, Some(installed)) => node.record.know(installed),
@@ -294,7 +311,7 @@ impl Fleet {
 
     /// Keeps in step with a node: when it wants to be woken, what it holds, what it waits for.
     fn write_down(&mut self, name: &NodeName) {
-        let node = self.nodes.get(name);
+        let node = self.nodes.get(name).map(Box::as_ref);
         self.agenda.put(name, node.and_then(|node| Some(node.next_wake()?.0)));
         let holds = node.and_then(|node| node.record.state.holds());
         let polls = node.and_then(Node::holds_poll);
@@ -324,15 +341,37 @@ impl Fleet {
     }
 
     fn forget(&mut self, name: &NodeName) {
-        if let Some(Node { record, .. }) = self.nodes.remove(name) {
+        if let Some(node) = self.nodes.remove(name) {
+            let Node { record, .. } = *node;
             self.left.leave(name, &record);
+            self.left.unlist(name);
         }
         self.held_on_record.remove(name);
     }
 
-    /// What is to be kept beside the records, because no node has it any more.
+    /// What is known beside the records, and is to be kept.
     pub fn left(&self) -> &Left {
         &self.left
+    }
+
+    /// Whether machines that specs name for the first time may be installed.
+    pub(super) fn set_incomplete(&mut self, incomplete: bool) {
+        self.left.set_incomplete(incomplete);
+    }
+
+    /// Whether the node's record would not be missed, although it must be.
+    pub(super) fn is_unlisted(&self, name: &NodeName) -> bool {
+        self.nodes.get(name).filter(|node| !(node.gone && node.is_at_rest())).is_some_and(|node| {
+            let machine = node.spec().map(|spec| spec.machine());
+            node.record.must_be_missed() && !self.left.lists(name, machine.as_ref())
+        })
+    }
+
+    /// From now on the records of all nodes but these, which have none that is up to date, are missed when they are gone.
+    pub(super) fn list_nodes(&mut self, unsaved: impl Fn(&NodeName) -> bool) {
+        let machine = |node: &Node| node.spec().map(|spec| spec.machine());
+        let saved = self.nodes.iter().filter(|(name, node)| !node.gone && !unsaved(name));
+        self.left.list(saved.map(|(name, node)| (name.clone(), machine(node))));
     }
 
     /// The specs in force once these were found: the good ones, the last good ones of those that are broken, those of nodes that are
@@ -349,7 +388,7 @@ impl Fleet {
             busy && !found.contains_key(*name)
         });
         let leaving = leaving.filter_map(|(_, node)| node.record.spec.clone());
-        let turning = self.nodes.values().filter_map(Node::still_busy_with);
+        let turning = self.nodes.values().filter_map(|node| node.still_busy_with());
         kept.chain(leaving).chain(turning).collect()
     }
 
@@ -365,7 +404,7 @@ impl Fleet {
                     .cloned(),
             );
         };
-        for Node { record, .. } in self.nodes.values() {
+        for record in self.nodes.values().map(|node| &node.record) {
             add(record.installed.as_ref().and_then(|installed| installed.netboot.as_ref()));
             add(record.state.attempt().and_then(|attempt| attempt.image.netboot.as_ref()));
         }

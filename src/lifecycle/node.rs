@@ -403,7 +403,10 @@ impl Node {
                 self.record.know(None)
             }
             // Never seen. A damaged record may have been about any machine.
-            (_, None, _) => self.record.installed = None,
+            (_, None, _) => {
+                self.record.installed = None;
+                self.record.awaits_restart = false;
+            }
         }
         if let Some(installed) = &mut self.record.installed {
             installed.redeploy.clone_from(&spec.redeploy);
@@ -450,7 +453,8 @@ impl Node {
         self.polls.ask(now);
         // Who asks a BMC again that was in trouble has not ordered what its machine is found to miss.
         let has_trouble = self.bmc_trouble.is_some();
-        if self.power_differs() || !has_trouble && self.wanted_power().is_some() {
+        let is_order = self.power_differs() || !has_trouble && self.wanted_power().is_some();
+        if is_order || self.owes_restart() {
             self.record.power_ordered = true;
         }
         match &mut self.record.state {
@@ -544,6 +548,9 @@ impl Node {
             }
             State::Preparing { ready: None } => Some(Operation::Prepare),
             State::Preparing { ready: Some(_) } => Some(Operation::ConfirmPower),
+            State::SettingPower { wanted } if self.record.awaits_restart => {
+                due.then_some(Operation::Restart { leave: *wanted })
+            }
             State::SettingPower { wanted } => due.then_some(Operation::SetPower(*wanted)),
             State::PoweringOn { .. } => Some(Operation::PowerOn),
             State::Imaging { attempt, target, disk, granted: true } => Some(Operation::Image {

@@ -45,18 +45,18 @@ pub struct Record {
     /// with consent. It ends with the series, and with every change of what is wanted or of which machine is meant.
     pub consented: bool,
     /// Whether the disk is not written until somebody consents, because too many nodes were to be reinstalled at once.
-    #[serde(default)]
     pub too_many_changes: bool,
     /// Whether a record of the machine was damaged, and nothing is known of its disk since: without consent nothing happens to that, even
     /// if the machine is off. It ends when the disk is written, or when somebody knows what is on it.
-    #[serde(default)]
     pub record_lost: bool,
     /// Whether the machine is to be brought to the power state its spec wants: the spec was changed to want it, or somebody said so.
-    #[serde(default)]
     pub power_ordered: bool,
     /// When it was last switched because it was not as wanted.
-    #[serde(default)]
     pub power_forced_at: Option<Timestamp>,
+    /// Whether the machine was not restarted since its disk was written: it may still run the deploy
+    /// ramdisk. What is installed is known by then, whatever becomes of the restart.
+    #[serde(default)]
+    pub awaits_restart: bool,
     /// What is on the disk, as far as hostler put it there.
     pub installed: Option<Installed>,
     /// The last failure since the last success.
@@ -86,12 +86,34 @@ impl Record {
             record_lost: false,
             power_ordered: false,
             power_forced_at: None,
+            awaits_restart: false,
             installed: None,
             last_error: None,
             last_seen: LastSeen::default(),
             durations: BTreeMap::new(),
             history: Vec::new(),
         }
+    }
+
+    /// Whether it says that nothing is installed, and elsewhere that the machine is.
+    pub fn contradicts_itself(&self) -> bool {
+        let last = self.history.last().map(|entry| entry.phase);
+        self.installed.is_none()
+            && !self.record_lost
+            && (self.phase == Phase::Deployed || last == Some(Phase::Deployed))
+    }
+
+    /// When it was last changed in a way that people are shown, or the machine installed.
+    pub fn newest(&self) -> Timestamp {
+        // The clock may have been set back since: the newest is not always the last.
+        let installed = self.installed.iter().map(|installed| installed.at);
+        installed.chain(self.history.iter().map(|entry| entry.at)).fold(self.since, Timestamp::max)
+    }
+
+    /// Whether it must be missed should it be gone: something was done to the machine, or is known or
+    /// doubted of its disk. A node that only waits would come to the same point again.
+    pub(super) fn must_be_missed(&self) -> bool {
+        !self.state.at_rest() || self.installed.is_some() || self.record_lost
     }
 
     /// Of a node whose record was damaged. Whatever is on its machine's disk, nothing happens to it without consent.
@@ -101,6 +123,7 @@ impl Record {
 
     /// What is on the machine's disk is known from elsewhere, or known to be unknown.
     pub(super) fn know(&mut self, installed: Option<Installed>) {
+        self.awaits_restart = false;
         self.record_lost = installed.is_none();
         self.installed = installed;
     }
@@ -171,7 +194,6 @@ pub enum State {
         /// Its target.
         target: Target,
         /// Whether its turn has come to write.
-        #[serde(default)]
         granted: bool,
     },
     /// Boot files are local again; the ramdisk has not yet heard that it may let go.
@@ -253,6 +275,9 @@ pub struct Attempt {
     pub verify: Vec<DiskRange>,
     /// The first address that showed the key; no other may use it.
     pub peer: Option<IpAddr>,
+    /// The addresses that fetched the whole deploy ramdisk, two at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ramdisk_fetched_by: Vec<IpAddr>,
     /// The disk the ramdisk was told to export.
     pub disk: Option<Disk>,
     /// What the BMC says is the machine's UUID: no other machine's ramdisk is believed. `None`: that was not asked for.

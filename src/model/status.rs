@@ -19,8 +19,9 @@ use super::{
     problem::Problem,
 };
 
-/// The version of the status format; it changes only when a reader would have to.
-pub const STATUS_VERSION: u32 = 1;
+/// The version of the status format; it changes only when a reader would have to. In version 1 an entry of
+/// the history had its phase as `phase`, and there was no checksum.
+pub const STATUS_VERSION: u32 = 2;
 
 /// Where a node stands. A closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -357,7 +358,8 @@ pub struct Condition {
 pub struct HistoryEntry {
     /// When.
     pub at: Timestamp,
-    /// The phase entered.
+    /// The phase entered. `grep '^phase'` is to find the present one only.
+    #[serde(rename = "entered")]
     pub phase: Phase,
     /// Why.
     pub message: String,

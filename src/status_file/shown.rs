@@ -11,7 +11,7 @@ use crate::{
     regular_file,
 };
 
-use super::{STATUS_BYTES_MAX, STATUS_MODE, StatusFileError, StatusFiles, render};
+use super::{STATUS_BYTES_MAX, STATUS_MODE, StatusFileError, StatusFiles, is_sealed, render};
 
 /// Lines that say when a file was written and that it is whole, and nothing of the node.
 const OF_THE_FILE: [&str; 2] = ["updated = ", "# checksum = "];
@@ -91,9 +91,10 @@ impl StatusFiles {
         Ok(FileMark::of(&fs::symlink_metadata(self.path(node))?))
     }
 
-    /// What a node's status file says. A pipe or a device in its place is an error, not a wait.
+    /// What a node's status file says, if it is whole. A pipe or a device in its place is an error, not a wait.
     fn says(&self, node: &NodeName) -> io::Result<u64> {
-        regular_file::read_to_string(&self.path(node), STATUS_BYTES_MAX).map(|text| says(&text))
+        let text = regular_file::read_to_string(&self.path(node), STATUS_BYTES_MAX)?;
+        if is_sealed(&text) { Ok(says(&text)) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{fs, net::IpAddr, sync::LazyLock};
 
 use hostler::{
-    lifecycle::{Action, Event, Node, Operation, Outcome, Record},
+    lifecycle::{Action, Event, Node, Operation, Outcome, Record, format_1},
     model::{
         boot::{BootStage, Fetch},
         callback::{Call, Completed, DeployInfo, Lookup},
@@ -30,18 +30,22 @@ fuzz_target!(|bytes: &[u8]| {
         (Some(record), script) => (record, script),
         (None, record) => (record, &[][..]),
     };
-    LazyLock::force(&STORE);
-    fs::write(path("state/edge-07.json"), record).unwrap();
-    let record = match STORE.load::<Record>(&SPEC.name) {
-        Ok(record) => record.unwrap(),
-        Err(error) => {
-            check_shown(&error.to_string());
-            fs::remove_file(path("state/edge-07.json.bad-1")).unwrap();
-            Record::distrusted(*NOW)
-        }
-    };
+    let read = serde_json::from_slice::<Record>(record).ok();
+    let old = || format_1::record(serde_json::from_slice(record).ok()?).ok();
+    let record = read.or_else(old).unwrap_or_else(|| damaged(record));
     live(Node::resume(SPEC.name.clone(), record, POLICY, *NOW), script);
 });
+
+/// In the state directory it is never taken for a record.
+fn damaged(bytes: &[u8]) -> Record {
+    LazyLock::force(&STORE);
+    fs::write(path("state/edge-07.json"), bytes).unwrap();
+    let loaded = STORE.load_all(format_1::record).unwrap();
+    assert!(loaded.records.is_empty());
+    check_shown(&loaded.damaged[&SPEC.name].to_string());
+    fs::remove_file(path("state/edge-07.json.bad-1")).unwrap();
+    Record::distrusted(*NOW)
+}
 
 fn live(mut node: Node, script: &[u8]) {
     let mut now = *NOW;
