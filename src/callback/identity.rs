@@ -104,8 +104,7 @@ fn load(certificate: &Path, key: &Path) -> Result<Identity, IdentityError> {
     };
     let unusable = |reason: String| IdentityError::Unusable { path: certificate.into(), reason };
     let pem = read(certificate)?;
-    let der =
-        CertificateDer::from_pem_slice(&pem).map_err(|error| unusable(error.to_string()))?;
+    let der = CertificateDer::from_pem_slice(&pem).map_err(|error| unusable(error.to_string()))?;
     let key_pem = Zeroizing::new(read(key)?);
     let key =
         PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| unusable(error.to_string()))?;

@@ -147,6 +147,32 @@ mod tests {
     }
 
     #[test]
+    fn content_that_says_more_or_less_than_its_type_is_damaged_at_any_depth() {
+        #[derive(Debug, serde::Serialize, serde::Deserialize)]
+        struct Outer {
+            inner: Inner,
+            note: Option<u32>,
+        }
+        #[derive(Debug, serde::Serialize, serde::Deserialize)]
+        struct Inner {
+            held: bool,
+        }
+        let pretty = |text: &str| {
+            let value: serde_json::Value = serde_json::from_str(text).unwrap();
+            serde_json::to_vec_pretty(&value).unwrap()
+        };
+        parse::<Outer>(&pretty(r#"{"inner":{"held":true},"note":null}"#)).unwrap();
+        for text in [
+            r#"{"inner":{"held":true}}"#,
+            r#"{"inner":{"held":true},"note":null,"more":1}"#,
+            r#"{"inner":{"held":true,"helm":true},"note":null}"#,
+            r#"{"inner":{},"note":null}"#,
+        ] {
+            parse::<Outer>(&pretty(text)).unwrap_err();
+        }
+    }
+
+    #[test]
     fn the_file_of_another_node_or_kind_is_not_taken_for_this_one() {
         for (kind, of) in [("record", "edge-08"), ("site", "edge-07")] {
             let bytes = seal(kind, of, &serde_json::json!({})).unwrap();

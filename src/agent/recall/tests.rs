@@ -34,6 +34,7 @@ use crate::{
 };
 
 mod corpus;
+mod single;
 
 const POLICY: Policy = Policy {
     attempts_max: 100,
