@@ -9,7 +9,11 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
-use tokio::{io::AsyncWriteExt as _, net::UnixStream, time::timeout};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::UnixStream,
+    time::{sleep, timeout},
+};
 
 use super::{
     AdminError,
@@ -24,6 +28,8 @@ use crate::model::{
 const ANSWER_LIMIT: Duration = Duration::from_secs(25);
 /// The same for a BMC's work.
 const BMC_ANSWER_LIMIT: Duration = BMC_LIMIT.saturating_add(Duration::from_secs(15));
+/// Between two tries to connect while the agent's backlog is full, which a Unix socket says at once.
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Gives the order to the agent that listens at `path`, and waits for its answers, at most 25 s.
 pub async fn ask(path: &Path, order: &Order) -> Result<Vec<Answer>, AdminError> {
@@ -59,8 +65,10 @@ async fn converse<T: DeserializeOwned>(
     if question.len() > QUESTION_BYTES_MAX {
         return Err(AdminError::TooLong);
     }
+    let mut is_connected = false;
     let conversation = async {
-        let mut stream = UnixStream::connect(path).await?;
+        let mut stream = connect(path).await?;
+        is_connected = true;
         stream.write_all(&question).await?;
         read_line(stream, ANSWER_BYTES_MAX).await
     };
@@ -71,11 +79,24 @@ async fn converse<T: DeserializeOwned>(
         Ok(Err(error)) => return Err(garbled(error)),
         Err(_) => {
             let limit_s = limit.as_secs();
+            if !is_connected {
+                return Err(AdminError::Busy { path: path.to_owned(), limit_s });
+            }
             return Err(AdminError::Silent { path: path.to_owned(), limit_s });
         }
     };
     let answer: Result<T, String> = decode(&line).map_err(garbled)?;
     answer.map_err(AdminError::Refused)
+}
+
+/// Connects, as soon as the agent's backlog has room.
+async fn connect(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(CONNECT_PAUSE).await,
+            connected => return connected,
+        }
+    }
 }
 
 fn unreached(path: &Path, source: io::Error) -> AdminError {

@@ -109,6 +109,14 @@ pub enum AdminError {
         /// How long the client waited, in seconds.
         limit_s: u64,
     },
+    /// No place became free in time: nothing was asked.
+    #[error("the agent at {} is busy with others, and had no place for this in {limit_s} s; nothing was asked of it; try again", path.display())]
+    Busy {
+        /// The socket.
+        path: PathBuf,
+        /// How long the client waited, in seconds.
+        limit_s: u64,
+    },
     /// It ends before an answer came.
     #[error("the agent at {} hung up before it answered; `hostler status` shows whether it took the order", .0.display())]
     HungUp(PathBuf),

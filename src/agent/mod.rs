@@ -15,6 +15,7 @@
 //!        └───────────────────────────────────────────────────────────────────┘
 //! ```
 
+mod bmc_names;
 mod boot_files;
 mod consoles;
 mod deeds;
@@ -24,18 +25,19 @@ mod install;
 mod layout;
 mod mark;
 mod menu;
+mod netboot_files;
 mod open_files;
 mod orders;
 mod power;
 mod publish;
 mod recall;
+mod refusals;
 mod rooms;
 mod scan;
 mod volume;
 mod work;
 
 use std::{
-    collections::VecDeque,
     fs,
     future::Future,
     io,
@@ -212,12 +214,15 @@ impl Agent {
         let statuses = status_files(&config).only_while(standing.ours());
         let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
         let workshop = Workshop::new(&config, standing.clone());
+        let cached = netboot_files::cached(workshop.library.clone(), reporting.downgrade());
+        let bmc_names = workshop.bmc_names.clone();
         let mut rooms = Rooms::new(store, menus, publisher, workshop, changed, reporting);
         let names = fleet.names();
         let mut carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
         carrier.present(&mut rooms);
         let tftp = tftp
+            .with_cached(cached)
             .start(table, evidence)
             .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
         let ended = || {
@@ -232,9 +237,13 @@ impl Agent {
             Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE).map_err(
                 |source| StartError::Listen { what: "directory watcher".into(), source },
             )?;
-        let sources =
-            Sources { scans: scan::start(&config, &names, wakes), calls, orders, fetches, reports };
-        let specs_dir = config.specs.dir.display().to_string();
+        let sources = Sources {
+            scans: scan::start(&config, &names, bmc_names, wakes),
+            calls,
+            orders,
+            fetches,
+            reports,
+        };
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address, callback = %api, "running");
         ready();
         let mut end = End::Asked;
@@ -247,7 +256,7 @@ impl Agent {
                 }
             }
         };
-        Driver { carrier, rooms, news: VecDeque::new(), specs_dir }.run(sources, over).await;
+        Driver::new(carrier, rooms, &config.specs.dir).run(sources, over).await;
 
         closing.send_replace(true);
         drop(watcher);

@@ -14,6 +14,7 @@ use crate::{
         admin::{Answer, Order, Selection},
         consent,
         ids::NodeName,
+        power::PowerState,
         spec::Goal,
         status::Phase,
     },
@@ -102,6 +103,7 @@ impl Driver {
             Order::Approve(_) => Event::Approve,
             Order::Retry(_) => Event::Retry,
         };
+        self.rooms.ask_bmc_anew(&name);
         self.carrier.step(now(), &name, event, &mut self.rooms);
         let caveat = match self.carrier.fleet().node(&name) {
             None => ", but its spec is gone, and it is forgotten".to_owned(),
@@ -126,8 +128,14 @@ fn outcome(order: &Order, node: &Node) -> Option<String> {
         (Order::Approve(_), Phase::Held) => Some(consent::WILL_WIPE.to_owned()),
         (Order::Approve(_), _) => None,
         (Order::Retry(_), Phase::Failed | Phase::Pending) => Some("will be tried again".to_owned()),
+        (Order::Retry(_), _) if node.is_at_rest() && node.has_bmc_trouble() => {
+            Some("its BMC will be asked again".to_owned())
+        }
         (Order::Retry(_), _) => {
-            node.power_missed().map(|wanted| format!("will be switched {}", wanted.as_str()))
+            let switched = |wanted: PowerState| format!("will be switched {}", wanted.as_str());
+            let verified = || "will have its kernel and ramdisk verified again".to_owned();
+            let power = node.power_missed().map(switched);
+            power.or_else(|| node.netboot_is_outdated().then(verified))
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     regular_file,
 };
 
-use super::{faults, work::cancel_signal};
+use super::{faults, refusals::Refusals, work::cancel_signal};
 
 /// BMCs that operators use at once: each keeps a place at the admin socket, of which there are some more.
 const DEEDS_MAX: usize = 16;
@@ -50,6 +50,7 @@ pub(super) struct Bmcs {
     credentials: Option<PathBuf>,
     spacing: Duration,
     pub(super) deeds: Semaphore,
+    pub(super) refusals: Refusals,
     turns: Mutex<BTreeMap<NodeName, Turn>>,
     known: Mutex<BTreeMap<NodeName, KnownBmc>>,
 }
@@ -69,17 +70,27 @@ impl Bmcs {
             credentials: env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
             spacing: config.limits.bmc_spacing,
             deeds: Semaphore::new(DEEDS_MAX),
+            refusals: Refusals::default(),
             turns: Mutex::default(),
             known: Mutex::default(),
         }
     }
 
-    /// Whether the machine is on, just to know. A silent BMC is not waited for as long as in an attempt.
-    pub(super) async fn poll(
-        &self,
-        spec: &NodeSpec,
-        mut cancel: Cancel,
-    ) -> Result<PowerState, Fault> {
+    /// Whether the machine is on, just to know. A silent BMC is not waited for as long as in an attempt,
+    /// and one that has refused the user is not asked by the same one again soon.
+    pub(super) async fn poll(&self, spec: &NodeSpec, cancel: Cancel) -> Result<PowerState, Fault> {
+        let step = Step::Preflight;
+        let bmc = spec.bmc.as_ref().ok_or_else(|| faults::no_bmc(step))?;
+        let password = self.password(step, &bmc.password)?;
+        if let Some(refusal) = self.refusals.of(spec, &password) {
+            return Err(refusal);
+        }
+        let polled = self.poll_now(spec, cancel).await;
+        self.refusals.note(spec, password, &polled);
+        polled
+    }
+
+    async fn poll_now(&self, spec: &NodeSpec, mut cancel: Cancel) -> Result<PowerState, Fault> {
         let step = Step::Preflight;
         let (began, limit) = (Instant::now(), spec.timeouts.power.min(POLL_LIMIT));
         let mut asked_at = None;

@@ -2,7 +2,11 @@
 //!
 //! Owned by the driver. It knows what runs and who waits for an answer, and decides nothing.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
@@ -12,8 +16,8 @@ use crate::{
     model::{
         admin::{CardBoot, Deed},
         callback::Reply,
-        fault::Fault,
-        ids::{MacAddr, NodeName, OpId},
+        fault::{Fault, Step},
+        ids::{Digest, MacAddr, NodeName, OpId},
         spec::NodeSpec,
         status::{Phase, Progress, Status},
     },
@@ -22,6 +26,7 @@ use crate::{
 };
 
 use super::{
+    bmc_names::BmcNames,
     consoles::Consoles,
     deeds, faults,
     menu::MenuWriter,
@@ -93,6 +98,16 @@ impl Rooms {
         }
     }
 
+    /// Removes from the cache what no machine boots any more, while everything else goes on.
+    pub(super) fn prune_netboot_files(&self, needed: BTreeSet<Digest>) {
+        let workshop = Arc::clone(&self.workshop);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = workshop.library.prune_kept(&needed) {
+                warn!(%error, "kernels and ramdisks that nobody boots any more stay in the cache");
+            }
+        });
+    }
+
     /// Has a node's BMC do what an operator wants, unless the operator goes away meanwhile. What the core knows of the power is old then.
     pub(super) fn start_deed(
         &self,
@@ -108,8 +123,17 @@ impl Rooms {
             tokio::select! {
                 done = async {
                     workshop.standing.confirmed().await;
+                    if !deed.changes_nothing() {
+                        let shared = workshop.bmc_names.check(Step::Power, &spec).await;
+                        shared.map_err(|fault| format!("{node}: {}", fault.message))?;
+                    }
                     workshop.bmcs.deed(&spec, deed).await
-                } => drop(reply.send(done)),
+                } => {
+                    if done.is_ok() {
+                        workshop.bmcs.refusals.forget(&node);
+                    }
+                    drop(reply.send(done));
+                }
                 () = reply.closed() => info!(%node, deed = deed.name(), "an operator went away before it was done"),
             }
             if let Some(reports) = reports.upgrade()
@@ -118,6 +142,16 @@ impl Rooms {
                 // The agent is stopping.
             }
         });
+    }
+
+    /// What the BMCs' host names resolve to.
+    pub(super) fn bmc_names(&self) -> &BmcNames {
+        &self.workshop.bmc_names
+    }
+
+    /// An operator wants something of the node: what its BMC refused before is sent once more.
+    pub(super) fn ask_bmc_anew(&self, node: &NodeName) {
+        self.workshop.bmcs.refusals.forget(node);
     }
 
     /// What a network card is served; with the attempt's key only if that is wanted.
@@ -235,6 +269,7 @@ impl Outside for Rooms {
     fn forget(&mut self, node: &NodeName) {
         info!(%node, "its spec is gone: forgotten");
         self.unsaved.remove(node);
+        self.ask_bmc_anew(node);
         self.menus.remove(node);
         self.consoles.forget(node);
         self.publisher.remove(node);

@@ -26,6 +26,8 @@ use crate::{
     watch::{DEBOUNCE, Wake},
 };
 
+use super::bmc_names::BmcNames;
+
 /// Looks for files that are gone. They are taken for gone when two in a row lack the same ones, so more are only needed while files
 /// come and go: for about five seconds, in which a large directory is copied into place.
 const LOOKS_MAX: usize = 20;
@@ -35,6 +37,7 @@ const LOOKS_MAX: usize = 20;
 pub(super) fn start(
     config: &Config,
     nodes: &[NodeName],
+    names: BmcNames,
     mut wakes: mpsc::Receiver<Wake>,
 ) -> mpsc::Receiver<Result<Snapshot, ReadError>> {
     let (found, scans) = mpsc::channel(1);
@@ -50,6 +53,8 @@ pub(super) fn start(
             let snapshot = settled(&mut known, read).await;
             if let Ok(snapshot) = &snapshot {
                 tell(&snapshot.problems, &mut told);
+                let good = snapshot.nodes.values().filter_map(|spec| spec.as_deref().ok());
+                names.resolve(good).await;
             }
             if found.send(snapshot).await.is_err() {
                 break;

@@ -2,7 +2,7 @@
 //!
 //! Started by the driver. Nothing here decides what comes next.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -18,24 +18,24 @@ use crate::{
     progress::{Cancel, Meter, stopped},
 };
 
-use super::{boot_files::DeployFiles, faults, image_dirs, mark::Standing, menu, power::Bmcs};
+use super::{bmc_names::BmcNames, boot_files::DeployFiles, faults, mark::Standing, power::Bmcs};
 
 /// Everything operations need.
 #[derive(Debug)]
 pub(super) struct Workshop {
     pub(super) library: Library,
     pub(super) deploy_files: DeployFiles,
-    image_dirs: Vec<PathBuf>,
     pub(super) bmcs: Bmcs,
     pub(super) standing: Standing,
+    pub(super) bmc_names: BmcNames,
 }
 
 impl Workshop {
     pub(super) fn new(config: &Config, standing: Standing) -> Self {
         Self {
             standing,
+            bmc_names: BmcNames::default(),
             library: library(config),
-            image_dirs: image_dirs(&config.images),
             deploy_files: DeployFiles::new(config),
             bmcs: Bmcs::new(config),
         }
@@ -57,11 +57,13 @@ impl Workshop {
         }
         match operation {
             Operation::PollPower => self.bmcs.poll(spec, cancel).await.map(Outcome::Power),
-            Operation::ConfirmPower => self.bmcs.confirm(spec, cancel).await.map(Outcome::Power),
+            Operation::ConfirmPower => {
+                // The last moment: from the next operation on, a clean-up would use the BMC.
+                self.bmc_names.check(Step::Preflight, spec).await?;
+                self.bmcs.confirm(spec, cancel).await.map(Outcome::Power)
+            }
             Operation::Prepare => {
-                if let Some(netboot) = &spec.image.netboot {
-                    menu::check_own_files(&self.image_dirs, netboot)?;
-                }
+                self.bmc_names.check(Step::Preflight, spec).await?;
                 let system_guid = self.bmcs.system_guid(spec, cancel.clone()).await?;
                 Box::pin(self.prepare(spec, system_guid, meter, cancel)).await
             }
@@ -84,12 +86,16 @@ impl Workshop {
                 Ok(Outcome::Restarted(leave))
             }
             Operation::SetPower(wanted) => {
+                self.bmc_names.check(Step::Power, spec).await?;
                 self.bmcs.set(spec, wanted, cancel).await?;
                 Ok(Outcome::PowerSet(wanted))
             }
             Operation::CleanUp => {
                 self.bmcs.clean_up(spec, cancel).await?;
                 Ok(Outcome::CleanedUp)
+            }
+            Operation::NetbootFiles { served, renew } => {
+                self.netboot_files(spec, served, renew, meter, cancel).await
             }
         }
     }

@@ -14,6 +14,7 @@ mod explain;
 pub mod log;
 mod orders;
 mod plan;
+pub mod print;
 mod run;
 mod show;
 mod show_boot;
@@ -202,11 +203,12 @@ impl Args {
 
     /// Does what was asked, writing what it has to say to `out`.
     pub fn run(self, out: &mut impl Write, left_out: log::LeftOut) -> Result<ExitCode, Failure> {
+        let out = &mut print::Printer(out);
         match self.command {
             Command::Run { config, print_config } => {
                 let config = config::read(&config)?;
                 if print_config {
-                    write!(out, "{}", config.to_toml())?;
+                    write!(out, "{}", print::toml(&config.to_toml()))?;
                     return Ok(ExitCode::SUCCESS);
                 }
                 run::run(config, left_out)?;

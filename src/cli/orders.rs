@@ -9,6 +9,7 @@ use crate::{
     model::{
         admin::{Answer, Order, Selection},
         ids::NodeName,
+        printable::escaped,
     },
 };
 
@@ -73,7 +74,7 @@ pub(super) fn give(
     let (counted, refused): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|answer| answer.counted);
     for Answer { node, message, .. } in counted {
-        writeln!(out, "{node}: {message}")?;
+        writeln!(out, "{node}: {}", escaped(&message))?;
     }
     if refused.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(NotCounted(refused).into()) }
 }

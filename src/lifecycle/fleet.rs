@@ -12,8 +12,9 @@ use std::{
 use jiff::Timestamp;
 
 use crate::model::{
-    ids::NodeName,
+    ids::{Digest, NodeName},
     machine::{Machine, MachineChange},
+    netboot::NetbootFiles,
     problem::Problem,
     spec::NodeSpec,
 };
@@ -22,7 +23,6 @@ use super::{
     agenda::Agenda,
     breaker::Breaker,
     event::{Action, Event, Turn},
-    format_1,
     left::{Known, Left},
     node::{Node, wants_reinstall},
     polls::{POLL_INTERVAL, Polls},
@@ -299,7 +299,6 @@ impl Fleet {
             // A `redeploy` that comes with the machine is no consent: it may be years old.
             installed.redeploy.clone_from(&spec.redeploy);
             installed.machine.get_or_insert_with(|| Machine::named_by(spec));
-            format_1::carry_over(spec, installed);
         }
     }
 
@@ -383,6 +382,28 @@ impl Fleet {
         let leaving = leaving.filter_map(|(_, node)| node.record.spec.clone());
         let turning = self.nodes.values().filter_map(Node::still_busy_with);
         kept.chain(leaving).chain(turning).collect()
+    }
+
+    /// The kernels and ramdisks that machines are served, or are going to be.
+    pub fn netboot_digests(&self) -> BTreeSet<Digest> {
+        let mut digests = BTreeSet::new();
+        let mut add = |files: Option<&NetbootFiles>| {
+            let files = files.into_iter();
+            digests.extend(
+                files
+                    .flat_map(|files| [&files.kernel_digest, &files.ramdisk_digest])
+                    .flatten()
+                    .cloned(),
+            );
+        };
+        for Node { record, .. } in self.nodes.values() {
+            add(record.installed.as_ref().and_then(|installed| installed.netboot.as_ref()));
+            add(record.state.attempt().and_then(|attempt| attempt.image.netboot.as_ref()));
+        }
+        for installed in self.left.installed() {
+            add(installed.netboot.as_ref());
+        }
+        digests
     }
 
     /// The nodes that want an [`Event::Tick`] by now.

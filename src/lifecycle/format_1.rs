@@ -1,12 +1,9 @@
 //! Reading what the version before this one wrote, which had no checksums: format 1.
 //!
-//! Called at the upgrade only, for records, for what was kept beside them, and for what status files say is
-//! installed. It accepts what that version wrote and nothing else: an unknown key, or a missing one, is damage.
+//! Called at the upgrade only, for records and for what was kept beside them. It accepts what that version wrote and nothing else: an unknown key, or a missing one, is damage.
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-
-use crate::model::{spec::NodeSpec, status::Installed};
 
 use super::{left::Left, state::Record};
 
@@ -15,11 +12,7 @@ pub fn record(mut value: Value) -> Result<Record, String> {
     for entry in value.get_mut("history").and_then(Value::as_array_mut).into_iter().flatten() {
         rename(entry, "phase", "entered")?;
     }
-    let mut record: Record = parse(value)?;
-    if let (Some(spec), Some(installed)) = (&record.spec, &mut record.installed) {
-        carry_over(spec, installed);
-    }
-    Ok(record)
+    parse(value)
 }
 
 /// What was kept of machines that no node had any more. Which nodes had a record was not written down.
@@ -31,13 +24,6 @@ pub fn left(mut value: Value) -> Result<Left, String> {
     object.insert("incomplete".to_owned(), json!(false));
     object.insert("listed".to_owned(), json!([]));
     parse(value)
-}
-
-/// An identity of the version before becomes this version's, if it is that of the same spec: an upgrade is no drift.
-pub(super) fn carry_over(spec: &NodeSpec, installed: &mut Installed) {
-    if installed.digest == spec.digest_v1() {
-        installed.digest = spec.digest();
-    }
 }
 
 fn rename(entry: &mut Value, old: &str, new: &str) -> Result<(), String> {

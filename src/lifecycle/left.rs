@@ -172,6 +172,11 @@ impl Left {
         }
     }
 
+    /// Everything that is known to be installed.
+    pub(super) fn installed(&self) -> impl Iterator<Item = &Installed> {
+        self.machines.values().chain(self.nodes.values()).flatten()
+    }
+
     /// How often something was added or changed.
     pub(super) fn changes(&self) -> u64 {
         self.changes

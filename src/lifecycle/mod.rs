@@ -50,6 +50,7 @@ mod fleet;
 pub mod format_1;
 mod ironic;
 mod left;
+mod netboot_files;
 mod node;
 mod plan;
 mod polls;

@@ -18,9 +18,6 @@ pub const POLL_LIMIT: Duration = Duration::from_secs(15);
 
 /// How often a node without an attempt is polled: BMCs are fragile, and a minute is soon enough for drift.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_secs(60);
-/// The same for a BMC that refuses what the spec has it asked with. Half a dozen wrong passwords in a few minutes
-/// lock a user out.
-const REFUSED_INTERVAL: Duration = Duration::from_secs(3600);
 /// From the first poll that was not answered to the next; doubled after each further one.
 const SILENT_INTERVAL_MIN: Duration = Duration::from_secs(15);
 /// Programs that poll at the same time: each is a process.
@@ -58,7 +55,8 @@ pub(super) struct Polls {
     pub(super) interval: Duration,
     /// Polls in a row that were not answered.
     misses: u32,
-    /// The BMC refuses what it is asked with.
+    /// The BMC refuses what it is asked with. It is not sent the same again at each poll, lest it
+    /// lock the user out: a poll only finds out whether there is something else to send.
     refused: bool,
     /// An operator has used the BMC, or wants to know.
     asked: bool,
@@ -106,11 +104,11 @@ impl Polls {
     /// From one to the next. That of a silent BMC grows to what lets one that was mended be seen within a minute and
     /// a half on a site of a thousand machines.
     fn pause(&self) -> Duration {
-        if self.refused {
-            return REFUSED_INTERVAL.max(self.interval);
-        }
         let Some(doublings) = self.misses.checked_sub(1) else { return self.interval };
         let longest = POLL_INTERVAL.max(self.interval / 3);
+        if self.refused {
+            return longest;
+        }
         SILENT_INTERVAL_MIN.saturating_mul(1 << doublings.min(16)).min(longest)
     }
 

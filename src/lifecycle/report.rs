@@ -82,7 +82,9 @@ impl Node {
             phase,
             ready: self.problems.is_empty()
                 && match phase {
-                    Phase::Deployed => installed_digest == spec_digest,
+                    Phase::Deployed => {
+                        installed_digest == spec_digest && self.netboot_trouble().is_none()
+                    }
                     Phase::Available if self.by_hand() => true,
                     Phase::Available => {
                         self.power.is_some_and(|power| power.observed == PowerState::Off)
@@ -232,17 +234,29 @@ impl Node {
         let is = self.power.map_or("", |power| power.observed.as_str());
         let wanted = self.wanted_power().map_or("", PowerState::as_str);
         let differs = self.power_differs();
+        if self.phase_at_rest() == Phase::Deployed
+            && let Some(message) = self.netboot_message()
+        {
+            return message;
+        }
         match self.phase_at_rest() {
             Phase::Held => self.message_held(),
             Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
             Phase::Deployed => self.message_deployed() + &self.message_changed_machine(),
-            Phase::Available if differs => {
+            Phase::Available if differs && self.bmc_trouble.is_none() => {
                 format!("the machine is {is}, and its spec wants it {wanted}")
             }
             Phase::Available if self.by_hand() => {
                 "nothing is served to it; there is no BMC to switch it off".to_owned()
             }
-            Phase::Available => "kept off; nothing is served to it".to_owned(),
+            Phase::Available => match (&self.bmc_trouble, self.power) {
+                (Some(trouble), _) => {
+                    let why = &trouble.message;
+                    format!("nothing is served to it; its power is not known: {why}")
+                }
+                (None, None) => "nothing is served to it; its power is not known yet".to_owned(),
+                (None, Some(_)) => "kept off; nothing is served to it".to_owned(),
+            },
             Phase::Paused => "paused by its spec".to_owned(),
             Phase::Unmanaged => "observed only".to_owned(),
             Phase::Pending if self.in_line_since.is_some() => {
@@ -265,10 +279,12 @@ impl Node {
             format!(
                 "installed, but the spec now wants something else; nothing is done until you {way}"
             )
-        } else if self.power_differs() {
-            format!("installed; the machine is {is}, and its spec wants it {wanted}")
         } else if self.by_hand() {
             self.message_unseen().to_owned()
+        } else if let Some(trouble) = &self.bmc_trouble {
+            format!("installed; its power is not known: {}", trouble.message)
+        } else if self.power_differs() {
+            format!("installed; the machine is {is}, and its spec wants it {wanted}")
         } else {
             "installed".to_owned()
         }
@@ -345,7 +361,11 @@ impl Node {
         }
         if self.record.installed.is_some() {
             let drifted = self.drifted();
-            let reason = if drifted { "SpecChanged" } else { "AsWanted" };
+            let reason = match drifted {
+                true if self.only_netboot_differs() => "NetbootChanged",
+                true => "SpecChanged",
+                false => "AsWanted",
+            };
             conditions.push(condition("Drifted", drifted, reason, String::new()));
         }
         if let (Some(machine), Some(spec)) = (self.changed_machine(), &self.record.spec) {
@@ -353,6 +373,9 @@ impl Node {
             let reason = if same_bmc { "OtherMacs" } else { "OtherBmc" };
             let message = format!("installed as {machine}, and is {} now", Machine::named_by(spec));
             conditions.push(condition("MachineChanged", true, reason, message));
+        }
+        if let Some(Fault { code, message, .. }) = self.netboot_trouble() {
+            conditions.push(condition("NetbootVerified", false, code, message.clone()));
         }
         if let State::PoweringOn { attempt: Attempt { bmc: None, .. } } = &self.record.state {
             let message = self.what_to_do().to_owned();

@@ -13,6 +13,7 @@ use crate::model::{
     disk::Disk,
     ids::Digest,
     machine::Machine,
+    netboot::NetbootFiles,
     power::PowerState,
     secret::{AttemptKey, Secret},
     spec::{Bmc, BmcAddress, NodeSpec},
@@ -287,6 +288,9 @@ pub struct PreparedImage {
     pub disk_bytes: u64,
     /// UUID of its file system, if it is one.
     pub root_uuid: Option<String>,
+    /// What the machine is served once it is installed, if it boots over the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netboot: Option<NetbootFiles>,
 }
 
 /// Where the disk is to be reached.

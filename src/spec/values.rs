@@ -101,10 +101,11 @@ pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
         text.rsplit_once(':').map_or((text, None), |(host, port)| (host, Some(port)))
     };
     let host = match host.parse::<IpAddr>() {
-        Ok(ip) if ip.is_unspecified() || ip.is_multicast() => {
+        Ok(ip) if is_no_machines(ip.to_canonical()) => {
             return Err(format!("{ip} is not one machine's address"));
         }
-        Ok(ip) => ip.to_string(),
+        // An IPv4 address has one spelling, also within IPv6 (RFC 4291 section 2.5.5.2).
+        Ok(ip) => ip.to_canonical().to_string(),
         Err(_) if is_host_name(host) => host.to_ascii_lowercase(),
         Err(_) => return Err(wrong()),
     };
@@ -117,6 +118,10 @@ pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
             .ok_or_else(|| format!("`{port}` is not a port, 1 to 65535"))?,
     };
     Ok(BmcAddress { host, port })
+}
+
+fn is_no_machines(ip: IpAddr) -> bool {
+    ip.is_unspecified() || ip.is_multicast()
 }
 
 /// RFC 1123 §2.1. The last label is never a number, so that a mistyped IPv4 address is not taken for a name.

@@ -36,7 +36,7 @@ mod shown;
 
 pub use agent_mark::MarkFile;
 pub use console::{CONSOLE_BYTES_MAX, ConsoleLog};
-pub use shown::{Rendered, Says, Stands};
+pub use shown::{Rendered, Shown};
 
 const SUFFIX: &str = ".status.toml";
 const HEADER: &str = "# written by hostler; do not edit\n";
@@ -119,26 +119,7 @@ impl StatusFiles {
 
     /// Replaces a node's status file; the directory must exist.
     pub fn write(&self, status: &Status) -> Result<(), StatusFileError> {
-        if self.are_anothers() {
-            return Ok(());
-        }
-        let path = self.path(&status.node);
-        let text = match render(status) {
-            Ok(text) => text,
-            Err(source) => return Err(StatusFileError::Encode { path, source }),
-        };
-        atomic_file::replace_unsynced(&path, STATUS_MODE, text.as_bytes())
-            .map_err(|source| StatusFileError::Io { path, source })
-    }
-
-    /// Whether the node's status file is just as [`Self::write`] leaves it: nobody has removed or changed it since. One that cannot
-    /// be read now, for another reason than what is in its place, is taken to be.
-    pub fn shows(&self, status: &Status) -> bool {
-        use io::ErrorKind::{InvalidData, IsADirectory, NotFound};
-        match read_text(&self.path(&status.node)) {
-            Ok(text) => render(status).is_ok_and(|written| written == text),
-            Err(error) => !matches!(error.kind(), NotFound | InvalidData | IsADirectory),
-        }
+        self.render(status).and_then(|status| self.put(&status)).map(drop)
     }
 
     /// Removes a node's status file; that there is none is no error.

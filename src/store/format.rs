@@ -17,6 +17,7 @@
 use std::io;
 
 use serde::{Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
 
 use crate::model::{ids::Digest, problem::shown};
 
@@ -25,6 +26,8 @@ pub(super) const VERSION: u32 = 2;
 const OPENING: &str = "{\"hostler\":";
 /// How every file of version 1 begins.
 const OPENING_1: &[u8] = b"{\n";
+/// Nearly every file has less: what is written is then at one place in memory only.
+const BYTES_USUAL: usize = 64 << 10;
 const CONTENT: &[u8] = b"\"content\":";
 const END: &[u8] = b"}\n";
 
@@ -39,10 +42,21 @@ pub(super) enum Found<'a> {
     Damaged(String),
 }
 
-/// The bytes of a file.
-pub(super) fn seal<T: Serialize>(kind: &str, of: &str, content: &T) -> io::Result<Vec<u8>> {
-    let body = [CONTENT, &serde_json::to_vec_pretty(content)?, END].concat();
-    Ok([first_line(kind, of, &body).as_bytes(), &body].concat())
+/// The bytes of a file. The key and the CHAP secret of an attempt are in them.
+pub(super) fn seal<T: Serialize>(
+    kind: &str,
+    of: &str,
+    content: &T,
+) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut body = Zeroizing::new(Vec::with_capacity(BYTES_USUAL));
+    body.extend_from_slice(CONTENT);
+    serde_json::to_writer_pretty(&mut *body, content)?;
+    body.extend_from_slice(END);
+    let first = first_line(kind, of, &body);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(first.len() + body.len()));
+    bytes.extend_from_slice(first.as_bytes());
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
 }
 
 /// Looks for the content in the bytes of a file.
@@ -85,8 +99,10 @@ fn newer_version(first: &[u8]) -> Option<String> {
 pub(super) fn parse<T: Serialize + DeserializeOwned>(json: &[u8]) -> Result<T, String> {
     // An error may quote the file.
     let content: T = serde_json::from_slice(json).map_err(|error| shown(&error.to_string()))?;
-    let again = serde_json::to_vec_pretty(&content).map_err(|error| shown(&error.to_string()))?;
-    if again == json {
+    let mut again = Zeroizing::new(Vec::with_capacity(json.len()));
+    serde_json::to_writer_pretty(&mut *again, &content)
+        .map_err(|error| shown(&error.to_string()))?;
+    if *again == json {
         Ok(content)
     } else {
         Err("it holds something that this hostler would not have written".to_owned())
@@ -100,7 +116,8 @@ mod tests {
     use super::*;
 
     fn sealed() -> Vec<u8> {
-        seal("record", "edge-07", &serde_json::json!({"installed": null, "lost": true})).unwrap()
+        let content = serde_json::json!({"installed": null, "lost": true});
+        seal("record", "edge-07", &content).unwrap().to_vec()
     }
 
     fn is_whole(bytes: &[u8]) -> bool {

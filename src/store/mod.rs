@@ -17,6 +17,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use crate::{
     atomic_file,
@@ -328,7 +329,7 @@ fn load<T: Serialize + DeserializeOwned>(
     (kind, of): (&str, &str),
     upgrade: Option<Upgrade<T>>,
 ) -> Result<Option<(T, bool)>, StoreError> {
-    let read = regular_file::read(&path, bytes_max).and_then(|bytes| {
+    let read = regular_file::read(&path, bytes_max).map(Zeroizing::new).and_then(|bytes| {
         let content = match (format::unseal(kind, of, &bytes), upgrade) {
             (Found::Content(json), _) => format::parse(json).map(|content| (content, false)),
             (Found::Unsealed, Some(upgrade)) => serde_json::from_slice(&bytes)

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, Permissions},
     future::Future,
-    io::Write as _,
+    io::{BufRead as _, BufReader, ErrorKind, Write as _},
     net::Shutdown,
     os::unix::{
         fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown},
@@ -202,16 +202,88 @@ async fn whoever_says_nothing_is_dropped_and_keeps_nobody_waiting_long() {
     let mut silent = Vec::new();
     // More than may talk at once: one of them says half an order, the others nothing.
     for _ in 0..40 {
-        silent.push(UnixStream::connect(&agent.socket).await.unwrap());
+        let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
+        if silent.is_empty() {
+            stream.write_all(b"{\"version\":1,").await.unwrap();
+        }
+        silent.push(stream);
     }
-    silent[0].write_all(b"{\"version\":1,").await.unwrap();
     agent.answers(&agent.socket.clone()).await;
     assert!(connected.elapsed() < Duration::from_secs(15), "{:?}", connected.elapsed());
-    // Closed without a word, after 5 s each.
+    // Closed without a word, after 5 s at most.
     for mut stream in silent {
         assert_eq!(heard(&mut stream).await, "");
     }
     assert!(connected.elapsed() < Duration::from_secs(25), "{:?}", connected.elapsed());
+}
+
+#[tokio::test]
+async fn the_oldest_that_says_nothing_makes_room_for_an_operator_and_who_has_asked_does_not() {
+    let mut agent = Agent::new().await;
+    let mut waits = hostler(&["retry", "edge-07"], &agent.socket).spawn().unwrap();
+    let (_, _, reply) = agent.order().await;
+    let mut silent = Vec::new();
+    // With the one that has asked, as many as may talk at once.
+    for _ in 0..31 {
+        silent.push(UnixStream::connect(&agent.socket).await.unwrap());
+    }
+    agent.answers(&agent.socket.clone()).await;
+    assert_eq!(heard(&mut silent[0]).await, "");
+    let is_open = |stream: &UnixStream| {
+        let read = stream.try_read(&mut [0; 1]);
+        read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    };
+    assert!(silent[1..].iter().all(is_open), "more than the oldest made room");
+    assert!(waits.try_wait().unwrap().is_none());
+    reply.send(vec![answer("edge-07", true, "is so")]).unwrap();
+    assert_eq!(said(waits).await.1, "edge-07: is so\n");
+}
+
+/// A socket whose agent is too busy to accept, with its backlog full.
+async fn busy(socket: &Path) -> (StdListener, Vec<UnixStream>) {
+    let listener = StdListener::bind(socket).unwrap();
+    let mut others = Vec::new();
+    while let Ok(other) = UnixStream::connect(socket).await {
+        others.push(other);
+    }
+    (listener, others)
+}
+
+#[tokio::test]
+async fn an_operator_waits_for_a_place_at_a_busy_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    let (listener, others) = busy(&socket).await;
+    let order = Order::Retry(nodes(&["edge-07"]));
+    let asking = tokio::spawn({
+        let socket = socket.clone();
+        async move { ask(&socket, &order).await }
+    });
+    let accepting = tokio::task::spawn_blocking(move || {
+        for _ in 0..=others.len() {
+            let mut asked = String::new();
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_nonblocking(true).unwrap();
+            drop(BufReader::new(&stream).read_line(&mut asked));
+            if asked.contains("edge-07") {
+                return;
+            }
+        }
+        // The last of them may not have written yet.
+    });
+    accepting.await.unwrap();
+    let error = within(asking).await.unwrap().unwrap_err();
+    assert!(matches!(error, AdminError::HungUp(_)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_for_whom_no_place_becomes_free_is_told_that_nothing_was_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    let _busy = busy(&socket).await;
+    let error = ask(&socket, &Order::Retry(Selection::All)).await.unwrap_err();
+    let said = "is busy with others, and had no place for this in 25 s; nothing was asked of it";
+    assert!(error.to_string().contains(said), "{error}");
 }
 
 #[tokio::test]

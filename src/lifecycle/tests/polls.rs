@@ -3,8 +3,12 @@
 use jiff::SignedDuration;
 
 use crate::{
-    lifecycle::{Event, Operation, Policy},
-    model::status::Phase,
+    lifecycle::{Event, Operation, Outcome, Policy},
+    model::{
+        power::PowerState,
+        spec::{Goal, NodeSpec},
+        status::Phase,
+    },
 };
 
 use super::{rack::*, support::*};
@@ -105,6 +109,47 @@ fn an_operator_who_used_or_wants_a_silent_bmc_has_it_polled_at_once() {
     }
 }
 
+/// Lets time pass until the BMC is polled, and says how many seconds.
+fn until_polled(bench: &mut Bench) -> usize {
+    let mut seconds = 0;
+    while bench.running.is_none() {
+        bench.pass(1);
+        seconds += 1;
+    }
+    seconds
+}
+
+#[test]
+fn trouble_with_a_bmc_is_shown_and_its_end_is_seen_within_90_seconds_whatever_it_was() {
+    for trouble in [passing, lasting] {
+        let mut bench = Bench::with_spec();
+        bench.go_to(Phase::Deployed);
+        for _ in 0..8 {
+            assert!(until_polled(&mut bench) <= 90);
+            bench.done(Err(trouble()));
+            let why = trouble().message;
+            assert_eq!(bench.message(), format!("installed; its power is not known: {why}"));
+        }
+        assert!(until_polled(&mut bench) <= 90);
+        bench.done(Ok(Outcome::Power(PowerState::On)));
+        assert_eq!(bench.message(), "installed");
+    }
+}
+
+#[test]
+fn an_available_machine_is_called_kept_off_only_when_it_was_seen_off() {
+    let mut bench = Bench::new();
+    let available = NodeSpec { goal: Goal::Available, ..spec() };
+    bench.send(Event::Spec(available.into()));
+    assert_eq!(bench.message(), "nothing is served to it; its power is not known yet");
+    until_polled(&mut bench);
+    bench.done(Err(passing()));
+    assert!(bench.message().contains("its power is not known: "), "{}", bench.message());
+    until_polled(&mut bench);
+    bench.done(Ok(Outcome::Power(PowerState::Off)));
+    assert_eq!(bench.message(), "kept off; nothing is served to it");
+}
+
 #[test]
 fn the_patience_with_a_poll_counts_from_its_turn_and_not_from_when_it_was_due() {
     let mut rack = silent_site(40);
@@ -138,7 +183,7 @@ fn a_node_that_waits_for_its_poll_is_not_woken_for_it() {
 fn new_nodes_that_want_nothing_are_polled_one_after_the_other_and_those_to_be_installed_at_once() {
     let mut rack = Rack::new(200, POLICY);
     for n in 0..100 {
-        rack.specs.get_mut(&name(n)).unwrap().goal = crate::model::spec::Goal::Unmanaged;
+        rack.specs.get_mut(&name(n)).unwrap().goal = Goal::Unmanaged;
     }
     rack.scan_only();
     let hosts = polled(&rack);

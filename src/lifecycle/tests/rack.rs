@@ -198,7 +198,9 @@ impl World {
             Operation::PowerOn => leave(PowerState::On),
             Operation::CleanUp => leave(PowerState::Off),
             Operation::Restart { leave: state } | Operation::SetPower(state) => leave(*state),
-            Operation::Image { .. } | Operation::Release(_) => true,
+            Operation::Image { .. } | Operation::Release(_) | Operation::NetbootFiles { .. } => {
+                true
+            }
         };
         Ok(good_outcome(&job.operation))
     }

@@ -273,6 +273,8 @@ fn a_bmc_address_is_read_in_every_notation() {
         ("2001:DB8:0::1", "2001:db8::1", 623),
         ("[::1]", "::1", 623),
         ("[::1]:624", "::1", 624),
+        ("::ffff:192.0.2.20", "192.0.2.20", 623),
+        ("[::FFFF:c000:214]:624", "192.0.2.20", 624),
     ] {
         let spec = good(&with("bmc", &format!("address = \"{text}\"")));
         assert_eq!(spec.bmc.unwrap().address, BmcAddress { host: host.into(), port }, "{text}");

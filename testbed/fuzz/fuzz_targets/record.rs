@@ -117,6 +117,7 @@ fn event(node: &Node, running: &mut Option<(OpId, Operation)>, byte: u8) -> Opti
         14 => Event::Retry,
         15 if byte & 0x10 == 0 => Event::LookAgain,
         _ => Event::Fetched(Fetch {
+            refused_times: 0,
             node: SPEC.name.clone(),
             stage: BootStage::Kernel,
             path: "vmlinuz".to_owned(),
@@ -140,6 +141,7 @@ fn outcome(operation: Operation, byte: u8) -> Outcome {
         Operation::Restart { leave } => Outcome::Restarted(leave),
         Operation::SetPower(wanted) => Outcome::PowerSet(wanted),
         Operation::CleanUp => Outcome::CleanedUp,
+        Operation::NetbootFiles { served, .. } => Outcome::NetbootFiles(served),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `hostler bmc` and `hostler show-boot`: what operators see and do of power and boot, by way of the running agent.
 
 use std::{
+    fs,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -259,4 +260,35 @@ fn show_boot_prints_what_a_card_is_served_and_the_key_only_when_told_to() {
         errors.contains("52:54:00:00:ff:fe is served no menu of its own (file not found)"),
         "{errors}"
     );
+}
+
+#[test]
+fn trouble_with_a_bmc_ends_at_once_when_an_operator_uses_it_or_asks_again() {
+    let site = Site::new();
+    let machines = ["edge-07", "edge-08"].map(|node| Machine::new(&site, node));
+    let password = |machine: &Machine, text: &str| {
+        fs::write(site.path(&format!("secrets/{}.bmc", machine.node)), text).unwrap();
+    };
+    let _agent = site.start();
+    for machine in &machines {
+        password(machine, "wrong\n");
+        site.write(&machine.node, &machine.spec(&site).with("state", "available"));
+        let status = site.until(&machine.node, "refused", |status| {
+            status.conditions.iter().any(|condition| condition.kind == "BmcReachable")
+        });
+        assert!(status.message.contains("its power is not known: "), "{}", status.message);
+        assert!(!status.ready);
+    }
+    for machine in &machines {
+        password(machine, &format!("{PASSWORD}\n"));
+    }
+    let retried = answer(&mut site.hostler(&["retry", "edge-07"]));
+    assert_eq!(retried.1, "edge-07: its BMC will be asked again\n");
+    let said = answer(&mut site.hostler(&["bmc", "edge-08", "status"]));
+    assert!(said.1.contains("power  off"), "{said:?}");
+    for machine in &machines {
+        let status = site.until(&machine.node, "reached", |status| status.ready);
+        assert_eq!(status.message, "kept off; nothing is served to it");
+        assert!(status.conditions.iter().all(|condition| condition.kind != "BmcReachable"));
+    }
 }

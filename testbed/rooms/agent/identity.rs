@@ -1,6 +1,6 @@
 //! `bmc.match_system_uuid`: the machine that runs the ramdisk must be the one whose BMC was told to switch it on.
 
-use hostler::model::fault::Step;
+use hostler::model::{fault::Step, status::Phase};
 
 use super::{
     DEPLOYED, NODE, SWITCHED_OFF, ends_deployed, ends_failed,
@@ -59,4 +59,28 @@ fn a_bmc_that_does_not_know_its_machine_is_told_apart_before_that_is_switched_on
     let hint = &status.last_error.unwrap().fault.hint;
     assert!(hint.contains("bmc.match_system_uuid = false"), "{hint}");
     assert!(machine.story().is_empty());
+}
+
+#[test]
+fn one_bmc_under_two_names_is_a_clash_and_no_machine_is_switched_by_it() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let spec = machine.spec(&site);
+    let other = spec.clone().with("boot.mac", "52:54:00:00:00:aa");
+    let other = other.with("bmc.address", &format!("localhost:{}", machine.bmc.port));
+    site.write(NODE, &spec);
+    site.write("edge-08", &other);
+    let _agent = site.start();
+    for node in [NODE, "edge-08"] {
+        let status = site.until(node, "a clash", |status| {
+            status.phase == Phase::Invalid && !status.problems.is_empty()
+        });
+        assert!(status.message.contains("so is the BMC of"), "{}", status.message);
+    }
+    assert!(machine.story().is_empty());
+
+    // One of the two spellings is corrected.
+    site.write("edge-08", &other.with("bmc.address", "192.0.2.20"));
+    machine.deploy(&site);
+    ends_deployed(&site, &machine);
 }

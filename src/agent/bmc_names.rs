@@ -1,0 +1,302 @@
+//! What the host names of BMCs resolve to: two specs whose BMC is one, by address and by name, claim
+//! one machine.
+//!
+//! The reading of the spec directory has names resolved, the driver asks for clashes, and every
+//! operation that leads to a power command asks once more before. Lookups have a time limit and run
+//! beside everything else; one that fails is no clash. Nothing here may wait on the driver's task.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    net::lookup_host,
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use crate::model::{
+    fault::{Fault, Step},
+    ids::NodeName,
+    problem::Problem,
+    spec::{BmcAddress, NodeSpec},
+};
+
+/// How long a lookup may take.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
+/// How long a scan waits for names it has not met before.
+const SCAN_LIMIT: Duration = Duration::from_secs(2);
+/// How long what a name resolves to is believed.
+const LIFE: Duration = Duration::from_secs(60);
+/// How long a name is remembered that no spec of the last scan has.
+const MEMORY: Duration = Duration::from_secs(3600);
+/// Each takes a thread.
+const LOOKUPS_MAX: usize = 16;
+
+/// The names of all nodes' BMCs, shared by who asks and who resolves.
+#[derive(Clone, Debug)]
+pub(super) struct BmcNames {
+    book: Arc<Mutex<Book>>,
+    places: Arc<Semaphore>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    /// What each host name resolves to.
+    hosts: BTreeMap<String, Resolved>,
+    /// The nodes of the specs in force, and where their BMCs are.
+    nodes: Vec<(NodeName, BmcAddress)>,
+}
+
+#[derive(Clone, Debug)]
+struct Resolved {
+    /// None if the lookup failed.
+    addresses: BTreeSet<IpAddr>,
+    at: Instant,
+}
+
+impl Default for BmcNames {
+    fn default() -> Self {
+        Self { book: Arc::default(), places: Arc::new(Semaphore::new(LOOKUPS_MAX)) }
+    }
+}
+
+impl BmcNames {
+    /// Resolves the names in these specs that are not known, and waits a little for it; those known
+    /// for a while are resolved again meanwhile.
+    pub(super) async fn resolve<'a>(&self, specs: impl Iterator<Item = &'a NodeSpec>) {
+        let hosts: BTreeSet<&str> = specs.filter_map(host_name).collect();
+        let (mut new, mut old) = (Vec::new(), Vec::new());
+        {
+            let mut book = self.book();
+            book.hosts.retain(|host, resolved| {
+                hosts.contains(host.as_str()) || resolved.at.elapsed() < MEMORY
+            });
+            for host in hosts {
+                match book.hosts.get(host) {
+                    None => new.push(host.to_owned()),
+                    Some(resolved) if resolved.at.elapsed() >= LIFE => old.push(host.to_owned()),
+                    Some(_) => {}
+                }
+            }
+        }
+        if !old.is_empty() {
+            let names = self.clone();
+            tokio::spawn(async move { names.look_up(old).await });
+        }
+        if !new.is_empty() {
+            let names = self.clone();
+            let looking = tokio::spawn(async move { names.look_up(new).await });
+            // It goes on beside, should it take longer.
+            drop(timeout(SCAN_LIMIT, looking).await);
+        }
+    }
+
+    /// The nodes that share a BMC under different spellings, each with a problem that names the
+    /// others. From now on these are the specs in force.
+    pub(super) fn clashes<'a>(
+        &self,
+        shown_as: &str,
+        specs: impl Iterator<Item = &'a NodeSpec>,
+    ) -> BTreeMap<NodeName, Vec<Problem>> {
+        let mut book = self.book();
+        book.nodes = specs
+            .filter_map(|spec| Some((spec.name.clone(), spec.bmc_address()?.clone())))
+            .collect();
+        let mut found: BTreeMap<NodeName, Vec<Problem>> = BTreeMap::new();
+        if !book.nodes.iter().any(|(_, address)| is_name(address)) {
+            return found;
+        }
+        let mut at: BTreeMap<(IpAddr, u16), Vec<&(NodeName, BmcAddress)>> = BTreeMap::new();
+        for node in &book.nodes {
+            for ip in book.resolved(&node.1) {
+                at.entry((ip, node.1.port)).or_default().push(node);
+            }
+        }
+        for ((ip, _), nodes) in at {
+            for (node, address) in &nodes {
+                let others: BTreeSet<String> = nodes
+                    .iter()
+                    .filter(|(other, others)| other != node && others != address)
+                    .map(|(other, address)| format!("{shown_as}/{other}.toml ({address})"))
+                    .collect();
+                if others.is_empty() {
+                    continue;
+                }
+                let others = others.into_iter().collect::<Vec<_>>().join(", ");
+                let message = format!("{address} is at {ip}, and so is the BMC of {others}");
+                let problem = Problem {
+                    file: format!("{shown_as}/{node}.toml"),
+                    at: None,
+                    key: "bmc.address".to_owned(),
+                    message,
+                };
+                let problems = found.entry(node.clone()).or_default();
+                // A name may resolve to more than one address that both have.
+                if !problems.iter().any(|known| known.message.ends_with(&others)) {
+                    problems.push(problem);
+                }
+            }
+        }
+        found
+    }
+
+    /// Resolves the spec's BMC now, and compares it with every other node's.
+    pub(super) async fn check(&self, step: Step, spec: &NodeSpec) -> Result<(), Fault> {
+        let Some(address) = spec.bmc_address() else { return Ok(()) };
+        let unknown: Vec<String> = {
+            let book = self.book();
+            let names = book.nodes.iter().filter(|(_, address)| is_name(address));
+            let names = names.map(|(_, address)| address.host.clone());
+            let missing = names.filter(|host| !book.hosts.contains_key(host));
+            missing.chain(is_name(address).then(|| address.host.clone())).collect()
+        };
+        if !unknown.is_empty() {
+            self.look_up(unknown.into_iter().collect::<BTreeSet<_>>()).await;
+        }
+        let book = self.book();
+        let own = book.resolved(address);
+        let others = book.nodes.iter().filter(|(node, other)| {
+            *node != spec.name && other.port == address.port && other != address
+        });
+        for (node, other) in others {
+            if let Some(ip) = book.resolved(other).intersection(&own).next() {
+                return Err(Fault::passing(
+                    step,
+                    "BmcShared",
+                    format!("{address} is at {ip}, and so is the BMC of {node}, {other}"),
+                    "correct bmc.address in the spec that names another machine's BMC",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks these up, at most so many at once, and writes down what they resolve to.
+    async fn look_up(&self, hosts: impl IntoIterator<Item = String>) {
+        let mut lookups = JoinSet::new();
+        for host in hosts {
+            let names = self.clone();
+            lookups.spawn(async move {
+                // It is never closed.
+                let _place = names.places.acquire().await;
+                let addresses = match timeout(LOOKUP_LIMIT, lookup_host((&*host, 0))).await {
+                    Ok(Ok(found)) => found.map(|address| address.ip().to_canonical()).collect(),
+                    _ => BTreeSet::new(),
+                };
+                names.book().hosts.insert(host, Resolved { addresses, at: Instant::now() });
+            });
+        }
+        while lookups.join_next().await.is_some() {}
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        // Nothing in here can be left half done by a panic elsewhere.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Book {
+    /// The addresses of a BMC, as far as they are known.
+    fn resolved(&self, address: &BmcAddress) -> BTreeSet<IpAddr> {
+        match address.host.parse::<IpAddr>() {
+            Ok(ip) => BTreeSet::from([ip.to_canonical()]),
+            Err(_) => self
+                .hosts
+                .get(&address.host)
+                .map(|resolved| resolved.addresses.clone())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+fn is_name(address: &BmcAddress) -> bool {
+    address.host.parse::<IpAddr>().is_err()
+}
+
+fn host_name(spec: &NodeSpec) -> Option<&str> {
+    spec.bmc_address().filter(|address| is_name(address)).map(|address| address.host.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(node: &str, address: &str) -> NodeSpec {
+        let text = format!(
+            "boot.mac = \"52:54:00:00:00:01\"\nbmc.address = \"{address}\"\n\
+             bmc.password_file = \"p\"\nimage.source = \"i\"\nimage.checksum = \"sha256:{}\"\n",
+            "a".repeat(64)
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(format!("{node}.toml"));
+        std::fs::write(&path, text).unwrap();
+        crate::spec::read_file(&path, None).unwrap()
+    }
+
+    fn knowing(hosts: &[(&str, &[&str])]) -> BmcNames {
+        let names = BmcNames::default();
+        for (host, addresses) in hosts {
+            let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+            let resolved = Resolved { addresses, at: Instant::now() };
+            names.book().hosts.insert((*host).to_owned(), resolved);
+        }
+        names
+    }
+
+    fn clash(names: &BmcNames, addresses: &[&str]) -> Vec<String> {
+        let nodes = (b'a'..).map(|letter| char::from(letter).to_string());
+        let specs: Vec<NodeSpec> =
+            nodes.zip(addresses).map(|(node, address)| spec(&node, address)).collect();
+        let found = names.clashes("nodes", specs.iter());
+        found.into_values().flatten().map(|problem| problem.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn specs_whose_bmc_is_one_by_address_and_by_name_clash_and_each_names_the_other() {
+        let names = knowing(&[("bmc-1", &["192.0.2.20"]), ("bmc-2", &["192.0.2.7", "192.0.2.20"])]);
+        assert_eq!(
+            clash(&names, &["192.0.2.20", "bmc-1", "192.0.2.21"]),
+            [
+                "nodes/a.toml: bmc.address: 192.0.2.20:623 is at 192.0.2.20, and so is the BMC of nodes/b.toml (bmc-1:623)",
+                "nodes/b.toml: bmc.address: bmc-1:623 is at 192.0.2.20, and so is the BMC of nodes/a.toml (192.0.2.20:623)",
+            ]
+        );
+        assert_eq!(clash(&names, &["bmc-1", "bmc-2"]).len(), 2);
+        assert_eq!(clash(&names, &["bmc-1", "bmc-2:624"]), [""; 0]);
+        // The same spelling is the specs' own clash.
+        assert_eq!(clash(&names, &["bmc-1", "bmc-1"]), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_does_not_resolve_clashes_with_nothing() {
+        let names = knowing(&[("bmc-1", &[]), ("bmc-2", &[])]);
+        assert_eq!(clash(&names, &["bmc-1", "bmc-2", "192.0.2.20", "bmc-3"]), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_machine_is_not_switched_by_a_bmc_that_turns_out_to_be_anothers() {
+        let names = BmcNames::default();
+        let specs = [spec("a", "127.0.0.1"), spec("b", "localhost"), spec("c", "localhost:624")];
+        assert!(names.clashes("nodes", specs.iter()).is_empty(), "nothing is resolved yet");
+        let [a, b, c] = &specs;
+        for (one, other) in [(a, "BMC of b, localhost:623"), (b, "BMC of a, 127.0.0.1:623")] {
+            let fault = names.check(Step::Preflight, one).await.unwrap_err();
+            assert!(fault.message.contains(other), "{}", fault.message);
+        }
+        names.check(Step::Preflight, c).await.unwrap();
+        assert_eq!(names.clashes("nodes", specs.iter()).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_scan_resolves_names_it_has_not_met() {
+        let names = BmcNames::default();
+        let specs = [spec("a", "127.0.0.1"), spec("b", "localhost")];
+        names.resolve(specs.iter()).await;
+        assert_eq!(names.clashes("nodes", specs.iter()).len(), 2);
+    }
+}

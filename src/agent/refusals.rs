@@ -1,0 +1,106 @@
+//! What BMCs have refused: the same user and password are not sent again at each poll, because half a
+//! dozen wrong passwords in a few minutes lock a user out.
+//!
+//! Kept by the BMCs' clients for the polls. It must never keep back what was not refused: another
+//! spec or another password counts at once, and so does an operator.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::model::{
+    fault::{Fault, RetryAdvice},
+    ids::NodeName,
+    secret::Secret,
+    spec::NodeSpec,
+};
+
+/// How long a refusal stands: the BMC itself may have been mended.
+const LIFE: Duration = Duration::from_secs(3600);
+
+/// The refusals of all nodes' BMCs.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(Mutex<BTreeMap<NodeName, Refusal>>);
+
+#[derive(Debug)]
+struct Refusal {
+    spec: NodeSpec,
+    password: Secret,
+    fault: Fault,
+    at: Instant,
+}
+
+impl Refusals {
+    /// The refusal of just this, if it stands.
+    pub(super) fn of(&self, spec: &NodeSpec, password: &Secret) -> Option<Fault> {
+        let refusals = self.lock();
+        let refusal = refusals.get(&spec.name)?;
+        let stands =
+            refusal.spec == *spec && refusal.password == *password && refusal.at.elapsed() < LIFE;
+        stands.then(|| refusal.fault.clone())
+    }
+
+    /// Takes note of how a poll with this ended.
+    pub(super) fn note<T>(&self, spec: &NodeSpec, password: Secret, end: &Result<T, Fault>) {
+        let fault = end.as_ref().err().filter(|fault| fault.retry == RetryAdvice::Never);
+        let Some(fault) = fault.cloned() else { return self.forget(&spec.name) };
+        let refusal = Refusal { spec: spec.clone(), password, fault, at: Instant::now() };
+        self.lock().insert(spec.name.clone(), refusal);
+    }
+
+    /// An operator wants to know, or the node is gone.
+    pub(super) fn forget(&self, node: &NodeName) {
+        self.lock().remove(node);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeName, Refusal>> {
+        // Nothing in here can be left half done by a panic elsewhere.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{model::fault::Step, spec};
+
+    fn spec(username: &str) -> NodeSpec {
+        let text = format!(
+            "boot.mac = \"52:54:00:00:00:01\"\nbmc.address = \"192.0.2.20\"\n\
+             bmc.username = \"{username}\"\nbmc.password_file = \"p\"\nimage.source = \"i\"\n\
+             image.checksum = \"sha256:{}\"\n",
+            "a".repeat(64)
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("edge-07.toml");
+        std::fs::write(&path, text).unwrap();
+        spec::read_file(&path, None).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_refused_is_kept_back_for_an_hour_and_nothing_else_is() {
+        let (refusals, secret) = (Refusals::default(), |text: &str| Secret::new(text.to_owned()));
+        let refused = Fault::lasting(Step::Preflight, "BmcPasswordWrong", "no", "");
+        let passing = Fault::passing(Step::Preflight, "BmcSilent", "no", "");
+        let admin = spec("admin");
+        refusals.note::<()>(&admin, secret("wrong"), &Err(refused.clone()));
+        assert_eq!(refusals.of(&admin, &secret("wrong")), Some(refused.clone()));
+        assert_eq!(refusals.of(&admin, &secret("right")), None);
+        assert_eq!(refusals.of(&spec("root"), &secret("wrong")), None);
+        tokio::time::advance(LIFE).await;
+        assert_eq!(refusals.of(&admin, &secret("wrong")), None);
+
+        for end in [Ok(()), Err(passing)] {
+            refusals.note::<()>(&admin, secret("wrong"), &Err(refused.clone()));
+            refusals.note(&admin, secret("wrong"), &end);
+            assert_eq!(refusals.of(&admin, &secret("wrong")), None);
+        }
+        refusals.note::<()>(&admin, secret("wrong"), &Err(refused));
+        refusals.forget(&admin.name);
+        assert_eq!(refusals.of(&admin, &secret("wrong")), None);
+    }
+}
