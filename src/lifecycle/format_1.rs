@@ -12,7 +12,7 @@ pub fn record(mut value: Value) -> Result<Record, String> {
     for entry in value.get_mut("history").and_then(Value::as_array_mut).into_iter().flatten() {
         rename(entry, "phase", "entered")?;
     }
-    parse(value)
+    parse(&value)
 }
 
 /// What was kept of machines that no node had any more. Which nodes had a record was not written down.
@@ -23,7 +23,7 @@ pub fn left(mut value: Value) -> Result<Left, String> {
     }
     object.insert("incomplete".to_owned(), json!(false));
     object.insert("listed".to_owned(), json!([]));
-    parse(value)
+    parse(&value)
 }
 
 fn rename(entry: &mut Value, old: &str, new: &str) -> Result<(), String> {
@@ -36,10 +36,10 @@ fn rename(entry: &mut Value, old: &str, new: &str) -> Result<(), String> {
 }
 
 /// JSON that says just what its type does.
-fn parse<T: Serialize + DeserializeOwned>(value: Value) -> Result<T, String> {
-    let content = T::deserialize(&value).map_err(|error| error.to_string())?;
+fn parse<T: Serialize + DeserializeOwned>(value: &Value) -> Result<T, String> {
+    let content = T::deserialize(value).map_err(|error| error.to_string())?;
     let again = serde_json::to_value(&content).map_err(|error| error.to_string())?;
-    if again == value {
+    if again == *value {
         Ok(content)
     } else {
         Err("it holds something that its version would not have written".to_owned())
