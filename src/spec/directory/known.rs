@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use rustix::fs::{AtFlags, fstatfs, statat};
+use rustix::fs::{AtFlags, fstat, fstatfs, statat};
 use sha2::{Digest as _, Sha256};
 
 use crate::{file_mark::FileMark, model::spec::NodeSpec};
@@ -31,9 +31,18 @@ const LOCAL: [i128; 5] = [0x9123_683e, 0xef53, 0xf2f5_2010, 0x0102_1994, 0x5846_
 #[derive(Debug, Default)]
 pub(super) struct KnownSpecs {
     specs: BTreeMap<OsString, KnownSpec>,
-    /// `_defaults.toml` as it was then.
-    defaults: Option<Vec<u8>>,
+    defaults: DefaultsFile,
     began: Option<Instant>,
+}
+
+/// `_defaults.toml` as a reading found it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) enum DefaultsFile {
+    /// Nothing is known of it: two such are not the same.
+    #[default]
+    Unreadable,
+    Absent,
+    Holds(Vec<u8>),
 }
 
 #[derive(Debug)]
@@ -61,20 +70,15 @@ pub(super) struct Reading<'d> {
 }
 
 impl KnownSpecs {
-    /// A reading begins, with these defaults. `None`: they cannot be read.
-    pub(super) fn begin(self, dir: &OwnedFd, defaults: Option<Option<Vec<u8>>>) -> Reading<'_> {
+    /// A reading begins, with these defaults.
+    pub(super) fn begin(self, dir: &OwnedFd, defaults: DefaultsFile) -> Reading<'_> {
         let is_local = fstatfs(dir).is_ok_and(|system| LOCAL.contains(&i128::from(system.f_type)));
-        let device = rustix::fs::fstat(dir).ok().map(|dir| dir.st_dev).filter(|_| is_local);
+        let device = fstat(dir).ok().map(|dir| dir.st_dev).filter(|_| is_local);
         let is_fresh = self.began.is_some_and(|began| began.elapsed() < KEEP);
-        let before = match &defaults {
-            Some(defaults) if is_fresh && self.defaults == *defaults => self,
-            _ => Self::default(),
-        };
-        let after = Self {
-            specs: BTreeMap::new(),
-            defaults: defaults.clone().flatten(),
-            began: before.began.or_else(|| defaults.is_some().then(Instant::now)),
-        };
+        let is_same = defaults != DefaultsFile::Unreadable && self.defaults == defaults;
+        let before = if is_fresh && is_same { self } else { Self::default() };
+        let began = before.began.or_else(|| Some(Instant::now()));
+        let after = Self { specs: BTreeMap::new(), defaults, began };
         Reading { dir, device, now: SystemTime::now(), before, after }
     }
 }
