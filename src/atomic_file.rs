@@ -8,11 +8,13 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
 const TEMP_SUFFIX: &str = ".tmp";
+/// Bad files kept of one name. So many damaged in a row point to the disk; more would only fill it.
+const BAD_FILES_MAX: u32 = 100;
 
 /// Writes `bytes` to a new file beside `path`, gives it exactly `mode`, makes it durable and renames it over `path`.
 ///
@@ -62,6 +64,26 @@ fn write_and_rename(
     }
     fs::rename(temp, path)?;
     if sync { sync_dir(parent(path)) } else { Ok(()) }
+}
+
+/// Gives a bad file the first free name `<name>.bad-<n>` too, and says what became of it. It is linked, not
+/// moved: were the agent killed now, the next one must not take the file for one that never was.
+pub(crate) fn keep_aside(path: &Path) -> String {
+    for n in 1..=BAD_FILES_MAX {
+        let aside = PathBuf::from(format!("{}.bad-{n}", path.display()));
+        let there = fs::symlink_metadata(&aside).and_then(|there| Ok((there, fs::metadata(path)?)));
+        let kept = match there {
+            Ok((there, bad)) if (there.dev(), there.ino()) == (bad.dev(), bad.ino()) => Ok(()),
+            Ok(_) => continue,
+            // A directory can only be moved.
+            Err(_) => fs::hard_link(path, &aside).or_else(|_| fs::rename(path, &aside)),
+        };
+        return match kept {
+            Ok(()) => format!("kept as {}", aside.display()),
+            Err(error) => format!("it cannot be kept: {error}"),
+        };
+    }
+    format!("it is not kept: there are {BAD_FILES_MAX} bad ones beside it already")
 }
 
 /// Removes a file; that there is none is no error.

@@ -21,8 +21,8 @@ use rustix::{
     path::Arg,
 };
 
-/// Read without a second buffer.
-const SMALL_BYTES: usize = 4096;
+/// What has no more is read into one buffer.
+const SMALL_BYTES: u64 = 1 << 20;
 
 /// What lies there is no regular file. An error of this module holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,8 @@ pub(crate) fn read_to_string(path: &Path, bytes_max: u64) -> io::Result<String> 
 /// The first bytes of an open file, at most so many. Those of a small file are at one place in memory only, so that a caller who has read
 /// a secret can wipe it.
 pub(crate) fn read_start(file: File, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(SMALL_BYTES.min(usize::try_from(bytes_max).unwrap_or(0)));
+    let expected = file.metadata()?.len().min(bytes_max).min(SMALL_BYTES);
+    let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
     file.take(bytes_max).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

@@ -36,6 +36,11 @@ pub async fn ask(path: &Path, order: &Order) -> Result<Vec<Answer>, AdminError> 
     converse(path, &Question::Order(order.clone()), ANSWER_LIMIT).await
 }
 
+/// Machines that specs name from now on are new again; answers whether they were not. At most 25 s.
+pub async fn approve_new_machines(path: &Path) -> Result<bool, AdminError> {
+    converse(path, &Question::ApproveNewMachines, ANSWER_LIMIT).await
+}
+
 /// Asks what a network card is served; `None` if it is no node's. The attempt's key is in it only if `secrets`. At most 25 s.
 pub async fn show_boot(
     path: &Path,

@@ -20,7 +20,7 @@ use std::{io, path::PathBuf};
 use tokio::sync::oneshot;
 
 pub use self::{
-    client::{ask, show_boot, use_bmc},
+    client::{approve_new_machines, ask, show_boot, use_bmc},
     server::Server,
     wire::WireError,
 };
@@ -48,6 +48,11 @@ pub enum Wish {
         order: Order,
         /// Where the answers go.
         reply: oneshot::Sender<Vec<Answer>>,
+    },
+    /// [`Question::ApproveNewMachines`](crate::model::admin::Question::ApproveNewMachines)
+    ApproveNewMachines {
+        /// Where the answer goes: whether that changed anything, or why it could not.
+        reply: oneshot::Sender<Result<bool, String>>,
     },
     /// [`Question::ShowBoot`](crate::model::admin::Question::ShowBoot)
     ShowBoot {

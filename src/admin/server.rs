@@ -261,6 +261,11 @@ async fn answer(
             let asked = ask(Wish::Order { order, reply });
             encode(&hear(asked, answers, DRIVER_LIMIT).await)
         }
+        Question::ApproveNewMachines => {
+            let (reply, changed) = oneshot::channel();
+            let asked = ask(Wish::ApproveNewMachines { reply });
+            encode(&hear(asked, changed, DRIVER_LIMIT).await.and_then(identity))
+        }
         Question::ShowBoot { mac, secrets } => {
             let (reply, boot) = oneshot::channel();
             let asked = ask(Wish::ShowBoot { mac, secrets, reply });

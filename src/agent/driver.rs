@@ -3,7 +3,7 @@
 //! Started by [`super::Agent::run`]. The order in which things are carried out is the [`Carrier`]'s, what they are carried out upon
 //! is in `rooms.rs`. Nothing else may bring the core an event.
 
-use std::{collections::VecDeque, future::Future, time::Duration};
+use std::{collections::VecDeque, future::Future, path::Path, time::Duration};
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use tokio::{
@@ -25,6 +25,8 @@ use super::rooms::{Report, Rooms};
 
 /// How soon a record that could not be written is tried again.
 const RECORD_RETRY: Duration = Duration::from_secs(1);
+/// How often kernels and ramdisks that nobody boots any more are removed from the cache.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How long running operations get to stop when the agent stops; a wipe on a live disk takes far less.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
@@ -35,9 +37,11 @@ pub(super) struct Driver {
     pub(super) rooms: Rooms,
     /// What the last scan means and has not been brought to its node yet. Everything else goes first: a thousand new specs are a
     /// thousand records to write, and a machine that calls back is not kept waiting for them.
-    pub(super) news: VecDeque<(NodeName, Event)>,
+    news: VecDeque<(NodeName, Event)>,
     /// The spec directory's name in messages.
-    pub(super) specs_dir: String,
+    specs_dir: String,
+    /// When kernels and ramdisks that nobody boots any more were last removed from the cache.
+    pruned: Option<Instant>,
 }
 
 /// Where events come from.
@@ -51,6 +55,12 @@ pub(super) struct Sources {
 }
 
 impl Driver {
+    /// For the specs in this directory.
+    pub(super) fn new(carrier: Carrier, rooms: Rooms, specs_dir: &Path) -> Self {
+        let specs_dir = specs_dir.display().to_string();
+        Self { carrier, rooms, news: VecDeque::new(), specs_dir, pruned: None }
+    }
+
     /// Drives until `shutdown`, then stops what runs.
     pub(super) async fn run(mut self, mut sources: Sources, shutdown: impl Future<Output = ()>) {
         tokio::pin!(shutdown);
@@ -92,20 +102,24 @@ impl Driver {
 
     /// What a scan found, as events. A directory that cannot be read holds everything.
     fn compare(&mut self, snapshot: Result<Snapshot, ReadError>) {
-        let Self { carrier, specs_dir, .. } = self;
         let events = match snapshot {
             Ok(snapshot) => {
-                let in_force = carrier.fleet().in_force(&snapshot.nodes);
+                if self.pruned.is_none_or(|at| at.elapsed() >= PRUNE_INTERVAL) {
+                    self.pruned = Some(Instant::now());
+                    self.rooms.prune_netboot_files(self.carrier.fleet().netboot_digests());
+                }
+                let in_force = self.carrier.fleet().in_force(&snapshot.nodes);
                 let specs = || in_force.iter().map(AsRef::as_ref);
-                let mut clashes = clashes(specs_dir, specs());
-                for (node, problems) in self.rooms.bmc_names().clashes(specs_dir, specs()) {
+                let mut clashes = clashes(&self.specs_dir, specs());
+                let by_name = self.rooms.bmc_names().clashes(&self.specs_dir, specs());
+                for (node, problems) in by_name {
                     clashes.entry(node).or_default().extend(problems);
                 }
-                carrier.compare(now(), snapshot.nodes, &clashes)
+                self.carrier.compare(now(), snapshot.nodes, &clashes)
             }
             Err(error) => {
                 warn!(%error, "the spec directory cannot be read; everything is held");
-                carrier.fleet().hold(&error.to_string())
+                self.carrier.fleet().hold(&error.to_string())
             }
         };
         self.news.extend(events);

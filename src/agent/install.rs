@@ -50,6 +50,10 @@ impl Workshop {
     ) -> Result<Outcome, Fault> {
         self.deploy_files.check(&spec.boot)?;
         let watch = Watch { cancel, stall: spec.timeouts.imaging_stall, meter };
+        let netboot = match &spec.image.netboot {
+            Some(netboot) => Some(self.verify_netboot(netboot, &watch).await?),
+            None => None,
+        };
         let digest = self.library.digest(&spec.image, &watch).await;
         let digest = digest.map_err(|error| faults::of_image(&error))?;
         let mut decayed = Vec::new();
@@ -65,7 +69,7 @@ impl Workshop {
         let stages = meter.durations();
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(faults::no_randomness)?;
-        let image = PreparedImage { digest, disk_bytes, root_uuid };
+        let image = PreparedImage { digest, disk_bytes, root_uuid, netboot };
         Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), system_guid, stages })
     }
 

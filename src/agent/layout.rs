@@ -119,7 +119,8 @@ fn lay_out(
 }
 
 fn drive(spec: &NodeSpec, block_bytes: u32) -> Result<Option<Bytes>, DriveError> {
-    let make = |drive| drive::config_drive(drive, &spec.name, &spec.digest(), block_bytes);
+    let make =
+        |drive| drive::config_drive(drive, &spec.name, &spec.identity().written, block_bytes);
     spec.config_drive.as_ref().map(make).transpose()
 }
 

@@ -1,7 +1,7 @@
 //! Putting the core's menus into the netboot room's table: the kernel command line is made here, because only here both the attempt's
 //! key and the listener's address and certificate are known.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use tracing::warn;
 
@@ -10,13 +10,12 @@ use crate::{
     model::{
         admin::{CardBoot, ServedMenu},
         boot::{BootMenu, RamdiskArgs},
-        fault::{Fault, Step},
         ids::{MacAddr, NodeName},
         ironic::{self, IronicArgs},
         secret::{AttemptKey, Secret},
-        spec::{Boot, DeployRamdisk, Netboot, NodeSpec},
+        spec::{Boot, DeployRamdisk, NodeSpec},
     },
-    netboot::{self, BootTable, Menus},
+    netboot::{BootTable, Menus},
 };
 
 use super::boot_files::Kind;
@@ -64,7 +63,11 @@ impl MenuWriter {
         }
         let wanted = match &menu {
             Menu::Unknown | Menu::LocalDisk => BootMenu::LocalDisk,
-            Menu::Network(root_uuid) => own_menu(spec.image.netboot.as_ref(), root_uuid.as_deref()),
+            Menu::Network { files: [kernel, ramdisk], command_line } => BootMenu::Network {
+                kernel: kernel.clone(),
+                ramdisk: ramdisk.clone(),
+                command_line: command_line.clone(),
+            },
             Menu::Deploy(key) => match spec.boot.ramdisk {
                 DeployRamdisk::Hostler => self.deploy_menu(spec, key),
                 DeployRamdisk::Ironic => {
@@ -134,10 +137,7 @@ impl MenuWriter {
 
 /// Whether the same boot menu is made by both.
 fn boots_alike(one: &Arc<NodeSpec>, other: &Arc<NodeSpec>) -> bool {
-    Arc::ptr_eq(one, other)
-        || one.boot == other.boot
-            && one.root_device == other.root_device
-            && one.image.netboot == other.image.netboot
+    Arc::ptr_eq(one, other) || one.boot == other.boot && one.root_device == other.root_device
 }
 
 /// The ramdisk with what it needs on its command line, and behind that what the spec adds.
@@ -151,30 +151,4 @@ fn deploy(spec: &NodeSpec, needed: &Secret, with_addresses: bool) -> BootMenu {
         command_line: Secret::new(words.join(" ")),
         with_addresses,
     }
-}
-
-/// The installed system's own kernel, with its root file system.
-fn own_menu(netboot: Option<&Netboot>, root_uuid: Option<&str>) -> BootMenu {
-    let network = netboot.and_then(|netboot| {
-        let command_line = netboot.command_line(root_uuid)?;
-        let (kernel, ramdisk) = (netboot.kernel.clone(), netboot.ramdisk.clone());
-        Some(BootMenu::Network { kernel, ramdisk, command_line })
-    });
-    network.unwrap_or(BootMenu::LocalDisk)
-}
-
-/// Whether the installed system's own kernel and ramdisk are there: better known before the disk is written than when it is to boot.
-pub(super) fn check_own_files(images: &[PathBuf], netboot: &Netboot) -> Result<(), Fault> {
-    [("image.kernel", &netboot.kernel), ("image.ramdisk", &netboot.ramdisk)]
-        .into_iter()
-        .try_for_each(|(key, path)| {
-            netboot::check_own_file(images, path).map_err(|error| {
-                Fault::passing(
-                    Step::Preflight,
-                    "OwnBootFilesMissing",
-                    format!("{key} {path}: {error}"),
-                    "put it under images.dir or images.allowed_dirs, readable for hostler's user",
-                )
-            })
-        })
 }

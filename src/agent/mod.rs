@@ -25,10 +25,12 @@ mod install;
 mod layout;
 mod mark;
 mod menu;
+mod netboot_files;
 mod open_files;
 mod orders;
 mod power;
 mod publish;
+mod recall;
 mod refusals;
 mod rooms;
 mod scan;
@@ -36,7 +38,6 @@ mod volume;
 mod work;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
     fs,
     future::Future,
     io,
@@ -55,8 +56,8 @@ use tracing::{error, info, warn};
 use crate::{
     admin, callback,
     config::{self, Config},
-    lifecycle::{Carrier, Fleet, Left, Policy, Record},
-    model::{ids::NodeName, problem::Problem, status::Installed},
+    lifecycle::{Carrier, Fleet, Policy},
+    model::problem::Problem,
     netboot, regular_file,
     spec::Defaults,
     status_file::StatusFiles,
@@ -128,7 +129,7 @@ pub struct Agent {
 impl Agent {
     /// Binds every socket and reads the state directory.
     pub async fn start(config: Config, claim: Claim) -> Result<Self, StartError> {
-        let Claim { store, standing, after_another } = claim;
+        let Claim { mut store, standing, after_another } = claim;
         if let Some(problem) = Defaults::new(None, config.defaults.as_ref()).problems().first() {
             return Err(StartError::Defaults(problem.clone()));
         }
@@ -170,26 +171,15 @@ impl Agent {
                 "another agent acted here last: this one's own records are put aside, and the status files say what is installed"
             );
         }
-        let now = Timestamp::now();
-        let mut loaded = store.load_all::<Record>()?;
-        for damaged in &loaded.damaged {
-            error!(error = %damaged, "a record was damaged; its node waits for consent");
-            if let Some(name) = owner(damaged) {
-                // Kept at once: at the next start the damaged record is no longer there to warn.
-                let record = Record::distrusted(now);
-                store.save(&name, &record)?;
-                loaded.records.insert(name, record);
-            }
+        let (files, now) = (status_files(&config), Timestamp::now());
+        let recall::Recalled { fleet, losses, notes } =
+            recall::recall(&mut store, &files, policy(&config), after_another, now)?;
+        for note in notes {
+            warn!("{note}");
         }
-        let witnessed = witnesses(&status_files(&config), &loaded.records);
-        let left = match store.load_left() {
-            Err(damaged @ StoreError::Damaged { .. }) => {
-                error!(error = %damaged, "what was installed on machines without a spec is no longer known");
-                Left::default()
-            }
-            left => left?.unwrap_or_default(),
-        };
-        let fleet = Fleet::resume(policy(&config), loaded.records, left, witnessed, now);
+        for loss in losses {
+            error!("{loss}");
+        }
         Ok(Self { config, store, standing, fleet, tftp, http, callback, admin, pin })
     }
 
@@ -224,6 +214,7 @@ impl Agent {
         let statuses = status_files(&config).only_while(standing.ours());
         let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
         let workshop = Workshop::new(&config, standing.clone());
+        let cached = netboot_files::cached(workshop.library.clone(), reporting.downgrade());
         let bmc_names = workshop.bmc_names.clone();
         let mut rooms = Rooms::new(store, menus, publisher, workshop, changed, reporting);
         let names = fleet.names();
@@ -231,6 +222,7 @@ impl Agent {
         // A machine may netboot before the directory has been read.
         carrier.present(&mut rooms);
         let tftp = tftp
+            .with_cached(cached)
             .start(table, evidence)
             .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
         let ended = || {
@@ -252,7 +244,6 @@ impl Agent {
             fetches,
             reports,
         };
-        let specs_dir = config.specs.dir.display().to_string();
         info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address, callback = %api, "running");
         ready();
         let mut end = End::Asked;
@@ -265,7 +256,7 @@ impl Agent {
                 }
             }
         };
-        Driver { carrier, rooms, news: VecDeque::new(), specs_dir }.run(sources, over).await;
+        Driver::new(carrier, rooms, &config.specs.dir).run(sources, over).await;
 
         closing.send_replace(true);
         drop(watcher);
@@ -328,33 +319,4 @@ fn prepare_status_dir(specs: &config::Specs) {
             }
         }
     }
-}
-
-/// What the status files say is installed, where no good record says it.
-fn witnesses(
-    files: &StatusFiles,
-    records: &BTreeMap<NodeName, Record>,
-) -> BTreeMap<NodeName, Installed> {
-    let statuses = files.read_all().unwrap_or_else(|error| {
-        warn!(%error, "the status files cannot be read; they would tell what is installed if a record were lost");
-        Vec::new()
-    });
-    let unknown =
-        |name: &NodeName| records.get(name).is_none_or(|record: &Record| record.spec.is_none());
-    statuses
-        .into_iter()
-        .filter_map(Result::ok)
-        .filter(|status| unknown(&status.node))
-        .filter_map(|status| {
-            let installed = status.installed?;
-            warn!(node = %status.node, at = %installed.at, "its record is lost; its status file says that it is installed");
-            Some((status.node, installed))
-        })
-        .collect()
-}
-
-/// Whose record a damaged one was.
-fn owner(damaged: &StoreError) -> Option<NodeName> {
-    let StoreError::Damaged { path, .. } = damaged else { return None };
-    path.file_stem()?.to_str()?.parse().ok()
 }

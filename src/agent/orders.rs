@@ -14,6 +14,7 @@ use crate::{
         admin::{Answer, Order, Selection},
         consent,
         ids::NodeName,
+        power::PowerState,
         spec::Goal,
         status::Phase,
     },
@@ -26,12 +27,27 @@ impl Driver {
     pub(super) fn attend(&mut self, Request { wish, who }: Request) {
         match wish {
             Wish::Order { order, reply } => self.obey(&order, who, reply),
+            Wish::ApproveNewMachines { reply } => self.approve_new_machines(who, reply),
             Wish::Bmc { node, deed, reply } => self.use_bmc(&node, deed, who, reply),
             Wish::ShowBoot { mac, secrets, reply } => {
                 info!(%mac, uid = who.uid, pid = who.pid, secrets, "operator looks at boot menus");
                 drop(reply.send(self.rooms.show_boot(mac, secrets)));
             }
         }
+    }
+
+    /// Ends what a lost or damaged file left in doubt about machines that are named for the first time.
+    fn approve_new_machines(
+        &mut self,
+        Peer { uid, pid }: Peer,
+        reply: oneshot::Sender<Result<bool, String>>,
+    ) {
+        if reply.is_closed() {
+            return warn!(uid, pid, "consent to new machines came too late, and is dropped");
+        }
+        let changed = self.carrier.approve_new_machines(&mut self.rooms);
+        info!(uid, pid, ?changed, "operator approves machines that specs name from now on");
+        drop(reply.send(changed));
     }
 
     /// Carries out an order, unless its giver has been told that nobody did.
@@ -119,7 +135,10 @@ fn outcome(order: &Order, node: &Node) -> Option<String> {
             Some("its BMC will be asked again".to_owned())
         }
         (Order::Retry(_), _) => {
-            node.power_missed().map(|wanted| format!("will be switched {}", wanted.as_str()))
+            let switched = |wanted: PowerState| format!("will be switched {}", wanted.as_str());
+            let verified = || "will have its kernel and ramdisk verified again".to_owned();
+            let power = node.power_missed().map(switched);
+            power.or_else(|| node.netboot_is_outdated().then(verified))
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
         ids::NodeName,
         status::{Phase, Status},
     },
-    status_file::{ConsoleLog, Says, Stands, StatusFileError, StatusFiles},
+    status_file::{self, ConsoleLog, StatusFileError, StatusFiles},
 };
 
 use super::rooms::Report;
@@ -207,11 +207,10 @@ struct StatusWriter {
 
 /// What a file says. The status itself is not kept: the driver has it.
 struct Shown {
-    says: Says,
+    file: status_file::Shown,
     phase: Phase,
     /// Since when.
     at: Instant,
-    stands: Stands,
 }
 
 impl StatusWriter {
@@ -248,7 +247,7 @@ impl StatusWriter {
         let mut lost = Vec::new();
         for (name, shown) in &mut self.shown {
             let stands = self.waiting.contains_key(name)
-                || self.shared.busy(|| still_stands(&self.files, name, shown));
+                || self.shared.busy(|| self.files.still_says(name, &mut shown.file));
             if !stands {
                 info!(node = %name, "its status file is not as it was written: written again");
                 lost.push(name.clone());
@@ -298,22 +297,20 @@ impl StatusWriter {
             return Ok(());
         };
         let text = self.files.render(status)?;
-        let says = text.says();
-        let stands = match self.shown.get(name) {
-            Some(shown) if shown.says == says => return Ok(()),
+        let found = match self.shown.get(name) {
+            Some(shown) if shown.file.is(&text) => return Ok(()),
             Some(_) => None,
             // The agent before this one may have written just that.
-            None => self.shared.busy(|| {
-                let stands = self.files.stands(name).ok()?;
-                self.files.says(name).is_ok_and(|said| said == says).then_some(stands)
-            }),
+            None => self.shared.busy(|| self.files.find(&text)),
         };
-        let stands = match stands {
-            Some(stands) => stands,
+        let file = match found {
+            Some(file) => Some(file),
             None => self.shared.busy(|| self.files.put(&text))?,
         };
-        let shown = Shown { says, phase: status.phase, at: Instant::now(), stands };
-        self.shown.insert(name.clone(), shown);
+        if let Some(file) = file {
+            let shown = Shown { file, phase: status.phase, at: Instant::now() };
+            self.shown.insert(name.clone(), shown);
+        }
         Ok(())
     }
 
@@ -326,24 +323,5 @@ impl StatusWriter {
         self.failed.insert(name.clone(), (error, Instant::now()));
         // What came meanwhile is newer.
         self.waiting.entry(name).or_insert(wanted);
-    }
-}
-
-/// Whether the file is as it was written. One that cannot be read now, for another reason than what is in its place, is taken to be.
-fn still_stands(files: &StatusFiles, name: &NodeName, shown: &mut Shown) -> bool {
-    use std::io::ErrorKind::{InvalidData, IsADirectory, NotFound};
-    let is_gone =
-        |error: std::io::Error| matches!(error.kind(), InvalidData | IsADirectory | NotFound);
-    match files.stands(name) {
-        Ok(stands) if stands == shown.stands => true,
-        Ok(stands) => match files.says(name) {
-            Ok(says) if says == shown.says => {
-                shown.stands = stands;
-                true
-            }
-            Ok(_) => false,
-            Err(error) => !is_gone(error),
-        },
-        Err(error) => !is_gone(error),
     }
 }

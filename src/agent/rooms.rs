@@ -2,7 +2,11 @@
 //!
 //! Owned by the driver. It knows what runs and who waits for an answer, and decides nothing.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
@@ -13,7 +17,7 @@ use crate::{
         admin::{CardBoot, Deed},
         callback::Reply,
         fault::{Fault, Step},
-        ids::{MacAddr, NodeName, OpId},
+        ids::{Digest, MacAddr, NodeName, OpId},
         spec::NodeSpec,
         status::{Phase, Progress, Status},
     },
@@ -92,6 +96,16 @@ impl Rooms {
         if let Event::Done { op, .. } = event {
             self.running.remove(&(node.clone(), *op));
         }
+    }
+
+    /// Removes from the cache what no machine boots any more, while everything else goes on.
+    pub(super) fn prune_netboot_files(&self, needed: BTreeSet<Digest>) {
+        let workshop = Arc::clone(&self.workshop);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = workshop.library.prune_kept(&needed) {
+                warn!(%error, "kernels and ramdisks that nobody boots any more stay in the cache");
+            }
+        });
     }
 
     /// Has a node's BMC do what an operator wants, unless the operator goes away meanwhile. What the core knows of the power is old then.
@@ -175,8 +189,8 @@ impl Outside for Rooms {
     }
 
     fn keep(&mut self, left: &Left) -> Result<(), String> {
-        self.store.save_left(left).map_err(|error| {
-            error!(%error, "what is installed on a machine whose spec goes away cannot be written; its node is kept until it can");
+        self.store.save_site(left).map_err(|error| {
+            error!(%error, "what is known beside the records cannot be written; nothing is started or forgotten until it can");
             error.to_string()
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! Started by the driver. Nothing here decides what comes next.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -18,17 +18,13 @@ use crate::{
     progress::{Cancel, Meter, stopped},
 };
 
-use super::{
-    bmc_names::BmcNames, boot_files::DeployFiles, faults, image_dirs, mark::Standing, menu,
-    power::Bmcs,
-};
+use super::{bmc_names::BmcNames, boot_files::DeployFiles, faults, mark::Standing, power::Bmcs};
 
 /// Everything operations need.
 #[derive(Debug)]
 pub(super) struct Workshop {
     pub(super) library: Library,
     pub(super) deploy_files: DeployFiles,
-    image_dirs: Vec<PathBuf>,
     pub(super) bmcs: Bmcs,
     /// Bytes a second that a disk must take or give; 0: any.
     pub(super) imaging_rate_min: u64,
@@ -43,7 +39,6 @@ impl Workshop {
             standing,
             bmc_names: BmcNames::default(),
             library: library(config),
-            image_dirs: image_dirs(&config.images),
             deploy_files: DeployFiles::new(config),
             bmcs: Bmcs::new(config),
         }
@@ -71,9 +66,6 @@ impl Workshop {
                 self.bmcs.confirm(spec, cancel).await.map(Outcome::Power)
             }
             Operation::Prepare => {
-                if let Some(netboot) = &spec.image.netboot {
-                    menu::check_own_files(&self.image_dirs, netboot)?;
-                }
                 self.bmc_names.check(Step::Preflight, spec).await?;
                 let system_guid = self.bmcs.system_guid(spec, cancel.clone()).await?;
                 Box::pin(self.prepare(spec, system_guid, meter, cancel)).await
@@ -104,6 +96,9 @@ impl Workshop {
             Operation::CleanUp => {
                 self.bmcs.clean_up(spec, cancel).await?;
                 Ok(Outcome::CleanedUp)
+            }
+            Operation::NetbootFiles { served, renew } => {
+                self.netboot_files(spec, served, renew, meter, cancel).await
             }
         }
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Parser as _;
-use hostler::cli::{Args, Failure, log};
+use hostler::cli::{Args, Failure, log, print::Printer};
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -29,7 +29,7 @@ fn report(failure: &Failure) -> ExitCode {
     if io_error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    let mut stderr = io::stderr().lock();
+    let mut stderr = Printer(io::stderr().lock());
     let mut said = failure.to_string();
     // Nowhere is left to say that writing failed.
     drop(writeln!(stderr, "error: {said}"));

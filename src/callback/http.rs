@@ -11,7 +11,7 @@ use std::{
 use axum::{
     Extension, Json, Router,
     body::{Body, Bytes},
-    extract::{Path, Request as HttpRequest, State},
+    extract::{Path, Request as HttpRequest, State, rejection::PathRejection},
     http::{HeaderMap, Method, StatusCode, header::AUTHORIZATION},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
@@ -89,11 +89,13 @@ async fn read(body: Body, limit: Duration) -> Result<Bytes, Response> {
 async fn answer(
     State(door): State<Arc<Door>>,
     Extension(place): Extension<Arc<Place>>,
-    Path((node, name)): Path<(String, String)>,
+    path: Result<Path<(String, String)>, PathRejection>,
     method: Method,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    // axum's own refusal of a path that is not UTF-8 would look different.
+    let Ok(Path((node, name))) = path else { return refused() };
     let Some((node, call)) = parse(&method, &node, &name, &body) else { return refused() };
     let Some(key) = bearer(&headers) else { return refused() };
     match call {

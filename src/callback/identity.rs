@@ -21,6 +21,8 @@ use zeroize::Zeroizing;
 use crate::{atomic_file, model::ids::hex, regular_file};
 
 const NAME: &str = "hostler";
+/// How the line above a certificate begins that tells whether it is whole. Readers of PEM pass it over (RFC 7468 §2).
+const CHECKSUM: &str = "checksum of this certificate: sha256:";
 /// Much more than a certificate or its key has.
 const PEM_BYTES_MAX: u64 = 64 << 10;
 
@@ -88,7 +90,8 @@ fn create(certificate: &Path, key: &Path) -> Result<(), IdentityError> {
     let signed = params.self_signed(&pair)?;
     // The key first: a certificate on disk always has its key, whenever the power goes.
     let key_pem = Zeroizing::new(pair.serialize_pem());
-    for (path, pem) in [(key, &*key_pem), (certificate, &signed.pem())] {
+    let pem = format!("{CHECKSUM}{}\n{}", hex(&Sha256::digest(signed.der())), signed.pem());
+    for (path, pem) in [(key, &*key_pem), (certificate, &pem)] {
         atomic_file::replace(path, 0o600, pem.as_bytes())
             .map_err(|source| file_error(path, source))?;
     }
@@ -100,12 +103,18 @@ fn load(certificate: &Path, key: &Path) -> Result<Identity, IdentityError> {
         regular_file::read(path, PEM_BYTES_MAX).map_err(|source| file_error(path, source))
     };
     let unusable = |reason: String| IdentityError::Unusable { path: certificate.into(), reason };
-    let der = CertificateDer::from_pem_slice(&read(certificate)?)
-        .map_err(|error| unusable(error.to_string()))?;
+    let pem = read(certificate)?;
+    let der = CertificateDer::from_pem_slice(&pem).map_err(|error| unusable(error.to_string()))?;
     let key_pem = Zeroizing::new(read(key)?);
     let key =
         PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| unusable(error.to_string()))?;
     let pin = hex(&Sha256::digest(&der));
+    let text = String::from_utf8_lossy(&pem);
+    let checksum = text.lines().find_map(|line| line.strip_prefix(CHECKSUM));
+    // The version before wrote none. Ramdisks of that time know the certificate by this very hash.
+    if checksum.is_some_and(|checksum| checksum != pin) {
+        return Err(unusable("the certificate does not match its checksum".to_owned()));
+    }
     let tls = tls_config(der, key).map_err(|error| unusable(error.to_string()))?;
     Ok(Identity { tls: Arc::new(tls), pin })
 }
@@ -167,6 +176,37 @@ mod tests {
         let error = Identity::load_or_create(one.path()).unwrap_err().to_string();
         assert!(error.contains("callback.key"), "{error}");
         assert_eq!(fs::read(one.path().join("callback.crt")).unwrap(), certificate);
+    }
+
+    #[test]
+    fn a_damaged_certificate_or_key_is_refused_by_name_or_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let pin = Identity::load_or_create(dir.path()).unwrap().pin().to_owned();
+        for name in ["callback.crt", "callback.key"] {
+            let path = dir.path().join(name);
+            let whole = fs::read(&path).unwrap();
+            let mut refused = 0;
+            for at in 0..whole.len() {
+                for bytes in [whole[..at].to_vec(), flipped(&whole, at)] {
+                    fs::write(&path, bytes).unwrap();
+                    match Identity::load_or_create(dir.path()) {
+                        Ok(identity) => assert_eq!(identity.pin(), pin, "{name}: {at}"),
+                        Err(error) => {
+                            refused += 1;
+                            assert!(error.to_string().contains("callback."), "{error}");
+                        }
+                    }
+                }
+            }
+            assert!(refused > whole.len() / 2, "{name}: {refused}");
+            fs::write(&path, whole).unwrap();
+        }
+    }
+
+    fn flipped(whole: &[u8], at: usize) -> Vec<u8> {
+        let mut bytes = whole.to_vec();
+        bytes[at] ^= 1 << (at % 8);
+        bytes
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::{
 use axum::{
     Extension, Router,
     body::Bytes,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::StatusCode,
     middleware::from_fn_with_state,
     response::{IntoResponse as _, Response},
@@ -67,9 +67,10 @@ pub(super) fn router(door: Arc<Door>) -> Router {
 async fn answer(
     State(door): State<Arc<Door>>,
     Extension(place): Extension<Arc<Place>>,
-    Path((node, name)): Path<(String, String)>,
+    path: Result<Path<(String, String)>, PathRejection>,
     body: Bytes,
 ) -> Response {
+    let Ok(Path((node, name))) = path else { return refused() };
     let (Ok(node), Some((key, call))) = (node.parse(), parse(&name, &body)) else {
         return refused();
     };
@@ -151,7 +152,7 @@ fn parse(name: &str, body: &[u8]) -> Option<(AttemptKey, Call)> {
             };
             let info = DeployInfo {
                 address,
-                port: port.map_or(Some(ISCSI_PORT), Number::get)?,
+                port: port.map_or(Some(ISCSI_PORT), Number::get).filter(|port| *port > 0)?,
                 lun: lun.map_or(Some(LUN.into()), Number::get)?.try_into().ok()?,
                 iqn,
                 chap_username: String::new(),
@@ -242,6 +243,8 @@ mod tests {
         for bad in [
             r#""address":"nowhere""#,
             r#""port":"70000""#,
+            r#""port":"0""#,
+            r#""port":0"#,
             r#""lun":256"#,
             r#""lun":"one""#,
             r#""iqn":1"#,

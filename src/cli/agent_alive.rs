@@ -10,7 +10,7 @@ use rustix::system::uname;
 use serde_json::{Value, json};
 
 use crate::{
-    model::agent_mark::AgentMark,
+    model::{agent_mark::AgentMark, printable::escaped},
     status_file::{MarkFile, StatusFileError},
 };
 
@@ -46,15 +46,17 @@ impl AgentAlive {
     /// another host.
     pub(super) fn caution(&self) -> Option<String> {
         let mark = self.mark.as_ref()?;
+        // Whoever may write in the directory has written it.
+        let shown = escaped(&mark.to_string());
         let Some(since) = mark.dead_since(self.now) else {
             let here = uname();
             return (here.nodename().to_string_lossy() != mark.host)
-                .then(|| format!("the agent is {mark}"));
+                .then(|| format!("the agent is {shown}"));
         };
         let ago = span(self.now.duration_since(since));
         let end = if mark.stopped.is_some() { "was stopped" } else { "gives no sign of life" };
         Some(format!(
-            "no agent since {}, {ago} ago: {mark}, {end}; start it there: systemctl start hostler",
+            "no agent since {}, {ago} ago: {shown}, {end}; start it there: systemctl start hostler",
             clock(since)
         ))
     }

@@ -13,6 +13,7 @@ use crate::{
         admin::{Deed, Fact},
         ids::NodeName,
         power::BootDevice,
+        printable::escaped,
     },
 };
 
@@ -91,7 +92,7 @@ pub(super) fn bmc(
     let facts = place.ask(async |socket| admin::use_bmc(socket, node, deed).await)?;
     let width = facts.iter().map(|fact| fact.name.len()).max().unwrap_or(0);
     for Fact { name, value } in facts {
-        writeln!(out, "{name:width$}  {value}")?;
+        writeln!(out, "{name:width$}  {}", escaped(&value))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -24,6 +24,7 @@ use crate::{
 use super::{
     Failure, NodePlace,
     agent_alive::AgentAlive,
+    print,
     status::{clock, progress, span},
 };
 
@@ -32,13 +33,21 @@ type SpecNow = Option<Result<NodeSpec, Vec<Problem>>>;
 
 pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let files = StatusFiles::new(place.status_dir()?);
-    let status = status_file::read(&files.path(&place.node))?;
+    let (status, doubt) = match status_file::read(&files.path(&place.node)) {
+        Ok(status) => (status, None),
+        Err(mut error) => match error.take_seeming() {
+            Some(status) => (status, Some(error)),
+            None => return Err(error.into()),
+        },
+    };
+    let status = print::printable(&status)?;
     let agent = AgentAlive::look(&place.status_dir()?)?.caution();
     let console = Some(files.console_path(&place.node)).filter(|path| path.exists());
     let (file, defaults) = place.spec()?;
     let spec = file.exists().then(|| spec::read_file(&file, defaults.as_ref()));
     Story { status: &status, agent, spec, console, now: Timestamp::now() }.tell(out)?;
-    Ok(ExitCode::SUCCESS)
+    // At the end, where it is seen: what was told may be wrong.
+    doubt.map_or(Ok(ExitCode::SUCCESS), |doubt| Err(doubt.into()))
 }
 
 struct Story<'a> {
@@ -158,6 +167,12 @@ impl Story<'_> {
             }
             _ => writeln!(out, "  fetched  nothing: it has not netbooted in this attempt")?,
         }
+        if let (None, Some(path)) = (seen.fetched, &seen.missing_loader) {
+            let times = seen.missing_loader_times;
+            let from = seen.missing_loader_from.map(|from| format!(" by {from}"));
+            let from = from.unwrap_or_default();
+            writeln!(out, "  refused  {path}, asked for {times}x{from}: not among the loaders")?;
+        }
         match (&seen.callback, seen.callback_at) {
             (Some(call), Some(at)) => writeln!(out, "  called   {call}{from}, {}", self.ago(at))?,
             _ => writeln!(out, "  called   nothing: its deploy ramdisk has not called back")?,
@@ -252,6 +267,16 @@ impl Story<'_> {
             }
             Phase::Invalid => vec!["correct its spec".to_owned()],
             Phase::Paused => vec!["take `paused` out of its spec".to_owned()],
+            Phase::Deployed if condition("NetbootVerified").is_some() => vec![
+                "put the files where image.kernel and image.ramdisk say, or correct these"
+                    .to_owned(),
+                format!("hostler retry {node}, not to wait until they are looked at again"),
+            ],
+            Phase::Deployed
+                if condition("Drifted").is_some_and(|it| it.reason == "NetbootChanged") =>
+            {
+                vec!["wait: kernel and ramdisk are being verified".to_owned()]
+            }
             Phase::Deployed if self.drifted() => {
                 vec!["leave it: nothing is touched".to_owned(), consent::CHANGE_REDEPLOY.to_owned()]
             }

@@ -14,6 +14,7 @@ mod explain;
 pub mod log;
 mod orders;
 mod plan;
+pub mod print;
 mod run;
 mod show;
 mod show_boot;
@@ -106,7 +107,7 @@ enum Command {
     #[command(after_help = plan::EXIT_CODES)]
     Plan(plan::Asked),
     /// Let held nodes go on: consent to WIPE machines that are on, for example. Exit code 1 if a node was not held.
-    Approve(orders::For),
+    Approve(orders::Approval),
     /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if there was nothing to try again.
     Retry(orders::For),
     /// Have a node's BMC do or say something, through the running agent.
@@ -202,11 +203,12 @@ impl Args {
 
     /// Does what was asked, writing what it has to say to `out`.
     pub fn run(self, out: &mut impl Write, left_out: log::LeftOut) -> Result<ExitCode, Failure> {
+        let out = &mut print::Printer(out);
         match self.command {
             Command::Run { config, print_config } => {
                 let config = config::read(&config)?;
                 if print_config {
-                    write!(out, "{}", config.to_toml())?;
+                    write!(out, "{}", print::toml(&config.to_toml()))?;
                     return Ok(ExitCode::SUCCESS);
                 }
                 run::run(config, left_out)?;
@@ -220,7 +222,7 @@ impl Args {
             Command::Wait { place, goal } => wait::wait(&place, &goal),
             Command::Explain { place } => explain::explain(&place, out),
             Command::Plan(asked) => plan::plan(&asked, out),
-            Command::Approve(whom) => orders::give(Order::Approve, whom, out),
+            Command::Approve(approval) => orders::approve(approval, out),
             Command::Retry(whom) => orders::give(Order::Retry, whom, out),
             Command::Bmc(asked) => bmc::bmc(&asked, out),
             Command::ShowBoot(asked) => show_boot::show(&asked, out),

@@ -9,6 +9,7 @@ use crate::{
     model::{
         admin::{Answer, Order, Selection},
         ids::NodeName,
+        printable::escaped,
     },
 };
 
@@ -29,6 +30,35 @@ pub(super) struct For {
     place: AgentPlace,
 }
 
+/// What is consented to.
+#[derive(Debug, clap::Args)]
+pub(super) struct Approval {
+    #[command(flatten)]
+    whom: For,
+    /// Machines that specs name from now on: they are new again, although a file of the state directory that tells what is installed
+    /// was lost. What the disk of such a machine holds, hostler will WIPE if the machine is off. No node that is held already is let go.
+    #[arg(long, group = "whom")]
+    new_machines: bool,
+}
+
+/// `hostler approve`
+pub(super) fn approve(
+    Approval { whom, new_machines }: Approval,
+    out: &mut impl Write,
+) -> Result<ExitCode, Failure> {
+    if !new_machines {
+        return give(Order::Approve, whom, out);
+    }
+    let changed = whom.place.ask(async |socket| admin::approve_new_machines(socket).await)?;
+    let said = if changed {
+        "machines that specs name from now on are new; nodes that are held already stay held"
+    } else {
+        "nothing to approve: machines that specs name for the first time are taken for new"
+    };
+    writeln!(out, "{said}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Gives the order that `order` makes of the selection. Whatever did not count is an error, after all that did.
 pub(super) fn give(
     order: impl FnOnce(Selection) -> Order,
@@ -44,7 +74,7 @@ pub(super) fn give(
     let (counted, refused): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|answer| answer.counted);
     for Answer { node, message, .. } in counted {
-        writeln!(out, "{node}: {message}")?;
+        writeln!(out, "{node}: {}", escaped(&message))?;
     }
     if refused.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(NotCounted(refused).into()) }
 }

@@ -18,7 +18,7 @@ use crate::{
     status_file::StatusFiles,
 };
 
-use super::{Failure, Format, NoDirectory, configuration, status::columns};
+use super::{Failure, Format, NoDirectory, configuration, print, status::columns};
 
 /// For `--help`.
 pub(super) const EXIT_CODES: &str = "\
@@ -77,7 +77,7 @@ pub(super) fn plan(asked: &Asked, out: &mut impl Write) -> Result<ExitCode, Fail
     match asked.output {
         Format::Table => write!(out, "{}", table(&plan, &found.problems))?,
         Format::Json => {
-            writeln!(out, "{}", serde_json::to_string_pretty(&json(&plan, &found.problems))?)?;
+            writeln!(out, "{}", print::json(&json(&plan, &found.problems))?)?;
         }
     }
     let broken = plan.iter().any(|node| matches!(node.deed, Deed::Invalid | Deed::Clash));

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use crate::{
     agent::{Agent, Claim, End},
     config::Config,
+    model::printable::escaped,
 };
 
 use super::{Failure, log::LeftOut};
@@ -65,7 +66,8 @@ async fn act(config: Config, stopping: watch::Receiver<bool>) -> Result<(), Fail
 
 /// Standing by is what the service manager has started this for.
 fn stand_by(other: &str) {
-    let status = format!("standing by: another agent acts, {other}");
+    // A line break would begin another message to the service manager.
+    let status = format!("standing by: another agent acts, {}", escaped(other));
     notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)]);
 }
 

@@ -4,12 +4,12 @@ use std::{io::Write, process::ExitCode};
 
 use crate::{model::toml_reader::Setting, spec};
 
-use super::{Failure, NodePlace, Problems};
+use super::{Failure, NodePlace, Problems, print};
 
 pub(super) fn show(place: &NodePlace, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let (file, defaults) = place.spec()?;
     let settings = spec::read_file_settings(&file, defaults.as_ref()).map_err(Problems)?;
-    write!(out, "{}", spec_text(&settings))?;
+    write!(out, "{}", print::toml(&spec_text(&settings)))?;
     Ok(ExitCode::SUCCESS)
 }
 

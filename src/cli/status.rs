@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::{
     model::{
         ids::NodeName,
+        printable::escaped,
         size::show_bytes,
         status::{Phase, Progress, Status},
     },
@@ -24,6 +25,7 @@ use crate::{
 use super::{
     Failure, Format,
     agent_alive::{AgentAlive, NO_AGENT},
+    print,
 };
 
 /// For `--help`.
@@ -45,7 +47,7 @@ pub(super) fn show(dir: &Path, format: Format, out: &mut impl Write) -> Result<E
     match format {
         Format::Json => {
             let shown = json!({ "agent": agent.to_json()?, "nodes": statuses });
-            writeln!(out, "{}", serde_json::to_string_pretty(&shown)?)?;
+            writeln!(out, "{}", print::json(&shown)?)?;
         }
         Format::Table => {
             write!(out, "{}", table(&statuses, Timestamp::now()))?;
@@ -60,7 +62,7 @@ pub(super) fn show(dir: &Path, format: Format, out: &mut impl Write) -> Result<E
     Ok(if agent.is_dead() { ExitCode::from(NO_AGENT) } else { ExitCode::SUCCESS })
 }
 
-/// Status files that are missing from what was shown.
+/// Status files that are missing from what was shown, or that it cannot be relied on.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 struct Unreadable(Vec<StatusFileError>);
@@ -84,7 +86,7 @@ pub(super) fn watch(dir: &Path, out: &mut impl Write) -> Result<ExitCode, Failur
         let there: BTreeSet<&NodeName> = statuses.iter().map(|status| &status.node).collect();
         shown.retain(|name, _| there.contains(name));
         for status in statuses {
-            let line = line(&status);
+            let line = escaped(&line(&status));
             if shown.get(&status.node) != Some(&line) {
                 writeln!(out, "{} {line}", clock(status.updated))?;
                 out.flush()?;
@@ -100,7 +102,11 @@ fn read(dir: &Path) -> Result<(Vec<Status>, Vec<StatusFileError>), StatusFileErr
     for status in StatusFiles::new(dir).read_all()? {
         match status {
             Ok(status) => statuses.push(status),
-            Err(error) => unreadable.push(error),
+            Err(mut error) => {
+                // Something to look at all the same; the error says what it is worth.
+                statuses.extend(error.take_seeming());
+                unreadable.push(error);
+            }
         }
     }
     statuses.sort_by(|a, b| a.node.cmp(&b.node));
@@ -122,14 +128,16 @@ fn table(statuses: &[Status], now: Timestamp) -> String {
     columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-/// Rows with their cells one below the other.
+/// Rows with their cells, whoever has written them, one below the other.
 pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<[String; N]> =
+        rows.iter().map(|row| row.each_ref().map(|cell| escaped(cell))).collect();
     let widths: [usize; N] = std::array::from_fn(|column| {
         let cells = rows.iter().filter_map(|row| row.get(column));
         cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     });
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let cells: Vec<String> =
             row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text.push_str(cells.join("  ").trim_end());

@@ -14,13 +14,13 @@ use std::{
 use crate::{
     model::{
         ids::{Digest, NodeName},
-        status::{HistoryEntry, Phase, Status},
+        status::{Condition, HistoryEntry, Phase, Status},
         toml_reader::duration,
     },
     status_file::{self, StatusFileError, StatusFiles},
 };
 
-use super::{Failure, NodePlace, agent_alive::AgentAlive, status::clock};
+use super::{Failure, NodePlace, agent_alive::AgentAlive, print, status::clock};
 
 /// For `--help`.
 pub(super) const EXIT_CODES: &str = "\
@@ -110,6 +110,7 @@ impl Goal {
             Phase::Deployed
                 if self.phase == Phase::Deployed
                     && !status.ready
+                    && !is_verifying_netboot(status)
                     && status.installed_digest != status.spec_digest =>
             {
                 Verdict::PersonNeeded
@@ -117,6 +118,15 @@ impl Goal {
             _ => Verdict::NotYet,
         }
     }
+}
+
+/// Nothing but what it boots over the network differs, and the agent is about to serve that.
+fn is_verifying_netboot(status: &Status) -> bool {
+    let has = |kind: &str, reason: Option<&str>| {
+        let is = |one: &Condition| one.kind == kind && reason.is_none_or(|it| one.reason == it);
+        status.conditions.iter().any(is)
+    };
+    has("Drifted", Some("NetbootChanged")) && !has("NetbootVerified", None)
 }
 
 pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> {
@@ -160,12 +170,12 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
 }
 
 /// The node's status; none if there is no file (yet).
-fn read(file: &Path) -> Result<Option<Status>, StatusFileError> {
+fn read(file: &Path) -> Result<Option<Status>, Failure> {
     match status_file::read(file) {
         Err(StatusFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             Ok(None)
         }
-        status => status.map(Some),
+        status => Ok(Some(print::printable(&status?)?)),
     }
 }
 
@@ -181,7 +191,7 @@ fn tell(
         None => history.len().saturating_sub(1),
     };
     for HistoryEntry { at, phase, message } in history.iter().skip(seen) {
-        writeln!(io::stderr(), "{} {node} {}: {message}", clock(*at), phase.as_str())?;
+        writeln!(print::stderr(), "{} {node} {}: {message}", clock(*at), phase.as_str())?;
     }
     *told = history.last().cloned();
     Ok(())
@@ -194,7 +204,7 @@ fn give_up(
     verdict: Verdict,
     agent: Option<String>,
 ) -> Result<ExitCode, Failure> {
-    let mut err = io::stderr().lock();
+    let mut err = print::stderr();
     let stands = status.map_or_else(
         || format!("{node}: no status yet"),
         |status| format!("{node} {}: {}", status.phase.as_str(), status.message),
@@ -255,6 +265,22 @@ mod tests {
                 assert_eq!(goal("b").judge(&status), Verdict::NotYet, "{phase:?} {has}");
             }
         }
+    }
+
+    #[test]
+    fn a_kernel_that_is_being_verified_is_waited_for_and_one_that_cannot_be_had_is_not() {
+        let condition = |kind: &str, reason: &str| Condition {
+            kind: kind.to_owned(),
+            status: String::new(),
+            reason: reason.to_owned(),
+            message: String::new(),
+        };
+        let mut status = status("deployed", "b", "a");
+        assert_eq!(goal("b").judge(&status), Verdict::PersonNeeded);
+        status.conditions = vec![condition("Drifted", "NetbootChanged")];
+        assert_eq!(goal("b").judge(&status), Verdict::NotYet);
+        status.conditions.push(condition("NetbootVerified", "OwnBootFilesMissing"));
+        assert_eq!(goal("b").judge(&status), Verdict::PersonNeeded);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::model::{
 use super::{
     backoff,
     event::{Action, Menu, Outcome, Stages},
+    netboot_files::{NetbootUpdate, root_unknown},
     node::Node,
     power::POWER_TRIES_MAX,
     report::plain,
@@ -55,13 +56,7 @@ impl Node {
             (Outcome::Prepared { image, .. }, Some(netboot))
                 if netboot.command_line(image.root_uuid.as_deref()).is_none() =>
             {
-                Err(Fault::lasting(
-                    Step::Image,
-                    "RootUnknown",
-                    "boot.after is \"network\", and nothing tells the kernel where its root file system is: image.kernel_args has no root=, and the \
-                     image is not one file system whose UUID could be given",
-                    "write root=… into image.kernel_args, for example root=LABEL=root or root=/dev/sda2",
-                ))
+                Err(root_unknown())
             }
             _ => Ok(outcome),
         }
@@ -94,12 +89,7 @@ impl Node {
                     system_guid,
                     bmc,
                 };
-                if self.by_hand() {
-                    self.record.consented = true;
-                    self.enter(now, State::PoweringOn { attempt });
-                } else {
-                    self.record.state = State::Preparing { ready: Some(attempt) };
-                }
+                self.prepared(now, attempt);
             }
             (State::Preparing { ready: Some(attempt) }, Outcome::Power(observed)) => {
                 let attempt = attempt.clone();
@@ -138,14 +128,23 @@ impl Node {
                 if attempt.as_ref().is_some_and(|a| a.bmc_address() == spec.bmc_address()) {
                     self.see_power(now, PowerState::Off);
                     self.needs_no_restart();
-                } else {
-                    // It is off, and what it does next is for who uses it behind its other BMC.
-                    self.record.awaits_restart = false;
                 }
+                // Off by its other BMC: what it does next is for who uses that.
+                self.record.awaits_restart = false;
                 self.conclude(now, purpose);
             }
             // An answer to a question that was not asked: the agent's mistake, and no reason to move.
             _ => {}
+        }
+    }
+
+    /// Everything is ready for the machine to be switched on, or to be asked once more whether it is off.
+    fn prepared(&mut self, now: Timestamp, attempt: Attempt) {
+        if self.by_hand() {
+            self.record.consented = true;
+            self.enter(now, State::PoweringOn { attempt });
+        } else {
+            self.record.state = State::Preparing { ready: Some(attempt) };
         }
     }
 
@@ -198,12 +197,15 @@ impl Node {
 
     fn note_installed(&mut self, now: Timestamp, image: PreparedImage, disk: Disk) {
         let wanted = self.record.spec.as_ref().zip(self.wanted.clone());
+        self.netboot = NetbootUpdate::default();
         self.record.installed = wanted.map(|(spec, digest)| Installed {
             digest,
             image: image.digest,
             disk,
             at: now,
+            written_digest: self.written.clone(),
             root_uuid: image.root_uuid,
+            netboot: image.netboot,
             redeploy: spec.redeploy.clone(),
             machine: Some(Machine::named_by(spec)),
         });
@@ -490,6 +492,14 @@ impl Node {
             attempt.ramdisk_fetched_by.push(fetch.peer);
         }
         let seen = &mut self.record.last_seen;
+        if fetch.refused_times > 0 {
+            if seen.fetched.is_none() {
+                seen.missing_loader = Some(plain(&fetch.path));
+                seen.missing_loader_times = fetch.refused_times;
+                seen.missing_loader_from = Some(fetch.peer);
+            }
+            return;
+        }
         // Each stage counts once: what anybody can send at any rate must not write the record at that rate.
         if fetch.complete && seen.fetched.is_none_or(|furthest| furthest < fetch.stage) {
             seen.address = Some(fetch.peer);
@@ -501,6 +511,17 @@ impl Node {
             }
         }
     }
+}
+
+/// `192.0.2.51 asked 3 times for lpxelinux.0, which is not among the loaders`
+fn missing_loader(seen: &LastSeen) -> String {
+    let who = seen.missing_loader_from.map_or_else(|| "a machine".to_owned(), |ip| ip.to_string());
+    let times = match seen.missing_loader_times {
+        1 => "once".to_owned(),
+        times => format!("{times} times"),
+    };
+    let path = seen.missing_loader.as_deref().unwrap_or_default();
+    format!("{who} asked {times} for {path}, which is not among the loaders")
 }
 
 /// How far the machine came before it fell silent, and what to look at.
@@ -532,6 +553,13 @@ fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
         (None, _, Some(BootStage::Loader)) => (
             "the machine fetched a boot loader but not its boot menu".to_owned(),
             "the boot loader does not fit the firmware, or it netbooted from a card that is not in boot.mac",
+        ),
+        (None, _, None) if seen.missing_loader.is_some() => (
+            format!(
+                "the machine was switched on but never fetched anything over TFTP; {}",
+                missing_loader(seen)
+            ),
+            "set the boot file in the DHCP server as `hostler dhcp-snippet` prints it; if another machine asked: boot order, cable, VLAN, boot.mac",
         ),
         (None, _, None) => (
             "the machine was switched on but never fetched anything over TFTP".to_owned(),

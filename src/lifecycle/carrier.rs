@@ -30,7 +30,7 @@ use super::{
 pub trait Outside {
     /// Makes a node's record durable; when this returns, it is. On failure: what is wrong, for people.
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String>;
-    /// Makes durable what no node has any more; when this returns, it is. On failure: what is wrong, for people.
+    /// Makes durable what is known beside the records; when this returns, it is. On failure: what is wrong, for people.
     fn keep(&mut self, left: &Left) -> Result<(), String>;
     /// Puts the node's boot menu in force.
     fn serve(&mut self, node: &Node);
@@ -119,6 +119,18 @@ impl Carrier {
         self.fleet.compare(now, specs, clashes)
     }
 
+    /// Machines that specs name from now on are new again, although something that was known of machines was lost. Answers whether they
+    /// were not.
+    pub fn approve_new_machines(&mut self, outside: &mut impl Outside) -> Result<bool, String> {
+        if !self.fleet.left().is_incomplete() {
+            return Ok(false);
+        }
+        self.fleet.set_incomplete(false);
+        let kept = self.keep_left(outside);
+        self.fleet.set_incomplete(kept.is_err());
+        kept.map(|()| true)
+    }
+
     /// Brings every node whose time has come its tick, and tries to write records that could not be written.
     pub fn tick(&mut self, now: Timestamp, outside: &mut impl Outside) {
         let unsaved = self.unsaved.keys().cloned().collect::<Vec<_>>();
@@ -196,11 +208,15 @@ impl Carrier {
             .zip(record.spec.as_ref())
             .is_some_and(|(before, spec)| before.machine_change(spec) == MachineChange::None);
         let turned = is_unsaved || !same_machine;
-        if (is_unsaved || before != Some(record))
-            && let Err(error) = kept
-                .or_else(|error| if turned { Err(error) } else { Ok(()) })
+        let saved = if is_unsaved || before != Some(record) {
+            kept.or_else(|error| if turned { Err(error) } else { Ok(()) })
                 .and_then(|()| outside.save(name, record))
-        {
+        } else {
+            Ok(())
+        };
+        let saved = saved.and_then(|()| self.list(name, outside));
+        let node = self.fleet.node(name)?;
+        if let Err(error) = saved {
             let mut status = node.status(now);
             status.message = format!("{error}; nothing is started until it can be written");
             status.ready = false;
@@ -218,7 +234,7 @@ impl Carrier {
             return unstarted;
         }
         outside.serve(node);
-        if is_unsaved || before.map(|before| &before.state) != Some(&record.state) {
+        if is_unsaved || before.map(|before| &before.state) != Some(&node.record().state) {
             outside.wake_ramdisks();
         }
         for action in waiting {
@@ -234,6 +250,17 @@ impl Carrier {
             self.fleet.recorded(name);
         }
         unstarted
+    }
+
+    /// Before anything is done to its machine, the node's record is one that would be missed. All others that are durable by now
+    /// become so with it.
+    fn list(&mut self, name: &NodeName, outside: &mut impl Outside) -> Result<(), String> {
+        if self.fleet.is_unlisted(name) {
+            let unsaved = &self.unsaved;
+            self.fleet.list_nodes(|other| unsaved.contains_key(other));
+            self.keep_left(outside)?;
+        }
+        Ok(())
     }
 
     /// Before the record that knew it is changed or removed.

@@ -9,6 +9,7 @@ use crate::model::{
     callback::{Call, DiskRange, Reply},
     fault::Fault,
     ids::{Digest, OpId},
+    netboot::{BootFile, NetbootFiles},
     power::PowerState,
     problem::Problem,
     secret::AttemptKey,
@@ -65,6 +66,8 @@ pub enum Event {
     Tick,
     /// Its turn has come.
     Granted(Turn),
+    /// A kernel or ramdisk that the installed machine asked for could not be served: it is not in the cache, or has decayed there.
+    NetbootLost,
     /// Somebody used the node's BMC: its machine may be on or off by now.
     LookAgain,
     /// An operator lets a held node go on.
@@ -89,6 +92,7 @@ impl Event {
             | Self::Fetched(_)
             | Self::Tick
             | Self::Granted(_)
+            | Self::NetbootLost
             | Self::LookAgain
             | Self::Approve
             | Self::Retry => false,
@@ -144,6 +148,8 @@ pub enum Outcome {
     PowerSet(PowerState),
     /// [`Operation::CleanUp`]: boot device disk, machine off.
     CleanedUp,
+    /// [`Operation::NetbootFiles`]: these are verified and in the cache. `None`: the spec wants none.
+    NetbootFiles(Option<NetbootFiles>),
 }
 
 /// How long each stage of an operation took.
@@ -159,7 +165,9 @@ impl Operation {
             | Self::Restart { .. }
             | Self::SetPower(_)
             | Self::CleanUp => true,
-            Self::Prepare | Self::Image { .. } | Self::Release(_) => false,
+            Self::Prepare | Self::Image { .. } | Self::Release(_) | Self::NetbootFiles { .. } => {
+                false
+            }
         }
     }
 }
@@ -222,6 +230,13 @@ pub enum Operation {
     SetPower(PowerState),
     /// Boot device disk for good; off.
     CleanUp,
+    /// See that the kernel and ramdisk of an installed machine are in the cache, verified.
+    NetbootFiles {
+        /// What the machine is served now: it is to be had whatever else fails.
+        served: Option<NetbootFiles>,
+        /// Whether what the spec wants is to take its place.
+        renew: bool,
+    },
 }
 
 /// How a target is told from that of another disk, in bytes.
@@ -240,8 +255,13 @@ pub enum Menu {
     Unknown,
     /// The local disk.
     LocalDisk,
-    /// The installed system's own kernel, with the UUID of its root file system if hostler knows it.
-    Network(Option<String>),
+    /// The installed system's own kernel and ramdisk.
+    Network {
+        /// The kernel, and the ramdisk.
+        files: [BootFile; 2],
+        /// The kernel's command line.
+        command_line: String,
+    },
     /// The deploy ramdisk, with this attempt's key.
     Deploy(AttemptKey),
 }

@@ -12,18 +12,18 @@ use std::{
 use jiff::Timestamp;
 
 use crate::model::{
-    ids::NodeName,
+    ids::{Digest, NodeName},
     machine::{Machine, MachineChange},
+    netboot::NetbootFiles,
     problem::Problem,
     spec::NodeSpec,
-    status::Installed,
 };
 
 use super::{
     agenda::Agenda,
     breaker::Breaker,
     event::{Action, Event, Turn},
-    left::Left,
+    left::{Known, Left},
     node::{Node, wants_reinstall},
     polls::{POLL_INTERVAL, Polls},
     state::Record,
@@ -75,17 +75,18 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// The fleet as it was recorded, with what had been left when the agent ended. `witnessed` is what the status files say is installed,
-    /// for nodes that have no record any more, or one that was damaged.
+    /// The fleet as it was recorded, with what was known beside the records. `witnessed` is what the status files say is installed, or
+    /// that nobody knows, for nodes that have no record any more, or one that was damaged.
     pub fn resume(
         policy: Policy,
         records: BTreeMap<NodeName, Record>,
         mut left: Left,
-        witnessed: BTreeMap<NodeName, Installed>,
+        witnessed: BTreeMap<NodeName, Known>,
         now: Timestamp,
     ) -> Self {
         let state_lost = records.is_empty() && !witnessed.is_empty();
         left.witness(witnessed);
+        left.miss(&records);
         let mut fleet = Self {
             policy,
             nodes: BTreeMap::new(),
@@ -208,6 +209,10 @@ impl Fleet {
             if !stays {
                 self.left.leave(name, &node.record);
             }
+            // Many that go at once are one change of what is kept.
+            if !specs.contains_key(name) && node.is_at_rest() {
+                self.left.unlist(name);
+            }
         }
     }
 
@@ -267,9 +272,13 @@ impl Fleet {
     /// What is known of the machine a spec names for the first time: it may have belonged to another node.
     fn remember(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
         let Some(node) = self.nodes.get_mut(name) else { return };
+        let incomplete = self.left.is_incomplete();
         if let Some(old) = node.spec() {
-            if old.machine_change(spec) != MachineChange::None {
-                node.moved_here = self.left.machine(spec);
+            let change = old.machine_change(spec);
+            if change != MachineChange::None {
+                let doubted = incomplete && change == MachineChange::Whole;
+                let known = self.left.machine(spec);
+                node.moved_here = known.or_else(|| doubted.then_some(None));
             }
             return;
         }
@@ -277,7 +286,9 @@ impl Fleet {
         // A status file says which machine it speaks of, and the spec may name another one by now.
         let told_of = node.record.installed.as_ref().and_then(|told| told.machine.as_ref());
         let change = told_of.map(|machine| machine.change_to(spec));
-        match (change, self.left.machine(spec)) {
+        let doubted = incomplete && node.record.installed.is_none();
+        let known = self.left.machine(spec).or_else(|| doubted.then_some(None));
+        match (change, known) {
             (Some(MachineChange::None | MachineChange::Part), _) | (None, None) => {}
             (_, Some(None)) => node.record = Record::distrusted(now),
             (_, Some(installed)) => node.record.know(installed),
@@ -325,13 +336,34 @@ impl Fleet {
     fn forget(&mut self, name: &NodeName) {
         if let Some(Node { record, .. }) = self.nodes.remove(name) {
             self.left.leave(name, &record);
+            self.left.unlist(name);
         }
         self.held_on_record.remove(name);
     }
 
-    /// What is to be kept beside the records, because no node has it any more.
+    /// What is known beside the records, and is to be kept.
     pub fn left(&self) -> &Left {
         &self.left
+    }
+
+    /// Whether machines that specs name for the first time may be installed.
+    pub(super) fn set_incomplete(&mut self, incomplete: bool) {
+        self.left.set_incomplete(incomplete);
+    }
+
+    /// Whether the node's record would not be missed, although it must be.
+    pub(super) fn is_unlisted(&self, name: &NodeName) -> bool {
+        self.nodes.get(name).filter(|node| !(node.gone && node.is_at_rest())).is_some_and(|node| {
+            let machine = node.spec().map(|spec| spec.machine());
+            node.record.must_be_missed() && !self.left.lists(name, machine.as_ref())
+        })
+    }
+
+    /// From now on the records of all nodes but these, which have none that is up to date, are missed when they are gone.
+    pub(super) fn list_nodes(&mut self, unsaved: impl Fn(&NodeName) -> bool) {
+        let machine = |node: &Node| node.spec().map(|spec| spec.machine());
+        let saved = self.nodes.iter().filter(|(name, node)| !node.gone && !unsaved(name));
+        self.left.list(saved.map(|(name, node)| (name.clone(), machine(node))));
     }
 
     /// The specs in force once these were found: the good ones, the last good ones of those that are broken, those of nodes that are
@@ -350,6 +382,28 @@ impl Fleet {
         let leaving = leaving.filter_map(|(_, node)| node.record.spec.clone());
         let turning = self.nodes.values().filter_map(Node::still_busy_with);
         kept.chain(leaving).chain(turning).collect()
+    }
+
+    /// The kernels and ramdisks that machines are served, or are going to be.
+    pub fn netboot_digests(&self) -> BTreeSet<Digest> {
+        let mut digests = BTreeSet::new();
+        let mut add = |files: Option<&NetbootFiles>| {
+            let files = files.into_iter();
+            digests.extend(
+                files
+                    .flat_map(|files| [&files.kernel_digest, &files.ramdisk_digest])
+                    .flatten()
+                    .cloned(),
+            );
+        };
+        for Node { record, .. } in self.nodes.values() {
+            add(record.installed.as_ref().and_then(|installed| installed.netboot.as_ref()));
+            add(record.state.attempt().and_then(|attempt| attempt.image.netboot.as_ref()));
+        }
+        for installed in self.left.installed() {
+            add(installed.netboot.as_ref());
+        }
+        digests
     }
 
     /// The nodes that want an [`Event::Tick`] by now.

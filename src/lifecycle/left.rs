@@ -1,10 +1,15 @@
-//! What is known of machines that no node has any more: a spec file that is renamed, swapped or comes back finds its machine as it was
-//! left, because nothing is ever wiped because a file went away.
+//! What is known beside the nodes' records: installations that no node has any more, which nodes have a
+//! record, and whether any of that was ever lost.
 //!
-//! Kept by the [`super::Fleet`]; the [`super::Carrier`] has it made durable before the record that knew it is changed or removed. What is
+//! A spec file that is renamed, swapped or comes back finds its machine as it was left, because nothing is
+//! ever wiped because a file went away. A record that is gone is missed by its name and its machine, so that
+//! its node is not taken for one never seen.
+//!
+//! Kept by the [`super::Fleet`]; the [`super::Carrier`] makes it durable before the record that knew it is
+//! changed or removed, and before anything is done to a machine whose record would not be missed. What is
 //! found again is not taken out: the node that has the machine now writes it anew when it leaves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,52 +22,135 @@ use crate::model::{
 
 use super::state::Record;
 
-/// Machines that are remembered: more than a site has, and small enough for any memory.
-const LEFT_MAX: usize = 10_000;
+/// Machines that are remembered: more than a site has, and small enough for any memory. What is more than
+/// that is forgotten, and known to be.
+const LEFT_MAX: usize = 20_000;
 
 /// What is installed; `None`: a record was lost, and nobody knows.
-pub(super) type Known = Option<Installed>;
+pub type Known = Option<Installed>;
 
-/// Installations that no node has any more.
+/// What is known beside the records.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "File", into = "File")]
 pub struct Left {
     machines: BTreeMap<MachineId, Known>,
     /// The same of nodes that never had a spec here, so that only their name is known: what status files say where a record is lost.
     nodes: BTreeMap<NodeName, Known>,
+    /// The nodes that have a record, with the machine that their spec named.
+    listed: BTreeMap<NodeName, Option<MachineId>>,
+    /// Whether some of this was lost: any machine that is named for the first time may be installed.
+    incomplete: bool,
     changes: u64,
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct File {
+    incomplete: bool,
     machines: Vec<(MachineId, Known)>,
     nodes: Vec<(NodeName, Known)>,
+    listed: Vec<(NodeName, Option<MachineId>)>,
 }
 
 impl From<File> for Left {
-    fn from(File { machines, nodes }: File) -> Self {
-        let (machines, nodes) = (machines.into_iter().collect(), nodes.into_iter().collect());
-        Self { machines, nodes, changes: 0 }
+    fn from(File { incomplete, machines, nodes, listed }: File) -> Self {
+        Self {
+            machines: machines.into_iter().collect(),
+            nodes: nodes.into_iter().collect(),
+            listed: listed.into_iter().collect(),
+            incomplete,
+            changes: 0,
+        }
     }
 }
 
 impl From<Left> for File {
-    fn from(Left { machines, nodes, .. }: Left) -> Self {
-        Self { machines: machines.into_iter().collect(), nodes: nodes.into_iter().collect() }
+    fn from(Left { machines, nodes, listed, incomplete, .. }: Left) -> Self {
+        Self {
+            incomplete,
+            machines: machines.into_iter().collect(),
+            nodes: nodes.into_iter().collect(),
+            listed: listed.into_iter().collect(),
+        }
     }
 }
 
 impl Left {
-    /// Takes in what status files say of nodes whose record is lost, unless more is known.
-    pub(super) fn witness(&mut self, witnessed: BTreeMap<NodeName, Installed>) {
-        for (node, installed) in witnessed {
-            if let Some(machine) = installed.machine.as_ref().map(Machine::id)
-                && !self.machines.contains_key(&machine)
-            {
-                self.machines.insert(machine, Some(installed.clone()));
+    /// When what was kept is lost. Until an operator ends that, a machine that a spec names for the first
+    /// time is one that may be installed.
+    pub fn lost() -> Self {
+        Self { incomplete: true, ..Self::default() }
+    }
+
+    /// Whether some of it was lost.
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
+    /// Whether a machine that is named for the first time may be installed.
+    pub(super) fn set_incomplete(&mut self, incomplete: bool) {
+        self.changes += u64::from(self.incomplete != incomplete);
+        self.incomplete = incomplete;
+    }
+
+    /// The nodes whose record is gone, or knows nothing any more.
+    pub fn missing<'a>(
+        &'a self,
+        records: &'a BTreeMap<NodeName, Record>,
+    ) -> impl Iterator<Item = &'a NodeName> {
+        let is_known = |name| records.get(name).is_some_and(|record| record.spec.is_some());
+        self.listed.keys().filter(move |name| !is_known(name))
+    }
+
+    /// A record that is gone makes its node and its machine such as nobody knows, unless a status file says
+    /// more. From now on this says so, and the list no longer has to.
+    pub(super) fn miss(&mut self, records: &BTreeMap<NodeName, Record>) {
+        let missing: Vec<NodeName> = self.missing(records).cloned().collect();
+        for name in missing {
+            let machine = self.listed.remove(&name).flatten();
+            let known = self.nodes.entry(name).or_insert(None).clone();
+            if let Some(machine) = machine {
+                self.machines.insert(machine, known);
+            }
+        }
+    }
+
+    /// Another agent has acted since this was written: which nodes have a record, its status files say.
+    pub fn unlist_all(&mut self) {
+        self.changes += u64::from(!self.listed.is_empty());
+        self.listed.clear();
+    }
+
+    /// Whether the node's record would be missed, and with it its machine.
+    pub(super) fn lists(&self, name: &NodeName, machine: Option<&MachineId>) -> bool {
+        self.listed.get(name).is_some_and(|listed| machine.is_none() || listed.as_ref() == machine)
+    }
+
+    /// These nodes have a durable record. One without a spec keeps the machine that it was listed with.
+    pub(super) fn list(&mut self, nodes: impl Iterator<Item = (NodeName, Option<MachineId>)>) {
+        for (name, machine) in nodes {
+            if !self.lists(&name, machine.as_ref()) {
+                self.listed.insert(name, machine);
                 self.changes += 1;
             }
-            self.nodes.entry(node).or_insert(Some(installed));
+        }
+    }
+
+    /// The node's record is about to be removed.
+    pub(super) fn unlist(&mut self, name: &NodeName) {
+        self.changes += u64::from(self.listed.remove(name).is_some());
+    }
+
+    /// Takes in what status files say of nodes whose record is lost, unless more is known.
+    pub(super) fn witness(&mut self, witnessed: BTreeMap<NodeName, Known>) {
+        for (node, known) in witnessed {
+            if let Some(machine) = known.as_ref().and_then(|one| Some(one.machine.as_ref()?.id()))
+                && !self.machines.contains_key(&machine)
+            {
+                self.machines.insert(machine, known.clone());
+                self.changes += 1;
+            }
+            self.nodes.entry(node).or_insert(known);
         }
     }
 
@@ -71,8 +159,8 @@ impl Left {
         &mut self,
         specs: impl Iterator<Item = &'a NodeName> + Clone,
     ) {
-        let is_found = |name: &NodeName| specs.clone().any(|spec| spec == name);
-        if !self.nodes.keys().all(is_found) {
+        let found: BTreeSet<&NodeName> = specs.clone().collect();
+        if !self.nodes.keys().all(|name| found.contains(name)) {
             self.doubt(specs);
         }
     }
@@ -82,6 +170,11 @@ impl Left {
         for name in names {
             self.nodes.entry(name.clone()).or_insert(None);
         }
+    }
+
+    /// Everything that is known to be installed.
+    pub(super) fn installed(&self) -> impl Iterator<Item = &Installed> {
+        self.machines.values().chain(self.nodes.values()).flatten()
     }
 
     /// How often something was added or changed.
@@ -133,6 +226,9 @@ impl Left {
         if let Some(former) = installed_as.map(Machine::id).filter(|former| *former != machine) {
             self.changes += u64::from(leave(&mut self.machines, &former, record));
         }
+        while self.machines.len() > LEFT_MAX {
+            self.incomplete |= self.machines.pop_first().is_some();
+        }
     }
 }
 
@@ -145,8 +241,5 @@ fn leave<K: Ord + Clone>(left: &mut BTreeMap<K, Known>, key: &K, record: &Record
         return false;
     }
     left.insert(key.clone(), record.installed.clone());
-    if left.len() > LEFT_MAX {
-        left.pop_first();
-    }
     true
 }

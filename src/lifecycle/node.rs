@@ -11,6 +11,7 @@ use crate::model::{
     fault::Fault,
     ids::{Digest, NodeName, OpId},
     machine::MachineChange,
+    netboot::NetbootFiles,
     power::PowerState,
     problem::Problem,
     spec::{Goal, NodeSpec},
@@ -18,9 +19,10 @@ use crate::model::{
 };
 
 use super::{
-    event::{Action, Event, Menu, Operation},
+    event::{Action, Event, Menu, Operation, Outcome},
     fleet::Policy,
     left::Known,
+    netboot_files::{NetbootUpdate, carry_over, carry_over_record, own_menu},
     polls::Polls,
     report::plain_fault,
     state::{Attempt, Hold, Purpose, Record, State},
@@ -38,6 +40,8 @@ pub struct Node {
     pub(super) policy: Policy,
     /// The identity of what the last good spec wants installed, kept because hashing it at every look would be dear.
     pub(super) wanted: Option<Digest>,
+    /// The same of what it wants written to the disk.
+    pub(super) written: Option<Digest>,
     /// What is wrong with the spec file as it is now.
     pub(super) problems: Vec<Problem>,
     /// Whether those problems are a clash with another node.
@@ -63,6 +67,8 @@ pub struct Node {
     pub(super) in_line_since: Option<Timestamp>,
     /// When polls of its BMC are due, and its place in their line.
     pub(super) polls: Polls,
+    /// How it stands with what the machine boots over the network.
+    pub(super) netboot: NetbootUpdate,
     next_op: u64,
 }
 
@@ -72,6 +78,8 @@ pub(super) struct Running {
     pub(super) op: OpId,
     /// It was told to stop: its result means nothing but that it has stopped.
     pub(super) cancelled: bool,
+    /// It is about what an installed machine boots over the network.
+    pub(super) netboot: bool,
     /// When a poll that does not report is told to stop.
     pub(super) patience_until: Timestamp,
 }
@@ -86,10 +94,13 @@ impl Node {
     /// spec directory has been read.
     pub fn resume(name: NodeName, mut record: Record, policy: Policy, now: Timestamp) -> Self {
         record.note_machine();
+        carry_over_record(&mut record);
+        let wanted = record.spec.as_ref().map(|spec| spec.identity());
         Self {
             name,
             policy,
-            wanted: record.spec.as_ref().map(|spec| spec.digest()),
+            wanted: wanted.as_ref().map(|wanted| wanted.digest.clone()),
+            written: wanted.map(|wanted| wanted.written),
             record,
             problems: Vec::new(),
             clash: false,
@@ -105,6 +116,7 @@ impl Node {
             moved_here: None,
             in_line_since: None,
             polls: Polls::new(now),
+            netboot: NetbootUpdate::default(),
             next_op: 1,
         }
     }
@@ -117,6 +129,9 @@ impl Node {
     /// What the node's boot menu must be before the actions of the last step are carried out.
     pub fn menu(&self) -> Menu {
         let Some(spec) = &self.record.spec else { return Menu::Unknown };
+        let menu = |files: Option<&NetbootFiles>, root_uuid: &Option<String>| {
+            own_menu(files, root_uuid.as_deref())
+        };
         match &self.record.state {
             State::PoweringOn { attempt }
             | State::WaitingRamdisk { attempt }
@@ -124,14 +139,16 @@ impl Node {
             rest if rest.at_rest() && (self.clash || spec.goal != Goal::Deployed) => Menu::Unknown,
             State::Switching { attempt, .. }
             | State::WaitingCompleted { attempt, .. }
-            | State::Restarting { attempt, .. } => own_menu(spec, attempt.image.root_uuid.as_ref()),
+            | State::Restarting { attempt, .. } => {
+                menu(attempt.image.netboot.as_ref(), &attempt.image.root_uuid)
+            }
             State::Idle
             | State::Held { .. }
             | State::Failed
             | State::SettingPower { .. }
             | State::Preparing { .. }
             | State::CleaningUp { .. } => match &self.record.installed {
-                Some(installed) => own_menu(spec, installed.root_uuid.as_ref()),
+                Some(installed) => menu(installed.netboot.as_ref(), &installed.root_uuid),
                 None => Menu::LocalDisk,
             },
         }
@@ -186,8 +203,12 @@ impl Node {
                 // Anything else is a stale result and changes nothing.
                 if let Some(running) = self.running.take_if(|running| running.op == op) {
                     self.progress = None;
-                    if !running.cancelled {
-                        self.finish(now, outcome.map_err(plain_fault), &mut actions);
+                    let outcome = outcome.map_err(plain_fault);
+                    match outcome {
+                        _ if running.cancelled => {}
+                        Ok(Outcome::NetbootFiles(files)) => self.take_netboot_files(now, files),
+                        Err(fault) if running.netboot => self.miss_netboot_files(now, fault),
+                        outcome => self.finish(now, outcome, &mut actions),
                     }
                 }
             }
@@ -203,6 +224,7 @@ impl Node {
             Event::Fetched(fetch) => self.take_evidence(now, &fetch),
             Event::Tick => {}
             Event::Granted(turn) => self.take_turn(now, turn),
+            Event::NetbootLost => self.note_netboot_lost(),
             Event::LookAgain => self.polls.ask(now),
             Event::Approve => self.approve(now),
             Event::Retry => self.retry(now),
@@ -308,9 +330,10 @@ impl Node {
         let limit_before = self.limit();
         let old = self.record.spec.replace(Arc::clone(spec));
         self.shift_deadline(limit_before);
-        let wanted = Some(spec.digest());
-        let other_install = wanted != self.wanted;
-        self.wanted = wanted;
+        let wanted = spec.identity();
+        let other_install = self.wanted.as_ref() != Some(&wanted.digest);
+        (self.wanted, self.written) = (Some(wanted.digest), Some(wanted.written));
+        self.netboot.start_afresh();
         let change = old.as_ref().map_or(MachineChange::None, |old| old.machine_change(spec));
         let other_machine = change != MachineChange::None;
         if other_machine {
@@ -322,6 +345,9 @@ impl Node {
             if self.record.state.at_rest() {
                 self.cancel(actions);
             }
+        }
+        if let Some(installed) = &mut self.record.installed {
+            carry_over(spec, installed);
         }
         let stand_still = spec.paused || spec.goal != Goal::Deployed;
         if other_install || other_machine || stand_still {
@@ -374,7 +400,7 @@ impl Node {
             (_, Some(known), _) => self.record.know(known),
             // It has come to share nothing with what was installed, one thing after the other: it may be that machine or another.
             (Some(false), None, MachineChange::None | MachineChange::Part) => {
-                self.record.know(None)
+                self.record.know(None);
             }
             // Never seen. A damaged record may have been about any machine.
             (_, None, _) => {
@@ -423,6 +449,7 @@ impl Node {
     }
 
     fn retry(&mut self, now: Timestamp) {
+        self.netboot.start_afresh();
         self.polls.ask(now);
         // Who asks a BMC again that was in trouble has not ordered what its machine is found to miss.
         let has_trouble = self.bmc_trouble.is_some();
@@ -504,7 +531,9 @@ impl Node {
         let limit = power_limit(&spec.timeouts);
         let op = OpId(self.next_op);
         self.next_op += 1;
-        self.running = Some(Running { op, cancelled: false, patience_until: after(now, limit) });
+        let netboot = matches!(operation, Operation::NetbootFiles { .. });
+        let patience_until = after(now, limit);
+        self.running = Some(Running { op, cancelled: false, netboot, patience_until });
         self.polls.began(operation == Operation::PollPower);
         actions.push(Action::Start { op, operation, spec });
     }
@@ -514,7 +543,8 @@ impl Node {
         let due = self.record.not_before.is_none_or(|at| at <= now);
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => {
-                (self.polls.granted() && self.wants_poll(now)).then_some(Operation::PollPower)
+                let polls = self.polls.granted() && self.wants_poll(now);
+                polls.then_some(Operation::PollPower).or_else(|| self.netboot_operation_at(now))
             }
             State::Preparing { ready: None } => Some(Operation::Prepare),
             State::Preparing { ready: Some(_) } => Some(Operation::ConfirmPower),
@@ -580,16 +610,6 @@ impl Node {
 fn is_of(installed: &Installed, spec: &NodeSpec, change: MachineChange) -> bool {
     let since = installed.machine.as_ref().map_or(change, |machine| machine.change_to(spec));
     since != MachineChange::Whole
-}
-
-/// The menu of an installed machine. A kernel that would look for its root file system in vain is not served.
-fn own_menu(spec: &NodeSpec, root_uuid: Option<&String>) -> Menu {
-    let root_uuid = root_uuid.cloned();
-    let netboot = spec.image.netboot.as_ref();
-    match netboot.and_then(|netboot| netboot.command_line(root_uuid.as_deref())) {
-        Some(_) => Menu::Network(root_uuid),
-        None => Menu::LocalDisk,
-    }
 }
 
 /// Whether a spec wants an installed machine wiped and installed again.

@@ -62,6 +62,8 @@ pub enum Deed {
     Breaker,
     /// Nothing, although something else is installed than the spec wants.
     Drift,
+    /// Served another kernel or ramdisk, or other kernel arguments, once they are verified. Its disk and its power stay as they are.
+    Netboot,
     /// Switched on.
     SwitchOn,
     /// Shut down.
@@ -85,6 +87,7 @@ impl Deed {
             Self::Hold => "hold",
             Self::Breaker => "breaker",
             Self::Drift => "drift",
+            Self::Netboot => "netboot",
             Self::SwitchOn => "switch-on",
             Self::SwitchOff => "switch-off",
             Self::Forget => "forget",
@@ -200,6 +203,7 @@ impl Rehearsal {
             (_, Phase::Held) => Deed::Hold,
             (State::SettingPower { wanted: PowerState::On }, _) => Deed::SwitchOn,
             (State::SettingPower { wanted: PowerState::Off }, _) => Deed::SwitchOff,
+            (_, Phase::Deployed) if node.netboot_operation().is_some() => Deed::Netboot,
             (_, Phase::Deployed) if node.drifted() => Deed::Drift,
             _ => Deed::Nothing,
         });

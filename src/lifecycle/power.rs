@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use crate::model::{
     fault::{Fault, Step},
-    machine::{Machine, MachineChange},
+    machine::MachineChange,
     power::PowerState,
     spec::{Goal, NodeSpec, WantedPower},
     status::LastError,
@@ -89,13 +89,6 @@ impl Node {
         machine.zip(spec).is_some_and(|(machine, spec)| machine.bmc.as_ref() == spec.bmc_address())
     }
 
-    /// Somebody gave an order about the machine that the spec names, and its BMC answered: that is the machine.
-    fn confirm_machine(&mut self) {
-        if let (Some(installed), Some(spec)) = (&mut self.record.installed, &self.record.spec) {
-            installed.machine = Some(Machine::named_by(spec));
-        }
-    }
-
     /// The BMC has said how the machine is: switch it, ask somebody, or let it be.
     pub(super) fn consider_power(&mut self, now: Timestamp, observed: PowerState) {
         if self.owes_restart() {
@@ -156,9 +149,7 @@ impl Node {
 
     /// Nothing is left to do, whoever did it.
     fn power_as_wanted(&mut self) {
-        if std::mem::take(&mut self.record.power_ordered) {
-            self.confirm_machine();
-        }
+        self.record.power_ordered = false;
         self.record.last_error.take_if(|error| error.fault.step == Step::Power);
     }
 

@@ -83,7 +83,9 @@ impl Node {
             phase,
             ready: self.problems.is_empty()
                 && match phase {
-                    Phase::Deployed => installed_digest == spec_digest,
+                    Phase::Deployed => {
+                        installed_digest == spec_digest && self.netboot_trouble().is_none()
+                    }
                     Phase::Available if self.by_hand() => true,
                     Phase::Available => {
                         self.power.is_some_and(|power| power.observed == PowerState::Off)
@@ -150,10 +152,6 @@ impl Node {
         };
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => self.message_at_rest(last_error()),
-            State::SettingPower { .. } if self.owes_restart() => {
-                let again = self.again(POWER_TRIES_MAX);
-                format!("the BMC restarts the machine into its own system{again}")
-            }
             State::SettingPower { wanted } => {
                 let again = self.again(POWER_TRIES_MAX);
                 format!("switching the machine {}{again}", wanted.as_str())
@@ -237,6 +235,11 @@ impl Node {
         let is = self.power.map_or("", |power| power.observed.as_str());
         let wanted = self.wanted_power().map_or("", PowerState::as_str);
         let differs = self.power_differs();
+        if self.phase_at_rest() == Phase::Deployed
+            && let Some(message) = self.netboot_message()
+        {
+            return message;
+        }
         match self.phase_at_rest() {
             Phase::Held => self.message_held(),
             Phase::Failed if self.owes_restart() => format!(
@@ -280,12 +283,12 @@ impl Node {
             format!(
                 "installed, but the spec now wants something else; nothing is done until you {way}"
             )
+        } else if self.by_hand() {
+            self.message_unseen().to_owned()
         } else if let Some(trouble) = &self.bmc_trouble {
             format!("installed; its power is not known: {}", trouble.message)
         } else if self.power_differs() {
             format!("installed; the machine is {is}, and its spec wants it {wanted}")
-        } else if self.by_hand() {
-            self.message_unseen().to_owned()
         } else {
             "installed".to_owned()
         }
@@ -362,7 +365,11 @@ impl Node {
         }
         if self.record.installed.is_some() {
             let drifted = self.drifted();
-            let reason = if drifted { "SpecChanged" } else { "AsWanted" };
+            let reason = match drifted {
+                true if self.only_netboot_differs() => "NetbootChanged",
+                true => "SpecChanged",
+                false => "AsWanted",
+            };
             conditions.push(condition("Drifted", drifted, reason, String::new()));
         }
         if let (Some(machine), Some(spec)) = (self.changed_machine(), &self.record.spec) {
@@ -370,6 +377,9 @@ impl Node {
             let reason = if same_bmc { "OtherMacs" } else { "OtherBmc" };
             let message = format!("installed as {machine}, and is {} now", Machine::named_by(spec));
             conditions.push(condition("MachineChanged", true, reason, message));
+        }
+        if let Some(Fault { code, message, .. }) = self.netboot_trouble() {
+            conditions.push(condition("NetbootVerified", false, code, message.clone()));
         }
         if let State::PoweringOn { attempt: Attempt { bmc: None, .. } } = &self.record.state {
             let message = self.what_to_do().to_owned();

@@ -13,6 +13,7 @@ use crate::model::{
     disk::Disk,
     ids::Digest,
     machine::Machine,
+    netboot::NetbootFiles,
     power::PowerState,
     secret::{AttemptKey, Secret},
     spec::{Bmc, BmcAddress, NodeSpec},
@@ -44,17 +45,13 @@ pub struct Record {
     /// with consent. It ends with the series, and with every change of what is wanted or of which machine is meant.
     pub consented: bool,
     /// Whether the disk is not written until somebody consents, because too many nodes were to be reinstalled at once.
-    #[serde(default)]
     pub too_many_changes: bool,
     /// Whether a record of the machine was damaged, and nothing is known of its disk since: without consent nothing happens to that, even
     /// if the machine is off. It ends when the disk is written, or when somebody knows what is on it.
-    #[serde(default)]
     pub record_lost: bool,
     /// Whether the machine is to be brought to the power state its spec wants: the spec was changed to want it, or somebody said so.
-    #[serde(default)]
     pub power_ordered: bool,
     /// When it was last switched because it was not as wanted.
-    #[serde(default)]
     pub power_forced_at: Option<Timestamp>,
     /// Whether the machine was not restarted since its disk was written: it may still run the deploy
     /// ramdisk. What is installed is known by then, whatever becomes of the restart.
@@ -96,6 +93,27 @@ impl Record {
             durations: BTreeMap::new(),
             history: Vec::new(),
         }
+    }
+
+    /// Whether it says that nothing is installed, and elsewhere that the machine is.
+    pub fn contradicts_itself(&self) -> bool {
+        let last = self.history.last().map(|entry| entry.phase);
+        self.installed.is_none()
+            && !self.record_lost
+            && (self.phase == Phase::Deployed || last == Some(Phase::Deployed))
+    }
+
+    /// When it was last changed in a way that people are shown, or the machine installed.
+    pub fn newest(&self) -> Timestamp {
+        // The clock may have been set back since: the newest is not always the last.
+        let installed = self.installed.iter().map(|installed| installed.at);
+        installed.chain(self.history.iter().map(|entry| entry.at)).fold(self.since, Timestamp::max)
+    }
+
+    /// Whether it must be missed should it be gone: something was done to the machine, or is known or
+    /// doubted of its disk. A node that only waits would come to the same point again.
+    pub(super) fn must_be_missed(&self) -> bool {
+        !self.state.at_rest() || self.installed.is_some() || self.record_lost
     }
 
     /// Of a node whose record was damaged. Whatever is on its machine's disk, nothing happens to it without consent.
@@ -176,7 +194,6 @@ pub enum State {
         /// Its target.
         target: Target,
         /// Whether its turn has come to write.
-        #[serde(default)]
         granted: bool,
     },
     /// Boot files are local again; the ramdisk has not yet heard that it may let go.
@@ -280,6 +297,9 @@ pub struct PreparedImage {
     pub disk_bytes: u64,
     /// UUID of its file system, if it is one.
     pub root_uuid: Option<String>,
+    /// What the machine is served once it is installed, if it boots over the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netboot: Option<NetbootFiles>,
 }
 
 /// Where the disk is to be reached.

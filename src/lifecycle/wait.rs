@@ -49,7 +49,9 @@ impl Node {
             }
             None | Some(_) => None,
         };
-        [self.deadline(), work, look].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let netboot = self.netboot_wake().filter(|_| self.running.is_none());
+        let netboot = netboot.map(|at| (at, "the next try to verify kernel and ramdisk"));
+        [self.deadline(), work, look, netboot].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// When the present state is given up, and what it waits for.
@@ -132,6 +134,7 @@ impl Node {
             bound(forced_at, Duration::ZERO);
         }
         self.polls.bound(now);
+        self.netboot.bound(now);
         if let (Some(running), Some(spec)) = (&mut self.running, &self.record.spec) {
             bound(&mut running.patience_until, power_limit(&spec.timeouts));
         }

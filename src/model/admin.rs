@@ -21,6 +21,9 @@ const MESSAGE_CHARS_MAX: usize = 300;
 pub enum Question {
     /// To be carried out; answered with an [`Answer`] for each node.
     Order(Order),
+    /// Machines that specs name from now on are new again, whatever was lost: no machine that is held already is let go. Answered with
+    /// whether they were not.
+    ApproveNewMachines,
     /// What a network card is served; answered with a [`CardBoot`], or nothing if no node has it.
     ShowBoot {
         /// Whose.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ids::NodeName,
+    netboot::BootFile,
     secret::{AttemptKey, Secret},
 };
 
@@ -43,10 +44,10 @@ pub enum BootMenu {
     LocalDisk,
     /// Boot the installed system's own kernel.
     Network {
-        /// The kernel's path, as in its spec.
-        kernel: String,
-        /// The initial ramdisk's.
-        ramdisk: String,
+        /// The kernel.
+        kernel: BootFile,
+        /// The initial ramdisk.
+        ramdisk: BootFile,
         /// The kernel command line.
         command_line: String,
     },
@@ -89,10 +90,10 @@ impl BootStage {
     }
 }
 
-/// Evidence: a machine fetched a file over TFTP or HTTP.
+/// Evidence: a machine fetched a file over TFTP or HTTP, or asked for a boot loader that is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch {
-    /// Whose machine: known once an address has asked for a node's own boot menu.
+    /// Whose machine: known once an address has asked for a node's own boot menu. Of a refused loader: a node that is waited for.
     pub node: NodeName,
     /// What the file is to the boot.
     pub stage: BootStage,
@@ -104,6 +105,8 @@ pub struct Fetch {
     pub sent_bytes: u64,
     /// Whether the client acknowledged the last of them; over HTTP, whether all were sent.
     pub complete: bool,
+    /// How often the file was asked for and refused; 0: it was sent.
+    pub refused_times: u32,
 }
 
 /// What the deploy ramdisk must know: where the agent is, who it is itself, and how both prove it.

@@ -3,9 +3,9 @@
 //! Written and read by the callback room on one side and by the ramdisk on the other; judged by the core. Everything that comes
 //! from the ramdisk is untrusted until its key has been compared.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, num::NonZeroU16};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
     disk::Disk,
@@ -107,7 +107,7 @@ pub struct DeployInfo {
     /// The ramdisk's address: must be the one it speaks from.
     pub address: Option<IpAddr>,
     /// TCP port, 3260 unless said.
-    #[serde(default = "iscsi_port")]
+    #[serde(default = "iscsi_port", deserialize_with = "nonzero")]
     pub port: u16,
     /// Logical unit.
     #[serde(default)]
@@ -124,6 +124,11 @@ pub struct DeployInfo {
     /// Not empty: the ramdisk failed, in its own words.
     #[serde(default)]
     pub error: String,
+}
+
+/// Nobody listens at port 0.
+fn nonzero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    NonZeroU16::deserialize(deserializer).map(NonZeroU16::get)
 }
 
 const fn iscsi_port() -> u16 {
@@ -219,6 +224,14 @@ mod tests {
         let info: DeployInfo =
             serde_json::from_str(r#"{"address":"192.0.2.9","iqn":"iqn.x","error":""}"#).unwrap();
         assert_eq!((info.port, info.lun, info.chap_password), (3260, 0, None));
+    }
+
+    #[test]
+    fn a_target_at_port_0_is_none() {
+        for (port, is_good) in [("0", false), ("1", true), ("65535", true), ("65536", false)] {
+            let body = format!(r#"{{"iqn":"iqn.x","port":{port}}}"#);
+            assert_eq!(serde_json::from_str::<DeployInfo>(&body).is_ok(), is_good, "{port}");
+        }
     }
 
     #[test]

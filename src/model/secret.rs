@@ -43,7 +43,7 @@ impl fmt::Debug for Secret {
 
 /// The key of one deploy attempt: 256 random bits, compared in constant time. The ramdisk proves with it that it was booted by this attempt.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "Secret", into = "Secret")]
 pub struct AttemptKey(Secret);
 
 impl AttemptKey {
@@ -62,26 +62,28 @@ impl FromStr for AttemptKey {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Secret::new(text.to_owned()).try_into()
+    }
+}
+
+/// The text stays where it is, so that no copy of it is left in memory.
+impl TryFrom<Secret> for AttemptKey {
+    type Error = &'static str;
+
+    fn try_from(text: Secret) -> Result<Self, Self::Error> {
         let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        if text.len() == 64 && text.bytes().all(lower_hex) {
-            Ok(Self(Secret::new(text.to_owned())))
+        let is_key = |text: &str| text.len() == 64 && text.bytes().all(lower_hex);
+        if is_key(text.expose()) {
+            Ok(Self(text))
         } else {
             Err("an attempt key has 64 lower-case hex digits")
         }
     }
 }
 
-impl TryFrom<String> for AttemptKey {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<AttemptKey> for String {
+impl From<AttemptKey> for Secret {
     fn from(key: AttemptKey) -> Self {
-        key.expose().to_owned()
+        key.0
     }
 }
 

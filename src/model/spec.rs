@@ -7,12 +7,12 @@
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::{
     boot::{Arch, Firmware},
     disk::RootDeviceHints,
-    ids::{Digest, DigestAlgorithm, MacAddr, NodeName},
+    ids::{Digest, MacAddr, NodeName},
+    netboot::Netboot,
 };
 
 /// What one machine should be.
@@ -360,28 +360,6 @@ pub enum Verify {
     None,
 }
 
-/// What an installed machine boots over the network (`boot.after = "network"`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Netboot {
-    /// The kernel's path, absolute or relative to the images directory.
-    pub kernel: String,
-    /// The initial ramdisk's.
-    pub ramdisk: String,
-    /// Its kernel command line. Without a `root=` in it, the root file system's UUID is added.
-    pub kernel_args: Vec<String>,
-}
-
-impl Netboot {
-    /// The whole command line; `None` if it would not say where the root file system is.
-    pub fn command_line(&self, root_uuid: Option<&str>) -> Option<String> {
-        let says_root = self.kernel_args.iter().any(|word| word.starts_with("root="));
-        let added = root_uuid.filter(|_| !says_root).map(|uuid| format!("root=UUID={uuid}"));
-        let words: Vec<&str> =
-            self.kernel_args.iter().map(String::as_str).chain(added.as_deref()).collect();
-        (says_root || root_uuid.is_some()).then(|| words.join(" "))
-    }
-}
-
 /// `[config_drive]`: cloud-init's data, as a small file system of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigDrive {
@@ -468,51 +446,5 @@ impl NodeSpec {
     /// Where its BMC answers, if it has one.
     pub fn bmc_address(&self) -> Option<&BmcAddress> {
         self.bmc.as_ref().map(|bmc| &bmc.address)
-    }
-
-    /// The identity of what is to be installed: image, partitions, root device, config drive and `redeploy`. Names, power, timeouts and BMC
-    /// are not in it, so that changing them never makes a machine look out of date. Of a checksum that is listed elsewhere, the place is in
-    /// it: a list that changes is no change of the spec.
-    pub fn digest(&self) -> Digest {
-        let mut hash = Sha256::new();
-        // Each part is led by its length: no two different specs can run together into the same bytes.
-        let mut part = |text: &str| {
-            hash.update((text.len() as u64).to_be_bytes());
-            hash.update(text);
-        };
-        part("hostler identity 1");
-        part(&self.image.checksum.to_string());
-        match &self.image.kind {
-            ImageKind::Disk => part("disk"),
-            ImageKind::Partition(Partitions { table, swap_bytes, ephemeral_bytes, root_bytes }) => {
-                // What boots from the network needs no ESP.
-                let esp = self.boot.firmware == Firmware::Uefi && self.image.netboot.is_none();
-                part(&format!(
-                    "partition {table:?} esp={esp} {swap_bytes:?} {ephemeral_bytes:?} {root_bytes:?}"
-                ));
-            }
-        }
-        let RootDeviceHints { name, serial, wwn, model, vendor, hctl, size, rotational } =
-            &self.root_device;
-        for hint in [name, serial, wwn, model, vendor, hctl] {
-            part(hint.as_deref().unwrap_or_default());
-        }
-        part(&size.map(|size| format!("{:?} {}", size.comparison, size.bytes)).unwrap_or_default());
-        part(&rotational.map(|spins| spins.to_string()).unwrap_or_default());
-        part(self.redeploy.as_deref().unwrap_or_default());
-        if let Some(ConfigDrive { label, filesystem, user_data, network_config, meta_data }) =
-            &self.config_drive
-        {
-            part(&format!("config drive {label:?} {filesystem:?}"));
-            for attachment in [user_data, network_config] {
-                part(attachment.as_ref().map_or("", |attachment| &attachment.content));
-            }
-            for (key, value) in meta_data {
-                part(key);
-                part(value);
-            }
-        }
-        Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
-            .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))
     }
 }

@@ -14,12 +14,14 @@ use super::{
     fault::Fault,
     ids::{Digest, NodeName},
     machine::Machine,
+    netboot::NetbootFiles,
     power::PowerState,
     problem::Problem,
 };
 
-/// The version of the status format; it changes only when a reader would have to.
-pub const STATUS_VERSION: u32 = 1;
+/// The version of the status format; it changes only when a reader would have to. In version 1 an entry of
+/// the history had its phase as `phase`, and there was no checksum.
+pub const STATUS_VERSION: u32 = 2;
 
 /// Where a node stands. A closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -263,9 +265,16 @@ pub struct Installed {
     pub disk: Disk,
     /// When the machine was restarted into it.
     pub at: Timestamp,
+    /// Identity of what was written to the disk: `digest` without what it boots over the network. `None`: a
+    /// version of hostler installed it that had another identity, and its spec has not been seen since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_digest: Option<Digest>,
     /// UUID of its root file system, where hostler made the partitions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_uuid: Option<String>,
+    /// What it is served, if it boots over the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netboot: Option<NetbootFiles>,
     /// The `redeploy` value it was installed under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redeploy: Option<String>,
@@ -286,6 +295,11 @@ pub struct LastError {
     pub fault: Fault,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 /// `[last_seen]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastSeen {
@@ -298,6 +312,15 @@ pub struct LastSeen {
     /// When.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetched_at: Option<Timestamp>,
+    /// A boot file that a machine asked for instead, and that is not among the loaders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_loader: Option<String>,
+    /// How often it did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missing_loader_times: u32,
+    /// From where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_loader_from: Option<IpAddr>,
     /// The machine's last address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
@@ -335,7 +358,8 @@ pub struct Condition {
 pub struct HistoryEntry {
     /// When.
     pub at: Timestamp,
-    /// The phase entered.
+    /// The phase entered. `grep '^phase'` is to find the present one only.
+    #[serde(rename = "entered")]
     pub phase: Phase,
     /// Why.
     pub message: String,

@@ -19,6 +19,11 @@ const ADDRESSES_MAX: usize = 1024;
 /// Most loader files remembered for an address before it asks for a menu: pxelinux needs two, GRUB as `grub-mknetdir` installs it some
 /// forty, of which the first is the one that matters.
 const LOADERS_MAX: usize = 64;
+/// Refusals of one boot file that are told of an address, and of all addresses in a minute: each is written down for every node that is
+/// waited for.
+const REFUSALS_OF_ADDRESS_MAX: u32 = 10;
+const REFUSALS_MAX: u32 = 30;
+const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
 /// How long before the menu a loader can have been fetched and still be of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
 /// How long after the menu an address is still taken for the node: a large ramdisk waits for its kernel on a slow network.
@@ -28,6 +33,8 @@ const NODE_LIFE: Duration = Duration::from_secs(30 * 60);
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     addresses: BTreeMap<IpAddr, Address>,
+    /// Since when refusals are counted, and how many were told.
+    refusals: Option<(Instant, u32)>,
 }
 
 #[derive(Debug)]
@@ -37,6 +44,8 @@ struct Address {
     node: Option<(NodeName, Instant)>,
     /// Loaders fetched that no menu has explained yet, with the time of their request.
     loaders: Vec<(Instant, Ended)>,
+    /// The boot file it asked for last and was refused, and how often.
+    refused: Option<(String, u32)>,
 }
 
 /// What a requested file is.
@@ -73,6 +82,32 @@ impl Evidence {
     /// A node's own menu is asked for: from now on the address is that node's.
     pub(super) fn menu_asked(&mut self, peer: IpAddr, node: NodeName, now: Instant) {
         self.address(peer, now).node = Some((node, now));
+    }
+
+    /// A file that should be among the loaders is not. If a machine could be at the beginning of its boot, this is the name that its
+    /// firmware was given: how often it has asked for it. What anybody can send is told a few times only.
+    pub(super) fn refused(&mut self, peer: IpAddr, path: &str, now: Instant) -> Option<u32> {
+        let address = self.address(peer, now);
+        // Who has a boot loader tries many files that need not be there.
+        if address.node.is_some() || !address.loaders.is_empty() {
+            return None;
+        }
+        let times = match &mut address.refused {
+            Some((before, times)) if before == path => {
+                *times = times.saturating_add(1);
+                *times
+            }
+            refused => {
+                *refused = Some((path.to_owned(), 1));
+                1
+            }
+        };
+        let (since, told) = self.refusals.get_or_insert((now, 0));
+        if now.duration_since(*since) >= REFUSALS_WINDOW {
+            (*since, *told) = (now, 0);
+        }
+        *told += 1;
+        (times <= REFUSALS_OF_ADDRESS_MAX && *told <= REFUSALS_MAX).then_some(times)
     }
 
     /// A transfer asked for at `began` has ended: what can be said now, in the order it happened.
@@ -135,6 +170,7 @@ impl Evidence {
             touched: now,
             node: None,
             loaders: Vec::new(),
+            refused: None,
         });
         address.touched = now;
         address
@@ -143,7 +179,7 @@ impl Evidence {
 
 fn fetch(node: NodeName, stage: BootStage, peer: IpAddr, ended: Ended) -> Fetch {
     let Ended { path, sent_bytes, complete } = ended;
-    Fetch { node, stage, path, peer, sent_bytes, complete }
+    Fetch { node, stage, path, peer, sent_bytes, complete, refused_times: 0 }
 }
 
 #[cfg(test)]
@@ -240,6 +276,30 @@ mod tests {
         assert_eq!(fetches.len(), 1);
         assert_eq!(evidence.node(ip(1), at(301 + 1800)), Some(&node("a")));
         assert_eq!(evidence.node(ip(1), at(301 + 1801)), None);
+    }
+
+    #[test]
+    fn a_boot_file_that_is_refused_is_counted_until_the_machine_has_a_loader() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        for times in 1..=REFUSALS_OF_ADDRESS_MAX {
+            assert_eq!(evidence.refused(ip(1), "lpxelinux.0", at(1)), Some(times));
+        }
+        assert_eq!(evidence.refused(ip(1), "lpxelinux.0", at(1)), None, "it was told often enough");
+        assert_eq!(evidence.refused(ip(1), "bootx64.efi", at(2)), Some(1));
+        evidence.ended(ip(1), Asked::Loader, ended("pxelinux.0"), at(3), at(3));
+        assert_eq!(evidence.refused(ip(1), "optional.c32", at(4)), None);
+        evidence.menu_asked(ip(2), node("a"), at(4));
+        assert_eq!(evidence.refused(ip(2), "grub/optional.lst", at(5)), None);
+    }
+
+    #[test]
+    fn refusals_of_many_addresses_are_told_a_few_times_in_a_minute() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        for minute in 0..2 {
+            let told = (0..500)
+                .filter(|number| evidence.refused(ip(*number), "x", at(minute * 60)).is_some());
+            assert_eq!(told.count(), REFUSALS_MAX as usize);
+        }
     }
 
     #[test]

@@ -125,7 +125,8 @@ pub(super) fn exhausted(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
-fn regular(file: File) -> io::Result<Opened> {
+/// A file that is known to be a regular one.
+pub(super) fn regular(file: File) -> io::Result<Opened> {
     let bytes = file.metadata()?.len();
     Ok(Opened { file, bytes })
 }

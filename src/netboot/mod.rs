@@ -15,16 +15,9 @@ mod shelf;
 mod table;
 mod tftp;
 
-use std::{io, path::PathBuf};
-
 pub use menu::{MenuError, Menus};
-pub use shelf::Shelf;
+pub use shelf::{Cached, Shelf};
 pub use table::BootTable;
 #[cfg(fuzzing)]
 pub use tftp::fuzz;
 pub use tftp::{Config, Running, Server};
-
-/// Whether a kernel or ramdisk that a spec names could be served now; see [`Config::images`]. Blocks for as long as the file system does.
-pub fn check_own_file(images: &[PathBuf], path: &str) -> io::Result<()> {
-    files::open_own(images, path).map(drop)
-}

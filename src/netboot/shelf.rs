@@ -5,16 +5,22 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
+    fs::File,
     io,
     net::IpAddr,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use tokio::sync::mpsc::Sender;
 
-use crate::model::boot::Fetch;
+use crate::model::{
+    boot::{BootStage, Fetch},
+    ids::{Digest, NodeName},
+    netboot::BootFile,
+};
 
 use super::{
     evidence::{Asked, Ended, Evidence},
@@ -23,15 +29,40 @@ use super::{
     tftp::Refusal,
 };
 
+/// Nodes that are told of a boot file that is not there: with more, it would not help to find the one.
+const AWAITED_MAX: usize = 32;
+
 /// Everything that is served, and what is known of who fetched it.
 #[derive(Debug)]
 pub struct Shelf {
     loaders: Option<PathBuf>,
     files: BTreeMap<String, PathBuf>,
     images: Vec<PathBuf>,
+    cached: Option<Cached>,
     table: BootTable,
     evidence: Mutex<Evidence>,
     fetched: Sender<Fetch>,
+}
+
+/// Opens the file with a digest in the cache for the machine of a node, if it is there and whole. May take a while: it is read first.
+#[derive(Clone)]
+pub struct Cached(Arc<OpenCached>);
+
+type OpenCached = dyn Fn(&NodeName, &Digest) -> io::Result<File> + Send + Sync;
+
+impl Cached {
+    /// With this way to open them.
+    pub fn new(
+        open: impl Fn(&NodeName, &Digest) -> io::Result<File> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(open))
+    }
+}
+
+impl fmt::Debug for Cached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cached").finish_non_exhaustive()
+    }
 }
 
 impl Shelf {
@@ -39,10 +70,16 @@ impl Shelf {
         loaders: Option<PathBuf>,
         files: BTreeMap<String, PathBuf>,
         images: Vec<PathBuf>,
+        cached: Option<Cached>,
         table: BootTable,
         fetched: Sender<Fetch>,
     ) -> Self {
-        Self { loaders, files, images, table, evidence: Mutex::default(), fetched }
+        Self { loaders, files, images, cached, table, evidence: Mutex::default(), fetched }
+    }
+
+    /// Whether opening the file under this name takes longer than a server's loop may wait.
+    pub(super) fn takes_a_while(&self, name: &str) -> bool {
+        matches!(self.table.find(name), Named::Own(_, BootFile::Cached(_)))
     }
 
     /// The file under a clean name, and what it is to the boot of the machine at this address.
@@ -63,7 +100,7 @@ impl Shelf {
                 Err(Refusal::NotFound)
             }
             // An installed machine that boots is no evidence of an installation.
-            Named::Own(path) => Ok((self.open_own(&path)?, Asked::Nothing)),
+            Named::Own(node, file) => Ok((self.open_own(&node, &file)?, Asked::Nothing)),
             Named::Nothing => Err(Refusal::NotFound),
             Named::Other => {
                 let node = self.evidence().node(peer, now).cloned();
@@ -73,34 +110,69 @@ impl Shelf {
                 });
                 if let Some(path) = self.files.get(name) {
                     Ok((files::open_fixed(path)?, deploy.unwrap_or(Asked::Nothing)))
-                } else if let Some(root) = &self.loaders {
-                    Ok((files::open_beneath(root, name)?, deploy.unwrap_or(Asked::Loader)))
                 } else {
-                    Err(Refusal::NotFound)
+                    let opened = match &self.loaders {
+                        Some(root) => files::open_beneath(root, name),
+                        None => Err(Refusal::NotFound),
+                    };
+                    if let Err(Refusal::NotFound | Refusal::NotAllowed) = opened {
+                        self.tell_refused(peer, name, now);
+                    }
+                    Ok((opened?, deploy.unwrap_or(Asked::Loader)))
                 }
             }
         }
     }
 
-    fn open_own(&self, path: &str) -> Result<Opened, Refusal> {
-        files::open_own(&self.images, path).map_err(|error| {
-            tracing::warn!(path, %error, "a machine's own boot file cannot be opened");
+    fn open_own(&self, node: &NodeName, file: &BootFile) -> Result<Opened, Refusal> {
+        let opened = match (file, &self.cached) {
+            (BootFile::Path(path), _) => files::open_own(&self.images, path),
+            (BootFile::Cached(digest), Some(Cached(open))) => {
+                open(node, digest).and_then(files::regular)
+            }
+            (BootFile::Cached(_), None) => Err(io::ErrorKind::NotFound.into()),
+        };
+        opened.map_err(|error| {
+            tracing::warn!(%node, ?file, %error, "a machine's own boot file cannot be opened");
             match error.kind() {
                 io::ErrorKind::NotFound => Refusal::NotFound,
                 _ if files::exhausted(&error) => Refusal::Busy,
+                // What has decayed is thrown away.
+                _ if matches!(file, BootFile::Cached(_)) => Refusal::NotFound,
                 _ => Refusal::NotAllowed,
             }
         })
     }
 
+    /// Tells every node that is waited for: whose machine it is nobody knows before it asks for a menu.
+    fn tell_refused(&self, peer: IpAddr, name: &str, now: Instant) {
+        let Some(times) = self.evidence().refused(peer, name, now) else { return };
+        tracing::info!(%peer, name, times, "a machine asks for a boot file that is not among the loaders");
+        for node in self.table.awaited().into_iter().take(AWAITED_MAX) {
+            let path = name.to_owned();
+            let stage = BootStage::Loader;
+            self.tell(Fetch {
+                node,
+                stage,
+                path,
+                peer,
+                sent_bytes: 0,
+                complete: false,
+                refused_times: times,
+            });
+        }
+    }
+
+    fn tell(&self, fetch: Fetch) {
+        if let Err(error) = self.fetched.try_send(fetch) {
+            tracing::debug!(%error, "a fetch is not told");
+        }
+    }
+
     /// A transfer asked for at `began` has ended.
     pub(super) fn ended(&self, peer: IpAddr, asked: Asked, ended: Ended, began: Instant) {
         let fetches = self.evidence().ended(peer, asked, ended, began, Instant::now());
-        for fetch in fetches {
-            if let Err(error) = self.fetched.try_send(fetch) {
-                tracing::debug!(%error, "a fetch is not told");
-            }
-        }
+        fetches.into_iter().for_each(|fetch| self.tell(fetch));
     }
 
     /// Nothing panics between two changes of what is behind this lock.
@@ -118,7 +190,8 @@ mod tests {
     #[test]
     fn a_transfer_ends_whether_or_not_anybody_reads_what_was_fetched() {
         let (sender, mut fetched) = channel(1);
-        let shelf = Shelf::new(None, BTreeMap::new(), Vec::new(), BootTable::default(), sender);
+        let shelf =
+            Shelf::new(None, BTreeMap::new(), Vec::new(), None, BootTable::default(), sender);
         for path in ["first", "second"] {
             let ended = Ended { path: path.to_owned(), sent_bytes: 1, complete: true };
             let (peer, menu) = ([127, 0, 0, 1].into(), Asked::Menu("a".parse().unwrap()));

@@ -13,6 +13,7 @@ use std::{
 use crate::model::{
     boot::{BootMenu, BootStage, Firmware},
     ids::{MacAddr, NodeName},
+    netboot::BootFile,
     secret::Secret,
     spec::Loader,
 };
@@ -70,8 +71,8 @@ pub(super) enum Named {
     Text(Option<NodeName>, Secret),
     /// The menu of a card that no node has.
     Stranger(MacAddr),
-    /// A node's own kernel or ramdisk, by its path.
-    Own(String),
+    /// A node's own kernel or ramdisk.
+    Own(NodeName, BootFile),
     /// A name among the menus' or nodes' names that is no card's and no node's: never looked for among files.
     Nothing,
     /// Not a menu's name.
@@ -132,6 +133,15 @@ impl BootTable {
         self.read(|tables| tables.menus(mac).map(|(node, menus)| (node.clone(), menus)))
     }
 
+    /// The nodes whose machines are to boot the deploy ramdisk.
+    pub(super) fn awaited(&self) -> Vec<NodeName> {
+        self.read(|tables| {
+            let deploys = |node: &&Node| matches!(node.menu, BootMenu::Deploy { .. });
+            let awaited = tables.nodes.iter().filter(|(_, node)| deploys(node));
+            awaited.map(|(name, _)| name.clone()).collect()
+        })
+    }
+
     /// Looks up a clean name.
     pub(super) fn find(&self, name: &str) -> Named {
         let card = match menu_name(name) {
@@ -162,10 +172,10 @@ impl BootTable {
         let Some(node) = owner else { return Named::Nothing };
         self.read(|tables| match tables.nodes.get(&node).map(|node| &node.menu) {
             Some(BootMenu::Network { kernel, .. }) if name == own_kernel(&node) => {
-                Named::Own(kernel.clone())
+                Named::Own(node.clone(), kernel.clone())
             }
             Some(BootMenu::Network { ramdisk, .. }) if name == own_ramdisk(&node) => {
-                Named::Own(ramdisk.clone())
+                Named::Own(node.clone(), ramdisk.clone())
             }
             _ => Named::Nothing,
         })
@@ -297,7 +307,7 @@ mod tests {
     fn text(table: &BootTable, name: &str) -> Option<String> {
         match table.find(name) {
             Named::Text(_, text) => Some(text.expose().to_owned()),
-            Named::Stranger(_) | Named::Own(_) | Named::Nothing | Named::Other => None,
+            Named::Stranger(_) | Named::Own(..) | Named::Nothing | Named::Other => None,
         }
     }
 
@@ -404,14 +414,15 @@ mod tests {
         let table = BootTable::default();
         let own = |name: &str| table.find(name);
         let menu = BootMenu::Network {
-            kernel: "vmlinuz".to_owned(),
-            ramdisk: "/srv/initrd".to_owned(),
+            kernel: BootFile::Path("vmlinuz".to_owned()),
+            ramdisk: BootFile::Path("/srv/initrd".to_owned()),
             command_line: "root=/dev/sda2".to_owned(),
         };
         table.set(&node("a"), &[mac(1)], Firmware::Uefi, &menu).unwrap();
         table.set(&node("b"), &[mac(2)], Firmware::Uefi, &deploy("k")).unwrap();
-        assert_eq!(own("node/a/kernel"), Named::Own("vmlinuz".to_owned()));
-        assert_eq!(own("node/a/ramdisk"), Named::Own("/srv/initrd".to_owned()));
+        let file = |path: &str| Named::Own(node("a"), BootFile::Path(path.to_owned()));
+        assert_eq!(own("node/a/kernel"), file("vmlinuz"));
+        assert_eq!(own("node/a/ramdisk"), file("/srv/initrd"));
         for nothing in
             ["node/b/kernel", "node/c/kernel", "node/a", "node/a/", "node/a/x", "node/A/k"]
         {

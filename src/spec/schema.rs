@@ -6,14 +6,15 @@ use std::collections::BTreeSet;
 use crate::model::{
     boot::{Arch, Firmware},
     disk::{RootDeviceHints, SizeHint},
-    ids::{MacAddr, NodeName},
+    ids::{Digest, MacAddr, NodeName},
     ironic,
+    netboot::Netboot,
     spec::{
         Attachment, Bmc, BmcDriver, Boot, CipherSuite, ConfigDrive, DeployRamdisk, DriveFilesystem,
-        DriveLabel, Goal, Image, ImageFormat, ImageKind, Loader, Netboot, NodeSpec, PartitionTable,
+        DriveLabel, Goal, Image, ImageFormat, ImageKind, Loader, NodeSpec, PartitionTable,
         Partitions, Password, Privilege, Retry, Timeouts, Verify, WantedPower,
     },
-    toml_reader::{Section, duration},
+    toml_reader::{Field, Section, duration},
 };
 
 use super::{ReadAttachment, values};
@@ -259,27 +260,14 @@ fn image(
     let kind = image.key("kind").or("disk").choice(&kinds);
     let verifies = [("full", Verify::Full), ("node", Verify::Node), ("none", Verify::None)];
     let verify = image.key("verify").or("full").choice(&verifies);
-    let [mut kernel, mut ramdisk, mut kernel_args] =
-        ["kernel", "ramdisk", "kernel_args"].map(|key| image.key(key));
-    if after == Some(After::Network) {
-        (kernel, ramdisk) = (kernel.required(), ramdisk.required());
-    } else if after == Some(After::Disk) {
-        let why = "is of no use unless boot.after = \"network\"";
-        (kernel, ramdisk, kernel_args) =
-            (kernel.idle(why), ramdisk.idle(why), kernel_args.idle(why));
-        if kind == Some(Kind::Partition) && firmware == Some(Firmware::Bios) {
-            let message = "a BIOS needs boot code that one file system does not bring; use a whole-disk image, or boot.after = \"network\"";
-            image.refuse("kind", message);
-        }
+    let netboot = netboot(image, after);
+    if after == Some(After::Disk)
+        && kind == Some(Kind::Partition)
+        && firmware == Some(Firmware::Bios)
+    {
+        let message = "a BIOS needs boot code that one file system does not bring; use a whole-disk image, or boot.after = \"network\"";
+        image.refuse("kind", message);
     }
-    let (kernel, ramdisk) = (kernel.text(values::path), ramdisk.text(values::path));
-    let kernel_args = kernel_args.list(values::kernel_args()).unwrap_or_default();
-    let netboot = match after {
-        Some(After::Network) => {
-            kernel.zip(ramdisk).map(|(kernel, ramdisk)| Netboot { kernel, ramdisk, kernel_args })
-        }
-        Some(After::Disk) | None => None,
-    };
     let image = source.zip(checksum).zip(format.zip(verify)).map(
         |((source, checksum), (format, verify))| Image {
             source,
@@ -291,6 +279,34 @@ fn image(
         },
     );
     (image, kind)
+}
+
+/// What the installed machine boots over the network.
+fn netboot(image: &mut Section<'_>, after: Option<After>) -> Option<Netboot> {
+    let mut files = ["kernel", "ramdisk"].map(|key| image.key(key));
+    let mut rest = ["kernel_checksum", "ramdisk_checksum", "kernel_args"].map(|key| image.key(key));
+    match after {
+        Some(After::Network) => files = files.map(Field::required),
+        Some(After::Disk) => {
+            let why = "is of no use unless boot.after = \"network\"";
+            files = files.map(|key| key.idle(why));
+            rest = rest.map(|key| key.idle(why));
+        }
+        None => {}
+    }
+    let [kernel, ramdisk] = files.map(|key| key.text(values::path));
+    let [kernel_checksum, ramdisk_checksum, kernel_args] = rest;
+    let [kernel_checksum, ramdisk_checksum] =
+        [kernel_checksum, ramdisk_checksum].map(|key| key.text(str::parse::<Digest>));
+    let kernel_args = kernel_args.list(values::kernel_args()).unwrap_or_default();
+    let files = kernel.zip(ramdisk).filter(|_| after == Some(After::Network));
+    files.map(|(kernel, ramdisk)| Netboot {
+        kernel,
+        kernel_checksum,
+        ramdisk,
+        ramdisk_checksum,
+        kernel_args,
+    })
 }
 
 fn partitions(partitions: &mut Section<'_>) -> Option<Partitions> {

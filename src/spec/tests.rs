@@ -19,6 +19,7 @@ use crate::model::{
 use super::{Defaults, clashes};
 
 mod drive;
+mod identity;
 mod settings;
 mod values;
 

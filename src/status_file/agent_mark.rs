@@ -56,7 +56,7 @@ impl MarkFile {
         let path = || self.path.clone();
         let bytes = self.bytes().map_err(|source| StatusFileError::Io { path: path(), source })?;
         let mark = bytes.as_deref().map(decode).transpose();
-        mark.map_err(|message| StatusFileError::Decode { path: path(), message })
+        mark.map_err(|message| StatusFileError::Damaged { path: path(), message, seems: None })
     }
 
     /// Puts the mark in place of whatever is there. It is not made durable: a mark that is lost with

@@ -1,7 +1,11 @@
 //! `<name>.status.toml`: what an administrator, a script or `hostler status` reads about one node.
 //!
-//! Written by the agent's driver, read by the CLI, which needs no agent for it. Small synchronous file work. It must never show a reader
-//! half a file, and never put anything here that not everybody may read: the files have mode 0644. Beside them is what `console` keeps.
+//! Written by the agent's publisher, read by the CLI, which needs no agent for it, and by the agent where a record is lost. Small
+//! synchronous file work. It must never show a reader half a file, take a damaged one for whole, nor put anything here that not
+//! everybody may read: the files have mode 0644. Beside them is what `console` keeps.
+//!
+//! The last line is a comment with the checksum of everything before it. Nothing waits for the disk: after a power cut a file may be
+//! the one before, or damaged, which its reader notices.
 
 use std::{
     fs, io,
@@ -12,22 +16,31 @@ use std::{
     },
 };
 
+use jiff::Timestamp;
+use serde::Deserialize;
+
 use crate::{
     atomic_file,
-    model::{ids::NodeName, problem::shown, status::Status},
+    model::{
+        ids::{Digest, NodeName},
+        problem::shown,
+        status::{STATUS_VERSION, Status},
+    },
     regular_file,
 };
 
 pub mod agent_mark;
 mod console;
+mod format_1;
 mod shown;
 
 pub use agent_mark::MarkFile;
 pub use console::{CONSOLE_BYTES_MAX, ConsoleLog};
-pub use shown::{Rendered, Says, Stands};
+pub use shown::{Rendered, Shown};
 
 const SUFFIX: &str = ".status.toml";
 const HEADER: &str = "# written by hostler; do not edit\n";
+const CHECKSUM: &str = "# checksum = ";
 /// A status has a bounded history; a file this big is not one of ours.
 const STATUS_BYTES_MAX: u64 = 1 << 20;
 const STATUS_MODE: u32 = 0o644;
@@ -59,14 +72,29 @@ pub enum StatusFileError {
         /// What TOML cannot hold.
         source: toml::ser::Error,
     },
-    /// It is not a status file of this version.
+    /// It is not as hostler wrote it, or of a version that this one cannot read.
     #[error("status file {}: {message}", path.display())]
-    Decode {
+    Damaged {
         /// The file.
         path: PathBuf,
         /// What is wrong and where, in one line.
         message: String,
+        /// What it seems to say: something to show, and nothing to act upon.
+        seems: Option<Box<Status>>,
     },
+}
+
+impl StatusFileError {
+    /// What a damaged file seems to say, if that can be read: something to show, and nothing to act upon.
+    pub fn take_seeming(&mut self) -> Option<Status> {
+        let Self::Damaged { seems, .. } = self else { return None };
+        seems.take().map(|status| *status)
+    }
+
+    /// Whether there is no such file.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 impl StatusFiles {
@@ -91,26 +119,7 @@ impl StatusFiles {
 
     /// Replaces a node's status file; the directory must exist.
     pub fn write(&self, status: &Status) -> Result<(), StatusFileError> {
-        if self.are_anothers() {
-            return Ok(());
-        }
-        let path = self.path(&status.node);
-        let text = match render(status) {
-            Ok(text) => text,
-            Err(source) => return Err(StatusFileError::Encode { path, source }),
-        };
-        atomic_file::replace_unsynced(&path, STATUS_MODE, text.as_bytes())
-            .map_err(|source| StatusFileError::Io { path, source })
-    }
-
-    /// Whether the node's status file is just as [`Self::write`] leaves it: nobody has removed or changed it since. One that cannot
-    /// be read now, for another reason than what is in its place, is taken to be.
-    pub fn shows(&self, status: &Status) -> bool {
-        use io::ErrorKind::{InvalidData, IsADirectory, NotFound};
-        match read_text(&self.path(&status.node)) {
-            Ok(text) => render(status).is_ok_and(|written| written == text),
-            Err(error) => !matches!(error.kind(), NotFound | InvalidData | IsADirectory),
-        }
+        self.render(status).and_then(|status| self.put(&status)).map(drop)
     }
 
     /// Removes a node's status file; that there is none is no error.
@@ -122,8 +131,8 @@ impl StatusFiles {
         atomic_file::remove_if_there(&path).map_err(|source| StatusFileError::Io { path, source })
     }
 
-    /// Reads every status file of the directory, in the order of the nodes' names, each by itself.
-    pub fn read_all(&self) -> Result<Vec<Result<Status, StatusFileError>>, StatusFileError> {
+    /// The nodes that have a status file, in order.
+    pub fn nodes(&self) -> Result<Vec<NodeName>, StatusFileError> {
         let failed = |source| StatusFileError::Io { path: self.dir.clone(), source };
         let mut nodes = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(failed)? {
@@ -132,26 +141,101 @@ impl StatusFiles {
             nodes.extend(stem.and_then(|stem| stem.parse::<NodeName>().ok()));
         }
         nodes.sort();
-        Ok(nodes.iter().map(|node| read(&self.path(node))).collect())
+        Ok(nodes)
+    }
+
+    /// Reads every status file of the directory, in the order of the nodes' names, each by itself.
+    pub fn read_all(&self) -> Result<Vec<Result<Status, StatusFileError>>, StatusFileError> {
+        Ok(self.nodes()?.iter().map(|node| read(&self.path(node))).collect())
+    }
+
+    /// Whether the node's status file is whole and says that it was installed at that time, or is not. Much quicker than reading it.
+    pub fn says_installed(&self, node: &NodeName, at: Option<Timestamp>) -> bool {
+        let text = read_text(&self.path(node));
+        text.is_ok_and(|text| is_sealed(&text) && installed_line(&text) == at.map(at_line))
+    }
+
+    /// Gives a node's status file another name beside its own, because what is in it may be all that is left.
+    pub fn keep_aside(&self, node: &NodeName) -> String {
+        atomic_file::keep_aside(&self.path(node))
     }
 }
 
-/// Reads one status file.
+/// Reads one status file, of this version or of the one before.
 pub fn read(path: &Path) -> Result<Status, StatusFileError> {
-    let text =
-        read_text(path).map_err(|source| StatusFileError::Io { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|error| StatusFileError::Decode {
+    let damaged = |(message, seems): (String, Option<Status>)| StatusFileError::Damaged {
         path: path.to_owned(),
-        message: shown(&error.message().replace('\n', "; ")),
-    })
+        message: shown(&message.replace('\n', "; ")),
+        seems: seems.map(Box::new),
+    };
+    match read_text(path) {
+        Ok(text) => parse(&text).map_err(damaged),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(damaged((error.to_string(), None)))
+        }
+        Err(source) => Err(StatusFileError::Io { path: path.to_owned(), source }),
+    }
 }
+
+/// What a text says; otherwise why it is none, and what it seems to say.
+fn parse(text: &str) -> Result<Status, (String, Option<Status>)> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+    }
+    if text.is_empty() {
+        return Err(("it is empty".to_owned(), None));
+    }
+    let unreadable = |error: toml::de::Error| (error.message().to_owned(), None);
+    match toml::from_str(text).map_err(unreadable)? {
+        Head { version: 1 } => format_1::parse(text).map_err(|why| (why, None)),
+        Head { version: STATUS_VERSION } => {
+            let status = toml::from_str(text).map_err(unreadable)?;
+            if is_sealed(text) { Ok(status) } else { Err((MISMATCH.to_owned(), Some(status))) }
+        }
+        Head { version } => {
+            let message = format!(
+                "it has version {version}, of a newer hostler, or is damaged; this one reads {STATUS_VERSION}"
+            );
+            Err((message, None))
+        }
+    }
+}
+
+const MISMATCH: &str = "its checksum does not match: it was damaged, cut short or edited";
 
 fn read_text(path: &Path) -> io::Result<String> {
     regular_file::read_to_string(path, STATUS_BYTES_MAX)
 }
 
 fn render(status: &Status) -> Result<String, toml::ser::Error> {
-    toml::to_string(status).map(|body| format!("{HEADER}{body}"))
+    toml::to_string(status).map(|body| {
+        let text = format!("{HEADER}{body}");
+        let seal = seal(&text);
+        text + &seal
+    })
+}
+
+/// The last line.
+fn seal(text: &str) -> String {
+    format!("\n{CHECKSUM}\"{}\"\n", Digest::of(text.as_bytes()))
+}
+
+/// Whether the last line is right.
+fn is_sealed(text: &str) -> bool {
+    let at = text.rfind(CHECKSUM).and_then(|at| at.checked_sub(1));
+    at.and_then(|at| text.split_at_checked(at)).is_some_and(|(text, last)| last == seal(text))
+}
+
+/// The line of `[installed]` that says when.
+fn installed_line(text: &str) -> Option<String> {
+    let (_, section) = text.split_once("\n[installed]\n")?;
+    let mut lines = section.lines().take_while(|line| !line.starts_with('['));
+    lines.find(|line| line.starts_with("at = ")).map(str::to_owned)
+}
+
+fn at_line(at: Timestamp) -> String {
+    format!("at = \"{at}\"")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Status files as they stand on disk: what each says, told without parsing it.
 //!
-//! Called by the agent's publisher, which writes a file only if it would say something else.
+//! Called by the agent's publisher. It must never take a file for what it should be that says something else.
 
 use std::{collections::hash_map::DefaultHasher, fs, hash::Hasher as _, io};
 
@@ -11,7 +11,7 @@ use crate::{
     regular_file,
 };
 
-use super::{STATUS_BYTES_MAX, STATUS_MODE, StatusFileError, StatusFiles, render};
+use super::{STATUS_BYTES_MAX, STATUS_MODE, StatusFileError, StatusFiles, is_sealed, render};
 
 /// Lines that say when a file was written and that it is whole, and nothing of the node.
 const OF_THE_FILE: [&str; 2] = ["updated = ", "# checksum = "];
@@ -21,31 +21,20 @@ const OF_THE_FILE: [&str; 2] = ["updated = ", "# checksum = "];
 pub struct Rendered {
     node: NodeName,
     text: String,
+    says: u64,
 }
 
-/// What a file says but for when it was written. Two that say the same compare equal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Says(u64);
-
-/// A file that was written or read, and is known to be the same while this compares equal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stands(FileMark);
-
-impl Rendered {
-    /// What the file will say.
-    pub fn says(&self) -> Says {
-        Says::of(&self.text)
-    }
+/// A file that was written, or found to say what it should.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown {
+    says: u64,
+    mark: FileMark,
 }
 
-impl Says {
-    fn of(text: &str) -> Self {
-        let mut hasher = DefaultHasher::new();
-        for line in text.lines().filter(|line| !OF_THE_FILE.iter().any(|of| line.starts_with(of))) {
-            hasher.write(line.as_bytes());
-            hasher.write_u8(b'\n');
-        }
-        Self(hasher.finish())
+impl Shown {
+    /// Whether that is what this status says, but for when it was written.
+    pub fn is(&self, status: &Rendered) -> bool {
+        self.says == status.says
     }
 }
 
@@ -54,28 +43,67 @@ impl StatusFiles {
     pub fn render(&self, status: &Status) -> Result<Rendered, StatusFileError> {
         let node = status.node.clone();
         match render(status) {
-            Ok(text) => Ok(Rendered { node, text }),
+            Ok(text) => Ok(Rendered { says: says(&text), node, text }),
             Err(source) => Err(StatusFileError::Encode { path: self.path(&node), source }),
         }
     }
 
-    /// Replaces a node's status file; the directory must exist.
-    pub fn put(&self, status: &Rendered) -> Result<Stands, StatusFileError> {
+    /// Replaces a node's status file; the directory must exist. `None`: the files are another agent's.
+    pub fn put(&self, status: &Rendered) -> Result<Option<Shown>, StatusFileError> {
+        if self.are_anothers() {
+            return Ok(None);
+        }
         let path = self.path(&status.node);
         atomic_file::replace_unsynced(&path, STATUS_MODE, status.text.as_bytes())
             .and_then(|()| fs::symlink_metadata(&path))
-            .map(|file| Stands(FileMark::of(&file)))
+            .map(|file| Some(Shown { says: status.says, mark: FileMark::of(&file) }))
             .map_err(|source| StatusFileError::Io { path, source })
     }
 
-    /// What a node's status file says. A pipe or a device in its place is an error, not a wait.
-    pub fn says(&self, node: &NodeName) -> io::Result<Says> {
-        let text = regular_file::read_to_string(&self.path(node), STATUS_BYTES_MAX)?;
-        Ok(Says::of(&text))
+    /// The node's file, if it says just that already.
+    pub fn find(&self, status: &Rendered) -> Option<Shown> {
+        let mark = self.mark(&status.node).ok()?;
+        let found = Shown { says: self.says(&status.node).ok()?, mark };
+        found.is(status).then_some(found)
     }
 
-    /// Which file stands in a node's place.
-    pub fn stands(&self, node: &NodeName) -> io::Result<Stands> {
-        Ok(Stands(FileMark::of(&fs::symlink_metadata(self.path(node))?)))
+    /// Whether the node's file still says what it said: nobody has removed or changed it since. One that cannot be looked at now, for
+    /// another reason than what is in its place, is taken to.
+    pub fn still_says(&self, node: &NodeName, shown: &mut Shown) -> bool {
+        use io::ErrorKind::{InvalidData, IsADirectory, NotFound};
+        let is_gone =
+            |error: &io::Error| matches!(error.kind(), InvalidData | IsADirectory | NotFound);
+        let looked = self.mark(node).and_then(|mark| {
+            let same = mark == shown.mark || self.says(node)? == shown.says;
+            Ok((same, mark))
+        });
+        match looked {
+            Ok((true, mark)) => {
+                shown.mark = mark;
+                true
+            }
+            Ok((false, _)) => false,
+            Err(error) => !is_gone(&error),
+        }
     }
+
+    fn mark(&self, node: &NodeName) -> io::Result<FileMark> {
+        Ok(FileMark::of(&fs::symlink_metadata(self.path(node))?))
+    }
+
+    /// What a node's status file says, if it is whole. A pipe or a device in its place is an error, not a wait.
+    fn says(&self, node: &NodeName) -> io::Result<u64> {
+        let text = regular_file::read_to_string(&self.path(node), STATUS_BYTES_MAX)?;
+        if is_sealed(&text) { Ok(says(&text)) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+}
+
+/// A number that two texts share if they say the same but for when they were written.
+fn says(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for line in text.lines().filter(|line| !OF_THE_FILE.iter().any(|of| line.starts_with(of))) {
+        hasher.write(line.as_bytes());
+        hasher.write_u8(b'\n');
+    }
+    hasher.finish()
 }

@@ -13,6 +13,7 @@ use crate::model::{
     fault::{Fault, Step},
     ids::{Digest, DigestAlgorithm},
     machine::Machine,
+    netboot::NetbootFiles,
     power::PowerState,
     problem::Problem,
     spec::BmcAddress,
@@ -99,6 +100,7 @@ fn full() -> Status {
             callback_at: Some(at(6)),
             refused: 3,
             refused_reason: Some("wrong key".to_owned()),
+            ..LastSeen::default()
         }),
         durations: BTreeMap::from([("powering-on_ms".to_owned(), 4500)]),
         problems: vec![Problem {
@@ -141,7 +143,15 @@ fn installed() -> Installed {
             ..Disk::default()
         },
         at: at(3),
+        written_digest: Some(digest(4)),
         root_uuid: None,
+        netboot: Some(NetbootFiles {
+            kernel: "vmlinuz-6.12".to_owned(),
+            kernel_digest: Some(digest(5)),
+            ramdisk: "initrd-6.12".to_owned(),
+            ramdisk_digest: Some(digest(6)),
+            kernel_args: vec!["ro".to_owned()],
+        }),
         redeploy: Some("2026-11-22-a".to_owned()),
         machine: Some(machine()),
     }
@@ -185,11 +195,17 @@ fn a_file_that_was_removed_or_changed_is_noticed() {
             fs::create_dir(path).unwrap();
         },
     ] {
-        files.write(&full()).unwrap();
-        assert!(files.shows(&full()));
-        assert!(!files.shows(&Status { attempt: 3, ..full() }));
+        let wanted = files.render(&full()).unwrap();
+        let mut shown = files.put(&wanted).unwrap().unwrap();
+        assert!(files.still_says(&full().node, &mut shown) && shown.is(&wanted));
+        // Who did not write it finds the same, whenever it was written.
+        let later = Status { updated: Timestamp::UNIX_EPOCH, ..full() };
+        assert!(files.find(&files.render(&later).unwrap()).is_some());
+        let other = files.render(&Status { attempt: 3, ..full() }).unwrap();
+        assert!(files.find(&other).is_none() && !shown.is(&other));
         spoil(&path);
-        assert!(!files.shows(&full()));
+        assert!(!files.still_says(&full().node, &mut shown));
+        assert!(files.find(&wanted).is_none());
     }
 }
 

@@ -7,7 +7,7 @@ use std::{fs, io, path::PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{RECORD_BYTES_MAX, RECORD_MODE, Store, StoreError, is_damage, keep_aside, names};
+use super::{FILE_MODE, RECORD_BYTES_MAX, Store, StoreError, is_damage, names};
 use crate::{
     atomic_file,
     model::ids::{NodeName, hex},
@@ -30,7 +30,7 @@ impl Store {
                 Ok(id) => return Ok((id, None)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(source) if is_damage(&source) => {
-                    let fate = keep_aside(&path);
+                    let fate = atomic_file::keep_aside(&path);
                     Some(StoreError::Damaged { path: path.clone(), source, fate })
                 }
                 Err(source) => return Err(StoreError::Read { path, source }),
@@ -41,7 +41,7 @@ impl Store {
             .map(|()| hex(&random))
             .map_err(|error| io::Error::other(error.to_string()));
         let written = id.and_then(|id| {
-            atomic_file::replace(&path, RECORD_MODE, encode(&id).as_bytes()).map(|()| id)
+            atomic_file::replace(&path, FILE_MODE, encode(&id).as_bytes()).map(|()| id)
         });
         let id = written.map_err(|source| StoreError::Write { path, source })?;
         Ok((id, damaged))
@@ -125,10 +125,10 @@ mod tests {
         assert_eq!(store.set_records_aside().unwrap(), 0);
         let node = "edge-07".parse().unwrap();
         store.save(&node, &1_u32).unwrap();
-        store.save_left(&2_u32).unwrap();
+        store.save_site(&2_u32).unwrap();
         assert_eq!(store.set_records_aside().unwrap(), 1);
-        assert_eq!(store.load::<u32>(&node).unwrap(), None);
-        assert_eq!(store.load_left::<u32>().unwrap(), Some(2));
+        assert!(store.load_all::<u32>(|_| Ok(0)).unwrap().records.is_empty());
+        assert!(dir.path().join("_site.json").exists());
         assert!(dir.path().join(ASIDE_DIR).join("edge-07.json").exists());
     }
 }

@@ -1,12 +1,13 @@
-//! The agent's durable record of each node: one JSON file per node in the state directory.
+//! The agent's durable state: one file per node, its record, and one for what is known beside them.
 //!
-//! Called by the agent's driver, which saves a node *before* the side effect its new state announces. It must never delete a record it
-//! cannot read, and never let two agents share a directory. A record holds the attempt's key, so everything here is for its owner only.
+//! Called by the agent: the driver saves a node *before* the side effect its new state announces. It
+//! must never delete a file it cannot read, take a damaged or missing one for an empty one, or let two
+//! agents share a directory. A record holds the attempt's key, so everything here is for its owner only.
 
 use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions},
-    io::{self, Read as _, Seek as _, Write as _},
+    io::{self, Read, Seek as _, Write as _},
     os::unix::fs::{
         DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
     },
@@ -15,6 +16,8 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use zeroize::Zeroizing;
 
 use crate::{
     atomic_file,
@@ -22,35 +25,62 @@ use crate::{
     regular_file,
 };
 
+use self::format::Found;
+
+mod format;
 mod identity;
 
 const DIR_MODE: u32 = 0o700;
-const RECORD_MODE: u32 = 0o600;
+const FILE_MODE: u32 = 0o600;
 const LOCK: &str = "lock";
-/// No node can have this name.
-const LEFT: &str = "_left.json";
+/// Of the lock file; who has the directory and the line below fit.
+const LOCK_BYTES_MAX: u64 = 64;
+/// A line of the lock file: the directory has the file [`SITE`], so that a missing one is a lost one.
+const MARK: &str = "format 2";
+/// What is known beside the records. No node can have this name.
+const SITE: &str = "_site.json";
+/// The same in format 1, where it was there only if there was something in it.
+const SITE_1: &str = "_left.json";
 /// A record has a bounded history and some dozen fields; a file this big is not one of ours.
 const RECORD_BYTES_MAX: u64 = 4 << 20;
-/// Bad records kept of one node. So many damaged in a row point to the disk; more of them would only fill it.
-const BAD_RECORDS_MAX: u32 = 100;
+/// Ten thousand unclaimed machines, and as many nodes, have room in it.
+const SITE_BYTES_MAX: u64 = 64 << 20;
 
 /// An open state directory. It stays locked until this is dropped.
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
     lock: File,
+    age: Age,
+    marked: bool,
 }
 
-/// Everything a state directory holds.
+/// What a state directory was when it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    /// There was nothing in it.
+    New,
+    /// Format 1, which had no checksums. It is accepted until the upgrade is complete.
+    Format1,
+    /// Of this format: whatever is missing is lost.
+    Current,
+}
+
+/// Reads what format 1 wrote: the JSON of a file, strictly.
+pub type Upgrade<T> = fn(Value) -> Result<T, String>;
+
+/// Every record that a state directory holds.
 #[derive(Debug)]
 pub struct Loaded<T> {
     /// The records that could be read.
     pub records: BTreeMap<NodeName, T>,
-    /// One [`StoreError::Damaged`] for each that could not.
-    pub damaged: Vec<StoreError>,
+    /// The nodes whose record could not, each with a [`StoreError::Damaged`].
+    pub damaged: BTreeMap<NodeName, StoreError>,
+    /// Those of the records that are of format 1, and are to be saved anew.
+    pub old: Vec<NodeName>,
 }
 
-/// Why a record or the state directory cannot be used.
+/// Why a file of the state directory or the directory itself cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory cannot be made, opened, locked or listed.
@@ -75,75 +105,110 @@ pub enum StoreError {
         /// The state directory.
         dir: PathBuf,
     },
-    /// A record cannot be read, and that says nothing about the record.
+    /// A file cannot be read, and that says nothing about what is in it.
     #[error("record {}, which hostler's user must be able to read: {source}", path.display())]
     Read {
-        /// The record.
+        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
-    /// A record cannot be written or removed.
+    /// A file cannot be written or removed.
     #[error("record {}: {source}", path.display())]
     Write {
-        /// The record.
+        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
-    /// What is in a record is not one. It stays where it is until the next save, and is kept under another name beyond that.
+    /// What is in a file is not what hostler wrote. It stays where it is until the next save, and is
+    /// kept under another name beyond that.
     #[error("record {}: {source}; {fate}", path.display())]
     Damaged {
-        /// The record.
+        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         source: io::Error,
         /// Where it is kept, in words.
         fate: String,
     },
+    /// A file is gone that is always there.
+    #[error("{} is missing", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 impl Store {
-    /// Opens the state directory, making it if need be, and locks it for this process. What a killed agent was writing is removed:
-    /// a torn record was never announced.
+    /// Opens the state directory, making it if need be, and locks it for this process. What a killed
+    /// agent was writing is removed: a torn file was never announced.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let dir = dir.into();
         let failed = |source| StoreError::Dir { dir: dir.clone(), source };
         DirBuilder::new().recursive(true).mode(DIR_MODE).create(&dir).map_err(failed)?;
         fs::set_permissions(&dir, Permissions::from_mode(DIR_MODE)).map_err(failed)?;
-        let lock = lock(&dir)?;
-        for name in names(&dir).map_err(failed)?.iter().filter(|name| atomic_file::is_torn(name)) {
+        let (lock, marked) = lock(&dir)?;
+        let (torn, names): (Vec<_>, Vec<_>) =
+            names(&dir).map_err(failed)?.into_iter().partition(|name| atomic_file::is_torn(name));
+        for name in torn {
             atomic_file::remove_if_there(&dir.join(name)).map_err(failed)?;
         }
-        Ok(Self { dir, lock })
+        let age = if marked || names.iter().any(|name| name == SITE) {
+            Age::Current
+        } else if names.iter().all(|name| name == LOCK) {
+            Age::New
+        } else {
+            Age::Format1
+        };
+        Ok(Self { dir, lock, age, marked })
     }
 
     /// Writes a node's record; when this returns, it is on disk.
     pub fn save<T: Serialize>(&self, node: &NodeName, record: &T) -> Result<(), StoreError> {
         self.check_still_ours()?;
-        write(self.path(node), record)
-    }
-
-    /// Reads a node's record; `None` when there is none.
-    pub fn load<T: DeserializeOwned>(&self, node: &NodeName) -> Result<Option<T>, StoreError> {
-        load(self.path(node))
+        write(self.path(node), "record", node.as_str(), record)
     }
 
     /// Reads every record. A damaged one costs only itself; one that cannot be read at all fails the whole.
-    pub fn load_all<T: DeserializeOwned>(&self) -> Result<Loaded<T>, StoreError> {
-        let mut loaded = Loaded { records: BTreeMap::new(), damaged: Vec::new() };
+    pub fn load_all<T: Serialize + DeserializeOwned>(
+        &self,
+        upgrade: Upgrade<T>,
+    ) -> Result<Loaded<T>, StoreError> {
+        let (records, damaged) = (BTreeMap::new(), BTreeMap::new());
+        let mut loaded = Loaded { records, damaged, old: Vec::new() };
         let names =
             names(&self.dir).map_err(|source| StoreError::Dir { dir: self.dir.clone(), source })?;
         let nodes = names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok());
         for node in nodes {
-            match self.load(&node) {
-                Ok(Some(record)) => drop(loaded.records.insert(node, record)),
+            match self.load(&node, upgrade) {
+                Ok(Some((record, is_old))) => {
+                    loaded.old.extend(is_old.then(|| node.clone()));
+                    loaded.records.insert(node, record);
+                }
                 Ok(None) => {}
-                Err(damaged @ StoreError::Damaged { .. }) => loaded.damaged.push(damaged),
+                Err(damaged @ StoreError::Damaged { .. }) => {
+                    loaded.damaged.insert(node, damaged);
+                }
                 Err(error) => return Err(error),
             }
         }
         Ok(loaded)
+    }
+
+    fn load<T: Serialize + DeserializeOwned>(
+        &self,
+        node: &NodeName,
+        upgrade: Upgrade<T>,
+    ) -> Result<Option<(T, bool)>, StoreError> {
+        let upgrade = (self.age == Age::Format1).then_some(upgrade);
+        load(self.path(node), RECORD_BYTES_MAX, ("record", node.as_str()), upgrade)
+    }
+
+    /// Gives a node's record another name beside its own: it is whole, and says what cannot be so.
+    /// Answers where it is kept, in words.
+    pub fn keep_record_aside(&self, node: &NodeName) -> String {
+        atomic_file::keep_aside(&self.path(node))
     }
 
     /// Removes a node's record; that there is none is no error.
@@ -155,15 +220,40 @@ impl Store {
             .map_err(|source| StoreError::Write { path, source })
     }
 
-    /// Writes what is known of machines that no node has any more; when this returns, it is on disk.
-    pub fn save_left<T: Serialize>(&self, left: &T) -> Result<(), StoreError> {
+    /// Writes what is known beside the records; when this returns, it is on disk.
+    pub fn save_site<T: Serialize>(&self, site: &T) -> Result<(), StoreError> {
         self.check_still_ours()?;
-        write(self.dir.join(LEFT), left)
+        write(self.dir.join(SITE), "site", "", site)
     }
 
-    /// Reads it; `None` when there is none.
-    pub fn load_left<T: DeserializeOwned>(&self) -> Result<Option<T>, StoreError> {
-        load(self.dir.join(LEFT))
+    /// Reads it. `None`: nothing was ever written down. One that was, and is missing or damaged, is an
+    /// error that says so.
+    pub fn load_site<T: Serialize + DeserializeOwned>(
+        &self,
+        upgrade: Upgrade<T>,
+    ) -> Result<Option<T>, StoreError> {
+        let load = |name, upgrade| load(self.dir.join(name), SITE_BYTES_MAX, ("site", ""), upgrade);
+        let found = match self.age {
+            Age::New => None,
+            Age::Format1 => load(SITE_1, Some(upgrade))?,
+            Age::Current => {
+                let missing = || StoreError::Missing { path: self.dir.join(SITE) };
+                Some(load(SITE, None)?.ok_or_else(missing)?)
+            }
+        };
+        Ok(found.map(|(site, _)| site))
+    }
+
+    /// Everything is saved in this format: from now on whatever is missing is lost.
+    pub fn complete_upgrade(&mut self) -> Result<(), StoreError> {
+        let failed = |source| StoreError::Dir { dir: self.dir.clone(), source };
+        if !self.marked {
+            write_lock(&mut self.lock, true).and_then(|()| self.lock.sync_all()).map_err(failed)?;
+            self.marked = true;
+        }
+        atomic_file::remove_if_there(&self.dir.join(SITE_1)).map_err(failed)?;
+        self.age = Age::Current;
+        Ok(())
     }
 
     fn path(&self, node: &NodeName) -> PathBuf {
@@ -184,91 +274,88 @@ impl Store {
     }
 }
 
-/// Takes the directory's lock and writes down who has it. The kernel lets go of it when the process ends, however it ends.
-fn lock(dir: &Path) -> Result<File, StoreError> {
+/// Takes the directory's lock, writes down who has it, and says whether the directory was marked. The
+/// kernel lets go of the lock when the process ends, however it ends.
+fn lock(dir: &Path) -> Result<(File, bool), StoreError> {
     let failed = |source| StoreError::Dir { dir: dir.to_owned(), source };
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(RECORD_MODE)
+        .mode(FILE_MODE)
         .open(dir.join(LOCK))
         .map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            file.take(20).read_to_string(&mut holder).map_err(failed)?;
-            return Err(StoreError::InUse {
-                dir: dir.to_owned(),
-                holder: holder.trim().to_owned(),
-            });
-        }
+    let is_ours = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => true,
+        Err(rustix::io::Errno::WOULDBLOCK) => false,
         Err(errno) => return Err(failed(errno.into())),
+    };
+    let mut text = Vec::new();
+    Read::by_ref(&mut file).take(LOCK_BYTES_MAX).read_to_end(&mut text).map_err(failed)?;
+    let text = String::from_utf8_lossy(&text);
+    if !is_ours {
+        let holder = shown(text.lines().next().unwrap_or_default());
+        return Err(StoreError::InUse { dir: dir.to_owned(), holder });
     }
-    file.set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(failed)?;
-    Ok(file)
+    let marked = text.lines().any(|line| line == MARK);
+    write_lock(&mut file, marked).map_err(failed)?;
+    Ok((file, marked))
+}
+
+fn write_lock(lock: &mut File, marked: bool) -> io::Result<()> {
+    let mark = if marked { MARK } else { "" };
+    let text = format!("{}\n{mark}\n", std::process::id());
+    // In one call, over what is there: no moment in which the mark is missing.
+    lock.rewind()?;
+    lock.write_all(text.as_bytes())?;
+    lock.set_len(text.len() as u64)
 }
 
 fn names(dir: &Path) -> io::Result<Vec<String>> {
     fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-fn write<T: Serialize>(path: PathBuf, content: &T) -> Result<(), StoreError> {
-    serde_json::to_vec_pretty(content)
-        .map_err(io::Error::from)
-        .and_then(|json| atomic_file::replace(&path, RECORD_MODE, &json))
+fn write<T: Serialize>(path: PathBuf, kind: &str, of: &str, content: &T) -> Result<(), StoreError> {
+    format::seal(kind, of, content)
+        .and_then(|bytes| atomic_file::replace(&path, FILE_MODE, &bytes))
         .map_err(|source| StoreError::Write { path, source })
 }
 
-fn load<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, StoreError> {
-    match read(&path) {
+/// What is in a file, and whether it is of format 1, which is accepted only with an `upgrade`.
+fn load<T: Serialize + DeserializeOwned>(
+    path: PathBuf,
+    bytes_max: u64,
+    (kind, of): (&str, &str),
+    upgrade: Option<Upgrade<T>>,
+) -> Result<Option<(T, bool)>, StoreError> {
+    let read = regular_file::read(&path, bytes_max).map(Zeroizing::new).and_then(|bytes| {
+        let content = match (format::unseal(kind, of, &bytes), upgrade) {
+            (Found::Content(json), _) => format::parse(json).map(|content| (content, false)),
+            (Found::Unsealed, Some(upgrade)) => serde_json::from_slice(&bytes)
+                .map_err(|error| shown(&error.to_string()))
+                .and_then(upgrade)
+                .map(|content| (content, true)),
+            (Found::Unsealed, None) => Err("it is not of hostler's format".to_owned()),
+            (Found::Damaged(why), _) => Err(why),
+        };
+        content.map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
+    });
+    match read {
         Ok(content) => Ok(Some(content)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) if is_damage(&source) => {
-            Err(StoreError::Damaged { fate: keep_aside(&path), path, source })
+            Err(StoreError::Damaged { fate: atomic_file::keep_aside(&path), path, source })
         }
         Err(source) => Err(StoreError::Read { path, source }),
     }
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
-    let json = regular_file::read(path, RECORD_BYTES_MAX)?;
-    // The error may quote the file.
-    let bad = |error: serde_json::Error| shown(&error.to_string());
-    serde_json::from_slice(&json)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, bad(error)))
-}
-
-/// Whether the record itself is bad. A system that is out of file descriptors, say, makes no good record a bad one.
+/// Whether the file itself is bad. A system that is out of file descriptors, say, makes no good file a bad one.
 fn is_damage(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, IsADirectory, UnexpectedEof};
     matches!(error.kind(), InvalidData | UnexpectedEof | IsADirectory)
         || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
-}
-
-/// Gives a bad record the first free name `<name>.json.bad-<n>` too, and says what became of it. It is linked, not moved: were the
-/// agent killed now, the next one must not take its node for one never seen.
-fn keep_aside(path: &Path) -> String {
-    for n in 1..=BAD_RECORDS_MAX {
-        let aside = PathBuf::from(format!("{}.bad-{n}", path.display()));
-        let there = fs::symlink_metadata(&aside).and_then(|there| Ok((there, fs::metadata(path)?)));
-        let kept = match there {
-            Ok((there, record)) if is_same(&there, &record) => Ok(()),
-            Ok(_) => continue,
-            // A directory can only be moved.
-            Err(_) => fs::hard_link(path, &aside).or_else(|_| fs::rename(path, &aside)),
-        };
-        return match kept {
-            Ok(()) => format!("kept as {}", aside.display()),
-            Err(error) => format!("it cannot be kept: {error}"),
-        };
-    }
-    format!("it is not kept: there are {BAD_RECORDS_MAX} bad ones beside it already")
 }
 
 fn is_same(one: &Metadata, other: &Metadata) -> bool {

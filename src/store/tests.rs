@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::*;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Record {
     phase: String,
     attempt: u32,
@@ -15,6 +16,18 @@ struct Record {
 
 fn record(attempt: u32) -> Record {
     Record { phase: "imaging".to_owned(), attempt }
+}
+
+/// In format 1 the attempt had another name.
+fn upgrade(mut value: Value) -> Result<Record, String> {
+    let fields = value.as_object_mut().ok_or("no object")?;
+    let attempt = fields.remove("try").ok_or("missing field `try`")?;
+    fields.insert("attempt".to_owned(), attempt);
+    serde_json::from_value(value).map_err(|error| error.to_string())
+}
+
+fn load(store: &Store, name: &str) -> Result<Option<Record>, StoreError> {
+    Ok(store.load(&node(name), upgrade)?.map(|(record, _)| record))
 }
 
 fn node(name: &str) -> NodeName {
@@ -35,14 +48,14 @@ fn what_was_saved_is_there_after_a_restart_and_gone_after_a_removal() {
     drop(store);
 
     let store = Store::open(dir.path()).unwrap();
-    assert_eq!(store.load(&node("a")).unwrap(), Some(record(2)));
-    let loaded = store.load_all::<Record>().unwrap();
+    assert_eq!(load(&store, "a").unwrap(), Some(record(2)));
+    let loaded = store.load_all(upgrade).unwrap();
     assert_eq!(loaded.records, BTreeMap::from([(node("a"), record(2)), (node("b"), record(3))]));
     assert!(loaded.damaged.is_empty());
 
     store.remove(&node("a")).unwrap();
     store.remove(&node("a")).unwrap();
-    assert_eq!(store.load::<Record>(&node("a")).unwrap(), None);
+    assert_eq!(load(&store, "a").unwrap(), None);
 }
 
 #[test]
@@ -74,7 +87,7 @@ fn a_torn_temporary_file_is_cleaned_and_the_record_before_it_stands() {
     fs::write(&torn, "{\"phase\":").unwrap();
     let store = Store::open(dir.path()).unwrap();
     assert!(!torn.exists());
-    assert_eq!(store.load(&node("a")).unwrap(), Some(record(1)));
+    assert_eq!(load(&store, "a").unwrap(), Some(record(1)));
 }
 
 #[test]
@@ -87,14 +100,14 @@ fn damaged_records_are_reported_and_kept_beyond_the_next_save() {
         let aside = dir.path().join(format!("a.json.bad-{}", n + 1));
         // As often as it is read: an agent that is killed now must find it again, and once is enough.
         for _ in 0..2 {
-            let loaded = store.load_all::<Record>().unwrap();
+            let loaded = store.load_all(upgrade).unwrap();
             assert_eq!(loaded.records.len(), 1);
-            let report = loaded.damaged[0].to_string();
+            let report = loaded.damaged[&node("a")].to_string();
             assert!(report.ends_with(&format!("kept as {}", aside.display())), "{report}");
         }
         store.save(&node("a"), &record(1)).unwrap();
         assert_eq!(&fs::read_to_string(aside).unwrap(), junk);
-        assert_eq!(store.load(&node("a")).unwrap(), Some(record(1)));
+        assert_eq!(load(&store, "a").unwrap(), Some(record(1)));
     }
 }
 
@@ -103,7 +116,7 @@ fn a_directory_in_a_records_place_makes_way_for_the_next_save() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     fs::create_dir(dir.path().join("a.json")).unwrap();
-    store.load::<Record>(&node("a")).unwrap_err();
+    load(&store, "a").unwrap_err();
     store.save(&node("a"), &record(1)).unwrap();
     assert!(dir.path().join("a.json.bad-1").is_dir());
 }
@@ -114,7 +127,7 @@ fn a_record_that_cannot_be_opened_is_not_taken_for_a_damaged_one() {
     let store = Store::open(dir.path()).unwrap();
     // A loop of links fails for root too.
     std::os::unix::fs::symlink("a.json", dir.path().join("a.json")).unwrap();
-    let error = store.load_all::<Record>().unwrap_err();
+    let error = store.load_all(upgrade).unwrap_err();
     assert!(matches!(error, StoreError::Read { .. }), "{error}");
     assert!(!dir.path().join("a.json.bad-1").exists());
 }
@@ -124,7 +137,7 @@ fn a_file_too_big_to_be_a_record_is_not_read_into_memory() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     File::create(dir.path().join("a.json")).unwrap().set_len(1 << 40).unwrap();
-    let report = store.load::<Record>(&node("a")).unwrap_err().to_string();
+    let report = load(&store, "a").unwrap_err().to_string();
     assert!(report.contains("more than 4194304 bytes"), "{report}");
 }
 
@@ -132,8 +145,12 @@ fn a_file_too_big_to_be_a_record_is_not_read_into_memory() {
 fn what_a_damaged_record_says_cannot_forge_a_line_of_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
-    fs::write(dir.path().join("a.json"), r#""\u001b[31m\nall is well""#).unwrap();
-    let report = store.load::<Record>(&node("a")).unwrap_err().to_string();
+    fs::write(dir.path().join("old"), "").unwrap();
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    let record = "{\n\"try\": \"\\u001b[31m\\nall is well\", \"phase\": \"x\"}";
+    fs::write(dir.path().join("a.json"), record).unwrap();
+    let report = load(&store, "a").unwrap_err().to_string();
     assert!(report.contains("all is well") && !report.contains(char::is_control), "{report:?}");
 }
 
@@ -165,7 +182,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         fs::write(dir.path().join("a.json"), &bytes).unwrap();
-        let loaded = store.load_all::<Record>().unwrap();
+        let loaded = store.load_all(upgrade).unwrap();
         prop_assert_eq!(loaded.records.len() + loaded.damaged.len(), 1);
     }
 }

@@ -205,7 +205,8 @@ impl Site {
     /// The agent's own record of the node, with the secrets that are in it.
     pub(crate) fn record(&self, node: &str) -> Option<Record> {
         let text = fs::read_to_string(self.file(&format!("state/{node}.json"))).ok()?;
-        Some(serde_json::from_str(&text).unwrap())
+        let file: serde_json::Value = serde_json::from_str(&text).unwrap();
+        Some(serde_json::from_value(file["content"].clone()).unwrap())
     }
 
     /// Waits until the node's status is as wanted.

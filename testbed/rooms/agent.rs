@@ -27,7 +27,9 @@ mod seccomp;
 mod silent;
 mod site;
 mod specs;
+mod statuses;
 mod surroundings;
+mod terminal;
 mod two_agents;
 
 use hostler::model::{

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use clap::Parser as _;
 use hostler::cli::Args;
 
-use crate::layers::sources;
+use crate::{layers::sources, readme};
 
 fn read(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
@@ -40,19 +40,40 @@ fn every_test_that_a_document_names_exists() {
 
 #[test]
 fn every_command_in_the_readme_is_one() {
-    let readme = read("README.md");
-    let shells = readme.split("```").skip(1).step_by(2).filter_map(|block| {
-        block.strip_prefix(
-            "sh
-",
-        )
-    });
-    let lines = shells.flat_map(str::lines).map(str::trim);
-    let commands: Vec<&str> = lines.filter(|line| line.starts_with("hostler ")).collect();
+    let text = readme::all_blocks().iter().map(|block| &*block.text).collect::<String>();
+    let text = text.replace("\\\n", "");
+    let commands: Vec<&str> = text.lines().filter(|line| line.starts_with("hostler ")).collect();
     assert!(commands.len() >= 6, "{commands:?}");
     for command in commands {
         let parsed = Args::try_parse_from(command.split_whitespace());
         assert!(parsed.is_ok(), "{command}: {}", parsed.unwrap_err());
+    }
+}
+
+/// Only the host suite runs the steps of "Install it", and it runs nothing else as a whole.
+#[test]
+fn every_line_of_the_readmes_shell_blocks_is_run_by_a_suite() {
+    let steps = readme::blocks("Install it").into_iter().filter(|block| block.step).count();
+    let (all_steps, others): (Vec<_>, Vec<_>) =
+        readme::all_blocks().into_iter().partition(|block| block.step);
+    assert_eq!(all_steps.len(), steps, "a numbered step with commands outside of \"Install it\"");
+    let known: BTreeSet<&str> = readme::LINES.iter().map(|(line, _)| *line).collect();
+    let shown: BTreeSet<&str> = others.iter().flat_map(|block| block.text.lines()).collect();
+    let unknown: Vec<_> = shown.difference(&known).collect();
+    assert!(unknown.is_empty(), "nothing runs {unknown:?}: name it in testbed/e2e/readme.rs");
+    let gone: Vec<_> = known.difference(&shown).collect();
+    assert!(gone.is_empty(), "README.md does not show {gone:?}");
+    let (check, bench) = (read("testbed/check"), read("testbed/bench"));
+    for (line, suite) in readme::LINES {
+        if suite == readme::BENCH {
+            let name = line.split_whitespace().next_back().unwrap();
+            assert!(bench.contains(name), "{line}");
+        } else {
+            assert!(
+                check.contains(&format!("\nsuite_{suite}() {{")),
+                "{line}: {suite} is no suite"
+            );
+        }
     }
 }
 

@@ -233,6 +233,7 @@ fn a_machine_with_its_script_from_tftp_and_its_kernel_from_http_is_one_machine()
     {
         room.curl(name, &[]).unwrap();
         let fetch = Fetch {
+            refused_times: 0,
             node: node(),
             stage,
             path: name.to_owned(),

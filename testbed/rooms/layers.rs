@@ -123,6 +123,31 @@ fn whatever_lies_in_other_peoples_directories_is_opened_by_one_helper() {
     }
 }
 
+/// Who writes to standard output or error besides `cli/print.rs`, and why.
+const MAY_PRINT: [(&str, &str); 5] = [
+    ("cli/print.rs", "it is the one writer"),
+    ("cli/log.rs", "the log, which escapes every value"),
+    ("cli/cache.rs", "the line of progress, which a terminal is to draw over"),
+    ("bin/hostler.rs", "it hands both to the one writer"),
+    ("ramdisk/init.rs", "the deploy ramdisk's own console"),
+];
+
+#[test]
+fn whatever_a_command_prints_goes_through_one_writer() {
+    let src = root().join("src");
+    for path in sources("src") {
+        let inside = path.strip_prefix(&src).unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let prints = ["stdout()", "stderr()", "io::stdout", "io::stderr"];
+        let printed = text.lines().any(|line| {
+            let code = line.split("//").next().unwrap().replace("print::stderr()", "");
+            prints.iter().any(|prints| code.contains(prints))
+        });
+        let may = MAY_PRINT.iter().any(|(file, _)| *file == inside);
+        assert_eq!(printed, may, "{inside} prints by itself, or need not be named any more");
+    }
+}
+
 #[test]
 fn the_reader_of_names_sees_plain_grouped_and_nested_ones_but_no_comments() {
     let text = "

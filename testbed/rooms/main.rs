@@ -19,6 +19,8 @@ mod ipmi;
 mod iscsi;
 mod layers;
 mod ports;
+#[path = "../e2e/readme.rs"]
+mod readme;
 mod tables;
 mod tftp;
 mod unit;

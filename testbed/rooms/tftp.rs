@@ -28,6 +28,7 @@ use hostler::{
     model::{
         boot::{BootMenu, Fetch},
         ids::{MacAddr, NodeName},
+        netboot::BootFile,
         secret::Secret,
     },
     netboot::{BootTable, Config, Running, Server},
@@ -110,8 +111,8 @@ fn deploy(key: &str) -> BootMenu {
 /// The machine's own kernel, as its spec names it.
 fn own(kernel: &str) -> BootMenu {
     BootMenu::Network {
-        kernel: kernel.to_owned(),
-        ramdisk: "initrd".to_owned(),
+        kernel: BootFile::Path(kernel.to_owned()),
+        ramdisk: BootFile::Path("initrd".to_owned()),
         command_line: "root=UUID=0a".to_owned(),
     }
 }

@@ -1,9 +1,9 @@
 //! The whole agent core against a simulated site, for at least a million steps: machines, BMCs, ramdisks, operators, a network, a
 //! clock, a state directory, and an agent that is killed at any point. A step is one event brought to the core.
 //!
-//! Run by `./testbed/check sim`. Seeds that once failed are in `seeds` and are played first. `SIM_STEPS=` sets how many steps are
-//! played in all; `SIM_SEED=` plays one seed, and with `SIM_TRACE=1` prints all that happens in it. The last line sums it up; the exit
-//! code is 1 if a rule was broken.
+//! Run by `./testbed/check sim`. Seeds that once failed are in `seeds` and are played first, and then others in order, from one that is
+//! another in each hour: `SIM_SEED_BASE=` plays those of another run again. `SIM_STEPS=` sets how many steps are played in all; `SIM_SEED=`
+//! plays one seed, and with `SIM_TRACE=1` prints all that happens in it. The last line sums it up; the exit code is 1 if a rule was broken.
 
 #![expect(
     clippy::unwrap_used,
@@ -23,6 +23,8 @@ use std::{
     process::ExitCode,
     sync::atomic::{AtomicU64, Ordering},
 };
+
+use jiff::Timestamp;
 
 use self::{invariants::Violation, play::Played};
 
@@ -51,21 +53,29 @@ fn main() -> ExitCode {
     }
     let steps = number("SIM_STEPS").unwrap_or(STEPS);
     let kept = play::kept_seeds();
-    let played = play_many(steps, &kept);
+    let base = number("SIM_SEED_BASE").unwrap_or_else(seed_base);
+    println!("sim: the kept seeds, and then those from {base} on; again with SIM_SEED_BASE={base}");
+    let played = play_many(steps, &kept, base);
     let crowd = crowd::compare();
     let mut all = played;
     all.push(play::twice_the_same());
     sum_up(all, crowd)
 }
 
-/// Plays seeds on all cores until so many steps are done: first those that once failed, then 1, 2, 3 …
-fn play_many(steps: u64, kept: &[u64]) -> Vec<Played> {
+/// The first of this hour's seeds: no two hours share one, however long they play.
+fn seed_base() -> u64 {
+    let hours = Timestamp::now().as_second().div_euclid(3600);
+    u64::try_from(hours).unwrap_or(0) * 1_000_000
+}
+
+/// Plays seeds on all cores until so many steps are done: first those that once failed, then from `base` on.
+fn play_many(steps: u64, kept: &[u64], base: u64) -> Vec<Played> {
     let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
     let take = || {
         let n = next.fetch_add(1, Ordering::Relaxed);
         let at = usize::try_from(n).unwrap();
         let enough = done.load(Ordering::Relaxed) >= steps;
-        kept.get(at).copied().or_else(|| (!enough).then(|| n + 1 - kept.len() as u64))
+        kept.get(at).copied().or_else(|| (!enough).then(|| base + n - kept.len() as u64))
     };
     let work = || {
         let mut played = Vec::new();

@@ -41,15 +41,15 @@ observed = "on"
 observed_at = "2026-11-22T12:00:30Z"
 [[history]]
 at = "2026-11-22T12:00:00Z"
-phase = "pending"
+entered = "pending"
 message = "asking the BMC for the power state"
 [[history]]
 at = "2026-11-22T12:00:01Z"
-phase = "preparing"
+entered = "preparing"
 message = "fetching, verifying and unpacking the image"
 [[history]]
 at = "2026-11-22T12:00:30Z"
-phase = "waiting-ramdisk"
+entered = "waiting-ramdisk"
 message = "the machine is on; waiting for it to netboot"
 "#,
     );
@@ -180,7 +180,7 @@ reason = "Silent"
 message = "192.0.2.20:623 does not answer"
 [[history]]
 at = "2026-11-22T12:09:00Z"
-phase = "failed"
+entered = "failed"
 message = "gave up after attempt 3"
 "#,
     );

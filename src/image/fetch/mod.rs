@@ -53,6 +53,21 @@ impl Sources {
         }
     }
 
+    /// Opens a file that lies here, of no more than `bytes_max` bytes. Returns its size in bytes too.
+    pub async fn open(
+        &self,
+        path: &str,
+        bytes_max: u64,
+        watch: &Watch<'_>,
+    ) -> Result<(File, u64), FetchError> {
+        let (file, bytes) = local::open(&self.directories, path, watch).await?;
+        if bytes > bytes_max {
+            let place = path.to_owned();
+            return Err(FetchError::TooLarge { place, bytes, is_all: true, bytes_max });
+        }
+        Ok((file, bytes))
+    }
+
     /// How many bytes the file takes, holes of one that is here left out; `None` when its server does not say.
     pub async fn size(&self, source: &str, watch: &Watch<'_>) -> Result<Option<u64>, FetchError> {
         if let Some(url) = web::url(source) {

@@ -43,6 +43,8 @@ const SESSION: &str = "session";
 /// The version of what is written down. The first one had no checksums and no seal: its images are read once, and written down anew.
 const VERSION: u32 = 2;
 const VERSION_UNSEALED: u32 = 1;
+/// At the end of the name of what is kept as it was published.
+const PLAIN: &str = "-file";
 /// Before the digest of all that is written down, at its end.
 const SEAL: &str = "# ";
 /// The longest source is a few kB.
@@ -60,6 +62,16 @@ pub(super) struct Cache {
 pub(super) struct Name(String);
 
 impl Name {
+    /// Of a file that is kept as it was published: `sha256-0123…-file`.
+    pub(super) fn of_plain(digest: &Digest) -> Self {
+        Self(format!("{}{PLAIN}", digest.to_string().replace(':', "-")))
+    }
+
+    /// Whether it is such a file's.
+    pub(super) fn is_plain(&self) -> bool {
+        self.0.ends_with(PLAIN)
+    }
+
     pub(super) fn new(digest: &Digest, format: ImageFormat) -> Self {
         let digest = digest.to_string().replace(':', "-");
         Self(match format {
@@ -332,6 +344,14 @@ impl Cache {
             self.remove(name, kind)?;
         }
         Ok(())
+    }
+
+    /// The raw file with its checksums, whether or not its session came to a clean end: for who reads all of it first.
+    pub(super) fn unchecked(&self, name: &Name) -> io::Result<Option<CheckedFile>> {
+        match self.about(name) {
+            Some(About { session, .. }) => self.trusted(name, &session),
+            None => Ok(None),
+        }
     }
 
     /// The raw file with its checksums, if nothing speaks against it. What it holds is compared when it is read.

@@ -22,7 +22,7 @@ use crate::{
         decode::{self, DecodeError, Limits},
         fetch::FetchError,
     },
-    model::{ids::Digest, size::show_bytes, status::ImagingStage},
+    model::{ids::Digest, size::show_bytes, spec::ImageFormat, status::ImagingStage},
     progress::{Meter, Watch, stopped},
     regular_file,
 };
@@ -209,10 +209,15 @@ impl Inner {
         watch: &Watch<'_>,
     ) -> Result<(Kind, Digest), ImageError> {
         let failed = |error| self.of_decode(order, watch.meter, error);
-        let (file, format) = (Arc::clone(&published), order.format);
-        let look = on_thread(move || Ok(decode::inspect(&file, format))).await;
-        let look = look.map_err(|error| self.failed(order, Kind::Partial, error))?;
-        let is_raw = self.or_useless(order, look).map_err(failed)?.is_raw;
+        let is_raw = match order.format {
+            Some(format) => {
+                let file = Arc::clone(&published);
+                let look = on_thread(move || Ok(decode::inspect(&file, format))).await;
+                let look = look.map_err(|error| self.failed(order, Kind::Partial, error))?;
+                self.or_useless(order, look).map_err(failed)?.is_raw
+            }
+            None => true,
+        };
         let bytes = published.metadata().map_err(|error| failed(error.into()))?.len();
         watch.meter.begin(ImagingStage::Decode, 0, bytes);
         let work = Unpacking {
@@ -349,12 +354,13 @@ impl Unpacking {
         let (kind, raw) = if self.is_raw {
             (Kind::Partial, Arc::clone(&self.published))
         } else {
+            let format = self.order.format.unwrap_or(ImageFormat::Raw);
             let raw = self.cache.create(&self.order.name, Kind::Temporary)?;
             raw.set_len(0)?;
             let scratch = || self.cache.scratch(&self.order.name);
             let raw_bytes_max = self.raw_bytes_max;
             let mut limits = Limits { raw_bytes_max, progress: beat, scratch: &scratch };
-            decode::decode(&self.published, self.order.format, &raw, &mut limits)?;
+            decode::decode(&self.published, format, &raw, &mut limits)?;
             (Kind::Temporary, Arc::new(raw))
         };
         let bytes = raw.metadata()?.len();

@@ -4,7 +4,9 @@
 //! as a whole.
 
 use std::{
-    io,
+    collections::BTreeSet,
+    fs::File,
+    io::{self, Read as _, Seek as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -15,17 +17,19 @@ use self::{
     cache::{Cache, Lock, Name},
     flight::Flights,
     session::Session,
+    watched::{on_thread, watched},
 };
 use super::{
     ImageError,
-    fetch::{FetchError, Sources},
+    fetch::{FetchError, Hash, Sources},
     source::Directories,
 };
 use crate::{
     checked_file::CheckedFile,
     model::{
-        ids::Digest,
+        ids::{Digest, DigestAlgorithm},
         spec::{self, ImageFormat},
+        status::ImagingStage,
     },
     progress::{Interrupted, Watch},
 };
@@ -41,6 +45,11 @@ mod tests;
 mod watched;
 
 pub use prune::{Kept, Pruned};
+
+/// What is read of a file at once to hash it, in bytes.
+const HASHED_BYTES: usize = 1 << 20;
+/// A file that has decayed as soon as it was kept, so many times in a row, is not worth another try.
+const KEEP_TRIES: usize = 3;
 
 /// Where images are, and how much of them is kept.
 #[derive(Clone, Debug)]
@@ -97,7 +106,8 @@ pub struct Entry {
 struct Order {
     name: Name,
     digest: Digest,
-    format: ImageFormat,
+    /// What it is to be unpacked as; `None`: it is kept as it was published.
+    format: Option<ImageFormat>,
     source: String,
     /// The source without what must not be shown.
     shown: String,
@@ -150,10 +160,14 @@ impl Library {
         let order = Order {
             name: Name::new(digest, image.format),
             digest: digest.clone(),
-            format: image.format,
+            format: Some(image.format),
             source: image.source.clone(),
             shown: Sources::shown(&image.source),
         };
+        self.obtain(order, watch).await
+    }
+
+    async fn obtain(&self, order: Order, watch: &Watch<'_>) -> Result<Entry, Arc<ImageError>> {
         let (inner, stall) = (Arc::clone(&self.0), watch.stall);
         let flight = self.0.flights.join(
             (order.name.clone(), order.source.clone()),
@@ -162,6 +176,88 @@ impl Library {
             },
         );
         flight.outcome(&self.0.cache.dir, watch).await
+    }
+
+    /// The digest of a file that lies here, of a kernel or ramdisk.
+    pub async fn hash(&self, path: &str, watch: &Watch<'_>) -> Result<Digest, ImageError> {
+        let opened = self.0.sources.open(path, self.0.published_bytes_max, watch).await;
+        let (mut file, bytes) = opened.map_err(|error| match error {
+            FetchError::Interrupted(why) => of_interrupted(path, watch, why),
+            error => ImageError::Fetch(error),
+        })?;
+        watch.meter.begin(ImagingStage::Fetch, 0, bytes);
+        let hashing = watched(watch, move |beat| {
+            let mut hash = Hash::new(DigestAlgorithm::Sha256);
+            let (mut buffer, mut done_bytes) = (vec![0; HASHED_BYTES], 0);
+            loop {
+                let read = file.read(&mut buffer)?;
+                hash.update(buffer.get(..read).unwrap_or_default());
+                done_bytes += read as u64;
+                if read == 0 {
+                    return Ok(Some(hash.finish()));
+                }
+                if beat(done_bytes).is_break() {
+                    return Ok(None);
+                }
+            }
+        });
+        let hashed = hashing.await.map_err(|why| of_interrupted(path, watch, why))?;
+        hashed.map_err(|error| of_file(path, error))?.ok_or(ImageError::Cancelled)
+    }
+
+    /// Sees that a file with this digest is in the cache, as it is, and whole; fetched if need be from the path where it lies.
+    pub async fn keep(
+        &self,
+        path: &str,
+        digest: &Digest,
+        watch: &Watch<'_>,
+    ) -> Result<(), Arc<ImageError>> {
+        let mut tries = 0;
+        loop {
+            let order = Order {
+                name: Name::of_plain(digest),
+                digest: digest.clone(),
+                format: None,
+                source: path.to_owned(),
+                shown: path.to_owned(),
+            };
+            let entry = self.obtain(order, watch).await?;
+            tries += 1;
+            let library = self.clone();
+            let checked = on_thread(move || {
+                let checked = entry.file.check();
+                if checked.is_err() {
+                    library.discard(&entry).map_err(io::Error::other)?;
+                }
+                Ok(checked)
+            });
+            match checked.await.and_then(|checked| checked) {
+                Ok(()) => return Ok(()),
+                Err(_) if tries < KEEP_TRIES => {}
+                Err(error) => return Err(Arc::new(of_cache(&self.0.cache.dir, error))),
+            }
+        }
+    }
+
+    /// Opens what [`Library::keep`] has put there, after reading all of it. What has decayed is thrown away, and not there. Blocks for as
+    /// long as that takes.
+    pub fn open_kept(&self, digest: &Digest) -> io::Result<File> {
+        let name = Name::of_plain(digest);
+        let file = self.0.cache.unchecked(&name)?.ok_or(io::ErrorKind::NotFound)?;
+        if let Err(error) = file.check() {
+            let _alone = self.0.discarding.lock().unwrap_or_else(PoisonError::into_inner);
+            self.0.cache.discard(&name, file.file())?;
+            return Err(error);
+        }
+        let mut file = file.file().try_clone()?;
+        file.rewind()?;
+        Ok(file)
+    }
+
+    /// Removes what [`Library::keep`] has put there and nobody needs any more. Blocks for as long as the file system does.
+    pub fn prune_kept(&self, needed: &BTreeSet<Digest>) -> Result<(), ImageError> {
+        let cache = &self.0.cache;
+        cache.prune_plain(needed).map_err(|error| of_cache(&cache.dir, error))
     }
 
     /// Throws away an entry that has decayed, so that it is fetched again when it is next asked for. Whoever else reads it finds out by
@@ -184,6 +280,10 @@ impl Library {
         let pruned = cache.sweep().and_then(|()| cache.prune(to_bytes));
         pruned.map_err(|error| of_cache(&cache.dir, error))
     }
+}
+
+fn of_file(path: &str, source: io::Error) -> ImageError {
+    ImageError::Fetch(FetchError::File { path: PathBuf::from(path), source })
 }
 
 fn of_cache(path: &Path, error: io::Error) -> ImageError {

@@ -1,10 +1,10 @@
 //! What is in the cache, how much of the disk it takes, and what goes when that is too much: what was used longest ago.
 //!
 //! Called by the library before and while an image comes in, and by `hostler cache`. It must never remove what somebody uses or works on,
-//! nor a file that is not the cache's.
+//! a kernel or ramdisk that a machine may still boot, nor a file that is not the cache's.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, ErrorKind::NotFound},
     os::unix::fs::MetadataExt as _,
@@ -83,6 +83,24 @@ impl Cache {
         Ok(!is_short()?)
     }
 
+    /// Removes the kernels and ramdisks that nobody needs any more, and that were not asked for for a while: what was verified for an
+    /// attempt is named only a moment later.
+    pub(super) fn prune_plain(&self, needed: &BTreeSet<Digest>) -> io::Result<()> {
+        for Item { name, last_used, .. } in self.items()? {
+            let is_needed = name.digest().is_some_and(|digest| needed.contains(&digest));
+            let is_old = last_used.elapsed().is_ok_and(|age| age > LEFTOVER_TIME);
+            if !name.is_plain() || is_needed || !is_old {
+                continue;
+            }
+            let Some(_alone) = self.take_alone(&name)? else { continue };
+            for kind in Kind::ALL {
+                self.remove(&name, kind)?;
+            }
+            info!(file = %name, "removed from the image cache: no machine boots it any more");
+        }
+        Ok(())
+    }
+
     /// Removes what crashes left: files beside an entry, and what has long not become one.
     pub(super) fn sweep(&self) -> io::Result<()> {
         for Item { name, last_used, is_entry, .. } in self.items()? {
@@ -107,12 +125,14 @@ impl Cache {
         Ok(free.saturating_sub(RESERVE_BYTES_MAX.min(all / 20)))
     }
 
-    /// Removes what was used longest ago, as long as what is left is too much; its bytes are told.
+    /// Removes what was used longest ago, as long as what is left is too much; its bytes are told. Kernels and ramdisks stay: machines
+    /// boot them at any time, also while no agent holds them.
     fn remove_while(&self, is_too_much: impl Fn(u64) -> io::Result<bool>) -> io::Result<Pruned> {
         let items = self.items()?;
         let left_bytes = items.iter().map(|item| item.used_bytes).sum();
         let mut pruned = Pruned { left_bytes, ..Pruned::default() };
-        for Item { name, used_bytes, .. } in items.iter().filter(|item| item.used_bytes > 0) {
+        let goes = |item: &&Item| item.used_bytes > 0 && !(item.is_entry && item.name.is_plain());
+        for Item { name, used_bytes, .. } in items.iter().filter(goes) {
             if !is_too_much(pruned.left_bytes)? {
                 break;
             }

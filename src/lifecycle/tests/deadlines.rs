@@ -76,6 +76,7 @@ fn every_fault_the_core_makes_says_what_where_and_what_to_do() {
         bench.go_to(Phase::WaitingRamdisk);
         let (node, path, peer) = (spec().name, "x".into(), RAMDISK);
         bench.send(Event::Fetched(Fetch {
+            refused_times: 0,
             node,
             stage,
             path,

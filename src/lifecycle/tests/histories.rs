@@ -117,6 +117,7 @@ fn operator(site: &mut Site) {
 fn fetch(site: &mut Site) {
     let stage = if site.dice.chance(50) { BootStage::Menu } else { BootStage::Kernel };
     let fetch = Fetch {
+        refused_times: 0,
         node: spec().name,
         stage,
         path: "x".into(),

@@ -9,6 +9,7 @@ mod consent;
 mod deadlines;
 mod histories;
 mod ironic;
+mod listed;
 mod lost;
 mod machines;
 mod netboot;

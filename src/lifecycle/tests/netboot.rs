@@ -1,11 +1,17 @@
 //! `boot.after = "network"`: an installed machine boots its own kernel, and only an installed one.
 
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
 use crate::{
     lifecycle::{Event, Menu, Operation, Outcome, PreparedImage},
     model::{
         fault::RetryAdvice,
+        ids::{Digest, DigestAlgorithm},
+        netboot::{Netboot, NetbootFiles},
         power::PowerState,
-        spec::{Goal, Netboot, NodeSpec},
+        spec::{Goal, NodeSpec},
         status::Phase,
     },
 };
@@ -15,20 +21,41 @@ use super::support::*;
 const UUID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
 
 fn netboot(kernel_args: &[&str]) -> Netboot {
-    let kernel_args = kernel_args.iter().map(|&word| word.to_owned()).collect();
-    Netboot { kernel: "vmlinuz".into(), ramdisk: "initrd".into(), kernel_args }
+    Netboot {
+        kernel: "vmlinuz".into(),
+        kernel_checksum: None,
+        ramdisk: "initrd".into(),
+        ramdisk_checksum: None,
+        kernel_args: kernel_args.iter().map(|&word| word.to_owned()).collect(),
+    }
+}
+
+/// What is found at the paths.
+fn files(wanted: &Netboot) -> NetbootFiles {
+    let digest = |path: &str| Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(path));
+    NetbootFiles {
+        kernel_digest: digest(&wanted.kernel),
+        ramdisk_digest: digest(&wanted.ramdisk),
+        ..wanted.unverified()
+    }
 }
 
 fn from_network(spec: &mut NodeSpec) {
     spec.image.netboot = Some(netboot(&["ro"]));
 }
 
+fn other_kernel(spec: &mut NodeSpec) {
+    let kernel = "vmlinuz-new".to_owned();
+    spec.image.netboot = Some(Netboot { kernel, ..netboot(&["ro"]) });
+}
+
 /// An image that is one file system.
-fn prepared_root(root_uuid: Option<&str>) -> Outcome {
+fn prepared_root(root_uuid: Option<&str>, netboot: &Netboot) -> Outcome {
     let Outcome::Prepared { image, key, system_guid, stages } = prepared(key(1)) else {
         unreachable!()
     };
-    let image = PreparedImage { root_uuid: root_uuid.map(str::to_owned), ..image };
+    let root_uuid = root_uuid.map(str::to_owned);
+    let image = PreparedImage { root_uuid, netboot: Some(files(netboot)), ..image };
     Outcome::Prepared { image, key, system_guid, stages }
 }
 
@@ -37,7 +64,7 @@ fn bench() -> Bench {
     let mut bench = Bench::with_spec();
     bench.change(from_network);
     bench.go_to(Phase::Preparing);
-    bench.done(Ok(prepared_root(Some(UUID))));
+    bench.done(Ok(prepared_root(Some(UUID), &netboot(&["ro"]))));
     bench
 }
 
@@ -47,8 +74,40 @@ fn deployed() -> Bench {
     bench
 }
 
+fn menu_of(wanted: &Netboot, root: &str) -> Menu {
+    let command_line = [wanted.kernel_args.join(" "), root.to_owned()].join(" ").trim().to_owned();
+    Menu::Network { files: files(wanted).files(), command_line }
+}
+
 fn own() -> Menu {
-    Menu::Network(Some(UUID.into()))
+    menu_of(&netboot(&["ro"]), &format!("root=UUID={UUID}"))
+}
+
+fn new() -> Menu {
+    let kernel = "vmlinuz-new".to_owned();
+    menu_of(&Netboot { kernel, ..netboot(&["ro"]) }, &format!("root=UUID={UUID}"))
+}
+
+/// The operation about kernel and ramdisk that runs: what is served, and whether that is to change.
+fn verifying(bench: &Bench) -> Option<(Option<NetbootFiles>, bool)> {
+    match &bench.running.as_ref()?.1 {
+        Operation::NetbootFiles { served, renew } => Some((served.clone(), *renew)),
+        _ => None,
+    }
+}
+
+fn condition(bench: &Bench, kind: &str) -> Option<(String, String)> {
+    let conditions = bench.node.status(bench.now).conditions;
+    let found = conditions.into_iter().find(|condition| condition.kind == kind)?;
+    Some((found.status, found.reason))
+}
+
+/// A machine that was seen on, so that nothing else is to be done.
+fn quiet() -> Bench {
+    let mut bench = deployed();
+    bench.look(PowerState::On);
+    assert_eq!(bench.running, None);
+    bench
 }
 
 #[test]
@@ -72,18 +131,167 @@ fn the_own_kernel_is_served_from_the_moment_the_disk_is_written() {
 }
 
 #[test]
-fn the_menu_follows_the_spec_in_force_without_a_reinstall() {
-    let mut bench = deployed();
-    bench.change(|spec| spec.image.netboot = None);
-    assert_eq!((bench.phase(), bench.menu()), (Phase::Deployed, Menu::LocalDisk));
-    bench.change(from_network);
+fn a_changed_kernel_is_drift_until_it_is_verified_and_the_old_one_is_served_until_then() {
+    let mut bench = quiet();
+    let before = bench.node.record().installed.clone().unwrap();
+    bench.change(other_kernel);
     assert_eq!((bench.phase(), bench.menu()), (Phase::Deployed, own()));
+    assert_eq!(condition(&bench, "Drifted"), Some(("True".into(), "NetbootChanged".into())));
+    assert!(!bench.node.status(bench.now).ready);
+    let (served, renew) = verifying(&bench).unwrap();
+    assert_eq!((served.unwrap(), renew), (files(&netboot(&["ro"])), true));
+
+    // It is not there.
+    bench.done(Err(passing()));
+    assert_eq!((bench.phase(), bench.menu()), (Phase::Deployed, own()));
+    assert!(bench.message().contains(&passing().message), "{}", bench.message());
+    assert!(condition(&bench, "NetbootVerified").is_some());
+    assert_eq!(
+        bench.node.record().installed,
+        Some(before.clone()),
+        "what is installed is as it was"
+    );
+    assert_eq!(bench.node.record().last_error, None, "no attempt failed");
+    assert_eq!(bench.running, None, "a pause");
+    bench.restart();
+    assert_eq!(bench.menu(), own(), "also after a crash");
+    bench.send(Event::Spec(bench.node.spec().unwrap().clone()));
+    bench.look(PowerState::On);
+    assert!(verifying(&bench).is_some());
+
+    let wanted = bench.node.spec().unwrap().image.netboot.clone().unwrap();
+    bench.done(Ok(Outcome::NetbootFiles(Some(files(&wanted)))));
+    let after = bench.node.record().installed.clone().unwrap();
+    assert_eq!(bench.menu(), new());
+    assert_eq!(after.digest, bench.node.spec().unwrap().digest());
+    assert_eq!((after.at, after.written_digest), (before.at, before.written_digest));
+    assert_eq!(condition(&bench, "Drifted"), Some(("False".into(), "AsWanted".into())));
+    assert_eq!(condition(&bench, "NetbootVerified"), None);
+    assert!(bench.node.status(bench.now).ready && bench.message() == "installed");
+    assert_eq!(bench.running, None);
+}
+
+#[test]
+fn neither_power_nor_disk_is_touched_for_a_changed_kernel() {
+    let mut bench = quiet();
+    for change in [other_kernel, from_network] {
+        bench.change(change);
+        let wanted = bench.node.spec().unwrap().image.netboot.clone().unwrap();
+        assert!(verifying(&bench).is_some_and(|(_, renew)| renew));
+        bench.done(Ok(Outcome::NetbootFiles(Some(files(&wanted)))));
+        assert_eq!((bench.phase(), bench.running.clone()), (Phase::Deployed, None));
+    }
+}
+
+#[test]
+fn files_of_a_spec_that_was_changed_meanwhile_are_not_served() {
+    let mut bench = quiet();
+    bench.change(other_kernel);
+    let stale = files(&bench.node.spec().unwrap().image.netboot.clone().unwrap());
+    let third = || Netboot { kernel: "third".to_owned(), ..netboot(&["ro"]) };
+    bench.change(|spec| spec.image.netboot = Some(third()));
+    bench.done(Ok(Outcome::NetbootFiles(Some(stale))));
+    assert_eq!(bench.menu(), own());
+    assert!(verifying(&bench).is_some(), "for the spec as it is now");
+    bench.done(Ok(Outcome::NetbootFiles(Some(files(&third())))));
+    assert_eq!(bench.menu(), menu_of(&third(), &format!("root=UUID={UUID}")));
+}
+
+#[test]
+fn with_another_image_too_the_machine_keeps_what_it_was_installed_with() {
+    let mut bench = quiet();
+    bench.change(|spec| {
+        other_kernel(spec);
+        spec.image.checksum = format!("sha256:{}", "c".repeat(64)).parse().unwrap();
+    });
+    assert_eq!((bench.phase(), bench.menu()), (Phase::Deployed, own()));
+    assert_eq!(condition(&bench, "Drifted"), Some(("True".into(), "SpecChanged".into())));
+    assert_eq!(bench.running, None);
+    // It still has to boot.
+    bench.send(Event::NetbootLost);
+    let (served, renew) = verifying(&bench).unwrap();
+    assert_eq!((served.clone().unwrap(), renew), (files(&netboot(&["ro"])), false));
+    bench.done(Ok(Outcome::NetbootFiles(served)));
+    assert_eq!((bench.menu(), bench.running.clone()), (own(), None));
+}
+
+#[test]
+fn a_file_that_is_lost_is_had_again_and_said_so_as_long_as_it_is_not() {
+    let mut bench = quiet();
+    bench.send(Event::NetbootLost);
+    let (served, _) = verifying(&bench).unwrap();
+    bench.done(Err(passing()));
+    assert!(!bench.node.status(bench.now).ready);
+    assert!(bench.message().contains("cannot be verified"), "{}", bench.message());
+    bench.send(Event::NetbootLost);
+    assert_eq!(bench.running, None, "a machine that asks again and again is no reason for haste");
+    bench.send(Event::Retry);
+    bench.look(PowerState::On);
+    assert!(verifying(&bench).is_some(), "an operator is");
+    bench.done(Ok(Outcome::NetbootFiles(served)));
+    assert!(bench.node.status(bench.now).ready && bench.menu() == own());
+}
+
+#[test]
+fn the_disk_is_booted_again_once_the_spec_says_so_and_the_network_too() {
+    let mut bench = quiet();
+    bench.change(|spec| spec.image.netboot = None);
+    assert_eq!(bench.menu(), own());
+    bench.done(Ok(Outcome::NetbootFiles(None)));
+    assert_eq!((bench.phase(), bench.menu()), (Phase::Deployed, Menu::LocalDisk));
+    assert!(bench.node.status(bench.now).ready);
+    bench.change(from_network);
+    assert_eq!(bench.menu(), Menu::LocalDisk);
+    bench.done(Ok(Outcome::NetbootFiles(Some(files(&netboot(&["ro"]))))));
+    assert_eq!((bench.phase(), bench.menu()), (Phase::Deployed, own()));
+}
+
+#[test]
+fn a_pause_or_a_broken_spec_leaves_what_is_served() {
+    let mut bench = quiet();
     bench.send(Event::SpecProblems(Vec::new()));
     assert_eq!(bench.menu(), own(), "a broken spec leaves the last good one in force");
-    bench.change(|spec| spec.paused = true);
+    bench.change(|spec| {
+        spec.paused = true;
+        other_kernel(spec);
+    });
     assert_eq!((bench.phase(), bench.menu()), (Phase::Paused, own()));
+    assert_eq!(bench.running, None);
     bench.change(|spec| spec.goal = Goal::Unmanaged);
     assert_eq!(bench.menu(), Menu::Unknown);
+}
+
+#[test]
+fn a_machine_that_the_version_before_installed_has_not_drifted_and_gets_its_files_verified() {
+    let mut bench = quiet();
+    let mut record = bench.node.record().clone();
+    let spec = record.spec.clone().unwrap();
+    let installed = record.installed.as_mut().unwrap();
+    (installed.digest, installed.written_digest) = (spec.digest_v1(), None);
+    installed.netboot = None;
+    let paths = spec.image.netboot.clone().unwrap().unverified();
+    let unverified =
+        Menu::Network { files: paths.files(), command_line: format!("ro root=UUID={UUID}") };
+    bench.resume(&record);
+    assert_eq!(bench.menu(), unverified, "as before, until they are verified");
+    assert_eq!(condition(&bench, "Drifted"), Some(("False".into(), "AsWanted".into())));
+    bench.send(Event::Spec(Arc::clone(&spec)));
+    bench.look(PowerState::On);
+    assert_eq!(verifying(&bench), Some((Some(paths), true)));
+    bench.done(Ok(Outcome::NetbootFiles(Some(files(&netboot(&["ro"]))))));
+    assert_eq!(bench.menu(), own());
+    assert_eq!(bench.node.status(bench.now).installed_digest, Some(spec.digest()));
+    assert!(bench.node.status(bench.now).ready);
+
+    // With another spec by now it has drifted, as before.
+    record.spec = None;
+    bench.resume(&record);
+    let mut other = (*spec).clone();
+    other.image.checksum = format!("sha256:{}", "c".repeat(64)).parse().unwrap();
+    bench.send(Event::Spec(Arc::new(other)));
+    assert_eq!(condition(&bench, "Drifted"), Some(("True".into(), "SpecChanged".into())));
+    bench.send(Event::Spec(Arc::clone(&spec)));
+    assert_eq!(condition(&bench, "Drifted"), Some(("False".into(), "AsWanted".into())));
 }
 
 #[test]
@@ -97,7 +305,7 @@ fn a_machine_that_is_to_be_reinstalled_boots_its_own_kernel_until_then_and_the_d
     assert_eq!((bench.phase(), bench.menu()), (Phase::Pending, own()), "nothing was touched");
     bench.pass(3600);
     bench.go_to(Phase::Preparing);
-    bench.done(Ok(prepared_root(Some(UUID))));
+    bench.done(Ok(prepared_root(Some(UUID), &netboot(&["ro"]))));
     bench.go_to(Phase::Imaging);
     bench.done(Err(passing()));
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::CleanUp);
@@ -120,21 +328,25 @@ fn an_image_that_does_not_say_where_the_root_is_is_refused_before_anything_is_to
     let mut bench = Bench::with_spec();
     bench.change(from_network);
     bench.go_to(Phase::Preparing);
-    bench.done(Ok(prepared_root(None)));
+    bench.done(Ok(prepared_root(None, &netboot(&["ro"]))));
     assert_eq!(bench.phase(), Phase::Failed);
     assert!(bench.running.is_none(), "nothing was touched, so nothing is cleaned up");
     let fault = bench.node.record().last_error.clone().unwrap().fault;
     assert_eq!((fault.code.as_ref(), fault.retry), ("RootUnknown", RetryAdvice::Never));
     assert!(fault.hint.contains("root="), "{fault:?}");
     // Saying it is enough.
-    bench.change(|spec| spec.image.netboot = Some(netboot(&["root=/dev/vda3"])));
+    let with_root = netboot(&["root=/dev/vda3"]);
+    bench.change(|spec| spec.image.netboot = Some(with_root.clone()));
     bench.go_to(Phase::Preparing);
-    bench.done(Ok(prepared_root(None)));
+    bench.done(Ok(prepared_root(None, &with_root)));
     bench.go_to(Phase::Deployed);
-    assert_eq!(bench.menu(), Menu::Network(None));
-    // Taking it back leaves the disk.
+    assert_eq!(bench.menu(), menu_of(&with_root, ""));
+    bench.look(PowerState::On);
+    // Taking it back leaves what boots.
     bench.change(from_network);
-    assert_eq!((bench.phase(), bench.menu()), (Phase::Deployed, Menu::LocalDisk));
+    bench.done(Ok(Outcome::NetbootFiles(Some(files(&netboot(&["ro"]))))));
+    assert_eq!((bench.phase(), bench.menu()), (Phase::Deployed, menu_of(&with_root, "")));
+    assert!(bench.message().contains("has no root="), "{}", bench.message());
 }
 
 #[test]

@@ -45,7 +45,15 @@ fn waiting() -> Bench {
 
 fn fetched(stage: BootStage) -> Event {
     let (node, path) = (spec().name, "x".to_owned());
-    Event::Fetched(Fetch { node, stage, path, sent_bytes: 1, complete: true, peer: RAMDISK })
+    Event::Fetched(Fetch {
+        refused_times: 0,
+        node,
+        stage,
+        path,
+        sent_bytes: 1,
+        complete: true,
+        peer: RAMDISK,
+    })
 }
 
 /// One whose machine is up.

@@ -57,6 +57,8 @@ pub(super) struct World {
     pub(super) faults: BTreeMap<String, Fault>,
     /// No record can be written.
     pub(super) disk_full: bool,
+    /// Calls until the agent is killed: from then on nothing of what it does arrives.
+    pub(super) fuse: Option<usize>,
     /// Machines whose ramdisk never calls.
     pub(super) silent: bool,
     keys: u8,
@@ -83,6 +85,9 @@ pub(super) struct Job {
 
 impl Outside for World {
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String> {
+        if !self.lives() {
+            return Ok(());
+        }
         if self.disk_full {
             return Err("no space left".into());
         }
@@ -93,6 +98,9 @@ impl Outside for World {
     }
 
     fn keep(&mut self, left: &Left) -> Result<(), String> {
+        if !self.lives() {
+            return Ok(());
+        }
         if self.disk_full {
             return Err("no space left".into());
         }
@@ -106,6 +114,9 @@ impl Outside for World {
     }
 
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
+        if !self.lives() {
+            return;
+        }
         self.heard.push(Heard::Start(op));
         let bmc = spec.bmc_address();
         assert!(bmc.is_some() || !operation.needs_bmc(), "{operation:?} without a BMC");
@@ -128,6 +139,9 @@ impl Outside for World {
     }
 
     fn show(&mut self, status: Status) {
+        if self.fuse == Some(0) {
+            return;
+        }
         self.statuses.insert(status.node.clone(), status);
     }
 
@@ -136,6 +150,9 @@ impl Outside for World {
     }
 
     fn forget(&mut self, node: &NodeName) {
+        if !self.lives() {
+            return;
+        }
         self.heard.push(Heard::Forget);
         self.records.remove(node);
         self.statuses.remove(node);
@@ -143,6 +160,17 @@ impl Outside for World {
 }
 
 impl World {
+    fn lives(&mut self) -> bool {
+        match &mut self.fuse {
+            None => true,
+            Some(0) => false,
+            Some(calls) => {
+                *calls -= 1;
+                true
+            }
+        }
+    }
+
     /// Carries out an operation, on the machine as it is.
     fn carry_out(&mut self, job: &Job) -> Result<Outcome, Fault> {
         if let Some(fault) = self.faults.get(&job.host) {
@@ -170,7 +198,9 @@ impl World {
             Operation::PowerOn => leave(PowerState::On),
             Operation::CleanUp => leave(PowerState::Off),
             Operation::Restart { leave: state } | Operation::SetPower(state) => leave(*state),
-            Operation::Image { .. } | Operation::Release(_) => true,
+            Operation::Image { .. } | Operation::Release(_) | Operation::NetbootFiles { .. } => {
+                true
+            }
         };
         Ok(good_outcome(&job.operation))
     }
@@ -377,7 +407,7 @@ impl Rack {
             |name: &NodeName| records.get(name).is_none_or(|record: &Record| record.spec.is_none());
         let statuses = self.world.statuses.iter().filter(|(name, _)| unknown(name));
         let witnessed = statuses
-            .filter_map(|(name, status)| Some((name.clone(), status.installed.clone()?)))
+            .filter_map(|(name, status)| Some((name.clone(), Some(status.installed.clone()?))))
             .collect();
         self.world.running.clear();
         let left = self.world.left.as_ref().map(|left| serde_json::from_str(left).unwrap());

@@ -281,6 +281,7 @@ impl Site {
             Operation::PollPower
             | Operation::ConfirmPower
             | Operation::Prepare
+            | Operation::NetbootFiles { .. }
             | Operation::PowerOn => {}
         }
         let lasts = i64::try_from(self.dice.roll(90)).unwrap();
@@ -335,7 +336,7 @@ impl Site {
                 assert!(busy_with_netboot, "the deploy menu in {:?}", self.node.phase());
                 assert_eq!(shown, key(self.keys_made), "an old key is served");
             }
-            Menu::LocalDisk | Menu::Network(_) | Menu::Unknown => assert!(!busy_with_netboot),
+            Menu::LocalDisk | Menu::Network { .. } | Menu::Unknown => assert!(!busy_with_netboot),
         }
         // Looking at all that is shown and kept costs more than all the rest: now and then is enough.
         if self.steps.is_multiple_of(16) {
@@ -404,6 +405,7 @@ impl Site {
             }
             Operation::Image { .. } => imaged(),
             Operation::Release(_) => Outcome::Released,
+            Operation::NetbootFiles { .. } => good_outcome(&job.operation),
             Operation::PowerOn => {
                 *on = true;
                 Outcome::PoweredOn

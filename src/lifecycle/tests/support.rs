@@ -6,7 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     lifecycle::{
-        Action, Event, Fleet, Left, Menu, Node, Operation, Outcome, Policy, PreparedImage, Turn,
+        Action, Event, Fleet, Left, Menu, Node, Operation, Outcome, Policy, PreparedImage, Record,
+        Turn,
     },
     model::{
         boot::{Arch, BootStage, Fetch, Firmware},
@@ -87,7 +88,7 @@ pub(super) fn spec() -> NodeSpec {
 /// An image that was prepared without a stage worth telling.
 pub(super) fn prepared(key: AttemptKey) -> Outcome {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
-    let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid: None };
+    let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid: None, netboot: None };
     Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
 }
 
@@ -166,6 +167,7 @@ pub(super) fn ramdisk_fetched_by(peer: IpAddr) -> Fetch {
         peer,
         sent_bytes: 1,
         complete: true,
+        refused_times: 0,
     }
 }
 
@@ -314,9 +316,15 @@ impl Bench {
 
     /// The agent is killed and started again; the spec directory has not been read yet.
     pub(super) fn restart(&mut self) {
-        let saved = serde_json::to_string(self.node.record()).unwrap();
-        self.node =
-            Node::resume(spec().name, serde_json::from_str(&saved).unwrap(), POLICY, self.now);
+        let record = self.node.record().clone();
+        self.resume(&record);
+    }
+
+    /// The same, with this record.
+    pub(super) fn resume(&mut self, record: &Record) {
+        let saved = serde_json::to_string(record).unwrap();
+        let record = serde_json::from_str(&saved).unwrap();
+        self.node = Node::resume(spec().name, record, POLICY, self.now);
         self.running = None;
     }
 
@@ -354,6 +362,7 @@ pub(super) fn good_outcome(operation: &Operation) -> Outcome {
         Operation::Restart { leave } => Outcome::Restarted(*leave),
         Operation::SetPower(wanted) => Outcome::PowerSet(*wanted),
         Operation::CleanUp => Outcome::CleanedUp,
+        Operation::NetbootFiles { served, .. } => Outcome::NetbootFiles(served.clone()),
     }
 }
 

@@ -89,6 +89,7 @@ const EVENTS: [Act; 31] = [
         let (path, peer) = ("x".into(), RAMDISK);
         let stage = BootStage::Kernel;
         drop(bench.send(Event::Fetched(Fetch {
+            refused_times: 0,
             node: spec().name,
             stage,
             path,

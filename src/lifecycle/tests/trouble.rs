@@ -367,6 +367,7 @@ fn each_stage_of_a_netboot_counts_once_and_only_in_an_attempt() {
     let fetch = |stage, complete| {
         let path = "x".into();
         Event::Fetched(Fetch {
+            refused_times: 0,
             node: spec().name,
             stage,
             path,

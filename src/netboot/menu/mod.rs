@@ -180,6 +180,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::netboot::BootFile;
 
     fn mac() -> MacAddr {
         "52:54:00:00:00:0a".parse().unwrap()
@@ -325,7 +326,8 @@ mod tests {
 
     #[test]
     fn a_machines_own_kernel_has_a_name_of_its_own_and_no_path_of_the_server() {
-        let (kernel, ramdisk) = ("/srv/images/vmlinuz".to_owned(), "initrd.img".to_owned());
+        let [kernel, ramdisk] =
+            ["/srv/images/vmlinuz", "initrd.img"].map(|path| BootFile::Path(path.to_owned()));
         let command_line = "root=UUID=0a ro".to_owned();
         let menus = render(mac(), &BootMenu::Network { kernel, ramdisk, command_line }).unwrap();
         expect![[r"

@@ -23,7 +23,7 @@ use super::{
     super::{
         evidence::{Asked, Ended},
         files,
-        shelf::Shelf,
+        shelf::{Cached, Shelf},
         table::BootTable,
     },
     request::{self, Refusal, Request, Terms},
@@ -87,6 +87,7 @@ pub struct Server {
     socket: UdpSocket,
     local: SocketAddr,
     config: Config,
+    cached: Option<Cached>,
 }
 
 impl Server {
@@ -105,12 +106,18 @@ impl Server {
         // A datagram with a wrong checksum makes the socket readable and is then not there.
         socket.set_nonblocking(true)?;
         let local = socket.local_addr()?;
-        Ok(Self { socket, local, config })
+        Ok(Self { socket, local, config, cached: None })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Serves kernels and ramdisks in the cache, too, which are opened so.
+    #[must_use]
+    pub fn with_cached(self, cached: Cached) -> Self {
+        Self { cached: Some(cached), ..self }
     }
 
     /// Answers from now on. What machines fetch is told through `fetched` when the transfer has ended; when that channel is full it is
@@ -121,13 +128,12 @@ impl Server {
         let slots = Slots::new(self.config.max_transfers);
         let limits = Limits { idle: self.config.idle_limit, total: self.config.total_limit };
         let Config { loaders, files, images, .. } = self.config;
-        let shelf = Arc::new(Shelf::new(loaders, files, images, table, fetched));
+        let shelf = Arc::new(Shelf::new(loaders, files, images, self.cached, table, fetched));
+        let starter = Starter { local: self.local, limits, shelf: Arc::clone(&shelf) };
         let desk = Desk {
             socket: self.socket,
-            local: self.local,
-            limits,
             slots: slots.clone(),
-            shelf: Arc::clone(&shelf),
+            starter: Arc::new(starter),
             full_told: Cell::new(None),
         };
         thread::Builder::new().name("tftp".to_owned()).stack_size(LOOP_STACK_BYTES).spawn(
@@ -187,10 +193,8 @@ impl Drop for Running {
 /// The accept loop's belongings.
 struct Desk {
     socket: UdpSocket,
-    local: SocketAddr,
-    limits: Limits,
     slots: Slots,
-    shelf: Arc<Shelf>,
+    starter: Arc<Starter>,
     /// When the log last told that a request was left unanswered.
     full_told: Cell<Option<Instant>>,
 }
@@ -221,7 +225,10 @@ impl Desk {
         let name = parsed.as_ref().map(|request| request.name.clone()).unwrap_or_default();
         let served =
             parsed.and_then(|request| match self.slots.claim(peer, datagram, Instant::now()) {
-                Claim::Granted(slot) => self.begin(&request, peer, slot),
+                Claim::Granted(slot) if self.starter.shelf.takes_a_while(&request.name) => {
+                    begin_aside(&self.starter, request, peer, slot)
+                }
+                Claim::Granted(slot) => self.starter.begin(&request, peer, slot),
                 Claim::Repeated => Ok(()),
                 Claim::Full => {
                     self.tell_full(peer);
@@ -248,7 +255,41 @@ impl Desk {
             tracing::warn!(%peer, most, "too many TFTP transfers at once: requests wait until they are sent again");
         }
     }
+}
 
+/// What begins transfers. It does not hold the port: that is free as soon as the loop has ended.
+struct Starter {
+    local: SocketAddr,
+    limits: Limits,
+    shelf: Arc<Shelf>,
+}
+
+/// Begins a transfer of a file that is read as a whole before, while the loop goes on. A refusal comes from a port of its own, as a
+/// transfer does.
+fn begin_aside(
+    starter: &Arc<Starter>,
+    request: Request,
+    peer: SocketAddr,
+    slot: Slot,
+) -> Result<(), Refusal> {
+    let starter = Arc::clone(starter);
+    let begin = move || {
+        let Err(refusal) = starter.begin(&request, peer, slot) else { return };
+        tracing::debug!(%peer, name = request.name, %refusal, "TFTP request refused");
+        let packet = refusal.to_packet().serialize().unwrap_or_default();
+        let told = starter.connect(peer).and_then(|socket| socket.send(&packet));
+        if let Err(error) = told {
+            tracing::debug!(%peer, %error, "TFTP refusal not sent");
+        }
+    };
+    let thread = thread::Builder::new().name("tftp-open".to_owned()).stack_size(LOOP_STACK_BYTES);
+    thread.spawn(begin).map(drop).map_err(|error| {
+        tracing::warn!(%peer, %error, "no thread for a TFTP transfer");
+        Refusal::Busy
+    })
+}
+
+impl Starter {
     fn begin(&self, request: &Request, peer: SocketAddr, slot: Slot) -> Result<(), Refusal> {
         let began = Instant::now();
         let machine = peer.ip().to_canonical();

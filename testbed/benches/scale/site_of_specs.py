@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 
-HOSTLER = "target/x86_64-unknown-linux-gnu/release/hostler"
+HOSTLER = os.environ.get("HOSTLER", "target/x86_64-unknown-linux-gnu/release/hostler")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 TFTP, HTTP, CALLBACK = 24000, 24001, 24002
 MIB = 1 << 20
@@ -69,7 +69,7 @@ image = {{ source = "disk.raw", checksum = "{self.checksum}" }}
             return ""
 
     def statuses(self):
-        return sum(entry.name.endswith(".status.toml") and entry.name[0] != "." for entry in os.scandir(f"{self.dir}/nodes"))
+        return sum(entry.name.endswith(".status.toml") and entry.name[0] not in "._" for entry in os.scandir(f"{self.dir}/nodes"))
 
 
 class Agent:

@@ -4,7 +4,7 @@
 use std::{fs, net::IpAddr, sync::LazyLock};
 
 use hostler::{
-    lifecycle::{Action, Event, Node, Operation, Outcome, Record},
+    lifecycle::{Action, Event, Node, Operation, Outcome, Record, format_1},
     model::{
         boot::{BootStage, Fetch},
         callback::{Call, Completed, DeployInfo, Lookup},
@@ -30,18 +30,22 @@ fuzz_target!(|bytes: &[u8]| {
         (Some(record), script) => (record, script),
         (None, record) => (record, &[][..]),
     };
-    LazyLock::force(&STORE);
-    fs::write(path("state/edge-07.json"), record).unwrap();
-    let record = match STORE.load::<Record>(&SPEC.name) {
-        Ok(record) => record.unwrap(),
-        Err(error) => {
-            check_shown(&error.to_string());
-            fs::remove_file(path("state/edge-07.json.bad-1")).unwrap();
-            Record::distrusted(*NOW)
-        }
-    };
+    let read = serde_json::from_slice::<Record>(record).ok();
+    let old = || format_1::record(serde_json::from_slice(record).ok()?).ok();
+    let record = read.or_else(old).unwrap_or_else(|| damaged(record));
     live(Node::resume(SPEC.name.clone(), record, POLICY, *NOW), script);
 });
+
+/// In the state directory it is never taken for a record.
+fn damaged(bytes: &[u8]) -> Record {
+    LazyLock::force(&STORE);
+    fs::write(path("state/edge-07.json"), bytes).unwrap();
+    let loaded = STORE.load_all(format_1::record).unwrap();
+    assert!(loaded.records.is_empty());
+    check_shown(&loaded.damaged[&SPEC.name].to_string());
+    fs::remove_file(path("state/edge-07.json.bad-1")).unwrap();
+    Record::distrusted(*NOW)
+}
 
 fn live(mut node: Node, script: &[u8]) {
     let mut now = *NOW;
@@ -113,6 +117,7 @@ fn event(node: &Node, running: &mut Option<(OpId, Operation)>, byte: u8) -> Opti
         14 => Event::Retry,
         15 if byte & 0x10 == 0 => Event::LookAgain,
         _ => Event::Fetched(Fetch {
+            refused_times: 0,
             node: SPEC.name.clone(),
             stage: BootStage::Kernel,
             path: "vmlinuz".to_owned(),
@@ -136,6 +141,7 @@ fn outcome(operation: Operation, byte: u8) -> Outcome {
         Operation::Restart { leave } => Outcome::Restarted(leave),
         Operation::SetPower(wanted) => Outcome::PowerSet(wanted),
         Operation::CleanUp => Outcome::CleanedUp,
+        Operation::NetbootFiles { served, .. } => Outcome::NetbootFiles(served),
     }
 }
 

@@ -89,7 +89,7 @@ pub fn check_node(node: &Node, now: Timestamp) {
 /// An image is ready for an attempt with this key.
 pub fn prepared(key: AttemptKey) -> Outcome {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
-    let image = PreparedImage { digest, disk_bytes: 1 << 20, root_uuid: None };
+    let image = PreparedImage { digest, disk_bytes: 1 << 20, root_uuid: None, netboot: None };
     Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
 }
 

@@ -120,6 +120,24 @@ fn a_password_may_be_a_credential_that_the_service_manager_gives_the_agent() {
 }
 
 #[test]
+fn a_boot_file_that_is_not_among_the_loaders_is_named_in_the_log_and_when_the_time_is_over() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site).with("timeouts.ramdisk", "5s"));
+    site.until_phase(NODE, Phase::WaitingRamdisk);
+    for _ in 0..3 {
+        assert_eq!(site.fetch("lpxelinux.0"), None);
+    }
+    let told = "127.0.0.1 asked 3 times for lpxelinux.0, which is not among the loaders";
+    let status = ends_failed(&site, &machine, Step::Ramdisk, "RamdiskTimeout");
+    assert!(status.message.contains(told), "{}", status.message);
+    assert_eq!(status.last_seen.unwrap().missing_loader.as_deref(), Some("lpxelinux.0"));
+    let told = " INFO a machine asks for a boot file that is not among the loaders";
+    assert!(site.log().contains(told), "{}", site.log());
+}
+
+#[test]
 fn a_machine_that_never_netboots_is_switched_off_again() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);

@@ -194,7 +194,10 @@ fn whatever_ironics_door_refuses_looks_the_same_and_changes_nothing() {
     .map(|(call, body)| script.call(&format!("{api}/v1"), call, body))
     .collect();
     let other_node = "/v1/nodes/edge-99/vendor_passthru/pass_deploy_info";
-    for path in [other_node, "/v2/nodes/edge-07/vendor_passthru/pass_deploy_info", "/", "/v1"] {
+    let no_text = "/v1/nodes/%ff/vendor_passthru/pass_deploy_info";
+    for path in
+        [other_node, no_text, "/v2/nodes/edge-07/vendor_passthru/pass_deploy_info", "/", "/v1"]
+    {
         answers.push(post(script.address, &good, &format!("{api}{path}")));
     }
     // From elsewhere, after the machine itself has shown its key.

@@ -1,13 +1,19 @@
 //! `boot.after = "network"`: the installed machine boots its own kernel from the agent.
 
-use std::{fs, process::Command};
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use hostler::model::status::Phase;
+use sha2::{Digest as _, Sha256};
 
 use super::{
     NODE,
     machine::Machine,
-    site::{Agent, Site, Spec},
+    site::{Agent, Site, Spec, answer, hex, hostler},
 };
 
 const UUID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
@@ -81,4 +87,111 @@ fn a_machine_that_is_switched_off_and_on_again_is_told_to_boot_the_network() {
     }
     let again = ["shut down", "network always", "on from network"];
     assert_eq!(machine.story(), [&STORY[..], &again].concat());
+}
+
+/// Changes a file's byte as a failing disk does.
+fn decay(path: &Path) {
+    let modified = fs::metadata(path).unwrap().modified().unwrap();
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 3).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 3).unwrap();
+    file.set_modified(modified).unwrap();
+}
+
+/// Where this content lies in the cache.
+fn cached(site: &Site, content: &str) -> PathBuf {
+    site.path(&format!("cache/sha256-{}-file.raw", hex(&Sha256::digest(content))))
+}
+
+fn served(site: &Site, own: &str) -> Option<String> {
+    site.fetch(&format!("node/{NODE}/{own}")).map(|bytes| String::from_utf8(bytes).unwrap())
+}
+
+#[test]
+fn a_changed_kernel_is_served_once_it_is_verified_and_the_old_one_until_then() {
+    let (site, machine, _agent, spec) = installed();
+    let good = site.until(NODE, "ready", |status| status.ready);
+    let changed = spec.clone().with("image.kernel", "new-kernel");
+    site.write(NODE, &changed);
+    let status = site.until(NODE, "told", |status| status.message.contains("new-kernel"));
+    assert_eq!((status.phase, status.ready), (Phase::Deployed, false));
+    assert!(status.message.contains("served its kernel and ramdisk from before"), "{status:?}");
+    let drifted = status.conditions.iter().find(|condition| condition.kind == "Drifted").unwrap();
+    assert_eq!((drifted.status.as_str(), drifted.reason.as_str()), ("True", "NetbootChanged"));
+    assert_eq!(status.installed_digest, good.installed_digest);
+    assert_ne!(status.spec_digest, good.spec_digest);
+    assert_eq!(served(&site, "kernel").as_deref(), Some("the own kernel"));
+
+    let (_, plan, _) = answer(&mut site.hostler(&["plan"]));
+    assert!(plan.contains("netboot"), "{plan}");
+    let digest = answer(&mut hostler(&["digest"]).arg(site.path(&format!("nodes/{NODE}.toml")))).1;
+    assert_eq!(Some(digest.trim()), status.spec_digest.map(|it| it.to_string()).as_deref());
+
+    // A wrong one is no better than none.
+    let other = "0".repeat(64);
+    fs::write(site.path("images/new-kernel"), "a newer kernel").unwrap();
+    site.write(NODE, &changed.clone().with("image.kernel_checksum", &format!("sha256:{other}")));
+    site.until(NODE, "refused", |status| status.message.contains("its checksum is"));
+    assert_eq!(served(&site, "kernel").as_deref(), Some("the own kernel"));
+
+    let right = format!("sha256:{}", hex(&Sha256::digest("a newer kernel")));
+    site.write(NODE, &changed.with("image.kernel_checksum", &right));
+    let status = site.until(NODE, "ready", |status| status.ready);
+    assert_eq!(status.installed_digest, status.spec_digest);
+    assert_ne!(status.installed_digest, good.installed_digest);
+    let netboot = status.installed.unwrap().netboot.unwrap();
+    assert_eq!(netboot.kernel_digest.unwrap().to_string(), right);
+    assert_eq!(served(&site, "kernel").as_deref(), Some("a newer kernel"));
+    assert_eq!(served(&site, "ramdisk").as_deref(), Some("the own ramdisk"));
+    assert_eq!(machine.story(), STORY, "nothing was switched for that");
+
+    site.write(NODE, &spec);
+    site.until(NODE, "back", |status| {
+        status.ready && status.installed_digest == good.installed_digest
+    });
+    assert_eq!(served(&site, "kernel").as_deref(), Some("the own kernel"), "and back");
+}
+
+#[test]
+fn what_is_served_is_what_was_installed_whatever_becomes_of_the_files_it_came_from() {
+    let (site, machine, agent, _) = installed();
+    fs::write(site.path("images/own-kernel"), "another one under its name").unwrap();
+    fs::remove_file(site.path("images/own-ramdisk")).unwrap();
+    assert!(agent.terminate().0.success());
+    let (code, ..) = answer(&mut site.hostler(&["cache", "prune", "--all"]));
+    assert_eq!(code, 0);
+    let agent = site.start();
+    site.until(NODE, "ready", |status| status.ready);
+    agent.kill();
+    let _agent = site.start();
+    site.await_that("the menu is served", || machine.menu(&site).is_some());
+    for own in ["kernel", "ramdisk"] {
+        assert_eq!(served(&site, own), Some(format!("the own {own}")));
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--fail"]).arg(site.http_url(&format!("node/{NODE}/{own}")));
+        assert_eq!(answer(&mut curl), (0, format!("the own {own}"), String::new()));
+    }
+}
+
+#[test]
+fn a_kernel_that_decayed_in_the_cache_is_not_served_but_fetched_again() {
+    let (site, _machine, _agent, _) = installed();
+    site.until(NODE, "ready", |status| status.ready);
+    decay(&cached(&site, "the own kernel"));
+    assert_eq!(served(&site, "kernel"), None);
+    site.await_that("served again", || {
+        served(&site, "kernel").as_deref() == Some("the own kernel")
+    });
+
+    // Where it cannot be had, that is said.
+    fs::remove_file(site.path("images/own-ramdisk")).unwrap();
+    decay(&cached(&site, "the own ramdisk"));
+    assert_eq!(served(&site, "ramdisk"), None);
+    let status = site.until(NODE, "told", |status| status.message.contains("own-ramdisk"));
+    assert_eq!((status.phase, status.ready), (Phase::Deployed, false));
+    fs::write(site.path("images/own-ramdisk"), "the own ramdisk").unwrap();
+    assert_eq!(answer(&mut site.hostler(&["retry", NODE])).0, 0);
+    site.until(NODE, "ready", |status| status.ready);
+    assert_eq!(served(&site, "ramdisk").as_deref(), Some("the own ramdisk"));
 }

@@ -195,7 +195,7 @@ fn without_an_agent_an_order_says_where_it_knocked() {
 
     for words in [&["approve"][..], &["approve", NODE, "--all"]] {
         let (code, _, errors) = order(&site, words);
-        assert_eq!((code, errors.contains("<NODE|--all>")), (1, true), "{errors}");
+        assert_eq!((code, errors.contains("<NODE|--all|--new-machines>")), (1, true), "{errors}");
     }
     let (code, _, errors) = order(&site, &["approve", "Edge_07"]);
     assert_eq!((code, errors.contains("RFC 1123")), (1, true), "{errors}");

@@ -26,7 +26,7 @@ const SMALL_IMAGE_BYTES: usize = 3_000_100;
 pub(super) struct Site {
     dir: TempDir,
     pub(super) tftp: SocketAddr,
-    http: SocketAddr,
+    pub(super) http: SocketAddr,
     pub(super) callback: SocketAddr,
     pub(super) image: Vec<u8>,
 }
@@ -190,6 +190,11 @@ initramfs = "{dir}/initramfs"
     /// The durable record of a node.
     pub(super) fn record(&self, node: &str) -> String {
         fs::read_to_string(self.path(&format!("state/{node}.json"))).unwrap_or_default()
+    }
+
+    /// Where a file is by HTTP.
+    pub(super) fn http_url(&self, name: &str) -> String {
+        format!("http://{}/{name}", self.http)
     }
 
     /// A file by TFTP, as a boot loader fetches it; `None` if the agent says that there is none.

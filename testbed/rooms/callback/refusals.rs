@@ -28,6 +28,9 @@ async fn whatever_is_refused_looks_the_same() {
         ("POST", path("EDGE_07", "lookup"), Some(&good), LOOKUP),
         ("POST", path("edge-07", "nothing"), Some(&good), LOOKUP),
         ("POST", "/".to_owned(), None, ""),
+        ("POST", path("%ff", "lookup"), Some(&good), LOOKUP),
+        ("POST", path("edge-07", "%ff"), Some(&good), LOOKUP),
+        ("GET", path("%ff%00", "deploy_state"), None, ""),
         ("GET", lookup.clone(), Some(&good), ""),
         ("DELETE", lookup.clone(), Some(&good), LOOKUP),
         ("OPTIONS", lookup, Some(&good), LOOKUP),
@@ -56,6 +59,18 @@ async fn a_bad_body_tells_nothing_about_node_and_key() {
     }
     answers.dedup();
     assert_eq!(answers.len(), 1, "{answers:#?}");
+}
+
+#[tokio::test]
+async fn a_target_at_port_0_is_a_bad_body() {
+    let agent = Agent::judging(Limits::default()).await;
+    let call = path("edge-07", "pass_deploy_info");
+    let wrong = format!("Bearer {}", "00".repeat(32));
+    for (port, status) in [("0", 400), ("\"3260\"", 400), ("3260", 404)] {
+        let body = format!(r#"{{"address":"192.0.2.9","iqn":"iqn.x","port":{port}}}"#);
+        let got = agent.curl("POST", &call, Some(&wrong), &body).await;
+        assert_eq!(got.status, status, "{port}");
+    }
 }
 
 #[tokio::test]

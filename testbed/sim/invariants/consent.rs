@@ -1,12 +1,17 @@
 //! Consent, kept by the world: from what operators did and what machines showed, never from the core's own idea of it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use hostler::{
     lifecycle::{Operation, Outcome, Record, Specs, State},
     model::{
         fault::Fault,
         ids::NodeName,
+        machine::Machine,
         power::PowerState,
         spec::{Goal, MachineId, NodeSpec, WantedPower},
         status::{Installed, Phase},
@@ -35,11 +40,12 @@ pub(crate) struct Ledger {
     pub(crate) power_asked: bool,
     /// The `redeploy` that what is installed answers to: only a change from it is consent to reinstall.
     pub(crate) under: Option<Redeploy>,
-    /// Its spec was turned to another BMC, of which nothing was known: the core takes it for the same machine with a new address, lest it
-    /// wipe that, and cannot know whether it is.
-    pub(crate) carried: bool,
-    /// Its record was damaged: being off is no consent.
+    /// The machine as it was named when that was installed.
+    pub(crate) place: Option<Machine>,
+    /// Nobody knows what is on its disk: being off is no consent. It ends when the disk is written.
     pub(crate) unknown: bool,
+    /// Its spec names a machine that it did not name before, and nobody has consented to anything since.
+    pub(crate) turned: bool,
     /// What the BMC last said, of which machine.
     looked: Option<(PowerState, MachineId)>,
     /// The machine that the present attempt switched on, and for which installation.
@@ -67,6 +73,22 @@ pub(crate) struct LetThrough {
 }
 
 impl Ledger {
+    /// What is on its machine is known from elsewhere, or it is known that nobody knows.
+    fn learn(&mut self, known: Option<Self>, new: &NodeSpec) {
+        let known = known.filter(|known| known.under.is_some());
+        self.unknown = known.is_none();
+        self.under = known.as_ref().map(|_| new.redeploy.clone());
+        self.place = known.and_then(|known| known.place);
+    }
+
+    /// Whether what is known of the machine is about the one that the new spec names, too.
+    fn is_taken_along(&self, old: &NodeSpec, new: &NodeSpec) -> bool {
+        let place = self.place.as_ref().filter(|_| self.under.is_some());
+        is_same(old, new)
+            || place
+                .map_or_else(|| shares(&Machine::named_by(old), new), |place| shares(place, new))
+    }
+
     fn wants_reinstall(&self, spec: &NodeSpec) -> bool {
         let reworded = self
             .under
@@ -86,7 +108,19 @@ impl Site {
         let ledger = self.ledger(node);
         ledger.approved |= held;
         ledger.agreed |= held;
-        ledger.unknown &= !held;
+        ledger.turned &= !held;
+    }
+
+    pub(crate) fn note_retry(&mut self, node: &NodeName) {
+        let ledger = self.ledger(node);
+        ledger.power_asked = true;
+        ledger.turned = false;
+    }
+
+    /// Two specs claim its machine: nothing that was said counts before that is settled.
+    pub(crate) fn note_clash(&mut self, node: &NodeName) {
+        let ledger = self.ledger(node);
+        (ledger.approved, ledger.power_asked) = (false, false);
     }
 
     /// The core is told a usable spec.
@@ -106,30 +140,30 @@ impl Site {
             return;
         }
         let ledger = self.ledger(node);
-        let other_machine = old.machine() != new.machine() || old.boot.macs != new.boot.macs;
+        let other_machine = !is_same(&old, new);
         let wanted_before = ledger.wants_reinstall(&old);
         let stands_still = new.paused || new.goal != Goal::Deployed;
         let reworded = new.redeploy.is_some() && new.redeploy != old.redeploy;
-        ledger.power_asked |= (old.goal, old.power) != (new.goal, new.power);
+        let ordered = (old.goal, old.power) != (new.goal, new.power);
+        ledger.power_asked = (ledger.power_asked || ordered) && !other_machine;
+        // Whatever was changed along with the machine is no consent.
+        ledger.turned = other_machine || ledger.turned && !reworded && !ordered;
         if other_machine || stands_still || old.digest() != new.digest() {
             ledger.approved = false;
         }
-        if other_machine && let Some(under) = &mut ledger.under {
-            under.clone_from(&old.redeploy);
-        }
-        if old.machine() != new.machine() {
-            self.note_arrival(node, new);
+        if other_machine {
+            self.note_turn(node, &old, new);
         }
         let ledger = self.ledger(node);
         let reworded_in_hold =
             held && reworded || held_under.is_some_and(|under| under != new.redeploy);
-        if !stands_still && new.redeploy.is_some() && reworded_in_hold {
-            (ledger.approved, ledger.unknown) = (true, false);
+        if !stands_still && new.redeploy.is_some() && reworded_in_hold && !other_machine {
+            (ledger.approved, ledger.turned) = (true, false);
         }
         // What is changed in a pause comes up when that ends.
         let changed_again = (held || held_back) && old.digest() != new.digest();
         let comes_up = !wanted_before || old.paused || changed_again;
-        if ledger.wants_reinstall(new) && !new.paused && comes_up {
+        if ledger.wants_reinstall(new) && !new.paused && comes_up && !other_machine {
             ledger.came_up = Some(change);
             ledger.agreed = false;
         }
@@ -140,7 +174,7 @@ impl Site {
         for (name, ledger) in &self.watch.ledgers {
             let Some(old) = &ledger.spec else { continue };
             let stays = match specs.get(name) {
-                Some(Ok(spec)) => spec.machine() == old.machine(),
+                Some(Ok(spec)) => ledger.is_taken_along(old, spec),
                 Some(Err(_)) => true,
                 None => false,
             };
@@ -150,25 +184,48 @@ impl Site {
         }
     }
 
-    /// A node nobody has heard of may be one that had another name.
-    fn note_first_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>) {
-        self.note_arrival(node, new);
-        if let Some(under) = &mut self.ledger(node).under {
-            under.clone_from(&new.redeploy);
+    /// A node nobody has heard of may be one that had another name. What a status file told of another machine is no help.
+    fn note_first_spec(&mut self, node: &NodeName, new: &NodeSpec) {
+        let known = self.kept_of(new);
+        let ledger = self.ledger(node);
+        ledger.turned = true;
+        let is_told = ledger.under.is_some();
+        if is_told && ledger.place.as_ref().is_some_and(|place| shares(place, new)) {
+            ledger.under = Some(new.redeploy.clone());
+        } else if known.is_some() || is_told {
+            ledger.learn(known.flatten(), new);
         }
     }
 
-    /// A spec names a machine that may have been another node's. A `redeploy` that comes with it is no consent.
-    fn note_arrival(&mut self, node: &NodeName, new: &NodeSpec) {
-        let left = self.watch.left.get(&new.machine()).cloned();
+    /// The spec names another machine, or the same with another address or other network interfaces.
+    fn note_turn(&mut self, node: &NodeName, old: &NodeSpec, new: &NodeSpec) {
+        let known = self.kept_of(new);
+        let shared = shares(&Machine::named_by(old), new);
         let ledger = self.ledger(node);
-        let Some(left) = left else {
-            ledger.carried |= ledger.under.is_some();
-            return;
+        let installed = ledger.under.is_some();
+        if installed && ledger.place.as_ref().is_some_and(|place| shares(place, new)) {
+            ledger.under = Some(new.redeploy.clone());
+        } else if known.is_some() || installed && shared {
+            ledger.learn(known.flatten(), new);
+        } else {
+            (ledger.under, ledger.place) = (None, None);
+        }
+    }
+
+    /// What is known of the machine from nodes that have it no more. `Some(None)`: only that there is something to know.
+    fn kept_of(&self, new: &NodeSpec) -> Option<Option<Ledger>> {
+        let left = &self.watch.left;
+        let macs = |ledger: &Ledger| {
+            let place = ledger.place.as_ref().filter(|_| ledger.under.is_some());
+            place.is_some_and(|place| place.macs.iter().any(|mac| new.boot.macs.contains(mac)))
         };
-        ledger.carried = left.carried;
-        ledger.unknown = left.unknown;
-        ledger.under = left.under.map(|_| new.redeploy.clone());
+        if let Some(ledger) = left.get(&new.machine()) {
+            return Some(Some(ledger).filter(|ledger| macs(ledger)).cloned());
+        }
+        let ledger = left.values().find(|ledger| macs(ledger))?;
+        let same_bmc =
+            ledger.place.as_ref().is_some_and(|place| place.bmc.as_ref() == new.bmc_address());
+        Some(Some(ledger).filter(|_| same_bmc).cloned())
     }
 
     /// What an operation found out or did, before the core hears of it.
@@ -199,12 +256,16 @@ impl Site {
     ) {
         match operation {
             Operation::Prepare => self.judge_beginning(node),
-            Operation::PowerOn => self.judge_power_on(node, spec),
-            Operation::Image { .. } | Operation::Release(_) | Operation::Restart { .. } => {
-                self.judge_attempt(node, spec);
-            }
+            // Whether it may was judged when its record was written: one that goes on after a crash is no new one.
+            Operation::PowerOn
+            | Operation::Image { .. }
+            | Operation::Release(_)
+            | Operation::Restart { .. } => self.judge_attempt(node, spec),
             Operation::SetPower(wanted) => self.judge_switching(node, *wanted, spec),
-            Operation::PollPower | Operation::ConfirmPower | Operation::CleanUp => {}
+            Operation::PollPower
+            | Operation::ConfirmPower
+            | Operation::CleanUp
+            | Operation::NetbootFiles { .. } => {}
         }
     }
 
@@ -244,9 +305,14 @@ impl Site {
         let seen_off = spec.bmc.is_none() || ledger.looked.as_ref() == Some(&off);
         let may = if installed { reworded } else { ledger.approved || seen_off && !ledger.unknown };
         let begun_with = format!("{ledger:?}");
+        let strangers = ledger.turned && ledger.looked.as_ref() != Some(&off) && spec.bmc.is_some();
         ledger.begun = Some((spec.machine(), Arc::new(spec.clone())));
-        ledger.approved = true;
-        ledger.unknown = false;
+        (ledger.approved, ledger.turned) = (true, false);
+        if strangers {
+            let what =
+                format!("a running machine is begun with that was only just named: {begun_with}");
+            self.broken("consent_is_for_one_machine", Some(node), what);
+        }
         if !may {
             let what = format!("the attempt switches the machine on, knowing {begun_with}");
             self.broken("never_writes_without_consent", Some(node), what);
@@ -270,7 +336,9 @@ impl Site {
         let enforced = self.plan.policy.enforce_power;
         let ledger = self.ledger(node);
         let known = ledger.under.is_some() || ledger.approved;
-        let asked = ledger.power_asked || ledger.approved || enforced;
+        let here =
+            ledger.place.as_ref().is_some_and(|place| place.bmc.as_ref() == spec.bmc_address());
+        let asked = ledger.power_asked || ledger.approved || enforced && here;
         let off = spec.goal == Goal::Available || spec.power == WantedPower::Off;
         let right = (wanted == PowerState::Off) == off;
         if !known || !asked || !right || spec.paused || spec.goal == Goal::Unmanaged {
@@ -321,11 +389,10 @@ impl Site {
             && before.is_some_and(|before| {
                 before.spec.is_some() && installed_at(before) != installed_at(record)
             });
-        let before_bmc = before.and_then(|before| Some(before.spec.as_ref()?.machine()));
+        let spec_before = before.and_then(|before| before.spec.clone());
         let key = |record: &Record| record.state.attempt().map(|attempt| attempt.key.clone());
         let key_before = before.and_then(key);
         if let (State::PoweringOn { attempt }, Some(spec)) = (&record.state, &record.spec)
-            && attempt.bmc.is_none()
             && key_before.as_ref() != Some(&attempt.key)
         {
             self.judge_power_on(node, spec);
@@ -338,14 +405,16 @@ impl Site {
         };
         match record.state {
             // From here on the disk's old contents are gone.
-            State::Imaging { .. } => (ledger.under, ledger.carried) = (None, false),
+            State::Imaging { .. } => {
+                (ledger.under, ledger.place, ledger.unknown) = (None, None, false);
+            }
             State::Failed => (ledger.approved, ledger.begun) = (false, None),
             State::Held { .. } | State::CleaningUp { .. } => ledger.begun = None,
             _ => {}
         }
         if newly && let Some(installed) = &record.installed {
-            let bmc = |record: &Record| record.spec.as_ref().map(|spec| spec.machine());
-            let turned = before_bmc != bmc(record);
+            let same = spec_before.zip(record.spec.as_ref()).is_some_and(|(a, b)| is_same(&a, b));
+            let turned = !same;
             let by_itself = key_before.is_some_and(|key| self.has_completed(&key));
             let by_hand = record.spec.as_ref().is_some_and(|spec| spec.bmc.is_none());
             self.ledger(node).restarted |= by_hand && by_itself;
@@ -370,13 +439,18 @@ impl Site {
         ledger.approved = false;
         if !found && let Some((_, spec)) = &ledger.begun {
             ledger.under = Some(spec.redeploy.clone());
+            ledger.place = Some(Machine::named_by(spec));
         }
         let spec = record.spec.as_ref();
         let is_meant = |spec| self.machines.iter().find(|machine| machine.is_meant(spec));
         let machine = spec.and_then(|spec| is_meant(spec));
         let content = machine.map(|machine| machine.platters[0].content.clone());
         // A mistyped address has no disk that could be anything else.
-        let carried = found && self.ledger(node).carried;
+        let place = self.ledger(node).place.clone();
+        let carried = found
+            && place
+                .zip(spec)
+                .is_some_and(|(place, spec)| place.bmc.as_ref() != spec.bmc_address());
         let is_true = content.as_ref().map_or(found, |content| {
             carried || *content == Content::Whole(installed.image.to_string())
         });
@@ -424,18 +498,38 @@ impl Site {
             let same = file.as_ref().is_some_and(|spec| spec.digest() == installed.digest);
             let there = file.and_then(|spec| spec.redeploy);
             let under = if same { installed.redeploy.clone() } else { there };
-            *ledger = Ledger { under: Some(under), ..Ledger::default() };
+            let place = installed.machine.clone();
+            let told = Ledger { under: Some(under), place, ..Ledger::default() };
+            ledger.clone_from(&told);
+            if let Some(machine) = installed.machine.as_ref().map(Machine::id) {
+                self.watch.left.entry(machine).or_insert(told);
+            }
         }
     }
+}
+
+/// Whether both specs name one machine by all its names.
+fn is_same(old: &NodeSpec, new: &NodeSpec) -> bool {
+    let macs = |spec: &NodeSpec| spec.boot.macs.iter().copied().collect::<BTreeSet<_>>();
+    old.bmc_address() == new.bmc_address() && macs(old) == macs(new)
+}
+
+/// Whether the spec names the machine by at least one of its names.
+fn shares(machine: &Machine, spec: &NodeSpec) -> bool {
+    let bmc = machine.bmc.is_some() && machine.bmc.as_ref() == spec.bmc_address();
+    bmc || machine.macs.iter().any(|mac| spec.boot.macs.contains(mac))
 }
 
 /// What is known of a machine that no node has any more.
 fn leave(left: &mut BTreeMap<MachineId, Ledger>, ledger: &Ledger) {
     let Some(spec) = &ledger.spec else { return };
-    if ledger.under.is_some() || ledger.unknown {
-        left.insert(spec.machine(), ledger.clone());
-    } else {
-        left.remove(&spec.machine());
+    let former = ledger.place.as_ref().filter(|_| ledger.under.is_some()).map(Machine::id);
+    for machine in [Some(spec.machine()), former].into_iter().flatten() {
+        if ledger.under.is_some() || ledger.unknown {
+            left.insert(machine, ledger.clone());
+        } else {
+            left.remove(&machine);
+        }
     }
 }
 

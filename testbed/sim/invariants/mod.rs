@@ -28,7 +28,8 @@ use self::{
 };
 
 /// Every rule, as it is named in violations.
-pub(crate) const RULES: [&str; 20] = [
+pub(crate) const RULES: [&str; 21] = [
+    "consent_is_for_one_machine",
     "never_writes_without_consent",
     "never_two_writers",
     "never_writes_the_wrong_machine",
@@ -130,7 +131,7 @@ impl Site {
         }
         match news {
             Some(News::Spec(spec)) => self.note_spec(node, &spec),
-            Some(News::Clash) => self.ledger(node).approved = false,
+            Some(News::Clash) => self.note_clash(node),
             Some(News::Broken | News::Gone) | None => {}
         }
     }
@@ -169,7 +170,7 @@ impl Site {
     pub(crate) fn judge_event(&mut self, node: &NodeName, event: &Event) {
         match event {
             Event::Approve => self.note_approval(node),
-            Event::Retry => self.ledger(node).power_asked = true,
+            Event::Retry => self.note_retry(node),
             Event::Done { op, .. } if self.watch.running.get(node) == Some(op) => {
                 self.watch.running.remove(node);
             }

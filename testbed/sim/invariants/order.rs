@@ -71,7 +71,7 @@ impl Site {
         };
         let shown = match node.menu() {
             Menu::Deploy(key) => Some(key),
-            Menu::LocalDisk | Menu::Network(_) | Menu::Unknown => None,
+            Menu::LocalDisk | Menu::Network { .. } | Menu::Unknown => None,
         };
         if shown.as_ref() != attempt {
             let what = format!("the wrong menu in {}", state_name(node.record()));
@@ -113,7 +113,7 @@ impl Site {
         let record = self.records.get(node);
         let announced = match (operation, record.map(|record| &record.state)) {
             (_, None) => false,
-            (Operation::PollPower, Some(state)) => state.at_rest(),
+            (Operation::PollPower | Operation::NetbootFiles { .. }, Some(state)) => state.at_rest(),
             (Operation::ConfirmPower, Some(state)) => {
                 matches!(state, State::Preparing { ready: Some(_) })
             }

@@ -69,6 +69,7 @@ impl World {
         site.judge_start_of_agent(&records, &witnessed);
         let left = site.left.as_deref().map(|left| serde_json::from_str(left).unwrap());
         let left = left.unwrap_or_default();
+        let witnessed = witnessed.into_iter().map(|(name, known)| (name, Some(known))).collect();
         let fleet = Fleet::resume(site.plan.policy, records, left, witnessed, now);
         let mut carrier = Carrier::new(fleet);
         carrier.present(site);

@@ -19,7 +19,7 @@ use hostler::{
     lifecycle::{Carrier, Event, Menu, Record},
     model::{
         callback::Reply,
-        ids::{MacAddr, NodeName, OpId},
+        ids::{Digest, MacAddr, NodeName, OpId},
         secret::AttemptKey,
         status::Status,
     },
@@ -114,6 +114,8 @@ pub(crate) struct Site {
     pub(crate) fuse: Option<u64>,
     pub(crate) dead: bool,
     pub(crate) incarnation: u64,
+    /// The kernels and ramdisks that were verified for somebody.
+    pub(crate) verified: BTreeSet<Digest>,
     pub(crate) watch: Watch,
     pub(crate) steps: u64,
     /// Of everything that happened: the same for the same seed.
@@ -218,6 +220,7 @@ impl World {
             fuse: None,
             dead: true,
             incarnation: 0,
+            verified: BTreeSet::new(),
             watch: Watch::default(),
             steps: 0,
             hash: 0,
@@ -364,6 +367,7 @@ fn event_number(event: &Event) -> u64 {
         Event::Granted(_) => 13,
         Event::Approve => 14,
         Event::Retry => 15,
+        Event::NetbootLost => 17,
         Event::LookAgain => 16,
     }
 }

@@ -5,7 +5,8 @@ use hostler::{
     lifecycle::{Event, Menu},
     model::{
         boot::{BootStage, Fetch},
-        ids::NodeName,
+        ids::{Digest, NodeName},
+        netboot::{BootFile, Netboot, NetbootFiles},
         secret::AttemptKey,
     },
 };
@@ -17,6 +18,22 @@ use super::{
 };
 
 impl Site {
+    /// Kernel and ramdisk are read and put into the cache.
+    pub(crate) fn verify(&mut self, wanted: &Netboot) -> NetbootFiles {
+        let mut verify = |path: &str| {
+            let number =
+                path.bytes().fold(7_u64, |hash, byte| hash * 31 % (1 << 40) + u64::from(byte));
+            let digest: Digest = format!("sha256:{number:064x}").parse().unwrap();
+            self.verified.insert(digest.clone());
+            Some(digest)
+        };
+        NetbootFiles {
+            kernel_digest: verify(&wanted.kernel),
+            ramdisk_digest: verify(&wanted.ramdisk),
+            ..wanted.unverified()
+        }
+    }
+
     /// The firmware is up and looks for something to boot.
     pub(crate) fn firmware(&mut self, m: usize, session: u64) {
         if !self.lives_on(m, session) {
@@ -38,7 +55,9 @@ impl Site {
                 let happening = Happening::Fetching { machine: m, session, node, key, stage: 0 };
                 self.after_s(1, 5, happening);
             }
-            Some((_, Menu::Network(root))) if !self.dead => self.boot_own_kernel(m, root.as_ref()),
+            Some((_, Menu::Network { files, command_line })) if !self.dead => {
+                self.boot_own_kernel(m, &files, &command_line);
+            }
             _ => self.boot_disk(m),
         }
     }
@@ -72,6 +91,7 @@ impl Site {
             Happening::Fetching { machine, session, node: node.clone(), key, stage: stage + 1 };
         self.after_s(2, 20, next);
         Some(Event::Fetched(Fetch {
+            refused_times: 0,
             node: node.clone(),
             stage: *fetched,
             path: "x".to_owned(),
@@ -82,13 +102,21 @@ impl Site {
     }
 
     /// The system's own kernel, and what is on the disk.
-    fn boot_own_kernel(&mut self, m: usize, root: Option<&String>) {
-        self.note(None, || format!("machine {m} boots its own kernel with {root:?}"));
+    fn boot_own_kernel(&mut self, m: usize, files: &[BootFile; 2], command_line: &str) {
+        self.note(None, || format!("machine {m} boots {files:?} with {command_line}"));
+        let unverified = files.iter().any(|file| match file {
+            BootFile::Cached(digest) => !self.verified.contains(digest),
+            BootFile::Path(_) => true,
+        });
+        if unverified {
+            let what = format!("machine {m} was served {files:?}, which nobody has verified");
+            self.broken("installed_is_true", None, what);
+        }
         let machine = &self.machines[m];
         if let (true, Content::Whole(image)) = (machine.ordered, &machine.platters[0].content)
-            && root != Some(&root_of(image))
+            && !command_line.ends_with(&format!("root=UUID={}", root_of(image)))
         {
-            let what = format!("{image} was booted with {root:?}");
+            let what = format!("{image} was booted with {command_line}");
             self.broken("installed_is_true", None, what);
         }
         self.boot_disk(m);

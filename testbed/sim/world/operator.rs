@@ -76,7 +76,7 @@ impl Site {
     }
 
     fn edit(&mut self, node: &NodeName, names: &[NodeName]) {
-        let which = self.dice.roll(22);
+        let which = self.dice.roll(24);
         self.note(Some(node), || format!("an operator's edit, number {which}"));
         match which {
             0..=3 => {
@@ -108,13 +108,22 @@ impl Site {
             18 => self.clash(node, names),
             19 => self.rename(node),
             20 => drop(self.files.remove(node)),
+            22 => self.replace_machine(node),
+            23 => self.replace_part(node),
             _ => self.bring_back(),
         }
     }
 
     fn edit_timeouts(&mut self, node: &NodeName) {
         let minutes = std::time::Duration::from_secs(60 * self.dice.between(5, 40));
-        self.change(node, |spec| spec.timeouts.ramdisk = minutes);
+        // And another kernel, without a roll of the dice of its own: histories stay comparable.
+        let kernel = format!("vmlinuz-{}", minutes.as_secs() / 60 % 3);
+        self.change(node, |spec| {
+            spec.timeouts.ramdisk = minutes;
+            if let Some(netboot) = &mut spec.image.netboot {
+                netboot.kernel = kernel;
+            }
+        });
     }
 
     /// In one `git push`, or one by one by a playbook.
@@ -149,7 +158,7 @@ impl Site {
         }
     }
 
-    /// The machine is replaced by one that no spec is meant for.
+    /// The machine is replaced by one that no spec is meant for, and often more is changed in the same edit.
     fn replace_machine(&mut self, node: &NodeName) {
         let Some(home) = self.spare() else { return };
         let (bmc, mac) = (self.bmc_of(home), self.machines[home].mac);
@@ -159,6 +168,40 @@ impl Site {
         set_bmc(&mut file.spec, bmc);
         if mac_too {
             file.spec.boot.macs = vec![mac];
+        }
+        if self.dice.permille(500) {
+            let value = format!("with-it-{}", self.dice.roll(1000));
+            self.change(node, |spec| spec.redeploy = Some(value));
+        }
+        if self.dice.permille(200) {
+            let n = self.dice.roll(4);
+            self.change(node, |spec| spec.image.checksum = image(n));
+        }
+        if self.dice.permille(200) {
+            let goal = *self.dice.pick(&[Goal::Deployed, Goal::Available]);
+            let power = *self.dice.pick(&[WantedPower::On, WantedPower::Off]);
+            self.change(node, |spec| (spec.goal, spec.power) = (goal, power));
+        }
+        if self.dice.permille(100) {
+            self.rename(node);
+        }
+    }
+
+    /// A network interface or a BMC's address is replaced, and everything else of the machine stays.
+    fn replace_part(&mut self, node: &NodeName) {
+        let has_bmc = self.files.get(node).is_some_and(|file| file.spec.bmc.is_some());
+        if has_bmc && self.dice.permille(500) {
+            let host = format!("192.0.2.{}", 251 + self.dice.roll(2));
+            self.change(node, |spec| spec.bmc.as_mut().unwrap().address.host = host);
+        } else {
+            let last = 97 + u8::try_from(self.dice.roll(2)).unwrap();
+            self.change(node, |spec| {
+                spec.boot.macs = vec![MacAddr::new([0x52, 0x54, 0, 0, 1, last])]
+            });
+        }
+        if self.dice.permille(500) {
+            let value = format!("with-it-{}", self.dice.roll(1000));
+            self.change(node, |spec| spec.redeploy = Some(value));
         }
     }
 

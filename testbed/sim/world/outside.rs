@@ -180,5 +180,6 @@ pub(crate) fn operation_name(operation: &Operation) -> &'static str {
         Operation::Restart { .. } => "restart",
         Operation::SetPower(_) => "set-power",
         Operation::CleanUp => "clean-up",
+        Operation::NetbootFiles { .. } => "netboot-files",
     }
 }

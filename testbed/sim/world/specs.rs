@@ -6,10 +6,10 @@ use hostler::model::{
     boot::{Arch, Firmware},
     disk::RootDeviceHints,
     ids::NodeName,
+    netboot::Netboot,
     spec::{
         Bmc, BmcAddress, BmcDriver, Boot, Checksum, DeployRamdisk, Goal, Image, ImageFormat,
-        ImageKind, Loader, Netboot, NodeSpec, Password, Privilege, Retry, Timeouts, Verify,
-        WantedPower,
+        ImageKind, Loader, NodeSpec, Password, Privilege, Retry, Timeouts, Verify, WantedPower,
     },
 };
 
@@ -74,7 +74,9 @@ impl Site {
                 // Every fourth boots its own kernel from the network.
                 netboot: (home % 4 == 1).then(|| Netboot {
                     kernel: "vmlinuz".to_owned(),
+                    kernel_checksum: None,
                     ramdisk: "initrd".to_owned(),
+                    ramdisk_checksum: None,
                     kernel_args: Vec::new(),
                 }),
             },

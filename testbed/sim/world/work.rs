@@ -63,7 +63,7 @@ impl Site {
         let own = if networked { Device::Network } else { Device::Disk };
         let moves: &[Move] = match &operation {
             Operation::PollPower | Operation::ConfirmPower => &[Look],
-            Operation::Prepare => &[Hash],
+            Operation::Prepare | Operation::NetbootFiles { .. } => &[Hash],
             Operation::PowerOn => &[Off, Netboot, On],
             Operation::Image { .. } => &[Login, Write, Write, Write, Verify],
             Operation::Restart { leave: PowerState::On } => &[Off, Boot(own), On],
@@ -296,7 +296,8 @@ impl Site {
                 };
                 let root_uuid =
                     job.spec.image.netboot.as_ref().map(|_| root_of(&digest.to_string()));
-                let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid };
+                let netboot = job.spec.image.netboot.clone().map(|wanted| self.verify(&wanted));
+                let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid, netboot };
                 let key = AttemptKey::from_bytes(&bytes);
                 Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
             }
@@ -312,6 +313,11 @@ impl Site {
             }
             Operation::Restart { leave } => Outcome::Restarted(*leave),
             Operation::SetPower(state) => Outcome::PowerSet(*state),
+            Operation::NetbootFiles { served, renew } => {
+                let wanted = job.spec.image.netboot.clone().filter(|_| *renew);
+                let served = served.clone().filter(|_| !renew);
+                Outcome::NetbootFiles(wanted.map(|wanted| self.verify(&wanted)).or(served))
+            }
             Operation::CleanUp => Outcome::CleanedUp,
             Operation::Release(_) => Outcome::Released,
         }

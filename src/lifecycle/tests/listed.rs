@@ -1,0 +1,233 @@
+//! A record that is gone is missed: its node is held, under this name and the next, at whatever moment the agent was killed. And no
+//! moment makes a machine that nobody has touched look like one whose record is lost.
+
+use crate::lifecycle::{Event, Left, Operation};
+use crate::model::{ids::NodeName, status::Phase};
+
+use super::{rack::*, support::*};
+
+/// Calls of the agent that the story below has, at least.
+const CALLS_MIN: usize = 20;
+
+/// The node is new, installed, goes away, and comes back; the agent is killed after so many calls. Whether it was.
+fn killed_after(calls: usize) -> (Rack, bool) {
+    let mut rack = Rack::new(2, POLICY);
+    let spec = rack.specs.remove(&name(0)).unwrap();
+    rack.scan();
+    rack.world.story.clear();
+    rack.world.fuse = Some(calls);
+    rack.specs.insert(name(0), spec.clone());
+    rack.scan();
+    rack.specs.remove(&name(0));
+    rack.scan();
+    rack.specs.insert(name(0), spec);
+    rack.scan();
+    let was_killed = rack.world.fuse == Some(0);
+    rack.world.fuse = None;
+    rack.world.on.clear();
+    (rack, was_killed)
+}
+
+/// Whether anything was done to the machine of the first node.
+fn was_touched(rack: &Rack) -> bool {
+    rack.world.story.iter().any(|(at, _)| *at == host(0))
+}
+
+/// Whether the first node is in what is kept beside the records.
+fn is_kept(rack: &Rack) -> bool {
+    rack.world.left.as_ref().is_some_and(|left| left.contains(name(0).as_str()))
+}
+
+fn writes_after(rack: &Rack, begun: usize) -> usize {
+    let write = |(at, operation): &&(String, Operation)| {
+        *at == host(0) && matches!(operation, Operation::Image { .. })
+    };
+    rack.world.story.iter().skip(begun).filter(write).count()
+}
+
+#[test]
+fn no_crash_makes_a_node_look_lost_whose_record_is_there() {
+    let mut calls = 0;
+    loop {
+        let (mut rack, was_killed) = killed_after(calls);
+        if !was_killed {
+            break;
+        }
+        rack.restart();
+        rack.scan();
+        rack.pass(7200);
+        assert_eq!(rack.phase(0), Phase::Deployed, "killed after {calls} calls");
+        calls += 1;
+    }
+    assert!(calls >= CALLS_MIN, "{calls}");
+}
+
+#[test]
+fn no_crash_makes_a_machine_that_was_touched_look_new_when_its_record_is_gone() {
+    for renamed in [false, true] {
+        let mut calls = 0;
+        loop {
+            let (mut rack, was_killed) = killed_after(calls);
+            if !was_killed {
+                break;
+            }
+            let touched = was_touched(&rack);
+            let unlisted = !is_kept(&rack);
+            rack.world.records.remove(&name(0));
+            rack.world.statuses.remove(&name(0));
+            if renamed {
+                let mut spec = rack.specs.remove(&name(0)).unwrap();
+                spec.name = name(9);
+                rack.specs.insert(name(9), spec);
+            }
+            let node = if renamed { 9 } else { 0 };
+            let begun = rack.world.story.len();
+            rack.restart();
+            rack.scan();
+            rack.pass(7200);
+            rack.restart();
+            rack.scan();
+            rack.pass(7200);
+            if touched {
+                // Unless what is installed was written down when its node left.
+                assert!(
+                    matches!(rack.phase(node), Phase::Held | Phase::Deployed),
+                    "killed after {calls} calls: {:?}",
+                    rack.phase(node)
+                );
+                assert_eq!(writes_after(&rack, begun), 0, "killed after {calls} calls");
+            } else if unlisted {
+                assert_eq!(rack.phase(node), Phase::Deployed, "killed after {calls} calls");
+            }
+            calls += 1;
+        }
+        assert!(calls >= CALLS_MIN, "{calls}");
+    }
+}
+
+#[test]
+fn nothing_is_done_to_a_machine_whose_record_would_not_be_missed() {
+    let mut rack = Rack::new(1, POLICY);
+    rack.scan_only();
+    let heard = std::mem::take(&mut rack.world.heard);
+    assert!(!heard.contains(&Heard::Keep), "a node that only waits need not be missed: {heard:?}");
+    assert!(rack.end_one());
+    let heard = std::mem::take(&mut rack.world.heard);
+    let at = |wanted: fn(&Heard) -> bool| heard.iter().position(wanted).unwrap();
+    let save = at(|heard| *heard == Heard::Save);
+    let keep = at(|heard| *heard == Heard::Keep);
+    let start = at(|heard| matches!(heard, Heard::Start(_)));
+    assert!(save < keep && keep < start, "{heard:?}");
+    // Not again for what follows.
+    rack.settle();
+    assert_eq!(rack.phase(0), Phase::Deployed);
+    assert!(!rack.world.heard.contains(&Heard::Keep));
+}
+
+#[test]
+fn a_node_is_not_started_while_its_record_would_not_be_missed() {
+    let mut rack = Rack::new(1, POLICY);
+    rack.scan_only();
+    rack.world.disk_full = true;
+    rack.settle();
+    assert!(rack.carrier.has_unsaved());
+    assert_eq!(rack.world.story, []);
+    rack.world.disk_full = false;
+    rack.tick();
+    rack.settle();
+    assert_eq!(rack.phase(0), Phase::Deployed);
+}
+
+#[test]
+fn a_whole_directory_that_goes_away_is_one_change_of_what_is_kept() {
+    let mut rack = Rack::deployed(50);
+    rack.world.heard.clear();
+    let kept = rack.specs.remove(&name(0)).unwrap();
+    rack.specs.clear();
+    rack.specs.insert(name(0), kept);
+    rack.scan();
+    assert_eq!(rack.carrier.fleet().names(), [name(0)]);
+    let keeps = rack.world.heard.iter().filter(|heard| **heard == Heard::Keep).count();
+    assert_eq!(keeps, 1);
+}
+
+/// What was known beside the records is lost.
+fn incomplete(mut rack: Rack) -> Rack {
+    rack.world.left = Some(serde_json::to_string(&Left::lost()).unwrap());
+    rack.restart();
+    rack.scan();
+    rack
+}
+
+fn reason(rack: &Rack, n: usize) -> Option<String> {
+    rack.condition(n, "Held").map(|(_, reason)| reason)
+}
+
+#[test]
+fn while_something_that_was_kept_is_lost_every_machine_that_is_new_here_waits_for_consent() {
+    let mut rack = incomplete(Rack::deployed(2));
+    assert_eq!(rack.count(Phase::Deployed), 2, "a good record knows better");
+    rack.specs.insert(name(5), spec_of(5));
+    rack.scan();
+    assert_eq!(reason(&rack, 5).as_deref(), Some("RecordLost"));
+    // A node that turns to a machine which is new here.
+    rack.edit(0, |spec| spec.bmc.as_mut().unwrap().address.host = "bmc-new".into());
+    rack.edit(0, |spec| spec.boot.macs = spec_of(77).boot.macs);
+    rack.redeploy([0], "again");
+    rack.world.on.clear();
+    rack.scan();
+    rack.pass(7200);
+    assert_eq!(rack.world.writes("bmc-new"), 0);
+    // It is written down, and ends for each node by itself.
+    rack.restart();
+    rack.scan();
+    rack.send(5, Event::Approve);
+    rack.settle();
+    assert_eq!(rack.phase(5), Phase::Deployed);
+    rack.specs.insert(name(6), spec_of(6));
+    rack.scan();
+    assert_eq!(reason(&rack, 6).as_deref(), Some("RecordLost"));
+}
+
+#[test]
+fn an_operator_ends_the_doubt_about_machines_to_come_and_about_no_other() {
+    let mut rack = incomplete(Rack::deployed(1));
+    rack.specs.insert(name(5), spec_of(5));
+    rack.scan();
+    rack.world.disk_full = true;
+    assert!(rack.carrier.approve_new_machines(&mut rack.world).is_err());
+    rack.world.disk_full = false;
+    rack.specs.insert(name(6), spec_of(6));
+    rack.scan();
+    assert_eq!(reason(&rack, 6).as_deref(), Some("RecordLost"), "it could not be written down");
+    assert_eq!(rack.carrier.approve_new_machines(&mut rack.world), Ok(true));
+    assert_eq!(rack.carrier.approve_new_machines(&mut rack.world), Ok(false));
+    for restarted in [false, true] {
+        if restarted {
+            rack.restart();
+        }
+        let n = 7 + usize::from(restarted);
+        rack.specs.insert(name(n), spec_of(n));
+        rack.scan();
+        assert_eq!(rack.phase(n), Phase::Deployed);
+    }
+    for n in [5, 6] {
+        assert_eq!(reason(&rack, n).as_deref(), Some("RecordLost"));
+    }
+}
+
+#[test]
+fn more_machines_than_can_be_remembered_are_known_to_be_forgotten() {
+    let mut left = Left::default();
+    let mut record = Rack::deployed(1).node(0).record().clone();
+    record.installed.as_mut().unwrap().machine = None;
+    for n in 0..=20_000_u32 {
+        let mut spec = spec_of(0);
+        spec.bmc.as_mut().unwrap().address.host = format!("bmc-{n}");
+        record.spec = Some(spec.into());
+        let node: NodeName = format!("n{n}").parse().unwrap();
+        assert!(!left.is_incomplete());
+        left.leave(&node, &record);
+    }
+    assert!(left.is_incomplete());
+}

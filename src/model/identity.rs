@@ -1,0 +1,107 @@
+//! The identity of what a spec wants installed: a digest of everything that makes an installation another one.
+//!
+//! Computed by the core and by `hostler digest`; written to status files and records. Names, power, timeouts
+//! and BMC are not in it, so that changing them never makes a machine look out of date. Two specs that would
+//! be installed differently must never have the same identity.
+
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    boot::Firmware,
+    disk::RootDeviceHints,
+    ids::{Digest, DigestAlgorithm},
+    spec::{Checksum, ConfigDrive, ImageKind, NodeSpec, Partitions},
+};
+
+/// The identity of an installation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Of all of it.
+    pub digest: Digest,
+    /// Of what an installation writes to the disk: without the kernel, the ramdisk and the kernel arguments
+    /// that it boots over the network. The same as `digest` for a machine that boots from its disk.
+    pub written: Digest,
+}
+
+/// Texts on their way into a hash, each led by its length: no two different lists of texts can run together
+/// into the same bytes.
+pub(super) struct Parts<'a>(pub(super) &'a mut Sha256);
+
+impl Parts<'_> {
+    pub(super) fn put(&mut self, text: &str) {
+        self.0.update((text.len() as u64).to_be_bytes());
+        self.0.update(text);
+    }
+}
+
+impl NodeSpec {
+    /// The identity of what is to be installed: image, partitions, root device, config drive, what it boots
+    /// over the network, and `redeploy`.
+    ///
+    /// Of an image whose checksum is in the spec, the checksum is in it and the source is not: the same bytes
+    /// from another mirror are the same. Of one whose checksum is listed elsewhere, the source and the
+    /// list's place are in it, and the digest that is listed is not: a list that changes is no change of the
+    /// spec.
+    pub fn identity(&self) -> Identity {
+        let written = self.written(true);
+        let digest = match &self.image.netboot {
+            Some(netboot) => netboot.identity(&written),
+            None => written.clone(),
+        };
+        Identity { digest, written }
+    }
+
+    /// [`Identity::digest`].
+    pub fn digest(&self) -> Digest {
+        self.identity().digest
+    }
+
+    /// The identity as the version before this one had it, for what that version installed: it knew neither
+    /// the source of an image with a list, nor what is booted over the network.
+    pub fn digest_v1(&self) -> Digest {
+        self.written(false)
+    }
+
+    fn written(&self, with_source: bool) -> Digest {
+        let mut hash = Sha256::new();
+        let mut parts = Parts(&mut hash);
+        parts.put("hostler identity 1");
+        parts.put(&self.image.checksum.to_string());
+        if let (Checksum::Listed(_), true) = (&self.image.checksum, with_source) {
+            parts.put(&format!("source {}", self.image.source));
+        }
+        match &self.image.kind {
+            ImageKind::Disk => parts.put("disk"),
+            ImageKind::Partition(Partitions { table, swap_bytes, ephemeral_bytes, root_bytes }) => {
+                // What boots from the network needs no ESP.
+                let esp = self.boot.firmware == Firmware::Uefi && self.image.netboot.is_none();
+                parts.put(&format!(
+                    "partition {table:?} esp={esp} {swap_bytes:?} {ephemeral_bytes:?} {root_bytes:?}"
+                ));
+            }
+        }
+        let RootDeviceHints { name, serial, wwn, model, vendor, hctl, size, rotational } =
+            &self.root_device;
+        for hint in [name, serial, wwn, model, vendor, hctl] {
+            parts.put(hint.as_deref().unwrap_or_default());
+        }
+        let size = size.map(|size| format!("{:?} {}", size.comparison, size.bytes));
+        parts.put(&size.unwrap_or_default());
+        parts.put(&rotational.map(|spins| spins.to_string()).unwrap_or_default());
+        parts.put(self.redeploy.as_deref().unwrap_or_default());
+        if let Some(ConfigDrive { label, filesystem, user_data, network_config, meta_data }) =
+            &self.config_drive
+        {
+            parts.put(&format!("config drive {label:?} {filesystem:?}"));
+            for attachment in [user_data, network_config] {
+                parts.put(attachment.as_ref().map_or("", |attachment| &attachment.content));
+            }
+            for (key, value) in meta_data {
+                parts.put(key);
+                parts.put(value);
+            }
+        }
+        Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
+            .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))
+    }
+}

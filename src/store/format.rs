@@ -1,0 +1,176 @@
+//! What a file of the state directory looks like, and how a reader knows that it is whole.
+//!
+//! Called by the store. A file is one JSON object. Its first line names the kind of file, whose it is
+//! and the version of the format, and holds the checksum of everything after that line:
+//!
+//! ```text
+//! {"hostler":"record","of":"edge-07","version":2,"sha256":"…",
+//! "content":{
+//!   …
+//! }}
+//! ```
+//!
+//! The reader makes the first line anew from what follows it, and accepts no other. It also writes the
+//! content anew and accepts no other bytes: an unknown key, or a missing one, is damage at any depth.
+//! Nothing here may take a damaged file for one of another version, or for an empty one.
+
+use std::io;
+
+use serde::{Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
+
+use crate::model::{ids::Digest, problem::shown};
+
+/// The version that this hostler writes. Version 1 had no first line and no checksum.
+pub(super) const VERSION: u32 = 2;
+const OPENING: &str = "{\"hostler\":";
+/// How every file of version 1 begins.
+const OPENING_1: &[u8] = b"{\n";
+const CONTENT: &[u8] = b"\"content\":";
+const END: &[u8] = b"}\n";
+
+/// Nearly every file has less, so that no copy of a secret stays behind in a buffer that was outgrown.
+const BYTES_USUAL: usize = 64 << 10;
+
+/// What the bytes of a file turned out to be.
+#[derive(Debug)]
+pub(super) enum Found<'a> {
+    /// The content of a whole file of this version, as JSON.
+    Content(&'a [u8]),
+    /// It begins as a file of version 1.
+    Unsealed,
+    /// Neither, in words.
+    Damaged(String),
+}
+
+/// The bytes of a file. The key and the CHAP secret of an attempt may be in them.
+pub(super) fn seal<T: Serialize>(
+    kind: &str,
+    of: &str,
+    content: &T,
+) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut body = Zeroizing::new(Vec::with_capacity(BYTES_USUAL));
+    body.extend_from_slice(CONTENT);
+    serde_json::to_writer_pretty(&mut *body, content)?;
+    body.extend_from_slice(END);
+    Ok(Zeroizing::new([first_line(kind, of, &body).as_bytes(), &body].concat()))
+}
+
+/// Looks for the content in the bytes of a file.
+pub(super) fn unseal<'a>(kind: &str, of: &str, bytes: &'a [u8]) -> Found<'a> {
+    if bytes.is_empty() {
+        return Found::Damaged("it is empty".to_owned());
+    }
+    let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
+    let (first, body) = bytes.split_at(end);
+    if first == first_line(kind, of, body).as_bytes() {
+        let content = body.strip_prefix(CONTENT).and_then(|body| body.strip_suffix(END));
+        return content.map_or_else(|| Found::Damaged(MISMATCH.to_owned()), Found::Content);
+    }
+    if first == OPENING_1 {
+        return Found::Unsealed;
+    }
+    Found::Damaged(newer_version(first).unwrap_or_else(|| MISMATCH.to_owned()))
+}
+
+const MISMATCH: &str = "its checksum does not match: it was damaged, cut short or edited";
+
+fn first_line(kind: &str, of: &str, body: &[u8]) -> String {
+    let digest = Digest::of(body).to_string();
+    let hash = digest.trim_start_matches("sha256:");
+    format!("{OPENING}\"{kind}\",\"of\":\"{of}\",\"version\":{VERSION},\"sha256\":\"{hash}\",\n")
+}
+
+/// What to say of a first line that a newer hostler seems to have written. It may be damaged as well.
+fn newer_version(first: &[u8]) -> Option<String> {
+    let (_, rest) = std::str::from_utf8(first).ok()?.split_once("\"version\":")?;
+    let version: u32 = rest.split(',').next()?.parse().ok()?;
+    (version > VERSION).then(|| {
+        format!(
+            "it has format {version}, of a newer hostler, or is damaged; this one reads {VERSION}"
+        )
+    })
+}
+
+/// Reads JSON that must say just what its type does: nothing unknown, nothing left out.
+pub(super) fn parse<T: Serialize + DeserializeOwned>(json: &[u8]) -> Result<T, String> {
+    // An error may quote the file.
+    let content: T = serde_json::from_slice(json).map_err(|error| shown(&error.to_string()))?;
+    let again = serde_json::to_vec_pretty(&content).map_err(|error| shown(&error.to_string()))?;
+    if again == json {
+        Ok(content)
+    } else {
+        Err("it holds something that this hostler would not have written".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    fn sealed() -> Vec<u8> {
+        seal("record", "edge-07", &serde_json::json!({"installed": null, "lost": true}))
+            .unwrap()
+            .to_vec()
+    }
+
+    fn is_whole(bytes: &[u8]) -> bool {
+        match unseal("record", "edge-07", bytes) {
+            Found::Content(_) => true,
+            Found::Unsealed => {
+                // What version 1 wrote is JSON with nothing that it does not know.
+                assert!(serde_json::from_slice::<serde_json::Value>(bytes).is_err());
+                false
+            }
+            Found::Damaged(_) => false,
+        }
+    }
+
+    #[test]
+    fn a_file_is_one_json_object_that_programs_can_read() {
+        let text = String::from_utf8(sealed()).unwrap();
+        expect![[r#"
+            {"hostler":"record","of":"edge-07","version":2,"sha256":"0162e140227ed8cbf9fc6af9dcc502c04af70e6660bf949eeb21ae0f80acbba4",
+            "content":{
+              "installed": null,
+              "lost": true
+            }}
+        "#]]
+        .assert_eq(&text);
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["content"]["lost"], true);
+    }
+
+    #[test]
+    fn every_single_flipped_bit_and_every_truncation_is_noticed() {
+        let whole = sealed();
+        assert!(is_whole(&whole));
+        for bit in 0..8 * whole.len() {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(!is_whole(&bytes), "bit {bit}");
+        }
+        for length in 0..whole.len() {
+            assert!(!is_whole(&whole[..length]), "{length} bytes");
+        }
+        let (_, body) = whole.split_at(whole.iter().position(|byte| *byte == b'\n').unwrap() + 1);
+        assert!(!is_whole(body), "without its first line");
+    }
+
+    #[test]
+    fn the_file_of_another_node_or_kind_is_not_taken_for_this_one() {
+        for (kind, of) in [("record", "edge-08"), ("site", "edge-07")] {
+            let bytes = seal(kind, of, &serde_json::json!({})).unwrap();
+            assert!(!is_whole(&bytes), "{kind} {of}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_called_that() {
+        let text = String::from_utf8(sealed()).unwrap().replace("\"version\":2", "\"version\":3");
+        let Found::Damaged(why) = unseal("record", "edge-07", text.as_bytes()) else { panic!() };
+        assert!(why.contains("format 3, of a newer hostler"), "{why}");
+    }
+}
