@@ -235,11 +235,6 @@ impl Node {
         let is = self.power.map_or("", |power| power.observed.as_str());
         let wanted = self.wanted_power().map_or("", PowerState::as_str);
         let differs = self.power_differs();
-        if self.phase_at_rest() == Phase::Deployed
-            && let Some(message) = self.netboot_message()
-        {
-            return message;
-        }
         match self.phase_at_rest() {
             Phase::Held => self.message_held(),
             Phase::Failed if self.owes_restart() => format!(
@@ -278,7 +273,9 @@ impl Node {
     fn message_deployed(&self) -> String {
         let is = self.power.map_or("", |power| power.observed.as_str());
         let wanted = self.wanted_power().map_or("", PowerState::as_str);
-        if self.drifted() {
+        if let Some(message) = self.netboot_message() {
+            message
+        } else if self.drifted() {
             let way = consent::CHANGE_REDEPLOY;
             format!(
                 "installed, but the spec now wants something else; nothing is done until you {way}"
