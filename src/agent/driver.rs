@@ -73,10 +73,14 @@ impl Driver {
                     self.compare(snapshot);
                     continue;
                 }
-                () = yield_now(), if !self.news.is_empty() => match self.news.pop_front() {
-                    Some(news) => news,
-                    None => continue,
-                },
+                () = yield_now(), if !self.news.is_empty() => {
+                    let Some(news) = self.news.pop_front() else { continue };
+                    if self.news.is_empty() {
+                        // Ten thousand have been in it.
+                        self.news = VecDeque::new();
+                    }
+                    news
+                }
                 Some(Request { node, peer, key, call, reply }) = sources.calls.recv() => {
                     let request = self.rooms.expect_reply(reply);
                     (node, Event::Callback { request, peer, key, call })

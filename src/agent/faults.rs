@@ -310,6 +310,12 @@ pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
             message,
             "look at the network between hostler and the machine, or raise timeouts.imaging_stall",
         ),
+        ImagingError::TooSlow { .. } => Fault::passing(
+            step,
+            "TargetTooSlow",
+            message,
+            "look at the machine's disk and the network to it, or lower limits.imaging_rate_min",
+        ),
         ImagingError::Differs { .. } => Fault::passing(
             step,
             "DiskLies",

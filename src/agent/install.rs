@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use crate::{
     image::Entry,
-    imaging::{self, Geometry, ImageFile, Layout, Order},
+    imaging::{self, Geometry, ImageFile, Layout, LeastRate, Order},
     iscsi::{IscsiError, Lun},
     lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
@@ -33,6 +33,9 @@ use super::{
 const LOGIN_TRIES: u32 = 5;
 /// Between two of them.
 const LOGIN_PAUSE: Duration = Duration::from_secs(2);
+/// What a disk's least rate is averaged over.
+const RATE_WINDOW: Duration = Duration::from_secs(60);
+
 /// How often an image may decay in one operation: more often it is the cache's disk that fails.
 const DECAYED_MAX: usize = 3;
 
@@ -157,7 +160,12 @@ impl Workshop {
                 return Err(fault);
             }
         };
-        let order = Order { layout, verify: spec.image.verify, stall: spec.timeouts.imaging_stall };
+        let order = Order {
+            layout,
+            verify: spec.image.verify,
+            stall: spec.timeouts.imaging_stall,
+            least_rate: LeastRate { bytes_per_s: self.imaging_rate_min, over: RATE_WINDOW },
+        };
         let disk_bytes = lun.capacity_bytes();
         disk.hand_over(lun);
         let written = imaging::write_disk(&disk, &order, meter, cancel)

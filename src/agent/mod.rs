@@ -50,7 +50,10 @@ use rustix::{
     fs::{Access, access},
     io::Errno,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -262,13 +265,17 @@ impl Agent {
         drop(watcher);
         // It waits for its transfers' threads.
         let tftp = tokio::task::spawn_blocking(move || tftp.stop());
-        for listener in [callback, http, tftp].into_iter().chain(admin) {
-            if let Err(error) = listener.await {
-                error!(%error, "a listener panicked");
-            }
-        }
+        await_all([callback, http, tftp].into_iter().chain(admin)).await;
         standing.stop().await;
         Ok(end)
+    }
+}
+
+async fn await_all(listeners: impl IntoIterator<Item = JoinHandle<()>>) {
+    for listener in listeners {
+        if let Err(error) = listener.await {
+            error!(%error, "a listener panicked");
+        }
     }
 }
 

@@ -127,6 +127,9 @@ fn outcome(order: &Order, node: &Node) -> Option<String> {
         (Order::Approve(_), Phase::Held) if keep_off => Some("will be switched off".to_owned()),
         (Order::Approve(_), Phase::Held) => Some(consent::WILL_WIPE.to_owned()),
         (Order::Approve(_), _) => None,
+        (Order::Retry(_), _) if node.is_at_rest() && node.owes_restart() => {
+            Some("will be restarted; its disk stays as it is".to_owned())
+        }
         (Order::Retry(_), Phase::Failed | Phase::Pending) => Some("will be tried again".to_owned()),
         (Order::Retry(_), _) if node.is_at_rest() && node.has_bmc_trouble() => {
             Some("its BMC will be asked again".to_owned())

@@ -26,6 +26,8 @@ pub(super) struct Workshop {
     pub(super) library: Library,
     pub(super) deploy_files: DeployFiles,
     pub(super) bmcs: Bmcs,
+    /// Bytes a second that a disk must take or give; 0: any.
+    pub(super) imaging_rate_min: u64,
     pub(super) standing: Standing,
     pub(super) bmc_names: BmcNames,
 }
@@ -33,6 +35,7 @@ pub(super) struct Workshop {
 impl Workshop {
     pub(super) fn new(config: &Config, standing: Standing) -> Self {
         Self {
+            imaging_rate_min: config.limits.imaging_rate_min,
             standing,
             bmc_names: BmcNames::default(),
             library: library(config),

@@ -35,6 +35,8 @@ const LOADERS_DIR: &str = "/usr/share/hostler/loaders";
 const ADMIN_SOCKET: &str = "/run/hostler/admin.sock";
 /// Four writes fill most links, and a fifth would only make each slower.
 const IMAGING_MAX: usize = 4;
+/// Slower than any disk that works: 4 GiB would take more than an hour.
+const IMAGING_RATE_MIN_BYTES: u64 = 1 << 20;
 /// Enough for a whole site of thirty at once, some of which never come up.
 const WAITING_MAX: usize = 50;
 /// Some ten images of a usual server system, unpacked.
@@ -213,6 +215,10 @@ pub struct Limits {
     pub imaging: usize,
     /// Machines being brought up to be written, at least 1.
     pub waiting: usize,
+    /// Bytes a second that a disk must take or give, averaged over a minute, while it is what limits;
+    /// 0: any.
+    #[serde(serialize_with = "size")]
+    pub imaging_rate_min: u64,
     /// The pause between two calls to one BMC.
     #[serde(serialize_with = "friendly")]
     pub bmc_spacing: Duration,
@@ -365,6 +371,10 @@ fn limits(limits: &mut Section<'_>) -> Limits {
     Limits {
         imaging: limits.key("imaging").integer(at_least_one).unwrap_or(IMAGING_MAX),
         waiting: limits.key("waiting").integer(at_least_one).unwrap_or(WAITING_MAX),
+        imaging_rate_min: limits
+            .key("imaging_rate_min")
+            .text(parse_bytes)
+            .unwrap_or(IMAGING_RATE_MIN_BYTES),
         bmc_spacing: limits.key("bmc_spacing").text(duration).unwrap_or(BMC_SPACING),
     }
 }

@@ -71,6 +71,7 @@ fn three_lines_are_enough_and_every_default_is_shown() {
         [limits]
         imaging = 4
         waiting = 50
+        imaging_rate_min = "1MiB"
         bmc_spacing = "1s"
 
         [safety]

@@ -26,6 +26,11 @@ const FULL_BYTES: u64 = BUFFERS as u64 * CHUNK_BYTES * 3 / 4;
 /// For closing a connection in good order; on one that lives it takes milliseconds.
 pub(super) const CLOSE_MAX: Duration = Duration::from_secs(5);
 
+/// Whether so much data is under way that the line is what limits.
+pub(super) fn is_full(flight: &Flight) -> bool {
+    flight.data_under_way() >= FULL_BYTES
+}
+
 /// A connection being made.
 type Opening<'a, V> = Pin<Box<dyn Future<Output = Result<Disk<V>, ImagingError>> + Send + 'a>>;
 
@@ -64,8 +69,8 @@ impl<'a, C: Connector> Lanes<'a, C> {
 
     /// Opens or closes a connection, when that is what `climb` says to what is under way.
     pub(super) async fn adapt(&mut self, climb: &mut Climb, flight: &Flight) {
-        let full = flight.data_under_way() >= FULL_BYTES;
-        match climb.look(tokio::time::Instant::now(), flight.landed_bytes(), full) {
+        let now = tokio::time::Instant::now();
+        match climb.look(now, flight.landed_bytes(), is_full(flight)) {
             Advice::OpenOne => {
                 self.opening = Some(Box::pin(connect(self.connector, Some(self.first.geometry()))));
             }

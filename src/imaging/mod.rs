@@ -20,6 +20,7 @@ mod file;
 mod flight;
 mod lanes;
 mod layout;
+mod least_rate;
 mod line;
 mod plan;
 mod pool;
@@ -40,6 +41,7 @@ pub use self::{
         CONFIG_DRIVE_BYTES, Content, Geometry, Layout, LayoutError, Parts, Segment, needed_bytes,
         partitioned, whole_disk,
     },
+    least_rate::LeastRate,
     write::{Order, Written, write_disk},
 };
 use crate::model::{size::show_bytes, status::ImagingStage};
@@ -157,6 +159,20 @@ pub enum ImagingError {
         had: Geometry,
         /// What it has.
         has: Geometry,
+    },
+    /// The disk took or gave its data too slowly, for as long as that was measured.
+    #[error("{} went at {}/s for {} s, less than {}/s, at {} of {}", stage.as_str(), show_bytes(*rate_bytes), least.over.as_secs(), show_bytes(least.bytes_per_s), show_bytes(*done_bytes), show_bytes(*total_bytes))]
+    TooSlow {
+        /// In which stage.
+        stage: ImagingStage,
+        /// How quick it was, in bytes a second.
+        rate_bytes: u64,
+        /// How quick it must be.
+        least: LeastRate,
+        /// Bytes done.
+        done_bytes: u64,
+        /// Bytes in all.
+        total_bytes: u64,
     },
     /// No progress for too long.
     #[error("{} made no progress for {} s at {} of {}", stage.as_str(), after.as_secs(), show_bytes(*done_bytes), show_bytes(*total_bytes))]

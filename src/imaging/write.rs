@@ -12,7 +12,8 @@ use super::{
     digests::{Digests, digest_of},
     disk::Disk,
     flight::{Flight, Landed, watched},
-    lanes::Lanes,
+    lanes::{Lanes, is_full},
+    least_rate::{LeastRate, RateWatch},
     line::Line,
     plan::Plan,
     reader::{Filling, Piece, Pieces, Purpose, read_ahead, read_whole},
@@ -44,6 +45,8 @@ pub struct Order {
     pub verify: Verify,
     /// Longest time without any progress.
     pub stall: Duration,
+    /// How quick the disk must be, while it is what limits.
+    pub least_rate: LeastRate,
 }
 
 /// A disk that holds its layout.
@@ -95,7 +98,7 @@ pub(super) async fn write_at<C: Connector>(
         Ok(plan) => plan,
         Err(error) => return Err(line.give_up(error, flight, false).await),
     };
-    let mut writing = Writing::new(plan, order.verify, &watch, pace);
+    let mut writing = Writing::new(plan, order, &watch, pace);
     let done = loop {
         let lanes = match line.lanes().await {
             Ok(lanes) => lanes,
@@ -137,6 +140,7 @@ struct Writing<'a> {
     step: Step,
     flush_bytes: u64,
     climb: Climb,
+    rate: RateWatch,
     /// Whether it is read back.
     compares: bool,
     digests: Option<Digests>,
@@ -146,7 +150,8 @@ struct Writing<'a> {
 }
 
 impl<'a> Writing<'a> {
-    fn new(plan: Plan, verify: Verify, watch: &'a Watch<'a>, pace: Pace) -> Self {
+    fn new(plan: Plan, order: &Order, watch: &'a Watch<'a>, pace: Pace) -> Self {
+        let verify = order.verify;
         let digests = if verify == Verify::Node { Digests::start(&plan) } else { None };
         // A layout in too many parts to be described to the node is read back.
         let compares = match verify {
@@ -161,6 +166,7 @@ impl<'a> Writing<'a> {
             step: Step::Nothing,
             flush_bytes: FLUSH_BYTES,
             climb: Climb::new(pace),
+            rate: RateWatch::new(order.least_rate),
             compares,
             digests,
             edges: Vec::new(),
@@ -251,6 +257,7 @@ impl<'a> Writing<'a> {
         // After a new connection that is less than before.
         self.watch.meter.set(self.plan.bytes_in(&(body.start..from)));
         self.climb.begin();
+        self.rate.begin(landed);
         while pieces.is_some() || !flight.is_empty() {
             // So that what has to be written again is bounded, however long a flush takes.
             let room = flight.len() < COMMANDS_MAX && begun - flushed < 2 * self.flush_bytes;
@@ -281,6 +288,8 @@ impl<'a> Writing<'a> {
                 flush_sent = (landed, Instant::now());
             }
             self.adapt(lanes, flight).await?;
+            let reader_limits = pieces.is_some() && room && !is_full(flight);
+            self.check_rate(landed, !reader_limits)?;
         }
         lanes.open_no_more();
         flight.begin(lanes.first().clone().flush(body.end));
@@ -309,6 +318,8 @@ impl<'a> Writing<'a> {
     ) -> Result<(), ImagingError> {
         let part = from..self.plan.disk().end;
         let mut pieces = Some(read_ahead(self.plan.clone(), part, Purpose::Compare));
+        let mut compared = from;
+        self.rate.begin(compared);
         while pieces.is_some() || !flight.is_empty() {
             let room = flight.len() < COMPARES_MAX;
             let pieces_now = pieces.as_mut().filter(|_| room);
@@ -320,12 +331,29 @@ impl<'a> Writing<'a> {
                 }
                 Event::Opened(opened) => lanes.take(opened, &mut self.climb),
                 Event::Landed(Landed::Command(same_to) | Landed::Flush(same_to)) => {
+                    compared = same_to;
                     self.step = Step::Compare(same_to);
                     self.watch.meter.set(self.plan.bytes_in(&(0..same_to)));
                 }
             }
+            self.check_rate(compared, pieces.is_none() || !room)?;
         }
         Ok(())
+    }
+
+    /// Gives up a disk that was too slow, with the pass done up to there, while it was what limited.
+    fn check_rate(&mut self, done: u64, limits: bool) -> Result<(), ImagingError> {
+        let Some(rate_bytes) = self.rate.too_slow(Instant::now(), done, limits) else {
+            return Ok(());
+        };
+        let progress = self.watch.meter.progress();
+        Err(ImagingError::TooSlow {
+            stage: progress.map_or(ImagingStage::Write, |progress| progress.stage),
+            rate_bytes,
+            least: self.rate.least(),
+            done_bytes: progress.map_or(0, |progress| progress.done_bytes),
+            total_bytes: progress.map_or(0, |progress| progress.total_bytes),
+        })
     }
 
     async fn landed(&self, flight: &mut Flight) -> Result<Landed, ImagingError> {

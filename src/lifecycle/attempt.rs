@@ -69,9 +69,10 @@ impl Node {
                 self.see_power(now, observed);
                 self.consider(now, observed);
             }
-            (State::SettingPower { wanted }, Outcome::PowerSet(reached)) if *wanted == reached => {
-                self.power_set(now, reached);
-            }
+            (
+                State::SettingPower { wanted },
+                Outcome::PowerSet(reached) | Outcome::Restarted(reached),
+            ) if *wanted == reached => self.power_set(now, reached),
             (
                 State::Preparing { ready: None },
                 Outcome::Prepared { image, key, system_guid, stages },
@@ -83,16 +84,12 @@ impl Node {
                     image,
                     verify: Vec::new(),
                     peer: None,
+                    ramdisk_fetched_by: Vec::new(),
                     disk: None,
                     system_guid,
                     bmc,
                 };
-                if self.by_hand() {
-                    self.record.consented = true;
-                    self.enter(now, State::PoweringOn { attempt });
-                } else {
-                    self.record.state = State::Preparing { ready: Some(attempt) };
-                }
+                self.prepared(now, attempt);
             }
             (State::Preparing { ready: Some(attempt) }, Outcome::Power(observed)) => {
                 let attempt = attempt.clone();
@@ -130,11 +127,24 @@ impl Node {
                 // After a change of bmc.address it was another machine that was switched off.
                 if attempt.as_ref().is_some_and(|a| a.bmc_address() == spec.bmc_address()) {
                     self.see_power(now, PowerState::Off);
+                    self.needs_no_restart();
                 }
+                // Off by its other BMC: what it does next is for who uses that.
+                self.record.awaits_restart = false;
                 self.conclude(now, purpose);
             }
             // An answer to a question that was not asked: the agent's mistake, and no reason to move.
             _ => {}
+        }
+    }
+
+    /// Everything is ready for the machine to be switched on, or to be asked once more whether it is off.
+    fn prepared(&mut self, now: Timestamp, attempt: Attempt) {
+        if self.by_hand() {
+            self.record.consented = true;
+            self.enter(now, State::PoweringOn { attempt });
+        } else {
+            self.record.state = State::Preparing { ready: Some(attempt) };
         }
     }
 
@@ -146,10 +156,46 @@ impl Node {
         }
     }
 
+    /// The disk is written and let go: from now on it is known what is installed, and only the
+    /// restart is left to do.
+    pub(super) fn begin_restart(&mut self, now: Timestamp, attempt: Attempt, disk: Disk) {
+        self.note_installed(now, attempt.image.clone(), disk.clone());
+        self.record.awaits_restart = true;
+        self.enter(now, State::Restarting { attempt, disk });
+    }
+
     /// The machine was restarted into its own system, or left off as its spec wants it; without a BMC it does that itself.
     pub(super) fn succeed(&mut self, now: Timestamp, image: PreparedImage, disk: Disk) {
         self.record.last_error = None;
         self.record.consented = false;
+        if !std::mem::take(&mut self.record.awaits_restart) {
+            self.note_installed(now, image, disk);
+        }
+        self.enter(now, State::Idle);
+        // The spec may have been changed in the last moment.
+        self.record.power_ordered = self.power_differs();
+    }
+
+    /// The BMC did not restart the machine. Its disk is good all the same, and is not written again.
+    fn restart_failed(&mut self, now: Timestamp, mut fault: Fault) {
+        if let State::Restarting { attempt, disk } = &self.record.state
+            && !self.record.awaits_restart
+        {
+            // On record since before it was noted when the restart began.
+            let (image, disk) = (attempt.image.clone(), disk.clone());
+            self.note_installed(now, image, disk);
+            self.record.awaits_restart = true;
+        }
+        self.record.consented = false;
+        self.record.power_ordered = false;
+        let then = format!("run hostler retry {}, which restarts the machine", self.name);
+        fault.hint = format!("{}; then {then}", fault.hint).into();
+        self.miss_power(now, fault.clone());
+        self.record.last_error = Some(LastError { at: now, attempt: self.record.attempt, fault });
+        self.enter(now, State::Idle);
+    }
+
+    fn note_installed(&mut self, now: Timestamp, image: PreparedImage, disk: Disk) {
         let wanted = self.record.spec.as_ref().zip(self.wanted.clone());
         self.netboot = NetbootUpdate::default();
         self.record.installed = wanted.map(|(spec, digest)| Installed {
@@ -163,9 +209,6 @@ impl Node {
             redeploy: spec.redeploy.clone(),
             machine: Some(Machine::named_by(spec)),
         });
-        self.enter(now, State::Idle);
-        // The spec may have been changed in the last moment.
-        self.record.power_ordered = self.power_differs();
     }
 
     /// The BMC said whether the machine is on: get in line for an attempt, hold it, or let things be.
@@ -253,8 +296,8 @@ impl Node {
             | State::WaitingRamdisk { .. }
             | State::Imaging { .. }
             | State::Switching { .. }
-            | State::WaitingCompleted { .. }
-            | State::Restarting { .. } => self.fail(now, fault, actions),
+            | State::WaitingCompleted { .. } => self.fail(now, fault, actions),
+            State::Restarting { .. } => self.restart_failed(now, fault),
         }
     }
 
@@ -295,10 +338,33 @@ impl Node {
 
     /// The attempt failed: say why, put things back, and try again or give up.
     pub(super) fn fail(&mut self, now: Timestamp, fault: Fault, actions: &mut Vec<Action>) {
+        let fault = self.as_far_as_believed(fault);
         let attempts = self.record.spec.as_ref().map_or(1, |spec| spec.retry.attempts);
         let again = fault.retry == RetryAdvice::Backoff && self.record.attempt < attempts;
         self.record.last_error = Some(LastError { at: now, attempt: self.record.attempt, fault });
         self.abandon(now, if again { Purpose::Retry } else { Purpose::GiveUp }, actions);
+    }
+
+    /// What a ramdisk says or offers ends the attempts for good only if it was seen coming up: anybody
+    /// on the deploy network can read a boot menu, and show its key.
+    fn as_far_as_believed(&self, fault: Fault) -> Fault {
+        let rests_on_ramdisk =
+            matches!(fault.step, Step::Ramdisk | Step::Imaging | Step::Completed);
+        let peer = self.record.state.attempt().and_then(|attempt| {
+            let peer = attempt.peer?;
+            (attempt.ramdisk_fetched_by != [peer]).then_some(peer)
+        });
+        match peer {
+            Some(peer) if rests_on_ramdisk && fault.retry == RetryAdvice::Never => {
+                let hint = format!(
+                    "{}; another attempt is made, because {peer}, which said this, was not seen \
+                     fetching the deploy ramdisk, or not alone",
+                    fault.hint
+                );
+                Fault { retry: RetryAdvice::Backoff, hint: hint.into(), ..fault }
+            }
+            _ => fault,
+        }
     }
 
     /// Leaves whatever is under way for `purpose`: at once if that is nothing, else through a clean-up.
@@ -335,6 +401,14 @@ impl Node {
         }
     }
 
+    /// Tells the operation under way to stop, after its state was given up for one at rest.
+    fn stop_at_rest(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        if let Some(running) = &mut self.running {
+            running.patience_until = after(now, CANCEL_PATIENCE);
+        }
+        self.cancel(actions);
+    }
+
     pub(super) fn miss_deadline(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         let fault = match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => return,
@@ -343,10 +417,7 @@ impl Node {
                 let hint = "look at the BMC, or raise timeouts.power";
                 let fault = Fault::passing(Step::Power, "PowerTimeout", message, hint);
                 self.power_not_set(now, fault);
-                if let Some(running) = &mut self.running {
-                    running.patience_until = after(now, CANCEL_PATIENCE);
-                }
-                return self.cancel(actions);
+                return self.stop_at_rest(now, actions);
             }
             State::CleaningUp { .. } => {
                 // Nothing may start before the operation has reported: tell it again.
@@ -397,12 +468,13 @@ impl Node {
                 "the disk is written, but the ramdisk's completed notice did not come in time",
                 "look at the machine's console, or raise timeouts.completed; with image.verify = \"node\", or timeouts.imaging",
             ),
-            State::Restarting { .. } => Fault::passing(
-                Step::Restart,
-                "RestartTimeout",
-                "the machine was not restarted in time",
-                "look at the BMC, or raise timeouts.power",
-            ),
+            State::Restarting { .. } => {
+                let message = "the machine was not restarted in time";
+                let hint = "look at the BMC, or raise timeouts.power";
+                let fault = Fault::passing(Step::Restart, "RestartTimeout", message, hint);
+                self.restart_failed(now, fault);
+                return self.stop_at_rest(now, actions);
+            }
         };
         self.fail(now, fault, actions);
     }
@@ -411,6 +483,13 @@ impl Node {
     pub(super) fn take_evidence(&mut self, now: Timestamp, fetch: &Fetch) {
         if !matches!(self.menu(), Menu::Deploy(_)) {
             return;
+        }
+        if let Some(attempt) = self.record.state.attempt_mut()
+            && (fetch.stage, fetch.complete) == (BootStage::Ramdisk, true)
+            && attempt.ramdisk_fetched_by.len() < 2
+            && !attempt.ramdisk_fetched_by.contains(&fetch.peer)
+        {
+            attempt.ramdisk_fetched_by.push(fetch.peer);
         }
         let seen = &mut self.record.last_seen;
         if fetch.refused_times > 0 {

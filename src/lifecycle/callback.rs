@@ -159,6 +159,7 @@ impl Node {
                 let attempt = attempt.clone();
                 // From here on the disk's old contents are gone.
                 self.record.installed = None;
+                self.record.awaits_restart = false;
                 self.record.record_lost = false;
                 self.enter(now, State::Imaging { attempt, disk, target, granted: false });
                 Ok(Reply::Accepted)
@@ -258,7 +259,7 @@ impl Node {
                 if attempt.bmc.is_none() {
                     self.succeed(now, attempt.image, disk);
                 } else {
-                    self.enter(now, State::Restarting { attempt, disk });
+                    self.begin_restart(now, attempt, disk);
                 }
                 Ok(Reply::Accepted)
             }

@@ -26,7 +26,7 @@ use super::{
     left::{Known, Left},
     node::{Node, wants_reinstall},
     polls::{POLL_INTERVAL, Polls},
-    state::Record,
+    state::{Record, State},
     turns::Turns,
     wait::after,
 };
@@ -58,7 +58,8 @@ pub struct Policy {
 #[derive(Debug)]
 pub struct Fleet {
     policy: Policy,
-    nodes: BTreeMap<NodeName, Node>,
+    /// Boxed: a map's leaves are half empty, and a node is large.
+    nodes: BTreeMap<NodeName, Box<Node>>,
     agenda: Agenda,
     turns: Turns,
     /// What nodes hold according to their records, where the present ones could not be written: should the agent end now, they would go on
@@ -103,7 +104,7 @@ impl Fleet {
         for ((name, record), first_poll) in records.into_iter().zip(first_polls) {
             let mut node = Node::resume(name.clone(), record, policy, now);
             node.polls = Polls::new(first_poll);
-            fleet.nodes.insert(name.clone(), node);
+            fleet.nodes.insert(name.clone(), Box::new(node));
             fleet.adopt(now, &name);
             fleet.write_down(&name);
         }
@@ -112,7 +113,7 @@ impl Fleet {
 
     /// A node by its name.
     pub fn node(&self, name: &NodeName) -> Option<&Node> {
-        self.nodes.get(name)
+        self.nodes.get(name).map(Box::as_ref)
     }
 
     /// The names of all nodes, in order.
@@ -234,7 +235,7 @@ impl Fleet {
             node.polls = Polls::new(self.first_poll.max(now));
             let pause = Duration::from_secs(1) / FIRST_POLLS_PER_S;
             self.first_poll = after(self.first_poll.max(now), pause);
-            self.nodes.insert(name.clone(), node);
+            self.nodes.insert(name.clone(), Box::new(node));
         }
         self.latest = self.latest.max(now);
         self.adopt(now, name);
@@ -244,7 +245,13 @@ impl Fleet {
         let interval = self.poll_interval();
         let node = self.nodes.get_mut(name)?;
         node.polls.interval = interval;
+        let was_written = matches!(node.record.state, State::Imaging { .. });
         let actions = node.step(now, event);
+        if let (State::Imaging { .. }, Some(spec), false) =
+            (&node.record.state, &node.record.spec, was_written)
+        {
+            self.left.written(spec);
+        }
         if actions.contains(&Action::Forget) {
             self.forget(name);
         }
@@ -304,7 +311,7 @@ impl Fleet {
 
     /// Keeps in step with a node: when it wants to be woken, what it holds, what it waits for.
     fn write_down(&mut self, name: &NodeName) {
-        let node = self.nodes.get(name);
+        let node = self.nodes.get(name).map(Box::as_ref);
         self.agenda.put(name, node.and_then(|node| Some(node.next_wake()?.0)));
         let holds = node.and_then(|node| node.record.state.holds());
         let polls = node.and_then(Node::holds_poll);
@@ -334,7 +341,8 @@ impl Fleet {
     }
 
     fn forget(&mut self, name: &NodeName) {
-        if let Some(Node { record, .. }) = self.nodes.remove(name) {
+        if let Some(node) = self.nodes.remove(name) {
+            let Node { record, .. } = *node;
             self.left.leave(name, &record);
             self.left.unlist(name);
         }
@@ -380,7 +388,7 @@ impl Fleet {
             busy && !found.contains_key(*name)
         });
         let leaving = leaving.filter_map(|(_, node)| node.record.spec.clone());
-        let turning = self.nodes.values().filter_map(Node::still_busy_with);
+        let turning = self.nodes.values().filter_map(|node| node.still_busy_with());
         kept.chain(leaving).chain(turning).collect()
     }
 
@@ -396,7 +404,7 @@ impl Fleet {
                     .cloned(),
             );
         };
-        for Node { record, .. } in self.nodes.values() {
+        for record in self.nodes.values().map(|node| &node.record) {
             add(record.installed.as_ref().and_then(|installed| installed.netboot.as_ref()));
             add(record.state.attempt().and_then(|attempt| attempt.image.netboot.as_ref()));
         }

@@ -65,7 +65,7 @@ impl Node {
             if attempt.bmc.is_none() {
                 self.succeed(now, attempt.image, disk);
             } else {
-                self.enter(now, State::Restarting { attempt, disk });
+                self.begin_restart(now, attempt, disk);
             }
         }
     }

@@ -213,6 +213,21 @@ impl Left {
         self.nodes.remove(name);
     }
 
+    /// The disk of a machine that the spec names is written from now on. What was kept under any of its names may be gone: should a spec
+    /// come back to that name, nobody knows.
+    pub(super) fn written(&mut self, spec: &NodeSpec) {
+        let machine = spec.machine();
+        for (id, known) in &mut self.machines {
+            let named = known.as_ref().and_then(|installed| installed.machine.as_ref());
+            if known.is_some()
+                && (*id == machine || named.is_some_and(|named| named.shares_mac(spec)))
+            {
+                *known = None;
+                self.changes += 1;
+            }
+        }
+    }
+
     /// A node goes away, or turns to another machine.
     pub(super) fn leave(&mut self, name: &NodeName, record: &Record) {
         let Some(spec) = &record.spec else {

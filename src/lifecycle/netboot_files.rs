@@ -213,8 +213,11 @@ pub(super) fn carry_over_record(record: &mut Record) {
 /// An identity of the version before becomes this version's, if it is that of the same spec: an upgrade is no
 /// drift.
 pub(super) fn carry_over(spec: &NodeSpec, installed: &mut Installed) {
-    if installed.written_digest.is_none() && installed.digest == spec.digest_v1() {
-        let identity = spec.identity();
+    if installed.written_digest.is_some() {
+        return;
+    }
+    let identity = spec.identity();
+    if [&spec.digest_v1(), &identity.digest].contains(&&installed.digest) {
         installed.digest = identity.digest;
         installed.written_digest = Some(identity.written);
         installed.netboot = spec.image.netboot.as_ref().map(Netboot::unverified);

@@ -15,7 +15,7 @@ use crate::model::{
     power::PowerState,
     problem::Problem,
     spec::{Goal, NodeSpec},
-    status::{HistoryEntry, Installed, LastSeen, Phase, Power, Progress},
+    status::{Installed, LastSeen, Phase, Power, Progress},
 };
 
 use super::{
@@ -28,9 +28,6 @@ use super::{
     state::{Attempt, Hold, Purpose, Record, State},
     wait::{after, power_limit},
 };
-
-/// Entries kept in `[[history]]`.
-const HISTORY_MAX: usize = 50;
 
 /// One node.
 #[derive(Debug)]
@@ -400,10 +397,13 @@ impl Node {
             (_, Some(known), _) => self.record.know(known),
             // It has come to share nothing with what was installed, one thing after the other: it may be that machine or another.
             (Some(false), None, MachineChange::None | MachineChange::Part) => {
-                self.record.know(None)
+                self.record.know(None);
             }
             // Never seen. A damaged record may have been about any machine.
-            (_, None, _) => self.record.installed = None,
+            (_, None, _) => {
+                self.record.installed = None;
+                self.record.awaits_restart = false;
+            }
         }
         if let Some(installed) = &mut self.record.installed {
             installed.redeploy.clone_from(&spec.redeploy);
@@ -450,7 +450,8 @@ impl Node {
         self.polls.ask(now);
         // Who asks a BMC again that was in trouble has not ordered what its machine is found to miss.
         let has_trouble = self.bmc_trouble.is_some();
-        if self.power_differs() || !has_trouble && self.wanted_power().is_some() {
+        let is_order = self.power_differs() || !has_trouble && self.wanted_power().is_some();
+        if is_order || self.owes_restart() {
             self.record.power_ordered = true;
         }
         match &mut self.record.state {
@@ -544,6 +545,9 @@ impl Node {
             }
             State::Preparing { ready: None } => Some(Operation::Prepare),
             State::Preparing { ready: Some(_) } => Some(Operation::ConfirmPower),
+            State::SettingPower { wanted } if self.record.awaits_restart => {
+                due.then_some(Operation::Restart { leave: *wanted })
+            }
             State::SettingPower { wanted } => due.then_some(Operation::SetPower(*wanted)),
             State::PoweringOn { .. } => Some(Operation::PowerOn),
             State::Imaging { attempt, target, disk, granted: true } => Some(Operation::Image {
@@ -576,26 +580,6 @@ impl Node {
     pub(super) fn miss_power(&mut self, now: Timestamp, trouble: Fault) {
         self.polls.missed(now, trouble.retry);
         self.bmc_trouble = Some(trouble);
-    }
-
-    fn note_phase(&mut self, now: Timestamp) {
-        let phase = self.phase();
-        if phase == self.record.phase && !self.record.history.is_empty() {
-            return;
-        }
-        if self.record.phase.is_busy() {
-            let spent_ms =
-                u64::try_from(now.duration_since(self.record.since).as_millis()).unwrap_or(0);
-            let name = format!("{}_ms", self.record.phase.as_str());
-            let total_ms = self.record.durations.entry(name).or_default();
-            *total_ms = total_ms.saturating_add(spent_ms);
-        }
-        self.record.phase = phase;
-        self.record.since = now;
-        let entry = HistoryEntry { at: now, phase, message: self.message() };
-        self.record.history.push(entry);
-        let surplus = self.record.history.len().saturating_sub(HISTORY_MAX);
-        self.record.history.drain(..surplus);
     }
 }
 

@@ -194,7 +194,7 @@ impl Rehearsal {
     fn intention(&self, node: &Node, kind: Option<Deed>) -> Intention {
         let installed = node.record().installed.as_ref();
         let starts = node.waits_for().is_some_and(|(turn, _)| turn == Turn::Attempt);
-        let under_way = self.under_way(node).filter(|_| starts);
+        let under_way = self.under_way(node).filter(|phase| starts || is_written(*phase));
         let deed = kind.unwrap_or(match (&node.record().state, node.phase()) {
             _ if under_way.is_some_and(is_written) => Deed::Nothing,
             _ if starts && installed.is_some() => Deed::Reinstall,

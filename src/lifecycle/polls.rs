@@ -60,12 +60,20 @@ pub(super) struct Polls {
     refused: bool,
     /// An operator has used the BMC, or wants to know.
     asked: bool,
-    /// Since when the node waits for its turn, and whether an attempt does.
-    waiting: Option<(Timestamp, bool)>,
+    turn: PollTurn,
+}
+
+/// Where a node is in the line of those to be polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PollTurn {
+    /// Nowhere.
+    None,
+    /// Since when it waits, and whether an attempt does.
+    Waiting { since: Timestamp, for_attempt: bool },
     /// Its turn has come in this step.
-    granted: bool,
-    /// One is under way.
-    running: bool,
+    Granted,
+    /// Its poll is under way.
+    Running,
 }
 
 impl Polls {
@@ -76,9 +84,7 @@ impl Polls {
             misses: 0,
             refused: false,
             asked: false,
-            waiting: None,
-            granted: false,
-            running: false,
+            turn: PollTurn::None,
         }
     }
 
@@ -123,26 +129,28 @@ impl Polls {
 
     /// Whether it waits for its turn.
     pub(super) fn waits(&self) -> bool {
-        self.waiting.is_some()
+        matches!(self.turn, PollTurn::Waiting { .. })
     }
 
     /// Whether an attempt does so, too.
     pub(super) fn keeps_attempt_waiting(&self) -> bool {
-        self.waiting.is_some_and(|(_, for_attempt)| for_attempt)
+        matches!(self.turn, PollTurn::Waiting { for_attempt: true, .. })
     }
 
     /// Its turn has come.
     pub(super) fn grant(&mut self) {
-        self.granted = self.waiting.take().is_some();
+        if self.waits() {
+            self.turn = PollTurn::Granted;
+        }
     }
 
     pub(super) fn granted(&self) -> bool {
-        self.granted
+        self.turn == PollTurn::Granted
     }
 
     /// An operation began.
     pub(super) fn began(&mut self, is_poll: bool) {
-        self.running = is_poll;
+        self.turn = if is_poll { PollTurn::Running } else { PollTurn::None };
     }
 }
 
@@ -163,16 +171,19 @@ impl Node {
 
     /// Gets in line if the BMC is to be asked, and out of it if not.
     pub(super) fn line_up_for_poll(&mut self, now: Timestamp) {
-        self.polls.granted = false;
-        self.polls.running &= self.running.is_some();
         let waits = self.running.is_none() && !self.unread && self.wants_poll(now);
-        let since = self.polls.waiting.map_or(now, |(since, _)| since);
-        self.polls.waiting = waits.then(|| (since, self.waits_for_preflight(now)));
+        let for_attempt = self.waits_for_preflight(now);
+        self.polls.turn = match self.polls.turn {
+            PollTurn::Running if self.running.is_some() => PollTurn::Running,
+            _ if !waits => PollTurn::None,
+            PollTurn::Waiting { since, .. } => PollTurn::Waiting { since, for_attempt },
+            _ => PollTurn::Waiting { since: now, for_attempt },
+        };
     }
 
     /// Its place in the line, if it waits for its turn to be polled.
     pub(super) fn waits_to_poll(&self) -> Option<(Turn, Place)> {
-        let (since, for_attempt) = self.polls.waiting?;
+        let PollTurn::Waiting { since, for_attempt } = self.polls.turn else { return None };
         let class = match (for_attempt, self.polls.misses) {
             _ if self.polls.asked => Class::Wanted,
             (true, _) if self.record.attempt == 0 => Class::Wanted,
@@ -185,7 +196,7 @@ impl Node {
 
     /// The turn that a poll under way takes.
     pub(super) fn holds_poll(&self) -> Option<Turn> {
-        if self.polls.running { self.poll_turn() } else { None }
+        if self.polls.turn == PollTurn::Running { self.poll_turn() } else { None }
     }
 
     fn poll_turn(&self) -> Option<Turn> {

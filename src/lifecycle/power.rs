@@ -91,6 +91,9 @@ impl Node {
 
     /// The BMC has said how the machine is: switch it, ask somebody, or let it be.
     pub(super) fn consider_power(&mut self, now: Timestamp, observed: PowerState) {
+        if self.owes_restart() {
+            return self.consider_restart(now, observed);
+        }
         let Some(wanted) = self.wanted_power() else { return };
         if observed == wanted {
             return self.power_as_wanted();
@@ -113,6 +116,37 @@ impl Node {
         }
     }
 
+    /// Whether the machine's disk is written and the machine was not restarted since.
+    pub fn owes_restart(&self) -> bool {
+        let deployed = |spec: &NodeSpec| spec.goal == Goal::Deployed && spec.bmc.is_some();
+        self.record.awaits_restart
+            && self.record.installed.is_some()
+            && self.record.spec.as_deref().is_some_and(deployed)
+            && !self.wants_install()
+    }
+
+    /// A machine that is on may run its own system by now, if somebody has restarted it: it is
+    /// restarted when an operator says so.
+    fn consider_restart(&mut self, now: Timestamp, observed: PowerState) {
+        if observed == PowerState::Off {
+            self.needs_no_restart();
+            return self.consider_power(now, observed);
+        }
+        if self.record.power_ordered && self.record.state == State::Idle && !self.stands_still() {
+            let wanted = self.power_after_install();
+            self.enter(now, State::SettingPower { wanted });
+        }
+    }
+
+    /// The machine was seen off: whatever it ran before, it boots what was written, and is switched
+    /// on for the first time if its spec wants it on.
+    pub(super) fn needs_no_restart(&mut self) {
+        if std::mem::take(&mut self.record.awaits_restart) {
+            self.record.power_ordered = true;
+            self.record.last_error = None;
+        }
+    }
+
     /// Nothing is left to do, whoever did it.
     fn power_as_wanted(&mut self) {
         self.record.power_ordered = false;
@@ -122,6 +156,9 @@ impl Node {
     /// The machine was switched.
     pub(super) fn power_set(&mut self, now: Timestamp, reached: PowerState) {
         self.power_as_wanted();
+        if std::mem::take(&mut self.record.awaits_restart) {
+            self.record.last_error = None;
+        }
         self.record.consented = false;
         self.enter(now, State::Idle);
         self.see_power(now, reached);

@@ -51,6 +51,7 @@ impl Node {
             _ if spec.paused => Phase::Paused,
             (State::Held { reason: Hold::PoweredOn, .. }, Goal::Available) => Phase::Held,
             (_, Goal::Available) => Phase::Available,
+            _ if self.owes_restart() => Phase::Failed,
             _ if !self.wants_install() => Phase::Deployed,
             _ if self.record.too_many_changes => Phase::Held,
             (State::Failed, Goal::Deployed) => Phase::Failed,
@@ -234,13 +235,11 @@ impl Node {
         let is = self.power.map_or("", |power| power.observed.as_str());
         let wanted = self.wanted_power().map_or("", PowerState::as_str);
         let differs = self.power_differs();
-        if self.phase_at_rest() == Phase::Deployed
-            && let Some(message) = self.netboot_message()
-        {
-            return message;
-        }
         match self.phase_at_rest() {
             Phase::Held => self.message_held(),
+            Phase::Failed if self.owes_restart() => format!(
+                "installed, but the machine was not restarted, and its disk is not written again for that: {last_error}"
+            ),
             Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
             Phase::Deployed => self.message_deployed() + &self.message_changed_machine(),
             Phase::Available if differs && self.bmc_trouble.is_none() => {
@@ -274,7 +273,9 @@ impl Node {
     fn message_deployed(&self) -> String {
         let is = self.power.map_or("", |power| power.observed.as_str());
         let wanted = self.wanted_power().map_or("", PowerState::as_str);
-        if self.drifted() {
+        if let Some(message) = self.netboot_message() {
+            message
+        } else if self.drifted() {
             let way = consent::CHANGE_REDEPLOY;
             format!(
                 "installed, but the spec now wants something else; nothing is done until you {way}"

@@ -2,7 +2,7 @@
 //!
 //! Changed by [`super::Node`] only. [`Record`] is what survives a crash; whatever is not in it must be safe to lose.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, ops::Not, sync::Arc};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,10 @@ pub struct Record {
     pub power_ordered: bool,
     /// When it was last switched because it was not as wanted.
     pub power_forced_at: Option<Timestamp>,
+    /// Whether the machine was not restarted since its disk was written: it may still run the deploy
+    /// ramdisk. What is installed is known by then, whatever becomes of the restart.
+    #[serde(default, skip_serializing_if = "Not::not")]
+    pub awaits_restart: bool,
     /// What is on the disk, as far as hostler put it there.
     pub installed: Option<Installed>,
     /// The last failure since the last success.
@@ -82,6 +86,7 @@ impl Record {
             record_lost: false,
             power_ordered: false,
             power_forced_at: None,
+            awaits_restart: false,
             installed: None,
             last_error: None,
             last_seen: LastSeen::default(),
@@ -118,6 +123,7 @@ impl Record {
 
     /// What is on the machine's disk is known from elsewhere, or known to be unknown.
     pub(super) fn know(&mut self, installed: Option<Installed>) {
+        self.awaits_restart = false;
         self.record_lost = installed.is_none();
         self.installed = installed;
     }
@@ -269,6 +275,9 @@ pub struct Attempt {
     pub verify: Vec<DiskRange>,
     /// The first address that showed the key; no other may use it.
     pub peer: Option<IpAddr>,
+    /// The addresses that fetched the whole deploy ramdisk, two at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ramdisk_fetched_by: Vec<IpAddr>,
     /// The disk the ramdisk was told to export.
     pub disk: Option<Disk>,
     /// What the BMC says is the machine's UUID: no other machine's ramdisk is believed. `None`: that was not asked for.

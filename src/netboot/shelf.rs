@@ -172,7 +172,9 @@ impl Shelf {
     /// A transfer asked for at `began` has ended.
     pub(super) fn ended(&self, peer: IpAddr, asked: Asked, ended: Ended, began: Instant) {
         let fetches = self.evidence().ended(peer, asked, ended, began, Instant::now());
-        fetches.into_iter().for_each(|fetch| self.tell(fetch));
+        for fetch in fetches {
+            self.tell(fetch);
+        }
     }
 
     /// Nothing panics between two changes of what is behind this lock.

@@ -35,7 +35,7 @@ mod known;
 #[cfg(test)]
 mod tests;
 
-use known::KnownSpecs;
+use known::{DefaultsFile, KnownSpecs};
 
 /// The file whose keys are under every spec of its directory.
 pub const DEFAULTS_FILE: &str = "_defaults.toml";
@@ -132,10 +132,10 @@ fn read_known(
         }
     }
     let mut snapshot = Snapshot::default();
-    let (defaults, default_bytes) = read_defaults(&handle, shown_as, agent_defaults);
+    let (defaults, defaults_file) = read_defaults(&handle, shown_as, agent_defaults);
     snapshot.problems.extend_from_slice(defaults.problems());
     let attachments = Attachments::beside(&handle);
-    let mut reading = mem::take(known).begin(&handle, default_bytes);
+    let mut reading = mem::take(known).begin(&handle, defaults_file);
     for file in &files {
         if let Some(spec) = reading.known(file, &attachments) {
             snapshot.nodes.insert(spec.name.clone(), Ok(spec));
@@ -152,8 +152,12 @@ fn read_known(
         let spec = read_at(&handle, file)
             .map_err(|error| vec![Problem::of_file(&shown, unreadable(&error))])
             .and_then(|(bytes, mark)| {
+                let read = (bytes.as_slice(), mark);
+                if let Some(spec) = reading.known_by_content(file, read, &attachments) {
+                    return Ok(spec);
+                }
                 let spec = Arc::new(parse(&shown, &bytes, &defaults, &attach)?);
-                reading.note(file, mark, &spec, attached.take());
+                reading.note(file, read, &spec, attached.take());
                 Ok(spec)
             });
         match node_name(&shown) {
@@ -244,23 +248,28 @@ fn is_spec(name: &[u8]) -> bool {
         && name != DEFAULTS_FILE.as_bytes()
 }
 
-/// The defaults, and what is in their file, if there is one; no second value where that is not known.
+/// The defaults, and their file.
 fn read_defaults(
     dir: &OwnedFd,
     shown_as: &str,
     agent: Option<&Document>,
-) -> (Defaults, Option<Option<Vec<u8>>>) {
+) -> (Defaults, DefaultsFile) {
     let shown = if shown_as.is_empty() {
         DEFAULTS_FILE.to_owned()
     } else {
         format!("{shown_as}/{DEFAULTS_FILE}")
     };
     match read_at(dir, OsStr::new(DEFAULTS_FILE)) {
-        Ok((bytes, _)) => (Defaults::new(Some((&shown, &bytes)), agent), Some(Some(bytes))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_listed(dir, DEFAULTS_FILE) => {
-            (Defaults::new(None, agent), Some(None))
+        Ok((bytes, _)) => {
+            (Defaults::new(Some((&shown, &bytes)), agent), DefaultsFile::Holds(bytes))
         }
-        Err(error) => (Defaults::broken(Problem::of_file(shown, unreadable(&error))), None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_listed(dir, DEFAULTS_FILE) => {
+            (Defaults::new(None, agent), DefaultsFile::Absent)
+        }
+        Err(error) => (
+            Defaults::broken(Problem::of_file(shown, unreadable(&error))),
+            DefaultsFile::Unreadable,
+        ),
     }
 }
 

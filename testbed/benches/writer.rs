@@ -4,7 +4,7 @@ use std::{fs::File, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 use hostler::{
     image::{Limits, decode},
-    imaging::{Connector, ImageFile, Layout, Order, VolumeError, write_disk},
+    imaging::{Connector, ImageFile, Layout, LeastRate, Order, VolumeError, write_disk},
     iscsi::{Lun, Options, TargetAddress},
     model::spec::{ImageFormat, Verify},
     progress::Meter,
@@ -32,7 +32,12 @@ async fn write_one(disk: Vec<String>) {
         lun: lun.parse().unwrap(),
     });
     let layout = Layout::of_file(raw(Path::new(image)));
-    let order = Order { layout, verify: Verify::None, stall: Duration::from_secs(60) };
+    let order = Order {
+        layout,
+        verify: Verify::None,
+        stall: Duration::from_secs(60),
+        least_rate: LeastRate::ANY,
+    };
     let (_stop, cancel) = watch::channel(false);
     write_disk(&target, &order, &Meter::default(), cancel).await.unwrap();
 }

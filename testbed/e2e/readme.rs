@@ -1,6 +1,7 @@
 //! README.md's commands, and which suite of `testbed/check` runs each.
 //!
-//! Used by the suite `host`, which runs most of them, and by `testbed/rooms/docs.rs`, which finds those that nothing runs.
+//! Used by the suite `host`, which runs most of them, and by `testbed/rooms/docs.rs`, which finds
+//! those that nothing runs.
 
 #![allow(dead_code, reason = "either of its two users leaves something to the other")]
 
@@ -11,8 +12,8 @@ pub(crate) const HOST: &str = "host";
 /// Run by hand: the benchmarks want a machine to themselves.
 pub(crate) const BENCH: &str = "bench";
 
-/// Every line of a shell block with the suite that runs it. The numbered steps of "Install it" are not here: the host suite runs
-/// all of them, in their order.
+/// Every line of a shell block with the suite that runs it. The numbered steps of "Install it" are
+/// not here: the host suite runs all of them, in their order.
 pub(crate) const LINES: [(&str, &str); 27] = [
     ("./testbed/demo", "demo"),
     // The suites themselves.

@@ -13,8 +13,8 @@ use std::{
 
 use hostler::{
     imaging::{
-        Connector, Content, ImageFile, ImagingError, Layout, Order, Segment, VolumeError, Written,
-        write_disk,
+        Connector, Content, ImageFile, ImagingError, Layout, LeastRate, Order, Segment,
+        VolumeError, Written, write_disk,
     },
     iscsi::{Lun, Options, TargetAddress},
     model::spec::Verify,
@@ -76,7 +76,7 @@ impl Image {
     fn order(&self, verify: Verify) -> Order {
         let file = Arc::new(self.file.reopen().unwrap());
         let image = ImageFile::new(file, self.file.path()).unwrap();
-        Order { layout: Layout::of_file(image), verify, stall: STALL }
+        Order { layout: Layout::of_file(image), verify, stall: STALL, least_rate: LeastRate::ANY }
     }
 }
 
@@ -232,7 +232,12 @@ async fn a_layout_of_tables_at_both_ends_is_whole_after_cuts_in_every_part() {
     };
     let swap = Segment { at: 50 * MIB, content: Content::Zeros(6 * MIB) };
     let segments = [tables(0, 1), root, swap, tables(64 * MIB - 33 * 512, 2)];
-    let order = Order { layout: Layout::new(segments), verify: Verify::Full, stall: STALL };
+    let order = Order {
+        layout: Layout::new(segments),
+        verify: Verify::Full,
+        stall: STALL,
+        least_rate: LeastRate::ANY,
+    };
     let relay = Relay::start(tgtd.portal, Trouble::CutAfter(16_000_000)).await;
     let (_keep, cancel) = watch::channel(false);
     write(&Way::to(relay.address), &order, cancel).await.unwrap();
@@ -261,6 +266,26 @@ async fn a_path_that_is_narrow_for_each_connection_is_filled_by_several() {
     assert!(carried[1] > 4 * MIB, "{carried:?}");
     assert_holds(&tgtd, &image.bytes);
     await_no_session(&tgtd, Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_takes_its_data_too_slowly_is_given_up_and_half_an_image_does_not_boot() {
+    let (image, tgtd) = (Image::new(24 * MIB), target(32 * MIB));
+    let least_rate = LeastRate { bytes_per_s: MIB, over: Duration::from_secs(2) };
+    let order = Order { least_rate, ..image.order(Verify::None) };
+    let (_keep, cancel) = watch::channel(false);
+    let slow = Relay::start(tgtd.portal, Trouble::Narrow(MIB / 2)).await;
+    let error = write(&Way::to(slow.address), &order, cancel.clone()).await.unwrap_err();
+    assert!(matches!(error, ImagingError::TooSlow { .. }), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("for 2 s, less than 1.0 MiB/s"), "{said}");
+    let disk = tgtd.disk();
+    let edge = usize::try_from(MIB).unwrap();
+    assert!(disk[..edge].iter().chain(&disk[disk.len() - edge..]).all(|byte| *byte == 0));
+
+    let quick = Relay::start(tgtd.portal, Trouble::Narrow(8 * MIB)).await;
+    write(&Way::to(quick.address), &order, cancel).await.unwrap();
+    assert_holds(&tgtd, &image.bytes);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

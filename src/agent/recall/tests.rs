@@ -106,14 +106,14 @@ fn deployed(spec: &NodeSpec) -> Record {
     let disk = Disk { name: "vda".into(), size: 8 << 30, ..Disk::default() };
     let installed = Installed {
         digest: spec.digest(),
+        written_digest: Some(spec.identity().written),
+        netboot: None,
         image: Digest::of(b"image"),
         disk,
         at: now(),
         root_uuid: None,
         redeploy: spec.redeploy.clone(),
         machine: Some(Machine::named_by(spec)),
-        netboot: None,
-        written_digest: None,
     };
     let entry = HistoryEntry { at: now(), phase: Phase::Deployed, message: "installed".into() };
     Record {

@@ -42,7 +42,12 @@ impl Bench {
         fs::write(dir.path().join("image"), &bytes).unwrap();
         let path = dir.path().join("image");
         let image = ImageFile::new(Arc::new(fs::File::open(&path).unwrap()), &path).unwrap();
-        let order = Order { layout: Layout::of_file(image), verify: Verify::Full, stall: STALL };
+        let order = Order {
+            layout: Layout::of_file(image),
+            verify: Verify::Full,
+            stall: STALL,
+            least_rate: LeastRate::ANY,
+        };
         Self { dir, order, bytes, meter: Meter::default(), cancel: watch::channel(false).0 }
     }
 
@@ -126,7 +131,12 @@ fn a_block_that_has_decayed_stops_the_write_and_leaves_a_wiped_disk() {
         let mut bench = Bench::new(6 * MIB);
         let disk = FileDisk::new(8 * MIB, 512, Quirk::None);
         let image = decayed(&bench, block);
-        bench.order = Order { layout: Layout::of_file(image), verify, stall: STALL };
+        bench.order = Order {
+            layout: Layout::of_file(image),
+            verify,
+            stall: STALL,
+            least_rate: LeastRate::ANY,
+        };
         let error = block_on(bench.write(&disk)).unwrap_err().to_string();
         let at = format!("the block at byte {} is not what was verified", block << 16);
         assert!(error.contains(&at), "{error}");

@@ -256,3 +256,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_lookup_of_a_machine_that_was_not_seen_booting_ends_only_its_attempt() {
+    let other = IpAddr::from([192, 0, 2, 102]);
+    for (fetched_by, advice) in [
+        (&[][..], RetryAdvice::Backoff),
+        (&[other], RetryAdvice::Backoff),
+        (&[RAMDISK, other], RetryAdvice::Backoff),
+        (&[RAMDISK, RAMDISK], RetryAdvice::Never),
+    ] {
+        let mut bench = Bench::with_spec();
+        bench.go_to(Phase::WaitingRamdisk);
+        for peer in fetched_by {
+            bench.send(Event::Fetched(ramdisk_fetched_by(*peer)));
+        }
+        let Call::Lookup(lookup) = lookup() else { unreachable!() };
+        let none = Call::Lookup(Lookup { disks: Vec::new(), ..lookup });
+        assert!(matches!(bench.call_unseen(&key(1), none), Reply::Failed(_)));
+        let fault = bench.node.record().last_error.clone().unwrap().fault;
+        assert_eq!((fault.code.as_ref(), fault.retry), ("NoRootDevice", advice), "{fetched_by:?}");
+        bench.done(Ok(Outcome::CleanedUp));
+        let phase = if advice == RetryAdvice::Never { Phase::Failed } else { Phase::Pending };
+        assert_eq!(bench.phase(), phase);
+    }
+}

@@ -259,9 +259,47 @@ fn a_record_that_notes_no_machine_speaks_of_the_one_its_spec_names() {
     record.installed.as_mut().unwrap().machine = None;
     bench.node = crate::lifecycle::Node::resume(spec().name, record, POLICY, bench.now);
     bench.send(Event::Spec(Arc::new(spec())));
-    bench.change(|spec| {
-        spec.bmc.as_mut().unwrap().address.host = host(99);
-        spec.boot.macs = spec_of(99).boot.macs;
+    bench.change(other_bmc);
+    assert_eq!(bench.phase(), Phase::Deployed);
+    bench.change(other_macs);
+    assert_eq!((bench.phase(), bench.node.record().installed.clone()), (Phase::Held, None));
+}
+
+#[test]
+fn machines_that_are_replaced_are_no_reinstalls_and_hold_nobody_up() {
+    let mut rack = Rack::deployed(8);
+    for n in 0..4 {
+        let other = spec_of(90 + n);
+        rack.edit(n, |spec| (spec.bmc, spec.boot.macs) = (other.bmc, other.boot.macs));
+    }
+    rack.redeploy(0..5, "all of them");
+    rack.scan();
+    assert_eq!(rack.count(Phase::Deployed), 8);
+    let [new, old] = [90..94, 0..4].map(|hosts| hosts.map(|n| rack.world.writes(&host(n))).sum());
+    assert_eq!((new, old, rack.world.writes(&host(4))), (4_usize, 0_usize, 1));
+}
+
+#[test]
+fn a_disk_that_was_begun_to_be_written_is_not_said_to_hold_what_it_held_before() {
+    let mut rack = Rack::deployed(4);
+    // Under another name and with another interface, so that it may be that machine or not.
+    let mut renamed = NodeSpec { name: name(50), ..rack.specs.remove(&name(0)).unwrap() };
+    other_macs(&mut renamed);
+    rack.specs.insert(name(50), renamed);
+    rack.scan();
+    assert_eq!(rack.phase(50), Phase::Held);
+    rack.carrier.step(rack.now, &name(50), Event::Approve, &mut rack.world);
+    while rack.phase(50) != Phase::Imaging {
+        assert!(rack.end_one() || rack.let_ramdisks_call());
+    }
+    rack.edit(50, |spec| {
+        (spec.boot, spec.goal) = (spec_of(0).boot, Goal::Available);
     });
-    assert_eq!((bench.phase(), bench.node.record().installed.clone()), (Phase::Pending, None));
+    rack.scan();
+    rack.pass(600);
+    rack.world.story.clear();
+    assert_eq!((rack.phase(50), rack.status(50).installed), (Phase::Available, None));
+    rack.edit(50, |spec| spec.goal = Goal::Deployed);
+    watch_untouched(&mut rack, "begun");
+    assert_eq!(rack.phase(50), Phase::Held);
 }

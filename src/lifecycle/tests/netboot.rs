@@ -283,6 +283,12 @@ fn a_machine_that_the_version_before_installed_has_not_drifted_and_gets_its_file
     assert_eq!(bench.node.status(bench.now).installed_digest, Some(spec.digest()));
     assert!(bench.node.status(bench.now).ready);
 
+    // It is the same whoever has carried the identity over.
+    record.installed.as_mut().unwrap().digest = spec.digest();
+    bench.resume(&record);
+    assert_eq!(bench.menu(), unverified);
+    record.installed.as_mut().unwrap().digest = spec.digest_v1();
+
     // With another spec by now it has drifted, as before.
     record.spec = None;
     bench.resume(&record);

@@ -376,8 +376,8 @@ fn a_disk_that_is_written_already_is_not_wiped_again_unless_redeploy_changes() {
         &before,
         before.clone(),
         &expect![[r#"
-        a nothing None false under way: restarting
-    "#]],
+            a nothing None false under way: restarting
+        "#]],
     );
     let mut new = before.clone();
     change(&mut new, "a", |spec| spec.redeploy = Some("2".into()));
@@ -386,8 +386,8 @@ fn a_disk_that_is_written_already_is_not_wiped_again_unless_redeploy_changes() {
         &before,
         new,
         &expect![[r#"
-        a install Some("its root device") false never installed by hostler
-    "#]],
+            a reinstall Some("vda (8.0 GiB, serial root-1)") false redeploy changed from nothing to "2"
+        "#]],
     );
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use expect_test::expect_file;
 
 use crate::{
-    lifecycle::{Event, Node, Record, State},
+    lifecycle::{Event, Node, Record},
     model::{power::PowerState, spec::Timeouts, status::Phase},
 };
 
@@ -71,7 +71,7 @@ fn the_largest_numbers_in_a_record_overflow_nothing() {
                 bench.done(Err(passing()));
             }
         }
-        assert_eq!(bench.node.record().state, State::Failed, "{phase:?}");
+        assert_eq!(bench.phase(), Phase::Failed, "{phase:?}");
     }
 }
 

@@ -228,8 +228,9 @@ impl Site {
         let installed_at =
             |record: &Record| record.installed.as_ref().map(|installed| installed.at);
         if installed_at(before) != installed_at(record) && record.installed.is_some() {
-            assert!(matches!(ended, Some(Outcome::Restarted(_))), "installed without a restart");
-            assert!(self.begun.take().unwrap().written, "installed without a write");
+            let is_let_go = matches!(record.state, State::Restarting { .. });
+            assert!(is_let_go, "installed before the ramdisk let go of the disk");
+            assert!(self.begun.as_ref().unwrap().written, "installed without a write");
             self.consent.given = false;
             self.consent.installed_under = Some(spec.redeploy.clone());
         } else if record.installed.is_some() && record.state == State::Idle {
@@ -244,7 +245,8 @@ impl Site {
             operation,
             Operation::PollPower | Operation::ConfirmPower | Operation::Prepare
         );
-        if !looks && !matches!(operation, Operation::SetPower(_)) {
+        let by_order = matches!(self.node.record().state, State::SettingPower { .. });
+        if !looks && !by_order {
             let begun = self.begun.as_ref().expect("the machine is touched without an attempt");
             assert_eq!(begun.bmc, bmc, "{operation:?} of another machine than the attempt's");
             assert!(

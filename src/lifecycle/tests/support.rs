@@ -10,7 +10,7 @@ use crate::{
         Turn,
     },
     model::{
-        boot::{Arch, Firmware},
+        boot::{Arch, BootStage, Fetch, Firmware},
         callback::{Call, Completed, DeployInfo, DeployState, DiskRange, Lookup, Reply},
         disk::{Disk, RootDeviceHints},
         fault::Fault,
@@ -158,6 +158,19 @@ pub(super) fn differing() -> Call {
     Call::Completed(Completed { error: "it differs".into(), verified: true, verify_ms: 1234 })
 }
 
+/// The last that is seen of a machine that boots the deploy ramdisk.
+pub(super) fn ramdisk_fetched_by(peer: IpAddr) -> Fetch {
+    Fetch {
+        node: spec().name,
+        stage: BootStage::Ramdisk,
+        path: "initramfs".to_owned(),
+        peer,
+        sent_bytes: 1,
+        complete: true,
+        refused_times: 0,
+    }
+}
+
 pub(super) fn key(n: u8) -> AttemptKey {
     // No digest in these tests looks like it.
     AttemptKey::from_bytes(&std::array::from_fn(|i| if i % 2 == 0 { n } else { !n }))
@@ -253,6 +266,14 @@ impl Bench {
     }
 
     pub(super) fn call(&mut self, key: &AttemptKey, call: Call) -> Reply {
+        if self.phase() == Phase::WaitingRamdisk {
+            self.send(Event::Fetched(ramdisk_fetched_by(RAMDISK)));
+        }
+        self.call_unseen(key, call)
+    }
+
+    /// The same from a machine that nobody saw fetching the deploy ramdisk.
+    pub(super) fn call_unseen(&mut self, key: &AttemptKey, call: Call) -> Reply {
         let event = Event::Callback { request: 1, peer: RAMDISK, key: key.clone(), call };
         self.send(event).expect("every callback is answered")
     }

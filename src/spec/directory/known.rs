@@ -1,8 +1,9 @@
 //! What the last reading of the directory found, so that a file that is unchanged is neither opened nor parsed again.
 //!
-//! Used by the directory reader only. A change must never be missed: a spec is taken from here only if its file has the same
-//! mark on a file system that is known to set one with each change, if that mark was old enough when it was read, and if the
-//! defaults and all that it attaches are the same. Every hour all is read all the same.
+//! Used by the directory reader only. A change must never be missed: a file is opened unless it has the same mark on a file
+//! system that is known to set one with each change, and that mark was old enough when it was read. A file that was opened is
+//! parsed unless it has the same bytes. In both cases the defaults and all that it attaches must be the same. Every hour all is
+//! read and parsed all the same.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use rustix::fs::{AtFlags, fstatfs, statat};
+use rustix::fs::{AtFlags, fstat, fstatfs, statat};
+use sha2::{Digest as _, Sha256};
 
 use crate::{file_mark::FileMark, model::spec::NodeSpec};
 
@@ -29,18 +31,32 @@ const LOCAL: [i128; 5] = [0x9123_683e, 0xef53, 0xf2f5_2010, 0x0102_1994, 0x5846_
 #[derive(Debug, Default)]
 pub(super) struct KnownSpecs {
     specs: BTreeMap<OsString, KnownSpec>,
-    /// `_defaults.toml` as it was then.
-    defaults: Option<Vec<u8>>,
+    defaults: DefaultsFile,
     began: Option<Instant>,
+}
+
+/// `_defaults.toml` as a reading found it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) enum DefaultsFile {
+    /// Nothing is known of it: two such are not the same.
+    #[default]
+    Unreadable,
+    Absent,
+    Holds(Vec<u8>),
 }
 
 #[derive(Debug)]
 struct KnownSpec {
-    mark: FileMark,
+    /// The file's mark, if it is sure to change with the file.
+    mark: Option<FileMark>,
+    content: Content,
     spec: Arc<NodeSpec>,
     /// What it attaches: path and content.
     attached: Vec<(String, Arc<str>)>,
 }
+
+/// The SHA-256 of a file's bytes.
+type Content = [u8; 32];
 
 /// One reading: what is known from before, and what will be known after it.
 #[derive(Debug)]
@@ -54,55 +70,80 @@ pub(super) struct Reading<'d> {
 }
 
 impl KnownSpecs {
-    /// A reading begins, with these defaults. `None`: they cannot be read.
-    pub(super) fn begin(self, dir: &OwnedFd, defaults: Option<Option<Vec<u8>>>) -> Reading<'_> {
+    /// A reading begins, with these defaults.
+    pub(super) fn begin(self, dir: &OwnedFd, defaults: DefaultsFile) -> Reading<'_> {
         let is_local = fstatfs(dir).is_ok_and(|system| LOCAL.contains(&i128::from(system.f_type)));
-        let device = rustix::fs::fstat(dir).ok().map(|dir| dir.st_dev).filter(|_| is_local);
+        let device = fstat(dir).ok().map(|dir| dir.st_dev).filter(|_| is_local);
         let is_fresh = self.began.is_some_and(|began| began.elapsed() < KEEP);
-        let before = match &defaults {
-            Some(defaults) if is_fresh && self.defaults == *defaults => self,
-            _ => Self::default(),
-        };
-        let after = Self {
-            specs: BTreeMap::new(),
-            defaults: defaults.clone().flatten(),
-            began: before.began.or_else(|| defaults.is_some().then(Instant::now)),
-        };
+        let is_same = defaults != DefaultsFile::Unreadable && self.defaults == defaults;
+        let before = if is_fresh && is_same { self } else { Self::default() };
+        let began = before.began.or_else(|| Some(Instant::now()));
+        let after = Self { specs: BTreeMap::new(), defaults, began };
         Reading { dir, device, now: SystemTime::now(), before, after }
     }
 }
 
+impl KnownSpec {
+    fn attaches_same(&self, attachments: &Attachments<'_>) -> bool {
+        self.attached.iter().all(|(path, content)| attachments.read(path).as_ref() == Ok(content))
+    }
+}
+
+fn content(bytes: &[u8]) -> Content {
+    Sha256::digest(bytes).into()
+}
+
 impl Reading<'_> {
-    /// The spec in this file, if it is sure to be the one from before.
+    /// The spec in this file, if that is sure to be the one from before, which is told without opening it.
     pub(super) fn known(
         &mut self,
         file: &OsStr,
         attachments: &Attachments<'_>,
     ) -> Option<Arc<NodeSpec>> {
-        let known = self.before.specs.remove(file)?;
+        let known = self.before.specs.get(file)?;
         let mark = FileMark::of_stat(&statat(self.dir, file, AtFlags::empty()).ok()?);
-        let attaches_same =
-            |(path, content): &(String, Arc<str>)| attachments.read(path).as_ref() == Ok(content);
-        if mark != known.mark || !known.attached.iter().all(attaches_same) {
+        (known.mark == Some(mark) && known.attaches_same(attachments)).then(|| self.keep(file))?
+    }
+
+    /// The spec in these bytes of a file with this mark, if they are the same as before.
+    pub(super) fn known_by_content(
+        &mut self,
+        file: &OsStr,
+        (bytes, mark): (&[u8], FileMark),
+        attachments: &Attachments<'_>,
+    ) -> Option<Arc<NodeSpec>> {
+        let mark = self.settled(mark);
+        let known = self.before.specs.get_mut(file)?;
+        if known.content != content(bytes) || !known.attaches_same(attachments) {
             return None;
         }
+        known.mark = mark;
+        self.keep(file)
+    }
+
+    fn keep(&mut self, file: &OsStr) -> Option<Arc<NodeSpec>> {
+        let (file, known) = self.before.specs.remove_entry(file)?;
         let spec = Arc::clone(&known.spec);
-        self.after.specs.insert(file.to_owned(), known);
+        self.after.specs.insert(file, known);
         Some(spec)
     }
 
-    /// A spec was read from a file with this mark.
+    /// A spec was parsed from these bytes of a file with this mark.
     pub(super) fn note(
         &mut self,
         file: &OsStr,
-        mark: FileMark,
+        (bytes, mark): (&[u8], FileMark),
         spec: &Arc<NodeSpec>,
         attached: Vec<(String, Arc<str>)>,
     ) {
-        if self.device == Some(mark.device()) && mark.is_settled(self.now) {
-            let known = KnownSpec { mark, spec: Arc::clone(spec), attached };
-            self.after.specs.insert(file.to_owned(), known);
-        }
+        let (mark, content) = (self.settled(mark), content(bytes));
+        let known = KnownSpec { mark, content, spec: Arc::clone(spec), attached };
+        self.after.specs.insert(file.to_owned(), known);
+    }
+
+    fn settled(&self, mark: FileMark) -> Option<FileMark> {
+        let is_settled = self.device == Some(mark.device()) && mark.is_settled(self.now);
+        is_settled.then_some(mark)
     }
 
     /// What the next reading knows.

@@ -1,4 +1,5 @@
-//! A Debian that runs as a host of its own in a rack's network: booted by `testbed/host/boot`, switched off when dropped.
+//! A Debian that runs as a host of its own in a rack's network: booted by `testbed/host/boot`,
+//! switched off when dropped.
 
 use std::{
     fs::{self, File},

@@ -55,6 +55,9 @@ fn a_spec_becomes_an_installed_machine() {
     assert!(status.durations.contains_key("imaging_ms"));
     assert!(!site.log().contains(ramdisk.key()), "the key is in the log");
     assert_eq!(site.levels(Phase::Deployed), ["INFO"]);
+    // As the README looks for it: one line a node, whatever its history.
+    let text = std::fs::read_to_string(site.path(&format!("nodes/{NODE}.status.toml"))).unwrap();
+    assert_eq!(text.lines().filter(|line| line.starts_with("phase")).count(), 1, "{text}");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use hostler::{
 };
 use jiff::{SignedDuration, Timestamp};
 
+use super::Watch;
 use crate::world::{Site, machine::Content, work::JobKey};
 
 /// The core may take a repeated attempt for the one consented to for this long.
@@ -79,6 +80,12 @@ impl Ledger {
         self.unknown = known.is_none();
         self.under = known.as_ref().map(|_| new.redeploy.clone());
         self.place = known.and_then(|known| known.place);
+    }
+
+    /// Whether the spec names an interface of the machine that is known to be installed.
+    fn shares_mac(&self, spec: &NodeSpec) -> bool {
+        let place = self.place.as_ref().filter(|_| self.under.is_some());
+        place.is_some_and(|place| place.macs.iter().any(|mac| spec.boot.macs.contains(mac)))
     }
 
     /// Whether what is known of the machine is about the one that the new spec names, too.
@@ -215,10 +222,7 @@ impl Site {
     /// What is known of the machine from nodes that have it no more. `Some(None)`: only that there is something to know.
     fn kept_of(&self, new: &NodeSpec) -> Option<Option<Ledger>> {
         let left = &self.watch.left;
-        let macs = |ledger: &Ledger| {
-            let place = ledger.place.as_ref().filter(|_| ledger.under.is_some());
-            place.is_some_and(|place| place.macs.iter().any(|mac| new.boot.macs.contains(mac)))
-        };
+        let macs = |ledger: &Ledger| ledger.shares_mac(new);
         if let Some(ledger) = left.get(&new.machine()) {
             return Some(Some(ledger).filter(|ledger| macs(ledger)).cloned());
         }
@@ -389,6 +393,8 @@ impl Site {
             && before.is_some_and(|before| {
                 before.spec.is_some() && installed_at(before) != installed_at(record)
             });
+        let writes = |record: &Record| matches!(record.state, State::Imaging { .. });
+        let begins_to_write = writes(record) && !before.is_some_and(writes);
         let spec_before = before.and_then(|before| before.spec.clone());
         let key = |record: &Record| record.state.attempt().map(|attempt| attempt.key.clone());
         let key_before = before.and_then(key);
@@ -411,6 +417,15 @@ impl Site {
             State::Failed => (ledger.approved, ledger.begun) = (false, None),
             State::Held { .. } | State::CleaningUp { .. } => ledger.begun = None,
             _ => {}
+        }
+        if begins_to_write && let Some(spec) = &record.spec {
+            // Nor does anybody find it any more as it was left.
+            let Watch { left, left_kept, .. } = &mut self.watch;
+            for (id, kept) in left.iter_mut().chain(left_kept) {
+                if *id == spec.machine() || kept.shares_mac(spec) {
+                    (kept.under, kept.place, kept.unknown) = (None, None, true);
+                }
+            }
         }
         if newly && let Some(installed) = &record.installed {
             let same = spec_before.zip(record.spec.as_ref()).is_some_and(|(a, b)| is_same(&a, b));
