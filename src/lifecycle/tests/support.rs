@@ -168,6 +168,7 @@ pub(super) fn ramdisk_fetched_by(peer: IpAddr) -> Fetch {
         peer,
         sent_bytes: 1,
         complete: true,
+        refused_times: 0,
     }
 }
 
