@@ -161,7 +161,6 @@ pub(super) fn differing() -> Call {
 /// The last that is seen of a machine that boots the deploy ramdisk.
 pub(super) fn ramdisk_fetched_by(peer: IpAddr) -> Fetch {
     Fetch {
-        refused_times: 0,
         node: spec().name,
         stage: BootStage::Ramdisk,
         path: "initramfs".to_owned(),
