@@ -14,7 +14,7 @@ use crate::{
     model::{
         consent,
         problem::Problem,
-        spec::{Goal, NodeSpec},
+        spec::NodeSpec,
         status::{LastSeen, Phase, Status},
     },
     spec,
@@ -244,9 +244,9 @@ impl Story<'_> {
                 consent::APPROVE_ALL.to_owned(),
             ],
             Phase::Held => {
-                // Consent to a machine that is to be kept off is consent to switch it off, and to nothing else.
-                let installs = |spec: &NodeSpec| spec.goal == Goal::Deployed;
-                if !self.spec.as_ref().is_none_or(|spec| spec.as_ref().is_ok_and(installs)) {
+                // Consent to a machine that is to be kept off is consent to switch it off, and to nothing else. Only the agent knows
+                // whether it is: the file may be newer than the effective spec.
+                if self.status.message.contains(&consent::keep_off(node)) {
                     vec![consent::keep_off(node)]
                 } else {
                     let off = held_for("PoweredOn").then(|| consent::SWITCH_OFF.to_owned());

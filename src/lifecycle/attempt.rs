@@ -89,12 +89,7 @@ impl Node {
                     system_guid,
                     bmc,
                 };
-                if self.by_hand() {
-                    self.record.consented = true;
-                    self.enter(now, State::PoweringOn { attempt });
-                } else {
-                    self.record.state = State::Preparing { ready: Some(attempt) };
-                }
+                self.prepared(now, attempt);
             }
             (State::Preparing { ready: Some(attempt) }, Outcome::Power(observed)) => {
                 let attempt = attempt.clone();
@@ -133,14 +128,23 @@ impl Node {
                 if attempt.as_ref().is_some_and(|a| a.bmc_address() == spec.bmc_address()) {
                     self.see_power(now, PowerState::Off);
                     self.needs_no_restart();
-                } else {
-                    // It is off, and what it does next is for who uses it behind its other BMC.
-                    self.record.awaits_restart = false;
                 }
+                // Off by its other BMC: what it does next is for who uses that.
+                self.record.awaits_restart = false;
                 self.conclude(now, purpose);
             }
             // An answer to a question that was not asked: the agent's mistake, and no reason to move.
             _ => {}
+        }
+    }
+
+    /// Everything is ready for the machine to be switched on, or to be asked once more whether it is off.
+    fn prepared(&mut self, now: Timestamp, attempt: Attempt) {
+        if self.by_hand() {
+            self.record.consented = true;
+            self.enter(now, State::PoweringOn { attempt });
+        } else {
+            self.record.state = State::Preparing { ready: Some(attempt) };
         }
     }
 

@@ -397,7 +397,7 @@ impl Node {
             (_, Some(known), _) => self.record.know(known),
             // It has come to share nothing with what was installed, one thing after the other: it may be that machine or another.
             (Some(false), None, MachineChange::None | MachineChange::Part) => {
-                self.record.know(None)
+                self.record.know(None);
             }
             // Never seen. A damaged record may have been about any machine.
             (_, None, _) => {

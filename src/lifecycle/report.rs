@@ -152,10 +152,6 @@ impl Node {
         };
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => self.message_at_rest(last_error()),
-            State::SettingPower { .. } if self.owes_restart() => {
-                let again = self.again(POWER_TRIES_MAX);
-                format!("the BMC restarts the machine into its own system{again}")
-            }
             State::SettingPower { wanted } => {
                 let again = self.again(POWER_TRIES_MAX);
                 format!("switching the machine {}{again}", wanted.as_str())

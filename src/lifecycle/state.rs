@@ -2,7 +2,7 @@
 //!
 //! Changed by [`super::Node`] only. [`Record`] is what survives a crash; whatever is not in it must be safe to lose.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, ops::Not, sync::Arc};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,7 @@ pub struct Record {
     pub power_forced_at: Option<Timestamp>,
     /// Whether the machine was not restarted since its disk was written: it may still run the deploy
     /// ramdisk. What is installed is known by then, whatever becomes of the restart.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Not::not")]
     pub awaits_restart: bool,
     /// What is on the disk, as far as hostler put it there.
     pub installed: Option<Installed>,

@@ -98,6 +98,7 @@ impl fmt::Display for Machine {
     }
 }
 
+#[expect(clippy::ref_option, reason = "serde hands over the field")]
 fn write_address<S: Serializer>(
     bmc: &Option<BmcAddress>,
     serializer: S,

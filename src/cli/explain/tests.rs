@@ -265,6 +265,26 @@ reason = "PoweredOn"
 }
 
 #[test]
+fn only_where_the_agent_says_so_is_switching_a_held_machine_off_no_consent_to_wipe_it() {
+    let held = |message: &str| {
+        let lines = format!(
+            "phase = \"held\"\nready = false\nmessage = {message:?}\nspec_valid = true\nsince = \"2026-11-22T12:00:00Z\"\n\
+             attempt = 0\n[[conditions]]\ntype = \"Held\"\nstatus = \"True\"\nreason = \"PoweredOn\"\n"
+        );
+        let status = status(&lines);
+        Story { status: &status, agent: None, spec: None, console: None, now: NOW.parse().unwrap() }
+            .ways()
+    };
+    let node = "edge-07".parse().unwrap();
+    let kept_off = consent::keep_off(&node);
+    assert_eq!(held(&format!("the machine is on: {kept_off}")), [kept_off]);
+    let ways = held("the machine is on");
+    for way in [consent::approve(&node), consent::SWITCH_OFF.to_owned()] {
+        assert!(ways.contains(&way), "{ways:?}");
+    }
+}
+
+#[test]
 fn an_installed_machine_whose_spec_wants_another_image() {
     let status = status(
         r#"

@@ -101,6 +101,11 @@ fn a_script_writes_a_spec_and_waits_for_just_that() {
 fn wait_tells_failed_held_late_and_unreadable_apart() {
     let site = Site::new();
     let machine = Machine::with_bmc(&site, NODE, &["--on"]);
+    // Without a spec nothing would ever come.
+    let (code, _, errors) = answer(&mut wait_quietly(&site, &[]));
+    assert_eq!(code, 1);
+    assert!(errors.starts_with("error: edge-07: no such node: "), "{errors}");
+    site.write(NODE, &machine.spec(&site));
     let (code, _, errors) = answer(&mut wait_quietly(&site, &["--timeout", "1s"]));
     assert_eq!((code, errors.as_str()), (4, "error: timed out after 1s: edge-07: no status yet\n"));
 

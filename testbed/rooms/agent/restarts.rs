@@ -86,8 +86,17 @@ fn a_second_agent_on_one_state_directory_says_who_has_it() {
     let holder = format!("in use by process {};", agent.id());
     assert!(said.contains(&holder) && said.contains(&state(&site)), "{said}");
 
-    // On the same ports, the first socket it cannot have is named.
+    // So is one that is started twice.
     let (code, _, said) = answer(&mut site.hostler(&["run"]));
+    assert_eq!(code, 1);
+    assert!(said.contains(&holder), "{said}");
+
+    // With everything of its own but the ports, the first socket it cannot have is named.
+    other.http = site.http;
+    other.callback = site.callback;
+    other.tftp = site.tftp;
+    other.configure("");
+    let (code, _, said) = answer(&mut other.hostler(&["run"]));
     assert_eq!(code, 1);
     assert!(said.contains(&format!("TFTP listener {}", site.tftp)), "{said}");
 }

@@ -2,9 +2,12 @@
 
 use std::{fs, process::Command};
 
-use hostler::model::{
-    printable::is_escaped,
-    status::{Phase, Status},
+use hostler::{
+    model::{
+        printable::is_escaped,
+        status::{Phase, Status},
+    },
+    status_file::StatusFiles,
 };
 
 use super::{
@@ -38,7 +41,7 @@ fn spoil(status: &mut toml::Value, at: &[usize], whole: &mut impl FnMut(&[usize]
 /// The text at this place of a status.
 fn at<'a>(status: &'a mut toml::Value, place: &[usize]) -> &'a mut toml::Value {
     place.iter().fold(status, |value, number| match value {
-        toml::Value::Array(values) => &mut values[*number],
+        toml::Value::Array(values) => values.get_mut(*number).unwrap(),
         toml::Value::Table(table) => table.iter_mut().nth(*number).unwrap().1,
         _ => unreachable!("only these have places"),
     })
@@ -93,7 +96,9 @@ fn nothing_that_others_have_written_does_anything_to_a_terminal() {
         *at(&mut hostile, place) = HOSTILE.into();
     }
     assert!(places.len() >= 5 && is_status(&hostile), "{places:?}");
-    fs::write(&path, toml::to_string(&hostile).unwrap()).unwrap();
+    // With its right checksum: whoever may write there can make one.
+    let status: Status = toml::from_str(&toml::to_string(&hostile).unwrap()).unwrap();
+    StatusFiles::new(site.path("nodes")).write(&status).unwrap();
 
     let nodes = site.path("nodes").display().to_string();
     let node = &["--dir", &nodes, NODE];
@@ -110,7 +115,8 @@ fn nothing_that_others_have_written_does_anything_to_a_terminal() {
         of_node(&["wait", "--timeout", "1s"]),
         watch(),
     ] {
-        assert!(harmless(&mut command).contains("FORGED"), "{command:?} shows it escaped");
+        let said = harmless(&mut command);
+        assert!(said.contains("FORGED"), "{command:?} shows it escaped: {said}");
     }
     let json = harmless(&mut hostler(&["status", "-o", "json", &nodes]));
     let read: serde_json::Value =
@@ -119,7 +125,21 @@ fn nothing_that_others_have_written_does_anything_to_a_terminal() {
     harmless(&mut hostler(&["plan", &nodes]));
     harmless(&mut hostler(&["plan", "-o", "json", &nodes]));
 
-    // Specs, good and bad ones, and what the agent's configuration puts under them.
+    // What cannot be read at all.
+    for broken in [format!("x = {HOSTILE}"), "phase = \"\u{1b}[2J\"".to_owned()] {
+        fs::write(&path, broken).unwrap();
+        harmless(&mut hostler(&["status", &nodes]));
+        harmless(&mut of_node(&["explain"]));
+        harmless(&mut of_node(&["wait", "--timeout", "1s"]));
+    }
+}
+
+#[test]
+fn nothing_in_a_spec_does_anything_to_a_terminal() {
+    let site = Site::new();
+    let spec = Machine::new(&site, NODE).spec(&site);
+    let nodes = site.path("nodes").display().to_string();
+    // What the agent's configuration puts under every spec is one of them.
     let toml = toml::Value::from(HOSTILE);
     site.configure_more(&format!("[defaults]\nredeploy = {toml}"));
     site.write(NODE, &spec);
@@ -140,12 +160,5 @@ fn nothing_that_others_have_written_does_anything_to_a_terminal() {
         harmless(&mut site.hostler(&["explain", NODE]));
         without_controls(&mut site.hostler(&["run", "--print-config"]));
         harmless(&mut hostler(&["digest", &format!("{nodes}/{NODE}.toml")]));
-    }
-    // What cannot be read at all.
-    for broken in [format!("x = {HOSTILE}"), "phase = \"\u{1b}[2J\"".to_owned()] {
-        fs::write(&path, broken).unwrap();
-        harmless(&mut hostler(&["status", &nodes]));
-        harmless(&mut of_node(&["explain"]));
-        harmless(&mut of_node(&["wait", "--timeout", "1s"]));
     }
 }
