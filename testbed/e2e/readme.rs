@@ -21,6 +21,7 @@ pub(crate) const LINES: [(&str, &str); 27] = [
     ("./testbed/bench imaging", BENCH),
     ("./testbed/bench tftp", BENCH),
     ("./testbed/bench ipmi", BENCH),
+    ("./testbed/bench scale", BENCH),
     ("./testbed/build binaries", "build"),
     ("hostler check nodes", HOST),
     ("hostler plan", HOST),
