@@ -111,11 +111,12 @@ mod tests {
 
     use super::*;
 
+    type Replace = fn(&Path, u32, &[u8]) -> io::Result<()>;
+
     #[test]
     fn the_new_content_has_the_asked_mode_and_leaves_no_temporary_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        type Replace = fn(&Path, u32, &[u8]) -> io::Result<()>;
         let rounds: [(Replace, u32, &str); 3] =
             [(replace, 0o644, "one"), (replace, 0o600, "two"), (replace_unsynced, 0o644, "three")];
         for (replace, mode, text) in rounds {

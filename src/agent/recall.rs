@@ -15,7 +15,7 @@ use crate::{
         ids::NodeName,
         status::{Condition, Status},
     },
-    status_file::{StatusFileError, StatusFiles},
+    status_file::{self, StatusFileError, StatusFiles},
     store::{Loaded, Store, StoreError},
 };
 
@@ -38,65 +38,17 @@ pub(super) fn recall(
     overtaken: bool,
     now: Timestamp,
 ) -> Result<Recalled, StoreError> {
-    let mut losses = Vec::new();
-    let mut notes = Vec::new();
-    let Loaded { mut records, damaged, old } = store.load_all(format_1::record)?;
+    let Loaded { records, damaged, old } = store.load_all(format_1::record)?;
     let upgraded = !old.is_empty();
-    let mut changed = old;
+    let (losses, notes) = (Vec::new(), Vec::new());
+    let mut reading = Reading { store, files, now, records, changed: old, losses, notes };
     for (name, error) in damaged {
-        losses.push(format!("{error}; its node is held until somebody consents"));
-        records.insert(name.clone(), Record::distrusted(now));
-        changed.push(name);
+        reading.lose(&name, format!("{error}; its node is held until somebody consents"));
     }
-    for (name, record) in &mut records {
-        if record.contradicts_itself() {
-            let fate = store.keep_record_aside(name);
-            losses.push(format!(
-                "record {name} says that its machine is deployed and that nothing is installed; {fate}; \
-                 its node is held until somebody consents"
-            ));
-            *record = Record::distrusted(now);
-            changed.push(name.clone());
-        }
-    }
-    let witnessed =
-        witnesses(store, files, &mut records, &mut changed, now, (&mut losses, &mut notes));
-    let site = store.load_site(format_1::left);
-    let mut must_save = !matches!(site, Ok(Some(_))) || upgraded;
-    let mut left = match site {
-        Ok(Some(left)) => left,
-        // As long as nobody can say that there are none.
-        Ok(None) if files.nodes().is_err_and(|error| !error.is_absence()) => Left::lost(),
-        Ok(None) => Left::default(),
-        Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => {
-            losses.push(format!(
-                "{error}; what was installed on machines without a spec is no longer known"
-            ));
-            Left::lost()
-        }
-        Err(error) => return Err(error),
-    };
-    if overtaken {
-        left.unlist_all();
-        must_save = true;
-    }
-    for name in left.missing(&records) {
-        must_save = true;
-        if records.contains_key(name) {
-            continue;
-        }
-        losses.push(format!(
-            "record {name}.json is missing; its node and its machine are held until somebody consents"
-        ));
-    }
-    if left.is_incomplete() {
-        losses.push(
-            "machines that a spec names for the first time are held until somebody consents, because \
-             what was known of unclaimed machines was lost: run \"hostler approve NODE\" for each, which \
-             lets hostler WIPE it, or \"hostler approve --new-machines\" when no further one may be installed"
-                .to_owned(),
-        );
-    }
+    reading.find_contradictions();
+    let witnessed = reading.hear_status_files();
+    let (left, must_save) = reading.read_site(overtaken)?;
+    let Reading { records, changed, losses, mut notes, .. } = reading;
     // At once: at the next start the damaged file is no longer there to warn.
     for name in changed {
         if let Some(record) = records.get(&name) {
@@ -104,96 +56,163 @@ pub(super) fn recall(
         }
     }
     if upgraded {
-        notes.push(
-            "the state directory was of format 1; it has a checksum in every file now".into(),
-        );
+        let done = "the state directory was of format 1; it has a checksum in every file now";
+        notes.push(done.to_owned());
     }
     let fleet = Fleet::resume(policy, records, left, witnessed, now);
-    if must_save {
+    if must_save || upgraded {
         store.save_site(fleet.left())?;
     }
     store.complete_upgrade()?;
     Ok(Recalled { fleet, losses, notes })
 }
 
-/// What the status files say of machines of which no good record says it. `None`: nobody knows.
-fn witnesses(
-    store: &Store,
-    files: &StatusFiles,
-    records: &mut BTreeMap<NodeName, Record>,
-    changed: &mut Vec<NodeName>,
+/// What was read so far.
+struct Reading<'a> {
+    store: &'a Store,
+    files: &'a StatusFiles,
     now: Timestamp,
-    (losses, notes): (&mut Vec<String>, &mut Vec<String>),
-) -> BTreeMap<NodeName, Known> {
-    let nodes = files.nodes().unwrap_or_else(|error| {
-        if !error.is_absence() {
-            losses.push(format!(
-                "{error}; the status files would tell what is installed if a record were lost"
+    records: BTreeMap<NodeName, Record>,
+    /// The nodes whose record is not as its file.
+    changed: Vec<NodeName>,
+    losses: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Reading<'_> {
+    /// What a node's record says is lost: nothing happens to its machine without consent.
+    fn lose(&mut self, name: &NodeName, loss: String) {
+        self.losses.push(loss);
+        self.records.insert(name.clone(), Record::distrusted(self.now));
+        self.changed.push(name.clone());
+    }
+
+    /// Records that are whole, and say what cannot be so.
+    fn find_contradictions(&mut self) {
+        let contradict = self.records.iter().filter(|(_, record)| record.contradicts_itself());
+        let names: Vec<NodeName> = contradict.map(|(name, _)| name.clone()).collect();
+        for name in names {
+            let fate = self.store.keep_record_aside(&name);
+            let says = "says that its machine is deployed and that nothing is installed";
+            let then = "its node is held until somebody consents";
+            self.lose(&name, format!("record {name} {says}; {fate}; {then}"));
+        }
+    }
+
+    /// What the status files say of machines of which no good record says it. `None`: nobody knows.
+    fn hear_status_files(&mut self) -> BTreeMap<NodeName, Known> {
+        let nodes = self.files.nodes().unwrap_or_else(|error| {
+            if !error.is_absence() {
+                let they = "the status files would tell what is installed if a record were lost";
+                self.losses.push(format!("{error}; {they}"));
+            }
+            Vec::new()
+        });
+        let nodes: BTreeSet<NodeName> = nodes.into_iter().collect();
+        let missing: Vec<&NodeName> =
+            self.records.keys().filter(|name| !nodes.contains(name)).collect();
+        if let Some(first) = missing.first() {
+            self.notes.push(format!(
+                "status files of {} nodes are missing, the first of them {first}; they are written again",
+                missing.len()
             ));
         }
-        Vec::new()
-    });
-    let nodes: BTreeSet<NodeName> = nodes.into_iter().collect();
-    let missing: Vec<&NodeName> = records.keys().filter(|name| !nodes.contains(name)).collect();
-    if let Some(first) = missing.first() {
-        notes.push(format!(
-            "status files of {} nodes are missing, the first of them {first}; they are written again",
-            missing.len()
-        ));
-    }
-    let mut witnessed = BTreeMap::new();
-    for name in nodes {
-        let record = records.get(&name).filter(|record| record.spec.is_some());
-        if let Some(record) = record
-            && files.says_installed(&name, record.installed.as_ref().map(|installed| installed.at))
-        {
-            continue;
-        }
-        let status = match (crate::status_file::read(&files.path(&name)), record) {
-            (Ok(status), _) => status,
-            (Err(error), _) if error.is_absence() => continue,
-            (Err(error), Some(_)) => {
-                losses.push(format!("{error}; its record is whole, and it is written again"));
-                continue;
+        let mut witnessed = BTreeMap::new();
+        for name in nodes {
+            if let Some(known) = self.hear_status_file(&name) {
+                witnessed.insert(name, known);
             }
-            (Err(error), None) => {
+        }
+        witnessed
+    }
+
+    /// The same for one node. The outer `None`: nothing that its record does not say.
+    fn hear_status_file(&mut self, name: &NodeName) -> Option<Known> {
+        let record = self.records.get(name).filter(|record| record.spec.is_some());
+        if let Some(record) = record {
+            let at = record.installed.as_ref().map(|installed| installed.at);
+            if self.files.says_installed(name, at) {
+                return None;
+            }
+        }
+        let newest = record.map(Record::newest);
+        let status = match status_file::read(&self.files.path(name)) {
+            Ok(status) => status,
+            Err(error) if error.is_absence() => return None,
+            Err(error) if newest.is_some() => {
+                self.losses.push(format!("{error}; its record is whole, and it is written again"));
+                return None;
+            }
+            Err(error) => {
                 let fate = match &error {
-                    StatusFileError::Damaged { .. } => files.keep_aside(&name),
+                    StatusFileError::Damaged { .. } => self.files.keep_aside(name),
                     _ => "it stays".to_owned(),
                 };
-                losses.push(format!(
-                    "{error}; {fate}; there is no record of its node, which is held until somebody consents"
-                ));
-                witnessed.insert(name, None);
-                continue;
+                let then = "there is no record of its node, which is held until somebody consents";
+                self.losses.push(format!("{error}; {fate}; {then}"));
+                return Some(None);
             }
         };
-        let installed = status.installed.as_ref().map(|installed| installed.at);
-        match (record, installed) {
-            (Some(record), Some(at)) if at > record.newest() => {
-                let fate = store.keep_record_aside(&name);
-                losses.push(format!(
-                    "record {name} is older than its status file, which says that the machine was \
-                     installed at {at}; {fate}; the status file is believed"
-                ));
-                records.insert(name.clone(), Record::distrusted(now));
-                changed.push(name.clone());
+        let at = status.installed.as_ref().map(|installed| installed.at);
+        match (newest, at) {
+            (Some(newest), Some(at)) if at > newest => {
+                let fate = self.store.keep_record_aside(name);
+                let says = format!("which says that the machine was installed at {at}");
+                self.lose(
+                    name,
+                    format!(
+                        "record {name} is older than its status file, {says}; {fate}; the status file is believed"
+                    ),
+                );
             }
-            (Some(_), _) => continue,
-            (None, Some(at)) => notes.push(format!(
+            (None, Some(at)) => self.notes.push(format!(
                 "record {name} is lost; its status file says that the machine was installed at {at}"
             )),
             (None, None) if is_doubted(&status) => {
-                losses.push(format!(
-                    "record {name} is lost, and its status file says that it was before"
-                ));
+                let says = "its status file says that it was before";
+                self.losses.push(format!("record {name} is lost, and {says}"));
             }
-            (None, None) => continue,
+            _ => return None,
         }
-        witnessed.insert(name, status.installed);
+        Some(status.installed)
     }
-    witnessed
+
+    /// What is known beside the records, and whether it is to be saved anew.
+    fn read_site(&mut self, overtaken: bool) -> Result<(Left, bool), StoreError> {
+        let site = self.store.load_site(format_1::left);
+        let mut must_save = overtaken || !matches!(site, Ok(Some(_)));
+        let mut left = match site {
+            Ok(Some(left)) => left,
+            // As long as nobody can say that there are none.
+            Ok(None) if self.files.nodes().is_err_and(|error| !error.is_absence()) => Left::lost(),
+            Ok(None) => Left::default(),
+            Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => {
+                let lost = "what was installed on machines without a spec is no longer known";
+                self.losses.push(format!("{error}; {lost}"));
+                Left::lost()
+            }
+            Err(error) => return Err(error),
+        };
+        if overtaken {
+            left.unlist_all();
+        }
+        for name in left.missing(&self.records) {
+            must_save = true;
+            if !self.records.contains_key(name) {
+                let then = "its node and its machine are held until somebody consents";
+                self.losses.push(format!("record {name}.json is missing; {then}"));
+            }
+        }
+        if left.is_incomplete() {
+            self.losses.push(INCOMPLETE.to_owned());
+        }
+        Ok((left, must_save))
+    }
 }
+
+const INCOMPLETE: &str = "machines that a spec names for the first time are held until somebody consents, because what was \
+     known of unclaimed machines was lost: run \"hostler approve NODE\" for each, which lets hostler WIPE \
+     it, or \"hostler approve --new-machines\" when no further one may be installed";
 
 /// Whether nobody knew what is on the machine when the status was written.
 fn is_doubted(status: &Status) -> bool {

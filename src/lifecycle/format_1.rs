@@ -1,21 +1,18 @@
 //! Reading what the version before this one wrote, which had no checksums: format 1.
 //!
-//! Called at the upgrade only, for records, for what was kept beside them, and for what status files say is
-//! installed. It accepts what that version wrote and nothing else: an unknown key, or a missing one, is damage.
+//! Called at the upgrade only, for records and for what was kept beside them. It accepts what that version wrote and nothing else: an unknown key, or a missing one, is damage.
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::{left::Left, netboot_files::carry_over_record, state::Record};
+use super::{left::Left, state::Record};
 
 /// A record.
 pub fn record(mut value: Value) -> Result<Record, String> {
     for entry in value.get_mut("history").and_then(Value::as_array_mut).into_iter().flatten() {
         rename(entry, "phase", "entered")?;
     }
-    let mut record: Record = parse(value)?;
-    carry_over_record(&mut record);
-    Ok(record)
+    parse(&value)
 }
 
 /// What was kept of machines that no node had any more. Which nodes had a record was not written down.
@@ -26,7 +23,7 @@ pub fn left(mut value: Value) -> Result<Left, String> {
     }
     object.insert("incomplete".to_owned(), json!(false));
     object.insert("listed".to_owned(), json!([]));
-    parse(value)
+    parse(&value)
 }
 
 fn rename(entry: &mut Value, old: &str, new: &str) -> Result<(), String> {
@@ -39,10 +36,10 @@ fn rename(entry: &mut Value, old: &str, new: &str) -> Result<(), String> {
 }
 
 /// JSON that says just what its type does.
-fn parse<T: Serialize + DeserializeOwned>(value: Value) -> Result<T, String> {
-    let content = T::deserialize(&value).map_err(|error| error.to_string())?;
+fn parse<T: Serialize + DeserializeOwned>(value: &Value) -> Result<T, String> {
+    let content = T::deserialize(value).map_err(|error| error.to_string())?;
     let again = serde_json::to_value(&content).map_err(|error| error.to_string())?;
-    if again == value {
+    if again == *value {
         Ok(content)
     } else {
         Err("it holds something that its version would not have written".to_owned())

@@ -48,6 +48,7 @@ mod carrier;
 mod event;
 mod fleet;
 pub mod format_1;
+mod history;
 mod ironic;
 mod left;
 mod netboot_files;

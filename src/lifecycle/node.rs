@@ -15,7 +15,7 @@ use crate::model::{
     power::PowerState,
     problem::Problem,
     spec::{Goal, NodeSpec},
-    status::{HistoryEntry, Installed, LastSeen, Phase, Power, Progress},
+    status::{Installed, LastSeen, Phase, Power, Progress},
 };
 
 use super::{
@@ -28,9 +28,6 @@ use super::{
     state::{Attempt, Hold, Purpose, Record, State},
     wait::{after, power_limit},
 };
-
-/// Entries kept in `[[history]]`.
-const HISTORY_MAX: usize = 50;
 
 /// One node.
 #[derive(Debug)]
@@ -583,26 +580,6 @@ impl Node {
     pub(super) fn miss_power(&mut self, now: Timestamp, trouble: Fault) {
         self.polls.missed(now, trouble.retry);
         self.bmc_trouble = Some(trouble);
-    }
-
-    fn note_phase(&mut self, now: Timestamp) {
-        let phase = self.phase();
-        if phase == self.record.phase && !self.record.history.is_empty() {
-            return;
-        }
-        if self.record.phase.is_busy() {
-            let spent_ms =
-                u64::try_from(now.duration_since(self.record.since).as_millis()).unwrap_or(0);
-            let name = format!("{}_ms", self.record.phase.as_str());
-            let total_ms = self.record.durations.entry(name).or_default();
-            *total_ms = total_ms.saturating_add(spent_ms);
-        }
-        self.record.phase = phase;
-        self.record.since = now;
-        let entry = HistoryEntry { at: now, phase, message: self.message() };
-        self.record.history.push(entry);
-        let surplus = self.record.history.len().saturating_sub(HISTORY_MAX);
-        self.record.history.drain(..surplus);
     }
 }
 

@@ -164,10 +164,10 @@ impl StatusFiles {
 
 /// Reads one status file, of this version or of the one before.
 pub fn read(path: &Path) -> Result<Status, StatusFileError> {
-    let damaged = |(message, seems): (String, Option<Status>)| StatusFileError::Damaged {
+    let damaged = |(message, seems): (String, Option<Box<Status>>)| StatusFileError::Damaged {
         path: path.to_owned(),
         message: shown(&message.replace('\n', "; ")),
-        seems: seems.map(Box::new),
+        seems,
     };
     match read_text(path) {
         Ok(text) => parse(&text).map_err(damaged),
@@ -179,7 +179,7 @@ pub fn read(path: &Path) -> Result<Status, StatusFileError> {
 }
 
 /// What a text says; otherwise why it is none, and what it seems to say.
-fn parse(text: &str) -> Result<Status, (String, Option<Status>)> {
+fn parse(text: &str) -> Result<Status, (String, Option<Box<Status>>)> {
     #[derive(Deserialize)]
     struct Head {
         version: u32,
@@ -192,7 +192,11 @@ fn parse(text: &str) -> Result<Status, (String, Option<Status>)> {
         Head { version: 1 } => format_1::parse(text).map_err(|why| (why, None)),
         Head { version: STATUS_VERSION } => {
             let status = toml::from_str(text).map_err(unreadable)?;
-            if is_sealed(text) { Ok(status) } else { Err((MISMATCH.to_owned(), Some(status))) }
+            if is_sealed(text) {
+                Ok(status)
+            } else {
+                Err((MISMATCH.to_owned(), Some(Box::new(status))))
+            }
         }
         Head { version } => {
             let message = format!(

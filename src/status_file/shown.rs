@@ -60,7 +60,7 @@ impl StatusFiles {
             .map_err(|source| StatusFileError::Io { path, source })
     }
 
-    /// The node's file, if it says just that already.
+    /// The node's file, if it says just that already and is whole.
     pub fn find(&self, status: &Rendered) -> Option<Shown> {
         let mark = self.mark(&status.node).ok()?;
         let found = Shown { says: self.says(&status.node).ok()?, mark };

@@ -29,9 +29,6 @@ const OPENING_1: &[u8] = b"{\n";
 const CONTENT: &[u8] = b"\"content\":";
 const END: &[u8] = b"}\n";
 
-/// Nearly every file has less, so that no copy of a secret stays behind in a buffer that was outgrown.
-const BYTES_USUAL: usize = 64 << 10;
-
 /// What the bytes of a file turned out to be.
 #[derive(Debug)]
 pub(super) enum Found<'a> {
@@ -43,7 +40,7 @@ pub(super) enum Found<'a> {
     Damaged(String),
 }
 
-/// The bytes of a file. The key and the CHAP secret of an attempt may be in them.
+/// The bytes of a file. The key and the CHAP secret of an attempt are in them.
 pub(super) fn seal<T: Serialize>(
     kind: &str,
     of: &str,
@@ -53,7 +50,11 @@ pub(super) fn seal<T: Serialize>(
     body.extend_from_slice(CONTENT);
     serde_json::to_writer_pretty(&mut *body, content)?;
     body.extend_from_slice(END);
-    Ok(Zeroizing::new([first_line(kind, of, &body).as_bytes(), &body].concat()))
+    let first = first_line(kind, of, &body);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(first.len() + body.len()));
+    bytes.extend_from_slice(first.as_bytes());
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
 }
 
 /// Looks for the content in the bytes of a file.
@@ -96,8 +97,10 @@ fn newer_version(first: &[u8]) -> Option<String> {
 pub(super) fn parse<T: Serialize + DeserializeOwned>(json: &[u8]) -> Result<T, String> {
     // An error may quote the file.
     let content: T = serde_json::from_slice(json).map_err(|error| shown(&error.to_string()))?;
-    let again = serde_json::to_vec_pretty(&content).map_err(|error| shown(&error.to_string()))?;
-    if again == json {
+    let mut again = Zeroizing::new(Vec::with_capacity(json.len()));
+    serde_json::to_writer_pretty(&mut *again, &content)
+        .map_err(|error| shown(&error.to_string()))?;
+    if *again == json {
         Ok(content)
     } else {
         Err("it holds something that this hostler would not have written".to_owned())
@@ -111,9 +114,8 @@ mod tests {
     use super::*;
 
     fn sealed() -> Vec<u8> {
-        seal("record", "edge-07", &serde_json::json!({"installed": null, "lost": true}))
-            .unwrap()
-            .to_vec()
+        let content = serde_json::json!({"installed": null, "lost": true});
+        seal("record", "edge-07", &content).unwrap().to_vec()
     }
 
     fn is_whole(bytes: &[u8]) -> bool {
@@ -157,6 +159,32 @@ mod tests {
         }
         let (_, body) = whole.split_at(whole.iter().position(|byte| *byte == b'\n').unwrap() + 1);
         assert!(!is_whole(body), "without its first line");
+    }
+
+    #[test]
+    fn content_that_says_more_or_less_than_its_type_is_damaged_at_any_depth() {
+        #[derive(Debug, serde::Serialize, serde::Deserialize)]
+        struct Outer {
+            inner: Inner,
+            note: Option<u32>,
+        }
+        #[derive(Debug, serde::Serialize, serde::Deserialize)]
+        struct Inner {
+            held: bool,
+        }
+        let pretty = |text: &str| {
+            let value: serde_json::Value = serde_json::from_str(text).unwrap();
+            serde_json::to_vec_pretty(&value).unwrap()
+        };
+        parse::<Outer>(&pretty(r#"{"inner":{"held":true},"note":null}"#)).unwrap();
+        for text in [
+            r#"{"inner":{"held":true}}"#,
+            r#"{"inner":{"held":true},"note":null,"more":1}"#,
+            r#"{"inner":{"held":true,"helm":true},"note":null}"#,
+            r#"{"inner":{},"note":null}"#,
+        ] {
+            parse::<Outer>(&pretty(text)).unwrap_err();
+        }
     }
 
     #[test]

@@ -139,6 +139,23 @@ fn a_node_is_not_started_while_its_record_would_not_be_missed() {
 }
 
 #[test]
+fn a_node_that_goes_away_in_the_middle_of_its_first_attempt_is_not_missed() {
+    let mut rack = Rack::new(2, POLICY);
+    rack.world.silent = true;
+    rack.scan();
+    assert_eq!(rack.phase(0), Phase::WaitingRamdisk);
+    let spec = rack.specs.remove(&name(0)).unwrap();
+    rack.scan();
+    assert!(!rack.world.records.contains_key(&name(0)), "forgotten");
+    rack.restart();
+    rack.world.silent = false;
+    rack.specs.insert(name(0), spec);
+    rack.scan();
+    rack.pass(3600);
+    assert_eq!(rack.phase(0), Phase::Deployed);
+}
+
+#[test]
 fn a_whole_directory_that_goes_away_is_one_change_of_what_is_kept() {
     let mut rack = Rack::deployed(50);
     rack.world.heard.clear();
