@@ -108,6 +108,7 @@ fn wait_tells_failed_held_late_and_unreadable_apart() {
     site.write(NODE, &machine.spec(&site));
     let (code, _, errors) = answer(&mut wait_quietly(&site, &["--timeout", "1s"]));
     assert_eq!((code, errors.as_str()), (4, "error: timed out after 1s: edge-07: no status yet\n"));
+    fs::remove_file(site.path("nodes/edge-07.toml")).unwrap();
 
     let agent = site.start();
     let wrong = format!("sha256:{}", "0".repeat(64));
