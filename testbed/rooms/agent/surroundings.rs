@@ -320,7 +320,7 @@ fn a_record_that_is_lost_or_garbled_holds_its_node_and_no_other() {
     let good = fs::read_to_string(&path).unwrap();
     let future = good.replace("\"phase\": \"deployed\"", "\"phase\": \"levitating\"");
     assert_ne!(future, good);
-    let lost = "record of this machine was lost or damaged";
+    let lost = "record of it was lost or damaged";
     let mismatch = "edge-07.json: its checksum does not match";
     for (record, logged) in [
         (None, "record edge-07.json is missing"),
