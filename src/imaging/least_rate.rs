@@ -100,7 +100,7 @@ mod tests {
         watch.begin(0);
         let ended = (0..=200).find(|answer: &u64| {
             let now = began + Duration::from_secs(*answer);
-            watch.too_slow(now, 0, answer % 2 == 0).is_some()
+            watch.too_slow(now, 0, answer.is_multiple_of(2)).is_some()
         });
         assert_eq!(ended, Some(119));
     }

@@ -104,6 +104,7 @@ impl StatusFiles {
     }
 
     /// The same, written and removed only while `ours` is true.
+    #[must_use]
     pub fn only_while(self, ours: Arc<AtomicBool>) -> Self {
         Self { ours: Some(ours), ..self }
     }

@@ -53,7 +53,7 @@ fn texts(tokens: TokenStream, is_help: bool, found: &mut Vec<String>) {
         match token {
             TokenTree::Group(group) if is_doc(&group) => {
                 if is_help && !std::mem::take(&mut is_inner) {
-                    doc = format!("{doc} {}", content(group.stream().into_iter().last().unwrap()));
+                    doc = format!("{doc} {}", content(&group.stream().into_iter().last().unwrap()));
                 }
             }
             TokenTree::Group(group) if group.to_string() == "[cfg (test)]" => is_test = true,
@@ -64,7 +64,7 @@ fn texts(tokens: TokenStream, is_help: bool, found: &mut Vec<String>) {
                     texts(group.stream(), is_help, found);
                 }
             }
-            TokenTree::Literal(_) => found.push(content(token)),
+            TokenTree::Literal(_) => found.push(content(&token)),
             TokenTree::Punct(punct) if punct.as_char() == '#' => is_inner = false,
             TokenTree::Punct(punct) if punct.as_char() == '!' => is_inner = true,
             TokenTree::Punct(_) | TokenTree::Ident(_) => {
@@ -80,7 +80,7 @@ fn is_doc(group: &Group) -> bool {
 }
 
 /// A literal in one line, without its quotes.
-fn content(literal: TokenTree) -> String {
+fn content(literal: &TokenTree) -> String {
     let text = literal.to_string().replace("\\\n", "");
     let text = text.trim_start_matches('r').trim_matches('#').trim_matches('"');
     text.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -140,12 +140,11 @@ fn no_document_and_no_example_names_an_act_that_wipes_without_the_word_wipe() {
         // What stands beside a comment is a value.
         let mut comment = String::new();
         for line in text.lines().chain([""]) {
-            match line.trim_start().strip_prefix('#') {
-                Some(words) => comment = format!("{comment} {words}"),
-                None => {
-                    let comment = std::mem::take(&mut comment);
-                    judge(&example.to_string_lossy(), &comment, &mut found, &mut named);
-                }
+            if let Some(words) = line.trim_start().strip_prefix('#') {
+                comment = format!("{comment} {words}");
+            } else {
+                let comment = std::mem::take(&mut comment);
+                judge(&example.to_string_lossy(), &comment, &mut found, &mut named);
             }
         }
     }

@@ -178,7 +178,7 @@ impl Standing {
         }
         if now.wait_for(fresh).await.is_err() {
             // The agent has stopped: nothing may be started any more.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
@@ -245,11 +245,12 @@ impl Keeper {
             let who = match verdict {
                 Verdict::Taken(who) => who,
                 Verdict::Free { after_another } => match self.put(&found) {
-                    Ok(false) => continue,
-                    Ok(true) if !after_another || made_room || self.is_settled()? => {
+                    Ok(is_put)
+                        if is_put && (!after_another || made_room || self.is_settled()?) =>
+                    {
                         return Ok(after_another);
                     }
-                    Ok(true) => continue,
+                    Ok(_) => continue,
                     Err(error) if after_another => format!(
                         "another one did; it is gone, but the mark cannot be written: {error}"
                     ),

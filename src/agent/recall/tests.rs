@@ -114,8 +114,6 @@ fn deployed(spec: &NodeSpec) -> Record {
         root_uuid: None,
         redeploy: spec.redeploy.clone(),
         machine: Some(Machine::named_by(spec)),
-        netboot: None,
-        written_digest: None,
     };
     let entry = HistoryEntry { at: now(), phase: Phase::Deployed, message: "installed".into() };
     Record {

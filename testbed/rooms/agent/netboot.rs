@@ -125,7 +125,7 @@ fn a_changed_kernel_is_served_once_it_is_verified_and_the_old_one_until_then() {
 
     let (_, plan, _) = answer(&mut site.hostler(&["plan"]));
     assert!(plan.contains("netboot"), "{plan}");
-    let digest = answer(&mut hostler(&["digest"]).arg(site.path(&format!("nodes/{NODE}.toml")))).1;
+    let digest = answer(hostler(&["digest"]).arg(site.path(&format!("nodes/{NODE}.toml")))).1;
     assert_eq!(Some(digest.trim()), status.spec_digest.map(|it| it.to_string()).as_deref());
 
     // A wrong one is no better than none.

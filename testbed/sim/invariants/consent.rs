@@ -28,6 +28,8 @@ const CONSENT_LASTS: SignedDuration = SignedDuration::from_hours(1);
 const ONE_CHANGE: SignedDuration = SignedDuration::from_mins(10);
 
 type Redeploy = Option<String>;
+/// What is known of a machine; `None`: only that there is something to know.
+type Known = Option<Ledger>;
 
 /// What is known of one node and its machine.
 #[derive(Clone, Debug, Default)]
@@ -222,8 +224,8 @@ impl Site {
         }
     }
 
-    /// What is known of the machine from nodes that have it no more. `Some(None)`: only that there is something to know.
-    fn kept_of(&self, new: &NodeSpec) -> Option<Option<Ledger>> {
+    /// What is known of the machine from nodes that have it no more.
+    fn kept_of(&self, new: &NodeSpec) -> Option<Known> {
         let left = &self.watch.left;
         let macs = |ledger: &Ledger| ledger.shares_mac(new);
         if let Some(ledger) = left.get(&new.machine()) {

@@ -103,12 +103,11 @@ impl Site {
             13 => self.redeploy_many(names, false),
             14 => self.redeploy_many(names, true),
             15 => self.mistype(node),
-            16 => self.replace_machine(node),
+            16 | 22 => self.replace_machine(node),
             17 => self.break_file(node),
             18 => self.clash(node, names),
             19 => self.rename(node),
             20 => drop(self.files.remove(node)),
-            22 => self.replace_machine(node),
             23 => self.replace_part(node),
             _ => self.bring_back(),
         }
@@ -196,7 +195,7 @@ impl Site {
         } else {
             let last = 97 + u8::try_from(self.dice.roll(2)).unwrap();
             self.change(node, |spec| {
-                spec.boot.macs = vec![MacAddr::new([0x52, 0x54, 0, 0, 1, last])]
+                spec.boot.macs = vec![MacAddr::new([0x52, 0x54, 0, 0, 1, last])];
             });
         }
         if self.dice.permille(500) {
