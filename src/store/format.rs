@@ -28,6 +28,8 @@ const OPENING: &str = "{\"hostler\":";
 const OPENING_1: &[u8] = b"{\n";
 const CONTENT: &[u8] = b"\"content\":";
 const END: &[u8] = b"}\n";
+/// Nearly every file has less, so that no copy of a secret stays behind in a buffer that was outgrown.
+const BYTES_USUAL: usize = 64 << 10;
 
 /// What the bytes of a file turned out to be.
 #[derive(Debug)]
