@@ -391,6 +391,7 @@ impl Node {
         self.power = None;
         self.bmc_trouble = None;
         self.record.too_many_changes = false;
+        self.record.awaits_restart = false;
         let stays = self.record.installed.as_ref().map(|installed| is_of(installed, spec, change));
         match (stays, self.moved_here.take(), change) {
             (Some(true), _, _) | (None, None, MachineChange::Part) => {}
@@ -402,7 +403,6 @@ impl Node {
             // Never seen. A damaged record may have been about any machine.
             (_, None, _) => {
                 self.record.installed = None;
-                self.record.awaits_restart = false;
             }
         }
         if let Some(installed) = &mut self.record.installed {
@@ -545,7 +545,7 @@ impl Node {
             }
             State::Preparing { ready: None } => Some(Operation::Prepare),
             State::Preparing { ready: Some(_) } => Some(Operation::ConfirmPower),
-            State::SettingPower { wanted } if self.record.awaits_restart => {
+            State::SettingPower { wanted } if self.owes_restart() => {
                 due.then_some(Operation::Restart { leave: *wanted })
             }
             State::SettingPower { wanted } => due.then_some(Operation::SetPower(*wanted)),

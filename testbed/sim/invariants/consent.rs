@@ -54,6 +54,8 @@ pub(crate) struct Ledger {
     /// The machine that the present attempt switched on, and for which installation.
     begun: Option<(MachineId, Arc<NodeSpec>)>,
     restarted: bool,
+    /// Its disk is written, and nobody has seen it restarted into that.
+    unrestarted: bool,
     /// When the reinstall that is wanted came up, and how many nodes were installed then.
     came_up: Option<Change>,
     /// Somebody consented to it since.
@@ -157,6 +159,7 @@ impl Site {
         ledger.power_asked = (ledger.power_asked || ordered) && !other_machine;
         // Whatever was changed along with the machine is no consent.
         ledger.turned = other_machine || ledger.turned && !reworded && !ordered;
+        ledger.unrestarted &= !other_machine;
         if other_machine || stands_still || old.digest() != new.digest() {
             ledger.approved = false;
         }
@@ -247,8 +250,10 @@ impl Site {
             (_, Ok(Outcome::Power(state))) => {
                 ledger.looked = Some((*state, spec.machine()));
             }
-            (_, Ok(Outcome::Restarted(_))) => ledger.restarted = true,
-            (_, Ok(Outcome::PowerSet(_))) => ledger.approved = false,
+            (_, Ok(Outcome::Restarted(_))) => {
+                (ledger.restarted, ledger.unrestarted) = (true, false);
+            }
+            (_, Ok(Outcome::PowerSet(_))) => (ledger.approved, ledger.unrestarted) = (false, false),
             _ => {}
         }
     }
@@ -260,8 +265,13 @@ impl Site {
         operation: &Operation,
         spec: &NodeSpec,
     ) {
+        let record = self.records.get(node);
+        let by_order =
+            record.is_some_and(|record| matches!(record.state, State::SettingPower { .. }));
         match operation {
             Operation::Prepare => self.judge_beginning(node),
+            // The restart of an installation that is over cuts the power of a machine that is on.
+            Operation::Restart { leave } if by_order => self.judge_switching(node, *leave, spec),
             // Whether it may was judged when its record was written: one that goes on after a crash is no new one.
             Operation::PowerOn
             | Operation::Image { .. }
@@ -314,6 +324,7 @@ impl Site {
         let strangers = ledger.turned && ledger.looked.as_ref() != Some(&off) && spec.bmc.is_some();
         ledger.begun = Some((spec.machine(), Arc::new(spec.clone())));
         (ledger.approved, ledger.turned) = (true, false);
+        (ledger.restarted, ledger.unrestarted) = (false, false);
         if strangers {
             let what =
                 format!("a running machine is begun with that was only just named: {begun_with}");
@@ -344,7 +355,8 @@ impl Site {
         let known = ledger.under.is_some() || ledger.approved;
         let here =
             ledger.place.as_ref().is_some_and(|place| place.bmc.as_ref() == spec.bmc_address());
-        let asked = ledger.power_asked || ledger.approved || enforced && here;
+        let first_start = ledger.unrestarted && wanted == PowerState::On;
+        let asked = ledger.power_asked || ledger.approved || first_start || enforced && here;
         let off = spec.goal == Goal::Available || spec.power == WantedPower::Off;
         let right = (wanted == PowerState::Off) == off;
         if !known || !asked || !right || spec.paused || spec.goal == Goal::Unmanaged {
@@ -432,9 +444,9 @@ impl Site {
         if newly && let Some(installed) = &record.installed {
             let same = spec_before.zip(record.spec.as_ref()).is_some_and(|(a, b)| is_same(&a, b));
             let turned = !same;
-            let by_itself = key_before.is_some_and(|key| self.has_completed(&key));
-            let by_hand = record.spec.as_ref().is_some_and(|spec| spec.bmc.is_none());
-            self.ledger(node).restarted |= by_hand && by_itself;
+            // Its disk is whole from then on, whatever becomes of its restart.
+            let completed = key_before.is_some_and(|key| self.has_completed(&key));
+            self.ledger(node).restarted |= completed;
             self.judge_installed(node, record, installed, turned);
         }
         let ledger = self.ledger(node).clone();
@@ -457,11 +469,14 @@ impl Site {
         if !found && let Some((_, spec)) = &ledger.begun {
             ledger.under = Some(spec.redeploy.clone());
             ledger.place = Some(Machine::named_by(spec));
+            ledger.unrestarted = true;
         }
         let spec = record.spec.as_ref();
         let is_meant = |spec| self.machines.iter().find(|machine| machine.is_meant(spec));
         let machine = spec.and_then(|spec| is_meant(spec));
         let content = machine.map(|machine| machine.platters[0].content.clone());
+        // A spec with one machine's BMC and another's interface is a mistake that only its author can see.
+        let mixed = machine.zip(spec).is_some_and(|(m, spec)| !spec.boot.macs.contains(&m.mac));
         // A mistyped address has no disk that could be anything else.
         let place = self.ledger(node).place.clone();
         let carried = found
@@ -469,7 +484,7 @@ impl Site {
                 .zip(spec)
                 .is_some_and(|(place, spec)| place.bmc.as_ref() != spec.bmc_address());
         let is_true = content.as_ref().map_or(found, |content| {
-            carried || *content == Content::Whole(installed.image.to_string())
+            carried || mixed || *content == Content::Whole(installed.image.to_string())
         });
         if !restarted || !is_true {
             let what = format!("restarted: {restarted}, the disk: {content:?}");

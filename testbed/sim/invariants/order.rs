@@ -123,7 +123,11 @@ impl Site {
                 matches!(state, State::Imaging { granted: true, .. })
             }
             (Operation::Release(_), Some(state)) => matches!(state, State::Switching { .. }),
-            (Operation::Restart { .. }, Some(state)) => matches!(state, State::Restarting { .. }),
+            (Operation::Restart { leave }, Some(state)) => {
+                let ordered = record.is_some_and(|record| record.awaits_restart)
+                    && *state == State::SettingPower { wanted: *leave };
+                ordered || matches!(state, State::Restarting { .. })
+            }
             (Operation::SetPower(power), Some(state)) => {
                 *state == State::SettingPower { wanted: *power }
             }
