@@ -30,8 +30,6 @@ const OPENING_1: &[u8] = b"{\n";
 const BYTES_USUAL: usize = 64 << 10;
 const CONTENT: &[u8] = b"\"content\":";
 const END: &[u8] = b"}\n";
-/// Nearly every file has less, so that no copy of a secret stays behind in a buffer that was outgrown.
-const BYTES_USUAL: usize = 64 << 10;
 
 /// What the bytes of a file turned out to be.
 #[derive(Debug)]
