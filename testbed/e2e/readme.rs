@@ -14,7 +14,7 @@ pub(crate) const BENCH: &str = "bench";
 
 /// Every line of a shell block with the suite that runs it. The numbered steps of "Install it" are
 /// not here: the host suite runs all of them, in their order.
-pub(crate) const LINES: [(&str, &str); 27] = [
+pub(crate) const LINES: [(&str, &str); 28] = [
     ("./testbed/demo", "demo"),
     // The suites themselves.
     ("./testbed/check", "fmt"),
