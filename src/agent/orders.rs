@@ -46,7 +46,12 @@ impl Driver {
             return warn!(uid, pid, "consent to new machines came too late, and is dropped");
         }
         let changed = self.carrier.approve_new_machines(&mut self.rooms);
-        info!(uid, pid, ?changed, "operator approves machines that specs name from now on");
+        info!(
+            uid,
+            pid,
+            ?changed,
+            "operator approves machines that specs name from now on: they are WIPED and installed if they are off"
+        );
         drop(reply.send(changed));
     }
 

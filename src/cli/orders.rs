@@ -41,7 +41,7 @@ pub(super) struct Approval {
     new_machines: bool,
 }
 
-/// `hostler approve`
+/// Consents to WIPE what the nodes are held for, or takes new machines for new.
 pub(super) fn approve(
     Approval { whom, new_machines }: Approval,
     out: &mut impl Write,
@@ -51,9 +51,9 @@ pub(super) fn approve(
     }
     let changed = whom.place.ask(async |socket| admin::approve_new_machines(socket).await)?;
     let said = if changed {
-        "machines that specs name from now on are new; nodes that are held already stay held"
+        "machines that specs name from now on are new: hostler will WIPE and install those that are off; nodes that are held already stay held"
     } else {
-        "nothing to approve: machines that specs name for the first time are taken for new"
+        "nothing to approve: machines that specs name for the first time are taken for new, and WIPED and installed if they are off"
     };
     writeln!(out, "{said}")?;
     Ok(ExitCode::SUCCESS)

@@ -8,11 +8,13 @@ use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 use crate::layers::sources;
 
 /// Texts that name such an act and advise nothing, each with why.
-const NO_ADVICE: [(&str, &str); 4] = [
+const NO_ADVICE: [(&str, &str); 6] = [
     ("redeploy changed from", "`plan` says why, beside what it WIPES"),
     ("cannot reach this agent", "the socket is missing"),
     ("there is no BMC to switch it off", "a machine that is kept off"),
     ("`hostler retry` reach the agent", "where it listens"),
+    ("A changed `image.kernel`", "what needs no `redeploy`"),
+    ("It stands for the image", "what a digest is of"),
 ];
 
 /// Whether it names an act that consents: another `redeploy`, an approval, or a machine switched off.

@@ -116,7 +116,7 @@ fn wait_tells_failed_held_late_and_unreadable_apart() {
     site.write(NODE, &spec);
     let (code, _, errors) = answer(&mut wait_quietly(&site, &["--digest", &digest(&site)]));
     assert_eq!(code, 5, "{errors}");
-    assert!(errors.starts_with("error: edge-07 held: the machine is on"), "{errors}");
+    assert!(errors.starts_with("error: edge-07 held: the machine (BMC "), "{errors}");
     assert_eq!(answer(&mut wait_quietly(&site, &["--phase", "held"])).0, 0);
 
     site.write(NODE, &spec.with("redeploy", "now"));

@@ -464,7 +464,9 @@ impl Site {
         let ledger = self.ledger(node);
         // Or it was another node's, and is as that left it.
         let found = turned && ledger.under.is_some();
-        let restarted = std::mem::take(&mut ledger.restarted) || found;
+        // What is installed is known when the ramdisk has let go of the disk, whatever becomes of the restart.
+        let is_let_go = matches!(record.state, State::Restarting { .. });
+        let is_done = std::mem::take(&mut ledger.restarted) || found || is_let_go;
         ledger.approved = false;
         if !found && let Some((_, spec)) = &ledger.begun {
             ledger.under = Some(spec.redeploy.clone());
@@ -473,7 +475,12 @@ impl Site {
         }
         let spec = record.spec.as_ref();
         let is_meant = |spec| self.machines.iter().find(|machine| machine.is_meant(spec));
-        let machine = spec.and_then(|spec| is_meant(spec));
+        // Its spec may have come to name another BMC before that could be written.
+        let bmc = installed.machine.as_ref().and_then(|machine| machine.bmc.as_ref());
+        let elsewhere = self.machines.iter().find(|machine| Some(&machine.bmc) == bmc);
+        let is_moved = bmc.is_some() && spec.is_some_and(|spec| spec.bmc_address() != bmc);
+        let machine = spec.filter(|_| !is_moved).and_then(|spec| is_meant(spec));
+        let machine = machine.or(elsewhere.filter(|_| is_moved));
         let content = machine.map(|machine| machine.platters[0].content.clone());
         // A spec with one machine's BMC and another's interface is a mistake that only its author can see.
         let mixed = machine.zip(spec).is_some_and(|(m, spec)| !spec.boot.macs.contains(&m.mac));
@@ -486,8 +493,8 @@ impl Site {
         let is_true = content.as_ref().map_or(found, |content| {
             carried || mixed || *content == Content::Whole(installed.image.to_string())
         });
-        if !restarted || !is_true {
-            let what = format!("restarted: {restarted}, the disk: {content:?}");
+        if !is_done || !is_true {
+            let what = format!("let go or restarted: {is_done}, the disk: {content:?}");
             self.broken("installed_is_true", Some(node), what);
         }
     }
