@@ -115,7 +115,7 @@ proptest! {
         uuid in proptest::option::of(".{0,40}"),
         names in proptest::collection::vec(".{0,20}", 0..20),
         size: u64,
-        port: u16,
+        port in 1..=u16::MAX,
         lun: u8,
         text in ".{0,200}",
     ) {
