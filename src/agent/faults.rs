@@ -19,6 +19,8 @@ pub(super) const OTHER_MACHINE: &str = "another machine may answer under this ad
 
 /// The code of what was told to stop, and did.
 pub(super) const CANCELLED: &str = "Cancelled";
+/// The code of a poll that was told to stop before its BMC answered.
+pub(super) const POLL_CUT: &str = "PollCut";
 
 /// A BMC call failed.
 pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
@@ -107,7 +109,7 @@ pub(super) fn of_cut_poll(spec: &NodeSpec, waited: Duration, asked: Option<Durat
         ),
     };
     let hint = "look at the BMC; hostler polls it again by itself, or run \"hostler retry\"";
-    Fault::passing(Step::Preflight, "PollCut", message, hint)
+    Fault::passing(Step::Preflight, POLL_CUT, message, hint)
 }
 
 /// The core wanted something of a BMC that is not there.

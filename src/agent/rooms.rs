@@ -224,7 +224,7 @@ impl Outside for Rooms {
             };
             // That what was cancelled did not succeed is no news.
             if let Err(fault) = &outcome
-                && fault.code != faults::CANCELLED
+                && ![faults::CANCELLED, faults::POLL_CUT].contains(&fault.code.as_ref())
             {
                 warn!(%node, %op, step = ?fault.step, code = %fault.code, error = fault.message, "operation failed");
             }

@@ -23,6 +23,13 @@ fn installed(safety: &str) -> (Site, Machine, Spec, Agent) {
     (site, machine, spec, agent)
 }
 
+/// The state directory of an agent that was killed is lost, and an operator says in the status directory that it is dead: the next agent
+/// has another state, and would wait for minutes until it is sure.
+fn lose_state(site: &Site) {
+    fs::remove_dir_all(site.path("state")).unwrap();
+    fs::remove_file(site.path("nodes/_agent.status.toml")).unwrap();
+}
+
 fn condition(status: &Status, kind: &str) -> Option<String> {
     let condition = status.conditions.iter().find(|condition| condition.kind == kind)?;
     Some(condition.status.clone())
@@ -45,7 +52,7 @@ fn a_machine_whose_record_is_lost_is_adopted_from_its_status_file_on_or_off() {
         if switched_off {
             machine.switch_off();
         }
-        fs::remove_dir_all(site.path("state")).unwrap();
+        lose_state(&site);
         let story = machine.story();
         let agent = site.start();
         let status = look_again(&site);
@@ -54,7 +61,7 @@ fn a_machine_whose_record_is_lost_is_adopted_from_its_status_file_on_or_off() {
 
         // And with another `redeploy`, which may be years old: only one that changes from now on is consent.
         agent.kill();
-        fs::remove_dir_all(site.path("state")).unwrap();
+        lose_state(&site);
         site.write(NODE, &spec.clone().with("redeploy", "written while nobody looked"));
         let _agent = site.start();
         let status = look_again(&site);
@@ -71,7 +78,7 @@ fn a_machine_whose_record_is_lost_is_adopted_from_its_status_file_on_or_off() {
 fn a_machine_that_is_on_is_held_when_neither_record_nor_status_file_is_left() {
     let (site, machine, _, agent) = installed("");
     agent.kill();
-    fs::remove_dir_all(site.path("state")).unwrap();
+    lose_state(&site);
     fs::remove_file(site.path("nodes/edge-07.status.toml")).unwrap();
     let _agent = site.start();
     let status = site.until_phase(NODE, Phase::Held);

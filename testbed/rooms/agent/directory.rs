@@ -77,6 +77,8 @@ fn told(site: &Site) -> BTreeSet<String> {
         .filter_map(|entry| {
             Some(entry.unwrap().file_name().to_str()?.strip_suffix(".status.toml")?.to_owned())
         })
+        // The agent's own mark.
+        .filter(|name| !name.starts_with('_'))
         .collect()
 }
 

@@ -257,7 +257,7 @@ fn a_lock_belongs_to_a_living_agent_even_to_one_that_sleeps_and_to_no_dead_one()
     let second = other.start_as(&mut elsewhere(&copy));
     other.await_that("running", || other.log().contains("running"));
     let holder = format!("in use by process {};", second.id());
-    refuses(&elsewhere(&copy), &["TFTP listener", &other.tftp.to_string(), "in use"]);
+    refuses(&elsewhere(&copy), &[&holder]);
     let third = Site::new();
     let text = fs::read_to_string(third.path("hostler.toml")).unwrap();
     let own = third.path("state").display().to_string();
