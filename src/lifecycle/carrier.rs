@@ -50,6 +50,9 @@ pub trait Outside {
     fn forget(&mut self, node: &NodeName);
 }
 
+/// The code of an operation's end that was called off before it began.
+pub(super) const NEVER_STARTED: &str = "NeverStarted";
+
 /// The fleet, and what of its decisions still waits for a record to be written.
 #[derive(Debug)]
 pub struct Carrier {
@@ -288,5 +291,5 @@ fn call_off(node: &Node, waiting: &mut Vec<Action>) -> Option<OpId> {
 
 /// How an operation ends that was called off before it began. Nobody wants to know: that it has stopped is all that counts.
 fn never_started() -> Fault {
-    Fault::passing(Step::Preflight, "NeverStarted", "called off before it began", "")
+    Fault::passing(Step::Preflight, NEVER_STARTED, "called off before it began", "")
 }

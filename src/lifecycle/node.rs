@@ -19,6 +19,7 @@ use crate::model::{
 };
 
 use super::{
+    carrier::NEVER_STARTED,
     event::{Action, Event, Menu, Operation, Outcome},
     fleet::Policy,
     left::Known,
@@ -201,6 +202,12 @@ impl Node {
                 if let Some(running) = self.running.take_if(|running| running.op == op) {
                     self.progress = None;
                     let outcome = outcome.map_err(plain_fault);
+                    if matches!(&outcome, Err(fault) if fault.code == NEVER_STARTED)
+                        && matches!(self.record.state, State::CleaningUp { .. })
+                    {
+                        // The machine was never touched, and somebody may have it by now.
+                        self.record.consented = false;
+                    }
                     match outcome {
                         _ if running.cancelled => {}
                         Ok(Outcome::NetbootFiles(files)) => self.take_netboot_files(now, files),

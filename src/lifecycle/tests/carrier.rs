@@ -1,7 +1,7 @@
 //! The order in which decisions are carried out: record, boot menu, actions; and what waits while no record can be written.
 
 use crate::{
-    lifecycle::{Event, Operation},
+    lifecycle::{Event, Operation, State},
     model::{
         callback::{Call, DeployState, Reply},
         ids::OpId,
@@ -119,6 +119,31 @@ fn an_operation_that_is_cancelled_before_it_could_start_never_starts() {
     assert_eq!(calls, [Start(OpId(2))]);
     rack.settle();
     assert_eq!(rack.phase(0), Phase::Deployed);
+}
+
+#[test]
+fn an_attempt_that_never_touched_its_machine_leaves_no_consent_to_wipe_it() {
+    let mut rack = Rack::new(1, POLICY);
+    rack.world.silent = true;
+    rack.scan_only();
+    while rack.phase(0) != Phase::PoweringOn {
+        let state = &rack.node(0).record().state;
+        rack.world.disk_full = matches!(state, State::Preparing { ready: Some(_) });
+        assert!(rack.end_one());
+    }
+    assert!(rack.carrier.has_unsaved(), "nothing was started");
+    rack.pass(600);
+    rack.world.on.insert(host(0));
+    rack.world.disk_full = false;
+    // Whoever switches it on does so after the clean-up, too.
+    for _ in 0..3 {
+        rack.tick();
+        rack.settle();
+        rack.world.on.insert(host(0));
+        rack.pass(600);
+    }
+    let wiped = rack.world.story.iter().any(|(_, deed)| *deed == Operation::PowerOn);
+    assert_eq!((rack.phase(0), wiped), (Phase::Held, false));
 }
 
 #[test]

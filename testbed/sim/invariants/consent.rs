@@ -14,7 +14,7 @@ use hostler::{
         machine::Machine,
         power::PowerState,
         spec::{Goal, MachineId, NodeSpec, WantedPower},
-        status::{Installed, Phase},
+        status::{Installed, Phase, Status},
     },
 };
 use jiff::{SignedDuration, Timestamp};
@@ -114,9 +114,22 @@ impl Site {
         self.shown.get(node).map(|status| status.phase)
     }
 
+    /// Whether it is shown that nobody knows what is on the machine. The core may know less than the rules do, and then asks.
+    fn is_shown_lost(&self, node: &NodeName) -> bool {
+        let lost = |shown: &Status| {
+            let mut conditions = shown.conditions.iter();
+            conditions.any(|one| one.kind == "Held" && one.reason == "RecordLost")
+        };
+        self.shown.get(node).is_some_and(lost)
+    }
+
     pub(crate) fn note_approval(&mut self, node: &NodeName) {
         let held = self.shown_phase(node) == Some(Phase::Held);
+        let lost = self.is_shown_lost(node);
         let ledger = self.ledger(node);
+        if held && lost {
+            (ledger.under, ledger.place, ledger.unknown) = (None, None, true);
+        }
         ledger.approved |= held;
         ledger.agreed |= held;
         ledger.turned &= !held;
@@ -138,6 +151,7 @@ impl Site {
     pub(crate) fn note_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>) {
         let held = self.shown_phase(node) == Some(Phase::Held);
         let deployed = self.watch.ledgers.values().filter(|ledger| ledger.under.is_some()).count();
+        let lost = self.is_shown_lost(node);
         let held_back = self.records.get(node).is_some_and(|record| record.too_many_changes);
         let held_under = match self.records.get(node).map(|record| &record.state) {
             Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
@@ -170,6 +184,9 @@ impl Site {
         let reworded_in_hold =
             held && reworded || held_under.is_some_and(|under| under != new.redeploy);
         if !stands_still && new.redeploy.is_some() && reworded_in_hold && !other_machine {
+            if lost {
+                (ledger.under, ledger.place, ledger.unknown) = (None, None, true);
+            }
             (ledger.approved, ledger.turned) = (true, false);
         }
         // What is changed in a pause comes up when that ends.
