@@ -56,6 +56,7 @@ mod node;
 mod plan;
 mod polls;
 mod power;
+mod replaced;
 mod report;
 mod state;
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
 };
 
 use hostler::{
@@ -587,17 +586,4 @@ fn leave(left: &mut BTreeMap<MachineId, Ledger>, ledger: &Ledger) {
             left.remove(&machine);
         }
     }
-}
-
-/// How long a site may need to settle, once trouble has stopped: what is under way runs into its deadline, and then every node has a
-/// whole series of attempts, as many at a time as the limits allow.
-pub(crate) fn settling(spec: &NodeSpec, nodes: usize, at_once: usize) -> Duration {
-    let times = &spec.timeouts;
-    let attempt = times.ramdisk.max(Duration::from_mins(40))
-        + times.imaging
-        + 3 * times.completed
-        + 16 * times.power;
-    let waves = u32::try_from(nodes.div_ceil(at_once) + 1).unwrap_or(u32::MAX);
-    // An hour: a BMC that refused is asked again only then.
-    Duration::from_hours(1) + attempt * 2 + Duration::from_mins(50) * waves
 }

@@ -4,6 +4,7 @@
 
 mod consent;
 mod order;
+mod settling;
 mod shown;
 mod turns;
 
@@ -21,7 +22,7 @@ use jiff::Timestamp;
 
 use crate::world::{Site, World};
 
-pub(crate) use self::consent::{Ledger, settling};
+pub(crate) use self::{consent::Ledger, settling::settling};
 use self::{
     order::Wait,
     turns::{Place, Share},

@@ -1,0 +1,18 @@
+//! How long a site may need to come to rest.
+
+use std::time::Duration;
+
+use hostler::model::spec::NodeSpec;
+
+/// How long a site may need to settle, once trouble has stopped: what is under way runs into its deadline, and then every node has a
+/// whole series of attempts, as many at a time as the limits allow.
+pub(crate) fn settling(spec: &NodeSpec, nodes: usize, at_once: usize) -> Duration {
+    let times = &spec.timeouts;
+    let attempt = times.ramdisk.max(Duration::from_mins(40))
+        + times.imaging
+        + 3 * times.completed
+        + 16 * times.power;
+    let waves = u32::try_from(nodes.div_ceil(at_once) + 1).unwrap_or(u32::MAX);
+    // An hour: a BMC that refused is asked again only then.
+    Duration::from_hours(1) + attempt * 2 + Duration::from_mins(50) * waves
+}
