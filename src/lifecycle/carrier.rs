@@ -107,6 +107,10 @@ impl Carrier {
         outside: &mut impl Outside,
     ) {
         self.step_one(now, name, event, outside);
+        self.grant_turns(now, outside);
+    }
+
+    fn grant_turns(&mut self, now: Timestamp, outside: &mut impl Outside) {
         while let Some((name, turn)) = self.fleet.next_turn() {
             self.step_one(now, &name, Event::Granted(turn), outside);
         }
@@ -142,6 +146,7 @@ impl Carrier {
                 self.step(now, &name, Event::Tick, outside);
             } else {
                 self.carry_out(now, &name, None, Vec::new(), outside);
+                self.grant_turns(now, outside);
             }
         }
     }
@@ -194,8 +199,10 @@ impl Carrier {
             }
             if kept.is_ok() {
                 outside.forget(name);
+                self.fleet.recorded(name);
             } else {
                 self.unsaved.insert(name.clone(), Vec::new());
+                self.fleet.not_recorded(name, before.filter(|_| !is_unsaved));
             }
             return None;
         };

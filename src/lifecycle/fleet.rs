@@ -346,7 +346,6 @@ impl Fleet {
             self.left.leave(name, &record);
             self.left.unlist(name);
         }
-        self.held_on_record.remove(name);
     }
 
     /// What is known beside the records, and is to be kept.

@@ -1,7 +1,7 @@
 //! The order in which decisions are carried out: record, boot menu, actions; and what waits while no record can be written.
 
 use crate::{
-    lifecycle::{Event, Operation, State},
+    lifecycle::{Event, Operation, Policy, State},
     model::{
         callback::{Call, DeployState, Reply},
         ids::OpId,
@@ -227,4 +227,25 @@ fn a_directory_that_goes_away_holds_every_node() {
     for n in 0..2 {
         assert!(rack.status(n).message.contains("not mounted"));
     }
+}
+
+#[test]
+fn a_node_that_is_gone_keeps_its_turn_until_its_record_is_gone_too() {
+    let mut rack = Rack::new(2, Policy { attempts_max: 1, ..POLICY });
+    rack.scan_only();
+    while rack.phase(0) != Phase::Preparing {
+        assert!(rack.end_one());
+    }
+    rack.restart();
+    rack.world.disk_full = true;
+    rack.specs.remove(&name(0));
+    rack.scan();
+    assert!(rack.carrier.fleet().node(&name(0)).is_none());
+    assert!(rack.world.records.contains_key(&name(0)), "after a crash it would go on");
+    assert_eq!(rack.phase(1), Phase::Pending);
+
+    rack.world.disk_full = false;
+    rack.tick();
+    assert!(!rack.world.records.contains_key(&name(0)));
+    assert_eq!(rack.phase(1), Phase::Preparing);
 }
