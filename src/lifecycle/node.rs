@@ -3,7 +3,7 @@
 //! Called by the [`super::Fleet`]. What happens inside an attempt is in `attempt.rs`, callbacks are judged in `callback.rs`, every
 //! wait and its end is in `wait.rs`, and the status is made in `report.rs`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -27,7 +27,7 @@ use super::{
     polls::Polls,
     report::plain_fault,
     state::{Attempt, Hold, Purpose, Record, State},
-    wait::{after, power_limit},
+    wait::{after, patience, power_limit},
 };
 
 /// One node.
@@ -80,6 +80,8 @@ pub(super) struct Running {
     pub(super) netboot: bool,
     /// When a poll that does not report is told to stop.
     pub(super) patience_until: Timestamp,
+    /// From its start to then.
+    pub(super) patience: Duration,
 }
 
 impl Node {
@@ -489,12 +491,12 @@ impl Node {
                 spec.timeouts = timeouts;
             }
         }
-        let limit = power_limit(&spec.timeouts);
         let op = OpId(self.next_op);
         self.next_op += 1;
         let netboot = matches!(operation, Operation::NetbootFiles { .. });
-        let patience_until = after(now, limit);
-        self.running = Some(Running { op, cancelled: false, netboot, patience_until });
+        let patience = patience(&operation, &spec.timeouts);
+        let patience_until = after(now, patience);
+        self.running = Some(Running { op, cancelled: false, netboot, patience, patience_until });
         self.polls.began(operation == Operation::PollPower);
         actions.push(Action::Start { op, operation, spec });
     }

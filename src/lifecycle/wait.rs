@@ -10,7 +10,12 @@ use jiff::{SignedDuration, Timestamp};
 use crate::model::spec::Timeouts;
 
 use super::{
-    attempt::RESTART_TRIES_MAX, backoff, event::Action, node::Node, power::POWER_TRIES_MAX,
+    attempt::RESTART_TRIES_MAX,
+    backoff,
+    event::{Action, Operation},
+    node::Node,
+    polls::POLL_LIMIT,
+    power::POWER_TRIES_MAX,
     state::State,
 };
 
@@ -135,8 +140,8 @@ impl Node {
         }
         self.polls.bound(now);
         self.netboot.bound(now);
-        if let (Some(running), Some(spec)) = (&mut self.running, &self.record.spec) {
-            bound(&mut running.patience_until, power_limit(&spec.timeouts));
+        if let Some(running) = &mut self.running {
+            bound(&mut running.patience_until, running.patience);
         }
     }
 
@@ -170,6 +175,16 @@ impl Node {
             self.interrupt(actions);
         }
     }
+}
+
+/// How long an operation at rest may take to report. Inside an attempt its state has a deadline.
+pub(super) fn patience(operation: &Operation, timeouts: &Timeouts) -> Duration {
+    let limit = match operation {
+        Operation::PollPower => POLL_LIMIT.min(timeouts.power),
+        Operation::NetbootFiles { .. } => timeouts.imaging,
+        _ => return power_limit(timeouts),
+    };
+    limit.saturating_add(OPERATION_SLACK).max(CANCEL_PATIENCE)
 }
 
 /// How long an operation of the BMC may take: off, boot device and on, each within `timeouts.power`.

@@ -1,6 +1,6 @@
 //! `boot.after = "network"`: an installed machine boots its own kernel, and only an installed one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use sha2::{Digest as _, Sha256};
 
@@ -181,6 +181,17 @@ fn neither_power_nor_disk_is_touched_for_a_changed_kernel() {
         bench.done(Ok(Outcome::NetbootFiles(Some(files(&wanted)))));
         assert_eq!((bench.phase(), bench.running.clone()), (Phase::Deployed, None));
     }
+}
+
+#[test]
+fn files_that_are_verified_for_ever_are_given_up_within_the_imaging_timeout() {
+    let mut bench = quiet();
+    bench.change(|spec| spec.timeouts.power = Duration::from_hours(24 * 7));
+    bench.change(other_kernel);
+    assert!(verifying(&bench).is_some());
+    let (at, _) = bench.node.next_wake().unwrap();
+    let imaging = bench.node.spec().unwrap().timeouts.imaging + Duration::from_secs(60);
+    assert!(at.duration_since(bench.now).unsigned_abs() <= imaging, "{at}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Polls of power states: silent BMCs keep nobody waiting, and are asked ever more seldom.
 
+use std::time::Duration;
+
 use jiff::SignedDuration;
 
 use crate::{
@@ -168,6 +170,17 @@ fn the_patience_with_a_poll_counts_from_its_turn_and_not_from_when_it_was_due() 
         let told_to_stop = |heard: &&Heard| matches!(heard, Heard::Cancel(_));
         assert_eq!(rack.world.heard.iter().filter(told_to_stop).count(), PLACES / 4);
     }
+}
+
+#[test]
+fn a_poll_that_does_not_end_is_cut_within_a_minute_whatever_the_power_timeout_is() {
+    let mut bench = Bench::with_spec();
+    bench.change(|spec| spec.timeouts.power = Duration::from_hours(24 * 7));
+    bench.go_to(Phase::Deployed);
+    until_polled(&mut bench);
+    let (at, what) = bench.node.next_wake().unwrap();
+    assert_eq!(what, "the BMC's answer");
+    assert!(at.duration_since(bench.now) <= SignedDuration::from_mins(1), "{at}");
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    lifecycle::{Action, DiskSize, Event, Menu, Node, Operation, Outcome, Record, State},
+    lifecycle::{
+        Action, DiskSize, Event, Menu, Node, Operation, Outcome, POLL_LIMIT, Record, State,
+    },
     model::{
         callback::{Call, DeployState, Reply},
         fault::Fault,
@@ -284,7 +286,10 @@ impl Site {
             | Operation::NetbootFiles { .. }
             | Operation::PowerOn => {}
         }
-        let lasts = i64::try_from(self.dice.roll(90)).unwrap();
+        // Without trouble a poll ends by itself.
+        let polls = operation == Operation::PollPower && !self.faults;
+        let longest_s = if polls { POLL_LIMIT.as_secs() } else { 90 };
+        let lasts = i64::try_from(self.dice.roll(longest_s)).unwrap();
         let ends = self.later(lasts);
         self.running = Some(Job { op, operation, bmc, ends, cancelled: false });
     }

@@ -189,7 +189,7 @@ fn a_node_that_waits_for_its_bmc_neither_spins_nor_keeps_others_waiting() {
     step_fleet(&mut fleet, due, &slow, Event::Tick);
     assert!(fleet.node(&slow).unwrap().next_wake().unwrap().0 > due);
     let later = due.checked_add(SignedDuration::from_secs(200)).unwrap();
-    assert_eq!(fleet.due(later), [other]);
+    assert!(fleet.due(later).contains(&other));
 }
 
 #[test]

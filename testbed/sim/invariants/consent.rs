@@ -340,7 +340,7 @@ impl Site {
         let strangers = ledger.turned && ledger.looked.as_ref() != Some(&off) && spec.bmc.is_some();
         ledger.begun = Some((spec.machine(), Arc::new(spec.clone())));
         (ledger.approved, ledger.turned) = (true, false);
-        (ledger.restarted, ledger.unrestarted) = (false, false);
+        ledger.restarted = false;
         if strangers {
             let what =
                 format!("a running machine is begun with that was only just named: {begun_with}");
@@ -439,15 +439,6 @@ impl Site {
             State::Preparing { .. } => None,
             _ => ledger.next_attempt_at,
         };
-        match record.state {
-            // From here on the disk's old contents are gone.
-            State::Imaging { .. } => {
-                (ledger.under, ledger.place, ledger.unknown) = (None, None, false);
-            }
-            State::Failed => (ledger.approved, ledger.begun) = (false, None),
-            State::Held { .. } | State::CleaningUp { .. } => ledger.begun = None,
-            _ => {}
-        }
         if begins_to_write && let Some(spec) = &record.spec {
             // Nor does anybody find it any more as it was left.
             let Watch { left, left_kept, .. } = &mut self.watch;
@@ -465,7 +456,18 @@ impl Site {
             self.ledger(node).restarted |= completed;
             self.judge_installed(node, record, installed, turned);
         }
-        let ledger = self.ledger(node).clone();
+        let ledger = self.ledger(node);
+        match record.state {
+            // From here on the disk's old contents are gone.
+            State::Imaging { .. } => {
+                (ledger.under, ledger.place, ledger.unknown) = (None, None, false);
+                ledger.unrestarted = false;
+            }
+            State::Failed => (ledger.approved, ledger.begun) = (false, None),
+            State::Held { .. } | State::CleaningUp { .. } => ledger.begun = None,
+            _ => {}
+        }
+        let ledger = ledger.clone();
         self.watch.durable.insert(node.clone(), ledger);
     }
 

@@ -119,6 +119,8 @@ impl Site {
         });
         self.watch.news = news.collect();
         if !specs.is_empty() {
+            // Who is gone waits for nothing, also if a full disk keeps its files.
+            self.watch.line.retain(|name, _| specs.contains_key(name));
             self.watch.news.extend(gone);
             self.note_departures(specs);
         }
