@@ -191,19 +191,7 @@ impl Carrier {
         waiting.extend(actions);
         let kept = self.keep_left(outside);
         let Some(node) = self.fleet.node(name) else {
-            // Nothing of the node runs any more; callers still want their answer.
-            for action in waiting {
-                if let Action::Reply { request, reply } = action {
-                    outside.reply(request, reply);
-                }
-            }
-            if kept.is_ok() {
-                outside.forget(name);
-                self.fleet.recorded(name);
-            } else {
-                self.unsaved.insert(name.clone(), Vec::new());
-                self.fleet.not_recorded(name, before.filter(|_| !is_unsaved));
-            }
+            self.forget(name, before.filter(|_| !is_unsaved), waiting, kept.is_ok(), outside);
             return None;
         };
         let unstarted = call_off(node, &mut waiting);
@@ -260,6 +248,30 @@ impl Carrier {
             self.fleet.recorded(name);
         }
         unstarted
+    }
+
+    /// The node is gone, and nothing of it runs any more; callers still want their answer. Its record stays until what it leaves
+    /// behind is kept.
+    fn forget(
+        &mut self,
+        name: &NodeName,
+        before: Option<&Record>,
+        waiting: Vec<Action>,
+        kept: bool,
+        outside: &mut impl Outside,
+    ) {
+        for action in waiting {
+            if let Action::Reply { request, reply } = action {
+                outside.reply(request, reply);
+            }
+        }
+        if kept {
+            outside.forget(name);
+            self.fleet.recorded(name);
+        } else {
+            self.unsaved.insert(name.clone(), Vec::new());
+            self.fleet.not_recorded(name, before);
+        }
     }
 
     /// Before anything is done to its machine, the node's record is one that would be missed. All others that are durable by now

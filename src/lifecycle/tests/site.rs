@@ -80,6 +80,8 @@ struct Consent {
     power: bool,
     /// The `redeploy` that the present installation answers to; a change from it is consent to reinstall.
     installed_under: Option<Redeploy>,
+    /// The disk is written, and the machine was not switched since: it is owed its first start.
+    unstarted: bool,
 }
 
 type Redeploy = Option<String>;
@@ -186,6 +188,7 @@ impl Site {
         if other_machine && let Some(under) = &mut self.consent.installed_under {
             under.clone_from(&old.redeploy);
         }
+        self.consent.unstarted &= !other_machine;
         let was_paused_in_hold = matches!(&self.node.record().state, State::Held { redeploy, .. } if *redeploy != new.redeploy);
         if !stands_still && new.redeploy.is_some() && (reworded && was_held || was_paused_in_hold) {
             self.consent.given = true;
@@ -222,7 +225,9 @@ impl Site {
         }
         if before.state != record.state {
             match record.state {
-                State::Imaging { .. } => self.consent.installed_under = None,
+                State::Imaging { .. } => {
+                    (self.consent.installed_under, self.consent.unstarted) = (None, false);
+                }
                 State::Failed => self.consent.given = false,
                 _ => {}
             }
@@ -235,6 +240,7 @@ impl Site {
             assert!(self.begun.as_ref().unwrap().written, "installed without a write");
             self.consent.given = false;
             self.consent.installed_under = Some(spec.redeploy.clone());
+            self.consent.unstarted = true;
         } else if record.installed.is_some() && record.state == State::Idle {
             self.begun = None;
         }
@@ -275,7 +281,9 @@ impl Site {
                     "left in another power state than its spec wants"
                 );
                 assert_eq!(self.node.menu(), Menu::LocalDisk);
-                assert!(self.begun.as_ref().unwrap().written, "restarted before it is written");
+                let unstarted = self.consent.unstarted;
+                let written = self.begun.as_ref().map_or(unstarted, |begun| begun.written);
+                assert!(written || unstarted, "restarted before it is written");
             }
             Operation::Release(_) => assert_eq!(self.node.menu(), Menu::LocalDisk),
             Operation::SetPower(wanted) => self.judge_switching(*wanted, spec),
@@ -305,7 +313,8 @@ impl Site {
         let known = self.consent.installed_under.is_some() || self.consent.given;
         assert!(known, "a machine is switched that hostler does not know");
         assert!(!spec.paused && spec.goal != Goal::Unmanaged, "switched in a pause");
-        assert!(self.consent.power || self.consent.given, "drift is forced");
+        let first_start = self.consent.unstarted && wanted == PowerState::On;
+        assert!(self.consent.power || self.consent.given || first_start, "drift is forced");
         let off = spec.goal == Goal::Available || spec.power == WantedPower::Off;
         assert_eq!(wanted, if off { PowerState::Off } else { PowerState::On });
     }
@@ -417,6 +426,7 @@ impl Site {
             }
             Operation::Restart { leave: state } | Operation::SetPower(state) => {
                 *on = *state == PowerState::On;
+                self.consent.unstarted = false;
                 good_outcome(&job.operation)
             }
             Operation::CleanUp => {
