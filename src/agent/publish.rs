@@ -97,11 +97,11 @@ impl Shared {
         done
     }
 
-    /// Waits for news, or until it is time to look around.
-    fn wait(&self) -> News {
+    /// Waits for news, but not longer than this.
+    fn wait(&self, limit: Duration) -> News {
         let is_idle =
             |news: &mut News| news.files.is_empty() && news.consoles.is_empty() && !news.closed;
-        let waited = self.changed.wait_timeout_while(self.lock(), INTERVAL, is_idle);
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, is_idle);
         let (mut news, _) = waited.unwrap_or_else(PoisonError::into_inner);
         News {
             files: mem::take(&mut news.files),
@@ -216,7 +216,7 @@ struct Shown {
 impl StatusWriter {
     fn work(&mut self) {
         loop {
-            let News { files, consoles, closed, .. } = self.shared.wait();
+            let News { files, consoles, closed, .. } = self.shared.wait(self.until_due());
             self.waiting.extend(files);
             for (name, console) in consoles {
                 self.keep_console(&name, console.as_ref());
@@ -264,20 +264,29 @@ impl StatusWriter {
         self.looked = Instant::now();
     }
 
-    fn write_due(&mut self, all: bool) {
-        let due = |name: &NodeName, wanted: &Option<Box<Status>>| {
-            if let Some((_, tried)) = self.failed.get(name) {
-                return tried.elapsed() >= INTERVAL;
+    /// How long nothing that waits is due.
+    fn until_due(&self) -> Duration {
+        let waiting = self.waiting.iter();
+        waiting.map(|(name, wanted)| self.due_in(name, wanted.as_deref())).min().unwrap_or(INTERVAL)
+    }
+
+    /// How long a file must still be left alone.
+    fn due_in(&self, name: &NodeName, wanted: Option<&Status>) -> Duration {
+        let touched = match (self.failed.get(name), self.shown.get(name)) {
+            (Some((_, tried)), _) => tried,
+            (None, Some(shown)) if wanted.is_some_and(|wanted| wanted.phase == shown.phase) => {
+                &shown.at
             }
-            let phase = wanted.as_ref().map(|status| status.phase);
-            self.shown
-                .get(name)
-                .is_none_or(|shown| Some(shown.phase) != phase || shown.at.elapsed() >= INTERVAL)
+            (None, _) => return Duration::ZERO,
         };
+        INTERVAL.saturating_sub(touched.elapsed())
+    }
+
+    fn write_due(&mut self, all: bool) {
         let due: Vec<NodeName> = self
             .waiting
             .iter()
-            .filter(|(name, wanted)| all || due(name, wanted))
+            .filter(|(name, wanted)| all || self.due_in(name, wanted.as_deref()).is_zero())
             .map(|(name, _)| name.clone())
             .collect();
         for name in due {

@@ -2,10 +2,7 @@
 
 use std::fs;
 
-use hostler::model::{
-    boot::BootStage,
-    status::{Phase, Status},
-};
+use hostler::model::{boot::BootStage, status::Phase};
 
 use crate::{
     disks,
@@ -30,11 +27,7 @@ fn an_agent_killed_while_waiting_and_killed_and_stopped_while_writing_finishes_t
     let key = |site: &Site| site.record("node-1").unwrap().state.attempt().unwrap().key.clone();
 
     // In the middle of a transfer: the machine has its kernel and is fetching the ramdisk, and then asks again.
-    let booting = |status: &Status| {
-        let fetched = status.last_seen.as_ref().and_then(|seen| seen.fetched);
-        status.phase == Phase::WaitingRamdisk && fetched == Some(BootStage::Kernel)
-    };
-    site.wait("node-1", "the ramdisk to be fetched", BOOT_LIMIT, booting);
+    site.wait_for_fetch("node-1", BootStage::Kernel, BOOT_LIMIT);
     site.kill_agent();
     let first_key = key(&site);
     site.start_agent();

@@ -13,6 +13,7 @@ use std::{
 use hostler::{
     lifecycle::Record,
     model::{
+        boot::BootStage,
         ids::NodeName,
         status::{ImagingStage, LastError, Phase, Status},
     },
@@ -228,6 +229,18 @@ impl Site {
             let given_up = status.as_ref().is_some_and(|status| status.phase == Phase::Failed);
             let late = Instant::now() > deadline;
             assert!(!given_up && !late, "{node} waited for {what}, but: {status:#?}");
+            thread::sleep(LOOK_INTERVAL);
+        }
+    }
+
+    /// Waits until the node's machine has fetched this, and no more. The record has it at once, the status file within a second.
+    pub(crate) fn wait_for_fetch(&mut self, node: &str, stage: BootStage, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let fetched = |record: Record| record.last_seen.fetched;
+        while self.record(node).and_then(fetched) != Some(stage) {
+            self.assert_agent_runs();
+            let late = Instant::now() > deadline;
+            assert!(!late, "{node} never fetched its {stage:?}: {:#?}", self.status(node));
             thread::sleep(LOOK_INTERVAL);
         }
     }
