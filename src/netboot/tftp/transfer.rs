@@ -77,6 +77,7 @@ pub(super) enum End {
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) sent_bytes: u64,
+    /// The client has the file: it acknowledged all of it, or all but the last block and then fell silent.
     pub(super) complete: bool,
     pub(super) end: End,
     pub(super) took: Duration,
@@ -300,7 +301,9 @@ impl Socket for Transfer {
 impl Drop for Transfer {
     fn drop(&mut self) {
         let mut state = self.state();
-        let complete = state.window.complete();
+        let fell_silent = matches!(state.end, Some(End::Silent | End::Gone));
+        let complete =
+            state.window.complete() || (fell_silent && state.window.lacks_last_acknowledgement());
         let end = state.end.take().unwrap_or(if complete { End::Complete } else { End::Worker });
         let sent_bytes = state.window.sent_bytes();
         drop(state);
@@ -390,6 +393,33 @@ mod tests {
             let length = client.recv(&mut heard).unwrap();
             assert_eq!(length, bytes + 4);
             assert_eq!(client.recv(&mut heard).is_err(), complete);
+        }
+    }
+
+    #[test]
+    fn a_client_that_falls_silent_at_the_last_block_has_the_file_and_one_that_complains_has_not() {
+        let complaint = || End::Client("no room".to_owned());
+        let silence: fn() -> End = || End::Silent;
+        for (end, acknowledged_blocks, complete) in [
+            (silence, 1, true),
+            (|| End::Gone, 1, true),
+            (silence, 0, false),
+            (complaint, 1, false),
+        ] {
+            let (mut transfer, client) = begun();
+            let (report, outcome) = std::sync::mpsc::channel();
+            transfer.report = Some(Box::new(move |outcome| report.send(outcome).unwrap()));
+            for (number, bytes) in [(1, 512), (2, 9)] {
+                let block = Packet::Data { block_num: number, data: vec![0; bytes] };
+                Socket::send(&transfer, &block).unwrap();
+                if number <= acknowledged_blocks {
+                    client.send(b"\0\x04\0\x01").unwrap();
+                    Socket::recv_with_size(&transfer, 0).unwrap();
+                }
+            }
+            transfer.state().end = Some(end());
+            drop(transfer);
+            assert_eq!(outcome.recv().unwrap().complete, complete, "{:?}", end());
         }
     }
 }

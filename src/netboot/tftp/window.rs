@@ -121,6 +121,12 @@ impl Window {
         self.last.is_some_and(|last| self.acked >= last)
     }
 
+    /// Whether all that lacks is the acknowledgement of the file's last block. Its receiver may have ended when it sent that, and so
+    /// the file may well have arrived (RFC 1350 §6).
+    pub(super) fn lacks_last_acknowledgement(&self) -> bool {
+        self.last.is_some_and(|last| self.sent >= last && self.acked + 1 == last)
+    }
+
     /// How far a block number is ahead of the last acknowledged one; numbers go round after 65535.
     fn distance(&self, number: u16) -> u64 {
         let [.., high, low] = self.acked.to_be_bytes();
