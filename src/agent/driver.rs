@@ -3,7 +3,7 @@
 //! Started by [`super::Agent::run`]. The order in which things are carried out is the [`Carrier`]'s, what they are carried out upon
 //! is in `rooms.rs`. Nothing else may bring the core an event.
 
-use std::{collections::VecDeque, future::Future, path::Path, time::Duration};
+use std::{collections::VecDeque, future::Future, iter, path::Path, time::Duration};
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use tokio::{
@@ -25,6 +25,8 @@ use super::rooms::{Report, Rooms};
 
 /// How soon a record that could not be written is tried again.
 const RECORD_RETRY: Duration = Duration::from_secs(1);
+/// How long what a scan means is brought to its nodes before somebody else has a turn.
+const NEWS_LIMIT: Duration = Duration::from_millis(50);
 /// How often kernels and ramdisks that nobody boots any more are removed from the cache.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How long running operations get to stop when the agent stops; a wipe on a live disk takes far less.
@@ -67,19 +69,25 @@ impl Driver {
         loop {
             let wake = self.next_wake();
             // Every arm is cancel-safe: receiving loses nothing, and all work is done after the select.
-            let (name, event) = tokio::select! {
+            let event = tokio::select! {
                 () = &mut shutdown => break,
                 Some(snapshot) = sources.scans.recv(), if self.news.is_empty() => {
                     self.compare(snapshot);
                     continue;
                 }
                 () = yield_now(), if !self.news.is_empty() => {
-                    let Some(news) = self.news.pop_front() else { continue };
+                    let began = Instant::now();
+                    let news = &mut self.news;
+                    let few = iter::from_fn(|| {
+                        let in_time = began.elapsed() < NEWS_LIMIT;
+                        in_time.then(|| news.pop_front()).flatten()
+                    });
+                    self.carrier.step_all(now(), few, &mut self.rooms);
                     if self.news.is_empty() {
                         // Ten thousand have been in it.
                         self.news = VecDeque::new();
                     }
-                    news
+                    continue;
                 }
                 Some(Request { node, peer, key, call, reply }) = sources.calls.recv() => {
                     let request = self.rooms.expect_reply(reply);
@@ -99,7 +107,7 @@ impl Driver {
                     continue;
                 }
             };
-            self.carrier.step(now(), &name, event, &mut self.rooms);
+            self.carrier.step_all(now(), [event], &mut self.rooms);
         }
         self.stop(sources.reports).await;
     }

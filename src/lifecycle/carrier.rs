@@ -106,13 +106,28 @@ impl Carrier {
         event: Event,
         outside: &mut impl Outside,
     ) {
-        self.step_one(now, name, event, outside);
+        self.step_all(now, [(name.clone(), event)], outside);
+    }
+
+    /// The same for many nodes, with one event each: that their records would be missed is written once for all of them.
+    pub fn step_all(
+        &mut self,
+        now: Timestamp,
+        events: impl IntoIterator<Item = (NodeName, Event)>,
+        outside: &mut impl Outside,
+    ) {
+        let mut decided = Vec::new();
+        for (name, event) in events {
+            decided.extend(self.decide(now, name, event, outside));
+        }
+        self.carry_out(now, decided, outside);
         self.grant_turns(now, outside);
     }
 
     fn grant_turns(&mut self, now: Timestamp, outside: &mut impl Outside) {
         while let Some((name, turn)) = self.fleet.next_turn() {
-            self.step_one(now, &name, Event::Granted(turn), outside);
+            let decided = self.decide(now, name, Event::Granted(turn), outside);
+            self.carry_out(now, decided.into_iter().collect(), outside);
         }
     }
 
@@ -145,109 +160,147 @@ impl Carrier {
             if self.fleet.node(&name).is_some() {
                 self.step(now, &name, Event::Tick, outside);
             } else {
-                self.carry_out(now, &name, None, Vec::new(), outside);
+                let decided = self.record(now, name, None, Vec::new(), outside);
+                self.carry_out(now, decided.into_iter().collect(), outside);
                 self.grant_turns(now, outside);
             }
         }
     }
 
-    fn step_one(
+    /// What the core makes of an event, on record. `None`: nothing is left to carry out.
+    fn decide(
         &mut self,
         now: Timestamp,
-        name: &NodeName,
+        name: NodeName,
         event: Event,
         outside: &mut impl Outside,
-    ) {
+    ) -> Option<Decided> {
         let request =
             if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
-        let before = self.fleet.node(name).map(|node| node.record().clone());
-        match (self.fleet.step(now, name, event), request) {
-            (Some(actions), _) => {
-                let unstarted = self.carry_out(now, name, before.as_ref(), actions, outside);
-                if let Some(op) = unstarted {
-                    let outcome = Err(never_started());
-                    self.step_one(now, name, Event::Done { op, outcome }, outside);
-                }
-            }
+        let before = self.fleet.node(&name).map(|node| node.record().clone());
+        match (self.fleet.step(now, &name, event), request) {
+            (Some(actions), _) => self.record(now, name, before, actions, outside),
             // No such node: its caller learns as little as one with a wrong key.
-            (None, Some(request)) => outside.reply(request, Reply::Refused),
-            (None, None) => {}
+            (None, Some(request)) => {
+                outside.reply(request, Reply::Refused);
+                None
+            }
+            (None, None) => None,
         }
     }
 
-    /// Makes the record durable, puts the boot menu in force, and only then does what the core asked for. Returns the operation that
-    /// was called off while it waited for that: it never starts, and so has stopped.
-    fn carry_out(
+    /// Makes the record durable, if it can be.
+    fn record(
         &mut self,
         now: Timestamp,
-        name: &NodeName,
-        before: Option<&Record>,
+        name: NodeName,
+        before: Option<Record>,
         actions: Vec<Action>,
         outside: &mut impl Outside,
-    ) -> Option<OpId> {
-        let unsaved = self.unsaved.remove(name);
-        let is_unsaved = unsaved.is_some();
+    ) -> Option<Decided> {
+        let unsaved = self.unsaved.remove(&name);
+        let is_retry = unsaved.is_some();
         let mut waiting = unsaved.unwrap_or_default();
         waiting.extend(actions);
         let kept = self.keep_left(outside);
-        let Some(node) = self.fleet.node(name) else {
-            self.forget(name, before.filter(|_| !is_unsaved), waiting, kept.is_ok(), outside);
+        let Some(node) = self.fleet.node(&name) else {
+            let before = before.filter(|_| !is_retry);
+            self.forget(&name, before.as_ref(), waiting, kept.is_ok(), outside);
             return None;
         };
         let unstarted = call_off(node, &mut waiting);
         let record = node.record();
-        let phase_before = before.map(|before| before.phase);
-        if phase_before != Some(record.phase) {
+        if before.as_ref().map(|before| before.phase) != Some(record.phase) {
             outside.log_phase(&node.status(now));
         }
         // Only a node that turns to another machine has left one behind.
-        let spec_before = before.and_then(|before| before.spec.as_ref());
+        let spec_before = before.as_ref().and_then(|before| before.spec.as_ref());
         let same_machine = spec_before
             .zip(record.spec.as_ref())
             .is_some_and(|(before, spec)| before.machine_change(spec) == MachineChange::None);
-        let turned = is_unsaved || !same_machine;
-        let saved = if is_unsaved || before != Some(record) {
+        let turned = is_retry || !same_machine;
+        let saved = if is_retry || before.as_ref() != Some(record) {
             kept.or_else(|error| if turned { Err(error) } else { Ok(()) })
-                .and_then(|()| outside.save(name, record))
+                .and_then(|()| outside.save(&name, record))
         } else {
             Ok(())
         };
-        let saved = saved.and_then(|()| self.list(name, outside));
-        let node = self.fleet.node(name)?;
-        if let Err(error) = saved {
-            let mut status = node.status(now);
-            status.message = format!("{error}; nothing is started until it can be written");
-            status.ready = false;
-            outside.show(status);
-            // A refusal announces nothing, and anybody can ask for as many as they like.
-            waiting.retain(|action| match action {
-                Action::Reply { request, reply: Reply::Refused } => {
-                    outside.reply(*request, Reply::Refused);
-                    false
-                }
-                _ => true,
-            });
-            self.unsaved.insert(name.clone(), waiting);
-            self.fleet.not_recorded(name, before.filter(|_| !is_unsaved));
-            return unstarted;
+        if saved.is_err() {
+            self.unsaved.insert(name.clone(), Vec::new());
         }
+        Some(Decided { name, before, waiting, saved, is_retry, unstarted })
+    }
+
+    /// Does what was decided, once it is durable; what is not waits.
+    fn carry_out(&mut self, now: Timestamp, decided: Vec<Decided>, outside: &mut impl Outside) {
+        let listed = self.list(&decided, outside);
+        for mut one in decided {
+            let unstarted = one.unstarted.map(|op| (one.name.clone(), op));
+            if self.fleet.is_unlisted(&one.name) {
+                one.saved = one.saved.and_then(|()| listed.clone());
+            }
+            if let Err(error) = &one.saved {
+                let error = error.clone();
+                self.put_off(now, one, &error, outside);
+            } else {
+                self.act(now, one, outside);
+            }
+            // It was called off while it waited for its record: it never starts, and so has stopped.
+            if let Some((name, op)) = unstarted {
+                let event = Event::Done { op, outcome: Err(never_started()) };
+                let decided = self.decide(now, name, event, outside);
+                self.carry_out(now, decided.into_iter().collect(), outside);
+            }
+        }
+    }
+
+    /// Puts the boot menu in force, and only then does what the core asked for.
+    fn act(&mut self, now: Timestamp, decided: Decided, outside: &mut impl Outside) {
+        let Decided { name, before, waiting, is_retry, .. } = decided;
+        let Some(node) = self.fleet.node(&name) else { return };
         outside.serve(node);
-        if is_unsaved || before.map(|before| &before.state) != Some(&node.record().state) {
+        if is_retry || before.map(|before| before.state).as_ref() != Some(&node.record().state) {
             outside.wake_ramdisks();
         }
         for action in waiting {
             match action {
-                Action::Start { op, operation, spec } => outside.start(name, op, operation, spec),
-                Action::Cancel(op) => outside.cancel(name, op),
+                Action::Start { op, operation, spec } => outside.start(&name, op, operation, spec),
+                Action::Cancel(op) => outside.cancel(&name, op),
                 Action::Reply { request, reply } => outside.reply(request, reply),
                 Action::Forget => {}
             }
         }
         outside.show(node.status(now));
-        if is_unsaved {
-            self.fleet.recorded(name);
+        if is_retry {
+            self.fleet.recorded(&name);
         }
-        unstarted
+    }
+
+    /// What is not durable is not done: it waits for [`Self::tick`].
+    fn put_off(
+        &mut self,
+        now: Timestamp,
+        decided: Decided,
+        error: &str,
+        outside: &mut impl Outside,
+    ) {
+        let Decided { name, before, mut waiting, is_retry, .. } = decided;
+        if let Some(node) = self.fleet.node(&name) {
+            let mut status = node.status(now);
+            status.message = format!("{error}; nothing is started until it can be written");
+            status.ready = false;
+            outside.show(status);
+        }
+        // A refusal announces nothing, and anybody can ask for as many as they like.
+        waiting.retain(|action| match action {
+            Action::Reply { request, reply: Reply::Refused } => {
+                outside.reply(*request, Reply::Refused);
+                false
+            }
+            _ => true,
+        });
+        self.fleet.not_recorded(&name, before.as_ref().filter(|_| !is_retry));
+        self.unsaved.entry(name).or_default().extend(waiting);
     }
 
     /// The node is gone, and nothing of it runs any more; callers still want their answer. Its record stays until what it leaves
@@ -274,15 +327,20 @@ impl Carrier {
         }
     }
 
-    /// Before anything is done to its machine, the node's record is one that would be missed. All others that are durable by now
-    /// become so with it.
-    fn list(&mut self, name: &NodeName, outside: &mut impl Outside) -> Result<(), String> {
-        if self.fleet.is_unlisted(name) {
-            let unsaved = &self.unsaved;
-            self.fleet.list_nodes(|other| unsaved.contains_key(other));
-            self.keep_left(outside)?;
+    /// Before anything is done to its machine, a node's record is one that would be missed. All others that are durable by now become
+    /// so with it.
+    fn list(&mut self, decided: &[Decided], outside: &mut impl Outside) -> Result<(), String> {
+        let is_unlisted = |one: &Decided| one.saved.is_ok() && self.fleet.is_unlisted(&one.name);
+        if !decided.iter().any(is_unlisted) {
+            return Ok(());
         }
-        Ok(())
+        let unsaved = &self.unsaved;
+        let newly = self.fleet.list_nodes(|other| unsaved.contains_key(other));
+        let kept = self.keep_left(outside);
+        if kept.is_err() {
+            self.fleet.unlist_nodes(&newly);
+        }
+        kept
     }
 
     /// Before the record that knew it is changed or removed.
@@ -294,6 +352,21 @@ impl Carrier {
         }
         Ok(())
     }
+}
+
+/// What the core decided for a node.
+struct Decided {
+    name: NodeName,
+    /// The record before that.
+    before: Option<Record>,
+    /// What is to be done.
+    waiting: Vec<Action>,
+    /// Whether the record is durable; if not, what is wrong, for people.
+    saved: Result<(), String>,
+    /// What was decided earlier is tried again with it.
+    is_retry: bool,
+    /// An operation that was called off before it began.
+    unstarted: Option<OpId>,
 }
 
 /// Takes an operation that still waits for its record, and was told to stop, out of what waits. One that was only told to hurry stays.

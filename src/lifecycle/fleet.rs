@@ -366,11 +366,19 @@ impl Fleet {
         })
     }
 
-    /// From now on the records of all nodes but these, which have none that is up to date, are missed when they are gone.
-    pub(super) fn list_nodes(&mut self, unsaved: impl Fn(&NodeName) -> bool) {
+    /// From now on the records of all nodes but these, which have none that is up to date, are missed when they are gone. Answers of
+    /// which nodes that is new.
+    pub(super) fn list_nodes(&mut self, unsaved: impl Fn(&NodeName) -> bool) -> Vec<NodeName> {
         let machine = |node: &Node| node.spec().map(|spec| spec.machine());
         let saved = self.nodes.iter().filter(|(name, node)| !node.gone && !unsaved(name));
-        self.left.list(saved.map(|(name, node)| (name.clone(), machine(node))));
+        self.left.list(saved.map(|(name, node)| (name, machine(node))))
+    }
+
+    /// That could not be written.
+    pub(super) fn unlist_nodes(&mut self, names: &[NodeName]) {
+        for name in names {
+            self.left.unlist(name);
+        }
     }
 
     /// The specs in force once these were found: the good ones, the last good ones of those that are broken, those of nodes that are

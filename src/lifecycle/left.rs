@@ -126,14 +126,20 @@ impl Left {
         self.listed.get(name).is_some_and(|listed| machine.is_none() || listed.as_ref() == machine)
     }
 
-    /// These nodes have a durable record. One without a spec keeps the machine that it was listed with.
-    pub(super) fn list(&mut self, nodes: impl Iterator<Item = (NodeName, Option<MachineId>)>) {
+    /// These nodes have a durable record. One without a spec keeps the machine that it was listed with. Answers which were not listed so.
+    pub(super) fn list<'a>(
+        &mut self,
+        nodes: impl Iterator<Item = (&'a NodeName, Option<MachineId>)>,
+    ) -> Vec<NodeName> {
+        let mut newly = Vec::new();
         for (name, machine) in nodes {
-            if !self.lists(&name, machine.as_ref()) {
-                self.listed.insert(name, machine);
+            if !self.lists(name, machine.as_ref()) {
+                self.listed.insert(name.clone(), machine);
                 self.changes += 1;
+                newly.push(name.clone());
             }
         }
+        newly
     }
 
     /// The node's record is about to be removed.

@@ -152,7 +152,8 @@ impl Site {
         let deployed = self.watch.ledgers.values().filter(|ledger| ledger.under.is_some()).count();
         let lost = self.is_shown_lost(node);
         let held_back = self.records.get(node).is_some_and(|record| record.too_many_changes);
-        let held_under = match self.records.get(node).map(|record| &record.state) {
+        let durable = || self.records.get(node).map(|record| &record.state);
+        let held_under = match self.watch.unsaved.get(node).or_else(durable) {
             Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
             _ => None,
         };
@@ -479,9 +480,18 @@ impl Site {
         installed: &Installed,
         turned: bool,
     ) {
+        // Or it was another node's, and is as that left it: also where that node's record could not be written any more, and only
+        // what it left was.
+        let known = self.ledger(node).under.is_some();
+        let left_unsaved = turned
+            && !known
+            && installed.machine.as_ref().is_some_and(|machine| self.was_completed(machine));
+        let found = turned && (known || left_unsaved);
         let ledger = self.ledger(node);
-        // Or it was another node's, and is as that left it.
-        let found = turned && ledger.under.is_some();
+        if let (true, Some(spec)) = (left_unsaved, &ledger.spec) {
+            ledger.under = Some(spec.redeploy.clone());
+            ledger.place.clone_from(&installed.machine);
+        }
         // What is installed is known when the ramdisk has let go of the disk, whatever becomes of the restart.
         let is_let_go = matches!(record.state, State::Restarting { .. });
         let is_done = std::mem::take(&mut ledger.restarted) || found || is_let_go;

@@ -11,7 +11,7 @@ mod turns;
 use std::collections::{BTreeMap, BTreeSet};
 
 use hostler::{
-    lifecycle::{Carrier, Event, Record, Specs},
+    lifecycle::{Carrier, Event, Record, Specs, State},
     model::{
         ids::{NodeName, OpId},
         problem::Problem,
@@ -72,6 +72,8 @@ pub(crate) struct Watch {
     pub(crate) ledgers: BTreeMap<NodeName, Ledger>,
     /// The same as the agent would know it after a crash: as its record was last saved.
     pub(crate) durable: BTreeMap<NodeName, Ledger>,
+    /// What a record says that could not be saved.
+    pub(crate) unsaved: BTreeMap<NodeName, State>,
     /// The same for machines whose spec went away, while the agent lives.
     pub(crate) left: BTreeMap<MachineId, Ledger>,
     /// The same as it would be found after a crash.
@@ -143,6 +145,7 @@ impl Site {
     pub(crate) fn judge_crash(&mut self) {
         self.watch.news.clear();
         self.watch.told.clear();
+        self.watch.unsaved.clear();
         self.watch.left.clone_from(&self.watch.left_kept);
         self.watch.running.clear();
         self.watch.touched.clear();

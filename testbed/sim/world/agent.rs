@@ -31,9 +31,8 @@ impl World {
         if site.directory == Directory::Lost {
             site.note_step(known.max(1), 20);
             site.note(None, || "the directory cannot be read".to_owned());
-            for (name, event) in carrier.fleet().hold("no such directory") {
-                carrier.step(now, &name, event, site);
-            }
+            let events = carrier.fleet().hold("no such directory");
+            carrier.step_all(now, events, site);
         } else {
             let specs = if site.directory == Directory::Empty {
                 BTreeMap::new()
@@ -45,9 +44,8 @@ impl World {
             site.note_step((specs.len() as u64).max(known).max(1), 21);
             site.note(None, || format!("scan of {} specs, {} clash", specs.len(), clashes.len()));
             site.judge_scan(&specs, &clashes);
-            for (name, event) in carrier.compare(now, specs, &clashes) {
-                carrier.step(now, &name, event, site);
-            }
+            let events = carrier.compare(now, specs, &clashes);
+            carrier.step_all(now, events, site);
         }
         self.check();
         self.site.watch_directory();

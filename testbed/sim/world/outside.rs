@@ -36,12 +36,14 @@ impl Outside for Site {
         if self.t < self.store_full_until {
             self.unsaved.insert(node.clone());
             self.judge_unsaved(node);
+            self.watch.unsaved.insert(node.clone(), record.state.clone());
             self.note(Some(node), || "  save: no space left".to_owned());
             return Err("no space left on device".to_owned());
         }
         self.unsaved.remove(node);
         self.note(Some(node), || format!("  save {}", state_name(record)));
         self.judge_save(node, record);
+        self.watch.unsaved.remove(node);
         self.records.insert(node.clone(), record.clone());
         Ok(())
     }

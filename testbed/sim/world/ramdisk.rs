@@ -10,6 +10,7 @@ use hostler::{
             Call, Completed, DeployInfo, DeployState, DeployStateReply, Lookup, Reply, Then,
         },
         ids::NodeName,
+        machine::Machine,
         secret::{AttemptKey, Secret},
     },
 };
@@ -99,6 +100,15 @@ impl Site {
     /// Whether the ramdisk with this key has said completed.
     pub(crate) fn has_completed(&self, key: &AttemptKey) -> bool {
         self.ramdisks.iter().rev().any(|ramdisk| ramdisk.key == *key && ramdisk.said_completed)
+    }
+
+    /// Whether a ramdisk of this machine has ever said completed.
+    pub(crate) fn was_completed(&self, named: &Machine) -> bool {
+        let is_named = |ramdisk: &Ramdisk| {
+            let machine = &self.machines[ramdisk.machine];
+            named.bmc.as_ref().map_or(named.macs.contains(&machine.mac), |bmc| *bmc == machine.bmc)
+        };
+        self.ramdisks.iter().any(|ramdisk| ramdisk.said_completed && is_named(ramdisk))
     }
 
     fn lives(&self, id: usize) -> bool {
