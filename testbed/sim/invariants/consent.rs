@@ -262,13 +262,18 @@ impl Site {
         spec: &NodeSpec,
         outcome: &Result<Outcome, Fault>,
     ) {
+        // A restart that ends in a clean-up is undone by it.
+        let cleaned_up = matches!(
+            self.records.get(node).map(|record| &record.state),
+            Some(State::CleaningUp { .. })
+        );
         let ledger = self.ledger(node);
         match (operation, outcome) {
             (_, Ok(Outcome::Power(state))) => {
                 ledger.looked = Some((*state, spec.machine()));
             }
             (_, Ok(Outcome::Restarted(_))) => {
-                (ledger.restarted, ledger.unrestarted) = (true, false);
+                (ledger.restarted, ledger.unrestarted) = (true, ledger.unrestarted && cleaned_up);
             }
             (_, Ok(Outcome::PowerSet(_))) => (ledger.approved, ledger.unrestarted) = (false, false),
             _ => {}
