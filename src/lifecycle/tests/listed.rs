@@ -125,6 +125,22 @@ fn nothing_is_done_to_a_machine_whose_record_would_not_be_missed() {
 }
 
 #[test]
+fn a_scan_of_many_new_machines_is_one_change_of_what_is_kept() {
+    let mut rack = Rack::new(50, POLICY);
+    for spec in rack.specs.values_mut() {
+        spec.bmc = None;
+    }
+    rack.scan_only();
+    let heard = &rack.world.heard;
+    let count = |wanted: fn(&Heard) -> bool| heard.iter().filter(|heard| wanted(heard)).count();
+    assert_eq!(count(|heard| matches!(heard, Heard::Start(_))), 50, "each begins at once");
+    assert_eq!(count(|heard| *heard == Heard::Keep), 1);
+    let keep = heard.iter().position(|heard| *heard == Heard::Keep).unwrap();
+    let start = heard.iter().position(|heard| matches!(heard, Heard::Start(_))).unwrap();
+    assert!(keep < start, "{heard:?}");
+}
+
+#[test]
 fn a_node_is_not_started_while_its_record_would_not_be_missed() {
     let mut rack = Rack::new(1, POLICY);
     rack.scan_only();
