@@ -233,7 +233,7 @@ impl Site {
         }
         if before.state != record.state {
             match record.state {
-                State::Imaging { .. } => {
+                State::Imaging { granted: true, .. } => {
                     (self.consent.installed_under, self.consent.unstarted) = (None, false);
                 }
                 State::Failed => self.consent.given = false,

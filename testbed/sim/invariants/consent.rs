@@ -151,9 +151,10 @@ impl Site {
         let held = self.shown_phase(node) == Some(Phase::Held);
         let deployed = self.watch.ledgers.values().filter(|ledger| ledger.under.is_some()).count();
         let lost = self.is_shown_lost(node);
-        let held_back = self.records.get(node).is_some_and(|record| record.too_many_changes);
-        let durable = || self.records.get(node).map(|record| &record.state);
-        let held_under = match self.watch.unsaved.get(node).or_else(durable) {
+        let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
+        // Not as it was shown last: the agent may have died before it could show more.
+        let held_back = record.is_some_and(|r| r.too_many_changes || r.phase == Phase::Held);
+        let held_under = match record.map(|record| &record.state) {
             Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
             _ => None,
         };
@@ -190,7 +191,7 @@ impl Site {
             (ledger.approved, ledger.turned) = (true, false);
         }
         // What is changed in a pause comes up when that ends.
-        let changed_again = (held || held_back) && old.digest() != new.digest();
+        let changed_again = held_back && old.digest() != new.digest();
         let comes_up = !wanted_before || old.paused || changed_again;
         if ledger.wants_reinstall(new) && !new.paused && comes_up && !other_machine {
             ledger.came_up = Some(change);
@@ -429,7 +430,7 @@ impl Site {
             && before.is_some_and(|before| {
                 before.spec.is_some() && installed_at(before) != installed_at(record)
             });
-        let writes = |record: &Record| matches!(record.state, State::Imaging { .. });
+        let writes = |record: &Record| matches!(record.state, State::Imaging { granted: true, .. });
         let begins_to_write = writes(record) && !before.is_some_and(writes);
         let spec_before = before.and_then(|before| before.spec.clone());
         let key = |record: &Record| record.state.attempt().map(|attempt| attempt.key.clone());
@@ -465,7 +466,7 @@ impl Site {
         let ledger = self.ledger(node);
         match record.state {
             // From here on the disk's old contents are gone.
-            State::Imaging { .. } => {
+            State::Imaging { granted: true, .. } => {
                 (ledger.under, ledger.place, ledger.unknown) = (None, None, false);
                 ledger.unrestarted = false;
             }

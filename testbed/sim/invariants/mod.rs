@@ -11,7 +11,7 @@ mod turns;
 use std::collections::{BTreeMap, BTreeSet};
 
 use hostler::{
-    lifecycle::{Carrier, Event, Record, Specs, State},
+    lifecycle::{Carrier, Event, Record, Specs},
     model::{
         ids::{NodeName, OpId},
         problem::Problem,
@@ -72,8 +72,8 @@ pub(crate) struct Watch {
     pub(crate) ledgers: BTreeMap<NodeName, Ledger>,
     /// The same as the agent would know it after a crash: as its record was last saved.
     pub(crate) durable: BTreeMap<NodeName, Ledger>,
-    /// What a record says that could not be saved.
-    pub(crate) unsaved: BTreeMap<NodeName, State>,
+    /// Records that could not be saved.
+    pub(crate) unsaved: BTreeMap<NodeName, Record>,
     /// The same for machines whose spec went away, while the agent lives.
     pub(crate) left: BTreeMap<MachineId, Ledger>,
     /// The same as it would be found after a crash.
