@@ -140,10 +140,13 @@ impl Site {
         ledger.turned = false;
     }
 
-    /// Two specs claim its machine: nothing that was said counts before that is settled.
+    /// Two specs claim its machine: nothing that was said counts before that is settled, but for an attempt that is under way.
     pub(crate) fn note_clash(&mut self, node: &NodeName) {
+        let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
+        let prepares = record.is_some_and(|r| matches!(r.state, State::Preparing { .. }));
         let ledger = self.ledger(node);
-        (ledger.approved, ledger.power_asked) = (false, false);
+        ledger.approved &= prepares;
+        ledger.power_asked = false;
     }
 
     /// The core is told a usable spec.
