@@ -1,6 +1,8 @@
 //! A record that is gone is missed: its node is held, under this name and the next, at whatever moment the agent was killed. And no
 //! moment makes a machine that nobody has touched look like one whose record is lost.
 
+use std::collections::BTreeMap;
+
 use crate::lifecycle::{Event, Left, Operation};
 use crate::model::{ids::NodeName, status::Phase};
 
@@ -263,4 +265,22 @@ fn more_machines_than_can_be_remembered_are_known_to_be_forgotten() {
         left.leave(&node, &record);
     }
     assert!(left.is_incomplete());
+}
+
+#[test]
+fn what_a_status_file_tells_of_a_disk_that_was_written_since_is_not_believed_again() {
+    let mut left = Left::default();
+    let mut record = Rack::deployed(1).node(0).record().clone();
+    let told = BTreeMap::from([(name(7), record.installed.clone())]);
+    left.witness(told.clone());
+    let spec = record.spec.clone().unwrap();
+    assert!(matches!(left.machine(&spec), Some(Some(_))), "as the status file says");
+    left.written(&spec);
+    assert_eq!(left.machine(&spec), Some(None));
+    assert_eq!(left.node(&name(7)), Some(&None));
+    // Whoever wrote it leaves it with nothing installed, and the agent is started again.
+    record.installed = None;
+    left.leave(&name(8), &record);
+    left.witness(told);
+    assert_eq!(left.machine(&spec), None);
 }

@@ -3,6 +3,7 @@
 //! The rules look at what the core does to the world, and at what people did; where they look at the core's own records they say so.
 
 mod consent;
+mod ledger;
 mod order;
 mod settling;
 mod shown;
@@ -22,7 +23,7 @@ use jiff::Timestamp;
 
 use crate::world::{Site, World};
 
-pub(crate) use self::{consent::Ledger, settling::settling};
+pub(crate) use self::{ledger::Ledger, settling::settling};
 use self::{
     order::Wait,
     turns::{Place, Share},
@@ -78,6 +79,8 @@ pub(crate) struct Watch {
     pub(crate) left: BTreeMap<MachineId, Ledger>,
     /// The same as it would be found after a crash.
     pub(crate) left_kept: BTreeMap<MachineId, Ledger>,
+    /// Nodes without a record whose status file tells of a disk that was written since.
+    pub(crate) outdated: BTreeSet<NodeName>,
     /// What a scan has found and the core has not yet been told.
     pub(crate) news: BTreeMap<NodeName, News>,
     /// Nodes that the core has been told of since it started: before, nothing goes on.
@@ -90,7 +93,7 @@ pub(crate) struct Watch {
     shares: BTreeMap<NodeName, Share>,
     line: BTreeMap<NodeName, Place>,
     /// Reinstalls that were begun without a word of consent, with when they came up.
-    let_through: Vec<consent::LetThrough>,
+    let_through: Vec<ledger::LetThrough>,
 }
 
 /// What a scan found for one node.
