@@ -224,6 +224,7 @@ impl Agent {
         let mut carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
         carrier.present(&mut rooms);
+        bmc_names.note_installed(carrier.fleet().bmcs_of_installed(), std::iter::empty());
         let tftp = tftp
             .with_cached(cached)
             .start(table, evidence)
