@@ -14,6 +14,7 @@ pub(crate) mod flood;
 mod hostile;
 mod losses;
 mod machines;
+mod narrow;
 mod raw;
 mod serving;
 

@@ -47,7 +47,11 @@ pub fn fuzz(datagram: &[u8]) {
     match request::parse(datagram) {
         Some(Ok(request)) => {
             assert!(!request.name.split('/').any(|part| matches!(part, "" | "." | "..")));
-            let terms = request::Terms::agree(&request.options, 1);
+            let path = request::PathLimits {
+                block_bytes_max: request::BLOCK_BYTES_MAX,
+                block_bytes_in_one_packet: None,
+            };
+            let terms = request::Terms::agree(&request.options, 1, path);
             assert!(terms.block_bytes >= 8 && terms.window_blocks >= 1);
         }
         Some(Err(refusal)) => drop(refusal.to_packet()),

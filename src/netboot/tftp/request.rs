@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use tftpd::{ErrorCode, OptionType, Packet, TransferOption};
 
-/// Largest block sent, in bytes. Larger ones only make more IP fragments, and losing one fragment loses the block.
-const BLOCK_BYTES_MAX: u16 = 8192;
+/// Largest block sent unless the configuration says otherwise, in bytes. Larger ones only make more
+/// IP fragments, and losing one fragment loses the block.
+pub(super) const BLOCK_BYTES_MAX: u16 = 8192;
+/// Largest block of a client whose blocks are to fit into one packet of Ethernet each.
+const BLOCK_BYTES_OF_ETHERNET: u16 = 1500 - 28 - 4;
 /// Smallest block RFC 2348 allows, in bytes.
 const BLOCK_BYTES_MIN: u64 = 8;
 /// A block where none was negotiated, in bytes (RFC 1350).
-const BLOCK_BYTES_DEFAULT: u16 = 512;
+pub(super) const BLOCK_BYTES_DEFAULT: u16 = 512;
 /// Most blocks in flight.
 const WINDOW_BLOCKS_MAX: u16 = 64;
 /// Most bytes in flight: a transfer holds about four times as much, and there may be hundreds of transfers.
@@ -98,7 +101,7 @@ pub(in crate::netboot) fn clean_name(asked: &str) -> Result<String, Refusal> {
 /// What a transfer will be like.
 #[derive(Debug, PartialEq)]
 pub(super) struct Terms {
-    /// Bytes in a block, 8 to 8192.
+    /// Bytes in a block, 8 at least.
     pub(super) block_bytes: u16,
     /// Blocks in flight, 1 to 64.
     pub(super) window_blocks: u16,
@@ -108,14 +111,37 @@ pub(super) struct Terms {
     pub(super) granted: Vec<TransferOption>,
 }
 
+/// What the path to a client carries.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PathLimits {
+    /// Largest block ever sent, in bytes.
+    pub(super) block_bytes_max: u16,
+    /// Largest block that goes in one packet, in bytes, as far as that is known.
+    pub(super) block_bytes_in_one_packet: Option<u16>,
+}
+
+impl PathLimits {
+    /// A client that asks for what Ethernet carries in one packet is given what this path carries
+    /// in one. Who asks for more takes fragments.
+    fn block_bytes(self, asked: u64) -> u16 {
+        let block_bytes = at_most(asked, self.block_bytes_max);
+        match self.block_bytes_in_one_packet {
+            Some(fits) if block_bytes <= BLOCK_BYTES_OF_ETHERNET => {
+                block_bytes.min(fits.max(BLOCK_BYTES_DEFAULT))
+            }
+            Some(_) | None => block_bytes,
+        }
+    }
+}
+
 impl Terms {
     /// Grants what is reasonable of the options asked for. An option that is not granted is left out of the answer, which tells the
     /// client that it is not in force (RFC 2347).
-    pub(super) fn agree(asked: &[TransferOption], file_bytes: u64) -> Self {
+    pub(super) fn agree(asked: &[TransferOption], file_bytes: u64, path: PathLimits) -> Self {
         let first = |kind| asked.iter().find(|o| o.option == kind).map(|o| o.value);
         let block_bytes = first(OptionType::BlockSize)
             .filter(|value| *value >= BLOCK_BYTES_MIN)
-            .map(|value| at_most(value, BLOCK_BYTES_MAX));
+            .map(|value| path.block_bytes(value));
         let room = WINDOW_BYTES_MAX / u64::from(block_bytes.unwrap_or(BLOCK_BYTES_DEFAULT));
         let window_blocks = first(OptionType::WindowSize)
             .filter(|value| *value > 0)
@@ -164,8 +190,11 @@ mod tests {
 
     fn agree(options: &[(&str, &str)]) -> Terms {
         let request = parse(&rrq("x", "octet", options)).unwrap().unwrap();
-        Terms::agree(&request.options, 1000)
+        Terms::agree(&request.options, 1000, ANY_PATH)
     }
+
+    const ANY_PATH: PathLimits =
+        PathLimits { block_bytes_max: BLOCK_BYTES_MAX, block_bytes_in_one_packet: None };
 
     #[test]
     fn a_name_may_be_written_in_every_way_firmware_writes_it() {
@@ -214,6 +243,21 @@ mod tests {
     }
 
     #[test]
+    fn a_block_is_no_larger_than_allowed_nor_than_the_packets_of_a_path_that_is_known() {
+        let block = |asked: u16, block_bytes_max, block_bytes_in_one_packet| {
+            let asked = [TransferOption { option: OptionType::BlockSize, value: asked.into() }];
+            let path = PathLimits { block_bytes_max, block_bytes_in_one_packet };
+            Terms::agree(&asked, 1, path).block_bytes
+        };
+        assert_eq!(block(1468, 1024, None), 1024);
+        assert_eq!(block(1468, BLOCK_BYTES_MAX, Some(1388)), 1388);
+        assert_eq!(block(1024, BLOCK_BYTES_MAX, Some(1388)), 1024);
+        assert_eq!(block(1468, BLOCK_BYTES_MAX, Some(100)), 512, "what needs no option");
+        assert_eq!(block(8192, BLOCK_BYTES_MAX, Some(1388)), 8192, "it takes fragments");
+        assert_eq!(block(8192, 1468, Some(1388)), 1388);
+    }
+
+    #[test]
     fn an_option_outside_its_standard_is_left_out_of_the_answer() {
         let asked = [("blksize", "7"), ("windowsize", "0"), ("timeout", "6"), ("utimeout", "9")];
         let terms = agree(&asked);
@@ -244,7 +288,7 @@ mod tests {
                 TransferOption { option: OptionType::Timeout, value: timeout },
                 TransferOption { option: OptionType::WindowWait, value: timeout },
             ];
-            let terms = Terms::agree(&asked, 1);
+            let terms = Terms::agree(&asked, 1, ANY_PATH);
             let flight = u64::from(terms.block_bytes) * u64::from(terms.window_blocks);
             prop_assert!(terms.block_bytes >= 8 && terms.window_blocks >= 1);
             prop_assert!(flight <= WINDOW_BYTES_MAX);

@@ -26,9 +26,10 @@ use super::{
         shelf::{Cached, Shelf},
         table::BootTable,
     },
-    request::{self, Refusal, Request, Terms},
+    request::{self, BLOCK_BYTES_DEFAULT, BLOCK_BYTES_MAX, PathLimits, Refusal, Request, Terms},
     slots::{Claim, Slot, Slots},
     transfer::{End, Limits, Outcome, Transfer},
+    wire::block_bytes_in_one_packet,
 };
 
 /// Room for a request, in bytes: a name, a mode and six options; RFC 2347 allows 512.
@@ -60,6 +61,9 @@ pub struct Config {
     /// thread, two descriptors and at most about 512 KiB. An address has a quarter of them, or 16. Requests beyond that get no answer: the
     /// clients ask again.
     pub max_transfers: usize,
+    /// Largest block sent, in bytes, at least the 512 that need no option. Where fragments are lost
+    /// it has to fit every link of the path.
+    pub block_bytes_max: u16,
     /// How long a transfer may go without a new block acknowledged.
     pub idle_limit: Duration,
     /// How long a transfer may take in all.
@@ -67,7 +71,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults: no files, 256 transfers, 30 s idle, 30 min in all.
+    /// The defaults: no files, 256 transfers, blocks of 8 KiB at most, 30 s idle, 30 min in all.
     pub fn new(listen: SocketAddr) -> Self {
         Self {
             listen,
@@ -75,6 +79,7 @@ impl Config {
             files: BTreeMap::new(),
             images: Vec::new(),
             max_transfers: 256,
+            block_bytes_max: BLOCK_BYTES_MAX,
             idle_limit: Duration::from_secs(30),
             total_limit: Duration::from_secs(30 * 60),
         }
@@ -129,7 +134,9 @@ impl Server {
         let limits = Limits { idle: self.config.idle_limit, total: self.config.total_limit };
         let Config { loaders, files, images, .. } = self.config;
         let shelf = Arc::new(Shelf::new(loaders, files, images, self.cached, table, fetched));
-        let starter = Starter { local: self.local, limits, shelf: Arc::clone(&shelf) };
+        let block_bytes_max = self.config.block_bytes_max.max(BLOCK_BYTES_DEFAULT);
+        let starter =
+            Starter { local: self.local, limits, block_bytes_max, shelf: Arc::clone(&shelf) };
         let desk = Desk {
             socket: self.socket,
             slots: slots.clone(),
@@ -261,6 +268,7 @@ impl Desk {
 struct Starter {
     local: SocketAddr,
     limits: Limits,
+    block_bytes_max: u16,
     shelf: Arc<Shelf>,
 }
 
@@ -294,10 +302,16 @@ impl Starter {
         let began = Instant::now();
         let machine = peer.ip().to_canonical();
         let (file, asked) = self.shelf.open(&request.name, machine, began)?;
-        let terms = Terms::agree(&request.options, file.bytes);
         let transfer = self
             .connect(peer)
-            .and_then(|socket| Transfer::new(socket, file, terms, self.limits, slot))
+            .and_then(|socket| {
+                let path = PathLimits {
+                    block_bytes_max: self.block_bytes_max,
+                    block_bytes_in_one_packet: block_bytes_in_one_packet(&socket),
+                };
+                let terms = Terms::agree(&request.options, file.bytes, path);
+                Transfer::new(socket, file, terms, self.limits, slot)
+            })
             .map_err(|error| {
                 tracing::warn!(%peer, %error, "no socket for a TFTP transfer");
                 Refusal::Busy

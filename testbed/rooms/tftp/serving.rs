@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Runs a client program and gives what it fetched, or what it said.
-fn run(command: &mut Command, output: &Path) -> Result<Vec<u8>, String> {
+pub(super) fn run(command: &mut Command, output: &Path) -> Result<Vec<u8>, String> {
     let done = command.output().unwrap();
     let said =
         [done.stdout, done.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
