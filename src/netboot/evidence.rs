@@ -26,9 +26,6 @@ const REFUSALS_MAX: u32 = 30;
 const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
 /// How long before the menu a loader can have been fetched and still be of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
-/// How long after the menu an address is still taken for the node: a large ramdisk waits for its kernel on a slow network.
-const NODE_LIFE: Duration = Duration::from_secs(30 * 60);
-
 /// What is known of the addresses that fetched something lately.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
@@ -73,10 +70,17 @@ pub(super) struct Ended {
 }
 
 impl Evidence {
-    /// Whose address it is, as far as a menu fetched lately tells.
-    pub(super) fn node(&self, peer: IpAddr, now: Instant) -> Option<&NodeName> {
+    /// Whose address it is, as far as a menu fetched lately tells. `life` is how long after its
+    /// menu an address is still taken for the node: a large ramdisk waits for its kernel on a slow
+    /// network.
+    pub(super) fn node(
+        &self,
+        peer: IpAddr,
+        now: Instant,
+        life: impl Fn(&NodeName) -> Duration,
+    ) -> Option<&NodeName> {
         let (node, since) = self.addresses.get(&peer)?.node.as_ref()?;
-        (now.duration_since(*since) <= NODE_LIFE).then_some(node)
+        (now.duration_since(*since) <= life(node)).then_some(node)
     }
 
     /// A node's own menu is asked for: from now on the address is that node's.
@@ -186,6 +190,8 @@ fn fetch(node: NodeName, stage: BootStage, peer: IpAddr, ended: Ended) -> Fetch 
 mod tests {
     use super::*;
 
+    const LIFE: Duration = Duration::from_secs(1800);
+
     fn ip(last: u32) -> IpAddr {
         std::net::Ipv4Addr::from(0x0a00_0000 + last).into()
     }
@@ -250,7 +256,7 @@ mod tests {
         evidence.menu_asked(ip(1), node("b"), at(62));
         let fetches = evidence.ended(ip(1), Asked::Menu(node("b")), ended("m"), at(62), at(63));
         assert!(fetches.iter().all(|f| f.node == node("b")) && fetches.len() == 2, "{fetches:?}");
-        assert_eq!(evidence.node(ip(1), at(64)), Some(&node("b")));
+        assert_eq!(evidence.node(ip(1), at(64), |_| LIFE), Some(&node("b")));
     }
 
     #[test]
@@ -274,8 +280,8 @@ mod tests {
         evidence.menu_asked(ip(1), node("a"), at(301));
         let fetches = evidence.ended(ip(1), Asked::Menu(node("a")), ended("m"), at(301), at(302));
         assert_eq!(fetches.len(), 1);
-        assert_eq!(evidence.node(ip(1), at(301 + 1800)), Some(&node("a")));
-        assert_eq!(evidence.node(ip(1), at(301 + 1801)), None);
+        assert_eq!(evidence.node(ip(1), at(301 + 1800), |_| LIFE), Some(&node("a")));
+        assert_eq!(evidence.node(ip(1), at(301 + 1801), |_| LIFE), None);
     }
 
     #[test]
@@ -312,7 +318,11 @@ mod tests {
                 evidence.ended(ip(number), Asked::Loader, path, at(1), at(number.into()));
             }
             let now = at(number.into());
-            assert_eq!(evidence.node(ip(1), now), Some(&node("a")), "a busy address is kept");
+            assert_eq!(
+                evidence.node(ip(1), now, |_| LIFE),
+                Some(&node("a")),
+                "a busy address is kept"
+            );
             evidence.menu_asked(ip(1), node("a"), now);
         }
         assert_eq!(evidence.addresses.len(), ADDRESSES_MAX);

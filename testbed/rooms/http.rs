@@ -303,6 +303,22 @@ fn an_old_connection_is_cut_however_lively_it_is() {
 }
 
 #[test]
+fn a_machine_may_take_as_long_for_its_ramdisk_as_its_node_says() {
+    const TIMED_OUT: i32 = 28;
+    let total = Duration::from_millis(700);
+    let room = Room::with(http::Limits { total, ..http::Limits::default() });
+    room.deploy();
+    room.set_ramdisk_bytes(LARGE_BYTES);
+    room.curl(SCRIPT, &[]).unwrap();
+    let url = format!("http://{}/deploy/initramfs", room.http);
+    let curl = Command::new("curl")
+        .args(["-sS", "--limit-rate", "1M", "--max-time", "3", "-o", "/dev/null", &url])
+        .status()
+        .unwrap();
+    assert_eq!(curl.code(), Some(TIMED_OUT), "it was cut");
+}
+
+#[test]
 fn connections_are_bounded_and_their_places_come_back() {
     let limits = http::Limits { connections_per_peer_max: 3, ..http::Limits::default() };
     let room = Room::with(limits);

@@ -7,10 +7,7 @@ use std::{
     io,
     net::IpAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -22,10 +19,13 @@ use tokio::{
     io::{AsyncRead as _, ReadBuf},
 };
 
-use super::super::{
-    evidence::{Asked, Ended},
-    files::Opened,
-    shelf::Shelf,
+use super::{
+    super::{
+        evidence::{Asked, Ended},
+        files::Opened,
+        shelf::Shelf,
+    },
+    pulse::Pulse,
 };
 
 /// Read at once, in bytes: large enough that a gigabit needs two thousand reads a second, and 256 connections hold 16 MiB.
@@ -49,12 +49,12 @@ pub(super) struct FileBody {
     sent_bytes: u64,
     piece: Vec<u8>,
     /// Counts what moves.
-    pulse: Arc<AtomicU64>,
+    pulse: Arc<Pulse>,
     told: Option<Told>,
 }
 
 impl FileBody {
-    pub(super) fn new(file: Opened, told: Told, pulse: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(file: Opened, told: Told, pulse: Arc<Pulse>) -> Self {
         Self {
             bytes: file.bytes,
             file: File::from_std(file.into_file()),
@@ -89,7 +89,7 @@ impl Body for FileBody {
             return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
         }
         this.sent_bytes += read.len() as u64;
-        this.pulse.fetch_add(1, Ordering::Relaxed);
+        this.pulse.beat();
         Poll::Ready(Some(Ok(Frame::data(read))))
     }
 

@@ -3,21 +3,20 @@
 //! Bound by the agent beside TFTP's server, whose [`Shelf`] it serves. Plain HTTP: iPXE as distributions and network cards carry it trusts
 //! public authorities only. What a menu says it says no more openly than over TFTP; kernels and ramdisks have no secret in them.
 //!
-//! `body` reads a file piece by piece as the client takes it. Every connection has a place, a limit on its request's head, and an end; one
-//! on which nothing moves is cut. It must never list a directory, take anything, or hold a file in memory.
+//! `body` reads a file piece by piece as the client takes it; `pulse` tells how its connection is.
+//! Every connection has a place, a limit on its request's head, and an end; one on which nothing
+//! moves is cut. It must never list a directory, take anything, or hold a file in memory.
 
 mod body;
 mod places;
+mod pulse;
 
 use std::{
     convert::Infallible,
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -33,18 +32,18 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{JoinSet, spawn_blocking},
-    time::{sleep, timeout},
+    time::sleep,
 };
 use tracing::{debug, error, warn};
 
 use self::{
     body::{FileBody, Told},
     places::{Place, Places},
+    pulse::Pulse,
 };
 use super::{
-    evidence::Asked,
-    files::Opened,
-    shelf::Shelf,
+    shelf::{Served, Shelf},
+    table::FETCH_LIMIT,
     tftp::{Refusal, clean_name},
 };
 
@@ -65,7 +64,8 @@ pub struct Limits {
     pub head: Duration,
     /// How long an answer may go without anything taken of it; it is cut after twice this time at the latest.
     pub idle: Duration,
-    /// How long a connection may last.
+    /// How long a connection may last, unless a node's own limit is longer and a file of its is
+    /// fetched.
     pub total: Duration,
 }
 
@@ -77,7 +77,7 @@ impl Default for Limits {
             connections_per_peer_max: 16,
             head: Duration::from_secs(10),
             idle: Duration::from_secs(30),
-            total: Duration::from_secs(30 * 60),
+            total: FETCH_LIMIT,
         }
     }
 }
@@ -143,7 +143,7 @@ async fn connection(
 ) {
     // Only latency is lost without it.
     stream.set_nodelay(true).unwrap_or_default();
-    let pulse = Arc::new(AtomicU64::new(0));
+    let pulse = Arc::new(Pulse::new(limits.total));
     let service = service_fn(|request| {
         let (shelf, pulse) = (Arc::clone(&shelf), Arc::clone(&pulse));
         async move { Ok::<_, Infallible>(answer(&request, peer, shelf, pulse).await) }
@@ -155,25 +155,12 @@ async fn connection(
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
-        ended = timeout(limits.total, http) => match ended {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(%peer, %error, "HTTP connection failed"),
-            Err(_) => debug!(%peer, "HTTP connection too old"),
+        ended = http => match ended {
+            Ok(()) => {}
+            Err(error) => debug!(%peer, %error, "HTTP connection failed"),
         },
-        () = stillness(&pulse, limits.idle) => debug!(%peer, "HTTP connection stands still"),
-    }
-}
-
-/// Ends when nothing has moved for the time, and before it has passed twice.
-async fn stillness(pulse: &AtomicU64, time: Duration) {
-    let mut seen = pulse.load(Ordering::Relaxed);
-    loop {
-        sleep(time).await;
-        let now = pulse.load(Ordering::Relaxed);
-        if now == seen {
-            return;
-        }
-        seen = now;
+        () = pulse.old_age() => debug!(%peer, "HTTP connection too old"),
+        () = pulse.stillness(limits.idle) => debug!(%peer, "HTTP connection stands still"),
     }
 }
 
@@ -183,20 +170,21 @@ async fn answer<B>(
     request: &Request<B>,
     peer: IpAddr,
     shelf: Arc<Shelf>,
-    pulse: Arc<AtomicU64>,
+    pulse: Arc<Pulse>,
 ) -> Answer {
-    pulse.fetch_add(1, Ordering::Relaxed);
+    pulse.beat();
     let head_only = request.method() == Method::HEAD;
     if !head_only && request.method() != Method::GET {
         return refusal(StatusCode::METHOD_NOT_ALLOWED, Refusal::ReadOnly);
     }
     let began = Instant::now();
     match open(Arc::clone(&shelf), request.uri(), peer, began).await {
-        Ok((path, file, _)) if head_only => {
-            debug!(%peer, ?path, "HTTP size asked");
+        Ok(Served { file, name, .. }) if head_only => {
+            debug!(%peer, path = ?name, "HTTP size asked");
             found(file.bytes, Either::Left(Full::default()))
         }
-        Ok((path, file, asked)) => {
+        Ok(Served { file, asked, name: path, limit }) => {
+            pulse.may_take(limit.unwrap_or_default());
             let told = Told { shelf, peer, asked, path, began };
             found(file.bytes, Either::Right(FileBody::new(file, told, pulse)))
         }
@@ -215,22 +203,14 @@ async fn answer<B>(
     }
 }
 
-/// The file that a request is for, and its clean name.
-async fn open(
-    shelf: Arc<Shelf>,
-    uri: &Uri,
-    peer: IpAddr,
-    now: Instant,
-) -> Result<(String, Opened, Asked), Refusal> {
+/// The file that a request is for.
+async fn open(shelf: Arc<Shelf>, uri: &Uri, peer: IpAddr, now: Instant) -> Result<Served, Refusal> {
     // No name that is served has anything in it that would have to be escaped.
     let name = clean_name(uri.path())?;
     if uri.query().is_some() {
         return Err(Refusal::NotFound);
     }
-    let opening = spawn_blocking(move || {
-        let (file, asked) = shelf.open(&name, peer, now)?;
-        Ok((name, file, asked))
-    });
+    let opening = spawn_blocking(move || shelf.open(name.as_ref(), peer, now));
     opening.await.unwrap_or(Err(Refusal::Busy))
 }
 

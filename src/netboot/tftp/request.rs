@@ -3,7 +3,7 @@
 //! Called by the server for every datagram on the well-known port. Pure. Everything here comes from strangers: nothing they send may
 //! panic, and no number they send is used before it has been limited.
 
-use std::time::Duration;
+use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
 
 use tftpd::{ErrorCode, OptionType, Packet, TransferOption};
 
@@ -28,9 +28,9 @@ const NAME_BYTES_MAX: usize = 255;
 /// A read request in order.
 #[derive(Debug, PartialEq)]
 pub(super) struct Request {
-    /// The file's name, see [`clean_name`].
-    pub(super) name: String,
-    /// The options as asked for.
+    /// The file's name, see [`clean_name`]. Not every client's is UTF-8.
+    pub(super) name: OsString,
+    /// The options as asked for, as far as they are understood.
     pub(super) options: Vec<TransferOption>,
 }
 
@@ -70,32 +70,59 @@ pub(super) fn parse(datagram: &[u8]) -> Option<Result<Request, Refusal>> {
     if !matches!(datagram, [0, 1 | 2, ..]) {
         return None;
     }
-    Some(match Packet::deserialize(datagram) {
-        Ok(Packet::Rrq { mode, .. }) if !mode.eq_ignore_ascii_case("octet") => {
-            Err(Refusal::NotOctet)
-        }
-        Ok(Packet::Rrq { filename, options, .. }) => {
-            clean_name(&filename).map(|name| Request { name, options })
-        }
-        Ok(Packet::Wrq { .. }) => Err(Refusal::ReadOnly),
-        Ok(_) | Err(_) => Err(Refusal::NotUnderstood),
-    })
+    let (opcode, fields) = datagram.split_at(2);
+    Some(if opcode == [0, 1] { read_request(fields) } else { Err(Refusal::ReadOnly) })
+}
+
+/// Not by the crate's `Packet`, which refuses a whole request for one option.
+fn read_request(fields: &[u8]) -> Result<Request, Refusal> {
+    // The last NUL may be missing: some clients leave it out.
+    let fields = fields.strip_suffix(b"\0").unwrap_or(fields);
+    let mut fields = fields.split(|byte| *byte == 0);
+    let (Some(name), Some(mode)) = (fields.next(), fields.next()) else {
+        return Err(Refusal::NotUnderstood);
+    };
+    if !mode.eq_ignore_ascii_case(b"octet") {
+        return Err(Refusal::NotOctet);
+    }
+    let mut options = Vec::new();
+    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
+        options.extend(option(name, value));
+    }
+    clean_bytes(name).map(|name| Request { name: OsString::from_vec(name), options })
+}
+
+/// `None`: an option or a value that is not understood, and so is left out of the answer (RFC
+/// 2347).
+fn option(name: &[u8], value: &[u8]) -> Option<TransferOption> {
+    let name = str::from_utf8(name).ok()?.to_ascii_lowercase();
+    let value = str::from_utf8(value).ok()?;
+    // `parse` would take a sign.
+    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+    let value = value.parse().ok().filter(|_| digits)?;
+    Some(TransferOption { option: name.parse().ok()?, value })
 }
 
 /// A file's name as the tables know it: `x` for each of `x`, `/x`, `\x`, `/tftpboot/x` and `./x`, with `/` between the parts.
 pub(in crate::netboot) fn clean_name(asked: &str) -> Result<String, Refusal> {
-    if asked.len() > NAME_BYTES_MAX || asked.contains('\0') {
+    let clean = clean_bytes(asked.as_bytes())?;
+    // Cut between characters only.
+    String::from_utf8(clean).map_err(|_| Refusal::NotFound)
+}
+
+fn clean_bytes(asked: &[u8]) -> Result<Vec<u8>, Refusal> {
+    if asked.len() > NAME_BYTES_MAX || asked.contains(&0) {
         return Err(Refusal::NotFound);
     }
-    let mut parts: Vec<&str> =
-        asked.split(['/', '\\']).filter(|part| !matches!(*part, "" | ".")).collect();
-    if parts.contains(&"..") {
+    let parts = asked.split(|byte| matches!(byte, b'/' | b'\\'));
+    let mut parts: Vec<&[u8]> = parts.filter(|part| !matches!(*part, b"" | b".")).collect();
+    if parts.contains(&&b".."[..]) {
         return Err(Refusal::NotAllowed);
     }
-    if parts.len() > 1 && parts.first() == Some(&"tftpboot") {
+    if parts.len() > 1 && parts.first() == Some(&&b"tftpboot"[..]) {
         parts.remove(0);
     }
-    if parts.is_empty() { Err(Refusal::NotFound) } else { Ok(parts.join("/")) }
+    if parts.is_empty() { Err(Refusal::NotFound) } else { Ok(parts.join(&b'/')) }
 }
 
 /// What a transfer will be like.
@@ -218,16 +245,48 @@ mod tests {
         write[1] = 2;
         assert_eq!(parse(&write), Some(Err(Refusal::ReadOnly)));
         assert_eq!(parse(&rrq("x", "netascii", &[])), Some(Err(Refusal::NotOctet)));
-        assert_eq!(
-            parse(&rrq("x", "octet", &[("tsize", "-1")])),
-            Some(Err(Refusal::NotUnderstood))
-        );
-        assert_eq!(parse(b"\0\x01\xff\0octet\0"), Some(Err(Refusal::NotUnderstood)));
         assert_eq!(parse(b"\0\x01no end"), Some(Err(Refusal::NotUnderstood)));
-        assert!(matches!(parse(&rrq("x", "OCTET", &[("unheard", "of")])), Some(Ok(_))));
+        assert_eq!(parse(b"\0\x01no mode\0"), Some(Err(Refusal::NotUnderstood)));
         for other in [&b""[..], b"\0", b"\0\x03\0\x01data", b"\0\x04\0\x01", b"\0\x05\0\0e\0"] {
             assert_eq!(parse(other), None, "{other:?}");
         }
+    }
+
+    #[test]
+    fn an_option_that_is_not_understood_is_as_if_it_had_not_been_asked_for() {
+        let understood = |more: &[u8]| {
+            let datagram = [&rrq("x", "OCTET", &[("blksize", "1024")])[..], more].concat();
+            let request = parse(&datagram).unwrap().unwrap();
+            assert_eq!(request.name, "x");
+            request.options.iter().map(|option| option.value).collect::<Vec<_>>()
+        };
+        for odd in [
+            &b"tsize\0\0"[..],
+            b"tsize\0abc\0",
+            b"tsize\0-1\0",
+            b"tsize\0+1\0",
+            b"tsize\x001456 \0",
+            b"tsize\099999999999999999999999\0",
+            b"tsize\0\xff\xfe\0",
+            b"\xff\xfe\x001\0",
+            b"unheard\0of\0",
+            b"\0\0",
+            b"tsize\0",
+            b"tsize",
+            b"\0",
+        ] {
+            assert_eq!(understood(odd), [1024], "{}", odd.escape_ascii());
+            // What follows a whole option is understood.
+            if odd.split(|byte| *byte == 0).count() == 3 {
+                assert_eq!(understood(&[odd, b"timeout\x002"].concat()), [1024, 2]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_need_not_be_text() {
+        let request = parse(b"\0\x01/boot\\\xfcber\xff\0octet").unwrap().unwrap();
+        assert_eq!(request.name.as_encoded_bytes(), b"boot/\xfcber\xff");
     }
 
     #[test]

@@ -23,8 +23,8 @@ use super::{
     super::{
         evidence::{Asked, Ended},
         files,
-        shelf::{Cached, Shelf},
-        table::BootTable,
+        shelf::{Cached, Served, Shelf},
+        table::{BootTable, FETCH_LIMIT},
     },
     request::{self, BLOCK_BYTES_DEFAULT, BLOCK_BYTES_MAX, PathLimits, Refusal, Request, Terms},
     slots::{Claim, Slot, Slots},
@@ -66,7 +66,8 @@ pub struct Config {
     pub block_bytes_max: u16,
     /// How long a transfer may go without a new block acknowledged.
     pub idle_limit: Duration,
-    /// How long a transfer may take in all.
+    /// How long a transfer may take in all. A node's [`ramdisk_limit`](super::super::BootSettings)
+    /// counts for what its machine fetches, if that is longer.
     pub total_limit: Duration,
 }
 
@@ -81,7 +82,7 @@ impl Config {
             max_transfers: 256,
             block_bytes_max: BLOCK_BYTES_MAX,
             idle_limit: Duration::from_secs(30),
-            total_limit: Duration::from_secs(30 * 60),
+            total_limit: FETCH_LIMIT,
         }
     }
 }
@@ -283,7 +284,7 @@ fn begin_aside(
     let starter = Arc::clone(starter);
     let begin = move || {
         let Err(refusal) = starter.begin(&request, peer, slot) else { return };
-        tracing::debug!(%peer, name = request.name, %refusal, "TFTP request refused");
+        tracing::debug!(%peer, name = ?request.name, %refusal, "TFTP request refused");
         let packet = refusal.to_packet().serialize().unwrap_or_default();
         let told = starter.connect(peer).and_then(|socket| socket.send(&packet));
         if let Err(error) = told {
@@ -301,7 +302,9 @@ impl Starter {
     fn begin(&self, request: &Request, peer: SocketAddr, slot: Slot) -> Result<(), Refusal> {
         let began = Instant::now();
         let machine = peer.ip().to_canonical();
-        let (file, asked) = self.shelf.open(&request.name, machine, began)?;
+        let Served { file, asked, name, limit } = self.shelf.open(&request.name, machine, began)?;
+        let total = limit.unwrap_or_default().max(self.limits.total);
+        let limits = Limits { total, ..self.limits };
         let transfer = self
             .connect(peer)
             .and_then(|socket| {
@@ -310,15 +313,15 @@ impl Starter {
                     block_bytes_in_one_packet: block_bytes_in_one_packet(&socket),
                 };
                 let terms = Terms::agree(&request.options, file.bytes, path);
-                Transfer::new(socket, file, terms, self.limits, slot)
+                Transfer::new(socket, file, terms, limits, slot)
             })
             .map_err(|error| {
                 tracing::warn!(%peer, %error, "no socket for a TFTP transfer");
                 Refusal::Busy
             })?;
-        let (shelf, path) = (Arc::clone(&self.shelf), request.name.clone());
+        let shelf = Arc::clone(&self.shelf);
         transfer.start(Box::new(move |outcome| {
-            ended(&shelf, machine, asked, path, &outcome, began);
+            ended(&shelf, machine, asked, name, &outcome, began);
         }))
     }
 

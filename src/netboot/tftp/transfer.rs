@@ -258,8 +258,11 @@ impl Transfer {
         if self.slot.heard(Instant::now()) {
             self.wire.set_nap(NAP)?;
         }
-        match Packet::deserialize(buffer.get(..length).unwrap_or_default()) {
+        let datagram = buffer.get(..length).unwrap_or_default();
+        match Packet::deserialize(datagram) {
             Ok(Packet::Error { msg, .. }) => Err(End::Client(msg)),
+            // The crate knows no other code.
+            Err(_) if datagram.starts_with(&[0, 5]) => Err(End::Client("(no message)".to_owned())),
             Ok(packet) => Ok(Heard::Packet(packet)),
             Err(_) => Ok(Heard::Nothing),
         }
