@@ -312,7 +312,7 @@ fn a_machine_may_take_as_long_for_its_ramdisk_as_its_node_says() {
     room.curl(SCRIPT, &[]).unwrap();
     let url = format!("http://{}/deploy/initramfs", room.http);
     let curl = Command::new("curl")
-        .args(["-sS", "--limit-rate", "1M", "--max-time", "3", "-o", "/dev/null", &url])
+        .args(["-sS", "--limit-rate", "10M", "--max-time", "5", "-o", "/dev/null", &url])
         .status()
         .unwrap();
     assert_eq!(curl.code(), Some(TIMED_OUT), "it was cut");
