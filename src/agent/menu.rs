@@ -112,7 +112,7 @@ impl MenuWriter {
 
     /// What a card is served. Unless `secrets`, the attempt's key is blank in it.
     pub(super) fn show(&self, mac: MacAddr, secrets: bool) -> Option<CardBoot> {
-        let (node, Menus { pxelinux, grub, ipxe }) = self.table.show(mac)?;
+        let (node, Menus { pxelinux, grub, ipxe, .. }) = self.table.show(mac)?;
         let key = match self.applied.get(&node) {
             Some((Menu::Deploy(key), ..)) if !secrets => Some(key),
             _ => None,

@@ -26,6 +26,10 @@ const REFUSALS_MAX: u32 = 30;
 const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
 /// How long before the menu a loader can have been fetched and still be of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
+/// The pxelinux that knows URLs, and how the names of what any pxelinux loads next end.
+const LPXELINUX: &str = "lpxelinux.0";
+const PXELINUX_MODULE: &str = ".c32";
+
 /// What is known of the addresses that fetched something lately.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
@@ -41,6 +45,8 @@ struct Address {
     node: Option<(NodeName, Instant)>,
     /// Loaders fetched that no menu has explained yet, with the time of their request.
     loaders: Vec<(Instant, Ended)>,
+    /// When it last asked for `lpxelinux.0`, and for no other boot loader's first file since.
+    lpxelinux: Option<Instant>,
     /// The boot file it asked for last and was refused, and how often.
     refused: Option<(String, u32)>,
 }
@@ -86,6 +92,22 @@ impl Evidence {
     /// A node's own menu is asked for: from now on the address is that node's.
     pub(super) fn menu_asked(&mut self, peer: IpAddr, node: NodeName, now: Instant) {
         self.address(peer, now).node = Some((node, now));
+    }
+
+    /// A file of the loader directory is sent to this address.
+    pub(super) fn loader_asked(&mut self, peer: IpAddr, path: &str, now: Instant) {
+        let file = path.rsplit('/').next().unwrap_or(path);
+        if file == LPXELINUX {
+            self.address(peer, now).lpxelinux = Some(now);
+        } else if !file.ends_with(PXELINUX_MODULE) {
+            self.address(peer, now).lpxelinux = None;
+        }
+    }
+
+    /// Whether it is pxelinux with HTTP that runs at this address.
+    pub(super) fn runs_lpxelinux(&self, peer: IpAddr, now: Instant) -> bool {
+        let since = self.addresses.get(&peer).and_then(|address| address.lpxelinux);
+        since.is_some_and(|since| now.duration_since(since) <= LOADER_LIFE)
     }
 
     /// A file that should be among the loaders is not. If a machine could be at the beginning of its boot, this is the name that its
@@ -175,6 +197,7 @@ impl Evidence {
             node: None,
             loaders: Vec::new(),
             refused: None,
+            lpxelinux: None,
         });
         address.touched = now;
         address
@@ -227,6 +250,25 @@ mod tests {
         assert_eq!(told(fetches), [loader("ldlinux.c32"), loader("pxelinux.0"), menu.clone()]);
         let again = evidence.ended(ip(1), Asked::Menu(node("a")), ended("menu"), at(5), at(6));
         assert_eq!(told(again), [menu]);
+    }
+
+    #[test]
+    fn lpxelinux_is_known_by_its_name_until_another_loader_is_asked_for() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        for (path, known) in [
+            ("pxelinux.0", false),
+            ("bios/lpxelinux.0", true),
+            ("bios/ldlinux.c32", true),
+            ("pxelinux.0", false),
+            ("lpxelinux.0", true),
+            ("grubx64.efi", false),
+            ("lpxelinux.0", true),
+        ] {
+            evidence.loader_asked(ip(1), path, at(1));
+            assert_eq!(evidence.runs_lpxelinux(ip(1), at(2)), known, "{path}");
+            assert!(!evidence.runs_lpxelinux(ip(2), at(2)));
+        }
+        assert!(!evidence.runs_lpxelinux(ip(1), at(2 + 300)));
     }
 
     #[test]

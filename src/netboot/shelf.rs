@@ -125,7 +125,8 @@ impl Shelf {
         peer: IpAddr,
         now: Instant,
     ) -> Result<(Opened, Asked, Option<NodeName>), Refusal> {
-        match self.table.find(name) {
+        let lpxelinux = self.evidence().runs_lpxelinux(peer, now);
+        match self.table.find_for(name, lpxelinux) {
             Named::Text(Some(node), text) => {
                 self.evidence().menu_asked(peer, node.clone(), now);
                 Ok((files::in_memory(text.expose())?, Asked::Menu(node.clone()), Some(node)))
@@ -165,7 +166,10 @@ impl Shelf {
                 Ok(match deploy {
                     Some((node, stage)) => (file, Asked::Deploy(node.clone(), stage), Some(node)),
                     None if fixed.is_some() => (file, Asked::Nothing, None),
-                    None => (file, Asked::Loader, None),
+                    None => {
+                        self.evidence().loader_asked(peer, name, now);
+                        (file, Asked::Loader, None)
+                    }
                 })
             }
         }

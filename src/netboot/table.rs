@@ -162,8 +162,13 @@ impl BootTable {
         self.read(limit).unwrap_or_default().max(FETCH_LIMIT)
     }
 
-    /// Looks up a clean name.
+    /// Looks up a clean name for whom no more is known of.
     pub(super) fn find(&self, name: &str) -> Named {
+        self.find_for(name, false)
+    }
+
+    /// Looks up a clean name. `lpxelinux`: the pxelinux that asks can do HTTP.
+    pub(super) fn find_for(&self, name: &str, lpxelinux: bool) -> Named {
         let card = match menu_name(name) {
             MenuName::GrubDispatch => return Named::Text(None, grub::dispatch()),
             MenuName::PxelinuxDefault => return Named::Text(None, pxelinux::default()),
@@ -174,8 +179,10 @@ impl BootTable {
             MenuName::Not => return Named::Other,
         };
         self.read(|tables| match tables.menus(card.mac) {
-            Some((node, Menus { pxelinux, grub, ipxe })) => {
+            Some((node, menus)) => {
+                let Menus { pxelinux, lpxelinux: over_http, grub, ipxe } = menus;
                 let text = match card.reader {
+                    Reader::Pxelinux if lpxelinux => over_http,
                     Reader::Pxelinux => pxelinux,
                     Reader::Grub => grub,
                     Reader::Ipxe => ipxe,

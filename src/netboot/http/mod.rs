@@ -10,12 +10,14 @@
 mod body;
 mod places;
 mod pulse;
+mod range;
 
 use std::{
     convert::Infallible,
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,7 +26,7 @@ use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::{
     Method, Request, Response, StatusCode, Uri,
-    header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue},
+    header::{ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE},
     server::conn::http1,
     service::service_fn,
 };
@@ -152,6 +154,9 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .max_headers(HEADERS_MAX)
+        // GRUB knows `Content-Length` in no other spelling, and waits for the end of the connection
+        // without it.
+        .title_case_headers(true)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
@@ -181,12 +186,22 @@ async fn answer<B>(
     match open(Arc::clone(&shelf), request.uri(), peer, began).await {
         Ok(Served { file, name, .. }) if head_only => {
             debug!(%peer, path = ?name, "HTTP size asked");
-            found(file.bytes, Either::Left(Full::default()))
+            found(&(0..file.bytes), file.bytes, Either::Left(Full::default()))
         }
         Ok(Served { file, asked, name: path, limit }) => {
             pulse.may_take(limit.unwrap_or_default());
+            let all = file.bytes;
+            let range = request.headers().get(RANGE).and_then(|range| range.to_str().ok());
+            let bytes = range.map_or(Some(0..all), |range| range::wanted(range, all));
+            let Some(bytes) = bytes else { return past_the_end(all) };
             let told = Told { shelf, peer, asked, path, began };
-            found(file.bytes, Either::Right(FileBody::new(file, told, pulse)))
+            match FileBody::new(file, bytes.clone(), told, pulse) {
+                Ok(body) => found(&bytes, all, Either::Right(body)),
+                Err(error) => {
+                    warn!(%peer, %error, "an HTTP file cannot be read from where it is wanted");
+                    refusal(StatusCode::SERVICE_UNAVAILABLE, Refusal::Busy)
+                }
+            }
         }
         Err(error) => {
             debug!(%peer, path = request.uri().path(), %error, "HTTP request refused");
@@ -214,12 +229,31 @@ async fn open(shelf: Arc<Shelf>, uri: &Uri, peer: IpAddr, now: Instant) -> Resul
     opening.await.unwrap_or(Err(Refusal::Busy))
 }
 
-fn found(bytes: u64, body: Either<Full<Bytes>, FileBody>) -> Answer {
+/// These bytes of all of a file.
+fn found(bytes: &Range<u64>, all: u64, body: Either<Full<Bytes>, FileBody>) -> Answer {
     let mut answer = Response::new(body);
+    if *bytes != (0..all) {
+        *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
+        let last = bytes.end.saturating_sub(1);
+        insert_content_range(&mut answer, &format!("bytes {}-{last}/{all}", bytes.start));
+    }
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_LENGTH, bytes.into());
+    headers.insert(CONTENT_LENGTH, (bytes.end - bytes.start).into());
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     answer
+}
+
+/// RFC 9110 §15.5.17.
+fn past_the_end(all: u64) -> Answer {
+    let mut answer = refusal(StatusCode::RANGE_NOT_SATISFIABLE, Refusal::NotFound);
+    insert_content_range(&mut answer, &format!("bytes */{all}"));
+    answer
+}
+
+fn insert_content_range(answer: &mut Answer, text: &str) {
+    if let Ok(value) = HeaderValue::from_str(text) {
+        answer.headers_mut().insert(CONTENT_RANGE, value);
+    }
 }
 
 fn refusal(status: StatusCode, error: Refusal) -> Answer {

@@ -1,4 +1,4 @@
-//! What a BIOS makes of a disk that hostler has laid out around a file system: SeaBIOS, in QEMU.
+//! What a BIOS makes of a disk that hostler has laid out around a file system: that of QEMU.
 
 use std::{
     fs::{self, File},
@@ -31,8 +31,10 @@ fn a_bios_goes_on_from_a_disk_without_a_boot_loader_to_its_next_device() {
         let layout =
             partitioned(&image(&root), disk, &wanted, Parts::default(), &mut guids()).unwrap();
         let disk = bench.disk(&layout, disk);
-        let next = bench.file("next", 1_474_560);
-        fs::write(&next, [&boot_sector()[..], &vec![0; 1_474_560 - 512]].concat()).unwrap();
+        let next = bench.file("next", 0);
+        let mut floppy = boot_sector();
+        floppy.resize(1_474_560, 0);
+        fs::write(&next, floppy).unwrap();
         let mut machine = Machine::start(&disk, &next);
         let deadline = Instant::now() + BOOT_LIMIT;
         while !machine.console().contains(NEXT_SAYS) {
@@ -85,11 +87,10 @@ impl Drop for Machine {
 }
 
 /// Instructions that say one sentence on the serial line and halt.
-fn boot_sector() -> [u8; 512] {
+fn boot_sector() -> Vec<u8> {
     let letters: Vec<u8> = NEXT_SAYS.bytes().flat_map(|byte| [0xb0, byte, 0xee]).collect();
-    let code = [&[0xba, 0xf8, 0x03][..], &letters, &[0xfa, 0xf4, 0xeb, 0xfd]].concat();
-    let mut sector = [0; 512];
-    sector[..code.len()].copy_from_slice(&code);
-    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    let mut sector = [&[0xba, 0xf8, 0x03][..], &letters, &[0xfa, 0xf4, 0xeb, 0xfd]].concat();
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
     sector
 }
