@@ -285,6 +285,7 @@ fn tftp_config(config: &Config) -> netboot::Config {
         loaders: Some(config.tftp.loaders.clone()),
         files: DeployFiles::new(config).by_name(),
         images: image_dirs(&config.images),
+        block_bytes_max: u16::try_from(config.tftp.block_max).unwrap_or(u16::MAX),
         ..netboot::Config::new(config.tftp.listen)
     }
 }
