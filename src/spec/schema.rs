@@ -163,6 +163,7 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
         mut username,
         mut password_file,
         mut password_credential,
+        mut kg_file,
         mut privilege,
         mut cipher_suite,
         mut match_uuid,
@@ -172,6 +173,7 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
         "username",
         "password_file",
         "password_credential",
+        "kg_file",
         "privilege",
         "cipher_suite",
         "match_system_uuid",
@@ -180,9 +182,18 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
     .map(|key| bmc.key(key));
     if driver == Some(None) {
         let why = "is of no use with bmc.driver = \"none\"";
-        [address, username, password_file, privilege, cipher_suite, match_uuid, console] =
-            [address, username, password_file, privilege, cipher_suite, match_uuid, console]
-                .map(|key| key.idle(why));
+        [address, username, password_file, kg_file, privilege, cipher_suite, match_uuid, console] =
+            [
+                address,
+                username,
+                password_file,
+                kg_file,
+                privilege,
+                cipher_suite,
+                match_uuid,
+                console,
+            ]
+            .map(|key| key.idle(why));
         password_credential = password_credential.idle(why);
     } else {
         address = address.required();
@@ -198,6 +209,7 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
     let address = address.text(values::bmc_address);
     let username = username.or("").text(values::username);
     let password_file = password_file.text(values::password_file).map(Password::PasswordFile);
+    let kg_file = kg_file.text(values::password_file);
     let credential = password_credential.text(values::credential);
     let privileges =
         [("administrator", Privilege::Administrator), ("operator", Privilege::Operator)];
@@ -216,6 +228,7 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
             address: address?,
             username: username?,
             password: credential.map(Password::PasswordCredential).or(password_file)?,
+            kg_file,
             privilege: privilege?,
             cipher_suite,
             match_system_uuid: match_system_uuid?,
