@@ -325,7 +325,7 @@ fn a_character_that_nobody_sees_is_shown() {
     check(
         MINIMAL.replace("192.0.2.20", "192.0.2.\u{200b}20"),
         &expect![[r#"
-            nodes/edge-07.toml:5:11: bmc.address: `192.0.2.\u{200b}20` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
+            nodes/edge-07.toml:4:11: bmc.address: `192.0.2.\u{200b}20` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
         "#]],
     );
 }
