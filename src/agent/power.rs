@@ -254,7 +254,8 @@ impl Bmcs {
                 step,
                 "BmcKeyUnreadable",
                 format!("bmc.kg_file {}: {error}", path.display()),
-                "put the BMC key (K_g) there, as text or as 0x and hex digits, readable for hostler's user only",
+                "put the BMC key (K_g) there, as text or as 0x and hex digits, readable for \
+                 hostler's user only",
             )
         })
     }

@@ -12,6 +12,8 @@ use crate::model::problem::{Problem, shown};
 
 /// Entries looked at beneath the spec directory.
 const BENEATH_MAX: usize = 10_000;
+/// Files named of one subdirectory.
+const NAMED_MAX: usize = 3;
 /// How deep specs are looked for.
 const DEPTH_MAX: usize = 3;
 /// What editors, packages and people append to what they set aside or make specs from.
@@ -43,35 +45,43 @@ impl Passed<'_> {
 
     fn of_directory(&self, name: &[u8], looked_at: &mut usize) -> Option<String> {
         let dir = open_dir_at(self.dir, name).ok()?;
-        let specs = count(&dir, DEPTH_MAX, looked_at);
-        let (files, are) = if specs == 1 { ("file", "is") } else { ("files", "are") };
-        (specs > 0).then(|| {
-            format!("{specs} {files} in it {are} not read: specs lie in {} itself", self.shown_as)
+        let mut found = Vec::new();
+        find(&dir, "", DEPTH_MAX, looked_at, &mut found);
+        found.sort();
+        let few: Vec<&str> = found.iter().take(NAMED_MAX).map(String::as_str).collect();
+        let more = if found.len() > few.len() { ", …" } else { "" };
+        let (files, are) = if found.len() == 1 { ("file", "is") } else { ("files", "are") };
+        (!found.is_empty()).then(|| {
+            format!(
+                "{} {files} in it {are} not read ({}{more}): specs lie in {} itself",
+                found.len(),
+                few.join(", "),
+                self.shown_as
+            )
         })
     }
 }
 
-/// How many specs lie in a directory and further down.
-fn count(dir: &OwnedFd, depth: usize, looked_at: &mut usize) -> usize {
-    let Ok(entries) = Dir::read_from(dir) else { return 0 };
-    let mut specs = 0;
+/// The specs that lie in a directory and further down, by their paths in it.
+fn find(dir: &OwnedFd, path: &str, depth: usize, looked_at: &mut usize, found: &mut Vec<String>) {
+    let Ok(entries) = Dir::read_from(dir) else { return };
     for entry in entries.map_while(Result::ok) {
         *looked_at += 1;
         if *looked_at > BENEATH_MAX {
-            return specs;
+            return;
         }
         let name = entry.file_name().to_bytes();
+        let shown = format!("{path}{}", shown(&String::from_utf8_lossy(name)));
         if is_spec(name) {
-            specs += 1;
+            found.push(shown);
         } else if depth > 1
             && !is_meant_for_others(name)
             && entry.file_type().is_dir()
             && let Ok(beneath) = open_dir_at(dir, name)
         {
-            specs += count(&beneath, depth - 1, looked_at);
+            find(&beneath, &format!("{shown}/"), depth - 1, looked_at, found);
         }
     }
-    specs
 }
 
 /// Hidden, hostler's own, the defaults, or set aside by an editor.
@@ -121,6 +131,9 @@ mod tests {
             "README.md",
             "edge-09.status.toml",
             "rack-a/edge-10.toml",
+            "rack-a/edge-12.toml",
+            "rack-a/edge-13.toml",
+            "rack-a/edge-14.toml",
             "rack-a/row-1/edge-11.toml",
             "cloud/edge.yaml",
             ".git/x.toml",
@@ -134,14 +147,16 @@ mod tests {
         let passed_over = read_dir(place.path(), "nodes", None).unwrap().passed_over;
         let told: Vec<String> = passed_over.iter().map(ToString::to_string).collect();
         let ending = "not read: the name of a spec ends in .toml, in lower case";
+        let beneath = "5 files in it are not read (edge-10.toml, edge-12.toml, edge-13.toml, …): \
+                       specs lie in nodes itself";
         assert_eq!(
             told,
             [
                 format!("nodes/edge-02.TOML: {ending}"),
                 format!("nodes/edge-03.toml.txt: {ending}"),
                 format!("nodes/edge-04.Toml : {ending}"),
-                "nodes/linked: 2 files in it are not read: specs lie in nodes itself".to_owned(),
-                "nodes/rack-a: 2 files in it are not read: specs lie in nodes itself".to_owned(),
+                format!("nodes/linked: {beneath}"),
+                format!("nodes/rack-a: {beneath}"),
             ]
         );
     }

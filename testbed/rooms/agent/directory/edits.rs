@@ -80,7 +80,7 @@ fn files_that_look_like_specs_and_are_not_read_are_named_by_check_and_status_and
     let told = [
         "edge-02.TOML: not read: the name of a spec ends in .toml",
         "edge-03.toml.txt: not read: the name of a spec ends in .toml",
-        "rack-a: 1 file in it is not read: specs lie in",
+        "rack-a: 1 file in it is not read (edge-04.toml): specs lie in",
         "Edge-05.toml: ",
         "_default.toml: ",
     ];
