@@ -138,7 +138,7 @@ fn a_deploy_ramdisk_is_waited_for() {
 #[test]
 fn a_bmc_that_refuses_for_seconds_after_each_power_change_costs_no_attempt() {
     let site = Site::new();
-    let habits = ["--user-gone", "3", "--refuse-after-power", "0001=ff*1"];
+    let habits = ["--user-gone", "6", "--refuse-after-power", "0001=ff*1"];
     let machine = Machine::with_bmc(&site, NODE, &habits);
     let _agent = site.start();
     site.write(NODE, &machine.spec(&site));
