@@ -310,7 +310,7 @@ fn status_dir(config: &Config) -> &Path {
 }
 
 fn status_files(config: &Config) -> StatusFiles {
-    StatusFiles::new(status_dir(config))
+    StatusFiles::new(status_dir(config)).in_made_dir(config.specs.status_dir.is_some())
 }
 
 /// That no status file can be written is no reason not to run; it is told at start, with the way out.

@@ -78,6 +78,7 @@ impl Node {
                 Outcome::Prepared { image, key, system_guid, stages },
             ) => {
                 self.note_stages(&stages);
+                self.miss_nothing();
                 let bmc = spec.bmc.clone();
                 let attempt = Attempt {
                     key,
@@ -265,6 +266,9 @@ impl Node {
 
     /// The running operation failed.
     fn stumble(&mut self, now: Timestamp, fault: Fault, actions: &mut Vec<Action>) {
+        if fault.retry == RetryAdvice::Wait {
+            return self.wait_for_missing(now, fault, actions);
+        }
         let may_pass = fault.retry == RetryAdvice::Backoff;
         match &self.record.state {
             State::Idle => {

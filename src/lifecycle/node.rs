@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 
 use crate::model::{
-    fault::Fault,
+    fault::{Fault, RetryAdvice},
     ids::{Digest, NodeName, OpId},
     machine::MachineChange,
     netboot::NetbootFiles,
@@ -67,6 +67,8 @@ pub struct Node {
     pub(super) polls: Polls,
     /// How it stands with what the machine boots over the network.
     pub(super) netboot: NetbootUpdate,
+    /// How often in a row something was missing on the agent's own machine.
+    pub(super) missed_in_a_row: u32,
     next_op: u64,
 }
 
@@ -117,6 +119,7 @@ impl Node {
             in_line_since: None,
             polls: Polls::new(now),
             netboot: NetbootUpdate::default(),
+            missed_in_a_row: 0,
             next_op: 1,
         }
     }
@@ -540,7 +543,9 @@ impl Node {
     /// Takes note of a power state the BMC reported.
     pub(super) fn see_power(&mut self, now: Timestamp, observed: PowerState) {
         self.power = Some(Power { observed, observed_at: now });
-        self.bmc_trouble = None;
+        if self.bmc_trouble.take().is_some_and(|trouble| trouble.retry == RetryAdvice::Wait) {
+            self.miss_nothing();
+        }
         self.polls.answered(now);
     }
 

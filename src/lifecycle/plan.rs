@@ -281,6 +281,7 @@ fn name_machine(spec: &mut NodeSpec, machine: &Machine) {
             username: String::new(),
             password: Password::PasswordFile(String::new()),
             privilege: Privilege::Administrator,
+            kg_file: None,
             cipher_suite: None,
             match_system_uuid: false,
             console: false,

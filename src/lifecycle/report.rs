@@ -261,6 +261,9 @@ impl Node {
             Phase::Pending if self.in_line_since.is_some() => {
                 "waiting for its turn: as many machines as limits.waiting allows are being brought up".to_owned()
             }
+            Phase::Pending if self.record.not_before.is_some() && self.missing().is_some() => {
+                format!("waiting for what is missing: {last_error}")
+            }
             Phase::Pending if self.record.not_before.is_some() => {
                 format!("will try again after: {last_error}")
             }

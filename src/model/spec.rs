@@ -134,6 +134,10 @@ pub struct Bmc {
     /// Where its user's password is.
     #[serde(flatten)]
     pub password: Password,
+    /// Where the BMC key (`K_g`) is, if the BMC has one: a plain path relative to the secrets
+    /// directory, of a file whose first line is the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kg_file: Option<String>,
     /// The privilege level to ask for.
     pub privilege: Privilege,
     /// The one cipher suite to use; `None` tries 17, then 3, and remembers what worked.

@@ -260,8 +260,17 @@ impl Field<'_> {
 
     /// An integer, checked by `parse`.
     pub fn integer<T>(self, parse: impl FnOnce(i64) -> Result<T, String>) -> Option<T> {
-        self.scalar("an integer", |value| {
-            if let Value::Integer(number) = value { Some(parse(*number)) } else { None }
+        self.scalar("an integer", |value| match value {
+            Value::Integer(number) => Some(parse(*number)),
+            // Judged by the nearest number, told by its own name.
+            Value::HugeInteger(text) => {
+                let nearest = if text.starts_with('-') { i64::MIN } else { i64::MAX };
+                Some(Err(match parse(nearest) {
+                    Err(why) => why.replace(&nearest.to_string(), text),
+                    Ok(_) => format!("{text} is out of range"),
+                }))
+            }
+            _ => None,
         })
     }
 

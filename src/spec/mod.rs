@@ -24,8 +24,8 @@ mod values;
 pub use attachments::{ATTACHED_BYTES_MAX, ATTACHMENT_BYTES_MAX};
 pub use clash::clashes;
 pub use directory::{
-    DEFAULTS_FILE, ReadError, Reader, Report, SPECS_MAX, Snapshot, check, read_dir, read_file,
-    read_file_settings,
+    DEFAULTS_FILE, ReadError, Reader, Report, SPECS_MAX, Snapshot, check, not_nodes, read_dir,
+    read_file, read_file_settings,
 };
 
 /// What is under every spec: `_defaults.toml`, and under that the agent's `[defaults]`.
@@ -120,5 +120,10 @@ fn part(document: &Document) -> Vec<Problem> {
 /// The node a spec file speaks of.
 fn node_name(file: &str) -> Result<NodeName, Problem> {
     let stem = Path::new(file).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    stem.parse().map_err(|message: String| Problem::of_file(file, message))
+    stem.parse().map_err(|message: String| {
+        // A name that was meant for the defaults.
+        let near = strsim::osa_distance(&stem.to_ascii_lowercase(), "_defaults") <= 2;
+        let hint = if near { "; did you mean _defaults.toml?" } else { "" };
+        Problem::of_file(file, format!("{message}{hint}"))
+    })
 }

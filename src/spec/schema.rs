@@ -158,50 +158,22 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
     if driver.is_none() && bmc.has("driver") {
         bmc.excuse_missing();
     }
-    let [
-        mut address,
-        mut username,
-        mut password_file,
-        mut password_credential,
-        mut privilege,
-        mut cipher_suite,
-        mut match_uuid,
-        mut console,
-    ] = [
-        "address",
-        "username",
-        "password_file",
-        "password_credential",
-        "privilege",
-        "cipher_suite",
-        "match_system_uuid",
-        "console",
-    ]
-    .map(|key| bmc.key(key));
-    if driver == Some(None) {
-        let why = "is of no use with bmc.driver = \"none\"";
-        [address, username, password_file, privilege, cipher_suite, match_uuid, console] =
-            [address, username, password_file, privilege, cipher_suite, match_uuid, console]
-                .map(|key| key.idle(why));
-        password_credential = password_credential.idle(why);
-    } else {
-        address = address.required();
-        password_file = if bmc.has("password_credential") {
-            password_file.idle("is of no use with bmc.password_credential")
-        } else {
-            password_file.required()
-        };
-    }
+    let useless = (driver == Some(None)).then_some("is of no use with bmc.driver = \"none\"");
+    let address = bmc.key("address");
+    let address = match useless {
+        Some(why) => address.idle(why),
+        None => address.required(),
+    };
+    let address = address.text(values::bmc_address);
+    let login = login(bmc, useless);
+    let [cipher_suite, match_uuid, mut console] = ["cipher_suite", "match_system_uuid", "console"]
+        .map(|key| match useless {
+            Some(why) => bmc.key(key).idle(why),
+            None => bmc.key(key),
+        });
     if driver == Some(Some(BmcDriver::Ipmitool)) {
         console = console.idle("is of no use with bmc.driver = \"ipmitool\"");
     }
-    let address = address.text(values::bmc_address);
-    let username = username.or("").text(values::username);
-    let password_file = password_file.text(values::password_file).map(Password::PasswordFile);
-    let credential = password_credential.text(values::credential);
-    let privileges =
-        [("administrator", Privilege::Administrator), ("operator", Privilege::Operator)];
-    let privilege = privilege.or("administrator").choice(&privileges);
     let cipher_suite = cipher_suite.integer(|id| {
         u8::try_from(id)
             .map_err(|_| format!("cipher suite {id} does not exist"))
@@ -214,15 +186,51 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
         Some(driver) => Some(Control::Bmc(Bmc {
             driver,
             address: address?,
-            username: username?,
-            password: credential.map(Password::PasswordCredential).or(password_file)?,
-            privilege: privilege?,
+            username: login.username?,
+            password: login.password?,
+            kg_file: login.kg_file,
+            privilege: login.privilege?,
             cipher_suite,
             match_system_uuid: match_system_uuid?,
             // A default may lie idle.
             console: console? && driver == BmcDriver::Ipmi,
         })),
     }
+}
+
+/// What a BMC is asked with.
+struct Login {
+    username: Option<String>,
+    password: Option<Password>,
+    kg_file: Option<String>,
+    privilege: Option<Privilege>,
+}
+
+/// `useless`: why none of it is of use.
+fn login(bmc: &mut Section<'_>, useless: Option<&str>) -> Login {
+    let has_credential = bmc.has("password_credential");
+    let [username, mut password_file, credential, kg_file, privilege] =
+        ["username", "password_file", "password_credential", "kg_file", "privilege"]
+            .map(|key| bmc.key(key))
+            .map(|key| match useless {
+                Some(why) => key.idle(why),
+                None => key,
+            });
+    if useless.is_none() {
+        password_file = if has_credential {
+            password_file.idle("is of no use with bmc.password_credential")
+        } else {
+            password_file.required()
+        };
+    }
+    let username = username.or("").text(values::username);
+    let password_file = password_file.text(values::password_file).map(Password::PasswordFile);
+    let credential = credential.text(values::credential).map(Password::PasswordCredential);
+    let kg_file = kg_file.text(values::password_file);
+    let privileges =
+        [("administrator", Privilege::Administrator), ("operator", Privilege::Operator)];
+    let privilege = privilege.or("administrator").choice(&privileges);
+    Login { username, password: credential.or(password_file), kg_file, privilege }
 }
 
 fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {

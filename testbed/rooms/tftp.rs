@@ -7,7 +7,7 @@
     reason = "helpers of tests may fail like tests"
 )]
 
-mod alone;
+pub(crate) mod alone;
 mod boots;
 mod crowds;
 pub(crate) mod flood;

@@ -77,6 +77,7 @@ fn spec(node: &str, machine: u8) -> NodeSpec {
             username: "admin".into(),
             password: Password::PasswordFile("bmc".into()),
             privilege: Privilege::Administrator,
+            kg_file: None,
             cipher_suite: None,
             match_system_uuid: false,
             console: false,

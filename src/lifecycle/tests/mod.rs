@@ -12,6 +12,7 @@ mod ironic;
 mod listed;
 mod lost;
 mod machines;
+mod missing;
 mod netboot;
 mod no_bmc;
 mod plan;

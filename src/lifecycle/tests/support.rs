@@ -60,6 +60,7 @@ pub(super) fn spec() -> NodeSpec {
             username: "admin".into(),
             password: Password::PasswordFile("edge-07.bmc".into()),
             privilege: Privilege::Administrator,
+            kg_file: None,
             cipher_suite: None,
             match_system_uuid: false,
             console: false,
