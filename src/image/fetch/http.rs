@@ -29,15 +29,24 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(8);
 
+/// How a file came.
+#[derive(Debug)]
+pub(super) struct Came {
+    /// Whether it came in several pieces, which may not be of the same version of the file.
+    pub(super) was_pieced: bool,
+    /// What the server called it; empty: nothing had to come any more.
+    pub(super) called: String,
+}
+
 /// Fills the sink from a web server. What the sink is told to know of the file already is taken for its beginning; that nothing of it
-/// was used is only certain when this returns `false`.
+/// was used is only certain when it did not come in pieces.
 pub(super) async fn download(
     web: &Web,
     known_bytes: u64,
     sink: &mut Sink,
     bytes_max: u64,
     watch: &Watch<'_>,
-) -> Result<bool, FetchError> {
+) -> Result<Came, FetchError> {
     let mut known_left = known_bytes;
     while known_left > 0 {
         let part = known_left.min(PIECE_BYTES_MAX);
@@ -50,7 +59,7 @@ pub(super) async fn download(
         version: None,
         total_bytes: None,
         has_begun: false,
-        was_pieced: false,
+        came: Came { was_pieced: false, called: String::new() },
         is_beginning_kept: true,
     };
     let mut retries = Retries::new(known_bytes);
@@ -64,7 +73,7 @@ pub(super) async fn download(
             Err(error) => return Err(error),
         }
     }
-    Ok(download.was_pieced)
+    Ok(download.came)
 }
 
 /// Reads a small file: one byte more than `bytes_max` at most.
@@ -102,8 +111,8 @@ struct Download<'a> {
     version: Option<reqwest::header::HeaderValue>,
     total_bytes: Option<u64>,
     has_begun: bool,
-    /// Whether what is in the sink came in several pieces, which may not be of the same version of the file.
-    was_pieced: bool,
+    /// How what is in the sink came.
+    came: Came,
     /// Whether the rest of a beginning is asked for; else the whole file.
     is_beginning_kept: bool,
 }
@@ -117,10 +126,10 @@ impl Download<'_> {
         let has_changed = self.total_bytes.is_some_and(differs);
         match answer.body {
             Body::Beyond if answer.total_bytes == Some(from) => {
-                self.was_pieced = true;
+                self.came.was_pieced = true;
                 return Ok(());
             }
-            Body::Rest if !has_changed => self.was_pieced = true,
+            Body::Rest if !has_changed => self.came.was_pieced = true,
             Body::Beyond | Body::Rest | Body::Useless => {
                 self.restart(sink, watch).await?;
                 let reason = "the file changes while it is fetched".to_owned();
@@ -130,6 +139,7 @@ impl Download<'_> {
             Body::Whole => {}
         }
         self.version = answer.validator.clone();
+        self.came.called.clone_from(&answer.called);
         self.total_bytes = match answer.body {
             Body::Rest => answer.total_bytes.or(self.total_bytes),
             _ => answer.total_bytes,
@@ -156,7 +166,10 @@ impl Download<'_> {
                 Ok(Err(error)) => return Err(error),
                 Ok(Ok(_)) | Err(_) => {}
             }
-            tracing::info!(from, "the server cannot send the rest of a file; all of it is asked for");
+            tracing::info!(
+                from,
+                "the server cannot send the rest of a file; all of it is asked for"
+            );
         }
         Ok(watch.step(self.web.get(0, None)).await??)
     }
@@ -206,7 +219,7 @@ impl Download<'_> {
     }
 
     async fn restart(&mut self, sink: &mut Sink, watch: &Watch<'_>) -> Result<(), FetchError> {
-        (self.version, self.total_bytes, self.was_pieced) = (None, None, false);
+        (self.version, self.total_bytes, self.came.was_pieced) = (None, None, false);
         sink.put(Piece::Restart, watch).await
     }
 }

@@ -5,15 +5,16 @@
 
 use std::{error::Error, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use reqwest::{
     Client, Response, StatusCode,
     header::{
-        ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue,
-        IF_RANGE, LAST_MODIFIED, RANGE,
+        ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+        HeaderMap, HeaderName, HeaderValue, IF_RANGE, LAST_MODIFIED, RANGE,
     },
     redirect::{Action, Attempt, Policy},
 };
-use rustls::{CertificateError, ClientConfig, RootCertStore, crypto::ring};
+use rustls::{CertificateError, ClientConfig, RootCertStore, crypto::ring, pki_types::UnixTime};
 use tokio::task::spawn_blocking;
 use url::Url;
 
@@ -49,6 +50,8 @@ pub(super) struct Answer {
     pub(super) total_bytes: Option<u64>,
     /// What tells this version of the file from others (RFC 9110 section 13.1.5).
     pub(super) validator: Option<HeaderValue>,
+    /// What the server calls it, as it may be shown: its type, and how it is encoded.
+    pub(super) called: String,
 }
 
 /// What the body of an answer is.
@@ -139,7 +142,8 @@ impl Web {
             }
         };
         let validator = validator_of(response.headers());
-        Ok(Answer { response, url, body, total_bytes, validator })
+        let called = called(response.headers());
+        Ok(Answer { response, url, body, total_bytes, validator, called })
     }
 
     /// How many bytes the file has, if the server says so without sending it, and soon: there are servers that never answer HEAD.
@@ -165,15 +169,11 @@ impl Web {
 /// What to say of a request that failed.
 pub(super) fn failed(error: &reqwest::Error, url: String) -> FetchError {
     if let Some(wrong) = causes(error).find_map(certificate_error) {
-        let reason = match wrong {
-            CertificateError::UnknownIssuer => {
-                "the server's certificate was issued by nobody this \
-                system trusts; SSL_CERT_FILE may name further certificate authorities"
-                    .to_owned()
-            }
-            wrong => format!("the server's certificate is not good: {}", bounded(wrong)),
-        };
-        return FetchError::Certificate { url, reason };
+        let is_early = matches!(
+            wrong,
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }
+        );
+        return FetchError::Certificate { url, reason: wrong_certificate(wrong), is_early };
     }
     // The outermost errors only say that it was a request; and they have the URL.
     let reason = causes(error).last().map_or_else(|| "failed".to_owned(), bounded);
@@ -182,6 +182,31 @@ pub(super) fn failed(error: &reqwest::Error, url: String) -> FetchError {
     } else {
         FetchError::Connection { url, reason }
     }
+}
+
+fn wrong_certificate(wrong: &CertificateError) -> String {
+    match wrong {
+        CertificateError::UnknownIssuer => "the server's certificate was issued by nobody this \
+            system trusts; SSL_CERT_FILE may name further certificate authorities"
+            .to_owned(),
+        CertificateError::NotValidYetContext { time, not_before } => format!(
+            "the server's certificate is valid from {} on, and this machine's clock says {}",
+            date(*not_before),
+            date(*time)
+        ),
+        CertificateError::ExpiredContext { time, not_after } => format!(
+            "the server's certificate was valid until {}, and this machine's clock says {}",
+            date(*not_after),
+            date(*time)
+        ),
+        wrong => format!("the server's certificate is not good: {}", bounded(wrong)),
+    }
+}
+
+fn date(time: UnixTime) -> String {
+    let seconds = i64::try_from(time.as_secs()).ok();
+    let time = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
+    time.map_or_else(|| "a time without a date".to_owned(), |time| time.to_string())
 }
 
 /// What may quote the server.
@@ -280,6 +305,17 @@ fn content_range(headers: &HeaderMap) -> Result<Option<Range>, ()> {
 /// Whether the same request may be answered in another way a moment later (RFC 9110 section 15).
 fn may_pass(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502..=504)
+}
+
+/// The type of what is sent, and what it is packed with although nobody asked for that.
+fn called(headers: &HeaderMap) -> String {
+    let shown =
+        |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(bounded);
+    let kind = shown(CONTENT_TYPE).unwrap_or_else(|| "something without a type".to_owned());
+    match shown(CONTENT_ENCODING) {
+        Some(coding) if coding != "identity" => format!("{kind} in Content-Encoding {coding}"),
+        _ => kind,
+    }
 }
 
 fn number(value: &HeaderValue) -> Option<u64> {

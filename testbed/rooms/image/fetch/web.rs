@@ -295,6 +295,30 @@ async fn answers_that_make_no_sense_are_told_and_never_taken() {
 }
 
 #[tokio::test]
+async fn of_a_file_with_a_wrong_checksum_it_is_said_what_came() {
+    for (kind, body, said) in [
+        (
+            "Content-Type: text/html",
+            "<!DOCTYPE html>\n<p>Sign in</p>",
+            "; the server sent text/html, which begins with \"<!DOCTYPE html> <p>Sign in</p>\"",
+        ),
+        (
+            "Content-Type: x/y\r\nContent-Encoding: gzip",
+            "\x1f\x01binary bytes",
+            "; the server sent x/y in Content-Encoding gzip, which begins with 1f0162696e617279",
+        ),
+        ("X: y", "", "; the server sent something without a type, which begins with nothing"),
+    ] {
+        let head =
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{kind}\r\n\r\n{body}", body.len());
+        let fetch = Fetch::new();
+        let error = fetch.error(&rude(head.leak(), None).await, &digest(b"wanted")).await;
+        let text = error.to_string();
+        assert!(matches!(error, FetchError::Checksum { .. }) && text.ends_with(said), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_list_of_checksums_is_fetched_and_names_in_urls_are_decoded() {
     let (fetch, nginx) = (Fetch::new(), Nginx::start());
     let wanted = digest(b"disk");
