@@ -222,6 +222,10 @@ pub(super) fn of_drive(error: &DriveError) -> Fault {
             "NotBootable",
             "use a whole-disk image, or boot.after = \"network\" with image.kernel and image.ramdisk",
         ),
+        DriveError::NotDisk { .. } => lasting(
+            "ImageUnusable",
+            "correct image.source; an image of one file system wants image.kind = \"partition\"",
+        ),
         DriveError::NotRoot { .. } => {
             lasting("ImageUnusable", "correct image.source, or image.kind if it is a whole disk")
         }

@@ -203,7 +203,7 @@ fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> 
         DiskSize::AtLeast(needed) if bytes < needed => Err(Fault::lasting(
             Step::Imaging,
             "DiskTooSmall",
-            format!("{has}, what is to be on it {}", show_bytes(needed)),
+            format!("{has}, what is to be on it {} ({needed} bytes)", show_bytes(needed)),
             "choose a larger disk with [root_device] or a smaller image",
         )),
         DiskSize::Exactly(_) | DiskSize::AtLeast(_) => Ok(()),

@@ -15,7 +15,7 @@ use crate::model::{
     disk::Disk,
     fault::{Fault, Step},
     secret::AttemptKey,
-    size::show_bytes,
+    size::show_apart,
     spec::NodeSpec,
     status::ImagingStage,
     system_guid::SystemGuid,
@@ -373,11 +373,12 @@ fn choose_disk(spec: &NodeSpec, needed_bytes: u64, lookup: Lookup) -> Result<Dis
     let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
     match spec.root_device.choose(&disks) {
         Ok(disk) if disk.size < needed_bytes => {
-            let needed = show_bytes(needed_bytes);
+            let [has, needed] = show_apart(disk.size, needed_bytes);
             lasting(
                 "DiskTooSmall",
                 &format!(
-                    "the root device {disk} is smaller than what is to be on it, which has {needed}"
+                    "the root device {disk} is smaller than what is to be on it, which has {needed}; \
+                     the disk has {has}"
                 ),
                 "choose a larger disk with [root_device] or a smaller image",
             )

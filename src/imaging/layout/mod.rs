@@ -3,6 +3,7 @@
 //! Made before the disk is touched, on a thread that may block, from the image, the disk's size and what the spec says; written by the
 //! pipeline, which decides the order. A layout must never reach past the disk's end, and no two of its segments may touch the same block.
 
+mod blocks;
 mod drive;
 mod error;
 #[cfg(any(test, fuzzing))]
@@ -21,7 +22,7 @@ pub use self::{
     drive::CONFIG_DRIVE_BYTES,
     error::LayoutError,
     partitioned::{Parts, needed_bytes, partitioned},
-    whole_disk::whole_disk,
+    whole_disk::{whole_disk, whole_disk_needs},
 };
 use super::{
     ImageFile,

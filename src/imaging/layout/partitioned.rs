@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{
     ALIGNMENT_BYTES, Content, Geometry, Layout, LayoutError,
-    drive::{self, CONFIG_DRIVE_BYTES, Drive},
+    drive::{CONFIG_DRIVE_BYTES, Drive},
 };
 use crate::{
     imaging::{
@@ -132,7 +132,7 @@ fn wanted(root: &ImageFile, partitions: &Partitions, parts: Parts) -> Vec<Wanted
         content: parts.ephemeral.map(Content::of_file),
     });
     let config_drive = parts.config_drive.map(Drive).map(|drive| Wanted {
-        name: drive::NAME,
+        name: drive.name(),
         gpt_kind: drive.gpt_kind(),
         mbr_kind: drive.mbr_kind(),
         bytes: CONFIG_DRIVE_BYTES,

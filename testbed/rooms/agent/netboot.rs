@@ -21,7 +21,7 @@ const OTHER: &str = "edge-08";
 const IMAGE_BYTES: u64 = 8 << 20;
 
 /// One ext4 file system.
-fn root() -> Vec<u8> {
+pub(super) fn root() -> Vec<u8> {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(IMAGE_BYTES).unwrap();
     let mut mke2fs = Command::new("mke2fs");

@@ -43,9 +43,11 @@ impl Site {
         Self::with_image(SMALL_IMAGE_BYTES)
     }
 
-    /// With an image of so many bytes.
+    /// With an image of so many bytes, which nothing but its signature makes a disk.
     pub(super) fn with_image(bytes: usize) -> Self {
-        Self::of_image(noise(bytes))
+        let mut image = noise(bytes);
+        image[510..512].copy_from_slice(&[0x55, 0xaa]);
+        Self::of_image(image)
     }
 
     /// With this image.
