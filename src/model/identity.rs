@@ -7,6 +7,7 @@
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    attached::MetaData,
     boot::Firmware,
     disk::RootDeviceHints,
     ids::{Digest, DigestAlgorithm},
@@ -28,9 +29,10 @@ pub struct Identity {
 pub(super) struct Parts<'a>(pub(super) &'a mut Sha256);
 
 impl Parts<'_> {
-    pub(super) fn put(&mut self, text: &str) {
-        self.0.update((text.len() as u64).to_be_bytes());
-        self.0.update(text);
+    pub(super) fn put(&mut self, part: impl AsRef<[u8]>) {
+        let part = part.as_ref();
+        self.0.update((part.len() as u64).to_be_bytes());
+        self.0.update(part);
     }
 }
 
@@ -89,16 +91,33 @@ impl NodeSpec {
         parts.put(&size.unwrap_or_default());
         parts.put(&rotational.map(|spins| spins.to_string()).unwrap_or_default());
         parts.put(self.redeploy.as_deref().unwrap_or_default());
-        if let Some(ConfigDrive { label, filesystem, user_data, network_config, meta_data }) =
-            &self.config_drive
+        if let Some(ConfigDrive {
+            label,
+            filesystem,
+            user_data,
+            network_config,
+            vendor_data,
+            meta_data,
+        }) = &self.config_drive
         {
             parts.put(&format!("config drive {label:?} {filesystem:?}"));
             for attachment in [user_data, network_config] {
-                parts.put(attachment.as_ref().map_or("", |attachment| &attachment.content));
+                parts.put(attachment.as_ref().map_or(&[][..], |file| file.content.as_bytes()));
+            }
+            // No key and no text of metadata has this character.
+            if let Some(vendor_data) = vendor_data {
+                parts.put("\0vendor data");
+                parts.put(vendor_data.content.as_bytes());
             }
             for (key, value) in meta_data {
                 parts.put(key);
-                parts.put(value);
+                match value {
+                    MetaData::Text(text) => parts.put(text),
+                    MetaData::List(list) => {
+                        parts.put(&format!("\0list of {}", list.len()));
+                        list.iter().for_each(|text| parts.put(text));
+                    }
+                }
             }
         }
         Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())

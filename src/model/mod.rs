@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod agent_mark;
+pub mod attached;
 pub mod boot;
 pub mod callback;
 pub mod consent;

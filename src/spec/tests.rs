@@ -6,6 +6,7 @@ use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use crate::model::{
+    attached::AttachedContent,
     boot::{Arch, Firmware},
     disk::{Comparison, SizeHint},
     problem::Problem,
@@ -48,7 +49,7 @@ fn parse_settings(
     super::parse_settings(file, bytes, defaults, &absent)
 }
 
-fn absent(path: &str) -> Result<Arc<str>, String> {
+fn absent(path: &str) -> Result<AttachedContent, String> {
     Err(format!("`{path}` is not there"))
 }
 
