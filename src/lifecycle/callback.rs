@@ -120,10 +120,14 @@ impl Node {
             _ => return Err("no lookup is expected in this phase"),
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
+        let disks: Vec<Disk> = lookup.disks.iter().cloned().map(plain_disk).collect();
         let chosen = right_machine(spec, attempt.system_guid, &lookup)
-            .and_then(|()| choose_disk(spec, attempt.image.disk_bytes, lookup));
+            .and_then(|()| choose_disk(spec, attempt.image.disk_bytes, &disks));
         match chosen {
             Ok(disk) => {
+                let installed = self.record.installed.iter().map(|installed| &installed.disk);
+                let others = installed.chain(&self.record.other_disks);
+                self.record.other_disks = others_there(others, &disks, &disk);
                 let name = disk.name.clone();
                 attempt.disk = Some(disk);
                 let (disk, iqn) = (name, self.iqn());
@@ -367,11 +371,10 @@ fn right_machine(
 }
 
 /// The disk to write, or why there is none. Whatever the ramdisk said is untrusted.
-fn choose_disk(spec: &NodeSpec, needed_bytes: u64, lookup: Lookup) -> Result<Disk, Fault> {
+fn choose_disk(spec: &NodeSpec, needed_bytes: u64, disks: &[Disk]) -> Result<Disk, Fault> {
     let lasting =
         |code, message: &str, hint| Err(Fault::lasting(Step::Ramdisk, code, plain(message), hint));
-    let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
-    match spec.root_device.choose(&disks) {
+    match spec.root_device.choose(disks) {
         Ok(disk) if disk.size < needed_bytes => {
             let [has, needed] = show_apart(disk.size, needed_bytes);
             lasting(
@@ -390,6 +393,20 @@ fn choose_disk(spec: &NodeSpec, needed_bytes: u64, lookup: Lookup) -> Result<Dis
             "give [root_device] hints that match exactly one of these disks",
         ),
     }
+}
+
+/// Of disks that were written before, those that are there, but for the one to be written, as they are called now.
+fn others_there<'a>(
+    before: impl Iterator<Item = &'a Disk>,
+    disks: &[Disk],
+    chosen: &Disk,
+) -> Vec<Disk> {
+    let mut others: Vec<Disk> = Vec::new();
+    for one in before {
+        let now = disks.iter().find(|disk| disk.is_same(one) && !disk.is_same(chosen));
+        others.extend(now.filter(|disk| !others.contains(disk)).cloned());
+    }
+    others
 }
 
 /// A disk as it may be shown and kept: texts bounded and without control characters, and a size that TOML can hold.

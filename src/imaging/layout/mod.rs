@@ -49,6 +49,7 @@ pub struct Geometry {
 #[derive(Clone, Debug)]
 pub struct Layout {
     segments: Vec<Segment>,
+    root_partuuid: Option<String>,
 }
 
 /// One run of bytes.
@@ -184,7 +185,7 @@ impl Layout {
         let mut segments: Vec<Segment> =
             segments.into_iter().filter(|segment| segment.content.bytes() > 0).collect();
         segments.sort_by_key(|segment| segment.at);
-        Self { segments }
+        Self { segments, root_partuuid: None }
     }
 
     /// A whole file from the disk's begin on.
@@ -195,6 +196,11 @@ impl Layout {
     /// The segments, by where they begin.
     pub fn segments(&self) -> &[Segment] {
         &self.segments
+    }
+
+    /// What `PARTUUID=` calls the root partition on a kernel's command line, if hostler has made it: no other disk has it.
+    pub fn root_partuuid(&self) -> Option<&str> {
+        self.root_partuuid.as_deref()
     }
 
     /// The end of the last of them, in bytes.

@@ -14,6 +14,7 @@ mod lost;
 mod machines;
 mod netboot;
 mod no_bmc;
+mod other_disks;
 mod plan;
 mod polls;
 mod power;

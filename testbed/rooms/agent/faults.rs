@@ -40,7 +40,9 @@ fn a_missing_image_is_named_with_its_directory() {
 
 #[test]
 fn an_image_that_is_no_disk_is_refused_before_the_machine_is_touched() {
-    let site = Site::of_image(root());
+    let mut image = root();
+    image[510..512].fill(0);
+    let site = Site::of_image(image);
     let machine = Machine::new(&site, NODE);
     let _agent = site.start();
     site.write(NODE, &machine.spec(&site));
