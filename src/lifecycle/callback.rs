@@ -120,9 +120,9 @@ impl Node {
             _ => return Err("no lookup is expected in this phase"),
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
-        let disks: Vec<Disk> = lookup.disks.iter().cloned().map(plain_disk).collect();
-        let chosen = right_machine(spec, attempt.system_guid, &lookup)
-            .and_then(|()| choose_disk(spec, attempt.image.disk_bytes, &disks));
+        let right = right_machine(spec, attempt.system_guid, &lookup);
+        let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
+        let chosen = right.and_then(|()| choose_disk(spec, attempt.image.disk_bytes, &disks));
         match chosen {
             Ok(disk) => {
                 let installed = self.record.installed.iter().map(|installed| &installed.disk);

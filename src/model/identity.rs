@@ -29,10 +29,13 @@ pub struct Identity {
 pub(super) struct Parts<'a>(pub(super) &'a mut Sha256);
 
 impl Parts<'_> {
-    pub(super) fn put(&mut self, part: impl AsRef<[u8]>) {
-        let part = part.as_ref();
-        self.0.update((part.len() as u64).to_be_bytes());
-        self.0.update(part);
+    pub(super) fn put(&mut self, text: &str) {
+        self.put_bytes(text.as_bytes());
+    }
+
+    fn put_bytes(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_be_bytes());
+        self.0.update(bytes);
     }
 }
 
@@ -102,12 +105,13 @@ impl NodeSpec {
         {
             parts.put(&format!("config drive {label:?} {filesystem:?}"));
             for attachment in [user_data, network_config] {
-                parts.put(attachment.as_ref().map_or(&[][..], |file| file.content.as_bytes()));
+                let content = attachment.as_ref().map(|file| file.content.as_bytes());
+                parts.put_bytes(content.unwrap_or_default());
             }
             // No key and no text of metadata has this character.
             if let Some(vendor_data) = vendor_data {
                 parts.put("\0vendor data");
-                parts.put(vendor_data.content.as_bytes());
+                parts.put_bytes(vendor_data.content.as_bytes());
             }
             for (key, value) in meta_data {
                 parts.put(key);
@@ -115,7 +119,9 @@ impl NodeSpec {
                     MetaData::Text(text) => parts.put(text),
                     MetaData::List(list) => {
                         parts.put(&format!("\0list of {}", list.len()));
-                        list.iter().for_each(|text| parts.put(text));
+                        for text in list {
+                            parts.put(text);
+                        }
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! Every field of the schema: its good values, its bad ones, and the place and words of each problem.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use expect_test::{Expect, expect};
 use proptest::prelude::*;

@@ -252,7 +252,7 @@ impl<'a> Member<'a> for BzDecoder<Input<'a>> {
 }
 
 /// One member after the other. What is no member ends them, as it does for gunzip and bunzip2: padding of
-/// tapes, and what OpenWrt puts behind its images. The digest that was compared is of all of the file, so
+/// tapes, and what `OpenWrt` puts behind its images. The digest that was compared is of all of the file, so
 /// that nothing has got lost there.
 struct Members<M>(Option<M>);
 
@@ -264,7 +264,7 @@ impl<'a, M: Member<'a>> Read for Members<M> {
                 return Ok(bytes);
             }
             let rest = self.0.take().map(M::into_rest);
-            let left = rest.as_ref().map_or(Ok(0), |rest| rest.left_bytes())?;
+            let left = rest.as_ref().map_or(Ok(0), Input::left_bytes)?;
             let begins = |rest: &Input<'_>| rest.begins_with(M::MAGIC);
             if rest.as_ref().map_or(Ok(false), begins)? {
                 self.0 = rest.map(M::begin);

@@ -138,7 +138,7 @@ impl Download<'_> {
             Body::Whole if from > 0 => self.restart(sink, watch).await?,
             Body::Whole => {}
         }
-        self.version = answer.validator.clone();
+        self.version.clone_from(&answer.validator);
         self.came.called.clone_from(&answer.called);
         self.total_bytes = match answer.body {
             Body::Rest => answer.total_bytes.or(self.total_bytes),
@@ -171,7 +171,7 @@ impl Download<'_> {
                 "the server cannot send the rest of a file; all of it is asked for"
             );
         }
-        Ok(watch.step(self.web.get(0, None)).await??)
+        watch.step(self.web.get(0, None)).await?
     }
 
     /// From now on asks for the whole file. `false`: that is no other request than the last one was.

@@ -114,11 +114,9 @@ fn loose(name: &[u8]) -> Cow<'_, [u8]> {
 /// The text in UTF-8: PowerShell's `>` writes UTF-16.
 fn plain_text(text: &[u8]) -> Cow<'_, [u8]> {
     let read: fn([u8; 2]) -> u16 = match text {
-        [0xff, 0xfe, ..] => u16::from_le_bytes,
-        [0xfe, 0xff, ..] => u16::from_be_bytes,
-        // Digits without a byte order mark.
-        [1..=u8::MAX, 0, ..] => u16::from_le_bytes,
-        [0, 1..=u8::MAX, ..] => u16::from_be_bytes,
+        // A byte order mark, or a digit without one.
+        [0xff, 0xfe, ..] | [1..=u8::MAX, 0, ..] => u16::from_le_bytes,
+        [0xfe, 0xff, ..] | [0, 1..=u8::MAX, ..] => u16::from_be_bytes,
         _ => return Cow::Borrowed(text),
     };
     let units = text.chunks_exact(2).filter_map(|unit| unit.first_chunk().copied()).map(read);

@@ -64,8 +64,9 @@ const fn guid(time_low: u32, time_mid: u16, time_high: u16, rest: u64) -> Guid {
 
 /// As Linux writes it (UEFI 2.10 appendix A).
 pub(in crate::imaging) fn written(guid: Guid) -> String {
-    let [a, b, c, d, e, f, g, h, rest @ ..] = guid;
-    let digits = hex(&[d, c, b, a, f, e, h, g]) + &hex(&rest);
+    // The first three fields are little-endian.
+    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+    let digits = hex(&order.map(|at| guid.get(at).copied().unwrap_or_default()));
     let groups = [0..8, 8..12, 12..16, 16..20, 20..32];
     groups.map(|group| digits.get(group).unwrap_or_default()).join("-")
 }

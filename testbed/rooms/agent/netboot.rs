@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     NODE,
     machine::Machine,
-    site::{Agent, Site, Spec, answer, hex, hostler},
+    site::{Agent, Site, Spec, answer, hex, hostler, signed},
 };
 
 const UUID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
@@ -27,9 +27,7 @@ pub(super) fn root() -> Vec<u8> {
     let mut mke2fs = Command::new("mke2fs");
     mke2fs.args(["-q", "-t", "ext4", "-U", UUID]).arg(file.path());
     assert!(mke2fs.status().unwrap().success());
-    let mut root = fs::read(file.path()).unwrap();
-    root[510..512].copy_from_slice(&[0x55, 0xaa]);
-    root
+    signed(fs::read(file.path()).unwrap())
 }
 
 /// What `PARTUUID=` calls the last partition, by sfdisk.

@@ -38,6 +38,12 @@ pub(super) struct Agent(Child);
 #[derive(Clone)]
 pub(super) struct Spec(BTreeMap<String, String>);
 
+/// With a disk's signature.
+pub(super) fn signed(mut image: Vec<u8>) -> Vec<u8> {
+    image.get_mut(510..512).unwrap().copy_from_slice(&[0x55, 0xaa]);
+    image
+}
+
 impl Site {
     pub(super) fn new() -> Self {
         Self::with_image(SMALL_IMAGE_BYTES)
@@ -45,9 +51,7 @@ impl Site {
 
     /// With an image of so many bytes, which nothing but its signature makes a disk.
     pub(super) fn with_image(bytes: usize) -> Self {
-        let mut image = noise(bytes);
-        image[510..512].copy_from_slice(&[0x55, 0xaa]);
-        Self::of_image(image)
+        Self::of_image(signed(noise(bytes)))
     }
 
     /// With this image.
