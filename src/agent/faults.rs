@@ -202,6 +202,9 @@ pub(super) fn of_image(error: &ImageError) -> Fault {
         ImageError::Decode { error: DecodeError::Unusable(_), .. } => {
             lasting("ImageUnusable", "correct image.source or the file it names")
         }
+        ImageError::Decode { error: DecodeError::TooLarge { .. }, .. } => {
+            lasting("ImageUnusable", "correct image.source, or raise images.raw_max")
+        }
         ImageError::Decode { .. } => {
             passing("CacheUnusable", "look at the disk the image cache lies on")
         }
@@ -247,6 +250,12 @@ fn of_fetch(error: &FetchError, message: String) -> Fault {
         FetchError::Status { .. } => {
             ("ImageNotServed", Backoff, "look at image.source, and at the server's log")
         }
+        FetchError::Certificate { is_early: true, .. } => (
+            "CertificateRefused",
+            Backoff,
+            "set this machine's clock, and look at what sets it (`timedatectl status`); if the clock is right, the server's \
+             certificate is of no use yet",
+        ),
         FetchError::Certificate { .. } => (
             "CertificateRefused",
             Backoff,
@@ -281,6 +290,10 @@ pub(super) fn of_drive(error: &DriveError) -> Fault {
         DriveError::NoBootFiles { .. } | DriveError::BootFiles { .. } => lasting(
             "NotBootable",
             "use a whole-disk image, or boot.after = \"network\" with image.kernel and image.ramdisk",
+        ),
+        DriveError::NotDisk { .. } => lasting(
+            "ImageUnusable",
+            "correct image.source; an image of one file system wants image.kind = \"partition\"",
         ),
         DriveError::NotRoot { .. } => {
             lasting("ImageUnusable", "correct image.source, or image.kind if it is a whole disk")

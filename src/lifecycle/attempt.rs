@@ -54,7 +54,7 @@ impl Node {
         let netboot = self.record.spec.as_ref().and_then(|spec| spec.image.netboot.as_ref());
         match (&outcome, netboot) {
             (Outcome::Prepared { image, .. }, Some(netboot))
-                if netboot.command_line(image.root_uuid.as_deref()).is_none() =>
+                if netboot.command_line(image.root().as_deref()).is_none() =>
             {
                 Err(root_unknown())
             }
@@ -110,9 +110,10 @@ impl Node {
             }
             (
                 State::Imaging { attempt, disk, .. },
-                Outcome::Imaged { verify, disk_bytes, stages },
+                Outcome::Imaged { verify, disk_bytes, root_partuuid, stages },
             ) => {
-                let attempt = Attempt { verify, ..attempt.clone() };
+                let mut attempt = Attempt { verify, ..attempt.clone() };
+                attempt.image.root_partuuid = root_partuuid;
                 let disk = Disk { size: disk_bytes, ..disk.clone() };
                 self.note_stages(&stages);
                 self.enter(now, State::Switching { attempt, disk });
@@ -206,6 +207,7 @@ impl Node {
             at: now,
             written_digest: self.written.clone(),
             root_uuid: image.root_uuid,
+            root_partuuid: image.root_partuuid,
             netboot: image.netboot,
             redeploy: spec.redeploy.clone(),
             machine: Some(Machine::named_by(spec)),

@@ -11,7 +11,6 @@ use crate::model::{
     fault::{Fault, RetryAdvice},
     ids::{Digest, NodeName, OpId},
     machine::MachineChange,
-    netboot::NetbootFiles,
     power::PowerState,
     problem::Problem,
     spec::{Goal, NodeSpec},
@@ -132,9 +131,6 @@ impl Node {
     /// What the node's boot menu must be before the actions of the last step are carried out.
     pub fn menu(&self) -> Menu {
         let Some(spec) = &self.record.spec else { return Menu::Unknown };
-        let menu = |files: Option<&NetbootFiles>, root_uuid: &Option<String>| {
-            own_menu(files, root_uuid.as_deref())
-        };
         match &self.record.state {
             State::PoweringOn { attempt }
             | State::WaitingRamdisk { attempt }
@@ -143,7 +139,7 @@ impl Node {
             State::Switching { attempt, .. }
             | State::WaitingCompleted { attempt, .. }
             | State::Restarting { attempt, .. } => {
-                menu(attempt.image.netboot.as_ref(), &attempt.image.root_uuid)
+                own_menu(attempt.image.netboot.as_ref(), attempt.image.root().as_deref())
             }
             State::Idle
             | State::Held { .. }
@@ -151,7 +147,9 @@ impl Node {
             | State::SettingPower { .. }
             | State::Preparing { .. }
             | State::CleaningUp { .. } => match &self.record.installed {
-                Some(installed) => menu(installed.netboot.as_ref(), &installed.root_uuid),
+                Some(installed) => {
+                    own_menu(installed.netboot.as_ref(), installed.root().as_deref())
+                }
                 None => Menu::LocalDisk,
             },
         }

@@ -158,7 +158,7 @@ fn read_known(
         let attached = RefCell::new(Vec::new());
         let attach = |path: &str| {
             let content = attachments.read(path)?;
-            attached.borrow_mut().push((path.to_owned(), Arc::clone(&content)));
+            attached.borrow_mut().push((path.to_owned(), content.clone()));
             Ok(content)
         };
         let spec = read_at(&handle, file)

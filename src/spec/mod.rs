@@ -4,9 +4,10 @@
 //! reported at once, each with line, column and key. This room must never write, never look past the spec directory, and never
 //! take a file it could not read for a file that is not there.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use crate::model::{
+    attached::AttachedContent,
     ids::NodeName,
     problem::Problem,
     spec::NodeSpec,
@@ -67,7 +68,7 @@ impl Defaults {
 }
 
 /// Reads a file that a spec names, by its path in the spec directory: what is in it, or why it cannot be had.
-pub type ReadAttachment<'a> = dyn Fn(&str) -> Result<Arc<str>, String> + 'a;
+pub type ReadAttachment<'a> = dyn Fn(&str) -> Result<AttachedContent, String> + 'a;
 
 /// Checks one spec. `file` is the name to show; its stem is the node's name. What it attaches is read by `attachment`. On failure:
 /// every problem, and the first of the defaults'.

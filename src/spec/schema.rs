@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::model::{
+    attached::{AttachedContent, MetaData},
     boot::{Arch, Firmware},
     disk::{RootDeviceHints, SizeHint},
     ids::{Digest, MacAddr, NodeName},
@@ -392,7 +393,7 @@ fn config_drive(
     let label = drive.key("label").or("config-2").choice(&labels);
     let filesystems = [("vfat", DriveFilesystem::Vfat), ("iso9660", DriveFilesystem::Iso9660)];
     let filesystem = drive.key("filesystem").or("vfat").choice(&filesystems);
-    let attach = |path: &str, check: &dyn Fn(&str) -> Result<(), String>| {
+    let attach = |path: &str, check: &dyn Fn(&AttachedContent) -> Result<(), String>| {
         let path = values::attachment_path(path)?;
         let Some(read) = attachment else { return Ok(None) };
         let content = read(&path)?;
@@ -402,16 +403,32 @@ fn config_drive(
     let user_data = drive.key("user_data_file").text(|path| attach(path, &|_| Ok(())));
     let network_config = drive.key("network_config_file").text(|path| {
         attach(path, &|content| match label {
-            Some(DriveLabel::Config2) => values::network_data(content),
+            Some(DriveLabel::Config2) => values::network_data(content.as_text()?),
+            Some(DriveLabel::Cidata) | None => content.as_text().map(|_| ()),
+        })
+    });
+    let vendor_data = drive.key("vendor_data_file").text(|path| {
+        attach(path, &|content| match label {
+            // It becomes a part of JSON.
+            Some(DriveLabel::Config2) => content.as_text().map(|_| ()),
             Some(DriveLabel::Cidata) | None => Ok(()),
         })
     });
-    let meta_data = drive.key("meta_data").table(|meta_data| meta_data.strings(values::meta_data));
+    let meta_data = drive.key("meta_data").table(|meta_data| {
+        meta_data.each(|key, field| {
+            if values::META_DATA_TEXTS.contains(&key) {
+                field.text(values::meta_data).map(MetaData::Text)
+            } else {
+                field.text_or_list(values::meta_data, MetaData::Text, MetaData::List)
+            }
+        })
+    });
     Some(ConfigDrive {
         label: label?,
         filesystem: filesystem?,
         user_data: user_data.flatten(),
         network_config: network_config.flatten(),
+        vendor_data: vendor_data.flatten(),
         meta_data,
     })
 }

@@ -113,6 +113,7 @@ fn deployed(spec: &NodeSpec) -> Record {
         disk,
         at: now(),
         root_uuid: None,
+        root_partuuid: None,
         redeploy: spec.redeploy.clone(),
         machine: Some(Machine::named_by(spec)),
     };

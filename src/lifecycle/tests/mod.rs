@@ -15,6 +15,7 @@ mod machines;
 mod missing;
 mod netboot;
 mod no_bmc;
+mod other_disks;
 mod plan;
 mod polls;
 mod power;

@@ -6,7 +6,12 @@ use hostler::model::{
 };
 use serde_json::{Value, json};
 
-use super::{DEPLOYED, NODE, ends_deployed, ends_failed, machine::Machine, site::Site};
+use super::{
+    DEPLOYED, NODE, ends_deployed, ends_failed,
+    machine::{self, Machine},
+    netboot::root,
+    site::Site,
+};
 
 #[test]
 fn an_image_with_another_checksum_touches_no_machine() {
@@ -31,6 +36,42 @@ fn a_missing_image_is_named_with_its_directory() {
     let status = ends_failed(&site, &machine, Step::Image, "ImageUnreadable");
     let path = site.path("images/other.raw");
     assert!(status.message.contains(path.to_str().unwrap()), "{}", status.message);
+}
+
+#[test]
+fn an_image_that_is_no_disk_is_refused_before_the_machine_is_touched() {
+    let mut image = root();
+    image[510..512].fill(0);
+    let site = Site::of_image(image);
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    let status = ends_failed(&site, &machine, Step::Image, "ImageUnusable");
+    let said =
+        "but is the file system ext4 without a partition table; use image.kind = \"partition\"";
+    assert!(status.message.ends_with(said), "{}", status.message);
+    assert!(machine.story().is_empty());
+}
+
+#[test]
+fn a_disk_without_room_for_the_config_drive_is_refused_at_the_lookup_with_its_bytes() {
+    // A Linux partition to the last block of the disk that the machine will have.
+    let mut image = vec![0; 2 << 20];
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    image[450] = 0x83;
+    let blocks = u32::try_from(machine::DISK_BYTES / 512 - 2048).unwrap();
+    image[454..458].copy_from_slice(&2048_u32.to_le_bytes());
+    image[458..462].copy_from_slice(&blocks.to_le_bytes());
+    let site = Site::of_image(image);
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site).with("config_drive.label", "config-2"));
+    let ramdisk = machine.boot(&site, 1);
+    assert_eq!(ramdisk.look_up(machine::DISK_BYTES).0, 409);
+    let status = ends_failed(&site, &machine, Step::Ramdisk, "DiskTooSmall");
+    for named in ["which has 224.0 MiB", "the disk has 160.0 MiB"] {
+        assert!(status.message.contains(named), "{}", status.message);
+    }
 }
 
 #[test]
