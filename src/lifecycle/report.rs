@@ -166,6 +166,9 @@ impl Node {
                 "setting the boot device to network and switching the machine on".to_owned()
             }
             State::WaitingRamdisk { attempt } => {
+                if let Some(missing) = self.missing_disk() {
+                    return format!("waiting for the root device: {}", missing.fault.message);
+                }
                 match (&attempt.disk, self.record.last_seen.fetched) {
                     (Some(disk), _) => format!("the deploy ramdisk is exporting {disk}"),
                     (None, Some(stage)) => {

@@ -14,8 +14,6 @@ use crate::model::disk::Disk;
 
 /// How long drivers may probe before the disks found so far must do: large controllers start up in half a minute.
 const DRIVERS_WAIT: Duration = Duration::from_secs(120);
-/// How long to wait for a first disk: controllers that spin their disks up one after another need most of it.
-const FIRST_DISK_WAIT: Duration = Duration::from_secs(60);
 /// The inventory is complete when nothing was added for so long: disks of one controller appear within it of each other.
 const SETTLED_AFTER: Duration = Duration::from_millis(1500);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -26,24 +24,36 @@ const SYSFS_SECTOR_BYTES: u64 = 512;
 /// A SCSI page of VPD has its text after four bytes of header (SPC-4 §7.8.13).
 const VPD_HEADER_BYTES: usize = 4;
 
-/// Waits until the drivers have probed, disks have appeared and no more do. Empty when none came in time: the agent then says so to
-/// the administrator.
-pub(super) async fn settled(drivers: oneshot::Receiver<()>) -> Vec<Disk> {
+/// Waits until the drivers have probed and no more disks appear. Which disks have to be there the
+/// agent knows, and [`changed`] waits for them.
+pub(super) async fn settled(sys: &Path, drivers: oneshot::Receiver<()>) -> Vec<Disk> {
     // Late or dead, what there is of disks is still worth telling.
     timeout(DRIVERS_WAIT, drivers).await.map(drop).unwrap_or_default();
-    let started = Instant::now();
-    let (mut last, mut changed) = (Vec::new(), started);
-    loop {
-        let now = inventory(Path::new("/sys"));
-        if now != last {
-            (last, changed) = (now, Instant::now());
-        }
-        let wait = if last.is_empty() { FIRST_DISK_WAIT } else { SETTLED_AFTER };
-        if changed.elapsed() >= wait {
-            return last;
+    settle(sys).await
+}
+
+/// Waits, but no longer than `limit`, until other disks are there than `known`, and no more appear.
+pub(super) async fn changed(sys: &Path, known: &[Disk], limit: Duration) -> Vec<Disk> {
+    let deadline = Instant::now() + limit;
+    while inventory(sys) == known {
+        if Instant::now() >= deadline {
+            return known.to_vec();
         }
         sleep(LOOK_EVERY).await;
     }
+    settle(sys).await
+}
+
+async fn settle(sys: &Path) -> Vec<Disk> {
+    let (mut last, mut changed) = (inventory(sys), Instant::now());
+    while changed.elapsed() < SETTLED_AFTER {
+        sleep(LOOK_EVERY).await;
+        let now = inventory(sys);
+        if now != last {
+            (last, changed) = (now, Instant::now());
+        }
+    }
+    last
 }
 
 /// All disks under `sys` (`/sys`), by name.
@@ -157,6 +167,25 @@ mod tests {
         assert!(sda.rotational && sda.read_only && !sda.removable);
         assert_eq!((nvme.serial.as_deref(), nvme.logical_block_size), (Some("S4EV"), 4096));
         assert_eq!(nvme.wwn.as_deref(), Some("eui.0025385191b0c8a1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_appears_late_is_waited_for_and_then_for_those_beside_it() {
+        let sys = tempfile::tempdir().unwrap();
+        let first = [("size", "2048"), ("device/model", "x")];
+        block(sys.path(), "sda", &first);
+        let known = inventory(sys.path());
+        let limit = Duration::from_secs(3);
+        assert_eq!(changed(sys.path(), &known, limit).await, known, "none came");
+        let appearing = async {
+            for name in ["sdb", "sdc"] {
+                sleep(Duration::from_secs(1)).await;
+                block(sys.path(), name, &first);
+            }
+        };
+        let (now, ()) = tokio::join!(changed(sys.path(), &known, limit), appearing);
+        let names: Vec<&str> = now.iter().map(|disk| disk.name.as_str()).collect();
+        assert_eq!(names, ["sda", "sdb", "sdc"]);
     }
 
     #[test]

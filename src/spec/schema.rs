@@ -411,6 +411,7 @@ fn config_drive(
 fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
     let mut wait = |key, default: &str| timeouts.key(key).or(default).text(duration);
     let ramdisk = wait("ramdisk", "20m");
+    let root_device = wait("root_device", "60s");
     let imaging_stall = wait("imaging_stall", "2m");
     let imaging = wait("imaging", "2h");
     let completed = wait("completed", "5m");
@@ -418,6 +419,7 @@ fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
     let power = wait("power", if has_bmc { "2m" } else { "168h" });
     Some(Timeouts {
         ramdisk: ramdisk?,
+        root_device: root_device?,
         imaging_stall: imaging_stall?,
         imaging: imaging?,
         completed: completed?,
