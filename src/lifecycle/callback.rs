@@ -24,7 +24,7 @@ use crate::model::{
 use super::{
     event::Action,
     node::Node,
-    report::plain,
+    report::{plain, plain_up_to},
     state::{State, Target},
     wait::after,
 };
@@ -37,6 +37,8 @@ const LOOK_AGAIN_AFTER_S: u32 = 3;
 const NO_ROOT_DEVICE: &str = "NoRootDevice";
 /// Longest text a disk may be described with, in characters: the standards allow 40 for the longest of them.
 const DISK_CHARS_MAX: usize = 128;
+/// Longest list of disks that is shown, in characters.
+const DISKS_CHARS_MAX: usize = 4000;
 /// For a ramdisk that asks what to do when its attempt is over, and no fault was the reason.
 const ATTEMPT_OVER: &str = "this attempt is over";
 /// A UUID has 36 characters (RFC 4122 section 3); a longer text is shown cut.
@@ -199,7 +201,7 @@ impl Node {
         let fault = Fault::lasting(
             Step::Ramdisk,
             NO_ROOT_DEVICE,
-            plain(&none.to_string()),
+            plain_up_to(DISKS_CHARS_MAX, &none.to_string()),
             "give [root_device] hints that match exactly one of these disks",
         );
         if is_first { Fault { retry: RetryAdvice::Backoff, ..fault } } else { fault }
@@ -470,6 +472,7 @@ fn plain_disk(disk: Disk) -> Disk {
         model: disk.model.map(short),
         vendor: disk.vendor.map(short),
         hctl: disk.hctl.map(short),
+        by_path: disk.by_path.map(short),
         ..disk
     }
 }

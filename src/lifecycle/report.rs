@@ -418,7 +418,12 @@ fn message_imaging(attempt: &Attempt, disk: &Disk, granted: bool) -> String {
 
 /// A text from outside as it may be shown and kept: bounded, and without what steers a terminal.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().filter(|c| !is_escaped(*c)).take(TEXT_CHARS_MAX).collect()
+    plain_up_to(TEXT_CHARS_MAX, text)
+}
+
+/// The same with another bound.
+pub(super) fn plain_up_to(chars_max: usize, text: &str) -> String {
+    text.chars().filter(|c| !is_escaped(*c)).take(chars_max).collect()
 }
 
 /// A fault from outside, with such a text.

@@ -2,14 +2,14 @@
 //!
 //! Called by the story, which sends it to the agent: the agent chooses. It must never open a disk, only look at what the kernel knows.
 
-use std::{path::Path, time::Duration};
+use std::{ops::Range, path::Path, time::Duration};
 
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep, timeout},
 };
 
-use super::sysfs;
+use super::{by_path::by_path, sysfs};
 use crate::model::disk::Disk;
 
 /// How long drivers may probe before the disks found so far must do: large controllers start up in half a minute.
@@ -23,6 +23,8 @@ const NOT_A_DISK: [&str; 3] = ["sr", "fd", "nbd"];
 const SYSFS_SECTOR_BYTES: u64 = 512;
 /// A SCSI page of VPD has its text after four bytes of header (SPC-4 §7.8.13).
 const VPD_HEADER_BYTES: usize = 4;
+/// The model in VPD page 0x89.
+const ATA_MODEL_BYTES: Range<usize> = 60 + 54..60 + 94;
 
 /// Waits until the drivers have probed and no more disks appear. Which disks have to be there the
 /// agent knows, and [`changed`] waits for them.
@@ -75,9 +77,10 @@ fn disk(dir: &Path, name: String) -> Option<Disk> {
         size,
         serial: text("serial").or_else(|| text("device/serial")).or_else(|| vpd_serial(dir)),
         wwn: text("wwid").or_else(|| text("device/wwid")).filter(|wwid| is_wwn(wwid)),
-        model: text("device/model"),
+        model: ata_model(dir).or_else(|| text("device/model")),
         vendor: text("device/vendor").filter(|vendor| !vendor.starts_with("0x")),
         hctl: hctl(dir),
+        by_path: by_path(dir),
         rotational: sysfs::flag(&dir.join("queue/rotational")),
         logical_block_size: sysfs::number(&dir.join("queue/logical_block_size"))
             .and_then(|bytes| u32::try_from(bytes).ok())
@@ -94,6 +97,19 @@ fn vpd_serial(dir: &Path) -> Option<String> {
     let text = String::from_utf8_lossy(page.get(VPD_HEADER_BYTES..)?);
     let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// The model that a SATA disk itself tells, of which SCSI's standard data have the first 16
+/// characters: VPD page 0x89 holds its IDENTIFY DEVICE data from byte 60 on (SAT-4 §12.4.2), and
+/// these the model in words 27 to 46, two characters in each, the second first (ACS-3 §7.12.7.10).
+fn ata_model(dir: &Path) -> Option<String> {
+    let page = sysfs::bytes(&dir.join("device/vpd_pg89"))?;
+    let words = page.get(ATA_MODEL_BYTES)?.chunks_exact(2);
+    let bytes: Vec<u8> = words.flat_map(|word| word.iter().rev().copied()).collect();
+    let text = String::from_utf8(bytes).ok()?;
+    let text = text.trim_matches([' ', '\0']);
+    let is_text = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+    is_text.then(|| text.to_owned())
 }
 
 /// A `t10.` identifier is vendor, model and serial run together, not a name that is unique in the world.
@@ -140,6 +156,11 @@ mod tests {
         fs::write(scsi.join("vendor"), "ATA     \n").unwrap();
         fs::write(scsi.join("wwid"), "naa.5002538e40a1b2c3\n").unwrap();
         fs::write(scsi.join("vpd_pg80"), b"\0\x80\0\x0e  S45PNA0M1234").unwrap();
+        let mut identity = vec![0; 60 + 54];
+        for pair in format!("{:40}", "SAMSUNG MZ7LH480HAHQ-00005").as_bytes().chunks_exact(2) {
+            identity.extend([pair[1], pair[0]]);
+        }
+        fs::write(scsi.join("vpd_pg89"), &identity).unwrap();
         block(sys, "sda", &[("size", "937703088"), ("queue/rotational", "1\n"), ("ro", "1")]);
         symlink(&scsi, sys.join("block/sda/device")).unwrap();
         block(
@@ -164,6 +185,11 @@ mod tests {
             (Some("S45PNA0M1234"), Some("2:0:1:0"), Some("ATA"))
         );
         assert_eq!(sda.wwn.as_deref(), Some("naa.5002538e40a1b2c3"));
+        assert_eq!(sda.model.as_deref(), Some("SAMSUNG MZ7LH480HAHQ-00005"));
+        for broken in [&identity[..60 + 93], &[0xff; 572][..], &[0; 572]] {
+            fs::write(scsi.join("vpd_pg89"), broken).unwrap();
+            assert_eq!(inventory(sys)[1].model.as_deref(), Some("SAMSUNG MZ7LH480"));
+        }
         assert!(sda.rotational && sda.read_only && !sda.removable);
         assert_eq!((nvme.serial.as_deref(), nvme.logical_block_size), (Some("S4EV"), 4096));
         assert_eq!(nvme.wwn.as_deref(), Some("eui.0025385191b0c8a1"));

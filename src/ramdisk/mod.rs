@@ -8,6 +8,7 @@
 pub mod build;
 
 mod agent;
+mod by_path;
 mod dhcp;
 mod disks;
 mod init;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::model::{
     boot::{Arch, Firmware},
-    disk::{RootDeviceHints, SizeHint},
+    disk::{Multipath, RootDeviceHints, SizeHint},
     ids::{Digest, MacAddr, NodeName},
     ironic,
     netboot::Netboot,
@@ -235,6 +235,8 @@ fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {
         hctl: hints.key("hctl").text(values::hctl),
         size: hints.key("size").text(SizeHint::parse),
         rotational: hints.key("rotational").flag(),
+        by_path: hints.key("by_path").text(values::by_path),
+        multipath: hints.key("multipath").choice(&[("first", Multipath::First)]),
     }
 }
 
