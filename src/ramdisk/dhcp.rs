@@ -184,6 +184,8 @@ pub(super) fn patience(tries: u32, random: u8) -> Duration {
 fn lease(address: Ipv4Addr, options: &Options<'_>) -> Result<Lease, Unusable> {
     let usable = !address.is_unspecified()
         && !address.is_loopback()
+        // A BMC lends such addresses at the USB network card that it shows to its machine.
+        && !address.is_link_local()
         && !address.is_multicast()
         && !address.is_broadcast();
     if !usable {
@@ -361,7 +363,7 @@ mod tests {
         let good = answer(2, &MASK_AND_ROUTERS);
         assert!(told(&answer(2, &[])).contains("no subnet mask"));
         assert!(told(&answer(2, &[1, 4, 255, 0, 255, 0])).contains("255.0.255.0"));
-        for (address, shown) in [([0; 4], "0.0.0.0"), ([127, 0, 0, 1], "127.0.0.1")] {
+        for (address, shown) in [([0; 4], "0.0.0.0"), ([169, 254, 3, 1], "169.254.3.1")] {
             let mut nobody = good.clone();
             nobody[16..20].copy_from_slice(&address);
             assert!(told(&nobody).starts_with(shown));
