@@ -227,10 +227,6 @@ impl Node {
             State::PoweringOn { attempt } | State::WaitingRamdisk { attempt } => {
                 let disk = self.chosen_disk(attempt).ok_or("no disk was asked for before")?;
                 let attempt = attempt.clone();
-                // From here on the disk's old contents are gone.
-                self.record.installed = None;
-                self.record.awaits_restart = false;
-                self.record.record_lost = false;
                 self.enter(now, State::Imaging { attempt, disk, target, granted: false });
                 Ok(Reply::Accepted)
             }

@@ -147,16 +147,19 @@ impl Left {
         self.changes += u64::from(self.listed.remove(name).is_some());
     }
 
-    /// Takes in what status files say of nodes whose record is lost, unless more is known.
+    /// Takes in what status files say of nodes whose record is lost. Once: what has become of it since is known better here.
     pub(super) fn witness(&mut self, witnessed: BTreeMap<NodeName, Known>) {
         for (node, known) in witnessed {
+            if self.nodes.contains_key(&node) {
+                continue;
+            }
             if let Some(machine) = known.as_ref().and_then(|one| Some(one.machine.as_ref()?.id()))
                 && !self.machines.contains_key(&machine)
             {
                 self.machines.insert(machine, known.clone());
                 self.changes += 1;
             }
-            self.nodes.entry(node).or_insert(known);
+            self.nodes.insert(node, known);
         }
     }
 
@@ -223,11 +226,14 @@ impl Left {
     /// come back to that name, nobody knows.
     pub(super) fn written(&mut self, spec: &NodeSpec) {
         let machine = spec.machine();
-        for (id, known) in &mut self.machines {
+        let names = |known: &Known, id: Option<&MachineId>| {
             let named = known.as_ref().and_then(|installed| installed.machine.as_ref());
-            if known.is_some()
-                && (*id == machine || named.is_some_and(|named| named.shares_mac(spec)))
-            {
+            let is_named = |named: &Machine| named.id() == machine || named.shares_mac(spec);
+            known.is_some() && (id == Some(&machine) || named.is_some_and(is_named))
+        };
+        let by_machine = self.machines.iter_mut().map(|(id, known)| (Some(id), known));
+        for (id, known) in by_machine.chain(self.nodes.values_mut().map(|known| (None, known))) {
+            if names(known, id) {
                 *known = None;
                 self.changes += 1;
             }

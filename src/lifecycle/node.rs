@@ -173,7 +173,9 @@ impl Node {
     pub(super) fn still_busy_with(&self) -> Option<Arc<NodeSpec>> {
         let bmc = &self.record.state.attempt()?.bmc;
         let mut spec = self.record.spec.clone()?;
-        Arc::make_mut(&mut spec).bmc.clone_from(bmc);
+        if spec.bmc != *bmc {
+            Arc::make_mut(&mut spec).bmc.clone_from(bmc);
+        }
         Some(spec)
     }
 

@@ -168,6 +168,10 @@ impl Node {
             }
             (Turn::Imaging, State::Imaging { granted, .. }) if !*granted => {
                 *granted = true;
+                // From here on the disk's old contents are gone.
+                self.record.installed = None;
+                self.record.awaits_restart = false;
+                self.record.record_lost = false;
                 // Waiting was not writing: the whole time for it begins now.
                 let state = self.record.state.clone();
                 self.enter(now, state);

@@ -1,6 +1,8 @@
 //! A record that is gone is missed: its node is held, under this name and the next, at whatever moment the agent was killed. And no
 //! moment makes a machine that nobody has touched look like one whose record is lost.
 
+use std::collections::BTreeMap;
+
 use crate::lifecycle::{Event, Left, Operation};
 use crate::model::{ids::NodeName, status::Phase};
 
@@ -122,6 +124,22 @@ fn nothing_is_done_to_a_machine_whose_record_would_not_be_missed() {
     rack.settle();
     assert_eq!(rack.phase(0), Phase::Deployed);
     assert!(!rack.world.heard.contains(&Heard::Keep));
+}
+
+#[test]
+fn a_scan_of_many_new_machines_is_one_change_of_what_is_kept() {
+    let mut rack = Rack::new(50, POLICY);
+    for spec in rack.specs.values_mut() {
+        spec.bmc = None;
+    }
+    rack.scan_only();
+    let heard = &rack.world.heard;
+    let count = |wanted: fn(&Heard) -> bool| heard.iter().filter(|heard| wanted(heard)).count();
+    assert_eq!(count(|heard| matches!(heard, Heard::Start(_))), 50, "each begins at once");
+    assert_eq!(count(|heard| *heard == Heard::Keep), 1);
+    let keep = heard.iter().position(|heard| *heard == Heard::Keep).unwrap();
+    let start = heard.iter().position(|heard| matches!(heard, Heard::Start(_))).unwrap();
+    assert!(keep < start, "{heard:?}");
 }
 
 #[test]
@@ -247,4 +265,22 @@ fn more_machines_than_can_be_remembered_are_known_to_be_forgotten() {
         left.leave(&node, &record);
     }
     assert!(left.is_incomplete());
+}
+
+#[test]
+fn what_a_status_file_tells_of_a_disk_that_was_written_since_is_not_believed_again() {
+    let mut left = Left::default();
+    let mut record = Rack::deployed(1).node(0).record().clone();
+    let told = BTreeMap::from([(name(7), record.installed.clone())]);
+    left.witness(told.clone());
+    let spec = record.spec.clone().unwrap();
+    assert!(matches!(left.machine(&spec), Some(Some(_))), "as the status file says");
+    left.written(&spec);
+    assert_eq!(left.machine(&spec), Some(None));
+    assert_eq!(left.node(&name(7)), Some(&None));
+    // Whoever wrote it leaves it with nothing installed, and the agent is started again.
+    record.installed = None;
+    left.leave(&name(8), &record);
+    left.witness(told);
+    assert_eq!(left.machine(&spec), None);
 }

@@ -283,9 +283,8 @@ impl Rack {
         };
         let specs: Specs = self.specs.iter().map(read).collect();
         let clashes = self.clashes_with(&specs);
-        for (name, event) in self.carrier.compare(self.now, specs, &clashes) {
-            self.carrier.step(self.now, &name, event, &mut self.world);
-        }
+        let events = self.carrier.compare(self.now, specs, &clashes);
+        self.carrier.step_all(self.now, events, &mut self.world);
     }
 
     /// The clashes a test wants, and specs in force that claim one machine, as the agent finds them.

@@ -167,7 +167,7 @@ impl Site {
         match event {
             Event::Spec(new) => self.note_spec(new),
             Event::SpecClash(_) => self.consent.given = false,
-            Event::Approve => self.consent.given |= self.node.phase() == Phase::Held,
+            Event::Approve if self.node.phase() == Phase::Held => self.consent_in_hold(),
             Event::Retry => self.consent.power = true,
             Event::Done { outcome: Ok(outcome), .. } => return Some(outcome.clone()),
             _ => {}
@@ -191,7 +191,15 @@ impl Site {
         self.consent.unstarted &= !other_machine;
         let was_paused_in_hold = matches!(&self.node.record().state, State::Held { redeploy, .. } if *redeploy != new.redeploy);
         if !stands_still && new.redeploy.is_some() && (reworded && was_held || was_paused_in_hold) {
-            self.consent.given = true;
+            self.consent_in_hold();
+        }
+    }
+
+    /// Somebody consents to what is shown. What nobody knows any more is then given up, too.
+    fn consent_in_hold(&mut self) {
+        self.consent.given = true;
+        if self.node.record().record_lost {
+            self.consent.installed_under = None;
         }
     }
 
@@ -225,7 +233,7 @@ impl Site {
         }
         if before.state != record.state {
             match record.state {
-                State::Imaging { .. } => {
+                State::Imaging { granted: true, .. } => {
                     (self.consent.installed_under, self.consent.unstarted) = (None, false);
                 }
                 State::Failed => self.consent.given = false,

@@ -2,7 +2,7 @@
 
 use crate::{
     lifecycle::{Event, Operation, Outcome, Policy, State, Turn},
-    model::{power::PowerState, problem::Problem, spec::Goal, status::Phase},
+    model::{callback::Reply, power::PowerState, problem::Problem, spec::Goal, status::Phase},
 };
 
 use super::{rack::*, support::*};
@@ -19,6 +19,21 @@ fn holders(rack: &Rack, turn: Turn) -> usize {
 
 fn in_line(rack: &Rack, n: usize) -> bool {
     rack.status(n).message.contains("waiting for its turn")
+}
+
+#[test]
+fn a_machine_that_waits_for_its_turn_to_be_written_still_holds_what_is_installed() {
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::Deployed);
+    bench.change(|spec| spec.redeploy = Some("again".to_owned()));
+    bench.go_to(Phase::WaitingRamdisk);
+    bench.crowded = true;
+    assert!(matches!(bench.call(&key(1), lookup()), Reply::Lookup(_)));
+    assert_eq!(bench.call(&key(1), deploy_info("")), Reply::Accepted);
+    assert!(matches!(bench.node.record().state, State::Imaging { granted: false, .. }));
+    assert!(bench.node.record().installed.is_some(), "nothing was written");
+    bench.send(Event::Granted(Turn::Imaging));
+    assert_eq!(bench.node.record().installed, None, "it is being written");
 }
 
 #[test]

@@ -1,9 +1,6 @@
 //! Consent, kept by the world: from what operators did and what machines showed, never from the core's own idea of it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use hostler::{
     lifecycle::{Operation, Outcome, Record, Specs, State},
@@ -12,101 +9,22 @@ use hostler::{
         ids::NodeName,
         machine::Machine,
         power::PowerState,
-        spec::{Goal, MachineId, NodeSpec, WantedPower},
+        spec::{Goal, NodeSpec, WantedPower},
         status::{Installed, Phase, Status},
     },
 };
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 
-use super::Watch;
+use super::{
+    Watch,
+    ledger::{Change, Known, Ledger, LetThrough, is_same, leave, shares},
+};
 use crate::world::{Site, machine::Content, work::JobKey};
 
 /// The core may take a repeated attempt for the one consented to for this long.
 const CONSENT_LASTS: SignedDuration = SignedDuration::from_hours(1);
 /// Reinstalls that come up within this time are one change.
 const ONE_CHANGE: SignedDuration = SignedDuration::from_mins(10);
-
-type Redeploy = Option<String>;
-/// What is known of a machine; `None`: only that there is something to know.
-type Known = Option<Ledger>;
-
-/// What is known of one node and its machine.
-#[derive(Clone, Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "a list of what was said and seen")]
-pub(crate) struct Ledger {
-    /// The last good spec the core was told.
-    pub(crate) spec: Option<Arc<NodeSpec>>,
-    /// Somebody said so, or a series of attempts was begun with consent, and no reason has come up to ask again.
-    pub(crate) approved: bool,
-    /// Somebody wants the machine switched.
-    pub(crate) power_asked: bool,
-    /// The `redeploy` that what is installed answers to: only a change from it is consent to reinstall.
-    pub(crate) under: Option<Redeploy>,
-    /// The machine as it was named when that was installed.
-    pub(crate) place: Option<Machine>,
-    /// Nobody knows what is on its disk: being off is no consent. It ends when the disk is written.
-    pub(crate) unknown: bool,
-    /// Its spec names a machine that it did not name before, and nobody has consented to anything since.
-    pub(crate) turned: bool,
-    /// What the BMC last said, of which machine.
-    looked: Option<(PowerState, MachineId)>,
-    /// The machine that the present attempt switched on, and for which installation.
-    begun: Option<(MachineId, Arc<NodeSpec>)>,
-    restarted: bool,
-    /// Its disk is written, and nobody has seen it restarted into that.
-    unrestarted: bool,
-    /// When the reinstall that is wanted came up, and how many nodes were installed then.
-    came_up: Option<Change>,
-    /// Somebody consented to it since.
-    agreed: bool,
-    next_attempt_at: Option<Timestamp>,
-}
-
-/// A reinstall that is newly wanted. The agent forgets, when it dies, which came up before.
-#[derive(Clone, Copy, Debug)]
-struct Change {
-    at: Timestamp,
-    deployed: usize,
-    incarnation: u64,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct LetThrough {
-    node: NodeName,
-    change: Change,
-}
-
-impl Ledger {
-    /// What is on its machine is known from elsewhere, or it is known that nobody knows.
-    fn learn(&mut self, known: Option<Self>, new: &NodeSpec) {
-        let known = known.filter(|known| known.under.is_some());
-        self.unknown = known.is_none();
-        self.under = known.as_ref().map(|_| new.redeploy.clone());
-        self.place = known.and_then(|known| known.place);
-    }
-
-    /// Whether the spec names an interface of the machine that is known to be installed.
-    fn shares_mac(&self, spec: &NodeSpec) -> bool {
-        let place = self.place.as_ref().filter(|_| self.under.is_some());
-        place.is_some_and(|place| place.macs.iter().any(|mac| spec.boot.macs.contains(mac)))
-    }
-
-    /// Whether what is known of the machine is about the one that the new spec names, too.
-    fn is_taken_along(&self, old: &NodeSpec, new: &NodeSpec) -> bool {
-        let place = self.place.as_ref().filter(|_| self.under.is_some());
-        is_same(old, new)
-            || place
-                .map_or_else(|| shares(&Machine::named_by(old), new), |place| shares(place, new))
-    }
-
-    fn wants_reinstall(&self, spec: &NodeSpec) -> bool {
-        let reworded = self
-            .under
-            .as_ref()
-            .is_some_and(|under| spec.redeploy.is_some() && spec.redeploy != *under);
-        spec.goal == Goal::Deployed && reworded
-    }
-}
 
 impl Site {
     fn shown_phase(&self, node: &NodeName) -> Option<Phase> {
@@ -140,20 +58,25 @@ impl Site {
         ledger.turned = false;
     }
 
-    /// Two specs claim its machine: nothing that was said counts before that is settled.
+    /// Two specs claim its machine: nothing that was said counts before that is settled, but for an attempt that is under way.
     pub(crate) fn note_clash(&mut self, node: &NodeName) {
+        let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
+        let prepares = record.is_some_and(|r| matches!(r.state, State::Preparing { .. }));
         let ledger = self.ledger(node);
-        (ledger.approved, ledger.power_asked) = (false, false);
+        ledger.approved &= prepares;
+        ledger.power_asked = false;
     }
 
     /// The core is told a usable spec.
     pub(crate) fn note_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>) {
+        self.watch.outdated.remove(node);
         let held = self.shown_phase(node) == Some(Phase::Held);
         let deployed = self.watch.ledgers.values().filter(|ledger| ledger.under.is_some()).count();
         let lost = self.is_shown_lost(node);
-        let held_back = self.records.get(node).is_some_and(|record| record.too_many_changes);
-        let durable = || self.records.get(node).map(|record| &record.state);
-        let held_under = match self.watch.unsaved.get(node).or_else(durable) {
+        let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
+        // Not as it was shown last: the agent may have died before it could show more.
+        let held_back = record.is_some_and(|r| r.too_many_changes || r.phase == Phase::Held);
+        let held_under = match record.map(|record| &record.state) {
             Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
             _ => None,
         };
@@ -190,7 +113,7 @@ impl Site {
             (ledger.approved, ledger.turned) = (true, false);
         }
         // What is changed in a pause comes up when that ends.
-        let changed_again = (held || held_back) && old.digest() != new.digest();
+        let changed_again = held_back && old.digest() != new.digest();
         let comes_up = !wanted_before || old.paused || changed_again;
         if ledger.wants_reinstall(new) && !new.paused && comes_up && !other_machine {
             ledger.came_up = Some(change);
@@ -262,13 +185,18 @@ impl Site {
         spec: &NodeSpec,
         outcome: &Result<Outcome, Fault>,
     ) {
+        // A restart that ends in a clean-up is undone by it.
+        let cleaned_up = matches!(
+            self.records.get(node).map(|record| &record.state),
+            Some(State::CleaningUp { .. })
+        );
         let ledger = self.ledger(node);
         match (operation, outcome) {
             (_, Ok(Outcome::Power(state))) => {
                 ledger.looked = Some((*state, spec.machine()));
             }
             (_, Ok(Outcome::Restarted(_))) => {
-                (ledger.restarted, ledger.unrestarted) = (true, false);
+                (ledger.restarted, ledger.unrestarted) = (true, ledger.unrestarted && cleaned_up);
             }
             (_, Ok(Outcome::PowerSet(_))) => (ledger.approved, ledger.unrestarted) = (false, false),
             _ => {}
@@ -424,7 +352,7 @@ impl Site {
             && before.is_some_and(|before| {
                 before.spec.is_some() && installed_at(before) != installed_at(record)
             });
-        let writes = |record: &Record| matches!(record.state, State::Imaging { .. });
+        let writes = |record: &Record| matches!(record.state, State::Imaging { granted: true, .. });
         let begins_to_write = writes(record) && !before.is_some_and(writes);
         let spec_before = before.and_then(|before| before.spec.clone());
         let key = |record: &Record| record.state.attempt().map(|attempt| attempt.key.clone());
@@ -441,13 +369,7 @@ impl Site {
             _ => ledger.next_attempt_at,
         };
         if begins_to_write && let Some(spec) = &record.spec {
-            // Nor does anybody find it any more as it was left.
-            let Watch { left, left_kept, .. } = &mut self.watch;
-            for (id, kept) in left.iter_mut().chain(left_kept) {
-                if *id == spec.machine() || kept.shares_mac(spec) {
-                    (kept.under, kept.place, kept.unknown) = (None, None, true);
-                }
-            }
+            self.note_writing(node, spec);
         }
         if newly && let Some(installed) = &record.installed {
             let same = spec_before.zip(record.spec.as_ref()).is_some_and(|(a, b)| is_same(&a, b));
@@ -460,7 +382,7 @@ impl Site {
         let ledger = self.ledger(node);
         match record.state {
             // From here on the disk's old contents are gone.
-            State::Imaging { .. } => {
+            State::Imaging { granted: true, .. } => {
                 (ledger.under, ledger.place, ledger.unknown) = (None, None, false);
                 ledger.unrestarted = false;
             }
@@ -470,6 +392,27 @@ impl Site {
         }
         let ledger = ledger.clone();
         self.watch.durable.insert(node.clone(), ledger);
+    }
+
+    /// Nobody finds the machine any more as it was left, nor as a status file tells of it whose record is lost.
+    fn note_writing(&mut self, node: &NodeName, spec: &NodeSpec) {
+        let Watch { left, left_kept, .. } = &mut self.watch;
+        for (id, kept) in left.iter_mut().chain(left_kept) {
+            if *id == spec.machine() || kept.shares_mac(spec) {
+                (kept.under, kept.place, kept.unknown) = (None, None, true);
+            }
+        }
+        let outdated = self.statuses.iter().filter(|(name, status)| {
+            let told = status.installed.as_ref().and_then(|installed| installed.machine.as_ref());
+            let lost = self.records.get(*name).is_none_or(|record| record.spec.is_none());
+            lost && *name != node && told.is_some_and(|told| shares(told, spec))
+        });
+        let outdated: Vec<NodeName> = outdated.map(|(name, _)| name.clone()).collect();
+        for name in &outdated {
+            let ledger = self.ledger(name);
+            (ledger.under, ledger.place, ledger.unknown) = (None, None, true);
+        }
+        self.watch.outdated.extend(outdated);
     }
 
     /// The core says that a machine is installed.
@@ -560,6 +503,10 @@ impl Site {
             }
         }
         for (name, installed) in witnessed {
+            if self.watch.outdated.contains(name) {
+                *self.ledger(name) = Ledger { unknown: true, ..Ledger::default() };
+                continue;
+            }
             let file = self.files.get(name).map(|file| file.spec.clone());
             let ledger = self.ledger(name);
             let same = file.as_ref().is_some_and(|spec| spec.digest() == installed.digest);
@@ -571,31 +518,6 @@ impl Site {
             if let Some(machine) = installed.machine.as_ref().map(Machine::id) {
                 self.watch.left.entry(machine).or_insert(told);
             }
-        }
-    }
-}
-
-/// Whether both specs name one machine by all its names.
-fn is_same(old: &NodeSpec, new: &NodeSpec) -> bool {
-    let macs = |spec: &NodeSpec| spec.boot.macs.iter().copied().collect::<BTreeSet<_>>();
-    old.bmc_address() == new.bmc_address() && macs(old) == macs(new)
-}
-
-/// Whether the spec names the machine by at least one of its names.
-fn shares(machine: &Machine, spec: &NodeSpec) -> bool {
-    let bmc = machine.bmc.is_some() && machine.bmc.as_ref() == spec.bmc_address();
-    bmc || machine.macs.iter().any(|mac| spec.boot.macs.contains(mac))
-}
-
-/// What is known of a machine that no node has any more.
-fn leave(left: &mut BTreeMap<MachineId, Ledger>, ledger: &Ledger) {
-    let Some(spec) = &ledger.spec else { return };
-    let former = ledger.place.as_ref().filter(|_| ledger.under.is_some()).map(Machine::id);
-    for machine in [Some(spec.machine()), former].into_iter().flatten() {
-        if ledger.under.is_some() || ledger.unknown {
-            left.insert(machine, ledger.clone());
-        } else {
-            left.remove(&machine);
         }
     }
 }

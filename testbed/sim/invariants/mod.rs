@@ -3,6 +3,7 @@
 //! The rules look at what the core does to the world, and at what people did; where they look at the core's own records they say so.
 
 mod consent;
+mod ledger;
 mod order;
 mod settling;
 mod shown;
@@ -11,7 +12,7 @@ mod turns;
 use std::collections::{BTreeMap, BTreeSet};
 
 use hostler::{
-    lifecycle::{Carrier, Event, Record, Specs, State},
+    lifecycle::{Carrier, Event, Record, Specs},
     model::{
         ids::{NodeName, OpId},
         problem::Problem,
@@ -22,7 +23,7 @@ use jiff::Timestamp;
 
 use crate::world::{Site, World};
 
-pub(crate) use self::{consent::Ledger, settling::settling};
+pub(crate) use self::{ledger::Ledger, settling::settling};
 use self::{
     order::Wait,
     turns::{Place, Share},
@@ -72,12 +73,14 @@ pub(crate) struct Watch {
     pub(crate) ledgers: BTreeMap<NodeName, Ledger>,
     /// The same as the agent would know it after a crash: as its record was last saved.
     pub(crate) durable: BTreeMap<NodeName, Ledger>,
-    /// What a record says that could not be saved.
-    pub(crate) unsaved: BTreeMap<NodeName, State>,
+    /// Records that could not be saved.
+    pub(crate) unsaved: BTreeMap<NodeName, Record>,
     /// The same for machines whose spec went away, while the agent lives.
     pub(crate) left: BTreeMap<MachineId, Ledger>,
     /// The same as it would be found after a crash.
     pub(crate) left_kept: BTreeMap<MachineId, Ledger>,
+    /// Nodes without a record whose status file tells of a disk that was written since.
+    pub(crate) outdated: BTreeSet<NodeName>,
     /// What a scan has found and the core has not yet been told.
     pub(crate) news: BTreeMap<NodeName, News>,
     /// Nodes that the core has been told of since it started: before, nothing goes on.
@@ -90,7 +93,7 @@ pub(crate) struct Watch {
     shares: BTreeMap<NodeName, Share>,
     line: BTreeMap<NodeName, Place>,
     /// Reinstalls that were begun without a word of consent, with when they came up.
-    let_through: Vec<consent::LetThrough>,
+    let_through: Vec<ledger::LetThrough>,
 }
 
 /// What a scan found for one node.
