@@ -55,7 +55,7 @@ fn list(out: &mut dyn Write, heading: &str, words: &[String]) -> io::Result<()> 
     for word in words {
         if line.chars().count() + 1 + word.chars().count() > WIDTH {
             writeln!(out, "{line}")?;
-            line = "   ".to_owned();
+            "   ".clone_into(&mut line);
         }
         line.push(' ');
         line.push_str(word);

@@ -131,6 +131,19 @@ impl Node {
         plain(&self.sentence_by_hand().unwrap_or_else(|| self.sentence()))
     }
 
+    fn message_waiting(&self, attempt: &Attempt) -> String {
+        if let Some(missing) = self.missing_disk() {
+            return format!("waiting for the root device: {}", missing.fault.message);
+        }
+        match (&attempt.disk, self.record.last_seen.fetched) {
+            (Some(disk), _) => format!("the deploy ramdisk is exporting {disk}"),
+            (None, Some(stage)) => {
+                format!("the machine is booting: it fetched its {}", stage.as_str())
+            }
+            (None, None) => "the machine is on; waiting for it to netboot".to_owned(),
+        }
+    }
+
     fn sentence(&self) -> String {
         let at_rest = self.record.state.at_rest() || self.unread;
         if let Some(problem) = self.problems.first().filter(|_| at_rest) {
@@ -165,18 +178,7 @@ impl Node {
             State::PoweringOn { .. } => {
                 "setting the boot device to network and switching the machine on".to_owned()
             }
-            State::WaitingRamdisk { attempt } => {
-                if let Some(missing) = self.missing_disk() {
-                    return format!("waiting for the root device: {}", missing.fault.message);
-                }
-                match (&attempt.disk, self.record.last_seen.fetched) {
-                    (Some(disk), _) => format!("the deploy ramdisk is exporting {disk}"),
-                    (None, Some(stage)) => {
-                        format!("the machine is booting: it fetched its {}", stage.as_str())
-                    }
-                    (None, None) => "the machine is on; waiting for it to netboot".to_owned(),
-                }
-            }
+            State::WaitingRamdisk { attempt } => self.message_waiting(attempt),
             State::Imaging { attempt, disk, granted, .. } => {
                 message_imaging(attempt, disk, *granted)
             }

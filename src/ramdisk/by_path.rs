@@ -42,8 +42,7 @@ pub(super) fn by_path(dir: &Path) -> Option<String> {
                 parts.push(format!("usb-0:{port}"));
                 (next, has_transport) = (Some(above(&at, "usb")?), true);
             }
-            Some("virtio") => has_transport = true,
-            Some("mmc") => has_transport = true,
+            Some("virtio" | "mmc") => has_transport = true,
             Some(bus @ ("pci" | "platform" | "acpi")) => {
                 parts.push(format!("{bus}-{name}"));
                 has_parent = true;
@@ -154,10 +153,13 @@ mod tests {
                 symlink(Path::new("../bus").join(bus), at.join("subsystem")).unwrap();
             }
         }
-        for (path, value) in attributes {
+        let write = |path: &str, value: &str| {
             let path = sys.path().join("devices").join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, value).unwrap();
+        };
+        for (path, value) in attributes {
+            write(path, value);
         }
         let block = sys.path().join("block");
         fs::create_dir(&block).unwrap();

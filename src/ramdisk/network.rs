@@ -276,7 +276,7 @@ impl Line {
                     return Ok(Some(reply));
                 }
                 (_, Some(Err(reason))) => {
-                    self.complain(&from.ip().to_string(), &reason.to_string())
+                    self.complain(&from.ip().to_string(), &reason.to_string());
                 }
                 (_, Some(Ok(_)) | None) => {}
             }

@@ -253,12 +253,14 @@ fn borrow(socket: &UdpSocket) -> Option<(Lease, bool)> {
     while Instant::now() < limit {
         socket.send_to(&talk.message(ask, 0), "255.255.255.255:67").unwrap();
         let Ok(length) = socket.recv(&mut buffer) else { continue };
-        match talk.reply(&buffer[..length]).transpose().unwrap() {
+        let message = buffer.get(..length).unwrap();
+        match talk.reply(message).transpose().unwrap() {
             Some(Reply::Offer(Lease { address, server, .. })) => {
                 ask = Ask::Take { address, server }
             }
             Some(Reply::Ack(lease)) => {
-                let has_overload = buffer[240..length].windows(2).any(|option| option == [52, 1]);
+                let options = message.get(240..).unwrap();
+                let has_overload = options.windows(2).any(|option| option == [52, 1]);
                 return Some((lease, has_overload));
             }
             Some(Reply::Nak) | None => {}

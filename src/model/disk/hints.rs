@@ -220,8 +220,6 @@ impl RootDeviceHints {
     }
 
     fn describe(&self, disk: &Disk, all: &[Disk]) -> String {
-        let shown = disk.to_string();
-        let mut text = shown.strip_suffix(')').unwrap_or(&shown).to_owned();
         let attributes = [
             ("serial", self.serial.is_some(), &disk.serial, true),
             ("wwn", self.wwn.is_some(), &disk.wwn, true),
@@ -230,29 +228,23 @@ impl RootDeviceHints {
             ("hctl", self.hctl.is_some(), &disk.hctl, false),
             ("by_path", self.by_path.is_some(), &disk.by_path, false),
         ];
+        let mut more = Vec::new();
         for (key, is_hinted, value, is_shown) in attributes {
             match value {
-                Some(value) if is_hinted && !is_shown => text += &format!(", {key} {value}"),
-                None if is_hinted => text += &format!(", no {key}"),
+                Some(value) if is_hinted && !is_shown => more.push(format!("{key} {value}")),
+                None if is_hinted => more.push(format!("no {key}")),
                 _ => {}
             }
         }
-        if self.size.is_some() {
-            text += &format!(", {} bytes", disk.size);
-        }
-        if self.rotational.is_some() {
-            text += &format!(", rotational = {}", disk.rotational);
-        }
-        for (is_so, what) in [(disk.removable, "removable"), (disk.read_only, "read-only")] {
-            if is_so {
-                text += &format!(", {what}");
-            }
-        }
-        if let Some(line) = Self::line_for(disk, all) {
-            text += &format!("; chosen by {line}");
-        }
-        text.push(')');
-        text
+        more.extend(self.size.map(|_| format!("{} bytes", disk.size)));
+        more.extend(self.rotational.map(|_| format!("rotational = {}", disk.rotational)));
+        more.extend(disk.removable.then(|| "removable".to_owned()));
+        more.extend(disk.read_only.then(|| "read-only".to_owned()));
+        let shown = disk.to_string();
+        let start = shown.strip_suffix(')').unwrap_or(&shown).to_owned();
+        let chosen_by = Self::line_for(disk, all).map(|line| format!("; chosen by {line}"));
+        let text = [vec![start], more].concat().join(", ");
+        format!("{text}{})", chosen_by.unwrap_or_default())
     }
 
     /// The line that chooses this disk among `all`: what stays the same wherever the disk is

@@ -10,6 +10,9 @@ const BY_ID: &str = "/dev/disk/by-id/";
 const BY_PATH: &str = "/dev/disk/by-path/";
 /// What udev puts before `model_serial` in `/dev/disk/by-id`.
 const BUSES: [&str; 6] = ["ata-", "nvme-", "scsi-", "usb-", "virtio-", "mmc-"];
+/// What stands before a WWN, in this order.
+const WWN_PREFIXES: [&str; 9] =
+    [BY_ID, "wwn-", "scsi-", "nvme-", "naa.", "eui.", "uuid.", "nvme.", "0x"];
 /// Characters of a model that the SCSI standard data of a SATA disk hold (SPC-4 §6.6.2).
 const SCSI_MODEL_CHARS: usize = 16;
 
@@ -60,9 +63,7 @@ pub(super) fn is_same_wwn(hint: &str, value: &str) -> bool {
 /// name's own 16 or 32, which makes them 17 or 33.
 fn bare_wwn(text: &str) -> String {
     let mut bare = text.trim().to_lowercase();
-    const PREFIXES: [&str; 9] =
-        [BY_ID, "wwn-", "scsi-", "nvme-", "naa.", "eui.", "uuid.", "nvme.", "0x"];
-    for prefix in PREFIXES {
+    for prefix in WWN_PREFIXES {
         bare = bare.strip_prefix(prefix).map_or(bare.clone(), ToOwned::to_owned);
     }
     match digits(&bare) {
