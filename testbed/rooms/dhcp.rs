@@ -253,13 +253,13 @@ fn borrow(socket: &UdpSocket) -> Option<(Lease, bool)> {
     while Instant::now() < limit {
         socket.send_to(&talk.message(ask, 0), "255.255.255.255:67").unwrap();
         let Ok(length) = socket.recv(&mut buffer) else { continue };
-        let message = buffer.get(..length).unwrap();
+        let message = buffer.get(..length)?;
         match talk.reply(message).transpose().unwrap() {
             Some(Reply::Offer(Lease { address, server, .. })) => {
                 ask = Ask::Take { address, server }
             }
             Some(Reply::Ack(lease)) => {
-                let options = message.get(240..).unwrap();
+                let options = message.get(240..)?;
                 let has_overload = options.windows(2).any(|option| option == [52, 1]);
                 return Some((lease, has_overload));
             }
