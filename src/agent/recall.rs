@@ -29,8 +29,9 @@ pub(super) struct Recalled {
     pub(super) notes: Vec<String>,
 }
 
-/// Reads the state directory, and the status files where they tell more. If it was `overtaken`, another agent has acted since: the
-/// records are put aside, and every node is held whose status file does not tell what is installed.
+/// Reads the state directory, and the status files where they tell more. If it was `overtaken`,
+/// another agent has acted since: the records are put aside, and every node is held whose status
+/// file does not tell what is installed.
 pub(super) fn recall(
     store: &mut Store,
     files: &StatusFiles,
@@ -42,8 +43,9 @@ pub(super) fn recall(
     if overtaken {
         let count = store.set_records_aside()?;
         losses.push(format!(
-            "another agent has acted upon these status files: {count} records of this one are put aside in its state directory, the \
-             status files say what is installed, and nodes of which they do not say it are held until somebody consents"
+            "another agent has acted upon these status files: {count} records of this one are put \
+             aside in its state directory, the status files say what is installed, and nodes of \
+             which they do not say it are held until somebody consents"
         ));
     }
     let Loaded { records, damaged, old } = store.load_all(format_1::record)?;
@@ -184,7 +186,8 @@ impl Reading<'_> {
                 let then = "it is held until somebody consents";
                 self.losses.push(format!("record {name} is lost, and {says}; {then}"));
             }
-            // What was installed afterwards, a file that is not the newest does not say, nor is it missed by its name.
+            // What was installed afterwards, a file that is not the newest does not say, nor is it
+            // missed by its name.
             (None, None) if self.overtaken || self.store.is_new() => {}
             _ => return None,
         }
@@ -202,8 +205,8 @@ impl Reading<'_> {
             // Nor in a directory that is new, or was emptied, and finds that an agent was here.
             Ok(None) if self.store.is_new() && self.files.nodes().is_ok_and(|n| !n.is_empty()) => {
                 self.losses.push(
-                    "the state directory is new, and status files are there: nodes of which they do not say what is installed are \
-                     held until somebody consents"
+                    "the state directory is new, and status files are there: nodes of which they \
+                     do not say what is installed are held until somebody consents"
                         .to_owned(),
                 );
                 Left::lost()
@@ -233,9 +236,10 @@ impl Reading<'_> {
     }
 }
 
-const INCOMPLETE: &str = "machines that a spec names for the first time are held until somebody consents, because what was \
-     known of unclaimed machines was lost, or only another agent's state directory knows it: run \"hostler approve NODE\" for each, which lets hostler WIPE \
-     it, or \"hostler approve --new-machines\" when no further one may be installed";
+const INCOMPLETE: &str = "machines that a spec names for the first time are held until somebody \
+     consents, because what was known of unclaimed machines was lost, or only another agent's \
+     state directory knows it: run \"hostler approve NODE\" for each, which lets hostler WIPE it, or \
+     \"hostler approve --new-machines\" when no further one may be installed";
 
 /// Whether nobody knew what is on the machine when the status was written.
 fn is_doubted(status: &Status) -> bool {

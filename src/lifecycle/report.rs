@@ -329,8 +329,8 @@ impl Node {
                 "too many machines were to be reinstalled at once, which may be a mistake: {all}; or {approve}; or take the change back"
             ),
             Some(Hold::RecordLost) => format!(
-                "the machine ({machine}) may be installed: hostler's record of it was lost or damaged, or is another agent's, or \
-                 its spec came to name it piece by piece; {approve}; or {redeploy}"
+                "the machine ({machine}) may be installed: hostler's record of it was lost or damaged, \
+                 or is another agent's, or its spec came to name it piece by piece; {approve}; or {redeploy}"
             ),
             Some(Hold::PoweredOn) | None if available => {
                 let ways = consent::keep_off(&self.name);

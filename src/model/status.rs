@@ -338,7 +338,8 @@ pub struct LastSeen {
     pub refused_reason: Option<String>,
 }
 
-/// The reason of a condition: nobody knows what is on the machine's disk. An agent that finds nothing else is told by it.
+/// The reason of a condition: nobody knows what is on the machine's disk. An agent that finds
+/// nothing else is told by it.
 pub const RECORD_LOST: &str = "RecordLost";
 
 /// One of `[[conditions]]`.

@@ -3,9 +3,9 @@
 //!
 //! Written by the agent each ten seconds, read by other agents and by the commands. No node can
 //! have this name, and reading specs and statuses passes it over. Two agents may write it at the
-//! same time: a reader sees one of the two marks whole. The last line is a comment with the checksum
-//! of everything before it, as in status files, so that a damaged mark is never taken for another
-//! agent's.
+//! same time: a reader sees one of the two marks whole. The last line is a comment with the
+//! checksum of everything before it, as in status files, so that a damaged mark is never taken for
+//! another agent's.
 
 use std::{
     fs, io,
@@ -50,7 +50,8 @@ impl MarkFile {
         fs::symlink_metadata(&self.path).is_ok()
     }
 
-    /// What is in the file; `None` if there is none. A link is no mark, wherever it leads: hostler makes none.
+    /// What is in the file; `None` if there is none. A link is no mark, wherever it leads: hostler
+    /// makes none.
     pub fn bytes(&self) -> io::Result<Option<Vec<u8>>> {
         if fs::symlink_metadata(&self.path).is_ok_and(|found| found.is_symlink()) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a link, not a regular file"));
@@ -66,13 +67,15 @@ impl MarkFile {
         let path = || self.path.clone();
         let bytes = self.bytes().map_err(|source| StatusFileError::Io { path: path(), source })?;
         let mark = bytes.as_deref().map(decode).transpose();
-        mark.map_err(|error| {
-            StatusFileError::Damaged { path: path(), message: error.to_string(), seems: None }
+        mark.map_err(|error| StatusFileError::Damaged {
+            path: path(),
+            message: error.to_string(),
+            seems: None,
         })
     }
 
-    /// Puts the mark in place of whatever is there; a directory is moved aside. It is not made durable: a mark that is
-    /// lost with the power says no less than one that is kept.
+    /// Puts the mark in place of whatever is there; a directory is moved aside. It is not made
+    /// durable: a mark that is lost with the power says no less than one that is kept.
     pub fn replace(&self, mark: &AgentMark) -> io::Result<()> {
         let temp = self.temporary(mark)?;
         let renamed = fs::rename(&temp, &self.path).or_else(|error| {
@@ -133,8 +136,8 @@ pub fn decode(bytes: &[u8]) -> Result<AgentMark, NoMark> {
     }
     let text = str::from_utf8(bytes).ok().filter(|text| is_sealed(text));
     let text = text.ok_or_else(|| NoMark::Damaged(MISMATCH.to_owned()))?;
-    let mark: AgentMark = toml::from_str(text)
-        .map_err(|error| NoMark::OfAnotherVersion(shown(error.message())))?;
+    let mark: AgentMark =
+        toml::from_str(text).map_err(|error| NoMark::OfAnotherVersion(shown(error.message())))?;
     if mark.version == MARK_VERSION {
         return Ok(mark);
     }

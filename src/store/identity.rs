@@ -1,8 +1,8 @@
-//! What tells one state directory from any other: a random id; and what becomes of the records of an agent that was not
-//! the last to act.
+//! What tells one state directory from any other: a random id; and what becomes of the records of
+//! an agent that was not the last to act.
 //!
-//! Called by the agent at start. It must never hand out an id that it could not write down, nor forget that another agent
-//! acted before the records were put aside.
+//! Called by the agent at start. It must never hand out an id that it could not write down, nor
+//! forget that another agent acted before the records were put aside.
 
 use std::{
     fs, io,
@@ -12,20 +12,17 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 use super::{Age, FILE_MODE, RECORD_BYTES_MAX, Store, StoreError, is_damage, is_record, names};
-use crate::{
-    atomic_file,
-    model::ids::hex,
-    regular_file,
-};
+use crate::{atomic_file, model::ids::hex, regular_file};
 
 pub(super) const STATE_ID: &str = "state-id";
-/// Is there from the moment on in which another agent was seen to act, until what this one knows was put in order.
+/// Is there from the moment on in which another agent was seen to act, until what this one knows
+/// was put in order.
 const NOTE: &str = "another-agent";
 /// Where records go that another agent has overtaken; those that were there before are replaced.
 const ASIDE_DIR: &str = "overtaken";
 
-/// A note in the state directory that another agent has acted. It outlives a kill, so that records that are old are never taken
-/// for new ones.
+/// A note in the state directory that another agent has acted. It outlives a kill, so that records
+/// that are old are never taken for new ones.
 #[derive(Clone, Debug)]
 pub struct AnotherAgent {
     path: PathBuf,
@@ -58,10 +55,12 @@ impl AnotherAgent {
 }
 
 impl Store {
-    /// The directory's id, made at the first start: 32 hex digits, and their checksum. Beside it, what was lost of it: the lock file
-    /// has it as well, and makes up for a file that is damaged or gone.
+    /// The directory's id, made at the first start: 32 hex digits, and their checksum. Beside it,
+    /// what was lost of it: the lock file has it as well, and makes up for a file that is damaged
+    /// or gone.
     ///
-    /// If both are lost, the directory gets another id, with which its agent is a stranger to its own mark.
+    /// If both are lost, the directory gets another id, with which its agent is a stranger to its
+    /// own mark.
     pub fn state_id(&mut self) -> Result<(String, Option<String>), StoreError> {
         let path = self.dir.join(STATE_ID);
         let read = regular_file::read(&path, RECORD_BYTES_MAX);
@@ -88,7 +87,8 @@ impl Store {
             Some(id) => (id.clone(), "the lock file has the id, too, and it is written again"),
             None => (
                 new_id().map_err(|source| StoreError::Write { path: path.clone(), source })?,
-                "the lock file has no id, so that the directory gets another one, and its agent is a stranger to its own mark",
+                "the lock file has no id, so that the directory gets another one, and its agent is \
+                 a stranger to its own mark",
             ),
         };
         atomic_file::replace(&path, FILE_MODE, encode(&id).as_bytes())

@@ -58,8 +58,8 @@ pub struct Store {
     id: Option<String>,
 }
 
-/// How old a state directory is. The lock file says it from the first start on, so that neither a kill nor the loss of
-/// another file makes it look younger.
+/// How old a state directory is. The lock file says it from the first start on, so that neither a
+/// kill nor the loss of another file makes it look younger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Age {
     /// No agent has completed a start on it.
@@ -178,7 +178,8 @@ impl Store {
         Ok(store)
     }
 
-    /// Whether no agent has completed a start on it: what other files tell of the site, it does not know.
+    /// Whether no agent has completed a start on it: what other files tell of the site, it does not
+    /// know.
     pub fn is_new(&self) -> bool {
         self.age == Age::New
     }
@@ -273,8 +274,8 @@ impl Store {
             .map_err(|source| StoreError::Dir { dir: self.dir.clone(), source })
     }
 
-    /// Writes the lock file: the process, the age and the id, each in a line. In one call over what is there, so that at no moment
-    /// anything of it is missing.
+    /// Writes the lock file: the process, the age and the id, each in a line. In one call over what
+    /// is there, so that at no moment anything of it is missing.
     fn write_lock(&mut self) -> Result<(), StoreError> {
         let id = self.id.as_deref().map(identity::encode).unwrap_or_default();
         let text = format!("{}\n{}\n{id}", std::process::id(), self.age.line());
@@ -303,8 +304,8 @@ impl Store {
     }
 }
 
-/// Takes the directory's lock, and answers what its file says. The kernel lets go of the lock when the process ends,
-/// however it ends.
+/// Takes the directory's lock, and answers what its file says. The kernel lets go of the lock when
+/// the process ends, however it ends.
 fn lock(dir: &Path) -> Result<(File, String), StoreError> {
     let failed = |source| StoreError::Dir { dir: dir.to_owned(), source };
     let mut file = OpenOptions::new()
@@ -351,7 +352,8 @@ fn age(dir: &Path, names: &[String], lock: &str) -> Age {
 /// Whether it is a file that format 1 did not have.
 fn is_of_this_format(dir: &Path, name: &str) -> bool {
     let start = || regular_file::read_start(regular_file::open(&dir.join(name))?, START_BYTES);
-    name == identity::STATE_ID || is_record(name) && start().is_ok_and(|start| format::is_sealed(&start))
+    let is_sealed = || start().is_ok_and(|start| format::is_sealed(&start));
+    name == identity::STATE_ID || is_record(name) && is_sealed()
 }
 
 fn is_record(name: &str) -> bool {

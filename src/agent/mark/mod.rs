@@ -45,7 +45,8 @@ use super::{StartError, prepare_status_dir, status_dir};
 const INTERVAL_S: u32 = 10;
 /// How often every agent looks at the mark, so that one that is missing is soon there again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an agent that begins waits for a mark where status files tell that an agent was here before.
+/// How long an agent that begins waits for a mark where status files tell that an agent was here
+/// before.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How many heartbeats an agent that took over waits before it acts: the other one, should it live
 /// after all, finds the new mark and stops.
@@ -114,10 +115,13 @@ impl Claim {
         let after_another = loop {
             match now.borrow_and_update().clone() {
                 Now::StandingBy(who) => {
-                    warn!(dir = %dir.display(), other = who, "another agent acts here, or did lately; this one stands by and touches nothing");
+                    let dir = dir.display();
+                    let then = "this one stands by and touches nothing";
+                    warn!(%dir, other = who, "another agent acts here, or did lately; {then}");
                     standing_by(&who);
                 }
-                // A note of an earlier start counts too: that one ended before it had put its records in order.
+                // A note of an earlier start counts too: that one ended before it had put its
+                // records in order.
                 Now::Acting { after_another, .. } => break after_another || another.has_acted(),
                 Now::Looking | Now::Overtaken(_) | Now::Stopped => {}
             }
@@ -197,7 +201,8 @@ impl Standing {
         let mut now = self.now.clone();
         if !fresh(&now.borrow()) {
             warn!(
-                "for {} s nobody could see whose mark is in the status directory; nothing is started until somebody can",
+                "for {} s nobody could see whose mark is in the status directory; nothing is \
+                 started until somebody can",
                 LEASE.as_secs()
             );
         }
@@ -293,7 +298,8 @@ impl Keeper {
                     }
                     Ok(_) => {}
                     Err(error) if after_another => self.tell(Now::StandingBy(format!(
-                        "another one did; it is gone, but that or the mark cannot be written: {error}"
+                        "another one did; it is gone, but that or the mark cannot be written: \
+                         {error}"
                     ))),
                     Err(error) => {
                         // As without status files: two agents then do not see each other.
@@ -307,8 +313,8 @@ impl Keeper {
         }
     }
 
-    /// Marks the directory. That another agent acted is on disk before that: from then on the mark is this agent's own, whatever
-    /// becomes of it.
+    /// Marks the directory. That another agent acted is on disk before that: from then on the mark
+    /// is this agent's own, whatever becomes of it.
     fn mark(&mut self, found: &Found, after_another: bool) -> io::Result<bool> {
         if after_another {
             self.another.note()?;
@@ -344,8 +350,8 @@ impl Keeper {
         }
     }
 
-    /// Looks once more after a moment. Restores the mark where it is missing or damaged. `false`: nobody knows by now whose it is, or
-    /// that it is another agent's.
+    /// Looks once more after a moment. Restores the mark where it is missing or damaged. `false`:
+    /// nobody knows by now whose it is, or that it is another agent's.
     fn is_still_ours(&mut self, beaten: &mut Instant) -> Result<bool, Stop> {
         self.sleep(self.pace.look)?;
         let other = match self.find() {
@@ -427,7 +433,9 @@ impl Keeper {
     fn tell_damage(&mut self, found: &Found) {
         let Found::Damaged(why) = found else { return };
         if self.damage.as_ref() != Some(why) {
-            error!(path = %self.file.path().display(), why, "the agent's mark is damaged: it says nothing about agents, and is written anew");
+            let path = self.file.path().display();
+            let then = "it says nothing about agents, and is written anew";
+            error!(%path, why, "the agent's mark is damaged: {then}");
             self.damage = Some(why.clone());
         }
     }

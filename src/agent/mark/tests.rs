@@ -16,7 +16,8 @@ fn start(dir: &TempDir, state_id: &str) -> Standing {
     start_in(dir.path(), dir, state_id)
 }
 
-/// An agent with a state directory beside the status directory, and a record there of what it knows of others.
+/// An agent with a state directory beside the status directory, and a record there of what it knows
+/// of others.
 fn start_in(statuses: &Path, dir: &TempDir, state_id: &str) -> Standing {
     Standing::start(QUICK, statuses, state_id, false, note(dir, state_id)).unwrap()
 }

@@ -21,7 +21,8 @@ pub(super) enum Found {
     Mark(Box<AgentMark>),
     /// Something that no agent wrote so, and that says nothing about agents. What is wrong with it.
     Damaged(String),
-    /// An agent's that cannot be understood: of another version, or in a directory that does not answer. Why.
+    /// An agent's that cannot be understood: of another version, or in a directory that does not
+    /// answer. Why.
     Unclear(String),
 }
 

@@ -1,5 +1,5 @@
-//! An agent that takes over from another one, and a state directory that is new where an agent was before: neither knows all that was known,
-//! and both know that.
+//! An agent that takes over from another one, and a state directory that is new where an agent was
+//! before: neither knows all that was known, and both know that.
 
 use super::*;
 
@@ -11,7 +11,8 @@ fn assert_held(agent: &Agent, held: &[&str]) {
     }
 }
 
-/// What an agent of another state directory left, with a status file that is gone: what it alone knew is not known here.
+/// What an agent of another state directory left, with a status file that is gone: what it alone
+/// knew is not known here.
 fn site_of_another() -> Site {
     let site = Site::new();
     fs::remove_file(site.dir.path().join("nodes/a.status.toml")).unwrap();
