@@ -11,10 +11,7 @@ use jiff::Timestamp;
 
 use crate::{
     lifecycle::{Fleet, Known, Left, Policy, Record, format_1},
-    model::{
-        ids::NodeName,
-        status::{RECORD_LOST, Status},
-    },
+    model::ids::NodeName,
     status_file::{self, StatusFileError, StatusFiles},
     store::{Loaded, Store, StoreError},
 };
@@ -181,7 +178,7 @@ impl Reading<'_> {
             (None, Some(at)) => self.notes.push(format!(
                 "record {name} is lost; its status file says that the machine was installed at {at}"
             )),
-            (None, None) if is_doubted(&status) => {
+            (None, None) if status.is_record_lost() => {
                 let says = "its status file says that nobody knows what is installed";
                 let then = "it is held until somebody consents";
                 self.losses.push(format!("record {name} is lost, and {says}; {then}"));
@@ -240,11 +237,6 @@ const INCOMPLETE: &str = "machines that a spec names for the first time are held
      consents, because what was known of unclaimed machines was lost, or only another agent's \
      state directory knows it: run \"hostler approve NODE\" for each, which lets hostler WIPE it, or \
      \"hostler approve --new-machines\" when no further one may be installed";
-
-/// Whether nobody knew what is on the machine when the status was written.
-fn is_doubted(status: &Status) -> bool {
-    status.conditions.iter().any(|one| one.reason == RECORD_LOST)
-}
 
 #[cfg(test)]
 mod tests;
