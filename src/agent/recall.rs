@@ -40,9 +40,9 @@ pub(super) fn recall(
     if overtaken {
         let count = store.set_records_aside()?;
         losses.push(format!(
-            "another agent has acted upon these status files: {count} records of this one are put \
-             aside in its state directory, the status files say what is installed, and nodes of \
-             which they do not say it are held until somebody consents"
+            "an agent with another state directory has acted upon these status files: they say what \
+             is installed, nodes of which they do not say it are held until somebody consents, and \
+             {count} records of this state directory are put aside in it"
         ));
     }
     let Loaded { records, damaged, old } = store.load_all(format_1::record)?;

@@ -29,7 +29,7 @@ use crate::{
             Bmc, BmcAddress, BmcDriver, Boot, Checksum, DeployRamdisk, Goal, Image, ImageFormat,
             ImageKind, Loader, NodeSpec, Password, Privilege, Retry, Timeouts, Verify, WantedPower,
         },
-        status::{HistoryEntry, Installed, Phase},
+        status::{HistoryEntry, Installed, Phase, Status},
     },
 };
 

@@ -27,7 +27,7 @@ fn after_a_takeover_every_node_is_held_of_which_no_status_file_says_what_is_inst
         let mut agent = Agent::start_after(site.dir.path(), overtaken);
         assert!(!agent.effects.store.another_agent().has_acted());
         assert!(agent.losses.contains("a spec names for the first time"), "{}", agent.losses);
-        assert_eq!(agent.losses.contains("another agent has acted"), overtaken);
+        assert_eq!(agent.losses.contains("an agent with another state directory"), overtaken);
         assert!(!agent.losses.contains("is missing"), "{}", agent.losses);
         agent.scan(&site.specs);
         assert_held(&agent, &["a", "c", "new"]);
