@@ -128,6 +128,13 @@ impl Record {
         self.installed = installed;
     }
 
+    /// The BMCs of its machine: of what is installed, and of its spec.
+    pub(super) fn bmcs(&self) -> impl Iterator<Item = &BmcAddress> {
+        let installed = self.installed.as_ref().and_then(|known| known.machine.as_ref());
+        let spec = self.spec.as_ref().and_then(|spec| spec.bmc_address());
+        [installed.and_then(|machine| machine.bmc.as_ref()), spec].into_iter().flatten()
+    }
+
     /// Records that were written before machines were noted speak of the machine that their spec names.
     pub(super) fn note_machine(&mut self) {
         if let (Some(installed), Some(spec)) = (&mut self.installed, &self.spec) {

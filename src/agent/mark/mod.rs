@@ -284,7 +284,7 @@ impl Keeper {
                 Vigil::new(self.mark.clone(), was_overtaken, patience)
             });
             let made_room = matches!(&found, Found::Mark(mark) if mark.stopped.is_some());
-            match vigil.judge(found.clone(), identity::lives, std::time::Instant::now()) {
+            match vigil.judge(&found, identity::lives, std::time::Instant::now()) {
                 Verdict::Taken(who) => {
                     // Again before it takes over, if that fails.
                     self.another.note().unwrap_or_default();

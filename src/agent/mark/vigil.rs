@@ -63,11 +63,11 @@ impl Vigil {
 
     pub(super) fn judge(
         &mut self,
-        found: Found,
+        found: &Found,
         lives: impl FnOnce(&AgentMark) -> bool,
         now: Instant,
     ) -> Verdict {
-        match &found {
+        match found {
             Found::Mark(mark) if mark.stopped.is_some() => {
                 self.met_another |= mark.state_id != self.me.state_id;
                 return self.free();
@@ -76,7 +76,7 @@ impl Vigil {
             _ => {}
         }
         let unchanged = match &self.seen {
-            Some((seen, since)) if *seen == found => now.duration_since(*since),
+            Some((seen, since)) if seen == found => now.duration_since(*since),
             _ => {
                 self.seen = Some((found.clone(), now));
                 Duration::ZERO
@@ -86,7 +86,7 @@ impl Vigil {
         if is_gone && !self.met_another {
             return if unchanged < self.patience { Verdict::Wait } else { self.free() };
         }
-        let lives = match &found {
+        let lives = match found {
             Found::Mark(mark) => {
                 let lives = lives(mark);
                 if self.is_mine(mark) && !lives {
@@ -103,7 +103,7 @@ impl Vigil {
             return self.free();
         }
         let last = self.other.as_ref().map_or_else(|| "one".to_owned(), AgentMark::to_string);
-        Verdict::Taken(match &found {
+        Verdict::Taken(match found {
             Found::Mark(_) => last,
             Found::None => format!("{last}; its mark is missing"),
             Found::Damaged(why) => format!("{last}; its mark is damaged: {why}"),
@@ -159,11 +159,11 @@ mod tests {
     fn an_agent_begins_at_once_where_nobody_was_and_after_its_own_crash() {
         let now = Instant::now();
         let mut vigil = Vigil::new(mark("s", "new"), false, Duration::ZERO);
-        assert_eq!(vigil.judge(Found::None, |_| true, now), FREE);
+        assert_eq!(vigil.judge(&Found::None, |_| true, now), FREE);
         let crashed = mark("s", "old");
-        assert_eq!(vigil.judge(found(&crashed), |_| false, now), FREE);
+        assert_eq!(vigil.judge(&found(&crashed), |_| false, now), FREE);
         let before_reboot = AgentMark { boot_id: "old".to_owned(), ..crashed };
-        assert_eq!(vigil.judge(found(&before_reboot), |_| false, now), FREE);
+        assert_eq!(vigil.judge(&found(&before_reboot), |_| false, now), FREE);
     }
 
     #[test]
@@ -174,12 +174,12 @@ mod tests {
         for beat in 0..1000 {
             other.heartbeat -= SignedDuration::from_secs(3600);
             let now = began + Duration::from_secs(170) * beat;
-            assert!(is_taken(&vigil.judge(found(&other), |_| false, now)));
+            assert!(is_taken(&vigil.judge(&found(&other), |_| false, now)));
         }
         let last = began + Duration::from_secs(170) * 999;
         let at = |s| last + Duration::from_secs(s);
-        assert!(is_taken(&vigil.judge(found(&other), |_| false, at(179))));
-        assert_eq!(vigil.judge(found(&other), |_| false, at(180)), FREE_AFTER_ANOTHER);
+        assert!(is_taken(&vigil.judge(&found(&other), |_| false, at(179))));
+        assert_eq!(vigil.judge(&found(&other), |_| false, at(180)), FREE_AFTER_ANOTHER);
     }
 
     #[test]
@@ -188,10 +188,10 @@ mod tests {
         let (began, other) = (Instant::now(), mark("another", "old"));
         for s in [0, 180, 100_000] {
             let now = began + Duration::from_secs(s);
-            assert!(is_taken(&vigil.judge(found(&other), |_| true, now)));
+            assert!(is_taken(&vigil.judge(&found(&other), |_| true, now)));
         }
         let now = began + Duration::from_secs(100_000);
-        assert_eq!(vigil.judge(found(&other), |_| false, now), FREE_AFTER_ANOTHER);
+        assert_eq!(vigil.judge(&found(&other), |_| false, now), FREE_AFTER_ANOTHER);
     }
 
     #[test]
@@ -199,9 +199,9 @@ mod tests {
         let now = Instant::now();
         let mut other = mark("another", "old");
         other.stopped = Some(Timestamp::now());
-        assert_eq!(wants_to_act(false).judge(found(&other), |_| true, now), FREE_AFTER_ANOTHER);
+        assert_eq!(wants_to_act(false).judge(&found(&other), |_| true, now), FREE_AFTER_ANOTHER);
         other.state_id = "s".to_owned();
-        assert_eq!(wants_to_act(false).judge(found(&other), |_| true, now), FREE);
+        assert_eq!(wants_to_act(false).judge(&found(&other), |_| true, now), FREE);
     }
 
     #[test]
@@ -211,20 +211,20 @@ mod tests {
         for gone in [Found::None, Found::Damaged("it is empty".to_owned())] {
             let mut vigil = wants_to_act(false);
             let other = mark("another", "old");
-            assert!(is_taken(&vigil.judge(found(&other), |_| false, began)));
-            let Verdict::Taken(who) = vigil.judge(gone.clone(), |_| false, at(170)) else {
+            assert!(is_taken(&vigil.judge(&found(&other), |_| false, began)));
+            let Verdict::Taken(who) = vigil.judge(&gone, |_| false, at(170)) else {
                 panic!("released by {gone:?}")
             };
             assert!(who.starts_with("process ") && who.contains("its mark is "), "{who}");
-            assert!(is_taken(&vigil.judge(gone.clone(), |_| false, at(349))));
-            assert!(is_taken(&vigil.judge(gone.clone(), |_| true, at(350))), "its process lives");
-            assert_eq!(vigil.judge(gone, |_| false, at(350)), FREE_AFTER_ANOTHER);
+            assert!(is_taken(&vigil.judge(&gone, |_| false, at(349))));
+            assert!(is_taken(&vigil.judge(&gone, |_| true, at(350))), "its process lives");
+            assert_eq!(vigil.judge(&gone, |_| false, at(350)), FREE_AFTER_ANOTHER);
         }
         // Nor one that was overtaken, and has not seen yet by whom.
         let mut vigil = wants_to_act(true);
-        assert!(is_taken(&vigil.judge(Found::None, |_| false, began)));
-        assert!(is_taken(&vigil.judge(Found::None, |_| false, at(179))));
-        assert_eq!(vigil.judge(Found::None, |_| false, at(180)), FREE_AFTER_ANOTHER);
+        assert!(is_taken(&vigil.judge(&Found::None, |_| false, began)));
+        assert!(is_taken(&vigil.judge(&Found::None, |_| false, at(179))));
+        assert_eq!(vigil.judge(&Found::None, |_| false, at(180)), FREE_AFTER_ANOTHER);
     }
 
     #[test]
@@ -233,14 +233,14 @@ mod tests {
         for bad in [Found::None, Found::Damaged("it is empty".to_owned())] {
             let mut fresh = wants_to_act(false);
             let early = began + Duration::from_millis(2900);
-            assert_eq!(fresh.judge(bad.clone(), |_| true, began), Verdict::Wait);
-            assert_eq!(fresh.judge(bad.clone(), |_| true, early), Verdict::Wait);
-            assert_eq!(fresh.judge(bad.clone(), |_| true, began + PATIENCE), FREE);
+            assert_eq!(fresh.judge(&bad, |_| true, began), Verdict::Wait);
+            assert_eq!(fresh.judge(&bad, |_| true, early), Verdict::Wait);
+            assert_eq!(fresh.judge(&bad, |_| true, began + PATIENCE), FREE);
 
             // The agent that acts here writes it anew.
             let mut fresh = wants_to_act(false);
-            assert_eq!(fresh.judge(bad, |_| true, began), Verdict::Wait);
-            assert!(is_taken(&fresh.judge(found(&mark("another", "old")), |_| true, early)));
+            assert_eq!(fresh.judge(&bad, |_| true, began), Verdict::Wait);
+            assert!(is_taken(&fresh.judge(&found(&mark("another", "old")), |_| true, early)));
         }
     }
 
@@ -249,23 +249,23 @@ mod tests {
         let now = Instant::now();
         let elsewhere = AgentMark { machine_id: "n".to_owned(), ..mark("s", "old") };
         let mut vigil = wants_to_act(false);
-        assert!(is_taken(&vigil.judge(found(&elsewhere), |_| false, now)));
+        assert!(is_taken(&vigil.judge(&found(&elsewhere), |_| false, now)));
         // On this host its process tells.
         let mut vigil = wants_to_act(false);
-        assert!(is_taken(&vigil.judge(found(&mark("s", "copy")), |_| true, now)));
+        assert!(is_taken(&vigil.judge(&found(&mark("s", "copy")), |_| true, now)));
         // And two that overtake each other do not take turns.
         let mut vigil = wants_to_act(true);
-        assert!(is_taken(&vigil.judge(found(&mark("s", "copy")), |_| false, now)));
+        assert!(is_taken(&vigil.judge(&found(&mark("s", "copy")), |_| false, now)));
     }
 
     #[test]
     fn a_whole_mark_that_cannot_be_understood_is_somebodys() {
         let mut vigil = wants_to_act(false);
         let (began, later) = (Instant::now(), Found::Unclear("version 2".to_owned()));
-        let Verdict::Taken(who) = vigil.judge(later.clone(), |_| false, began) else {
+        let Verdict::Taken(who) = vigil.judge(&later, |_| false, began) else {
             panic!("taken for nobody's")
         };
         assert!(who.contains("version 2"), "{who}");
-        assert_eq!(vigil.judge(later, |_| false, began + SILENCE), FREE_AFTER_ANOTHER);
+        assert_eq!(vigil.judge(&later, |_| false, began + SILENCE), FREE_AFTER_ANOTHER);
     }
 }

@@ -93,7 +93,8 @@ fn a_spec_that_names_another_machine_than_its_status_file_is_held_when_the_state
 
 #[test]
 fn that_nobody_knows_what_is_installed_stands_in_the_status_file_in_every_phase() {
-    let edits: [(Phase, fn(&mut NodeSpec)); 3] = [
+    type Edit = fn(&mut NodeSpec);
+    let edits: [(Phase, Edit); 3] = [
         (Phase::Paused, |spec| spec.paused = true),
         (Phase::Unmanaged, |spec| spec.goal = Goal::Unmanaged),
         (Phase::Available, |spec| spec.goal = Goal::Available),
