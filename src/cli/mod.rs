@@ -55,9 +55,9 @@ enum Command {
         #[arg(long)]
         print_config: bool,
     },
-    /// Check every spec in a directory; exit code 1 if one has a problem.
+    /// Check every spec in a directory, or one; exit code 1 if one has a problem.
     Check {
-        /// The directory of specs.
+        /// The directory of specs, or one of them.
         dir: PathBuf,
         /// The agent's configuration, for its [defaults].
         #[arg(long)]
@@ -215,7 +215,9 @@ impl Args {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Check { dir, config } => check::check(&dir, config.as_deref(), out),
-            Command::Status { place, output } => status::show(&place.directory()?, output, out),
+            Command::Status { place, output } => {
+                status::show(&place.directory()?, &place.specs()?, output, out)
+            }
             Command::Watch { place } => status::watch(&place.directory()?, out),
             Command::Show { place } => show::show(&place, out),
             Command::Digest { file, config } => digest::digest(&file, config.as_deref(), out),
@@ -268,6 +270,14 @@ impl Place {
         }
         let Config { specs, .. } = config::read(&self.config)?;
         Ok(specs.status_dir.unwrap_or(specs.dir))
+    }
+
+    /// The directory of the specs, as far as that is known.
+    fn specs(&self) -> Result<PathBuf, Failure> {
+        match &self.dir {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(config::read(&self.config)?.specs.dir),
+        }
     }
 }
 

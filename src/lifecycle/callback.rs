@@ -15,7 +15,7 @@ use crate::model::{
     disk::Disk,
     fault::{Fault, Step},
     secret::AttemptKey,
-    size::show_bytes,
+    size::show_apart,
     spec::NodeSpec,
     status::ImagingStage,
     system_guid::SystemGuid,
@@ -120,10 +120,14 @@ impl Node {
             _ => return Err("no lookup is expected in this phase"),
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
-        let chosen = right_machine(spec, attempt.system_guid, &lookup)
-            .and_then(|()| choose_disk(spec, attempt.image.disk_bytes, lookup));
+        let right = right_machine(spec, attempt.system_guid, &lookup);
+        let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
+        let chosen = right.and_then(|()| choose_disk(spec, attempt.image.disk_bytes, &disks));
         match chosen {
             Ok(disk) => {
+                let installed = self.record.installed.iter().map(|installed| &installed.disk);
+                let others = installed.chain(&self.record.other_disks);
+                self.record.other_disks = others_there(others, &disks, &disk);
                 let name = disk.name.clone();
                 attempt.disk = Some(disk);
                 let (disk, iqn) = (name, self.iqn());
@@ -363,17 +367,17 @@ fn right_machine(
 }
 
 /// The disk to write, or why there is none. Whatever the ramdisk said is untrusted.
-fn choose_disk(spec: &NodeSpec, needed_bytes: u64, lookup: Lookup) -> Result<Disk, Fault> {
+fn choose_disk(spec: &NodeSpec, needed_bytes: u64, disks: &[Disk]) -> Result<Disk, Fault> {
     let lasting =
         |code, message: &str, hint| Err(Fault::lasting(Step::Ramdisk, code, plain(message), hint));
-    let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
-    match spec.root_device.choose(&disks) {
+    match spec.root_device.choose(disks) {
         Ok(disk) if disk.size < needed_bytes => {
-            let needed = show_bytes(needed_bytes);
+            let [has, needed] = show_apart(disk.size, needed_bytes);
             lasting(
                 "DiskTooSmall",
                 &format!(
-                    "the root device {disk} is smaller than what is to be on it, which has {needed}"
+                    "the root device {disk} is smaller than what is to be on it, which has {needed}; \
+                     the disk has {has}"
                 ),
                 "choose a larger disk with [root_device] or a smaller image",
             )
@@ -385,6 +389,20 @@ fn choose_disk(spec: &NodeSpec, needed_bytes: u64, lookup: Lookup) -> Result<Dis
             "give [root_device] hints that match exactly one of these disks",
         ),
     }
+}
+
+/// Of disks that were written before, those that are there, but for the one to be written, as they are called now.
+fn others_there<'a>(
+    before: impl Iterator<Item = &'a Disk>,
+    disks: &[Disk],
+    chosen: &Disk,
+) -> Vec<Disk> {
+    let mut others: Vec<Disk> = Vec::new();
+    for one in before {
+        let now = disks.iter().find(|disk| disk.is_same(one) && !disk.is_same(chosen));
+        others.extend(now.filter(|disk| !others.contains(disk)).cloned());
+    }
+    others
 }
 
 /// A disk as it may be shown and kept: texts bounded and without control characters, and a size that TOML can hold.

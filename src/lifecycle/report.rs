@@ -261,6 +261,9 @@ impl Node {
             Phase::Pending if self.in_line_since.is_some() => {
                 "waiting for its turn: as many machines as limits.waiting allows are being brought up".to_owned()
             }
+            Phase::Pending if self.record.not_before.is_some() && self.missing().is_some() => {
+                format!("waiting for what is missing: {last_error}")
+            }
             Phase::Pending if self.record.not_before.is_some() => {
                 format!("will try again after: {last_error}")
             }
@@ -379,6 +382,16 @@ impl Node {
             let reason = if same_bmc { "OtherMacs" } else { "OtherBmc" };
             let message = format!("installed as {machine}, and is {} now", Machine::named_by(spec));
             conditions.push(condition("MachineChanged", true, reason, message));
+        }
+        if let Some(installed) = &self.record.installed {
+            let is_other = |disk: &&Disk| !disk.is_same(&installed.disk);
+            for disk in self.record.other_disks.iter().filter(is_other) {
+                let message = format!(
+                    "{disk} still holds what was installed on it before, and its file systems may have the UUIDs and labels of those in \
+                     use: take it out, or have it WIPED"
+                );
+                conditions.push(condition("OldDiskInstalled", true, "RootDeviceMoved", message));
+            }
         }
         if let Some(Fault { code, message, .. }) = self.netboot_trouble() {
             conditions.push(condition("NetbootVerified", false, code, message.clone()));

@@ -44,6 +44,18 @@ pub struct Disk {
     pub read_only: bool,
 }
 
+impl Disk {
+    /// Whether both are one disk of a machine, at different times: by what the disk itself says, and else by its name.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let both = |one: &Option<String>, two: &Option<String>| {
+            one.as_ref().zip(two.as_ref()).map(|(one, two)| one == two)
+        };
+        both(&self.wwn, &other.wwn)
+            .or_else(|| both(&self.serial, &other.serial))
+            .unwrap_or(self.name == other.name)
+    }
+}
+
 /// `vda (8.0 GiB, serial root-1)`
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

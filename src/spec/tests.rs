@@ -1,11 +1,12 @@
 //! Every field of the schema: its good values, its bad ones, and the place and words of each problem.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use crate::model::{
+    attached::AttachedContent,
     boot::{Arch, Firmware},
     disk::{Comparison, SizeHint},
     problem::Problem,
@@ -48,7 +49,7 @@ fn parse_settings(
     super::parse_settings(file, bytes, defaults, &absent)
 }
 
-fn absent(path: &str) -> Result<Arc<str>, String> {
+fn absent(path: &str) -> Result<AttachedContent, String> {
     Err(format!("`{path}` is not there"))
 }
 

@@ -178,6 +178,10 @@ pub(super) fn network_data(content: &str) -> Result<(), String> {
     }
 }
 
+/// Metadata that name one thing, and so are no lists.
+pub(super) const META_DATA_TEXTS: [&str; 5] =
+    ["hostname", "name", "uuid", "local-hostname", "instance-id"];
+
 /// One of the administrator's metadata. What YAML cannot hold as it is, no data source gets.
 pub(super) fn meta_data(text: &str) -> Result<String, String> {
     let is_lost = |c: &char| {

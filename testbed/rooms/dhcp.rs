@@ -3,16 +3,15 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader},
     net::{Ipv4Addr, UdpSocket},
-    os::fd::AsFd as _,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
+
+use crate::namespace::Namespace;
 
 const HOSTLER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 /// For a server to start and to answer.
@@ -122,7 +121,7 @@ struct Site {
 impl Site {
     fn new() -> Self {
         let (server, machine) = (Namespace::new(), Namespace::new());
-        let peer = machine.0.id().to_string();
+        let peer = machine.id();
         let wire = ["ip", "link", "add", "site", "type", "veth", "peer", "machine", "netns"];
         server.run(&[&wire[..], &[&peer]].concat());
         for (end, name, address) in
@@ -211,48 +210,6 @@ fn discover(xid: u32, architecture: u16, class: &str) -> Vec<u8> {
     message.push(255);
     message.resize(300, 0);
     message
-}
-
-/// A network namespace, for as long as its process lives.
-struct Namespace(Child);
-
-impl Namespace {
-    fn new() -> Self {
-        let mut process = Command::new("unshare")
-            .args(["--net", "sh", "-c", "echo ready; exec cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n", "no network namespace: this needs root");
-        Self(process)
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", self.0.id()));
-        command
-    }
-
-    fn run(&self, words: &[&str]) {
-        let output = self.command().args(words).output().unwrap();
-        assert!(output.status.success(), "{words:?}: {output:?}");
-    }
-
-    /// Takes the calling thread there.
-    fn enter(&self) {
-        let namespace = File::open(format!("/proc/{}/ns/net", self.0.id())).unwrap();
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
 }
 
 /// A server, killed when the test is over.

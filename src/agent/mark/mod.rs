@@ -10,8 +10,8 @@ mod identity;
 mod vigil;
 
 use std::{
-    io,
-    path::Path,
+    fs, io,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -108,8 +108,9 @@ impl Claim {
             // Whatever it is: somebody acted here, and this directory knows nothing of it.
             another.note().map_err(no_heartbeat)?;
         }
+        let place = MarkPlace { dir, is_made: config.specs.status_dir.is_some() };
         let standing =
-            Standing::start(Pace::default(), dir, &state_id, was_overtaken, another.clone())
+            Standing::start(Pace::default(), place, &state_id, was_overtaken, another.clone())
                 .map_err(no_heartbeat)?;
         let mut now = standing.now.clone();
         let after_another = loop {
@@ -155,10 +156,18 @@ impl Default for Pace {
     }
 }
 
+/// The directory of the mark.
+#[derive(Clone, Copy, Debug)]
+struct MarkPlace<'a> {
+    dir: &'a Path,
+    /// Whether it is made again if it is gone: it holds status files alone.
+    is_made: bool,
+}
+
 impl Standing {
     fn start(
         pace: Pace,
-        dir: &Path,
+        place: MarkPlace<'_>,
         state_id: &str,
         was_overtaken: bool,
         another: AnotherAgent,
@@ -170,9 +179,10 @@ impl Standing {
         let ours = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
             pace,
-            file: MarkFile::in_dir(dir),
-            statuses: StatusFiles::new(dir),
+            file: MarkFile::in_dir(place.dir),
+            statuses: StatusFiles::new(place.dir),
             another,
+            made_dir: place.is_made.then(|| place.dir.to_owned()),
             mark: identity::of_this_process(state_id, hex(&random), INTERVAL_S, Timestamp::now()),
             stopped,
             told,
@@ -240,6 +250,8 @@ struct Keeper {
     statuses: StatusFiles,
     /// Where it is written down that another agent acts, before this one takes over.
     another: AnotherAgent,
+    /// The directory, if it is made again when it is gone.
+    made_dir: Option<PathBuf>,
     mark: AgentMark,
     stopped: Receiver<()>,
     told: watch::Sender<Now>,
@@ -403,7 +415,12 @@ impl Keeper {
     fn put(&mut self, found: &Found) -> io::Result<bool> {
         self.mark.heartbeat = Timestamp::now();
         let is_put = match found {
-            Found::None => self.file.create(&self.mark)?,
+            Found::None => {
+                if let Some(dir) = &self.made_dir {
+                    fs::create_dir_all(dir)?;
+                }
+                self.file.create(&self.mark)?
+            }
             _ => self.file.replace(&self.mark).map(|()| true)?,
         };
         self.is_marked |= is_put;

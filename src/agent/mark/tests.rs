@@ -12,6 +12,10 @@ const QUICK: Pace = Pace {
     patience: Duration::from_millis(100),
 };
 
+fn beside_specs(dir: &Path) -> MarkPlace<'_> {
+    MarkPlace { dir, is_made: false }
+}
+
 fn start(dir: &TempDir, state_id: &str) -> Standing {
     start_in(dir.path(), dir, state_id)
 }
@@ -19,7 +23,8 @@ fn start(dir: &TempDir, state_id: &str) -> Standing {
 /// An agent with a state directory beside the status directory, and a record there of what it knows
 /// of others.
 fn start_in(statuses: &Path, dir: &TempDir, state_id: &str) -> Standing {
-    Standing::start(QUICK, statuses, state_id, false, note(dir, state_id)).unwrap()
+    let place = beside_specs(statuses);
+    Standing::start(QUICK, place, state_id, false, note(dir, state_id)).unwrap()
 }
 
 fn note(dir: &TempDir, state_id: &str) -> AnotherAgent {
@@ -172,7 +177,7 @@ async fn that_another_agent_acts_is_on_disk_before_this_one_takes_over() {
     // Without it the other one's mark stays.
     let other = mark_in(&dir);
     let nowhere = AnotherAgent::in_dir(&dir.path().join("missing"));
-    let third = Standing::start(QUICK, dir.path(), "three", false, nowhere).unwrap();
+    let third = Standing::start(QUICK, beside_specs(dir.path()), "three", false, nowhere).unwrap();
     assert!(stands_by(&third).await.contains("cannot be written"));
     assert_eq!(mark_in(&dir), other);
 }
@@ -237,6 +242,21 @@ async fn a_whole_mark_of_another_version_ends_the_agent_as_any_other_agents_does
     let later = AgentMark { version: 2, ..other };
     MarkFile::in_dir(dir.path()).replace(&later).unwrap();
     assert!(standing.overtaken().await.contains("version 2"));
+}
+
+#[tokio::test]
+async fn a_directory_for_status_files_alone_is_made_again_with_the_mark() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("status");
+    let place = MarkPlace { dir: &dir, is_made: true };
+    let standing = Standing::start(QUICK, place, "one", false, note(&parent, "one")).unwrap();
+    assert!(!acts(&standing).await);
+    fs::remove_dir_all(&dir).unwrap();
+    let file = MarkFile::in_dir(&dir);
+    while file.read().unwrap().is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    standing.stop().await;
 }
 
 #[tokio::test]

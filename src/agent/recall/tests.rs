@@ -78,6 +78,7 @@ fn spec(node: &str, machine: u8) -> NodeSpec {
             username: "admin".into(),
             password: Password::PasswordFile("bmc".into()),
             privilege: Privilege::Administrator,
+            kg_file: None,
             cipher_suite: None,
             match_system_uuid: false,
             console: false,
@@ -113,6 +114,7 @@ fn deployed(spec: &NodeSpec) -> Record {
         disk,
         at: now(),
         root_uuid: None,
+        root_partuuid: None,
         redeploy: spec.redeploy.clone(),
         machine: Some(Machine::named_by(spec)),
     };

@@ -296,6 +296,19 @@ fn a_credential_stands_in_for_the_password_file() {
 }
 
 #[test]
+fn a_bmc_key_is_in_a_file_of_the_secrets_directory_and_needs_none_of_its_own_in_the_spec() {
+    let with_key = MINIMAL.replace("password_file = ", "kg_file = \"kg\"\npassword_file = ");
+    assert_eq!(good(&with_key).bmc.unwrap().kg_file.as_deref(), Some("kg"));
+    assert_eq!(good(MINIMAL).bmc.unwrap().kg_file, None);
+    check(
+        with("bmc", "kg_file = \"/etc/kg\""),
+        &expect![[r#"
+            nodes/edge-07.toml:4:11: bmc.kg_file: `/etc/kg` is absolute, must be relative to the secrets directory
+        "#]],
+    );
+}
+
+#[test]
 fn a_machine_without_a_bmc_needs_nothing_else_said_of_it() {
     let bmc = "address = \"192.0.2.20\"\npassword_file = \"edge-07.bmc\"";
     let text = MINIMAL.replace(bmc, "driver = \"none\"");
@@ -305,6 +318,16 @@ fn a_machine_without_a_bmc_needs_nothing_else_said_of_it() {
     let minutes = |text: &str| good(text).timeouts.power.as_secs() / 60;
     assert_eq!((minutes(MINIMAL), minutes(&text)), (2, 168 * 60), "a person may have to travel");
     assert_eq!(minutes(&format!("{text}\n[timeouts]\npower = '3h'\n")), 3 * 60);
+}
+
+#[test]
+fn a_character_that_nobody_sees_is_shown() {
+    check(
+        MINIMAL.replace("192.0.2.20", "192.0.2.\u{200b}20"),
+        &expect![[r#"
+            nodes/edge-07.toml:4:11: bmc.address: `192.0.2.\u{200b}20` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
+        "#]],
+    );
 }
 
 #[test]
@@ -456,7 +479,7 @@ fn bad_timeouts_and_retries_are_named() {
             attempts = 101
               nodes/edge-07.toml:10:12: retry.attempts: 101 is out of range, 1 to 100 is allowed
             attempts = 99999999999999999999
-              nodes/edge-07.toml:10:12: retry.attempts: 9223372036854775807 is out of range, 1 to 100 is allowed
+              nodes/edge-07.toml:10:12: retry.attempts: 99999999999999999999 is out of range, 1 to 100 is allowed
             attempts = 1.5
               nodes/edge-07.toml:10:12: retry.attempts: a float, must be an integer
         "]],

@@ -16,7 +16,7 @@ use hostler::model::status::Phase;
 use super::{
     NODE,
     machine::Machine,
-    site::{Site, Spec},
+    site::{Site, Spec, answer},
 };
 
 /// A node that is only observed, and of which nothing is to be seen.
@@ -52,6 +52,33 @@ fn a_restart_leaves_a_status_file_alone_that_says_what_it_should() {
         fs::read_to_string(file("b")).unwrap().contains("phase = \"unmanaged\"")
     });
     assert_eq!(inode("a"), before, "it was written again");
+}
+
+#[test]
+fn a_status_directory_that_is_removed_is_made_again_and_a_spec_directory_is_not() {
+    let site = Site::new();
+    let status = site.path("run/status");
+    site.configure(&format!("rescan = \"1s\"\nstatus_dir = \"{}\"\n", status.display()));
+    let agent = site.start();
+    site.write("a", &observed(&site, 1));
+    let file = status.join("a.status.toml");
+    site.await_that("a status", || file.exists());
+    fs::remove_dir_all(site.path("run/status")).unwrap();
+    site.await_that("a status again", || file.exists());
+    site.await_that("a mark again", || status.join("_agent.status.toml").exists());
+    let (code, said, _) = answer(&mut site.hostler(&["status"]));
+    assert_eq!(code, 0, "{said}");
+    agent.terminate();
+
+    site.configure("rescan = \"1s\"\n");
+    let _agent = site.start();
+    site.until_phase("a", Phase::Unmanaged);
+    fs::rename(site.path("nodes"), site.path("away")).unwrap();
+    site.await_that("missed", || site.log().contains("the spec directory cannot be read"));
+    site.await_that("missed for a status", || {
+        site.log().contains("a status file cannot be changed")
+    });
+    assert!(!site.path("nodes").exists());
 }
 
 #[test]

@@ -125,6 +125,7 @@ pub(crate) fn bmc_at(address: &BmcAddress) -> Bmc {
         username: "admin".to_owned(),
         password: Password::PasswordFile("bmc".to_owned()),
         privilege: Privilege::Administrator,
+        kg_file: None,
         cipher_suite: None,
         match_system_uuid: false,
         console: false,
