@@ -250,6 +250,7 @@ impl Node {
         self.record.last_seen = LastSeen::default();
         self.refused = 0;
         self.refused_reason = None;
+        self.missing_disk = None;
         self.enter(now, State::Preparing { ready: None });
     }
 

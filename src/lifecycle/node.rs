@@ -18,6 +18,7 @@ use crate::model::{
 };
 
 use super::{
+    callback::MissingDisk,
     carrier::NEVER_STARTED,
     event::{Action, Event, Menu, Operation, Outcome},
     fleet::Policy,
@@ -58,6 +59,9 @@ pub struct Node {
     pub(super) bmc_trouble: Option<Fault>,
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
+    /// The root device that the ramdisk does not have yet, if it is waited for. Not on record: after a
+    /// restart of the agent the wait begins anew.
+    pub(super) missing_disk: Option<MissingDisk>,
     /// What is on the machine that the spec to come names for the first time, if it was another node's.
     pub(super) moved_here: Option<Known>,
     /// Since when everything is ready for an attempt but that it is the node's turn.
@@ -114,6 +118,7 @@ impl Node {
             bmc_trouble: None,
             refused: 0,
             refused_reason: None,
+            missing_disk: None,
             moved_here: None,
             in_line_since: None,
             polls: Polls::new(now),

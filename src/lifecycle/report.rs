@@ -131,6 +131,19 @@ impl Node {
         plain(&self.sentence_by_hand().unwrap_or_else(|| self.sentence()))
     }
 
+    fn message_waiting(&self, attempt: &Attempt) -> String {
+        if let Some(missing) = self.missing_disk() {
+            return format!("waiting for the root device: {}", missing.fault.message);
+        }
+        match (&attempt.disk, self.record.last_seen.fetched) {
+            (Some(disk), _) => format!("the deploy ramdisk is exporting {disk}"),
+            (None, Some(stage)) => {
+                format!("the machine is booting: it fetched its {}", stage.as_str())
+            }
+            (None, None) => "the machine is on; waiting for it to netboot".to_owned(),
+        }
+    }
+
     fn sentence(&self) -> String {
         let at_rest = self.record.state.at_rest() || self.unread;
         if let Some(problem) = self.problems.first().filter(|_| at_rest) {
@@ -165,15 +178,7 @@ impl Node {
             State::PoweringOn { .. } => {
                 "setting the boot device to network and switching the machine on".to_owned()
             }
-            State::WaitingRamdisk { attempt } => {
-                match (&attempt.disk, self.record.last_seen.fetched) {
-                    (Some(disk), _) => format!("the deploy ramdisk is exporting {disk}"),
-                    (None, Some(stage)) => {
-                        format!("the machine is booting: it fetched its {}", stage.as_str())
-                    }
-                    (None, None) => "the machine is on; waiting for it to netboot".to_owned(),
-                }
-            }
+            State::WaitingRamdisk { attempt } => self.message_waiting(attempt),
             State::Imaging { attempt, disk, granted, .. } => {
                 message_imaging(attempt, disk, *granted)
             }
@@ -433,7 +438,12 @@ fn message_imaging(attempt: &Attempt, disk: &Disk, granted: bool) -> String {
 
 /// A text from outside as it may be shown and kept: bounded, and without what steers a terminal.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().filter(|c| !is_escaped(*c)).take(TEXT_CHARS_MAX).collect()
+    plain_up_to(TEXT_CHARS_MAX, text)
+}
+
+/// The same with another bound.
+pub(super) fn plain_up_to(chars_max: usize, text: &str) -> String {
+    text.chars().filter(|c| !is_escaped(*c)).take(chars_max).collect()
 }
 
 /// A fault from outside, with such a text.

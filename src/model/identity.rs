@@ -85,8 +85,18 @@ impl NodeSpec {
                 ));
             }
         }
-        let RootDeviceHints { name, serial, wwn, model, vendor, hctl, size, rotational } =
-            &self.root_device;
+        let RootDeviceHints {
+            name,
+            serial,
+            wwn,
+            model,
+            vendor,
+            hctl,
+            size,
+            rotational,
+            by_path,
+            multipath: _, // the disk is the same whichever way it is reached
+        } = &self.root_device;
         for hint in [name, serial, wwn, model, vendor, hctl] {
             parts.put(hint.as_deref().unwrap_or_default());
         }
@@ -125,6 +135,9 @@ impl NodeSpec {
                     }
                 }
             }
+        }
+        if let Some(by_path) = by_path {
+            parts.put(&format!("root device by path {by_path}"));
         }
         Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
             .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))

@@ -425,6 +425,9 @@ impl fmt::Debug for Attachment {
 pub struct Timeouts {
     /// From power on to the ramdisk's iSCSI target.
     pub ramdisk: Duration,
+    /// From the deploy ramdisk's first lookup to the appearance of the root device.
+    #[serde(default = "root_device_wait", skip_serializing_if = "is_root_device_wait")]
+    pub root_device: Duration,
     /// Without any byte of progress while imaging.
     pub imaging_stall: Duration,
     /// The whole imaging.
@@ -433,6 +436,18 @@ pub struct Timeouts {
     pub completed: Duration,
     /// For the BMC to answer and for a power state to be reached; without a BMC, for somebody to have the machine boot from the network.
     pub power: Duration,
+}
+
+/// How long the root device is waited for unless the spec says otherwise. Records leave it out, so
+/// that those of an earlier version read the same.
+pub const ROOT_DEVICE_WAIT: Duration = Duration::from_secs(60);
+
+const fn root_device_wait() -> Duration {
+    ROOT_DEVICE_WAIT
+}
+
+fn is_root_device_wait(wait: &Duration) -> bool {
+    *wait == ROOT_DEVICE_WAIT
 }
 
 /// `[retry]`

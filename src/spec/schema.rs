@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::model::{
     attached::{AttachedContent, MetaData},
     boot::{Arch, Firmware},
-    disk::{RootDeviceHints, SizeHint},
+    disk::{Multipath, RootDeviceHints, SizeHint},
     ids::{Digest, MacAddr, NodeName},
     ironic,
     netboot::Netboot,
@@ -244,6 +244,8 @@ fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {
         hctl: hints.key("hctl").text(values::hctl),
         size: hints.key("size").text(SizeHint::parse),
         rotational: hints.key("rotational").flag(),
+        by_path: hints.key("by_path").text(values::by_path),
+        multipath: hints.key("multipath").choice(&[("first", Multipath::First)]),
     }
 }
 
@@ -436,6 +438,7 @@ fn config_drive(
 fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
     let mut wait = |key, default: &str| timeouts.key(key).or(default).text(duration);
     let ramdisk = wait("ramdisk", "20m");
+    let root_device = wait("root_device", "60s");
     let imaging_stall = wait("imaging_stall", "2m");
     let imaging = wait("imaging", "2h");
     let completed = wait("completed", "5m");
@@ -443,6 +446,7 @@ fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
     let power = wait("power", if has_bmc { "2m" } else { "168h" });
     Some(Timeouts {
         ramdisk: ramdisk?,
+        root_device: root_device?,
         imaging_stall: imaging_stall?,
         imaging: imaging?,
         completed: completed?,

@@ -110,13 +110,14 @@ fn the_smallest_spec_has_every_default() {
     assert_eq!(
         [
             spec.timeouts.ramdisk,
+            spec.timeouts.root_device,
             spec.timeouts.imaging_stall,
             spec.timeouts.imaging,
             spec.timeouts.completed,
             spec.timeouts.power,
             spec.retry.backoff,
         ],
-        [minutes(20), minutes(2), minutes(120), minutes(5), minutes(2), minutes(1)]
+        [minutes(20), minutes(1), minutes(2), minutes(120), minutes(5), minutes(2), minutes(1)]
     );
     assert_eq!(spec.retry.attempts, 3);
 }
@@ -163,6 +164,7 @@ format = "raw"
 kind = "disk"
 [timeouts]
 ramdisk = "1h 30m"
+root_device = "2m"
 imaging_stall = "1s"
 imaging = "168h"
 completed = "90s"

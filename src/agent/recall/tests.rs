@@ -95,6 +95,7 @@ fn spec(node: &str, machine: u8) -> NodeSpec {
         config_drive: None,
         timeouts: Timeouts {
             ramdisk: minutes(20),
+            root_device: minutes(1),
             imaging_stall: minutes(2),
             imaging: minutes(120),
             completed: minutes(5),

@@ -77,6 +77,7 @@ pub(super) fn spec() -> NodeSpec {
         config_drive: None,
         timeouts: Timeouts {
             ramdisk: minutes(20),
+            root_device: minutes(1),
             imaging_stall: minutes(2),
             imaging: minutes(120),
             completed: minutes(5),

@@ -336,6 +336,10 @@ fn bad_root_device_values_are_named() {
         "root_device",
         &[
             r#"name = "/dev/disk/by-id/x""#,
+            r#"name = "/dev/disk/by-path/pci-0000:00:04.0""#,
+            r#"by_path = "sda""#,
+            r#"by_path = "/dev/disk/by-path/pci-0000:00:17.0-ata-1-part2""#,
+            r#"multipath = "all""#,
             r#"serial = "  ""#,
             r#"hctl = "0:0:1""#,
             r#"size = "big""#,
@@ -345,7 +349,15 @@ fn bad_root_device_values_are_named() {
         ],
         &expect![[r#"
             name = "/dev/disk/by-id/x"
-              nodes/edge-07.toml:10:8: root_device.name: `/dev/disk/by-id/x` is not a kernel name such as sda or /dev/nvme0n1
+              nodes/edge-07.toml:10:8: root_device.name: `/dev/disk/by-id/x` is not a kernel name such as sda or /dev/nvme0n1; write it as wwn if it begins with wwn- or nvme-eui., else as serial
+            name = "/dev/disk/by-path/pci-0000:00:04.0"
+              nodes/edge-07.toml:10:8: root_device.name: `/dev/disk/by-path/pci-0000:00:04.0` is not a kernel name such as sda or /dev/nvme0n1; write it as by_path
+            by_path = "sda"
+              nodes/edge-07.toml:10:11: root_device.by_path: `sda` is not a path such as pci-0000:00:17.0-ata-1
+            by_path = "/dev/disk/by-path/pci-0000:00:17.0-ata-1-part2"
+              nodes/edge-07.toml:10:11: root_device.by_path: `/dev/disk/by-path/pci-0000:00:17.0-ata-1-part2` is a partition; leave -part and its number out
+            multipath = "all"
+              nodes/edge-07.toml:10:13: root_device.multipath: `all` is not one of first
             serial = "  "
               nodes/edge-07.toml:10:10: root_device.serial: empty
             hctl = "0:0:1"

@@ -263,7 +263,8 @@ fn without_a_matching_disk_every_disk_is_named_to_both_sides() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);
     let _agent = site.start();
-    site.write(NODE, &machine.spec(&site).with("root_device.serial", "root-9"));
+    let spec = machine.spec(&site).with("root_device.serial", "root-9");
+    site.write(NODE, &spec.with("timeouts.root_device", "1s"));
     let ramdisk = machine.boot(&site, 1);
     let (code, said) = ramdisk.look_up(machine.disk.disk_bytes);
     assert_eq!(code, 409);
