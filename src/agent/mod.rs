@@ -167,13 +167,6 @@ impl Agent {
                      with RuntimeDirectory=hostler in its unit");
             })
             .ok();
-        if after_another {
-            let records = store.set_records_aside()?;
-            warn!(
-                records,
-                "another agent acted here last: this one's own records are put aside, and the status files say what is installed"
-            );
-        }
         let (files, now) = (status_files(&config), Timestamp::now());
         let recall::Recalled { fleet, losses, notes } =
             recall::recall(&mut store, &files, policy(&config), after_another, now)?;

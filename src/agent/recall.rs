@@ -11,10 +11,7 @@ use jiff::Timestamp;
 
 use crate::{
     lifecycle::{Fleet, Known, Left, Policy, Record, format_1},
-    model::{
-        ids::NodeName,
-        status::{Condition, Status},
-    },
+    model::ids::NodeName,
     status_file::{self, StatusFileError, StatusFiles},
     store::{Loaded, Store, StoreError},
 };
@@ -29,8 +26,9 @@ pub(super) struct Recalled {
     pub(super) notes: Vec<String>,
 }
 
-/// Reads the state directory, and the status files where they tell more. If it was `overtaken`, another agent has acted since, and
-/// this one's records are put aside.
+/// Reads the state directory, and the status files where they tell more. If it was `overtaken`,
+/// another agent has acted since: the records are put aside, and every node is held whose status
+/// file does not tell what is installed.
 pub(super) fn recall(
     store: &mut Store,
     files: &StatusFiles,
@@ -38,16 +36,25 @@ pub(super) fn recall(
     overtaken: bool,
     now: Timestamp,
 ) -> Result<Recalled, StoreError> {
+    let (mut losses, notes) = (Vec::new(), Vec::new());
+    if overtaken {
+        let count = store.set_records_aside()?;
+        losses.push(format!(
+            "an agent with another state directory has acted upon these status files: they say what \
+             is installed, nodes of which they do not say it are held until somebody consents, and \
+             {count} records of this state directory are put aside in it"
+        ));
+    }
     let Loaded { records, damaged, old } = store.load_all(format_1::record)?;
     let upgraded = !old.is_empty();
-    let (losses, notes) = (Vec::new(), Vec::new());
-    let mut reading = Reading { store, files, now, records, changed: old, losses, notes };
+    let mut reading =
+        Reading { store, files, now, overtaken, records, changed: old, losses, notes };
     for (name, error) in damaged {
         reading.lose(&name, format!("{error}; its node is held until somebody consents"));
     }
     reading.find_contradictions();
     let witnessed = reading.hear_status_files();
-    let (left, must_save) = reading.read_site(overtaken)?;
+    let (left, must_save) = reading.read_site()?;
     let Reading { records, changed, losses, mut notes, .. } = reading;
     // At once: at the next start the damaged file is no longer there to warn.
     for name in changed {
@@ -64,6 +71,7 @@ pub(super) fn recall(
         store.save_site(fleet.left())?;
     }
     store.complete_upgrade()?;
+    store.another_agent().forget()?;
     Ok(Recalled { fleet, losses, notes })
 }
 
@@ -72,6 +80,7 @@ struct Reading<'a> {
     store: &'a Store,
     files: &'a StatusFiles,
     now: Timestamp,
+    overtaken: bool,
     records: BTreeMap<NodeName, Record>,
     /// The nodes whose record is not as its file.
     changed: Vec<NodeName>,
@@ -165,26 +174,40 @@ impl Reading<'_> {
                     ),
                 );
             }
+            (None, Some(_)) if self.overtaken => {}
             (None, Some(at)) => self.notes.push(format!(
                 "record {name} is lost; its status file says that the machine was installed at {at}"
             )),
-            (None, None) if is_doubted(&status) => {
-                let says = "its status file says that it was before";
-                self.losses.push(format!("record {name} is lost, and {says}"));
+            (None, None) if status.is_record_lost() => {
+                let says = "its status file says that nobody knows what is installed";
+                let then = "it is held until somebody consents";
+                self.losses.push(format!("record {name} is lost, and {says}; {then}"));
             }
+            // What was installed afterwards, a file that is not the newest does not say, nor is it
+            // missed by its name.
+            (None, None) if self.overtaken || self.store.is_new() => {}
             _ => return None,
         }
         Some(status.installed)
     }
 
     /// What is known beside the records, and whether it is to be saved anew.
-    fn read_site(&mut self, overtaken: bool) -> Result<(Left, bool), StoreError> {
+    fn read_site(&mut self) -> Result<(Left, bool), StoreError> {
         let site = self.store.load_site(format_1::left);
-        let mut must_save = overtaken || !matches!(site, Ok(Some(_)));
+        let mut must_save = self.overtaken || !matches!(site, Ok(Some(_)));
         let mut left = match site {
             Ok(Some(left)) => left,
             // As long as nobody can say that there are none.
             Ok(None) if self.files.nodes().is_err_and(|error| !error.is_absence()) => Left::lost(),
+            // Nor in a directory that is new, or was emptied, and finds that an agent was here.
+            Ok(None) if self.store.is_new() && self.files.nodes().is_ok_and(|n| !n.is_empty()) => {
+                self.losses.push(
+                    "the state directory is new, and status files are there: nodes of which they \
+                     do not say what is installed are held until somebody consents"
+                        .to_owned(),
+                );
+                Left::lost()
+            }
             Ok(None) => Left::default(),
             Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => {
                 let lost = "what was installed on machines without a spec is no longer known";
@@ -193,12 +216,12 @@ impl Reading<'_> {
             }
             Err(error) => return Err(error),
         };
-        if overtaken {
-            left.unlist_all();
+        if self.overtaken {
+            left.set_incomplete(true);
         }
         for name in left.missing(&self.records) {
             must_save = true;
-            if !self.records.contains_key(name) {
+            if !self.overtaken && !self.records.contains_key(name) {
                 let then = "its node and its machine are held until somebody consents";
                 self.losses.push(format!("record {name}.json is missing; {then}"));
             }
@@ -210,15 +233,10 @@ impl Reading<'_> {
     }
 }
 
-const INCOMPLETE: &str = "machines that a spec names for the first time are held until somebody consents, because what was \
-     known of unclaimed machines was lost: run \"hostler approve NODE\" for each, which lets hostler WIPE \
-     it, or \"hostler approve --new-machines\" when no further one may be installed";
-
-/// Whether nobody knew what is on the machine when the status was written.
-fn is_doubted(status: &Status) -> bool {
-    let lost = |one: &Condition| one.kind == "Held" && one.reason == "RecordLost";
-    status.conditions.iter().any(lost)
-}
+const INCOMPLETE: &str = "machines that a spec names for the first time are held until somebody \
+     consents, because what was known of unclaimed machines was lost, or only another agent's \
+     state directory knows it: run \"hostler approve NODE\" for each, which lets hostler WIPE it, or \
+     \"hostler approve --new-machines\" when no further one may be installed";
 
 #[cfg(test)]
 mod tests;

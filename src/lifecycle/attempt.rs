@@ -79,7 +79,6 @@ impl Node {
             ) => {
                 self.note_stages(&stages);
                 self.miss_nothing();
-                let bmc = spec.bmc.clone();
                 let attempt = Attempt {
                     key,
                     image,
@@ -88,7 +87,7 @@ impl Node {
                     ramdisk_fetched_by: Vec::new(),
                     disk: None,
                     system_guid,
-                    bmc,
+                    bmc: spec.bmc.clone(),
                 };
                 self.prepared(now, attempt);
             }

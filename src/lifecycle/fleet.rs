@@ -302,7 +302,8 @@ impl Fleet {
         // A status file says which machine it speaks of, and the spec may name another one by now.
         let told_of = node.record.installed.as_ref().and_then(|told| told.machine.as_ref());
         let change = told_of.map(|machine| machine.change_to(spec));
-        let doubted = incomplete && node.record.installed.is_none();
+        let is_new = node.record.installed.is_none() || change == Some(MachineChange::Whole);
+        let doubted = incomplete && is_new;
         let known = self.left.machine(spec).or_else(|| doubted.then_some(None));
         match (change, known) {
             (Some(MachineChange::None | MachineChange::Part), _) | (None, None) => {}

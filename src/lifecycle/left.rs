@@ -94,7 +94,7 @@ impl Left {
     }
 
     /// Whether a machine that is named for the first time may be installed.
-    pub(super) fn set_incomplete(&mut self, incomplete: bool) {
+    pub fn set_incomplete(&mut self, incomplete: bool) {
         self.changes += u64::from(self.incomplete != incomplete);
         self.incomplete = incomplete;
     }
@@ -119,12 +119,6 @@ impl Left {
                 self.machines.insert(machine, known);
             }
         }
-    }
-
-    /// Another agent has acted since this was written: which nodes have a record, its status files say.
-    pub fn unlist_all(&mut self) {
-        self.changes += u64::from(!self.listed.is_empty());
-        self.listed.clear();
     }
 
     /// Whether the node's record would be missed, and with it its machine.

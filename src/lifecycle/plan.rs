@@ -311,7 +311,7 @@ fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Recor
         state,
         consented: status.phase == Phase::Pending && seen_on,
         too_many_changes: hold == Some(Hold::TooManyChanges),
-        record_lost: hold == Some(Hold::RecordLost),
+        record_lost: status.is_record_lost() && !status.phase.is_busy(),
         attempt: status.attempt,
         installed: status.installed.clone(),
         last_error: status.last_error.clone(),

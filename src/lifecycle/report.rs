@@ -11,7 +11,7 @@ use crate::model::{
     power::PowerState,
     printable::is_escaped,
     spec::Goal,
-    status::{Condition, LastSeen, Phase, STATUS_VERSION, Status},
+    status::{Condition, LastSeen, Phase, RECORD_LOST, STATUS_VERSION, Status},
 };
 
 use super::{
@@ -337,8 +337,8 @@ impl Node {
                 "too many machines were to be reinstalled at once, which may be a mistake: {all}; or {approve}; or take the change back"
             ),
             Some(Hold::RecordLost) => format!(
-                "the machine ({machine}) may be installed: hostler's record of it was lost or damaged, or its spec came to name it piece by \
-                 piece; {approve}; or {redeploy}"
+                "the machine ({machine}) may be installed: hostler's record of it was lost or damaged, \
+                 or is another agent's, or its spec came to name it piece by piece; {approve}; or {redeploy}"
             ),
             Some(Hold::PoweredOn) | None if available => {
                 let ways = consent::keep_off(&self.name);
@@ -367,6 +367,11 @@ impl Node {
         let mut conditions = Vec::new();
         if let Some(reason) = self.held_for() {
             conditions.push(condition("Held", true, reason.as_str(), String::new()));
+        }
+        // In every phase: should the state directory be lost, this is what holds the node.
+        if self.record.record_lost {
+            let message = "nobody knows what is on the disk; it is not written without consent";
+            conditions.push(condition("InstalledKnown", false, RECORD_LOST, message.to_owned()));
         }
         if self.record.installed.is_some() {
             let drifted = self.drifted();

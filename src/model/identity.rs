@@ -107,9 +107,8 @@ impl NodeSpec {
             ImageKind::Partition(Partitions { table, swap_bytes, ephemeral_bytes, root_bytes }) => {
                 // What boots from the network needs no ESP.
                 let esp = self.boot.firmware == Firmware::Uefi && self.image.netboot.is_none();
-                parts.put(&format!(
-                    "partition {table:?} esp={esp} {swap_bytes:?} {ephemeral_bytes:?} {root_bytes:?}"
-                ));
+                let sizes = format!("{swap_bytes:?} {ephemeral_bytes:?} {root_bytes:?}");
+                parts.put(&format!("partition {table:?} esp={esp} {sizes}"));
             }
         }
         let RootDeviceHints {

@@ -348,6 +348,16 @@ pub struct LastSeen {
     pub refused_reason: Option<String>,
 }
 
+/// The reason of a condition in every phase: nobody knows what is on the machine's disk.
+pub const RECORD_LOST: &str = "RecordLost";
+
+impl Status {
+    /// Whether nobody knew what is on the machine's disk when this was written.
+    pub fn is_record_lost(&self) -> bool {
+        self.conditions.iter().any(|one| one.reason == RECORD_LOST)
+    }
+}
+
 /// One of `[[conditions]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {

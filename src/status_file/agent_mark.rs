@@ -3,14 +3,16 @@
 //!
 //! Written by the agent each ten seconds, read by other agents and by the commands. No node can
 //! have this name, and reading specs and statuses passes it over. Two agents may write it at the
-//! same time: a reader sees one of the two marks whole.
+//! same time: a reader sees one of the two marks whole. The last line is a comment with the
+//! checksum of everything before it, as in status files, so that a damaged mark is never taken for
+//! another agent's.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-use super::StatusFileError;
+use super::{MISMATCH, StatusFileError, is_sealed, seal};
 use crate::{
     atomic_file,
     model::{
@@ -43,8 +45,17 @@ impl MarkFile {
         &self.path
     }
 
-    /// What is in the file; `None` if there is none.
+    /// Whether anything is in its place.
+    pub fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok()
+    }
+
+    /// What is in the file; `None` if there is none. A link is no mark, wherever it leads: hostler
+    /// makes none.
     pub fn bytes(&self) -> io::Result<Option<Vec<u8>>> {
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.is_symlink()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a link, not a regular file"));
+        }
         match regular_file::read(&self.path, MARK_BYTES_MAX) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             bytes => bytes.map(Some),
@@ -56,14 +67,25 @@ impl MarkFile {
         let path = || self.path.clone();
         let bytes = self.bytes().map_err(|source| StatusFileError::Io { path: path(), source })?;
         let mark = bytes.as_deref().map(decode).transpose();
-        mark.map_err(|message| StatusFileError::Damaged { path: path(), message, seems: None })
+        mark.map_err(|error| StatusFileError::Damaged {
+            path: path(),
+            message: error.to_string(),
+            seems: None,
+        })
     }
 
-    /// Puts the mark in place of whatever is there. It is not made durable: a mark that is lost with
-    /// the power says no less than one that is kept.
+    /// Puts the mark in place of whatever is there; a directory is moved aside. It is not made
+    /// durable: a mark that is lost with the power says no less than one that is kept.
     pub fn replace(&self, mark: &AgentMark) -> io::Result<()> {
         let temp = self.temporary(mark)?;
-        fs::rename(&temp, &self.path).inspect_err(|_| discard(&temp))
+        let renamed = fs::rename(&temp, &self.path).or_else(|error| {
+            if error.kind() != io::ErrorKind::IsADirectory {
+                return Err(error);
+            }
+            atomic_file::keep_aside(&self.path);
+            fs::rename(&temp, &self.path)
+        });
+        renamed.inspect_err(|_| discard(&temp))
     }
 
     /// Puts the mark in place if no file is there; whether it did.
@@ -89,20 +111,38 @@ impl MarkFile {
     fn temporary(&self, mark: &AgentMark) -> io::Result<PathBuf> {
         let temp = self.path.with_file_name(format!(".{NAME}.{}", mark.run_id));
         let text = toml::to_string(mark).map_err(io::Error::other)?;
-        atomic_file::replace_unsynced(&temp, MARK_MODE, format!("{HEADER}{text}").as_bytes())?;
+        let text = format!("{HEADER}{text}");
+        let sealed = format!("{text}{}", seal(&text));
+        atomic_file::replace_unsynced(&temp, MARK_MODE, sealed.as_bytes())?;
         Ok(temp)
     }
 }
 
-/// The mark in a file's content, or what is wrong with it, in one line.
-pub fn decode(bytes: &[u8]) -> Result<AgentMark, String> {
-    let text = str::from_utf8(bytes).map_err(|error| error.to_string())?;
-    let mark: AgentMark = toml::from_str(text).map_err(|error| shown(error.message()))?;
-    if mark.version == MARK_VERSION {
-        Ok(mark)
-    } else {
-        Err(format!("version {}, this hostler knows version {MARK_VERSION}", mark.version))
+/// Why a file's content is no mark that this hostler can read, in one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoMark {
+    /// It is not as any agent wrote it.
+    #[error("{0}")]
+    Damaged(String),
+    /// It is whole, and another version of hostler wrote it.
+    #[error("{0}")]
+    OfAnotherVersion(String),
+}
+
+/// The mark in a file's content.
+pub fn decode(bytes: &[u8]) -> Result<AgentMark, NoMark> {
+    if bytes.is_empty() {
+        return Err(NoMark::Damaged("it is empty".to_owned()));
     }
+    let text = str::from_utf8(bytes).ok().filter(|text| is_sealed(text));
+    let text = text.ok_or_else(|| NoMark::Damaged(MISMATCH.to_owned()))?;
+    let mark: AgentMark =
+        toml::from_str(text).map_err(|error| NoMark::OfAnotherVersion(shown(error.message())))?;
+    if mark.version == MARK_VERSION {
+        return Ok(mark);
+    }
+    let version = format!("version {}, this hostler knows version {MARK_VERSION}", mark.version);
+    Err(NoMark::OfAnotherVersion(version))
 }
 
 /// The next write replaces it anyway.
@@ -162,23 +202,61 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_mark_or_one_of_a_later_version_is_none_and_says_why() {
+    fn every_flipped_bit_and_every_truncation_of_a_mark_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let file = MarkFile::in_dir(dir.path());
-        for (text, why) in [
-            ("", "missing field `version`"),
-            ("version = 1\nhost", "key with no value"),
-            ("version = 2\nwords = 1\n", "unknown field `words`"),
-        ] {
-            fs::write(file.path(), text).unwrap();
-            let error = file.read().unwrap_err().to_string();
-            assert!(error.contains(why) && error.contains(NAME), "{error}");
+        file.replace(&mark("a")).unwrap();
+        let good = file.bytes().unwrap().unwrap();
+        assert_eq!(decode(&good).unwrap(), mark("a"));
+        for bit in 0..8 * good.len() {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(matches!(decode(&bytes), Err(NoMark::Damaged(_))), "bit {bit}");
         }
+        for end in 0..good.len() {
+            assert!(matches!(decode(&good[..end]), Err(NoMark::Damaged(_))), "{end} bytes");
+        }
+        fs::write(file.path(), "").unwrap();
+        let error = file.read().unwrap_err().to_string();
+        assert!(error.contains("it is empty") && error.contains(NAME), "{error}");
+    }
+
+    #[test]
+    fn a_whole_mark_of_another_version_is_not_a_damaged_one() {
+        let sealed = |text: String| format!("{text}{}", seal(&text));
         let later = toml::to_string(&AgentMark { version: 2, ..mark("a") }).unwrap();
-        assert_eq!(
-            decode(later.as_bytes()).unwrap_err(),
-            "version 2, this hostler knows version 1"
-        );
+        for (text, why) in [
+            (later.clone(), "version 2, this hostler knows version 1"),
+            (later + "words = 1\n", "unknown field `words`"),
+        ] {
+            let NoMark::OfAnotherVersion(said) = decode(sealed(text).as_bytes()).unwrap_err()
+            else {
+                panic!("taken for a damaged one")
+            };
+            assert!(said.contains(why), "{said}");
+        }
+    }
+
+    #[test]
+    fn whatever_is_in_its_place_is_no_mark_and_makes_way() {
+        use std::os::unix::fs::symlink;
+        type Put = fn(&Path);
+        let puts: [(&str, Put); 6] = [
+            ("dangling", |path| symlink("nowhere", path).unwrap()),
+            ("loop", |path| symlink(path, path).unwrap()),
+            ("empty directory", |path| fs::create_dir(path).unwrap()),
+            ("full directory", |path| fs::create_dir_all(path.join("x")).unwrap()),
+            ("socket", |path| drop(std::os::unix::net::UnixListener::bind(path).unwrap())),
+            ("empty", |path| fs::write(path, "").unwrap()),
+        ];
+        for (what, put) in puts {
+            let dir = tempfile::tempdir().unwrap();
+            let file = MarkFile::in_dir(dir.path());
+            put(file.path());
+            file.read().unwrap_err();
+            file.replace(&mark("a")).unwrap();
+            assert_eq!(file.read().unwrap(), Some(mark("a")), "{what}");
+        }
     }
 
     #[test]

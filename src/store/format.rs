@@ -59,6 +59,11 @@ pub(super) fn seal<T: Serialize>(
     Ok(bytes)
 }
 
+/// Whether a file that begins so is not one of version 1.
+pub(super) fn is_sealed(start: &[u8]) -> bool {
+    start.starts_with(OPENING.as_bytes())
+}
+
 /// Looks for the content in the bytes of a file.
 pub(super) fn unseal<'a>(kind: &str, of: &str, bytes: &'a [u8]) -> Found<'a> {
     if bytes.is_empty() {

@@ -1,50 +1,106 @@
-//! What tells one state directory from any other: a random id, and the records of an agent that
-//! was not the last to act.
+//! What tells one state directory from any other: a random id; and what becomes of the records of
+//! an agent that was not the last to act.
 //!
-//! Called by the agent at start. It must never hand out an id that it could not write down.
+//! Called by the agent at start. It must never hand out an id that it could not write down, nor
+//! forget that another agent acted before the records were put aside.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{FILE_MODE, RECORD_BYTES_MAX, Store, StoreError, is_damage, names};
-use crate::{
-    atomic_file,
-    model::ids::{NodeName, hex},
-    regular_file,
-};
+use super::{Age, FILE_MODE, RECORD_BYTES_MAX, Store, StoreError, is_damage, is_record, names};
+use crate::{atomic_file, model::ids::hex, regular_file};
 
-const STATE_ID: &str = "state-id";
+pub(super) const STATE_ID: &str = "state-id";
+/// Is there from the moment on in which another agent was seen to act, until what this one knows
+/// was put in order.
+const NOTE: &str = "another-agent";
 /// Where records go that another agent has overtaken; those that were there before are replaced.
 const ASIDE_DIR: &str = "overtaken";
 
+/// A note in the state directory that another agent has acted. It outlives a kill, so that records
+/// that are old are never taken for new ones.
+#[derive(Clone, Debug)]
+pub struct AnotherAgent {
+    path: PathBuf,
+}
+
+impl AnotherAgent {
+    /// The note in this state directory.
+    pub fn in_dir(dir: &Path) -> Self {
+        Self { path: dir.join(NOTE) }
+    }
+
+    /// Whether another agent acted, and what is known here was not put in order since.
+    pub fn has_acted(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok()
+    }
+
+    /// Writes it down; when this returns, it is on disk.
+    pub fn note(&self) -> io::Result<()> {
+        if self.has_acted() {
+            return Ok(());
+        }
+        atomic_file::replace(&self.path, FILE_MODE, b"another agent has acted\n")
+    }
+
+    /// What is known here was put in order, and that is on disk.
+    pub fn forget(&self) -> Result<(), StoreError> {
+        atomic_file::remove_if_there(&self.path)
+            .map_err(|source| StoreError::Write { path: self.path.clone(), source })
+    }
+}
+
 impl Store {
-    /// The directory's id, made at the first start: 32 hex digits, and their checksum.
+    /// The directory's id, made at the first start: 32 hex digits, and their checksum. Beside it,
+    /// what was lost of it: the lock file has it as well, and makes up for a file that is damaged
+    /// or gone.
     ///
-    /// One that is damaged is kept aside and told; the directory then gets another id, with which
-    /// its agent is a stranger to its own mark.
-    pub fn state_id(&self) -> Result<(String, Option<StoreError>), StoreError> {
+    /// If both are lost, the directory gets another id, with which its agent is a stranger to its
+    /// own mark.
+    pub fn state_id(&mut self) -> Result<(String, Option<String>), StoreError> {
         let path = self.dir.join(STATE_ID);
-        let damaged =
-            match regular_file::read(&path, RECORD_BYTES_MAX).and_then(|bytes| decode(&bytes)) {
-                Ok(id) => return Ok((id, None)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                Err(source) if is_damage(&source) => {
-                    let fate = atomic_file::keep_aside(&path);
-                    Some(StoreError::Damaged { path: path.clone(), source, fate })
+        let read = regular_file::read(&path, RECORD_BYTES_MAX);
+        let loss = match read.and_then(|bytes| decode_file(&bytes)) {
+            Ok(id) => {
+                if self.id.as_ref() != Some(&id) {
+                    self.id = Some(id.clone());
+                    self.write_lock()?;
                 }
-                Err(source) => return Err(StoreError::Read { path, source }),
-            };
+                return Ok((id, None));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let is_lost = self.age == Age::Current || self.id.is_some();
+                is_lost.then(|| StoreError::Missing { path: path.clone() }.to_string())
+            }
+            Err(source) if is_damage(&source) => {
+                let fate = atomic_file::keep_aside(&path);
+                Some(StoreError::Damaged { path: path.clone(), source, fate }.to_string())
+            }
+            Err(source) => return Err(StoreError::Read { path, source }),
+        };
         self.check_still_ours()?;
-        let mut random = [0; 16];
-        let id = getrandom::fill(&mut random)
-            .map(|()| hex(&random))
-            .map_err(|error| io::Error::other(error.to_string()));
-        let written = id.and_then(|id| {
-            atomic_file::replace(&path, FILE_MODE, encode(&id).as_bytes()).map(|()| id)
-        });
-        let id = written.map_err(|source| StoreError::Write { path, source })?;
-        Ok((id, damaged))
+        let (id, then) = match &self.id {
+            Some(id) => (id.clone(), "the lock file has the id, too, and it is written again"),
+            None => (
+                new_id().map_err(|source| StoreError::Write { path: path.clone(), source })?,
+                "the lock file has no id, so that the directory gets another one, and its agent is \
+                 a stranger to its own mark",
+            ),
+        };
+        atomic_file::replace(&path, FILE_MODE, encode(&id).as_bytes())
+            .map_err(|source| StoreError::Write { path, source })?;
+        self.id = Some(id.clone());
+        self.write_lock()?;
+        Ok((id, loss.map(|loss| format!("{loss}; {then}"))))
+    }
+
+    /// Where it is written down that another agent has acted since the records were written.
+    pub fn another_agent(&self) -> AnotherAgent {
+        AnotherAgent::in_dir(&self.dir)
     }
 
     /// Puts every record aside, because another agent has acted since they were written; says how
@@ -53,11 +109,8 @@ impl Store {
         self.check_still_ours()?;
         let failed = |path: PathBuf| move |source| StoreError::Write { path, source };
         let aside = self.dir.join(ASIDE_DIR);
-        let is_record = |name: &String| {
-            name.strip_suffix(".json").is_some_and(|stem| stem.parse::<NodeName>().is_ok())
-        };
         let records = names(&self.dir).map_err(failed(self.dir.clone()))?;
-        let records: Vec<String> = records.into_iter().filter(is_record).collect();
+        let records: Vec<String> = records.into_iter().filter(|name| is_record(name)).collect();
         if records.is_empty() {
             return Ok(0);
         }
@@ -71,15 +124,31 @@ impl Store {
     }
 }
 
-fn encode(id: &str) -> String {
+fn new_id() -> io::Result<String> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(hex(&random))
+}
+
+/// A line of a file.
+pub(super) fn encode(id: &str) -> String {
     format!("{id} sha256:{}\n", hex(&Sha256::digest(id)))
 }
 
-fn decode(bytes: &[u8]) -> io::Result<String> {
+/// Reads such a line, with or without its end.
+pub(super) fn decode(line: &str) -> io::Result<String> {
+    let line = line.trim_end_matches('\n');
+    let id = line.split(' ').next().unwrap_or_default();
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, "it does not match its checksum");
+    let is_good = id.len() == 32 && encode(id).trim_end() == line;
+    is_good.then(|| id.to_owned()).ok_or_else(bad)
+}
+
+fn decode_file(bytes: &[u8]) -> io::Result<String> {
     let bad = || io::Error::new(io::ErrorKind::InvalidData, "it does not match its checksum");
     let text = str::from_utf8(bytes).map_err(|_| bad())?;
-    let id = text.split(' ').next().unwrap_or_default();
-    (id.len() == 32 && encode(id) == text).then(|| id.to_owned()).ok_or_else(bad)
+    let id = decode(text)?;
+    (encode(&id) == text).then_some(id).ok_or_else(bad)
 }
 
 #[cfg(test)]
@@ -97,11 +166,9 @@ mod tests {
     }
 
     #[test]
-    fn any_damage_to_the_id_is_told_and_ends_in_another_id() {
+    fn any_damage_to_the_id_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        let (first, _) = store.state_id().unwrap();
-        let good = encode(&first);
+        let good = encode(&Store::open(dir.path()).unwrap().state_id().unwrap().0);
         let flipped = (0..good.len()).map(|at| {
             let mut bytes = good.clone().into_bytes();
             bytes[at] ^= 1;
@@ -109,13 +176,54 @@ mod tests {
         });
         let cut = (0..good.len()).map(|end| good.as_bytes()[..end].to_vec());
         for bytes in flipped.chain(cut) {
-            decode(&bytes).unwrap_err();
+            decode_file(&bytes).unwrap_err();
         }
-        fs::write(dir.path().join(STATE_ID), &good[..10]).unwrap();
-        let (second, damaged) = store.state_id().unwrap();
-        assert_ne!(first, second);
-        let told = damaged.unwrap().to_string();
-        assert!(told.contains("state-id") && told.contains("kept as"), "{told}");
+    }
+
+    #[test]
+    fn an_id_that_is_damaged_or_gone_is_told_and_made_up_for_by_the_lock_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || {
+            let mut store = Store::open(dir.path()).unwrap();
+            let id = store.state_id().unwrap();
+            store.complete_upgrade().unwrap();
+            id
+        };
+        let (first, loss) = open();
+        assert_eq!(loss, None);
+        let path = dir.path().join(STATE_ID);
+        fs::write(&path, &encode(&first)[..10]).unwrap();
+        let (second, loss) = open();
+        let loss = loss.unwrap();
+        assert!(loss.contains("state-id") && loss.contains("kept as"), "{loss}");
+        assert!(loss.ends_with("the lock file has the id, too, and it is written again"), "{loss}");
+        fs::remove_file(&path).unwrap();
+        let (third, loss) = open();
+        assert!(loss.is_some_and(|loss| loss.contains("state-id is missing")));
+        assert_eq!([&second, &third], [&first; 2]);
+        assert_eq!(open(), (first.clone(), None));
+
+        // With both gone it is another directory, and says so.
+        fs::remove_file(&path).unwrap();
+        fs::write(dir.path().join(super::super::LOCK), "7\nformat 2\n").unwrap();
+        let (fourth, loss) = open();
+        assert_ne!(fourth, first);
+        let loss = loss.unwrap();
+        assert!(loss.contains("is missing") && loss.contains("gets another one"), "{loss}");
+    }
+
+    #[test]
+    fn that_another_agent_acted_is_noted_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert!(!store.another_agent().has_acted());
+        store.another_agent().note().unwrap();
+        store.another_agent().note().unwrap();
+        drop(store);
+        let another = Store::open(dir.path()).unwrap().another_agent();
+        assert!(another.has_acted());
+        another.forget().unwrap();
+        assert!(!another.has_acted());
     }
 
     #[test]

@@ -30,19 +30,21 @@ use self::format::Found;
 mod format;
 mod identity;
 
+pub use self::identity::AnotherAgent;
+
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const LOCK: &str = "lock";
-/// Of the lock file; who has the directory and the line below fit.
-const LOCK_BYTES_MAX: u64 = 64;
-/// A line of the lock file: the directory has the file [`SITE`], so that a missing one is a lost one.
-const MARK: &str = "format 2";
+/// Of the lock file, which says who has the directory, how old it is, and its id.
+const LOCK_BYTES_MAX: u64 = 1024;
 /// What is known beside the records. No node can have this name.
 const SITE: &str = "_site.json";
 /// The same in format 1, where it was there only if there was something in it.
 const SITE_1: &str = "_left.json";
 /// A record has a bounded history and some dozen fields; a file this big is not one of ours.
 const RECORD_BYTES_MAX: u64 = 4 << 20;
+/// Of a record: as much as tells its format.
+const START_BYTES: u64 = 64;
 /// Ten thousand unclaimed machines, and as many nodes, have room in it.
 const SITE_BYTES_MAX: u64 = 64 << 20;
 
@@ -52,18 +54,33 @@ pub struct Store {
     dir: PathBuf,
     lock: File,
     age: Age,
-    marked: bool,
+    /// The directory's id, as the lock file repeats it.
+    id: Option<String>,
 }
 
-/// What a state directory was when it was opened.
+/// How old a state directory is. The lock file says it from the first start on, so that neither a
+/// kill nor the loss of another file makes it look younger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Age {
-    /// There was nothing in it.
+    /// No agent has completed a start on it.
     New,
     /// Format 1, which had no checksums. It is accepted until the upgrade is complete.
     Format1,
-    /// Of this format: whatever is missing is lost.
+    /// Of this format: it has the file [`SITE`], and whatever is missing is lost.
     Current,
+}
+
+impl Age {
+    const ALL: [Self; 3] = [Self::New, Self::Format1, Self::Current];
+
+    /// Its line of the lock file.
+    const fn line(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Format1 => "format 1",
+            Self::Current => "format 2",
+        }
+    }
 }
 
 /// Reads what format 1 wrote: the JSON of a file, strictly.
@@ -148,20 +165,23 @@ impl Store {
         let failed = |source| StoreError::Dir { dir: dir.clone(), source };
         DirBuilder::new().recursive(true).mode(DIR_MODE).create(&dir).map_err(failed)?;
         fs::set_permissions(&dir, Permissions::from_mode(DIR_MODE)).map_err(failed)?;
-        let (lock, marked) = lock(&dir)?;
+        let (lock, text) = lock(&dir)?;
         let (torn, names): (Vec<_>, Vec<_>) =
             names(&dir).map_err(failed)?.into_iter().partition(|name| atomic_file::is_torn(name));
         for name in torn {
             atomic_file::remove_if_there(&dir.join(name)).map_err(failed)?;
         }
-        let age = if marked || names.iter().any(|name| name == SITE) {
-            Age::Current
-        } else if names.iter().all(|name| name == LOCK) {
-            Age::New
-        } else {
-            Age::Format1
-        };
-        Ok(Self { dir, lock, age, marked })
+        let age = age(&dir, &names, &text);
+        let id = text.lines().find_map(|line| identity::decode(line).ok());
+        let mut store = Self { dir, lock, age, id };
+        store.write_lock()?;
+        Ok(store)
+    }
+
+    /// Whether no agent has completed a start on it: what other files tell of the site, it does not
+    /// know.
+    pub fn is_new(&self) -> bool {
+        self.age == Age::New
     }
 
     /// Writes a node's record; when this returns, it is on disk.
@@ -246,14 +266,24 @@ impl Store {
 
     /// Everything is saved in this format: from now on whatever is missing is lost.
     pub fn complete_upgrade(&mut self) -> Result<(), StoreError> {
-        let failed = |source| StoreError::Dir { dir: self.dir.clone(), source };
-        if !self.marked {
-            write_lock(&mut self.lock, true).and_then(|()| self.lock.sync_all()).map_err(failed)?;
-            self.marked = true;
+        if self.age != Age::Current {
+            self.age = Age::Current;
+            self.write_lock()?;
         }
-        atomic_file::remove_if_there(&self.dir.join(SITE_1)).map_err(failed)?;
-        self.age = Age::Current;
-        Ok(())
+        atomic_file::remove_if_there(&self.dir.join(SITE_1))
+            .map_err(|source| StoreError::Dir { dir: self.dir.clone(), source })
+    }
+
+    /// Writes the lock file: the process, the age and the id, each in a line. In one call over what
+    /// is there, so that at no moment anything of it is missing.
+    fn write_lock(&mut self) -> Result<(), StoreError> {
+        let id = self.id.as_deref().map(identity::encode).unwrap_or_default();
+        let text = format!("{}\n{}\n{id}", std::process::id(), self.age.line());
+        let written = self.lock.rewind().and_then(|()| self.lock.write_all(text.as_bytes()));
+        written
+            .and_then(|()| self.lock.set_len(text.len() as u64))
+            .and_then(|()| self.lock.sync_all())
+            .map_err(|source| StoreError::Dir { dir: self.dir.clone(), source })
     }
 
     fn path(&self, node: &NodeName) -> PathBuf {
@@ -274,9 +304,9 @@ impl Store {
     }
 }
 
-/// Takes the directory's lock, writes down who has it, and says whether the directory was marked. The
-/// kernel lets go of the lock when the process ends, however it ends.
-fn lock(dir: &Path) -> Result<(File, bool), StoreError> {
+/// Takes the directory's lock, and answers what its file says. The kernel lets go of the lock when
+/// the process ends, however it ends.
+fn lock(dir: &Path) -> Result<(File, String), StoreError> {
     let failed = |source| StoreError::Dir { dir: dir.to_owned(), source };
     let mut file = OpenOptions::new()
         .read(true)
@@ -293,23 +323,41 @@ fn lock(dir: &Path) -> Result<(File, bool), StoreError> {
     };
     let mut text = Vec::new();
     Read::by_ref(&mut file).take(LOCK_BYTES_MAX).read_to_end(&mut text).map_err(failed)?;
-    let text = String::from_utf8_lossy(&text);
-    if !is_ours {
-        let holder = shown(text.lines().next().unwrap_or_default());
-        return Err(StoreError::InUse { dir: dir.to_owned(), holder });
+    let text = String::from_utf8_lossy(&text).into_owned();
+    if is_ours {
+        return Ok((file, text));
     }
-    let marked = text.lines().any(|line| line == MARK);
-    write_lock(&mut file, marked).map_err(failed)?;
-    Ok((file, marked))
+    let holder = shown(text.lines().next().unwrap_or_default());
+    Err(StoreError::InUse { dir: dir.to_owned(), holder })
 }
 
-fn write_lock(lock: &mut File, marked: bool) -> io::Result<()> {
-    let mark = if marked { MARK } else { "" };
-    let text = format!("{}\n{mark}\n", std::process::id());
-    // In one call, over what is there: no moment in which the mark is missing.
-    lock.rewind()?;
-    lock.write_all(text.as_bytes())?;
-    lock.set_len(text.len() as u64)
+/// How old a directory with these files is. If the lock file does not tell, the other files do.
+fn age(dir: &Path, names: &[String], lock: &str) -> Age {
+    let told = Age::ALL.into_iter().find(|age| lock.lines().any(|line| line == age.line()));
+    if names.iter().any(|name| name == SITE) {
+        return Age::Current;
+    }
+    let has_records = names.iter().any(|name| is_record(name));
+    told.filter(|age| *age != Age::New || !has_records).unwrap_or_else(|| {
+        if names.iter().all(|name| name == LOCK) {
+            Age::New
+        } else if names.iter().any(|name| is_of_this_format(dir, name)) {
+            Age::Current
+        } else {
+            Age::Format1
+        }
+    })
+}
+
+/// Whether it is a file that format 1 did not have.
+fn is_of_this_format(dir: &Path, name: &str) -> bool {
+    let start = || regular_file::read_start(regular_file::open(&dir.join(name))?, START_BYTES);
+    let is_sealed = || start().is_ok_and(|start| format::is_sealed(&start));
+    name == identity::STATE_ID || is_record(name) && is_sealed()
+}
+
+fn is_record(name: &str) -> bool {
+    name.strip_suffix(".json").is_some_and(|stem| stem.parse::<NodeName>().is_ok())
 }
 
 fn names(dir: &Path) -> io::Result<Vec<String>> {

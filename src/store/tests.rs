@@ -144,14 +144,56 @@ fn a_file_too_big_to_be_a_record_is_not_read_into_memory() {
 #[test]
 fn what_a_damaged_record_says_cannot_forge_a_line_of_the_log() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    fs::write(dir.path().join("old"), "").unwrap();
-    drop(store);
-    let store = Store::open(dir.path()).unwrap();
     let record = "{\n\"try\": \"\\u001b[31m\\nall is well\", \"phase\": \"x\"}";
     fs::write(dir.path().join("a.json"), record).unwrap();
+    let store = Store::open(dir.path()).unwrap();
     let report = load(&store, "a").unwrap_err().to_string();
     assert!(report.contains("all is well") && !report.contains(char::is_control), "{report:?}");
+}
+
+#[test]
+fn no_damage_makes_a_directory_of_this_format_look_new_or_old() {
+    for (lock, has_id, has_record) in [
+        (Some("7\nformat 2\n"), false, false),
+        (Some("7\nformat 3\n"), true, false),
+        (Some("7\nformat 3\n"), false, true),
+        (Some("7\nnew\n"), false, true),
+        (Some(""), true, true),
+        (None, true, false),
+        (None, false, true),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        assert!(store.is_new());
+        if has_id {
+            store.state_id().unwrap();
+        }
+        if has_record {
+            store.save(&node("edge-07"), &record(1)).unwrap();
+        }
+        drop(store);
+        match lock {
+            Some(text) => fs::write(dir.path().join("lock"), text).unwrap(),
+            None => fs::remove_file(dir.path().join("lock")).unwrap(),
+        }
+        let store = Store::open(dir.path()).unwrap();
+        let missing = store.load_site(upgrade).unwrap_err();
+        assert!(matches!(missing, StoreError::Missing { .. }), "{lock:?}: {missing}");
+    }
+}
+
+#[test]
+fn a_first_start_that_was_killed_leaves_a_directory_that_is_new() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..3 {
+        let mut store = Store::open(dir.path()).unwrap();
+        assert!(store.is_new());
+        store.state_id().unwrap();
+        assert!(store.load_site(upgrade).unwrap().is_none());
+    }
+    let mut store = Store::open(dir.path()).unwrap();
+    store.complete_upgrade().unwrap();
+    assert!(!store.is_new());
 }
 
 #[test]

@@ -32,16 +32,22 @@ use self::vigil::{Found, Verdict, Vigil};
 use crate::{
     config::Config,
     model::{agent_mark::AgentMark, ids::hex},
-    status_file::{MarkFile, agent_mark::decode},
-    store::Store,
+    status_file::{
+        MarkFile, StatusFiles,
+        agent_mark::{NoMark, decode},
+    },
+    store::{AnotherAgent, Store},
 };
 
 use super::{StartError, prepare_status_dir, status_dir};
 
 /// From one heartbeat to the next, in seconds.
 const INTERVAL_S: u32 = 10;
-/// How often an agent that stands by looks.
-const STANDBY_INTERVAL: Duration = Duration::from_secs(2);
+/// How often every agent looks at the mark, so that one that is missing is soon there again.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long an agent that begins waits for a mark where status files tell that an agent was here
+/// before.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How many heartbeats an agent that took over waits before it acts: the other one, should it live
 /// after all, finds the new mark and stops.
 const GRACE_BEATS: u32 = 2;
@@ -55,7 +61,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 pub struct Claim {
     pub(super) store: Store,
     pub(super) standing: Standing,
-    /// Whether another agent acted here last, so that the records are old.
+    /// Whether another agent has acted here, so that the records are old.
     pub(super) after_another: bool,
 }
 
@@ -90,24 +96,34 @@ impl Claim {
         was_overtaken: bool,
         mut standing_by: impl FnMut(&str),
     ) -> Result<Self, StartError> {
-        let store = Store::open(&config.state.dir)?;
-        let (state_id, damaged) = store.state_id()?;
-        if let Some(error) = damaged {
-            error!(%error, "the state directory gets another id, and its agent is a stranger to its own mark");
+        let mut store = Store::open(&config.state.dir)?;
+        let (state_id, loss) = store.state_id()?;
+        if let Some(loss) = loss {
+            error!("{loss}");
         }
         prepare_status_dir(&config.specs);
         let dir = status_dir(config);
+        let (file, another) = (MarkFile::in_dir(dir), store.another_agent());
+        if store.is_new() && file.is_there() {
+            // Whatever it is: somebody acted here, and this directory knows nothing of it.
+            another.note().map_err(no_heartbeat)?;
+        }
         let place = MarkPlace { dir, is_made: config.specs.status_dir.is_some() };
-        let standing = Standing::start(Pace::default(), place, &state_id, was_overtaken)
-            .map_err(no_heartbeat)?;
+        let standing =
+            Standing::start(Pace::default(), place, &state_id, was_overtaken, another.clone())
+                .map_err(no_heartbeat)?;
         let mut now = standing.now.clone();
         let after_another = loop {
             match now.borrow_and_update().clone() {
                 Now::StandingBy(who) => {
-                    warn!(dir = %dir.display(), other = who, "another agent acts here; this one stands by and touches nothing");
+                    let dir = dir.display();
+                    let then = "this one stands by and touches nothing";
+                    warn!(%dir, other = who, "another agent acts here, or did lately; {then}");
                     standing_by(&who);
                 }
-                Now::Acting { after_another, .. } => break after_another,
+                // A note of an earlier start counts too: that one ended before it had put its
+                // records in order.
+                Now::Acting { after_another, .. } => break after_another || another.has_acted(),
                 Now::Looking | Now::Overtaken(_) | Now::Stopped => {}
             }
             if now.changed().await.is_err() {
@@ -127,13 +143,16 @@ fn no_heartbeat(source: io::Error) -> StartError {
 struct Pace {
     /// From one heartbeat to the next.
     beat: Duration,
-    /// From one look of an agent that stands by to the next.
-    standby: Duration,
+    /// From one look to the next.
+    look: Duration,
+    /// How long a mark is waited for that is missing.
+    patience: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { beat: Duration::from_secs(u64::from(INTERVAL_S)), standby: STANDBY_INTERVAL }
+        let beat = Duration::from_secs(u64::from(INTERVAL_S));
+        Self { beat, look: LOOK_INTERVAL, patience: PATIENCE }
     }
 }
 
@@ -151,6 +170,7 @@ impl Standing {
         place: MarkPlace<'_>,
         state_id: &str,
         was_overtaken: bool,
+        another: AnotherAgent,
     ) -> io::Result<Self> {
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
@@ -160,6 +180,8 @@ impl Standing {
         let keeper = Keeper {
             pace,
             file: MarkFile::in_dir(place.dir),
+            statuses: StatusFiles::new(place.dir),
+            another,
             made_dir: place.is_made.then(|| place.dir.to_owned()),
             mark: identity::of_this_process(state_id, hex(&random), INTERVAL_S, Timestamp::now()),
             stopped,
@@ -167,6 +189,7 @@ impl Standing {
             ours: Arc::clone(&ours),
             is_marked: false,
             failed: None,
+            damage: None,
         };
         let keep = move || keeper.keep(was_overtaken);
         thread::Builder::new().name("heartbeat".to_owned()).spawn(keep)?;
@@ -188,7 +211,9 @@ impl Standing {
         let mut now = self.now.clone();
         if !fresh(&now.borrow()) {
             warn!(
-                "the status directory has not answered for a while; nothing is started until it does"
+                "for {} s nobody could see whose mark is in the status directory; nothing is \
+                 started until somebody can",
+                LEASE.as_secs()
             );
         }
         if now.wait_for(fresh).await.is_err() {
@@ -222,6 +247,9 @@ impl Standing {
 struct Keeper {
     pace: Pace,
     file: MarkFile,
+    statuses: StatusFiles,
+    /// Where it is written down that another agent acts, before this one takes over.
+    another: AnotherAgent,
     /// The directory, if it is made again when it is gone.
     made_dir: Option<PathBuf>,
     mark: AgentMark,
@@ -232,6 +260,8 @@ struct Keeper {
     is_marked: bool,
     /// Why the mark could not be written, as it was told.
     failed: Option<String>,
+    /// What was wrong with it, as it was told.
+    damage: Option<String>,
 }
 
 /// The agent is to stop.
@@ -248,7 +278,9 @@ impl Keeper {
 
     /// Waits until this agent may act, and marks the directory; whether another one acted before.
     fn stand_by(&mut self, was_overtaken: bool) -> Result<bool, Stop> {
-        let mut vigil = Vigil::new(self.mark.clone(), was_overtaken);
+        let nodes = self.statuses.nodes();
+        let is_new = nodes.map_or_else(|error| error.is_absence(), |nodes| nodes.is_empty());
+        let mut vigil = None;
         loop {
             let found = match self.find() {
                 Err(error) if will_stay(&error) => {
@@ -257,30 +289,49 @@ impl Keeper {
                 }
                 found => found.unwrap_or_else(|error| Found::Unclear(error.to_string())),
             };
+            self.tell_damage(&found);
+            let vigil = vigil.get_or_insert_with(|| {
+                let nobody_was_here = is_new && found == Found::None;
+                let patience = if nobody_was_here { Duration::ZERO } else { self.pace.patience };
+                Vigil::new(self.mark.clone(), was_overtaken, patience)
+            });
             let made_room = matches!(&found, Found::Mark(mark) if mark.stopped.is_some());
-            let verdict = vigil.judge(found.clone(), identity::lives, std::time::Instant::now());
-            let who = match verdict {
-                Verdict::Taken(who) => who,
-                Verdict::Free { after_another } => match self.put(&found) {
+            match vigil.judge(&found, identity::lives, std::time::Instant::now()) {
+                Verdict::Taken(who) => {
+                    // Again before it takes over, if that fails.
+                    self.another.note().unwrap_or_default();
+                    self.tell(Now::StandingBy(who));
+                }
+                Verdict::Free { after_another } => match self.mark(&found, after_another) {
                     Ok(is_put)
                         if is_put && (!after_another || made_room || self.is_settled()?) =>
                     {
                         return Ok(after_another);
                     }
-                    Ok(_) => continue,
-                    Err(error) if after_another => format!(
-                        "another one did; it is gone, but the mark cannot be written: {error}"
-                    ),
+                    Ok(_) => {}
+                    Err(error) if after_another => self.tell(Now::StandingBy(format!(
+                        "another one did; it is gone, but that or the mark cannot be written: \
+                         {error}"
+                    ))),
                     Err(error) => {
                         // As without status files: two agents then do not see each other.
                         self.tell_failure(&error);
                         return Ok(false);
                     }
                 },
-            };
-            self.tell(Now::StandingBy(who));
-            self.sleep(self.pace.standby)?;
+                Verdict::Wait => {}
+            }
+            self.sleep(self.pace.look)?;
         }
+    }
+
+    /// Marks the directory. That another agent acted is on disk before that: from then on the mark
+    /// is this agent's own, whatever becomes of it.
+    fn mark(&mut self, found: &Found, after_another: bool) -> io::Result<bool> {
+        if after_another {
+            self.another.note()?;
+        }
+        self.put(found)
     }
 
     /// Whether the mark still stands when the agent before this one, if it lives, has seen it.
@@ -298,53 +349,64 @@ impl Keeper {
     /// Says that it lives, until another agent takes over.
     fn act(&mut self, after_another: bool) -> Result<(), Stop> {
         self.ours.store(true, Ordering::SeqCst);
+        let mut beaten = Instant::now();
         loop {
             let looked = Instant::now();
             self.tell(Now::Acting { after_another, looked });
-            loop {
-                self.sleep(self.pace.beat)?;
-                match self.find() {
-                    Ok(Found::Mark(mark)) if mark.run_id == self.mark.run_id => {
-                        self.beat();
-                        break;
-                    }
-                    Ok(Found::Mark(mark)) if mark.stopped.is_none() => {
-                        self.ours.store(false, Ordering::SeqCst);
-                        self.tell(Now::Overtaken(mark.to_string()));
-                        return Ok(());
-                    }
-                    Ok(found) => {
-                        info!(path = %self.file.path().display(), "the agent's mark is not as it was written: written again");
-                        match self.put(&found) {
-                            // Another agent was quicker: look at it.
-                            Ok(false) => {}
-                            Ok(true) => break,
-                            Err(error) => {
-                                self.tell_failure(&error);
-                                break;
-                            }
-                        }
-                    }
-                    Err(error) => {
-                        self.tell_failure(&error);
-                        // Nobody knows whose the mark is by now: the last look at it holds good for
-                        // a while. Where there never was one, none is missed.
-                        if !self.is_marked {
-                            break;
-                        }
-                    }
+            // Another look before the next time that is told: whose the mark is has to be seen.
+            while !self.is_still_ours(&mut beaten)? {
+                if !self.ours.load(Ordering::SeqCst) {
+                    return Ok(());
                 }
             }
         }
     }
 
+    /// Looks once more after a moment. Restores the mark where it is missing or damaged. `false`:
+    /// nobody knows by now whose it is, or that it is another agent's.
+    fn is_still_ours(&mut self, beaten: &mut Instant) -> Result<bool, Stop> {
+        self.sleep(self.pace.look)?;
+        let other = match self.find() {
+            Ok(Found::Mark(mark)) if mark.run_id == self.mark.run_id => {
+                if beaten.elapsed() >= self.pace.beat {
+                    *beaten = Instant::now();
+                    self.beat();
+                }
+                return Ok(true);
+            }
+            Ok(Found::Mark(mark)) if mark.stopped.is_none() => mark.to_string(),
+            Ok(Found::Unclear(why)) => format!("one whose mark cannot be read: {why}"),
+            Ok(found) => {
+                self.tell_damage(&found);
+                let path = self.file.path().display();
+                info!(%path, "the agent's mark is not as it was written: written again");
+                // `false`: another agent was quicker, and is looked at.
+                return Ok(self.put(&found).unwrap_or_else(|error| {
+                    self.tell_failure(&error);
+                    true
+                }));
+            }
+            Err(error) => {
+                self.tell_failure(&error);
+                // Nobody knows whose the mark is by now: the last look at it holds good for
+                // a while. Where there never was one, none is missed.
+                return Ok(!self.is_marked);
+            }
+        };
+        self.ours.store(false, Ordering::SeqCst);
+        self.tell(Now::Overtaken(other));
+        Ok(false)
+    }
+
     fn find(&self) -> io::Result<Found> {
         Ok(match self.file.bytes() {
             Ok(None) => Found::None,
-            Ok(Some(bytes)) => {
-                decode(&bytes).map_or_else(Found::Unclear, |mark| Found::Mark(Box::new(mark)))
-            }
-            Err(error) if is_in_the_way(&error) => Found::Unclear(error.to_string()),
+            Ok(Some(bytes)) => match decode(&bytes) {
+                Ok(mark) => Found::Mark(Box::new(mark)),
+                Err(NoMark::Damaged(why)) => Found::Damaged(why),
+                Err(NoMark::OfAnotherVersion(why)) => Found::Unclear(why),
+            },
+            Err(error) if is_in_the_way(&error) => Found::Damaged(error.to_string()),
             Err(error) => return Err(error),
         })
     }
@@ -359,7 +421,7 @@ impl Keeper {
                 }
                 self.file.create(&self.mark)?
             }
-            Found::Mark(_) | Found::Unclear(_) => self.file.replace(&self.mark).map(|()| true)?,
+            _ => self.file.replace(&self.mark).map(|()| true)?,
         };
         self.is_marked |= is_put;
         Ok(is_put)
@@ -381,6 +443,17 @@ impl Keeper {
         if self.find().is_ok_and(|found| ours(&found)) {
             self.mark.stopped = Some(Timestamp::now());
             self.beat();
+        }
+    }
+
+    /// Names the file, once for each damage.
+    fn tell_damage(&mut self, found: &Found) {
+        let Found::Damaged(why) = found else { return };
+        if self.damage.as_ref() != Some(why) {
+            let path = self.file.path().display();
+            let then = "it says nothing about agents, and is written anew";
+            error!(%path, why, "the agent's mark is damaged: {then}");
+            self.damage = Some(why.clone());
         }
     }
 

@@ -1,19 +1,34 @@
 //! Agents that mark one directory, each with its own thread.
 
-use std::{fs, path::PathBuf};
+use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
 use tempfile::TempDir;
 
 use super::*;
 
-const QUICK: Pace = Pace { beat: Duration::from_millis(50), standby: Duration::from_millis(10) };
+const QUICK: Pace = Pace {
+    beat: Duration::from_millis(50),
+    look: Duration::from_millis(10),
+    patience: Duration::from_millis(100),
+};
 
 fn beside_specs(dir: &Path) -> MarkPlace<'_> {
     MarkPlace { dir, is_made: false }
 }
 
 fn start(dir: &TempDir, state_id: &str) -> Standing {
-    Standing::start(QUICK, beside_specs(dir.path()), state_id, false).unwrap()
+    start_in(dir.path(), dir, state_id)
+}
+
+/// An agent with a state directory beside the status directory, and a record there of what it knows
+/// of others.
+fn start_in(statuses: &Path, dir: &TempDir, state_id: &str) -> Standing {
+    let place = beside_specs(statuses);
+    Standing::start(QUICK, place, state_id, false, note(dir, state_id)).unwrap()
+}
+
+fn note(dir: &TempDir, state_id: &str) -> AnotherAgent {
+    Store::open(dir.path().join(format!("state-{state_id}"))).unwrap().another_agent()
 }
 
 fn mark_in(dir: &TempDir) -> AgentMark {
@@ -38,13 +53,19 @@ async fn stands_by(standing: &Standing) -> String {
     who.clone()
 }
 
-/// Waits for this many heartbeats.
-async fn beats(standing: &Standing, beats: usize) {
+/// Waits for as many looks at the mark.
+async fn looks(standing: &Standing, looks: usize) {
     let mut now = standing.now.clone();
     now.mark_unchanged();
-    for _ in 0..beats {
+    for _ in 0..looks {
         now.changed().await.unwrap();
     }
+}
+
+/// Waits for as many heartbeats at least.
+async fn beats(standing: &Standing, beats: usize) {
+    // Each look takes its interval at least.
+    looks(standing, beats * 5 + 1).await;
 }
 
 #[tokio::test]
@@ -81,7 +102,7 @@ async fn an_agent_that_was_stopped_begins_again_at_once_and_trusts_its_records()
 }
 
 #[tokio::test]
-async fn a_heartbeat_changes_the_mark_and_restores_it_when_it_was_removed_or_damaged() {
+async fn a_heartbeat_changes_the_mark_and_the_next_look_restores_it_whatever_took_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let standing = start(&dir, "one");
     acts(&standing).await;
@@ -90,12 +111,96 @@ async fn a_heartbeat_changes_the_mark_and_restores_it_when_it_was_removed_or_dam
     let later = mark_in(&dir);
     assert!(later.heartbeat > first.heartbeat);
     assert_eq!(AgentMark { heartbeat: first.heartbeat, ..later }, first);
-    fs::remove_file(path(&dir)).unwrap();
-    beats(&standing, 3).await;
-    assert_eq!(mark_in(&dir).run_id, first.run_id);
-    fs::write(path(&dir), "half").unwrap();
-    beats(&standing, 3).await;
-    assert_eq!(mark_in(&dir).run_id, first.run_id);
+    let spoils: [fn(&Path); 5] = [
+        |_| {},
+        |path| fs::write(path, "half").unwrap(),
+        |path| symlink("nowhere", path).unwrap(),
+        |path| symlink(path, path).unwrap(),
+        |path| fs::create_dir_all(path.join("x")).unwrap(),
+    ];
+    for spoil in spoils {
+        fs::remove_file(path(&dir)).unwrap();
+        spoil(&path(&dir));
+        looks(&standing, 3).await;
+        assert_eq!(mark_in(&dir).run_id, first.run_id);
+        standing.confirmed().await;
+    }
+}
+
+#[tokio::test]
+async fn a_mark_that_was_damaged_while_nobody_ran_is_no_other_agents() {
+    let spoils: [fn(&Path, Vec<u8>); 5] = [
+        |path, _| fs::write(path, "").unwrap(),
+        |path, mut bytes| {
+            let at = bytes.windows(8).position(|key| key == b"state_id").unwrap() + 12;
+            bytes[at] ^= 1;
+            fs::write(path, bytes).unwrap();
+        },
+        |path, _| {
+            fs::remove_file(path).unwrap();
+            symlink("nowhere", path).unwrap();
+        },
+        |path, _| {
+            fs::remove_file(path).unwrap();
+            symlink(path, path).unwrap();
+        },
+        |path, _| {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+        },
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    for spoil in spoils {
+        let standing = start(&dir, "one");
+        assert!(!acts(&standing).await);
+        standing.stop().await;
+        spoil(&path(&dir), fs::read(path(&dir)).unwrap());
+        let standing = start(&dir, "one");
+        assert!(!acts(&standing).await, "a damaged mark was taken for another agent's");
+        assert_eq!(mark_in(&dir).state_id, "one");
+        standing.stop().await;
+    }
+    assert!(!note(&dir, "one").has_acted());
+}
+
+#[tokio::test]
+async fn that_another_agent_acts_is_on_disk_before_this_one_takes_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = start(&dir, "one");
+    acts(&first).await;
+    let second = start(&dir, "two");
+    stands_by(&second).await;
+    assert!(note(&dir, "two").has_acted());
+    assert!(!note(&dir, "one").has_acted());
+    second.stop().await;
+    first.stop().await;
+    // Without it the other one's mark stays.
+    let other = mark_in(&dir);
+    let nowhere = AnotherAgent::in_dir(&dir.path().join("missing"));
+    let third = Standing::start(QUICK, beside_specs(dir.path()), "three", false, nowhere).unwrap();
+    assert!(stands_by(&third).await.contains("cannot be written"));
+    assert_eq!(mark_in(&dir), other);
+}
+
+/// An agent that begins while the mark is missing meets the agent that acts here.
+#[tokio::test]
+async fn an_agent_that_begins_while_the_mark_is_missing_waits_until_it_is_there() {
+    for nodes in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let first = start(&dir, "one");
+        acts(&first).await;
+        if nodes {
+            fs::write(dir.path().join("a.status.toml"), "").unwrap();
+            fs::remove_file(path(&dir)).unwrap();
+        } else {
+            fs::write(path(&dir), "").unwrap();
+        }
+        let second = start(&dir, "two");
+        stands_by(&second).await;
+        looks(&first, 3).await;
+        assert!(matches!(*first.now.borrow(), Now::Acting { .. }));
+        assert_eq!(mark_in(&dir).state_id, "one");
+    }
 }
 
 #[tokio::test]
@@ -113,28 +218,30 @@ async fn an_agent_whose_mark_is_anothers_ends_and_writes_nothing_more() {
 }
 
 #[tokio::test]
-async fn of_two_agents_the_one_whose_mark_was_removed_ends_before_the_other_acts() {
+async fn a_mark_that_is_removed_again_and_again_releases_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let first = start(&dir, "one");
     acts(&first).await;
     let second = start(&dir, "two");
     stands_by(&second).await;
-    // The first may be quicker to write it again.
-    loop {
+    for _ in 0..20 {
         fs::remove_file(path(&dir)).unwrap();
-        let mut now = second.now.clone();
-        if timeout(QUICK.beat, now.wait_for(|now| !matches!(now, Now::StandingBy(_)))).await.is_ok()
-            || mark_in(&dir).state_id == "two"
-        {
-            break;
-        }
+        looks(&first, 3).await;
+        assert_eq!(mark_in(&dir).state_id, "one");
+        assert!(matches!(*second.now.borrow(), Now::StandingBy(_)));
+        assert!(matches!(*first.now.borrow(), Now::Acting { .. }));
     }
-    tokio::select! {
-        biased;
-        _ = first.overtaken() => {}
-        _ = acts(&second) => panic!("both act"),
-    }
-    assert!(acts(&second).await);
+}
+
+#[tokio::test]
+async fn a_whole_mark_of_another_version_ends_the_agent_as_any_other_agents_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let standing = start(&dir, "one");
+    acts(&standing).await;
+    let other = identity::of_this_process("two", "r".to_owned(), 10, Timestamp::now());
+    let later = AgentMark { version: 2, ..other };
+    MarkFile::in_dir(dir.path()).replace(&later).unwrap();
+    assert!(standing.overtaken().await.contains("version 2"));
 }
 
 #[tokio::test]
@@ -142,7 +249,7 @@ async fn a_directory_for_status_files_alone_is_made_again_with_the_mark() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("status");
     let place = MarkPlace { dir: &dir, is_made: true };
-    let standing = Standing::start(QUICK, place, "one", false).unwrap();
+    let standing = Standing::start(QUICK, place, "one", false, note(&parent, "one")).unwrap();
     assert!(!acts(&standing).await);
     fs::remove_dir_all(&dir).unwrap();
     let file = MarkFile::in_dir(&dir);
@@ -156,7 +263,7 @@ async fn a_directory_for_status_files_alone_is_made_again_with_the_mark() {
 async fn where_no_mark_can_be_written_the_agent_runs_without_one() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing");
-    let standing = Standing::start(QUICK, beside_specs(&missing), "one", false).unwrap();
+    let standing = start_in(&missing, &dir, "one");
     assert!(!acts(&standing).await);
     standing.confirmed().await;
     // And marks the directory once it is there.

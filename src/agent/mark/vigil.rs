@@ -19,7 +19,10 @@ pub(super) enum Found {
     None,
     /// A mark.
     Mark(Box<AgentMark>),
-    /// Something else: the mark of a later version, or a damaged one. What is wrong with it.
+    /// Something that no agent wrote so, and that says nothing about agents. What is wrong with it.
+    Damaged(String),
+    /// An agent's that cannot be understood: of another version, or in a directory that does not
+    /// answer. Why.
     Unclear(String),
 }
 
@@ -31,6 +34,8 @@ pub(super) enum Verdict {
         /// See above.
         after_another: bool,
     },
+    /// An agent that lives would have marked the directory in a moment.
+    Wait,
     /// Another agent acts here: who.
     Taken(String),
 }
@@ -43,51 +48,67 @@ pub(super) struct Vigil {
     /// state id is that of a copy of its state directory.
     was_overtaken: bool,
     met_another: bool,
+    /// How long an agent that lives may take to write its mark anew, should it be missing.
+    patience: Duration,
+    /// The last whole mark of another agent.
+    other: Option<AgentMark>,
     seen: Option<(Found, Instant)>,
 }
 
 impl Vigil {
-    pub(super) fn new(me: AgentMark, was_overtaken: bool) -> Self {
-        Self { me, was_overtaken, met_another: was_overtaken, seen: None }
+    pub(super) fn new(me: AgentMark, was_overtaken: bool, patience: Duration) -> Self {
+        let met_another = was_overtaken;
+        Self { me, was_overtaken, met_another, patience, other: None, seen: None }
     }
 
     pub(super) fn judge(
         &mut self,
-        found: Found,
+        found: &Found,
         lives: impl FnOnce(&AgentMark) -> bool,
         now: Instant,
     ) -> Verdict {
-        let lives = match &found {
-            Found::None => return self.free(),
+        match found {
             Found::Mark(mark) if mark.stopped.is_some() => {
                 self.met_another |= mark.state_id != self.me.state_id;
                 return self.free();
             }
+            Found::Mark(mark) if mark.run_id == self.me.run_id => return self.free(),
+            _ => {}
+        }
+        let unchanged = match &self.seen {
+            Some((seen, since)) if seen == found => now.duration_since(*since),
+            _ => {
+                self.seen = Some((found.clone(), now));
+                Duration::ZERO
+            }
+        };
+        let is_gone = matches!(found, Found::None | Found::Damaged(_));
+        if is_gone && !self.met_another {
+            return if unchanged < self.patience { Verdict::Wait } else { self.free() };
+        }
+        let lives = match found {
             Found::Mark(mark) => {
                 let lives = lives(mark);
-                let is_own = mark.run_id == self.me.run_id;
-                if is_own || self.is_mine(mark) && !lives {
+                if self.is_mine(mark) && !lives {
                     return self.free();
                 }
+                self.other = Some(AgentMark::clone(mark));
                 lives
             }
-            Found::Unclear(_) => false,
+            // That a mark goes away says nothing about its agent, which writes it anew if it lives.
+            _ => self.other.as_ref().is_some_and(lives),
         };
         self.met_another = true;
-        let who = match &found {
-            Found::Mark(mark) => mark.to_string(),
+        if unchanged >= SILENCE && !lives {
+            return self.free();
+        }
+        let last = self.other.as_ref().map_or_else(|| "one".to_owned(), AgentMark::to_string);
+        Verdict::Taken(match found {
+            Found::Mark(_) => last,
+            Found::None => format!("{last}; its mark is missing"),
+            Found::Damaged(why) => format!("{last}; its mark is damaged: {why}"),
             Found::Unclear(why) => format!("one whose mark cannot be read: {why}"),
-            Found::None => String::new(),
-        };
-        let since = match &self.seen {
-            Some((seen, since)) if *seen == found => *since,
-            _ => {
-                self.seen = Some((found, now));
-                now
-            }
-        };
-        let is_silent = now.duration_since(since) >= SILENCE;
-        if is_silent && !lives { self.free() } else { Verdict::Taken(who) }
+        })
     }
 
     fn free(&self) -> Verdict {
@@ -120,6 +141,13 @@ mod tests {
         Found::Mark(Box::new(mark.clone()))
     }
 
+    /// As long as the mark of an agent that lives may be missing.
+    const PATIENCE: Duration = Duration::from_secs(3);
+
+    fn wants_to_act(was_overtaken: bool) -> Vigil {
+        Vigil::new(mark("s", "new"), was_overtaken, PATIENCE)
+    }
+
     const FREE: Verdict = Verdict::Free { after_another: false };
     const FREE_AFTER_ANOTHER: Verdict = Verdict::Free { after_another: true };
 
@@ -129,81 +157,115 @@ mod tests {
 
     #[test]
     fn an_agent_begins_at_once_where_nobody_was_and_after_its_own_crash() {
-        let mut vigil = Vigil::new(mark("s", "new"), false);
         let now = Instant::now();
-        assert_eq!(vigil.judge(Found::None, |_| true, now), FREE);
+        let mut vigil = Vigil::new(mark("s", "new"), false, Duration::ZERO);
+        assert_eq!(vigil.judge(&Found::None, |_| true, now), FREE);
         let crashed = mark("s", "old");
-        assert_eq!(vigil.judge(found(&crashed), |_| false, now), FREE);
+        assert_eq!(vigil.judge(&found(&crashed), |_| false, now), FREE);
         let before_reboot = AgentMark { boot_id: "old".to_owned(), ..crashed };
-        assert_eq!(vigil.judge(found(&before_reboot), |_| false, now), FREE);
+        assert_eq!(vigil.judge(&found(&before_reboot), |_| false, now), FREE);
     }
 
     #[test]
     fn another_agent_is_waited_for_as_long_as_its_mark_changes_whatever_its_clock_says() {
-        let mut vigil = Vigil::new(mark("s", "new"), false);
+        let mut vigil = wants_to_act(false);
         let began = Instant::now();
         let mut other = mark("another", "old");
         for beat in 0..1000 {
             other.heartbeat -= SignedDuration::from_secs(3600);
             let now = began + Duration::from_secs(170) * beat;
-            assert!(is_taken(&vigil.judge(found(&other), |_| false, now)));
+            assert!(is_taken(&vigil.judge(&found(&other), |_| false, now)));
         }
         let last = began + Duration::from_secs(170) * 999;
         let at = |s| last + Duration::from_secs(s);
-        assert!(is_taken(&vigil.judge(found(&other), |_| false, at(179))));
-        assert_eq!(vigil.judge(found(&other), |_| false, at(180)), FREE_AFTER_ANOTHER);
+        assert!(is_taken(&vigil.judge(&found(&other), |_| false, at(179))));
+        assert_eq!(vigil.judge(&found(&other), |_| false, at(180)), FREE_AFTER_ANOTHER);
     }
 
     #[test]
     fn a_process_of_this_host_that_is_stopped_and_not_dead_is_waited_for() {
-        let mut vigil = Vigil::new(mark("s", "new"), false);
+        let mut vigil = wants_to_act(false);
         let (began, other) = (Instant::now(), mark("another", "old"));
         for s in [0, 180, 100_000] {
             let now = began + Duration::from_secs(s);
-            assert!(is_taken(&vigil.judge(found(&other), |_| true, now)));
+            assert!(is_taken(&vigil.judge(&found(&other), |_| true, now)));
         }
         let now = began + Duration::from_secs(100_000);
-        assert_eq!(vigil.judge(found(&other), |_| false, now), FREE_AFTER_ANOTHER);
+        assert_eq!(vigil.judge(&found(&other), |_| false, now), FREE_AFTER_ANOTHER);
     }
 
     #[test]
-    fn an_agent_that_was_stopped_or_whose_mark_is_removed_makes_room_at_once() {
+    fn an_agent_that_was_stopped_makes_room_at_once() {
         let now = Instant::now();
         let mut other = mark("another", "old");
-        let mut vigil = Vigil::new(mark("s", "new"), false);
-        assert!(is_taken(&vigil.judge(found(&other), |_| true, now)));
-        assert_eq!(vigil.judge(Found::None, |_| true, now), FREE_AFTER_ANOTHER);
-
         other.stopped = Some(Timestamp::now());
-        let mut vigil = Vigil::new(mark("s", "new"), false);
-        assert_eq!(vigil.judge(found(&other), |_| true, now), FREE_AFTER_ANOTHER);
+        assert_eq!(wants_to_act(false).judge(&found(&other), |_| true, now), FREE_AFTER_ANOTHER);
         other.state_id = "s".to_owned();
-        let mut vigil = Vigil::new(mark("s", "new"), false);
-        assert_eq!(vigil.judge(found(&other), |_| true, now), FREE);
+        assert_eq!(wants_to_act(false).judge(&found(&other), |_| true, now), FREE);
+    }
+
+    #[test]
+    fn a_mark_that_goes_away_or_is_damaged_releases_nobody_before_the_silence_is_over() {
+        let began = Instant::now();
+        let at = |s| began + Duration::from_secs(s);
+        for gone in [Found::None, Found::Damaged("it is empty".to_owned())] {
+            let mut vigil = wants_to_act(false);
+            let other = mark("another", "old");
+            assert!(is_taken(&vigil.judge(&found(&other), |_| false, began)));
+            let Verdict::Taken(who) = vigil.judge(&gone, |_| false, at(170)) else {
+                panic!("released by {gone:?}")
+            };
+            assert!(who.starts_with("process ") && who.contains("its mark is "), "{who}");
+            assert!(is_taken(&vigil.judge(&gone, |_| false, at(349))));
+            assert!(is_taken(&vigil.judge(&gone, |_| true, at(350))), "its process lives");
+            assert_eq!(vigil.judge(&gone, |_| false, at(350)), FREE_AFTER_ANOTHER);
+        }
+        // Nor one that was overtaken, and has not seen yet by whom.
+        let mut vigil = wants_to_act(true);
+        assert!(is_taken(&vigil.judge(&Found::None, |_| false, began)));
+        assert!(is_taken(&vigil.judge(&Found::None, |_| false, at(179))));
+        assert_eq!(vigil.judge(&Found::None, |_| false, at(180)), FREE_AFTER_ANOTHER);
+    }
+
+    #[test]
+    fn a_mark_that_is_missing_or_damaged_from_the_beginning_is_waited_for_a_moment() {
+        let began = Instant::now();
+        for bad in [Found::None, Found::Damaged("it is empty".to_owned())] {
+            let mut fresh = wants_to_act(false);
+            let early = began + Duration::from_millis(2900);
+            assert_eq!(fresh.judge(&bad, |_| true, began), Verdict::Wait);
+            assert_eq!(fresh.judge(&bad, |_| true, early), Verdict::Wait);
+            assert_eq!(fresh.judge(&bad, |_| true, began + PATIENCE), FREE);
+
+            // The agent that acts here writes it anew.
+            let mut fresh = wants_to_act(false);
+            assert_eq!(fresh.judge(&bad, |_| true, began), Verdict::Wait);
+            assert!(is_taken(&fresh.judge(&found(&mark("another", "old")), |_| true, early)));
+        }
     }
 
     #[test]
     fn a_copy_of_the_state_directory_is_another_agent() {
         let now = Instant::now();
         let elsewhere = AgentMark { machine_id: "n".to_owned(), ..mark("s", "old") };
-        let mut vigil = Vigil::new(mark("s", "new"), false);
-        assert!(is_taken(&vigil.judge(found(&elsewhere), |_| false, now)));
+        let mut vigil = wants_to_act(false);
+        assert!(is_taken(&vigil.judge(&found(&elsewhere), |_| false, now)));
         // On this host its process tells.
-        let mut vigil = Vigil::new(mark("s", "new"), false);
-        assert!(is_taken(&vigil.judge(found(&mark("s", "copy")), |_| true, now)));
+        let mut vigil = wants_to_act(false);
+        assert!(is_taken(&vigil.judge(&found(&mark("s", "copy")), |_| true, now)));
         // And two that overtake each other do not take turns.
-        let mut vigil = Vigil::new(mark("s", "new"), true);
-        assert!(is_taken(&vigil.judge(found(&mark("s", "copy")), |_| false, now)));
+        let mut vigil = wants_to_act(true);
+        assert!(is_taken(&vigil.judge(&found(&mark("s", "copy")), |_| false, now)));
     }
 
     #[test]
-    fn a_mark_that_cannot_be_read_is_somebodys() {
-        let mut vigil = Vigil::new(mark("s", "new"), false);
-        let (began, damaged) = (Instant::now(), Found::Unclear("half a file".to_owned()));
-        let Verdict::Taken(who) = vigil.judge(damaged.clone(), |_| false, began) else {
+    fn a_whole_mark_that_cannot_be_understood_is_somebodys() {
+        let mut vigil = wants_to_act(false);
+        let (began, later) = (Instant::now(), Found::Unclear("version 2".to_owned()));
+        let Verdict::Taken(who) = vigil.judge(&later, |_| false, began) else {
             panic!("taken for nobody's")
         };
-        assert!(who.contains("half a file"), "{who}");
-        assert_eq!(vigil.judge(damaged, |_| false, began + SILENCE), FREE_AFTER_ANOTHER);
+        assert!(who.contains("version 2"), "{who}");
+        assert_eq!(vigil.judge(&later, |_| false, began + SILENCE), FREE_AFTER_ANOTHER);
     }
 }

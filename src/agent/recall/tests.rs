@@ -29,12 +29,13 @@ use crate::{
             Bmc, BmcAddress, BmcDriver, Boot, Checksum, DeployRamdisk, Goal, Image, ImageFormat,
             ImageKind, Loader, NodeSpec, Password, Privilege, Retry, Timeouts, Verify, WantedPower,
         },
-        status::{HistoryEntry, Installed, Phase},
+        status::{HistoryEntry, Installed, Phase, Status},
     },
 };
 
 mod corpus;
 mod single;
+mod takeover;
 
 const POLICY: Policy = Policy {
     attempts_max: 100,
@@ -182,6 +183,11 @@ struct Agent {
 
 impl Agent {
     fn start(dir: &Path) -> Self {
+        Self::start_after(dir, false)
+    }
+
+    /// Another agent has acted here, or has not.
+    fn start_after(dir: &Path, overtaken: bool) -> Self {
         let mut store = loop {
             // A process that another test is just starting has the lock file open for a moment.
             match Store::open(dir.join("state")) {
@@ -190,7 +196,7 @@ impl Agent {
             }
         };
         let files = StatusFiles::new(dir.join("nodes"));
-        let recalled = recall(&mut store, &files, POLICY, false, now()).unwrap();
+        let recalled = recall(&mut store, &files, POLICY, overtaken, now()).unwrap();
         let losses = [recalled.losses, recalled.notes].concat().join("\n");
         let mut effects =
             Effects { store, files, running: VecDeque::new(), shown: BTreeMap::new() };

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use hostler::model::{agent_mark::AgentMark, status::Phase};
+use hostler::{
+    model::{agent_mark::AgentMark, status::Phase},
+    status_file::MarkFile,
+};
 use serde_json::Value;
 
 use super::{
@@ -23,8 +26,7 @@ fn over_the_specs_of(site: &Site) -> Site {
 }
 
 fn mark(site: &Site) -> Option<AgentMark> {
-    let text = fs::read_to_string(site.path("nodes/_agent.status.toml")).ok()?;
-    Some(toml::from_str(&text).unwrap())
+    MarkFile::in_dir(&site.path("nodes")).read().unwrap()
 }
 
 fn status(site: &Site) -> (i32, Value) {
@@ -48,7 +50,10 @@ fn a_second_agent_over_one_directory_touches_nothing_until_the_first_has_stopped
     ends_deployed(&site, &machine);
     assert_eq!(machine.story(), DEPLOYED);
     assert!(!other.log().contains("phase"), "{}", other.log());
-    assert_eq!(fs::read_dir(other.path("state")).unwrap().count(), 2, "more than lock and id");
+    let files = fs::read_dir(other.path("state")).unwrap().map(|file| file.unwrap().file_name());
+    let mut files: Vec<_> = files.map(|name| name.into_string().unwrap()).collect();
+    files.sort();
+    assert_eq!(files, ["another-agent", "lock", "state-id"]);
     assert!(mark(&site).is_some_and(|mark| mark.pid == first.id()));
 
     let (ended, _) = first.terminate();
@@ -77,27 +82,59 @@ fn an_agent_whose_mark_was_taken_over_stops_and_stands_by() {
     site.write(NODE, &machine.spec(&site));
     let ramdisk = machine.boot(&site, 1);
     site.until_phase(NODE, Phase::WaitingRamdisk);
-    let other = over_the_specs_of(&site);
-    let second = other.start();
-    other.await_that("standing by", || other.log().contains("stands by"));
-
-    site.await_that("taken over", || {
-        drop(fs::remove_file(site.path("nodes/_agent.status.toml")));
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        site.log().contains("another agent has taken over")
-            || mark(&site).is_some_and(|mark| mark.pid == second.id())
-    });
+    let anothers = |stopped| AgentMark {
+        state_id: "another".to_owned(),
+        run_id: "another".to_owned(),
+        boot_id: String::new(),
+        stopped,
+        ..mark(&site).unwrap()
+    };
+    let file = MarkFile::in_dir(&site.path("nodes"));
+    file.replace(&anothers(None)).unwrap();
     site.await_that("standing by", || {
         site.log().contains("another agent has taken over") && site.log().contains("stands by")
     });
-    assert!(!other.log().contains("running"), "both acted: {}", other.log());
+    assert_eq!(ramdisk.look_up(machine.disk.disk_bytes).0, 0, "the first agent still answers");
+    first.terminate();
+
+    let other = over_the_specs_of(&site);
+    let second = other.start();
+    other.await_that("standing by", || other.log().contains("stands by"));
+    file.replace(&anothers(Some(jiff::Timestamp::now()))).unwrap();
     other.await_that("running", || other.log().contains("running"));
-    assert!(mark(&site).is_some_and(|mark| mark.pid == second.id() && mark.pid != first.id()));
+    assert!(mark(&site).is_some_and(|mark| mark.pid == second.id()));
     // Whatever the first had begun is nobody's to finish without being asked.
     let held = site.until(NODE, "held", |status| status.phase == Phase::Held);
     assert_eq!(held.installed, None);
     assert_eq!(machine.story(), DEPLOYED[..2]);
-    assert_eq!(ramdisk.look_up(machine.disk.disk_bytes).0, 0, "the first agent still answers");
+    // Nor is a machine new because this agent has never seen it.
+    site.write("edge-new", &Machine::new(&site, "edge-new").spec(&site));
+    let held = site.until("edge-new", "held", |status| status.phase == Phase::Held);
+    assert!(held.conditions.iter().any(|one| one.reason == "RecordLost"), "{held:?}");
+}
+
+#[test]
+fn a_cleaned_status_directory_releases_nobody_and_the_agent_that_acts_marks_it_again() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let first = site.start();
+    site.await_that("marked", || mark(&site).is_some());
+    site.write(NODE, &machine.spec(&site).with_flag("paused", true));
+    site.until_phase(NODE, Phase::Paused);
+    let other = over_the_specs_of(&site);
+    let path = site.path("nodes/_agent.status.toml");
+    // One that begins in that moment, and one that stands by.
+    fs::remove_file(&path).unwrap();
+    let _second = other.start();
+    other.await_that("standing by", || other.log().contains("stands by"));
+    for _ in 0..3 {
+        fs::remove_file(&path).unwrap();
+        fs::remove_file(site.path(&format!("nodes/{NODE}.status.toml"))).unwrap_or_default();
+        site.await_that("marked again", || mark(&site).is_some());
+        assert!(mark(&site).is_some_and(|mark| mark.pid == first.id()));
+    }
+    assert!(!site.log().contains("taken over"), "{}", site.log());
+    assert!(!other.log().contains("running"), "{}", other.log());
 }
 
 #[test]
