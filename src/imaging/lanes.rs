@@ -33,7 +33,8 @@ pub(super) fn is_full(flight: &Flight) -> bool {
     flight.data_under_way() >= FULL_BYTES
 }
 
-/// Whether so many commands are under way that the disk is what limits: nearly every buffer has one.
+/// Whether so many commands are under way that the disk is what limits: nearly every buffer has
+/// one.
 pub(super) fn is_busy(flight: &Flight) -> bool {
     flight.data_commands() >= BUFFERS * 3 / 4
 }
@@ -121,8 +122,9 @@ impl<'a, C: Connector> Lanes<'a, C> {
         }
     }
 
-    /// The connection that is being made, when it is there or is not to be had, or that bytes were moved though no call has ended;
-    /// for ever if there is neither. Dropping the future loses nothing.
+    /// The connection that is being made, when it is there or is not to be had, or that bytes were
+    /// moved though no call has ended; for ever if there is neither. Dropping the future loses
+    /// nothing.
     pub(super) async fn news(&mut self) -> News<C::Volume> {
         let Self { first, more, opening, retiring, .. } = self;
         let opened = async {

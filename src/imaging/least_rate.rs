@@ -67,7 +67,8 @@ struct Window {
 }
 
 impl RateWatch {
-    /// Silences are for the stall limit to judge: the judge forgives them until together they are as long.
+    /// Silences are for the stall limit to judge: the judge forgives them until together they are
+    /// as long.
     pub(super) fn new(least: LeastRate, stall: Duration) -> Self {
         let window = Window::default();
         Self { least, forgivable: stall, pass: None, window, seen: None, done_bytes: 0 }
@@ -89,8 +90,8 @@ impl RateWatch {
         self.done_bytes = done_bytes;
     }
 
-    /// The rate, if it is too low, when so many bytes are done in all and, from now on until the next
-    /// time, the disk is or is not what limits.
+    /// The rate, if it is too low, when so many bytes are done in all and, from now on until the
+    /// next time, the disk is or is not what limits.
     pub(super) fn too_slow(
         &mut self,
         now: Instant,

@@ -343,7 +343,8 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Gives up a disk that was too slow, with so many bytes of the pass done, while it was what limited.
+    /// Gives up a disk that was too slow, with so many bytes of the pass done, while it was what
+    /// limited.
     fn check_rate(&mut self, done_bytes: u64, limits: bool) -> Result<(), ImagingError> {
         let Some(slow) = self.rate.too_slow(Instant::now(), done_bytes, limits) else {
             return Ok(());
@@ -375,8 +376,8 @@ impl<'a> Writing<'a> {
     }
 }
 
-/// What a pass has done in all, when it goes on over a connection: the bytes that were flushed or compared before, and those moved
-/// since. What has to be written again does not count twice.
+/// What a pass has done in all, when it goes on over a connection: the bytes that were flushed or
+/// compared before, and those moved since. What has to be written again does not count twice.
 #[derive(Clone, Copy, Debug)]
 struct Resumed {
     had_bytes: u64,
@@ -399,7 +400,8 @@ enum Event<V> {
     News(News<V>),
 }
 
-/// The next piece, unless there is no room for it, or the next result, or what else becomes known of the connections.
+/// The next piece, unless there is no room for it, or the next result, or what else becomes known
+/// of the connections.
 async fn next<C: Connector>(
     pieces: Option<&mut Pieces>,
     flight: &mut Flight,

@@ -159,7 +159,8 @@ impl Lun {
         self.inner.features.limits.optimal_blocks?.checked_mul(self.block_bytes())
     }
 
-    /// Bytes that the target has written, zeroed or read on this connection so far, command by command.
+    /// Bytes that the target has written, zeroed or read on this connection so far, command by
+    /// command.
     pub fn moved_bytes(&self) -> u64 {
         self.inner.moved_bytes.load(Ordering::Relaxed)
     }
