@@ -27,6 +27,7 @@ use super::super::{
     files::Opened,
     shelf::Shelf,
 };
+use crate::places::Kept;
 
 /// Read at once, in bytes: large enough that a gigabit needs two thousand reads a second, and 256 connections hold 16 MiB.
 const PIECE_BYTES: usize = 64 << 10;
@@ -39,6 +40,8 @@ pub(super) struct Told {
     pub(super) asked: Asked,
     pub(super) path: String,
     pub(super) began: Instant,
+    /// The connection's place, while its file is sent.
+    pub(super) _kept: Kept,
 }
 
 /// The body.
@@ -106,7 +109,9 @@ impl Body for FileBody {
 /// sent: no server can know better before the client asks for the next file.
 impl Drop for FileBody {
     fn drop(&mut self) {
-        let Some(Told { shelf, peer, asked, path, began }) = self.told.take() else { return };
+        let Some(Told { shelf, peer, asked, path, began, _kept }) = self.told.take() else {
+            return;
+        };
         let (sent_bytes, complete) = (self.sent_bytes, self.is_end_stream());
         let took_ms = began.elapsed().as_millis();
         if complete {

@@ -4,10 +4,11 @@
 //! public authorities only. What a menu says it says no more openly than over TFTP; kernels and ramdisks have no secret in them.
 //!
 //! `body` reads a file piece by piece as the client takes it. Every connection has a place, a limit on its request's head, and an end; one
-//! on which nothing moves is cut. It must never list a directory, take anything, or hold a file in memory.
+//! on which nothing moves is cut. When places run out, the connection on which nothing has been
+//! asked for longest makes room. It must never list a directory, take anything, or hold a file in
+//! memory.
 
 mod body;
-mod places;
 
 use std::{
     convert::Infallible,
@@ -35,18 +36,16 @@ use tokio::{
     task::{JoinSet, spawn_blocking},
     time::{sleep, timeout},
 };
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
-use self::{
-    body::{FileBody, Told},
-    places::{Place, Places},
-};
+use self::body::{FileBody, Told};
 use super::{
     evidence::Asked,
     files::Opened,
     shelf::Shelf,
     tftp::{Refusal, clean_name},
 };
+use crate::places::{Admitted, Kept, Place, Places};
 
 /// Boot loaders send about five headers; the least buffer hyper allows is 8 KiB.
 const HEADERS_MAX: usize = 32;
@@ -57,9 +56,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What strangers may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once, from everybody.
+    /// Connections at once, from everybody. One more ends the one that has been silent longest.
     pub connections_max: usize,
-    /// From one address: firmware has one or two.
+    /// From one address, likewise: firmware has one or two.
     pub connections_per_peer_max: usize,
     /// How long a request's head may take, and the pause before the next.
     pub head: Duration,
@@ -116,11 +115,20 @@ impl Server {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, addr)) => {
                         let peer = addr.ip().to_canonical();
-                        let Some(place) = places.take(peer) else {
-                            debug!(%peer, "HTTP connection refused: limit reached");
+                        let Some(Admitted { place, taken, made_room }) = places.take(peer) else {
+                            warn!(%peer, "HTTP connection refused: all are busy with files");
                             continue;
                         };
-                        connections.spawn(connection(stream, peer, Arc::clone(&shelf), self.limits, place));
+                        if let Some(of) = made_room {
+                            info!(%peer, %of, "too many HTTP connections: a silent one makes room");
+                        }
+                        let talk = connection(stream, Arc::clone(&shelf), self.limits, place);
+                        connections.spawn(async move {
+                            tokio::select! {
+                                () = talk => {}
+                                _ = taken => debug!(%peer, "HTTP connection gave way to another"),
+                            }
+                        });
                     }
                     Err(error) => {
                         warn!(%error, "HTTP listener cannot accept");
@@ -134,19 +142,16 @@ impl Server {
 }
 
 /// One connection from its first request to its end.
-async fn connection(
-    stream: TcpStream,
-    peer: IpAddr,
-    shelf: Arc<Shelf>,
-    limits: Limits,
-    _place: Place,
-) {
+async fn connection(stream: TcpStream, shelf: Arc<Shelf>, limits: Limits, place: Place) {
+    let (peer, place) = (place.peer(), Arc::new(place));
     // Only latency is lost without it.
     stream.set_nodelay(true).unwrap_or_default();
     let pulse = Arc::new(AtomicU64::new(0));
     let service = service_fn(|request| {
         let (shelf, pulse) = (Arc::clone(&shelf), Arc::clone(&pulse));
-        async move { Ok::<_, Infallible>(answer(&request, peer, shelf, pulse).await) }
+        // Until the answer is sent nobody else gets its place.
+        let kept = place.keep_while();
+        async move { Ok::<_, Infallible>(answer(&request, peer, shelf, pulse, kept).await) }
     });
     let http = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -184,6 +189,7 @@ async fn answer<B>(
     peer: IpAddr,
     shelf: Arc<Shelf>,
     pulse: Arc<AtomicU64>,
+    kept: Kept,
 ) -> Answer {
     pulse.fetch_add(1, Ordering::Relaxed);
     let head_only = request.method() == Method::HEAD;
@@ -197,7 +203,7 @@ async fn answer<B>(
             found(file.bytes, Either::Left(Full::default()))
         }
         Ok((path, file, asked)) => {
-            let told = Told { shelf, peer, asked, path, began };
+            let told = Told { shelf, peer, asked, path, began, _kept: kept };
             found(file.bytes, Either::Right(FileBody::new(file, told, pulse)))
         }
         Err(error) => {
