@@ -3,7 +3,7 @@
 //! Called by the driver, which only admits it: the work is a task that takes its turn with the core's operations. It must never get in the
 //! way of an attempt, nor be taken for consent to wipe a disk.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 use tracing::{info, warn};
@@ -91,7 +91,7 @@ impl Bmcs {
         };
         let (_stop, cancel) = cancel_signal();
         let firmware = spec.boot.firmware;
-        let call = async |bmc: Arc<Bmc>, limit| {
+        let call = async |bmc: Arc<Bmc>, limit: Duration| {
             use PowerState::{Off, On};
             // An operator waits: a silent BMC is told of as soon as by a poll.
             let soon = Instant::now() + limit.min(POLL_LIMIT);

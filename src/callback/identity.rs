@@ -217,7 +217,7 @@ mod tests {
         Identity::load_or_create(other.path()).unwrap();
         let others_key = other.path().join("callback.key");
         let spoil: [(&str, &dyn Fn(&Path)); 5] = [
-            ("callback.key", &|path| drop(fs::copy(&others_key, path).unwrap())),
+            ("callback.key", &|path| assert!(fs::copy(&others_key, path).unwrap() > 0)),
             ("callback.key", &|path| fs::write(path, "junk").unwrap()),
             ("callback.crt", &|path| {
                 fs::write(path, flipped(&fs::read(path).unwrap(), 200)).unwrap()

@@ -151,7 +151,7 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
         }
         let mut verdict = status.as_ref().map_or(Verdict::NotYet, |status| goal.judge(status));
         // Asked after the status was read: a status that was old then is told of by now.
-        let doubt = status.as_ref().and_then(|_| doubt(&files, &dir, &place.node));
+        let doubt = status.as_ref().and_then(|_| doubt(&files, &dir, &place.node, verdict));
         if let Some(doubt) = &doubt {
             verdict = Verdict::NotYet;
             if !goal.quiet && told_doubt.as_ref() != Some(doubt) {
@@ -183,10 +183,14 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
 
 /// Why a status is not to be believed, if it is not: the agent cannot write its file, or was cut
 /// off without a word.
-fn doubt(files: &StatusFiles, dir: &Path, node: &NodeName) -> Option<String> {
+fn doubt(files: &StatusFiles, dir: &Path, node: &NodeName, verdict: Verdict) -> Option<String> {
     let unwritten = files.check_written(node).err().map(|error| escaped(&error.to_string()));
-    let silent = || AgentAlive::look(dir).ok().filter(AgentAlive::is_silent);
-    unwritten.or_else(|| silent()?.caution())
+    let silent = || {
+        // Bad news is worth telling, however old it is.
+        let agent = AgentAlive::look(dir).ok().filter(|_| verdict == Verdict::Reached);
+        agent.filter(AgentAlive::is_silent)?.caution()
+    };
+    unwritten.or_else(silent)
 }
 
 /// The node's status; none if there is no file (yet).
