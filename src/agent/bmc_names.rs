@@ -50,6 +50,8 @@ struct Book {
     hosts: BTreeMap<String, Resolved>,
     /// The nodes of the specs in force, and where their BMCs are.
     nodes: Vec<(NodeName, BmcAddress)>,
+    /// The BMCs of machines that are installed, or may be.
+    installed: BTreeSet<BmcAddress>,
 }
 
 #[derive(Clone, Debug)]
@@ -69,17 +71,18 @@ impl BmcNames {
     /// Resolves the names in these specs that are not known, and waits a little for it; those known
     /// for a while are resolved again meanwhile.
     pub(super) async fn resolve<'a>(&self, specs: impl Iterator<Item = &'a NodeSpec>) {
-        let hosts: BTreeSet<&str> = specs.filter_map(host_name).collect();
+        let mut hosts: BTreeSet<String> = specs.filter_map(host_name).map(str::to_owned).collect();
         let (mut new, mut old) = (Vec::new(), Vec::new());
         {
             let mut book = self.book();
-            book.hosts.retain(|host, resolved| {
-                hosts.contains(host.as_str()) || resolved.at.elapsed() < MEMORY
-            });
+            let installed = book.installed.iter().filter(|address| is_name(address));
+            hosts.extend(installed.map(|address| address.host.clone()));
+            book.hosts
+                .retain(|host, resolved| hosts.contains(host) || resolved.at.elapsed() < MEMORY);
             for host in hosts {
-                match book.hosts.get(host) {
-                    None => new.push(host.to_owned()),
-                    Some(resolved) if resolved.at.elapsed() >= LIFE => old.push(host.to_owned()),
+                match book.hosts.get(&host) {
+                    None => new.push(host),
+                    Some(resolved) if resolved.at.elapsed() >= LIFE => old.push(host),
                     Some(_) => {}
                 }
             }
@@ -94,6 +97,41 @@ impl BmcNames {
             // It goes on beside, should it take longer.
             drop(timeout(SCAN_LIMIT, looking).await);
         }
+    }
+
+    /// Where the BMCs are of machines that are installed, or may be. If any of them or of the specs is a name, all are resolved from now on.
+    pub(super) fn note_installed<'a>(
+        &self,
+        installed: impl Iterator<Item = &'a BmcAddress>,
+        mut specs: impl Iterator<Item = &'a NodeSpec>,
+    ) {
+        let installed: BTreeSet<&BmcAddress> = installed.collect();
+        let any_name = installed.iter().any(|address| is_name(address))
+            || specs.any(|spec| host_name(spec).is_some());
+        self.book().installed =
+            if any_name { installed.into_iter().cloned().collect() } else { BTreeSet::new() };
+    }
+
+    /// The nodes whose BMC is that of a machine that is installed, or may be, in other words: their machine may be that one, although
+    /// no name of it is the same.
+    pub(super) fn aliased<'a>(
+        &self,
+        specs: impl Iterator<Item = &'a NodeSpec>,
+    ) -> BTreeSet<NodeName> {
+        let book = self.book();
+        let mut installed: BTreeSet<(IpAddr, u16)> = BTreeSet::new();
+        for address in &book.installed {
+            installed.extend(book.resolved(address).into_iter().map(|ip| (ip, address.port)));
+        }
+        let is_alias = |address: &BmcAddress| {
+            !book.installed.contains(address)
+                && book
+                    .resolved(address)
+                    .into_iter()
+                    .any(|ip| installed.contains(&(ip, address.port)))
+        };
+        let aliased = specs.filter(|spec| spec.bmc_address().is_some_and(is_alias));
+        aliased.map(|spec| spec.name.clone()).collect()
     }
 
     /// The nodes that share a BMC under different spellings, each with a problem that names the
@@ -290,6 +328,32 @@ mod tests {
         }
         names.check(Step::Preflight, c).await.unwrap();
         assert_eq!(names.clashes("nodes", specs.iter()).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn the_bmc_of_an_installed_machine_is_found_under_another_spelling() {
+        let names = knowing(&[("bmc-1", &["192.0.2.20"]), ("bmc-2", &["192.0.2.20"])]);
+        let addresses = ["bmc-1", "192.0.2.20", "bmc-2", "192.0.2.21", "bmc-2:624"];
+        let specs = addresses.map(|address| spec("n", address));
+        for (installed, aliases) in [
+            ("192.0.2.20", [true, false, true, false, false]),
+            ("bmc-1", [false, true, true, false, false]),
+            ("192.0.2.99", [false; 5]),
+        ] {
+            let installed = spec("i", installed);
+            names.note_installed(installed.bmc_address().into_iter(), specs.iter());
+            let is_alias = |spec: &NodeSpec| !names.aliased([spec].into_iter()).is_empty();
+            assert_eq!(specs.each_ref().map(is_alias), aliases, "{:?}", installed.bmc_address());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_names_of_installed_machines_are_resolved_though_no_spec_has_them() {
+        let names = BmcNames::default();
+        let (installed, new) = (spec("i", "localhost"), spec("n", "127.0.0.1"));
+        names.note_installed(installed.bmc_address().into_iter(), std::iter::empty());
+        names.resolve([&new].into_iter()).await;
+        assert_eq!(names.aliased([&new].into_iter()), ["n".parse().unwrap()].into());
     }
 
     #[tokio::test]

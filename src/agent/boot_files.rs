@@ -79,7 +79,7 @@ impl DeployFiles {
     /// Whether those for such a machine are there: better missed now than by the machine.
     pub(super) fn check(&self, boot: &Boot) -> Result<(), Fault> {
         let missing =
-            |code, message: String, hint| Err(Fault::passing(Step::Preflight, code, message, hint));
+            |code, message: String, hint| Err(Fault::missing(Step::Preflight, code, message, hint));
         let kind = Kind::of(boot);
         let Some(paths) = self.0.get(&kind) else {
             return match kind {

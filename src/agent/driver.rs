@@ -124,6 +124,10 @@ impl Driver {
                 let specs = || in_force.iter().map(AsRef::as_ref);
                 let mut clashes = clashes(&self.specs_dir, specs());
                 let by_name = self.rooms.bmc_names().clashes(&self.specs_dir, specs());
+                let found = || snapshot.nodes.values().filter_map(|spec| spec.as_deref().ok());
+                let names = self.rooms.bmc_names();
+                names.note_installed(self.carrier.fleet().bmcs_of_installed(), found());
+                self.carrier.note_aliased(names.aliased(found()));
                 for (node, problems) in by_name {
                     clashes.entry(node).or_default().extend(problems);
                 }

@@ -1,12 +1,12 @@
 //! What went wrong in a room, flattened for the core: whether trying again may help, and what an administrator can do.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use crate::{
     drive::DriveError,
     image::{DecodeError, FetchError, ImageError},
     imaging::{ImagingError, LayoutError},
-    ipmi::{IpmiError, IpmiErrorKind},
+    ipmi::{self, IpmiError, IpmiErrorKind},
     iscsi::{ErrorKind, IscsiError},
     model::{
         fault::{Fault, RetryAdvice, Step},
@@ -24,41 +24,37 @@ pub(super) const POLL_CUT: &str = "PollCut";
 
 /// A BMC call failed.
 pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
-    use RetryAdvice::{Backoff, Never};
+    use RetryAdvice::{Backoff, Never, Wait};
     let (code, retry, hint) = match &error.kind {
         IpmiErrorKind::Unresolved { .. } => {
             ("BmcUnresolved", Backoff, "look at bmc.address and at this machine's name service")
         }
-        IpmiErrorKind::NoAnswer { .. } => (
-            "BmcSilent",
-            Backoff,
-            "look at bmc.address, the BMC's cable and power, its IPMI-over-LAN setting, and firewalls for UDP port 623",
-        ),
-        IpmiErrorKind::WrongPassword | IpmiErrorKind::PasswordTooLong { .. } => (
-            "BmcPasswordWrong",
-            Never,
-            "correct bmc.username or the password file, then run `hostler retry` for this node; hostler does not go on trying, because \
-             BMCs lock users out",
-        ),
-        IpmiErrorKind::PrivilegeRefused { .. } => (
-            "BmcPrivilegeRefused",
-            Never,
-            "give the BMC user that privilege, or set bmc.privilege = \"operator\"",
-        ),
-        IpmiErrorKind::SuitesRefused { .. } => (
-            "BmcCipherRefused",
-            Never,
-            "allow cipher suite 17 or 3 in the BMC's settings, or set bmc.cipher_suite",
-        ),
+        IpmiErrorKind::NoAnswer { network, .. } => {
+            let (code, hint) = of_silence(*network);
+            (code, Backoff, hint)
+        }
+        IpmiErrorKind::WrongPassword
+        | IpmiErrorKind::PasswordTooLong { .. }
+        | IpmiErrorKind::Doubted { .. }
+        | IpmiErrorKind::WrongKey { .. }
+        | IpmiErrorKind::KeyNotCarried
+        | IpmiErrorKind::PrivilegeRefused { .. }
+        | IpmiErrorKind::SuitesRefused { .. } => of_login(&error.kind),
         IpmiErrorKind::ProgramNotRun { .. } => (
             "IpmitoolMissing",
-            Backoff,
+            Wait,
             "install ipmitool on hostler's machine, or set bmc.driver = \"ipmi\"",
         ),
         IpmiErrorKind::Unclear { .. } => (
             "IpmitoolFailed",
             Backoff,
             "run ipmitool by hand as hostler's user, and look at what it says",
+        ),
+        IpmiErrorKind::NoSession { status, .. } if !ipmi::is_short_of_sessions(*status) => (
+            "BmcRefusesSession",
+            Backoff,
+            "look at the BMC's user and LAN channel settings, and at what `ipmitool -v` says of \
+             it; if it stays so, reset the BMC",
         ),
         IpmiErrorKind::NoSession { .. }
         | IpmiErrorKind::Busy { .. }
@@ -93,6 +89,79 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &IpmiError) -> Fault {
     let user = spec.bmc.as_ref().map_or("", |bmc| &bmc.username);
     let message = format!("{error} (user {user:?})");
     Fault { step, code: code.into(), retry, message, hint: hint.into() }
+}
+
+/// The BMC answers, and lets nobody in with what the spec says.
+const fn of_login(kind: &IpmiErrorKind) -> (&'static str, RetryAdvice, &'static str) {
+    use RetryAdvice::{Backoff, Never};
+    match kind {
+        IpmiErrorKind::WrongPassword | IpmiErrorKind::PasswordTooLong { .. } => (
+            "BmcPasswordWrong",
+            Never,
+            "correct bmc.username or the password file, then run `hostler retry` for this node; hostler does not go on trying, because \
+             BMCs lock users out",
+        ),
+        IpmiErrorKind::Doubted { .. } => (
+            "BmcRefusesForNow",
+            Backoff,
+            "BMCs do so for seconds after a power change; hostler asks again, and takes the \
+             refusal for final after a minute",
+        ),
+        IpmiErrorKind::WrongKey { given: true } => (
+            "BmcKeyWrong",
+            Never,
+            "correct the file that bmc.kg_file names, or leave it out if the BMC has no BMC \
+             key; then run `hostler retry` for this node",
+        ),
+        IpmiErrorKind::WrongKey { given: false } => (
+            "BmcKeyWrong",
+            Never,
+            "set bmc.kg_file to a file with the BMC key (K_g), or clear the key in the BMC's \
+             settings; then run `hostler retry` for this node",
+        ),
+        IpmiErrorKind::KeyNotCarried => (
+            "BmcKeyWrong",
+            Never,
+            "set bmc.driver = \"ipmi\", or give the BMC a key without zero bytes",
+        ),
+        IpmiErrorKind::PrivilegeRefused { .. } => (
+            "BmcPrivilegeRefused",
+            Never,
+            "give the BMC user that privilege, or set bmc.privilege = \"operator\"",
+        ),
+        _ => (
+            "BmcCipherRefused",
+            Never,
+            "allow cipher suite 17 or 3 in the BMC's settings, or set bmc.cipher_suite",
+        ),
+    }
+}
+
+/// What the network says of a BMC that does not answer, and where to look.
+const fn of_silence(network: Option<io::ErrorKind>) -> (&'static str, &'static str) {
+    match network {
+        Some(io::ErrorKind::ConnectionRefused) => (
+            "BmcPortClosed",
+            "a host answers at bmc.address, and nothing listens at its port: switch on IPMI \
+             over LAN in the BMC's settings, and look whether bmc.address and its port are the \
+             BMC's",
+        ),
+        Some(io::ErrorKind::NetworkUnreachable) => (
+            "BmcNoRoute",
+            "this machine, or a router, has no route to the BMC's network: look at \
+             `ip route get` with bmc.address",
+        ),
+        Some(io::ErrorKind::HostUnreachable) => (
+            "BmcHostUnreachable",
+            "nothing has bmc.address in the BMC's network, or a firewall rejects it: look at \
+             the BMC's cable, power and address, and at `ip neigh`",
+        ),
+        _ => (
+            "BmcSilent",
+            "look at bmc.address, the BMC's cable and power, its IPMI-over-LAN setting, and \
+             firewalls for UDP port 623",
+        ),
+    }
 }
 
 /// A poll of the power state was cut, `waited` after it began and `asked` after the BMC was first asked.
@@ -132,6 +201,9 @@ pub(super) fn of_image(error: &ImageError) -> Fault {
         },
         ImageError::Decode { error: DecodeError::Unusable(_), .. } => {
             lasting("ImageUnusable", "correct image.source or the file it names")
+        }
+        ImageError::Decode { error: DecodeError::TooLarge { .. }, .. } => {
+            lasting("ImageUnusable", "correct image.source, or raise images.raw_max")
         }
         ImageError::Decode { .. } => {
             passing("CacheUnusable", "look at the disk the image cache lies on")
@@ -178,6 +250,12 @@ fn of_fetch(error: &FetchError, message: String) -> Fault {
         FetchError::Status { .. } => {
             ("ImageNotServed", Backoff, "look at image.source, and at the server's log")
         }
+        FetchError::Certificate { is_early: true, .. } => (
+            "CertificateRefused",
+            Backoff,
+            "set this machine's clock, and look at what sets it (`timedatectl status`); if the clock is right, the server's \
+             certificate is of no use yet",
+        ),
         FetchError::Certificate { .. } => (
             "CertificateRefused",
             Backoff,
@@ -213,10 +291,14 @@ pub(super) fn of_drive(error: &DriveError) -> Fault {
             "NotBootable",
             "use a whole-disk image, or boot.after = \"network\" with image.kernel and image.ramdisk",
         ),
+        DriveError::NotDisk { .. } => lasting(
+            "ImageUnusable",
+            "correct image.source; an image of one file system wants image.kind = \"partition\"",
+        ),
         DriveError::NotRoot { .. } => {
             lasting("ImageUnusable", "correct image.source, or image.kind if it is a whole disk")
         }
-        DriveError::NoMke2fs => Fault::passing(
+        DriveError::NoMke2fs => Fault::missing(
             Step::Image,
             "NoMke2fs",
             message,

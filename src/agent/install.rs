@@ -69,7 +69,8 @@ impl Workshop {
         let stages = meter.durations();
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(faults::no_randomness)?;
-        let image = PreparedImage { digest, disk_bytes, root_uuid, netboot };
+        let root_partuuid = None;
+        let image = PreparedImage { digest, disk_bytes, root_uuid, root_partuuid, netboot };
         Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), system_guid, stages })
     }
 
@@ -160,6 +161,7 @@ impl Workshop {
                 return Err(fault);
             }
         };
+        let root_partuuid = layout.root_partuuid().map(str::to_owned);
         let order = Order {
             layout,
             verify: spec.image.verify,
@@ -172,7 +174,8 @@ impl Workshop {
             .await
             .map_err(|error| faults::of_imaging(Step::Imaging, &error))?;
         info!(node = %spec.name, bytes = written.bytes, writing = ?written.writing, verifying = ?written.verifying, "image written");
-        Ok(Outcome::Imaged { verify: written.ranges, disk_bytes, stages: meter.durations() })
+        let stages = meter.durations();
+        Ok(Outcome::Imaged { verify: written.ranges, disk_bytes, root_partuuid, stages })
     }
 }
 
@@ -203,7 +206,7 @@ fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> 
         DiskSize::AtLeast(needed) if bytes < needed => Err(Fault::lasting(
             Step::Imaging,
             "DiskTooSmall",
-            format!("{has}, what is to be on it {}", show_bytes(needed)),
+            format!("{has}, what is to be on it {} ({needed} bytes)", show_bytes(needed)),
             "choose a larger disk with [root_device] or a smaller image",
         )),
         DiskSize::Exactly(_) | DiskSize::AtLeast(_) => Ok(()),

@@ -13,7 +13,7 @@ use crate::{
     image::Entry,
     imaging::{
         Content, Geometry, ImageFile, Layout, LayoutError, Parts, needed_bytes, partitioned,
-        whole_disk,
+        whole_disk, whole_disk_needs,
     },
     model::{
         boot::Firmware,
@@ -61,7 +61,11 @@ pub(super) fn needs(spec: &NodeSpec, source: &Source) -> Result<Needs, Fault> {
     let of_drive = |error: DriveError| faults::of_drive(&error);
     drive(spec, USUAL_BLOCK_BYTES).map_err(of_drive)?;
     let ImageKind::Partition(partitions) = &spec.image.kind else {
-        return Ok(Needs { disk_bytes: source.image.bytes(), root_uuid: None });
+        drive::check_disk(&source.entry.file).map_err(of_drive)?;
+        let disk_bytes = whole_disk_needs(&source.image, spec.config_drive.is_some());
+        let disk_bytes =
+            disk_bytes.map_err(|error| Fault { step: Step::Image, ..faults::of_layout(&error) })?;
+        return Ok(Needs { disk_bytes, root_uuid: None });
     };
     let found = drive::probe(&source.entry.file).map_err(of_drive)?;
     let esp = esp(spec, source, USUAL_BLOCK_BYTES)?;

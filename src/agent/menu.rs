@@ -15,7 +15,7 @@ use crate::{
         secret::{AttemptKey, Secret},
         spec::{Boot, DeployRamdisk, NodeSpec},
     },
-    netboot::{BootTable, Menus},
+    netboot::{BootSettings, BootTable, Menus},
 };
 
 use super::boot_files::Kind;
@@ -76,7 +76,12 @@ impl MenuWriter {
             },
         };
         let Boot { macs, firmware, loader, .. } = &spec.boot;
-        match self.table.set_for(*loader, name, macs, *firmware, &wanted) {
+        let settings = BootSettings {
+            firmware: *firmware,
+            loader: *loader,
+            ramdisk_limit: spec.timeouts.ramdisk,
+        };
+        match self.table.set_for(settings, name, macs, &wanted) {
             Ok(()) => drop(self.applied.insert(name.clone(), (menu, Arc::clone(spec)))),
             // The spec's kernel arguments are checked for everything a menu cannot hold.
             Err(error) => {
@@ -107,7 +112,7 @@ impl MenuWriter {
 
     /// What a card is served. Unless `secrets`, the attempt's key is blank in it.
     pub(super) fn show(&self, mac: MacAddr, secrets: bool) -> Option<CardBoot> {
-        let (node, Menus { pxelinux, grub, ipxe }) = self.table.show(mac)?;
+        let (node, Menus { pxelinux, grub, ipxe, .. }) = self.table.show(mac)?;
         let key = match self.applied.get(&node) {
             Some((Menu::Deploy(key), ..)) if !secrets => Some(key),
             _ => None,
@@ -135,9 +140,11 @@ impl MenuWriter {
     }
 }
 
-/// Whether the same boot menu is made by both.
+/// Whether the same boot menu is made by both, and as long waited for.
 fn boots_alike(one: &Arc<NodeSpec>, other: &Arc<NodeSpec>) -> bool {
-    Arc::ptr_eq(one, other) || one.boot == other.boot && one.root_device == other.root_device
+    Arc::ptr_eq(one, other)
+        || (&one.boot, &one.root_device, one.timeouts.ramdisk)
+            == (&other.boot, &other.root_device, other.timeouts.ramdisk)
 }
 
 /// The ramdisk with what it needs on its command line, and behind that what the spec adds.

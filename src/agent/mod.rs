@@ -224,6 +224,7 @@ impl Agent {
         let mut carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
         carrier.present(&mut rooms);
+        bmc_names.note_installed(carrier.fleet().bmcs_of_installed(), std::iter::empty());
         let tftp = tftp
             .with_cached(cached)
             .start(table, evidence)
@@ -284,6 +285,7 @@ fn tftp_config(config: &Config) -> netboot::Config {
         loaders: Some(config.tftp.loaders.clone()),
         files: DeployFiles::new(config).by_name(),
         images: image_dirs(&config.images),
+        block_bytes_max: u16::try_from(config.tftp.block_max).unwrap_or(u16::MAX),
         ..netboot::Config::new(config.tftp.listen)
     }
 }
@@ -308,7 +310,7 @@ fn status_dir(config: &Config) -> &Path {
 }
 
 fn status_files(config: &Config) -> StatusFiles {
-    StatusFiles::new(status_dir(config))
+    StatusFiles::new(status_dir(config)).in_made_dir(config.specs.status_dir.is_some())
 }
 
 /// That no status file can be written is no reason not to run; it is told at start, with the way out.

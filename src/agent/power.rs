@@ -19,6 +19,7 @@ use crate::{
     ipmi::{Bmc, BmcConfig, IpmiError},
     lifecycle::POLL_LIMIT,
     model::{
+        bmc_key::BmcKey,
         fault::{Fault, Step},
         ids::NodeName,
         power::{BootDevice, BootPersistence, PowerState},
@@ -59,8 +60,15 @@ pub(super) struct Bmcs {
 #[derive(Debug)]
 struct KnownBmc {
     spec: spec::Bmc,
-    password: Secret,
+    secrets: Secrets,
     client: Arc<Bmc>,
+}
+
+/// What a BMC is asked with, read from files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Secrets {
+    pub(super) password: Secret,
+    pub(super) kg: Option<BmcKey>,
 }
 
 impl Bmcs {
@@ -81,12 +89,12 @@ impl Bmcs {
     pub(super) async fn poll(&self, spec: &NodeSpec, cancel: Cancel) -> Result<PowerState, Fault> {
         let step = Step::Preflight;
         let bmc = spec.bmc.as_ref().ok_or_else(|| faults::no_bmc(step))?;
-        let password = self.password(step, &bmc.password)?;
-        if let Some(refusal) = self.refusals.of(spec, &password) {
+        let secrets = self.secrets(step, bmc)?;
+        if let Some(refusal) = self.refusals.of(spec, &secrets) {
             return Err(refusal);
         }
         let polled = self.poll_now(spec, cancel).await;
-        self.refusals.note(spec, password, &polled);
+        self.refusals.note(spec, secrets, &polled);
         polled
     }
 
@@ -205,25 +213,51 @@ impl Bmcs {
     /// The node's client. The password is read each time, so that a corrected file counts at once.
     pub(super) fn client(&self, step: Step, spec: &NodeSpec) -> Result<Arc<Bmc>, Fault> {
         let bmc = spec.bmc.as_ref().ok_or_else(|| faults::no_bmc(step))?;
-        let password = self.password(step, &bmc.password)?;
+        let secrets = self.secrets(step, bmc)?;
         let mut bmcs = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = bmcs.get(&spec.name);
-        if let Some(known) = known.filter(|known| known.spec == *bmc && known.password == password)
-        {
+        if let Some(known) = known.filter(|known| known.spec == *bmc && known.secrets == secrets) {
             return Ok(Arc::clone(&known.client));
         }
-        let client = Arc::new(Bmc::new(BmcConfig {
+        let config = BmcConfig {
             driver: bmc.driver,
             address: bmc.address.clone(),
             username: bmc.username.clone(),
-            password: password.clone(),
+            password: secrets.password.clone(),
+            kg: secrets.kg.clone(),
             privilege: bmc.privilege,
             cipher_suite: bmc.cipher_suite,
             spacing: self.spacing,
-        }));
-        let known = KnownBmc { spec: bmc.clone(), password, client: Arc::clone(&client) };
+        };
+        // An attempt that was begun before the agent started has used them already.
+        let trusted = matches!(step, Step::PowerOn | Step::Restart | Step::Cleanup);
+        let new = if trusted && known.is_none() { Bmc::trusted } else { Bmc::new };
+        let client = Arc::new(new(config));
+        let known = KnownBmc { spec: bmc.clone(), secrets, client: Arc::clone(&client) };
         bmcs.insert(spec.name.clone(), known);
         Ok(client)
+    }
+
+    /// What is in the files that the spec names.
+    fn secrets(&self, step: Step, bmc: &spec::Bmc) -> Result<Secrets, Fault> {
+        let password = self.password(step, &bmc.password)?;
+        let kg = bmc.kg_file.as_ref().map(|name| self.bmc_key(step, name)).transpose()?;
+        Ok(Secrets { password, kg })
+    }
+
+    fn bmc_key(&self, step: Step, name: &str) -> Result<BmcKey, Fault> {
+        let path = self.secrets.join(name);
+        let invalid = |why| io::Error::new(io::ErrorKind::InvalidData, why);
+        let read = first_line(&path).and_then(|line| line.expose().parse().map_err(invalid));
+        read.map_err(|error: io::Error| {
+            Fault::missing(
+                step,
+                "BmcKeyUnreadable",
+                format!("bmc.kg_file {}: {error}", path.display()),
+                "put the BMC key (K_g) there, as text or as 0x and hex digits, readable for \
+                 hostler's user only",
+            )
+        })
     }
 
     fn password(&self, step: Step, password: &Password) -> Result<Secret, Fault> {
@@ -243,7 +277,7 @@ impl Bmcs {
             }
         };
         read.map_err(|error| {
-            Fault::passing(step, "PasswordUnreadable", format!("{what}: {error}"), hint)
+            Fault::missing(step, "PasswordUnreadable", format!("{what}: {error}"), hint)
         })
     }
 
@@ -276,18 +310,70 @@ fn own_device(spec: &NodeSpec) -> BootDevice {
     if spec.image.netboot.is_some() { BootDevice::Pxe } else { BootDevice::Disk }
 }
 
-/// A password as a file has it.
+/// A secret as a file has it. What cannot be meant is an error, so that it is never sent: BMCs
+/// count wrong passwords.
 fn first_line(path: &Path) -> io::Result<Secret> {
+    let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
     let file = regular_file::open(path)?;
     let start = Zeroizing::new(regular_file::read_start(file, PASSWORD_FILE_BYTES_MAX)?);
+    if start.is_empty() {
+        return Err(invalid("the file is empty"));
+    }
     let line = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     if line.len() as u64 == PASSWORD_FILE_BYTES_MAX {
-        let message = format!("no line end in the first {PASSWORD_FILE_BYTES_MAX} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        return Err(invalid(&format!("no line end in the first {PASSWORD_FILE_BYTES_MAX} bytes")));
     }
-    match str::from_utf8(line) {
-        Ok(password) => Ok(Secret::new(password.to_owned())),
-        Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the first line is not UTF-8")),
+    if line.starts_with(b"\xef\xbb\xbf") {
+        return Err(invalid("it begins with a byte order mark (BOM); save it without"));
+    }
+    let text = str::from_utf8(line).map_err(|_| invalid("the first line is not UTF-8"))?;
+    if text.chars().all(char::is_whitespace) {
+        return Err(invalid("the first line is blank"));
+    }
+    if text.contains('\0') {
+        return Err(invalid("the first line has zero bytes, as UTF-16 has; save it as UTF-8"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(invalid("the first line has control characters"));
+    }
+    Ok(Secret::new(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_can_be_meant_as_a_secret_is_taken_from_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("edge-07.bmc");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            let read = first_line(&path);
+            read.map(|secret| secret.expose().to_owned()).map_err(|error| error.to_string())
+        };
+        for good in ["secret", "secret\n", "secret\r\n", "secret\nmore\n"] {
+            assert_eq!(read(good.as_bytes()).as_deref(), Ok("secret"), "{good:?}");
+        }
+        assert_eq!(read(" p w \n".as_bytes()).as_deref(), Ok(" p w "), "blanks may be meant");
+        assert_eq!(read("pässwörd".as_bytes()).as_deref(), Ok("pässwörd"));
+        let bad: [(&[u8], &str); 10] = [
+            (b"", "empty"),
+            (b"\n", "blank"),
+            (b"\r\n", "blank"),
+            (b"\r", "blank"),
+            (b"\nsecret\n", "blank"),
+            (b" \t \nsecret\n", "blank"),
+            (b"\xef\xbb\xbfsecret\n", "byte order mark"),
+            (b"\xef\xbb\xbf\n", "byte order mark"),
+            (b"s\0e\0c\0", "UTF-16"),
+            (b"\xff\xfes\0", "not UTF-8"),
+        ];
+        for (bytes, why) in bad {
+            let error = read(bytes).unwrap_err();
+            assert!(error.contains(why) && !error.contains("secret"), "{bytes:?}: {error}");
+        }
+        assert!(read(b"sec\rret\r").unwrap_err().contains("control characters"));
     }
 }

@@ -15,9 +15,10 @@ use tokio::time::Instant;
 use crate::model::{
     fault::{Fault, RetryAdvice},
     ids::NodeName,
-    secret::Secret,
     spec::NodeSpec,
 };
+
+use super::power::Secrets;
 
 /// How long a refusal stands: the BMC itself may have been mended.
 const LIFE: Duration = Duration::from_secs(3600);
@@ -29,26 +30,26 @@ pub(super) struct Refusals(Mutex<BTreeMap<NodeName, Refusal>>);
 #[derive(Debug)]
 struct Refusal {
     spec: NodeSpec,
-    password: Secret,
+    secrets: Secrets,
     fault: Fault,
     at: Instant,
 }
 
 impl Refusals {
     /// The refusal of just this, if it stands.
-    pub(super) fn of(&self, spec: &NodeSpec, password: &Secret) -> Option<Fault> {
+    pub(super) fn of(&self, spec: &NodeSpec, secrets: &Secrets) -> Option<Fault> {
         let refusals = self.lock();
         let refusal = refusals.get(&spec.name)?;
         let stands =
-            refusal.spec == *spec && refusal.password == *password && refusal.at.elapsed() < LIFE;
+            refusal.spec == *spec && refusal.secrets == *secrets && refusal.at.elapsed() < LIFE;
         stands.then(|| refusal.fault.clone())
     }
 
     /// Takes note of how a poll with this ended.
-    pub(super) fn note<T>(&self, spec: &NodeSpec, password: Secret, end: &Result<T, Fault>) {
+    pub(super) fn note<T>(&self, spec: &NodeSpec, secrets: Secrets, end: &Result<T, Fault>) {
         let fault = end.as_ref().err().filter(|fault| fault.retry == RetryAdvice::Never);
         let Some(fault) = fault.cloned() else { return self.forget(&spec.name) };
-        let refusal = Refusal { spec: spec.clone(), password, fault, at: Instant::now() };
+        let refusal = Refusal { spec: spec.clone(), secrets, fault, at: Instant::now() };
         self.lock().insert(spec.name.clone(), refusal);
     }
 
@@ -66,7 +67,10 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{model::fault::Step, spec};
+    use crate::{
+        model::{fault::Step, secret::Secret},
+        spec,
+    };
 
     fn spec(username: &str) -> NodeSpec {
         let text = format!(
@@ -83,13 +87,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_refused_is_kept_back_for_an_hour_and_nothing_else_is() {
-        let (refusals, secret) = (Refusals::default(), |text: &str| Secret::new(text.to_owned()));
+        let refusals = Refusals::default();
+        let secret = |text: &str| Secrets { password: Secret::new(text.to_owned()), kg: None };
         let refused = Fault::lasting(Step::Preflight, "BmcPasswordWrong", "no", "");
         let passing = Fault::passing(Step::Preflight, "BmcSilent", "no", "");
         let admin = spec("admin");
         refusals.note::<()>(&admin, secret("wrong"), &Err(refused.clone()));
         assert_eq!(refusals.of(&admin, &secret("wrong")), Some(refused.clone()));
         assert_eq!(refusals.of(&admin, &secret("right")), None);
+        let kg = Some("site-bmc-key".parse().unwrap());
+        assert_eq!(refusals.of(&admin, &Secrets { kg, ..secret("wrong") }), None);
         assert_eq!(refusals.of(&spec("root"), &secret("wrong")), None);
         tokio::time::advance(LIFE).await;
         assert_eq!(refusals.of(&admin, &secret("wrong")), None);

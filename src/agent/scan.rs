@@ -52,7 +52,8 @@ pub(super) fn start(
             let read = || read(Arc::clone(&reader), dir.clone(), defaults.clone());
             let snapshot = settled(&mut known, read).await;
             if let Ok(snapshot) = &snapshot {
-                tell(&snapshot.problems, &mut told);
+                let all = snapshot.problems.iter().chain(&snapshot.passed_over);
+                tell(&all.cloned().collect::<Vec<_>>(), &mut told);
                 let good = snapshot.nodes.values().filter_map(|spec| spec.as_deref().ok());
                 names.resolve(good).await;
             }

@@ -2,7 +2,7 @@
 
 use std::{io::Write, path::Path, process::ExitCode};
 
-use crate::{config, spec};
+use crate::{config, model::toml_reader::Document, spec};
 
 use super::Failure;
 
@@ -12,12 +12,28 @@ pub(super) fn check(
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
     let defaults = config.map(config::read).transpose()?.and_then(|config| config.defaults);
-    let report = spec::check(dir, defaults.as_ref())?;
+    let report = if dir.is_file() {
+        of_file(dir, defaults.as_ref())
+    } else {
+        spec::check(dir, defaults.as_ref())?
+    };
     for problem in &report.problems {
         writeln!(out, "{problem}")?;
+    }
+    for passed_over in &report.passed_over {
+        writeln!(out, "note: {passed_over}")?;
     }
     let (good, problems) = (report.good.len(), report.problems.len());
     let plural = if problems == 1 { "" } else { "s" };
     writeln!(out, "{}: {good} good, {problems} problem{plural}", dir.display())?;
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One spec by itself, with the `_defaults.toml` beside it. Its clashes with others are not seen.
+fn of_file(file: &Path, defaults: Option<&Document>) -> spec::Report {
+    let (good, problems) = match spec::read_file(file, defaults) {
+        Ok(spec) => (vec![spec.name], Vec::new()),
+        Err(problems) => (Vec::new(), problems),
+    };
+    spec::Report { good, problems, passed_over: Vec::new() }
 }

@@ -15,6 +15,7 @@ pub mod log;
 mod orders;
 mod plan;
 pub mod print;
+mod ramdisk;
 mod run;
 mod show;
 mod show_boot;
@@ -55,9 +56,9 @@ enum Command {
         #[arg(long)]
         print_config: bool,
     },
-    /// Check every spec in a directory; exit code 1 if one has a problem.
+    /// Check every spec in a directory, or one; exit code 1 if one has a problem.
     Check {
-        /// The directory of specs.
+        /// The directory of specs, or one of them.
         dir: PathBuf,
         /// The agent's configuration, for its [defaults].
         #[arg(long)]
@@ -132,10 +133,21 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum RamdiskCommand {
     /// Make the deploy kernel and ramdisk from an unpacked kernel package, always the same from the same.
+    ///
+    /// Prints which drivers are in it, which of the usual ones the kernel lacks, and which firmware
+    /// they may ask for and the packages have not.
     Build {
-        /// The unpacked kernel package: a directory with boot/ and lib/modules/.
+        /// The unpacked kernel package: a directory with boot/ and lib/modules/. Packages of firmware
+        /// may be unpacked into the same directory, or beside it in directories of their own.
         #[arg(long)]
         kernel_package: PathBuf,
+        /// Take this module, too, and what it needs. May be given several times.
+        #[arg(long = "module", value_name = "NAME")]
+        modules: Vec<String>,
+        /// Take all drivers of network cards and disk controllers, also of old ones and of storage
+        /// networks, but none of USB storage.
+        #[arg(long)]
+        all_drivers: bool,
         /// The static hostler-ramdisk binary.
         #[arg(long)]
         binary: PathBuf,
@@ -215,7 +227,9 @@ impl Args {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Check { dir, config } => check::check(&dir, config.as_deref(), out),
-            Command::Status { place, output } => status::show(&place.directory()?, output, out),
+            Command::Status { place, output } => {
+                status::show(&place.directory()?, &place.specs()?, output, out)
+            }
             Command::Watch { place } => status::watch(&place.directory()?, out),
             Command::Show { place } => show::show(&place, out),
             Command::Digest { file, config } => digest::digest(&file, config.as_deref(), out),
@@ -229,17 +243,12 @@ impl Args {
             Command::Cache { command } => command.run(out),
             Command::DhcpSnippet(asked) => dhcp_snippet::print(&asked, out),
             Command::Ramdisk {
-                command: RamdiskCommand::Build { kernel_package, binary, out: dir },
+                command:
+                    RamdiskCommand::Build { kernel_package, modules, all_drivers, binary, out: dir },
             } => {
-                let built = build::build(&BuildOptions { kernel_package, binary, out: dir })?;
-                let kib = built.initramfs_bytes / 1024;
-                writeln!(out, "{}: Linux {}", built.kernel.display(), built.release)?;
-                writeln!(
-                    out,
-                    "{}: {kib} KiB, {} modules",
-                    built.initramfs.display(),
-                    built.modules.len()
-                )?;
+                let options =
+                    BuildOptions { kernel_package, modules, all_drivers, binary, out: dir };
+                ramdisk::show(&build::build(&options)?, out)?;
                 Ok(ExitCode::SUCCESS)
             }
         }
@@ -268,6 +277,14 @@ impl Place {
         }
         let Config { specs, .. } = config::read(&self.config)?;
         Ok(specs.status_dir.unwrap_or(specs.dir))
+    }
+
+    /// The directory of the specs, as far as that is known.
+    fn specs(&self) -> Result<PathBuf, Failure> {
+        match &self.dir {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(config::read(&self.config)?.specs.dir),
+        }
     }
 }
 

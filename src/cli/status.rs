@@ -19,6 +19,7 @@ use crate::{
         size::show_bytes,
         status::{Phase, Progress, Status},
     },
+    spec,
     status_file::{StatusFileError, StatusFiles},
 };
 
@@ -38,7 +39,12 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Cells of the bar in the table.
 const BAR_CELLS: u64 = 10;
 
-pub(super) fn show(dir: &Path, format: Format, out: &mut impl Write) -> Result<ExitCode, Failure> {
+pub(super) fn show(
+    dir: &Path,
+    specs: &Path,
+    format: Format,
+    out: &mut impl Write,
+) -> Result<ExitCode, Failure> {
     let (statuses, mut unreadable) = read(dir)?;
     let agent = AgentAlive::look(dir).unwrap_or_else(|error| {
         unreadable.push(error);
@@ -51,6 +57,9 @@ pub(super) fn show(dir: &Path, format: Format, out: &mut impl Write) -> Result<E
         }
         Format::Table => {
             write!(out, "{}", table(&statuses, Timestamp::now()))?;
+            for not_node in spec::not_nodes(specs) {
+                writeln!(out, "note: {not_node}")?;
+            }
             if let Some(caution) = agent.caution() {
                 writeln!(out, "{caution}")?;
             }

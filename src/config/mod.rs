@@ -7,6 +7,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     path::{Component, Path, PathBuf},
     time::Duration,
 };
@@ -49,6 +50,9 @@ const RAW_BYTES_MAX: u64 = 1 << 40;
 const BMC_SPACING: Duration = Duration::from_secs(1);
 const RESCAN: Duration = Duration::from_secs(60);
 const TFTP_PORT: u16 = 69;
+/// From what every client is sent without asking, in bytes (RFC 1350), to more than firmware asks
+/// for.
+const TFTP_BLOCK_BYTES: RangeInclusive<u64> = 512..=8192;
 /// TFTP's, behind that of HTTP; what is often taken by other programs is not a good default.
 const HTTP_PORT: u16 = 8069;
 const CALLBACK_PORT: u16 = 8443;
@@ -153,6 +157,9 @@ pub struct Tftp {
     pub listen: SocketAddr,
     /// The directory with the boot loaders.
     pub loaders: PathBuf,
+    /// The most bytes of a block, 512 to 8192.
+    #[serde(serialize_with = "size")]
+    pub block_max: u64,
 }
 
 /// `[http]`: what TFTP serves, for iPXE, which fetches kernels and ramdisks there. As plain as TFTP is.
@@ -282,9 +289,7 @@ fn config(config: &mut Section<'_>) -> Option<Config> {
     let secrets_dir = config.key("secrets").table(|secrets| secrets.key("dir").text(absolute));
     let advertise =
         config.key("network").table(|network| network.key("advertise").required().text(advertised));
-    let (tftp_listen, loaders) = config
-        .key("tftp")
-        .table(|tftp| (tftp.key("listen").text(socket), tftp.key("loaders").text(absolute)));
+    let tftp = config.key("tftp").table(|table| tftp(table, advertise));
     let http_listen = config.key("http").table(|table| table.key("listen").text(socket));
     let callback_listen = config.key("callback").table(|table| table.key("listen").text(socket));
     let ramdisk = config.key("ramdisk").table(ramdisk);
@@ -302,10 +307,7 @@ fn config(config: &mut Section<'_>) -> Option<Config> {
         images,
         secrets: Secrets { dir: secrets_dir.unwrap_or_else(|| SECRETS_DIR.into()) },
         network: Network { advertise },
-        tftp: Tftp {
-            listen: tftp_listen.unwrap_or(SocketAddr::new(advertise, TFTP_PORT)),
-            loaders: loaders.unwrap_or_else(|| LOADERS_DIR.into()),
-        },
+        tftp: tftp?,
         http: Http { listen: http_listen.unwrap_or(SocketAddr::new(advertise, HTTP_PORT)) },
         ironic: match ironic {
             None => None,
@@ -346,6 +348,18 @@ fn images(
         published_max: images.key("published_max").text(limit).unwrap_or(PUBLISHED_BYTES_MAX),
         raw_max: images.key("raw_max").text(limit).unwrap_or(RAW_BYTES_MAX),
     }
+}
+
+/// `None`: without `network.advertise` there is no address to listen on.
+fn tftp(tftp: &mut Section<'_>, advertise: Option<IpAddr>) -> Option<Tftp> {
+    let listen = tftp.key("listen").text(socket);
+    let loaders = tftp.key("loaders").text(absolute);
+    let block_max = tftp.key("block_max").text(block);
+    Some(Tftp {
+        listen: listen.or_else(|| Some(SocketAddr::new(advertise?, TFTP_PORT)))?,
+        loaders: loaders.unwrap_or_else(|| LOADERS_DIR.into()),
+        block_max: block_max.unwrap_or(*TFTP_BLOCK_BYTES.end()),
+    })
 }
 
 fn ramdisk(ramdisk: &mut Section<'_>) -> Option<Ramdisk> {
@@ -440,6 +454,16 @@ fn limit(text: &str) -> Result<u64, String> {
     match parse_bytes(text)? {
         0 => Err(format!("`{text}`, must be at least 1 byte")),
         bytes => Ok(bytes),
+    }
+}
+
+fn block(text: &str) -> Result<u64, String> {
+    let (least, most) = (TFTP_BLOCK_BYTES.start(), TFTP_BLOCK_BYTES.end());
+    let bytes = parse_bytes(text)?;
+    if TFTP_BLOCK_BYTES.contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err(format!("`{text}`, must be {least} to {most} bytes"))
     }
 }
 

@@ -54,6 +54,7 @@ fn three_lines_are_enough_and_every_default_is_shown() {
         [tftp]
         listen = "192.0.2.1:69"
         loaders = "/usr/share/hostler/loaders"
+        block_max = "8KiB"
 
         [http]
         listen = "192.0.2.1:8069"
@@ -104,6 +105,7 @@ advertise = "2001:db8::1"
 [tftp]
 listen = "[::]:1069"
 loaders = "/srv/loaders"
+block_max = "1388"
 [http]
 listen = "[::]:80"
 [callback]
@@ -127,6 +129,7 @@ retry = { attempts = 5 }
     assert_eq!(config.images.cache_dir, Path::new("/srv/cache"));
     assert_eq!((config.images.cache_size, config.images.published_max), (1_500_000_000, 10 << 30));
     assert_eq!(config.tftp.listen.to_string(), "[::]:1069");
+    assert_eq!(config.tftp.block_max, 1388);
     assert_eq!(config.http.listen.to_string(), "[::]:80");
     assert_eq!(config.ramdisk.aarch64.as_ref().unwrap().kernel, Path::new("/arm/k"));
     let shown = config.to_toml();
@@ -232,6 +235,16 @@ fn what_hostler_itself_writes_all_the_time_does_not_lie_beneath_the_specs() {
             hostler.toml:5:20: images.cache_dir: `/x` lies in specs.dir; hostler would be woken by its own writes
         "#]],
     );
+}
+
+#[test]
+fn a_block_no_client_may_be_sent_is_refused() {
+    for size in ["511", "8193B", "1e3"] {
+        let text = format!("{MINIMAL}\n[tftp]\nblock_max = \"{size}\"\n");
+        let problems = parse("hostler.toml", text.as_bytes()).unwrap_err();
+        let [problem] = &problems[..] else { panic!("{problems:?}") };
+        assert!(problem.to_string().contains("tftp.block_max: `"), "{problem}");
+    }
 }
 
 #[test]

@@ -11,12 +11,16 @@ use sha2::{Digest as _, Sha256};
 
 use super::{DriveError, fat, hyphenated, iso};
 use crate::model::{
+    attached::MetaData,
     ids::{Digest, NodeName},
-    spec::{ConfigDrive, DriveFilesystem, DriveLabel},
+    spec::{Attachment, ConfigDrive, DriveFilesystem, DriveLabel},
 };
 
 /// The least room for files, in bytes: nothing is won by less.
 const BYTES_MIN: u32 = 64 * 1024;
+
+/// The metadata that are SSH keys, as `NoCloud` calls them; in `OpenStack`'s layout they have a place of their own.
+const PUBLIC_KEYS: &str = "public-keys";
 
 /// One file: its path, and what is in it.
 pub(super) type File<'a> = (&'static str, Cow<'a, [u8]>);
@@ -64,14 +68,19 @@ fn seed(node: &NodeName, instance: &Digest) -> u128 {
 /// their kind are; everything is in `meta`, as if it had been given to `openstack server create --property`.
 fn openstack<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<File<'a>> {
     let said = |key: &str, own: &str| {
-        (key.to_owned(), drive.meta_data.get(key).map_or(own, String::as_str).into())
+        let given = drive.meta_data.get(key).and_then(MetaData::as_text);
+        (key.to_owned(), given.unwrap_or(own).into())
     };
     let mut top: Map<String, Value> =
         [said("uuid", &uuid(seed)), said("hostname", node.as_str()), said("name", node.as_str())]
             .into_iter()
             .collect();
-    let meta = drive.meta_data.iter().map(|(key, value)| (key.clone(), value.as_str().into()));
-    top.insert("meta".to_owned(), Value::Object(meta.collect()));
+    top.insert("meta".to_owned(), Value::Object(given(drive)));
+    // By number, as if they had no names.
+    if let Some(MetaData::List(keys)) = drive.meta_data.get(PUBLIC_KEYS) {
+        let keys = (0..).zip(keys).map(|(n, key)| (format!("key-{n}"), key.as_str().into()));
+        top.insert("public_keys".to_owned(), Value::Object(keys.collect()));
+    }
     let mut files = vec![("openstack/latest/meta_data.json", json(top))];
     let attached = [
         ("openstack/latest/user_data", &drive.user_data),
@@ -80,20 +89,40 @@ fn openstack<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<Fil
     for (path, attachment) in attached {
         files.extend(attachment.iter().map(|file| (path, file.content.as_bytes().into())));
     }
+    let vendor = drive.vendor_data.iter();
+    files.extend(vendor.map(|file| ("openstack/latest/vendor_data.json", vendor_json(file))));
     files
+}
+
+/// `OpenStack`'s vendor data is JSON, in which what cloud-init is to have has a key of its own.
+fn vendor_json(file: &Attachment) -> Cow<'_, [u8]> {
+    let bytes = file.content.as_bytes();
+    if serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok() {
+        return bytes.into();
+    }
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    json([("cloud-init".to_owned(), text.into())].into_iter().collect())
+}
+
+/// The administrator's metadata.
+fn given(drive: &ConfigDrive) -> Map<String, Value> {
+    drive.meta_data.iter().map(|(key, value)| (key.clone(), value.into())).collect()
 }
 
 /// `NoCloud`'s layout. It takes a drive only if there is user data, so that is empty where nobody gave any.
 fn nocloud<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<File<'a>> {
-    let hostname = drive.meta_data.get("hostname").map_or(node.as_str(), String::as_str);
+    let hostname = drive.meta_data.get("hostname").and_then(MetaData::as_text);
+    let hostname = hostname.unwrap_or(node.as_str());
     let own = [("instance-id", uuid(seed)), ("local-hostname", hostname.to_owned())];
     let mut top: Map<String, Value> =
         own.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
-    top.extend(drive.meta_data.iter().map(|(key, value)| (key.clone(), value.as_str().into())));
-    let user_data = drive.user_data.as_ref().map_or("", |file| &file.content);
-    let mut files = vec![("meta-data", json(top)), ("user-data", user_data.as_bytes().into())];
-    let network = drive.network_config.iter();
-    files.extend(network.map(|file| ("network-config", file.content.as_bytes().into())));
+    top.extend(given(drive));
+    let user_data = drive.user_data.as_ref().map_or(&[][..], |file| file.content.as_bytes());
+    let mut files = vec![("meta-data", json(top)), ("user-data", user_data.into())];
+    let attached = [("network-config", &drive.network_config), ("vendor-data", &drive.vendor_data)];
+    for (path, attachment) in attached {
+        files.extend(attachment.iter().map(|file| (path, file.content.as_bytes().into())));
+    }
     files
 }
 

@@ -20,7 +20,7 @@ mod swap;
 pub use config_drive::config_drive;
 pub use ephemeral::{EPHEMERAL_LABEL, ephemeral, mke2fs_is_there};
 pub use esp::esp;
-pub use probe::{FileSystem, FileSystemKind, probe};
+pub use probe::{FileSystem, FileSystemKind, check_disk, probe};
 pub use swap::swap_header;
 
 /// Why there is no file system.
@@ -82,6 +82,15 @@ pub enum DriveError {
     BootFiles {
         /// Why.
         message: String,
+    },
+    /// An image is nothing that a machine can boot from.
+    #[error(
+        "the image is no whole disk: it has neither a boot signature (55 aa at byte 510) nor an ISO 9660 file \
+         system, but is {found}"
+    )]
+    NotDisk {
+        /// What it is, and what would be right.
+        found: String,
     },
     /// An image is nothing that a system can have as its root.
     #[error(

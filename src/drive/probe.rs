@@ -5,7 +5,17 @@
 use std::io;
 
 use super::{DriveError, hyphenated};
-use crate::{checked_file::CheckedFile, model::size::show_bytes};
+use crate::{
+    checked_file::CheckedFile,
+    model::{ids::hex, size::show_bytes},
+};
+
+/// Where a disk is signed that a BIOS boots, which a GUID partition table has too (UEFI 2.10 §5.2.1).
+const BOOT_SIGNATURE: (u64, &[u8]) = (510, b"\x55\xaa");
+/// Where the first volume descriptor of an ISO 9660 file system is (ECMA-119 §6.7.1).
+const ISO_ID: (u64, &[u8]) = (32 * 1024 + 1, b"CD001");
+/// How much is shown of what nobody knows, in bytes.
+const SHOWN_BYTES: usize = 40;
 
 /// The file system of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +78,43 @@ pub fn probe(image: &CheckedFile) -> Result<FileSystem, DriveError> {
         return Err(DriveError::NotRoot { found: format!("{name} without a UUID") });
     }
     Ok(FileSystem { kind, uuid: hyphenated(uuid), bytes })
+}
+
+/// Fails with what an image is instead, unless it is a disk that a machine may boot from: signed as such, or an ISO 9660 file system.
+pub fn check_disk(image: &CheckedFile) -> Result<(), DriveError> {
+    let failed = |source| DriveError::Read { source };
+    let found = not_disk(image).map_err(failed)?;
+    found.map_or(Ok(()), |found| Err(DriveError::NotDisk { found }))
+}
+
+/// What an image is that is no disk.
+fn not_disk(image: &CheckedFile) -> io::Result<Option<String>> {
+    if has(image, BOOT_SIGNATURE.0, BOOT_SIGNATURE.1)? || has(image, ISO_ID.0, ISO_ID.1)? {
+        return Ok(None);
+    }
+    if let Some(found) = [ext, xfs, btrfs].iter().find_map(|look| look(image).transpose()) {
+        let name = found?.kind.as_str();
+        return Ok(Some(format!(
+            "the file system {name} without a partition table; use image.kind = \"partition\""
+        )));
+    }
+    if has(image, 512, b"EFI PART")? {
+        let found = "a GUID partition table whose protective master boot record is missing";
+        return Ok(Some(found.to_owned()));
+    }
+    if let Some(name) = known(image)? {
+        return Ok(Some(name.to_owned()));
+    }
+    let Some(Window(head)) = Window::at(image, 0)? else { return Ok(Some("empty".to_owned())) };
+    let there = usize::try_from(image.bytes()).unwrap_or(usize::MAX);
+    let head = head.get(..there.min(SHOWN_BYTES)).unwrap_or(&head);
+    Ok(Some(if head.iter().all(|byte| *byte == 0) {
+        "zeros where a disk begins".to_owned()
+    } else if head.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\t' | b'\r' | b'\n')) {
+        format!("a text that begins with {:?}", String::from_utf8_lossy(head))
+    } else {
+        format!("something unknown that begins with {}", hex(head.get(..8).unwrap_or(head)))
+    }))
 }
 
 /// What a superblock says.
@@ -164,30 +211,44 @@ fn btrfs(image: &CheckedFile) -> Found {
 
 /// What else it is, for the message.
 fn other(image: &CheckedFile) -> io::Result<String> {
-    let has = |at, magic: &[u8]| -> io::Result<bool> {
-        let window = Window::at(image, at)?;
-        Ok(window.is_some_and(|window| window.0.starts_with(magic)))
-    };
-    let known: [(&str, u64, &[u8]); 8] = [
+    // First of all, because many of these images are disks too.
+    if has(image, ISO_ID.0, ISO_ID.1)? {
+        return Ok("an ISO 9660 file system".to_owned());
+    }
+    if let Some(name) = known(image)? {
+        return Ok(name.to_owned());
+    }
+    let is_disk = has(image, 512, b"EFI PART")? || has(image, BOOT_SIGNATURE.0, BOOT_SIGNATURE.1)?;
+    Ok(if is_disk {
+        "a whole disk; use image.kind = \"disk\"".to_owned()
+    } else {
+        "no known file system".to_owned()
+    })
+}
+
+/// What is neither a root nor a disk.
+fn known(image: &CheckedFile) -> io::Result<Option<&'static str>> {
+    const KNOWN: [(&str, u64, &[u8]); 8] = [
         ("a FAT file system", 54, b"FAT"),
         ("a FAT file system", 82, b"FAT32"),
-        ("a whole disk; use image.kind = \"disk\"", 512, b"EFI PART"),
         ("swap space", 4086, b"SWAPSPACE2"),
         ("an encrypted volume", 0, b"LUKS\xba\xbe"),
         ("a volume of LVM", 512, b"LABELONE"),
         ("a SquashFS", 0, b"hsqs"),
-        ("a whole disk; use image.kind = \"disk\"", 510, b"\x55\xaa"),
+        ("an F2FS file system", 1024, b"\x10\x20\xf5\xf2"),
+        ("an EROFS file system", 1024, b"\xe2\xe1\xf5\xe0"),
     ];
-    // First of all, because many of these images are disks too.
-    if has(32 * 1024 + 1, b"CD001")? {
-        return Ok("an ISO 9660 file system".to_owned());
-    }
-    for (name, at, magic) in known {
-        if has(at, magic)? {
-            return Ok(name.to_owned());
+    for (name, at, magic) in KNOWN {
+        if has(image, at, magic)? {
+            return Ok(Some(name));
         }
     }
-    Ok("no known file system".to_owned())
+    Ok(None)
+}
+
+fn has(image: &CheckedFile, at: u64, magic: &[u8]) -> io::Result<bool> {
+    let window = Window::at(image, at)?;
+    Ok(window.is_some_and(|window| window.0.starts_with(magic)))
 }
 
 /// The bytes at some place of an image.

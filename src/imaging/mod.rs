@@ -39,7 +39,7 @@ pub use self::{
     file::ImageFile,
     layout::{
         CONFIG_DRIVE_BYTES, Content, Geometry, Layout, LayoutError, Parts, Segment, needed_bytes,
-        partitioned, whole_disk,
+        partitioned, whole_disk, whole_disk_needs,
     },
     least_rate::{LeastRate, MeasuredRate},
     write::{Order, Written, write_disk},

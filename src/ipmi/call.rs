@@ -12,11 +12,12 @@ use tokio::{
 };
 
 use super::{
-    client::{Bmc, Memory},
+    client::{Bmc, Memory, Timing},
     commands::Command,
-    error::{IpmiError, IpmiErrorKind},
+    error::{IpmiError, IpmiErrorKind, is_short_of_sessions},
     handshake::{Credentials, Failure},
     link::{Exchange, Link, NotOpened},
+    refusal::Verdict,
     session::Answer,
     tool::{self, Failed},
 };
@@ -46,15 +47,16 @@ enum Trouble {
     Silence(Option<io::ErrorKind>),
     Status(u8),
     Busy(Command, u8),
+    /// Refused, and nobody can say for how long.
+    Refused(Command, u8),
+    /// Refused, although it was accepted before.
+    Doubted(IpmiErrorKind),
     Program(String),
 }
 
-/// Completion codes after which the same command may succeed (IPMI 2.0 table 5-2): node busy, timeout, out of space, duplicated
-/// request, BMC initialising.
-const PASSING: [u8; 5] = [0xc0, 0xc3, 0xc4, 0xcf, 0xd2];
-/// Insufficient privilege, by the general code and by those of Set Session Privilege Level (IPMI 2.0 table 5-2, §22.18).
-const INSUFFICIENT_PRIVILEGE: u8 = 0xd4;
-const PRIVILEGE_NOT_AVAILABLE: [u8; 2] = [0x80, 0x81];
+/// How often a command is sent whose refusal the caller can live with, while the refusals are
+/// unclear.
+const OPTIONAL_SENDS_MAX: u32 = 2;
 
 impl<'a> Call<'a> {
     /// Waits for the BMC's turn and for the pause since the last call.
@@ -78,9 +80,7 @@ impl<'a> Call<'a> {
 
     /// Ends the call: closes the session if there is one.
     pub(super) async fn end(mut self) {
-        if let Some(link) = self.link.take() {
-            link.close(self.deadline).await;
-        }
+        self.close_link().await;
     }
 
     /// Ends the call, and leaves its session to the caller.
@@ -93,9 +93,24 @@ impl<'a> Call<'a> {
         self.deadline = self.deadline.min(deadline);
     }
 
-    /// Sends a command until it is answered; the data of the answer, or why there is none.
+    /// Sends a command until it is carried out or refused for good. Returns the answer's data.
     pub(super) async fn command(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
-        match timeout_at(self.deadline, self.persist(command)).await {
+        self.command_few_times(command, u32::MAX).await
+    }
+
+    /// Sends a command that the caller can do without: no refusal keeps it long.
+    pub(super) async fn optional(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
+        self.command_few_times(command, OPTIONAL_SENDS_MAX).await
+    }
+
+    /// Sends a command until it is answered, and again while the refusals are unclear, so many
+    /// times in all.
+    pub(super) async fn command_few_times(
+        &mut self,
+        command: Command,
+        sends_max: u32,
+    ) -> Result<Vec<u8>, IpmiError> {
+        match timeout_at(self.deadline, self.persist(command, sends_max)).await {
             Ok(result) => result,
             Err(_elapsed) => Err(self.overdue()),
         }
@@ -117,8 +132,9 @@ impl<'a> Call<'a> {
         self.bmc.error(kind)
     }
 
-    async fn persist(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
+    async fn persist(&mut self, command: Command, sends_max: u32) -> Result<Vec<u8>, IpmiError> {
         let mut pauses = self.pauses();
+        let mut unclear = 0;
         loop {
             let answer = match self.bmc.config.driver {
                 BmcDriver::Ipmi => self.by_session(command).await?,
@@ -126,18 +142,59 @@ impl<'a> Call<'a> {
             };
             let Some(answer) = answer else { continue };
             self.trouble = Trouble::None;
-            match answer.completion {
-                0 => return Ok(answer.data),
-                INSUFFICIENT_PRIVILEGE => return Err(self.privilege_refused()),
-                code if PASSING.contains(&code) => {
-                    self.trouble = Trouble::Busy(command, code);
+            let completion = answer.completion;
+            let refused = || IpmiErrorKind::CommandRefused { command: command.name(), completion };
+            match Verdict::of(command, completion) {
+                Verdict::Accepted => {
+                    self.memory.trust.note(command);
+                    return Ok(answer.data);
+                }
+                Verdict::Busy => {
+                    self.trouble = Trouble::Busy(command, completion);
                     sleep(pauses.next()).await;
                 }
-                completion => {
-                    let command = command.name();
-                    return Err(self.error(IpmiErrorKind::CommandRefused { command, completion }));
+                Verdict::Privilege => {
+                    let trusted = self.memory.trust.covers(command);
+                    // The privilege is the session's.
+                    self.close_link().await;
+                    self.doubt(trusted, self.privilege_refused()).await?;
+                }
+                // A BMC that is starting knows fewer commands than it will.
+                Verdict::Final
+                    if command == Command::GetChassisStatus
+                        && self.memory.trust.covers(command) =>
+                {
+                    self.trouble = Trouble::Refused(command, completion);
+                    sleep(pauses.next()).await;
+                }
+                Verdict::Final => return Err(self.error(refused())),
+                Verdict::Unclear => {
+                    unclear += 1;
+                    if unclear >= sends_max {
+                        return Err(self.error(refused()));
+                    }
+                    self.trouble = Trouble::Refused(command, completion);
+                    sleep(pauses.next()).await;
                 }
             }
+        }
+    }
+
+    /// Takes a refusal for final, or waits before the next try: what was accepted before is not
+    /// given up for one refusal, which BMCs are good for just after a power change.
+    async fn doubt(&mut self, trusted: bool, refusal: IpmiErrorKind) -> Result<(), IpmiError> {
+        let time = self.bmc.timing.doubt;
+        let pause = if trusted { self.memory.trust.doubt(time) } else { None };
+        let Some(pause) = pause else { return Err(self.error(refusal)) };
+        tracing::debug!(bmc = %self.bmc.config.address, ?refusal, "refused what it accepted before");
+        self.trouble = Trouble::Doubted(refusal);
+        sleep(pause).await;
+        Ok(())
+    }
+
+    async fn close_link(&mut self) {
+        if let Some(link) = self.link.take() {
+            link.close(self.deadline).await;
         }
     }
 
@@ -178,6 +235,9 @@ impl<'a> Call<'a> {
                     let reason = error.to_string();
                     return Err(self.error(IpmiErrorKind::ProgramNotRun { reason }));
                 }
+                Err(Failed::KeyNotCarried) => {
+                    return Err(self.error(IpmiErrorKind::KeyNotCarried));
+                }
                 Err(Failed::Unclear(said)) => {
                     self.trouble = Trouble::Program(said);
                     sleep(search.pauses.next()).await;
@@ -195,6 +255,7 @@ impl<'a> Call<'a> {
             let credentials = Credentials {
                 username: config.username.clone(),
                 password: config.password.clone(),
+                kg: config.kg.clone(),
                 privilege: config.privilege,
             };
             match Link::open(address, credentials, suite, self.bmc.timing).await {
@@ -210,11 +271,19 @@ impl<'a> Call<'a> {
     }
 
     fn search(&self) -> Result<Search, IpmiError> {
+        let Timing { resend_max, .. } = self.bmc.timing;
         let bytes = self.bmc.config.password.expose().len();
         if bytes > PASSWORD_BYTES_MAX {
             return Err(self.error(IpmiErrorKind::PasswordTooLong { bytes }));
         }
-        Ok(Search { attempts: 0, mismatches: 0, refused: Vec::new(), pauses: self.pauses() })
+        Ok(Search {
+            attempts: 0,
+            mismatches: 0,
+            key_mismatches: 0,
+            refused: Vec::new(),
+            pauses: self.pauses(),
+            refusal_pauses: Pauses::new(resend_max * 2, resend_max * 8),
+        })
     }
 
     /// Where and with which suite to try next: all addresses with one suite, then with the other.
@@ -227,15 +296,21 @@ impl<'a> Call<'a> {
             let attempt = search.attempts;
             search.attempts += 1;
             if let Some(address) = addresses.iter().cycle().nth(attempt % addresses.len().max(1)) {
-                let suite = self.suite(&search.refused, attempt / addresses.len())?;
-                return Ok((*address, suite));
+                match self.suite(&search.refused, attempt / addresses.len()) {
+                    Ok(suite) => return Ok((*address, suite)),
+                    Err(refused) => {
+                        self.doubt(self.memory.trust.covers_login(), refused).await?;
+                        search.refused.clear();
+                        continue;
+                    }
+                }
             }
             sleep(search.pauses.next()).await;
         }
     }
 
     /// The suite of this turn: the spec's, else the one known to work, else 17 and 3 by turns, leaving out what was refused.
-    fn suite(&self, refused: &[CipherSuite], turn: usize) -> Result<CipherSuite, IpmiError> {
+    fn suite(&self, refused: &[CipherSuite], turn: usize) -> Result<CipherSuite, IpmiErrorKind> {
         let asked: &[CipherSuite] = self.bmc.config.cipher_suite.as_slice();
         let asked = if asked.is_empty() { &SUITES } else { asked };
         let left: Vec<CipherSuite> =
@@ -245,7 +320,7 @@ impl<'a> Call<'a> {
             .suite
             .filter(|suite| left.contains(suite))
             .or(by_turns.copied())
-            .ok_or_else(|| self.error(IpmiErrorKind::SuitesRefused { suites: asked.to_vec() }))
+            .ok_or_else(|| IpmiErrorKind::SuitesRefused { suites: asked.to_vec() })
     }
 
     /// The BMC's addresses; none if its name cannot be resolved now.
@@ -286,19 +361,42 @@ impl<'a> Call<'a> {
             }
             Failure::Mismatch => {
                 search.mismatches += 1;
-                if search.mismatches >= mismatches_max(self.bmc.config.driver) {
-                    return Err(self.error(IpmiErrorKind::WrongPassword));
+                // One muddled handshake is no harm where the next refusal is doubted anyway.
+                let trusted = self.memory.trust.covers_login();
+                let driver = self.bmc.config.driver;
+                let max = if trusted { 1 } else { mismatches_max(driver) };
+                if search.mismatches >= max {
+                    self.doubt(trusted, IpmiErrorKind::WrongPassword).await?;
+                }
+            }
+            Failure::KeyMismatch => {
+                search.key_mismatches += 1;
+                if search.key_mismatches >= mismatches_max(self.bmc.config.driver) {
+                    let given = self.bmc.config.kg.is_some();
+                    let wrong = IpmiErrorKind::WrongKey { given };
+                    self.doubt(self.memory.trust.covers_login(), wrong).await?;
                 }
             }
             Failure::SuiteRefused => {
                 self.memory.suite = None;
                 search.refused.push(suite);
             }
-            Failure::UnknownUser => return Err(self.error(IpmiErrorKind::WrongPassword)),
-            Failure::PrivilegeRefused => return Err(self.privilege_refused()),
+            Failure::UnknownUser => {
+                let trusted = self.memory.trust.covers_login();
+                self.doubt(trusted, IpmiErrorKind::WrongPassword).await?;
+            }
+            Failure::PrivilegeRefused => {
+                let trusted = self.memory.trust.covers_login();
+                self.doubt(trusted, self.privilege_refused()).await?;
+            }
             Failure::Status(status) => {
                 self.trouble = Trouble::Status(status);
-                sleep(search.pauses.next()).await;
+                let pauses = if is_short_of_sessions(status) {
+                    &mut search.pauses
+                } else {
+                    &mut search.refusal_pauses
+                };
+                sleep(pauses.next()).await;
             }
         }
         Ok(())
@@ -308,26 +406,32 @@ impl<'a> Call<'a> {
     async fn raise_privilege(&mut self, mut link: Link) -> Result<Option<Link>, IpmiError> {
         let command = Command::SetSessionPrivilege(self.bmc.config.privilege);
         match link.exchange(command).await {
-            Exchange::Answer(answer) => match answer.completion {
-                0 => Ok(Some(link)),
-                code if PASSING.contains(&code) => {
-                    self.trouble = Trouble::Busy(command, code);
-                    link.close(self.deadline).await;
-                    sleep(self.pauses().next()).await;
-                    Ok(None)
+            Exchange::Answer(answer) => {
+                let completion = answer.completion;
+                let verdict = Verdict::of(command, completion);
+                if verdict == Verdict::Accepted {
+                    return Ok(Some(link));
                 }
-                code if code == INSUFFICIENT_PRIVILEGE
-                    || PRIVILEGE_NOT_AVAILABLE.contains(&code) =>
-                {
-                    link.close(self.deadline).await;
-                    Err(self.privilege_refused())
+                link.close(self.deadline).await;
+                match verdict {
+                    Verdict::Privilege => {
+                        let trusted = self.memory.trust.covers_login();
+                        self.doubt(trusted, self.privilege_refused()).await?;
+                        return Ok(None);
+                    }
+                    Verdict::Final => {
+                        let command = command.name();
+                        let refused = IpmiErrorKind::CommandRefused { command, completion };
+                        return Err(self.error(refused));
+                    }
+                    Verdict::Busy => self.trouble = Trouble::Busy(command, completion),
+                    Verdict::Unclear | Verdict::Accepted => {
+                        self.trouble = Trouble::Refused(command, completion);
+                    }
                 }
-                completion => {
-                    link.close(self.deadline).await;
-                    let command = command.name();
-                    Err(self.error(IpmiErrorKind::CommandRefused { command, completion }))
-                }
-            },
+                sleep(self.pauses().next()).await;
+                Ok(None)
+            }
             Exchange::Silence(network) => {
                 self.trouble = Trouble::Silence(network);
                 Ok(None)
@@ -336,12 +440,12 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn privilege_refused(&self) -> IpmiError {
+    fn privilege_refused(&self) -> IpmiErrorKind {
         let config = &self.bmc.config;
-        self.error(IpmiErrorKind::PrivilegeRefused {
+        IpmiErrorKind::PrivilegeRefused {
             username: config.username.clone(),
             privilege: config.privilege,
-        })
+        }
     }
 
     /// The error for a deadline that came before the answer.
@@ -355,6 +459,13 @@ impl<'a> Call<'a> {
             Trouble::Busy(command, completion) => {
                 IpmiErrorKind::Busy { command: command.name(), completion: *completion, waited }
             }
+            Trouble::Refused(command, completion) => {
+                IpmiErrorKind::CommandRefused { command: command.name(), completion: *completion }
+            }
+            Trouble::Doubted(refusal) => IpmiErrorKind::Doubted {
+                refusal: Box::new(refusal.clone()),
+                doubted: self.memory.trust.doubted_for(),
+            },
             Trouble::Program(said) => IpmiErrorKind::Unclear { said: said.clone(), waited },
         })
     }
@@ -385,8 +496,11 @@ const fn mismatches_max(driver: BmcDriver) -> u32 {
 struct Search {
     attempts: usize,
     mismatches: u32,
+    key_mismatches: u32,
     refused: Vec<CipherSuite>,
     pauses: Pauses,
+    /// After refusals that a BMC may count as failed logins.
+    refusal_pauses: Pauses,
 }
 
 /// Pauses before trying again: each twice the last.

@@ -10,8 +10,10 @@ use super::{
     call::Call,
     commands::{self, BootFlags, Command},
     error::{IpmiError, IpmiErrorKind},
+    refusal::{NOT_IN_THIS_STATE, Trust, Verdict},
 };
 use crate::model::{
+    bmc_key::BmcKey,
     boot::Firmware,
     power::{BootDevice, BootPersistence, ChassisControl, PowerState},
     secret::Secret,
@@ -30,6 +32,8 @@ pub struct BmcConfig {
     pub username: String,
     /// The user's password, at most 20 bytes.
     pub password: Secret,
+    /// The BMC key (`K_g`), if it has one beside the users' (IPMI 2.0 §13.32).
+    pub kg: Option<BmcKey>,
     /// The privilege level to ask for.
     pub privilege: Privilege,
     /// The one cipher suite to use; `None` tries 17, then 3, and remembers what worked.
@@ -49,6 +53,10 @@ pub struct Timing {
     pub poll: Duration,
     /// Before a power command whose effect does not show is given again.
     pub reissue: Duration,
+    /// How long a BMC may refuse what it accepted before until that is final.
+    pub doubt: Duration,
+    /// How long boot flags may show the device that was set before.
+    pub flags_settle: Duration,
     /// Between two signs of life while a console is listened to. A BMC closes a session in which nothing was said for 60 s, give or take 3
     /// (IPMI 2.0 §6.12.15).
     pub console_alive: Duration,
@@ -63,6 +71,8 @@ impl Default for Timing {
             resend_max: Duration::from_secs(4),
             poll: Duration::from_secs(1),
             reissue: Duration::from_secs(15),
+            doubt: Duration::from_secs(60),
+            flags_settle: Duration::from_secs(20),
             console_alive: Duration::from_secs(20),
             console_retry: Duration::from_secs(30),
         }
@@ -89,12 +99,20 @@ pub(super) struct Memory {
     pub(super) suite: Option<CipherSuite>,
     /// When the last call ended.
     pub(super) last_contact: Option<Instant>,
+    /// What it has accepted.
+    pub(super) trust: Trust,
 }
 
 impl Bmc {
     /// A BMC; nothing is sent yet.
     pub fn new(config: BmcConfig) -> Self {
         Self::with_timing(config, Timing::default())
+    }
+
+    /// A BMC whose credentials are known to have worked: one refusal is not believed.
+    pub fn trusted(config: BmcConfig) -> Self {
+        let memory = Mutex::new(Memory { trust: Trust::given(), ..Memory::default() });
+        Self { memory, ..Self::new(config) }
     }
 
     /// The same with other waits.
@@ -189,10 +207,15 @@ impl Call<'_> {
     }
 
     async fn system_guid(&mut self) -> Result<SystemGuid, IpmiError> {
-        let answer = match self.command(Command::GetSystemGuid).await {
-            Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => Vec::new(),
-            other => other?,
-        };
+        let command = Command::GetSystemGuid;
+        let answer =
+            match self.command(command).await {
+                // A refusal that may pass says nothing of the BMC.
+                Err(IpmiError {
+                    kind: IpmiErrorKind::CommandRefused { completion, .. }, ..
+                }) if Verdict::of(command, completion) == Verdict::Final => Vec::new(),
+                other => other?,
+            };
         commands::system_guid(&answer).ok_or_else(|| self.error(IpmiErrorKind::NoSystemGuid))
     }
 
@@ -219,17 +242,30 @@ impl Call<'_> {
             PowerState::Off => ChassisControl::PowerDown,
         });
         let mut reissue_at = Instant::now();
+        let mut refused = NOT_IN_THIS_STATE;
         while self.power_state().await? != wanted {
             if reissue_at <= Instant::now() {
-                let given = self.command(command).await;
-                // Refused in this state: it is on its way already, or has just arrived.
-                if accepted(given, |completion| completion == NOT_IN_THIS_STATE)? {
+                let given = self.command_few_times(command, 1).await;
+                if let Err(IpmiError {
+                    kind: IpmiErrorKind::CommandRefused { completion, .. },
+                    ..
+                }) = &given
+                {
+                    refused = *completion;
+                }
+                // Refused in this state: it is on its way already, or has just arrived. Refused
+                // for no clear reason: it may have been carried out all the same.
+                let tolerable = |completion| {
+                    completion == NOT_IN_THIS_STATE
+                        || Verdict::of(command, completion) == Verdict::Unclear
+                };
+                if accepted(given, tolerable)? {
                     accepted_at.get_or_insert_with(Instant::now);
                 }
                 reissue_at = Instant::now() + self.bmc.timing.reissue;
             }
             if !self.pause(self.bmc.poll_interval()).await {
-                let (command, completion) = (command.name(), NOT_IN_THIS_STATE);
+                let (command, completion) = (command.name(), refused);
                 return Err(self.error(IpmiErrorKind::CommandRefused { command, completion }));
             }
         }
@@ -241,7 +277,7 @@ impl Call<'_> {
             return Ok(());
         }
         let patience = Instant::now() + grace;
-        let asked = self.command(Command::ChassisControl(ChassisControl::SoftShutdown)).await;
+        let asked = self.optional(Command::ChassisControl(ChassisControl::SoftShutdown)).await;
         if accepted(asked, |_| true)? {
             while Instant::now() < patience && self.pause(self.bmc.poll_interval()).await {
                 if self.power_state().await? == PowerState::Off {
@@ -266,53 +302,69 @@ impl Call<'_> {
         for optional in
             [Command::KeepBootFlags, Command::SetBootInProgress(1), Command::ClearBootAcknowledge]
         {
-            accepted(self.command(optional).await, |_| true)?;
+            accepted(self.optional(optional).await, |_| true)?;
         }
         let set = self.command(Command::SetBootFlags(flags)).await;
         for optional in [Command::SetBootInProgress(2), Command::SetBootInProgress(0)] {
-            accepted(self.command(optional).await, |_| true)?;
+            accepted(self.optional(optional).await, |_| true)?;
         }
         set?;
         self.verify_boot_device(device, flags).await
     }
 
-    /// A BMC that cannot show its boot flags gets the benefit of the doubt; one that shows another device does not.
+    /// A BMC that cannot show its boot flags gets the benefit of the doubt; one that goes on to
+    /// show another device does not. Some show for seconds what was set before.
     async fn verify_boot_device(
         &mut self,
         wanted: BootDevice,
         flags: BootFlags,
     ) -> Result<(), IpmiError> {
         let bmc = &self.bmc.config.address;
-        let shown = match self.command(Command::GetBootFlags).await {
-            Ok(answer) => BootFlags::decode(&answer),
-            Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => None,
-            Err(error) => return Err(error),
+        let patience = Instant::now() + self.bmc.timing.flags_settle;
+        let not_kept = |call: &Self, reported| {
+            call.error(IpmiErrorKind::BootDeviceNotKept { wanted, reported })
         };
-        match shown {
-            Some(shown) if shown == flags => Ok(()),
-            Some(shown) if !shown.chooses_nothing() && shown.selector != flags.selector => {
-                let reported = shown.selector;
-                Err(self.error(IpmiErrorKind::BootDeviceNotKept { wanted, reported }))
+        let mut other = None;
+        loop {
+            let shown = self.boot_flags().await.map_err(|error| match other {
+                Some(reported) if self.cut_off() => not_kept(self, reported),
+                _ => error,
+            });
+            match shown? {
+                Some(shown) if shown == flags => return Ok(()),
+                Some(shown) if !shown.chooses_nothing() && shown.selector != flags.selector => {
+                    let pause = self.bmc.poll_interval();
+                    if Instant::now() >= patience || !self.pause(pause).await {
+                        return Err(not_kept(self, shown.selector));
+                    }
+                    other = Some(shown.selector);
+                }
+                shown => {
+                    tracing::warn!(%bmc, ?flags, ?shown, "the bmc accepted the boot device but does not show it as set");
+                    return Ok(());
+                }
             }
-            shown => {
-                tracing::warn!(%bmc, ?flags, ?shown, "the bmc accepted the boot device but does not show it as set");
-                Ok(())
-            }
+        }
+    }
+
+    /// The boot flags; `None` if the BMC does not show them.
+    async fn boot_flags(&mut self) -> Result<Option<BootFlags>, IpmiError> {
+        match self.optional(Command::GetBootFlags).await {
+            Ok(answer) => Ok(BootFlags::decode(&answer)),
+            Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
     /// The maker's IANA number, if the BMC says.
     async fn manufacturer(&mut self) -> Result<Option<u32>, IpmiError> {
-        match self.command(Command::GetDeviceId).await {
+        match self.optional(Command::GetDeviceId).await {
             Ok(answer) => Ok(commands::manufacturer(&answer)),
             Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 }
-
-/// Completion code "not supported in present state".
-const NOT_IN_THIS_STATE: u8 = 0xd5;
 
 /// Whether the command was accepted. A refusal with a completion code that is `tolerable` is no error.
 pub(super) fn accepted(

@@ -115,10 +115,10 @@ impl Bmc {
 
 impl Call<'_> {
     async fn open_console(&mut self, take_over: bool) -> Result<Vec<u8>, IpmiError> {
-        let mut opened = self.command(Command::OpenConsole).await;
+        let mut opened = self.optional(Command::OpenConsole).await;
         if take_over && refusal(&opened) == Some(ACTIVE_ELSEWHERE) {
-            accepted(self.command(Command::CloseConsole).await, |_| true)?;
-            opened = self.command(Command::OpenConsole).await;
+            accepted(self.optional(Command::CloseConsole).await, |_| true)?;
+            opened = self.optional(Command::OpenConsole).await;
         }
         match refusal(&opened) {
             Some(completion @ (ACTIVE_ELSEWHERE..=NEVER_WITHOUT_CIPHER | NOT_NOW)) => {

@@ -31,11 +31,11 @@ pub enum IpmiErrorKind {
         reason: String,
     },
     /// Nothing was heard until the deadline.
-    #[error("no answer in {}{}", seconds(*.waited), hint(*.network))]
+    #[error("{}", silence(*.network, *.waited))]
     NoAnswer {
         /// How long it was tried.
         waited: Duration,
-        /// What the network said, if anything: connection refused means that nothing listens there.
+        /// The network's own word, if it said anything.
         network: Option<io::ErrorKind>,
     },
     /// The user does not exist, or the password does not fit.
@@ -46,6 +46,25 @@ pub enum IpmiErrorKind {
     PasswordTooLong {
         /// The password's length.
         bytes: usize,
+    },
+    /// The password fits, and the BMC makes its sessions with another BMC key (`K_g`).
+    #[error("{}", wrong_key(*.given))]
+    WrongKey {
+        /// Whether the spec names a key.
+        given: bool,
+    },
+    /// The BMC key has a zero byte in it: `ipmitool` takes such a one on its command line only.
+    #[error(
+        "the BMC key (K_g) has a zero byte in it, which ipmitool takes on its command line only"
+    )]
+    KeyNotCarried,
+    /// It refuses what it accepted before, and has done so for less than a minute.
+    #[error("{refusal}, for {}; it accepted the same before", seconds(*.doubted))]
+    Doubted {
+        /// The refusal, should it last.
+        refusal: Box<IpmiErrorKind>,
+        /// Since the first refusal in a row.
+        doubted: Duration,
     },
     /// The user is not allowed the privilege level of the spec.
     #[error("user {username} may not use privilege {}", level(*.privilege))]
@@ -149,8 +168,34 @@ fn seconds(duration: Duration) -> String {
     }
 }
 
-fn hint(network: Option<io::ErrorKind>) -> String {
-    network.map_or_else(String::new, |kind| format!(" ({kind})"))
+/// Connection refused is a port without a listener, network unreachable a missing route of this
+/// machine, host unreachable a router's or neighbor's word; silence is none of them.
+fn silence(network: Option<io::ErrorKind>, waited: Duration) -> String {
+    let tried = seconds(waited);
+    match network {
+        None => format!("no answer in {tried}"),
+        Some(io::ErrorKind::ConnectionRefused) => {
+            format!("connection refused (tried for {tried})")
+        }
+        Some(io::ErrorKind::NetworkUnreachable) => {
+            format!("no route to its network (tried for {tried})")
+        }
+        Some(io::ErrorKind::HostUnreachable) => format!("host unreachable (tried for {tried})"),
+        Some(kind) => format!("no answer in {tried} ({kind})"),
+    }
+}
+
+const fn wrong_key(given: bool) -> &'static str {
+    if given {
+        "the password fits, and its BMC key (K_g) is not the one in bmc.kg_file"
+    } else {
+        "the password fits, and it asks for a BMC key (K_g)"
+    }
+}
+
+/// Whether a status says that sessions are short, or that one was lost: no word on the login.
+pub const fn is_short_of_sessions(status: u8) -> bool {
+    matches!(status, 0x01 | 0x02 | 0x08 | 0x0b)
 }
 
 const fn level(privilege: Privilege) -> &'static str {
@@ -179,11 +224,17 @@ const fn device(device: BootDevice) -> &'static str {
     }
 }
 
+/// IPMI 2.0 table 13-15.
 const fn status_text(status: u8) -> &'static str {
     match status {
         0x01 | 0x0b => "no free session",
         0x02 | 0x08 => "it forgot the session while it was opened",
+        0x03..=0x07 | 0x10 | 0x11 => "no such algorithm or payload",
+        0x09 | 0x0a => "the role is not allowed",
+        0x0c | 0x0d => "no such user",
+        0x0e => "the GUID is not allowed",
         0x0f => "check values differ",
+        0x12 => "illegal parameter",
         _ => "refused",
     }
 }
@@ -207,9 +258,13 @@ const fn completion_text(completion: u8) -> &'static str {
         0xc4 => "out of space",
         0xc7 | 0xc8 => "wrong length",
         0xcc => "invalid data",
+        0xce => "no response could be provided",
         0xcf => "duplicated request",
+        0xd1 => "its firmware is being updated",
+        0xd3 => "destination unavailable",
         0xd2 => "bmc is initializing",
         0xd5 => "not in this state",
+        0xff => "unspecified error",
         _ => "refused",
     }
 }
@@ -231,7 +286,7 @@ mod tests {
         let refused = Some(io::ErrorKind::ConnectionRefused);
         let waited = Duration::from_millis(300);
         let none = IpmiErrorKind::NoAnswer { waited, network: refused };
-        assert_eq!(message(none), "bmc 192.0.2.20:623: no answer in 300 ms (connection refused)");
+        assert_eq!(message(none), "bmc 192.0.2.20:623: connection refused (tried for 300 ms)");
         assert_eq!(
             message(IpmiErrorKind::WrongPassword),
             "bmc 192.0.2.20:623: wrong user name or password"

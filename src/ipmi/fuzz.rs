@@ -53,6 +53,7 @@ fn shake_hands(suite: CipherSuite, mut bytes: &[u8]) {
     let credentials = Credentials {
         username: "admin".to_owned(),
         password: Secret::new("password".to_owned()),
+        kg: None,
         privilege: Privilege::Administrator,
     };
     let chance = Chance { tag: 0x76, console_id: CONSOLE, challenge: [1; 16] };

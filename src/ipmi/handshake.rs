@@ -19,6 +19,7 @@ use super::{
     session::Session,
 };
 use crate::model::{
+    bmc_key::BmcKey,
     secret::Secret,
     spec::{CipherSuite, Privilege},
 };
@@ -27,15 +28,15 @@ use crate::model::{
 const NAME_ONLY: u8 = 0x10;
 /// Session ids a BMC may name in one handshake. More than this come only from a network that repeats without end.
 const CANDIDATES_MAX: usize = 4;
-/// RAKP status codes (IPMI 2.0 table 13-15).
+/// RAKP status code "invalid session id" (IPMI 2.0 table 13-15).
 const STATUS_INVALID_SESSION: u8 = 0x02;
-const STATUS_INVALID_CHECK: u8 = 0x0f;
 
 /// Who wants the session.
 #[derive(Clone, Debug)]
 pub(super) struct Credentials {
     pub(super) username: String,
     pub(super) password: Secret,
+    pub(super) kg: Option<BmcKey>,
     pub(super) privilege: Privilege,
 }
 
@@ -107,6 +108,8 @@ pub(super) enum Failure {
     SuiteRefused,
     /// The BMC's check value does not fit the password. A muddled handshake looks the same: once is no evidence.
     Mismatch,
+    /// The BMC knows the password, and made the session's keys from another BMC key (`K_g`).
+    KeyMismatch,
     /// The BMC knows no such user.
     UnknownUser,
     /// The user may not have the privilege.
@@ -149,7 +152,10 @@ impl Handshake {
         // A refusal may end after its status.
         let [tag, status] = payload.first_chunk::<2>()?;
         let console_id = payload.get(4..).and_then(<[u8]>::first_chunk::<4>);
-        if console_id.is_some_and(|id| u32::from_le_bytes(*id) != self.chance.console_id) {
+        let console_id = console_id.map(|id| u32::from_le_bytes(*id));
+        // Some refuse in the name of session 0, which is nobody's; the tag says to whom.
+        let nobody = *status != 0 && console_id == Some(0);
+        if !nobody && console_id.is_some_and(|id| id != self.chance.console_id) {
             return None;
         }
         let (step, expected) = match payload_type {
@@ -246,8 +252,12 @@ impl Handshake {
             Stage::Challenged | Stage::Proved(_) => {}
             Stage::Opening | Stage::Over => return None,
         }
-        let session_integrity_key =
-            self.keyed(&[&self.chance.challenge, challenge, &self.role(), self.username()]);
+        let parts = [&self.chance.challenge, challenge, &self.role()[..], self.username()];
+        // Two-key login makes it from the BMC's key, one-key login from the user's (§13.31).
+        let session_integrity_key = match &self.credentials.kg {
+            Some(kg) => hmac(self.suite, kg.expose(), &parts),
+            None => self.keyed(&parts),
+        };
         let check = self.keyed(&[
             challenge,
             &self.chance.console_id.to_le_bytes(),
@@ -286,7 +296,7 @@ impl Handshake {
             matches(&expected, check)
         };
         let Some(&managed_id) = self.candidates.iter().rev().find(fits) else {
-            return Some(Progress::Failed(Failure::Status(STATUS_INVALID_CHECK)));
+            return Some(Progress::Failed(Failure::KeyMismatch));
         };
         let session =
             Session::new(self.suite, self.chance.console_id, managed_id, proof.keys.clone());

@@ -4,6 +4,10 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{Ipv4RecvErr, Ipv6RecvErr},
+};
 use tokio::{
     net::UdpSocket,
     time::{Instant, sleep, sleep_until, timeout_at},
@@ -26,6 +30,11 @@ const SENDS_MAX: u32 = 4;
 const PROOF_SENDS_MAX: u32 = 2;
 /// The same for the goodbye, which nobody is glad to wait for.
 const CLOSE_SENDS_MAX: u32 = 3;
+
+/// RMCP presence ping (ASF 2.0 §3.2.4.2).
+const PRESENCE_PING: [u8; 12] = [6, 0, 0xff, 6, 0, 0, 0x11, 0xbe, 0x80, 0, 0, 0];
+/// How long a presence ping is waited for. A kernel gives up on a neighbor after three seconds.
+const PROBE_WAIT: Duration = Duration::from_millis(3500);
 
 /// An open session and its socket.
 #[derive(Debug)]
@@ -260,10 +269,30 @@ async fn send_and_hear<T>(
     }
 }
 
+/// The network's word on an address, if it has one: asks whether anybody is there (ASF 2.0
+/// §3.2.4.2) and waits a moment.
+pub(super) async fn probe(address: SocketAddr) -> Option<io::ErrorKind> {
+    let socket = match connected(address).await {
+        Ok(socket) => socket,
+        Err(error) => return Some(error.kind()),
+    };
+    let until = Instant::now() + PROBE_WAIT;
+    match send_and_hear(&socket, &PRESENCE_PING, until, |_| Some(())).await {
+        Ok(_) => None,
+        Err(error) => Some(error.kind()),
+    }
+}
+
 async fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
     let any: SocketAddr =
         if address.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
     let socket = UdpSocket::bind(any).await?;
+    // Without this the kernel keeps "host unreachable" to itself (ip(7), ipv6(7)).
+    if address.is_ipv4() {
+        setsockopt(&socket, Ipv4RecvErr, &true)?;
+    } else {
+        setsockopt(&socket, Ipv6RecvErr, &true)?;
+    }
     socket.connect(address).await?;
     Ok(socket)
 }

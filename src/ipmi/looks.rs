@@ -71,7 +71,7 @@ impl Bmc {
 impl Call<'_> {
     async fn chassis(&mut self) -> Result<Chassis, IpmiError> {
         let power = self.power_state().await?;
-        let boot = match self.command(Command::GetBootFlags).await {
+        let boot = match self.optional(Command::GetBootFlags).await {
             Ok(answer) => BootFlags::decode(&answer).map(BootChoice::of),
             Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => None,
             Err(error) => return Err(error),

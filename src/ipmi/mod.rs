@@ -4,7 +4,7 @@
 //! suite than asked for, keep a BMC busy with two calls at once, leave a session open, or outlast a deadline.
 //!
 //! From the wire up: `packet` frames, `crypto` computes, `handshake`, `session` and `sol` are the protocol without I/O, `link` sends,
-//! waits and sends again, `call` tries everything again that may pass, `client` knows what power and boot device mean, `console` what a machine
+//! waits and sends again, `refusal` tells what may pass from what is final, `call` tries again what may pass, `client` knows what power and boot device mean, `console` what a machine
 //! prints. `tool` takes the place of everything beneath `call` where the spec wants the program.
 
 mod call;
@@ -19,13 +19,14 @@ mod handshake;
 mod link;
 mod looks;
 mod packet;
+mod refusal;
 mod session;
 mod sol;
 mod tool;
 
 pub use client::{Bmc, BmcConfig, Timing};
 pub use console::Heard;
-pub use error::{IpmiError, IpmiErrorKind};
+pub use error::{IpmiError, IpmiErrorKind, is_short_of_sessions};
 #[cfg(fuzzing)]
 pub use fuzz::fuzz;
 pub use looks::{BootChoice, Chassis, Device};

@@ -10,6 +10,7 @@ use std::{
     ffi::OsStr,
     io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
+    os::unix::ffi::OsStrExt as _,
     process::{Output, Stdio},
     time::Duration,
 };
@@ -25,7 +26,7 @@ use super::{
     client::BmcConfig,
     commands::Command,
     handshake::{Failure, refusal},
-    link::NotOpened,
+    link::{self, NotOpened},
     packet::PayloadType,
     session::Answer,
 };
@@ -47,6 +48,8 @@ pub(super) enum Failed {
     NotOpened(NotOpened),
     /// The program cannot be run.
     NotRun(io::Error),
+    /// The BMC key has a zero byte in it, which only the program's command line could carry.
+    KeyNotCarried,
     /// It said something else.
     Unclear(String),
 }
@@ -67,8 +70,27 @@ pub(super) async fn run(
         // Other users see the words of a command, and not its environment.
         .env("IPMITOOL_PASSWORD", config.password.expose())
         .env("LC_ALL", "C");
+    if let Some(kg) = &config.kg {
+        let Some(text) = kg.expose_without_zeros() else {
+            return Err(Failed::KeyNotCarried);
+        };
+        program.env("IPMI_KGKEY", OsStr::from_bytes(text));
+    }
     match timeout(RUN_TIME_MAX, output(program)).await {
-        Ok(Ok(output)) => understand(&output),
+        Ok(Ok(output)) => match understand(&output) {
+            Err(Failed::NotOpened(NotOpened {
+                failure: Failure::Silent, suite_accepted, ..
+            })) => {
+                // The program does not say what the network said.
+                let network = link::probe(address).await;
+                Err(Failed::NotOpened(NotOpened {
+                    failure: Failure::Silent,
+                    suite_accepted,
+                    network,
+                }))
+            }
+            understood => understood,
+        },
         Ok(Err(error)) => Err(Failed::NotRun(error)),
         Err(_elapsed) => Err(silent()),
     }
@@ -93,6 +115,7 @@ fn words(
             .into_iter()
             .chain(["-L", level, "-C", &suite])
             .chain(RESENDS)
+            .chain(config.kg.as_ref().map(|_| "-K"))
             .chain(["-E", "raw"])
             .map(str::to_owned)
             .collect();
@@ -185,14 +208,17 @@ fn failure(said: &str) -> Option<Failure> {
         ("RAKP 2 message indicates an error : ", PayloadType::Rakp2),
         ("RAKP 4 message indicates an error : ", PayloadType::Rakp4),
     ];
-    const MEANINGS: [(&str, Failure); 9] = [
+    const MEANINGS: [(&str, Failure); 11] = [
         // It checks what the BMC chose, as we do.
         ("is not what we requested 0x", Failure::SuiteRefused),
         ("RAKP 2 HMAC is invalid", Failure::Mismatch),
+        ("RAKP 4 message has invalid integrity check value", Failure::KeyMismatch),
         ("privilege level failed: Insufficient privilege", Failure::PrivilegeRefused),
         ("failed: Unknown (0x80)", Failure::PrivilegeRefused),
         ("failed: Unknown (0x81)", Failure::PrivilegeRefused),
         ("Timeout in open session response message", Failure::Silent),
+        // There is no way to the address; the network's own word is asked for next.
+        ("Could not open socket", Failure::Silent),
         ("no response from RAKP", Failure::Silent),
         ("Get Auth Capabilities error", Failure::Silent),
         // Without a completion code, which was looked for before.

@@ -54,7 +54,7 @@ impl Node {
         let netboot = self.record.spec.as_ref().and_then(|spec| spec.image.netboot.as_ref());
         match (&outcome, netboot) {
             (Outcome::Prepared { image, .. }, Some(netboot))
-                if netboot.command_line(image.root_uuid.as_deref()).is_none() =>
+                if netboot.command_line(image.root().as_deref()).is_none() =>
             {
                 Err(root_unknown())
             }
@@ -78,6 +78,7 @@ impl Node {
                 Outcome::Prepared { image, key, system_guid, stages },
             ) => {
                 self.note_stages(&stages);
+                self.miss_nothing();
                 let bmc = spec.bmc.clone();
                 let attempt = Attempt {
                     key,
@@ -109,9 +110,10 @@ impl Node {
             }
             (
                 State::Imaging { attempt, disk, .. },
-                Outcome::Imaged { verify, disk_bytes, stages },
+                Outcome::Imaged { verify, disk_bytes, root_partuuid, stages },
             ) => {
-                let attempt = Attempt { verify, ..attempt.clone() };
+                let mut attempt = Attempt { verify, ..attempt.clone() };
+                attempt.image.root_partuuid = root_partuuid;
                 let disk = Disk { size: disk_bytes, ..disk.clone() };
                 self.note_stages(&stages);
                 self.enter(now, State::Switching { attempt, disk });
@@ -205,6 +207,7 @@ impl Node {
             at: now,
             written_digest: self.written.clone(),
             root_uuid: image.root_uuid,
+            root_partuuid: image.root_partuuid,
             netboot: image.netboot,
             redeploy: spec.redeploy.clone(),
             machine: Some(Machine::named_by(spec)),
@@ -248,6 +251,7 @@ impl Node {
         self.record.last_seen = LastSeen::default();
         self.refused = 0;
         self.refused_reason = None;
+        self.missing_disk = None;
         self.enter(now, State::Preparing { ready: None });
     }
 
@@ -265,6 +269,9 @@ impl Node {
 
     /// The running operation failed.
     fn stumble(&mut self, now: Timestamp, fault: Fault, actions: &mut Vec<Action>) {
+        if fault.retry == RetryAdvice::Wait {
+            return self.wait_for_missing(now, fault, actions);
+        }
         let may_pass = fault.retry == RetryAdvice::Backoff;
         match &self.record.state {
             State::Idle => {

@@ -9,13 +9,13 @@ use jiff::Timestamp;
 
 use crate::model::{
     callback::{
-        Call, Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupReply, Reply,
-        Then,
+        Call, Completed, DeployInfo, DeployState, DeployStateReply, LookAgain, Lookup, LookupReply,
+        Reply, Then,
     },
-    disk::Disk,
-    fault::{Fault, Step},
+    disk::{Disk, NoRootDevice},
+    fault::{Fault, RetryAdvice, Step},
     secret::AttemptKey,
-    size::show_bytes,
+    size::show_apart,
     spec::NodeSpec,
     status::ImagingStage,
     system_guid::SystemGuid,
@@ -24,20 +24,36 @@ use crate::model::{
 use super::{
     event::Action,
     node::Node,
-    report::plain,
+    report::{plain, plain_up_to},
     state::{State, Target},
+    wait::after,
 };
 
 /// How often the ramdisk asks what to do: the answer to each question is held back while there is no news.
 const POLL_AFTER_S: u32 = 2;
+/// How long a ramdisk without the root device is to wait before it says again which disks it has.
+const LOOK_AGAIN_AFTER_S: u32 = 3;
+/// The code of a fault about a machine on which no disk was chosen.
+const NO_ROOT_DEVICE: &str = "NoRootDevice";
 /// Longest text a disk may be described with, in characters: the standards allow 40 for the longest of them.
 const DISK_CHARS_MAX: usize = 128;
+/// Longest list of disks that is shown, in characters.
+const DISKS_CHARS_MAX: usize = 4000;
 /// For a ramdisk that asks what to do when its attempt is over, and no fault was the reason.
 const ATTEMPT_OVER: &str = "this attempt is over";
 /// A UUID has 36 characters (RFC 4122 section 3); a longer text is shown cut.
 const UUID_CHARS_MAX: usize = 64;
 /// Longest CHAP name and secret, in bytes (RFC 7143 section 6.1: a value has 255).
 const CHAP_BYTES_MAX: usize = 255;
+
+/// A root device that a ramdisk does not have yet.
+#[derive(Clone, Debug)]
+pub(super) struct MissingDisk {
+    /// When it is no longer waited for.
+    pub(super) until: Timestamp,
+    /// What ends the attempt then.
+    pub(super) fault: Fault,
+}
 
 impl Node {
     pub(super) fn judge(
@@ -120,21 +136,78 @@ impl Node {
             _ => return Err("no lookup is expected in this phase"),
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
-        let chosen = right_machine(spec, attempt.system_guid, &lookup)
-            .and_then(|()| choose_disk(spec, attempt.image.disk_bytes, lookup));
+        let right = right_machine(spec, attempt.system_guid, &lookup).map_err(NotChosen::Fault);
+        let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
+        let chosen = right.and_then(|()| choose_disk(spec, attempt.image.disk_bytes, &disks));
         match chosen {
             Ok(disk) => {
+                let installed = self.record.installed.iter().map(|installed| &installed.disk);
+                let others = installed.chain(&self.record.other_disks);
+                self.record.other_disks = others_there(others, &disks, &disk);
                 let name = disk.name.clone();
                 attempt.disk = Some(disk);
+                self.missing_disk = None;
                 let (disk, iqn) = (name, self.iqn());
                 Ok(Reply::Lookup(LookupReply { disk, iqn, poll_after: POLL_AFTER_S }))
             }
-            Err(fault) => {
-                let message = fault.message.clone();
-                self.fail(now, fault, actions);
-                Ok(Reply::Failed(message))
+            Err(NotChosen::NoRootDevice(none @ NoRootDevice::NoMatch { .. })) => {
+                let wait = spec.timeouts.root_device;
+                // Of what it reported earlier nothing counts any more.
+                attempt.disk = None;
+                let fault = self.no_root_device(&none);
+                let until = self.missing_disk.as_ref().map_or(after(now, wait), |m| m.until);
+                let error = fault.message.clone();
+                self.missing_disk = Some(MissingDisk { until, fault });
+                match self.missed_disk(now) {
+                    Some(fault) => Ok(self.not_chosen(now, fault, actions)),
+                    None => Ok(Reply::LookAgain(LookAgain {
+                        error,
+                        look_again_after: LOOK_AGAIN_AFTER_S,
+                    })),
+                }
             }
+            Err(NotChosen::NoRootDevice(none)) => {
+                let fault = self.no_root_device(&none);
+                Ok(self.not_chosen(now, fault, actions))
+            }
+            Err(NotChosen::Fault(fault)) => Ok(self.not_chosen(now, fault, actions)),
         }
+    }
+
+    fn not_chosen(&mut self, now: Timestamp, fault: Fault, actions: &mut Vec<Action>) -> Reply {
+        let message = fault.message.clone();
+        self.fail(now, fault, actions);
+        Reply::Failed(message)
+    }
+
+    /// The root device that is waited for now.
+    pub(super) fn missing_disk(&self) -> Option<&MissingDisk> {
+        let waits =
+            matches!(self.record.state, State::PoweringOn { .. } | State::WaitingRamdisk { .. });
+        self.missing_disk.as_ref().filter(|_| waits)
+    }
+
+    /// Why the attempt ends, if the root device has been waited for long enough.
+    pub(super) fn missed_disk(&self, now: Timestamp) -> Option<Fault> {
+        let missing = self.missing_disk().filter(|missing| missing.until <= now)?;
+        Some(missing.fault.clone())
+    }
+
+    /// No disk was chosen. Once more the machine is switched off and on: a disk or a controller that
+    /// did not start up this time may do so the next. If that does not help, nothing does but an edit.
+    fn no_root_device(&self, none: &NoRootDevice) -> Fault {
+        let last = self.record.last_error.as_ref();
+        let is_first = !last.is_some_and(|last| {
+            last.fault.code == NO_ROOT_DEVICE
+                && last.attempt.saturating_add(1) == self.record.attempt
+        });
+        let fault = Fault::lasting(
+            Step::Ramdisk,
+            NO_ROOT_DEVICE,
+            plain_up_to(DISKS_CHARS_MAX, &none.to_string()),
+            "give [root_device] hints that match exactly one of these disks",
+        );
+        if is_first { Fault { retry: RetryAdvice::Backoff, ..fault } } else { fault }
     }
 
     /// The target name this node's disk is exported under.
@@ -362,29 +435,43 @@ fn right_machine(
     )
 }
 
+/// Why there is no disk to write.
+enum NotChosen {
+    /// None fits, or several do.
+    NoRootDevice(NoRootDevice),
+    Fault(Fault),
+}
+
 /// The disk to write, or why there is none. Whatever the ramdisk said is untrusted.
-fn choose_disk(spec: &NodeSpec, needed_bytes: u64, lookup: Lookup) -> Result<Disk, Fault> {
-    let lasting =
-        |code, message: &str, hint| Err(Fault::lasting(Step::Ramdisk, code, plain(message), hint));
-    let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
-    match spec.root_device.choose(&disks) {
-        Ok(disk) if disk.size < needed_bytes => {
-            let needed = show_bytes(needed_bytes);
-            lasting(
-                "DiskTooSmall",
-                &format!(
-                    "the root device {disk} is smaller than what is to be on it, which has {needed}"
-                ),
-                "choose a larger disk with [root_device] or a smaller image",
-            )
-        }
-        Ok(disk) => Ok(disk.clone()),
-        Err(none) => lasting(
-            "NoRootDevice",
-            &none.to_string(),
-            "give [root_device] hints that match exactly one of these disks",
-        ),
+fn choose_disk(spec: &NodeSpec, needed_bytes: u64, disks: &[Disk]) -> Result<Disk, NotChosen> {
+    let disk = spec.root_device.choose(disks).map_err(NotChosen::NoRootDevice)?;
+    if disk.size < needed_bytes {
+        let [has, needed] = show_apart(disk.size, needed_bytes);
+        return Err(NotChosen::Fault(Fault::lasting(
+            Step::Ramdisk,
+            "DiskTooSmall",
+            plain(&format!(
+                "the root device {disk} is smaller than what is to be on it, which has {needed}; \
+                 the disk has {has}"
+            )),
+            "choose a larger disk with [root_device] or a smaller image",
+        )));
     }
+    Ok(disk.clone())
+}
+
+/// Of disks that were written before, those that are there, but for the one to be written, as they are called now.
+fn others_there<'a>(
+    before: impl Iterator<Item = &'a Disk>,
+    disks: &[Disk],
+    chosen: &Disk,
+) -> Vec<Disk> {
+    let mut others: Vec<Disk> = Vec::new();
+    for one in before {
+        let now = disks.iter().find(|disk| disk.is_same(one) && !disk.is_same(chosen));
+        others.extend(now.filter(|disk| !others.contains(disk)).cloned());
+    }
+    others
 }
 
 /// A disk as it may be shown and kept: texts bounded and without control characters, and a size that TOML can hold.
@@ -398,6 +485,7 @@ fn plain_disk(disk: Disk) -> Disk {
         model: disk.model.map(short),
         vendor: disk.vendor.map(short),
         hctl: disk.hctl.map(short),
+        by_path: disk.by_path.map(short),
         ..disk
     }
 }

@@ -4,7 +4,10 @@
 //! Owned by the agent's driver, which brings events and the time and is the [`Outside`]; the simulation of a whole site is another.
 //! It must never let an action out before the record that announces it is durable.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
@@ -141,6 +144,11 @@ impl Carrier {
         self.fleet.compare(now, specs, clashes)
     }
 
+    /// These nodes' specs name the BMC of an installed machine in other words than it is known by, as far as names can be resolved.
+    pub fn note_aliased(&mut self, aliased: BTreeSet<NodeName>) {
+        self.fleet.note_aliased(aliased);
+    }
+
     /// Machines that specs name from now on are new again, although something that was known of machines was lost. Answers whether they
     /// were not.
     pub fn approve_new_machines(&mut self, outside: &mut impl Outside) -> Result<bool, String> {
@@ -213,14 +221,14 @@ impl Carrier {
         if before.as_ref().map(|before| before.phase) != Some(record.phase) {
             outside.log_phase(&node.status(now));
         }
-        // Only a node that turns to another machine has left one behind.
+        // Only a node that turns to another machine has left one behind. And a reinstall is counted before it begins.
         let spec_before = before.as_ref().and_then(|before| before.spec.as_ref());
         let same_machine = spec_before
             .zip(record.spec.as_ref())
             .is_some_and(|(before, spec)| before.machine_change(spec) == MachineChange::None);
-        let turned = is_retry || !same_machine;
+        let needs_kept = is_retry || !same_machine || self.fleet.is_counted(&name);
         let saved = if is_retry || before.as_ref() != Some(record) {
-            kept.or_else(|error| if turned { Err(error) } else { Ok(()) })
+            kept.or_else(|error| if needs_kept { Err(error) } else { Ok(()) })
                 .and_then(|()| outside.save(&name, record))
         } else {
             Ok(())

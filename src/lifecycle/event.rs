@@ -137,6 +137,8 @@ pub enum Outcome {
         verify: Vec<DiskRange>,
         /// The disk's size, in bytes.
         disk_bytes: u64,
+        /// What `PARTUUID=` calls the root partition, if hostler has made it.
+        root_partuuid: Option<String>,
         /// What it took.
         stages: Stages,
     },

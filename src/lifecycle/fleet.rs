@@ -16,12 +16,12 @@ use crate::model::{
     machine::{Machine, MachineChange},
     netboot::NetbootFiles,
     problem::Problem,
-    spec::NodeSpec,
+    spec::{BmcAddress, NodeSpec},
 };
 
 use super::{
     agenda::Agenda,
-    breaker::Breaker,
+    breaker::let_through,
     event::{Action, Event, Turn},
     left::{Known, Left},
     node::{Node, wants_reinstall},
@@ -65,7 +65,6 @@ pub struct Fleet {
     /// What nodes hold according to their records, where the present ones could not be written: should the agent end now, they would go on
     /// with it. So only what is on record gives a turn back.
     held_on_record: BTreeMap<NodeName, Turn>,
-    breaker: Breaker,
     /// When the next new node is polled that wants nothing of its machine.
     first_poll: Timestamp,
     left: Left,
@@ -73,6 +72,8 @@ pub struct Fleet {
     state_lost: bool,
     /// The latest time that was told.
     latest: Timestamp,
+    /// Nodes whose spec names the BMC of an installed machine in other words.
+    aliased: BTreeSet<NodeName>,
 }
 
 impl Fleet {
@@ -95,10 +96,10 @@ impl Fleet {
             turns: Turns::new(&policy),
             first_poll: now,
             held_on_record: BTreeMap::new(),
-            breaker: Breaker::default(),
             left,
             state_lost,
             latest: now,
+            aliased: BTreeSet::new(),
         };
         let first_polls = (0..).map(|n| after(now, Duration::from_secs(1) / POLLS_PER_S * n));
         for ((name, record), first_poll) in records.into_iter().zip(first_polls) {
@@ -154,8 +155,16 @@ impl Fleet {
             .iter()
             .filter(|(name, node)| node.record.installed.is_some() && specs.contains_key(*name));
         let deployed = deployed.map(|(name, _)| name).collect();
-        let too_many =
-            self.policy.breaker && !self.breaker.lets_through(now, &reinstalls, &deployed);
+        let too_many = if reinstalls.is_empty() || !self.policy.breaker {
+            false
+        } else if let Some(counted) =
+            let_through(now, self.left.reinstalls(), &reinstalls, &deployed)
+        {
+            self.left.count_reinstalls(counted);
+            false
+        } else {
+            true
+        };
         let gone = self
             .nodes
             .keys()
@@ -279,7 +288,7 @@ impl Fleet {
     /// What is known of the machine a spec names for the first time: it may have belonged to another node.
     fn remember(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
         let Some(node) = self.nodes.get_mut(name) else { return };
-        let incomplete = self.left.is_incomplete();
+        let incomplete = self.left.is_incomplete() || self.aliased.contains(name);
         if let Some(old) = node.spec() {
             let change = old.machine_change(spec);
             if change != MachineChange::None {
@@ -356,6 +365,24 @@ impl Fleet {
     /// Whether machines that specs name for the first time may be installed.
     pub(super) fn set_incomplete(&mut self, incomplete: bool) {
         self.left.set_incomplete(incomplete);
+    }
+
+    /// The BMCs of machines that are installed, or of which nobody knows.
+    pub fn bmcs_of_installed(&self) -> impl Iterator<Item = &BmcAddress> {
+        let records = self.nodes.values().map(|node| &node.record);
+        let records = records.filter(|record| record.installed.is_some() || record.record_lost);
+        records.flat_map(Record::bmcs).chain(self.left.bmcs())
+    }
+
+    /// These nodes' specs name the BMC of an installed machine in other words than it is known by. A machine that they name for the
+    /// first time is one that may be installed.
+    pub(super) fn note_aliased(&mut self, aliased: BTreeSet<NodeName>) {
+        self.aliased = aliased;
+    }
+
+    /// Whether the node's reinstall is one that the breaker counts.
+    pub(super) fn is_counted(&self, name: &NodeName) -> bool {
+        self.left.reinstalls().contains_key(name)
     }
 
     /// Whether the node's record would not be missed, although it must be.

@@ -23,6 +23,7 @@ pub fn left(mut value: Value) -> Result<Left, String> {
     }
     object.insert("incomplete".to_owned(), json!(false));
     object.insert("listed".to_owned(), json!([]));
+    object.insert("reinstalls".to_owned(), json!([]));
     parse(&value)
 }
 

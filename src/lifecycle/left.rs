@@ -1,5 +1,5 @@
 //! What is known beside the nodes' records: installations that no node has any more, which nodes have a
-//! record, and whether any of that was ever lost.
+//! record, which reinstalls were let through lately, and whether any of that was ever lost.
 //!
 //! A spec file that is renamed, swapped or comes back finds its machine as it was left, because nothing is
 //! ever wiped because a file went away. A record that is gone is missed by its name and its machine, so that
@@ -11,12 +11,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
     ids::NodeName,
     machine::Machine,
-    spec::{MachineId, NodeSpec},
+    spec::{BmcAddress, MachineId, NodeSpec},
     status::Installed,
 };
 
@@ -38,6 +39,8 @@ pub struct Left {
     nodes: BTreeMap<NodeName, Known>,
     /// The nodes that have a record, with the machine that their spec named.
     listed: BTreeMap<NodeName, Option<MachineId>>,
+    /// Reinstalls that the breaker let through lately.
+    reinstalls: BTreeMap<NodeName, Timestamp>,
     /// Whether some of this was lost: any machine that is named for the first time may be installed.
     incomplete: bool,
     changes: u64,
@@ -50,14 +53,16 @@ struct File {
     machines: Vec<(MachineId, Known)>,
     nodes: Vec<(NodeName, Known)>,
     listed: Vec<(NodeName, Option<MachineId>)>,
+    reinstalls: Vec<(NodeName, Timestamp)>,
 }
 
 impl From<File> for Left {
-    fn from(File { incomplete, machines, nodes, listed }: File) -> Self {
+    fn from(File { incomplete, machines, nodes, listed, reinstalls }: File) -> Self {
         Self {
             machines: machines.into_iter().collect(),
             nodes: nodes.into_iter().collect(),
             listed: listed.into_iter().collect(),
+            reinstalls: reinstalls.into_iter().collect(),
             incomplete,
             changes: 0,
         }
@@ -65,12 +70,13 @@ impl From<File> for Left {
 }
 
 impl From<Left> for File {
-    fn from(Left { machines, nodes, listed, incomplete, .. }: Left) -> Self {
+    fn from(Left { machines, nodes, listed, reinstalls, incomplete, .. }: Left) -> Self {
         Self {
             incomplete,
             machines: machines.into_iter().collect(),
             nodes: nodes.into_iter().collect(),
             listed: listed.into_iter().collect(),
+            reinstalls: reinstalls.into_iter().collect(),
         }
     }
 }
@@ -147,6 +153,17 @@ impl Left {
         self.changes += u64::from(self.listed.remove(name).is_some());
     }
 
+    /// Reinstalls that the breaker let through, with when each came up.
+    pub(super) fn reinstalls(&self) -> &BTreeMap<NodeName, Timestamp> {
+        &self.reinstalls
+    }
+
+    /// What the breaker counts from now on.
+    pub(super) fn count_reinstalls(&mut self, reinstalls: BTreeMap<NodeName, Timestamp>) {
+        self.changes += 1;
+        self.reinstalls = reinstalls;
+    }
+
     /// Takes in what status files say of nodes whose record is lost. Once: what has become of it since is known better here.
     pub(super) fn witness(&mut self, witnessed: BTreeMap<NodeName, Known>) {
         for (node, known) in witnessed {
@@ -184,6 +201,16 @@ impl Left {
     /// Everything that is known to be installed.
     pub(super) fn installed(&self) -> impl Iterator<Item = &Installed> {
         self.machines.values().chain(self.nodes.values()).flatten()
+    }
+
+    /// The BMCs of the machines of which something is known.
+    pub(super) fn bmcs(&self) -> impl Iterator<Item = &BmcAddress> {
+        let named = self.machines.keys().filter_map(|id| match id {
+            MachineId::Bmc(address) => Some(address),
+            MachineId::Cards(_) => None,
+        });
+        let installed = self.installed().filter_map(|known| known.machine.as_ref()?.bmc.as_ref());
+        named.chain(installed)
     }
 
     /// How often something was added or changed.

@@ -51,6 +51,7 @@ pub mod format_1;
 mod history;
 mod ironic;
 mod left;
+mod missing;
 mod netboot_files;
 mod node;
 mod plan;

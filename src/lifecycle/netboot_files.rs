@@ -123,7 +123,7 @@ impl Node {
         };
         let tells_root = files
             .as_ref()
-            .is_none_or(|files| files.command_line(installed.root_uuid.as_deref()).is_some());
+            .is_none_or(|files| files.command_line(installed.root().as_deref()).is_some());
         if as_wanted && wanted && !tells_root {
             return self.miss_netboot_files(now, root_unknown());
         }
@@ -189,8 +189,8 @@ pub(super) fn root_unknown() -> Fault {
 
 /// The menu of a machine whose disk is written. A kernel that would look for its root file system in vain is
 /// not served.
-pub(super) fn own_menu(files: Option<&NetbootFiles>, root_uuid: Option<&str>) -> Menu {
-    let served = files.and_then(|files| Some((files, files.command_line(root_uuid)?)));
+pub(super) fn own_menu(files: Option<&NetbootFiles>, root: Option<&str>) -> Menu {
+    let served = files.and_then(|files| Some((files, files.command_line(root)?)));
     match served {
         Some((files, command_line)) => Menu::Network { files: files.files(), command_line },
         None => Menu::LocalDisk,

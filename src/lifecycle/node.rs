@@ -8,10 +8,9 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 
 use crate::model::{
-    fault::Fault,
+    fault::{Fault, RetryAdvice},
     ids::{Digest, NodeName, OpId},
     machine::MachineChange,
-    netboot::NetbootFiles,
     power::PowerState,
     problem::Problem,
     spec::{Goal, NodeSpec},
@@ -19,6 +18,7 @@ use crate::model::{
 };
 
 use super::{
+    callback::MissingDisk,
     carrier::NEVER_STARTED,
     event::{Action, Event, Menu, Operation, Outcome},
     fleet::Policy,
@@ -59,6 +59,9 @@ pub struct Node {
     pub(super) bmc_trouble: Option<Fault>,
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
+    /// The root device that the ramdisk does not have yet, if it is waited for. Not on record: after a
+    /// restart of the agent the wait begins anew.
+    pub(super) missing_disk: Option<MissingDisk>,
     /// What is on the machine that the spec to come names for the first time, if it was another node's.
     pub(super) moved_here: Option<Known>,
     /// Since when everything is ready for an attempt but that it is the node's turn.
@@ -67,6 +70,8 @@ pub struct Node {
     pub(super) polls: Polls,
     /// How it stands with what the machine boots over the network.
     pub(super) netboot: NetbootUpdate,
+    /// How often in a row something was missing on the agent's own machine.
+    pub(super) missed_in_a_row: u32,
     next_op: u64,
 }
 
@@ -113,10 +118,12 @@ impl Node {
             bmc_trouble: None,
             refused: 0,
             refused_reason: None,
+            missing_disk: None,
             moved_here: None,
             in_line_since: None,
             polls: Polls::new(now),
             netboot: NetbootUpdate::default(),
+            missed_in_a_row: 0,
             next_op: 1,
         }
     }
@@ -129,9 +136,6 @@ impl Node {
     /// What the node's boot menu must be before the actions of the last step are carried out.
     pub fn menu(&self) -> Menu {
         let Some(spec) = &self.record.spec else { return Menu::Unknown };
-        let menu = |files: Option<&NetbootFiles>, root_uuid: &Option<String>| {
-            own_menu(files, root_uuid.as_deref())
-        };
         match &self.record.state {
             State::PoweringOn { attempt }
             | State::WaitingRamdisk { attempt }
@@ -140,7 +144,7 @@ impl Node {
             State::Switching { attempt, .. }
             | State::WaitingCompleted { attempt, .. }
             | State::Restarting { attempt, .. } => {
-                menu(attempt.image.netboot.as_ref(), &attempt.image.root_uuid)
+                own_menu(attempt.image.netboot.as_ref(), attempt.image.root().as_deref())
             }
             State::Idle
             | State::Held { .. }
@@ -148,7 +152,9 @@ impl Node {
             | State::SettingPower { .. }
             | State::Preparing { .. }
             | State::CleaningUp { .. } => match &self.record.installed {
-                Some(installed) => menu(installed.netboot.as_ref(), &installed.root_uuid),
+                Some(installed) => {
+                    own_menu(installed.netboot.as_ref(), installed.root().as_deref())
+                }
                 None => Menu::LocalDisk,
             },
         }
@@ -540,7 +546,9 @@ impl Node {
     /// Takes note of a power state the BMC reported.
     pub(super) fn see_power(&mut self, now: Timestamp, observed: PowerState) {
         self.power = Some(Power { observed, observed_at: now });
-        self.bmc_trouble = None;
+        if self.bmc_trouble.take().is_some_and(|trouble| trouble.retry == RetryAdvice::Wait) {
+            self.miss_nothing();
+        }
         self.polls.answered(now);
     }
 

@@ -233,7 +233,7 @@ impl Rehearsal {
             deed,
             wipes: node.spec().filter(|_| wiping).map(|spec| wiped(spec, installed)),
             unless_on: deed == Deed::Install && unknown && !consent && !node.by_hand(),
-            reason: format!("{reason}{once}"),
+            reason: format!("{reason}{}{once}", left_behind(deed, node)),
         }
     }
 
@@ -281,6 +281,7 @@ fn name_machine(spec: &mut NodeSpec, machine: &Machine) {
             username: String::new(),
             password: Password::PasswordFile(String::new()),
             privilege: Privilege::Administrator,
+            kg_file: None,
             cipher_suite: None,
             match_system_uuid: false,
             console: false,
@@ -335,6 +336,19 @@ fn asked_power(action: Action) -> Option<(OpId, Arc<NodeSpec>)> {
         Action::Start { op, operation: Operation::PollPower, spec } => Some((op, spec)),
         _ => None,
     }
+}
+
+/// What is told of the installed disk if another one is to be written: its file systems are found beside the new ones.
+fn left_behind(deed: Deed, node: &Node) -> String {
+    let moves = matches!(deed, Deed::Reinstall | Deed::Breaker | Deed::Drift);
+    let (Some(spec), Some(installed), true) = (node.spec(), &node.record().installed, moves) else {
+        return String::new();
+    };
+    let disk = &installed.disk;
+    if spec.root_device.choose(std::slice::from_ref(disk)).is_ok() {
+        return String::new();
+    }
+    format!("; {disk} is no longer its root device and keeps what is installed on it")
 }
 
 /// The disk in words. The installed one is named only if it is the one that would be chosen again.

@@ -101,7 +101,9 @@ impl Polls {
 
     /// It did not.
     pub(super) fn missed(&mut self, now: Timestamp, advice: RetryAdvice) {
-        self.misses = self.misses.saturating_add(1);
+        // To look for a file keeps no place for long.
+        let in_a_row = if advice == RetryAdvice::Wait { 0 } else { self.misses };
+        self.misses = in_a_row.saturating_add(1);
         self.refused = advice == RetryAdvice::Never;
         self.asked = false;
         self.next_at = after(now, self.pause());
@@ -162,7 +164,7 @@ impl Node {
     }
 
     /// Whether an attempt could begin, were the power state known.
-    fn waits_for_preflight(&self, now: Timestamp) -> bool {
+    pub(super) fn waits_for_preflight(&self, now: Timestamp) -> bool {
         self.record.state == State::Idle
             && self.may_start()
             && self.record.not_before.is_none_or(|at| at <= now)

@@ -53,6 +53,7 @@ impl Node {
             installed.redeploy.clone_from(&spec.redeploy);
         }
         if change == MachineChange::Whole {
+            self.record.other_disks.clear();
             self.record.last_error = None;
             self.record.last_seen = LastSeen::default();
             self.record.durations.clear();

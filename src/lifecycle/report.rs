@@ -131,6 +131,19 @@ impl Node {
         plain(&self.sentence_by_hand().unwrap_or_else(|| self.sentence()))
     }
 
+    fn message_waiting(&self, attempt: &Attempt) -> String {
+        if let Some(missing) = self.missing_disk() {
+            return format!("waiting for the root device: {}", missing.fault.message);
+        }
+        match (&attempt.disk, self.record.last_seen.fetched) {
+            (Some(disk), _) => format!("the deploy ramdisk is exporting {disk}"),
+            (None, Some(stage)) => {
+                format!("the machine is booting: it fetched its {}", stage.as_str())
+            }
+            (None, None) => "the machine is on; waiting for it to netboot".to_owned(),
+        }
+    }
+
     fn sentence(&self) -> String {
         let at_rest = self.record.state.at_rest() || self.unread;
         if let Some(problem) = self.problems.first().filter(|_| at_rest) {
@@ -165,15 +178,7 @@ impl Node {
             State::PoweringOn { .. } => {
                 "setting the boot device to network and switching the machine on".to_owned()
             }
-            State::WaitingRamdisk { attempt } => {
-                match (&attempt.disk, self.record.last_seen.fetched) {
-                    (Some(disk), _) => format!("the deploy ramdisk is exporting {disk}"),
-                    (None, Some(stage)) => {
-                        format!("the machine is booting: it fetched its {}", stage.as_str())
-                    }
-                    (None, None) => "the machine is on; waiting for it to netboot".to_owned(),
-                }
-            }
+            State::WaitingRamdisk { attempt } => self.message_waiting(attempt),
             State::Imaging { attempt, disk, granted, .. } => {
                 message_imaging(attempt, disk, *granted)
             }
@@ -260,6 +265,9 @@ impl Node {
             Phase::Unmanaged => "observed only".to_owned(),
             Phase::Pending if self.in_line_since.is_some() => {
                 "waiting for its turn: as many machines as limits.waiting allows are being brought up".to_owned()
+            }
+            Phase::Pending if self.record.not_before.is_some() && self.missing().is_some() => {
+                format!("waiting for what is missing: {last_error}")
             }
             Phase::Pending if self.record.not_before.is_some() => {
                 format!("will try again after: {last_error}")
@@ -375,6 +383,16 @@ impl Node {
             let message = format!("installed as {machine}, and is {} now", Machine::named_by(spec));
             conditions.push(condition("MachineChanged", true, reason, message));
         }
+        if let Some(installed) = &self.record.installed {
+            let is_other = |disk: &&Disk| !disk.is_same(&installed.disk);
+            for disk in self.record.other_disks.iter().filter(is_other) {
+                let message = format!(
+                    "{disk} still holds what was installed on it before, and its file systems may have the UUIDs and labels of those in \
+                     use: take it out, or have it WIPED"
+                );
+                conditions.push(condition("OldDiskInstalled", true, "RootDeviceMoved", message));
+            }
+        }
         if let Some(Fault { code, message, .. }) = self.netboot_trouble() {
             conditions.push(condition("NetbootVerified", false, code, message.clone()));
         }
@@ -415,7 +433,12 @@ fn message_imaging(attempt: &Attempt, disk: &Disk, granted: bool) -> String {
 
 /// A text from outside as it may be shown and kept: bounded, and without what steers a terminal.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().filter(|c| !is_escaped(*c)).take(TEXT_CHARS_MAX).collect()
+    plain_up_to(TEXT_CHARS_MAX, text)
+}
+
+/// The same with another bound.
+pub(super) fn plain_up_to(chars_max: usize, text: &str) -> String {
+    text.chars().filter(|c| !is_escaped(*c)).take(chars_max).collect()
 }
 
 /// A fault from outside, with such a text.

@@ -13,7 +13,7 @@ use crate::model::{
     disk::Disk,
     ids::Digest,
     machine::Machine,
-    netboot::NetbootFiles,
+    netboot::{self, NetbootFiles},
     power::PowerState,
     secret::{AttemptKey, Secret},
     spec::{Bmc, BmcAddress, NodeSpec},
@@ -59,6 +59,10 @@ pub struct Record {
     pub awaits_restart: bool,
     /// What is on the disk, as far as hostler put it there.
     pub installed: Option<Installed>,
+    /// Disks that were in the machine at its last lookup and hold what hostler installed on them before, while another one was the root
+    /// device.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_disks: Vec<Disk>,
     /// The last failure since the last success.
     pub last_error: Option<LastError>,
     /// What the machine was seen to do in the last attempt.
@@ -88,6 +92,7 @@ impl Record {
             power_forced_at: None,
             awaits_restart: false,
             installed: None,
+            other_disks: Vec::new(),
             last_error: None,
             last_seen: LastSeen::default(),
             durations: BTreeMap::new(),
@@ -126,6 +131,13 @@ impl Record {
         self.awaits_restart = false;
         self.record_lost = installed.is_none();
         self.installed = installed;
+    }
+
+    /// The BMCs of its machine: of what is installed, and of its spec.
+    pub(super) fn bmcs(&self) -> impl Iterator<Item = &BmcAddress> {
+        let installed = self.installed.as_ref().and_then(|known| known.machine.as_ref());
+        let spec = self.spec.as_ref().and_then(|spec| spec.bmc_address());
+        [installed.and_then(|machine| machine.bmc.as_ref()), spec].into_iter().flatten()
     }
 
     /// Records that were written before machines were noted speak of the machine that their spec names.
@@ -297,6 +309,9 @@ pub struct PreparedImage {
     pub disk_bytes: u64,
     /// UUID of its file system, if it is one.
     pub root_uuid: Option<String>,
+    /// The same for the partition it is in, known once the disk is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_partuuid: Option<String>,
     /// What the machine is served once it is installed, if it boots over the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netboot: Option<NetbootFiles>,
@@ -359,6 +374,13 @@ impl State {
     /// Whether nothing is under way: the states in which a spec may be taken up or the power observed.
     pub fn at_rest(&self) -> bool {
         matches!(self, Self::Idle | Self::Held { .. } | Self::Failed)
+    }
+}
+
+impl PreparedImage {
+    /// Where its root file system is, for a kernel's command line.
+    pub(super) fn root(&self) -> Option<String> {
+        netboot::root(self.root_partuuid.as_deref(), self.root_uuid.as_deref())
     }
 }
 

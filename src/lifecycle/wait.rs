@@ -69,6 +69,9 @@ impl Node {
                 "somebody to have the machine boot from the network"
             }
             State::PoweringOn { .. } => "the machine to be switched on",
+            State::WaitingRamdisk { .. } if self.missing_disk.is_some() => {
+                "its root device to appear"
+            }
             State::WaitingRamdisk { .. } => "the deploy ramdisk to export its disk",
             State::Imaging { granted: false, .. } => "its turn to be written",
             State::Imaging { .. } => "the disk to be written",
@@ -80,7 +83,8 @@ impl Node {
             }
             State::CleaningUp { .. } => "the operation under way to stop",
         };
-        self.record.deadline.map(|at| (at, reason))
+        let missing = self.missing_disk().map(|missing| missing.until);
+        self.record.deadline.map(|at| (missing.map_or(at, |until| until.min(at)), reason))
     }
 
     /// How long the present state may last from its beginning; for a clean-up, one try of it.
@@ -140,6 +144,9 @@ impl Node {
         }
         self.polls.bound(now);
         self.netboot.bound(now);
+        if let (Some(missing), Some(spec)) = (&mut self.missing_disk, &self.record.spec) {
+            bound(&mut missing.until, spec.timeouts.root_device);
+        }
         if let Some(running) = &mut self.running {
             bound(&mut running.patience_until, running.patience);
         }
@@ -157,7 +164,9 @@ impl Node {
 
     /// Ends what has lasted too long.
     pub(super) fn expire(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        if !self.record.state.at_rest() {
+        if let Some(fault) = self.missed_disk(now) {
+            self.fail(now, fault, actions);
+        } else if !self.record.state.at_rest() {
             if self.record.deadline.is_some_and(|deadline| deadline <= now)
                 && !self.miss_deadline_by_hand(now, actions)
             {

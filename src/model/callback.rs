@@ -65,6 +65,8 @@ pub enum Reply {
     State(DeployStateReply),
     /// 404, the same for an unknown node, a wrong key and a wrong phase.
     Refused,
+    /// 409: the root device is not there yet.
+    LookAgain(LookAgain),
     /// 409: the attempt cannot go on, and why.
     Failed(String),
 }
@@ -99,6 +101,16 @@ pub struct LookupReply {
     pub iqn: String,
     /// Seconds between two questions for the deploy state.
     pub poll_after: u32,
+}
+
+/// The answer to a lookup whose disks do not include the root device: one that starts up slowly may
+/// still appear. A ramdisk that does not know this answer takes it for a refusal, because of `error`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookAgain {
+    /// Why no disk was chosen.
+    pub error: String,
+    /// Seconds until the ramdisk is to send its disks again; earlier if they have changed.
+    pub look_again_after: u32,
 }
 
 /// `POST …/pass_deploy_info`: the iSCSI target, or why there is none.

@@ -53,6 +53,8 @@ pub enum RetryAdvice {
     Backoff,
     /// Not before somebody changes something.
     Never,
+    /// Once something is there that is missing on the agent's own machine. It uses up no attempt.
+    Wait,
 }
 
 impl Fault {
@@ -70,6 +72,16 @@ impl Fault {
             message: message.into(),
             hint: hint.into(),
         }
+    }
+
+    /// A file or program of the agent's own machine that is missing.
+    pub fn missing(
+        step: Step,
+        code: &'static str,
+        message: impl Into<String>,
+        hint: &'static str,
+    ) -> Self {
+        Self { retry: RetryAdvice::Wait, ..Self::passing(step, code, message, hint) }
     }
 
     /// A fault that stays until somebody changes something.

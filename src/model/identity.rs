@@ -7,6 +7,7 @@
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    attached::MetaData,
     boot::Firmware,
     disk::RootDeviceHints,
     ids::{Digest, DigestAlgorithm},
@@ -29,8 +30,12 @@ pub(super) struct Parts<'a>(pub(super) &'a mut Sha256);
 
 impl Parts<'_> {
     pub(super) fn put(&mut self, text: &str) {
-        self.0.update((text.len() as u64).to_be_bytes());
-        self.0.update(text);
+        self.put_bytes(text.as_bytes());
+    }
+
+    fn put_bytes(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_be_bytes());
+        self.0.update(bytes);
     }
 }
 
@@ -80,8 +85,18 @@ impl NodeSpec {
                 ));
             }
         }
-        let RootDeviceHints { name, serial, wwn, model, vendor, hctl, size, rotational } =
-            &self.root_device;
+        let RootDeviceHints {
+            name,
+            serial,
+            wwn,
+            model,
+            vendor,
+            hctl,
+            size,
+            rotational,
+            by_path,
+            multipath: _, // the disk is the same whichever way it is reached
+        } = &self.root_device;
         for hint in [name, serial, wwn, model, vendor, hctl] {
             parts.put(hint.as_deref().unwrap_or_default());
         }
@@ -89,17 +104,40 @@ impl NodeSpec {
         parts.put(&size.unwrap_or_default());
         parts.put(&rotational.map(|spins| spins.to_string()).unwrap_or_default());
         parts.put(self.redeploy.as_deref().unwrap_or_default());
-        if let Some(ConfigDrive { label, filesystem, user_data, network_config, meta_data }) =
-            &self.config_drive
+        if let Some(ConfigDrive {
+            label,
+            filesystem,
+            user_data,
+            network_config,
+            vendor_data,
+            meta_data,
+        }) = &self.config_drive
         {
             parts.put(&format!("config drive {label:?} {filesystem:?}"));
             for attachment in [user_data, network_config] {
-                parts.put(attachment.as_ref().map_or("", |attachment| &attachment.content));
+                let content = attachment.as_ref().map(|file| file.content.as_bytes());
+                parts.put_bytes(content.unwrap_or_default());
+            }
+            // No key and no text of metadata has this character.
+            if let Some(vendor_data) = vendor_data {
+                parts.put("\0vendor data");
+                parts.put_bytes(vendor_data.content.as_bytes());
             }
             for (key, value) in meta_data {
                 parts.put(key);
-                parts.put(value);
+                match value {
+                    MetaData::Text(text) => parts.put(text),
+                    MetaData::List(list) => {
+                        parts.put(&format!("\0list of {}", list.len()));
+                        for text in list {
+                            parts.put(text);
+                        }
+                    }
+                }
             }
+        }
+        if let Some(by_path) = by_path {
+            parts.put(&format!("root device by path {by_path}"));
         }
         Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
             .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))

@@ -49,8 +49,24 @@ impl IronicArgs {
 
 /// The word that has Ironic's ramdisk choose the disk that these hints mean, or which of them it does not know.
 pub fn root_device(hints: &RootDeviceHints) -> Result<String, String> {
-    let RootDeviceHints { name, serial, wwn, model, vendor, hctl, size, rotational } = hints;
-    let unknown = [("hctl", hctl.is_some()), ("rotational", rotational.is_some())];
+    let RootDeviceHints {
+        name,
+        serial,
+        wwn,
+        model,
+        vendor,
+        hctl,
+        size,
+        rotational,
+        by_path,
+        multipath,
+    } = hints;
+    let unknown = [
+        ("hctl", hctl.is_some()),
+        ("rotational", rotational.is_some()),
+        ("by_path", by_path.is_some()),
+        ("multipath", multipath.is_some()),
+    ];
     if let Some((hint, _)) = unknown.iter().find(|(_, given)| *given) {
         return Err(format!("Ironic's ramdisk does not know the hint {hint}"));
     }
@@ -125,6 +141,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::disk::Multipath;
 
     fn hints(text: &str) -> RootDeviceHints {
         let mut hints = RootDeviceHints::default();
@@ -138,6 +155,8 @@ mod tests {
                 "vendor" => hints.vendor = text,
                 "hctl" => hints.hctl = text,
                 "size" => hints.size = Some(SizeHint::parse(value).unwrap()),
+                "by_path" => hints.by_path = text,
+                "multipath" => hints.multipath = Some(Multipath::First),
                 "rotational" => hints.rotational = Some(value == "true"),
                 _ => panic!("{key}"),
             }
@@ -191,6 +210,8 @@ mod tests {
             ("", "give a hint"),
             ("hctl = 0:0:1:0\nserial = a", "hctl"),
             ("rotational = true", "rotational"),
+            ("by_path = pci-0000:00:04.0", "by_path"),
+            ("serial = a\nmultipath = first", "multipath"),
             ("size = 480GB", "size = \"== "),
             ("size = >= 100GiB", "compares no sizes"),
             ("name = vda\nserial = a", "name only without others"),

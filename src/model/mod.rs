@@ -4,6 +4,8 @@
 
 pub mod admin;
 pub mod agent_mark;
+pub mod attached;
+pub mod bmc_key;
 pub mod boot;
 pub mod callback;
 pub mod consent;

@@ -58,8 +58,8 @@ pub enum BootFile {
 
 impl Netboot {
     /// The whole command line; `None` if it would not say where the root file system is.
-    pub fn command_line(&self, root_uuid: Option<&str>) -> Option<String> {
-        command_line(&self.kernel_args, root_uuid)
+    pub fn command_line(&self, root: Option<&str>) -> Option<String> {
+        command_line(&self.kernel_args, root)
     }
 
     /// What a version that looked at no files served.
@@ -97,8 +97,8 @@ impl Netboot {
 
 impl NetbootFiles {
     /// The whole command line; `None` if it would not say where the root file system is.
-    pub fn command_line(&self, root_uuid: Option<&str>) -> Option<String> {
-        command_line(&self.kernel_args, root_uuid)
+    pub fn command_line(&self, root: Option<&str>) -> Option<String> {
+        command_line(&self.kernel_args, root)
     }
 
     /// The kernel, and then the ramdisk.
@@ -141,9 +141,18 @@ impl NetbootFiles {
     }
 }
 
-fn command_line(kernel_args: &[String], root_uuid: Option<&str>) -> Option<String> {
+/// How a kernel is told the root file system that hostler has put into a partition: by that partition, which is on no other disk, or, where
+/// an earlier version made it, by the file system, which is on each disk that the image was ever written to.
+pub fn root(partuuid: Option<&str>, uuid: Option<&str>) -> Option<String> {
+    match (partuuid, uuid) {
+        (Some(partuuid), _) => Some(format!("PARTUUID={partuuid}")),
+        (None, uuid) => uuid.map(|uuid| format!("UUID={uuid}")),
+    }
+}
+
+fn command_line(kernel_args: &[String], root: Option<&str>) -> Option<String> {
     let says_root = kernel_args.iter().any(|word| word.starts_with("root="));
-    let added = root_uuid.filter(|_| !says_root).map(|uuid| format!("root=UUID={uuid}"));
+    let added = root.filter(|_| !says_root).map(|root| format!("root={root}"));
     let words: Vec<&str> = kernel_args.iter().map(String::as_str).chain(added.as_deref()).collect();
-    (says_root || root_uuid.is_some()).then(|| words.join(" "))
+    (says_root || root.is_some()).then(|| words.join(" "))
 }

@@ -48,6 +48,18 @@ pub fn show_bytes(bytes: u64) -> String {
     )
 }
 
+/// Two numbers of bytes that are compared, for people: exactly, too, where they differ by less than is shown.
+pub fn show_apart(one: u64, other: u64) -> [String; 2] {
+    let larger = one.max(other);
+    let scale = (0..=5).rev().map(|power| 1024_u64.pow(power)).find(|scale| larger >= *scale);
+    // A tenth of the unit is shown. What is less than a KiB is exact anyway.
+    let is_close = scale.is_some_and(|scale| scale > 1 && one.abs_diff(other) <= scale / 10);
+    [one, other].map(|bytes| match show_bytes(bytes) {
+        shown if is_close => format!("{shown} ({bytes} bytes)"),
+        shown => shown,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +93,27 @@ mod tests {
             ((1 << 30) - 1, "1023.9 MiB"),
         ] {
             assert_eq!(show_bytes(bytes), text);
+        }
+    }
+
+    #[test]
+    fn sizes_that_differ_by_less_than_is_shown_are_shown_in_bytes_too() {
+        for (one, other, shown) in [
+            (
+                (64 << 20) - 512,
+                64 << 20,
+                ["63.9 MiB (67108352 bytes)", "64.0 MiB (67108864 bytes)"],
+            ),
+            (
+                1 << 40,
+                (1 << 40) + 4096,
+                ["1.0 TiB (1099511627776 bytes)", "1.0 TiB (1099511631872 bytes)"],
+            ),
+            (1 << 30, 2 << 30, ["1.0 GiB", "2.0 GiB"]),
+            (1000, 1001, ["1000 B", "1001 B"]),
+            (0, u64::MAX, ["0 B", "16383.9 PiB"]),
+        ] {
+            assert_eq!(show_apart(one, other), shown);
         }
     }
 }

@@ -4,11 +4,12 @@
 //! file; only what goes onto a config drive is here itself, so that it is what was checked and what the identity stands for.
 //! It can be written to the agent's durable record, so that the last good spec outlives a restart.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
+    attached::{AttachedContent, MetaData},
     boot::{Arch, Firmware},
     disk::RootDeviceHints,
     ids::{Digest, MacAddr, NodeName},
@@ -134,6 +135,10 @@ pub struct Bmc {
     /// Where its user's password is.
     #[serde(flatten)]
     pub password: Password,
+    /// Where the BMC key (`K_g`) is, if the BMC has one: a plain path relative to the secrets
+    /// directory, of a file whose first line is the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kg_file: Option<String>,
     /// The privilege level to ask for.
     pub privilege: Privilege,
     /// The one cipher suite to use; `None` tries 17, then 3, and remembers what worked.
@@ -371,8 +376,11 @@ pub struct ConfigDrive {
     pub user_data: Option<Attachment>,
     /// The network configuration.
     pub network_config: Option<Attachment>,
+    /// The vendor data: what user data is merged onto.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vendor_data: Option<Attachment>,
     /// Metadata of the administrator's own, over what hostler says by itself.
-    pub meta_data: BTreeMap<String, String>,
+    pub meta_data: BTreeMap<String, MetaData>,
 }
 
 /// `config_drive.label`
@@ -402,12 +410,12 @@ pub struct Attachment {
     /// Its path, relative to the spec directory.
     pub path: String,
     /// What was in it.
-    pub content: Arc<str>,
+    pub content: AttachedContent,
 }
 
 impl fmt::Debug for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = self.content.len();
+        let bytes = self.content.as_bytes().len();
         f.debug_struct("Attachment").field("path", &self.path).field("bytes", &bytes).finish()
     }
 }
@@ -417,6 +425,9 @@ impl fmt::Debug for Attachment {
 pub struct Timeouts {
     /// From power on to the ramdisk's iSCSI target.
     pub ramdisk: Duration,
+    /// From the deploy ramdisk's first lookup to the appearance of the root device.
+    #[serde(default = "root_device_wait", skip_serializing_if = "is_root_device_wait")]
+    pub root_device: Duration,
     /// Without any byte of progress while imaging.
     pub imaging_stall: Duration,
     /// The whole imaging.
@@ -425,6 +436,18 @@ pub struct Timeouts {
     pub completed: Duration,
     /// For the BMC to answer and for a power state to be reached; without a BMC, for somebody to have the machine boot from the network.
     pub power: Duration,
+}
+
+/// How long the root device is waited for unless the spec says otherwise. Records leave it out, so
+/// that those of an earlier version read the same.
+pub const ROOT_DEVICE_WAIT: Duration = Duration::from_secs(60);
+
+const fn root_device_wait() -> Duration {
+    ROOT_DEVICE_WAIT
+}
+
+fn is_root_device_wait(wait: &Duration) -> bool {
+    *wait == ROOT_DEVICE_WAIT
 }
 
 /// `[retry]`

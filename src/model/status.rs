@@ -14,7 +14,7 @@ use super::{
     fault::Fault,
     ids::{Digest, NodeName},
     machine::Machine,
-    netboot::NetbootFiles,
+    netboot::{self, NetbootFiles},
     power::PowerState,
     problem::Problem,
 };
@@ -272,6 +272,9 @@ pub struct Installed {
     /// UUID of its root file system, where hostler made the partitions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_uuid: Option<String>,
+    /// The same for the partition it is in, as `PARTUUID=` has it. `None`: a version of hostler made it that did not write that down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_partuuid: Option<String>,
     /// What it is served, if it boots over the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netboot: Option<NetbootFiles>,
@@ -281,6 +284,13 @@ pub struct Installed {
     /// The machine as its spec named it when it was installed. `None`: hostler did not write that down yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
+}
+
+impl Installed {
+    /// Where its root file system is, for a kernel's command line.
+    pub fn root(&self) -> Option<String> {
+        netboot::root(self.root_partuuid.as_deref(), self.root_uuid.as_deref())
+    }
 }
 
 /// `[last_error]`

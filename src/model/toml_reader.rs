@@ -159,16 +159,16 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Every key there is, each a string read by `parse`: a table whose keys are the administrator's own. Keys are of letters, digits,
-    /// `_` and `-`, at most 64 of them.
-    pub fn strings<T>(&mut self, parse: impl Fn(&str) -> Result<T, String>) -> BTreeMap<String, T> {
+    /// Every key there is, each read by `read`: a table whose keys are the administrator's own. Keys are of letters, digits, `_` and `-`, at
+    /// most 64 of them.
+    pub fn each<T>(&mut self, read: impl Fn(&str, Field<'_>) -> Option<T>) -> BTreeMap<String, T> {
         let mut nodes: BTreeMap<&String, (&'a Document, &'a Node)> = BTreeMap::new();
         for (document, table) in std::mem::take(&mut self.layers) {
             for (key, node) in table {
                 nodes.entry(key).or_insert((document, node));
             }
         }
-        let mut strings = BTreeMap::new();
+        let mut values = BTreeMap::new();
         for (key, (document, node)) in nodes {
             let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
             if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(is_plain) {
@@ -186,9 +186,9 @@ impl<'a> Section<'a> {
                 idle: self.idle,
                 findings: self.findings,
             };
-            strings.extend(field.text(&parse).map(|value| (key.clone(), value)));
+            values.extend(read(key, field).map(|value| (key.clone(), value)));
         }
-        strings
+        values
     }
 
     fn finish(self) {
@@ -260,8 +260,17 @@ impl Field<'_> {
 
     /// An integer, checked by `parse`.
     pub fn integer<T>(self, parse: impl FnOnce(i64) -> Result<T, String>) -> Option<T> {
-        self.scalar("an integer", |value| {
-            if let Value::Integer(number) = value { Some(parse(*number)) } else { None }
+        self.scalar("an integer", |value| match value {
+            Value::Integer(number) => Some(parse(*number)),
+            // Judged by the nearest number, told by its own name.
+            Value::HugeInteger(text) => {
+                let nearest = if text.starts_with('-') { i64::MIN } else { i64::MAX };
+                Some(Err(match parse(nearest) {
+                    Err(why) => why.replace(&nearest.to_string(), text),
+                    Ok(_) => format!("{text} is out of range"),
+                }))
+            }
+            _ => None,
         })
     }
 
@@ -287,6 +296,20 @@ impl Field<'_> {
             }
         }
         (values.len() == array.len()).then(|| self.accept(list, values))
+    }
+
+    /// One string or a list of any number.
+    pub fn text_or_list<T, U>(
+        self,
+        mut parse: impl FnMut(&str) -> Result<U, String>,
+        one: impl FnOnce(U) -> T,
+        many: impl FnOnce(Vec<U>) -> T,
+    ) -> Option<T> {
+        let (_, node) = *self.values.first()?;
+        match &node.value {
+            Value::List(_) => self.list(parse).map(many),
+            _ => self.text(|text| parse(text)).map(one),
+        }
     }
 
     /// One string or a list of at least one.

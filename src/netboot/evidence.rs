@@ -26,8 +26,9 @@ const REFUSALS_MAX: u32 = 30;
 const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
 /// How long before the menu a loader can have been fetched and still be of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
-/// How long after the menu an address is still taken for the node: a large ramdisk waits for its kernel on a slow network.
-const NODE_LIFE: Duration = Duration::from_secs(30 * 60);
+/// The pxelinux that knows URLs, and how the names of what any pxelinux loads next end.
+const LPXELINUX: &str = "lpxelinux.0";
+const PXELINUX_MODULE: &str = ".c32";
 
 /// What is known of the addresses that fetched something lately.
 #[derive(Debug, Default)]
@@ -44,6 +45,8 @@ struct Address {
     node: Option<(NodeName, Instant)>,
     /// Loaders fetched that no menu has explained yet, with the time of their request.
     loaders: Vec<(Instant, Ended)>,
+    /// When it last asked for `lpxelinux.0`, and for no other boot loader's first file since.
+    lpxelinux: Option<Instant>,
     /// The boot file it asked for last and was refused, and how often.
     refused: Option<(String, u32)>,
 }
@@ -73,15 +76,38 @@ pub(super) struct Ended {
 }
 
 impl Evidence {
-    /// Whose address it is, as far as a menu fetched lately tells.
-    pub(super) fn node(&self, peer: IpAddr, now: Instant) -> Option<&NodeName> {
+    /// Whose address it is, as far as a menu fetched lately tells. `life` is how long after its
+    /// menu an address is still taken for the node: a large ramdisk waits for its kernel on a slow
+    /// network.
+    pub(super) fn node(
+        &self,
+        peer: IpAddr,
+        now: Instant,
+        life: impl Fn(&NodeName) -> Duration,
+    ) -> Option<&NodeName> {
         let (node, since) = self.addresses.get(&peer)?.node.as_ref()?;
-        (now.duration_since(*since) <= NODE_LIFE).then_some(node)
+        (now.duration_since(*since) <= life(node)).then_some(node)
     }
 
     /// A node's own menu is asked for: from now on the address is that node's.
     pub(super) fn menu_asked(&mut self, peer: IpAddr, node: NodeName, now: Instant) {
         self.address(peer, now).node = Some((node, now));
+    }
+
+    /// A file of the loader directory is sent to this address.
+    pub(super) fn loader_asked(&mut self, peer: IpAddr, path: &str, now: Instant) {
+        let file = path.rsplit('/').next().unwrap_or(path);
+        if file == LPXELINUX {
+            self.address(peer, now).lpxelinux = Some(now);
+        } else if !file.ends_with(PXELINUX_MODULE) {
+            self.address(peer, now).lpxelinux = None;
+        }
+    }
+
+    /// Whether it is pxelinux with HTTP that runs at this address.
+    pub(super) fn runs_lpxelinux(&self, peer: IpAddr, now: Instant) -> bool {
+        let since = self.addresses.get(&peer).and_then(|address| address.lpxelinux);
+        since.is_some_and(|since| now.duration_since(since) <= LOADER_LIFE)
     }
 
     /// A file that should be among the loaders is not. If a machine could be at the beginning of its boot, this is the name that its
@@ -171,6 +197,7 @@ impl Evidence {
             node: None,
             loaders: Vec::new(),
             refused: None,
+            lpxelinux: None,
         });
         address.touched = now;
         address
@@ -185,6 +212,8 @@ fn fetch(node: NodeName, stage: BootStage, peer: IpAddr, ended: Ended) -> Fetch 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LIFE: Duration = Duration::from_secs(1800);
 
     fn ip(last: u32) -> IpAddr {
         std::net::Ipv4Addr::from(0x0a00_0000 + last).into()
@@ -224,6 +253,25 @@ mod tests {
     }
 
     #[test]
+    fn lpxelinux_is_known_by_its_name_until_another_loader_is_asked_for() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        for (path, known) in [
+            ("pxelinux.0", false),
+            ("bios/lpxelinux.0", true),
+            ("bios/ldlinux.c32", true),
+            ("pxelinux.0", false),
+            ("lpxelinux.0", true),
+            ("grubx64.efi", false),
+            ("lpxelinux.0", true),
+        ] {
+            evidence.loader_asked(ip(1), path, at(1));
+            assert_eq!(evidence.runs_lpxelinux(ip(1), at(2)), known, "{path}");
+            assert!(!evidence.runs_lpxelinux(ip(2), at(2)));
+        }
+        assert!(!evidence.runs_lpxelinux(ip(1), at(2 + 300)));
+    }
+
+    #[test]
     fn a_loader_is_not_forgotten_over_all_its_modules() {
         let (at, mut evidence) = (clock(), Evidence::default());
         for number in 0..50 {
@@ -250,7 +298,7 @@ mod tests {
         evidence.menu_asked(ip(1), node("b"), at(62));
         let fetches = evidence.ended(ip(1), Asked::Menu(node("b")), ended("m"), at(62), at(63));
         assert!(fetches.iter().all(|f| f.node == node("b")) && fetches.len() == 2, "{fetches:?}");
-        assert_eq!(evidence.node(ip(1), at(64)), Some(&node("b")));
+        assert_eq!(evidence.node(ip(1), at(64), |_| LIFE), Some(&node("b")));
     }
 
     #[test]
@@ -274,8 +322,8 @@ mod tests {
         evidence.menu_asked(ip(1), node("a"), at(301));
         let fetches = evidence.ended(ip(1), Asked::Menu(node("a")), ended("m"), at(301), at(302));
         assert_eq!(fetches.len(), 1);
-        assert_eq!(evidence.node(ip(1), at(301 + 1800)), Some(&node("a")));
-        assert_eq!(evidence.node(ip(1), at(301 + 1801)), None);
+        assert_eq!(evidence.node(ip(1), at(301 + 1800), |_| LIFE), Some(&node("a")));
+        assert_eq!(evidence.node(ip(1), at(301 + 1801), |_| LIFE), None);
     }
 
     #[test]
@@ -312,7 +360,11 @@ mod tests {
                 evidence.ended(ip(number), Asked::Loader, path, at(1), at(number.into()));
             }
             let now = at(number.into());
-            assert_eq!(evidence.node(ip(1), now), Some(&node("a")), "a busy address is kept");
+            assert_eq!(
+                evidence.node(ip(1), now, |_| LIFE),
+                Some(&node("a")),
+                "a busy address is kept"
+            );
             evidence.menu_asked(ip(1), node("a"), now);
         }
         assert_eq!(evidence.addresses.len(), ADDRESSES_MAX);

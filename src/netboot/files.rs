@@ -5,6 +5,7 @@
 //! never tells a client anything of the server's paths.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{self, Seek as _, Write as _},
     os::fd::{AsRawFd as _, OwnedFd},
@@ -49,7 +50,7 @@ pub(super) fn open_root(root: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Opens a clean name beneath the loader directory; a link anywhere in it is refused.
-pub(super) fn open_beneath(root: &Path, name: &str) -> Result<Opened, Refusal> {
+pub(super) fn open_beneath(root: &Path, name: &OsStr) -> Result<Opened, Refusal> {
     let root_fd = open_root(root).map_err(|error| {
         tracing::warn!(root = %root.display(), %error, "the TFTP loader directory cannot be opened");
         if exhausted(&error) { Refusal::Busy } else { Refusal::NotFound }
@@ -59,7 +60,7 @@ pub(super) fn open_beneath(root: &Path, name: &str) -> Result<Opened, Refusal> {
         if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NOTDIR)) {
             return Refusal::NotFound;
         }
-        tracing::warn!(root = %root.display(), name, %error, "a TFTP file cannot be opened");
+        tracing::warn!(root = %root.display(), ?name, %error, "a TFTP file cannot be opened");
         if exhausted(&error) { Refusal::Busy } else { Refusal::NotAllowed }
     })
 }
@@ -139,7 +140,7 @@ mod tests {
     use crate::regular_file::tests::make_fifo;
 
     fn check(root: &Path, name: &str) -> Result<String, Refusal> {
-        open_beneath(root, name).map(|opened| {
+        open_beneath(root, name.as_ref()).map(|opened| {
             let text = fs::read_to_string(opened.path()).unwrap();
             assert_eq!(opened.bytes, text.len() as u64);
             text
@@ -201,7 +202,7 @@ mod tests {
     fn an_opened_file_is_the_one_checked_even_when_its_name_changes_hands() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a"), "old").unwrap();
-        let opened = open_beneath(dir.path(), "a").unwrap();
+        let opened = open_beneath(dir.path(), "a".as_ref()).unwrap();
         fs::write(dir.path().join("b"), "new").unwrap();
         fs::rename(dir.path().join("b"), dir.path().join("a")).unwrap();
         assert_eq!(fs::read_to_string(opened.path()).unwrap(), "old");

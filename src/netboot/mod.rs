@@ -17,7 +17,7 @@ mod tftp;
 
 pub use menu::{MenuError, Menus};
 pub use shelf::{Cached, Shelf};
-pub use table::BootTable;
+pub use table::{BootSettings, BootTable};
 #[cfg(fuzzing)]
 pub use tftp::fuzz;
 pub use tftp::{Config, Running, Server};

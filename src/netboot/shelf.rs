@@ -5,13 +5,14 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fmt,
     fs::File,
     io,
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc::Sender;
@@ -42,6 +43,18 @@ pub struct Shelf {
     table: BootTable,
     evidence: Mutex<Evidence>,
     fetched: Sender<Fetch>,
+}
+
+/// What is served.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) file: Opened,
+    /// What it is to the boot of the machine that asks.
+    pub(super) asked: Asked,
+    /// The name it has here.
+    pub(super) name: String,
+    /// How long its machine may take for it, if it is a node's.
+    pub(super) limit: Option<Duration>,
 }
 
 /// Opens the file with a digest in the cache for the machine of a node, if it is there and whole. May take a while: it is read first.
@@ -78,48 +91,86 @@ impl Shelf {
     }
 
     /// Whether opening the file under this name takes longer than a server's loop may wait.
-    pub(super) fn takes_a_while(&self, name: &str) -> bool {
-        matches!(self.table.find(name), Named::Own(_, BootFile::Cached(_)))
+    pub(super) fn takes_a_while(&self, name: &OsStr) -> bool {
+        let named = text_of(name).map(|text| self.table.find(text));
+        matches!(named, Some(Named::Own(_, BootFile::Cached(_))))
     }
 
-    /// The file under a clean name, and what it is to the boot of the machine at this address.
-    pub(super) fn open(
+    /// The file under a clean name, for the machine at this address.
+    pub(super) fn open(&self, name: &OsStr, peer: IpAddr, now: Instant) -> Result<Served, Refusal> {
+        // A name that is no text can only be a loader's, and comes before what it may mean.
+        if let (None, Some(root)) = (name.to_str(), &self.loaders) {
+            match files::open_beneath(root, name) {
+                Ok(file) => {
+                    let name = name.to_string_lossy().into_owned();
+                    return Ok(Served { file, asked: Asked::Loader, name, limit: None });
+                }
+                Err(Refusal::NotFound) => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        let Some(text) = text_of(name) else {
+            self.tell_refused(peer, &name.to_string_lossy(), now);
+            return Err(Refusal::NotFound);
+        };
+        let (file, asked, node) = self.open_text(text, peer, now)?;
+        let limit = node.map(|node| self.table.limit(&node));
+        Ok(Served { file, asked, name: text.to_owned(), limit })
+    }
+
+    /// What is under a name, what it is to the machine's boot, and whose it is.
+    fn open_text(
         &self,
         name: &str,
         peer: IpAddr,
         now: Instant,
-    ) -> Result<(Opened, Asked), Refusal> {
-        match self.table.find(name) {
+    ) -> Result<(Opened, Asked, Option<NodeName>), Refusal> {
+        let lpxelinux = self.evidence().runs_lpxelinux(peer, now);
+        match self.table.find_for(name, lpxelinux) {
             Named::Text(Some(node), text) => {
                 self.evidence().menu_asked(peer, node.clone(), now);
-                Ok((files::in_memory(text.expose())?, Asked::Menu(node)))
+                Ok((files::in_memory(text.expose())?, Asked::Menu(node.clone()), Some(node)))
             }
-            Named::Text(None, text) => Ok((files::in_memory(text.expose())?, Asked::Nothing)),
+            Named::Text(None, text) => Ok((files::in_memory(text.expose())?, Asked::Nothing, None)),
             Named::Stranger(mac) => {
                 tracing::info!(%peer, %mac, "a machine that is no node's asks for a boot menu");
                 Err(Refusal::NotFound)
             }
             // An installed machine that boots is no evidence of an installation.
-            Named::Own(node, file) => Ok((self.open_own(&node, &file)?, Asked::Nothing)),
+            Named::Own(node, file) => {
+                Ok((self.open_own(&node, &file)?, Asked::Nothing, Some(node)))
+            }
             Named::Nothing => Err(Refusal::NotFound),
             Named::Other => {
-                let node = self.evidence().node(peer, now).cloned();
+                let life = |node: &NodeName| self.table.limit(node);
+                let node = self.evidence().node(peer, now, life).cloned();
                 let deploy = node.and_then(|node| {
                     let stage = self.table.stage(&node, name)?;
-                    Some(Asked::Deploy(node, stage))
+                    Some((node, stage))
                 });
-                if let Some(path) = self.files.get(name) {
-                    Ok((files::open_fixed(path)?, deploy.unwrap_or(Asked::Nothing)))
-                } else {
-                    let opened = match &self.loaders {
-                        Some(root) => files::open_beneath(root, name),
-                        None => Err(Refusal::NotFound),
-                    };
-                    if let Err(Refusal::NotFound | Refusal::NotAllowed) = opened {
-                        self.tell_refused(peer, name, now);
+                let fixed = self.files.get(name);
+                let file = match (fixed, &self.loaders) {
+                    (Some(path), _) => files::open_fixed(path)?,
+                    (None, Some(root)) => {
+                        files::open_beneath(root, name.as_ref()).inspect_err(|refusal| {
+                            if matches!(refusal, Refusal::NotFound | Refusal::NotAllowed) {
+                                self.tell_refused(peer, name, now);
+                            }
+                        })?
                     }
-                    Ok((opened?, deploy.unwrap_or(Asked::Loader)))
-                }
+                    (None, None) => {
+                        self.tell_refused(peer, name, now);
+                        return Err(Refusal::NotFound);
+                    }
+                };
+                Ok(match deploy {
+                    Some((node, stage)) => (file, Asked::Deploy(node.clone(), stage), Some(node)),
+                    None if fixed.is_some() => (file, Asked::Nothing, None),
+                    None => {
+                        self.evidence().loader_asked(peer, name, now);
+                        (file, Asked::Loader, None)
+                    }
+                })
             }
         }
     }
@@ -181,6 +232,16 @@ impl Shelf {
     fn evidence(&self) -> MutexGuard<'_, Evidence> {
         self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A name as text: without the end mark of DHCP's options (RFC 2132 §3.2), which old network cards
+/// take for a part of a boot file's name that is the last option.
+fn text_of(name: &OsStr) -> Option<&str> {
+    let mut bytes = name.as_encoded_bytes();
+    while let Some(rest) = bytes.strip_suffix(b"\xff") {
+        bytes = rest;
+    }
+    str::from_utf8(bytes).ok().filter(|text| !text.is_empty())
 }
 
 #[cfg(test)]

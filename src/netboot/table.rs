@@ -8,6 +8,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 use crate::model::{
@@ -21,6 +22,21 @@ use crate::model::{
 use super::menu::{
     Means, MenuError, Menus, OWN_DIR, grub, ipxe, own_kernel, own_ramdisk, pxelinux, render,
 };
+
+/// How long a machine may take for what it fetches, at least and unless its node says otherwise.
+pub(super) const FETCH_LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// How a node's machine boots.
+#[derive(Clone, Copy, Debug)]
+pub struct BootSettings {
+    /// For diagnostics: every boot loader's menu is served whatever the firmware is.
+    pub firmware: Firmware,
+    /// The boot loader whose menu leads into an installation.
+    pub loader: Loader,
+    /// How long its deploy ramdisk may take to come up (`timeouts.ramdisk`). A fetch may take as
+    /// long.
+    pub ramdisk_limit: Duration,
+}
 
 /// The boot menus of all nodes, shared between the agent and the servers. A clone is the same table.
 ///
@@ -39,8 +55,7 @@ struct Tables {
 
 /// A node's menu, which is rendered for whoever asks: of ten thousand machines few boot at once.
 struct Node {
-    firmware: Firmware,
-    loader: Loader,
+    settings: BootSettings,
     macs: Vec<MacAddr>,
     menu: BootMenu,
 }
@@ -52,7 +67,7 @@ impl Node {
         mac: MacAddr,
         http: Option<SocketAddr>,
     ) -> Result<Menus, MenuError> {
-        render(name, mac, Means { loader: self.loader, http }, &self.menu)
+        render(name, mac, Means { loader: self.settings.loader, http }, &self.menu)
     }
 
     fn menu_name(&self) -> &'static str {
@@ -86,7 +101,7 @@ impl BootTable {
         Self(Arc::new(RwLock::new(tables)))
     }
 
-    /// [`set_for`](Self::set_for) whichever boot loader asks.
+    /// [`set_for`](Self::set_for) whichever boot loader asks, with the usual limit.
     pub fn set(
         &self,
         node: &NodeName,
@@ -94,22 +109,21 @@ impl BootTable {
         firmware: Firmware,
         menu: &BootMenu,
     ) -> Result<(), MenuError> {
-        self.set_for(Loader::Auto, node, macs, firmware, menu)
+        let settings = BootSettings { firmware, loader: Loader::Auto, ramdisk_limit: FETCH_LIMIT };
+        self.set_for(settings, node, macs, menu)
     }
 
-    /// Sets the menus of all the node's cards at once and forgets the ones it had. Only this boot loader's leads into an installation.
+    /// Sets the menus of all the node's cards at once and forgets the ones it had.
     ///
-    /// Every boot loader's menu is served whatever the firmware is. A card that another node had is the last caller's.
-    /// On an error nothing has changed.
+    /// A card that another node had is the last caller's. On an error nothing has changed.
     pub fn set_for(
         &self,
-        loader: Loader,
+        settings: BootSettings,
         node: &NodeName,
         macs: &[MacAddr],
-        firmware: Firmware,
         menu: &BootMenu,
     ) -> Result<(), MenuError> {
-        let new = Node { firmware, loader, macs: macs.to_vec(), menu: menu.clone() };
+        let new = Node { settings, macs: macs.to_vec(), menu: menu.clone() };
         let http = self.read(|tables| tables.http);
         // What cannot be rendered must be known now.
         macs.iter().try_for_each(|mac| new.render(node, *mac, http).map(drop))?;
@@ -142,8 +156,19 @@ impl BootTable {
         })
     }
 
-    /// Looks up a clean name.
+    /// How long a fetch of the node's machine may take, and how long after its menu.
+    pub(super) fn limit(&self, node: &NodeName) -> Duration {
+        let limit = |tables: &Tables| Some(tables.nodes.get(node)?.settings.ramdisk_limit);
+        self.read(limit).unwrap_or_default().max(FETCH_LIMIT)
+    }
+
+    /// Looks up a clean name for whom no more is known of.
     pub(super) fn find(&self, name: &str) -> Named {
+        self.find_for(name, false)
+    }
+
+    /// Looks up a clean name. `lpxelinux`: the pxelinux that asks can do HTTP.
+    pub(super) fn find_for(&self, name: &str, lpxelinux: bool) -> Named {
         let card = match menu_name(name) {
             MenuName::GrubDispatch => return Named::Text(None, grub::dispatch()),
             MenuName::PxelinuxDefault => return Named::Text(None, pxelinux::default()),
@@ -154,8 +179,10 @@ impl BootTable {
             MenuName::Not => return Named::Other,
         };
         self.read(|tables| match tables.menus(card.mac) {
-            Some((node, Menus { pxelinux, grub, ipxe })) => {
+            Some((node, menus)) => {
+                let Menus { pxelinux, lpxelinux: over_http, grub, ipxe } = menus;
                 let text = match card.reader {
+                    Reader::Pxelinux if lpxelinux => over_http,
                     Reader::Pxelinux => pxelinux,
                     Reader::Grub => grub,
                     Reader::Ipxe => ipxe,
@@ -225,7 +252,7 @@ impl fmt::Debug for BootTable {
         self.read(|tables| {
             f.debug_map()
                 .entries(tables.nodes.iter().map(|(name, node)| {
-                    (name.as_str(), (node.firmware, node.menu_name(), &node.macs))
+                    (name.as_str(), (node.settings.firmware, node.menu_name(), &node.macs))
                 }))
                 .finish()
         })
@@ -256,25 +283,26 @@ enum MenuName {
     Not,
 }
 
+/// Directories in which there is nothing but menus.
+const MENU_DIRS: [&str; 2] = ["pxelinux.cfg/", "ipxe/"];
+
+/// A boot loader looks for its menus where it was loaded from, or in a directory that was built
+/// into it: they have their names in every directory.
 fn menu_name(name: &str) -> MenuName {
-    let grub = name.strip_prefix("grub/").unwrap_or(name);
-    if grub == "grub.cfg" {
-        return MenuName::GrubDispatch;
-    }
-    if name == "boot.ipxe" {
-        return MenuName::IpxeDispatch;
-    }
-    if name == "pxelinux.cfg/default" {
-        return MenuName::PxelinuxDefault;
-    }
-    let (card, reader) = if let Some(card) = name.strip_prefix("pxelinux.cfg/") {
-        (Some(card), Reader::Pxelinux)
-    } else if let Some(card) = grub.strip_prefix("grub.cfg-") {
-        (Some(card), Reader::Grub)
-    } else if let Some(script) = name.strip_prefix("ipxe/") {
-        (script.strip_suffix(".ipxe"), Reader::Ipxe)
-    } else {
-        return MenuName::Not;
+    let (directory, last) = name.rsplit_once('/').unwrap_or(("", name));
+    let parent = directory.rsplit('/').next().unwrap_or_default();
+    let script = |file| str::strip_suffix(file, ".ipxe");
+    let (card, reader) = match (parent, last) {
+        (_, "grub.cfg") => return MenuName::GrubDispatch,
+        (_, "boot.ipxe" | "autoexec.ipxe") => return MenuName::IpxeDispatch,
+        ("pxelinux.cfg", "default") => return MenuName::PxelinuxDefault,
+        ("pxelinux.cfg", card) => (Some(card), Reader::Pxelinux),
+        ("ipxe", file) if script(file).is_some() => (script(file), Reader::Ipxe),
+        (_, file) => match file.strip_prefix("grub.cfg-") {
+            Some(card) => (Some(card), Reader::Grub),
+            None if MENU_DIRS.iter().any(|own| name.starts_with(own)) => return MenuName::Unknown,
+            None => return MenuName::Not,
+        },
     };
     // 01 is the ARP hardware type of Ethernet.
     match card.and_then(|card| card.strip_prefix("01-")?.parse().ok()) {
@@ -328,14 +356,62 @@ mod tests {
         assert!(text(&table, "grub/grub.cfg").unwrap().contains("configfile"));
         assert_eq!(text(&table, "grub.cfg"), text(&table, "grub/grub.cfg"));
         assert!(text(&table, "boot.ipxe").unwrap().contains("chain"));
+        assert_eq!(text(&table, "autoexec.ipxe"), text(&table, "boot.ipxe"));
+    }
+
+    #[test]
+    fn a_boot_loader_finds_its_menus_whatever_directory_it_lies_in() {
+        let table = BootTable::default();
+        table.set(&node("a"), &[mac(1)], Firmware::Uefi, &deploy("k")).unwrap();
+        for directory in
+            ["bios/", "EFI/BOOT/", "EFI/redhat/", "debian-installer/amd64/grub/", "a/b/c/"]
+        {
+            for name in [
+                "pxelinux.cfg/01-52-54-00-00-00-01",
+                "grub.cfg-01-52:54:00:00:00:01",
+                "grub/grub.cfg-01-52-54-00-00-00-01",
+                "ipxe/01-52-54-00-00-00-01.ipxe",
+                "pxelinux.cfg/default",
+                "grub.cfg",
+                "grub/grub.cfg",
+                "boot.ipxe",
+                "autoexec.ipxe",
+            ] {
+                let there = text(&table, &format!("{directory}{name}"));
+                assert!(there.is_some() && there == text(&table, name), "{directory}{name}");
+            }
+            for other in ["pxelinux.0", "grubx64.efi", "ipxe/ipxe.efi", "x86_64-efi/normal.mod"] {
+                let name = format!("{directory}{other}");
+                assert_eq!(table.find(&name), Named::Other, "{name}");
+            }
+        }
+        assert_eq!(table.find("EFI/BOOT/grub.cfg-C0A80001"), Named::Nothing);
+        assert_eq!(table.find("EFI/BOOT/grub.cfg-01-52-54-00-00-00-02"), Named::Stranger(mac(2)));
+    }
+
+    #[test]
+    fn a_fetch_may_take_as_long_as_its_nodes_ramdisk_and_never_less_than_usual() {
+        let table = BootTable::default();
+        for (name, hours, expected) in [("slow", 2, 2), ("quick", 0, 0)] {
+            let ramdisk_limit = Duration::from_secs(hours * 3600);
+            let settings =
+                BootSettings { firmware: Firmware::Bios, loader: Loader::Auto, ramdisk_limit };
+            table.set_for(settings, &node(name), &[mac(1)], &deploy("k")).unwrap();
+            let expected = Duration::from_secs(expected * 3600).max(FETCH_LIMIT);
+            assert_eq!(table.limit(&node(name)), expected);
+        }
     }
 
     #[test]
     fn ipxe_is_sent_to_the_http_server_and_other_boot_loaders_without_the_key_if_the_node_is_ipxes()
     {
         let table = BootTable::with_http("192.0.2.1:8069".parse().unwrap());
-        let loader = Loader::Ipxe;
-        table.set_for(loader, &node("a"), &[mac(1)], Firmware::Uefi, &deploy("k")).unwrap();
+        let settings = BootSettings {
+            firmware: Firmware::Uefi,
+            loader: Loader::Ipxe,
+            ramdisk_limit: Duration::from_secs(1),
+        };
+        table.set_for(settings, &node("a"), &[mac(1)], &deploy("k")).unwrap();
         let script = text(&table, "ipxe/01-52-54-00-00-00-01.ipxe").unwrap();
         assert!(script.contains(" http://192.0.2.1:8069/k ") && script.contains("hostler.key"));
         for other in ["pxelinux.cfg/01-52-54-00-00-00-01", "grub.cfg-01-52-54-00-00-00-01"] {

@@ -46,6 +46,8 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 pub(super) enum AgentError {
     #[error("the agent refuses: {0}")]
     Refused(String),
+    #[error("the agent waits for the root device: {0}")]
+    LookAgain(String, Duration),
     #[error("the agent knows no such attempt: it was ended or replaced")]
     AttemptOver,
     #[error("the agent has not answered for {} s", .0.as_secs())]
@@ -86,9 +88,21 @@ enum CallError {
 }
 
 /// What an error answer says.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Refusal {
     error: String,
+    /// In answer to a lookup: when to say again which disks there are, in seconds.
+    #[serde(default)]
+    look_again_after: Option<u32>,
+}
+
+impl From<Refusal> for AgentError {
+    fn from(Refusal { error, look_again_after }: Refusal) -> Self {
+        match look_again_after {
+            Some(seconds) => Self::LookAgain(error, Duration::from_secs(seconds.into())),
+            None => Self::Refused(error),
+        }
+    }
 }
 
 /// The agent.
@@ -162,7 +176,7 @@ impl Agent {
         loop {
             let error = match self.call(method.clone(), name, body.clone()).await {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(refusal)) => return Err(AgentError::Refused(refusal)),
+                Ok(Err(refusal)) => return Err(refusal.into()),
                 Err(error) => error,
             };
             if matches!(error, CallError::Unknown) {
@@ -187,7 +201,7 @@ impl Agent {
         method: Method,
         name: &str,
         body: Bytes,
-    ) -> Result<Result<T, String>, CallError> {
+    ) -> Result<Result<T, Refusal>, CallError> {
         let request = Request::builder()
             .method(method)
             .uri(format!("/v1/nodes/{}/vendor_passthru/{name}", self.args.node))
@@ -233,13 +247,13 @@ impl Agent {
 fn read_answer<T: DeserializeOwned>(
     status: StatusCode,
     body: &[u8],
-) -> Result<Result<T, String>, CallError> {
+) -> Result<Result<T, Refusal>, CallError> {
     match status {
         status if status.is_success() => {
             Ok(Ok(serde_json::from_slice(if body.is_empty() { b"null" } else { body })?))
         }
         StatusCode::NOT_FOUND => Err(CallError::Unknown),
-        StatusCode::CONFLICT => Ok(Err(serde_json::from_slice::<Refusal>(body)?.error)),
+        StatusCode::CONFLICT => Ok(Err(serde_json::from_slice(body)?)),
         other => Err(CallError::Status(other)),
     }
 }

@@ -1,7 +1,10 @@
-//! DHCP for IPv4 as a client needs it (RFC 2131, options of RFC 2132): the messages to send, what a reply means, when to ask again.
+//! DHCP for IPv4 as a client needs it (RFC 2131, options of RFC 2132 and 3442): the messages to send,
+//! what a reply means, when to ask again.
 //!
-//! Called by [`super::network`], which owns the socket and the clock. It must never do I/O, and never trust a byte: the segment a
-//! machine netboots on is not its own.
+//! Called by [`super::network`], which owns the socket and the clock. It must never do I/O, and never
+//! trust a byte: the segment a machine netboots on is not its own. An option that makes no sense must
+//! not hide those after it, which is why this is not left to a crate (`dhcproto` 0.15 stops reading
+//! at a host name that is not UTF-8, and cuts overloaded fields at their first zero).
 
 use std::{net::Ipv4Addr, ops::Range, time::Duration};
 
@@ -24,30 +27,67 @@ const OPTION_SUBNET_MASK: u8 = 1;
 const OPTION_ROUTER: u8 = 3;
 const OPTION_REQUESTED_ADDRESS: u8 = 50;
 const OPTION_LEASE_SECONDS: u8 = 51;
+/// Options go on in the fields `file` (1), `sname` (2) or both (3).
+const OPTION_OVERLOAD: u8 = 52;
 const OPTION_MESSAGE_TYPE: u8 = 53;
 const OPTION_SERVER: u8 = 54;
 const OPTION_PARAMETERS: u8 = 55;
 const OPTION_RENEW_SECONDS: u8 = 58;
 const OPTION_REBIND_SECONDS: u8 = 59;
+/// Routes that stand in for the router (RFC 3442).
+const OPTION_ROUTES: u8 = 121;
 const OPTION_END: u8 = 255;
+const SNAME: Range<usize> = 44..108;
+const FILE: Range<usize> = 108..236;
 
 /// An address on loan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lease {
-    pub(super) address: Ipv4Addr,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The address.
+    pub address: Ipv4Addr,
     /// Bits of the subnet mask, 0 to 32.
-    pub(super) prefix: u8,
-    pub(super) router: Option<Ipv4Addr>,
-    pub(super) server: Ipv4Addr,
+    pub prefix: u8,
+    /// Where what is not for the subnet goes.
+    pub routes: Vec<Route>,
+    /// The server that lends it.
+    pub server: Ipv4Addr,
     /// When to ask the server for more time (T1); `None`: never, the lease does not end.
-    pub(super) renew_after: Option<Duration>,
+    pub renew_after: Option<Duration>,
     /// When to ask any server (T2).
-    pub(super) rebind_after: Option<Duration>,
+    pub rebind_after: Option<Duration>,
+}
+
+/// A route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The network's address, without bits that its prefix does not cover.
+    pub network: Ipv4Addr,
+    /// Bits of its mask, 0 to 32.
+    pub prefix: u8,
+    /// The router; `None`: the network is on the wire itself.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// Why an answer to this conversation is of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// It lends nothing, or nothing a machine can have.
+    #[error("{0} is not an address for a machine")]
+    Address(Ipv4Addr),
+    /// Without it nobody knows who is on the wire.
+    #[error("it has no subnet mask (option 1)")]
+    NoMask,
+    /// A mask has its ones on the left.
+    #[error("its subnet mask {0} is none")]
+    Mask(Ipv4Addr),
+    /// Without it the offer cannot be taken.
+    #[error("it does not say which server it is from (option 54)")]
+    NoServer,
 }
 
 /// What a server answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reply {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
     /// It would lend this.
     Offer(Lease),
     /// It lends this.
@@ -58,29 +98,35 @@ pub(super) enum Reply {
 
 /// What the client says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
+pub enum Ask {
     /// Who has an address for me?
     Discover,
-    /// I take this offer.
-    Take(Lease),
+    /// I take this offer of that server.
+    Take {
+        /// The address that was offered.
+        address: Ipv4Addr,
+        /// Who offered it.
+        server: Ipv4Addr,
+    },
     /// I have this address and want to keep it.
     Renew(Ipv4Addr),
 }
 
 /// One conversation: replies must carry its number and this card's address.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Conversation {
-    pub(super) mac: MacAddr,
+pub struct Conversation {
+    /// This card's address.
+    pub mac: MacAddr,
     /// Transaction id, random for each conversation.
-    pub(super) xid: u32,
+    pub xid: u32,
 }
 
 impl Conversation {
     /// The message's bytes. `seconds`: how long this conversation has lasted.
-    pub(super) fn message(self, ask: Ask, seconds: u16) -> Vec<u8> {
+    pub fn message(self, ask: Ask, seconds: u16) -> Vec<u8> {
         let (kind, own_address) = match ask {
             Ask::Discover => (1, Ipv4Addr::UNSPECIFIED),
-            Ask::Take(_) => (3, Ipv4Addr::UNSPECIFIED),
+            Ask::Take { .. } => (3, Ipv4Addr::UNSPECIFIED),
             Ask::Renew(address) => (3, address),
         };
         let mut bytes = Vec::with_capacity(MESSAGE_BYTES_MIN);
@@ -94,32 +140,35 @@ impl Conversation {
         bytes.resize(HEADER_BYTES - MAGIC_COOKIE.len(), 0); // rest of chaddr, sname, file
         bytes.extend(MAGIC_COOKIE);
         bytes.extend([OPTION_MESSAGE_TYPE, 1, kind]);
-        if let Ask::Take(offer) = ask {
+        if let Ask::Take { address, server } = ask {
             bytes.extend([OPTION_REQUESTED_ADDRESS, 4]);
-            bytes.extend(offer.address.octets());
+            bytes.extend(address.octets());
             bytes.extend([OPTION_SERVER, 4]);
-            bytes.extend(offer.server.octets());
+            bytes.extend(server.octets());
         }
-        bytes.extend([OPTION_PARAMETERS, 5, OPTION_SUBNET_MASK, OPTION_ROUTER]);
+        // Routes before the router, or a server may leave them out (RFC 3442).
+        bytes.extend([OPTION_PARAMETERS, 6, OPTION_SUBNET_MASK, OPTION_ROUTES, OPTION_ROUTER]);
         bytes.extend([OPTION_LEASE_SECONDS, OPTION_RENEW_SECONDS, OPTION_REBIND_SECONDS]);
         bytes.push(OPTION_END);
         bytes.resize(bytes.len().max(MESSAGE_BYTES_MIN), OPTION_PAD);
         bytes
     }
 
-    /// What the bytes mean to this conversation; `None`: nothing (somebody else's, damaged, or no usable address in it).
-    pub(super) fn reply(self, bytes: &[u8]) -> Option<Reply> {
+    /// What the bytes mean to this conversation, or why they are of no use to it; `None`: they are
+    /// somebody else's, or damaged.
+    pub fn reply(self, bytes: &[u8]) -> Option<Result<Reply, Unusable>> {
         let header = bytes.get(..HEADER_BYTES)?;
         let ours = header.starts_with(&[2, 1, 6])
             && field(header, 4..8)? == self.xid.to_be_bytes()
             && header.get(28..34)? == self.mac.octets()
             && header.ends_with(&MAGIC_COOKIE);
-        let options = Options(bytes.get(HEADER_BYTES..)?);
+        let options = Options::of(header, bytes.get(HEADER_BYTES..)?);
+        let lease = || lease(Ipv4Addr::from(field(header, 16..20).unwrap_or_default()), &options);
         match options.find(OPTION_MESSAGE_TYPE)? {
             _ if !ours => None,
-            [2] => lease(field(header, 16..20)?, &options).map(Reply::Offer),
-            [5] => lease(field(header, 16..20)?, &options).map(Reply::Ack),
-            [6] => Some(Reply::Nak),
+            [2] => Some(lease().map(Reply::Offer)),
+            [5] => Some(lease().map(Reply::Ack)),
+            [6] => Some(Ok(Reply::Nak)),
             _ => None,
         }
     }
@@ -132,17 +181,19 @@ pub(super) fn patience(tries: u32, random: u8) -> Duration {
     base + base * u32::from(random) / 1024
 }
 
-fn lease(address: [u8; 4], options: &Options<'_>) -> Option<Lease> {
-    let address = Ipv4Addr::from(address);
+fn lease(address: Ipv4Addr, options: &Options<'_>) -> Result<Lease, Unusable> {
     let usable = !address.is_unspecified()
         && !address.is_loopback()
+        // A BMC lends such addresses at the USB network card that it shows to its machine.
+        && !address.is_link_local()
         && !address.is_multicast()
         && !address.is_broadcast();
-    let mask = options.number(OPTION_SUBNET_MASK)?;
-    let contiguous = mask.leading_ones() + mask.trailing_zeros() == u32::BITS || mask == u32::MAX;
-    if !usable || !contiguous {
-        return None;
+    if !usable {
+        return Err(Unusable::Address(address));
     }
+    let mask = options.number(OPTION_SUBNET_MASK).ok_or(Unusable::NoMask)?;
+    let prefix = prefix_of(mask).ok_or(Unusable::Mask(mask.into()))?;
+    let server = options.number(OPTION_SERVER).ok_or(Unusable::NoServer)?;
     let seconds = options.number(OPTION_LEASE_SECONDS).unwrap_or(FOREVER);
     let timer = |option, default: u64| {
         (seconds != FOREVER).then(|| {
@@ -150,17 +201,50 @@ fn lease(address: [u8; 4], options: &Options<'_>) -> Option<Lease> {
             Duration::from_secs(given.unwrap_or(default)).max(RENEW_MIN)
         })
     };
-    Some(Lease {
+    Ok(Lease {
         address,
-        prefix: u8::try_from(mask.leading_ones()).ok()?,
-        // A router list: the first is preferred (RFC 2132 §3.5).
-        router: options
-            .find(OPTION_ROUTER)
-            .and_then(|routers| Some(Ipv4Addr::from(field(routers, 0..4)?))),
-        server: Ipv4Addr::from(options.number(OPTION_SERVER)?),
+        prefix,
+        routes: routes(options),
+        server: server.into(),
         renew_after: timer(OPTION_RENEW_SECONDS, u64::from(seconds) / 2),
         rebind_after: timer(OPTION_REBIND_SECONDS, u64::from(seconds) * 7 / 8),
     })
+}
+
+fn prefix_of(mask: u32) -> Option<u8> {
+    let ones = mask.leading_ones();
+    (mask.count_ones() == ones).then(|| u8::try_from(ones).ok())?
+}
+
+/// The routes, or without any the router; a client that gets both ignores the router (RFC 3442).
+fn routes(options: &Options<'_>) -> Vec<Route> {
+    let given = classless(&options.joined(OPTION_ROUTES)).unwrap_or_default();
+    if !given.is_empty() {
+        return given;
+    }
+    // A router list: the first is preferred (RFC 2132 §3.5).
+    let router = options.find(OPTION_ROUTER).and_then(|routers| field(routers, 0..4));
+    let gateway = router.map(Ipv4Addr::from).filter(|router| !router.is_unspecified());
+    let default = Route { network: Ipv4Addr::UNSPECIFIED, prefix: 0, gateway };
+    gateway.map(|_| default).into_iter().collect()
+}
+
+/// Routes as RFC 3442 writes them: the width of the prefix, as many octets of the network as it
+/// covers, the router. `None`: one of them is cut short, or makes no sense.
+fn classless(mut bytes: &[u8]) -> Option<Vec<Route>> {
+    let mut routes = Vec::new();
+    while let [prefix @ 0..=32, rest @ ..] = bytes {
+        let (significant, rest) = rest.split_at_checked(usize::from(prefix.div_ceil(8)))?;
+        let (gateway, rest) = rest.split_first_chunk::<4>()?;
+        let mut octets = [0; 4];
+        octets.get_mut(..significant.len())?.copy_from_slice(significant);
+        let mask = u32::MAX.checked_shl(32 - u32::from(*prefix)).unwrap_or(0);
+        let gateway = Some(Ipv4Addr::from(*gateway)).filter(|router| !router.is_unspecified());
+        let network = Ipv4Addr::from(u32::from_be_bytes(octets) & mask);
+        routes.push(Route { network, prefix: *prefix, gateway });
+        bytes = rest;
+    }
+    bytes.is_empty().then_some(routes)
 }
 
 fn field(bytes: &[u8], range: Range<usize>) -> Option<[u8; 4]> {
@@ -168,24 +252,50 @@ fn field(bytes: &[u8], range: Range<usize>) -> Option<[u8; 4]> {
 }
 
 /// The options of a message: code, length, value; padding between them; the first of a code counts.
-struct Options<'a>(&'a [u8]);
+struct Options<'a> {
+    /// Where they are, in the order in which they count (RFC 2131 §4.1).
+    places: [&'a [u8]; 3],
+}
 
 impl<'a> Options<'a> {
-    fn find(&self, wanted: u8) -> Option<&'a [u8]> {
-        let mut rest = self.0;
-        loop {
-            match rest {
-                [OPTION_PAD, tail @ ..] => rest = tail,
-                [] | [OPTION_END, ..] | [_] => return None,
-                [code, length, tail @ ..] => {
-                    let (value, tail) = tail.split_at_checked(usize::from(*length))?;
-                    if *code == wanted {
-                        return Some(value);
+    fn of(header: &'a [u8], options: &'a [u8]) -> Self {
+        let alone = Self { places: [options, &[], &[]] };
+        let Some([fields @ 1..=3]) = alone.find(OPTION_OVERLOAD) else { return alone };
+        let place = |flag, range: Range<usize>| {
+            header.get(range).filter(|_| fields & flag != 0).unwrap_or_default()
+        };
+        Self { places: [options, place(1, FILE), place(2, SNAME)] }
+    }
+
+    fn all(&self) -> impl Iterator<Item = (u8, &'a [u8])> {
+        self.places.into_iter().flat_map(|mut rest| {
+            std::iter::from_fn(move || {
+                loop {
+                    match rest {
+                        [OPTION_PAD, tail @ ..] => rest = tail,
+                        [] | [OPTION_END, ..] | [_] => return None,
+                        [code, length, tail @ ..] => {
+                            let (value, tail) = tail.split_at_checked(usize::from(*length))?;
+                            rest = tail;
+                            return Some((*code, value));
+                        }
                     }
-                    rest = tail;
                 }
-            }
-        }
+            })
+        })
+    }
+
+    fn find(&self, wanted: u8) -> Option<&'a [u8]> {
+        self.all().find(|(code, _)| *code == wanted).map(|(_, value)| value)
+    }
+
+    /// An option that may be longer than 255 octets, and is then in several pieces (RFC 3396).
+    fn joined(&self, wanted: u8) -> Vec<u8> {
+        self.all()
+            .filter(|(code, _)| *code == wanted)
+            .flat_map(|(_, value)| value)
+            .copied()
+            .collect()
     }
 
     fn number(&self, wanted: u8) -> Option<u32> {
@@ -220,14 +330,19 @@ mod tests {
         let lease = Lease {
             address: Ipv4Addr::new(192, 0, 2, 50),
             prefix: 24,
-            router: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            routes: vec![Route {
+                network: Ipv4Addr::UNSPECIFIED,
+                prefix: 0,
+                gateway: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            }],
             server: Ipv4Addr::new(192, 0, 2, 1),
             renew_after: Some(Duration::from_secs(1800)),
             rebind_after: Some(Duration::from_secs(3150)),
         };
-        assert_eq!(TALK.reply(&answer(2, &MASK_AND_ROUTERS)), Some(Reply::Offer(lease)));
-        assert_eq!(TALK.reply(&answer(5, &MASK_AND_ROUTERS)), Some(Reply::Ack(lease)));
-        assert_eq!(TALK.reply(&answer(6, &[])), Some(Reply::Nak));
+        let reply = |kind| TALK.reply(&answer(kind, &MASK_AND_ROUTERS)).unwrap();
+        assert_eq!(reply(2), Ok(Reply::Offer(lease.clone())));
+        assert_eq!(reply(5), Ok(Reply::Ack(lease)));
+        assert_eq!(TALK.reply(&answer(6, &[])), Some(Ok(Reply::Nak)));
     }
 
     #[test]
@@ -240,11 +355,75 @@ mod tests {
             other[at] ^= 1;
             assert_eq!(TALK.reply(&other), None, "{why}");
         }
-        assert_eq!(TALK.reply(&answer(2, &[])), None, "no subnet mask");
-        assert_eq!(TALK.reply(&answer(2, &[1, 4, 255, 0, 255, 0])), None, "mask with a hole");
-        let mut nobody = good;
-        nobody[16..20].fill(0);
-        assert_eq!(TALK.reply(&nobody), None, "no address");
+    }
+
+    #[test]
+    fn an_offer_that_is_of_no_use_says_why() {
+        let told = |bytes: &[u8]| TALK.reply(bytes).unwrap().unwrap_err().to_string();
+        let good = answer(2, &MASK_AND_ROUTERS);
+        assert!(told(&answer(2, &[])).contains("no subnet mask"));
+        assert!(told(&answer(2, &[1, 4, 255, 0, 255, 0])).contains("255.0.255.0"));
+        for (address, shown) in [([0; 4], "0.0.0.0"), ([169, 254, 3, 1], "169.254.3.1")] {
+            let mut nobody = good.clone();
+            nobody[16..20].copy_from_slice(&address);
+            assert!(told(&nobody).starts_with(shown));
+        }
+        let mut nameless = good;
+        let at = HEADER_BYTES + 5;
+        assert_eq!(nameless[at], OPTION_SERVER);
+        nameless[at] = 43;
+        assert!(told(&nameless).contains("option 54"));
+    }
+
+    fn lease_of(extra: &[u8]) -> Lease {
+        let Some(Ok(Reply::Offer(lease))) = TALK.reply(&answer(2, extra)) else { panic!() };
+        lease
+    }
+
+    fn routes_of(option: &[u8]) -> Vec<String> {
+        let mut extra = MASK_AND_ROUTERS.to_vec();
+        extra.extend_from_slice(option);
+        let show = |route: &Route| {
+            let via = route.gateway.map_or("the wire".to_owned(), |router| router.to_string());
+            format!("{}/{} by {via}", route.network, route.prefix)
+        };
+        lease_of(&extra).routes.iter().map(show).collect()
+    }
+
+    #[test]
+    fn routes_of_rfc_3442_stand_in_for_the_router() {
+        let default = [121, 5, 0, 192, 0, 2, 9];
+        assert_eq!(routes_of(&default), ["0.0.0.0/0 by 192.0.2.9"]);
+        let several = [&[121, 20, 8, 10, 192, 0, 2, 7][..], &[32, 198, 51, 100, 1, 0, 0, 0, 0]];
+        let several = [&several.concat()[..], &[0, 192, 0, 2, 9]].concat();
+        let all = ["10.0.0.0/8 by 192.0.2.7", "198.51.100.1/32 by the wire"];
+        assert_eq!(routes_of(&several), [&all[..], &["0.0.0.0/0 by 192.0.2.9"]].concat());
+        // A prefix that is narrower than its octets; and one option in two pieces (RFC 3396).
+        assert_eq!(routes_of(&[121, 6, 7, 0xff, 192, 0, 2, 7]), ["254.0.0.0/7 by 192.0.2.7"]);
+        let pieces = [121, 2, 0, 192, 121, 3, 0, 2, 9];
+        assert_eq!(routes_of(&pieces), ["0.0.0.0/0 by 192.0.2.9"]);
+        for senseless in [&[121, 4, 0, 192, 0, 2][..], &[121, 5, 33, 1, 2, 3, 4], &[121, 0]] {
+            assert_eq!(routes_of(senseless), ["0.0.0.0/0 by 192.0.2.1"], "the router is left");
+        }
+    }
+
+    #[test]
+    fn options_go_on_in_the_fields_for_names_and_files() {
+        let mut bytes = answer(2, &[OPTION_OVERLOAD, 1, 3]);
+        bytes[FILE][..7].copy_from_slice(&[1, 4, 255, 255, 255, 0, 255]);
+        bytes[SNAME][..6].copy_from_slice(&[3, 4, 192, 0, 2, 1]);
+        let Some(Ok(Reply::Offer(lease))) = TALK.reply(&bytes) else { panic!() };
+        assert_eq!((lease.prefix, lease.routes.len()), (24, 1));
+        // Where the option does not say so, they are names.
+        let mut names = answer(2, &[]);
+        names[FILE][..7].copy_from_slice(&[1, 4, 255, 255, 255, 0, 255]);
+        assert_eq!(TALK.reply(&names), Some(Err(Unusable::NoMask)));
+    }
+
+    #[test]
+    fn an_option_that_makes_no_sense_hides_no_other() {
+        let odd = [12, 2, 0xfc, 0x41, 42, 5, 1, 2, 3, 4, 5, 26, 0];
+        assert_eq!(lease_of(&[&odd[..], &MASK_AND_ROUTERS].concat()).prefix, 24);
     }
 
     #[test]
@@ -252,7 +431,7 @@ mod tests {
         let timers = |t1: u8, t2: u8| {
             let mut extra = MASK_AND_ROUTERS.to_vec();
             extra.extend([58, 4, 0, 0, t1, 0, 59, 4, 0, 0, t2, 0]);
-            let Some(Reply::Ack(lease)) = TALK.reply(&answer(5, &extra)) else { panic!() };
+            let Some(Ok(Reply::Ack(lease))) = TALK.reply(&answer(5, &extra)) else { panic!() };
             (lease.renew_after.unwrap().as_secs(), lease.rebind_after.unwrap().as_secs())
         };
         assert_eq!(timers(1, 2), (256, 512));
@@ -263,7 +442,7 @@ mod tests {
     fn a_lease_for_no_time_is_not_renewed_without_a_pause() {
         let mut extra = MASK_AND_ROUTERS.to_vec();
         extra.extend([58, 4, 0, 0, 0, 0, 59, 4, 0, 0, 0, 0]);
-        let Some(Reply::Ack(lease)) = TALK.reply(&answer(5, &extra)) else { panic!() };
+        let Some(Ok(Reply::Ack(lease))) = TALK.reply(&answer(5, &extra)) else { panic!() };
         assert_eq!((lease.renew_after, lease.rebind_after), (Some(RENEW_MIN), Some(RENEW_MIN)));
     }
 
@@ -273,7 +452,9 @@ mod tests {
         assert_eq!((discover.len(), &discover[8..12]), (300, &[0, 3, 0x80, 0][..]));
         let renew = TALK.message(Ask::Renew(Ipv4Addr::new(192, 0, 2, 50)), 0);
         assert_eq!(&renew[10..16], &[0, 0, 192, 0, 2, 50]);
-        assert_eq!(Options(&renew[HEADER_BYTES..]).find(OPTION_REQUESTED_ADDRESS), None);
+        let options = Options::of(&renew[..HEADER_BYTES], &renew[HEADER_BYTES..]);
+        assert_eq!(options.find(OPTION_REQUESTED_ADDRESS), None);
+        assert_eq!(options.find(OPTION_PARAMETERS).unwrap()[..3], [1, 121, 3]);
     }
 
     #[test]

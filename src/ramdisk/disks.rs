@@ -2,20 +2,18 @@
 //!
 //! Called by the story, which sends it to the agent: the agent chooses. It must never open a disk, only look at what the kernel knows.
 
-use std::{path::Path, time::Duration};
+use std::{ops::Range, path::Path, time::Duration};
 
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep, timeout},
 };
 
-use super::sysfs;
+use super::{by_path::by_path, sysfs};
 use crate::model::disk::Disk;
 
 /// How long drivers may probe before the disks found so far must do: large controllers start up in half a minute.
 const DRIVERS_WAIT: Duration = Duration::from_secs(120);
-/// How long to wait for a first disk: controllers that spin their disks up one after another need most of it.
-const FIRST_DISK_WAIT: Duration = Duration::from_secs(60);
 /// The inventory is complete when nothing was added for so long: disks of one controller appear within it of each other.
 const SETTLED_AFTER: Duration = Duration::from_millis(1500);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -25,25 +23,39 @@ const NOT_A_DISK: [&str; 3] = ["sr", "fd", "nbd"];
 const SYSFS_SECTOR_BYTES: u64 = 512;
 /// A SCSI page of VPD has its text after four bytes of header (SPC-4 §7.8.13).
 const VPD_HEADER_BYTES: usize = 4;
+/// The model in VPD page 0x89.
+const ATA_MODEL_BYTES: Range<usize> = 60 + 54..60 + 94;
 
-/// Waits until the drivers have probed, disks have appeared and no more do. Empty when none came in time: the agent then says so to
-/// the administrator.
-pub(super) async fn settled(drivers: oneshot::Receiver<()>) -> Vec<Disk> {
+/// Waits until the drivers have probed and no more disks appear. Which disks have to be there the
+/// agent knows, and [`changed`] waits for them.
+pub(super) async fn settled(sys: &Path, drivers: oneshot::Receiver<()>) -> Vec<Disk> {
     // Late or dead, what there is of disks is still worth telling.
     timeout(DRIVERS_WAIT, drivers).await.map(drop).unwrap_or_default();
-    let started = Instant::now();
-    let (mut last, mut changed) = (Vec::new(), started);
-    loop {
-        let now = inventory(Path::new("/sys"));
-        if now != last {
-            (last, changed) = (now, Instant::now());
-        }
-        let wait = if last.is_empty() { FIRST_DISK_WAIT } else { SETTLED_AFTER };
-        if changed.elapsed() >= wait {
-            return last;
+    settle(sys).await
+}
+
+/// Waits, but no longer than `limit`, until other disks are there than `known`, and no more appear.
+pub(super) async fn changed(sys: &Path, known: &[Disk], limit: Duration) -> Vec<Disk> {
+    let deadline = Instant::now() + limit;
+    while inventory(sys) == known {
+        if Instant::now() >= deadline {
+            return known.to_vec();
         }
         sleep(LOOK_EVERY).await;
     }
+    settle(sys).await
+}
+
+async fn settle(sys: &Path) -> Vec<Disk> {
+    let (mut last, mut changed) = (inventory(sys), Instant::now());
+    while changed.elapsed() < SETTLED_AFTER {
+        sleep(LOOK_EVERY).await;
+        let now = inventory(sys);
+        if now != last {
+            (last, changed) = (now, Instant::now());
+        }
+    }
+    last
 }
 
 /// All disks under `sys` (`/sys`), by name.
@@ -65,9 +77,10 @@ fn disk(dir: &Path, name: String) -> Option<Disk> {
         size,
         serial: text("serial").or_else(|| text("device/serial")).or_else(|| vpd_serial(dir)),
         wwn: text("wwid").or_else(|| text("device/wwid")).filter(|wwid| is_wwn(wwid)),
-        model: text("device/model"),
+        model: ata_model(dir).or_else(|| text("device/model")),
         vendor: text("device/vendor").filter(|vendor| !vendor.starts_with("0x")),
         hctl: hctl(dir),
+        by_path: by_path(dir),
         rotational: sysfs::flag(&dir.join("queue/rotational")),
         logical_block_size: sysfs::number(&dir.join("queue/logical_block_size"))
             .and_then(|bytes| u32::try_from(bytes).ok())
@@ -84,6 +97,19 @@ fn vpd_serial(dir: &Path) -> Option<String> {
     let text = String::from_utf8_lossy(page.get(VPD_HEADER_BYTES..)?);
     let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// The model that a SATA disk itself tells, of which SCSI's standard data have the first 16
+/// characters: VPD page 0x89 holds its IDENTIFY DEVICE data from byte 60 on (SAT-4 §12.4.2), and
+/// these the model in words 27 to 46, two characters in each, the second first (ACS-3 §7.12.7.10).
+fn ata_model(dir: &Path) -> Option<String> {
+    let page = sysfs::bytes(&dir.join("device/vpd_pg89"))?;
+    let words = page.get(ATA_MODEL_BYTES)?.chunks_exact(2);
+    let bytes: Vec<u8> = words.flat_map(|word| word.iter().rev().copied()).collect();
+    let text = String::from_utf8(bytes).ok()?;
+    let text = text.trim_matches([' ', '\0']);
+    let is_text = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+    is_text.then(|| text.to_owned())
 }
 
 /// A `t10.` identifier is vendor, model and serial run together, not a name that is unique in the world.
@@ -130,6 +156,11 @@ mod tests {
         fs::write(scsi.join("vendor"), "ATA     \n").unwrap();
         fs::write(scsi.join("wwid"), "naa.5002538e40a1b2c3\n").unwrap();
         fs::write(scsi.join("vpd_pg80"), b"\0\x80\0\x0e  S45PNA0M1234").unwrap();
+        let mut identity = vec![0; 60 + 54];
+        for pair in format!("{:40}", "SAMSUNG MZ7LH480HAHQ-00005").as_bytes().chunks_exact(2) {
+            identity.extend([pair[1], pair[0]]);
+        }
+        fs::write(scsi.join("vpd_pg89"), &identity).unwrap();
         block(sys, "sda", &[("size", "937703088"), ("queue/rotational", "1\n"), ("ro", "1")]);
         symlink(&scsi, sys.join("block/sda/device")).unwrap();
         block(
@@ -154,9 +185,33 @@ mod tests {
             (Some("S45PNA0M1234"), Some("2:0:1:0"), Some("ATA"))
         );
         assert_eq!(sda.wwn.as_deref(), Some("naa.5002538e40a1b2c3"));
+        assert_eq!(sda.model.as_deref(), Some("SAMSUNG MZ7LH480HAHQ-00005"));
+        for broken in [&identity[..60 + 93], &[0xff; 572][..], &[0; 572]] {
+            fs::write(scsi.join("vpd_pg89"), broken).unwrap();
+            assert_eq!(inventory(sys)[1].model.as_deref(), Some("SAMSUNG MZ7LH480"));
+        }
         assert!(sda.rotational && sda.read_only && !sda.removable);
         assert_eq!((nvme.serial.as_deref(), nvme.logical_block_size), (Some("S4EV"), 4096));
         assert_eq!(nvme.wwn.as_deref(), Some("eui.0025385191b0c8a1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_appears_late_is_waited_for_and_then_for_those_beside_it() {
+        let sys = tempfile::tempdir().unwrap();
+        let first = [("size", "2048"), ("device/model", "x")];
+        block(sys.path(), "sda", &first);
+        let known = inventory(sys.path());
+        let limit = Duration::from_secs(3);
+        assert_eq!(changed(sys.path(), &known, limit).await, known, "none came");
+        let appearing = async {
+            for name in ["sdb", "sdc"] {
+                sleep(Duration::from_secs(1)).await;
+                block(sys.path(), name, &first);
+            }
+        };
+        let (now, ()) = tokio::join!(changed(sys.path(), &known, limit), appearing);
+        let names: Vec<&str> = now.iter().map(|disk| disk.name.as_str()).collect();
+        assert_eq!(names, ["sda", "sdb", "sdc"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Called by the story for the lookup. Reading only; what the firmware does not say is absent.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use super::{network, sysfs};
 use crate::model::{callback::Lookup, disk::Disk};
@@ -20,7 +20,12 @@ pub(super) fn describe(disks: Vec<Disk>) -> Lookup {
             .filter(|text| !PLACEHOLDERS.contains(&text.to_ascii_lowercase().as_str()))
     };
     Lookup {
-        macs: network::cards(sys).into_keys().collect(),
+        macs: network::cards(sys)
+            .into_iter()
+            .map(|card| card.mac)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect(),
         system_uuid: stated("product_uuid").map(|uuid| uuid.to_ascii_lowercase()),
         system_serial: stated("product_serial"),
         disks,

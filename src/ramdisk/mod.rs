@@ -6,9 +6,10 @@
 //! It must never write to a disk itself, export a disk the agent did not choose, or leave the console without a reason.
 
 pub mod build;
+pub mod dhcp;
 
 mod agent;
-mod dhcp;
+mod by_path;
 mod disks;
 mod init;
 mod machine;
@@ -29,9 +30,9 @@ pub use init::init;
 pub fn fuzz(datagram: &[u8]) {
     let mac = crate::model::ids::MacAddr::new([0x52, 0x54, 0, 0, 0, 1]);
     let talk = dhcp::Conversation { mac, xid: 0x1234_5678 };
-    if let Some(dhcp::Reply::Offer(lease)) = talk.reply(datagram) {
-        assert!(lease.prefix <= 32);
+    if let Some(Ok(dhcp::Reply::Offer(lease))) = talk.reply(datagram) {
+        assert!(lease.prefix <= 32 && lease.routes.iter().all(|route| route.prefix <= 32));
         assert!(lease.renew_after.is_none_or(|wait| wait.as_secs() >= 10));
-        talk.message(dhcp::Ask::Take(lease), 0);
+        talk.message(dhcp::Ask::Take { address: lease.address, server: lease.server }, 0);
     }
 }

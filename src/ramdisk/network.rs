@@ -3,14 +3,14 @@
 //! Called by the story. It never configures a card that got no lease, and never gives an address up once the target may use it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddrV4},
     path::Path,
     time::Duration,
 };
 
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder, packet_route::route::RouteScope};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use tokio::{
     net::UdpSocket,
@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    dhcp::{Ask, Conversation, Lease, Reply, patience},
+    dhcp::{Ask, Conversation, Lease, Reply, Route, patience},
     sysfs,
 };
 use crate::model::ids::MacAddr;
@@ -35,6 +35,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const RENEW_RETRY: Duration = Duration::from_secs(60);
 /// Larger than any Ethernet frame without jumbo frames; a longer message is cut and then refused.
 const DATAGRAM_BYTES_MAX: usize = 2048;
+/// After so many tries without an offer the console says so: some 20 s, then each half minute.
+const SILENCE_TRIES: u32 = 4;
+/// How many different complaints about answers the console is told: whoever is on the wire can make them.
+const COMPLAINTS_MAX: usize = 16;
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 
@@ -67,8 +71,8 @@ pub(super) fn boot_card(command_line: &str) -> Option<MacAddr> {
         .and_then(|mac| mac.parse().ok())
 }
 
-/// The physical Ethernet cards under `sys` (`/sys`), by address.
-pub(super) fn cards(sys: &Path) -> BTreeMap<MacAddr, Card> {
+/// The physical Ethernet cards under `sys` (`/sys`). Several may have one address.
+pub(super) fn cards(sys: &Path) -> Vec<Card> {
     const ETHERNET: u64 = 1;
     sysfs::names(&sys.join("class/net"))
         .into_iter()
@@ -78,7 +82,7 @@ pub(super) fn cards(sys: &Path) -> BTreeMap<MacAddr, Card> {
                 dir.join("device").exists() && sysfs::number(&dir.join("type")) == Some(ETHERNET);
             let mac = sysfs::text(&dir.join("address"))?.parse().ok()?;
             let index = u32::try_from(sysfs::number(&dir.join("ifindex"))?).ok()?;
-            physical.then_some((mac, Card { name, index, mac }))
+            physical.then_some(Card { name, index, mac })
         })
         .collect()
 }
@@ -93,8 +97,9 @@ pub(super) async fn up(boot_card: Option<MacAddr>) -> Result<IpAddr, NetworkErro
         .await
         .map_err(|source| NetworkError::Kernel { card: card.name.clone(), source })?;
     info!(card = card.name, address = %lease.address, prefix = lease.prefix, "network is up");
+    let address = lease.address.into();
     tokio::spawn(keep(card, socket, lease));
-    Ok(lease.address.into())
+    Ok(address)
 }
 
 /// Tries every wanted card as it appears, all at once, until one has a lease.
@@ -111,9 +116,10 @@ async fn first_lease(
             wanted.take().ok_or(NetworkError::NoCard)?;
             warn!("the card the machine booted from did not appear; trying all others");
         }
-        for (mac, card) in cards(Path::new("/sys")) {
-            if wanted.is_none_or(|wanted| wanted == mac) && tried.insert(mac) {
-                info!(card = card.name, %mac, "bringing the card up");
+        for card in cards(Path::new("/sys")) {
+            let is_wanted = wanted.is_none_or(|wanted| wanted == card.mac);
+            if is_wanted && tried.insert(card.index) {
+                info!(card = card.name, mac = %card.mac, "bringing the card up");
                 let up = LinkUnspec::new_with_index(card.index).up().build();
                 match netlink.link().set(up).execute().await {
                     Ok(()) => drop(tries.spawn(borrow(card))),
@@ -140,16 +146,29 @@ async fn apply(netlink: &Handle, card: &Card, lease: &Lease) -> Result<(), rtnet
         .replace()
         .execute()
         .await?;
-    let Some(router) = lease.router.filter(|router| !router.is_unspecified()) else {
-        return Ok(());
-    };
-    // On-link: with a /32 (some clouds and colocation networks) the router is outside the subnet.
+    for route in &lease.routes {
+        if let Err(error) = add_route(netlink, card, *route).await {
+            // The agent may be reached without it.
+            warn!(card = card.name, ?route, %error, "the kernel refuses a route");
+        }
+    }
+    Ok(())
+}
+
+async fn add_route(
+    netlink: &Handle,
+    card: &Card,
+    Route { network, prefix, gateway }: Route,
+) -> Result<(), rtnetlink::Error> {
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
-        .gateway(router)
-        .output_interface(card.index)
-        .onlink()
-        .build();
-    netlink.route().add(route).replace().execute().await
+        .destination_prefix(network, prefix)
+        .output_interface(card.index);
+    let route = match gateway {
+        // On-link: with a /32 (some clouds and colocation networks) the router is outside the subnet.
+        Some(gateway) => route.gateway(gateway).onlink(),
+        None => route.scope(RouteScope::Link),
+    };
+    netlink.route().add(route.build()).replace().execute().await
 }
 
 /// Asks until there is a lease; the caller holds the deadline.
@@ -162,17 +181,25 @@ async fn borrow(card: Card) -> io::Result<(Card, UdpSocket, Lease)> {
     let started = Instant::now();
     // One number for all tries: a server that checks the address first answers the first try while the second is on its way.
     let talk = Conversation { mac: card.mac, xid: random_xid()? };
-    for tries in 0.. {
+    let mut line = Line::new(card.name.clone(), socket, talk);
+    for tries in 0_u32.. {
+        if tries % SILENCE_TRIES == SILENCE_TRIES - 1 {
+            info!(card = card.name, tries, "no usable DHCP offer yet; asking on");
+        }
         let seconds = u16::try_from(started.elapsed().as_secs()).unwrap_or(u16::MAX);
         let wait = patience(tries, random_byte()?);
         let broadcast = Ipv4Addr::BROADCAST;
-        let offer = exchange(&socket, talk, Ask::Discover, seconds, broadcast, wait).await?;
-        let Some(Reply::Offer(offer)) = offer else { continue };
+        let offer = line.exchange(Ask::Discover, seconds, broadcast, wait).await?;
+        let Some(Reply::Offer(Lease { address, server, .. })) = offer else { continue };
         // The server just answered: silence now is loss, so the short wait is the right one.
         let wait = patience(1, random_byte()?);
-        let answer = exchange(&socket, talk, Ask::Take(offer), seconds, broadcast, wait).await?;
-        if let Some(Reply::Ack(lease)) = answer {
-            return Ok((card, socket, lease));
+        let take = Ask::Take { address, server };
+        match line.exchange(take, seconds, broadcast, wait).await? {
+            Some(Reply::Ack(lease)) => return Ok((card, line.socket, lease)),
+            Some(Reply::Nak) => {
+                warn!(card = card.name, %address, %server, "the DHCP server takes its offer back");
+            }
+            Some(Reply::Offer(_)) | None => {}
         }
     }
     Err(io::ErrorKind::TimedOut.into())
@@ -182,10 +209,11 @@ async fn borrow(card: Card) -> io::Result<(Card, UdpSocket, Lease)> {
 /// written through it, and no server lends it to another before the lease ends.
 async fn keep(card: Card, socket: UdpSocket, mut lease: Lease) {
     let mut borrowed = Instant::now();
+    let mut line = Line::new(card.name, socket, Conversation { mac: card.mac, xid: 0 });
     while let (Some(renew), Some(rebind)) = (lease.renew_after, lease.rebind_after) {
         sleep_until(borrowed + renew).await;
         let server = if borrowed.elapsed() < rebind { lease.server } else { Ipv4Addr::BROADCAST };
-        match renewed(&card, &socket, lease.address, server).await {
+        match renewed(&mut line, lease.address, server).await {
             Ok(Some(Reply::Ack(again))) if again.address == lease.address => {
                 (lease, borrowed) = (again, Instant::now());
                 continue;
@@ -199,42 +227,70 @@ async fn keep(card: Card, socket: UdpSocket, mut lease: Lease) {
 }
 
 async fn renewed(
-    card: &Card,
-    socket: &UdpSocket,
+    line: &mut Line,
     address: Ipv4Addr,
     server: Ipv4Addr,
 ) -> io::Result<Option<Reply>> {
-    let talk = Conversation { mac: card.mac, xid: random_xid()? };
+    line.talk.xid = random_xid()?;
     let wait = patience(2, random_byte()?);
-    exchange(socket, talk, Ask::Renew(address), 0, server, wait).await
+    line.exchange(Ask::Renew(address), 0, server, wait).await
 }
 
-/// Sends one message and waits for the first answer to it.
-async fn exchange(
-    socket: &UdpSocket,
+/// One conversation over the socket of one card.
+struct Line {
+    card: String,
+    socket: UdpSocket,
     talk: Conversation,
-    ask: Ask,
-    seconds: u16,
-    server: Ipv4Addr,
-    wait: Duration,
-) -> io::Result<Option<Reply>> {
-    let deadline = Instant::now() + wait;
-    if let Err(error) = socket.send_to(&talk.message(ask, seconds), (server, SERVER_PORT)).await {
-        // The link may have gone for a moment; the next try will tell.
-        warn!(%error, "sending to the DHCP server");
+    /// What was said of answers that are of no use: each is said once, and not endlessly many.
+    complaints: BTreeSet<String>,
+}
+
+impl Line {
+    fn new(card: String, socket: UdpSocket, talk: Conversation) -> Self {
+        Self { card, socket, talk, complaints: BTreeSet::new() }
     }
-    let mut buffer = [0; DATAGRAM_BYTES_MAX];
-    while let Ok(received) = timeout_at(deadline, socket.recv_from(&mut buffer)).await {
-        let (length, _) = received?;
-        match (ask, buffer.get(..length).and_then(|bytes| talk.reply(bytes))) {
-            (Ask::Discover, reply @ Some(Reply::Offer(_)))
-            | (Ask::Take(_) | Ask::Renew(_), reply @ Some(Reply::Ack(_) | Reply::Nak)) => {
-                return Ok(reply);
+
+    /// Sends one message and waits for the first answer to it.
+    async fn exchange(
+        &mut self,
+        ask: Ask,
+        seconds: u16,
+        server: Ipv4Addr,
+        wait: Duration,
+    ) -> io::Result<Option<Reply>> {
+        let deadline = Instant::now() + wait;
+        let message = self.talk.message(ask, seconds);
+        if let Err(error) = self.socket.send_to(&message, (server, SERVER_PORT)).await {
+            // The link may have gone for a moment; the next try will tell.
+            warn!(%error, "sending to the DHCP server");
+        }
+        let mut buffer = [0; DATAGRAM_BYTES_MAX];
+        while let Ok(received) = timeout_at(deadline, self.socket.recv_from(&mut buffer)).await {
+            let (length, from) = received?;
+            match (ask, buffer.get(..length).and_then(|bytes| self.talk.reply(bytes))) {
+                (Ask::Discover, Some(Ok(reply @ Reply::Offer(_))))
+                | (
+                    Ask::Take { .. } | Ask::Renew(_),
+                    Some(Ok(reply @ (Reply::Ack(_) | Reply::Nak))),
+                ) => {
+                    return Ok(Some(reply));
+                }
+                (_, Some(Err(reason))) => {
+                    self.complain(&from.ip().to_string(), &reason.to_string());
+                }
+                (_, Some(Ok(_)) | None) => {}
             }
-            (_, Some(_) | None) => {}
+        }
+        Ok(None)
+    }
+
+    fn complain(&mut self, from: &str, reason: &str) {
+        if self.complaints.len() < COMPLAINTS_MAX
+            && self.complaints.insert(format!("{from} {reason}"))
+        {
+            warn!(card = self.card, from, reason, "a DHCP answer is ignored");
         }
     }
-    Ok(None)
 }
 
 /// A socket that sends and hears on this card only, before the card has an address.
@@ -295,7 +351,9 @@ mod tests {
         card("lo", "772\n", "00:00:00:00:00:00\n", false);
         card("ib0", "32\n", "80:00:02:08:fe:80:00:00:00:00:00:00\n", true);
         card("br0", "1\n", "52:54:00:00:00:02\n", false);
+        // Two ports of one card, or a virtual function and what stands in for it.
+        card("eth1", "1\n", "52:54:00:00:00:01\n", true);
         let found = cards(sys.path());
-        assert_eq!(found.values().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
+        assert_eq!(found.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["eth0", "eth1"]);
     }
 }

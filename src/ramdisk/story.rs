@@ -5,6 +5,7 @@
 use std::{
     fs,
     net::IpAddr,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -30,7 +31,8 @@ use crate::model::{
 
 /// Between two questions for the deploy state, when the agent has not said.
 const PAUSE_DEFAULT: Duration = Duration::from_secs(5);
-/// The same, whatever it has said.
+/// The same, and between two lookups, whatever it has said.
+const PAUSE_SHORTEST: Duration = Duration::from_secs(1);
 const PAUSE_LONGEST: Duration = Duration::from_secs(30);
 /// Making or stopping the target waits for commands the disk still has; a disk that keeps them longer is broken.
 const TARGET_LIMIT: Duration = Duration::from_secs(120);
@@ -70,20 +72,47 @@ pub(super) async fn tell() -> Result<Then, Trouble> {
     let drivers = modules.load_drivers().map_err(Trouble::Thread)?;
 
     let boot_card = network::boot_card(&command_line);
-    let (address, disks) = tokio::join!(network::up(boot_card), disks::settled(drivers));
+    let sys = Path::new("/sys");
+    let (address, disks) = tokio::join!(network::up(boot_card), disks::settled(sys, drivers));
     let address = address?;
+    // The network may have taken a minute.
+    let mut disks = disks::changed(sys, &disks, Duration::ZERO).await;
     for disk in &disks {
         info!(%disk, "found");
     }
 
     let agent = Agent::new(args)?;
-    match agent.lookup(&machine::describe(disks.clone())).await {
+    let look = async |known: &[Disk], pause| disks::changed(sys, known, pause).await;
+    match look_up(&agent, &mut disks, look).await {
         Ok(reply) => serve(&agent, address, &disks, &reply).await,
         Err(AgentError::Refused(reason)) => {
             error!(reason, "the agent chose no disk");
             wait_for_the_end(&agent, PAUSE_DEFAULT).await
         }
         Err(over) => Err(over.into()),
+    }
+}
+
+/// Has the agent choose a disk. While the root device is not there, says again which disks are, when
+/// they have changed and now and then; it is the agent that gives up.
+async fn look_up(
+    agent: &Agent,
+    disks: &mut Vec<Disk>,
+    look: impl AsyncFn(&[Disk], Duration) -> Vec<Disk>,
+) -> Result<LookupReply, AgentError> {
+    let mut said = None;
+    loop {
+        let answer = agent.lookup(&machine::describe(disks.clone())).await;
+        let Err(AgentError::LookAgain(reason, pause)) = answer else { return answer };
+        if said.as_ref() != Some(&reason) {
+            info!(reason, "waiting for the root device");
+            said = Some(reason);
+        }
+        let now = look(disks, pause.clamp(PAUSE_SHORTEST, PAUSE_LONGEST)).await;
+        for disk in now.iter().filter(|disk| !disks.contains(disk)) {
+            info!(%disk, "appeared");
+        }
+        *disks = now;
     }
 }
 
@@ -324,6 +353,34 @@ mod tests {
         };
         let (ended, stopped) = offered(refused).await;
         assert!(stopped && matches!(ended, Ok(DeployState::Abort)), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_late_root_device_is_looked_for_until_the_agent_chooses_or_gives_up() {
+        const NOT_YET: Answer =
+            Some((409, r#"{"error":"no disk matches serial","look_again_after":3}"#));
+        let named = |name: &str| Disk { name: name.into(), ..Disk::default() };
+        for (last, is_chosen) in [
+            (Some((200, r#"{"disk":"vdb","iqn":"iqn.x","poll_after":2}"#)), true),
+            (Some((409, r#"{"error":"no disk matches serial"}"#)), false),
+        ] {
+            let agent =
+                Pretended::start(move |_, before| if before < 3 { NOT_YET } else { last }).await;
+            let pauses = std::sync::Mutex::new(Vec::new());
+            let look = async |known: &[Disk], pause: Duration| {
+                pauses.lock().unwrap().push(pause.as_secs());
+                [known, &[named("vdb")]].concat()
+            };
+            let mut disks = vec![named("vda")];
+            let answer = look_up(&agent.seen_by_a_ramdisk(), &mut disks, look).await;
+            match answer {
+                Ok(reply) => assert!(is_chosen && reply.disk == "vdb", "{reply:?}"),
+                Err(AgentError::Refused(why)) => assert!(!is_chosen && why.contains("serial")),
+                Err(other) => panic!("{other}"),
+            }
+            assert_eq!((agent.asked().len(), disks.len()), (4, 4));
+            assert_eq!(*pauses.lock().unwrap(), [3, 3, 3]);
+        }
     }
 
     #[test]

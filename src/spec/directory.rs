@@ -6,7 +6,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
     io, mem,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,6 +17,7 @@ use std::{
 use rustix::{
     fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, statat},
     io::Errno,
+    path::Arg,
 };
 
 use crate::{
@@ -32,10 +36,12 @@ use super::{
 };
 
 mod known;
+mod passed_over;
 #[cfg(test)]
 mod tests;
 
 use known::{DefaultsFile, KnownSpecs};
+use passed_over::Passed;
 
 /// The file whose keys are under every spec of its directory.
 pub const DEFAULTS_FILE: &str = "_defaults.toml";
@@ -51,6 +57,8 @@ pub struct Snapshot {
     pub nodes: BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>,
     /// What is wrong with `_defaults.toml`, with the agent's `[defaults]`, and with files that name no node.
     pub problems: Vec<Problem>,
+    /// What looks like a spec and is not read, and why.
+    pub passed_over: Vec<Problem>,
 }
 
 /// Why the directory could not be read. Nothing follows from it: above all not that there are no nodes.
@@ -79,6 +87,8 @@ pub struct Report {
     pub good: Vec<NodeName>,
     /// Everything that is wrong, once each, by file and line.
     pub problems: Vec<Problem>,
+    /// What looks like a spec and is not read.
+    pub passed_over: Vec<Problem>,
 }
 
 /// Reads every spec in `dir`. Messages call the directory `shown_as`; `agent_defaults` is the agent's `[defaults]`.
@@ -121,9 +131,12 @@ fn read_known(
         _ => ReadError::Io { path: dir.to_owned(), source: errno.into() },
     };
     let handle = open_dir(dir).map_err(failed)?;
+    let mut snapshot = Snapshot::default();
+    let (beside, mut looked_at) = (Passed { dir: &handle, shown_as }, 0);
     let mut files = BTreeSet::new();
     for entry in Dir::read_from(&handle).map_err(failed)? {
         let entry = entry.map_err(failed)?;
+        snapshot.passed_over.extend(beside.over(entry.file_name().to_bytes(), &mut looked_at));
         if is_spec(entry.file_name().to_bytes()) {
             files.insert(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
             if files.len() > SPECS_MAX {
@@ -131,7 +144,6 @@ fn read_known(
             }
         }
     }
-    let mut snapshot = Snapshot::default();
     let (defaults, defaults_file) = read_defaults(&handle, shown_as, agent_defaults);
     snapshot.problems.extend_from_slice(defaults.problems());
     let attachments = Attachments::beside(&handle);
@@ -146,7 +158,7 @@ fn read_known(
         let attached = RefCell::new(Vec::new());
         let attach = |path: &str| {
             let content = attachments.read(path)?;
-            attached.borrow_mut().push((path.to_owned(), Arc::clone(&content)));
+            attached.borrow_mut().push((path.to_owned(), content.clone()));
             Ok(content)
         };
         let spec = read_at(&handle, file)
@@ -168,6 +180,7 @@ fn read_known(
     *known = reading.end();
     snapshot.problems.sort();
     snapshot.problems.dedup();
+    snapshot.passed_over.sort();
     // Whatever is wrong with the defaults: they are there.
     if defaults.file.is_some() || !defaults.problems.is_empty() {
         files.insert(DEFAULTS_FILE.into());
@@ -228,7 +241,8 @@ pub fn check(dir: &Path, agent_defaults: Option<&Document>) -> Result<Report, Re
             Err(found) => problems.extend(found),
         }
     }
-    Ok(Report { good, problems: problems.into_iter().collect() })
+    let passed_over = snapshot.passed_over;
+    Ok(Report { good, problems: problems.into_iter().collect(), passed_over })
 }
 
 impl Snapshot {
@@ -238,6 +252,27 @@ impl Snapshot {
             self.nodes.insert(name, Err(problems));
         }
     }
+}
+
+/// The files of a spec directory that look like specs and are no node's, told by their names.
+pub fn not_nodes(dir: &Path) -> Vec<Problem> {
+    let shown_as = dir.to_string_lossy();
+    let shown_as = shown_as.trim_end_matches('/');
+    let Ok(handle) = open_dir(dir) else { return Vec::new() };
+    let Ok(entries) = Dir::read_from(&handle) else { return Vec::new() };
+    let (beside, mut looked_at) = (Passed { dir: &handle, shown_as }, 0);
+    let mut found = Vec::new();
+    for entry in entries.map_while(Result::ok) {
+        let name = entry.file_name().to_bytes();
+        if is_spec(name) {
+            let file = OsStr::from_bytes(name).to_string_lossy();
+            found.extend(node_name(&format!("{shown_as}/{}", file.escape_debug())).err());
+        } else {
+            found.extend(beside.over(name, &mut looked_at));
+        }
+    }
+    found.sort();
+    found
 }
 
 fn is_spec(name: &[u8]) -> bool {
@@ -279,7 +314,11 @@ fn is_listed(dir: &OwnedFd, name: &str) -> bool {
 }
 
 fn open_dir(dir: &Path) -> rustix::io::Result<OwnedFd> {
-    openat(CWD, dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    open_dir_at(CWD, dir)
+}
+
+fn open_dir_at(beside: impl AsFd, name: impl Arg) -> rustix::io::Result<OwnedFd> {
+    openat(beside, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// One whole file, and its mark before it was read. Never blocks on a pipe, never reads more than the parser takes.

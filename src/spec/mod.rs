@@ -4,9 +4,10 @@
 //! reported at once, each with line, column and key. This room must never write, never look past the spec directory, and never
 //! take a file it could not read for a file that is not there.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use crate::model::{
+    attached::AttachedContent,
     ids::NodeName,
     problem::Problem,
     spec::NodeSpec,
@@ -24,8 +25,8 @@ mod values;
 pub use attachments::{ATTACHED_BYTES_MAX, ATTACHMENT_BYTES_MAX};
 pub use clash::clashes;
 pub use directory::{
-    DEFAULTS_FILE, ReadError, Reader, Report, SPECS_MAX, Snapshot, check, read_dir, read_file,
-    read_file_settings,
+    DEFAULTS_FILE, ReadError, Reader, Report, SPECS_MAX, Snapshot, check, not_nodes, read_dir,
+    read_file, read_file_settings,
 };
 
 /// What is under every spec: `_defaults.toml`, and under that the agent's `[defaults]`.
@@ -67,7 +68,7 @@ impl Defaults {
 }
 
 /// Reads a file that a spec names, by its path in the spec directory: what is in it, or why it cannot be had.
-pub type ReadAttachment<'a> = dyn Fn(&str) -> Result<Arc<str>, String> + 'a;
+pub type ReadAttachment<'a> = dyn Fn(&str) -> Result<AttachedContent, String> + 'a;
 
 /// Checks one spec. `file` is the name to show; its stem is the node's name. What it attaches is read by `attachment`. On failure:
 /// every problem, and the first of the defaults'.
@@ -120,5 +121,10 @@ fn part(document: &Document) -> Vec<Problem> {
 /// The node a spec file speaks of.
 fn node_name(file: &str) -> Result<NodeName, Problem> {
     let stem = Path::new(file).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    stem.parse().map_err(|message: String| Problem::of_file(file, message))
+    stem.parse().map_err(|message: String| {
+        // A name that was meant for the defaults.
+        let near = strsim::osa_distance(&stem.to_ascii_lowercase(), "_defaults") <= 2;
+        let hint = if near { "; did you mean _defaults.toml?" } else { "" };
+        Problem::of_file(file, format!("{message}{hint}"))
+    })
 }

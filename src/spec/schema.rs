@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 
 use crate::model::{
+    attached::{AttachedContent, MetaData},
     boot::{Arch, Firmware},
-    disk::{RootDeviceHints, SizeHint},
+    disk::{Multipath, RootDeviceHints, SizeHint},
     ids::{Digest, MacAddr, NodeName},
     ironic,
     netboot::Netboot,
@@ -158,50 +159,22 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
     if driver.is_none() && bmc.has("driver") {
         bmc.excuse_missing();
     }
-    let [
-        mut address,
-        mut username,
-        mut password_file,
-        mut password_credential,
-        mut privilege,
-        mut cipher_suite,
-        mut match_uuid,
-        mut console,
-    ] = [
-        "address",
-        "username",
-        "password_file",
-        "password_credential",
-        "privilege",
-        "cipher_suite",
-        "match_system_uuid",
-        "console",
-    ]
-    .map(|key| bmc.key(key));
-    if driver == Some(None) {
-        let why = "is of no use with bmc.driver = \"none\"";
-        [address, username, password_file, privilege, cipher_suite, match_uuid, console] =
-            [address, username, password_file, privilege, cipher_suite, match_uuid, console]
-                .map(|key| key.idle(why));
-        password_credential = password_credential.idle(why);
-    } else {
-        address = address.required();
-        password_file = if bmc.has("password_credential") {
-            password_file.idle("is of no use with bmc.password_credential")
-        } else {
-            password_file.required()
-        };
-    }
+    let useless = (driver == Some(None)).then_some("is of no use with bmc.driver = \"none\"");
+    let address = bmc.key("address");
+    let address = match useless {
+        Some(why) => address.idle(why),
+        None => address.required(),
+    };
+    let address = address.text(values::bmc_address);
+    let login = login(bmc, useless);
+    let [cipher_suite, match_uuid, mut console] = ["cipher_suite", "match_system_uuid", "console"]
+        .map(|key| match useless {
+            Some(why) => bmc.key(key).idle(why),
+            None => bmc.key(key),
+        });
     if driver == Some(Some(BmcDriver::Ipmitool)) {
         console = console.idle("is of no use with bmc.driver = \"ipmitool\"");
     }
-    let address = address.text(values::bmc_address);
-    let username = username.or("").text(values::username);
-    let password_file = password_file.text(values::password_file).map(Password::PasswordFile);
-    let credential = password_credential.text(values::credential);
-    let privileges =
-        [("administrator", Privilege::Administrator), ("operator", Privilege::Operator)];
-    let privilege = privilege.or("administrator").choice(&privileges);
     let cipher_suite = cipher_suite.integer(|id| {
         u8::try_from(id)
             .map_err(|_| format!("cipher suite {id} does not exist"))
@@ -214,15 +187,51 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
         Some(driver) => Some(Control::Bmc(Bmc {
             driver,
             address: address?,
-            username: username?,
-            password: credential.map(Password::PasswordCredential).or(password_file)?,
-            privilege: privilege?,
+            username: login.username?,
+            password: login.password?,
+            kg_file: login.kg_file,
+            privilege: login.privilege?,
             cipher_suite,
             match_system_uuid: match_system_uuid?,
             // A default may lie idle.
             console: console? && driver == BmcDriver::Ipmi,
         })),
     }
+}
+
+/// What a BMC is asked with.
+struct Login {
+    username: Option<String>,
+    password: Option<Password>,
+    kg_file: Option<String>,
+    privilege: Option<Privilege>,
+}
+
+/// `useless`: why none of it is of use.
+fn login(bmc: &mut Section<'_>, useless: Option<&str>) -> Login {
+    let has_credential = bmc.has("password_credential");
+    let [username, mut password_file, credential, kg_file, privilege] =
+        ["username", "password_file", "password_credential", "kg_file", "privilege"]
+            .map(|key| bmc.key(key))
+            .map(|key| match useless {
+                Some(why) => key.idle(why),
+                None => key,
+            });
+    if useless.is_none() {
+        password_file = if has_credential {
+            password_file.idle("is of no use with bmc.password_credential")
+        } else {
+            password_file.required()
+        };
+    }
+    let username = username.or("").text(values::username);
+    let password_file = password_file.text(values::password_file).map(Password::PasswordFile);
+    let credential = credential.text(values::credential).map(Password::PasswordCredential);
+    let kg_file = kg_file.text(values::password_file);
+    let privileges =
+        [("administrator", Privilege::Administrator), ("operator", Privilege::Operator)];
+    let privilege = privilege.or("administrator").choice(&privileges);
+    Login { username, password: credential.or(password_file), kg_file, privilege }
 }
 
 fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {
@@ -235,6 +244,8 @@ fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {
         hctl: hints.key("hctl").text(values::hctl),
         size: hints.key("size").text(SizeHint::parse),
         rotational: hints.key("rotational").flag(),
+        by_path: hints.key("by_path").text(values::by_path),
+        multipath: hints.key("multipath").choice(&[("first", Multipath::First)]),
     }
 }
 
@@ -384,7 +395,7 @@ fn config_drive(
     let label = drive.key("label").or("config-2").choice(&labels);
     let filesystems = [("vfat", DriveFilesystem::Vfat), ("iso9660", DriveFilesystem::Iso9660)];
     let filesystem = drive.key("filesystem").or("vfat").choice(&filesystems);
-    let attach = |path: &str, check: &dyn Fn(&str) -> Result<(), String>| {
+    let attach = |path: &str, check: &dyn Fn(&AttachedContent) -> Result<(), String>| {
         let path = values::attachment_path(path)?;
         let Some(read) = attachment else { return Ok(None) };
         let content = read(&path)?;
@@ -394,16 +405,32 @@ fn config_drive(
     let user_data = drive.key("user_data_file").text(|path| attach(path, &|_| Ok(())));
     let network_config = drive.key("network_config_file").text(|path| {
         attach(path, &|content| match label {
-            Some(DriveLabel::Config2) => values::network_data(content),
+            Some(DriveLabel::Config2) => values::network_data(content.as_text()?),
+            Some(DriveLabel::Cidata) | None => content.as_text().map(|_| ()),
+        })
+    });
+    let vendor_data = drive.key("vendor_data_file").text(|path| {
+        attach(path, &|content| match label {
+            // It becomes a part of JSON.
+            Some(DriveLabel::Config2) => content.as_text().map(|_| ()),
             Some(DriveLabel::Cidata) | None => Ok(()),
         })
     });
-    let meta_data = drive.key("meta_data").table(|meta_data| meta_data.strings(values::meta_data));
+    let meta_data = drive.key("meta_data").table(|meta_data| {
+        meta_data.each(|key, field| {
+            if values::META_DATA_TEXTS.contains(&key) {
+                field.text(values::meta_data).map(MetaData::Text)
+            } else {
+                field.text_or_list(values::meta_data, MetaData::Text, MetaData::List)
+            }
+        })
+    });
     Some(ConfigDrive {
         label: label?,
         filesystem: filesystem?,
         user_data: user_data.flatten(),
         network_config: network_config.flatten(),
+        vendor_data: vendor_data.flatten(),
         meta_data,
     })
 }
@@ -411,6 +438,7 @@ fn config_drive(
 fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
     let mut wait = |key, default: &str| timeouts.key(key).or(default).text(duration);
     let ramdisk = wait("ramdisk", "20m");
+    let root_device = wait("root_device", "60s");
     let imaging_stall = wait("imaging_stall", "2m");
     let imaging = wait("imaging", "2h");
     let completed = wait("completed", "5m");
@@ -418,6 +446,7 @@ fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
     let power = wait("power", if has_bmc { "2m" } else { "168h" });
     Some(Timeouts {
         ramdisk: ramdisk?,
+        root_device: root_device?,
         imaging_stall: imaging_stall?,
         imaging: imaging?,
         completed: completed?,

@@ -1,11 +1,12 @@
 //! Every field of the schema: its good values, its bad ones, and the place and words of each problem.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use crate::model::{
+    attached::AttachedContent,
     boot::{Arch, Firmware},
     disk::{Comparison, SizeHint},
     problem::Problem,
@@ -48,7 +49,7 @@ fn parse_settings(
     super::parse_settings(file, bytes, defaults, &absent)
 }
 
-fn absent(path: &str) -> Result<Arc<str>, String> {
+fn absent(path: &str) -> Result<AttachedContent, String> {
     Err(format!("`{path}` is not there"))
 }
 
@@ -109,13 +110,14 @@ fn the_smallest_spec_has_every_default() {
     assert_eq!(
         [
             spec.timeouts.ramdisk,
+            spec.timeouts.root_device,
             spec.timeouts.imaging_stall,
             spec.timeouts.imaging,
             spec.timeouts.completed,
             spec.timeouts.power,
             spec.retry.backoff,
         ],
-        [minutes(20), minutes(2), minutes(120), minutes(5), minutes(2), minutes(1)]
+        [minutes(20), minutes(1), minutes(2), minutes(120), minutes(5), minutes(2), minutes(1)]
     );
     assert_eq!(spec.retry.attempts, 3);
 }
@@ -162,6 +164,7 @@ format = "raw"
 kind = "disk"
 [timeouts]
 ramdisk = "1h 30m"
+root_device = "2m"
 imaging_stall = "1s"
 imaging = "168h"
 completed = "90s"

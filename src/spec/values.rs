@@ -42,9 +42,32 @@ pub(super) fn hint(text: &str) -> Result<String, String> {
 pub(super) fn disk_name(text: &str) -> Result<String, String> {
     let name = hint(text)?;
     if name.strip_prefix("/dev/").unwrap_or(&name).contains('/') {
-        Err(format!("`{text}` is not a kernel name such as sda or /dev/nvme0n1"))
+        let other = if name.starts_with("/dev/disk/by-path/") {
+            "; write it as by_path"
+        } else if name.starts_with("/dev/disk/by-id/") {
+            "; write it as wwn if it begins with wwn- or nvme-eui., else as serial"
+        } else {
+            ""
+        };
+        Err(format!("`{text}` is not a kernel name such as sda or /dev/nvme0n1{other}"))
     } else {
         Ok(name)
+    }
+}
+
+/// A name in `/dev/disk/by-path`.
+pub(super) fn by_path(text: &str) -> Result<String, String> {
+    let path = hint(text)?;
+    let bare = path.strip_prefix("/dev/disk/by-path/").unwrap_or(&path);
+    let is_part = bare
+        .rsplit_once("-part")
+        .is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    if is_part {
+        Err(format!("`{text}` is a partition; leave -part and its number out"))
+    } else if bare.contains('/') || !bare.contains('-') {
+        Err(format!("`{text}` is not a path such as pci-0000:00:17.0-ata-1"))
+    } else {
+        Ok(path)
     }
 }
 
@@ -177,6 +200,10 @@ pub(super) fn network_data(content: &str) -> Result<(), String> {
         None => Ok(()),
     }
 }
+
+/// Metadata that name one thing, and so are no lists.
+pub(super) const META_DATA_TEXTS: [&str; 5] =
+    ["hostname", "name", "uuid", "local-hostname", "instance-id"];
 
 /// One of the administrator's metadata. What YAML cannot hold as it is, no data source gets.
 pub(super) fn meta_data(text: &str) -> Result<String, String> {

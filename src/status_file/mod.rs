@@ -53,6 +53,8 @@ pub struct StatusFiles {
     dir: PathBuf,
     /// Whether they are still the writer's own.
     ours: Option<Arc<AtomicBool>>,
+    /// Whether the directory is made again if it is gone.
+    is_made: bool,
 }
 
 /// Why a status file cannot be written or read.
@@ -113,7 +115,14 @@ impl StatusFileError {
 impl StatusFiles {
     /// The files in `dir`, which need not exist yet.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), ours: None }
+        Self { dir: dir.into(), ours: None, is_made: false }
+    }
+
+    /// The same in a directory that is made again if it is gone: one for status files alone. A spec
+    /// directory that is gone must stay so, because an empty one would say something else.
+    #[must_use]
+    pub fn in_made_dir(self, is_made: bool) -> Self {
+        Self { is_made, ..self }
     }
 
     /// The same, written and removed only while `ours` is true.

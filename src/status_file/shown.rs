@@ -48,13 +48,20 @@ impl StatusFiles {
         }
     }
 
-    /// Replaces a node's status file; the directory must exist. `None`: the files are another agent's.
+    /// Replaces a node's status file. `None`: the files are another agent's.
     pub fn put(&self, status: &Rendered) -> Result<Option<Shown>, StatusFileError> {
         if self.are_anothers() {
             return Ok(None);
         }
         let path = self.path(&status.node);
-        atomic_file::replace_unsynced(&path, STATUS_MODE, status.text.as_bytes())
+        let replace = || atomic_file::replace_unsynced(&path, STATUS_MODE, status.text.as_bytes());
+        replace()
+            .or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound if self.is_made => {
+                    fs::create_dir_all(&self.dir).and_then(|()| replace())
+                }
+                _ => Err(error),
+            })
             .and_then(|()| fs::symlink_metadata(&path))
             .map(|file| Some(Shown { says: status.says, mark: FileMark::of(&file) }))
             .map_err(|source| StatusFileError::Io { path, source })

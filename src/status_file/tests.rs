@@ -145,6 +145,7 @@ fn installed() -> Installed {
         at: at(3),
         written_digest: Some(digest(4)),
         root_uuid: None,
+        root_partuuid: None,
         netboot: Some(NetbootFiles {
             kernel: "vmlinuz-6.12".to_owned(),
             kernel_digest: Some(digest(5)),

@@ -1,8 +1,8 @@
 //! Which directories to watch so that no replacement of the spec directory goes unseen, and which of their events matter.
 //!
 //! The specs may be reached through symbolic links anywhere in the path, and git-sync deploys by swapping one. So watched are the
-//! spec directory, its parent, and the directory that holds each link on the way; and what lies beneath, where the files are that specs
-//! attach, but nothing that is hidden, such as git's own files.
+//! spec directory, its parent, and the directory that holds each link on the way; where the links in the spec directory lead, because a
+//! spec may be one; and what lies beneath, where the files are that specs attach, but nothing that is hidden, such as git's own files.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -16,6 +16,9 @@ use std::{
 const LINKS_MAX: usize = 40;
 /// Directories watched beneath the spec directory: a wrong one must not use up the watches a user may have, which once were 8192.
 const BENEATH_MAX: usize = 1000;
+
+/// Directories watched for the sake of links in the spec directory.
+const LINKED_MAX: usize = 1000;
 
 /// Device and inode: what tells a directory from another one under the same name.
 type Identity = (u64, u64);
@@ -52,8 +55,19 @@ impl Targets {
             steps: BTreeSet::new(),
             specs: None,
         };
-        let mut at = PathBuf::from("/");
-        let mut names = names(dir);
+        let Some(at) = targets.walk(PathBuf::from("/"), dir) else { return targets };
+        targets.directories.insert(at.clone(), identity(&at));
+        targets.beneath = beneath(&at);
+        targets.follow_links(&at);
+        targets.specs = Some(at);
+        targets
+    }
+
+    /// Goes along a path from `at`, notes each link and the end, and returns the directory it leads
+    /// to; `None` if that is no directory, or not there.
+    fn walk(&mut self, at: PathBuf, path: &Path) -> Option<PathBuf> {
+        let mut at = if path.is_absolute() { PathBuf::from("/") } else { at };
+        let mut names = names(path);
         let mut links = 0;
         while let Some(name) = names.pop() {
             if name == ".." {
@@ -65,7 +79,7 @@ impl Targets {
                 Ok(metadata) if metadata.is_symlink() && links < LINKS_MAX => {
                     links += 1;
                     let target = fs::read_link(&step).unwrap_or_default();
-                    targets.note(&at, step);
+                    self.note(&at, step);
                     if target.is_absolute() {
                         at = PathBuf::from("/");
                     }
@@ -73,20 +87,31 @@ impl Targets {
                 }
                 Ok(metadata) if metadata.is_dir() => {
                     if names.is_empty() {
-                        targets.note(&at, step.clone());
+                        self.note(&at, step.clone());
                     }
                     at = step;
                 }
                 _ => {
-                    targets.note(&at, step);
-                    return targets;
+                    self.note(&at, step);
+                    return None;
                 }
             }
         }
-        targets.directories.insert(at.clone(), identity(&at));
-        targets.beneath = beneath(&at);
-        targets.specs = Some(at);
-        targets
+        Some(at)
+    }
+
+    /// Watches the files that links in the spec directory lead to, wherever they are.
+    fn follow_links(&mut self, specs: &Path) {
+        let Ok(entries) = fs::read_dir(specs) else { return };
+        let is_link = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        let linked = entries.map_while(Result::ok).filter(is_link).map(|entry| entry.path());
+        for link in linked.filter(|path| may_be_read(path)) {
+            if self.directories.len() >= LINKED_MAX {
+                return;
+            }
+            let Ok(target) = fs::read_link(&link) else { continue };
+            self.walk(specs.to_owned(), &target);
+        }
     }
 
     /// The directories to watch, each by itself, the most important ones first.

@@ -109,6 +109,38 @@ async fn our_own_status_files_our_reading_and_what_is_hidden_do_not_wake() {
 }
 
 #[tokio::test]
+async fn what_links_in_the_directory_lead_to_wakes_wherever_it_is() {
+    let (place, elsewhere) = (place(), place());
+    let spec = place.path().join("a.toml");
+    let far = |name: &str| elsewhere.path().join(name);
+    fs::create_dir_all(far("repo/site")).unwrap();
+    fs::write(far("repo/site/a.toml"), "1").unwrap();
+    // Over another link, and a link to nothing yet.
+    symlink("repo", far("current")).unwrap();
+    symlink(far("current/site/a.toml"), &spec).unwrap();
+    symlink(far("later/b.toml"), place.path().join("b.toml")).unwrap();
+    let mut watched = Watched::new(place.path()).await;
+    fs::write(far("repo/site/a.toml"), "2").unwrap();
+    watched.until_seen(&spec, "2").await;
+    atomic_file::replace(&far("repo/site/a.toml"), 0o644, b"3").unwrap();
+    watched.until_seen(&spec, "3").await;
+    // What lies beside it wakes nobody.
+    fs::write(far("repo/site/other"), "x").unwrap();
+    fs::write(far("repo/other"), "x").unwrap();
+    watched.stays_quiet().await;
+    fs::create_dir_all(far("next/site")).unwrap();
+    fs::write(far("next/site/a.toml"), "4").unwrap();
+    symlink("next", far("current.new")).unwrap();
+    fs::rename(far("current.new"), far("current")).unwrap();
+    watched.until_seen(&spec, "4").await;
+    fs::write(far("next/site/a.toml"), "5").unwrap();
+    watched.until_seen(&spec, "5").await;
+    fs::create_dir(far("later")).unwrap();
+    fs::write(far("later/b.toml"), "1").unwrap();
+    watched.until_seen(&place.path().join("b.toml"), "1").await;
+}
+
+#[tokio::test]
 async fn what_specs_attach_wakes_wherever_it_lies_beneath_them() {
     let place = place();
     let path = |name: &str| place.path().join(name);

@@ -4,7 +4,6 @@ use std::{
     fs::File,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 const MIB: u64 = 1 << 20;
@@ -44,14 +43,17 @@ fn noise(seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// A minimal Debian in an ext4 file system, as a raw, a qcow2 and a zstd image; made once.
+/// A minimal Debian in an ext4 file system, as a raw, a qcow2 and a zstd image. `testbed/bench` makes
+/// them by `testbed/benches/debian`, because nothing can be fetched from here.
 pub(crate) fn debian(dir: &Path) -> [PathBuf; 3] {
-    let paths = ["debian.raw", "debian.qcow2", "debian.raw.zst"].map(|name| dir.join(name));
-    shell(&format!("testbed/benches/debian {}", dir.display()));
-    paths
-}
-
-pub(crate) fn shell(command: &str) {
-    let done = Command::new("sh").args(["-ec", command]).status().unwrap();
-    assert!(done.success(), "{command}");
+    ["debian.raw", "debian.qcow2", "debian.raw.zst"].map(|name| {
+        let path = dir.join(name);
+        assert!(
+            path.exists(),
+            "no {}; run testbed/benches/debian {}",
+            path.display(),
+            dir.display()
+        );
+        path
+    })
 }

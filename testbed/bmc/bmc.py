@@ -81,13 +81,17 @@ class SimulatedBmc(Bmc):
     `refuse` is a list of [beginning of network function, command and data in bytes, completion code, how often];
     `flags_valid_s` is how soon a one-shot boot device is forgotten, `forgetful` forgets any whenever the machine is switched off;
     `least_pause_s`: opening a session sooner than this after the last datagram hangs the whole BMC;
-    `guid` is the answer to Get System GUID, which is refused without it.
+    `guid` is the answer to Get System GUID, which is refused without it;
+    `refuse_after_power` is like `refuse`, from each power command on, `user_gone_s`: for so long after each the user is unknown;
+    `late_flags_s`: boot flags are shown so much later than they are set;
+    `nobodys_status` refuses every RAKP message 1 with this status, in the name of session 0;
+    `kg` is the BMC key of two-key login, in bytes.
     """
 
     def __init__(self, machine, address, port=623, users=None, suites=(3, 17), privilege="administrator",
                  privilege_check="session", slow_power_s=0, deaf_power=False, refuse=(), log=None, downgrade=False,
                  manufacturer=0, flags_valid_s=BOOT_FLAGS_VALID_S, forgetful=False, least_pause_s=0,
-                 guid=None):
+                 guid=None, refuse_after_power=(), user_gone_s=0, late_flags_s=0, nobodys_status=None, kg=None):
         # Without the thread that pyghmi reads with: before this one sends, it makes the socket wait, and if the other one is about to read
         # what is not there yet, that is the end for every BMC of the process.
         ipmisession.iothread, ipmisession.iothreadready = threading.current_thread(), True
@@ -106,6 +110,13 @@ class SimulatedBmc(Bmc):
         self.least_pause_s = least_pause_s
         self.heard_at = -least_pause_s
         self.guid = guid
+        self.refuse_after_power = refuse_after_power
+        self.user_gone_s = user_gone_s
+        self.user_back_at = 0
+        self.late_flags_s = late_flags_s
+        self.shown_flags = [(0, bytearray(5))]
+        self.nobodys_status = nobodys_status
+        self.bmc_key = kg
         self.log = log or (lambda event, **fields: None)
         self.boot_flags = bytearray(5)
         self.boot_flags_set_at = 0.0
@@ -142,6 +153,8 @@ class SimulatedBmc(Bmc):
         return self._later(self._shut_down)
 
     def _later(self, change):
+        self.refuse = [list(each) for each in self.refuse_after_power] or self.refuse
+        self.user_back_at = time.monotonic() + self.user_gone_s
         if self.deaf_power:
             return 0
         if self.slow_power_s:
@@ -212,6 +225,7 @@ class SimulatedBmc(Bmc):
                 return session.send_ipmi_response(code=0xC7)
             self.boot_flags = bytearray(data)
             self.boot_flags_set_at = time.monotonic()
+            self.shown_flags.append((self.boot_flags_set_at + self.late_flags_s, bytearray(data)))
             self.log("boot", flags=self.boot_flags.hex())
         elif parameter not in (0, 4):
             return session.send_ipmi_response(code=0x80)
@@ -223,6 +237,8 @@ class SimulatedBmc(Bmc):
         flags = bytearray(self.boot_flags)
         if not self._boot_flags_valid():
             flags[0] &= 0x7F
+        if self.late_flags_s:
+            flags = [flags for at, flags in self.shown_flags if at <= time.monotonic()][-1]
         return session.send_ipmi_response(data=[1, 5, *flags])
 
     # Console
@@ -314,8 +330,12 @@ class SuiteSession(serversession.ServerSession):
         if self.bmc.privilege_check == "handshake" and asked > self.bmc.max_privilege:
             self._send_plain("rakp2", bytearray([data[0], 0x0A, 0, 0]) + self.clientsessionid)
             return
+        if self.bmc.nobodys_status is not None:
+            self.bmc.log("refused", status=self.bmc.nobodys_status)
+            self._send_plain("rakp2", bytearray([data[0], self.bmc.nobodys_status, 0, 0]) + bytes(36))
+            return
         password = self.authdata.get(self.username.decode("utf-8", "replace"))
-        if password is None:
+        if password is None or time.monotonic() < self.bmc.user_back_at:
             self._send_plain("rakp2", bytearray([data[0], 0x0D, 0, 0]) + self.clientsessionid)
             return
         self.Rc, self.uuiddata, self.kuid = os.urandom(16), self.uuid.bytes, password.encode("utf-8")
@@ -330,7 +350,7 @@ class SuiteSession(serversession.ServerSession):
         expected = self._hmac(self.kuid, self.Rc + self.clientsessionid + self._role_and_name())
         if data[1] != 0 or expected != bytes(data[8:]):
             return
-        self.sik = self._hmac(self.kuid, self.Rm + self.Rc + self._role_and_name())
+        self.sik = self._hmac(self.bmc.bmc_key or self.kuid, self.Rm + self.Rc + self._role_and_name())
         self.k1 = self._hmac(self.sik, b"\x01" * 20)
         self.k2 = self._hmac(self.sik, b"\x02" * 20)
         self.aeskey = self.k2[0:16]
@@ -436,6 +456,13 @@ def main():
     parser.add_argument("--deaf-shutdown", action="store_true", help="the system ignores the ACPI power button")
     parser.add_argument("--refuse", type=refusal, action="append", default=[], metavar="REQUEST=CODE[*TIMES]",
                         help="answer requests whose network function, command and data begin so (hex) with this completion code")
+    parser.add_argument("--refuse-after-power", type=refusal, action="append", default=[], metavar="REQUEST=CODE[*TIMES]",
+                        help="the same, counted anew from each power command on")
+    parser.add_argument("--user-gone", type=float, default=0, metavar="SECONDS", help="know no user for so long after each power command")
+    parser.add_argument("--late-flags", type=float, default=0, metavar="SECONDS", help="show boot flags so much later than they are set")
+    parser.add_argument("--nobodys-status", type=int, metavar="STATUS",
+                        help="refuse every RAKP message 1 with this status, in the name of session 0")
+    parser.add_argument("--kg", type=os.fsencode, metavar="KEY", help="the BMC key of two-key login")
     parser.add_argument("--manufacturer", type=int, default=0, help="the maker's IANA number; 10876 is Supermicro, with its own UEFI disk")
     parser.add_argument("--flags-valid", type=float, default=BOOT_FLAGS_VALID_S, metavar="SECONDS",
                         help="how soon a one-shot boot device is forgotten")
@@ -459,6 +486,8 @@ def main():
         downgrade=args.suite == "downgrade", privilege=args.privilege, privilege_check=args.privilege_check,
         slow_power_s=args.slow_power, deaf_power=args.deaf_power, refuse=args.refuse, manufacturer=args.manufacturer,
         flags_valid_s=args.flags_valid, forgetful=args.forgetful, least_pause_s=args.least_pause, guid=args.guid,
+        refuse_after_power=args.refuse_after_power, user_gone_s=args.user_gone, late_flags_s=args.late_flags,
+        nobodys_status=args.nobodys_status, kg=args.kg,
         log=json_log(args.log) if args.log else None)
     print("ready", flush=True)
     serve(bmc)

@@ -15,6 +15,7 @@ mod host;
 mod images;
 mod ipxe;
 mod ironic;
+mod kernel_package;
 mod killed_agent;
 mod local_disk;
 mod moments;

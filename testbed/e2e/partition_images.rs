@@ -79,8 +79,21 @@ fn assert_boots_own_kernel(site: &Site, machine: &Machine) {
     for menu in site.rack.menus(machine) {
         assert!(menu.contains("the installed system's own kernel"), "{menu}");
         assert!(menu.contains(&format!("node/{}/kernel", machine.name)), "{menu}");
-        assert!(menu.contains(&format!("root=UUID={}", root_uuid())), "{menu}");
+        assert!(menu.contains(&format!("root=PARTUUID={}", root_partuuid(machine))), "{menu}");
         assert!(!menu.contains("deploy") && !menu.contains("key"), "{menu}");
+    }
+}
+
+/// What `PARTUUID=` calls the last partition, by sfdisk.
+fn root_partuuid(machine: &Machine) -> String {
+    let disk = &machine.disks[0].path;
+    let table = output("sfdisk", &["--json".as_ref(), disk]);
+    let table: serde_json::Value = serde_json::from_str(&table).unwrap();
+    let id = table["partitiontable"]["id"].as_str().unwrap().trim_start_matches("0x").to_owned();
+    let partitions = table.pointer("/partitiontable/partitions").unwrap().as_array().unwrap();
+    match partitions.last().unwrap()["uuid"].as_str() {
+        Some(uuid) => uuid.to_lowercase(),
+        None => format!("{id}-{:02x}", partitions.len()),
     }
 }
 

@@ -1,18 +1,19 @@
-//! What `hostler dhcp-snippet` prints, used by the DHCP servers it is for: each one's own judge of configurations, and then a machine that
-//! asks for an address over a wire of its own.
+//! What `hostler dhcp-snippet` prints, used by the DHCP servers it is for: each one's own judge of
+//! configurations, and then a machine that asks for an address over a wire of its own. And what the
+//! deploy ramdisk says to these servers and reads of their answers.
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader},
     net::{Ipv4Addr, UdpSocket},
-    os::fd::AsFd as _,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use hostler::ramdisk::dhcp::{Ask, Conversation, Lease, Reply, Route};
 use tempfile::TempDir;
+
+use crate::namespace::Namespace;
 
 const HOSTLER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 /// For a server to start and to answer.
@@ -76,6 +77,55 @@ fn dhcpd_sends_every_machine_where_the_snippet_says() {
     site.answers("dhcpd", &server, &dir);
 }
 
+/// A default route and one to another network, by option 121 alone: without it there is no way out.
+const ROUTES: &str = "00:c0:00:02:01:08:0a:c0:00:02:07";
+
+#[test]
+fn the_ramdisk_gets_its_routes_from_dnsmasq_also_where_they_go_on_in_other_fields() {
+    let dir = tempfile::tempdir().unwrap();
+    let leases = format!("--dhcp-leasefile={}", dir.path().join("leases").display());
+    let long = format!("--dhcp-option-force=224,{}", "x".repeat(250));
+    let server = [
+        &["--keep-in-foreground", "--port=0", "--interface=site", "--bind-interfaces"][..],
+        &["--user=root", "--no-ping", "--pid-file", "--dhcp-range=192.0.2.100,192.0.2.150"],
+        &["--dhcp-option=3", "--dhcp-option=121,0.0.0.0/0,192.0.2.1,10.0.0.0/8,192.0.2.7"],
+        &[&leases],
+    ]
+    .concat();
+    Site::new().lends("dnsmasq", &server, &dir, false);
+    Site::new().lends("dnsmasq", &[&server[..], &[&long]].concat(), &dir, true);
+}
+
+#[test]
+fn the_ramdisk_gets_its_routes_from_kea() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("kea.conf");
+    let text = r#"{ "Dhcp4": {
+        "interfaces-config": { "interfaces": ["site"] },
+        "lease-database": { "type": "memfile", "persist": false },
+        "option-def": [{ "name": "routes", "code": 121, "type": "binary" }],
+        "option-data": [{ "name": "routes", "csv-format": false, "data": "ROUTES" }],
+        "subnet4": [{ "subnet": "192.0.2.0/24", "pools": [{ "pool": "192.0.2.100-192.0.2.150" }] }]
+    } }"#;
+    fs::write(&config, text.replace("ROUTES", &ROUTES.replace(':', ""))).unwrap();
+    Site::new().lends("kea-dhcp4", &["-c", config.to_str().unwrap()], &dir, false);
+}
+
+#[test]
+fn the_ramdisk_gets_its_routes_from_dhcpd() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, leases) = (dir.path().join("dhcpd.conf"), dir.path().join("leases"));
+    let text = format!(
+        "ping-check false;\nauthoritative;\noption routes code 121 = string;\noption routes {ROUTES};\n\
+         subnet 192.0.2.0 netmask 255.255.255.0 {{ range 192.0.2.100 192.0.2.150; }}\n"
+    );
+    fs::write(&config, text).unwrap();
+    fs::write(&leases, "").unwrap();
+    let (config, leases) = (config.to_str().unwrap(), leases.to_str().unwrap());
+    let server = ["-f", "-d", "-4", "--no-pid", "-cf", config, "-lf", leases, "site"];
+    Site::new().lends("dhcpd", &server, &dir, false);
+}
+
 #[test]
 fn a_snippet_warns_of_a_port_that_no_firmware_asks() {
     for server in ["dnsmasq", "kea", "isc"] {
@@ -122,7 +172,7 @@ struct Site {
 impl Site {
     fn new() -> Self {
         let (server, machine) = (Namespace::new(), Namespace::new());
-        let peer = machine.0.id().to_string();
+        let peer = machine.id();
         let wire = ["ip", "link", "add", "site", "type", "veth", "peer", "machine", "netns"];
         server.run(&[&wire[..], &[&peer]].concat());
         for (end, name, address) in
@@ -138,22 +188,9 @@ impl Site {
 
     /// Runs the server, and has every machine ask it.
     fn answers(&self, program: &str, arguments: &[&str], dir: &TempDir) {
-        let log = File::create(dir.path().join("log")).unwrap();
-        let mut command = self.server.command();
-        command.arg(program).args(arguments).stdin(Stdio::null());
-        // Where Kea keeps its lock and its pid.
-        command.env("KEA_PIDFILE_DIR", dir.path()).env("KEA_LOCKFILE_DIR", dir.path());
-        let server = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        let _server = Killed(server);
-        let heard = thread::scope(|scope| {
-            let asking = scope.spawn(|| {
-                self.machine.enter();
-                let socket = UdpSocket::bind("0.0.0.0:68").unwrap();
-                socket.set_broadcast(true).unwrap();
-                socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-                MACHINES.map(|(architecture, class, _)| offer(&socket, architecture, class))
-            });
-            asking.join().unwrap()
+        let _server = self.start(program, arguments, dir);
+        let heard = self.at_the_machine(|socket| {
+            MACHINES.map(|(architecture, class, _)| offer(socket, architecture, class))
         });
         let log = || fs::read_to_string(dir.path().join("log")).unwrap();
         for ((architecture, class, file), heard) in MACHINES.into_iter().zip(heard) {
@@ -165,6 +202,70 @@ impl Site {
             }
         }
     }
+
+    /// Runs the server, and has the deploy ramdisk borrow an address and keep it.
+    fn lends(&self, program: &str, arguments: &[&str], dir: &TempDir, is_overloaded: bool) {
+        let _server = self.start(program, arguments, dir);
+        let heard = self.at_the_machine(borrow);
+        let log = fs::read_to_string(dir.path().join("log")).unwrap();
+        let Some((lease, has_overload)) = heard else { panic!("no lease:\n{log}") };
+        let by = |network: [u8; 4], prefix, last| Route {
+            network: network.into(),
+            prefix,
+            gateway: Some([192, 0, 2, last].into()),
+        };
+        assert_eq!((lease.prefix, lease.server), (24, [192, 0, 2, 1].into()));
+        assert_eq!(lease.routes, [by([0; 4], 0, 1), by([10, 0, 0, 0], 8, 7)], "{log}");
+        assert!(lease.renew_after.is_some() && (100..=150).contains(&lease.address.octets()[3]));
+        assert_eq!(has_overload, is_overloaded, "whether options went on in `file` and `sname`");
+    }
+
+    fn start(&self, program: &str, arguments: &[&str], dir: &TempDir) -> Killed {
+        let log = File::create(dir.path().join("log")).unwrap();
+        let mut command = self.server.command();
+        command.arg(program).args(arguments).stdin(Stdio::null());
+        // Where Kea keeps its lock and its pid.
+        command.env("KEA_PIDFILE_DIR", dir.path()).env("KEA_LOCKFILE_DIR", dir.path());
+        Killed(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
+    }
+
+    /// What is done with a socket of the machine's, on a DHCP client's port.
+    fn at_the_machine<T: Send>(&self, act: impl FnOnce(&UdpSocket) -> T + Send) -> T {
+        thread::scope(|scope| {
+            let asking = scope.spawn(|| {
+                self.machine.enter();
+                let socket = UdpSocket::bind("0.0.0.0:68").unwrap();
+                socket.set_broadcast(true).unwrap();
+                socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                act(&socket)
+            });
+            asking.join().unwrap()
+        })
+    }
+}
+
+/// An address on loan, and whether the server had more options than room for them.
+fn borrow(socket: &UdpSocket) -> Option<(Lease, bool)> {
+    let talk = Conversation { mac: "52:54:00:00:00:01".parse().unwrap(), xid: 0x0700_0001 };
+    let limit = Instant::now() + LIMIT;
+    let (mut ask, mut buffer) = (Ask::Discover, [0; 1500]);
+    while Instant::now() < limit {
+        socket.send_to(&talk.message(ask, 0), "255.255.255.255:67").unwrap();
+        let Ok(length) = socket.recv(&mut buffer) else { continue };
+        let message = buffer.get(..length)?;
+        match talk.reply(message).transpose().unwrap() {
+            Some(Reply::Offer(Lease { address, server, .. })) => {
+                ask = Ask::Take { address, server }
+            }
+            Some(Reply::Ack(lease)) => {
+                let options = message.get(240..)?;
+                let has_overload = options.windows(2).any(|option| option == [52, 1]);
+                return Some((lease, has_overload));
+            }
+            Some(Reply::Nak) | None => {}
+        }
+    }
+    None
 }
 
 /// Asks for an address until one is offered: the next server and the boot file that come with it (RFC 2131 §2).
@@ -211,48 +312,6 @@ fn discover(xid: u32, architecture: u16, class: &str) -> Vec<u8> {
     message.push(255);
     message.resize(300, 0);
     message
-}
-
-/// A network namespace, for as long as its process lives.
-struct Namespace(Child);
-
-impl Namespace {
-    fn new() -> Self {
-        let mut process = Command::new("unshare")
-            .args(["--net", "sh", "-c", "echo ready; exec cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n", "no network namespace: this needs root");
-        Self(process)
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", self.0.id()));
-        command
-    }
-
-    fn run(&self, words: &[&str]) {
-        let output = self.command().args(words).output().unwrap();
-        assert!(output.status.success(), "{words:?}: {output:?}");
-    }
-
-    /// Takes the calling thread there.
-    fn enter(&self) {
-        let namespace = File::open(format!("/proc/{}/ns/net", self.0.id())).unwrap();
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
 }
 
 /// A server, killed when the test is over.

@@ -190,7 +190,7 @@ fn sizes_are_told_and_one_connection_serves_one_file_after_another() {
     room.deploy();
     fs::write(room.dir.path().join("loaders/empty"), "").unwrap();
     let head = String::from_utf8(room.curl("deploy/vmlinuz", &["--head"]).unwrap()).unwrap();
-    assert!(head.contains(&format!("content-length: {KERNEL_BYTES}\r\n")), "{head}");
+    assert!(head.contains(&format!("Content-Length: {KERNEL_BYTES}\r\n")), "{head}");
     let urls = [SCRIPT, "empty", "deploy/vmlinuz", "boot.ipxe"]
         .map(|name| format!("http://{}/{name}", room.http));
     let fetched = Command::new("curl")
@@ -243,6 +243,27 @@ fn a_machine_with_its_script_from_tftp_and_its_kernel_from_http_is_one_machine()
         };
         assert_eq!(room.told(), fetch);
     }
+}
+
+#[test]
+fn a_part_of_a_file_is_answered_as_a_part_and_told_by_how_far_it_went() {
+    let mut room = Room::new();
+    room.deploy();
+    room.curl(SCRIPT, &[]).unwrap();
+    assert_eq!(room.told().stage, BootStage::Menu);
+    let kernel = noise(KERNEL_BYTES);
+    for (range, bytes) in
+        [("299000-", 299_000..KERNEL_BYTES), ("7-9", 7..10), ("-1", 299_999..300_000)]
+    {
+        let expected = kernel.get(bytes.clone()).unwrap();
+        let got = room.curl("deploy/vmlinuz", &["--range", range]).unwrap();
+        assert!(got == expected, "{range}");
+        assert_eq!(room.told().sent_bytes, bytes.end as u64, "{range}");
+        assert_eq!(room.status("/deploy/vmlinuz", &["--range", range]), "206", "{range}");
+        room.told();
+    }
+    assert_eq!(room.status("/deploy/vmlinuz", &["--range", "300000-"]), "416");
+    assert!(room.curl("deploy/vmlinuz", &["--range", "1-2,5-6"]).as_ref() == Ok(&kernel));
 }
 
 #[test]
@@ -300,6 +321,22 @@ fn an_old_connection_is_cut_however_lively_it_is() {
     let said = String::from_utf8_lossy(&curl.stderr).into_owned();
     assert!(said.contains("transfer closed") || said.contains("reset"), "{said}");
     assert!(began.elapsed() < LIMIT);
+}
+
+#[test]
+fn a_machine_may_take_as_long_for_its_ramdisk_as_its_node_says() {
+    const TIMED_OUT: i32 = 28;
+    let total = Duration::from_millis(700);
+    let room = Room::with(http::Limits { total, ..http::Limits::default() });
+    room.deploy();
+    room.set_ramdisk_bytes(LARGE_BYTES);
+    room.curl(SCRIPT, &[]).unwrap();
+    let url = format!("http://{}/deploy/initramfs", room.http);
+    let curl = Command::new("curl")
+        .args(["-sS", "--limit-rate", "10M", "--max-time", "5", "-o", "/dev/null", &url])
+        .status()
+        .unwrap();
+    assert_eq!(curl.code(), Some(TIMED_OUT), "it was cut");
 }
 
 #[test]

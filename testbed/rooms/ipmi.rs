@@ -4,6 +4,7 @@ mod console;
 mod faulty;
 mod network;
 mod program;
+mod refusals;
 pub(crate) mod simulators;
 
 use std::{
@@ -31,6 +32,8 @@ const TIMING: Timing = Timing {
     resend_max: Duration::from_millis(800),
     poll: Duration::from_millis(20),
     reissue: Duration::from_millis(300),
+    doubt: Duration::from_secs(3),
+    flags_settle: Duration::from_secs(3),
     console_alive: Duration::from_millis(500),
     console_retry: Duration::from_millis(200),
 };
@@ -41,6 +44,7 @@ fn config(port: u16) -> BmcConfig {
         address: BmcAddress { host: "127.0.0.1".to_owned(), port },
         username: USER.to_owned(),
         password: Secret::new(PASSWORD.to_owned()),
+        kg: None,
         privilege: Privilege::Administrator,
         cipher_suite: None,
         spacing: Duration::ZERO,

@@ -18,6 +18,7 @@ mod imaging;
 mod ipmi;
 mod iscsi;
 mod layers;
+mod namespace;
 mod ports;
 #[path = "../e2e/readme.rs"]
 mod readme;

@@ -7,13 +7,14 @@
     reason = "helpers of tests may fail like tests"
 )]
 
-mod alone;
+pub(crate) mod alone;
 mod boots;
 mod crowds;
 pub(crate) mod flood;
 mod hostile;
 mod losses;
 mod machines;
+mod narrow;
 mod raw;
 mod serving;
 
@@ -52,6 +53,11 @@ impl Room {
 
     /// `deploy/vmlinuz` (300,000 bytes) and `deploy/initramfs` (70,000) are fixed files; the loader directory has `pxelinux.0` (42,000).
     fn with(adjust: impl FnOnce(&mut Config)) -> Self {
+        Self::with_table(BootTable::default(), adjust)
+    }
+
+    /// The same, with menus in this table.
+    fn with_table(table: BootTable, adjust: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let loaders = dir.path().join("loaders");
         fs::create_dir(&loaders).unwrap();
@@ -66,7 +72,6 @@ impl Room {
         config.loaders = Some(loaders.clone());
         adjust(&mut config);
 
-        let table = BootTable::default();
         let (sender, fetched) = channel(1000);
         let server = Server::bind(config).unwrap();
         let address = server.local_addr();

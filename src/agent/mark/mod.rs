@@ -10,8 +10,8 @@ mod identity;
 mod vigil;
 
 use std::{
-    io,
-    path::Path,
+    fs, io,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -97,7 +97,8 @@ impl Claim {
         }
         prepare_status_dir(&config.specs);
         let dir = status_dir(config);
-        let standing = Standing::start(Pace::default(), dir, &state_id, was_overtaken)
+        let place = MarkPlace { dir, is_made: config.specs.status_dir.is_some() };
+        let standing = Standing::start(Pace::default(), place, &state_id, was_overtaken)
             .map_err(no_heartbeat)?;
         let mut now = standing.now.clone();
         let after_another = loop {
@@ -136,8 +137,21 @@ impl Default for Pace {
     }
 }
 
+/// The directory of the mark.
+#[derive(Clone, Copy, Debug)]
+struct MarkPlace<'a> {
+    dir: &'a Path,
+    /// Whether it is made again if it is gone: it holds status files alone.
+    is_made: bool,
+}
+
 impl Standing {
-    fn start(pace: Pace, dir: &Path, state_id: &str, was_overtaken: bool) -> io::Result<Self> {
+    fn start(
+        pace: Pace,
+        place: MarkPlace<'_>,
+        state_id: &str,
+        was_overtaken: bool,
+    ) -> io::Result<Self> {
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
         let (told, now) = watch::channel(Now::Looking);
@@ -145,7 +159,8 @@ impl Standing {
         let ours = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
             pace,
-            file: MarkFile::in_dir(dir),
+            file: MarkFile::in_dir(place.dir),
+            made_dir: place.is_made.then(|| place.dir.to_owned()),
             mark: identity::of_this_process(state_id, hex(&random), INTERVAL_S, Timestamp::now()),
             stopped,
             told,
@@ -207,6 +222,8 @@ impl Standing {
 struct Keeper {
     pace: Pace,
     file: MarkFile,
+    /// The directory, if it is made again when it is gone.
+    made_dir: Option<PathBuf>,
     mark: AgentMark,
     stopped: Receiver<()>,
     told: watch::Sender<Now>,
@@ -336,7 +353,12 @@ impl Keeper {
     fn put(&mut self, found: &Found) -> io::Result<bool> {
         self.mark.heartbeat = Timestamp::now();
         let is_put = match found {
-            Found::None => self.file.create(&self.mark)?,
+            Found::None => {
+                if let Some(dir) = &self.made_dir {
+                    fs::create_dir_all(dir)?;
+                }
+                self.file.create(&self.mark)?
+            }
             Found::Mark(_) | Found::Unclear(_) => self.file.replace(&self.mark).map(|()| true)?,
         };
         self.is_marked |= is_put;

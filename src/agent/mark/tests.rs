@@ -8,8 +8,12 @@ use super::*;
 
 const QUICK: Pace = Pace { beat: Duration::from_millis(50), standby: Duration::from_millis(10) };
 
+fn beside_specs(dir: &Path) -> MarkPlace<'_> {
+    MarkPlace { dir, is_made: false }
+}
+
 fn start(dir: &TempDir, state_id: &str) -> Standing {
-    Standing::start(QUICK, dir.path(), state_id, false).unwrap()
+    Standing::start(QUICK, beside_specs(dir.path()), state_id, false).unwrap()
 }
 
 fn mark_in(dir: &TempDir) -> AgentMark {
@@ -134,10 +138,25 @@ async fn of_two_agents_the_one_whose_mark_was_removed_ends_before_the_other_acts
 }
 
 #[tokio::test]
+async fn a_directory_for_status_files_alone_is_made_again_with_the_mark() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("status");
+    let place = MarkPlace { dir: &dir, is_made: true };
+    let standing = Standing::start(QUICK, place, "one", false).unwrap();
+    assert!(!acts(&standing).await);
+    fs::remove_dir_all(&dir).unwrap();
+    let file = MarkFile::in_dir(&dir);
+    while file.read().unwrap().is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    standing.stop().await;
+}
+
+#[tokio::test]
 async fn where_no_mark_can_be_written_the_agent_runs_without_one() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing");
-    let standing = Standing::start(QUICK, &missing, "one", false).unwrap();
+    let standing = Standing::start(QUICK, beside_specs(&missing), "one", false).unwrap();
     assert!(!acts(&standing).await);
     standing.confirmed().await;
     // And marks the directory once it is there.

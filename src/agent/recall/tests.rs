@@ -77,6 +77,7 @@ fn spec(node: &str, machine: u8) -> NodeSpec {
             username: "admin".into(),
             password: Password::PasswordFile("bmc".into()),
             privilege: Privilege::Administrator,
+            kg_file: None,
             cipher_suite: None,
             match_system_uuid: false,
             console: false,
@@ -93,6 +94,7 @@ fn spec(node: &str, machine: u8) -> NodeSpec {
         config_drive: None,
         timeouts: Timeouts {
             ramdisk: minutes(20),
+            root_device: minutes(1),
             imaging_stall: minutes(2),
             imaging: minutes(120),
             completed: minutes(5),
@@ -112,6 +114,7 @@ fn deployed(spec: &NodeSpec) -> Record {
         disk,
         at: now(),
         root_uuid: None,
+        root_partuuid: None,
         redeploy: spec.redeploy.clone(),
         machine: Some(Machine::named_by(spec)),
     };

@@ -28,10 +28,12 @@ pub(super) enum Remedy {
     Convert,
     /// Something around a disk image that can be taken off.
     Unpack,
+    /// Nothing that holds a disk image.
+    Correct,
 }
 
 use Kind::{Foreign, Packed, Qcow2};
-use Remedy::{Convert, Unpack};
+use Remedy::{Convert, Correct, Unpack};
 
 /// Signatures and where they begin.
 const SIGNATURES: &[(usize, &[u8], Kind)] = &[
@@ -60,6 +62,10 @@ const SIGNATURES: &[(usize, &[u8], Kind)] = &[
     (0, b"Rar!\x1a\x07", Foreign("rar", Unpack)),
     (0, b"MSWIM\0\0\0", Foreign("wim", Unpack)),
     (257, b"ustar", Foreign("tar", Unpack)),
+    (0, b"070701", Foreign("cpio", Unpack)),
+    (0, b"070702", Foreign("cpio", Unpack)),
+    (0, b"070707", Foreign("cpio", Unpack)),
+    (0, b"!<arch>\n", Foreign("ar", Unpack)),
 ];
 
 /// The last 512 bytes of a VHD begin so, and only those if its size is fixed.
@@ -84,9 +90,57 @@ impl Kind {
             }
             // A skippable frame, with which pzstd begins (RFC 8878, 3.1.2).
             [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Packed(Packing::Zstd),
+            _ if is_old_tar(head) => Foreign("tar", Unpack),
+            _ if is_lzma(head) => Foreign("lzma", Unpack),
+            _ if is_page(head) => Foreign("a web page, or XML", Correct),
             _ => Self::Raw,
         }
     }
+}
+
+/// Where a disk that a BIOS boots is signed.
+const BOOT_SIGNATURE_AT: usize = 510;
+
+fn is_boot_sector(head: &[u8]) -> bool {
+    head.get(BOOT_SIGNATURE_AT..).is_some_and(|rest| rest.starts_with(b"\x55\xaa"))
+}
+
+/// A tar of the seventh edition has no signature, but a sum of its first header, counted as if itself were blanks.
+fn is_old_tar(head: &[u8]) -> bool {
+    let Some(header) = head.first_chunk::<512>() else { return false };
+    let sum = header.get(148..156).unwrap_or_default();
+    let digits = sum.trim_ascii_start().split(|byte| matches!(byte, 0 | b' ')).next();
+    let told = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+    let told = told.and_then(|digits| u32::from_str_radix(digits, 8).ok());
+    let all: u32 = header.iter().copied().map(u32::from).sum();
+    let own: u32 = sum.iter().copied().map(u32::from).sum();
+    // Without a name there is no member.
+    header.first() != Some(&0) && told == Some(all - own + 8 * u32::from(b' '))
+}
+
+/// The format before .xz has no signature either: properties, the size of a dictionary, and a size that is
+/// not known or below 256 GiB, as xz itself tells it.
+fn is_lzma(head: &[u8]) -> bool {
+    let [properties, a, b, c, d, size @ ..] = head else { return false };
+    let Some(size) = size.first_chunk().map(|size| u64::from_le_bytes(*size)) else { return false };
+    let dictionary = u32::from_le_bytes([*a, *b, *c, *d]);
+    let is_usual = dictionary.is_power_of_two()
+        || (dictionary % 3 == 0 && (dictionary / 3).is_power_of_two())
+        || dictionary == u32::MAX;
+    *properties < 225
+        && dictionary >= 4096
+        && is_usual
+        && (size == u64::MAX || size < 1 << 38)
+        && size > 0
+        && !is_boot_sector(head)
+}
+
+/// What a server says instead of sending a file.
+fn is_page(head: &[u8]) -> bool {
+    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
+    let begins =
+        |with: &[u8]| head.get(..with.len()).is_some_and(|it| it.eq_ignore_ascii_case(with));
+    [&b"<!doctype"[..], b"<html", b"<?xml", b"<head", b"<!--"].into_iter().any(begins)
 }
 
 impl Remedy {
@@ -95,6 +149,7 @@ impl Remedy {
         match self {
             Convert => "convert it with `qemu-img convert -O qcow2 OLD NEW`",
             Unpack => "take the disk image out of it and publish that",
+            Correct => "look at what image.source leads to",
         }
     }
 }
@@ -119,6 +174,12 @@ mod tests {
             (b"\x52\x2a\x4d\x18\x04\0\0\0", Packed(Packing::Zstd)),
             (&tar, Foreign("tar", Unpack)),
             (&vdi, Foreign("vdi", Convert)),
+            (b"<!DOCTYPE html><html><body>Sign in", Foreign("a web page, or XML", Correct)),
+            (b"\xef\xbb\xbf \r\n<HTML>", Foreign("a web page, or XML", Correct)),
+            (b"< is less", Kind::Raw),
+            (b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0", Foreign("lzma", Unpack)),
+            (b"\x5d\0\0\x80\0\xff\xff", Kind::Raw),
+            (b"\x5d\0\0\x81\0\xff\xff\xff\xff\xff\xff\xff\xff\0", Kind::Raw),
             (b"\xeb\x63\x90", Kind::Raw),
             (b"", Kind::Raw),
             (&[0; HEAD_BYTES], Kind::Raw),

@@ -17,7 +17,7 @@ use self::{
     kind::{HEAD_BYTES, Kind, Remedy, VHD_FOOTER},
     outer::{Packing, Ticker, Unpacked},
 };
-use crate::model::{size::show_bytes, spec::ImageFormat};
+use crate::model::{size::show_apart, spec::ImageFormat};
 
 /// How much is decoded at once.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -31,6 +31,16 @@ pub enum DecodeError {
     /// It is not a format that can be written to a disk.
     #[error("{0}")]
     Unusable(String),
+    /// It is larger than an image may be.
+    #[error("{}", shown_too_large(*bytes, *is_all, *bytes_max))]
+    TooLarge {
+        /// What it has, or what had come when it was given up.
+        bytes: u64,
+        /// Whether that is all it has.
+        is_all: bool,
+        /// What it may have: `images.raw_max`.
+        bytes_max: u64,
+    },
     /// It cannot be read, or what it holds cannot be written.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -119,7 +129,7 @@ pub fn decode(
         (Disk::Qcow2, Some(_)) => {
             let disk_bytes = qcow2::Header::parse(head)?.bytes;
             let bytes = head.len();
-            too_large(disk_bytes, limits.raw_bytes_max)?;
+            too_large(disk_bytes, true, limits.raw_bytes_max)?;
             let scratch = (limits.scratch)()?;
             let most = scratch_bytes_max(limits.raw_bytes_max);
             pour(unpacked, chunk, bytes, &scratch, most, &ticker)?;
@@ -201,7 +211,7 @@ fn pour(
 ) -> Result<Poured, DecodeError> {
     let (mut at, mut ends_as_vhd) = (0, false);
     while let Some(bytes) = chunk.get(..filled).filter(|bytes| !bytes.is_empty()) {
-        too_large(at + bytes.len() as u64, bytes_max)?;
+        too_large(at + bytes.len() as u64, false, bytes_max)?;
         sparse::write(into, at, bytes)?;
         at += bytes.len() as u64;
         ticker.still_there()?;
@@ -226,11 +236,17 @@ impl Poured {
     }
 }
 
-/// Fails if these bytes are more than there may be.
-fn too_large(bytes: u64, bytes_max: u64) -> Result<(), DecodeError> {
+/// Fails if a disk of so many bytes is more than there may be.
+pub(super) fn too_large(bytes: u64, is_all: bool, bytes_max: u64) -> Result<(), DecodeError> {
     if bytes <= bytes_max {
         return Ok(());
     }
-    let most = show_bytes(bytes_max);
-    Err(DecodeError::Unusable(format!("it unpacks to more than {most}, the most it may be")))
+    Err(DecodeError::TooLarge { bytes, is_all, bytes_max })
+}
+
+fn shown_too_large(bytes: u64, is_all: bool, bytes_max: u64) -> String {
+    let [has, most] = show_apart(bytes, bytes_max);
+    let disk =
+        if is_all { format!("a disk of {has}, which is") } else { "it unpacks to".to_owned() };
+    format!("{disk} more than {most}, the most that images.raw_max allows")
 }

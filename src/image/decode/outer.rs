@@ -14,7 +14,7 @@ use std::{
     os::unix::fs::FileExt as _,
 };
 
-use bzip2::bufread::MultiBzDecoder;
+use bzip2::bufread::BzDecoder;
 use flate2::bufread::GzDecoder;
 use liblzma::{
     bufread::XzDecoder,
@@ -107,7 +107,7 @@ impl<'a> Unpacked<'a> {
         let input = Input { published, ticker, at: 0, buffer: vec![0; INPUT_BYTES], unread: 0..0 };
         let bytes: Box<dyn Read + 'a> = match packing {
             None => Box::new(input),
-            Some(Packing::Gzip) => Box::new(Gzip(Some(GzDecoder::new(input)))),
+            Some(Packing::Gzip) => Box::new(Members(Some(GzDecoder::begin(input)))),
             Some(Packing::Xz) => {
                 let flags = CONCATENATED | TELL_UNSUPPORTED_CHECK;
                 let stream = Stream::new_stream_decoder(XZ_MEMORY_BYTES_MAX, flags);
@@ -118,7 +118,7 @@ impl<'a> Unpacked<'a> {
                 decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
                 Box::new(decoder)
             }
-            Some(Packing::Bzip2) => Box::new(MultiBzDecoder::new(input)),
+            Some(Packing::Bzip2) => Box::new(Members(Some(BzDecoder::begin(input)))),
         };
         Ok(Self { packing, bytes, at: 0 })
     }
@@ -171,6 +171,26 @@ struct Input<'a> {
     unread: Range<usize>,
 }
 
+impl Input<'_> {
+    /// Where what was not taken yet begins.
+    fn taken_bytes(&self) -> u64 {
+        self.at.saturating_sub(self.unread.len() as u64)
+    }
+
+    /// How many bytes were not taken yet.
+    fn left_bytes(&self) -> io::Result<u64> {
+        Ok(self.published.metadata()?.len().saturating_sub(self.taken_bytes()))
+    }
+
+    /// Whether what was not taken yet begins so, or is the first bytes of that, cut short.
+    fn begins_with(&self, magic: &[u8]) -> io::Result<bool> {
+        let mut head = [0; 4];
+        let head = head.get_mut(..magic.len()).unwrap_or_default();
+        let bytes = self.published.read_at(head, self.taken_bytes())?;
+        Ok(bytes > 0 && magic.starts_with(head.get(..bytes).unwrap_or_default()))
+    }
+}
+
 impl BufRead for Input<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.unread.is_empty() {
@@ -195,45 +215,66 @@ impl Read for Input<'_> {
     }
 }
 
-/// One member after the other, and then perhaps zeros, as gzip itself takes them: tapes were padded.
-struct Gzip<R>(Option<GzDecoder<R>>);
+/// One member of a file that may have several.
+trait Member<'a>: Read {
+    /// What each begins with.
+    const MAGIC: &'static [u8];
 
-impl<R: BufRead> Read for Gzip<R> {
+    /// Reads the one that begins there.
+    fn begin(input: Input<'a>) -> Self;
+
+    /// What is behind it, once all of it was read.
+    fn into_rest(self) -> Input<'a>;
+}
+
+impl<'a> Member<'a> for GzDecoder<Input<'a>> {
+    const MAGIC: &'static [u8] = b"\x1f\x8b";
+
+    fn begin(input: Input<'a>) -> Self {
+        Self::new(input)
+    }
+
+    fn into_rest(self) -> Input<'a> {
+        self.into_inner()
+    }
+}
+
+impl<'a> Member<'a> for BzDecoder<Input<'a>> {
+    const MAGIC: &'static [u8] = b"BZh";
+
+    fn begin(input: Input<'a>) -> Self {
+        Self::new(input)
+    }
+
+    fn into_rest(self) -> Input<'a> {
+        self.into_inner()
+    }
+}
+
+/// One member after the other. What is no member ends them, as it does for gunzip and bunzip2: padding of
+/// tapes, and what `OpenWrt` puts behind its images. The digest that was compared is of all of the file, so
+/// that nothing has got lost there.
+struct Members<M>(Option<M>);
+
+impl<'a, M: Member<'a>> Read for Members<M> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         while let Some(member) = &mut self.0 {
             let bytes = member.read(into)?;
             if bytes > 0 {
                 return Ok(bytes);
             }
-            self.0 = self
-                .0
-                .take()
-                .map(GzDecoder::into_inner)
-                .and_then(|input| next(input).transpose())
-                .transpose()?;
+            let rest = self.0.take().map(M::into_rest);
+            let left = rest.as_ref().map_or(Ok(0), Input::left_bytes)?;
+            let begins = |rest: &Input<'_>| rest.begins_with(M::MAGIC);
+            if rest.as_ref().map_or(Ok(false), begins)? {
+                self.0 = rest.map(M::begin);
+            } else if left > 0 {
+                tracing::info!(
+                    bytes = left,
+                    "what follows the last member of an image is left out"
+                );
+            }
         }
         Ok(0)
-    }
-}
-
-/// The member after the zeros, or none if there is nothing but those.
-fn next<R: BufRead>(mut input: R) -> io::Result<Option<GzDecoder<R>>> {
-    let mut padded = false;
-    loop {
-        let buffered = input.fill_buf()?;
-        let Some(zeros) = buffered.iter().position(|byte| *byte != 0) else {
-            let bytes = buffered.len();
-            if bytes == 0 {
-                return Ok(None);
-            }
-            padded = true;
-            input.consume(bytes);
-            continue;
-        };
-        if padded || zeros > 0 {
-            let message = "something follows the zeros after its end";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-        }
-        return Ok(Some(GzDecoder::new(input)));
     }
 }

@@ -57,6 +57,8 @@ pub enum FetchError {
         url: String,
         /// What is wrong with it.
         reason: String,
+        /// Whether it is not valid yet, so that this machine's clock may be wrong.
+        is_early: bool,
     },
     /// The web server answers something that is not allowed, or makes no sense.
     #[error("{url}: {reason}")]
@@ -100,7 +102,7 @@ pub enum FetchError {
         reason: String,
     },
     /// The file is not the one the spec means.
-    #[error("{place}: its checksum is {found}, the spec wants {wanted}")]
+    #[error("{place}: its checksum is {found}, the spec wants {wanted}{came}")]
     Checksum {
         /// The path or URL.
         place: String,
@@ -108,6 +110,8 @@ pub enum FetchError {
         wanted: Digest,
         /// What the file has.
         found: Digest,
+        /// How its server called it and what it begins with, after `; `; empty for a file that lies here.
+        came: String,
     },
     /// It was cancelled, or stood still.
     #[error(transparent)]

@@ -29,15 +29,24 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(8);
 
+/// How a file came.
+#[derive(Debug)]
+pub(super) struct Came {
+    /// Whether it came in several pieces, which may not be of the same version of the file.
+    pub(super) was_pieced: bool,
+    /// What the server called it; empty: nothing had to come any more.
+    pub(super) called: String,
+}
+
 /// Fills the sink from a web server. What the sink is told to know of the file already is taken for its beginning; that nothing of it
-/// was used is only certain when this returns `false`.
+/// was used is only certain when it did not come in pieces.
 pub(super) async fn download(
     web: &Web,
     known_bytes: u64,
     sink: &mut Sink,
     bytes_max: u64,
     watch: &Watch<'_>,
-) -> Result<bool, FetchError> {
+) -> Result<Came, FetchError> {
     let mut known_left = known_bytes;
     while known_left > 0 {
         let part = known_left.min(PIECE_BYTES_MAX);
@@ -50,13 +59,21 @@ pub(super) async fn download(
         version: None,
         total_bytes: None,
         has_begun: false,
-        was_pieced: false,
+        came: Came { was_pieced: false, called: String::new() },
+        is_beginning_kept: true,
     };
     let mut retries = Retries::new(known_bytes);
     while let Err(error) = download.attempt(sink, watch).await {
-        retries.pause(error, sink.bytes(), watch).await?;
+        match retries.pause(error, sink.bytes(), watch).await {
+            Ok(()) => {}
+            Err(error) if may_be_mended(&error) && download.give_beginning_up(sink) => {
+                tracing::info!(%error, "a download does not go on and begins again");
+                retries.once_more();
+            }
+            Err(error) => return Err(error),
+        }
     }
-    Ok(download.was_pieced)
+    Ok(download.came)
 }
 
 /// Reads a small file: one byte more than `bytes_max` at most.
@@ -94,23 +111,26 @@ struct Download<'a> {
     version: Option<reqwest::header::HeaderValue>,
     total_bytes: Option<u64>,
     has_begun: bool,
-    /// Whether what is in the sink came in several pieces, which may not be of the same version of the file.
-    was_pieced: bool,
+    /// How what is in the sink came.
+    came: Came,
+    /// Whether the rest of a beginning is asked for; else the whole file.
+    is_beginning_kept: bool,
 }
 
 impl Download<'_> {
     /// One connection. Whatever it brought stays in the sink.
     async fn attempt(&mut self, sink: &mut Sink, watch: &Watch<'_>) -> Result<(), FetchError> {
         let from = sink.bytes();
-        let answer = watch.step(self.web.get(from, self.version.as_ref())).await??;
-        let has_changed = self.total_bytes.is_some() && answer.total_bytes != self.total_bytes;
+        let answer = self.ask(from, watch).await?;
+        let differs = |total_bytes: u64| answer.total_bytes.is_some_and(|told| told != total_bytes);
+        let has_changed = self.total_bytes.is_some_and(differs);
         match answer.body {
             Body::Beyond if answer.total_bytes == Some(from) => {
-                self.was_pieced = true;
+                self.came.was_pieced = true;
                 return Ok(());
             }
-            Body::Rest if !has_changed => self.was_pieced = true,
-            Body::Beyond | Body::Rest => {
+            Body::Rest if !has_changed => self.came.was_pieced = true,
+            Body::Beyond | Body::Rest | Body::Useless => {
                 self.restart(sink, watch).await?;
                 let reason = "the file changes while it is fetched".to_owned();
                 return Err(FetchError::Connection { url: answer.url, reason });
@@ -118,8 +138,13 @@ impl Download<'_> {
             Body::Whole if from > 0 => self.restart(sink, watch).await?,
             Body::Whole => {}
         }
-        (self.version, self.total_bytes) = (answer.validator.clone(), answer.total_bytes);
-        if let Some(total_bytes) = answer.total_bytes {
+        self.version.clone_from(&answer.validator);
+        self.came.called.clone_from(&answer.called);
+        self.total_bytes = match answer.body {
+            Body::Rest => answer.total_bytes.or(self.total_bytes),
+            _ => answer.total_bytes,
+        };
+        if let Some(total_bytes) = self.total_bytes {
             self.check_room(&answer, total_bytes, true)?;
         }
         if self.has_begun {
@@ -131,13 +156,38 @@ impl Download<'_> {
         self.receive(answer, sink, watch).await
     }
 
+    /// Asks for what is missing. Where the server does not know how to send that, or does not answer, asks for the whole file; the
+    /// beginning is kept until that comes.
+    async fn ask(&self, from: u64, watch: &Watch<'_>) -> Result<Answer, FetchError> {
+        if from > 0 && self.is_beginning_kept {
+            let asking = self.web.get(from, self.version.as_ref());
+            match watch.step(timeout(patience(watch), asking)).await? {
+                Ok(Ok(answer)) if answer.body != Body::Useless => return Ok(answer),
+                Ok(Err(error)) => return Err(error),
+                Ok(Ok(_)) | Err(_) => {}
+            }
+            tracing::info!(
+                from,
+                "the server cannot send the rest of a file; all of it is asked for"
+            );
+        }
+        watch.step(self.web.get(0, None)).await?
+    }
+
+    /// From now on asks for the whole file. `false`: that is no other request than the last one was.
+    fn give_beginning_up(&mut self, sink: &Sink) -> bool {
+        let is_other = sink.bytes() > 0 && self.is_beginning_kept;
+        self.is_beginning_kept = false;
+        is_other
+    }
+
     async fn receive(
         &self,
         mut answer: Answer,
         sink: &mut Sink,
         watch: &Watch<'_>,
     ) -> Result<(), FetchError> {
-        let patience = watch.stall / SILENT_CONNECTIONS;
+        let patience = patience(watch);
         loop {
             let chunk = watch.step(timeout(patience, answer.response.chunk())).await?;
             let chunk = chunk.map_err(|_| {
@@ -169,8 +219,22 @@ impl Download<'_> {
     }
 
     async fn restart(&mut self, sink: &mut Sink, watch: &Watch<'_>) -> Result<(), FetchError> {
-        (self.version, self.total_bytes, self.was_pieced) = (None, None, false);
+        (self.version, self.total_bytes, self.came.was_pieced) = (None, None, false);
         sink.put(Piece::Restart, watch).await
+    }
+}
+
+/// How long a connection may be silent before another one is tried.
+fn patience(watch: &Watch<'_>) -> Duration {
+    watch.stall / SILENT_CONNECTIONS
+}
+
+/// Whether another connection may bring what this one did not.
+fn may_be_mended(error: &FetchError) -> bool {
+    match error {
+        FetchError::Connection { .. } | FetchError::Length { .. } => true,
+        FetchError::Status { .. } => !error.is_lasting(),
+        _ => false,
     }
 }
 
@@ -187,6 +251,11 @@ impl Retries {
         Self { furthest_bytes, fruitless: 0, since: Instant::now() }
     }
 
+    /// Allows one connection more, which is fruitless unless it comes further than any before.
+    fn once_more(&mut self) {
+        (self.fruitless, self.since) = (FRUITLESS_MAX, Instant::now());
+    }
+
     /// Waits before the next connection, or gives the error back because there is to be none.
     async fn pause(
         &mut self,
@@ -194,11 +263,7 @@ impl Retries {
         bytes: u64,
         watch: &Watch<'_>,
     ) -> Result<(), FetchError> {
-        let is_mended = match &error {
-            FetchError::Connection { .. } | FetchError::Length { .. } => true,
-            FetchError::Status { .. } => !error.is_lasting(),
-            _ => false,
-        };
+        let is_mended = may_be_mended(&error);
         if bytes >= self.furthest_bytes.saturating_add(FRUIT_BYTES_MIN) {
             *self = Self::new(bytes);
         } else {

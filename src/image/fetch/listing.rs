@@ -1,6 +1,6 @@
 //! Files of checksums: what `sha256sum` and its relatives write, also signed in clear text.
 //!
-//! Called with what somebody published beside an image. It must never guess: of two answers neither is taken. Signatures are not verified.
+//! Called with what somebody published beside an image. It must never guess: of two answers that fit equally well neither is taken. Signatures are not verified.
 
 #[cfg(test)]
 mod tests;
@@ -18,7 +18,7 @@ const SHOWN_CHARS_MAX: usize = 80;
 pub fn fuzz(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == 0);
     let (name, text) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    if let Err(reason) = find(text, name) {
+    if let Err(reason) = find(text, name, b"SHA256SUMS") {
         assert!(reason.len() < 4096 && !reason.chars().any(char::is_control), "{reason:?}");
     }
 }
@@ -32,16 +32,24 @@ struct Line<'a> {
     name: Option<Cow<'a, [u8]>>,
 }
 
-/// The digest of the file with this name, whatever directory the list says it is in. With both algorithms listed, SHA-256.
-pub(super) fn find(text: &[u8], name: &[u8]) -> Result<Digest, String> {
+/// The digest of the file at the path `source` in the list at the path `list`. Of several files with its
+/// name that one is meant whose directories are those of `source`; of both algorithms, SHA-256.
+pub(super) fn find(text: &[u8], source: &[u8], list: &[u8]) -> Result<Digest, String> {
+    let text = plain_text(text);
     let lines: Vec<Line<'_>> = text.split(|byte| *byte == b'\n').filter_map(parse).collect();
+    let name = last(source);
     if let [Line { digest, name: None }] = lines.as_slice() {
         return digest.clone().ok_or_else(|| too_weak(name));
     }
-    let of_name = |line: &&Line<'_>| line.name.as_deref().is_some_and(|path| last(path) == name);
-    let found: Vec<&Line<'_>> = lines.iter().filter(of_name).collect();
+    let found = nearest(&lines, source, list);
     if found.is_empty() {
-        return Err(not_listed(&lines, name));
+        // Publishers list the numbered file that a stable name leads to.
+        return match lines.as_slice() {
+            [Line { digest, .. }] if is_of(last(list), name) => {
+                digest.clone().ok_or_else(|| too_weak(name))
+            }
+            _ => Err(not_listed(&lines, name)),
+        };
     }
     for algorithm in [DigestAlgorithm::Sha256, DigestAlgorithm::Sha512] {
         let mut digests = found
@@ -57,6 +65,64 @@ pub(super) fn find(text: &[u8], name: &[u8]) -> Result<Digest, String> {
         };
     }
     Err(too_weak(name))
+}
+
+/// Whether a list's own name says that it is about one file: `disk.img.sha256`.
+fn is_of(list: &[u8], name: &[u8]) -> bool {
+    list.strip_prefix(name).is_some_and(|ending| !ending.is_empty())
+}
+
+/// The lines about the file at `source` that come nearest to its whole path.
+fn nearest<'l, 't>(lines: &'l [Line<'t>], source: &[u8], list: &[u8]) -> Vec<&'l Line<'t>> {
+    let wanted = components(source);
+    let directory = components(list);
+    let inside = directory.split_last().and_then(|(_, directory)| wanted.strip_prefix(directory));
+    let rank = |listed: &[u8]| -> Option<(bool, bool, usize)> {
+        let listed = components(listed);
+        let pairs = listed.iter().rev().zip(wanted.iter().rev());
+        let common = pairs.take_while(|(listed, wanted)| listed == wanted).count();
+        let is_beside = inside == Some(listed.as_slice());
+        (common > 0).then_some((is_beside, common == listed.len(), common))
+    };
+    for spelling in [exact, loose] {
+        let ranked =
+            lines.iter().filter_map(|line| Some((rank(&spelling(line.name.as_deref()?))?, line)));
+        let ranked: Vec<_> = ranked.collect();
+        if let Some(best) = ranked.iter().map(|(rank, _)| *rank).max() {
+            return ranked.into_iter().filter(|(rank, _)| *rank == best).map(|(_, l)| l).collect();
+        }
+    }
+    Vec::new()
+}
+
+/// The parts of a path that name something.
+fn components(path: &[u8]) -> Vec<&[u8]> {
+    path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect()
+}
+
+fn exact(name: &[u8]) -> Cow<'_, [u8]> {
+    Cow::Borrowed(name)
+}
+
+/// The name as Windows spells it, with more white space before it, or with another column behind it.
+fn loose(name: &[u8]) -> Cow<'_, [u8]> {
+    let name = name.trim_ascii().split(|byte| *byte == b'\t').next().unwrap_or_default();
+    let plain = |byte: &u8| if *byte == b'\\' { b'/' } else { *byte };
+    Cow::Owned(name.trim_ascii_end().iter().map(plain).collect())
+}
+
+/// The text in UTF-8: PowerShell's `>` writes UTF-16.
+fn plain_text(text: &[u8]) -> Cow<'_, [u8]> {
+    let read: fn([u8; 2]) -> u16 = match text {
+        // A byte order mark, or a digit without one.
+        [0xff, 0xfe, ..] | [1..=u8::MAX, 0, ..] => u16::from_le_bytes,
+        [0xfe, 0xff, ..] | [0, 1..=u8::MAX, ..] => u16::from_be_bytes,
+        _ => return Cow::Borrowed(text),
+    };
+    let units = text.chunks_exact(2).filter_map(|unit| unit.first_chunk().copied()).map(read);
+    let text: String =
+        char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
+    Cow::Owned(text.into_bytes())
 }
 
 /// What a line says; `None` if it is no checksum: a comment, a part of a signature.
@@ -101,13 +167,19 @@ fn tagged(line: &[u8]) -> Option<Parts<'_>> {
     Some((digest, Some(name)))
 }
 
-/// `digest  name`, with an asterisk before the name of a binary file, or only `digest`.
+/// `digest  name`, with an asterisk before the name of a binary file, or only `digest`; `sha256:` may
+/// stand before it.
 fn plain(line: &[u8]) -> Option<Parts<'_>> {
     let line = line.trim_ascii_start();
     let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());
     let (digits, rest) = line.split_at(end);
+    let (algorithm, digits) = match digits.iter().position(|byte| *byte == b':') {
+        Some(colon) => (digits.get(..colon), digits.get(colon + 1..).unwrap_or_default()),
+        None => (None, digits),
+    };
     let digits = hex(digits)?;
     let digest = match digits.len() {
+        _ if algorithm.is_some_and(|name| !name.eq_ignore_ascii_case(its_name(digits))) => None,
         64 => format!("sha256:{digits}").parse().ok(),
         128 => format!("sha512:{digits}").parse().ok(),
         // MD5, SHA-1, SHA-224, SHA-384
@@ -120,6 +192,15 @@ fn plain(line: &[u8]) -> Option<Parts<'_>> {
         [_, b' ' | b'*', name @ ..] | [_, name @ ..] => name,
     };
     (!name.is_empty()).then_some((digest, Some(name)))
+}
+
+/// The algorithm that has a digest of so many digits, if hostler takes it.
+fn its_name(digits: &str) -> &'static [u8] {
+    match digits.len() {
+        64 => b"sha256",
+        128 => b"sha512",
+        _ => b"",
+    }
 }
 
 fn hex(bytes: &[u8]) -> Option<&str> {

@@ -12,10 +12,11 @@ mod web;
 
 use std::{
     fs::{File, Metadata},
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     sync::Arc,
 };
 
+use tokio::task::spawn_blocking;
 use url::Url;
 
 pub use self::error::FetchError;
@@ -24,10 +25,17 @@ pub(super) use self::hash::Hash;
 pub use self::listing::fuzz;
 use self::{sink::Sink, web::Web};
 use super::source::Directories;
-use crate::{model::ids::Digest, progress::Watch};
+use crate::{
+    model::ids::{Digest, hex},
+    progress::Watch,
+};
 
 /// The largest file of checksums. That of all of Debian's cloud images has 4 KiB.
 const LIST_BYTES_MAX: usize = 1 << 20;
+
+/// How many bytes of what a server sent are shown, as text or in hex.
+const SHOWN_BYTES: usize = 60;
+const SHOWN_BINARY_BYTES: usize = 8;
 
 /// A block in `st_blocks`, whatever the file system (stat(2)).
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -100,15 +108,16 @@ impl Sources {
             let job = Download { url, wanted, into, bytes_max };
             job.run(known_bytes, &mut sink, watch).await
         } else {
-            self.copy(source, &mut sink, bytes_max, watch).await
+            let found = self.copy(source, &mut sink, bytes_max, watch).await;
+            found.map(|found| (found, String::new()))
         };
         sink.stop().await;
-        let found = filled?;
+        let (found, came) = filled?;
         if found == *wanted {
             Ok(())
         } else {
             let place = Self::shown(source);
-            Err(FetchError::Checksum { place, wanted: wanted.clone(), found })
+            Err(FetchError::Checksum { place, wanted: wanted.clone(), found, came })
         }
     }
 
@@ -141,7 +150,7 @@ impl Sources {
         let found = if text.len() > LIST_BYTES_MAX {
             Err("larger than 1 MiB, so no file of checksums".to_owned())
         } else {
-            listing::find(&text, &file_name(source)?)
+            listing::find(&text, &path_of(source)?, &path_of(place)?)
         };
         found.map_err(|reason| FetchError::NotListed { place: shown, reason })
     }
@@ -157,33 +166,52 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Downloads, and does so once more from the first byte if what came in pieces has the wrong checksum.
+    /// Downloads, and does so once more from the first byte if what came in pieces has the wrong checksum. Returns the digest, and what a
+    /// message about a wrong one has to say of what came.
     async fn run(
         self,
         known_bytes: u64,
         sink: &mut Sink,
         watch: &Watch<'_>,
-    ) -> Result<Digest, FetchError> {
+    ) -> Result<(Digest, String), FetchError> {
         let web = Web::new(self.url, watch).await?;
-        let was_pieced = http::download(&web, known_bytes, sink, self.bytes_max, watch).await?;
-        let found = sink.finish(watch).await?;
-        if found == *self.wanted || !was_pieced {
-            return Ok(found);
+        let mut came = http::download(&web, known_bytes, sink, self.bytes_max, watch).await?;
+        let mut found = sink.finish(watch).await?;
+        if found != *self.wanted && came.was_pieced {
+            tracing::info!("a download in pieces has the wrong checksum and begins again");
+            *sink = Sink::new(self.into, 0, self.wanted.algorithm());
+            came = http::download(&web, 0, sink, self.bytes_max, watch).await?;
+            found = sink.finish(watch).await?;
         }
-        tracing::info!("a download in pieces has the wrong checksum and begins again");
-        *sink = Sink::new(self.into, 0, self.wanted.algorithm());
-        http::download(&web, 0, sink, self.bytes_max, watch).await?;
-        sink.finish(watch).await
+        if found == *self.wanted || came.called.is_empty() {
+            return Ok((found, String::new()));
+        }
+        let file = Arc::clone(self.into);
+        let head = watch.step(spawn_blocking(move || beginning(&file))).await?;
+        let head = head.unwrap_or_default();
+        let came = format!("; the server sent {}, which begins with {head}", came.called);
+        Ok((found, came))
     }
 }
 
-/// The name a source has in a list: the last part of its path.
-fn file_name(source: &str) -> Result<Vec<u8>, FetchError> {
-    match web::url(source).transpose()? {
-        Some(url) => {
-            let last = url.path_segments().and_then(|mut parts| parts.next_back()).unwrap_or("");
-            Ok(percent_encoding::percent_decode_str(last).collect())
-        }
-        None => Ok(source.rsplit('/').next().unwrap_or(source).as_bytes().to_vec()),
+/// The first bytes of a file for people: as text if they are, and else in hex.
+fn beginning(file: &File) -> String {
+    let mut head = [0; SHOWN_BYTES];
+    let read = file.read_at(&mut head, 0).unwrap_or_default();
+    let head = head.get(..read).unwrap_or_default();
+    let is_text = |byte: &u8| matches!(byte, b' '..=b'~' | b'\t' | b'\r' | b'\n');
+    if !head.is_empty() && head.iter().all(is_text) {
+        let text: String = head.iter().map(|byte| char::from(*byte)).collect();
+        return format!("{:?}", text.split_whitespace().collect::<Vec<_>>().join(" "));
     }
+    let hex = hex(head.get(..SHOWN_BINARY_BYTES).unwrap_or(head));
+    if hex.is_empty() { "nothing".to_owned() } else { hex }
+}
+
+/// The path of a source, as lists spell it.
+fn path_of(source: &str) -> Result<Vec<u8>, FetchError> {
+    Ok(match web::url(source).transpose()? {
+        Some(url) => percent_encoding::percent_decode_str(url.path()).collect(),
+        None => source.as_bytes().to_vec(),
+    })
 }

@@ -3,17 +3,18 @@
 //! Called by the download and for files of checksums. It must never show a URL's credentials or query, go from https to http, or decode
 //! what it is sent: a checksum is of the file as it was published.
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use reqwest::{
     Client, Response, StatusCode,
     header::{
-        ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue,
-        IF_RANGE, LAST_MODIFIED, RANGE,
+        ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+        HeaderMap, HeaderName, HeaderValue, IF_RANGE, LAST_MODIFIED, RANGE,
     },
     redirect::{Action, Attempt, Policy},
 };
-use rustls::{CertificateError, ClientConfig, RootCertStore, crypto::ring};
+use rustls::{CertificateError, ClientConfig, RootCertStore, crypto::ring, pki_types::UnixTime};
 use tokio::task::spawn_blocking;
 use url::Url;
 
@@ -22,6 +23,9 @@ use crate::{model::printable::is_escaped, progress::Watch};
 
 /// As many as browsers follow at least (Fetch standard: 20) are not needed for files.
 const REDIRECTS_MAX: usize = 10;
+
+/// How long the answer to HEAD is waited for. The size is worth no more: without it space is made while the file comes.
+const HEAD_LIMIT: Duration = Duration::from_secs(4);
 
 /// Characters of a URL, or of what a server caused, that are shown.
 const SHOWN_CHARS_MAX: usize = 200;
@@ -46,6 +50,8 @@ pub(super) struct Answer {
     pub(super) total_bytes: Option<u64>,
     /// What tells this version of the file from others (RFC 9110 section 13.1.5).
     pub(super) validator: Option<HeaderValue>,
+    /// What the server calls it, as it may be shown: its type, and how it is encoded.
+    pub(super) called: String,
 }
 
 /// What the body of an answer is.
@@ -53,10 +59,12 @@ pub(super) struct Answer {
 pub(super) enum Body {
     /// The file from its first byte on.
     Whole,
-    /// The rest that was asked for.
+    /// The rest that was asked for, or the first bytes of that.
     Rest,
     /// Nothing: the file ends before the rest that was asked for begins.
     Beyond,
+    /// Nothing that can be used for the rest, although the server may well send the whole.
+    Useless,
 }
 
 /// The URL that a source is, if it is one at all: paths have no `//`.
@@ -109,40 +117,39 @@ impl Web {
         let response = request.send().await.map_err(|error| self.failed(&error))?;
         let url = self.way_to(response.url());
         let wrong = |reason: String| FetchError::Answer { url: url.clone(), reason };
-        let range = content_range(response.headers()).map_err(wrong)?;
         let length = response.headers().get(CONTENT_LENGTH).and_then(number);
-        let (body, total_bytes) = match (response.status(), range) {
+        let (body, total_bytes) = match (response.status(), content_range(response.headers())) {
+            // RFC 9110 section 14.4 gives it no meaning here; a server that sends it sends a part.
+            (StatusCode::OK, Ok(Some(Range { part: Some((1.., _)), .. }))) if from > 0 => {
+                (Body::Useless, None)
+            }
             (StatusCode::OK, _) => (Body::Whole, length),
-            (StatusCode::PARTIAL_CONTENT, Some(Range { part: Some((first, last)), total }))
-                if from > 0
-                    && first == from
-                    && length
-                        .is_none_or(|length| last.checked_sub(first) == length.checked_sub(1))
-                    && total.is_none_or(|total| last.checked_add(1) == Some(total)) =>
-            {
-                (Body::Rest, total.or(last.checked_add(1)))
+            (StatusCode::PARTIAL_CONTENT, Ok(Some(range))) if range.goes_on_from(from, length) => {
+                (Body::Rest, range.total)
             }
-            (StatusCode::PARTIAL_CONTENT, _) => {
-                return Err(wrong(format!(
-                    "the server answers with another part of the file than byte {from} to its end"
-                )));
+            (StatusCode::PARTIAL_CONTENT, _) if from == 0 => {
+                let reason = "the server sends a part of the file where all of it was asked for";
+                return Err(wrong(reason.to_owned()));
             }
+            (StatusCode::PARTIAL_CONTENT, _) => (Body::Useless, None),
             (StatusCode::RANGE_NOT_SATISFIABLE, range) if from > 0 => {
-                (Body::Beyond, range.and_then(|range| range.total))
+                (Body::Beyond, range.ok().flatten().and_then(|range| range.total))
             }
+            (status, _) if from > 0 && !may_pass(status) => (Body::Useless, None),
             (status, _) => {
                 let code = status.as_u16();
                 return Err(FetchError::Status { url, code, status: status.to_string() });
             }
         };
         let validator = validator_of(response.headers());
-        Ok(Answer { response, url, body, total_bytes, validator })
+        let called = called(response.headers());
+        Ok(Answer { response, url, body, total_bytes, validator, called })
     }
 
-    /// How many bytes the file has, if the server says so without sending it.
+    /// How many bytes the file has, if the server says so without sending it, and soon: there are servers that never answer HEAD.
     pub(super) async fn size(&self) -> Result<Option<u64>, FetchError> {
-        let answer = self.client.head(self.url.clone()).send().await;
-        let answer = answer.map_err(|error| self.failed(&error))?;
+        let asking = self.client.head(self.url.clone()).timeout(HEAD_LIMIT);
+        let answer = asking.send().await.map_err(|error| self.failed(&error))?;
         // A server may well answer HEAD in another way than GET, so that only its good answers count.
         let length = answer.headers().get(CONTENT_LENGTH).and_then(number);
         Ok(length.filter(|_| answer.status() == StatusCode::OK))
@@ -162,15 +169,11 @@ impl Web {
 /// What to say of a request that failed.
 pub(super) fn failed(error: &reqwest::Error, url: String) -> FetchError {
     if let Some(wrong) = causes(error).find_map(certificate_error) {
-        let reason = match wrong {
-            CertificateError::UnknownIssuer => {
-                "the server's certificate was issued by nobody this \
-                system trusts; SSL_CERT_FILE may name further certificate authorities"
-                    .to_owned()
-            }
-            wrong => format!("the server's certificate is not good: {}", bounded(wrong)),
-        };
-        return FetchError::Certificate { url, reason };
+        let is_early = matches!(
+            wrong,
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }
+        );
+        return FetchError::Certificate { url, reason: wrong_certificate(wrong), is_early };
     }
     // The outermost errors only say that it was a request; and they have the URL.
     let reason = causes(error).last().map_or_else(|| "failed".to_owned(), bounded);
@@ -179,6 +182,31 @@ pub(super) fn failed(error: &reqwest::Error, url: String) -> FetchError {
     } else {
         FetchError::Connection { url, reason }
     }
+}
+
+fn wrong_certificate(wrong: &CertificateError) -> String {
+    match wrong {
+        CertificateError::UnknownIssuer => "the server's certificate was issued by nobody this \
+            system trusts; SSL_CERT_FILE may name further certificate authorities"
+            .to_owned(),
+        CertificateError::NotValidYetContext { time, not_before } => format!(
+            "the server's certificate is valid from {} on, and this machine's clock says {}",
+            date(*not_before),
+            date(*time)
+        ),
+        CertificateError::ExpiredContext { time, not_after } => format!(
+            "the server's certificate was valid until {}, and this machine's clock says {}",
+            date(*not_after),
+            date(*time)
+        ),
+        wrong => format!("the server's certificate is not good: {}", bounded(wrong)),
+    }
+}
+
+fn date(time: UnixTime) -> String {
+    let seconds = i64::try_from(time.as_secs()).ok();
+    let time = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
+    time.map_or_else(|| "a time without a date".to_owned(), |time| time.to_string())
 }
 
 /// What may quote the server.
@@ -245,7 +273,20 @@ struct Range {
     total: Option<u64>,
 }
 
-fn content_range(headers: &HeaderMap) -> Result<Option<Range>, String> {
+impl Range {
+    /// Whether it begins at this byte, is no shorter than the body and does not contradict itself.
+    fn goes_on_from(self, from: u64, length: Option<u64>) -> bool {
+        let Some((first, last)) = self.part.filter(|_| from > 0) else { return false };
+        let bytes = last.checked_sub(first).and_then(|bytes| bytes.checked_add(1));
+        first == from
+            && bytes.is_some()
+            && (length.is_none() || length == bytes)
+            && self.total.is_none_or(|total| last < total)
+    }
+}
+
+/// The part that a body claims to be; `Err`: it cannot be read.
+fn content_range(headers: &HeaderMap) -> Result<Option<Range>, ()> {
     let Some(value) = headers.get(CONTENT_RANGE) else { return Ok(None) };
     let parse = || {
         let (part, total) = value.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
@@ -258,7 +299,23 @@ fn content_range(headers: &HeaderMap) -> Result<Option<Range>, String> {
         };
         Some(Range { part, total })
     };
-    parse().map(Some).ok_or_else(|| "the server's Content-Range cannot be read".to_owned())
+    parse().map(Some).ok_or(())
+}
+
+/// Whether the same request may be answered in another way a moment later (RFC 9110 section 15).
+fn may_pass(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502..=504)
+}
+
+/// The type of what is sent, and what it is packed with although nobody asked for that.
+fn called(headers: &HeaderMap) -> String {
+    let shown =
+        |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(bounded);
+    let kind = shown(CONTENT_TYPE).unwrap_or_else(|| "something without a type".to_owned());
+    match shown(CONTENT_ENCODING) {
+        Some(coding) if coding != "identity" => format!("{kind} in Content-Encoding {coding}"),
+        _ => kind,
+    }
 }
 
 fn number(value: &HeaderValue) -> Option<u64> {

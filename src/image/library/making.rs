@@ -19,10 +19,10 @@ use crate::{
     checked_file::CheckedFile,
     image::{
         ImageError,
-        decode::{self, DecodeError, Limits},
+        decode::{self, DecodeError, Limits, too_large},
         fetch::FetchError,
     },
-    model::{ids::Digest, size::show_bytes, spec::ImageFormat, status::ImagingStage},
+    model::{ids::Digest, spec::ImageFormat, status::ImagingStage},
     progress::{Meter, Watch, stopped},
     regular_file,
 };
@@ -250,7 +250,7 @@ impl Inner {
         order: &Order,
         result: Result<T, DecodeError>,
     ) -> Result<T, DecodeError> {
-        if let Err(DecodeError::Unusable(_)) = result {
+        if let Err(DecodeError::Unusable(_) | DecodeError::TooLarge { .. }) = result {
             self.cache.remove(&order.name, Kind::Partial)?;
         }
         result
@@ -364,13 +364,7 @@ impl Unpacking {
             (Kind::Temporary, Arc::new(raw))
         };
         let bytes = raw.metadata()?.len();
-        if bytes > self.raw_bytes_max {
-            return Err(DecodeError::Unusable(format!(
-                "a disk of {}, at most {} are allowed",
-                show_bytes(bytes),
-                show_bytes(self.raw_bytes_max)
-            )));
-        }
+        too_large(bytes, true, self.raw_bytes_max)?;
         let sums = self.cache.create(&self.order.name, Kind::Sums)?;
         let content = content::survey(&raw, &sums, beat)?.ok_or(DecodeError::Cancelled)?;
         Ok((kind, content.digest))

@@ -15,14 +15,12 @@ use crate::imaging::{
 /// Bytes of the config drive's partition where hostler makes one: what cloud-init's tools make too.
 pub const CONFIG_DRIVE_BYTES: u64 = 64 << 20;
 
-/// The partition's name in a GUID partition table.
-pub(super) const NAME: &str = "config-2";
-/// Labels of file systems that are there to be a config drive.
+/// Labels of file systems that are there to be a config drive, and names of partitions for them.
 const LABELS: [&str; 2] = ["config-2", "cidata"];
 
 /// Where the first volume descriptor of an ISO 9660 file system is (ECMA-119 §6.7.1).
-const ISO_AT: usize = 32 << 10;
-const ISO_ID: &[u8] = b"\x01CD001\x01";
+pub(super) const ISO_AT: usize = 32 << 10;
+pub(super) const ISO_ID: &[u8] = b"\x01CD001\x01";
 
 /// A partition of the image.
 #[derive(Clone, Debug)]
@@ -42,6 +40,12 @@ pub(super) struct Drive(pub(super) Bytes);
 impl Drive {
     fn is_iso(&self) -> bool {
         self.0.get(ISO_AT..).is_some_and(|descriptor| descriptor.starts_with(ISO_ID))
+    }
+
+    /// The partition's name in a GUID partition table: the label of the file system, by which it is looked for.
+    pub(super) fn name(&self) -> &'static str {
+        let [usual, _] = LABELS;
+        label_in(&self.0).unwrap_or(usual)
     }
 
     pub(super) fn gpt_kind(&self) -> &'static gpt::Guid {
@@ -81,15 +85,41 @@ pub(super) fn place(
     limit: u64,
     add: impl FnOnce(&Range<u64>) -> Option<()>,
 ) -> Result<Range<u64>, LayoutError> {
-    // An image that is a file system as a whole may have a table that says so.
-    for area in areas.iter().filter(|area| area.bytes.start > 0) {
-        if area.name.eq_ignore_ascii_case(NAME) || is_labelled(image, area.bytes.start)? {
-            return Ok(area.bytes.clone());
-        }
+    if let Some(waiting) = waiting(image, areas)? {
+        return Ok(waiting);
     }
     let place = at_the_end(disk, areas, limit)?;
     add(&place).ok_or(LayoutError::TableFull { entries: areas.len() })?;
     Ok(place)
+}
+
+/// Where the table has to reach to on the smallest disk that takes a config drive behind these partitions, which end at `end`. `add` tries
+/// whether the table has an entry left.
+pub(super) fn least_end(
+    image: &ImageFile,
+    areas: &[Area],
+    end: u64,
+    add: impl FnOnce(&Range<u64>) -> Option<()>,
+) -> Result<u64, LayoutError> {
+    if waiting(image, areas)?.is_some() {
+        return Ok(end);
+    }
+    let start = free_from(areas, ALIGNMENT_BYTES);
+    let place = start..start.saturating_add(CONFIG_DRIVE_BYTES);
+    add(&place).ok_or(LayoutError::TableFull { entries: areas.len() })?;
+    Ok(end.max(place.end))
+}
+
+/// The partition of the image that waits for a config drive.
+fn waiting(image: &ImageFile, areas: &[Area]) -> Result<Option<Range<u64>>, LayoutError> {
+    // An image that is a file system as a whole may have a table that says so.
+    for area in areas.iter().filter(|area| area.bytes.start > 0) {
+        let is_named = LABELS.iter().any(|label| area.name.eq_ignore_ascii_case(label));
+        if is_named || label_in(&read(image, area.bytes.start, ISO_AT + 512)?).is_some() {
+            return Ok(Some(area.bytes.clone()));
+        }
+    }
+    Ok(None)
 }
 
 /// Where the disk would have it if there is room for that.
@@ -103,8 +133,7 @@ fn aligned_at_the_end(
     limit: u64,
     alignment: u64,
 ) -> Result<Range<u64>, LayoutError> {
-    let last_end = areas.iter().map(|area| area.bytes.end).max().unwrap_or_default();
-    let free = last_end.max(1).next_multiple_of(alignment);
+    let free = free_from(areas, alignment);
     match limit.checked_sub(CONFIG_DRIVE_BYTES).map(|start| start / alignment * alignment) {
         Some(start) if start >= free => Ok(start..start + CONFIG_DRIVE_BYTES),
         _ => Err(LayoutError::NoRoom {
@@ -114,9 +143,14 @@ fn aligned_at_the_end(
     }
 }
 
-/// Whether a FAT or ISO 9660 file system with the label of a config drive begins there.
-fn is_labelled(image: &ImageFile, at: u64) -> Result<bool, LayoutError> {
-    let bytes = read(image, at, ISO_AT + 512)?;
+/// The first aligned byte behind all partitions.
+fn free_from(areas: &[Area], alignment: u64) -> u64 {
+    let last_end = areas.iter().map(|area| area.bytes.end).max().unwrap_or_default();
+    last_end.max(1).checked_next_multiple_of(alignment).unwrap_or(u64::MAX)
+}
+
+/// The label of a config drive that the FAT or ISO 9660 file system which begins so has, if it has one.
+fn label_in(bytes: &[u8]) -> Option<&'static str> {
     let text = |range: Range<usize>| bytes.get(range).unwrap_or_default();
     let signed = text(510..512) == [0x55, 0xaa];
     let label = if text(ISO_AT..ISO_AT + ISO_ID.len()) == ISO_ID {
@@ -129,5 +163,5 @@ fn is_labelled(image: &ImageFile, at: u64) -> Result<bool, LayoutError> {
         &[]
     };
     let label = label.trim_ascii_end();
-    Ok(LABELS.iter().any(|wanted| label.eq_ignore_ascii_case(wanted.as_bytes())))
+    LABELS.into_iter().find(|wanted| label.eq_ignore_ascii_case(wanted.as_bytes()))
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Geometry, LayoutError};
+use super::{Geometry, LayoutError, blocks};
 use crate::imaging::{
     ImageFile,
     table::{
@@ -12,7 +12,7 @@ use crate::imaging::{
 };
 
 /// Sizes of blocks that images are made for.
-const BLOCK_BYTES: [u32; 2] = [512, 4096];
+pub(super) const BLOCK_BYTES: [u32; 2] = [512, 4096];
 
 /// What an image begins with.
 #[derive(Debug)]
@@ -43,14 +43,10 @@ impl ImageTable {
         if mbr.is_protective() {
             return GptImage::read(image, disk, mbr).map(Self::Gpt);
         }
-        // The record does not say how big its blocks are, but the image is big enough for its partitions.
-        let end = mbr.records().map(|record| record.blocks.end).max().unwrap_or_default();
-        let fits = |block_bytes: u32| end * u64::from(block_bytes) <= disk.padded(image.bytes());
-        let [usual, _] = BLOCK_BYTES;
-        if !fits(disk.block_bytes) && usual < disk.block_bytes && fits(usual) {
-            return Err(LayoutError::OtherBlocks { image: usual, disk: disk.block_bytes });
+        match blocks::counted_by(image, &mbr, disk)? {
+            counted if counted == disk.block_bytes => Ok(Self::Mbr(mbr)),
+            counted => Err(LayoutError::OtherBlocks { image: counted, disk: disk.block_bytes }),
         }
-        Ok(Self::Mbr(mbr))
     }
 }
 

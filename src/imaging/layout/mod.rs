@@ -3,6 +3,7 @@
 //! Made before the disk is touched, on a thread that may block, from the image, the disk's size and what the spec says; written by the
 //! pipeline, which decides the order. A layout must never reach past the disk's end, and no two of its segments may touch the same block.
 
+mod blocks;
 mod drive;
 mod error;
 #[cfg(any(test, fuzzing))]
@@ -21,7 +22,7 @@ pub use self::{
     drive::CONFIG_DRIVE_BYTES,
     error::LayoutError,
     partitioned::{Parts, needed_bytes, partitioned},
-    whole_disk::whole_disk,
+    whole_disk::{whole_disk, whole_disk_needs},
 };
 use super::{
     ImageFile,
@@ -48,6 +49,7 @@ pub struct Geometry {
 #[derive(Clone, Debug)]
 pub struct Layout {
     segments: Vec<Segment>,
+    root_partuuid: Option<String>,
 }
 
 /// One run of bytes.
@@ -183,7 +185,7 @@ impl Layout {
         let mut segments: Vec<Segment> =
             segments.into_iter().filter(|segment| segment.content.bytes() > 0).collect();
         segments.sort_by_key(|segment| segment.at);
-        Self { segments }
+        Self { segments, root_partuuid: None }
     }
 
     /// A whole file from the disk's begin on.
@@ -194,6 +196,11 @@ impl Layout {
     /// The segments, by where they begin.
     pub fn segments(&self) -> &[Segment] {
         &self.segments
+    }
+
+    /// What `PARTUUID=` calls the root partition on a kernel's command line, if hostler has made it: no other disk has it.
+    pub fn root_partuuid(&self) -> Option<&str> {
+        self.root_partuuid.as_deref()
     }
 
     /// The end of the last of them, in bytes.

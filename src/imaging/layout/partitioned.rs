@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{
     ALIGNMENT_BYTES, Content, Geometry, Layout, LayoutError,
-    drive::{self, CONFIG_DRIVE_BYTES, Drive},
+    drive::{CONFIG_DRIVE_BYTES, Drive},
 };
 use crate::{
     imaging::{
@@ -75,6 +75,7 @@ pub fn partitioned(
     for (partition, place) in with_places() {
         layout = partition.fill(layout, disk, place)?;
     }
+    let root_partuuid;
     match partitions.table {
         PartitionTable::Gpt => {
             let mut gpt = Gpt::empty(disk.block_size(), guid());
@@ -82,12 +83,19 @@ pub fn partitioned(
                 gpt.add(partition.gpt_kind, guid(), &disk.in_blocks(place), partition.name)
                     .ok_or(LayoutError::TooManyPartitions(wanted.len()))?;
             }
+            // The root is the last one.
+            root_partuuid = gpt.partitions().last().map(|root| gpt::written(root.guid));
             let protective = Mbr::protective(disk.block_size(), disk.blocks());
             layout = layout.with_mbr(disk, protective).with_gpt(disk, &gpt);
         }
         PartitionTable::Msdos => {
+            // Without an identity its partitions would have none.
             let [a, b, c, d, ..] = guid();
-            let mut mbr = Mbr::empty(disk.block_size(), [a, b, c, d]);
+            let id = [a | 1, b, c, d];
+            let mut mbr = Mbr::empty(disk.block_size(), id);
+            // Linux, `msdos_partition`: the disk's identity, and the number of the partition.
+            let (id, number) = (u32::from_le_bytes(id), wanted.len());
+            root_partuuid = Some(format!("{id:08x}-{number:02x}"));
             for (partition, place) in with_places() {
                 mbr.add(partition.mbr_kind, &disk.in_blocks(place))
                     .ok_or(LayoutError::TooManyPartitions(wanted.len()))?;
@@ -95,6 +103,7 @@ pub fn partitioned(
             layout = layout.with_mbr(disk, mbr);
         }
     }
+    layout.root_partuuid = root_partuuid;
     layout.checked(disk)
 }
 
@@ -132,7 +141,7 @@ fn wanted(root: &ImageFile, partitions: &Partitions, parts: Parts) -> Vec<Wanted
         content: parts.ephemeral.map(Content::of_file),
     });
     let config_drive = parts.config_drive.map(Drive).map(|drive| Wanted {
-        name: drive::NAME,
+        name: drive.name(),
         gpt_kind: drive.gpt_kind(),
         mbr_kind: drive.mbr_kind(),
         bytes: CONFIG_DRIVE_BYTES,

@@ -349,6 +349,11 @@ proptest! {
                 prop_assert!(image_blocks > disk_blocks);
                 return Ok(());
             }
+            // Where the tools of disks with 512-byte blocks begin.
+            Err(LayoutError::OtherBlocks { image: 512, .. }) => {
+                prop_assert!(partitions.iter().all(|blocks| blocks.start.is_multiple_of(2048)));
+                return Ok(());
+            }
             Err(LayoutError::NoTable) => {
                 prop_assert!(with_drive && partitions.is_empty());
                 return Ok(());

@@ -7,12 +7,12 @@ use bytes::Bytes;
 use super::{
     Content, Geometry, Layout, LayoutError, Segment,
     drive::{self, Area, CONFIG_DRIVE_BYTES, Drive},
-    image_table::{GptImage, ImageTable},
+    image_table::{BLOCK_BYTES, GptImage, ImageTable, read},
 };
 use crate::imaging::{
     ImageFile,
     table::{
-        gpt::Gpt,
+        gpt::{self, Gpt},
         mbr::{self, Mbr},
     },
 };
@@ -20,8 +20,11 @@ use crate::imaging::{
 /// The image's bytes, its tables corrected for the disk, and the config drive in a partition of its own or in one that waits for it.
 ///
 /// - GUID partition table: the backup moves to the disk's end, and the old one is zeroed if it lies between partitions. If only the backup
-///   is intact, it is taken. A disk smaller than the image will do if the partitions fit.
-/// - Master boot record, or no table: as it is, if it fits.
+///   is intact, it is taken.
+/// - Master boot record: as it is. Where a partition reaches past the image's end, zeros follow.
+/// - No table: as it is, if it fits.
+///
+/// With a table, a disk smaller than the image will do if the partitions fit.
 ///
 /// `guid` gives random bytes. Reads the image, so that it must be called where blocking is allowed.
 pub fn whole_disk(
@@ -47,9 +50,71 @@ pub fn whole_disk(
     layout.checked(disk)
 }
 
+/// The smallest disk that such a layout is made for, in bytes, whatever its blocks are; without a config drive's bytes, because only its
+/// partition counts. Fails for whatever the image itself does not allow.
+pub fn whole_disk_needs(image: &ImageFile, config_drive: bool) -> Result<u64, LayoutError> {
+    let of_blocks = |block_bytes| needs_of_blocks(image, config_drive, block_bytes);
+    let [usual, _] = BLOCK_BYTES;
+    match of_blocks(usual) {
+        Err(LayoutError::OtherBlocks { image: block_bytes, .. }) => of_blocks(block_bytes),
+        needs => needs,
+    }
+}
+
+fn needs_of_blocks(
+    image: &ImageFile,
+    config_drive: bool,
+    block_bytes: u32,
+) -> Result<u64, LayoutError> {
+    let disk = Geometry { bytes: u64::MAX, block_bytes, optimal_bytes: 0 };
+    match ImageTable::of(image, disk)? {
+        ImageTable::Gpt(GptImage { mut gpt, .. }) => {
+            let areas = gpt_areas(&gpt, image, disk)?;
+            let mut end = gpt_end(&gpt, &areas, image, disk)?;
+            if config_drive {
+                end = drive::least_end(image, &areas, end, |place| {
+                    gpt.add(&gpt::LINUX, [1; 16], &disk.in_blocks(place), "")
+                })?;
+            }
+            Ok(end.saturating_add(disk.in_bytes(&(0..gpt.tail_blocks())).end))
+        }
+        ImageTable::Mbr(mut mbr) => {
+            let areas = mbr_areas(&mbr, disk);
+            let mut end = content_end(&areas, image)?;
+            if config_drive {
+                end = drive::least_end(image, &areas, end, |place| {
+                    mbr.add(mbr::LINUX, &disk.in_blocks(place))
+                })?;
+            }
+            Ok(end)
+        }
+        ImageTable::None if config_drive => Err(LayoutError::NoTable),
+        ImageTable::None => Ok(image.bytes()),
+    }
+}
+
 fn as_it_is(image: &ImageFile, disk: Geometry) -> Result<Layout, LayoutError> {
     disk.takes(disk.padded(image.bytes()))?;
     Ok(Layout::of_file(image.clone()))
+}
+
+/// The image's bytes, as far as the disk has room for them.
+fn kept(image: &ImageFile, disk: Geometry) -> Layout {
+    Layout::new([Segment { at: 0, content: Content::of_file(image.clone()).take(disk.bytes) }])
+}
+
+/// The end of what the image has to have on the disk: its last partition, and an ISO 9660 file system, which partitions need not cover.
+fn content_end(areas: &[Area], image: &ImageFile) -> Result<u64, LayoutError> {
+    let iso_end = iso_bytes(image)?.min(image.bytes());
+    Ok(areas.iter().map(|area| area.bytes.end).chain([iso_end]).max().unwrap_or_default())
+}
+
+/// How much an ISO 9660 file system from the image's first byte on has (ECMA-119 §8.4.8); 0 without one.
+fn iso_bytes(image: &ImageFile) -> Result<u64, LayoutError> {
+    let descriptor = read(image, drive::ISO_AT as u64, 84)?;
+    let blocks = descriptor.get(80..).and_then(<[u8]>::first_chunk).copied().unwrap_or([0; 4]);
+    let is_iso = descriptor.starts_with(drive::ISO_ID);
+    Ok(if is_iso { u64::from(u32::from_le_bytes(blocks)) << 11 } else { 0 })
 }
 
 fn with_gpt(
@@ -61,8 +126,9 @@ fn with_gpt(
 ) -> Result<Layout, LayoutError> {
     let GptImage { mut gpt, mut mbr, stale } = table;
     let areas = gpt_areas(&gpt, image, disk)?;
-    let kept = Content::of_file(image.clone()).take(disk.bytes);
-    let mut layout = Layout::new([Segment { at: 0, content: kept }]);
+    let tail = disk.in_bytes(&(0..gpt.tail_blocks())).end;
+    disk.takes(gpt_end(&gpt, &areas, image, disk)?.saturating_add(tail))?;
+    let mut layout = kept(image, disk);
     // Zeroed first: whatever else goes there, goes over it.
     for stale in stale.iter().map(|blocks| disk.in_bytes(blocks)) {
         let apart = |area: &Area| area.bytes.end <= stale.start || stale.end <= area.bytes.start;
@@ -73,7 +139,7 @@ fn with_gpt(
     if let Some(drive) = drive {
         let limit = disk.in_bytes(&gpt.usable(disk.blocks())).end;
         let place = drive::place(image, disk, &areas, limit, |place| {
-            gpt.add(drive.gpt_kind(), guid(), &disk.in_blocks(place), drive::NAME)
+            gpt.add(drive.gpt_kind(), guid(), &disk.in_blocks(place), drive.name())
         })?;
         layout = drive.onto(layout, disk, &place)?;
     }
@@ -87,16 +153,16 @@ fn with_mbr(
     mut mbr: Mbr,
     drive: Option<Drive>,
 ) -> Result<Layout, LayoutError> {
-    let areas: Vec<Area> = mbr
-        .records()
-        .map(|record| Area {
-            number: record.index + 1,
-            bytes: disk.in_bytes(&record.blocks),
-            name: String::new(),
-        })
-        .collect();
-    disk.takes(areas.iter().map(|area| area.bytes.end).max().unwrap_or_default())?;
-    let layout = as_it_is(image, disk)?;
+    let areas = mbr_areas(&mbr, disk);
+    disk.takes(content_end(&areas, image)?)?;
+    let image_end = disk.padded(image.bytes());
+    // What was on the disk must not be what the partition holds. A GUID partition table with less behind it is refused, because its tools
+    // never make one; images for routers end where their file system does.
+    let layout = areas.iter().fold(kept(image, disk), |layout, area| {
+        let from = area.bytes.start.max(image_end);
+        let missing = area.bytes.end.saturating_sub(from);
+        layout.cover(disk, from, Content::Zeros(missing))
+    });
     let Some(drive) = drive else { return Ok(layout) };
     let limit = disk.bytes.min(disk.in_bytes(&(0..mbr::BLOCKS_MAX)).end);
     let place = drive::place(image, disk, &areas, limit, |place| {
@@ -105,7 +171,17 @@ fn with_mbr(
     Ok(drive.onto(layout, disk, &place)?.with_mbr(disk, mbr))
 }
 
-/// The partitions, all of which are in the image and have room on the disk.
+fn mbr_areas(mbr: &Mbr, disk: Geometry) -> Vec<Area> {
+    mbr.records()
+        .map(|record| Area {
+            number: record.index + 1,
+            bytes: disk.in_bytes(&record.blocks),
+            name: String::new(),
+        })
+        .collect()
+}
+
+/// The partitions, all of which are in the image.
 fn gpt_areas(gpt: &Gpt, image: &ImageFile, disk: Geometry) -> Result<Vec<Area>, LayoutError> {
     let image_bytes = disk.padded(image.bytes());
     let areas: Vec<Area> = gpt
@@ -120,9 +196,20 @@ fn gpt_areas(gpt: &Gpt, image: &ImageFile, disk: Geometry) -> Result<Vec<Area>, 
         let Area { number, bytes: Range { end: end_bytes, .. }, .. } = *area;
         return Err(LayoutError::CutShort { image_bytes, number, end_bytes });
     }
-    let tail = disk.in_bytes(&(0..gpt.tail_blocks())).end;
-    let ends = areas.iter().map(|area| area.bytes.end);
-    let end = ends.chain([disk.in_bytes(&gpt.usable(u64::MAX)).start]).max().unwrap_or_default();
-    disk.takes(end.saturating_add(tail))?;
     Ok(areas)
+}
+
+/// Where the backup of the table may begin.
+fn gpt_end(
+    gpt: &Gpt,
+    areas: &[Area],
+    image: &ImageFile,
+    disk: Geometry,
+) -> Result<u64, LayoutError> {
+    let first_usable = disk.in_bytes(&gpt.usable(u64::MAX)).start;
+    // A hybrid's file system may end with the backup that is left out; it is behind its last file.
+    let end = areas.iter().map(|area| area.bytes.end).max().unwrap_or_default();
+    let iso_end = if iso_bytes(image)? > 0 { content_end(areas, image)? } else { end };
+    let backup = disk.in_bytes(&(0..gpt.tail_blocks())).end;
+    Ok(end.max(iso_end.min(image.bytes().saturating_sub(backup))).max(first_usable))
 }

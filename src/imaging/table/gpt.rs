@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{field, put, u32_at, u64_at};
+use crate::model::ids::hex;
 
 /// Where the primary header is, in blocks.
 pub(in crate::imaging) const PRIMARY_LBA: u64 = 1;
@@ -61,6 +62,15 @@ const fn guid(time_low: u32, time_mid: u16, time_high: u16, rest: u64) -> Guid {
     (low | mid | high | rest as u128).to_be_bytes()
 }
 
+/// As Linux writes it (UEFI 2.10 appendix A).
+pub(in crate::imaging) fn written(guid: Guid) -> String {
+    // The first three fields are little-endian.
+    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+    let digits = hex(&order.map(|at| guid.get(at).copied().unwrap_or_default()));
+    let groups = [0..8, 8..12, 12..16, 16..20, 20..32];
+    groups.map(|group| digits.get(group).unwrap_or_default()).join("-")
+}
+
 /// Marks random bytes as a random GUID (RFC 9562 §5.4).
 fn random(mut bytes: Guid) -> Guid {
     let [_, _, _, _, _, _, _, version, variant, ..] = &mut bytes;
@@ -92,6 +102,8 @@ pub(in crate::imaging) struct Header {
 pub(in crate::imaging) struct Partition {
     /// Its number, from 1 on.
     pub(in crate::imaging) number: usize,
+    /// Its own, which no other partition has.
+    pub(in crate::imaging) guid: Guid,
     pub(in crate::imaging) blocks: Range<u64>,
     pub(in crate::imaging) name: String,
 }
@@ -213,6 +225,7 @@ impl Gpt {
         let entries = self.entries.chunks_exact(self.header.entry_bytes).zip(1..);
         entries.filter(|(entry, _)| is_used(entry)).map(|(entry, number)| Partition {
             number,
+            guid: field(entry, GUID_AT),
             blocks: u64_at(entry, FIRST_AT)..u64_at(entry, LAST_AT).saturating_add(1),
             name: name(entry),
         })

@@ -20,6 +20,11 @@ pub(in crate::imaging) const FAT: u8 = 0x0c;
 /// What stands in for a GUID partition table.
 const PROTECTIVE: u8 = 0xee;
 
+/// What a BIOS runs of a disk without a boot loader: INT 18h, at which it goes on to its next boot device
+/// (BIOS Boot Specification 1.01 §6.7), and a halt if it comes back. Zeros are instructions too, and a
+/// machine that runs into them hangs.
+const NO_BOOT_LOADER: [u8; 5] = [0xcd, 0x18, 0xf4, 0xeb, 0xfd];
+
 const DISK_ID_AT: usize = 440;
 const RECORDS_AT: usize = 446;
 const RECORD_BYTES: usize = 16;
@@ -46,9 +51,10 @@ pub(in crate::imaging) struct Mbr {
 }
 
 impl Mbr {
-    /// A table without partitions and without boot code.
+    /// A table without partitions, and without a boot loader: a BIOS goes on to its next boot device.
     pub(in crate::imaging) fn empty(block_bytes: usize, disk_id: [u8; 4]) -> Self {
         let mut block = vec![0; block_bytes];
+        put(&mut block, 0, &NO_BOOT_LOADER);
         put(&mut block, DISK_ID_AT, &disk_id);
         put(&mut block, SIGNATURE_AT, &SIGNATURE);
         Self { block }

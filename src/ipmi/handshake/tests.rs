@@ -79,6 +79,7 @@ impl Capture {
         let credentials = Credentials {
             username: "admin".to_owned(),
             password: Secret::new(password.to_owned()),
+            kg: None,
             privilege: Privilege::Administrator,
         };
         let chance = Chance {
@@ -171,7 +172,7 @@ fn a_bmc_without_the_session_integrity_key_is_not_believed() {
         let mut heard = capture.heard(2);
         *heard.last_mut().unwrap() ^= 1;
         let progress = capture.after(2).receive(&heard);
-        assert!(matches!(progress, Some(Progress::Failed(Failure::Status(STATUS_INVALID_CHECK)))));
+        assert!(matches!(progress, Some(Progress::Failed(Failure::KeyMismatch))));
     }
 }
 
@@ -194,11 +195,14 @@ fn a_suite_other_than_the_one_asked_for_is_refused() {
 fn a_refusal_is_told_apart_by_its_status() {
     use Failure::{PrivilegeRefused, Status, SuiteRefused, UnknownUser};
     let check = |step: usize, status: u8, expected: Failure| {
-        // Some BMCs end a refusal after its status.
-        for length in [2, 8] {
+        // Some BMCs end a refusal after its status, some name session 0, some fill it up.
+        for (length, nobody) in [(2, false), (8, false), (8, true), (20, true)] {
             let whole = IPMI_SIM.heard(step);
             let mut payload = whole[16..16 + length].to_vec();
             payload[1] = status;
+            if nobody {
+                payload[4..].fill(0);
+            }
             let kind = [PayloadType::OpenResponse, PayloadType::Rakp2, PayloadType::Rakp4][step];
             let progress = IPMI_SIM.after(step).receive(&packet::encode(kind, 0, 0, &payload));
             let Some(Progress::Failed(failure)) = progress else { panic!("{progress:?}") };
@@ -213,6 +217,17 @@ fn a_refusal_is_told_apart_by_its_status() {
     check(1, 0x0a, PrivilegeRefused);
     check(1, 0x0d, UnknownUser);
     check(2, 0x0f, Status(0x0f));
+}
+
+#[test]
+fn only_a_refusal_may_come_in_the_name_of_session_0() {
+    for capture in CAPTURES {
+        for step in 0..3 {
+            let mut heard = capture.heard(step);
+            heard[20..24].fill(0);
+            assert!(capture.after(step).receive(&heard).is_none(), "step {step}");
+        }
+    }
 }
 
 #[test]

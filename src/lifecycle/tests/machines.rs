@@ -92,6 +92,22 @@ fn a_spec_turned_to_another_machine_that_is_off_installs_it_and_leaves_the_old_o
 }
 
 #[test]
+fn a_machine_whose_bmc_is_an_installed_ones_in_other_words_is_one_that_may_be_installed() {
+    let mut rack = Rack::deployed(4);
+    rack.edit(0, other_machine);
+    rack.specs.remove(&name(1));
+    rack.specs.insert(name(50), NodeSpec { name: name(50), ..spec_of(98) });
+    rack.carrier.note_aliased([name(0), name(50)].into());
+    rack.scan();
+    for n in [0, 50] {
+        assert_eq!(rack.condition(n, "Held").unwrap().1, "RecordLost");
+        let bmcs = rack.carrier.fleet().bmcs_of_installed();
+        assert!(bmcs.map(|bmc| &bmc.host).any(|known| *known == host(if n == 0 { 0 } else { 1 })));
+    }
+    assert_eq!(rack.world.story, []);
+}
+
+#[test]
 fn a_redeploy_that_is_changed_after_the_hold_of_the_other_machine_is_consent() {
     let mut rack = Rack::deployed(4);
     rack.world.on.insert(host(99));

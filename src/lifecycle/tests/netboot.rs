@@ -131,6 +131,20 @@ fn the_own_kernel_is_served_from_the_moment_the_disk_is_written() {
 }
 
 #[test]
+fn the_root_is_told_by_its_partition_which_no_other_disk_has() {
+    let mut bench = bench();
+    bench.go_to(Phase::Imaging);
+    let Outcome::Imaged { verify, disk_bytes, stages, .. } = imaged() else { unreachable!() };
+    let root_partuuid = Some("0a0b0c0d-0002".to_owned());
+    bench.done(Ok(Outcome::Imaged { verify, disk_bytes, root_partuuid, stages }));
+    let menu = menu_of(&netboot(&["ro"]), "root=PARTUUID=0a0b0c0d-0002");
+    assert_eq!((bench.phase(), bench.menu()), (Phase::Switching, menu.clone()));
+    bench.go_to(Phase::Deployed);
+    bench.restart();
+    assert_eq!(bench.menu(), menu);
+}
+
+#[test]
 fn a_changed_kernel_is_drift_until_it_is_verified_and_the_old_one_is_served_until_then() {
     let mut bench = quiet();
     let before = bench.node.record().installed.clone().unwrap();
@@ -376,6 +390,7 @@ fn the_root_is_added_unless_the_spec_names_one() {
         (&["nfsroot=x"], None, None),
         (&[], None, None),
     ] {
-        assert_eq!(netboot(words).command_line(uuid), line, "{words:?}");
+        let root = uuid.map(|uuid| format!("UUID={uuid}"));
+        assert_eq!(netboot(words).command_line(root.as_deref()), line, "{words:?}");
     }
 }

@@ -50,6 +50,7 @@ fn the_largest_numbers_in_a_record_overflow_nothing() {
         let mut spec = spec();
         spec.timeouts = Timeouts {
             ramdisk: endless,
+            root_device: endless,
             imaging_stall: endless,
             imaging: endless,
             completed: endless,

@@ -60,6 +60,7 @@ pub(super) fn spec() -> NodeSpec {
             username: "admin".into(),
             password: Password::PasswordFile("edge-07.bmc".into()),
             privilege: Privilege::Administrator,
+            kg_file: None,
             cipher_suite: None,
             match_system_uuid: false,
             console: false,
@@ -76,6 +77,7 @@ pub(super) fn spec() -> NodeSpec {
         config_drive: None,
         timeouts: Timeouts {
             ramdisk: minutes(20),
+            root_device: minutes(1),
             imaging_stall: minutes(2),
             imaging: minutes(120),
             completed: minutes(5),
@@ -88,20 +90,31 @@ pub(super) fn spec() -> NodeSpec {
 /// An image that was prepared without a stage worth telling.
 pub(super) fn prepared(key: AttemptKey) -> Outcome {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
-    let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid: None, netboot: None };
+    let image = PreparedImage {
+        digest,
+        disk_bytes: IMAGE_BYTES,
+        root_uuid: None,
+        root_partuuid: None,
+        netboot: None,
+    };
     Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
 }
 
 /// A disk that was written, with nothing left to compare.
 pub(super) fn imaged() -> Outcome {
-    Outcome::Imaged { verify: Vec::new(), disk_bytes: disk().size, stages: Vec::new() }
+    Outcome::Imaged {
+        verify: Vec::new(),
+        disk_bytes: disk().size,
+        root_partuuid: None,
+        stages: Vec::new(),
+    }
 }
 
 /// A disk that was written, and is to be compared by the ramdisk.
 pub(super) fn imaged_unverified() -> Outcome {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     let verify = vec![DiskRange { from: 0, bytes: IMAGE_BYTES, digest }];
-    Outcome::Imaged { verify, disk_bytes: disk().size, stages: Vec::new() }
+    Outcome::Imaged { verify, disk_bytes: disk().size, root_partuuid: None, stages: Vec::new() }
 }
 
 pub(super) fn disk() -> Disk {

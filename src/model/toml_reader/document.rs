@@ -37,6 +37,8 @@ pub(super) struct Node {
 pub(super) enum Value {
     String(String),
     Integer(i64),
+    /// An integer beyond 64 bits, as it is written.
+    HugeInteger(String),
     Float(f64),
     Boolean(bool),
     Datetime(toml::value::Datetime),
@@ -156,7 +158,7 @@ impl Value {
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::String(_) => "a string",
-            Self::Integer(_) => "an integer",
+            Self::Integer(_) | Self::HugeInteger(_) => "an integer",
             Self::Float(_) => "a float",
             Self::Boolean(_) => "a boolean",
             Self::Datetime(_) => "a datetime",
@@ -198,10 +200,11 @@ fn node(spanned: Spanned<DeValue<'_>>) -> Node {
     let offset = spanned.span().start;
     let value = match spanned.into_inner() {
         DeValue::String(text) => Value::String(text.into_owned()),
-        // TOML promises 64 bits; more is out of every range here as well.
-        DeValue::Integer(number) => {
-            Value::Integer(i64::from_str_radix(number.as_str(), number.radix()).unwrap_or(i64::MAX))
-        }
+        // TOML promises 64 bits.
+        DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
+            Ok(number) => Value::Integer(number),
+            Err(_) => Value::HugeInteger(number.to_string()),
+        },
         DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Boolean(flag) => Value::Boolean(flag),
         DeValue::Datetime(datetime) => Value::Datetime(datetime),

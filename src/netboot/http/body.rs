@@ -4,13 +4,11 @@
 //! hold more than one piece.
 
 use std::{
-    io,
+    io::{self, Seek as _, SeekFrom},
     net::IpAddr,
+    ops::Range,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -22,10 +20,13 @@ use tokio::{
     io::{AsyncRead as _, ReadBuf},
 };
 
-use super::super::{
-    evidence::{Asked, Ended},
-    files::Opened,
-    shelf::Shelf,
+use super::{
+    super::{
+        evidence::{Asked, Ended},
+        files::Opened,
+        shelf::Shelf,
+    },
+    pulse::Pulse,
 };
 use crate::places::Kept;
 
@@ -48,24 +49,34 @@ pub(super) struct Told {
 #[derive(Debug)]
 pub(super) struct FileBody {
     file: File,
-    bytes: u64,
-    sent_bytes: u64,
+    /// Where it ends, in the file.
+    end: u64,
+    /// How far it is, in the file.
+    at: u64,
     piece: Vec<u8>,
     /// Counts what moves.
-    pulse: Arc<AtomicU64>,
+    pulse: Arc<Pulse>,
     told: Option<Told>,
 }
 
 impl FileBody {
-    pub(super) fn new(file: Opened, told: Told, pulse: Arc<AtomicU64>) -> Self {
-        Self {
-            bytes: file.bytes,
-            file: File::from_std(file.into_file()),
-            sent_bytes: 0,
+    /// These bytes of the file, which has them.
+    pub(super) fn new(
+        file: Opened,
+        bytes: Range<u64>,
+        told: Told,
+        pulse: Arc<Pulse>,
+    ) -> io::Result<Self> {
+        let mut file = file.into_file();
+        file.seek(SeekFrom::Start(bytes.start))?;
+        Ok(Self {
+            file: File::from_std(file),
+            end: bytes.end,
+            at: bytes.start,
             piece: vec![0; PIECE_BYTES],
             pulse,
             told: Some(told),
-        }
+        })
     }
 }
 
@@ -78,7 +89,7 @@ impl Body for FileBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = &mut *self;
-        let left = this.bytes - this.sent_bytes;
+        let left = this.end - this.at;
         if left == 0 {
             return Poll::Ready(None);
         }
@@ -91,17 +102,17 @@ impl Body for FileBody {
             // The client learns it from the length it was told.
             return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
         }
-        this.sent_bytes += read.len() as u64;
-        this.pulse.fetch_add(1, Ordering::Relaxed);
+        this.at += read.len() as u64;
+        this.pulse.beat();
         Poll::Ready(Some(Ok(Frame::data(read))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.sent_bytes == self.bytes
+        self.at == self.end
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.bytes - self.sent_bytes)
+        SizeHint::with_exact(self.end - self.at)
     }
 }
 
@@ -112,7 +123,8 @@ impl Drop for FileBody {
         let Some(Told { shelf, peer, asked, path, began, _kept }) = self.told.take() else {
             return;
         };
-        let (sent_bytes, complete) = (self.sent_bytes, self.is_end_stream());
+        // A boot loader that skips a part of a file asks for the rest of it.
+        let (sent_bytes, complete) = (self.at, self.is_end_stream());
         let took_ms = began.elapsed().as_millis();
         if complete {
             tracing::info!(%peer, ?path, sent_bytes, took_ms, "HTTP file sent");

@@ -3,22 +3,22 @@
 //! Bound by the agent beside TFTP's server, whose [`Shelf`] it serves. Plain HTTP: iPXE as distributions and network cards carry it trusts
 //! public authorities only. What a menu says it says no more openly than over TFTP; kernels and ramdisks have no secret in them.
 //!
-//! `body` reads a file piece by piece as the client takes it. Every connection has a place, a limit on its request's head, and an end; one
-//! on which nothing moves is cut. When places run out, the connection on which nothing has been
-//! asked for longest makes room. It must never list a directory, take anything, or hold a file in
-//! memory.
+//! `body` reads a file piece by piece as the client takes it; `pulse` tells how its connection is.
+//! Every connection has a place, a limit on its request's head, and an end; one on which nothing
+//! moves is cut. When places run out, the connection on which nothing has been asked for longest
+//! makes room. It must never list a directory, take anything, or hold a file in memory.
 
 mod body;
+mod pulse;
+mod range;
 
 use std::{
     convert::Infallible,
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    ops::Range,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -26,7 +26,7 @@ use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::{
     Method, Request, Response, StatusCode, Uri,
-    header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue},
+    header::{ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE},
     server::conn::http1,
     service::service_fn,
 };
@@ -34,15 +34,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{JoinSet, spawn_blocking},
-    time::{sleep, timeout},
+    time::sleep,
 };
 use tracing::{debug, error, info, warn};
 
-use self::body::{FileBody, Told};
+use self::{
+    body::{FileBody, Told},
+    pulse::Pulse,
+};
 use super::{
-    evidence::Asked,
-    files::Opened,
-    shelf::Shelf,
+    shelf::{Served, Shelf},
+    table::FETCH_LIMIT,
     tftp::{Refusal, clean_name},
 };
 use crate::places::{Admitted, Kept, Place, Places};
@@ -64,7 +66,8 @@ pub struct Limits {
     pub head: Duration,
     /// How long an answer may go without anything taken of it; it is cut after twice this time at the latest.
     pub idle: Duration,
-    /// How long a connection may last.
+    /// How long a connection may last, unless a node's own limit is longer and a file of its is
+    /// fetched.
     pub total: Duration,
 }
 
@@ -76,7 +79,7 @@ impl Default for Limits {
             connections_per_peer_max: 16,
             head: Duration::from_secs(10),
             idle: Duration::from_secs(30),
-            total: Duration::from_secs(30 * 60),
+            total: FETCH_LIMIT,
         }
     }
 }
@@ -146,7 +149,7 @@ async fn connection(stream: TcpStream, shelf: Arc<Shelf>, limits: Limits, place:
     let (peer, place) = (place.peer(), Arc::new(place));
     // Only latency is lost without it.
     stream.set_nodelay(true).unwrap_or_default();
-    let pulse = Arc::new(AtomicU64::new(0));
+    let pulse = Arc::new(Pulse::new(limits.total));
     let service = service_fn(|request| {
         let (shelf, pulse) = (Arc::clone(&shelf), Arc::clone(&pulse));
         // Until the answer is sent nobody else gets its place.
@@ -157,28 +160,18 @@ async fn connection(stream: TcpStream, shelf: Arc<Shelf>, limits: Limits, place:
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .max_headers(HEADERS_MAX)
+        // GRUB knows `Content-Length` in no other spelling, and waits for the end of the connection
+        // without it.
+        .title_case_headers(true)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
-        ended = timeout(limits.total, http) => match ended {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(%peer, %error, "HTTP connection failed"),
-            Err(_) => debug!(%peer, "HTTP connection too old"),
+        ended = http => match ended {
+            Ok(()) => {}
+            Err(error) => debug!(%peer, %error, "HTTP connection failed"),
         },
-        () = stillness(&pulse, limits.idle) => debug!(%peer, "HTTP connection stands still"),
-    }
-}
-
-/// Ends when nothing has moved for the time, and before it has passed twice.
-async fn stillness(pulse: &AtomicU64, time: Duration) {
-    let mut seen = pulse.load(Ordering::Relaxed);
-    loop {
-        sleep(time).await;
-        let now = pulse.load(Ordering::Relaxed);
-        if now == seen {
-            return;
-        }
-        seen = now;
+        () = pulse.old_age() => debug!(%peer, "HTTP connection too old"),
+        () = pulse.stillness(limits.idle) => debug!(%peer, "HTTP connection stands still"),
     }
 }
 
@@ -188,23 +181,34 @@ async fn answer<B>(
     request: &Request<B>,
     peer: IpAddr,
     shelf: Arc<Shelf>,
-    pulse: Arc<AtomicU64>,
+    pulse: Arc<Pulse>,
     kept: Kept,
 ) -> Answer {
-    pulse.fetch_add(1, Ordering::Relaxed);
+    pulse.beat();
     let head_only = request.method() == Method::HEAD;
     if !head_only && request.method() != Method::GET {
         return refusal(StatusCode::METHOD_NOT_ALLOWED, Refusal::ReadOnly);
     }
     let began = Instant::now();
     match open(Arc::clone(&shelf), request.uri(), peer, began).await {
-        Ok((path, file, _)) if head_only => {
-            debug!(%peer, ?path, "HTTP size asked");
-            found(file.bytes, Either::Left(Full::default()))
+        Ok(Served { file, name, .. }) if head_only => {
+            debug!(%peer, path = ?name, "HTTP size asked");
+            found(&(0..file.bytes), file.bytes, Either::Left(Full::default()))
         }
-        Ok((path, file, asked)) => {
+        Ok(Served { file, asked, name: path, limit }) => {
+            pulse.may_take(limit.unwrap_or_default());
+            let all = file.bytes;
+            let range = request.headers().get(RANGE).and_then(|range| range.to_str().ok());
+            let bytes = range.map_or(Some(0..all), |range| range::wanted(range, all));
+            let Some(bytes) = bytes else { return past_the_end(all) };
             let told = Told { shelf, peer, asked, path, began, _kept: kept };
-            found(file.bytes, Either::Right(FileBody::new(file, told, pulse)))
+            match FileBody::new(file, bytes.clone(), told, pulse) {
+                Ok(body) => found(&bytes, all, Either::Right(body)),
+                Err(error) => {
+                    warn!(%peer, %error, "an HTTP file cannot be read from where it is wanted");
+                    refusal(StatusCode::SERVICE_UNAVAILABLE, Refusal::Busy)
+                }
+            }
         }
         Err(error) => {
             debug!(%peer, path = request.uri().path(), %error, "HTTP request refused");
@@ -221,31 +225,42 @@ async fn answer<B>(
     }
 }
 
-/// The file that a request is for, and its clean name.
-async fn open(
-    shelf: Arc<Shelf>,
-    uri: &Uri,
-    peer: IpAddr,
-    now: Instant,
-) -> Result<(String, Opened, Asked), Refusal> {
+/// The file that a request is for.
+async fn open(shelf: Arc<Shelf>, uri: &Uri, peer: IpAddr, now: Instant) -> Result<Served, Refusal> {
     // No name that is served has anything in it that would have to be escaped.
     let name = clean_name(uri.path())?;
     if uri.query().is_some() {
         return Err(Refusal::NotFound);
     }
-    let opening = spawn_blocking(move || {
-        let (file, asked) = shelf.open(&name, peer, now)?;
-        Ok((name, file, asked))
-    });
+    let opening = spawn_blocking(move || shelf.open(name.as_ref(), peer, now));
     opening.await.unwrap_or(Err(Refusal::Busy))
 }
 
-fn found(bytes: u64, body: Either<Full<Bytes>, FileBody>) -> Answer {
+/// These bytes of all of a file.
+fn found(bytes: &Range<u64>, all: u64, body: Either<Full<Bytes>, FileBody>) -> Answer {
     let mut answer = Response::new(body);
+    if *bytes != (0..all) {
+        *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
+        let last = bytes.end.saturating_sub(1);
+        insert_content_range(&mut answer, &format!("bytes {}-{last}/{all}", bytes.start));
+    }
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_LENGTH, bytes.into());
+    headers.insert(CONTENT_LENGTH, (bytes.end - bytes.start).into());
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     answer
+}
+
+/// RFC 9110 §15.5.17.
+fn past_the_end(all: u64) -> Answer {
+    let mut answer = refusal(StatusCode::RANGE_NOT_SATISFIABLE, Refusal::NotFound);
+    insert_content_range(&mut answer, &format!("bytes */{all}"));
+    answer
+}
+
+fn insert_content_range(answer: &mut Answer, text: &str) {
+    if let Ok(value) = HeaderValue::from_str(text) {
+        answer.headers_mut().insert(CONTENT_RANGE, value);
+    }
 }
 
 fn refusal(status: StatusCode, error: Refusal) -> Answer {

@@ -2,6 +2,8 @@
 //!
 //! Called by the renderer with words that are fit for it, and by the table for what every machine gets.
 
+use std::net::SocketAddr;
+
 use super::Linux;
 use crate::model::{ids::MacAddr, secret::Secret};
 
@@ -45,24 +47,41 @@ exit
 
 /// Every word is quoted: between single quotes nothing has a meaning to GRUB's script language.
 ///
-/// GRUB goes on after a command that failed. A transfer cut short, by an agent that was restarted say, would end in a kernel without
-/// its ramdisk, and that in a panic, or in no kernel, and that in whatever boots next. So both are fetched again; each try waits half
-/// a minute for an answer. Once loaded the kernel is kept: GRUB 2.06 crashes when it boots one that was loaded twice.
-pub(super) fn linux(linux: &Linux<'_>, mac: MacAddr, words: &[&str]) -> Secret {
+/// Over HTTP where there is a server, as it fills the path; over TFTP where that fails, because an
+/// older GRUB has no port in its address, or a GRUB was made without the module. GRUB goes on after
+/// a command that failed. A transfer cut short, by an agent that was restarted say, would end in a
+/// kernel without its ramdisk, and that in a panic, or in no kernel, and that in whatever boots
+/// next. So both are fetched again; each try waits half a minute for an answer. Once loaded the
+/// kernel is kept: GRUB 2.06 crashes when it boots one that was loaded twice.
+pub(super) fn linux(
+    linux: &Linux<'_>,
+    http: Option<SocketAddr>,
+    mac: MacAddr,
+    words: &[&str],
+) -> Secret {
     let Linux { what, kernel, ramdisk, .. } = linux;
+    // No GRUB of today knows IPv6 with a port.
+    let servers = match http {
+        Some(http @ SocketAddr::V4(_)) => format!("'(http,{http})' '(tftp)'"),
+        Some(SocketAddr::V6(_)) | None => "'(tftp)'".to_owned(),
+    };
     let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
     Secret::new(format!(
         "\
 echo \"hostler: booting {what}\"
 for try in 1 2 3 4 5 6 7 8 9 10; do
-  if linux (tftp)/{kernel} {} BOOTIF=01-{}; then
-    for try in 1 2 3 4 5 6 7 8 9 10; do
-      if initrd (tftp)/{ramdisk}; then
-        boot
-      fi
-    done
-    exit
-  fi
+  for from in {servers}; do
+    if linux $from/{kernel} {} BOOTIF=01-{}; then
+      for try in 1 2 3 4 5 6 7 8 9 10; do
+        for from in {servers}; do
+          if initrd $from/{ramdisk}; then
+            boot
+          fi
+        done
+      done
+      exit
+    fi
+  done
 done
 exit
 ",

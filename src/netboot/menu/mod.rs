@@ -27,6 +27,8 @@ const COMMAND_LINE_BYTES_MAX: usize = 2048 - 256;
 pub struct Menus {
     /// `pxelinux.cfg/01-<mac>`
     pub pxelinux: Secret,
+    /// The same for `lpxelinux.0`, which can do HTTP.
+    pub lpxelinux: Secret,
     /// `grub.cfg-01-<mac>`
     pub grub: Secret,
     /// `ipxe/01-<mac>.ipxe`
@@ -67,7 +69,7 @@ pub(super) fn own_ramdisk(node: &NodeName) -> String {
 pub(super) struct Means {
     /// The boot loader that leads into an installation.
     pub(super) loader: Loader,
-    /// Where iPXE finds kernel and ramdisk; without it over TFTP.
+    /// Where iPXE and GRUB find kernel and ramdisk; without it over TFTP.
     pub(super) http: Option<SocketAddr>,
 }
 
@@ -103,7 +105,8 @@ pub(super) fn render(
 impl Menus {
     fn local_disk() -> Self {
         Self {
-            pxelinux: Secret::new(pxelinux::LOCAL_DISK.to_owned()),
+            pxelinux: pxelinux::default(),
+            lpxelinux: pxelinux::default(),
             grub: Secret::new(grub::LOCAL_DISK.to_owned()),
             ipxe: ipxe::local_disk(),
         }
@@ -113,10 +116,13 @@ impl Menus {
     fn only(self, loader: Loader, mac: MacAddr) -> Self {
         match loader {
             Loader::Auto => self,
-            Loader::Pxelinux => Self { pxelinux: self.pxelinux, ..Self::local_disk() },
+            Loader::Pxelinux => {
+                Self { pxelinux: self.pxelinux, lpxelinux: self.lpxelinux, ..Self::local_disk() }
+            }
             Loader::Grub => Self { grub: self.grub, ..Self::local_disk() },
             Loader::Ipxe => Self {
                 pxelinux: ipxe::from_pxelinux(mac),
+                lpxelinux: ipxe::from_pxelinux(mac),
                 grub: ipxe::from_grub(mac),
                 ipxe: self.ipxe,
             },
@@ -139,8 +145,10 @@ impl Linux<'_> {
         check_name(self.ramdisk)?;
         let words = words(self.command_line)?;
         Ok(Menus {
-            pxelinux: pxelinux::linux(self, &words),
-            grub: grub::linux(self, mac, &words),
+            pxelinux: pxelinux::linux(self, None, &words),
+            // It has no IPv6.
+            lpxelinux: pxelinux::linux(self, http.filter(SocketAddr::is_ipv4), &words),
+            grub: grub::linux(self, http, mac, &words),
             ipxe: ipxe::linux(self, http, &words),
         })
     }
@@ -229,14 +237,18 @@ mod tests {
         expect![[r#"
             echo "hostler: booting the deploy ramdisk"
             for try in 1 2 3 4 5 6 7 8 9 10; do
-              if linux (tftp)/deploy/vmlinuz 'hostler.api=192.0.2.1:8443' 'hostler.key=00ff' 'console=ttyS1,115200n8' BOOTIF=01-52-54-00-00-00-0a; then
-                for try in 1 2 3 4 5 6 7 8 9 10; do
-                  if initrd (tftp)/deploy/initramfs; then
-                    boot
-                  fi
-                done
-                exit
-              fi
+              for from in '(http,192.0.2.1:8069)' '(tftp)'; do
+                if linux $from/deploy/vmlinuz 'hostler.api=192.0.2.1:8443' 'hostler.key=00ff' 'console=ttyS1,115200n8' BOOTIF=01-52-54-00-00-00-0a; then
+                  for try in 1 2 3 4 5 6 7 8 9 10; do
+                    for from in '(http,192.0.2.1:8069)' '(tftp)'; do
+                      if initrd $from/deploy/initramfs; then
+                        boot
+                      fi
+                    done
+                  done
+                  exit
+                fi
+              done
             done
             exit
         "#]]
@@ -271,7 +283,8 @@ mod tests {
         let all = render(mac(), &menu).unwrap();
         let local = render(mac(), &BootMenu::LocalDisk).unwrap();
         let pxelinux = render_for(Loader::Pxelinux, mac(), &menu).unwrap();
-        assert_eq!(pxelinux, Menus { pxelinux: all.pxelinux, ..local.clone() });
+        let Menus { lpxelinux, .. } = all.clone();
+        assert_eq!(pxelinux, Menus { pxelinux: all.pxelinux, lpxelinux, ..local.clone() });
         let grub = render_for(Loader::Grub, mac(), &menu).unwrap();
         assert_eq!(grub, Menus { grub: all.grub, ..local });
         let ipxe = render_for(Loader::Ipxe, mac(), &menu).unwrap();
@@ -304,11 +317,43 @@ mod tests {
     }
 
     #[test]
+    fn lpxelinux_is_sent_to_the_http_server_and_back_to_tftp_where_that_fails() {
+        let menus = render(mac(), &deploy("hostler.key=00ff")).unwrap();
+        expect![[r"
+            SERIAL 0 115200
+            SAY hostler: booting the deploy ramdisk
+            DEFAULT linux
+            PROMPT 0
+            NOESCAPE 1
+            TIMEOUT 100
+            ONERROR tftp
+            LABEL linux
+              KERNEL http://192.0.2.1:8069/deploy/vmlinuz
+              INITRD http://192.0.2.1:8069/deploy/initramfs
+              APPEND hostler.key=00ff
+              IPAPPEND 2
+            LABEL tftp
+              KERNEL ::deploy/vmlinuz
+              INITRD ::deploy/initramfs
+              APPEND hostler.key=00ff
+              IPAPPEND 2
+        "]]
+        .assert_eq(menus.lpxelinux.expose());
+        let http = Some("[2001:db8::1]:8069".parse().unwrap());
+        let means = Means { loader: Loader::Auto, http };
+        let menus = super::render(&node(), mac(), means, &deploy("quiet")).unwrap();
+        assert_eq!(menus.lpxelinux, menus.pxelinux);
+        assert!(!menus.grub.expose().contains("http"));
+    }
+
+    #[test]
     fn without_an_http_server_ipxe_is_sent_to_tftp() {
         let means = Means { loader: Loader::Auto, http: None };
         let menus = super::render(&node(), mac(), means, &deploy("quiet")).unwrap();
         assert!(menus.ipxe.expose().contains(" tftp://${next-server}/deploy/vmlinuz "));
-        assert!(!menus.ipxe.expose().contains("http"));
+        for text in [&menus.ipxe, &menus.grub, &menus.lpxelinux].map(Secret::expose) {
+            assert!(!text.contains("http"), "{text}");
+        }
     }
 
     #[test]
@@ -345,9 +390,9 @@ mod tests {
         "]]
         .assert_eq(menus.pxelinux.expose());
         let linux =
-            "linux (tftp)/node/edge-07/kernel 'root=UUID=0a' 'ro' BOOTIF=01-52-54-00-00-00-0a;";
+            "linux $from/node/edge-07/kernel 'root=UUID=0a' 'ro' BOOTIF=01-52-54-00-00-00-0a;";
         assert!(menus.grub.expose().contains(linux));
-        assert!(menus.grub.expose().contains("initrd (tftp)/node/edge-07/ramdisk;"));
+        assert!(menus.grub.expose().contains("initrd $from/node/edge-07/ramdisk;"));
         for file in ["kernel", "ramdisk"] {
             let url = format!(" http://192.0.2.1:8069/node/edge-07/{file} ");
             assert!(menus.ipxe.expose().contains(&url), "{url}");
@@ -476,9 +521,10 @@ mod tests {
                 let ends = |word: &&str| word.starts_with('#') || matches!(*word, ";" | "||" | "&&");
                 let ends: Vec<&str> = kernel.split_whitespace().filter(ends).collect();
                 prop_assert_eq!(ends, ["&&", "||"]);
-                let linux = menus.grub.expose().lines().find(|l| l.contains("linux")).unwrap();
+                let linux = menus.grub.expose().lines().find(|l| l.contains("if linux")).unwrap();
                 prop_assert_eq!(linux.matches('\'').count() % 2, 0);
                 let outside: String = linux.split('\'').step_by(2).collect();
+                let outside = outside.replacen("$from/", "", 1);
                 let outside = outside.strip_suffix("; then").unwrap();
                 let inert = |c: char| c.is_ascii_alphanumeric() || " ()/=-".contains(c);
                 prop_assert!(outside.chars().all(inert), "{}", outside);

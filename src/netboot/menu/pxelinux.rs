@@ -2,6 +2,8 @@
 //!
 //! Called by the renderer with words that are fit for it.
 
+use std::net::SocketAddr;
+
 use super::Linux;
 use crate::model::secret::Secret;
 
@@ -29,9 +31,31 @@ LABEL local
 /// `::` keeps pxelinux from putting the directory it was loaded from before a name. After a failure `TIMEOUT` (tenths of a second)
 /// tries again; `NOESCAPE` keeps a held shift key from stopping the boot; `IPAPPEND` adds `BOOTIF=01-<mac>` (2) and
 /// `ip=client:server:gateway:mask` (1).
-pub(super) fn linux(linux: &Linux<'_>, words: &[&str]) -> Secret {
+///
+/// `lpxelinux.0` is given a URL, and goes back to TFTP when that fails. `pxelinux.0` knows
+/// no URLs.
+pub(super) fn linux(linux: &Linux<'_>, http: Option<SocketAddr>, words: &[&str]) -> Secret {
     let Linux { what, kernel, ramdisk, with_addresses, .. } = linux;
     let append = if *with_addresses { 3 } else { 2 };
+    let words = words.join(" ");
+    let label = |name: &str, server: &str| {
+        format!(
+            "\
+LABEL {name}
+  KERNEL {server}{kernel}
+  INITRD {server}{ramdisk}
+  APPEND {words}
+  IPAPPEND {append}
+"
+        )
+    };
+    let [again, first] = match http {
+        Some(address) => {
+            ["ONERROR tftp\n".to_owned(), label("linux", &format!("http://{address}/"))]
+        }
+        None => [String::new(), label("linux", "::")],
+    };
+    let second = http.map_or_else(String::new, |_| label("tftp", "::"));
     Secret::new(format!(
         "\
 SERIAL 0 115200
@@ -40,12 +64,6 @@ DEFAULT linux
 PROMPT 0
 NOESCAPE 1
 TIMEOUT 100
-LABEL linux
-  KERNEL ::{kernel}
-  INITRD ::{ramdisk}
-  APPEND {}
-  IPAPPEND {append}
-",
-        words.join(" ")
+{again}{first}{second}"
     ))
 }

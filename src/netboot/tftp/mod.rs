@@ -27,9 +27,14 @@
 //! | 15 | Errors show the server's paths to clients, and names go raw into the log. | A refusal is one of six sentences; names are logged escaped. | The same. |
 //! | 16 | No way to learn the port, to pass a socket in, or to choose the address that answers. | [`Server::bind`] and [`Server::local_addr`]; transfers speak from the address listened on. | `Server::from_socket`, `local_addr`. |
 //! | 17 | No hooks, no files from memory, and a request sent twice is served twice. | `Transfer` is the worker's `Socket` and counts; `memfd`; `slots` knows repetitions. | A callback for the file and one for the end; one transfer for each peer. |
-//! | 18 | Netascii is sent as octets; long, non-UTF-8 or negative requests get silence. | Each gets an ERROR. | The same. |
-//! | | `Worker::new` takes a type whose name is private, and `Worker` tries for ever when a socket's error is no `io::Error`. | The compiler infers it; every error is one. | Make it public; end on any error. |
-//! | | While a window is out, every block costs a look for ACKs, three copies and three allocations. | The look is answered without a system call, and a window goes out with one. | Blocks as slices of one buffer; `UDP_SEGMENT`. |
+//! | 18 | Netascii is sent as octets; a request that is long, not UTF-8, or has one option it does
+//! not understand gets silence. | `request` reads requests itself: netascii gets an ERROR, such an
+//! option is ignored, and names are bytes. | The same. | | | `Worker::new` takes a type whose name
+//! is private, and `Worker` tries for ever when a socket's error is no `io::Error`. | The compiler
+//! infers it; every error is one. | Make it public; end on any error. | | | While a window is out,
+//! every block costs a look for ACKs, three copies and three allocations. | The look is answered
+//! without a system call, and a window goes out with one. | Blocks as slices of one buffer;
+//! `UDP_SEGMENT`. |
 
 mod request;
 mod server;
@@ -46,8 +51,14 @@ pub use server::{Config, Running, Server};
 pub fn fuzz(datagram: &[u8]) {
     match request::parse(datagram) {
         Some(Ok(request)) => {
-            assert!(!request.name.split('/').any(|part| matches!(part, "" | "." | "..")));
-            let terms = request::Terms::agree(&request.options, 1);
+            let name = request.name.as_encoded_bytes();
+            let mut parts = name.split(|byte| *byte == b'/');
+            assert!(!parts.any(|part| matches!(part, b"" | b"." | b"..")));
+            let path = request::PathLimits {
+                block_bytes_max: request::BLOCK_BYTES_MAX,
+                block_bytes_in_one_packet: None,
+            };
+            let terms = request::Terms::agree(&request.options, 1, path);
             assert!(terms.block_bytes >= 8 && terms.window_blocks >= 1);
         }
         Some(Err(refusal)) => drop(refusal.to_packet()),

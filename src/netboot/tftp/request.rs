@@ -3,16 +3,19 @@
 //! Called by the server for every datagram on the well-known port. Pure. Everything here comes from strangers: nothing they send may
 //! panic, and no number they send is used before it has been limited.
 
-use std::time::Duration;
+use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
 
 use tftpd::{ErrorCode, OptionType, Packet, TransferOption};
 
-/// Largest block sent, in bytes. Larger ones only make more IP fragments, and losing one fragment loses the block.
-const BLOCK_BYTES_MAX: u16 = 8192;
+/// Largest block sent unless the configuration says otherwise, in bytes. Larger ones only make more
+/// IP fragments, and losing one fragment loses the block.
+pub(super) const BLOCK_BYTES_MAX: u16 = 8192;
+/// Largest block of a client whose blocks are to fit into one packet of Ethernet each.
+const BLOCK_BYTES_OF_ETHERNET: u16 = 1500 - 28 - 4;
 /// Smallest block RFC 2348 allows, in bytes.
 const BLOCK_BYTES_MIN: u64 = 8;
 /// A block where none was negotiated, in bytes (RFC 1350).
-const BLOCK_BYTES_DEFAULT: u16 = 512;
+pub(super) const BLOCK_BYTES_DEFAULT: u16 = 512;
 /// Most blocks in flight.
 const WINDOW_BLOCKS_MAX: u16 = 64;
 /// Most bytes in flight: a transfer holds about four times as much, and there may be hundreds of transfers.
@@ -25,9 +28,9 @@ const NAME_BYTES_MAX: usize = 255;
 /// A read request in order.
 #[derive(Debug, PartialEq)]
 pub(super) struct Request {
-    /// The file's name, see [`clean_name`].
-    pub(super) name: String,
-    /// The options as asked for.
+    /// The file's name, see [`clean_name`]. Not every client's is UTF-8.
+    pub(super) name: OsString,
+    /// The options as asked for, as far as they are understood.
     pub(super) options: Vec<TransferOption>,
 }
 
@@ -67,38 +70,65 @@ pub(super) fn parse(datagram: &[u8]) -> Option<Result<Request, Refusal>> {
     if !matches!(datagram, [0, 1 | 2, ..]) {
         return None;
     }
-    Some(match Packet::deserialize(datagram) {
-        Ok(Packet::Rrq { mode, .. }) if !mode.eq_ignore_ascii_case("octet") => {
-            Err(Refusal::NotOctet)
-        }
-        Ok(Packet::Rrq { filename, options, .. }) => {
-            clean_name(&filename).map(|name| Request { name, options })
-        }
-        Ok(Packet::Wrq { .. }) => Err(Refusal::ReadOnly),
-        Ok(_) | Err(_) => Err(Refusal::NotUnderstood),
-    })
+    let (opcode, fields) = datagram.split_at(2);
+    Some(if opcode == [0, 1] { read_request(fields) } else { Err(Refusal::ReadOnly) })
+}
+
+/// Not by the crate's `Packet`, which refuses a whole request for one option.
+fn read_request(fields: &[u8]) -> Result<Request, Refusal> {
+    // The last NUL may be missing: some clients leave it out.
+    let fields = fields.strip_suffix(b"\0").unwrap_or(fields);
+    let mut fields = fields.split(|byte| *byte == 0);
+    let (Some(name), Some(mode)) = (fields.next(), fields.next()) else {
+        return Err(Refusal::NotUnderstood);
+    };
+    if !mode.eq_ignore_ascii_case(b"octet") {
+        return Err(Refusal::NotOctet);
+    }
+    let mut options = Vec::new();
+    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
+        options.extend(option(name, value));
+    }
+    clean_bytes(name).map(|name| Request { name: OsString::from_vec(name), options })
+}
+
+/// `None`: an option or a value that is not understood, and so is left out of the answer (RFC
+/// 2347).
+fn option(name: &[u8], value: &[u8]) -> Option<TransferOption> {
+    let name = str::from_utf8(name).ok()?.to_ascii_lowercase();
+    let value = str::from_utf8(value).ok()?;
+    // `parse` would take a sign.
+    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+    let value = value.parse().ok().filter(|_| digits)?;
+    Some(TransferOption { option: name.parse().ok()?, value })
 }
 
 /// A file's name as the tables know it: `x` for each of `x`, `/x`, `\x`, `/tftpboot/x` and `./x`, with `/` between the parts.
 pub(in crate::netboot) fn clean_name(asked: &str) -> Result<String, Refusal> {
-    if asked.len() > NAME_BYTES_MAX || asked.contains('\0') {
+    let clean = clean_bytes(asked.as_bytes())?;
+    // Cut between characters only.
+    String::from_utf8(clean).map_err(|_| Refusal::NotFound)
+}
+
+fn clean_bytes(asked: &[u8]) -> Result<Vec<u8>, Refusal> {
+    if asked.len() > NAME_BYTES_MAX || asked.contains(&0) {
         return Err(Refusal::NotFound);
     }
-    let mut parts: Vec<&str> =
-        asked.split(['/', '\\']).filter(|part| !matches!(*part, "" | ".")).collect();
-    if parts.contains(&"..") {
+    let parts = asked.split(|byte| matches!(byte, b'/' | b'\\'));
+    let mut parts: Vec<&[u8]> = parts.filter(|part| !matches!(*part, b"" | b".")).collect();
+    if parts.contains(&&b".."[..]) {
         return Err(Refusal::NotAllowed);
     }
-    if parts.len() > 1 && parts.first() == Some(&"tftpboot") {
+    if parts.len() > 1 && parts.first() == Some(&&b"tftpboot"[..]) {
         parts.remove(0);
     }
-    if parts.is_empty() { Err(Refusal::NotFound) } else { Ok(parts.join("/")) }
+    if parts.is_empty() { Err(Refusal::NotFound) } else { Ok(parts.join(&b'/')) }
 }
 
 /// What a transfer will be like.
 #[derive(Debug, PartialEq)]
 pub(super) struct Terms {
-    /// Bytes in a block, 8 to 8192.
+    /// Bytes in a block, 8 at least.
     pub(super) block_bytes: u16,
     /// Blocks in flight, 1 to 64.
     pub(super) window_blocks: u16,
@@ -108,14 +138,37 @@ pub(super) struct Terms {
     pub(super) granted: Vec<TransferOption>,
 }
 
+/// What the path to a client carries.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PathLimits {
+    /// Largest block ever sent, in bytes.
+    pub(super) block_bytes_max: u16,
+    /// Largest block that goes in one packet, in bytes, as far as that is known.
+    pub(super) block_bytes_in_one_packet: Option<u16>,
+}
+
+impl PathLimits {
+    /// A client that asks for what Ethernet carries in one packet is given what this path carries
+    /// in one. Who asks for more takes fragments.
+    fn block_bytes(self, asked: u64) -> u16 {
+        let block_bytes = at_most(asked, self.block_bytes_max);
+        match self.block_bytes_in_one_packet {
+            Some(fits) if block_bytes <= BLOCK_BYTES_OF_ETHERNET => {
+                block_bytes.min(fits.max(BLOCK_BYTES_DEFAULT))
+            }
+            Some(_) | None => block_bytes,
+        }
+    }
+}
+
 impl Terms {
     /// Grants what is reasonable of the options asked for. An option that is not granted is left out of the answer, which tells the
     /// client that it is not in force (RFC 2347).
-    pub(super) fn agree(asked: &[TransferOption], file_bytes: u64) -> Self {
+    pub(super) fn agree(asked: &[TransferOption], file_bytes: u64, path: PathLimits) -> Self {
         let first = |kind| asked.iter().find(|o| o.option == kind).map(|o| o.value);
         let block_bytes = first(OptionType::BlockSize)
             .filter(|value| *value >= BLOCK_BYTES_MIN)
-            .map(|value| at_most(value, BLOCK_BYTES_MAX));
+            .map(|value| path.block_bytes(value));
         let room = WINDOW_BYTES_MAX / u64::from(block_bytes.unwrap_or(BLOCK_BYTES_DEFAULT));
         let window_blocks = first(OptionType::WindowSize)
             .filter(|value| *value > 0)
@@ -164,8 +217,11 @@ mod tests {
 
     fn agree(options: &[(&str, &str)]) -> Terms {
         let request = parse(&rrq("x", "octet", options)).unwrap().unwrap();
-        Terms::agree(&request.options, 1000)
+        Terms::agree(&request.options, 1000, ANY_PATH)
     }
+
+    const ANY_PATH: PathLimits =
+        PathLimits { block_bytes_max: BLOCK_BYTES_MAX, block_bytes_in_one_packet: None };
 
     #[test]
     fn a_name_may_be_written_in_every_way_firmware_writes_it() {
@@ -189,16 +245,48 @@ mod tests {
         write[1] = 2;
         assert_eq!(parse(&write), Some(Err(Refusal::ReadOnly)));
         assert_eq!(parse(&rrq("x", "netascii", &[])), Some(Err(Refusal::NotOctet)));
-        assert_eq!(
-            parse(&rrq("x", "octet", &[("tsize", "-1")])),
-            Some(Err(Refusal::NotUnderstood))
-        );
-        assert_eq!(parse(b"\0\x01\xff\0octet\0"), Some(Err(Refusal::NotUnderstood)));
         assert_eq!(parse(b"\0\x01no end"), Some(Err(Refusal::NotUnderstood)));
-        assert!(matches!(parse(&rrq("x", "OCTET", &[("unheard", "of")])), Some(Ok(_))));
+        assert_eq!(parse(b"\0\x01no mode\0"), Some(Err(Refusal::NotUnderstood)));
         for other in [&b""[..], b"\0", b"\0\x03\0\x01data", b"\0\x04\0\x01", b"\0\x05\0\0e\0"] {
             assert_eq!(parse(other), None, "{other:?}");
         }
+    }
+
+    #[test]
+    fn an_option_that_is_not_understood_is_as_if_it_had_not_been_asked_for() {
+        let understood = |more: &[u8]| {
+            let datagram = [&rrq("x", "OCTET", &[("blksize", "1024")])[..], more].concat();
+            let request = parse(&datagram).unwrap().unwrap();
+            assert_eq!(request.name, "x");
+            request.options.iter().map(|option| option.value).collect::<Vec<_>>()
+        };
+        for odd in [
+            &b"tsize\0\0"[..],
+            b"tsize\0abc\0",
+            b"tsize\0-1\0",
+            b"tsize\0+1\0",
+            b"tsize\x001456 \0",
+            b"tsize\099999999999999999999999\0",
+            b"tsize\0\xff\xfe\0",
+            b"\xff\xfe\x001\0",
+            b"unheard\0of\0",
+            b"\0\0",
+            b"tsize\0",
+            b"tsize",
+            b"\0",
+        ] {
+            assert_eq!(understood(odd), [1024], "{}", odd.escape_ascii());
+            // What follows a whole option is understood.
+            if odd.split(|byte| *byte == 0).count() == 3 {
+                assert_eq!(understood(&[odd, b"timeout\x002"].concat()), [1024, 2]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_need_not_be_text() {
+        let request = parse(b"\0\x01/boot\\\xfcber\xff\0octet").unwrap().unwrap();
+        assert_eq!(request.name.as_encoded_bytes(), b"boot/\xfcber\xff");
     }
 
     #[test]
@@ -211,6 +299,21 @@ mod tests {
         let terms = agree(&[("tsize", "0")]);
         let size = TransferOption { option: OptionType::TransferSize, value: 1000 };
         assert_eq!(terms.granted, [size]);
+    }
+
+    #[test]
+    fn a_block_is_no_larger_than_allowed_nor_than_the_packets_of_a_path_that_is_known() {
+        let block = |asked: u16, block_bytes_max, block_bytes_in_one_packet| {
+            let asked = [TransferOption { option: OptionType::BlockSize, value: asked.into() }];
+            let path = PathLimits { block_bytes_max, block_bytes_in_one_packet };
+            Terms::agree(&asked, 1, path).block_bytes
+        };
+        assert_eq!(block(1468, 1024, None), 1024);
+        assert_eq!(block(1468, BLOCK_BYTES_MAX, Some(1388)), 1388);
+        assert_eq!(block(1024, BLOCK_BYTES_MAX, Some(1388)), 1024);
+        assert_eq!(block(1468, BLOCK_BYTES_MAX, Some(100)), 512, "what needs no option");
+        assert_eq!(block(8192, BLOCK_BYTES_MAX, Some(1388)), 8192, "it takes fragments");
+        assert_eq!(block(8192, 1468, Some(1388)), 1388);
     }
 
     #[test]
@@ -244,7 +347,7 @@ mod tests {
                 TransferOption { option: OptionType::Timeout, value: timeout },
                 TransferOption { option: OptionType::WindowWait, value: timeout },
             ];
-            let terms = Terms::agree(&asked, 1);
+            let terms = Terms::agree(&asked, 1, ANY_PATH);
             let flight = u64::from(terms.block_bytes) * u64::from(terms.window_blocks);
             prop_assert!(terms.block_bytes >= 8 && terms.window_blocks >= 1);
             prop_assert!(flight <= WINDOW_BYTES_MAX);

@@ -23,12 +23,13 @@ use super::{
     super::{
         evidence::{Asked, Ended},
         files,
-        shelf::{Cached, Shelf},
-        table::BootTable,
+        shelf::{Cached, Served, Shelf},
+        table::{BootTable, FETCH_LIMIT},
     },
-    request::{self, Refusal, Request, Terms},
+    request::{self, BLOCK_BYTES_DEFAULT, BLOCK_BYTES_MAX, PathLimits, Refusal, Request, Terms},
     slots::{Claim, Slot, Slots},
     transfer::{End, Limits, Outcome, Transfer},
+    wire::block_bytes_in_one_packet,
 };
 
 /// Room for a request, in bytes: a name, a mode and six options; RFC 2347 allows 512.
@@ -60,14 +61,18 @@ pub struct Config {
     /// thread, two descriptors and at most about 512 KiB. An address has a quarter of them, or 16. Requests beyond that get no answer: the
     /// clients ask again.
     pub max_transfers: usize,
+    /// Largest block sent, in bytes, at least the 512 that need no option. Where fragments are lost
+    /// it has to fit every link of the path.
+    pub block_bytes_max: u16,
     /// How long a transfer may go without a new block acknowledged.
     pub idle_limit: Duration,
-    /// How long a transfer may take in all.
+    /// How long a transfer may take in all. A node's [`ramdisk_limit`](super::super::BootSettings)
+    /// counts for what its machine fetches, if that is longer.
     pub total_limit: Duration,
 }
 
 impl Config {
-    /// The defaults: no files, 256 transfers, 30 s idle, 30 min in all.
+    /// The defaults: no files, 256 transfers, blocks of 8 KiB at most, 30 s idle, 30 min in all.
     pub fn new(listen: SocketAddr) -> Self {
         Self {
             listen,
@@ -75,8 +80,9 @@ impl Config {
             files: BTreeMap::new(),
             images: Vec::new(),
             max_transfers: 256,
+            block_bytes_max: BLOCK_BYTES_MAX,
             idle_limit: Duration::from_secs(30),
-            total_limit: Duration::from_secs(30 * 60),
+            total_limit: FETCH_LIMIT,
         }
     }
 }
@@ -129,7 +135,9 @@ impl Server {
         let limits = Limits { idle: self.config.idle_limit, total: self.config.total_limit };
         let Config { loaders, files, images, .. } = self.config;
         let shelf = Arc::new(Shelf::new(loaders, files, images, self.cached, table, fetched));
-        let starter = Starter { local: self.local, limits, shelf: Arc::clone(&shelf) };
+        let block_bytes_max = self.config.block_bytes_max.max(BLOCK_BYTES_DEFAULT);
+        let starter =
+            Starter { local: self.local, limits, block_bytes_max, shelf: Arc::clone(&shelf) };
         let desk = Desk {
             socket: self.socket,
             slots: slots.clone(),
@@ -261,6 +269,7 @@ impl Desk {
 struct Starter {
     local: SocketAddr,
     limits: Limits,
+    block_bytes_max: u16,
     shelf: Arc<Shelf>,
 }
 
@@ -275,7 +284,7 @@ fn begin_aside(
     let starter = Arc::clone(starter);
     let begin = move || {
         let Err(refusal) = starter.begin(&request, peer, slot) else { return };
-        tracing::debug!(%peer, name = request.name, %refusal, "TFTP request refused");
+        tracing::debug!(%peer, name = ?request.name, %refusal, "TFTP request refused");
         let packet = refusal.to_packet().serialize().unwrap_or_default();
         let told = starter.connect(peer).and_then(|socket| socket.send(&packet));
         if let Err(error) = told {
@@ -293,18 +302,26 @@ impl Starter {
     fn begin(&self, request: &Request, peer: SocketAddr, slot: Slot) -> Result<(), Refusal> {
         let began = Instant::now();
         let machine = peer.ip().to_canonical();
-        let (file, asked) = self.shelf.open(&request.name, machine, began)?;
-        let terms = Terms::agree(&request.options, file.bytes);
+        let Served { file, asked, name, limit } = self.shelf.open(&request.name, machine, began)?;
+        let total = limit.unwrap_or_default().max(self.limits.total);
+        let limits = Limits { total, ..self.limits };
         let transfer = self
             .connect(peer)
-            .and_then(|socket| Transfer::new(socket, file, terms, self.limits, slot))
+            .and_then(|socket| {
+                let path = PathLimits {
+                    block_bytes_max: self.block_bytes_max,
+                    block_bytes_in_one_packet: block_bytes_in_one_packet(&socket),
+                };
+                let terms = Terms::agree(&request.options, file.bytes, path);
+                Transfer::new(socket, file, terms, limits, slot)
+            })
             .map_err(|error| {
                 tracing::warn!(%peer, %error, "no socket for a TFTP transfer");
                 Refusal::Busy
             })?;
-        let (shelf, path) = (Arc::clone(&self.shelf), request.name.clone());
+        let shelf = Arc::clone(&self.shelf);
         transfer.start(Box::new(move |outcome| {
-            ended(&shelf, machine, asked, path, &outcome, began);
+            ended(&shelf, machine, asked, name, &outcome, began);
         }))
     }
 

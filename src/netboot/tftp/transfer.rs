@@ -21,7 +21,7 @@ use super::{
     request::{Refusal, Terms},
     slots::{Cancel, Slot},
     window::{Verdict, Window},
-    wire::Wire,
+    wire::{Received, Wire},
 };
 
 // The end of a transfer unwinds its thread (see `leave`), and a thread that cannot be made unwinds out of `Worker::send`.
@@ -107,6 +107,15 @@ struct State {
     end: Option<End>,
 }
 
+/// What was heard of a client.
+enum Heard {
+    Packet(Packet),
+    /// What was sent is too large for the path.
+    TooLarge,
+    /// Nothing, or nothing that means anything.
+    Nothing,
+}
+
 /// The exchange before the first block (RFC 2347): OACK, answered by ACK 0.
 enum Handshake {
     Due,
@@ -184,18 +193,33 @@ impl Transfer {
                 self.wire.send(&bytes_of(&Packet::Oack(self.terms.granted.clone()))?)?;
                 state.handshake = Handshake::Sent(Instant::now());
             }
-            if let Some(Packet::Ack(0)) = self.read()? {
-                state.handshake = Handshake::Done;
-                state.progress_at = Instant::now();
-                return Ok(Packet::Ack(0));
+            match self.read()? {
+                Heard::Packet(Packet::Ack(0)) => {
+                    state.handshake = Handshake::Done;
+                    state.progress_at = Instant::now();
+                    return Ok(Packet::Ack(0));
+                }
+                Heard::TooLarge => state.handshake = Handshake::Due,
+                Heard::Packet(_) | Heard::Nothing => {}
             }
             self.check_limits(state)?;
         }
     }
 
     fn receive_acknowledgement(&self, state: &mut State) -> Result<Option<Packet>, End> {
-        let Some(Packet::Ack(number)) = self.read()? else { return Ok(None) };
-        match state.window.acknowledged(number) {
+        let heard = self.read()?;
+        self.judge(&heard, state)
+    }
+
+    /// What the worker is to hear of it; what was lost is sent again at once.
+    fn judge(&self, heard: &Heard, state: &mut State) -> Result<Option<Packet>, End> {
+        let (verdict, number) = match *heard {
+            Heard::Packet(Packet::Ack(number)) => (state.window.acknowledged(number), number),
+            // The system knows the path better now, and cuts what it sends again.
+            Heard::TooLarge => (state.window.lost(), 0),
+            Heard::Packet(_) | Heard::Nothing => return Ok(None),
+        };
+        match verdict {
             Verdict::Progress => {
                 state.progress_at = Instant::now();
                 return Ok(Some(Packet::Ack(number)));
@@ -223,17 +247,24 @@ impl Transfer {
         Err(end)
     }
 
-    /// One datagram from the client; `None`: none within a nap, or none that means anything.
-    fn read(&self) -> Result<Option<Packet>, End> {
+    /// One datagram from the client.
+    fn read(&self) -> Result<Heard, End> {
         let mut buffer = [0_u8; CLIENT_PACKET_BYTES_MAX];
-        let Some(length) = self.wire.receive(&mut buffer)? else { return Ok(None) };
+        let length = match self.wire.receive(&mut buffer)? {
+            Received::Datagram(length) => length,
+            Received::TooLarge => return Ok(Heard::TooLarge),
+            Received::Nothing => return Ok(Heard::Nothing),
+        };
         if self.slot.heard(Instant::now()) {
             self.wire.set_nap(NAP)?;
         }
-        match Packet::deserialize(buffer.get(..length).unwrap_or_default()) {
+        let datagram = buffer.get(..length).unwrap_or_default();
+        match Packet::deserialize(datagram) {
             Ok(Packet::Error { msg, .. }) => Err(End::Client(msg)),
-            Ok(packet) => Ok(Some(packet)),
-            Err(_) => Ok(None),
+            // The crate knows no other code.
+            Err(_) if datagram.starts_with(&[0, 5]) => Err(End::Client("(no message)".to_owned())),
+            Ok(packet) => Ok(Heard::Packet(packet)),
+            Err(_) => Ok(Heard::Nothing),
         }
     }
 
@@ -307,7 +338,7 @@ impl Drop for Transfer {
         let end = state.end.take().unwrap_or(if complete { End::Complete } else { End::Worker });
         let sent_bytes = state.window.sent_bytes();
         drop(state);
-        if matches!(end, End::Worker) {
+        if matches!(end, End::Worker | End::Socket(_)) {
             // Without a descriptor or memory left, or with a file that cannot be read to its end, the worker just ends.
             let told = bytes_of(&Refusal::Busy.to_packet()).map(|busy| self.wire.send(&busy));
             drop(told);
@@ -345,7 +376,7 @@ fn default_of_fourth<A, B, C, D: Default, E, R>(_: fn(A, B, C, D, E) -> R) -> D 
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{super::files::in_memory, slots::Claim, slots::Slots},
+        super::{super::files::in_memory, request::PathLimits, slots::Claim, slots::Slots},
         *,
     };
 
@@ -359,7 +390,8 @@ mod tests {
         let claim = Slots::new(1).claim(peer, b"", Instant::now());
         let Claim::Granted(slot) = claim else { panic!("{claim:?}") };
         let limits = Limits { idle: Duration::MAX, total: Duration::MAX };
-        let (menu, terms) = (in_memory("menu").unwrap(), Terms::agree(&[], 4));
+        let path = PathLimits { block_bytes_max: 512, block_bytes_in_one_packet: None };
+        let (menu, terms) = (in_memory("menu").unwrap(), Terms::agree(&[], 4, path));
         (Transfer::new(socket, menu, terms, limits, slot).unwrap(), client)
     }
 
@@ -374,6 +406,22 @@ mod tests {
         assert_eq!(silence.kind(), io::ErrorKind::WouldBlock);
         transfer.slot.heard(Instant::now());
         assert!(end(&transfer).is_none());
+    }
+
+    #[test]
+    fn a_block_that_was_too_large_for_the_path_is_sent_again_at_once() {
+        let (transfer, client) = begun();
+        let block = Packet::Data { block_num: 1, data: vec![7; 512] };
+        Socket::send(&transfer, &block).unwrap();
+        let mut state = transfer.state();
+        assert!(transfer.receive(&mut state).unwrap().is_none());
+        assert!(transfer.judge(&Heard::TooLarge, &mut state).unwrap().is_none());
+        drop(state);
+        for _ in ["at first", "again"] {
+            let mut heard = [0; 1000];
+            assert_eq!(client.recv(&mut heard).unwrap(), 516);
+        }
+        transfer.state().end = Some(End::Stopped);
     }
 
     #[test]

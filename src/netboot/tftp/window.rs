@@ -27,8 +27,10 @@ pub(super) struct Window {
     sent_bytes: u64,
     /// The number of the file's last block, once it has been sent.
     last: Option<u64>,
-    /// The datagrams after `acked` up to `sent`, kept only when more than one block may be in flight.
-    kept: Option<VecDeque<Vec<u8>>>,
+    /// Whether only one block may be in flight.
+    single: bool,
+    /// The datagrams after `acked` up to `sent`.
+    kept: VecDeque<Vec<u8>>,
     /// How many of these, the last ones, are still to go out.
     waiting: usize,
     /// No early resend before this block is acknowledged.
@@ -38,11 +40,11 @@ pub(super) struct Window {
 impl Window {
     /// For transfers of at most `window_blocks` in flight.
     pub(super) fn new(window_blocks: u16) -> Self {
-        Self { kept: (window_blocks > 1).then(VecDeque::new), ..Self::default() }
+        Self { single: window_blocks <= 1, ..Self::default() }
     }
 
     /// A DATA packet is to go out: its block number, the bytes of file in it, whether that is less than a whole block, and the datagram.
-    /// That is given back to go out at once if it is not kept to go [with others](Self::take_waiting).
+    /// A new one is kept to go out [with others](Self::take_waiting), a repetition is given back.
     pub(super) fn sent(
         &mut self,
         number: u16,
@@ -59,8 +61,7 @@ impl Window {
         if short {
             self.last = Some(block);
         }
-        let Some(kept) = &mut self.kept else { return Some(datagram) };
-        kept.push_back(datagram);
+        self.kept.push_back(datagram);
         self.waiting += 1;
         None
     }
@@ -68,7 +69,7 @@ impl Window {
     /// The datagrams that have not gone out yet. They have when this returns.
     pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = &[u8]> {
         let waiting = mem::take(&mut self.waiting);
-        let before = self.kept.as_ref().map_or(0, VecDeque::len) - waiting;
+        let before = self.kept.len() - waiting;
         self.unacknowledged().skip(before)
     }
 
@@ -82,10 +83,8 @@ impl Window {
             return Verdict::Ignore;
         }
         self.acked += step;
-        if let Some(kept) = &mut self.kept {
-            let arrived = usize::try_from(step).unwrap_or(usize::MAX).min(kept.len());
-            kept.drain(..arrived);
-        }
+        let arrived = usize::try_from(step).unwrap_or(usize::MAX).min(self.kept.len());
+        self.kept.drain(..arrived);
         if self.acked < self.sent {
             // The worker answers this one by sending everything after it again; the rest of the lost block's window is still to bring
             // repetitions of it, which need no second answer.
@@ -97,8 +96,13 @@ impl Window {
     /// With one block in flight a repeated ACK is never answered (RFC 1123 §4.2.3.1, the Sorcerer's Apprentice). With more it means a
     /// lost block (RFC 7440 §4), but only once in a window: the blocks sent again would bring repeated ACKs of their own.
     fn repeated(&mut self) -> Verdict {
-        let lost = self.kept.as_ref().is_some_and(|kept| !kept.is_empty());
-        if lost && self.acked >= self.no_resend_until {
+        if self.single { Verdict::Ignore } else { self.lost() }
+    }
+
+    /// Something of what is on its way is known to be lost: whether to send it again at once, which
+    /// is right once in a window.
+    pub(super) fn lost(&mut self) -> Verdict {
+        if !self.kept.is_empty() && self.acked >= self.no_resend_until {
             self.no_resend_until = self.sent + 1;
             Verdict::Resend
         } else {
@@ -108,7 +112,7 @@ impl Window {
 
     /// The datagrams to send again.
     pub(super) fn unacknowledged(&self) -> impl Iterator<Item = &[u8]> {
-        self.kept.iter().flatten().map(Vec::as_slice)
+        self.kept.iter().map(Vec::as_slice)
     }
 
     /// Payload bytes sent, each counted once.
@@ -158,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn new_blocks_of_a_window_go_out_together_and_others_at_once() {
+    fn new_blocks_of_a_window_go_out_together_and_repetitions_at_once() {
         let mut window = sent(3, 4);
         assert_eq!(window.take_waiting().collect::<Vec<_>>(), [&[0, 1], &[0, 2], &[0, 3]]);
         assert_eq!(window.take_waiting().count(), 0);
@@ -166,7 +170,18 @@ mod tests {
         assert_eq!(window.sent(3, 512, false, vec![0, 3]), Some(vec![0, 3]), "a repetition");
         assert_eq!(window.sent(4, 512, false, vec![0, 4]), None);
         assert_eq!(window.take_waiting().collect::<Vec<_>>(), [&[0, 4]]);
-        assert_eq!(Window::new(1).sent(1, 512, false, vec![0, 1]), Some(vec![0, 1]));
+    }
+
+    #[test]
+    fn what_is_known_to_be_lost_is_sent_again_once_whatever_the_window() {
+        for blocks in [1, 4] {
+            let mut window = sent(blocks, blocks);
+            assert_eq!(window.lost(), Verdict::Resend);
+            assert_eq!(window.unacknowledged().count(), usize::from(blocks));
+            assert_eq!(window.lost(), Verdict::Ignore, "every datagram of a window is told of");
+            assert_eq!(window.acknowledged(blocks), Verdict::Progress);
+            assert_eq!(window.lost(), Verdict::Ignore, "nothing is on its way");
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! A transfer's socket: datagrams to one client, a window of them with one system call.
 //!
 //! Called by a transfer. What cannot be sent now is a lost datagram, and lost ones are sent again by the transfer; only a client that is
-//! gone is an error. It must never depend on what a network card can do: what it refuses to cut is sent piece by piece.
+//! gone is an error. It must never depend on what a network card can do: what it refuses to cut is
+//! sent piece by piece. Nor may it depend on what a path carries: routers may cut what is
+//! too large for their next link.
 
 use std::{
     io::{self, IoSlice},
@@ -14,7 +16,10 @@ use std::{
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::{
     io::Errno,
-    net::{RecvFlags, recv},
+    net::{
+        RecvFlags, recv,
+        sockopt::{Ipv4PathMtuDiscovery, ip_mtu, ipv6_mtu, set_ip_mtu_discover},
+    },
 };
 
 use super::transfer::End;
@@ -23,10 +28,24 @@ use super::transfer::End;
 const SEND_LIMIT: Duration = Duration::from_secs(1);
 /// Opcode and block number before each block, in bytes.
 const HEAD_BYTES: u16 = 4;
+/// Headers of IP and UDP before that, in bytes.
+const IPV4_HEAD_BYTES: u32 = 20 + 8;
+const IPV6_HEAD_BYTES: u32 = 40 + 8;
 /// The kernel takes at most this many bytes at once, as many as a datagram may have over IPv4, and cuts them into so many at most
 /// (`UDP_MAX_SEGMENTS`).
 const AT_ONCE_BYTES_MAX: usize = 65_507;
 const AT_ONCE_MAX: usize = 64;
+
+/// What has come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// A datagram of so many bytes.
+    Datagram(usize),
+    /// None within a nap, or word that something could not be delivered just now.
+    Nothing,
+    /// Word that a datagram was larger than some link of the path carries, and is lost.
+    TooLarge,
+}
 
 /// A socket connected to the client.
 #[derive(Debug)]
@@ -41,6 +60,9 @@ pub(super) struct Wire {
 impl Wire {
     pub(super) fn new(socket: UdpSocket, block_bytes: u16) -> io::Result<Self> {
         socket.set_write_timeout(Some(SEND_LIMIT))?;
+        if let Err(error) = let_routers_cut(&socket) {
+            tracing::debug!(%error, "path MTU discovery stays on for a TFTP transfer");
+        }
         let datagram_bytes = HEAD_BYTES + block_bytes;
         Ok(Self { socket, datagram_bytes, cuts: AtomicBool::new(true) })
     }
@@ -55,13 +77,11 @@ impl Wire {
         self.socket.set_read_timeout(Some(nap))
     }
 
-    /// The length of a datagram from the client; `None`: none within a nap.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> Result<Option<usize>, End> {
+    /// What comes from the client, or from a router on the way to it.
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> Result<Received, End> {
         match recv(&self.socket, buffer, RecvFlags::empty()) {
-            Ok((length, _)) => Ok(Some(length)),
-            Err(Errno::AGAIN | Errno::INTR | Errno::HOSTUNREACH | Errno::NETUNREACH) => Ok(None),
-            Err(Errno::CONNREFUSED) => Err(End::Gone),
-            Err(error) => Err(End::Socket(error.into())),
+            Ok((length, _)) => Ok(Received::Datagram(length)),
+            Err(error) => meaning(error),
         }
     }
 
@@ -103,5 +123,57 @@ impl Wire {
             }
             Ok(_) | Err(_) => Ok(true),
         }
+    }
+}
+
+/// The largest block, in bytes, that reaches the client in one packet as far as this system knows:
+/// over a tunnel of its own, for example.
+pub(super) fn block_bytes_in_one_packet(connected: &UdpSocket) -> Option<u16> {
+    let (mtu, head) = if connected.peer_addr().ok()?.ip().to_canonical().is_ipv4() {
+        (ip_mtu(connected), IPV4_HEAD_BYTES)
+    } else {
+        (ipv6_mtu(connected), IPV6_HEAD_BYTES)
+    };
+    let room = mtu.ok()?.checked_sub(head + u32::from(HEAD_BYTES))?;
+    Some(u16::try_from(room).unwrap_or(u16::MAX))
+}
+
+/// Sends packets of IPv4 without DF, over sockets of IPv6 too. A router that may not cut a packet
+/// drops it, and not every one says so. What it says the kernel forgets within ten minutes. Over IPv6
+/// no router cuts: there the word of one is needed, and comes as [`Received::TooLarge`].
+fn let_routers_cut(socket: &UdpSocket) -> io::Result<()> {
+    Ok(set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DONT)?)
+}
+
+/// What routers and the client's system say by ICMP comes as a socket's error, once, and only tells
+/// that a packet was lost. The transfer's limits decide how long to go on, for networks come back.
+fn meaning(error: Errno) -> Result<Received, End> {
+    match error {
+        Errno::AGAIN
+        | Errno::INTR
+        | Errno::HOSTUNREACH
+        | Errno::HOSTDOWN
+        | Errno::NETUNREACH
+        | Errno::NONET
+        | Errno::NOPROTOOPT
+        | Errno::PROTO => Ok(Received::Nothing),
+        Errno::MSGSIZE => Ok(Received::TooLarge),
+        Errno::CONNREFUSED => Err(End::Gone),
+        error => Err(End::Socket(error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_router_says_of_a_lost_packet_ends_no_transfer() {
+        for said in [Errno::HOSTUNREACH, Errno::HOSTDOWN, Errno::NETUNREACH, Errno::NONET] {
+            assert_eq!(meaning(said).unwrap(), Received::Nothing, "{said}");
+        }
+        assert_eq!(meaning(Errno::MSGSIZE).unwrap(), Received::TooLarge);
+        assert!(matches!(meaning(Errno::CONNREFUSED), Err(End::Gone)));
+        assert!(matches!(meaning(Errno::BADF), Err(End::Socket(_))));
     }
 }

@@ -3,6 +3,7 @@
 //! Called by `hostler ramdisk build`. The same input gives the same bytes. It runs no program and needs no root.
 
 mod cpio;
+mod drivers;
 mod elf;
 mod modinfo;
 mod package;
@@ -27,9 +28,15 @@ const FILE_BYTES_MAX: u64 = 512 << 20;
 /// What to build from.
 #[derive(Clone, Debug)]
 pub struct BuildOptions {
-    /// An unpacked kernel package: `boot/vmlinuz-<release>` and `lib/modules/<release>` (or the same under `usr`). Firmware files
-    /// under `lib/firmware` are taken along when a module of the initramfs asks for them.
+    /// An unpacked kernel package: `boot/vmlinuz-<release>` and `lib/modules/<release>` (or the same
+    /// under `usr`). Other packages may be unpacked into the same directory, or all into directories
+    /// of their own beneath it. Firmware files under `lib/firmware` are taken along when a module of
+    /// the initramfs asks for them.
     pub kernel_package: PathBuf,
+    /// Modules to take beside those that every initramfs has, by the kernel's name or the file's.
+    pub modules: Vec<String>,
+    /// Whether to take every driver of a network card or a disk controller that the package has.
+    pub all_drivers: bool,
     /// The `hostler-ramdisk` binary, statically linked for the kernel's architecture.
     pub binary: PathBuf,
     /// The directory to write `vmlinuz` and `initramfs` into; it is made if it does not exist.
@@ -49,6 +56,25 @@ pub struct Built {
     pub initramfs_bytes: u64,
     /// Names of the modules in it, sorted.
     pub modules: Vec<String>,
+    /// Names of the firmware files in it, sorted.
+    pub firmware: Vec<String>,
+    /// Drivers that every initramfs is to have, and that this kernel has not.
+    pub drivers_missing: Vec<String>,
+    /// Firmware that its modules may ask for, and that was not found.
+    pub firmware_missing: Vec<MissingFirmware>,
+}
+
+/// Firmware that a module may ask for, and that was not found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingFirmware {
+    /// The module.
+    pub module: String,
+    /// Whether other files for it were found: of most drivers a card needs one of many.
+    pub has_some: bool,
+    /// The files, beneath `lib/firmware`.
+    pub files: Vec<String>,
+    /// The packages in which Debian has them, as far as that is known.
+    pub debian_packages: Vec<String>,
 }
 
 /// Why nothing was built.
@@ -64,7 +90,7 @@ pub enum BuildError {
     },
     /// Not exactly one kernel in the package.
     #[error(
-        "{path}: {found} directories under lib/modules, must be exactly one; unpack one kernel package there (dpkg -x)"
+        "{path}: {found} kernels under lib/modules, must be exactly one; unpack one kernel package there (dpkg -x)"
     )]
     Releases {
         /// The package directory.
@@ -85,6 +111,12 @@ pub enum BuildError {
     /// The kernel cannot unpack the initramfs.
     #[error("kernel {0} is configured without CONFIG_RD_ZSTD, which unpacks the initramfs")]
     NoZstd(String),
+    /// Modules without their kernel.
+    #[error("no boot/vmlinuz-{0}, the kernel that the modules are for; unpack its package, too")]
+    NoKernel(String),
+    /// A module that was asked for.
+    #[error("the package has no module {0}")]
+    NoModule(String),
     /// The package is incomplete.
     #[error("module {by} needs {module}, which the package does not have")]
     MissingModule {
@@ -116,7 +148,7 @@ pub fn build(options: &BuildOptions) -> Result<Built, BuildError> {
     if !elf::is_static_program(&program) {
         return Err(BuildError::NotStatic(options.binary.clone()));
     }
-    let selection = select::select(&package)?;
+    let selection = select::select(&package, &options.modules, options.all_drivers)?;
 
     let mut archive = Archive::default();
     archive.file("init", 0o755, program);
@@ -131,6 +163,7 @@ pub fn build(options: &BuildOptions) -> Result<Built, BuildError> {
     for (name, contents) in selection.modules {
         archive.file(&format!("{dir}/{name}.ko"), 0o644, contents);
     }
+    let firmware = selection.firmware.keys().cloned().collect();
     for (name, contents) in selection.firmware {
         archive.file(&format!("lib/firmware/{name}"), 0o644, contents);
     }
@@ -147,6 +180,9 @@ pub fn build(options: &BuildOptions) -> Result<Built, BuildError> {
         initramfs_bytes: compressed.len() as u64,
         release: package.release,
         modules,
+        firmware,
+        drivers_missing: selection.drivers_missing,
+        firmware_missing: selection.firmware_missing,
     })
 }
 
@@ -193,6 +229,8 @@ mod tests {
         fs::write(dir.join("package/boot/vmlinuz-6.1.0-1-amd64"), "kernel").unwrap();
         BuildOptions {
             kernel_package: dir.join("package"),
+            modules: Vec::new(),
+            all_drivers: false,
             binary: "/bin/busybox".into(),
             out: dir.join("out"),
         }
@@ -246,7 +284,96 @@ mod tests {
         fs::remove_file(modules.join("kernel/target_core_iblock.ko")).unwrap();
         assert!(error(&options).starts_with("kernel 6.1.0-1-amd64 has no target_core_iblock"));
 
-        fs::create_dir(dir.path().join("package/lib/modules/6.1.0-2-amd64")).unwrap();
-        assert!(error(&options).contains("2 directories under lib/modules"));
+        let other = dir.path().join("package/lib/modules/6.1.0-2-amd64");
+        fs::create_dir(&other).unwrap();
+        assert!(error(&options).starts_with("kernel 6.1.0-1-amd64"), "it holds no module");
+        fs::write(other.join("x.ko"), module("depends=\0")).unwrap();
+        assert!(error(&options).contains("2 kernels under lib/modules"));
+        fs::remove_dir_all(other).unwrap();
+        options.kernel_package = dir.path().join("nowhere");
+        assert!(error(&options).contains("nowhere"));
+    }
+
+    #[test]
+    fn what_was_asked_for_is_taken_and_what_lacks_is_named_with_debians_package() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = package(dir.path());
+        let drivers = dir.path().join("package/lib/modules/6.1.0-1-amd64/kernel/drivers");
+        for (file, modinfo) in [
+            ("net/ethernet/bnx2x.ko", "alias=pci:v1*\0firmware=bnx2x/a.fw\0firmware=bnx2x/b.fw\0"),
+            ("net/ethernet/old-card.ko", "alias=pci:v2*\0firmware=old/card.bin\0"),
+            ("net/ethernet/no_hardware.ko", "depends=\0"),
+            ("scsi/st.ko", "alias=scsi:t-0x01*\0"),
+            ("usb/storage/usb-storage.ko", "alias=usb:v*ic08*\0"),
+        ] {
+            fs::create_dir_all(drivers.join(file).parent().unwrap()).unwrap();
+            fs::write(drivers.join(file), module(modinfo)).unwrap();
+        }
+        let built = build(&options).unwrap();
+        let has = |built: &Built, name: &str| built.modules.iter().any(|module| module == name);
+        assert!(has(&built, "bnx2x") && !has(&built, "old_card") && !has(&built, "usb_storage"));
+        assert_eq!(built.firmware, ["mlx4.bin"]);
+        let lacks = |name: &str| built.drivers_missing.iter().any(|missing| missing == name);
+        assert!(lacks("mpi3mr") && !lacks("bnx2x"));
+        let [missing] = built.firmware_missing.as_slice() else { panic!("{built:?}") };
+        assert_eq!((&*missing.module, missing.has_some), ("bnx2x", false));
+        assert_eq!(missing.files, ["bnx2x/a.fw", "bnx2x/b.fw"]);
+        assert_eq!(missing.debian_packages, ["firmware-bnx2x"]);
+
+        options.all_drivers = true;
+        let all = build(&options).unwrap();
+        assert!(has(&all, "old_card"));
+        for not in ["no_hardware", "st", "usb_storage"] {
+            assert!(!has(&all, not), "{not}");
+        }
+        assert_eq!(all.firmware_missing[1].debian_packages, [""; 0], "nobody knows");
+
+        options.all_drivers = false;
+        options.modules = vec!["usb-storage".into(), "ptp".into(), "no_hardware".into()];
+        let more = build(&options).unwrap();
+        assert!(has(&more, "usb_storage") && has(&more, "no_hardware"), "ptp is built in");
+        options.modules = vec!["old-cord".into()];
+        let error = build(&options).unwrap_err().to_string();
+        assert_eq!(error, "the package has no module old_cord; did you mean old_card?");
+    }
+
+    #[test]
+    fn packages_may_lie_beside_each_other_and_with_a_merged_usr() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = package(dir.path());
+        let plain = build(&options).unwrap();
+        let root = options.kernel_package.clone();
+        let unpacked = |built: &Built| (built.modules.clone(), built.firmware.clone());
+
+        // `lib` is a link, as on an installed system.
+        fs::create_dir(root.join("usr")).unwrap();
+        fs::rename(root.join("lib"), root.join("usr/lib")).unwrap();
+        std::os::unix::fs::symlink("usr/lib", root.join("lib")).unwrap();
+        assert_eq!(unpacked(&build(&options).unwrap()), unpacked(&plain));
+
+        // A firmware package that was unpacked beside the kernel's, which has a directory of its own.
+        let inner = root.join("linux-image");
+        fs::create_dir(&inner).unwrap();
+        for name in ["boot", "usr", "lib"] {
+            fs::rename(root.join(name), inner.join(name)).unwrap();
+        }
+        fs::create_dir_all(root.join("firmware-x/usr")).unwrap();
+        fs::rename(inner.join("usr/lib/firmware"), root.join("firmware-x/usr/firmware")).unwrap();
+        fs::create_dir_all(root.join("firmware-x/usr/lib")).unwrap();
+        fs::rename(root.join("firmware-x/usr/firmware"), root.join("firmware-x/usr/lib/firmware"))
+            .unwrap();
+        assert_eq!(unpacked(&build(&options).unwrap()), unpacked(&plain));
+
+        // A distribution that has rarer modules in a package of their own.
+        let extra = root.join("modules-extra/lib/modules/6.1.0-1-amd64/kernel");
+        fs::create_dir_all(&extra).unwrap();
+        fs::write(extra.join("igb.ko"), module("depends=\0alias=pci:v3*\0")).unwrap();
+        assert!(build(&options).unwrap().modules.contains(&"igb".to_owned()));
+
+        // A link out of the packages would lead to this machine's own kernel.
+        fs::remove_file(inner.join("lib")).unwrap();
+        fs::rename(inner.join("usr"), dir.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("elsewhere/lib"), inner.join("lib")).unwrap();
+        assert!(build(&options).is_err());
     }
 }

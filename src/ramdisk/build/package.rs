@@ -1,4 +1,5 @@
-//! An unpacked kernel package, of Debian or of any other distribution that puts modules under `lib/modules/<release>`.
+//! An unpacked kernel package, of Debian or of any other distribution that puts modules under
+//! `lib/modules/<release>`, and what was unpacked beside it, as packages of firmware.
 //!
 //! Called by the builder. It reads; nothing in the package is run.
 
@@ -17,12 +18,17 @@ const MODULE_BYTES_MAX: u64 = 256 << 20;
 /// `kernel/drivers/net/ethernet/mellanox/mlx5/core` is eight deep.
 const DEPTH_MAX: usize = 16;
 
+/// A name that is less alike is not meant (Jaro and Winkler's measure).
+const SIMILAR_MIN: f64 = 0.8;
+const LIBRARIES: [&str; 2] = ["lib", "usr/lib"];
+
 /// The package's kernel and what is beside it.
 #[derive(Debug)]
 pub(super) struct Package {
-    root: PathBuf,
-    /// Where its modules are.
-    dir: PathBuf,
+    /// Where packages were unpacked: all into one directory, or each into one of its own.
+    roots: Vec<PathBuf>,
+    /// Where its modules are. Some distributions put them into several packages.
+    dirs: Vec<PathBuf>,
     /// `uname -r` of the kernel.
     pub(super) release: String,
     /// Module files by normal name.
@@ -32,37 +38,78 @@ pub(super) struct Package {
 }
 
 impl Package {
-    /// Looks at the package in `root`, which must hold exactly one kernel.
+    /// Looks at what was unpacked in `root`, which must hold exactly one kernel.
     pub(super) fn open(root: &Path) -> Result<Self, BuildError> {
-        let dirs: Vec<PathBuf> = ["lib/modules", "usr/lib/modules"]
-            .into_iter()
-            .flat_map(|under| subdirectories(&root.join(under)))
-            .collect();
-        let [dir] = dirs.as_slice() else {
-            return Err(BuildError::Releases { path: root.to_owned(), found: dirs.len() });
+        let top = root
+            .canonicalize()
+            .map_err(|source| BuildError::Io { path: root.to_owned(), source })?;
+        let mut roots = vec![top.clone()];
+        roots.extend(subdirectories(&top));
+        let mut releases = BTreeMap::<String, BTreeMap<PathBuf, BTreeMap<String, PathBuf>>>::new();
+        for dir in beneath(&top, &roots, "modules").iter().flat_map(|under| subdirectories(under)) {
+            let mut modules = BTreeMap::new();
+            walk(&dir, DEPTH_MAX, &mut modules)
+                .map_err(|source| BuildError::Io { path: dir.clone(), source })?;
+            // Headers have a directory there, too, with nothing but links.
+            if !modules.is_empty() || dir.join("modules.builtin").is_file() {
+                let release = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                releases.entry(release).or_default().insert(dir, modules);
+            }
+        }
+        let found = releases.len();
+        let (Some((release, dirs)), true) = (releases.pop_first(), found == 1) else {
+            return Err(BuildError::Releases { path: root.to_owned(), found });
         };
-        let release = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut modules = BTreeMap::new();
-        walk(dir, DEPTH_MAX, &mut modules)
-            .map_err(|source| BuildError::Io { path: dir.clone(), source })?;
-        let builtin = regular_file::read_to_string(&dir.join("modules.builtin"), FILE_BYTES_MAX)
-            .unwrap_or_default();
-        let builtin = builtin.lines().filter_map(|line| module_name(Path::new(line))).collect();
-        Ok(Self { root: root.to_owned(), dir: dir.clone(), release, modules, builtin })
+        let builtin = dirs.keys().filter_map(|dir| {
+            regular_file::read_to_string(&dir.join("modules.builtin"), FILE_BYTES_MAX).ok()
+        });
+        let builtin: Vec<String> = builtin.collect();
+        let builtin = builtin.iter().flat_map(|text| text.lines());
+        let builtin = builtin.filter_map(|line| module_name(Path::new(line))).collect();
+        let (dirs, modules): (Vec<_>, Vec<_>) = dirs.into_iter().unzip();
+        let modules = modules.into_iter().flatten().collect();
+        Ok(Self { roots, dirs, release, modules, builtin })
     }
 
     /// The kernel image.
     pub(super) fn kernel(&self) -> Result<Vec<u8>, BuildError> {
-        let debian = self.root.join(format!("boot/vmlinuz-{}", self.release));
-        let beside_modules = self.dir.join("vmlinuz");
-        read(if beside_modules.is_file() { &beside_modules } else { &debian })
+        let beside_modules = self.dirs.iter().map(|dir| dir.join("vmlinuz"));
+        let in_boot = self.in_boot("vmlinuz");
+        let path = beside_modules.chain(in_boot).find(|path| path.is_file());
+        read(&path.ok_or_else(|| BuildError::NoKernel(self.release.clone()))?)
+    }
+
+    /// A file of this kernel's in `boot`.
+    fn in_boot(&self, name: &str) -> Option<PathBuf> {
+        let name = format!("{name}-{}", self.release);
+        self.roots.iter().map(|root| root.join("boot").join(&name)).find(|path| path.is_file())
     }
 
     /// Whether the kernel's configuration says that it can unpack a zstd initramfs; without a configuration it is believed.
     pub(super) fn unpacks_zstd(&self) -> bool {
-        let path = self.root.join(format!("boot/config-{}", self.release));
-        regular_file::read_to_string(&path, FILE_BYTES_MAX)
-            .map_or(true, |config| config.lines().any(|line| line == "CONFIG_RD_ZSTD=y"))
+        self.in_boot("config")
+            .and_then(|path| regular_file::read_to_string(&path, FILE_BYTES_MAX).ok())
+            .is_none_or(|config| config.lines().any(|line| line == "CONFIG_RD_ZSTD=y"))
+    }
+
+    /// The modules in these directories of `kernel/drivers`, by name.
+    pub(super) fn modules_in(&self, directories: &[&str]) -> Vec<String> {
+        let drivers = self.dirs.iter().map(|dir| dir.join("kernel/drivers"));
+        let drivers: Vec<PathBuf> =
+            drivers.flat_map(|at| directories.iter().map(move |dir| at.join(dir))).collect();
+        let modules = self.modules.iter();
+        let lies_there = |path: &Path| drivers.iter().any(|dir| path.starts_with(dir));
+        modules.filter(|(_, path)| lies_there(path)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// A name that no module has, with the most similar that one has.
+    pub(super) fn unknown(&self, name: &str) -> String {
+        let similar = self.modules.keys().map(|known| (strsim::jaro_winkler(name, known), known));
+        let best = similar.max_by(|(one, _), (other, _)| one.total_cmp(other));
+        match best.filter(|(alike, _)| *alike > SIMILAR_MIN) {
+            Some((_, known)) => format!("{name}; did you mean {known}?"),
+            None => name.to_owned(),
+        }
     }
 
     /// Whether the package has a module of that name.
@@ -81,20 +128,29 @@ impl Package {
         if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
             return None;
         }
-        ["lib/firmware", "usr/lib/firmware"].iter().find_map(|dir| {
+        self.roots.iter().flat_map(|root| LIBRARIES.map(|lib| root.join(lib))).find_map(|lib| {
             ["", ".xz", ".zst"].iter().find_map(|suffix| {
                 let name = format!("{name}{suffix}");
-                let contents =
-                    regular_file::read(&self.root.join(dir).join(&name), FILE_BYTES_MAX).ok()?;
-                Some((name, contents))
+                let path = lib.join("firmware").join(&name);
+                Some((name, regular_file::read(&path, FILE_BYTES_MAX).ok()?))
             })
         })
     }
 }
 
+/// This directory of every root's `lib`, each once: on a merged `/usr`, `lib` is a link to `usr/lib`.
+/// A link out of what was unpacked is not followed: it would lead to this machine's own.
+fn beneath(top: &Path, roots: &[PathBuf], name: &str) -> BTreeSet<PathBuf> {
+    let places = roots.iter().flat_map(|root| LIBRARIES.map(|lib| root.join(lib).join(name)));
+    places.filter_map(|at| at.canonicalize().ok()).filter(|at| at.starts_with(top)).collect()
+}
+
 fn subdirectories(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten();
-    entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()).collect()
+    let dirs = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
+    let mut dirs: Vec<PathBuf> = dirs.collect();
+    dirs.sort_unstable();
+    dirs
 }
 
 fn walk(dir: &Path, depth: usize, found: &mut BTreeMap<String, PathBuf>) -> io::Result<()> {

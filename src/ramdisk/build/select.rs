@@ -1,11 +1,17 @@
-//! Which modules go into the initramfs: LIO, the network cards and disk controllers of servers and small edge machines, and what
-//! those need.
+//! Which modules go into the initramfs: LIO, the network cards and disk controllers of servers and
+//! small edge machines, what else was asked for, and what those need.
 //!
-//! Called by the builder. A driver the kernel does not have is left out; LIO must be there.
+//! Called by the builder. A driver the kernel does not have is left out, and named; LIO and what was
+//! asked for must be there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BuildError, modinfo::ModInfo, package::Package};
+use super::{
+    BuildError, MissingFirmware,
+    drivers::{BUSES, DIRECTORIES, DRIVERS, companions, debian_package},
+    modinfo::{ModInfo, normal},
+    package::Package,
+};
 use crate::ramdisk::module_list::ModuleList;
 
 /// The target itself. A kernel without them cannot serve a disk.
@@ -15,22 +21,6 @@ const TARGET: [&str; 3] = ["target_core_mod", "target_core_iblock", "iscsi_targe
 const LOOKED_UP_BY_NAME: [&str; 4] =
     ["crc32c_generic", "crc32c_intel", "crct10dif_generic", "crct10dif_pclmul"];
 
-/// Loaded when the hardware asks.
-#[rustfmt::skip]
-const DRIVERS: &[&str] = &[
-    // Virtual machines
-    "virtio_pci", "virtio_mmio", "virtio_net", "virtio_blk", "virtio_scsi", "vmxnet3", "vmw_pvscsi",
-    "hv_vmbus", "hv_netvsc", "hv_storvsc",
-    // Network cards
-    "e1000", "e1000e", "igb", "igc", "ixgbe", "i40e", "ice", "tg3", "bnx2", "bnx2x", "bnxt_en", "mlx4_core", "mlx4_en",
-    "mlx5_core", "r8169", "atlantic", "be2net", "qede", "cxgb4", "enic", "ena", "hns3", "hclge",
-    // Disk controllers
-    "ahci", "ata_piix", "ata_generic", "nvme", "vmd", "megaraid_sas", "mpt3sas", "mptsas", "mptspi", "hpsa", "smartpqi",
-    "aacraid", "isci", "hisi_sas_v3_hw", "sdhci_pci", "sdhci_acpi",
-    // Disks on them
-    "sd_mod", "mmc_block",
-];
-
 /// What goes in.
 #[derive(Debug, Default)]
 pub(super) struct Selection {
@@ -39,20 +29,45 @@ pub(super) struct Selection {
     pub(super) modules: BTreeMap<String, Vec<u8>>,
     /// Firmware files the package has of those the modules may ask for.
     pub(super) firmware: BTreeMap<String, Vec<u8>>,
+    /// Those it has not.
+    pub(super) firmware_missing: Vec<MissingFirmware>,
+    /// Drivers that are looked for in every package, and that this one has not.
+    pub(super) drivers_missing: Vec<String>,
 }
 
-/// Chooses from the package.
-pub(super) fn select(package: &Package) -> Result<Selection, BuildError> {
+/// Chooses from the package: what every initramfs has, the modules `more`, and with `all_drivers`
+/// every driver of a network card or a disk controller.
+pub(super) fn select(
+    package: &Package,
+    more: &[String],
+    all_drivers: bool,
+) -> Result<Selection, BuildError> {
     let mut chosen = Chosen::default();
     for name in TARGET {
         if !chosen.add(package, name)? && !package.builtin.contains(name) {
             return Err(BuildError::NoTarget { module: name, release: package.release.clone() });
         }
     }
-    for name in LOOKED_UP_BY_NAME.iter().chain(DRIVERS) {
+    for name in LOOKED_UP_BY_NAME {
         chosen.add(package, name)?;
     }
-    Ok(chosen.into_selection(package))
+    for name in more.iter().map(|name| normal(name)) {
+        if !chosen.add(package, &name)? && !package.builtin.contains(&name) {
+            return Err(BuildError::NoModule(package.unknown(&name)));
+        }
+    }
+    let mut drivers_missing = Vec::new();
+    for name in DRIVERS {
+        if !chosen.add(package, name)? && !package.builtin.contains(*name) {
+            drivers_missing.push((*name).to_owned());
+        }
+    }
+    if all_drivers {
+        for name in package.modules_in(DIRECTORIES) {
+            chosen.add_driver(package, &name)?;
+        }
+    }
+    Ok(Selection { drivers_missing, ..chosen.into_selection(package) })
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +77,21 @@ struct Chosen {
 }
 
 impl Chosen {
+    /// Adds a module, unless it is for none of the buses that ask for their drivers.
+    fn add_driver(&mut self, package: &Package, name: &str) -> Result<(), BuildError> {
+        let Some(elf) = package.module(name)? else { return Ok(()) };
+        let info = ModInfo::read(&elf).map_err(|_| BuildError::NotAModule(name.to_owned()))?;
+        let is_asked_for = |alias: &String| {
+            BUSES
+                .iter()
+                .any(|bus| alias.strip_prefix(bus).is_some_and(|rest| rest.starts_with(':')))
+        };
+        if info.aliases.iter().any(is_asked_for) {
+            self.add(package, name)?;
+        }
+        Ok(())
+    }
+
     /// Adds a module and all it needs; `false` when the package does not have it.
     fn add(&mut self, package: &Package, name: &str) -> Result<bool, BuildError> {
         let mut todo = vec![(name.to_owned(), None::<String>)];
@@ -76,7 +106,8 @@ impl Chosen {
                     Some(by) => return Err(BuildError::MissingModule { module: name, by }),
                 }
             };
-            let info = ModInfo::read(&elf).map_err(|_| BuildError::NotAModule(name.clone()))?;
+            let mut info = ModInfo::read(&elf).map_err(|_| BuildError::NotAModule(name.clone()))?;
+            info.before.extend(companions(&name).iter().map(|name| (*name).to_owned()));
             todo.extend(info.depends.iter().map(|need| (need.clone(), Some(name.clone()))));
             // A soft dependency may be absent, and may be an alias rather than a module.
             let soft = info.before.iter().chain(&info.after);
@@ -93,7 +124,7 @@ impl Chosen {
             always: always.filter(|name| self.info.contains_key(name)).collect(),
             ..ModuleList::default()
         };
-        let mut firmware = BTreeMap::new();
+        let (mut firmware, mut firmware_missing) = (BTreeMap::new(), Vec::new());
         for (name, info) in &self.info {
             let mut needs = Vec::new();
             self.load_order(name, &mut BTreeSet::new(), &mut needs);
@@ -105,9 +136,30 @@ impl Chosen {
                 list.aliases
                     .extend([name].into_iter().chain(after).map(|n| (pattern.clone(), n.clone())));
             }
-            firmware.extend(info.firmware.iter().filter_map(|file| package.firmware(file)));
+            let mut missing = BTreeSet::new();
+            for file in &info.firmware {
+                match package.firmware(file) {
+                    Some((name, contents)) => {
+                        firmware.insert(name, contents);
+                    }
+                    None => {
+                        missing.insert(file.clone());
+                    }
+                }
+            }
+            if !missing.is_empty() {
+                let packages = missing.iter().filter_map(|file| debian_package(file));
+                let packages: BTreeSet<&str> = packages.collect();
+                firmware_missing.push(MissingFirmware {
+                    module: name.clone(),
+                    has_some: missing.len() < info.firmware.iter().collect::<BTreeSet<_>>().len(),
+                    files: missing.into_iter().collect(),
+                    debian_packages: packages.into_iter().map(ToOwned::to_owned).collect(),
+                });
+            }
         }
-        Selection { list, modules: self.files, firmware }
+        let drivers_missing = Vec::new();
+        Selection { list, modules: self.files, firmware, firmware_missing, drivers_missing }
     }
 
     /// Appends what `name` needs, each after its own needs, and `name` last. A circle is cut where it closes.

@@ -16,7 +16,10 @@ use std::{
 use rustix::fs::{AtFlags, fstat, fstatfs, statat};
 use sha2::{Digest as _, Sha256};
 
-use crate::{file_mark::FileMark, model::spec::NodeSpec};
+use crate::{
+    file_mark::FileMark,
+    model::{attached::AttachedContent, spec::NodeSpec},
+};
 
 use super::Attachments;
 
@@ -52,7 +55,7 @@ struct KnownSpec {
     content: Content,
     spec: Arc<NodeSpec>,
     /// What it attaches: path and content.
-    attached: Vec<(String, Arc<str>)>,
+    attached: Vec<(String, AttachedContent)>,
 }
 
 /// The SHA-256 of a file's bytes.
@@ -134,7 +137,7 @@ impl Reading<'_> {
         file: &OsStr,
         (bytes, mark): (&[u8], FileMark),
         spec: &Arc<NodeSpec>,
-        attached: Vec<(String, Arc<str>)>,
+        attached: Vec<(String, AttachedContent)>,
     ) {
         let (mark, content) = (self.settled(mark), content(bytes));
         let known = KnownSpec { mark, content, spec: Arc::clone(spec), attached };

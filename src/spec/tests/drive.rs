@@ -1,7 +1,10 @@
 //! The config drive: its keys, the files it attaches, and what of other keys contradicts each other.
 
 use super::*;
-use crate::model::spec::{Attachment, DriveFilesystem, DriveLabel};
+use crate::model::{
+    attached::MetaData,
+    spec::{Attachment, DriveFilesystem, DriveLabel},
+};
 
 const NETWORK: &str = r#"{"links": [], "networks": [], "services": []}"#;
 
@@ -9,6 +12,7 @@ const NETWORK: &str = r#"{"links": [], "networks": [], "services": []}"#;
 fn attached(text: &str) -> Result<NodeSpec, String> {
     let attachment = |path: &str| match path {
         "user" => Ok("#cloud-config\n".into()),
+        "gzip" => Ok(b"\x1f\x8b".to_vec().into()),
         "sites/network.json" => Ok(NETWORK.into()),
         _ => absent(path),
     };
@@ -30,7 +34,8 @@ fn a_config_drive_has_what_was_said_and_what_is_in_its_files() {
     assert_eq!(drive.user_data, Some(user_data));
     let network = Attachment { path: "sites/network.json".into(), content: NETWORK.into() };
     assert_eq!(drive.network_config, Some(network));
-    let meta_data: Vec<_> = drive.meta_data.iter().map(|(k, v)| (&**k, &**v)).collect();
+    let meta_data: Vec<_> =
+        drive.meta_data.iter().map(|(k, v)| (&**k, v.as_text().unwrap())).collect();
     assert_eq!(meta_data, [("hostname", "seven"), ("rack", "3")]);
 }
 
@@ -59,8 +64,42 @@ fn metadata_of_a_spec_goes_over_that_of_the_defaults_key_by_key() {
     let below = Defaults::new(Some(("_defaults.toml", below.as_bytes())), None);
     let text = with("config_drive", "meta_data = { b = \"3\" }");
     let drive = parse(FILE, text.as_bytes(), &below).unwrap().config_drive.unwrap();
-    let meta_data: Vec<_> = drive.meta_data.iter().map(|(k, v)| (&**k, &**v)).collect();
+    let meta_data: Vec<_> =
+        drive.meta_data.iter().map(|(k, v)| (&**k, v.as_text().unwrap())).collect();
     assert_eq!((drive.label, &*meta_data), (DriveLabel::Cidata, &[("a", "1"), ("b", "3")][..]));
+}
+
+#[test]
+fn lists_and_vendor_data_are_a_part_of_a_drive_and_of_its_identity() {
+    let read = |more: &str| attached(&format!("{MINIMAL}[config_drive]\n{more}"));
+    let with_keys =
+        read("meta_data = { public-keys = [\"ssh-ed25519 A\", \"ssh-rsa B\"] }").unwrap();
+    let keys = MetaData::List(vec!["ssh-ed25519 A".into(), "ssh-rsa B".into()]);
+    assert_eq!(with_keys.config_drive.as_ref().unwrap().meta_data["public-keys"], keys);
+    let with_vendor = read("vendor_data_file = \"user\"").unwrap();
+    let vendor = &with_vendor.config_drive.as_ref().unwrap().vendor_data;
+    assert_eq!(vendor.as_ref().unwrap().content, "#cloud-config\n".into());
+    let one = read("meta_data = { public-keys = \"ssh-ed25519 A\" }").unwrap();
+    let one_in_list = read("meta_data = { public-keys = [\"ssh-ed25519 A\"] }").unwrap();
+    let user = read("user_data_file = \"user\"").unwrap();
+    let specs = [&with_keys, &with_vendor, &one, &one_in_list, &user];
+    let mut digests: Vec<_> = specs.iter().map(|spec| spec.digest().to_string()).collect();
+    digests.sort();
+    digests.dedup();
+    assert_eq!(digests.len(), specs.len(), "each is another installation");
+    check_attached(
+        &format!(
+            "{MINIMAL}[config_drive]\nvendor_data_file = \"gzip\"\nnetwork_config_file = \"gzip\"\n\
+             meta_data = {{ hostname = [\"a\"], public-keys = [1], roles = {{}} }}\n"
+        ),
+        &expect![[r#"
+            nodes/edge-07.toml:10:20: config_drive.vendor_data_file: `gzip` is not UTF-8 from byte 1 on
+            nodes/edge-07.toml:11:23: config_drive.network_config_file: `gzip` is not UTF-8 from byte 1 on
+            nodes/edge-07.toml:12:26: config_drive.meta_data.hostname: a list, must be a string
+            nodes/edge-07.toml:12:48: config_drive.meta_data.public-keys: an integer, must be a string; put it in quotes
+            nodes/edge-07.toml:12:60: config_drive.meta_data.roles: a table, must be a string
+        "#]],
+    );
 }
 
 #[test]

@@ -97,3 +97,11 @@ fn checksums_of_kernel_and_ramdisk_are_digests() {
     "#]],
     );
 }
+
+#[test]
+fn a_path_is_a_part_of_the_identity_and_the_choice_among_paths_is_not() {
+    let digest = |hints: &str| good(&format!("{MINIMAL}[root_device]\n{hints}")).digest();
+    let before = digest("wwn = \"0x1\"\n");
+    assert_ne!(before, digest("wwn = \"0x1\"\nby_path = \"pci-0000:00:04.0\"\n"));
+    assert_eq!(before, digest("wwn = \"0x1\"\nmultipath = \"first\"\n"));
+}

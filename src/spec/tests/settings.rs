@@ -46,6 +46,7 @@ fn every_value_in_force_says_where_it_was_said() {
         image.kind = "disk" # default
         image.verify = "full" # default
         timeouts.ramdisk = "20m" # default
+        timeouts.root_device = "60s" # default
         timeouts.imaging_stall = "2m" # default
         timeouts.imaging = "2h" # default
         timeouts.completed = "5m" # default

@@ -296,6 +296,19 @@ fn a_credential_stands_in_for_the_password_file() {
 }
 
 #[test]
+fn a_bmc_key_is_in_a_file_of_the_secrets_directory_and_needs_none_of_its_own_in_the_spec() {
+    let with_key = MINIMAL.replace("password_file = ", "kg_file = \"kg\"\npassword_file = ");
+    assert_eq!(good(&with_key).bmc.unwrap().kg_file.as_deref(), Some("kg"));
+    assert_eq!(good(MINIMAL).bmc.unwrap().kg_file, None);
+    check(
+        with("bmc", "kg_file = \"/etc/kg\""),
+        &expect![[r#"
+            nodes/edge-07.toml:4:11: bmc.kg_file: `/etc/kg` is absolute, must be relative to the secrets directory
+        "#]],
+    );
+}
+
+#[test]
 fn a_machine_without_a_bmc_needs_nothing_else_said_of_it() {
     let bmc = "address = \"192.0.2.20\"\npassword_file = \"edge-07.bmc\"";
     let text = MINIMAL.replace(bmc, "driver = \"none\"");
@@ -308,11 +321,25 @@ fn a_machine_without_a_bmc_needs_nothing_else_said_of_it() {
 }
 
 #[test]
+fn a_character_that_nobody_sees_is_shown() {
+    check(
+        MINIMAL.replace("192.0.2.20", "192.0.2.\u{200b}20"),
+        &expect![[r#"
+            nodes/edge-07.toml:4:11: bmc.address: `192.0.2.\u{200b}20` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
+        "#]],
+    );
+}
+
+#[test]
 fn bad_root_device_values_are_named() {
     check_each(
         "root_device",
         &[
             r#"name = "/dev/disk/by-id/x""#,
+            r#"name = "/dev/disk/by-path/pci-0000:00:04.0""#,
+            r#"by_path = "sda""#,
+            r#"by_path = "/dev/disk/by-path/pci-0000:00:17.0-ata-1-part2""#,
+            r#"multipath = "all""#,
             r#"serial = "  ""#,
             r#"hctl = "0:0:1""#,
             r#"size = "big""#,
@@ -322,7 +349,15 @@ fn bad_root_device_values_are_named() {
         ],
         &expect![[r#"
             name = "/dev/disk/by-id/x"
-              nodes/edge-07.toml:10:8: root_device.name: `/dev/disk/by-id/x` is not a kernel name such as sda or /dev/nvme0n1
+              nodes/edge-07.toml:10:8: root_device.name: `/dev/disk/by-id/x` is not a kernel name such as sda or /dev/nvme0n1; write it as wwn if it begins with wwn- or nvme-eui., else as serial
+            name = "/dev/disk/by-path/pci-0000:00:04.0"
+              nodes/edge-07.toml:10:8: root_device.name: `/dev/disk/by-path/pci-0000:00:04.0` is not a kernel name such as sda or /dev/nvme0n1; write it as by_path
+            by_path = "sda"
+              nodes/edge-07.toml:10:11: root_device.by_path: `sda` is not a path such as pci-0000:00:17.0-ata-1
+            by_path = "/dev/disk/by-path/pci-0000:00:17.0-ata-1-part2"
+              nodes/edge-07.toml:10:11: root_device.by_path: `/dev/disk/by-path/pci-0000:00:17.0-ata-1-part2` is a partition; leave -part and its number out
+            multipath = "all"
+              nodes/edge-07.toml:10:13: root_device.multipath: `all` is not one of first
             serial = "  "
               nodes/edge-07.toml:10:10: root_device.serial: empty
             hctl = "0:0:1"
@@ -456,7 +491,7 @@ fn bad_timeouts_and_retries_are_named() {
             attempts = 101
               nodes/edge-07.toml:10:12: retry.attempts: 101 is out of range, 1 to 100 is allowed
             attempts = 99999999999999999999
-              nodes/edge-07.toml:10:12: retry.attempts: 9223372036854775807 is out of range, 1 to 100 is allowed
+              nodes/edge-07.toml:10:12: retry.attempts: 99999999999999999999 is out of range, 1 to 100 is allowed
             attempts = 1.5
               nodes/edge-07.toml:10:12: retry.attempts: a float, must be an integer
         "]],

@@ -39,6 +39,7 @@ async fn look_at(port: String, suite: CipherSuite) -> String {
         address: address.clone(),
         username: USER.to_owned(),
         password: Secret::new(PASSWORD.to_owned()),
+        kg: None,
         privilege: Privilege::Administrator,
         cipher_suite: Some(suite),
         spacing: Duration::from_secs(1),

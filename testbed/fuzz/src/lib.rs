@@ -89,11 +89,22 @@ pub fn check_node(node: &Node, now: Timestamp) {
 /// An image is ready for an attempt with this key.
 pub fn prepared(key: AttemptKey) -> Outcome {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
-    let image = PreparedImage { digest, disk_bytes: 1 << 20, root_uuid: None, netboot: None };
+    let image = PreparedImage {
+        digest,
+        disk_bytes: 1 << 20,
+        root_uuid: None,
+        root_partuuid: None,
+        netboot: None,
+    };
     Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
 }
 
 /// A disk is written.
 pub fn imaged() -> Outcome {
-    Outcome::Imaged { verify: Vec::new(), disk_bytes: 8 << 30, stages: Vec::new() }
+    Outcome::Imaged {
+        verify: Vec::new(),
+        disk_bytes: 8 << 30,
+        root_partuuid: None,
+        stages: Vec::new(),
+    }
 }

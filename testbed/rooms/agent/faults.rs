@@ -2,11 +2,16 @@
 
 use hostler::model::{
     fault::{RetryAdvice, Step},
-    status::Phase,
+    status::{Phase, Status},
 };
 use serde_json::{Value, json};
 
-use super::{DEPLOYED, NODE, ends_deployed, ends_failed, machine::Machine, site::Site};
+use super::{
+    DEPLOYED, NODE, ends_deployed, ends_failed,
+    machine::{self, Machine},
+    netboot::root,
+    site::Site,
+};
 
 #[test]
 fn an_image_with_another_checksum_touches_no_machine() {
@@ -31,6 +36,42 @@ fn a_missing_image_is_named_with_its_directory() {
     let status = ends_failed(&site, &machine, Step::Image, "ImageUnreadable");
     let path = site.path("images/other.raw");
     assert!(status.message.contains(path.to_str().unwrap()), "{}", status.message);
+}
+
+#[test]
+fn an_image_that_is_no_disk_is_refused_before_the_machine_is_touched() {
+    let mut image = root();
+    image[510..512].fill(0);
+    let site = Site::of_image(image);
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    let status = ends_failed(&site, &machine, Step::Image, "ImageUnusable");
+    let said =
+        "but is the file system ext4 without a partition table; use image.kind = \"partition\"";
+    assert!(status.message.ends_with(said), "{}", status.message);
+    assert!(machine.story().is_empty());
+}
+
+#[test]
+fn a_disk_without_room_for_the_config_drive_is_refused_at_the_lookup_with_its_bytes() {
+    // A Linux partition to the last block of the disk that the machine will have.
+    let mut image = vec![0; 2 << 20];
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    image[450] = 0x83;
+    let blocks = u32::try_from(machine::DISK_BYTES / 512 - 2048).unwrap();
+    image[454..458].copy_from_slice(&2048_u32.to_le_bytes());
+    image[458..462].copy_from_slice(&blocks.to_le_bytes());
+    let site = Site::of_image(image);
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site).with("config_drive.label", "config-2"));
+    let ramdisk = machine.boot(&site, 1);
+    assert_eq!(ramdisk.look_up(machine::DISK_BYTES).0, 409);
+    let status = ends_failed(&site, &machine, Step::Ramdisk, "DiskTooSmall");
+    for named in ["which has 224.0 MiB", "the disk has 160.0 MiB"] {
+        assert!(status.message.contains(named), "{}", status.message);
+    }
 }
 
 #[test]
@@ -62,8 +103,8 @@ fn an_ipmitool_that_is_not_installed_is_named() {
     let machine = Machine::new(&site, NODE);
     let _agent = site.start_as(site.hostler(&["run"]).env("PATH", site.path("")));
     site.write(NODE, &machine.spec(&site).with("bmc.driver", "ipmitool"));
-    let status = ends_failed(&site, &machine, Step::Preflight, "IpmitoolMissing");
-    assert!(status.last_error.unwrap().fault.hint.contains("install ipmitool"));
+    let fault = waits_for(&site, "IpmitoolMissing").last_error.unwrap().fault;
+    assert!(fault.hint.contains("install ipmitool"), "{fault:?}");
 }
 
 #[test]
@@ -86,15 +127,84 @@ fn a_wrong_password_is_tried_in_one_attempt_only() {
     ends_deployed(&site, &machine);
 }
 
+/// Waits until the node waits for what is missing, with all its attempts ahead.
+fn waits_for(site: &Site, code: &str) -> Status {
+    let has_code =
+        |status: &Status| status.last_error.as_ref().is_some_and(|error| error.fault.code == code);
+    let status = site.until(NODE, code, |s| s.phase == Phase::Pending && has_code(s));
+    let fault = &status.last_error.as_ref().unwrap().fault;
+    assert_eq!((status.attempt, fault.retry), (0, RetryAdvice::Wait), "{status:?}");
+    assert!(status.message.starts_with("waiting for what is missing: "), "{}", status.message);
+    assert!(status.message.contains(&fault.message), "{}", status.message);
+    status
+}
+
 #[test]
-fn a_missing_password_file_is_named() {
+fn a_password_file_is_waited_for_and_what_cannot_be_a_password_is_never_sent() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);
-    std::fs::remove_file(site.path("secrets/edge-07.bmc")).unwrap();
+    let file = site.path("secrets/edge-07.bmc");
+    std::fs::remove_file(&file).unwrap();
     let _agent = site.start();
     site.write(NODE, &machine.spec(&site));
-    let status = ends_failed(&site, &machine, Step::Preflight, "PasswordUnreadable");
+    let status = waits_for(&site, "PasswordUnreadable");
     assert!(status.message.contains("secrets/edge-07.bmc"), "{}", status.message);
+    for (content, why) in
+        [(&b""[..], "is empty"), (b"\xef\xbb\xbfcorrect-horse\n", "byte order mark")]
+    {
+        std::fs::write(&file, content).unwrap();
+        site.until(NODE, why, |status| status.message.contains(why));
+    }
+    assert_eq!(machine.bmc.sessions(), 0);
+    std::fs::write(&file, "correct-horse\n").unwrap();
+    machine.deploy(&site);
+    assert_eq!(ends_deployed(&site, &machine).attempt, 1);
+}
+
+#[test]
+fn a_deploy_ramdisk_is_waited_for() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    std::fs::rename(site.path("initramfs"), site.path("initramfs.new")).unwrap();
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    let status = waits_for(&site, "BootFilesMissing");
+    assert!(status.message.contains("initramfs"), "{}", status.message);
+    std::fs::rename(site.path("initramfs.new"), site.path("initramfs")).unwrap();
+    machine.deploy(&site);
+    assert_eq!(ends_deployed(&site, &machine).attempt, 1);
+    assert_eq!(machine.story(), DEPLOYED);
+}
+
+#[test]
+fn a_bmc_that_refuses_for_seconds_after_each_power_change_costs_no_attempt() {
+    let site = Site::new();
+    let habits = ["--user-gone", "6", "--refuse-after-power", "0001=ff*1"];
+    let machine = Machine::with_bmc(&site, NODE, &habits);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    machine.deploy(&site);
+    assert_eq!(ends_deployed(&site, &machine).attempt, 1);
+    assert_eq!(machine.story(), DEPLOYED);
+}
+
+#[test]
+fn a_bmc_key_is_read_from_its_file_and_named_while_it_is_missing() {
+    let site = Site::new();
+    let machine = Machine::with_bmc(&site, NODE, &["--kg", "site-bmc-key"]);
+    let _agent = site.start();
+    let spec = machine.spec(&site);
+    site.write(NODE, &spec);
+    let status = ends_failed(&site, &machine, Step::Preflight, "BmcKeyWrong");
+    assert!(status.last_error.unwrap().fault.hint.contains("bmc.kg_file"));
+
+    let spec = spec.with("bmc.kg_file", "site.kg").with("redeploy", "with a key");
+    site.write(NODE, &spec);
+    waits_for(&site, "BmcKeyUnreadable");
+    std::fs::write(site.path("secrets/site.kg"), "0x736974652d626d632d6b6579\n").unwrap();
+    machine.deploy(&site);
+    ends_deployed(&site, &machine);
+    assert!(!site.log().contains("736974652d") && !site.log().contains("site-bmc-key"));
 }
 
 #[test]
@@ -107,7 +217,7 @@ fn a_password_may_be_a_credential_that_the_service_manager_gives_the_agent() {
     let spec = spec.with("bmc.password_credential", "bmc-7");
     let agent = site.start();
     site.write(NODE, &spec);
-    let status = ends_failed(&site, &machine, Step::Preflight, "PasswordUnreadable");
+    let status = waits_for(&site, "PasswordUnreadable");
     let why = "bmc.password_credential bmc-7: the agent was started without credentials";
     assert!(status.message.contains(why), "{}", status.message);
 
@@ -153,7 +263,8 @@ fn without_a_matching_disk_every_disk_is_named_to_both_sides() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);
     let _agent = site.start();
-    site.write(NODE, &machine.spec(&site).with("root_device.serial", "root-9"));
+    let spec = machine.spec(&site).with("root_device.serial", "root-9");
+    site.write(NODE, &spec.with("timeouts.root_device", "1s"));
     let ramdisk = machine.boot(&site, 1);
     let (code, said) = ramdisk.look_up(machine.disk.disk_bytes);
     assert_eq!(code, 409);

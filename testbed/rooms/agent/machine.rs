@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Room for every test's image.
-const DISK_BYTES: u64 = 160 << 20;
+pub(super) const DISK_BYTES: u64 = 160 << 20;
 const CHAP_USER: &str = "hostler";
 const CHAP_SECRET: &str = "fresh for this attempt";
 /// The serial number the ramdisk reports for its disk.

@@ -13,21 +13,29 @@ use sha2::{Digest as _, Sha256};
 use super::{
     NODE,
     machine::Machine,
-    site::{Agent, Site, Spec, answer, hex, hostler},
+    site::{Agent, Site, Spec, answer, hex, hostler, signed},
 };
 
 const UUID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
 const OTHER: &str = "edge-08";
 const IMAGE_BYTES: u64 = 8 << 20;
 
-/// One ext4 file system.
-fn root() -> Vec<u8> {
+/// One ext4 file system, signed so that a machine may have it as a whole disk too.
+pub(super) fn root() -> Vec<u8> {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(IMAGE_BYTES).unwrap();
     let mut mke2fs = Command::new("mke2fs");
     mke2fs.args(["-q", "-t", "ext4", "-U", UUID]).arg(file.path());
     assert!(mke2fs.status().unwrap().success());
-    fs::read(file.path()).unwrap()
+    signed(fs::read(file.path()).unwrap())
+}
+
+/// What `PARTUUID=` calls the last partition, by sfdisk.
+fn root_partuuid(disk: &Path) -> String {
+    let output = Command::new("sfdisk").arg("--json").arg(disk).output().unwrap();
+    let table: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let partitions = table.pointer("/partitiontable/partitions").unwrap().as_array().unwrap();
+    partitions.last().unwrap()["uuid"].as_str().unwrap().to_lowercase()
 }
 
 /// What the BMC did until the machine was installed.
@@ -65,7 +73,8 @@ fn an_installed_machine_boots_its_own_kernel_and_root_and_nobody_else_is_served_
         let fetched = site.fetch(&format!("node/{NODE}/{own}")).unwrap();
         assert_eq!(fetched, format!("the own {own}").into_bytes());
     }
-    assert!(menu.contains(&format!("APPEND root=UUID={UUID}\n")), "{menu}");
+    let partition = root_partuuid(&machine.disk.disk_file());
+    assert!(menu.contains(&format!("APPEND root=PARTUUID={partition}\n")), "{menu}");
 
     let other = Machine::new(&site, OTHER);
     site.write(OTHER, &other.spec(&site));

@@ -38,14 +38,20 @@ pub(super) struct Agent(Child);
 #[derive(Clone)]
 pub(super) struct Spec(BTreeMap<String, String>);
 
+/// With a disk's signature.
+pub(super) fn signed(mut image: Vec<u8>) -> Vec<u8> {
+    image.get_mut(510..512).unwrap().copy_from_slice(&[0x55, 0xaa]);
+    image
+}
+
 impl Site {
     pub(super) fn new() -> Self {
         Self::with_image(SMALL_IMAGE_BYTES)
     }
 
-    /// With an image of so many bytes.
+    /// With an image of so many bytes, which nothing but its signature makes a disk.
     pub(super) fn with_image(bytes: usize) -> Self {
-        Self::of_image(noise(bytes))
+        Self::of_image(signed(noise(bytes)))
     }
 
     /// With this image.

@@ -55,6 +55,33 @@ fn a_restart_leaves_a_status_file_alone_that_says_what_it_should() {
 }
 
 #[test]
+fn a_status_directory_that_is_removed_is_made_again_and_a_spec_directory_is_not() {
+    let site = Site::new();
+    let status = site.path("run/status");
+    site.configure(&format!("rescan = \"1s\"\nstatus_dir = \"{}\"\n", status.display()));
+    let agent = site.start();
+    site.write("a", &observed(&site, 1));
+    let file = status.join("a.status.toml");
+    site.await_that("a status", || file.exists());
+    fs::remove_dir_all(site.path("run/status")).unwrap();
+    site.await_that("a status again", || file.exists());
+    site.await_that("a mark again", || status.join("_agent.status.toml").exists());
+    let (code, said, _) = answer(&mut site.hostler(&["status"]));
+    assert_eq!(code, 0, "{said}");
+    agent.terminate();
+
+    site.configure("rescan = \"1s\"\n");
+    let _agent = site.start();
+    site.until_phase("a", Phase::Unmanaged);
+    fs::rename(site.path("nodes"), site.path("away")).unwrap();
+    site.await_that("missed", || site.log().contains("the spec directory cannot be read"));
+    site.await_that("missed for a status", || {
+        site.log().contains("a status file cannot be changed")
+    });
+    assert!(!site.path("nodes").exists());
+}
+
+#[test]
 fn a_pipe_in_place_of_a_status_file_is_replaced_and_keeps_nobody() {
     let site = Site::new();
     site.configure("rescan = \"1s\"\n");

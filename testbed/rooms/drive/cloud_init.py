@@ -56,7 +56,9 @@ for kind in (DataSourceConfigDrive.DataSourceConfigDrive, DataSourceNoCloud.Data
             "source": source.dsname,
             "instance": source.get_instance_id(),
             "hostname": getattr(hostname, "hostname", hostname),
-            "user_data": util.decode_binary(source.get_userdata_raw() or ""),
+            "user_data": util.decode_binary(util.decomp_gzip(source.get_userdata_raw() or "", quiet=True, decode=False)),
+            "vendor_data": util.decode_binary(source.get_vendordata_raw() or ""),
+            "keys": source.get_public_ssh_keys(),
             "network": source.network_config,
             "meta": source.metadata.get("meta", source.metadata),
         }

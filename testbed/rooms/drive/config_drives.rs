@@ -1,10 +1,11 @@
 //! Config drives: what cloud-init's own code finds on them, and what the checkers say.
 
-use std::{fs, sync::Arc};
+use std::fs;
 
 use hostler::{
     drive::config_drive,
     model::{
+        attached::MetaData,
         ids::{Digest, NodeName},
         spec::{Attachment, ConfigDrive, DriveFilesystem, DriveLabel},
     },
@@ -44,12 +45,52 @@ fn cloud_init_reads_what_the_administrator_wrote() {
 }
 
 #[test]
+fn cloud_init_reads_packed_user_data_vendor_data_and_keys() {
+    let packed = gzip(USER_DATA.as_bytes());
+    let vendor_data = "#cloud-config\ntimezone: UTC\n";
+    let keys = ["ssh-ed25519 AAAA one", "ssh-rsa BBBB two"].map(str::to_owned);
+    for (label, filesystem) in EVERY {
+        for vendor in [vendor_data, r##"{"cloud-init": "#cloud-config\ntimezone: UTC\n"}"##] {
+            if label == DriveLabel::Cidata && vendor != vendor_data {
+                continue;
+            }
+            let attach = |content| Some(Attachment { path: "x".into(), content });
+            let drive = ConfigDrive {
+                user_data: attach(packed.clone().into()),
+                vendor_data: attach(vendor.into()),
+                meta_data: [("public-keys".to_owned(), MetaData::List(keys.to_vec()))].into(),
+                ..drive(label, filesystem, "")
+            };
+            let place = Place::with(&config_drive(&drive, &node(), &identity('a'), 512).unwrap());
+            let found = cloud_init(&place);
+            assert_eq!(found["user_data"], USER_DATA, "{label:?} {filesystem:?}");
+            assert_eq!(found["vendor_data"], vendor_data, "{label:?} {filesystem:?}");
+            let mut read: Vec<&str> =
+                found["keys"].as_array().unwrap().iter().map(|key| key.as_str().unwrap()).collect();
+            read.sort_unstable();
+            assert_eq!(read, keys, "{label:?} {filesystem:?}");
+            let path = match label {
+                DriveLabel::Config2 => "mounted/openstack/latest/user_data",
+                DriveLabel::Cidata => "mounted/user-data",
+            };
+            assert_eq!(fs::read(place.path(path)).unwrap(), packed, "byte by byte");
+        }
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let place = Place::with(bytes);
+    run("gzip", &["-n", place.text("image")]);
+    fs::read(place.path("image.gz")).unwrap()
+}
+
+#[test]
 fn a_drive_without_anything_attached_still_says_who_the_machine_is() {
     for (label, filesystem) in EVERY {
         let drive = ConfigDrive {
             user_data: None,
             network_config: None,
-            meta_data: [("hostname".to_owned(), "seven".to_owned())].into(),
+            meta_data: [("hostname".to_owned(), "seven".into())].into(),
             ..drive(label, filesystem, "")
         };
         let place = Place::with(&config_drive(&drive, &node(), &identity('a'), 512).unwrap());
@@ -66,7 +107,8 @@ fn the_largest_files_fit_and_every_block_size_that_can_be_is_found_and_clean() {
         for block_bytes in [512, 2048, 4096, 8192] {
             let mut drive = drive(label, filesystem, &large);
             drive.network_config = drive.user_data.clone();
-            drive.meta_data = [("x".to_owned(), large.clone())].into();
+            drive.vendor_data = drive.user_data.clone();
+            drive.meta_data = [("x".to_owned(), large.as_str().into())].into();
             let is_vfat = filesystem == DriveFilesystem::Vfat;
             let made = config_drive(&drive, &node(), &identity('a'), block_bytes);
             if block_bytes > if is_vfat { 4096 } else { 2048 } {
@@ -125,13 +167,14 @@ fn drive(label: DriveLabel, filesystem: DriveFilesystem, user_data: &str) -> Con
         .to_string(),
         DriveLabel::Cidata => "version: 2\nethernets: {eth0: {dhcp4: true}}\n".to_owned(),
     };
-    let attach = |content: &str| Some(Attachment { path: "x".into(), content: Arc::from(content) });
+    let attach = |content: &str| Some(Attachment { path: "x".into(), content: content.into() });
     ConfigDrive {
         label,
         filesystem,
         user_data: attach(user_data),
         network_config: attach(&network),
-        meta_data: [("rack".to_owned(), "3".to_owned())].into(),
+        vendor_data: None,
+        meta_data: [("rack".to_owned(), "3".into())].into(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use hostler::{
     checked_file::CheckedFile,
-    drive::{esp, probe},
+    drive::{check_disk, esp, probe},
 };
 
 use super::{Place, assert_clean_fat, blkid, run, tag};
@@ -47,6 +47,54 @@ fn every_root_is_seen_as_blkid_sees_it() {
         let error = probe(&open(&place)).unwrap_err().to_string();
         assert!(error.contains("of which only"), "{error}");
     }
+}
+
+#[test]
+fn what_is_no_disk_is_named_with_what_to_write_and_disks_are_let_be() {
+    let refused: [(&[&str], &str); 8] = [
+        (
+            &["mke2fs", "-q", "-F", "-t", "ext4"],
+            "the file system ext4 without a partition table; use image.kind = \"partition\"",
+        ),
+        (&["mke2fs", "-q", "-F"], "the file system ext2 without a partition table"),
+        (&["mkfs.xfs", "-q"], "the file system xfs without a partition table"),
+        (&["mkfs.btrfs", "-q"], "the file system btrfs without a partition table"),
+        (&["mkswap", "-q"], "swap space"),
+        (&["truncate", "-s", "64M"], "zeros where a disk begins"),
+        (
+            &["sh", "-c", "echo Not found, sorry. >$0"],
+            "a text that begins with \"Not found, sorry.\\n\"",
+        ),
+        (
+            &["sh", "-c", "printf '\\001\\002\\003' >$0"],
+            "something unknown that begins with 010203",
+        ),
+    ];
+    for (command, name) in refused {
+        let error = check_disk(&open(&made(command, 320))).unwrap_err().to_string();
+        assert!(error.contains("neither a boot signature"), "{command:?}: {error}");
+        assert!(error.contains(name), "{command:?}: {error}");
+    }
+    let no_protection = made(&["sgdisk", "-n", "1:0:0"], 64);
+    File::options()
+        .write(true)
+        .open(no_protection.path("image"))
+        .unwrap()
+        .write_all_at(&[0; 512], 0)
+        .unwrap();
+    let error = check_disk(&open(&no_protection)).unwrap_err().to_string();
+    assert!(error.contains("whose protective master boot record is missing"), "{error}");
+    let disks: [&[&str]; 3] = [
+        &["sgdisk", "-n", "1:0:0"],
+        &["sh", "-c", "echo ,,83 | sfdisk -q -X dos $0"],
+        &["mkfs.vfat"],
+    ];
+    for command in disks {
+        check_disk(&open(&made(command, 64))).unwrap();
+    }
+    let place = Place::with(&[]);
+    run("genisoimage", &["-quiet", "-o", place.text("image"), place.text("image")]);
+    check_disk(&open(&place)).unwrap();
 }
 
 #[test]

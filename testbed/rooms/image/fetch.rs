@@ -3,6 +3,7 @@
 mod faults;
 mod local;
 mod nginx;
+mod ranges;
 mod secure;
 mod web;
 

@@ -2,7 +2,9 @@
 
 use std::{fs::File, os::unix::fs::FileExt as _, path::Path, process::Command};
 
-use hostler::imaging::{CONFIG_DRIVE_BYTES, Geometry, ImageFile, LayoutError, whole_disk};
+use hostler::imaging::{
+    CONFIG_DRIVE_BYTES, Geometry, ImageFile, LayoutError, whole_disk, whole_disk_needs,
+};
 
 use super::disk::{
     Bench, MIB, assert_good_gpt, bytes_of, geometry, guids, image, listed_by_fdisk, partitions,
@@ -110,6 +112,120 @@ fn a_smaller_disk_will_do_if_the_partitions_fit() {
         refusal(&image(&file), short, None),
         "the disk has 9453568 bytes (9.0 MiB), 9454080 are needed (9.0 MiB)"
     );
+}
+
+#[test]
+fn the_smallest_disk_that_an_image_is_said_to_need_does_and_no_smaller_one() {
+    let bench = Bench::new();
+    let drive = bench.drive(2 * MIB);
+    let gpt = bench.file("gpt", 64 * MIB);
+    run("sgdisk", &["-n1:2048:100000"], &gpt, "");
+    let large_blocks = bench.file("4096", 64 * MIB);
+    run("fdisk", &["-b", "4096"], &large_blocks, "g\nn\n1\n\n+8M\nw\n");
+    let msdos = bench.file("msdos", 64 * MIB);
+    run("sfdisk", &["--quiet"], &msdos, "label: dos\nstart=2048,size=100001,type=83\n");
+    let longer = bench.file("longer", 64 * MIB);
+    run("sfdisk", &["--quiet"], &longer, "label: dos\nstart=2048,size=100001,type=83\n");
+    File::options().write(true).open(&longer).unwrap().set_len(32 * MIB).unwrap();
+    let iso = bench.file("iso", 4 * MIB);
+    let hybrid = bench.file("hybrid", 0);
+    run("genisoimage", &["-quiet", "-o", hybrid.to_str().unwrap()], &iso, "");
+    run("sfdisk", &["--quiet", "-w", "never"], &hybrid, "label: dos\nstart=64,size=128,type=83\n");
+    for (file, block_bytes) in
+        [(&gpt, 512), (&large_blocks, 4096), (&msdos, 512), (&longer, 512), (&hybrid, 512)]
+    {
+        for with_drive in [false, true] {
+            let image = image(file);
+            let needed = whole_disk_needs(&image, with_drive).unwrap();
+            let lay = |bytes| {
+                let disk = Geometry { block_bytes, ..geometry(bytes) };
+                whole_disk(&image, disk, with_drive.then(|| drive.clone()), &mut guids())
+            };
+            lay(needed).unwrap_or_else(|error| panic!("{} {with_drive}: {error}", file.display()));
+            let short = lay(needed - u64::from(block_bytes)).unwrap_err();
+            let is_short = matches!(short, LayoutError::TooBig { .. } | LayoutError::NoRoom { .. });
+            assert!(is_short, "{} {with_drive}: {short}", file.display());
+        }
+    }
+    // Less than the image has, and more.
+    assert!(whole_disk_needs(&image(&gpt), false).unwrap() < 50 * MIB);
+    assert_eq!(whole_disk_needs(&image(&longer), false).unwrap(), (2048 + 100_001) * 512);
+    let hybrid_bytes = hybrid.metadata().unwrap().len();
+    assert!(whole_disk_needs(&image(&hybrid), false).unwrap() > hybrid_bytes - 400_000);
+    let full = bench.file("full", 64 * MIB);
+    run("sfdisk", &["--quiet"], &full, "label: dos\n,8M\n,8M\n,8M\n,8M\n");
+    let error = whole_disk_needs(&image(&full), true).unwrap_err().to_string();
+    assert!(
+        error.starts_with("all 4 entries of the image's partition table are in use"),
+        "{error}"
+    );
+}
+
+#[test]
+fn nothing_of_the_old_disk_is_in_a_partition_that_reaches_past_the_image() {
+    let bench = Bench::new();
+    let file = bench.file("image", 64 * MIB);
+    let table = "label: dos\nstart=2048,size=20480,type=83\nstart=22528,size=100000,type=83\n";
+    run("sfdisk", &["--quiet"], &file, table);
+    overwrite(&file, 12 * MIB, &[7; 4096]);
+    // Inside the second partition, and inside a block of 4096 bytes.
+    File::options().write(true).open(&file).unwrap().set_len(20 * MIB + 512).unwrap();
+    let disk = geometry(100 * MIB);
+    let layout = whole_disk(&image(&file), disk, None, &mut guids()).unwrap();
+    let path = bench.file("old", disk.bytes);
+    overwrite(&path, 0, &b"OLD SECRET DATA ".repeat(100 << 16));
+    super::disk::apply(&layout, &path);
+    let found = partitions(&path);
+    assert_eq!(found[1].bytes.end, (22528 + 100_000) * 512);
+    let content = bytes_of(&path, &(12 * MIB..found[1].bytes.end));
+    assert!(content.starts_with(&[7; 4096]));
+    assert!(content[4096..].iter().all(|byte| *byte == 0), "old bytes shine through");
+}
+
+#[test]
+fn the_blocks_of_a_master_boot_record_are_told_by_what_it_points_to() {
+    let bench = Bench::new();
+    let filesystems: [(&str, &[&str]); 5] = [
+        ("mkfs.ext4", &["-q"]),
+        ("mkfs.vfat", &[]),
+        ("mkswap", &["-q"]),
+        ("mkfs.btrfs", &["-q"]),
+        ("true", &[]),
+    ];
+    for (tool, options) in filesystems {
+        let content = bench.filesystem("content", 120 * MIB, tool, options);
+        let content = bytes_of(&content, &(0..MIB));
+        let made = |block_bytes: u64, start: u64| {
+            let file = bench.file("image", 64 * MIB);
+            run("sfdisk", &["--quiet"], &file, &format!("label: dos\nstart={start},size=400\n"));
+            overwrite(&file, start * block_bytes, &content);
+            image(&file)
+        };
+        let disk = |block_bytes| Geometry { block_bytes, ..geometry(200 * MIB) };
+        let lay = |image: &ImageFile, block_bytes| {
+            whole_disk(image, disk(block_bytes), None, &mut guids()).map(|_| ())
+        };
+        // In the first eighth, so that the image's size does not tell.
+        let small = made(512, 2048);
+        lay(&small, 512).unwrap();
+        let error = lay(&small, 4096).unwrap_err().to_string();
+        assert!(error.contains("for 512-byte blocks, the disk has 4096"), "{tool}: {error}");
+        let large = made(4096, 256);
+        lay(&large, 4096).unwrap();
+        let reversed = lay(&large, 512).map_err(|error| error.to_string());
+        let is_told = reversed
+            .as_ref()
+            .is_err_and(|error| error.contains("for 4096-byte blocks, the disk has 512"));
+        assert!(is_told || tool == "true", "{tool}: {reversed:?}");
+    }
+    // A boot loader's core is where the second block of 512 bytes is.
+    let file = bench.file("image", 64 * MIB);
+    run("sfdisk", &["--quiet"], &file, "label: dos\nstart=2304,size=400\n");
+    let disk = Geometry { block_bytes: 4096, ..geometry(200 * MIB) };
+    whole_disk(&image(&file), disk, None, &mut guids()).unwrap();
+    overwrite(&file, 512, b"loading");
+    let error = refusal(&image(&file), disk, None);
+    assert!(error.contains("for 512-byte blocks"), "{error}");
 }
 
 #[test]

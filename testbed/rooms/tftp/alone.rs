@@ -9,6 +9,11 @@ use std::{
 /// Runs a test in a process of its own, under the given command. `name` is the test's with its module's. Gives what it wrote to standard
 /// error; in that process itself, nothing.
 pub(super) fn alone(name: &str, wrapper: &[&str], test: impl FnOnce()) -> String {
+    alone_as(&format!("tftp::{name}"), wrapper, test)
+}
+
+/// The same for a test of another module, by its whole name.
+pub(crate) fn alone_as(name: &str, wrapper: &[&str], test: impl FnOnce()) -> String {
     if std::env::var_os("HOSTLER_TEST_ALONE").is_some() {
         test();
         return String::new();
@@ -24,14 +29,14 @@ pub(super) fn alone(name: &str, wrapper: &[&str], test: impl FnOnce()) -> String
     let arguments = [wrapper, &[program.to_str().unwrap()]].concat();
     let done = Command::new(arguments[0])
         .args(&arguments[1..])
-        .args(["--exact", &format!("tftp::{name}"), "--test-threads=1", "--nocapture"])
+        .args(["--exact", name, "--test-threads=1", "--nocapture"])
         .env("HOSTLER_TEST_ALONE", "1")
         .output()
         .unwrap();
     let [out, err] = [done.stdout, done.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
     assert!(done.status.success() && out.contains("1 passed"), "{out}{err}");
     // Whatever the library prints stands between these words.
-    assert!(out.contains(&format!("test tftp::{name} ... ok\n")), "{out}");
+    assert!(out.contains(&format!("test {name} ... ok\n")), "{out}");
     err
 }
 

@@ -63,10 +63,10 @@ fn writing_and_nonsense_are_refused_at_once() {
     for (datagram, code) in [
         (request(2, "pxelinux.0", &[]), 2),
         (b"\0\x01pxelinux.0\0netascii\0".to_vec(), 4),
-        (request(1, "pxelinux.0", &[("tsize", "-1")]), 4),
-        (b"\0\x01\xff\xfe\0octet\0".to_vec(), 4),
+        (b"\0\x01\xff\xfe\0octet\0".to_vec(), 1),
+        (b"\0\x01\xff\0octet\0".to_vec(), 1),
         (b"\0\x01".to_vec(), 4),
-        ([request(1, "x", &[]), vec![b'x'; 1800]].concat(), 4),
+        ([request(1, "x", &[]), vec![b'x'; 1800]].concat(), 1),
     ] {
         client.send_to_port(&datagram);
         let reply = client.reply_within(Duration::from_secs(1));
@@ -307,11 +307,11 @@ fn requests_that_must_wait_are_told_once_however_many_they_are() {
 
 /// What was logged.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     /// Of this process, from now on.
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let log = Self::default();
         let writer = log.clone();
         tracing_subscriber::fmt()
@@ -322,7 +322,7 @@ impl Log {
         log
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 }

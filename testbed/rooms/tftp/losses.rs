@@ -8,10 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hostler::model::boot::Firmware;
+
 use super::{
     Room,
     alone::alone,
-    noise,
+    deploy, mac, node, noise,
     raw::{Client, Reply, get, get_losing},
 };
 
@@ -122,6 +124,24 @@ fn a_silent_client_is_given_up_and_a_slow_one_too() {
         reply = slow.reply();
     }
     assert_eq!(reply, Reply::Error(0, "transfer took too long".to_owned()));
+}
+
+#[test]
+fn a_machine_may_take_as_long_for_its_kernel_as_its_node_says() {
+    let total = Duration::from_millis(1500);
+    let room = Room::with(|config| config.total_limit = total);
+    room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("5ec2e7")).unwrap();
+    get(room.address, "pxelinux.cfg/01-52-54-00-00-00-01", &[]).unwrap();
+    let mut slow = Client::new(room.address);
+    let begun = Instant::now();
+    let mut reply = slow.ask("deploy/vmlinuz", &[]);
+    while begun.elapsed() < 2 * total {
+        let Reply::Data(block, _) = reply else { panic!("{reply:?}") };
+        thread::sleep(Duration::from_millis(100));
+        slow.ack(block);
+        reply = slow.reply();
+    }
+    slow.give_up();
 }
 
 #[test]

@@ -9,10 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hostler::model::boot::{BootMenu, BootStage, Fetch, Firmware};
+use hostler::{
+    model::boot::{BootMenu, BootStage, Fetch, Firmware},
+    netboot::{BootTable, Config, http},
+};
+use tokio::runtime::Runtime;
 
-use super::{Room, alone::alone, deploy, mac, node, noise};
+use super::{Room, alone::alone, deploy, hostile::Log, mac, node, noise};
 
+const HTTP: &str = "192.0.2.1:8069";
 const MENU: &str = "pxelinux.cfg/01-52-54-00-00-00-01";
 const IPXE_MENU: &str = "ipxe/01-52-54-00-00-00-01.ipxe";
 const GRUB_MENU: &str = "grub/grub.cfg-01-52-54-00-00-00-01";
@@ -89,6 +94,83 @@ fn uefi_fetches_grub_and_grub_fetches_its_modules_and_the_rest() {
             (BootStage::Menu, GRUB_MENU),
         ]);
     });
+}
+
+#[test]
+fn lpxelinux_fetches_kernel_and_ramdisk_over_http() {
+    in_a_network("lpxelinux_fetches_kernel_and_ramdisk_over_http", || {
+        let log = Log::start();
+        let mut site = Site::with_http(Firmware::Bios);
+        for loader in
+            ["/usr/lib/PXELINUX/lpxelinux.0", "/usr/lib/syslinux/modules/bios/ldlinux.c32"]
+        {
+            site.loader(Path::new(loader));
+        }
+        site.power_on("lpxelinux.0", &[]);
+        site.boots();
+        site.fetched(&[(BootStage::Loader, "lpxelinux.0"), (BootStage::Menu, MENU)]);
+        assert_over("HTTP", &log);
+    });
+}
+
+#[test]
+fn grub_on_bios_fetches_kernel_and_ramdisk_over_http() {
+    in_a_network("grub_on_bios_fetches_kernel_and_ramdisk_over_http", || {
+        let log = Log::start();
+        let mut site = Site::with_http(Firmware::Bios);
+        site.grub("i386-pc");
+        site.power_on("grub/i386-pc/core.0", &[]);
+        site.boots();
+        site.fetched(&[(BootStage::Loader, "grub/i386-pc/core.0"), (BootStage::Menu, GRUB_MENU)]);
+        assert_over("HTTP", &log);
+    });
+}
+
+#[test]
+fn grub_on_uefi_fetches_kernel_and_ramdisk_over_http() {
+    in_a_network("grub_on_uefi_fetches_kernel_and_ramdisk_over_http", || {
+        let log = Log::start();
+        let mut site = Site::with_http(Firmware::Uefi);
+        site.grub("x86_64-efi");
+        let [code, vars] = site.uefi();
+        site.power_on("grub/x86_64-efi/core.efi", &["-drive", &code, "-drive", &vars]);
+        site.boots();
+        site.fetched(&[(BootStage::Menu, GRUB_MENU)]);
+        assert_over("HTTP", &log);
+    });
+}
+
+#[test]
+fn boot_loaders_that_cannot_reach_the_http_server_go_back_to_tftp() {
+    in_a_network("boot_loaders_that_cannot_reach_the_http_server_go_back_to_tftp", || {
+        let log = Log::start();
+        // Nobody listens.
+        let mut site = Site::with(BootTable::with_http(HTTP.parse().unwrap()), Firmware::Bios);
+        for loader in
+            ["/usr/lib/PXELINUX/lpxelinux.0", "/usr/lib/syslinux/modules/bios/ldlinux.c32"]
+        {
+            site.loader(Path::new(loader));
+        }
+        site.grub("i386-pc");
+        for boot_file in ["lpxelinux.0", "grub/i386-pc/core.0"] {
+            site.power_on(boot_file, &[]);
+            site.boots();
+            site.power_off();
+        }
+        site.fetched(&[(BootStage::Menu, MENU), (BootStage::Menu, GRUB_MENU)]);
+        assert_over("TFTP", &log);
+    });
+}
+
+/// Which way kernel and ramdisk went.
+fn assert_over(way: &str, log: &Log) {
+    let log = log.text();
+    for file in ["deploy/vmlinuz", "deploy/initramfs"] {
+        let path = format!("path=\"{file}\"");
+        let sent = log.lines().filter(|line| line.contains(" sent ") && line.contains(&path));
+        let over = |line: &str| line.contains(&format!("{way} file sent"));
+        assert!(sent.clone().any(over) && sent.clone().all(over), "{file}: {log}");
+    }
 }
 
 #[test]
@@ -175,10 +257,32 @@ struct Site {
     told: Vec<Fetch>,
     running: Vec<Child>,
     keyboard: Option<ChildStdin>,
+    http: Option<Runtime>,
 }
 
 impl Site {
     fn new(firmware: Firmware) -> Self {
+        Self::with(BootTable::default(), firmware)
+    }
+
+    /// With an HTTP server beside it.
+    fn with_http(firmware: Firmware) -> Self {
+        let address = HTTP.parse().unwrap();
+        let mut site = Self::with(BootTable::with_http(address), firmware);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let bind = http::Server::bind(address, http::Limits::default());
+        let server = runtime.block_on(bind).unwrap();
+        let shelf = site.room.running.as_ref().unwrap().shelf();
+        runtime.spawn(server.serve(shelf, std::future::pending()));
+        site.http = Some(runtime);
+        site
+    }
+
+    fn with(table: BootTable, firmware: Firmware) -> Self {
         for command in [
             "link set lo up",
             "tuntap add tap0 mode tap",
@@ -187,11 +291,12 @@ impl Site {
         ] {
             assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success());
         }
-        let room = Room::with(|config| config.listen = "192.0.2.1:69".parse().unwrap());
+        let listen = |config: &mut Config| config.listen = "192.0.2.1:69".parse().unwrap();
+        let room = Room::with_table(table, listen);
         fs::write(room.dir.path().join("vmlinuz"), kernel()).unwrap();
         fs::write(room.dir.path().join("initramfs"), noise(RAMDISK_BYTES)).unwrap();
         room.table.set(&node("a"), &[mac(1)], firmware, &deploy("5ec2e7")).unwrap();
-        Self { room, told: Vec::new(), running: Vec::new(), keyboard: None }
+        Self { room, told: Vec::new(), running: Vec::new(), keyboard: None, http: None }
     }
 
     fn loader(&self, path: &Path) {
@@ -251,6 +356,13 @@ impl Site {
             let mut child = command.spawn().unwrap();
             self.keyboard = child.stdin.take();
             self.running.push(child);
+        }
+    }
+
+    fn power_off(&mut self) {
+        for mut child in self.running.drain(..) {
+            child.kill().unwrap();
+            child.wait().unwrap();
         }
     }
 
@@ -316,10 +428,7 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        for child in &mut self.running {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+        self.power_off();
     }
 }
 

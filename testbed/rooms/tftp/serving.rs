@@ -1,8 +1,10 @@
 //! Files, sizes, options, names.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     net::SocketAddr,
+    os::unix::ffi::OsStrExt as _,
     path::Path,
     process::Command,
     thread,
@@ -12,11 +14,11 @@ use hostler::model::boot::{BootMenu, Firmware};
 
 use super::{
     Room, deploy, mac, node, noise, own,
-    raw::{Client, Reply, get},
+    raw::{Client, Reply, get, request},
 };
 
 /// Runs a client program and gives what it fetched, or what it said.
-fn run(command: &mut Command, output: &Path) -> Result<Vec<u8>, String> {
+pub(super) fn run(command: &mut Command, output: &Path) -> Result<Vec<u8>, String> {
     let done = command.output().unwrap();
     let said =
         [done.stdout, done.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
@@ -116,6 +118,75 @@ fn options_are_answered_as_their_standards_say() {
     client.request("pxelinux.0", &[("blksize", "7"), ("windowsize", "0"), ("timeout", "0")]);
     assert!(matches!(client.reply(), Reply::Data(1, data) if data.len() == 512));
     client.give_up();
+}
+
+#[test]
+fn one_odd_option_keeps_nobody_from_a_file() {
+    let room = Room::new();
+    let request = request(1, "pxelinux.0", &[]);
+    for odd in [
+        &b"tsize\0\0"[..],
+        b"blksize\0abc\0",
+        b"blksize\x001456 \0",
+        b"blksize\099999999999999999999999\0",
+        b"tsize\0-1\0",
+        b"x\0\xff\xfe\0",
+        b"\xff\0x\0",
+        b"tsize\0",
+        b"tsize",
+        b"\0\0",
+    ] {
+        let mut client = Client::new(room.address);
+        client.send_to_port(&[&request, odd].concat());
+        let reply = client.reply();
+        assert!(matches!(reply, Reply::Data(1, _)), "{}: {reply:?}", odd.escape_ascii());
+        client.give_up();
+    }
+    let (mut client, mut last) = (Client::new(room.address), request.clone());
+    last.pop();
+    client.send_to_port(&last);
+    assert!(matches!(client.reply(), Reply::Data(1, _)), "the last NUL is missing");
+    client.give_up();
+    let options = [request, b"tsize\0?\0BLKSIZE\x001456\0timeout\x002".to_vec()].concat();
+    client.send_to_port(&options);
+    let granted = [("blksize", "1456"), ("timeout", "2")];
+    let granted = granted.map(|(option, value)| (option.to_owned(), value.to_owned()));
+    assert_eq!(client.reply(), Reply::Oack(granted.into()));
+    client.give_up();
+}
+
+#[test]
+fn a_name_that_is_no_text_is_a_files_and_the_end_mark_that_old_cards_append_is_none_of_it() {
+    let mut room = Room::new();
+    room.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("5ec2e7")).unwrap();
+    for name in [&b"f\xfcr.0"[..], b"exact.0\xff"] {
+        fs::write(room.loaders.join(OsStr::from_bytes(name)), name).unwrap();
+    }
+    room.file("exact.0", b"without the mark");
+    for (name, content) in [
+        (&b"f\xfcr.0"[..], &b"f\xfcr.0"[..]),
+        (b"f\xfcr.0\xff", b""),
+        (b"exact.0\xff", b"exact.0\xff"),
+        (b"exact.0\xff\xff", b"without the mark"),
+        (b"/pxelinux.0\xff", &noise(42_000)[..512]),
+        (b"none\xff", b""),
+        (b"../exact.0\xff", b""),
+    ] {
+        let mut client = Client::new(room.address);
+        client.send_to_port(&[b"\0\x01", name, b"\0octet\0"].concat());
+        let reply = client.reply();
+        if content.is_empty() {
+            assert!(matches!(reply, Reply::Error(1 | 2, _)), "{}: {reply:?}", name.escape_ascii());
+        } else {
+            assert_eq!(reply, Reply::Data(1, content.to_vec()), "{}", name.escape_ascii());
+            client.ack(1);
+            client.give_up();
+        }
+    }
+    // It is evidence under the name that it has.
+    while let Ok(_refused) = room.fetched.try_recv() {}
+    get(room.address, "pxelinux.cfg/01-52-54-00-00-00-01", &[]).unwrap();
+    while room.told().path != "pxelinux.0" {}
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl Site {
             Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
             _ => None,
         };
-        let change = Change { at: self.now(), deployed, incarnation: self.incarnation };
+        let change = Change { at: self.now(), deployed };
         let Some(old) = self.ledger(node).spec.replace(Arc::clone(new)) else {
             return self.note_first_spec(node, new);
         };
@@ -242,9 +242,7 @@ impl Site {
         together.retain(|other| other.node != *node);
         together.push(LetThrough { node: node.clone(), change });
         let one_change = together.iter().map(|other| other.change).filter(|other| {
-            other.incarnation == change.incarnation
-                && other.at <= change.at
-                && change.at.duration_since(other.at).abs() < ONE_CHANGE
+            other.at <= change.at && change.at.duration_since(other.at).abs() < ONE_CHANGE
         });
         let one_change: Vec<Change> = one_change.collect();
         let most = one_change.iter().map(|other| other.deployed).max().unwrap_or(0);

@@ -49,12 +49,11 @@ pub(crate) struct Ledger {
     pub(super) next_attempt_at: Option<Timestamp>,
 }
 
-/// A reinstall that is newly wanted. The agent forgets, when it dies, which came up before.
+/// A reinstall that is newly wanted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Change {
     pub(super) at: Timestamp,
     pub(super) deployed: usize,
-    pub(super) incarnation: u64,
 }
 
 #[derive(Clone, Debug)]

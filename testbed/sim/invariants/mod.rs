@@ -93,7 +93,7 @@ pub(crate) struct Watch {
     shares: BTreeMap<NodeName, Share>,
     line: BTreeMap<NodeName, Place>,
     /// Reinstalls that were begun without a word of consent, with when they came up.
-    let_through: Vec<ledger::LetThrough>,
+    pub(crate) let_through: Vec<ledger::LetThrough>,
 }
 
 /// What a scan found for one node.

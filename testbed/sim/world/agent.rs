@@ -60,7 +60,6 @@ impl World {
         let now = site.now();
         site.dead = false;
         site.fuse = None;
-        site.incarnation += 1;
         site.note(None, || "the agent starts".to_owned());
         let records = site.read_back();
         let witnessed = site.witnesses(&records);
@@ -116,6 +115,7 @@ impl Site {
                 self.left = None;
                 self.watch.left.clear();
                 self.watch.left_kept.clear();
+                self.watch.let_through.clear();
             }
             1 => {
                 let name = self.dice.pick(&names).clone();

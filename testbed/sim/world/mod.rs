@@ -113,7 +113,6 @@ pub(crate) struct Site {
     /// Calls to the outside until the agent is killed.
     pub(crate) fuse: Option<u64>,
     pub(crate) dead: bool,
-    pub(crate) incarnation: u64,
     /// The kernels and ramdisks that were verified for somebody.
     pub(crate) verified: BTreeSet<Digest>,
     pub(crate) watch: Watch,
@@ -219,7 +218,6 @@ impl World {
             menus: BTreeMap::new(),
             fuse: None,
             dead: true,
-            incarnation: 0,
             verified: BTreeSet::new(),
             watch: Watch::default(),
             steps: 0,

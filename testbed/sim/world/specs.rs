@@ -9,7 +9,8 @@ use hostler::model::{
     netboot::Netboot,
     spec::{
         Bmc, BmcAddress, BmcDriver, Boot, Checksum, DeployRamdisk, Goal, Image, ImageFormat,
-        ImageKind, Loader, NodeSpec, Password, Privilege, Retry, Timeouts, Verify, WantedPower,
+        ImageKind, Loader, NodeSpec, Password, Privilege, ROOT_DEVICE_WAIT, Retry, Timeouts,
+        Verify, WantedPower,
     },
 };
 
@@ -83,6 +84,7 @@ impl Site {
             config_drive: None,
             timeouts: Timeouts {
                 ramdisk: minutes(20),
+                root_device: ROOT_DEVICE_WAIT,
                 imaging_stall: minutes(2),
                 imaging: minutes(120),
                 completed: minutes(5),
@@ -125,6 +127,7 @@ pub(crate) fn bmc_at(address: &BmcAddress) -> Bmc {
         username: "admin".to_owned(),
         password: Password::PasswordFile("bmc".to_owned()),
         privilege: Privilege::Administrator,
+        kg_file: None,
         cipher_suite: None,
         match_system_uuid: false,
         console: false,

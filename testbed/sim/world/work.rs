@@ -297,7 +297,13 @@ impl Site {
                 let root_uuid =
                     job.spec.image.netboot.as_ref().map(|_| root_of(&digest.to_string()));
                 let netboot = job.spec.image.netboot.clone().map(|wanted| self.verify(&wanted));
-                let image = PreparedImage { digest, disk_bytes: IMAGE_BYTES, root_uuid, netboot };
+                let image = PreparedImage {
+                    digest,
+                    disk_bytes: IMAGE_BYTES,
+                    root_uuid,
+                    root_partuuid: None,
+                    netboot,
+                };
                 let key = AttemptKey::from_bytes(&bytes);
                 Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
             }
@@ -309,7 +315,7 @@ impl Site {
                 let verify = if compares { vec![range] } else { Vec::new() };
                 let written = job.writing.map(|(m, platter)| &self.machines[m].platters[platter]);
                 let disk_bytes = written.map_or(0, |platter| platter.disk.size);
-                Outcome::Imaged { verify, disk_bytes, stages: Vec::new() }
+                Outcome::Imaged { verify, disk_bytes, root_partuuid: None, stages: Vec::new() }
             }
             Operation::Restart { leave } => Outcome::Restarted(*leave),
             Operation::SetPower(state) => Outcome::PowerSet(*state),

@@ -43,7 +43,7 @@ pub(super) fn decode(
     let head_bytes = image.read_at(&mut head, 0)?;
     let header = Header::parse(head.get(..head_bytes).unwrap_or_default())?;
     let bytes = header.bytes;
-    too_large(bytes, bytes_max)?;
+    too_large(bytes, true, bytes_max)?;
     let work = Work { tables: Tables::open(image, header)?, image, into, next: AtomicU64::new(0) };
     into.set_len(bytes)?;
     let workers = thread::available_parallelism().map_or(1, NonZero::get).min(WORKERS_MAX);

@@ -10,7 +10,7 @@ const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 
 fn digest_in(text: &str, name: &str) -> Result<String, String> {
-    find(text.as_bytes(), name.as_bytes()).map(|digest| digest.to_string())
+    find(text.as_bytes(), name.as_bytes(), b"SHA256SUMS").map(|digest| digest.to_string())
 }
 
 #[track_caller]
@@ -67,7 +67,7 @@ fn names_with_spaces_brackets_backslashes_and_line_feeds_are_found() {
 
 #[test]
 fn a_name_is_never_found_by_a_part_of_it() {
-    for name in ["isk.img", "disk", "disk.img.xz", "DISK.img", "", "13/disk.img"] {
+    for name in ["isk.img", "disk", "disk.img.xz", "DISK.img", ""] {
         let error = digest_in(&format!("{A}  13/disk.img\n{B}  other"), name).unwrap_err();
         assert!(error.contains("has no checksum for"), "{error}");
     }
@@ -80,6 +80,68 @@ fn two_different_checksums_for_a_name_are_no_answer_and_the_same_twice_is_one() 
         digest_in(&format!("{A}  12/disk.img\n{B}  13/disk.img"), "disk.img"),
         Err(format!("has two checksums for disk.img: sha256:{A} and sha256:{B}"))
     );
+}
+
+#[test]
+fn of_files_of_one_name_the_one_in_the_images_directory_is_meant() {
+    let both = format!("{A}  amd64/disk.img\n{B}  arm64/disk.img");
+    let found = |list: &str, source: &str, place: &str| {
+        find(list.as_bytes(), source.as_bytes(), place.as_bytes()).map(|found| found.to_string())
+    };
+    for (source, wanted) in [("/13/amd64/disk.img", A), ("arm64/disk.img", B)] {
+        assert_eq!(found(&both, source, "/13/SHA256SUMS"), Ok(format!("sha256:{wanted}")));
+    }
+    assert!(found(&both, "/13/riscv64/disk.img", "/13/SHA256SUMS").is_err());
+    let nested = format!("{A}  disk.img\n{B}  old/disk.img");
+    assert_eq!(found(&nested, "/13/disk.img", "/13/SUMS"), Ok(format!("sha256:{A}")));
+    assert_eq!(found(&nested, "/13/old/disk.img", "/13/SUMS"), Ok(format!("sha256:{B}")));
+    assert_eq!(found(&nested, "/13/old/disk.img", "/13/old/SUMS"), Ok(format!("sha256:{A}")));
+}
+
+#[test]
+fn a_list_named_after_one_file_is_about_that_file_whatever_its_one_line_says() {
+    let found = |list: &str, place: &str| {
+        find(list.as_bytes(), b"/x/Leap.qcow2", place.as_bytes()).map(|found| found.to_string())
+    };
+    let line = format!("{A}  Leap-15.6.0-Build19.61.qcow2\n");
+    for place in ["/x/Leap.qcow2.sha256", "Leap.qcow2.sha256sum", "/y/Leap.qcow2-CHECKSUM"] {
+        assert_eq!(found(&line, place), Ok(format!("sha256:{A}")));
+    }
+    for (list, place) in [
+        (line.clone(), "/x/SHA256SUMS"),
+        (line.clone(), "/x/Leap.qcow2"),
+        (format!("{line}{B}  other.qcow2"), "/x/Leap.qcow2.sha256"),
+    ] {
+        let error = found(&list, place).unwrap_err();
+        assert!(error.starts_with("has no checksum for Leap.qcow2, but for "), "{error}");
+    }
+}
+
+#[test]
+fn lists_from_windows_and_with_more_columns_are_read() {
+    for line in [
+        format!("sha256:{A}  disk.img"),
+        format!("SHA256:{A} *disk.img"),
+        format!("{A}  C:\\images\\disk.img"),
+        format!("\\{A} *C:\\\\images\\\\disk.img"),
+        format!("{A}\t\tdisk.img"),
+        format!("{A}\tdisk.img\t123456"),
+        format!("{A}    disk.img"),
+        format!("{B}  other\\name.img\n{A}  x\\disk.img"),
+    ] {
+        is_a(&line);
+        for (mark, to_bytes) in [(true, true), (true, false), (false, true), (false, false)] {
+            let marked = if mark { format!("\u{feff}{line}\r\n") } else { line.clone() };
+            let bytes = |unit: u16| if to_bytes { unit.to_le_bytes() } else { unit.to_be_bytes() };
+            let wide: Vec<u8> = marked.encode_utf16().flat_map(bytes).collect();
+            let found = find(&wide, b"disk.img", b"SUMS").map(|digest| digest.to_string());
+            assert_eq!(found, Ok(format!("sha256:{A}")), "{line} {mark} {to_bytes}");
+        }
+    }
+    let error = digest_in(&format!("md5:{}  disk.img", &A[..32]), "disk.img").unwrap_err();
+    assert!(error.starts_with("has only a checksum of another algorithm"), "{error}");
+    let error = digest_in(&format!("sha3-256:{A}  disk.img"), "disk.img").unwrap_err();
+    assert!(error.starts_with("has only a checksum of another algorithm"), "{error}");
 }
 
 #[test]
@@ -141,7 +203,7 @@ fn lists_written_by_the_tools_themselves_are_read() {
             let list = shell.unwrap().stdout;
             let mut hash = crate::image::fetch::hash::Hash::new(DigestAlgorithm::Sha256);
             hash.update(name.as_bytes());
-            assert_eq!(find(&list, name.as_bytes()), Ok(hash.finish()), "{tool} {name}");
+            assert_eq!(find(&list, name.as_bytes(), b"list"), Ok(hash.finish()), "{tool} {name}");
         }
     }
 }
@@ -149,12 +211,13 @@ fn lists_written_by_the_tools_themselves_are_read() {
 proptest! {
     #[test]
     fn never_panics_on_any_bytes(text in proptest::collection::vec(any::<u8>(), 0..300), name: Vec<u8>) {
-        drop(find(&text, &name));
+        drop(find(&text, &name, b"list"));
+        drop(find(&text, b"a/b", &name));
     }
 
     #[test]
     fn never_panics_on_what_looks_like_a_list(text in "([\\\\]?(SHA256|MD5)? ?[(]?[ab]{32}{0,4}[ *\\\\()=./a]{0,6}\r?\n){0,4}") {
-        if let Err(reason) = find(text.as_bytes(), b"a") {
+        if let Err(reason) = find(text.as_bytes(), b"a", b"a.sha256") {
             prop_assert!(!reason.chars().any(char::is_control));
         }
     }

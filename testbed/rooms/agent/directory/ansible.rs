@@ -1,12 +1,13 @@
 //! Ansible runs the example playbook.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
     thread,
 };
 
+use hostler::model::status::Phase;
 use serde_json::json;
 
 use super::{NO_RESCAN, forgotten, in_force, observed};
@@ -16,12 +17,25 @@ use crate::agent::{
     site::{Site, answer, hostler},
 };
 
-/// Runs `examples/ansible/site.yml`; answers with the number of tasks that changed something.
+/// Runs `examples/ansible/site.yml`, which succeeds; answers with the number of tasks that changed something.
 fn play(site: &Site, inventory: &Path, arguments: &[&str]) -> usize {
+    let (success, text) = play_to_its_end(site, inventory, arguments);
+    assert!(success, "{text}\n{}", site.log());
+    let changed = text.split_once("changed=").and_then(|(_, rest)| rest.split_once(' '));
+    changed.unwrap().0.parse().unwrap()
+}
+
+/// The same, however it ends: whether it succeeded, and what it said.
+fn play_to_its_end(site: &Site, inventory: &Path, arguments: &[&str]) -> (bool, String) {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let bin = repository.join("target/testbed/ansible/bin");
-    let here =
-        json!({"ansible_connection": "local", "ansible_python_interpreter": bin.join("python")});
+    let here = json!({
+        "ansible_connection": "local",
+        "ansible_python_interpreter": bin.join("python"),
+        "config": site.path("hostler.toml"),
+    });
+    let hostler = Path::new(env!("CARGO_BIN_EXE_hostler")).parent().unwrap();
+    let path = format!("{}:{}", hostler.display(), env::var("PATH").unwrap());
     let output = Command::new(bin.join("ansible-playbook"))
         .arg("--inventory")
         .arg(inventory)
@@ -32,17 +46,26 @@ fn play(site: &Site, inventory: &Path, arguments: &[&str]) -> usize {
         .env("ANSIBLE_REMOTE_TEMP", site.path("ansible/remote"))
         .env("ANSIBLE_PIPELINING", "1")
         .env("LC_ALL", "C.UTF-8")
+        .env("PATH", path)
         .output()
         .expect("testbed/install makes target/testbed/ansible");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}\n{told}\n{}", site.log());
-    let changed = text.split_once("changed=").and_then(|(_, rest)| rest.split_once(' '));
-    changed.unwrap().0.parse().unwrap()
+    (output.status.success(), format!("{text}\n{told}"))
 }
 
 /// An inventory with this machine, and a node that is to be forgotten.
 fn inventory(site: &Site, machine: &Machine, redeploy: &str, forgotten: &[&str]) -> PathBuf {
+    let machine = json!({
+        "name": machine.node,
+        "mac": machine.mac,
+        "bmc": format!("127.0.0.1:{}", machine.bmc.port),
+        "redeploy": redeploy,
+    });
+    inventory_of(site, &json!([machine]), forgotten)
+}
+
+fn inventory_of(site: &Site, machines: &serde_json::Value, forgotten: &[&str]) -> PathBuf {
     let vars = json!({
         "specs": site.path("nodes"),
         "statuses": site.path("nodes"),
@@ -51,12 +74,7 @@ fn inventory(site: &Site, machine: &Machine, redeploy: &str, forgotten: &[&str])
             "bmc.username = \"admin\"\n[image]\nsource = \"disk.raw\"\nchecksum = \"{}\"\n",
             site.checksum()
         ),
-        "machines": [{
-            "name": machine.node,
-            "mac": machine.mac,
-            "bmc": format!("127.0.0.1:{}", machine.bmc.port),
-            "redeploy": redeploy,
-        }],
+        "machines": machines,
         "forgotten": forgotten,
     });
     // JSON is YAML.
@@ -77,7 +95,8 @@ fn ansible_installs_a_machine_waits_for_it_and_changes_nothing_the_second_time()
     thread::scope(|scope| {
         let play = scope.spawn(|| play(&site, &first, &[]));
         machine.deploy(&site);
-        assert_eq!(play.join().unwrap(), 2);
+        // The directory, the defaults, the spec, and putting them in place.
+        assert_eq!(play.join().unwrap(), 4);
     });
     ends_deployed(&site, &machine);
     assert_eq!(play(&site, &first, &[]), 0);
@@ -85,7 +104,8 @@ fn ansible_installs_a_machine_waits_for_it_and_changes_nothing_the_second_time()
     assert_eq!(machine.story(), DEPLOYED);
 
     // The status file says `ready` when the play begins to wait, but not for this.
-    let second = inventory(&site, &machine, "second", &["z"]);
+    let words = r#"[INC-4711] "disk" a\b (v1+x) $HOME 'y' 🚀"#;
+    let second = inventory(&site, &machine, words, &["z"]);
     thread::scope(|scope| {
         let play = scope.spawn(|| play(&site, &second, &[]));
         let ramdisk = machine.boot(&site, 2);
@@ -93,9 +113,68 @@ fn ansible_installs_a_machine_waits_for_it_and_changes_nothing_the_second_time()
         ramdisk.finish();
         assert_eq!(play.join().unwrap(), 2);
         let installed = site.status(NODE).unwrap().installed.unwrap();
-        assert_eq!(installed.redeploy.as_deref(), Some("second"));
+        assert_eq!(installed.redeploy.as_deref(), Some(words));
     });
     forgotten(&site, "z");
+    assert_eq!(play(&site, &second, &[]), 0);
+}
+
+#[test]
+fn ansible_tells_the_first_machine_that_fails_with_what_helps_and_waits_for_no_other() {
+    let site = Site::new();
+    site.configure(NO_RESCAN);
+    let (good, bad) = (Machine::new(&site, NODE), Machine::new(&site, "edge-08"));
+    fs::write(site.path("secrets/edge-08.bmc"), "wrong\n").unwrap();
+    let _agent = site.start();
+    let machines = [&good, &bad].map(|machine| {
+        let bmc = format!("127.0.0.1:{}", machine.bmc.port);
+        json!({"name": machine.node, "mac": machine.mac, "bmc": bmc, "redeploy": 20_261_122})
+    });
+    let (success, said) = play_to_its_end(&site, &inventory_of(&site, &json!(machines), &[]), &[]);
+    assert!(!success, "{said}");
+    // The other one waits for its ramdisk, for twenty minutes.
+    for word in ["edge-08 failed", "wrong user name or password", "hint: correct bmc.username"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    let status = site.status(NODE).unwrap();
+    assert!(status.phase.is_busy(), "{status:?}");
+}
+
+#[test]
+fn ansible_has_no_half_of_its_files_acted_on_and_none_that_is_wrong() {
+    let site = Site::new();
+    site.configure(NO_RESCAN);
+    let _agent = site.start();
+    let nobody = |name: &str, number: u8| {
+        let (mac, bmc) = (format!("52:54:01:00:00:{number:02x}"), format!("127.1.0.{number}"));
+        json!({"name": name, "mac": mac, "bmc": bmc, "redeploy": "a"})
+    };
+    let specs = ["--tags", "specs"];
+    let nodes = ["a", "b", "c", "d"];
+    let named = |shift: u8| {
+        let machines = nodes.iter().zip(0_u8..).map(|(name, n)| nobody(name, (n + shift) % 4));
+        inventory_of(&site, &machines.collect(), &[])
+    };
+    play(&site, &named(0), &specs);
+    let macs = |node: &str| site.status(node).map(|status| status.machine.unwrap().macs);
+    site.await_that("read", || nodes.iter().all(|node| macs(node).is_some()));
+    // Every machine gets the next one's addresses: any half of the files would be a clash.
+    play(&site, &named(1), &specs);
+    site.await_that("read again", || {
+        let changed = |(node, n): (&&str, u8)| {
+            macs(node).unwrap()[0].to_string() == format!("52:54:01:00:00:{:02x}", (n + 1) % 4)
+        };
+        nodes.iter().zip(0_u8..).all(changed)
+    });
+    for node in nodes {
+        let status = site.status(node).unwrap();
+        assert!(status.history.iter().all(|entry| entry.phase != Phase::Invalid), "{status:?}");
+    }
+    // A spec that is wrong keeps all of them back.
+    let wrong = inventory_of(&site, &json!([nobody("a", 9), nobody("b", 9)]), &[]);
+    let (success, said) = play_to_its_end(&site, &wrong, &specs);
+    assert!(!success && said.contains("52:54:01:00:00:09"), "{said}");
+    assert_eq!(macs("a").unwrap()[0].to_string(), "52:54:01:00:00:01");
 }
 
 #[test]
@@ -104,7 +183,7 @@ fn the_example_inventory_makes_good_specs() {
     let inventory = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/ansible/inventory.yml");
     let nodes = site.path("nodes");
     let specs = format!("specs={}", nodes.display());
-    assert_eq!(play(&site, &inventory, &["--extra-vars", &specs, "--tags", "specs"]), 2);
+    assert_eq!(play(&site, &inventory, &["--extra-vars", &specs, "--tags", "specs"]), 4);
     let (code, said, _) = answer(hostler(&["check"]).arg(&nodes));
     assert_eq!(code, 0, "{said}");
     assert!(nodes.join("edge-07.toml").exists() && nodes.join("edge-08.toml").exists());

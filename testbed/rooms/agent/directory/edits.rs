@@ -10,7 +10,11 @@ use std::{
 use hostler::{model::status::Phase, spec::Defaults};
 
 use super::{NO_RESCAN, digest, forgotten, in_force, in_force_with, observed, told};
-use crate::agent::{NODE, machine::Machine, site::Site};
+use crate::agent::{
+    NODE,
+    machine::Machine,
+    site::{Site, answer, hostler},
+};
 
 #[test]
 fn every_way_of_saving_a_file_is_noticed_and_no_litter_of_an_editor_is_a_spec() {
@@ -48,9 +52,58 @@ fn every_way_of_saving_a_file_is_noticed_and_no_litter_of_an_editor_is_a_spec() 
     fs::remove_file(path("x.toml")).unwrap();
     symlink(site.path("linked"), path("x.toml")).unwrap();
     in_force(&site, "x", &edition("linked"));
+    // And an edit of the file that it points at.
+    fs::write(site.path("linked"), edition("behind the link").to_toml()).unwrap();
+    in_force(&site, "x", &edition("behind the link"));
 
     assert_eq!(told(&site), ["x".to_owned()].into());
     assert!(!site.log().contains("WARN in the spec directory"), "{}", site.log());
+}
+
+#[test]
+fn files_that_look_like_specs_and_are_not_read_are_named_by_check_and_status_and_once_in_the_log() {
+    let site = Site::new();
+    site.configure("rescan = \"1s\"\n");
+    site.write("x", &observed(1, ""));
+    let path = |name: &str| site.path("nodes").join(name);
+    fs::create_dir(path("rack-a")).unwrap();
+    let names = [
+        "edge-02.TOML",
+        "edge-03.toml.txt",
+        "rack-a/edge-04.toml",
+        "Edge-05.toml",
+        "_default.toml",
+    ];
+    for name in names {
+        fs::write(path(name), observed(2, "").to_toml()).unwrap();
+    }
+    let told = [
+        "edge-02.TOML: not read: the name of a spec ends in .toml",
+        "edge-03.toml.txt: not read: the name of a spec ends in .toml",
+        "rack-a: 1 file in it is not read (edge-04.toml): specs lie in",
+        "Edge-05.toml: ",
+        "_default.toml: ",
+    ];
+    let _agent = site.start();
+    in_force(&site, "x", &observed(1, ""));
+    let (_, said, _) = answer(hostler(&["check"]).arg(path("")));
+    let (code, shown, _) = answer(&mut site.hostler(&["status"]));
+    assert_eq!(code, 0, "{shown}");
+    for words in told {
+        assert!(said.contains(words), "{words}: {said}");
+        assert!(shown.contains(words), "{words}: {shown}");
+        site.await_that(words, || site.log().contains(words));
+    }
+    assert!(said.contains("did you mean _defaults.toml?"), "{said}");
+    assert!(said.ends_with(": 1 good, 2 problems\n"), "{said}");
+    // A rescan later they have not been told again.
+    site.write("y", &observed(3, ""));
+    in_force(&site, "y", &observed(3, ""));
+    let lines = |words: &str| site.log().lines().filter(|line| line.contains(words)).count();
+    assert_eq!(told.map(lines), [1; 5], "{}", site.log());
+    // One file alone can be checked too.
+    assert_eq!(answer(hostler(&["check"]).arg(path("x.toml"))).0, 0);
+    assert_eq!(answer(hostler(&["check"]).arg(path("Edge-05.toml"))).0, 1);
 }
 
 #[test]

@@ -30,6 +30,11 @@ fn other_formats_are_refused_by_name_with_what_to_do() {
     }
     for (command, name) in [
         ("tar c disk.raw", "tar"),
+        ("tar c --format=v7 disk.raw", "tar"),
+        ("echo disk.raw | cpio -o -H newc", "cpio"),
+        ("echo disk.raw | cpio -o -H odc", "cpio"),
+        ("xz --format=lzma <disk.raw", "lzma"),
+        ("xz --format=lzma -0 <disk.raw", "lzma"),
         ("python3 -m zipfile -c it disk.raw; cat it", "zip"),
         ("printf '\\x04\\x22\\x4d\\x18junk'", "lz4"),
         ("printf '7z\\xbc\\xaf\\x27\\x1c'", "7z"),
@@ -38,6 +43,14 @@ fn other_formats_are_refused_by_name_with_what_to_do() {
         let said = bench.refusal("packed");
         assert!(said.starts_with(&format!("what is in the gzip file is {name}: take")), "{said}");
     }
+}
+
+#[test]
+fn a_page_that_a_server_sent_instead_is_refused() {
+    let bench = Bench::new();
+    bench.write("page", b"<!DOCTYPE html><html><body>Sign in</body></html>");
+    let said = bench.refusal("page");
+    assert_eq!(said, "the file is a web page, or XML: look at what image.source leads to");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpStream},
+    ops::Range,
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -52,26 +53,28 @@ struct Servers {
     good: SocketAddr,
     other_name: SocketAddr,
     expired: SocketAddr,
+    early: SocketAddr,
     stranger: SocketAddr,
 }
 
 impl Servers {
     fn start() -> Self {
-        let [good, other_name, expired, stranger] = std::array::from_fn(|_| ports::free());
+        let [good, other_name, expired, early, stranger] = std::array::from_fn(|_| ports::free());
         let nginx = Nginx::serve(|dir| {
             let ours = Authority::new("ours");
             fs::write(dir.join("ca.pem"), &ours.pem).unwrap();
             let theirs = Authority::new("theirs");
             [
-                ours.server(dir, good, "localhost", 2100),
-                ours.server(dir, other_name, "other.test", 2100),
-                ours.server(dir, expired, "localhost", 2020),
-                theirs.server(dir, stranger, "localhost", 2100),
+                ours.server(dir, good, "localhost", 2010..2100),
+                ours.server(dir, other_name, "other.test", 2010..2100),
+                ours.server(dir, expired, "localhost", 2010..2020),
+                ours.server(dir, early, "localhost", 2090..2100),
+                theirs.server(dir, stranger, "localhost", 2010..2100),
             ]
             .concat()
         });
         nginx.publish("a.img", PUBLISHED);
-        Self { nginx, good, other_name, expired, stranger }
+        Self { nginx, good, other_name, expired, early, stranger }
     }
 
     fn trusted(&self) -> String {
@@ -99,11 +102,11 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// The configuration of a server with a certificate until this year.
-    fn server(&self, dir: &Path, address: SocketAddr, name: &str, until: i32) -> String {
+    /// The configuration of a server with a certificate for these years.
+    fn server(&self, dir: &Path, address: SocketAddr, name: &str, years: Range<i32>) -> String {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        params.not_before = date_time_ymd(2010, 1, 1);
-        params.not_after = date_time_ymd(until, 1, 1);
+        params.not_before = date_time_ymd(years.start, 1, 1);
+        params.not_after = date_time_ymd(years.end, 1, 1);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
         let file = |ending| dir.join(format!("{}.{ending}", address.port()));
@@ -126,7 +129,14 @@ fn a_server_whose_issuer_is_trusted_is_believed_and_no_other() {
     assert_eq!(complaint(&url(servers.good, "a.img"), &environment), None);
     for (server, reason) in [
         (servers.stranger, "the server's certificate was issued by nobody this system trusts"),
-        (servers.expired, "the server's certificate is not good: certificate expired"),
+        (
+            servers.expired,
+            "the server's certificate was valid until 2020-01-01T00:00:00Z, and this machine's clock says 2",
+        ),
+        (
+            servers.early,
+            "the server's certificate is valid from 2090-01-01T00:00:00Z on, and this machine's clock says 2",
+        ),
         (servers.other_name, "certificate not valid for name \"localhost\""),
     ] {
         let error = complaint(&url(server, "a.img"), &environment).unwrap();

@@ -1,0 +1,157 @@
+//! Which refusals of a BMC are final, and which may be gone in a moment.
+//!
+//! Called by the call. The list of final refusals is short; anything else may pass. It must never
+//! take one refusal for final where the same was accepted before, nor send refused credentials at
+//! a rate that locks a user out.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tokio::time::Instant;
+
+use super::commands::Command;
+
+/// Insufficient privilege (IPMI 2.0 table 5-2).
+pub(super) const INSUFFICIENT_PRIVILEGE: u8 = 0xd4;
+/// Not supported in the present state.
+pub(super) const NOT_IN_THIS_STATE: u8 = 0xd5;
+/// Refusals that settle a doubt, if they are spread over its whole time.
+const DOUBTED_REFUSALS_MIN: u32 = 3;
+
+/// The meaning of a completion code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Accepted,
+    /// The same command may succeed in a moment: node busy, timeout, out of space, duplicated
+    /// request, BMC initializing.
+    Busy,
+    /// The session's privilege level is too low.
+    Privilege,
+    /// The BMC never carries out this command, or not in this state.
+    Final,
+    /// The specification promises nothing: `0xff` for a moment after a power change, for instance.
+    Unclear,
+}
+
+impl Verdict {
+    /// The verdict on a completion code (IPMI 2.0 table 5-2).
+    pub(super) const fn of(command: Command, completion: u8) -> Self {
+        match completion {
+            0 => Self::Accepted,
+            0xc0 | 0xc3 | 0xc4 | 0xcf | 0xd2 => Self::Busy,
+            INSUFFICIENT_PRIVILEGE => Self::Privilege,
+            // Set Session Privilege Level: not available to this user, or above the limit (§22.18).
+            0x80 | 0x81 if matches!(command, Command::SetSessionPrivilege(_)) => Self::Privilege,
+            // A look at the power state is right in any state, and has no codes of its own.
+            NOT_IN_THIS_STATE | 0x80..=0xbe if matches!(command, Command::GetChassisStatus) => {
+                Self::Unclear
+            }
+            // Unknown command, wrong length, out of range, invalid data, disabled; and what the
+            // command itself defines.
+            NOT_IN_THIS_STATE | 0x80..=0xbe | 0xc1 | 0xc2 | 0xc7..=0xcd | 0xd6 => Self::Final,
+            _ => Self::Unclear,
+        }
+    }
+}
+
+/// What a BMC has accepted, and since when it refuses that.
+#[derive(Debug, Default)]
+pub(super) struct Trust {
+    /// Whether these credentials have opened a session that was good for a command.
+    trusted: bool,
+    /// The commands it has carried out, by network function and number.
+    carried_out: BTreeSet<(u8, u8)>,
+    doubt: Option<Doubt>,
+}
+
+/// Refusals in a row of what was accepted before.
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    since: Instant,
+    refusals: u32,
+}
+
+impl Trust {
+    /// The trust of a caller who knows that the credentials have worked.
+    pub(super) fn given() -> Self {
+        Self { trusted: true, ..Self::default() }
+    }
+
+    /// Notes that a command was carried out.
+    pub(super) fn note(&mut self, command: Command) {
+        let (function, number, _) = command.encode();
+        self.carried_out.insert((function, number));
+        (self.trusted, self.doubt) = (true, None);
+    }
+
+    /// Whether this command was carried out before.
+    pub(super) fn covers(&self, command: Command) -> bool {
+        let (function, number, _) = command.encode();
+        self.carried_out.contains(&(function, number))
+    }
+
+    /// Whether the credentials have worked before.
+    pub(super) const fn covers_login(&self) -> bool {
+        self.trusted
+    }
+
+    /// Takes note of a refusal of what was accepted before. Returns the pause before the next try;
+    /// `None` once the refusals have lasted for `time`: then they are final.
+    pub(super) fn doubt(&mut self, time: Duration) -> Option<Duration> {
+        let now = Instant::now();
+        let doubt = self.doubt.get_or_insert(Doubt { since: now, refusals: 0 });
+        doubt.refusals = doubt.refusals.saturating_add(1);
+        if doubt.refusals >= DOUBTED_REFUSALS_MIN && now - doubt.since >= time {
+            return None;
+        }
+        // 5, 10, 20, 30 s: five logins in all, which no BMC takes for an attack.
+        let doublings = doubt.refusals.saturating_sub(1).min(8);
+        Some((time / 12 * (1 << doublings)).min(time / 2))
+    }
+
+    /// For how long it has refused what it accepted before.
+    pub(super) fn doubted_for(&self) -> Duration {
+        self.doubt.map_or(Duration::ZERO, |doubt| doubt.since.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{power::ChassisControl, spec::Privilege};
+
+    #[test]
+    fn the_final_completion_codes_are_a_short_list_and_a_look_at_the_power_has_fewer() {
+        let finals = |command| {
+            let is_final = |code: &u8| Verdict::of(command, *code) == Verdict::Final;
+            (0..=0xff).filter(is_final).collect::<Vec<u8>>()
+        };
+        let general = [0xc1, 0xc2, 0xc7, 0xc8, 0xc9, 0xca, 0xcb, 0xcc, 0xcd];
+        assert_eq!(finals(Command::GetChassisStatus), [&general[..], &[0xd6]].concat());
+        let own: Vec<u8> = (0x80..=0xbe).collect();
+        let expected = [&own[..], &general, &[0xd5, 0xd6]].concat();
+        assert_eq!(finals(Command::ChassisControl(ChassisControl::PowerUp)), expected);
+        for passing in [0xff, 0xce, 0xd1, 0xd3, 0xd0, 0xc5, 0xc6, 0x01] {
+            assert_eq!(Verdict::of(Command::GetChassisStatus, passing), Verdict::Unclear);
+        }
+        let privilege = Command::SetSessionPrivilege(Privilege::Operator);
+        assert_eq!(Verdict::of(privilege, 0x81), Verdict::Privilege);
+        assert_eq!(Verdict::of(privilege, 0xff), Verdict::Unclear);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_accepted_before_is_refused_for_good_after_a_minute_and_few_tries() {
+        let (mut trust, began) = (Trust::given(), Instant::now());
+        let mut tries = 1;
+        while let Some(pause) = trust.doubt(Duration::from_secs(60)) {
+            tokio::time::advance(pause).await;
+            tries += 1;
+        }
+        assert_eq!((tries, began.elapsed()), (5, Duration::from_secs(65)));
+        assert_eq!(trust.doubt(Duration::from_secs(60)), None, "it stays so");
+        trust.note(Command::GetChassisStatus);
+        assert_eq!(trust.doubt(Duration::from_secs(60)), Some(Duration::from_secs(5)));
+        // Two refusals far apart are no series.
+        tokio::time::advance(Duration::from_secs(600)).await;
+        assert!(trust.doubt(Duration::from_secs(60)).is_some());
+    }
+}

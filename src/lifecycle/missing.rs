@@ -1,0 +1,93 @@
+//! Waiting for what is missing on the agent's own machine: a password file, the deploy ramdisk, a
+//! program.
+//!
+//! Called by `attempt.rs` for faults with [`RetryAdvice::Wait`]. The machine has no part in such a
+//! fault, so that it must never use up an attempt, nor end a node.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::model::{
+    fault::{Fault, RetryAdvice},
+    status::LastError,
+};
+
+use super::{
+    event::Action,
+    node::Node,
+    state::{Purpose, State},
+    wait::after,
+};
+
+/// The pause before the first further look; doubled after each one in a row.
+const PAUSE_MIN: Duration = Duration::from_secs(5);
+/// The longest pause: the node goes on by itself within it once the file is there.
+const PAUSE_MAX: Duration = Duration::from_secs(40);
+
+impl Node {
+    /// Something is missing here: wait for it. Whatever the state, it keeps its attempts.
+    pub(super) fn wait_for_missing(
+        &mut self,
+        now: Timestamp,
+        fault: Fault,
+        actions: &mut Vec<Action>,
+    ) {
+        let doublings = self.missed_in_a_row.min(8);
+        self.missed_in_a_row = self.missed_in_a_row.saturating_add(1);
+        let pause = PAUSE_MIN.saturating_mul(1 << doublings).min(PAUSE_MAX);
+        let until = after(now, pause);
+        let attempt = self.record.attempt;
+        let last_error = || LastError { at: now, attempt, fault: fault.clone() };
+        match &self.record.state {
+            State::Idle => {
+                if self.waits_for_preflight(now) {
+                    self.record.last_error = Some(last_error());
+                    self.record.not_before = Some(until);
+                }
+                self.miss_power(now, fault);
+            }
+            State::Held { .. } | State::Failed => self.miss_power(now, fault),
+            // Nothing has been done to the machine yet.
+            State::Preparing { .. } => {
+                self.record.last_error = Some(last_error());
+                self.record.attempt = attempt.saturating_sub(1);
+                self.enter(now, State::Idle);
+                self.record.not_before = Some(until);
+                self.in_line_since = None;
+            }
+            State::CleaningUp { .. } => {
+                self.record.deadline = None;
+                self.record.not_before = Some(until);
+                self.bmc_trouble = Some(fault);
+            }
+            State::SettingPower { .. } | State::Restarting { .. } => {
+                self.record.deadline =
+                    self.limit().map(|limit| after(now, limit.saturating_add(pause)));
+                self.record.not_before = Some(until);
+                self.bmc_trouble = Some(fault);
+            }
+            State::PoweringOn { .. }
+            | State::WaitingRamdisk { .. }
+            | State::Imaging { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. } => {
+                self.record.last_error = Some(last_error());
+                self.record.attempt = attempt.saturating_sub(1);
+                self.abandon(now, Purpose::Retry, actions);
+            }
+        }
+    }
+
+    /// Nothing is missing any more.
+    pub(super) fn miss_nothing(&mut self) {
+        self.missed_in_a_row = 0;
+        self.record.last_error.take_if(|error| error.fault.retry == RetryAdvice::Wait);
+    }
+
+    /// The fault of what the node waits for, if something is missing.
+    pub(super) fn missing(&self) -> Option<&Fault> {
+        let fault = self.record.last_error.as_ref().map(|error| &error.fault);
+        fault.filter(|fault| fault.retry == RetryAdvice::Wait)
+    }
+}

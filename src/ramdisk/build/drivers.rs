@@ -1,0 +1,89 @@
+//! Which drivers an initramfs is to hold, by the kernel's names for them, and which of Debian's
+//! packages bring the firmware that some of them load.
+//!
+//! Used by [`super::select`]. Nothing here is about one machine: what a machine has is found when it
+//! boots.
+
+/// Loaded when the hardware asks: what servers and edge machines of the last ten years have.
+#[rustfmt::skip]
+pub(super) const DRIVERS: &[&str] = &[
+    // Virtual machines
+    "virtio_pci", "virtio_mmio", "virtio_net", "virtio_blk", "virtio_scsi", "vmxnet3", "vmw_pvscsi",
+    "hv_vmbus", "hv_netvsc", "hv_storvsc", "pci_hyperv", "gve", "ena", "mana", "iavf", "igbvf",
+    "ixgbevf", "cxgb4vf",
+    // Network cards
+    "e1000", "e1000e", "igb", "igc", "ixgbe", "i40e", "ice", "idpf", "tg3", "bnx2", "bnx2x", "bnxt_en",
+    "mlx4_core", "mlx4_en", "mlx5_core", "r8169", "atlantic", "be2net", "qede", "cxgb4", "enic",
+    "hns3", "hclge", "sfc", "nfp", "ionic", "hinic", "alx", "amd_xgbe", "dwmac_intel", "lan743x",
+    // USB network cards, and what USB hangs on
+    "xhci_pci", "ehci_pci", "r8152", "r8153_ecm", "ax88179_178a", "asix", "aqc111", "cdc_ether",
+    "cdc_ncm", "lan78xx", "smsc75xx", "smsc95xx", "ch9200", "dm9601", "rtl8150", "sr9800",
+    // Disk controllers
+    "ahci", "ata_piix", "ata_generic", "nvme", "vmd", "megaraid_sas", "mpt3sas", "mpi3mr", "mptsas",
+    "mptspi", "hpsa", "smartpqi", "aacraid", "isci", "arcmsr", "pm80xx", "mvsas", "hptiop", "mtip32xx",
+    "hisi_sas_v3_hw", "sdhci_pci", "sdhci_acpi",
+    // Disks on them
+    "sd_mod", "mmc_block",
+];
+
+/// Where drivers of network cards and disk controllers lie beneath `kernel/drivers`. USB storage is
+/// not among them: neither a stick nor a BMC's virtual disk is to be chosen by mistake.
+pub(super) const DIRECTORIES: &[&str] = &[
+    "ata",
+    "block/mtip32xx",
+    "message/fusion",
+    "mmc/host",
+    "net/ethernet",
+    "net/hyperv",
+    "net/usb",
+    "net/vmxnet3",
+    "nvme/host",
+    "pci/controller",
+    "scsi",
+    "usb/host",
+];
+
+/// Buses whose devices ask for a driver by themselves. A driver that none of these knows is for what
+/// is attached to a disk controller, as tapes, or for old computers.
+pub(super) const BUSES: &[&str] = &["acpi", "of", "pci", "platform", "usb", "virtio", "vmbus"];
+
+/// Drivers of the chips that connect a network card to its cable.
+#[rustfmt::skip]
+const PHYS: &[&str] = &[
+    "marvell", "marvell10g", "mxl_gpy", "realtek", "micrel", "microchip", "smsc", "dp83867", "dp83822",
+    "at803x", "broadcom", "motorcomm", "intel_xway", "aquantia", "ax88796b",
+];
+
+/// What the kernel asks a running `modprobe` for when such a driver starts, and there is none.
+pub(super) fn companions(driver: &str) -> &'static [&'static str] {
+    match driver {
+        "dwmac_intel" | "lan743x" | "lan78xx" | "asix" | "smsc95xx" | "ax88179_178a" => PHYS,
+        "tg3" => &["broadcom"],
+        "r8169" => &["realtek"],
+        _ => &[],
+    }
+}
+
+/// Debian's package with this firmware file. All but `firmware-linux-free` are in its component
+/// `non-free-firmware`.
+pub(super) fn debian_package(file: &str) -> Option<&'static str> {
+    const PACKAGES: [(&str, &str); 16] = [
+        ("bnx2/", "firmware-bnx2"),
+        ("bnx2x", "firmware-bnx2x"),
+        ("rtl_nic/", "firmware-realtek"),
+        ("qed/", "firmware-qlogic"),
+        ("ql2", "firmware-qlogic"),
+        ("ql8", "firmware-qlogic"),
+        ("phanfw", "firmware-qlogic"),
+        ("netronome/", "firmware-netronome"),
+        ("liquidio/", "firmware-cavium"),
+        ("isci/", "firmware-linux-free"),
+        ("intel/ice/", "firmware-misc-nonfree"),
+        ("tigon/", "firmware-misc-nonfree"),
+        ("cxgb3/", "firmware-misc-nonfree"),
+        ("cxgb4/", "firmware-misc-nonfree"),
+        ("e100/", "firmware-misc-nonfree"),
+        ("myri10ge_", "firmware-myricom"),
+    ];
+    PACKAGES.iter().find(|(start, _)| file.starts_with(start)).map(|(_, package)| *package)
+}
