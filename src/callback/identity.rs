@@ -211,16 +211,18 @@ mod tests {
         assert_ne!(pin(one.path()), pin(two.path()));
     }
 
+    type Spoil<'a> = &'a dyn Fn(&Path);
+
     #[test]
     fn a_certificate_that_is_damaged_or_not_of_its_key_is_kept_aside_and_a_new_one_made() {
         let other = tempfile::tempdir().unwrap();
         Identity::load_or_create(other.path()).unwrap();
         let others_key = other.path().join("callback.key");
-        let spoil: [(&str, &dyn Fn(&Path)); 5] = [
+        let spoil: [(&str, Spoil<'_>); 5] = [
             ("callback.key", &|path| assert!(fs::copy(&others_key, path).unwrap() > 0)),
             ("callback.key", &|path| fs::write(path, "junk").unwrap()),
             ("callback.crt", &|path| {
-                fs::write(path, flipped(&fs::read(path).unwrap(), 200)).unwrap()
+                fs::write(path, flipped(&fs::read(path).unwrap(), 200)).unwrap();
             }),
             ("callback.crt", &|path| fs::write(path, "").unwrap()),
             ("callback.crt", &|path| {

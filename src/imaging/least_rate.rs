@@ -110,7 +110,8 @@ impl RateWatch {
         let moved_bytes = done_bytes.saturating_sub(window.from_bytes);
         if !self.is_enough(moved_bytes, window.limited) {
             let silence = window.longest_silence;
-            let quick_beside_it = self.is_enough(moved_bytes, window.limited - silence);
+            let quick_beside_it =
+                self.is_enough(moved_bytes, window.limited.saturating_sub(silence));
             if silence <= SILENCE_MIN || silence > self.forgivable || !quick_beside_it {
                 let bytes_per_s = rate(moved_bytes, window.limited);
                 return Some(MeasuredRate { bytes_per_s, over: window.limited });
@@ -119,7 +120,7 @@ impl RateWatch {
                 // It goes on: whether it ends in time is for the stall limit to judge.
                 return None;
             }
-            self.forgivable -= silence;
+            self.forgivable = self.forgivable.saturating_sub(silence);
         }
         self.window = Window::from(done_bytes);
         None

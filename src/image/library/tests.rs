@@ -402,7 +402,8 @@ async fn an_image_that_the_first_version_kept_is_read_once_and_not_fetched_again
 
 #[tokio::test]
 async fn whatever_lies_under_a_name_of_the_cache_keeps_no_image_from_being_fetched() {
-    let put: [(&str, fn(&Path)); 4] = [
+    type Put = fn(&Path);
+    let put: [(&str, Put); 4] = [
         ("a directory", |path| fs::create_dir_all(path.join("inside")).unwrap()),
         ("an empty directory", |path| fs::create_dir(path).unwrap()),
         ("a dangling link", |path| std::os::unix::fs::symlink("/nowhere/x", path).unwrap()),

@@ -1,6 +1,6 @@
 //! Connections that break, and machines that lose their power, at every point.
 
-use super::{layouts::expected, *};
+use super::{disks::CREEP, layouts::expected, *};
 
 const DISK_BYTES: u64 = 6 * MIB;
 
@@ -79,8 +79,13 @@ async fn a_disk_that_stays_away_is_given_up_after_the_stall_limit() {
     assert!((1..10).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
 
-/// What a creeping disk moves in a second at most.
-const CREEPS_BYTES_PER_S: u64 = CREEP_BYTES * 1000 / CREEP.as_millis() as u64;
+/// What a creeping disk moves in a second at most, at one command in [`CREEP`].
+const CREEPS_BYTES_PER_S: u64 = CREEP_BYTES * 200;
+
+#[test]
+fn the_pace_of_a_creeping_disk_is_what_these_tests_take_it_for() {
+    assert_eq!(CREEP * 200, Duration::from_secs(1));
+}
 
 /// What becomes of a write to a creeping disk that must have a rate over a second.
 async fn creep(bytes_per_s: u64, breaks_after: u64) -> Result<Written, ImagingError> {
