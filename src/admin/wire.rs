@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn whatever_the_agents_end_says_is_told_in_one_line() {
-        let line = serde_json::json!({ "version": 1, "body": { "Ok": "X\nFORGED\u{202e}" } });
+        let line = serde_json::json!({ "version": 1, "body": "X\nFORGED\u{202e}" });
         let garbled = decode::<Question>(line.to_string().as_bytes()).unwrap_err().to_string();
         let said = crate::admin::AdminError::Refused("X\nFORGED\u{202e}".to_owned()).to_string();
         for text in [garbled, said] {

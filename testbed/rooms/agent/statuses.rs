@@ -119,7 +119,7 @@ fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_nam
 
     // One directory where the agent writes first is no matter.
     fs::create_dir_all(temporary(0).join("inside")).unwrap();
-    site.write(NODE, &observed(&site, 1).with_flag("paused", true));
+    site.write(NODE, &observed(&site, 1).without("state").with_flag("paused", true));
     site.until_phase(NODE, Phase::Paused);
     assert_eq!(wait("paused").0, 0);
 
