@@ -220,7 +220,6 @@ impl Agent {
         let cached = netboot_files::cached(workshop.library.clone(), reporting.downgrade());
         let bmc_names = workshop.bmc_names.clone();
         let mut rooms = Rooms::new(store, menus, publisher, workshop, changed, reporting);
-        let names = fleet.names();
         let mut carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
         carrier.present(&mut rooms);
@@ -242,7 +241,7 @@ impl Agent {
                 |source| StartError::Listen { what: "directory watcher".into(), source },
             )?;
         let sources = Sources {
-            scans: scan::start(&config, &names, bmc_names, wakes),
+            scans: scan::start(&config, &carrier.fleet().names(), bmc_names, wakes),
             calls,
             orders,
             fetches,

@@ -125,19 +125,24 @@ impl Node {
                 self.succeed(now, image, disk);
             }
             (State::CleaningUp { attempt, purpose }, Outcome::CleanedUp) => {
-                let purpose = *purpose;
                 // After a change of bmc.address it was another machine that was switched off.
-                if attempt.as_ref().is_some_and(|a| a.bmc_address() == spec.bmc_address()) {
-                    self.see_power(now, PowerState::Off);
-                    self.needs_no_restart();
-                }
-                // Off by its other BMC: what it does next is for who uses that.
-                self.record.awaits_restart = false;
-                self.conclude(now, purpose);
+                let bmc = attempt.as_ref().map(Attempt::bmc_address);
+                self.cleaned_up(now, *purpose, bmc == Some(spec.bmc_address()));
             }
             // An answer to a question that was not asked: the agent's mistake, and no reason to move.
             _ => {}
         }
+    }
+
+    /// Nothing of the attempt is left, and the machine is off; is it the one that the spec names?
+    fn cleaned_up(&mut self, now: Timestamp, purpose: Purpose, is_named: bool) {
+        if is_named {
+            self.see_power(now, PowerState::Off);
+            self.needs_no_restart();
+        }
+        // Off by its other BMC: what it does next is for who uses that.
+        self.record.awaits_restart = false;
+        self.conclude(now, purpose);
     }
 
     /// Everything is ready for the machine to be switched on, or to be asked once more whether it is off.

@@ -37,6 +37,33 @@ impl Parts<'_> {
         self.0.update((bytes.len() as u64).to_be_bytes());
         self.0.update(bytes);
     }
+
+    fn put_config_drive(&mut self, drive: &ConfigDrive) {
+        let ConfigDrive { label, filesystem, user_data, network_config, vendor_data, meta_data } =
+            drive;
+        self.put(&format!("config drive {label:?} {filesystem:?}"));
+        for attachment in [user_data, network_config] {
+            let content = attachment.as_ref().map(|file| file.content.as_bytes());
+            self.put_bytes(content.unwrap_or_default());
+        }
+        // No key and no text of metadata has this character.
+        if let Some(vendor_data) = vendor_data {
+            self.put("\0vendor data");
+            self.put_bytes(vendor_data.content.as_bytes());
+        }
+        for (key, value) in meta_data {
+            self.put(key);
+            match value {
+                MetaData::Text(text) => self.put(text),
+                MetaData::List(list) => {
+                    self.put(&format!("\0list of {}", list.len()));
+                    for text in list {
+                        self.put(text);
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl NodeSpec {
@@ -104,37 +131,8 @@ impl NodeSpec {
         parts.put(&size.unwrap_or_default());
         parts.put(&rotational.map(|spins| spins.to_string()).unwrap_or_default());
         parts.put(self.redeploy.as_deref().unwrap_or_default());
-        if let Some(ConfigDrive {
-            label,
-            filesystem,
-            user_data,
-            network_config,
-            vendor_data,
-            meta_data,
-        }) = &self.config_drive
-        {
-            parts.put(&format!("config drive {label:?} {filesystem:?}"));
-            for attachment in [user_data, network_config] {
-                let content = attachment.as_ref().map(|file| file.content.as_bytes());
-                parts.put_bytes(content.unwrap_or_default());
-            }
-            // No key and no text of metadata has this character.
-            if let Some(vendor_data) = vendor_data {
-                parts.put("\0vendor data");
-                parts.put_bytes(vendor_data.content.as_bytes());
-            }
-            for (key, value) in meta_data {
-                parts.put(key);
-                match value {
-                    MetaData::Text(text) => parts.put(text),
-                    MetaData::List(list) => {
-                        parts.put(&format!("\0list of {}", list.len()));
-                        for text in list {
-                            parts.put(text);
-                        }
-                    }
-                }
-            }
+        if let Some(drive) = &self.config_drive {
+            parts.put_config_drive(drive);
         }
         if let Some(by_path) = by_path {
             parts.put(&format!("root device by path {by_path}"));

@@ -102,7 +102,7 @@ fn a_machine_whose_bmc_is_an_installed_ones_in_other_words_is_one_that_may_be_in
     for n in [0, 50] {
         assert_eq!(rack.condition(n, "Held").unwrap().1, "RecordLost");
         let bmcs = rack.carrier.fleet().bmcs_of_installed();
-        assert!(bmcs.map(|bmc| &bmc.host).any(|known| *known == host(if n == 0 { 0 } else { 1 })));
+        assert!(bmcs.map(|bmc| &bmc.host).any(|known| *known == host(usize::from(n != 0))));
     }
     assert_eq!(rack.world.story, []);
 }
