@@ -13,12 +13,17 @@ use std::{
 };
 
 const TEMP_SUFFIX: &str = ".tmp";
+/// Temporary names tried for one file, where something that is no file lies in the way of the
+/// first.
+const TEMP_NAMES_MAX: u32 = 8;
 /// Bad files kept of one name. So many damaged in a row point to the disk; more would only fill it.
 const BAD_FILES_MAX: u32 = 100;
 
 /// Writes `bytes` to a new file beside `path`, gives it exactly `mode`, makes it durable and renames it over `path`.
 ///
-/// One writer per path at a time: the temporary name is fixed, so that a crash leaves at most one behind.
+/// One writer per path at a time: the temporary name is fixed, so that a crash leaves at most one
+/// behind. What else lies there is removed; a directory that is not empty is left alone, and the
+/// next name taken. An error names the file that is in the way.
 pub(crate) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     write_beside(path, mode, bytes, true)
 }
@@ -30,10 +35,41 @@ pub(crate) fn replace_unsynced(path: &Path, mode: u32, bytes: &[u8]) -> io::Resu
 }
 
 fn write_beside(path: &Path, mode: u32, bytes: &[u8], sync: bool) -> io::Result<()> {
-    let temp = temp_path(path)?;
+    let temp = free_temp_path(path)?;
     write_and_rename(&temp, path, mode, bytes, sync).inspect_err(|_| {
         // The error that brought us here says more than this one would; the next write clears the name anyway.
         fs::remove_file(&temp).unwrap_or_default();
+    })
+}
+
+/// A temporary name under which nothing lies any more.
+fn free_temp_path(path: &Path) -> io::Result<PathBuf> {
+    let mut first_error = None;
+    for number in 0..TEMP_NAMES_MAX {
+        let temp = temp_path(path, number)?;
+        let cleared = remove_if_there(&temp).or_else(|error| match error.kind() {
+            io::ErrorKind::IsADirectory => fs::remove_dir(&temp),
+            _ => Err(error),
+        });
+        match cleared {
+            Ok(()) => return Ok(temp),
+            Err(error) => first_error.get_or_insert(at(&temp, &error)),
+        };
+    }
+    Err(first_error.unwrap_or_else(|| io::ErrorKind::AlreadyExists.into()))
+}
+
+/// The same error, with the name of the file that it is about.
+pub(crate) fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// Removes what [`replace`] left under this name when it was killed. A directory is none of its
+/// own, and is left alone.
+pub(crate) fn remove_torn(path: &Path) -> io::Result<()> {
+    remove_if_there(path).or_else(|error| match error.kind() {
+        io::ErrorKind::IsADirectory => Ok(()),
+        _ => Err(error),
     })
 }
 
@@ -54,15 +90,15 @@ fn write_and_rename(
     bytes: &[u8],
     sync: bool,
 ) -> io::Result<()> {
-    remove_if_there(temp)?;
     // `create_new` is O_EXCL: it does not follow a link planted under the temporary name.
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(temp)?;
+    let create = OpenOptions::new().write(true).create_new(true).mode(mode).open(temp);
+    let mut file = create.map_err(|error| at(temp, &error))?;
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
     if sync {
         file.sync_all()?;
     }
-    fs::rename(temp, path)?;
+    fs::rename(temp, path).map_err(|error| at(path, &error))?;
     if sync { sync_dir(parent(path)) } else { Ok(()) }
 }
 
@@ -86,17 +122,48 @@ pub(crate) fn keep_aside(path: &Path) -> String {
     format!("it is not kept: there are {BAD_FILES_MAX} bad ones beside it already")
 }
 
+/// Clears a name of whatever is no regular file there, so that a file can be put there: what it
+/// was, in words, if there was anything. A directory with something in it is given another name.
+pub(crate) fn clear_irregular(path: &Path) -> io::Result<Option<String>> {
+    let there = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        there => there.map_err(|error| at(path, &error))?.file_type(),
+    };
+    if there.is_file() {
+        return Ok(None);
+    }
+    if !there.is_dir() {
+        fs::remove_file(path).map_err(|error| at(path, &error))?;
+        let what = if there.is_symlink() { "a link" } else { "no regular file" };
+        return Ok(Some(format!("{what}, removed")));
+    }
+    if fs::remove_dir(path).is_ok() {
+        return Ok(Some("an empty directory, removed".to_owned()));
+    }
+    let fate = keep_aside(path);
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(Some(format!("a directory, {fate}")))
+        }
+        _ => Err(at(path, &io::Error::new(io::ErrorKind::IsADirectory, fate))),
+    }
+}
+
 /// Removes a file; that there is none is no error.
 pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
         .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
-/// `dir/.name.tmp` for `dir/name`: hidden from globs and from the spec scan.
-fn temp_path(path: &Path) -> io::Result<PathBuf> {
+/// `dir/.name.tmp` for `dir/name`, or `dir/.name.<number>.tmp`: hidden from globs and from the spec
+/// scan.
+fn temp_path(path: &Path, number: u32) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
     let mut hidden = OsString::from(".");
     hidden.push(name);
+    if number > 0 {
+        hidden.push(format!(".{number}"));
+    }
     hidden.push(TEMP_SUFFIX);
     Ok(path.with_file_name(hidden))
 }
@@ -132,10 +199,44 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, victim) = (dir.path().join("a"), dir.path().join("victim"));
         fs::write(&victim, "untouched").unwrap();
-        symlink(&victim, temp_path(&path).unwrap()).unwrap();
+        symlink(&victim, temp_path(&path, 0).unwrap()).unwrap();
         replace(&path, 0o600, b"new").unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+    }
+
+    #[test]
+    fn a_directory_under_the_temporary_name_keeps_no_file_from_being_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        for number in 0..3 {
+            let temp = temp_path(&path, number).unwrap();
+            let inside = if number == 2 { temp } else { temp.join("inside") };
+            fs::create_dir_all(inside).unwrap();
+        }
+        for text in ["one", "two"] {
+            replace(&path, 0o600, text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        let left = |number| temp_path(&path, number).unwrap().exists();
+        assert!(left(0) && left(1) && !left(2), "only what is empty is removed");
+        remove_torn(&temp_path(&path, 0).unwrap()).unwrap();
+        assert!(left(0));
+    }
+
+    #[test]
+    fn an_error_names_what_is_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        for number in 0..TEMP_NAMES_MAX {
+            fs::create_dir_all(temp_path(&path, number).unwrap().join("inside")).unwrap();
+        }
+        let error = replace(&path, 0o600, b"new").unwrap_err().to_string();
+        assert!(error.contains("/.a.tmp: ") && !path.exists(), "{error}");
+        let path = dir.path().join("b");
+        fs::create_dir_all(path.join("inside")).unwrap();
+        let error = replace(&path, 0o600, b"new").unwrap_err().to_string();
+        assert!(error.contains("/b: "), "{error}");
     }
 
     #[test]

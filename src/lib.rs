@@ -4,7 +4,8 @@
 //!
 //! - L0 [`model`]: the vocabulary; `atomic_file`: how a file is replaced; `file_mark`: whether one was
 //!   changed; `regular_file`: how a file of other people is opened; [`checked_file`]: a file that is compared
-//!   with its checksums when it is read; [`progress`]: how far work is, and how it is told to stop.
+//!   with its checksums when it is read; `places`: which connection makes room for which;
+//!   [`progress`]: how far work is, and how it is told to stop.
 //! - L1 [`lifecycle`], the core, and the rooms, one for each outside party: each room knows the model and nobody else.
 //! - L2 [`agent`], the wiring; [`ramdisk`], the deploy ramdisk's story; [`cli`], the commands.
 //! - L3 the two binaries.
@@ -13,6 +14,7 @@ mod atomic_file;
 pub mod checked_file;
 mod file_mark;
 pub mod model;
+mod places;
 pub mod progress;
 mod regular_file;
 

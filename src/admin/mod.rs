@@ -27,6 +27,7 @@ pub use self::{
 use crate::model::{
     admin::{Answer, CardBoot, Deed, Fact, Order},
     ids::{MacAddr, NodeName},
+    printable::escaped,
 };
 
 /// A question on its way to the driver.
@@ -121,7 +122,7 @@ pub enum AdminError {
     #[error("the agent at {} hung up before it answered; `hostler status` shows whether it took the order", .0.display())]
     HungUp(PathBuf),
     /// The agent has no answer, in its own words.
-    #[error("the agent says: {0}")]
+    #[error("the agent says: {}", escaped(.0))]
     Refused(String),
     /// An answer that is none.
     #[error("what answers at {} is not this version's agent: {source}", path.display())]

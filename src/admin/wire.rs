@@ -7,6 +7,8 @@ use std::{io, time::Duration};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 
+use crate::model::printable::escaped;
+
 /// Longest question in bytes, with its end of line: about a thousand of the longest names.
 pub(super) const QUESTION_BYTES_MAX: usize = 64 << 10;
 /// Longest answer in bytes, with its end of line: about ten thousand nodes with a sentence each.
@@ -30,9 +32,9 @@ pub enum WireError {
         "version {0} of the protocol, this hostler speaks version {VERSION}; restart the agent after an update"
     )]
     Version(u32),
-    /// It is not the JSON that was expected.
+    /// It is not the JSON that was expected. Why is told in one line, whatever was sent.
     #[error("not a message: {0}")]
-    Json(#[from] serde_json::Error),
+    Json(String),
     /// It cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -83,6 +85,12 @@ pub(super) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, WireError> {
     Ok(serde_json::from_slice::<Message<T>>(line)?.body)
 }
 
+impl From<serde_json::Error> for WireError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Json(escaped(&error.to_string()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -129,6 +137,16 @@ mod tests {
             ),
         ] {
             assert_eq!(question(&format!("{{\"version\":1,\"body\":{line}}}")), Ok(meant));
+        }
+    }
+
+    #[test]
+    fn whatever_the_agents_end_says_is_told_in_one_line() {
+        let line = serde_json::json!({ "version": 1, "body": "X\nFORGED\u{202e}" });
+        let garbled = decode::<Question>(line.to_string().as_bytes()).unwrap_err().to_string();
+        let said = crate::admin::AdminError::Refused("X\nFORGED\u{202e}".to_owned()).to_string();
+        for text in [garbled, said] {
+            assert!(!text.contains(['\n', '\u{202e}']), "{text}");
         }
     }
 

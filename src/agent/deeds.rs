@@ -3,7 +3,7 @@
 //! Called by the driver, which only admits it: the work is a task that takes its turn with the core's operations. It must never get in the
 //! way of an attempt, nor be taken for consent to wipe a disk.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 use tracing::{info, warn};
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::{
     admin::Peer,
     ipmi::{Bmc, BootChoice, Chassis, Device},
-    lifecycle::Node,
+    lifecycle::{Node, POLL_LIMIT},
     model::{
         admin::{Deed, Fact},
         fault::{Fault, Step},
@@ -91,15 +91,20 @@ impl Bmcs {
         };
         let (_stop, cancel) = cancel_signal();
         let firmware = spec.boot.firmware;
-        let call = async |bmc: Arc<Bmc>, limit| {
+        let call = async |bmc: Arc<Bmc>, limit: Duration| {
             use PowerState::{Off, On};
+            // An operator waits: a silent BMC is told of as soon as by a poll.
+            let soon = Instant::now() + limit.min(POLL_LIMIT);
+            if !deed.changes_nothing() {
+                bmc.power_state(soon).await?;
+            }
             let deadline = Instant::now() + limit;
             match deed {
-                Deed::Status => return bmc.chassis(deadline).await.map(of_chassis),
+                Deed::Status => return bmc.chassis(soon).await.map(of_chassis),
                 Deed::Info => {
-                    let device = bmc.device(deadline).await?;
+                    let device = bmc.device(soon).await?;
                     // Not every BMC says it.
-                    let guid = bmc.system_guid(deadline).await.ok();
+                    let guid = bmc.system_guid(soon).await.ok();
                     return Ok(of_device(spec, device, guid));
                 }
                 Deed::On => bmc.reach_power(On, deadline).await?,

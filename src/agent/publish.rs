@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::sync::mpsc::WeakSender;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     lifecycle::Event,
@@ -21,7 +21,7 @@ use crate::{
         ids::NodeName,
         status::{Phase, Status},
     },
-    status_file::{self, ConsoleLog, StatusFileError, StatusFiles},
+    status_file::{self, ConsoleLog, StatusFileError, StatusFiles, Unwritten},
 };
 
 use super::rooms::Report;
@@ -126,6 +126,7 @@ impl Publisher {
             shown: BTreeMap::new(),
             waiting: BTreeMap::new(),
             failed: BTreeMap::new(),
+            told_unwritten: None,
         };
         let ends = EndsOnDrop(Arc::clone(&shared));
         let thread = std::thread::spawn(move || {
@@ -203,6 +204,8 @@ struct StatusWriter {
     waiting: BTreeMap<NodeName, Option<Box<Status>>>,
     /// Files that could not be changed: why, and when that was last tried.
     failed: BTreeMap<NodeName, (String, Instant)>,
+    /// What is said of them beside the files; `None`: nobody knows.
+    told_unwritten: Option<Unwritten>,
 }
 
 /// What a file says. The status itself is not kept: the driver has it.
@@ -225,6 +228,7 @@ impl StatusWriter {
                 self.look_through();
             }
             self.write_due(closed);
+            self.tell_unwritten();
             if closed {
                 return;
             }
@@ -321,6 +325,21 @@ impl StatusWriter {
             self.shown.insert(name.clone(), shown);
         }
         Ok(())
+    }
+
+    /// Says which files are old, so that no reader takes them for the truth.
+    fn tell_unwritten(&mut self) {
+        let why = |(name, (why, _)): (&NodeName, &(String, Instant))| (name.clone(), why.clone());
+        let unwritten: Unwritten = self.failed.iter().map(why).collect();
+        if self.told_unwritten.as_ref() == Some(&unwritten) {
+            return;
+        }
+        match self.shared.busy(|| self.files.tell_unwritten(&unwritten)) {
+            Ok(()) => self.told_unwritten = Some(unwritten),
+            // It is told again with the next status; why a file cannot be written is in the log
+            // already.
+            Err(error) => debug!(%error, "nobody can be told which status files are old"),
+        }
     }
 
     /// It is tried again soon, and told once.

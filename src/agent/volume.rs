@@ -82,6 +82,10 @@ impl Volume for Lun {
         Lun::capacity_bytes(self)
     }
 
+    fn moved_bytes(&self) -> u64 {
+        Lun::moved_bytes(self)
+    }
+
     async fn write(&self, offset: u64, data: Bytes) -> Result<(), VolumeError> {
         for piece in pieces(data.len(), self.max_transfer_bytes()) {
             let at = offset + piece.start as u64;

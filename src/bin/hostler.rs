@@ -13,13 +13,23 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(usage) => {
             // Nowhere is left to say that writing failed. 2 has a meaning of its own for some commands.
-            drop(usage.print());
+            drop(tell(&usage));
             return if usage.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
     // Standard output is for answers.
     let left_out = log::init(args.is_agent());
     args.run(&mut io::stdout().lock(), left_out).unwrap_or_else(|failure| report(&failure))
+}
+
+/// Help or what is wrong with the arguments, which anybody may have put together. Only help has
+/// styles, and only for a terminal.
+fn tell(usage: &clap::Error) -> io::Result<()> {
+    if usage.use_stderr() {
+        write!(Printer(io::stderr().lock()), "{}", usage.render())
+    } else {
+        usage.print()
+    }
 }
 
 /// One cause a line, leaving out those that the line before already ends with. A reader that went away

@@ -1,7 +1,9 @@
 //! Who the agent is to the ramdisk: a self-signed certificate, known by its SHA-256 alone.
 //!
 //! Called once at start. The pin travels in the boot menu, so names and dates in the certificate mean nothing: it is valid from the epoch
-//! on, because the clocks at an edge site lie. It must never replace a certificate that is there.
+//! on, because the clocks at an edge site lie. It must never replace a certificate that is whole,
+//! nor keep an agent from starting because one is damaged: a new one costs the attempts that are
+//! under way, and nothing else.
 
 use std::{
     fmt, io,
@@ -16,9 +18,14 @@ use tokio_rustls::rustls::{
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
+use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use crate::{atomic_file, model::ids::hex, regular_file};
+use crate::{
+    atomic_file,
+    model::ids::hex,
+    regular_file::{self, NotRegular},
+};
 
 const NAME: &str = "hostler";
 /// How the line above a certificate begins that tells whether it is whole. Readers of PEM pass it over (RFC 7468 §2).
@@ -45,7 +52,7 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// What is there is not a certificate with its key.
-    #[error("{} and its key: {reason}; remove both files to have new ones made", path.display())]
+    #[error("{} and its key: {reason}", path.display())]
     Unusable {
         /// The certificate.
         path: PathBuf,
@@ -57,14 +64,58 @@ pub enum IdentityError {
     Make(#[from] rcgen::Error),
 }
 
+/// What a new certificate means.
+const NEW_IDENTITY: &str =
+    "a new callback certificate is made; a deploy ramdisk that was started before does not know it";
+
+impl IdentityError {
+    /// Whether what is there is of no use, so that nothing is lost with it.
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Unusable { .. } => true,
+            Self::File { source, .. } => {
+                NotRegular::is_cause_of(source) || source.kind() == io::ErrorKind::InvalidData
+            }
+            Self::Make(_) => false,
+        }
+    }
+
+    fn is_absence(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// Makes room for a new file and keeps what is there, if anything is.
+fn set_aside(path: &Path) -> Result<(), IdentityError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => {
+            let fate = atomic_file::keep_aside(path);
+            warn!(path = %path.display(), fate, "of no use as a certificate or key");
+            // A file is replaced; anything else would be in the way.
+            atomic_file::clear_irregular(path).map(drop).map_err(|source| file_error(path, source))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(file_error(path, source)),
+    }
+}
+
 impl Identity {
-    /// Reads `callback.crt` and `callback.key` from the state directory, or makes them when there is no certificate yet.
+    /// Reads `callback.crt` and `callback.key` from the state directory, or makes them when they
+    /// are not there or not whole. What is damaged gets another name. The log says so.
     pub fn load_or_create(state_dir: &Path) -> Result<Self, IdentityError> {
         let certificate = state_dir.join("callback.crt");
         let key = state_dir.join("callback.key");
-        if !certificate.try_exists().map_err(|source| file_error(&certificate, source))? {
-            create(&certificate, &key)?;
+        match load(&certificate, &key) {
+            Err(error) if error.is_damage() => {
+                for path in [&certificate, &key] {
+                    set_aside(path)?;
+                }
+                warn!(%error, "{NEW_IDENTITY}");
+            }
+            Err(error) if error.is_absence() => info!(%error, "{NEW_IDENTITY}"),
+            loaded => return loaded,
         }
+        create(&certificate, &key)?;
         load(&certificate, &key)
     }
 
@@ -160,22 +211,49 @@ mod tests {
         assert_ne!(pin(one.path()), pin(two.path()));
     }
 
+    type Spoil<'a> = &'a dyn Fn(&Path);
+
     #[test]
-    fn a_certificate_without_its_own_key_is_refused_and_kept() {
-        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        Identity::load_or_create(one.path()).unwrap();
-        Identity::load_or_create(two.path()).unwrap();
-        let certificate = fs::read(one.path().join("callback.crt")).unwrap();
-        let key = one.path().join("callback.key");
-        for other in [fs::read(two.path().join("callback.key")).unwrap(), b"junk".to_vec()] {
-            fs::write(&key, other).unwrap();
-            let error = Identity::load_or_create(one.path()).unwrap_err().to_string();
-            assert!(error.contains("remove both files"), "{error}");
+    fn a_certificate_that_is_damaged_or_not_of_its_key_is_kept_aside_and_a_new_one_made() {
+        let other = tempfile::tempdir().unwrap();
+        Identity::load_or_create(other.path()).unwrap();
+        let others_key = other.path().join("callback.key");
+        let spoil: [(&str, Spoil<'_>); 5] = [
+            ("callback.key", &|path| assert!(fs::copy(&others_key, path).unwrap() > 0)),
+            ("callback.key", &|path| fs::write(path, "junk").unwrap()),
+            ("callback.crt", &|path| {
+                fs::write(path, flipped(&fs::read(path).unwrap(), 200)).unwrap();
+            }),
+            ("callback.crt", &|path| fs::write(path, "").unwrap()),
+            ("callback.crt", &|path| {
+                fs::remove_file(path).unwrap();
+                fs::create_dir_all(path.join("inside")).unwrap();
+            }),
+        ];
+        for (name, spoil) in spoil {
+            let dir = tempfile::tempdir().unwrap();
+            let before = Identity::load_or_create(dir.path()).unwrap();
+            let path = dir.path().join(name);
+            spoil(&path);
+            let spoilt = fs::read(&path).ok();
+            let made = Identity::load_or_create(dir.path()).unwrap();
+            assert_ne!(made.pin(), before.pin(), "{name}");
+            let aside = dir.path().join(format!("{name}.bad-1"));
+            assert_eq!(fs::read(&aside).ok(), spoilt, "{name}");
+            assert!(aside.exists(), "{name}");
+            assert_eq!(Identity::load_or_create(dir.path()).unwrap().pin(), made.pin(), "{name}");
         }
-        fs::remove_file(&key).unwrap();
-        let error = Identity::load_or_create(one.path()).unwrap_err().to_string();
-        assert!(error.contains("callback.key"), "{error}");
-        assert_eq!(fs::read(one.path().join("callback.crt")).unwrap(), certificate);
+    }
+
+    #[test]
+    fn one_of_the_two_files_alone_gets_a_new_certificate() {
+        for name in ["callback.crt", "callback.key"] {
+            let dir = tempfile::tempdir().unwrap();
+            let before = Identity::load_or_create(dir.path()).unwrap();
+            fs::remove_file(dir.path().join(name)).unwrap();
+            let made = Identity::load_or_create(dir.path()).unwrap();
+            assert_ne!(made.pin(), before.pin(), "{name}");
+        }
     }
 
     #[test]
@@ -189,7 +267,7 @@ mod tests {
             for at in 0..whole.len() {
                 for bytes in [whole[..at].to_vec(), flipped(&whole, at)] {
                     fs::write(&path, bytes).unwrap();
-                    match Identity::load_or_create(dir.path()) {
+                    match load(&dir.path().join("callback.crt"), &dir.path().join("callback.key")) {
                         Ok(identity) => assert_eq!(identity.pin(), pin, "{name}: {at}"),
                         Err(error) => {
                             refused += 1;

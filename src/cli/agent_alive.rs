@@ -42,6 +42,12 @@ impl AgentAlive {
         self.mark.as_ref().is_some_and(|mark| mark.dead_since(self.now).is_some())
     }
 
+    /// Whether an agent acted and gives no sign of life, so that its last status files may be old.
+    /// One that was stopped has written all of them.
+    pub(super) fn is_silent(&self) -> bool {
+        self.is_dead() && self.mark.as_ref().is_some_and(|mark| mark.stopped.is_none())
+    }
+
     /// What somebody who looks at the nodes has to know: that there is no agent, or that it is on
     /// another host.
     pub(super) fn caution(&self) -> Option<String> {

@@ -41,7 +41,11 @@ pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCod
         },
     };
     let status = print::printable(&status)?;
-    let agent = AgentAlive::look(&place.status_dir()?)?.caution();
+    let (agent, mark_doubt) = match AgentAlive::look(&place.status_dir()?) {
+        Ok(agent) => (agent.caution(), None),
+        Err(error) => (Some("nobody knows whether an agent runs".to_owned()), Some(error)),
+    };
+    let doubt = doubt.or_else(|| files.check_written(&place.node).err()).or(mark_doubt);
     let console = Some(files.console_path(&place.node)).filter(|path| path.exists());
     let (file, defaults) = place.spec()?;
     let spec = file.exists().then(|| spec::read_file(&file, defaults.as_ref()));
@@ -256,12 +260,17 @@ impl Story<'_> {
                     [keep].into_iter().chain(wipe).chain(off).collect()
                 }
             }
-            Phase::Failed => vec![
-                format!(
-                    "repair what the last error names, then run `hostler retry {node}`, to go on with its installation"
-                ),
-                "change its spec".to_owned(),
-            ],
+            Phase::Failed => {
+                // What is installed is good, and only its restart has failed.
+                let is_good = self.status.installed_digest.is_some()
+                    && self.status.installed_digest == self.status.spec_digest;
+                let restart = || format!("run `hostler retry {node}`, to have it restarted");
+                let retry = if is_good { restart() } else { consent::retry(node) };
+                vec![
+                    format!("repair what the last error names, then {retry}"),
+                    "change its spec".to_owned(),
+                ]
+            }
             Phase::Pending if self.status.next_attempt_at.is_some() => {
                 vec![format!("run `hostler retry {node}`, not to wait for that")]
             }

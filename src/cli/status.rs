@@ -108,7 +108,8 @@ pub(super) fn watch(dir: &Path, out: &mut impl Write) -> Result<ExitCode, Failur
 
 fn read(dir: &Path) -> Result<(Vec<Status>, Vec<StatusFileError>), StatusFileError> {
     let (mut statuses, mut unreadable) = (Vec::new(), Vec::new());
-    for status in StatusFiles::new(dir).read_all()? {
+    let files = StatusFiles::new(dir);
+    for status in files.read_all()? {
         match status {
             Ok(status) => statuses.push(status),
             Err(mut error) => {
@@ -117,6 +118,12 @@ fn read(dir: &Path) -> Result<(Vec<Status>, Vec<StatusFileError>), StatusFileErr
                 unreadable.push(error);
             }
         }
+    }
+    match files.unwritten() {
+        Ok(unwritten) => unreadable.extend(unwritten.into_iter().map(|(node, why)| {
+            StatusFileError::Unwritten { path: files.path(&node), why: escaped(&why) }
+        })),
+        Err(error) => unreadable.push(error),
     }
     statuses.sort_by(|a, b| a.node.cmp(&b.node));
     Ok((statuses, unreadable))

@@ -14,6 +14,7 @@ use std::{
 use crate::{
     model::{
         ids::{Digest, NodeName},
+        printable::escaped,
         status::{Condition, HistoryEntry, Phase, Status},
         toml_reader::duration,
     },
@@ -134,10 +135,11 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
     if !dir.is_dir() {
         return Err(format!("{}: no such directory", dir.display()).into());
     }
-    let file = StatusFiles::new(&dir).path(&place.node);
+    let files = StatusFiles::new(&dir);
+    let file = files.path(&place.node);
     let spec = place.spec_beside(&dir)?;
     let began = Instant::now();
-    let mut told = None;
+    let (mut told, mut told_doubt) = (None, None);
     let mut bad_since: Option<(Verdict, Instant)> = None;
     loop {
         let status = read(&file)?;
@@ -147,7 +149,16 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
         if !goal.quiet {
             tell(&place.node, status.as_ref(), &mut told)?;
         }
-        let verdict = status.as_ref().map_or(Verdict::NotYet, |status| goal.judge(status));
+        let mut verdict = status.as_ref().map_or(Verdict::NotYet, |status| goal.judge(status));
+        // Asked after the status was read: a status that was old then is told of by now.
+        let doubt = status.as_ref().and_then(|_| doubt(&files, &dir, &place.node, verdict));
+        if let Some(doubt) = &doubt {
+            verdict = Verdict::NotYet;
+            if !goal.quiet && told_doubt.as_ref() != Some(doubt) {
+                writeln!(print::stderr(), "{doubt}")?;
+                told_doubt = Some(doubt.clone());
+            }
+        }
         bad_since = match verdict {
             Verdict::Reached => return Ok(ExitCode::SUCCESS),
             Verdict::NotYet => None,
@@ -163,10 +174,23 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
             let limit = jiff::SignedDuration::try_from(goal.timeout)?;
             let why = format!("timed out after {limit:#}: ");
             let agent = AgentAlive::look(&dir).ok().and_then(|agent| agent.caution());
-            return give_up(&why, &place.node, status.as_ref(), verdict, agent);
+            let caution = doubt.or(agent);
+            return give_up(&why, &place.node, status.as_ref(), verdict, caution);
         }
         thread::sleep(LOOK_INTERVAL);
     }
+}
+
+/// Why a status is not to be believed, if it is not: the agent cannot write its file, or was cut
+/// off without a word.
+fn doubt(files: &StatusFiles, dir: &Path, node: &NodeName, verdict: Verdict) -> Option<String> {
+    let unwritten = files.check_written(node).err().map(|error| escaped(&error.to_string()));
+    let silent = || {
+        // Bad news is worth telling, however old it is.
+        let agent = AgentAlive::look(dir).ok().filter(|_| verdict == Verdict::Reached);
+        agent.filter(AgentAlive::is_silent)?.caution()
+    };
+    unwritten.or_else(silent)
 }
 
 /// The node's status; none if there is no file (yet).

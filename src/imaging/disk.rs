@@ -47,6 +47,11 @@ impl<V: Volume> Disk<V> {
         self.geometry
     }
 
+    /// Bytes of the commands carried out on this connection.
+    pub(super) fn moved_bytes(&self) -> u64 {
+        self.volume.moved_bytes()
+    }
+
     pub(super) fn into_volume(self) -> Arc<V> {
         self.volume
     }

@@ -92,6 +92,11 @@ impl Flight {
         self.unanswered().map(|command| command.data_bytes).sum()
     }
 
+    /// Commands under way that carry data, on all connections.
+    pub(super) fn data_commands(&self) -> usize {
+        self.unanswered().filter(|command| command.data_bytes > 0).count()
+    }
+
     /// Bytes of data that have landed so far.
     pub(super) fn landed_bytes(&self) -> u64 {
         self.landed_bytes

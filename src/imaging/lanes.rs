@@ -4,17 +4,17 @@
 //! It must never lend a connection to another disk, and never close one under commands that are still wanted.
 
 use std::{
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     pin::Pin,
     task::Poll,
     time::Duration,
 };
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::{
-    Connector, Geometry, ImagingError,
+    Connector, Geometry, ImagingError, Volume,
     climb::{Advice, Climb},
     disk::Disk,
     flight::Flight,
@@ -25,10 +25,18 @@ use super::{
 const FULL_BYTES: u64 = BUFFERS as u64 * CHUNK_BYTES * 3 / 4;
 /// For closing a connection in good order; on one that lives it takes milliseconds.
 pub(super) const CLOSE_MAX: Duration = Duration::from_secs(5);
+/// How often it is looked at whether the disk moves anything, while no call to it ends.
+const MOVED_PERIOD: Duration = Duration::from_secs(1);
 
 /// Whether so much data is under way that the line is what limits.
 pub(super) fn is_full(flight: &Flight) -> bool {
     flight.data_under_way() >= FULL_BYTES
+}
+
+/// Whether so many commands are under way that the disk is what limits: nearly every buffer has
+/// one.
+pub(super) fn is_busy(flight: &Flight) -> bool {
+    flight.data_commands() >= BUFFERS * 3 / 4
 }
 
 /// A connection being made.
@@ -42,6 +50,16 @@ pub(super) struct Lanes<'a, C: Connector> {
     opening: Option<Opening<'a, C::Volume>>,
     /// Gets no more commands, and is closed when it has none. Its number is the next after the others'.
     retiring: Option<Disk<C::Volume>>,
+    /// What was moved on connections that were closed.
+    closed_moved_bytes: u64,
+}
+
+/// What becomes known beside the ends of commands.
+pub(super) enum News<V> {
+    /// The connection that was being made is there or is not to be had.
+    Opened(Result<Disk<V>, ImagingError>),
+    /// Bytes were moved.
+    Moved,
 }
 
 impl<'a, C: Connector> Lanes<'a, C> {
@@ -51,7 +69,19 @@ impl<'a, C: Connector> Lanes<'a, C> {
         had: Option<Geometry>,
     ) -> Result<Self, ImagingError> {
         let first = connect(connector, had).await?;
-        Ok(Self { connector, first, more: Vec::new(), opening: None, retiring: None })
+        Ok(Self {
+            connector,
+            first,
+            more: Vec::new(),
+            opening: None,
+            retiring: None,
+            closed_moved_bytes: 0,
+        })
+    }
+
+    /// Bytes that were moved on all of these connections, the closed ones included.
+    pub(super) fn moved_bytes(&self) -> u64 {
+        self.closed_moved_bytes + moved_bytes(&self.first, &self.more, self.retiring.as_ref())
     }
 
     /// The connection for what is not spread. A flush on it covers what was acknowledged on any: the cache is the logical unit's, and
@@ -87,22 +117,39 @@ impl<'a, C: Connector> Lanes<'a, C> {
             if timeout(CLOSE_MAX, closing).await.is_err() {
                 warn!("a connection that was not needed any more was cut");
             }
+            self.closed_moved_bytes += disk.moved_bytes();
             self.retiring = None;
         }
     }
 
-    /// The connection that is being made, when it is there or is not to be had; for ever if there is none. Dropping the future loses
+    /// The connection that is being made, when it is there or is not to be had, or that bytes were
+    /// moved though no call has ended; for ever if there is neither. Dropping the future loses
     /// nothing.
-    pub(super) async fn opened(&mut self) -> Result<Disk<C::Volume>, ImagingError> {
-        let opened = match &mut self.opening {
-            Some(opening) => opening.await,
-            None => std::future::pending().await,
+    pub(super) async fn news(&mut self) -> News<C::Volume> {
+        let Self { first, more, opening, retiring, .. } = self;
+        let opened = async {
+            match opening {
+                Some(opening) => opening.await,
+                None => pending().await,
+            }
         };
-        self.opening = None;
-        opened
+        let moved = async {
+            let before = moved_bytes(first, more, retiring.as_ref());
+            while moved_bytes(first, more, retiring.as_ref()) == before {
+                sleep(MOVED_PERIOD).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            opened = opened => {
+                self.opening = None;
+                News::Opened(opened)
+            }
+            () = moved => News::Moved,
+        }
     }
 
-    /// Takes what [`Lanes::opened`] gave.
+    /// Takes the connection that [`Lanes::news`] gave.
     pub(super) fn take(
         &mut self,
         opened: Result<Disk<C::Volume>, ImagingError>,
@@ -138,6 +185,10 @@ impl<'a, C: Connector> Lanes<'a, C> {
         })
         .await;
     }
+}
+
+fn moved_bytes<V: Volume>(first: &Disk<V>, more: &[Disk<V>], retiring: Option<&Disk<V>>) -> u64 {
+    [first].into_iter().chain(more).chain(retiring).map(Disk::moved_bytes).sum()
 }
 
 async fn connect<C: Connector>(

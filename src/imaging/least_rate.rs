@@ -2,14 +2,14 @@
 //!
 //! Called by the passes over a disk, after everything that happens. It knows no clock and no
 //! connection, only what it is told. It must never count a time in which the disk was not what
-//! limited, nor one without any answer, which is for the stall limit to judge.
+//! limited, and must never forget one because the disk answers in bursts or over a new connection.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What of the time between two answers counts at most.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// A longer time without a byte moved is a silence.
+const SILENCE_MIN: Duration = Duration::from_secs(10);
 
 /// The least rate that a disk must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,46 +25,130 @@ impl LeastRate {
     pub const ANY: Self = Self { bytes_per_s: 0, over: Duration::from_secs(60) };
 }
 
-/// The judge of one pass.
+/// A rate, and the time in which it was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MeasuredRate {
+    /// In bytes a second.
+    pub bytes_per_s: u64,
+    /// Only the time in which the disk was what limited.
+    pub over: Duration,
+}
+
+/// A pass over the disk. It may take several connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    Body,
+    Compare,
+}
+
+/// The judge of one write of a disk.
 #[derive(Debug)]
 pub(super) struct RateWatch {
     least: LeastRate,
-    /// What was done when the present window began.
+    /// Silences that may still be forgiven, together.
+    forgivable: Duration,
+    pass: Option<Pass>,
+    window: Window,
+    /// When it was last told something, and whether the disk was what limited from then on.
+    seen: Option<(Instant, bool)>,
+    done_bytes: u64,
+}
+
+/// The time that is judged next.
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    /// What was done when it began.
     from_bytes: u64,
     /// For how long the disk has limited since.
     limited: Duration,
-    /// When it was last looked at, and whether the disk was what limited from then on.
-    seen: Option<(Instant, bool)>,
+    /// For how long of that the disk has not moved a byte, up to now and at most.
+    silent: Duration,
+    longest_silence: Duration,
 }
 
 impl RateWatch {
-    pub(super) fn new(least: LeastRate) -> Self {
-        Self { least, from_bytes: 0, limited: Duration::ZERO, seen: None }
+    /// Silences are for the stall limit to judge: the judge forgives them until together they are
+    /// as long.
+    pub(super) fn new(least: LeastRate, stall: Duration) -> Self {
+        let window = Window::default();
+        Self { least, forgivable: stall, pass: None, window, seen: None, done_bytes: 0 }
     }
 
     pub(super) fn least(&self) -> LeastRate {
         self.least
     }
 
-    /// A pass begins, or goes on over a new connection, with so many bytes done.
-    pub(super) fn begin(&mut self, done_bytes: u64) {
-        *self = Self { from_bytes: done_bytes, ..Self::new(self.least) };
+    /// A pass begins, or goes on over a new connection, with so many bytes done. The time since the
+    /// last one was lost counts, and what has to be done again is not done.
+    pub(super) fn begin(&mut self, now: Instant, pass: Pass, done_bytes: u64) {
+        if self.pass.replace(pass) == Some(pass) {
+            self.pass_time(now, true);
+        } else {
+            self.window = Window::from(done_bytes);
+            self.seen = None;
+        }
+        self.done_bytes = done_bytes;
     }
 
-    /// The rate in bytes a second, if it is too low, when so many bytes are done in all and, from now
-    /// on until the next time, the disk is or is not what limits.
-    pub(super) fn too_slow(&mut self, now: Instant, done_bytes: u64, limits: bool) -> Option<u64> {
-        if let Some((seen, true)) = self.seen.replace((now, limits)) {
-            self.limited += now.duration_since(seen).min(SILENCE_MAX);
+    /// The rate, if it is too low, when so many bytes are done in all and, from now on until the
+    /// next time, the disk is or is not what limits.
+    pub(super) fn too_slow(
+        &mut self,
+        now: Instant,
+        done_bytes: u64,
+        limits: bool,
+    ) -> Option<MeasuredRate> {
+        self.pass_time(now, limits);
+        if done_bytes != self.done_bytes {
+            self.done_bytes = done_bytes;
+            self.window.silent = Duration::ZERO;
         }
-        if self.least.bytes_per_s == 0 || self.limited < self.least.over {
+        let window = self.window;
+        if self.least.bytes_per_s == 0 || window.limited < self.least.over {
             return None;
         }
-        let moved = u128::from(done_bytes.saturating_sub(self.from_bytes));
-        let rate = moved * 1000 / self.limited.as_millis().max(1);
-        (self.from_bytes, self.limited) = (done_bytes, Duration::ZERO);
-        (rate < u128::from(self.least.bytes_per_s)).then(|| u64::try_from(rate).unwrap_or(u64::MAX))
+        let moved_bytes = done_bytes.saturating_sub(window.from_bytes);
+        if !self.is_enough(moved_bytes, window.limited) {
+            let silence = window.longest_silence;
+            let quick_beside_it =
+                self.is_enough(moved_bytes, window.limited.saturating_sub(silence));
+            if silence <= SILENCE_MIN || silence > self.forgivable || !quick_beside_it {
+                let bytes_per_s = rate(moved_bytes, window.limited);
+                return Some(MeasuredRate { bytes_per_s, over: window.limited });
+            }
+            if window.silent > SILENCE_MIN {
+                // It goes on: whether it ends in time is for the stall limit to judge.
+                return None;
+            }
+            self.forgivable = self.forgivable.saturating_sub(silence);
+        }
+        self.window = Window::from(done_bytes);
+        None
     }
+
+    fn pass_time(&mut self, now: Instant, limits: bool) {
+        if let Some((seen, true)) = self.seen.replace((now, limits)) {
+            let passed = now.duration_since(seen);
+            let window = &mut self.window;
+            window.limited += passed;
+            window.silent += passed;
+            window.longest_silence = window.longest_silence.max(window.silent);
+        }
+    }
+
+    fn is_enough(&self, bytes: u64, over: Duration) -> bool {
+        u128::from(bytes) * 1000 >= u128::from(self.least.bytes_per_s) * over.as_millis()
+    }
+}
+
+impl Window {
+    fn from(done_bytes: u64) -> Self {
+        Self { from_bytes: done_bytes, ..Self::default() }
+    }
+}
+
+fn rate(bytes: u64, over: Duration) -> u64 {
+    u64::try_from(u128::from(bytes) * 1000 / over.as_millis().max(1)).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -72,63 +156,147 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+    const KIB: u64 = 1 << 10;
     const MINUTE: LeastRate = LeastRate { bytes_per_s: MIB, over: Duration::from_secs(60) };
+    const STALL: Duration = Duration::from_secs(120);
 
-    /// After how many seconds a disk is too slow that answers each `pause_s` with so many bytes.
-    fn ends_after(least: LeastRate, pause_s: u64, bytes: u64, limits: bool) -> Option<u64> {
-        let (mut watch, began) = (RateWatch::new(least), Instant::now());
-        watch.begin(0);
-        (0..=100).find_map(|answer| {
-            let now = began + Duration::from_secs(answer * pause_s);
-            watch.too_slow(now, answer * bytes, limits).map(|_| answer * pause_s)
-        })
+    /// A judge, and the disk of which it is told.
+    struct Told {
+        watch: RateWatch,
+        began: Instant,
+        now: Instant,
+        done_bytes: u64,
+    }
+
+    impl Told {
+        fn new(least: LeastRate) -> Self {
+            let now = Instant::now();
+            let mut told =
+                Self { watch: RateWatch::new(least, STALL), began: now, now, done_bytes: 0 };
+            assert_eq!(told.connect(0, 0), None);
+            told
+        }
+
+        /// The disk is connected after a while, with so many bytes done.
+        fn connect(&mut self, after_s: u64, done_bytes: u64) -> Option<MeasuredRate> {
+            self.now += Duration::from_secs(after_s);
+            self.done_bytes = done_bytes;
+            self.watch.begin(self.now, Pass::Body, done_bytes);
+            self.watch.too_slow(self.now, done_bytes, true)
+        }
+
+        /// It answers after a while, with so many bytes.
+        fn answer(&mut self, after_s: u64, bytes: u64, limits: bool) -> Option<MeasuredRate> {
+            self.now += Duration::from_secs(after_s);
+            self.done_bytes += bytes;
+            self.watch.too_slow(self.now, self.done_bytes, limits)
+        }
+
+        /// After how many seconds it is given up, and at what rate, if it always does the same.
+        fn until(&mut self, mut act: impl FnMut(&mut Self) -> Option<MeasuredRate>) -> End {
+            for _ in 0..2000 {
+                if let Some(slow) = act(self) {
+                    return Some((self.now.duration_since(self.began).as_secs(), slow.bytes_per_s));
+                }
+            }
+            None
+        }
+    }
+
+    /// Seconds until it is given up, and the bytes a second that are said.
+    type End = Option<(u64, u64)>;
+
+    fn ends(least: LeastRate, pause_s: u64, bytes: u64, limits: bool) -> End {
+        Told::new(least).until(|told| told.answer(pause_s, bytes, limits))
     }
 
     #[test]
     fn a_disk_slower_than_the_least_rate_over_a_minute_is_too_slow_and_one_as_quick_is_not() {
-        assert_eq!(ends_after(MINUTE, 5, 50 << 10, true), Some(60));
-        assert_eq!(ends_after(MINUTE, 5, 5 * MIB - 1, true), Some(60));
-        assert_eq!(ends_after(MINUTE, 5, 5 * MIB, true), None);
-        assert_eq!(ends_after(LeastRate::ANY, 5, 0, true), None);
+        assert_eq!(ends(MINUTE, 5, 50 * KIB, true), Some((60, 10 * KIB)));
+        assert_eq!(ends(MINUTE, 5, 5 * MIB - 1, true), Some((60, MIB - 1)));
+        assert_eq!(ends(MINUTE, 5, 5 * MIB, true), None);
+        assert_eq!(ends(LeastRate::ANY, 5, 0, true), None);
     }
 
     #[test]
     fn a_time_in_which_something_else_limits_is_not_counted() {
-        assert_eq!(ends_after(MINUTE, 5, 0, false), None);
+        let mut told = Told::new(MINUTE);
+        assert_eq!(told.answer(0, 0, false), None);
+        assert_eq!(told.until(|told| told.answer(5, 0, false)), None);
         // The disk limits for half of the time.
-        let (mut watch, began) = (RateWatch::new(MINUTE), Instant::now());
-        watch.begin(0);
-        let ended = (0..=200).find(|answer: &u64| {
-            let now = began + Duration::from_secs(*answer);
-            watch.too_slow(now, 0, answer.is_multiple_of(2)).is_some()
+        let (mut told, mut limits) = (Told::new(MINUTE), true);
+        let ended = told.until(|told| {
+            limits = !limits;
+            told.answer(1, KIB, limits)
         });
-        assert_eq!(ended, Some(119));
+        assert_eq!(ended.map(|(after_s, _)| after_s), Some(119));
     }
 
     #[test]
-    fn a_silence_is_for_the_stall_limit_and_a_quick_disk_may_have_one() {
-        let (mut watch, began) = (RateWatch::new(MINUTE), Instant::now());
-        watch.begin(0);
-        assert_eq!(watch.too_slow(began, 0, true), None);
-        let mut now = began + Duration::from_secs(110);
-        assert_eq!(watch.too_slow(now, MIB, true), None);
-        for s in 1..=200 {
-            now += Duration::from_secs(1);
-            assert_eq!(watch.too_slow(now, MIB + s * 2 * MIB, true), None);
+    fn a_disk_that_answers_in_bursts_is_judged_by_all_of_its_time() {
+        // Bursts of 8 MiB, each after a silence of which nothing is left out.
+        for (pause_s, ends_after_s) in [(9, 63), (11, 66), (20, 60), (30, 60)] {
+            let ended = ends(MINUTE, pause_s, 8 * MIB, true);
+            assert_eq!(ended, Some((ends_after_s, 8 * MIB * 1000 / (pause_s * 1000))));
         }
-        // One that answers too seldom all the time is slow.
-        assert_eq!(ends_after(MINUTE, 30, MIB, true), Some(180));
+        assert_eq!(ends(MINUTE, 5, 8 * MIB, true), None);
     }
 
     #[test]
-    fn a_new_connection_is_judged_anew() {
-        let (mut watch, began) = (RateWatch::new(MINUTE), Instant::now());
-        for round in 0..5 {
-            watch.begin(10 * MIB);
-            for s in 0..60 {
-                let now = began + Duration::from_secs(100 * round + s);
-                assert_eq!(watch.too_slow(now, 10 * MIB, true), None);
-            }
+    fn a_quick_disk_may_be_silent_for_as_long_as_the_stall_limit_in_all() {
+        let quick = |told: &mut Told| (0..70).find_map(|_| told.answer(1, 2 * MIB, true));
+        let mut told = Told::new(MINUTE);
+        assert_eq!(told.answer(110, MIB, true), None);
+        assert_eq!(quick(&mut told), None);
+        let again = told.until(|told| told.answer(110, MIB, true));
+        assert_eq!(again.map(|(_, rate)| rate < MIB), Some(true));
+        // Two shorter ones are no longer together, and a third is.
+        let mut told = Told::new(MINUTE);
+        for _ in 0..2 {
+            assert_eq!(told.answer(58, 0, true), None);
+            assert_eq!(told.answer(2, 2 * MIB, true), None);
+            assert_eq!(quick(&mut told), None);
         }
+        let mut told_until = |s| told.until(|told| told.answer(s, 0, true));
+        assert!(told_until(58).is_some());
+        // One that bursts after each minute has had its silences soon.
+        assert_eq!(ends(MINUTE, 62, 8 * MIB, true).map(|(after_s, _)| after_s), Some(124));
+    }
+
+    #[test]
+    fn a_silence_that_goes_on_is_for_the_stall_limit_to_judge() {
+        let mut told = Told::new(MINUTE);
+        for _ in 0..100 {
+            assert_eq!(told.answer(1, 0, true), None);
+        }
+        assert_eq!(told.answer(1, MIB, true), None);
+    }
+
+    #[test]
+    fn new_connections_begin_no_new_minute_and_what_is_done_again_counts_once() {
+        // Half a MiB each second, and each fifth second a new connection, which costs another one.
+        let mut told = Told::new(MINUTE);
+        let ended = told.until(|told| {
+            let slow = (0..5).find_map(|_| told.answer(1, MIB / 2, true));
+            slow.or_else(|| told.connect(1, told.done_bytes))
+        });
+        assert_eq!(ended.map(|(after_s, _)| after_s), Some(60));
+        // Each moves much, and nearly all of that has to be moved again.
+        let mut told = Told::new(MINUTE);
+        let ended = told.until(|told| {
+            let flushed = told.done_bytes;
+            let slow = (0..10).find_map(|_| told.answer(1, 8 * MIB, true));
+            slow.or_else(|| told.connect(1, flushed + MIB))
+        });
+        assert!(ended.is_some_and(|(after_s, rate)| after_s <= 120 && rate < MIB), "{ended:?}");
+    }
+
+    #[test]
+    fn another_pass_is_judged_anew() {
+        let mut told = Told::new(MINUTE);
+        assert!((0..59).all(|_| told.answer(1, 0, true).is_none()));
+        told.watch.begin(told.now, Pass::Compare, 0);
+        told.done_bytes = 0;
+        assert!((0..60).all(|_| told.answer(1, MIB, true).is_none()));
     }
 }

@@ -41,7 +41,7 @@ pub use self::{
         CONFIG_DRIVE_BYTES, Content, Geometry, Layout, LayoutError, Parts, Segment, needed_bytes,
         partitioned, whole_disk, whole_disk_needs,
     },
-    least_rate::LeastRate,
+    least_rate::{LeastRate, MeasuredRate},
     write::{Order, Written, write_disk},
 };
 use crate::model::{size::show_bytes, status::ImagingStage};
@@ -53,6 +53,10 @@ pub trait Volume: Send + Sync + 'static {
 
     /// Bytes in all.
     fn capacity_bytes(&self) -> u64;
+
+    /// Bytes of all commands that it has carried out since it was connected. A call may be many
+    /// commands: those that have ended count while the call is still under way.
+    fn moved_bytes(&self) -> u64;
 
     /// Writes `data` at `offset`. Dropping the future gives the write up: it may or may not have happened.
     fn write(
@@ -161,14 +165,22 @@ pub enum ImagingError {
         has: Geometry,
     },
     /// The disk took or gave its data too slowly, for as long as that was measured.
-    #[error("{} went at {}/s for {} s, less than {}/s, at {} of {}", stage.as_str(), show_bytes(*rate_bytes), least.over.as_secs(), show_bytes(least.bytes_per_s), show_bytes(*done_bytes), show_bytes(*total_bytes))]
+    #[error(
+        "{} went at {}/s in {} s of waiting for the disk, less than {}/s, at {} of {}",
+        stage.as_str(),
+        show_bytes(slow.bytes_per_s),
+        slow.over.as_secs(),
+        show_bytes(*least_bytes_per_s),
+        show_bytes(*done_bytes),
+        show_bytes(*total_bytes)
+    )]
     TooSlow {
         /// In which stage.
         stage: ImagingStage,
-        /// How quick it was, in bytes a second.
-        rate_bytes: u64,
+        /// How quick it was, and for how long that was measured.
+        slow: MeasuredRate,
         /// How quick it must be.
-        least: LeastRate,
+        least_bytes_per_s: u64,
         /// Bytes done.
         done_bytes: u64,
         /// Bytes in all.

@@ -12,8 +12,8 @@ use super::{
     digests::{Digests, digest_of},
     disk::Disk,
     flight::{Flight, Landed, watched},
-    lanes::{Lanes, is_full},
-    least_rate::{LeastRate, RateWatch},
+    lanes::{Lanes, News, is_busy},
+    least_rate::{LeastRate, Pass, RateWatch},
     line::Line,
     plan::Plan,
     reader::{Filling, Piece, Pieces, Purpose, read_ahead, read_whole},
@@ -166,7 +166,7 @@ impl<'a> Writing<'a> {
             step: Step::Nothing,
             flush_bytes: FLUSH_BYTES,
             climb: Climb::new(pace),
-            rate: RateWatch::new(order.least_rate),
+            rate: RateWatch::new(order.least_rate, order.stall),
             compares,
             digests,
             edges: Vec::new(),
@@ -257,7 +257,8 @@ impl<'a> Writing<'a> {
         // After a new connection that is less than before.
         self.watch.meter.set(self.plan.bytes_in(&(body.start..from)));
         self.climb.begin();
-        self.rate.begin(landed);
+        let resumed = Resumed::new(self.plan.bytes_in(&(body.start..from)), lanes);
+        self.rate.begin(Instant::now(), Pass::Body, resumed.had_bytes);
         while pieces.is_some() || !flight.is_empty() {
             // So that what has to be written again is bounded, however long a flush takes.
             let room = flight.len() < COMMANDS_MAX && begun - flushed < 2 * self.flush_bytes;
@@ -277,7 +278,8 @@ impl<'a> Writing<'a> {
                     flushed = covers;
                     self.step = Step::Body(covers);
                 }
-                Event::Opened(opened) => lanes.take(opened, &mut self.climb),
+                Event::News(News::Opened(opened)) => lanes.take(opened, &mut self.climb),
+                Event::News(News::Moved) => {}
             }
             let (sent_to, sent_at) = flush_sent;
             let due = landed - sent_to >= self.flush_bytes
@@ -288,8 +290,8 @@ impl<'a> Writing<'a> {
                 flush_sent = (landed, Instant::now());
             }
             self.adapt(lanes, flight).await?;
-            let reader_limits = pieces.is_some() && room && !is_full(flight);
-            self.check_rate(landed, !reader_limits)?;
+            let reader_limits = pieces.is_some() && room && !is_busy(flight);
+            self.check_rate(resumed.done_bytes(lanes), !reader_limits)?;
         }
         lanes.open_no_more();
         flight.begin(lanes.first().clone().flush(body.end));
@@ -318,8 +320,8 @@ impl<'a> Writing<'a> {
     ) -> Result<(), ImagingError> {
         let part = from..self.plan.disk().end;
         let mut pieces = Some(read_ahead(self.plan.clone(), part, Purpose::Compare));
-        let mut compared = from;
-        self.rate.begin(compared);
+        let resumed = Resumed::new(self.plan.bytes_in(&(0..from)), lanes);
+        self.rate.begin(Instant::now(), Pass::Compare, resumed.had_bytes);
         while pieces.is_some() || !flight.is_empty() {
             let room = flight.len() < COMPARES_MAX;
             let pieces_now = pieces.as_mut().filter(|_| room);
@@ -329,28 +331,29 @@ impl<'a> Writing<'a> {
                     let (lane, disk) = lanes.freest(flight);
                     flight.begin_on(lane, piece.bytes(), disk.compare(piece));
                 }
-                Event::Opened(opened) => lanes.take(opened, &mut self.climb),
+                Event::News(News::Opened(opened)) => lanes.take(opened, &mut self.climb),
+                Event::News(News::Moved) => {}
                 Event::Landed(Landed::Command(same_to) | Landed::Flush(same_to)) => {
-                    compared = same_to;
                     self.step = Step::Compare(same_to);
                     self.watch.meter.set(self.plan.bytes_in(&(0..same_to)));
                 }
             }
-            self.check_rate(compared, pieces.is_none() || !room)?;
+            self.check_rate(resumed.done_bytes(lanes), pieces.is_none() || !room)?;
         }
         Ok(())
     }
 
-    /// Gives up a disk that was too slow, with the pass done up to there, while it was what limited.
-    fn check_rate(&mut self, done: u64, limits: bool) -> Result<(), ImagingError> {
-        let Some(rate_bytes) = self.rate.too_slow(Instant::now(), done, limits) else {
+    /// Gives up a disk that was too slow, with so many bytes of the pass done, while it was what
+    /// limited.
+    fn check_rate(&mut self, done_bytes: u64, limits: bool) -> Result<(), ImagingError> {
+        let Some(slow) = self.rate.too_slow(Instant::now(), done_bytes, limits) else {
             return Ok(());
         };
         let progress = self.watch.meter.progress();
         Err(ImagingError::TooSlow {
             stage: progress.map_or(ImagingStage::Write, |progress| progress.stage),
-            rate_bytes,
-            least: self.rate.least(),
+            slow,
+            least_bytes_per_s: self.rate.least().bytes_per_s,
             done_bytes: progress.map_or(0, |progress| progress.done_bytes),
             total_bytes: progress.map_or(0, |progress| progress.total_bytes),
         })
@@ -373,13 +376,32 @@ impl<'a> Writing<'a> {
     }
 }
 
+/// What a pass has done in all, when it goes on over a connection: the bytes that were flushed or
+/// compared before, and those moved since. What has to be written again does not count twice.
+#[derive(Clone, Copy, Debug)]
+struct Resumed {
+    had_bytes: u64,
+    moved_before: u64,
+}
+
+impl Resumed {
+    fn new<C: Connector>(had_bytes: u64, lanes: &Lanes<'_, C>) -> Self {
+        Self { had_bytes, moved_before: lanes.moved_bytes() }
+    }
+
+    fn done_bytes<C: Connector>(self, lanes: &Lanes<'_, C>) -> u64 {
+        self.had_bytes + lanes.moved_bytes().saturating_sub(self.moved_before)
+    }
+}
+
 enum Event<V> {
     Read(Option<Piece>),
     Landed(Landed),
-    Opened(Result<Disk<V>, ImagingError>),
+    News(News<V>),
 }
 
-/// The next piece, unless there is no room for it, or the next result, or the connection that is being made.
+/// The next piece, unless there is no room for it, or the next result, or what else becomes known
+/// of the connections.
 async fn next<C: Connector>(
     pieces: Option<&mut Pieces>,
     flight: &mut Flight,
@@ -393,7 +415,7 @@ async fn next<C: Connector>(
     };
     tokio::select! {
         biased;
-        opened = lanes.opened() => Ok(Event::Opened(opened)),
+        news = lanes.news() => Ok(Event::News(news)),
         landed = flight.next() => landed.map(Event::Landed),
         piece = read => piece.map(Event::Read),
     }

@@ -6,7 +6,10 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -59,6 +62,7 @@ pub(super) struct Inner {
     pub(super) flush_timeout: Duration,
     logout_timeout: Duration,
     pub(super) zeroing: Mutex<Choice>,
+    moved_bytes: AtomicU64,
 }
 
 /// What a disk says of itself.
@@ -123,6 +127,7 @@ impl Lun {
                 flush_timeout: options.flush_timeout,
                 logout_timeout: options.logout_timeout,
                 zeroing: Mutex::new(Choice::first(options.zeroing, features.unmap_is_certain)),
+                moved_bytes: AtomicU64::new(0),
             }),
         })
     }
@@ -154,6 +159,16 @@ impl Lun {
         self.inner.features.limits.optimal_blocks?.checked_mul(self.block_bytes())
     }
 
+    /// Bytes that the target has written, zeroed or read on this connection so far, command by
+    /// command.
+    pub fn moved_bytes(&self) -> u64 {
+        self.inner.moved_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_moved(&self, bytes: u64) {
+        self.inner.moved_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Writes `data` at `offset`. Many may be under way at once; those without a slot wait. The payload is not copied. A write
     /// that was cancelled is still carried out unless a logout comes first.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), IscsiError> {
@@ -163,7 +178,9 @@ impl Lun {
         let outcome = self
             .run(scsi::write_16(lba, blocks), Data::Out(data), self.inner.command_timeout)
             .await;
-        self.whole(outcome, operation).map(drop)
+        self.whole(outcome, operation)?;
+        self.count_moved(bytes);
+        Ok(())
     }
 
     /// Reads `bytes` at `offset`. The data is where the socket put it: not copied since.
@@ -175,6 +192,7 @@ impl Lun {
             self.run(scsi::read_16(lba, blocks), Data::In(bytes), self.inner.command_timeout).await;
         let outcome = self.whole(outcome, operation)?;
         if u32::try_from(outcome.data.len()) == Ok(bytes) {
+            self.count_moved(bytes.into());
             Ok(outcome.data)
         } else {
             let kind = ErrorKind::Protocol(format!(

@@ -213,7 +213,9 @@ impl Lun {
         let cdb = scsi::write_same_16(lba, blocks, way == Zeroing::Unmap);
         let block: Bytes = zeros(self.block_bytes().into());
         let outcome = self.run(cdb, Data::Out(block), self.inner.flush_timeout).await;
-        self.whole(outcome, operation).map(drop)
+        self.whole(outcome, operation)?;
+        self.count_moved(bytes);
+        Ok(())
     }
 }
 

@@ -24,6 +24,11 @@ pub fn approve(node: &NodeName) -> String {
     format!("run `hostler approve {node}`, to WIPE and install it")
 }
 
+/// `hostler retry` of a node that was given up before its disk was good.
+pub fn retry(node: &NodeName) -> String {
+    format!("run `hostler retry {node}`, to WIPE and install it")
+}
+
 /// The ways to have a machine off that hostler does not know, and whose spec wants it kept off.
 pub fn keep_off(node: &NodeName) -> String {
     format!(

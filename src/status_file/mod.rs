@@ -33,10 +33,12 @@ pub mod agent_mark;
 mod console;
 mod format_1;
 mod shown;
+mod unwritten;
 
 pub use agent_mark::MarkFile;
 pub use console::{CONSOLE_BYTES_MAX, ConsoleLog};
 pub use shown::{Rendered, Shown};
+pub use unwritten::Unwritten;
 
 const SUFFIX: &str = ".status.toml";
 const HEADER: &str = "# written by hostler; do not edit\n";
@@ -73,6 +75,17 @@ pub enum StatusFileError {
         path: PathBuf,
         /// What TOML cannot hold.
         source: toml::ser::Error,
+    },
+    /// The agent cannot write it, and says so beside it.
+    #[error(
+        "status file {}: what it says is old, because the agent cannot write it: {why}",
+        path.display()
+    )]
+    Unwritten {
+        /// The file.
+        path: PathBuf,
+        /// What is in the way, as the agent says.
+        why: String,
     },
     /// It is not as hostler wrote it, or of a version that this one cannot read.
     #[error("status file {}: {message}", path.display())]

@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -169,7 +169,9 @@ impl Store {
         let (torn, names): (Vec<_>, Vec<_>) =
             names(&dir).map_err(failed)?.into_iter().partition(|name| atomic_file::is_torn(name));
         for name in torn {
-            atomic_file::remove_if_there(&dir.join(name)).map_err(failed)?;
+            let path = dir.join(name);
+            let removed = atomic_file::remove_torn(&path);
+            removed.map_err(|source| StoreError::Write { path, source })?;
         }
         let age = age(&dir, &names, &text);
         let id = text.lines().find_map(|line| identity::decode(line).ok());
@@ -308,14 +310,23 @@ impl Store {
 /// the process ends, however it ends.
 fn lock(dir: &Path) -> Result<(File, String), StoreError> {
     let failed = |source| StoreError::Dir { dir: dir.to_owned(), source };
+    let path = dir.join(LOCK);
+    // A FIFO would be waited at for ever, and a device may act on being opened.
+    match regular_file::open(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed(atomic_file::at(&path, &error)));
+        }
+        Ok(_) | Err(_) => {}
+    }
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(FILE_MODE)
-        .open(dir.join(LOCK))
-        .map_err(failed)?;
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(&path)
+        .map_err(|error| failed(atomic_file::at(&path, &error)))?;
     let is_ours = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => true,
         Err(rustix::io::Errno::WOULDBLOCK) => false,

@@ -39,6 +39,34 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
+fn a_directory_under_a_temporary_name_keeps_neither_a_record_nor_the_next_start_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let in_the_way = dir.path().join(".a.json.tmp/inside");
+    fs::create_dir_all(&in_the_way).unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    store.save(&node("a"), &record(1)).unwrap();
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(load(&store, "a").unwrap(), Some(record(1)));
+    assert!(in_the_way.exists(), "it is none of ours");
+}
+
+#[test]
+fn a_lock_that_is_no_file_is_named_at_once() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let put: [fn(&Path); 2] = [
+        |path| mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).unwrap(),
+        |path| fs::create_dir(path).unwrap(),
+    ];
+    for put in put {
+        let dir = tempfile::tempdir().unwrap();
+        put(&dir.path().join("lock"));
+        let error = Store::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("/lock: ") && error.contains("not a regular file"), "{error}");
+    }
+}
+
+#[test]
 fn what_was_saved_is_there_after_a_restart_and_gone_after_a_removal() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();

@@ -359,6 +359,35 @@ fn connections_are_bounded_and_their_places_come_back() {
     }
 }
 
+/// A connection from an address that is this machine's, too.
+fn connect_from(room: &Room, from: [u8; 4]) -> tokio::net::TcpStream {
+    room.runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        socket.connect(room.http).await.unwrap()
+    })
+}
+
+#[test]
+fn silence_keeps_no_machine_out_and_ends_no_download() {
+    let room = Room::new();
+    room.set_ramdisk_bytes(LARGE_BYTES);
+    let mut download = room.ask("GET /deploy/initramfs HTTP/1.1\r\n\r\n");
+    download.read_exact(&mut [0; 100]).unwrap();
+    let mut crowd = Vec::new();
+    for number in 0..400_u16 {
+        let [high, low] = number.to_be_bytes();
+        crowd.push(connect_from(&room, [127, 1, high, low]));
+        if number % 100 == 99 {
+            assert!(room.curl("ipxe.efi", &[]) == Ok(noise(42_000)), "after {number}");
+        }
+    }
+    // And as many from the machine's own address.
+    crowd.extend((0..100).map(|_| connect_from(&room, [127, 0, 0, 1])));
+    assert!(room.curl("ipxe.efi", &[]) == Ok(noise(42_000)));
+    download.read_exact(&mut vec![0; 32 << 20]).unwrap();
+}
+
 #[test]
 fn a_file_that_shrinks_under_its_reader_is_no_whole_file() {
     let mut room = Room::new();

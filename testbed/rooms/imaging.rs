@@ -278,7 +278,7 @@ async fn a_target_that_takes_its_data_too_slowly_is_given_up_and_half_an_image_d
     let error = write(&Way::to(slow.address), &order, cancel.clone()).await.unwrap_err();
     assert!(matches!(error, ImagingError::TooSlow { .. }), "{error}");
     let said = error.to_string();
-    assert!(said.contains("for 2 s, less than 1.0 MiB/s"), "{said}");
+    assert!(said.contains("s of waiting for the disk, less than 1.0 MiB/s"), "{said}");
     let disk = tgtd.disk();
     let edge = usize::try_from(MIB).unwrap();
     assert!(disk[..edge].iter().chain(&disk[disk.len() - edge..]).all(|byte| *byte == 0));

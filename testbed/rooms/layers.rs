@@ -29,12 +29,20 @@ const ROOMS: [&str; 13] = [
 fn may_name(module: &str) -> Option<&'static [&'static str]> {
     match module {
         "lib" | "bin" | "agent" | "cli" => Some(&["*"]),
-        "model" | "atomic_file" | "checked_file" | "file_mark" | "regular_file" => Some(&[]),
+        "model" | "atomic_file" | "checked_file" | "file_mark" | "places" | "regular_file" => {
+            Some(&[])
+        }
         "progress" | "lifecycle" => Some(&["model"]),
         "ramdisk" => Some(&["model", "regular_file"]),
-        room if ROOMS.contains(&room) => {
-            Some(&["model", "atomic_file", "checked_file", "file_mark", "regular_file", "progress"])
-        }
+        room if ROOMS.contains(&room) => Some(&[
+            "model",
+            "atomic_file",
+            "checked_file",
+            "file_mark",
+            "places",
+            "regular_file",
+            "progress",
+        ]),
         _ => None,
     }
 }

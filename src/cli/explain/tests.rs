@@ -212,7 +212,7 @@ message = "gave up after attempt 3"
               BmcReachable  False  Silent: 192.0.2.20:623 does not answer
 
             What comes next
-              you can: repair what the last error names, then run `hostler retry edge-07`, to go on with its installation
+              you can: repair what the last error names, then run `hostler retry edge-07`, to WIPE and install it
               you can: change its spec
         "#]],
     );

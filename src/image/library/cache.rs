@@ -3,7 +3,8 @@
 //! Called by the library, on threads that may block. For each image there are `<name>.raw`, its bytes, `<name>.sums`, their checksums, and
 //! `<name>.toml`, what is known of both; all together are an entry. On the way there: `<name>.part`, as published, and `<name>.tmp`, being unpacked. `<name>.lock` is held
 //! shared by those who use the entry, alone by the one who makes or removes it, and its time is that of the last use. It must never show
-//! an entry that is not whole.
+//! an entry that is not whole, nor let whatever else somebody put under one of these names keep
+//! images from being fetched.
 
 use std::{
     fmt,
@@ -25,6 +26,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tracing::warn;
 
 use super::content::{self, Content};
 use crate::{
@@ -253,6 +255,9 @@ impl Cache {
         if !alone || self.trusted(name, session)?.is_some() {
             return Ok(Taken::Busy);
         }
+        for kind in [Kind::About, Kind::Raw, Kind::Sums] {
+            clear_irregular(&self.path(name, kind))?;
+        }
         lock.touch();
         Ok(Taken::Missing(lock))
     }
@@ -261,6 +266,14 @@ impl Cache {
     pub(super) fn take_alone(&self, name: &Name) -> io::Result<Option<Lock>> {
         let lock = Lock(self.create(name, Kind::Lock)?);
         Ok(lock.try_take(FlockOperation::NonBlockingLockExclusive)?.then_some(lock))
+    }
+
+    /// The same, for what goes over all images: one whose lock cannot be had costs no other.
+    pub(super) fn take_idle(&self, name: &Name) -> Option<Lock> {
+        self.take_alone(name).unwrap_or_else(|error| {
+            warn!(image = %name, %error, "a cached image cannot be locked and is left alone");
+            None
+        })
     }
 
     /// What is known of an entry; nothing that cannot be read.
@@ -326,7 +339,9 @@ impl Cache {
     }
 
     pub(super) fn remove(&self, name: &Name, kind: Kind) -> io::Result<()> {
-        atomic_file::remove_if_there(&self.path(name, kind))
+        let path = self.path(name, kind);
+        clear_irregular(&path)?;
+        atomic_file::remove_if_there(&path).map_err(|error| atomic_file::at(&path, &error))
     }
 
     /// Throws away an entry whose bytes are no longer what they were, unless another one is in its place by now. Whoever still reads it
@@ -362,6 +377,8 @@ impl Cache {
         }
         let open = |kind| match regular_file::open(&self.path(name, kind)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // It is cleared away by the one who makes the image anew.
+            Err(error) if regular_file::NotRegular::is_cause_of(&error) => Ok(None),
             file => file.map(Some),
         };
         let (Some(raw), Some(sums)) = (open(Kind::Raw)?, open(Kind::Sums)?) else {
@@ -383,10 +400,20 @@ impl Cache {
         options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
         // Root must not be led elsewhere by whoever owns the directory, nor wait at a FIFO.
         options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
-        let file = options.open(path)?;
+        clear_irregular(path)?;
+        let file = options.open(path).map_err(|error| atomic_file::at(path, &error))?;
         give_to_owner(&self.dir, path)?;
         Ok(file)
     }
+}
+
+/// The directory is hostler's own, and what lies under its files' names and is none would keep
+/// images from being fetched.
+fn clear_irregular(path: &Path) -> io::Result<()> {
+    if let Some(was) = atomic_file::clear_irregular(path)? {
+        warn!(path = %path.display(), was, "something else lay where the cache has a file");
+    }
+    Ok(())
 }
 
 /// What root makes (`hostler cache fetch`) must be the agent's, whose directory it is.

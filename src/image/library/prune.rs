@@ -92,7 +92,7 @@ impl Cache {
             if !name.is_plain() || is_needed || !is_old {
                 continue;
             }
-            let Some(_alone) = self.take_alone(&name)? else { continue };
+            let Some(_alone) = self.take_idle(&name) else { continue };
             for kind in Kind::ALL {
                 self.remove(&name, kind)?;
             }
@@ -108,7 +108,7 @@ impl Cache {
             if !is_entry && !is_old {
                 continue;
             }
-            let Some(_alone) = self.take_alone(&name)? else { continue };
+            let Some(_alone) = self.take_idle(&name) else { continue };
             let left: &[_] = if is_entry { &[Kind::Partial, Kind::Temporary] } else { &Kind::ALL };
             for kind in left {
                 self.remove(&name, *kind)?;
@@ -136,7 +136,7 @@ impl Cache {
             if !is_too_much(pruned.left_bytes)? {
                 break;
             }
-            let Some(_alone) = self.take_alone(name)? else { continue };
+            let Some(_alone) = self.take_idle(name) else { continue };
             for kind in Kind::ALL {
                 self.remove(name, kind)?;
             }
@@ -156,7 +156,7 @@ impl Cache {
             bytes: about.map(|about| about.bytes),
             used_bytes: item.used_bytes,
             last_used: Timestamp::try_from(item.last_used).map_err(io::Error::other)?,
-            in_use: self.take_alone(&item.name)?.is_none(),
+            in_use: self.take_idle(&item.name).is_none(),
         })
     }
 

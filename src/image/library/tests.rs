@@ -401,6 +401,40 @@ async fn an_image_that_the_first_version_kept_is_read_once_and_not_fetched_again
 }
 
 #[tokio::test]
+async fn whatever_lies_under_a_name_of_the_cache_keeps_no_image_from_being_fetched() {
+    type Put = fn(&Path);
+    let put: [(&str, Put); 4] = [
+        ("a directory", |path| fs::create_dir_all(path.join("inside")).unwrap()),
+        ("an empty directory", |path| fs::create_dir(path).unwrap()),
+        ("a dangling link", |path| std::os::unix::fs::symlink("/nowhere/x", path).unwrap()),
+        ("a FIFO", |path| {
+            let mode = rustix::fs::Mode::RWXU;
+            let fifo = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(rustix::fs::CWD, path, fifo, mode, 0).unwrap();
+        }),
+    ];
+    for (what, put) in put {
+        for kind in [None, Some(Kind::Lock), Some(Kind::Sums), Some(Kind::Raw), Some(Kind::About)] {
+            let site = Site::new();
+            let (image, other) = (site.publish("a", 100_000), site.publish("b", 50_000));
+            let entry = get(&site.library(), &image).await.unwrap();
+            let wanted = content(&entry);
+            drop(entry);
+            let session = || site.options.cache_dir.join("session");
+            let path = kind.map_or_else(session, |kind| site.file(&image, kind));
+            fs::remove_file(&path).unwrap();
+            put(&path);
+            let library = site.library();
+            let context = format!("{what} as {}", path.display());
+            get(&library, &other).await.expect(&context);
+            let entry = get(&library, &image).await.expect(&context);
+            assert!(content(&entry) == wanted, "{context}");
+            library.prune(0).expect(&context);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_file_of_another_length_is_no_entry() {
     let site = Site::new();
     let image = site.publish("a.raw", 1 << 20);

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::FileExt as _,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -45,6 +45,11 @@ pub(super) enum Quirk {
     CarriesOut,
     /// Each connection carries one write at a time, for [`PACE`].
     Narrow(Further),
+    /// Carries out one command of 64 KiB after the other, in turn for all calls, in [`CREEP`] each.
+    Creeps {
+        /// Each connection breaks after so many.
+        breaks_after: u64,
+    },
     /// Each connection breaks after so many calls, so often; then some of what was not flushed is lost.
     Breaks {
         calls: usize,
@@ -56,6 +61,10 @@ pub(super) enum Quirk {
         bytes: u64,
     },
 }
+
+/// How long a creeping disk takes for a command of [`CREEP_BYTES`].
+pub(super) const CREEP: Duration = Duration::from_millis(5);
+pub(super) const CREEP_BYTES: u64 = 64 << 10;
 
 /// How long a narrow connection takes for a write: so long that a busy machine makes little difference.
 pub(super) const PACE: Duration = Duration::from_millis(40);
@@ -356,7 +365,9 @@ impl Connector for FileDisk {
             _ => usize::MAX,
         };
         let turn = match self.quirk {
-            Quirk::Narrow(Further::Disturbs) => Arc::clone(&self.one_at_a_time),
+            Quirk::Narrow(Further::Disturbs) | Quirk::Creeps { .. } => {
+                Arc::clone(&self.one_at_a_time)
+            }
             _ => Arc::default(),
         };
         Ok(Arc::new(Connection {
@@ -365,6 +376,7 @@ impl Connector for FileDisk {
             bytes,
             calls_left: AtomicUsize::new(calls_left),
             broken: watch::channel(false).0,
+            moved_bytes: AtomicU64::new(0),
         }))
     }
 
@@ -387,6 +399,7 @@ pub(super) struct Connection {
     bytes: u64,
     calls_left: AtomicUsize,
     broken: watch::Sender<bool>,
+    moved_bytes: AtomicU64,
 }
 
 /// What its writes go through.
@@ -426,6 +439,29 @@ impl Connection {
     }
 
     async fn put(&self, offset: u64, data: Bytes, zero: bool) -> Result<(), VolumeError> {
+        let bytes = data.len() as u64;
+        if let Quirk::Creeps { breaks_after } = self.disk.quirk {
+            self.call(self.creep(bytes, breaks_after)).await?;
+            return self.call(self.disk.carry_out(&self.lane, offset, data, zero)).await;
+        }
+        self.put_whole(offset, data, zero).await?;
+        self.moved_bytes.fetch_add(bytes, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn creep(&self, bytes: u64, breaks_after: u64) -> Result<(), VolumeError> {
+        for _ in 0..bytes.div_ceil(CREEP_BYTES) {
+            let _turn = self.lane.turn.lock().await;
+            tokio::time::sleep(CREEP).await;
+            let moved_bytes = self.moved_bytes.fetch_add(CREEP_BYTES, Ordering::SeqCst);
+            if moved_bytes >= breaks_after.saturating_mul(CREEP_BYTES) {
+                self.broken.send_replace(true);
+            }
+        }
+        Ok(())
+    }
+
+    async fn put_whole(&self, offset: u64, data: Bytes, zero: bool) -> Result<(), VolumeError> {
         if self.disk.quirk != Quirk::CarriesOut {
             return self.call(self.disk.carry_out(&self.lane, offset, data, zero)).await;
         }
@@ -443,6 +479,10 @@ impl Volume for Connection {
         self.bytes
     }
 
+    fn moved_bytes(&self) -> u64 {
+        self.moved_bytes.load(Ordering::SeqCst)
+    }
+
     async fn write(&self, offset: u64, data: Bytes) -> Result<(), VolumeError> {
         self.put(offset, data, false).await
     }
@@ -453,7 +493,9 @@ impl Volume for Connection {
     }
 
     async fn read(&self, offset: u64, bytes: u64) -> Result<Bytes, VolumeError> {
-        self.call(self.disk.read(offset, bytes)).await
+        let data = self.call(self.disk.read(offset, bytes)).await?;
+        self.moved_bytes.fetch_add(bytes, Ordering::SeqCst);
+        Ok(data)
     }
 
     async fn flush(&self) -> Result<(), VolumeError> {

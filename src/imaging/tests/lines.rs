@@ -1,6 +1,6 @@
 //! Connections that break, and machines that lose their power, at every point.
 
-use super::{layouts::expected, *};
+use super::{disks::CREEP, layouts::expected, *};
 
 const DISK_BYTES: u64 = 6 * MIB;
 
@@ -77,6 +77,41 @@ async fn a_disk_that_stays_away_is_given_up_after_the_stall_limit() {
     let told = "writing the disk at 3.0 MiB: unreachable; no new connection for 1 s: unreachable; then the half-written disk could not be wiped: ";
     assert!(error.starts_with(told), "{error}");
     assert!((1..10).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+/// What a creeping disk moves in a second at most, at one command in [`CREEP`].
+const CREEPS_BYTES_PER_S: u64 = CREEP_BYTES * 200;
+
+#[test]
+fn the_pace_of_a_creeping_disk_is_what_these_tests_take_it_for() {
+    assert_eq!(CREEP * 200, Duration::from_secs(1));
+}
+
+/// What becomes of a write to a creeping disk that must have a rate over a second.
+async fn creep(bytes_per_s: u64, breaks_after: u64) -> Result<Written, ImagingError> {
+    let mut bench = Bench::new(18 * MIB);
+    bench.order.least_rate = LeastRate { bytes_per_s, over: Duration::from_secs(1) };
+    let disk = FileDisk::new(20 * MIB, 512, Quirk::Creeps { breaks_after });
+    bench.write(&disk).await
+}
+
+#[tokio::test]
+async fn a_disk_is_judged_by_the_commands_it_answers_also_if_calls_end_in_bursts() {
+    let error = creep(4 * CREEPS_BYTES_PER_S, u64::MAX).await.unwrap_err();
+    let ImagingError::TooSlow { slow, .. } = &error else { panic!("{error}") };
+    // It was measured right: no more than there was, and not nothing.
+    let quick = slow.bytes_per_s > CREEPS_BYTES_PER_S * 11 / 10;
+    assert!(!quick && slow.bytes_per_s > 0, "{error}");
+    assert!(slow.over >= Duration::from_secs(1), "{error}");
+    // Sixteen calls share the disk, and none of them ends for most of a second.
+    creep(CREEPS_BYTES_PER_S / 16, u64::MAX).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_does_not_get_more_time_by_breaking_its_connections() {
+    // Each carries 2.5 MiB of its own pace.
+    let error = creep(4 * CREEPS_BYTES_PER_S, 40).await.unwrap_err();
+    assert!(matches!(error, ImagingError::TooSlow { .. }), "{error}");
 }
 
 #[tokio::test]

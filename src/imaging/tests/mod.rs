@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use self::disks::{Did, FileDisk, OLD, Quirk};
+use self::disks::{CREEP_BYTES, Did, FileDisk, OLD, Quirk};
 use super::*;
 use crate::{
     checked_file::{self, CheckedFile},

@@ -28,6 +28,7 @@ use super::{
     },
     pulse::Pulse,
 };
+use crate::places::Kept;
 
 /// Read at once, in bytes: large enough that a gigabit needs two thousand reads a second, and 256 connections hold 16 MiB.
 const PIECE_BYTES: usize = 64 << 10;
@@ -40,6 +41,8 @@ pub(super) struct Told {
     pub(super) asked: Asked,
     pub(super) path: String,
     pub(super) began: Instant,
+    /// The connection's place, while its file is sent.
+    pub(super) _kept: Kept,
 }
 
 /// The body.
@@ -117,7 +120,9 @@ impl Body for FileBody {
 /// sent: no server can know better before the client asks for the next file.
 impl Drop for FileBody {
     fn drop(&mut self) {
-        let Some(Told { shelf, peer, asked, path, began }) = self.told.take() else { return };
+        let Some(Told { shelf, peer, asked, path, began, _kept }) = self.told.take() else {
+            return;
+        };
         // A boot loader that skips a part of a file asks for the rest of it.
         let (sent_bytes, complete) = (self.at, self.is_end_stream());
         let took_ms = began.elapsed().as_millis();

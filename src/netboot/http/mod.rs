@@ -5,10 +5,10 @@
 //!
 //! `body` reads a file piece by piece as the client takes it; `pulse` tells how its connection is.
 //! Every connection has a place, a limit on its request's head, and an end; one on which nothing
-//! moves is cut. It must never list a directory, take anything, or hold a file in memory.
+//! moves is cut. When places run out, the connection on which nothing has been asked for longest
+//! makes room. It must never list a directory, take anything, or hold a file in memory.
 
 mod body;
-mod places;
 mod pulse;
 mod range;
 
@@ -36,11 +36,10 @@ use tokio::{
     task::{JoinSet, spawn_blocking},
     time::sleep,
 };
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use self::{
     body::{FileBody, Told},
-    places::{Place, Places},
     pulse::Pulse,
 };
 use super::{
@@ -48,6 +47,7 @@ use super::{
     table::FETCH_LIMIT,
     tftp::{Refusal, clean_name},
 };
+use crate::places::{Admitted, Kept, Place, Places};
 
 /// Boot loaders send about five headers; the least buffer hyper allows is 8 KiB.
 const HEADERS_MAX: usize = 32;
@@ -58,9 +58,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What strangers may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once, from everybody.
+    /// Connections at once, from everybody. One more ends the one that has been silent longest.
     pub connections_max: usize,
-    /// From one address: firmware has one or two.
+    /// From one address, likewise: firmware has one or two.
     pub connections_per_peer_max: usize,
     /// How long a request's head may take, and the pause before the next.
     pub head: Duration,
@@ -118,11 +118,20 @@ impl Server {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, addr)) => {
                         let peer = addr.ip().to_canonical();
-                        let Some(place) = places.take(peer) else {
-                            debug!(%peer, "HTTP connection refused: limit reached");
+                        let Some(Admitted { place, taken, made_room }) = places.take(peer) else {
+                            warn!(%peer, "HTTP connection refused: all are busy with files");
                             continue;
                         };
-                        connections.spawn(connection(stream, peer, Arc::clone(&shelf), self.limits, place));
+                        if let Some(of) = made_room {
+                            info!(%peer, %of, "too many HTTP connections: a silent one makes room");
+                        }
+                        let talk = connection(stream, Arc::clone(&shelf), self.limits, place);
+                        connections.spawn(async move {
+                            tokio::select! {
+                                () = talk => {}
+                                _ = taken => debug!(%peer, "HTTP connection gave way to another"),
+                            }
+                        });
                     }
                     Err(error) => {
                         warn!(%error, "HTTP listener cannot accept");
@@ -136,19 +145,16 @@ impl Server {
 }
 
 /// One connection from its first request to its end.
-async fn connection(
-    stream: TcpStream,
-    peer: IpAddr,
-    shelf: Arc<Shelf>,
-    limits: Limits,
-    _place: Place,
-) {
+async fn connection(stream: TcpStream, shelf: Arc<Shelf>, limits: Limits, place: Place) {
+    let (peer, place) = (place.peer(), Arc::new(place));
     // Only latency is lost without it.
     stream.set_nodelay(true).unwrap_or_default();
     let pulse = Arc::new(Pulse::new(limits.total));
     let service = service_fn(|request| {
         let (shelf, pulse) = (Arc::clone(&shelf), Arc::clone(&pulse));
-        async move { Ok::<_, Infallible>(answer(&request, peer, shelf, pulse).await) }
+        // Until the answer is sent nobody else gets its place.
+        let kept = place.keep_while();
+        async move { Ok::<_, Infallible>(answer(&request, peer, shelf, pulse, kept).await) }
     });
     let http = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -176,6 +182,7 @@ async fn answer<B>(
     peer: IpAddr,
     shelf: Arc<Shelf>,
     pulse: Arc<Pulse>,
+    kept: Kept,
 ) -> Answer {
     pulse.beat();
     let head_only = request.method() == Method::HEAD;
@@ -194,7 +201,7 @@ async fn answer<B>(
             let range = request.headers().get(RANGE).and_then(|range| range.to_str().ok());
             let bytes = range.map_or(Some(0..all), |range| range::wanted(range, all));
             let Some(bytes) = bytes else { return past_the_end(all) };
-            let told = Told { shelf, peer, asked, path, began };
+            let told = Told { shelf, peer, asked, path, began, _kept: kept };
             match FileBody::new(file, bytes.clone(), told, pulse) {
                 Ok(body) => found(&bytes, all, Either::Right(body)),
                 Err(error) => {

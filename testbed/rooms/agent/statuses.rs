@@ -103,6 +103,46 @@ fn a_pipe_in_place_of_a_status_file_is_replaced_and_keeps_nobody() {
 }
 
 #[test]
+fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_named() {
+    let site = Site::new();
+    let _agent = site.start();
+    site.write(NODE, &observed(&site, 1));
+    site.until_phase(NODE, Phase::Unmanaged);
+    let temporary = |number: u32| {
+        let number = if number > 0 { format!(".{number}") } else { String::new() };
+        site.path(&format!("nodes/.{NODE}.status.toml{number}.tmp"))
+    };
+    let wait = |phase: &str| {
+        answer(&mut site.hostler(&["wait", NODE, "--timeout", "5s", "--phase", phase]))
+    };
+    let status = || answer(&mut site.hostler(&["status"]));
+
+    // One directory where the agent writes first is no matter.
+    fs::create_dir_all(temporary(0).join("inside")).unwrap();
+    site.write(NODE, &observed(&site, 1).without("state").with_flag("paused", true));
+    site.until_phase(NODE, Phase::Paused);
+    assert_eq!(wait("paused").0, 0);
+
+    for number in 1..8 {
+        fs::create_dir_all(temporary(number).join("inside")).unwrap();
+    }
+    site.write(NODE, &observed(&site, 1));
+    let told = site.path("nodes/_unwritten.status.toml");
+    site.await_that("told", || told.exists());
+    let named = temporary(0).display().to_string();
+    let (code, _, errors) = wait("paused");
+    assert!(code == 4 && errors.contains(&named), "{code} {errors}");
+    let (code, _, errors) = status();
+    assert!(code == 1 && errors.contains(&named), "{code} {errors}");
+    assert!(site.log().contains(&named), "{}", site.log());
+
+    fs::remove_dir_all(temporary(3)).unwrap();
+    site.until_phase(NODE, Phase::Unmanaged);
+    site.await_that("it is over", || !told.exists());
+    assert_eq!((wait("unmanaged").0, status().0), (0, 0));
+}
+
+#[test]
 fn ready_is_said_when_every_listener_answers() {
     let site = Site::new();
     let place = site.path("notify");

@@ -135,6 +135,21 @@ fn nothing_that_others_have_written_does_anything_to_a_terminal() {
 }
 
 #[test]
+fn nothing_in_an_argument_does_anything_to_a_terminal() {
+    let hostile = "\u{202e}\u{9b}31m\u{2066}";
+    for words in [&["status", "-o", hostile][..], &[hostile], &["wait", "a", "--timeout", hostile]]
+    {
+        let (code, said, errors) = answer(&mut hostler(words));
+        assert!(code == 1 && said.is_empty(), "{code} {said}");
+        assert!(errors.contains("u{202e}"), "{errors}");
+        assert!(
+            !errors.contains(|char: char| hostile.contains(char) && !char.is_ascii()),
+            "{errors}"
+        );
+    }
+}
+
+#[test]
 fn nothing_in_a_spec_does_anything_to_a_terminal() {
     let site = Site::new();
     let spec = Machine::new(&site, NODE).spec(&site);
