@@ -392,6 +392,16 @@ impl Site {
         self.watch.durable.insert(node.clone(), ledger);
     }
 
+    /// What could not be written down counts while the agent lives. Once the turn of a disk to be written has come, consent to that
+    /// stands, and what was installed there is taken for gone.
+    pub(crate) fn note_unsaved(&mut self, node: &NodeName, record: &Record) {
+        if matches!(record.state, State::Imaging { granted: true, .. }) {
+            let ledger = self.ledger(node);
+            (ledger.under, ledger.place, ledger.unknown) = (None, None, false);
+        }
+        self.watch.unsaved.insert(node.clone(), record.clone());
+    }
+
     /// Nobody finds the machine any more as it was left, nor as a status file tells of it whose record is lost.
     fn note_writing(&mut self, node: &NodeName, spec: &NodeSpec) {
         let Watch { left, left_kept, .. } = &mut self.watch;

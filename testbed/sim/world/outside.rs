@@ -36,7 +36,7 @@ impl Outside for Site {
         if self.t < self.store_full_until {
             self.unsaved.insert(node.clone());
             self.judge_unsaved(node);
-            self.watch.unsaved.insert(node.clone(), record.clone());
+            self.note_unsaved(node, record);
             self.note(Some(node), || "  save: no space left".to_owned());
             return Err("no space left on device".to_owned());
         }
