@@ -128,7 +128,7 @@ fn a_wrong_password_is_tried_in_one_attempt_only() {
 }
 
 /// Waits until the node waits for what is missing, with all its attempts ahead.
-fn waits_for(site: &Site, code: &str) -> Status {
+pub(super) fn waits_for(site: &Site, code: &str) -> Status {
     let has_code =
         |status: &Status| status.last_error.as_ref().is_some_and(|error| error.fault.code == code);
     let status = site.until(NODE, code, |s| s.phase == Phase::Pending && has_code(s));

@@ -12,6 +12,7 @@ use hostler::model::{fault::Step, status::Phase};
 
 use super::{
     DEPLOYED, NODE, SWITCHED_OFF, ends_deployed, ends_failed,
+    faults::waits_for,
     machine::{Machine, iqn},
     site::{Agent, Site, Spec, wait},
 };
@@ -266,7 +267,7 @@ fn without_its_configuration_no_machine_is_switched_on_for_ironics_ramdisk() {
     let machine = machine(&site, NODE, own_address(6), DISK_BYTES);
     let _agent = site.start();
     site.write(NODE, &spec(&site, &machine));
-    let status = ends_failed(&site, &machine, Step::Preflight, "IronicNotConfigured");
+    let status = waits_for(&site, "IronicNotConfigured");
     assert!(status.last_error.unwrap().fault.hint.contains("set [ironic] in hostler.toml"));
     assert!(machine.story().is_empty());
 }
