@@ -1,6 +1,6 @@
 //! Consent, kept by the world: from what operators did and what machines showed, never from the core's own idea of it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use hostler::{
     lifecycle::{Operation, Outcome, Record, Specs, State},
@@ -61,9 +61,9 @@ impl Site {
     /// Two specs claim its machine: nothing that was said counts before that is settled, but for an attempt that is under way.
     pub(crate) fn note_clash(&mut self, node: &NodeName) {
         let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
-        let prepares = record.is_some_and(|r| matches!(r.state, State::Preparing { .. }));
+        let under_way = record.is_some_and(|record| !record.state.at_rest());
         let ledger = self.ledger(node);
-        ledger.approved &= prepares;
+        ledger.approved &= under_way;
         ledger.power_asked = false;
     }
 
@@ -80,7 +80,7 @@ impl Site {
             Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
             _ => None,
         };
-        let change = Change { at: self.now(), deployed };
+        let change = Change { at: self.now(), t: self.t, deployed };
         let Some(old) = self.ledger(node).spec.replace(Arc::clone(new)) else {
             return self.note_first_spec(node, new);
         };
@@ -242,7 +242,10 @@ impl Site {
         together.retain(|other| other.node != *node);
         together.push(LetThrough { node: node.clone(), change });
         let one_change = together.iter().map(|other| other.change).filter(|other| {
-            other.at <= change.at && change.at.duration_since(other.at).abs() < ONE_CHANGE
+            let really_apart = Duration::from_millis(change.t.abs_diff(other.t));
+            other.at <= change.at
+                && change.at.duration_since(other.at).abs() < ONE_CHANGE
+                && really_apart < ONE_CHANGE.unsigned_abs()
         });
         let one_change: Vec<Change> = one_change.collect();
         let most = one_change.iter().map(|other| other.deployed).max().unwrap_or(0);

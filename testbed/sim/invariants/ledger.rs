@@ -53,6 +53,8 @@ pub(crate) struct Ledger {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Change {
     pub(super) at: Timestamp,
+    /// The same by a clock that nobody sets, in milliseconds.
+    pub(super) t: u64,
     pub(super) deployed: usize,
 }
 
