@@ -1,6 +1,6 @@
 //! iSCSI targets that die while they are written to: one machine loses its power, another hangs. What both printed is kept.
 
-use std::{fs, time::Duration};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use hostler::model::fault::Step;
 
@@ -34,21 +34,24 @@ fn a_target_that_dies_in_the_middle_fails_the_node_and_leaves_nothing_that_boots
         );
         site.write_spec_loudly(machine, &rest);
     }
-    let mut keys = Vec::new();
-    for (machine, (fault, ..)) in machines.iter().zip(faults) {
-        site.wait_for_the_middle_of_the_write(&machine.name);
+    let mut keys = BTreeMap::new();
+    let mut waiting: Vec<_> = machines.iter().zip(faults).collect();
+    while !waiting.is_empty() {
+        let names: Vec<&str> = waiting.iter().map(|(machine, _)| &*machine.name).collect();
+        let which = site.wait_for_the_middle_of_a_write(&names);
+        let (machine, (fault, ..)) = waiting.remove(which);
         let record = site.record(&machine.name).unwrap();
-        keys.push(record.state.attempt().unwrap().key.expose().to_owned());
+        keys.insert(&machine.name, record.state.attempt().unwrap().key.expose().to_owned());
         site.rack.tell(&[fault, &machine.name]);
     }
 
     let mut consoles = String::new();
-    for ((machine, (.., code)), key) in machines.iter().zip(faults).zip(keys) {
+    for (machine, (.., code)) in machines.iter().zip(faults) {
         let error = site.wait_for_failure(&machine.name, NOTICED);
         assert_eq!((error.fault.step, &*error.fault.code), (Step::Imaging, code), "{error:#?}");
         assert!(!site.rack.machine(&machine.name).is_on);
         disks::assert_wiped(machine);
-        consoles.push_str(&console_kept(&site, machine, &key));
+        consoles.push_str(&console_kept(&site, machine, &keys[&machine.name]));
     }
     assert!(consoles.contains("hostler.key=<key>"), "no kernel printed its command line");
     second_disks.iter().for_each(Before::assert_untouched);

@@ -251,11 +251,21 @@ impl Site {
 
     /// Waits until the body of the image is being written: the tables are wiped, and not written yet.
     pub(crate) fn wait_for_the_middle_of_the_write(&mut self, node: &str) {
-        self.wait(node, "the middle of the write", BOOT_LIMIT, |status| {
-            let progress = status.progress.filter(|progress| progress.done_bytes > 0);
-            status.phase == Phase::Imaging
-                && progress.is_some_and(|progress| progress.stage == ImagingStage::Write)
-        });
+        self.wait(node, "the middle of the write", BOOT_LIMIT, is_in_the_middle_of_its_write);
+    }
+
+    /// The same of whichever node comes first. Which of them that is.
+    pub(crate) fn wait_for_the_middle_of_a_write(&mut self, nodes: &[&str]) -> usize {
+        let deadline = Instant::now() + BOOT_LIMIT;
+        let is_there =
+            |node: &&str| self.status(node).as_ref().is_some_and(is_in_the_middle_of_its_write);
+        loop {
+            if let Some(which) = nodes.iter().position(is_there) {
+                return which;
+            }
+            assert!(Instant::now() < deadline, "none of {nodes:?} is being written");
+            thread::sleep(LOOK_INTERVAL);
+        }
     }
 
     /// Waits until the node has failed for good, and checks what every failure has to leave behind: a status that says what happened
@@ -430,4 +440,10 @@ impl Site {
         eprintln!("{}", String::from_utf8_lossy(&ends.map(|ends| ends.stdout).unwrap_or_default()));
         eprintln!("everything is in {}", self.kept.display());
     }
+}
+
+fn is_in_the_middle_of_its_write(status: &Status) -> bool {
+    let progress = status.progress.filter(|progress| progress.done_bytes > 0);
+    status.phase == Phase::Imaging
+        && progress.is_some_and(|progress| progress.stage == ImagingStage::Write)
 }
