@@ -39,7 +39,7 @@ fn without_exactly_one_disk_that_fits_no_disk_is_written() {
         // The hint, and every disk it might have meant.
         ("NoRootDevice", 2, vec!["in-no-machine", "root-1", "data-1", "128.0 MiB", "16.0 MiB"]),
         ("NoRootDevice", 2, vec!["2 disks match an empty [root_device]", "root-2", "data-2"]),
-        ("DiskTooSmall", 1, vec!["data-3", "16.0 MiB", "64.0 MiB"]),
+        ("DiskTooSmall", 1, vec!["data-3", "16.0 MiB", "63.0 MiB"]),
     ];
     for (machine, (code, attempts, named)) in machines.iter().zip(expected) {
         let error = site.wait_for_failure(&machine.name, BOOT_LIMIT);
