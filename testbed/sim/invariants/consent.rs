@@ -355,6 +355,7 @@ impl Site {
             });
         let writes = |record: &Record| matches!(record.state, State::Imaging { granted: true, .. });
         let begins_to_write = writes(record) && !before.is_some_and(writes);
+        let is_new = before.is_none_or(|before| before.spec.is_none());
         let spec_before = before.and_then(|before| before.spec.clone());
         let key = |record: &Record| record.state.attempt().map(|attempt| attempt.key.clone());
         let key_before = before.and_then(key);
@@ -371,6 +372,17 @@ impl Site {
         };
         if begins_to_write && let Some(spec) = &record.spec {
             self.note_writing(node, spec);
+        }
+        // A new name finds what only another node left, whose own record could not be written any more.
+        let machine = record.installed.as_ref().and_then(|installed| installed.machine.as_ref());
+        if is_new
+            && let (Some(machine), Some(spec)) = (machine, &record.spec)
+            && self.was_completed(machine)
+            && self.ledger(node).under.is_none()
+        {
+            let ledger = self.ledger(node);
+            (ledger.under, ledger.unknown) = (Some(spec.redeploy.clone()), false);
+            ledger.place = Some(machine.clone());
         }
         if newly && let Some(installed) = &record.installed {
             let same = spec_before.zip(record.spec.as_ref()).is_some_and(|(a, b)| is_same(&a, b));
