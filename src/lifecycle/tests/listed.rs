@@ -157,6 +157,20 @@ fn a_node_is_not_started_while_its_record_would_not_be_missed() {
 }
 
 #[test]
+fn no_node_is_started_on_a_list_that_another_one_could_not_write() {
+    let mut rack = Rack::new(3, POLICY);
+    rack.scan_only();
+    rack.world.site_file_stuck = true;
+    rack.settle();
+    rack.pass(60);
+    assert_eq!(rack.world.story, []);
+    rack.world.site_file_stuck = false;
+    rack.tick();
+    rack.settle();
+    assert_eq!(rack.count(Phase::Deployed), 3);
+}
+
+#[test]
 fn a_node_that_goes_away_in_the_middle_of_its_first_attempt_is_not_missed() {
     let mut rack = Rack::new(2, POLICY);
     rack.world.silent = true;

@@ -57,6 +57,8 @@ pub(super) struct World {
     pub(super) faults: BTreeMap<String, Fault>,
     /// No record can be written.
     pub(super) disk_full: bool,
+    /// Only what is known beside the records cannot be written.
+    pub(super) site_file_stuck: bool,
     /// Calls until the agent is killed: from then on nothing of what it does arrives.
     pub(super) fuse: Option<usize>,
     /// Machines whose ramdisk never calls.
@@ -101,7 +103,7 @@ impl Outside for World {
         if !self.lives() {
             return Ok(());
         }
-        if self.disk_full {
+        if self.disk_full || self.site_file_stuck {
             return Err("no space left".into());
         }
         self.heard.push(Heard::Keep);
