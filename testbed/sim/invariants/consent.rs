@@ -78,7 +78,12 @@ impl Site {
         let held_back = record.is_some_and(|r| r.too_many_changes || r.phase == Phase::Held);
         let held_under = match record.map(|record| &record.state) {
             Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
-            _ => None,
+            Some(_) => None,
+            // A hold that is not on record, as long as that waits for the list of nodes, or because a pause hides it.
+            None => {
+                let ledger = self.ledger(node);
+                ledger.first_redeploy.clone().filter(|_| ledger.unknown)
+            }
         };
         let change = Change { at: self.now(), t: self.t, deployed };
         let Some(old) = self.ledger(node).spec.replace(Arc::clone(new)) else {
@@ -141,6 +146,7 @@ impl Site {
         let known = self.kept_of(new);
         let ledger = self.ledger(node);
         ledger.turned = true;
+        ledger.first_redeploy = Some(new.redeploy.clone());
         let is_told = ledger.under.is_some();
         if is_told && ledger.place.as_ref().is_some_and(|place| shares(place, new)) {
             ledger.under = Some(new.redeploy.clone());

@@ -29,6 +29,8 @@ pub(crate) struct Ledger {
     pub(crate) power_asked: bool,
     /// The `redeploy` that what is installed answers to: only a change from it is consent to reinstall.
     pub(crate) under: Option<Redeploy>,
+    /// The `redeploy` of the first spec that named it. While its record waits to be written, a hold counts from here.
+    pub(super) first_redeploy: Option<Redeploy>,
     /// The machine as it was named when that was installed.
     pub(crate) place: Option<Machine>,
     /// Nobody knows what is on its disk: being off is no consent. It ends when the disk is written.
