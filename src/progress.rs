@@ -1,6 +1,6 @@
 //! How far a piece of work is, and how it is told to stop.
 //!
-//! Written by the rooms that move an image, looked at by the agent whenever it likes. A meter must never be waited for: it is a lock held
+//! Written by the adapters that move an image, looked at by the agent whenever it likes. A meter must never be waited for: it is a lock held
 //! for a few instructions, once per chunk.
 
 use std::{

@@ -273,7 +273,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(format!("{node}.toml"));
         std::fs::write(&path, text).unwrap();
-        crate::spec::read_file(&path, None).unwrap()
+        crate::spec_dir::read_file(&path, None).unwrap()
     }
 
     fn knowing(hosts: &[(&str, &[&str])]) -> BmcNames {

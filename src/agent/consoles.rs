@@ -1,7 +1,7 @@
 //! What machines print while they are installed, by `bmc.console`: recorded in memory as long as an attempt lasts, and kept beside the
 //! status file if it fails.
 //!
-//! Owned by the rooms. It follows where nodes stand and decides nothing: an attempt must never fail, wait or change because of its console.
+//! Owned by the adapters. It follows where nodes stand and decides nothing: an attempt must never fail, wait or change because of its console.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -26,7 +26,7 @@ use crate::{
     status_file::{CONSOLE_BYTES_MAX, ConsoleLog},
 };
 
-use super::{driver::now, publish::Publisher, rooms::Report, work::Workshop};
+use super::{driver::now, effects::Report, publish::Publisher, work::Workshop};
 
 /// How long opening a console may keep a power command waiting, and the part of `timeouts.power` that it may be at most.
 const OPEN_TIME_MAX: Duration = Duration::from_secs(10);

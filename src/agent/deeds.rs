@@ -47,7 +47,7 @@ impl Driver {
         match admitted {
             Ok(spec) => {
                 info!(node = %name, uid, pid, deed = deed_name, "operator uses a bmc");
-                self.rooms.start_deed(spec, deed, reply);
+                self.adapters.start_deed(spec, deed, reply);
             }
             Err(why) => {
                 info!(node = %name, uid, pid, deed = deed_name, why, "an operator may not use a bmc");

@@ -1,7 +1,7 @@
 //! The one task that owns the fleet: select an event, bring it to the core, and let the core's answer be carried out.
 //!
 //! Started by [`super::Agent::run`]. The order in which things are carried out is the [`Carrier`]'s, what they are carried out upon
-//! is in `rooms.rs`. Nothing else may bring the core an event.
+//! is in `adapters.rs`. Nothing else may bring the core an event.
 
 use std::{collections::VecDeque, future::Future, iter, path::Path, time::Duration};
 
@@ -18,10 +18,10 @@ use crate::{
     callback::Request,
     lifecycle::{Carrier, Event},
     model::{boot::Fetch, ids::NodeName},
-    spec::{ReadError, Snapshot, clashes},
+    spec_dir::{ReadError, Snapshot, clashes},
 };
 
-use super::rooms::{Report, Rooms};
+use super::effects::{Adapters, Report};
 
 /// How soon a record that could not be written is tried again.
 const RECORD_RETRY: Duration = Duration::from_secs(1);
@@ -32,11 +32,11 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How long running operations get to stop when the agent stops; a wipe on a live disk takes far less.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
-/// The fleet, and the rooms it acts upon.
+/// The fleet, and the adapters it acts upon.
 #[derive(Debug)]
 pub(super) struct Driver {
     pub(super) carrier: Carrier,
-    pub(super) rooms: Rooms,
+    pub(super) adapters: Adapters,
     /// What the last scan means and has not been brought to its node yet. Everything else goes first: a thousand new specs are a
     /// thousand records to write, and a machine that calls back is not kept waiting for them.
     news: VecDeque<(NodeName, Event)>,
@@ -58,9 +58,9 @@ pub(super) struct Sources {
 
 impl Driver {
     /// For the specs in this directory.
-    pub(super) fn new(carrier: Carrier, rooms: Rooms, specs_dir: &Path) -> Self {
+    pub(super) fn new(carrier: Carrier, adapters: Adapters, specs_dir: &Path) -> Self {
         let specs_dir = specs_dir.display().to_string();
-        Self { carrier, rooms, news: VecDeque::new(), specs_dir, pruned: None }
+        Self { carrier, adapters, news: VecDeque::new(), specs_dir, pruned: None }
     }
 
     /// Drives until `shutdown`, then stops what runs.
@@ -82,7 +82,7 @@ impl Driver {
                         let in_time = began.elapsed() < NEWS_LIMIT;
                         in_time.then(|| news.pop_front()).flatten()
                     });
-                    self.carrier.step_all(now(), few, &mut self.rooms);
+                    self.carrier.step_all(now(), few, &mut self.adapters);
                     if self.news.is_empty() {
                         // Ten thousand have been in it.
                         self.news = VecDeque::new();
@@ -90,7 +90,7 @@ impl Driver {
                     continue;
                 }
                 Some(Request { node, peer, key, call, reply }) = sources.calls.recv() => {
-                    let request = self.rooms.expect_reply(reply);
+                    let request = self.adapters.expect_reply(reply);
                     (node, Event::Callback { request, peer, key, call })
                 }
                 Some(request) = sources.orders.recv() => {
@@ -99,15 +99,15 @@ impl Driver {
                 }
                 Some(fetch) = sources.fetches.recv() => (fetch.node.clone(), Event::Fetched(fetch)),
                 Some((name, event)) = sources.reports.recv() => {
-                    self.rooms.note_end(&name, &event);
+                    self.adapters.note_end(&name, &event);
                     (name, event)
                 }
                 () = sleep_until(wake) => {
-                    self.carrier.tick(now(), &mut self.rooms);
+                    self.carrier.tick(now(), &mut self.adapters);
                     continue;
                 }
             };
-            self.carrier.step_all(now(), [event], &mut self.rooms);
+            self.carrier.step_all(now(), [event], &mut self.adapters);
         }
         self.stop(sources.reports).await;
     }
@@ -118,14 +118,14 @@ impl Driver {
             Ok(snapshot) => {
                 if self.pruned.is_none_or(|at| at.elapsed() >= PRUNE_INTERVAL) {
                     self.pruned = Some(Instant::now());
-                    self.rooms.prune_netboot_files(self.carrier.fleet().netboot_digests());
+                    self.adapters.prune_netboot_files(self.carrier.fleet().netboot_digests());
                 }
                 let in_force = self.carrier.fleet().in_force(&snapshot.nodes);
                 let specs = || in_force.iter().map(AsRef::as_ref);
                 let mut clashes = clashes(&self.specs_dir, specs());
-                let by_name = self.rooms.bmc_names().clashes(&self.specs_dir, specs());
+                let by_name = self.adapters.bmc_names().clashes(&self.specs_dir, specs());
                 let found = || snapshot.nodes.values().filter_map(|spec| spec.as_deref().ok());
-                let names = self.rooms.bmc_names();
+                let names = self.adapters.bmc_names();
                 names.note_installed(self.carrier.fleet().bmcs_of_installed(), found());
                 self.carrier.note_aliased(names.aliased(found()));
                 for (node, problems) in by_name {
@@ -153,9 +153,9 @@ impl Driver {
 
     /// Tells everything that runs to stop, and waits for it within a limit.
     async fn stop(self, mut reports: mpsc::Receiver<Report>) {
-        info!(operations = self.rooms.stop_all(), "stopping");
-        // Dropping the rooms closes their end of the reports: what is left belongs to operations that still run.
-        drop(self.rooms);
+        info!(operations = self.adapters.stop_all(), "stopping");
+        // Dropping the adapters closes their end of the reports: what is left belongs to operations that still run.
+        drop(self.adapters);
         let drained = async { while reports.recv().await.is_some() {} };
         if tokio::time::timeout(STOP_LIMIT, drained).await.is_err() {
             warn!("some operations did not stop in time");

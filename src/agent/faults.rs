@@ -1,4 +1,4 @@
-//! What went wrong in a room, flattened for the core: whether trying again may help, and what an administrator can do.
+//! What went wrong in a subsystem, flattened for the core: whether trying again may help, and what an administrator can do.
 
 use std::{io, time::Duration};
 

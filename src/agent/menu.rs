@@ -1,4 +1,4 @@
-//! Putting the core's menus into the netboot room's table: the kernel command line is made here, because only here both the attempt's
+//! Putting the core's menus into the netboot subsystem's table: the kernel command line is made here, because only here both the attempt's
 //! key and the listener's address and certificate are known.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};

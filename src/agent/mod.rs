@@ -1,4 +1,4 @@
-//! The wiring: the only place that knows both the core and the rooms.
+//! The wiring: the only place that knows both the core and the adapters.
 //!
 //! Called by `hostler run`. [`Agent::start`] binds every socket and reads every record;
 //! [`Agent::run`] serves, says that it is ready, and drives the fleet until it is told to stop. One task, the driver, owns the fleet: events come to it over
@@ -20,6 +20,7 @@ mod boot_files;
 mod consoles;
 mod deeds;
 mod driver;
+mod effects;
 mod faults;
 mod install;
 mod layout;
@@ -32,7 +33,6 @@ mod power;
 mod publish;
 mod recall;
 mod refusals;
-mod rooms;
 mod scan;
 mod volume;
 mod work;
@@ -62,7 +62,7 @@ use crate::{
     lifecycle::{Carrier, Fleet, Policy},
     model::problem::Problem,
     netboot, regular_file,
-    spec::Defaults,
+    spec_dir::Defaults,
     status_file::StatusFiles,
     store::{Store, StoreError},
     watch::{DEBOUNCE, Watcher},
@@ -73,11 +73,11 @@ pub(crate) use self::work::library;
 use self::{
     boot_files::DeployFiles,
     driver::{Driver, Sources},
+    effects::Adapters,
     mark::Standing,
     menu::MenuWriter,
     open_files::polls_max,
     publish::Publisher,
-    rooms::Rooms,
     work::Workshop,
 };
 
@@ -212,10 +212,10 @@ impl Agent {
         let workshop = Workshop::new(&config, standing.clone());
         let cached = netboot_files::cached(workshop.library.clone(), reporting.downgrade());
         let bmc_names = workshop.bmc_names.clone();
-        let mut rooms = Rooms::new(store, menus, publisher, workshop, changed, reporting);
+        let mut adapters = Adapters::new(store, menus, publisher, workshop, changed, reporting);
         let mut carrier = Carrier::new(fleet);
         // A machine may netboot before the directory has been read.
-        carrier.present(&mut rooms);
+        carrier.present(&mut adapters);
         bmc_names.note_installed(carrier.fleet().bmcs_of_installed(), std::iter::empty());
         let tftp = tftp
             .with_cached(cached)
@@ -252,7 +252,7 @@ impl Agent {
                 }
             }
         };
-        Driver::new(carrier, rooms, &config.specs.dir).run(sources, over).await;
+        Driver::new(carrier, adapters, &config.specs.dir).run(sources, over).await;
 
         closing.send_replace(true);
         drop(watcher);

@@ -20,7 +20,7 @@ use crate::{
     progress::{Cancel, Meter, Watch},
 };
 
-use super::{faults, rooms::Report, work::Workshop};
+use super::{effects::Report, faults, work::Workshop};
 
 impl Workshop {
     /// Sees that what the machine is served is in the cache, and what its spec wants.

@@ -31,7 +31,7 @@ impl Driver {
             Wish::Bmc { node, deed, reply } => self.use_bmc(&node, deed, who, reply),
             Wish::ShowBoot { mac, secrets, reply } => {
                 info!(%mac, uid = who.uid, pid = who.pid, secrets, "operator looks at boot menus");
-                drop(reply.send(self.rooms.show_boot(mac, secrets)));
+                drop(reply.send(self.adapters.show_boot(mac, secrets)));
             }
         }
     }
@@ -45,7 +45,7 @@ impl Driver {
         if reply.is_closed() {
             return warn!(uid, pid, "consent to new machines came too late, and is dropped");
         }
-        let changed = self.carrier.approve_new_machines(&mut self.rooms);
+        let changed = self.carrier.approve_new_machines(&mut self.adapters);
         info!(
             uid,
             pid,
@@ -108,8 +108,8 @@ impl Driver {
             Order::Approve(_) => Event::Approve,
             Order::Retry(_) => Event::Retry,
         };
-        self.rooms.ask_bmc_anew(&name);
-        self.carrier.step(now(), &name, event, &mut self.rooms);
+        self.adapters.ask_bmc_anew(&name);
+        self.carrier.step(now(), &name, event, &mut self.adapters);
         let caveat = match self.carrier.fleet().node(&name) {
             None => ", but its spec is gone, and it is forgotten".to_owned(),
             Some(_) if self.carrier.is_unsaved(&name) => {

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
     use crate::{
         model::{fault::Step, secret::Secret},
-        spec,
+        spec_dir,
     };
 
     fn spec(username: &str) -> NodeSpec {
@@ -82,7 +82,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("edge-07.toml");
         std::fs::write(&path, text).unwrap();
-        spec::read_file(&path, None).unwrap()
+        spec_dir::read_file(&path, None).unwrap()
     }
 
     #[tokio::test(start_paused = true)]

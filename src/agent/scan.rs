@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use crate::{
     config::Config,
     model::{ids::NodeName, problem::Problem, toml_reader::Document},
-    spec::{ReadError, Reader, Snapshot},
+    spec_dir::{ReadError, Reader, Snapshot},
     watch::{DEBOUNCE, Wake},
 };
 

@@ -1,6 +1,6 @@
 //! From an HTTP request to a [`Call`] and from a [`Reply`] to an HTTP answer.
 //!
-//! Called by the server for every request on a live connection. The order of the checks is what keeps the room from telling secrets: nothing
+//! Called by the server for every request on a live connection. The order of the checks is what keeps the server from telling secrets: nothing
 //! is said about a path before the whole body has been read, and nothing about a body before there is a well-formed key.
 
 use std::{

@@ -1,6 +1,6 @@
 //! The HTTPS listener the deploy ramdisk talks to.
 //!
-//! Started by the agent, which answers every [`Request`] from its driver. The room judges nothing about nodes: it parses, bounds and hands
+//! Started by the agent, which answers every [`Request`] from its driver. This module judges nothing about nodes: it parses, bounds and hands
 //! over. It must never tell an unknown node from a wrong key or a wrong phase, and never log a body or a key.
 //!
 //! ```text

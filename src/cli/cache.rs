@@ -26,7 +26,7 @@ use crate::{
         spec::{Checksum, Image, ImageFormat, ImageKind, Verify},
     },
     progress::{Cancel, Meter, Watch},
-    spec,
+    spec_dir,
 };
 
 use super::{
@@ -141,7 +141,7 @@ impl What {
         }
         let (mut wanted, mut problems) = (Vec::new(), Vec::new());
         for named in &self.specs {
-            match spec::read_file(&spec_file(named, config)?, config.defaults.as_ref()) {
+            match spec_dir::read_file(&spec_file(named, config)?, config.defaults.as_ref()) {
                 Ok(spec) => {
                     wanted.push(Wanted { image: spec.image, stall: spec.timeouts.imaging_stall });
                 }

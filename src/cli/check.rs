@@ -2,7 +2,7 @@
 
 use std::{io::Write, path::Path, process::ExitCode};
 
-use crate::{config, model::toml_reader::Document, spec};
+use crate::{config, model::toml_reader::Document, spec_dir};
 
 use super::Failure;
 
@@ -15,7 +15,7 @@ pub(super) fn check(
     let report = if dir.is_file() {
         of_file(dir, defaults.as_ref())
     } else {
-        spec::check(dir, defaults.as_ref())?
+        spec_dir::check(dir, defaults.as_ref())?
     };
     for problem in &report.problems {
         writeln!(out, "{problem}")?;
@@ -30,10 +30,10 @@ pub(super) fn check(
 }
 
 /// One spec by itself, with the `_defaults.toml` beside it. Its clashes with others are not seen.
-fn of_file(file: &Path, defaults: Option<&Document>) -> spec::Report {
-    let (good, problems) = match spec::read_file(file, defaults) {
+fn of_file(file: &Path, defaults: Option<&Document>) -> spec_dir::Report {
+    let (good, problems) = match spec_dir::read_file(file, defaults) {
         Ok(spec) => (vec![spec.name], Vec::new()),
         Err(problems) => (Vec::new(), problems),
     };
-    spec::Report { good, problems, passed_over: Vec::new() }
+    spec_dir::Report { good, problems, passed_over: Vec::new() }
 }

@@ -2,7 +2,7 @@
 
 use std::{io::Write, path::Path, process::ExitCode};
 
-use crate::spec;
+use crate::spec_dir;
 
 use super::{Failure, Problems, configuration};
 
@@ -12,7 +12,7 @@ pub(super) fn digest(
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
     let defaults = configuration(config)?.and_then(|config| config.defaults);
-    let spec = spec::read_file(file, defaults.as_ref()).map_err(Problems)?;
+    let spec = spec_dir::read_file(file, defaults.as_ref()).map_err(Problems)?;
     writeln!(out, "{}", spec.digest())?;
     Ok(ExitCode::SUCCESS)
 }

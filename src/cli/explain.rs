@@ -17,7 +17,7 @@ use crate::{
         spec::NodeSpec,
         status::{LastSeen, Phase, Status},
     },
-    spec,
+    spec_dir,
     status_file::{self, StatusFiles},
 };
 
@@ -48,7 +48,7 @@ pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCod
     let doubt = doubt.or_else(|| files.check_written(&place.node).err()).or(mark_doubt);
     let console = Some(files.console_path(&place.node)).filter(|path| path.exists());
     let (file, defaults) = place.spec()?;
-    let spec = file.exists().then(|| spec::read_file(&file, defaults.as_ref()));
+    let spec = file.exists().then(|| spec_dir::read_file(&file, defaults.as_ref()));
     Story { status: &status, agent, spec, console, now: Timestamp::now() }.tell(out)?;
     // At the end, where it is seen: what was told may be wrong.
     doubt.map_or(Ok(ExitCode::SUCCESS), |doubt| Err(doubt.into()))

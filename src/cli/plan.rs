@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     lifecycle::{Deed, Intention, Policy, Rehearsal},
     model::{problem::Problem, status::Status},
-    spec,
+    spec_dir,
     status_file::StatusFiles,
 };
 
@@ -63,15 +63,15 @@ pub(super) fn plan(asked: &Asked, out: &mut impl Write) -> Result<ExitCode, Fail
 
     let shown_as = dir.to_string_lossy();
     let shown_as = shown_as.trim_end_matches('/');
-    let found = spec::read_dir(dir, shown_as, defaults)?;
+    let found = spec_dir::read_dir(dir, shown_as, defaults)?;
     let before = agents
         .filter(|specs| specs.dir != *dir)
-        .and_then(|specs| spec::read_dir(&specs.dir, shown_as, defaults).ok())
+        .and_then(|specs| spec_dir::read_dir(&specs.dir, shown_as, defaults).ok())
         .map_or_else(|| found.nodes.clone(), |before| before.nodes);
     let statuses = read_statuses(status_dir)?;
     let rehearsal = Rehearsal::new(policy, statuses, &before, found.nodes, Timestamp::now());
     let in_force = rehearsal.in_force();
-    let clashes = spec::clashes(shown_as, in_force.iter().map(AsRef::as_ref));
+    let clashes = spec_dir::clashes(shown_as, in_force.iter().map(AsRef::as_ref));
     let plan = rehearsal.judge(&clashes);
 
     match asked.output {

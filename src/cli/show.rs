@@ -2,13 +2,13 @@
 
 use std::{io::Write, process::ExitCode};
 
-use crate::{model::toml_reader::Setting, spec};
+use crate::{model::toml_reader::Setting, spec_dir};
 
 use super::{Failure, NodePlace, Problems, print};
 
 pub(super) fn show(place: &NodePlace, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let (file, defaults) = place.spec()?;
-    let settings = spec::read_file_settings(&file, defaults.as_ref()).map_err(Problems)?;
+    let settings = spec_dir::read_file_settings(&file, defaults.as_ref()).map_err(Problems)?;
     write!(out, "{}", print::toml(&spec_text(&settings)))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -19,7 +19,7 @@ use crate::{
         size::show_bytes,
         status::{Phase, Progress, Status},
     },
-    spec,
+    spec_dir,
     status_file::{StatusFileError, StatusFiles},
 };
 
@@ -57,7 +57,7 @@ pub(super) fn show(
         }
         Format::Table => {
             write!(out, "{}", table(&statuses, Timestamp::now()))?;
-            for not_node in spec::not_nodes(specs) {
+            for not_node in spec_dir::not_nodes(specs) {
                 writeln!(out, "note: {not_node}")?;
             }
             if let Some(caution) = agent.caution() {

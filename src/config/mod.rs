@@ -1,7 +1,7 @@
 //! The agent's own configuration, `/etc/hostler/hostler.toml`.
 //!
 //! Called once, at start. Three things have to be said (`network.advertise`, `specs.dir`, `ramdisk`), the rest has defaults. Every
-//! problem is reported with its place. This room must never guess past a mistake: an agent that runs on half a configuration may
+//! problem is reported with its place. This module must never guess past a mistake: an agent that runs on half a configuration may
 //! serve the wrong network.
 
 use std::{

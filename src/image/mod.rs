@@ -2,7 +2,7 @@
 //!
 //! Called by the agent before a machine is touched. An image is fetched as it was published, its checksum compared, and then decoded once
 //! into a content-addressed cache of sparse raw files, which all nodes share. What is published is untrusted input until its checksum has
-//! been compared, and its format afterwards: this room must never open anything outside the directories images may come from, never run a
+//! been compared, and its format afterwards: this module must never open anything outside the directories images may come from, never run a
 //! program on an image, never write more than it was allowed to, and never give out a file it has not seen whole.
 
 mod decode;

@@ -1,6 +1,6 @@
 //! From files to a disk: write what a layout says, read it back.
 //!
-//! Called by the agent with a meter to look at and a way to cancel. The room must never leave a disk that boots from half an image, never
+//! Called by the agent with a meter to look at and a way to cancel. It must never leave a disk that boots from half an image, never
 //! write after it has returned, and never hold more of an image in memory than a few MiB.
 //!
 //! The order of writing is the safety: the tables at both ends are zeroed first, the body follows, then the last MiB, which may hold a backup

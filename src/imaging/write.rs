@@ -1,6 +1,6 @@
 //! Writing a layout to a disk, in the order that keeps a half-written disk from booting, and reading it back.
 //!
-//! Called once per attempt, after the image's checksum has been compared. What it promises about the disk is in the room's own description.
+//! Called once per attempt, after the image's checksum has been compared. What it promises about the disk is in the module's own description.
 
 use std::{ops::Range, time::Duration};
 

@@ -42,7 +42,7 @@ pub struct BmcConfig {
     pub spacing: Duration,
 }
 
-/// The room's clockwork. The defaults are right for BMCs; tests on loopback are in more of a hurry.
+/// The module's clockwork. The defaults are right for BMCs; tests on loopback are in more of a hurry.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// Before a datagram is sent again for the first time. Each further wait is half as long again.

@@ -1,6 +1,6 @@
 //! One UDP conversation with a BMC: sends, waits, sends again, and closes the session whatever happens.
 //!
-//! Called by the call. It holds the only socket of the room. It must never leave a session open: a link that is dropped says goodbye.
+//! Called by the call. It holds the only socket of the module. It must never leave a session open: a link that is dropped says goodbye.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! The IPMI room: power and boot device of a machine by its BMC, over IPMI 2.0 RMCP+ (cipher suites 17 and 3), in process or by `ipmitool`.
+//! The IPMI subsystem: power and boot device of a machine by its BMC, over IPMI 2.0 RMCP+ (cipher suites 17 and 3), in process or by `ipmitool`.
 //!
 //! Called by the agent, one [`Bmc`] for each address. It must never trust that an accepted command was carried out, go on with a weaker
 //! suite than asked for, keep a BMC busy with two calls at once, leave a session open, or outlast a deadline.

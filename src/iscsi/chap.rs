@@ -1,6 +1,6 @@
 //! CHAP with MD5, RFC 1994 and RFC 7143 §12.1.3: credentials and the one computation.
 //!
-//! Called by the login. The secret is exposed here and nowhere else in this room.
+//! Called by the login. The secret is exposed here and nowhere else in this module.
 //!
 //! MD5 is the only algorithm offered: it is the one RFC 7143 requires, and the number 7 means SHA-256 to LIO but SHA-1 to tgtd.
 

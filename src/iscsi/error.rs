@@ -1,6 +1,6 @@
 //! What can go wrong with a target, told apart by what a caller can do about it.
 //!
-//! Made everywhere in this room; read by whoever writes a disk. It never holds a secret.
+//! Made everywhere in this module; read by whoever writes a disk. It never holds a secret.
 
 use std::{fmt, sync::Arc, time::Duration};
 

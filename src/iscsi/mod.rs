@@ -1,7 +1,7 @@
 //! hostler's own iSCSI initiator: a target's disk, read and written from user space. No kernel module, no root, no other program.
 //!
 //! Called by the imaging through [`Lun`]. Everything a target says is untrusted: it is bounded, checked, and ends the session when
-//! RFC 7143 does not allow it. This room never writes a byte nobody asked for, and never logs a secret.
+//! RFC 7143 does not allow it. This module never writes a byte nobody asked for, and never logs a secret.
 //!
 //! What is used of RFC 7143, by its sections, and the tests of it:
 //!
@@ -66,9 +66,9 @@ mod tests {
         include_str!("window.rs"),
         include_str!("wire/tests.rs"),
         include_str!("zeros.rs"),
-        include_str!("../../testbed/rooms/iscsi.rs"),
-        include_str!("../../testbed/rooms/iscsi/istgt.rs"),
-        include_str!("../../testbed/rooms/iscsi/zeros.rs"),
+        include_str!("../../testbed/integration/iscsi.rs"),
+        include_str!("../../testbed/integration/iscsi/istgt.rs"),
+        include_str!("../../testbed/integration/iscsi/zeros.rs"),
     ];
 
     #[test]

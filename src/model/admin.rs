@@ -1,6 +1,6 @@
 //! What an operator tells a running agent, and what it answers.
 //!
-//! Made by the commands, carried by the admin room, judged by the core. An order is a wish: whether it counts is for the node to say.
+//! Made by the commands, carried by the admin subsystem, judged by the core. An order is a wish: whether it counts is for the node to say.
 
 use std::collections::BTreeSet;
 

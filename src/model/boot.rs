@@ -1,6 +1,6 @@
 //! What a machine gets when it netboots, and the contract between the agent and the deploy ramdisk's kernel command line.
 //!
-//! Called by the agent, which writes the command line, by the netboot room, which serves menus, and by the ramdisk, which reads it.
+//! Called by the agent, which writes the command line, by the netboot subsystem, which serves menus, and by the ramdisk, which reads it.
 
 use std::{
     fmt,

@@ -1,6 +1,6 @@
 //! The bodies the deploy ramdisk and the agent exchange (JSON over pinned TLS), continuing Ironic's `vendor_passthru` names.
 //!
-//! Written and read by the callback room on one side and by the ramdisk on the other; judged by the core. Everything that comes
+//! Written and read by the callback subsystem on one side and by the ramdisk on the other; judged by the core. Everything that comes
 //! from the ramdisk is untrusted until its key has been compared.
 
 use std::{net::IpAddr, num::NonZeroU16};

@@ -1,6 +1,6 @@
 //! Why something failed: what the core branches on and what the administrator reads.
 //!
-//! Made by the rooms' door to the core (the agent), judged by the core, shown in `[last_error]`.
+//! Made by the adapters' door to the core (the agent), judged by the core, shown in `[last_error]`.
 
 use std::borrow::Cow;
 

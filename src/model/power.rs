@@ -1,6 +1,6 @@
 //! Power and boot devices, in the IPMI specification's words.
 //!
-//! Called by the core, which wants them, and by the rooms that drive a BMC.
+//! Called by the core, which wants them, and by the adapters that drive a BMC.
 
 use serde::{Deserialize, Serialize};
 

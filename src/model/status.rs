@@ -1,6 +1,6 @@
 //! What an administrator is told about one node: the content of `<name>.status.toml`.
 //!
-//! Made by the core from its state, written by the status file room, read by the CLI and by scripts. It holds no secret.
+//! Made by the core from its state, written by the status file subsystem, read by the CLI and by scripts. It holds no secret.
 //! Flat keys come first so that a one-line `grep` works.
 
 use std::{collections::BTreeMap, net::IpAddr};

@@ -1,6 +1,6 @@
 //! What a BMC says is the UUID of the system it sits in: sixteen bytes in an order that only its maker knows.
 //!
-//! Asked for by the IPMI room, compared by the core with what the ramdisk read from the machine's own firmware (SMBIOS, DSP0134 §7.2.1).
+//! Asked for by the IPMI subsystem, compared by the core with what the ramdisk read from the machine's own firmware (SMBIOS, DSP0134 §7.2.1).
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
 //! Reading TOML that people wrote: every problem at once, each with its file, line, column and dotted key.
 //!
-//! Called by the spec and config rooms. serde stops at the first wrong value, so this walks the parsed tree instead: a [`Section`]
+//! Called by the spec and config subsystems. serde stops at the first wrong value, so this walks the parsed tree instead: a [`Section`]
 //! is one table, seen through all the files that may fill it (a spec over its defaults); a [`Field`] is one key of it. What no
 //! reader asked for is an unknown key. It must never do I/O and never panic, whatever the bytes.
 

@@ -1,7 +1,7 @@
-//! What machines netboot: the room of their firmware and boot loaders. Read-only.
+//! What machines boot from the network: firmware and boot loaders are served here. Read-only.
 //!
 //! The agent binds a TFTP [`Server`] and an [HTTP server](http::Server) beside it, keeps the [`BootTable`] in step with its nodes, and reads
-//! from a channel what each machine has fetched ([`Fetch`](crate::model::boot::Fetch)). The room must never write a file, block the agent,
+//! from a channel what each machine has fetched ([`Fetch`](crate::model::boot::Fetch)). It must never write a file, block the agent,
 //! or serve anything that is not in the table, in the loader directory or among the fixed files.
 //!
 //! `menu` renders what each boot loader reads, `table` keeps it, `files` opens what it names, `evidence` knows whose fetch it was, and

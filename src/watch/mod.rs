@@ -1,6 +1,6 @@
 //! Wakes the agent when the spec directory may have changed.
 //!
-//! Called by the agent, which reads the whole directory at every wake. An event is a hint and the directory is the truth: this room
+//! Called by the agent, which reads the whole directory at every wake. An event is a hint and the directory is the truth: this module
 //! says when to look, never what happened. It wakes once at start, after a change has gone quiet, of a spec or of any other file beneath,
 //! because specs attach files, and at every rescan period, because network file systems report nothing and a replaced directory may go
 //! unnoticed. It must never block its caller, never fail because the directory is not there, and never wake for the files that the

@@ -21,11 +21,11 @@ mod cases;
 mod contest;
 mod images;
 mod open_iscsi;
-#[path = "../rooms/ports.rs"]
+#[path = "../integration/ports.rs"]
 mod ports;
-#[path = "../rooms/imaging/relay.rs"]
+#[path = "../integration/imaging/relay.rs"]
 mod relay;
-#[path = "../rooms/iscsi/tgtd.rs"]
+#[path = "../integration/iscsi/tgtd.rs"]
 mod tgtd;
 mod writer;
 

@@ -22,7 +22,7 @@ mod bmcs;
 mod contest;
 #[path = "ipmi/look.rs"]
 mod look;
-#[path = "../rooms/ports.rs"]
+#[path = "../integration/ports.rs"]
 mod ports;
 
 use std::{env, path::Path};

@@ -1,6 +1,6 @@
 """A simulated BMC on pyghmi's server: IPMI 2.0, cipher suites 3 and 17, boot flags as the specification has them.
 
-Run by the room tests as a program; imported by the virtual rack, whose machines start and kill QEMU. It must never share a
+Run by the integration tests as a program; imported by the virtual rack, whose machines start and kill QEMU. It must never share a
 line of protocol with hostler: pyghmi is here because nobody who wrote hostler wrote it.
 """
 

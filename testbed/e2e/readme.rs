@@ -1,6 +1,6 @@
 //! README.md's commands, and which suite of `testbed/check` runs each.
 //!
-//! Used by the suite `host`, which runs most of them, and by `testbed/rooms/docs.rs`, which finds
+//! Used by the suite `host`, which runs most of them, and by `testbed/integration/docs.rs`, which finds
 //! those that nothing runs.
 
 #![allow(dead_code, reason = "either of its two users leaves something to the other")]

@@ -118,7 +118,7 @@ message = "switch the machine on, so that it boots from the network"
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("edge-07.toml");
     std::fs::write(&file, spec).unwrap();
-    let spec = spec::read_file(&file, None).unwrap();
+    let spec = spec_dir::read_file(&file, None).unwrap();
     let status = Status { spec_digest: Some(spec.digest()), ..status };
     check(
         &status,

@@ -92,7 +92,7 @@ impl Geometry {
             .unwrap_or(ALIGNMENT_BYTES)
     }
 
-    /// Refuses blocks that the room cannot work with.
+    /// Refuses blocks that hostler cannot work with.
     fn checked(self) -> Result<Self, LayoutError> {
         let valid = self.block_bytes.is_power_of_two() && (512..=65536).contains(&self.block_bytes);
         if valid { Ok(self) } else { Err(LayoutError::Blocks(self.block_bytes)) }

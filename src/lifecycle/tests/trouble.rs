@@ -333,7 +333,7 @@ fn a_lying_ramdisk_cannot_bloat_or_break_what_is_kept_and_shown() {
 }
 
 #[test]
-fn what_a_room_says_of_a_failure_is_bounded_and_clean() {
+fn what_a_subsystem_says_of_a_failure_is_bounded_and_clean() {
     let mut bench = Bench::with_spec();
     let words = "\u{1b}]0;x".repeat(100_000);
     bench.done(Err(Fault { message: words, ..passing() }));

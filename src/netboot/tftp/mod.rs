@@ -6,7 +6,7 @@
 //! # Built on `tftpd`
 //!
 //! The crate's `Packet` reads and writes datagrams and its `Worker` sends the files; its `Server` is not used. What version 1.0.0 gets
-//! wrong, what keeps it from mattering here, and what should be changed there. Each is attacked in `testbed/rooms/tftp`.
+//! wrong, what keeps it from mattering here, and what should be changed there. Each is attacked in `testbed/integration/tftp`.
 //!
 //! | | version 1.0.0 | here | upstream |
 //! |---|---|---|---|

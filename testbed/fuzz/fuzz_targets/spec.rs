@@ -3,7 +3,7 @@
 
 use hostler::{
     model::spec::NodeSpec,
-    spec::{Defaults, parse},
+    spec_dir::{Defaults, parse},
 };
 use hostler_fuzz::{check_problems, halves};
 use libfuzzer_sys::fuzz_target;

@@ -9,7 +9,7 @@ use std::{
 use hostler::{
     lifecycle::{Action, Event, Node, Outcome, Policy, PreparedImage, Record, Turn},
     model::{problem::Problem, secret::AttemptKey, spec::NodeSpec, status::Status},
-    spec::{Defaults, parse},
+    spec_dir::{Defaults, parse},
 };
 use jiff::Timestamp;
 use tempfile::TempDir;

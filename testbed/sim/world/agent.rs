@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hostler::{
     lifecycle::{Carrier, Fleet, Record},
     model::{ids::NodeName, status::Installed},
-    spec::clashes,
+    spec_dir::clashes,
 };
 
 use super::{Happening, Site, World};

@@ -1,0 +1,302 @@
+//! What the core's decisions are carried out upon: record, boot menu, operations, replies and status files.
+//!
+//! Owned by the driver. It knows what runs and who waits for an answer, and decides nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+use crate::{
+    lifecycle::{Event, Left, Node, Operation, Outside, Record},
+    model::{
+        admin::{CardBoot, Deed},
+        callback::Reply,
+        fault::{Fault, Step},
+        ids::{Digest, MacAddr, NodeName, OpId},
+        spec::NodeSpec,
+        status::{Phase, Progress, Status},
+    },
+    progress::Meter,
+    store::Store,
+};
+
+use super::{
+    bmc_names::BmcNames,
+    consoles::Consoles,
+    deeds, faults,
+    menu::MenuWriter,
+    publish::Publisher,
+    work::{Workshop, cancel_signal},
+};
+
+/// How often a running operation's progress is looked at.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What a node's operation says to the driver.
+pub(super) type Report = (NodeName, Event);
+
+#[derive(Debug)]
+pub(super) struct Adapters {
+    store: Store,
+    /// Why records could not be written, as it was told.
+    unsaved: BTreeMap<NodeName, String>,
+    menus: MenuWriter,
+    publisher: Publisher,
+    consoles: Consoles,
+    workshop: Arc<Workshop>,
+    /// Ticks when a node may have something new to tell its ramdisk.
+    changed: watch::Sender<u64>,
+    /// Where operations report.
+    reports: mpsc::Sender<Report>,
+    /// Callbacks to be answered.
+    replies: BTreeMap<u64, oneshot::Sender<Reply>>,
+    requests: u64,
+    /// How to stop each running operation.
+    running: BTreeMap<(NodeName, OpId), watch::Sender<bool>>,
+}
+
+impl Adapters {
+    pub(super) fn new(
+        store: Store,
+        menus: MenuWriter,
+        publisher: Publisher,
+        workshop: Workshop,
+        changed: watch::Sender<u64>,
+        reports: mpsc::Sender<Report>,
+    ) -> Self {
+        Self {
+            store,
+            unsaved: BTreeMap::new(),
+            menus,
+            publisher,
+            consoles: Consoles::default(),
+            workshop: Arc::new(workshop),
+            changed,
+            reports,
+            replies: BTreeMap::new(),
+            requests: 0,
+            running: BTreeMap::new(),
+        }
+    }
+
+    /// Somebody waits for an answer; it is given by this number.
+    pub(super) fn expect_reply(&mut self, reply: oneshot::Sender<Reply>) -> u64 {
+        self.requests += 1;
+        self.replies.insert(self.requests, reply);
+        self.requests
+    }
+
+    /// If the event is an operation's end, it cannot be stopped any more.
+    pub(super) fn note_end(&mut self, node: &NodeName, event: &Event) {
+        if let Event::Done { op, .. } = event {
+            self.running.remove(&(node.clone(), *op));
+        }
+    }
+
+    /// Removes from the cache what no machine boots any more, while everything else goes on.
+    pub(super) fn prune_netboot_files(&self, needed: BTreeSet<Digest>) {
+        let workshop = Arc::clone(&self.workshop);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = workshop.library.prune_kept(&needed) {
+                warn!(%error, "kernels and ramdisks that nobody boots any more stay in the cache");
+            }
+        });
+    }
+
+    /// Has a node's BMC do what an operator wants, unless the operator goes away meanwhile. What the core knows of the power is old then.
+    pub(super) fn start_deed(
+        &self,
+        spec: Arc<NodeSpec>,
+        deed: Deed,
+        mut reply: oneshot::Sender<deeds::Done>,
+    ) {
+        let workshop = Arc::clone(&self.workshop);
+        // An agent that stops waits for its operations, and not for this.
+        let reports = self.reports.downgrade();
+        tokio::spawn(async move {
+            let node = spec.name.clone();
+            tokio::select! {
+                done = async {
+                    workshop.standing.confirmed().await;
+                    if !deed.changes_nothing() {
+                        let shared = workshop.bmc_names.check(Step::Power, &spec).await;
+                        shared.map_err(|fault| format!("{node}: {}", fault.message))?;
+                    }
+                    workshop.bmcs.deed(&spec, deed).await
+                } => {
+                    if done.is_ok() {
+                        workshop.bmcs.refusals.forget(&node);
+                    }
+                    drop(reply.send(done));
+                }
+                () = reply.closed() => info!(%node, deed = deed.name(), "an operator went away before it was done"),
+            }
+            if let Some(reports) = reports.upgrade()
+                && reports.send((node, Event::LookAgain)).await.is_err()
+            {
+                // The agent is stopping.
+            }
+        });
+    }
+
+    /// What the BMCs' host names resolve to.
+    pub(super) fn bmc_names(&self) -> &BmcNames {
+        &self.workshop.bmc_names
+    }
+
+    /// An operator wants something of the node: what its BMC refused before is sent once more.
+    pub(super) fn ask_bmc_anew(&self, node: &NodeName) {
+        self.workshop.bmcs.refusals.forget(node);
+    }
+
+    /// What a network card is served; with the attempt's key only if that is wanted.
+    pub(super) fn show_boot(&self, mac: MacAddr, secrets: bool) -> Option<CardBoot> {
+        self.menus.show(mac, secrets)
+    }
+
+    /// Tells everything that runs to stop, and says how much that is.
+    pub(super) fn stop_all(&self) -> usize {
+        for cancel in self.running.values() {
+            cancel.send_replace(true);
+        }
+        self.running.len()
+    }
+}
+
+impl Outside for Adapters {
+    fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String> {
+        match self.store.save(node, record) {
+            Ok(()) => {
+                if self.unsaved.remove(node).is_some() {
+                    info!(%node, "its record can be written again");
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let error = error.to_string();
+                // It is tried again every second, and told once.
+                if self.unsaved.insert(node.clone(), error.clone()).as_ref() != Some(&error) {
+                    error!(%node, error, "a record cannot be written; nothing is started until it can");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn keep(&mut self, left: &Left) -> Result<(), String> {
+        self.store.save_site(left).map_err(|error| {
+            error!(%error, "what is known beside the records cannot be written; nothing is started or forgotten until it can");
+            error.to_string()
+        })
+    }
+
+    fn serve(&mut self, node: &Node) {
+        self.menus.apply(node);
+        self.consoles.follow(node, &self.workshop, &self.publisher, &self.reports);
+    }
+
+    fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
+        let (stop, cancel) = cancel_signal();
+        self.running.insert((node.clone(), op), stop);
+        let (node, workshop, reports) =
+            (node.clone(), Arc::clone(&self.workshop), self.reports.clone());
+        let has_progress = matches!(operation, Operation::Prepare | Operation::Image { .. });
+        tokio::spawn(async move {
+            let meter = Arc::new(Meter::default());
+            let work = tokio::spawn({
+                let meter = Arc::clone(&meter);
+                async move { workshop.perform(operation, &spec, &meter, cancel).await }
+            });
+            let outcome = if has_progress {
+                watch_over(work, &meter, |progress| {
+                    // Progress may be lost when the driver is busy; the end may not.
+                    drop(reports.try_send((node.clone(), Event::Progress { op, progress })));
+                })
+                .await
+            } else {
+                // Nothing to see: nobody is woken before the end.
+                work.await.unwrap_or_else(|panic| Err(faults::internal(&panic)))
+            };
+            // That what was cancelled did not succeed is no news.
+            if let Err(fault) = &outcome
+                && ![faults::CANCELLED, faults::POLL_CUT].contains(&fault.code.as_ref())
+            {
+                warn!(%node, %op, step = ?fault.step, code = %fault.code, error = fault.message, "operation failed");
+            }
+            if reports.send((node, Event::Done { op, outcome })).await.is_err() {
+                // The agent is stopping; the record says what was under way.
+            }
+        });
+    }
+
+    fn cancel(&mut self, node: &NodeName, op: OpId) {
+        if let Some(cancel) = self.running.get(&(node.clone(), op)) {
+            cancel.send_replace(true);
+        }
+    }
+
+    fn reply(&mut self, request: u64, reply: Reply) {
+        if let Some(waiting) = self.replies.remove(&request) {
+            // A caller that has gone will call again.
+            drop(waiting.send(reply));
+        }
+    }
+
+    fn wake_ramdisks(&mut self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    fn show(&mut self, status: Status) {
+        self.publisher.show(status);
+    }
+
+    fn log_phase(&mut self, status: &Status) {
+        let Status { node, attempt, message, .. } = status;
+        let phase = status.phase.as_str();
+        // Nothing goes on by itself after these: whoever alerts on warnings is to hear of it.
+        if matches!(status.phase, Phase::Failed | Phase::Held | Phase::Invalid) {
+            warn!(%node, phase, attempt, message, "phase");
+        } else {
+            info!(%node, phase, attempt, message, "phase");
+        }
+    }
+
+    fn forget(&mut self, node: &NodeName) {
+        info!(%node, "its spec is gone: forgotten");
+        self.unsaved.remove(node);
+        self.ask_bmc_anew(node);
+        self.menus.remove(node);
+        self.consoles.forget(node);
+        self.publisher.remove(node);
+        if let Err(error) = self.store.remove(node) {
+            error!(%node, %error, "a record cannot be removed");
+        }
+    }
+}
+
+/// Waits for the work, passing on its progress now and then. A panic in it is a fault like any other.
+async fn watch_over<T>(
+    mut work: tokio::task::JoinHandle<Result<T, Fault>>,
+    meter: &Meter,
+    tell: impl Fn(Progress),
+) -> Result<T, Fault> {
+    let mut told = None;
+    loop {
+        match tokio::time::timeout(PROGRESS_INTERVAL, &mut work).await {
+            Ok(Ok(outcome)) => return outcome,
+            Ok(Err(panic)) => return Err(faults::internal(&panic)),
+            Err(_) => {
+                let progress = meter.progress();
+                if let Some(progress) = progress.filter(|_| progress != told) {
+                    tell(progress);
+                    told = Some(progress);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The spec directory as the world treats it: editors, git, git-sync, Ansible, and accidents.
+//!
+//! Most nodes here are only observed, and their BMCs are not there: a test costs little more than its files.
+
+mod ansible;
+mod claims;
+mod crowd;
+mod edits;
+mod git;
+mod git_sync;
+mod hostile;
+mod lost;
+mod mounts;
+
+use std::{collections::BTreeSet, fs, process::Command};
+
+use hostler::{
+    model::{ids::Digest, status::Status},
+    spec_dir::{self, Defaults},
+};
+
+use super::site::{Site, Spec};
+
+/// Longer than any test: whatever is noticed was reported by inotify.
+const NO_RESCAN: &str = "rescan = \"1h\"\n";
+
+/// A node that is only observed. The label is in the digest, so that the status tells which edition of the spec is in force.
+fn observed(number: u16, label: &str) -> Spec {
+    let [high, low] = number.to_be_bytes();
+    let checksum = format!("\"sha256:{}\"", "a".repeat(64));
+    Spec::new([
+        ("state", "\"unmanaged\"".to_owned()),
+        ("redeploy", format!("{label:?}")),
+        ("boot.mac", format!("\"52:54:01:00:{high:02x}:{low:02x}\"")),
+        ("bmc.address", format!("\"127.1.{high}.{low}\"")),
+        ("bmc.password_file", "\"nobody.bmc\"".to_owned()),
+        ("image.source", "\"disk.raw\"".to_owned()),
+        ("image.checksum", checksum),
+    ])
+}
+
+/// Waits until this edition of the node's spec is in force.
+fn in_force(site: &Site, node: &str, spec: &Spec) -> Status {
+    in_force_with(site, node, &spec.to_toml(), &Defaults::default())
+}
+
+fn in_force_with(site: &Site, node: &str, toml: &str, defaults: &Defaults) -> Status {
+    let wanted = digest(node, toml, defaults);
+    site.until(node, "in force", |status| {
+        status.spec_valid && status.spec_digest.as_ref() == Some(&wanted)
+    })
+}
+
+fn digest(node: &str, toml: &str, defaults: &Defaults) -> Digest {
+    let no_file = |path: &str| Err(path.to_owned());
+    spec_dir::parse(&format!("{node}.toml"), toml.as_bytes(), defaults, &no_file).unwrap().digest()
+}
+
+/// Waits until the node says that everything is held, and why.
+fn held(site: &Site, node: &str, why: &str) -> Status {
+    site.until(node, "held", |status| {
+        status.message.contains("holding still") && status.message.contains(why)
+    })
+}
+
+/// Status files go to a directory of their own.
+fn status_elsewhere(site: &Site) -> String {
+    format!("status_dir = \"{}\"\n", site.path("status").display())
+}
+
+/// The nodes that have a status file.
+fn told(site: &Site) -> BTreeSet<String> {
+    ["nodes", "status"]
+        .iter()
+        .filter_map(|dir| fs::read_dir(site.path(dir)).ok())
+        .flatten()
+        .filter_map(|entry| {
+            Some(entry.unwrap().file_name().to_str()?.strip_suffix(".status.toml")?.to_owned())
+        })
+        // The agent's own mark.
+        .filter(|name| !name.starts_with('_'))
+        .collect()
+}
+
+/// Waits until the node is forgotten, on disk too.
+fn forgotten(site: &Site, node: &str) {
+    site.await_that("forgotten", || site.status(node).is_none() && site.record(node).is_empty());
+}
+
+/// Runs a shell script in the site's directory.
+fn shell(site: &Site, script: &str) {
+    let output =
+        Command::new("sh").args(["-euc", script]).current_dir(site.path("")).output().unwrap();
+    assert!(output.status.success(), "{script}:\n{}", String::from_utf8_lossy(&output.stderr));
+}

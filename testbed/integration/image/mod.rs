@@ -1,0 +1,5 @@
+//! The image subsystem against web servers, proxies and the tools that write images.
+
+mod decode;
+mod fetch;
+mod library;

@@ -1,0 +1,243 @@
+//! The shape of the code, kept by reading it: who may name whom, how long a file may be, and that every module says what it is.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+const LINES_MAX: usize = 600;
+
+/// The adapters: one for each outside party.
+const ADAPTERS: [&str; 13] = [
+    "spec_dir",
+    "config",
+    "watch",
+    "store",
+    "status_file",
+    "netboot",
+    "ipmi",
+    "iscsi",
+    "image",
+    "imaging",
+    "drive",
+    "callback",
+    "admin",
+];
+
+/// The top-level modules one of them may name, besides itself; `None` when it is not in the drawing at all.
+fn may_name(module: &str) -> Option<&'static [&'static str]> {
+    match module {
+        "lib" | "bin" | "agent" | "cli" => Some(&["*"]),
+        "model" | "atomic_file" | "checked_file" | "file_mark" | "places" | "regular_file" => {
+            Some(&[])
+        }
+        "progress" | "lifecycle" => Some(&["model"]),
+        "ramdisk" => Some(&["model", "regular_file"]),
+        adapter if ADAPTERS.contains(&adapter) => Some(&[
+            "model",
+            "atomic_file",
+            "checked_file",
+            "file_mark",
+            "places",
+            "regular_file",
+            "progress",
+        ]),
+        _ => None,
+    }
+}
+
+#[test]
+fn every_module_names_only_those_below_it() {
+    let wrong: Vec<String> = sources("src").iter().flat_map(|path| offences(path)).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_file_says_what_it_is_and_stays_readable_in_one_sitting() {
+    let mut wrong = Vec::new();
+    for path in [sources("src"), sources("testbed")].concat() {
+        let text = fs::read_to_string(&path).unwrap();
+        let lines = text.lines().count();
+        if !text.starts_with("//! ") {
+            wrong.push(format!("{}: does not open with `//!`: what is it?", path.display()));
+        }
+        if lines > LINES_MAX {
+            wrong.push(format!(
+                "{}: {lines} lines, at most {LINES_MAX}: one thought per file",
+                path.display()
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// How a file is opened or read where nobody has looked at what it is.
+const BARE_OPENS: [&str; 9] = [
+    "File::open(",
+    "File::options(",
+    "OpenOptions::new(",
+    "fs::read(",
+    "fs::read_to_string(",
+    "fs::copy(",
+    "tokio::fs",
+    "openat(",
+    "openat2(",
+];
+
+/// Who may, and why.
+const MAY_OPEN: [(&str, &str); 11] = [
+    ("regular_file.rs", "it is the helper"),
+    ("regular_file/beneath.rs", "it is the helper"),
+    ("atomic_file.rs", "a directory, and files it makes itself"),
+    ("drive/ephemeral.rs", "a temporary file it makes itself"),
+    ("spec_dir/directory.rs", "a directory"),
+    ("store/mod.rs", "the lock, which it makes itself, for reading and writing"),
+    ("image/library/cache.rs", "locks and files it makes itself, never waiting"),
+    ("ramdisk/modules.rs", "the initramfs, where nobody else is"),
+    ("ramdisk/story.rs", "/proc, in the initramfs"),
+    ("ramdisk/sysfs.rs", "/sys, in the initramfs"),
+    ("ramdisk/target.rs", "/dev and configfs, in the initramfs"),
+];
+
+#[test]
+fn whatever_lies_in_other_peoples_directories_is_opened_by_one_helper() {
+    let src = root().join("src");
+    let mut wrong = Vec::new();
+    let mut needed = BTreeSet::new();
+    for path in sources("src") {
+        let inside = path.strip_prefix(&src).unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        if inside.ends_with("tests.rs") || inside.contains("/tests/") {
+            continue;
+        }
+        for (at, line) in code.lines().enumerate() {
+            let line = line.split("//").next().unwrap();
+            if let Some(bare) = BARE_OPENS.iter().find(|bare| line.contains(**bare)) {
+                match MAY_OPEN.iter().find(|(file, _)| *file == inside) {
+                    Some((file, _)) => drop(needed.insert(*file)),
+                    None => wrong.push(format!(
+                        "{inside}:{}: `{bare}` waits at a FIFO; use `regular_file`",
+                        at + 1
+                    )),
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for (file, reason) in MAY_OPEN {
+        assert!(needed.contains(file), "{file} opens nothing by itself any more: {reason}");
+    }
+}
+
+/// Who writes to standard output or error besides `cli/print.rs`, and why.
+const MAY_PRINT: [(&str, &str); 5] = [
+    ("cli/print.rs", "it is the one writer"),
+    ("cli/log.rs", "the log, which escapes every value"),
+    ("cli/cache.rs", "the line of progress, which a terminal is to draw over"),
+    ("bin/hostler.rs", "it hands both to the one writer"),
+    ("ramdisk/init.rs", "the deploy ramdisk's own console"),
+];
+
+#[test]
+fn whatever_a_command_prints_goes_through_one_writer() {
+    let src = root().join("src");
+    for path in sources("src") {
+        let inside = path.strip_prefix(&src).unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let prints = ["stdout()", "stderr()", "io::stdout", "io::stderr"];
+        let printed = text.lines().any(|line| {
+            let code = line.split("//").next().unwrap().replace("print::stderr()", "");
+            prints.iter().any(|prints| code.contains(prints))
+        });
+        let may = MAY_PRINT.iter().any(|(file, _)| *file == inside);
+        assert_eq!(printed, may, "{inside} prints by itself, or need not be named any more");
+    }
+}
+
+#[test]
+fn the_reader_of_names_sees_plain_grouped_and_nested_ones_but_no_comments() {
+    let text = "
+        use crate::model::{ids, fault}; // not crate::cli
+        use crate::{\n store, iscsi::{pdu, login}, netboot as t };
+        /// [`crate::agent`]
+        fn f() { crate::ipmi::call(); $crate::watch!() }";
+    let names: Vec<String> = named(text).into_iter().collect();
+    assert_eq!(names, ["ipmi", "iscsi", "model", "netboot", "store", "watch"]);
+}
+
+/// What a file names that it may not.
+fn offences(path: &Path) -> Vec<String> {
+    let inside = path.strip_prefix(root().join("src")).unwrap();
+    let first = inside.components().next().unwrap();
+    let module = Path::new(first.as_os_str()).file_stem().unwrap().to_str().unwrap();
+    let Some(allowed) = may_name(module) else {
+        return vec![format!("{}: `{module}` has no place in the layers", path.display())];
+    };
+    named(&fs::read_to_string(path).unwrap())
+        .into_iter()
+        .filter(|name| name != module && !allowed.contains(&name.as_str()) && allowed != ["*"])
+        .map(|name| format!("{}: `{module}` must not name `{name}`", path.display()))
+        .collect()
+}
+
+/// The top-level modules a file names by `crate::`.
+fn named(text: &str) -> BTreeSet<String> {
+    let code: String = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap().trim())
+        .collect::<Vec<_>>()
+        .join(" ");
+    code.split("crate::").skip(1).flat_map(heads).collect()
+}
+
+/// The first name of a path, or of each path in a `{group}`.
+fn heads(path: &str) -> Vec<String> {
+    let Some(group) = path.strip_prefix('{') else { return vec![head(path)] };
+    let mut depth = 0;
+    let (mut heads, mut from) = (Vec::new(), 0);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            ',' if depth == 0 => {
+                heads.push(head(&group[from..at]));
+                from = at + 1;
+            }
+            '}' if depth == 0 => {
+                heads.push(head(&group[from..at]));
+                break;
+            }
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    heads.retain(|name| !name.is_empty());
+    heads
+}
+
+fn head(path: &str) -> String {
+    path.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+}
+
+/// Every Rust file below a folder of the package.
+pub(crate) fn sources(folder: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no source under {folder}");
+    found
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}

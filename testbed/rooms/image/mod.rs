@@ -1,5 +1,0 @@
-//! The image room against web servers, proxies and the tools that write images.
-
-mod decode;
-mod fetch;
-mod library;
