@@ -39,7 +39,7 @@ impl Driver {
     ) {
         let deed_name = deed.name();
         let admitted = self
-            .carrier
+            .executor
             .fleet()
             .node(name)
             .ok_or_else(|| "no such node; `hostler status` lists those that there are".to_owned())

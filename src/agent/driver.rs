@@ -1,6 +1,6 @@
 //! The one task that owns the fleet: select an event, bring it to the core, and let the core's answer be carried out.
 //!
-//! Started by [`super::Agent::run`]. The order in which things are carried out is the [`Carrier`]'s, what they are carried out upon
+//! Started by [`super::Agent::run`]. The order in which things are carried out is the [`Executor`]'s, what they are carried out upon
 //! is in `adapters.rs`. Nothing else may bring the core an event.
 
 use std::{collections::VecDeque, future::Future, iter, path::Path, time::Duration};
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::{
     admin,
     callback::Request,
-    lifecycle::{Carrier, Event},
+    lifecycle::{Event, Executor},
     model::{boot::Fetch, ids::NodeName},
     spec_dir::{ReadError, Snapshot, clashes},
 };
@@ -35,7 +35,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// The fleet, and the adapters it acts upon.
 #[derive(Debug)]
 pub(super) struct Driver {
-    pub(super) carrier: Carrier,
+    pub(super) executor: Executor,
     pub(super) adapters: Adapters,
     /// What the last scan means and has not been brought to its node yet. Everything else goes first: a thousand new specs are a
     /// thousand records to write, and a machine that calls back is not kept waiting for them.
@@ -58,9 +58,9 @@ pub(super) struct Sources {
 
 impl Driver {
     /// For the specs in this directory.
-    pub(super) fn new(carrier: Carrier, adapters: Adapters, specs_dir: &Path) -> Self {
+    pub(super) fn new(executor: Executor, adapters: Adapters, specs_dir: &Path) -> Self {
         let specs_dir = specs_dir.display().to_string();
-        Self { carrier, adapters, news: VecDeque::new(), specs_dir, pruned: None }
+        Self { executor, adapters, news: VecDeque::new(), specs_dir, pruned: None }
     }
 
     /// Drives until `shutdown`, then stops what runs.
@@ -82,7 +82,7 @@ impl Driver {
                         let in_time = began.elapsed() < NEWS_LIMIT;
                         in_time.then(|| news.pop_front()).flatten()
                     });
-                    self.carrier.step_all(now(), few, &mut self.adapters);
+                    self.executor.step_all(now(), few, &mut self.adapters);
                     if self.news.is_empty() {
                         // Ten thousand have been in it.
                         self.news = VecDeque::new();
@@ -103,11 +103,11 @@ impl Driver {
                     (name, event)
                 }
                 () = sleep_until(wake) => {
-                    self.carrier.tick(now(), &mut self.adapters);
+                    self.executor.tick(now(), &mut self.adapters);
                     continue;
                 }
             };
-            self.carrier.step_all(now(), [event], &mut self.adapters);
+            self.executor.step_all(now(), [event], &mut self.adapters);
         }
         self.stop(sources.reports).await;
     }
@@ -118,24 +118,24 @@ impl Driver {
             Ok(snapshot) => {
                 if self.pruned.is_none_or(|at| at.elapsed() >= PRUNE_INTERVAL) {
                     self.pruned = Some(Instant::now());
-                    self.adapters.prune_netboot_files(self.carrier.fleet().netboot_digests());
+                    self.adapters.prune_netboot_files(self.executor.fleet().netboot_digests());
                 }
-                let in_force = self.carrier.fleet().in_force(&snapshot.nodes);
+                let in_force = self.executor.fleet().in_force(&snapshot.nodes);
                 let specs = || in_force.iter().map(AsRef::as_ref);
                 let mut clashes = clashes(&self.specs_dir, specs());
                 let by_name = self.adapters.bmc_names().clashes(&self.specs_dir, specs());
                 let found = || snapshot.nodes.values().filter_map(|spec| spec.as_deref().ok());
                 let names = self.adapters.bmc_names();
-                names.note_installed(self.carrier.fleet().bmcs_of_installed(), found());
-                self.carrier.note_aliased(names.aliased(found()));
+                names.note_installed(self.executor.fleet().bmcs_of_installed(), found());
+                self.executor.note_aliased(names.aliased(found()));
                 for (node, problems) in by_name {
                     clashes.entry(node).or_default().extend(problems);
                 }
-                self.carrier.compare(now(), snapshot.nodes, &clashes)
+                self.executor.compare(now(), snapshot.nodes, &clashes)
             }
             Err(error) => {
                 warn!(%error, "the spec directory cannot be read; everything is held");
-                self.carrier.fleet().hold(&error.to_string())
+                self.executor.fleet().hold(&error.to_string())
             }
         };
         self.news.extend(events);
@@ -143,10 +143,10 @@ impl Driver {
 
     fn next_wake(&self) -> Instant {
         let now = Timestamp::now();
-        let core = self.carrier.fleet().next_wake().map_or(Duration::from_secs(3600), |at| {
+        let core = self.executor.fleet().next_wake().map_or(Duration::from_secs(3600), |at| {
             Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
         });
-        let wait = if self.carrier.has_unsaved() { core.min(RECORD_RETRY) } else { core };
+        let wait = if self.executor.has_unsaved() { core.min(RECORD_RETRY) } else { core };
         // At least a moment, so that a wake that changes nothing cannot keep a core busy.
         Instant::now() + wait.max(Duration::from_millis(10))
     }

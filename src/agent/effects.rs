@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::{
-    lifecycle::{Event, Left, Node, Operation, Outside, Record},
+    lifecycle::{Effects, Event, Left, Node, Operation, Record},
     model::{
         admin::{CardBoot, Deed},
         callback::Reply,
@@ -168,7 +168,7 @@ impl Adapters {
     }
 }
 
-impl Outside for Adapters {
+impl Effects for Adapters {
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String> {
         match self.store.save(node, record) {
             Ok(()) => {

@@ -59,7 +59,7 @@ use tracing::{error, info, warn};
 use crate::{
     admin, callback,
     config::{self, Config},
-    lifecycle::{Carrier, Fleet, Policy},
+    lifecycle::{Executor, Fleet, Policy},
     model::problem::Problem,
     netboot, regular_file,
     spec_dir::Defaults,
@@ -213,10 +213,10 @@ impl Agent {
         let cached = netboot_files::cached(workshop.library.clone(), reporting.downgrade());
         let bmc_names = workshop.bmc_names.clone();
         let mut adapters = Adapters::new(store, menus, publisher, workshop, changed, reporting);
-        let mut carrier = Carrier::new(fleet);
+        let mut executor = Executor::new(fleet);
         // A machine may netboot before the directory has been read.
-        carrier.present(&mut adapters);
-        bmc_names.note_installed(carrier.fleet().bmcs_of_installed(), std::iter::empty());
+        executor.present(&mut adapters);
+        bmc_names.note_installed(executor.fleet().bmcs_of_installed(), std::iter::empty());
         let tftp = tftp
             .with_cached(cached)
             .start(table, evidence)
@@ -234,7 +234,7 @@ impl Agent {
                 |source| StartError::Listen { what: "directory watcher".into(), source },
             )?;
         let sources = Sources {
-            scans: scan::start(&config, &carrier.fleet().names(), bmc_names, wakes),
+            scans: scan::start(&config, &executor.fleet().names(), bmc_names, wakes),
             calls,
             orders,
             fetches,
@@ -252,7 +252,7 @@ impl Agent {
                 }
             }
         };
-        Driver::new(carrier, adapters, &config.specs.dir).run(sources, over).await;
+        Driver::new(executor, adapters, &config.specs.dir).run(sources, over).await;
 
         closing.send_replace(true);
         drop(watcher);

@@ -45,7 +45,7 @@ impl Driver {
         if reply.is_closed() {
             return warn!(uid, pid, "consent to new machines came too late, and is dropped");
         }
-        let changed = self.carrier.approve_new_machines(&mut self.adapters);
+        let changed = self.executor.approve_new_machines(&mut self.adapters);
         info!(
             uid,
             pid,
@@ -86,7 +86,7 @@ impl Driver {
     /// The nodes that an order for all is for. Consent for all is for those that were held because they are many; a machine that is
     /// somebody's, or may be installed, has to be named.
     fn waiting_for(&self, order: &Order) -> Vec<NodeName> {
-        let fleet = self.carrier.fleet();
+        let fleet = self.executor.fleet();
         let waits = |node: &Node| match order {
             Order::Approve(_) => node.held_for() == Some(Hold::TooManyChanges),
             Order::Retry(_) => node.phase() == Phase::Failed,
@@ -96,7 +96,7 @@ impl Driver {
     }
 
     fn obey_for(&mut self, order: &Order, name: NodeName) -> Answer {
-        let Some(node) = self.carrier.fleet().node(&name) else {
+        let Some(node) = self.executor.fleet().node(&name) else {
             let message = "no such node; `hostler status` lists those that there are";
             return Answer::new(name, false, message);
         };
@@ -109,10 +109,10 @@ impl Driver {
             Order::Retry(_) => Event::Retry,
         };
         self.adapters.ask_bmc_anew(&name);
-        self.carrier.step(now(), &name, event, &mut self.adapters);
-        let caveat = match self.carrier.fleet().node(&name) {
+        self.executor.step(now(), &name, event, &mut self.adapters);
+        let caveat = match self.executor.fleet().node(&name) {
             None => ", but its spec is gone, and it is forgotten".to_owned(),
-            Some(_) if self.carrier.is_unsaved(&name) => {
+            Some(_) if self.executor.is_unsaved(&name) => {
                 ", but its record cannot be written, and nothing is started until it can be"
                     .to_owned()
             }

@@ -1,6 +1,6 @@
 //! All nodes of the site: brings the spec directory and the nodes together, and events to their node.
 //!
-//! Owned by the [`super::Carrier`]. One node's events never touch another node; what they share, turns and the breaker, is decided
+//! Owned by the [`super::Executor`]. One node's events never touch another node; what they share, turns and the breaker, is decided
 //! here.
 
 use std::{

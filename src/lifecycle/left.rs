@@ -5,7 +5,7 @@
 //! ever wiped because a file went away. A record that is gone is missed by its name and its machine, so that
 //! its node is not taken for one never seen.
 //!
-//! Kept by the [`super::Fleet`]; the [`super::Carrier`] makes it durable before the record that knew it is
+//! Kept by the [`super::Fleet`]; the [`super::Executor`] makes it durable before the record that knew it is
 //! changed or removed, and before anything is done to a machine whose record would not be missed. What is
 //! found again is not taken out: the node that has the machine now writes it anew when it leaves.
 

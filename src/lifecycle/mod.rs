@@ -1,7 +1,7 @@
 //! The core: decides what happens to every node. Pure, synchronous and total: no I/O, no clock, no randomness, no failure.
 //!
-//! Called by the agent's driver only, which owns the [`Carrier`] and brings it an [`Event`] and the time. The [`Fleet`] finds the
-//! event's [`Node`], whose step answers with [`Action`]s; the carrier has them carried out by the [`Outside`] in an order that no crash
+//! Called by the agent's driver only, which owns the [`Executor`] and brings it an [`Event`] and the time. The [`Fleet`] finds the
+//! event's [`Node`], whose step answers with [`Action`]s; the executor has them carried out by the [`Effects`] in an order that no crash
 //! can turn into harm. Two things are derived from a node instead of being actions, so that they cannot be forgotten: its
 //! [`Record`], which is durable *before* anything else, and its [`Menu`]. The core must never reach for a room.
 //!
@@ -44,8 +44,8 @@ mod backoff;
 mod breaker;
 mod by_hand;
 mod callback;
-mod carrier;
 mod event;
+mod executor;
 mod fleet;
 pub mod format_1;
 mod history;
@@ -65,8 +65,8 @@ mod tests;
 mod turns;
 mod wait;
 
-pub use carrier::{Carrier, Outside};
 pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Stages, Turn};
+pub use executor::{Effects, Executor};
 pub use fleet::{Fleet, Policy, Specs};
 pub use left::{Known, Left};
 pub use node::Node;

@@ -19,8 +19,8 @@ use crate::model::{
 
 use super::{
     callback::MissingDisk,
-    carrier::NEVER_STARTED,
     event::{Action, Event, Menu, Operation, Outcome},
+    executor::NEVER_STARTED,
     fleet::Policy,
     left::Known,
     netboot_files::{NetbootUpdate, carry_over, carry_over_record, own_menu},

@@ -173,8 +173,8 @@ async fn add_route(
 
 /// Asks until there is a lease; the caller holds the deadline.
 async fn borrow(card: Card) -> io::Result<(Card, UdpSocket, Lease)> {
-    let carrier = Path::new("/sys/class/net").join(&card.name).join("carrier");
-    while sysfs::number(&carrier) != Some(1) {
+    let executor = Path::new("/sys/class/net").join(&card.name).join("executor");
+    while sysfs::number(&executor) != Some(1) {
         sleep(LOOK_EVERY).await;
     }
     let socket = open(&card)?;

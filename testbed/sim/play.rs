@@ -87,12 +87,12 @@ fn settle(world: &mut World) {
 
 /// Nodes that are not where their spec wants them.
 fn unsettled(world: &World) -> Vec<(NodeName, String)> {
-    let Some(carrier) = &world.carrier else {
+    let Some(executor) = &world.executor else {
         return vec![("agent".parse().unwrap(), "the agent is not running".to_owned())];
     };
     let mut wrong = Vec::new();
     for name in world.site.files.keys() {
-        let Some(node) = carrier.fleet().node(name) else {
+        let Some(node) = executor.fleet().node(name) else {
             wrong.push((name.clone(), "no such node".to_owned()));
             continue;
         };

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    lifecycle::{Carrier, Event, Hold, Node, Operation, Outcome, Outside, Specs},
+    lifecycle::{Effects, Event, Executor, Hold, Node, Operation, Outcome, Specs},
     model::{
         boot::{Arch, Firmware},
         callback::Reply,
@@ -130,7 +130,7 @@ fn deployed(spec: &NodeSpec) -> Record {
 }
 
 /// What the fleet acts upon: real files, and machines that only say whether they are on.
-struct Effects {
+struct FakeEffects {
     store: Store,
     files: StatusFiles,
     running: VecDeque<(NodeName, OpId, Operation)>,
@@ -138,7 +138,7 @@ struct Effects {
     shown: BTreeMap<NodeName, Status>,
 }
 
-impl Outside for Effects {
+impl Effects for FakeEffects {
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String> {
         self.store.save(node, record).map_err(|error| error.to_string())
     }
@@ -174,8 +174,8 @@ impl Outside for Effects {
 
 /// An agent on these directories.
 struct Agent {
-    carrier: Carrier,
-    effects: Effects,
+    executor: Executor,
+    effects: FakeEffects,
     losses: String,
     /// The nodes for whose machine more was begun than a look at its power state.
     touched: BTreeSet<String>,
@@ -199,22 +199,22 @@ impl Agent {
         let recalled = recall(&mut store, &files, POLICY, overtaken, now()).unwrap();
         let losses = [recalled.losses, recalled.notes].concat().join("\n");
         let mut effects =
-            Effects { store, files, running: VecDeque::new(), shown: BTreeMap::new() };
-        let mut carrier = Carrier::new(recalled.fleet);
-        carrier.present(&mut effects);
-        Self { carrier, effects, losses, touched: BTreeSet::new() }
+            FakeEffects { store, files, running: VecDeque::new(), shown: BTreeMap::new() };
+        let mut executor = Executor::new(recalled.fleet);
+        executor.present(&mut effects);
+        Self { executor, effects, losses, touched: BTreeSet::new() }
     }
 
     /// The directory is read, and every machine that is asked is off.
     fn scan(&mut self, specs: &[NodeSpec]) {
         let specs: Specs =
             specs.iter().map(|spec| (spec.name.clone(), Ok(Arc::new(spec.clone())))).collect();
-        for (name, event) in self.carrier.compare(now(), specs, &BTreeMap::new()) {
-            self.carrier.step(now(), &name, event, &mut self.effects);
+        for (name, event) in self.executor.compare(now(), specs, &BTreeMap::new()) {
+            self.executor.step(now(), &name, event, &mut self.effects);
         }
         self.settle(now());
         let later = now().checked_add(SignedDuration::from_hours(2)).unwrap();
-        self.carrier.tick(later, &mut self.effects);
+        self.executor.tick(later, &mut self.effects);
         self.settle(later);
     }
 
@@ -223,7 +223,7 @@ impl Agent {
             if operation == Operation::PollPower {
                 let outcome = Ok(Outcome::Power(PowerState::Off));
                 let event = Event::Done { op, outcome };
-                self.carrier.step(at, &name, event, &mut self.effects);
+                self.executor.step(at, &name, event, &mut self.effects);
             } else {
                 self.touched.insert(name.to_string());
             }
@@ -238,7 +238,7 @@ impl Agent {
     }
 
     fn held_for(&self, node: &str) -> Option<Hold> {
-        self.carrier.fleet().node(&name(node))?.held_for()
+        self.executor.fleet().node(&name(node))?.held_for()
     }
 }
 

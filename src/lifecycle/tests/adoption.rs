@@ -17,11 +17,11 @@ fn stays_untouched(mut rack: Rack, expected: Phase) {
         rack.world.on.clear();
     }
     let phases: Vec<Phase> = rack
-        .carrier
+        .executor
         .fleet()
         .names()
         .iter()
-        .map(|name| rack.carrier.fleet().node(name).unwrap().phase())
+        .map(|name| rack.executor.fleet().node(name).unwrap().phase())
         .collect();
     assert!(phases.iter().all(|phase| *phase == expected), "{phases:?}");
     assert_eq!(rack.world.story, []);
@@ -399,7 +399,7 @@ fn what_is_installed_is_kept_before_the_record_that_knows_it_is_removed() {
     rack.world.disk_full = false;
     rack.tick();
     assert_eq!(rack.world.heard, [Heard::Keep, Heard::Forget]);
-    assert!(!rack.carrier.has_unsaved());
+    assert!(!rack.executor.has_unsaved());
     rack.restart();
     rack.specs.insert(name(0), spec);
     stays_untouched(rack, Phase::Deployed);

@@ -148,7 +148,7 @@ fn a_node_is_not_started_while_its_record_would_not_be_missed() {
     rack.scan_only();
     rack.world.disk_full = true;
     rack.settle();
-    assert!(rack.carrier.has_unsaved());
+    assert!(rack.executor.has_unsaved());
     assert_eq!(rack.world.story, []);
     rack.world.disk_full = false;
     rack.tick();
@@ -195,7 +195,7 @@ fn a_whole_directory_that_goes_away_is_one_change_of_what_is_kept() {
     rack.specs.clear();
     rack.specs.insert(name(0), kept);
     rack.scan();
-    assert_eq!(rack.carrier.fleet().names(), [name(0)]);
+    assert_eq!(rack.executor.fleet().names(), [name(0)]);
     let keeps = rack.world.heard.iter().filter(|heard| **heard == Heard::Keep).count();
     assert_eq!(keeps, 1);
 }
@@ -244,13 +244,13 @@ fn an_operator_ends_the_doubt_about_machines_to_come_and_about_no_other() {
     rack.specs.insert(name(5), spec_of(5));
     rack.scan();
     rack.world.disk_full = true;
-    assert!(rack.carrier.approve_new_machines(&mut rack.world).is_err());
+    assert!(rack.executor.approve_new_machines(&mut rack.world).is_err());
     rack.world.disk_full = false;
     rack.specs.insert(name(6), spec_of(6));
     rack.scan();
     assert_eq!(reason(&rack, 6).as_deref(), Some("RecordLost"), "it could not be written down");
-    assert_eq!(rack.carrier.approve_new_machines(&mut rack.world), Ok(true));
-    assert_eq!(rack.carrier.approve_new_machines(&mut rack.world), Ok(false));
+    assert_eq!(rack.executor.approve_new_machines(&mut rack.world), Ok(true));
+    assert_eq!(rack.executor.approve_new_machines(&mut rack.world), Ok(false));
     for restarted in [false, true] {
         if restarted {
             rack.restart();

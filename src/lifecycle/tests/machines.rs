@@ -97,11 +97,11 @@ fn a_machine_whose_bmc_is_an_installed_ones_in_other_words_is_one_that_may_be_in
     rack.edit(0, other_machine);
     rack.specs.remove(&name(1));
     rack.specs.insert(name(50), NodeSpec { name: name(50), ..spec_of(98) });
-    rack.carrier.note_aliased([name(0), name(50)].into());
+    rack.executor.note_aliased([name(0), name(50)].into());
     rack.scan();
     for n in [0, 50] {
         assert_eq!(rack.condition(n, "Held").unwrap().1, "RecordLost");
-        let bmcs = rack.carrier.fleet().bmcs_of_installed();
+        let bmcs = rack.executor.fleet().bmcs_of_installed();
         assert!(bmcs.map(|bmc| &bmc.host).any(|known| *known == host(usize::from(n != 0))));
     }
     assert_eq!(rack.world.story, []);
@@ -304,7 +304,7 @@ fn a_disk_that_was_begun_to_be_written_is_not_said_to_hold_what_it_held_before()
     rack.specs.insert(name(50), renamed);
     rack.scan();
     assert_eq!(rack.phase(50), Phase::Held);
-    rack.carrier.step(rack.now, &name(50), Event::Approve, &mut rack.world);
+    rack.executor.step(rack.now, &name(50), Event::Approve, &mut rack.world);
     while rack.phase(50) != Phase::Imaging {
         assert!(rack.end_one() || rack.let_ramdisks_call());
     }

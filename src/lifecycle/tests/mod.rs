@@ -4,9 +4,9 @@
 mod adoption;
 mod breaker;
 mod callback;
-mod carrier;
 mod consent;
 mod deadlines;
+mod executor;
 mod histories;
 mod ironic;
 mod listed;

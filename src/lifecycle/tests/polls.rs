@@ -161,7 +161,7 @@ fn the_patience_with_a_poll_counts_from_its_turn_and_not_from_when_it_was_due() 
     for _ in 0..3 {
         rack.now = rack.now.checked_add(SignedDuration::from_hours(1)).unwrap();
         let waits = |n: &usize| {
-            let node = rack.carrier.fleet().node(&name(*n)).unwrap();
+            let node = rack.executor.fleet().node(&name(*n)).unwrap();
             node.waits_to_poll().is_some() && node.running.is_none()
         };
         assert_eq!((0..40).filter(waits).count(), 40 - PLACES / 4);
@@ -188,7 +188,7 @@ fn a_node_that_waits_for_its_poll_is_not_woken_for_it() {
     let mut rack = silent_site(40);
     rack.now = rack.now.checked_add(SignedDuration::from_secs(300)).unwrap();
     rack.tick();
-    let due = rack.carrier.fleet().due(rack.now);
+    let due = rack.executor.fleet().due(rack.now);
     assert!(due.is_empty(), "{due:?}");
 }
 

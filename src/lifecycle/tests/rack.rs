@@ -1,4 +1,4 @@
-//! A rack of machines under one carrier: records as they are on disk, operations that end at once, and what was done to each machine.
+//! A rack of machines under one executor: records as they are on disk, operations that end at once, and what was done to each machine.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     lifecycle::{
-        Carrier, Event, Fleet, Left, Node, Operation, Outcome, Outside, Policy, Record, Specs,
+        Effects, Event, Executor, Fleet, Left, Node, Operation, Outcome, Policy, Record, Specs,
     },
     model::{
         callback::{Call, Reply},
@@ -28,7 +28,7 @@ use super::support::*;
 pub(super) struct Rack {
     pub(super) now: Timestamp,
     pub(super) policy: Policy,
-    pub(super) carrier: Carrier,
+    pub(super) executor: Executor,
     /// The spec directory.
     pub(super) specs: BTreeMap<NodeName, NodeSpec>,
     pub(super) broken: BTreeSet<NodeName>,
@@ -36,7 +36,7 @@ pub(super) struct Rack {
     pub(super) world: World,
 }
 
-/// What the carrier acts upon.
+/// What the executor acts upon.
 #[derive(Default)]
 pub(super) struct World {
     /// The state directory.
@@ -48,7 +48,7 @@ pub(super) struct World {
     pub(super) on: BTreeSet<String>,
     /// What was done to which machine.
     pub(super) story: Vec<(String, Operation)>,
-    /// Everything the carrier asked for, in order.
+    /// Everything the executor asked for, in order.
     pub(super) heard: Vec<Heard>,
     /// The phases in the log.
     pub(super) logged: Vec<Phase>,
@@ -85,7 +85,7 @@ pub(super) struct Job {
     pub(super) host: String,
 }
 
-impl Outside for World {
+impl Effects for World {
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String> {
         if !self.lives() {
             return Ok(());
@@ -240,7 +240,7 @@ impl Rack {
         Self {
             now,
             policy,
-            carrier: Carrier::new(Fleet::resume(
+            executor: Executor::new(Fleet::resume(
                 policy,
                 BTreeMap::new(),
                 Left::default(),
@@ -285,13 +285,13 @@ impl Rack {
         };
         let specs: Specs = self.specs.iter().map(read).collect();
         let clashes = self.clashes_with(&specs);
-        let events = self.carrier.compare(self.now, specs, &clashes);
-        self.carrier.step_all(self.now, events, &mut self.world);
+        let events = self.executor.compare(self.now, specs, &clashes);
+        self.executor.step_all(self.now, events, &mut self.world);
     }
 
     /// The clashes a test wants, and specs in force that claim one machine, as the agent finds them.
     fn clashes_with(&self, specs: &Specs) -> BTreeMap<NodeName, Vec<Problem>> {
-        let in_force = self.carrier.fleet().in_force(specs);
+        let in_force = self.executor.fleet().in_force(specs);
         let mut claims = BTreeMap::<MachineId, BTreeSet<&NodeName>>::new();
         for spec in &in_force {
             claims.entry(spec.machine()).or_default().insert(&spec.name);
@@ -304,8 +304,8 @@ impl Rack {
 
     /// The spec directory cannot be read.
     pub(super) fn lose_directory(&mut self, reason: &str) {
-        for (name, event) in self.carrier.fleet().hold(reason) {
-            self.carrier.step(self.now, &name, event, &mut self.world);
+        for (name, event) in self.executor.fleet().hold(reason) {
+            self.executor.step(self.now, &name, event, &mut self.world);
         }
     }
 
@@ -321,11 +321,11 @@ impl Rack {
     }
 
     pub(super) fn send(&mut self, n: usize, event: Event) {
-        self.carrier.step(self.now, &name(n), event, &mut self.world);
+        self.executor.step(self.now, &name(n), event, &mut self.world);
     }
 
     pub(super) fn tick(&mut self) {
-        self.carrier.tick(self.now, &mut self.world);
+        self.executor.tick(self.now, &mut self.world);
     }
 
     /// Time passes, minute by minute or in ten steps.
@@ -344,7 +344,7 @@ impl Rack {
         let Some(job) = self.world.running.pop_front() else { return false };
         let outcome = self.world.carry_out(&job);
         let event = Event::Done { op: job.op, outcome };
-        self.carrier.step(self.now, &job.node, event, &mut self.world);
+        self.executor.step(self.now, &job.node, event, &mut self.world);
         true
     }
 
@@ -360,8 +360,8 @@ impl Rack {
 
     pub(super) fn let_ramdisks_call(&mut self) -> bool {
         let mut moved = false;
-        for node in self.carrier.fleet().names() {
-            let known = self.carrier.fleet().node(&node).unwrap();
+        for node in self.executor.fleet().names() {
+            let known = self.executor.fleet().node(&node).unwrap();
             let (phase, spec) = (known.phase(), known.spec().cloned());
             let Some(attempt) = known.record().state.attempt().cloned() else { continue };
             let calls = match phase {
@@ -378,7 +378,7 @@ impl Rack {
                 }
                 let key = attempt.key.clone();
                 let event = Event::Callback { request: 0, peer: RAMDISK, key, call };
-                self.carrier.step(self.now, &node, event, &mut self.world);
+                self.executor.step(self.now, &node, event, &mut self.world);
             }
             moved = true;
         }
@@ -413,12 +413,13 @@ impl Rack {
         self.world.running.clear();
         let left = self.world.left.as_ref().map(|left| serde_json::from_str(left).unwrap());
         let left = left.unwrap_or_default();
-        self.carrier = Carrier::new(Fleet::resume(self.policy, records, left, witnessed, self.now));
-        self.carrier.present(&mut self.world);
+        self.executor =
+            Executor::new(Fleet::resume(self.policy, records, left, witnessed, self.now));
+        self.executor.present(&mut self.world);
     }
 
     pub(super) fn node(&self, n: usize) -> &Node {
-        self.carrier.fleet().node(&name(n)).unwrap()
+        self.executor.fleet().node(&name(n)).unwrap()
     }
 
     pub(super) fn phase(&self, n: usize) -> Phase {
@@ -437,7 +438,7 @@ impl Rack {
     }
 
     pub(super) fn count(&self, phase: Phase) -> usize {
-        let fleet = self.carrier.fleet();
+        let fleet = self.executor.fleet();
         fleet.names().iter().filter(|name| fleet.node(name).unwrap().phase() == phase).count()
     }
 

@@ -567,7 +567,7 @@ fn the_identity_of_an_installation_is_its_image_root_device_and_redeploy_for_all
         change(&mut spec);
         spec.digest().to_string()
     };
-    let outside: [Change; 6] = [
+    let effects: [Change; 6] = [
         |spec| spec.name = "other".parse().unwrap(),
         |spec| spec.power = WantedPower::Ignore,
         |spec| spec.paused = true,
@@ -584,7 +584,7 @@ fn the_identity_of_an_installation_is_its_image_root_device_and_redeploy_for_all
         |spec| spec.root_device.rotational = Some(false),
     ];
     let unchanged = digest(|_| {});
-    assert!(outside.into_iter().all(|change| digest(change) == unchanged));
+    assert!(effects.into_iter().all(|change| digest(change) == unchanged));
     let different: BTreeSet<String> = inside.into_iter().map(digest).collect();
     assert_eq!((different.len(), different.contains(&unchanged)), (inside.len(), false));
     // Should this change, every machine out there looks out of date after the upgrade.

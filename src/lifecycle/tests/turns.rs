@@ -12,7 +12,7 @@ fn limited(attempts_max: usize, imagings_max: usize) -> Policy {
 }
 
 fn holders(rack: &Rack, turn: Turn) -> usize {
-    let fleet = rack.carrier.fleet();
+    let fleet = rack.executor.fleet();
     let holds = |name| fleet.node(name).unwrap().record().state.holds();
     fleet.names().iter().filter(|name| holds(name) == Some(turn)).count()
 }

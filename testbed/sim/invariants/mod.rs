@@ -12,7 +12,7 @@ mod turns;
 use std::collections::{BTreeMap, BTreeSet};
 
 use hostler::{
-    lifecycle::{Carrier, Event, Record, Specs},
+    lifecycle::{Event, Executor, Record, Specs},
     model::{
         ids::{NodeName, OpId},
         problem::Problem,
@@ -164,12 +164,12 @@ impl Site {
     /// If the event is the end of an operation that does not run: the record as it is, which must stay so.
     pub(crate) fn stale_check(
         &self,
-        carrier: &Carrier,
+        executor: &Executor,
         name: &NodeName,
         event: &Event,
     ) -> Option<Record> {
         let Event::Done { op, .. } = event else { return None };
-        let node = carrier.fleet().node(name)?;
+        let node = executor.fleet().node(name)?;
         let stale = self.watch.running.get(name) != Some(op);
         let quiet = node.next_wake().is_none_or(|(at, _)| at > self.now());
         (stale && quiet).then(|| node.record().clone())
@@ -215,15 +215,15 @@ impl World {
         if self.site.dead {
             return self.bury();
         }
-        let Some(carrier) = &self.carrier else { return };
+        let Some(executor) = &self.executor else { return };
         let touched = std::mem::take(&mut self.site.watch.touched);
         let unsaved = self.site.unsaved.iter().cloned().collect::<Vec<_>>();
         for name in touched.iter().chain(&unsaved) {
-            match carrier.fleet().node(name) {
+            match executor.fleet().node(name) {
                 Some(node) => self.site.note_share(name, node.record()),
                 None => self.site.forget_watch(name),
             }
-            self.site.check_shown(carrier.fleet(), name);
+            self.site.check_shown(executor.fleet(), name);
         }
         self.site.check_turns();
     }

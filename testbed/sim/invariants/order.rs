@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::world::{
     Site,
-    outside::{operation_name, state_name},
+    effects::{operation_name, state_name},
 };
 
 /// The longest wait there is with the specs used here.

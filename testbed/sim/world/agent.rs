@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hostler::{
-    lifecycle::{Carrier, Fleet, Record},
+    lifecycle::{Executor, Fleet, Record},
     model::{ids::NodeName, status::Installed},
     spec_dir::clashes,
 };
@@ -24,28 +24,28 @@ pub(crate) enum Directory {
 impl World {
     /// The directory is read, as the agent's driver does it.
     pub(crate) fn scan(&mut self) {
-        let Some(carrier) = &mut self.carrier else { return };
+        let Some(executor) = &mut self.executor else { return };
         let site = &mut self.site;
         let now = site.now();
-        let known = carrier.fleet().names().len() as u64;
+        let known = executor.fleet().names().len() as u64;
         if site.directory == Directory::Lost {
             site.note_step(known.max(1), 20);
             site.note(None, || "the directory cannot be read".to_owned());
-            let events = carrier.fleet().hold("no such directory");
-            carrier.step_all(now, events, site);
+            let events = executor.fleet().hold("no such directory");
+            executor.step_all(now, events, site);
         } else {
             let specs = if site.directory == Directory::Empty {
                 BTreeMap::new()
             } else {
                 site.read_specs()
             };
-            let in_force = carrier.fleet().in_force(&specs);
+            let in_force = executor.fleet().in_force(&specs);
             let clashes = clashes("specs", in_force.iter().map(AsRef::as_ref));
             site.note_step((specs.len() as u64).max(known).max(1), 21);
             site.note(None, || format!("scan of {} specs, {} clash", specs.len(), clashes.len()));
             site.judge_scan(&specs, &clashes);
-            let events = carrier.compare(now, specs, &clashes);
-            carrier.step_all(now, events, site);
+            let events = executor.compare(now, specs, &clashes);
+            executor.step_all(now, events, site);
         }
         self.check();
         self.site.watch_directory();
@@ -53,7 +53,7 @@ impl World {
 
     /// The agent is started: what is durable is read back.
     pub(crate) fn start(&mut self) {
-        if self.carrier.is_some() {
+        if self.executor.is_some() {
             return;
         }
         let site = &mut self.site;
@@ -68,18 +68,18 @@ impl World {
         let left = left.unwrap_or_default();
         let witnessed = witnessed.into_iter().map(|(name, known)| (name, Some(known))).collect();
         let fleet = Fleet::resume(site.plan.policy, records, left, witnessed, now);
-        let mut carrier = Carrier::new(fleet);
-        carrier.present(site);
-        self.carrier = Some(carrier);
+        let mut executor = Executor::new(fleet);
+        executor.present(site);
+        self.executor = Some(executor);
         self.site.after_ms(50, 2000, Happening::Scan);
     }
 
     /// If the agent died in what it just did, it is gone, and so is all that only it knew.
     pub(crate) fn bury(&mut self) {
-        if !self.site.dead || self.carrier.is_none() {
+        if !self.site.dead || self.executor.is_none() {
             return;
         }
-        self.carrier = None;
+        self.executor = None;
         let site = &mut self.site;
         site.note(None, || "the agent is killed".to_owned());
         site.kill_jobs();

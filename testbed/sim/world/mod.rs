@@ -1,13 +1,13 @@
 //! A site: machines, their BMCs and ramdisks, the network, the spec directory and those who write into it, the state directory, and
-//! a clock. Everything outside the core is in [`Site`], which is the core's [`hostler::lifecycle::Outside`]; [`World`] brings the
+//! a clock. Everything outside the core is in [`Site`], which is the core's [`hostler::lifecycle::Effects`]; [`World`] brings the
 //! core what happens there, one event after the other.
 
 pub(crate) mod agent;
+pub(crate) mod effects;
 pub(crate) mod fate;
 pub(crate) mod machine;
 pub(crate) mod netboot;
 pub(crate) mod operator;
-pub(crate) mod outside;
 pub(crate) mod person;
 pub(crate) mod ramdisk;
 pub(crate) mod specs;
@@ -16,7 +16,7 @@ pub(crate) mod work;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hostler::{
-    lifecycle::{Carrier, Event, Menu, Record},
+    lifecycle::{Event, Executor, Menu, Record},
     model::{
         callback::Reply,
         ids::{Digest, MacAddr, NodeName, OpId},
@@ -110,7 +110,7 @@ pub(crate) struct Site {
     pub(crate) shown: BTreeMap<NodeName, Status>,
     /// Boot menus in force, and for which cards.
     pub(crate) menus: BTreeMap<NodeName, (Menu, Vec<MacAddr>)>,
-    /// Calls to the outside until the agent is killed.
+    /// Calls of effects until the agent is killed.
     pub(crate) fuse: Option<u64>,
     pub(crate) dead: bool,
     /// The kernels and ramdisks that were verified for somebody.
@@ -180,7 +180,7 @@ impl Site {
 /// The core and all it deals with.
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) carrier: Option<Carrier>,
+    pub(crate) executor: Option<Executor>,
     pub(crate) site: Site,
 }
 
@@ -225,7 +225,7 @@ impl World {
             trace: traced.then(VecDeque::new),
         };
         site.write_first_specs();
-        let mut world = Self { carrier: None, site };
+        let mut world = Self { executor: None, site };
         world.start();
         world.site.after_s(1, 60, Happening::Whim);
         if world.site.plan.by_hand {
@@ -254,22 +254,22 @@ impl World {
 
     /// When the core wants to be woken, as time really passes.
     fn wake(&self) -> Option<u64> {
-        let carrier = self.carrier.as_ref()?;
-        let core = carrier.fleet().next_wake().map(|at| {
+        let executor = self.executor.as_ref()?;
+        let core = executor.fleet().next_wake().map(|at| {
             let real = at.as_millisecond() - EPOCH_MS - self.site.skew_ms;
             u64::try_from(real).unwrap_or(0).max(self.site.t + 10)
         });
-        let retry = carrier.has_unsaved().then_some(self.site.t + 1000);
+        let retry = executor.has_unsaved().then_some(self.site.t + 1000);
         [core, retry].into_iter().flatten().min()
     }
 
     fn tick(&mut self, at: u64) {
         self.site.t = self.site.t.max(at);
         let now = self.site.now();
-        let Some(carrier) = &mut self.carrier else { return };
-        let due = carrier.fleet().due(now);
+        let Some(executor) = &mut self.executor else { return };
+        let due = executor.fleet().due(now);
         self.site.note_step(due.len().max(1) as u64, 1);
-        carrier.tick(now, &mut self.site);
+        executor.tick(now, &mut self.site);
         self.check();
     }
 
@@ -285,14 +285,14 @@ impl World {
             Happening::Firmware { machine, session } => site.firmware(machine, session),
             Happening::Fetching { machine, session, node, key, stage } => {
                 let event = site.fetching(machine, session, &node, key, stage);
-                if let Some(event) = event.filter(|_| self.carrier.is_some()) {
+                if let Some(event) = event.filter(|_| self.executor.is_some()) {
                     self.bring(&node, event);
                 }
             }
             Happening::Ramdisk { id, turn } => site.ramdisk_acts(id, turn),
             Happening::Arrival(message) => {
                 // Nobody listens while the agent is dead.
-                if self.carrier.is_some() {
+                if self.executor.is_some() {
                     let (node, event) = site.event_of(*message);
                     self.bring(&node, event);
                 }
@@ -317,22 +317,22 @@ impl World {
 
     /// Brings one event to the core.
     pub(crate) fn bring(&mut self, node: &NodeName, event: Event) {
-        let Some(carrier) = &mut self.carrier else { return };
+        let Some(executor) = &mut self.executor else { return };
         let site = &mut self.site;
         site.note_step(1, event_number(&event));
         site.note(Some(node), || shorten(&format!("{event:?}")));
-        let stale = site.stale_check(carrier, node, &event);
+        let stale = site.stale_check(executor, node, &event);
         site.judge_event(node, &event);
         let request =
             if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
-        carrier.step(site.now(), node, event, site);
-        if let (Some(before), Some(after)) = (stale, carrier.fleet().node(node))
+        executor.step(site.now(), node, event, site);
+        if let (Some(before), Some(after)) = (stale, executor.fleet().node(node))
             && !site.dead
             && before != without_clock(after.record(), &before)
         {
             site.broken("stale_result_changes_nothing", Some(node), "it did".to_owned());
         }
-        if let Some(request) = request.filter(|_| !site.dead && !carrier.is_unsaved(node))
+        if let Some(request) = request.filter(|_| !site.dead && !executor.is_unsaved(node))
             && site.open_requests.contains_key(&request)
         {
             site.broken("every_call_is_answered_once", Some(node), "no answer".to_owned());

@@ -47,7 +47,7 @@ impl World {
     }
 
     fn for_each_node(&mut self, event: &Event) {
-        let names = self.carrier.as_ref().map(|carrier| carrier.fleet().names());
+        let names = self.executor.as_ref().map(|executor| executor.fleet().names());
         for name in names.unwrap_or_default() {
             self.bring(&name, event.clone());
         }

@@ -28,7 +28,7 @@ fn corpus(version: &str) -> PathBuf {
 
 /// The specs that were in force, and one more: the machine of `edge-006` comes back under another name.
 fn specs(agent: &Agent) -> Vec<NodeSpec> {
-    let fleet = agent.carrier.fleet();
+    let fleet = agent.executor.fleet();
     let specs = fleet.names().into_iter().filter_map(|name| fleet.node(&name)?.spec().cloned());
     let mut specs: Vec<NodeSpec> = specs.map(|spec| NodeSpec::clone(&spec)).collect();
     let known = specs.iter().find(|spec| spec.name == name("edge-004")).unwrap();
@@ -42,10 +42,10 @@ fn specs(agent: &Agent) -> Vec<NodeSpec> {
 /// Where each node stands once the directory was read, with what is special about it.
 fn stands(agent: &mut Agent, specs: &[NodeSpec]) -> BTreeMap<String, String> {
     let found = specs.iter().map(|spec| (spec.name.clone(), Ok(Arc::new(spec.clone()))));
-    for (name, event) in agent.carrier.compare(now(), found.collect(), &BTreeMap::new()) {
-        agent.carrier.step(now(), &name, event, &mut agent.effects);
+    for (name, event) in agent.executor.compare(now(), found.collect(), &BTreeMap::new()) {
+        agent.executor.step(now(), &name, event, &mut agent.effects);
     }
-    let fleet = agent.carrier.fleet();
+    let fleet = agent.executor.fleet();
     let stands = fleet.names().into_iter().map(|name| {
         let node = fleet.node(&name).unwrap();
         let status = node.status(now());
@@ -140,7 +140,7 @@ fn a_file_of_format_1_with_a_key_too_many_or_too_few_is_damaged() {
         fs::remove_file(dir.path().join(format!("nodes/{node}.status.toml"))).unwrap_or_default();
         let agent = Agent::start(dir.path());
         assert!(agent.losses.contains(&format!("{node}.json")), "{}", agent.losses);
-        assert!(agent.carrier.fleet().node(&name(node)).unwrap().record().record_lost);
+        assert!(agent.executor.fleet().node(&name(node)).unwrap().record().record_lost);
     }
 }
 

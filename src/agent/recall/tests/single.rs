@@ -79,7 +79,7 @@ fn an_old_copy_of_the_state_does_not_know_better_than_a_later_status_file() {
         );
         agent.scan(&site.specs);
         assert!(!agent.touched.contains("a"));
-        let status = agent.carrier.fleet().node(&name("a")).unwrap().status(now());
+        let status = agent.executor.fleet().node(&name("a")).unwrap().status(now());
         assert_eq!((status.phase, status.installed.unwrap().at), (Phase::Deployed, now()));
         assert!(site.dir.path().join("state/a.json.bad-1").exists());
     }

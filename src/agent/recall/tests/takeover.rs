@@ -42,7 +42,7 @@ fn an_operators_word_about_machines_to_come_ends_no_doubt_about_those_that_were_
     for node in ["a", "z"] {
         let site = site_of_another();
         let mut agent = Agent::start_after(site.dir.path(), true);
-        assert_eq!(agent.carrier.approve_new_machines(&mut agent.effects), Ok(true));
+        assert_eq!(agent.executor.approve_new_machines(&mut agent.effects), Ok(true));
         agent.scan(&site.specs[1..3]);
         let back = NodeSpec { name: name(node), ..site.specs[0].clone() };
         agent.scan(&[site.specs[1].clone(), site.specs[2].clone(), back]);
@@ -106,7 +106,7 @@ fn that_nobody_knows_what_is_installed_stands_in_the_status_file_in_every_phase(
             edit(&mut edited[2]);
             let mut agent = Agent::start(site.dir.path());
             agent.scan(&edited);
-            let status = agent.carrier.fleet().node(&name("c")).unwrap().status(now());
+            let status = agent.executor.fleet().node(&name("c")).unwrap().status(now());
             assert_eq!(status.phase, phase);
             agent.stop();
             if !overtaken {
@@ -116,7 +116,7 @@ fn that_nobody_knows_what_is_installed_stands_in_the_status_file_in_every_phase(
             let says = "record c is lost, and its status file says that nobody knows";
             assert!(agent.losses.contains(says), "{}", agent.losses);
             // Not because everything is held that is named for the first time.
-            assert_eq!(agent.carrier.approve_new_machines(&mut agent.effects), Ok(true));
+            assert_eq!(agent.executor.approve_new_machines(&mut agent.effects), Ok(true));
             agent.scan(&edited);
             agent.scan(&site.specs);
             assert_held(&agent, &["c"]);

@@ -82,7 +82,7 @@ fn nothing_gets_out_while_no_record_can_be_written_and_then_everything_once_and_
     ask(&mut rack, 3, Call::DeployState);
     rack.tick();
     assert_eq!(rack.world.heard, []);
-    assert!(rack.carrier.has_unsaved() && rack.carrier.is_unsaved(&name(0)));
+    assert!(rack.executor.has_unsaved() && rack.executor.is_unsaved(&name(0)));
     let shown = &rack.world.statuses[&name(0)];
     assert_eq!(shown.message, "no space left; nothing is started until it can be written");
     assert!(!shown.ready);
@@ -98,7 +98,7 @@ fn nothing_gets_out_while_no_record_can_be_written_and_then_everything_once_and_
         rest.iter().cloned().partition(|heard| matches!(heard, Start(_)));
     assert_eq!(answered, replies);
     assert_eq!(started.len(), 1, "the write, once");
-    assert!(!rack.carrier.has_unsaved() && !rack.carrier.is_unsaved(&name(0)));
+    assert!(!rack.executor.has_unsaved() && !rack.executor.is_unsaved(&name(0)));
     rack.tick();
     assert_eq!(rack.world.heard, [], "and nothing twice");
     assert!(matches!(rack.world.running[0].operation, Operation::Image { .. }));
@@ -131,7 +131,7 @@ fn an_attempt_that_never_touched_its_machine_leaves_no_consent_to_wipe_it() {
         rack.world.disk_full = matches!(state, State::Preparing { ready: Some(_) });
         assert!(rack.end_one());
     }
-    assert!(rack.carrier.has_unsaved(), "nothing was started");
+    assert!(rack.executor.has_unsaved(), "nothing was started");
     rack.pass(600);
     rack.world.on.insert(host(0));
     rack.world.disk_full = false;
@@ -178,7 +178,7 @@ fn a_node_that_is_forgotten_while_its_record_cannot_be_written_answers_its_calle
     let replied = heard.iter().position(|heard| matches!(heard, Reply(1, Reply::Lookup(_))));
     let forgotten = heard.iter().position(|heard| *heard == Forget);
     assert!(replied.unwrap() < forgotten.unwrap());
-    assert!(rack.carrier.fleet().node(&name(0)).is_none());
+    assert!(rack.executor.fleet().node(&name(0)).is_none());
     assert!(!rack.world.records.contains_key(&name(0)));
 
     // One with nothing under way answers at once, and is gone when what was installed is written down elsewhere.
@@ -187,13 +187,13 @@ fn a_node_that_is_forgotten_while_its_record_cannot_be_written_answers_its_calle
     ask(&mut rack, 7, Call::DeployState);
     rack.specs.remove(&name(0));
     rack.scan();
-    assert!(rack.carrier.fleet().node(&name(0)).is_none());
+    assert!(rack.executor.fleet().node(&name(0)).is_none());
     assert!(rack.world.heard.contains(&Reply(7, Reply::Refused)));
     rack.tick();
-    assert!(rack.world.records.contains_key(&name(0)) && rack.carrier.has_unsaved());
+    assert!(rack.world.records.contains_key(&name(0)) && rack.executor.has_unsaved());
     rack.world.disk_full = false;
     rack.tick();
-    assert!(!rack.world.records.contains_key(&name(0)) && !rack.carrier.has_unsaved());
+    assert!(!rack.world.records.contains_key(&name(0)) && !rack.executor.has_unsaved());
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn a_node_that_is_gone_keeps_its_turn_until_its_record_is_gone_too() {
     rack.world.disk_full = true;
     rack.specs.remove(&name(0));
     rack.scan();
-    assert!(rack.carrier.fleet().node(&name(0)).is_none());
+    assert!(rack.executor.fleet().node(&name(0)).is_none());
     assert!(rack.world.records.contains_key(&name(0)), "after a crash it would go on");
     assert_eq!(rack.phase(1), Phase::Pending);
 

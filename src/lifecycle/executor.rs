@@ -1,7 +1,7 @@
 //! The order in which what the core decides is carried out, which is what makes a crash harmless: the record first, then the boot
 //! menu, then everything else. While a record cannot be written, the node's actions wait.
 //!
-//! Owned by the agent's driver, which brings events and the time and is the [`Outside`]; the simulation of a whole site is another.
+//! Owned by the agent's driver, which brings events and the time and is the [`Effects`]; the simulation of a whole site is another.
 //! It must never let an action out before the record that announces it is durable.
 
 use std::{
@@ -30,7 +30,7 @@ use super::{
 };
 
 /// What the core's decisions are carried out upon. Nothing here may block for long.
-pub trait Outside {
+pub trait Effects {
     /// Makes a node's record durable; when this returns, it is. On failure: what is wrong, for people.
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String>;
     /// Makes durable what is known beside the records; when this returns, it is. On failure: what is wrong, for people.
@@ -58,7 +58,7 @@ pub(super) const NEVER_STARTED: &str = "NeverStarted";
 
 /// The fleet, and what of its decisions still waits for a record to be written.
 #[derive(Debug)]
-pub struct Carrier {
+pub struct Executor {
     fleet: Fleet,
     /// Nodes whose record could not be written, with the actions that wait for it.
     unsaved: BTreeMap<NodeName, Vec<Action>>,
@@ -66,8 +66,8 @@ pub struct Carrier {
     kept: u64,
 }
 
-impl Carrier {
-    /// A carrier for this fleet.
+impl Executor {
+    /// An executor for this fleet.
     pub fn new(fleet: Fleet) -> Self {
         Self { fleet, unsaved: BTreeMap::new(), kept: 0 }
     }
@@ -77,7 +77,7 @@ impl Carrier {
         &self.fleet
     }
 
-    /// Whether a record waits to be written: [`Carrier::tick`] tries again.
+    /// Whether a record waits to be written: [`Executor::tick`] tries again.
     pub fn has_unsaved(&self) -> bool {
         !self.unsaved.is_empty()
     }
@@ -89,15 +89,15 @@ impl Carrier {
 
     /// Puts every node's boot menu in force, as after a start. Where it stands is shown once the directory has been read: until then
     /// the last agent's word is as good.
-    pub fn present(&mut self, outside: &mut impl Outside) {
+    pub fn present(&mut self, effects: &mut impl Effects) {
         for name in self.fleet.names() {
             let Some(node) = self.fleet.node(&name) else { continue };
             // What is known only from a status file must be on record before that file is written anew.
-            if node.spec().is_none() && outside.save(&name, node.record()).is_err() {
+            if node.spec().is_none() && effects.save(&name, node.record()).is_err() {
                 self.unsaved.insert(name, Vec::new());
                 continue;
             }
-            outside.serve(node);
+            effects.serve(node);
         }
     }
 
@@ -107,9 +107,9 @@ impl Carrier {
         now: Timestamp,
         name: &NodeName,
         event: Event,
-        outside: &mut impl Outside,
+        effects: &mut impl Effects,
     ) {
-        self.step_all(now, [(name.clone(), event)], outside);
+        self.step_all(now, [(name.clone(), event)], effects);
     }
 
     /// The same for many nodes, with one event each: that their records would be missed is written once for all of them.
@@ -117,24 +117,24 @@ impl Carrier {
         &mut self,
         now: Timestamp,
         events: impl IntoIterator<Item = (NodeName, Event)>,
-        outside: &mut impl Outside,
+        effects: &mut impl Effects,
     ) {
         let mut decided = Vec::new();
         for (name, event) in events {
-            decided.extend(self.decide(now, name, event, outside));
+            decided.extend(self.decide(now, name, event, effects));
         }
-        self.carry_out(now, decided, outside);
-        self.grant_turns(now, outside);
+        self.carry_out(now, decided, effects);
+        self.grant_turns(now, effects);
     }
 
-    fn grant_turns(&mut self, now: Timestamp, outside: &mut impl Outside) {
+    fn grant_turns(&mut self, now: Timestamp, effects: &mut impl Effects) {
         while let Some((name, turn)) = self.fleet.next_turn() {
-            let decided = self.decide(now, name, Event::Granted(turn), outside);
-            self.carry_out(now, decided.into_iter().collect(), outside);
+            let decided = self.decide(now, name, Event::Granted(turn), effects);
+            self.carry_out(now, decided.into_iter().collect(), effects);
         }
     }
 
-    /// What a scan of the spec directory means: an event for each node, to be brought to it by [`Carrier::step`].
+    /// What a scan of the spec directory means: an event for each node, to be brought to it by [`Executor::step`].
     pub fn compare(
         &mut self,
         now: Timestamp,
@@ -151,26 +151,26 @@ impl Carrier {
 
     /// Machines that specs name from now on are new again, although something that was known of machines was lost. Answers whether they
     /// were not.
-    pub fn approve_new_machines(&mut self, outside: &mut impl Outside) -> Result<bool, String> {
+    pub fn approve_new_machines(&mut self, effects: &mut impl Effects) -> Result<bool, String> {
         if !self.fleet.left().is_incomplete() {
             return Ok(false);
         }
         self.fleet.set_incomplete(false);
-        let kept = self.keep_left(outside);
+        let kept = self.keep_left(effects);
         self.fleet.set_incomplete(kept.is_err());
         kept.map(|()| true)
     }
 
     /// Brings every node whose time has come its tick, and tries to write records that could not be written.
-    pub fn tick(&mut self, now: Timestamp, outside: &mut impl Outside) {
+    pub fn tick(&mut self, now: Timestamp, effects: &mut impl Effects) {
         let unsaved = self.unsaved.keys().cloned().collect::<Vec<_>>();
         for name in unsaved.into_iter().chain(self.fleet.due(now)) {
             if self.fleet.node(&name).is_some() {
-                self.step(now, &name, Event::Tick, outside);
+                self.step(now, &name, Event::Tick, effects);
             } else {
-                let decided = self.record(now, name, None, Vec::new(), outside);
-                self.carry_out(now, decided.into_iter().collect(), outside);
-                self.grant_turns(now, outside);
+                let decided = self.record(now, name, None, Vec::new(), effects);
+                self.carry_out(now, decided.into_iter().collect(), effects);
+                self.grant_turns(now, effects);
             }
         }
     }
@@ -181,16 +181,16 @@ impl Carrier {
         now: Timestamp,
         name: NodeName,
         event: Event,
-        outside: &mut impl Outside,
+        effects: &mut impl Effects,
     ) -> Option<Decided> {
         let request =
             if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
         let before = self.fleet.node(&name).map(|node| node.record().clone());
         match (self.fleet.step(now, &name, event), request) {
-            (Some(actions), _) => self.record(now, name, before, actions, outside),
+            (Some(actions), _) => self.record(now, name, before, actions, effects),
             // No such node: its caller learns as little as one with a wrong key.
             (None, Some(request)) => {
-                outside.reply(request, Reply::Refused);
+                effects.reply(request, Reply::Refused);
                 None
             }
             (None, None) => None,
@@ -204,22 +204,22 @@ impl Carrier {
         name: NodeName,
         before: Option<Record>,
         actions: Vec<Action>,
-        outside: &mut impl Outside,
+        effects: &mut impl Effects,
     ) -> Option<Decided> {
         let unsaved = self.unsaved.remove(&name);
         let is_retry = unsaved.is_some();
         let mut waiting = unsaved.unwrap_or_default();
         waiting.extend(actions);
-        let kept = self.keep_left(outside);
+        let kept = self.keep_left(effects);
         let Some(node) = self.fleet.node(&name) else {
             let before = before.filter(|_| !is_retry);
-            self.forget(&name, before.as_ref(), waiting, kept.is_ok(), outside);
+            self.forget(&name, before.as_ref(), waiting, kept.is_ok(), effects);
             return None;
         };
         let unstarted = call_off(node, &mut waiting);
         let record = node.record();
         if before.as_ref().map(|before| before.phase) != Some(record.phase) {
-            outside.log_phase(&node.status(now));
+            effects.log_phase(&node.status(now));
         }
         // Only a node that turns to another machine has left one behind. And a reinstall is counted before it begins.
         let spec_before = before.as_ref().and_then(|before| before.spec.as_ref());
@@ -229,7 +229,7 @@ impl Carrier {
         let needs_kept = is_retry || !same_machine || self.fleet.is_counted(&name);
         let saved = if is_retry || before.as_ref() != Some(record) {
             kept.or_else(|error| if needs_kept { Err(error) } else { Ok(()) })
-                .and_then(|()| outside.save(&name, record))
+                .and_then(|()| effects.save(&name, record))
         } else {
             Ok(())
         };
@@ -240,8 +240,8 @@ impl Carrier {
     }
 
     /// Does what was decided, once it is durable; what is not waits.
-    fn carry_out(&mut self, now: Timestamp, decided: Vec<Decided>, outside: &mut impl Outside) {
-        let listed = self.list(&decided, outside);
+    fn carry_out(&mut self, now: Timestamp, decided: Vec<Decided>, effects: &mut impl Effects) {
+        let listed = self.list(&decided, effects);
         for mut one in decided {
             let unstarted = one.unstarted.map(|op| (one.name.clone(), op));
             if self.fleet.is_unlisted(&one.name) {
@@ -249,36 +249,36 @@ impl Carrier {
             }
             if let Err(error) = &one.saved {
                 let error = error.clone();
-                self.put_off(now, one, &error, outside);
+                self.put_off(now, one, &error, effects);
             } else {
-                self.act(now, one, outside);
+                self.act(now, one, effects);
             }
             // It was called off while it waited for its record: it never starts, and so has stopped.
             if let Some((name, op)) = unstarted {
                 let event = Event::Done { op, outcome: Err(never_started()) };
-                let decided = self.decide(now, name, event, outside);
-                self.carry_out(now, decided.into_iter().collect(), outside);
+                let decided = self.decide(now, name, event, effects);
+                self.carry_out(now, decided.into_iter().collect(), effects);
             }
         }
     }
 
     /// Puts the boot menu in force, and only then does what the core asked for.
-    fn act(&mut self, now: Timestamp, decided: Decided, outside: &mut impl Outside) {
+    fn act(&mut self, now: Timestamp, decided: Decided, effects: &mut impl Effects) {
         let Decided { name, before, waiting, is_retry, .. } = decided;
         let Some(node) = self.fleet.node(&name) else { return };
-        outside.serve(node);
+        effects.serve(node);
         if is_retry || before.map(|before| before.state).as_ref() != Some(&node.record().state) {
-            outside.wake_ramdisks();
+            effects.wake_ramdisks();
         }
         for action in waiting {
             match action {
-                Action::Start { op, operation, spec } => outside.start(&name, op, operation, spec),
-                Action::Cancel(op) => outside.cancel(&name, op),
-                Action::Reply { request, reply } => outside.reply(request, reply),
+                Action::Start { op, operation, spec } => effects.start(&name, op, operation, spec),
+                Action::Cancel(op) => effects.cancel(&name, op),
+                Action::Reply { request, reply } => effects.reply(request, reply),
                 Action::Forget => {}
             }
         }
-        outside.show(node.status(now));
+        effects.show(node.status(now));
         if is_retry {
             self.fleet.recorded(&name);
         }
@@ -290,19 +290,19 @@ impl Carrier {
         now: Timestamp,
         decided: Decided,
         error: &str,
-        outside: &mut impl Outside,
+        effects: &mut impl Effects,
     ) {
         let Decided { name, before, mut waiting, is_retry, .. } = decided;
         if let Some(node) = self.fleet.node(&name) {
             let mut status = node.status(now);
             status.message = format!("{error}; nothing is started until it can be written");
             status.ready = false;
-            outside.show(status);
+            effects.show(status);
         }
         // A refusal announces nothing, and anybody can ask for as many as they like.
         waiting.retain(|action| match action {
             Action::Reply { request, reply: Reply::Refused } => {
-                outside.reply(*request, Reply::Refused);
+                effects.reply(*request, Reply::Refused);
                 false
             }
             _ => true,
@@ -319,15 +319,15 @@ impl Carrier {
         before: Option<&Record>,
         waiting: Vec<Action>,
         kept: bool,
-        outside: &mut impl Outside,
+        effects: &mut impl Effects,
     ) {
         for action in waiting {
             if let Action::Reply { request, reply } = action {
-                outside.reply(request, reply);
+                effects.reply(request, reply);
             }
         }
         if kept {
-            outside.forget(name);
+            effects.forget(name);
             self.fleet.recorded(name);
         } else {
             self.unsaved.insert(name.clone(), Vec::new());
@@ -337,14 +337,14 @@ impl Carrier {
 
     /// Before anything is done to its machine, a node's record is one that would be missed. All others that are durable by now become
     /// so with it.
-    fn list(&mut self, decided: &[Decided], outside: &mut impl Outside) -> Result<(), String> {
+    fn list(&mut self, decided: &[Decided], effects: &mut impl Effects) -> Result<(), String> {
         let is_unlisted = |one: &Decided| one.saved.is_ok() && self.fleet.is_unlisted(&one.name);
         if !decided.iter().any(is_unlisted) {
             return Ok(());
         }
         let unsaved = &self.unsaved;
         let newly = self.fleet.list_nodes(|other| unsaved.contains_key(other));
-        let kept = self.keep_left(outside);
+        let kept = self.keep_left(effects);
         if kept.is_err() {
             self.fleet.unlist_nodes(&newly);
         }
@@ -352,10 +352,10 @@ impl Carrier {
     }
 
     /// Before the record that knew it is changed or removed.
-    fn keep_left(&mut self, outside: &mut impl Outside) -> Result<(), String> {
+    fn keep_left(&mut self, effects: &mut impl Effects) -> Result<(), String> {
         let left = self.fleet.left();
         if left.changes() != self.kept {
-            outside.keep(left)?;
+            effects.keep(left)?;
             self.kept = left.changes();
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hostler::{
-    lifecycle::{Left, Node, Operation, Outside, Record},
+    lifecycle::{Effects, Left, Node, Operation, Record},
     model::{
         callback::Reply,
         ids::{NodeName, OpId},
@@ -28,7 +28,7 @@ impl Site {
     }
 }
 
-impl Outside for Site {
+impl Effects for Site {
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String> {
         if !self.lives_to_call() {
             return Ok(());
