@@ -20,7 +20,7 @@ use super::{
     wire::{ANSWER_BYTES_MAX, BMC_LIMIT, QUESTION_BYTES_MAX, WireError, decode, encode, read_line},
 };
 use crate::model::{
-    admin::{Answer, CardBoot, Deed, Fact, Order, Question},
+    admin::{Answer, BmcCommand, CardBoot, Fact, Order, Question},
     ids::{MacAddr, NodeName},
 };
 
@@ -51,8 +51,12 @@ pub async fn show_boot(
 }
 
 /// Has a node's BMC do something, and waits until it is done. The agent gives up after the node's `timeouts.power`; at most 15 minutes.
-pub async fn use_bmc(path: &Path, node: &NodeName, deed: Deed) -> Result<Vec<Fact>, AdminError> {
-    converse(path, &Question::Bmc { node: node.clone(), deed }, BMC_ANSWER_LIMIT).await
+pub async fn use_bmc(
+    path: &Path,
+    node: &NodeName,
+    command: BmcCommand,
+) -> Result<Vec<Fact>, AdminError> {
+    converse(path, &Question::Bmc { node: node.clone(), command }, BMC_ANSWER_LIMIT).await
 }
 
 async fn converse<T: DeserializeOwned>(

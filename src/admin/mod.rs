@@ -25,7 +25,7 @@ pub use self::{
     wire::WireError,
 };
 use crate::model::{
-    admin::{Answer, CardBoot, Deed, Fact, Order},
+    admin::{Answer, BmcCommand, CardBoot, Fact, Order},
     ids::{MacAddr, NodeName},
     printable::escaped,
 };
@@ -69,7 +69,7 @@ pub enum Wish {
         /// Whose.
         node: NodeName,
         /// What it is to do.
-        deed: Deed,
+        command: BmcCommand,
         /// Where the answer goes: what is so then, or why it is not done.
         reply: oneshot::Sender<Result<Vec<Fact>, String>>,
     },

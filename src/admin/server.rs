@@ -271,9 +271,9 @@ async fn answer(
             let asked = ask(Wish::ShowBoot { mac, secrets, reply });
             encode(&hear(asked, boot, DRIVER_LIMIT).await)
         }
-        Question::Bmc { node, deed } => {
+        Question::Bmc { node, command } => {
             let (reply, facts) = oneshot::channel();
-            let asked = ask(Wish::Bmc { node, deed, reply });
+            let asked = ask(Wish::Bmc { node, command, reply });
             encode(&hear(asked, facts, BMC_LIMIT).await.and_then(identity))
         }
     }

@@ -99,7 +99,7 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        admin::{Answer, Deed, Order, Question, Selection},
+        admin::{Answer, BmcCommand, Order, Question, Selection},
         ids::NodeName,
     };
 
@@ -114,8 +114,8 @@ mod tests {
         decode(line.as_bytes()).map_err(|error| error.to_string())
     }
 
-    fn bmc(deed: Deed) -> Question {
-        Question::Bmc { node: "edge-07".parse().unwrap(), deed }
+    fn bmc(command: BmcCommand) -> Question {
+        Question::Bmc { node: "edge-07".parse().unwrap(), command }
     }
 
     #[test]
@@ -130,10 +130,10 @@ mod tests {
                 r#"{"show-boot":{"mac":"52:54:00:00:00:01","secrets":false}}"#,
                 Question::ShowBoot { mac: "52:54:00:00:00:01".parse().unwrap(), secrets: false },
             ),
-            (r#"{"bmc":{"node":"edge-07","deed":"status"}}"#, bmc(Deed::Status)),
+            (r#"{"bmc":{"node":"edge-07","command":"status"}}"#, bmc(BmcCommand::Status)),
             (
                 r#"{"bmc":{"node":"edge-07","deed":{"off":{"hard":true}}}}"#,
-                bmc(Deed::Off { hard: true }),
+                bmc(BmcCommand::Off { hard: true }),
             ),
         ] {
             assert_eq!(question(&format!("{{\"version\":1,\"body\":{line}}}")), Ok(meant));

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use crate::{
     lifecycle::{Effects, Event, Left, Node, Operation, Record},
     model::{
-        admin::{CardBoot, Deed},
+        admin::{BmcCommand, CardBoot},
         callback::Reply,
         fault::{Fault, Step},
         ids::{Digest, MacAddr, NodeName, OpId},
@@ -26,9 +26,10 @@ use crate::{
 };
 
 use super::{
+    bmc_commands,
     bmc_names::BmcNames,
     consoles::Consoles,
-    deeds, faults,
+    faults,
     menu::MenuWriter,
     publish::Publisher,
     work::{Workshop, cancel_signal},
@@ -109,11 +110,11 @@ impl Adapters {
     }
 
     /// Has a node's BMC do what an operator wants, unless the operator goes away meanwhile. What the core knows of the power is old then.
-    pub(super) fn start_deed(
+    pub(super) fn start_bmc_command(
         &self,
         spec: Arc<NodeSpec>,
-        deed: Deed,
-        mut reply: oneshot::Sender<deeds::Done>,
+        command: BmcCommand,
+        mut reply: oneshot::Sender<bmc_commands::Done>,
     ) {
         let workshop = Arc::clone(&self.workshop);
         // An agent that stops waits for its operations, and not for this.
@@ -123,18 +124,18 @@ impl Adapters {
             tokio::select! {
                 done = async {
                     workshop.standing.confirmed().await;
-                    if !deed.changes_nothing() {
+                    if !command.changes_nothing() {
                         let shared = workshop.bmc_names.check(Step::Power, &spec).await;
                         shared.map_err(|fault| format!("{node}: {}", fault.message))?;
                     }
-                    workshop.bmcs.deed(&spec, deed).await
+                    workshop.bmcs.command(&spec, command).await
                 } => {
                     if done.is_ok() {
                         workshop.bmcs.refusals.forget(&node);
                     }
                     drop(reply.send(done));
                 }
-                () = reply.closed() => info!(%node, deed = deed.name(), "an operator went away before it was done"),
+                () = reply.closed() => info!(%node, command = command.name(), "an operator went away before it was done"),
             }
             if let Some(reports) = reports.upgrade()
                 && reports.send((node, Event::LookAgain)).await.is_err()

@@ -15,10 +15,10 @@
 //!        └───────────────────────────────────────────────────────────────────┘
 //! ```
 
+mod bmc_commands;
 mod bmc_names;
 mod boot_files;
 mod consoles;
-mod deeds;
 mod driver;
 mod effects;
 mod faults;

@@ -28,7 +28,7 @@ impl Driver {
         match wish {
             Wish::Order { order, reply } => self.obey(&order, who, reply),
             Wish::ApproveNewMachines { reply } => self.approve_new_machines(who, reply),
-            Wish::Bmc { node, deed, reply } => self.use_bmc(&node, deed, who, reply),
+            Wish::Bmc { node, command, reply } => self.use_bmc(&node, command, who, reply),
             Wish::ShowBoot { mac, secrets, reply } => {
                 info!(%mac, uid = who.uid, pid = who.pid, secrets, "operator looks at boot menus");
                 drop(reply.send(self.adapters.show_boot(mac, secrets)));

@@ -34,7 +34,7 @@ use crate::{
 use super::{faults, refusals::Refusals, work::cancel_signal};
 
 /// BMCs that operators use at once: each keeps a place at the admin socket, of which there are some more.
-const DEEDS_MAX: usize = 16;
+const BMC_COMMANDS_MAX: usize = 16;
 
 /// IPMI's passwords have 20 bytes at most; a program may take longer ones.
 const PASSWORD_FILE_BYTES_MAX: u64 = 4096;
@@ -50,7 +50,7 @@ pub(super) struct Bmcs {
     /// What the service manager gave, if it did.
     credentials: Option<PathBuf>,
     spacing: Duration,
-    pub(super) deeds: Semaphore,
+    pub(super) bmc_commands: Semaphore,
     pub(super) refusals: Refusals,
     turns: Mutex<BTreeMap<NodeName, Turn>>,
     known: Mutex<BTreeMap<NodeName, KnownBmc>>,
@@ -77,7 +77,7 @@ impl Bmcs {
             secrets: config.secrets.dir.clone(),
             credentials: env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
             spacing: config.limits.bmc_spacing,
-            deeds: Semaphore::new(DEEDS_MAX),
+            bmc_commands: Semaphore::new(BMC_COMMANDS_MAX),
             refusals: Refusals::default(),
             turns: Mutex::default(),
             known: Mutex::default(),

@@ -10,7 +10,7 @@ use clap::{Subcommand, ValueEnum};
 use crate::{
     admin,
     model::{
-        admin::{Deed, Fact},
+        admin::{BmcCommand, Fact},
         ids::NodeName,
         power::BootDevice,
         printable::escaped,
@@ -30,7 +30,7 @@ pub(super) struct Asked {
     /// The node's name.
     node: NodeName,
     #[command(subcommand)]
-    deed: Command,
+    command: Command,
     #[command(flatten)]
     place: AgentPlace,
 }
@@ -72,24 +72,24 @@ enum Device {
 
 /// Prints what is so then, a fact a line.
 pub(super) fn bmc(
-    Asked { node, deed, place }: &Asked,
+    Asked { node, command, place }: &Asked,
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
-    let deed = match *deed {
-        Command::Status => Deed::Status,
-        Command::On => Deed::On,
-        Command::Off { hard } => Deed::Off { hard },
-        Command::Cycle => Deed::Cycle,
+    let command = match *command {
+        Command::Status => BmcCommand::Status,
+        Command::On => BmcCommand::On,
+        Command::Off { hard } => BmcCommand::Off { hard },
+        Command::Cycle => BmcCommand::Cycle,
         Command::Bootdev { device, persistent } => {
             let device = match device {
                 Device::Pxe => BootDevice::Pxe,
                 Device::Disk => BootDevice::Disk,
             };
-            Deed::BootDevice { device, persistent }
+            BmcCommand::BootDevice { device, persistent }
         }
-        Command::Info => Deed::Info,
+        Command::Info => BmcCommand::Info,
     };
-    let facts = place.ask(async |socket| admin::use_bmc(socket, node, deed).await)?;
+    let facts = place.ask(async |socket| admin::use_bmc(socket, node, command).await)?;
     let width = facts.iter().map(|fact| fact.name.len()).max().unwrap_or(0);
     for Fact { name, value } in facts {
         writeln!(out, "{name:width$}  {}", escaped(&value))?;

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
-    lifecycle::{Deed, Intention, Policy, Rehearsal},
+    lifecycle::{PlannedAction, PlannedChange, Planner, Policy},
     model::{problem::Problem, status::Status},
     spec_dir,
     status_file::StatusFiles,
@@ -69,10 +69,10 @@ pub(super) fn plan(asked: &Asked, out: &mut impl Write) -> Result<ExitCode, Fail
         .and_then(|specs| spec_dir::read_dir(&specs.dir, shown_as, defaults).ok())
         .map_or_else(|| found.nodes.clone(), |before| before.nodes);
     let statuses = read_statuses(status_dir)?;
-    let rehearsal = Rehearsal::new(policy, statuses, &before, found.nodes, Timestamp::now());
-    let in_force = rehearsal.in_force();
+    let planner = Planner::new(policy, statuses, &before, found.nodes, Timestamp::now());
+    let in_force = planner.in_force();
     let clashes = spec_dir::clashes(shown_as, in_force.iter().map(AsRef::as_ref));
-    let plan = rehearsal.judge(&clashes);
+    let plan = planner.judge(&clashes);
 
     match asked.output {
         Format::Table => write!(out, "{}", table(&plan, &found.problems))?,
@@ -80,7 +80,9 @@ pub(super) fn plan(asked: &Asked, out: &mut impl Write) -> Result<ExitCode, Fail
             writeln!(out, "{}", print::json(&json(&plan, &found.problems))?)?;
         }
     }
-    let broken = plan.iter().any(|node| matches!(node.deed, Deed::Invalid | Deed::Clash));
+    let broken = plan
+        .iter()
+        .any(|node| matches!(node.action, PlannedAction::Invalid | PlannedAction::Clash));
     Ok(if broken || !found.problems.is_empty() {
         ExitCode::FAILURE
     } else if plan.iter().any(|node| node.wipes.is_some()) {
@@ -96,31 +98,31 @@ fn read_statuses(dir: &Path) -> Result<Vec<Status>, Failure> {
     Ok(statuses?)
 }
 
-fn table(plan: &[Intention], problems: &[Problem]) -> String {
+fn table(plan: &[PlannedChange], problems: &[Problem]) -> String {
     let rows: Vec<[String; 3]> = plan
         .iter()
-        .map(|node| [node.node.to_string(), node.deed.as_str().to_owned(), what(node)])
+        .map(|node| [node.node.to_string(), node.action.as_str().to_owned(), what(node)])
         .collect();
     let problems: Vec<String> = problems.iter().map(|problem| format!("{problem}\n")).collect();
     columns(&rows) + &problems.concat()
 }
 
-fn what(node: &Intention) -> String {
+fn what(node: &PlannedChange) -> String {
     let Some(disk) = &node.wipes else { return node.reason.clone() };
-    let wipes = if node.deed == Deed::Breaker { "would WIPE" } else { "WIPES" };
+    let wipes = if node.action == PlannedAction::Breaker { "would WIPE" } else { "WIPES" };
     let of = node.machine.as_ref().map_or_else(String::new, |machine| format!(" of {machine}"));
     let unless_on = if node.unless_on { ", unless it is on" } else { "" };
     format!("{wipes} {disk}{of}{unless_on}: {}", node.reason)
 }
 
-fn json(plan: &[Intention], problems: &[Problem]) -> Value {
+fn json(plan: &[PlannedChange], problems: &[Problem]) -> Value {
     let nodes: Vec<Value> = plan
         .iter()
         .map(|node| {
             json!({
                 "node": node.node,
                 "machine": node.machine,
-                "action": node.deed.as_str(),
+                "action": node.action.as_str(),
                 "wipes": node.wipes,
                 "unless_on": node.unless_on,
                 "reason": node.reason,

@@ -70,6 +70,6 @@ pub use executor::{Effects, Executor};
 pub use fleet::{Fleet, Policy, Specs};
 pub use left::{Known, Left};
 pub use node::Node;
-pub use plan::{Deed, Intention, Rehearsal};
+pub use plan::{PlannedAction, PlannedChange, Planner};
 pub use polls::POLL_LIMIT;
 pub use state::{Attempt, Hold, PreparedImage, Purpose, Record, State, Target};

@@ -34,13 +34,13 @@ const LONG_AGO: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What would be done about one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Intention {
+pub struct PlannedChange {
     /// The node.
     pub node: NodeName,
     /// The machine that its spec names.
     pub machine: Option<Machine>,
     /// What would be done.
-    pub deed: Deed,
+    pub action: PlannedAction,
     /// The disk that would be wiped by it: now, or once the breaker is overruled.
     pub wipes: Option<String>,
     /// Whether that depends on the machine being off, which nobody knows.
@@ -51,7 +51,7 @@ pub struct Intention {
 
 /// What would be done with a machine. A closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deed {
+pub enum PlannedAction {
     /// Installed for the first time.
     Install,
     /// Wiped and installed again.
@@ -78,8 +78,8 @@ pub enum Deed {
     Clash,
 }
 
-impl Deed {
-    /// The deed as it stands in what is printed.
+impl PlannedAction {
+    /// The action as it stands in what is printed.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Install => "install",
@@ -100,7 +100,7 @@ impl Deed {
 
 /// A fleet as the status files tell of it, with the specs that are to be judged.
 #[derive(Debug)]
-pub struct Rehearsal {
+pub struct Planner {
     fleet: Fleet,
     specs: Specs,
     statuses: BTreeMap<NodeName, Status>,
@@ -109,7 +109,7 @@ pub struct Rehearsal {
     now: Timestamp,
 }
 
-impl Rehearsal {
+impl Planner {
     /// `before` are the specs that may be in force by now: each counts if it is the one its status speaks of. They tell what the status
     /// does not, such as the machine a node had so far.
     pub fn new(
@@ -145,25 +145,25 @@ impl Rehearsal {
     }
 
     /// What would be done about each node, in the order of their names.
-    pub fn judge(mut self, clashes: &BTreeMap<NodeName, Vec<Problem>>) -> Vec<Intention> {
+    pub fn judge(mut self, clashes: &BTreeMap<NodeName, Vec<Problem>>) -> Vec<PlannedChange> {
         let specs = std::mem::take(&mut self.specs);
-        let mut intentions = Vec::new();
+        let mut changes = Vec::new();
         let mut gone = BTreeSet::new();
         for (name, event) in self.fleet.compare(self.now, specs, clashes) {
             let kind = match event {
-                Event::SpecProblems(_) => Some(Deed::Invalid),
-                Event::SpecClash(_) => Some(Deed::Clash),
+                Event::SpecProblems(_) => Some(PlannedAction::Invalid),
+                Event::SpecClash(_) => Some(PlannedAction::Clash),
                 _ => None,
             };
             self.play(&name, event);
             match self.fleet.node(&name) {
-                Some(node) => intentions.push(self.intention(node, kind)),
+                Some(node) => changes.push(self.change(node, kind)),
                 None => drop(gone.insert(name)),
             }
         }
-        intentions.extend(gone.into_iter().map(forgotten));
-        intentions.sort_by(|one, other| one.node.cmp(&other.node));
-        intentions
+        changes.extend(gone.into_iter().map(forgotten));
+        changes.sort_by(|one, other| one.node.cmp(&other.node));
+        changes
     }
 
     /// Brings one event, and the BMC's answer if the node then asks for the power state.
@@ -191,49 +191,55 @@ impl Rehearsal {
         self.power.get(&spec.machine()).copied()
     }
 
-    fn intention(&self, node: &Node, kind: Option<Deed>) -> Intention {
+    fn change(&self, node: &Node, kind: Option<PlannedAction>) -> PlannedChange {
         let installed = node.record().installed.as_ref();
         let starts = node.waits_for().is_some_and(|(turn, _)| turn == Turn::Attempt);
         let under_way = self.under_way(node).filter(|phase| starts || is_written(*phase));
-        let deed = kind.unwrap_or(match (&node.record().state, node.phase()) {
-            _ if under_way.is_some_and(is_written) => Deed::Nothing,
-            _ if starts && installed.is_some() => Deed::Reinstall,
-            _ if starts => Deed::Install,
-            _ if node.held_for() == Some(Hold::TooManyChanges) => Deed::Breaker,
-            (_, Phase::Held) => Deed::Hold,
-            (State::SettingPower { wanted: PowerState::On }, _) => Deed::SwitchOn,
-            (State::SettingPower { wanted: PowerState::Off }, _) => Deed::SwitchOff,
-            (_, Phase::Deployed) if node.netboot_operation().is_some() => Deed::Netboot,
-            (_, Phase::Deployed) if node.drifted() => Deed::Drift,
-            _ => Deed::Nothing,
+        let action = kind.unwrap_or(match (&node.record().state, node.phase()) {
+            _ if under_way.is_some_and(is_written) => PlannedAction::Nothing,
+            _ if starts && installed.is_some() => PlannedAction::Reinstall,
+            _ if starts => PlannedAction::Install,
+            _ if node.held_for() == Some(Hold::TooManyChanges) => PlannedAction::Breaker,
+            (_, Phase::Held) => PlannedAction::Hold,
+            (State::SettingPower { wanted: PowerState::On }, _) => PlannedAction::SwitchOn,
+            (State::SettingPower { wanted: PowerState::Off }, _) => PlannedAction::SwitchOff,
+            (_, Phase::Deployed) if node.netboot_operation().is_some() => PlannedAction::Netboot,
+            (_, Phase::Deployed) if node.drifted() => PlannedAction::Drift,
+            _ => PlannedAction::Nothing,
         });
-        let wiping = matches!(deed, Deed::Install | Deed::Reinstall | Deed::Breaker);
+        let wiping = matches!(
+            action,
+            PlannedAction::Install | PlannedAction::Reinstall | PlannedAction::Breaker
+        );
         let consent = node.may_wipe(PowerState::On);
         let unknown = node.spec().is_some_and(|spec| self.power_of(spec).is_none());
-        let reason = match (deed, installed, node.spec(), under_way) {
+        let reason = match (action, installed, node.spec(), under_way) {
             (.., Some(phase)) => format!("under way: {}", phase.as_str()),
-            (Deed::Reinstall, Some(installed), Some(spec), _) => format!(
+            (PlannedAction::Reinstall, Some(installed), Some(spec), _) => format!(
                 "redeploy changed from {} to {}",
                 quoted(installed.redeploy.as_ref()),
                 quoted(spec.redeploy.as_ref())
             ),
-            (Deed::Install, ..) if consent => "not installed yet, and consented to".to_owned(),
-            (Deed::Install, ..) => "never installed by hostler".to_owned(),
+            (PlannedAction::Install, ..) if consent => {
+                "not installed yet, and consented to".to_owned()
+            }
+            (PlannedAction::Install, ..) => "never installed by hostler".to_owned(),
             _ => node.message(),
         };
-        let begins = matches!(deed, Deed::Install | Deed::Reinstall) && under_way.is_none();
+        let begins = matches!(action, PlannedAction::Install | PlannedAction::Reinstall)
+            && under_way.is_none();
         let once = if begins && node.by_hand() {
             "; once somebody has it boot from the network"
         } else {
             ""
         };
-        Intention {
+        PlannedChange {
             node: node.name().clone(),
             machine: node.spec().map(|spec| Machine::named_by(spec)),
-            deed,
+            action,
             wipes: node.spec().filter(|_| wiping).map(|spec| wiped(spec, installed)),
-            unless_on: deed == Deed::Install && unknown && !consent && !node.by_hand(),
-            reason: format!("{reason}{}{once}", left_behind(deed, node)),
+            unless_on: action == PlannedAction::Install && unknown && !consent && !node.by_hand(),
+            reason: format!("{reason}{}{once}", left_behind(action, node)),
         }
     }
 
@@ -339,8 +345,9 @@ fn asked_power(action: Action) -> Option<(OpId, Arc<NodeSpec>)> {
 }
 
 /// What is told of the installed disk if another one is to be written: its file systems are found beside the new ones.
-fn left_behind(deed: Deed, node: &Node) -> String {
-    let moves = matches!(deed, Deed::Reinstall | Deed::Breaker | Deed::Drift);
+fn left_behind(action: PlannedAction, node: &Node) -> String {
+    let moves =
+        matches!(action, PlannedAction::Reinstall | PlannedAction::Breaker | PlannedAction::Drift);
     let (Some(spec), Some(installed), true) = (node.spec(), &node.record().installed, moves) else {
         return String::new();
     };
@@ -361,12 +368,12 @@ fn wiped(spec: &NodeSpec, installed: Option<&Installed>) -> String {
     }
 }
 
-fn forgotten(node: NodeName) -> Intention {
+fn forgotten(node: NodeName) -> PlannedChange {
     let reason = "its spec is gone; its disk and an installed machine's power stay as they are";
-    Intention {
+    PlannedChange {
         node,
         machine: None,
-        deed: Deed::Forget,
+        action: PlannedAction::Forget,
         wipes: None,
         unless_on: false,
         reason: reason.to_owned(),

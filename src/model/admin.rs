@@ -35,8 +35,9 @@ pub enum Question {
     Bmc {
         /// Whose.
         node: NodeName,
-        /// What.
-        deed: Deed,
+        /// The command, under the key that this version of the protocol has for it.
+        #[serde(rename = "deed")]
+        command: BmcCommand,
     },
 }
 
@@ -119,7 +120,7 @@ pub struct ServedMenu {
 /// What an operator has a BMC do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Deed {
+pub enum BmcCommand {
     /// Say whether the machine is on, and what it boots from.
     Status,
     /// Say what it is.
@@ -142,7 +143,7 @@ pub enum Deed {
     },
 }
 
-impl Deed {
+impl BmcCommand {
     /// Its name: that of the command.
     pub const fn name(self) -> &'static str {
         match self {

@@ -16,7 +16,7 @@ use std::{
 
 use hostler::{
     admin::{AdminError, Peer, Request, Server, Wish, ask, show_boot, use_bmc},
-    model::admin::{Answer, CardBoot, Deed, Fact, Order, Selection, ServedMenu},
+    model::admin::{Answer, BmcCommand, CardBoot, Fact, Order, Selection, ServedMenu},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -77,13 +77,14 @@ async fn other_questions_get_through_and_their_answers_back() {
         });
         assert_eq!(shown.unwrap(), answer);
     }
-    let (node, deed) = ("edge-07".parse().unwrap(), Deed::Off { hard: true });
+    let (node, command) = ("edge-07".parse().unwrap(), BmcCommand::Off { hard: true });
     for answer in [Ok(vec![Fact::new("power", "off")]), Err("has no BMC".to_owned())] {
-        let (done, ()) = tokio::join!(use_bmc(&socket, &node, deed), async {
-            let Wish::Bmc { node: asked, deed: given, reply } = agent.request().await.wish else {
+        let (done, ()) = tokio::join!(use_bmc(&socket, &node, command), async {
+            let Wish::Bmc { node: asked, command: given, reply } = agent.request().await.wish
+            else {
                 panic!("another question")
             };
-            assert_eq!((&asked, given), (&node, deed));
+            assert_eq!((&asked, given), (&node, command));
             reply.send(answer.clone()).unwrap();
         });
         match answer {
@@ -99,7 +100,7 @@ async fn other_questions_get_through_and_their_answers_back() {
 async fn an_operator_who_goes_away_while_a_bmc_works_is_noticed() {
     let mut agent = Agent::new().await;
     let mut child = hostler(&["bmc", "edge-07", "cycle"], &agent.socket).spawn().unwrap();
-    let Wish::Bmc { mut reply, deed: Deed::Cycle, .. } = agent.request().await.wish else {
+    let Wish::Bmc { mut reply, command: BmcCommand::Cycle, .. } = agent.request().await.wish else {
         panic!("another question")
     };
     child.kill().await.unwrap();

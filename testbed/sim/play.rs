@@ -6,7 +6,7 @@ use crate::{
     dice::Dice,
     invariants::{Violation, settling},
     plan::Plan,
-    world::{World, operator::Deed},
+    world::{World, operator::LaterEdit},
 };
 
 /// Seeds that once broke a rule, one a line, with what they found.
@@ -77,7 +77,7 @@ fn settle(world: &mut World) {
                 break;
             }
             round += ROUND_S * 1000;
-            world.do_deed(Deed::LetGoOn);
+            world.do_edit(LaterEdit::LetGoOn);
         }
     }
     for (node, why) in unsettled(world) {

@@ -142,7 +142,7 @@ fn an_attempt_that_never_touched_its_machine_leaves_no_consent_to_wipe_it() {
         rack.world.on.insert(host(0));
         rack.pass(600);
     }
-    let wiped = rack.world.story.iter().any(|(_, deed)| *deed == Operation::PowerOn);
+    let wiped = rack.world.story.iter().any(|(_, action)| *action == Operation::PowerOn);
     assert_eq!((rack.phase(0), wiped), (Phase::Held, false));
 }
 

@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 
 use crate::{
     lifecycle::{
-        Deed, Event, Hold, Menu, Operation, Outcome, Policy, Rehearsal, Specs, State, Turn,
+        Event, Hold, Menu, Operation, Outcome, PlannedAction, Planner, Policy, Specs, State, Turn,
     },
     model::{
         boot::{BootStage, Fetch},
@@ -420,20 +420,20 @@ fn a_plan_says_that_somebody_has_to_come() {
         let spec = bench.node.spec().cloned().unwrap();
         let specs = Specs::from([(spec.name.clone(), Ok(spec))]);
         let statuses = vec![bench.status()];
-        let rehearsal = Rehearsal::new(POLICY, statuses, &specs.clone(), specs, bench.now);
-        let intention = rehearsal.judge(&BTreeMap::new()).pop().unwrap();
-        assert!(!intention.unless_on);
-        (intention.deed, intention.reason)
+        let planner = Planner::new(POLICY, statuses, &specs.clone(), specs, bench.now);
+        let change = planner.judge(&BTreeMap::new()).pop().unwrap();
+        assert!(!change.unless_on);
+        (change.action, change.reason)
     };
-    let told = |deed, reason: &str| (deed, reason.to_owned());
+    let told = |action, reason: &str| (action, reason.to_owned());
     let once = "never installed by hostler; once somebody has it boot from the network";
-    assert_eq!(planned(&bench()), told(Deed::Install, "under way: preparing"));
-    assert_eq!(planned(&waiting()), told(Deed::Install, "under way: powering-on"));
+    assert_eq!(planned(&bench()), told(PlannedAction::Install, "under way: preparing"));
+    assert_eq!(planned(&waiting()), told(PlannedAction::Install, "under way: powering-on"));
     let mut crowded = Bench::new();
     crowded.crowded = true;
     crowded.send(Event::Spec(bench().node.spec().cloned().unwrap()));
-    assert_eq!(planned(&crowded), told(Deed::Install, once));
-    assert_eq!(planned(&deployed()).0, Deed::Nothing);
+    assert_eq!(planned(&crowded), told(PlannedAction::Install, once));
+    assert_eq!(planned(&deployed()).0, PlannedAction::Nothing);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The rehearsal against the real thing: what `plan` says of a status file is what a fleet with the full record goes on to do.
+//! The planner against the real thing: what `plan` says of a status file is what a fleet with the full record goes on to do.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,7 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     lifecycle::{
-        Action, Deed, Event, Fleet, Intention, Left, Operation, Outcome, Rehearsal, Specs, Turn,
+        Action, Event, Fleet, Left, Operation, Outcome, PlannedAction, PlannedChange, Planner,
+        Specs, Turn,
     },
     model::{
         ids::NodeName,
@@ -164,8 +165,8 @@ fn specs(specs: impl IntoIterator<Item = NodeSpec>) -> Specs {
     specs.into_iter().map(|spec| (spec.name.clone(), Ok(Arc::new(spec)))).collect()
 }
 
-fn plan(statuses: Vec<Status>, before: &Specs, specs: Specs, now: Timestamp) -> Vec<Intention> {
-    Rehearsal::new(POLICY, statuses, before, specs, now).judge(&BTreeMap::new())
+fn plan(statuses: Vec<Status>, before: &Specs, specs: Specs, now: Timestamp) -> Vec<PlannedChange> {
+    Planner::new(POLICY, statuses, before, specs, now).judge(&BTreeMap::new())
 }
 
 /// Whether a fleet with this record goes on to write a disk, where the machine's BMC says `power`.
@@ -267,15 +268,15 @@ fn change(specs: &mut Specs, node: &str, apply: impl FnOnce(&mut NodeSpec)) {
 fn check(statuses: Vec<Status>, before: &Specs, new: Specs, expected: &Expect) {
     let lines: Vec<String> = plan(statuses, before, new, Bench::new().now)
         .into_iter()
-        .map(|Intention { node, deed, wipes, unless_on, reason, .. }| {
-            format!("{node} {} {wipes:?} {unless_on} {reason}\n", deed.as_str())
+        .map(|PlannedChange { node, action, wipes, unless_on, reason, .. }| {
+            format!("{node} {} {wipes:?} {unless_on} {reason}\n", action.as_str())
         })
         .collect();
     expected.assert_eq(&lines.concat());
 }
 
 #[test]
-fn each_deed_says_what_is_wiped_and_why() {
+fn each_action_says_what_is_wiped_and_why() {
     let (statuses, before) = installed(&["a", "b", "c", "d", "e", "f", "g", "h", "i"]);
     let mut new = before.clone();
     change(&mut new, "a", |spec| spec.redeploy = Some("2".into()));
@@ -409,9 +410,12 @@ fn two_specs_for_one_machine_clash() {
     let (statuses, before) = installed(&["a"]);
     let mut new = before.clone();
     new.extend(specs([NodeSpec { name: name("z"), ..numbered("a") }]));
-    let rehearsal = Rehearsal::new(POLICY, statuses, &before, new, Bench::new().now);
-    assert_eq!(rehearsal.in_force().len(), 2);
+    let planner = Planner::new(POLICY, statuses, &before, new, Bench::new().now);
+    assert_eq!(planner.in_force().len(), 2);
     let clash = |node: &str| (name(node), vec![Problem::of_file(node, "clash")]);
-    let plan = rehearsal.judge(&BTreeMap::from([clash("a"), clash("z")]));
-    assert!(plan.iter().all(|node| node.deed == Deed::Clash && node.wipes.is_none()), "{plan:?}");
+    let plan = planner.judge(&BTreeMap::from([clash("a"), clash("z")]));
+    assert!(
+        plan.iter().all(|node| node.action == PlannedAction::Clash && node.wipes.is_none()),
+        "{plan:?}"
+    );
 }

@@ -26,14 +26,14 @@ fn bmc(site: &Site, words: &[&str]) -> (i32, String, String) {
     said(site, &[&["bmc", NODE], words].concat())
 }
 
-/// What a deed came to, which must be good.
+/// What a command came to, which must be good.
 fn done(site: &Site, words: &[&str]) -> String {
     let (code, out, errors) = bmc(site, words);
     assert_eq!((code, errors.as_str()), (0, ""), "{words:?}\n{}", site.log());
     out
 }
 
-/// Why a deed was not done.
+/// Why a command was not done.
 fn refused(site: &Site, words: &[&str]) -> String {
     let (code, out, errors) = bmc(site, words);
     assert_eq!((code, out.as_str()), (1, ""), "{words:?}");
@@ -78,12 +78,12 @@ fn an_operator_looks_and_switches_through_the_agent_which_sees_at_once_what_beca
     assert_eq!(done(&site, &["cycle"]), "power  on\n");
     assert_eq!(done(&site, &["off", "--hard"]), "power  off\n");
     assert_eq!(done(&site, &["off"]), "power  off\n");
-    let deeds =
+    let bmc_commands =
         ["shut down", "network once", "on from network", "disk always", "off", "on from hd", "off"];
-    assert_eq!(machine.story()[before..], deeds);
+    assert_eq!(machine.story()[before..], bmc_commands);
     // Who did it is on record, and a password never.
     let log = site.log();
-    let line = log.lines().find(|line| line.contains("deed=\"cycle\"")).unwrap();
+    let line = log.lines().find(|line| line.contains("command=\"cycle\"")).unwrap();
     let uid = format!("uid={}", rustix::process::getuid().as_raw());
     assert!(line.contains("node=edge-07") && line.contains(&uid), "{line}");
     assert!(!log.contains(PASSWORD));
@@ -153,7 +153,7 @@ fn switching_off_is_never_taken_for_consent_to_wipe() {
 }
 
 #[test]
-fn nothing_is_seen_of_a_machine_in_the_middle_of_a_deed() {
+fn nothing_is_seen_of_a_machine_in_the_middle_of_a_command() {
     let (site, machine, _agent) = installed(&["--slow-power", "4"]);
     let offs = || machine.story().iter().filter(|line| *line == "off").count();
     let before = offs();
@@ -174,7 +174,7 @@ fn nothing_is_seen_of_a_machine_in_the_middle_of_a_deed() {
 }
 
 #[test]
-fn a_deed_ends_with_timeouts_power_or_with_its_operator() {
+fn a_command_ends_with_timeouts_power_or_with_its_operator() {
     let site = Site::new();
     let machine = Machine::with_bmc(&site, NODE, &["--deaf-power"]);
     let _agent = site.start();

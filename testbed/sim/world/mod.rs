@@ -35,7 +35,7 @@ use crate::{
 use self::{
     agent::Directory,
     machine::Machine,
-    operator::Deed,
+    operator::LaterEdit,
     ramdisk::{Message, Ramdisk},
     specs::File,
     work::{Job, JobKey},
@@ -66,7 +66,7 @@ pub(crate) enum Happening {
     /// Fate has a whim.
     Whim,
     /// An operator does something planned.
-    Deed(Deed),
+    LaterEdit(LaterEdit),
     /// Somebody goes through the rack.
     Person,
     /// The agent is started again.
@@ -300,7 +300,7 @@ impl World {
             Happening::Answer { id, reply } => site.ramdisk_hears(id, &reply),
             Happening::Scan => self.scan(),
             Happening::Whim => self.whim(),
-            Happening::Deed(deed) => self.do_deed(deed),
+            Happening::LaterEdit(edit) => self.do_edit(edit),
             Happening::Person => site.person_comes(),
             Happening::Start => self.start(),
         }

@@ -16,7 +16,7 @@ use super::{
 
 /// Something planned for later.
 #[derive(Clone, Debug)]
-pub(crate) enum Deed {
+pub(crate) enum LaterEdit {
     /// The next file of a playbook.
     Redeploy { node: NodeName, value: String },
     /// Files and directory as they should be.
@@ -53,13 +53,13 @@ impl World {
         }
     }
 
-    pub(crate) fn do_deed(&mut self, deed: Deed) {
-        match deed {
-            Deed::Redeploy { node, value } => {
+    pub(crate) fn do_edit(&mut self, edit: LaterEdit) {
+        match edit {
+            LaterEdit::Redeploy { node, value } => {
                 self.site.change(&node, |spec| spec.redeploy = Some(value));
             }
-            Deed::Mend => self.site.mend(),
-            Deed::LetGoOn => {
+            LaterEdit::Mend => self.site.mend(),
+            LaterEdit::LetGoOn => {
                 self.approve_all();
                 self.for_each_node(&Event::Retry);
             }
@@ -133,11 +133,11 @@ impl Site {
             if self.dice.permille(200) {
                 continue;
             }
-            let deed = Deed::Redeploy { node: node.clone(), value: value.clone() };
+            let edit = LaterEdit::Redeploy { node: node.clone(), value: value.clone() };
             if playbook {
                 at_s += self.dice.between(2, 40);
             }
-            self.after_s(at_s, at_s, Happening::Deed(deed));
+            self.after_s(at_s, at_s, Happening::LaterEdit(edit));
         }
     }
 
@@ -219,7 +219,7 @@ impl Site {
         if let Some(file) = self.files.get_mut(node) {
             file.broken = true;
         }
-        self.after_s(10, 3600, Happening::Deed(Deed::Mend));
+        self.after_s(10, 3600, Happening::LaterEdit(LaterEdit::Mend));
     }
 
     fn clash(&mut self, node: &NodeName, names: &[NodeName]) {
@@ -250,7 +250,7 @@ impl Site {
     fn lose_directory(&mut self) {
         let empty = self.dice.permille(500);
         self.directory = if empty { Directory::Empty } else { Directory::Lost };
-        self.after_s(10, 1800, Happening::Deed(Deed::Mend));
+        self.after_s(10, 1800, Happening::LaterEdit(LaterEdit::Mend));
     }
 
     /// Directory and files are put in order.

@@ -13,7 +13,7 @@ use crate::{
     ipmi::{Bmc, BootChoice, Chassis, Device},
     lifecycle::{Node, POLL_LIMIT},
     model::{
-        admin::{Deed, Fact},
+        admin::{BmcCommand, Fact},
         fault::{Fault, Step},
         ids::NodeName,
         power::{BootDevice, BootPersistence, PowerState},
@@ -25,7 +25,7 @@ use crate::{
 
 use super::{driver::Driver, power::Bmcs, work::cancel_signal};
 
-/// What is so after a deed, or why it was not done.
+/// What is so after a command, or why it was not done.
 pub(super) type Done = Result<Vec<Fact>, String>;
 
 impl Driver {
@@ -33,24 +33,24 @@ impl Driver {
     pub(super) fn use_bmc(
         &self,
         name: &NodeName,
-        deed: Deed,
+        command: BmcCommand,
         Peer { uid, pid }: Peer,
         reply: oneshot::Sender<Done>,
     ) {
-        let deed_name = deed.name();
+        let command_name = command.name();
         let admitted = self
             .executor
             .fleet()
             .node(name)
             .ok_or_else(|| "no such node; `hostler status` lists those that there are".to_owned())
-            .and_then(|node| admit(node, deed));
+            .and_then(|node| admit(node, command));
         match admitted {
             Ok(spec) => {
-                info!(node = %name, uid, pid, deed = deed_name, "operator uses a bmc");
-                self.adapters.start_deed(spec, deed, reply);
+                info!(node = %name, uid, pid, command = command_name, "operator uses a bmc");
+                self.adapters.start_bmc_command(spec, command, reply);
             }
             Err(why) => {
-                info!(node = %name, uid, pid, deed = deed_name, why, "an operator may not use a bmc");
+                info!(node = %name, uid, pid, command = command_name, why, "an operator may not use a bmc");
                 // An operator who went away finds it in the log.
                 drop(reply.send(Err(format!("{name}: {why}"))));
             }
@@ -59,13 +59,13 @@ impl Driver {
 }
 
 /// The spec to do it by, or why it is not done.
-fn admit(node: &Node, deed: Deed) -> Result<Arc<NodeSpec>, String> {
+fn admit(node: &Node, command: BmcCommand) -> Result<Arc<NodeSpec>, String> {
     let phase = node.phase().as_str();
     let spec = node.spec().ok_or("has had no valid spec yet, which would say where its BMC is")?;
     if spec.bmc.is_none() {
         return Err("has no BMC (bmc.driver = \"none\"); press its power button".to_owned());
     }
-    if deed.changes_nothing() {
+    if command.changes_nothing() {
         return Ok(Arc::clone(spec));
     }
     if !node.is_at_rest() {
@@ -74,7 +74,7 @@ fn admit(node: &Node, deed: Deed) -> Result<Arc<NodeSpec>, String> {
     if node.phase() == Phase::Invalid {
         return Err(format!("is {phase}; whose machine it is must be settled first"));
     }
-    if deed.switches_off() && node.is_wiped_when_off() {
+    if command.switches_off() && node.is_wiped_when_off() {
         return Err(format!(
             "is {phase}, and hostler would WIPE and install it as soon as it is off; `hostler approve` is the order to WIPE it, and \
              state = \"available\" in its spec keeps its disk"
@@ -85,8 +85,8 @@ fn admit(node: &Node, deed: Deed) -> Result<Arc<NodeSpec>, String> {
 
 impl Bmcs {
     /// Does it, within the node's `timeouts.power` from when the BMC is free.
-    pub(super) async fn deed(&self, spec: &NodeSpec, deed: Deed) -> Done {
-        let Ok(_place) = self.deeds.try_acquire() else {
+    pub(super) async fn command(&self, spec: &NodeSpec, command: BmcCommand) -> Done {
+        let Ok(_place) = self.bmc_commands.try_acquire() else {
             return Err("operators use too many BMCs at once; try again in a while".to_owned());
         };
         let (_stop, cancel) = cancel_signal();
@@ -95,36 +95,40 @@ impl Bmcs {
             use PowerState::{Off, On};
             // An operator waits: a silent BMC is told of as soon as by a poll.
             let soon = Instant::now() + limit.min(POLL_LIMIT);
-            if !deed.changes_nothing() {
+            if !command.changes_nothing() {
                 bmc.power_state(soon).await?;
             }
             let deadline = Instant::now() + limit;
-            match deed {
-                Deed::Status => return bmc.chassis(soon).await.map(of_chassis),
-                Deed::Info => {
+            match command {
+                BmcCommand::Status => return bmc.chassis(soon).await.map(of_chassis),
+                BmcCommand::Info => {
                     let device = bmc.device(soon).await?;
                     // Not every BMC says it.
                     let guid = bmc.system_guid(soon).await.ok();
                     return Ok(of_device(spec, device, guid));
                 }
-                Deed::On => bmc.reach_power(On, deadline).await?,
-                Deed::Off { hard: true } => bmc.reach_power(Off, deadline).await?,
-                Deed::Off { hard: false } => bmc.soft_off(limit / 2, deadline).await?,
+                BmcCommand::On => bmc.reach_power(On, deadline).await?,
+                BmcCommand::Off { hard: true } => bmc.reach_power(Off, deadline).await?,
+                BmcCommand::Off { hard: false } => bmc.soft_off(limit / 2, deadline).await?,
                 // That it was off is seen, not believed.
-                Deed::Cycle => {
+                BmcCommand::Cycle => {
                     bmc.reach_power(Off, deadline).await?;
                     bmc.reach_power(On, deadline).await?;
                 }
-                Deed::BootDevice { device, persistent } => {
+                BmcCommand::BootDevice { device, persistent } => {
                     let persistence = persistence(persistent);
                     bmc.set_boot_device(device, persistence, firmware, deadline).await?;
                     return Ok(vec![boot(BootChoice::Known(device, persistence))]);
                 }
             }
-            Ok(vec![power(if deed.switches_off() && deed != Deed::Cycle { Off } else { On })])
+            Ok(vec![power(if command.switches_off() && command != BmcCommand::Cycle {
+                Off
+            } else {
+                On
+            })])
         };
         self.with(Step::Power, spec, cancel, call).await.map_err(|Fault { code, message, hint, .. }| {
-            warn!(node = %spec.name, deed = deed.name(), %code, error = message, "a bmc did not do what an operator wanted");
+            warn!(node = %spec.name, command = command.name(), %code, error = message, "a bmc did not do what an operator wanted");
             format!("{}: {message}; {hint}", spec.name)
         })
     }
