@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::{
-    lifecycle::{Effects, Event, Left, Node, Operation, Record},
+    lifecycle::{Effects, Event, Node, Operation, Record, UnclaimedInstalls},
     model::{
         admin::{BmcCommand, CardBoot},
         callback::Reply,
@@ -189,8 +189,8 @@ impl Effects for Adapters {
         }
     }
 
-    fn keep(&mut self, left: &Left) -> Result<(), String> {
-        self.store.save_site(left).map_err(|error| {
+    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
+        self.store.save_site(unclaimed).map_err(|error| {
             error!(%error, "what is known beside the records cannot be written; nothing is started or forgotten until it can");
             error.to_string()
         })

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use crate::{
-    lifecycle::{Fleet, Known, Left, Policy, Record, format_1},
+    lifecycle::{Fleet, Known, Policy, Record, UnclaimedInstalls, format_1},
     model::ids::NodeName,
     status_file::{self, StatusFileError, StatusFiles},
     store::{Loaded, Store, StoreError},
@@ -53,8 +53,8 @@ pub(super) fn recall(
         reading.lose(&name, format!("{error}; its node is held until somebody consents"));
     }
     reading.find_contradictions();
-    let witnessed = reading.hear_status_files();
-    let (left, must_save) = reading.read_site()?;
+    let recovered = reading.hear_status_files();
+    let (unclaimed, must_save) = reading.read_site()?;
     let Reading { records, changed, losses, mut notes, .. } = reading;
     // At once: at the next start the damaged file is no longer there to warn.
     for name in changed {
@@ -66,9 +66,9 @@ pub(super) fn recall(
         let done = "the state directory was of format 1; it has a checksum in every file now";
         notes.push(done.to_owned());
     }
-    let fleet = Fleet::resume(policy, records, left, witnessed, now);
+    let fleet = Fleet::resume(policy, records, unclaimed, recovered, now);
     if must_save || upgraded {
-        store.save_site(fleet.left())?;
+        store.save_site(fleet.unclaimed())?;
     }
     store.complete_upgrade()?;
     store.another_agent().forget()?;
@@ -126,13 +126,13 @@ impl Reading<'_> {
                 missing.len()
             ));
         }
-        let mut witnessed = BTreeMap::new();
+        let mut recovered = BTreeMap::new();
         for name in nodes {
             if let Some(known) = self.hear_status_file(&name) {
-                witnessed.insert(name, known);
+                recovered.insert(name, known);
             }
         }
-        witnessed
+        recovered
     }
 
     /// The same for one node. The outer `None`: nothing that its record does not say.
@@ -192,13 +192,15 @@ impl Reading<'_> {
     }
 
     /// What is known beside the records, and whether it is to be saved anew.
-    fn read_site(&mut self) -> Result<(Left, bool), StoreError> {
-        let site = self.store.load_site(format_1::left);
+    fn read_site(&mut self) -> Result<(UnclaimedInstalls, bool), StoreError> {
+        let site = self.store.load_site(format_1::unclaimed);
         let mut must_save = self.overtaken || !matches!(site, Ok(Some(_)));
-        let mut left = match site {
-            Ok(Some(left)) => left,
+        let mut unclaimed = match site {
+            Ok(Some(unclaimed)) => unclaimed,
             // As long as nobody can say that there are none.
-            Ok(None) if self.files.nodes().is_err_and(|error| !error.is_absence()) => Left::lost(),
+            Ok(None) if self.files.nodes().is_err_and(|error| !error.is_absence()) => {
+                UnclaimedInstalls::lost()
+            }
             // Nor in a directory that is new, or was emptied, and finds that an agent was here.
             Ok(None) if self.store.is_new() && self.files.nodes().is_ok_and(|n| !n.is_empty()) => {
                 self.losses.push(
@@ -206,30 +208,30 @@ impl Reading<'_> {
                      do not say what is installed are held until somebody consents"
                         .to_owned(),
                 );
-                Left::lost()
+                UnclaimedInstalls::lost()
             }
-            Ok(None) => Left::default(),
+            Ok(None) => UnclaimedInstalls::default(),
             Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => {
                 let lost = "what was installed on machines without a spec is no longer known";
                 self.losses.push(format!("{error}; {lost}"));
-                Left::lost()
+                UnclaimedInstalls::lost()
             }
             Err(error) => return Err(error),
         };
         if self.overtaken {
-            left.set_incomplete(true);
+            unclaimed.set_incomplete(true);
         }
-        for name in left.missing(&self.records) {
+        for name in unclaimed.missing(&self.records) {
             must_save = true;
             if !self.overtaken && !self.records.contains_key(name) {
                 let then = "its node and its machine are held until somebody consents";
                 self.losses.push(format!("record {name}.json is missing; {then}"));
             }
         }
-        if left.is_incomplete() {
+        if unclaimed.is_incomplete() {
             self.losses.push(INCOMPLETE.to_owned());
         }
-        Ok((left, must_save))
+        Ok((unclaimed, must_save))
     }
 }
 

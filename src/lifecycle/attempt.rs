@@ -118,9 +118,9 @@ impl Node {
                 self.enter(now, State::Switching { attempt, disk });
             }
             (State::Switching { .. }, Outcome::Released) => self.take_for_completed(now),
-            (State::Restarting { attempt, disk }, Outcome::Restarted(left)) => {
+            (State::Restarting { attempt, disk }, Outcome::Restarted(unclaimed)) => {
                 let (image, disk) = (attempt.image.clone(), disk.clone());
-                self.see_power(now, left);
+                self.see_power(now, unclaimed);
                 self.succeed(now, image, disk);
             }
             (State::CleaningUp { attempt, purpose }, Outcome::CleanedUp) => {

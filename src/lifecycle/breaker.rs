@@ -1,7 +1,7 @@
 //! The breaker: one mistake, one `git push` or one playbook, must not wipe a site.
 //!
 //! The [`super::Fleet`] asks it in every comparison. It counts reinstalls, not installs, and counts them over a while: a playbook
-//! changes thirty files one after the other. What it has counted is kept in [`super::Left`]: an agent that is started again goes on
+//! changes thirty files one after the other. What it has counted is kept in [`super::UnclaimedInstalls`]: an agent that is started again goes on
 //! counting.
 
 use std::{

@@ -24,9 +24,9 @@ use crate::model::{
 use super::{
     event::{Action, Event, Operation},
     fleet::{Fleet, Specs},
-    left::Left,
     node::Node,
     state::Record,
+    unclaimed::UnclaimedInstalls,
 };
 
 /// What the core's decisions are carried out upon. Nothing here may block for long.
@@ -34,7 +34,7 @@ pub trait Effects {
     /// Makes a node's record durable; when this returns, it is. On failure: what is wrong, for people.
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String>;
     /// Makes durable what is known beside the records; when this returns, it is. On failure: what is wrong, for people.
-    fn keep(&mut self, left: &Left) -> Result<(), String>;
+    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String>;
     /// Puts the node's boot menu in force.
     fn serve(&mut self, node: &Node);
     /// Starts an operation; its end comes back as [`Event::Done`].
@@ -152,11 +152,11 @@ impl Executor {
     /// Machines that specs name from now on are new again, although something that was known of machines was lost. Answers whether they
     /// were not.
     pub fn approve_new_machines(&mut self, effects: &mut impl Effects) -> Result<bool, String> {
-        if !self.fleet.left().is_incomplete() {
+        if !self.fleet.unclaimed().is_incomplete() {
             return Ok(false);
         }
         self.fleet.set_incomplete(false);
-        let kept = self.keep_left(effects);
+        let kept = self.keep_unclaimed(effects);
         self.fleet.set_incomplete(kept.is_err());
         kept.map(|()| true)
     }
@@ -210,7 +210,7 @@ impl Executor {
         let is_retry = unsaved.is_some();
         let mut waiting = unsaved.unwrap_or_default();
         waiting.extend(actions);
-        let kept = self.keep_left(effects);
+        let kept = self.keep_unclaimed(effects);
         let Some(node) = self.fleet.node(&name) else {
             let before = before.filter(|_| !is_retry);
             self.forget(&name, before.as_ref(), waiting, kept.is_ok(), effects);
@@ -344,7 +344,7 @@ impl Executor {
         }
         let unsaved = &self.unsaved;
         let newly = self.fleet.list_nodes(|other| unsaved.contains_key(other));
-        let kept = self.keep_left(effects);
+        let kept = self.keep_unclaimed(effects);
         if kept.is_err() {
             self.fleet.unlist_nodes(&newly);
         }
@@ -352,11 +352,11 @@ impl Executor {
     }
 
     /// Before the record that knew it is changed or removed.
-    fn keep_left(&mut self, effects: &mut impl Effects) -> Result<(), String> {
-        let left = self.fleet.left();
-        if left.changes() != self.kept {
-            effects.keep(left)?;
-            self.kept = left.changes();
+    fn keep_unclaimed(&mut self, effects: &mut impl Effects) -> Result<(), String> {
+        let unclaimed = self.fleet.unclaimed();
+        if unclaimed.changes() != self.kept {
+            effects.keep(unclaimed)?;
+            self.kept = unclaimed.changes();
         }
         Ok(())
     }

@@ -23,11 +23,11 @@ use super::{
     agenda::Agenda,
     breaker::let_through,
     event::{Action, Event, Turn},
-    left::{Known, Left},
     node::{Node, wants_reinstall},
     polls::{POLL_INTERVAL, Polls},
     state::{Record, State},
     turns::Turns,
+    unclaimed::{Known, UnclaimedInstalls},
     wait::after,
 };
 
@@ -67,7 +67,7 @@ pub struct Fleet {
     held_on_record: BTreeMap<NodeName, Turn>,
     /// When the next new node is polled that wants nothing of its machine.
     first_poll: Timestamp,
-    left: Left,
+    unclaimed: UnclaimedInstalls,
     /// Whether every record is lost and the directory has not been read since.
     state_lost: bool,
     /// The latest time that was told.
@@ -77,18 +77,18 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// The fleet as it was recorded, with what was known beside the records. `witnessed` is what the status files say is installed, or
+    /// The fleet as it was recorded, with what was known beside the records. `recovered` is what the status files say is installed, or
     /// that nobody knows, for nodes that have no record any more, or one that was damaged.
     pub fn resume(
         policy: Policy,
         records: BTreeMap<NodeName, Record>,
-        mut left: Left,
-        witnessed: BTreeMap<NodeName, Known>,
+        mut unclaimed: UnclaimedInstalls,
+        recovered: BTreeMap<NodeName, Known>,
         now: Timestamp,
     ) -> Self {
-        let state_lost = records.is_empty() && !witnessed.is_empty();
-        left.witness(witnessed);
-        left.miss(&records);
+        let state_lost = records.is_empty() && !recovered.is_empty();
+        unclaimed.recover_from_status(recovered);
+        unclaimed.miss(&records);
         let mut fleet = Self {
             policy,
             nodes: BTreeMap::new(),
@@ -96,7 +96,7 @@ impl Fleet {
             turns: Turns::new(&policy),
             first_poll: now,
             held_on_record: BTreeMap::new(),
-            left,
+            unclaimed,
             state_lost,
             latest: now,
             aliased: BTreeSet::new(),
@@ -134,11 +134,11 @@ impl Fleet {
             return self.hold("the spec directory is empty; hostler does not take that for an order to forget its nodes");
         }
         if std::mem::take(&mut self.state_lost) {
-            self.left.doubt_new_names(specs.keys());
+            self.unclaimed.mark_new_names_unknown(specs.keys());
             // That a machine is on will not show that it is somebody's.
             let by_hand =
                 specs.iter().filter(|(_, spec)| spec.as_ref().is_ok_and(|spec| spec.bmc.is_none()));
-            self.left.doubt(by_hand.map(|(name, _)| name));
+            self.unclaimed.mark_unknown(by_hand.map(|(name, _)| name));
         }
         self.note_departures(&specs);
         let reinstalls: BTreeSet<NodeName> = specs
@@ -158,9 +158,9 @@ impl Fleet {
         let too_many = if reinstalls.is_empty() || !self.policy.breaker {
             false
         } else if let Some(counted) =
-            let_through(now, self.left.reinstalls(), &reinstalls, &deployed)
+            let_through(now, self.unclaimed.reinstalls(), &reinstalls, &deployed)
         {
-            self.left.count_reinstalls(counted);
+            self.unclaimed.count_reinstalls(counted);
             false
         } else {
             true
@@ -217,11 +217,11 @@ impl Fleet {
                 None => false,
             };
             if !stays {
-                self.left.leave(name, &node.record);
+                self.unclaimed.remember(name, &node.record);
             }
             // Many that go at once are one change of what is kept.
             if !specs.contains_key(name) && node.is_at_rest() {
-                self.left.unlist(name);
+                self.unclaimed.unlist(name);
             }
         }
     }
@@ -249,7 +249,7 @@ impl Fleet {
         self.latest = self.latest.max(now);
         self.adopt(now, name);
         if let Event::Spec(spec) | Event::MassChange(spec) = &event {
-            self.remember(now, name, spec);
+            self.recall(now, name, spec);
         }
         let interval = self.poll_interval();
         let node = self.nodes.get_mut(name)?;
@@ -259,7 +259,7 @@ impl Fleet {
         if let (State::Imaging { .. }, Some(spec), false) =
             (&node.record.state, &node.record.spec, was_written)
         {
-            self.left.written(spec);
+            self.unclaimed.written(spec);
         }
         if actions.contains(&Action::Forget) {
             self.forget(name);
@@ -278,7 +278,7 @@ impl Fleet {
         let Some(node) = self.nodes.get_mut(name).filter(|node| node.record.spec.is_none()) else {
             return;
         };
-        match self.left.node(name).filter(|_| node.record.installed.is_none()).cloned() {
+        match self.unclaimed.node(name).filter(|_| node.record.installed.is_none()).cloned() {
             Some(None) if !node.record.record_lost => node.record = Record::distrusted(now),
             Some(Some(installed)) => node.record.know(Some(installed)),
             Some(None) | None => {}
@@ -286,25 +286,25 @@ impl Fleet {
     }
 
     /// What is known of the machine a spec names for the first time: it may have belonged to another node.
-    fn remember(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
+    fn recall(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
         let Some(node) = self.nodes.get_mut(name) else { return };
-        let incomplete = self.left.is_incomplete() || self.aliased.contains(name);
+        let incomplete = self.unclaimed.is_incomplete() || self.aliased.contains(name);
         if let Some(old) = node.spec() {
             let change = old.machine_change(spec);
             if change != MachineChange::None {
                 let doubted = incomplete && change == MachineChange::Whole;
-                let known = self.left.machine(spec);
+                let known = self.unclaimed.machine(spec);
                 node.moved_here = known.or_else(|| doubted.then_some(None));
             }
             return;
         }
-        self.left.found(name);
+        self.unclaimed.found(name);
         // A status file says which machine it speaks of, and the spec may name another one by now.
         let told_of = node.record.installed.as_ref().and_then(|told| told.machine.as_ref());
         let change = told_of.map(|machine| machine.change_to(spec));
         let is_new = node.record.installed.is_none() || change == Some(MachineChange::Whole);
         let doubted = incomplete && is_new;
-        let known = self.left.machine(spec).or_else(|| doubted.then_some(None));
+        let known = self.unclaimed.machine(spec).or_else(|| doubted.then_some(None));
         match (change, known) {
             (Some(MachineChange::None | MachineChange::Part), _) | (None, None) => {}
             (_, Some(None)) => node.record = Record::distrusted(now),
@@ -353,26 +353,26 @@ impl Fleet {
     fn forget(&mut self, name: &NodeName) {
         if let Some(node) = self.nodes.remove(name) {
             let Node { record, .. } = *node;
-            self.left.leave(name, &record);
-            self.left.unlist(name);
+            self.unclaimed.remember(name, &record);
+            self.unclaimed.unlist(name);
         }
     }
 
     /// What is known beside the records, and is to be kept.
-    pub fn left(&self) -> &Left {
-        &self.left
+    pub fn unclaimed(&self) -> &UnclaimedInstalls {
+        &self.unclaimed
     }
 
     /// Whether machines that specs name for the first time may be installed.
     pub(super) fn set_incomplete(&mut self, incomplete: bool) {
-        self.left.set_incomplete(incomplete);
+        self.unclaimed.set_incomplete(incomplete);
     }
 
     /// The BMCs of machines that are installed, or of which nobody knows.
     pub fn bmcs_of_installed(&self) -> impl Iterator<Item = &BmcAddress> {
         let records = self.nodes.values().map(|node| &node.record);
         let records = records.filter(|record| record.installed.is_some() || record.record_lost);
-        records.flat_map(Record::bmcs).chain(self.left.bmcs())
+        records.flat_map(Record::bmcs).chain(self.unclaimed.bmcs())
     }
 
     /// These nodes' specs name the BMC of an installed machine in other words than it is known by. A machine that they name for the
@@ -383,14 +383,14 @@ impl Fleet {
 
     /// Whether the node's reinstall is one that the breaker counts.
     pub(super) fn is_counted(&self, name: &NodeName) -> bool {
-        self.left.reinstalls().contains_key(name)
+        self.unclaimed.reinstalls().contains_key(name)
     }
 
     /// Whether the node's record would not be missed, although it must be.
     pub(super) fn is_unlisted(&self, name: &NodeName) -> bool {
         self.nodes.get(name).filter(|node| !(node.gone && node.is_at_rest())).is_some_and(|node| {
             let machine = node.spec().map(|spec| spec.machine());
-            node.record.must_be_missed() && !self.left.lists(name, machine.as_ref())
+            node.record.must_be_missed() && !self.unclaimed.lists(name, machine.as_ref())
         })
     }
 
@@ -399,13 +399,13 @@ impl Fleet {
     pub(super) fn list_nodes(&mut self, unsaved: impl Fn(&NodeName) -> bool) -> Vec<NodeName> {
         let machine = |node: &Node| node.spec().map(|spec| spec.machine());
         let saved = self.nodes.iter().filter(|(name, node)| !node.gone && !unsaved(name));
-        self.left.list(saved.map(|(name, node)| (name, machine(node))))
+        self.unclaimed.list(saved.map(|(name, node)| (name, machine(node))))
     }
 
     /// That could not be written.
     pub(super) fn unlist_nodes(&mut self, names: &[NodeName]) {
         for name in names {
-            self.left.unlist(name);
+            self.unclaimed.unlist(name);
         }
     }
 
@@ -443,7 +443,7 @@ impl Fleet {
             add(record.installed.as_ref().and_then(|installed| installed.netboot.as_ref()));
             add(record.state.attempt().and_then(|attempt| attempt.image.netboot.as_ref()));
         }
-        for installed in self.left.installed() {
+        for installed in self.unclaimed.installed() {
             add(installed.netboot.as_ref());
         }
         digests

@@ -5,7 +5,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::{left::Left, state::Record};
+use super::{state::Record, unclaimed::UnclaimedInstalls};
 
 /// A record.
 pub fn record(mut value: Value) -> Result<Record, String> {
@@ -16,7 +16,7 @@ pub fn record(mut value: Value) -> Result<Record, String> {
 }
 
 /// What was kept of machines that no node had any more. Which nodes had a record was not written down.
-pub fn left(mut value: Value) -> Result<Left, String> {
+pub fn unclaimed(mut value: Value) -> Result<UnclaimedInstalls, String> {
     let object = value.as_object_mut().ok_or("it is no JSON object")?;
     if object.contains_key("listed") || object.contains_key("incomplete") {
         return Err("it is of a newer format".to_owned());

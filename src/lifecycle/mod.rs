@@ -50,7 +50,6 @@ mod fleet;
 pub mod format_1;
 mod history;
 mod ironic;
-mod left;
 mod missing;
 mod netboot_files;
 mod node;
@@ -63,13 +62,14 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod turns;
+mod unclaimed;
 mod wait;
 
 pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Stages, Turn};
 pub use executor::{Effects, Executor};
 pub use fleet::{Fleet, Policy, Specs};
-pub use left::{Known, Left};
 pub use node::Node;
 pub use plan::{PlannedAction, PlannedChange, Planner};
 pub use polls::POLL_LIMIT;
 pub use state::{Attempt, Hold, PreparedImage, Purpose, Record, State, Target};
+pub use unclaimed::{Known, UnclaimedInstalls};

@@ -22,11 +22,11 @@ use super::{
     event::{Action, Event, Menu, Operation, Outcome},
     executor::NEVER_STARTED,
     fleet::Policy,
-    left::Known,
     netboot_files::{NetbootUpdate, carry_over, carry_over_record, own_menu},
     polls::Polls,
     report::plain_fault,
     state::{Attempt, Hold, Purpose, Record, State},
+    unclaimed::Known,
     wait::{after, patience, power_limit},
 };
 

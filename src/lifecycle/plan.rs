@@ -24,9 +24,9 @@ use crate::model::{
 use super::{
     event::{Action, Event, Operation, Outcome, Turn},
     fleet::{Fleet, Policy, Specs},
-    left::Left,
     node::Node,
     state::{Hold, Record, State},
+    unclaimed::UnclaimedInstalls,
 };
 
 /// Every power state was seen so long ago that the fleet wants to look at each again.
@@ -131,7 +131,13 @@ impl Planner {
         let long_ago = SignedDuration::try_from(LONG_AGO).unwrap_or_default();
         let began = now.checked_sub(long_ago).unwrap_or(now);
         Self {
-            fleet: Fleet::resume(policy, records, Left::default(), BTreeMap::new(), began),
+            fleet: Fleet::resume(
+                policy,
+                records,
+                UnclaimedInstalls::default(),
+                BTreeMap::new(),
+                began,
+            ),
             specs,
             statuses: statuses.into_iter().map(|status| (status.node.clone(), status)).collect(),
             power,

@@ -143,8 +143,8 @@ impl Effects for FakeEffects {
         self.store.save(node, record).map_err(|error| error.to_string())
     }
 
-    fn keep(&mut self, left: &Left) -> Result<(), String> {
-        self.store.save_site(left).map_err(|error| error.to_string())
+    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
+        self.store.save_site(unclaimed).map_err(|error| error.to_string())
     }
 
     fn serve(&mut self, _: &Node) {}
@@ -277,7 +277,7 @@ impl Site {
             ..deployed(&spec("d", 4))
         };
         store.save(&specs[3].name, &many).unwrap();
-        store.save_site(&Left::default()).unwrap();
+        store.save_site(&UnclaimedInstalls::default()).unwrap();
         store.complete_upgrade().unwrap();
         drop(store);
 

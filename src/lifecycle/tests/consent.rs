@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    lifecycle::{Action, Event, Fleet, Left, Menu, Node, Operation, Outcome, Record},
+    lifecycle::{Action, Event, Fleet, Menu, Node, Operation, Outcome, Record, UnclaimedInstalls},
     model::{
         callback::{Call, Reply},
         ids::{NodeName, OpId},
@@ -275,7 +275,8 @@ fn a_damaged_record_stays_in_mind_when_the_spec_goes_away_and_comes_back() {
     let name = spec().name;
     for forgotten_at_once in [true, false] {
         let records = BTreeMap::from([(name.clone(), Record::distrusted(now))]);
-        let mut fleet = Fleet::resume(POLICY, records, Left::default(), BTreeMap::new(), now);
+        let mut fleet =
+            Fleet::resume(POLICY, records, UnclaimedInstalls::default(), BTreeMap::new(), now);
         if forgotten_at_once {
             settle(&mut fleet, &name, Event::Spec(Arc::new(spec())));
             settle(&mut fleet, &name, Event::SpecGone);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::lifecycle::{Event, Left, Operation};
+use crate::lifecycle::{Event, Operation, UnclaimedInstalls};
 use crate::model::{ids::NodeName, status::Phase};
 
 use super::{rack::*, support::*};
@@ -37,7 +37,7 @@ fn was_touched(rack: &Rack) -> bool {
 
 /// Whether the first node is in what is kept beside the records.
 fn is_kept(rack: &Rack) -> bool {
-    rack.world.left.as_ref().is_some_and(|left| left.contains(name(0).as_str()))
+    rack.world.unclaimed.as_ref().is_some_and(|unclaimed| unclaimed.contains(name(0).as_str()))
 }
 
 fn writes_after(rack: &Rack, begun: usize) -> usize {
@@ -202,7 +202,7 @@ fn a_whole_directory_that_goes_away_is_one_change_of_what_is_kept() {
 
 /// What was known beside the records is lost.
 fn incomplete(mut rack: Rack) -> Rack {
-    rack.world.left = Some(serde_json::to_string(&Left::lost()).unwrap());
+    rack.world.unclaimed = Some(serde_json::to_string(&UnclaimedInstalls::lost()).unwrap());
     rack.restart();
     rack.scan();
     rack
@@ -267,7 +267,7 @@ fn an_operator_ends_the_doubt_about_machines_to_come_and_about_no_other() {
 
 #[test]
 fn more_machines_than_can_be_remembered_are_known_to_be_forgotten() {
-    let mut left = Left::default();
+    let mut unclaimed = UnclaimedInstalls::default();
     let mut record = Rack::deployed(1).node(0).record().clone();
     record.installed.as_mut().unwrap().machine = None;
     for n in 0..=20_000_u32 {
@@ -275,26 +275,26 @@ fn more_machines_than_can_be_remembered_are_known_to_be_forgotten() {
         spec.bmc.as_mut().unwrap().address.host = format!("bmc-{n}");
         record.spec = Some(spec.into());
         let node: NodeName = format!("n{n}").parse().unwrap();
-        assert!(!left.is_incomplete());
-        left.leave(&node, &record);
+        assert!(!unclaimed.is_incomplete());
+        unclaimed.remember(&node, &record);
     }
-    assert!(left.is_incomplete());
+    assert!(unclaimed.is_incomplete());
 }
 
 #[test]
 fn what_a_status_file_tells_of_a_disk_that_was_written_since_is_not_believed_again() {
-    let mut left = Left::default();
+    let mut unclaimed = UnclaimedInstalls::default();
     let mut record = Rack::deployed(1).node(0).record().clone();
     let told = BTreeMap::from([(name(7), record.installed.clone())]);
-    left.witness(told.clone());
+    unclaimed.recover_from_status(told.clone());
     let spec = record.spec.clone().unwrap();
-    assert!(matches!(left.machine(&spec), Some(Some(_))), "as the status file says");
-    left.written(&spec);
-    assert_eq!(left.machine(&spec), Some(None));
-    assert_eq!(left.node(&name(7)), Some(&None));
+    assert!(matches!(unclaimed.machine(&spec), Some(Some(_))), "as the status file says");
+    unclaimed.written(&spec);
+    assert_eq!(unclaimed.machine(&spec), Some(None));
+    assert_eq!(unclaimed.node(&name(7)), Some(&None));
     // Whoever wrote it leaves it with nothing installed, and the agent is started again.
     record.installed = None;
-    left.leave(&name(8), &record);
-    left.witness(told);
-    assert_eq!(left.machine(&spec), None);
+    unclaimed.remember(&name(8), &record);
+    unclaimed.recover_from_status(told);
+    assert_eq!(unclaimed.machine(&spec), None);
 }

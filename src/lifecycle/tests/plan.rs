@@ -7,8 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     lifecycle::{
-        Action, Event, Fleet, Left, Operation, Outcome, PlannedAction, PlannedChange, Planner,
-        Specs, Turn,
+        Action, Event, Fleet, Operation, Outcome, PlannedAction, PlannedChange, Planner, Specs,
+        Turn, UnclaimedInstalls,
     },
     model::{
         ids::NodeName,
@@ -173,7 +173,8 @@ fn plan(statuses: Vec<Status>, before: &Specs, specs: Specs, now: Timestamp) -> 
 fn really_wipes(bench: &Bench, new: &Specs, mut power: PowerState) -> bool {
     let records = BTreeMap::from([(spec().name, bench.node.record().clone())]);
     let mut now = bench.now;
-    let mut fleet = Fleet::resume(POLICY, records, Left::default(), BTreeMap::new(), now);
+    let mut fleet =
+        Fleet::resume(POLICY, records, UnclaimedInstalls::default(), BTreeMap::new(), now);
     let end = now.checked_add(WATCHED).unwrap();
     let mut events = fleet.compare(now, new.clone(), &BTreeMap::new());
     while now < end {

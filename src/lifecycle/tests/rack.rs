@@ -9,7 +9,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     lifecycle::{
-        Effects, Event, Executor, Fleet, Left, Node, Operation, Outcome, Policy, Record, Specs,
+        Effects, Event, Executor, Fleet, Node, Operation, Outcome, Policy, Record, Specs,
+        UnclaimedInstalls,
     },
     model::{
         callback::{Call, Reply},
@@ -41,7 +42,7 @@ pub(super) struct Rack {
 pub(super) struct World {
     /// The state directory.
     pub(super) records: BTreeMap<NodeName, String>,
-    pub(super) left: Option<String>,
+    pub(super) unclaimed: Option<String>,
     /// The status files.
     pub(super) statuses: BTreeMap<NodeName, Status>,
     /// Machines that are on, by their BMC.
@@ -99,7 +100,7 @@ impl Effects for World {
         Ok(())
     }
 
-    fn keep(&mut self, left: &Left) -> Result<(), String> {
+    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
         if !self.lives() {
             return Ok(());
         }
@@ -107,7 +108,7 @@ impl Effects for World {
             return Err("no space left".into());
         }
         self.heard.push(Heard::Keep);
-        self.left = Some(serde_json::to_string(left).map_err(|error| error.to_string())?);
+        self.unclaimed = Some(serde_json::to_string(unclaimed).map_err(|error| error.to_string())?);
         Ok(())
     }
 
@@ -243,7 +244,7 @@ impl Rack {
             executor: Executor::new(Fleet::resume(
                 policy,
                 BTreeMap::new(),
-                Left::default(),
+                UnclaimedInstalls::default(),
                 BTreeMap::new(),
                 now,
             )),
@@ -398,7 +399,7 @@ impl Rack {
     /// The same, with the state directory lost.
     pub(super) fn restart_without_records(&mut self) {
         self.world.records.clear();
-        self.world.left = None;
+        self.world.unclaimed = None;
         self.start_with(BTreeMap::new());
     }
 
@@ -407,14 +408,15 @@ impl Rack {
         let unknown =
             |name: &NodeName| records.get(name).is_none_or(|record: &Record| record.spec.is_none());
         let statuses = self.world.statuses.iter().filter(|(name, _)| unknown(name));
-        let witnessed = statuses
+        let recovered = statuses
             .filter_map(|(name, status)| Some((name.clone(), Some(status.installed.clone()?))))
             .collect();
         self.world.running.clear();
-        let left = self.world.left.as_ref().map(|left| serde_json::from_str(left).unwrap());
-        let left = left.unwrap_or_default();
+        let unclaimed =
+            self.world.unclaimed.as_ref().map(|unclaimed| serde_json::from_str(unclaimed).unwrap());
+        let unclaimed = unclaimed.unwrap_or_default();
         self.executor =
-            Executor::new(Fleet::resume(self.policy, records, left, witnessed, self.now));
+            Executor::new(Fleet::resume(self.policy, records, unclaimed, recovered, self.now));
         self.executor.present(&mut self.world);
     }
 

@@ -6,8 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     lifecycle::{
-        Action, Event, Fleet, Left, Menu, Node, Operation, Outcome, Policy, PreparedImage, Record,
-        Turn,
+        Action, Event, Fleet, Menu, Node, Operation, Outcome, Policy, PreparedImage, Record, Turn,
+        UnclaimedInstalls,
     },
     model::{
         boot::{Arch, BootStage, Fetch, Firmware},
@@ -381,7 +381,13 @@ pub(super) fn good_outcome(operation: &Operation) -> Outcome {
 
 /// A fleet without nodes.
 pub(super) fn empty_fleet() -> Fleet {
-    Fleet::resume(POLICY, BTreeMap::new(), Left::default(), BTreeMap::new(), Bench::new().now)
+    Fleet::resume(
+        POLICY,
+        BTreeMap::new(),
+        UnclaimedInstalls::default(),
+        BTreeMap::new(),
+        Bench::new().now,
+    )
 }
 
 /// Brings an event to a node of a fleet in which every poll begins at once.

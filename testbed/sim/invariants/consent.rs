@@ -136,7 +136,7 @@ impl Site {
                 None => false,
             };
             if !stays {
-                leave(&mut self.watch.left, ledger);
+                leave(&mut self.watch.unclaimed, ledger);
             }
         }
     }
@@ -172,12 +172,12 @@ impl Site {
 
     /// What is known of the machine from nodes that have it no more.
     fn kept_of(&self, new: &NodeSpec) -> Option<Known> {
-        let left = &self.watch.left;
+        let unclaimed = &self.watch.unclaimed;
         let macs = |ledger: &Ledger| ledger.shares_mac(new);
-        if let Some(ledger) = left.get(&new.machine()) {
+        if let Some(ledger) = unclaimed.get(&new.machine()) {
             return Some(Some(ledger).filter(|ledger| macs(ledger)).cloned());
         }
-        let ledger = left.values().find(|ledger| macs(ledger))?;
+        let ledger = unclaimed.values().find(|ledger| macs(ledger))?;
         let same_bmc =
             ledger.place.as_ref().is_some_and(|place| place.bmc.as_ref() == new.bmc_address());
         Some(Some(ledger).filter(|_| same_bmc).cloned())
@@ -425,8 +425,8 @@ impl Site {
 
     /// Nobody finds the machine any more as it was left, nor as a status file tells of it whose record is lost.
     fn note_writing(&mut self, node: &NodeName, spec: &NodeSpec) {
-        let Watch { left, left_kept, .. } = &mut self.watch;
-        for (id, kept) in left.iter_mut().chain(left_kept) {
+        let Watch { unclaimed, unclaimed_kept, .. } = &mut self.watch;
+        for (id, kept) in unclaimed.iter_mut().chain(unclaimed_kept) {
             if *id == spec.machine() || kept.shares_mac(spec) {
                 (kept.under, kept.place, kept.unknown) = (None, None, true);
             }
@@ -455,12 +455,12 @@ impl Site {
         // Or it was another node's, and is as that left it: also where that node's record could not be written any more, and only
         // what it left was.
         let known = self.ledger(node).under.is_some();
-        let left_unsaved = turned
+        let unclaimed_unsaved = turned
             && !known
             && installed.machine.as_ref().is_some_and(|machine| self.was_completed(machine));
-        let found = turned && (known || left_unsaved);
+        let found = turned && (known || unclaimed_unsaved);
         let ledger = self.ledger(node);
-        if let (true, Some(spec)) = (left_unsaved, &ledger.spec) {
+        if let (true, Some(spec)) = (unclaimed_unsaved, &ledger.spec) {
             ledger.under = Some(spec.redeploy.clone());
             ledger.place.clone_from(&installed.machine);
         }
@@ -508,7 +508,7 @@ impl Site {
             );
         }
         let Some(ledger) = self.watch.ledgers.remove(node) else { return };
-        leave(&mut self.watch.left, &ledger);
+        leave(&mut self.watch.unclaimed, &ledger);
         self.forget_watch(node);
     }
 
@@ -516,11 +516,11 @@ impl Site {
     pub(crate) fn judge_start_of_agent(
         &mut self,
         records: &BTreeMap<NodeName, Record>,
-        witnessed: &BTreeMap<NodeName, Installed>,
+        recovered: &BTreeMap<NodeName, Installed>,
     ) {
         self.watch
             .ledgers
-            .retain(|name, _| records.contains_key(name) || witnessed.contains_key(name));
+            .retain(|name, _| records.contains_key(name) || recovered.contains_key(name));
         for (name, record) in records {
             let durable = self.watch.durable.get(name).cloned();
             let ledger = self.ledger(name);
@@ -531,7 +531,7 @@ impl Site {
                 *ledger = Ledger { unknown: true, ..Ledger::default() };
             }
         }
-        for (name, installed) in witnessed {
+        for (name, installed) in recovered {
             if self.watch.outdated.contains(name) {
                 *self.ledger(name) = Ledger { unknown: true, ..Ledger::default() };
                 continue;
@@ -545,7 +545,7 @@ impl Site {
             let told = Ledger { under: Some(under), place, ..Ledger::default() };
             ledger.clone_from(&told);
             if let Some(machine) = installed.machine.as_ref().map(Machine::id) {
-                self.watch.left.entry(machine).or_insert(told);
+                self.watch.unclaimed.entry(machine).or_insert(told);
             }
         }
     }

@@ -111,14 +111,14 @@ pub(super) fn shares(machine: &Machine, spec: &NodeSpec) -> bool {
 }
 
 /// What is known of a machine that no node has any more.
-pub(super) fn leave(left: &mut BTreeMap<MachineId, Ledger>, ledger: &Ledger) {
+pub(super) fn leave(unclaimed: &mut BTreeMap<MachineId, Ledger>, ledger: &Ledger) {
     let Some(spec) = &ledger.spec else { return };
     let former = ledger.place.as_ref().filter(|_| ledger.under.is_some()).map(Machine::id);
     for machine in [Some(spec.machine()), former].into_iter().flatten() {
         if ledger.under.is_some() || ledger.unknown {
-            left.insert(machine, ledger.clone());
+            unclaimed.insert(machine, ledger.clone());
         } else {
-            left.remove(&machine);
+            unclaimed.remove(&machine);
         }
     }
 }

@@ -76,9 +76,9 @@ pub(crate) struct Watch {
     /// Records that could not be saved.
     pub(crate) unsaved: BTreeMap<NodeName, Record>,
     /// The same for machines whose spec went away, while the agent lives.
-    pub(crate) left: BTreeMap<MachineId, Ledger>,
+    pub(crate) unclaimed: BTreeMap<MachineId, Ledger>,
     /// The same as it would be found after a crash.
-    pub(crate) left_kept: BTreeMap<MachineId, Ledger>,
+    pub(crate) unclaimed_kept: BTreeMap<MachineId, Ledger>,
     /// Nodes without a record whose status file tells of a disk that was written since.
     pub(crate) outdated: BTreeSet<NodeName>,
     /// What a scan has found and the core has not yet been told.
@@ -149,7 +149,7 @@ impl Site {
         self.watch.news.clear();
         self.watch.told.clear();
         self.watch.unsaved.clear();
-        self.watch.left.clone_from(&self.watch.left_kept);
+        self.watch.unclaimed.clone_from(&self.watch.unclaimed_kept);
         self.watch.running.clear();
         self.watch.touched.clear();
         self.watch.line.clear();

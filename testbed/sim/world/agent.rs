@@ -62,12 +62,13 @@ impl World {
         site.fuse = None;
         site.note(None, || "the agent starts".to_owned());
         let records = site.read_back();
-        let witnessed = site.witnesses(&records);
-        site.judge_start_of_agent(&records, &witnessed);
-        let left = site.left.as_deref().map(|left| serde_json::from_str(left).unwrap());
-        let left = left.unwrap_or_default();
-        let witnessed = witnessed.into_iter().map(|(name, known)| (name, Some(known))).collect();
-        let fleet = Fleet::resume(site.plan.policy, records, left, witnessed, now);
+        let recovered = site.witnesses(&records);
+        site.judge_start_of_agent(&records, &recovered);
+        let unclaimed =
+            site.unclaimed.as_deref().map(|unclaimed| serde_json::from_str(unclaimed).unwrap());
+        let unclaimed = unclaimed.unwrap_or_default();
+        let recovered = recovered.into_iter().map(|(name, known)| (name, Some(known))).collect();
+        let fleet = Fleet::resume(site.plan.policy, records, unclaimed, recovered, now);
         let mut executor = Executor::new(fleet);
         executor.present(site);
         self.executor = Some(executor);
@@ -112,9 +113,9 @@ impl Site {
             0 => {
                 self.note(None, || "the state directory is lost".to_owned());
                 self.records.clear();
-                self.left = None;
-                self.watch.left.clear();
-                self.watch.left_kept.clear();
+                self.unclaimed = None;
+                self.watch.unclaimed.clear();
+                self.watch.unclaimed_kept.clear();
                 self.watch.let_through.clear();
             }
             1 => {

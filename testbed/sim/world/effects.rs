@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hostler::{
-    lifecycle::{Effects, Left, Node, Operation, Record},
+    lifecycle::{Effects, Node, Operation, Record, UnclaimedInstalls},
     model::{
         callback::Reply,
         ids::{NodeName, OpId},
@@ -48,15 +48,15 @@ impl Effects for Site {
         Ok(())
     }
 
-    fn keep(&mut self, left: &Left) -> Result<(), String> {
+    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
         if !self.lives_to_call() {
             return Ok(());
         }
         if self.t < self.store_full_until {
             return Err("no space left on device".to_owned());
         }
-        self.left = Some(serde_json::to_string(left).map_err(|error| error.to_string())?);
-        self.watch.left_kept.clone_from(&self.watch.left);
+        self.unclaimed = Some(serde_json::to_string(unclaimed).map_err(|error| error.to_string())?);
+        self.watch.unclaimed_kept.clone_from(&self.watch.unclaimed);
         Ok(())
     }
 

@@ -100,7 +100,7 @@ pub(crate) struct Site {
     /// The state directory: what outlives the agent.
     pub(crate) records: BTreeMap<NodeName, Record>,
     /// What is known of machines that no node has any more, in its file.
-    pub(crate) left: Option<String>,
+    pub(crate) unclaimed: Option<String>,
     pub(crate) store_full_until: u64,
     /// Nodes whose last record could not be written.
     pub(crate) unsaved: BTreeSet<NodeName>,
@@ -210,7 +210,7 @@ impl World {
             directory: Directory::There,
             names: 0,
             records: BTreeMap::new(),
-            left: None,
+            unclaimed: None,
             store_full_until: 0,
             unsaved: BTreeSet::new(),
             statuses: BTreeMap::new(),

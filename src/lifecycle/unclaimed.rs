@@ -33,7 +33,7 @@ pub type Known = Option<Installed>;
 /// What is known beside the records.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "File", into = "File")]
-pub struct Left {
+pub struct UnclaimedInstalls {
     machines: BTreeMap<MachineId, Known>,
     /// The same of nodes that never had a spec here, so that only their name is known: what status files say where a record is lost.
     nodes: BTreeMap<NodeName, Known>,
@@ -56,7 +56,7 @@ struct File {
     reinstalls: Vec<(NodeName, Timestamp)>,
 }
 
-impl From<File> for Left {
+impl From<File> for UnclaimedInstalls {
     fn from(File { incomplete, machines, nodes, listed, reinstalls }: File) -> Self {
         Self {
             machines: machines.into_iter().collect(),
@@ -69,8 +69,10 @@ impl From<File> for Left {
     }
 }
 
-impl From<Left> for File {
-    fn from(Left { machines, nodes, listed, reinstalls, incomplete, .. }: Left) -> Self {
+impl From<UnclaimedInstalls> for File {
+    fn from(
+        UnclaimedInstalls { machines, nodes, listed, reinstalls, incomplete, .. }: UnclaimedInstalls,
+    ) -> Self {
         Self {
             incomplete,
             machines: machines.into_iter().collect(),
@@ -81,7 +83,7 @@ impl From<Left> for File {
     }
 }
 
-impl Left {
+impl UnclaimedInstalls {
     /// When what was kept is lost. Until an operator ends that, a machine that a spec names for the first
     /// time is one that may be installed.
     pub fn lost() -> Self {
@@ -159,8 +161,8 @@ impl Left {
     }
 
     /// Takes in what status files say of nodes whose record is lost. Once: what has become of it since is known better here.
-    pub(super) fn witness(&mut self, witnessed: BTreeMap<NodeName, Known>) {
-        for (node, known) in witnessed {
+    pub(super) fn recover_from_status(&mut self, recovered: BTreeMap<NodeName, Known>) {
+        for (node, known) in recovered {
             if self.nodes.contains_key(&node) {
                 continue;
             }
@@ -175,18 +177,18 @@ impl Left {
     }
 
     /// Every record is lost. If a status file is left whose spec is gone, a name that has none may be that node's new one.
-    pub(super) fn doubt_new_names<'a>(
+    pub(super) fn mark_new_names_unknown<'a>(
         &mut self,
         specs: impl Iterator<Item = &'a NodeName> + Clone,
     ) {
         let found: BTreeSet<&NodeName> = specs.clone().collect();
         if !self.nodes.keys().all(|name| found.contains(name)) {
-            self.doubt(specs);
+            self.mark_unknown(specs);
         }
     }
 
     /// Nobody knows what is on the machines of these, unless a status file says it.
-    pub(super) fn doubt<'a>(&mut self, names: impl Iterator<Item = &'a NodeName>) {
+    pub(super) fn mark_unknown<'a>(&mut self, names: impl Iterator<Item = &'a NodeName>) {
         for name in names {
             self.nodes.entry(name.clone()).or_insert(None);
         }
@@ -262,17 +264,17 @@ impl Left {
     }
 
     /// A node goes away, or turns to another machine.
-    pub(super) fn leave(&mut self, name: &NodeName, record: &Record) {
+    pub(super) fn remember(&mut self, name: &NodeName, record: &Record) {
         let Some(spec) = &record.spec else {
-            self.changes += u64::from(leave(&mut self.nodes, name, record));
+            self.changes += u64::from(remember(&mut self.nodes, name, record));
             return;
         };
         let machine = spec.machine();
-        self.changes += u64::from(leave(&mut self.machines, &machine, record));
+        self.changes += u64::from(remember(&mut self.machines, &machine, record));
         // It was another address when that was installed: should it come back to that, it is found there.
         let installed_as = record.installed.as_ref().and_then(|one| one.machine.as_ref());
         if let Some(former) = installed_as.map(Machine::id).filter(|former| *former != machine) {
-            self.changes += u64::from(leave(&mut self.machines, &former, record));
+            self.changes += u64::from(remember(&mut self.machines, &former, record));
         }
         while self.machines.len() > LEFT_MAX {
             self.incomplete |= self.machines.pop_first().is_some();
@@ -281,13 +283,13 @@ impl Left {
 }
 
 /// Whether that changed anything.
-fn leave<K: Ord + Clone>(left: &mut BTreeMap<K, Known>, key: &K, record: &Record) -> bool {
+fn remember<K: Ord + Clone>(unclaimed: &mut BTreeMap<K, Known>, key: &K, record: &Record) -> bool {
     if record.installed.is_none() && !record.record_lost {
-        return left.remove(key).is_some();
+        return unclaimed.remove(key).is_some();
     }
-    if left.get(key) == Some(&record.installed) {
+    if unclaimed.get(key) == Some(&record.installed) {
         return false;
     }
-    left.insert(key.clone(), record.installed.clone());
+    unclaimed.insert(key.clone(), record.installed.clone());
     true
 }
