@@ -225,7 +225,7 @@ impl Agent {
             let mut closed = closed.clone();
             async move { drop(closed.wait_for(|closed| *closed).await) }
         };
-        let http = tokio::spawn(http.serve(tftp.shelf(), ended()));
+        let http = tokio::spawn(http.serve(tftp.catalog(), ended()));
         let callback = tokio::spawn(callback.serve(requests, news, ended()));
         let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
 

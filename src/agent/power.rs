@@ -41,7 +41,7 @@ const PASSWORD_FILE_BYTES_MAX: u64 = 4096;
 
 /// Whose it is to have a node's BMC do something, first come, first served. What takes several calls is not mixed with what somebody else
 /// wants meanwhile: a machine that an operator switches on is not seen off before, and taken for nobody's.
-type Turn = Arc<tokio::sync::Mutex<()>>;
+type BmcLock = Arc<tokio::sync::Mutex<()>>;
 
 /// Every node's BMC.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(super) struct Bmcs {
     spacing: Duration,
     pub(super) bmc_commands: Semaphore,
     pub(super) refusals: Refusals,
-    turns: Mutex<BTreeMap<NodeName, Turn>>,
+    locks: Mutex<BTreeMap<NodeName, BmcLock>>,
     known: Mutex<BTreeMap<NodeName, KnownBmc>>,
 }
 
@@ -79,7 +79,7 @@ impl Bmcs {
             spacing: config.limits.bmc_spacing,
             bmc_commands: Semaphore::new(BMC_COMMANDS_MAX),
             refusals: Refusals::default(),
-            turns: Mutex::default(),
+            locks: Mutex::default(),
             known: Mutex::default(),
         }
     }
@@ -194,9 +194,9 @@ impl Bmcs {
         call: impl AsyncFnOnce(Arc<Bmc>, Duration) -> Result<T, IpmiError>,
     ) -> Result<T, Fault> {
         let bmc = self.client(step, spec)?;
-        let turn = self.turn(&spec.name);
+        let lock = self.lock_of(&spec.name);
         let call = async {
-            let _turn = turn.lock().await;
+            let _held = lock.lock().await;
             call(bmc, spec.timeouts.power).await
         };
         tokio::select! {
@@ -205,9 +205,9 @@ impl Bmcs {
         }
     }
 
-    fn turn(&self, node: &NodeName) -> Turn {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(turns.entry(node.clone()).or_default())
+    fn lock_of(&self, node: &NodeName) -> BmcLock {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(locks.entry(node.clone()).or_default())
     }
 
     /// The node's client. The password is read each time, so that a corrected file counts at once.

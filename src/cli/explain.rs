@@ -149,7 +149,7 @@ impl Story<'_> {
     fn seen(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "\nWhat was seen")?;
         match self.status.power {
-            None if self.by_hand() => {
+            None if self.powered_manually() => {
                 writeln!(out, "  power    not known: there is no BMC (bmc.driver = \"none\")")?;
             }
             None => writeln!(out, "  power    not seen since the agent started")?,
@@ -292,7 +292,7 @@ impl Story<'_> {
             phase if phase.is_busy() => {
                 let hand = condition("WaitingForPerson").map(|one| one.message.clone());
                 let stop = "set `paused = true` in its spec, to stop this";
-                let off = if hand.is_some() || self.by_hand() {
+                let off = if hand.is_some() || self.powered_manually() {
                     ""
                 } else {
                     ", and have the machine switched off"
@@ -308,7 +308,7 @@ impl Story<'_> {
     }
 
     /// Whether its spec names no BMC.
-    fn by_hand(&self) -> bool {
+    fn powered_manually(&self) -> bool {
         matches!(&self.spec, Some(Ok(spec)) if spec.bmc.is_none())
     }
 

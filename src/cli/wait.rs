@@ -26,12 +26,12 @@ use super::{Failure, NodePlace, agent_alive::AgentAlive, print, status::clock};
 /// For `--help`.
 pub(super) const EXIT_CODES: &str = "\
 Exit codes: 0 there; 1 wrong usage, no such node, or the status cannot be read; 3 the node failed;
-4 timed out; 5 a person is needed: the node is held, drifted, paused, unmanaged or kept off, or its
+4 timed out; 5 an operator is needed: the node is held, drifted, paused, unmanaged or kept off, or its
 spec is invalid. The status of another digest is none of these.";
 
 const FAILED: u8 = 3;
 const TIMED_OUT: u8 = 4;
-const PERSON_NEEDED: u8 = 5;
+const OPERATOR_NEEDED: u8 = 5;
 /// Between two looks: one small file.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long bad news must stand before it is believed. The agent may just be reading the corrected file, or an operator's retry.
@@ -85,8 +85,8 @@ enum Verdict {
     NotYet,
     /// It will not come: given up.
     Failed,
-    /// It will not come unless a person acts.
-    PersonNeeded,
+    /// It will not come unless an operator acts.
+    OperatorNeeded,
 }
 
 impl Goal {
@@ -100,21 +100,21 @@ impl Goal {
         match status.phase {
             phase if phase == self.phase && named && done => Verdict::Reached,
             Phase::Failed => Verdict::Failed,
-            Phase::Held | Phase::Invalid => Verdict::PersonNeeded,
+            Phase::Held | Phase::Invalid => Verdict::OperatorNeeded,
             // Its spec says so, and does not change by itself.
             phase @ (Phase::Paused | Phase::Unmanaged) if phase != self.phase => {
-                Verdict::PersonNeeded
+                Verdict::OperatorNeeded
             }
-            Phase::Available if self.phase == Phase::Deployed => Verdict::PersonNeeded,
-            phase if !phase.is_busy() && !status.spec_valid => Verdict::PersonNeeded,
-            // Installed, but something else: only a person may let it be wiped.
+            Phase::Available if self.phase == Phase::Deployed => Verdict::OperatorNeeded,
+            phase if !phase.is_busy() && !status.spec_valid => Verdict::OperatorNeeded,
+            // Installed, but something else: only an operator may let it be wiped.
             Phase::Deployed
                 if self.phase == Phase::Deployed
                     && !status.ready
                     && !is_verifying_netboot(status)
                     && status.installed_digest != status.spec_digest =>
             {
-                Verdict::PersonNeeded
+                Verdict::OperatorNeeded
             }
             _ => Verdict::NotYet,
         }
@@ -162,7 +162,7 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
         bad_since = match verdict {
             Verdict::Reached => return Ok(ExitCode::SUCCESS),
             Verdict::NotYet => None,
-            Verdict::Failed | Verdict::PersonNeeded => bad_since
+            Verdict::Failed | Verdict::OperatorNeeded => bad_since
                 .filter(|(before, _)| *before == verdict)
                 .or(Some((verdict, Instant::now()))),
         };
@@ -247,7 +247,7 @@ fn give_up(
     }
     Ok(ExitCode::from(match verdict {
         Verdict::Failed => FAILED,
-        Verdict::PersonNeeded => PERSON_NEEDED,
+        Verdict::OperatorNeeded => OPERATOR_NEEDED,
         Verdict::Reached | Verdict::NotYet => TIMED_OUT,
     }))
 }
@@ -300,11 +300,11 @@ mod tests {
             message: String::new(),
         };
         let mut status = status("deployed", "b", "a");
-        assert_eq!(goal("b").judge(&status), Verdict::PersonNeeded);
+        assert_eq!(goal("b").judge(&status), Verdict::OperatorNeeded);
         status.conditions = vec![condition("Drifted", "NetbootChanged")];
         assert_eq!(goal("b").judge(&status), Verdict::NotYet);
         status.conditions.push(condition("NetbootVerified", "OwnBootFilesMissing"));
-        assert_eq!(goal("b").judge(&status), Verdict::PersonNeeded);
+        assert_eq!(goal("b").judge(&status), Verdict::OperatorNeeded);
     }
 
     #[test]
@@ -312,7 +312,7 @@ mod tests {
         for wanted in ["", "a"] {
             let judge = |phase, has| goal(wanted).judge(&status(phase, "a", has));
             assert_eq!(judge("deployed", "a"), Verdict::Reached);
-            assert_eq!(judge("deployed", "b"), Verdict::PersonNeeded);
+            assert_eq!(judge("deployed", "b"), Verdict::OperatorNeeded);
             for phase in ["pending", "imaging", "restarting"] {
                 assert_eq!(judge(phase, "a"), Verdict::NotYet, "{phase}");
             }
@@ -331,11 +331,11 @@ mod tests {
         for wanted in ["", "a"] {
             let judge = |phase| goal(wanted).judge(&status(phase, "a", ""));
             assert_eq!(judge("failed"), Verdict::Failed);
-            assert_eq!(judge("held"), Verdict::PersonNeeded);
-            assert_eq!(judge("invalid"), Verdict::PersonNeeded);
+            assert_eq!(judge("held"), Verdict::OperatorNeeded);
+            assert_eq!(judge("invalid"), Verdict::OperatorNeeded);
             let mut broken = status("pending", "a", "");
             broken.spec_valid = false;
-            assert_eq!(goal(wanted).judge(&broken), Verdict::PersonNeeded);
+            assert_eq!(goal(wanted).judge(&broken), Verdict::OperatorNeeded);
             broken.phase = Phase::Imaging;
             assert_eq!(goal(wanted).judge(&broken), Verdict::NotYet);
         }
@@ -346,7 +346,7 @@ mod tests {
         for phase in [Phase::Paused, Phase::Unmanaged, Phase::Available] {
             let status = status(phase.as_str(), "a", "");
             for wanted in ["", "a"] {
-                assert_eq!(goal(wanted).judge(&status), Verdict::PersonNeeded, "{phase:?}");
+                assert_eq!(goal(wanted).judge(&status), Verdict::OperatorNeeded, "{phase:?}");
             }
             let waits_for_it = Goal { phase, ..goal("") };
             let ready = Status { ready: true, ..status };
@@ -359,7 +359,7 @@ mod tests {
         for wanted in ["", "a"] {
             let mut never = status("invalid", "", "");
             never.spec_valid = false;
-            assert_eq!(goal(wanted).judge(&never), Verdict::PersonNeeded);
+            assert_eq!(goal(wanted).judge(&never), Verdict::OperatorNeeded);
         }
     }
 

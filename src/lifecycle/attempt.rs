@@ -146,7 +146,7 @@ impl Node {
 
     /// Everything is ready for the machine to be switched on, or to be asked once more whether it is off.
     fn prepared(&mut self, now: Timestamp, attempt: Attempt) {
-        if self.by_hand() {
+        if self.powered_manually() {
             self.record.consented = true;
             self.enter(now, State::PoweringOn { attempt });
         } else {
@@ -390,7 +390,7 @@ impl Node {
         self.cancel(actions);
         let attempt = self.record.state.attempt().cloned();
         self.enter(now, State::CleaningUp { attempt, purpose });
-        let waits = self.running.is_some() || self.cleans_up_by_hand();
+        let waits = self.running.is_some() || self.cleans_up_manually();
         self.record.deadline = waits.then(|| after(now, CANCEL_PATIENCE));
     }
 
@@ -490,7 +490,7 @@ impl Node {
         self.fail(now, fault, actions);
     }
 
-    /// The machine was seen fetching a boot file. Evidence for people; it moves nothing but what waits for a person.
+    /// The machine was seen fetching a boot file. Evidence for people; it moves nothing but what waits for an operator.
     pub(super) fn take_evidence(&mut self, now: Timestamp, fetch: &Fetch) {
         if !matches!(self.menu(), Menu::Deploy(_)) {
             return;
@@ -518,7 +518,7 @@ impl Node {
             seen.fetched_path = Some(plain(&fetch.path));
             seen.fetched_at = Some(now);
             if fetch.stage >= BootStage::Menu {
-                self.come_up_by_hand(now);
+                self.note_manual_power_on(now);
             }
         }
     }

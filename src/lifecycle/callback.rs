@@ -65,7 +65,7 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Reply {
         let name = call.name();
-        let admitted = self.admit(peer, key).map(|()| self.come_up_by_hand(now));
+        let admitted = self.admit(peer, key).map(|()| self.note_manual_power_on(now));
         match admitted.and_then(|()| self.answer(now, peer, call, actions)) {
             Ok(reply) => {
                 let seen = &mut self.record.last_seen;
@@ -285,11 +285,11 @@ impl Node {
             }
             State::WaitingCompleted { .. } | State::Restarting { .. } => DeployState::Release,
             // The write is being stopped: for what that wipes, the target is still needed.
-            State::CleaningUp { .. } if self.running.is_some() && self.cleans_up_by_hand() => {
+            State::CleaningUp { .. } if self.running.is_some() && self.cleans_up_manually() => {
                 DeployState::Imaging
             }
-            State::CleaningUp { .. } if self.cleans_up_by_hand() => {
-                self.hear_the_end_by_hand(now);
+            State::CleaningUp { .. } if self.cleans_up_manually() => {
+                self.note_manual_cleanup_done(now);
                 return DeployStateReply { then: Then::PowerOff, ..DeployState::Abort.into() };
             }
             State::Idle

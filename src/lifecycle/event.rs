@@ -65,7 +65,7 @@ pub enum Event {
     /// Time passed.
     Tick,
     /// Its turn has come.
-    Granted(Turn),
+    Granted(Permit),
     /// A kernel or ramdisk that the installed machine asked for could not be served: it is not in the cache, or has decayed there.
     NetbootLost,
     /// Somebody used the node's BMC: its machine may be on or off by now.
@@ -102,7 +102,7 @@ impl Event {
 
 /// What only so many nodes may do at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Turn {
+pub enum Permit {
     /// Have their machine brought up to be written.
     Attempt,
     /// Write their disk.

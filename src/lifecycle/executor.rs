@@ -124,12 +124,12 @@ impl Executor {
             decided.extend(self.decide(now, name, event, effects));
         }
         self.carry_out(now, decided, effects);
-        self.grant_turns(now, effects);
+        self.grant_permits(now, effects);
     }
 
-    fn grant_turns(&mut self, now: Timestamp, effects: &mut impl Effects) {
-        while let Some((name, turn)) = self.fleet.next_turn() {
-            let decided = self.decide(now, name, Event::Granted(turn), effects);
+    fn grant_permits(&mut self, now: Timestamp, effects: &mut impl Effects) {
+        while let Some((name, permit)) = self.fleet.next_permit() {
+            let decided = self.decide(now, name, Event::Granted(permit), effects);
             self.carry_out(now, decided.into_iter().collect(), effects);
         }
     }
@@ -170,7 +170,7 @@ impl Executor {
             } else {
                 let decided = self.record(now, name, None, Vec::new(), effects);
                 self.carry_out(now, decided.into_iter().collect(), effects);
-                self.grant_turns(now, effects);
+                self.grant_permits(now, effects);
             }
         }
     }

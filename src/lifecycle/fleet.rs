@@ -20,15 +20,15 @@ use crate::model::{
 };
 
 use super::{
-    agenda::Agenda,
     breaker::let_through,
-    event::{Action, Event, Turn},
+    event::{Action, Event, Permit},
     node::{Node, wants_reinstall},
+    permits::ConcurrencyLimits,
     polls::{POLL_INTERVAL, Polls},
     state::{Record, State},
-    turns::Turns,
     unclaimed::{Known, UnclaimedInstalls},
     wait::after,
+    wake_ups::WakeUps,
 };
 
 /// What one scan of the spec directory found for each name.
@@ -60,11 +60,11 @@ pub struct Fleet {
     policy: Policy,
     /// Boxed: a map's leaves are half empty, and a node is large.
     nodes: BTreeMap<NodeName, Box<Node>>,
-    agenda: Agenda,
-    turns: Turns,
+    wake_ups: WakeUps,
+    permits: ConcurrencyLimits,
     /// What nodes hold according to their records, where the present ones could not be written: should the agent end now, they would go on
     /// with it. So only what is on record gives a turn back.
-    held_on_record: BTreeMap<NodeName, Turn>,
+    held_on_record: BTreeMap<NodeName, Permit>,
     /// When the next new node is polled that wants nothing of its machine.
     first_poll: Timestamp,
     unclaimed: UnclaimedInstalls,
@@ -92,8 +92,8 @@ impl Fleet {
         let mut fleet = Self {
             policy,
             nodes: BTreeMap::new(),
-            agenda: Agenda::default(),
-            turns: Turns::new(&policy),
+            wake_ups: WakeUps::default(),
+            permits: ConcurrencyLimits::new(&policy),
             first_poll: now,
             held_on_record: BTreeMap::new(),
             unclaimed,
@@ -136,9 +136,9 @@ impl Fleet {
         if std::mem::take(&mut self.state_lost) {
             self.unclaimed.mark_new_names_unknown(specs.keys());
             // That a machine is on will not show that it is somebody's.
-            let by_hand =
+            let manual_power =
                 specs.iter().filter(|(_, spec)| spec.as_ref().is_ok_and(|spec| spec.bmc.is_none()));
-            self.unclaimed.mark_unknown(by_hand.map(|(name, _)| name));
+            self.unclaimed.mark_unknown(manual_power.map(|(name, _)| name));
         }
         self.note_departures(&specs);
         let reinstalls: BTreeSet<NodeName> = specs
@@ -269,8 +269,8 @@ impl Fleet {
     }
 
     /// The next node whose turn has come; it must be told at once.
-    pub fn next_turn(&self) -> Option<(NodeName, Turn)> {
-        self.turns.next()
+    pub fn next_permit(&self) -> Option<(NodeName, Permit)> {
+        self.permits.next()
     }
 
     /// What is known of a node without a spec goes into its record at once: from now on the record and the status file say it.
@@ -322,18 +322,18 @@ impl Fleet {
     /// Keeps in step with a node: when it wants to be woken, what it holds, what it waits for.
     fn write_down(&mut self, name: &NodeName) {
         let node = self.nodes.get(name).map(Box::as_ref);
-        self.agenda.put(name, node.and_then(|node| Some(node.next_wake()?.0)));
+        self.wake_ups.put(name, node.and_then(|node| Some(node.next_wake()?.0)));
         let holds = node.and_then(|node| node.record.state.holds());
         let polls = node.and_then(Node::holds_poll);
         let on_record = self.held_on_record.get(name).copied();
         let waits = [node.and_then(Node::waits_for), node.and_then(Node::waits_to_poll)];
-        self.turns.put(name, [holds, polls, on_record], waits);
+        self.permits.put(name, [holds, polls, on_record], waits);
     }
 
     /// A node's record could not be written, so that this one stays.
     pub(super) fn not_recorded(&mut self, name: &NodeName, stays: Option<&Record>) {
-        if let Some(turn) = stays.and_then(|record| record.state.holds()) {
-            self.held_on_record.insert(name.clone(), turn);
+        if let Some(permit) = stays.and_then(|record| record.state.holds()) {
+            self.held_on_record.insert(name.clone(), permit);
             self.write_down(name);
         }
     }
@@ -451,11 +451,11 @@ impl Fleet {
 
     /// The nodes that want an [`Event::Tick`] by now.
     pub fn due(&self, now: Timestamp) -> Vec<NodeName> {
-        self.agenda.due(now)
+        self.wake_ups.due(now)
     }
 
     /// When the next node wants an [`Event::Tick`].
     pub fn next_wake(&self) -> Option<Timestamp> {
-        self.agenda.next().map(|(at, _)| at)
+        self.wake_ups.next().map(|(at, _)| at)
     }
 }

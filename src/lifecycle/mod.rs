@@ -38,11 +38,9 @@
 //! - A machine is switched because its spec was changed to want that, or somebody says so; a machine that differs later is shown.
 //! - After a start nothing goes on before the spec directory has been read.
 
-mod agenda;
 mod attempt;
 mod backoff;
 mod breaker;
-mod by_hand;
 mod callback;
 mod event;
 mod executor;
@@ -50,9 +48,11 @@ mod fleet;
 pub mod format_1;
 mod history;
 mod ironic;
+mod manual_power;
 mod missing;
 mod netboot_files;
 mod node;
+mod permits;
 mod plan;
 mod polls;
 mod power;
@@ -61,11 +61,11 @@ mod report;
 mod state;
 #[cfg(test)]
 mod tests;
-mod turns;
 mod unclaimed;
 mod wait;
+mod wake_ups;
 
-pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Stages, Turn};
+pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Permit, Stages};
 pub use executor::{Effects, Executor};
 pub use fleet::{Fleet, Policy, Specs};
 pub use node::Node;

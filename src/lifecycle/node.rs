@@ -237,7 +237,7 @@ impl Node {
             }
             Event::Fetched(fetch) => self.take_evidence(now, &fetch),
             Event::Tick => {}
-            Event::Granted(turn) => self.take_turn(now, turn),
+            Event::Granted(permit) => self.take_permit(now, permit),
             Event::NetbootLost => self.note_netboot_lost(),
             Event::LookAgain => self.polls.ask(now),
             Event::Approve => self.approve(now),
@@ -246,7 +246,7 @@ impl Node {
         self.expire(now, &mut actions);
         self.end_what_is_over(now);
         self.hold_what_is_lost(now);
-        self.go_on_by_hand(now);
+        self.advance_manual_power(now);
         self.drive(now, &mut actions);
         self.stay_in_line();
         self.line_up_for_poll(now);
@@ -467,7 +467,7 @@ impl Node {
         }
         match &self.record.state {
             State::CleaningUp { attempt, purpose }
-                if attempt.as_ref().is_none_or(Attempt::is_over_by_hand) =>
+                if attempt.as_ref().is_none_or(Attempt::is_over_without_bmc) =>
             {
                 let purpose = *purpose;
                 self.conclude(now, purpose);

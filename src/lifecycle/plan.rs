@@ -22,7 +22,7 @@ use crate::model::{
 };
 
 use super::{
-    event::{Action, Event, Operation, Outcome, Turn},
+    event::{Action, Event, Operation, Outcome, Permit},
     fleet::{Fleet, Policy, Specs},
     node::Node,
     state::{Hold, Record, State},
@@ -56,7 +56,7 @@ pub enum PlannedAction {
     Install,
     /// Wiped and installed again.
     Reinstall,
-    /// Nothing before a person consents.
+    /// Nothing before an operator consents.
     Hold,
     /// The same, because too many machines would be reinstalled at once.
     Breaker,
@@ -180,8 +180,8 @@ impl Planner {
         let then = if is_new { Event::LookAgain } else { Event::Tick };
         for event in [event, then] {
             let mut actions = self.fleet.step(self.now, name, event).unwrap_or_default();
-            if let Some((turn, _)) = self.fleet.node(name).and_then(Node::waits_to_poll) {
-                let granted = self.fleet.step(self.now, name, Event::Granted(turn));
+            if let Some((permit, _)) = self.fleet.node(name).and_then(Node::waits_to_poll) {
+                let granted = self.fleet.step(self.now, name, Event::Granted(permit));
                 actions.extend(granted.unwrap_or_default());
             }
             question = question.or_else(|| actions.into_iter().find_map(asked_power));
@@ -199,7 +199,7 @@ impl Planner {
 
     fn change(&self, node: &Node, kind: Option<PlannedAction>) -> PlannedChange {
         let installed = node.record().installed.as_ref();
-        let starts = node.waits_for().is_some_and(|(turn, _)| turn == Turn::Attempt);
+        let starts = node.waits_for().is_some_and(|(permit, _)| permit == Permit::Attempt);
         let under_way = self.under_way(node).filter(|phase| starts || is_written(*phase));
         let action = kind.unwrap_or(match (&node.record().state, node.phase()) {
             _ if under_way.is_some_and(is_written) => PlannedAction::Nothing,
@@ -234,7 +234,7 @@ impl Planner {
         };
         let begins = matches!(action, PlannedAction::Install | PlannedAction::Reinstall)
             && under_way.is_none();
-        let once = if begins && node.by_hand() {
+        let once = if begins && node.powered_manually() {
             "; once somebody has it boot from the network"
         } else {
             ""
@@ -244,7 +244,10 @@ impl Planner {
             machine: node.spec().map(|spec| Machine::named_by(spec)),
             action,
             wipes: node.spec().filter(|_| wiping).map(|spec| wiped(spec, installed)),
-            unless_on: action == PlannedAction::Install && unknown && !consent && !node.by_hand(),
+            unless_on: action == PlannedAction::Install
+                && unknown
+                && !consent
+                && !node.powered_manually(),
             reason: format!("{reason}{}{once}", left_behind(action, node)),
         }
     }
@@ -316,7 +319,7 @@ fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Recor
         }
         _ => State::Idle,
     };
-    // One that is on, and waits for its attempt and not for a person, has consent.
+    // One that is on, and waits for its attempt and not for an operator, has consent.
     let seen_on = status.power.is_some_and(|power| power.observed == PowerState::On);
     Record {
         spec,

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use crate::model::{fault::RetryAdvice, spec::BmcDriver};
 
-use super::{event::Turn, node::Node, state::State, turns::Place, wait::after};
+use super::{event::Permit, node::Node, permits::Place, state::State, wait::after};
 
 /// How long a BMC may take to say its power state outside of an attempt. A slow one takes a second or two, also
 /// when a datagram is lost.
@@ -60,12 +60,12 @@ pub(super) struct Polls {
     refused: bool,
     /// An operator has used the BMC, or wants to know.
     asked: bool,
-    turn: PollTurn,
+    permit: PollPermit,
 }
 
 /// Where a node is in the line of those to be polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PollTurn {
+enum PollPermit {
     /// Nowhere.
     None,
     /// Since when it waits, and whether an attempt does.
@@ -84,7 +84,7 @@ impl Polls {
             misses: 0,
             refused: false,
             asked: false,
-            turn: PollTurn::None,
+            permit: PollPermit::None,
         }
     }
 
@@ -131,28 +131,28 @@ impl Polls {
 
     /// Whether it waits for its turn.
     pub(super) fn waits(&self) -> bool {
-        matches!(self.turn, PollTurn::Waiting { .. })
+        matches!(self.permit, PollPermit::Waiting { .. })
     }
 
     /// Whether an attempt does so, too.
     pub(super) fn keeps_attempt_waiting(&self) -> bool {
-        matches!(self.turn, PollTurn::Waiting { for_attempt: true, .. })
+        matches!(self.permit, PollPermit::Waiting { for_attempt: true, .. })
     }
 
     /// Its turn has come.
     pub(super) fn grant(&mut self) {
         if self.waits() {
-            self.turn = PollTurn::Granted;
+            self.permit = PollPermit::Granted;
         }
     }
 
     pub(super) fn granted(&self) -> bool {
-        self.turn == PollTurn::Granted
+        self.permit == PollPermit::Granted
     }
 
     /// An operation began.
     pub(super) fn began(&mut self, is_poll: bool) {
-        self.turn = if is_poll { PollTurn::Running } else { PollTurn::None };
+        self.permit = if is_poll { PollPermit::Running } else { PollPermit::None };
     }
 }
 
@@ -175,17 +175,17 @@ impl Node {
     pub(super) fn line_up_for_poll(&mut self, now: Timestamp) {
         let waits = self.running.is_none() && !self.unread && self.wants_poll(now);
         let for_attempt = self.waits_for_preflight(now);
-        self.polls.turn = match self.polls.turn {
-            PollTurn::Running if self.running.is_some() => PollTurn::Running,
-            _ if !waits => PollTurn::None,
-            PollTurn::Waiting { since, .. } => PollTurn::Waiting { since, for_attempt },
-            _ => PollTurn::Waiting { since: now, for_attempt },
+        self.polls.permit = match self.polls.permit {
+            PollPermit::Running if self.running.is_some() => PollPermit::Running,
+            _ if !waits => PollPermit::None,
+            PollPermit::Waiting { since, .. } => PollPermit::Waiting { since, for_attempt },
+            _ => PollPermit::Waiting { since: now, for_attempt },
         };
     }
 
     /// Its place in the line, if it waits for its turn to be polled.
-    pub(super) fn waits_to_poll(&self) -> Option<(Turn, Place)> {
-        let PollTurn::Waiting { since, for_attempt } = self.polls.turn else { return None };
+    pub(super) fn waits_to_poll(&self) -> Option<(Permit, Place)> {
+        let PollPermit::Waiting { since, for_attempt } = self.polls.permit else { return None };
         let class = match (for_attempt, self.polls.misses) {
             _ if self.polls.asked => Class::Wanted,
             (true, _) if self.record.attempt == 0 => Class::Wanted,
@@ -193,18 +193,18 @@ impl Node {
             (false, 0) => Class::Routine,
             (false, _) => Class::Silent,
         };
-        Some((self.poll_turn()?, (class as u32, since)))
+        Some((self.poll_permit()?, (class as u32, since)))
     }
 
     /// The turn that a poll under way takes.
-    pub(super) fn holds_poll(&self) -> Option<Turn> {
-        if self.polls.turn == PollTurn::Running { self.poll_turn() } else { None }
+    pub(super) fn holds_poll(&self) -> Option<Permit> {
+        if self.polls.permit == PollPermit::Running { self.poll_permit() } else { None }
     }
 
-    fn poll_turn(&self) -> Option<Turn> {
+    fn poll_permit(&self) -> Option<Permit> {
         Some(match self.bmc()?.driver {
-            BmcDriver::Ipmi => Turn::Poll,
-            BmcDriver::Ipmitool => Turn::ProgramPoll,
+            BmcDriver::Ipmi => Permit::Poll,
+            BmcDriver::Ipmitool => Permit::ProgramPoll,
         })
     }
 }

@@ -86,7 +86,7 @@ impl Node {
                     Phase::Deployed => {
                         installed_digest == spec_digest && self.netboot_trouble().is_none()
                     }
-                    Phase::Available if self.by_hand() => true,
+                    Phase::Available if self.powered_manually() => true,
                     Phase::Available => {
                         self.power.is_some_and(|power| power.observed == PowerState::Off)
                     }
@@ -128,7 +128,7 @@ impl Node {
 
     /// One sentence: what is going on, or what somebody should do.
     pub(super) fn message(&self) -> String {
-        plain(&self.sentence_by_hand().unwrap_or_else(|| self.sentence()))
+        plain(&self.manual_power_message().unwrap_or_else(|| self.sentence()))
     }
 
     fn message_waiting(&self, attempt: &Attempt) -> String {
@@ -250,7 +250,7 @@ impl Node {
             Phase::Available if differs && self.bmc_trouble.is_none() => {
                 format!("the machine is {is}, and its spec wants it {wanted}")
             }
-            Phase::Available if self.by_hand() => {
+            Phase::Available if self.powered_manually() => {
                 "nothing is served to it; there is no BMC to switch it off".to_owned()
             }
             Phase::Available => match (&self.bmc_trouble, self.power) {
@@ -272,7 +272,7 @@ impl Node {
             Phase::Pending if self.record.not_before.is_some() => {
                 format!("will try again after: {last_error}")
             }
-            Phase::Pending if self.by_hand() => "about to begin".to_owned(),
+            Phase::Pending if self.powered_manually() => "about to begin".to_owned(),
             Phase::Pending => "asking the BMC for the power state".to_owned(),
             _ => "the spec cannot be used".to_owned(),
         }
@@ -288,7 +288,7 @@ impl Node {
             format!(
                 "installed, but the spec now wants something else; nothing is done until you {way}"
             )
-        } else if self.by_hand() {
+        } else if self.powered_manually() {
             self.message_unseen().to_owned()
         } else if let Some(trouble) = &self.bmc_trouble {
             format!("installed; its power is not known: {}", trouble.message)

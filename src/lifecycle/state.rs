@@ -168,7 +168,7 @@ impl Record {
 pub enum State {
     /// No attempt: installed, or waiting to start one.
     Idle,
-    /// A person must consent.
+    /// An operator must consent.
     Held {
         /// `redeploy` as it was when the hold was shown: only a change after that is consent.
         redeploy: Option<String>,
@@ -238,7 +238,7 @@ pub enum State {
     },
 }
 
-/// Why a person must consent.
+/// Why an operator must consent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hold {

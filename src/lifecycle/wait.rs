@@ -78,7 +78,7 @@ impl Node {
             State::Switching { .. } => "the ramdisk to hear that it may let go",
             State::WaitingCompleted { .. } => "the ramdisk's completed notice",
             State::Restarting { .. } => "the machine to restart",
-            State::CleaningUp { .. } if self.running.is_none() && self.cleans_up_by_hand() => {
+            State::CleaningUp { .. } if self.running.is_none() && self.cleans_up_manually() => {
                 "the deploy ramdisk to hear that the attempt is over"
             }
             State::CleaningUp { .. } => "the operation under way to stop",
@@ -100,7 +100,7 @@ impl Node {
             }
             State::Switching { .. } | State::WaitingCompleted { .. } => Some(timeouts.completed),
             State::PoweringOn { attempt } if attempt.bmc.is_none() => Some(timeouts.power),
-            State::CleaningUp { .. } if self.cleans_up_by_hand() => Some(CANCEL_PATIENCE),
+            State::CleaningUp { .. } if self.cleans_up_manually() => Some(CANCEL_PATIENCE),
             State::CleaningUp { .. } => Some(power_limit(&self.timeouts_of_bmc(timeouts))),
             State::PoweringOn { .. } => Some(power_limit(timeouts)),
             State::SettingPower { .. } => Some(self.limit_of_tries(timeouts, POWER_TRIES_MAX)),
@@ -168,7 +168,7 @@ impl Node {
             self.fail(now, fault, actions);
         } else if !self.record.state.at_rest() {
             if self.record.deadline.is_some_and(|deadline| deadline <= now)
-                && !self.miss_deadline_by_hand(now, actions)
+                && !self.miss_manual_deadline(now, actions)
             {
                 match &self.record.state {
                     State::Switching { .. } if self.has_ironics_ramdisk() => {

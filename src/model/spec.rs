@@ -31,7 +31,7 @@ pub struct NodeSpec {
     pub redeploy: Option<String>,
     /// How the machine netboots.
     pub boot: Boot,
-    /// How its power is controlled; `None`: a person does it.
+    /// How its power is controlled; `None`: an operator does it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bmc: Option<Bmc>,
     /// Which of its disks is written.

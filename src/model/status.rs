@@ -29,7 +29,7 @@ pub const STATUS_VERSION: u32 = 2;
 pub enum Phase {
     /// The spec cannot be used and nothing was ever started under this name, or two specs clash.
     Invalid,
-    /// Waiting for a person's consent.
+    /// Waiting for an operator's consent.
     Held,
     /// Waiting to start, or to start again.
     Pending,

@@ -1,7 +1,7 @@
 //! Opens what is served: files beneath the loader directory, files at fixed paths, kernels and ramdisks that specs name, and texts held in
 //! memory.
 //!
-//! Called by the shelf for each request. It never follows a link out of the loader directory, never blocks on a device or a FIFO, and
+//! Called by the catalog for each request. It never follows a link out of the loader directory, never blocks on a device or a FIFO, and
 //! never tells a client anything of the server's paths.
 
 use std::{

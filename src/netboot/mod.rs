@@ -5,18 +5,18 @@
 //! or serve anything that is not in the table, in the loader directory or among the fixed files.
 //!
 //! `menu` renders what each boot loader reads, `table` keeps it, `files` opens what it names, `evidence` knows whose fetch it was, and
-//! `shelf` is all of it together; `tftp` and `http` serve it.
+//! `catalog` is all of it together; `tftp` and `http` serve it.
 
+mod catalog;
 mod evidence;
 mod files;
 pub mod http;
 mod menu;
-mod shelf;
 mod table;
 mod tftp;
 
+pub use catalog::{BootFileCatalog, Cached};
 pub use menu::{MenuError, Menus};
-pub use shelf::{Cached, Shelf};
 pub use table::{BootSettings, BootTable};
 #[cfg(fuzzing)]
 pub use tftp::fuzz;

@@ -175,7 +175,7 @@ impl Conversation {
 }
 
 /// How long to wait for the answer to the given try (0, 1, 2 …): 1, 2, 4, then 8 seconds, each up to a quarter longer by `random`,
-/// so that machines switched on together do not stay in step (RFC 2131 §4.1). Shorter than the RFC's 4 to 64 seconds: a person waits.
+/// so that machines switched on together do not stay in step (RFC 2131 §4.1). Shorter than the RFC's 4 to 64 seconds: an operator waits.
 pub(super) fn patience(tries: u32, random: u8) -> Duration {
     let base = Duration::from_secs(1 << tries.min(3));
     base + base * u32::from(random) / 1024

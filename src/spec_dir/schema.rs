@@ -63,7 +63,7 @@ pub(super) fn node(
             refuse_what_ironics_ramdisk_cannot(spec, bmc.as_ref(), &root_device, image);
         }
     }
-    let has_bmc = !matches!(bmc, Some(Control::Person));
+    let has_bmc = !matches!(bmc, Some(Control::Manual));
     let timeouts = spec.key("timeouts").table(|timeouts| self::timeouts(timeouts, has_bmc));
     let retry = spec.key("retry").table(retry);
     Some(NodeSpec {
@@ -75,7 +75,7 @@ pub(super) fn node(
         boot: boot?,
         bmc: match bmc? {
             Control::Bmc(bmc) => Some(bmc),
-            Control::Person => None,
+            Control::Manual => None,
         },
         root_device,
         image: image?,
@@ -149,7 +149,7 @@ fn deploy_ramdisk(boot: &mut Section<'_>) -> (Option<DeployRamdisk>, Option<bool
 /// How a machine's power is controlled.
 enum Control {
     Bmc(Bmc),
-    Person,
+    Manual,
 }
 
 fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
@@ -183,7 +183,7 @@ fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
     let match_system_uuid = match_uuid.or(false).flag();
     let console = console.or(false).flag();
     match driver? {
-        None => Some(Control::Person),
+        None => Some(Control::Manual),
         Some(driver) => Some(Control::Bmc(Bmc {
             driver,
             address: address?,
@@ -442,7 +442,7 @@ fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
     let imaging_stall = wait("imaging_stall", "2m");
     let imaging = wait("imaging", "2h");
     let completed = wait("completed", "5m");
-    // A week: a person may have to travel.
+    // A week: an operator may have to travel.
     let power = wait("power", if has_bmc { "2m" } else { "168h" });
     Some(Timeouts {
         ramdisk: ramdisk?,

@@ -74,7 +74,7 @@ impl BootServer {
         let server = runtime.block_on(bind).unwrap();
         let http = server.local_addr().unwrap();
         let (shut_down, ended) = oneshot::channel();
-        runtime.spawn(server.serve(running.shelf(), async { drop(ended.await) }));
+        runtime.spawn(server.serve(running.catalog(), async { drop(ended.await) }));
         let shut_down = Some(shut_down);
         Self { tftp, http, table, fetched, dir, shut_down, _running: running, runtime }
     }

@@ -12,7 +12,7 @@ pub(crate) struct Plan {
     /// Machines without a spec.
     pub(crate) spares: usize,
     /// Whether some machines have no BMC, and somebody goes about and presses their buttons.
-    pub(crate) by_hand: bool,
+    pub(crate) manual_power: bool,
     /// Seconds from one whim of fate to the next, at most.
     pub(crate) pause_s: u64,
     /// What fate and people do, by weight.
@@ -37,7 +37,7 @@ impl Plan {
             machines,
             policy,
             spares: 0,
-            by_hand: false,
+            manual_power: false,
             pause_s: 3600,
             operator: 0,
             crash: 0,
@@ -72,7 +72,7 @@ impl Plan {
             machines,
             policy,
             spares: machines / 8,
-            by_hand: machines.is_multiple_of(2),
+            manual_power: machines.is_multiple_of(2),
             operator: 20 + weight(60),
             crash: weight(20),
             bmc: weight(20),

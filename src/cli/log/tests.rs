@@ -107,7 +107,7 @@ const LINE_MAX: usize = line::LINE_BYTES_MAX + 200;
 /// As the boot server logs it.
 fn strangers(times: usize) {
     for number in 0..times {
-        info!(target: "hostler::netboot::shelf", number, "a machine that is no node's");
+        info!(target: "hostler::netboot::catalog", number, "a machine that is no node's");
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::progress::{Interrupted, Watch, stopped};
 
-/// How often a thread is looked at: often enough that a stop takes no time a person would notice.
+/// How often a thread is looked at: often enough that a stop takes no time an operator would notice.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Told how many bytes are behind, answers whether to go on.

@@ -296,7 +296,7 @@ fn specs_that_swapped_their_names_when_the_state_directory_was_lost_keep_their_m
 const SEEDS: u64 = 300;
 
 /// One thing that happens to files, processes and machines, none of which says that anything is to be wiped.
-fn mishap(rack: &mut Rack, dice: &mut Dice, shelf: &mut Vec<NodeSpec>) {
+fn mishap(rack: &mut Rack, dice: &mut Dice, catalog: &mut Vec<NodeSpec>) {
     let present: Vec<NodeName> = rack.specs.keys().cloned().collect();
     let [one, other] = [0, 1].map(|_| dice.pick(&present).clone());
     match dice.roll(16) {
@@ -308,13 +308,13 @@ fn mishap(rack: &mut Rack, dice: &mut Dice, shelf: &mut Vec<NodeSpec>) {
         2 | 3 => {
             let mut spec = rack.specs.remove(&one).unwrap();
             let taken = |name: &NodeName| {
-                present.contains(name) || shelf.iter().any(|spec| spec.name == *name)
+                present.contains(name) || catalog.iter().any(|spec| spec.name == *name)
             };
             spec.name = (0..99).map(name).find(|name| !taken(name)).unwrap();
             rack.specs.insert(spec.name.clone(), spec);
         }
-        4 if present.len() > 2 => shelf.push(rack.specs.remove(&one).unwrap()),
-        5 => rack.specs.extend(shelf.drain(..).map(|spec| (spec.name.clone(), spec))),
+        4 if present.len() > 2 => catalog.push(rack.specs.remove(&one).unwrap()),
+        5 => rack.specs.extend(catalog.drain(..).map(|spec| (spec.name.clone(), spec))),
         6 => rack.broken.extend([one]),
         7 => rack.broken.clear(),
         8 => rack.clashes.extend([(one, vec![Problem::of_file("f", "clash")])]),
@@ -344,9 +344,9 @@ fn no_history_of_mishaps_wipes_an_installed_machine() {
     for seed in 0..SEEDS {
         let mut dice = Dice(seed);
         let mut rack = site();
-        let mut shelf = Vec::new();
+        let mut catalog = Vec::new();
         for _ in 0..60 {
-            mishap(&mut rack, &mut dice, &mut shelf);
+            mishap(&mut rack, &mut dice, &mut catalog);
             match dice.roll(3) {
                 0 => rack.scan(),
                 1 => rack.scan_only(),
@@ -358,7 +358,7 @@ fn no_history_of_mishaps_wipes_an_installed_machine() {
             }
         }
         // The state directory is lost at the end of it, when everything is in place again.
-        rack.specs.extend(shelf.drain(..).map(|spec| (spec.name.clone(), spec)));
+        rack.specs.extend(catalog.drain(..).map(|spec| (spec.name.clone(), spec)));
         rack.broken.clear();
         rack.clashes.clear();
         for _ in 0..3 {

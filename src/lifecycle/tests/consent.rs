@@ -220,8 +220,8 @@ fn settle(fleet: &mut Fleet, name: &NodeName, event: Event) {
                 events.push(Event::Done { op, outcome });
             }
         }
-        if let Some((_, turn)) = fleet.next_turn() {
-            events.push(Event::Granted(turn));
+        if let Some((_, permit)) = fleet.next_permit() {
+            events.push(Event::Granted(permit));
         }
     }
 }

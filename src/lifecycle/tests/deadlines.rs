@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    lifecycle::{Event, Operation, agenda::Agenda},
+    lifecycle::{Event, Operation, wake_ups::WakeUps},
     model::{
         boot::{BootStage, Fetch},
         callback::{Call, Reply},
@@ -225,24 +225,24 @@ fn switching_has_a_deadline_that_all_its_tries_fit_into() {
 }
 
 #[test]
-fn the_agenda_is_in_order_of_time_and_a_nodes_wish_is_replaced() {
+fn the_wake_ups_are_in_order_of_time_and_a_nodes_wish_is_replaced() {
     let name = |n: u32| format!("edge-{n}").parse().unwrap();
     let at = |second: i64| jiff::Timestamp::from_second(second).unwrap();
-    let mut agenda = Agenda::default();
-    assert_eq!((agenda.next(), agenda.due(at(99))), (None, vec![]));
-    agenda.put(&name(1), Some(at(30)));
-    agenda.put(&name(2), Some(at(20)));
-    agenda.put(&name(3), Some(at(10)));
-    assert_eq!(agenda.due(at(30)), [name(3), name(2), name(1)]);
-    assert_eq!(agenda.due(at(29)), [name(3), name(2)]);
-    assert_eq!(agenda.due(at(9)), []);
-    agenda.put(&name(3), Some(at(40)));
-    agenda.put(&name(3), Some(at(40)));
-    assert_eq!(agenda.next(), Some((at(20), &name(2))));
-    assert_eq!(agenda.due(at(99)), [name(2), name(1), name(3)]);
-    agenda.put(&name(2), None);
-    agenda.put(&name(2), None);
-    assert_eq!(agenda.due(at(99)), [name(1), name(3)]);
+    let mut wake_ups = WakeUps::default();
+    assert_eq!((wake_ups.next(), wake_ups.due(at(99))), (None, vec![]));
+    wake_ups.put(&name(1), Some(at(30)));
+    wake_ups.put(&name(2), Some(at(20)));
+    wake_ups.put(&name(3), Some(at(10)));
+    assert_eq!(wake_ups.due(at(30)), [name(3), name(2), name(1)]);
+    assert_eq!(wake_ups.due(at(29)), [name(3), name(2)]);
+    assert_eq!(wake_ups.due(at(9)), []);
+    wake_ups.put(&name(3), Some(at(40)));
+    wake_ups.put(&name(3), Some(at(40)));
+    assert_eq!(wake_ups.next(), Some((at(20), &name(2))));
+    assert_eq!(wake_ups.due(at(99)), [name(2), name(1), name(3)]);
+    wake_ups.put(&name(2), None);
+    wake_ups.put(&name(2), None);
+    assert_eq!(wake_ups.due(at(99)), [name(1), name(3)]);
 }
 
 #[test]

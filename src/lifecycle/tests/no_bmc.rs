@@ -1,4 +1,4 @@
-//! A machine without a BMC: a person switches it on, and its own ramdisk restarts it or switches it off.
+//! A machine without a BMC: an operator switches it on, and its own ramdisk restarts it or switches it off.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 
 use crate::{
     lifecycle::{
-        Event, Hold, Menu, Operation, Outcome, PlannedAction, Planner, Policy, Specs, State, Turn,
+        Event, Hold, Menu, Operation, Outcome, Permit, PlannedAction, Planner, Policy, Specs, State,
     },
     model::{
         boot::{BootStage, Fetch},
@@ -21,7 +21,7 @@ use super::{rack::*, support::*};
 
 const WEEK_S: i64 = 7 * 24 * 3600;
 
-fn by_hand(spec: &mut NodeSpec) {
+fn manual_power(spec: &mut NodeSpec) {
     spec.bmc = None;
     spec.timeouts.power = SignedDuration::from_secs(WEEK_S).unsigned_abs();
 }
@@ -29,7 +29,7 @@ fn by_hand(spec: &mut NodeSpec) {
 /// A node whose image is being prepared.
 fn bench() -> Bench {
     let mut spec = spec();
-    by_hand(&mut spec);
+    manual_power(&mut spec);
     let mut bench = Bench::new();
     bench.send(Event::Spec(Arc::new(spec)));
     bench
@@ -229,7 +229,7 @@ fn a_machine_whose_record_is_lost_is_served_its_disk_until_somebody_consents() {
 fn without_a_state_directory_nobody_knows_whose_it_is() {
     let mut rack = Rack::deployed(2);
     rack.specs.insert(name(2), spec_of(2));
-    rack.edit(2, by_hand);
+    rack.edit(2, manual_power);
     rack.world.silent = true;
     rack.scan();
     assert_eq!(rack.phase(2), Phase::PoweringOn);
@@ -248,12 +248,12 @@ fn what_waits_for_a_person_keeps_no_machine_waiting_that_goes_by_itself() {
     let mut rack = Rack::new(4, Policy { attempts_max: 1, imagings_max: 1, ..POLICY });
     rack.world.silent = true;
     for n in [0, 1, 2] {
-        rack.edit(n, by_hand);
+        rack.edit(n, manual_power);
     }
     rack.scan();
     rack.pass(600);
-    let by_hand: Vec<Phase> = (0..3).map(|n| rack.phase(n)).collect();
-    assert_eq!(by_hand, [Phase::PoweringOn; 3]);
+    let manual_power: Vec<Phase> = (0..3).map(|n| rack.phase(n)).collect();
+    assert_eq!(manual_power, [Phase::PoweringOn; 3]);
     assert_eq!(rack.phase(3), Phase::WaitingRamdisk, "it had its turn");
     // All three are switched on at once, and the ramdisks call.
     for n in 0..3 {
@@ -263,7 +263,7 @@ fn what_waits_for_a_person_keeps_no_machine_waiting_that_goes_by_itself() {
     }
     rack.let_ramdisks_call();
     let writes = |rack: &Rack| {
-        (0..4).filter(|n| rack.node(*n).record().state.holds() == Some(Turn::Imaging)).count()
+        (0..4).filter(|n| rack.node(*n).record().state.holds() == Some(Permit::Imaging)).count()
     };
     assert_eq!(
         (rack.count(Phase::Imaging), writes(&rack)),
@@ -440,7 +440,7 @@ fn a_plan_says_that_somebody_has_to_come() {
 fn an_attempt_that_was_begun_with_a_bmc_is_cleaned_up_by_it() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::WaitingRamdisk);
-    bench.change(by_hand);
+    bench.change(manual_power);
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::CleanUp);
     let started_for = bench.started_for.clone().unwrap();
     assert_eq!((&started_for.bmc, started_for.timeouts.power.as_secs()), (&spec().bmc, 120));
@@ -468,7 +468,7 @@ fn a_machine_that_was_held_because_it_is_on_waits_for_a_hand_when_its_bmc_goes()
     let mut bench = Bench::with_spec();
     bench.look(PowerState::On);
     assert_eq!(bench.phase(), Phase::Held);
-    bench.change(by_hand);
+    bench.change(manual_power);
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::Prepare);
     bench.done(Ok(prepared(key(1))));
     assert!(bench.waits_for_person());
@@ -477,7 +477,7 @@ fn a_machine_that_was_held_because_it_is_on_waits_for_a_hand_when_its_bmc_goes()
 #[test]
 fn a_look_at_the_power_state_that_is_under_way_when_the_bmc_goes_means_nothing() {
     let mut bench = Bench::with_spec();
-    bench.change(by_hand);
+    bench.change(manual_power);
     assert_eq!(bench.cancelled.len(), 1);
     bench.done(Ok(Outcome::Power(PowerState::On)));
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::Prepare);
@@ -487,7 +487,7 @@ fn a_look_at_the_power_state_that_is_under_way_when_the_bmc_goes_means_nothing()
 #[test]
 fn ironics_ramdisk_restarts_its_machine_by_itself() {
     let mut spec = spec();
-    by_hand(&mut spec);
+    manual_power(&mut spec);
     (spec.boot.ramdisk, spec.boot.require_chap) = (DeployRamdisk::Ironic, false);
     spec.root_device.name = Some("vda".to_owned());
     let mut bench = Bench::new();

@@ -7,8 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     lifecycle::{
-        Action, Event, Fleet, Operation, Outcome, PlannedAction, PlannedChange, Planner, Specs,
-        Turn, UnclaimedInstalls,
+        Action, Event, Fleet, Operation, Outcome, Permit, PlannedAction, PlannedChange, Planner,
+        Specs, UnclaimedInstalls,
     },
     model::{
         ids::NodeName,
@@ -192,9 +192,9 @@ fn really_wipes(bench: &Bench, new: &Specs, mut power: PowerState) -> bool {
             };
             events.push((node.clone(), Event::Done { op, outcome: Ok(outcome) }));
         }
-        match fleet.next_turn() {
-            Some((node, turn @ (Turn::Poll | Turn::ProgramPoll))) => {
-                events.push((node, Event::Granted(turn)));
+        match fleet.next_permit() {
+            Some((node, permit @ (Permit::Poll | Permit::ProgramPoll))) => {
+                events.push((node, Event::Granted(permit)));
             }
             Some(_) => return true,
             None => {}

@@ -26,7 +26,7 @@ fn done(rack: &Rack) -> Vec<Operation> {
     rack.world.story.iter().map(|(_, operation)| operation.clone()).collect()
 }
 
-fn switched_by_hand(rack: &mut Rack, state: PowerState) {
+fn operator_switches(rack: &mut Rack, state: PowerState) {
     match state {
         PowerState::On => rack.world.on.insert(host(0)),
         PowerState::Off => rack.world.on.remove(&host(0)),
@@ -41,7 +41,7 @@ fn a_changed_power_is_an_order_that_is_carried_out_once() {
     assert_eq!(done(&rack), [OFF]);
     assert_eq!(rack.condition(0, "PowerAsWanted"), Some(("True".into(), "Off".into())));
     // What happens later is drift.
-    switched_by_hand(&mut rack, PowerState::On);
+    operator_switches(&mut rack, PowerState::On);
     rack.pass(86_400);
     assert_eq!(done(&rack), [OFF]);
     assert_eq!(rack.condition(0, "PowerAsWanted"), Some(("False".into(), "On".into())));
@@ -59,13 +59,13 @@ fn a_changed_power_is_an_order_that_is_carried_out_once() {
 #[test]
 fn somebody_who_says_retry_has_it_switched_once_more() {
     let mut rack = installed();
-    switched_by_hand(&mut rack, PowerState::Off);
+    operator_switches(&mut rack, PowerState::Off);
     rack.pass(3600);
     assert_eq!(done(&rack), []);
     rack.send(0, Event::Retry);
     rack.settle();
     assert_eq!(done(&rack), [ON]);
-    switched_by_hand(&mut rack, PowerState::Off);
+    operator_switches(&mut rack, PowerState::Off);
     rack.pass(3600);
     assert_eq!(done(&rack), [ON]);
 }
@@ -74,7 +74,7 @@ fn somebody_who_says_retry_has_it_switched_once_more() {
 fn a_machine_whose_bmc_somebody_used_is_looked_at_at_once() {
     let mut rack = installed();
     rack.pass(90);
-    switched_by_hand(&mut rack, PowerState::Off);
+    operator_switches(&mut rack, PowerState::Off);
     rack.settle();
     assert_eq!(rack.condition(0, "PowerAsWanted"), Some(("True".into(), "On".into())));
     rack.send(0, Event::LookAgain);
@@ -88,7 +88,7 @@ fn power_that_does_not_matter_is_neither_switched_nor_judged() {
     let mut rack = Rack::deployed_under(1, ENFORCING);
     rack.edit(0, |spec| spec.power = WantedPower::Ignore);
     rack.scan();
-    switched_by_hand(&mut rack, PowerState::Off);
+    operator_switches(&mut rack, PowerState::Off);
     rack.send(0, Event::Retry);
     rack.pass(7200);
     assert_eq!((done(&rack), rack.condition(0, "PowerAsWanted")), (vec![], None));
@@ -104,7 +104,7 @@ fn power_that_does_not_matter_is_neither_switched_nor_judged() {
 fn drift_is_enforced_only_where_the_site_says_so_and_at_most_every_fifteen_minutes() {
     let mut rack = Rack::deployed_under(1, ENFORCING);
     for _ in 0..60 {
-        switched_by_hand(&mut rack, PowerState::Off);
+        operator_switches(&mut rack, PowerState::Off);
         rack.pass(60);
     }
     assert_eq!(done(&rack).len(), 4, "in an hour");
@@ -133,10 +133,10 @@ fn a_machine_that_two_specs_claim_is_not_switched_any_more() {
 fn neither_a_restart_nor_a_clock_set_back_makes_enforcement_more_frequent_or_stops_it() {
     for (restarts, clock_s) in [(true, 0), (false, -60), (false, -86_400), (true, -3600)] {
         let mut rack = Rack::deployed_under(1, ENFORCING);
-        switched_by_hand(&mut rack, PowerState::Off);
+        operator_switches(&mut rack, PowerState::Off);
         rack.pass(60);
         assert_eq!(done(&rack), [ON]);
-        switched_by_hand(&mut rack, PowerState::Off);
+        operator_switches(&mut rack, PowerState::Off);
         rack.now = rack.now.checked_add(jiff::SignedDuration::from_secs(clock_s)).unwrap();
         if restarts {
             rack.restart();
@@ -173,7 +173,7 @@ fn an_available_machine_that_nobody_knows_is_held_if_it_is_on_and_ready_if_it_is
         approved.send(0, Event::Approve);
         approved.settle();
         assert_eq!((approved.phase(0), done(&approved)), (Phase::Available, vec![OFF]));
-        switched_by_hand(&mut approved, PowerState::On);
+        operator_switches(&mut approved, PowerState::On);
         approved.pass(3600);
         assert_eq!((approved.phase(0), done(&approved)), (Phase::Held, vec![OFF]), "once");
     }
@@ -375,7 +375,7 @@ fn a_power_error_is_over_when_the_machine_is_as_wanted_whoever_did_it() {
     rack.settle();
     assert!(rack.status(0).last_error.is_some(), "a lasting fault is not tried again");
     rack.world.faults.clear();
-    switched_by_hand(&mut rack, PowerState::Off);
+    operator_switches(&mut rack, PowerState::Off);
     rack.pass(7200);
     assert_eq!(rack.status(0).last_error, None);
     assert_eq!(done(&rack), []);
@@ -420,7 +420,7 @@ fn another_word_while_a_machine_is_switched_stops_that_first() {
 #[test]
 fn a_redeploy_taken_back_switches_nothing() {
     let mut rack = Rack::deployed(8);
-    switched_by_hand(&mut rack, PowerState::Off);
+    operator_switches(&mut rack, PowerState::Off);
     rack.pass(120);
     rack.redeploy(0..8, "all");
     rack.scan();
@@ -444,7 +444,7 @@ fn a_machine_with_a_lost_record_is_neither_switched_nor_wiped_when_it_is_made_av
     for goal in [Goal::Available, Goal::Deployed, Goal::Available, Goal::Deployed] {
         rack.edit(0, |spec| spec.goal = goal);
         for state in [PowerState::On, PowerState::Off] {
-            switched_by_hand(&mut rack, state);
+            operator_switches(&mut rack, state);
             rack.scan();
             rack.pass(3600);
         }

@@ -528,8 +528,8 @@ impl Site {
         // Sometimes others go first.
         let others_first = self.faults && self.dice.chance(30);
         let waits = [self.node.waits_to_poll(), self.node.waits_for()];
-        if let Some((turn, _)) = waits.into_iter().flatten().find(|_| !others_first) {
-            self.send(Event::Granted(turn));
+        if let Some((permit, _)) = waits.into_iter().flatten().find(|_| !others_first) {
+            self.send(Event::Granted(permit));
         }
         let wake = self.node.next_wake().map(|(at, _)| at);
         let job = self.running.as_ref().map(|job| job.ends);

@@ -6,8 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     lifecycle::{
-        Action, Event, Fleet, Menu, Node, Operation, Outcome, Policy, PreparedImage, Record, Turn,
-        UnclaimedInstalls,
+        Action, Event, Fleet, Menu, Node, Operation, Outcome, Permit, Policy, PreparedImage,
+        Record, UnclaimedInstalls,
     },
     model::{
         boot::{Arch, BootStage, Fetch, Firmware},
@@ -240,13 +240,13 @@ impl Bench {
     pub(super) fn send(&mut self, event: Event) -> Option<Reply> {
         let mut answer = None;
         let mut actions = self.node.step(self.now, event);
-        if let Some((turn, _)) = self.node.waits_to_poll() {
-            actions.append(&mut self.node.step(self.now, Event::Granted(turn)));
+        if let Some((permit, _)) = self.node.waits_to_poll() {
+            actions.append(&mut self.node.step(self.now, Event::Granted(permit)));
         }
         if !self.crowded
-            && let Some((turn, _)) = self.node.waits_for()
+            && let Some((permit, _)) = self.node.waits_for()
         {
-            actions.append(&mut self.node.step(self.now, Event::Granted(turn)));
+            actions.append(&mut self.node.step(self.now, Event::Granted(permit)));
         }
         for action in actions {
             match action {
@@ -398,8 +398,8 @@ pub(super) fn step_fleet(
     event: Event,
 ) -> Vec<Action> {
     let mut actions = fleet.step(now, name, event).unwrap();
-    while let Some((name, turn @ Turn::Poll)) = fleet.next_turn() {
-        actions.extend(fleet.step(now, &name, Event::Granted(turn)).unwrap());
+    while let Some((name, permit @ Permit::Poll)) = fleet.next_permit() {
+        actions.extend(fleet.step(now, &name, Event::Granted(permit)).unwrap());
     }
     actions
 }

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, sync::Arc};
 use expect_test::expect;
 
 use crate::{
-    lifecycle::{Event, Outcome, State, Turn},
+    lifecycle::{Event, Outcome, Permit, State},
     model::{
         boot::{BootStage, Fetch},
         callback::Call,
@@ -164,7 +164,7 @@ const EVENTS: [Act; 31] = [
             drop(bench.send(Event::MassChange(Arc::new(spec))));
         }
     }),
-    ("granted", |bench| drop(bench.send(Event::Granted(Turn::Attempt)))),
+    ("granted", |bench| drop(bench.send(Event::Granted(Permit::Attempt)))),
     ("approve", |bench| drop(bench.send(Event::Approve))),
     ("retry", |bench| drop(bench.send(Event::Retry))),
 ];

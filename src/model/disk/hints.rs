@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Disk, spelling};
 
-/// How many disks an error lists: a shelf has 24 or 60 of one kind.
+/// How many disks an error lists: a catalog has 24 or 60 of one kind.
 const LISTED_MAX: usize = 20;
 
 /// `[root_device]`: every hint given must match, and exactly one disk may.
@@ -382,7 +382,7 @@ mod tests {
     }
 
     /// Two ways to one SAS disk, and a disk beside it.
-    fn shelf() -> [Disk; 3] {
+    fn catalog() -> [Disk; 3] {
         let one = Disk {
             wwn: Some("naa.5000c500a1b2c3d4".into()),
             hctl: Some("1:0:0:0".into()),
@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     fn two_paths_to_one_disk_are_one_disk_if_the_spec_says_so() {
-        let disks = shelf();
+        let disks = catalog();
         let mut hints = serial("7TKMP00");
         let error = hints.choose(&disks).unwrap_err().to_string();
         let line = "chosen by wwn = \"naa.5000c500a1b2c3d4\" and multipath = \"first\"";
@@ -417,7 +417,7 @@ mod tests {
     fn paths_to_different_disks_are_never_taken_for_one() {
         let first =
             RootDeviceHints { multipath: Some(Multipath::First), ..RootDeviceHints::default() };
-        assert!(matches!(first.choose(&shelf()), Err(NoRootDevice::Ambiguous { count: 3, .. })));
+        assert!(matches!(first.choose(&catalog()), Err(NoRootDevice::Ambiguous { count: 3, .. })));
         for change in [
             (|disk| disk.size += 1) as fn(&mut Disk),
             |disk| disk.serial = Some("another".into()),
@@ -425,7 +425,7 @@ mod tests {
             |disk| disk.wwn = None,
             |disk| disk.logical_block_size = 4096,
         ] {
-            let [mut one, other, _] = shelf();
+            let [mut one, other, _] = catalog();
             change(&mut one);
             let chosen = first.choose(&[one, other]).map(|disk| disk.name.clone());
             assert!(matches!(chosen, Err(NoRootDevice::Ambiguous { .. })), "{chosen:?}");
@@ -434,7 +434,7 @@ mod tests {
 
     #[test]
     fn an_error_shows_of_each_disk_what_the_hints_speak_of_and_the_line_that_chooses_it() {
-        let [one, _, other] = shelf();
+        let [one, _, other] = catalog();
         let hints = RootDeviceHints {
             vendor: Some("Dell".into()),
             hctl: Some("3:2:0:0".into()),

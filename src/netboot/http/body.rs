@@ -22,9 +22,9 @@ use tokio::{
 
 use super::{
     super::{
+        catalog::BootFileCatalog,
         evidence::{Asked, Ended},
         files::Opened,
-        shelf::Shelf,
     },
     pulse::Pulse,
 };
@@ -36,7 +36,7 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Whom and of what to tell at the end.
 #[derive(Debug)]
 pub(super) struct Told {
-    pub(super) shelf: Arc<Shelf>,
+    pub(super) catalog: Arc<BootFileCatalog>,
     pub(super) peer: IpAddr,
     pub(super) asked: Asked,
     pub(super) path: String,
@@ -120,7 +120,7 @@ impl Body for FileBody {
 /// sent: no server can know better before the client asks for the next file.
 impl Drop for FileBody {
     fn drop(&mut self) {
-        let Some(Told { shelf, peer, asked, path, began, _kept }) = self.told.take() else {
+        let Some(Told { catalog, peer, asked, path, began, _kept }) = self.told.take() else {
             return;
         };
         // A boot loader that skips a part of a file asks for the rest of it.
@@ -131,6 +131,6 @@ impl Drop for FileBody {
         } else {
             tracing::info!(%peer, ?path, sent_bytes, took_ms, "HTTP file not sent");
         }
-        shelf.ended(peer, asked, Ended { path, sent_bytes, complete }, began);
+        catalog.ended(peer, asked, Ended { path, sent_bytes, complete }, began);
     }
 }

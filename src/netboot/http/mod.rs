@@ -1,6 +1,6 @@
 //! HTTP/1.1 (RFC 9110, RFC 9112): what TFTP serves, under the same names, for boot loaders that can.
 //!
-//! Bound by the agent beside TFTP's server, whose [`Shelf`] it serves. Plain HTTP: iPXE as distributions and network cards carry it trusts
+//! Bound by the agent beside TFTP's server, whose [`BootFileCatalog`] it serves. Plain HTTP: iPXE as distributions and network cards carry it trusts
 //! public authorities only. What a menu says it says no more openly than over TFTP; kernels and ramdisks have no secret in them.
 //!
 //! `body` reads a file piece by piece as the client takes it; `pulse` tells how its connection is.
@@ -43,7 +43,7 @@ use self::{
     pulse::Pulse,
 };
 use super::{
-    shelf::{Served, Shelf},
+    catalog::{BootFileCatalog, Served},
     table::FETCH_LIMIT,
     tftp::{Refusal, clean_name},
 };
@@ -103,7 +103,7 @@ impl Server {
     }
 
     /// Serves until `shutdown`. Connections are cut at the end: boot loaders ask again.
-    pub async fn serve(self, shelf: Arc<Shelf>, shutdown: impl Future<Output = ()>) {
+    pub async fn serve(self, catalog: Arc<BootFileCatalog>, shutdown: impl Future<Output = ()>) {
         let places = Places::new(self.limits.connections_max, self.limits.connections_per_peer_max);
         let mut connections = JoinSet::new();
         tokio::pin!(shutdown);
@@ -125,7 +125,7 @@ impl Server {
                         if let Some(of) = made_room {
                             info!(%peer, %of, "too many HTTP connections: a silent one makes room");
                         }
-                        let talk = connection(stream, Arc::clone(&shelf), self.limits, place);
+                        let talk = connection(stream, Arc::clone(&catalog), self.limits, place);
                         connections.spawn(async move {
                             tokio::select! {
                                 () = talk => {}
@@ -145,16 +145,21 @@ impl Server {
 }
 
 /// One connection from its first request to its end.
-async fn connection(stream: TcpStream, shelf: Arc<Shelf>, limits: Limits, place: Place) {
+async fn connection(
+    stream: TcpStream,
+    catalog: Arc<BootFileCatalog>,
+    limits: Limits,
+    place: Place,
+) {
     let (peer, place) = (place.peer(), Arc::new(place));
     // Only latency is lost without it.
     stream.set_nodelay(true).unwrap_or_default();
     let pulse = Arc::new(Pulse::new(limits.total));
     let service = service_fn(|request| {
-        let (shelf, pulse) = (Arc::clone(&shelf), Arc::clone(&pulse));
+        let (catalog, pulse) = (Arc::clone(&catalog), Arc::clone(&pulse));
         // Until the answer is sent nobody else gets its place.
         let kept = place.keep_while();
-        async move { Ok::<_, Infallible>(answer(&request, peer, shelf, pulse, kept).await) }
+        async move { Ok::<_, Infallible>(answer(&request, peer, catalog, pulse, kept).await) }
     });
     let http = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -180,7 +185,7 @@ type Answer = Response<Either<Full<Bytes>, FileBody>>;
 async fn answer<B>(
     request: &Request<B>,
     peer: IpAddr,
-    shelf: Arc<Shelf>,
+    catalog: Arc<BootFileCatalog>,
     pulse: Arc<Pulse>,
     kept: Kept,
 ) -> Answer {
@@ -190,7 +195,7 @@ async fn answer<B>(
         return refusal(StatusCode::METHOD_NOT_ALLOWED, Refusal::ReadOnly);
     }
     let began = Instant::now();
-    match open(Arc::clone(&shelf), request.uri(), peer, began).await {
+    match open(Arc::clone(&catalog), request.uri(), peer, began).await {
         Ok(Served { file, name, .. }) if head_only => {
             debug!(%peer, path = ?name, "HTTP size asked");
             found(&(0..file.bytes), file.bytes, Either::Left(Full::default()))
@@ -201,7 +206,7 @@ async fn answer<B>(
             let range = request.headers().get(RANGE).and_then(|range| range.to_str().ok());
             let bytes = range.map_or(Some(0..all), |range| range::wanted(range, all));
             let Some(bytes) = bytes else { return past_the_end(all) };
-            let told = Told { shelf, peer, asked, path, began, _kept: kept };
+            let told = Told { catalog, peer, asked, path, began, _kept: kept };
             match FileBody::new(file, bytes.clone(), told, pulse) {
                 Ok(body) => found(&bytes, all, Either::Right(body)),
                 Err(error) => {
@@ -226,13 +231,18 @@ async fn answer<B>(
 }
 
 /// The file that a request is for.
-async fn open(shelf: Arc<Shelf>, uri: &Uri, peer: IpAddr, now: Instant) -> Result<Served, Refusal> {
+async fn open(
+    catalog: Arc<BootFileCatalog>,
+    uri: &Uri,
+    peer: IpAddr,
+    now: Instant,
+) -> Result<Served, Refusal> {
     // No name that is served has anything in it that would have to be escaped.
     let name = clean_name(uri.path())?;
     if uri.query().is_some() {
         return Err(Refusal::NotFound);
     }
-    let opening = spawn_blocking(move || shelf.open(name.as_ref(), peer, now));
+    let opening = spawn_blocking(move || catalog.open(name.as_ref(), peer, now));
     opening.await.unwrap_or(Err(Refusal::Busy))
 }
 

@@ -21,9 +21,9 @@ use crate::model::boot::Fetch;
 
 use super::{
     super::{
+        catalog::{BootFileCatalog, Cached, Served},
         evidence::{Asked, Ended},
         files,
-        shelf::{Cached, Served, Shelf},
         table::{BootTable, FETCH_LIMIT},
     },
     request::{self, BLOCK_BYTES_DEFAULT, BLOCK_BYTES_MAX, PathLimits, Refusal, Request, Terms},
@@ -134,10 +134,11 @@ impl Server {
         let slots = Slots::new(self.config.max_transfers);
         let limits = Limits { idle: self.config.idle_limit, total: self.config.total_limit };
         let Config { loaders, files, images, .. } = self.config;
-        let shelf = Arc::new(Shelf::new(loaders, files, images, self.cached, table, fetched));
+        let catalog =
+            Arc::new(BootFileCatalog::new(loaders, files, images, self.cached, table, fetched));
         let block_bytes_max = self.config.block_bytes_max.max(BLOCK_BYTES_DEFAULT);
         let starter =
-            Starter { local: self.local, limits, block_bytes_max, shelf: Arc::clone(&shelf) };
+            Starter { local: self.local, limits, block_bytes_max, catalog: Arc::clone(&catalog) };
         let desk = Desk {
             socket: self.socket,
             slots: slots.clone(),
@@ -152,7 +153,7 @@ impl Server {
                 drop(ended);
             },
         )?;
-        Ok(Running { local: self.local, stop: Some(stop), end, slots, shelf })
+        Ok(Running { local: self.local, stop: Some(stop), end, slots, catalog })
     }
 }
 
@@ -165,7 +166,7 @@ pub struct Running {
     /// Closed when the loop has ended.
     end: PipeReader,
     slots: Slots,
-    shelf: Arc<Shelf>,
+    catalog: Arc<BootFileCatalog>,
 }
 
 impl Running {
@@ -175,8 +176,8 @@ impl Running {
     }
 
     /// What it serves, and what it knows of who fetched what: for another server to share.
-    pub fn shelf(&self) -> Arc<Shelf> {
-        Arc::clone(&self.shelf)
+    pub fn catalog(&self) -> Arc<BootFileCatalog> {
+        Arc::clone(&self.catalog)
     }
 
     /// Stops answering, tells the clients of unfinished transfers, and waits until all threads have ended, at most 4 s. Blocks.
@@ -233,7 +234,7 @@ impl Desk {
         let name = parsed.as_ref().map(|request| request.name.clone()).unwrap_or_default();
         let served =
             parsed.and_then(|request| match self.slots.claim(peer, datagram, Instant::now()) {
-                Claim::Granted(slot) if self.starter.shelf.takes_a_while(&request.name) => {
+                Claim::Granted(slot) if self.starter.catalog.takes_a_while(&request.name) => {
                     begin_aside(&self.starter, request, peer, slot)
                 }
                 Claim::Granted(slot) => self.starter.begin(&request, peer, slot),
@@ -270,7 +271,7 @@ struct Starter {
     local: SocketAddr,
     limits: Limits,
     block_bytes_max: u16,
-    shelf: Arc<Shelf>,
+    catalog: Arc<BootFileCatalog>,
 }
 
 /// Begins a transfer of a file that is read as a whole before, while the loop goes on. A refusal comes from a port of its own, as a
@@ -302,7 +303,8 @@ impl Starter {
     fn begin(&self, request: &Request, peer: SocketAddr, slot: Slot) -> Result<(), Refusal> {
         let began = Instant::now();
         let machine = peer.ip().to_canonical();
-        let Served { file, asked, name, limit } = self.shelf.open(&request.name, machine, began)?;
+        let Served { file, asked, name, limit } =
+            self.catalog.open(&request.name, machine, began)?;
         let total = limit.unwrap_or_default().max(self.limits.total);
         let limits = Limits { total, ..self.limits };
         let transfer = self
@@ -319,9 +321,9 @@ impl Starter {
                 tracing::warn!(%peer, %error, "no socket for a TFTP transfer");
                 Refusal::Busy
             })?;
-        let shelf = Arc::clone(&self.shelf);
+        let catalog = Arc::clone(&self.catalog);
         transfer.start(Box::new(move |outcome| {
-            ended(&shelf, machine, asked, name, &outcome, began);
+            ended(&catalog, machine, asked, name, &outcome, began);
         }))
     }
 
@@ -337,7 +339,7 @@ impl Starter {
 
 /// Tells that a transfer has ended.
 fn ended(
-    shelf: &Shelf,
+    catalog: &BootFileCatalog,
     peer: IpAddr,
     asked: Asked,
     path: String,
@@ -358,7 +360,7 @@ fn ended(
         tracing::info!(%peer, ?path, sent_bytes, took_ms, %end, "TFTP file not sent");
     }
     let ended = Ended { path, sent_bytes: *sent_bytes, complete: *complete };
-    shelf.ended(peer, asked, ended, began);
+    catalog.ended(peer, asked, ended, began);
 }
 
 fn clean_files(files: BTreeMap<String, PathBuf>) -> io::Result<BTreeMap<String, PathBuf>> {

@@ -135,8 +135,8 @@ fn links_lead_where_they_may_and_nothing_leads_out() {
 fn renames_meanwhile_lead_nobody_out() {
     let tree = tree();
     let (inside, outside) = (tree.path().join("inside"), tree.path().join("outside"));
-    fs::create_dir_all(inside.join("shelf/x/y")).unwrap();
-    fs::write(inside.join("shelf/secret"), "allowed").unwrap();
+    fs::create_dir_all(inside.join("catalog/x/y")).unwrap();
+    fs::write(inside.join("catalog/secret"), "allowed").unwrap();
     symlink("../outside", inside.join("swap-link")).unwrap();
     fs::create_dir(inside.join("swap")).unwrap();
     fs::write(inside.join("swap/secret"), "allowed").unwrap();
@@ -145,8 +145,8 @@ fn renames_meanwhile_lead_nobody_out() {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 // Moved out, `x/y/../..` is beside the other secret.
-                fs::rename(inside.join("shelf/x"), outside.join("x")).unwrap();
-                fs::rename(outside.join("x"), inside.join("shelf/x")).unwrap();
+                fs::rename(inside.join("catalog/x"), outside.join("x")).unwrap();
+                fs::rename(outside.join("x"), inside.join("catalog/x")).unwrap();
                 rustix::fs::renameat_with(
                     CWD,
                     inside.join("swap"),
@@ -160,7 +160,7 @@ fn renames_meanwhile_lead_nobody_out() {
         let mut allowed = [0; 2];
         for (n, way) in WAYS.iter().enumerate() {
             for _ in 0..3_000 {
-                for path in ["shelf/x/y/../../secret", "swap/secret"] {
+                for path in ["catalog/x/y/../../secret", "swap/secret"] {
                     match opened(*way, &inside, path, Links::Beneath).as_deref() {
                         Ok("allowed") => allowed[n] += 1,
                         Ok(other) => {

@@ -316,7 +316,7 @@ fn a_machine_without_a_bmc_needs_nothing_else_said_of_it() {
     assert_eq!((&spec.bmc, spec.machine()), (&None, MachineId::Cards(spec.boot.macs.clone())));
 
     let minutes = |text: &str| good(text).timeouts.power.as_secs() / 60;
-    assert_eq!((minutes(MINIMAL), minutes(&text)), (2, 168 * 60), "a person may have to travel");
+    assert_eq!((minutes(MINIMAL), minutes(&text)), (2, 168 * 60), "an operator may have to travel");
     assert_eq!(minutes(&format!("{text}\n[timeouts]\npower = '3h'\n")), 3 * 60);
 }
 

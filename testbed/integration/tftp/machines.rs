@@ -276,8 +276,8 @@ impl Site {
             .unwrap();
         let bind = http::Server::bind(address, http::Limits::default());
         let server = runtime.block_on(bind).unwrap();
-        let shelf = site.boot_server.running.as_ref().unwrap().shelf();
-        runtime.spawn(server.serve(shelf, std::future::pending()));
+        let catalog = site.boot_server.running.as_ref().unwrap().catalog();
+        runtime.spawn(server.serve(catalog, std::future::pending()));
         site.http = Some(runtime);
         site
     }

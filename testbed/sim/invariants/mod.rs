@@ -5,9 +5,9 @@
 mod consent;
 mod ledger;
 mod order;
+mod permits;
 mod settling;
 mod shown;
-mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,7 @@ use crate::world::{Site, World};
 pub(crate) use self::{ledger::Ledger, settling::settling};
 use self::{
     order::Wait,
-    turns::{Place, Share},
+    permits::{Place, Share},
 };
 
 /// Every rule, as it is named in violations.
@@ -225,6 +225,6 @@ impl World {
             }
             self.site.check_shown(executor.fleet(), name);
         }
-        self.site.check_turns();
+        self.site.check_permits();
     }
 }

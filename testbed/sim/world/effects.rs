@@ -129,7 +129,7 @@ impl Effects for Site {
                 format!("  {}: {}", status.phase.as_str(), status.message)
             });
             if status.phase == Phase::Preparing {
-                self.judge_turn(&status.node, status.attempt);
+                self.judge_permit(&status.node, status.attempt);
             }
         }
     }

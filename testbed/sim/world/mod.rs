@@ -6,9 +6,9 @@ pub(crate) mod agent;
 pub(crate) mod effects;
 pub(crate) mod fate;
 pub(crate) mod machine;
+pub(crate) mod manual_power;
 pub(crate) mod netboot;
 pub(crate) mod operator;
-pub(crate) mod person;
 pub(crate) mod ramdisk;
 pub(crate) mod specs;
 pub(crate) mod work;
@@ -68,7 +68,7 @@ pub(crate) enum Happening {
     /// An operator does something planned.
     LaterEdit(LaterEdit),
     /// Somebody goes through the rack.
-    Person,
+    Manual,
     /// The agent is started again.
     Start,
 }
@@ -187,7 +187,7 @@ pub(crate) struct World {
 impl World {
     /// A site of this kind, which nobody has touched yet.
     pub(crate) fn new(plan: Plan, mut dice: Dice, traced: bool) -> Self {
-        let has_bmc = |n: usize| !(plan.by_hand && n % 5 == 2);
+        let has_bmc = |n: usize| !(plan.manual_power && n % 5 == 2);
         let machines = (0..plan.machines)
             .map(|n| Machine::new(n, has_bmc(n), dice.permille(200)))
             .collect::<Vec<_>>();
@@ -228,8 +228,8 @@ impl World {
         let mut world = Self { executor: None, site };
         world.start();
         world.site.after_s(1, 60, Happening::Whim);
-        if world.site.plan.by_hand {
-            world.site.after_s(1, 60, Happening::Person);
+        if world.site.plan.manual_power {
+            world.site.after_s(1, 60, Happening::Manual);
         }
         world
     }
@@ -301,7 +301,7 @@ impl World {
             Happening::Scan => self.scan(),
             Happening::Whim => self.whim(),
             Happening::LaterEdit(edit) => self.do_edit(edit),
-            Happening::Person => site.person_comes(),
+            Happening::Manual => site.operator_comes(),
             Happening::Start => self.start(),
         }
     }

@@ -21,7 +21,7 @@ pub(crate) enum LaterEdit {
     Redeploy { node: NodeName, value: String },
     /// Files and directory as they should be.
     Mend,
-    /// Everything that waits for a person is let go on.
+    /// Everything that waits for an operator is let go on.
     LetGoOn,
 }
 
@@ -143,7 +143,7 @@ impl Site {
 
     fn mistype(&mut self, node: &NodeName) {
         let has_bmc = self.files.get(node).is_some_and(|file| file.spec.bmc.is_some());
-        if self.plan.by_hand && self.dice.permille(300) {
+        if self.plan.manual_power && self.dice.permille(300) {
             // Its BMC is forgotten, or one is made up.
             let made_up = BmcAddress { host: "192.0.2.253".to_owned(), port: 623 };
             self.change(node, |spec| set_bmc(spec, (!has_bmc).then(|| bmc_at(&made_up))));

@@ -109,7 +109,7 @@ impl Site {
     }
 }
 
-/// A person takes longer than a BMC.
+/// An operator takes longer than a BMC.
 fn power_limit(has_bmc: bool) -> Duration {
     Duration::from_secs(60 * if has_bmc { 2 } else { 180 })
 }

@@ -1,7 +1,7 @@
-//! Turns: how many machines are brought up or written at once, who goes first, and that no turn is ever lost.
+//! ConcurrencyLimits: how many machines are brought up or written at once, who goes first, and that no turn is ever lost.
 
 use crate::{
-    lifecycle::{Event, Operation, Outcome, Policy, State, Turn},
+    lifecycle::{Event, Operation, Outcome, Permit, Policy, State},
     model::{callback::Reply, power::PowerState, problem::Problem, spec::Goal, status::Phase},
 };
 
@@ -11,10 +11,10 @@ fn limited(attempts_max: usize, imagings_max: usize) -> Policy {
     Policy { attempts_max, imagings_max, ..POLICY }
 }
 
-fn holders(rack: &Rack, turn: Turn) -> usize {
+fn holders(rack: &Rack, permit: Permit) -> usize {
     let fleet = rack.executor.fleet();
     let holds = |name| fleet.node(name).unwrap().record().state.holds();
-    fleet.names().iter().filter(|name| holds(name) == Some(turn)).count()
+    fleet.names().iter().filter(|name| holds(name) == Some(permit)).count()
 }
 
 fn in_line(rack: &Rack, n: usize) -> bool {
@@ -32,7 +32,7 @@ fn a_machine_that_waits_for_its_turn_to_be_written_still_holds_what_is_installed
     assert_eq!(bench.call(&key(1), deploy_info("")), Reply::Accepted);
     assert!(matches!(bench.node.record().state, State::Imaging { granted: false, .. }));
     assert!(bench.node.record().installed.is_some(), "nothing was written");
-    bench.send(Event::Granted(Turn::Imaging));
+    bench.send(Event::Granted(Permit::Imaging));
     assert_eq!(bench.node.record().installed, None, "it is being written");
 }
 
@@ -42,8 +42,8 @@ fn no_more_machines_are_brought_up_or_written_at_once_than_allowed_and_all_get_t
         let mut rack = Rack::new(12, limited(attempts, imagings));
         rack.scan_only();
         for _ in 0..10_000 {
-            assert!(holders(&rack, Turn::Attempt) <= attempts);
-            assert!(holders(&rack, Turn::Imaging) <= imagings);
+            assert!(holders(&rack, Permit::Attempt) <= attempts);
+            assert!(holders(&rack, Permit::Imaging) <= imagings);
             // One step at a time, and not always the oldest first.
             let steps = rack.world.story.len();
             if let Some(job) =
@@ -59,7 +59,7 @@ fn no_more_machines_are_brought_up_or_written_at_once_than_allowed_and_all_get_t
             }
         }
         assert_eq!((rack.count(Phase::Deployed), rack.writes()), (12, 12));
-        assert_eq!((holders(&rack, Turn::Attempt), holders(&rack, Turn::Imaging)), (0, 0));
+        assert_eq!((holders(&rack, Permit::Attempt), holders(&rack, Permit::Imaging)), (0, 0));
     }
 }
 
@@ -124,7 +124,7 @@ fn waiting_to_be_written_is_not_writing() {
     let mut bench = Bench::with_spec();
     bench.crowded = true;
     bench.look(PowerState::Off);
-    bench.send(Event::Granted(Turn::Attempt));
+    bench.send(Event::Granted(Permit::Attempt));
     bench.done(Ok(good_outcome(&Operation::Prepare)));
     bench.look(PowerState::Off);
     bench.done(Ok(Outcome::PoweredOn));
@@ -137,7 +137,7 @@ fn waiting_to_be_written_is_not_writing() {
     bench.restart();
     bench.send(Event::Spec(std::sync::Arc::new(spec())));
     assert!(bench.running.is_none());
-    bench.send(Event::Granted(Turn::Imaging));
+    bench.send(Event::Granted(Permit::Imaging));
     let (deadline, _) = bench.node.deadline().unwrap();
     assert_eq!(deadline.duration_since(bench.now), jiff::SignedDuration::from_hours(2));
     bench.restart();
@@ -150,7 +150,7 @@ fn waiting_to_be_written_is_not_writing() {
 fn a_turn_that_never_comes_ends_the_attempt_with_a_reason() {
     let mut rack = Rack::new(2, limited(2, 1));
     rack.scan_only();
-    while rack.node(0).record().state.holds() != Some(Turn::Imaging) {
+    while rack.node(0).record().state.holds() != Some(Permit::Imaging) {
         if !rack.end_one() {
             rack.let_ramdisks_call();
         }
@@ -181,12 +181,12 @@ fn after_a_restart_the_limits_still_hold_and_everybody_gets_a_turn() {
     for step in 0..2000 {
         if step % 7 == 6 {
             rack.restart();
-            assert!(holders(&rack, Turn::Attempt) <= 2 && holders(&rack, Turn::Imaging) <= 1);
+            assert!(holders(&rack, Permit::Attempt) <= 2 && holders(&rack, Permit::Imaging) <= 1);
             rack.scan_only();
             rack.now = rack.now.checked_add(jiff::SignedDuration::from_secs(60)).unwrap();
             rack.tick();
         }
-        assert!(holders(&rack, Turn::Attempt) <= 2 && holders(&rack, Turn::Imaging) <= 1);
+        assert!(holders(&rack, Permit::Attempt) <= 2 && holders(&rack, Permit::Imaging) <= 1);
         if !rack.end_one() {
             rack.let_ramdisks_call();
         }
@@ -199,7 +199,7 @@ fn after_a_restart_the_limits_still_hold_and_everybody_gets_a_turn() {
     rack.policy = limited(1, 1);
     rack.restart();
     rack.scan();
-    assert_eq!(holders(&rack, Turn::Attempt), 4);
+    assert_eq!(holders(&rack, Permit::Attempt), 4);
     rack.pass(60);
     assert!(in_line(&rack, 4) && in_line(&rack, 5));
     rack.world.silent = false;
@@ -236,7 +236,7 @@ const EXITS: [Exit; 10] = [
 ];
 
 #[test]
-fn no_way_out_of_an_attempt_keeps_a_turn() {
+fn no_way_out_of_an_attempt_keeps_a_permit() {
     for (exit, act) in EXITS {
         for steps in 0..14 {
             let mut rack = Rack::new(2, limited(1, 1));
@@ -256,7 +256,7 @@ fn no_way_out_of_an_attempt_keeps_a_turn() {
             rack.world.silent = false;
             rack.pass(10 * 3600);
             assert_eq!(rack.phase(1), Phase::Deployed, "{exit} after {steps} steps");
-            assert_eq!((holders(&rack, Turn::Attempt), holders(&rack, Turn::Imaging)), (0, 0));
+            assert_eq!((holders(&rack, Permit::Attempt), holders(&rack, Permit::Imaging)), (0, 0));
         }
     }
 }

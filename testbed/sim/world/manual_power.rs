@@ -8,8 +8,8 @@ use super::{Happening, Site, machine::Device};
 const ROUND_S: (u64, u64) = (30, 900);
 
 impl Site {
-    pub(crate) fn person_comes(&mut self) {
-        self.after_s(ROUND_S.0, ROUND_S.1, Happening::Person);
+    pub(crate) fn operator_comes(&mut self) {
+        self.after_s(ROUND_S.0, ROUND_S.1, Happening::Manual);
         let asked: Vec<NodeName> = self
             .shown
             .iter()
@@ -21,12 +21,12 @@ impl Site {
         if self.calm {
             return asked.iter().for_each(|node| self.do_as_asked(node));
         }
-        let by_hand: Vec<usize> =
+        let manual_power: Vec<usize> =
             (0..self.machines.len()).filter(|m| !self.machines[*m].has_bmc).collect();
-        if by_hand.is_empty() {
+        if manual_power.is_empty() {
             return;
         }
-        let any = *self.dice.pick(&by_hand);
+        let any = *self.dice.pick(&manual_power);
         match self.dice.roll(12) {
             0 => self.restart_by_hand(any, true),
             1 => self.restart_by_hand(any, false),

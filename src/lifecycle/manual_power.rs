@@ -1,4 +1,4 @@
-//! A machine without a BMC: a person switches it on, and its own deploy ramdisk restarts it or switches it off.
+//! A machine without a BMC: an operator switches it on, and its own deploy ramdisk restarts it or switches it off.
 //!
 //! Called by `node.rs`, `attempt.rs` and `callback.rs` wherever a BMC would be asked. The hand on the power button is the consent: that the
 //! machine boots the deploy menu says that somebody is there. No operation may need a BMC, and nothing may be waited for that only a BMC
@@ -28,7 +28,7 @@ const BMC_LIMIT: Duration = Duration::from_secs(120);
 
 impl Node {
     /// Whether the spec names no BMC.
-    pub(super) fn by_hand(&self) -> bool {
+    pub(super) fn powered_manually(&self) -> bool {
         self.record.spec.as_ref().is_some_and(|spec| spec.bmc.is_none())
     }
 
@@ -40,15 +40,16 @@ impl Node {
         }
     }
 
-    /// How long the BMC that an attempt was begun with may take to clean up. A spec that names none any more says how long a person may.
+    /// How long the BMC that an attempt was begun with may take to clean up. A spec that names none any more says how long an operator may.
     pub(super) fn timeouts_of_bmc(&self, timeouts: &Timeouts) -> Timeouts {
-        let power = if self.by_hand() { timeouts.power.min(BMC_LIMIT) } else { timeouts.power };
+        let power =
+            if self.powered_manually() { timeouts.power.min(BMC_LIMIT) } else { timeouts.power };
         Timeouts { power, ..*timeouts }
     }
 
     /// What a look at the power state leads to where there is a BMC: nobody knows whether the machine is on, so that is no reason to hold it.
-    pub(super) fn go_on_by_hand(&mut self, now: Timestamp) {
-        if !self.by_hand() || self.running.is_some() || self.unread {
+    pub(super) fn advance_manual_power(&mut self, now: Timestamp) {
+        if !self.powered_manually() || self.running.is_some() || self.unread {
             return;
         }
         if matches!(self.record.state, State::Held { reason: Hold::PoweredOn, .. }) {
@@ -60,7 +61,7 @@ impl Node {
     }
 
     /// The machine has fetched its boot menu, or its ramdisk calls: somebody was there.
-    pub(super) fn come_up_by_hand(&mut self, now: Timestamp) {
+    pub(super) fn note_manual_power_on(&mut self, now: Timestamp) {
         if let State::PoweringOn { attempt } = &self.record.state
             && attempt.bmc.is_none()
         {
@@ -79,23 +80,23 @@ impl Node {
     }
 
     /// Whether what is being cleaned up can only be told to switch itself off.
-    pub(super) fn cleans_up_by_hand(&self) -> bool {
+    pub(super) fn cleans_up_manually(&self) -> bool {
         matches!(self.record.state, State::CleaningUp { attempt: Some(_), .. })
             && self.bmc().is_none()
     }
 
     /// The ramdisk hears that the attempt is over, and switches its machine off.
-    pub(super) fn hear_the_end_by_hand(&mut self, now: Timestamp) {
+    pub(super) fn note_manual_cleanup_done(&mut self, now: Timestamp) {
         if let State::CleaningUp { purpose, .. } = self.record.state
             && self.running.is_none()
-            && self.cleans_up_by_hand()
+            && self.cleans_up_manually()
         {
             self.conclude(now, purpose);
         }
     }
 
-    /// Ends a wait for what only a person or the ramdisk could do. Whether this was one.
-    pub(super) fn miss_deadline_by_hand(
+    /// Ends a wait for what only an operator or the ramdisk could do. Whether this was one.
+    pub(super) fn miss_manual_deadline(
         &mut self,
         now: Timestamp,
         actions: &mut Vec<Action>,
@@ -106,7 +107,7 @@ impl Node {
                 true
             }
             State::CleaningUp { purpose, .. }
-                if self.running.is_none() && self.cleans_up_by_hand() =>
+                if self.running.is_none() && self.cleans_up_manually() =>
             {
                 let purpose = *purpose;
                 self.end_unheard(now, purpose);
@@ -129,14 +130,14 @@ impl Node {
         self.conclude(now, purpose);
     }
 
-    /// What people are told while only a person or the ramdisk can go on.
-    pub(super) fn sentence_by_hand(&self) -> Option<String> {
+    /// What people are told while only an operator or the ramdisk can go on.
+    pub(super) fn manual_power_message(&self) -> Option<String> {
         match &self.record.state {
             _ if self.unread => None,
             State::PoweringOn { attempt } if attempt.bmc.is_none() => {
                 Some(self.what_to_do().to_owned())
             }
-            State::CleaningUp { purpose, .. } if self.cleans_up_by_hand() => {
+            State::CleaningUp { purpose, .. } if self.cleans_up_manually() => {
                 let failed = *purpose != Purpose::StartOver;
                 let error = self.record.last_error.as_ref().filter(|_| failed);
                 let after = error
@@ -157,7 +158,7 @@ impl Node {
 
 impl Attempt {
     /// Whether it ends by itself: there is no BMC, and no ramdisk that could be told.
-    pub(super) fn is_over_by_hand(&self) -> bool {
+    pub(super) fn is_over_without_bmc(&self) -> bool {
         self.bmc.is_none() && self.peer.is_none()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Kept by the [`super::Fleet`], which asks each node after each of its steps what it holds and what it waits for. A turn is never
 //! taken or given back by a call of its own, so that none can leak. First attempts go before repeated ones: a machine that never
-//! comes up does not keep the others waiting twice. One that a person has to switch on keeps none waiting at all: once its image is
+//! comes up does not keep the others waiting twice. One that an operator has to switch on keeps none waiting at all: once its image is
 //! here it has no turn until its disk is to be written.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use crate::model::{ids::NodeName, power::PowerState};
 
 use super::{
-    event::Turn,
+    event::Permit,
     fleet::Policy,
     node::Node,
     polls::{self, PROGRAM_POLLS_MAX},
@@ -23,7 +23,7 @@ use super::{
 pub(super) type Place = (u32, Timestamp);
 
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(super) struct ConcurrencyLimits {
     attempts: Line,
     imagings: Line,
     polls: Line,
@@ -40,7 +40,7 @@ struct Line {
     places: BTreeMap<NodeName, Place>,
 }
 
-impl Turns {
+impl ConcurrencyLimits {
     pub(super) fn new(policy: &Policy) -> Self {
         let by_class: Option<fn(usize, u32) -> usize> = Some(polls::share);
         Self {
@@ -55,31 +55,31 @@ impl Turns {
     pub(super) fn put(
         &mut self,
         node: &NodeName,
-        holds: [Option<Turn>; 3],
-        waits: [Option<(Turn, Place)>; 2],
+        holds: [Option<Permit>; 3],
+        waits: [Option<(Permit, Place)>; 2],
     ) {
-        for (turn, line) in [
-            (Turn::Attempt, &mut self.attempts),
-            (Turn::Imaging, &mut self.imagings),
-            (Turn::Poll, &mut self.polls),
-            (Turn::ProgramPoll, &mut self.program_polls),
+        for (permit, line) in [
+            (Permit::Attempt, &mut self.attempts),
+            (Permit::Imaging, &mut self.imagings),
+            (Permit::Poll, &mut self.polls),
+            (Permit::ProgramPoll, &mut self.program_polls),
         ] {
-            let place = waits.iter().flatten().find(|(wanted, _)| *wanted == turn);
-            line.put(node, holds.contains(&Some(turn)), place.map(|(_, place)| *place));
+            let place = waits.iter().flatten().find(|(wanted, _)| *wanted == permit);
+            line.put(node, holds.contains(&Some(permit)), place.map(|(_, place)| *place));
         }
     }
 
     /// The next node that may go on, and with what.
-    pub(super) fn next(&self) -> Option<(NodeName, Turn)> {
+    pub(super) fn next(&self) -> Option<(NodeName, Permit)> {
         // Who already has a machine up goes first.
         [
-            (Turn::Imaging, &self.imagings),
-            (Turn::Attempt, &self.attempts),
-            (Turn::Poll, &self.polls),
-            (Turn::ProgramPoll, &self.program_polls),
+            (Permit::Imaging, &self.imagings),
+            (Permit::Attempt, &self.attempts),
+            (Permit::Poll, &self.polls),
+            (Permit::ProgramPoll, &self.program_polls),
         ]
         .into_iter()
-        .find_map(|(turn, line)| Some((line.next()?, turn)))
+        .find_map(|(permit, line)| Some((line.next()?, permit)))
     }
 }
 
@@ -116,16 +116,16 @@ impl Line {
 
 impl State {
     /// What a node in this state does that only so many may do.
-    pub(super) fn holds(&self) -> Option<Turn> {
+    pub(super) fn holds(&self) -> Option<Permit> {
         match self {
-            Self::Preparing { .. } => Some(Turn::Attempt),
-            // Nobody knows when a person comes, and then the machine is up whether its turn has come or not.
+            Self::Preparing { .. } => Some(Permit::Attempt),
+            // Nobody knows when an operator comes, and then the machine is up whether its turn has come or not.
             Self::PoweringOn { attempt }
             | Self::WaitingRamdisk { attempt }
             | Self::Imaging { attempt, granted: false, .. } => {
-                attempt.bmc.is_some().then_some(Turn::Attempt)
+                attempt.bmc.is_some().then_some(Permit::Attempt)
             }
-            Self::Imaging { granted: true, .. } => Some(Turn::Imaging),
+            Self::Imaging { granted: true, .. } => Some(Permit::Imaging),
             Self::Idle
             | Self::Held { .. }
             | Self::Failed
@@ -140,33 +140,33 @@ impl State {
 
 impl Node {
     /// What it waits for its turn to do.
-    pub(super) fn waits_for(&self) -> Option<(Turn, Place)> {
+    pub(super) fn waits_for(&self) -> Option<(Permit, Place)> {
         if self.unread || self.running.is_some() {
             return None;
         }
         let attempt = self.record.attempt;
         match &self.record.state {
-            State::Idle => self.in_line_since.map(|since| (Turn::Attempt, (attempt, since))),
+            State::Idle => self.in_line_since.map(|since| (Permit::Attempt, (attempt, since))),
             State::Imaging { granted: false, .. } => {
-                Some((Turn::Imaging, (attempt, self.record.since)))
+                Some((Permit::Imaging, (attempt, self.record.since)))
             }
             _ => None,
         }
     }
 
     /// Its turn has come. One that is no longer wanted passes.
-    pub(super) fn take_turn(&mut self, now: Timestamp, turn: Turn) {
-        match (turn, &mut self.record.state) {
-            (Turn::Attempt, State::Idle) => {
+    pub(super) fn take_permit(&mut self, now: Timestamp, permit: Permit) {
+        match (permit, &mut self.record.state) {
+            (Permit::Attempt, State::Idle) => {
                 let in_line = self.in_line_since.take().is_some();
                 let seen = self.power.map(|power| power.observed);
-                let seen = if self.by_hand() { Some(PowerState::Off) } else { seen };
+                let seen = if self.powered_manually() { Some(PowerState::Off) } else { seen };
                 let wipes = seen.is_some_and(|seen| self.may_wipe(seen));
                 if in_line && wipes && self.may_start() {
                     self.begin(now);
                 }
             }
-            (Turn::Imaging, State::Imaging { granted, .. }) if !*granted => {
+            (Permit::Imaging, State::Imaging { granted, .. }) if !*granted => {
                 *granted = true;
                 // From here on the disk's old contents are gone.
                 self.record.installed = None;
@@ -180,7 +180,7 @@ impl Node {
                     entry.message = message;
                 }
             }
-            (Turn::Poll | Turn::ProgramPoll, _) => self.polls.grant(),
+            (Permit::Poll | Permit::ProgramPoll, _) => self.polls.grant(),
             _ => {}
         }
     }

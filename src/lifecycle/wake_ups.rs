@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use crate::model::ids::NodeName;
 
 #[derive(Debug, Default)]
-pub(super) struct Agenda {
+pub(super) struct WakeUps {
     by_time: BTreeSet<(Timestamp, NodeName)>,
     by_node: BTreeMap<NodeName, Timestamp>,
 }
 
-impl Agenda {
+impl WakeUps {
     /// The node wants to be woken then, or not at all.
     pub(super) fn put(&mut self, node: &NodeName, at: Option<Timestamp>) {
         if self.by_node.get(node).copied() == at {

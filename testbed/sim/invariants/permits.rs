@@ -1,4 +1,4 @@
-//! Turns: never more at once than the limits allow, and first come, first served.
+//! ConcurrencyLimits: never more at once than the limits allow, and first come, first served.
 
 use hostler::{
     lifecycle::{Record, State},
@@ -29,7 +29,7 @@ impl Site {
     pub(crate) fn note_share(&mut self, node: &NodeName, record: &Record) {
         let share = match &record.state {
             State::Imaging { granted: true, .. } => Some(Share::Imaging),
-            // What a person does takes nobody's turn.
+            // What an operator does takes nobody's turn.
             State::PoweringOn { attempt }
             | State::WaitingRamdisk { attempt }
             | State::Imaging { attempt, .. }
@@ -49,7 +49,7 @@ impl Site {
         };
     }
 
-    pub(crate) fn check_turns(&mut self) {
+    pub(crate) fn check_permits(&mut self) {
         let count = |wanted| self.watch.shares.values().filter(|share| **share == wanted).count();
         let (attempts, imagings) = (count(Share::Attempt), count(Share::Imaging));
         let policy = self.plan.policy;
@@ -81,7 +81,7 @@ impl Site {
     }
 
     /// A node's turn has come, for this attempt.
-    pub(crate) fn judge_turn(&mut self, node: &NodeName, attempt: u32) {
+    pub(crate) fn judge_permit(&mut self, node: &NodeName, attempt: u32) {
         let latest = Place { attempt: attempt.saturating_sub(1), since: self.now() };
         let own = self.watch.line.get(node).copied().unwrap_or(latest);
         let overtaken = self.watch.line.iter().find(|(name, place)| {

@@ -35,7 +35,7 @@ const AWAITED_MAX: usize = 32;
 
 /// Everything that is served, and what is known of who fetched it.
 #[derive(Debug)]
-pub struct Shelf {
+pub struct BootFileCatalog {
     loaders: Option<PathBuf>,
     files: BTreeMap<String, PathBuf>,
     images: Vec<PathBuf>,
@@ -78,7 +78,7 @@ impl fmt::Debug for Cached {
     }
 }
 
-impl Shelf {
+impl BootFileCatalog {
     pub(super) fn new(
         loaders: Option<PathBuf>,
         files: BTreeMap<String, PathBuf>,
@@ -253,12 +253,18 @@ mod tests {
     #[test]
     fn a_transfer_ends_whether_or_not_anybody_reads_what_was_fetched() {
         let (sender, mut fetched) = channel(1);
-        let shelf =
-            Shelf::new(None, BTreeMap::new(), Vec::new(), None, BootTable::default(), sender);
+        let catalog = BootFileCatalog::new(
+            None,
+            BTreeMap::new(),
+            Vec::new(),
+            None,
+            BootTable::default(),
+            sender,
+        );
         for path in ["first", "second"] {
             let ended = Ended { path: path.to_owned(), sent_bytes: 1, complete: true };
             let (peer, menu) = ([127, 0, 0, 1].into(), Asked::Menu("a".parse().unwrap()));
-            shelf.ended(peer, menu, ended, Instant::now());
+            catalog.ended(peer, menu, ended, Instant::now());
         }
         assert_eq!(fetched.try_recv().unwrap().path, "first");
         fetched.try_recv().unwrap_err();
