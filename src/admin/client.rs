@@ -20,7 +20,7 @@ use super::{
     wire::{ANSWER_BYTES_MAX, BMC_LIMIT, QUESTION_BYTES_MAX, WireError, decode, encode, read_line},
 };
 use crate::model::{
-    admin::{Answer, BmcCommand, CardBoot, Fact, Order, Question},
+    admin::{Answer, BmcCommand, Fact, NicBoot, Order, Question},
     ids::{MacAddr, NodeName},
 };
 
@@ -41,12 +41,12 @@ pub async fn approve_new_machines(path: &Path) -> Result<bool, AdminError> {
     converse(path, &Question::ApproveNewMachines, ANSWER_LIMIT).await
 }
 
-/// Asks what a network card is served; `None` if it is no node's. The attempt's key is in it only if `secrets`. At most 25 s.
+/// Asks what a network interface is served; `None` if it is no node's. The attempt's key is in it only if `secrets`. At most 25 s.
 pub async fn show_boot(
     path: &Path,
     mac: MacAddr,
     secrets: bool,
-) -> Result<Option<CardBoot>, AdminError> {
+) -> Result<Option<NicBoot>, AdminError> {
     converse(path, &Question::ShowBoot { mac, secrets }, ANSWER_LIMIT).await
 }
 

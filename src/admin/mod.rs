@@ -25,7 +25,7 @@ pub use self::{
     wire::WireError,
 };
 use crate::model::{
-    admin::{Answer, BmcCommand, CardBoot, Fact, Order},
+    admin::{Answer, BmcCommand, Fact, NicBoot, Order},
     ids::{MacAddr, NodeName},
     printable::escaped,
 };
@@ -62,7 +62,7 @@ pub enum Wish {
         /// Whether the attempt's key is to be in it.
         secrets: bool,
         /// Where the answer goes.
-        reply: oneshot::Sender<Option<CardBoot>>,
+        reply: oneshot::Sender<Option<NicBoot>>,
     },
     /// [`Question::Bmc`](crate::model::admin::Question::Bmc)
     Bmc {

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use crate::{
     lifecycle::{Effects, Event, Node, Operation, Record, UnclaimedInstalls},
     model::{
-        admin::{BmcCommand, CardBoot},
+        admin::{BmcCommand, NicBoot},
         callback::Reply,
         fault::{Fault, Step},
         ids::{Digest, MacAddr, NodeName, OpId},
@@ -155,8 +155,8 @@ impl Adapters {
         self.workshop.bmcs.refusals.forget(node);
     }
 
-    /// What a network card is served; with the attempt's key only if that is wanted.
-    pub(super) fn show_boot(&self, mac: MacAddr, secrets: bool) -> Option<CardBoot> {
+    /// What a network interface is served; with the attempt's key only if that is wanted.
+    pub(super) fn show_boot(&self, mac: MacAddr, secrets: bool) -> Option<NicBoot> {
         self.menus.show(mac, secrets)
     }
 

@@ -8,7 +8,7 @@ use tracing::warn;
 use crate::{
     lifecycle::{Menu, Node},
     model::{
-        admin::{CardBoot, ServedMenu},
+        admin::{NicBoot, ServedMenu},
         boot::{BootMenu, RamdiskArgs},
         ids::{MacAddr, NodeName},
         ironic::{self, IronicArgs},
@@ -85,7 +85,7 @@ impl MenuWriter {
             Ok(()) => drop(self.applied.insert(name.clone(), (menu, Arc::clone(spec)))),
             // The spec's kernel arguments are checked for everything a menu cannot hold.
             Err(error) => {
-                warn!(node = %name, %error, "the boot menu cannot be made; the node's cards are unknown");
+                warn!(node = %name, %error, "the boot menu cannot be made; the node's NICs are unknown");
                 self.remove(name);
             }
         }
@@ -110,8 +110,8 @@ impl MenuWriter {
         Some(deploy(spec, &args.to_command_line(), true))
     }
 
-    /// What a card is served. Unless `secrets`, the attempt's key is blank in it.
-    pub(super) fn show(&self, mac: MacAddr, secrets: bool) -> Option<CardBoot> {
+    /// What a NIC is served. Unless `secrets`, the attempt's key is blank in it.
+    pub(super) fn show(&self, mac: MacAddr, secrets: bool) -> Option<NicBoot> {
         let (node, Menus { pxelinux, grub, ipxe, .. }) = self.table.show(mac)?;
         let key = match self.applied.get(&node) {
             Some((Menu::Deploy(key), ..)) if !secrets => Some(key),
@@ -129,10 +129,10 @@ impl MenuWriter {
                 None => text,
             },
         });
-        Some(CardBoot { node, menus: menus.into() })
+        Some(NicBoot { node, menus: menus.into() })
     }
 
-    /// The node's cards become unknown.
+    /// The node's NICs become unknown.
     pub(super) fn remove(&mut self, name: &NodeName) {
         if self.applied.remove(name).is_some() {
             self.table.remove(name);

@@ -1,4 +1,4 @@
-//! What an operator asks: an order's meaning for each node, and what it led to, in a sentence; what a network card is served.
+//! What an operator asks: an order's meaning for each node, and what it led to, in a sentence; what a network interface is served.
 //!
 //! Called by the driver, between two events. What an order does is for the core to decide: a node that waits for it is brought the event,
 //! any other is left alone. Every order is logged with its giver, because it may be consent to wipe a disk. Nothing here may change a node

@@ -68,7 +68,7 @@ const CHOICES: [Choice; 3] = [
     },
 ];
 const IPXE_TAG: &str = "hostler-ipxe";
-const IPXE_WHY: &str = "iPXE, in a network card or started by a boot loader, says so by its user class (option 77): \
+const IPXE_WHY: &str = "iPXE, in a network interface or started by a boot loader, says so by its user class (option 77): \
     it gets a script, not a loader.";
 const ARCHITECTURE_WHY: &str =
     "Firmware says what it is in option 93 (RFC 4578 §2.1); what is not listed gets nothing.";

@@ -114,7 +114,7 @@ enum Command {
     /// Have a node's BMC do or say something, through the running agent.
     #[command(after_help = bmc::NOTES)]
     Bmc(bmc::Asked),
-    /// Show what the boot loader of a machine with this network card would be served now.
+    /// Show what the boot loader of a machine with this network interface would be served now.
     ShowBoot(show_boot::Asked),
     /// Look at the images that are kept for all machines, fetch them ahead of time, and make space. The agent may be running.
     Cache {
@@ -144,7 +144,7 @@ enum RamdiskCommand {
         /// Take this module, too, and what it needs. May be given several times.
         #[arg(long = "module", value_name = "NAME")]
         modules: Vec<String>,
-        /// Take all drivers of network cards and disk controllers, also of old ones and of storage
+        /// Take all drivers of network interfaces and disk controllers, also of old ones and of storage
         /// networks, but none of USB storage.
         #[arg(long)]
         all_drivers: bool,

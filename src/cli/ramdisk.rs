@@ -41,7 +41,7 @@ pub(super) fn show(built: &Built, out: &mut dyn Write) -> io::Result<()> {
     let packages: Vec<&str> = packages.into_iter().collect();
     writeln!(
         out,
-        "if a machine has such a card, unpack its package beside the kernel's and build again{}",
+        "if a machine has such a NIC, unpack its package beside the kernel's and build again{}",
         match packages.as_slice() {
             [] => String::new(),
             all => format!(": apt-get download {}", all.join(" ")),
@@ -113,7 +113,7 @@ mod tests {
               bnx2x, firmware-bnx2x of Debian: bnx2x/a.fw bnx2x/b.fw
               old: old.bin
               r8169, firmware-realtek of Debian, others are there: rtl_nic/rtl8125b-2.fw
-            if a machine has such a card, unpack its package beside the kernel's and build again: apt-get download firmware-bnx2x firmware-realtek
+            if a machine has such a NIC, unpack its package beside the kernel's and build again: apt-get download firmware-bnx2x firmware-realtek
         "#]].assert_eq(&shown(&built));
     }
 }

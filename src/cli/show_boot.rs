@@ -1,11 +1,11 @@
-//! `hostler show-boot`: what a network card is served at this moment, in every boot loader's language.
+//! `hostler show-boot`: what a network interface is served at this moment, in every boot loader's language.
 
 use std::{io::Write, process::ExitCode};
 
 use crate::{
     admin,
     model::{
-        admin::{CardBoot, ServedMenu},
+        admin::{NicBoot, ServedMenu},
         ids::MacAddr,
     },
 };
@@ -15,7 +15,7 @@ use super::{AgentPlace, Failure};
 /// Whose.
 #[derive(Debug, clap::Args)]
 pub(super) struct Asked {
-    /// The card's address.
+    /// The NIC's address.
     mac: MacAddr,
     /// Show the attempt's key, too. Whoever has it can pass for the machine.
     #[arg(long)]
@@ -24,7 +24,7 @@ pub(super) struct Asked {
     place: AgentPlace,
 }
 
-/// A card that gets nothing.
+/// A NIC that gets nothing.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{0} is served no menu of its own (file not found): no node has it in boot.mac, or its spec does not want the machine installed; \
@@ -38,7 +38,7 @@ pub(super) fn show(
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
     let boot = place.ask(async |socket| admin::show_boot(socket, *mac, *secrets).await)?;
-    let CardBoot { node, menus } = boot.ok_or(NotServed(*mac))?;
+    let NicBoot { node, menus } = boot.ok_or(NotServed(*mac))?;
     writeln!(out, "{mac} is {node}'s; its boot loader gets one of these.")?;
     if !secrets && menus.iter().any(|menu| menu.text.expose().contains("<key>")) {
         writeln!(out, "The attempt's key stands as <key>; --secrets shows it.")?;

@@ -551,7 +551,7 @@ fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
         ),
         (None, _, Some(BootStage::Ramdisk)) => (
             "the machine fetched the deploy ramdisk but it never called back".to_owned(),
-            "look at the machine's console, which bmc.console = true keeps: no driver for its network card, no DHCP lease, or the callback port is not reachable",
+            "look at the machine's console, which bmc.console = true keeps: no driver for its network interface, no DHCP lease, or the callback port is not reachable",
         ),
         (None, _, Some(BootStage::Kernel)) => (
             "the machine fetched the deploy kernel but not the whole deploy ramdisk".to_owned(),
@@ -563,7 +563,7 @@ fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
         ),
         (None, _, Some(BootStage::Loader)) => (
             "the machine fetched a boot loader but not its boot menu".to_owned(),
-            "the boot loader does not fit the firmware, or it netbooted from a card that is not in boot.mac",
+            "the boot loader does not fit the firmware, or it netbooted from a network interface that is not in boot.mac",
         ),
         (None, _, None) if seen.missing_loader.is_some() => (
             format!(

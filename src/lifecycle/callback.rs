@@ -405,7 +405,7 @@ fn not_verified(disk: &Disk) -> Fault {
     )
 }
 
-/// Whether the ramdisk runs on the machine that is meant, as far as its cards and its firmware tell. What it says is untrusted.
+/// Whether the ramdisk runs on the machine that is meant, as far as its NICs and its firmware tell. What it says is untrusted.
 fn right_machine(
     spec: &NodeSpec,
     system_guid: Option<SystemGuid>,
@@ -418,7 +418,7 @@ fn right_machine(
     if !lookup.macs.is_empty() && !lookup.macs.iter().any(|mac| spec.boot.macs.contains(mac)) {
         let macs: Vec<String> = lookup.macs.iter().map(ToString::to_string).collect();
         return wrong(
-            format!("its cards are {}", macs.join(", ")),
+            format!("its network interfaces are {}", macs.join(", ")),
             "look which machine fetched this node's boot menu, and correct boot.mac",
         );
     }

@@ -253,7 +253,7 @@ pub enum DiskSize {
 /// What the node's boot menu must be now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Menu {
-    /// None: the node's cards are unknown.
+    /// None: the node's NICs are unknown.
     Unknown,
     /// The local disk.
     LocalDisk,

@@ -411,7 +411,7 @@ impl Fleet {
 
     /// The specs in force once these were found: the good ones, the last good ones of those that are broken, those of nodes that are
     /// still busy with a spec that is gone, and of nodes that turned to another machine one more for the machine they are still busy
-    /// with. Each has its machine and its cards.
+    /// with. Each has its machine and its NICs.
     pub fn in_force(&self, found: &Specs) -> Vec<Arc<NodeSpec>> {
         let last_good = |name| self.nodes.get(name)?.record.spec.clone();
         let kept = found.iter().filter_map(|(name, spec)| match spec {

@@ -31,7 +31,7 @@
 //! - A result with another operation id than the running one changes nothing.
 //! - Every state that waits has a deadline with a reason. A spec with other timeouts moves the deadline of the present wait too; a
 //!   clock that is set forward ends waits early, one that is set back makes none longer than its whole length.
-//! - Consent is for one machine (its BMC's address and its cards), one installation and one series of attempts. Another machine,
+//! - Consent is for one machine (its BMC's address and its NICs), one installation and one series of attempts. Another machine,
 //!   another installation, a pause, a clash, success and giving up each end it.
 //! - A machine whose record was damaged is nobody's to wipe, on or off, until somebody consents or its disk is known again.
 //! - What only so many may do at once is done in turn; who holds a turn is read off the nodes' states, so that none is ever lost.

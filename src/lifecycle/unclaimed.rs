@@ -203,7 +203,7 @@ impl UnclaimedInstalls {
     pub(super) fn bmcs(&self) -> impl Iterator<Item = &BmcAddress> {
         let named = self.machines.keys().filter_map(|id| match id {
             MachineId::Bmc(address) => Some(address),
-            MachineId::Cards(_) => None,
+            MachineId::Nics(_) => None,
         });
         let installed = self.installed().filter_map(|known| known.machine.as_ref()?.bmc.as_ref());
         named.chain(installed)

@@ -24,7 +24,7 @@ pub enum Question {
     /// Machines that specs name from now on are new again, whatever was lost: no machine that is held already is let go. Answered with
     /// whether they were not.
     ApproveNewMachines,
-    /// What a network card is served; answered with a [`CardBoot`], or nothing if no node has it.
+    /// What a network interface is served; answered with a [`NicBoot`], or nothing if no node has it.
     ShowBoot {
         /// Whose.
         mac: MacAddr,
@@ -97,11 +97,11 @@ impl Answer {
     }
 }
 
-/// What a network card is served: what each boot loader reads, whichever the machine runs.
+/// What a network interface is served: what each boot loader reads, whichever the machine runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CardBoot {
-    /// The node that has the card.
+pub struct NicBoot {
+    /// The node that has the NIC.
     pub node: NodeName,
     /// Its menus.
     pub menus: Vec<ServedMenu>,

@@ -74,7 +74,7 @@ pub enum Reply {
 /// `POST …/lookup`: who the machine is and which disks it has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lookup {
-    /// Its network cards.
+    /// Its network interfaces.
     pub macs: Vec<MacAddr>,
     /// SMBIOS system UUID.
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! Names and numbers that identify things: nodes, network cards, operations and digests.
+//! Names and numbers that identify things: nodes, network interfaces, operations and digests.
 //!
 //! Called by everybody. A value of these types has been checked; nothing here looks anything up.
 
@@ -62,7 +62,7 @@ impl fmt::Display for NodeName {
     }
 }
 
-/// A network card's 48-bit hardware address; written lower-case with colons, read with colons or hyphens in either case.
+/// A network interface's 48-bit hardware address; written lower-case with colons, read with colons or hyphens in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddr([u8; 6]);
@@ -100,9 +100,9 @@ impl FromStr for MacAddr {
         }
         match parts.next() {
             None if octets[0] & 1 == 0 && octets != [0; 6] => Ok(Self(octets)),
-            None => {
-                Err(format!("`{text}` is a multicast or empty address, not one network card's"))
-            }
+            None => Err(format!(
+                "`{text}` is a multicast or empty address, not one network interface's"
+            )),
             Some(_) => Err(wrong()),
         }
     }
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mac_address_reads_both_notations_and_refuses_what_no_card_has() {
+    fn a_mac_address_reads_both_notations_and_refuses_what_no_nic_has() {
         let mac: MacAddr = "52:54:00:AB:cd:01".parse().unwrap();
         assert_eq!(mac, "52-54-00-ab-cd-01".parse().unwrap());
         assert_eq!(

@@ -49,7 +49,7 @@ impl Machine {
     pub fn id(&self) -> MachineId {
         match &self.bmc {
             Some(bmc) => MachineId::Bmc(bmc.clone()),
-            None => MachineId::Cards(self.macs.clone()),
+            None => MachineId::Nics(self.macs.clone()),
         }
     }
 

@@ -72,7 +72,7 @@ pub enum WantedPower {
 /// `[boot]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Boot {
-    /// The cards it may netboot from, at least one, no two alike.
+    /// The NICs it may netboot from, at least one, no two alike.
     pub macs: Vec<MacAddr>,
     /// Its firmware.
     pub firmware: Firmware,
@@ -178,8 +178,8 @@ pub enum BmcDriver {
 pub enum MachineId {
     /// Its BMC.
     Bmc(BmcAddress),
-    /// Its cards, if it has none.
-    Cards(Vec<MacAddr>),
+    /// Its NICs, if it has none.
+    Nics(Vec<MacAddr>),
 }
 
 /// Host and UDP port of a BMC.
@@ -462,8 +462,8 @@ pub struct Retry {
 impl NodeSpec {
     /// What the machine is known by.
     pub fn machine(&self) -> MachineId {
-        let cards = || MachineId::Cards(self.boot.macs.clone());
-        self.bmc.as_ref().map_or_else(cards, |bmc| MachineId::Bmc(bmc.address.clone()))
+        let nics = || MachineId::Nics(self.boot.macs.clone());
+        self.bmc.as_ref().map_or_else(nics, |bmc| MachineId::Bmc(bmc.address.clone()))
     }
 
     /// Where its BMC answers, if it has one.

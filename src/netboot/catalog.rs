@@ -234,7 +234,7 @@ impl BootFileCatalog {
     }
 }
 
-/// A name as text: without the end mark of DHCP's options (RFC 2132 §3.2), which old network cards
+/// A name as text: without the end mark of DHCP's options (RFC 2132 §3.2), which old network interfaces
 /// take for a part of a boot file's name that is the last option.
 fn text_of(name: &OsStr) -> Option<&str> {
     let mut bytes = name.as_encoded_bytes();

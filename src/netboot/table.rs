@@ -1,4 +1,4 @@
-//! The boot table: which menu each network card gets, and what the files in it are to the boot.
+//! The boot table: which menu each network interface gets, and what the files in it are to the boot.
 //!
 //! Written by the agent, read by the server for every request. A node's menus change all at once: no client ever sees the old menu under
 //! one name and the new one under another. It never touches a file or a socket.
@@ -47,8 +47,8 @@ pub struct BootTable(Arc<RwLock<Tables>>);
 #[derive(Default)]
 struct Tables {
     nodes: BTreeMap<NodeName, Node>,
-    /// Each card's owner: the node that named it last.
-    cards: BTreeMap<MacAddr, NodeName>,
+    /// Each NIC's owner: the node that named it last.
+    nics: BTreeMap<MacAddr, NodeName>,
     /// Where the machines reach the HTTP server.
     http: Option<SocketAddr>,
 }
@@ -84,11 +84,11 @@ impl Node {
 pub(super) enum Named {
     /// A text held in memory, and whose menu it is. `None`: the same for everybody.
     Text(Option<NodeName>, Secret),
-    /// The menu of a card that no node has.
+    /// The menu of a NIC that no node has.
     Stranger(MacAddr),
     /// A node's own kernel or ramdisk.
     Own(NodeName, BootFile),
-    /// A name among the menus' or nodes' names that is no card's and no node's: never looked for among files.
+    /// A name among the menus' or nodes' names that is no NIC's and no node's: never looked for among files.
     Nothing,
     /// Not a menu's name.
     Other,
@@ -113,9 +113,9 @@ impl BootTable {
         self.set_for(settings, node, macs, menu)
     }
 
-    /// Sets the menus of all the node's cards at once and forgets the ones it had.
+    /// Sets the menus of all the node's NICs at once and forgets the ones it had.
     ///
-    /// A card that another node had is the last caller's. On an error nothing has changed.
+    /// A NIC that another node had is the last caller's. On an error nothing has changed.
     pub fn set_for(
         &self,
         settings: BootSettings,
@@ -130,7 +130,7 @@ impl BootTable {
         self.write(|tables| {
             tables.forget(node);
             for mac in macs {
-                tables.cards.insert(*mac, node.clone());
+                tables.nics.insert(*mac, node.clone());
             }
             tables.nodes.insert(node.clone(), new);
         });
@@ -142,7 +142,7 @@ impl BootTable {
         self.write(|tables| tables.forget(node));
     }
 
-    /// The menus a card gets now, for diagnostics. They hold the attempt's key.
+    /// The menus a NIC gets now, for diagnostics. They hold the attempt's key.
     pub fn show(&self, mac: MacAddr) -> Option<(NodeName, Menus)> {
         self.read(|tables| tables.menus(mac).map(|(node, menus)| (node.clone(), menus)))
     }
@@ -169,19 +169,19 @@ impl BootTable {
 
     /// Looks up a clean name. `lpxelinux`: the pxelinux that asks can do HTTP.
     pub(super) fn find_for(&self, name: &str, lpxelinux: bool) -> Named {
-        let card = match menu_name(name) {
+        let nic = match menu_name(name) {
             MenuName::GrubDispatch => return Named::Text(None, grub::dispatch()),
             MenuName::PxelinuxDefault => return Named::Text(None, pxelinux::default()),
             MenuName::IpxeDispatch => return Named::Text(None, ipxe::dispatch()),
-            MenuName::Card(card) => card,
+            MenuName::Nic(nic) => nic,
             MenuName::Unknown => return Named::Nothing,
             MenuName::Not if name.starts_with(OWN_DIR) => return self.find_own(name),
             MenuName::Not => return Named::Other,
         };
-        self.read(|tables| match tables.menus(card.mac) {
+        self.read(|tables| match tables.menus(nic.mac) {
             Some((node, menus)) => {
                 let Menus { pxelinux, lpxelinux: over_http, grub, ipxe } = menus;
-                let text = match card.reader {
+                let text = match nic.reader {
                     Reader::Pxelinux if lpxelinux => over_http,
                     Reader::Pxelinux => pxelinux,
                     Reader::Grub => grub,
@@ -189,7 +189,7 @@ impl BootTable {
                 };
                 Named::Text(Some(node.clone()), text)
             }
-            None => Named::Stranger(card.mac),
+            None => Named::Stranger(nic.mac),
         })
     }
 
@@ -232,14 +232,14 @@ impl Tables {
         let Some(old) = self.nodes.remove(node) else { return };
         for mac in &old.macs {
             // Another node may have it by now.
-            if self.cards.get(mac) == Some(node) {
-                self.cards.remove(mac);
+            if self.nics.get(mac) == Some(node) {
+                self.nics.remove(mac);
             }
         }
     }
 
     fn menus(&self, mac: MacAddr) -> Option<(&NodeName, Menus)> {
-        let owner = self.cards.get(&mac)?;
+        let owner = self.nics.get(&mac)?;
         let node = self.nodes.get(owner)?;
         // That it can be rendered was made sure of when it was set.
         Some((owner, node.render(owner, mac, self.http).ok()?))
@@ -259,8 +259,8 @@ impl fmt::Debug for BootTable {
     }
 }
 
-/// One card's menu for one boot loader.
-struct CardMenu {
+/// One NIC's menu for one boot loader.
+struct NicMenu {
     mac: MacAddr,
     reader: Reader,
 }
@@ -277,8 +277,8 @@ enum MenuName {
     GrubDispatch,
     PxelinuxDefault,
     IpxeDispatch,
-    Card(CardMenu),
-    /// Among the menus' names, but no card's: pxelinux's UUID and `C0A80001`.
+    Nic(NicMenu),
+    /// Among the menus' names, but no NIC's: pxelinux's UUID and `C0A80001`.
     Unknown,
     Not,
 }
@@ -292,21 +292,21 @@ fn menu_name(name: &str) -> MenuName {
     let (directory, last) = name.rsplit_once('/').unwrap_or(("", name));
     let parent = directory.rsplit('/').next().unwrap_or_default();
     let script = |file| str::strip_suffix(file, ".ipxe");
-    let (card, reader) = match (parent, last) {
+    let (nic, reader) = match (parent, last) {
         (_, "grub.cfg") => return MenuName::GrubDispatch,
         (_, "boot.ipxe" | "autoexec.ipxe") => return MenuName::IpxeDispatch,
         ("pxelinux.cfg", "default") => return MenuName::PxelinuxDefault,
-        ("pxelinux.cfg", card) => (Some(card), Reader::Pxelinux),
+        ("pxelinux.cfg", nic) => (Some(nic), Reader::Pxelinux),
         ("ipxe", file) if script(file).is_some() => (script(file), Reader::Ipxe),
         (_, file) => match file.strip_prefix("grub.cfg-") {
-            Some(card) => (Some(card), Reader::Grub),
+            Some(nic) => (Some(nic), Reader::Grub),
             None if MENU_DIRS.iter().any(|own| name.starts_with(own)) => return MenuName::Unknown,
             None => return MenuName::Not,
         },
     };
     // 01 is the ARP hardware type of Ethernet.
-    match card.and_then(|card| card.strip_prefix("01-")?.parse().ok()) {
-        Some(mac) => MenuName::Card(CardMenu { mac, reader }),
+    match nic.and_then(|nic| nic.strip_prefix("01-")?.parse().ok()) {
+        Some(mac) => MenuName::Nic(NicMenu { mac, reader }),
         None => MenuName::Unknown,
     }
 }
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn every_boot_loader_finds_a_nodes_menu_under_each_of_its_cards() {
+    fn every_boot_loader_finds_a_nodes_menu_under_each_of_its_nics() {
         let table = BootTable::default();
         table.set(&node("a"), &[mac(1), mac(2)], Firmware::Uefi, &deploy("k")).unwrap();
         for name in [
@@ -468,11 +468,11 @@ mod tests {
         assert_eq!(table.show(mac(2)), None);
         table.remove(&node("a"));
         assert_eq!(table.show(mac(1)), None);
-        table.read(|tables| assert!(tables.nodes.is_empty() && tables.cards.is_empty()));
+        table.read(|tables| assert!(tables.nodes.is_empty() && tables.nics.is_empty()));
     }
 
     #[test]
-    fn a_card_that_moved_to_another_node_stays_there_when_the_first_goes() {
+    fn a_nic_that_moved_to_another_node_stays_there_when_the_first_goes() {
         let table = BootTable::default();
         table.set(&node("a"), &[mac(1), mac(2)], Firmware::Bios, &deploy("a")).unwrap();
         table.set(&node("b"), &[mac(2)], Firmware::Bios, &deploy("b")).unwrap();
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_belongs_to_the_node_that_named_it_last() {
+    fn a_nic_belongs_to_the_node_that_named_it_last() {
         let table = BootTable::default();
         table.set(&node("old"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
         table.set(&node("new"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();

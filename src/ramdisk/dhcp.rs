@@ -112,10 +112,10 @@ pub enum Ask {
     Renew(Ipv4Addr),
 }
 
-/// One conversation: replies must carry its number and this card's address.
+/// One conversation: replies must carry its number and this NIC's address.
 #[derive(Clone, Copy, Debug)]
 pub struct Conversation {
-    /// This card's address.
+    /// This NIC's address.
     pub mac: MacAddr,
     /// Transaction id, random for each conversation.
     pub xid: u32,
@@ -184,7 +184,7 @@ pub(super) fn patience(tries: u32, random: u8) -> Duration {
 fn lease(address: Ipv4Addr, options: &Options<'_>) -> Result<Lease, Unusable> {
     let usable = !address.is_unspecified()
         && !address.is_loopback()
-        // A BMC lends such addresses at the USB network card that it shows to its machine.
+        // A BMC lends such addresses at the USB network interface that it shows to its machine.
         && !address.is_link_local()
         && !address.is_multicast()
         && !address.is_broadcast();
@@ -349,7 +349,7 @@ mod tests {
     fn what_is_not_for_this_conversation_is_ignored() {
         let good = answer(2, &MASK_AND_ROUTERS);
         for (at, why) in
-            [(0, "a request"), (7, "other number"), (33, "other card"), (239, "no cookie")]
+            [(0, "a request"), (7, "other number"), (33, "other nic"), (239, "no cookie")]
         {
             let mut other = good.clone();
             other[at] ^= 1;

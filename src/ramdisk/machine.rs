@@ -1,4 +1,4 @@
-//! Who this machine is: network cards, SMBIOS, memory, processors.
+//! Who this machine is: network interfaces, SMBIOS, memory, processors.
 //!
 //! Called by the story for the lookup. Reading only; what the firmware does not say is absent.
 
@@ -20,9 +20,9 @@ pub(super) fn describe(disks: Vec<Disk>) -> Lookup {
             .filter(|text| !PLACEHOLDERS.contains(&text.to_ascii_lowercase().as_str()))
     };
     Lookup {
-        macs: network::cards(sys)
+        macs: network::nics(sys)
             .into_iter()
-            .map(|card| card.mac)
+            .map(|nic| nic.mac)
             .collect::<BTreeSet<_>>()
             .into_iter()
             .collect(),

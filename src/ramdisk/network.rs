@@ -1,6 +1,6 @@
-//! The network: find the card the machine booted from, bring it up, borrow an address and keep it.
+//! The network: find the NIC the machine booted from, bring it up, borrow an address and keep it.
 //!
-//! Called by the story. It never configures a card that got no lease, and never gives an address up once the target may use it.
+//! Called by the story. It never configures a NIC that got no lease, and never gives an address up once the target may use it.
 
 use std::{
     collections::BTreeSet,
@@ -25,8 +25,8 @@ use super::{
 };
 use crate::model::ids::MacAddr;
 
-/// How long a card may take to appear. Drivers of big cards need 20 s and more for their firmware.
-const CARD_WAIT: Duration = Duration::from_secs(90);
+/// How long a NIC may take to appear. Drivers of big NICs need 20 s and more for their firmware.
+const NIC_WAIT: Duration = Duration::from_secs(90);
 /// How long the first lease may take, with all tries: a switch's spanning tree holds a port back for up to 50 s.
 const LEASE_WAIT: Duration = Duration::from_secs(600);
 /// How often sysfs is looked at.
@@ -45,34 +45,34 @@ const CLIENT_PORT: u16 = 68;
 /// Why there is no network.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NetworkError {
-    #[error("no network card appeared within {} s: is its driver in the ramdisk?", CARD_WAIT.as_secs())]
-    NoCard,
+    #[error("no network interface appeared within {} s: is its driver in the ramdisk?", NIC_WAIT.as_secs())]
+    NoNic,
     #[error("no DHCP lease within {} s: check the cable and the site's DHCP server", LEASE_WAIT.as_secs())]
     NoLease,
-    #[error("setting up {card}: {source}")]
-    Kernel { card: String, source: rtnetlink::Error },
+    #[error("setting up {nic}: {source}")]
+    Kernel { nic: String, source: rtnetlink::Error },
     #[error("netlink: {0}")]
     Netlink(#[from] io::Error),
 }
 
-/// One Ethernet card.
+/// One Ethernet NIC.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Card {
+pub(super) struct Nic {
     pub(super) name: String,
     pub(super) index: u32,
     pub(super) mac: MacAddr,
 }
 
-/// The card the boot loader used, from `BOOTIF=01-52-54-00-00-00-01` (pxelinux `IPAPPEND 2`, GRUB with colons).
-pub(super) fn boot_card(command_line: &str) -> Option<MacAddr> {
+/// The NIC the boot loader used, from `BOOTIF=01-52-54-00-00-00-01` (pxelinux `IPAPPEND 2`, GRUB with colons).
+pub(super) fn boot_nic(command_line: &str) -> Option<MacAddr> {
     command_line
         .split_ascii_whitespace()
         .find_map(|word| word.strip_prefix("BOOTIF=01")?.strip_prefix(['-', ':']))
         .and_then(|mac| mac.parse().ok())
 }
 
-/// The physical Ethernet cards under `sys` (`/sys`). Several may have one address.
-pub(super) fn cards(sys: &Path) -> Vec<Card> {
+/// The physical Ethernet NICs under `sys` (`/sys`). Several may have one address.
+pub(super) fn nics(sys: &Path) -> Vec<Nic> {
     const ETHERNET: u64 = 1;
     sysfs::names(&sys.join("class/net"))
         .into_iter()
@@ -82,49 +82,53 @@ pub(super) fn cards(sys: &Path) -> Vec<Card> {
                 dir.join("device").exists() && sysfs::number(&dir.join("type")) == Some(ETHERNET);
             let mac = sysfs::text(&dir.join("address"))?.parse().ok()?;
             let index = u32::try_from(sysfs::number(&dir.join("ifindex"))?).ok()?;
-            physical.then_some(Card { name, index, mac })
+            physical.then_some(Nic { name, index, mac })
         })
         .collect()
 }
 
-/// Brings the network up and returns the address; a background task keeps the lease. With `boot_card` only that card is used,
-/// without it the first card that gets a lease.
-pub(super) async fn up(boot_card: Option<MacAddr>) -> Result<IpAddr, NetworkError> {
+/// Brings the network up and returns the address; a background task keeps the lease. With `boot_nic` only that NIC is used,
+/// without it the first NIC that gets a lease.
+pub(super) async fn up(boot_nic: Option<MacAddr>) -> Result<IpAddr, NetworkError> {
     let (connection, netlink, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
-    let (card, socket, lease) = first_lease(&netlink, boot_card).await?;
-    apply(&netlink, &card, &lease)
+    let (nic, socket, lease) = first_lease(&netlink, boot_nic).await?;
+    apply(&netlink, &nic, &lease)
         .await
-        .map_err(|source| NetworkError::Kernel { card: card.name.clone(), source })?;
-    info!(card = card.name, address = %lease.address, prefix = lease.prefix, "network is up");
+        .map_err(|source| NetworkError::Kernel { nic: nic.name.clone(), source })?;
+    info!(nic = nic.name, address = %lease.address, prefix = lease.prefix, "network is up");
     let address = lease.address.into();
-    tokio::spawn(keep(card, socket, lease));
+    tokio::spawn(keep(nic, socket, lease));
     Ok(address)
 }
 
-/// Tries every wanted card as it appears, all at once, until one has a lease.
+/// Tries every wanted NIC as it appears, all at once, until one has a lease.
 async fn first_lease(
     netlink: &Handle,
-    boot_card: Option<MacAddr>,
-) -> Result<(Card, UdpSocket, Lease), NetworkError> {
+    boot_nic: Option<MacAddr>,
+) -> Result<(Nic, UdpSocket, Lease), NetworkError> {
     let started = Instant::now();
     let (mut tried, mut tries) = (BTreeSet::new(), JoinSet::new());
-    let mut wanted = boot_card;
+    let mut wanted = boot_nic;
     while started.elapsed() < LEASE_WAIT {
-        if tried.is_empty() && started.elapsed() >= CARD_WAIT {
-            // Better a card that was not asked for than none: the key, not the card, proves who the machine is.
-            wanted.take().ok_or(NetworkError::NoCard)?;
-            warn!("the card the machine booted from did not appear; trying all others");
+        if tried.is_empty() && started.elapsed() >= NIC_WAIT {
+            // Better a NIC that was not asked for than none: the key, not the NIC, proves who the machine is.
+            wanted.take().ok_or(NetworkError::NoNic)?;
+            warn!(
+                "the network interface the machine booted from did not appear; trying all others"
+            );
         }
-        for card in cards(Path::new("/sys")) {
-            let is_wanted = wanted.is_none_or(|wanted| wanted == card.mac);
-            if is_wanted && tried.insert(card.index) {
-                info!(card = card.name, mac = %card.mac, "bringing the card up");
-                let up = LinkUnspec::new_with_index(card.index).up().build();
+        for nic in nics(Path::new("/sys")) {
+            let is_wanted = wanted.is_none_or(|wanted| wanted == nic.mac);
+            if is_wanted && tried.insert(nic.index) {
+                info!(nic = nic.name, mac = %nic.mac, "bringing the network interface up");
+                let up = LinkUnspec::new_with_index(nic.index).up().build();
                 match netlink.link().set(up).execute().await {
-                    Ok(()) => drop(tries.spawn(borrow(card))),
-                    // Often its firmware is missing; another card may do.
-                    Err(error) => warn!(card = card.name, %error, "the card does not come up"),
+                    Ok(()) => drop(tries.spawn(borrow(nic))),
+                    // Often its firmware is missing; another NIC may do.
+                    Err(error) => {
+                        warn!(nic = nic.name, %error, "the network interface does not come up")
+                    }
                 }
             }
         }
@@ -139,17 +143,17 @@ async fn first_lease(
     Err(NetworkError::NoLease)
 }
 
-async fn apply(netlink: &Handle, card: &Card, lease: &Lease) -> Result<(), rtnetlink::Error> {
+async fn apply(netlink: &Handle, nic: &Nic, lease: &Lease) -> Result<(), rtnetlink::Error> {
     netlink
         .address()
-        .add(card.index, lease.address.into(), lease.prefix)
+        .add(nic.index, lease.address.into(), lease.prefix)
         .replace()
         .execute()
         .await?;
     for route in &lease.routes {
-        if let Err(error) = add_route(netlink, card, *route).await {
+        if let Err(error) = add_route(netlink, nic, *route).await {
             // The agent may be reached without it.
-            warn!(card = card.name, ?route, %error, "the kernel refuses a route");
+            warn!(nic = nic.name, ?route, %error, "the kernel refuses a route");
         }
     }
     Ok(())
@@ -157,12 +161,12 @@ async fn apply(netlink: &Handle, card: &Card, lease: &Lease) -> Result<(), rtnet
 
 async fn add_route(
     netlink: &Handle,
-    card: &Card,
+    nic: &Nic,
     Route { network, prefix, gateway }: Route,
 ) -> Result<(), rtnetlink::Error> {
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(network, prefix)
-        .output_interface(card.index);
+        .output_interface(nic.index);
     let route = match gateway {
         // On-link: with a /32 (some clouds and colocation networks) the router is outside the subnet.
         Some(gateway) => route.gateway(gateway).onlink(),
@@ -172,19 +176,19 @@ async fn add_route(
 }
 
 /// Asks until there is a lease; the caller holds the deadline.
-async fn borrow(card: Card) -> io::Result<(Card, UdpSocket, Lease)> {
-    let executor = Path::new("/sys/class/net").join(&card.name).join("executor");
-    while sysfs::number(&executor) != Some(1) {
+async fn borrow(nic: Nic) -> io::Result<(Nic, UdpSocket, Lease)> {
+    let carrier = Path::new("/sys/class/net").join(&nic.name).join("carrier");
+    while sysfs::number(&carrier) != Some(1) {
         sleep(LOOK_EVERY).await;
     }
-    let socket = open(&card)?;
+    let socket = open(&nic)?;
     let started = Instant::now();
     // One number for all tries: a server that checks the address first answers the first try while the second is on its way.
-    let talk = Conversation { mac: card.mac, xid: random_xid()? };
-    let mut line = Line::new(card.name.clone(), socket, talk);
+    let talk = Conversation { mac: nic.mac, xid: random_xid()? };
+    let mut line = Line::new(nic.name.clone(), socket, talk);
     for tries in 0_u32.. {
         if tries % SILENCE_TRIES == SILENCE_TRIES - 1 {
-            info!(card = card.name, tries, "no usable DHCP offer yet; asking on");
+            info!(nic = nic.name, tries, "no usable DHCP offer yet; asking on");
         }
         let seconds = u16::try_from(started.elapsed().as_secs()).unwrap_or(u16::MAX);
         let wait = patience(tries, random_byte()?);
@@ -195,9 +199,9 @@ async fn borrow(card: Card) -> io::Result<(Card, UdpSocket, Lease)> {
         let wait = patience(1, random_byte()?);
         let take = Ask::Take { address, server };
         match line.exchange(take, seconds, broadcast, wait).await? {
-            Some(Reply::Ack(lease)) => return Ok((card, line.socket, lease)),
+            Some(Reply::Ack(lease)) => return Ok((nic, line.socket, lease)),
             Some(Reply::Nak) => {
-                warn!(card = card.name, %address, %server, "the DHCP server takes its offer back");
+                warn!(nic = nic.name, %address, %server, "the DHCP server takes its offer back");
             }
             Some(Reply::Offer(_)) | None => {}
         }
@@ -207,9 +211,9 @@ async fn borrow(card: Card) -> io::Result<(Card, UdpSocket, Lease)> {
 
 /// Renews at T1 by asking the server, from T2 on by asking everybody. The address stays even when nobody answers: a disk may be half
 /// written through it, and no server lends it to another before the lease ends.
-async fn keep(card: Card, socket: UdpSocket, mut lease: Lease) {
+async fn keep(nic: Nic, socket: UdpSocket, mut lease: Lease) {
     let mut borrowed = Instant::now();
-    let mut line = Line::new(card.name, socket, Conversation { mac: card.mac, xid: 0 });
+    let mut line = Line::new(nic.name, socket, Conversation { mac: nic.mac, xid: 0 });
     while let (Some(renew), Some(rebind)) = (lease.renew_after, lease.rebind_after) {
         sleep_until(borrowed + renew).await;
         let server = if borrowed.elapsed() < rebind { lease.server } else { Ipv4Addr::BROADCAST };
@@ -236,9 +240,9 @@ async fn renewed(
     line.exchange(Ask::Renew(address), 0, server, wait).await
 }
 
-/// One conversation over the socket of one card.
+/// One conversation over the socket of one NIC.
 struct Line {
-    card: String,
+    nic: String,
     socket: UdpSocket,
     talk: Conversation,
     /// What was said of answers that are of no use: each is said once, and not endlessly many.
@@ -246,8 +250,8 @@ struct Line {
 }
 
 impl Line {
-    fn new(card: String, socket: UdpSocket, talk: Conversation) -> Self {
-        Self { card, socket, talk, complaints: BTreeSet::new() }
+    fn new(nic: String, socket: UdpSocket, talk: Conversation) -> Self {
+        Self { nic, socket, talk, complaints: BTreeSet::new() }
     }
 
     /// Sends one message and waits for the first answer to it.
@@ -288,13 +292,13 @@ impl Line {
         if self.complaints.len() < COMPLAINTS_MAX
             && self.complaints.insert(format!("{from} {reason}"))
         {
-            warn!(card = self.card, from, reason, "a DHCP answer is ignored");
+            warn!(nic = self.nic, from, reason, "a DHCP answer is ignored");
         }
     }
 }
 
-/// A socket that sends and hears on this card only, before the card has an address.
-fn open(card: &Card) -> io::Result<UdpSocket> {
+/// A socket that sends and hears on this NIC only, before the NIC has an address.
+fn open(nic: &Nic) -> io::Result<UdpSocket> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let fd = rustix::net::socket_with(
         AddressFamily::INET,
@@ -304,8 +308,8 @@ fn open(card: &Card) -> io::Result<UdpSocket> {
     )?;
     sockopt::set_socket_broadcast(&fd, true)?;
     let socket = UdpSocket::from_std(fd.into())?;
-    // Before bind: the sockets of all cards share the port.
-    socket.bind_device(Some(card.name.as_bytes()))?;
+    // Before bind: the sockets of all NICs share the port.
+    socket.bind_device(Some(nic.name.as_bytes()))?;
     rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT))?;
     Ok(socket)
 }
@@ -326,18 +330,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_boot_card_is_read_as_pxelinux_and_grub_write_it() {
+    fn the_boot_nic_is_read_as_pxelinux_and_grub_write_it() {
         let mac = "52:54:00:00:00:01".parse().ok();
-        assert_eq!(boot_card("quiet BOOTIF=01-52-54-00-00-00-01 x"), mac);
-        assert_eq!(boot_card("BOOTIF=01-52:54:00:00:00:01"), mac);
-        assert_eq!(boot_card("BOOTIF=20-52-54-00-00-00-01"), None);
-        assert_eq!(boot_card("BOOTIF=01-"), None);
+        assert_eq!(boot_nic("quiet BOOTIF=01-52-54-00-00-00-01 x"), mac);
+        assert_eq!(boot_nic("BOOTIF=01-52:54:00:00:00:01"), mac);
+        assert_eq!(boot_nic("BOOTIF=20-52-54-00-00-00-01"), None);
+        assert_eq!(boot_nic("BOOTIF=01-"), None);
     }
 
     #[test]
-    fn only_physical_ethernet_cards_are_found() {
+    fn only_physical_ethernet_nics_are_found() {
         let sys = tempfile::tempdir().unwrap();
-        let card = |name: &str, kind: &str, mac: &str, physical: bool| {
+        let nic = |name: &str, kind: &str, mac: &str, physical: bool| {
             let dir = sys.path().join("class/net").join(name);
             fs::create_dir_all(&dir).unwrap();
             if physical {
@@ -347,13 +351,13 @@ mod tests {
             fs::write(dir.join("address"), mac).unwrap();
             fs::write(dir.join("ifindex"), "2\n").unwrap();
         };
-        card("eth0", "1\n", "52:54:00:00:00:01\n", true);
-        card("lo", "772\n", "00:00:00:00:00:00\n", false);
-        card("ib0", "32\n", "80:00:02:08:fe:80:00:00:00:00:00:00\n", true);
-        card("br0", "1\n", "52:54:00:00:00:02\n", false);
-        // Two ports of one card, or a virtual function and what stands in for it.
-        card("eth1", "1\n", "52:54:00:00:00:01\n", true);
-        let found = cards(sys.path());
+        nic("eth0", "1\n", "52:54:00:00:00:01\n", true);
+        nic("lo", "772\n", "00:00:00:00:00:00\n", false);
+        nic("ib0", "32\n", "80:00:02:08:fe:80:00:00:00:00:00:00\n", true);
+        nic("br0", "1\n", "52:54:00:00:00:02\n", false);
+        // Two ports of one NIC, or a virtual function and what stands in for it.
+        nic("eth1", "1\n", "52:54:00:00:00:01\n", true);
+        let found = nics(sys.path());
         assert_eq!(found.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["eth0", "eth1"]);
     }
 }

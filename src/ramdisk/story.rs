@@ -71,9 +71,9 @@ pub(super) async fn tell() -> Result<Then, Trouble> {
     mounts::configfs()?;
     let drivers = modules.load_drivers().map_err(Trouble::Thread)?;
 
-    let boot_card = network::boot_card(&command_line);
+    let boot_nic = network::boot_nic(&command_line);
     let sys = Path::new("/sys");
-    let (address, disks) = tokio::join!(network::up(boot_card), disks::settled(sys, drivers));
+    let (address, disks) = tokio::join!(network::up(boot_nic), disks::settled(sys, drivers));
     let address = address?;
     // The network may have taken a minute.
     let mut disks = disks::changed(sys, &disks, Duration::ZERO).await;

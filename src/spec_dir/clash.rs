@@ -8,17 +8,17 @@ use crate::model::{
     spec::{BmcAddress, NodeSpec},
 };
 
-/// The nodes that share a card or a BMC with another, each with a problem that names the others. `shown_as` is the directory's name
+/// The nodes that share a NIC or a BMC with another, each with a problem that names the others. `shown_as` is the directory's name
 /// in messages. Give it every spec in force: one that is kept because its file broke may clash with a new file.
 pub fn clashes<'a>(
     shown_as: &str,
     specs: impl IntoIterator<Item = &'a NodeSpec>,
 ) -> BTreeMap<NodeName, Vec<Problem>> {
-    let mut cards: BTreeMap<_, BTreeSet<&NodeName>> = BTreeMap::new();
+    let mut nics: BTreeMap<_, BTreeSet<&NodeName>> = BTreeMap::new();
     let mut bmcs: BTreeMap<&BmcAddress, BTreeSet<&NodeName>> = BTreeMap::new();
     for spec in specs {
         for mac in &spec.boot.macs {
-            cards.entry(mac).or_default().insert(&spec.name);
+            nics.entry(mac).or_default().insert(&spec.name);
         }
         if let Some(address) = spec.bmc_address() {
             bmcs.entry(address).or_default().insert(&spec.name);
@@ -40,7 +40,7 @@ pub fn clashes<'a>(
             });
         }
     };
-    for (mac, nodes) in &cards {
+    for (mac, nodes) in &nics {
         note("boot.mac", mac.to_string(), nodes);
     }
     for (address, nodes) in &bmcs {

@@ -407,7 +407,7 @@ fn named(file: &str, mac: &str, bmc: &str) -> NodeSpec {
 }
 
 #[test]
-fn specs_that_share_a_card_or_a_bmc_clash_and_name_each_other() {
+fn specs_that_share_a_nic_or_a_bmc_clash_and_name_each_other() {
     let specs = [
         named("n/a.toml", "52:54:00:00:00:01", "192.0.2.1"),
         named("n/b.toml", "52-54-00-00-00-01", "bmc"),

@@ -1,4 +1,4 @@
-//! Machines that are sent to iPXE: the card of the first has it built in, the second is given it. Kernel and ramdisk come over HTTP.
+//! Machines that are sent to iPXE: the NIC of the first has it built in, the second is given it. Kernel and ramdisk come over HTTP.
 
 use std::fs;
 

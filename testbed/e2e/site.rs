@@ -153,7 +153,7 @@ impl Site {
         Image::at(path)
     }
 
-    /// A spec with the machine's cards and BMC and what else is wanted: at least `[image]`.
+    /// A spec with the machine's NICs and BMC and what else is wanted: at least `[image]`.
     pub(crate) fn write_spec(&self, machine: &Machine, rest: &str) {
         self.write_spec_after(machine, "disk", rest);
     }

@@ -16,7 +16,7 @@ use std::{
 
 use hostler::{
     admin::{AdminError, Peer, Request, Server, Wish, ask, show_boot, use_bmc},
-    model::admin::{Answer, BmcCommand, CardBoot, Fact, Order, Selection, ServedMenu},
+    model::admin::{Answer, BmcCommand, Fact, NicBoot, Order, Selection, ServedMenu},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -66,7 +66,7 @@ async fn other_questions_get_through_and_their_answers_back() {
     let (socket, mac) = (agent.socket.clone(), "52:54:00:00:00:01".parse().unwrap());
     let text = hostler::model::secret::Secret::new("LOCALBOOT 0".to_owned());
     let menus = vec![ServedMenu { name: "pxelinux.cfg/01".to_owned(), text }];
-    let boot = Some(CardBoot { node: "edge-07".parse().unwrap(), menus });
+    let boot = Some(NicBoot { node: "edge-07".parse().unwrap(), menus });
     for answer in [boot, None] {
         let (shown, ()) = tokio::join!(show_boot(&socket, mac, true), async {
             let Wish::ShowBoot { mac: asked, secrets, reply } = agent.request().await.wish else {

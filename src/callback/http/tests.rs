@@ -83,7 +83,7 @@ fn bodies_that_are_no_json_or_no_such_call_are_refused_however_they_are_made() {
 }
 
 #[test]
-fn as_many_disks_and_cards_as_a_body_holds_are_read_whole() {
+fn as_many_disks_and_nics_as_a_body_holds_are_read_whole() {
     let disks = vec![r#"{"name":"","size":1}"#; 12_000].join(",");
     let Ok(Call::Lookup(lookup)) =
         read_body("lookup", &format!(r#"{{"macs":[],"disks":[{disks}]}}"#))

@@ -1,6 +1,6 @@
 //! HTTP/1.1 (RFC 9110, RFC 9112): what TFTP serves, under the same names, for boot loaders that can.
 //!
-//! Bound by the agent beside TFTP's server, whose [`BootFileCatalog`] it serves. Plain HTTP: iPXE as distributions and network cards carry it trusts
+//! Bound by the agent beside TFTP's server, whose [`BootFileCatalog`] it serves. Plain HTTP: iPXE as distributions and network interfaces carry it trusts
 //! public authorities only. What a menu says it says no more openly than over TFTP; kernels and ramdisks have no secret in them.
 //!
 //! `body` reads a file piece by piece as the client takes it; `pulse` tells how its connection is.

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use super::Linux;
 use crate::model::{ids::MacAddr, secret::Secret};
 
-/// GRUB's own configuration, the same for every machine: hands over to the menu of the card it booted from.
+/// GRUB's own configuration, the same for every machine: hands over to the menu of the NIC it booted from.
 ///
 /// `configfile` returns when there is no such menu: a machine that is no node's is let go to its own disk.
 pub(in crate::netboot) fn dispatch() -> Secret {

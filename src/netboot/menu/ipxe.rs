@@ -1,7 +1,7 @@
 //! What iPXE reads (BIOS and UEFI), and how the other boot loaders hand over to it.
 //!
 //! Called by the renderer with words that are fit for it, and by the table for what every machine gets. iPXE fetches kernel and ramdisk
-//! over plain HTTP: the iPXE that distributions and network cards carry trusts public authorities only, so that HTTPS would need an iPXE
+//! over plain HTTP: the iPXE that distributions and network interfaces carry trusts public authorities only, so that HTTPS would need an iPXE
 //! built for each site. The key is in the script and not in what HTTP carries then; a script travels as any other menu does.
 
 use std::net::SocketAddr;
@@ -9,20 +9,20 @@ use std::net::SocketAddr;
 use super::Linux;
 use crate::model::{ids::MacAddr, secret::Secret};
 
-/// The same for every machine: tries the script of each of its cards, since the first one need not be the one it was netbooted from.
+/// The same for every machine: tries the script of each of its NICs, since the first one need not be the one it was netbooted from.
 ///
-/// `--replace` ends this script when the card's own begins, whose `exit` then is the end of iPXE. A machine that is no node's is let go
+/// `--replace` ends this script when the NIC's own begins, whose `exit` then is the end of iPXE. A machine that is no node's is let go
 /// to its own disk.
 pub(in crate::netboot) fn dispatch() -> Secret {
     Secret::new(format!(
         "\
 #!ipxe
-set card:int32 0
-:card
-isset ${{net${{card}}/mac}} || goto none
-chain --replace ipxe/01-${{net${{card}}/mac:hexhyp}}.ipxe ||
-inc card
-goto card
+set nic:int32 0
+:nic
+isset ${{net${{nic}}/mac}} || goto none
+chain --replace ipxe/01-${{net${{nic}}/mac:hexhyp}}.ipxe ||
+inc nic
+goto nic
 :none
 {LOCAL_DISK_COMMANDS}"
     ))
@@ -43,7 +43,7 @@ sanboot --no-describe --drive 0x80 || exit 1
 ///
 /// A download that was cut short, by an agent that was restarted say, is tried again; one that stands still for half a minute counts as
 /// such. Under UEFI the kernel asks the firmware for its ramdisk by the name in `initrd=`. iPXE that another boot loader has handed over
-/// to has no address yet. `${mac}` is the card that has one.
+/// to has no address yet. `${mac}` is the NIC that has one.
 pub(super) fn linux(linux: &Linux<'_>, http: Option<SocketAddr>, words: &[&str]) -> Secret {
     let Linux { what, kernel, ramdisk, with_addresses, .. } = linux;
     // As pxelinux writes it (`IPAPPEND 1`).
@@ -78,7 +78,7 @@ boot || exit 1
     ))
 }
 
-/// For pxelinux: iPXE as a kernel, and the card's script as its ramdisk, which it runs.
+/// For pxelinux: iPXE as a kernel, and the NIC's script as its ramdisk, which it runs.
 pub(super) fn from_pxelinux(mac: MacAddr) -> Secret {
     Secret::new(format!(
         "\

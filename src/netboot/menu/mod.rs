@@ -20,7 +20,7 @@ use crate::model::{
 /// Longest command line the kernel keeps on x86, in bytes (`COMMAND_LINE_SIZE`), less what the boot loaders add.
 const COMMAND_LINE_BYTES_MAX: usize = 2048 - 256;
 
-/// One card's menu in each boot loader's language.
+/// One NIC's menu in each boot loader's language.
 ///
 /// All are always made: a machine may be set up for another firmware than its spec says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub(super) struct Means {
     pub(super) http: Option<SocketAddr>,
 }
 
-/// Renders the menu of one of the node's cards.
+/// Renders the menu of one of the node's NICs.
 pub(super) fn render(
     node: &NodeName,
     mac: MacAddr,
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deploy_menu_names_kernel_ramdisk_command_line_and_card() {
+    fn the_deploy_menu_names_kernel_ramdisk_command_line_and_nic() {
         let menu = deploy("hostler.api=192.0.2.1:8443 hostler.key=00ff console=ttyS1,115200n8");
         let menus = render(mac(), &menu).unwrap();
         expect![[r"
@@ -417,15 +417,15 @@ mod tests {
     }
 
     #[test]
-    fn ipxe_asks_for_the_script_of_each_of_its_cards_before_anything_else() {
+    fn ipxe_asks_for_the_script_of_each_of_its_nics_before_anything_else() {
         expect![[r"
             #!ipxe
-            set card:int32 0
-            :card
-            isset ${net${card}/mac} || goto none
-            chain --replace ipxe/01-${net${card}/mac:hexhyp}.ipxe ||
-            inc card
-            goto card
+            set nic:int32 0
+            :nic
+            isset ${net${nic}/mac} || goto none
+            chain --replace ipxe/01-${net${nic}/mac:hexhyp}.ipxe ||
+            inc nic
+            goto nic
             :none
             echo hostler: booting the local disk
             iseq ${platform} efi && exit 1 ||
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn grub_asks_for_its_cards_menu_before_anything_else() {
+    fn grub_asks_for_its_nics_menu_before_anything_else() {
         expect![[r#"
             configfile (tftp)/grub/grub.cfg-01-${net_default_mac}
             echo "hostler: booting the local disk"

@@ -7,13 +7,13 @@ use std::net::SocketAddr;
 use super::Linux;
 use crate::model::secret::Secret;
 
-/// What pxelinux asks for last, after the menu of its card: a machine that is no node's is let go to its own disk. Without it pxelinux
+/// What pxelinux asks for last, after the menu of its NIC: a machine that is no node's is let go to its own disk. Without it pxelinux
 /// waits for minutes, resets the machine, and comes again.
 pub(in crate::netboot) fn default() -> Secret {
     Secret::new(LOCAL_DISK.to_owned())
 }
 
-/// `LOCALBOOT 0` leaves through the PXE ROM, which closes the card, and the BIOS goes on with its next boot device: the order is the
+/// `LOCALBOOT 0` leaves through the PXE ROM, which closes the NIC, and the BIOS goes on with its next boot device: the order is the
 /// administrator's. `LOCALBOOT -1` would pass the ROM by.
 ///
 /// There is no second way after it: it does not return. Nor can `chain.c32` come first: pxelinux 6.04 runs a module that failed again at

@@ -1,7 +1,7 @@
 //! A transfer's socket: datagrams to one client, a window of them with one system call.
 //!
 //! Called by a transfer. What cannot be sent now is a lost datagram, and lost ones are sent again by the transfer; only a client that is
-//! gone is an error. It must never depend on what a network card can do: what it refuses to cut is
+//! gone is an error. It must never depend on what a network interface can do: what it refuses to cut is
 //! sent piece by piece. Nor may it depend on what a path carries: routers may cut what is
 //! too large for their next link.
 
@@ -108,7 +108,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Has the kernel cut them. `false`: it cannot on this way, where a card makes no checksums or blocks are larger than packets.
+    /// Has the kernel cut them. `false`: it cannot on this way, where a NIC makes no checksums or blocks are larger than packets.
     fn send_at_once(&self, datagrams: &[IoSlice<'_>]) -> Result<bool, End> {
         use nix::errno::Errno;
         if datagrams.len() < 2 || !self.cuts.load(Relaxed) {

@@ -11,11 +11,11 @@ pub(super) const DRIVERS: &[&str] = &[
     "virtio_pci", "virtio_mmio", "virtio_net", "virtio_blk", "virtio_scsi", "vmxnet3", "vmw_pvscsi",
     "hv_vmbus", "hv_netvsc", "hv_storvsc", "pci_hyperv", "gve", "ena", "mana", "iavf", "igbvf",
     "ixgbevf", "cxgb4vf",
-    // Network cards
+    // Network interfaces
     "e1000", "e1000e", "igb", "igc", "ixgbe", "i40e", "ice", "idpf", "tg3", "bnx2", "bnx2x", "bnxt_en",
     "mlx4_core", "mlx4_en", "mlx5_core", "r8169", "atlantic", "be2net", "qede", "cxgb4", "enic",
     "hns3", "hclge", "sfc", "nfp", "ionic", "hinic", "alx", "amd_xgbe", "dwmac_intel", "lan743x",
-    // USB network cards, and what USB hangs on
+    // USB network interfaces, and what USB hangs on
     "xhci_pci", "ehci_pci", "r8152", "r8153_ecm", "ax88179_178a", "asix", "aqc111", "cdc_ether",
     "cdc_ncm", "lan78xx", "smsc75xx", "smsc95xx", "ch9200", "dm9601", "rtl8150", "sr9800",
     // Disk controllers
@@ -26,7 +26,7 @@ pub(super) const DRIVERS: &[&str] = &[
     "sd_mod", "mmc_block",
 ];
 
-/// Where drivers of network cards and disk controllers lie beneath `kernel/drivers`. USB storage is
+/// Where drivers of network interfaces and disk controllers lie beneath `kernel/drivers`. USB storage is
 /// not among them: neither a stick nor a BMC's virtual disk is to be chosen by mistake.
 pub(super) const DIRECTORIES: &[&str] = &[
     "ata",
@@ -47,7 +47,7 @@ pub(super) const DIRECTORIES: &[&str] = &[
 /// is attached to a disk controller, as tapes, or for old computers.
 pub(super) const BUSES: &[&str] = &["acpi", "of", "pci", "platform", "usb", "virtio", "vmbus"];
 
-/// Drivers of the chips that connect a network card to its cable.
+/// Drivers of the chips that connect a network interface to its cable.
 #[rustfmt::skip]
 const PHYS: &[&str] = &[
     "marvell", "marvell10g", "mxl_gpy", "realtek", "micrel", "microchip", "smsc", "dp83867", "dp83822",

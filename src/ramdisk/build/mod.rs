@@ -35,7 +35,7 @@ pub struct BuildOptions {
     pub kernel_package: PathBuf,
     /// Modules to take beside those that every initramfs has, by the kernel's name or the file's.
     pub modules: Vec<String>,
-    /// Whether to take every driver of a network card or a disk controller that the package has.
+    /// Whether to take every driver of a network interface or a disk controller that the package has.
     pub all_drivers: bool,
     /// The `hostler-ramdisk` binary, statically linked for the kernel's architecture.
     pub binary: PathBuf,
@@ -69,7 +69,7 @@ pub struct Built {
 pub struct MissingFirmware {
     /// The module.
     pub module: String,
-    /// Whether other files for it were found: of most drivers a card needs one of many.
+    /// Whether other files for it were found: of most drivers a NIC needs one of many.
     pub has_some: bool,
     /// The files, beneath `lib/firmware`.
     pub files: Vec<String>,
@@ -311,7 +311,7 @@ mod tests {
         }
         let built = build(&options).unwrap();
         let has = |built: &Built, name: &str| built.modules.iter().any(|module| module == name);
-        assert!(has(&built, "bnx2x") && !has(&built, "old_card") && !has(&built, "usb_storage"));
+        assert!(has(&built, "bnx2x") && !has(&built, "old_nic") && !has(&built, "usb_storage"));
         assert_eq!(built.firmware, ["mlx4.bin"]);
         let lacks = |name: &str| built.drivers_missing.iter().any(|missing| missing == name);
         assert!(lacks("mpi3mr") && !lacks("bnx2x"));
@@ -322,7 +322,7 @@ mod tests {
 
         options.all_drivers = true;
         let all = build(&options).unwrap();
-        assert!(has(&all, "old_card"));
+        assert!(has(&all, "old_nic"));
         for not in ["no_hardware", "st", "usb_storage"] {
             assert!(!has(&all, not), "{not}");
         }
@@ -334,7 +334,7 @@ mod tests {
         assert!(has(&more, "usb_storage") && has(&more, "no_hardware"), "ptp is built in");
         options.modules = vec!["old-cord".into()];
         let error = build(&options).unwrap_err().to_string();
-        assert_eq!(error, "the package has no module old_cord; did you mean old_card?");
+        assert_eq!(error, "the package has no module old_cord; did you mean old_nic?");
     }
 
     #[test]

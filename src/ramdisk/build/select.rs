@@ -1,4 +1,4 @@
-//! Which modules go into the initramfs: LIO, the network cards and disk controllers of servers and
+//! Which modules go into the initramfs: LIO, the network interfaces and disk controllers of servers and
 //! small edge machines, what else was asked for, and what those need.
 //!
 //! Called by the builder. A driver the kernel does not have is left out, and named; LIO and what was
@@ -36,7 +36,7 @@ pub(super) struct Selection {
 }
 
 /// Chooses from the package: what every initramfs has, the modules `more`, and with `all_drivers`
-/// every driver of a network card or a disk controller.
+/// every driver of a network interface or a disk controller.
 pub(super) fn select(
     package: &Package,
     more: &[String],

@@ -84,7 +84,7 @@ fn bad_boot_values_are_named() {
               nodes/edge-07.toml:2:29: boot.mac: 52:54:00:00:00:01 is there twice
               nodes/edge-07.toml:2:50: boot.mac: an integer, must be a string; put it in quotes
             mac = "01:00:5e:00:00:01"
-              nodes/edge-07.toml:2:7: boot.mac: `01:00:5e:00:00:01` is a multicast or empty address, not one network card's
+              nodes/edge-07.toml:2:7: boot.mac: `01:00:5e:00:00:01` is a multicast or empty address, not one network interface's
             firmware = "UEFI"
               nodes/edge-07.toml:2:12: boot.firmware: `UEFI` is not one of uefi, bios
             firmware = "bios"
@@ -313,7 +313,7 @@ fn a_machine_without_a_bmc_needs_nothing_else_said_of_it() {
     let bmc = "address = \"192.0.2.20\"\npassword_file = \"edge-07.bmc\"";
     let text = MINIMAL.replace(bmc, "driver = \"none\"");
     let spec = good(&text);
-    assert_eq!((&spec.bmc, spec.machine()), (&None, MachineId::Cards(spec.boot.macs.clone())));
+    assert_eq!((&spec.bmc, spec.machine()), (&None, MachineId::Nics(spec.boot.macs.clone())));
 
     let minutes = |text: &str| good(text).timeouts.power.as_secs() / 60;
     assert_eq!((minutes(MINIMAL), minutes(&text)), (2, 168 * 60), "an operator may have to travel");

@@ -222,7 +222,7 @@ fn a_node_that_is_none_or_has_no_bmc_is_refused() {
 }
 
 #[test]
-fn show_boot_prints_what_a_card_is_served_and_the_key_only_when_told_to() {
+fn show_boot_prints_what_a_nic_is_served_and_the_key_only_when_told_to() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);
     let _agent = site.start();

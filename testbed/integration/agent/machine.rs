@@ -74,10 +74,10 @@ impl Machine {
         ])
     }
 
-    /// The boot menu its card is given.
+    /// The boot menu its NIC is given.
     pub(super) fn menu(&self, site: &Site) -> Option<String> {
-        let card = self.mac.replace(':', "-");
-        site.fetch(&format!("pxelinux.cfg/01-{card}")).map(|menu| String::from_utf8(menu).unwrap())
+        let nic = self.mac.replace(':', "-");
+        site.fetch(&format!("pxelinux.cfg/01-{nic}")).map(|menu| String::from_utf8(menu).unwrap())
     }
 
     pub(super) fn boots_its_disk(&self, site: &Site) -> bool {

@@ -31,8 +31,8 @@ const RAMDISK_BYTES: usize = 2_000_001;
 const BOOT_LIMIT: Duration = Duration::from_secs(150);
 
 #[test]
-fn the_roms_of_network_cards_fetch_pxelinux_and_pxelinux_fetches_the_rest() {
-    in_a_network("the_roms_of_network_cards_fetch_pxelinux_and_pxelinux_fetches_the_rest", || {
+fn the_roms_of_network_nics_fetch_pxelinux_and_pxelinux_fetches_the_rest() {
+    in_a_network("the_roms_of_network_nics_fetch_pxelinux_and_pxelinux_fetches_the_rest", || {
         let mut site = Site::new(Firmware::Bios);
         for loader in ["/usr/lib/PXELINUX/pxelinux.0", "/usr/lib/syslinux/modules/bios/ldlinux.c32"]
         {
@@ -341,14 +341,14 @@ impl Site {
             .args(["--no-ping", "--dhcp-range=192.0.2.10,192.0.2.20", "--log-facility=-"])
             .arg(format!("--dhcp-boot={boot_file},,192.0.2.1"))
             .arg(format!("--dhcp-leasefile={}", leases.display()));
-        let card = if hardware.contains(&"-bios") { "e1000" } else { "virtio-net-pci" };
+        let nic = if hardware.contains(&"-bios") { "e1000" } else { "virtio-net-pci" };
         let first = if hardware.concat().contains("bootindex=1") { "" } else { ",bootindex=1" };
         let mut machine = Command::new("qemu-system-x86_64");
         machine
             .args(["-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-no-reboot"])
             .args(["-display", "none", "-serial", "stdio"])
             .args(["-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no", "-device"])
-            .arg(format!("{card},netdev=net,mac=52:54:00:00:00:01{first}"))
+            .arg(format!("{nic},netdev=net,mac=52:54:00:00:00:01{first}"))
             .args(hardware);
         for mut command in [dhcp, machine] {
             let log = File::create(self.log_file(command.get_program().to_str().unwrap())).unwrap();

@@ -157,7 +157,7 @@ fn one_odd_option_keeps_nobody_from_a_file() {
 }
 
 #[test]
-fn a_name_that_is_no_text_is_a_files_and_the_end_mark_that_old_cards_append_is_none_of_it() {
+fn a_name_that_is_no_text_is_a_files_and_the_end_mark_that_old_nics_append_is_none_of_it() {
     let mut boot_server = BootServer::new();
     boot_server.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("5ec2e7")).unwrap();
     for name in [&b"f\xfcr.0"[..], b"exact.0\xff"] {
@@ -241,8 +241,8 @@ fn a_nodes_own_kernel_and_ramdisk_are_served_while_its_menu_says_so_and_nothing_
 #[test]
 fn an_unknown_machine_gets_file_not_found() {
     let boot_server = BootServer::new();
-    for (name, card) in [("a", mac(1)), ("b", mac(2))] {
-        boot_server.table.set(&node(name), &[card], Firmware::Bios, &deploy("x")).unwrap();
+    for (name, nic) in [("a", mac(1)), ("b", mac(2))] {
+        boot_server.table.set(&node(name), &[nic], Firmware::Bios, &deploy("x")).unwrap();
     }
     boot_server.table.remove(&node("a"));
     for name in [

@@ -323,7 +323,7 @@ impl Site {
         let Some(job) = self.jobs.get(key) else { return };
         let spec = Arc::clone(&job.spec);
         let meant = self.machines.iter().find(|m| m.is_meant(&spec));
-        // A spec with one machine's BMC and another's card is a mistake that only its author can see.
+        // A spec with one machine's BMC and another's NIC is a mistake that only its author can see.
         let sound = meant.is_some_and(|meant| spec.boot.macs.contains(&meant.mac));
         let begun = self.ledger(node).begun.clone().map(|(_, spec)| spec);
         let is_begun = begun.as_ref().is_some_and(|spec| self.machines[machine].is_meant(spec));

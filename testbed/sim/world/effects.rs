@@ -65,8 +65,8 @@ impl Effects for Site {
             return;
         }
         self.judge_node(node);
-        let cards = node.spec().map(|spec| spec.boot.macs.clone()).unwrap_or_default();
-        self.menus.insert(node.name().clone(), (node.menu(), cards));
+        let nics = node.spec().map(|spec| spec.boot.macs.clone()).unwrap_or_default();
+        self.menus.insert(node.name().clone(), (node.menu(), nics));
     }
 
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {

@@ -108,7 +108,7 @@ pub(crate) struct Site {
     pub(crate) statuses: BTreeMap<NodeName, Status>,
     /// What they will say in a moment.
     pub(crate) shown: BTreeMap<NodeName, Status>,
-    /// Boot menus in force, and for which cards.
+    /// Boot menus in force, and for which NICs.
     pub(crate) menus: BTreeMap<NodeName, (Menu, Vec<MacAddr>)>,
     /// Calls of effects until the agent is killed.
     pub(crate) fuse: Option<u64>,

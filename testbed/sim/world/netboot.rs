@@ -47,9 +47,9 @@ impl Site {
         if device == Device::Disk || !netboots {
             return self.boot_disk(m);
         }
-        // A dead agent serves nothing, and an unknown card neither.
+        // A dead agent serves nothing, and an unknown NIC neither.
         let mac = self.machines[m].mac;
-        let menu = self.menus.iter().find(|(_, (_, cards))| cards.contains(&mac));
+        let menu = self.menus.iter().find(|(_, (_, nics))| nics.contains(&mac));
         match menu.map(|(name, (menu, _))| (name.clone(), menu.clone())) {
             Some((node, Menu::Deploy(key))) if !self.dead => {
                 let happening = Happening::Fetching { machine: m, session, node, key, stage: 0 };
