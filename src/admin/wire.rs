@@ -130,7 +130,7 @@ mod tests {
                 r#"{"show-boot":{"mac":"52:54:00:00:00:01","secrets":false}}"#,
                 Question::ShowBoot { mac: "52:54:00:00:00:01".parse().unwrap(), secrets: false },
             ),
-            (r#"{"bmc":{"node":"edge-07","command":"status"}}"#, bmc(BmcCommand::Status)),
+            (r#"{"bmc":{"node":"edge-07","deed":"status"}}"#, bmc(BmcCommand::Status)),
             (
                 r#"{"bmc":{"node":"edge-07","deed":{"off":{"hard":true}}}}"#,
                 bmc(BmcCommand::Off { hard: true }),

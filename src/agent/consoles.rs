@@ -26,7 +26,7 @@ use crate::{
     status_file::{CONSOLE_BYTES_MAX, ConsoleLog},
 };
 
-use super::{driver::now, effects::Report, publish::Publisher, work::Workshop};
+use super::{driver::now, effects::Report, publish::Publisher, work::Operations};
 
 /// How long opening a console may keep a power command waiting, and the part of `timeouts.power` that it may be at most.
 const OPEN_TIME_MAX: Duration = Duration::from_secs(10);
@@ -68,7 +68,7 @@ impl Consoles {
     pub(super) fn follow(
         &mut self,
         node: &Node,
-        workshop: &Arc<Workshop>,
+        operations: &Arc<Operations>,
         publisher: &Publisher,
         agent: &mpsc::Sender<Report>,
     ) {
@@ -87,7 +87,7 @@ impl Consoles {
         if let Some(attempt) = attempt {
             let spec = node.spec().and_then(|spec| recorded(spec, attempt));
             let recording =
-                spec.map(|spec| Recording::begin(record.attempt, spec, workshop, agent));
+                spec.map(|spec| Recording::begin(record.attempt, spec, operations, agent));
             self.attempts.insert(name.clone(), Followed { key: attempt.key.clone(), recording });
         }
     }
@@ -112,17 +112,18 @@ impl Recording {
     fn begin(
         attempt: u32,
         spec: Arc<NodeSpec>,
-        workshop: &Arc<Workshop>,
+        operations: &Arc<Operations>,
         agent: &mpsc::Sender<Report>,
     ) -> Self {
         let tape = Arc::<Mutex<Tape>>::default();
         let (stop, stopped) = oneshot::channel();
-        let (listener, workshop, agent) = (Arc::clone(&tape), Arc::clone(workshop), agent.clone());
+        let (listener, operations, agent) =
+            (Arc::clone(&tape), Arc::clone(operations), agent.clone());
         tokio::spawn(async move {
             // An agent that stops waits until the console's session is closed.
             let _agent = agent;
             let node = &spec.name;
-            let bmc = match workshop.bmcs.client(Step::PowerOn, &spec) {
+            let bmc = match operations.bmcs.client(Step::PowerOn, &spec) {
                 Ok(bmc) => bmc,
                 Err(fault) => return lock(&listener).suffer(node, fault.message),
             };

@@ -32,7 +32,7 @@ use super::{
     faults,
     menu::MenuWriter,
     publish::Publisher,
-    work::{Workshop, cancel_signal},
+    work::{Operations, cancel_signal},
 };
 
 /// How often a running operation's progress is looked at.
@@ -49,7 +49,7 @@ pub(super) struct Adapters {
     menus: MenuWriter,
     publisher: Publisher,
     consoles: Consoles,
-    workshop: Arc<Workshop>,
+    operations: Arc<Operations>,
     /// Ticks when a node may have something new to tell its ramdisk.
     changed: watch::Sender<u64>,
     /// Where operations report.
@@ -66,7 +66,7 @@ impl Adapters {
         store: Store,
         menus: MenuWriter,
         publisher: Publisher,
-        workshop: Workshop,
+        operations: Operations,
         changed: watch::Sender<u64>,
         reports: mpsc::Sender<Report>,
     ) -> Self {
@@ -76,7 +76,7 @@ impl Adapters {
             menus,
             publisher,
             consoles: Consoles::default(),
-            workshop: Arc::new(workshop),
+            operations: Arc::new(operations),
             changed,
             reports,
             replies: BTreeMap::new(),
@@ -101,9 +101,9 @@ impl Adapters {
 
     /// Removes from the cache what no machine boots any more, while everything else goes on.
     pub(super) fn prune_netboot_files(&self, needed: BTreeSet<Digest>) {
-        let workshop = Arc::clone(&self.workshop);
+        let operations = Arc::clone(&self.operations);
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = workshop.library.prune_kept(&needed) {
+            if let Err(error) = operations.library.prune_kept(&needed) {
                 warn!(%error, "kernels and ramdisks that nobody boots any more stay in the cache");
             }
         });
@@ -116,29 +116,29 @@ impl Adapters {
         command: BmcCommand,
         mut reply: oneshot::Sender<bmc_commands::Done>,
     ) {
-        let workshop = Arc::clone(&self.workshop);
+        let operations = Arc::clone(&self.operations);
         // An agent that stops waits for its operations, and not for this.
         let reports = self.reports.downgrade();
         tokio::spawn(async move {
             let node = spec.name.clone();
             tokio::select! {
                 done = async {
-                    workshop.standing.confirmed().await;
+                    operations.standing.confirmed().await;
                     if !command.changes_nothing() {
-                        let shared = workshop.bmc_names.check(Step::Power, &spec).await;
+                        let shared = operations.bmc_names.check(Step::Power, &spec).await;
                         shared.map_err(|fault| format!("{node}: {}", fault.message))?;
                     }
-                    workshop.bmcs.command(&spec, command).await
+                    operations.bmcs.command(&spec, command).await
                 } => {
                     if done.is_ok() {
-                        workshop.bmcs.refusals.forget(&node);
+                        operations.bmcs.refusals.forget(&node);
                     }
                     drop(reply.send(done));
                 }
                 () = reply.closed() => info!(%node, command = command.name(), "an operator went away before it was done"),
             }
             if let Some(reports) = reports.upgrade()
-                && reports.send((node, Event::LookAgain)).await.is_err()
+                && reports.send((node, Event::PowerMayHaveChanged)).await.is_err()
             {
                 // The agent is stopping.
             }
@@ -147,12 +147,12 @@ impl Adapters {
 
     /// What the BMCs' host names resolve to.
     pub(super) fn bmc_names(&self) -> &BmcNames {
-        &self.workshop.bmc_names
+        &self.operations.bmc_names
     }
 
     /// An operator wants something of the node: what its BMC refused before is sent once more.
     pub(super) fn ask_bmc_anew(&self, node: &NodeName) {
-        self.workshop.bmcs.refusals.forget(node);
+        self.operations.bmcs.refusals.forget(node);
     }
 
     /// What a network interface is served; with the attempt's key only if that is wanted.
@@ -198,20 +198,20 @@ impl Effects for Adapters {
 
     fn serve(&mut self, node: &Node) {
         self.menus.apply(node);
-        self.consoles.follow(node, &self.workshop, &self.publisher, &self.reports);
+        self.consoles.follow(node, &self.operations, &self.publisher, &self.reports);
     }
 
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
         let (stop, cancel) = cancel_signal();
         self.running.insert((node.clone(), op), stop);
-        let (node, workshop, reports) =
-            (node.clone(), Arc::clone(&self.workshop), self.reports.clone());
+        let (node, operations, reports) =
+            (node.clone(), Arc::clone(&self.operations), self.reports.clone());
         let has_progress = matches!(operation, Operation::Prepare | Operation::Image { .. });
         tokio::spawn(async move {
             let meter = Arc::new(Meter::default());
             let work = tokio::spawn({
                 let meter = Arc::clone(&meter);
-                async move { workshop.perform(operation, &spec, &meter, cancel).await }
+                async move { operations.perform(operation, &spec, &meter, cancel).await }
             });
             let outcome = if has_progress {
                 watch_over(work, &meter, |progress| {

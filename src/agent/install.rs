@@ -1,6 +1,6 @@
 //! From a spec's image to a machine's disk: the two operations that move data.
 //!
-//! Started by the workshop. Nothing is written before the target was found to be the disk that the ramdisk reported.
+//! Started by the operations. Nothing is written before the target was found to be the disk that the ramdisk reported.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ use super::{
     faults,
     layout::{self, Needs, Source},
     volume::{TargetDisk, log_out},
-    work::Workshop,
+    work::Operations,
 };
 
 /// Logins tried before the target is given up; a ramdisk's target may need a moment, and an old session of ours may linger.
@@ -39,7 +39,7 @@ const RATE_WINDOW: Duration = Duration::from_secs(60);
 /// How often an image may decay in one operation: more often it is the cache's disk that fails.
 const DECAYED_MAX: usize = 3;
 
-impl Workshop {
+impl Operations {
     /// The image into the cache, and a key for the attempt.
     pub(super) async fn prepare(
         &self,

@@ -78,7 +78,7 @@ use self::{
     menu::MenuWriter,
     open_files::polls_max,
     publish::Publisher,
-    work::Workshop,
+    work::Operations,
 };
 
 /// Requests, fetches and results that may wait for the driver. It handles thousands a second; a full channel slows the sender.
@@ -209,10 +209,10 @@ impl Agent {
         let menus = MenuWriter::new(table.clone(), api, pin, ironic);
         let statuses = status_files(&config).only_while(standing.ours());
         let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
-        let workshop = Workshop::new(&config, standing.clone());
-        let cached = netboot_files::cached(workshop.library.clone(), reporting.downgrade());
-        let bmc_names = workshop.bmc_names.clone();
-        let mut adapters = Adapters::new(store, menus, publisher, workshop, changed, reporting);
+        let operations = Operations::new(&config, standing.clone());
+        let cached = netboot_files::cached(operations.library.clone(), reporting.downgrade());
+        let bmc_names = operations.bmc_names.clone();
+        let mut adapters = Adapters::new(store, menus, publisher, operations, changed, reporting);
         let mut executor = Executor::new(fleet);
         // A machine may netboot before the directory has been read.
         executor.present(&mut adapters);

@@ -1,7 +1,7 @@
 //! The kernels and ramdisks that installed machines boot over the network: into the cache, verified, and out of
 //! it again when a machine asks.
 //!
-//! The workshop brings them in, for an attempt and for a machine whose spec was changed; the servers of boot
+//! The operations brings them in, for an attempt and for a machine whose spec was changed; the servers of boot
 //! files open them here. A file is known by its digest, and read as a whole before it is served. Nothing here
 //! may put one file in the place of another: which a machine is served is what its record says.
 
@@ -20,9 +20,9 @@ use crate::{
     progress::{Cancel, Meter, Watch},
 };
 
-use super::{effects::Report, faults, work::Workshop};
+use super::{effects::Report, faults, work::Operations};
 
-impl Workshop {
+impl Operations {
     /// Sees that what the machine is served is in the cache, and what its spec wants.
     pub(super) async fn netboot_files(
         &self,

@@ -1,6 +1,6 @@
 //! What the core wants of a machine's power and boot device, and the client of each node's BMC.
 //!
-//! Called by the workshop. It must never switch a machine on before its boot device is set, nor hold two clients for one node: a
+//! Called by the operations. It must never switch a machine on before its boot device is set, nor hold two clients for one node: a
 //! client paces the calls to its BMC.
 
 use std::{

@@ -30,7 +30,7 @@ use super::bmc_names::BmcNames;
 
 /// Looks for files that are gone. They are taken for gone when two in a row lack the same ones, so more are only needed while files
 /// come and go: for about five seconds, in which a large directory is copied into place.
-const LOOKS_MAX: usize = 20;
+const READINGS_MAX: usize = 20;
 
 /// Starts reading; each reading's result goes to the driver. `nodes` are those it knows already. It ends when the watcher or the
 /// driver does.
@@ -89,7 +89,7 @@ where
     R: Future<Output = Result<Snapshot, ReadError>>,
 {
     let mut missed = BTreeSet::new();
-    for _ in 0..LOOKS_MAX {
+    for _ in 0..READINGS_MAX {
         let snapshot = read().await?;
         let missing: BTreeSet<OsString> = known.difference(&snapshot.files).cloned().collect();
         if missing.is_empty() || missing == missed {
@@ -161,7 +161,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn files_that_come_and_go_for_ever_hold_nobody_up() {
-        let readings: Vec<&str> = (0..=LOOKS_MAX).map(|n| ["a", "b"][n % 2]).collect();
-        check("a b", &readings, readings[LOOKS_MAX], "a b").await;
+        let readings: Vec<&str> = (0..=READINGS_MAX).map(|n| ["a", "b"][n % 2]).collect();
+        check("a b", &readings, readings[READINGS_MAX], "a b").await;
     }
 }

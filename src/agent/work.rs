@@ -22,7 +22,7 @@ use super::{bmc_names::BmcNames, boot_files::DeployFiles, faults, mark::Standing
 
 /// Everything operations need.
 #[derive(Debug)]
-pub(super) struct Workshop {
+pub(super) struct Operations {
     pub(super) library: Library,
     pub(super) deploy_files: DeployFiles,
     pub(super) bmcs: Bmcs,
@@ -32,7 +32,7 @@ pub(super) struct Workshop {
     pub(super) bmc_names: BmcNames,
 }
 
-impl Workshop {
+impl Operations {
     pub(super) fn new(config: &Config, standing: Standing) -> Self {
         Self {
             imaging_rate_min: config.limits.imaging_rate_min,

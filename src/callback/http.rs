@@ -150,7 +150,7 @@ pub(super) async fn hand_over(door: &Door, asked: Asked) -> Response {
         Some(Reply::State(state)) => json(StatusCode::OK, &state),
         Some(Reply::Accepted) => json(StatusCode::ACCEPTED, &serde_json::json!({})),
         Some(Reply::Refused) => refused(),
-        Some(Reply::LookAgain(reply)) => json(StatusCode::CONFLICT, &reply),
+        Some(Reply::LookupAgain(reply)) => json(StatusCode::CONFLICT, &reply),
         Some(Reply::Failed(why)) => failure(StatusCode::CONFLICT, &why),
         None => failure(StatusCode::SERVICE_UNAVAILABLE, "try again"),
     };

@@ -4,7 +4,7 @@
 //! over. It must never tell an unknown node from a wrong key or a wrong phase, and never log a body or a key.
 //!
 //! ```text
-//! POST /v1/nodes/{node}/vendor_passthru/lookup            200 LookupReply, 409 LookAgain
+//! POST /v1/nodes/{node}/vendor_passthru/lookup            200 LookupReply, 409 LookupAgain
 //! POST /v1/nodes/{node}/vendor_passthru/pass_deploy_info  202
 //! GET  /v1/nodes/{node}/vendor_passthru/deploy_state      200 DeployStateReply, held back while it is `imaging`
 //! POST /v1/nodes/{node}/vendor_passthru/completed         202

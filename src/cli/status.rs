@@ -35,7 +35,7 @@ Exit codes: 0 all is shown; 1 wrong usage, or a file cannot be read; 6 no agent 
 is as old as the last sign of it.";
 
 /// How often `watch` looks: as often as the agent writes progress.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Cells of the bar in the table.
 const BAR_CELLS: u64 = 10;
 
@@ -102,7 +102,7 @@ pub(super) fn watch(dir: &Path, out: &mut impl Write) -> Result<ExitCode, Failur
                 shown.insert(status.node, line);
             }
         }
-        thread::sleep(LOOK_INTERVAL);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

@@ -33,7 +33,7 @@ const FAILED: u8 = 3;
 const TIMED_OUT: u8 = 4;
 const OPERATOR_NEEDED: u8 = 5;
 /// Between two looks: one small file.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long bad news must stand before it is believed. The agent may just be reading the corrected file, or an operator's retry.
 const SETTLE_TIME: Duration = Duration::from_secs(3);
 
@@ -177,7 +177,7 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
             let caution = doubt.or(agent);
             return give_up(&why, &place.node, status.as_ref(), verdict, caution);
         }
-        thread::sleep(LOOK_INTERVAL);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

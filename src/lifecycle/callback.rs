@@ -9,8 +9,8 @@ use jiff::Timestamp;
 
 use crate::model::{
     callback::{
-        Call, Completed, DeployInfo, DeployState, DeployStateReply, LookAgain, Lookup, LookupReply,
-        Reply, Then,
+        Call, Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupAgain,
+        LookupReply, Reply, Then,
     },
     disk::{Disk, NoRootDevice},
     fault::{Fault, RetryAdvice, Step},
@@ -160,7 +160,7 @@ impl Node {
                 self.missing_disk = Some(MissingDisk { until, fault });
                 match self.missed_disk(now) {
                     Some(fault) => Ok(self.not_chosen(now, fault, actions)),
-                    None => Ok(Reply::LookAgain(LookAgain {
+                    None => Ok(Reply::LookupAgain(LookupAgain {
                         error,
                         look_again_after: LOOK_AGAIN_AFTER_S,
                     })),

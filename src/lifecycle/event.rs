@@ -69,7 +69,7 @@ pub enum Event {
     /// A kernel or ramdisk that the installed machine asked for could not be served: it is not in the cache, or has decayed there.
     NetbootLost,
     /// Somebody used the node's BMC: its machine may be on or off by now.
-    LookAgain,
+    PowerMayHaveChanged,
     /// An operator lets a held node go on.
     Approve,
     /// An operator wants a failed node tried again, a waiting one at once, or the power as the spec says.
@@ -93,7 +93,7 @@ impl Event {
             | Self::Tick
             | Self::Granted(_)
             | Self::NetbootLost
-            | Self::LookAgain
+            | Self::PowerMayHaveChanged
             | Self::Approve
             | Self::Retry => false,
         }

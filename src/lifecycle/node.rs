@@ -239,7 +239,7 @@ impl Node {
             Event::Tick => {}
             Event::Granted(permit) => self.take_permit(now, permit),
             Event::NetbootLost => self.note_netboot_lost(),
-            Event::LookAgain => self.polls.ask(now),
+            Event::PowerMayHaveChanged => self.polls.ask(now),
             Event::Approve => self.approve(now),
             Event::Retry => self.retry(now),
         }

@@ -177,7 +177,7 @@ impl Planner {
         let mut question = None;
         // A node that is new is polled when its time comes; here it comes at once.
         let is_new = self.fleet.node(name).is_none();
-        let then = if is_new { Event::LookAgain } else { Event::Tick };
+        let then = if is_new { Event::PowerMayHaveChanged } else { Event::Tick };
         for event in [event, then] {
             let mut actions = self.fleet.step(self.now, name, event).unwrap_or_default();
             if let Some((permit, _)) = self.fleet.node(name).and_then(Node::waits_to_poll) {

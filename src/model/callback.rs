@@ -66,7 +66,7 @@ pub enum Reply {
     /// 404, the same for an unknown node, a wrong key and a wrong phase.
     Refused,
     /// 409: the root device is not there yet.
-    LookAgain(LookAgain),
+    LookupAgain(LookupAgain),
     /// 409: the attempt cannot go on, and why.
     Failed(String),
 }
@@ -106,7 +106,7 @@ pub struct LookupReply {
 /// The answer to a lookup whose disks do not include the root device: one that starts up slowly may
 /// still appear. A ramdisk that does not know this answer takes it for a refusal, because of `error`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LookAgain {
+pub struct LookupAgain {
     /// Why no disk was chosen.
     pub error: String,
     /// Seconds until the ramdisk is to send its disks again; earlier if they have changed.

@@ -47,7 +47,7 @@ pub(super) enum AgentError {
     #[error("the agent refuses: {0}")]
     Refused(String),
     #[error("the agent waits for the root device: {0}")]
-    LookAgain(String, Duration),
+    LookupAgain(String, Duration),
     #[error("the agent knows no such attempt: it was ended or replaced")]
     AttemptOver,
     #[error("the agent has not answered for {} s", .0.as_secs())]
@@ -99,7 +99,7 @@ struct Refusal {
 impl From<Refusal> for AgentError {
     fn from(Refusal { error, look_again_after }: Refusal) -> Self {
         match look_again_after {
-            Some(seconds) => Self::LookAgain(error, Duration::from_secs(seconds.into())),
+            Some(seconds) => Self::LookupAgain(error, Duration::from_secs(seconds.into())),
             None => Self::Refused(error),
         }
     }

@@ -16,7 +16,7 @@ use crate::model::disk::Disk;
 const DRIVERS_WAIT: Duration = Duration::from_secs(120);
 /// The inventory is complete when nothing was added for so long: disks of one controller appear within it of each other.
 const SETTLED_AFTER: Duration = Duration::from_millis(1500);
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_EVERY: Duration = Duration::from_millis(100);
 /// Devices that are not a machine's own disk although they look like one: optical drives, floppies, network block devices.
 const NOT_A_DISK: [&str; 3] = ["sr", "fd", "nbd"];
 /// sysfs counts sectors of 512 bytes whatever the disk's block size.
@@ -41,7 +41,7 @@ pub(super) async fn changed(sys: &Path, known: &[Disk], limit: Duration) -> Vec<
         if Instant::now() >= deadline {
             return known.to_vec();
         }
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_EVERY).await;
     }
     settle(sys).await
 }
@@ -49,7 +49,7 @@ pub(super) async fn changed(sys: &Path, known: &[Disk], limit: Duration) -> Vec<
 async fn settle(sys: &Path) -> Vec<Disk> {
     let (mut last, mut changed) = (inventory(sys), Instant::now());
     while changed.elapsed() < SETTLED_AFTER {
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_EVERY).await;
         let now = inventory(sys);
         if now != last {
             (last, changed) = (now, Instant::now());

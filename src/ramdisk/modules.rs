@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::{module_list::ModuleList, sysfs};
 
 /// How often new devices are looked for, for as long as the ramdisk runs.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const POLL_EVERY: Duration = Duration::from_millis(200);
 
 /// The modules of the running kernel and which of them have been tried.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Modules {
             // Nobody listens when the story has ended already.
             ready.send(()).unwrap_or_default();
             loop {
-                thread::sleep(LOOK_EVERY);
+                thread::sleep(POLL_EVERY);
                 self.load_for_new_devices();
             }
         })?;

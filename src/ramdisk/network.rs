@@ -30,7 +30,7 @@ const NIC_WAIT: Duration = Duration::from_secs(90);
 /// How long the first lease may take, with all tries: a switch's spanning tree holds a port back for up to 50 s.
 const LEASE_WAIT: Duration = Duration::from_secs(600);
 /// How often sysfs is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_EVERY: Duration = Duration::from_millis(100);
 /// Pause before a renewal is tried again: RFC 2131 §4.4.5 asks for 60 s at least.
 const RENEW_RETRY: Duration = Duration::from_secs(60);
 /// Larger than any Ethernet frame without jumbo frames; a longer message is cut and then refused.
@@ -132,11 +132,11 @@ async fn first_lease(
                 }
             }
         }
-        match timeout(LOOK_EVERY, tries.join_next()).await {
+        match timeout(POLL_EVERY, tries.join_next()).await {
             Ok(Some(Ok(Ok(got)))) => return Ok(got),
             Ok(Some(Ok(Err(error)))) => warn!(%error, "DHCP"),
             Ok(Some(Err(error))) => warn!(%error, "DHCP"),
-            Ok(None) => sleep(LOOK_EVERY).await,
+            Ok(None) => sleep(POLL_EVERY).await,
             Err(_) => {}
         }
     }
@@ -179,7 +179,7 @@ async fn add_route(
 async fn borrow(nic: Nic) -> io::Result<(Nic, UdpSocket, Lease)> {
     let carrier = Path::new("/sys/class/net").join(&nic.name).join("carrier");
     while sysfs::number(&carrier) != Some(1) {
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_EVERY).await;
     }
     let socket = open(&nic)?;
     let started = Instant::now();

@@ -103,7 +103,7 @@ async fn look_up(
     let mut said = None;
     loop {
         let answer = agent.lookup(&machine::describe(disks.clone())).await;
-        let Err(AgentError::LookAgain(reason, pause)) = answer else { return answer };
+        let Err(AgentError::LookupAgain(reason, pause)) = answer else { return answer };
         if said.as_ref() != Some(&reason) {
             info!(reason, "waiting for the root device");
             said = Some(reason);

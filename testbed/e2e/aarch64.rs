@@ -17,7 +17,7 @@ use crate::{
 
 /// Instructions of other processors are slower to imitate, and GRUB fetches a kernel in small pieces.
 const ARM_LIMIT: Duration = BOOT_LIMIT.saturating_mul(2);
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 #[test]
 fn an_aarch64_machine_netboots_grub_kernel_and_ramdisk_of_its_own_kind() {
@@ -84,6 +84,6 @@ fn wait_for_line(machine: &Machine, wanted: &str) -> String {
             return line.to_owned();
         }
         assert!(Instant::now() < deadline, "{} does not say {wanted}", machine.name);
-        thread::sleep(LOOK_INTERVAL);
+        thread::sleep(POLL_INTERVAL);
     }
 }

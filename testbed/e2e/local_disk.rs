@@ -17,7 +17,7 @@ use crate::{
 };
 
 const DISK_BYTES: u64 = 128 << 20;
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 #[test]
 fn a_machine_that_always_netboots_comes_to_its_own_disk_and_is_installed_once() {
@@ -90,7 +90,7 @@ fn wait_for_its_own_system(machine: &Machine) {
     let deadline = Instant::now() + BOOT_LIMIT;
     while !machine.console().contains(&booted_line()) {
         assert!(Instant::now() < deadline, "{} does not come to its disk", machine.name);
-        thread::sleep(LOOK_INTERVAL);
+        thread::sleep(POLL_INTERVAL);
     }
     assert_eq!(machine.console().matches(&booted_line()).count(), 1, "{}", machine.name);
 }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Short enough to come between a record and what it announces.
-pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// What "at once" means for the moments right after a place was reached.
 const AT_ONCE_MS: u64 = 300;
 const SECTOR_BYTES: usize = 512;
@@ -176,7 +176,7 @@ impl Moment {
         while Place::of(site, machine, image) < self.place {
             site.assert_agent_runs();
             assert!(Instant::now() < deadline, "{self}: not reached within {limit:?}");
-            thread::sleep(LOOK_INTERVAL);
+            thread::sleep(POLL_INTERVAL);
         }
         thread::sleep(self.delay);
     }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 const WHAT_TO_DO: &str = "switch the machine on, or restart it, so that it boots from the network: hostler will WIPE and install it";
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Busy phases of such an attempt: nothing restarts the machine but itself.
 const PHASES: [Phase; 7] = [
     Phase::Preparing,
@@ -77,7 +77,7 @@ fn machines_without_a_bmc_are_installed_when_somebody_switches_them_on_and_leave
     let soon = Instant::now() + SOON;
     while site.rack.machine(&goes_off.name).is_on {
         assert!(Instant::now() < soon, "it does not switch itself off");
-        thread::sleep(LOOK_INTERVAL);
+        thread::sleep(POLL_INTERVAL);
     }
     for machine in [&stays_on, &goes_off] {
         disks::assert_holds(machine, &image);

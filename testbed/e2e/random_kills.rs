@@ -16,7 +16,7 @@ use hostler::model::status::{Phase, Status};
 
 use crate::{
     disks::{self, Before},
-    moments::{LOOK_INTERVAL, Moment, Place},
+    moments::{Moment, POLL_INTERVAL, Place},
     rack::Machine,
     site::{BOOT_LIMIT, Site},
 };
@@ -124,7 +124,7 @@ fn wait_for_modules(site: &Site, machines: &[Machine]) {
         last("pxelinux.0") > last("pxelinux.cfg/01-")
     };
     while machines.iter().any(fetches) && Instant::now() < deadline {
-        thread::sleep(LOOK_INTERVAL);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

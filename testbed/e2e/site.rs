@@ -29,7 +29,7 @@ pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(400);
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 /// What the agent may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const AGENT_LOG: &str = "agent.log";
 const MIB: usize = 1024 * 1024;
 
@@ -120,7 +120,7 @@ impl Site {
                 agent.kill().unwrap();
                 panic!("the agent did not stop within {STOP_LIMIT:?} of SIGTERM");
             }
-            thread::sleep(LOOK_INTERVAL);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -229,7 +229,7 @@ impl Site {
             let given_up = status.as_ref().is_some_and(|status| status.phase == Phase::Failed);
             let late = Instant::now() > deadline;
             assert!(!given_up && !late, "{node} waited for {what}, but: {status:#?}");
-            thread::sleep(LOOK_INTERVAL);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -241,7 +241,7 @@ impl Site {
             self.assert_agent_runs();
             let late = Instant::now() > deadline;
             assert!(!late, "{node} never fetched its {stage:?}: {:#?}", self.status(node));
-            thread::sleep(LOOK_INTERVAL);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -264,7 +264,7 @@ impl Site {
                 return which;
             }
             assert!(Instant::now() < deadline, "none of {nodes:?} is being written");
-            thread::sleep(LOOK_INTERVAL);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -303,7 +303,7 @@ impl Site {
                 break;
             }
             assert!(Instant::now() < deadline, "{} does not answer: {page:?}", machine.name);
-            thread::sleep(LOOK_INTERVAL);
+            thread::sleep(POLL_INTERVAL);
         }
         assert!(machine.console().contains(&line));
     }
@@ -321,7 +321,7 @@ pub(crate) fn assert_boots_once_more(machine: &Machine) {
     let deadline = Instant::now() + BOOT_LIMIT;
     while machine.console().matches(&booted_line()).count() < 2 {
         assert!(Instant::now() < deadline, "{} does not boot again", machine.name);
-        thread::sleep(LOOK_INTERVAL);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

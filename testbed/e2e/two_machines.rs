@@ -20,7 +20,7 @@ use crate::{
     site::{BOOT_LIMIT, Site},
 };
 
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What a deploy goes through, each of it once.
 const PHASES: [Phase; 9] = [
@@ -93,7 +93,7 @@ fn follow_to_the_end(site: &mut Site, machines: &[Machine]) -> BTreeSet<String> 
             let text = read(Path::new(&format!("/proc/{}/{public}", site.agent_pid())));
             assert!(!secrets.iter().any(|secret| text.contains(secret)), "{public}: {text:?}");
         }
-        thread::sleep(LOOK_INTERVAL);
+        thread::sleep(POLL_INTERVAL);
     }
     // Of each machine: its BMC's password, its attempt's key, its target's secret.
     assert_eq!(secrets.len(), 3 * machines.len(), "not every secret was seen");

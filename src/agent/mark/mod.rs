@@ -44,7 +44,7 @@ use super::{StartError, prepare_status_dir, status_dir};
 /// From one heartbeat to the next, in seconds.
 const INTERVAL_S: u32 = 10;
 /// How often every agent looks at the mark, so that one that is missing is soon there again.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an agent that begins waits for a mark where status files tell that an agent was here
 /// before.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -152,7 +152,7 @@ struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         let beat = Duration::from_secs(u64::from(INTERVAL_S));
-        Self { beat, look: LOOK_INTERVAL, patience: PATIENCE }
+        Self { beat, look: POLL_INTERVAL, patience: PATIENCE }
     }
 }
 

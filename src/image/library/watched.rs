@@ -21,7 +21,7 @@ use tokio::{
 use crate::progress::{Interrupted, Watch, stopped};
 
 /// How often a thread is looked at: often enough that a stop takes no time an operator would notice.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Told how many bytes are behind, answers whether to go on.
 pub(super) type Beat<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
@@ -66,7 +66,7 @@ pub(super) async fn watched<T: Send + 'static>(
             biased;
             () = stopped(&mut cancel) => return Err(Interrupted::Cancelled),
             done = &mut thread => return done.map_err(never_began),
-            () = sleep(LOOK_INTERVAL) => {}
+            () = sleep(POLL_INTERVAL) => {}
         }
         let done_bytes = watcher.0.done_bytes.load(Relaxed);
         if done_bytes != seen_bytes {

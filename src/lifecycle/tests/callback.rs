@@ -292,7 +292,7 @@ fn lookup_with(disks: Vec<Disk>) -> Call {
 fn a_root_device_that_appears_late_is_waited_for_and_then_installed() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::WaitingRamdisk);
-    let Reply::LookAgain(again) = bench.call(&key(1), lookup_with(Vec::new())) else { panic!() };
+    let Reply::LookupAgain(again) = bench.call(&key(1), lookup_with(Vec::new())) else { panic!() };
     assert!(again.look_again_after > 0 && again.error.ends_with("the machine has no disk"));
     assert_eq!(bench.phase(), Phase::WaitingRamdisk);
     let message = bench.message();
@@ -301,7 +301,7 @@ fn a_root_device_that_appears_late_is_waited_for_and_then_installed() {
     let left_s = |bench: &Bench| deadline(bench).0.duration_since(bench.now).as_secs();
     assert_eq!((left_s(&bench), deadline(&bench).1), (60, "its root device to appear"));
     bench.pass(59);
-    assert!(matches!(bench.call(&key(1), lookup_with(Vec::new())), Reply::LookAgain(_)));
+    assert!(matches!(bench.call(&key(1), lookup_with(Vec::new())), Reply::LookupAgain(_)));
     assert_eq!(left_s(&bench), 1, "asking again does not prolong the wait");
     assert!(matches!(bench.call(&key(1), lookup()), Reply::Lookup(_)));
     assert!(left_s(&bench) > 600, "the whole wait for the target");
@@ -316,7 +316,7 @@ fn a_root_device_that_does_not_appear_ends_the_attempt_and_in_the_next_one_all_o
         for advice in [RetryAdvice::Backoff, RetryAdvice::Never] {
             bench.go_to(Phase::WaitingRamdisk);
             let none = lookup_with(Vec::new());
-            assert!(matches!(bench.call(&key(1), none.clone()), Reply::LookAgain(_)));
+            assert!(matches!(bench.call(&key(1), none.clone()), Reply::LookupAgain(_)));
             if asks_again {
                 bench.now += jiff::SignedDuration::from_secs(60);
                 assert!(matches!(bench.call(&key(1), none), Reply::Failed(_)));

@@ -102,7 +102,7 @@ fn every_fault_the_core_makes_says_what_where_and_what_to_do() {
         }
         let mut bench = Bench::with_spec();
         bench.go_to(Phase::WaitingRamdisk);
-        if matches!(bench.call(&key(1), Call::Lookup(body)), Reply::LookAgain(_)) {
+        if matches!(bench.call(&key(1), Call::Lookup(body)), Reply::LookupAgain(_)) {
             bench.pass(60);
         }
         faults.push(bench.node.record().last_error.clone().unwrap().fault);

@@ -95,7 +95,7 @@ fn a_silent_bmc_is_asked_ever_more_seldom_but_within_a_minute_and_a_half() {
 
 #[test]
 fn an_operator_who_used_or_wants_a_silent_bmc_has_it_polled_at_once() {
-    for event in [Event::LookAgain, Event::Retry] {
+    for event in [Event::PowerMayHaveChanged, Event::Retry] {
         let mut bench = Bench::with_spec();
         bench.go_to(Phase::Deployed);
         for _ in 0..6 {

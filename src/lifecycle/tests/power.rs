@@ -77,7 +77,7 @@ fn a_machine_whose_bmc_somebody_used_is_looked_at_at_once() {
     operator_switches(&mut rack, PowerState::Off);
     rack.settle();
     assert_eq!(rack.condition(0, "PowerAsWanted"), Some(("True".into(), "On".into())));
-    rack.send(0, Event::LookAgain);
+    rack.send(0, Event::PowerMayHaveChanged);
     rack.settle();
     assert_eq!(rack.condition(0, "PowerAsWanted"), Some(("False".into(), "Off".into())));
     assert_eq!(done(&rack), []);

@@ -373,7 +373,7 @@ fn no_disk_two_disks_and_a_small_disk_each_end_the_attempt_with_a_reason() {
         let Call::Lookup(mut body) = lookup() else { unreachable!() };
         change(&mut body);
         let reply = bench.call(&key(1), Call::Lookup(body.clone()));
-        if matches!(reply, Reply::LookAgain(_)) {
+        if matches!(reply, Reply::LookupAgain(_)) {
             bench.pass(60);
             assert!(matches!(bench.call(&key(1), Call::Lookup(body)), Reply::Failed(_)));
         } else {

@@ -311,7 +311,7 @@ mod tests {
         }
         let built = build(&options).unwrap();
         let has = |built: &Built, name: &str| built.modules.iter().any(|module| module == name);
-        assert!(has(&built, "bnx2x") && !has(&built, "old_nic") && !has(&built, "usb_storage"));
+        assert!(has(&built, "bnx2x") && !has(&built, "old_card") && !has(&built, "usb_storage"));
         assert_eq!(built.firmware, ["mlx4.bin"]);
         let lacks = |name: &str| built.drivers_missing.iter().any(|missing| missing == name);
         assert!(lacks("mpi3mr") && !lacks("bnx2x"));
@@ -322,7 +322,7 @@ mod tests {
 
         options.all_drivers = true;
         let all = build(&options).unwrap();
-        assert!(has(&all, "old_nic"));
+        assert!(has(&all, "old_card"));
         for not in ["no_hardware", "st", "usb_storage"] {
             assert!(!has(&all, not), "{not}");
         }

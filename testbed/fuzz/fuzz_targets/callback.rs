@@ -35,7 +35,9 @@ fuzz_target!(|bytes: &[u8]| {
         for action in actions {
             match action {
                 Action::Reply { reply: Reply::Failed(why), .. } => check_shown(&why),
-                Action::Reply { reply: Reply::LookAgain(answer), .. } => check_shown(&answer.error),
+                Action::Reply { reply: Reply::LookupAgain(answer), .. } => {
+                    check_shown(&answer.error)
+                }
                 Action::Reply { reply: Reply::Lookup(_), .. } => {
                     assert!(matches!(call, Call::Lookup(_)));
                 }

@@ -1,7 +1,7 @@
 //! The agent's configuration, and its `[defaults]` under a spec.
 #![no_main]
 
-use hostler::{config, spec::Defaults};
+use hostler::{config, spec_dir::Defaults};
 use hostler_fuzz::check_problems;
 use libfuzzer_sys::fuzz_target;
 

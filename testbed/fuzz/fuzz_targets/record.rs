@@ -115,7 +115,7 @@ fn event(node: &Node, running: &mut Option<(OpId, Operation)>, byte: u8) -> Opti
         13 => call(Call::Completed(Completed { verified: true, ..Completed::default() }))?,
         14 if byte & 0x10 == 0 => Event::Approve,
         14 => Event::Retry,
-        15 if byte & 0x10 == 0 => Event::LookAgain,
+        15 if byte & 0x10 == 0 => Event::PowerMayHaveChanged,
         _ => Event::Fetched(Fetch {
             refused_times: 0,
             node: SPEC.name.clone(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use hostler::{
-    lifecycle::{Action, Event, Node, Outcome, Policy, PreparedImage, Record, Turn},
+    lifecycle::{Action, Event, Node, Outcome, Policy, Permit, PreparedImage, Record},
     model::{problem::Problem, secret::AttemptKey, spec::NodeSpec, status::Status},
     spec_dir::{Defaults, parse},
 };
@@ -70,7 +70,7 @@ pub const POLICY: Policy =
 /// One event; if the node waits for its turn, that comes at once.
 pub fn step(node: &mut Node, now: Timestamp, event: Event) -> Vec<Action> {
     let mut actions = node.step(now, event);
-    for turn in [Turn::Poll, Turn::Attempt, Turn::Imaging] {
+    for turn in [Permit::Poll, Permit::Attempt, Permit::Imaging] {
         actions.append(&mut node.step(now, Event::Granted(turn)));
     }
     actions

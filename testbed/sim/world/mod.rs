@@ -366,7 +366,7 @@ fn event_number(event: &Event) -> u64 {
         Event::Approve => 14,
         Event::Retry => 15,
         Event::NetbootLost => 17,
-        Event::LookAgain => 16,
+        Event::PowerMayHaveChanged => 16,
     }
 }
 

@@ -235,7 +235,7 @@ impl Site {
                 self.ramdisks[id].iqn.clone_from(&answer.iqn);
                 self.enter(id, Stage::Export, 3);
             }
-            (Stage::Lookup, Reply::LookAgain(_)) => self.enter(id, Stage::Lookup, 3),
+            (Stage::Lookup, Reply::LookupAgain(_)) => self.enter(id, Stage::Lookup, 3),
             (Stage::Pass, Reply::Accepted) => self.enter(id, Stage::Poll, 4),
             (Stage::Poll, Reply::State(DeployStateReply { state: DeployState::Imaging, .. })) => {
                 self.enter(id, Stage::Poll, 10);
