@@ -341,7 +341,7 @@ mod tests {
         assert!(has(&more, "usb_storage") && has(&more, "no_hardware"), "ptp is built in");
         options.modules = vec!["old-cord".into()];
         let error = build(&options).unwrap_err().to_string();
-        assert_eq!(error, "the package has no module old_cord; did you mean old_nic?");
+        assert_eq!(error, "the package has no module old_cord; did you mean old_card?");
     }
 
     #[test]
