@@ -198,7 +198,7 @@ impl Agent {
         let (changed, news) = watch::channel(0);
         let (closing, closed) = watch::channel(false);
 
-        // A listener may be bound to every address there is; a machine needs the one it can reach.
+        // A listener may have every address; a machine needs the one it can reach.
         let reachable = |port| SocketAddr::new(config.network.advertise, port);
         let reached = |what: &str, bound: io::Result<SocketAddr>| {
             bound
