@@ -47,6 +47,7 @@ fn fetched(stage: BootStage) -> Event {
     let (node, path) = (spec().name, "x".to_owned());
     Event::Fetched(Fetch {
         refused_times: 0,
+        unknown_mac: None,
         node,
         stage,
         path,
