@@ -35,14 +35,14 @@ pub struct NodeSpec {
     pub boot: Boot,
     /// How its power is controlled; `None`: an operator does it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bmc: Option<Bmc>,
+    pub bmc: Option<Box<Bmc>>,
     /// Which of its disks is written.
     pub root_device: RootDeviceHints,
     /// What is written there.
     pub image: Image,
     /// What the installed system is told at its first boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub config_drive: Option<ConfigDrive>,
+    pub config_drive: Option<Box<ConfigDrive>>,
     /// How long each step may take.
     pub timeouts: Timeouts,
     /// How often a failed attempt is repeated.
@@ -261,7 +261,7 @@ pub struct Image {
     pub verify: Verify,
     /// What the installed machine boots over the network; `None`: it boots from its disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub netboot: Option<Netboot>,
+    pub netboot: Option<Box<Netboot>>,
 }
 
 /// `image.checksum`

@@ -109,6 +109,11 @@ pub fn read_dir(
 pub struct Reader(KnownSpecs);
 
 impl Reader {
+    /// Has these specs in memory: one that is read and the same is the one that is there.
+    pub fn with_specs(specs: impl IntoIterator<Item = Arc<NodeSpec>>) -> Self {
+        Self(KnownSpecs::in_memory(specs))
+    }
+
     /// What [`read_dir`] reads.
     pub fn read(
         &mut self,
@@ -168,9 +173,8 @@ fn read_known(
                 if let Some(spec) = reading.known_by_content(file, read, &attachments) {
                     return Ok(spec);
                 }
-                let spec = Arc::new(parse(&shown, &bytes, &defaults, &attach)?);
-                reading.note(file, read, &spec, attached.take());
-                Ok(spec)
+                let spec = parse(&shown, &bytes, &defaults, &attach)?;
+                Ok(reading.note(file, read, spec, attached.take()))
             });
         match node_name(&shown) {
             Ok(name) => drop(snapshot.nodes.insert(name, spec)),
