@@ -259,7 +259,7 @@ impl Agent {
                 |source| StartError::Listen { what: "directory watcher".into(), source },
             )?;
         let sources = Sources {
-            scans: scan::start(&config, &executor.fleet().names(), bmc_names, wakes),
+            scans: scan::start(&config, executor.fleet(), bmc_names, wakes),
             calls,
             orders,
             fetches,
