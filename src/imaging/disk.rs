@@ -47,6 +47,11 @@ impl<V: Volume> Disk<V> {
         self.geometry
     }
 
+    /// The transfer length the disk works best with, in bytes; 0 where it states none.
+    pub(super) fn optimal_bytes(&self) -> u32 {
+        self.volume.optimal_bytes()
+    }
+
     /// Bytes of the commands carried out on this connection.
     pub(super) fn moved_bytes(&self) -> u64 {
         self.volume.moved_bytes()

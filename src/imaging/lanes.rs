@@ -63,20 +63,22 @@ pub(super) enum News<V> {
 }
 
 impl<'a, C: Connector> Lanes<'a, C> {
-    /// Connects; an error if that leads to another disk than before.
-    pub(super) async fn open(
-        connector: &'a C,
-        had: Option<Geometry>,
-    ) -> Result<Self, ImagingError> {
-        let first = connect(connector, had).await?;
-        Ok(Self {
+    /// One connection that is open already.
+    pub(super) fn new(connector: &'a C, first: Disk<C::Volume>) -> Self {
+        Self {
             connector,
             first,
             more: Vec::new(),
             opening: None,
             retiring: None,
             closed_moved_bytes: 0,
-        })
+        }
+    }
+
+    /// Connects again; an error if that leads to another disk than before.
+    pub(super) async fn open(connector: &'a C, had: Geometry) -> Result<Self, ImagingError> {
+        let first = connect_again(connector, had).await?;
+        Ok(Self::new(connector, first))
     }
 
     /// Bytes that were moved on all of these connections, the closed ones included.
@@ -102,7 +104,7 @@ impl<'a, C: Connector> Lanes<'a, C> {
         let now = tokio::time::Instant::now();
         match climb.look(now, flight.landed_bytes(), is_full(flight)) {
             Advice::OpenOne => {
-                self.opening = Some(Box::pin(connect(self.connector, Some(self.first.geometry()))));
+                self.opening = Some(Box::pin(connect_again(self.connector, self.first.geometry())));
             }
             Advice::CloseOne => {
                 self.retiring = self.more.pop();
@@ -191,22 +193,30 @@ fn moved_bytes<V: Volume>(first: &Disk<V>, more: &[Disk<V>], retiring: Option<&D
     [first].into_iter().chain(more).chain(retiring).map(Disk::moved_bytes).sum()
 }
 
-async fn connect<C: Connector>(
+/// Connects to the disk that had this geometry, and refuses any other.
+async fn connect_again<C: Connector>(
     connector: &C,
-    had: Option<Geometry>,
+    had: Geometry,
 ) -> Result<Disk<C::Volume>, ImagingError> {
+    let disk = connect(connector).await?;
+    let has = disk.geometry();
+    if had == has {
+        return Ok(disk);
+    }
+    connector.close(disk.into_volume()).await;
+    Err(ImagingError::OtherDisk { had, has })
+}
+
+/// Connects once, and refuses a disk with blocks that nobody can work with.
+pub(super) async fn connect<C: Connector>(connector: &C) -> Result<Disk<C::Volume>, ImagingError> {
     // On the heap: a login with all its buffers is in every future that may connect.
     let connected = Box::pin(connector.connect()).await;
     let volume = connected.map_err(ImagingError::Connection)?;
-    let error = match Disk::of(volume.clone()) {
-        Ok(disk) => match had {
-            Some(had) if had != disk.geometry() => {
-                ImagingError::OtherDisk { had, has: disk.geometry() }
-            }
-            _ => return Ok(disk),
-        },
-        Err(error) => error,
-    };
-    connector.close(volume).await;
-    Err(error)
+    match Disk::of(volume.clone()) {
+        Ok(disk) => Ok(disk),
+        Err(error) => {
+            connector.close(volume).await;
+            Err(error)
+        }
+    }
 }

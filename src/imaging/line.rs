@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::{
     Connector, Geometry, ImagingError, VolumeError,
+    disk::Disk,
     flight::{Flight, watched},
     lanes::{CLOSE_MAX, Lanes},
     write::Step,
@@ -36,7 +37,7 @@ pub(super) struct Line<'a, C: Connector> {
     connector: &'a C,
     watch: &'a Watch<'a>,
     lanes: Option<Lanes<'a, C>>,
-    geometry: Option<Geometry>,
+    geometry: Geometry,
     reconnects: u32,
     /// The furthest step that was begun, and what has broken the line since.
     reached: Option<Step>,
@@ -52,12 +53,13 @@ struct Broken {
 }
 
 impl<'a, C: Connector> Line<'a, C> {
-    pub(super) fn new(connector: &'a C, watch: &'a Watch<'a>) -> Self {
+    /// The line begins with the connection that the disk was opened with.
+    pub(super) fn new(connector: &'a C, disk: Disk<C::Volume>, watch: &'a Watch<'a>) -> Self {
         Self {
             connector,
             watch,
-            lanes: None,
-            geometry: None,
+            geometry: disk.geometry(),
+            lanes: Some(Lanes::new(connector, disk)),
             reconnects: 0,
             reached: None,
             broken: None,
@@ -82,10 +84,7 @@ impl<'a, C: Connector> Line<'a, C> {
             })
             .await?;
             match watched(self.watch, Lanes::open(self.connector, self.geometry)).await {
-                Ok(lanes) => {
-                    self.geometry = Some(lanes.first().geometry());
-                    return Ok(lanes);
-                }
+                Ok(lanes) => return Ok(lanes),
                 Err(error) => self.broken(error)?,
             }
         }

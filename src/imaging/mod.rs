@@ -22,6 +22,7 @@ mod lanes;
 mod layout;
 mod least_rate;
 mod line;
+mod open;
 mod plan;
 mod pool;
 mod reader;
@@ -42,7 +43,8 @@ pub use self::{
         partitioned, whole_disk, whole_disk_needs,
     },
     least_rate::{LeastRate, MeasuredRate},
-    write::{Order, Written, write_disk},
+    open::{OpenedDisk, open},
+    write::{ImagingOrder, Written},
 };
 use crate::model::{size::show_bytes, status::ImagingStage};
 
@@ -53,6 +55,9 @@ pub trait Volume: Send + Sync + 'static {
 
     /// Bytes in all.
     fn capacity_bytes(&self) -> u64;
+
+    /// The transfer length it works best with, in bytes (SBC-3 §6.5.3); 0 where it states none. Any number.
+    fn optimal_bytes(&self) -> u32;
 
     /// Bytes of all commands that it has carried out since it was connected. A call may be many
     /// commands: those that have ended count while the call is still under way.
@@ -99,6 +104,8 @@ pub trait Connector: Sync {
 pub struct VolumeError {
     /// A short stable name in CamelCase for programs.
     pub code: &'static str,
+    /// An act that may help an administrator whose disk cannot be opened.
+    pub hint: &'static str,
     /// What happened.
     pub message: String,
     /// Whether a new connection may help.

@@ -38,7 +38,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(10);
 
 /// What is to be written, and how patiently.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct ImagingOrder {
     /// What the disk is to hold.
     pub layout: Layout,
     /// How it is made sure that the disk holds it.
@@ -62,39 +62,21 @@ pub struct Written {
     pub ranges: Vec<DiskRange>,
 }
 
-/// Connects, writes the layout, each segment padded with zeros to a whole block, flushes, and reads it back or says what must be there.
-///
-/// Nothing is touched when the layout does not fit. A connection that breaks is made anew, until there was no progress for the stall limit.
-/// After any failure or cancellation both ends of the disk are zeroed, if need be on a new connection; [`ImagingError::NotWiped`] says
-/// that this did not work. When this returns, no connection is left. Cancel by `cancel`, then it returns within about a second: dropping
-/// the future stops the writing, but nobody wipes.
-///
-/// A body that takes a while is spread over several connections, if it then lands quicker.
-pub async fn write_disk<C: Connector>(
+/// Writes a layout to an opened disk, as [`super::OpenedDisk::write`] describes.
+pub(super) async fn write<C: Connector>(
     connector: &C,
-    order: &Order,
-    meter: &Meter,
-    cancel: Cancel,
-) -> Result<Written, ImagingError> {
-    write_at(Pace::default(), connector, order, meter, cancel).await
-}
-
-/// The same, opening further connections at a pace.
-pub(super) async fn write_at<C: Connector>(
+    disk: Disk<C::Volume>,
     pace: Pace,
-    connector: &C,
-    order: &Order,
+    order: &ImagingOrder,
     meter: &Meter,
     cancel: Cancel,
 ) -> Result<Written, ImagingError> {
     let watch = Watch { cancel, stall: order.stall, meter };
-    let mut line = Line::new(connector, &watch);
+    let plan = Plan::new(&order.layout, disk.geometry());
+    let mut line = Line::new(connector, disk, &watch);
     let mut flight = Flight::default();
-    let plan = match line.lanes().await {
-        Ok(lanes) => Plan::new(&order.layout, lanes.first().geometry()),
-        Err(error) => Err(error),
-    };
-    let plan = match plan {
+    let is_wanted = watched(&watch, async { Ok(()) }).await;
+    let plan = match is_wanted.and(plan) {
         Ok(plan) => plan,
         Err(error) => return Err(line.give_up(error, flight, false).await),
     };
@@ -150,7 +132,7 @@ struct Writing<'a> {
 }
 
 impl<'a> Writing<'a> {
-    fn new(plan: Plan, order: &Order, watch: &'a Watch<'a>, pace: Pace) -> Self {
+    fn new(plan: Plan, order: &ImagingOrder, watch: &'a Watch<'a>, pace: Pace) -> Self {
         let verify = order.verify;
         let digests = if verify == Verify::Node { Digests::start(&plan) } else { None };
         // A layout in too many parts to be described to the node is read back.

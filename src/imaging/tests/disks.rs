@@ -19,6 +19,9 @@ use crate::imaging::{Connector, Volume, VolumeError};
 /// What a disk holds before: a block of it left over is seen at once.
 pub(super) const OLD: u8 = 0xAA;
 
+/// The transfer length it states to work best with.
+pub(super) const OPTIMAL_BYTES: u32 = 3 << 20;
+
 #[derive(Debug, PartialEq)]
 pub(super) enum Quirk {
     None,
@@ -479,6 +482,10 @@ impl Volume for Connection {
         self.bytes
     }
 
+    fn optimal_bytes(&self) -> u32 {
+        OPTIMAL_BYTES
+    }
+
     fn moved_bytes(&self) -> u64 {
         self.moved_bytes.load(Ordering::SeqCst)
     }
@@ -512,5 +519,5 @@ impl Drop for UnderWay<'_> {
 }
 
 fn error(message: &str, reconnect: bool) -> VolumeError {
-    VolumeError { code: "Test", message: message.to_owned(), reconnect }
+    VolumeError { code: "Test", hint: "", message: message.to_owned(), reconnect }
 }

@@ -1,7 +1,7 @@
 //! Paths that give one connection only a part of themselves.
 
 use super::{disks::Further, *};
-use crate::imaging::{climb::Pace, write::write_at};
+use crate::imaging::climb::Pace;
 
 const IMAGE_BYTES: u64 = 24 * MIB;
 const DISK_BYTES: u64 = 28 * MIB;
@@ -23,7 +23,8 @@ fn narrow(bytes: u64, further: Further) -> Arc<FileDisk> {
 }
 
 async fn begin(bench: &Bench, disk: &FileDisk) -> Result<Written, ImagingError> {
-    write_at(SOON, disk, &bench.order, &bench.meter, bench.cancel.subscribe()).await
+    let opened = open(disk, bench.cancel.subscribe()).await?;
+    opened.write_at(SOON, &bench.order, &bench.meter, bench.cancel.subscribe()).await
 }
 
 /// Writes the image and compares all of the disk with what must be there.

@@ -4,6 +4,7 @@ mod disks;
 mod lanes;
 mod layouts;
 mod lines;
+mod opening;
 
 use std::{fs, ops::Range, sync::Arc, time::Duration};
 
@@ -25,7 +26,7 @@ const STALL: Duration = Duration::from_secs(120);
 /// An image in a directory of its own, and a way to cancel.
 struct Bench {
     dir: TempDir,
-    order: Order,
+    order: ImagingOrder,
     bytes: Vec<u8>,
     meter: Meter,
     cancel: watch::Sender<bool>,
@@ -42,7 +43,7 @@ impl Bench {
         fs::write(dir.path().join("image"), &bytes).unwrap();
         let path = dir.path().join("image");
         let image = ImageFile::new(Arc::new(fs::File::open(&path).unwrap()), &path).unwrap();
-        let order = Order {
+        let order = ImagingOrder {
             layout: Layout::of_file(image),
             verify: Verify::Full,
             stall: STALL,
@@ -59,7 +60,8 @@ impl Bench {
     }
 
     async fn begin(&self, disk: &FileDisk) -> Result<Written, ImagingError> {
-        write_disk(disk, &self.order, &self.meter, self.cancel.subscribe()).await
+        let cancel = self.cancel.subscribe();
+        open(disk, cancel.clone()).await?.write(&self.order, &self.meter, cancel).await
     }
 }
 
@@ -131,7 +133,7 @@ fn a_block_that_has_decayed_stops_the_write_and_leaves_a_wiped_disk() {
         let mut bench = Bench::new(6 * MIB);
         let disk = FileDisk::new(8 * MIB, 512, Quirk::None);
         let image = decayed(&bench, block);
-        bench.order = Order {
+        bench.order = ImagingOrder {
             layout: Layout::of_file(image),
             verify,
             stall: STALL,
@@ -247,7 +249,11 @@ async fn cancelled_at_any_moment_it_stops_at_once_and_nothing_boots() {
 #[tokio::test]
 async fn cancelled_before_it_began_it_touches_nothing() {
     let (bench, disk) = (Bench::new(MIB), FileDisk::new(16 * MIB, 512, Quirk::None));
+    let opened = open(&*disk, bench.cancel.subscribe()).await.unwrap();
     bench.cancel.send_replace(true);
+    let written = opened.write(&bench.order, &bench.meter, bench.cancel.subscribe()).await;
+    assert!(matches!(written, Err(ImagingError::Cancelled)), "{written:?}");
+    assert_eq!(disk.open(), 0);
     let error = bench.write(&disk).await.unwrap_err();
     assert!(matches!(error, ImagingError::Cancelled), "{error}");
     assert_eq!(disk.did(), []);
@@ -258,8 +264,12 @@ async fn that_nobody_wants_the_result_any_more_cancels_too() {
     let (mut bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::None));
     let cancel = bench.cancel.subscribe();
     bench.cancel = watch::channel(false).0;
-    let error = write_disk(&*disk, &bench.order, &bench.meter, cancel).await.unwrap_err();
+    let error = open(&*disk, cancel.clone()).await.unwrap_err();
     assert!(matches!(error, ImagingError::Cancelled), "{error}");
+    let opened = open(&*disk, bench.cancel.subscribe()).await.unwrap();
+    let error = opened.write(&bench.order, &bench.meter, cancel).await.unwrap_err();
+    assert!(matches!(error, ImagingError::Cancelled), "{error}");
+    assert_eq!(disk.did(), []);
 }
 
 #[tokio::test]
