@@ -5,7 +5,7 @@ use std::{io, time::Duration};
 use crate::{
     drive::DriveError,
     image::{DecodeError, FetchError, ImageError},
-    imaging::{ImagingError, LayoutError},
+    imaging::{DISK_HINT, ImagingError, LayoutError},
     ipmi::{self, IpmiError, IpmiErrorKind},
     iscsi::ErrorKind,
     model::{
@@ -382,12 +382,9 @@ pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
         }
         ImagingError::Volume { source, .. }
         | ImagingError::Connection(source)
-        | ImagingError::Lost { last: source, .. } => Fault::passing(
-            step,
-            source.code,
-            message,
-            "look at the machine, its disk and the network to it",
-        ),
+        | ImagingError::Lost { last: source, .. } => {
+            Fault::passing(step, source.code, message, DISK_HINT)
+        }
         ImagingError::Stalled { .. } => Fault::passing(
             step,
             "ImagingStalled",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{
-    Geometry, ImagingError, Volume, VolumeError,
+    DISK_HINT, Geometry, ImagingError, Volume, VolumeError,
     plan::EDGE_BYTES,
     reader::{Filling, Piece},
     zeros::{is_zero, zeros},
@@ -125,6 +125,7 @@ fn failed(doing: &'static str, offset: u64, source: VolumeError) -> ImagingError
 fn short_read(got: u64, wanted: u64) -> VolumeError {
     VolumeError {
         code: "ShortRead",
+        hint: DISK_HINT,
         message: format!("{got} bytes came back instead of {wanted}"),
         reconnect: false,
     }

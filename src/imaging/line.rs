@@ -8,11 +8,11 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
 use super::{
-    Connector, Geometry, ImagingError, VolumeError,
+    Connector, DISK_HINT, Geometry, ImagingError, VolumeError,
     disk::Disk,
     flight::{Flight, watched},
     lanes::{CLOSE_MAX, Lanes},
-    write::Step,
+    step::Step,
 };
 use crate::progress::Watch;
 
@@ -175,7 +175,7 @@ impl<'a, C: Connector> Line<'a, C> {
         }
         let wiped = timeout_at(wiped_by, self.wipe()).await.unwrap_or_else(|_| {
             let message = format!("no answer within {} ms", patience.as_millis());
-            let source = VolumeError { code: "Timeout", message, reconnect: true };
+            let source = VolumeError { code: "Timeout", hint: DISK_HINT, message, reconnect: true };
             Err(ImagingError::Volume { doing: "wiping", offset: 0, source })
         });
         self.close(limit).await;

@@ -26,6 +26,7 @@ mod open;
 mod plan;
 mod pool;
 mod reader;
+mod step;
 mod table;
 mod write;
 mod zeros;
@@ -97,6 +98,9 @@ pub trait Connector: Sync {
     /// and then the volume cuts the connection.
     fn close(&self, volume: Arc<Self::Volume>) -> impl Future<Output = ()> + Send;
 }
+
+/// The hint for a disk that fails during a write.
+pub const DISK_HINT: &str = "look at the machine, its disk and the network to it";
 
 /// What went wrong with a volume.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

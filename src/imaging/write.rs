@@ -17,6 +17,7 @@ use super::{
     line::Line,
     plan::Plan,
     reader::{Filling, Piece, Pieces, Purpose, read_ahead, read_whole},
+    step::Step,
 };
 use crate::{
     model::{callback::DiskRange, spec::Verify, status::ImagingStage},
@@ -97,22 +98,6 @@ pub(super) async fn write<C: Connector>(
     }
     line.close(Instant::now() + CLOSE_MAX).await;
     writing.written().await
-}
-
-/// How far the disk is for certain: everything before is done and flushed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Step {
-    /// Untouched.
-    Nothing,
-    /// Being wiped.
-    Wipe,
-    /// The body, flushed up to there.
-    Body(u64),
-    Tail,
-    Head,
-    /// Reading back, the same up to there.
-    Compare(u64),
-    Done,
 }
 
 #[derive(Debug)]

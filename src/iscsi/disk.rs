@@ -18,12 +18,13 @@ use tokio::time::{self, Instant};
 
 use super::{
     chap::Chap,
-    connection::{Connection, Options},
+    connection::Connection,
     error::{ErrorKind, IscsiError},
+    options::Options,
     pdu::LunField,
     scsi::{self, BlockLimits, Capacity, Cdb, ScsiFailure, Sense},
     task::{Command, Data, Outcome},
-    zeros::Choice,
+    zeroing::Choice,
 };
 use crate::model::size::show_bytes;
 

@@ -13,9 +13,8 @@ use tokio::{task::spawn_blocking, time::timeout};
 use url::Url;
 
 use super::{
-    FetchError,
+    FetchError, FetchOrder, Fetched,
     sink::{PIECE_BYTES_MAX, Piece, Sink},
-    source::{FetchOrder, Fetched},
     web::{self, Answer, Body, Web, failed},
 };
 use crate::{

@@ -14,9 +14,8 @@ use rustix::{fs::SeekFrom, io::Errno};
 use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{
-    FetchError,
+    FetchError, FetchOrder, Fetched,
     sink::{PIECE_BYTES_MAX, Piece, Sink},
-    source::{FetchOrder, Fetched},
 };
 use crate::{image::directories::Directories, model::status::ImagingStage, progress::Watch};
 

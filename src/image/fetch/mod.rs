@@ -18,10 +18,7 @@ pub use self::error::FetchError;
 pub(super) use self::hash::Hash;
 #[cfg(fuzzing)]
 pub use self::listing::fuzz;
-use self::{
-    sink::Sink,
-    source::{FetchOrder, Fetched, ImageSource},
-};
+use self::{sink::Sink, source::ImageSource};
 use super::directories::Directories;
 use crate::{model::ids::Digest, progress::Watch};
 
@@ -35,6 +32,26 @@ const LIST_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct Sources {
     directories: Directories,
+}
+
+/// The file that a fetch fills, and its limits.
+#[derive(Clone, Copy, Debug)]
+struct FetchOrder<'a> {
+    /// The digest that the spec wants. A source may fetch again from the first byte if it does not match.
+    wanted: &'a Digest,
+    into: &'a Arc<File>,
+    /// Bytes that `into` holds from an earlier fetch. The source hands them to the sink first.
+    known_bytes: u64,
+    bytes_max: u64,
+}
+
+/// A file that arrived as a whole.
+#[derive(Debug)]
+struct Fetched {
+    digest: Digest,
+    /// Text after `; ` for the message about a wrong digest: the server's description of what it sent. Empty for a
+    /// local file.
+    came: String,
 }
 
 impl Sources {

@@ -4,10 +4,8 @@
 //! [`LocalFile`] and [`HttpFile`], one variant here and one line in [`ImageSource::parse`]. The identity of an
 //! image never depends on its place: the cache's name is the digest, and fetches are shared by digest and source.
 
-use std::{fs::File, sync::Arc};
-
-use super::{FetchError, http::HttpFile, local::LocalFile, sink::Sink, web};
-use crate::{image::directories::Directories, model::ids::Digest, progress::Watch};
+use super::{FetchError, FetchOrder, Fetched, http::HttpFile, local::LocalFile, sink::Sink, web};
+use crate::{image::directories::Directories, progress::Watch};
 
 /// A place that a file comes from, as a spec names it.
 #[derive(Debug)]
@@ -16,26 +14,6 @@ pub(super) enum ImageSource<'a> {
     File(LocalFile<'a>),
     /// An http or https URL.
     Http(HttpFile),
-}
-
-/// The file that a fetch fills, and its limits.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FetchOrder<'a> {
-    /// The digest that the spec wants. A source may fetch again from the first byte if it does not match.
-    pub(super) wanted: &'a Digest,
-    pub(super) into: &'a Arc<File>,
-    /// Bytes that `into` holds from an earlier fetch. The source hands them to the sink first.
-    pub(super) known_bytes: u64,
-    pub(super) bytes_max: u64,
-}
-
-/// A file that arrived as a whole.
-#[derive(Debug)]
-pub(super) struct Fetched {
-    pub(super) digest: Digest,
-    /// Text after `; ` for the message about a wrong digest: the server's description of what it sent. Empty for a
-    /// local file.
-    pub(super) came: String,
 }
 
 impl<'a> ImageSource<'a> {

@@ -3,12 +3,11 @@
 //! Used when an image's table is read. It goes by what is where the partitions would begin, because a
 //! record that is read with the wrong blocks names places where nothing of the image is.
 
-use super::{
-    Geometry, LayoutError,
-    image_table::{BLOCK_BYTES, read},
-};
+use super::{Geometry, LayoutError};
 use crate::imaging::{ImageFile, table::mbr::Mbr};
 
+/// Sizes of blocks that images are made for.
+pub(super) const BLOCK_BYTES: [u32; 2] = [512, 4096];
 /// Enough of a partition for the first superblock of any usual file system.
 const HEAD_BYTES: usize = 66 << 10;
 
@@ -99,4 +98,11 @@ fn has_loader_behind(image: &ImageFile) -> Result<bool, LayoutError> {
     let [usual, large] = BLOCK_BYTES;
     let behind = read(image, usual.into(), (large - usual) as usize)?;
     Ok(behind.iter().any(|byte| *byte != 0))
+}
+
+/// Bytes of the image; zeros behind its end.
+pub(super) fn read(image: &ImageFile, at: u64, bytes: usize) -> Result<Vec<u8>, LayoutError> {
+    image
+        .read_at(at, bytes)
+        .map_err(|source| LayoutError::File { path: image.path().to_path_buf(), source })
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::{ALIGNMENT_BYTES, Content, Geometry, Layout, LayoutError, image_table::read};
+use super::{ALIGNMENT_BYTES, Content, Geometry, Layout, LayoutError, blocks::read};
 use crate::imaging::{
     ImageFile,
     table::{gpt, mbr},

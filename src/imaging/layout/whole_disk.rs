@@ -6,8 +6,9 @@ use bytes::Bytes;
 
 use super::{
     Content, Geometry, Layout, LayoutError, Segment,
+    blocks::{BLOCK_BYTES, read},
     drive::{self, Area, CONFIG_DRIVE_BYTES, Drive},
-    image_table::{BLOCK_BYTES, GptImage, ImageTable, read},
+    image_table::{GptImage, ImageTable},
 };
 use crate::imaging::{
     ImageFile,
