@@ -1,6 +1,7 @@
-//! A volume whose numbers have been checked, and the few things done with it.
+//! A volume with checked numbers, and the few operations on it.
 //!
-//! Called by every pass. What the volume says about itself comes from the far end and is not believed.
+//! Called by every pass. The volume's statements come from the target, so this module must accept
+//! none unchecked.
 
 use std::sync::Arc;
 
@@ -39,7 +40,7 @@ impl<V: Volume> Disk<V> {
         }
         let capacity = volume.capacity_bytes();
         let bytes = capacity - capacity % u64::from(block_bytes);
-        // How it works best was for its layout: it does not make it another disk.
+        // Another optimal transfer length does not make it another disk.
         Ok(Self { volume, geometry: Geometry { bytes, block_bytes, optimal_bytes: 0 } })
     }
 
@@ -61,7 +62,8 @@ impl<V: Volume> Disk<V> {
         self.volume
     }
 
-    /// Zeroes both ends and flushes. Zeros are written here, not asked for: nothing may make of that what a disk likes.
+    /// Zeroes both ends and flushes. It writes zeros, because a request to zero leaves the way to
+    /// the disk.
     pub(super) async fn wipe(self) -> Result<u64, ImagingError> {
         let edge = EDGE_BYTES.min(self.geometry.bytes);
         for at in [0, self.geometry.bytes - edge] {

@@ -1,7 +1,7 @@
 //! Opens the machine's disk, so that its layout can be made before the first write.
 //!
-//! Called by the agent once per write. The opened disk keeps its connection for the write. It must never write
-//! by itself.
+//! Called by the agent once per write. The opened disk keeps its connection for the write. It must
+//! never write by itself.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::{
-    Connector, Geometry, ImagingError, ImagingOrder, Written, climb::Pace, disk::Disk,
-    lanes::connect, write::write,
+    Connector, Geometry, ImagingError, ImagingOrder, Written, connection_pool::connect, disk::Disk,
+    scale_up::ScaleUpThresholds, write::write,
 };
 use crate::progress::{Cancel, Meter, stopped};
 
-/// Tries to connect before the disk is given up: a ramdisk's target may need a moment, and an old session of ours
-/// may linger.
+/// Tries to connect before the disk is given up: a ramdisk's target may need a moment, and an old
+/// session of ours may linger.
 const OPEN_TRIES: u32 = 5;
 /// The pause between two of them.
 const OPEN_PAUSE: Duration = Duration::from_secs(2);
@@ -62,14 +62,14 @@ impl<C: Connector> OpenedDisk<'_, C> {
         Geometry { optimal_bytes: self.disk.optimal_bytes(), ..self.disk.geometry() }
     }
 
-    /// Writes the layout, each segment padded with zeros to a whole block, flushes, and reads it back or returns
-    /// the digests of what must be there.
+    /// Writes the layout, each segment padded with zeros to a whole block, flushes, and reads it
+    /// back or returns the digests of what must be there.
     ///
-    /// A layout that does not fit leaves the disk untouched. The write replaces a connection that breaks, until
-    /// the stall limit passes without progress. After any failure or cancellation it zeroes both ends of the
-    /// disk, if need be on a new connection; [`ImagingError::NotWiped`] says that this did not work. It closes
-    /// every connection before it returns. After `cancel` it returns within about a second; dropping the future
-    /// stops the writing, but wipes nothing.
+    /// A layout that does not fit leaves the disk untouched. The write replaces a connection that
+    /// breaks, until the stall limit passes without progress. After any failure or cancellation it
+    /// zeroes both ends of the disk, if need be on a new connection; [`ImagingError::NotWiped`]
+    /// says that this did not work. It closes every connection before it returns. After `cancel` it
+    /// returns within about a second; dropping the future stops the writing, but wipes nothing.
     ///
     /// A body that takes a while is spread over several connections, if they make it quicker.
     pub async fn write(
@@ -78,18 +78,18 @@ impl<C: Connector> OpenedDisk<'_, C> {
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Written, ImagingError> {
-        self.write_at(Pace::default(), order, meter, cancel).await
+        self.write_at(ScaleUpThresholds::default(), order, meter, cancel).await
     }
 
     /// The same, with other thresholds for further connections.
     pub(super) async fn write_at(
         self,
-        pace: Pace,
+        thresholds: ScaleUpThresholds,
         order: &ImagingOrder,
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Written, ImagingError> {
-        write(self.connector, self.disk, pace, order, meter, cancel).await
+        write(self.connector, self.disk, thresholds, order, meter, cancel).await
     }
 
     /// Closes the connection without a write.

@@ -17,7 +17,8 @@ struct Part {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    /// A file's bytes from an offset on; of each of its stretches, whether it is a hole, zeros or data.
+    /// A file's bytes from an offset on; of each of its stretches, whether it is a hole, zeros or
+    /// data.
     File {
         offset: u64,
         stretches: Vec<Stretch>,

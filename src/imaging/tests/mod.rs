@@ -1,10 +1,10 @@
 //! What the pipeline promises about a disk, on real files and on disks that misbehave.
 
+mod connection_pool;
 mod disks;
-mod lanes;
 mod layouts;
-mod lines;
 mod opening;
+mod reconnects;
 
 use std::{fs, ops::Range, sync::Arc, time::Duration};
 
@@ -74,7 +74,8 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
-/// What a disk of old content must hold afterwards: the image, its padding, both ends wiped, everything else as it was.
+/// What a disk of old content must hold afterwards: the image, its padding, both ends wiped,
+/// everything else as it was.
 fn expected(image: &[u8], disk_bytes: u64, block: u32) -> Vec<u8> {
     let disk = usize::try_from(disk_bytes / u64::from(block) * u64::from(block)).unwrap();
     let edge = disk.min(1 << 20);
@@ -260,7 +261,7 @@ async fn cancelled_before_it_began_it_touches_nothing() {
 }
 
 #[tokio::test]
-async fn that_nobody_wants_the_result_any_more_cancels_too() {
+async fn dropping_the_sender_of_the_cancel_cancels_too() {
     let (mut bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::None));
     let cancel = bench.cancel.subscribe();
     bench.cancel = watch::channel(false).0;

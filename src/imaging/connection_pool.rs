@@ -1,7 +1,9 @@
-//! The connections that are open to one disk: one, and while a body is written as many as make it quicker.
+//! The open connections to one disk: one, and during the write of a body as many as make it
+//! quicker.
 //!
-//! Called by the line, which makes them anew when one has broken, and by the passes over the disk, which spread their commands over them.
-//! It must never lend a connection to another disk, and never close one under commands that are still wanted.
+//! Called by the reconnecting writer, which replaces the pool when a connection breaks, and by the
+//! passes over the disk, which spread their commands over it. It must never lend a connection to
+//! another disk, and never close one under commands that are still wanted.
 
 use std::{
     future::{Future, pending, poll_fn},
@@ -15,55 +17,57 @@ use tracing::{debug, warn};
 
 use super::{
     Connector, Geometry, ImagingError, Volume,
-    climb::{Advice, Climb},
     disk::Disk,
-    flight::Flight,
+    in_flight::InFlight,
     reader::{BUFFERS, CHUNK_BYTES},
+    scale_up::{ScaleAdvice, ScaleUp},
 };
 
-/// Bytes of data under way when the line is what limits: nearly all the buffers, but for those being filled.
+/// Bytes of data in flight when the path is the bottleneck: nearly all the buffers, but for those
+/// being filled.
 const FULL_BYTES: u64 = BUFFERS as u64 * CHUNK_BYTES * 3 / 4;
-/// For closing a connection in good order; on one that lives it takes milliseconds.
+/// Time to close a connection in good order, which takes milliseconds on one that lives.
 pub(super) const CLOSE_MAX: Duration = Duration::from_secs(5);
-/// How often it is looked at whether the disk moves anything, while no call to it ends.
+/// Interval at which the pool polls the disk's byte counters while no call ends.
 const MOVED_PERIOD: Duration = Duration::from_secs(1);
 
-/// Whether so much data is under way that the line is what limits.
-pub(super) fn is_full(flight: &Flight) -> bool {
-    flight.data_under_way() >= FULL_BYTES
+/// Whether so much data is in flight that the path is the bottleneck.
+pub(super) fn is_full(in_flight: &InFlight) -> bool {
+    in_flight.data_under_way() >= FULL_BYTES
 }
 
-/// Whether so many commands are under way that the disk is what limits: nearly every buffer has
+/// Whether so many commands are in flight that the disk is the bottleneck: nearly every buffer has
 /// one.
-pub(super) fn is_busy(flight: &Flight) -> bool {
-    flight.data_commands() >= BUFFERS * 3 / 4
+pub(super) fn is_busy(in_flight: &InFlight) -> bool {
+    in_flight.data_commands() >= BUFFERS * 3 / 4
 }
 
-/// A connection being made.
+/// A connection under construction.
 type Opening<'a, V> = Pin<Box<dyn Future<Output = Result<Disk<V>, ImagingError>> + Send + 'a>>;
 
 /// Connections to one disk, numbered from 0 on.
-pub(super) struct Lanes<'a, C: Connector> {
+pub(super) struct ConnectionPool<'a, C: Connector> {
     connector: &'a C,
     first: Disk<C::Volume>,
     more: Vec<Disk<C::Volume>>,
     opening: Option<Opening<'a, C::Volume>>,
-    /// Gets no more commands, and is closed when it has none. Its number is the next after the others'.
+    /// Gets no more commands, and is closed when it has none. Its number follows those of the
+    /// others.
     retiring: Option<Disk<C::Volume>>,
-    /// What was moved on connections that were closed.
+    /// Bytes moved on closed connections.
     closed_moved_bytes: u64,
 }
 
-/// What becomes known beside the ends of commands.
-pub(super) enum News<V> {
-    /// The connection that was being made is there or is not to be had.
+/// A change of the pool between the ends of commands.
+pub(super) enum PoolUpdate<V> {
+    /// The new connection is open, or failed.
     Opened(Result<Disk<V>, ImagingError>),
-    /// Bytes were moved.
+    /// The disk has moved bytes.
     Moved,
 }
 
-impl<'a, C: Connector> Lanes<'a, C> {
-    /// One connection that is open already.
+impl<'a, C: Connector> ConnectionPool<'a, C> {
+    /// A pool of one open connection.
     pub(super) fn new(connector: &'a C, first: Disk<C::Volume>) -> Self {
         Self {
             connector,
@@ -75,45 +79,46 @@ impl<'a, C: Connector> Lanes<'a, C> {
         }
     }
 
-    /// Connects again; an error if that leads to another disk than before.
+    /// Connects again; an error if that leads to another disk.
     pub(super) async fn open(connector: &'a C, had: Geometry) -> Result<Self, ImagingError> {
         let first = connect_again(connector, had).await?;
         Ok(Self::new(connector, first))
     }
 
-    /// Bytes that were moved on all of these connections, the closed ones included.
+    /// Bytes moved on all connections, closed ones included.
     pub(super) fn moved_bytes(&self) -> u64 {
         self.closed_moved_bytes + moved_bytes(&self.first, &self.more, self.retiring.as_ref())
     }
 
-    /// The connection for what is not spread. A flush on it covers what was acknowledged on any: the cache is the logical unit's, and
-    /// SYNCHRONIZE CACHE speaks of its blocks, not of who wrote them (SBC-3).
+    /// The connection for commands that are not spread. A flush on it covers writes acknowledged on
+    /// any connection: the cache is the logical unit's, and SYNCHRONIZE CACHE names its blocks, not
+    /// their writer (SBC-3).
     pub(super) fn first(&self) -> &Disk<C::Volume> {
         &self.first
     }
 
-    /// The connection with the least to do, and its number.
-    pub(super) fn freest(&self, flight: &Flight) -> (usize, Disk<C::Volume>) {
-        let lanes = [&self.first].into_iter().chain(&self.more).enumerate();
-        let freest = lanes.min_by_key(|(number, _)| flight.load(*number));
+    /// The connection with the least load, and its number.
+    pub(super) fn freest(&self, in_flight: &InFlight) -> (usize, Disk<C::Volume>) {
+        let connections = [&self.first].into_iter().chain(&self.more).enumerate();
+        let freest = connections.min_by_key(|(number, _)| in_flight.load(*number));
         freest.map_or_else(|| (0, self.first.clone()), |(number, disk)| (number, disk.clone()))
     }
 
-    /// Opens or closes a connection, when that is what `climb` says to what is under way.
-    pub(super) async fn adapt(&mut self, climb: &mut Climb, flight: &Flight) {
+    /// Opens or closes a connection if `scale_up` decides so.
+    pub(super) async fn adapt(&mut self, scale_up: &mut ScaleUp, in_flight: &InFlight) {
         let now = tokio::time::Instant::now();
-        match climb.look(now, flight.landed_bytes(), is_full(flight)) {
-            Advice::OpenOne => {
+        match scale_up.observe(now, in_flight.completed_bytes(), is_full(in_flight)) {
+            ScaleAdvice::OpenOne => {
                 self.opening = Some(Box::pin(connect_again(self.connector, self.first.geometry())));
             }
-            Advice::CloseOne => {
+            ScaleAdvice::CloseOne => {
                 self.retiring = self.more.pop();
                 debug!(connections = 1 + self.more.len(), "one more connection is no quicker");
             }
-            Advice::Stay | Advice::Settled => {}
+            ScaleAdvice::Stay | ScaleAdvice::Settled => {}
         }
         if let Some(disk) = &self.retiring
-            && flight.is_idle(1 + self.more.len())
+            && in_flight.is_idle(1 + self.more.len())
         {
             let closing = self.connector.close(disk.clone().into_volume());
             if timeout(CLOSE_MAX, closing).await.is_err() {
@@ -124,10 +129,8 @@ impl<'a, C: Connector> Lanes<'a, C> {
         }
     }
 
-    /// The connection that is being made, when it is there or is not to be had, or that bytes were
-    /// moved though no call has ended; for ever if there is neither. Dropping the future loses
-    /// nothing.
-    pub(super) async fn news(&mut self) -> News<C::Volume> {
+    /// The next change; pending for ever if there is none. Dropping the future loses nothing.
+    pub(super) async fn next_update(&mut self) -> PoolUpdate<C::Volume> {
         let Self { first, more, opening, retiring, .. } = self;
         let opened = async {
             match opening {
@@ -145,37 +148,38 @@ impl<'a, C: Connector> Lanes<'a, C> {
             biased;
             opened = opened => {
                 self.opening = None;
-                News::Opened(opened)
+                PoolUpdate::Opened(opened)
             }
-            () = moved => News::Moved,
+            () = moved => PoolUpdate::Moved,
         }
     }
 
-    /// Takes the connection that [`Lanes::news`] gave.
+    /// Adds the connection of [`PoolUpdate::Opened`].
     pub(super) fn take(
         &mut self,
         opened: Result<Disk<C::Volume>, ImagingError>,
-        climb: &mut Climb,
+        scale_up: &mut ScaleUp,
     ) {
         match opened {
             Ok(disk) => {
                 self.more.push(disk);
-                climb.opened();
+                scale_up.opened();
                 debug!(connections = 1 + self.more.len(), "one more connection to the disk");
             }
             Err(error) => {
-                climb.refused();
+                scale_up.refused();
                 warn!(%error, "no further connection to the disk; going on with what there is");
             }
         }
     }
 
-    /// Gives up a connection that is being made: nothing was sent on it that writes.
+    /// Drops a connection under construction: no write was sent on it.
     pub(super) fn open_no_more(&mut self) {
         self.opening = None;
     }
 
-    /// Closes all of them, at the same time: when this returns, nothing is written any more. Dropping the future loses nothing.
+    /// Closes all connections at the same time: when this returns, no write reaches the disk any
+    /// more. Dropping the future loses nothing.
     pub(super) async fn close(&mut self) {
         self.open_no_more();
         let disks = [&self.first].into_iter().chain(&self.more).chain(&self.retiring);

@@ -4,7 +4,8 @@ use super::{disks::CREEP, layouts::expected, *};
 
 const DISK_BYTES: u64 = 6 * MIB;
 
-/// A disk as the tables of a GPT make it: something in the head, in the body, and in the tail, with gaps between them.
+/// A disk as the tables of a GPT make it: something in the head, in the body, and in the tail, with
+/// gaps between them.
 fn whole_disk() -> (Layout, Vec<(u64, Vec<u8>)>) {
     let tail = 33 * 512;
     let parts =
@@ -23,7 +24,7 @@ fn bench(verify: Verify) -> (Bench, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn a_line_that_breaks_is_made_anew_and_what_was_lost_is_written_again() {
+async fn a_connection_that_breaks_is_replaced_and_what_was_lost_is_written_again() {
     for verify in [Verify::Full, Verify::Node, Verify::None] {
         for calls in 0..16 {
             let (bench, expected) = bench(verify);
@@ -74,8 +75,8 @@ async fn a_disk_that_stays_away_is_given_up_after_the_stall_limit() {
     let disk = FileDisk::new(DISK_BYTES, 512, Quirk::UnreachableFrom(3 * MIB));
     let began = tokio::time::Instant::now();
     let error = bench.write(&disk).await.unwrap_err().to_string();
-    let told = "writing the disk at 3.0 MiB: unreachable; no new connection for 1 s: unreachable; then the half-written disk could not be wiped: ";
-    assert!(error.starts_with(told), "{error}");
+    let message = "writing the disk at 3.0 MiB: unreachable; no new connection for 1 s: unreachable; then the half-written disk could not be wiped: ";
+    assert!(error.starts_with(message), "{error}");
     assert!((1..10).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
 
@@ -83,7 +84,7 @@ async fn a_disk_that_stays_away_is_given_up_after_the_stall_limit() {
 const CREEPS_BYTES_PER_S: u64 = CREEP_BYTES * 200;
 
 #[test]
-fn the_pace_of_a_creeping_disk_is_what_these_tests_take_it_for() {
+fn a_creeping_disk_carries_out_two_hundred_commands_a_second() {
     assert_eq!(CREEP * 200, Duration::from_secs(1));
 }
 
@@ -109,7 +110,7 @@ async fn a_disk_is_judged_by_the_commands_it_answers_also_if_calls_end_in_bursts
 
 #[tokio::test]
 async fn a_disk_does_not_get_more_time_by_breaking_its_connections() {
-    // Each carries 2.5 MiB of its own pace.
+    // Each carries 2.5 MiB of its own thresholds.
     let error = creep(4 * CREEPS_BYTES_PER_S, 40).await.unwrap_err();
     assert!(matches!(error, ImagingError::TooSlow { .. }), "{error}");
 }
@@ -145,7 +146,7 @@ async fn after_a_failure_the_disk_is_wiped_on_a_new_connection_if_need_be() {
 }
 
 #[tokio::test]
-async fn a_line_that_breaks_again_and_again_does_not_start_from_the_beginning() {
+async fn a_connection_that_breaks_again_and_again_does_not_start_from_the_beginning() {
     let image_bytes = 96 * MIB;
     let quirk = Quirk::Breaks { calls: 40, times: 90 };
     let (mut bench, disk) = (Bench::new(image_bytes), FileDisk::new(image_bytes, 512, quirk));

@@ -1,12 +1,12 @@
 //! Paths that give one connection only a part of themselves.
 
 use super::{disks::Further, *};
-use crate::imaging::climb::Pace;
+use crate::imaging::scale_up::ScaleUpThresholds;
 
 const IMAGE_BYTES: u64 = 24 * MIB;
 const DISK_BYTES: u64 = 28 * MIB;
-/// The pace of [`disks::PACE`] is seen in this time.
-const SOON: Pace = Pace {
+/// The rate of [`disks::WRITE_TIME`] is measured in this time.
+const SOON: ScaleUpThresholds = ScaleUpThresholds {
     settle: Duration::from_millis(50),
     window: Duration::from_millis(100),
     window_bytes: 2 * MIB,
