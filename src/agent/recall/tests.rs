@@ -1,6 +1,8 @@
-//! Files that are damaged, cut short or gone, with everything that protects a disk in them: nothing is wiped, and each is told.
+//! Files that are damaged, cut short or gone, with everything that protects a disk in them: nothing
+//! is wiped, and each is told.
 //!
-//! `DAMAGE_ROUNDS` and `DAMAGE_SEED` repeat a run or make a longer one; the seed of each run is printed.
+//! `DAMAGE_ROUNDS` and `DAMAGE_SEED` repeat a run or make a longer one; the seed of each run is
+//! printed.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -8,7 +10,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::Duration,
 };
 
 use fastrand::Rng;
@@ -19,16 +20,12 @@ use super::*;
 use crate::{
     lifecycle::{Effects, Event, Executor, Hold, Node, Operation, Outcome, Specs},
     model::{
-        boot::{Arch, Firmware},
         callback::Reply,
-        disk::{Disk, RootDeviceHints},
-        ids::{Digest, OpId},
+        disk::Disk,
+        ids::{Digest, MacAddr, OpId},
         machine::Machine,
         power::PowerState,
-        spec::{
-            Bmc, BmcAddress, BmcDriver, Boot, Checksum, DeployRamdisk, Goal, Image, ImageFormat,
-            ImageKind, Loader, NodeSpec, Password, Privilege, Retry, Timeouts, Verify, WantedPower,
-        },
+        spec::{Checksum, Goal, NodeSpec},
         status::{HistoryEntry, Installed, Phase, Status},
     },
 };
@@ -56,53 +53,13 @@ fn name(text: &str) -> NodeName {
 
 /// A spec for this machine.
 fn spec(node: &str, machine: u8) -> NodeSpec {
-    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
-    NodeSpec {
-        name: name(node),
-        goal: Goal::Deployed,
-        power: WantedPower::On,
-        paused: false,
-        redeploy: Some("first".into()),
-        boot: Boot {
-            macs: vec![format!("52:54:00:00:00:{machine:02x}").parse().unwrap()],
-            firmware: Firmware::Uefi,
-            arch: Arch::X86_64,
-            loader: Loader::Auto,
-            ramdisk: DeployRamdisk::Hostler,
-            require_chap: true,
-            kernel_args: Vec::new(),
-        },
-        bmc: Some(Bmc {
-            driver: BmcDriver::Ipmi,
-            address: BmcAddress { host: format!("192.0.2.{machine}"), port: 623 },
-            username: "admin".into(),
-            password: Password::PasswordFile("bmc".into()),
-            privilege: Privilege::Administrator,
-            kg_file: None,
-            cipher_suite: None,
-            match_system_uuid: false,
-            console: false,
-        }),
-        root_device: RootDeviceHints::default(),
-        image: Image {
-            source: "disk.raw".into(),
-            checksum: Checksum::Inline(Digest::of(b"image")),
-            format: ImageFormat::Auto,
-            kind: ImageKind::Disk,
-            verify: Verify::Full,
-            netboot: None,
-        },
-        config_drive: None,
-        timeouts: Timeouts {
-            ramdisk: minutes(20),
-            root_device: minutes(1),
-            imaging_stall: minutes(2),
-            imaging: minutes(120),
-            completed: minutes(5),
-            power: minutes(2),
-        },
-        retry: Retry { attempts: 3, backoff: minutes(1) },
+    let mut spec = NodeSpec { name: name(node), ..NodeSpec::example() };
+    spec.redeploy = Some("first".into());
+    spec.boot.macs = vec![MacAddr::new([0x52, 0x54, 0, 0, 0, machine])];
+    if let Some(bmc) = &mut spec.bmc {
+        bmc.address.host = format!("192.0.2.{machine}");
     }
+    spec
 }
 
 fn deployed(spec: &NodeSpec) -> Record {
@@ -129,7 +86,7 @@ fn deployed(spec: &NodeSpec) -> Record {
     }
 }
 
-/// What the fleet acts upon: real files, and machines that only say whether they are on.
+/// Effects on real files, with machines that only say whether they are on.
 struct FakeEffects {
     store: Store,
     files: StatusFiles,
@@ -242,8 +199,9 @@ impl Agent {
     }
 }
 
-/// Every file of a site whose machines are protected in every way there is: `a` is installed, `b` as well, and its spec has changed
-/// since, `c` is held because its record was lost, `d` because too many were to be reinstalled, and `e` has no spec any more.
+/// Every file of a site whose machines are protected in every way there is: `a` is installed, `b`
+/// as well, and its spec has changed since, `c` is held because its record was lost, `d` because
+/// too many were to be reinstalled, and `e` has no spec any more.
 struct Site {
     dir: TempDir,
     files: BTreeMap<PathBuf, Vec<u8>>,
@@ -372,7 +330,8 @@ impl Site {
     }
 }
 
-/// What must hold of an agent that started on these files. The node that is new may go on unless something says that it is not.
+/// Checks an agent that started on these files. The node that is new may go on unless something
+/// says that it is not.
 fn check(agent: &Agent, may_be_held: bool, seed: u64) {
     let mut touched: Vec<&str> = agent.touched.iter().map(String::as_str).collect();
     if may_be_held {
@@ -403,7 +362,7 @@ fn whatever_bits_are_flipped_cut_off_or_files_are_gone_no_machine_is_wiped_and_e
         let damaged = site.damage(&mut rng);
         let mut agent = Agent::start(site.dir.path());
         for (path, how) in &damaged {
-            // What the lock file says is for people, and for an agent that finds nothing else.
+            // The text of the lock file is for people, and for an agent that finds nothing else.
             let file = shown(path);
             assert!(
                 file == "lock" || agent.losses.contains(&told(&file, how)),
@@ -417,7 +376,7 @@ fn whatever_bits_are_flipped_cut_off_or_files_are_gone_no_machine_is_wiped_and_e
         if incomplete {
             assert_eq!(agent.held_for("new"), Some(Hold::RecordLost), "seed {seed}");
         }
-        // What was doubted then is doubted still.
+        // A doubt stays a doubt.
         if rng.u8(..8) == 0 {
             agent.stop();
             let mut agent = Agent::start(site.dir.path());
