@@ -33,6 +33,7 @@ mod reconnecting_writer;
 mod scale_up;
 mod step;
 mod table;
+mod thresholds;
 mod write;
 mod zeros;
 

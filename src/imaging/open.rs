@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::{
     Connector, Geometry, ImagingError, ImagingOrder, Written, connection_pool::connect, disk::Disk,
-    scale_up::ScaleUpThresholds, write::write,
+    thresholds::WriteThresholds, write::write,
 };
 use crate::progress::{Cancel, Meter, stopped};
 
@@ -78,13 +78,13 @@ impl<C: Connector> OpenedDisk<'_, C> {
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Written, ImagingError> {
-        self.write_at(ScaleUpThresholds::default(), order, meter, cancel).await
+        self.write_at(WriteThresholds::default(), order, meter, cancel).await
     }
 
-    /// The same, with other thresholds for further connections.
+    /// The same, with other thresholds.
     pub(super) async fn write_at(
         self,
-        thresholds: ScaleUpThresholds,
+        thresholds: WriteThresholds,
         order: &ImagingOrder,
         meter: &Meter,
         cancel: Cancel,

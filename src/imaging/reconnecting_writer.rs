@@ -15,15 +15,10 @@ use super::{
     in_flight::{InFlight, watched},
     step::ImagingStep,
 };
-use crate::progress::Watch;
+use crate::{model::backoff::Backoff, progress::Watch};
 
 /// Reconnects in one write: a path that breaks more often is of no use.
 const RECONNECTS_MAX: u32 = 100;
-/// Before the second try to connect again; doubled up to [`PAUSE_MAX`]. The first comes at once.
-const PAUSE: Duration = Duration::from_millis(200);
-/// Between two tries.
-const PAUSE_MAX: Duration = Duration::from_secs(10);
-
 /// Time for wiping and closing after a failure. A live disk needs milliseconds, and a dead one is
 /// not worth a wait.
 const FAILED_PATIENCE: Duration = Duration::from_secs(25);
@@ -44,7 +39,9 @@ pub(super) struct ReconnectingWriter<'a, C: Connector> {
     reached: Option<ImagingStep>,
     /// The first failure since then.
     broken: Option<Broken>,
-    pause: Duration,
+    /// The pauses since then.
+    backoff: Backoff,
+    pauses: Backoff,
 }
 
 /// A failure that reconnecting has not mended yet.
@@ -56,7 +53,12 @@ struct Broken {
 
 impl<'a, C: Connector> ReconnectingWriter<'a, C> {
     /// Begins with the connection that the disk was opened with.
-    pub(super) fn new(connector: &'a C, disk: Disk<C::Volume>, watch: &'a Watch<'a>) -> Self {
+    pub(super) fn new(
+        connector: &'a C,
+        disk: Disk<C::Volume>,
+        watch: &'a Watch<'a>,
+        pauses: Backoff,
+    ) -> Self {
         Self {
             connector,
             watch,
@@ -65,7 +67,8 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
             reconnects: 0,
             reached: None,
             broken: None,
-            pause: Duration::ZERO,
+            backoff: pauses,
+            pauses,
         }
     }
 
@@ -80,8 +83,9 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
 
     async fn connect(&mut self) -> Result<ConnectionPool<'a, C>, ImagingError> {
         loop {
+            let pause = self.backoff.next_pause();
             watched(self.watch, async {
-                sleep(self.pause).await;
+                sleep(pause).await;
                 Ok(())
             })
             .await?;
@@ -106,7 +110,7 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
         if self.reached.is_none_or(|reached| reached < step) {
             self.reached = Some(step);
             self.broken = None;
-            self.pause = Duration::ZERO;
+            self.backoff = self.pauses;
         }
         self.broken(error)?;
         // All are closed first: no write sent on an old connection may reach the disk after one
@@ -130,8 +134,8 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
         {
             return Err(self.lost_by(error));
         }
-        warn!(%error, reconnects = self.reconnects, pause = ?self.pause, "no connection to the disk; connecting again");
-        self.pause = (self.pause * 2).clamp(PAUSE, PAUSE_MAX);
+        let reconnects = self.reconnects;
+        warn!(%error, reconnects, "no connection to the disk; connecting again");
         self.broken.get_or_insert(Broken { since, cause: error });
         Ok(())
     }

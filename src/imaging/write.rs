@@ -18,18 +18,18 @@ use super::{
     plan::Plan,
     reader::{Filling, Piece, Pieces, Purpose, read_ahead, read_whole},
     reconnecting_writer::ReconnectingWriter,
-    scale_up::{ScaleUp, ScaleUpThresholds},
+    scale_up::ScaleUp,
     step::ImagingStep,
+    thresholds::WriteThresholds,
 };
 use crate::{
     model::{callback::DiskRange, spec::Verify, status::ImagingStage},
     progress::{Cancel, Meter, Watch},
 };
 
-/// Bytes of the disk between two flushes. When a connection breaks, at most twice as many are
-/// written again, and the distance is halved, down to [`FLUSH_BYTES_MIN`], so that a path whose
-/// connections never last long still makes progress.
-const FLUSH_BYTES: u64 = 64 << 20;
+/// Fewest bytes of the disk between two flushes. When a connection breaks, at most twice the bytes
+/// between two flushes are written again, and the distance is halved down to this, so that a path
+/// whose connections never last long still makes progress.
 const FLUSH_BYTES_MIN: u64 = 4 << 20;
 /// Longest time between two flushes during writes, so that a slow disk loses no minutes.
 const FLUSH_PERIOD: Duration = Duration::from_secs(5);
@@ -71,14 +71,14 @@ pub struct Written {
 pub(super) async fn write<C: Connector>(
     connector: &C,
     disk: Disk<C::Volume>,
-    thresholds: ScaleUpThresholds,
+    thresholds: WriteThresholds,
     order: &ImagingOrder,
     meter: &Meter,
     cancel: Cancel,
 ) -> Result<Written, ImagingError> {
     let watch = Watch { cancel, stall: order.stall, meter };
     let plan = Plan::new(&order.layout, disk.geometry());
-    let mut writer = ReconnectingWriter::new(connector, disk, &watch);
+    let mut writer = ReconnectingWriter::new(connector, disk, &watch, thresholds.reconnect);
     let mut in_flight = InFlight::default();
     let is_wanted = watched(&watch, async { Ok(()) }).await;
     let plan = match is_wanted.and(plan) {
@@ -125,7 +125,7 @@ impl<'a> Writing<'a> {
         plan: Plan,
         order: &ImagingOrder,
         watch: &'a Watch<'a>,
-        thresholds: ScaleUpThresholds,
+        thresholds: WriteThresholds,
     ) -> Self {
         let verify = order.verify;
         let digests = if verify == Verify::Node { Digests::start(&plan) } else { None };
@@ -140,8 +140,8 @@ impl<'a> Writing<'a> {
             plan,
             watch,
             step: ImagingStep::Nothing,
-            flush_bytes: FLUSH_BYTES,
-            scale_up: ScaleUp::new(thresholds),
+            flush_bytes: thresholds.flush_bytes,
+            scale_up: ScaleUp::new(thresholds.scale_up),
             rate: RateWatch::new(order.least_rate, order.stall),
             compares,
             digests,

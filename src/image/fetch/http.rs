@@ -18,7 +18,7 @@ use super::{
     web::{self, Answer, Body, Web, failed},
 };
 use crate::{
-    model::{ids::hex, status::ImagingStage},
+    model::{backoff::Backoff, ids::hex, status::ImagingStage},
     progress::Watch,
 };
 
@@ -331,12 +331,14 @@ fn may_be_mended(error: &FetchError) -> bool {
 struct Retries {
     furthest_bytes: u64,
     fruitless: u32,
+    backoff: Backoff,
     since: Instant,
 }
 
 impl Retries {
     fn new(furthest_bytes: u64) -> Self {
-        Self { furthest_bytes, fruitless: 0, since: Instant::now() }
+        let backoff = Backoff::doubling(PAUSE_MIN, PAUSE_MAX);
+        Self { furthest_bytes, fruitless: 0, backoff, since: Instant::now() }
     }
 
     /// Allows one connection more, which is fruitless unless it comes further than any before.
@@ -352,14 +354,12 @@ impl Retries {
         watch: &Watch<'_>,
     ) -> Result<(), FetchError> {
         let is_mended = may_be_mended(&error);
-        if bytes >= self.furthest_bytes.saturating_add(FRUIT_BYTES_MIN) {
+        let pause = if bytes >= self.furthest_bytes.saturating_add(FRUIT_BYTES_MIN) {
             *self = Self::new(bytes);
+            Duration::ZERO
         } else {
             self.fruitless += 1;
-        }
-        let pause = match self.fruitless {
-            0 => Duration::ZERO,
-            tries => PAUSE_MIN.saturating_mul(1 << (tries - 1).min(16)).min(PAUSE_MAX),
+            self.backoff.next_pause()
         };
         let is_late = self.since.elapsed() + pause >= watch.stall;
         if !is_mended || self.fruitless > FRUITLESS_MAX || is_late {
