@@ -76,7 +76,8 @@ impl DeployFiles {
         self.0.iter().flat_map(named).collect()
     }
 
-    /// What of them is not there, each in a sentence: told at the start, because the first machine may come much later.
+    /// Returns a sentence for each file that is not there: told at the start, because the first
+    /// machine may come much later.
     pub(super) fn missing(&self) -> Vec<String> {
         let hint = |kind: &Kind| match kind {
             Kind::Own(_) => "make it with `hostler ramdisk build`, or correct [ramdisk]",

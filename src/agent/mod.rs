@@ -112,13 +112,16 @@ pub enum StartError {
 fn way_out(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "; another program has that port: `ss -lnptu` names it; stop it, or set another `listen`"
+            "; another program has that port: `ss -lnptu` names it; stop it, or set another \
+             `listen`"
         }
         io::ErrorKind::AddrNotAvailable => {
-            "; this host has no such address: `ip address` shows those that it has; correct network.advertise or `listen`"
+            "; this host has no such address: `ip address` shows those that it has; correct \
+             network.advertise or `listen`"
         }
         io::ErrorKind::PermissionDenied => {
-            "; ports below 1024 want root or CAP_NET_BIND_SERVICE, which systemd/hostler.service gives"
+            "; ports below 1024 want root or CAP_NET_BIND_SERVICE, which systemd/hostler.service \
+             gives"
         }
         io::ErrorKind::NotFound => {
             "; make that directory and put the boot loaders into it, or set tftp.loaders"

@@ -387,7 +387,8 @@ fn way_out(error: &StatusFileError) -> &'static str {
         StatusFileError::Io { source, .. }
             if source.kind() == io::ErrorKind::ReadOnlyFilesystem =>
         {
-            "; unless that file system is meant to be read-only, name the directory in ReadWritePaths= in a drop-in for the unit"
+            "; unless that file system is meant to be read-only, name the directory in \
+             ReadWritePaths= in a drop-in for the unit"
         }
         _ => "",
     }
@@ -411,7 +412,8 @@ mod tests {
         let at = "2026-11-30T12:00:00Z";
         let text = format!(
             "version = 2\nnode = \"edge-07\"\nphase = \"imaging\"\nready = false\n\
-             message = {message:?}\nspec_valid = true\nsince = {at:?}\nattempt = 1\nupdated = {at:?}\n"
+             message = {message:?}\nspec_valid = true\nsince = {at:?}\nattempt = 1\n\
+             updated = {at:?}\n"
         );
         toml::from_str(&text).unwrap()
     }

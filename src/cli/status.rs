@@ -65,7 +65,8 @@ pub(super) fn show(
             } else if agent.is_absent() {
                 writeln!(
                     out,
-                    "no agent has written in {}: systemctl status hostler says whether it runs, and journalctl -u hostler why not",
+                    "no agent has written in {}: systemctl status hostler says whether it runs, \
+                     and journalctl -u hostler why not",
                     dir.display()
                 )?;
             } else if statuses.is_empty() {

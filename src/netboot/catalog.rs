@@ -204,7 +204,8 @@ impl BootFileCatalog {
         self.tell_awaited(peer, name, BootStage::Loader, times, None);
     }
 
-    /// Tells every node that is waited for: nobody knows whose machine it is before it has asked for a node's menu.
+    /// Tells every node that is waited for: nobody knows whose machine it is before it has asked for
+    /// a node's menu.
     fn tell_awaited(
         &self,
         peer: IpAddr,

@@ -21,10 +21,12 @@ const ADDRESSES_MAX: usize = 1024;
 const LOADERS_MAX: usize = 64;
 /// Refusals of one boot file that are told of an address.
 const REFUSALS_OF_ADDRESS_MAX: u32 = 10;
-/// Refusals told in a minute, of all addresses: each is written down for every node that is waited for.
+/// Refusals told in a minute, of all addresses: each is written down for every node that is waited
+/// for.
 const REFUSALS_MAX: u32 = 30;
 const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
-/// How long a network interface that no node has is not told again: a boot loader asks several times.
+/// The pause before a network interface that no node has is told again: a boot loader asks several
+/// times.
 const UNKNOWN_MAC_PAUSE: Duration = Duration::from_secs(10);
 /// How long before the menu a loader can have been fetched and still be of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
@@ -70,7 +72,8 @@ struct Address {
     lpxelinux: Option<Instant>,
     /// The boot file it asked for last and was refused, and how often.
     refused: Option<(String, u32)>,
-    /// The network interface that no node has and that asked for its menu from there, and when that was told.
+    /// The network interface that no node has and that asked for its menu from there, and when that
+    /// was told.
     unknown_mac: Option<(MacAddr, Instant)>,
 }
 
@@ -154,8 +157,8 @@ impl Evidence {
         (self.refusals.admits(now) && times <= REFUSALS_OF_ADDRESS_MAX).then_some(times)
     }
 
-    /// A network interface that no node has asks for its menu. Whether that is to be told: it may be the machine that is waited for, under
-    /// another address than its spec says.
+    /// A network interface that no node has asks for its menu. Returns whether to tell it: it may be
+    /// the machine that is waited for, under another address than its spec says.
     pub(super) fn unknown_mac(&mut self, peer: IpAddr, mac: MacAddr, now: Instant) -> bool {
         let last = &mut self.address(peer, now).unknown_mac;
         if last

@@ -134,7 +134,8 @@ async fn an_image_is_written_over_old_content_in_every_way_of_verifying() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_is_cut_every_20_mb_ends_bit_exact_and_what_is_written_twice_is_bounded() {
+async fn a_connection_that_is_cut_every_20_mb_ends_bit_exact_and_what_is_written_twice_is_bounded()
+{
     let (image, tgtd) = (Image::new(120 * MIB), target(128 * MIB));
     let relay = Relay::start(tgtd.portal, Trouble::CutAfter(20_000_000)).await;
     let (_keep, cancel) = watch::channel(false);
