@@ -1,6 +1,6 @@
 //! How what an operator wants reaches a running agent: a Unix socket, one line of JSON each way for each connection.
 //!
-//! The [`Server`] is started by the agent, which answers every [`Request`] from its driver; the commands call [`ask`], [`show_boot`] and
+//! The [`Server`] is started by the agent, which answers every [`AdminRequest`] from its driver; the commands call [`ask`], [`show_boot`] and
 //! [`use_bmc`]. Who may give orders is a matter of the socket's owner and mode; who gave one is asked of the kernel and handed over with it. It judges
 //! nothing about nodes. It must never hand over an order whose giver it does not know or who has gone, and never take a socket from a living agent.
 //!
@@ -32,7 +32,7 @@ use crate::model::{
 
 /// A question on its way to the driver.
 #[derive(Debug)]
-pub struct Request {
+pub struct AdminRequest {
     /// What is wanted, and where the answer goes.
     pub wish: Wish,
     /// Who wants it.

@@ -1,18 +1,16 @@
 //! The agent's end: the socket, and a short conversation with everybody who connects.
 //!
-//! Started by the agent. Every connection has a place, a time limit on each step and an end: whoever connects and says nothing, or says
-//! too much, costs a few kilobytes for a few seconds. When all places are taken, the oldest conversation that has not asked anything
-//! gives its own up, so that silence keeps no operator away.
+//! Started by the agent. Every step of a conversation has a time limit: a client that says nothing, or
+//! too much, costs a few kilobytes for a few seconds. When the socket has no room left, the oldest
+//! conversation that has not asked anything is evicted.
 
 use std::{
-    collections::BTreeMap,
     convert::identity,
     fs::{self, DirBuilder, Permissions},
     future::Future,
     io::{self, ErrorKind},
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,21 +22,24 @@ use tokio::{
     io::AsyncWriteExt as _,
     net::{UnixListener, UnixSocket, UnixStream},
     sync::{mpsc, oneshot},
-    task::{AbortHandle, JoinError, JoinSet},
     time::{sleep, timeout},
 };
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use super::{
-    AdminError, Peer, Request, Wish,
+    AdminError, AdminRequest, Peer, Wish,
     wire::{BMC_LIMIT, QUESTION_BYTES_MAX, WireError, decode, encode, read_line},
 };
-use crate::model::admin::Question;
+use crate::{
+    listener::{Admission, ConnectionLimits, ConnectionPermit, Listener, LocalClients, WhenFull},
+    model::admin::Question,
+};
 
 /// Owner and group may give orders. Connecting takes the right to write (unix(7)).
 const SOCKET_MODE: u32 = 0o660;
 const DIR_MODE: u32 = 0o750;
-/// Conversations at once. A site has a handful of operators; when all of these have asked something, the next ones wait in the backlog.
+/// Conversations at once. A site has a handful of operators; when all of these have asked something,
+/// the next ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 32;
 const BACKLOG: u32 = 64;
 /// For the question to arrive: it is sent in one go.
@@ -49,8 +50,6 @@ const DRIVER_LIMIT: Duration = Duration::from_secs(10);
 const HANGUP_POLL: Duration = Duration::from_millis(500);
 /// For the answer to be taken.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
-/// When the system is out of file descriptors, `accept` fails at once again and again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A bound socket; its file is removed when this is dropped.
 #[derive(Debug)]
@@ -83,84 +82,19 @@ impl Server {
         Ok(Self { listener, _file: SocketFile(path.to_owned()) })
     }
 
-    /// Serves until `ended`, handing each question to the driver behind `requests`. Conversations under way are cut at the end.
-    pub async fn serve(self, requests: mpsc::Sender<Request>, ended: impl Future<Output = ()>) {
-        let mut connections = JoinSet::new();
-        let silent = Silent::default();
-        tokio::pin!(ended);
-        for number in 0_u64.. {
-            let room = connections.len() < CONNECTIONS_MAX || !silent.is_empty();
-            tokio::select! {
-                () = &mut ended => break,
-                Some(ended) = connections.join_next() => tell_panic(ended),
-                accepted = self.listener.accept(), if room => match accepted {
-                    Ok((stream, _)) => {
-                        if connections.len() >= CONNECTIONS_MAX {
-                            silent.end_oldest();
-                            connections.join_next().await.map(tell_panic).unwrap_or_default();
-                        }
-                        let asked = Asked { silent: silent.clone(), number };
-                        let talk = converse(stream, requests.clone(), asked);
-                        silent.begin(number, || connections.spawn(talk));
-                    }
-                    Err(error) => {
-                        warn!(%error, "admin socket cannot accept");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-            }
-        }
-        connections.shutdown().await;
-    }
-}
-
-/// Conversations that have not asked anything yet, by their age. They make room for later ones: an
-/// operator's command asks in the moment it connects.
-#[derive(Clone, Debug, Default)]
-struct Silent(Arc<Mutex<BTreeMap<u64, AbortHandle>>>);
-
-impl Silent {
-    /// Begins a conversation, which drops its [`Asked`] when it has asked.
-    fn begin(&self, number: u64, talk: impl FnOnce() -> AbortHandle) {
-        // Under the lock: it may ask before it is written down.
-        let mut silent = self.lock();
-        silent.insert(number, talk());
-    }
-
-    fn is_empty(&self) -> bool {
-        self.lock().is_empty()
-    }
-
-    fn end_oldest(&self) {
-        if let Some((_, talk)) = self.lock().pop_first() {
-            debug!("an admin connection that says nothing makes room");
-            talk.abort();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, AbortHandle>> {
-        // Nothing in here can be left half done by a panic elsewhere.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Dropped when a conversation has asked, or is over.
-struct Asked {
-    silent: Silent,
-    number: u64,
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        self.silent.lock().remove(&self.number);
-    }
-}
-
-fn tell_panic(ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && !error.is_cancelled()
-    {
-        error!(%error, "admin connection panicked");
+    /// Serves until `ended`, handing each question to the driver behind `requests`. Conversations
+    /// under way are cut at the end.
+    pub async fn serve(
+        self,
+        requests: mpsc::Sender<AdminRequest>,
+        ended: impl Future<Output = ()>,
+    ) {
+        let Self { listener: socket, _file } = self;
+        let max = CONNECTIONS_MAX;
+        let admission = Admission::new(ConnectionLimits { max, per_peer_max: max, rate: None });
+        let listener = Listener { name: "admin", socket, admission, when_full: WhenFull::Wait };
+        let connection = |stream, permit| converse(stream, requests.clone(), permit);
+        listener.serve(ended, connection).await;
     }
 }
 
@@ -199,7 +133,11 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// One question and its answer.
-async fn converse(mut stream: UnixStream, requests: mpsc::Sender<Request>, asked: Asked) {
+async fn converse(
+    mut stream: UnixStream,
+    requests: mpsc::Sender<AdminRequest>,
+    permit: ConnectionPermit<LocalClients>,
+) {
     let who = match stream.peer_cred() {
         Ok(peer) => {
             let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
@@ -212,7 +150,8 @@ async fn converse(mut stream: UnixStream, requests: mpsc::Sender<Request>, asked
     let Ok(line) = arriving.await else {
         return debug!(uid, pid, "admin connection says nothing");
     };
-    drop(asked);
+    // An operator's command asks in the moment it connects: silence keeps none of them out.
+    permit.protect();
     let answer = match line.and_then(|line| decode(&line)) {
         Ok(_) if has_hung_up(&stream) => return debug!(uid, pid, "an operator went away"),
         // Dropping the answer tells the driver that nobody waits for it.
@@ -252,9 +191,9 @@ fn has_hung_up(stream: &UnixStream) -> bool {
 async fn answer(
     question: Question,
     who: Peer,
-    requests: &mpsc::Sender<Request>,
+    requests: &mpsc::Sender<AdminRequest>,
 ) -> Result<Vec<u8>, serde_json::Error> {
-    let ask = |wish| requests.send(Request { wish, who });
+    let ask = |wish| requests.send(AdminRequest { wish, who });
     match question {
         Question::Order(order) => {
             let (reply, answers) = oneshot::channel();
@@ -280,7 +219,7 @@ async fn answer(
 }
 
 async fn hear<T>(
-    asked: impl Future<Output = Result<(), mpsc::error::SendError<Request>>>,
+    asked: impl Future<Output = Result<(), mpsc::error::SendError<AdminRequest>>>,
     answer: oneshot::Receiver<T>,
     limit: Duration,
 ) -> Result<T, String> {

@@ -32,13 +32,13 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
 use tracing::debug;
 
-use super::{
-    http::{Asked, Door, bounded, hand_over, refused},
-    peers::Place,
-};
-use crate::model::{
-    callback::{Call, DeployInfo},
-    secret::AttemptKey,
+use super::http::{AppState, CallArgs, bounded, hand_over, refused};
+use crate::{
+    listener::ConnectionPermit,
+    model::{
+        callback::{Call, DeployInfo},
+        secret::AttemptKey,
+    },
 };
 
 /// Where the ramdisk waits to be told that its disk is written.
@@ -54,19 +54,19 @@ const ISCSI_PORT: u16 = 3260;
 const LUN: u8 = 1;
 
 /// Every path there is.
-pub(super) fn router(door: Arc<Door>) -> Router {
+pub(super) fn router(state: Arc<AppState>) -> Router {
     Router::new()
         .route("/v1/nodes/{node}/vendor_passthru/{call}", routing::post(answer))
         .route("/nodes/{node}/vendor_passthru/{call}", routing::post(answer))
         .method_not_allowed_fallback(async || refused())
         .fallback(async || refused())
-        .layer(from_fn_with_state(Arc::clone(&door), bounded))
-        .with_state(door)
+        .layer(from_fn_with_state(Arc::clone(&state), bounded))
+        .with_state(state)
 }
 
 async fn answer(
-    State(door): State<Arc<Door>>,
-    Extension(place): Extension<Arc<Place>>,
+    State(state): State<Arc<AppState>>,
+    Extension(permit): Extension<Arc<ConnectionPermit>>,
     path: Result<Path<(String, String)>, PathRejection>,
     body: Bytes,
 ) -> Response {
@@ -74,7 +74,7 @@ async fn answer(
     let (Ok(node), Some((key, call))) = (node.parse(), parse(&name, &body)) else {
         return refused();
     };
-    let answer = hand_over(&door, Asked { node, place, key, call }).await;
+    let answer = hand_over(&state, CallArgs { node, permit, key, call }).await;
     match answer.status() {
         StatusCode::ACCEPTED => StatusCode::ACCEPTED.into_response(),
         _ => answer,

@@ -1,6 +1,6 @@
 //! The HTTPS listener the deploy ramdisk talks to.
 //!
-//! Started by the agent, which answers every [`Request`] from its driver. This module judges nothing about nodes: it parses, bounds and hands
+//! Started by the agent, which answers every [`CallbackRequest`] from its driver. This module judges nothing about nodes: it parses, bounds and hands
 //! over. It must never tell an unknown node from a wrong key or a wrong phase, and never log a body or a key.
 //!
 //! ```text
@@ -21,7 +21,6 @@
 mod http;
 mod identity;
 pub mod ironic;
-mod peers;
 mod server;
 
 use std::{net::IpAddr, time::Duration};
@@ -40,7 +39,7 @@ use crate::model::{
 
 /// One call of a deploy ramdisk, or of somebody who would like to be one: nothing in it has been compared with anything.
 #[derive(Debug)]
-pub struct Request {
+pub struct CallbackRequest {
     /// The node it speaks of.
     pub node: NodeName,
     /// Where it came from; never an IPv4-mapped IPv6 address.
@@ -55,7 +54,7 @@ pub struct Request {
 
 /// What strangers on the deploy network may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct CallbackLimits {
     /// Connections at once from everybody. One more ends the oldest that has not shown a good key.
     pub connections_max: usize,
     /// Connections at once from one address, likewise.
@@ -74,7 +73,7 @@ pub struct Limits {
     pub driver: Duration,
 }
 
-impl Default for Limits {
+impl Default for CallbackLimits {
     /// Enough for a rack that deploys at once, each machine with one or two connections and a request every few seconds.
     fn default() -> Self {
         Self {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use hostler::{
-    admin::{AdminError, Peer, Request, Server, Wish, ask, show_boot, use_bmc},
+    admin::{AdminError, AdminRequest, Peer, Server, Wish, ask, show_boot, use_bmc},
     model::admin::{Answer, BmcCommand, Fact, NicBoot, Order, Selection, ServedMenu},
 };
 use tempfile::TempDir;
@@ -409,7 +409,7 @@ async fn an_agent_that_says_nothing_is_not_waited_for_without_end() {
 
 /// A server whose driver is the test.
 struct Agent {
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<AdminRequest>,
     ended: oneshot::Sender<()>,
     serving: JoinHandle<()>,
     dir: TempDir,
@@ -431,12 +431,12 @@ impl Agent {
         Self { requests, ended, serving, dir, socket }
     }
 
-    async fn request(&mut self) -> Request {
+    async fn request(&mut self) -> AdminRequest {
         within(self.requests.recv()).await.unwrap()
     }
 
     async fn order(&mut self) -> (Order, Peer, oneshot::Sender<Vec<Answer>>) {
-        let Request { wish, who } = self.request().await;
+        let AdminRequest { wish, who } = self.request().await;
         let Wish::Order { order, reply } = wish else { panic!("no order: {wish:?}") };
         (order, who, reply)
     }

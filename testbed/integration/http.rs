@@ -44,11 +44,11 @@ struct BootServer {
 
 impl BootServer {
     fn new() -> Self {
-        Self::with(http::Limits::default())
+        Self::with(http::HttpLimits::default())
     }
 
     /// `deploy/vmlinuz` and `deploy/initramfs` are fixed files; the loader directory has `ipxe.efi` and a directory.
-    fn with(limits: http::Limits) -> Self {
+    fn with(limits: http::HttpLimits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("loaders/sub")).unwrap();
         fs::write(dir.path().join("loaders/ipxe.efi"), noise(42_000)).unwrap();
@@ -269,7 +269,8 @@ fn a_part_of_a_file_is_answered_as_a_part_and_told_by_how_far_it_went() {
 #[test]
 fn a_client_that_takes_nothing_is_cut_holds_no_memory_and_keeps_nobody_waiting() {
     let idle = Duration::from_secs(1);
-    let mut boot_server = BootServer::with(http::Limits { idle, ..http::Limits::default() });
+    let mut boot_server =
+        BootServer::with(http::HttpLimits { idle, ..http::HttpLimits::default() });
     boot_server.deploy();
     boot_server.set_ramdisk_bytes(LARGE_BYTES);
     boot_server.curl(SCRIPT, &[]).unwrap();
@@ -296,7 +297,7 @@ fn a_client_that_takes_nothing_is_cut_holds_no_memory_and_keeps_nobody_waiting()
 #[test]
 fn a_client_that_asks_slowly_or_for_nothing_is_cut() {
     let head = Duration::from_millis(500);
-    let boot_server = BootServer::with(http::Limits { head, ..http::Limits::default() });
+    let boot_server = BootServer::with(http::HttpLimits { head, ..http::HttpLimits::default() });
     for said in ["", "GET /ipxe.efi HT", "GET /ipxe.efi HTTP/1.1\r\nX: "] {
         let mut stream = boot_server.ask(said);
         let began = Instant::now();
@@ -310,7 +311,7 @@ fn a_client_that_asks_slowly_or_for_nothing_is_cut() {
 #[test]
 fn an_old_connection_is_cut_however_lively_it_is() {
     let total = Duration::from_millis(700);
-    let boot_server = BootServer::with(http::Limits { total, ..http::Limits::default() });
+    let boot_server = BootServer::with(http::HttpLimits { total, ..http::HttpLimits::default() });
     boot_server.set_ramdisk_bytes(LARGE_BYTES);
     let url = format!("http://{}/deploy/initramfs", boot_server.http);
     let began = Instant::now();
@@ -327,7 +328,7 @@ fn an_old_connection_is_cut_however_lively_it_is() {
 fn a_machine_may_take_as_long_for_its_ramdisk_as_its_node_says() {
     const TIMED_OUT: i32 = 28;
     let total = Duration::from_millis(700);
-    let boot_server = BootServer::with(http::Limits { total, ..http::Limits::default() });
+    let boot_server = BootServer::with(http::HttpLimits { total, ..http::HttpLimits::default() });
     boot_server.deploy();
     boot_server.set_ramdisk_bytes(LARGE_BYTES);
     boot_server.curl(SCRIPT, &[]).unwrap();
@@ -341,7 +342,7 @@ fn a_machine_may_take_as_long_for_its_ramdisk_as_its_node_says() {
 
 #[test]
 fn connections_are_bounded_and_their_places_come_back() {
-    let limits = http::Limits { connections_per_peer_max: 3, ..http::Limits::default() };
+    let limits = http::HttpLimits { connections_per_peer_max: 3, ..http::HttpLimits::default() };
     let boot_server = BootServer::with(limits);
     boot_server.set_ramdisk_bytes(LARGE_BYTES);
     let served = |stream: &mut TcpStream| stream.read(&mut [0; 12]).is_ok_and(|read| read > 0);

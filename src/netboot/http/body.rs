@@ -26,23 +26,23 @@ use super::{
         evidence::{Asked, Ended},
         files::Opened,
     },
-    pulse::Pulse,
+    activity::ConnectionActivity,
 };
-use crate::places::Kept;
+use crate::listener::Protection;
 
 /// Read at once, in bytes: large enough that a gigabit needs two thousand reads a second, and 256 connections hold 16 MiB.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// Whom and of what to tell at the end.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct SendReport {
     pub(super) catalog: Arc<BootFileCatalog>,
     pub(super) peer: IpAddr,
     pub(super) asked: Asked,
     pub(super) path: String,
     pub(super) began: Instant,
-    /// The connection's place, while its file is sent.
-    pub(super) _kept: Kept,
+    /// Keeps the connection from being evicted while its file is sent.
+    pub(super) _protection: Protection,
 }
 
 /// The body.
@@ -55,8 +55,8 @@ pub(super) struct FileBody {
     at: u64,
     piece: Vec<u8>,
     /// Counts what moves.
-    pulse: Arc<Pulse>,
-    told: Option<Told>,
+    activity: Arc<ConnectionActivity>,
+    report: Option<SendReport>,
 }
 
 impl FileBody {
@@ -64,8 +64,8 @@ impl FileBody {
     pub(super) fn new(
         file: Opened,
         bytes: Range<u64>,
-        told: Told,
-        pulse: Arc<Pulse>,
+        report: SendReport,
+        activity: Arc<ConnectionActivity>,
     ) -> io::Result<Self> {
         let mut file = file.into_file();
         file.seek(SeekFrom::Start(bytes.start))?;
@@ -74,8 +74,8 @@ impl FileBody {
             end: bytes.end,
             at: bytes.start,
             piece: vec![0; PIECE_BYTES],
-            pulse,
-            told: Some(told),
+            activity,
+            report: Some(report),
         })
     }
 }
@@ -103,7 +103,7 @@ impl Body for FileBody {
             return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
         }
         this.at += read.len() as u64;
-        this.pulse.beat();
+        this.activity.note();
         Poll::Ready(Some(Ok(Frame::data(read))))
     }
 
@@ -120,7 +120,9 @@ impl Body for FileBody {
 /// sent: no server can know better before the client asks for the next file.
 impl Drop for FileBody {
     fn drop(&mut self) {
-        let Some(Told { catalog, peer, asked, path, began, _kept }) = self.told.take() else {
+        let Some(SendReport { catalog, peer, asked, path, began, _protection }) =
+            self.report.take()
+        else {
             return;
         };
         // A boot loader that skips a part of a file asks for the rest of it.

@@ -274,7 +274,7 @@ impl Site {
             .enable_all()
             .build()
             .unwrap();
-        let bind = http::Server::bind(address, http::Limits::default());
+        let bind = http::Server::bind(address, http::HttpLimits::default());
         let server = runtime.block_on(bind).unwrap();
         let catalog = site.boot_server.running.as_ref().unwrap().catalog();
         runtime.spawn(server.serve(catalog, std::future::pending()));
