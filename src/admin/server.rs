@@ -1,8 +1,8 @@
 //! The agent's end: the socket, and a short conversation with everybody who connects.
 //!
-//! Started by the agent. Every step of a conversation has a time limit: a client that says nothing, or
-//! too much, costs a few kilobytes for a few seconds. When the socket has no room left, the oldest
-//! conversation that has not asked anything is evicted.
+//! Started by the agent. Every step of a conversation has a time limit: a client that says nothing,
+//! or too much, costs a few kilobytes for a few seconds. When the socket has no room left, the
+//! oldest conversation that has not asked anything is evicted.
 
 use std::{
     convert::identity,
@@ -38,15 +38,15 @@ use crate::{
 /// Owner and group may give orders. Connecting takes the right to write (unix(7)).
 const SOCKET_MODE: u32 = 0o660;
 const DIR_MODE: u32 = 0o750;
-/// Conversations at once. A site has a handful of operators; when all of these have asked something,
-/// the next ones wait in the backlog.
+/// Conversations at once. A site has a handful of operators; when all of these have asked
+/// something, the next ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 32;
 const BACKLOG: u32 = 64;
 /// For the question to arrive: it is sent in one go.
 const READ_LIMIT: Duration = Duration::from_secs(5);
 /// For the driver: it may be writing ten thousand records to a slow disk.
 const DRIVER_LIMIT: Duration = Duration::from_secs(10);
-/// How soon it is seen that an operator went away while the answer is awaited.
+/// Between two checks whether an operator went away while the answer is awaited.
 const HANGUP_POLL: Duration = Duration::from_millis(500);
 /// For the answer to be taken.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
@@ -70,8 +70,8 @@ impl Drop for SocketFile {
 }
 
 impl Server {
-    /// Binds a socket of mode 0660 at `path`, in a directory that is made if need be. What a killed agent left there is replaced; a
-    /// living agent's socket, or a file of another kind, is not.
+    /// Binds a socket of mode 0660 at `path`, in a directory that is made if need be. A killed
+    /// agent's socket is replaced; a living agent's, or a file of another kind, is not.
     pub async fn bind(path: &Path) -> Result<Self, AdminError> {
         let failed = |source| AdminError::Socket { path: path.to_owned(), source };
         if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
@@ -104,7 +104,7 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     fs::set_permissions(dir, Permissions::from_mode(DIR_MODE))
 }
 
-/// Removes what a killed agent left.
+/// Removes the socket of a killed agent.
 async fn clear(path: &Path) -> Result<(), AdminError> {
     let failed = |source| AdminError::Socket { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
@@ -124,7 +124,8 @@ async fn clear(path: &Path) -> Result<(), AdminError> {
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let socket = UnixSocket::new_stream()?;
-    // Linux gives the file the socket's own mode less the umask, so that it is never open to more than it should be.
+    // Linux gives the file the socket's own mode less the umask, so that it is never open to more
+    // than it should be.
     fchmod(&socket, Mode::from_raw_mode(SOCKET_MODE))?;
     socket.bind(path)?;
     // And not to less either.
@@ -132,7 +133,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     socket.listen(BACKLOG)
 }
 
-/// One question and its answer.
+/// Reads one question and answers it.
 async fn converse(
     mut stream: UnixStream,
     requests: mpsc::Sender<AdminRequest>,
@@ -143,7 +144,7 @@ async fn converse(
             let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
             Peer { uid: peer.uid(), pid }
         }
-        Err(error) => return warn!(%error, "an operator cannot be identified, and is not heard"),
+        Err(error) => return warn!(%error, "an operator cannot be identified, and is ignored"),
     };
     let (uid, pid) = (who.uid, who.pid);
     let arriving = timeout(READ_LIMIT, read_line(&mut stream, QUESTION_BYTES_MAX));
@@ -173,21 +174,23 @@ async fn converse(
     }
 }
 
-/// Comes when the other end is closed. The kernel's own notice would come for one that only has no more to say, too, again and again.
+/// Returns when the other end is closed. The kernel's own notice would come for one that only has
+/// no more to say, too, again and again.
 async fn hung_up(stream: &UnixStream) {
     while !has_hung_up(stream) {
         sleep(HANGUP_POLL).await;
     }
 }
 
-/// Whether the other end is closed. It may have given up long ago, if this process was stopped or starved meanwhile.
+/// Whether the other end is closed. It may have given up long ago, if this process was stopped or
+/// starved meanwhile.
 fn has_hung_up(stream: &UnixStream) -> bool {
     let mut ends = [PollFd::new(stream, PollFlags::empty())];
     let polled = poll(&mut ends, Some(&Timespec::default()));
     polled.is_err() || ends.iter().any(|end| end.revents().contains(PollFlags::HUP))
 }
 
-/// The driver's answer, as a line.
+/// Has the driver answer, and returns that as a line.
 async fn answer(
     question: Question,
     who: Peer,
@@ -197,34 +200,34 @@ async fn answer(
     match question {
         Question::Order(order) => {
             let (reply, answers) = oneshot::channel();
-            let asked = ask(Wish::Order { order, reply });
-            encode(&hear(asked, answers, DRIVER_LIMIT).await)
+            let sent = ask(Wish::Order { order, reply });
+            encode(&await_reply(sent, answers, DRIVER_LIMIT).await)
         }
         Question::ApproveNewMachines => {
             let (reply, changed) = oneshot::channel();
-            let asked = ask(Wish::ApproveNewMachines { reply });
-            encode(&hear(asked, changed, DRIVER_LIMIT).await.and_then(identity))
+            let sent = ask(Wish::ApproveNewMachines { reply });
+            encode(&await_reply(sent, changed, DRIVER_LIMIT).await.and_then(identity))
         }
         Question::ShowBoot { mac, secrets } => {
             let (reply, boot) = oneshot::channel();
-            let asked = ask(Wish::ShowBoot { mac, secrets, reply });
-            encode(&hear(asked, boot, DRIVER_LIMIT).await)
+            let sent = ask(Wish::ShowBoot { mac, secrets, reply });
+            encode(&await_reply(sent, boot, DRIVER_LIMIT).await)
         }
         Question::Bmc { node, command } => {
             let (reply, facts) = oneshot::channel();
-            let asked = ask(Wish::Bmc { node, command, reply });
-            encode(&hear(asked, facts, BMC_LIMIT).await.and_then(identity))
+            let sent = ask(Wish::Bmc { node, command, reply });
+            encode(&await_reply(sent, facts, BMC_LIMIT).await.and_then(identity))
         }
     }
 }
 
-async fn hear<T>(
-    asked: impl Future<Output = Result<(), mpsc::error::SendError<AdminRequest>>>,
+async fn await_reply<T>(
+    sent: impl Future<Output = Result<(), mpsc::error::SendError<AdminRequest>>>,
     answer: oneshot::Receiver<T>,
     limit: Duration,
 ) -> Result<T, String> {
     let answered = timeout(limit, async {
-        asked.await.ok()?;
+        sent.await.ok()?;
         answer.await.ok()
     });
     match answered.await {

@@ -1,6 +1,7 @@
 //! One message: a line of JSON with the protocol's version, bounded on both sides.
 //!
-//! Used by server and client alike. Nothing here waits for ever by itself: the callers put a time limit around every read and write.
+//! Used by server and client alike. Nothing here waits for ever by itself: the callers put a time
+//! limit around every read and write.
 
 use std::{io, time::Duration};
 
@@ -13,12 +14,14 @@ use crate::model::printable::escaped;
 pub(super) const QUESTION_BYTES_MAX: usize = 64 << 10;
 /// Longest answer in bytes, with its end of line: about ten thousand nodes with a sentence each.
 pub(super) const ANSWER_BYTES_MAX: usize = 8 << 20;
-/// The most that a BMC's work takes: the agent gives up itself after the node's `timeouts.power`, which may be as long as anybody likes.
+/// Longest work of a BMC: the agent gives up itself after the node's `timeouts.power`, which may be
+/// as long as anybody likes.
 pub(super) const BMC_LIMIT: Duration = Duration::from_secs(15 * 60);
-/// The protocol's version. Client and agent are one binary: they differ only when one of them was not restarted after an update.
+/// The protocol's version. Client and agent are one binary: they differ only when one of them was
+/// not restarted after an update.
 const VERSION: u32 = 1;
 
-/// Why a line is no message.
+/// A line that is no message.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
     /// It does not end within the limit.
@@ -32,7 +35,7 @@ pub enum WireError {
         "version {0} of the protocol, this hostler speaks version {VERSION}; restart the agent after an update"
     )]
     Version(u32),
-    /// It is not the JSON that was expected. Why is told in one line, whatever was sent.
+    /// It is not the JSON that was expected. The reason is one line, whatever was sent.
     #[error("not a message: {0}")]
     Json(String),
     /// It cannot be read.
@@ -47,7 +50,7 @@ struct Message<T> {
     body: T,
 }
 
-/// The same of any version.
+/// A message of any version.
 #[derive(Debug, Deserialize)]
 struct AnyMessage {
     version: u32,
@@ -68,14 +71,14 @@ pub(super) async fn read_line(
     }
 }
 
-/// A message as a line, with its end.
+/// Writes a message as a line, with its end.
 pub(super) fn encode(body: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
     let mut line = serde_json::to_vec(&Message { version: VERSION, body })?;
     line.push(b'\n');
     Ok(line)
 }
 
-/// The message in a line.
+/// Reads the message in a line.
 pub(super) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, WireError> {
     // The version first: nothing else can be expected of another one.
     let AnyMessage { version } = serde_json::from_slice(line)?;
@@ -141,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_the_agents_end_says_is_told_in_one_line() {
+    fn an_error_is_one_line_whatever_the_agents_end_sends() {
         let line = serde_json::json!({ "version": 1, "body": "X\nFORGED\u{202e}" });
         let garbled = decode::<Question>(line.to_string().as_bytes()).unwrap_err().to_string();
         let said = crate::admin::AdminError::Refused("X\nFORGED\u{202e}".to_owned()).to_string();

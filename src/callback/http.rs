@@ -1,7 +1,8 @@
 //! From an HTTP request to a [`Call`] and from a [`Reply`] to an HTTP answer.
 //!
-//! Called by the server for every request on a live connection. The order of the checks is what keeps the server from telling secrets: nothing
-//! is said about a path before the whole body has been read, and nothing about a body before there is a well-formed key.
+//! Called by the server for every request on a live connection. The order of the checks keeps the
+//! server from telling secrets: nothing is said about a path before the whole body has been read,
+//! and nothing about a body before there is a well-formed key.
 
 use std::{
     sync::Arc,
@@ -34,16 +35,16 @@ use crate::{
 /// An inventory of hundreds of disks has some 100 KiB.
 const BODY_BYTES_MAX: usize = 256 << 10;
 
-/// The way to the driver.
+/// State shared by all handlers: the way to the driver.
 #[derive(Debug)]
 pub(super) struct AppState {
     pub(super) limits: CallbackLimits,
     pub(super) requests: mpsc::Sender<CallbackRequest>,
-    /// Ticks whenever an answer may have become another.
+    /// Ticks whenever an answer may have changed.
     pub(super) changed: watch::Receiver<u64>,
 }
 
-/// What a request is, once its path, key and body have been read.
+/// A request whose path, key and body have been read.
 #[derive(Debug)]
 pub(super) struct CallArgs {
     pub(super) node: NodeName,
@@ -52,7 +53,7 @@ pub(super) struct CallArgs {
     pub(super) call: Call,
 }
 
-/// Every path there is. The connection adds its [`ConnectionPermit`] as an extension.
+/// Routes every path. The connection adds its [`ConnectionPermit`] as an extension.
 pub(super) fn router(state: Arc<AppState>) -> Router {
     Router::new()
         .route("/v1/nodes/{node}/vendor_passthru/{call}", routing::any(answer))
@@ -112,7 +113,8 @@ async fn answer(
     }
 }
 
-/// The node and the call a request means; `None` when there is no such call with this method. The body is judged apart.
+/// Reads the node and the call of a request; `None` when there is no such call with this method.
+/// The body is judged apart.
 fn parse(
     method: &Method,
     node: &str,
@@ -201,7 +203,7 @@ pub(super) async fn ask(state: &AppState, args: &CallArgs) -> Option<Reply> {
     Some(reply)
 }
 
-/// The one answer to everything that is none of the caller's business.
+/// The one answer to every request that the caller has no right to.
 pub(super) fn refused() -> Response {
     failure(StatusCode::NOT_FOUND, "not found")
 }

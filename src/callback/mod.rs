@@ -1,7 +1,8 @@
 //! The HTTPS listener the deploy ramdisk talks to.
 //!
-//! Started by the agent, which answers every [`CallbackRequest`] from its driver. This module judges nothing about nodes: it parses, bounds and hands
-//! over. It must never tell an unknown node from a wrong key or a wrong phase, and never log a body or a key.
+//! Started by the agent, which answers every [`CallbackRequest`] from its driver. This module
+//! judges nothing about nodes: it parses, bounds and hands over. It must never tell an unknown node
+//! from a wrong key or a wrong phase, and never log a body or a key.
 //!
 //! ```text
 //! POST /v1/nodes/{node}/vendor_passthru/lookup            200 LookupReply, 409 LookupAgain
@@ -37,22 +38,21 @@ use crate::model::{
     secret::AttemptKey,
 };
 
-/// One call of a deploy ramdisk, or of somebody who would like to be one: nothing in it has been compared with anything.
+/// A call of a deploy ramdisk, or of a client that poses as one: nothing in it has been compared
+/// with anything.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub struct CallbackRequest {
-    /// The node it speaks of.
     pub node: NodeName,
-    /// Where it came from; never an IPv4-mapped IPv6 address.
+    /// The client's address; never an IPv4-mapped IPv6 address.
     pub peer: IpAddr,
-    /// The key it showed.
     pub key: AttemptKey,
-    /// What it wants.
     pub call: Call,
-    /// Where the answer goes. Dropping it answers 503.
+    /// Dropping it answers 503.
     pub reply: oneshot::Sender<Reply>,
 }
 
-/// What strangers on the deploy network may take.
+/// Limits on what unknown clients on the deploy network may use.
 #[derive(Clone, Copy, Debug)]
 pub struct CallbackLimits {
     /// Connections at once from everybody. One more ends the oldest that has not shown a good key.
@@ -67,14 +67,15 @@ pub struct CallbackLimits {
     pub handshake: Duration,
     /// For a request's head, and again for its body.
     pub read: Duration,
-    /// How long `imaging` is held back.
+    /// Longest time for which `imaging` is held back.
     pub poll: Duration,
     /// For the driver's answer.
     pub driver: Duration,
 }
 
 impl Default for CallbackLimits {
-    /// Enough for a rack that deploys at once, each machine with one or two connections and a request every few seconds.
+    /// Enough for a rack that deploys at once, each machine with one or two connections and a
+    /// request every few seconds.
     fn default() -> Self {
         Self {
             connections_max: 256,

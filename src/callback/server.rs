@@ -1,7 +1,8 @@
 //! The sockets, TLS and HTTP connections of the callback listener.
 //!
-//! Started by the agent. Its two endpoints, HTTPS for hostler's ramdisk and plain HTTP for Ironic's,
-//! share one [`Admission`]: opening connections and saying little must never keep a ramdisk out.
+//! Started by the agent. Its two endpoints, HTTPS for hostler's ramdisk and plain HTTP for
+//! Ironic's, share one [`Admission`]: opening connections and saying little must never keep a
+//! ramdisk out.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -64,9 +65,9 @@ impl Server {
         self.https.local_addr()
     }
 
-    /// Serves until `shutdown`, handing each request to the driver behind `requests`. `changed` ticks
-    /// whenever a deploy state may have changed. Open connections are cut at the end: every call may
-    /// be repeated, and the ramdisk does.
+    /// Serves until `shutdown`, handing each request to the driver behind `requests`. `changed`
+    /// ticks whenever a deploy state may have changed. Open connections are cut at the end: every
+    /// call may be repeated, and the ramdisk does.
     pub async fn serve(
         self,
         requests: mpsc::Sender<CallbackRequest>,

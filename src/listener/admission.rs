@@ -1,10 +1,10 @@
 //! Admission of connections: how many there may be, in all and from each peer, how fast they may
 //! come, and which one makes room.
 //!
-//! Asked by the accept loop for every connection, and by a connection for its requests. It must stay
-//! small however many peers turn up. It must never let clients that only hold connections keep out a
-//! machine: a full listener evicts the connection that has been idle longest, unless it is protected.
-//! Without a rate limit nothing is kept of a peer that has no connection.
+//! Asked by the accept loop for every connection, and by a connection for its requests. It must
+//! stay small however many peers turn up. It must never let clients that only hold connections keep
+//! out a machine: a full listener evicts the connection that has been idle longest, unless it is
+//! protected. Without a rate limit nothing is kept of a peer that has no connection.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +16,8 @@ use std::{
 
 use tokio::sync::oneshot;
 
-/// Peers whose rate is remembered. More than the connections allowed at once, so that there is always
-/// an unconnected one to forget.
+/// Peers whose rate is remembered. More than the connections allowed at once, so that there is
+/// always an unconnected one to forget.
 const RATES_MAX: usize = 1024;
 
 /// What tells clients apart.
@@ -56,8 +56,8 @@ pub(crate) struct Admission<P = IpAddr> {
 struct Book<P> {
     connections: BTreeMap<u64, Connection<P>>,
     next_number: u64,
-    /// When each peer would next be served if it had been given an even pace. How far this lies ahead
-    /// is what it has borrowed.
+    /// When each peer would next be served if it had been given an even pace. How far this lies
+    /// ahead is what it has borrowed.
     rates: BTreeMap<P, Instant>,
 }
 
@@ -166,8 +166,8 @@ impl<P> ConnectionPermit<P> {
         self.set_idle(|_| None);
     }
 
-    /// Keeps the connection from being evicted until the result is dropped, from when on it has just
-    /// become idle.
+    /// Keeps the connection from being evicted until the result is dropped, from when on it has
+    /// just become idle.
     pub(crate) fn protect_while(self: &Arc<Self>) -> Protection<P> {
         self.protect();
         Protection(Arc::clone(self))

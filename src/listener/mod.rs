@@ -1,12 +1,12 @@
 //! Accepts connections: admission, deadlines and shutdown, the same for every stream listener.
 //!
-//! The callback endpoints, the HTTP boot files and the admin socket each run a [`Listener`] and give it
-//! a function that serves one connection. A listener for metrics or status would do the same: bind a
-//! socket, choose [`ConnectionLimits`] and what happens when they are reached, and serve HTTP by
-//! [`http1`].
+//! The callback endpoints, the HTTP boot files and the admin socket each run a [`Listener`] and
+//! give it a function that serves one connection. A listener for metrics or status would do the
+//! same: bind a socket, choose [`ConnectionLimits`] and what happens when they are reached, and
+//! serve HTTP by [`http1`].
 //!
-//! [`admission`] decides which connection may stay. The loop must never wait for a connection, never
-//! end because of an error of `accept`, and never leave a connection behind when it ends.
+//! [`admission`] decides which connection may stay. The loop must never wait for a connection,
+//! never end because of an error of `accept`, and never leave a connection behind when it ends.
 
 mod admission;
 

@@ -118,10 +118,10 @@ impl BootServer {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The next fetch told.
-    fn told(&mut self) -> Fetch {
+    /// Waits for the next fetch reported.
+    fn reported(&mut self) -> Fetch {
         let next = async { tokio::time::timeout(LIMIT, self.fetched.recv()).await };
-        self.runtime.block_on(next).expect("no fetch is told").unwrap()
+        self.runtime.block_on(next).expect("no fetch is reported").unwrap()
     }
 
     fn deploy(&self) {
@@ -216,7 +216,7 @@ fn sizes_are_told_and_one_connection_serves_one_file_after_another() {
     let wget = Command::new("busybox").args(["wget", "-q", "-O"]).arg(&output).arg(url).status();
     assert!(wget.unwrap().success() && fs::read(output).unwrap() == noise(KERNEL_BYTES));
 
-    let stages: Vec<BootStage> = (0..3).map(|_| boot_server.told().stage).collect();
+    let stages: Vec<BootStage> = (0..3).map(|_| boot_server.reported().stage).collect();
     assert_eq!(stages, [BootStage::Menu, BootStage::Kernel, BootStage::Ramdisk]);
 }
 
@@ -227,7 +227,7 @@ fn a_machine_with_its_script_from_tftp_and_its_kernel_from_http_is_one_machine()
     let url = format!("tftp://{}/{SCRIPT}", boot_server.tftp);
     let script = Command::new("curl").args(["-sSf", "--max-time", "20", &url]).output().unwrap();
     assert!(script.status.success());
-    assert_eq!(boot_server.told().stage, BootStage::Menu);
+    assert_eq!(boot_server.reported().stage, BootStage::Menu);
     for (name, stage) in
         [("deploy/vmlinuz", BootStage::Kernel), ("deploy/initramfs", BootStage::Ramdisk)]
     {
@@ -241,7 +241,7 @@ fn a_machine_with_its_script_from_tftp_and_its_kernel_from_http_is_one_machine()
             sent_bytes: KERNEL_BYTES as u64,
             complete: true,
         };
-        assert_eq!(boot_server.told(), fetch);
+        assert_eq!(boot_server.reported(), fetch);
     }
 }
 
@@ -250,7 +250,7 @@ fn a_part_of_a_file_is_answered_as_a_part_and_told_by_how_far_it_went() {
     let mut boot_server = BootServer::new();
     boot_server.deploy();
     boot_server.curl(SCRIPT, &[]).unwrap();
-    assert_eq!(boot_server.told().stage, BootStage::Menu);
+    assert_eq!(boot_server.reported().stage, BootStage::Menu);
     let kernel = noise(KERNEL_BYTES);
     for (range, bytes) in
         [("299000-", 299_000..KERNEL_BYTES), ("7-9", 7..10), ("-1", 299_999..300_000)]
@@ -258,9 +258,9 @@ fn a_part_of_a_file_is_answered_as_a_part_and_told_by_how_far_it_went() {
         let expected = kernel.get(bytes.clone()).unwrap();
         let got = boot_server.curl("deploy/vmlinuz", &["--range", range]).unwrap();
         assert!(got == expected, "{range}");
-        assert_eq!(boot_server.told().sent_bytes, bytes.end as u64, "{range}");
+        assert_eq!(boot_server.reported().sent_bytes, bytes.end as u64, "{range}");
         assert_eq!(boot_server.status("/deploy/vmlinuz", &["--range", range]), "206", "{range}");
-        boot_server.told();
+        boot_server.reported();
     }
     assert_eq!(boot_server.status("/deploy/vmlinuz", &["--range", "300000-"]), "416");
     assert!(boot_server.curl("deploy/vmlinuz", &["--range", "1-2,5-6"]).as_ref() == Ok(&kernel));
@@ -274,14 +274,14 @@ fn a_client_that_takes_nothing_is_cut_holds_no_memory_and_keeps_nobody_waiting()
     boot_server.deploy();
     boot_server.set_ramdisk_bytes(LARGE_BYTES);
     boot_server.curl(SCRIPT, &[]).unwrap();
-    assert_eq!(boot_server.told().stage, BootStage::Menu);
+    assert_eq!(boot_server.reported().stage, BootStage::Menu);
     let began = Instant::now();
     let mut silent = boot_server.ask("GET /deploy/initramfs HTTP/1.1\r\n\r\n");
     assert!(boot_server.curl("deploy/vmlinuz", &[]) == Ok(noise(KERNEL_BYTES)));
     assert!(began.elapsed() < LIMIT);
-    assert_eq!(boot_server.told().stage, BootStage::Kernel);
+    assert_eq!(boot_server.reported().stage, BootStage::Kernel);
 
-    let cut = boot_server.told();
+    let cut = boot_server.reported();
     assert_eq!((cut.stage, cut.complete), (BootStage::Ramdisk, false));
     // What the system buffers between two sockets, and one piece.
     assert!(cut.sent_bytes < 32 << 20, "{cut:?}");
@@ -395,14 +395,14 @@ fn a_file_that_shrinks_under_its_reader_is_no_whole_file() {
     boot_server.deploy();
     boot_server.set_ramdisk_bytes(LARGE_BYTES);
     boot_server.curl(SCRIPT, &[]).unwrap();
-    assert_eq!(boot_server.told().stage, BootStage::Menu);
+    assert_eq!(boot_server.reported().stage, BootStage::Menu);
     let mut stream = boot_server.ask("GET /deploy/initramfs HTTP/1.1\r\n\r\n");
     stream.read_exact(&mut [0; 100]).unwrap();
     boot_server.set_ramdisk_bytes(1000);
     let mut rest = Vec::new();
     drop(stream.read_to_end(&mut rest));
     assert!((rest.len() as u64) < LARGE_BYTES);
-    assert!(!boot_server.told().complete);
+    assert!(!boot_server.reported().complete);
 }
 
 #[test]

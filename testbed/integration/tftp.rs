@@ -89,8 +89,8 @@ impl BootServer {
         fs::write(self.dir.path().join("images").join(name), bytes).unwrap();
     }
 
-    /// The next fetch told.
-    fn told(&mut self) -> Fetch {
+    /// Waits for the next fetch reported.
+    fn reported(&mut self) -> Fetch {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             match self.fetched.try_recv() {
@@ -98,7 +98,7 @@ impl BootServer {
                 Err(TryRecvError::Empty) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(2));
                 }
-                Err(error) => panic!("no fetch is told: {error}"),
+                Err(error) => panic!("no fetch is reported: {error}"),
             }
         }
     }

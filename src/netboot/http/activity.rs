@@ -1,7 +1,7 @@
 //! The activity of a connection: whether anything moves on it, and how old it may become.
 //!
-//! Shared by a connection and the bodies it sends. Bytes that a client takes count, never those that it
-//! sends.
+//! Shared by a connection and the bodies it sends. Bytes that a client takes count, never those
+//! that it sends.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

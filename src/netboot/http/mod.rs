@@ -1,12 +1,13 @@
-//! HTTP/1.1 (RFC 9110, RFC 9112): what TFTP serves, under the same names, for boot loaders that can.
+//! HTTP/1.1 (RFC 9110, RFC 9112): serves the files of TFTP, under the same names, to boot loaders
+//! that can.
 //!
-//! Bound by the agent beside TFTP's server, whose [`BootFileCatalog`] it serves. Plain HTTP: iPXE as distributions and network interfaces carry it trusts
-//! public authorities only. What a menu says it says no more openly than over TFTP; kernels and ramdisks have no secret in them.
+//! Bound by the agent beside TFTP's server, whose [`BootFileCatalog`] it serves. Plain HTTP: iPXE
+//! as distributions and network interfaces carry it trusts public authorities only. A menu is as
+//! open to others as over TFTP; kernels and ramdisks have no secret in them.
 //!
-//! `body` reads a file piece by piece as the client takes it; `pulse` tells how its connection is.
-//! Every connection has a place, a limit on its request's head, and an end; one on which nothing
-//! moves is cut. When places run out, the connection on which nothing has been asked for longest
-//! makes room. It must never list a directory, take anything, or hold a file in memory.
+//! `body` reads a file piece by piece as the client takes it; `activity` watches its connection,
+//! which is cut when nothing moves on it. It must never list a directory, take anything, or hold a
+//! file in memory.
 
 mod activity;
 mod body;
@@ -42,31 +43,32 @@ use self::{
 };
 use super::{
     catalog::{BootFileCatalog, Served},
+    name::clean_name,
+    refusal::Refusal,
     table::FETCH_LIMIT,
-    tftp::{Refusal, clean_name},
 };
 use crate::listener::{
     Admission, ConnectionLimits, ConnectionPermit, Listener, Protection, WhenFull, http1,
 };
 
-/// What strangers may take.
+/// Limits on what unknown clients may use.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpLimits {
     /// Connections at once, from everybody. One more ends the one that has been silent longest.
     pub connections_max: usize,
     /// From one address, likewise: firmware has one or two.
     pub connections_per_peer_max: usize,
-    /// How long a request's head may take, and the pause before the next.
+    /// For a request's head, and for the pause before the next.
     pub head: Duration,
-    /// How long an response may go without anything taken of it; it is cut after twice this time at the latest.
+    /// Time without progress after which a response is cut, after twice this time at the latest.
     pub idle: Duration,
-    /// How long a connection may last, unless a node's own limit is longer and a file of its is
-    /// fetched.
+    /// For a connection, unless a file of a node with a longer limit is fetched.
     pub total: Duration,
 }
 
 impl Default for HttpLimits {
-    /// 256 connections, 16 from one address, 10 s for a head, 30 s idle, 30 min in all, as TFTP has it.
+    /// 256 connections, 16 from one address, 10 s for a head, 30 s idle, 30 min in all, as TFTP has
+    /// it.
     fn default() -> Self {
         Self {
             connections_max: 256,
@@ -91,7 +93,7 @@ impl Server {
         Ok(Self { listener: TcpListener::bind(addr).await?, limits })
     }
 
-    /// Where it listens.
+    /// Returns the address it listens on.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
@@ -168,13 +170,13 @@ async fn respond<B>(
             debug!(%peer, path = ?name, "HTTP size asked");
             found(&(0..file.bytes), file.bytes, Either::Left(Full::default()))
         }
-        Ok(Served { file, asked, name: path, limit }) => {
+        Ok(Served { file, kind, name: path, limit }) => {
             activity.extend(limit.unwrap_or_default());
             let all = file.bytes;
             let range = request.headers().get(RANGE).and_then(|range| range.to_str().ok());
             let bytes = range.map_or(Some(0..all), |range| range::wanted(range, all));
             let Some(bytes) = bytes else { return past_the_end(all) };
-            let report = SendReport { catalog, peer, asked, path, began, _protection: protection };
+            let report = SendReport { catalog, peer, kind, path, began, _protection: protection };
             match FileBody::new(file, bytes.clone(), report, activity) {
                 Ok(body) => found(&bytes, all, Either::Right(body)),
                 Err(error) => {
@@ -189,16 +191,14 @@ async fn respond<B>(
                 Refusal::NotFound => StatusCode::NOT_FOUND,
                 Refusal::NotAllowed => StatusCode::FORBIDDEN,
                 Refusal::Busy => StatusCode::SERVICE_UNAVAILABLE,
-                Refusal::NotUnderstood | Refusal::ReadOnly | Refusal::NotOctet => {
-                    StatusCode::BAD_REQUEST
-                }
+                Refusal::ReadOnly => StatusCode::METHOD_NOT_ALLOWED,
             };
             refusal(status, error)
         }
     }
 }
 
-/// The file that a request is for.
+/// Opens the file that a request is for.
 async fn open(
     catalog: Arc<BootFileCatalog>,
     uri: &Uri,
@@ -214,7 +214,7 @@ async fn open(
     opening.await.unwrap_or(Err(Refusal::Busy))
 }
 
-/// These bytes of all of a file.
+/// The response with some bytes of a file.
 fn found(bytes: &Range<u64>, all: u64, body: Either<Full<Bytes>, FileBody>) -> FileResponse {
     let mut response = Response::new(body);
     if *bytes != (0..all) {

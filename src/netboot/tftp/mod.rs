@@ -1,12 +1,13 @@
 //! TFTP (RFC 1350, with the options of RFC 2347 to 2349 and 7440).
 //!
-//! The accept loop is `server`, a request is judged by `request`, has a place in `slots`, and is carried by `transfer` through its `window` and
-//! over its `wire`.
+//! The accept loop is `server`, a request is judged by `request`, has a slot in `slots`, and is
+//! carried by `transfer` through its `window` and over its `wire`.
 //!
 //! # Built on `tftpd`
 //!
-//! The crate's `Packet` reads and writes datagrams and its `Worker` sends the files; its `Server` is not used. What version 1.0.0 gets
-//! wrong, what keeps it from mattering here, and what should be changed there. Each is attacked in `testbed/integration/tftp`.
+//! The crate's `Packet` reads and writes datagrams and its `Worker` sends the files; its `Server`
+//! is not used. What version 1.0.0 gets wrong, what keeps it from mattering here, and what should
+//! be changed there. Each is attacked in `testbed/integration/tftp`.
 //!
 //! | | version 1.0.0 | here | upstream |
 //! |---|---|---|---|
@@ -27,14 +28,9 @@
 //! | 15 | Errors show the server's paths to clients, and names go raw into the log. | A refusal is one of six sentences; names are logged escaped. | The same. |
 //! | 16 | No way to learn the port, to pass a socket in, or to choose the address that answers. | [`Server::bind`] and [`Server::local_addr`]; transfers speak from the address listened on. | `Server::from_socket`, `local_addr`. |
 //! | 17 | No hooks, no files from memory, and a request sent twice is served twice. | `Transfer` is the worker's `Socket` and counts; `memfd`; `slots` knows repetitions. | A callback for the file and one for the end; one transfer for each peer. |
-//! | 18 | Netascii is sent as octets; a request that is long, not UTF-8, or has one option it does
-//! not understand gets silence. | `request` reads requests itself: netascii gets an ERROR, such an
-//! option is ignored, and names are bytes. | The same. | | | `Worker::new` takes a type whose name
-//! is private, and `Worker` tries for ever when a socket's error is no `io::Error`. | The compiler
-//! infers it; every error is one. | Make it public; end on any error. | | | While a window is out,
-//! every block costs a look for ACKs, three copies and three allocations. | The look is answered
-//! without a system call, and a window goes out with one. | Blocks as slices of one buffer;
-//! `UDP_SEGMENT`. |
+//! | 18 | Netascii is sent as octets; a request that is long, not UTF-8, or has one option it does not understand gets silence. | `request` reads requests itself: netascii gets an ERROR, such an option is ignored, and names are bytes. | The same. |
+//! | | `Worker::new` takes a type whose name is private, and `Worker` tries for ever when a socket's error is no `io::Error`. | The compiler infers it; every error is one. | Make it public; end on any error. |
+//! | | While a window is out, every block costs a check for ACKs, three copies and three allocations. | The check is answered without a system call, and a window goes out with one. | Blocks as slices of one buffer; `UDP_SEGMENT`. |
 
 mod request;
 mod server;
@@ -43,10 +39,9 @@ mod transfer;
 mod window;
 mod wire;
 
-pub(super) use self::request::{Refusal, clean_name};
 pub use server::{Config, Running, Server};
 
-/// The way in for the fuzz target: whatever a stranger sends to the well-known port.
+/// Entry point of the fuzz target: a datagram to the well-known port.
 #[cfg(fuzzing)]
 pub fn fuzz(datagram: &[u8]) {
     match request::parse(datagram) {
