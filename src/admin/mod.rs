@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! → {"version":1,"body":{"order":{"approve":{"nodes":["edge-07"]}}}}
-//! ← {"version":1,"body":{"Ok":[{"node":"edge-07","counted":true,"message":"will be wiped and installed"}]}}
+//! ← {"version":1,"body":{"Ok":[{"node":"edge-07","counted":true,"message":"…"}]}}
 //! → {"version":1,"body":{"order":{"retry":"all"}}}
 //! ← {"version":1,"body":{"Err":"it is stopping"}}
 //! ```
@@ -89,30 +89,49 @@ pub enum AdminError {
     #[error("{} is no socket; remove it, or name another path in [admin] socket", .0.display())]
     NotASocket(PathBuf),
     /// Nobody listens.
-    #[error("no agent is listening at {}; is it running, and is this the [admin] socket of its configuration?", .0.display())]
+    #[error(
+        "no agent is listening at {}; is it running, and is this the [admin] socket of its \
+         configuration?",
+        .0.display()
+    )]
     NoAgent(PathBuf),
     /// The socket may not be used.
-    #[error("permission denied at {}; run this as root or as a member of the socket's group, hostler", .0.display())]
+    #[error(
+        "permission denied at {}; run this as root or as a member of the socket's group, hostler",
+        .0.display()
+    )]
     Denied(PathBuf),
     /// The order is longer than an agent reads.
     #[error("too many nodes for one order; name fewer at a time, or give --all")]
     TooLong,
     /// No answer in time.
-    #[error("the agent at {} did not answer in {limit_s} s; `hostler status` shows whether it took the order", path.display())]
+    #[error(
+        "the agent at {} did not answer in {limit_s} s; `hostler status` shows whether it took the \
+         order",
+        path.display()
+    )]
     Silent {
         /// The socket.
         path: PathBuf,
         limit_s: u64,
     },
     /// The agent accepted no connection in time: nothing was asked.
-    #[error("the agent at {} is busy with others, and accepted no connection in {limit_s} s; nothing was asked of it; try again", path.display())]
+    #[error(
+        "the agent at {} is busy with others, and accepted no connection in {limit_s} s; nothing \
+         was asked of it; try again",
+        path.display()
+    )]
     Busy {
         /// The socket.
         path: PathBuf,
         limit_s: u64,
     },
     /// It ends before an answer came.
-    #[error("the agent at {} hung up before it answered; `hostler status` shows whether it took the order", .0.display())]
+    #[error(
+        "the agent at {} hung up before it answered; `hostler status` shows whether it took the \
+         order",
+        .0.display()
+    )]
     HungUp(PathBuf),
     /// The agent has no answer, in its own words.
     #[error("the agent says: {}", escaped(.0))]

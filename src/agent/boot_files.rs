@@ -90,13 +90,15 @@ impl DeployFiles {
                     "BootFilesMissing",
                     "no deploy boot files for an aarch64 machine: [ramdisk.aarch64] is missing"
                         .to_owned(),
-                    "make them with `hostler ramdisk build`, set [ramdisk.aarch64] in hostler.toml, and restart hostler",
+                    "make them with `hostler ramdisk build`, set [ramdisk.aarch64] in hostler.toml, \
+                     and restart hostler",
                 ),
                 RamdiskKind::Ironic => missing(
                     "IronicNotConfigured",
                     "boot.ramdisk is \"ironic\", and this agent takes no calls of Ironic's ramdisk"
                         .to_owned(),
-                    "set [ironic] in hostler.toml, with the ramdisk's kernel and initramfs, and restart hostler; or leave boot.ramdisk out",
+                    "set [ironic] in hostler.toml, with the ramdisk's kernel and initramfs, and \
+                     restart hostler; or leave boot.ramdisk out",
                 ),
             };
         };

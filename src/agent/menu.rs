@@ -85,7 +85,8 @@ impl MenuWriter {
             Ok(()) => drop(self.applied.insert(name.clone(), (menu, Arc::clone(spec)))),
             // The spec's kernel arguments are checked for everything a menu cannot hold.
             Err(error) => {
-                warn!(node = %name, %error, "the boot menu cannot be made; the node's NICs are unknown");
+                let node = name;
+                warn!(%node, %error, "the boot menu cannot be made; the node's NICs are unknown");
                 self.remove(name);
             }
         }

@@ -7,17 +7,20 @@
 //! ```text
 //! POST /v1/nodes/{node}/vendor_passthru/lookup            200 LookupReply, 409 LookupAgain
 //! POST /v1/nodes/{node}/vendor_passthru/pass_deploy_info  202
-//! GET  /v1/nodes/{node}/vendor_passthru/deploy_state      200 DeployStateReply, held back while it is `imaging`
+//! GET  /v1/nodes/{node}/vendor_passthru/deploy_state      200 DeployStateReply, held back
+//!                                                         while it is `imaging`
 //! POST /v1/nodes/{node}/vendor_passthru/completed         202
 //! ```
 //!
-//! | answer | when |
-//! |---|---|
-//! | 404 | anything the driver refuses, and every request that cannot be one of the above: unknown path, wrong method, no well-formed node name or key. One and the same answer. |
-//! | 400 | a well-formed key, but a body that is not the call's JSON. Said before anybody looks at node or key, so it tells nothing about them. |
-//! | 408, 413, 429 | a body too slow or too big, too many requests. Said before the path is looked at. |
-//! | 409 | the driver's own words to a ramdisk it knows |
-//! | 503 | the driver does not answer in time |
+//! Other answers:
+//!
+//! - 404: anything the driver refuses, and every request that cannot be one of the above: unknown
+//!   path, wrong method, no well-formed node name or key. One and the same answer.
+//! - 400: a well-formed key, but a body that is not the call's JSON. Said before node or key are
+//!   looked up, so that it tells nothing about them.
+//! - 408, 413, 429: a body too slow or too big, too many requests. Said before the path is read.
+//! - 409: the driver's own words to a ramdisk it knows.
+//! - 503: the driver does not answer in time.
 
 mod http;
 mod identity;

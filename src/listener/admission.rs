@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 /// always an unconnected one to forget.
 const RATES_MAX: usize = 1024;
 
-/// What tells clients apart.
+/// The identity by which clients are told apart.
 pub(crate) trait Peer: Copy + Ord + Debug + Send + Sync + 'static {}
 
 impl<P: Copy + Ord + Debug + Send + Sync + 'static> Peer for P {}

@@ -124,7 +124,7 @@ impl<S: Accept> Listener<S> {
                         connections.spawn(async move {
                             tokio::select! {
                                 () = served => {}
-                                _ = eviction => debug!(?peer, "{name} connection gave way to another"),
+                                _ = eviction => debug!(?peer, "{name} connection is evicted"),
                             }
                         });
                     }

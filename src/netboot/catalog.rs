@@ -194,7 +194,7 @@ impl BootFileCatalog {
             match error.kind() {
                 io::ErrorKind::NotFound => Refusal::NotFound,
                 _ if files::exhausted(&error) => Refusal::Busy,
-                // What has decayed is thrown away.
+                // A decayed file is thrown away.
                 _ if matches!(file, BootFile::Cached(_)) => Refusal::NotFound,
                 _ => Refusal::NotAllowed,
             }
@@ -205,7 +205,12 @@ impl BootFileCatalog {
     /// menu.
     fn report_refused(&self, peer: IpAddr, name: &str, now: Instant) {
         let Some(times) = self.evidence().refused(peer, name, now) else { return };
-        tracing::info!(%peer, name, times, "a machine asks for a boot file that is not among the loaders");
+        tracing::info!(
+            %peer,
+            name,
+            times,
+            "a machine asks for a boot file that is not among the loaders"
+        );
         for node in self.table.awaited().into_iter().take(AWAITED_MAX) {
             let path = name.to_owned();
             let stage = BootStage::Loader;

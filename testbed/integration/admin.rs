@@ -283,7 +283,7 @@ async fn an_operator_for_whom_no_place_becomes_free_is_told_that_nothing_was_ask
     let socket = dir.path().join("admin.sock");
     let _busy = busy(&socket).await;
     let error = ask(&socket, &Order::Retry(Selection::All)).await.unwrap_err();
-    let said = "is busy with others, and had no place for this in 25 s; nothing was asked of it";
+    let said = "is busy with others, and accepted no connection in 25 s; nothing was asked of it";
     assert!(error.to_string().contains(said), "{error}");
 }
 

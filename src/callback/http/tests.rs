@@ -1,4 +1,4 @@
-//! What a request may be, and what its body may hold.
+//! Tests of requests and their bodies.
 
 use proptest::prelude::*;
 

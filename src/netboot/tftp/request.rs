@@ -124,8 +124,8 @@ pub(super) struct PathLimits {
 impl PathLimits {
     /// A client that asks for a block that fits into one packet of Ethernet is given one that fits
     /// into one of this path. A client that asks for more takes fragments.
-    fn block_bytes(self, asked: u64) -> u16 {
-        let block_bytes = at_most(asked, self.block_bytes_max);
+    fn block_bytes(self, requested: u64) -> u16 {
+        let block_bytes = at_most(requested, self.block_bytes_max);
         match self.block_bytes_in_one_packet {
             Some(fits) if block_bytes <= BLOCK_BYTES_OF_ETHERNET => {
                 block_bytes.min(fits.max(BLOCK_BYTES_DEFAULT))
@@ -137,7 +137,7 @@ impl PathLimits {
 
 impl Terms {
     /// Grants the reasonable ones of the requested options. An option that is not granted is left
-    /// out of the answer, which tells the client that it is not in force (RFC 2347).
+    /// out of the answer, which tells the client that it is not granted (RFC 2347).
     pub(super) fn agree(requested: &[TransferOption], file_bytes: u64, path: PathLimits) -> Self {
         let first = |kind| requested.iter().find(|o| o.option == kind).map(|o| o.value);
         let block_bytes = first(OptionType::BlockSize)
@@ -234,7 +234,7 @@ mod tests {
             b"\0",
         ] {
             assert_eq!(understood(odd), [1024], "{}", odd.escape_ascii());
-            // What follows a whole option is understood.
+            // An option after a whole one is understood.
             if odd.split(|byte| *byte == 0).count() == 3 {
                 assert_eq!(understood(&[odd, b"timeout\x002"].concat()), [1024, 2]);
             }
@@ -261,10 +261,11 @@ mod tests {
 
     #[test]
     fn a_block_is_no_larger_than_allowed_nor_than_the_packets_of_a_path_that_is_known() {
-        let block = |asked: u16, block_bytes_max, block_bytes_in_one_packet| {
-            let asked = [TransferOption { option: OptionType::BlockSize, value: asked.into() }];
+        let block = |requested: u16, block_bytes_max, block_bytes_in_one_packet| {
+            let requested =
+                [TransferOption { option: OptionType::BlockSize, value: requested.into() }];
             let path = PathLimits { block_bytes_max, block_bytes_in_one_packet };
-            Terms::agree(&asked, 1, path).block_bytes
+            Terms::agree(&requested, 1, path).block_bytes
         };
         assert_eq!(block(1468, 1024, None), 1024);
         assert_eq!(block(1468, BLOCK_BYTES_MAX, Some(1388)), 1388);
@@ -276,8 +277,9 @@ mod tests {
 
     #[test]
     fn an_option_outside_its_standard_is_left_out_of_the_answer() {
-        let asked = [("blksize", "7"), ("windowsize", "0"), ("timeout", "6"), ("utimeout", "9")];
-        let terms = agree(&asked);
+        let requested =
+            [("blksize", "7"), ("windowsize", "0"), ("timeout", "6"), ("utimeout", "9")];
+        let terms = agree(&requested);
         assert_eq!(terms.granted, []);
         assert_eq!((terms.block_bytes, terms.window_blocks), (512, 1));
         assert_eq!(terms.timeout, Duration::from_secs(5));
@@ -291,7 +293,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..600), code in 1u8..3) {
+        fn never_panics_on_any_bytes(
+            bytes in proptest::collection::vec(any::<u8>(), 0..600),
+            code in 1u8..3,
+        ) {
             parse(&bytes);
             let request = [&[0, code][..], &bytes].concat();
             prop_assert!(parse(&request).is_some());
@@ -299,16 +304,16 @@ mod tests {
 
         #[test]
         fn no_option_makes_a_transfer_large(block: u64, window: u64, timeout: u64) {
-            let asked = [
+            let requested = [
                 TransferOption { option: OptionType::BlockSize, value: block },
                 TransferOption { option: OptionType::WindowSize, value: window },
                 TransferOption { option: OptionType::Timeout, value: timeout },
                 TransferOption { option: OptionType::WindowWait, value: timeout },
             ];
-            let terms = Terms::agree(&asked, 1, ANY_PATH);
-            let flight = u64::from(terms.block_bytes) * u64::from(terms.window_blocks);
+            let terms = Terms::agree(&requested, 1, ANY_PATH);
+            let bytes = u64::from(terms.block_bytes) * u64::from(terms.window_blocks);
             prop_assert!(terms.block_bytes >= 8 && terms.window_blocks >= 1);
-            prop_assert!(flight <= WINDOW_BYTES_MAX);
+            prop_assert!(bytes <= WINDOW_BYTES_MAX);
             prop_assert!((1..=5).contains(&terms.timeout.as_secs()));
         }
     }

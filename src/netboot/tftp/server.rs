@@ -279,7 +279,11 @@ impl AcceptLoop {
         if self.full_logged.get().is_none_or(|at| at.elapsed() >= FULL_LOGGED_EVERY) {
             self.full_logged.set(Some(Instant::now()));
             let most = self.slots.max();
-            tracing::warn!(%peer, most, "too many TFTP transfers at once: requests wait until they are sent again");
+            tracing::warn!(
+                %peer,
+                most,
+                "too many TFTP transfers at once: requests wait until they are sent again"
+            );
         }
     }
 }
@@ -368,12 +372,12 @@ fn ended(
     let TransferOutcome { sent_bytes, complete, end, took } = outcome;
     let took_ms = took.as_millis();
     // Asking for the size and hanging up is what firmware does before every file.
-    let size_asked = *sent_bytes == 0 && matches!(end, End::Client(_));
+    let only_size = *sent_bytes == 0 && matches!(end, End::Client(_));
     // Anybody can send many requests, in anybody's name.
-    let only_asked = matches!(end, End::Displaced | End::Unanswered | End::Superseded);
+    let abandoned = matches!(end, End::Displaced | End::Unanswered | End::Superseded);
     if *complete {
         tracing::info!(%peer, ?path, sent_bytes, took_ms, "TFTP file sent");
-    } else if size_asked || only_asked {
+    } else if only_size || abandoned {
         tracing::debug!(%peer, ?path, %end, "TFTP file asked for, no more");
     } else {
         tracing::info!(%peer, ?path, sent_bytes, took_ms, %end, "TFTP file not sent");

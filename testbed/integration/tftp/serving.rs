@@ -99,7 +99,7 @@ fn block_numbers_go_round_in_a_file_of_more_than_65535_blocks() {
 #[test]
 fn options_are_answered_as_their_standards_say() {
     let boot_server = BootServer::new();
-    for (asked, granted) in [
+    for (requested, granted) in [
         (vec![("tsize", "0")], vec![("tsize", "42000")]),
         (vec![("blksize", "65464")], vec![("blksize", "8192")]),
         (vec![("windowsize", "65535")], vec![("windowsize", "64")]),
@@ -110,9 +110,9 @@ fn options_are_answered_as_their_standards_say() {
         ),
     ] {
         let mut client = Client::new(boot_server.address);
-        client.request("pxelinux.0", &asked);
+        client.request("pxelinux.0", &requested);
         let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
-        assert_eq!(client.reply(), Reply::Oack(granted.iter().map(own).collect()), "{asked:?}");
+        assert_eq!(client.reply(), Reply::Oack(granted.iter().map(own).collect()), "{requested:?}");
         client.give_up();
     }
     let mut client = Client::new(boot_server.address);
