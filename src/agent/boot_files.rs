@@ -79,6 +79,27 @@ impl DeployFiles {
         self.0.iter().flat_map(named).collect()
     }
 
+    /// Returns a sentence for each missing file: for the start, because the first machine may come
+    /// much later.
+    pub(super) fn missing(&self) -> Vec<String> {
+        let hint = |kind: &RamdiskKind| match kind {
+            RamdiskKind::Own(_) => "make it with `hostler ramdisk build`, or correct [ramdisk]",
+            RamdiskKind::Ironic => "put it there, or correct [ironic]",
+        };
+        let files =
+            self.0.iter().flat_map(|(kind, paths)| paths.iter().map(move |path| (kind, path)));
+        files
+            .filter_map(|(kind, path)| {
+                let error = regular_file::open(path).err()?;
+                Some(format!(
+                    "no machine can be installed with the deploy boot file {}: {error}; {}",
+                    path.display(),
+                    hint(kind)
+                ))
+            })
+            .collect()
+    }
+
     /// Makes sure that the files for such a machine are there, before the machine misses them.
     pub(super) fn check(&self, boot: &Boot) -> Result<(), Fault> {
         let missing =

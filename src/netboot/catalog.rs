@@ -21,7 +21,7 @@ use tokio::sync::mpsc::Sender;
 
 use crate::model::{
     boot::{BootStage, Fetch},
-    ids::{Digest, NodeName},
+    ids::{Digest, MacAddr, NodeName},
     netboot::BootFile,
 };
 
@@ -138,6 +138,9 @@ impl BootFileCatalog {
             }
             Named::Unclaimed(mac) => {
                 tracing::info!(%peer, %mac, "an unclaimed machine asks for a boot menu");
+                if self.evidence().unknown_mac(peer, mac, now) {
+                    self.report_to_awaited(peer, name, BootStage::Menu, 1, Some(mac));
+                }
                 Err(Refusal::NotFound)
             }
             // An installed machine that boots is no evidence of an installation.
@@ -201,8 +204,6 @@ impl BootFileCatalog {
         })
     }
 
-    /// Reports a refusal to every awaited node: whose machine it is shows only when it requests a
-    /// menu.
     fn report_refused(&self, peer: IpAddr, name: &str, now: Instant) {
         let Some(times) = self.evidence().refused(peer, name, now) else { return };
         tracing::info!(
@@ -211,17 +212,31 @@ impl BootFileCatalog {
             times,
             "a machine asks for a boot file that is not among the loaders"
         );
+        self.report_to_awaited(peer, name, BootStage::Loader, times, None);
+    }
+
+    /// Reports to every awaited node: whose machine it is shows only when it requests a node's
+    /// menu.
+    fn report_to_awaited(
+        &self,
+        peer: IpAddr,
+        path: &str,
+        stage: BootStage,
+        refused_times: u32,
+        unknown_mac: Option<MacAddr>,
+    ) {
         for node in self.table.awaited().into_iter().take(AWAITED_MAX) {
-            let path = name.to_owned();
-            let stage = BootStage::Loader;
+            let path = path.to_owned();
+            let (sent_bytes, complete) = (0, false);
             self.report(Fetch {
                 node,
                 stage,
                 path,
                 peer,
-                sent_bytes: 0,
-                complete: false,
-                refused_times: times,
+                sent_bytes,
+                complete,
+                refused_times,
+                unknown_mac,
             });
         }
     }

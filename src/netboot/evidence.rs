@@ -12,7 +12,7 @@ use std::{
 
 use crate::model::{
     boot::{BootStage, Fetch},
-    ids::NodeName,
+    ids::{MacAddr, NodeName},
 };
 
 /// Most addresses remembered. Anybody can make one up, so that the one silent for longest is
@@ -21,11 +21,14 @@ const ADDRESSES_MAX: usize = 1024;
 /// Most loader files remembered for an address before it asks for a menu: pxelinux needs two, GRUB
 /// as `grub-mknetdir` installs it some forty, of which the first is the one that matters.
 const LOADERS_MAX: usize = 64;
-/// Most refusals of one boot file reported of an address, and of all addresses in a minute: each is
-/// recorded for every awaited node.
+/// Most refusals of one boot file reported of an address.
 const REFUSALS_OF_ADDRESS_MAX: u32 = 10;
+/// Most refusals reported in a minute, of all addresses: each is recorded for every awaited node.
 const REFUSALS_MAX: u32 = 30;
 const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
+/// Time for which a network interface that no node has is not reported again: a boot loader asks
+/// several times.
+const UNKNOWN_MAC_PAUSE: Duration = Duration::from_secs(10);
 /// Longest time between a loader and a menu of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
 /// The pxelinux that knows URLs, and how the names of what any pxelinux loads next end.
@@ -36,8 +39,27 @@ const PXELINUX_MODULE: &str = ".c32";
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     addresses: BTreeMap<IpAddr, Address>,
-    /// The beginning of the current window, and the refusals reported in it.
-    refusals: Option<(Instant, u32)>,
+    refusals: ReportBudget,
+    unknown_macs: ReportBudget,
+}
+
+/// Limits the reports a minute of requests that anybody can send.
+#[derive(Debug, Default)]
+struct ReportBudget {
+    /// The beginning of the current window, and the reports in it.
+    reported: Option<(Instant, u32)>,
+}
+
+impl ReportBudget {
+    /// Whether one more is to be reported.
+    fn admits(&mut self, now: Instant) -> bool {
+        let (since, reported) = self.reported.get_or_insert((now, 0));
+        if now.duration_since(*since) >= REFUSALS_WINDOW {
+            (*since, *reported) = (now, 0);
+        }
+        *reported += 1;
+        *reported <= REFUSALS_MAX
+    }
 }
 
 #[derive(Debug)]
@@ -52,6 +74,9 @@ struct Address {
     lpxelinux: Option<Instant>,
     /// The boot file that it was refused last, and how often.
     refused: Option<(String, u32)>,
+    /// The network interface without a node that requested its menu from there, and when it was
+    /// reported.
+    unknown_mac: Option<(MacAddr, Instant)>,
 }
 
 /// The part that a requested file plays in a boot.
@@ -132,12 +157,20 @@ impl Evidence {
                 1
             }
         };
-        let (since, reported) = self.refusals.get_or_insert((now, 0));
-        if now.duration_since(*since) >= REFUSALS_WINDOW {
-            (*since, *reported) = (now, 0);
+        (self.refusals.admits(now) && times <= REFUSALS_OF_ADDRESS_MAX).then_some(times)
+    }
+
+    /// Notes that a network interface that no node has requests its menu. Returns whether to report
+    /// it: it may be an awaited machine, under another address than its spec says.
+    pub(super) fn unknown_mac(&mut self, peer: IpAddr, mac: MacAddr, now: Instant) -> bool {
+        let last = &mut self.address(peer, now).unknown_mac;
+        if last
+            .is_some_and(|(before, at)| before == mac && now.duration_since(at) < UNKNOWN_MAC_PAUSE)
+        {
+            return false;
         }
-        *reported += 1;
-        (times <= REFUSALS_OF_ADDRESS_MAX && *reported <= REFUSALS_MAX).then_some(times)
+        *last = Some((mac, now));
+        self.unknown_macs.admits(now)
     }
 
     /// Notes that a transfer requested at `began` has ended, and returns what can be reported now,
@@ -202,6 +235,7 @@ impl Evidence {
             node: None,
             loaders: Vec::new(),
             refused: None,
+            unknown_mac: None,
             lpxelinux: None,
         });
         address.touched = now;
@@ -211,7 +245,7 @@ impl Evidence {
 
 fn fetch(node: NodeName, stage: BootStage, peer: IpAddr, ended: Ended) -> Fetch {
     let Ended { path, sent_bytes, complete } = ended;
-    Fetch { node, stage, path, peer, sent_bytes, complete, refused_times: 0 }
+    Fetch { node, stage, path, peer, sent_bytes, complete, refused_times: 0, unknown_mac: None }
 }
 
 #[cfg(test)]
@@ -363,6 +397,19 @@ mod tests {
                 .filter(|number| evidence.refused(ip(*number), "x", at(minute * 60)).is_some());
             assert_eq!(reported.count(), REFUSALS_MAX as usize);
         }
+    }
+
+    #[test]
+    fn an_unknown_network_interface_is_reported_once_for_each_boot_and_a_few_times_in_a_minute() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        let mac = |last| MacAddr::new([0x52, 0x54, 0, 0, 0, last]);
+        assert!(evidence.unknown_mac(ip(1), mac(1), at(0)));
+        assert!(!evidence.unknown_mac(ip(1), mac(1), at(1)), "GRUB asks for several names");
+        assert!(evidence.unknown_mac(ip(2), mac(2), at(1)), "another machine");
+        assert!(evidence.unknown_mac(ip(1), mac(1), at(90)), "the next boot");
+        let reported = (0..200).filter(|last| evidence.unknown_mac(ip(3), mac(*last), at(200)));
+        assert_eq!(reported.count(), REFUSALS_MAX as usize);
+        assert_eq!(evidence.refused(ip(4), "x", at(200)), Some(1), "refusals have their own");
     }
 
     #[test]
