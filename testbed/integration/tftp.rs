@@ -89,6 +89,13 @@ impl BootServer {
         fs::write(self.dir.path().join("images").join(name), bytes).unwrap();
     }
 
+    /// The menu of the first NIC under names that begin so.
+    fn menu(&self, prefix: &str) -> String {
+        let (_, menus) = self.table.show(mac(1)).unwrap();
+        let menu = menus.into_iter().find(|menu| menu.name.starts_with(prefix));
+        menu.unwrap().text.expose().to_owned()
+    }
+
     /// Waits for the next fetch reported.
     fn reported(&mut self) -> Fetch {
         let deadline = Instant::now() + Duration::from_secs(5);

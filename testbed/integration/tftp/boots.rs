@@ -27,7 +27,7 @@ fn a_boot_is_told_stage_by_stage() {
     let mut boot_server = BootServer::new();
     boot_server.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("x")).unwrap();
     let menu = "pxelinux.cfg/01-52-54-00-00-00-01";
-    let menu_bytes = boot_server.table.show(mac(1)).unwrap().1.pxelinux.expose().len() as u64;
+    let menu_bytes = boot_server.menu("pxelinux.cfg/").len() as u64;
     for name in ["pxelinux.0", menu, "deploy/vmlinuz", "/deploy/initramfs"] {
         fetch(&boot_server, 1, name);
     }

@@ -194,15 +194,15 @@ fn a_name_that_is_no_text_is_a_files_and_the_end_mark_that_old_nics_append_is_no
 fn a_menu_is_served_under_every_name_firmware_may_use() {
     let boot_server = BootServer::new();
     boot_server.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("5ec2e7")).unwrap();
-    let menus = boot_server.table.show(mac(1)).unwrap().1;
+    let [pxelinux, grub] = ["pxelinux.cfg/", "grub/"].map(|name| boot_server.menu(name));
     for prefix in ["", "/", "/tftpboot/", "tftpboot/", "\\", "//"] {
         for (name, text) in [
-            ("pxelinux.cfg/01-52-54-00-00-00-01", &menus.pxelinux),
-            ("grub.cfg-01-52:54:00:00:00:01", &menus.grub),
-            ("grub/grub.cfg-01-52-54-00-00-00-01", &menus.grub),
+            ("pxelinux.cfg/01-52-54-00-00-00-01", &pxelinux),
+            ("grub.cfg-01-52:54:00:00:00:01", &grub),
+            ("grub/grub.cfg-01-52-54-00-00-00-01", &grub),
         ] {
             let got = get(boot_server.address, &format!("{prefix}{name}"), &[]).unwrap();
-            assert_eq!(String::from_utf8(got).unwrap(), text.expose(), "{prefix}{name}");
+            assert_eq!(&String::from_utf8(got).unwrap(), text, "{prefix}{name}");
         }
     }
     let got = tftp_hpa(boot_server.address, "/grub/grub.cfg").unwrap();
@@ -267,8 +267,7 @@ fn a_switch_is_one_change_for_fifty_clients_at_once() {
     let mut rendered = Vec::new();
     for menu in &menus {
         boot_server.table.set(&node("a"), &macs, Firmware::Uefi, menu).unwrap();
-        rendered
-            .push(boot_server.table.show(mac(1)).unwrap().1.pxelinux.expose().as_bytes().to_vec());
+        rendered.push(boot_server.menu("pxelinux.cfg/").into_bytes());
     }
     thread::scope(|scope| {
         let clients: Vec<_> = (0..50)
