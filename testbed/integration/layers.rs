@@ -29,7 +29,7 @@ const ADAPTERS: [&str; 13] = [
 fn may_name(module: &str) -> Option<&'static [&'static str]> {
     match module {
         "lib" | "bin" | "agent" | "cli" => Some(&["*"]),
-        "model" | "atomic_file" | "checked_file" | "file_mark" | "places" | "regular_file" => {
+        "model" | "atomic_file" | "checked_file" | "file_mark" | "listener" | "regular_file" => {
             Some(&[])
         }
         "progress" | "lifecycle" => Some(&["model"]),
@@ -39,7 +39,7 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
             "atomic_file",
             "checked_file",
             "file_mark",
-            "places",
+            "listener",
             "regular_file",
             "progress",
         ]),
