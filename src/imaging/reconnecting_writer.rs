@@ -11,7 +11,7 @@ use tracing::warn;
 use super::{
     Connector, DISK_HINT, Geometry, ImagingError, VolumeError,
     connection_pool::{CLOSE_MAX, ConnectionPool},
-    disk::Disk,
+    disk::ConnectedDisk,
     in_flight::{InFlight, watched},
     step::ImagingStep,
 };
@@ -55,7 +55,7 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
     /// Begins with the connection that the disk was opened with.
     pub(super) fn new(
         connector: &'a C,
-        disk: Disk<C::Volume>,
+        disk: ConnectedDisk<C::Volume>,
         watch: &'a Watch<'a>,
         pauses: Backoff,
     ) -> Self {

@@ -1,7 +1,9 @@
-//! hostler's own iSCSI initiator: a target's disk, read and written from user space. No kernel module, no root, no other program.
+//! hostler's own iSCSI initiator: a target's disk, read and written from user space. No kernel
+//! module, no root, no other program.
 //!
-//! Called by the imaging through [`Lun`]. Everything a target says is untrusted: it is bounded, checked, and ends the session when
-//! RFC 7143 does not allow it. This module never writes a byte nobody asked for, and never logs a secret.
+//! Called by the imaging through [`Lun`]. Everything a target says is untrusted: it is bounded,
+//! checked, and ends the session when RFC 7143 does not allow it. This module never writes a byte
+//! nobody asked for, and never logs a secret.
 //!
 //! The parts of RFC 7143 in use, by section, and the tests of it:
 //!
@@ -25,8 +27,9 @@
 //! | 11.18, 11.19 | NOP both ways | `session` | `a_ping_in_the_midst_of_commands_is_answered_with_its_tag`, `a_target_that_hangs_while_nothing_is_asked_is_found_by_the_keepalive` |
 //! | 12.1.3 | CHAP with MD5, one-way and mutual | `chap`, `login` | `chap_lets_in_who_knows_the_secret_and_nobody_else`, `a_target_cannot_get_round_chap`, `istgt_lets_in_who_knows_the_secret_and_proves_that_it_knows_its_own` |
 //!
-//! Left out on purpose: discovery (the ramdisk tells the name), more than one connection in a session (who wants more opens more sessions), recovery levels 1 and 2, markers,
-//! redirections, bidirectional commands.
+//! Left out on purpose: discovery (the ramdisk tells the name), more than one connection in a
+//! session (who wants more opens more sessions), recovery levels 1 and 2, markers, redirections,
+//! bidirectional commands.
 
 mod chap;
 mod connection;
@@ -49,16 +52,16 @@ mod zeros;
 
 pub use chap::Chap;
 pub use disk::{Lun, TargetAddress};
-pub use error::{DigestOf, ErrorKind, IscsiError, LoginRefusal};
+pub use error::{DigestOf, IscsiError, IscsiErrorKind, LoginRefusal};
 #[cfg(fuzzing)]
 pub use fuzz::fuzz;
-pub use options::Options;
+pub use options::IscsiOptions;
 pub use scsi::{ScsiFailure, Sense};
 pub use zeroing::Zeroing;
 
 #[cfg(test)]
 mod tests {
-    /// Where the tests are that the table names.
+    /// The files of the tests in the table.
     const SOURCES: [&str; 11] = [
         include_str!("disk/tests.rs"),
         include_str!("login/tests.rs"),

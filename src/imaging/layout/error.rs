@@ -1,10 +1,10 @@
-//! Why a disk cannot be laid out.
+//! The failures of laying a disk out.
 
 use std::{io, path::PathBuf};
 
 use crate::model::size::show_bytes;
 
-/// Why there is no layout. Nothing was written.
+/// A failure to lay a disk out. Nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// The image cannot be read.
@@ -12,7 +12,7 @@ pub enum LayoutError {
     File {
         /// The image.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The disk has blocks nothing can be done with.
@@ -45,9 +45,9 @@ pub enum LayoutError {
         "the image's GUID partition table is damaged: {primary}; its backup at the image's end: {backup}"
     )]
     Damaged {
-        /// What is wrong with the first.
+        /// The fault of the first copy.
         primary: String,
-        /// And with the second.
+        /// The fault of the second copy.
         backup: String,
     },
     /// The image has less than its table says.
@@ -59,7 +59,7 @@ pub enum LayoutError {
         image_bytes: u64,
         /// The partition's number, from 1 on.
         number: usize,
-        /// Where the partition ends, in bytes.
+        /// End of the partition in bytes.
         end_bytes: u64,
     },
     /// There is no table that a partition could be added to.
@@ -73,7 +73,7 @@ pub enum LayoutError {
         "all {entries} entries of the image's partition table are in use; the config drive needs one"
     )]
     TableFull {
-        /// How many there are.
+        /// Number of entries.
         entries: usize,
     },
     /// The config drive's partition has no place.
@@ -113,17 +113,17 @@ pub enum LayoutError {
     /// An msdos table counts blocks in 32 bits.
     #[error("an msdos table reaches to {} of a disk, {} are needed; use `table = \"gpt\"`", show_bytes(*limit_bytes), show_bytes(*needed_bytes))]
     PastMsdos {
-        /// How far it reaches, in bytes.
+        /// Reach of the table in bytes.
         limit_bytes: u64,
-        /// Where the last partition would end, in bytes.
+        /// End of the last partition in bytes.
         needed_bytes: u64,
     },
     /// Two segments share a block, or one reaches past the disk's end.
     #[error("the layout is unsound: the segment at {at} {what}")]
     Unsound {
-        /// Where the segment begins, in bytes.
+        /// Begin of the segment in bytes.
         at: u64,
-        /// What is wrong with it.
+        /// The fault of the segment.
         what: &'static str,
     },
 }
