@@ -16,7 +16,7 @@ use super::{
     commands::Command,
     error::{IpmiError, IpmiErrorKind, is_short_of_sessions},
     handshake::{Credentials, Failure},
-    link::{Exchange, Link, NotOpened},
+    link::{Exchange, Link, NotOpened, SENDS_MAX},
     refusal::Verdict,
     session::Answer,
     tool::{self, Failed},
@@ -38,6 +38,9 @@ pub(super) struct Call<'a> {
     started: Instant,
     deadline: Instant,
     link: Option<Link>,
+    /// How long each datagram waits for its answer, and how often one is sent that begins a session.
+    timing: Timing,
+    sends_max: u32,
     /// What stood in the way last: the error if the deadline comes now.
     trouble: Trouble,
 }
@@ -57,6 +60,10 @@ enum Trouble {
     Program(String),
 }
 
+/// Polls that meet nothing but silence before the next ones send few datagrams.
+const SILENT_POLLS_SPARED: u32 = 2;
+/// How often those send each: one may be lost.
+const SPARING_SENDS_MAX: u32 = 2;
 /// How often a command is sent whose refusal the caller can live with, while the refusals are
 /// unclear.
 const OPTIONAL_SENDS_MAX: u32 = 2;
@@ -69,7 +76,8 @@ impl<'a> Call<'a> {
         let in_use = || bmc.error(IpmiErrorKind::InUse { waited: waited() });
         let memory = timeout_at(deadline, bmc.memory.lock()).await.map_err(|_| in_use())?;
         let trouble = Trouble::None;
-        let call = Self { bmc, memory, started, deadline, link: None, trouble };
+        let (timing, sends_max) = (bmc.timing, SENDS_MAX);
+        let call = Self { bmc, memory, started, deadline, link: None, timing, sends_max, trouble };
         call.rest().await;
         Ok(call)
     }
@@ -94,6 +102,28 @@ impl<'a> Call<'a> {
     /// Has it end by then at the latest.
     pub(super) fn hurry(&mut self, deadline: Instant) {
         self.deadline = self.deadline.min(deadline);
+    }
+
+    /// Has it send few datagrams, spread over its time, if the last polls of the BMC met nothing but
+    /// silence: so many may be silent, for ever, that each datagram counts.
+    pub(super) fn spare_silent(&mut self) {
+        if self.memory.silent_polls >= SILENT_POLLS_SPARED {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            // As often with each of the two cipher suites, and the last one waits for the rest.
+            let wait = left * 4 / 15;
+            self.timing = Timing { resend_first: wait, resend_max: wait, ..self.timing };
+            self.sends_max = SPARING_SENDS_MAX;
+        }
+    }
+
+    /// Takes note of how a poll ended.
+    pub(super) fn note_poll<T>(&mut self, end: &Result<T, IpmiError>) {
+        let is_silent = matches!(
+            end,
+            Err(IpmiError { kind: IpmiErrorKind::NoAnswer { network: None, .. }, .. })
+        );
+        self.memory.silent_polls =
+            if is_silent { self.memory.silent_polls.saturating_add(1) } else { 0 };
     }
 
     /// Sends a command until it is carried out or refused for good. Returns the answer's data.
@@ -261,7 +291,7 @@ impl<'a> Call<'a> {
                 kg: config.kg.clone(),
                 privilege: config.privilege,
             };
-            match Link::open(address, credentials, suite, self.bmc.timing).await {
+            match Link::open(address, credentials, suite, self.timing, self.sends_max).await {
                 Ok(link) => {
                     self.memory.suite = Some(suite);
                     if let Some(link) = self.raise_privilege(link).await? {

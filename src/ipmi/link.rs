@@ -25,7 +25,7 @@ use crate::model::{backoff::Backoff, spec::CipherSuite};
 
 /// How often a datagram is sent before the conversation is given up: with the default timing after 8 seconds. A fresh session, or
 /// the other suite, then promises more than a fifth try.
-const SENDS_MAX: u32 = 4;
+pub(super) const SENDS_MAX: u32 = 4;
 /// The same for RAKP message 3: a BMC that heard the first one thinks the session open and cannot answer another.
 const PROOF_SENDS_MAX: u32 = 2;
 /// The same for the goodbye, which nobody is glad to wait for.
@@ -74,6 +74,7 @@ impl Link {
         credentials: Credentials,
         suite: CipherSuite,
         timing: Timing,
+        sends_max: u32,
     ) -> Result<Self, NotOpened> {
         let not_opened = |error: &io::Error| NotOpened {
             failure: Failure::Silent,
@@ -82,7 +83,7 @@ impl Link {
         };
         let socket = Arc::new(connected(address).await.map_err(|e| not_opened(&e))?);
         let handshake = Handshake::start(credentials, suite, chance());
-        Opening { socket, handshake }.run(timing).await
+        Opening { socket, handshake }.run(timing, sends_max).await
     }
 
     /// Sends a command and waits for its answer.
@@ -163,7 +164,7 @@ struct Opening {
 }
 
 impl Opening {
-    async fn run(mut self, timing: Timing) -> Result<Link, NotOpened> {
+    async fn run(mut self, timing: Timing, most: u32) -> Result<Link, NotOpened> {
         let mut waits = answer_waits(timing);
         let mut sends = 0;
         loop {
@@ -184,7 +185,7 @@ impl Opening {
                 Ok(None) => {}
                 Err(error) => return Err(self.failed(Failure::Silent, Some(error.kind()))),
             }
-            let sends_max = if self.handshake.proved() { PROOF_SENDS_MAX } else { SENDS_MAX };
+            let sends_max = if self.handshake.proved() { PROOF_SENDS_MAX } else { most };
             if sends >= sends_max {
                 return Err(self.failed(Failure::Silent, None));
             }

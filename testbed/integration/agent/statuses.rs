@@ -2,12 +2,13 @@
 
 use std::{
     fs::{self, File},
+    io::{BufRead as _, BufReader},
     os::unix::{
         fs::{FileTypeExt as _, MetadataExt as _},
         net::UnixDatagram,
     },
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -126,6 +127,12 @@ fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_nam
     for number in 1..8 {
         fs::create_dir_all(temporary(number).join("inside")).unwrap();
     }
+    // It ends by itself, should it not say what is waited for.
+    let mut watch = Command::new("timeout");
+    let watch = watch.arg("60").arg(site.hostler(&[]).get_program()).arg("watch");
+    let mut watch = watch.arg(site.path("nodes")).stdout(Stdio::piped()).spawn().unwrap();
+    let mut watched = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    watched.find(|line| line.contains("edge-07 paused: ")).unwrap();
     site.write(NODE, &observed(&site, 1));
     let told = site.path("nodes/_unwritten.status.toml");
     site.await_that("told", || told.exists());
@@ -135,11 +142,17 @@ fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_nam
     let (code, _, errors) = status();
     assert!(code == 1 && errors.contains(&named), "{code} {errors}");
     assert!(site.log().contains(&named), "{}", site.log());
+    let why = watched.find(|line| line.contains("what it says is old")).unwrap();
+    assert!(why.contains(&named), "{why}");
+    watched.find(|line| line.contains("edge-07 paused (old status): ")).unwrap();
 
     fs::remove_dir_all(temporary(3)).unwrap();
     site.until_phase(NODE, Phase::Unmanaged);
     site.await_that("it is over", || !told.exists());
     assert_eq!((wait("unmanaged").0, status().0), (0, 0));
+    watched.find(|line| line.contains("edge-07 unmanaged: ")).unwrap();
+    watch.kill().unwrap();
+    watch.wait().unwrap();
 }
 
 #[test]
