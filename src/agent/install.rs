@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::{
     image::Entry,
-    imaging::{self, Geometry, ImageFile, ImagingOrder, Layout, LeastRate},
+    imaging::{self, Geometry, ImageFile, ImagingOrder, Layout, LeastRate, Written},
     lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
         fault::{Fault, Step},
@@ -103,7 +103,8 @@ impl Operations {
         if !entry.file.has_decayed() {
             return Err(fault);
         }
-        warn!(image = %entry.path.display(), error = fault.message, "an image decayed in the cache; it is thrown away");
+        let image = entry.path.display();
+        warn!(%image, error = fault.message, "an image decayed in the cache; it is thrown away");
         let library = self.library.clone();
         let discarding = tokio::task::spawn_blocking(move || library.discard(&entry));
         let discarded = discarding.await.map_err(|error| faults::internal(&error))?;
@@ -170,7 +171,8 @@ impl Operations {
             .write(&order, meter, cancel)
             .await
             .map_err(|error| faults::of_imaging(Step::Imaging, &error))?;
-        info!(node = %spec.name, bytes = written.bytes, writing = ?written.writing, verifying = ?written.verifying, "image written");
+        let Written { bytes, writing, verifying, .. } = written;
+        info!(node = %spec.name, bytes, ?writing, ?verifying, "image written");
         let stages = meter.durations();
         Ok(Outcome::Imaged { verify: written.ranges, disk_bytes, root_partuuid, stages })
     }

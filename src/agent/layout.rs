@@ -142,8 +142,10 @@ fn esp(spec: &NodeSpec, source: &Source, block_bytes: u32) -> Result<Option<Cont
         (false, Firmware::Bios) => Err(Fault::lasting(
             Step::Image,
             "NotBootable",
-            "a machine with BIOS cannot boot from a partition image: the boot loader that a BIOS needs is outside of every file system",
-            "use a whole-disk image, or boot.after = \"network\" with image.kernel and image.ramdisk",
+            "a machine with BIOS cannot boot from a partition image: the boot loader that a BIOS \
+             needs is outside of every file system",
+            "use a whole-disk image, or boot.after = \"network\" with image.kernel and \
+             image.ramdisk",
         )),
         (false, Firmware::Uefi) => {
             let made = drive::esp(&source.entry.file, block_bytes)

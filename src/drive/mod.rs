@@ -71,7 +71,8 @@ pub enum DriveError {
     },
     /// An image has nothing that UEFI boots.
     #[error(
-        "the image brings no boot files (/boot/efi/EFI/BOOT/BOOTX64.EFI){found}; use a whole-disk image or boot.after = \"network\""
+        "the image brings no boot files (/boot/efi/EFI/BOOT/BOOTX64.EFI){found}; use a \
+         whole-disk image or boot.after = \"network\""
     )]
     NoBootFiles {
         /// The boot files of the image, with `: ` before them; may be empty.
@@ -87,8 +88,8 @@ pub enum DriveError {
     },
     /// An image is nothing that a machine can boot from.
     #[error(
-        "the image is no whole disk: it has neither a boot signature (55 aa at byte 510) nor an ISO 9660 file \
-         system, but is {found}"
+        "the image is no whole disk: it has neither a boot signature (55 aa at byte 510) nor an ISO \
+         9660 file system, but is {found}"
     )]
     NotDisk {
         /// The kind of the image, and the right one.
@@ -96,7 +97,8 @@ pub enum DriveError {
     },
     /// An image is nothing that a system can have as its root.
     #[error(
-        "the image is {found}; a partition image must be all of an ext2, ext3, ext4, xfs or btrfs file system"
+        "the image is {found}; a partition image must be all of an ext2, ext3, ext4, xfs or btrfs file \
+         system"
     )]
     NotRoot {
         /// The kind of the image, and the right one.

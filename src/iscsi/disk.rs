@@ -119,7 +119,10 @@ impl Lun {
                 return Err(context(&format!("examining LUN {}", target.lun), kind));
             }
         };
-        tracing::debug!(target_iqn = %target.iqn, lun = target.lun, agreed = ?connection.agreed(), disk = ?features, "connected");
+        let agreed = connection.agreed();
+        tracing::debug!(
+            target_iqn = %target.iqn, lun = target.lun, ?agreed, disk = ?features, "connected"
+        );
         Ok(Self {
             inner: Arc::new(Inner {
                 lun: unit.lun,

@@ -249,7 +249,9 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn no_target_makes_it_panic_or_wait_past_its_limits(
-            mode in any::<u8>(), pdus in proptest::collection::vec(pdu(), 0..12), noise in proptest::collection::vec(any::<u8>(), 0..100),
+            mode in any::<u8>(),
+            pdus in proptest::collection::vec(pdu(), 0..12),
+            noise in proptest::collection::vec(any::<u8>(), 0..100),
         ) {
             for mode in [mode, 4, 4 | 32] {
                 play(&[&[mode], &pdus.concat()[..], &noise].concat());

@@ -455,7 +455,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), BHS_BYTES)) {
+        fn decoding_never_panics_on_any_bytes(
+            bytes in proptest::collection::vec(any::<u8>(), BHS_BYTES),
+        ) {
             let bhs: Bhs = bytes.try_into().unwrap();
             lengths(&bhs);
             if let Ok(response) = decode(&bhs) {

@@ -477,7 +477,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_answers_never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+        fn reading_answers_never_panics_on_any_bytes(
+            bytes in proptest::collection::vec(any::<u8>(), 0..80),
+        ) {
             drop((Sense::parse(&bytes).map(|sense| sense.to_string()), luns(&bytes)));
             is_disk(&bytes);
             block_limits(&bytes);

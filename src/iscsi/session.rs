@@ -1,5 +1,5 @@
-//! One session in its full feature phase, RFC 7143 §4 and §11, as a machine without I/O and without
-//! a clock.
+//! One session in its full feature phase, RFC 7143 §4 and §11, as a state machine without I/O and
+//! without a clock.
 //!
 //! In: commands ([`Session::submit`]), received PDUs ([`Session::open`], [`Session::receive`]), the
 //! tick of a clock ([`Session::tick`]). Out: the next PDU to send ([`Session::next_pdu`]), made

@@ -149,7 +149,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_text_never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400), text in ".{0,40}") {
+        fn reading_text_never_panics_on_any_bytes(
+            bytes in proptest::collection::vec(any::<u8>(), 0..400),
+            text in ".{0,40}",
+        ) {
             for (_, value) in parse(&bytes).unwrap_or_default() {
                 number(value);
                 binary(value);

@@ -4,11 +4,11 @@
 //! leave the range no other content; where a target's word is not enough, the initiator sends
 //! zeros.
 //!
-//! | way | command | certain because |
-//! |---|---|---|
-//! | [`Zeroing::Unmap`] | WRITE SAME(16) of zeros with UNMAP | SBC-3 §5.45: what is not unmapped is written. What is reads as zeros by LBPRZ, which both READ CAPACITY(16) and VPD page B2h must show, next to LBPWS |
-//! | [`Zeroing::Same`] | WRITE SAME(16) of zeros | it is a write |
-//! | [`Zeroing::Write`] | WRITE(16) of zeros | it is a write |
+//! - [`Zeroing::Unmap`]: WRITE SAME(16) of zeros with UNMAP. Certain by SBC-3 §5.45: the target writes
+//!   blocks that it does not unmap. Unmapped blocks read as zeros by LBPRZ, which both READ
+//!   CAPACITY(16) and VPD page B2h must show, next to LBPWS.
+//! - [`Zeroing::Same`]: WRITE SAME(16) of zeros. Certain, because it is a write.
+//! - [`Zeroing::Write`]: WRITE(16) of zeros. Certain, because it is a write.
 //!
 //! UNMAP is not used: a target may leave any block of an UNMAP as it was (SBC-3 §4.7.3), so old
 //! data could show through, and a target that unmaps with certainty says so by LBPWS. A way the

@@ -58,7 +58,8 @@ impl Lun {
         match self.write_same(at, bytes, way).await {
             // Whatever is wrong with the disk itself, a write will show.
             Err(IscsiError { kind: IscsiErrorKind::Scsi(failure), .. }) => {
-                tracing::debug!(target_iqn = %self.inner.target, ?way, %failure, "refused, another way from now on");
+                let target_iqn = &self.inner.target;
+                tracing::debug!(%target_iqn, ?way, %failure, "refused, another way from now on");
                 self.choose(|choice| *choice = ZeroingChoice::without(way));
                 Ok(0)
             }
@@ -79,7 +80,8 @@ impl Lun {
                 && let ZeroingChoice::Open(trial) = choice
                 && let Some(quicker) = trial.add(way, done, began.elapsed())
             {
-                tracing::debug!(target_iqn = %self.inner.target, ?quicker, ?trial, "how zeros are written");
+                let target_iqn = &self.inner.target;
+                tracing::debug!(%target_iqn, ?quicker, ?trial, "how zeros are written");
                 *choice = ZeroingChoice::Settled(quicker);
             }
         });

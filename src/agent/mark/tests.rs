@@ -112,7 +112,7 @@ async fn a_heartbeat_has_nobody_read_the_specs_beside_it() {
     let (hour, debounce) = (Duration::from_secs(3600), Duration::from_millis(10));
     let (_watcher, mut wakes) = Watcher::start(nodes.clone(), hour, debounce).unwrap();
     assert_eq!(wakes.recv().await, Some(Wake::Start));
-    beats(&standing, 3).await;
+    heartbeats(&standing, 3).await;
     assert!(wakes.try_recv().is_err(), "woken by the agent's own mark");
     fs::write(nodes.join("a.toml"), "").unwrap();
     assert_eq!(wakes.recv().await, Some(Wake::Change));

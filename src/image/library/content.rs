@@ -231,7 +231,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn any_flipped_bit_changes_it(at in 0..4 * BLOCK_BYTES + 100, bit in 0..8_u32, data in any::<[u8; 3]>()) {
+        fn any_flipped_bit_changes_it(
+            at in 0..4 * BLOCK_BYTES + 100,
+            bit in 0..8_u32,
+            data in any::<[u8; 3]>(),
+        ) {
             let file = tempfile::tempfile().unwrap();
             file.set_len(4 * BLOCK_BYTES + 100).unwrap();
             file.write_all_at(&data, 2 * BLOCK_BYTES - 1).unwrap();

@@ -42,7 +42,8 @@ pub enum LayoutError {
     },
     /// Neither copy of the image's partition table is intact.
     #[error(
-        "the image's GUID partition table is damaged: {primary}; its backup at the image's end: {backup}"
+        "the image's GUID partition table is damaged: {primary}; its backup at the \
+         image's end: {backup}"
     )]
     Damaged {
         /// The fault of the first copy.
@@ -52,7 +53,8 @@ pub enum LayoutError {
     },
     /// The image has less than its table says.
     #[error(
-        "the image ends at {image_bytes} bytes, its partition {number} at {end_bytes}; it was cut short"
+        "the image ends at {image_bytes} bytes, its partition {number} at {end_bytes}; it was cut \
+         short"
     )]
     CutShort {
         /// Bytes of the image.
@@ -70,7 +72,8 @@ pub enum LayoutError {
     NoTable,
     /// The table has no unused entry.
     #[error(
-        "all {entries} entries of the image's partition table are in use; the config drive needs one"
+        "all {entries} entries of the image's partition table are in use; the config \
+         drive needs one"
     )]
     TableFull {
         /// Number of entries.
@@ -97,7 +100,8 @@ pub enum LayoutError {
     },
     /// A content is bigger than the partition that the spec gives it.
     #[error(
-        "what goes into the {name} partition has {content_bytes} bytes, the partition only {partition_bytes}"
+        "what goes into the {name} partition has {content_bytes} bytes, the partition only \
+         {partition_bytes}"
     )]
     ContentTooBig {
         /// The partition's name.
@@ -111,7 +115,10 @@ pub enum LayoutError {
     #[error("an msdos table has room for four partitions, {0} are wanted; use `table = \"gpt\"`")]
     TooManyPartitions(usize),
     /// An msdos table counts blocks in 32 bits.
-    #[error("an msdos table reaches to {} of a disk, {} are needed; use `table = \"gpt\"`", show_bytes(*limit_bytes), show_bytes(*needed_bytes))]
+    #[error(
+        "an msdos table reaches to {} of a disk, {} are needed; use `table = \"gpt\"`",
+        show_bytes(*limit_bytes), show_bytes(*needed_bytes)
+    )]
     PastMsdos {
         /// Reach of the table in bytes.
         limit_bytes: u64,

@@ -22,8 +22,8 @@ use crate::imaging::{
 /// The image's bytes, its tables corrected for the disk, and the config drive in a partition of its
 /// own or in one that waits for it.
 ///
-/// - GUID partition table: the backup moves to the disk's end, and the old one is zeroed if it lies between partitions. If only the backup
-///   is intact, it is taken.
+/// - GUID partition table: the backup moves to the disk's end, and the old one is zeroed if it lies
+///   between partitions. If only the backup is intact, it is taken.
 /// - Master boot record: as it is. Where a partition reaches past the image's end, zeros follow.
 /// - No table: as it is, if it fits.
 ///

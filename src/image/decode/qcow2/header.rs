@@ -127,7 +127,8 @@ fn check_usable(head: &[u8], incompatible: u64) -> Result<(), String> {
     if u64_at(head, 8) != 0 {
         let name = backing_file(head).map(|name| format!(", `{name}`")).unwrap_or_default();
         return Err(format!(
-            "it needs a backing file{name}; publish it with what it is based on: `qemu-img convert -O qcow2 OLD NEW`"
+            "it needs a backing file{name}; publish it with what it is based \
+             on: `qemu-img convert -O qcow2 OLD NEW`"
         ));
     }
     match u32_at(head, 32) {

@@ -200,7 +200,8 @@ impl<'a> Tables<'a> {
 
     fn past_end(&self, what: &str, at: u64, bytes: u64) -> DecodeError {
         unusable(&format!(
-            "the {what} at {at} with {bytes} bytes is not in the file, which ends at {}: is it cut short?",
+            "the {what} at {at} with {bytes} bytes is not in the file, which ends at {}: \
+             is it cut short?",
             self.image_bytes
         ))
     }
