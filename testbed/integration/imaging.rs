@@ -16,7 +16,7 @@ use hostler::{
         self, Connector, Content, ImageFile, ImagingError, ImagingOrder, Layout, LeastRate,
         Segment, VolumeError, Written,
     },
-    iscsi::{Lun, Options, TargetAddress},
+    iscsi::{Lun, IscsiOptions, TargetAddress},
     model::spec::Verify,
     progress::{Cancel, Meter},
 };
@@ -44,7 +44,7 @@ impl Connector for Way {
     type Volume = Lun;
 
     async fn connect(&self) -> Result<Arc<Lun>, VolumeError> {
-        let lun = Lun::connect(&self.0, None, &Options::default()).await;
+        let lun = Lun::connect(&self.0, None, &IscsiOptions::default()).await;
         let refused = |message| VolumeError { code: "Test", hint: "", message, reconnect: true };
         lun.map(Arc::new).map_err(|error| refused(error.to_string()))
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use hostler::{
-    image::{Limits, decode, inspect},
+    image::{DecodeLimits, decode, inspect},
     model::spec::ImageFormat,
 };
 use hostler_fuzz::{DIR, check_shown};
@@ -34,7 +34,7 @@ fuzz_target!(|bytes: &[u8]| {
         ControlFlow::Continue(())
     };
     let mut limits =
-        Limits { raw_bytes_max: RAW_BYTES_MAX, progress: &mut progress, scratch: &file };
+        DecodeLimits { raw_bytes_max: RAW_BYTES_MAX, progress: &mut progress, scratch: &file };
     let result = decode(&published, ImageFormat::Auto, &into, &mut limits);
     assert!(told.is_sorted() && told.last() <= Some(&(bytes.len() as u64)), "{told:?}");
     assert!(told.len() < TOLD_MAX, "told {} times", told.len());

@@ -13,7 +13,7 @@ use std::{
 };
 
 use hostler::{
-    image::{DecodeError, Limits, decode, inspect},
+    image::{DecodeError, DecodeLimits, decode, inspect},
     model::spec::ImageFormat,
 };
 use tempfile::TempDir;
@@ -77,7 +77,7 @@ fn decode_as(path: &Path, format: ImageFormat, most: u64) -> Result<Vec<u8>, Dec
         ControlFlow::Continue(())
     };
     let mut limits =
-        Limits { raw_bytes_max: most, progress: &mut progress, scratch: &tempfile::tempfile };
+        DecodeLimits { raw_bytes_max: most, progress: &mut progress, scratch: &tempfile::tempfile };
     let bytes = decode(&published, format, into.as_file(), &mut limits)?;
     let raw = fs::read(into.path())?;
     assert_eq!(raw.len() as u64, bytes);

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use hostler::iscsi::{Lun, Options, Zeroing};
+use hostler::iscsi::{Lun, IscsiOptions, Zeroing};
 
 use super::tgtd::{DISK_BYTES, Tgtd};
 
@@ -18,7 +18,7 @@ fn allocated(tgtd: &Tgtd) -> u64 {
 async fn zero(tgtd: &Tgtd, lun: u16, zeroing: Option<Zeroing>) -> u64 {
     let case = format!("LUN {lun}, {zeroing:?}");
     tgtd.fill_disk(0xaa);
-    let options = Options { zeroing, ..Options::default() };
+    let options = IscsiOptions { zeroing, ..IscsiOptions::default() };
     let lun = Lun::connect(&tgtd.lun(lun), None, &options).await.unwrap();
     // One block, an odd range, a long one, and several at once with gaps between them.
     lun.write_zeros(512, 512).await.expect(&case);

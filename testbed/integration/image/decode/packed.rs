@@ -3,7 +3,7 @@
 use std::{fs::File, ops::ControlFlow};
 
 use hostler::{
-    image::{DecodeError, Limits, decode, inspect},
+    image::{DecodeError, DecodeLimits, decode, inspect},
     model::spec::ImageFormat,
 };
 
@@ -217,7 +217,7 @@ fn work_is_told_about_at_least_every_two_mib_and_stops_when_it_is_to() {
                 if told > stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             let into = tempfile::tempfile().unwrap();
-            let mut limits = Limits {
+            let mut limits = DecodeLimits {
                 raw_bytes_max: 1 << 30,
                 progress: &mut progress,
                 scratch: &tempfile::tempfile,
