@@ -10,6 +10,7 @@
 mod aarch64;
 mod dead_targets;
 mod disks;
+mod documents;
 mod faults_before_power;
 mod host;
 mod images;
@@ -23,7 +24,6 @@ mod no_bmc;
 mod partition_images;
 mod rack;
 mod random_kills;
-mod readme;
 mod root_devices;
 mod secure_boot;
 mod site;

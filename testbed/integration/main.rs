@@ -11,17 +11,18 @@ mod callback;
 mod consent_words;
 mod dhcp;
 mod docs;
+#[path = "../e2e/documents.rs"]
+mod documents;
 mod drive;
 mod http;
 mod image;
 mod imaging;
+mod invariants;
 mod ipmi;
 mod iscsi;
 mod layers;
 mod namespace;
 mod ports;
-#[path = "../e2e/readme.rs"]
-mod readme;
 mod tables;
 mod tftp;
 mod unit;
