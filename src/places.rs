@@ -158,6 +158,7 @@ mod tests {
         admitted.taken.try_recv() == Err(oneshot::error::TryRecvError::Closed)
     }
 
+    /// Invariant (fair): Silence at the HTTP boot port keeps no machine out.
     #[test]
     fn a_full_house_makes_room_by_ending_the_oldest_that_is_not_kept() {
         let places = Places::new(3, 2);
@@ -183,6 +184,7 @@ mod tests {
         assert!(places.peers().is_empty());
     }
 
+    /// Invariant (fair): Silence at the HTTP boot port keeps no machine out.
     #[test]
     fn who_was_kept_for_a_while_is_then_as_if_it_had_just_come() {
         let places = Places::new(2, 2);

@@ -252,6 +252,8 @@ mod tests {
         assert_eq!(told(again), [menu]);
     }
 
+    /// Invariant (netboot): A boot loader that can do HTTP fetches by HTTP, or by TFTP where that
+    /// fails.
     #[test]
     fn lpxelinux_is_known_by_its_name_until_another_loader_is_asked_for() {
         let (at, mut evidence) = (clock(), Evidence::default());
@@ -340,6 +342,8 @@ mod tests {
         assert_eq!(evidence.refused(ip(2), "grub/optional.lst", at(5)), None);
     }
 
+    /// Invariant (netboot): A missing boot file that a machine asks for is named where its node's
+    /// time is over.
     #[test]
     fn refusals_of_many_addresses_are_told_a_few_times_in_a_minute() {
         let (at, mut evidence) = (clock(), Evidence::default());

@@ -22,7 +22,7 @@ pub(crate) const HAND: &str = "hand";
 
 /// Every line of a shell block with the suite that runs it. The numbered steps of [`INSTALL`] are
 /// not here: the host suite runs all of them, in their order.
-pub(crate) const LINES: [(&str, &str); 41] = [
+pub(crate) const LINES: [(&str, &str); 42] = [
     ("./testbed/demo", "demo"),
     // The suites themselves.
     ("./testbed/check", "fmt"),

@@ -53,6 +53,8 @@ struct Host {
     rack: Rack,
 }
 
+/// Invariant (code): The documents' commands install hostler, and its unit installs machines across
+/// restarts.
 #[test]
 fn the_documents_commands_install_hostler_and_what_it_installed_outlives_restarts_and_reboots() {
     let mut host = Host::new();

@@ -19,6 +19,8 @@ use crate::{
 const DISK_BYTES: u64 = 128 << 20;
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Invariant (netboot): A machine that netboots unasked comes to its own disk and is not installed
+/// again.
 #[test]
 fn a_machine_that_always_netboots_comes_to_its_own_disk_and_is_installed_once() {
     let loaders = "pxelinux.0,grub.pxe,pxelinux.0,grubx64.efi";

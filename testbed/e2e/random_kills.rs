@@ -37,6 +37,8 @@ const MODULE_LIMIT: Duration = Duration::from_secs(2);
 /// machine; nobody knows yet which node it is. The full run waits for that, the short one spares the module.
 const LIMIT: Duration = BOOT_LIMIT.saturating_add(Duration::from_secs(450));
 
+/// Invariant (attempt): An agent killed at any moment goes on in the same attempt and leaves
+/// nothing behind.
 #[test]
 fn an_agent_killed_at_random_moments_finishes_every_deploy() {
     let number = |name| env::var(name).ok().map(|value| value.parse::<u64>().unwrap());

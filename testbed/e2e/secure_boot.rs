@@ -16,6 +16,8 @@ const DISK_GRUB: &str = "/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed";
 /// What a kernel's EFI stub says, unless it is told to be quiet.
 const SECURE: &str = "EFI stub: UEFI Secure Boot is enabled";
 
+/// Invariant (netboot): A machine that netboots unasked comes to its own disk and is not installed
+/// again.
 #[test]
 fn a_machine_with_secure_boot_is_installed_and_boots_its_disk_by_signed_programs_alone() {
     let more = ["--secure-boot", "--always-network", "--loader", "shimx64.efi"];

@@ -92,6 +92,7 @@ fn content(literal: &TokenTree) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// Invariant (consent): No text advises an act that wipes without the word WIPE.
 #[test]
 fn no_message_hint_or_help_names_an_act_that_wipes_without_the_word_wipe() {
     let (mut found, mut named) = (Vec::new(), 0);
@@ -132,11 +133,17 @@ fn paragraphs(markdown: &str) -> Vec<String> {
     all
 }
 
+/// Invariant (consent): No text advises an act that wipes without the word WIPE.
 #[test]
 fn no_document_and_no_example_names_an_act_that_wipes_without_the_word_wipe() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut found, mut named) = (Vec::new(), 0);
-    for document in documents().iter().filter(|document| *document != "CHANGELOG.md") {
+    // Those that administrators read: the others explain such acts and advise none.
+    let is_advice = |document: &&String| {
+        ["README.md", "SECURITY.md"].contains(&document.as_str())
+            || document.starts_with("docs/using/")
+    };
+    for document in documents().iter().filter(is_advice) {
         for paragraph in paragraphs(&read(document)) {
             judge(document, &paragraph, &mut found, &mut named);
         }

@@ -30,6 +30,7 @@ const MACHINES: [(u16, &str, &str); 7] = [
     (6, "", ""),
 ];
 
+/// Invariant (netboot): The printed DHCP lines send every machine to its boot loader.
 #[test]
 fn dnsmasq_sends_every_machine_where_the_snippet_says() {
     let dir = tempfile::tempdir().unwrap();
@@ -80,6 +81,8 @@ fn dhcpd_sends_every_machine_where_the_snippet_says() {
 /// A default route and one to another network, by option 121 alone: without it there is no way out.
 const ROUTES: &str = "00:c0:00:02:01:08:0a:c0:00:02:07";
 
+/// Invariant (ramdisk): The ramdisk takes its routes from any DHCP server, and says why it ignores
+/// an answer.
 #[test]
 fn the_ramdisk_gets_its_routes_from_dnsmasq_also_where_they_go_on_in_other_fields() {
     let dir = tempfile::tempdir().unwrap();
@@ -96,6 +99,8 @@ fn the_ramdisk_gets_its_routes_from_dnsmasq_also_where_they_go_on_in_other_field
     Site::new().lends("dnsmasq", &[&server[..], &[&long]].concat(), &dir, true);
 }
 
+/// Invariant (ramdisk): The ramdisk takes its routes from any DHCP server, and says why it ignores
+/// an answer.
 #[test]
 fn the_ramdisk_gets_its_routes_from_kea() {
     let dir = tempfile::tempdir().unwrap();
@@ -111,6 +116,8 @@ fn the_ramdisk_gets_its_routes_from_kea() {
     Site::new().lends("kea-dhcp4", &["-c", config.to_str().unwrap()], &dir, false);
 }
 
+/// Invariant (ramdisk): The ramdisk takes its routes from any DHCP server, and says why it ignores
+/// an answer.
 #[test]
 fn the_ramdisk_gets_its_routes_from_dhcpd() {
     let dir = tempfile::tempdir().unwrap();

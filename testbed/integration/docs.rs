@@ -60,7 +60,8 @@ fn every_test_that_a_document_names_exists() {
         for code in code(document) {
             // A path into the code, such as `axum::serve`, is short; the name of a test is a sentence.
             let name = code.rsplit("::").next().unwrap();
-            let is_name = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            let is_name =
+                name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
             if is_name && name.matches('_').count() >= 3 {
                 assert!(functions.contains(name), "{document} names {code}, which is no test");
                 named += 1;
@@ -84,7 +85,8 @@ fn every_path_that_a_document_names_exists() {
 
 fn is_path(code: &str) -> bool {
     // A command has arguments, and a pattern stands for several.
-    ROOTS.iter().any(|root| code.starts_with(root)) && !code.contains([' ', '*', '…', '{'])
+    ROOTS.iter().any(|root| code.starts_with(root))
+        && !code.contains([' ', '*', '…', '{'])
         && !code.contains("NAME")
 }
 
@@ -125,6 +127,8 @@ fn every_command_in_a_document_is_one() {
     }
 }
 
+/// Invariant (code): A suite runs every command that the documents show.
+///
 /// Only the host suite runs the numbered steps of the page "Install", and it runs nothing else as a whole.
 #[test]
 fn every_line_of_the_documents_shell_blocks_is_run_by_a_suite() {
@@ -188,7 +192,8 @@ fn every_link_and_every_anchor_leads_somewhere() {
             // The book holds docs/ and nothing else.
             let stays = !document.starts_with("docs/") || file.starts_with("docs/");
             assert!(stays, "{document} links to {target}, which is not in the book: name the path");
-            let known = anchor.is_empty() || anchors.get(&file).is_some_and(|of| of.contains(anchor));
+            let known =
+                anchor.is_empty() || anchors.get(&file).is_some_and(|of| of.contains(anchor));
             assert!(known, "{document} links to {target}: {file} has no such heading");
         }
     }

@@ -53,8 +53,8 @@ const SIMULATION: &str = "
 
 `testbed/sim` holds the whole core to the rules below. It knows machines, disks and operators by
 itself, kills the core at any point, also between two effects of one step, garbles and loses its
-files, sets its clock and lets operators do as operators do. [Testing](testing.md#the-simulated-site)
-says how to replay a seed.
+files, sets its clock and lets operators do as operators do.
+[Testing](testing.md#the-simulated-site) says how to replay a seed.
 
 ";
 
@@ -90,7 +90,8 @@ fn every_invariant_is_a_whole_sentence_above_a_test() {
         let known = GROUPS.iter().chain([&CODE]).any(|(name, _)| *name == group);
         assert!(known, "{path}: {test}: there is no group {group:?}");
         assert!(sentence.ends_with('.'), "{path}: {test}: {sentence:?} does not end");
-        let vague = ["What ", "Whose ", "That ", "Of "].iter().any(|word| sentence.starts_with(word));
+        let vague =
+            ["What ", "Whose ", "That ", "Of "].iter().any(|word| sentence.starts_with(word));
         assert!(!vague, "{path}: {test}: {sentence:?} begins with no noun");
     }
 }
@@ -113,7 +114,8 @@ fn kept() -> Vec<Kept> {
             let below: Vec<&str> =
                 below.copied().take_while(|line| !line.starts_with('}')).take(20).collect();
             let is_test = below.iter().any(|line| line.starts_with("#[") && line.contains("test"));
-            let test = below.iter().find_map(|line| line.split_once("fn ")?.1.split(['(', '<']).next());
+            let test =
+                below.iter().find_map(|line| line.split_once("fn ")?.1.split(['(', '<']).next());
             let test = test.filter(|_| is_test);
             let test = test.unwrap_or_else(|| panic!("{path}: no test below {line}")).to_owned();
             kept.push(Kept { group: group.to_owned(), sentence, path: path.clone(), test });

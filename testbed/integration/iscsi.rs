@@ -412,6 +412,8 @@ async fn write_until_failure(lun: &Lun, event: impl FnOnce()) -> (IscsiError, Du
     (writer.await.unwrap(), started.elapsed())
 }
 
+/// Invariant (disk): Every exchange with a target has a time limit; a target that dies or hangs is
+/// noticed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_killed_during_writes_is_reported_at_once() {
     let tgtd = Tgtd::start();
@@ -425,6 +427,8 @@ async fn a_target_killed_during_writes_is_reported_at_once() {
     assert!(started.elapsed() < Duration::from_secs(1));
 }
 
+/// Invariant (disk): Every exchange with a target has a time limit; a target that dies or hangs is
+/// noticed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_hangs_is_given_up_within_the_command_limit() {
     let tgtd = Tgtd::start();

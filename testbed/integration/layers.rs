@@ -47,6 +47,7 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
     }
 }
 
+/// Invariant (code): A module names only those below it.
 #[test]
 fn every_module_names_only_those_below_it() {
     let wrong: Vec<String> = sources("src").iter().flat_map(|path| offences(path)).collect();
@@ -100,6 +101,8 @@ const MAY_OPEN: [(&str, &str); 11] = [
     ("ramdisk/target.rs", "/dev and configfs, in the initramfs"),
 ];
 
+/// Invariant (fair): A FIFO, socket, device or directory in place of a file is named, and nobody
+/// waits for it.
 #[test]
 fn whatever_lies_in_other_peoples_directories_is_opened_by_one_helper() {
     let src = root().join("src");
@@ -140,6 +143,8 @@ const MAY_PRINT: [(&str, &str); 5] = [
     ("ramdisk/init.rs", "the deploy ramdisk's own console"),
 ];
 
+/// Invariant (secrets): No text from outside does anything to a terminal; JSON and TOML read back
+/// the same.
 #[test]
 fn whatever_a_command_prints_goes_through_one_writer() {
     let src = root().join("src");

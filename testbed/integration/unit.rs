@@ -25,6 +25,9 @@ fn the_unit_has_no_fault_but_that_hostler_is_not_installed_here() {
     assert!(faults.is_empty(), "{said}");
 }
 
+/// Invariant (code): The documents' commands install hostler, and its unit installs machines across
+/// restarts.
+///
 /// Settings after which systemd's filter answers ENOSYS to `openat2`, by which images and boot files are opened.
 #[test]
 fn the_unit_sets_nothing_that_takes_openat2_away() {

@@ -167,6 +167,7 @@ fn meaning(error: Errno) -> Result<Received, End> {
 mod tests {
     use super::*;
 
+    /// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
     #[test]
     fn what_a_router_says_of_a_lost_packet_ends_no_transfer() {
         for said in [Errno::HOSTUNREACH, Errno::HOSTDOWN, Errno::NETUNREACH, Errno::NONET] {

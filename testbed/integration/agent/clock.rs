@@ -173,6 +173,7 @@ fn a_clock_set_forward_ends_the_pause_before_the_next_attempt() {
     clocked.second_attempt_deploys(Step::Ramdisk, "RamdiskFailed");
 }
 
+/// Invariant (attempt): A clock that is set costs at most an attempt and makes no wait longer.
 #[test]
 fn a_clock_set_back_makes_the_pause_before_the_next_attempt_no_longer() {
     let (clocked, before) = pausing("5s");
@@ -183,6 +184,7 @@ fn a_clock_set_back_makes_the_pause_before_the_next_attempt_no_longer() {
     clocked.second_attempt_deploys(Step::Ramdisk, "RamdiskFailed");
 }
 
+/// Invariant (attempt): A clock that is set costs at most an attempt and makes no wait longer.
 #[test]
 fn a_deployed_machine_stays_deployed_whatever_the_clock_says() {
     let clocked = Clocked::start(3_000_100);

@@ -43,6 +43,7 @@ fn look_again(site: &Site) -> Status {
     })
 }
 
+/// Invariant (state): A lost state directory is recovered from the status files.
 #[test]
 fn a_machine_whose_record_is_lost_is_adopted_from_its_status_file_on_or_off() {
     for switched_off in [false, true] {
@@ -86,6 +87,8 @@ fn a_machine_that_is_on_is_held_when_neither_record_nor_status_file_is_left() {
     assert_eq!(machine.story(), DEPLOYED);
 }
 
+/// Invariant (consent): An edit that names another machine consents to nothing, whatever else it
+/// changes.
 #[test]
 fn a_running_machine_that_one_edit_puts_in_anothers_place_is_held_and_its_power_left_alone() {
     let (site, machine, spec, agent) = installed("");
@@ -111,6 +114,8 @@ fn a_running_machine_that_one_edit_puts_in_anothers_place_is_held_and_its_power_
     assert_eq!(machine.story(), DEPLOYED);
 }
 
+/// Invariant (consent): A mass change survives a restart as a hold, and touches nothing when it is
+/// taken back.
 #[test]
 fn a_mass_change_in_one_swap_of_the_directory_is_held_and_taking_it_back_touches_nothing() {
     let site = Site::new();

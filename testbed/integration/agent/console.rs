@@ -123,6 +123,8 @@ fn a_killed_agents_console_is_taken_over_and_a_node_that_goes_takes_its_log_with
     site.await_that("gone", || kept(&site, NODE).is_none() && site.status(NODE).is_none());
 }
 
+/// Invariant (bmc): A console changes nothing about an attempt, delays no power command, and is
+/// closed.
 #[test]
 fn a_console_that_cannot_be_had_changes_nothing_and_the_log_says_why() {
     let site = Site::new();
@@ -142,6 +144,8 @@ fn a_console_that_cannot_be_had_changes_nothing_and_the_log_says_why() {
     site.await_that("removed", || kept(&site, NODE).is_none());
 }
 
+/// Invariant (bmc): A console changes nothing about an attempt, delays no power command, and is
+/// closed.
 #[test]
 fn an_agent_that_stops_closes_its_consoles() {
     let site = Site::new();

@@ -45,6 +45,8 @@ fn with_cached_image() -> Site {
     site
 }
 
+/// Invariant (image): A cached image that has decayed is noticed at its reading and never
+/// installed.
 #[test]
 fn an_image_that_decays_while_the_agent_runs_is_fetched_again_and_written_anew_in_the_same_attempt()
 {
@@ -66,6 +68,8 @@ fn an_image_that_decays_while_the_agent_runs_is_fetched_again_and_written_anew_i
     assert!(fs::read(cached(&site)).unwrap() == site.image);
 }
 
+/// Invariant (image): A cached image that has decayed is noticed at its reading and never
+/// installed.
 #[test]
 fn an_image_that_decayed_between_two_runs_is_not_installed() {
     let site = with_cached_image();
@@ -78,6 +82,8 @@ fn an_image_that_decayed_between_two_runs_is_not_installed() {
     assert!(fs::read(cached(&site)).unwrap() == site.image);
 }
 
+/// Invariant (image): A cached image that has decayed is noticed at its reading and never
+/// installed.
 #[test]
 fn an_image_that_decayed_and_cannot_be_fetched_again_ends_the_attempt_and_leaves_a_wiped_disk() {
     let site = with_cached_image();

@@ -51,6 +51,8 @@ fn spec(site: &Site, number: u8) -> Spec {
     ])
 }
 
+/// Invariant (fair): A FIFO, socket, device or directory in place of a file is named, and nobody
+/// waits for it.
 #[test]
 fn no_command_waits_for_what_lies_where_a_file_should_be() {
     let site = Site::new();
@@ -107,6 +109,8 @@ fn no_command_waits_for_what_lies_where_a_file_should_be() {
     }
 }
 
+/// Invariant (fair): A FIFO, socket, device or directory in place of a file is named, and nobody
+/// waits for it.
 #[test]
 fn a_status_file_that_something_else_replaces_is_soon_one_again_and_keeps_nobody_waiting() {
     let site = Site::new();
@@ -137,6 +141,8 @@ fn a_record_that_is_a_fifo_is_a_damaged_one() {
     assert!(site.log().contains("a FIFO, not a regular file"), "{}", site.log());
 }
 
+/// Invariant (fair): A FIFO, socket, device or directory in place of a file is named, and nobody
+/// waits for it.
 #[test]
 fn what_an_attempt_needs_is_missed_at_once_if_something_else_lies_in_its_place() {
     let site = Site::new();

@@ -38,6 +38,8 @@ impl Agent {
     }
 }
 
+/// Invariant (fair): TFTP never has more threads than places, and a client that answers keeps its
+/// own.
 #[test]
 fn a_flood_of_the_tftp_port_keeps_neither_a_ramdisk_nor_an_operator_waiting() {
     let site = Site::new();

@@ -173,6 +173,7 @@ fn ironics_ramdisk_is_imaged_told_and_restarted_whether_it_knows_v1_or_not() {
     }
 }
 
+/// Invariant (ramdisk): The two ramdisks' listeners cannot be mixed.
 #[test]
 fn whatever_ironics_door_refuses_looks_the_same_and_changes_nothing() {
     let (site, machine, _agent, script) = booted(3);

@@ -40,6 +40,7 @@ fn checked(errno: u32, command: &mut Command) -> (i32, String) {
     (code, format!("{said}{errors}"))
 }
 
+/// Invariant (secrets): No file outside its directory is opened, with or without `openat2`.
 #[test]
 fn a_machine_is_installed_by_an_agent_to_which_openat2_is_denied() {
     let site = Site::new();
@@ -67,6 +68,7 @@ fn a_machine_is_installed_by_an_agent_to_which_openat2_is_denied() {
     drop(agent);
 }
 
+/// Invariant (secrets): No file outside its directory is opened, with or without `openat2`.
 #[test]
 fn what_a_spec_attaches_is_read_whatever_a_filter_answers_to_openat2() {
     let site = Site::new();

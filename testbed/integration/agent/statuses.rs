@@ -30,6 +30,7 @@ fn observed(site: &Site, number: u8) -> Spec {
     ])
 }
 
+/// Invariant (status): A status file that is up to date is not written again.
 #[test]
 fn a_restart_leaves_a_status_file_alone_that_says_what_it_should() {
     let site = Site::new();
@@ -54,6 +55,7 @@ fn a_restart_leaves_a_status_file_alone_that_says_what_it_should() {
     assert_eq!(inode("a"), before, "it was written again");
 }
 
+/// Invariant (spec): A status directory that is gone is made again; a spec directory never is.
 #[test]
 fn a_status_directory_that_is_removed_is_made_again_and_a_spec_directory_is_not() {
     let site = Site::new();
@@ -81,6 +83,7 @@ fn a_status_directory_that_is_removed_is_made_again_and_a_spec_directory_is_not(
     assert!(!site.path("nodes").exists());
 }
 
+/// Invariant (fair): A status directory that hangs delays no node, no other status and no shutdown.
 #[test]
 fn a_pipe_in_place_of_a_status_file_is_replaced_and_keeps_nobody() {
     let site = Site::new();
@@ -102,6 +105,8 @@ fn a_pipe_in_place_of_a_status_file_is_replaced_and_keeps_nobody() {
     assert!(agent.terminate().0.success());
 }
 
+/// Invariant (status): A status file that cannot be written is no answer, and the obstacle is
+/// named.
 #[test]
 fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_named() {
     let site = Site::new();
@@ -142,6 +147,7 @@ fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_nam
     assert_eq!((wait("unmanaged").0, status().0), (0, 0));
 }
 
+/// Invariant (status): READY comes when every listener answers.
 #[test]
 fn ready_is_said_when_every_listener_answers() {
     let site = Site::new();
@@ -204,6 +210,7 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Invariant (fair): A status directory that hangs delays no node, no other status and no shutdown.
 #[test]
 fn a_status_directory_that_hangs_delays_no_node() {
     let site = Site::new();

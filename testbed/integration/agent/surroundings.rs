@@ -54,6 +54,7 @@ fn count(site: &Site, said: &str) -> usize {
     site.log().matches(said).count()
 }
 
+/// Invariant (state): Record before menu before effects; a full disk loses and repeats nothing.
 #[test]
 fn a_full_state_directory_stops_every_step_and_the_same_attempt_goes_on_when_there_is_space() {
     let site = Site::with_image(LARGE_IMAGE_BYTES);
@@ -126,6 +127,8 @@ fn a_full_status_directory_stops_nothing_and_is_told_once() {
     assert_eq!(machine.story(), DEPLOYED);
 }
 
+/// Invariant (state): A damaged record stays until it is replaced; no start makes its machine a new
+/// one.
 #[test]
 fn an_agent_that_starts_on_a_full_disk_loses_no_record_and_trusts_no_damaged_one() {
     let site = Site::new();
@@ -152,6 +155,7 @@ fn an_agent_that_starts_on_a_full_disk_loses_no_record_and_trusts_no_damaged_one
     assert!(machine.story().is_empty());
 }
 
+/// Invariant (state): Record before menu before effects; a full disk loses and repeats nothing.
 #[test]
 fn a_state_directory_that_turns_read_only_in_the_middle() {
     let site = Site::new();
@@ -302,6 +306,8 @@ fn reason(status: &Status) -> &str {
     held.map_or("not held", |held| &held.reason)
 }
 
+/// Invariant (state): No flipped bit, truncation or missing file wipes a machine; the log names the
+/// file.
 #[test]
 fn a_record_that_is_lost_or_garbled_holds_its_node_and_no_other() {
     let site = Site::new();
@@ -366,6 +372,7 @@ fn a_record_that_is_lost_or_garbled_holds_its_node_and_no_other() {
     assert_eq!(machine.story(), DEPLOYED);
 }
 
+/// Invariant (status): A status file that somebody changes is soon hostler's again.
 #[test]
 fn a_status_file_that_somebody_removes_garbles_or_replaces_is_written_again() {
     let site = Site::new();

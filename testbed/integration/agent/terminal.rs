@@ -69,6 +69,8 @@ fn without_controls(command: &mut Command) -> String {
     said + &errors
 }
 
+/// Invariant (secrets): No text from outside does anything to a terminal; JSON and TOML read back
+/// the same.
 #[test]
 fn nothing_that_others_have_written_does_anything_to_a_terminal() {
     let site = Site::new();

@@ -23,6 +23,7 @@ const EVERY: [(DriveLabel, DriveFilesystem); 4] = [
     (DriveLabel::Cidata, DriveFilesystem::Iso9660),
 ];
 
+/// Invariant (disk): cloud-init reads exactly the administrator's files from the config drive.
 #[test]
 fn cloud_init_reads_what_the_administrator_wrote() {
     for (label, filesystem) in EVERY {
@@ -44,6 +45,7 @@ fn cloud_init_reads_what_the_administrator_wrote() {
     }
 }
 
+/// Invariant (disk): A config drive holds its files byte by byte, and so does every record.
 #[test]
 fn cloud_init_reads_packed_user_data_vendor_data_and_keys() {
     let packed = gzip(USER_DATA.as_bytes());

@@ -19,6 +19,7 @@ use self::site::{Site, answer, noise, says};
 /// As large as an image that takes long enough to be caught in the middle.
 const LARGE_BYTES: usize = 48 << 20;
 
+/// Invariant (image): Many nodes share one fetch.
 #[test]
 fn two_processes_fetch_an_image_once() {
     let site = Site::new();
@@ -43,6 +44,7 @@ fn two_processes_fetch_an_image_once() {
     assert_eq!(fs::read(site.cached(&image, "raw")).unwrap(), image.raw);
 }
 
+/// Invariant (image): A cached image is whole or absent, and one in use is never removed.
 #[test]
 fn a_fetch_killed_at_any_moment_leaves_no_image_or_a_good_one() {
     let site = Site::new();

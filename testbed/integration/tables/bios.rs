@@ -20,6 +20,7 @@ const NEXT_SAYS: &str = "here is the next boot device";
 /// QEMU without KVM, on a machine that has more to do.
 const BOOT_LIMIT: Duration = Duration::from_secs(100);
 
+/// Invariant (netboot): A BIOS goes on from a disk without a boot loader to its next boot device.
 #[test]
 fn a_bios_goes_on_from_a_disk_without_a_boot_loader_to_its_next_device() {
     let bench = Bench::new();

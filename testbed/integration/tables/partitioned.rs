@@ -89,6 +89,7 @@ fn a_gpt_disk_has_its_partitions_in_order_and_nothing_of_what_was_there_before()
     }
 }
 
+/// Invariant (disk): Partition tables fit the disk, and nothing of its earlier contents is found.
 #[test]
 fn a_partition_without_content_looks_empty() {
     let bench = Bench::new();

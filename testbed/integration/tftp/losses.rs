@@ -127,6 +127,8 @@ fn a_silent_client_is_given_up_and_a_slow_one_too() {
     assert_eq!(reply, Reply::Error(0, "transfer took too long".to_owned()));
 }
 
+/// Invariant (netboot): A boot loader finds its node's menu from any directory, and a fetch has its
+/// node's time.
 #[test]
 fn a_machine_may_take_as_long_for_its_kernel_as_its_node_says() {
     let total = Duration::from_millis(1500);

@@ -83,6 +83,8 @@ fn inventory_of(site: &Site, machines: &serde_json::Value, forgotten: &[&str]) -
     path
 }
 
+/// Invariant (spec): The Ansible example acts on no partial batch, and reports the first machine
+/// that fails.
 #[test]
 fn ansible_installs_a_machine_waits_for_it_and_changes_nothing_the_second_time() {
     let site = Site::new();
@@ -119,6 +121,8 @@ fn ansible_installs_a_machine_waits_for_it_and_changes_nothing_the_second_time()
     assert_eq!(play(&site, &second, &[]), 0);
 }
 
+/// Invariant (spec): The Ansible example acts on no partial batch, and reports the first machine
+/// that fails.
 #[test]
 fn ansible_tells_the_first_machine_that_fails_with_what_helps_and_waits_for_no_other() {
     let site = Site::new();
@@ -140,6 +144,8 @@ fn ansible_tells_the_first_machine_that_fails_with_what_helps_and_waits_for_no_o
     assert!(status.phase.is_busy(), "{status:?}");
 }
 
+/// Invariant (spec): The Ansible example acts on no partial batch, and reports the first machine
+/// that fails.
 #[test]
 fn ansible_has_no_half_of_its_files_acted_on_and_none_that_is_wrong() {
     let site = Site::new();

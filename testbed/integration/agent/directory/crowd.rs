@@ -37,6 +37,7 @@ fn call(site: &Site) -> Duration {
     asked.elapsed()
 }
 
+/// Invariant (fair): A crowd of specs keeps no caller waiting.
 #[test]
 #[expect(clippy::print_stdout, reason = "a measurement for people")]
 fn two_thousand_specs_at_once_keep_no_caller_waiting() {

@@ -16,6 +16,7 @@ use crate::agent::{
     site::{Site, answer, hostler},
 };
 
+/// Invariant (spec): An edit behind a link is seen at once, and its neighbours wake nobody.
 #[test]
 fn every_way_of_saving_a_file_is_noticed_and_no_litter_of_an_editor_is_a_spec() {
     let site = Site::new();
@@ -60,6 +61,7 @@ fn every_way_of_saving_a_file_is_noticed_and_no_litter_of_an_editor_is_a_spec() 
     assert!(!site.log().contains("WARN in the spec directory"), "{}", site.log());
 }
 
+/// Invariant (spec): A file that only looks like a spec is reported, by its name alone, and once.
 #[test]
 fn files_that_look_like_specs_and_are_not_read_are_named_by_check_and_status_and_once_in_the_log() {
     let site = Site::new();
@@ -106,6 +108,8 @@ fn files_that_look_like_specs_and_are_not_read_are_named_by_check_and_status_and
     assert_eq!(answer(hostler(&["check"]).arg(path("Edge-05.toml"))).0, 1);
 }
 
+/// Invariant (spec): An attached file is watched like its spec, and the agent's own files wake
+/// nobody.
 #[test]
 fn an_attached_file_that_comes_changes_or_goes_is_noticed() {
     let site = Site::new();
@@ -128,6 +132,8 @@ fn an_attached_file_that_comes_changes_or_goes_is_noticed() {
     site.until("x", "invalid", |status| status.message.contains(missing));
 }
 
+/// Invariant (spec): Half a file or a merge conflict is no consent, and a flip to nothing holds
+/// everything.
 #[test]
 fn a_half_written_spec_consents_to_nothing_until_it_is_whole() {
     let site = Site::new();

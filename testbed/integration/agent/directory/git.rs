@@ -125,6 +125,8 @@ fn another_branch_is_another_set_of_nodes() {
     }
 }
 
+/// Invariant (spec): Half a file or a merge conflict is no consent, and a flip to nothing holds
+/// everything.
 #[test]
 fn a_merge_conflict_consents_to_nothing_until_it_is_resolved() {
     let site = Site::new();

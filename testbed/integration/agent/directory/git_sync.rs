@@ -83,6 +83,8 @@ fn every_flip_of_git_sync_is_followed() {
     assert!(!site.log().contains("ERROR"), "{}", site.log());
 }
 
+/// Invariant (spec): Half a file or a merge conflict is no consent, and a flip to nothing holds
+/// everything.
 #[test]
 fn a_flip_to_nothing_holds_everything_and_the_flip_back_goes_on() {
     let site = Site::new();

@@ -95,6 +95,7 @@ fn qcow2_in_an_outer_layer_is_unpacked_and_read() {
     }
 }
 
+/// Invariant (image): An image with trailing bytes is unpacked as its format's own tool does it.
 #[test]
 fn what_follows_the_end_is_taken_as_the_formats_own_tool_takes_it() {
     let bench = Bench::new();
@@ -132,6 +133,8 @@ fn what_follows_the_end_is_taken_as_the_formats_own_tool_takes_it() {
     }
 }
 
+/// Invariant (image): A file that is cut short or damaged is never taken for whole, and unpacking
+/// has its limits.
 #[test]
 fn what_is_cut_short_is_never_taken_for_whole() {
     let bench = Bench::new();
@@ -180,6 +183,8 @@ fn memory_is_bounded_and_the_option_that_needs_more_is_named() {
     );
 }
 
+/// Invariant (image): A file that is cut short or damaged is never taken for whole, and unpacking
+/// has its limits.
 #[test]
 fn a_bomb_stops_at_the_limit() {
     let bench = Bench::new();
