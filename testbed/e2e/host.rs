@@ -151,8 +151,8 @@ impl Host {
         let refused = self.typed_by("bob", approve);
         assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
         assert!(said(&refused).contains("ermission denied"), "{}", said(&refused));
-        let told = self.typed_by("alice", approve);
-        assert!(told.status.success(), "{}", said(&told));
+        let approved = self.typed_by("alice", approve);
+        assert!(approved.status.success(), "{}", said(&approved));
         self.left.remove(approve);
 
         let watch = self.typed(&format!("timeout 15 {}", "hostler watch"));
@@ -219,9 +219,9 @@ impl Host {
     }
 
     fn is_active(&self) {
-        let told = self.debian.shell("systemctl status --no-pager --full hostler");
-        assert!(told.contains("Active: active (running)"), "{told}");
-        assert!(told.contains("enabled"), "{told}");
+        let output = self.debian.shell("systemctl status --no-pager --full hostler");
+        assert!(output.contains("Active: active (running)"), "{output}");
+        assert!(output.contains("enabled"), "{output}");
     }
 
     /// The file itself is nothing that hostler may read.

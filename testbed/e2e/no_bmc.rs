@@ -48,8 +48,8 @@ fn machines_without_a_bmc_are_installed_when_somebody_switches_them_on_and_leave
     for machine in [&stays_on, &goes_off] {
         let status = site.wait_for_phase(&machine.name, Phase::PoweringOn, SOON);
         assert_eq!((status.message.as_str(), status.power), (WHAT_TO_DO, None));
-        let asked = status.conditions.iter().find(|one| one.kind == "WaitingForPerson");
-        assert!(asked.is_some_and(|asked| asked.message == WHAT_TO_DO), "{status:#?}");
+        let waiting = status.conditions.iter().find(|one| one.kind == "WaitingForPerson");
+        assert!(waiting.is_some_and(|waiting| waiting.message == WHAT_TO_DO), "{status:#?}");
         assert!(status.deadline.is_some());
         assert!(
             machine.events().is_empty(),

@@ -109,8 +109,8 @@ impl Site {
     /// Asks the agent to end as systemd does.
     pub(crate) fn stop_agent(&mut self) -> ExitStatus {
         let mut agent = self.agent.take().unwrap();
-        let asked = Command::new("kill").arg(agent.id().to_string()).status().unwrap();
-        assert!(asked.success());
+        let sent = Command::new("kill").arg(agent.id().to_string()).status().unwrap();
+        assert!(sent.success());
         let deadline = Instant::now() + STOP_LIMIT;
         loop {
             if let Some(status) = agent.try_wait().unwrap() {

@@ -57,7 +57,7 @@ pub fn check_problems(problems: &[Problem], files: &[(&str, &[u8])]) {
     }
 }
 
-/// A text for a person or a log: in one line, without anything that steers a terminal, and not endless.
+/// A text for an operator or a log: in one line, without anything that steers a terminal, and not endless.
 pub fn check_shown(text: &str) {
     assert!(!text.chars().any(char::is_control), "{text:?}");
     assert!(text.chars().count() < 5000, "{} characters", text.chars().count());
