@@ -1,8 +1,8 @@
 //! The commands that README.md, CONTRIBUTING.md and the pages of docs/ show, and the suite of
 //! `testbed/check` that runs each.
 //!
-//! Used by the suite `host`, which runs most of them, and by `testbed/integration/docs.rs`, which finds
-//! those that nothing runs.
+//! Used by the suite `host`, which runs most of them, and by `testbed/integration/docs.rs`, which
+//! finds those that nothing runs.
 
 #![allow(dead_code, reason = "either of its two users leaves something to the other")]
 

@@ -1,4 +1,5 @@
-//! Faults that are found before anything is switched on. All at one site: no node may disturb another.
+//! Faults that are found before anything is switched on. All at one site: no node may disturb
+//! another.
 
 use hostler::model::{fault::Step, status::Status};
 

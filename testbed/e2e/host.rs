@@ -1,5 +1,5 @@
-//! hostler on a real host: a Debian with systemd, on which the documents' own commands install it, with
-//! the unit that is shipped.
+//! hostler on a real host: a Debian with systemd, on which the documents' own commands install it,
+//! with the unit that is shipped.
 //!
 //! `testbed/check host`. Every command of README.md and docs/ that a suite can run is run here;
 //! `documents::LINES` names the others.
@@ -93,7 +93,7 @@ impl Host {
             .args([&self.image.path, &published])
             .status();
         assert!(converted.unwrap().success());
-        // What the administrator types into an editor.
+        // The administrator types this into an editor.
         fs::write(self.debian.file("/root/typed.toml"), self.spec(&Image::at(published))).unwrap();
         self.write_program("/root/editor", "cp /root/typed.toml \"$1\"");
         for step in documents::install_steps() {

@@ -196,12 +196,12 @@ impl Site {
     /// Runs the server, and has every machine ask it.
     fn answers(&self, program: &str, arguments: &[&str], dir: &TempDir) {
         let _server = self.start(program, arguments, dir);
-        let heard = self.at_the_machine(|socket| {
+        let received = self.at_the_machine(|socket| {
             MACHINES.map(|(architecture, class, _)| offer(socket, architecture, class))
         });
         let log = || fs::read_to_string(dir.path().join("log")).unwrap();
-        for ((architecture, class, file), heard) in MACHINES.into_iter().zip(heard) {
-            let Some((next_server, offered)) = heard else { panic!("no offer:\n{}", log()) };
+        for ((architecture, class, file), received) in MACHINES.into_iter().zip(received) {
+            let Some((next_server, offered)) = received else { panic!("no offer:\n{}", log()) };
             let who = format!("architecture {architecture}, user class `{class}`");
             assert_eq!(offered, file, "{who}:\n{}", log());
             if !file.is_empty() {
@@ -213,9 +213,9 @@ impl Site {
     /// Runs the server, and has the deploy ramdisk borrow an address and keep it.
     fn lends(&self, program: &str, arguments: &[&str], dir: &TempDir, is_overloaded: bool) {
         let _server = self.start(program, arguments, dir);
-        let heard = self.at_the_machine(borrow);
+        let received = self.at_the_machine(borrow);
         let log = fs::read_to_string(dir.path().join("log")).unwrap();
-        let Some((lease, has_overload)) = heard else { panic!("no lease:\n{log}") };
+        let Some((lease, has_overload)) = received else { panic!("no lease:\n{log}") };
         let by = |network: [u8; 4], prefix, last| Route {
             network: network.into(),
             prefix,

@@ -17,7 +17,8 @@ use libfuzzer_sys::fuzz_target;
 
 const RAW_BYTES_MAX: u64 = 1 << 20;
 
-/// Units of a disk with the smallest clusters, reads of the input, and pieces of the output, and that twice if it is packed.
+/// Units of a disk with the smallest clusters, reads of the input, and pieces of the output, and
+/// that twice if it is packed.
 const REPORTS_MAX: usize = 300;
 
 fn file() -> io::Result<File> {

@@ -175,7 +175,7 @@ fn ironics_ramdisk_is_imaged_told_and_restarted_whether_it_knows_v1_or_not() {
 
 /// Invariant (ramdisk): The two ramdisks' listeners cannot be mixed.
 #[test]
-fn whatever_ironics_door_refuses_looks_the_same_and_changes_nothing() {
+fn whatever_ironics_listener_refuses_looks_the_same_and_changes_nothing() {
     let (site, machine, _agent, script) = booted(3);
     let api = script.parameter("ironic_api_url").to_owned();
     let (good, key) = (script.target(""), script.parameter("deployment_key").to_owned());
@@ -219,7 +219,7 @@ fn whatever_ironics_door_refuses_looks_the_same_and_changes_nothing() {
 }
 
 #[test]
-fn a_machine_with_hostlers_own_ramdisk_has_nothing_at_ironics_door() {
+fn a_machine_with_hostlers_own_ramdisk_has_nothing_at_ironics_listener() {
     let (site, listen) = site();
     let machine = Machine::new(&site, NODE);
     let _agent = site.start();

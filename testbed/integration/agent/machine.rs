@@ -88,7 +88,7 @@ impl Machine {
     pub(super) fn story(&self) -> Vec<String> {
         let log = fs::read_to_string(self.bmc.file("log")).unwrap_or_default();
         let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        events.filter_map(|event| told(&event)).collect()
+        events.filter_map(|event| received(&event)).collect()
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -138,7 +138,7 @@ pub(super) fn iqn(node: &str) -> String {
 }
 
 /// A line of the BMC's log as a line of its story.
-fn told(event: &Value) -> Option<String> {
+fn received(event: &Value) -> Option<String> {
     match event["event"].as_str()? {
         "power" if event["on"] == false => Some("off".to_owned()),
         "shutdown" if event["on"] == false => Some("shut down".to_owned()),

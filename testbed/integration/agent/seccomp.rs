@@ -55,9 +55,9 @@ fn a_machine_is_installed_by_an_agent_to_which_openat2_is_denied() {
     machine.deploy(&site);
     ends_deployed(&site, &machine);
     assert_eq!(site.fetch("grubx64.efi").unwrap(), b"loader");
-    let told = "files beneath a directory are opened component by component, \
+    let line = "files beneath a directory are opened component by component, \
                 because openat2 is denied: Function not implemented";
-    assert_eq!(site.log().matches(told).count(), 1, "{}", site.log());
+    assert_eq!(site.log().matches(line).count(), 1, "{}", site.log());
 
     // A link out of the images directory is not followed. Nothing of that checksum is in the cache.
     symlink(site.path("vmlinuz"), site.path("images/out")).unwrap();

@@ -231,10 +231,10 @@ impl Agent {
 
     /// As the service manager stops it: its exit status, and how long it took.
     pub(super) fn terminate(mut self) -> (ExitStatus, Duration) {
-        let asked = Instant::now();
+        let begun = Instant::now();
         assert!(Command::new("kill").arg(self.id().to_string()).status().unwrap().success());
         let status = wait(|| self.0.try_wait().unwrap()).expect("the agent does not stop");
-        (status, asked.elapsed())
+        (status, begun.elapsed())
     }
 }
 

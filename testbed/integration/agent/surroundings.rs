@@ -89,10 +89,10 @@ fn a_full_state_directory_stops_every_step_and_the_same_attempt_goes_on_when_the
     disk.fill();
     is_stuck(&site, "No space left on device");
     assert!(!machine.boots_its_disk(&site));
-    // Tried again every second, told once.
-    let told = count(&site, "a record cannot be written");
+    // Tried again every second, reports once.
+    let reports = count(&site, "a record cannot be written");
     wait_at_most(Duration::from_secs(3), || None::<()>);
-    assert_eq!(count(&site, "a record cannot be written"), told, "{}", site.log());
+    assert_eq!(count(&site, "a record cannot be written"), reports, "{}", site.log());
     disk.free();
     ramdisk.finish();
     let status = ends_deployed(&site, &machine);
@@ -114,7 +114,7 @@ fn a_full_status_directory_stops_nothing_and_is_told_once() {
     ramdisk.export();
     ramdisk.finish();
     site.await_that("deployed", || site.record(NODE).contains("\"phase\": \"deployed\""));
-    site.await_that("told", || count(&site, "a status file cannot be changed") > 0);
+    site.await_that("reports", || count(&site, "a status file cannot be changed") > 0);
     assert_eq!(site.status(NODE).unwrap().phase, Phase::WaitingRamdisk, "a status is torn");
     // No news comes any more; there are several tries.
     wait_at_most(Duration::from_secs(3), || None::<()>);
@@ -400,7 +400,7 @@ fn a_status_file_that_somebody_removes_garbles_or_replaces_is_written_again() {
 
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
-    site.await_that("told", || count(&site, "a status file cannot be changed") > 0);
+    site.await_that("reports", || count(&site, "a status file cannot be changed") > 0);
     assert!(site.log().contains("edge-07.status.toml: Is a directory"), "{}", site.log());
     wait_at_most(Duration::from_secs(2), || None::<()>);
     assert_eq!(count(&site, "a status file cannot be changed"), 1, "{}", site.log());

@@ -99,7 +99,7 @@ fn block_numbers_go_round_in_a_file_of_more_than_65535_blocks() {
 #[test]
 fn options_are_answered_as_their_standards_say() {
     let boot_server = BootServer::new();
-    for (asked, granted) in [
+    for (options, granted) in [
         (vec![("tsize", "0")], vec![("tsize", "42000")]),
         (vec![("blksize", "65464")], vec![("blksize", "8192")]),
         (vec![("windowsize", "65535")], vec![("windowsize", "64")]),
@@ -110,9 +110,9 @@ fn options_are_answered_as_their_standards_say() {
         ),
     ] {
         let mut client = Client::new(boot_server.address);
-        client.request("pxelinux.0", &asked);
+        client.request("pxelinux.0", &options);
         let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
-        assert_eq!(client.reply(), Reply::Oack(granted.iter().map(own).collect()), "{asked:?}");
+        assert_eq!(client.reply(), Reply::Oack(granted.iter().map(own).collect()), "{options:?}");
         client.give_up();
     }
     let mut client = Client::new(boot_server.address);
@@ -189,7 +189,7 @@ fn a_name_that_is_no_text_is_a_files_and_the_end_mark_that_old_nics_append_is_no
     // It is evidence under the name that it has.
     while let Ok(_refused) = boot_server.fetched.try_recv() {}
     get(boot_server.address, "pxelinux.cfg/01-52-54-00-00-00-01", &[]).unwrap();
-    while boot_server.told().path != "pxelinux.0" {}
+    while boot_server.reported().path != "pxelinux.0" {}
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn a_nodes_own_kernel_and_ramdisk_are_served_while_its_menu_says_so_and_nothing_
     let (kernel, ramdisk) = (noise(300_000), noise(70_001));
     boot_server.image("vmlinuz", &kernel);
     boot_server.image("initrd", &ramdisk);
-    boot_server.image("secret", b"nobody's boot file");
+    boot_server.image("secret", b"a secret boot file");
     boot_server.table.set(&node("a"), &[mac(1)], Firmware::Bios, &own("vmlinuz")).unwrap();
     boot_server.table.set(&node("b"), &[mac(2)], Firmware::Bios, &own("../vmlinuz")).unwrap();
     boot_server.table.set(&node("d"), &[mac(4)], Firmware::Bios, &own("none")).unwrap();

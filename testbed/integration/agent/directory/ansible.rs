@@ -10,7 +10,7 @@ use std::{
 use hostler::model::status::Phase;
 use serde_json::json;
 
-use super::{NO_RESCAN, forgotten, in_force, observed};
+use super::{NO_RESCAN, forgotten, is_effective, observed};
 use crate::agent::{
     DEPLOYED, NODE, ends_deployed,
     machine::Machine,
@@ -50,8 +50,8 @@ fn play_to_its_end(site: &Site, inventory: &Path, arguments: &[&str]) -> (bool, 
         .output()
         .expect("testbed/install makes target/testbed/ansible");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let told = String::from_utf8_lossy(&output.stderr);
-    (output.status.success(), format!("{text}\n{told}"))
+    let errors = String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), format!("{text}\n{errors}"))
 }
 
 /// An inventory with this machine, and a node that is to be forgotten.
@@ -92,7 +92,7 @@ fn ansible_installs_a_machine_waits_for_it_and_changes_nothing_the_second_time()
     let machine = Machine::new(&site, NODE);
     site.write("z", &observed(1, ""));
     let _agent = site.start();
-    in_force(&site, "z", &observed(1, ""));
+    is_effective(&site, "z", &observed(1, ""));
     let first = inventory(&site, &machine, "first", &[]);
     thread::scope(|scope| {
         let play = scope.spawn(|| play(&site, &first, &[]));

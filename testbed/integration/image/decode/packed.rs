@@ -216,10 +216,14 @@ fn work_is_told_about_at_least_every_two_mib_and_stops_when_it_is_to() {
     for image in &images {
         let published = File::open(bench.path(image)).unwrap();
         for stop_after in [0, 3, usize::MAX] {
-            let mut told = 0;
+            let mut reports = 0;
             let mut progress = |_| {
-                told += 1;
-                if told > stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                reports += 1;
+                if reports > stop_after {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
             };
             let into = tempfile::tempfile().unwrap();
             let mut limits = Limits {
@@ -230,10 +234,10 @@ fn work_is_told_about_at_least_every_two_mib_and_stops_when_it_is_to() {
             let result = decode(&published, ImageFormat::Auto, &into, &mut limits);
             if stop_after == usize::MAX {
                 assert_eq!(result.unwrap(), 64 << 20, "{image}");
-                assert!(told >= 32, "{image}: told {told} times");
+                assert!(reports >= 32, "{image}: reported {reports} times");
             } else {
                 assert!(matches!(result, Err(DecodeError::Cancelled)), "{image}: {result:?}");
-                assert_eq!(told, stop_after + 1, "{image}");
+                assert_eq!(reports, stop_after + 1, "{image}");
             }
         }
     }

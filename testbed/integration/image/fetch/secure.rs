@@ -187,7 +187,7 @@ impl Tinyproxy {
     }
 
     /// Whether it was asked for this.
-    fn was_asked(&self, request: &str) -> bool {
+    fn received(&self, request: &str) -> bool {
         fs::read_to_string(self.dir.path().join("log")).unwrap().contains(request)
     }
 }
@@ -223,9 +223,9 @@ fn proxies_are_used_as_the_environment_says() {
         complaint(&secure, &[&environment[..], &[("no_proxy", "localhost")]].concat()),
         None
     );
-    assert!(!proxy.was_asked(&connect));
+    assert!(!proxy.received(&connect));
     assert_eq!(complaint(&secure, &environment), None);
-    assert!(proxy.was_asked(&connect));
+    assert!(proxy.received(&connect));
 
     let nobody = format!("http://user:hunter2@{}", ports::free());
     let error = complaint(&plain, &[("http_proxy", &nobody)]).unwrap();
