@@ -48,10 +48,10 @@ fn fails(site: &Site, machine: &Machine, ramdisk: &Ramdisk) -> String {
     kept(site, &machine.node).unwrap()
 }
 
-/// The BMC was output that everything printed so far is heard.
-fn is_recorded(site: &Site, machine: &Machine) {
+/// Waits until the BMC has passed on everything printed so far.
+fn is_passed_on(site: &Site, machine: &Machine) {
     let printed = fs::metadata(line(site, &machine.node)).unwrap().len();
-    site.await_that("heard", || machine.bmc.printed_bytes() == printed);
+    site.await_that("passed on", || machine.bmc.printed_bytes() == printed);
 }
 
 fn hangs_up(site: &Site, machine: &Machine) {
@@ -75,7 +75,7 @@ fn what_a_machine_printed_is_kept_if_its_attempt_fails_and_goes_with_the_next_go
         format!("\x1b[2J\x1b]0;title\x07Command line: hostler.key={key} quiet\r\nno such disk");
     print(&site, NODE, &text);
     print(&site, NODE, "\r\nend of line\r\n");
-    is_recorded(&site, &machine);
+    is_passed_on(&site, &machine);
     assert_eq!(kept(&site, NODE), None, "the attempt is not over");
 
     let log = fails(&site, &machine, &ramdisk);
@@ -113,7 +113,7 @@ fn a_killed_agents_console_is_taken_over_and_a_node_that_goes_takes_its_log_with
     let _agent = site.start();
     is_recorded(&site, 2);
     print(&site, NODE, "after the crash");
-    is_recorded(&site, &machine);
+    is_passed_on(&site, &machine);
     let log = fails(&site, &machine, &ramdisk);
     assert!(log.ends_with("\nafter the crash\n"), "{log}");
     // An empty directory would be no order to forget anybody.

@@ -79,10 +79,10 @@ fn a_script_writes_a_spec_and_waits_for_just_that() {
     let wait = wait(&site, &["--digest", &first]).stderr(Stdio::piped()).spawn().unwrap();
     machine.deploy(&site);
     let output = wait.wait_with_output().unwrap();
-    let output = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output}");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{errors}");
     for phase in [Phase::Imaging, Phase::Switching, Phase::Deployed] {
-        assert!(output.contains(&format!("edge-07 {}: ", phase.as_str())), "{output}");
+        assert!(errors.contains(&format!("edge-07 {}: ", phase.as_str())), "{errors}");
     }
     assert_eq!(site.status(NODE).unwrap().spec_digest.unwrap().to_string(), first);
 

@@ -89,7 +89,7 @@ fn a_full_state_directory_stops_every_step_and_the_same_attempt_goes_on_when_the
     disk.fill();
     is_stuck(&site, "No space left on device");
     assert!(!machine.boots_its_disk(&site));
-    // Tried again every second, reports once.
+    // Tried again every second, reported once.
     let reports = count(&site, "a record cannot be written");
     wait_at_most(Duration::from_secs(3), || None::<()>);
     assert_eq!(count(&site, "a record cannot be written"), reports, "{}", site.log());

@@ -43,7 +43,7 @@ fn call(site: &Site) -> Duration {
 fn two_thousand_specs_at_once_keep_no_caller_waiting() {
     let site = Site::new();
     site.configure(&(status_elsewhere(&site) + NO_RESCAN));
-    // Every one of them is begun for its power state; nobody answers.
+    // The agent polls the power of each; none answers.
     fs::write(site.path("secrets/nobody.bmc"), "x").unwrap();
     gather(&site, "");
     let _agent = site.start();
