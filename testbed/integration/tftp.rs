@@ -90,7 +90,7 @@ impl BootServer {
     }
 
     /// The next fetch told.
-    fn reported(&mut self) -> Fetch {
+    fn told(&mut self) -> Fetch {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             match self.fetched.try_recv() {
