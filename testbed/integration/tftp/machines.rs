@@ -224,7 +224,7 @@ fn ipxe_on_bios_goes_on_to_the_own_disk_of_a_machine_that_is_not_to_be_installed
             let disk = format!("if=virtio,format=raw,file={}", disk.display());
             site.power_on("boot.ipxe", &["-drive", &disk]);
             site.says(DISK_SAYS);
-            assert!(site.reported(BootStage::Menu, IPXE_MENU).is_some(), "{:#?}", site.reported);
+            assert!(site.told(BootStage::Menu, IPXE_MENU).is_some(), "{:#?}", site.told);
         },
     );
 }
@@ -253,7 +253,7 @@ fn ipxe_on_uefi_leaves_a_machine_that_is_not_to_be_installed_to_its_firmwares_ne
             ];
             site.power_on("boot.ipxe", hardware.as_flattened());
             site.says(DISK_SAYS);
-            assert!(site.reported(BootStage::Menu, IPXE_MENU).is_some(), "{:#?}", site.reported);
+            assert!(site.told(BootStage::Menu, IPXE_MENU).is_some(), "{:#?}", site.told);
         },
     );
 }
@@ -266,7 +266,7 @@ fn in_a_network(name: &str, test: impl FnOnce()) {
 /// A network with hostler's server, a DHCP server and a machine, whose node is to be deployed.
 struct Site {
     boot_server: BootServer,
-    reported: Vec<Fetch>,
+    told: Vec<Fetch>,
     running: Vec<Child>,
     keyboard: Option<ChildStdin>,
     http: Option<Runtime>,
@@ -308,7 +308,7 @@ impl Site {
         fs::write(boot_server.dir.path().join("vmlinuz"), kernel()).unwrap();
         fs::write(boot_server.dir.path().join("initramfs"), noise(RAMDISK_BYTES)).unwrap();
         boot_server.table.set(&node("a"), &[mac(1)], firmware, &deploy("5ec2e7")).unwrap();
-        Self { boot_server, reported: Vec::new(), running: Vec::new(), keyboard: None, http: None }
+        Self { boot_server, told: Vec::new(), running: Vec::new(), keyboard: None, http: None }
     }
 
     fn loader(&self, path: &Path) {
@@ -396,13 +396,13 @@ impl Site {
         let deadline = Instant::now() + BOOT_LIMIT;
         while !self.console().contains(text) {
             while let Ok(fetch) = self.boot_server.fetched.try_recv() {
-                self.reported.push(fetch);
+                self.told.push(fetch);
             }
             assert!(
                 Instant::now() < deadline,
                 "{text:?} is missing\n{}\n{:#?}",
                 self.console(),
-                self.reported
+                self.told
             );
             thread::sleep(Duration::from_millis(20));
         }
@@ -417,28 +417,24 @@ impl Site {
     fn fetched(mut self, stages: &[(BootStage, &str)]) {
         self.boot_server.running.take().unwrap().stop();
         for (stage, path) in stages {
-            assert!(
-                self.reported(*stage, path).is_some(),
-                "{path} is missing: {:#?}",
-                self.reported
-            );
+            assert!(self.told(*stage, path).is_some(), "{path} is missing: {:#?}", self.told);
         }
         for (stage, path, bytes) in [
             (BootStage::Kernel, "deploy/vmlinuz", KERNEL_BYTES),
             (BootStage::Ramdisk, "deploy/initramfs", RAMDISK_BYTES),
         ] {
-            let sent = self.reported(stage, path).map(|fetch| fetch.sent_bytes);
-            assert_eq!(sent, Some(bytes as u64), "{path}: {:#?}", self.reported);
+            let sent = self.told(stage, path).map(|fetch| fetch.sent_bytes);
+            assert_eq!(sent, Some(bytes as u64), "{path}: {:#?}", self.told);
         }
     }
 
-    /// The report of a whole fetch.
-    fn reported(&mut self, stage: BootStage, path: &str) -> Option<&Fetch> {
+    /// What is told of a whole fetch.
+    fn told(&mut self, stage: BootStage, path: &str) -> Option<&Fetch> {
         while let Ok(fetch) = self.boot_server.fetched.try_recv() {
-            self.reported.push(fetch);
+            self.told.push(fetch);
         }
         let same = |fetch: &&Fetch| (fetch.stage, fetch.path.as_str()) == (stage, path);
-        self.reported.iter().filter(same).find(|fetch| fetch.complete)
+        self.told.iter().filter(same).find(|fetch| fetch.complete)
     }
 }
 
