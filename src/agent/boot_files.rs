@@ -76,6 +76,26 @@ impl DeployFiles {
         self.0.iter().flat_map(named).collect()
     }
 
+    /// What of them is not there, each in a sentence: told at the start, because the first machine may come much later.
+    pub(super) fn missing(&self) -> Vec<String> {
+        let hint = |kind: &Kind| match kind {
+            Kind::Own(_) => "make it with `hostler ramdisk build`, or correct [ramdisk]",
+            Kind::Ironic => "put it there, or correct [ironic]",
+        };
+        let files =
+            self.0.iter().flat_map(|(kind, paths)| paths.iter().map(move |path| (kind, path)));
+        files
+            .filter_map(|(kind, path)| {
+                let error = regular_file::open(path).err()?;
+                Some(format!(
+                    "no machine can be installed with the deploy boot file {}: {error}; {}",
+                    path.display(),
+                    hint(kind)
+                ))
+            })
+            .collect()
+    }
+
     /// Whether those for such a machine are there: better missed now than by the machine.
     pub(super) fn check(&self, boot: &Boot) -> Result<(), Fault> {
         let missing =

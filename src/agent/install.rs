@@ -8,8 +8,7 @@ use tracing::{info, warn};
 
 use crate::{
     image::Entry,
-    imaging::{self, Geometry, ImageFile, Layout, LeastRate, Order},
-    iscsi::{IscsiError, Lun},
+    imaging::{self, Geometry, ImageFile, ImagingOrder, Layout, LeastRate},
     lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
         fault::{Fault, Step},
@@ -25,14 +24,10 @@ use crate::{
 use super::{
     faults,
     layout::{self, Needs, Source},
-    volume::{TargetDisk, log_out},
+    volume::TargetDisk,
     work::Operations,
 };
 
-/// Logins tried before the target is given up; a ramdisk's target may need a moment, and an old session of ours may linger.
-const LOGIN_TRIES: u32 = 5;
-/// Between two of them.
-const LOGIN_PAUSE: Duration = Duration::from_secs(2);
 /// What a disk's least rate is averaged over.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
 
@@ -145,32 +140,31 @@ impl Operations {
         meter: &Meter,
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
-        let disk = TargetDisk::new(target);
-        let lun = tokio::select! {
-            lun = log_in(&disk) => lun.map_err(|error| faults::of_iscsi(&error))?,
-            () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Imaging)),
-        };
+        let target_disk = TargetDisk::new(target);
+        let disk = imaging::open(&target_disk, cancel.clone()).await;
+        let disk = disk.map_err(|error| faults::of_opening(&error))?;
+        let geometry = disk.geometry();
         let layout = tokio::select! {
-            layout = lay_out(spec, source, &lun, target, size) => layout,
+            layout = lay_out(spec, source, geometry, target, size) => layout,
             () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
         };
         let layout = match layout {
             Ok(layout) => layout,
             Err(fault) => {
-                log_out(lun).await;
+                disk.close().await;
                 return Err(fault);
             }
         };
         let root_partuuid = layout.root_partuuid().map(str::to_owned);
-        let order = Order {
+        let order = ImagingOrder {
             layout,
             verify: spec.image.verify,
             stall: spec.timeouts.imaging_stall,
             least_rate: LeastRate { bytes_per_s: self.imaging_rate_min, over: RATE_WINDOW },
         };
-        let disk_bytes = lun.capacity_bytes();
-        disk.hand_over(lun);
-        let written = imaging::write_disk(&disk, &order, meter, cancel)
+        let disk_bytes = geometry.bytes;
+        let written = disk
+            .write(&order, meter, cancel)
             .await
             .map_err(|error| faults::of_imaging(Step::Imaging, &error))?;
         info!(node = %spec.name, bytes = written.bytes, writing = ?written.writing, verifying = ?written.verifying, "image written");
@@ -183,14 +177,11 @@ impl Operations {
 async fn lay_out(
     spec: &Arc<NodeSpec>,
     source: Source,
-    lun: &Lun,
+    disk: Geometry,
     target: &Target,
     size: DiskSize,
 ) -> Result<Layout, Fault> {
-    let (bytes, block_bytes) = (lun.capacity_bytes(), lun.block_bytes());
-    check_size(target, bytes, size)?;
-    let optimal_bytes = lun.optimal_bytes().unwrap_or_default();
-    let disk = Geometry { bytes, block_bytes, optimal_bytes };
+    check_size(target, disk.bytes, size)?;
     layout::layout(Arc::clone(spec), source, disk).await
 }
 
@@ -210,19 +201,5 @@ fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> 
             "choose a larger disk with [root_device] or a smaller image",
         )),
         DiskSize::Exactly(_) | DiskSize::AtLeast(_) => Ok(()),
-    }
-}
-
-async fn log_in(disk: &TargetDisk) -> Result<Lun, IscsiError> {
-    let mut tries = 1;
-    loop {
-        match disk.log_in().await {
-            Err(error) if tries < LOGIN_TRIES => {
-                warn!(%error, tries, "iSCSI login failed; trying again");
-                tries += 1;
-                tokio::time::sleep(LOGIN_PAUSE).await;
-            }
-            result => return result,
-        }
     }
 }

@@ -125,7 +125,7 @@ fn lay_out(
 fn drive(spec: &NodeSpec, block_bytes: u32) -> Result<Option<Bytes>, DriveError> {
     let make =
         |drive| drive::config_drive(drive, &spec.name, &spec.identity().written, block_bytes);
-    spec.config_drive.as_ref().map(make).transpose()
+    spec.config_drive.as_deref().map(make).transpose()
 }
 
 fn swap(partitions: &Partitions, uuid: [u8; 16]) -> Result<Option<Bytes>, DriveError> {

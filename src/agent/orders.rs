@@ -102,7 +102,9 @@ impl Driver {
         };
         let Some(outcome) = outcome(order, node) else {
             let (phase, order) = (node.phase().as_str(), order.name());
-            return Answer::new(name, false, &format!("is {phase}; there is nothing to {order}"));
+            let other = other_order(node).map(|way| format!("; {way}")).unwrap_or_default();
+            let message = format!("is {phase}; there is nothing to {order}{other}");
+            return Answer::new(name, false, &message);
         };
         let event = match order {
             Order::Approve(_) => Event::Approve,
@@ -122,6 +124,17 @@ impl Driver {
             Some(_) => String::new(),
         };
         Answer::new(name, true, &format!("{outcome}{caveat}"))
+    }
+}
+
+/// The order that leads to something at a node that is so, if one does.
+fn other_order(node: &Node) -> Option<String> {
+    let keep_off = node.spec().is_some_and(|spec| spec.goal == Goal::Available);
+    match node.phase() {
+        Phase::Held if keep_off => Some(consent::keep_off(node.name())),
+        Phase::Held => Some(consent::approve(node.name())),
+        Phase::Failed if !node.owes_restart() => Some(consent::retry(node.name())),
+        _ => None,
     }
 }
 

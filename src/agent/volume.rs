@@ -1,10 +1,6 @@
 //! A logical unit behind iSCSI as the disk the imaging pipeline writes to, and the way to it.
 
-use std::{
-    net::SocketAddr,
-    ops::Range,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{net::SocketAddr, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use tracing::warn;
@@ -21,8 +17,6 @@ pub(super) struct TargetDisk {
     address: TargetAddress,
     /// `None`: the target is open, and the spec allows that.
     chap: Option<Chap>,
-    /// Connected before the imaging began, to see what disk it is.
-    connected: Mutex<Option<Lun>>,
 }
 
 impl TargetDisk {
@@ -37,16 +31,7 @@ impl TargetDisk {
             secret,
             mutual: None,
         });
-        Self { address, chap, connected: Mutex::default() }
-    }
-
-    pub(super) async fn log_in(&self) -> Result<Lun, IscsiError> {
-        Lun::connect(&self.address, self.chap.as_ref(), &Options::default()).await
-    }
-
-    /// Has the imaging use this connection first.
-    pub(super) fn hand_over(&self, lun: Lun) {
-        *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(lun);
+        Self { address, chap }
     }
 }
 
@@ -54,22 +39,14 @@ impl Connector for TargetDisk {
     type Volume = Lun;
 
     async fn connect(&self) -> Result<Arc<Lun>, VolumeError> {
-        let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let lun = match connected {
-            Some(lun) => lun,
-            None => self.log_in().await.map_err(|error| volume_error(&error))?,
-        };
-        Ok(Arc::new(lun))
+        let lun = Lun::connect(&self.address, self.chap.as_ref(), &Options::default()).await;
+        lun.map(Arc::new).map_err(|error| volume_error(&error))
     }
 
     async fn close(&self, lun: Arc<Lun>) {
-        log_out(Lun::clone(&lun)).await;
-    }
-}
-
-pub(super) async fn log_out(lun: Lun) {
-    if let Err(error) = lun.logout().await {
-        warn!(%error, "iSCSI logout failed; the connection is closed");
+        if let Err(error) = Lun::clone(&lun).logout().await {
+            warn!(%error, "iSCSI logout failed; the connection is closed");
+        }
     }
 }
 
@@ -80,6 +57,10 @@ impl Volume for Lun {
 
     fn capacity_bytes(&self) -> u64 {
         Lun::capacity_bytes(self)
+    }
+
+    fn optimal_bytes(&self) -> u32 {
+        Lun::optimal_bytes(self).unwrap_or_default()
     }
 
     fn moved_bytes(&self) -> u64 {
@@ -134,6 +115,7 @@ fn volume_error(error: &IscsiError) -> VolumeError {
     };
     VolumeError {
         code: super::faults::iscsi_code(&error.kind),
+        hint: super::faults::iscsi_hint(&error.kind),
         message: error.to_string(),
         reconnect,
     }

@@ -112,7 +112,7 @@ impl Identity {
                 }
                 warn!(%error, "{NEW_IDENTITY}");
             }
-            Err(error) if error.is_absence() => info!(%error, "{NEW_IDENTITY}"),
+            Err(error) if error.is_absence() => info!("{NEW_IDENTITY}"),
             loaded => return loaded,
         }
         create(&certificate, &key)?;

@@ -49,6 +49,15 @@ impl LeftOut {
     }
 }
 
+/// What a line about why the program ends begins with: its priority, where standard error is the journal's stream.
+pub fn error_prefix() -> &'static str {
+    let stream = env::var("JOURNAL_STREAM").ok();
+    match Sink::of(std::io::stderr(), stream.as_deref(), false) {
+        Sink::Journal => "<3>",
+        Sink::Terminal | Sink::Plain => "",
+    }
+}
+
 /// Sends the log to standard error. `agent` is whether this is the agent, which logs in full.
 pub fn init(agent: bool) -> LeftOut {
     let level = if agent { "info" } else { "warn" };

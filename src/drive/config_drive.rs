@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::{DriveError, fat, hyphenated, iso};
+use super::{DriveError, DriveFile, fat, hyphenated, iso};
 use crate::model::{
     attached::MetaData,
     ids::{Digest, NodeName},
@@ -21,9 +21,6 @@ const BYTES_MIN: u32 = 64 * 1024;
 
 /// The metadata that are SSH keys, as `NoCloud` calls them; in `OpenStack`'s layout they have a place of their own.
 const PUBLIC_KEYS: &str = "public-keys";
-
-/// One file: its path, and what is in it.
-pub(super) type File<'a> = (&'static str, Cow<'a, [u8]>);
 
 /// The whole file system, for a disk with blocks of `block_bytes` bytes. The same arguments make the same bytes; `instance`, the identity
 /// of what is installed, is what cloud-init knows a new installation by.
@@ -66,7 +63,7 @@ fn seed(node: &NodeName, instance: &Digest) -> u128 {
 
 /// `OpenStack`'s layout, version `latest`. Of the administrator's metadata, the names of the machine and its UUID are where the others of
 /// their kind are; everything is in `meta`, as if it had been given to `openstack server create --property`.
-fn openstack<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<File<'a>> {
+fn openstack<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<DriveFile<'a>> {
     let said = |key: &str, own: &str| {
         let given = drive.meta_data.get(key).and_then(MetaData::as_text);
         (key.to_owned(), given.unwrap_or(own).into())
@@ -110,7 +107,7 @@ fn given(drive: &ConfigDrive) -> Map<String, Value> {
 }
 
 /// `NoCloud`'s layout. It takes a drive only if there is user data, so that is empty where nobody gave any.
-fn nocloud<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<File<'a>> {
+fn nocloud<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<DriveFile<'a>> {
     let hostname = drive.meta_data.get("hostname").and_then(MetaData::as_text);
     let hostname = hostname.unwrap_or(node.as_str());
     let own = [("instance-id", uuid(seed)), ("local-hostname", hostname.to_owned())];
@@ -141,7 +138,7 @@ fn vfat(
     label: &'static str,
     seed: u128,
     sector_bytes: u16,
-    files: &[File<'_>],
+    files: &[DriveFile<'_>],
 ) -> io::Result<Bytes> {
     let format = fat::Format {
         label,

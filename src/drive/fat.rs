@@ -17,12 +17,10 @@ use bytes::Bytes;
 
 use super::{
     DriveError,
-    fat_name::{Name, Names},
+    fat_name::{Name, Names, RECORD_BYTES},
     split,
 };
 
-/// Bytes of a record in a directory (§6).
-pub(super) const RECORD_BYTES: usize = 32;
 /// Bounds of a sector, in bytes (§3.1).
 const SECTOR_BYTES: (u32, u32) = (512, 4096);
 /// Records in a root directory that has its own place (§3.1).

@@ -7,8 +7,8 @@ use std::{
     io::{self, Error},
 };
 
-use super::fat::RECORD_BYTES;
-
+/// Bytes of a record in a directory (§6).
+pub(super) const RECORD_BYTES: usize = 32;
 /// Most UTF-16 units of a long name (§7.1).
 const UNITS_MAX: usize = 255;
 /// Units in one record of it (§7.1).

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
-use super::{config_drive::File, split};
+use super::{DriveFile, split};
 
 /// Bytes of a sector (ECMA-119 §6.1.2); no disk with larger blocks can be mounted.
 pub(super) const SECTOR_BYTES: u32 = 2048;
@@ -26,7 +26,7 @@ const RECORD_BYTES: usize = 33;
 const RECORDED: [u8; 7] = [80, 1, 1, 0, 0, 0, 0];
 
 /// A file system of `files`, whose paths have at most two directories. `seed` becomes the time that Linux makes its UUID of.
-pub(super) fn make(label: &str, seed: u128, files: &[File<'_>]) -> Bytes {
+pub(super) fn make(label: &str, seed: u128, files: &[DriveFile<'_>]) -> Bytes {
     let plan = Plan::of(files);
     let mut image = vec![0; (SYSTEM_SECTORS * SECTOR_BYTES) as usize];
     for tree in [Tree::Plain, Tree::Joliet] {
@@ -61,21 +61,21 @@ struct Plan<'a> {
     /// Paths of all directories, each after its parent; the root's is empty.
     folders: Vec<&'a str>,
     /// Each file with its first sector, by path.
-    files: Vec<(&'a File<'a>, u32)>,
+    files: Vec<(&'a DriveFile<'a>, u32)>,
     /// Sectors in all.
     sectors: u32,
 }
 
 impl<'a> Plan<'a> {
-    fn of(files: &'a [File<'a>]) -> Self {
+    fn of(files: &'a [DriveFile<'a>]) -> Self {
         let parents = files
             .iter()
             .flat_map(|(path, _)| path.match_indices('/').filter_map(|(at, _)| path.get(..at)));
         let folders: BTreeSet<&str> = std::iter::once("").chain(parents).collect();
         let mut sectors = SYSTEM_SECTORS + DESCRIPTORS + PATH_TABLES + 2 * folders.len() as u32;
-        let mut by_path: Vec<&File<'_>> = files.iter().collect();
+        let mut by_path: Vec<&DriveFile<'_>> = files.iter().collect();
         by_path.sort_by_key(|(path, _)| *path);
-        let place = |file: &'a File<'a>| {
+        let place = |file: &'a DriveFile<'a>| {
             let first = sectors;
             sectors += (file.1.len() as u32).div_ceil(SECTOR_BYTES);
             (file, first)
@@ -169,7 +169,7 @@ impl<'a> Plan<'a> {
         tree: Tree,
         name: &[u8],
         folder: &str,
-        file: Option<&(&File<'_>, u32)>,
+        file: Option<&(&DriveFile<'_>, u32)>,
     ) -> Vec<u8> {
         let (sector, bytes, flags) = match file {
             Some(((_, content), first)) => (*first, content.len() as u32, 0),

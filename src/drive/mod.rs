@@ -4,7 +4,7 @@
 //! bytes. An image is not to be trusted: reading one must never panic, never take more memory or time than its bounds, and never follow a
 //! link out of where it looks. Nothing here touches a disk, and what users wrote never gets onto a command line.
 
-use std::io;
+use std::{borrow::Cow, io};
 
 use crate::model::{ids::hex, size::show_bytes};
 
@@ -101,6 +101,9 @@ pub enum DriveError {
         found: String,
     },
 }
+
+/// A file of a small file system: its path and its content.
+type DriveFile<'a> = (&'static str, Cow<'a, [u8]>);
 
 /// A path's directory and its last name.
 fn split(path: &str) -> (&str, &str) {

@@ -6,9 +6,9 @@
 //! program on an image, never write more than it was allowed to, and never give out a file it has not seen whole.
 
 mod decode;
+mod directories;
 mod fetch;
 mod library;
-mod source;
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -16,9 +16,9 @@ use std::{io, path::PathBuf, time::Duration};
 pub use self::fetch::fuzz as fuzz_checksums;
 pub use self::{
     decode::{DecodeError, Limits, Look, decode, inspect, scratch_bytes_max},
+    directories::Directories,
     fetch::{FetchError, Sources},
     library::{Entry, Kept, Library, Options, Pruned},
-    source::Directories,
 };
 use crate::model::size::show_bytes;
 

@@ -18,14 +18,15 @@ use tokio::time::{self, Instant};
 
 use super::{
     chap::Chap,
-    connection::{Connection, Options},
+    connection::Connection,
     error::{ErrorKind, IscsiError},
+    options::Options,
     pdu::LunField,
     scsi::{self, BlockLimits, Capacity, Cdb, ScsiFailure, Sense},
     task::{Command, Data, Outcome},
-    zeros::Choice,
+    zeroing::Choice,
 };
-use crate::model::size::show_bytes;
+use crate::model::{backoff::Backoff, size::show_bytes};
 
 /// UNIT ATTENTIONs one command may meet: each reports one event, and a target holds a handful.
 const UNIT_ATTENTIONS_MAX: u32 = 16;
@@ -370,7 +371,8 @@ impl Unit<'_> {
     /// Carries out a command, again as long as the target's answer allows it and the limit lasts.
     async fn run(&self, cdb: Cdb, data: Data) -> Result<Outcome, ErrorKind> {
         let command = Command { lun: self.lun, cdb, data };
-        let (started, mut pause, mut attentions) = (Instant::now(), BUSY_PAUSE, 0);
+        let mut backoff = Backoff::doubling(BUSY_PAUSE, BUSY_PAUSE_MAX);
+        let (started, mut pause, mut attentions) = (Instant::now(), backoff.next_pause(), 0);
         loop {
             let outcome = self.connection.execute(command.clone(), self.limit).await?;
             match Verdict::of(&outcome) {
@@ -383,7 +385,7 @@ impl Unit<'_> {
                 }
                 Verdict::Later(_) if started.elapsed() + pause < self.limit => {
                     time::sleep(pause).await;
-                    pause = (pause * 2).min(BUSY_PAUSE_MAX);
+                    pause = backoff.next_pause();
                 }
                 Verdict::Again(failure) | Verdict::Later(failure) | Verdict::Failed(failure) => {
                     return Err(ErrorKind::Scsi(failure));

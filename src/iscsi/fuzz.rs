@@ -14,10 +14,11 @@ use tokio::{
 
 use super::{
     chap::Chap,
-    connection::{Connection, Options},
+    connection::Connection,
     disk::{Lun, TargetAddress},
     error::IscsiError,
     login::Random,
+    options::Options,
     pdu::{self, BHS_BYTES},
     scsi,
 };

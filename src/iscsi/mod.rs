@@ -36,6 +36,7 @@ mod error;
 mod fuzz;
 mod login;
 mod negotiate;
+mod options;
 mod pdu;
 mod scsi;
 mod session;
@@ -43,16 +44,17 @@ mod task;
 mod text;
 mod window;
 mod wire;
+mod zeroing;
 mod zeros;
 
 pub use chap::Chap;
-pub use connection::Options;
 pub use disk::{Lun, TargetAddress};
 pub use error::{DigestOf, ErrorKind, IscsiError, LoginRefusal};
 #[cfg(fuzzing)]
 pub use fuzz::fuzz;
+pub use options::Options;
 pub use scsi::{ScsiFailure, Sense};
-pub use zeros::Zeroing;
+pub use zeroing::Zeroing;
 
 #[cfg(test)]
 mod tests {
@@ -65,7 +67,7 @@ mod tests {
         include_str!("text.rs"),
         include_str!("window.rs"),
         include_str!("wire/tests.rs"),
-        include_str!("zeros.rs"),
+        include_str!("zeroing.rs"),
         include_str!("../../testbed/integration/iscsi.rs"),
         include_str!("../../testbed/integration/iscsi/istgt.rs"),
         include_str!("../../testbed/integration/iscsi/zeros.rs"),

@@ -38,14 +38,14 @@ pub struct NodeSpec {
     pub boot: Boot,
     /// How its power is controlled; `None`: an operator does it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bmc: Option<Bmc>,
+    pub bmc: Option<Box<Bmc>>,
     /// Which of its disks is written.
     pub root_device: RootDeviceHints,
     /// The image to be installed.
     pub image: Image,
     /// The data for the installed system at its first boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub config_drive: Option<ConfigDrive>,
+    pub config_drive: Option<Box<ConfigDrive>>,
     /// How long each step may take.
     pub timeouts: Timeouts,
     /// How often a failed attempt is repeated.
@@ -269,7 +269,7 @@ pub struct Image {
     pub verify: Verify,
     /// The files that the installed machine boots over the network; `None`: it boots from its disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub netboot: Option<Netboot>,
+    pub netboot: Option<Box<Netboot>>,
 }
 
 /// `image.checksum`

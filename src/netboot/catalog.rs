@@ -19,7 +19,7 @@ use tokio::sync::mpsc::Sender;
 
 use crate::model::{
     boot::{BootStage, Fetch},
-    ids::{Digest, NodeName},
+    ids::{Digest, MacAddr, NodeName},
     netboot::BootFile,
 };
 
@@ -134,6 +134,9 @@ impl BootFileCatalog {
             Named::Text(None, text) => Ok((files::in_memory(text.expose())?, Asked::Nothing, None)),
             Named::Stranger(mac) => {
                 tracing::info!(%peer, %mac, "a machine that is no node's asks for a boot menu");
+                if self.evidence().unknown_mac(peer, mac, now) {
+                    self.tell_awaited(peer, name, BootStage::Menu, 1, Some(mac));
+                }
                 Err(Refusal::NotFound)
             }
             // An installed machine that boots is no evidence of an installation.
@@ -195,21 +198,33 @@ impl BootFileCatalog {
         })
     }
 
-    /// Tells every node that is waited for: whose machine it is nobody knows before it asks for a menu.
     fn tell_refused(&self, peer: IpAddr, name: &str, now: Instant) {
         let Some(times) = self.evidence().refused(peer, name, now) else { return };
         tracing::info!(%peer, name, times, "a machine asks for a boot file that is not among the loaders");
+        self.tell_awaited(peer, name, BootStage::Loader, times, None);
+    }
+
+    /// Tells every node that is waited for: nobody knows whose machine it is before it has asked for a node's menu.
+    fn tell_awaited(
+        &self,
+        peer: IpAddr,
+        path: &str,
+        stage: BootStage,
+        refused_times: u32,
+        unknown_mac: Option<MacAddr>,
+    ) {
         for node in self.table.awaited().into_iter().take(AWAITED_MAX) {
-            let path = name.to_owned();
-            let stage = BootStage::Loader;
+            let path = path.to_owned();
+            let (sent_bytes, complete) = (0, false);
             self.tell(Fetch {
                 node,
                 stage,
                 path,
                 peer,
-                sent_bytes: 0,
-                complete: false,
-                refused_times: times,
+                sent_bytes,
+                complete,
+                refused_times,
+                unknown_mac,
             });
         }
     }

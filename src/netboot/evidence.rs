@@ -11,7 +11,7 @@ use std::{
 
 use crate::model::{
     boot::{BootStage, Fetch},
-    ids::NodeName,
+    ids::{MacAddr, NodeName},
 };
 
 /// Most addresses remembered. Anybody can make one up, so the one silent for longest is forgotten.
@@ -19,11 +19,13 @@ const ADDRESSES_MAX: usize = 1024;
 /// Most loader files remembered for an address before it asks for a menu: pxelinux needs two, GRUB as `grub-mknetdir` installs it some
 /// forty, of which the first is the one that matters.
 const LOADERS_MAX: usize = 64;
-/// Refusals of one boot file that are told of an address, and of all addresses in a minute: each is written down for every node that is
-/// waited for.
+/// Refusals of one boot file that are told of an address.
 const REFUSALS_OF_ADDRESS_MAX: u32 = 10;
+/// Refusals told in a minute, of all addresses: each is written down for every node that is waited for.
 const REFUSALS_MAX: u32 = 30;
 const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
+/// How long a network interface that no node has is not told again: a boot loader asks several times.
+const UNKNOWN_MAC_PAUSE: Duration = Duration::from_secs(10);
 /// How long before the menu a loader can have been fetched and still be of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
 /// The pxelinux that knows URLs, and how the names of what any pxelinux loads next end.
@@ -34,8 +36,27 @@ const PXELINUX_MODULE: &str = ".c32";
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     addresses: BTreeMap<IpAddr, Address>,
-    /// Since when refusals are counted, and how many were told.
-    refusals: Option<(Instant, u32)>,
+    refusals: Budget,
+    unknown_macs: Budget,
+}
+
+/// How much of what anybody can send is told in a minute.
+#[derive(Debug, Default)]
+struct Budget {
+    /// Since when it is counted, and how much was told.
+    told: Option<(Instant, u32)>,
+}
+
+impl Budget {
+    /// Whether one more is to be told.
+    fn admits(&mut self, now: Instant) -> bool {
+        let (since, told) = self.told.get_or_insert((now, 0));
+        if now.duration_since(*since) >= REFUSALS_WINDOW {
+            (*since, *told) = (now, 0);
+        }
+        *told += 1;
+        *told <= REFUSALS_MAX
+    }
 }
 
 #[derive(Debug)]
@@ -49,6 +70,8 @@ struct Address {
     lpxelinux: Option<Instant>,
     /// The boot file it asked for last and was refused, and how often.
     refused: Option<(String, u32)>,
+    /// The network interface that no node has and that asked for its menu from there, and when that was told.
+    unknown_mac: Option<(MacAddr, Instant)>,
 }
 
 /// What a requested file is.
@@ -128,12 +151,20 @@ impl Evidence {
                 1
             }
         };
-        let (since, told) = self.refusals.get_or_insert((now, 0));
-        if now.duration_since(*since) >= REFUSALS_WINDOW {
-            (*since, *told) = (now, 0);
+        (self.refusals.admits(now) && times <= REFUSALS_OF_ADDRESS_MAX).then_some(times)
+    }
+
+    /// A network interface that no node has asks for its menu. Whether that is to be told: it may be the machine that is waited for, under
+    /// another address than its spec says.
+    pub(super) fn unknown_mac(&mut self, peer: IpAddr, mac: MacAddr, now: Instant) -> bool {
+        let last = &mut self.address(peer, now).unknown_mac;
+        if last
+            .is_some_and(|(before, at)| before == mac && now.duration_since(at) < UNKNOWN_MAC_PAUSE)
+        {
+            return false;
         }
-        *told += 1;
-        (times <= REFUSALS_OF_ADDRESS_MAX && *told <= REFUSALS_MAX).then_some(times)
+        *last = Some((mac, now));
+        self.unknown_macs.admits(now)
     }
 
     /// A transfer asked for at `began` has ended: what can be said now, in the order it happened.
@@ -197,6 +228,7 @@ impl Evidence {
             node: None,
             loaders: Vec::new(),
             refused: None,
+            unknown_mac: None,
             lpxelinux: None,
         });
         address.touched = now;
@@ -206,7 +238,7 @@ impl Evidence {
 
 fn fetch(node: NodeName, stage: BootStage, peer: IpAddr, ended: Ended) -> Fetch {
     let Ended { path, sent_bytes, complete } = ended;
-    Fetch { node, stage, path, peer, sent_bytes, complete, refused_times: 0 }
+    Fetch { node, stage, path, peer, sent_bytes, complete, refused_times: 0, unknown_mac: None }
 }
 
 #[cfg(test)]
@@ -352,6 +384,21 @@ mod tests {
                 .filter(|number| evidence.refused(ip(*number), "x", at(minute * 60)).is_some());
             assert_eq!(told.count(), REFUSALS_MAX as usize);
         }
+    }
+
+    /// Invariant (netboot): A network interface in no spec is named at the nodes that wait, a few
+    /// times only.
+    #[test]
+    fn an_unknown_network_interface_is_told_once_for_each_boot_and_a_few_times_in_a_minute() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        let mac = |last| MacAddr::new([0x52, 0x54, 0, 0, 0, last]);
+        assert!(evidence.unknown_mac(ip(1), mac(1), at(0)));
+        assert!(!evidence.unknown_mac(ip(1), mac(1), at(1)), "GRUB asks for several names");
+        assert!(evidence.unknown_mac(ip(2), mac(2), at(1)), "another machine");
+        assert!(evidence.unknown_mac(ip(1), mac(1), at(90)), "the next boot");
+        let told = (0..200).filter(|last| evidence.unknown_mac(ip(3), mac(*last), at(200)));
+        assert_eq!(told.count(), REFUSALS_MAX as usize);
+        assert_eq!(evidence.refused(ip(4), "x", at(200)), Some(1), "what is refused has its own");
     }
 
     #[test]

@@ -75,12 +75,12 @@ pub(super) fn node(
         redeploy,
         boot: boot?,
         bmc: match bmc? {
-            Control::Bmc(bmc) => Some(bmc),
+            Control::Bmc(bmc) => Some(Box::new(bmc)),
             Control::Manual => None,
         },
         root_device,
         image: image?,
-        config_drive,
+        config_drive: config_drive.map(Box::new),
         timeouts: timeouts?,
         retry: retry?,
     })
@@ -289,7 +289,7 @@ fn image(
             format,
             kind: ImageKind::Disk,
             verify,
-            netboot,
+            netboot: netboot.map(Box::new),
         },
     );
     (image, kind)

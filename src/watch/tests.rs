@@ -91,8 +91,15 @@ async fn our_own_status_files_our_reading_and_what_is_hidden_do_not_wake() {
     fs::create_dir_all(path(".git/refs")).unwrap();
     let mut watched = Watched::new(place.path()).await;
     // `specs.status_dir` may be a directory of its own.
-    for status in ["a.status.toml", "status/a.status.toml", "a.console.log", "status/a.console.log"]
-    {
+    for status in [
+        "a.status.toml",
+        "status/a.status.toml",
+        "a.console.log",
+        "status/a.console.log",
+        // The agent's mark is written under a hidden name first.
+        "._agent.status.toml.1",
+        "_agent.status.toml",
+    ] {
         for round in ["1", "2"] {
             atomic_file::replace(&path(status), 0o644, round.as_bytes()).unwrap();
         }

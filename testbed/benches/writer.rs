@@ -5,7 +5,7 @@ use std::{fs::File, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 use hostler::{
     image::{Limits, decode},
-    imaging::{Connector, ImageFile, Layout, LeastRate, Order, VolumeError, write_disk},
+    imaging::{self, Connector, ImageFile, ImagingOrder, Layout, LeastRate, VolumeError},
     iscsi::{Lun, Options, TargetAddress},
     model::spec::{ImageFormat, Verify},
     progress::Meter,
@@ -34,14 +34,15 @@ async fn write_one(disk: Vec<String>) {
         lun: lun.parse().unwrap(),
     });
     let layout = Layout::of_file(raw(Path::new(image)));
-    let order = Order {
+    let order = ImagingOrder {
         layout,
         verify: Verify::None,
         stall: Duration::from_secs(60),
         least_rate: LeastRate::ANY,
     };
     let (_stop, cancel) = watch::channel(false);
-    write_disk(&target, &order, &Meter::default(), cancel).await.unwrap();
+    let disk = imaging::open(&target, cancel.clone()).await.unwrap();
+    disk.write(&order, &Meter::default(), cancel).await.unwrap();
 }
 
 /// The disk's bytes; what is packed is unpacked first, as into the cache.
@@ -70,6 +71,7 @@ impl Connector for Target {
         let connected = Lun::connect(&self.0, None, &Options::default()).await;
         connected.map(Arc::new).map_err(|error| VolumeError {
             code: "Connect",
+            hint: "",
             message: error.to_string(),
             reconnect: false,
         })

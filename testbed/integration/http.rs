@@ -235,6 +235,7 @@ fn a_machine_with_its_script_from_tftp_and_its_kernel_from_http_is_one_machine()
         boot_server.curl(name, &[]).unwrap();
         let fetch = Fetch {
             refused_times: 0,
+            unknown_mac: None,
             node: node(),
             stage,
             path: name.to_owned(),

@@ -13,8 +13,8 @@ use std::{
 
 use hostler::{
     imaging::{
-        Connector, Content, ImageFile, ImagingError, Layout, LeastRate, Order, Segment,
-        VolumeError, Written, write_disk,
+        self, Connector, Content, ImageFile, ImagingError, ImagingOrder, Layout, LeastRate,
+        Segment, VolumeError, Written,
     },
     iscsi::{Lun, Options, TargetAddress},
     model::spec::Verify,
@@ -45,7 +45,7 @@ impl Connector for Way {
 
     async fn connect(&self) -> Result<Arc<Lun>, VolumeError> {
         let lun = Lun::connect(&self.0, None, &Options::default()).await;
-        let refused = |message| VolumeError { code: "Test", message, reconnect: true };
+        let refused = |message| VolumeError { code: "Test", hint: "", message, reconnect: true };
         lun.map(Arc::new).map_err(|error| refused(error.to_string()))
     }
 
@@ -73,15 +73,21 @@ impl Image {
         Self { file, bytes: content }
     }
 
-    fn order(&self, verify: Verify) -> Order {
+    fn order(&self, verify: Verify) -> ImagingOrder {
         let file = Arc::new(self.file.reopen().unwrap());
         let image = ImageFile::new(file, self.file.path()).unwrap();
-        Order { layout: Layout::of_file(image), verify, stall: STALL, least_rate: LeastRate::ANY }
+        ImagingOrder {
+            layout: Layout::of_file(image),
+            verify,
+            stall: STALL,
+            least_rate: LeastRate::ANY,
+        }
     }
 }
 
-async fn write(way: &Way, order: &Order, cancel: Cancel) -> Result<Written, ImagingError> {
-    Box::pin(write_disk(way, order, &Meter::default(), cancel)).await
+async fn write(way: &Way, order: &ImagingOrder, cancel: Cancel) -> Result<Written, ImagingError> {
+    let disk = Box::pin(imaging::open(way, cancel.clone())).await?;
+    Box::pin(disk.write(order, &Meter::default(), cancel)).await
 }
 
 /// A target with a disk of old content.
@@ -128,7 +134,8 @@ async fn an_image_is_written_over_old_content_in_every_way_of_verifying() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_line_that_is_cut_every_20_mb_ends_bit_exact_and_what_is_written_twice_is_bounded() {
+async fn a_connection_that_is_cut_every_20_mb_ends_bit_exact_and_what_is_written_twice_is_bounded()
+{
     let (image, tgtd) = (Image::new(120 * MIB), target(128 * MIB));
     let relay = Relay::start(tgtd.portal, Trouble::CutAfter(20_000_000)).await;
     let (_keep, cancel) = watch::channel(false);
@@ -235,7 +242,7 @@ async fn a_layout_of_tables_at_both_ends_is_whole_after_cuts_in_every_part() {
     };
     let swap = Segment { at: 50 * MIB, content: Content::Zeros(6 * MIB) };
     let segments = [tables(0, 1), root, swap, tables(64 * MIB - 33 * 512, 2)];
-    let order = Order {
+    let order = ImagingOrder {
         layout: Layout::new(segments),
         verify: Verify::Full,
         stall: STALL,
@@ -277,7 +284,7 @@ async fn a_path_that_is_narrow_for_each_connection_is_filled_by_several() {
 async fn a_target_that_takes_its_data_too_slowly_is_given_up_and_half_an_image_does_not_boot() {
     let (image, tgtd) = (Image::new(24 * MIB), target(32 * MIB));
     let least_rate = LeastRate { bytes_per_s: MIB, over: Duration::from_secs(2) };
-    let order = Order { least_rate, ..image.order(Verify::None) };
+    let order = ImagingOrder { least_rate, ..image.order(Verify::None) };
     let (_keep, cancel) = watch::channel(false);
     let slow = Relay::start(tgtd.portal, Trouble::Narrow(MIB / 2)).await;
     let error = write(&Way::to(slow.address), &order, cancel.clone()).await.unwrap_err();

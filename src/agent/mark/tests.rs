@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::symlink, path::PathBuf};
 use tempfile::TempDir;
 
 use super::*;
+use crate::watch::{Wake, Watcher};
 
 const QUICK: MarkTimings = MarkTimings {
     heartbeat: Duration::from_millis(50),
@@ -99,6 +100,22 @@ async fn an_agent_that_was_stopped_begins_again_at_once_and_trusts_its_records()
         assert!(!acts(&standing).await);
         standing.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_heartbeat_has_nobody_read_the_specs_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = dir.path().join("nodes");
+    fs::create_dir(&nodes).unwrap();
+    let standing = start_in(&nodes, &dir, "one");
+    acts(&standing).await;
+    let (hour, debounce) = (Duration::from_secs(3600), Duration::from_millis(10));
+    let (_watcher, mut wakes) = Watcher::start(nodes.clone(), hour, debounce).unwrap();
+    assert_eq!(wakes.recv().await, Some(Wake::Start));
+    beats(&standing, 3).await;
+    assert!(wakes.try_recv().is_err(), "woken by the agent's own mark");
+    fs::write(nodes.join("a.toml"), "").unwrap();
+    assert_eq!(wakes.recv().await, Some(Wake::Change));
 }
 
 #[tokio::test]

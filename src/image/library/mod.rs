@@ -21,8 +21,8 @@ use self::{
 };
 use super::{
     ImageError,
+    directories::Directories,
     fetch::{FetchError, Hash, Sources},
-    source::Directories,
 };
 use crate::{
     checked_file::CheckedFile,

@@ -355,12 +355,11 @@ async fn what_is_known_of_an_image_is_whole_or_the_image_is_read_or_fetched_agai
     let name = Name::new(&digest(&image), image.format);
     assert!(cache.about(&name).is_some());
     for at in 0..good.len() {
-        for bit in 0..8 {
-            let mut bad = good.clone();
-            bad[at] ^= 1 << bit;
-            fs::write(&about, bad).unwrap();
-            assert_eq!(cache.about(&name), None, "byte {at} bit {bit}");
-        }
+        // One bit of each byte: the seal covers all of them alike.
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 8);
+        fs::write(&about, bad).unwrap();
+        assert_eq!(cache.about(&name), None, "byte {at}");
         fs::write(&about, &good[..at]).unwrap();
         assert_eq!(cache.about(&name), None, "{at} bytes");
     }

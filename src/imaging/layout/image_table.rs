@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::{Geometry, LayoutError, blocks};
+use super::{
+    Geometry, LayoutError,
+    blocks::{self, BLOCK_BYTES, read},
+};
 use crate::imaging::{
     ImageFile,
     table::{
@@ -10,9 +13,6 @@ use crate::imaging::{
         mbr::Mbr,
     },
 };
-
-/// Sizes of blocks that images are made for.
-pub(super) const BLOCK_BYTES: [u32; 2] = [512, 4096];
 
 /// What an image begins with.
 #[derive(Debug)]
@@ -100,11 +100,4 @@ fn read_copy(
     };
     let entries = read(image, at(header.entries_lba()), header.entries_bytes())?;
     Ok(Gpt::new(header, entries))
-}
-
-/// Bytes of the image; zeros behind its end.
-pub(super) fn read(image: &ImageFile, at: u64, bytes: usize) -> Result<Vec<u8>, LayoutError> {
-    image
-        .read_at(at, bytes)
-        .map_err(|source| LayoutError::File { path: image.path().to_path_buf(), source })
 }

@@ -1,7 +1,8 @@
 //! What a disk is to hold: runs of bytes from files, bytes made here, and zeros.
 //!
-//! Made before the disk is touched, on a thread that may block, from the image, the disk's size and what the spec says; written by the
-//! pipeline, which decides the order. A layout must never reach past the disk's end, and no two of its segments may touch the same block.
+//! Made before the disk is touched, on a thread that may block, from the image, the disk's size and
+//! what the spec says; written by the pipeline, which decides the order. A layout must never reach
+//! past the disk's end, and no two of its segments may touch the same block.
 
 mod blocks;
 mod drive;
@@ -41,11 +42,13 @@ pub struct Geometry {
     pub bytes: u64,
     /// Bytes of a logical block: a power of two from 512 to 65536.
     pub block_bytes: u32,
-    /// Bytes of the pieces it works best in (SBC-3 §6.5.3, optimal transfer length); 0 where it does not say. Any number.
+    /// Bytes of the pieces it works best in (SBC-3 §6.5.3, optimal transfer length); 0 where it
+    /// does not say. Any number.
     pub optimal_bytes: u32,
 }
 
-/// What a disk is to hold. What no segment covers stays as it is, but for the disk's ends, which are always wiped first.
+/// What a disk is to hold. What no segment covers stays as it is, but for the disk's ends, which
+/// are always wiped first.
 #[derive(Clone, Debug)]
 pub struct Layout {
     segments: Vec<Segment>,
@@ -80,10 +83,12 @@ pub enum Content {
 }
 
 impl Geometry {
-    /// Where partitions best begin on this disk, in bytes: at multiples of a MiB that are multiples of the pieces it works best in, too.
+    /// Where partitions best begin on this disk, in bytes: at multiples of a MiB that are multiples
+    /// of the pieces it works best in, too.
     ///
-    /// Many disks name a number that is only the most they take at once: 65535 blocks, 8191 of 4096 bytes. Such numbers have no small multiple
-    /// in whole MiB, and so are not followed. A stripe of a RAID has: three chunks of 64 KiB make 3 MiB.
+    /// Many disks name a number that is only the most they take at once: 65535 blocks, 8191 of 4096
+    /// bytes. Such numbers have no small multiple in whole MiB, and so are not followed. A stripe
+    /// of a RAID has: three chunks of 64 KiB make 3 MiB.
     pub fn alignment_bytes(self) -> u64 {
         let pieces = u64::from(self.optimal_bytes);
         (ALIGNMENT_BYTES..=ALIGNMENT_BYTES_MAX)
@@ -198,7 +203,8 @@ impl Layout {
         &self.segments
     }
 
-    /// What `PARTUUID=` calls the root partition on a kernel's command line, if hostler has made it: no other disk has it.
+    /// What `PARTUUID=` calls the root partition on a kernel's command line, if hostler has made
+    /// it: no other disk has it.
     pub fn root_partuuid(&self) -> Option<&str> {
         self.root_partuuid.as_deref()
     }
@@ -208,7 +214,8 @@ impl Layout {
         self.segments.last().map_or(0, |last| last.at.saturating_add(last.content.bytes()))
     }
 
-    /// The same, if it is sound for this disk: segments begin with a block, share none, and end where the disk does or before.
+    /// The same, if it is sound for this disk: segments begin with a block, share none, and end
+    /// where the disk does or before.
     pub fn checked(self, disk: Geometry) -> Result<Self, LayoutError> {
         let disk = disk.checked()?;
         let mut free = 0;

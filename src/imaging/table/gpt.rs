@@ -1,4 +1,5 @@
-//! The GUID partition table (UEFI 2.10 §5.3): a header and an array of entries, both at either end of a disk.
+//! The GUID partition table (UEFI 2.10 §5.3): a header and an array of entries, both at either end
+//! of a disk.
 
 use std::ops::Range;
 
@@ -7,7 +8,8 @@ use crate::model::ids::hex;
 
 /// Where the primary header is, in blocks.
 pub(in crate::imaging) const PRIMARY_LBA: u64 = 1;
-/// All entries together. A table of today's tools has 16 KiB; both copies must lie in what is wiped of a disk.
+/// All entries together. A table of today's tools has 16 KiB; both copies must lie in what is wiped
+/// of a disk.
 const ENTRIES_BYTES_MAX: usize = 128 << 10;
 
 const SIGNATURE: &[u8; 8] = b"EFI PART";
@@ -54,7 +56,8 @@ pub(in crate::imaging) const ROOT: Guid = guid(0x4f68_bce3, 0xe8cd, 0x4db1, 0x96
 pub(in crate::imaging) const BASIC_DATA: Guid =
     guid(0xebd0_a0a2, 0xb9e5, 0x4433, 0x87c0_68b6_b726_99c7);
 
-/// From its fields as they are written, the last two as one; the first three are little-endian on a disk (UEFI 2.10 appendix A).
+/// From its fields as they are written, the last two as one; the first three are little-endian on a
+/// disk (UEFI 2.10 appendix A).
 const fn guid(time_low: u32, time_mid: u16, time_high: u16, rest: u64) -> Guid {
     let low = (time_low.swap_bytes() as u128) << 96;
     let mid = (time_mid.swap_bytes() as u128) << 80;
@@ -251,7 +254,8 @@ impl Gpt {
         Some(())
     }
 
-    /// The blocks that partitions may have on a disk of so many blocks; empty if it is too small for the table itself.
+    /// The blocks that partitions may have on a disk of so many blocks; empty if it is too small
+    /// for the table itself.
     pub(in crate::imaging) fn usable(&self, disk_blocks: u64) -> Range<u64> {
         self.header.first_usable..disk_blocks.saturating_sub(self.tail_blocks())
     }
@@ -322,7 +326,8 @@ fn name(entry: &[u8]) -> String {
     String::from_utf16_lossy(&units)
 }
 
-/// Makes the checksums of the primary table at a disk's begin right, so that random bytes get past them.
+/// Makes the checksums of the primary table at a disk's begin right, so that random bytes get past
+/// them.
 #[cfg(any(test, fuzzing))]
 pub(in crate::imaging) fn seal(disk: &mut [u8], block_bytes: usize) {
     let Some(header) = disk.get(block_bytes..2 * block_bytes) else { return };

@@ -17,7 +17,8 @@ struct Part {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    /// A file's bytes from an offset on; of each of its stretches, whether it is a hole, zeros or data.
+    /// A file's bytes from an offset on; of each of its stretches, whether it is a hole, zeros or
+    /// data.
     File {
         offset: u64,
         stretches: Vec<Stretch>,
@@ -143,7 +144,7 @@ proptest! {
         let quirk = breaks.map_or(Quirk::None, |calls| Quirk::Breaks { calls, times: 4 });
         let disk = FileDisk::new(capacity, u32::try_from(block).unwrap(), quirk);
         let mut bench = Bench::new(1);
-        bench.order = Order { layout, verify, stall: STALL, least_rate: LeastRate::ANY };
+        bench.order = ImagingOrder { layout, verify, stall: STALL, least_rate: LeastRate::ANY };
         let written = block_on(bench.write(&disk)).unwrap();
         let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
         prop_assert_eq!(written.bytes, bytes);
@@ -207,7 +208,7 @@ async fn a_layout_in_too_many_parts_for_the_node_is_read_back_instead() {
     let lie = 3 * MIB..3 * MIB + 4096;
     let disk = FileDisk::new(16 * MIB, 512, Quirk::DropsWrites(lie));
     let mut bench = Bench::new(1);
-    bench.order = Order {
+    bench.order = ImagingOrder {
         layout: Layout::new(segments),
         verify: Verify::Node,
         stall: STALL,

@@ -10,7 +10,7 @@ use crate::iscsi::{
     login::Random,
     pdu::{self, BHS_BYTES, Bhs},
     wire::PduReader,
-    zeros::Zeroing,
+    zeroing::Zeroing,
 };
 
 fn verdict(response: u8, status: u8, sense: &[u8]) -> Verdict {

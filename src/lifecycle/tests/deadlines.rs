@@ -79,6 +79,7 @@ fn every_fault_the_core_makes_says_what_where_and_what_to_do() {
         let (node, path, peer) = (spec().name, "x".into(), RAMDISK);
         bench.send(Event::Fetched(Fetch {
             refused_times: 0,
+            unknown_mac: None,
             node,
             stage,
             path,

@@ -119,6 +119,7 @@ fn fetch(site: &mut Site) {
     let stage = if site.dice.chance(50) { BootStage::Menu } else { BootStage::Kernel };
     let fetch = Fetch {
         refused_times: 0,
+        unknown_mac: None,
         node: spec().name,
         stage,
         path: "x".into(),

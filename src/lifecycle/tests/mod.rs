@@ -2,6 +2,7 @@
 //! against a reference.
 
 mod adoption;
+mod boot_evidence;
 mod breaker;
 mod callback;
 mod consent;

@@ -41,12 +41,12 @@ fn files(wanted: &Netboot) -> NetbootFiles {
 }
 
 fn from_network(spec: &mut NodeSpec) {
-    spec.image.netboot = Some(netboot(&["ro"]));
+    spec.image.netboot = Some(Box::new(netboot(&["ro"])));
 }
 
 fn other_kernel(spec: &mut NodeSpec) {
     let kernel = "vmlinuz-new".to_owned();
-    spec.image.netboot = Some(Netboot { kernel, ..netboot(&["ro"]) });
+    spec.image.netboot = Some(Box::new(Netboot { kernel, ..netboot(&["ro"]) }));
 }
 
 /// An image that is one file system.
@@ -221,7 +221,7 @@ fn files_of_a_spec_that_was_changed_meanwhile_are_not_served() {
     bench.change(other_kernel);
     let stale = files(&bench.node.spec().unwrap().image.netboot.clone().unwrap());
     let third = || Netboot { kernel: "third".to_owned(), ..netboot(&["ro"]) };
-    bench.change(|spec| spec.image.netboot = Some(third()));
+    bench.change(|spec| spec.image.netboot = Some(Box::new(third())));
     bench.done(Ok(Outcome::NetbootFiles(Some(stale))));
     assert_eq!(bench.menu(), own());
     assert!(verifying(&bench).is_some(), "for the spec as it is now");
@@ -376,7 +376,7 @@ fn an_image_that_does_not_say_where_the_root_is_is_refused_before_anything_is_to
     assert!(fault.hint.contains("root="), "{fault:?}");
     // Saying it is enough.
     let with_root = netboot(&["root=/dev/vda3"]);
-    bench.change(|spec| spec.image.netboot = Some(with_root.clone()));
+    bench.change(|spec| spec.image.netboot = Some(Box::new(with_root.clone())));
     bench.go_to(Phase::Preparing);
     bench.done(Ok(prepared_root(None, &with_root)));
     bench.go_to(Phase::Deployed);

@@ -12,7 +12,7 @@ use crate::{
         boot::{BootStage, Fetch},
         callback::{Call, DeployState, DeployStateReply, Reply, Then},
         power::PowerState,
-        spec::{Bmc, DeployRamdisk, Goal, NodeSpec, WantedPower},
+        spec::{DeployRamdisk, Goal, NodeSpec, WantedPower},
         status::{Phase, Status},
     },
 };
@@ -47,6 +47,7 @@ fn fetched(stage: BootStage) -> Event {
     let (node, path) = (spec().name, "x".to_owned());
     Event::Fetched(Fetch {
         refused_times: 0,
+        unknown_mac: None,
         node,
         stage,
         path,
@@ -459,7 +460,7 @@ fn an_attempt_that_was_begun_with_a_bmc_is_cleaned_up_by_it() {
 
 #[test]
 fn an_attempt_that_was_begun_without_a_bmc_asks_none_to_clean_up() {
-    let bmc: Option<Bmc> = spec().bmc;
+    let bmc = spec().bmc;
     let mut bench = up();
     bench.call(&key(1), lookup());
     bench.change(|spec| spec.bmc.clone_from(&bmc));

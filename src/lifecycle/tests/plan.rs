@@ -402,7 +402,7 @@ fn an_empty_directory_is_no_order() {
         &before,
         Specs::new(),
         &expect![[r#"
-        a nothing None false holding still: the spec directory is empty; hostler does not take that for an order to forget its nodes
+        a nothing None false holding still: the spec directory is empty; hostler does not take that for an order to forget its nodes: put a spec there, with state = "unmanaged" where a machine is to be left alone
     "#]],
     );
 }

@@ -96,6 +96,31 @@ fn a_silent_bmc_is_asked_ever_more_seldom_but_within_a_minute_and_a_half() {
     }
 }
 
+#[test]
+fn silent_bmcs_are_polled_together_and_never_later_than_alone() {
+    let mut rack = Rack::deployed_under(40, Policy { polls_max: 2048, ..POLICY });
+    for n in 0..40 {
+        rack.world.faults.insert(host(n), passing());
+    }
+    let (step_ms, mut seen) = (333, std::collections::BTreeSet::new());
+    for n in 0..800 {
+        rack.now = rack.now.checked_add(SignedDuration::from_millis(step_ms)).unwrap();
+        rack.tick();
+        // By now each has been silent more than once.
+        if n > 400 && !polled(&rack).is_empty() {
+            assert!(
+                rack.now.as_millisecond() % 5000 < step_ms,
+                "{} at {}",
+                polled(&rack).len(),
+                rack.now
+            );
+            seen.extend(polled(&rack));
+        }
+        rack.settle();
+    }
+    assert_eq!(seen.len(), 40);
+}
+
 /// Invariant (bmc): A repaired BMC is seen within 90 s, and at once when an operator asks.
 #[test]
 fn an_operator_who_used_or_wants_a_silent_bmc_has_it_polled_at_once() {

@@ -265,62 +265,6 @@ fn a_clean_up_for_a_changed_spec_that_fails_for_good_says_why() {
 }
 
 #[test]
-fn a_boot_file_that_is_not_there_is_named_until_the_machine_fetches_one_that_is() {
-    let message = |fetched_after: bool| {
-        let mut bench = Bench::with_spec();
-        bench.go_to(Phase::WaitingRamdisk);
-        for refused_times in [1, 2, 3, 0] {
-            if refused_times > 0 || fetched_after {
-                bench.send(Event::Fetched(Fetch {
-                    refused_times,
-                    node: spec().name,
-                    stage: BootStage::Loader,
-                    path: "lpx\u{1b}elinux.0".into(),
-                    peer: RAMDISK,
-                    sent_bytes: 0,
-                    complete: refused_times == 0,
-                }));
-            }
-        }
-        bench.pass(20 * 60);
-        bench.node.record().last_error.clone().unwrap().fault.message
-    };
-    let told = format!("{RAMDISK} asked 3 times for lpxelinux.0, which is not among the loaders");
-    assert!(message(false).ends_with(&told), "{}", message(false));
-    assert!(message(true).contains("fetched a boot loader but not its boot menu"));
-}
-
-#[test]
-fn the_ramdisk_deadline_says_how_far_the_machine_came() {
-    let message = |stage: Option<BootStage>, call: Option<Call>| {
-        let mut bench = Bench::with_spec();
-        bench.go_to(Phase::WaitingRamdisk);
-        if let Some(stage) = stage {
-            let fetch = Fetch {
-                refused_times: 0,
-                node: spec().name,
-                stage,
-                path: "x".into(),
-                peer: RAMDISK,
-                sent_bytes: 1,
-                complete: true,
-            };
-            bench.send(Event::Fetched(fetch));
-        }
-        if let Some(call) = call {
-            bench.call(&key(1), call);
-        }
-        bench.pass(20 * 60);
-        bench.node.record().last_error.clone().unwrap().fault.message
-    };
-    assert!(message(None, None).contains("never fetched anything"));
-    assert!(message(Some(BootStage::Loader), None).contains("boot loader"));
-    assert!(message(Some(BootStage::Kernel), None).contains("kernel"));
-    assert!(message(Some(BootStage::Ramdisk), None).contains("never called back"));
-    assert!(message(Some(BootStage::Ramdisk), Some(lookup())).contains("was told to export vda"));
-}
-
-#[test]
 fn a_key_of_another_attempt_or_from_another_address_is_refused() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::WaitingRamdisk);
@@ -521,6 +465,7 @@ fn a_machine_whose_boot_files_were_cut_off_by_a_crash_is_started_again_in_the_sa
             let path = "deploy/vmlinuz".to_owned();
             let fetch = Fetch {
                 refused_times: 0,
+                unknown_mac: None,
                 node,
                 stage,
                 path,

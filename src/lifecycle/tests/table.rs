@@ -90,6 +90,7 @@ const EVENTS: [Act; 31] = [
         let stage = BootStage::Kernel;
         drop(bench.send(Event::Fetched(Fetch {
             refused_times: 0,
+            unknown_mac: None,
             node: spec().name,
             stage,
             path,

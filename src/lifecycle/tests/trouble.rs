@@ -373,6 +373,7 @@ fn each_stage_of_a_netboot_counts_once_and_only_in_an_attempt() {
         let path = "x".into();
         Event::Fetched(Fetch {
             refused_times: 0,
+            unknown_mac: None,
             node: spec().name,
             stage,
             path,

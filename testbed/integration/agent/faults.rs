@@ -10,7 +10,7 @@ use super::{
     DEPLOYED, NODE, ends_deployed, ends_failed,
     machine::{self, Machine},
     netboot::root,
-    site::Site,
+    site::{Site, answer},
 };
 
 #[test]
@@ -256,6 +256,26 @@ fn a_boot_file_that_is_not_among_the_loaders_is_named_in_the_log_and_when_the_ti
     assert_eq!(status.last_seen.unwrap().missing_loader.as_deref(), Some("lpxelinux.0"));
     let told = " INFO a machine asks for a boot file that is not among the loaders";
     assert!(site.log().contains(told), "{}", site.log());
+}
+
+/// Invariant (netboot): A network interface in no spec is named at the nodes that wait, a few times
+/// only.
+#[test]
+fn a_network_interface_that_no_spec_names_is_named_while_its_machine_is_waited_for() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site).with("timeouts.ramdisk", "5s"));
+    site.until_phase(NODE, Phase::WaitingRamdisk);
+    assert_eq!(site.fetch("pxelinux.cfg/01-52-54-00-00-09-09"), None);
+    let told = "52:54:00:00:09:09, which no spec names, asked for a boot menu";
+    let waiting = site.until(NODE, told, |status| status.message.contains(told));
+    assert_eq!(waiting.phase, Phase::WaitingRamdisk);
+    let (_, story, _) = answer(&mut site.hostler(&["explain", NODE]));
+    assert!(story.contains("asked for by 52:54:00:00:09:09"), "{story}");
+    let status = ends_failed(&site, &machine, Step::Ramdisk, "RamdiskTimeout");
+    assert!(status.message.ends_with(told), "{}", status.message);
+    assert!(status.last_error.unwrap().fault.hint.contains("correct boot.mac"));
 }
 
 #[test]

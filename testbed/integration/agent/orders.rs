@@ -82,7 +82,10 @@ fn a_failed_node_is_not_approved_but_tried_again() {
 
     let (code, out, errors) = order(&site, &["approve", NODE, "edge-99"]);
     assert_eq!((code, out.as_str()), (1, ""));
-    assert!(errors.contains("edge-07: is failed; there is nothing to approve"), "{errors}");
+    assert!(
+        errors.contains("edge-07: is failed; there is nothing to approve; run `hostler retry"),
+        "{errors}"
+    );
     assert!(errors.contains("edge-99: no such node"), "{errors}");
     let (_, out, _) = order(&site, &["approve", "--all"]);
     assert!(out.contains("nothing to approve"), "{out}");

@@ -2,12 +2,13 @@
 
 use std::{
     fs::{self, File},
+    io::{BufRead as _, BufReader},
     os::unix::{
         fs::{FileTypeExt as _, MetadataExt as _},
         net::UnixDatagram,
     },
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -105,6 +106,9 @@ fn a_pipe_in_place_of_a_status_file_is_replaced_and_keeps_nobody() {
     assert!(agent.terminate().0.success());
 }
 
+/// Invariant (status): No command shows a status that the agent cannot write without calling it
+/// old.
+///
 /// Invariant (status): A status file that cannot be written is no answer, and the obstacle is
 /// named.
 #[test]
@@ -131,6 +135,12 @@ fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_nam
     for number in 1..8 {
         fs::create_dir_all(temporary(number).join("inside")).unwrap();
     }
+    // It ends by itself, should it not say what is waited for.
+    let mut watch = Command::new("timeout");
+    let watch = watch.arg("60").arg(site.hostler(&[]).get_program()).arg("watch");
+    let mut watch = watch.arg(site.path("nodes")).stdout(Stdio::piped()).spawn().unwrap();
+    let mut watched = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    watched.find(|line| line.contains("edge-07 paused: ")).unwrap();
     site.write(NODE, &observed(&site, 1));
     let told = site.path("nodes/_unwritten.status.toml");
     site.await_that("told", || told.exists());
@@ -140,11 +150,17 @@ fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_nam
     let (code, _, errors) = status();
     assert!(code == 1 && errors.contains(&named), "{code} {errors}");
     assert!(site.log().contains(&named), "{}", site.log());
+    let why = watched.find(|line| line.contains("what it says is old")).unwrap();
+    assert!(why.contains(&named), "{why}");
+    watched.find(|line| line.contains("edge-07 paused (old status): ")).unwrap();
 
     fs::remove_dir_all(temporary(3)).unwrap();
     site.until_phase(NODE, Phase::Unmanaged);
     site.await_that("it is over", || !told.exists());
     assert_eq!((wait("unmanaged").0, status().0), (0, 0));
+    watched.find(|line| line.contains("edge-07 unmanaged: ")).unwrap();
+    watch.kill().unwrap();
+    watch.wait().unwrap();
 }
 
 /// Invariant (status): READY comes when every listener answers.

@@ -189,7 +189,7 @@ fn a_name_that_is_no_text_is_a_files_and_the_end_mark_that_old_nics_append_is_no
     // It is evidence under the name that it has.
     while let Ok(_refused) = boot_server.fetched.try_recv() {}
     get(boot_server.address, "pxelinux.cfg/01-52-54-00-00-00-01", &[]).unwrap();
-    while boot_server.reported().path != "pxelinux.0" {}
+    while boot_server.told().path != "pxelinux.0" {}
 }
 
 #[test]

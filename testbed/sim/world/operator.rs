@@ -204,7 +204,7 @@ impl Site {
         }
     }
 
-    fn bmc_of(&self, machine: usize) -> Option<Bmc> {
+    fn bmc_of(&self, machine: usize) -> Option<Box<Bmc>> {
         let machine = &self.machines[machine];
         machine.has_bmc.then(|| bmc_at(&machine.bmc))
     }

@@ -75,6 +75,21 @@ fn an_unchanged_spec_is_not_parsed_again_and_a_changed_one_is() {
     assert_eq!(place.redeploy(), "two");
 }
 
+#[test]
+fn a_spec_that_is_in_memory_is_not_there_twice_and_one_that_differs_is_read() {
+    let mut place = Place::new();
+    place.write("a.toml", &spec("one"));
+    let recorded = Arc::new(place.node().as_ref().clone());
+    place.reader = Reader::with_specs([Arc::clone(&recorded)]);
+    assert!(Arc::ptr_eq(&place.node(), &recorded));
+    // Defaults that change nothing have everything parsed again.
+    place.write("_defaults.toml", "timeouts.ramdisk = \"20m\"\n");
+    assert!(Arc::ptr_eq(&place.node(), &recorded));
+    place.write("a.toml", &spec("two"));
+    place.reader = Reader::with_specs([recorded]);
+    assert_eq!(place.redeploy(), "two");
+}
+
 /// Invariant (spec): No change of a spec, its defaults or its attachments is missed for being known
 /// before.
 #[test]

@@ -1,20 +1,23 @@
 //! Paths that give one connection only a part of themselves.
 
 use super::{disks::Further, *};
-use crate::imaging::{climb::Pace, write::write_at};
+use crate::imaging::scale_up::ScaleUpThresholds;
 
 const IMAGE_BYTES: u64 = 24 * MIB;
 const DISK_BYTES: u64 = 28 * MIB;
-/// The pace of [`disks::PACE`] is seen in this time.
-const SOON: Pace = Pace {
-    settle: Duration::from_millis(50),
-    window: Duration::from_millis(100),
+/// Bytes between two flushes: eight writes.
+const FLUSH_BYTES: u64 = 4 * MIB;
+/// The rate of [`disks::WRITE_TIME`] is measured in this time.
+const SOON: ScaleUpThresholds = ScaleUpThresholds {
+    settle: Duration::from_millis(25),
+    window: Duration::from_millis(50),
     window_bytes: 2 * MIB,
 };
 
 fn bench(image_bytes: u64) -> Bench {
     let mut bench = Bench::new(image_bytes);
     bench.order.verify = Verify::None;
+    bench.thresholds.scale_up = SOON;
     bench
 }
 
@@ -22,13 +25,9 @@ fn narrow(bytes: u64, further: Further) -> Arc<FileDisk> {
     FileDisk::new(bytes, 512, Quirk::Narrow(further))
 }
 
-async fn begin(bench: &Bench, disk: &FileDisk) -> Result<Written, ImagingError> {
-    write_at(SOON, disk, &bench.order, &bench.meter, bench.cancel.subscribe()).await
-}
-
 /// Writes the image and compares all of the disk with what must be there.
 async fn write(bench: &Bench, disk: &Arc<FileDisk>, disk_bytes: u64) {
-    begin(bench, disk).await.unwrap();
+    bench.begin(disk).await.unwrap();
     assert_eq!(disk.open(), 0, "it returned while a connection was still open");
     assert!(disk.content() == expected(&bench.bytes, disk_bytes, 512));
     assert!(disk.is_flushed());
@@ -81,10 +80,11 @@ async fn a_further_connection_that_leads_to_another_disk_is_never_written() {
 /// Invariant (disk): With several connections no write overtakes one that must come before it.
 #[tokio::test]
 async fn when_one_of_several_breaks_all_are_closed_and_what_was_lost_is_written_again_on_one() {
-    // Before the first flush and behind it: it comes with 64 MiB, which are 128 writes.
-    for writes in [1, 30, 150] {
-        let bytes = 96 * MIB;
-        let (bench, disk) = (bench(bytes), narrow(bytes, Further::Breaks(writes)));
+    // Before the first flush and behind it.
+    for writes in [1, 10, 24] {
+        let bytes = IMAGE_BYTES;
+        let (mut bench, disk) = (bench(bytes), narrow(bytes, Further::Breaks(writes)));
+        bench.thresholds.flush_bytes = FLUSH_BYTES;
         write(&bench, &disk, bytes).await;
         let wrote = disk.wrote();
         let again = wrote.iter().position(|wrote| wrote.connection == disk.connections() - 1);
@@ -96,14 +96,14 @@ async fn when_one_of_several_breaks_all_are_closed_and_what_was_lost_is_written_
 
 #[tokio::test]
 async fn cancelled_with_several_connections_it_ends_within_a_second_and_leaves_none() {
-    let (bench, disk) = (bench(120 * MIB), narrow(120 * MIB, Further::Helps));
+    let (bench, disk) = (bench(60 * MIB), narrow(60 * MIB, Further::Helps));
     let cancelling = async {
         wait_for_connections(&disk, 2).await;
         tokio::time::sleep(Duration::from_millis(30)).await;
         bench.cancel.send_replace(true);
         tokio::time::Instant::now()
     };
-    let (written, cancelled_at) = tokio::join!(begin(&bench, &disk), cancelling);
+    let (written, cancelled_at) = tokio::join!(bench.begin(&disk), cancelling);
     assert!(cancelled_at.elapsed() < Duration::from_secs(1), "{:?}", cancelled_at.elapsed());
     assert!(matches!(written, Err(ImagingError::Cancelled)), "{written:?}");
     assert_eq!((disk.open(), disk.under_way()), (0, 0));
@@ -122,7 +122,7 @@ async fn whenever_the_power_fails_with_several_connections_the_disk_is_complete_
     for calls in [25, 40].into_iter().chain(46..54) {
         let (bench, disk) = (bench(IMAGE_BYTES), narrow(DISK_BYTES, Further::Helps));
         tokio::select! {
-            _ = begin(&bench, &disk) => {}
+            _ = bench.begin(&disk) => {}
             () = disk.wait_for_calls(calls) => {}
         }
         several += usize::from(disk.open() > 1);
