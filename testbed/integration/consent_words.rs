@@ -1,5 +1,5 @@
-//! No text that people read names an act that lets hostler wipe a disk without the word WIPE: not a message, a hint or a help text in
-//! the program, not the documents, not the examples.
+//! No text that people read names an act that lets hostler wipe a disk without the word WIPE: not a
+//! message, a hint or a help text in the program, not the documents, not the examples.
 
 use std::{fs, path::Path};
 
@@ -20,7 +20,8 @@ const NO_ADVICE: [(&str, &str); 6] = [
     ("It stands for the image", "what a digest is of"),
 ];
 
-/// Whether it names an act that consents: another `redeploy`, an approval, or a machine switched off.
+/// Whether it names an act that consents: another `redeploy`, an approval, or a machine switched
+/// off.
 fn names_an_act(text: &str) -> bool {
     // A single word is a key, a command or an order's name.
     let text = without_names(text);
@@ -51,7 +52,8 @@ fn judge(place: &str, text: &str, found: &mut Vec<String>, named: &mut usize) {
     }
 }
 
-/// The texts in a Rust file: its string literals and, where clap shows them as help, its doc comments.
+/// The texts in a Rust file: its string literals and, where clap shows them as help, its doc
+/// comments.
 fn texts(tokens: TokenStream, is_help: bool, found: &mut Vec<String>) {
     let mut doc = String::new();
     let (mut is_test, mut is_inner) = (false, false);
@@ -150,7 +152,7 @@ fn no_document_and_no_example_names_an_act_that_wipes_without_the_word_wipe() {
     }
     for example in walk(&root.join("examples")) {
         let text = fs::read_to_string(&example).unwrap();
-        // What stands beside a comment is a value.
+        // A value stands beside each comment.
         let mut comment = String::new();
         for line in text.lines().chain([""]) {
             if let Some(words) = line.trim_start().strip_prefix('#') {

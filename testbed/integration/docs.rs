@@ -1,5 +1,5 @@
-//! The documents against the code and against each other: tests, commands, files and keys that a document
-//! names exist, links lead somewhere, and no line is too wide.
+//! The documents against the code and against each other: tests, commands, files and keys that a
+//! document names exist, links lead somewhere, and no line is too wide.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -58,7 +58,8 @@ fn every_test_that_a_document_names_exists() {
     let mut named = 0;
     for document in documents().iter().filter(|document| *document != INVARIANTS) {
         for code in code(document) {
-            // A path into the code, such as `axum::serve`, is short; the name of a test is a sentence.
+            // A path into the code, such as `axum::serve`, is short; the name of a test is a
+            // sentence.
             let name = code.rsplit("::").next().unwrap();
             let is_name =
                 name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
@@ -148,7 +149,8 @@ fn every_command_in_a_document_is_one() {
 
 /// Invariant (code): A suite runs every command that the documents show.
 ///
-/// Only the host suite runs the numbered steps of the page "Install", and it runs nothing else as a whole.
+/// Only the host suite runs the numbered steps of the page "Install", and it runs nothing else as a
+/// whole.
 #[test]
 fn every_line_of_the_documents_shell_blocks_is_run_by_a_suite() {
     let steps = documents::install_steps();

@@ -77,7 +77,8 @@ fn the_page_of_invariants_is_what_the_tests_say() {
     let differs = written.lines().zip(page.lines()).position(|(one, other)| one != other);
     assert!(
         written == page,
-        "{PAGE} differs, from line {:?} on: run UPDATE_EXPECT=1 cargo test --locked --test integration invariants",
+        "{PAGE} differs, from line {:?} on: run \
+         UPDATE_EXPECT=1 cargo test --locked --test integration invariants",
         differs.map(|line| line + 1)
     );
 }

@@ -22,7 +22,7 @@ use self::{
     tgtd::{DISK_BYTES, IQN, Tgtd},
 };
 
-/// What a test allows for something that must be quick, on a machine that runs many tests at once.
+/// The time for something that must be quick, on a machine that runs many tests at once.
 const QUICK: Duration = Duration::from_secs(10);
 
 fn options() -> Options {
@@ -393,7 +393,8 @@ async fn reading_and_writing_past_the_end_gives_the_targets_sense() {
     lun.logout().await.unwrap();
 }
 
-/// Keeps writing until a write fails, and lets `event` happen in the midst of it; the error and how long after the event it came.
+/// Keeps writing until a write fails, and lets `event` happen in the midst of it; the error and how
+/// long after the event it came.
 async fn write_until_failure(lun: &Lun, event: impl FnOnce()) -> (IscsiError, Duration) {
     let (lun, data) = (lun.clone(), noise(16 << 20, 9));
     let (running, is_running) = oneshot::channel();

@@ -1,4 +1,5 @@
-//! The shape of the code, kept by reading it: who may name whom, how long a file may be, and that every module says what it is.
+//! The shape of the code, kept by reading it: who may name whom, how long a file may be, and that
+//! every module says what it is.
 
 use std::{
     collections::BTreeSet,
@@ -25,7 +26,8 @@ const ADAPTERS: [&str; 13] = [
     "admin",
 ];
 
-/// The top-level modules one of them may name, besides itself; `None` when it is not in the drawing at all.
+/// The top-level modules one of them may name, besides itself; `None` when it is not in the drawing
+/// at all.
 fn may_name(module: &str) -> Option<&'static [&'static str]> {
     match module {
         "lib" | "bin" | "agent" | "cli" => Some(&["*"]),
@@ -172,7 +174,7 @@ fn the_reader_of_names_sees_plain_grouped_and_nested_ones_but_no_comments() {
     assert_eq!(names, ["ipmi", "iscsi", "model", "netboot", "store", "watch"]);
 }
 
-/// What a file names that it may not.
+/// The modules that a file names and may not.
 fn offences(path: &Path) -> Vec<String> {
     let inside = path.strip_prefix(root().join("src")).unwrap();
     let first = inside.components().next().unwrap();

@@ -28,7 +28,8 @@ fn the_unit_has_no_fault_but_that_hostler_is_not_installed_here() {
 /// Invariant (code): The documents' commands install hostler, and its unit installs machines across
 /// restarts.
 ///
-/// Settings after which systemd's filter answers ENOSYS to `openat2`, by which images and boot files are opened.
+/// Settings after which systemd's filter answers ENOSYS to `openat2`, by which images and boot
+/// files are opened.
 #[test]
 fn the_unit_sets_nothing_that_takes_openat2_away() {
     let unit = std::fs::read_to_string(UNIT).unwrap();

@@ -1,4 +1,5 @@
-//! `hostler bmc` and `hostler show-boot`: what operators see and do of power and boot, by way of the running agent.
+//! `hostler bmc` and `hostler show-boot`: what operators see and do of power and boot, by way of
+//! the running agent.
 
 use std::{
     fs,
@@ -26,7 +27,7 @@ fn bmc(site: &Site, words: &[&str]) -> (i32, String, String) {
     said(site, &[&["bmc", NODE], words].concat())
 }
 
-/// What a command came to, which must be good.
+/// The result of a command, which must be good.
 fn done(site: &Site, words: &[&str]) -> String {
     let (code, out, errors) = bmc(site, words);
     assert_eq!((code, errors.as_str()), (0, ""), "{words:?}\n{}", site.log());

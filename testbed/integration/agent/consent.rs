@@ -1,4 +1,5 @@
-//! Whose machine is touched, with real files and real BMCs: state directories that are lost, changes of many specs in one go, and power.
+//! The machine that is touched, with real files and real BMCs: state directories that are lost,
+//! changes of many specs in one go, and power.
 
 use std::fs;
 
@@ -23,8 +24,9 @@ fn installed(safety: &str) -> (Site, Machine, Spec, Agent) {
     (site, machine, spec, agent)
 }
 
-/// The state directory of an agent that was killed is lost, and an operator says in the status directory that it is dead: the next agent
-/// has another state, and would wait for minutes until it is sure.
+/// The state directory of an agent that was killed is lost, and an operator says in the status
+/// directory that it is dead: the next agent has another state, and would wait for minutes until it
+/// is sure.
 fn lose_state(site: &Site) {
     fs::remove_dir_all(site.path("state")).unwrap();
     fs::remove_file(site.path("nodes/_agent.status.toml")).unwrap();
@@ -60,7 +62,8 @@ fn a_machine_whose_record_is_lost_is_adopted_from_its_status_file_on_or_off() {
         assert_eq!((status.phase, &status.installed), (Phase::Deployed, &installed));
         assert_eq!((machine.story(), machine.boots_its_disk(&site)), (story.clone(), true));
 
-        // And with another `redeploy`, which may be years old: only one that changes from now on is consent.
+        // And with another `redeploy`, which may be years old: only one that changes from now on is
+        // consent.
         agent.kill();
         lose_state(&site);
         site.write(NODE, &spec.clone().with("redeploy", "written while nobody looked"));

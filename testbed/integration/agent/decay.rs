@@ -1,4 +1,5 @@
-//! An image that decays in the cache, one byte at the same size and time: it is noticed where it is read, and never installed.
+//! An image that decays in the cache, one byte at the same size and time: it is noticed where it is
+//! read, and never installed.
 
 use std::{
     fs::{self, File},
@@ -12,7 +13,8 @@ use super::{NODE, ends_deployed, machine::Machine, site::Site};
 
 /// Large enough that much of the disk is written before its end is read.
 const IMAGE_BYTES: usize = 24 << 20;
-/// Where a byte is changed: behind the first few flushes' worth, and not at the disk's ends, which are read first or last.
+/// Where a byte is changed: behind the first few flushes' worth, and not at the disk's ends, which
+/// are read first or last.
 const PLACE: u64 = 20 << 20;
 /// A node whose image is fetched beforehand.
 const FIRST: &str = "edge-01";

@@ -1,6 +1,7 @@
 //! The spec directory as the world treats it: editors, git, git-sync, Ansible, and accidents.
 //!
-//! Most nodes here are only observed, and their BMCs are not there: a test costs little more than its files.
+//! Most nodes here are only observed, and their BMCs are not there: a test costs little more than
+//! its files.
 
 mod ansible;
 mod claims;
@@ -24,7 +25,8 @@ use super::site::{Site, Spec};
 /// Longer than any test: whatever is noticed was reported by inotify.
 const NO_RESCAN: &str = "rescan = \"1h\"\n";
 
-/// A node that is only observed. The label is in the digest, so that the status tells which edition is the effective spec.
+/// A node that is only observed. The label is in the digest, so that the status tells which edition
+/// is the effective spec.
 fn observed(number: u16, label: &str) -> Spec {
     let [high, low] = number.to_be_bytes();
     let checksum = format!("\"sha256:{}\"", "a".repeat(64));

@@ -1,4 +1,4 @@
-//! What goes wrong before the disk is written or after it, and how the administrator sees it.
+//! Faults before the disk is written or after it, and how the administrator sees it.
 
 use hostler::model::{
     fault::{RetryAdvice, Step},

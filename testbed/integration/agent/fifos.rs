@@ -1,4 +1,5 @@
-//! A FIFO, socket, device or directory lies where a file should be: it is named at once, and nobody waits for it.
+//! A FIFO, socket, device or directory lies where a file should be: it is named at once, and nobody
+//! waits for it.
 
 use std::{
     fs,
@@ -31,7 +32,7 @@ fn replace(path: &Path, kind: &str) {
     }
 }
 
-/// What a command answers that must not wait.
+/// The answer of a command that must not wait.
 fn at_once(command: &Command) -> (i32, String) {
     let mut limited = Command::new("timeout");
     limited.arg("20").arg(command.get_program()).args(command.get_args());

@@ -29,7 +29,8 @@ impl Agent {
         line.unwrap().split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    /// The threads of its TFTP server: one for each transfer, and the one that gives them their name.
+    /// The threads of its TFTP server: one for each transfer, and the one that gives them their
+    /// name.
     fn tftp_threads(&self) -> usize {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
         // One that ends meanwhile has no name any more.

@@ -1,4 +1,5 @@
-//! `bmc.match_system_uuid`: the machine that runs the ramdisk must be the one whose BMC was told to switch it on.
+//! `bmc.match_system_uuid`: the machine that runs the ramdisk must be the one whose BMC was told to
+//! switch it on.
 
 use hostler::model::{fault::Step, status::Phase};
 

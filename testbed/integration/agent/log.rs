@@ -12,7 +12,7 @@ use super::{
 
 /// More than are logged of one kind in a minute.
 const STRANGERS: u16 = 400;
-/// What is logged of them, and of everything else.
+/// The log of them, and of everything else.
 const LINES_MAX: usize = 150;
 
 /// Invariant (log): The journal gets priorities to alert on.

@@ -227,7 +227,7 @@ fn plan_judges_a_change_before_it_is_made() {
     }
 }
 
-/// What `hostler digest` prints of the node's spec.
+/// The output of `hostler digest` for the node's spec.
 fn digest(site: &Site) -> String {
     let file = site.path("nodes/edge-07.toml").display().to_string();
     let (code, digest, errors) = answer(&mut site.hostler(&["digest", &file]));

@@ -30,7 +30,7 @@ pub(super) fn root() -> Vec<u8> {
     signed(fs::read(file.path()).unwrap())
 }
 
-/// What `PARTUUID=` calls the last partition, by sfdisk.
+/// The last partition's name for `PARTUUID=`, by sfdisk.
 fn root_partuuid(disk: &Path) -> String {
     let output = Command::new("sfdisk").arg("--json").arg(disk).output().unwrap();
     let table: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -38,7 +38,7 @@ fn root_partuuid(disk: &Path) -> String {
     partitions.last().unwrap()["uuid"].as_str().unwrap().to_lowercase()
 }
 
-/// What the BMC did until the machine was installed.
+/// The BMC's acts until the machine was installed.
 const STORY: [&str; 5] =
     ["network once", "on from network", "off", "network always", "on from network"];
 

@@ -1,4 +1,5 @@
-//! What operators tell a running agent: consent, another try, and everything that may be wrong with the socket.
+//! Orders of operators to a running agent: consent, another try, and everything that may be wrong
+//! with the socket.
 
 use std::{
     fs,
@@ -22,7 +23,7 @@ use crate::ipmi::simulators::{PASSWORD, USER};
 /// The agent's socket, in the site.
 const SOCKET: &str = "run/admin.sock";
 
-/// What a command printed: exit code, standard output, standard error.
+/// The result of a command: exit code, standard output, standard error.
 type Said = (i32, String, String);
 
 fn said(code: i32, out: &str, errors: &str) -> Said {

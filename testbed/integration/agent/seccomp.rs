@@ -1,4 +1,5 @@
-//! A service manager's seccomp filter, as the agent meets it under systemd: `RestrictSUIDSGID=` has `openat2` denied.
+//! A service manager's seccomp filter, as the agent meets it under systemd: `RestrictSUIDSGID=` has
+//! `openat2` denied.
 
 use std::{collections::BTreeMap, fs, io, os::unix::fs::symlink, process::Command, thread};
 

@@ -1,4 +1,5 @@
-//! Status files beside what else lies there: what is not changed, what hangs, and when the agent is ready.
+//! Status files beside what else lies there: what is not changed, what hangs, and when the agent is
+//! ready.
 
 use std::{
     fs::{self, File},

@@ -1,5 +1,6 @@
-//! The surroundings fail: disks fill up or turn read-only, files are removed or garbled by hand, another agent is there, file
-//! descriptors run out. Nothing is lost, and the administrator reads why nothing goes on.
+//! The surroundings fail: disks fill up or turn read-only, files are removed or garbled by hand,
+//! another agent is there, file descriptors run out. Nothing is lost, and the administrator reads
+//! why nothing goes on.
 
 use std::{fs, net::UdpSocket, path::Path, process::Command, thread, time::Duration};
 
@@ -21,7 +22,8 @@ use super::{
 const RESCAN: &str = "rescan = \"1s\"\n";
 /// Enough for a certificate and a few records.
 const SMALL_KIB: u32 = 64;
-/// How soon a status is there once it can be written; the next look at the power, which would be news, comes after a minute.
+/// How soon a status is there once it can be written; the next look at the power, which would be
+/// news, comes after a minute.
 const STATUS_LIMIT: Duration = Duration::from_secs(15);
 /// How soon a normal stop is over; a second of it is the BMC's.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -422,7 +424,8 @@ fn an_agent_out_of_file_descriptors_lives_and_goes_on_when_there_are_some() {
     site.write(NODE, &machine.spec(&site));
     let ramdisk = machine.boot(&site, 1);
 
-    // Each of these transfers has a socket and a file, and waits for an acknowledgement that never comes.
+    // Each of these transfers has a socket and a file, and waits for an acknowledgement that never
+    // comes.
     let clients: Vec<UdpSocket> =
         (0..60).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     for client in &clients {

@@ -61,7 +61,7 @@ fn a_second_agent_over_one_directory_touches_nothing_until_the_first_has_stopped
     let (ended, _) = first.terminate();
     assert!(ended.success());
     other.await_that("running", || mark(&site).is_some_and(|mark| mark.pid == second.id()));
-    // What it knows it has from the status file.
+    // It has all its knowledge from the status file.
     let installed = site.until(NODE, "polled again", |status| {
         status.phase == Phase::Deployed
             && status.ready

@@ -190,7 +190,7 @@ fn expected_network(label: DriveLabel) -> Value {
     }
 }
 
-/// What cloud-init's own code finds on the drive.
+/// The findings of cloud-init's own code on the drive.
 fn cloud_init(place: &Place) -> Value {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/testbed/integration/drive/cloud_init.py");
     let arguments = [script, place.text("image"), place.text(""), MAC];

@@ -1,4 +1,5 @@
-//! The image cache as administrators meet it: `hostler cache` in several processes, killed, on full disks and on decaying ones.
+//! The image cache as administrators meet it: `hostler cache` in several processes, killed, on full
+//! disks and on decaying ones.
 
 mod site;
 

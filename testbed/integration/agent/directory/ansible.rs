@@ -17,7 +17,8 @@ use crate::agent::{
     site::{Site, answer, hostler},
 };
 
-/// Runs `examples/ansible/site.yml`, which succeeds; answers with the number of tasks that changed something.
+/// Runs `examples/ansible/site.yml`, which succeeds; answers with the number of tasks that changed
+/// something.
 fn play(site: &Site, inventory: &Path, arguments: &[&str]) -> usize {
     let (success, text) = play_to_its_end(site, inventory, arguments);
     assert!(success, "{text}\n{}", site.log());

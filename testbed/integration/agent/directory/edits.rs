@@ -188,7 +188,8 @@ fn a_change_of_defaults_reaches_every_node_and_broken_defaults_none() {
     let _agent = site.start();
     let defaults = |serial: &str| {
         format!(
-            "redeploy = \"default\"\nroot_device.serial = {serial:?}\n[image]\nsource = \"i\"\nchecksum = \"sha256:{}\"\n",
+            "redeploy = \"default\"\nroot_device.serial = {serial:?}\n\
+             [image]\nsource = \"i\"\nchecksum = \"sha256:{}\"\n",
             "b".repeat(64)
         )
     };

@@ -11,7 +11,8 @@ use crate::agent::{
     site::{Site, Spec},
 };
 
-/// What git-sync keeps below its root: the repository, `.worktrees/<revision>`, and `current`, a relative link to one of them.
+/// The files that git-sync keeps below its root: the repository, `.worktrees/<revision>`, and
+/// `current`, a relative link to one of them.
 struct GitSync {
     origin: Repository,
     mirror: Repository,

@@ -15,7 +15,8 @@ use hostler::model::status::Phase;
 use super::{NO_RESCAN, is_effective, observed, shell};
 use crate::agent::site::{Agent, Site};
 
-/// Starts the agent as an administrator's unit does, as a user who may not read everything: root without root's powers over files.
+/// Starts the agent as an administrator's unit does, as a user who may not read everything: root
+/// without root's powers over files.
 fn start_without_powers(site: &Site) -> Agent {
     let run = site.hostler(&["run"]);
     let mut command = Command::new("setpriv");
@@ -71,7 +72,8 @@ fn hostile_entries_are_told_and_keep_nobody_waiting() {
         assert!(!status.spec_valid && status.message.contains(problem), "{}", status.message);
         assert!(status.message.len() < 1000, "{}", status.message);
     }
-    // Those that name no node have no status file: they are in the log, each line a line of its own.
+    // Those that name no node have no status file: they are in the log, each line a line of its
+    // own.
     let log = site.log();
     for named in ["K\u{fffd}ln.toml", r"for\nged.toml", "UPPER.toml", &"n".repeat(64)] {
         assert!(

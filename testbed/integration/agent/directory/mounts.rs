@@ -1,4 +1,5 @@
-//! Spec directories that are mounts: read-only ones, and ones that come later. Each agent has a mount namespace of its own.
+//! Spec directories that are mounts: read-only ones, and ones that come later. Each agent has a
+//! mount namespace of its own.
 
 use std::{fs, process::Command};
 

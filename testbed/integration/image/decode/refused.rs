@@ -1,4 +1,4 @@
-//! What cannot be written to a disk, or not without something else, is refused by its name.
+//! A file that cannot be written to a disk, or not without another one, is refused by its name.
 
 use hostler::model::spec::ImageFormat;
 

@@ -10,7 +10,8 @@ use super::{Fetch, digest, noise};
 
 const MIB: usize = 1 << 20;
 
-/// A web server in Python with chosen manners: it cuts the first answer in the middle, and then answers `Range` as told.
+/// A web server in Python with chosen manners: it cuts the first answer in the middle, and then
+/// answers `Range` as told.
 const SERVER: &str = include_str!("ranges.py");
 
 struct Server(Child, String);

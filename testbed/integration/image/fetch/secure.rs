@@ -17,7 +17,7 @@ use crate::ports;
 
 const PUBLISHED: &[u8] = b"the bytes of a disk";
 
-/// What this process is to fetch, if it was started by [`complaint`].
+/// The source that this process is to fetch, if it was started by [`complaint`].
 const SOURCE: &str = "HOSTLER_TEST_SOURCE";
 
 /// Fetches what the environment says; alone, a file.
@@ -31,7 +31,7 @@ async fn a_process_of_its_own_fetches() {
     }
 }
 
-/// What a process with this environment has to complain of a source; `None` when it has fetched it.
+/// The complaint of a process with this environment about a source; `None` when it has fetched it.
 fn complaint(source: &str, environment: &[(&str, &str)]) -> Option<String> {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "image::fetch::secure::a_process_of_its_own_fetches", "--nocapture"])
@@ -166,7 +166,8 @@ impl Tinyproxy {
         let (dir, address) = (TempDir::new().unwrap(), ports::free());
         let log = dir.path().join("log");
         let config = format!(
-            "Port {}\nListen 127.0.0.1\nTimeout 60\nMaxClients 20\nLogLevel Connect\nLogFile \"{}\"\n",
+            "Port {}\nListen 127.0.0.1\nTimeout 60\n\
+             MaxClients 20\nLogLevel Connect\nLogFile \"{}\"\n",
             address.port(),
             log.display()
         );
