@@ -250,12 +250,12 @@ fn a_boot_file_that_is_not_among_the_loaders_is_named_in_the_log_and_when_the_ti
     for _ in 0..3 {
         assert_eq!(site.fetch("lpxelinux.0"), None);
     }
-    let told = "127.0.0.1 asked 3 times for lpxelinux.0, which is not among the loaders";
+    let named = "127.0.0.1 asked 3 times for lpxelinux.0, which is not among the loaders";
     let status = ends_failed(&site, &machine, Step::Ramdisk, "RamdiskTimeout");
-    assert!(status.message.contains(told), "{}", status.message);
+    assert!(status.message.contains(named), "{}", status.message);
     assert_eq!(status.last_seen.unwrap().missing_loader.as_deref(), Some("lpxelinux.0"));
-    let told = " INFO a machine asks for a boot file that is not among the loaders";
-    assert!(site.log().contains(told), "{}", site.log());
+    let named = " INFO a machine asks for a boot file that is not among the loaders";
+    assert!(site.log().contains(named), "{}", site.log());
 }
 
 /// Invariant (netboot): A network interface in no spec is named at the nodes that wait, a few times
@@ -268,13 +268,13 @@ fn a_network_interface_that_no_spec_names_is_named_while_its_machine_is_waited_f
     site.write(NODE, &machine.spec(&site).with("timeouts.ramdisk", "5s"));
     site.until_phase(NODE, Phase::WaitingRamdisk);
     assert_eq!(site.fetch("pxelinux.cfg/01-52-54-00-00-09-09"), None);
-    let told = "52:54:00:00:09:09, which no spec names, asked for a boot menu";
-    let waiting = site.until(NODE, told, |status| status.message.contains(told));
+    let named = "52:54:00:00:09:09, which no spec names, asked for a boot menu";
+    let waiting = site.until(NODE, named, |status| status.message.contains(named));
     assert_eq!(waiting.phase, Phase::WaitingRamdisk);
-    let (_, story, _) = answer(&mut site.hostler(&["explain", NODE]));
-    assert!(story.contains("asked for by 52:54:00:00:09:09"), "{story}");
+    let (_, output, _) = answer(&mut site.hostler(&["explain", NODE]));
+    assert!(output.contains("asked for by 52:54:00:00:09:09"), "{output}");
     let status = ends_failed(&site, &machine, Step::Ramdisk, "RamdiskTimeout");
-    assert!(status.message.ends_with(told), "{}", status.message);
+    assert!(status.message.ends_with(named), "{}", status.message);
     assert!(status.last_error.unwrap().fault.hint.contains("correct boot.mac"));
 }
 

@@ -143,8 +143,8 @@ fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_nam
     let mut watched = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
     watched.find(|line| line.contains("edge-07 paused: ")).unwrap();
     site.write(NODE, &observed(&site, 1));
-    let told = site.path("nodes/_unwritten.status.toml");
-    site.await_that("told", || told.exists());
+    let unwritten = site.path("nodes/_unwritten.status.toml");
+    site.await_that("named", || unwritten.exists());
     let named = temporary(0).display().to_string();
     let (code, _, errors) = wait("paused");
     assert!(code == 4 && errors.contains(&named), "{code} {errors}");
@@ -157,7 +157,7 @@ fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_nam
 
     fs::remove_dir_all(temporary(3)).unwrap();
     site.until_phase(NODE, Phase::Unmanaged);
-    site.await_that("it is over", || !told.exists());
+    site.await_that("it is over", || !unwritten.exists());
     assert_eq!((wait("unmanaged").0, status().0), (0, 0));
     watched.find(|line| line.contains("edge-07 unmanaged: ")).unwrap();
     watch.kill().unwrap();

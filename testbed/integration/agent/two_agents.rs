@@ -107,7 +107,7 @@ fn an_agent_whose_mark_was_taken_over_stops_and_stands_by() {
     file.replace(&anothers(Some(jiff::Timestamp::now()))).unwrap();
     other.await_that("running", || other.log().contains("running"));
     assert!(mark(&site).is_some_and(|mark| mark.pid == second.id()));
-    // Whatever the first had begun is nobody's to finish without being asked.
+    // No agent finishes the first one's attempts without an order.
     let held = site.until(NODE, "held", |status| status.phase == Phase::Held);
     assert_eq!(held.installed, None);
     assert_eq!(machine.story(), DEPLOYED[..2]);
