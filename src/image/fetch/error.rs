@@ -113,7 +113,7 @@ pub enum FetchError {
         found: Digest,
         /// Text after `; `: the server's description of the file and its first bytes; empty for a
         /// local file.
-        came: String,
+        came: Box<str>,
     },
     /// It was cancelled, or stood still.
     #[error(transparent)]

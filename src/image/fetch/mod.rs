@@ -115,7 +115,7 @@ impl Sources {
             Ok(())
         } else {
             let place = Self::shown(source);
-            Err(FetchError::Checksum { place, wanted: wanted.clone(), found, came })
+            Err(FetchError::Checksum { place, wanted: wanted.clone(), found, came: came.into() })
         }
     }
 
