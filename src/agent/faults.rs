@@ -7,7 +7,7 @@ use crate::{
     image::{DecodeError, FetchError, ImageError},
     imaging::{DISK_HINT, ImagingError, LayoutError},
     ipmi::{self, IpmiError, IpmiErrorKind},
-    iscsi::ErrorKind,
+    iscsi::IscsiErrorKind,
     model::{
         fault::{Fault, RetryAdvice, Step},
         spec::NodeSpec,
@@ -431,25 +431,25 @@ pub(super) fn cancelled(step: Step) -> Fault {
     )
 }
 
-pub(super) fn iscsi_hint(kind: &ErrorKind) -> &'static str {
+pub(super) fn iscsi_hint(kind: &IscsiErrorKind) -> &'static str {
     match kind {
-        ErrorKind::Unreachable(_) => {
+        IscsiErrorKind::Unreachable(_) => {
             "look at the network between hostler and the machine, and at firewalls for TCP port 3260"
         }
-        ErrorKind::LoginRefused(_) => OTHER_MACHINE,
+        IscsiErrorKind::LoginRefused(_) => OTHER_MACHINE,
         _ => "look at the machine's console and the network to it",
     }
 }
 
-pub(super) fn iscsi_code(kind: &ErrorKind) -> &'static str {
+pub(super) fn iscsi_code(kind: &IscsiErrorKind) -> &'static str {
     match kind {
-        ErrorKind::Unreachable(_) => "TargetUnreachable",
-        ErrorKind::LoginRefused(_) => "LoginRefused",
-        ErrorKind::TargetGone(_) => "TargetGone",
-        ErrorKind::TimedOut(_) => "TargetSilent",
-        ErrorKind::Scsi(_) => "DiskError",
-        ErrorKind::NoDisk(_) => "TargetHasNoDisk",
-        ErrorKind::Digest(_) => "DigestMismatch",
+        IscsiErrorKind::Unreachable(_) => "TargetUnreachable",
+        IscsiErrorKind::LoginRefused(_) => "LoginRefused",
+        IscsiErrorKind::TargetGone(_) => "TargetGone",
+        IscsiErrorKind::TimedOut(_) => "TargetSilent",
+        IscsiErrorKind::Scsi(_) => "DiskError",
+        IscsiErrorKind::NoDisk(_) => "TargetHasNoDisk",
+        IscsiErrorKind::Digest(_) => "DigestMismatch",
         _ => "TargetBrokeProtocol",
     }
 }

@@ -168,15 +168,18 @@ impl Agent {
         let tftp = netboot::Server::bind(tftp_config(&config))
             .map_err(listen("TFTP listener", config.tftp.listen))?;
         let http =
-            netboot::http::Server::bind(config.http.listen, netboot::http::Limits::default())
+            netboot::http::Server::bind(config.http.listen, netboot::http::HttpLimits::default())
                 .await
                 .map_err(listen("HTTP listener", config.http.listen))?;
         let identity = callback::Identity::load_or_create(&config.state.dir)?;
         let pin = identity.pin().to_owned();
-        let mut callback =
-            callback::Server::bind(config.callback.listen, identity, callback::Limits::default())
-                .await
-                .map_err(listen("callback listener", config.callback.listen))?;
+        let mut callback = callback::Server::bind(
+            config.callback.listen,
+            identity,
+            callback::CallbackLimits::default(),
+        )
+        .await
+        .map_err(listen("callback listener", config.callback.listen))?;
         if let Some(ironic) = &config.ironic {
             callback
                 .bind_ironic(ironic.listen)

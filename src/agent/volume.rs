@@ -1,4 +1,4 @@
-//! A logical unit behind iSCSI as the disk the imaging pipeline writes to, and the way to it.
+//! Connects the imaging pipeline to a logical unit behind iSCSI.
 
 use std::{net::SocketAddr, ops::Range, sync::Arc};
 
@@ -7,11 +7,11 @@ use tracing::warn;
 
 use crate::{
     imaging::{Connector, Volume, VolumeError},
-    iscsi::{Chap, ErrorKind, IscsiError, Lun, Options, TargetAddress},
+    iscsi::{Chap, IscsiError, IscsiErrorKind, IscsiOptions, Lun, TargetAddress},
     lifecycle::Target,
 };
 
-/// The target a ramdisk has told us of.
+/// The target that a ramdisk has reported.
 #[derive(Debug)]
 pub(super) struct TargetDisk {
     address: TargetAddress,
@@ -39,7 +39,7 @@ impl Connector for TargetDisk {
     type Volume = Lun;
 
     async fn connect(&self) -> Result<Arc<Lun>, VolumeError> {
-        let lun = Lun::connect(&self.address, self.chap.as_ref(), &Options::default()).await;
+        let lun = Lun::connect(&self.address, self.chap.as_ref(), &IscsiOptions::default()).await;
         lun.map(Arc::new).map_err(|error| volume_error(&error))
     }
 
@@ -98,7 +98,8 @@ impl Volume for Lun {
     }
 }
 
-/// What one command may carry is for the target to say; some disk controllers take less than 256 KiB, which is less than a chunk.
+/// The ranges that one command can carry each: some disk controllers take less than 256 KiB, which
+/// is less than a chunk.
 fn pieces(bytes: usize, most: u32) -> impl Iterator<Item = Range<usize>> {
     let step = usize::try_from(most).unwrap_or(usize::MAX).max(1);
     (0..bytes).step_by(step).map(move |start| start..bytes.min(start.saturating_add(step)))
@@ -106,11 +107,11 @@ fn pieces(bytes: usize, most: u32) -> impl Iterator<Item = Range<usize>> {
 
 fn volume_error(error: &IscsiError) -> VolumeError {
     let reconnect = match &error.kind {
-        ErrorKind::Unreachable(_)
-        | ErrorKind::TargetGone(_)
-        | ErrorKind::TimedOut(_)
-        | ErrorKind::Digest(_) => true,
-        ErrorKind::LoginRefused(refusal) => refusal.may_pass(),
+        IscsiErrorKind::Unreachable(_)
+        | IscsiErrorKind::TargetGone(_)
+        | IscsiErrorKind::TimedOut(_)
+        | IscsiErrorKind::Digest(_) => true,
+        IscsiErrorKind::LoginRefused(refusal) => refusal.may_pass(),
         _ => false,
     };
     VolumeError {

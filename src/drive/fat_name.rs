@@ -1,4 +1,5 @@
-//! Names in a FAT directory: eight and three capitals, and records before them for a name that is more than that (specification §7).
+//! Names in a FAT directory: eight and three capitals, and records before them for a name that is
+//! more than that (specification §7).
 
 #![expect(clippy::cast_possible_truncation, reason = "a name has 20 records at most")]
 
@@ -31,7 +32,8 @@ pub(super) struct Names<'a> {
 }
 
 impl<'a> Names<'a> {
-    /// Gives a name in a directory its records. Fails if FAT cannot have it, or has it already but for its capitals.
+    /// Gives a name in a directory its records. Fails if FAT cannot have it, or has it already but
+    /// for its capitals.
     pub(super) fn take(&mut self, folder: &'a str, name: &str) -> io::Result<Name> {
         let is_bad = |c: char| c < ' ' || r#""*/:<>?\|"#.contains(c);
         let long: Vec<u16> = name.encode_utf16().collect();

@@ -1,7 +1,7 @@
 //! ISO 9660 file systems (ECMA-119) with Joliet names, of a few files in directories of one sector.
 //!
-//! Called for config drives. The plain tree has the names in the standard's capitals, the Joliet tree as they are; both share the files'
-//! sectors. Nothing of the moment gets in.
+//! Called for config drives. The plain tree has the names in the standard's capitals, the Joliet
+//! tree as they are; both share the files' sectors. Nothing of the moment gets in.
 
 #![expect(clippy::cast_possible_truncation, reason = "a handful of short names and two MiB")]
 
@@ -13,19 +13,21 @@ use super::{DriveFile, split};
 
 /// Bytes of a sector (ECMA-119 §6.1.2); no disk with larger blocks can be mounted.
 pub(super) const SECTOR_BYTES: u32 = 2048;
-/// What the standard leaves to the system (§6.2.1), in sectors.
+/// Sectors that the standard leaves to the system (§6.2.1).
 const SYSTEM_SECTORS: u32 = 16;
 /// Both descriptors, and the one that ends their list (§8).
 const DESCRIPTORS: u32 = 3;
 /// Both trees' path tables, in either byte order.
 const PATH_TABLES: u32 = 4;
-/// What a record in a directory has before the name, in bytes (§9.1).
+/// Bytes of a directory record before the name (§9.1).
 const RECORD_BYTES: usize = 33;
 
-/// When every file was written, as directories say it (§9.1.5): FAT's first day, like on the other kind of drive.
+/// When every file was written, as directories say it (§9.1.5): FAT's first day, like on the other
+/// kind of drive.
 const RECORDED: [u8; 7] = [80, 1, 1, 0, 0, 0, 0];
 
-/// A file system of `files`, whose paths have at most two directories. `seed` becomes the time that Linux makes its UUID of.
+/// A file system of `files`, whose paths have at most two directories. `seed` becomes the time that
+/// Linux makes its UUID of.
 pub(super) fn make(label: &str, seed: u128, files: &[DriveFile<'_>]) -> Bytes {
     let plan = Plan::of(files);
     let mut image = vec![0; (SYSTEM_SECTORS * SECTOR_BYTES) as usize];
@@ -56,7 +58,7 @@ enum Tree {
     Joliet,
 }
 
-/// What stands where.
+/// The place of every file and directory.
 struct Plan<'a> {
     /// Paths of all directories, each after its parent; the root's is empty.
     folders: Vec<&'a str>,

@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use super::{
     Connector, Geometry, ImagingError, Volume,
-    disk::Disk,
+    disk::ConnectedDisk,
     in_flight::InFlight,
     reader::{BUFFERS, CHUNK_BYTES},
     scale_up::{ScaleAdvice, ScaleUp},
@@ -43,17 +43,18 @@ pub(super) fn is_busy(in_flight: &InFlight) -> bool {
 }
 
 /// A connection under construction.
-type Opening<'a, V> = Pin<Box<dyn Future<Output = Result<Disk<V>, ImagingError>> + Send + 'a>>;
+type Opening<'a, V> =
+    Pin<Box<dyn Future<Output = Result<ConnectedDisk<V>, ImagingError>> + Send + 'a>>;
 
 /// Connections to one disk, numbered from 0 on.
 pub(super) struct ConnectionPool<'a, C: Connector> {
     connector: &'a C,
-    first: Disk<C::Volume>,
-    more: Vec<Disk<C::Volume>>,
+    first: ConnectedDisk<C::Volume>,
+    more: Vec<ConnectedDisk<C::Volume>>,
     opening: Option<Opening<'a, C::Volume>>,
     /// Gets no more commands, and is closed when it has none. Its number follows those of the
     /// others.
-    retiring: Option<Disk<C::Volume>>,
+    retiring: Option<ConnectedDisk<C::Volume>>,
     /// Bytes moved on closed connections.
     closed_moved_bytes: u64,
 }
@@ -61,14 +62,14 @@ pub(super) struct ConnectionPool<'a, C: Connector> {
 /// A change of the pool between the ends of commands.
 pub(super) enum PoolUpdate<V> {
     /// The new connection is open, or failed.
-    Opened(Result<Disk<V>, ImagingError>),
+    Opened(Result<ConnectedDisk<V>, ImagingError>),
     /// The disk has moved bytes.
     Moved,
 }
 
 impl<'a, C: Connector> ConnectionPool<'a, C> {
     /// A pool of one open connection.
-    pub(super) fn new(connector: &'a C, first: Disk<C::Volume>) -> Self {
+    pub(super) fn new(connector: &'a C, first: ConnectedDisk<C::Volume>) -> Self {
         Self {
             connector,
             first,
@@ -93,12 +94,12 @@ impl<'a, C: Connector> ConnectionPool<'a, C> {
     /// The connection for commands that are not spread. A flush on it covers writes acknowledged on
     /// any connection: the cache is the logical unit's, and SYNCHRONIZE CACHE names its blocks, not
     /// their writer (SBC-3).
-    pub(super) fn first(&self) -> &Disk<C::Volume> {
+    pub(super) fn first(&self) -> &ConnectedDisk<C::Volume> {
         &self.first
     }
 
     /// The connection with the least load, and its number.
-    pub(super) fn freest(&self, in_flight: &InFlight) -> (usize, Disk<C::Volume>) {
+    pub(super) fn freest(&self, in_flight: &InFlight) -> (usize, ConnectedDisk<C::Volume>) {
         let connections = [&self.first].into_iter().chain(&self.more).enumerate();
         let freest = connections.min_by_key(|(number, _)| in_flight.load(*number));
         freest.map_or_else(|| (0, self.first.clone()), |(number, disk)| (number, disk.clone()))
@@ -157,7 +158,7 @@ impl<'a, C: Connector> ConnectionPool<'a, C> {
     /// Adds the connection of [`PoolUpdate::Opened`].
     pub(super) fn take(
         &mut self,
-        opened: Result<Disk<C::Volume>, ImagingError>,
+        opened: Result<ConnectedDisk<C::Volume>, ImagingError>,
         scale_up: &mut ScaleUp,
     ) {
         match opened {
@@ -193,15 +194,19 @@ impl<'a, C: Connector> ConnectionPool<'a, C> {
     }
 }
 
-fn moved_bytes<V: Volume>(first: &Disk<V>, more: &[Disk<V>], retiring: Option<&Disk<V>>) -> u64 {
-    [first].into_iter().chain(more).chain(retiring).map(Disk::moved_bytes).sum()
+fn moved_bytes<V: Volume>(
+    first: &ConnectedDisk<V>,
+    more: &[ConnectedDisk<V>],
+    retiring: Option<&ConnectedDisk<V>>,
+) -> u64 {
+    [first].into_iter().chain(more).chain(retiring).map(ConnectedDisk::moved_bytes).sum()
 }
 
 /// Connects to the disk that had this geometry, and refuses any other.
 async fn connect_again<C: Connector>(
     connector: &C,
     had: Geometry,
-) -> Result<Disk<C::Volume>, ImagingError> {
+) -> Result<ConnectedDisk<C::Volume>, ImagingError> {
     let disk = connect(connector).await?;
     let has = disk.geometry();
     if had == has {
@@ -212,11 +217,13 @@ async fn connect_again<C: Connector>(
 }
 
 /// Connects once, and refuses a disk with blocks that nobody can work with.
-pub(super) async fn connect<C: Connector>(connector: &C) -> Result<Disk<C::Volume>, ImagingError> {
+pub(super) async fn connect<C: Connector>(
+    connector: &C,
+) -> Result<ConnectedDisk<C::Volume>, ImagingError> {
     // On the heap: a login with all its buffers is in every future that may connect.
     let connected = Box::pin(connector.connect()).await;
     let volume = connected.map_err(ImagingError::Connection)?;
-    match Disk::of(volume.clone()) {
+    match ConnectedDisk::of(volume.clone()) {
         Ok(disk) => Ok(disk),
         Err(error) => {
             connector.close(volume).await;

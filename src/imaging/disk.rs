@@ -19,18 +19,18 @@ const BLOCK_BYTES_MAX: u32 = 64 << 10;
 
 /// A connected disk. Clones share the connection.
 #[derive(Debug)]
-pub(super) struct Disk<V> {
+pub(super) struct ConnectedDisk<V> {
     volume: Arc<V>,
     geometry: Geometry,
 }
 
-impl<V> Clone for Disk<V> {
+impl<V> Clone for ConnectedDisk<V> {
     fn clone(&self) -> Self {
         Self { volume: Arc::clone(&self.volume), ..*self }
     }
 }
 
-impl<V: Volume> Disk<V> {
+impl<V: Volume> ConnectedDisk<V> {
     pub(super) fn of(volume: Arc<V>) -> Result<Self, ImagingError> {
         let block_bytes = volume.block_bytes();
         if !block_bytes.is_power_of_two()

@@ -9,8 +9,8 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::{
-    Connector, Geometry, ImagingError, ImagingOrder, Written, connection_pool::connect, disk::Disk,
-    thresholds::WriteThresholds, write::write,
+    Connector, Geometry, ImagingError, ImagingOrder, Written, connection_pool::connect,
+    disk::ConnectedDisk, thresholds::WriteThresholds, write::write,
 };
 use crate::progress::{Cancel, Meter, stopped};
 
@@ -26,7 +26,7 @@ const OPEN_PAUSE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct OpenedDisk<'a, C: Connector> {
     connector: &'a C,
-    disk: Disk<C::Volume>,
+    disk: ConnectedDisk<C::Volume>,
 }
 
 /// Connects to a disk, with a few tries. Cancel by `cancel`, or drop the future.

@@ -11,7 +11,7 @@ use tracing::warn;
 use super::{
     Connector, DISK_HINT, Geometry, ImagingError, VolumeError,
     connection_pool::{CLOSE_MAX, ConnectionPool},
-    disk::Disk,
+    disk::ConnectedDisk,
     in_flight::{InFlight, watched},
     step::ImagingStep,
 };
@@ -39,8 +39,10 @@ pub(super) struct ReconnectingWriter<'a, C: Connector> {
     reached: Option<ImagingStep>,
     /// The first failure since then.
     broken: Option<Broken>,
-    /// The pauses since then.
+    /// Pauses from then on, and the one before the next try.
     backoff: Backoff,
+    pause: Duration,
+    /// Pauses after a step that was reached for the first time.
     pauses: Backoff,
 }
 
@@ -55,7 +57,7 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
     /// Begins with the connection that the disk was opened with.
     pub(super) fn new(
         connector: &'a C,
-        disk: Disk<C::Volume>,
+        disk: ConnectedDisk<C::Volume>,
         watch: &'a Watch<'a>,
         pauses: Backoff,
     ) -> Self {
@@ -68,6 +70,7 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
             reached: None,
             broken: None,
             backoff: pauses,
+            pause: Duration::ZERO,
             pauses,
         }
     }
@@ -83,9 +86,8 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
 
     async fn connect(&mut self) -> Result<ConnectionPool<'a, C>, ImagingError> {
         loop {
-            let pause = self.backoff.next_pause();
             watched(self.watch, async {
-                sleep(pause).await;
+                sleep(self.pause).await;
                 Ok(())
             })
             .await?;
@@ -134,8 +136,9 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
         {
             return Err(self.lost_by(error));
         }
-        let reconnects = self.reconnects;
-        warn!(%error, reconnects, "no connection to the disk; connecting again");
+        self.pause = self.backoff.next_pause();
+        let (reconnects, pause) = (self.reconnects, self.pause);
+        warn!(%error, reconnects, ?pause, "no connection to the disk; connecting again");
         self.broken.get_or_insert(Broken { since, cause: error });
         Ok(())
     }

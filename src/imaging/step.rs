@@ -3,7 +3,7 @@
 //! Advanced by the write, compared by the reconnecting writer. A step is reached only when
 //! everything before it is flushed.
 
-/// How far the disk is for certain: everything before is done and flushed.
+/// The last step that is certain: everything before it is done and flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ImagingStep {
     /// Untouched.

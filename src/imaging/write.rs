@@ -12,7 +12,7 @@ use super::{
     Connector, ImagingError, Layout, Volume,
     connection_pool::{ConnectionPool, PoolUpdate, is_busy},
     digests::{Digests, digest_of},
-    disk::Disk,
+    disk::ConnectedDisk,
     in_flight::{Completed, InFlight, watched},
     least_rate::{LeastRate, Pass, RateWatch},
     plan::Plan,
@@ -70,7 +70,7 @@ pub struct Written {
 /// Writes a layout to an opened disk, as [`super::OpenedDisk::write`] describes.
 pub(super) async fn write<C: Connector>(
     connector: &C,
-    disk: Disk<C::Volume>,
+    disk: ConnectedDisk<C::Volume>,
     thresholds: WriteThresholds,
     order: &ImagingOrder,
     meter: &Meter,
@@ -196,7 +196,7 @@ impl<'a> Writing<'a> {
     /// Writes one end of the disk as a whole and flushes.
     async fn edge<V: Volume>(
         &mut self,
-        disk: &Disk<V>,
+        disk: &ConnectedDisk<V>,
         in_flight: &mut InFlight,
         edge: Range<u64>,
     ) -> Result<(), ImagingError> {

@@ -1,41 +1,45 @@
 //! The initiator's settings for one target: identity, digests, time limits, queue depth.
 //!
-//! Given by the caller of [`super::Lun::connect`]. The defaults suit a ramdisk's target on a quiet network.
+//! Given by the caller of [`super::Lun::connect`]. The defaults suit a ramdisk's target on a quiet
+//! network.
 
 use std::time::Duration;
 
 use super::zeroing::Zeroing;
 
-/// How to treat a target: who we are, what is checked, how long each exchange may take.
+/// Identity, checks and time limits for one target.
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// Our own iSCSI name. Default `iqn.2026-01.hostler:agent`.
+pub struct IscsiOptions {
+    /// The initiator's iSCSI name. Default `iqn.2026-01.hostler:agent`.
     pub initiator_iqn: String,
-    /// Insist on CRC32C over headers. Default false: TCP's checksum and the image's digest are enough on a quiet network.
+    /// Insist on CRC32C over headers. Default false: TCP's checksum and the image's digest are
+    /// enough on a quiet network.
     pub header_digest: bool,
     /// Insist on CRC32C over data. Default false.
     pub data_digest: bool,
     /// Limit for the TCP connection. Default 5 s.
     pub connect_timeout: Duration,
-    /// Limit for the whole login with all its rounds. Default 15 s: a ramdisk's target may be busy starting.
+    /// Limit for the whole login with all its rounds. Default 15 s: a ramdisk's target may be busy
+    /// starting.
     pub login_timeout: Duration,
-    /// Limit for one command, from its slot in the queue to its status. Default 30 s, as Linux gives a SCSI disk.
+    /// Limit for one command, from its slot in the queue to its status. Default 30 s, as Linux
+    /// gives a SCSI disk.
     pub command_timeout: Duration,
     /// Limit for a flush or a zeroing, which may take a slow disk long. Default 120 s.
     pub flush_timeout: Duration,
     /// Limit for each step of a logout. Default 5 s.
     pub logout_timeout: Duration,
-    /// How often the target must be heard from: after one to two intervals of silence it is asked for a sign of life, after five
-    /// it is given up. At least 100 ms. Default 5 s.
+    /// Keepalive interval: after one to two intervals of silence the initiator sends a NOP-Out,
+    /// after five the session ends. At least 100 ms. Default 5 s.
     pub keepalive: Duration,
     /// Commands in flight at most, 1 to 1024; the target's window may allow fewer. Default 32.
     pub queue_depth: u16,
-    /// How zeros are written. Default `None`: by the cheapest way that is certain on this target. A way that is not certain there, or
-    /// that the target refuses, is not taken whoever insists.
+    /// The way zeros are written. By default (`None`) the cheapest that is certain on this target.
+    /// The initiator never takes a way that is not certain there or that the target refuses.
     pub zeroing: Option<Zeroing>,
 }
 
-impl Default for Options {
+impl Default for IscsiOptions {
     fn default() -> Self {
         Self {
             initiator_iqn: "iqn.2026-01.hostler:agent".to_owned(),

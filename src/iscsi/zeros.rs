@@ -1,7 +1,8 @@
-//! Zeros: how a range of a disk comes to read as zeros with certainty, whatever it held before, and as cheaply as the target allows.
+//! Zeroes a range of a disk with certainty, as cheaply as the target allows.
 //!
-//! Part of the disk; called by the imaging for what an image leaves empty. Every way ends in commands after whose GOOD the SCSI
-//! standards leave the range no other content; where a target's word is not enough, zeros are sent.
+//! Part of the disk; called by the imaging for what an image leaves empty. Every way ends in
+//! commands after whose GOOD the SCSI standards leave the range no other content; where a target's
+//! word is not enough, zeros are sent.
 
 use std::{sync::PoisonError, time::Instant};
 
@@ -10,44 +11,44 @@ use tokio::task::JoinSet;
 
 use super::{
     disk::{Lun, zeros},
-    error::{ErrorKind, IscsiError},
+    error::{IscsiError, IscsiErrorKind},
     scsi,
     task::Data,
-    zeroing::{Choice, Zeroing},
+    zeroing::{Zeroing, ZeroingChoice},
 };
 use crate::model::size::show_bytes;
 
 /// The most one unmapping WRITE SAME covers where the target gives no limit; it only changes a map.
 const UNMAP_BYTES_MAX: u64 = 256 << 20;
-/// The most one WRITE SAME writes where the target gives no limit: a quarter of a second of a slow disk, so that a logout need not
-/// wait long.
+/// The most one WRITE SAME writes where the target gives no limit: a quarter of a second of a slow
+/// disk, so that a logout need not wait long.
 const SAME_BYTES_MAX: u64 = 32 << 20;
-/// What one write of zeros carries at most, and each command of the trial.
+/// Most bytes of one write of zeros, and of each command of the trial.
 const COMMAND_BYTES_MAX: u64 = 1 << 20;
 /// Writes of zeros one call has under way; the connection bounds them all.
 const WRITES_MAX: usize = 8;
 
 impl Lun {
-    /// Makes `bytes` at `offset` read as zeros with certainty, by the cheapest way the target has; both must be multiples of a block.
-    /// A call that was cancelled may have zeroed any part.
+    /// Makes `bytes` at `offset` read as zeros with certainty, by the cheapest way the target has;
+    /// both must be multiples of a block. A call that was cancelled may have zeroed any part.
     pub async fn write_zeros(&self, offset: u64, bytes: u64) -> Result<(), IscsiError> {
         let mut done = 0;
         while done < bytes {
             let (at, left) = (offset + done, bytes - done);
             done += match self.choice() {
-                Choice::Settled(Zeroing::Write) => self.send_zeros(at, left).await?,
-                Choice::Settled(way) => self.settled(way, at, left).await?,
-                Choice::Open(trial) => self.try_out(trial.next(), at, left).await?,
+                ZeroingChoice::Settled(Zeroing::Write) => self.send_zeros(at, left).await?,
+                ZeroingChoice::Settled(way) => self.settled(way, at, left).await?,
+                ZeroingChoice::Open(trial) => self.try_out(trial.next(), at, left).await?,
             };
         }
         Ok(())
     }
 
-    fn choice(&self) -> Choice {
+    fn choice(&self) -> ZeroingChoice {
         *self.inner.zeroing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn choose(&self, choice: impl FnOnce(&mut Choice)) {
+    fn choose(&self, choice: impl FnOnce(&mut ZeroingChoice)) {
         choice(&mut self.inner.zeroing.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -56,9 +57,10 @@ impl Lun {
         let bytes = left.min(self.same_bytes_max(way));
         match self.write_same(at, bytes, way).await {
             // Whatever is wrong with the disk itself, a write will show.
-            Err(IscsiError { kind: ErrorKind::Scsi(failure), .. }) => {
-                tracing::debug!(target_iqn = %self.inner.target, ?way, %failure, "refused, another way from now on");
-                self.choose(|choice| *choice = Choice::without(way));
+            Err(IscsiError { kind: IscsiErrorKind::Scsi(failure), .. }) => {
+                let target_iqn = &self.inner.target;
+                tracing::debug!(%target_iqn, ?way, %failure, "refused, another way from now on");
+                self.choose(|choice| *choice = ZeroingChoice::without(way));
                 Ok(0)
             }
             result => result.map(|()| bytes),
@@ -75,11 +77,12 @@ impl Lun {
         };
         self.choose(|choice| {
             if done > 0
-                && let Choice::Open(trial) = choice
+                && let ZeroingChoice::Open(trial) = choice
                 && let Some(quicker) = trial.add(way, done, began.elapsed())
             {
-                tracing::debug!(target_iqn = %self.inner.target, ?quicker, ?trial, "how zeros are written");
-                *choice = Choice::Settled(quicker);
+                let target_iqn = &self.inner.target;
+                tracing::debug!(%target_iqn, ?quicker, ?trial, "how zeros are written");
+                *choice = ZeroingChoice::Settled(quicker);
             }
         });
         Ok(done)
@@ -101,7 +104,7 @@ impl Lun {
         Ok(bytes)
     }
 
-    /// What one write of zeros carries.
+    /// Bytes of one write of zeros.
     fn command_bytes(&self) -> u64 {
         COMMAND_BYTES_MAX.min(self.max_transfer_bytes().into())
     }

@@ -1,17 +1,19 @@
-//! hostler's side of the contest: what the agent does with an image and a machine's disk, without the machine.
+//! hostler's side of the contest: what the agent does with an image and a machine's disk, without
+//! the machine.
 
 use std::{fs::File, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 use hostler::{
-    image::{Limits, decode},
+    image::{DecodeLimits, decode},
     imaging::{self, Connector, ImageFile, ImagingOrder, Layout, LeastRate, VolumeError},
-    iscsi::{Lun, Options, TargetAddress},
+    iscsi::{Lun, IscsiOptions, TargetAddress},
     model::spec::{ImageFormat, Verify},
     progress::Meter,
 };
 use tokio::sync::watch;
 
-/// Writes each image to its disk, all at once: `IMAGE PORTAL IQN/LUN` three by three. Nothing is read back: no peer does that.
+/// Writes each image to its disk, all at once: `IMAGE PORTAL IQN/LUN` three by three. Nothing is
+/// read back: no peer does that.
 pub(crate) fn write(disks: &[String]) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -48,7 +50,7 @@ fn raw(path: &Path) -> ImageFile {
     let mut file = File::open(path).unwrap();
     if path.extension().is_none_or(|extension| extension != "raw") {
         let into = tempfile::tempfile().unwrap();
-        let mut limits = Limits {
+        let mut limits = DecodeLimits {
             raw_bytes_max: u64::MAX,
             progress: &mut |_| ControlFlow::Continue(()),
             scratch: &tempfile::tempfile,
@@ -66,7 +68,7 @@ impl Connector for Target {
     type Volume = Lun;
 
     async fn connect(&self) -> Result<Arc<Lun>, VolumeError> {
-        let connected = Lun::connect(&self.0, None, &Options::default()).await;
+        let connected = Lun::connect(&self.0, None, &IscsiOptions::default()).await;
         connected.map(Arc::new).map_err(|error| VolumeError {
             code: "Connect",
             hint: "",

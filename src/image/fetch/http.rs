@@ -1,6 +1,7 @@
 //! A web server's file as a source of images: downloads it, over as many connections as it takes.
 //!
-//! Called through [`super::source`] with a source that is a URL. It must never go on for ever: what breaks is mended only as long as bytes keep coming.
+//! Called through [`super::source`] with a source that is a URL. It must never go on for ever: what
+//! breaks is mended only as long as bytes keep coming.
 
 use std::{
     fs::File,
@@ -22,18 +23,19 @@ use crate::{
     progress::Watch,
 };
 
-/// How many bytes of what a server sent are shown, as text or in hex.
+/// Bytes of a server's answer that are shown, as text or in hex.
 const SHOWN_BYTES: usize = 60;
 const SHOWN_BINARY_BYTES: usize = 8;
 
 /// Connections in a row that may break without having brought anything.
 const FRUITLESS_MAX: u32 = 8;
 
-/// What a connection has to bring further than any before, so that another one is worth it.
+/// Bytes that a connection must bring beyond all before it, so that another one is worth a try.
 const FRUIT_BYTES_MIN: u64 = 64 << 10;
 
-/// Connections that may fall silent, one after the other, within the limit on standing still: a server that was switched off does not
-/// say so, and another connection finds it when it is back. The first byte of an answer may take all of the limit.
+/// Connections that may fall silent, one after the other, within the limit on standing still: a
+/// server that was switched off does not say so, and another connection finds it when it is back.
+/// The first byte of an answer may take all of the limit.
 const SILENT_CONNECTIONS: u32 = 3;
 
 /// The pause before the second connection without fruit; doubled before each further one.
@@ -84,7 +86,8 @@ impl HttpFile {
         }
     }
 
-    /// Downloads the file, and once more from the first byte if a download in pieces has the wrong digest.
+    /// Downloads the file, and once more from the first byte if a download in pieces has the wrong
+    /// digest.
     pub(super) async fn fetch(
         &self,
         order: &FetchOrder<'_>,
@@ -130,7 +133,7 @@ fn beginning(file: &File) -> String {
     if hex.is_empty() { "nothing".to_owned() } else { hex }
 }
 
-/// How a file came.
+/// The origin of the bytes in a sink.
 #[derive(Debug)]
 struct Came {
     /// Whether it came in several pieces, which may not be of the same version of the file.
@@ -141,8 +144,8 @@ struct Came {
 
 /// Fills the sink from a web server.
 ///
-/// The first `known_bytes` of the sink's file count as the beginning of the published file. Only a download that
-/// did not come in pieces is certain not to use them.
+/// The first `known_bytes` of the sink's file count as the beginning of the published file. Only a
+/// download that did not come in pieces is certain not to use them.
 async fn download(
     web: &Web,
     known_bytes: u64,
@@ -199,7 +202,7 @@ struct Download<'a> {
     version: Option<reqwest::header::HeaderValue>,
     total_bytes: Option<u64>,
     has_begun: bool,
-    /// How what is in the sink came.
+    /// The origin of the bytes in the sink.
     came: Came,
     /// Whether the rest of a beginning is asked for; else the whole file.
     is_beginning_kept: bool,
@@ -244,8 +247,8 @@ impl Download<'_> {
         self.receive(answer, sink, watch).await
     }
 
-    /// Asks for what is missing. Where the server does not know how to send that, or does not answer, asks for the whole file; the
-    /// beginning is kept until that comes.
+    /// Asks for what is missing. Where the server does not know how to send that, or does not
+    /// answer, asks for the whole file; the beginning is kept until that comes.
     async fn ask(&self, from: u64, watch: &Watch<'_>) -> Result<Answer, FetchError> {
         if from > 0 && self.is_beginning_kept {
             let asking = self.web.get(from, self.version.as_ref());
@@ -262,7 +265,8 @@ impl Download<'_> {
         watch.step(self.web.get(0, None)).await?
     }
 
-    /// From now on asks for the whole file. `false`: that is no other request than the last one was.
+    /// From now on asks for the whole file. `false`: that is no other request than the last one
+    /// was.
     fn give_beginning_up(&mut self, sink: &Sink) -> bool {
         let is_other = sink.bytes() > 0 && self.is_beginning_kept;
         self.is_beginning_kept = false;
@@ -312,7 +316,7 @@ impl Download<'_> {
     }
 }
 
-/// How long a connection may be silent before another one is tried.
+/// Time for which a connection may be silent before another one is tried.
 fn patience(watch: &Watch<'_>) -> Duration {
     watch.stall / SILENT_CONNECTIONS
 }

@@ -104,7 +104,8 @@ impl<'a> LocalFile<'a> {
         .await
     }
 
-    /// Opens the file on a thread that may hang with the file system, and returns it with its size in bytes.
+    /// Opens the file on a thread that may hang with the file system, and returns it with its size
+    /// in bytes.
     async fn open(&self, watch: &Watch<'_>) -> Result<(File, u64), FetchError> {
         let (directories, path) = (self.directories.clone(), self.path.to_owned());
         blocking(self.path, watch, move || {
@@ -129,7 +130,8 @@ fn unreadable(path: impl AsRef<Path>, source: io::Error) -> FetchError {
     FetchError::File { path: path.as_ref().to_owned(), source }
 }
 
-/// The reading thread's work: until the end of the file as it was when it was opened, or until nobody listens.
+/// The reading thread's work: until the end of the file as it was when it was opened, or until
+/// nobody listens.
 fn read(file: &File, bytes: u64, pieces: &mpsc::Sender<Piece>) -> io::Result<()> {
     let mut at = 0;
     while at < bytes {
@@ -154,7 +156,8 @@ fn read(file: &File, bytes: u64, pieces: &mpsc::Sender<Piece>) -> io::Result<()>
     Ok(())
 }
 
-/// Where the next data begins and ends, at or after `at`; everything is data where the file system knows no holes.
+/// Begin and end of the next data at or after `at`; everything is data where the file system knows
+/// no holes.
 fn next_data(file: &File, at: u64, bytes: u64) -> io::Result<(u64, u64)> {
     let begin = match rustix::fs::seek(file, SeekFrom::Data(at)) {
         Ok(begin) => begin,

@@ -1,7 +1,8 @@
 //! Fetches an image as published, from a local file or a web server, and compares its checksum.
 //!
-//! Called by the library with an open file of its own to fill. A place that files come from is one value of
-//! [`source::ImageSource`]. This module must never report a file whose digest it has not compared.
+//! Called by the library with an open file of its own to fill. A place that files come from is one
+//! value of [`source::ImageSource`]. This module must never report a file whose digest it has not
+//! compared.
 
 mod error;
 mod hash;
@@ -27,8 +28,9 @@ const LIST_BYTES_MAX: usize = 1 << 20;
 
 /// Fetches from directories and web servers.
 ///
-/// Over https the system's certificate authorities are trusted, or those in `SSL_CERT_FILE` and `SSL_CERT_DIR`;
-/// the variables `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` are honoured.
+/// Over https the system's certificate authorities are trusted, or those in `SSL_CERT_FILE` and
+/// `SSL_CERT_DIR`; the variables `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` are
+/// honoured.
 #[derive(Clone, Debug)]
 pub struct Sources {
     directories: Directories,
@@ -37,7 +39,8 @@ pub struct Sources {
 /// The file that a fetch fills, and its limits.
 #[derive(Clone, Copy, Debug)]
 struct FetchOrder<'a> {
-    /// The digest that the spec wants. A source may fetch again from the first byte if it does not match.
+    /// The digest that the spec wants. A source may fetch again from the first byte if it does not
+    /// match.
     wanted: &'a Digest,
     into: &'a Arc<File>,
     /// Bytes that `into` holds from an earlier fetch. The source hands them to the sink first.
@@ -49,8 +52,8 @@ struct FetchOrder<'a> {
 #[derive(Debug)]
 struct Fetched {
     digest: Digest,
-    /// Text after `; ` for the message about a wrong digest: the server's description of what it sent. Empty for a
-    /// local file.
+    /// Text after `; ` for the message about a wrong digest: the server's description of what it
+    /// sent. Empty for a local file.
     came: String,
 }
 
@@ -60,7 +63,8 @@ impl Sources {
         Self { directories }
     }
 
-    /// The text to show and log for a source: a URL loses its credentials and query, and a malformed URL is not shown.
+    /// The text to show and log for a source: a URL loses its credentials and query, and a
+    /// malformed URL is not shown.
     pub fn shown(source: &str) -> String {
         ImageSource::shown_text(source)
     }
@@ -75,18 +79,20 @@ impl Sources {
         local::LocalFile::new(&self.directories, path).open_limited(bytes_max, watch).await
     }
 
-    /// Size of a source in bytes, without the holes of a local file; `None` when its server does not say.
+    /// Size of a source in bytes, without the holes of a local file; `None` when its server does
+    /// not say.
     pub async fn size(&self, source: &str, watch: &Watch<'_>) -> Result<Option<u64>, FetchError> {
         ImageSource::parse(source, &self.directories)?.size(watch).await
     }
 
     /// Fills `into` with the file as published and compares its digest.
     ///
-    /// The bytes that `into` already holds count as the beginning of the file if the source can send the rest
-    /// alone. The result is as sparse as possible, and not synced. No write makes it larger than `bytes_max`.
+    /// The bytes that `into` already holds count as the beginning of the file if the source can
+    /// send the rest alone. The result is as sparse as possible, and not synced. No write makes it
+    /// larger than `bytes_max`.
     ///
-    /// After an error, another call may resume from what `into` holds; after a wrong checksum its content is
-    /// worthless.
+    /// After an error, another call may resume from what `into` holds; after a wrong checksum its
+    /// content is worthless.
     pub async fn fetch(
         &self,
         source: &str,

@@ -1,8 +1,9 @@
 //! The places that an image or a file of checksums can come from, as one enum.
 //!
-//! Called by [`super::Sources`]. A new place, such as a registry, is one file with the same methods as
-//! [`LocalFile`] and [`HttpFile`], one variant here and one line in [`ImageSource::parse`]. The identity of an
-//! image never depends on its place: the cache's name is the digest, and fetches are shared by digest and source.
+//! Called by [`super::Sources`]. A new place, such as a registry, is one file with the same methods
+//! as [`LocalFile`] and [`HttpFile`], one variant here and one line in [`ImageSource::parse`]. The
+//! identity of an image never depends on its place: the cache's name is the digest, and fetches are
+//! shared by digest and source.
 
 use super::{FetchError, FetchOrder, Fetched, http::HttpFile, local::LocalFile, sink::Sink, web};
 use crate::{image::directories::Directories, progress::Watch};

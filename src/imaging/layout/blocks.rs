@@ -11,7 +11,7 @@ pub(super) const BLOCK_BYTES: [u32; 2] = [512, 4096];
 /// Enough of a partition for the first superblock of any usual file system.
 const HEAD_BYTES: usize = 66 << 10;
 
-/// What stands at a fixed place of what partitions begin with.
+/// Signatures at fixed offsets of partitions.
 const SIGNATURES: [(usize, &[u8]); 13] = [
     // FAT, NTFS, exFAT, and an extended partition's table.
     (510, b"\x55\xaa"),
@@ -31,7 +31,7 @@ const SIGNATURES: [(usize, &[u8]); 13] = [
     (0, b"-rom1fs-"),
 ];
 
-/// What is found where a partition would begin.
+/// The bytes at a presumed begin of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Found {
     Nothing,

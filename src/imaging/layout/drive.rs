@@ -1,4 +1,4 @@
-//! Where the config drive goes on a disk that has its partitions already.
+//! Places the config drive on a disk that has its partitions already.
 //!
 //! Used by whole-disk layouts. It must never choose a place that is a partition's, unless the
 //! partition is there for a config drive.
@@ -19,7 +19,7 @@ pub const CONFIG_DRIVE_BYTES: u64 = 64 << 20;
 /// Labels of file systems that are there to be a config drive, and names of partitions for them.
 const LABELS: [&str; 2] = ["config-2", "cidata"];
 
-/// Where the first volume descriptor of an ISO 9660 file system is (ECMA-119 §6.7.1).
+/// Offset of the first volume descriptor of an ISO 9660 file system (ECMA-119 §6.7.1).
 pub(super) const ISO_AT: usize = 32 << 10;
 pub(super) const ISO_ID: &[u8] = b"\x01CD001\x01";
 
@@ -125,7 +125,7 @@ fn waiting(image: &ImageFile, areas: &[Area]) -> Result<Option<Range<u64>>, Layo
     Ok(None)
 }
 
-/// Where the disk would have it if there is room for that.
+/// The place of the config drive, if there is room.
 fn at_the_end(disk: Geometry, areas: &[Area], limit: u64) -> Result<Range<u64>, LayoutError> {
     aligned_at_the_end(areas, limit, disk.alignment_bytes())
         .or_else(|_| aligned_at_the_end(areas, limit, ALIGNMENT_BYTES))

@@ -1,4 +1,4 @@
-//! Which partition table an image has, read the way the disk's firmware would read it.
+//! Reads the partition table of an image the way the disk's firmware would.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use crate::imaging::{
     },
 };
 
-/// What an image begins with.
+/// The partition table at an image's begin.
 #[derive(Debug)]
 pub(super) enum ImageTable {
     /// A GUID partition table behind a protective or hybrid master boot record.
@@ -35,7 +35,7 @@ pub(super) struct GptImage {
 }
 
 impl ImageTable {
-    /// Of an image for this disk.
+    /// The table of an image for this disk.
     pub(super) fn of(image: &ImageFile, disk: Geometry) -> Result<Self, LayoutError> {
         let Some(mbr) = Mbr::parse(read(image, 0, disk.block_size())?) else {
             return Ok(Self::None);

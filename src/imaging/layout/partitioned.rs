@@ -31,12 +31,12 @@ const STALE_TAIL_BYTES: u64 = 1 << 20;
 /// Partitions of an msdos table that are not logical.
 const MSDOS_PARTITIONS_MAX: usize = 4;
 
-/// What goes into the partitions besides the root file system.
+/// Contents of the partitions besides the root file system.
 #[derive(Clone, Debug, Default)]
 pub struct Parts {
     /// An EFI system partition, as big as this up to the alignment.
     pub esp: Option<Content>,
-    /// What swap space begins with, for a partition of [`Partitions::swap_bytes`].
+    /// Header of the swap space, for a partition of [`Partitions::swap_bytes`].
     pub swap: Option<Bytes>,
     /// A file system for the partition of [`Partitions::ephemeral_bytes`].
     pub ephemeral: Option<ImageFile>,
@@ -209,7 +209,7 @@ fn total_bytes(table: PartitionTable, sizes: impl Iterator<Item = u64>, alignmen
     all.fold(0, u64::saturating_add)
 }
 
-/// What is kept free at the disk's end, for the backup of the table.
+/// Bytes kept free at the disk's end for the backup of the table.
 fn tail_bytes(table: PartitionTable) -> u64 {
     match table {
         PartitionTable::Gpt => ALIGNMENT_BYTES,

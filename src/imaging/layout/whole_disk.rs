@@ -22,8 +22,8 @@ use crate::imaging::{
 /// The image's bytes, its tables corrected for the disk, and the config drive in a partition of its
 /// own or in one that waits for it.
 ///
-/// - GUID partition table: the backup moves to the disk's end, and the old one is zeroed if it lies between partitions. If only the backup
-///   is intact, it is taken.
+/// - GUID partition table: the backup moves to the disk's end, and the old one is zeroed if it lies
+///   between partitions. If only the backup is intact, it is taken.
 /// - Master boot record: as it is. Where a partition reaches past the image's end, zeros follow.
 /// - No table: as it is, if it fits.
 ///
@@ -114,8 +114,8 @@ fn content_end(areas: &[Area], image: &ImageFile) -> Result<u64, LayoutError> {
     Ok(areas.iter().map(|area| area.bytes.end).chain([iso_end]).max().unwrap_or_default())
 }
 
-/// How much an ISO 9660 file system from the image's first byte on has (ECMA-119 §8.4.8); 0 without
-/// one.
+/// Bytes of an ISO 9660 file system that begins with the image's first byte (ECMA-119 §8.4.8); 0
+/// without one.
 fn iso_bytes(image: &ImageFile) -> Result<u64, LayoutError> {
     let descriptor = read(image, drive::ISO_AT as u64, 84)?;
     let blocks = descriptor.get(80..).and_then(<[u8]>::first_chunk).copied().unwrap_or([0; 4]);
@@ -162,7 +162,7 @@ fn with_mbr(
     let areas = mbr_areas(&mbr, disk);
     disk.takes(content_end(&areas, image)?)?;
     let image_end = disk.padded(image.bytes());
-    // What was on the disk must not be what the partition holds. A GUID partition table with less
+    // The old content of the disk must not become the partition's. A GUID partition table with less
     // behind it is refused, because its tools never make one; images for routers end where their
     // file system does.
     let layout = areas.iter().fold(kept(image, disk), |layout, area| {
@@ -206,7 +206,7 @@ fn gpt_areas(gpt: &Gpt, image: &ImageFile, disk: Geometry) -> Result<Vec<Area>, 
     Ok(areas)
 }
 
-/// Where the backup of the table may begin.
+/// First possible begin of the table's backup.
 fn gpt_end(
     gpt: &Gpt,
     areas: &[Area],

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{field, put, u32_at, u64_at};
 use crate::model::ids::hex;
 
-/// Where the primary header is, in blocks.
+/// Block of the primary header.
 pub(in crate::imaging) const PRIMARY_LBA: u64 = 1;
 /// All entries together. A table of today's tools has 16 KiB; both copies must lie in what is wiped
 /// of a disk.
@@ -82,7 +82,7 @@ fn random(mut bytes: Guid) -> Guid {
     bytes
 }
 
-/// Why bytes are no table.
+/// The fault of a damaged table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(in crate::imaging) struct Damaged(&'static str);
@@ -167,7 +167,7 @@ impl Header {
         Self { block, my_lba, first_usable, entries_lba, entry_bytes, entries_bytes }
     }
 
-    /// Where its entries begin, in blocks.
+    /// First block of its entries.
     pub(in crate::imaging) fn entries_lba(&self) -> u64 {
         self.entries_lba
     }
@@ -189,7 +189,7 @@ impl Gpt {
         Self { entries: vec![0; header.entries_bytes], header }
     }
 
-    /// Of a header and the entries it names.
+    /// Parses a header and the entries it names.
     pub(in crate::imaging) fn new(header: Header, entries: Vec<u8>) -> Result<Self, Damaged> {
         let intact = crc32fast::hash(&entries) == u32_at(&header.block, ENTRIES_CRC_AT);
         ensure(intact && entries.len() == header.entries_bytes, "its entries are damaged")?;
@@ -211,14 +211,14 @@ impl Gpt {
         Ok(self)
     }
 
-    /// Where it was: its header and its entries.
+    /// The blocks of its header and its entries.
     pub(in crate::imaging) fn own_blocks(&self) -> [Range<u64>; 2] {
         let Header { my_lba, entries_lba, .. } = self.header;
         let entries_end = entries_lba.saturating_add(self.header.entry_blocks());
         [my_lba..my_lba.saturating_add(1), entries_lba..entries_end]
     }
 
-    /// Where it says that its other copy is.
+    /// Block of its other copy, as it states.
     pub(in crate::imaging) fn alternate_lba(&self) -> u64 {
         u64_at(&self.header.block, ALTERNATE_LBA_AT)
     }
@@ -265,7 +265,7 @@ impl Gpt {
         self.header.entry_blocks() + 1
     }
 
-    /// What goes where on a disk of so many blocks: block numbers with the bytes from there on.
+    /// The blocks of both copies on a disk: block numbers with the bytes from there on.
     pub(in crate::imaging) fn placed(&self, disk_blocks: u64) -> [(u64, Vec<u8>); 4] {
         let backup_lba = disk_blocks.saturating_sub(1);
         let backup_entries_lba = disk_blocks.saturating_sub(self.tail_blocks());

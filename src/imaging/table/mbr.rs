@@ -18,7 +18,7 @@ pub(in crate::imaging) const SWAP: u8 = 0x82;
 pub(in crate::imaging) const LINUX: u8 = 0x83;
 /// FAT, addressed by blocks.
 pub(in crate::imaging) const FAT: u8 = 0x0c;
-/// What stands in for a GUID partition table.
+/// Type of the partition that stands for a GUID partition table.
 const PROTECTIVE: u8 = 0xee;
 
 /// What a BIOS runs of a disk without a boot loader: INT 18h, at which it goes on to its next boot
@@ -38,7 +38,7 @@ const CHS_BEYOND: [u8; 3] = [0xfe, 0xff, 0xff];
 /// A record that names a partition. One without a type or without blocks names none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::imaging) struct Record {
-    /// Which of the four, from 0 on.
+    /// Index in the table, 0 to 3.
     pub(in crate::imaging) index: usize,
     pub(in crate::imaging) kind: u8,
     /// Its blocks; their size is not said anywhere.
@@ -62,7 +62,7 @@ impl Mbr {
         Self { block }
     }
 
-    /// What stands before a GUID partition table.
+    /// The protective record before a GUID partition table.
     pub(in crate::imaging) fn protective(block_bytes: usize, disk_blocks: u64) -> Self {
         let mut mbr = Self::empty(block_bytes, [0; 4]);
         mbr.protect(0, disk_blocks);
