@@ -381,7 +381,7 @@ impl StatusWriter {
     }
 }
 
-/// What helps an agent that the service manager keeps from writing there.
+/// What helps an agent that is kept from writing there.
 fn way_out(error: &StatusFileError) -> &'static str {
     match error {
         StatusFileError::Io { source, .. }
@@ -389,6 +389,9 @@ fn way_out(error: &StatusFileError) -> &'static str {
         {
             "; unless that file system is meant to be read-only, name the directory in \
              ReadWritePaths= in a drop-in for the unit"
+        }
+        StatusFileError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            "; the directory has to be writable for hostler's user"
         }
         _ => "",
     }
