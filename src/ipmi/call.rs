@@ -21,7 +21,10 @@ use super::{
     session::Answer,
     tool::{self, Failed},
 };
-use crate::model::spec::{BmcDriver, CipherSuite};
+use crate::model::{
+    backoff::Backoff,
+    spec::{BmcDriver, CipherSuite},
+};
 
 /// Suites in the order they are tried when the spec names none.
 const SUITES: [CipherSuite; 2] = [CipherSuite::Sha256, CipherSuite::Sha1];
@@ -181,7 +184,7 @@ impl<'a> Call<'a> {
                 }
                 Verdict::Busy => {
                     self.trouble = Trouble::Busy(command, completion);
-                    sleep(pauses.next()).await;
+                    sleep(pauses.next_pause()).await;
                 }
                 Verdict::Privilege => {
                     let trusted = self.memory.trust.covers(command);
@@ -195,7 +198,7 @@ impl<'a> Call<'a> {
                         && self.memory.trust.covers(command) =>
                 {
                     self.trouble = Trouble::Refused(command, completion);
-                    sleep(pauses.next()).await;
+                    sleep(pauses.next_pause()).await;
                 }
                 Verdict::Final => return Err(self.error(refused())),
                 Verdict::Unclear => {
@@ -204,7 +207,7 @@ impl<'a> Call<'a> {
                         return Err(self.error(refused()));
                     }
                     self.trouble = Trouble::Refused(command, completion);
-                    sleep(pauses.next()).await;
+                    sleep(pauses.next_pause()).await;
                 }
             }
         }
@@ -270,7 +273,7 @@ impl<'a> Call<'a> {
                 }
                 Err(Failed::Unclear(said)) => {
                     self.trouble = Trouble::Program(said);
-                    sleep(search.pauses.next()).await;
+                    sleep(search.pauses.next_pause()).await;
                 }
             }
         }
@@ -312,7 +315,7 @@ impl<'a> Call<'a> {
             key_mismatches: 0,
             refused: Vec::new(),
             pauses: self.pauses(),
-            refusal_pauses: Pauses::new(resend_max * 2, resend_max * 8),
+            refusal_pauses: Backoff::doubling(resend_max * 2, resend_max * 8),
         })
     }
 
@@ -335,7 +338,7 @@ impl<'a> Call<'a> {
                     }
                 }
             }
-            sleep(search.pauses.next()).await;
+            sleep(search.pauses.next_pause()).await;
         }
     }
 
@@ -386,7 +389,7 @@ impl<'a> Call<'a> {
                 }
                 // The network answers at once and so may the program; a silent BMC has cost its time already.
                 if failed.network.is_some() || self.bmc.config.driver == BmcDriver::Ipmitool {
-                    sleep(search.pauses.next()).await;
+                    sleep(search.pauses.next_pause()).await;
                 }
             }
             Failure::Mismatch => {
@@ -426,7 +429,7 @@ impl<'a> Call<'a> {
                 } else {
                     &mut search.refusal_pauses
                 };
-                sleep(pauses.next()).await;
+                sleep(pauses.next_pause()).await;
             }
         }
         Ok(())
@@ -459,7 +462,7 @@ impl<'a> Call<'a> {
                         self.trouble = Trouble::Refused(command, completion);
                     }
                 }
-                sleep(self.pauses().next()).await;
+                sleep(self.pauses().next_pause()).await;
                 Ok(None)
             }
             Exchange::Silence(network) => {
@@ -500,8 +503,8 @@ impl<'a> Call<'a> {
         })
     }
 
-    fn pauses(&self) -> Pauses {
-        Pauses::new(self.bmc.timing.resend_first, self.bmc.timing.resend_max)
+    fn pauses(&self) -> Backoff {
+        Backoff::doubling(self.bmc.timing.resend_first, self.bmc.timing.resend_max)
     }
 }
 
@@ -528,25 +531,7 @@ struct Search {
     mismatches: u32,
     key_mismatches: u32,
     refused: Vec<CipherSuite>,
-    pauses: Pauses,
+    pauses: Backoff,
     /// After refusals that a BMC may count as failed logins.
-    refusal_pauses: Pauses,
-}
-
-/// Pauses before trying again: each twice the last.
-pub(super) struct Pauses {
-    next: Duration,
-    max: Duration,
-}
-
-impl Pauses {
-    pub(super) fn new(first: Duration, max: Duration) -> Self {
-        Self { next: first, max }
-    }
-
-    pub(super) fn next(&mut self) -> Duration {
-        let pause = self.next;
-        self.next = (pause * 2).min(self.max);
-        pause
-    }
+    refusal_pauses: Backoff,
 }
