@@ -71,7 +71,7 @@ pub(super) const CREEP: Duration = Duration::from_millis(2);
 pub(super) const CREEP_BYTES: u64 = 64 << 10;
 
 /// The time of a write on a narrow connection.
-pub(super) const WRITE_TIME: Duration = Duration::from_millis(20);
+pub(super) const WRITE_TIME: Duration = Duration::from_millis(30);
 
 /// What becomes of further connections to a narrow disk, while the first is open.
 #[derive(Clone, Copy, Debug, PartialEq)]
