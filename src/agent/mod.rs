@@ -112,13 +112,16 @@ pub enum StartError {
 fn way_out(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "; another program has that port: `ss -lnptu` names it; stop it, or set another `listen`"
+            "; another program has that port: `ss -lnptu` names it; stop it, or set another \
+             `listen`"
         }
         io::ErrorKind::AddrNotAvailable => {
-            "; this host has no such address: `ip address` shows those that it has; correct network.advertise or `listen`"
+            "; this host has no such address: `ip address` shows those that it has; correct \
+             network.advertise or `listen`"
         }
         io::ErrorKind::PermissionDenied => {
-            "; ports below 1024 want root or CAP_NET_BIND_SERVICE, which systemd/hostler.service gives"
+            "; ports below 1024 want root or CAP_NET_BIND_SERVICE, which systemd/hostler.service \
+             gives"
         }
         io::ErrorKind::NotFound => {
             "; make that directory and put the boot loaders into it, or set tftp.loaders"
@@ -165,15 +168,18 @@ impl Agent {
         let tftp = netboot::Server::bind(tftp_config(&config))
             .map_err(listen("TFTP listener", config.tftp.listen))?;
         let http =
-            netboot::http::Server::bind(config.http.listen, netboot::http::Limits::default())
+            netboot::http::Server::bind(config.http.listen, netboot::http::HttpLimits::default())
                 .await
                 .map_err(listen("HTTP listener", config.http.listen))?;
         let identity = callback::Identity::load_or_create(&config.state.dir)?;
         let pin = identity.pin().to_owned();
-        let mut callback =
-            callback::Server::bind(config.callback.listen, identity, callback::Limits::default())
-                .await
-                .map_err(listen("callback listener", config.callback.listen))?;
+        let mut callback = callback::Server::bind(
+            config.callback.listen,
+            identity,
+            callback::CallbackLimits::default(),
+        )
+        .await
+        .map_err(listen("callback listener", config.callback.listen))?;
         if let Some(ironic) = &config.ironic {
             callback
                 .bind_ironic(ironic.listen)

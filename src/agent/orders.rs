@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::{
-    admin::{Peer, Request, Wish},
+    admin::{AdminRequest, Peer, Wish},
     lifecycle::{Event, Hold, Node},
     model::{
         admin::{Answer, Order, Selection},
@@ -24,7 +24,7 @@ use super::driver::{Driver, now};
 
 impl Driver {
     /// Answers a question, or starts what will.
-    pub(super) fn attend(&mut self, Request { wish, who }: Request) {
+    pub(super) fn attend(&mut self, AdminRequest { wish, who }: AdminRequest) {
         match wish {
             Wish::Order { order, reply } => self.obey(&order, who, reply),
             Wish::ApproveNewMachines { reply } => self.approve_new_machines(who, reply),

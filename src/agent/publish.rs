@@ -387,7 +387,8 @@ fn way_out(error: &StatusFileError) -> &'static str {
         StatusFileError::Io { source, .. }
             if source.kind() == io::ErrorKind::ReadOnlyFilesystem =>
         {
-            "; unless that file system is meant to be read-only, name the directory in ReadWritePaths= in a drop-in for the unit"
+            "; unless that file system is meant to be read-only, name the directory in \
+             ReadWritePaths= in a drop-in for the unit"
         }
         _ => "",
     }
@@ -411,7 +412,8 @@ mod tests {
         let at = "2026-11-30T12:00:00Z";
         let text = format!(
             "version = 2\nnode = \"edge-07\"\nphase = \"imaging\"\nready = false\n\
-             message = {message:?}\nspec_valid = true\nsince = {at:?}\nattempt = 1\nupdated = {at:?}\n"
+             message = {message:?}\nspec_valid = true\nsince = {at:?}\nattempt = 1\n\
+             updated = {at:?}\n"
         );
         toml::from_str(&text).unwrap()
     }
@@ -428,6 +430,8 @@ mod tests {
         Some(status.message)
     }
 
+    /// Invariant (status): A status that was put off, or could not be written, is written when it
+    /// is due.
     #[test]
     fn a_status_that_was_put_off_is_written_when_it_is_due_and_not_before() {
         let dir = tempfile::tempdir().unwrap();
@@ -452,6 +456,8 @@ mod tests {
         assert_eq!(writer.until_due(at(1000)), INTERVAL, "nothing waits");
     }
 
+    /// Invariant (status): A status that was put off, or could not be written, is written when it
+    /// is due.
     #[test]
     fn a_status_that_cannot_be_written_is_tried_again_when_it_is_due() {
         let dir = tempfile::tempdir().unwrap();
@@ -470,6 +476,8 @@ mod tests {
         assert!(writer.failed.is_empty());
     }
 
+    /// Invariant (status): A status that was put off, or could not be written, is written when it
+    /// is due.
     #[test]
     fn the_thread_wakes_by_itself_for_a_status_that_was_put_off() {
         let dir = tempfile::tempdir().unwrap();

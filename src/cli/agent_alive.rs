@@ -70,7 +70,8 @@ impl AgentAlive {
         let ago = span(self.now.duration_since(since));
         let end = if mark.stopped.is_some() { "was stopped" } else { "gives no sign of life" };
         Some(format!(
-            "no agent since {}, {ago} ago: {shown}, {end}; start it there: systemctl start hostler; if it does not stay, \
+            "no agent since {}, {ago} ago: {shown}, {end}; start it there: \
+             systemctl start hostler; if it does not stay, \
              `journalctl -u hostler` says why",
             clock(since)
         ))

@@ -128,7 +128,7 @@ fn dnsmasq(address: Ipv4Addr) -> String {
         [
             "# The addresses are yours to give, for example:",
             "# dhcp-host=52:54:00:00:00:01,192.0.2.101",
-            "# A dnsmasq that does nothing else, and answers only machines with such a line, also has:",
+            "# A dnsmasq for this alone, which answers only machines with such a line, also has:",
             "# port=0",
             "# interface=eth1",
             "# dhcp-range=192.0.2.0,static,255.255.255.0",

@@ -49,7 +49,8 @@ impl LeftOut {
     }
 }
 
-/// What a line about why the program ends begins with: its priority, where standard error is the journal's stream.
+/// The beginning of a line about why the program ends: its priority, where standard error is the
+/// journal's stream.
 pub fn error_prefix() -> &'static str {
     let stream = env::var("JOURNAL_STREAM").ok();
     match Sink::of(std::io::stderr(), stream.as_deref(), false) {

@@ -70,7 +70,8 @@ enum Command {
     Check {
         /// The directory of specs, or one of them; by default the agent's own directory.
         dir: Option<PathBuf>,
-        /// The agent's configuration, for its [defaults]; without it the one of this machine, if there is one.
+        /// The agent's configuration, for its [defaults]; without it the one of this machine, if
+        /// there is one.
         #[arg(long)]
         config: Option<PathBuf>,
     },

@@ -76,7 +76,8 @@ pub(super) fn give(
     if answers.is_empty() {
         let named = match order {
             Order::Approve(_) => {
-                "; a node that `hostler status` shows as held has to be named: `hostler approve NODE` lets hostler WIPE it"
+                "; a node that `hostler status` shows as held has to be named: `hostler approve \
+                 NODE` lets hostler WIPE it"
             }
             Order::Retry(_) => "",
         };

@@ -65,7 +65,8 @@ pub(super) fn show(
             } else if agent.is_absent() {
                 writeln!(
                     out,
-                    "no agent has written in {}: systemctl status hostler says whether it runs, and journalctl -u hostler why not",
+                    "no agent has written in {}: systemctl status hostler says whether it runs, \
+                     and journalctl -u hostler why not",
                     dir.display()
                 )?;
             } else if statuses.is_empty() {
@@ -271,6 +272,8 @@ mod tests {
         toml::from_str(&text).unwrap()
     }
 
+    /// Invariant (status): No command shows a status that the agent cannot write without calling it
+    /// old.
     #[test]
     fn the_table_shows_each_node_with_its_progress() {
         let mut imaging = status("edge-07", "imaging", "");

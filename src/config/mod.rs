@@ -264,8 +264,8 @@ pub enum ConfigError {
 /// What helps where there is none.
 fn way_out(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::NotFound {
-        "; the agent's configuration has to say at least network.advertise, specs.dir and [ramdisk], as examples/hostler.toml does; \
-         --config names another file"
+        "; the agent's configuration has to say at least network.advertise, specs.dir and \
+         [ramdisk], as examples/hostler.toml does; --config names another file"
     } else {
         ""
     }

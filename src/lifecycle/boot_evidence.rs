@@ -1,6 +1,8 @@
-//! Boot files that a machine fetched, or asked for in vain: evidence for people, and what a missed deadline is told with.
+//! Boot files that a machine fetched, or asked for in vain: evidence for people, and the message of a
+//! missed deadline.
 //!
-//! Called by the node's step. It must never move an attempt by itself: anybody on the deploy network can fetch boot files.
+//! Called by the node's step. It must never move an attempt by itself: anybody on the deploy network
+//! can fetch boot files.
 
 use jiff::Timestamp;
 
@@ -16,7 +18,8 @@ use super::{event::Menu, node::Node, report::plain, state::Attempt};
 const UNKNOWN_MACS_MAX: usize = 4;
 
 impl Node {
-    /// The machine was seen fetching a boot file. Evidence for people; it moves nothing but what waits for an operator.
+    /// Takes note that the machine fetched a boot file. Evidence for people; it moves nothing but
+    /// what waits for an operator.
     pub(super) fn take_evidence(&mut self, now: Timestamp, fetch: &Fetch) {
         if !matches!(self.menu(), Menu::Deploy(_)) {
             return;
@@ -45,7 +48,8 @@ impl Node {
             }
             return;
         }
-        // Each stage counts once: what anybody can send at any rate must not write the record at that rate.
+        // Each stage counts once: what anybody can send at any rate must not write the record at
+        // that rate.
         if fetch.complete && seen.fetched.is_none_or(|furthest| furthest < fetch.stage) {
             seen.address = Some(fetch.peer);
             seen.fetched = Some(fetch.stage);
@@ -100,7 +104,8 @@ pub(super) fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
         ),
         (None, _, Some(BootStage::Ramdisk)) => (
             "the machine fetched the deploy ramdisk but it never called back".to_owned(),
-            "look at the machine's console, which bmc.console = true keeps: no driver for its network interface, no DHCP lease, or the callback port is not reachable",
+            "look at the machine's console, which bmc.console = true keeps: no driver for its \
+             network interface, no DHCP lease, or the callback port is not reachable",
         ),
         (None, _, Some(BootStage::Kernel)) => (
             "the machine fetched the deploy kernel but not the whole deploy ramdisk".to_owned(),
@@ -112,25 +117,29 @@ pub(super) fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
         ),
         (None, _, Some(BootStage::Loader)) => (
             "the machine fetched a boot loader but not its boot menu".to_owned(),
-            "the boot loader does not fit the firmware, or it netbooted from a network interface that is not in boot.mac",
+            "the boot loader does not fit the firmware, or it netbooted from a network interface \
+             that is not in boot.mac",
         ),
         (None, _, None) if seen.missing_loader.is_some() => (
             format!(
                 "the machine was switched on but never fetched anything over TFTP; {}",
                 missing_loader(seen)
             ),
-            "put that file into tftp.loaders, or have the DHCP server name the one that `hostler dhcp-snippet` prints; if another machine asked: boot order, cable, VLAN, boot.mac",
+            "put that file into tftp.loaders, or have the DHCP server name the one that `hostler \
+             dhcp-snippet` prints; if another machine asked: boot order, cable, VLAN, boot.mac",
         ),
         (None, _, None) if !seen.unknown_macs.is_empty() => (
             format!(
                 "the machine was switched on but did not ask for its boot menu; {}",
                 unknown_macs(seen)
             ),
-            "if that is the machine, correct boot.mac; if it is another one: boot order, cable, VLAN, and DHCP's next-server and boot file as `hostler dhcp-snippet` prints them",
+            "if that is the machine, correct boot.mac; if it is another one: boot order, cable, \
+             VLAN, and DHCP's next-server and boot file as `hostler dhcp-snippet` prints them",
         ),
         (None, _, None) => (
             "the machine was switched on but never fetched anything over TFTP".to_owned(),
-            "look whether it netboots at all: boot order, cable, VLAN, DHCP's next-server and boot file as `hostler dhcp-snippet` prints them, boot.mac, boot.firmware",
+            "look whether it netboots at all: boot order, cable, VLAN, DHCP's next-server and boot \
+             file as `hostler dhcp-snippet` prints them, boot.mac, boot.firmware",
         ),
     };
     Fault::passing(Step::Ramdisk, "RamdiskTimeout", message, hint)

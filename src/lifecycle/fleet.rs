@@ -136,7 +136,11 @@ impl Fleet {
         clashes: &BTreeMap<NodeName, Vec<Problem>>,
     ) -> Vec<(NodeName, Event)> {
         if specs.is_empty() {
-            return self.hold("the spec directory is empty; hostler does not take that for an order to forget its nodes: put a spec there, with state = \"unmanaged\" where a machine is to be left alone");
+            return self.hold(
+                "the spec directory is empty; hostler does not take that for an order to forget \
+                 its nodes: put a spec there, with state = \"unmanaged\" where a machine is to be \
+                 left alone",
+            );
         }
         if std::mem::take(&mut self.state_lost) {
             self.unclaimed.mark_new_names_unknown(specs.keys());

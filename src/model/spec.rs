@@ -117,6 +117,25 @@ pub enum Loader {
     Ipxe,
 }
 
+impl Loader {
+    /// Every value, with its name in a spec.
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("auto", Self::Auto),
+        ("pxelinux", Self::Pxelinux),
+        ("grub", Self::Grub),
+        ("ipxe", Self::Ipxe),
+    ];
+
+    /// Whether it boots machines with such firmware.
+    #[must_use]
+    pub const fn boots(self, firmware: Firmware) -> bool {
+        match self {
+            Self::Pxelinux => matches!(firmware, Firmware::Bios),
+            Self::Auto | Self::Grub | Self::Ipxe => true,
+        }
+    }
+}
+
 /// `boot.ramdisk`: whose deploy ramdisk exports the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

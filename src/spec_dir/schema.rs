@@ -108,14 +108,9 @@ fn boot(boot: &mut Section<'_>) -> (Option<Boot>, Option<After>) {
     if arch == Some(Arch::Aarch64) && firmware == Some(Firmware::Bios) {
         boot.refuse("firmware", "an aarch64 machine has no BIOS; use firmware = \"uefi\"");
     }
-    let loaders = [
-        ("auto", Loader::Auto),
-        ("pxelinux", Loader::Pxelinux),
-        ("grub", Loader::Grub),
-        ("ipxe", Loader::Ipxe),
-    ];
-    let loader = boot.key("loader").or("auto").choice(&loaders);
-    if loader == Some(Loader::Pxelinux) && firmware == Some(Firmware::Uefi) {
+    let loader = boot.key("loader").or("auto").choice(&Loader::ALL);
+    let boots = |(loader, firmware): (Loader, Firmware)| loader.boots(firmware);
+    if !loader.zip(firmware).is_none_or(boots) {
         boot.refuse("loader", "pxelinux is for firmware = \"bios\"; use \"grub\" or \"ipxe\"");
     }
     let places = [("disk", After::Disk), ("network", After::Network)];
