@@ -202,12 +202,12 @@ mod tests {
     fn it_stops_when_told_to() {
         let (file, sums) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         file.write_all_at(&vec![1; 4 * BLOCK_SIZE], 0).unwrap();
-        let mut beats = 0;
+        let mut heartbeats = 0;
         let content = survey(&file, &sums, &mut |_| {
-            beats += 1;
-            if beats == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            heartbeats += 1;
+            if heartbeats == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        assert_eq!((content.unwrap(), beats), (None, 2));
+        assert_eq!((content.unwrap(), heartbeats), (None, 2));
     }
 
     #[test]

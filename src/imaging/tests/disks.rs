@@ -43,12 +43,12 @@ pub(super) enum Quirk {
     ShortReads,
     /// Every call takes a few milliseconds.
     Slow,
-    /// The same, and a write once begun is carried out, whether anybody waits for it or not: so do
+    /// The same, and a write once begun is performed, whether anybody waits for it or not: so do
     /// real targets. Zeros are faster than data, so that a wipe overtakes the writes before it.
     CarriesOut,
     /// Each connection carries one write at a time, for [`WRITE_TIME`].
     Narrow(Further),
-    /// Carries out one command of 64 KiB after the other, in turn for all calls, in [`CREEP`] each.
+    /// Performs one command of 64 KiB after the other, in turn for all calls, in [`CREEP`] each.
     Creeps {
         /// Each connection breaks after so many.
         breaks_after: u64,
