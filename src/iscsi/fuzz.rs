@@ -132,7 +132,7 @@ fn cut(mut script: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// What a target says from the login to the moment at which its disk is known: 1 GiB, thin, zeros
+/// The target's PDUs from the login to the moment at which its disk is known: 1 GiB, thin, zeros
 /// where unmapped.
 fn examination() -> Vec<Vec<u8>> {
     let mut stat_sn = 0;

@@ -158,7 +158,7 @@ enum Disk {
     Qcow2,
 }
 
-/// What the published file is packed with. Whether it can be used is not looked at.
+/// The packing of the published file, without a check that it can be used.
 fn packing(published: &File) -> Result<Option<Packing>, DecodeError> {
     let mut head = [0; HEAD_BYTES];
     let bytes = published.read_at(&mut head, 0)?;
@@ -168,7 +168,7 @@ fn packing(published: &File) -> Result<Option<Packing>, DecodeError> {
     }
 }
 
-/// What the bytes in the outer layer are, if that can be used and is what the spec says.
+/// The format of the bytes in the outer layer, if it can be used and is the one in the spec.
 fn disk(head: &[u8], packing: Option<Packing>, format: ImageFormat) -> Result<Disk, DecodeError> {
     let place = packing
         .map_or_else(|| "the file".to_owned(), |packing| format!("what is in the {packing} file"));

@@ -1,4 +1,4 @@
-//! What must hold for any bytes at all, and for images made by hand.
+//! Properties that hold for any bytes at all, and for images made by hand.
 
 use std::{
     io::{Read as _, Write as _},

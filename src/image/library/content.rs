@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn what_the_first_version_wrote_down_is_still_understood() {
-        // Of 64 KiB of zeros, 64 KiB of ones and a byte, as written by version 1.
+        // The digest of 64 KiB of zeros, 64 KiB of ones and a byte, as written by version 1.
         let ones = vec![1; BLOCK_SIZE];
         let file = content_of(|file| {
             file.set_len(2 * BLOCK_BYTES + 1).unwrap();

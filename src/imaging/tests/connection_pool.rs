@@ -126,7 +126,7 @@ async fn whenever_the_power_fails_with_several_connections_the_disk_is_complete_
             () = disk.wait_for_calls(calls) => {}
         }
         several += usize::from(disk.open() > 1);
-        // What was under way is cut off at the next turn.
+        // Commands in flight are aborted at the next turn.
         tokio::task::yield_now().await;
         let whole = expected(&bench.bytes, DISK_BYTES, 512);
         for seed in 0..4 {

@@ -38,7 +38,7 @@ fn only_what_was_not_carried_out_is_tried_again() {
     assert_eq!(verdict(1, 0, &[]), Verdict::Failed(ScsiFailure::TargetFailure(1)));
 }
 
-/// What the scripted target says to one command.
+/// The scripted target's reply to one command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reply {
     Good,
