@@ -137,7 +137,7 @@ fn ext(image: &CheckedFile) -> Found {
     const MAGIC: u16 = 0xef53;
     const HAS_JOURNAL: u32 = 0x4;
     const IS_JOURNAL: u32 = 0x8;
-    // What ext3 knows of the features that forbid mounting, and of those that forbid writing.
+    // Features of ext3 that forbid mounting, and those that forbid writing.
     const EXT3_INCOMPATIBLE: u32 = 0x2 | 0x4 | 0x10;
     const EXT3_READ_ONLY: u32 = 0x1 | 0x2 | 0x4;
     let Some(block) = Window::at(image, 1024)? else { return Ok(None) };

@@ -167,8 +167,8 @@ impl Web {
 
     /// The URL, and the end of its redirects.
     fn way_to(&self, end: &Url) -> String {
-        let (asked, end) = (shown(&self.url), shown(end));
-        if asked == end { asked } else { format!("{asked}, redirected to {end}") }
+        let (requested, end) = (shown(&self.url), shown(end));
+        if requested == end { requested } else { format!("{requested}, redirected to {end}") }
     }
 }
 

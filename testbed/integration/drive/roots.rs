@@ -1,4 +1,5 @@
-//! Root images: what blkid and hostler say of the same ones, and the boot partition made of what one brings.
+//! Root images: what blkid and hostler say of the same ones, and the boot partition made of what
+//! one brings.
 
 use std::{
     fs::{self, File},
