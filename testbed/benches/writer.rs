@@ -1,4 +1,5 @@
-//! hostler's side of the contest: what the agent does with an image and a machine's disk, without the machine.
+//! hostler's side of the contest: what the agent does with an image and a machine's disk, without
+//! the machine.
 
 use std::{fs::File, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
@@ -11,7 +12,8 @@ use hostler::{
 };
 use tokio::sync::watch;
 
-/// Writes each image to its disk, all at once: `IMAGE PORTAL IQN/LUN` three by three. Nothing is read back: no peer does that.
+/// Writes each image to its disk, all at once: `IMAGE PORTAL IQN/LUN` three by three. Nothing is
+/// read back: no peer does that.
 pub(crate) fn write(disks: &[String]) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {

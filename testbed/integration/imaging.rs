@@ -147,6 +147,7 @@ async fn a_connection_that_is_cut_every_20_mb_ends_bit_exact_and_what_is_written
     await_no_session(&tgtd, Duration::from_secs(5));
 }
 
+/// Invariant (disk): A disk that drops writes is caught by default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_acknowledges_and_drops_a_write_is_caught_by_default_and_the_place_is_named()
 {
@@ -162,6 +163,7 @@ async fn a_target_that_acknowledges_and_drops_a_write_is_caught_by_default_and_t
     assert!(!tgtd.sessions().contains("Session"), "{}", tgtd.sessions());
 }
 
+/// Invariant (disk): A disk that drops writes is caught by default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_node_is_to_compare_tells_of_a_target_that_drops_a_write() {
     let (image, tgtd) = (Image::new(40 * MIB), target(64 * MIB));
@@ -188,6 +190,7 @@ fn sha256_of(bytes: &[u8]) -> String {
     hostler::model::ids::hex(&sha2::Sha256::digest(bytes))
 }
 
+/// Invariant (disk): A cancel ends within a second and leaves no session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancel_ends_within_a_second_and_leaves_no_session_and_nothing_that_boots() {
     let (image, tgtd) = (Image::new(120 * MIB), target(128 * MIB));
@@ -262,6 +265,7 @@ async fn a_layout_of_tables_at_both_ends_is_whole_after_cuts_in_every_part() {
     assert!(disk.ends_with(&vec![2; 33 * 512]));
 }
 
+/// Invariant (disk): A further connection is kept only if it pays, and never leads to another disk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_path_that_is_narrow_for_each_connection_is_filled_by_several() {
     let (image, tgtd) = (Image::new(160 * MIB), target(168 * MIB));
@@ -275,6 +279,7 @@ async fn a_path_that_is_narrow_for_each_connection_is_filled_by_several() {
     await_no_session(&tgtd, Duration::from_secs(5));
 }
 
+/// Invariant (fair): A slow disk gives its permit up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_takes_its_data_too_slowly_is_given_up_and_half_an_image_does_not_boot() {
     let (image, tgtd) = (Image::new(24 * MIB), target(32 * MIB));
@@ -295,6 +300,7 @@ async fn a_target_that_takes_its_data_too_slowly_is_given_up_and_half_an_image_d
     assert_holds(&tgtd, &image.bytes);
 }
 
+/// Invariant (disk): With several connections no write overtakes one that must come before it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_several_connections_that_is_cut_takes_the_others_along_and_the_image_is_whole() {
     let (image, tgtd) = (Image::new(112 * MIB), target(120 * MIB));

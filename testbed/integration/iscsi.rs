@@ -22,7 +22,7 @@ use self::{
     tgtd::{DISK_BYTES, IQN, Tgtd},
 };
 
-/// What a test allows for something that must be quick, on a machine that runs many tests at once.
+/// The time for something that must be quick, on a machine that runs many tests at once.
 const QUICK: Duration = Duration::from_secs(10);
 
 fn options() -> IscsiOptions {
@@ -393,7 +393,8 @@ async fn reading_and_writing_past_the_end_gives_the_targets_sense() {
     lun.logout().await.unwrap();
 }
 
-/// Keeps writing until a write fails, and lets `event` happen in the midst of it; the error and how long after the event it came.
+/// Keeps writing until a write fails, and lets `event` happen in the midst of it; the error and how
+/// long after the event it came.
 async fn write_until_failure(lun: &Lun, event: impl FnOnce()) -> (IscsiError, Duration) {
     let (lun, data) = (lun.clone(), noise(16 << 20, 9));
     let (running, is_running) = oneshot::channel();
@@ -412,6 +413,8 @@ async fn write_until_failure(lun: &Lun, event: impl FnOnce()) -> (IscsiError, Du
     (writer.await.unwrap(), started.elapsed())
 }
 
+/// Invariant (disk): Every exchange with a target has a time limit; a target that dies or hangs is
+/// noticed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_killed_during_writes_is_reported_at_once() {
     let tgtd = Tgtd::start();
@@ -425,6 +428,8 @@ async fn a_target_killed_during_writes_is_reported_at_once() {
     assert!(started.elapsed() < Duration::from_secs(1));
 }
 
+/// Invariant (disk): Every exchange with a target has a time limit; a target that dies or hangs is
+/// noticed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_hangs_is_given_up_within_the_command_limit() {
     let tgtd = Tgtd::start();

@@ -5,7 +5,7 @@ use std::{
     net::UdpSocket,
     sync::{
         Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 

@@ -1,5 +1,5 @@
-//! istgt, a second target nobody here wrote: another code base than tgtd's, threads instead of one loop, a queue that can be switched
-//! off, digests and CHAP by its configuration.
+//! istgt, a second target nobody here wrote: another code base than tgtd's, threads instead of one
+//! loop, a queue that can be switched off, digests and CHAP by its configuration.
 
 use std::{
     net::{SocketAddr, TcpStream},
@@ -28,7 +28,8 @@ struct Istgt {
 }
 
 impl Istgt {
-    /// A target whose LUN 0 is a disk full of old contents; `unit` and `global` are further lines of its configuration.
+    /// A target whose LUN 0 is a disk full of old contents; `unit` and `global` are further lines
+    /// of its configuration.
     fn start(global: &str, unit: &str) -> Self {
         let dir = TempDir::new().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
