@@ -223,6 +223,8 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
     }
 
+    /// Invariant (status): A status file that cannot be written is no answer, and the obstacle is
+    /// named.
     #[test]
     fn a_directory_under_the_temporary_name_keeps_no_file_from_being_written() {
         let dir = tempfile::tempdir().unwrap();
@@ -242,6 +244,8 @@ mod tests {
         assert!(left(0));
     }
 
+    /// Invariant (status): A status file that cannot be written is no answer, and the obstacle is
+    /// named.
     #[test]
     fn an_error_names_what_is_in_the_way() {
         let dir = tempfile::tempdir().unwrap();

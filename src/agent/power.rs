@@ -372,6 +372,8 @@ fn first_line(path: &Path) -> io::Result<Secret> {
 mod tests {
     use super::*;
 
+    /// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no
+    /// attempt.
     #[test]
     fn only_what_can_be_meant_as_a_secret_is_taken_from_its_file() {
         let dir = tempfile::tempdir().unwrap();

@@ -430,6 +430,8 @@ mod tests {
         Some(status.message)
     }
 
+    /// Invariant (status): A status that was put off, or could not be written, is written when it
+    /// is due.
     #[test]
     fn a_status_that_was_put_off_is_written_when_it_is_due_and_not_before() {
         let dir = tempfile::tempdir().unwrap();
@@ -454,6 +456,8 @@ mod tests {
         assert_eq!(writer.until_due(at(1000)), INTERVAL, "nothing waits");
     }
 
+    /// Invariant (status): A status that was put off, or could not be written, is written when it
+    /// is due.
     #[test]
     fn a_status_that_cannot_be_written_is_tried_again_when_it_is_due() {
         let dir = tempfile::tempdir().unwrap();
@@ -472,6 +476,8 @@ mod tests {
         assert!(writer.failed.is_empty());
     }
 
+    /// Invariant (status): A status that was put off, or could not be written, is written when it
+    /// is due.
     #[test]
     fn the_thread_wakes_by_itself_for_a_status_that_was_put_off() {
         let dir = tempfile::tempdir().unwrap();

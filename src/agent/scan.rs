@@ -141,6 +141,8 @@ mod tests {
         assert!(readings.is_empty(), "not looked for again");
     }
 
+    /// Invariant (spec): A scan is of one directory, and a file is gone when two readings missed
+    /// it.
     #[tokio::test(start_paused = true)]
     async fn a_file_that_is_gone_for_a_moment_is_not_missed() {
         check("a b", &["a", "a b"], "a b", "a b").await;

@@ -205,6 +205,8 @@ mod tests {
 
     type Spoil<'a> = &'a dyn Fn(&Path);
 
+    /// Invariant (fair): A damaged callback certificate, or a lock that is no file, is named and
+    /// delays nobody.
     #[test]
     fn a_certificate_that_is_damaged_or_not_of_its_key_is_kept_aside_and_a_new_one_made() {
         let other = tempfile::tempdir().unwrap();
@@ -237,6 +239,8 @@ mod tests {
         }
     }
 
+    /// Invariant (fair): A damaged callback certificate, or a lock that is no file, is named and
+    /// delays nobody.
     #[test]
     fn one_of_the_two_files_alone_gets_a_new_certificate() {
         for name in ["callback.crt", "callback.key"] {

@@ -272,6 +272,8 @@ mod tests {
         toml::from_str(&text).unwrap()
     }
 
+    /// Invariant (status): No command shows a status that the agent cannot write without calling it
+    /// old.
     #[test]
     fn the_table_shows_each_node_with_its_progress() {
         let mut imaging = status("edge-07", "imaging", "");

@@ -209,6 +209,7 @@ mod tests {
         Simulation::new(least).until(|simulation| simulation.answer(pause_s, bytes, limits))
     }
 
+    /// Invariant (fair): A slow disk gives its permit up.
     #[test]
     fn a_disk_slower_than_the_least_rate_over_a_minute_is_too_slow_and_one_as_quick_is_not() {
         assert_eq!(ends(MINUTE, 5, 50 * KIB, true), Some((60, 10 * KIB)));
@@ -231,6 +232,7 @@ mod tests {
         assert_eq!(ended.map(|(after_s, _)| after_s), Some(119));
     }
 
+    /// Invariant (fair): A slow disk gives its permit up.
     #[test]
     fn a_disk_that_answers_in_bursts_is_judged_by_all_of_its_time() {
         // Bursts of 8 MiB, each after a silence of which nothing is left out.
@@ -241,6 +243,7 @@ mod tests {
         assert_eq!(ends(MINUTE, 5, 8 * MIB, true), None);
     }
 
+    /// Invariant (fair): A slow disk gives its permit up.
     #[test]
     fn a_quick_disk_may_be_silent_for_as_long_as_the_stall_limit_in_all() {
         let quick =
@@ -272,6 +275,7 @@ mod tests {
         assert_eq!(simulation.answer(1, MIB, true), None);
     }
 
+    /// Invariant (fair): A slow disk gives its permit up.
     #[test]
     fn new_connections_begin_no_new_minute_and_what_is_done_again_counts_once() {
         // Half a MiB each second, and each fifth second a new connection, which costs another one.

@@ -222,6 +222,8 @@ mod tests {
         assert_eq!(simulation.until(9000, 400, true).0, ScaleAdvice::Settled);
     }
 
+    /// Invariant (disk): A further connection is kept only if it pays, and never leads to another
+    /// disk.
     #[test]
     fn a_connection_that_does_not_make_it_clearly_quicker_is_closed_and_none_is_opened_after_it() {
         for (mib_s, advice) in [

@@ -263,6 +263,7 @@ mod tests {
         admitted.eviction.try_recv() == Err(oneshot::error::TryRecvError::Closed)
     }
 
+    /// Invariant (fair): Silence at the HTTP boot port keeps no machine out.
     #[test]
     fn a_full_listener_evicts_the_connection_that_has_been_idle_longest() {
         let admission = admission(3, 2, None);
@@ -291,6 +292,7 @@ mod tests {
         assert!(admission.book().connections.is_empty() && admission.book().rates.is_empty());
     }
 
+    /// Invariant (fair): Silence at the HTTP boot port keeps no machine out.
     #[test]
     fn a_connection_that_was_protected_for_a_while_has_then_just_become_idle() {
         let admission = admission(2, 2, None);

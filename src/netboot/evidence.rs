@@ -292,6 +292,8 @@ mod tests {
         assert_eq!(reported(again), [menu]);
     }
 
+    /// Invariant (netboot): A boot loader that can do HTTP fetches by HTTP, or by TFTP where that
+    /// fails.
     #[test]
     fn lpxelinux_is_known_by_its_name_until_another_loader_is_asked_for() {
         let (at, mut evidence) = (clock(), Evidence::default());
@@ -389,6 +391,8 @@ mod tests {
         assert_eq!(evidence.refused(ip(2), "grub/optional.lst", at(5)), None);
     }
 
+    /// Invariant (netboot): A missing boot file that a machine asks for is named where its node's
+    /// time is over.
     #[test]
     fn refusals_of_many_addresses_are_reported_a_few_times_in_a_minute() {
         let (at, mut evidence) = (clock(), Evidence::default());
@@ -399,6 +403,8 @@ mod tests {
         }
     }
 
+    /// Invariant (netboot): A network interface in no spec is named at the nodes that wait, a few
+    /// times only.
     #[test]
     fn an_unknown_network_interface_is_reported_once_for_each_boot_and_a_few_times_in_a_minute() {
         let (at, mut evidence) = (clock(), Evidence::default());

@@ -304,6 +304,8 @@ mod tests {
         assert_eq!(text(&table, "autoexec.ipxe"), text(&table, "boot.ipxe"));
     }
 
+    /// Invariant (netboot): A boot loader finds its node's menu from any directory, and a fetch has
+    /// its node's time.
     #[test]
     fn a_boot_loader_finds_its_menus_whatever_directory_it_lies_in() {
         let table = BootTable::default();
@@ -334,6 +336,8 @@ mod tests {
         assert_eq!(table.find("EFI/BOOT/grub.cfg-01-52-54-00-00-00-02"), Named::Unclaimed(mac(2)));
     }
 
+    /// Invariant (netboot): A boot loader finds its node's menu from any directory, and a fetch has
+    /// its node's time.
     #[test]
     fn a_fetch_may_take_as_long_as_its_nodes_ramdisk_and_never_less_than_usual() {
         let table = BootTable::default();

@@ -154,6 +154,8 @@ mod tests {
         assert_eq!(value["content"]["lost"], true);
     }
 
+    /// Invariant (state): No flipped bit, truncation or missing file wipes a machine; the log names
+    /// the file.
     #[test]
     fn every_single_flipped_bit_and_every_truncation_is_noticed() {
         let whole = sealed();

@@ -80,6 +80,8 @@ async fn a_spec_written_renamed_edited_or_removed_wakes() {
     assert_eq!(watched.next().await, Some(Wake::Change));
 }
 
+/// Invariant (spec): An attached file is watched like its spec, and the agent's own files wake
+/// nobody.
 #[tokio::test]
 async fn our_own_status_files_our_reading_and_what_is_hidden_do_not_wake() {
     let place = place();
@@ -115,6 +117,7 @@ async fn our_own_status_files_our_reading_and_what_is_hidden_do_not_wake() {
     watched.until_seen(&path("a.toml"), "2").await;
 }
 
+/// Invariant (spec): An edit behind a link is seen at once, and its neighbours wake nobody.
 #[tokio::test]
 async fn what_links_in_the_directory_lead_to_wakes_wherever_it_is() {
     let (place, elsewhere) = (place(), place());
@@ -147,6 +150,8 @@ async fn what_links_in_the_directory_lead_to_wakes_wherever_it_is() {
     watched.until_seen(&place.path().join("b.toml"), "1").await;
 }
 
+/// Invariant (spec): An attached file is watched like its spec, and the agent's own files wake
+/// nobody.
 #[tokio::test]
 async fn what_specs_attach_wakes_wherever_it_lies_beneath_them() {
     let place = place();

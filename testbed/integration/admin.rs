@@ -147,6 +147,7 @@ async fn owner_and_group_may_give_orders_and_nobody_else() {
     assert_eq!(said(child).await.0, 0);
 }
 
+/// Invariant (fair): A living agent's socket is not taken, and misbehaving clients stop nobody.
 #[tokio::test]
 async fn a_living_agents_socket_is_not_taken_and_a_dead_ones_is() {
     let mut agent = Agent::new().await;
@@ -218,6 +219,7 @@ async fn whoever_says_nothing_is_dropped_and_keeps_nobody_waiting_long() {
     assert!(connected.elapsed() < Duration::from_secs(25), "{:?}", connected.elapsed());
 }
 
+/// Invariant (fair): Silence at the admin socket keeps no operator away.
 #[tokio::test]
 async fn the_oldest_that_says_nothing_makes_room_for_an_operator_and_who_has_asked_does_not() {
     let mut agent = Agent::new().await;
@@ -250,6 +252,7 @@ async fn busy(socket: &Path) -> (StdListener, Vec<UnixStream>) {
     (listener, others)
 }
 
+/// Invariant (fair): Silence at the admin socket keeps no operator away.
 #[tokio::test]
 async fn an_operator_waits_for_a_place_at_a_busy_agent() {
     let dir = tempfile::tempdir().unwrap();

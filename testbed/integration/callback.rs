@@ -188,6 +188,7 @@ async fn the_pin_is_the_hash_of_the_certificate_on_the_wire() {
     assert_eq!(sum.split(' ').next().unwrap(), agent.pin);
 }
 
+/// Invariant (secrets): No secret is in status files, logs or debug output.
 #[tokio::test]
 async fn no_key_and_no_body_reaches_the_log_at_any_level() {
     let log = tempfile::NamedTempFile::new().unwrap();

@@ -150,6 +150,7 @@ fn noise(length: usize) -> Vec<u8> {
 
 const SCRIPT: &str = "ipxe/01-52-54-00-00-00-01.ipxe";
 
+/// Invariant (netboot): HTTP serves the files that TFTP serves, and nothing else.
 #[test]
 fn what_tftp_serves_is_served_under_the_same_names_and_nothing_else_is() {
     let boot_server = BootServer::new();
@@ -325,6 +326,8 @@ fn an_old_connection_is_cut_however_lively_it_is() {
     assert!(began.elapsed() < LIMIT);
 }
 
+/// Invariant (netboot): A boot loader finds its node's menu from any directory, and a fetch has its
+/// node's time.
 #[test]
 fn a_machine_may_take_as_long_for_its_ramdisk_as_its_node_says() {
     const TIMED_OUT: i32 = 28;
@@ -370,6 +373,7 @@ fn connect_from(boot_server: &BootServer, from: [u8; 4]) -> tokio::net::TcpStrea
     })
 }
 
+/// Invariant (fair): Silence at the HTTP boot port keeps no machine out.
 #[test]
 fn silence_keeps_no_machine_out_and_ends_no_download() {
     let boot_server = BootServer::new();

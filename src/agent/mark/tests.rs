@@ -144,6 +144,8 @@ async fn a_heartbeat_changes_the_mark_and_the_next_look_restores_it_whatever_too
     }
 }
 
+/// Invariant (agents): A missing or damaged mark releases nobody, and makes nobody a stranger to
+/// itself.
 #[tokio::test]
 async fn a_mark_that_was_damaged_while_nobody_ran_is_no_other_agents() {
     let spoils: [fn(&Path, Vec<u8>); 5] = [
@@ -180,6 +182,7 @@ async fn a_mark_that_was_damaged_while_nobody_ran_is_no_other_agents() {
     assert!(!note(&dir, "one").has_acted());
 }
 
+/// Invariant (agents): After a takeover only what a status file names is installed.
 #[tokio::test]
 async fn that_another_agent_acts_is_on_disk_before_this_one_takes_over() {
     let dir = tempfile::tempdir().unwrap();
@@ -261,6 +264,7 @@ async fn a_whole_mark_of_another_version_ends_the_agent_as_any_other_agents_does
     assert!(standing.overtaken().await.contains("version 2"));
 }
 
+/// Invariant (spec): A status directory that is gone is made again; a spec directory never is.
 #[tokio::test]
 async fn a_directory_for_status_files_alone_is_made_again_with_the_mark() {
     let parent = tempfile::tempdir().unwrap();
@@ -289,6 +293,8 @@ async fn where_no_mark_can_be_written_the_agent_runs_without_one() {
     assert_eq!(MarkFile::in_dir(&missing).read().unwrap().unwrap().state_id, "one");
 }
 
+/// Invariant (agents): One of two agents over a status directory acts; the other touches nothing
+/// and names it.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_started_while_nobody_has_looked_at_the_mark_for_long() {
     let looked = Instant::now();

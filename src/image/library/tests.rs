@@ -160,6 +160,7 @@ impl Fetches {
     }
 }
 
+/// Invariant (image): Many nodes share one fetch.
 #[tokio::test]
 async fn ten_nodes_share_one_fetch_and_one_file() {
     let site = Site::new();
@@ -300,6 +301,7 @@ async fn an_entry_outlives_clean_and_unclean_ends_without_its_source() {
     assert_eq!(content(&get(&site.library(), &image).await.unwrap()), first);
 }
 
+/// Invariant (image): A cached image is whole or absent, and one in use is never removed.
 #[tokio::test]
 async fn one_decayed_bit_after_an_unclean_end_is_found_and_the_image_fetched_again() {
     let site = Site::new();
@@ -342,6 +344,8 @@ async fn a_bit_that_decays_in_use_is_noticed_where_it_is_read_and_the_image_fetc
     assert_eq!(content(&get(&library, &image).await.unwrap()), whole);
 }
 
+/// Invariant (image): A cached image that has decayed is noticed at its reading and never
+/// installed.
 #[tokio::test]
 async fn what_is_known_of_an_image_is_whole_or_the_image_is_read_or_fetched_again() {
     let site = Site::new();
@@ -370,6 +374,8 @@ async fn what_is_known_of_an_image_is_whole_or_the_image_is_read_or_fetched_agai
     assert_eq!(content(&get(&site.library(), &image).await.unwrap()), whole);
 }
 
+/// Invariant (image): A cached image that has decayed is noticed at its reading and never
+/// installed.
 #[tokio::test]
 async fn an_image_that_the_first_version_kept_is_read_once_and_not_fetched_again() {
     let site = Site::new();
@@ -402,6 +408,7 @@ async fn an_image_that_the_first_version_kept_is_read_once_and_not_fetched_again
     assert_eq!(site.left("raw") + site.left("sums"), 0, "the damaged one is gone");
 }
 
+/// Invariant (image): Nothing under a name of the cache keeps an image from being fetched.
 #[tokio::test]
 async fn whatever_lies_under_a_name_of_the_cache_keeps_no_image_from_being_fetched() {
     type Put = fn(&Path);
@@ -452,6 +459,7 @@ async fn a_file_of_another_length_is_no_entry() {
     assert_eq!(content(&get(&site.library(), &image).await.unwrap()), whole);
 }
 
+/// Invariant (image): A cached image is whole or absent, and one in use is never removed.
 #[tokio::test]
 async fn what_was_used_longest_ago_goes_first_and_what_is_in_use_stays() {
     let mut site = Site::new();

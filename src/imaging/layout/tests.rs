@@ -141,6 +141,7 @@ fn optima() -> impl Strategy<Value = u32> {
     ]
 }
 
+/// Invariant (disk): Partition tables fit the disk, and nothing of its earlier contents is found.
 #[test]
 fn partitions_are_aligned_as_the_disk_says_if_that_makes_sense() {
     for (optimal_bytes, alignment) in [
@@ -165,6 +166,7 @@ fn partitions_are_aligned_as_the_disk_says_if_that_makes_sense() {
     }
 }
 
+/// Invariant (disk): Partition tables fit the disk, and nothing of its earlier contents is found.
 #[test]
 fn a_disk_with_no_room_for_its_own_alignment_is_aligned_to_a_mib() {
     let partitions = Partitions {

@@ -60,6 +60,7 @@ async fn a_further_connection_that_does_not_make_it_quicker_is_closed_before_the
     assert_eq!((last.connection, last.open), (0, 1));
 }
 
+/// Invariant (disk): A further connection is kept only if it pays, and never leads to another disk.
 #[tokio::test]
 async fn a_further_connection_that_is_refused_is_asked_for_once_and_is_no_failure() {
     let (bench, disk) = (bench(IMAGE_BYTES), narrow(DISK_BYTES, Further::Refused));
@@ -67,6 +68,7 @@ async fn a_further_connection_that_is_refused_is_asked_for_once_and_is_no_failur
     assert_eq!((disk.connections(), disk.refused()), (1, 1));
 }
 
+/// Invariant (disk): A further connection is kept only if it pays, and never leads to another disk.
 #[tokio::test]
 async fn a_further_connection_that_leads_to_another_disk_is_never_written() {
     let (bench, disk) = (bench(IMAGE_BYTES), narrow(DISK_BYTES, Further::OtherDisk));
@@ -75,6 +77,7 @@ async fn a_further_connection_that_leads_to_another_disk_is_never_written() {
     assert!(disk.wrote().iter().all(|wrote| wrote.connection == 0));
 }
 
+/// Invariant (disk): With several connections no write overtakes one that must come before it.
 #[tokio::test]
 async fn when_one_of_several_breaks_all_are_closed_and_what_was_lost_is_written_again_on_one() {
     // Before the first flush and behind it.
@@ -111,6 +114,7 @@ async fn cancelled_with_several_connections_it_ends_within_a_second_and_leaves_n
     assert_eq!(disk.did(), did, "it wrote after it had returned");
 }
 
+/// Invariant (disk): With several connections no write overtakes one that must come before it.
 #[tokio::test]
 async fn whenever_the_power_fails_with_several_connections_the_disk_is_complete_or_does_not_boot() {
     let mut several = 0;

@@ -130,6 +130,7 @@ fn check_ranges(ranges: &[DiskRange], content: &[u8], wanted: &[(u64, Vec<u8>)])
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
+    /// Invariant (disk): A written disk is bit-exact, and a disk that lies about it is caught.
     #[test]
     fn any_layout_is_on_the_disk_bit_by_bit_over_what_was_there(
         parts in parts(),

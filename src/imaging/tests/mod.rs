@@ -172,6 +172,8 @@ async fn a_disk_with_impossible_blocks_is_refused() {
     }
 }
 
+/// Invariant (disk): Half an image never boots: ends wiped first, head written last, wiped again on
+/// failure.
 #[tokio::test]
 async fn the_ends_are_wiped_first_and_the_head_is_written_last_between_flushes() {
     let (bench, disk) = (Bench::new(5 * MIB), FileDisk::new(8 * MIB, 512, Quirk::None));
@@ -185,6 +187,10 @@ async fn the_ends_are_wiped_first_and_the_head_is_written_last_between_flushes()
     assert_eq!(did[did.len() - 3..], [Did::Flush, writes(0..MIB), Did::Flush]);
 }
 
+/// Invariant (disk): A written disk is bit-exact, and a disk that lies about it is caught.
+///
+/// Invariant (disk): Half an image never boots: ends wiped first, head written last, wiped again on
+/// failure.
 #[tokio::test]
 async fn a_disk_that_drops_a_write_is_caught_and_wiped_and_the_place_is_named() {
     let lie = 3 * MIB..3 * MIB + 4096;
@@ -280,6 +286,7 @@ async fn dropping_the_sender_of_the_cancel_cancels_too() {
     assert_eq!(disk.did(), []);
 }
 
+/// Invariant (disk): Nothing is written after an imaging has returned.
 #[tokio::test]
 async fn an_abandoned_imaging_writes_no_further() {
     let (bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::Slow));

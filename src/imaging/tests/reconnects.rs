@@ -23,6 +23,7 @@ fn bench(verify: Verify) -> (Bench, Vec<u8>) {
     (bench, expected(&contents, DISK_BYTES, 512))
 }
 
+/// Invariant (disk): Data that was lost with a connection is written again.
 #[tokio::test]
 async fn a_connection_that_breaks_is_replaced_and_what_was_lost_is_written_again() {
     for verify in [Verify::Full, Verify::Node, Verify::None] {
@@ -37,6 +38,7 @@ async fn a_connection_that_breaks_is_replaced_and_what_was_lost_is_written_again
     }
 }
 
+/// Invariant (disk): At any moment the disk is complete or does not boot.
 #[tokio::test]
 async fn whenever_the_power_fails_the_disk_is_complete_or_does_not_boot() {
     for calls in 0..24 {
@@ -99,6 +101,7 @@ async fn creep(bytes_per_s: u64, breaks_after: u64) -> Result<Written, ImagingEr
     bench.write(&disk).await
 }
 
+/// Invariant (fair): A slow disk gives its permit up.
 #[tokio::test]
 async fn a_disk_is_judged_by_the_commands_it_answers_also_if_calls_end_in_bursts() {
     let error = creep(4 * CREEPS_BYTES_PER_S, u64::MAX).await.unwrap_err();
@@ -111,6 +114,7 @@ async fn a_disk_is_judged_by_the_commands_it_answers_also_if_calls_end_in_bursts
     creep(CREEPS_BYTES_PER_S / 16, u64::MAX).await.unwrap();
 }
 
+/// Invariant (fair): A slow disk gives its permit up.
 #[tokio::test]
 async fn a_disk_does_not_get_more_time_by_breaking_its_connections() {
     // Each carries 2.5 MiB of its own thresholds.

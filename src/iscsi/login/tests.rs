@@ -218,6 +218,8 @@ fn a_status_says_what_to_do_about_it() {
     assert!(!LoginRefusal::WrongSecret.may_pass());
 }
 
+/// Invariant (log): Every log line is one line of some KiB, whatever a machine, target or stranger
+/// sends.
 #[test]
 fn what_a_target_says_is_quoted_in_short_and_escaped() {
     let long = "\u{1}\n\u{85}".repeat(10_000);

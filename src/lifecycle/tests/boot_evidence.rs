@@ -39,6 +39,8 @@ fn a_boot_file_that_is_not_there_is_named_until_the_machine_fetches_one_that_is(
     assert!(message(true).contains("fetched a boot loader but not its boot menu"));
 }
 
+/// Invariant (netboot): A network interface in no spec is named at the nodes that wait, a few times
+/// only.
 #[test]
 fn a_network_interface_that_no_spec_names_is_told_while_the_machine_is_waited_for_and_after() {
     let mut bench = Bench::with_spec();

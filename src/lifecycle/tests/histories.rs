@@ -187,6 +187,14 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
+/// Invariant (consent): In every history a disk is written only with consent.
+///
+/// Invariant (attempt): A node runs one operation at a time; a clean-up waits until a cancelled
+/// write has stopped.
+///
+/// Invariant (attempt): A stale result changes nothing.
+///
+/// Invariant (attempt): Once trouble stops, every node settles.
 #[test]
 fn no_history_breaks_a_rule() {
     if let Some(seed) = number("HISTORY_SEED") {

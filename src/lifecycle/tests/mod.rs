@@ -9,6 +9,7 @@ mod consent;
 mod deadlines;
 mod executor;
 mod histories;
+mod identity;
 mod ironic;
 mod listed;
 mod lost;

@@ -107,6 +107,8 @@ impl Bench {
     }
 }
 
+/// Invariant (bmc): A machine without a BMC gets no BMC command, and waiting for an operator delays
+/// no other node.
 #[test]
 fn a_person_switches_it_on_and_its_ramdisk_restarts_it() {
     let mut bench = bench();
@@ -211,6 +213,8 @@ fn a_wait_for_a_person_outlives_the_agent() {
     assert_eq!((bench.phase(), bench.running.is_none()), (Phase::WaitingRamdisk, true));
 }
 
+/// Invariant (bmc): A machine without a BMC gets no BMC command, and waiting for an operator delays
+/// no other node.
 #[test]
 fn a_machine_whose_record_is_lost_is_served_its_disk_until_somebody_consents() {
     let mut bench = bench();
@@ -244,6 +248,8 @@ fn without_a_state_directory_nobody_knows_whose_it_is() {
     assert_eq!(rack.phase(2), Phase::PoweringOn);
 }
 
+/// Invariant (bmc): A machine without a BMC gets no BMC command, and waiting for an operator delays
+/// no other node.
 #[test]
 fn what_waits_for_a_person_keeps_no_machine_waiting_that_goes_by_itself() {
     let mut rack = Rack::new(4, Policy { attempts_max: 1, imagings_max: 1, ..POLICY });

@@ -206,6 +206,7 @@ fn really_wipes(bench: &Bench, new: &Specs, mut power: PowerState) -> bool {
     fleet.node(&spec().name).unwrap().phase().is_busy()
 }
 
+/// Invariant (status): `hostler plan` prints exactly the core's own decisions.
 #[test]
 fn what_is_planned_is_what_is_done() {
     for (start, begin) in STARTS {

@@ -170,6 +170,7 @@ const EVENTS: [Act; 31] = [
     ("retry", |bench| drop(bench.send(Event::Retry))),
 ];
 
+/// Invariant (attempt): Every phase handles every event, and every wait has a deadline.
 #[test]
 fn every_phase_meets_every_event() {
     let mut table = String::new();

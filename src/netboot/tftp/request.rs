@@ -210,6 +210,8 @@ mod tests {
         }
     }
 
+    /// Invariant (netboot): No TFTP option and no byte of a name keeps a machine from an existing
+    /// file.
     #[test]
     fn an_option_that_is_not_understood_is_as_if_it_had_not_been_asked_for() {
         let understood = |more: &[u8]| {

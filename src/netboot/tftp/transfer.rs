@@ -429,6 +429,7 @@ mod tests {
         assert!(end(&transfer).is_none());
     }
 
+    /// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
     #[test]
     fn a_block_that_was_too_large_for_the_path_is_sent_again_at_once() {
         let (transfer, client) = begun();

@@ -175,6 +175,7 @@ fn meaning(error: Errno) -> Result<Received, WireError> {
 mod tests {
     use super::*;
 
+    /// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
     #[test]
     fn a_routers_word_of_a_lost_packet_ends_no_transfer() {
         for error in [Errno::HOSTUNREACH, Errno::HOSTDOWN, Errno::NETUNREACH, Errno::NONET] {

@@ -112,9 +112,9 @@ fn an_agent_says_at_its_start_what_keeps_every_machine_from_being_installed() {
     config["ramdisk"]["kernel"] = missing.display().to_string().into();
     fs::write(site.path("hostler.toml"), config.to_string()).unwrap();
     let _agent = site.start();
-    let told =
+    let warning =
         format!("no machine can be installed with the deploy boot file {}", missing.display());
-    site.await_that("told", || site.log().contains(&told));
+    site.await_that("warned", || site.log().contains(&warning));
     assert!(site.log().contains("`hostler ramdisk build`"), "{}", site.log());
 }
 

@@ -81,6 +81,7 @@ async fn all_calls_get_through(agent: &Agent) {
     }
 }
 
+/// Invariant (fair): Silence at the callback listener keeps no ramdisk out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowd_that_only_takes_places_keeps_no_ramdisk_out_and_ends_no_wait_of_one() {
     let (release, released) = watch::channel(false);

@@ -12,6 +12,7 @@ use hostler::{
 
 use super::{Agent, DEPLOY_INFO, LOOKUP, judge, key, path};
 
+/// Invariant (ramdisk): A key counts in one attempt, from one address, and all refusals look alike.
 #[tokio::test]
 async fn whatever_is_refused_looks_the_same() {
     let agent = Agent::judging(CallbackLimits::default()).await;

@@ -1,4 +1,5 @@
-//! Decoding against the tools that write images: qemu-img, and gzip, xz, zstd, bzip2 and their parallel kin.
+//! Decoding against the tools that write images: qemu-img, and gzip, xz, zstd, bzip2 and their
+//! parallel kin.
 
 mod packed;
 mod qcow2;
@@ -88,7 +89,8 @@ fn decode_as(path: &Path, format: ImageFormat, most: u64) -> Result<Vec<u8>, Dec
     Ok(raw)
 }
 
-/// Bytes of a disk that is partly full: noise, text and zeros, in pieces of all sizes. Always the same for the same seed.
+/// Bytes of a disk that is partly full: noise, text and zeros, in pieces of all sizes. Always the
+/// same for the same seed.
 fn disk(bytes: usize, seed: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut disk = Vec::with_capacity(bytes + (1 << 20));

@@ -184,6 +184,7 @@ async fn a_bmc_without_a_free_session_is_asked_again_until_the_deadline() {
     assert!(matches!(error.kind, IpmiErrorKind::NoSession { status: 1, .. }), "{error}");
 }
 
+/// Invariant (bmc): A damaged, repeated or forged answer of a BMC never makes another state.
 #[tokio::test]
 async fn damaged_datagrams_never_make_another_state() {
     let simulator = pyghmi(&["--on"]);
@@ -217,6 +218,7 @@ fn is_refusal(kind: &IpmiErrorKind) -> bool {
     )
 }
 
+/// Invariant (bmc): A damaged, repeated or forged answer of a BMC never makes another state.
 #[tokio::test]
 async fn answers_of_another_time_are_not_believed() {
     let simulator = pyghmi(&[]);
@@ -275,6 +277,7 @@ async fn a_bmc_that_answers_with_floods_of_anything_costs_the_deadline_and_no_mo
     assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
 }
 
+/// Invariant (bmc): A damaged, repeated or forged answer of a BMC never makes another state.
 #[tokio::test]
 async fn an_answer_that_was_turned_on_its_way_is_not_believed() {
     let simulator = pyghmi(&["--on"]);

@@ -96,6 +96,8 @@ fn uefi_fetches_grub_and_grub_fetches_its_modules_and_the_rest() {
     });
 }
 
+/// Invariant (netboot): A boot loader that can do HTTP fetches by HTTP, or by TFTP where that
+/// fails.
 #[test]
 fn lpxelinux_fetches_kernel_and_ramdisk_over_http() {
     in_a_network("lpxelinux_fetches_kernel_and_ramdisk_over_http", || {
@@ -113,6 +115,8 @@ fn lpxelinux_fetches_kernel_and_ramdisk_over_http() {
     });
 }
 
+/// Invariant (netboot): A boot loader that can do HTTP fetches by HTTP, or by TFTP where that
+/// fails.
 #[test]
 fn grub_on_bios_fetches_kernel_and_ramdisk_over_http() {
     in_a_network("grub_on_bios_fetches_kernel_and_ramdisk_over_http", || {
@@ -126,6 +130,8 @@ fn grub_on_bios_fetches_kernel_and_ramdisk_over_http() {
     });
 }
 
+/// Invariant (netboot): A boot loader that can do HTTP fetches by HTTP, or by TFTP where that
+/// fails.
 #[test]
 fn grub_on_uefi_fetches_kernel_and_ramdisk_over_http() {
     in_a_network("grub_on_uefi_fetches_kernel_and_ramdisk_over_http", || {
@@ -140,6 +146,8 @@ fn grub_on_uefi_fetches_kernel_and_ramdisk_over_http() {
     });
 }
 
+/// Invariant (netboot): A boot loader that can do HTTP fetches by HTTP, or by TFTP where that
+/// fails.
 #[test]
 fn boot_loaders_that_cannot_reach_the_http_server_go_back_to_tftp() {
     in_a_network("boot_loaders_that_cannot_reach_the_http_server_go_back_to_tftp", || {
@@ -201,6 +209,8 @@ fn u_boot_fetches_with_one_block_in_flight_and_with_sixteen() {
     });
 }
 
+/// Invariant (netboot): A machine that netboots unasked comes to its own disk and is not installed
+/// again.
 #[test]
 fn ipxe_on_bios_goes_on_to_the_own_disk_of_a_machine_that_is_not_to_be_installed() {
     in_a_network(
@@ -219,6 +229,8 @@ fn ipxe_on_bios_goes_on_to_the_own_disk_of_a_machine_that_is_not_to_be_installed
     );
 }
 
+/// Invariant (netboot): A machine that netboots unasked comes to its own disk and is not installed
+/// again.
 #[test]
 fn ipxe_on_uefi_leaves_a_machine_that_is_not_to_be_installed_to_its_firmwares_next_device() {
     in_a_network(

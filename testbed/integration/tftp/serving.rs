@@ -121,6 +121,7 @@ fn options_are_answered_as_their_standards_say() {
     client.give_up();
 }
 
+/// Invariant (netboot): No TFTP option and no byte of a name keeps a machine from an existing file.
 #[test]
 fn one_odd_option_keeps_nobody_from_a_file() {
     let boot_server = BootServer::new();
@@ -156,6 +157,7 @@ fn one_odd_option_keeps_nobody_from_a_file() {
     client.give_up();
 }
 
+/// Invariant (netboot): No TFTP option and no byte of a name keeps a machine from an existing file.
 #[test]
 fn a_name_that_is_no_text_is_a_files_and_the_end_mark_that_old_nics_append_is_none_of_it() {
     let mut boot_server = BootServer::new();
@@ -215,7 +217,7 @@ fn a_nodes_own_kernel_and_ramdisk_are_served_while_its_menu_says_so_and_nothing_
     let (kernel, ramdisk) = (noise(300_000), noise(70_001));
     boot_server.image("vmlinuz", &kernel);
     boot_server.image("initrd", &ramdisk);
-    boot_server.image("secret", b"nobody's boot file");
+    boot_server.image("secret", b"a secret boot file");
     boot_server.table.set(&node("a"), &[mac(1)], Firmware::Bios, &own("vmlinuz")).unwrap();
     boot_server.table.set(&node("b"), &[mac(2)], Firmware::Bios, &own("../vmlinuz")).unwrap();
     boot_server.table.set(&node("d"), &[mac(4)], Firmware::Bios, &own("none")).unwrap();
@@ -238,6 +240,7 @@ fn a_nodes_own_kernel_and_ramdisk_are_served_while_its_menu_says_so_and_nothing_
     assert_eq!(get(boot_server.address, "node/a/kernel", &[]), Err(missing));
 }
 
+/// Invariant (netboot): An unknown network interface gets no boot menu.
 #[test]
 fn an_unknown_machine_gets_file_not_found() {
     let boot_server = BootServer::new();
@@ -260,6 +263,7 @@ fn an_unknown_machine_gets_file_not_found() {
     assert!(curl(boot_server.address, "nothing", &[]).is_err());
 }
 
+/// Invariant (netboot): A menu is switched in one change.
 #[test]
 fn a_switch_is_one_change_for_fifty_clients_at_once() {
     let boot_server = BootServer::new();

@@ -90,6 +90,8 @@ fn a_spec_that_is_in_memory_is_not_there_twice_and_one_that_differs_is_read() {
     assert_eq!(place.redeploy(), "two");
 }
 
+/// Invariant (spec): No change of a spec, its defaults or its attachments is missed for being known
+/// before.
 #[test]
 fn a_change_that_keeps_size_time_and_name_is_seen() {
     let mut place = Place::new();
@@ -110,6 +112,8 @@ fn a_change_that_keeps_size_time_and_name_is_seen() {
     assert_eq!(place.redeploy(), "six");
 }
 
+/// Invariant (spec): No change of a spec, its defaults or its attachments is missed for being known
+/// before.
 #[test]
 fn changes_in_the_same_moment_are_all_seen() {
     let mut place = Place::new();
@@ -119,6 +123,8 @@ fn changes_in_the_same_moment_are_all_seen() {
     }
 }
 
+/// Invariant (spec): No change of a spec, its defaults or its attachments is missed for being known
+/// before.
 #[test]
 fn changed_defaults_and_attachments_are_seen_in_unchanged_specs() {
     let mut place = Place::new();
