@@ -108,12 +108,12 @@ pub enum FetchError {
         /// The path or URL.
         place: String,
         /// The digest in the spec.
-        wanted: Digest,
+        wanted: Box<Digest>,
         /// The digest of the file.
-        found: Digest,
+        found: Box<Digest>,
         /// Text after `; `: the server's description of the file and its first bytes; empty for a
         /// local file.
-        came: Box<str>,
+        came: String,
     },
     /// It was cancelled, or stood still.
     #[error(transparent)]
