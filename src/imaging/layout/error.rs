@@ -42,7 +42,7 @@ pub enum LayoutError {
     },
     /// Neither copy of the image's partition table is intact.
     #[error(
-        "the image's GUID partition table is damaged: {primary}; its backup at the image's end: {backup}"
+        "the image's GUID partition table cannot be used: {primary}; its backup at the image's end: {backup}"
     )]
     Damaged {
         /// What is wrong with the first.
@@ -50,6 +50,9 @@ pub enum LayoutError {
         /// And with the second.
         backup: String,
     },
+    /// There is nothing that a machine could boot.
+    #[error("the image's GUID partition table has no partitions")]
+    NoPartitions,
     /// The image has less than its table says.
     #[error(
         "the image ends at {image_bytes} bytes, its partition {number} at {end_bytes}; it was cut short"

@@ -192,6 +192,9 @@ fn gpt_areas(gpt: &Gpt, image: &ImageFile, disk: Geometry) -> Result<Vec<Area>, 
             name: partition.name,
         })
         .collect();
+    if areas.is_empty() {
+        return Err(LayoutError::NoPartitions);
+    }
     if let Some(area) = areas.iter().find(|area| area.bytes.end > image_bytes) {
         let Area { number, bytes: Range { end: end_bytes, .. }, .. } = *area;
         return Err(LayoutError::CutShort { image_bytes, number, end_bytes });

@@ -84,6 +84,14 @@ fn random(mut bytes: Guid) -> Guid {
 #[error("{0}")]
 pub(in crate::imaging) struct Damaged(&'static str);
 
+impl Damaged {
+    /// The backup is good, and what lies before the partitions must not be overwritten.
+    pub(in crate::imaging) const NO_PLACE: Self = Self(
+        "it is good, but nobody knows where the first table had its entries, and what lies before \
+         the partitions may be a boot loader",
+    );
+}
+
 /// A header, checked by itself.
 #[derive(Clone, Debug)]
 pub(in crate::imaging) struct Header {
@@ -135,9 +143,10 @@ impl Header {
         ensure(sane, "its entries have a wrong size")?;
         let entry_bytes = entry_bytes as usize;
         let entries_bytes = (u32_at(header, ENTRY_COUNT_AT) as usize).saturating_mul(entry_bytes);
+        ensure(entries_bytes > 0, "it has no entries")?;
         ensure(
-            (1..=ENTRIES_BYTES_MAX).contains(&entries_bytes),
-            "it has a wrong number of entries",
+            entries_bytes <= ENTRIES_BYTES_MAX,
+            "it has more than 128 KiB of entries, which is the most that hostler takes",
         )?;
         let entries_lba = u64_at(header, ENTRIES_LBA_AT);
         ensure(entries_lba > PRIMARY_LBA, "its entries overlap its header")?;
@@ -199,13 +208,36 @@ impl Gpt {
     }
 
     /// The same, if it can be written where a primary one belongs.
-    pub(in crate::imaging) fn into_primary(mut self) -> Result<Self, Damaged> {
-        if self.header.my_lba != PRIMARY_LBA {
-            self.header.entries_lba = PRIMARY_LBA + 1;
-        }
+    pub(in crate::imaging) fn into_primary(self) -> Result<Self, Damaged> {
+        let entries_lba = self.header.entries_lba;
+        self.into_primary_at(entries_lba)
+    }
+
+    /// The same with its entries from this block on, if they can be there.
+    pub(in crate::imaging) fn into_primary_at(mut self, entries_lba: u64) -> Result<Self, Damaged> {
+        (self.header.my_lba, self.header.entries_lba) = (PRIMARY_LBA, entries_lba);
         let [_, entries] = self.own_blocks();
-        ensure(entries.end <= self.header.first_usable, "its entries lie where partitions may")?;
+        ensure(
+            entries.start > PRIMARY_LBA && entries.end <= self.header.first_usable,
+            "its entries lie where partitions may",
+        )?;
         Ok(self)
+    }
+
+    /// Where the entries of the other copy, the primary one, may have been, likeliest first: where
+    /// its header says, at the usual place, and right before the partitions.
+    pub(in crate::imaging) fn primary_places(&self, primary: &[u8]) -> Vec<u64> {
+        let named = is_header(primary).then(|| u64_at(primary, ENTRIES_LBA_AT));
+        let last = self.header.first_usable.checked_sub(self.header.entry_blocks());
+        let usual = PRIMARY_LBA + 1;
+        let mut places: Vec<u64> = named.into_iter().chain([usual]).chain(last).collect();
+        places.retain(|place| last.is_some_and(|last| (usual..=last).contains(place)));
+        places
+    }
+
+    /// The bytes of all entries.
+    pub(in crate::imaging) fn entries(&self) -> &[u8] {
+        &self.entries
     }
 
     /// Where it was: its header and its entries.
