@@ -70,6 +70,9 @@ fn needs_of_blocks(
     match ImageTable::of(image, disk)? {
         ImageTable::Gpt(GptImage { mut gpt, .. }) => {
             let areas = gpt_areas(&gpt, image, disk)?;
+            if areas.is_empty() {
+                return Err(LayoutError::NoPartitions);
+            }
             let mut end = gpt_end(&gpt, &areas, image, disk)?;
             if config_drive {
                 end = drive::least_end(image, &areas, end, |place| {
@@ -192,9 +195,6 @@ fn gpt_areas(gpt: &Gpt, image: &ImageFile, disk: Geometry) -> Result<Vec<Area>, 
             name: partition.name,
         })
         .collect();
-    if areas.is_empty() {
-        return Err(LayoutError::NoPartitions);
-    }
     if let Some(area) = areas.iter().find(|area| area.bytes.end > image_bytes) {
         let Area { number, bytes: Range { end: end_bytes, .. }, .. } = *area;
         return Err(LayoutError::CutShort { image_bytes, number, end_bytes });
