@@ -4,15 +4,19 @@
 //! Asked by the listeners on the deploy network before they do anything for a connection. It must
 //! stay small however many addresses turn up, and it must never let those who only take places keep
 //! out a machine: when there is no place left, the oldest connection that is not kept gives its own
-//! up. It holds nothing of an address without a connection.
+//! up, and if all are, the one that is sent something and has taken nothing of it for longest. It holds nothing of an address without a connection.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
+
+/// How long a client may take nothing of what it is sent and still keep its place in a full house.
+const TAKES_NOTHING_MAX: Duration = Duration::from_secs(5);
 
 /// All places of one listener.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ struct Connection {
     peer: IpAddr,
     /// Since when it may be ended, as a number that only grows; `None`: it is kept.
     silent_since: Option<u64>,
+    /// When it last took something of what it is sent; `None`: it is sent nothing.
+    took_at: Option<Instant>,
     /// Dropped with this entry, which tells the connection to end.
     _place: oneshot::Sender<()>,
 }
@@ -70,15 +76,16 @@ impl Places {
         let of_peer = book.connections.values().filter(|it| it.peer == peer).count();
         let mut made_room = None;
         if of_peer >= self.per_peer_max {
-            made_room = Some(book.end_oldest(|it| it.peer == peer)?);
+            made_room = Some(book.make_room(|it| it.peer == peer)?);
         }
         if book.connections.len() >= self.max {
-            made_room = Some(book.end_oldest(|_| true)?);
+            made_room = Some(book.make_room(|_| true)?);
         }
         let (place, taken) = oneshot::channel();
         let number = book.number();
         let silent_since = Some(number);
-        book.connections.insert(number, Connection { peer, silent_since, _place: place });
+        let connection = Connection { peer, silent_since, took_at: None, _place: place };
+        book.connections.insert(number, connection);
         Some(Admitted { place: Place { places: Arc::clone(self), peer, number }, taken, made_room })
     }
 
@@ -104,6 +111,12 @@ impl Place {
         self.set_silent(|_| None);
     }
 
+    fn set_took_at(&self, took_at: Option<Instant>) {
+        if let Some(connection) = self.places.book().connections.get_mut(&self.number) {
+            connection.took_at = took_at;
+        }
+    }
+
     /// The same until what this returns is dropped; from then on it is as if it had just come.
     pub(crate) fn keep_while(self: &Arc<Self>) -> Kept {
         self.keep();
@@ -125,8 +138,16 @@ impl Drop for Place {
     }
 }
 
+impl Kept {
+    /// Its client has taken something, or is about to: it is not what keeps others out.
+    pub(crate) fn takes(&self) {
+        self.0.set_took_at(Some(Instant::now()));
+    }
+}
+
 impl Drop for Kept {
     fn drop(&mut self) {
+        self.0.set_took_at(None);
         self.0.set_silent(|book| Some(book.number()));
     }
 }
@@ -137,7 +158,20 @@ impl Book {
         self.next_number
     }
 
-    /// Takes its place from the one of these that has been silent longest; whose it was.
+    /// Takes a place from one of these; whose it was.
+    fn make_room(&mut self, of: impl Fn(&Connection) -> bool) -> Option<IpAddr> {
+        self.end_oldest(&of).or_else(|| self.end_slowest(&of))
+    }
+
+    /// From the one that has taken nothing of what it is sent for longest, and for too long.
+    fn end_slowest(&mut self, of: impl Fn(&Connection) -> bool) -> Option<IpAddr> {
+        let these = self.connections.iter().filter(|(_, it)| of(it));
+        let sent = these.filter_map(|(number, it)| Some((it.took_at?, *number)));
+        let (_, number) = sent.min().filter(|(took, _)| took.elapsed() >= TAKES_NOTHING_MAX)?;
+        self.connections.remove(&number).map(|ended| ended.peer)
+    }
+
+    /// From the one that has been silent longest.
     fn end_oldest(&mut self, of: impl Fn(&Connection) -> bool) -> Option<IpAddr> {
         let these = self.connections.iter().filter(|(_, it)| of(it));
         let silent = these.filter_map(|(number, it)| Some((it.silent_since?, *number)));
@@ -181,6 +215,28 @@ mod tests {
         assert!(places.take(address(4)).is_some());
         drop((third, fourth, fifth));
         assert!(places.peers().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_of_what_it_is_sent_keeps_nobody_out() {
+        let places = Places::new(3, 3);
+        let [mut slow, mut quick, mut busy] = [1, 2, 3].map(|from| {
+            let Admitted { place, taken, .. } = places.take(address(from)).unwrap();
+            (Arc::new(place).keep_while(), taken)
+        });
+        // The third is kept for another reason than a file.
+        for (kept, _) in [&slow, &quick] {
+            kept.takes();
+        }
+        assert!(places.take(address(4)).is_none(), "both have just taken something");
+        tokio::time::advance(TAKES_NOTHING_MAX).await;
+        quick.0.takes();
+        let other = places.take(address(4)).unwrap();
+        assert_eq!(other.made_room, Some(address(1)));
+        let [slow, quick, busy] =
+            [&mut slow, &mut quick, &mut busy].map(|(_, taken)| taken.try_recv());
+        assert_eq!(slow, Err(oneshot::error::TryRecvError::Closed));
+        assert!([quick, busy].iter().all(|it| *it == Err(oneshot::error::TryRecvError::Empty)));
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(super) struct Told {
     pub(super) path: String,
     pub(super) began: Instant,
     /// The connection's place, while its file is sent.
-    pub(super) _kept: Kept,
+    pub(super) kept: Kept,
 }
 
 /// The body.
@@ -104,6 +104,9 @@ impl Body for FileBody {
         }
         this.at += read.len() as u64;
         this.pulse.beat();
+        if let Some(told) = &this.told {
+            told.kept.takes();
+        }
         Poll::Ready(Some(Ok(Frame::data(read))))
     }
 
@@ -120,7 +123,7 @@ impl Body for FileBody {
 /// sent: no server can know better before the client asks for the next file.
 impl Drop for FileBody {
     fn drop(&mut self) {
-        let Some(Told { catalog, peer, asked, path, began, _kept }) = self.told.take() else {
+        let Some(Told { catalog, peer, asked, path, began, kept: _kept }) = self.told.take() else {
             return;
         };
         // A boot loader that skips a part of a file asks for the rest of it.

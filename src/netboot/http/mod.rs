@@ -6,7 +6,7 @@
 //! `body` reads a file piece by piece as the client takes it; `pulse` tells how its connection is.
 //! Every connection has a place, a limit on its request's head, and an end; one on which nothing
 //! moves is cut. When places run out, the connection on which nothing has been asked for longest
-//! makes room. It must never list a directory, take anything, or hold a file in memory.
+//! makes room, or the one that takes nothing of its file. It must never list a directory, take anything, or hold a file in memory.
 
 mod body;
 mod pulse;
@@ -123,7 +123,7 @@ impl Server {
                             continue;
                         };
                         if let Some(of) = made_room {
-                            info!(%peer, %of, "too many HTTP connections: a silent one makes room");
+                            info!(%peer, %of, "too many HTTP connections: a silent or slow one makes room");
                         }
                         let talk = connection(stream, Arc::clone(&catalog), self.limits, place);
                         connections.spawn(async move {
@@ -206,7 +206,7 @@ async fn answer<B>(
             let range = request.headers().get(RANGE).and_then(|range| range.to_str().ok());
             let bytes = range.map_or(Some(0..all), |range| range::wanted(range, all));
             let Some(bytes) = bytes else { return past_the_end(all) };
-            let told = Told { catalog, peer, asked, path, began, _kept: kept };
+            let told = Told { catalog, peer, asked, path, began, kept };
             match FileBody::new(file, bytes.clone(), told, pulse) {
                 Ok(body) => found(&bytes, all, Either::Right(body)),
                 Err(error) => {
