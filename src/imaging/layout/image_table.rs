@@ -1,8 +1,11 @@
-//! Which partition table an image has, read the way the disk's firmware would read it.
+//! Reads the partition table of an image the way the disk's firmware would.
 
 use std::ops::Range;
 
-use super::{Geometry, LayoutError, blocks};
+use super::{
+    Geometry, LayoutError,
+    blocks::{self, BLOCK_BYTES, read},
+};
 use crate::imaging::{
     ImageFile,
     table::{
@@ -11,10 +14,7 @@ use crate::imaging::{
     },
 };
 
-/// Sizes of blocks that images are made for.
-pub(super) const BLOCK_BYTES: [u32; 2] = [512, 4096];
-
-/// What an image begins with.
+/// The partition table at an image's begin.
 #[derive(Debug)]
 pub(super) enum ImageTable {
     /// A GUID partition table behind a protective or hybrid master boot record.
@@ -35,7 +35,7 @@ pub(super) struct GptImage {
 }
 
 impl ImageTable {
-    /// Of an image for this disk.
+    /// The table of an image for this disk.
     pub(super) fn of(image: &ImageFile, disk: Geometry) -> Result<Self, LayoutError> {
         let Some(mbr) = Mbr::parse(read(image, 0, disk.block_size())?) else {
             return Ok(Self::None);
@@ -90,14 +90,17 @@ impl GptImage {
     }
 }
 
-/// The table of the backup as the primary one, and where the backup was. The entries go where those of
-/// the damaged one are, or where nothing is: between the header and the first partition may be a boot
-/// loader, which single-board computers look for in the block behind the header.
+/// The blocks of a backup, and the primary table made of it.
+type Restored = ([Range<u64>; 2], Gpt);
+
+/// Makes the table of the backup the primary one, and tells the blocks of the backup. The entries go
+/// where those of the damaged one are, or where nothing is: before the first partition may lie a
+/// boot loader, which single-board computers look for in the block behind the header.
 fn from_backup(
     image: &ImageFile,
     disk: Geometry,
     backup: Gpt,
-) -> Result<Result<([Range<u64>; 2], Gpt), Damaged>, LayoutError> {
+) -> Result<Result<Restored, Damaged>, LayoutError> {
     let at = |lba: u64| lba.saturating_mul(disk.block_bytes.into());
     let own_blocks = backup.own_blocks();
     let header = read(image, at(gpt::PRIMARY_LBA), disk.block_size())?;
@@ -138,11 +141,4 @@ fn read_copy(
     };
     let entries = read(image, at(header.entries_lba()), header.entries_bytes())?;
     Ok(Gpt::new(header, entries))
-}
-
-/// Bytes of the image; zeros behind its end.
-pub(super) fn read(image: &ImageFile, at: u64, bytes: usize) -> Result<Vec<u8>, LayoutError> {
-    image
-        .read_at(at, bytes)
-        .map_err(|source| LayoutError::File { path: image.path().to_path_buf(), source })
 }
