@@ -29,7 +29,7 @@ fn narrow(bytes: u64, further: Further) -> Arc<FileDisk> {
 async fn write(bench: &Bench, disk: &Arc<FileDisk>, disk_bytes: u64) {
     bench.begin(disk).await.unwrap();
     assert_eq!(disk.open(), 0, "it returned while a connection was still open");
-    assert!(disk.content() == expected(&bench.bytes, DISK_BYTES, 512));
+    assert!(disk.content() == expected(&bench.bytes, disk_bytes, 512));
     assert!(disk.is_flushed());
 }
 
