@@ -16,7 +16,7 @@ use hostler::{
         self, Connector, Content, ImageFile, ImagingError, ImagingOrder, Layout, LeastRate,
         Segment, VolumeError, Written,
     },
-    iscsi::{Lun, IscsiOptions, TargetAddress},
+    iscsi::{IscsiOptions, Lun, TargetAddress},
     model::spec::Verify,
     progress::{Cancel, Meter},
 };

@@ -265,6 +265,10 @@ fn redirect(attempt: Attempt<'_>) -> Action {
     if attempt.previous().len() > REDIRECTS_MAX {
         return attempt.error(format!("redirected more than {REDIRECTS_MAX} times"));
     }
+    // The same request has the same answer: hostler keeps no cookies.
+    if attempt.previous().contains(attempt.url()) {
+        return attempt.error("redirected in a circle");
+    }
     let was_safe = attempt.previous().iter().any(|url| url.scheme() == "https");
     if was_safe && attempt.url().scheme() != "https" {
         return attempt.error("redirected from https to another scheme");
