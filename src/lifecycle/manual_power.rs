@@ -158,7 +158,7 @@ impl Node {
 
 impl Attempt {
     /// Whether it ends by itself: there is no BMC, and no ramdisk that could be told.
-    pub(super) fn is_over_without_bmc(&self) -> bool {
+    pub(super) fn ends_by_itself(&self) -> bool {
         self.bmc.is_none() && self.peer.is_none()
     }
 }

@@ -58,6 +58,7 @@ mod polls;
 mod power;
 mod replaced;
 mod report;
+mod settle;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -25,7 +25,7 @@ use super::{
     netboot_files::{NetbootUpdate, carry_over, carry_over_record, own_menu},
     polls::Polls,
     report::plain_fault,
-    state::{Attempt, Hold, Purpose, Record, State},
+    state::{Hold, Purpose, Record, State},
     unclaimed::Known,
     wait::{after, patience, power_limit},
 };
@@ -243,14 +243,7 @@ impl Node {
             Event::Approve => self.approve(now),
             Event::Retry => self.retry(now),
         }
-        self.expire(now, &mut actions);
-        self.end_what_is_over(now);
-        self.hold_what_is_lost(now);
-        self.advance_manual_power(now);
-        self.drive(now, &mut actions);
-        self.stay_in_line();
-        self.line_up_for_poll(now);
-        self.note_phase(now);
+        self.settle(now, &mut actions);
         actions
     }
 
@@ -304,7 +297,7 @@ impl Node {
     }
 
     /// From wherever the node comes to rest, and for as long as the disk is to be written.
-    fn hold_what_is_lost(&mut self, now: Timestamp) {
+    pub(super) fn hold_lost_record(&mut self, now: Timestamp) {
         let holds = self.is_lost() && self.wants_install();
         match (&self.record.state, &self.record.spec) {
             (State::Idle, Some(spec)) if holds => {
@@ -460,24 +453,8 @@ impl Node {
         self.record.state.at_rest() && self.bmc().is_some() && !self.clash
     }
 
-    /// A clean-up for which nothing is to be done is over when nothing runs.
-    fn end_what_is_over(&mut self, now: Timestamp) {
-        if self.running.is_some() || self.unread {
-            return;
-        }
-        match &self.record.state {
-            State::CleaningUp { attempt, purpose }
-                if attempt.as_ref().is_none_or(Attempt::is_over_without_bmc) =>
-            {
-                let purpose = *purpose;
-                self.conclude(now, purpose);
-            }
-            _ => {}
-        }
-    }
-
     /// Starts what the state needs, if nothing runs.
-    fn drive(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+    pub(super) fn drive(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if self.running.is_some() || self.unread {
             return;
         }

@@ -22,6 +22,7 @@ mod polls;
 mod power;
 mod rack;
 mod records;
+mod settle;
 mod site;
 mod story;
 mod support;

@@ -31,7 +31,7 @@ fn place(bench: &Bench) -> &'static str {
 }
 
 /// A node brought to a place.
-fn bench_in(place: &str) -> Bench {
+pub(super) fn bench_in(place: &str) -> Bench {
     let mut bench = Bench::with_spec();
     let Some(phase) = Phase::ALL.into_iter().find(|phase| phase.as_str() == place) else {
         bench.go_to(Phase::Imaging);
@@ -59,9 +59,9 @@ fn bench_in(place: &str) -> Bench {
     bench
 }
 
-type Act = (&'static str, fn(&mut Bench));
+pub(super) type Act = (&'static str, fn(&mut Bench));
 
-const EVENTS: [Act; 31] = [
+pub(super) const EVENTS: [Act; 31] = [
     ("done-ok", |bench| {
         if let Some((_, operation)) = bench.running.clone() {
             bench.done(Ok(good_outcome(&operation)));
@@ -169,10 +169,15 @@ const EVENTS: [Act; 31] = [
     ("retry", |bench| drop(bench.send(Event::Retry))),
 ];
 
+/// Where the table begins, row by row.
+pub(super) fn rows() -> Vec<&'static str> {
+    Phase::ALL.iter().map(|phase| phase.as_str()).chain([CLEANING_UP]).collect()
+}
+
 #[test]
 fn every_phase_meets_every_event() {
     let mut table = String::new();
-    for from in Phase::ALL.iter().map(|phase| phase.as_str()).chain([CLEANING_UP]) {
+    for from in rows() {
         let mut row = Vec::new();
         for (name, act) in EVENTS {
             let mut bench = bench_in(from);
