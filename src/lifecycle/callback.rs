@@ -26,6 +26,7 @@ use super::{
     node::Node,
     report::{plain, plain_up_to},
     state::{State, Target},
+    transitions::Cause,
     wait::after,
 };
 
@@ -133,7 +134,15 @@ impl Node {
                 let why = last_error.map_or(ATTEMPT_OVER, |error| &error.fault.message);
                 return Ok(Reply::Failed(why.to_owned()));
             }
-            _ => return Err("no lookup is expected in this phase"),
+            State::Idle
+            | State::Held { .. }
+            | State::Failed
+            | State::SettingPower { .. }
+            | State::Preparing { .. }
+            | State::Imaging { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. }
+            | State::Restarting { .. } => return Err("no lookup is expected in this phase"),
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
         let right = right_machine(spec, attempt.system_guid, &lookup).map_err(NotChosen::Fault);
@@ -229,8 +238,7 @@ impl Node {
         match &self.record.state {
             State::PoweringOn { attempt } | State::WaitingRamdisk { attempt } => {
                 let disk = self.chosen_disk(attempt).ok_or("no disk was asked for before")?;
-                let attempt = attempt.clone();
-                self.enter(now, State::Imaging { attempt, disk, target, granted: false });
+                self.enter(now, Cause::TargetOffered { disk, target });
                 Ok(Reply::Accepted)
             }
             // The first answer was lost: the same again is the same.
@@ -239,7 +247,13 @@ impl Node {
             State::Switching { .. } | State::WaitingCompleted { .. } | State::Restarting { .. } => {
                 Ok(Reply::Accepted)
             }
-            _ => Err("no target is expected in this phase"),
+            State::Idle
+            | State::Held { .. }
+            | State::Failed
+            | State::SettingPower { .. }
+            | State::Preparing { .. }
+            | State::Imaging { .. }
+            | State::CleaningUp { .. } => Err("no target is expected in this phase"),
         }
     }
 
@@ -278,17 +292,16 @@ impl Node {
             State::PoweringOn { .. } | State::WaitingRamdisk { .. } | State::Imaging { .. } => {
                 DeployState::Imaging
             }
-            State::Switching { attempt, disk } => {
-                let (attempt, disk) = (attempt.clone(), disk.clone());
-                self.enter(now, State::WaitingCompleted { attempt, disk });
+            State::Switching { .. } => {
+                self.enter(now, Cause::Released);
                 DeployState::Release
             }
             State::WaitingCompleted { .. } | State::Restarting { .. } => DeployState::Release,
             // The write is being stopped: for what that wipes, the target is still needed.
-            State::CleaningUp { .. } if self.running.is_some() && self.cleans_up_manually() => {
+            State::CleaningUp { .. } if self.running.is_some() && self.ramdisk_cleans_up() => {
                 DeployState::Imaging
             }
-            State::CleaningUp { .. } if self.cleans_up_manually() => {
+            State::CleaningUp { .. } if self.ramdisk_cleans_up() => {
                 self.note_manual_cleanup_done(now);
                 return DeployStateReply { then: Then::PowerOff, ..DeployState::Abort.into() };
             }
@@ -325,11 +338,7 @@ impl Node {
                     self.fail(now, not_verified(&disk), actions);
                     return Ok(Reply::Accepted);
                 }
-                if attempt.bmc.is_none() {
-                    self.succeed(now, attempt.image, disk);
-                } else {
-                    self.begin_restart(now, attempt, disk);
-                }
+                self.let_go(now);
                 Ok(Reply::Accepted)
             }
             State::Switching { disk, .. } | State::WaitingCompleted { disk, .. }
@@ -343,7 +352,17 @@ impl Node {
                 Ok(self.ramdisk_failed(now, &completed.error, actions))
             }
             State::Restarting { .. } => Ok(Reply::Accepted),
-            _ => Err("no completed notice is expected in this phase"),
+            State::Idle
+            | State::Held { .. }
+            | State::Failed
+            | State::SettingPower { .. }
+            | State::Preparing { .. }
+            | State::PoweringOn { .. }
+            | State::WaitingRamdisk { .. }
+            | State::Imaging { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. }
+            | State::CleaningUp { .. } => Err("no completed notice is expected in this phase"),
         }
     }
 

@@ -300,13 +300,11 @@ impl Executor {
             effects.show(status);
         }
         // A refusal announces nothing, and anybody can ask for as many as they like.
-        waiting.retain(|action| match action {
-            Action::Reply { request, reply: Reply::Refused } => {
-                effects.reply(*request, Reply::Refused);
-                false
+        for action in waiting.extract_if(.., |action| is_refusal(action)) {
+            if let Action::Reply { request, reply } = action {
+                effects.reply(request, reply);
             }
-            _ => true,
-        });
+        }
         self.fleet.not_recorded(&name, before.as_ref().filter(|_| !is_retry));
         self.unsaved.entry(name).or_default().extend(waiting);
     }
@@ -375,6 +373,10 @@ struct Decided {
     is_retry: bool,
     /// An operation that was called off before it began.
     unstarted: Option<OpId>,
+}
+
+const fn is_refusal(action: &Action) -> bool {
+    matches!(action, Action::Reply { reply: Reply::Refused, .. })
 }
 
 /// Takes an operation that still waits for its record, and was told to stop, out of what waits. One that was only told to hurry stays.

@@ -201,7 +201,7 @@ impl Fleet {
             return false;
         };
         // One that is held for too many changes is judged again whenever the change would end the hold.
-        let held = node.record.too_many_changes && node.wanted.as_ref() != Some(&spec.digest());
+        let held = node.record.is_held_by_breaker() && node.wanted.as_ref() != Some(&spec.digest());
         let is_change = old.paused || held || !node.wants_install();
         let same_machine = old.machine_change(spec) == MachineChange::None;
         same_machine && is_change && wants_reinstall(spec, installed) && !spec.paused
@@ -279,7 +279,7 @@ impl Fleet {
             return;
         };
         match self.unclaimed.node(name).filter(|_| node.record.installed.is_none()).cloned() {
-            Some(None) if !node.record.record_lost => node.record = Record::distrusted(now),
+            Some(None) if !node.record.is_disk_unknown() => node.record = Record::distrusted(now),
             Some(Some(installed)) => node.record.know(Some(installed)),
             Some(None) | None => {}
         }
@@ -371,7 +371,8 @@ impl Fleet {
     /// The BMCs of machines that are installed, or of which nobody knows.
     pub fn bmcs_of_installed(&self) -> impl Iterator<Item = &BmcAddress> {
         let records = self.nodes.values().map(|node| &node.record);
-        let records = records.filter(|record| record.installed.is_some() || record.record_lost);
+        let records =
+            records.filter(|record| record.installed.is_some() || record.is_disk_unknown());
         records.flat_map(Record::bmcs).chain(self.unclaimed.bmcs())
     }
 

@@ -17,20 +17,35 @@ use super::{
     state::{Attempt, State},
 };
 
+impl DeployRamdisk {
+    /// Whether it asks which disk to export, and so reports which disks there are.
+    pub(super) const fn asks_which_disk(self) -> bool {
+        match self {
+            Self::Hostler => true,
+            Self::Ironic => false,
+        }
+    }
+
+    /// Whether it asks if it may let go of the written disk, and then says completed. One that does
+    /// not is called by the agent, and what it does then is taken for done.
+    pub(super) const fn confirms_completion(self) -> bool {
+        match self {
+            Self::Hostler => true,
+            Self::Ironic => false,
+        }
+    }
+}
+
 impl Node {
     /// Whose ramdisk the node's machine is given. A spec that changes it ends the attempt, so that it is also the one that runs.
     pub(super) fn ramdisk(&self) -> DeployRamdisk {
         self.record.spec.as_ref().map(|spec| spec.boot.ramdisk).unwrap_or_default()
     }
 
-    pub(super) fn has_ironics_ramdisk(&self) -> bool {
-        self.ramdisk() == DeployRamdisk::Ironic
-    }
-
     /// The disk behind a target that is offered: the one the ramdisk was told to export, or, of Ironic's, what it was told to look for.
     pub(super) fn chosen_disk(&self, attempt: &Attempt) -> Option<Disk> {
         match &self.record.spec {
-            Some(spec) if self.has_ironics_ramdisk() => Some(hinted(&spec.root_device)),
+            Some(spec) if !self.ramdisk().asks_which_disk() => Some(hinted(&spec.root_device)),
             _ => attempt.disk.clone(),
         }
     }
@@ -42,32 +57,21 @@ impl Node {
         error: &str,
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
-        match &self.record.state {
-            State::Switching { .. } | State::Restarting { .. } if error.is_empty() => {
-                Ok(Reply::Accepted)
-            }
-            State::Switching { .. } => Ok(self.ramdisk_failed(now, error, actions)),
-            _ => Err("no boot loader was to be installed in this phase"),
+        let is_switching = matches!(self.record.state, State::Switching { .. });
+        let is_restarting = matches!(self.record.state, State::Restarting { .. });
+        if error.is_empty() && (is_switching || is_restarting) {
+            Ok(Reply::Accepted)
+        } else if is_switching {
+            Ok(self.ramdisk_failed(now, error, actions))
+        } else {
+            Err("no boot loader was to be installed in this phase")
         }
     }
 
     /// One that cannot be told, because it has gone or because the agent was killed between telling it and knowing, is no failure.
     pub(super) fn stop_telling(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         self.cancel(actions);
-        self.take_for_completed(now);
-    }
-
-    /// The disk is written and flushed, and the session with its target has ended: what the ramdisk still does changes nothing on it. It
-    /// restarts its machine by itself, which is all there is without a BMC.
-    pub(super) fn take_for_completed(&mut self, now: Timestamp) {
-        if let State::Switching { attempt, disk } = &self.record.state {
-            let (attempt, disk) = (attempt.clone(), disk.clone());
-            if attempt.bmc.is_none() {
-                self.succeed(now, attempt.image, disk);
-            } else {
-                self.begin_restart(now, attempt, disk);
-            }
-        }
+        self.let_go(now);
     }
 
     /// What is known of the disk's size before the target says it.

@@ -17,6 +17,7 @@ use super::{
     event::Action,
     node::Node,
     state::{Purpose, State},
+    transitions::Cause,
     wait::after,
 };
 
@@ -51,8 +52,7 @@ impl Node {
             // Nothing has been done to the machine yet.
             State::Preparing { .. } => {
                 self.record.last_error = Some(last_error());
-                self.record.attempt = attempt.saturating_sub(1);
-                self.enter(now, State::Idle);
+                self.enter(now, Cause::FileMissing);
                 self.record.not_before = Some(until);
                 self.in_line_since = None;
             }

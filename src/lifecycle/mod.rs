@@ -38,6 +38,8 @@
 //! - A machine is switched because its spec was changed to want that, or somebody says so; a machine that differs later is shown.
 //! - After a start nothing goes on before the spec directory has been read.
 
+#![warn(clippy::wildcard_enum_match_arm)]
+
 mod attempt;
 mod backoff;
 mod breaker;
@@ -47,6 +49,7 @@ mod executor;
 mod fleet;
 pub mod format_1;
 mod history;
+mod hold;
 mod ironic;
 mod manual_power;
 mod missing;
@@ -56,12 +59,15 @@ mod permits;
 mod plan;
 mod polls;
 mod power;
+mod power_control;
 mod replaced;
 mod report;
 mod settle;
 mod state;
 #[cfg(test)]
+#[allow(clippy::wildcard_enum_match_arm, reason = "a test looks for what it tests")]
 mod tests;
+mod transitions;
 mod unclaimed;
 mod wait;
 mod wake_ups;
@@ -69,8 +75,10 @@ mod wake_ups;
 pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Permit, Stages};
 pub use executor::{Effects, Executor};
 pub use fleet::{Fleet, Policy, Specs};
+pub use hold::Hold;
 pub use node::Node;
 pub use plan::{PlannedAction, PlannedChange, Planner};
 pub use polls::POLL_LIMIT;
-pub use state::{Attempt, Hold, PreparedImage, Purpose, Record, State, Target};
+pub use power_control::PowerControl;
+pub use state::{Attempt, PreparedImage, Purpose, Record, State, Target};
 pub use unclaimed::{Known, UnclaimedInstalls};

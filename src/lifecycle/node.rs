@@ -14,7 +14,7 @@ use crate::model::{
     power::PowerState,
     problem::Problem,
     spec::{Goal, NodeSpec},
-    status::{Installed, Phase, Power, Progress},
+    status::{Installed, Power, Progress},
 };
 
 use super::{
@@ -25,7 +25,8 @@ use super::{
     netboot_files::{NetbootUpdate, carry_over, carry_over_record, own_menu},
     polls::Polls,
     report::plain_fault,
-    state::{Hold, Purpose, Record, State},
+    state::{Purpose, Record, State},
+    transitions::Cause,
     unclaimed::Known,
     wait::{after, patience, power_limit},
 };
@@ -184,7 +185,7 @@ impl Node {
     pub fn step(&mut self, now: Timestamp, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.unread && event.tells_of_spec() {
-            self.record.boot_again_if_cut_off();
+            self.boot_again_if_cut_off(now);
         }
         self.bound_waits(now);
         if event.tells_of_spec() {
@@ -265,10 +266,7 @@ impl Node {
 
     /// Whether an attempt may be begun at all.
     pub(super) fn may_start(&self) -> bool {
-        self.wants_install()
-            && !self.stands_still()
-            && !self.record.too_many_changes
-            && !self.is_lost()
+        self.wants_install() && !self.stands_still() && !self.needs_consent()
     }
 
     /// Whether nothing is under way: no attempt, no clean-up, and no switching.
@@ -281,48 +279,10 @@ impl Node {
         self.bmc_trouble.is_some()
     }
 
-    /// Whether the machine's being off would be taken for consent to wipe and install it, now or when the node may go on.
-    pub fn is_wiped_when_off(&self) -> bool {
-        let waits = match &self.record.state {
-            State::Idle => true,
-            State::Held { reason, .. } => *reason == Hold::PoweredOn,
-            _ => false,
-        };
-        waits && self.wants_install()
-    }
-
-    /// Whether nobody knows what is on the disk, and nobody has consented to lose it.
-    pub(super) fn is_lost(&self) -> bool {
-        self.record.record_lost && !self.record.consented
-    }
-
-    /// From wherever the node comes to rest, and for as long as the disk is to be written.
-    pub(super) fn hold_lost_record(&mut self, now: Timestamp) {
-        let holds = self.is_lost() && self.wants_install();
-        match (&self.record.state, &self.record.spec) {
-            (State::Idle, Some(spec)) if holds => {
-                let redeploy = spec.redeploy.clone();
-                self.enter(now, State::Held { redeploy, reason: Hold::RecordLost });
-            }
-            (State::Held { reason: Hold::RecordLost, .. }, _) if !holds => {
-                self.enter(now, State::Idle);
-            }
-            _ => {}
-        }
-    }
-
     /// Whether nothing may start, whatever is wanted: the spec is paused, broken or may be out of date.
     pub fn stands_still(&self) -> bool {
         let paused = self.record.spec.as_ref().is_none_or(|spec| spec.paused);
         paused || !self.problems.is_empty() || self.blocked.is_some()
-    }
-
-    /// Changes the state. Its deadline comes with it, so that no wait can be without one.
-    pub(super) fn enter(&mut self, now: Timestamp, state: State) {
-        self.record.state = state;
-        self.record.tries = 0;
-        self.record.not_before = None;
-        self.record.deadline = self.limit().map(|limit| after(now, limit));
     }
 
     fn take_spec(&mut self, now: Timestamp, spec: &Arc<NodeSpec>, actions: &mut Vec<Action>) {
@@ -365,23 +325,23 @@ impl Node {
             self.record.too_many_changes = false;
         }
         self.order_power(now, old.as_deref(), spec);
-        match &mut self.record.state {
-            State::Held { redeploy, .. } if old.is_none() => redeploy.clone_from(&spec.redeploy),
-            State::Held { redeploy, .. }
-                if spec.goal == Goal::Deployed
-                    && spec.redeploy.is_some()
-                    && spec.redeploy != *redeploy =>
-            {
-                self.approve(now);
-            }
-            State::Held { .. } => {}
+        match &self.record.state {
+            State::Held { .. } => self.consider_hold(now, spec, old.is_none()),
             State::Idle | State::Failed => self.start_afresh(now),
-            State::CleaningUp { purpose, .. } => *purpose = Purpose::StartOver,
-            State::SettingPower { .. } => self.abandon(now, Purpose::StartOver, actions),
-            _ if other_install || other_machine || other_ramdisk || stand_still => {
+            State::CleaningUp { .. } | State::SettingPower { .. } => {
                 self.abandon(now, Purpose::StartOver, actions);
             }
-            _ => {}
+            State::Preparing { .. }
+            | State::PoweringOn { .. }
+            | State::WaitingRamdisk { .. }
+            | State::Imaging { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. }
+            | State::Restarting { .. } => {
+                if other_install || other_machine || other_ramdisk || stand_still {
+                    self.abandon(now, Purpose::StartOver, actions);
+                }
+            }
         }
     }
 
@@ -402,16 +362,6 @@ impl Node {
         }
     }
 
-    /// An operator consents. It counts only while the node shows that it waits for that.
-    fn approve(&mut self, now: Timestamp) {
-        if self.phase() == Phase::Held {
-            self.record.consented = true;
-            self.record.too_many_changes = false;
-            self.polls.ask(now);
-            self.start_afresh(now);
-        }
-    }
-
     fn retry(&mut self, now: Timestamp) {
         self.netboot.start_afresh();
         self.polls.ask(now);
@@ -421,17 +371,25 @@ impl Node {
         if is_order || self.owes_restart() {
             self.record.power_ordered = true;
         }
-        match &mut self.record.state {
+        match &self.record.state {
             State::Idle | State::Failed => self.start_afresh(now),
-            State::CleaningUp { purpose, .. } => *purpose = Purpose::StartOver,
-            _ => {}
+            State::CleaningUp { .. } => self.enter(now, Cause::Abandoned(Purpose::StartOver)),
+            // An attempt goes on, and a hold waits for consent.
+            State::Held { .. }
+            | State::SettingPower { .. }
+            | State::Preparing { .. }
+            | State::PoweringOn { .. }
+            | State::WaitingRamdisk { .. }
+            | State::Imaging { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. }
+            | State::Restarting { .. } => {}
         }
     }
 
     /// All attempts lie ahead, and the first may begin at once.
     pub(super) fn start_afresh(&mut self, now: Timestamp) {
-        self.record.attempt = 0;
-        self.enter(now, State::Idle);
+        self.enter(now, Cause::StartedAfresh);
     }
 
     /// Tells the running operation to stop, because nobody wants its result any more. The node waits for its report before it starts
@@ -506,7 +464,7 @@ impl Node {
                 target: Box::new(target.clone()),
                 size: self.disk_size(attempt, disk),
             }),
-            State::Switching { attempt, .. } if self.has_ironics_ramdisk() => {
+            State::Switching { attempt, .. } if !self.ramdisk().confirms_completion() => {
                 attempt.peer.map(Operation::Release)
             }
             State::Restarting { .. } => {

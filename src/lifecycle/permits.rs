@@ -17,6 +17,7 @@ use super::{
     node::Node,
     polls::{self, PROGRAM_POLLS_MAX},
     state::State,
+    transitions::Cause,
 };
 
 /// A node's place in the line: its attempt, and since when it waits.
@@ -115,15 +116,19 @@ impl Line {
 }
 
 impl State {
+    /// Whether a disk is exported and waits for its turn to be written.
+    const fn waits_to_image(&self) -> bool {
+        matches!(self, Self::Imaging { granted: false, .. })
+    }
+
     /// What a node in this state does that only so many may do.
     pub(super) fn holds(&self) -> Option<Permit> {
         match self {
             Self::Preparing { .. } => Some(Permit::Attempt),
-            // Nobody knows when an operator comes, and then the machine is up whether its turn has come or not.
             Self::PoweringOn { attempt }
             | Self::WaitingRamdisk { attempt }
             | Self::Imaging { attempt, granted: false, .. } => {
-                attempt.bmc.is_some().then_some(Permit::Attempt)
+                attempt.power_control().takes_attempt_permit().then_some(Permit::Attempt)
             }
             Self::Imaging { granted: true, .. } => Some(Permit::Imaging),
             Self::Idle
@@ -145,43 +150,39 @@ impl Node {
             return None;
         }
         let attempt = self.record.attempt;
-        match &self.record.state {
-            State::Idle => self.in_line_since.map(|since| (Permit::Attempt, (attempt, since))),
-            State::Imaging { granted: false, .. } => {
-                Some((Permit::Imaging, (attempt, self.record.since)))
-            }
-            _ => None,
+        if self.record.state.waits_to_image() {
+            return Some((Permit::Imaging, (attempt, self.record.since)));
         }
+        let since = self.in_line_since.filter(|_| self.record.state == State::Idle)?;
+        Some((Permit::Attempt, (attempt, since)))
     }
 
     /// Its turn has come. One that is no longer wanted passes.
     pub(super) fn take_permit(&mut self, now: Timestamp, permit: Permit) {
-        match (permit, &mut self.record.state) {
-            (Permit::Attempt, State::Idle) => {
+        match permit {
+            Permit::Attempt if self.record.state == State::Idle => {
                 let in_line = self.in_line_since.take().is_some();
                 let seen = self.power.map(|power| power.observed);
-                let seen = if self.powered_manually() { Some(PowerState::Off) } else { seen };
+                let seen =
+                    if self.power_control().can_switch() { seen } else { Some(PowerState::Off) };
                 let wipes = seen.is_some_and(|seen| self.may_wipe(seen));
                 if in_line && wipes && self.may_start() {
                     self.begin(now);
                 }
             }
-            (Permit::Imaging, State::Imaging { granted, .. }) if !*granted => {
-                *granted = true;
+            Permit::Imaging if self.record.state.waits_to_image() => {
                 // From here on the disk's old contents are gone.
-                self.record.installed = None;
-                self.record.awaits_restart = false;
-                self.record.record_lost = false;
+                self.record.know_nothing_installed();
                 // Waiting was not writing: the whole time for it begins now.
-                let state = self.record.state.clone();
-                self.enter(now, state);
+                self.enter(now, Cause::ImagingGranted);
                 let message = self.message();
                 if let Some(entry) = self.record.history.last_mut() {
                     entry.message = message;
                 }
             }
-            (Permit::Poll | Permit::ProgramPoll, _) => self.polls.grant(),
-            _ => {}
+            Permit::Poll | Permit::ProgramPoll => self.polls.grant(),
+            // Not wanted any more.
+            Permit::Attempt | Permit::Imaging => {}
         }
     }
 

@@ -24,8 +24,9 @@ use crate::model::{
 use super::{
     event::{Action, Event, Operation, Outcome, Permit},
     fleet::{Fleet, Policy, Specs},
+    hold::Hold,
     node::Node,
-    state::{Hold, Record, State},
+    state::{Record, State},
     unclaimed::UnclaimedInstalls,
 };
 
@@ -156,11 +157,10 @@ impl Planner {
         let mut changes = Vec::new();
         let mut gone = BTreeSet::new();
         for (name, event) in self.fleet.compare(self.now, specs, clashes) {
-            let kind = match event {
-                Event::SpecProblems(_) => Some(PlannedAction::Invalid),
-                Event::SpecClash(_) => Some(PlannedAction::Clash),
-                _ => None,
-            };
+            let is_broken = matches!(event, Event::SpecProblems(_));
+            let is_clash = matches!(event, Event::SpecClash(_));
+            let kind = is_broken.then_some(PlannedAction::Invalid);
+            let kind = kind.or(is_clash.then_some(PlannedAction::Clash));
             self.play(&name, event);
             match self.fleet.node(&name) {
                 Some(node) => changes.push(self.change(node, kind)),
@@ -234,7 +234,7 @@ impl Planner {
         };
         let begins = matches!(action, PlannedAction::Install | PlannedAction::Reinstall)
             && under_way.is_none();
-        let once = if begins && node.powered_manually() {
+        let once = if begins && node.power_control().waits_for_operator() {
             "; once somebody has it boot from the network"
         } else {
             ""
@@ -247,7 +247,7 @@ impl Planner {
             unless_on: action == PlannedAction::Install
                 && unknown
                 && !consent
-                && !node.powered_manually(),
+                && node.power_control().can_switch(),
             reason: format!("{reason}{}{once}", left_behind(action, node)),
         }
     }
@@ -279,7 +279,16 @@ fn spec_in_force(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<N
         Phase::Available => Goal::Available,
         Phase::Unmanaged => Goal::Unmanaged,
         Phase::Invalid | Phase::Paused | Phase::Held => changed.goal,
-        _ => Goal::Deployed,
+        Phase::Pending
+        | Phase::Preparing
+        | Phase::PoweringOn
+        | Phase::WaitingRamdisk
+        | Phase::Imaging
+        | Phase::Switching
+        | Phase::WaitingCompleted
+        | Phase::Restarting
+        | Phase::Deployed
+        | Phase::Failed => Goal::Deployed,
     };
     Some(spec)
 }
@@ -347,10 +356,10 @@ fn is_written(phase: Phase) -> bool {
 }
 
 fn asked_power(action: Action) -> Option<(OpId, Arc<NodeSpec>)> {
-    match action {
-        Action::Start { op, operation: Operation::PollPower, spec } => Some((op, spec)),
-        _ => None,
+    if let Action::Start { op, operation: Operation::PollPower, spec } = action {
+        return Some((op, spec));
     }
+    None
 }
 
 /// What is told of the installed disk if another one is to be written: its file systems are found beside the new ones.

@@ -175,11 +175,14 @@ impl Node {
     pub(super) fn line_up_for_poll(&mut self, now: Timestamp) {
         let waits = self.running.is_none() && !self.unread && self.wants_poll(now);
         let for_attempt = self.waits_for_preflight(now);
-        self.polls.permit = match self.polls.permit {
-            PollPermit::Running if self.running.is_some() => PollPermit::Running,
-            _ if !waits => PollPermit::None,
-            PollPermit::Waiting { since, .. } => PollPermit::Waiting { since, for_attempt },
-            _ => PollPermit::Waiting { since: now, for_attempt },
+        let permit = self.polls.permit;
+        let since = if let PollPermit::Waiting { since, .. } = permit { since } else { now };
+        self.polls.permit = if permit == PollPermit::Running && self.running.is_some() {
+            PollPermit::Running
+        } else if waits {
+            PollPermit::Waiting { since, for_attempt }
+        } else {
+            PollPermit::None
         };
     }
 

@@ -4,7 +4,7 @@
 //! a machine that differs later has drifted, which is shown, and mended only if the agent's configuration says so. It must never
 //! switch a machine that hostler has not installed and nobody has consented to.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -17,8 +17,7 @@ use crate::model::{
 };
 
 use super::{
-    node::Node,
-    state::{Hold, State},
+    hold::Hold, node::Node, power_control::PowerControl, state::State, transitions::Cause,
     wait::after,
 };
 
@@ -30,7 +29,7 @@ pub(super) const POWER_TRIES_MAX: u32 = 4;
 impl Node {
     /// The power state the machine should be in now; none in an attempt, before one, if it does not matter, or without a BMC.
     pub(super) fn wanted_power(&self) -> Option<PowerState> {
-        let spec = self.record.spec.as_ref().filter(|spec| spec.bmc.is_some())?;
+        let spec = self.record.spec.as_ref().filter(|spec| PowerControl::of(spec).can_switch())?;
         match (spec.goal, spec.power) {
             (Goal::Unmanaged, _) | (Goal::Deployed, WantedPower::Ignore) => None,
             (Goal::Deployed, _) if self.wants_install() => None,
@@ -60,7 +59,7 @@ impl Node {
     /// as a `redeploy` that is taken back, is none.
     pub(super) fn order_power(&mut self, now: Timestamp, old: Option<&NodeSpec>, new: &NodeSpec) {
         let same_machine = old.filter(|old| old.machine_change(new) == MachineChange::None);
-        match (same_machine.filter(|_| new.bmc.is_some()), new.goal, new.power) {
+        match (same_machine.filter(|_| PowerControl::of(new).can_switch()), new.goal, new.power) {
             (None, ..) | (_, Goal::Unmanaged, _) | (_, Goal::Deployed, WantedPower::Ignore) => {
                 self.record.power_ordered = false;
             }
@@ -104,21 +103,22 @@ impl Node {
         }
         if !self.knows_machine() {
             // Only a spec that wants a machine off wants something of one that is not installed.
-            let (redeploy, reason) = (spec.redeploy.clone(), Hold::PoweredOn);
-            return self.enter(now, State::Held { redeploy, reason });
+            let spec = Arc::clone(spec);
+            return self.hold_for(now, &spec, Hold::PoweredOn);
         }
         let rested =
             self.record.power_forced_at.is_none_or(|at| after(at, ENFORCEMENT_INTERVAL) <= now);
         let enforced = self.policy.enforce_power && rested && self.answers_where_installed();
         if self.record.power_ordered || self.record.consented || enforced {
             self.record.power_forced_at = Some(now);
-            self.enter(now, State::SettingPower { wanted });
+            self.enter(now, Cause::PowerWanted(wanted));
         }
     }
 
     /// Whether the machine's disk is written and the machine was not restarted since.
     pub fn owes_restart(&self) -> bool {
-        let deployed = |spec: &NodeSpec| spec.goal == Goal::Deployed && spec.bmc.is_some();
+        let deployed =
+            |spec: &NodeSpec| spec.goal == Goal::Deployed && PowerControl::of(spec).can_switch();
         self.record.awaits_restart
             && self.record.installed.is_some()
             && self.record.spec.as_deref().is_some_and(deployed)
@@ -134,7 +134,7 @@ impl Node {
         }
         if self.record.power_ordered && self.record.state == State::Idle && !self.stands_still() {
             let wanted = self.power_after_install();
-            self.enter(now, State::SettingPower { wanted });
+            self.enter(now, Cause::PowerWanted(wanted));
         }
     }
 
@@ -159,18 +159,16 @@ impl Node {
         if std::mem::take(&mut self.record.awaits_restart) {
             self.record.last_error = None;
         }
-        self.record.consented = false;
-        self.enter(now, State::Idle);
+        self.enter(now, Cause::PowerReached);
         self.see_power(now, reached);
     }
 
     /// It could not be, in all its tries: it is left as it is, and that is shown.
     pub(super) fn power_not_set(&mut self, now: Timestamp, fault: Fault) {
         self.record.power_ordered = false;
-        self.record.consented = false;
         let attempt = self.record.attempt;
         self.record.last_error = Some(LastError { at: now, attempt, fault: fault.clone() });
-        self.enter(now, State::Idle);
+        self.enter(now, Cause::PowerMissed);
         self.miss_power(now, fault);
     }
 }

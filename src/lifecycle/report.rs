@@ -16,9 +16,10 @@ use crate::model::{
 
 use super::{
     attempt::RESTART_TRIES_MAX,
+    hold::Hold,
     node::Node,
     power::POWER_TRIES_MAX,
-    state::{Attempt, Hold, Purpose, State},
+    state::{Attempt, Purpose, State},
 };
 
 /// Longest text shown, in characters: parts of it come from machines.
@@ -49,24 +50,12 @@ impl Node {
         match (&self.record.state, spec.goal) {
             (_, Goal::Unmanaged) => Phase::Unmanaged,
             _ if spec.paused => Phase::Paused,
-            (State::Held { reason: Hold::PoweredOn, .. }, Goal::Available) => Phase::Held,
+            _ if self.held_for().is_some() => Phase::Held,
             (_, Goal::Available) => Phase::Available,
             _ if self.owes_restart() => Phase::Failed,
             _ if !self.wants_install() => Phase::Deployed,
-            _ if self.record.too_many_changes => Phase::Held,
             (State::Failed, Goal::Deployed) => Phase::Failed,
-            (State::Held { .. }, Goal::Deployed) => Phase::Held,
             (_, Goal::Deployed) => Phase::Pending,
-        }
-    }
-
-    /// Why the node is held, if it is.
-    pub fn held_for(&self) -> Option<Hold> {
-        match &self.record.state {
-            _ if self.phase() != Phase::Held => None,
-            _ if self.record.too_many_changes => Some(Hold::TooManyChanges),
-            State::Held { reason, .. } => Some(*reason),
-            _ => None,
         }
     }
 
@@ -81,17 +70,7 @@ impl Node {
             version: STATUS_VERSION,
             node: self.name.clone(),
             phase,
-            ready: self.problems.is_empty()
-                && match phase {
-                    Phase::Deployed => {
-                        installed_digest == spec_digest && self.netboot_trouble().is_none()
-                    }
-                    Phase::Available if self.powered_manually() => true,
-                    Phase::Available => {
-                        self.power.is_some_and(|power| power.observed == PowerState::Off)
-                    }
-                    _ => false,
-                },
+            ready: self.is_ready(phase),
             message: self.message(),
             spec_valid: self.problems.is_empty() && record.spec.is_some(),
             spec_digest,
@@ -115,6 +94,15 @@ impl Node {
             conditions: self.conditions(),
             history: record.history.clone(),
         }
+    }
+
+    /// Whether the machine is as its spec wants it, as far as that can be known.
+    fn is_ready(&self, phase: Phase) -> bool {
+        let is_off = self.power.is_some_and(|power| power.observed == PowerState::Off);
+        let is_kept_off = is_off || !self.power_control().can_switch();
+        let is_served = !self.drifted() && self.netboot_trouble().is_none();
+        self.problems.is_empty()
+            && (phase == Phase::Deployed && is_served || phase == Phase::Available && is_kept_off)
     }
 
     fn last_seen(&self) -> Option<LastSeen> {
@@ -250,7 +238,7 @@ impl Node {
             Phase::Available if differs && self.bmc_trouble.is_none() => {
                 format!("the machine is {is}, and its spec wants it {wanted}")
             }
-            Phase::Available if self.powered_manually() => {
+            Phase::Available if !self.power_control().can_switch() => {
                 "nothing is served to it; there is no BMC to switch it off".to_owned()
             }
             Phase::Available => match (&self.bmc_trouble, self.power) {
@@ -272,9 +260,16 @@ impl Node {
             Phase::Pending if self.record.not_before.is_some() => {
                 format!("will try again after: {last_error}")
             }
-            Phase::Pending if self.powered_manually() => "about to begin".to_owned(),
+            Phase::Pending if !self.power_control().can_switch() => "about to begin".to_owned(),
             Phase::Pending => "asking the BMC for the power state".to_owned(),
-            _ => "the spec cannot be used".to_owned(),
+            Phase::Invalid
+            | Phase::Preparing
+            | Phase::PoweringOn
+            | Phase::WaitingRamdisk
+            | Phase::Imaging
+            | Phase::Switching
+            | Phase::WaitingCompleted
+            | Phase::Restarting => "the spec cannot be used".to_owned(),
         }
     }
 
@@ -288,7 +283,7 @@ impl Node {
             format!(
                 "installed, but the spec now wants something else; nothing is done until you {way}"
             )
-        } else if self.powered_manually() {
+        } else if !self.power_control().can_switch() {
             self.message_unseen().to_owned()
         } else if let Some(trouble) = &self.bmc_trouble {
             format!("installed; its power is not known: {}", trouble.message)
@@ -369,7 +364,7 @@ impl Node {
             conditions.push(condition("Held", true, reason.as_str(), String::new()));
         }
         // In every phase: should the state directory be lost, this is what holds the node.
-        if self.record.record_lost {
+        if self.record.is_disk_unknown() {
             let message = "nobody knows what is on the disk; it is not written without consent";
             conditions.push(condition("InstalledKnown", false, RECORD_LOST, message.to_owned()));
         }
@@ -401,7 +396,7 @@ impl Node {
         if let Some(Fault { code, message, .. }) = self.netboot_trouble() {
             conditions.push(condition("NetbootVerified", false, code, message.clone()));
         }
-        if let State::PoweringOn { attempt: Attempt { bmc: None, .. } } = &self.record.state {
+        if self.waits_for_operator() {
             let message = self.what_to_do().to_owned();
             conditions.push(condition("WaitingForPerson", true, "NetworkBoot", message));
         }

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, net::IpAddr, ops::Not, sync::Arc};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::hold::Hold;
 use crate::model::{
-    boot::BootStage,
     callback::DiskRange,
     disk::Disk,
     ids::Digest,
@@ -104,7 +104,7 @@ impl Record {
     pub fn contradicts_itself(&self) -> bool {
         let last = self.history.last().map(|entry| entry.phase);
         self.installed.is_none()
-            && !self.record_lost
+            && !self.is_disk_unknown()
             && (self.phase == Phase::Deployed || last == Some(Phase::Deployed))
     }
 
@@ -118,7 +118,7 @@ impl Record {
     /// Whether it must be missed should it be gone: something was done to the machine, or is known or
     /// doubted of its disk. A node that only waits would come to the same point again.
     pub(super) fn must_be_missed(&self) -> bool {
-        !self.state.at_rest() || self.installed.is_some() || self.record_lost
+        !self.state.at_rest() || self.installed.is_some() || self.is_disk_unknown()
     }
 
     /// Of a node whose record was damaged. Whatever is on its machine's disk, nothing happens to it without consent.
@@ -131,6 +131,11 @@ impl Record {
         self.awaits_restart = false;
         self.record_lost = installed.is_none();
         self.installed = installed;
+    }
+
+    /// The disk is being written: what was on it is gone, whatever it was.
+    pub(super) fn know_nothing_installed(&mut self) {
+        (self.awaits_restart, self.record_lost, self.installed) = (false, false, None);
     }
 
     /// The BMCs of its machine: of what is installed, and of its spec.
@@ -146,121 +151,80 @@ impl Record {
             installed.machine.get_or_insert_with(|| Machine::named_by(spec));
         }
     }
-
-    /// The agent was gone. A machine in the middle of its boot files has lost its server: pxelinux asks on for two minutes and then
-    /// stands for five, GRUB asks again after half a minute or more. So it is switched off and on, in the same attempt.
-    pub(super) fn boot_again_if_cut_off(&mut self) {
-        use BootStage::{Kernel, Loader, Menu};
-        if let State::WaitingRamdisk { attempt } = &self.state
-            && attempt.peer.is_none()
-            && attempt.bmc.is_some()
-            && matches!(self.last_seen.fetched, Some(Loader | Menu | Kernel))
-        {
-            self.state = State::PoweringOn { attempt: attempt.clone() };
-            self.last_seen = LastSeen::default();
-        }
-    }
 }
 
 /// Where a node stands. The states of an attempt carry it; nothing else does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "name")]
+#[allow(missing_docs, reason = "the fields are named after their types")]
 pub enum State {
-    /// No attempt: installed, or waiting to start one.
+    /// No attempt is under way. The machine is installed, or its spec wants nothing of it, or the
+    /// node waits: for a poll, for the end of a pause, for its permit, or for consent because too
+    /// many nodes were changed at once.
     Idle,
-    /// An operator must consent.
+    /// An operator must consent before anything is done to the machine.
     Held {
         /// `redeploy` as it was when the hold was shown: only a change after that is consent.
         redeploy: Option<String>,
-        /// Why.
         reason: Hold,
     },
-    /// Given up.
+    /// The attempts are used up, or another one would be of no use. It stays so until the spec is
+    /// changed or an operator says `hostler retry`.
     Failed,
-    /// The machine is brought to the power state that the spec wants.
-    SettingPower {
-        /// Which.
-        wanted: PowerState,
-    },
-    /// The image is being verified, and then the power state looked at once more.
+    /// The BMC brings an installed machine into the power state that its spec wants, or restarts it
+    /// if that failed after the installation.
+    SettingPower { wanted: PowerState },
+    /// The image is fetched, verified and unpacked. Then the BMC is asked once more whether the
+    /// machine is on, because a large image takes a while.
     Preparing {
         /// What the attempt will be, once the image is verified.
         ready: Option<Attempt>,
     },
-    /// The machine is being switched on.
-    PoweringOn {
-        /// The attempt.
-        attempt: Attempt,
-    },
-    /// The machine boots the ramdisk, asks which disk to export, and exports it.
-    WaitingRamdisk {
-        /// The attempt.
-        attempt: Attempt,
-    },
-    /// The disk is being written.
+    /// The BMC has the machine boot from the network, or an operator is awaited who does. From here
+    /// until the disk is written, the boot menu leads to the deploy ramdisk.
+    PoweringOn { attempt: Attempt },
+    /// The machine boots the deploy ramdisk, which reports its disks, hears which one to export, and
+    /// exports it.
+    WaitingRamdisk { attempt: Attempt },
+    /// The exported disk waits for its turn, and then is written. From then on its old contents are
+    /// gone.
     Imaging {
-        /// The attempt.
         attempt: Attempt,
         /// The chosen disk.
         disk: Disk,
-        /// Its target.
+        /// Where the ramdisk exports it.
         target: Target,
         /// Whether its turn has come to write.
         granted: bool,
     },
-    /// Boot files are local again; the ramdisk has not yet heard that it may let go.
+    /// The disk is written, and the boot files are those of the installed system again. The ramdisk
+    /// has not yet heard that it may let go of the disk.
     Switching {
-        /// The attempt.
         attempt: Attempt,
         /// The written disk.
         disk: Disk,
     },
-    /// The ramdisk stops its target.
+    /// The ramdisk stops its target, compares the disk with the image if it was told to, and says
+    /// completed.
     WaitingCompleted {
-        /// The attempt.
         attempt: Attempt,
         /// The written disk.
         disk: Disk,
     },
-    /// The BMC restarts the machine.
+    /// The BMC restarts the machine into the installed system, or leaves it off. Whatever becomes of
+    /// that, the disk is not written again.
     Restarting {
-        /// The attempt.
         attempt: Attempt,
         /// The written disk.
         disk: Disk,
     },
-    /// Putting things back.
+    /// The attempt is over. What runs is stopped, and then the machine is switched off, by its BMC or
+    /// by its ramdisk. Shows as `pending`.
     CleaningUp {
-        /// The attempt, so that its ramdisk can be told to stop; none if it was not begun.
+        /// `None`: the machine was not touched yet, so that nothing is to be done to it.
         attempt: Option<Attempt>,
-        /// What comes then.
         purpose: Purpose,
     },
-}
-
-/// Why an operator must consent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Hold {
-    /// The machine is on: it is somebody's. Switching it off is consent.
-    PoweredOn,
-    /// The record was damaged: the machine may be installed, so being off is no consent.
-    RecordLost,
-    /// Too many nodes were to be reinstalled at once, so that it may be a mistake.
-    TooManyChanges,
-}
-
-impl Hold {
-    pub(super) const ALL: [Self; 3] = [Self::PoweredOn, Self::RecordLost, Self::TooManyChanges];
-
-    /// The reason of the condition `Held`.
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::PoweredOn => "PoweredOn",
-            Self::RecordLost => "RecordLost",
-            Self::TooManyChanges => "TooManyChanges",
-        }
-    }
 }
 
 /// Why a node is cleaned up, and so what comes then.
@@ -385,6 +349,17 @@ impl PreparedImage {
 }
 
 impl Attempt {
+    /// An attempt of which nothing is known yet but what it was prepared with.
+    pub(super) fn new(
+        key: AttemptKey,
+        image: PreparedImage,
+        system_guid: Option<SystemGuid>,
+        bmc: Option<Bmc>,
+    ) -> Self {
+        let (verify, ramdisk_fetched_by) = (Vec::new(), Vec::new());
+        Self { key, image, verify, peer: None, ramdisk_fetched_by, disk: None, system_guid, bmc }
+    }
+
     /// Where the BMC it was begun with answers, if there was one.
     pub(super) fn bmc_address(&self) -> Option<&BmcAddress> {
         self.bmc.as_ref().map(|bmc| &bmc.address)

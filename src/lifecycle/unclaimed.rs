@@ -284,7 +284,7 @@ impl UnclaimedInstalls {
 
 /// Whether that changed anything.
 fn remember<K: Ord + Clone>(unclaimed: &mut BTreeMap<K, Known>, key: &K, record: &Record) -> bool {
-    if record.installed.is_none() && !record.record_lost {
+    if record.installed.is_none() && !record.is_disk_unknown() {
         return unclaimed.remove(key).is_some();
     }
     if unclaimed.get(key) == Some(&record.installed) {

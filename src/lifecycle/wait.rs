@@ -65,7 +65,7 @@ impl Node {
             State::Idle | State::Held { .. } | State::Failed => return None,
             State::SettingPower { .. } => "the machine to be switched on or off",
             State::Preparing { .. } => "the image to be verified",
-            State::PoweringOn { attempt } if attempt.bmc.is_none() => {
+            State::PoweringOn { .. } if self.waits_for_operator() => {
                 "somebody to have the machine boot from the network"
             }
             State::PoweringOn { .. } => "the machine to be switched on",
@@ -78,7 +78,7 @@ impl Node {
             State::Switching { .. } => "the ramdisk to hear that it may let go",
             State::WaitingCompleted { .. } => "the ramdisk's completed notice",
             State::Restarting { .. } => "the machine to restart",
-            State::CleaningUp { .. } if self.running.is_none() && self.cleans_up_manually() => {
+            State::CleaningUp { .. } if self.running.is_none() && self.ramdisk_cleans_up() => {
                 "the deploy ramdisk to hear that the attempt is over"
             }
             State::CleaningUp { .. } => "the operation under way to stop",
@@ -99,8 +99,10 @@ impl Node {
                 Some(timeouts.completed.saturating_add(timeouts.imaging))
             }
             State::Switching { .. } | State::WaitingCompleted { .. } => Some(timeouts.completed),
-            State::PoweringOn { attempt } if attempt.bmc.is_none() => Some(timeouts.power),
-            State::CleaningUp { .. } if self.cleans_up_manually() => Some(CANCEL_PATIENCE),
+            State::PoweringOn { attempt } if attempt.power_control().waits_for_operator() => {
+                Some(timeouts.power)
+            }
+            State::CleaningUp { .. } if self.ramdisk_cleans_up() => Some(CANCEL_PATIENCE),
             State::CleaningUp { .. } => Some(power_limit(&self.timeouts_of_bmc(timeouts))),
             State::PoweringOn { .. } => Some(power_limit(timeouts)),
             State::SettingPower { .. } => Some(self.limit_of_tries(timeouts, POWER_TRIES_MAX)),
@@ -170,11 +172,11 @@ impl Node {
             if self.record.deadline.is_some_and(|deadline| deadline <= now)
                 && !self.miss_manual_deadline(now, actions)
             {
-                match &self.record.state {
-                    State::Switching { .. } if self.has_ironics_ramdisk() => {
-                        self.stop_telling(now, actions);
-                    }
-                    _ => self.miss_deadline(now, actions),
+                let is_switching = matches!(self.record.state, State::Switching { .. });
+                if is_switching && !self.ramdisk().confirms_completion() {
+                    self.stop_telling(now, actions);
+                } else {
+                    self.miss_deadline(now, actions);
                 }
             }
         } else if let Some(running) = &mut self.running
@@ -191,7 +193,14 @@ pub(super) fn patience(operation: &Operation, timeouts: &Timeouts) -> Duration {
     let limit = match operation {
         Operation::PollPower => POLL_LIMIT.min(timeouts.power),
         Operation::NetbootFiles { .. } => timeouts.imaging,
-        _ => return power_limit(timeouts),
+        Operation::ConfirmPower
+        | Operation::Prepare
+        | Operation::PowerOn
+        | Operation::Image { .. }
+        | Operation::Release(_)
+        | Operation::Restart { .. }
+        | Operation::SetPower(_)
+        | Operation::CleanUp => return power_limit(timeouts),
     };
     limit.saturating_add(OPERATION_SLACK).max(CANCEL_PATIENCE)
 }

@@ -1,4 +1,5 @@
-//! What becomes of installed machines when files are lost, renamed, swapped or broken: none of it wipes one.
+//! What becomes of installed machines when files are lost, renamed, swapped or broken: none of it
+//! wipes one.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -295,7 +296,8 @@ fn specs_that_swapped_their_names_when_the_state_directory_was_lost_keep_their_m
 /// Histories of mishaps.
 const SEEDS: u64 = 300;
 
-/// One thing that happens to files, processes and machines, none of which says that anything is to be wiped.
+/// One thing that happens to files, processes and machines, none of which says that anything is to
+/// be wiped.
 fn mishap(rack: &mut Rack, dice: &mut Dice, catalog: &mut Vec<NodeSpec>) {
     let present: Vec<NodeName> = rack.specs.keys().cloned().collect();
     let [one, other] = [0, 1].map(|_| dice.pick(&present).clone());

@@ -1,4 +1,5 @@
-//! The order in which decisions are carried out: record, boot menu, actions; and what waits while no record can be written.
+//! The order in which decisions are carried out: record, boot menu, actions; and what waits while
+//! no record can be written.
 
 use crate::{
     lifecycle::{Event, Operation, Policy, State},
@@ -181,7 +182,8 @@ fn a_node_that_is_forgotten_while_its_record_cannot_be_written_answers_its_calle
     assert!(rack.executor.fleet().node(&name(0)).is_none());
     assert!(!rack.world.records.contains_key(&name(0)));
 
-    // One with nothing under way answers at once, and is gone when what was installed is written down elsewhere.
+    // One with nothing under way answers at once, and is gone when what was installed is written
+    // down elsewhere.
     let mut rack = Rack::deployed(2);
     rack.world.disk_full = true;
     ask(&mut rack, 7, Call::DeployState);

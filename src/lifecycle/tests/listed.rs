@@ -1,5 +1,6 @@
-//! A record that is gone is missed: its node is held, under this name and the next, at whatever moment the agent was killed. And no
-//! moment makes a machine that nobody has touched look like one whose record is lost.
+//! A record that is gone is missed: its node is held, under this name and the next, at whatever
+//! moment the agent was killed. And no moment makes a machine that nobody has touched look like one
+//! whose record is lost.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ use super::{rack::*, support::*};
 /// Calls of the agent that the story below has, at least.
 const CALLS_MIN: usize = 20;
 
-/// The node is new, installed, goes away, and comes back; the agent is killed after so many calls. Whether it was.
+/// The node is new, installed, goes away, and comes back; the agent is killed after so many calls.
+/// Whether it was.
 fn killed_after(calls: usize) -> (Rack, bool) {
     let mut rack = Rack::new(2, POLICY);
     let spec = rack.specs.remove(&name(0)).unwrap();

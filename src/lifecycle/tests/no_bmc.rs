@@ -1,4 +1,5 @@
-//! A machine without a BMC: an operator switches it on, and its own ramdisk restarts it or switches it off.
+//! A machine without a BMC: an operator switches it on, and its own ramdisk restarts it or switches
+//! it off.
 
 use std::{collections::BTreeMap, sync::Arc};
 

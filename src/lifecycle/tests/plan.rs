@@ -1,4 +1,5 @@
-//! The planner against the real thing: what `plan` says of a status file is what a fleet with the full record goes on to do.
+//! The planner against the real thing: what `plan` says of a status file is what a fleet with the
+//! full record goes on to do.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -22,7 +23,8 @@ use crate::{
 
 use super::support::*;
 
-/// How long a real fleet is watched: longer than the pause between two attempts, shorter than any wait in one.
+/// How long a real fleet is watched: longer than the pause between two attempts, shorter than any
+/// wait in one.
 const WATCHED: SignedDuration = SignedDuration::from_mins(10);
 
 type Start = (&'static str, fn(PowerState) -> Bench);
@@ -227,7 +229,8 @@ fn what_is_planned_is_what_is_done() {
                 if !(known.unless_on && power == PowerState::On) {
                     assert_eq!(known.wipes.is_some(), wiped, "{case}: {known:?}");
                 }
-                // Without the spec before, more may be feared, but nothing overlooked that a status could tell.
+                // Without the spec before, more may be feared, but nothing overlooked that a status
+                // could tell.
                 let untold =
                     start == "failed" && (change == "timeouts" || change == "another machine");
                 let feared = plan(vec![status], &Specs::new(), new, bench.now);

@@ -1,4 +1,5 @@
-//! The power of machines that hostler does not install at the moment: orders, drift, and whom it must not switch.
+//! The power of machines that hostler does not install at the moment: orders, drift, and whom it
+//! must not switch.
 
 use crate::{
     lifecycle::{Event, Menu, Operation, Policy},

@@ -1,4 +1,5 @@
-//! A rack of machines under one executor: records as they are on disk, operations that end at once, and what was done to each machine.
+//! A rack of machines under one executor: records as they are on disk, operations that end at once,
+//! and what was done to each machine.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -290,7 +291,8 @@ impl Rack {
         self.executor.step_all(self.now, events, &mut self.world);
     }
 
-    /// The clashes a test wants, and specs in force that claim one machine, as the agent finds them.
+    /// The clashes a test wants, and specs in force that claim one machine, as the agent finds
+    /// them.
     fn clashes_with(&self, specs: &Specs) -> BTreeMap<NodeName, Vec<Problem>> {
         let in_force = self.executor.fleet().in_force(specs);
         let mut claims = BTreeMap::<MachineId, BTreeSet<&NodeName>>::new();

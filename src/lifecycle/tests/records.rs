@@ -1,5 +1,5 @@
-//! Records as files. Those of every state are also what the fuzz target `record` begins with; they follow a change of the format by
-//! `UPDATE_EXPECT=1 cargo test --lib records`.
+//! Records as files. Those of every state are also what the fuzz target `record` begins with; they
+//! follow a change of the format by `UPDATE_EXPECT=1 cargo test --lib records`.
 
 use std::time::Duration;
 

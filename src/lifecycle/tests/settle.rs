@@ -14,10 +14,10 @@ proptest! {
     #[test]
     fn settling_twice_changes_nothing(
         from in prop::sample::select(rows()),
-        events in prop::collection::vec((prop::sample::select(&EVENTS), 0..90_i64), 1..40),
+        events in prop::collection::vec((prop::sample::select(&EVENTS), 0..90_i64), 1..25),
     ) {
         let mut bench = bench_in(from);
-        for ((_, act), seconds) in events {
+        for ((_, _, act), seconds) in events {
             if bench.forgotten {
                 bench = Bench::with_spec();
             }

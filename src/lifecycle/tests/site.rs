@@ -1,5 +1,6 @@
-//! The reference of the random histories: two machines, a ramdisk, an operator and a clock. It knows which machine is on, what was
-//! consented to, what runs and what is written, from the events alone, and holds the core to the rules.
+//! The reference of the random histories: two machines, a ramdisk, an operator and a clock. It
+//! knows which machine is on, what was consented to, what runs and what is written, from the events
+//! alone, and holds the core to the rules.
 
 #![expect(clippy::print_stdout, reason = "a history that is played again is printed")]
 
@@ -78,7 +79,8 @@ struct Consent {
     given: bool,
     /// The spec's wish for the machine's power was changed, or somebody said that it is to be so.
     power: bool,
-    /// The `redeploy` that the present installation answers to; a change from it is consent to reinstall.
+    /// The `redeploy` that the present installation answers to; a change from it is consent to
+    /// reinstall.
     installed_under: Option<Redeploy>,
     /// The disk is written, and the machine was not switched since: it is owed its first start.
     unstarted: bool,
@@ -276,7 +278,8 @@ impl Site {
         }
         match &operation {
             Operation::Image { target, size, .. } => {
-                // Consent was judged when the attempt began; a clash does not stop one under way, everything else does.
+                // Consent was judged when the attempt began; a clash does not stop one under way,
+                // everything else does.
                 assert!(!spec.paused && spec.goal == Goal::Deployed, "written in a pause");
                 assert!(matches!(self.node.menu(), Menu::Deploy(_)));
                 assert_eq!(self.node.record().installed, None, "half written and said to be whole");
@@ -364,7 +367,8 @@ impl Site {
             }
             Menu::LocalDisk | Menu::Network { .. } | Menu::Unknown => assert!(!busy_with_netboot),
         }
-        // Looking at all that is shown and kept costs more than all the rest: now and then is enough.
+        // Looking at all that is shown and kept costs more than all the rest: now and then is
+        // enough.
         if self.steps.is_multiple_of(16) {
             self.check_status();
         }
@@ -426,7 +430,9 @@ impl Site {
                 self.keys_made = self.keys_made.wrapping_add(1);
                 prepared(key(self.keys_made))
             }
-            Operation::Image { .. } if !self.node.has_ironics_ramdisk() && self.dice.chance(30) => {
+            Operation::Image { .. }
+                if self.node.ramdisk().confirms_completion() && self.dice.chance(30) =>
+            {
                 imaged_unverified()
             }
             Operation::Image { .. } => imaged(),

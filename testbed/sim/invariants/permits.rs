@@ -33,7 +33,7 @@ impl Site {
             State::PoweringOn { attempt }
             | State::WaitingRamdisk { attempt }
             | State::Imaging { attempt, .. }
-                if attempt.bmc.is_none() =>
+                if attempt.power_control().waits_for_operator() =>
             {
                 None
             }
