@@ -1,4 +1,8 @@
-//! Inside an attempt: what the end of an operation leads to, what a missed deadline means, and how an attempt is given up.
+//! The course of an attempt: what the end of an operation leads to, what a missed deadline means,
+//! and how an attempt is given up.
+//!
+//! Called by `node.rs`, `callback.rs` and `settle.rs`. It judges what has happened;
+//! `transitions.rs` says which state follows.
 
 use std::time::Duration;
 
@@ -17,23 +21,18 @@ use crate::model::{
 use super::{
     backoff,
     event::{Action, Menu, Outcome, Stages},
+    limits::{CANCEL_PATIENCE, CLEANUP_TRIES_MAX, POWER_TRIES_MAX, RESTART_TRIES_MAX, after},
     netboot_files::{NetbootUpdate, root_unknown},
     node::Node,
-    power::POWER_TRIES_MAX,
-    report::plain,
     state::{Attempt, PreparedImage, Purpose, State},
+    text::plain,
     transitions::Cause,
-    wait::{CANCEL_PATIENCE, after},
 };
 
-/// How often a failing clean-up is repeated before the machine is left as it is, with a message.
-const CLEANUP_TRIES_MAX: u32 = 8;
-/// How often the restart is tried: the disk is good, and a BMC's hiccup is no reason to write it again.
-pub(super) const RESTART_TRIES_MAX: u32 = 4;
-/// The pause after the first failed try of either.
+/// The pause after the first failed try of a restart or a clean-up.
 const TRY_PAUSE: Duration = Duration::from_secs(10);
-/// A repetition this late is no longer the one that was consented to: the agent was not running, or not allowed to, and meanwhile a
-/// person may have taken the machine.
+/// A repetition this late is no longer the one that was consented to: the agent was not running, or
+/// not allowed to, and meanwhile a person may have taken the machine.
 const CONSENT_LAPSES_AFTER: Duration = Duration::from_secs(3600);
 
 impl Node {
@@ -46,11 +45,12 @@ impl Node {
     ) {
         match outcome.and_then(|outcome| self.check_root(outcome)) {
             Ok(outcome) => self.advance(now, outcome),
-            Err(fault) => self.stumble(now, fault, actions),
+            Err(fault) => self.on_failure(now, fault, actions),
         }
     }
 
-    /// A machine that is to boot its own kernel from the network has to be told where its root file system is.
+    /// A machine that is to boot its own kernel from the network has to be told where its root file
+    /// system is.
     fn check_root(&self, outcome: Outcome) -> Result<Outcome, Fault> {
         let netboot = self.record.spec.as_ref().and_then(|spec| spec.image.netboot.as_ref());
         match (&outcome, netboot) {
@@ -109,7 +109,8 @@ impl Node {
                 self.restarted(now, left_in);
             }
             Outcome::CleanedUp => self.cleaned_up(now, spec.bmc_address()),
-            // An answer to a question that was not asked: the agent's mistake, and no reason to move.
+            // An answer to a question that was not asked: the agent's mistake, and no reason to
+            // move.
             Outcome::Power(_)
             | Outcome::PowerSet(_)
             | Outcome::Restarted(_)
@@ -151,8 +152,9 @@ impl Node {
         }
     }
 
-    /// The disk is written and flushed, and the session with its target has ended: from now on it is
-    /// known what is installed. Only the restart is left to do, unless the ramdisk does that itself.
+    /// The disk is written and flushed, and the session with its target has ended: from now on it
+    /// is known what is installed. Only the restart is left to do, unless the ramdisk does that
+    /// itself.
     pub(super) fn let_go(&mut self, now: Timestamp) {
         let (State::Switching { attempt, disk } | State::WaitingCompleted { attempt, disk }) =
             &self.record.state
@@ -178,7 +180,8 @@ impl Node {
         self.record.power_ordered = self.power_differs();
     }
 
-    /// The BMC did not restart the machine. Its disk is good all the same, and is not written again.
+    /// The BMC did not restart the machine. Its disk is good all the same, and is not written
+    /// again.
     fn restart_failed(&mut self, now: Timestamp, mut fault: Fault) {
         self.note_written(now);
         self.record.awaits_restart = true;
@@ -217,17 +220,18 @@ impl Node {
         });
     }
 
-    /// The BMC said whether the machine is on: get in line for an attempt, hold it, or let things be.
+    /// Considers the power state that the BMC reported: wait for a permit, hold the node, or let
+    /// things be.
     fn consider(&mut self, now: Timestamp, observed: PowerState) {
         if observed == PowerState::Off {
             self.release_powered_on(now);
         }
         self.consider_power(now, observed);
-        self.line_up(now, observed);
+        self.queue_for_attempt(now, observed);
     }
 
-    /// Gets in line for an attempt, or holds, if there is to be one.
-    pub(super) fn line_up(&mut self, now: Timestamp, observed: PowerState) {
+    /// Queues the node for an attempt, or holds it, if there is to be one.
+    pub(super) fn queue_for_attempt(&mut self, now: Timestamp, observed: PowerState) {
         let not_before = self.record.not_before;
         if self.record.state != State::Idle
             || !self.may_start()
@@ -242,7 +246,7 @@ impl Node {
         if !self.may_wipe(observed) {
             return self.hold(now, &spec);
         }
-        self.in_line_since.get_or_insert(now);
+        self.queued_since.get_or_insert(now);
     }
 
     /// The attempt begins.
@@ -256,7 +260,7 @@ impl Node {
     }
 
     /// The running operation failed.
-    fn stumble(&mut self, now: Timestamp, fault: Fault, actions: &mut Vec<Action>) {
+    fn on_failure(&mut self, now: Timestamp, fault: Fault, actions: &mut Vec<Action>) {
         if fault.retry == RetryAdvice::Wait {
             return self.wait_for_missing(now, fault, actions);
         }
@@ -284,7 +288,7 @@ impl Node {
             }
             State::CleaningUp { purpose, .. } => {
                 let purpose = *purpose;
-                self.leave_behind(now, purpose, fault);
+                self.end_uncleaned(now, purpose, fault);
             }
             State::Preparing { .. }
             | State::PoweringOn { .. }
@@ -312,8 +316,9 @@ impl Node {
         backoff::pause(&self.name, tries, TRY_PAUSE)
     }
 
-    /// The machine cannot be switched off: it stays as it is. An attempt that cannot be cleaned up must not be followed by another.
-    fn leave_behind(&mut self, now: Timestamp, purpose: Purpose, fault: Fault) {
+    /// The machine cannot be switched off: it stays as it is. An attempt that cannot be cleaned up
+    /// must not be followed by another.
+    fn end_uncleaned(&mut self, now: Timestamp, purpose: Purpose, fault: Fault) {
         self.bmc_trouble = Some(fault.clone());
         match &mut self.record.last_error {
             Some(cause) if matches!(purpose, Purpose::Retry | Purpose::GiveUp) => {
@@ -340,8 +345,8 @@ impl Node {
         self.abandon(now, if again { Purpose::Retry } else { Purpose::GiveUp }, actions);
     }
 
-    /// What a ramdisk says or offers ends the attempts for good only if it was seen coming up: anybody
-    /// on the deploy network can read a boot menu, and show its key.
+    /// Lets a fault end the attempts for good only if the ramdisk that it rests on was seen coming
+    /// up: anybody on the deploy network can read a boot menu, and show its key.
     fn as_far_as_believed(&self, fault: Fault) -> Fault {
         let rests_on_ramdisk =
             matches!(fault.step, Step::Ramdisk | Step::Imaging | Step::Completed);
@@ -362,7 +367,8 @@ impl Node {
         }
     }
 
-    /// Leaves whatever is under way for `purpose`: at once if that is nothing, else through a clean-up.
+    /// Leaves whatever is under way for `purpose`: at once if that is nothing, else through a
+    /// clean-up.
     pub(super) fn abandon(&mut self, now: Timestamp, purpose: Purpose, actions: &mut Vec<Action>) {
         if matches!(self.record.state, State::CleaningUp { .. }) {
             return self.enter(now, Cause::Abandoned(purpose));
@@ -383,8 +389,8 @@ impl Node {
             let first = self.record.spec.as_ref().map_or(TRY_PAUSE, |spec| spec.retry.backoff);
             let pause = backoff::pause(&self.name, self.record.attempt, first);
             self.record.not_before = Some(after(now, pause));
-            // One that has to pause is not ready to go, even if its turn should come.
-            self.in_line_since = None;
+            // A node that has to pause is not ready to go, even if its permit should come.
+            self.queued_since = None;
         }
     }
 
@@ -453,7 +459,8 @@ impl Node {
                 Step::Completed,
                 "CompletedTimeout",
                 "the disk is written, but the ramdisk's completed notice did not come in time",
-                "look at the machine's console, or raise timeouts.completed; with image.verify = \"node\", or timeouts.imaging",
+                "look at the machine's console, or raise timeouts.completed; with image.verify = \
+                 \"node\", or timeouts.imaging",
             ),
             State::Restarting { .. } => {
                 let message = "the machine was not restarted in time";
@@ -467,8 +474,8 @@ impl Node {
     }
 
     /// The agent was gone. A machine in the middle of its boot files has lost its server: pxelinux
-    /// asks on for two minutes and then stands for five, GRUB asks again after half a minute or more.
-    /// So it is switched off and on, in the same attempt.
+    /// asks on for two minutes and then stands for five, GRUB asks again after half a minute or
+    /// more. So it is switched off and on, in the same attempt.
     pub(super) fn boot_again_if_cut_off(&mut self, now: Timestamp) {
         use BootStage::{Kernel, Loader, Menu};
         if let State::WaitingRamdisk { attempt } = &self.record.state
@@ -481,7 +488,8 @@ impl Node {
         }
     }
 
-    /// The machine was seen fetching a boot file. Evidence for people; it moves nothing but what waits for an operator.
+    /// Notes a boot file that the machine fetched. It is evidence for operators, and moves nothing
+    /// but what waits for one.
     pub(super) fn take_evidence(&mut self, now: Timestamp, fetch: &Fetch) {
         if !matches!(self.menu(), Menu::Deploy(_)) {
             return;
@@ -502,7 +510,8 @@ impl Node {
             }
             return;
         }
-        // Each stage counts once: what anybody can send at any rate must not write the record at that rate.
+        // Each stage counts once: what anybody can send at any rate must not write the record at
+        // that rate.
         if fetch.complete && seen.fetched.is_none_or(|furthest| furthest < fetch.stage) {
             seen.address = Some(fetch.peer);
             seen.fetched = Some(fetch.stage);
@@ -526,7 +535,7 @@ fn missing_loader(seen: &LastSeen) -> String {
     format!("{who} asked {times} for {path}, which is not among the loaders")
 }
 
-/// How far the machine came before it fell silent, and what to look at.
+/// The fault of a machine that fell silent: how far it came, and where to look.
 fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
     let (message, hint) = match (&attempt.peer, &attempt.disk, seen.fetched) {
         (Some(peer), Some(disk), _) => (
@@ -542,7 +551,8 @@ fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
         ),
         (None, _, Some(BootStage::Ramdisk)) => (
             "the machine fetched the deploy ramdisk but it never called back".to_owned(),
-            "look at the machine's console, which bmc.console = true keeps: no driver for its network interface, no DHCP lease, or the callback port is not reachable",
+            "look at the machine's console, which bmc.console = true keeps: no driver for its \
+             network interface, no DHCP lease, or the callback port is not reachable",
         ),
         (None, _, Some(BootStage::Kernel)) => (
             "the machine fetched the deploy kernel but not the whole deploy ramdisk".to_owned(),
@@ -554,18 +564,21 @@ fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
         ),
         (None, _, Some(BootStage::Loader)) => (
             "the machine fetched a boot loader but not its boot menu".to_owned(),
-            "the boot loader does not fit the firmware, or it netbooted from a network interface that is not in boot.mac",
+            "the boot loader does not fit the firmware, or it netbooted from a network interface \
+             that is not in boot.mac",
         ),
         (None, _, None) if seen.missing_loader.is_some() => (
             format!(
                 "the machine was switched on but never fetched anything over TFTP; {}",
                 missing_loader(seen)
             ),
-            "set the boot file in the DHCP server as `hostler dhcp-snippet` prints it; if another machine asked: boot order, cable, VLAN, boot.mac",
+            "set the boot file in the DHCP server as `hostler dhcp-snippet` prints it; if another \
+             machine asked: boot order, cable, VLAN, boot.mac",
         ),
         (None, _, None) => (
             "the machine was switched on but never fetched anything over TFTP".to_owned(),
-            "look whether it netboots at all: boot order, cable, VLAN, DHCP's next-server and boot file, boot.mac, boot.firmware",
+            "look whether it netboots at all: boot order, cable, VLAN, DHCP's next-server and \
+             boot file, boot.mac, boot.firmware",
         ),
     };
     Fault::passing(Step::Ramdisk, "RamdiskTimeout", message, hint)

@@ -8,7 +8,6 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use crate::model::{
     power::PowerState,
@@ -17,34 +16,9 @@ use crate::model::{
 
 use super::{
     node::Node,
-    state::{Record, State},
+    state::{Hold, Record, State},
     transitions::Cause,
 };
-
-/// Why an operator must consent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Hold {
-    /// The machine is on: it is somebody's. Switching it off is consent.
-    PoweredOn,
-    /// The record was damaged: the machine may be installed, so being off is no consent.
-    RecordLost,
-    /// Too many nodes were to be reinstalled at once, so that it may be a mistake.
-    TooManyChanges,
-}
-
-impl Hold {
-    pub(super) const ALL: [Self; 3] = [Self::PoweredOn, Self::RecordLost, Self::TooManyChanges];
-
-    /// The reason of the condition `Held`.
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::PoweredOn => "PoweredOn",
-            Self::RecordLost => "RecordLost",
-            Self::TooManyChanges => "TooManyChanges",
-        }
-    }
-}
 
 impl Record {
     /// Whether nobody knows what is on the machine's disk.
@@ -59,7 +33,7 @@ impl Record {
 }
 
 impl Node {
-    /// Why the node is held, if it is, since [`Record::since`].
+    /// The reason why the node is held, if it is, since [`Record::since`].
     pub fn held_for(&self) -> Option<Hold> {
         let spec = self.record.spec.as_ref().filter(|spec| !self.clash && !spec.paused)?;
         let state = &self.record.state;
@@ -133,8 +107,8 @@ impl Node {
         }
     }
 
-    /// A changed spec is read while the node is held. Only a `redeploy` that is another one than when
-    /// the hold was shown is consent.
+    /// A changed spec is read while the node is held. Only a `redeploy` that is another one than
+    /// when the hold was shown is consent.
     pub(super) fn consider_hold(&mut self, now: Timestamp, spec: &Arc<NodeSpec>, is_first: bool) {
         let State::Held { redeploy, .. } = &mut self.record.state else { return };
         if is_first {

@@ -1,7 +1,9 @@
-//! Where an attempt with Ironic's ramdisk goes another way. It does not ask which disk to export, so that its calls begin with the
-//! target; it hears that it may let go on a port of its own; and it never says completed.
+//! Attempts with Ironic's ramdisk, where they go another way. It does not ask which disk to export,
+//! so that its calls begin with the target; the agent calls it when it may let go of its disk; and
+//! it never says completed.
 //!
-//! Called by `callback.rs`, `node.rs` and `attempt.rs`. Nothing here may weaken what is asked of hostler's own ramdisk.
+//! Called by `callback.rs`, `node.rs` and `attempt.rs`. Nothing here may weaken what is asked of
+//! hostler's own ramdisk.
 
 use jiff::Timestamp;
 
@@ -37,12 +39,14 @@ impl DeployRamdisk {
 }
 
 impl Node {
-    /// Whose ramdisk the node's machine is given. A spec that changes it ends the attempt, so that it is also the one that runs.
+    /// The ramdisk that the node's machine is given. A spec that changes it ends the attempt, so
+    /// that it is also the one that runs.
     pub(super) fn ramdisk(&self) -> DeployRamdisk {
         self.record.spec.as_ref().map(|spec| spec.boot.ramdisk).unwrap_or_default()
     }
 
-    /// The disk behind a target that is offered: the one the ramdisk was told to export, or, of Ironic's, what it was told to look for.
+    /// The disk behind a target that is offered: the one that the ramdisk was asked to export, or,
+    /// of Ironic's, the one that it was to look for.
     pub(super) fn chosen_disk(&self, attempt: &Attempt) -> Option<Disk> {
         match &self.record.spec {
             Some(spec) if !self.ramdisk().asks_which_disk() => Some(hinted(&spec.root_device)),
@@ -50,7 +54,8 @@ impl Node {
         }
     }
 
-    /// It is never told to install a boot loader; one that was told so by somebody else may say how that went.
+    /// Judges the end of a boot loader's installation. Ironic's ramdisk is never asked for that
+    /// here; one that was asked by somebody else may say how it went.
     pub(super) fn ironic_bootloader(
         &mut self,
         now: Timestamp,
@@ -68,13 +73,14 @@ impl Node {
         }
     }
 
-    /// One that cannot be told, because it has gone or because the agent was killed between telling it and knowing, is no failure.
+    /// Stops calling a ramdisk that does not answer, because it has gone or because the agent was
+    /// killed between calling it and knowing: that is no failure.
     pub(super) fn stop_telling(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         self.cancel(actions);
         self.let_go(now);
     }
 
-    /// What is known of the disk's size before the target says it.
+    /// The disk's size, as far as it is known before the target says it.
     pub(super) fn disk_size(&self, attempt: &Attempt, disk: &Disk) -> DiskSize {
         if attempt.disk.is_some() {
             return DiskSize::Exactly(disk.size);

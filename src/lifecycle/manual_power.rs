@@ -1,8 +1,9 @@
-//! A machine without a BMC: an operator switches it on, and its own deploy ramdisk restarts it or switches it off.
+//! Machines without a BMC: an operator switches the machine on, and its own deploy ramdisk restarts
+//! it or switches it off.
 //!
-//! Called by `node.rs`, `attempt.rs` and `callback.rs` wherever a BMC would be asked. The hand on the power button is the consent: that the
-//! machine boots the deploy menu says that somebody is there. No operation may need a BMC, and nothing may be waited for that only a BMC
-//! could tell.
+//! Called by `settle.rs`, `wait.rs` and `callback.rs` wherever a BMC would be asked. The hand on
+//! the power button is the consent: that the machine boots the deploy menu says that somebody is
+//! there. No operation may need a BMC, and nothing may be waited for that only a BMC could tell.
 
 use std::time::Duration;
 
@@ -20,12 +21,13 @@ use super::{
     event::Action,
     node::Node,
     power_control::PowerControl,
-    report::plain,
     state::{Attempt, Purpose, State},
+    text::plain,
     transitions::Cause,
 };
 
-/// What a BMC may take whose spec does not say it any more: as long as one may by default.
+/// The time that a BMC may take whose spec does not name it any more: as long as one may by
+/// default.
 const BMC_LIMIT: Duration = Duration::from_secs(120);
 
 impl Node {
@@ -37,21 +39,23 @@ impl Node {
         }
     }
 
-    /// How long the BMC that an attempt was begun with may take to clean up. A spec that names none any more says how long an operator may.
+    /// The timeouts for cleaning up by the BMC that an attempt was begun with. A spec that names
+    /// none any more has the timeout of an operator.
     pub(super) fn timeouts_of_bmc(&self, timeouts: &Timeouts) -> Timeouts {
         let is_named = self.power_control().can_switch();
         let power = if is_named { timeouts.power } else { timeouts.power.min(BMC_LIMIT) };
         Timeouts { power, ..*timeouts }
     }
 
-    /// What a look at the power state leads to where there is a BMC: nobody knows whether the machine is on, so that is no reason to hold it.
+    /// Does what a poll leads to where there is a BMC: nobody knows whether the machine is on, so
+    /// that is no reason to hold it.
     pub(super) fn advance_manual_power(&mut self, now: Timestamp) {
         if self.power_control().can_switch() || self.running.is_some() || self.unread {
             return;
         }
         self.release_powered_on(now);
-        if self.in_line_since.is_none() {
-            self.line_up(now, PowerState::Off);
+        if self.queued_since.is_none() {
+            self.queue_for_attempt(now, PowerState::Off);
         }
     }
 
@@ -62,7 +66,7 @@ impl Node {
         }
     }
 
-    /// How the ramdisk is to leave its machine once the disk is written.
+    /// The way in which the ramdisk is to leave its machine once the disk is written.
     pub(super) fn then(&self, attempt: &Attempt) -> Then {
         match (attempt.power_control(), self.power_after_install()) {
             (PowerControl::Bmc, _) => Then::Wait,
@@ -113,20 +117,22 @@ impl Node {
         attempt.power_control().waits_for_operator()
     }
 
-    /// The ramdisk did not ask: whatever has become of its machine, the key it has is of no use any more.
+    /// The ramdisk did not ask: whatever has become of its machine, the key it has is of no use any
+    /// more.
     fn end_unheard(&mut self, now: Timestamp, purpose: Purpose) {
         if let (Some(cause), Purpose::Retry | Purpose::GiveUp) =
             (&mut self.record.last_error, purpose)
         {
             let message = &mut cause.fault.message;
             *message = plain(&format!(
-                "{message}; its deploy ramdisk has not heard of that, so switch the machine off if it is still on"
+                "{message}; its deploy ramdisk has not heard of that, so switch the machine off \
+                 if it is still on"
             ));
         }
         self.conclude(now, purpose);
     }
 
-    /// What people are told while only an operator or the ramdisk can go on.
+    /// The message while only an operator or the ramdisk can go on.
     pub(super) fn manual_power_message(&self) -> Option<String> {
         if self.unread {
             return None;
@@ -143,7 +149,7 @@ impl Node {
         self.ramdisk_cleans_up().then(|| format!("{waits}{after}"))
     }
 
-    /// What somebody is to do.
+    /// The act that an operator is asked for.
     pub(super) const fn what_to_do(&self) -> &'static str {
         if self.record.installed.is_some() { consent::NETBOOT_INSTALLED } else { consent::NETBOOT }
     }
@@ -153,7 +159,9 @@ fn nobody_came() -> Fault {
     Fault::passing(
         Step::PowerOn,
         "NotSwitchedOn",
-        "the machine did not boot from the network in time: nobody switched it on or restarted it, or it booted from something else",
-        "switch it on or restart it as the message says, which lets hostler WIPE it, and look at its boot order; or raise timeouts.power",
+        "the machine did not boot from the network in time: nobody switched it on or restarted \
+         it, or it booted from something else",
+        "switch it on or restart it as the message says, which lets hostler WIPE it, and look at \
+         its boot order; or raise timeouts.power",
     )
 }

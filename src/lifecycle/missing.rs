@@ -15,10 +15,10 @@ use crate::model::{
 
 use super::{
     event::Action,
+    limits::after,
     node::Node,
     state::{Purpose, State},
     transitions::Cause,
-    wait::after,
 };
 
 /// The pause before the first further look; doubled after each one in a row.
@@ -54,7 +54,7 @@ impl Node {
                 self.record.last_error = Some(last_error());
                 self.enter(now, Cause::FileMissing);
                 self.record.not_before = Some(until);
-                self.in_line_since = None;
+                self.queued_since = None;
             }
             State::CleaningUp { .. } => {
                 self.record.deadline = None;

@@ -1,7 +1,9 @@
 //! One node: takes events, keeps the rules, asks for work.
 //!
-//! Called by the [`super::Fleet`]. What happens inside an attempt is in `attempt.rs`, callbacks are judged in `callback.rs`, every
-//! wait and its end is in `wait.rs`, and the status is made in `report.rs`.
+//! Called by the [`super::Fleet`]. [`Node::step`] hands each event to the file that judges it:
+//! operations to `attempt.rs`, callbacks to `callback.rs`, specs to this one. A change of state
+//! goes through [`Node::enter`] and `transitions.rs`; the end of each step is in `settle.rs`, every
+//! wait in `wait.rs`, and the status in `report.rs`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,37 +20,35 @@ use crate::model::{
 };
 
 use super::{
-    callback::MissingDisk,
-    event::{Action, Event, Menu, Operation, Outcome},
-    executor::NEVER_STARTED,
-    fleet::Policy,
+    event::{Action, Event, Menu, NEVER_STARTED, Operation, Outcome},
+    limits::{Policy, after, patience, power_limit},
     netboot_files::{NetbootUpdate, carry_over, carry_over_record, own_menu},
     polls::Polls,
-    report::plain_fault,
     state::{Purpose, Record, State},
-    transitions::Cause,
+    text::plain_fault,
+    transitions::{Cause, Effect, next},
     unclaimed::Known,
-    wait::{after, patience, power_limit},
 };
 
-/// One node.
+/// A node: its record, and what is known of it only in memory.
 #[derive(Debug)]
 pub struct Node {
     pub(super) name: NodeName,
     pub(super) record: Record,
     pub(super) policy: Policy,
-    /// The identity of what the last good spec wants installed, kept because hashing it at every look would be dear.
+    /// The identity of the installation that the last good spec wants, kept because hashing it at
+    /// every poll would be dear.
     pub(super) wanted: Option<Digest>,
-    /// The same of what it wants written to the disk.
+    /// The identity of the disk's content that it wants.
     pub(super) written: Option<Digest>,
-    /// What is wrong with the spec file as it is now.
+    /// The problems of the spec file as it is now.
     pub(super) problems: Vec<Problem>,
     /// Whether those problems are a clash with another node.
     pub(super) clash: bool,
-    /// Why nothing may start although the last good spec is fine.
+    /// The reason why nothing may start although the last good spec is fine.
     pub(super) blocked: Option<String>,
-    /// Whether the spec directory has yet to be read for the first time: until then the spec may be out of date, and not even what
-    /// was under way goes on.
+    /// Whether the spec directory has yet to be read for the first time: until then the spec may be
+    /// out of date, and not even what was under way goes on.
     pub(super) unread: bool,
     /// Whether the spec is gone: the node is forgotten as soon as nothing is under way.
     pub(super) gone: bool,
@@ -56,37 +56,47 @@ pub struct Node {
     pub(super) running: Option<Running>,
     pub(super) progress: Option<Progress>,
     pub(super) power: Option<Power>,
-    /// Why the BMC's last answer was none, or of no use.
+    /// The fault of the BMC's last answer, if there was none or one of no use.
     pub(super) bmc_trouble: Option<Fault>,
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
-    /// The root device that the ramdisk does not have yet, if it is waited for. Not on record: after a
-    /// restart of the agent the wait begins anew.
+    /// The root device that the ramdisk does not have yet, if it is waited for. Not on record:
+    /// after a restart of the agent the wait begins anew.
     pub(super) missing_disk: Option<MissingDisk>,
-    /// What is on the machine that the spec to come names for the first time, if it was another node's.
+    /// The installation of the machine that the spec to come names for the first time, if it was
+    /// another node's.
     pub(super) moved_here: Option<Known>,
-    /// Since when everything is ready for an attempt but that it is the node's turn.
-    pub(super) in_line_since: Option<Timestamp>,
-    /// When polls of its BMC are due, and its place in their line.
+    /// The time since which everything is ready for an attempt but the permit.
+    pub(super) queued_since: Option<Timestamp>,
+    /// When polls of its BMC are due, and its place in their queue.
     pub(super) polls: Polls,
-    /// How it stands with what the machine boots over the network.
+    /// The state of the kernel and ramdisk that the machine boots over the network.
     pub(super) netboot: NetbootUpdate,
-    /// How often in a row something was missing on the agent's own machine.
+    /// How often in a row a file was missing on the agent's own machine.
     pub(super) missed_in_a_row: u32,
     next_op: u64,
+}
+
+/// A root device that a ramdisk does not have yet.
+#[derive(Clone, Debug)]
+pub(super) struct MissingDisk {
+    /// The end of the wait for it.
+    pub(super) until: Timestamp,
+    /// The fault that ends the attempt then.
+    pub(super) fault: Fault,
 }
 
 /// The operation under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Running {
     pub(super) op: OpId,
-    /// It was told to stop: its result means nothing but that it has stopped.
+    /// Whether it was told to stop: its result then means only that it has stopped.
     pub(super) cancelled: bool,
-    /// It is about what an installed machine boots over the network.
+    /// Whether it is about the files that an installed machine boots over the network.
     pub(super) netboot: bool,
     /// When a poll that does not report is told to stop.
     pub(super) patience_until: Timestamp,
-    /// From its start to then.
+    /// The time from its start to then.
     pub(super) patience: Duration,
 }
 
@@ -96,8 +106,8 @@ impl Node {
         Self::resume(name, Record::new(now), policy, now)
     }
 
-    /// A node from its durable record, as after a crash. What was under way is started again, within the old deadlines, once the
-    /// spec directory has been read.
+    /// A node from its durable record, as after a crash. What was under way is started again,
+    /// within the old deadlines, once the spec directory has been read.
     pub fn resume(name: NodeName, mut record: Record, policy: Policy, now: Timestamp) -> Self {
         record.note_machine();
         carry_over_record(&mut record);
@@ -121,7 +131,7 @@ impl Node {
             refused_reason: None,
             missing_disk: None,
             moved_here: None,
-            in_line_since: None,
+            queued_since: None,
             polls: Polls::new(now),
             netboot: NetbootUpdate::default(),
             missed_in_a_row: 0,
@@ -129,12 +139,12 @@ impl Node {
         }
     }
 
-    /// What must be durable before the actions of the last step are carried out.
+    /// The record, which must be durable before the actions of the last step are executed.
     pub fn record(&self) -> &Record {
         &self.record
     }
 
-    /// What the node's boot menu must be before the actions of the last step are carried out.
+    /// The boot menu, which must be served before the actions of the last step are executed.
     pub fn menu(&self) -> Menu {
         let Some(spec) = &self.record.spec else { return Menu::Unknown };
         match &self.record.state {
@@ -161,7 +171,6 @@ impl Node {
         }
     }
 
-    /// Its name.
     pub fn name(&self) -> &NodeName {
         &self.name
     }
@@ -279,10 +288,45 @@ impl Node {
         self.bmc_trouble.is_some()
     }
 
-    /// Whether nothing may start, whatever is wanted: the spec is paused, broken or may be out of date.
+    /// Whether nothing may start, whatever is wanted: the spec is paused, broken or may be out of
+    /// date.
     pub fn stands_still(&self) -> bool {
         let paused = self.record.spec.as_ref().is_none_or(|spec| spec.paused);
         paused || !self.problems.is_empty() || self.blocked.is_some()
+    }
+
+    /// Changes the state. Its deadline comes with it, so that no wait can be without one.
+    pub(super) fn enter(&mut self, now: Timestamp, cause: Cause) {
+        let from = std::mem::replace(&mut self.record.state, State::Idle);
+        #[cfg(test)]
+        super::tests::transitions::note(&from, &cause);
+        let (state, effects) = match next(from, cause) {
+            Ok(next) => next,
+            Err(neither) => {
+                let (from, cause) = *neither;
+                debug_assert!(false, "{cause:?} means nothing in {from:?}");
+                self.record.state = from;
+                return;
+            }
+        };
+        self.record.state = state;
+        for effect in effects {
+            match effect {
+                Effect::ConsentGiven => self.record.consented = true,
+                Effect::ConsentEnds => self.record.consented = false,
+                Effect::AttemptCounts => {
+                    self.record.attempt = self.record.attempt.saturating_add(1);
+                }
+                Effect::AttemptUncounted => {
+                    self.record.attempt = self.record.attempt.saturating_sub(1);
+                }
+                Effect::AttemptsForgotten => self.record.attempt = 0,
+                Effect::WaitGoesOn => return,
+            }
+        }
+        self.record.tries = 0;
+        self.record.not_before = None;
+        self.record.deadline = self.limit().map(|limit| after(now, limit));
     }
 
     fn take_spec(&mut self, now: Timestamp, spec: &Arc<NodeSpec>, actions: &mut Vec<Action>) {
@@ -290,7 +334,7 @@ impl Node {
         self.problems.clear();
         self.clash = false;
         if self.record.spec.as_ref() == Some(spec) {
-            // One in memory is enough, and quicker to compare with.
+            // One copy in memory is enough, and quicker to compare with.
             self.record.spec = Some(Arc::clone(spec));
             return;
         }
@@ -304,7 +348,7 @@ impl Node {
         let change = old.as_ref().map_or(MachineChange::None, |old| old.machine_change(spec));
         let other_machine = change != MachineChange::None;
         if other_machine {
-            self.turn_to_machine(now, spec, change);
+            self.change_machine(now, spec, change);
         }
         let other_ramdisk = old.as_ref().is_some_and(|old| old.boot.ramdisk != spec.boot.ramdisk);
         if old.as_ref().is_some_and(|old| old.bmc != spec.bmc) {
@@ -321,7 +365,7 @@ impl Node {
             self.record.consented = false;
         }
         if other_install || !self.wants_install() {
-            // What was held is no longer wanted, or was changed again by itself.
+            // The held change is no longer wanted, or the spec was changed again by itself.
             self.record.too_many_changes = false;
         }
         self.order_power(now, old.as_deref(), spec);
@@ -351,7 +395,8 @@ impl Node {
         self.clash = false;
     }
 
-    /// Whose machine it is must be settled first. An attempt goes on; an order to switch the machine does not.
+    /// Two specs name one machine, which must be settled first. An attempt goes on; an order to
+    /// switch the machine does not.
     fn take_clash(&mut self, now: Timestamp, problems: Vec<Problem>, actions: &mut Vec<Action>) {
         self.take_problems(problems);
         self.clash = true;
@@ -365,7 +410,8 @@ impl Node {
     fn retry(&mut self, now: Timestamp) {
         self.netboot.start_afresh();
         self.polls.ask(now);
-        // Who asks a BMC again that was in trouble has not ordered what its machine is found to miss.
+        // An operator who asks a BMC again that was in trouble has not ordered what its machine is
+        // found to miss.
         let has_trouble = self.bmc_trouble.is_some();
         let is_order = self.power_differs() || !has_trouble && self.wanted_power().is_some();
         if is_order || self.owes_restart() {
@@ -392,8 +438,8 @@ impl Node {
         self.enter(now, Cause::StartedAfresh);
     }
 
-    /// Tells the running operation to stop, because nobody wants its result any more. The node waits for its report before it starts
-    /// another.
+    /// Tells the running operation to stop, because its result is not wanted any more. The node
+    /// waits for its report before it starts another.
     pub(super) fn cancel(&mut self, actions: &mut Vec<Action>) {
         if let Some(running) = &mut self.running {
             running.cancelled = true;
@@ -406,7 +452,7 @@ impl Node {
         actions.extend(self.running.map(|running| Action::Cancel(running.op)));
     }
 
-    /// Whether the power state is to be looked at now and then.
+    /// Whether the power state is polled now and then.
     pub(super) fn observes(&self) -> bool {
         self.record.state.at_rest() && self.bmc().is_some() && !self.clash
     }
@@ -455,7 +501,7 @@ impl Node {
             State::Preparing { ready: None } => Some(Operation::Prepare),
             State::Preparing { ready: Some(_) } => Some(Operation::ConfirmPower),
             State::SettingPower { wanted } if self.owes_restart() => {
-                due.then_some(Operation::Restart { leave: *wanted })
+                due.then_some(Operation::Restart { wanted: *wanted })
             }
             State::SettingPower { wanted } => due.then_some(Operation::SetPower(*wanted)),
             State::PoweringOn { .. } => Some(Operation::PowerOn),
@@ -468,7 +514,7 @@ impl Node {
                 attempt.peer.map(Operation::Release)
             }
             State::Restarting { .. } => {
-                due.then_some(Operation::Restart { leave: self.power_after_install() })
+                due.then_some(Operation::Restart { wanted: self.power_after_install() })
             }
             State::CleaningUp { .. } => due.then_some(Operation::CleanUp),
             State::WaitingRamdisk { .. }

@@ -1,8 +1,9 @@
 //! The power of a machine outside of an attempt: what its spec wants, and when hostler switches it.
 //!
-//! Called by `node.rs` and `attempt.rs`. A machine is switched when its spec is changed to want another state, or somebody says so;
-//! a machine that differs later has drifted, which is shown, and mended only if the agent's configuration says so. It must never
-//! switch a machine that hostler has not installed and nobody has consented to.
+//! Called by `node.rs` and `attempt.rs`. A machine is switched when its spec is changed to want
+//! another state, or somebody says so; a machine that differs later has drifted, which is shown,
+//! and mended only if the agent's configuration says so. It must never switch a machine that
+//! hostler has not installed and nobody has consented to.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,17 +18,19 @@ use crate::model::{
 };
 
 use super::{
-    hold::Hold, node::Node, power_control::PowerControl, state::State, transitions::Cause,
-    wait::after,
+    limits::after,
+    node::Node,
+    power_control::PowerControl,
+    state::{Hold, State},
+    transitions::Cause,
 };
 
-/// Between two enforcements: a machine that cannot hold its power state must not be switched without end.
+/// Between two enforcements: a machine that cannot hold its power state must not be switched
+/// without end.
 const ENFORCEMENT_INTERVAL: Duration = Duration::from_secs(15 * 60);
-/// How often an order is tried.
-pub(super) const POWER_TRIES_MAX: u32 = 4;
-
 impl Node {
-    /// The power state the machine should be in now; none in an attempt, before one, if it does not matter, or without a BMC.
+    /// The power state the machine should be in now; none in an attempt, before one, if it does not
+    /// matter, or without a BMC.
     pub(super) fn wanted_power(&self) -> Option<PowerState> {
         let spec = self.record.spec.as_ref().filter(|spec| PowerControl::of(spec).can_switch())?;
         match (spec.goal, spec.power) {
@@ -38,7 +41,7 @@ impl Node {
         }
     }
 
-    /// How a machine is left when it has been installed.
+    /// The power state in which an installed machine is left.
     pub(super) fn power_after_install(&self) -> PowerState {
         let power = self.record.spec.as_ref().map(|spec| spec.power);
         if power == Some(WantedPower::Off) { PowerState::Off } else { PowerState::On }
@@ -55,8 +58,8 @@ impl Node {
             .filter(|wanted| self.power.is_some_and(|power| power.observed != *wanted))
     }
 
-    /// A changed `state` or `power` is an order, if it is about a machine that hostler knows. What changes for another reason, such
-    /// as a `redeploy` that is taken back, is none.
+    /// A changed `state` or `power` is an order, if it is about a machine that hostler knows. What
+    /// changes for another reason, such as a `redeploy` that is taken back, is none.
     pub(super) fn order_power(&mut self, now: Timestamp, old: Option<&NodeSpec>, new: &NodeSpec) {
         let same_machine = old.filter(|old| old.machine_change(new) == MachineChange::None);
         match (same_machine.filter(|_| PowerControl::of(new).can_switch()), new.goal, new.power) {
@@ -73,14 +76,15 @@ impl Node {
         }
     }
 
-    /// Whether the machine is hostler's to switch: installed by it, being installed, or consented to.
+    /// Whether the machine is hostler's to switch: installed by it, being installed, or consented
+    /// to.
     fn knows_machine(&self) -> bool {
         let busy = self.record.state.attempt().is_some();
         self.record.installed.is_some() || self.record.consented || busy
     }
 
-    /// Whether the BMC is the one by which the machine was installed. Behind another address may be another machine, which nobody
-    /// switches without an order.
+    /// Whether the BMC is the one by which the machine was installed. Behind another address may be
+    /// another machine, which nobody switches without an order.
     fn answers_where_installed(&self) -> bool {
         let machine =
             self.record.installed.as_ref().and_then(|installed| installed.machine.as_ref());
@@ -163,7 +167,8 @@ impl Node {
         self.see_power(now, reached);
     }
 
-    /// It could not be, in all its tries: it is left as it is, and that is shown.
+    /// Notes that the BMC could not switch the machine, in all its tries: it is left as it is, and
+    /// that is shown.
     pub(super) fn power_not_set(&mut self, now: Timestamp, fault: Fault) {
         self.record.power_ordered = false;
         let attempt = self.record.attempt;

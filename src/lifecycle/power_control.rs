@@ -1,5 +1,5 @@
-//! Who switches a machine on and off: hostler through its BMC, or an operator and the machine's own
-//! deploy ramdisk.
+//! Power control: hostler switches a machine through its BMC, or an operator and the machine's own
+//! deploy ramdisk do.
 //!
 //! Derived from the BMC that an attempt has on record, or that the spec names. The core asks what
 //! follows from it, one question a method, and never whether there is a BMC.
@@ -8,7 +8,7 @@ use crate::model::spec::{Bmc, NodeSpec};
 
 use super::{node::Node, state::Attempt};
 
-/// How a machine is switched on and off.
+/// The way in which a machine is switched on and off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PowerControl {
     /// Through its BMC.
@@ -32,13 +32,14 @@ impl PowerControl {
         matches!(self, Self::Bmc)
     }
 
-    /// Whether an attempt waits until an operator has the machine boot from the network. The hand on
-    /// the power button is the consent, so that the power state is not asked for before.
+    /// Whether an attempt waits until an operator has the machine boot from the network. The hand
+    /// on the power button is the consent, so that the power state is not asked for before.
     pub const fn waits_for_operator(self) -> bool {
         matches!(self, Self::Manual)
     }
 
-    /// Whether the deploy ramdisk restarts its machine or switches it off, once it hears that it may.
+    /// Whether the deploy ramdisk restarts its machine or switches it off, once it hears that it
+    /// may.
     pub const fn restarts_itself(self) -> bool {
         matches!(self, Self::Manual)
     }
@@ -51,7 +52,7 @@ impl PowerControl {
 }
 
 impl Attempt {
-    /// How its machine is switched, whatever the spec says by now.
+    /// The power control of the attempt's machine, whatever the spec says by now.
     pub fn power_control(&self) -> PowerControl {
         PowerControl::by(self.bmc.as_ref())
     }
@@ -64,7 +65,8 @@ impl Attempt {
 }
 
 impl Node {
-    /// How the machine is switched that the spec names. Without a spec nobody is waited for.
+    /// The power control of the machine that the spec names. Without a spec no operator is waited
+    /// for.
     pub(super) fn power_control(&self) -> PowerControl {
         self.record.spec.as_deref().map_or(PowerControl::Bmc, PowerControl::of)
     }

@@ -1,4 +1,4 @@
-//! What people are told about a node: its phase, its message, its status.
+//! A node as it is shown: its phase, its message, its status file.
 
 use jiff::Timestamp;
 
@@ -9,24 +9,19 @@ use crate::model::{
     fault::Fault,
     machine::{Machine, MachineChange},
     power::PowerState,
-    printable::is_escaped,
     spec::Goal,
     status::{Condition, LastSeen, Phase, RECORD_LOST, STATUS_VERSION, Status},
 };
 
 use super::{
-    attempt::RESTART_TRIES_MAX,
-    hold::Hold,
+    limits::{POWER_TRIES_MAX, RESTART_TRIES_MAX},
     node::Node,
-    power::POWER_TRIES_MAX,
-    state::{Attempt, Purpose, State},
+    state::{Attempt, Hold, Purpose, State},
+    text::plain,
 };
 
-/// Longest text shown, in characters: parts of it come from machines.
-const TEXT_CHARS_MAX: usize = 1000;
-
 impl Node {
-    /// Where the node stands, in the words of the status file.
+    /// The phase of the node, as the status file names it.
     pub fn phase(&self) -> Phase {
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed | State::SettingPower { .. } => {
@@ -80,7 +75,7 @@ impl Node {
             deadline_reason: deadline.map(|(_, reason)| reason.to_owned()),
             attempt: record.attempt,
             next_attempt_at: record.not_before.filter(|_| {
-                record.state == State::Idle && self.may_start() && self.in_line_since.is_none()
+                record.state == State::Idle && self.may_start() && self.queued_since.is_none()
             }),
             updated: now,
             progress: self.progress,
@@ -114,7 +109,7 @@ impl Node {
         (seen != LastSeen::default()).then_some(seen)
     }
 
-    /// One sentence: what is going on, or what somebody should do.
+    /// The message: what is going on, or what an operator should do.
     pub(super) fn message(&self) -> String {
         plain(&self.manual_power_message().unwrap_or_else(|| self.sentence()))
     }
@@ -197,26 +192,27 @@ impl Node {
 
     /// The disk is written, and the ramdisk does the rest.
     fn message_released(&self, attempt: &Attempt) -> String {
-        let heard = matches!(self.record.state, State::WaitingCompleted { .. });
-        let message = match (heard, attempt.verify.is_empty()) {
+        let is_released = matches!(self.record.state, State::WaitingCompleted { .. });
+        let message = match (is_released, attempt.verify.is_empty()) {
             (false, true) => "written; no boot file leads to the deploy ramdisk any more",
             (false, false) => {
                 "written, and to be verified by the ramdisk; no boot file leads to it any more"
             }
             (true, true) => "waiting for the ramdisk to stop its target and say completed",
             (true, false) => {
-                "waiting for the ramdisk to stop its target, compare its disk with the image and say completed"
+                "waiting for the ramdisk to stop its target, compare its disk with the image and \
+                 say completed"
             }
         };
         let then = match self.then(attempt) {
-            Then::Reboot if heard => "; then it restarts its machine",
-            Then::PowerOff if heard => "; then it switches its machine off",
+            Then::Reboot if is_released => "; then it restarts its machine",
+            Then::PowerOff if is_released => "; then it switches its machine off",
             Then::Wait | Then::Reboot | Then::PowerOff => "",
         };
         format!("{message}{then}")
     }
 
-    /// Which try of the BMC this is, from the second on.
+    /// The words for the second and each further try of the BMC.
     fn again(&self, tries_max: u32) -> String {
         let tries = self.record.tries;
         self.bmc_trouble.as_ref().filter(|_| tries > 0).map_or_else(String::new, |trouble| {
@@ -231,7 +227,8 @@ impl Node {
         match self.phase_at_rest() {
             Phase::Held => self.message_held(),
             Phase::Failed if self.owes_restart() => format!(
-                "installed, but the machine was not restarted, and its disk is not written again for that: {last_error}"
+                "installed, but the machine was not restarted, and its disk is not written again \
+                 for that: {last_error}"
             ),
             Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
             Phase::Deployed => self.message_deployed() + &self.message_changed_machine(),
@@ -251,8 +248,10 @@ impl Node {
             },
             Phase::Paused => "paused by its spec".to_owned(),
             Phase::Unmanaged => "observed only".to_owned(),
-            Phase::Pending if self.in_line_since.is_some() => {
-                "waiting for its turn: as many machines as limits.waiting allows are being brought up".to_owned()
+            Phase::Pending if self.queued_since.is_some() => {
+                "waiting for its turn: as many machines as limits.waiting allows are being \
+                 brought up"
+                    .to_owned()
             }
             Phase::Pending if self.record.not_before.is_some() && self.missing().is_some() => {
                 format!("waiting for what is missing: {last_error}")
@@ -308,7 +307,7 @@ impl Node {
         })
     }
 
-    /// It is installed, and there is no BMC that could say more.
+    /// The message of an installed machine without a BMC that could say more.
     fn message_unseen(&self) -> &'static str {
         match self.power_after_install() {
             PowerState::On => {
@@ -320,7 +319,7 @@ impl Node {
         }
     }
 
-    /// What the node is held for, and what lets it go on.
+    /// The message of a held node: the reason, and what lets it go on.
     fn message_held(&self) -> String {
         let spec = self.record.spec.as_deref();
         let available = spec.is_some_and(|spec| spec.goal == Goal::Available);
@@ -329,18 +328,22 @@ impl Node {
         let (off, all) = (consent::SWITCH_OFF, consent::APPROVE_ALL);
         match self.held_for() {
             Some(Hold::TooManyChanges) => format!(
-                "too many machines were to be reinstalled at once, which may be a mistake: {all}; or {approve}; or take the change back"
+                "too many machines were to be reinstalled at once, which may be a mistake: {all}; \
+                 or {approve}; or take the change back"
             ),
             Some(Hold::RecordLost) => format!(
-                "the machine ({machine}) may be installed: hostler's record of it was lost or damaged, \
-                 or is another agent's, or its spec came to name it piece by piece; {approve}; or {redeploy}"
+                "the machine ({machine}) may be installed: hostler's record of it was lost or \
+                 damaged, \
+                 or is another agent's, or its spec came to name it piece by piece; {approve}; or \
+                 {redeploy}"
             ),
             Some(Hold::PoweredOn) | None if available => {
                 let ways = consent::keep_off(&self.name);
                 format!("the machine ({machine}) is on, and hostler does not know it: {ways}")
             }
             Some(Hold::PoweredOn) | None => format!(
-                "the machine ({machine}) is on, and nobody has consented to WIPE it: {approve}; or {redeploy}; or {off}"
+                "the machine ({machine}) is on, and nobody has consented to WIPE it: {approve}; \
+                 or {redeploy}; or {off}"
             ),
         }
     }
@@ -387,7 +390,8 @@ impl Node {
             let is_other = |disk: &&Disk| !disk.is_same(&installed.disk);
             for disk in self.record.other_disks.iter().filter(is_other) {
                 let message = format!(
-                    "{disk} still holds what was installed on it before, and its file systems may have the UUIDs and labels of those in \
+                    "{disk} still holds what was installed on it before, and its file systems may \
+                     have the UUIDs and labels of those in \
                      use: take it out, or have it WIPED"
                 );
                 conditions.push(condition("OldDiskInstalled", true, "RootDeviceMoved", message));
@@ -429,19 +433,4 @@ fn message_imaging(attempt: &Attempt, disk: &Disk, granted: bool) -> String {
     } else {
         format!("the machine exports {disk} and waits for its turn to be written")
     }
-}
-
-/// A text from outside as it may be shown and kept: bounded, and without what steers a terminal.
-pub(super) fn plain(text: &str) -> String {
-    plain_up_to(TEXT_CHARS_MAX, text)
-}
-
-/// The same with another bound.
-pub(super) fn plain_up_to(chars_max: usize, text: &str) -> String {
-    text.chars().filter(|c| !is_escaped(*c)).take(chars_max).collect()
-}
-
-/// A fault from outside, with such a text.
-pub(super) fn plain_fault(fault: Fault) -> Fault {
-    Fault { message: plain(&fault.message), ..fault }
 }

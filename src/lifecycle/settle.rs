@@ -25,11 +25,11 @@ impl Node {
         // The one operation that the state needs is running, or something stands against it. Comes
         // after every change of state.
         self.drive(now, actions);
-        // Only a node that may start an attempt stands in line for one. (`permits.rs`)
-        self.stay_in_line();
-        // A node stands in line for a poll exactly while one is due and no operation runs. Comes
-        // after `drive`. (`polls.rs`)
-        self.line_up_for_poll(now);
+        // Only a node that may start an attempt is queued for one. (`permits.rs`)
+        self.stay_queued();
+        // A node is queued for a poll exactly while one is due and no operation runs. Comes after
+        // `drive`. (`polling.rs`)
+        self.queue_for_poll(now);
         // The record names the phase that is shown, and the history ends with it. Comes last,
         // because everything above changes the phase. (`history.rs`)
         self.note_phase(now);

@@ -6,22 +6,15 @@
 //! alone: its operation and its boot menu (`node.rs`), its deadline (`wait.rs`), its permit
 //! (`permits.rs`). `docs/contributing/state-machine.md` is generated from this file.
 
-use jiff::Timestamp;
-
 use crate::model::{callback::DiskRange, disk::Disk, power::PowerState};
 
-use super::{
-    hold::Hold,
-    node::Node,
-    state::{
-        Attempt, Purpose,
-        State::{
-            self, CleaningUp, Failed, Held, Idle, Imaging, PoweringOn, Preparing, Restarting,
-            SettingPower, Switching, WaitingCompleted, WaitingRamdisk,
-        },
-        Target,
+use super::state::{
+    Attempt, Hold, Purpose,
+    State::{
+        self, CleaningUp, Failed, Held, Idle, Imaging, PoweringOn, Preparing, Restarting,
+        SettingPower, Switching, WaitingCompleted, WaitingRamdisk,
     },
-    wait::after,
+    Target,
 };
 
 /// A reason to change the state.
@@ -75,10 +68,10 @@ pub(super) enum Cause {
     StartedAfresh,
 }
 
-/// What a transition changes on record beside the state.
+/// A change of the record that comes with a transition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// What is on the disk may be wiped, by this and by repeated attempts.
+    /// The disk may be wiped, by this and by repeated attempts.
     ConsentGiven,
     /// Another attempt needs consent of its own.
     ConsentEnds,
@@ -184,40 +177,4 @@ pub(super) fn next(
         (from, cause) => return Err(Box::new((from, cause))),
     };
     Ok(next)
-}
-
-impl Node {
-    /// Changes the state. Its deadline comes with it, so that no wait can be without one.
-    pub(super) fn enter(&mut self, now: Timestamp, cause: Cause) {
-        let from = std::mem::replace(&mut self.record.state, Idle);
-        #[cfg(test)]
-        super::tests::transitions::note(&from, &cause);
-        let (state, effects) = match next(from, cause) {
-            Ok(next) => next,
-            Err(neither) => {
-                let (from, cause) = *neither;
-                debug_assert!(false, "{cause:?} means nothing in {from:?}");
-                self.record.state = from;
-                return;
-            }
-        };
-        self.record.state = state;
-        for effect in effects {
-            match effect {
-                Effect::ConsentGiven => self.record.consented = true,
-                Effect::ConsentEnds => self.record.consented = false,
-                Effect::AttemptCounts => {
-                    self.record.attempt = self.record.attempt.saturating_add(1);
-                }
-                Effect::AttemptUncounted => {
-                    self.record.attempt = self.record.attempt.saturating_sub(1);
-                }
-                Effect::AttemptsForgotten => self.record.attempt = 0,
-                Effect::WaitGoesOn => return,
-            }
-        }
-        self.record.tries = 0;
-        self.record.not_before = None;
-        self.record.deadline = self.limit().map(|limit| after(now, limit));
-    }
 }

@@ -1,7 +1,8 @@
-//! Every wait of a node: how long it may last, what it waits for, when the node wants to be woken, and what a clock that is set does
-//! to it.
+//! Every wait of a node: how long it may last, what it waits for, when the node wants to be woken,
+//! and what a clock that is set does to it.
 //!
-//! Called by `node.rs` in each step. It decides when a wait is over; what follows is in `attempt.rs`.
+//! Called by `settle.rs` and `node.rs` in each step. It decides when a wait is over; what follows
+//! is in `attempt.rs`.
 
 use std::time::Duration;
 
@@ -10,19 +11,12 @@ use jiff::{SignedDuration, Timestamp};
 use crate::model::spec::Timeouts;
 
 use super::{
-    attempt::RESTART_TRIES_MAX,
     backoff,
-    event::{Action, Operation},
+    event::Action,
+    limits::{CANCEL_PATIENCE, POWER_TRIES_MAX, RESTART_TRIES_MAX, after, power_limit},
     node::Node,
-    polls::POLL_LIMIT,
-    power::POWER_TRIES_MAX,
     state::State,
 };
-
-/// How long a cancelled operation may take to report before it is told again.
-pub(super) const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
-/// Added to what an operation's own limits allow before the core steps in.
-const OPERATION_SLACK: Duration = Duration::from_secs(30);
 
 impl Node {
     /// When [`super::Event::Tick`] is due, and what for.
@@ -33,7 +27,7 @@ impl Node {
         let work = match (&self.record.state, self.record.not_before, self.running) {
             (State::Idle, Some(at), None)
                 if self.may_start()
-                    && self.in_line_since.is_none()
+                    && self.queued_since.is_none()
                     && !self.polls.keeps_attempt_waiting() =>
             {
                 Some((at, "the next attempt"))
@@ -45,8 +39,8 @@ impl Node {
             (State::CleaningUp { .. }, Some(at), None) => Some((at, "the next try to clean up")),
             _ => None,
         };
-        let look = match self.running {
-            // Its turn comes without a wake.
+        let poll = match self.running {
+            // The permit comes without a wake.
             None if self.polls.waits() => None,
             None if self.observes() => Some((self.polls.next_at(), "a poll of the power state")),
             Some(running) if self.record.state.at_rest() => {
@@ -56,7 +50,7 @@ impl Node {
         };
         let netboot = self.netboot_wake().filter(|_| self.running.is_none());
         let netboot = netboot.map(|at| (at, "the next try to verify kernel and ramdisk"));
-        [self.deadline(), work, look, netboot].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [self.deadline(), work, poll, netboot].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// When the present state is given up, and what it waits for.
@@ -87,7 +81,7 @@ impl Node {
         self.record.deadline.map(|at| (missing.map_or(at, |until| until.min(at)), reason))
     }
 
-    /// How long the present state may last from its beginning; for a clean-up, one try of it.
+    /// The longest time that the present state may last; for a clean-up, that of one try.
     pub(super) fn limit(&self) -> Option<Duration> {
         let timeouts = &self.record.spec.as_ref()?.timeouts;
         match &self.record.state {
@@ -116,7 +110,8 @@ impl Node {
         power_limit(timeouts).saturating_mul(tries_max).saturating_add(pauses)
     }
 
-    /// A spec with other timeouts counts from the beginning of the present wait, which could last `limit_before` until now.
+    /// A spec with other timeouts counts from the beginning of the present wait, which could last
+    /// `limit_before` until now.
     pub(super) fn shift_deadline(&mut self, limit_before: Option<Duration>) {
         if matches!(self.record.state, State::CleaningUp { .. }) {
             return;
@@ -130,7 +125,8 @@ impl Node {
         }
     }
 
-    /// A clock that was set back must not make any wait longer than its whole length, nor a phase begin in the future.
+    /// A clock that was set back must not make any wait longer than its whole length, nor a phase
+    /// begin in the future.
     pub(super) fn bound_waits(&mut self, now: Timestamp) {
         let (limit, pause) = (self.limit(), self.whole_pause());
         let bound = |at: &mut Timestamp, limit| *at = (*at).min(after(now, limit));
@@ -154,7 +150,7 @@ impl Node {
         }
     }
 
-    /// How long the pause before the state's work may be.
+    /// The longest pause before the state's work.
     fn whole_pause(&self) -> Duration {
         match (&self.record.state, &self.record.spec) {
             (State::Idle, Some(spec)) => {
@@ -186,34 +182,4 @@ impl Node {
             self.interrupt(actions);
         }
     }
-}
-
-/// How long an operation at rest may take to report. Inside an attempt its state has a deadline.
-pub(super) fn patience(operation: &Operation, timeouts: &Timeouts) -> Duration {
-    let limit = match operation {
-        Operation::PollPower => POLL_LIMIT.min(timeouts.power),
-        Operation::NetbootFiles { .. } => timeouts.imaging,
-        Operation::ConfirmPower
-        | Operation::Prepare
-        | Operation::PowerOn
-        | Operation::Image { .. }
-        | Operation::Release(_)
-        | Operation::Restart { .. }
-        | Operation::SetPower(_)
-        | Operation::CleanUp => return power_limit(timeouts),
-    };
-    limit.saturating_add(OPERATION_SLACK).max(CANCEL_PATIENCE)
-}
-
-/// How long an operation of the BMC may take: off, boot device and on, each within `timeouts.power`.
-pub(super) fn power_limit(timeouts: &Timeouts) -> Duration {
-    timeouts.power.saturating_mul(3).saturating_add(OPERATION_SLACK).max(CANCEL_PATIENCE)
-}
-
-/// `now` plus a duration; the far end of time if there is no such moment.
-pub(super) fn after(now: Timestamp, wait: Duration) -> Timestamp {
-    SignedDuration::try_from(wait)
-        .ok()
-        .and_then(|wait| now.checked_add(wait).ok())
-        .unwrap_or(Timestamp::MAX)
 }

@@ -166,10 +166,10 @@ fn the_patience_with_a_poll_counts_from_its_turn_and_not_from_when_it_was_due() 
             node.waits_to_poll().is_some() && node.running.is_none()
         };
         assert_eq!((0..40).filter(waits).count(), 40 - PLACES / 4);
-        rack.world.heard.clear();
+        rack.world.requested.clear();
         rack.tick();
-        let told_to_stop = |heard: &&Heard| matches!(heard, Heard::Cancel(_));
-        assert_eq!(rack.world.heard.iter().filter(told_to_stop).count(), PLACES / 4);
+        let told_to_stop = |requested: &&Requested| matches!(requested, Requested::Cancel(_));
+        assert_eq!(rack.world.requested.iter().filter(told_to_stop).count(), PLACES / 4);
     }
 }
 

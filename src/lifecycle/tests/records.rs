@@ -36,7 +36,7 @@ fn the_fuzz_target_begins_with_a_good_record_of_every_state() {
     bench.go_to(Phase::Failed);
     keep("failed", bench.node.record());
     let mut bench = Bench::with_spec();
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     keep("held", bench.node.record());
 }
 

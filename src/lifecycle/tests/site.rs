@@ -93,7 +93,7 @@ struct Begun {
     digest: Digest,
     written: bool,
     /// Its ramdisk has called.
-    heard: bool,
+    has_called: bool,
 }
 
 pub(super) struct Job {
@@ -218,7 +218,7 @@ impl Site {
             let late = before.not_before.map(|at| self.now.duration_since(at));
             self.consent.given &= late.is_none_or(|late| late <= CONSENT_LASTS);
             let (bmc, digest) = (spec.machine(), spec.digest());
-            self.begun = Some(Begun { bmc, digest, written: false, heard: false });
+            self.begun = Some(Begun { bmc, digest, written: false, has_called: false });
         }
         if prepares(&before.state) && matches!(record.state, State::PoweringOn { .. }) {
             let reworded = self
@@ -289,9 +289,9 @@ impl Site {
                 };
                 assert_eq!((target.address, *size), (RAMDISK, wanted));
             }
-            Operation::Restart { leave } => {
+            Operation::Restart { wanted } => {
                 assert_eq!(
-                    *leave,
+                    *wanted,
                     self.left_in(),
                     "left in another power state than its spec wants"
                 );
@@ -412,7 +412,7 @@ impl Site {
         let outcome = if fails {
             Err(if self.dice.chance(20) && !job.cancelled { lasting() } else { passing() })
         } else {
-            Ok(self.carry_out(&job))
+            Ok(self.execute(&job))
         };
         if self.dice.chance(5) {
             self.stale_result_changes_nothing(job.op);
@@ -420,7 +420,7 @@ impl Site {
         self.send(Event::Done { op: job.op, outcome });
     }
 
-    fn carry_out(&mut self, job: &Job) -> Outcome {
+    fn execute(&mut self, job: &Job) -> Outcome {
         let on = &mut self.on[usize::from(job.bmc != spec().machine())];
         match &job.operation {
             Operation::PollPower | Operation::ConfirmPower => {
@@ -442,7 +442,7 @@ impl Site {
                 *on = true;
                 Outcome::PoweredOn
             }
-            Operation::Restart { leave: state } | Operation::SetPower(state) => {
+            Operation::Restart { wanted: state } | Operation::SetPower(state) => {
                 *on = *state == PowerState::On;
                 self.consent.unstarted = false;
                 good_outcome(&job.operation)
@@ -483,15 +483,15 @@ impl Site {
         } else {
             RAMDISK
         };
-        let heard = self.begun.as_ref().is_some_and(|begun| begun.heard);
+        let has_called = self.begun.as_ref().is_some_and(|begun| begun.has_called);
         let key_fits = real.as_ref() == Some(&key);
         // A stranger with the right key who comes first is out of the reference's reach.
-        if key_fits && peer != RAMDISK && !heard {
+        if key_fits && peer != RAMDISK && !has_called {
             return;
         }
         let legitimate = key_fits && peer == RAMDISK;
         if let Some(begun) = &mut self.begun {
-            begun.heard |= legitimate;
+            begun.has_called |= legitimate;
         }
         let before = self.node.record().clone();
         let expired = self.node.next_wake().is_some_and(|(at, _)| at <= self.now);

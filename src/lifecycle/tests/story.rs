@@ -539,7 +539,7 @@ fn a_machine_whose_boot_files_were_cut_off_by_a_crash_is_started_again_in_the_sa
         assert!(resumed(Some(stage), false), "{stage:?}");
     }
     // Still in its firmware, which asks by itself; in its ramdisk, which needs no more files; and
-    // heard from.
+    // requested from.
     assert!(!resumed(None, false));
     assert!(!resumed(Some(BootStage::Ramdisk), false));
     assert!(!resumed(Some(BootStage::Kernel), true));

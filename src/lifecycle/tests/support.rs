@@ -307,7 +307,7 @@ impl Bench {
     }
 
     /// Lets one look at the power state end with `observed`, as soon as the node wants one.
-    pub(super) fn look(&mut self, observed: PowerState) {
+    pub(super) fn poll(&mut self, observed: PowerState) {
         if self.running.is_none() {
             let (at, _) = self.node.next_wake().expect("a node at rest looks at the power state");
             self.now = self.now.max(at);
@@ -337,7 +337,7 @@ pub(super) fn good_outcome(operation: &Operation) -> Outcome {
         Operation::PowerOn => Outcome::PoweredOn,
         Operation::Image { .. } => imaged(),
         Operation::Release(_) => Outcome::Released,
-        Operation::Restart { leave } => Outcome::Restarted(*leave),
+        Operation::Restart { wanted } => Outcome::Restarted(*wanted),
         Operation::SetPower(wanted) => Outcome::PowerSet(*wanted),
         Operation::CleanUp => Outcome::CleanedUp,
         Operation::NetbootFiles { served, .. } => Outcome::NetbootFiles(served.clone()),

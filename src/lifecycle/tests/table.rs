@@ -41,7 +41,7 @@ pub(super) fn bench_in(place: &str) -> Bench {
     match phase {
         Phase::Available => {
             bench.change(|spec| spec.goal = Goal::Available);
-            bench.look(PowerState::Off);
+            bench.poll(PowerState::Off);
         }
         Phase::Invalid => {
             bench = Bench::new();

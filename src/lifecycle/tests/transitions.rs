@@ -25,7 +25,8 @@ use super::{support::*, table};
 
 thread_local! {
     /// From where, and by which cause.
-    static TAKEN: RefCell<BTreeSet<(String, &'static str)>> = const { RefCell::new(BTreeSet::new()) };
+    static TAKEN: RefCell<BTreeSet<(String, &'static str)>> =
+        const { RefCell::new(BTreeSet::new()) };
 }
 
 /// A node changes its state.
@@ -287,9 +288,9 @@ fn the_published_state_machine_is_the_one_that_runs() {
     page.push_str("\n## Causes\n\nIn brackets: the file in `src/lifecycle` that finds it.\n\n");
     write_causes(&mut page);
     page.push_str(
-        "\n## Phases and events\n\nWhat a node shows, and the phase it shows after each event. A phase \
-         is what the status file\nsays: `pending`, `deployed`, `paused` and others are one state, \
-         `idle`. Events that are not\nlisted for a phase leave it as it is. The events:\n\n",
+        "\n## Phases and events\n\nThe phase that the status file shows, and the next one after each event. \
+         Several phases are one\nstate: `pending`, `deployed`, `paused` and others are `idle`. An event \
+         that is not listed for a phase\nleaves it as it is. The events:\n\n",
     );
     write_phases(&mut page);
     expect_file!["../../../docs/contributing/state-machine.md"].assert_eq(&page);
@@ -328,7 +329,7 @@ fn switch_power(end: impl FnOnce(&mut Bench)) {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Deployed);
     bench.change(|spec| spec.power = WantedPower::Off);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert!(matches!(bench.node.record().state, State::SettingPower { .. }));
     end(&mut bench);
 }
@@ -357,8 +358,8 @@ fn take_rare_transitions() {
     install_manually(DeployRamdisk::Ironic);
     // Held, and then seen off.
     let mut bench = Bench::with_spec();
-    bench.look(PowerState::On);
-    bench.look(PowerState::Off);
+    bench.poll(PowerState::On);
+    bench.poll(PowerState::Off);
     hold_lost_record(|bench| bench.change(|spec| spec.goal = Goal::Unmanaged));
     hold_lost_record(|bench| drop(bench.send(Event::Approve)));
     switch_power(|bench| bench.done(Ok(Outcome::PowerSet(PowerState::Off))));
