@@ -5,9 +5,9 @@ use std::{io, time::Duration};
 use crate::{
     drive::DriveError,
     image::{DecodeError, FetchError, ImageError},
-    imaging::{ImagingError, LayoutError},
+    imaging::{DISK_HINT, ImagingError, LayoutError},
     ipmi::{self, IpmiError, IpmiErrorKind},
-    iscsi::{ErrorKind, IscsiError},
+    iscsi::IscsiErrorKind,
     model::{
         fault::{Fault, RetryAdvice, Step},
         spec::NodeSpec,
@@ -382,12 +382,9 @@ pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
         }
         ImagingError::Volume { source, .. }
         | ImagingError::Connection(source)
-        | ImagingError::Lost { last: source, .. } => Fault::passing(
-            step,
-            source.code,
-            message,
-            "look at the machine, its disk and the network to it",
-        ),
+        | ImagingError::Lost { last: source, .. } => {
+            Fault::passing(step, source.code, message, DISK_HINT)
+        }
         ImagingError::Stalled { .. } => Fault::passing(
             step,
             "ImagingStalled",
@@ -414,16 +411,14 @@ pub(super) fn of_imaging(step: Step, error: &ImagingError) -> Fault {
     }
 }
 
-/// The target cannot be used.
-pub(super) fn of_iscsi(error: &IscsiError) -> Fault {
-    let hint = match &error.kind {
-        ErrorKind::Unreachable(_) => {
-            "look at the network between hostler and the machine, and at firewalls for TCP port 3260"
+/// The target's disk cannot be opened.
+pub(super) fn of_opening(error: &ImagingError) -> Fault {
+    match error {
+        ImagingError::Connection(error) => {
+            Fault::passing(Step::Imaging, error.code, error.message.clone(), error.hint)
         }
-        ErrorKind::LoginRefused(_) => OTHER_MACHINE,
-        _ => "look at the machine's console and the network to it",
-    };
-    Fault::passing(Step::Imaging, iscsi_code(&error.kind), error.to_string(), hint)
+        error => of_imaging(Step::Imaging, error),
+    }
 }
 
 /// The operation was told to stop. The core looks at this only if that was because the operation took too long.
@@ -436,15 +431,25 @@ pub(super) fn cancelled(step: Step) -> Fault {
     )
 }
 
-pub(super) fn iscsi_code(kind: &ErrorKind) -> &'static str {
+pub(super) fn iscsi_hint(kind: &IscsiErrorKind) -> &'static str {
     match kind {
-        ErrorKind::Unreachable(_) => "TargetUnreachable",
-        ErrorKind::LoginRefused(_) => "LoginRefused",
-        ErrorKind::TargetGone(_) => "TargetGone",
-        ErrorKind::TimedOut(_) => "TargetSilent",
-        ErrorKind::Scsi(_) => "DiskError",
-        ErrorKind::NoDisk(_) => "TargetHasNoDisk",
-        ErrorKind::Digest(_) => "DigestMismatch",
+        IscsiErrorKind::Unreachable(_) => {
+            "look at the network between hostler and the machine, and at firewalls for TCP port 3260"
+        }
+        IscsiErrorKind::LoginRefused(_) => OTHER_MACHINE,
+        _ => "look at the machine's console and the network to it",
+    }
+}
+
+pub(super) fn iscsi_code(kind: &IscsiErrorKind) -> &'static str {
+    match kind {
+        IscsiErrorKind::Unreachable(_) => "TargetUnreachable",
+        IscsiErrorKind::LoginRefused(_) => "LoginRefused",
+        IscsiErrorKind::TargetGone(_) => "TargetGone",
+        IscsiErrorKind::TimedOut(_) => "TargetSilent",
+        IscsiErrorKind::Scsi(_) => "DiskError",
+        IscsiErrorKind::NoDisk(_) => "TargetHasNoDisk",
+        IscsiErrorKind::Digest(_) => "DigestMismatch",
         _ => "TargetBrokeProtocol",
     }
 }

@@ -16,12 +16,15 @@ use super::{
     commands::Command,
     error::{IpmiError, IpmiErrorKind, is_short_of_sessions},
     handshake::{Credentials, Failure},
-    link::{Exchange, Link, NotOpened},
+    link::{Exchange, Link, NotOpened, SENDS_MAX},
     refusal::Verdict,
     session::Answer,
     tool::{self, Failed},
 };
-use crate::model::spec::{BmcDriver, CipherSuite};
+use crate::model::{
+    backoff::Backoff,
+    spec::{BmcDriver, CipherSuite},
+};
 
 /// Suites in the order they are tried when the spec names none.
 const SUITES: [CipherSuite; 2] = [CipherSuite::Sha256, CipherSuite::Sha1];
@@ -35,6 +38,9 @@ pub(super) struct Call<'a> {
     started: Instant,
     deadline: Instant,
     link: Option<Link>,
+    /// How long each datagram waits for its answer, and how often one is sent that begins a session.
+    timing: Timing,
+    sends_max: u32,
     /// What stood in the way last: the error if the deadline comes now.
     trouble: Trouble,
 }
@@ -54,6 +60,10 @@ enum Trouble {
     Program(String),
 }
 
+/// Polls that meet nothing but silence before the next ones send few datagrams.
+const SILENT_POLLS_SPARED: u32 = 2;
+/// How often those send each: one may be lost.
+const SPARING_SENDS_MAX: u32 = 2;
 /// How often a command is sent whose refusal the caller can live with, while the refusals are
 /// unclear.
 const OPTIONAL_SENDS_MAX: u32 = 2;
@@ -66,7 +76,8 @@ impl<'a> Call<'a> {
         let in_use = || bmc.error(IpmiErrorKind::InUse { waited: waited() });
         let memory = timeout_at(deadline, bmc.memory.lock()).await.map_err(|_| in_use())?;
         let trouble = Trouble::None;
-        let call = Self { bmc, memory, started, deadline, link: None, trouble };
+        let (timing, sends_max) = (bmc.timing, SENDS_MAX);
+        let call = Self { bmc, memory, started, deadline, link: None, timing, sends_max, trouble };
         call.rest().await;
         Ok(call)
     }
@@ -91,6 +102,28 @@ impl<'a> Call<'a> {
     /// Has it end by then at the latest.
     pub(super) fn hurry(&mut self, deadline: Instant) {
         self.deadline = self.deadline.min(deadline);
+    }
+
+    /// Has it send few datagrams, spread over its time, if the last polls of the BMC met nothing but
+    /// silence: so many may be silent, for ever, that each datagram counts.
+    pub(super) fn spare_silent(&mut self) {
+        if self.memory.silent_polls >= SILENT_POLLS_SPARED {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            // As often with each of the two cipher suites, and the last one waits for the rest.
+            let wait = left * 4 / 15;
+            self.timing = Timing { resend_first: wait, resend_max: wait, ..self.timing };
+            self.sends_max = SPARING_SENDS_MAX;
+        }
+    }
+
+    /// Takes note of how a poll ended.
+    pub(super) fn note_poll<T>(&mut self, end: &Result<T, IpmiError>) {
+        let is_silent = matches!(
+            end,
+            Err(IpmiError { kind: IpmiErrorKind::NoAnswer { network: None, .. }, .. })
+        );
+        self.memory.silent_polls =
+            if is_silent { self.memory.silent_polls.saturating_add(1) } else { 0 };
     }
 
     /// Sends a command until it is carried out or refused for good. Returns the answer's data.
@@ -151,7 +184,7 @@ impl<'a> Call<'a> {
                 }
                 Verdict::Busy => {
                     self.trouble = Trouble::Busy(command, completion);
-                    sleep(pauses.next()).await;
+                    sleep(pauses.next_pause()).await;
                 }
                 Verdict::Privilege => {
                     let trusted = self.memory.trust.covers(command);
@@ -165,7 +198,7 @@ impl<'a> Call<'a> {
                         && self.memory.trust.covers(command) =>
                 {
                     self.trouble = Trouble::Refused(command, completion);
-                    sleep(pauses.next()).await;
+                    sleep(pauses.next_pause()).await;
                 }
                 Verdict::Final => return Err(self.error(refused())),
                 Verdict::Unclear => {
@@ -174,7 +207,7 @@ impl<'a> Call<'a> {
                         return Err(self.error(refused()));
                     }
                     self.trouble = Trouble::Refused(command, completion);
-                    sleep(pauses.next()).await;
+                    sleep(pauses.next_pause()).await;
                 }
             }
         }
@@ -240,7 +273,7 @@ impl<'a> Call<'a> {
                 }
                 Err(Failed::Unclear(said)) => {
                     self.trouble = Trouble::Program(said);
-                    sleep(search.pauses.next()).await;
+                    sleep(search.pauses.next_pause()).await;
                 }
             }
         }
@@ -258,7 +291,7 @@ impl<'a> Call<'a> {
                 kg: config.kg.clone(),
                 privilege: config.privilege,
             };
-            match Link::open(address, credentials, suite, self.bmc.timing).await {
+            match Link::open(address, credentials, suite, self.timing, self.sends_max).await {
                 Ok(link) => {
                     self.memory.suite = Some(suite);
                     if let Some(link) = self.raise_privilege(link).await? {
@@ -282,7 +315,7 @@ impl<'a> Call<'a> {
             key_mismatches: 0,
             refused: Vec::new(),
             pauses: self.pauses(),
-            refusal_pauses: Pauses::new(resend_max * 2, resend_max * 8),
+            refusal_pauses: Backoff::doubling(resend_max * 2, resend_max * 8),
         })
     }
 
@@ -305,7 +338,7 @@ impl<'a> Call<'a> {
                     }
                 }
             }
-            sleep(search.pauses.next()).await;
+            sleep(search.pauses.next_pause()).await;
         }
     }
 
@@ -356,7 +389,7 @@ impl<'a> Call<'a> {
                 }
                 // The network answers at once and so may the program; a silent BMC has cost its time already.
                 if failed.network.is_some() || self.bmc.config.driver == BmcDriver::Ipmitool {
-                    sleep(search.pauses.next()).await;
+                    sleep(search.pauses.next_pause()).await;
                 }
             }
             Failure::Mismatch => {
@@ -396,7 +429,7 @@ impl<'a> Call<'a> {
                 } else {
                     &mut search.refusal_pauses
                 };
-                sleep(pauses.next()).await;
+                sleep(pauses.next_pause()).await;
             }
         }
         Ok(())
@@ -429,7 +462,7 @@ impl<'a> Call<'a> {
                         self.trouble = Trouble::Refused(command, completion);
                     }
                 }
-                sleep(self.pauses().next()).await;
+                sleep(self.pauses().next_pause()).await;
                 Ok(None)
             }
             Exchange::Silence(network) => {
@@ -470,8 +503,8 @@ impl<'a> Call<'a> {
         })
     }
 
-    fn pauses(&self) -> Pauses {
-        Pauses::new(self.bmc.timing.resend_first, self.bmc.timing.resend_max)
+    fn pauses(&self) -> Backoff {
+        Backoff::doubling(self.bmc.timing.resend_first, self.bmc.timing.resend_max)
     }
 }
 
@@ -498,25 +531,7 @@ struct Search {
     mismatches: u32,
     key_mismatches: u32,
     refused: Vec<CipherSuite>,
-    pauses: Pauses,
+    pauses: Backoff,
     /// After refusals that a BMC may count as failed logins.
-    refusal_pauses: Pauses,
-}
-
-/// Pauses before trying again: each twice the last.
-pub(super) struct Pauses {
-    next: Duration,
-    max: Duration,
-}
-
-impl Pauses {
-    pub(super) fn new(first: Duration, max: Duration) -> Self {
-        Self { next: first, max }
-    }
-
-    pub(super) fn next(&mut self) -> Duration {
-        let pause = self.next;
-        self.next = (pause * 2).min(self.max);
-        pause
-    }
+    refusal_pauses: Backoff,
 }

@@ -101,6 +101,8 @@ pub(super) struct Memory {
     pub(super) last_contact: Option<Instant>,
     /// What it has accepted.
     pub(super) trust: Trust,
+    /// Polls in a row to which it said nothing at all.
+    pub(super) silent_polls: u32,
 }
 
 impl Bmc {
@@ -125,6 +127,17 @@ impl Bmc {
     pub async fn power_state(&self, deadline: Instant) -> Result<PowerState, IpmiError> {
         let mut call = Call::begin(self, deadline).await?;
         let result = call.power_state().await;
+        call.end().await;
+        result
+    }
+
+    /// The same, for somebody who asks again and again: a BMC that stays silent is sent ever fewer
+    /// datagrams.
+    pub async fn poll_power_state(&self, deadline: Instant) -> Result<PowerState, IpmiError> {
+        let mut call = Call::begin(self, deadline).await?;
+        call.spare_silent();
+        let result = call.power_state().await;
+        call.note_poll(&result);
         call.end().await;
         result
     }

@@ -8,13 +8,14 @@ use std::{future::Future, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    call::{Call, Pauses},
+    call::Call,
     client::{Bmc, accepted},
     commands::{self, Command},
     error::{IpmiError, IpmiErrorKind},
     link::{Exchange, Link},
     sol::{Acknowledgement, Stream},
 };
+use crate::model::backoff::Backoff;
 
 /// How long the BMC's turn is waited for: whoever has it may wait for a machine to go off, and nobody waits for a console.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(3600);
@@ -75,7 +76,7 @@ impl Bmc {
                     if begun.elapsed() > alive {
                         pauses = self.console_pauses();
                     }
-                    pauses.next()
+                    pauses.next_pause()
                 }
                 Some(Err(error)) => {
                     tell(Heard::Trouble(&error));
@@ -83,7 +84,7 @@ impl Bmc {
                         IpmiErrorKind::NoConsole { completion: ACTIVE_ELSEWHERE } => {
                             self.timing.console_retry
                         }
-                        kind if passes(&kind) => pauses.next(),
+                        kind if passes(&kind) => pauses.next_pause(),
                         _ => return,
                     }
                 }
@@ -94,8 +95,8 @@ impl Bmc {
         }
     }
 
-    fn console_pauses(&self) -> Pauses {
-        Pauses::new(self.timing.resend_first, self.timing.console_retry)
+    fn console_pauses(&self) -> Backoff {
+        Backoff::doubling(self.timing.resend_first, self.timing.console_retry)
     }
 
     /// A session that has the console.

@@ -21,11 +21,11 @@ use super::{
     session::{Answer, Session},
     sol::Acknowledgement,
 };
-use crate::model::spec::CipherSuite;
+use crate::model::{backoff::Backoff, spec::CipherSuite};
 
 /// How often a datagram is sent before the conversation is given up: with the default timing after 8 seconds. A fresh session, or
 /// the other suite, then promises more than a fifth try.
-const SENDS_MAX: u32 = 4;
+pub(super) const SENDS_MAX: u32 = 4;
 /// The same for RAKP message 3: a BMC that heard the first one thinks the session open and cannot answer another.
 const PROOF_SENDS_MAX: u32 = 2;
 /// The same for the goodbye, which nobody is glad to wait for.
@@ -74,6 +74,7 @@ impl Link {
         credentials: Credentials,
         suite: CipherSuite,
         timing: Timing,
+        sends_max: u32,
     ) -> Result<Self, NotOpened> {
         let not_opened = |error: &io::Error| NotOpened {
             failure: Failure::Silent,
@@ -82,7 +83,7 @@ impl Link {
         };
         let socket = Arc::new(connected(address).await.map_err(|e| not_opened(&e))?);
         let handshake = Handshake::start(credentials, suite, chance());
-        Opening { socket, handshake }.run(timing).await
+        Opening { socket, handshake }.run(timing, sends_max).await
     }
 
     /// Sends a command and waits for its answer.
@@ -93,14 +94,15 @@ impl Link {
     /// The same, and meanwhile takes what a console prints.
     pub(super) async fn exchange_beside(&mut self, command: Command, take: Take<'_>) -> Exchange {
         let Some(request) = self.session.request(command) else { return Exchange::Spent };
-        let mut waits = Waits::new(self.timing);
+        let mut waits = answer_waits(self.timing);
         for _ in 0..SENDS_MAX {
             let datagram = self.session.seal(&request, random());
+            let until = Instant::now() + waits.next_pause();
             let judge = |heard: &[u8]| {
                 take_sol(&self.socket, &mut self.session, heard, take);
                 self.session.answer(&request, heard)
             };
-            match send_and_hear(&self.socket, &datagram, waits.next(), judge).await {
+            match send_and_hear(&self.socket, &datagram, until, judge).await {
                 Ok(Some(answer)) => return Exchange::Answer(answer),
                 Ok(None) => {}
                 Err(error) => return Exchange::Silence(Some(error.kind())),
@@ -133,11 +135,11 @@ impl Link {
     pub(super) async fn close(mut self, deadline: Instant) {
         self.closed = true;
         let request = self.session.close();
-        let mut waits = Waits::new(self.timing);
+        let mut waits = answer_waits(self.timing);
         for _ in 0..CLOSE_SENDS_MAX {
             let datagram = self.session.seal(&request, random());
             let judge = |heard: &[u8]| self.session.answer(&request, heard);
-            let until = waits.next().min(deadline);
+            let until = (Instant::now() + waits.next_pause()).min(deadline);
             let heard = send_and_hear(&self.socket, &datagram, until, judge).await;
             if matches!(heard, Ok(Some(_))) || until == deadline {
                 return;
@@ -162,27 +164,28 @@ struct Opening {
 }
 
 impl Opening {
-    async fn run(mut self, timing: Timing) -> Result<Link, NotOpened> {
-        let mut waits = Waits::new(timing);
+    async fn run(mut self, timing: Timing, most: u32) -> Result<Link, NotOpened> {
+        let mut waits = answer_waits(timing);
         let mut sends = 0;
         loop {
             let datagram = self.handshake.datagram().to_vec();
             let judge = |heard: &[u8]| self.handshake.receive(heard);
+            let until = Instant::now() + waits.next_pause();
             sends += 1;
-            match send_and_hear(&self.socket, &datagram, waits.next(), judge).await {
+            match send_and_hear(&self.socket, &datagram, until, judge).await {
                 Ok(Some(Progress::Established(session))) => {
                     let socket = Arc::clone(&self.socket);
                     return Ok(Link { socket, session, timing, closed: false });
                 }
                 Ok(Some(Progress::Failed(failure))) => return Err(self.failed(failure, None)),
                 Ok(Some(Progress::Send)) => {
-                    (waits, sends) = (Waits::new(timing), 0);
+                    (waits, sends) = (answer_waits(timing), 0);
                     continue;
                 }
                 Ok(None) => {}
                 Err(error) => return Err(self.failed(Failure::Silent, Some(error.kind()))),
             }
-            let sends_max = if self.handshake.proved() { PROOF_SENDS_MAX } else { SENDS_MAX };
+            let sends_max = if self.handshake.proved() { PROOF_SENDS_MAX } else { most };
             if sends >= sends_max {
                 return Err(self.failed(Failure::Silent, None));
             }
@@ -223,22 +226,9 @@ fn send_unawaited(socket: &UdpSocket, datagram: &[u8]) {
     }
 }
 
-/// How long to wait for each answer: longer every time.
-struct Waits {
-    next: Duration,
-    max: Duration,
-}
-
-impl Waits {
-    fn new(timing: Timing) -> Self {
-        Self { next: timing.resend_first, max: timing.resend_max }
-    }
-
-    fn next(&mut self) -> Instant {
-        let until = Instant::now() + self.next;
-        self.next = (self.next * 3 / 2).min(self.max);
-        until
-    }
+/// How long each answer is waited for.
+fn answer_waits(timing: Timing) -> Backoff {
+    Backoff::by_half(timing.resend_first, timing.resend_max)
 }
 
 /// Sends a datagram and hands `judge` what comes in until it is content or the time is over.

@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use tokio::time::Instant;
 
 use super::commands::Command;
+use crate::model::backoff::Backoff;
 
 /// Insufficient privilege (IPMI 2.0 table 5-2).
 pub(super) const INSUFFICIENT_PRIVILEGE: u8 = 0xd4;
@@ -68,6 +69,7 @@ pub(super) struct Trust {
 struct Doubt {
     since: Instant,
     refusals: u32,
+    pauses: Backoff,
 }
 
 impl Trust {
@@ -98,14 +100,14 @@ impl Trust {
     /// `None` once the refusals have lasted for `time`: then they are final.
     pub(super) fn doubt(&mut self, time: Duration) -> Option<Duration> {
         let now = Instant::now();
-        let doubt = self.doubt.get_or_insert(Doubt { since: now, refusals: 0 });
+        // 5, 10, 20, 30 s: five logins in all, which no BMC takes for an attack.
+        let pauses = Backoff::doubling(time / 12, time / 2);
+        let doubt = self.doubt.get_or_insert(Doubt { since: now, refusals: 0, pauses });
         doubt.refusals = doubt.refusals.saturating_add(1);
         if doubt.refusals >= DOUBTED_REFUSALS_MIN && now - doubt.since >= time {
             return None;
         }
-        // 5, 10, 20, 30 s: five logins in all, which no BMC takes for an attack.
-        let doublings = doubt.refusals.saturating_sub(1).min(8);
-        Some((time / 12 * (1 << doublings)).min(time / 2))
+        Some(doubt.pauses.next_pause())
     }
 
     /// For how long it has refused what it accepted before.
@@ -119,6 +121,8 @@ mod tests {
     use super::*;
     use crate::model::{power::ChassisControl, spec::Privilege};
 
+    /// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after
+    /// few tries.
     #[test]
     fn the_final_completion_codes_are_a_short_list_and_a_look_at_the_power_has_fewer() {
         let finals = |command| {

@@ -50,7 +50,7 @@ impl Node {
     pub(super) fn chosen_disk(&self, attempt: &Attempt) -> Option<Disk> {
         match &self.record.spec {
             Some(spec) if !self.ramdisk().asks_which_disk() => Some(hinted(&spec.root_device)),
-            _ => attempt.disk.clone(),
+            _ => attempt.disk.as_deref().cloned(),
         }
     }
 

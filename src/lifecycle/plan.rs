@@ -299,8 +299,9 @@ fn effective_spec(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<
 /// was.
 fn name_machine(spec: &mut NodeSpec, machine: &Machine) {
     spec.boot.macs.clone_from(&machine.macs);
-    spec.bmc = machine.bmc.clone().map(|address| match spec.bmc.take() {
-        Some(bmc) => Bmc { address, ..bmc },
+    let before = spec.bmc.take();
+    let bmc = machine.bmc.clone().map(|address| match before {
+        Some(bmc) => Bmc { address, ..*bmc },
         // Nobody knows any more how that BMC was addressed, and nothing will be asked of it.
         None => Bmc {
             driver: BmcDriver::default(),
@@ -314,6 +315,7 @@ fn name_machine(spec: &mut NodeSpec, machine: &Machine) {
             console: false,
         },
     });
+    spec.bmc = bmc.map(Box::new);
 }
 
 /// As much of the agent's record as the status tells.

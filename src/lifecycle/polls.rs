@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
 use crate::model::fault::RetryAdvice;
 
@@ -15,6 +15,8 @@ use super::limits::{POLL_INTERVAL, after};
 
 /// From the first poll that was not answered to the next; doubled after each further one.
 const SILENT_INTERVAL_MIN: Duration = Duration::from_secs(15);
+/// Silent BMCs are polled at seconds that are multiples of this.
+const TOGETHER_S: i64 = 5;
 /// The urgency of a poll, the most urgent first: the first number of its place in the queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Class {
@@ -99,7 +101,19 @@ impl Polls {
         self.misses = in_a_row.saturating_add(1);
         self.refused = advice == RetryAdvice::Never;
         self.urgent = false;
-        self.next_at = after(now, self.pause());
+        self.next_at = self.due_after(now);
+    }
+
+    /// The time of the next poll after one that ended now. Polls of silent BMCs come together: ten
+    /// thousand of them for ever, each at a moment of its own, wake this machine for each datagram.
+    fn due_after(&self, now: Timestamp) -> Timestamp {
+        let at = after(now, self.pause());
+        let together = TimestampRound::new()
+            .smallest(Unit::Second)
+            .increment(TOGETHER_S)
+            .mode(RoundMode::Floor);
+        let rounded = (self.misses > 0).then(|| at.round(together).ok()).flatten();
+        rounded.unwrap_or(at)
     }
 
     /// The pause until the next poll. That of a silent BMC grows to what lets one that was mended
@@ -115,7 +129,7 @@ impl Polls {
 
     /// A clock that was set back makes no pause longer than its whole length.
     pub(super) fn bound(&mut self, now: Timestamp) {
-        self.next_at = self.next_at.min(after(now, self.pause()));
+        self.next_at = self.next_at.min(self.due_after(now));
     }
 
     pub(super) fn next_at(&self) -> Timestamp {

@@ -23,8 +23,8 @@ impl PowerControl {
     }
 
     /// The power control of the machine that a spec names.
-    pub(super) const fn of(spec: &NodeSpec) -> Self {
-        Self::by(spec.bmc.as_ref())
+    pub(super) fn of(spec: &NodeSpec) -> Self {
+        Self::by(spec.bmc.as_deref())
     }
 
     /// Whether hostler can find out if the machine is on, and switch it.
@@ -54,7 +54,7 @@ impl PowerControl {
 impl Attempt {
     /// The power control of the attempt's machine, whatever the spec says by now.
     pub fn power_control(&self) -> PowerControl {
-        PowerControl::by(self.bmc.as_ref())
+        PowerControl::by(self.bmc.as_deref())
     }
 
     /// Whether it ends without anything being done: nothing can switch the machine off, and no

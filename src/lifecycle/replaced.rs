@@ -41,7 +41,7 @@ impl Node {
         let stays = self.record.installed.as_ref().map(|installed| is_of(installed, spec, change));
         match (stays, self.moved_here.take(), change) {
             (Some(true), _, _) | (None, None, MachineChange::Part) => {}
-            (_, Some(known), _) => self.record.know(known),
+            (_, Some(known), _) => self.record.know(*known),
             // The spec has come to share nothing with the installed machine, one thing after the
             // other: it may be that machine or another.
             (Some(false), None, MachineChange::None | MachineChange::Part) => {

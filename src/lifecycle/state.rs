@@ -282,7 +282,7 @@ pub struct Attempt {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ramdisk_fetched_by: Vec<IpAddr>,
     /// The disk that the ramdisk was asked to export.
-    pub disk: Option<Disk>,
+    pub disk: Option<Box<Disk>>,
     /// The machine's UUID as its BMC has it: no other machine's ramdisk is accepted. `None`: the
     /// spec does not ask for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -290,7 +290,7 @@ pub struct Attempt {
     /// The BMC it was begun with: should the spec name another one now, this is the one to clean up
     /// by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bmc: Option<Bmc>,
+    pub bmc: Option<Box<Bmc>>,
 }
 
 /// An image that is in the cache.
@@ -385,7 +385,7 @@ impl Attempt {
         key: AttemptKey,
         image: PreparedImage,
         system_guid: Option<SystemGuid>,
-        bmc: Option<Bmc>,
+        bmc: Option<Box<Bmc>>,
     ) -> Self {
         let (verify, ramdisk_fetched_by) = (Vec::new(), Vec::new());
         Self { key, image, verify, peer: None, ramdisk_fetched_by, disk: None, system_guid, bmc }

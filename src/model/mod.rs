@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod agent_mark;
 pub mod attached;
+pub mod backoff;
 pub mod bmc_key;
 pub mod boot;
 pub mod callback;

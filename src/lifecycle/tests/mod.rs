@@ -2,12 +2,14 @@
 //! of every phase against every event, and random histories against a reference.
 
 mod adoption;
+mod boot_evidence;
 mod breaker;
 mod callback;
 mod consent;
 mod deadlines;
 mod executor;
 mod histories;
+mod identity;
 mod ironic;
 mod listed;
 mod lost;

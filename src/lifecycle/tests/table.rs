@@ -101,6 +101,7 @@ pub(super) const EVENTS: [Act; 31] = [
         let stage = BootStage::Kernel;
         drop(bench.send(Event::Fetched(Fetch {
             refused_times: 0,
+            unknown_mac: None,
             node: spec().name,
             stage,
             path,
@@ -214,6 +215,7 @@ pub(super) fn every_phase_against_every_event() -> Vec<(&'static str, &'static s
     table
 }
 
+/// Invariant (attempt): Every phase handles every event, and every wait has a deadline.
 #[test]
 fn every_phase_meets_every_event() {
     assert!(!every_phase_against_every_event().is_empty());

@@ -1,0 +1,57 @@
+//! Pauses between tries that grow up to a limit.
+//!
+//! Used by the adapters and the ramdisk wherever they try again. It has no clock: the caller sleeps.
+
+use std::time::Duration;
+
+/// A series of pauses, each longer than the one before, up to a limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    next: Duration,
+    max: Duration,
+    growth: Growth,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Growth {
+    Double,
+    Half,
+}
+
+impl Backoff {
+    /// Pauses that double.
+    pub const fn doubling(first: Duration, max: Duration) -> Self {
+        Self { next: first, max, growth: Growth::Double }
+    }
+
+    /// Pauses that grow by half.
+    pub const fn by_half(first: Duration, max: Duration) -> Self {
+        Self { next: first, max, growth: Growth::Half }
+    }
+
+    /// The pause before the next try. The first one is taken as it is, also above the limit.
+    pub fn next_pause(&mut self) -> Duration {
+        let pause = self.next;
+        let grown = match self.growth {
+            Growth::Double => pause.saturating_mul(2),
+            Growth::Half => pause.saturating_mul(3) / 2,
+        };
+        self.next = grown.min(self.max);
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_limit_and_stay_there() {
+        let [first, max] = [1000, 4000].map(Duration::from_millis);
+        let pauses = |mut backoff: Backoff| [(); 5].map(|()| backoff.next_pause().as_millis());
+        assert_eq!(pauses(Backoff::doubling(first, max)), [1000, 2000, 4000, 4000, 4000]);
+        assert_eq!(pauses(Backoff::by_half(first, max)), [1000, 1500, 2250, 3375, 4000]);
+        let mut endless = Backoff::doubling(Duration::MAX, Duration::MAX);
+        assert_eq!([endless.next_pause(), endless.next_pause()], [Duration::MAX; 2]);
+    }
+}
