@@ -1,4 +1,5 @@
-//! What operators do: they write, break, rename and delete specs, one by one or all at once, approve, retry, and mend.
+//! What operators do: they write, break, rename and delete specs, one by one or all at once,
+//! approve, retry, and mend.
 
 use hostler::{
     lifecycle::Event,
@@ -157,7 +158,8 @@ impl Site {
         }
     }
 
-    /// The machine is replaced by one that no spec is meant for, and often more is changed in the same edit.
+    /// The machine is replaced by one that no spec is meant for, and often more is changed in the
+    /// same edit.
     fn replace_machine(&mut self, node: &NodeName) {
         let Some(home) = self.spare() else { return };
         let (bmc, mac) = (self.bmc_of(home), self.machines[home].mac);
@@ -186,7 +188,8 @@ impl Site {
         }
     }
 
-    /// A network interface or a BMC's address is replaced, and everything else of the machine stays.
+    /// A network interface or a BMC's address is replaced, and everything else of the machine
+    /// stays.
     fn replace_part(&mut self, node: &NodeName) {
         let has_bmc = self.files.get(node).is_some_and(|file| file.spec.bmc.is_some());
         if has_bmc && self.dice.permille(500) {
