@@ -398,6 +398,9 @@ fn way_out(error: &StatusFileError) -> &'static str {
             "; unless that file system is meant to be read-only, name the directory in \
              ReadWritePaths= in a drop-in for the unit"
         }
+        StatusFileError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            "; the directory has to be writable for hostler's user"
+        }
         _ => "",
     }
 }
