@@ -384,8 +384,6 @@ fn fitting(password: Secret) -> io::Result<Secret> {
 mod tests {
     use super::*;
 
-    /// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no
-    /// attempt.
     #[test]
     fn a_password_that_no_bmc_can_have_is_not_taken_for_one() {
         let fits = |text: &str| fitting(Secret::new(text.to_owned())).map_err(|e| e.to_string());
@@ -397,6 +395,8 @@ mod tests {
         }
     }
 
+    /// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no
+    /// attempt.
     #[test]
     fn only_what_can_be_meant_as_a_secret_is_taken_from_its_file() {
         let dir = tempfile::tempdir().unwrap();
