@@ -384,6 +384,8 @@ fn fitting(password: Secret) -> io::Result<Secret> {
 mod tests {
     use super::*;
 
+    /// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no
+    /// attempt.
     #[test]
     fn a_password_that_no_bmc_can_have_is_not_taken_for_one() {
         let fits = |text: &str| fitting(Secret::new(text.to_owned())).map_err(|e| e.to_string());

@@ -51,7 +51,8 @@ async fn a_refusal_of_the_moment_after_a_power_change_is_asked_again() {
     }
 }
 
-/// Invariant (bmc): No final code of a BMC ends a command that the same BMC accepted before.
+/// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
+/// tries.
 ///
 /// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
 /// tries.

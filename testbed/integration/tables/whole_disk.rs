@@ -265,8 +265,6 @@ fn an_image_with_a_damaged_table_is_written_with_its_backup_and_with_two_of_them
     );
 }
 
-/// Invariant (disk): A table restored from its backup overwrites nothing before the partitions.
-///
 /// Invariant (disk): A partition table restored from its backup overwrites nothing before the
 /// partitions.
 #[test]
