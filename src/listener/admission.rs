@@ -361,7 +361,8 @@ mod tests {
             protection.note_progress_at(start);
         }
         let later = start + NO_PROGRESS_MAX;
-        let refused = admission.admit(address(4), later - Duration::from_millis(1));
+        let just_before = start + NO_PROGRESS_MAX.saturating_sub(Duration::from_millis(1));
+        let refused = admission.admit(address(4), just_before);
         assert_eq!(refused.err(), Some(NotAdmitted::Full), "both have just taken something");
         quick.0.note_progress_at(later);
         let admitted = admission.admit(address(4), later).unwrap();

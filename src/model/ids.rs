@@ -126,7 +126,6 @@ impl From<MacAddr> for String {
 }
 
 impl fmt::Display for MacAddr {
-    #[expect(clippy::many_single_char_names, reason = "one letter for each octet")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [first, rest @ ..] = self.0;
         write!(f, "{first:02x}")?;

@@ -29,7 +29,7 @@ fn narrow(bytes: u64, further: Further) -> Arc<FileDisk> {
 async fn write(bench: &Bench, disk: &Arc<FileDisk>, disk_bytes: u64) {
     bench.begin(disk).await.unwrap();
     assert_eq!(disk.open(), 0, "it returned while a connection was still open");
-    assert!(disk.content() == expected(&bench.bytes, DISK_BYTES, 512));
+    assert!(disk.content() == expected(&bench.bytes, disk_bytes, 512));
     assert!(disk.is_flushed());
 }
 
@@ -128,7 +128,7 @@ async fn whenever_the_power_fails_with_several_connections_the_disk_is_complete_
         several += usize::from(disk.open() > 1);
         // Commands in flight are aborted at the next turn.
         tokio::task::yield_now().await;
-        let whole = expected(&bench.bytes, DISK_BYTES, 512);
+        let whole = expected(&bench.bytes, disk_bytes, 512);
         for seed in 0..4 {
             let mut random = fastrand::Rng::with_seed(seed);
             let content = disk.survives(|| random.bool());
