@@ -6,7 +6,7 @@ use std::{fs::File, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 use hostler::{
     image::{DecodeLimits, decode},
     imaging::{self, Connector, ImageFile, ImagingOrder, Layout, LeastRate, VolumeError},
-    iscsi::{Lun, IscsiOptions, TargetAddress},
+    iscsi::{IscsiOptions, Lun, TargetAddress},
     model::spec::{ImageFormat, Verify},
     progress::Meter,
 };

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hostler::{
     iscsi::{
-        Chap, DigestOf, IscsiErrorKind, IscsiError, LoginRefusal, Lun, IscsiOptions, ScsiFailure, Sense,
-        TargetAddress,
+        Chap, DigestOf, IscsiError, IscsiErrorKind, IscsiOptions, LoginRefusal, Lun, ScsiFailure,
+        Sense, TargetAddress,
     },
     model::secret::Secret,
 };
@@ -350,7 +350,10 @@ async fn a_byte_changed_on_the_way_there_never_reaches_the_disk() {
         let started = Instant::now();
         let error = lun.write(0, noise(4096, 7)).await.unwrap_err();
         assert!(started.elapsed() < QUICK, "{error}");
-        assert!(matches!(error.kind, IscsiErrorKind::TargetGone(_) | IscsiErrorKind::Digest(_)), "{error}");
+        assert!(
+            matches!(error.kind, IscsiErrorKind::TargetGone(_) | IscsiErrorKind::Digest(_)),
+            "{error}"
+        );
         assert!(tgtd.disk()[..4096] == [0; 4096]);
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hostler::iscsi::{IscsiErrorKind, LoginRefusal, Lun, IscsiOptions, TargetAddress};
+use hostler::iscsi::{IscsiErrorKind, IscsiOptions, LoginRefusal, Lun, TargetAddress};
 use tempfile::TempDir;
 
 use super::{chap, digests, noise, options, write_all};

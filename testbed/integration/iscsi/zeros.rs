@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use hostler::iscsi::{Lun, IscsiOptions, Zeroing};
+use hostler::iscsi::{IscsiOptions, Lun, Zeroing};
 
 use super::tgtd::{DISK_BYTES, Tgtd};
 
