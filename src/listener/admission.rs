@@ -347,7 +347,7 @@ mod tests {
         drop(permit);
     }
 
-    /// Invariant (fair): Who takes nothing of what HTTP sends keeps nobody out of a full listener.
+    /// Invariant (fair): A client that takes nothing of its file keeps no machine out.
     #[test]
     fn a_client_that_takes_nothing_of_its_file_keeps_nobody_out() {
         let start = Instant::now();

@@ -394,7 +394,7 @@ fn silence_keeps_no_machine_out_and_ends_no_download() {
     download.read_exact(&mut vec![0; 32 << 20]).unwrap();
 }
 
-/// Invariant (fair): Who takes nothing of what HTTP sends keeps nobody out of a full listener.
+/// Invariant (fair): A client that takes nothing of its file keeps no machine out.
 #[test]
 fn clients_that_take_nothing_of_their_files_keep_no_machine_out() {
     let idle = Duration::from_mins(10);
