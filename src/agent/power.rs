@@ -36,8 +36,10 @@ use super::{faults, refusals::Refusals, work::cancel_signal};
 /// BMCs that operators use at once: each keeps a place at the admin socket, of which there are some more.
 const BMC_COMMANDS_MAX: usize = 16;
 
-/// IPMI's passwords have 20 bytes at most; a program may take longer ones.
+/// The first line of a password file has fewer bytes.
 const PASSWORD_FILE_BYTES_MAX: u64 = 4096;
+/// Longest password (IPMI 2.0 §22.30).
+const PASSWORD_BYTES_MAX: usize = 20;
 
 /// Whose it is to have a node's BMC do something, first come, first served. What takes several calls is not mixed with what somebody else
 /// wants meanwhile: a machine that an operator switches on is not seen off before, and taken for nobody's.
@@ -304,7 +306,7 @@ impl Bmcs {
                 (read, format!("bmc.password_credential {name}"), hint)
             }
         };
-        read.map_err(|error| {
+        read.and_then(fitting).map_err(|error| {
             Fault::missing(step, "PasswordUnreadable", format!("{what}: {error}"), hint)
         })
     }
@@ -368,9 +370,32 @@ fn first_line(path: &Path) -> io::Result<Secret> {
     Ok(Secret::new(text.to_owned()))
 }
 
+/// The password, unless no BMC can have it: what is still encrypted, for instance.
+fn fitting(password: Secret) -> io::Result<Secret> {
+    let bytes = password.expose().len();
+    if bytes > PASSWORD_BYTES_MAX {
+        let why = format!("the first line has {bytes} bytes, IPMI 2.0 allows {PASSWORD_BYTES_MAX}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    Ok(password)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no
+    /// attempt.
+    #[test]
+    fn a_password_that_no_bmc_can_have_is_not_taken_for_one() {
+        let fits = |text: &str| fitting(Secret::new(text.to_owned())).map_err(|e| e.to_string());
+        assert_eq!(fits("12345678901234567890").unwrap().expose(), "12345678901234567890");
+        for long in ["$ANSIBLE_VAULT;1.1;AES256", "123456789012345678901", "1234567890123456789ä"]
+        {
+            let why = fits(long).unwrap_err();
+            assert!(why.ends_with(&format!("{} bytes, IPMI 2.0 allows 20", long.len())), "{why}");
+        }
+    }
 
     /// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no
     /// attempt.

@@ -267,10 +267,13 @@ impl Call<'_> {
                     refused = *completion;
                 }
                 // Refused in this state: it is on its way already, or has just arrived. Refused
-                // for no clear reason: it may have been carried out all the same.
-                let tolerable = |completion| {
-                    completion == NOT_IN_THIS_STATE
-                        || Verdict::of(command, completion) == Verdict::Unclear
+                // for no clear reason: it may have been carried out all the same. Refused though
+                // power commands were accepted before: a BMC that starts knows fewer commands.
+                let was_accepted = self.memory.trust.covers(command);
+                let tolerable = |completion| match Verdict::of(command, completion) {
+                    Verdict::Unclear => true,
+                    Verdict::Final => was_accepted || completion == NOT_IN_THIS_STATE,
+                    Verdict::Accepted | Verdict::Busy | Verdict::Privilege => false,
                 };
                 if accepted(given, tolerable)? {
                     accepted_at.get_or_insert_with(Instant::now);

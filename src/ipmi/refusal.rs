@@ -4,7 +4,11 @@
 //! take one refusal for final where the same was accepted before, nor send refused credentials at
 //! a rate that locks a user out.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::HashSet,
+    mem::{Discriminant, discriminant},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -59,8 +63,8 @@ impl Verdict {
 pub(super) struct Trust {
     /// Whether these credentials have opened a session that was good for a command.
     trusted: bool,
-    /// The commands it has carried out, by network function and number.
-    carried_out: BTreeSet<(u8, u8)>,
+    /// The kinds of commands it has carried out, whatever their data.
+    carried_out: HashSet<Discriminant<Command>>,
     doubt: Option<Doubt>,
 }
 
@@ -80,15 +84,13 @@ impl Trust {
 
     /// Notes that a command was carried out.
     pub(super) fn note(&mut self, command: Command) {
-        let (function, number, _) = command.encode();
-        self.carried_out.insert((function, number));
+        self.carried_out.insert(discriminant(&command));
         (self.trusted, self.doubt) = (true, None);
     }
 
-    /// Whether this command was carried out before.
+    /// Whether a command of this kind was carried out before.
     pub(super) fn covers(&self, command: Command) -> bool {
-        let (function, number, _) = command.encode();
-        self.carried_out.contains(&(function, number))
+        self.carried_out.contains(&discriminant(&command))
     }
 
     /// Whether the credentials have worked before.

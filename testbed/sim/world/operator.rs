@@ -147,7 +147,7 @@ impl Site {
         if self.plan.manual_power && self.dice.permille(300) {
             // Its BMC is forgotten, or one is made up.
             let made_up = BmcAddress { host: "192.0.2.253".to_owned(), port: 623 };
-            self.change(node, |spec| set_bmc(spec, (!has_bmc).then(|| bmc_at(&made_up))));
+            self.change(node, |spec| set_bmc(spec, (!has_bmc).then(|| Box::new(bmc_at(&made_up)))));
         } else if self.dice.permille(500) && has_bmc {
             self.change(node, |spec| {
                 "192.0.2.254".clone_into(&mut spec.bmc.as_mut().unwrap().address.host);
@@ -209,7 +209,7 @@ impl Site {
 
     fn bmc_of(&self, machine: usize) -> Option<Box<Bmc>> {
         let machine = &self.machines[machine];
-        machine.has_bmc.then(|| bmc_at(&machine.bmc))
+        machine.has_bmc.then(|| Box::new(bmc_at(&machine.bmc)))
     }
 
     fn spare(&mut self) -> Option<usize> {
