@@ -33,7 +33,7 @@ use super::{
 /// The pause after the first failed try of a restart or a clean-up.
 const TRY_PAUSE: Duration = Duration::from_secs(10);
 /// A repetition this late is no longer the one that was consented to: the agent was not running, or
-/// not allowed to, and meanwhile a person may have taken the machine.
+/// not allowed to, and meanwhile a operator may have taken the machine.
 const CONSENT_LAPSES_AFTER: Duration = Duration::from_secs(3600);
 
 impl Node {

@@ -1,7 +1,7 @@
 //! The interface of the core: events come in, actions go out, and an operation is a piece of work
 //! outside.
 //!
-//! The agent's driver makes events and carries out actions; [`super::Node::step`] does the reverse.
+//! The agent's driver makes events and performs actions; [`super::Node::step`] does the reverse.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 

@@ -70,11 +70,9 @@ impl Node {
     /// Whether the machine's being off would be taken for consent to wipe and install it, now or
     /// when the node may go on.
     pub fn is_wiped_when_off(&self) -> bool {
-        let waits = match &self.record.state {
-            State::Held { reason, .. } => *reason == Hold::PoweredOn,
-            state => *state == State::Idle,
-        };
-        waits && self.wants_install()
+        let state = &self.record.state;
+        let is_held_on = matches!(state, State::Held { reason: Hold::PoweredOn, .. });
+        (is_held_on || *state == State::Idle) && self.wants_install()
     }
 
     /// The machine may not be wiped as it is: an operator must say so.

@@ -7,7 +7,11 @@
 
 use jiff::Timestamp;
 
-use super::{event::Action, node::Node, state::State};
+use super::{
+    event::Action,
+    node::Node,
+    state::{Attempt, State},
+};
 
 impl Node {
     /// Brings the node to rest for now. Each pass keeps one invariant.
@@ -41,7 +45,7 @@ impl Node {
             return;
         }
         if let State::CleaningUp { attempt, purpose } = &self.record.state
-            && attempt.as_ref().is_none_or(|attempt| attempt.ends_by_itself())
+            && attempt.as_ref().is_none_or(Attempt::ends_by_itself)
         {
             let purpose = *purpose;
             self.conclude(now, purpose);

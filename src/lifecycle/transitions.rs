@@ -85,12 +85,13 @@ pub(super) enum Effect {
     WaitGoesOn,
 }
 
-/// The state that follows, and what else changes with it. `Err` gives back both where a cause means
-/// nothing in a state.
-pub(super) fn next(
-    from: State,
-    cause: Cause,
-) -> Result<(State, &'static [Effect]), Box<(State, Cause)>> {
+/// A transition. `Err` gives back both where a cause means nothing in a state.
+type Next = Result<(State, &'static [Effect]), Box<(State, Cause)>>;
+
+/// The state that follows, and what else changes with it.
+#[expect(clippy::too_many_lines, reason = "the whole state machine, in one match")]
+#[expect(clippy::match_same_arms, reason = "the arms stand by the state that they lead out of")]
+pub(super) fn next(from: State, cause: Cause) -> Next {
     use Effect::{
         AttemptCounts, AttemptUncounted, AttemptsForgotten, ConsentEnds, ConsentGiven, WaitGoesOn,
     };

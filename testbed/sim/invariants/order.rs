@@ -24,7 +24,7 @@ impl Site {
         self.touch(node);
     }
 
-    /// A boot menu is put in force.
+    /// Judges a boot menu as it comes to be served.
     pub(crate) fn judge_node(&mut self, node: &Node) {
         self.deliver_update(node.name());
         let (name, record) = (node.name(), node.record());

@@ -110,7 +110,7 @@ pub(crate) struct Site {
     pub(crate) statuses: BTreeMap<NodeName, Status>,
     /// The status files as they will be in a moment.
     pub(crate) shown: BTreeMap<NodeName, Status>,
-    /// Boot menus in force, and for which NICs.
+    /// The boot menus that are served, and for which NICs.
     pub(crate) menus: BTreeMap<NodeName, (Menu, Vec<MacAddr>)>,
     /// Calls of effects until the agent is killed.
     pub(crate) fuse: Option<u64>,

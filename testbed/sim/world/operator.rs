@@ -1,4 +1,4 @@
-//! What operators do: they write, break, rename and delete specs, one by one or all at once,
+//! Operators: they write, break, rename and delete specs, one by one or all at once,
 //! approve, retry, and mend.
 
 use hostler::{
