@@ -221,8 +221,8 @@ pub enum State {
         /// The written disk.
         disk: Disk,
     },
-    /// The attempt is over. What runs is stopped, and then the machine is switched off, by its BMC
-    /// or by its ramdisk. Shows as `pending`.
+    /// The attempt is over. The operation that runs is stopped, and then the machine is switched
+    /// off, by its BMC or by its ramdisk. Shows as `pending`.
     CleaningUp {
         /// `None`: the machine was not touched yet, so that nothing is to be done to it.
         attempt: Option<Attempt>,
