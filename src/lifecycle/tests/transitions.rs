@@ -288,9 +288,10 @@ fn the_published_state_machine_is_the_one_that_runs() {
     page.push_str("\n## Causes\n\nIn brackets: the file in `src/lifecycle` that finds it.\n\n");
     write_causes(&mut page);
     page.push_str(
-        "\n## Phases and events\n\nThe phase that the status file shows, and the next one after each event. \
-         Several phases are one\nstate: `pending`, `deployed`, `paused` and others are `idle`. An event \
-         that is not listed for a phase\nleaves it as it is. The events:\n\n",
+        "\n## Phases and events\n\n\
+         The phase that the status file shows, and the next one after each event. Several phases are \
+         one\nstate: `pending`, `deployed`, `paused` and others are `idle`. An event that is not listed \
+         for a\nphase leaves it as it is. The events:\n\n",
     );
     write_phases(&mut page);
     expect_file!["../../../docs/contributing/state-machine.md"].assert_eq(&page);
