@@ -16,6 +16,8 @@ use super::{
     netboot::Netboot,
 };
 
+mod example;
+
 /// What one machine should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {

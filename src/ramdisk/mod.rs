@@ -36,3 +36,10 @@ pub fn fuzz(datagram: &[u8]) {
         talk.message(dhcp::Ask::Take { address: lease.address, server: lease.server }, 0);
     }
 }
+
+/// A directory on a real file system, which can be read past the cache: beside the test's own program.
+#[cfg(test)]
+fn dir_on_disk() -> tempfile::TempDir {
+    let program = std::env::current_exe().unwrap();
+    tempfile::tempdir_in(program.parent().unwrap()).unwrap()
+}

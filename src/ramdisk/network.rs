@@ -127,7 +127,7 @@ async fn first_lease(
                     Ok(()) => drop(tries.spawn(borrow(nic))),
                     // Often its firmware is missing; another NIC may do.
                     Err(error) => {
-                        warn!(nic = nic.name, %error, "the network interface does not come up")
+                        warn!(nic = nic.name, %error, "the network interface does not come up");
                     }
                 }
             }

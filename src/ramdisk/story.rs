@@ -400,8 +400,7 @@ mod tests {
     #[tokio::test]
     async fn the_agent_is_told_that_the_disk_was_compared_only_if_it_was_and_how_it_differs() {
         const BYTES: usize = 64 << 10;
-        // The checkout is on a real file system, which can be read past the cache.
-        let dir = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).unwrap();
+        let dir = crate::ramdisk::dir_on_disk();
         let path = dir.path().join("disk");
         let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(vec![7; BYTES]));
         let range = DiskRange { from: 0, bytes: BYTES as u64, digest: digest.unwrap() };

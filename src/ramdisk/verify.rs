@@ -260,8 +260,7 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            // The checkout is on a real file system; a temporary directory need not be.
-            let dir = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).unwrap();
+            let dir = crate::ramdisk::dir_on_disk();
             let content = content();
             fs::write(dir.path().join("disk"), &content).unwrap();
             Self { dir, content }

@@ -8,7 +8,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::Duration,
 };
 
 use fastrand::Rng;
@@ -19,16 +18,12 @@ use super::*;
 use crate::{
     lifecycle::{Effects, Event, Executor, Hold, Node, Operation, Outcome, Specs},
     model::{
-        boot::{Arch, Firmware},
         callback::Reply,
-        disk::{Disk, RootDeviceHints},
-        ids::{Digest, OpId},
+        disk::Disk,
+        ids::{Digest, MacAddr, OpId},
         machine::Machine,
         power::PowerState,
-        spec::{
-            Bmc, BmcAddress, BmcDriver, Boot, Checksum, DeployRamdisk, Goal, Image, ImageFormat,
-            ImageKind, Loader, NodeSpec, Password, Privilege, Retry, Timeouts, Verify, WantedPower,
-        },
+        spec::{Checksum, Goal, NodeSpec},
         status::{HistoryEntry, Installed, Phase, Status},
     },
 };
@@ -56,53 +51,13 @@ fn name(text: &str) -> NodeName {
 
 /// A spec for this machine.
 fn spec(node: &str, machine: u8) -> NodeSpec {
-    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
-    NodeSpec {
-        name: name(node),
-        goal: Goal::Deployed,
-        power: WantedPower::On,
-        paused: false,
-        redeploy: Some("first".into()),
-        boot: Boot {
-            macs: vec![format!("52:54:00:00:00:{machine:02x}").parse().unwrap()],
-            firmware: Firmware::Uefi,
-            arch: Arch::X86_64,
-            loader: Loader::Auto,
-            ramdisk: DeployRamdisk::Hostler,
-            require_chap: true,
-            kernel_args: Vec::new(),
-        },
-        bmc: Some(Bmc {
-            driver: BmcDriver::Ipmi,
-            address: BmcAddress { host: format!("192.0.2.{machine}"), port: 623 },
-            username: "admin".into(),
-            password: Password::PasswordFile("bmc".into()),
-            privilege: Privilege::Administrator,
-            kg_file: None,
-            cipher_suite: None,
-            match_system_uuid: false,
-            console: false,
-        }),
-        root_device: RootDeviceHints::default(),
-        image: Image {
-            source: "disk.raw".into(),
-            checksum: Checksum::Inline(Digest::of(b"image")),
-            format: ImageFormat::Auto,
-            kind: ImageKind::Disk,
-            verify: Verify::Full,
-            netboot: None,
-        },
-        config_drive: None,
-        timeouts: Timeouts {
-            ramdisk: minutes(20),
-            root_device: minutes(1),
-            imaging_stall: minutes(2),
-            imaging: minutes(120),
-            completed: minutes(5),
-            power: minutes(2),
-        },
-        retry: Retry { attempts: 3, backoff: minutes(1) },
+    let mut spec = NodeSpec { name: name(node), ..NodeSpec::example() };
+    spec.redeploy = Some("first".into());
+    spec.boot.macs = vec![MacAddr::new([0x52, 0x54, 0, 0, 0, machine])];
+    if let Some(bmc) = &mut spec.bmc {
+        bmc.address.host = format!("192.0.2.{machine}");
     }
+    spec
 }
 
 fn deployed(spec: &NodeSpec) -> Record {

@@ -1,4 +1,4 @@
-//! ConcurrencyLimits: how many machines are brought up or written at once, who goes first, and that no turn is ever lost.
+//! Concurrency limits: how many machines are brought up or written at once, who goes first, and that no turn is ever lost.
 
 use crate::{
     lifecycle::{Event, Operation, Outcome, Permit, Policy, State},

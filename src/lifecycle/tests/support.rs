@@ -1,6 +1,6 @@
 //! A spec, a clock and a harness that carries out a node's actions in the simplest way.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -10,17 +10,14 @@ use crate::{
         Record, UnclaimedInstalls,
     },
     model::{
-        boot::{Arch, BootStage, Fetch, Firmware},
+        boot::{BootStage, Fetch},
         callback::{Call, Completed, DeployInfo, DeployState, DiskRange, Lookup, Reply},
-        disk::{Disk, RootDeviceHints},
+        disk::Disk,
         fault::Fault,
         ids::{NodeName, OpId},
         power::PowerState,
         secret::{AttemptKey, Secret},
-        spec::{
-            Bmc, BmcAddress, BmcDriver, Boot, DeployRamdisk, Goal, Image, ImageFormat, ImageKind,
-            Loader, NodeSpec, Password, Privilege, Retry, Timeouts, Verify, WantedPower,
-        },
+        spec::NodeSpec,
         status::Phase,
     },
 };
@@ -37,54 +34,9 @@ pub(super) const IMAGE_BYTES: u64 = 64 << 20;
 pub(super) const RAMDISK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 101));
 
 pub(super) fn spec() -> NodeSpec {
-    let minutes = |m: u64| Duration::from_secs(60 * m);
-    NodeSpec {
-        name: "edge-07".parse().unwrap(),
-        goal: Goal::Deployed,
-        power: WantedPower::On,
-        paused: false,
-        redeploy: None,
-        boot: Boot {
-            macs: vec!["52:54:00:00:00:01".parse().unwrap()],
-            firmware: Firmware::Uefi,
-            arch: Arch::X86_64,
-            loader: Loader::Auto,
-            ramdisk: DeployRamdisk::Hostler,
-            require_chap: true,
-            kernel_args: Vec::new(),
-        },
-        bmc: Some(Bmc {
-            driver: BmcDriver::Ipmi,
-
-            address: BmcAddress { host: "192.0.2.20".into(), port: 623 },
-            username: "admin".into(),
-            password: Password::PasswordFile("edge-07.bmc".into()),
-            privilege: Privilege::Administrator,
-            kg_file: None,
-            cipher_suite: None,
-            match_system_uuid: false,
-            console: false,
-        }),
-        root_device: RootDeviceHints::default(),
-        image: Image {
-            source: "disk.raw".into(),
-            checksum: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
-            format: ImageFormat::Auto,
-            kind: ImageKind::Disk,
-            verify: Verify::Full,
-            netboot: None,
-        },
-        config_drive: None,
-        timeouts: Timeouts {
-            ramdisk: minutes(20),
-            root_device: minutes(1),
-            imaging_stall: minutes(2),
-            imaging: minutes(120),
-            completed: minutes(5),
-            power: minutes(2),
-        },
-        retry: Retry { attempts: 3, backoff: minutes(1) },
-    }
+    let mut spec = NodeSpec::example();
+    spec.image.checksum = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+    spec
 }
 
 /// An image that was prepared without a stage worth telling.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use hostler::{
-    lifecycle::{Action, Event, Node, Outcome, Policy, Permit, PreparedImage, Record},
+    lifecycle::{Action, Event, Node, Outcome, Permit, Policy, PreparedImage, Record},
     model::{problem::Problem, secret::AttemptKey, spec::NodeSpec, status::Status},
     spec_dir::{Defaults, parse},
 };

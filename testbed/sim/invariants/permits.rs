@@ -1,4 +1,4 @@
-//! ConcurrencyLimits: never more at once than the limits allow, and first come, first served.
+//! Concurrency limits: never more at once than allowed, and first come, first served.
 
 use hostler::{
     lifecycle::{Record, State},

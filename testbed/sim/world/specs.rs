@@ -3,15 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use hostler::model::{
-    boot::{Arch, Firmware},
-    disk::RootDeviceHints,
     ids::NodeName,
     netboot::Netboot,
-    spec::{
-        Bmc, BmcAddress, BmcDriver, Boot, Checksum, DeployRamdisk, Goal, Image, ImageFormat,
-        ImageKind, Loader, NodeSpec, Password, Privilege, ROOT_DEVICE_WAIT, Retry, Timeouts,
-        Verify, WantedPower,
-    },
+    spec::{Bmc, BmcAddress, Checksum, NodeSpec, Verify},
 };
 
 use super::Site;
@@ -43,55 +37,24 @@ impl Site {
     }
 
     pub(crate) fn spec_for(&self, name: &NodeName, home: usize) -> NodeSpec {
-        let minutes = |m: u64| Duration::from_secs(60 * m);
         let machine = &self.machines[home];
-        NodeSpec {
-            name: name.clone(),
-            goal: Goal::Deployed,
-            power: WantedPower::On,
-            paused: false,
-            redeploy: None,
-            boot: Boot {
-                macs: vec![machine.mac],
-                firmware: Firmware::Uefi,
-                arch: Arch::X86_64,
-                loader: Loader::Auto,
-                ramdisk: DeployRamdisk::Hostler,
-                require_chap: true,
-                kernel_args: Vec::new(),
-            },
-            bmc: machine.has_bmc.then(|| bmc_at(&machine.bmc)),
-            root_device: RootDeviceHints {
-                name: Some("vda".to_owned()),
-                ..RootDeviceHints::default()
-            },
-            image: Image {
-                source: "disk.raw".to_owned(),
-                checksum: image(0),
-                format: ImageFormat::Auto,
-                kind: ImageKind::Disk,
-                // Every third machine reads its own disk back.
-                verify: if home.is_multiple_of(3) { Verify::Node } else { Verify::Full },
-                // Every fourth boots its own kernel from the network.
-                netboot: (home % 4 == 1).then(|| Netboot {
-                    kernel: "vmlinuz".to_owned(),
-                    kernel_checksum: None,
-                    ramdisk: "initrd".to_owned(),
-                    ramdisk_checksum: None,
-                    kernel_args: Vec::new(),
-                }),
-            },
-            config_drive: None,
-            timeouts: Timeouts {
-                ramdisk: minutes(20),
-                root_device: ROOT_DEVICE_WAIT,
-                imaging_stall: minutes(2),
-                imaging: minutes(120),
-                completed: minutes(5),
-                power: power_limit(machine.has_bmc),
-            },
-            retry: Retry { attempts: 3, backoff: minutes(1) },
-        }
+        let mut spec = NodeSpec { name: name.clone(), ..NodeSpec::example() };
+        spec.boot.macs = vec![machine.mac];
+        spec.bmc = machine.has_bmc.then(|| bmc_at(&machine.bmc));
+        spec.root_device.name = Some("vda".to_owned());
+        spec.image.checksum = image(0);
+        // Every third machine reads its own disk back.
+        spec.image.verify = if home.is_multiple_of(3) { Verify::Node } else { Verify::Full };
+        // Every fourth boots its own kernel from the network.
+        spec.image.netboot = (home % 4 == 1).then(|| Netboot {
+            kernel: "vmlinuz".to_owned(),
+            kernel_checksum: None,
+            ramdisk: "initrd".to_owned(),
+            ramdisk_checksum: None,
+            kernel_args: Vec::new(),
+        });
+        spec.timeouts.power = power_limit(machine.has_bmc);
+        spec
     }
 
     /// The files as one reading of the directory finds them.
@@ -121,17 +84,7 @@ pub(crate) fn set_bmc(spec: &mut NodeSpec, bmc: Option<Bmc>) {
 }
 
 pub(crate) fn bmc_at(address: &BmcAddress) -> Bmc {
-    Bmc {
-        driver: BmcDriver::Ipmi,
-        address: address.clone(),
-        username: "admin".to_owned(),
-        password: Password::PasswordFile("bmc".to_owned()),
-        privilege: Privilege::Administrator,
-        kg_file: None,
-        cipher_suite: None,
-        match_system_uuid: false,
-        console: false,
-    }
+    Bmc { address: address.clone(), ..NodeSpec::example().bmc.unwrap() }
 }
 
 /// The n-th image's checksum.
