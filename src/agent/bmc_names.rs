@@ -23,7 +23,7 @@ use crate::model::{
     fault::{Fault, Step},
     ids::NodeName,
     problem::Problem,
-    spec::{BmcAddress, NodeSpec},
+    spec::{BmcAddress, HostPort, NodeSpec},
 };
 
 /// How long a lookup may take.
@@ -49,9 +49,9 @@ struct Book {
     /// What each host name resolves to.
     hosts: BTreeMap<String, Resolved>,
     /// The nodes of the specs in force, and where their BMCs are.
-    nodes: Vec<(NodeName, BmcAddress)>,
+    nodes: Vec<(NodeName, HostPort)>,
     /// The BMCs of machines that are installed, or may be.
-    installed: BTreeSet<BmcAddress>,
+    installed: BTreeSet<HostPort>,
 }
 
 #[derive(Clone, Debug)]
@@ -105,7 +105,7 @@ impl BmcNames {
         installed: impl Iterator<Item = &'a BmcAddress>,
         mut specs: impl Iterator<Item = &'a NodeSpec>,
     ) {
-        let installed: BTreeSet<&BmcAddress> = installed.collect();
+        let installed: BTreeSet<&HostPort> = installed.filter_map(BmcAddress::host).collect();
         let any_name = installed.iter().any(|address| is_name(address))
             || specs.any(|spec| host_name(spec).is_some());
         self.book().installed =
@@ -123,14 +123,14 @@ impl BmcNames {
         for address in &book.installed {
             installed.extend(book.resolved(address).into_iter().map(|ip| (ip, address.port)));
         }
-        let is_alias = |address: &BmcAddress| {
+        let is_alias = |address: &HostPort| {
             !book.installed.contains(address)
                 && book
                     .resolved(address)
                     .into_iter()
                     .any(|ip| installed.contains(&(ip, address.port)))
         };
-        let aliased = specs.filter(|spec| spec.bmc_address().is_some_and(is_alias));
+        let aliased = specs.filter(|spec| bmc_host(spec).is_some_and(is_alias));
         aliased.map(|spec| spec.name.clone()).collect()
     }
 
@@ -142,14 +142,13 @@ impl BmcNames {
         specs: impl Iterator<Item = &'a NodeSpec>,
     ) -> BTreeMap<NodeName, Vec<Problem>> {
         let mut book = self.book();
-        book.nodes = specs
-            .filter_map(|spec| Some((spec.name.clone(), spec.bmc_address()?.clone())))
-            .collect();
+        book.nodes =
+            specs.filter_map(|spec| Some((spec.name.clone(), bmc_host(spec)?.clone()))).collect();
         let mut found: BTreeMap<NodeName, Vec<Problem>> = BTreeMap::new();
         if !book.nodes.iter().any(|(_, address)| is_name(address)) {
             return found;
         }
-        let mut at: BTreeMap<(IpAddr, u16), Vec<&(NodeName, BmcAddress)>> = BTreeMap::new();
+        let mut at: BTreeMap<(IpAddr, u16), Vec<&(NodeName, HostPort)>> = BTreeMap::new();
         for node in &book.nodes {
             for ip in book.resolved(&node.1) {
                 at.entry((ip, node.1.port)).or_default().push(node);
@@ -185,7 +184,7 @@ impl BmcNames {
 
     /// Resolves the spec's BMC now, and compares it with every other node's.
     pub(super) async fn check(&self, step: Step, spec: &NodeSpec) -> Result<(), Fault> {
-        let Some(address) = spec.bmc_address() else { return Ok(()) };
+        let Some(address) = bmc_host(spec) else { return Ok(()) };
         let unknown: Vec<String> = {
             let book = self.book();
             let names = book.nodes.iter().filter(|(_, address)| is_name(address));
@@ -240,7 +239,7 @@ impl BmcNames {
 
 impl Book {
     /// The addresses of a BMC, as far as they are known.
-    fn resolved(&self, address: &BmcAddress) -> BTreeSet<IpAddr> {
+    fn resolved(&self, address: &HostPort) -> BTreeSet<IpAddr> {
         match address.host.parse::<IpAddr>() {
             Ok(ip) => BTreeSet::from([ip.to_canonical()]),
             Err(_) => self
@@ -252,12 +251,17 @@ impl Book {
     }
 }
 
-fn is_name(address: &BmcAddress) -> bool {
+/// The host of a node's BMC. A program's device has none: its address is compared as text, by the specs' own clash.
+fn bmc_host(spec: &NodeSpec) -> Option<&HostPort> {
+    spec.bmc_address().and_then(BmcAddress::host)
+}
+
+fn is_name(address: &HostPort) -> bool {
     address.host.parse::<IpAddr>().is_err()
 }
 
 fn host_name(spec: &NodeSpec) -> Option<&str> {
-    spec.bmc_address().filter(|address| is_name(address)).map(|address| address.host.as_str())
+    bmc_host(spec).filter(|address| is_name(address)).map(|address| address.host.as_str())
 }
 
 #[cfg(test)]

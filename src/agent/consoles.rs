@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use crate::{
-    ipmi::Heard,
+    bmc::ConsoleEvent,
     lifecycle::{Attempt, Node},
     model::{
         fault::Step,
@@ -26,7 +26,11 @@ use crate::{
     status_file::{CONSOLE_BYTES_MAX, ConsoleLog},
 };
 
-use super::{driver::now, effects::Report, publish::Publisher, work::Operations};
+use super::{
+    clock::now,
+    publish::Publisher,
+    work::{Operations, Report},
+};
 
 /// How long opening a console may keep a power command waiting, and the part of `timeouts.power` that it may be at most.
 const OPEN_TIME_MAX: Duration = Duration::from_secs(10);
@@ -128,13 +132,13 @@ impl Recording {
                 Err(fault) => return lock(&listener).suffer(node, fault.message),
             };
             let limit = OPEN_TIME_MAX.min(spec.timeouts.power / OPEN_TIME_PART);
-            let tell = |heard: Heard<'_>| match heard {
-                Heard::Begun => info!(%node, "its console is recorded"),
-                Heard::Text(text) => lock(&listener).hear(text),
-                Heard::Gap => lock(&listener).hear(GAP),
-                Heard::Trouble(error) => lock(&listener).suffer(node, error.to_string()),
+            let mut take = |event: ConsoleEvent<'_>| match event {
+                ConsoleEvent::Opened => info!(%node, "its console is recorded"),
+                ConsoleEvent::Text(text) => lock(&listener).hear(text),
+                ConsoleEvent::Gap => lock(&listener).hear(GAP),
+                ConsoleEvent::Trouble(error) => lock(&listener).suffer(node, error.to_string()),
             };
-            bmc.console(limit, tell, async { drop(stopped.await) }).await;
+            bmc.console(limit, &mut take, Box::pin(async { drop(stopped.await) })).await;
         });
         Self { attempt, from: now(), tape, _stop: stop }
     }

@@ -16,7 +16,7 @@ use crate::{
     model::{
         admin::{BmcCommand, NicBoot},
         callback::Reply,
-        fault::{Fault, Step},
+        fault::{CANCELLED, Fault, Step},
         ids::{Digest, MacAddr, NodeName, OpId},
         spec::NodeSpec,
         status::{Phase, Progress, Status},
@@ -32,14 +32,11 @@ use super::{
     faults,
     menu::MenuWriter,
     publish::Publisher,
-    work::{Operations, cancel_signal},
+    work::{Operations, Report, cancel_signal},
 };
 
 /// How often a running operation's progress is looked at.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
-
-/// What a node's operation says to the driver.
-pub(super) type Report = (NodeName, Event);
 
 #[derive(Debug)]
 pub(super) struct Adapters {
@@ -225,7 +222,7 @@ impl Effects for Adapters {
             };
             // That what was cancelled did not succeed is no news.
             if let Err(fault) = &outcome
-                && ![faults::CANCELLED, faults::POLL_CUT].contains(&fault.code.as_ref())
+                && ![CANCELLED, faults::POLL_CUT].contains(&fault.code.as_ref())
             {
                 warn!(%node, %op, step = ?fault.step, code = %fault.code, error = fault.message, "operation failed");
             }

@@ -12,7 +12,7 @@ use crate::{
     iscsi::{IscsiError, Lun},
     lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
-        fault::{Fault, Step},
+        fault::{CANCELLED, Fault, OTHER_MACHINE, Step},
         ids::Digest,
         secret::AttemptKey,
         size::show_bytes,
@@ -55,7 +55,7 @@ impl Operations {
             None => None,
         };
         let digest = self.library.digest(&spec.image, &watch).await;
-        let digest = digest.map_err(|error| faults::of_image(&error))?;
+        let digest = digest.map_err(|error| Fault::of(Step::Image, &error))?;
         let mut decayed = Vec::new();
         let Needs { disk_bytes, root_uuid } = loop {
             let source = self.source(spec, &digest, &decayed, &watch).await?;
@@ -87,7 +87,7 @@ impl Operations {
         }
         let entry = self.library.get(&spec.image, digest, watch).await;
         let entry = entry.map_err(|error| {
-            let fault = faults::of_image(&error);
+            let fault = Fault::of(Step::Image, &error);
             match decayed.last() {
                 Some(Fault { message, .. }) => {
                     let message = format!("{message}; fetching it again: {}", fault.message);
@@ -110,8 +110,8 @@ impl Operations {
         let library = self.library.clone();
         let discarding = tokio::task::spawn_blocking(move || library.discard(&entry));
         let discarded = discarding.await.map_err(|error| faults::internal(&error))?;
-        discarded.map_err(|error| faults::of_image(&error))?;
-        if fault.code == faults::CANCELLED { Err(fault) } else { Ok(fault) }
+        discarded.map_err(|error| Fault::of(Step::Image, &error))?;
+        if fault.code == CANCELLED { Err(fault) } else { Ok(fault) }
     }
 
     /// The image onto the disk. Should it turn out to have decayed in the cache, it is fetched again and the writing begins anew.
@@ -147,7 +147,7 @@ impl Operations {
     ) -> Result<Outcome, Fault> {
         let disk = TargetDisk::new(target);
         let lun = tokio::select! {
-            lun = log_in(&disk) => lun.map_err(|error| faults::of_iscsi(&error))?,
+            lun = log_in(&disk) => lun.map_err(|error| Fault::of(Step::Imaging, &error))?,
             () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Imaging)),
         };
         let layout = tokio::select! {
@@ -172,7 +172,7 @@ impl Operations {
         disk.hand_over(lun);
         let written = imaging::write_disk(&disk, &order, meter, cancel)
             .await
-            .map_err(|error| faults::of_imaging(Step::Imaging, &error))?;
+            .map_err(|error| Fault::of(Step::Imaging, &error))?;
         info!(node = %spec.name, bytes = written.bytes, writing = ?written.writing, verifying = ?written.verifying, "image written");
         let stages = meter.durations();
         Ok(Outcome::Imaged { verify: written.ranges, disk_bytes, root_partuuid, stages })
@@ -201,7 +201,7 @@ fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> 
         DiskSize::Exactly(wanted) if bytes != wanted => {
             let wanted_shown = show_bytes(wanted);
             let message = format!("{has}, the one asked for has {wanted_shown} ({wanted} bytes)");
-            Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE))
+            Err(Fault::passing(Step::Imaging, "WrongDisk", message, OTHER_MACHINE))
         }
         DiskSize::AtLeast(needed) if bytes < needed => Err(Fault::lasting(
             Step::Imaging,

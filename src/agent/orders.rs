@@ -4,6 +4,8 @@
 //! any other is left alone. Every order is logged with its giver, because it may be consent to wipe a disk. Nothing here may change a node
 //! but by an event.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -11,16 +13,16 @@ use crate::{
     admin::{Peer, Request, Wish},
     lifecycle::{Event, Hold, Node},
     model::{
-        admin::{Answer, Order, Selection},
+        admin::{Answer, BmcCommand, Order, Selection},
         consent,
         ids::NodeName,
         power::PowerState,
-        spec::Goal,
+        spec::{Goal, NodeSpec},
         status::Phase,
     },
 };
 
-use super::driver::{Driver, now};
+use super::{bmc_commands::Done, clock::now, driver::Driver};
 
 impl Driver {
     /// Answers a question, or starts what will.
@@ -95,6 +97,34 @@ impl Driver {
         fleet.names().into_iter().filter(waits).collect()
     }
 
+    /// Has a node's BMC do what an operator wants, if nothing speaks against it. The answer comes when it is done.
+    fn use_bmc(
+        &self,
+        name: &NodeName,
+        command: BmcCommand,
+        Peer { uid, pid }: Peer,
+        reply: oneshot::Sender<Done>,
+    ) {
+        let command_name = command.name();
+        let admitted = self
+            .executor
+            .fleet()
+            .node(name)
+            .ok_or_else(|| "no such node; `hostler status` lists those that there are".to_owned())
+            .and_then(|node| admit(node, command));
+        match admitted {
+            Ok(spec) => {
+                info!(node = %name, uid, pid, command = command_name, "operator uses a bmc");
+                self.adapters.start_bmc_command(spec, command, reply);
+            }
+            Err(why) => {
+                info!(node = %name, uid, pid, command = command_name, why, "an operator may not use a bmc");
+                // An operator who went away finds it in the log.
+                drop(reply.send(Err(format!("{name}: {why}"))));
+            }
+        }
+    }
+
     fn obey_for(&mut self, order: &Order, name: NodeName) -> Answer {
         let Some(node) = self.executor.fleet().node(&name) else {
             let message = "no such node; `hostler status` lists those that there are";
@@ -123,6 +153,31 @@ impl Driver {
         };
         Answer::new(name, true, &format!("{outcome}{caveat}"))
     }
+}
+
+/// The spec to do it by, or why it is not done.
+fn admit(node: &Node, command: BmcCommand) -> Result<Arc<NodeSpec>, String> {
+    let phase = node.phase().as_str();
+    let spec = node.spec().ok_or("has had no valid spec yet, which would say where its BMC is")?;
+    if spec.bmc.is_none() {
+        return Err("has no BMC (bmc.driver = \"none\"); press its power button".to_owned());
+    }
+    if command.changes_nothing() {
+        return Ok(Arc::clone(spec));
+    }
+    if !node.is_at_rest() {
+        return Err(format!("is {phase}; hostler switches it itself until that is over"));
+    }
+    if node.phase() == Phase::Invalid {
+        return Err(format!("is {phase}; whose machine it is must be settled first"));
+    }
+    if command.switches_off() && node.is_wiped_when_off() {
+        return Err(format!(
+            "is {phase}, and hostler would WIPE and install it as soon as it is off; `hostler approve` is the order to WIPE it, and \
+             state = \"available\" in its spec keeps its disk"
+        ));
+    }
+    Ok(Arc::clone(spec))
 }
 
 /// What the order leads to at a node that is so; `None` if to nothing.

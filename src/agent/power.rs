@@ -15,8 +15,8 @@ use tokio::{sync::Semaphore, time::Instant};
 use zeroize::Zeroizing;
 
 use crate::{
+    bmc::{self, Bmc, BmcError, BmcSecrets, Trusted},
     config::Config,
-    ipmi::{Bmc, BmcConfig, IpmiError},
     lifecycle::POLL_LIMIT,
     model::{
         bmc_key::BmcKey,
@@ -60,15 +60,8 @@ pub(super) struct Bmcs {
 #[derive(Debug)]
 struct KnownBmc {
     spec: spec::Bmc,
-    secrets: Secrets,
-    client: Arc<Bmc>,
-}
-
-/// What a BMC is asked with, read from files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Secrets {
-    pub(super) password: Secret,
-    pub(super) kg: Option<BmcKey>,
+    secrets: BmcSecrets,
+    client: Bmc,
 }
 
 impl Bmcs {
@@ -102,7 +95,7 @@ impl Bmcs {
         let step = Step::Preflight;
         let (began, limit) = (Instant::now(), spec.timeouts.power.min(POLL_LIMIT));
         let mut asked_at = None;
-        let call = async |bmc: Arc<Bmc>, _| {
+        let call = async |bmc: Bmc, _| {
             let now = *asked_at.insert(Instant::now());
             bmc.power_state(now + limit).await
         };
@@ -120,7 +113,7 @@ impl Bmcs {
         spec: &NodeSpec,
         cancel: Cancel,
     ) -> Result<PowerState, Fault> {
-        let ask = async |bmc: Arc<Bmc>, limit| bmc.power_state(Instant::now() + limit).await;
+        let ask = async |bmc: Bmc, limit| bmc.power_state(Instant::now() + limit).await;
         self.with(Step::Preflight, spec, cancel, ask).await
     }
 
@@ -133,7 +126,7 @@ impl Bmcs {
         if !spec.bmc.as_ref().is_some_and(|bmc| bmc.match_system_uuid) {
             return Ok(None);
         }
-        let ask = async |bmc: Arc<Bmc>, limit| bmc.system_guid(Instant::now() + limit).await;
+        let ask = async |bmc: Bmc, limit| bmc.system_guid(Instant::now() + limit).await;
         self.with(Step::Preflight, spec, cancel, ask).await.map(Some)
     }
 
@@ -169,7 +162,7 @@ impl Bmcs {
         cancel: Cancel,
     ) -> Result<(), Fault> {
         use PowerState::{Off, On};
-        let set = async |bmc: Arc<Bmc>, limit: Duration| {
+        let set = async |bmc: Bmc, limit: Duration| {
             let deadline = || Instant::now() + limit;
             match wanted {
                 On => {
@@ -191,7 +184,7 @@ impl Bmcs {
         step: Step,
         spec: &NodeSpec,
         mut cancel: Cancel,
-        call: impl AsyncFnOnce(Arc<Bmc>, Duration) -> Result<T, IpmiError>,
+        call: impl AsyncFnOnce(Bmc, Duration) -> Result<T, BmcError>,
     ) -> Result<T, Fault> {
         let bmc = self.client(step, spec)?;
         let lock = self.lock_of(&spec.name);
@@ -211,38 +204,30 @@ impl Bmcs {
     }
 
     /// The node's client. The password is read each time, so that a corrected file counts at once.
-    pub(super) fn client(&self, step: Step, spec: &NodeSpec) -> Result<Arc<Bmc>, Fault> {
+    pub(super) fn client(&self, step: Step, spec: &NodeSpec) -> Result<Bmc, Fault> {
         let bmc = spec.bmc.as_ref().ok_or_else(|| faults::no_bmc(step))?;
         let secrets = self.secrets(step, bmc)?;
         let mut bmcs = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = bmcs.get(&spec.name);
         if let Some(known) = known.filter(|known| known.spec == *bmc && known.secrets == secrets) {
-            return Ok(Arc::clone(&known.client));
+            return Ok(known.client.clone());
         }
-        let config = BmcConfig {
-            driver: bmc.driver,
-            address: bmc.address.clone(),
-            username: bmc.username.clone(),
-            password: secrets.password.clone(),
-            kg: secrets.kg.clone(),
-            privilege: bmc.privilege,
-            cipher_suite: bmc.cipher_suite,
-            spacing: self.spacing,
-        };
         // An attempt that was begun before the agent started has used them already.
-        let trusted = matches!(step, Step::PowerOn | Step::Restart | Step::Cleanup);
-        let new = if trusted && known.is_none() { Bmc::trusted } else { Bmc::new };
-        let client = Arc::new(new(config));
-        let known = KnownBmc { spec: bmc.clone(), secrets, client: Arc::clone(&client) };
+        let in_attempt = matches!(step, Step::PowerOn | Step::Restart | Step::Cleanup);
+        let trusted = if in_attempt && known.is_none() { Trusted::Yes } else { Trusted::No };
+        let client = bmc::open(&spec.name, bmc, &secrets, self.spacing, trusted);
+        let known = KnownBmc { spec: bmc.clone(), secrets, client: client.clone() };
         bmcs.insert(spec.name.clone(), known);
         Ok(client)
     }
 
-    /// What is in the files that the spec names.
-    fn secrets(&self, step: Step, bmc: &spec::Bmc) -> Result<Secrets, Fault> {
-        let password = self.password(step, &bmc.password)?;
+    /// The contents of the files that the spec names.
+    fn secrets(&self, step: Step, bmc: &spec::Bmc) -> Result<BmcSecrets, Fault> {
+        let read =
+            bmc.password.as_ref().map(|password| self.password(step, password)).transpose()?;
+        let (password, password_file) = read.unzip();
         let kg = bmc.kg_file.as_ref().map(|name| self.bmc_key(step, name)).transpose()?;
-        Ok(Secrets { password, kg })
+        Ok(BmcSecrets { password, password_file, kg })
     }
 
     fn bmc_key(&self, step: Step, name: &str) -> Result<BmcKey, Fault> {
@@ -260,24 +245,22 @@ impl Bmcs {
         })
     }
 
-    fn password(&self, step: Step, password: &Password) -> Result<Secret, Fault> {
-        let (read, what, hint) = match password {
+    fn password(&self, step: Step, password: &Password) -> Result<(Secret, PathBuf), Fault> {
+        let (path, shown, hint) = match password {
             Password::PasswordFile(name) => {
                 let path = self.secrets.join(name);
-                let hint = "put the BMC's password there, readable for hostler's user only";
-                (first_line(&path), format!("bmc.password_file {}", path.display()), hint)
+                let shown = format!("bmc.password_file {}", path.display());
+                (Ok(path), shown, "put the BMC's password there, readable for hostler's user only")
             }
             Password::PasswordCredential(name) => {
-                let read = match &self.credentials {
-                    Some(dir) => first_line(&dir.join(name)),
-                    None => Err(io::Error::other("the agent was started without credentials")),
-                };
+                let none = || io::Error::other("the agent was started without credentials");
+                let path = self.credentials.as_ref().map(|dir| dir.join(name)).ok_or_else(none);
                 let hint = "give it to the agent with LoadCredential= in its unit, and restart it";
-                (read, format!("bmc.password_credential {name}"), hint)
+                (path, format!("bmc.password_credential {name}"), hint)
             }
         };
-        read.map_err(|error| {
-            Fault::missing(step, "PasswordUnreadable", format!("{what}: {error}"), hint)
+        path.and_then(|path| Ok((first_line(&path)?, path))).map_err(|error| {
+            Fault::missing(step, "PasswordUnreadable", format!("{shown}: {error}"), hint)
         })
     }
 
@@ -292,7 +275,7 @@ impl Bmcs {
         cancel: Cancel,
     ) -> Result<(), Fault> {
         let firmware = spec.boot.firmware;
-        let call = async |bmc: Arc<Bmc>, limit: Duration| {
+        let call = async |bmc: Bmc, limit: Duration| {
             let deadline = || Instant::now() + limit;
             bmc.reach_power(PowerState::Off, deadline()).await?;
             bmc.set_boot_device(device, persistence, firmware, deadline()).await?;

@@ -24,7 +24,7 @@ use crate::{
     status_file::{self, ConsoleLog, StatusFileError, StatusFiles, Unwritten},
 };
 
-use super::effects::Report;
+use super::work::Report;
 
 /// Between two writes of one file that only report progress, and between two tries of one that fails.
 const INTERVAL: Duration = Duration::from_secs(1);

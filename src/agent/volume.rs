@@ -13,6 +13,7 @@ use crate::{
     imaging::{Connector, Volume, VolumeError},
     iscsi::{Chap, ErrorKind, IscsiError, Lun, Options, TargetAddress},
     lifecycle::Target,
+    model::fault::Advise as _,
 };
 
 /// The target a ramdisk has told us of.
@@ -132,11 +133,7 @@ fn volume_error(error: &IscsiError) -> VolumeError {
         ErrorKind::LoginRefused(refusal) => refusal.may_pass(),
         _ => false,
     };
-    VolumeError {
-        code: super::faults::iscsi_code(&error.kind),
-        message: error.to_string(),
-        reconnect,
-    }
+    VolumeError { code: error.advice().code, message: error.to_string(), reconnect }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::io;
 
 use crate::model::{ids::hex, size::show_bytes};
 
+mod advice;
 mod config_drive;
 mod ephemeral;
 mod esp;

@@ -5,6 +5,7 @@
 //! been compared, and its format afterwards: this module must never open anything outside the directories images may come from, never run a
 //! program on an image, never write more than it was allowed to, and never give out a file it has not seen whole.
 
+mod advice;
 mod decode;
 mod fetch;
 mod library;

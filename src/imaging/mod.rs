@@ -13,6 +13,7 @@
 //! A connection that breaks is made anew, and all others with it. What has been flushed is on the disk; what has only been acknowledged may be lost, and is written
 //! again. So the disk is flushed often, beside the writes.
 
+mod advice;
 mod climb;
 mod digests;
 mod disk;

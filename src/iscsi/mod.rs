@@ -28,6 +28,7 @@
 //! Left out on purpose: discovery (the ramdisk tells the name), more than one connection in a session (who wants more opens more sessions), recovery levels 1 and 2, markers,
 //! redirections, bidirectional commands.
 
+mod advice;
 mod chap;
 mod connection;
 mod disk;

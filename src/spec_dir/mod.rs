@@ -15,6 +15,7 @@ use crate::model::{
 };
 
 mod attachments;
+mod bmc;
 mod clash;
 mod directory;
 mod schema;

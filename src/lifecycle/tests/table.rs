@@ -139,7 +139,7 @@ const EVENTS: [Act; 31] = [
     }),
     ("other-bmc", |bench| {
         if bench.node.spec().is_some() {
-            bench.change(|spec| spec.bmc.as_mut().unwrap().address.port = 624);
+            bench.change(|spec| spec.bmc.as_mut().unwrap().move_to("192.0.2.24"));
         }
     }),
     ("unmanaged", |bench| {

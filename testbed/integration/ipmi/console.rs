@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use hostler::ipmi::Heard;
+use hostler::bmc::{BmcError, ConsoleEvent};
 use tempfile::TempDir;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::oneshot, task::JoinHandle};
 
@@ -63,16 +63,17 @@ impl Drop for Listener {
 }
 
 impl Listener {
-    fn new(bmc: Arc<Bmc>) -> Self {
+    fn new(bmc: Arc<IpmiClient>) -> Self {
         let heard = Arc::new(Mutex::new(String::new()));
         let (stop, stopped) = oneshot::channel::<()>();
         let ear = Arc::clone(&heard);
-        let tell = move |news: Heard<'_>| {
+        let tell = move |news: ConsoleEvent<'_>| {
             let text = match news {
-                Heard::Begun => "<begun>".to_owned(),
-                Heard::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
-                Heard::Gap => "<gap>".to_owned(),
-                Heard::Trouble(error) => format!("<{}>", error.kind),
+                ConsoleEvent::Opened => "<begun>".to_owned(),
+                ConsoleEvent::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
+                ConsoleEvent::Gap => "<gap>".to_owned(),
+                ConsoleEvent::Trouble(BmcError::Ipmi(error)) => format!("<{}>", error.kind),
+                ConsoleEvent::Trouble(other) => panic!("{other}"),
             };
             ear.lock().unwrap().push_str(&text);
         };
@@ -252,7 +253,7 @@ async fn a_bmc_that_restarts_is_listened_to_again_and_a_spent_session_replaced()
     let port = simulator.port;
     // 62 signs of life are all that a session carries.
     let hasty = Timing { console_alive: Duration::from_millis(15), ..TIMING };
-    let listener = Listener::new(Arc::new(Bmc::with_timing(config(port), hasty)));
+    let listener = Listener::new(Arc::new(IpmiClient::new(config(port), hasty)));
     listener.until_heard("<begun><gap><begun>").await;
     assert_eq!(simulator.open_sessions().len(), 1);
     drop(simulator);
@@ -270,7 +271,7 @@ async fn where_there_is_no_console_to_be_had_it_is_said_once() {
     let heard = Listener::at(simulator.port).gives_up().await;
     assert_eq!(heard, "<no serial console: it cannot encipher it (completion code 0x83)>");
     let password = Secret::new("wrong".to_owned());
-    let wrong = Bmc::with_timing(BmcConfig { password, ..config(simulator.port) }, TIMING);
+    let wrong = IpmiClient::new(IpmiConfig { password, ..config(simulator.port) }, TIMING);
     let heard = Listener::new(Arc::new(wrong)).gives_up().await;
     assert_eq!(heard, "<wrong user name or password>");
     simulator.closes_all_sessions().await;
@@ -311,7 +312,7 @@ async fn a_silent_bmc_is_asked_again_and_left_when_nobody_listens_any_more() {
     let bmc = Arc::new(bmc(silent.local_addr().unwrap().port()));
     let heard: Arc<Mutex<Vec<String>>> = Arc::default();
     let ear = Arc::clone(&heard);
-    let tell = move |news: Heard<'_>| ear.lock().unwrap().push(format!("{news:?}"));
+    let tell = move |news: ConsoleEvent<'_>| ear.lock().unwrap().push(format!("{news:?}"));
     let enough = async {
         until(|| heard.lock().unwrap().len() > 1, || "second trouble".into()).await;
     };

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::ipmi::session::Answer;
+use crate::bmc::ipmi::transport::CommandAnswer;
 
 /// One session as it went over the wire, RMCP header left out.
 struct Capture {
@@ -112,13 +112,14 @@ fn every_datagram_of_a_session_is_as_captured() {
             }
         }
         let mut session = session.unwrap();
-        let command = crate::ipmi::commands::Command::SetSessionPrivilege(Privilege::Administrator);
+        let command =
+            crate::bmc::ipmi::commands::Command::SetSessionPrivilege(Privilege::Administrator);
         let request = session.request(command).unwrap();
         let (sent, heard) = (datagram(capture.privilege.0), datagram(capture.privilege.1));
         let iv = sent[16..32].try_into().unwrap();
         assert_eq!(session.seal(&request, iv), sent);
         let answer = session.answer(&request, &heard);
-        assert_eq!(answer, Some(Answer { completion: 0, data: vec![4] }));
+        assert_eq!(answer, Some(CommandAnswer { completion: 0, data: vec![4] }));
     }
 }
 
@@ -161,7 +162,7 @@ fn a_bmc_that_does_not_know_the_password_is_not_believed() {
         let mut handshake = capture.start("another");
         assert!(matches!(handshake.receive(&capture.heard(0)), Some(Progress::Send)));
         let progress = handshake.receive(&capture.heard(1));
-        assert!(matches!(progress, Some(Progress::Failed(Failure::Mismatch))));
+        assert!(matches!(progress, Some(Progress::Failed(LoginFailure::Mismatch))));
         assert!(handshake.abandon([0; 16]).is_empty(), "nothing that may count as a failed login");
     }
 }
@@ -172,7 +173,7 @@ fn a_bmc_without_the_session_integrity_key_is_not_believed() {
         let mut heard = capture.heard(2);
         *heard.last_mut().unwrap() ^= 1;
         let progress = capture.after(2).receive(&heard);
-        assert!(matches!(progress, Some(Progress::Failed(Failure::KeyMismatch))));
+        assert!(matches!(progress, Some(Progress::Failed(LoginFailure::KeyMismatch))));
     }
 }
 
@@ -184,7 +185,7 @@ fn a_suite_other_than_the_one_asked_for_is_refused() {
             heard[algorithm] = 0;
             let progress = capture.after(0).receive(&heard);
             assert!(
-                matches!(progress, Some(Progress::Failed(Failure::SuiteRefused))),
+                matches!(progress, Some(Progress::Failed(LoginFailure::SuiteRefused))),
                 "{algorithm}"
             );
         }
@@ -193,8 +194,8 @@ fn a_suite_other_than_the_one_asked_for_is_refused() {
 
 #[test]
 fn a_refusal_is_told_apart_by_its_status() {
-    use Failure::{PrivilegeRefused, Status, SuiteRefused, UnknownUser};
-    let check = |step: usize, status: u8, expected: Failure| {
+    use LoginFailure::{PrivilegeRefused, Status, SuiteRefused, UnknownUser};
+    let check = |step: usize, status: u8, expected: LoginFailure| {
         // Some BMCs end a refusal after its status, some name session 0, some fill it up.
         for (length, nobody) in [(2, false), (8, false), (8, true), (20, true)] {
             let whole = IPMI_SIM.heard(step);

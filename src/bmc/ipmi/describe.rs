@@ -1,41 +1,21 @@
-//! What a BMC says of its machine and of itself, for people.
+//! A BMC's description of its machine and of itself, for operators.
 //!
-//! Called by the agent when an operator asks. Nothing here changes anything, and nothing is decided by it.
+//! Called when an operator asks. Nothing here changes anything, and nothing is decided by it.
 
 use tokio::time::Instant;
 
 use super::{
     call::Call,
-    client::Bmc,
+    client::IpmiClient,
     commands::{self, BootFlags, Command},
     error::{IpmiError, IpmiErrorKind},
 };
-use crate::model::{
-    power::{BootDevice, BootPersistence, PowerState},
-    spec::CipherSuite,
+use crate::{
+    bmc::driver::{BootChoice, Chassis},
+    model::{admin::Fact, power::BootPersistence, spec::CipherSuite},
 };
 
-/// How a machine stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chassis {
-    /// Whether it is on.
-    pub power: PowerState,
-    /// What it boots from; `None` if its BMC does not show that.
-    pub boot: Option<BootChoice>,
-}
-
-/// What a BMC shows as chosen to boot from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BootChoice {
-    /// Nothing: the firmware's own order holds.
-    Firmware,
-    /// A device that hostler knows.
-    Known(BootDevice, BootPersistence),
-    /// Another, by its number (IPMI 2.0 table 28-14, parameter 5, data 2, bits 5 to 2).
-    Other(u8, BootPersistence),
-}
-
-/// What a BMC is (IPMI 2.0 §20.1).
+/// A BMC's own description (IPMI 2.0 §20.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
     /// The maker's IANA enterprise number; 0 if it is not said.
@@ -50,7 +30,7 @@ pub struct Device {
     pub suite: Option<CipherSuite>,
 }
 
-impl Bmc {
+impl IpmiClient {
     /// Whether the machine is on, and what it boots from.
     pub async fn chassis(&self, deadline: Instant) -> Result<Chassis, IpmiError> {
         let mut call = Call::begin(self, deadline).await?;
@@ -72,7 +52,7 @@ impl Call<'_> {
     async fn chassis(&mut self) -> Result<Chassis, IpmiError> {
         let power = self.power_state().await?;
         let boot = match self.optional(Command::GetBootFlags).await {
-            Ok(answer) => BootFlags::decode(&answer).map(BootChoice::of),
+            Ok(answer) => BootFlags::decode(&answer).map(boot_choice),
             Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => None,
             Err(error) => return Err(error),
         };
@@ -87,19 +67,32 @@ impl Call<'_> {
     }
 }
 
-impl BootChoice {
-    fn of(flags: BootFlags) -> Self {
-        let persistence =
-            if flags.persistent { BootPersistence::Persistent } else { BootPersistence::NextBoot };
-        match flags.device() {
-            _ if !flags.valid || flags.chooses_nothing() => Self::Firmware,
-            Some(device) => Self::Known(device, persistence),
-            None => Self::Other(flags.selector >> 2, persistence),
-        }
+fn boot_choice(flags: BootFlags) -> BootChoice {
+    let persistence =
+        if flags.persistent { BootPersistence::Persistent } else { BootPersistence::NextBoot };
+    match flags.device() {
+        _ if !flags.valid || flags.chooses_nothing() => BootChoice::Firmware,
+        Some(device) => BootChoice::Known(device, persistence),
+        None => BootChoice::Other(flags.selector >> 2, persistence),
     }
 }
 
 impl Device {
+    /// The description as `hostler bmc NODE info` shows it.
+    pub(super) fn facts(self) -> Vec<Fact> {
+        let Self { manufacturer, product, firmware, ipmi, suite } = self;
+        let suite = suite.map(|suite| Fact::new("cipher_suite", &u8::from(suite).to_string()));
+        [
+            Fact::new("manufacturer", &manufacturer.to_string()),
+            Fact::new("product", &product.to_string()),
+            Fact::new("firmware", &format!("{}.{:02}", firmware.0, firmware.1)),
+            Fact::new("ipmi", &format!("{}.{}", ipmi.0, ipmi.1)),
+        ]
+        .into_iter()
+        .chain(suite)
+        .collect()
+    }
+
     /// From the answer to [`Command::GetDeviceId`]; `None` if it is cut short.
     fn decode(answer: &[u8], suite: Option<CipherSuite>) -> Option<Self> {
         let [_id, _revision, major, minor, ipmi, _support, _, _, _, product @ ..] =
@@ -120,6 +113,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::power::BootDevice;
 
     #[test]
     fn a_device_id_is_read_as_ipmitool_reads_it() {
@@ -145,14 +139,14 @@ mod tests {
             (0x80, 0x00, Firmware),
         ] {
             let flags = BootFlags::decode(&[1, 5, first, second, 0, 0, 0]).unwrap();
-            assert_eq!(BootChoice::of(flags), choice, "{first:#x} {second:#x}");
+            assert_eq!(boot_choice(flags), choice, "{first:#x} {second:#x}");
         }
     }
 
     proptest! {
         #[test]
         fn reading_what_a_bmc_is_never_panics_on_any_bytes(bytes: Vec<u8>) {
-            let _ignored = (Device::decode(&bytes, None), BootFlags::decode(&bytes).map(BootChoice::of));
+            let _ignored = (Device::decode(&bytes, None), BootFlags::decode(&bytes).map(boot_choice));
         }
     }
 }

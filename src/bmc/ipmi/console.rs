@@ -9,13 +9,17 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     call::Call,
-    client::{Bmc, accepted},
+    client::{IpmiClient, accepted},
     commands::{self, Command},
     error::{IpmiError, IpmiErrorKind},
-    link::{Exchange, Link},
+    link::Link,
     sol::{Acknowledgement, Stream},
+    transport::Exchange,
 };
-use crate::model::backoff::Backoff;
+use crate::{
+    bmc::{driver::ConsoleEvent, error::BmcError},
+    model::backoff::Backoff,
+};
 
 /// How long the BMC's turn is waited for: whoever has it may wait for a machine to go off, and nobody waits for a console.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(3600);
@@ -28,20 +32,7 @@ const ALL_ACTIVE: u8 = 0x82;
 const NEVER_WITHOUT_CIPHER: u8 = 0x84;
 const NOT_NOW: u8 = 0xd5;
 
-/// News of a console.
-#[derive(Debug)]
-pub enum Heard<'a> {
-    /// From now on it is listened to.
-    Begun,
-    /// The machine has printed this.
-    Text(&'a [u8]),
-    /// It may have printed something that was not heard.
-    Gap,
-    /// It cannot be listened to now; whether it is tried again depends on why.
-    Trouble(&'a IpmiError),
-}
-
-impl Bmc {
+impl IpmiClient {
     /// Tells what the machine prints until `stop` is ready, or until it is clear that there is no console to be had. Opening it takes the
     /// BMC's turn, for `limit` at most; listening does not.
     ///
@@ -50,7 +41,7 @@ impl Bmc {
     pub async fn console(
         &self,
         limit: Duration,
-        mut tell: impl FnMut(Heard<'_>) + Send,
+        mut tell: impl FnMut(ConsoleEvent<'_>) + Send,
         stop: impl Future<Output = ()>,
     ) {
         tokio::pin!(stop);
@@ -64,7 +55,7 @@ impl Bmc {
                 None => return,
                 Some(Ok(mut link)) => {
                     take_over = false;
-                    tell(Heard::Begun);
+                    tell(ConsoleEvent::Opened);
                     let begun = Instant::now();
                     let listening = listen(&mut link, alive, &mut tell);
                     let stopped = unless(&mut stop, listening).await.is_none();
@@ -72,15 +63,16 @@ impl Bmc {
                     if stopped {
                         return;
                     }
-                    tell(Heard::Gap);
+                    tell(ConsoleEvent::Gap);
                     if begun.elapsed() > alive {
                         pauses = self.console_pauses();
                     }
                     pauses.next_pause()
                 }
                 Some(Err(error)) => {
-                    tell(Heard::Trouble(&error));
-                    match error.kind {
+                    let kind = error.kind.clone();
+                    tell(ConsoleEvent::Trouble(&BmcError::Ipmi(error)));
+                    match kind {
                         IpmiErrorKind::NoConsole { completion: ACTIVE_ELSEWHERE } => {
                             self.timing.console_retry
                         }
@@ -131,7 +123,11 @@ impl Call<'_> {
 }
 
 /// Listens until the console or its session is lost. The session is kept alive by asking whose the console is.
-async fn listen(link: &mut Link, alive: Duration, tell: &mut (impl FnMut(Heard<'_>) + Send)) {
+async fn listen(
+    link: &mut Link,
+    alive: Duration,
+    tell: &mut (impl FnMut(ConsoleEvent<'_>) + Send),
+) {
     let mut ear = Ear { stream: Stream::default(), over: false, tell };
     while !ear.over {
         let until = Instant::now() + alive;
@@ -143,11 +139,11 @@ async fn listen(link: &mut Link, alive: Duration, tell: &mut (impl FnMut(Heard<'
             return;
         }
         let take = &mut |payload: &[u8]| ear.take(payload);
-        match link.exchange_beside(Command::GetConsoleOwner, take).await {
+        match link.send_beside(Command::GetConsoleOwner, take).await {
             Exchange::Answer(answer) if commands::console_is_closed(&answer.data) => return,
             // Even that it does not know the command is a sign of life.
             Exchange::Answer(_) => {}
-            Exchange::Silence(_) | Exchange::Spent => return,
+            _ => return,
         }
     }
 }
@@ -155,7 +151,7 @@ async fn listen(link: &mut Link, alive: Duration, tell: &mut (impl FnMut(Heard<'
 /// Closes the session, and the console before it if it is still ours to close.
 async fn leave(mut link: Link, is_ours: bool) {
     let deadline = Instant::now() + LEAVE_TIME_MAX;
-    if is_ours && timeout_at(deadline, link.exchange(Command::CloseConsole)).await.is_err() {
+    if is_ours && timeout_at(deadline, link.send(Command::CloseConsole)).await.is_err() {
         tracing::debug!("a bmc did not answer that its console is closed");
     }
     link.close(deadline).await;
@@ -169,15 +165,15 @@ struct Ear<'a, T> {
     tell: &'a mut T,
 }
 
-impl<T: FnMut(Heard<'_>)> Ear<'_, T> {
+impl<T: FnMut(ConsoleEvent<'_>)> Ear<'_, T> {
     fn take(&mut self, payload: &[u8]) -> Option<Acknowledgement> {
         let brought = self.stream.take(payload)?;
         self.over |= brought.over;
         if brought.gap {
-            (self.tell)(Heard::Gap);
+            (self.tell)(ConsoleEvent::Gap);
         }
         if !brought.text.is_empty() {
-            (self.tell)(Heard::Text(brought.text));
+            (self.tell)(ConsoleEvent::Text(brought.text));
         }
         brought.acknowledgement
     }

@@ -1,8 +1,8 @@
-//! A BMC as the agent knows it: power states to reach and boot devices to set.
+//! A BMC that speaks IPMI: power states to reach and boot devices to set.
 //!
-//! Called by the agent. It must never take an accepted command for a carried-out one.
+//! Called by the IPMI and ipmitool drivers. It must never take an accepted command for a carried-out one.
 
-use std::{ffi::OsString, time::Duration};
+use std::time::Duration;
 
 use tokio::{sync::Mutex, time::Instant};
 
@@ -10,24 +10,30 @@ use super::{
     call::Call,
     commands::{self, BootFlags, Command},
     error::{IpmiError, IpmiErrorKind},
+    link::Rmcp,
     refusal::{NOT_IN_THIS_STATE, Trust, Verdict},
+    transport::Transport,
 };
-use crate::model::{
-    bmc_key::BmcKey,
-    boot::Firmware,
-    power::{BootDevice, BootPersistence, ChassisControl, PowerState},
-    secret::Secret,
-    spec::{BmcAddress, BmcDriver, CipherSuite, Privilege},
-    system_guid::SystemGuid,
+use crate::{
+    bmc::{
+        power::{self, PowerCall, Switched},
+        timing::Timing,
+    },
+    model::{
+        bmc_key::BmcKey,
+        boot::Firmware,
+        power::{BootDevice, BootPersistence, ChassisControl, PowerState},
+        secret::Secret,
+        spec::{CipherSuite, HostPort, Privilege},
+        system_guid::SystemGuid,
+    },
 };
 
-/// How to reach a BMC.
+/// The way to a BMC that speaks IPMI, and the user to speak as.
 #[derive(Clone, Debug)]
-pub struct BmcConfig {
-    /// Who speaks to it.
-    pub driver: BmcDriver,
+pub struct IpmiConfig {
     /// Where it answers.
-    pub address: BmcAddress,
+    pub address: HostPort,
     /// Its user, at most 16 bytes; may be empty.
     pub username: String,
     /// The user's password, at most 20 bytes.
@@ -38,87 +44,55 @@ pub struct BmcConfig {
     pub privilege: Privilege,
     /// The one cipher suite to use; `None` tries 17, then 3, and remembers what worked.
     pub cipher_suite: Option<CipherSuite>,
-    /// The pause between two calls, and between two looks at the power state: some BMCs crash when they are asked more often.
+    /// The pause between two calls, and between two polls of the power state: some BMCs crash when they are
+    /// asked more often.
     pub spacing: Duration,
 }
 
-/// The module's clockwork. The defaults are right for BMCs; tests on loopback are in more of a hurry.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// Before a datagram is sent again for the first time. Each further wait is half as long again.
-    pub resend_first: Duration,
-    /// The longest of those waits.
-    pub resend_max: Duration,
-    /// Between two looks at the power state while it is to change, if the spacing is not longer.
-    pub poll: Duration,
-    /// Before a power command whose effect does not show is given again.
-    pub reissue: Duration,
-    /// How long a BMC may refuse what it accepted before until that is final.
-    pub doubt: Duration,
-    /// How long boot flags may show the device that was set before.
-    pub flags_settle: Duration,
-    /// Between two signs of life while a console is listened to. A BMC closes a session in which nothing was said for 60 s, give or take 3
-    /// (IPMI 2.0 §6.12.15).
-    pub console_alive: Duration,
-    /// Before a console that somebody else has is asked for again, and the longest pause before one that was lost is.
-    pub console_retry: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            resend_first: Duration::from_secs(1),
-            resend_max: Duration::from_secs(4),
-            poll: Duration::from_secs(1),
-            reissue: Duration::from_secs(15),
-            doubt: Duration::from_secs(60),
-            flags_settle: Duration::from_secs(20),
-            console_alive: Duration::from_secs(20),
-            console_retry: Duration::from_secs(30),
-        }
-    }
-}
-
-/// One BMC. Calls take turns; each opens a session, does its work, and closes the session, also when it fails or is dropped.
-/// Every call tries again what may pass, until its deadline.
+/// One BMC that speaks IPMI. Calls take turns; each opens a session, does its work, and closes the session,
+/// also when it fails or is dropped. Every call tries again what may pass, until its deadline.
 #[derive(Debug)]
-pub struct Bmc {
-    pub(super) config: BmcConfig,
+pub struct IpmiClient {
+    pub(super) config: IpmiConfig,
     pub(super) timing: Timing,
+    pub(super) transport: Box<dyn Transport>,
     pub(super) memory: Mutex<Memory>,
-    /// Whose turn it is to listen to the console.
+    /// The turn to listen to the console.
     pub(super) console: Mutex<()>,
-    /// The program of that name, which `PATH` finds.
-    pub(super) ipmitool: OsString,
 }
 
-/// What a BMC taught us. Whoever holds it has the turn.
+/// The lessons of earlier calls to a BMC. Whoever holds them has the turn.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     /// The suite it accepted last.
     pub(super) suite: Option<CipherSuite>,
     /// When the last call ended.
     pub(super) last_contact: Option<Instant>,
-    /// What it has accepted.
+    /// The commands and credentials it has accepted.
     pub(super) trust: Trust,
 }
 
-impl Bmc {
-    /// A BMC; nothing is sent yet.
-    pub fn new(config: BmcConfig) -> Self {
-        Self::with_timing(config, Timing::default())
+impl IpmiClient {
+    /// A BMC that is spoken to in process; nothing is sent yet.
+    pub fn new(config: IpmiConfig, timing: Timing) -> Self {
+        Self::over(Box::new(Rmcp), config, timing)
     }
 
-    /// A BMC whose credentials are known to have worked: one refusal is not believed.
-    pub fn trusted(config: BmcConfig) -> Self {
-        let memory = Mutex::new(Memory { trust: Trust::given(), ..Memory::default() });
-        Self { memory, ..Self::new(config) }
-    }
-
-    /// The same with other waits.
-    pub fn with_timing(config: BmcConfig, timing: Timing) -> Self {
+    /// A BMC that is spoken to by another transport.
+    pub(in crate::bmc) fn over(
+        transport: Box<dyn Transport>,
+        config: IpmiConfig,
+        timing: Timing,
+    ) -> Self {
         let (memory, console) = (Mutex::default(), Mutex::default());
-        Self { config, timing, memory, console, ipmitool: "ipmitool".into() }
+        Self { config, timing, transport, memory, console }
+    }
+
+    /// The same BMC, with credentials that are known to have worked: one refusal is not final.
+    #[must_use]
+    pub fn trusted(self) -> Self {
+        let memory = Mutex::new(Memory { trust: Trust::given(), ..Memory::default() });
+        Self { memory, ..self }
     }
 
     /// Whether the machine is on.
@@ -137,7 +111,7 @@ impl Bmc {
         result
     }
 
-    /// Gives one power command. That it was accepted does not mean that it was carried out: see [`Bmc::reach_power`].
+    /// Gives one power command. That it was accepted does not mean that it was carried out: see [`IpmiClient::reach_power`].
     pub async fn chassis_control(
         &self,
         control: ChassisControl,
@@ -161,7 +135,7 @@ impl Bmc {
         deadline: Instant,
     ) -> Result<(), IpmiError> {
         let mut call = Call::begin(self, deadline).await?;
-        let result = call.reach_power(wanted).await;
+        let result = power::reach_power(&mut call, wanted).await;
         call.end().await;
         result
     }
@@ -169,7 +143,7 @@ impl Bmc {
     /// Asks the system to shut down; if it has not within `grace`, or the BMC cannot ask, the power is cut.
     pub async fn soft_off(&self, grace: Duration, deadline: Instant) -> Result<(), IpmiError> {
         let mut call = Call::begin(self, deadline).await?;
-        let result = call.soft_off(grace).await;
+        let result = power::soft_off(&mut call, grace).await;
         call.end().await;
         result
     }
@@ -198,6 +172,60 @@ impl Bmc {
     }
 }
 
+impl PowerCall for Call<'_> {
+    type Error = IpmiError;
+
+    async fn power_state(&mut self) -> Result<PowerState, IpmiError> {
+        Call::power_state(self).await
+    }
+
+    async fn switch(&mut self, wanted: PowerState) -> Result<Switched<IpmiError>, IpmiError> {
+        let command = Command::ChassisControl(match wanted {
+            PowerState::On => ChassisControl::PowerUp,
+            PowerState::Off => ChassisControl::PowerDown,
+        });
+        match self.command_few_times(command, 1).await {
+            Ok(_) => Ok(Switched::Accepted),
+            // Refused in this state: it is on its way already, or has just arrived. Refused for no clear
+            // reason: it may have been carried out all the same.
+            Err(error) => match error.kind {
+                IpmiErrorKind::CommandRefused { completion, .. }
+                    if completion == NOT_IN_THIS_STATE
+                        || Verdict::of(command, completion) == Verdict::Unclear =>
+                {
+                    Ok(Switched::Refused(error))
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    async fn ask_shutdown(&mut self) -> Result<bool, IpmiError> {
+        let asked = self.optional(Command::ChassisControl(ChassisControl::SoftShutdown)).await;
+        accepted(asked, |_| true)
+    }
+
+    async fn pause(&mut self, length: Duration) -> bool {
+        Call::pause(self, length).await
+    }
+
+    fn is_cut_off(&self) -> bool {
+        self.cut_off()
+    }
+
+    fn not_reached(&self, wanted: PowerState, waited: Duration) -> IpmiError {
+        self.error(IpmiErrorKind::StateNotReached { wanted, waited })
+    }
+
+    fn pace(&self) -> (Timing, Duration) {
+        (self.bmc.timing, self.bmc.poll_interval())
+    }
+
+    fn log_hard_off(&self) {
+        tracing::info!(bmc = %self.bmc.config.address, "no soft shutdown, cutting the power");
+    }
+}
+
 impl Call<'_> {
     pub(super) async fn power_state(&mut self) -> Result<PowerState, IpmiError> {
         let command = Command::GetChassisStatus;
@@ -217,76 +245,6 @@ impl Call<'_> {
                 other => other?,
             };
         commands::system_guid(&answer).ok_or_else(|| self.error(IpmiErrorKind::NoSystemGuid))
-    }
-
-    async fn reach_power(&mut self, wanted: PowerState) -> Result<(), IpmiError> {
-        let mut accepted_at = None;
-        let reached = self.pursue_power(wanted, &mut accepted_at).await;
-        reached.map_err(|error| match accepted_at {
-            // It answered to the end: that says more than what it was cut off in.
-            Some(at) if self.cut_off() => {
-                self.error(IpmiErrorKind::StateNotReached { wanted, waited: at.elapsed() })
-            }
-            Some(_) | None => error,
-        })
-    }
-
-    /// Looks, gives the command now and then, and notes when it was first accepted.
-    async fn pursue_power(
-        &mut self,
-        wanted: PowerState,
-        accepted_at: &mut Option<Instant>,
-    ) -> Result<(), IpmiError> {
-        let command = Command::ChassisControl(match wanted {
-            PowerState::On => ChassisControl::PowerUp,
-            PowerState::Off => ChassisControl::PowerDown,
-        });
-        let mut reissue_at = Instant::now();
-        let mut refused = NOT_IN_THIS_STATE;
-        while self.power_state().await? != wanted {
-            if reissue_at <= Instant::now() {
-                let given = self.command_few_times(command, 1).await;
-                if let Err(IpmiError {
-                    kind: IpmiErrorKind::CommandRefused { completion, .. },
-                    ..
-                }) = &given
-                {
-                    refused = *completion;
-                }
-                // Refused in this state: it is on its way already, or has just arrived. Refused
-                // for no clear reason: it may have been carried out all the same.
-                let tolerable = |completion| {
-                    completion == NOT_IN_THIS_STATE
-                        || Verdict::of(command, completion) == Verdict::Unclear
-                };
-                if accepted(given, tolerable)? {
-                    accepted_at.get_or_insert_with(Instant::now);
-                }
-                reissue_at = Instant::now() + self.bmc.timing.reissue;
-            }
-            if !self.pause(self.bmc.poll_interval()).await {
-                let (command, completion) = (command.name(), refused);
-                return Err(self.error(IpmiErrorKind::CommandRefused { command, completion }));
-            }
-        }
-        Ok(())
-    }
-
-    async fn soft_off(&mut self, grace: Duration) -> Result<(), IpmiError> {
-        if self.power_state().await? == PowerState::Off {
-            return Ok(());
-        }
-        let patience = Instant::now() + grace;
-        let asked = self.optional(Command::ChassisControl(ChassisControl::SoftShutdown)).await;
-        if accepted(asked, |_| true)? {
-            while Instant::now() < patience && self.pause(self.bmc.poll_interval()).await {
-                if self.power_state().await? == PowerState::Off {
-                    return Ok(());
-                }
-            }
-        }
-        tracing::info!(bmc = %self.bmc.config.address, "no soft shutdown, cutting the power");
-        self.reach_power(PowerState::Off).await
     }
 
     async fn set_boot_device(

@@ -17,6 +17,7 @@ use super::{
     crypto::{AES_BLOCK_BYTES, Keys, algorithms, check_bytes, hmac, matches},
     packet::{self, Packet, PayloadType},
     session::Session,
+    transport::LoginFailure,
 };
 use crate::model::{
     bmc_key::BmcKey,
@@ -96,26 +97,7 @@ pub(super) enum Progress {
     /// The BMC proved itself.
     Established(Session),
     /// It cannot succeed any more.
-    Failed(Failure),
-}
-
-/// Why a handshake ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// Nothing was heard, or no more.
-    Silent,
-    /// The suite was refused, or another one answered.
-    SuiteRefused,
-    /// The BMC's check value does not fit the password. A muddled handshake looks the same: once is no evidence.
-    Mismatch,
-    /// The BMC knows the password, and made the session's keys from another BMC key (`K_g`).
-    KeyMismatch,
-    /// The BMC knows no such user.
-    UnknownUser,
-    /// The user may not have the privilege.
-    PrivilegeRefused,
-    /// Another status (IPMI 2.0 table 13-15): no free session, or out of step.
-    Status(u8),
+    Failed(LoginFailure),
 }
 
 impl Handshake {
@@ -172,7 +154,11 @@ impl Handshake {
             return None;
         }
         if *status != 0 {
-            return expected.then(|| Progress::Failed(refusal(payload_type, *status)));
+            let failure = match payload_type {
+                PayloadType::OpenResponse => LoginFailure::of_open_response(*status),
+                _ => LoginFailure::of_rakp(*status),
+            };
+            return expected.then_some(Progress::Failed(failure));
         }
         let body = payload.get(8..)?;
         match step {
@@ -195,7 +181,7 @@ impl Handshake {
         let opening = matches!(self.stage, Stage::Opening);
         if chosen != algorithms(self.suite) {
             // A BMC may not pick for us: that would let the network talk us down to a weaker suite.
-            return opening.then_some(Progress::Failed(Failure::SuiteRefused));
+            return opening.then_some(Progress::Failed(LoginFailure::SuiteRefused));
         }
         if id == 0 || self.candidates.contains(&id) || self.candidates.len() == CANDIDATES_MAX {
             return None;
@@ -245,7 +231,7 @@ impl Handshake {
             }
             // No word of it to the BMC: it might count as a failed login, and a few of those lock the user out.
             self.stage = Stage::Over;
-            return Some(Progress::Failed(Failure::Mismatch));
+            return Some(Progress::Failed(LoginFailure::Mismatch));
         };
         match &self.stage {
             Stage::Proved(proof) if proof.challenge == challenge => return None,
@@ -296,7 +282,7 @@ impl Handshake {
             matches(&expected, check)
         };
         let Some(&managed_id) = self.candidates.iter().rev().find(fits) else {
-            return Some(Progress::Failed(Failure::KeyMismatch));
+            return Some(Progress::Failed(LoginFailure::KeyMismatch));
         };
         let session =
             Session::new(self.suite, self.chance.console_id, managed_id, proof.keys.clone());
@@ -341,17 +327,6 @@ impl Handshake {
 
     fn keyed(&self, parts: &[&[u8]]) -> Vec<u8> {
         hmac(self.suite, self.credentials.password.expose().as_bytes(), parts)
-    }
-}
-
-/// What a status other than success means (IPMI 2.0 table 13-15).
-pub(super) fn refusal(payload_type: PayloadType, status: u8) -> Failure {
-    match (payload_type, status) {
-        // "Invalid role" (0x09), though no role was asked for yet: some say so of a suite that they do not allow.
-        (PayloadType::OpenResponse, 0x03..=0x07 | 0x09 | 0x10..=0x12) => Failure::SuiteRefused,
-        (_, 0x09 | 0x0a) => Failure::PrivilegeRefused,
-        (_, 0x0c | 0x0d) => Failure::UnknownUser,
-        _ => Failure::Status(status),
     }
 }
 

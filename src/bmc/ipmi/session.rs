@@ -8,6 +8,7 @@ use super::{
     commands::Command,
     crypto::{AES_BLOCK_BYTES, Keys, check_bytes, matches},
     packet::{self, Packet, PayloadType},
+    transport::CommandAnswer,
 };
 use crate::model::spec::CipherSuite;
 
@@ -41,14 +42,6 @@ pub(super) struct Request {
     number: u8,
     command: u8,
     pub(super) message: Vec<u8>,
-}
-
-/// A BMC's answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    /// Completion code: 0 is success (IPMI 2.0 table 5-2).
-    pub(super) completion: u8,
-    pub(super) data: Vec<u8>,
 }
 
 impl Session {
@@ -112,7 +105,7 @@ impl Session {
     }
 
     /// The answer to `request`, if this datagram is it.
-    pub(super) fn answer(&self, request: &Request, datagram: &[u8]) -> Option<Answer> {
+    pub(super) fn answer(&self, request: &Request, datagram: &[u8]) -> Option<CommandAnswer> {
         let (_, message) = self.open(PayloadType::Ipmi, datagram)?;
         let (head, body) = message.split_first_chunk::<3>()?;
         if checksum(head) != 0 || checksum(body) != 0 {
@@ -123,7 +116,7 @@ impl Session {
         let for_this = (function >> 2, number >> 2, *command)
             == (request.answered_by, request.number, request.command);
         let (_checksum, data) = rest.split_last()?;
-        for_this.then(|| Answer { completion: *completion, data: data.to_vec() })
+        for_this.then(|| CommandAnswer { completion: *completion, data: data.to_vec() })
     }
 
     /// The SOL payload in this datagram, unless a newer one was heard before: a BMC goes on when it has its answer, so that what comes
@@ -200,7 +193,7 @@ mod tests {
         let (first, second) = (session.seal(&request, [1; 16]), session.seal(&request, [2; 16]));
         assert_eq!((first[10], second[10]), (1, 2));
         let answer = session.answer(&request, &answered(CipherSuite::Sha256, &status(1)));
-        assert_eq!(answer, Some(Answer { completion: 0, data: vec![1, 0, 0] }));
+        assert_eq!(answer, Some(CommandAnswer { completion: 0, data: vec![1, 0, 0] }));
     }
 
     #[test]

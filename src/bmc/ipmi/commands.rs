@@ -26,7 +26,7 @@ const PROTECTED: u8 = 0xc0;
 
 /// A request to a BMC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Command {
+pub(in crate::bmc) enum Command {
     /// §20.1
     GetDeviceId,
     /// §22.14
@@ -59,7 +59,7 @@ pub(super) enum Command {
 
 impl Command {
     /// Network function, command number and data.
-    pub(super) fn encode(self) -> (u8, u8, Vec<u8>) {
+    pub(in crate::bmc) fn encode(self) -> (u8, u8, Vec<u8>) {
         match self {
             Self::GetDeviceId => (APPLICATION, 0x01, vec![]),
             Self::GetSystemGuid => (APPLICATION, 0x37, vec![]),
@@ -156,7 +156,7 @@ const SUPERMICRO: [u32; 2] = [10876, 47488];
 
 /// The first two bytes of the boot flags (IPMI 2.0 table 28-14, parameter 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BootFlags {
+pub(in crate::bmc) struct BootFlags {
     pub(super) valid: bool,
     pub(super) persistent: bool,
     pub(super) efi: bool,

@@ -14,14 +14,18 @@ use tokio::{
 };
 
 use super::{
-    client::Timing,
+    client::IpmiConfig,
     commands::Command,
-    handshake::{Chance, Credentials, Failure, Handshake, Progress},
+    handshake::{Chance, Credentials, Handshake, Progress},
     packet::DATAGRAM_BYTES_MAX,
-    session::{Answer, Session},
+    session::Session,
     sol::Acknowledgement,
+    transport::{Channel, Exchange, Habits, LoginFailure, NotOpened, Transport, Try},
 };
-use crate::model::{backoff::Backoff, spec::CipherSuite};
+use crate::{
+    bmc::timing::Timing,
+    model::{backoff::Backoff, spec::CipherSuite},
+};
 
 /// How often a datagram is sent before the conversation is given up: with the default timing after 8 seconds. A fresh session, or
 /// the other suite, then promises more than a fifth try.
@@ -38,7 +42,7 @@ const PROBE_WAIT: Duration = Duration::from_millis(3500);
 
 /// An open session and its socket.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(in crate::bmc) struct Link {
     socket: Arc<UdpSocket>,
     session: Session,
     timing: Timing,
@@ -47,25 +51,6 @@ pub(super) struct Link {
 
 /// Takes a SOL payload, and says what to answer.
 pub(super) type Take<'a> = &'a mut (dyn FnMut(&[u8]) -> Option<Acknowledgement> + Send);
-
-/// What became of a request.
-#[derive(Debug)]
-pub(super) enum Exchange {
-    /// It was answered.
-    Answer(Answer),
-    /// It was not.
-    Silence(Option<io::ErrorKind>),
-    /// The session has carried all it may; open another.
-    Spent,
-}
-
-/// Why no session came about, and whether the BMC took the suite before.
-#[derive(Debug)]
-pub(super) struct NotOpened {
-    pub(super) failure: Failure,
-    pub(super) suite_accepted: bool,
-    pub(super) network: Option<io::ErrorKind>,
-}
 
 impl Link {
     /// Opens a session from a fresh port: a BMC may still hold an older handshake against the last one.
@@ -76,7 +61,7 @@ impl Link {
         timing: Timing,
     ) -> Result<Self, NotOpened> {
         let not_opened = |error: &io::Error| NotOpened {
-            failure: Failure::Silent,
+            failure: LoginFailure::Silent,
             suite_accepted: false,
             network: Some(error.kind()),
         };
@@ -86,12 +71,12 @@ impl Link {
     }
 
     /// Sends a command and waits for its answer.
-    pub(super) async fn exchange(&mut self, command: Command) -> Exchange {
-        self.exchange_beside(command, &mut |_| None).await
+    pub(super) async fn send(&mut self, command: Command) -> Exchange {
+        self.send_beside(command, &mut |_| None).await
     }
 
     /// The same, and meanwhile takes what a console prints.
-    pub(super) async fn exchange_beside(&mut self, command: Command, take: Take<'_>) -> Exchange {
+    pub(super) async fn send_beside(&mut self, command: Command, take: Take<'_>) -> Exchange {
         let Some(request) = self.session.request(command) else { return Exchange::Spent };
         let mut waits = answer_waits(self.timing);
         for _ in 0..SENDS_MAX {
@@ -156,6 +141,51 @@ impl Drop for Link {
     }
 }
 
+/// Sessions of our own, over UDP.
+#[derive(Debug)]
+pub(super) struct Rmcp;
+
+impl Transport for Rmcp {
+    fn open<'a>(
+        &'a self,
+        config: &'a IpmiConfig,
+        timing: Timing,
+        address: SocketAddr,
+        suite: CipherSuite,
+    ) -> Try<'a, Result<Box<dyn Channel>, NotOpened>> {
+        Box::pin(async move {
+            let credentials = Credentials {
+                username: config.username.clone(),
+                password: config.password.clone(),
+                kg: config.kg.clone(),
+                privilege: config.privilege,
+            };
+            let link = Link::open(address, credentials, suite, timing).await?;
+            Ok(Box::new(link) as Box<dyn Channel>)
+        })
+    }
+
+    fn habits(&self) -> Habits {
+        // One or two mismatches happen when the network repeats datagrams to a BMC that begins anew each
+        // time; four in a row would need more bad luck than there is.
+        Habits { keeps_session: true, mismatches_max: 4 }
+    }
+}
+
+impl Channel for Link {
+    fn exchange(&mut self, command: Command) -> Try<'_, Exchange> {
+        Box::pin(self.send(command))
+    }
+
+    fn close<'a>(self: Box<Self>, deadline: Instant) -> Try<'a, ()> {
+        Box::pin(Self::close(*self, deadline))
+    }
+
+    fn into_link(self: Box<Self>) -> Option<Link> {
+        Some(*self)
+    }
+}
+
 /// A handshake and its socket. Dropped halfway, it tells the BMC.
 struct Opening {
     socket: Arc<UdpSocket>,
@@ -182,16 +212,16 @@ impl Opening {
                     continue;
                 }
                 Ok(None) => {}
-                Err(error) => return Err(self.failed(Failure::Silent, Some(error.kind()))),
+                Err(error) => return Err(self.failed(LoginFailure::Silent, Some(error.kind()))),
             }
             let sends_max = if self.handshake.proved() { PROOF_SENDS_MAX } else { SENDS_MAX };
             if sends >= sends_max {
-                return Err(self.failed(Failure::Silent, None));
+                return Err(self.failed(LoginFailure::Silent, None));
             }
         }
     }
 
-    fn failed(&self, failure: Failure, network: Option<io::ErrorKind>) -> NotOpened {
+    fn failed(&self, failure: LoginFailure, network: Option<io::ErrorKind>) -> NotOpened {
         NotOpened { failure, suite_accepted: self.handshake.suite_accepted(), network }
     }
 }
@@ -260,7 +290,7 @@ async fn send_and_hear<T>(
 
 /// The network's word on an address, if it has one: asks whether anybody is there (ASF 2.0
 /// §3.2.4.2) and waits a moment.
-pub(super) async fn probe(address: SocketAddr) -> Option<io::ErrorKind> {
+pub(in crate::bmc) async fn probe(address: SocketAddr) -> Option<io::ErrorKind> {
     let socket = match connected(address).await {
         Ok(socket) => socket,
         Err(error) => return Some(error.kind()),
