@@ -1,6 +1,7 @@
-//! Operators' BMC commands (`hostler bmc`), carried out.
+//! The work of operators' BMC commands (`hostler bmc`).
 //!
-//! Run as a task of their own, once the driver has admitted them; they take their turn with the core's operations.
+//! Each runs as a task of its own, once the driver has admitted it, and waits for the node's BMC
+//! lock like the core's operations.
 
 use std::time::Duration;
 
@@ -24,9 +25,9 @@ use super::{power::Bmcs, work::cancel_signal};
 pub(super) type Done = Result<Vec<Fact>, String>;
 
 impl Bmcs {
-    /// Does it, within the node's `timeouts.power` from when the BMC is free.
+    /// Performs a command within the node's `timeouts.power`, counted from when the BMC is free.
     pub(super) async fn command(&self, spec: &NodeSpec, command: BmcCommand) -> Done {
-        let Ok(_place) = self.bmc_commands.try_acquire() else {
+        let Ok(_permit) = self.bmc_commands.try_acquire() else {
             return Err("operators use too many BMCs at once; try again in a while".to_owned());
         };
         let (_stop, cancel) = cancel_signal();
@@ -44,8 +45,8 @@ impl Bmcs {
                 BmcCommand::Info => {
                     let mut facts = way_to(spec);
                     facts.extend(bmc.facts(soon).await?);
-                    // Not every BMC says it, and its meaning depends on an order of bytes that only its maker
-                    // knows.
+                    // Not every BMC says it, and its meaning depends on an order of bytes that only
+                    // its maker knows.
                     let guid = bmc.system_guid(soon).await.ok();
                     facts.extend(guid.map(|guid| Fact::new("system_guid", &guid.to_string())));
                     return Ok(facts);
@@ -53,7 +54,7 @@ impl Bmcs {
                 BmcCommand::On => bmc.reach_power(On, deadline).await?,
                 BmcCommand::Off { hard: true } => bmc.reach_power(Off, deadline).await?,
                 BmcCommand::Off { hard: false } => bmc.soft_off(limit / 2, deadline).await?,
-                // That it was off is seen, not believed.
+                // The BMC has to report that it was off.
                 BmcCommand::Cycle => {
                     bmc.reach_power(Off, deadline).await?;
                     bmc.reach_power(On, deadline).await?;

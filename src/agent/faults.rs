@@ -27,13 +27,14 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &BmcError) -> Fault {
     }
 }
 
-/// A poll of the power state was cut, `waited` after it began and `asked` after the BMC was first asked.
-pub(super) fn of_cut_poll(spec: &NodeSpec, waited: Duration, asked: Option<Duration>) -> Fault {
+/// The fault of a poll that was cut `waited` after it began and `silence` after the BMC was first
+/// asked.
+pub(super) fn of_cut_poll(spec: &NodeSpec, waited: Duration, silence: Option<Duration>) -> Fault {
     let bmc = spec.bmc_address().map_or_else(String::new, |address| format!("bmc {address}: "));
-    let (waited, asked) = (waited.as_secs(), asked.map(|asked| asked.as_secs()));
-    let message = match asked {
-        Some(asked) => format!(
-            "{bmc}the poll of its power state was cut after {waited} s, because it had not ended: no answer in {asked} s"
+    let (waited, silent) = (waited.as_secs(), silence.map(|since| since.as_secs()));
+    let message = match silent {
+        Some(silent) => format!(
+            "{bmc}the poll of its power state was cut after {waited} s, because it had not ended: no answer in {silent} s"
         ),
         None => format!(
             "{bmc}the poll of its power state was cut after {waited} s, because another use of this BMC, by an operator or an \
@@ -49,13 +50,13 @@ pub(super) fn no_bmc(step: Step) -> Fault {
     Fault::lasting(step, "NoBmc", "the spec names no BMC", "set [bmc]")
 }
 
-/// A task of the agent's own failed.
+/// The fault of a task of the agent's own that panicked.
 pub(super) fn internal(error: &tokio::task::JoinError) -> Fault {
     let message = format!("hostler itself failed: {error}");
     Fault::passing(Step::Cleanup, "Internal", message, "report this with the agent's log")
 }
 
-/// There is nothing to make keys of.
+/// The fault of a system that has nothing to make keys of.
 pub(super) fn no_randomness(error: getrandom::Error) -> Fault {
     Fault::passing(
         Step::Preflight,

@@ -1,8 +1,9 @@
-//! What an operator asks: an order's meaning for each node, and what it led to, in a sentence; what a network interface is served.
+//! Operators' requests: an order's meaning for each node and its outcome in a sentence, BMC
+//! commands, boot menus.
 //!
-//! Called by the driver, between two events. What an order does is for the core to decide: a node that waits for it is brought the event,
-//! any other is left alone. Every order is logged with its giver, because it may be consent to wipe a disk. Nothing here may change a node
-//! but by an event.
+//! Called by the driver, between two events. What an order does is for the core to decide: a node
+//! that waits for it is brought the event, any other is left alone. Every order is logged with its
+//! giver, because it may be consent to wipe a disk. Nothing here may change a node but by an event.
 
 use std::sync::Arc;
 
@@ -38,7 +39,8 @@ impl Driver {
         }
     }
 
-    /// Ends what a lost or damaged file left in doubt about machines that are named for the first time.
+    /// Ends what a lost or damaged file left in doubt about machines that are named for the first
+    /// time.
     fn approve_new_machines(
         &mut self,
         Peer { uid, pid }: Peer,
@@ -57,7 +59,7 @@ impl Driver {
         drop(reply.send(changed));
     }
 
-    /// Carries out an order, unless its giver has been told that nobody did.
+    /// Performs an order, unless its giver has been answered that nobody did.
     fn obey(
         &mut self,
         order: &Order,
@@ -85,8 +87,8 @@ impl Driver {
         drop(reply.send(answers));
     }
 
-    /// The nodes that an order for all is for. Consent for all is for those that were held because they are many; a machine that is
-    /// somebody's, or may be installed, has to be named.
+    /// The nodes that an order for all is for. Consent for all is for those that were held because
+    /// they are many; a machine that is somebody's, or may be installed, has to be named.
     fn waiting_for(&self, order: &Order) -> Vec<NodeName> {
         let fleet = self.executor.fleet();
         let waits = |node: &Node| match order {
@@ -97,7 +99,8 @@ impl Driver {
         fleet.names().into_iter().filter(waits).collect()
     }
 
-    /// Has a node's BMC do what an operator wants, if nothing speaks against it. The answer comes when it is done.
+    /// Starts an operator's BMC command, unless the node's state forbids it. The answer comes when
+    /// it is done.
     fn use_bmc(
         &self,
         name: &NodeName,
@@ -155,7 +158,7 @@ impl Driver {
     }
 }
 
-/// The spec to do it by, or why it is not done.
+/// Returns the spec to perform the command by, or why it is refused.
 fn admit(node: &Node, command: BmcCommand) -> Result<Arc<NodeSpec>, String> {
     let phase = node.phase().as_str();
     let spec = node.spec().ok_or("has had no valid spec yet, which would say where its BMC is")?;
@@ -180,7 +183,7 @@ fn admit(node: &Node, command: BmcCommand) -> Result<Arc<NodeSpec>, String> {
     Ok(Arc::clone(spec))
 }
 
-/// What the order leads to at a node that is so; `None` if to nothing.
+/// The outcome of an order at this node; `None` if it leads to nothing.
 fn outcome(order: &Order, node: &Node) -> Option<String> {
     let keep_off = node.spec().is_some_and(|spec| spec.goal == Goal::Available);
     match (order, node.phase()) {

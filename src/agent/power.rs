@@ -1,7 +1,7 @@
-//! What the core wants of a machine's power and boot device, and the client of each node's BMC.
+//! Power and boot device as the core wants them, and the client of each node's BMC.
 //!
-//! Called by the operations. It must never switch a machine on before its boot device is set, nor hold two clients for one node: a
-//! client paces the calls to its BMC.
+//! Called by the operations. It must never switch a machine on before its boot device is set, nor
+//! hold two clients for one node: a client paces the calls to its BMC.
 
 use std::{
     collections::BTreeMap,
@@ -33,14 +33,16 @@ use crate::{
 
 use super::{faults, refusals::Refusals, work::cancel_signal};
 
-/// BMCs that operators use at once: each keeps a place at the admin socket, of which there are some more.
+/// BMCs that operators use at once: each holds a connection to the admin socket, which takes some
+/// more.
 const BMC_COMMANDS_MAX: usize = 16;
 
 /// IPMI's passwords have 20 bytes at most; a program may take longer ones.
 const PASSWORD_FILE_BYTES_MAX: u64 = 4096;
 
-/// Whose it is to have a node's BMC do something, first come, first served. What takes several calls is not mixed with what somebody else
-/// wants meanwhile: a machine that an operator switches on is not seen off before, and taken for nobody's.
+/// Serializes the use of a node's BMC, first in, first out. A multi-step operation (off, set boot
+/// device, on) holds the lock throughout, so that a poll never mistakes a machine in mid-restart
+/// for an unclaimed one that is off.
 type BmcLock = Arc<tokio::sync::Mutex<()>>;
 
 /// Every node's BMC.
@@ -56,7 +58,8 @@ pub(super) struct Bmcs {
     known: Mutex<BTreeMap<NodeName, KnownBmc>>,
 }
 
-/// A node's client, kept because it remembers the cipher suite and paces the calls, with what it was made from.
+/// A node's client and its configuration. It is kept because it remembers the cipher suite and
+/// keeps the pause between two calls.
 #[derive(Debug)]
 struct KnownBmc {
     spec: spec::Bmc,
@@ -77,8 +80,8 @@ impl Bmcs {
         }
     }
 
-    /// Whether the machine is on, just to know. A silent BMC is not waited for as long as in an attempt,
-    /// and one that has refused the user is not asked by the same one again soon.
+    /// Polls the power state outside of an attempt. A silent BMC is not waited for as long as in an
+    /// attempt, and one that has refused the user is not asked by the same one again soon.
     pub(super) async fn poll(&self, spec: &NodeSpec, cancel: Cancel) -> Result<PowerState, Fault> {
         let step = Step::Preflight;
         let bmc = spec.bmc.as_ref().ok_or_else(|| faults::no_bmc(step))?;
@@ -94,9 +97,9 @@ impl Bmcs {
     async fn poll_now(&self, spec: &NodeSpec, mut cancel: Cancel) -> Result<PowerState, Fault> {
         let step = Step::Preflight;
         let (began, limit) = (Instant::now(), spec.timeouts.power.min(POLL_LIMIT));
-        let mut asked_at = None;
+        let mut sent_at = None;
         let call = async |bmc: Bmc, _| {
-            let now = *asked_at.insert(Instant::now());
+            let now = *sent_at.insert(Instant::now());
             bmc.power_state(now + limit).await
         };
         let (_stop, never) = cancel_signal();
@@ -104,10 +107,10 @@ impl Bmcs {
             state = self.with(step, spec, never, call) => return state,
             () = stopped(&mut cancel) => {}
         }
-        Err(faults::of_cut_poll(spec, began.elapsed(), asked_at.map(|at| at.elapsed())))
+        Err(faults::of_cut_poll(spec, began.elapsed(), sent_at.map(|at| at.elapsed())))
     }
 
-    /// Whether the machine is on, in an attempt.
+    /// Confirms the power state within an attempt.
     pub(super) async fn confirm(
         &self,
         spec: &NodeSpec,
@@ -117,7 +120,7 @@ impl Bmcs {
         self.with(Step::Preflight, spec, cancel, ask).await
     }
 
-    /// What the BMC says is the machine's UUID, if that is to be matched.
+    /// Reads the machine's UUID of its BMC, if the spec wants it matched.
     pub(super) async fn system_guid(
         &self,
         spec: &NodeSpec,
@@ -130,14 +133,14 @@ impl Bmcs {
         self.with(Step::Preflight, spec, cancel, ask).await.map(Some)
     }
 
-    /// On, into the deploy ramdisk.
+    /// Switches the machine on, into the deploy ramdisk.
     pub(super) async fn netboot(&self, spec: &NodeSpec, cancel: Cancel) -> Result<(), Fault> {
         let (device, once) = (BootDevice::Pxe, BootPersistence::NextBoot);
         self.switch_off(Step::PowerOn, spec, device, once, PowerState::On, cancel).await
     }
 
-    /// Off, and left so or on again into what was installed. Off and on instead of a power cycle: that the machine was off is seen,
-    /// not believed.
+    /// Switches the machine off, and on again into the installed system if `leave` says so. Not
+    /// with a power cycle: the BMC has to report that the machine was off.
     pub(super) async fn restart(
         &self,
         spec: &NodeSpec,
@@ -148,13 +151,13 @@ impl Bmcs {
         self.switch_off(Step::Restart, spec, own_device(spec), always, leave, cancel).await
     }
 
-    /// Off; should it be switched on, it boots its disk.
+    /// Switches the machine off. Should somebody switch it on, it boots its disk.
     pub(super) async fn clean_up(&self, spec: &NodeSpec, cancel: Cancel) -> Result<(), Fault> {
         let (device, always) = (BootDevice::Disk, BootPersistence::Persistent);
         self.switch_off(Step::Cleanup, spec, device, always, PowerState::Off, cancel).await
     }
 
-    /// As the administrator wants an installed machine.
+    /// Brings an installed machine to the power state that its spec wants.
     pub(super) async fn set(
         &self,
         spec: &NodeSpec,
@@ -166,7 +169,8 @@ impl Bmcs {
             let deadline = || Instant::now() + limit;
             match wanted {
                 On => {
-                    // Some BMCs forget it; a clean-up, or a spec that wanted something else, may have left another one.
+                    // Some BMCs forget it; a clean-up, or a spec that wanted something else, may
+                    // have left another one.
                     let (always, firmware) = (BootPersistence::Persistent, spec.boot.firmware);
                     bmc.set_boot_device(own_device(spec), always, firmware, deadline()).await?;
                     bmc.reach_power(On, deadline()).await
@@ -178,7 +182,8 @@ impl Bmcs {
         self.with(Step::Power, spec, cancel, set).await
     }
 
-    /// Makes one call to the node's BMC, `timeouts.power` for each part of it. Dropping the call closes its session.
+    /// Makes one call to the node's BMC, `timeouts.power` for each part of it. Dropping the call
+    /// closes its session.
     pub(super) async fn with<T>(
         &self,
         step: Step,
@@ -264,7 +269,8 @@ impl Bmcs {
         })
     }
 
-    /// Off, whatever becomes of the rest; then the boot device; then on, if the machine is to be left so.
+    /// Switches the machine off whatever becomes of the rest, sets the boot device, and switches it
+    /// on if `leave` says so.
     async fn switch_off(
         &self,
         step: Step,
@@ -288,13 +294,13 @@ impl Bmcs {
     }
 }
 
-/// What an installed machine boots from.
+/// The boot device of an installed machine.
 fn own_device(spec: &NodeSpec) -> BootDevice {
     if spec.image.netboot.is_some() { BootDevice::Pxe } else { BootDevice::Disk }
 }
 
-/// A secret as a file has it. What cannot be meant is an error, so that it is never sent: BMCs
-/// count wrong passwords.
+/// Reads a secret: the first line of a file. A line that cannot be meant is an error, so that it is
+/// never sent: BMCs count wrong passwords.
 fn first_line(path: &Path) -> io::Result<Secret> {
     let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
     let file = regular_file::open(path)?;

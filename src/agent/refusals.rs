@@ -1,4 +1,4 @@
-//! What BMCs have refused: the same user and password are not sent again at each poll, because half a
+//! Refused BMC logins: the same user and password are not sent again at each poll, because half a
 //! dozen wrong passwords in a few minutes lock a user out.
 //!
 //! Kept by the BMCs' clients for the polls. It must never keep back what was not refused: another

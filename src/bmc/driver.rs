@@ -1,7 +1,8 @@
 //! The questions and orders that the agent and the operators' commands have for a BMC.
 //!
-//! Implemented once by each driver, called through [`Bmc`](super::Bmc). Every call has a deadline and tries
-//! again what may pass until then. Calls to one BMC take turns. A call that is dropped stops.
+//! Implemented once by each driver, called through [`Bmc`](super::Bmc). Every call has a deadline
+//! and tries again what may pass until then. Calls to one BMC take turns. A call that is dropped
+//! stops.
 
 use std::{fmt, future::Future, pin::Pin, time::Duration};
 
@@ -30,10 +31,12 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Brings the machine to a power state, and returns when the BMC reports it.
     fn reach_power(&self, wanted: PowerState, deadline: Instant) -> BmcCall<'_, ()>;
 
-    /// Asks the system to shut down, and cuts the power if it has not within `grace` or cannot be asked.
+    /// Asks the system to shut down, and cuts the power if it has not within `grace` or cannot be
+    /// asked.
     fn soft_off(&self, grace: Duration, deadline: Instant) -> BmcCall<'_, ()>;
 
-    /// Chooses the device of the next boot or of all to come, and reads it back if the BMC shows it.
+    /// Chooses the device of the next boot or of all to come, and reads it back if the BMC shows
+    /// it.
     fn set_boot_device(
         &self,
         device: BootDevice,
@@ -51,8 +54,9 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Reads what `hostler bmc NODE info` shows of the BMC itself.
     fn facts(&self, deadline: Instant) -> BmcCall<'_, Vec<Fact>>;
 
-    /// Passes on what the machine prints until `stop` is ready, or until it is clear that there is no console
-    /// to be had. Opening it takes the BMC's turn, for `limit` at most; listening does not.
+    /// Passes on what the machine prints until `stop` is ready, or until it is clear that there is
+    /// no console to be had. Opening it takes the BMC's turn, for `limit` at most; listening does
+    /// not.
     fn console<'a>(
         &'a self,
         limit: Duration,

@@ -1,12 +1,13 @@
-//! BMCs: power state, boot device, identity and console of a machine, by whichever driver its spec names.
+//! BMCs: power state, boot device, identity and console of a machine, by whichever driver its spec
+//! names.
 //!
-//! Called by the agent, with one [`Bmc`] for each node. [`open`] chooses the driver and is the one place that
-//! knows all of them; to add one, write its folder, add it there and to [`BmcError`], to `bmc.driver` in the
-//! model's spec and the spec's schema, and to the documents.
+//! Called by the agent, with one [`Bmc`] for each node. [`open`] chooses the driver and is the one
+//! place that knows all of them; to add one, write its folder, add it there and to [`BmcError`], to
+//! `bmc.driver` in the model's spec and the spec's schema, and to the documents.
 //!
-//! Above the drivers stand `driver` (the trait), `timing` and `power` (the loop until a power state is reached).
-//! `process` runs programs for the drivers that need one. No driver may trust that an accepted command was carried
-//! out, keep a BMC busy with two calls at once, or outlast a deadline.
+//! Above the drivers stand `driver` (the trait), `timing` and `power` (the loop until a power state
+//! is reached). `process` runs programs for the drivers that need one. No driver may trust that an
+//! accepted command was done, keep a BMC busy with two calls at once, or outlast a deadline.
 
 mod driver;
 mod error;
@@ -68,8 +69,8 @@ pub enum Trusted {
     No,
 }
 
-/// Opens a node's BMC with the driver that its spec names. Nothing is sent yet. `spacing` is the pause between two
-/// calls.
+/// Opens a node's BMC with the driver that its spec names. Nothing is sent yet. `spacing` is the
+/// pause between two calls.
 pub fn open(
     node: &NodeName,
     bmc: &spec::Bmc,

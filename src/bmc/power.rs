@@ -1,7 +1,7 @@
 //! Reaching a power state: the loop that every driver shares.
 //!
-//! Called by the drivers within one call. It must never take an accepted command for a carried-out one: only
-//! the state that the BMC reports ends it.
+//! Called by the drivers within one call. It must never take an accepted command for a carried-out
+//! one: only the state that the BMC reports ends it.
 
 use std::{future::Future, time::Duration};
 
@@ -47,8 +47,8 @@ pub(super) trait PowerCall {
 pub(super) enum Switched<E> {
     /// The BMC accepted it.
     Accepted,
-    /// The BMC refused it in a way that the next poll may explain: the machine is on its way already, or has
-    /// just arrived, or the command was carried out all the same.
+    /// The BMC refused it in a way that the next poll may explain: the machine is on its way
+    /// already, or has just arrived, or the command was done all the same.
     Refused(E),
 }
 
@@ -93,7 +93,8 @@ async fn pursue<C: PowerCall + Send>(
     Ok(())
 }
 
-/// Asks the system to shut down; if it has not within `grace`, or cannot be asked, the power is cut.
+/// Asks the system to shut down; if it has not within `grace`, or cannot be asked, the power is
+/// cut.
 pub(super) async fn soft_off<C: PowerCall + Send>(
     call: &mut C,
     grace: Duration,

@@ -1,7 +1,8 @@
 //! Running a program that speaks for a BMC.
 //!
-//! Called by the drivers that have one. It must never leave a program running that was given up, read more of
-//! its output than is of use, or wait for a pipe that a child of the program holds open.
+//! Called by the drivers that have one. It must never leave a program running that was given up,
+//! read more of its output than is of use, or wait for a pipe that a child of the program holds
+//! open.
 
 use std::{
     io,
@@ -19,9 +20,10 @@ use tokio::{
 /// Most of either output that is read, in bytes. A run's own says have some hundred.
 pub(super) const OUTPUT_BYTES_MAX: u64 = 16 << 10;
 /// How long the rest of the output is waited for once the program has ended.
-const DRAIN_LIMIT: Duration = Duration::from_millis(500);
+const DRAIN_LIMIT: Duration = Duration::from_millis(100);
 
-/// Runs a program in a process group of its own, which is killed if this is dropped, and collects its output.
+/// Runs a program in a process group of its own, which is killed if this is dropped, and collects
+/// its output.
 pub(super) async fn output(mut program: Command) -> io::Result<Output> {
     program
         .stdin(Stdio::null())

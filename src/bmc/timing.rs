@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// The waits of a BMC driver. The defaults are right for BMCs; tests on loopback are in more of a hurry.
+/// The waits of a BMC driver. The defaults are right for BMCs; tests on loopback are in more of a
+/// hurry.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// Before a datagram is sent again, or a program run again, for the first time.
@@ -17,11 +18,11 @@ pub struct Timing {
     pub doubt: Duration,
     /// How long a BMC may show the boot device that was set before.
     pub flags_settle: Duration,
-    /// Between two signs of life while a console is listened to. A BMC closes a session in which nothing was
-    /// said for 60 s, give or take 3 (IPMI 2.0 §6.12.15).
+    /// Between two signs of life while a console is listened to. A BMC closes a session in which
+    /// nothing was said for 60 s, give or take 3 (IPMI 2.0 §6.12.15).
     pub console_alive: Duration,
-    /// Before a console that somebody else has is asked for again, and the longest pause before one that was
-    /// lost is.
+    /// Before a console that somebody else has is asked for again, and the longest pause before one
+    /// that was lost is.
     pub console_retry: Duration,
     /// The longest run of a program that speaks for a BMC.
     pub program_run: Duration,

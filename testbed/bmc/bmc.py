@@ -84,14 +84,14 @@ class SimulatedBmc(Bmc):
     `guid` is the answer to Get System GUID, which is refused without it;
     `refuse_after_power` is like `refuse`, from each power command on, `user_gone_s`: for so long after each the user is unknown;
     `late_flags_s`: boot flags are shown so much later than they are set;
-    `nobodys_status` refuses every RAKP message 1 with this status, in the name of session 0;
+    `session_0_status` refuses every RAKP message 1 with this status, in the name of session 0;
     `kg` is the BMC key of two-key login, in bytes.
     """
 
     def __init__(self, machine, address, port=623, users=None, suites=(3, 17), privilege="administrator",
                  privilege_check="session", slow_power_s=0, deaf_power=False, refuse=(), log=None, downgrade=False,
                  manufacturer=0, flags_valid_s=BOOT_FLAGS_VALID_S, forgetful=False, least_pause_s=0,
-                 guid=None, refuse_after_power=(), user_gone_s=0, late_flags_s=0, nobodys_status=None, kg=None):
+                 guid=None, refuse_after_power=(), user_gone_s=0, late_flags_s=0, session_0_status=None, kg=None):
         # Without the thread that pyghmi reads with: before this one sends, it makes the socket wait, and if the other one is about to read
         # what is not there yet, that is the end for every BMC of the process.
         ipmisession.iothread, ipmisession.iothreadready = threading.current_thread(), True
@@ -115,7 +115,7 @@ class SimulatedBmc(Bmc):
         self.user_back_at = 0
         self.late_flags_s = late_flags_s
         self.shown_flags = [(0, bytearray(5))]
-        self.nobodys_status = nobodys_status
+        self.session_0_status = session_0_status
         self.bmc_key = kg
         self.log = log or (lambda event, **fields: None)
         self.boot_flags = bytearray(5)
@@ -330,9 +330,9 @@ class SuiteSession(serversession.ServerSession):
         if self.bmc.privilege_check == "handshake" and asked > self.bmc.max_privilege:
             self._send_plain("rakp2", bytearray([data[0], 0x0A, 0, 0]) + self.clientsessionid)
             return
-        if self.bmc.nobodys_status is not None:
-            self.bmc.log("refused", status=self.bmc.nobodys_status)
-            self._send_plain("rakp2", bytearray([data[0], self.bmc.nobodys_status, 0, 0]) + bytes(36))
+        if self.bmc.session_0_status is not None:
+            self.bmc.log("refused", status=self.bmc.session_0_status)
+            self._send_plain("rakp2", bytearray([data[0], self.bmc.session_0_status, 0, 0]) + bytes(36))
             return
         password = self.authdata.get(self.username.decode("utf-8", "replace"))
         if password is None or time.monotonic() < self.bmc.user_back_at:
@@ -460,7 +460,7 @@ def main():
                         help="the same, counted anew from each power command on")
     parser.add_argument("--user-gone", type=float, default=0, metavar="SECONDS", help="know no user for so long after each power command")
     parser.add_argument("--late-flags", type=float, default=0, metavar="SECONDS", help="show boot flags so much later than they are set")
-    parser.add_argument("--nobodys-status", type=int, metavar="STATUS",
+    parser.add_argument("--session-0-status", type=int, metavar="STATUS",
                         help="refuse every RAKP message 1 with this status, in the name of session 0")
     parser.add_argument("--kg", type=os.fsencode, metavar="KEY", help="the BMC key of two-key login")
     parser.add_argument("--manufacturer", type=int, default=0, help="the maker's IANA number; 10876 is Supermicro, with its own UEFI disk")
@@ -487,7 +487,7 @@ def main():
         slow_power_s=args.slow_power, deaf_power=args.deaf_power, refuse=args.refuse, manufacturer=args.manufacturer,
         flags_valid_s=args.flags_valid, forgetful=args.forgetful, least_pause_s=args.least_pause, guid=args.guid,
         refuse_after_power=args.refuse_after_power, user_gone_s=args.user_gone, late_flags_s=args.late_flags,
-        nobodys_status=args.nobodys_status, kg=args.kg,
+        session_0_status=args.session_0_status, kg=args.kg,
         log=json_log(args.log) if args.log else None)
     print("ready", flush=True)
     serve(bmc)

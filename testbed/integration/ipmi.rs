@@ -183,12 +183,12 @@ async fn the_remembered_suite_is_forgotten_when_the_bmc_changes_its_mind() {
 #[tokio::test]
 async fn a_bmc_that_answers_with_a_weaker_suite_than_asked_for_is_refused() {
     let simulator = pyghmi(&["--suite", "downgrade"]);
-    let asked = |cipher_suite| {
+    let bmc_with = |cipher_suite| {
         IpmiClient::new(IpmiConfig { cipher_suite, ..config(simulator.port) }, TIMING)
     };
-    let error = asked(Some(CipherSuite::Sha256)).power_state(soon()).await.unwrap_err();
+    let error = bmc_with(Some(CipherSuite::Sha256)).power_state(soon()).await.unwrap_err();
     assert_eq!(error.kind, IpmiErrorKind::SuitesRefused { suites: vec![CipherSuite::Sha256] });
-    asked(None).power_state(soon()).await.unwrap();
+    bmc_with(None).power_state(soon()).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
-//! One call to a BMC: the turn, the session, and everything that may pass tried again until the deadline.
+//! One call to a BMC: the turn, the session, and everything that may pass tried again until the
+//! deadline.
 //!
-//! Called by the client, which speaks to it in commands. It must never outlast the deadline, try a wrong password again and again, or
-//! open a second session beside the first.
+//! Called by the client, which speaks to it in commands. It must never outlast the deadline, try a
+//! wrong password again and again, or open a second session beside the first.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -13,7 +14,7 @@ use tokio::{
 
 use super::{
     client::{IpmiClient, Memory},
-    commands::Command,
+    commands::IpmiCommand,
     error::{IpmiError, IpmiErrorKind, is_short_of_sessions},
     link::Link,
     refusal::Verdict,
@@ -30,7 +31,7 @@ const SUITES: [CipherSuite; 2] = [CipherSuite::Sha256, CipherSuite::Sha1];
 const PASSWORD_BYTES_MAX: usize = 20;
 
 /// A call under way. It holds the BMC's turn.
-pub(super) struct Call<'a> {
+pub(super) struct IpmiCall<'a> {
     pub(super) bmc: &'a IpmiClient,
     pub(super) memory: MutexGuard<'a, Memory>,
     started: Instant,
@@ -38,7 +39,7 @@ pub(super) struct Call<'a> {
     channel: Option<Box<dyn Channel>>,
     /// The search for a channel that is not over.
     search: Option<Search>,
-    /// What stood in the way last: the error if the deadline comes now.
+    /// The last obstacle: the error if the deadline comes now.
     trouble: Trouble,
 }
 
@@ -49,9 +50,9 @@ enum Trouble {
     Unresolved(String),
     Silence(Option<io::ErrorKind>),
     Status(u8),
-    Busy(Command, u8),
+    Busy(IpmiCommand, u8),
     /// Refused, and nobody can say for how long.
-    Refused(Command, u8),
+    Refused(IpmiCommand, u8),
     /// Refused, although it was accepted before.
     Doubted(IpmiErrorKind),
     Program(String),
@@ -61,7 +62,7 @@ enum Trouble {
 /// unclear.
 const OPTIONAL_SENDS_MAX: u32 = 2;
 
-impl<'a> Call<'a> {
+impl<'a> IpmiCall<'a> {
     /// Waits for the BMC's turn and for the pause since the last call.
     pub(super) async fn begin(bmc: &'a IpmiClient, deadline: Instant) -> Result<Self, IpmiError> {
         let started = Instant::now();
@@ -97,13 +98,13 @@ impl<'a> Call<'a> {
         self.deadline = self.deadline.min(deadline);
     }
 
-    /// Sends a command until it is carried out or refused for good. Returns the answer's data.
-    pub(super) async fn command(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
+    /// Sends a command until it is done or refused for good. Returns the answer's data.
+    pub(super) async fn command(&mut self, command: IpmiCommand) -> Result<Vec<u8>, IpmiError> {
         self.command_few_times(command, u32::MAX).await
     }
 
     /// Sends a command that the caller can do without: no refusal keeps it long.
-    pub(super) async fn optional(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
+    pub(super) async fn optional(&mut self, command: IpmiCommand) -> Result<Vec<u8>, IpmiError> {
         self.command_few_times(command, OPTIONAL_SENDS_MAX).await
     }
 
@@ -111,7 +112,7 @@ impl<'a> Call<'a> {
     /// times in all.
     pub(super) async fn command_few_times(
         &mut self,
-        command: Command,
+        command: IpmiCommand,
         sends_max: u32,
     ) -> Result<Vec<u8>, IpmiError> {
         match timeout_at(self.deadline, self.persist(command, sends_max)).await {
@@ -136,7 +137,11 @@ impl<'a> Call<'a> {
         self.bmc.error(kind)
     }
 
-    async fn persist(&mut self, command: Command, sends_max: u32) -> Result<Vec<u8>, IpmiError> {
+    async fn persist(
+        &mut self,
+        command: IpmiCommand,
+        sends_max: u32,
+    ) -> Result<Vec<u8>, IpmiError> {
         let mut pauses = self.pauses();
         let mut unclear = 0;
         loop {
@@ -161,7 +166,7 @@ impl<'a> Call<'a> {
                 }
                 // A BMC that is starting knows fewer commands than it will.
                 Verdict::Final
-                    if command == Command::GetChassisStatus
+                    if command == IpmiCommand::GetChassisStatus
                         && self.memory.trust.covers(command) =>
                 {
                     self.trouble = Trouble::Refused(command, completion);
@@ -199,9 +204,9 @@ impl<'a> Call<'a> {
     }
 
     /// Sends a command once, on the channel that is open or a new one. `None`: it was not answered.
-    async fn send(&mut self, command: Command) -> Result<Option<CommandAnswer>, IpmiError> {
-        // A local while it is in use: if the deadline drops this future, the channel goes with it, and a
-        // session says goodbye.
+    async fn send(&mut self, command: IpmiCommand) -> Result<Option<CommandAnswer>, IpmiError> {
+        // A local while it is in use: if the deadline drops this future, the channel goes with it,
+        // and a session says goodbye.
         let mut channel = match self.channel.take() {
             Some(channel) => channel,
             None => self.connect().await?,
@@ -286,8 +291,8 @@ impl<'a> Call<'a> {
         })
     }
 
-    /// The address to try next, and in the search the suite: all addresses with one suite, then with the
-    /// other.
+    /// The address to try next, and in the search the suite: all addresses with one suite, then
+    /// with the other.
     async fn candidate(&mut self, search: &mut Search) -> Result<SocketAddr, IpmiError> {
         loop {
             let addresses = self.resolve().await;
@@ -310,18 +315,19 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// The suite of this turn: the spec's, else the one known to work, else 17 and 3 by turns, leaving out what was refused.
-    fn suite(&self, refused: &[CipherSuite], turn: usize) -> Result<CipherSuite, IpmiErrorKind> {
-        let asked: &[CipherSuite] = self.bmc.config.cipher_suite.as_slice();
-        let asked = if asked.is_empty() { &SUITES } else { asked };
+    /// The suite of a try: the spec's, else the one known to work, else 17 and 3 by turns, leaving
+    /// out what was refused.
+    fn suite(&self, refused: &[CipherSuite], round: usize) -> Result<CipherSuite, IpmiErrorKind> {
+        let allowed: &[CipherSuite] = self.bmc.config.cipher_suite.as_slice();
+        let allowed = if allowed.is_empty() { &SUITES } else { allowed };
         let left: Vec<CipherSuite> =
-            asked.iter().copied().filter(|suite| !refused.contains(suite)).collect();
-        let by_turns = left.iter().cycle().nth(turn % SUITES.len());
+            allowed.iter().copied().filter(|suite| !refused.contains(suite)).collect();
+        let alternating = left.iter().cycle().nth(round % SUITES.len());
         self.memory
             .suite
             .filter(|suite| left.contains(suite))
-            .or(by_turns.copied())
-            .ok_or_else(|| IpmiErrorKind::SuitesRefused { suites: asked.to_vec() })
+            .or(alternating.copied())
+            .ok_or_else(|| IpmiErrorKind::SuitesRefused { suites: allowed.to_vec() })
     }
 
     /// The BMC's addresses; none if its name cannot be resolved now.
@@ -336,7 +342,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// What a failed attempt says about the next one, after a pause if the BMC has to get over something.
+    /// Prepares the next try by a failure, after a pause if the BMC has to get over something.
     async fn learn(&mut self, search: &mut Search, failed: &NotOpened) -> Result<(), IpmiError> {
         let (suite, habits) = (search.suite, self.bmc.transport.habits());
         tracing::debug!(bmc = %self.bmc.config.address, suite = u8::from(suite), ?failed, "no session");
@@ -346,12 +352,13 @@ impl<'a> Call<'a> {
         match failed.failure {
             LoginFailure::Silent => {
                 self.trouble = Trouble::Silence(failed.network);
-                let nothing_heard = failed.network.is_none() && !failed.suite_accepted;
-                if nothing_heard && self.memory.suite.take().is_some() {
+                let nothing_received = failed.network.is_none() && !failed.suite_accepted;
+                if nothing_received && self.memory.suite.take().is_some() {
                     // New firmware may ignore what the old one took.
                     search.attempts = 0;
                 }
-                // The network answers at once and so may the program; a silent BMC has cost its time already.
+                // The network answers at once and so may the program; a silent BMC has cost its
+                // time already.
                 if failed.network.is_some() || !habits.keeps_session {
                     sleep(search.pauses.next_pause()).await;
                 }
@@ -398,12 +405,13 @@ impl<'a> Call<'a> {
         Ok(())
     }
 
-    /// Every session begins as `user`, who may look but not touch. `None`: the session was lost at once.
+    /// Every session begins as `user`, who may look but not touch. `None`: the session was lost at
+    /// once.
     async fn raise_privilege(
         &mut self,
         mut channel: Box<dyn Channel>,
     ) -> Result<Option<Box<dyn Channel>>, IpmiError> {
-        let command = Command::SetSessionPrivilege(self.bmc.config.privilege);
+        let command = IpmiCommand::SetSessionPrivilege(self.bmc.config.privilege);
         match channel.exchange(command).await {
             Exchange::Answer(answer) => {
                 let completion = answer.completion;
@@ -477,13 +485,13 @@ impl<'a> Call<'a> {
     }
 }
 
-impl Drop for Call<'_> {
+impl Drop for IpmiCall<'_> {
     fn drop(&mut self) {
         self.memory.last_contact = Some(Instant::now());
     }
 }
 
-/// What the search for a session has met so far.
+/// The search for a session, and its failures so far.
 struct Search {
     attempts: usize,
     /// The suite of the try under way.

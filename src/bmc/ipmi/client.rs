@@ -1,14 +1,15 @@
 //! A BMC that speaks IPMI: power states to reach and boot devices to set.
 //!
-//! Called by the IPMI and ipmitool drivers. It must never take an accepted command for a carried-out one.
+//! Called by the IPMI and ipmitool drivers. It must never take an accepted command for a
+//! carried-out one.
 
 use std::time::Duration;
 
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{
-    call::Call,
-    commands::{self, BootFlags, Command},
+    call::IpmiCall,
+    commands::{self, BootFlags, IpmiCommand},
     error::{IpmiError, IpmiErrorKind},
     link::Rmcp,
     refusal::{NOT_IN_THIS_STATE, Trust, Verdict},
@@ -44,13 +45,14 @@ pub struct IpmiConfig {
     pub privilege: Privilege,
     /// The one cipher suite to use; `None` tries 17, then 3, and remembers what worked.
     pub cipher_suite: Option<CipherSuite>,
-    /// The pause between two calls, and between two polls of the power state: some BMCs crash when they are
-    /// asked more often.
+    /// The pause between two calls, and between two polls of the power state: some BMCs crash when
+    /// they are asked more often.
     pub spacing: Duration,
 }
 
-/// One BMC that speaks IPMI. Calls take turns; each opens a session, does its work, and closes the session,
-/// also when it fails or is dropped. Every call tries again what may pass, until its deadline.
+/// One BMC that speaks IPMI. Calls take turns; each opens a session, does its work, and closes the
+/// session, also when it fails or is dropped. Every call tries again what may pass, until its
+/// deadline.
 #[derive(Debug)]
 pub struct IpmiClient {
     pub(super) config: IpmiConfig,
@@ -97,7 +99,7 @@ impl IpmiClient {
 
     /// Whether the machine is on.
     pub async fn power_state(&self, deadline: Instant) -> Result<PowerState, IpmiError> {
-        let mut call = Call::begin(self, deadline).await?;
+        let mut call = IpmiCall::begin(self, deadline).await?;
         let result = call.power_state().await;
         call.end().await;
         result
@@ -105,20 +107,21 @@ impl IpmiClient {
 
     /// What it says is the UUID of its system.
     pub async fn system_guid(&self, deadline: Instant) -> Result<SystemGuid, IpmiError> {
-        let mut call = Call::begin(self, deadline).await?;
+        let mut call = IpmiCall::begin(self, deadline).await?;
         let result = call.system_guid().await;
         call.end().await;
         result
     }
 
-    /// Gives one power command. That it was accepted does not mean that it was carried out: see [`IpmiClient::reach_power`].
+    /// Gives one power command. That it was accepted does not mean that it was done: see
+    /// [`IpmiClient::reach_power`].
     pub async fn chassis_control(
         &self,
         control: ChassisControl,
         deadline: Instant,
     ) -> Result<(), IpmiError> {
-        let mut call = Call::begin(self, deadline).await?;
-        let result = call.command(Command::ChassisControl(control)).await;
+        let mut call = IpmiCall::begin(self, deadline).await?;
+        let result = call.command(IpmiCommand::ChassisControl(control)).await;
         call.end().await;
         result.map(drop)
     }
@@ -128,21 +131,23 @@ impl IpmiClient {
         self.chassis_control(ChassisControl::PowerCycle, deadline).await
     }
 
-    /// Brings the machine to a power state and returns when the BMC reports it; at once if it does already.
+    /// Brings the machine to a power state and returns when the BMC reports it; at once if it does
+    /// already.
     pub async fn reach_power(
         &self,
         wanted: PowerState,
         deadline: Instant,
     ) -> Result<(), IpmiError> {
-        let mut call = Call::begin(self, deadline).await?;
+        let mut call = IpmiCall::begin(self, deadline).await?;
         let result = power::reach_power(&mut call, wanted).await;
         call.end().await;
         result
     }
 
-    /// Asks the system to shut down; if it has not within `grace`, or the BMC cannot ask, the power is cut.
+    /// Asks the system to shut down; if it has not within `grace`, or the BMC cannot ask, the power
+    /// is cut.
     pub async fn soft_off(&self, grace: Duration, deadline: Instant) -> Result<(), IpmiError> {
-        let mut call = Call::begin(self, deadline).await?;
+        let mut call = IpmiCall::begin(self, deadline).await?;
         let result = power::soft_off(&mut call, grace).await;
         call.end().await;
         result
@@ -156,7 +161,7 @@ impl IpmiClient {
         firmware: Firmware,
         deadline: Instant,
     ) -> Result<(), IpmiError> {
-        let mut call = Call::begin(self, deadline).await?;
+        let mut call = IpmiCall::begin(self, deadline).await?;
         let result = call.set_boot_device(device, persistence, firmware).await;
         call.end().await;
         result
@@ -172,22 +177,22 @@ impl IpmiClient {
     }
 }
 
-impl PowerCall for Call<'_> {
+impl PowerCall for IpmiCall<'_> {
     type Error = IpmiError;
 
     async fn power_state(&mut self) -> Result<PowerState, IpmiError> {
-        Call::power_state(self).await
+        IpmiCall::power_state(self).await
     }
 
     async fn switch(&mut self, wanted: PowerState) -> Result<Switched<IpmiError>, IpmiError> {
-        let command = Command::ChassisControl(match wanted {
+        let command = IpmiCommand::ChassisControl(match wanted {
             PowerState::On => ChassisControl::PowerUp,
             PowerState::Off => ChassisControl::PowerDown,
         });
         match self.command_few_times(command, 1).await {
             Ok(_) => Ok(Switched::Accepted),
-            // Refused in this state: it is on its way already, or has just arrived. Refused for no clear
-            // reason: it may have been carried out all the same.
+            // Refused in this state: it is on its way already, or has just arrived. Refused for no
+            // clear reason: it may have been done all the same.
             Err(error) => match error.kind {
                 IpmiErrorKind::CommandRefused { completion, .. }
                     if completion == NOT_IN_THIS_STATE
@@ -201,12 +206,12 @@ impl PowerCall for Call<'_> {
     }
 
     async fn ask_shutdown(&mut self) -> Result<bool, IpmiError> {
-        let asked = self.optional(Command::ChassisControl(ChassisControl::SoftShutdown)).await;
-        accepted(asked, |_| true)
+        let given = self.optional(IpmiCommand::ChassisControl(ChassisControl::SoftShutdown)).await;
+        accepted(given, |_| true)
     }
 
     async fn pause(&mut self, length: Duration) -> bool {
-        Call::pause(self, length).await
+        IpmiCall::pause(self, length).await
     }
 
     fn is_cut_off(&self) -> bool {
@@ -226,16 +231,16 @@ impl PowerCall for Call<'_> {
     }
 }
 
-impl Call<'_> {
+impl IpmiCall<'_> {
     pub(super) async fn power_state(&mut self) -> Result<PowerState, IpmiError> {
-        let command = Command::GetChassisStatus;
+        let command = IpmiCommand::GetChassisStatus;
         let answer = self.command(command).await?;
         commands::power_state(&answer)
             .ok_or_else(|| self.error(IpmiErrorKind::BadAnswer { command: command.name() }))
     }
 
     async fn system_guid(&mut self) -> Result<SystemGuid, IpmiError> {
-        let command = Command::GetSystemGuid;
+        let command = IpmiCommand::GetSystemGuid;
         let answer =
             match self.command(command).await {
                 // A refusal that may pass says nothing of the BMC.
@@ -256,14 +261,17 @@ impl Call<'_> {
         let supermicro_matters = device == BootDevice::Disk && firmware == Firmware::Uefi;
         let manufacturer = if supermicro_matters { self.manufacturer().await? } else { None };
         let flags = BootFlags::choose(device, persistence, firmware, manufacturer);
-        // The frame around the flags is as ipmitool sends it. Many BMCs know none of it, OpenBMC refuses parameter 3.
-        for optional in
-            [Command::KeepBootFlags, Command::SetBootInProgress(1), Command::ClearBootAcknowledge]
-        {
+        // The frame around the flags is as ipmitool sends it. Many BMCs know none of it, OpenBMC
+        // refuses parameter 3.
+        for optional in [
+            IpmiCommand::KeepBootFlags,
+            IpmiCommand::SetBootInProgress(1),
+            IpmiCommand::ClearBootAcknowledge,
+        ] {
             accepted(self.optional(optional).await, |_| true)?;
         }
-        let set = self.command(Command::SetBootFlags(flags)).await;
-        for optional in [Command::SetBootInProgress(2), Command::SetBootInProgress(0)] {
+        let set = self.command(IpmiCommand::SetBootFlags(flags)).await;
+        for optional in [IpmiCommand::SetBootInProgress(2), IpmiCommand::SetBootInProgress(0)] {
             accepted(self.optional(optional).await, |_| true)?;
         }
         set?;
@@ -307,7 +315,7 @@ impl Call<'_> {
 
     /// The boot flags; `None` if the BMC does not show them.
     async fn boot_flags(&mut self) -> Result<Option<BootFlags>, IpmiError> {
-        match self.optional(Command::GetBootFlags).await {
+        match self.optional(IpmiCommand::GetBootFlags).await {
             Ok(answer) => Ok(BootFlags::decode(&answer)),
             Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => Ok(None),
             Err(error) => Err(error),
@@ -316,7 +324,7 @@ impl Call<'_> {
 
     /// The maker's IANA number, if the BMC says.
     async fn manufacturer(&mut self) -> Result<Option<u32>, IpmiError> {
-        match self.optional(Command::GetDeviceId).await {
+        match self.optional(IpmiCommand::GetDeviceId).await {
             Ok(answer) => Ok(commands::manufacturer(&answer)),
             Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => Ok(None),
             Err(error) => Err(error),
@@ -324,7 +332,8 @@ impl Call<'_> {
     }
 }
 
-/// Whether the command was accepted. A refusal with a completion code that is `tolerable` is no error.
+/// Whether the command was accepted. A refusal with a completion code that is `tolerable` is no
+/// error.
 pub(super) fn accepted(
     result: Result<Vec<u8>, IpmiError>,
     tolerable: impl Fn(u8) -> bool,

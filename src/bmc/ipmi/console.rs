@@ -1,16 +1,16 @@
-//! What a machine prints on its serial line, by serial over LAN (IPMI 2.0 §15, §24).
+//! A machine's output on its serial line, by serial over LAN (IPMI 2.0 §15, §24).
 //!
-//! Called by the agent. It must never send the machine a character, hold the BMC's turn while it listens, take the console away from
-//! anybody twice, or leave its session open.
+//! Called by the agent. It must never send the machine a character, hold the BMC's turn while it
+//! listens, take the console away from anybody twice, or leave its session open.
 
 use std::{future::Future, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    call::Call,
+    call::IpmiCall,
     client::{IpmiClient, accepted},
-    commands::{self, Command},
+    commands::{self, IpmiCommand},
     error::{IpmiError, IpmiErrorKind},
     link::Link,
     sol::{Acknowledgement, Stream},
@@ -21,11 +21,13 @@ use crate::{
     model::backoff::Backoff,
 };
 
-/// How long the BMC's turn is waited for: whoever has it may wait for a machine to go off, and nobody waits for a console.
-const TURN_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// How long the BMC's turn is waited for: whoever has it may wait for a machine to go off, and
+/// nobody waits for a console.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(3600);
 /// What leaving may take.
 const LEAVE_TIME_MAX: Duration = Duration::from_secs(3);
-/// Why a console is not opened (IPMI 2.0 §24.1, table 5-2). Some say "disabled" while the machine is off.
+/// Why a console is not opened (IPMI 2.0 §24.1, table 5-2). Some say "disabled" while the machine
+/// is off.
 const ACTIVE_ELSEWHERE: u8 = 0x80;
 const DISABLED: u8 = 0x81;
 const ALL_ACTIVE: u8 = 0x82;
@@ -33,11 +35,13 @@ const NEVER_WITHOUT_CIPHER: u8 = 0x84;
 const NOT_NOW: u8 = 0xd5;
 
 impl IpmiClient {
-    /// Tells what the machine prints until `stop` is ready, or until it is clear that there is no console to be had. Opening it takes the
-    /// BMC's turn, for `limit` at most; listening does not.
+    /// Passes on what the machine prints until `stop` is ready, or until it is clear that there is
+    /// no console to be had. Opening it takes the BMC's turn, for `limit` at most; listening does
+    /// not.
     ///
-    /// Whoever has the console when this begins loses it: it is usually a session that nobody closed. Whoever takes it later keeps it.
-    /// One listens at a time. A future that is dropped closes its session as well as it can without waiting.
+    /// Whoever has the console when this begins loses it: it is usually a session that nobody
+    /// closed. Whoever takes it later keeps it. One listens at a time. A future that is dropped
+    /// closes its session as well as it can without waiting.
     pub async fn console(
         &self,
         limit: Duration,
@@ -45,7 +49,7 @@ impl IpmiClient {
         stop: impl Future<Output = ()>,
     ) {
         tokio::pin!(stop);
-        let Some(_turn) = unless(&mut stop, self.console.lock()).await else { return };
+        let Some(_lock) = unless(&mut stop, self.console.lock()).await else { return };
         let alive = self.timing.console_alive;
         let mut pauses = self.console_pauses();
         let mut take_over = true;
@@ -93,10 +97,11 @@ impl IpmiClient {
 
     /// A session that has the console.
     async fn open_console(&self, limit: Duration, take_over: bool) -> Result<Link, IpmiError> {
-        let mut call = Call::begin(self, Instant::now() + TURN_WAIT_MAX).await?;
+        let mut call = IpmiCall::begin(self, Instant::now() + LOCK_WAIT_MAX).await?;
         call.hurry(Instant::now() + limit);
         match call.open_console(take_over).await {
-            // The port it is at is not looked at: it says its own, which may be forwarded, and some turn its bytes around.
+            // The port it is at is not looked at: it says its own, which may be forwarded, and some
+            // turn its bytes around.
             Ok(_sizes_and_port) => call.end_with_link(),
             Err(error) => {
                 call.end().await;
@@ -106,12 +111,12 @@ impl IpmiClient {
     }
 }
 
-impl Call<'_> {
+impl IpmiCall<'_> {
     async fn open_console(&mut self, take_over: bool) -> Result<Vec<u8>, IpmiError> {
-        let mut opened = self.optional(Command::OpenConsole).await;
+        let mut opened = self.optional(IpmiCommand::OpenConsole).await;
         if take_over && refusal(&opened) == Some(ACTIVE_ELSEWHERE) {
-            accepted(self.optional(Command::CloseConsole).await, |_| true)?;
-            opened = self.optional(Command::OpenConsole).await;
+            accepted(self.optional(IpmiCommand::CloseConsole).await, |_| true)?;
+            opened = self.optional(IpmiCommand::OpenConsole).await;
         }
         match refusal(&opened) {
             Some(completion @ (ACTIVE_ELSEWHERE..=NEVER_WITHOUT_CIPHER | NOT_NOW)) => {
@@ -122,7 +127,8 @@ impl Call<'_> {
     }
 }
 
-/// Listens until the console or its session is lost. The session is kept alive by asking whose the console is.
+/// Listens until the console or its session is lost. The session is kept alive by asking whose the
+/// console is.
 async fn listen(
     link: &mut Link,
     alive: Duration,
@@ -139,7 +145,7 @@ async fn listen(
             return;
         }
         let take = &mut |payload: &[u8]| ear.take(payload);
-        match link.send_beside(Command::GetConsoleOwner, take).await {
+        match link.send_beside(IpmiCommand::GetConsoleOwner, take).await {
             Exchange::Answer(answer) if commands::console_is_closed(&answer.data) => return,
             // Even that it does not know the command is a sign of life.
             Exchange::Answer(_) => {}
@@ -151,13 +157,13 @@ async fn listen(
 /// Closes the session, and the console before it if it is still ours to close.
 async fn leave(mut link: Link, is_ours: bool) {
     let deadline = Instant::now() + LEAVE_TIME_MAX;
-    if is_ours && timeout_at(deadline, link.send(Command::CloseConsole)).await.is_err() {
+    if is_ours && timeout_at(deadline, link.send(IpmiCommand::CloseConsole)).await.is_err() {
         tracing::debug!("a bmc did not answer that its console is closed");
     }
     link.close(deadline).await;
 }
 
-/// Whoever listens.
+/// The receiver of a console, and how far it has come.
 struct Ear<'a, T> {
     stream: Stream,
     /// The BMC said that nothing more comes.
@@ -188,7 +194,8 @@ fn refusal(result: &Result<Vec<u8>, IpmiError>) -> Option<u8> {
     }
 }
 
-/// Whether there may be a console later. What does not pass is not asked for again: a BMC locks out who goes on with a wrong password.
+/// Whether there may be a console later. What does not pass is not asked for again: a BMC locks out
+/// who goes on with a wrong password.
 const fn passes(kind: &IpmiErrorKind) -> bool {
     matches!(
         kind,

@@ -5,9 +5,9 @@
 use tokio::time::Instant;
 
 use super::{
-    call::Call,
+    call::IpmiCall,
     client::IpmiClient,
-    commands::{self, BootFlags, Command},
+    commands::{self, BootFlags, IpmiCommand},
     error::{IpmiError, IpmiErrorKind},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 
 /// A BMC's own description (IPMI 2.0 §20.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Device {
+pub struct BmcDevice {
     /// The maker's IANA enterprise number; 0 if it is not said.
     pub manufacturer: u32,
     /// The maker's number for the product.
@@ -33,25 +33,25 @@ pub struct Device {
 impl IpmiClient {
     /// Whether the machine is on, and what it boots from.
     pub async fn chassis(&self, deadline: Instant) -> Result<Chassis, IpmiError> {
-        let mut call = Call::begin(self, deadline).await?;
+        let mut call = IpmiCall::begin(self, deadline).await?;
         let result = call.chassis().await;
         call.end().await;
         result
     }
 
     /// What the BMC is.
-    pub async fn device(&self, deadline: Instant) -> Result<Device, IpmiError> {
-        let mut call = Call::begin(self, deadline).await?;
+    pub async fn device(&self, deadline: Instant) -> Result<BmcDevice, IpmiError> {
+        let mut call = IpmiCall::begin(self, deadline).await?;
         let result = call.device().await;
         call.end().await;
         result
     }
 }
 
-impl Call<'_> {
+impl IpmiCall<'_> {
     async fn chassis(&mut self) -> Result<Chassis, IpmiError> {
         let power = self.power_state().await?;
-        let boot = match self.optional(Command::GetBootFlags).await {
+        let boot = match self.optional(IpmiCommand::GetBootFlags).await {
             Ok(answer) => BootFlags::decode(&answer).map(boot_choice),
             Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => None,
             Err(error) => return Err(error),
@@ -59,10 +59,10 @@ impl Call<'_> {
         Ok(Chassis { power, boot })
     }
 
-    async fn device(&mut self) -> Result<Device, IpmiError> {
-        let command = Command::GetDeviceId;
+    async fn device(&mut self) -> Result<BmcDevice, IpmiError> {
+        let command = IpmiCommand::GetDeviceId;
         let answer = self.command(command).await?;
-        Device::decode(&answer, self.memory.suite)
+        BmcDevice::decode(&answer, self.memory.suite)
             .ok_or_else(|| self.error(IpmiErrorKind::BadAnswer { command: command.name() }))
     }
 }
@@ -77,7 +77,7 @@ fn boot_choice(flags: BootFlags) -> BootChoice {
     }
 }
 
-impl Device {
+impl BmcDevice {
     /// The description as `hostler bmc NODE info` shows it.
     pub(super) fn facts(self) -> Vec<Fact> {
         let Self { manufacturer, product, firmware, ipmi, suite } = self;
@@ -93,14 +93,15 @@ impl Device {
         .collect()
     }
 
-    /// From the answer to [`Command::GetDeviceId`]; `None` if it is cut short.
+    /// From the answer to [`IpmiCommand::GetDeviceId`]; `None` if it is cut short.
     fn decode(answer: &[u8], suite: Option<CipherSuite>) -> Option<Self> {
         let [_id, _revision, major, minor, ipmi, _support, _, _, _, product @ ..] =
             *answer.first_chunk::<11>()?;
         Some(Self {
             manufacturer: commands::manufacturer(answer)?,
             product: u16::from_le_bytes(product),
-            // The upper bit says that it is updating itself; the minor number and IPMI's are decimal digits, the latter swapped.
+            // The upper bit says that it is updating itself; the minor number and IPMI's are
+            // decimal digits, the latter swapped.
             firmware: (major & 0x7f, (minor >> 4) * 10 + (minor & 0x0f)),
             ipmi: (ipmi & 0x0f, ipmi >> 4),
             suite,
@@ -119,10 +120,15 @@ mod tests {
     fn a_device_id_is_read_as_ipmitool_reads_it() {
         let answer = [0x20, 1, 0x82, 0x13, 0x51, 0xbf, 0x7c, 0x2a, 0x00, 0x34, 0x12, 9, 9];
         let suite = Some(CipherSuite::Sha256);
-        let device =
-            Device { manufacturer: 10876, product: 0x1234, firmware: (2, 13), ipmi: (1, 5), suite };
-        assert_eq!(Device::decode(&answer, suite), Some(device));
-        assert_eq!(Device::decode(&answer[..10], suite), None);
+        let device = BmcDevice {
+            manufacturer: 10876,
+            product: 0x1234,
+            firmware: (2, 13),
+            ipmi: (1, 5),
+            suite,
+        };
+        assert_eq!(BmcDevice::decode(&answer, suite), Some(device));
+        assert_eq!(BmcDevice::decode(&answer[..10], suite), None);
     }
 
     #[test]
@@ -146,7 +152,7 @@ mod tests {
     proptest! {
         #[test]
         fn reading_what_a_bmc_is_never_panics_on_any_bytes(bytes: Vec<u8>) {
-            let _ignored = (Device::decode(&bytes, None), BootFlags::decode(&bytes).map(boot_choice));
+            let _ignored = (BmcDevice::decode(&bytes, None), BootFlags::decode(&bytes).map(boot_choice));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong with a BMC, in an administrator's words.
 //!
-//! Made by the client; an administrator reads the message, and the agent goes by the advice. No secret is in it.
+//! Made by the client; an administrator reads the message, and the agent goes by the advice. No
+//! secret is in it.
 
 use std::{io, time::Duration};
 
@@ -22,7 +23,8 @@ pub struct IpmiError {
     pub kind: IpmiErrorKind,
 }
 
-/// The ways a call to a BMC fails. Whatever may pass was tried again until the deadline before it became one of these.
+/// The ways a call to a BMC fails. Whatever may pass was tried again until the deadline before it
+/// became one of these.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum IpmiErrorKind {
     /// The host name has no address.
@@ -31,7 +33,7 @@ pub enum IpmiErrorKind {
         /// What the resolver said.
         reason: String,
     },
-    /// Nothing was heard until the deadline.
+    /// Nothing was received until the deadline.
     #[error("{}", silence(*.network, *.waited))]
     NoAnswer {
         /// How long it was tried.

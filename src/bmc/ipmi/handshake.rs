@@ -27,7 +27,8 @@ use crate::model::{
 
 /// Look the user up by name alone, whatever privilege he may have (IPMI 2.0 table 13-11).
 const NAME_ONLY: u8 = 0x10;
-/// Session ids a BMC may name in one handshake. More than this come only from a network that repeats without end.
+/// Session ids a BMC may name in one handshake. More than this come only from a network that
+/// repeats without end.
 const CANDIDATES_MAX: usize = 4;
 /// RAKP status code "invalid session id" (IPMI 2.0 table 13-15).
 const STATUS_INVALID_SESSION: u8 = 0x02;
@@ -43,7 +44,7 @@ pub(super) struct Credentials {
 
 /// What a handshake needs of chance: fresh for each.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Chance {
+pub(super) struct Nonces {
     pub(super) tag: u8,
     pub(super) console_id: u32,
     pub(super) challenge: [u8; 16],
@@ -54,7 +55,7 @@ pub(super) struct Chance {
 pub(super) struct Handshake {
     credentials: Credentials,
     suite: CipherSuite,
-    chance: Chance,
+    nonces: Nonces,
     /// The session ids the BMC named, newest last.
     candidates: Vec<u32>,
     stage: Stage,
@@ -102,18 +103,18 @@ pub(super) enum Progress {
 
 impl Handshake {
     /// A handshake whose first datagram is the open session request.
-    pub(super) fn start(credentials: Credentials, suite: CipherSuite, chance: Chance) -> Self {
-        let mut payload = vec![chance.tag, 0, 0, 0];
-        payload.extend_from_slice(&chance.console_id.to_le_bytes());
+    pub(super) fn start(credentials: Credentials, suite: CipherSuite, nonces: Nonces) -> Self {
+        let mut payload = vec![nonces.tag, 0, 0, 0];
+        payload.extend_from_slice(&nonces.console_id.to_le_bytes());
         for (kind, algorithm) in (0..).zip(algorithms(suite)) {
             payload.extend_from_slice(&[kind, 0, 0, 8, algorithm, 0, 0, 0]);
         }
         let datagram = packet::encode(PayloadType::OpenRequest, 0, 0, &payload);
         let (candidates, stage) = (Vec::new(), Stage::Opening);
-        Self { credentials, suite, chance, candidates, stage, datagram }
+        Self { credentials, suite, nonces, candidates, stage, datagram }
     }
 
-    /// The datagram to send now, and again if nothing is heard.
+    /// The datagram to send now, and again if nothing is received.
     pub(super) fn datagram(&self) -> &[u8] {
         &self.datagram
     }
@@ -123,7 +124,8 @@ impl Handshake {
         !self.candidates.is_empty()
     }
 
-    /// Whether the BMC may think that the session is open: repeating RAKP message 3 then helps little.
+    /// Whether the BMC may think that the session is open: repeating RAKP message 3 then helps
+    /// little.
     pub(super) fn proved(&self) -> bool {
         matches!(self.stage, Stage::Proved(_))
     }
@@ -135,9 +137,9 @@ impl Handshake {
         let [tag, status] = payload.first_chunk::<2>()?;
         let console_id = payload.get(4..).and_then(<[u8]>::first_chunk::<4>);
         let console_id = console_id.map(|id| u32::from_le_bytes(*id));
-        // Some refuse in the name of session 0, which is nobody's; the tag says to whom.
+        // Some refuse in the name of session 0, which is no session; the tag says to whom.
         let nobody = *status != 0 && console_id == Some(0);
-        if !nobody && console_id.is_some_and(|id| id != self.chance.console_id) {
+        if !nobody && console_id.is_some_and(|id| id != self.nonces.console_id) {
             return None;
         }
         let (step, expected) = match payload_type {
@@ -170,10 +172,11 @@ impl Handshake {
 
     /// The tag of the handshake's request number `step`.
     fn tag(&self, step: u8) -> u8 {
-        self.chance.tag.wrapping_add(step)
+        self.nonces.tag.wrapping_add(step)
     }
 
-    /// The open session response: the BMC's session id and the algorithms it chose (IPMI 2.0 §13.18).
+    /// The open session response: the BMC's session id and the algorithms it chose (IPMI 2.0
+    /// §13.18).
     fn opened(&mut self, body: &[u8]) -> Option<Progress> {
         let (id, chosen) = body.split_first_chunk::<4>()?;
         let chosen = [*chosen.get(4)?, *chosen.get(12)?, *chosen.get(20)?];
@@ -200,23 +203,24 @@ impl Handshake {
     fn rakp1(&self, managed_id: u32) -> Vec<u8> {
         let mut payload = vec![self.tag(1), 0, 0, 0];
         payload.extend_from_slice(&managed_id.to_le_bytes());
-        payload.extend_from_slice(&self.chance.challenge);
+        payload.extend_from_slice(&self.nonces.challenge);
         let [role, name_bytes] = self.role();
         payload.extend_from_slice(&[role, 0, 0, name_bytes]);
         payload.extend_from_slice(self.username());
         packet::encode(PayloadType::Rakp1, 0, 0, &payload)
     }
 
-    /// RAKP message 2: the BMC's challenge, and its proof that it knows the password (IPMI 2.0 §13.21).
+    /// RAKP message 2: the BMC's challenge, and its proof that it knows the password (IPMI 2.0
+    /// §13.21).
     fn challenged(&mut self, body: &[u8]) -> Option<Progress> {
         let (challenge, rest) = body.split_first_chunk::<16>()?;
         let (guid, check) = rest.split_first_chunk::<16>()?;
         let known = |id: &&u32| {
             matches(
                 &self.keyed(&[
-                    &self.chance.console_id.to_le_bytes(),
+                    &self.nonces.console_id.to_le_bytes(),
                     &id.to_le_bytes(),
-                    &self.chance.challenge,
+                    &self.nonces.challenge,
                     challenge,
                     guid,
                     &self.role(),
@@ -229,7 +233,8 @@ impl Handshake {
             if !matches!(self.stage, Stage::Challenged) {
                 return None;
             }
-            // No word of it to the BMC: it might count as a failed login, and a few of those lock the user out.
+            // No word of it to the BMC: it might count as a failed login, and a few of those lock
+            // the user out.
             self.stage = Stage::Over;
             return Some(Progress::Failed(LoginFailure::Mismatch));
         };
@@ -238,7 +243,7 @@ impl Handshake {
             Stage::Challenged | Stage::Proved(_) => {}
             Stage::Opening | Stage::Over => return None,
         }
-        let parts = [&self.chance.challenge, challenge, &self.role()[..], self.username()];
+        let parts = [&self.nonces.challenge, challenge, &self.role()[..], self.username()];
         // Two-key login makes it from the BMC's key, one-key login from the user's (§13.31).
         let session_integrity_key = match &self.credentials.kg {
             Some(kg) => hmac(self.suite, kg.expose(), &parts),
@@ -246,7 +251,7 @@ impl Handshake {
         };
         let check = self.keyed(&[
             challenge,
-            &self.chance.console_id.to_le_bytes(),
+            &self.nonces.console_id.to_le_bytes(),
             &self.role(),
             self.username(),
         ]);
@@ -269,14 +274,15 @@ impl Handshake {
         packet::encode(PayloadType::Rakp3, 0, 0, &payload)
     }
 
-    /// RAKP message 4: the BMC's proof that it has the same session integrity key (IPMI 2.0 §13.23).
+    /// RAKP message 4: the BMC's proof that it has the same session integrity key (IPMI 2.0
+    /// §13.23).
     fn confirmed(&mut self, check: &[u8]) -> Option<Progress> {
         let Stage::Proved(proof) = &self.stage else { return None };
         let fits = |id: &&u32| {
             let mut expected = hmac(
                 self.suite,
                 &proof.session_integrity_key.0,
-                &[&self.chance.challenge, &id.to_le_bytes(), &proof.guid],
+                &[&self.nonces.challenge, &id.to_le_bytes(), &proof.guid],
             );
             expected.truncate(check_bytes(self.suite));
             matches(&expected, check)
@@ -285,13 +291,14 @@ impl Handshake {
             return Some(Progress::Failed(LoginFailure::KeyMismatch));
         };
         let session =
-            Session::new(self.suite, self.chance.console_id, managed_id, proof.keys.clone());
+            Session::new(self.suite, self.nonces.console_id, managed_id, proof.keys.clone());
         self.stage = Stage::Over;
         Some(Progress::Established(session))
     }
 
-    /// What to send when the handshake is given up, so that the BMC need not hold its half of the session until it times out: a RAKP
-    /// message 3 with an error for each session it named and, where it may think the session open, a Close Session. Once only.
+    /// What to send when the handshake is given up, so that the BMC need not hold its half of the
+    /// session until it times out: a RAKP message 3 with an error for each session it named and,
+    /// where it may think the session open, a Close Session. Once only.
     pub(super) fn abandon(&mut self, iv: [u8; AES_BLOCK_BYTES]) -> Vec<Vec<u8>> {
         let mut farewells = Vec::new();
         match std::mem::replace(&mut self.stage, Stage::Over) {
@@ -300,7 +307,7 @@ impl Handshake {
             Stage::Proved(proof) => {
                 let mut session = Session::new(
                     self.suite,
-                    self.chance.console_id,
+                    self.nonces.console_id,
                     proof.managed_id,
                     proof.keys.clone(),
                 );

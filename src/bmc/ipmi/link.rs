@@ -1,6 +1,8 @@
-//! One UDP conversation with a BMC: sends, waits, sends again, and closes the session whatever happens.
+//! One UDP conversation with a BMC: sends, waits, sends again, and closes the session whatever
+//! happens.
 //!
-//! Called by the call. It holds the only socket of the module. It must never leave a session open: a link that is dropped says goodbye.
+//! Called by the call. It holds the only socket of the module. It must never leave a session open:
+//! a link that is dropped says goodbye.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,8 +17,8 @@ use tokio::{
 
 use super::{
     client::IpmiConfig,
-    commands::Command,
-    handshake::{Chance, Credentials, Handshake, Progress},
+    commands::IpmiCommand,
+    handshake::{Credentials, Handshake, Nonces, Progress},
     packet::DATAGRAM_BYTES_MAX,
     session::Session,
     sol::Acknowledgement,
@@ -27,10 +29,11 @@ use crate::{
     model::{backoff::Backoff, spec::CipherSuite},
 };
 
-/// How often a datagram is sent before the conversation is given up: with the default timing after 8 seconds. A fresh session, or
-/// the other suite, then promises more than a fifth try.
+/// How often a datagram is sent before the conversation is given up: with the default timing after
+/// 8 seconds. A fresh session, or the other suite, then promises more than a fifth try.
 const SENDS_MAX: u32 = 4;
-/// The same for RAKP message 3: a BMC that heard the first one thinks the session open and cannot answer another.
+/// The same for RAKP message 3: a BMC that received the first one thinks the session open and
+/// cannot answer another.
 const PROOF_SENDS_MAX: u32 = 2;
 /// The same for the goodbye, which nobody is glad to wait for.
 const CLOSE_SENDS_MAX: u32 = 3;
@@ -53,7 +56,8 @@ pub(in crate::bmc) struct Link {
 pub(super) type Take<'a> = &'a mut (dyn FnMut(&[u8]) -> Option<Acknowledgement> + Send);
 
 impl Link {
-    /// Opens a session from a fresh port: a BMC may still hold an older handshake against the last one.
+    /// Opens a session from a fresh port: a BMC may still hold an older handshake against the last
+    /// one.
     pub(super) async fn open(
         address: SocketAddr,
         credentials: Credentials,
@@ -66,27 +70,27 @@ impl Link {
             network: Some(error.kind()),
         };
         let socket = Arc::new(connected(address).await.map_err(|e| not_opened(&e))?);
-        let handshake = Handshake::start(credentials, suite, chance());
+        let handshake = Handshake::start(credentials, suite, nonces());
         Opening { socket, handshake }.run(timing).await
     }
 
     /// Sends a command and waits for its answer.
-    pub(super) async fn send(&mut self, command: Command) -> Exchange {
+    pub(super) async fn send(&mut self, command: IpmiCommand) -> Exchange {
         self.send_beside(command, &mut |_| None).await
     }
 
     /// The same, and meanwhile takes what a console prints.
-    pub(super) async fn send_beside(&mut self, command: Command, take: Take<'_>) -> Exchange {
+    pub(super) async fn send_beside(&mut self, command: IpmiCommand, take: Take<'_>) -> Exchange {
         let Some(request) = self.session.request(command) else { return Exchange::Spent };
         let mut waits = answer_waits(self.timing);
         for _ in 0..SENDS_MAX {
             let datagram = self.session.seal(&request, random());
             let until = Instant::now() + waits.next_pause();
-            let judge = |heard: &[u8]| {
-                take_sol(&self.socket, &mut self.session, heard, take);
-                self.session.answer(&request, heard)
+            let judge = |received: &[u8]| {
+                take_sol(&self.socket, &mut self.session, received, take);
+                self.session.answer(&request, received)
             };
-            match send_and_hear(&self.socket, &datagram, until, judge).await {
+            match send_and_receive(&self.socket, &datagram, until, judge).await {
                 Ok(Some(answer)) => return Exchange::Answer(answer),
                 Ok(None) => {}
                 Err(error) => return Exchange::Silence(Some(error.kind())),
@@ -98,7 +102,7 @@ impl Link {
     /// Waits until a console prints something, and takes that; `false` if it has not until then.
     pub(super) async fn listen(&mut self, until: Instant, take: Take<'_>) -> bool {
         let mut buffer = [0; DATAGRAM_BYTES_MAX];
-        let heard = async {
+        let received = async {
             loop {
                 match self.socket.recv(&mut buffer).await {
                     Ok(length) => {
@@ -107,12 +111,13 @@ impl Link {
                             return;
                         }
                     }
-                    // The network's word may be about an earlier datagram; whether the session is lost shows with the next command.
+                    // The network's word may be about an earlier datagram; whether the session is
+                    // lost shows with the next command.
                     Err(_) => sleep(self.timing.resend_first).await,
                 }
             }
         };
-        timeout_at(until, heard).await.is_ok()
+        timeout_at(until, received).await.is_ok()
     }
 
     /// Closes the session and waits a little for the BMC's word on it.
@@ -122,10 +127,10 @@ impl Link {
         let mut waits = answer_waits(self.timing);
         for _ in 0..CLOSE_SENDS_MAX {
             let datagram = self.session.seal(&request, random());
-            let judge = |heard: &[u8]| self.session.answer(&request, heard);
+            let judge = |received: &[u8]| self.session.answer(&request, received);
             let until = (Instant::now() + waits.next_pause()).min(deadline);
-            let heard = send_and_hear(&self.socket, &datagram, until, judge).await;
-            if matches!(heard, Ok(Some(_))) || until == deadline {
+            let received = send_and_receive(&self.socket, &datagram, until, judge).await;
+            if matches!(received, Ok(Some(_))) || until == deadline {
                 return;
             }
         }
@@ -166,14 +171,14 @@ impl Transport for Rmcp {
     }
 
     fn habits(&self) -> Habits {
-        // One or two mismatches happen when the network repeats datagrams to a BMC that begins anew each
-        // time; four in a row would need more bad luck than there is.
+        // One or two mismatches happen when the network repeats datagrams to a BMC that begins anew
+        // each time; four in a row would need more bad luck than there is.
         Habits { keeps_session: true, mismatches_max: 4 }
     }
 }
 
 impl Channel for Link {
-    fn exchange(&mut self, command: Command) -> Try<'_, Exchange> {
+    fn exchange(&mut self, command: IpmiCommand) -> Try<'_, Exchange> {
         Box::pin(self.send(command))
     }
 
@@ -198,10 +203,10 @@ impl Opening {
         let mut sends = 0;
         loop {
             let datagram = self.handshake.datagram().to_vec();
-            let judge = |heard: &[u8]| self.handshake.receive(heard);
+            let judge = |received: &[u8]| self.handshake.receive(received);
             let until = Instant::now() + waits.next_pause();
             sends += 1;
-            match send_and_hear(&self.socket, &datagram, until, judge).await {
+            match send_and_receive(&self.socket, &datagram, until, judge).await {
                 Ok(Some(Progress::Established(session))) => {
                     let socket = Arc::clone(&self.socket);
                     return Ok(Link { socket, session, timing, closed: false });
@@ -248,7 +253,8 @@ fn take_sol(
     true
 }
 
-/// Sends what is not answered. If a goodbye is lost, the BMC's own session timeout has to do; if an acknowledgement is, the BMC repeats itself.
+/// Sends what is not answered. If a goodbye is lost, the BMC's own session timeout has to do; if an
+/// acknowledgement is, the BMC repeats itself.
 fn send_unawaited(socket: &UdpSocket, datagram: &[u8]) {
     if let Err(error) = socket.try_send(datagram) {
         tracing::debug!(%error, "a datagram to a bmc was not sent");
@@ -261,14 +267,14 @@ fn answer_waits(timing: Timing) -> Backoff {
 }
 
 /// Sends a datagram and hands `judge` what comes in until it is content or the time is over.
-async fn send_and_hear<T>(
+async fn send_and_receive<T>(
     socket: &UdpSocket,
     datagram: &[u8],
     until: Instant,
     mut judge: impl FnMut(&[u8]) -> Option<T>,
 ) -> io::Result<Option<T>> {
     let mut buffer = [0; DATAGRAM_BYTES_MAX];
-    let heard = async {
+    let received = async {
         socket.send(datagram).await?;
         loop {
             let length = socket.recv(&mut buffer).await?;
@@ -277,10 +283,11 @@ async fn send_and_hear<T>(
             }
         }
     };
-    match timeout_at(until, heard).await {
+    match timeout_at(until, received).await {
         Ok(Ok(found)) => Ok(Some(found)),
         Ok(Err(error)) => {
-            // The network's word ("connection refused") may be about an earlier datagram, and a BMC may be about to start.
+            // The network's word ("connection refused") may be about an earlier datagram, and a BMC
+            // may be about to start.
             sleep_until(until).await;
             Err(error)
         }
@@ -296,7 +303,7 @@ pub(in crate::bmc) async fn probe(address: SocketAddr) -> Option<io::ErrorKind> 
         Err(error) => return Some(error.kind()),
     };
     let until = Instant::now() + PROBE_WAIT;
-    match send_and_hear(&socket, &PRESENCE_PING, until, |_| Some(())).await {
+    match send_and_receive(&socket, &PRESENCE_PING, until, |_| Some(())).await {
         Ok(_) => None,
         Err(error) => Some(error.kind()),
     }
@@ -316,11 +323,11 @@ async fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-fn chance() -> Chance {
+fn nonces() -> Nonces {
     let [tag] = random();
-    // 0 is nobody's session.
+    // 0 is no session's number.
     let console_id = u32::from_le_bytes(random()).max(1);
-    Chance { tag, console_id, challenge: random() }
+    Nonces { tag, console_id, challenge: random() }
 }
 
 /// Random bytes for challenges, ids and initialisation vectors.

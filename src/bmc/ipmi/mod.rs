@@ -1,13 +1,14 @@
 //! IPMI 2.0 over RMCP+ (cipher suites 17 and 3): power, boot device, identity and serial console.
 //!
-//! Two drivers stand on it: `ipmi`, which speaks it in process, and `ipmitool`. It must never trust that an
-//! accepted command was carried out, go on with a weaker suite than asked for, keep a BMC busy with two calls at
-//! once, leave a session open, or outlast a deadline.
+//! Two drivers stand on it: `ipmi`, which speaks it in process, and `ipmitool`. It must never trust
+//! that an accepted command was done, go on with a weaker suite than asked for, keep a BMC busy
+//! with two calls at once, leave a session open, or outlast a deadline.
 //!
-//! From the wire up: `packet` frames, `crypto` computes, `handshake`, `session` and `sol` are the protocol without
-//! I/O, `link` sends, waits and sends again, `transport` is the seam between it and the call, `refusal` tells
-//! passing refusals from final ones, `call` tries again what may pass, `client` knows what power and boot device
-//! mean, `describe` what a BMC is, `console` reads what a machine prints, `driver` answers the agent.
+//! From the wire up: `packet` frames, `crypto` computes, `handshake`, `session` and `sol` are the
+//! protocol without I/O, `link` sends, waits and sends again, `transport` is the seam between it
+//! and the call, `refusal` tells passing refusals from final ones, `call` tries again what may
+//! pass, `client` knows what power and boot device mean, `describe` what a BMC is, `console` reads
+//! what a machine prints, `driver` answers the agent.
 
 mod call;
 mod client;

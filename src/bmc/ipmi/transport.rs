@@ -1,7 +1,8 @@
-//! The way an IPMI command takes to the BMC and its answer back: a session of our own, or a program.
+//! The way an IPMI command takes to the BMC and its answer back: a session of our own, or a
+//! program.
 //!
-//! Implemented by `link` and by the ipmitool driver, used by the call. A transport knows nothing of trying
-//! again: it says how one try ended.
+//! Implemented by `link` and by the ipmitool driver, used by the call. A transport knows nothing of
+//! trying again: it says how one try ended.
 
 use std::{fmt, future::Future, io, net::SocketAddr, pin::Pin};
 
@@ -9,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{client::IpmiConfig, error::IpmiErrorKind};
 pub(in crate::bmc) use super::{
-    commands::Command,
+    commands::IpmiCommand,
     link::{Link, probe},
 };
 use crate::{bmc::timing::Timing, model::spec::CipherSuite};
@@ -35,8 +36,8 @@ pub(in crate::bmc) trait Transport: fmt::Debug + Send + Sync {
 /// The habits of a transport's channels.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::bmc) struct Habits {
-    /// Whether a channel carries many commands. One that carries a single command logs in for each, so that
-    /// the pause between two calls is kept between two of them.
+    /// Whether a channel carries many commands. One that carries a single command logs in for each,
+    /// so that the pause between two calls is kept between two of them.
     pub(in crate::bmc) keeps_session: bool,
     /// Handshakes whose check value does not fit before the password is called wrong.
     pub(in crate::bmc) mismatches_max: u32,
@@ -45,7 +46,7 @@ pub(in crate::bmc) struct Habits {
 /// A way to the BMC that commands can be sent on.
 pub(in crate::bmc) trait Channel: Send + Sync {
     /// Sends a command and waits for its answer.
-    fn exchange(&mut self, command: Command) -> Try<'_, Exchange>;
+    fn exchange(&mut self, command: IpmiCommand) -> Try<'_, Exchange>;
 
     /// Closes the channel.
     fn close<'a>(self: Box<Self>, deadline: Instant) -> Try<'a, ()>;
@@ -94,7 +95,8 @@ pub(in crate::bmc) enum LoginFailure {
     Silent,
     /// The suite was refused, or another one answered.
     SuiteRefused,
-    /// The BMC's check value does not fit the password. A muddled handshake looks the same: once is no evidence.
+    /// The BMC's check value does not fit the password. A muddled handshake looks the same: once is
+    /// no evidence.
     Mismatch,
     /// The BMC knows the password, and made the session's keys from another BMC key (`K_g`).
     KeyMismatch,
@@ -107,12 +109,12 @@ pub(in crate::bmc) enum LoginFailure {
 }
 
 impl LoginFailure {
-    /// The meaning of a status other than success (IPMI 2.0 table 13-15) in the answer to the open session
-    /// request.
+    /// The meaning of a status other than success (IPMI 2.0 table 13-15) in the answer to the open
+    /// session request.
     pub(in crate::bmc) const fn of_open_response(status: u8) -> Self {
         match status {
-            // "Invalid role" (0x09), though no role was asked for yet: some say so of a suite that they do
-            // not allow.
+            // "Invalid role" (0x09), though no role was asked for yet: some say so of a suite that
+            // they do not allow.
             0x03..=0x07 | 0x09 | 0x10..=0x12 => Self::SuiteRefused,
             _ => Self::of_rakp(status),
         }

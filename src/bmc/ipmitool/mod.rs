@@ -1,9 +1,9 @@
 //! The ipmitool driver: IPMI by the program of that name, for a BMC that only it can talk to
 //! (`bmc.driver = "ipmitool"`).
 //!
-//! A transport beneath the IPMI client: the program is run once for each command, with its `raw` words, so that the
-//! bytes that come back are the BMC's own. It must never show the password to other users or leave a program
-//! running.
+//! A transport beneath the IPMI client: the program is run once for each command, with its `raw`
+//! words, so that the bytes that come back are the BMC's own. It must never show the password to
+//! other users or leave a program running.
 //!
 //! A program that is killed closes no session: the BMC's own session timeout has to do.
 
@@ -26,7 +26,7 @@ use super::{
     ipmi::{
         IpmiConfig, IpmiErrorKind,
         transport::{
-            Channel, Command, CommandAnswer, Exchange, Habits, Link, LoginFailure, NotOpened,
+            Channel, CommandAnswer, Exchange, Habits, IpmiCommand, Link, LoginFailure, NotOpened,
             Transport, Try, probe,
         },
     },
@@ -35,9 +35,11 @@ use super::{
 };
 use crate::model::spec::{CipherSuite, Privilege};
 
-/// How long one run may take. A BMC that answers takes a second; with the waits below, one that is dead takes six.
+/// How long one run may take. A BMC that answers takes a second; with the waits below, one that is
+/// dead takes six.
 const RUN_TIME_MAX: Duration = Duration::from_secs(20);
-/// Seconds before the program sends a datagram again for the first time, and how often: whatever fails is tried again here.
+/// Seconds before the program sends a datagram again for the first time, and how often: whatever
+/// fails is tried again here.
 const RESENDS: [&str; 4] = ["-N", "1", "-R", "2"];
 /// Most of what it says that gets into a message, in characters.
 const SAID_MAX: usize = 200;
@@ -69,7 +71,8 @@ impl Transport for Ipmitool {
     }
 
     fn habits(&self) -> Habits {
-        // It tells the BMC of each mismatch, which may count it as a failed login and lock the user out.
+        // It tells the BMC of each mismatch, which may count it as a failed login and lock the user
+        // out.
         Habits { keeps_session: false, mismatches_max: 2 }
     }
 }
@@ -83,7 +86,7 @@ struct Run {
 }
 
 impl Channel for Run {
-    fn exchange(&mut self, command: Command) -> Try<'_, Exchange> {
+    fn exchange(&mut self, command: IpmiCommand) -> Try<'_, Exchange> {
         Box::pin(self.send(command))
     }
 
@@ -98,7 +101,7 @@ impl Channel for Run {
 
 impl Run {
     /// Has the program send one command, from its own session.
-    async fn send(&self, command: Command) -> Exchange {
+    async fn send(&self, command: IpmiCommand) -> Exchange {
         let Self { program, config, address, suite } = self;
         let mut program = Program::new(program);
         program
@@ -140,7 +143,7 @@ fn arguments(
     config: &IpmiConfig,
     address: SocketAddr,
     suite: CipherSuite,
-    command: Command,
+    command: IpmiCommand,
 ) -> Vec<String> {
     let level = match config.privilege {
         Privilege::Operator => "OPERATOR",
@@ -164,7 +167,8 @@ fn arguments(
     arguments
 }
 
-/// An address as the program takes it: without brackets, and with the interface that a link-local one needs.
+/// An address as the program takes it: without brackets, and with the interface that a link-local
+/// one needs.
 fn host(address: SocketAddr) -> String {
     match address {
         SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
@@ -207,7 +211,8 @@ fn bytes(stdout: &[u8]) -> Option<Vec<u8>> {
     str::from_utf8(stdout).ok()?.split_ascii_whitespace().map(byte).collect()
 }
 
-/// The completion code of a command that was answered but refused: `… (channel=0x0 netfn=0x0 lun=0x0 cmd=0x2 rsp=0xd5): …`.
+/// The completion code of a command that was answered but refused: `… (channel=0x0 netfn=0x0
+/// lun=0x0 cmd=0x2 rsp=0xd5): …`.
 fn completion(said: &str) -> Option<u8> {
     let (_, rest) = said.split_once("Unable to send RAW command (")?;
     let (_, rest) = rest.split_once("rsp=0x")?;

@@ -1,6 +1,7 @@
 //! A BMC behind a program: turns, deadlines, and the meaning of its words.
 //!
-//! Each run is a contact with the BMC, so that the pause between two calls is kept between two runs too.
+//! Each run is a contact with the BMC, so that the pause between two calls is kept between two runs
+//! too.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -47,7 +48,8 @@ pub struct ProgramConfig {
     pub spacing: Duration,
 }
 
-/// One BMC behind a program. Calls take turns. Every call tries again what may pass, until its deadline.
+/// One BMC behind a program. Calls take turns. Every call tries again what may pass, until its
+/// deadline.
 #[derive(Debug)]
 pub struct ProgramClient {
     config: ProgramConfig,
@@ -63,12 +65,12 @@ impl ProgramClient {
     }
 
     /// Waits for the turn.
-    async fn begin(&self, deadline: Instant) -> Result<Call<'_>, ProgramError> {
+    async fn begin(&self, deadline: Instant) -> Result<ProgramCall<'_>, ProgramError> {
         let started = Instant::now();
         let last_run = timeout_at(deadline, self.last_run.lock()).await.map_err(|_elapsed| {
             self.error(ProgramErrorKind::InUse { waited: started.elapsed() })
         })?;
-        Ok(Call { bmc: self, last_run, started, deadline, trouble: None })
+        Ok(ProgramCall { bmc: self, last_run, started, deadline, trouble: None })
     }
 
     fn error(&self, kind: ProgramErrorKind) -> ProgramError {
@@ -81,7 +83,7 @@ impl ProgramClient {
 }
 
 /// A call under way. It holds the turn.
-struct Call<'a> {
+struct ProgramCall<'a> {
     bmc: &'a ProgramClient,
     last_run: MutexGuard<'a, Option<Instant>>,
     started: Instant,
@@ -90,7 +92,7 @@ struct Call<'a> {
     trouble: Option<ProgramErrorKind>,
 }
 
-impl Call<'_> {
+impl ProgramCall<'_> {
     /// Runs the program with a word until it is done or refuses.
     async fn run(
         &mut self,
@@ -203,7 +205,7 @@ impl Call<'_> {
     }
 }
 
-impl PowerCall for Call<'_> {
+impl PowerCall for ProgramCall<'_> {
     type Error = ProgramError;
 
     async fn power_state(&mut self) -> Result<PowerState, ProgramError> {

@@ -20,7 +20,8 @@ pub struct ProgramError {
     pub kind: ProgramErrorKind,
 }
 
-/// The ways a call fails. Whatever may pass was tried again until the deadline before it became one of these.
+/// The ways a call fails. Whatever may pass was tried again until the deadline before it became one
+/// of these.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ProgramErrorKind {
     /// The program cannot be run, or must not be.

@@ -58,7 +58,8 @@ pub(super) fn quoted(text: &str) -> String {
     text.escape_debug().take(QUOTED_CHARS_MAX).collect()
 }
 
-/// Why the program must not be run, if that is so. Checked at every run: what lies there may have changed.
+/// Why the program must not be run, if that is so. Checked at every run: what lies there may have
+/// changed.
 pub(super) fn refuse(program: &str) -> Result<(), String> {
     let path = Path::new(program);
     let file = fs::metadata(path).map_err(|error| error.to_string())?;

@@ -31,7 +31,7 @@ const TIMING: Timing = Timing {
     flags_settle: Duration::from_millis(300),
     console_alive: Duration::from_secs(1),
     console_retry: Duration::from_secs(1),
-    program_run: Duration::from_millis(400),
+    program_run: Duration::from_secs(10),
 };
 
 /// A program and its directory, where it finds and leaves its files as `$DIR`.
@@ -102,7 +102,7 @@ fn soon() -> Instant {
 
 async fn fails(script: &str) -> ProgramErrorKind {
     let device = Device::new(script);
-    kind(device.client().power_state(within(1.0)).await.unwrap_err())
+    kind(device.client().power_state(within(3.0)).await.unwrap_err())
 }
 
 fn kind(error: BmcError) -> ProgramErrorKind {
@@ -136,6 +136,8 @@ async fn a_program_switches_on_and_off_and_chooses_what_is_booted() {
     assert_eq!(facts[0].value, device.program().to_str().unwrap());
 }
 
+/// Invariant (bmc): A BMC program is given no secret, and nothing of the agent's environment but
+/// `PATH`.
 #[tokio::test]
 async fn a_program_learns_the_node_and_the_address_and_no_more_of_the_agents_environment() {
     let device = Device::new("env > \"$DIR/env\"; echo \"$#\" > \"$DIR/arguments\"; echo on");
@@ -214,14 +216,16 @@ async fn garbage_for_a_power_state_is_none() {
     assert!(matches!(flood, ProgramErrorKind::Refused { .. }), "{flood:?}");
 }
 
+/// Invariant (bmc): A BMC program outlives no call that was given up, and neither do its children.
 #[tokio::test]
 async fn a_program_that_hangs_is_killed_with_all_it_started_and_tried_again() {
     let script = "echo $$ >> \"$DIR/numbers\"; sleep 1000 & echo $! >> \"$DIR/numbers\"; wait";
     let device = Device::new(script);
-    let begun = Clock::now();
-    let error = kind(device.client().power_state(within(1.5)).await.unwrap_err());
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    let (word, waited) = ("status", TIMING.program_run);
+    let waited = Duration::from_millis(400);
+    let timing = Timing { program_run: waited, ..TIMING };
+    let client = ProgramClient::new(device.config(), timing);
+    let error = kind(client.power_state(within(3.0)).await.unwrap_err());
+    let word = "status";
     assert_eq!(error, ProgramErrorKind::NotEnded { word, waited });
     let numbers = device.read("numbers");
     assert!(numbers.lines().count() > 2, "tried again: {numbers}");
@@ -269,6 +273,7 @@ async fn a_child_that_keeps_the_pipe_open_holds_nobody_up() {
     std::process::Command::new("kill").arg(child.trim()).status().unwrap();
 }
 
+/// Invariant (bmc): A BMC program that others can write is not run.
 #[tokio::test]
 async fn only_an_executable_that_nobody_else_can_write_is_run() {
     let device = Device::new("echo on");
@@ -302,10 +307,11 @@ async fn only_an_executable_that_nobody_else_can_write_is_run() {
     assert!(error().await.contains("cannot be run"));
 }
 
+/// Invariant (bmc): A power command counts when its effect was seen.
 #[tokio::test]
 async fn a_program_that_says_yes_and_does_nothing_is_told() {
     let device = Device::new("echo \"$1\" >> \"$DIR/calls\"; [ $1 != status ] || echo off");
-    let error = device.client().reach_power(PowerState::On, within(1.0)).await.unwrap_err();
+    let error = device.client().reach_power(PowerState::On, within(3.0)).await.unwrap_err();
     assert!(matches!(kind(error.clone()), ProgramErrorKind::StateNotReached { .. }), "{error}");
     let given = device.read("calls").lines().filter(|line| *line == "on").count();
     assert!(given > 1, "given again now and then");
@@ -320,6 +326,7 @@ async fn a_program_that_says_yes_and_does_nothing_is_told() {
     assert_eq!(client.chassis(soon()).await, Ok(Chassis { power: PowerState::On, boot }));
 }
 
+/// Invariant (bmc): Calls to one BMC never overlap, and the pause lies between two of them.
 #[tokio::test]
 async fn runs_take_turns_with_a_pause_between_them() {
     let device = Device::new(&format!(

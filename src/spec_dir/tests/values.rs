@@ -5,9 +5,7 @@ use std::fmt::Write as _;
 use expect_test::{Expect, expect};
 
 use super::{Defaults, FILE, MINIMAL, check, good, parse, with};
-use crate::model::spec::{
-    BmcAddress, BmcDriver, DeployRamdisk, MachineId, NodeSpec, Password,
-};
+use crate::model::spec::{BmcAddress, BmcDriver, DeployRamdisk, MachineId, NodeSpec, Password};
 
 /// Each line, alone in its table of an otherwise good spec, with what is said of it.
 fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {

@@ -61,7 +61,7 @@ fn bmc(site: &Site, words: &[&str]) -> (i32, String, String) {
 }
 
 fn error_of(status: &Status) -> &str {
-    status.last_error.as_ref().map_or("", |error| &error.message)
+    status.last_error.as_ref().map_or("", |error| error.fault.message.as_str())
 }
 
 #[test]

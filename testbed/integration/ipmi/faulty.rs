@@ -195,15 +195,15 @@ fn is_refusal(kind: &IpmiErrorKind) -> bool {
 #[tokio::test]
 async fn answers_of_another_time_are_not_believed() {
     let simulator = pyghmi(&[]);
-    let heard: Mutex<VecDeque<Vec<u8>>> = Mutex::default();
+    let received: Mutex<VecDeque<Vec<u8>>> = Mutex::default();
     // Before each answer come all those that were ever given, the newest first.
     let network = Network::tampered(simulator.port, move |way, datagram| {
         if way == Way::There {
             return vec![datagram.to_vec()];
         }
-        let mut heard = heard.lock().unwrap();
-        let before: Vec<Vec<u8>> = heard.iter().cloned().collect();
-        heard.push_front(datagram.to_vec());
+        let mut received = received.lock().unwrap();
+        let before: Vec<Vec<u8>> = received.iter().cloned().collect();
+        received.push_front(datagram.to_vec());
         before.into_iter().chain([datagram.to_vec()]).collect()
     })
     .await;
@@ -278,10 +278,10 @@ async fn handshakes_given_up_halfway_use_up_no_sessions() {
     let simulator = ipmi_sim();
     for lost in [RAKP_2, RAKP_4] {
         let reached = std::sync::Arc::new(tokio::sync::Notify::new());
-        let told = std::sync::Arc::clone(&reached);
+        let answered = std::sync::Arc::clone(&reached);
         let network = Network::tampered(simulator.port, move |way, datagram| {
             if way == Way::Back && datagram[5] == lost {
-                told.notify_one();
+                answered.notify_one();
                 return vec![];
             }
             vec![datagram.to_vec()]

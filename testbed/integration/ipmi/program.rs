@@ -84,10 +84,10 @@ async fn what_ipmitool_cannot_log_in_with_is_told_apart() {
         };
         for wrong in [with(USER, "wrong"), with(USER, ""), with("nobody", PASSWORD), with("", "x")]
         {
-            let told = format!("{wrong:?}");
+            let shown = format!("{wrong:?}");
             let wrong = by(BmcDriver::Ipmitool, wrong);
             let error = wrong.power_state(in_time()).await.unwrap_err();
-            assert_eq!(error.kind, IpmiErrorKind::WrongPassword, "{told}");
+            assert_eq!(error.kind, IpmiErrorKind::WrongPassword, "{shown}");
         }
         assert!(network.open_requests() <= 4 * 3, "BMCs lock users out");
     }

@@ -129,14 +129,14 @@ async fn what_a_bmc_may_do_without_keeps_nobody_long_whatever_it_answers() {
 
 #[tokio::test]
 async fn a_refusal_in_the_name_of_session_0_is_a_refusal_and_is_not_asked_for_at_full_pace() {
-    let simulator = pyghmi(&["--nobodys-status", "18"]);
+    let simulator = pyghmi(&["--session-0-status", "18"]);
     let error = bmc(simulator.port).power_state(within(6.0)).await.unwrap_err();
     let IpmiErrorKind::NoSession { status: 0x12, .. } = error.kind else { panic!("{error}") };
     assert!(error.to_string().contains("illegal parameter"), "{error}");
     let refusals = simulator.events("refused").len();
     assert!((1..=3).contains(&refusals), "{refusals}: BMCs lock users out");
     // An unknown user is one, whoever it is told to.
-    let simulator = pyghmi(&["--nobodys-status", "13"]);
+    let simulator = pyghmi(&["--session-0-status", "13"]);
     let error = bmc(simulator.port).power_state(within(6.0)).await.unwrap_err();
     assert_eq!(error.kind, IpmiErrorKind::WrongPassword);
     assert_eq!(simulator.events("refused").len(), 1);
