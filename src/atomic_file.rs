@@ -1,8 +1,8 @@
 //! Replacing a small file so that a reader sees the old content or the new one and nothing between.
 //!
-//! Called by the adapters that keep files. It must never leave half a file under the final name, nor
-//! follow a link somebody planted. What must outlive a power cut is written by [`replace`]; what is
-//! made anew anyway, and carries a checksum, by [`replace_unsynced`].
+//! Called by the adapters that keep files. It must never leave half a file under the final name,
+//! nor follow a link somebody planted. Content that must outlive a power cut is written by
+//! [`replace`]; what is made anew anyway, and carries a checksum, by [`replace_unsynced`].
 
 use std::{
     ffi::OsString,
@@ -19,11 +19,12 @@ const TEMP_NAMES_MAX: u32 = 8;
 /// Bad files kept of one name. So many damaged in a row point to the disk; more would only fill it.
 const BAD_FILES_MAX: u32 = 100;
 
-/// Writes `bytes` to a new file beside `path`, gives it exactly `mode`, makes it durable and renames it over `path`.
+/// Writes `bytes` to a new file beside `path`, gives it exactly `mode`, makes it durable and
+/// renames it over `path`.
 ///
 /// One writer per path at a time: the temporary name is fixed, so that a crash leaves at most one
-/// behind. What else lies there is removed; a directory that is not empty is left alone, and the
-/// next name taken. An error names the file that is in the way.
+/// behind. Anything else that lies there is removed; a directory that is not empty is left alone,
+/// and the next name taken. An error names the file that is in the way.
 pub(crate) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     write_beside(path, mode, bytes, true)
 }
@@ -37,7 +38,8 @@ pub(crate) fn replace_unsynced(path: &Path, mode: u32, bytes: &[u8]) -> io::Resu
 fn write_beside(path: &Path, mode: u32, bytes: &[u8], sync: bool) -> io::Result<()> {
     let temp = free_temp_path(path)?;
     write_and_rename(&temp, path, mode, bytes, sync).inspect_err(|_| {
-        // The error that brought us here says more than this one would; the next write clears the name anyway.
+        // The error that brought us here says more than this one would; the next write clears the
+        // name anyway.
         fs::remove_file(&temp).unwrap_or_default();
     })
 }
@@ -102,8 +104,9 @@ fn write_and_rename(
     if sync { sync_dir(parent(path)) } else { Ok(()) }
 }
 
-/// Gives a bad file the first free name `<name>.bad-<n>` too, and says what became of it. It is linked, not
-/// moved: were the agent killed now, the next one must not take the file for one that never was.
+/// Gives a bad file the first free name `<name>.bad-<n>` too, and says what became of it. It is
+/// linked, not moved: were the agent killed now, the next one must not take the file for one that
+/// never was.
 pub(crate) fn keep_aside(path: &Path) -> String {
     for n in 1..=BAD_FILES_MAX {
         let aside = PathBuf::from(format!("{}.bad-{n}", path.display()));

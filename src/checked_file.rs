@@ -1,9 +1,10 @@
 //! A file whose blocks are compared with their checksums whenever they are read.
 //!
-//! Made by the image library for what lies in its cache; read by everything that writes an image to a disk, compares a disk with it or looks
-//! into it. A disk decays without telling: the bytes are compared at the moment they are used, not only when they came. CRC-32C, as file
-//! systems have it, costs a small part of the reading. It must never hand out a byte that was not compared, if there is something to
-//! compare it with.
+//! Made by the image library for what lies in its cache; read by everything that writes an image to
+//! a disk, compares a disk with it or looks into it. A disk decays without telling: the bytes are
+//! compared at the moment they are used, not only when they came. CRC-32C, as file systems have it,
+//! costs a small part of the reading. It must never hand out a byte that was not compared, if there
+//! is something to compare it with.
 
 use std::{
     fs::File,
@@ -31,8 +32,9 @@ const BLOCK_SIZE: usize = 64 << 10;
 static ZEROS: [u8; BLOCK_SIZE] = [0; BLOCK_SIZE];
 static SUM_OF_ZEROS: LazyLock<u32> = LazyLock::new(|| crc32c::crc32c(&ZEROS));
 
-/// The checksum of a block, of which there may be less at the end of a file: its CRC-32C, so shifted that it is 0 for zeros. So a file of
-/// checksums has its holes where the file they are of has them.
+/// The checksum of a block, of which there may be less at the end of a file: its CRC-32C, so
+/// shifted that it is 0 for zeros. So a file of checksums has its holes where the file they are of
+/// has them.
 pub fn sum(block: &[u8]) -> u32 {
     let of_zeros = match ZEROS.get(..block.len()) {
         Some(zeros) if zeros.len() < BLOCK_SIZE => crc32c::crc32c(zeros),
@@ -41,7 +43,8 @@ pub fn sum(block: &[u8]) -> u32 {
     crc32c::crc32c(block) ^ of_zeros
 }
 
-/// An open file, with or without checksums. Clones share it, and know together whether it has decayed.
+/// An open file, with or without checksums. Clones share it, and know together whether it has
+/// decayed.
 #[derive(Clone, Debug)]
 pub struct CheckedFile(Arc<Inner>);
 
@@ -76,12 +79,13 @@ impl CheckedFile {
         self.0.bytes
     }
 
-    /// The file itself. What is read from it directly is not compared.
+    /// The file itself. Bytes read from it directly are not compared.
     pub fn file(&self) -> &File {
         &self.0.file
     }
 
-    /// Whether a block was met that is not what it was, or cannot be read any more. Only of a file with checksums.
+    /// Whether a block was met that is not what it was, or cannot be read any more. Only of a file
+    /// with checksums.
     pub fn has_decayed(&self) -> bool {
         self.0.has_decayed.load(Ordering::Relaxed)
     }
@@ -124,8 +128,9 @@ impl CheckedFile {
         Ok(())
     }
 
-    /// Where from `offset` on there are bytes that are not a hole: `offset` itself, or the end of the hole there. A hole in a file with
-    /// checksums is one of whole blocks, and was one from the beginning.
+    /// Where from `offset` on there are bytes that are not a hole: `offset` itself, or the end of
+    /// the hole there. A hole in a file with checksums is one of whole blocks, and was one from the
+    /// beginning.
     pub fn data_from(&self, offset: u64) -> io::Result<u64> {
         self.find_data(offset).map_err(|error| self.spoilt(error))
     }
@@ -176,7 +181,8 @@ impl CheckedFile {
         Ok(hole.max(offset + 1).next_multiple_of(BLOCK_BYTES).min(self.bytes()))
     }
 
-    /// Compares what was read. A block of which only a part is wanted is read as a whole, and that part is taken from there.
+    /// Compares what was read. A block of which only a part is wanted is read as a whole, and that
+    /// part is taken from there.
     fn compare(&self, sums: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let end = offset + buffer.len() as u64;
         let first = offset / BLOCK_BYTES;
@@ -224,7 +230,7 @@ fn decayed(at: u64) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-/// Of something that is in memory, or is going to be.
+/// The checksum of a value that is in memory, or is going to be.
 fn size(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }

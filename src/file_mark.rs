@@ -1,7 +1,9 @@
-//! A file's mark: tells without reading it whether a file is still the one that was read or written.
+//! A file's mark: tells without reading it whether a file is still the one that was read or
+//! written.
 //!
-//! Called by the adapters that look through many files again and again. It must never say "unchanged" of a file that may
-//! have been changed: where that is in doubt, it says nothing, and the file is read.
+//! Called by the adapters that look through many files again and again. It must never say
+//! "unchanged" of a file that may have been changed: where that is in doubt, it says nothing, and
+//! the file is read.
 
 use std::{
     fs::Metadata,
@@ -11,8 +13,9 @@ use std::{
 
 use rustix::fs::Stat;
 
-/// The kernel stamps a change with a clock that ticks a few hundred times a second, and some file systems keep whole
-/// seconds: what was changed this lately may be changed again under the same stamp.
+/// The kernel stamps a change with a clock that ticks a few hundred times a second, and some file
+/// systems keep whole seconds: what was changed this lately may be changed again under the same
+/// stamp.
 const TICK_MAX: Duration = Duration::from_secs(2);
 
 /// Which file it is, how long, and when it and what is in it were last changed.

@@ -1,12 +1,14 @@
 //! hostler: a directory of TOML files in, installed machines out.
 //!
-//! The layers, lowest first; a module may use those below it only (`testbed/integration/layers.rs` keeps it so):
+//! The layers, lowest first; a module may use those below it only (`testbed/integration/layers.rs`
+//! keeps it so):
 //!
-//! - L0 [`model`]: the vocabulary; `atomic_file`: how a file is replaced; `file_mark`: whether one was
-//!   changed; `regular_file`: how a file of other people is opened; [`checked_file`]: a file that is compared
-//!   with its checksums when it is read; `places`: which connection makes room for which;
-//!   [`progress`]: how far work is, and how it is told to stop.
-//! - L1 [`lifecycle`], the core, and the adapters, one for each outside party: each adapter knows the model and nobody else.
+//! - L0 [`model`]: the vocabulary; `atomic_file`: how a file is replaced; `file_mark`: whether one
+//!   was changed; `regular_file`: how a file of other people is opened; [`checked_file`]: a file
+//!   that is compared with its checksums when it is read; `places`: which connection makes room for
+//!   which; [`progress`]: how far work is, and how it is told to stop.
+//! - L1 [`lifecycle`], the core, and the adapters, one for each outside party: each adapter knows
+//!   the model and nobody else.
 //! - L2 [`agent`], the wiring; [`ramdisk`], the deploy ramdisk's story; [`cli`], the commands.
 //! - L3 the two binaries.
 

@@ -51,7 +51,7 @@ pub(crate) struct Admitted {
     pub(crate) place: Place,
     /// Ends once the place is taken away.
     pub(crate) taken: oneshot::Receiver<()>,
-    /// Whose connection was ended for it.
+    /// The peer whose connection was ended for it.
     pub(crate) made_room: Option<IpAddr>,
 }
 
@@ -94,7 +94,7 @@ impl Places {
 }
 
 impl Place {
-    /// Whose it is.
+    /// The peer that has it.
     pub(crate) fn peer(&self) -> IpAddr {
         self.peer
     }
@@ -171,7 +171,7 @@ mod tests {
         let fifth = places.take(address(3)).unwrap();
         assert!(!is_ended(&mut first) && is_ended(&mut third), "all have three");
         assert_eq!((fourth.made_room, fifth.made_room), (None, Some(address(1))));
-        // What was ended frees nobody else's place when it is gone.
+        // An ended connection frees nobody else's place when it is gone.
         drop(second);
         assert_eq!(places.book().connections.len(), 3);
         fourth.place.keep();

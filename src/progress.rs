@@ -1,7 +1,7 @@
 //! How far a piece of work is, and how it is told to stop.
 //!
-//! Written by the adapters that move an image, looked at by the agent whenever it likes. A meter must never be waited for: it is a lock held
-//! for a few instructions, once per chunk.
+//! Written by the adapters that move an image, looked at by the agent whenever it likes. A meter
+//! must never be waited for: it is a lock held for a few instructions, once per chunk.
 
 use std::{
     future::Future,
@@ -13,7 +13,8 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::model::status::{ImagingStage, Progress};
 
-/// Says `true` when the work is to stop. That its sender is gone means the same: nobody wants the result any more.
+/// Says `true` when the work is to stop. A sender that is gone means the same: nobody wants the
+/// result any more.
 pub type Cancel = watch::Receiver<bool>;
 
 /// Waits until the work is to stop.
@@ -21,7 +22,8 @@ pub async fn stopped(cancel: &mut Cancel) {
     drop(cancel.wait_for(|stop| *stop).await);
 }
 
-/// Who watches over a piece of work: the one who may cancel it, the limit on standing still, and the meter.
+/// Who watches over a piece of work: the one who may cancel it, the limit on standing still, and
+/// the meter.
 #[derive(Clone, Debug)]
 pub struct Watch<'a> {
     /// Who may cancel it.
@@ -69,7 +71,7 @@ struct Stages {
 struct Stage {
     kind: ImagingStage,
     done_bytes: u64,
-    /// What was done before it began, and so says nothing of the rate.
+    /// Bytes that were done before it began, and so say nothing of the rate.
     had_bytes: u64,
     total_bytes: u64,
     began: Instant,
@@ -93,14 +95,16 @@ impl Meter {
         })
     }
 
-    /// The stages so far, the one under way included, in the order they began, with how long each took.
+    /// The stages so far, the one under way included, in the order they began, with how long each
+    /// took.
     pub fn durations(&self) -> Vec<(ImagingStage, Duration)> {
         let stages = self.stages();
         let present = stages.present.map(|stage| (stage.kind, stage.began.elapsed()));
         stages.past.iter().copied().chain(present).collect()
     }
 
-    /// A stage begins; the one before has ended. `had_bytes` of the total are there already; a total of 0 is not known.
+    /// A stage begins; the one before has ended. `had_bytes` of the total are there already; a
+    /// total of 0 is not known.
     pub fn begin(&self, kind: ImagingStage, had_bytes: u64, total_bytes: u64) {
         let mut stages = self.stages();
         let ended = stages.present.replace(Stage {

@@ -1,10 +1,12 @@
 //! Opens files in directories that other people write to.
 //!
-//! Called by every adapter and command that reads a file it did not make. It must never wait for a FIFO's writer, open a device (some act
-//! on being opened), or read more than its caller allows: whatever lies where a file should be gives an error at once.
+//! Called by every adapter and command that reads a file it did not make. It must never wait for a
+//! FIFO's writer, open a device (some act on being opened), or read more than its caller allows:
+//! whatever lies where a file should be gives an error at once.
 //!
-//! A name is first taken hold of with `O_PATH`, which neither waits nor reads. The file itself is opened by that handle, through
-//! `/proc/self/fd`, once it is known to be a regular one. So no moment lies between the check and the opening.
+//! A name is first taken hold of with `O_PATH`, which neither waits nor reads. The file itself is
+//! opened by that handle, through `/proc/self/fd`, once it is known to be a regular one. So no
+//! moment lies between the check and the opening.
 
 pub(crate) mod beneath;
 
@@ -21,10 +23,10 @@ use rustix::{
     path::Arg,
 };
 
-/// What has no more is read into one buffer.
+/// A file of at most so many bytes is read into one buffer.
 const SMALL_BYTES: u64 = 1 << 20;
 
-/// What lies there is no regular file. An error of this module holds it.
+/// The thing that lies there is no regular file. An error of this module holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotRegular(FileType);
 
@@ -78,8 +80,8 @@ pub(crate) fn read_to_string(path: &Path, bytes_max: u64) -> io::Result<String> 
     })
 }
 
-/// The first bytes of an open file, at most so many. Those of a small file are at one place in memory only, so that a caller who has read
-/// a secret can wipe it.
+/// The first bytes of an open file, at most so many. Those of a small file are at one place in
+/// memory only, so that a caller who has read a secret can wipe it.
 pub(crate) fn read_start(file: File, bytes_max: u64) -> io::Result<Vec<u8>> {
     let expected = file.metadata()?.len().min(bytes_max).min(SMALL_BYTES);
     let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));

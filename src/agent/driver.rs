@@ -1,7 +1,9 @@
-//! The one task that owns the fleet: select an event, bring it to the core, and let the core's answer be carried out.
+//! The one task that owns the fleet: select an event, bring it to the core, and let the core's
+//! answer be carried out.
 //!
-//! Started by [`super::Agent::run`]. The order in which things are carried out is the [`Executor`]'s, what they are carried out upon
-//! is in `adapters.rs`. Nothing else may bring the core an event.
+//! Started by [`super::Agent::run`]. The order in which things are carried out is the
+//! [`Executor`]'s, what they are carried out upon is in `adapters.rs`. Nothing else may bring the
+//! core an event.
 
 use std::{collections::VecDeque, future::Future, iter, path::Path, time::Duration};
 
@@ -29,7 +31,8 @@ const RECORD_RETRY: Duration = Duration::from_secs(1);
 const NEWS_LIMIT: Duration = Duration::from_millis(50);
 /// How often kernels and ramdisks that nobody boots any more are removed from the cache.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
-/// How long running operations get to stop when the agent stops; a wipe on a live disk takes far less.
+/// How long running operations get to stop when the agent stops; a wipe on a live disk takes far
+/// less.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// The fleet, and the adapters it acts upon.
@@ -37,9 +40,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 pub(super) struct Driver {
     pub(super) executor: Executor,
     pub(super) adapters: Adapters,
-    /// What the last scan means and has not been brought to its node yet. Everything else goes first: a thousand new specs are a
-    /// thousand records to write, and a machine that calls back is not kept waiting for them.
-    news: VecDeque<(NodeName, Event)>,
+    /// Events of the last scan that were not brought to their nodes yet. Everything else goes
+    /// first: a thousand new specs are a thousand records to write, and a machine that calls back
+    /// is not kept waiting for them.
+    updates: VecDeque<(NodeName, Event)>,
     /// The spec directory's name in messages.
     specs_dir: String,
     /// When kernels and ramdisks that nobody boots any more were last removed from the cache.
@@ -60,7 +64,7 @@ impl Driver {
     /// For the specs in this directory.
     pub(super) fn new(executor: Executor, adapters: Adapters, specs_dir: &Path) -> Self {
         let specs_dir = specs_dir.display().to_string();
-        Self { executor, adapters, news: VecDeque::new(), specs_dir, pruned: None }
+        Self { executor, adapters, updates: VecDeque::new(), specs_dir, pruned: None }
     }
 
     /// Drives until `shutdown`, then stops what runs.
@@ -68,24 +72,25 @@ impl Driver {
         tokio::pin!(shutdown);
         loop {
             let wake = self.next_wake();
-            // Every arm is cancel-safe: receiving loses nothing, and all work is done after the select.
+            // Every arm is cancel-safe: receiving loses nothing, and all work is done after the
+            // select.
             let event = tokio::select! {
                 () = &mut shutdown => break,
-                Some(snapshot) = sources.scans.recv(), if self.news.is_empty() => {
+                Some(snapshot) = sources.scans.recv(), if self.updates.is_empty() => {
                     self.compare(snapshot);
                     continue;
                 }
-                () = yield_now(), if !self.news.is_empty() => {
+                () = yield_now(), if !self.updates.is_empty() => {
                     let began = Instant::now();
-                    let news = &mut self.news;
+                    let updates = &mut self.updates;
                     let few = iter::from_fn(|| {
                         let in_time = began.elapsed() < NEWS_LIMIT;
-                        in_time.then(|| news.pop_front()).flatten()
+                        in_time.then(|| updates.pop_front()).flatten()
                     });
                     self.executor.step_all(now(), few, &mut self.adapters);
-                    if self.news.is_empty() {
+                    if self.updates.is_empty() {
                         // Ten thousand have been in it.
-                        self.news = VecDeque::new();
+                        self.updates = VecDeque::new();
                     }
                     continue;
                 }
@@ -112,7 +117,7 @@ impl Driver {
         self.stop(sources.reports).await;
     }
 
-    /// What a scan found, as events. A directory that cannot be read holds everything.
+    /// The findings of a scan, as events. A directory that cannot be read holds everything.
     fn compare(&mut self, snapshot: Result<Snapshot, ReadError>) {
         let events = match snapshot {
             Ok(snapshot) => {
@@ -138,7 +143,7 @@ impl Driver {
                 self.executor.fleet().hold(&error.to_string())
             }
         };
-        self.news.extend(events);
+        self.updates.extend(events);
     }
 
     fn next_wake(&self) -> Instant {
@@ -154,7 +159,8 @@ impl Driver {
     /// Tells everything that runs to stop, and waits for it within a limit.
     async fn stop(self, mut reports: mpsc::Receiver<Report>) {
         info!(operations = self.adapters.stop_all(), "stopping");
-        // Dropping the adapters closes their end of the reports: what is left belongs to operations that still run.
+        // Dropping the adapters closes their end of the reports: what is left belongs to operations
+        // that still run.
         drop(self.adapters);
         let drained = async { while reports.recv().await.is_some() {} };
         if tokio::time::timeout(STOP_LIMIT, drained).await.is_err() {

@@ -1,4 +1,4 @@
-//! What the core's decisions are carried out upon: record, boot menu, operations, replies and status files.
+//! The effects of the core's decisions: record, boot menu, operations, replies and status files.
 //!
 //! Owned by the driver. It knows what runs and who waits for an answer, and decides nothing.
 
@@ -106,7 +106,8 @@ impl Adapters {
         });
     }
 
-    /// Has a node's BMC do what an operator wants, unless the operator goes away meanwhile. What the core knows of the power is old then.
+    /// Has a node's BMC do what an operator wants, unless the operator goes away meanwhile. The
+    /// core's knowledge of the power is old then.
     pub(super) fn start_bmc_command(
         &self,
         spec: Arc<NodeSpec>,
@@ -132,7 +133,8 @@ impl Adapters {
                     }
                     drop(reply.send(done));
                 }
-                () = reply.closed() => info!(%node, command = command.name(), "an operator went away before it was done"),
+                () = reply.closed() => info!(%node, command = command.name(), "an operator went \
+                    away before it was done"),
             }
             if let Some(reports) = reports.upgrade()
                 && reports.send((node, Event::PowerMayHaveChanged)).await.is_err()
@@ -142,7 +144,7 @@ impl Adapters {
         });
     }
 
-    /// What the BMCs' host names resolve to.
+    /// The addresses of the BMCs' host names.
     pub(super) fn bmc_names(&self) -> &BmcNames {
         &self.operations.bmc_names
     }
@@ -152,7 +154,7 @@ impl Adapters {
         self.operations.bmcs.refusals.forget(node);
     }
 
-    /// What a network interface is served; with the attempt's key only if that is wanted.
+    /// The boot menus of a network interface; with the attempt's key only if that is wanted.
     pub(super) fn show_boot(&self, mac: MacAddr, secrets: bool) -> Option<NicBoot> {
         self.menus.show(mac, secrets)
     }
@@ -179,7 +181,8 @@ impl Effects for Adapters {
                 let error = error.to_string();
                 // It is tried again every second, and told once.
                 if self.unsaved.insert(node.clone(), error.clone()).as_ref() != Some(&error) {
-                    error!(%node, error, "a record cannot be written; nothing is started until it can");
+                    error!(%node, error, "a record cannot be written; nothing is started until it \
+                        can");
                 }
                 Err(error)
             }
@@ -188,7 +191,8 @@ impl Effects for Adapters {
 
     fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
         self.store.save_site(unclaimed).map_err(|error| {
-            error!(%error, "what is known beside the records cannot be written; nothing is started or forgotten until it can");
+            error!(%error, "what is known beside the records cannot be written; nothing is started \
+                or forgotten until it can");
             error.to_string()
         })
     }
@@ -220,11 +224,12 @@ impl Effects for Adapters {
                 // Nothing to see: nobody is woken before the end.
                 work.await.unwrap_or_else(|panic| Err(faults::internal(&panic)))
             };
-            // That what was cancelled did not succeed is no news.
+            // A cancelled operation that did not succeed is no news.
             if let Err(fault) = &outcome
                 && ![CANCELLED, faults::POLL_CUT].contains(&fault.code.as_ref())
             {
-                warn!(%node, %op, step = ?fault.step, code = %fault.code, error = fault.message, "operation failed");
+                warn!(%node, %op, step = ?fault.step, code = %fault.code, error = fault.message, "operation \
+                    failed");
             }
             if reports.send((node, Event::Done { op, outcome })).await.is_err() {
                 // The agent is stopping; the record says what was under way.
@@ -277,7 +282,8 @@ impl Effects for Adapters {
     }
 }
 
-/// Waits for the work, passing on its progress now and then. A panic in it is a fault like any other.
+/// Waits for the work, passing on its progress now and then. A panic in it is a fault like any
+/// other.
 async fn watch_over<T>(
     mut work: tokio::task::JoinHandle<Result<T, Fault>>,
     meter: &Meter,

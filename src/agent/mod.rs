@@ -1,8 +1,9 @@
 //! The wiring: the only place that knows both the core and the adapters.
 //!
 //! Called by `hostler run`. [`Agent::start`] binds every socket and reads every record;
-//! [`Agent::run`] serves, says that it is ready, and drives the fleet until it is told to stop. One task, the driver, owns the fleet: events come to it over
-//! channels, work goes out to tasks of its own, and nothing else may change a node.
+//! [`Agent::run`] serves, says that it is ready, and drives the fleet until it is told to stop. One
+//! task, the driver, owns the fleet: events come to it over channels, work goes out to tasks of its
+//! own, and nothing else may change a node.
 //!
 //! ```text
 //!  watch ─▶ scan ─┐                      ┌─▶ store        record, before anything else
@@ -82,7 +83,8 @@ use self::{
     work::Operations,
 };
 
-/// Requests, fetches and results that may wait for the driver. It handles thousands a second; a full channel slows the sender.
+/// Requests, fetches and results that may wait for the driver. It handles thousands a second; a
+/// full channel slows the sender.
 const CHANNEL_DEPTH: usize = 256;
 
 /// Why the agent could not start.
@@ -100,9 +102,9 @@ pub enum StartError {
     /// A socket.
     #[error("{what}: {source}")]
     Listen {
-        /// Which.
+        /// The listener.
         what: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -164,8 +166,9 @@ impl Agent {
         let admin = admin::Server::bind(&config.admin.socket)
             .await
             .inspect_err(|error| {
-                warn!(%error, "`hostler approve` and `hostler retry` cannot reach this agent: let it make the [admin] socket, for example \
-                     with RuntimeDirectory=hostler in its unit");
+                warn!(%error, "`hostler approve` and `hostler retry` cannot reach this agent: let \
+                     it make the [admin] socket, for example with RuntimeDirectory=hostler in its \
+                     unit");
             })
             .ok();
         let (files, now) = (status_files(&config), Timestamp::now());
@@ -180,9 +183,9 @@ impl Agent {
         Ok(Self { config, store, standing, fleet, tftp, http, callback, admin, pin })
     }
 
-    /// Serves, says so by `ready`, and drives the fleet until `shutdown`. Then nothing new starts, writes under way are stopped, and
-    /// every record is as it was: the next start goes on from there. It ends also when another agent has taken over its status
-    /// directory.
+    /// Serves, says so by `ready`, and drives the fleet until `shutdown`. Then nothing new starts,
+    /// writes under way are stopped, and every record is as it was: the next start goes on from
+    /// there. It ends also when another agent has taken over its status directory.
     pub async fn run(
         self,
         ready: impl FnOnce(),
@@ -248,7 +251,8 @@ impl Agent {
             tokio::select! {
                 () = shutdown => {}
                 other = standing.overtaken() => {
-                    error!(other, "another agent has taken over: this one stops what it does, and stands by");
+                    error!(other, "another agent has taken over: this one stops what it does, and \
+                        stands by");
                     end = End::Overtaken;
                 }
             }
@@ -306,7 +310,8 @@ fn status_files(config: &Config) -> StatusFiles {
     StatusFiles::new(status_dir(config)).in_made_dir(config.specs.status_dir.is_some())
 }
 
-/// That no status file can be written is no reason not to run; it is told at start, with the way out.
+/// Status files that cannot be written are no reason not to run; this is reported at start, with
+/// the way out.
 fn prepare_status_dir(specs: &config::Specs) {
     match &specs.status_dir {
         Some(dir) => {
@@ -317,7 +322,8 @@ fn prepare_status_dir(specs: &config::Specs) {
         None => {
             if let Err(error @ (Errno::ROFS | Errno::ACCESS)) = access(&specs.dir, Access::WRITE_OK)
             {
-                error!(dir = %specs.dir.display(), %error, "no status file can be written beside the specs; set specs.status_dir");
+                error!(dir = %specs.dir.display(), %error, "no status file can be written beside \
+                    the specs; set specs.status_dir");
             }
         }
     }

@@ -1,9 +1,10 @@
-//! What the agent knows at its start: records, what was kept beside them, and what status files say where
-//! one is lost.
+//! The agent's knowledge at its start: records, what was kept beside them, and what status files
+//! say where one is lost.
 //!
-//! Called by [`super::Agent::start`], before anything is served. Whatever was lost or damaged is told by the
-//! name of its file, and holds its node; that doubt is on disk before this returns. It must never take a file
-//! that is damaged or missing for one that says "nothing installed", nor overwrite one that it could not read.
+//! Called by [`super::Agent::start`], before anything is served. Whatever was lost or damaged is
+//! told by the name of its file, and holds its node; that doubt is on disk before this returns. It
+//! must never take a file that is damaged or missing for one that says "nothing installed", nor
+//! overwrite one that it could not read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,9 +21,9 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Recalled {
     pub(super) fleet: Fleet,
-    /// What was lost, and what becomes of it.
+    /// The losses, with their consequences.
     pub(super) losses: Vec<String>,
-    /// What is known from elsewhere, or takes a new form.
+    /// Losses that are made good from elsewhere, and files that take a new form.
     pub(super) notes: Vec<String>,
 }
 
@@ -40,9 +41,9 @@ pub(super) fn recall(
     if overtaken {
         let count = store.set_records_aside()?;
         losses.push(format!(
-            "an agent with another state directory has acted upon these status files: they say what \
-             is installed, nodes of which they do not say it are held until somebody consents, and \
-             {count} records of this state directory are put aside in it"
+            "an agent with another state directory has acted upon these status files: they say \
+             what is installed, nodes of which they do not say it are held until somebody \
+             consents, and {count} records of this state directory are put aside in it"
         ));
     }
     let Loaded { records, damaged, old } = store.load_all(format_1::record)?;
@@ -75,7 +76,7 @@ pub(super) fn recall(
     Ok(Recalled { fleet, losses, notes })
 }
 
-/// What was read so far.
+/// The findings so far.
 struct Reading<'a> {
     store: &'a Store,
     files: &'a StatusFiles,
@@ -89,7 +90,7 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// What a node's record says is lost: nothing happens to its machine without consent.
+    /// A record that is lost: nothing happens to its machine without consent.
     fn lose(&mut self, name: &NodeName, loss: String) {
         self.losses.push(loss);
         self.records.insert(name.clone(), Record::distrusted(self.now));
@@ -108,7 +109,8 @@ impl Reading<'_> {
         }
     }
 
-    /// What the status files say of machines of which no good record says it. `None`: nobody knows.
+    /// Installations that only status files tell of, because no good record does. `None`: nobody
+    /// knows.
     fn hear_status_files(&mut self) -> BTreeMap<NodeName, Known> {
         let nodes = self.files.nodes().unwrap_or_else(|error| {
             if !error.is_absence() {
@@ -122,7 +124,8 @@ impl Reading<'_> {
             self.records.keys().filter(|name| !nodes.contains(name)).collect();
         if let Some(first) = missing.first() {
             self.notes.push(format!(
-                "status files of {} nodes are missing, the first of them {first}; they are written again",
+                "status files of {} nodes are missing, the first of them {first}; they are written \
+                 again",
                 missing.len()
             ));
         }
@@ -170,7 +173,8 @@ impl Reading<'_> {
                 self.lose(
                     name,
                     format!(
-                        "record {name} is older than its status file, {says}; {fate}; the status file is believed"
+                        "record {name} is older than its status file, {says}; {fate}; the status \
+                         file is believed"
                     ),
                 );
             }
@@ -183,7 +187,7 @@ impl Reading<'_> {
                 let then = "it is held until somebody consents";
                 self.losses.push(format!("record {name} is lost, and {says}; {then}"));
             }
-            // What was installed afterwards, a file that is not the newest does not say, nor is it
+            // A file that is not the newest does not say what was installed afterwards, nor is it
             // missed by its name.
             (None, None) if self.overtaken || self.store.is_new() => {}
             _ => return None,
@@ -191,7 +195,7 @@ impl Reading<'_> {
         Some(status.installed)
     }
 
-    /// What is known beside the records, and whether it is to be saved anew.
+    /// The knowledge beside the records, and whether it is to be saved anew.
     fn read_site(&mut self) -> Result<(UnclaimedInstalls, bool), StoreError> {
         let site = self.store.load_site(format_1::unclaimed);
         let mut must_save = self.overtaken || !matches!(site, Ok(Some(_)));
@@ -237,8 +241,8 @@ impl Reading<'_> {
 
 const INCOMPLETE: &str = "machines that a spec names for the first time are held until somebody \
      consents, because what was known of unclaimed machines was lost, or only another agent's \
-     state directory knows it: run \"hostler approve NODE\" for each, which lets hostler WIPE it, or \
-     \"hostler approve --new-machines\" when no further one may be installed";
+     state directory knows it: run \"hostler approve NODE\" for each, which lets hostler WIPE it, \
+     or \"hostler approve --new-machines\" when no further one may be installed";
 
 #[cfg(test)]
 mod tests;

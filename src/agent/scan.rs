@@ -1,7 +1,9 @@
-//! Reading the spec directory whenever the watcher says so, one reading at a time, off the driver's task.
+//! Reading the spec directory whenever the watcher says so, one reading at a time, off the driver's
+//! task.
 //!
-//! A file that is gone is looked for again before anybody is told: `git`, `rsync` and editors take a file away before they put its
-//! successor in place, a checkout may be removed while it is read, and a rescan comes at any moment.
+//! A file that is gone is looked for again before anybody is told: `git`, `rsync` and editors take
+//! a file away before they put its successor in place, a checkout may be removed while it is read,
+//! and a rescan comes at any moment.
 
 use std::{
     collections::BTreeSet,
@@ -28,12 +30,13 @@ use crate::{
 
 use super::bmc_names::BmcNames;
 
-/// Looks for files that are gone. They are taken for gone when two in a row lack the same ones, so more are only needed while files
-/// come and go: for about five seconds, in which a large directory is copied into place.
+/// Looks for files that are gone. They are taken for gone when two in a row lack the same ones, so
+/// more are only needed while files come and go: for about five seconds, in which a large directory
+/// is copied into place.
 const READINGS_MAX: usize = 20;
 
-/// Starts reading; each reading's result goes to the driver. `nodes` are those it knows already. It ends when the watcher or the
-/// driver does.
+/// Starts reading; each reading's result goes to the driver. `nodes` are those it knows already. It
+/// ends when the watcher or the driver does.
 pub(super) fn start(
     config: &Config,
     nodes: &[NodeName],
@@ -93,7 +96,8 @@ where
         let snapshot = read().await?;
         let missing: BTreeSet<OsString> = known.difference(&snapshot.files).cloned().collect();
         if missing.is_empty() || missing == missed {
-            // An empty directory holds everything: what was known before is still what it has to bring back.
+            // An empty directory holds everything: what was known before is still what it has to
+            // bring back.
             if !snapshot.nodes.is_empty() {
                 known.clone_from(&snapshot.files);
             }
@@ -119,7 +123,8 @@ mod tests {
 
     use super::*;
 
-    /// What is told when readings find these files, one after the other; then the files that stay known.
+    /// The reports when readings find these files, one after the other; then the files that stay
+    /// known.
     async fn check(known: &str, readings: &[&str], told: &str, stays: &str) {
         let files = |names: &str| names.split_whitespace().map(OsString::from).collect();
         let mut readings: VecDeque<&str> = readings.iter().copied().collect();

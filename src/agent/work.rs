@@ -1,4 +1,5 @@
-//! Carrying out the core's operations: power, image and disk. Each operation is a task; it reports exactly once.
+//! Carrying out the core's operations: power, image and disk. Each operation is a task; it reports
+//! exactly once.
 //!
 //! Started by the driver. Nothing here decides what comes next.
 

@@ -12,7 +12,8 @@ fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(usage) => {
-            // Nowhere is left to say that writing failed. 2 has a meaning of its own for some commands.
+            // Nowhere is left to say that writing failed. 2 has a meaning of its own for some
+            // commands.
             drop(tell(&usage));
             return if usage.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
@@ -32,8 +33,8 @@ fn tell(usage: &clap::Error) -> io::Result<()> {
     }
 }
 
-/// One cause a line, leaving out those that the line before already ends with. A reader that went away
-/// (`hostler status | head`) is no failure.
+/// One cause a line, leaving out those that the line before already ends with. A reader that went
+/// away (`hostler status | head`) is no failure.
 fn report(failure: &Failure) -> ExitCode {
     let io_error = failure.downcast_ref::<io::Error>();
     if io_error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {

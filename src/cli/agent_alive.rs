@@ -1,7 +1,8 @@
 //! Whether an agent acts upon the nodes whose status files are shown: a reader must be able to tell
 //! a dead agent from a quiet one.
 //!
-//! Used by the commands that read status files. It asks no agent: the mark in the directory says it.
+//! Used by the commands that read status files. It asks no agent: the mark in the directory says
+//! it.
 
 use std::path::Path;
 
@@ -48,7 +49,7 @@ impl AgentAlive {
         self.is_dead() && self.mark.as_ref().is_some_and(|mark| mark.stopped.is_none())
     }
 
-    /// What somebody who looks at the nodes has to know: that there is no agent, or that it is on
+    /// The sentence for somebody who looks at the nodes: that there is no agent, or that it is on
     /// another host.
     pub(super) fn caution(&self) -> Option<String> {
         let mark = self.mark.as_ref()?;

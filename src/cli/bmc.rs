@@ -1,7 +1,7 @@
 //! `hostler bmc`: what a node's BMC is to do or to say, by way of the running agent.
 //!
-//! The agent's own client is used, because it paces the calls and knows what the BMC accepts; and the agent knows whether it is at work
-//! on the machine itself.
+//! The agent's own client is used, because it paces the calls and knows what the BMC accepts; and
+//! the agent knows whether it is at work on the machine itself.
 
 use std::{io::Write, process::ExitCode};
 
@@ -19,12 +19,12 @@ use crate::{
 
 use super::{AgentPlace, Failure};
 
-pub(super) const NOTES: &str = "\
-The agent gives up after the node's timeouts.power. What changes something is refused while the agent is at work on the machine, and a \
-machine that is to be installed is not switched off, because that would be taken for consent to WIPE it. A machine that is not as its spec \
-wants it has drifted: that is shown, and `hostler retry NODE` puts it right.";
+pub(super) const NOTES: &str = "The agent gives up after the node's timeouts.power. What changes \
+something is refused while the agent is at work on the machine, and a machine that is to be \
+installed is not switched off, because that would be taken for consent to WIPE it. A machine that \
+is not as its spec wants it has drifted: that is shown, and `hostler retry NODE` puts it right.";
 
-/// What whose BMC is to do.
+/// The arguments of `hostler bmc`: the node and the command for its BMC.
 #[derive(Debug, clap::Args)]
 pub(super) struct Asked {
     /// The node's name.
@@ -51,7 +51,7 @@ enum Command {
     Cycle,
     /// Choose what it boots from, at its next boot.
     Bootdev {
-        /// That.
+        /// The boot device.
         #[arg(value_enum)]
         device: Device,
         /// At every boot from now on.

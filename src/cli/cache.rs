@@ -1,6 +1,7 @@
 //! `hostler cache`: the images that are kept for all machines.
 //!
-//! It works on the directory itself, beside a running agent or without one: whoever works on an image holds its lock.
+//! It works on the directory itself, beside a running agent or without one: whoever works on an
+//! image holds its lock.
 
 use std::{
     io::{self, IsTerminal as _, Write},
@@ -46,12 +47,14 @@ pub(super) enum Command {
         #[command(flatten)]
         at: At,
     },
-    /// Remove what was used longest ago until the cache is within its size, but nothing that is in use.
+    /// Remove what was used longest ago until the cache is within its size, but nothing that is in
+    /// use.
     Prune {
         /// Everything that is not in use.
         #[arg(long, conflicts_with = "to")]
         all: bool,
-        /// Until the cache takes no more than this, for example 5GiB, instead of the configured size.
+        /// Until the cache takes no more than this, for example 5GiB, instead of the configured
+        /// size.
         #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
         to: Option<u64>,
         #[command(flatten)]
@@ -66,7 +69,7 @@ pub(super) enum Command {
     },
 }
 
-/// Whose cache.
+/// The agent whose cache is meant.
 #[derive(Debug, clap::Args)]
 pub(super) struct At {
     /// The agent's configuration, which says where the cache is.
@@ -164,12 +167,12 @@ fn spec_file(named: &Path, config: &Config) -> Result<PathBuf, Failure> {
     Ok(config.specs.dir.join(format!("{node}.toml")))
 }
 
-/// One after the other. What cannot be fetched is an error, after all that can.
+/// Fetches one after the other. An image that cannot be fetched is an error, after all that can.
 async fn fetch(library: &Library, wanted: &[Wanted], out: &mut impl Write) -> Result<(), Failure> {
     let (stop, cancel) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // What was begun comes to a clean end: all that was fetched stays for the next time.
+    // A fetch that was begun comes to a clean end: all of it stays for the next time.
     let stopping = tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}

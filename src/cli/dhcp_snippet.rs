@@ -1,4 +1,5 @@
-//! `hostler dhcp-snippet`: what the site's own DHCP server has to say for its machines to netboot from this agent.
+//! `hostler dhcp-snippet`: what the site's own DHCP server has to say for its machines to netboot
+//! from this agent.
 //!
 //! Only where to boot from: who gets which address stays the site's business.
 
@@ -58,7 +59,8 @@ const CHOICES: [Choice; 3] = [
         tag: "hostler-uefi-x86_64",
         architectures: &[7, 9],
         file: "grubx64.efi",
-        why: "UEFI on x86_64: GRUB. It is 7 in IANA's registry and 9 in RFC 4578 itself; there is firmware of both minds.",
+        why: "UEFI on x86_64: GRUB. It is 7 in IANA's registry and 9 in RFC 4578 itself; there is \
+            firmware of both minds.",
     },
     Choice {
         tag: "hostler-uefi-arm64",
@@ -68,15 +70,16 @@ const CHOICES: [Choice; 3] = [
     },
 ];
 const IPXE_TAG: &str = "hostler-ipxe";
-const IPXE_WHY: &str = "iPXE, in a network interface or started by a boot loader, says so by its user class (option 77): \
-    it gets a script, not a loader.";
+const IPXE_WHY: &str = "iPXE, in a network interface or started by a boot loader, says so by its \
+    user class (option 77): it gets a script, not a loader.";
 const ARCHITECTURE_WHY: &str =
     "Firmware says what it is in option 93 (RFC 4578 §2.1); what is not listed gets nothing.";
 
 /// DHCP for IPv4 cannot name another address.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "network.advertise: {0} is an IPv6 address; DHCP for IPv4 can only send machines to an IPv4 address"
+    "network.advertise: {0} is an IPv6 address; DHCP for IPv4 can only send machines to an IPv4 \
+     address"
 )]
 struct NotIpv4(IpAddr);
 
@@ -100,8 +103,8 @@ fn snippet(dialect: Dialect, address: Ipv4Addr, tftp: SocketAddr) -> String {
         String::new()
     } else {
         format!(
-            "# WARNING: [tftp] listen has port {port}. Firmware asks port {FIRMWARE_TFTP_PORT} and no other: unless something forwards that, \
-             nothing will boot.\n"
+            "# WARNING: [tftp] listen has port {port}. Firmware asks port {FIRMWARE_TFTP_PORT} and \
+             no other: unless something forwards that, nothing will boot.\n"
         )
     };
     format!("# Netboot from hostler at {address}: for {place}.\n{warning}{text}")
@@ -129,8 +132,8 @@ fn dnsmasq(address: Ipv4Addr) -> String {
 fn kea(address: Ipv4Addr) -> String {
     let class = |why: &str, name: &str, test: &str, file: &str| {
         format!(
-            "  # {why}\n  {{\n    \"name\": \"{name}\",\n    \"test\": \"{test}\",\n    \"next-server\": \"{address}\",\n    \
-             \"boot-file-name\": \"{file}\"\n  }}"
+            "  # \
+             {why}\n  {{\n    \"name\": \"{name}\",\n    \"test\": \"{test}\",\n    \"next-server\": \"{address}\",\n    \"boot-file-name\": \"{file}\"\n  }}"
         )
     };
     let is_ipxe = format!("option[77].hex == '{IPXE_USER_CLASS}'");
@@ -144,8 +147,10 @@ fn kea(address: Ipv4Addr) -> String {
         classes.push(class(why, tag, &test, file));
     }
     format!(
-        "# {ARCHITECTURE_WHY}\n\"client-classes\": [\n{}\n]\n# The addresses are yours to give, in \"subnet4\", for example:\n\
-         # \"reservations\": [{{ \"hw-address\": \"52:54:00:00:00:01\", \"ip-address\": \"192.0.2.101\" }}]\n",
+        "# {ARCHITECTURE_WHY}\n\"client-classes\": [\n{}\n]\n\
+         # The addresses are yours to give, in \"subnet4\", for example:\n\
+         # \"reservations\": \
+         [{{ \"hw-address\": \"52:54:00:00:00:01\", \"ip-address\": \"192.0.2.101\" }}]\n",
         classes.join(",\n")
     )
 }
@@ -160,8 +165,10 @@ fn isc(address: Ipv4Addr) -> String {
     };
     let branches: String = CHOICES.iter().map(branch).collect();
     format!(
-        "next-server {address};\n# {IPXE_WHY}\nif exists user-class and option user-class = \"{IPXE_USER_CLASS}\" {{\n  \
-         filename \"{IPXE_FILE}\";\n}}\n# {ARCHITECTURE_WHY}\n{branches}# The addresses are yours to give, for example:\n\
+        "next-server {address};\n# {IPXE_WHY}\n\
+         if exists user-class and option user-class = \"{IPXE_USER_CLASS}\" \
+         {{\n  filename \"{IPXE_FILE}\";\n}}\n# {ARCHITECTURE_WHY}\n\
+         {branches}# The addresses are yours to give, for example:\n\
          # host edge-01 {{ hardware ethernet 52:54:00:00:00:01; fixed-address 192.0.2.101; }}\n"
     )
 }

@@ -1,4 +1,5 @@
-//! `hostler digest`: the identity of what a spec wants installed, for whoever writes the spec and then waits.
+//! `hostler digest`: the identity of what a spec wants installed, for whoever writes the spec and
+//! then waits.
 
 use std::{io::Write, path::Path, process::ExitCode};
 

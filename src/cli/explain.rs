@@ -1,6 +1,7 @@
 //! `hostler explain`: the story of one node, for people.
 //!
-//! Made from the status file and what is beside it, and from the spec file for what the agent has not told yet.
+//! Made from the status file and what is beside it, and from the spec file for what the agent has
+//! not told yet.
 
 use std::{
     io::{self, Write},
@@ -56,10 +57,10 @@ pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCod
 
 struct Story<'a> {
     status: &'a Status,
-    /// What is to be known of the agent, if anything.
+    /// The sentence about the agent, if there is anything to know.
     agent: Option<String>,
     spec: SpecNow,
-    /// What its machine printed, if that was kept.
+    /// The machine's console, if it was kept.
     console: Option<PathBuf>,
     now: Timestamp,
 }
@@ -110,7 +111,7 @@ impl Story<'_> {
         self.problems(out)
     }
 
-    /// What the agent found wrong, or else what is wrong by now.
+    /// The problem that the agent found, or else the one there is by now.
     fn problems(&self, out: &mut impl Write) -> io::Result<()> {
         let told = &self.status.problems;
         match &self.spec {
@@ -236,7 +237,7 @@ impl Story<'_> {
         }
         Ok(())
     }
-    /// What an operator can do now, the mildest first.
+    /// The steps that an operator can take now, the mildest first.
     fn ways(&self) -> Vec<String> {
         let node = &self.status.node;
         let condition = |kind: &str| self.status.conditions.iter().find(|one| one.kind == kind);
@@ -248,8 +249,9 @@ impl Story<'_> {
                 consent::APPROVE_ALL.to_owned(),
             ],
             Phase::Held => {
-                // Consent to a machine that is to be kept off is consent to switch it off, and to nothing else. Only the agent knows
-                // whether it is: the file may be newer than the effective spec.
+                // Consent to a machine that is to be kept off is consent to switch it off, and to
+                // nothing else. Only the agent knows whether it is: the file may be newer than the
+                // effective spec.
                 if self.status.message.contains(&consent::keep_off(node)) {
                     vec![consent::keep_off(node)]
                 } else {
@@ -261,7 +263,7 @@ impl Story<'_> {
                 }
             }
             Phase::Failed => {
-                // What is installed is good, and only its restart has failed.
+                // The installation is good; only its restart has failed.
                 let is_good = self.status.installed_digest.is_some()
                     && self.status.installed_digest == self.status.spec_digest;
                 let restart = || format!("run `hostler retry {node}`, to have it restarted");

@@ -1,7 +1,8 @@
 //! The log: what a line looks like, how long it may be, and how many there are of one kind.
 //!
-//! Set up by the `hostler` binary. Standard error is a terminal, a file or a pipe, or the journal's stream, which takes a line's priority
-//! from its beginning (sd-daemon(3)) and knows the time itself. Whatever a machine or a stranger sends, a line stays one line of some KiB.
+//! Set up by the `hostler` binary. Standard error is a terminal, a file or a pipe, or the journal's
+//! stream, which takes a line's priority from its beginning (sd-daemon(3)) and knows the time
+//! itself. Whatever a machine or a stranger sends, a line stays one line of some KiB.
 
 mod kinds;
 mod line;
@@ -34,7 +35,7 @@ enum Sink {
     Journal,
 }
 
-/// What was left out of the log, to be told now and then.
+/// Counts of records left out of the log, to be reported now and then.
 #[derive(Clone, Debug)]
 pub struct LeftOut(Kinds);
 
@@ -62,8 +63,8 @@ pub fn init(agent: bool) -> LeftOut {
 }
 
 impl Sink {
-    /// `stream` is what `JOURNAL_STREAM` says: device and inode of the journal's stream. It is inherited by programs whose standard error
-    /// leads elsewhere.
+    /// `stream` is what `JOURNAL_STREAM` says: device and inode of the journal's stream. It is
+    /// inherited by programs whose standard error leads elsewhere.
     fn of(stderr: impl AsFd, stream: Option<&str>, coloured: bool) -> Self {
         let ours = |stream: &str| {
             let (device, inode) = stream.split_once(':')?;

@@ -1,8 +1,9 @@
 //! The commands: what an administrator types.
 //!
-//! Called by the `hostler` binary. Looking needs no agent: `check`, `show` and `digest` read specs, `status`, `watch`, `wait` and
-//! `explain` read status files, and `plan` both. `approve`, `retry`, `bmc` and `show-boot` ask the running agent, and `cache` shares its
-//! images with it. Nothing here changes a node by itself.
+//! Called by the `hostler` binary. Looking needs no agent: `check`, `show` and `digest` read specs,
+//! `status`, `watch`, `wait` and `explain` read status files, and `plan` both. `approve`, `retry`,
+//! `bmc` and `show-boot` ask the running agent, and `cache` shares its images with it. Nothing here
+//! changes a node by itself.
 
 mod agent_alive;
 mod bmc;
@@ -87,7 +88,8 @@ enum Command {
     Digest {
         /// The spec; `_defaults.toml` is read beside it.
         file: PathBuf,
-        /// The agent's configuration, for its [defaults]; without it the one of this machine, if there is one.
+        /// The agent's configuration, for its [defaults]; without it the one of this machine, if
+        /// there is one.
         #[arg(long)]
         config: Option<PathBuf>,
     },
@@ -99,7 +101,8 @@ enum Command {
         #[command(flatten)]
         goal: wait::Goal,
     },
-    /// Tell the story of a node: what was done, seen and said, what comes next, and what you can do.
+    /// Tell the story of a node: what was done, seen and said, what comes next, and what you can
+    /// do.
     Explain {
         #[command(flatten)]
         place: NodePlace,
@@ -107,16 +110,19 @@ enum Command {
     /// Show what the agent would do about a directory of specs, and what it would WIPE.
     #[command(after_help = plan::EXIT_CODES)]
     Plan(plan::Asked),
-    /// Let held nodes go on: consent to WIPE machines that are on, for example. Exit code 1 if a node was not held.
+    /// Let held nodes go on: consent to WIPE machines that are on, for example. Exit code 1 if a
+    /// node was not held.
     Approve(orders::Approval),
-    /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if there was nothing to try again.
+    /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if
+    /// there was nothing to try again.
     Retry(orders::For),
     /// Have a node's BMC do or say something, through the running agent.
     #[command(after_help = bmc::NOTES)]
     Bmc(bmc::Asked),
     /// Show what the boot loader of a machine with this network interface would be served now.
     ShowBoot(show_boot::Asked),
-    /// Look at the images that are kept for all machines, fetch them ahead of time, and make space. The agent may be running.
+    /// Look at the images that are kept for all machines, fetch them ahead of time, and make space.
+    /// The agent may be running.
     Cache {
         #[command(subcommand)]
         command: cache::Command,
@@ -132,20 +138,22 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum RamdiskCommand {
-    /// Make the deploy kernel and ramdisk from an unpacked kernel package, always the same from the same.
+    /// Make the deploy kernel and ramdisk from an unpacked kernel package, always the same from the
+    /// same.
     ///
     /// Prints which drivers are in it, which of the usual ones the kernel lacks, and which firmware
     /// they may ask for and the packages have not.
     Build {
-        /// The unpacked kernel package: a directory with boot/ and lib/modules/. Packages of firmware
-        /// may be unpacked into the same directory, or beside it in directories of their own.
+        /// The unpacked kernel package: a directory with boot/ and lib/modules/. Packages of
+        /// firmware may be unpacked into the same directory, or beside it in directories of their
+        /// own.
         #[arg(long)]
         kernel_package: PathBuf,
         /// Take this module, too, and what it needs. May be given several times.
         #[arg(long = "module", value_name = "NAME")]
         modules: Vec<String>,
-        /// Take all drivers of network interfaces and disk controllers, also of old ones and of storage
-        /// networks, but none of USB storage.
+        /// Take all drivers of network interfaces and disk controllers, also of old ones and of
+        /// storage networks, but none of USB storage.
         #[arg(long)]
         all_drivers: bool,
         /// The static hostler-ramdisk binary.
@@ -199,7 +207,7 @@ enum Format {
     Json,
 }
 
-/// What is wrong with the files a command needs, one a line.
+/// The problems of the files that a command needs, one a line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 struct Problems(Vec<Problem>);
@@ -330,7 +338,8 @@ impl NodePlace {
 )]
 struct NoDirectory;
 
-/// The configuration named, or the one of this machine. That there is none is no error: specs are also looked at elsewhere.
+/// The configuration named, or the one of this machine. Having none is no error: specs are also
+/// looked at elsewhere.
 fn configuration(named: Option<&Path>) -> Result<Option<Config>, ConfigError> {
     match config::read(named.unwrap_or(Path::new(config::DEFAULT_PATH))) {
         Err(ConfigError::Unreadable { source, .. })

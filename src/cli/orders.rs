@@ -22,21 +22,23 @@ pub(super) struct For {
     /// The nodes.
     #[arg(value_name = "NODE", group = "whom")]
     nodes: Vec<NodeName>,
-    /// All nodes that wait for this: to be tried again, those that failed; to be approved, and WIPED, those that were held because too
-    /// many machines were to be reinstalled at once. A machine that is held for another reason has to be named.
+    /// All nodes that wait for this: to be tried again, those that failed; to be approved, and
+    /// WIPED, those that were held because too many machines were to be reinstalled at once. A
+    /// machine that is held for another reason has to be named.
     #[arg(long, group = "whom")]
     all: bool,
     #[command(flatten)]
     place: AgentPlace,
 }
 
-/// What is consented to.
+/// The nodes that are consented to.
 #[derive(Debug, clap::Args)]
 pub(super) struct Approval {
     #[command(flatten)]
     whom: For,
-    /// Machines that specs name from now on: they are new again, although a file of the state directory that tells what is installed
-    /// was lost. What the disk of such a machine holds, hostler will WIPE if the machine is off. No node that is held already is let go.
+    /// Machines that specs name from now on: they are new again, although a file of the state
+    /// directory that tells what is installed was lost. hostler will WIPE the disk of such a
+    /// machine if the machine is off. No node that is held already is let go.
     #[arg(long, group = "whom")]
     new_machines: bool,
 }
@@ -51,15 +53,18 @@ pub(super) fn approve(
     }
     let changed = whom.place.ask(async |socket| admin::approve_new_machines(socket).await)?;
     let said = if changed {
-        "machines that specs name from now on are new: hostler will WIPE and install those that are off; nodes that are held already stay held"
+        "machines that specs name from now on are new: hostler will WIPE and install those that \
+         are off; nodes that are held already stay held"
     } else {
-        "nothing to approve: machines that specs name for the first time are taken for new, and WIPED and installed if they are off"
+        "nothing to approve: machines that specs name for the first time are taken for new, and \
+         WIPED and installed if they are off"
     };
     writeln!(out, "{said}")?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Gives the order that `order` makes of the selection. Whatever did not count is an error, after all that did.
+/// Gives the order that `order` makes of the selection. Whatever did not count is an error, after
+/// all that did.
 pub(super) fn give(
     order: impl FnOnce(Selection) -> Order,
     For { nodes, all, place }: For,

@@ -1,6 +1,7 @@
 //! `hostler plan`: what the agent would do about a directory of specs, before it does it.
 //!
-//! The judgement is the core's, rehearsed on what the status files say; here it is only asked for and printed.
+//! The judgement is the core's, rehearsed on what the status files say; here it is only asked for
+//! and printed.
 
 use std::{
     io::Write,
@@ -27,12 +28,14 @@ the breaker is overruled.";
 
 const WIPES: u8 = 2;
 
-/// What to judge.
+/// The arguments of `hostler plan`: the directory to judge.
 #[derive(Debug, clap::Args)]
 pub(super) struct Asked {
-    /// The directory of specs; by default the agent's own. Another one is judged as if it took that one's place.
+    /// The directory of specs; by default the agent's own. Another one is judged as if it took that
+    /// one's place.
     dir: Option<PathBuf>,
-    /// The directory with the status files; by default what the configuration says, and without one beside the specs.
+    /// The directory with the status files; by default what the configuration says, and without one
+    /// beside the specs.
     #[arg(long)]
     status_dir: Option<PathBuf>,
     /// The agent's configuration; without it the one of this machine, if there is one.

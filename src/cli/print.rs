@@ -1,7 +1,8 @@
 //! How everything gets out: no command writes to the terminal by itself.
 //!
-//! Status files, specs and machines say what they like. What is printed of it must do nothing to a terminal, pretend to be no line of its
-//! own, and read in the order in which it is written; JSON and TOML must still be read back the same.
+//! Status files, specs and machines say what they like. Text of theirs that is printed must do
+//! nothing to a terminal, pretend to be no line of its own, and read in the order in which it is
+//! written; JSON and TOML must still be read back the same.
 
 use std::{
     fmt::Write as _,
@@ -12,7 +13,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::model::printable::{escaped, is_escaped};
 
-/// Writes text with escapes, but for line breaks and tabs, which are the command's own: a value that may hold some is escaped before.
+/// Writes text with escapes, but for line breaks and tabs, which are the command's own: a value
+/// that may hold some is escaped before.
 #[derive(Debug)]
 pub struct Printer<W>(pub W);
 
@@ -53,8 +55,8 @@ pub(super) fn json(value: &impl Serialize) -> serde_json::Result<String> {
     }))
 }
 
-/// The same for a text in TOML. In a literal string, which a value with backslashes may become, an escape is text: such a value with such a
-/// character does not read back the same.
+/// The same for a text in TOML. In a literal string, which a value with backslashes may become, an
+/// escape is text: such a value with such a character does not read back the same.
 pub(super) fn toml(text: &str) -> String {
     rewritten(text, |char, text| {
         write!(text, "\\U{:08x}", u32::from(char)).unwrap_or_default();

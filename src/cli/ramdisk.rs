@@ -1,7 +1,7 @@
-//! What `hostler ramdisk build` says of what it has built.
+//! The report of `hostler ramdisk build` about the ramdisk that it has built.
 //!
-//! Called by the command. What is missing is told here and nowhere else: the machine that misses it
-//! has no network, or no disk, to say so.
+//! Called by the command. A missing part is reported here and nowhere else: the machine that misses
+//! it has no network, or no disk, to say so.
 
 use std::{
     collections::BTreeSet,

@@ -16,11 +16,12 @@ use crate::{
 
 use super::{Failure, log::LeftOut};
 
-/// How long what cannot be interrupted, such as reading from a file system that hangs, may keep an agent that stops.
+/// How long what cannot be interrupted, such as reading from a file system that hangs, may keep an
+/// agent that stops.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
 
-/// Runs until SIGTERM or SIGINT. The service manager hears `READY=1` when every listener answers, or when the agent stands by because
-/// another one acts upon its status directory.
+/// Runs until SIGTERM or SIGINT. The service manager hears `READY=1` when every listener answers,
+/// or when the agent stands by because another one acts upon its status directory.
 pub(super) fn run(config: Config, left_out: LeftOut) -> Result<(), Failure> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

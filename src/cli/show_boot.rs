@@ -1,4 +1,5 @@
-//! `hostler show-boot`: what a network interface is served at this moment, in every boot loader's language.
+//! `hostler show-boot`: what a network interface is served at this moment, in every boot loader's
+//! language.
 
 use std::{io::Write, process::ExitCode};
 
@@ -12,7 +13,7 @@ use crate::{
 
 use super::{AgentPlace, Failure};
 
-/// Whose.
+/// The network interface.
 #[derive(Debug, clap::Args)]
 pub(super) struct Asked {
     /// The NIC's address.
@@ -27,8 +28,8 @@ pub(super) struct Asked {
 /// A NIC that gets nothing.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0} is served no menu of its own (file not found): no node has it in boot.mac, or its spec does not want the machine installed; \
-     look at `hostler status`"
+    "{0} is served no menu of its own (file not found): no node has it in boot.mac, or its spec \
+     does not want the machine installed; look at `hostler status`"
 )]
 struct NotServed(MacAddr);
 

@@ -180,7 +180,8 @@ fn phase(status: &Status) -> String {
     format!("{}{mark}", status.phase.as_str())
 }
 
-/// `write [####······] 42% 31.0 MiB/s, 12s left`, or `fetch 12.0 MiB, 31.0 MiB/s` while nobody knows how much there is.
+/// `write [####······] 42% 31.0 MiB/s, 12s left`, or `fetch 12.0 MiB, 31.0 MiB/s` while nobody
+/// knows how much there is.
 pub(super) fn progress(progress: &Progress) -> String {
     if progress.total_bytes == 0 {
         let [done, rate] = [progress.done_bytes, progress.rate_bytes].map(show_bytes);
@@ -222,8 +223,10 @@ mod tests {
 
     fn status(node: &str, phase: &str, extra: &str) -> Status {
         let text = format!(
-            "version = 1\nnode = {node:?}\nphase = {phase:?}\nready = true\nmessage = \"as it says\"\nspec_valid = true\n\
-             since = \"2026-11-22T12:00:00Z\"\nattempt = 1\nupdated = \"2026-11-22T12:00:00Z\"\n{extra}"
+            "version = 1\nnode = {node:?}\nphase = {phase:?}\nready = true\n\
+             message = \"as it says\"\nspec_valid = true\n\
+             since = \"2026-11-22T12:00:00Z\"\nattempt = 1\nupdated = \"2026-11-22T12:00:00Z\"\n\
+             {extra}"
         );
         toml::from_str(&text).unwrap()
     }

@@ -1,7 +1,7 @@
 //! `hostler wait`: for scripts that write a spec and go on when its machine is ready.
 //!
-//! It reads the status file again and again; the agent need not run for that. What it must never do: take the status of another
-//! installation for success or failure.
+//! It reads the status file again and again; the agent need not run for that. It must never take
+//! the status of another installation for success or failure.
 
 use std::{
     io::{self, Write as _},
@@ -34,20 +34,22 @@ const TIMED_OUT: u8 = 4;
 const OPERATOR_NEEDED: u8 = 5;
 /// Between two looks: one small file.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How long bad news must stand before it is believed. The agent may just be reading the corrected file, or an operator's retry.
+/// How long bad news must stand before it is believed. The agent may just be reading the corrected
+/// file, or an operator's retry.
 const SETTLE_TIME: Duration = Duration::from_secs(3);
 
-/// What to wait for.
+/// The arguments of `hostler wait`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Goal {
-    /// Only a status of this installation counts: what `hostler digest` printed. Without it a status from before the spec was changed
-    /// counts too.
+    /// Only a status of this installation counts: what `hostler digest` printed. Without it a
+    /// status from before the spec was changed counts too.
     #[arg(long)]
     digest: Option<Digest>,
     /// How long, for example 30m or 1h 30m.
     #[arg(long, default_value = "1h", value_parser = duration)]
     timeout: Duration,
-    /// The phase to wait for. `deployed` and `available` also wait until nothing is left to do; a phase that passes at once may be missed.
+    /// The phase to wait for. `deployed` and `available` also wait until nothing is left to do; a
+    /// phase that passes at once may be missed.
     #[arg(long, default_value = "deployed", value_parser = phase)]
     phase: Phase,
     /// Do not tell every phase on standard error.
@@ -76,7 +78,7 @@ struct NoSuchNode {
     status: PathBuf,
 }
 
-/// What a status means to somebody who waits.
+/// The meaning of a status to somebody who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     /// It is there.
@@ -256,7 +258,8 @@ fn give_up(
 mod tests {
     use super::*;
 
-    const FLAT: &str = "version = 1\nnode = \"edge-07\"\nmessage = \"as it says\"\nsince = \"2026-11-22T12:00:00Z\"\n\
+    const FLAT: &str = "version = 1\nnode = \"edge-07\"\nmessage = \"as it says\"\n\
+                        since = \"2026-11-22T12:00:00Z\"\n\
                         attempt = 1\nupdated = \"2026-11-22T12:00:00Z\"\n";
 
     fn digest(digit: &str) -> String {

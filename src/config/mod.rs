@@ -1,8 +1,9 @@
 //! The agent's own configuration, `/etc/hostler/hostler.toml`.
 //!
-//! Called once, at start. Three things have to be said (`network.advertise`, `specs.dir`, `ramdisk`), the rest has defaults. Every
-//! problem is reported with its place. This module must never guess past a mistake: an agent that runs on half a configuration may
-//! serve the wrong network.
+//! Called once, at start. Three things have to be said (`network.advertise`, `specs.dir`,
+//! `ramdisk`), the rest has defaults. Every problem is reported with its place. This module must
+//! never guess past a mistake: an agent that runs on half a configuration may serve the wrong
+//! network.
 
 use std::{
     io,
@@ -56,7 +57,7 @@ const TFTP_BLOCK_BYTES: RangeInclusive<u64> = 512..=8192;
 /// TFTP's, behind that of HTTP; what is often taken by other programs is not a good default.
 const HTTP_PORT: u16 = 8069;
 const CALLBACK_PORT: u16 = 8443;
-/// That of Ironic's own API.
+/// The port of Ironic's own API.
 const IRONIC_PORT: u16 = 6385;
 /// Longest path, in bytes (Linux `PATH_MAX` less its NUL).
 const PATH_BYTES_MAX: usize = 4095;
@@ -91,7 +92,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[safety]`
     pub safety: Safety,
-    /// `[defaults]`: any key of a spec, under every spec and its `_defaults.toml`. The spec reader checks it.
+    /// `[defaults]`: any key of a spec, under every spec and its `_defaults.toml`. The spec reader
+    /// checks it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub defaults: Option<Document>,
 }
@@ -119,19 +121,21 @@ pub struct State {
 /// `[images]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Images {
-    /// What a relative `image.source` is relative to.
+    /// The directory that a relative `image.source` is relative to.
     pub dir: PathBuf,
     /// The directories an absolute `image.source` may be in, besides `dir`.
     pub allowed_dirs: Vec<PathBuf>,
     /// Where images are kept as raw files; its files are for hostler's user only.
     pub cache_dir: PathBuf,
-    /// How many bytes of the disk the cache may take. What was used longest ago goes first; images in use stay, whatever they take.
+    /// How many bytes of the disk the cache may take. The image used longest ago goes first; images
+    /// in use stay, whatever they take.
     #[serde(serialize_with = "size")]
     pub cache_size: u64,
     /// The most bytes an image may have as it is published, at least 1.
     #[serde(serialize_with = "size")]
     pub published_max: u64,
-    /// The most bytes an image may have as a disk, holes included, at least 1. A few bytes can be unpacked to any number.
+    /// The most bytes an image may have as a disk, holes included, at least 1. A few bytes can be
+    /// unpacked to any number.
     #[serde(serialize_with = "size")]
     pub raw_max: u64,
 }
@@ -139,7 +143,7 @@ pub struct Images {
 /// `[secrets]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Secrets {
-    /// What `bmc.password_file` is relative to.
+    /// The directory that a relative `bmc.password_file` is relative to.
     pub dir: PathBuf,
 }
 
@@ -162,7 +166,8 @@ pub struct Tftp {
     pub block_max: u64,
 }
 
-/// `[http]`: what TFTP serves, for iPXE, which fetches kernels and ramdisks there. As plain as TFTP is.
+/// `[http]`: what TFTP serves, for iPXE, which fetches kernels and ramdisks there. As plain as TFTP
+/// is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Http {
     /// Where it listens; the machines are told `network.advertise` with this port.
@@ -215,15 +220,15 @@ pub struct BootFiles {
     pub initramfs: PathBuf,
 }
 
-/// `[limits]`: what may go on at once. What comes later waits its turn.
+/// `[limits]`: how much may go on at once. Later work waits its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
     /// Disks being written, at least 1.
     pub imaging: usize,
     /// Machines being brought up to be written, at least 1.
     pub waiting: usize,
-    /// Bytes a second that a disk must take or give, averaged over a minute, while it is what limits;
-    /// 0: any.
+    /// Bytes a second that a disk must take or give, averaged over a minute, while it is what
+    /// limits; 0: any.
     #[serde(serialize_with = "size")]
     pub imaging_rate_min: u64,
     /// The pause between two calls to one BMC.
@@ -248,7 +253,7 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
     /// It can, but something in it is wrong. One problem a line.

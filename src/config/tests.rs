@@ -1,4 +1,4 @@
-//! What the agent's configuration accepts, what it refuses, and where it says the trouble is.
+//! The agent's configuration: values it accepts, values it refuses, and the place it names.
 
 use std::fmt::Write as _;
 
@@ -213,7 +213,8 @@ socket = "admin.sock"
 #[test]
 fn a_ramdisk_for_aarch64_is_whole_or_not_there() {
     check(
-        "network.advertise = \"192.0.2.1\"\nspecs.dir = \"/x\"\n[ramdisk]\nkernel = \"/k\"\ninitramfs = \"/i\"\n\
+        "network.advertise = \"192.0.2.1\"\nspecs.dir = \"/x\"\n[ramdisk]\nkernel = \"/k\"\n\
+         initramfs = \"/i\"\n\
          [ramdisk.aarch64]\nkernel = \"k\"\n",
         &expect![[r#"
             hostler.toml:6:1: ramdisk.aarch64.initramfs: missing

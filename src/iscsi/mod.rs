@@ -3,7 +3,7 @@
 //! Called by the imaging through [`Lun`]. Everything a target says is untrusted: it is bounded, checked, and ends the session when
 //! RFC 7143 does not allow it. This module never writes a byte nobody asked for, and never logs a secret.
 //!
-//! What is used of RFC 7143, by its sections, and the tests of it:
+//! The parts of RFC 7143 in use, by section, and the tests of it:
 //!
 //! | section | what | where | tests |
 //! |---|---|---|---|

@@ -1,6 +1,7 @@
-//! What an operator tells a running agent, and what it answers.
+//! Orders and questions that an operator sends to a running agent, and their answers.
 //!
-//! Made by the commands, carried by the admin subsystem, judged by the core. An order is a wish: whether it counts is for the node to say.
+//! Made by the commands, carried by the admin subsystem, judged by the core. An order is a wish:
+//! whether it counts is for the node to say.
 
 use std::collections::BTreeSet;
 
@@ -12,28 +13,30 @@ use super::{
     secret::Secret,
 };
 
-/// Longest sentence of an [`Answer`], in characters: an answer about ten thousand nodes must stay small.
+/// Longest sentence of an [`Answer`], in characters: an answer about ten thousand nodes must stay
+/// small.
 const MESSAGE_CHARS_MAX: usize = 300;
 
-/// What is asked of the agent.
+/// A question to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Question {
     /// To be carried out; answered with an [`Answer`] for each node.
     Order(Order),
-    /// Machines that specs name from now on are new again, whatever was lost: no machine that is held already is let go. Answered with
-    /// whether they were not.
+    /// Machines that specs name from now on are new again, whatever was lost: no machine that is
+    /// held already is let go. Answered with whether they were not.
     ApproveNewMachines,
-    /// What a network interface is served; answered with a [`NicBoot`], or nothing if no node has it.
+    /// The boot menus of a network interface; answered with a [`NicBoot`], or nothing if no node
+    /// has it.
     ShowBoot {
-        /// Whose.
+        /// The interface's address.
         mac: MacAddr,
         /// Whether the attempt's key is to be in it.
         secrets: bool,
     },
     /// To be done by a node's BMC; answered with what is so then, as [`Fact`]s.
     Bmc {
-        /// Whose.
+        /// The node.
         node: NodeName,
         /// The command, under the key that this version of the protocol has for it.
         #[serde(rename = "deed")]
@@ -41,7 +44,7 @@ pub enum Question {
     },
 }
 
-/// What an operator wants.
+/// An operator's order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
@@ -74,19 +77,19 @@ impl Order {
 pub enum Selection {
     /// All that wait for such an order.
     All,
-    /// These.
+    /// The named nodes.
     Nodes(BTreeSet<NodeName>),
 }
 
-/// What an order led to at one node.
+/// The outcome of an order at one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Answer {
-    /// Which.
+    /// The node.
     pub node: NodeName,
     /// Whether the order changed anything.
     pub counted: bool,
-    /// What will happen now, or why nothing will: a sentence whose subject is the node.
+    /// The consequence, or the reason why there is none: a sentence whose subject is the node.
     pub message: String,
 }
 
@@ -97,7 +100,7 @@ impl Answer {
     }
 }
 
-/// What a network interface is served: what each boot loader reads, whichever the machine runs.
+/// The boot menus of a network interface: one for each boot loader, whichever the machine runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NicBoot {
@@ -117,7 +120,7 @@ pub struct ServedMenu {
     pub text: Secret,
 }
 
-/// What an operator has a BMC do.
+/// An operator's command for a BMC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum BmcCommand {
@@ -136,7 +139,7 @@ pub enum BmcCommand {
     Cycle,
     /// Choose what it boots from.
     BootDevice {
-        /// That.
+        /// The boot device.
         device: BootDevice,
         /// Always, and not at the next boot only.
         persistent: bool,
@@ -171,7 +174,7 @@ impl BmcCommand {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fact {
-    /// What it is about: `power`.
+    /// The subject: `power`.
     pub name: String,
     /// How it is: `on`.
     pub value: String,

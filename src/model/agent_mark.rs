@@ -50,7 +50,8 @@ pub struct AgentMark {
 }
 
 impl AgentMark {
-    /// Since when no agent has acted here, as far as the mark tells at `now`; `None` while one does.
+    /// Since when no agent has acted here, as far as the mark tells at `now`; `None` while one
+    /// does.
     ///
     /// A heartbeat that lies as far ahead of `now` as it may lie behind counts as missing too.
     pub fn dead_since(&self, now: Timestamp) -> Option<Timestamp> {

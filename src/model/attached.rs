@@ -1,6 +1,7 @@
-//! What files beside a spec hold, and metadata for a config drive.
+//! Content of files beside a spec, and metadata for a config drive.
 //!
-//! Read by the spec reader, written onto config drives and into the agent's records. It may be secret, so nothing here shows any of it.
+//! Read by the spec reader, written onto config drives and into the agent's records. It may be
+//! secret, so nothing here shows any of it.
 
 use std::{fmt, sync::Arc};
 
@@ -26,7 +27,8 @@ impl AttachedContent {
         &self.0
     }
 
-    /// The same if it is text, without control characters but tabs and ends of lines; else where it is none.
+    /// The same if it is text, without control characters but tabs and ends of lines; else where it
+    /// is none.
     pub fn as_text(&self) -> Result<&str, String> {
         let text = str::from_utf8(&self.0)
             .map_err(|error| format!("is not UTF-8 from byte {} on", error.valid_up_to()))?;

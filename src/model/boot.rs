@@ -1,6 +1,8 @@
-//! What a machine gets when it netboots, and the contract between the agent and the deploy ramdisk's kernel command line.
+//! The boot menu of a machine that netboots, and the contract between the agent and the deploy
+//! ramdisk's kernel command line.
 //!
-//! Called by the agent, which writes the command line, by the netboot subsystem, which serves menus, and by the ramdisk, which reads it.
+//! Called by the agent, which writes the command line, by the netboot subsystem, which serves
+//! menus, and by the ramdisk, which reads it.
 
 use std::{
     fmt,
@@ -37,7 +39,7 @@ pub enum Arch {
     Aarch64,
 }
 
-/// What a known machine's boot menu says.
+/// The content of a known machine's boot menu.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BootMenu {
     /// Boot the local disk: every node without an attempt, unless it boots from the network.
@@ -59,7 +61,8 @@ pub enum BootMenu {
         initramfs: String,
         /// The kernel command line. It holds the attempt's key.
         command_line: Secret,
-        /// Whether a boot loader that can adds the addresses it was given by DHCP, as `ip=client:server:gateway:mask`.
+        /// Whether a boot loader that can adds the addresses it was given by DHCP, as
+        /// `ip=client:server:gateway:mask`.
         with_addresses: bool,
     },
 }
@@ -90,12 +93,14 @@ impl BootStage {
     }
 }
 
-/// Evidence: a machine fetched a file over TFTP or HTTP, or asked for a boot loader that is not there.
+/// Evidence: a machine fetched a file over TFTP or HTTP, or asked for a boot loader that is not
+/// there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch {
-    /// Whose machine: known once an address has asked for a node's own boot menu. Of a refused loader: a node that is waited for.
+    /// The node: known once an address has asked for a node's own boot menu. For a refused loader:
+    /// a node that is waited for.
     pub node: NodeName,
-    /// What the file is to the boot.
+    /// The file's role in the boot.
     pub stage: BootStage,
     /// The file's name there.
     pub path: String,
@@ -109,7 +114,7 @@ pub struct Fetch {
     pub refused_times: u32,
 }
 
-/// What the deploy ramdisk must know: where the agent is, who it is itself, and how both prove it.
+/// The deploy ramdisk's parameters: where the agent is, who it is itself, and how both prove it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RamdiskArgs {
     /// The callback listener.
@@ -134,7 +139,8 @@ impl RamdiskArgs {
         ))
     }
 
-    /// Reads them back. The first word of each name wins, so that nothing added after them can replace them.
+    /// Reads them back. The first word of each name wins, so that nothing added after them can
+    /// replace them.
     pub fn from_command_line(text: &str) -> Result<Self, String> {
         let word = |name: &str| {
             text.split_ascii_whitespace()

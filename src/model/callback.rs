@@ -1,7 +1,9 @@
-//! The bodies the deploy ramdisk and the agent exchange (JSON over pinned TLS), continuing Ironic's `vendor_passthru` names.
+//! The bodies the deploy ramdisk and the agent exchange (JSON over pinned TLS), continuing Ironic's
+//! `vendor_passthru` names.
 //!
-//! Written and read by the callback subsystem on one side and by the ramdisk on the other; judged by the core. Everything that comes
-//! from the ramdisk is untrusted until its key has been compared.
+//! Written and read by the callback subsystem on one side and by the ramdisk on the other; judged
+//! by the core. Everything that comes from the ramdisk is untrusted until its key has been
+//! compared.
 
 use std::{net::IpAddr, num::NonZeroU16};
 
@@ -25,9 +27,11 @@ pub enum Call {
     DeployState,
     /// `POST …/completed`
     Completed(Completed),
-    /// `POST …/pass_deploy_info` of Ironic's ramdisk, which asks for nothing before and knows no CHAP.
+    /// `POST …/pass_deploy_info` of Ironic's ramdisk, which asks for nothing before and knows no
+    /// CHAP.
     IronicDeployInfo(DeployInfo),
-    /// `POST …/pass_bootloader_install_info` of Ironic's ramdisk: why it could not install a boot loader; empty: it could.
+    /// `POST …/pass_bootloader_install_info` of Ironic's ramdisk: why it could not install a boot
+    /// loader; empty: it could.
     IronicBootloader(String),
 }
 
@@ -43,7 +47,7 @@ impl Call {
         }
     }
 
-    /// Whose ramdisk makes it.
+    /// The ramdisk that makes it.
     pub const fn ramdisk(&self) -> DeployRamdisk {
         match self {
             Self::Lookup(_) | Self::PassDeployInfo(_) | Self::DeployState | Self::Completed(_) => {
@@ -54,7 +58,7 @@ impl Call {
     }
 }
 
-/// What a call is answered.
+/// The answer to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// 200: the disk to export.
@@ -104,7 +108,8 @@ pub struct LookupReply {
 }
 
 /// The answer to a lookup whose disks do not include the root device: one that starts up slowly may
-/// still appear. A ramdisk that does not know this answer takes it for a refusal, because of `error`.
+/// still appear. A ramdisk that does not know this answer takes it for a refusal, because of
+/// `error`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LookupAgain {
     /// Why no disk was chosen.
@@ -150,10 +155,10 @@ const fn iscsi_port() -> u16 {
 /// `GET …/deploy_state`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeployStateReply {
-    /// What the ramdisk is to do.
+    /// The ramdisk's next step.
     pub state: DeployState,
-    /// With `release`: what the disk must hold, for the ramdisk to compare once its target has stopped; in order, at most
-    /// [`VERIFY_RANGES_MAX`]. Empty: it need not.
+    /// With `release`: what the disk must hold, for the ramdisk to compare once its target has
+    /// stopped; in order, at most [`VERIFY_RANGES_MAX`]. Empty: it need not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub verify: Vec<DiskRange>,
     /// How the machine is to be left by the ramdisk, once that has done what `state` says.
@@ -197,11 +202,11 @@ pub struct DiskRange {
     pub from: u64,
     /// How many there are.
     pub bytes: u64,
-    /// What they hash to.
+    /// The digest of these bytes.
     pub digest: Digest,
 }
 
-/// What the ramdisk is to do with its target.
+/// The ramdisk's next step with its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeployState {
@@ -219,7 +224,8 @@ pub struct Completed {
     /// Not empty: the ramdisk failed, in its own words.
     #[serde(default)]
     pub error: String,
-    /// Whether the ramdisk itself compared the disk with the image. With an error: they differ, and it says where.
+    /// Whether the ramdisk itself compared the disk with the image. With an error: they differ, and
+    /// it says where.
     #[serde(default)]
     pub verified: bool,
     /// How long that took, in milliseconds.

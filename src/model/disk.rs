@@ -1,6 +1,7 @@
 //! A machine's disks, and the hints that choose the one to write.
 //!
-//! The ramdisk reports disks, the core chooses. Choosing fails closed: unless exactly one disk fits, none is touched.
+//! The ramdisk reports disks, the core chooses. Choosing fails closed: unless exactly one disk
+//! fits, none is touched.
 
 mod hints;
 mod spelling;
@@ -28,7 +29,7 @@ pub struct Disk {
     /// Model; of a SATA disk the whole one, of which SCSI shows 16 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Vendor.
+    /// The vendor, as SCSI INQUIRY or sysfs names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vendor: Option<String>,
     /// SCSI host:channel:target:lun.
@@ -52,7 +53,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Whether both are one disk of a machine, at different times: by what the disk itself says, and else by its name.
+    /// Whether both are one disk of a machine, at different times: by what the disk itself says,
+    /// and else by its name.
     pub fn is_same(&self, other: &Self) -> bool {
         let both = |one: &Option<String>, two: &Option<String>| {
             one.as_ref().zip(two.as_ref()).map(|(one, two)| one == two)

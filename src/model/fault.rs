@@ -15,9 +15,9 @@ pub struct Fault {
     pub code: Cow<'static, str>,
     /// Whether trying again may help.
     pub retry: RetryAdvice,
-    /// What happened, to whom, and what was expected.
+    /// The event, the thing it happened to, and the expectation.
     pub message: String,
-    /// What an administrator can do about it.
+    /// The administrator's next step.
     pub hint: Cow<'static, str>,
 }
 

@@ -1,8 +1,9 @@
-//! The identity of what a spec wants installed: a digest of everything that makes an installation another one.
+//! The identity of what a spec wants installed: a digest of everything that makes an installation
+//! another one.
 //!
-//! Computed by the core and by `hostler digest`; written to status files and records. Names, power, timeouts
-//! and BMC are not in it, so that changing them never makes a machine look out of date. Two specs that would
-//! be installed differently must never have the same identity.
+//! Computed by the core and by `hostler digest`; written to status files and records. Names, power,
+//! timeouts and BMC are not in it, so that changing them never makes a machine look out of date.
+//! Two specs that would be installed differently must never have the same identity.
 
 use sha2::{Digest as _, Sha256};
 
@@ -17,15 +18,16 @@ use super::{
 /// The identity of an installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Of all of it.
+    /// The digest of all of it.
     pub digest: Digest,
-    /// Of what an installation writes to the disk: without the kernel, the ramdisk and the kernel arguments
-    /// that it boots over the network. The same as `digest` for a machine that boots from its disk.
+    /// The digest of everything that an installation writes to the disk: without the kernel, the
+    /// ramdisk and the kernel arguments that it boots over the network. The same as `digest` for a
+    /// machine that boots from its disk.
     pub written: Digest,
 }
 
-/// Texts on their way into a hash, each led by its length: no two different lists of texts can run together
-/// into the same bytes.
+/// Texts on their way into a hash, each led by its length: no two different lists of texts can run
+/// together into the same bytes.
 pub(super) struct Parts<'a>(pub(super) &'a mut Sha256);
 
 impl Parts<'_> {
@@ -67,13 +69,13 @@ impl Parts<'_> {
 }
 
 impl NodeSpec {
-    /// The identity of what is to be installed: image, partitions, root device, config drive, what it boots
-    /// over the network, and `redeploy`.
+    /// The identity of what is to be installed: image, partitions, root device, config drive, what
+    /// it boots over the network, and `redeploy`.
     ///
-    /// Of an image whose checksum is in the spec, the checksum is in it and the source is not: the same bytes
-    /// from another mirror are the same. Of one whose checksum is listed elsewhere, the source and the
-    /// list's place are in it, and the digest that is listed is not: a list that changes is no change of the
-    /// spec.
+    /// If the spec has an image's checksum, the checksum is in it and the source is not: the same
+    /// bytes from another mirror are the same. If the checksum is listed elsewhere, the source and
+    /// the list's place are in it, and the digest that is listed is not: a list that changes is no
+    /// change of the spec.
     pub fn identity(&self) -> Identity {
         let written = self.written(true);
         let digest = match &self.image.netboot {
@@ -88,8 +90,8 @@ impl NodeSpec {
         self.identity().digest
     }
 
-    /// The identity as the version before this one had it, for what that version installed: it knew neither
-    /// the source of an image with a list, nor what is booted over the network.
+    /// The identity as the version before this one had it, for what that version installed: it knew
+    /// neither the source of an image with a list, nor what is booted over the network.
     pub fn digest_v1(&self) -> Digest {
         self.written(false)
     }
@@ -105,7 +107,7 @@ impl NodeSpec {
         match &self.image.kind {
             ImageKind::Disk => parts.put("disk"),
             ImageKind::Partition(Partitions { table, swap_bytes, ephemeral_bytes, root_bytes }) => {
-                // What boots from the network needs no ESP.
+                // A machine that boots from the network needs no ESP.
                 let esp = self.boot.firmware == Firmware::Uefi && self.image.netboot.is_none();
                 let sizes = format!("{swap_bytes:?} {ephemeral_bytes:?} {root_bytes:?}");
                 parts.put(&format!("partition {table:?} esp={esp} {sizes}"));

@@ -10,7 +10,8 @@ use sha2::{Digest as _, Sha256};
 /// Longest RFC 1123 label, in bytes.
 const LABEL_BYTES_MAX: usize = 63;
 
-/// A node's name: an RFC 1123 label (1 to 63 of `a-z 0-9 -`, no hyphen at either end). It is the stem of the spec's file name.
+/// A node's name: an RFC 1123 label (1 to 63 of `a-z 0-9 -`, no hyphen at either end). It is the
+/// stem of the spec's file name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodeName(String);
@@ -34,7 +35,8 @@ impl FromStr for NodeName {
             ))
         } else if !text.bytes().all(allowed) || text.starts_with('-') || text.ends_with('-') {
             Err(format!(
-                "node name `{text}`: must be lower-case letters, digits and inner hyphens (RFC 1123)"
+                "node name `{text}`: must be lower-case letters, digits and inner hyphens (RFC \
+                 1123)"
             ))
         } else {
             Ok(Self(text.to_owned()))
@@ -62,7 +64,8 @@ impl fmt::Display for NodeName {
     }
 }
 
-/// A network interface's 48-bit hardware address; written lower-case with colons, read with colons or hyphens in either case.
+/// A network interface's 48-bit hardware address; written lower-case with colons, read with colons
+/// or hyphens in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddr([u8; 6]);
@@ -128,7 +131,8 @@ impl fmt::Display for MacAddr {
     }
 }
 
-/// The identity of one started operation. A result that carries another id than the one awaited is stale and changes nothing.
+/// The identity of one started operation. A result that carries another id than the one awaited is
+/// stale and changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct OpId(pub u64);
 
@@ -138,7 +142,8 @@ impl fmt::Display for OpId {
     }
 }
 
-/// A digest with its algorithm, written `sha256:<hex>`: of an image, or of what a spec wants installed.
+/// A digest with its algorithm, written `sha256:<hex>`: of an image, or of what a spec wants
+/// installed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest {

@@ -1,8 +1,11 @@
-//! The contract with the deploy ramdisk of `OpenStack` Ironic's first years (`boot.ramdisk = "ironic"`): its kernel command line.
+//! The contract with the deploy ramdisk of `OpenStack` Ironic's first years (`boot.ramdisk =
+//! "ironic"`): its kernel command line.
 //!
-//! Called by the spec reader, which refuses hints that this ramdisk cannot follow, and by the agent, which writes the command line. It is
-//! what diskimage-builder 1.28 reads: `ramdisk-base/init.d/20-init-variables`, and `70-ironic-root-device` and `80-deploy-ironic` in
-//! `deploy-ironic/init.d`. A hint must never become a word that lets the ramdisk choose another disk than hostler itself would.
+//! Called by the spec reader, which refuses hints that this ramdisk cannot follow, and by the
+//! agent, which writes the command line. It is what diskimage-builder 1.28 reads:
+//! `ramdisk-base/init.d/20-init-variables`, and `70-ironic-root-device` and `80-deploy-ironic` in
+//! `deploy-ironic/init.d`. A hint must never become a word that lets the ramdisk choose another
+//! disk than hostler itself would.
 
 use std::{fmt::Write as _, net::SocketAddr};
 
@@ -16,7 +19,8 @@ use super::{
 /// Its unit for sizes.
 const GIB: u64 = 1 << 30;
 
-/// What Ironic's ramdisk must know. It asks nothing before it exports a disk, so that this is everything it is ever told.
+/// The parameters of Ironic's ramdisk. It asks nothing before it exports a disk, so that this is
+/// everything it is ever told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IronicArgs {
     /// Where it makes its calls, in plain HTTP.
@@ -34,20 +38,22 @@ pub struct IronicArgs {
 }
 
 impl IronicArgs {
-    /// As kernel command line words. The ramdisk takes the first of each name. `boot_server` is for boot loaders that cannot pass on the
-    /// addresses they were given.
+    /// As kernel command line words. The ramdisk takes the first of each name. `boot_server` is for
+    /// boot loaders that cannot pass on the addresses they were given.
     pub fn to_command_line(&self) -> Secret {
         let Self { api, node, key, iqn, firmware, root_device } = self;
         Secret::new(format!(
-            "deployment_id={node} deployment_key={} iscsi_target_iqn={iqn} ironic_api_url=http://{api} boot_server={} \
-             {root_device} boot_option=netboot boot_mode={firmware} troubleshoot=0 selinux=0",
+            "deployment_id={node} deployment_key={} iscsi_target_iqn={iqn} \
+             ironic_api_url=http://{api} boot_server={} {root_device} boot_option=netboot \
+             boot_mode={firmware} troubleshoot=0 selinux=0",
             key.expose(),
             api.ip()
         ))
     }
 }
 
-/// The word that has Ironic's ramdisk choose the disk that these hints mean, or which of them it does not know.
+/// The word that has Ironic's ramdisk choose the disk that these hints mean, or which of them it
+/// does not know.
 pub fn root_device(hints: &RootDeviceHints) -> Result<String, String> {
     let RootDeviceHints {
         name,
@@ -84,7 +90,8 @@ pub fn root_device(hints: &RootDeviceHints) -> Result<String, String> {
     .collect();
     match name {
         None if hints.is_empty() => Err(
-            "Ironic's ramdisk takes the first disk that fits, without saying which there are; give a hint, such as name = \"sda\"".to_owned(),
+            "Ironic's ramdisk takes the first disk that fits, without saying which there are; give \
+             a hint, such as name = \"sda\"".to_owned(),
         ),
         None => Ok(format!("root_device={}", hints.join(","))),
         Some(_) if !hints.is_empty() => {
@@ -94,7 +101,8 @@ pub fn root_device(hints: &RootDeviceHints) -> Result<String, String> {
     }
 }
 
-/// It would take the number of a partition away from a name, and knows these kinds of disks only (`whole_disk_name` in `init-func`).
+/// It would take the number of a partition away from a name, and knows these kinds of disks only
+/// (`whole_disk_name` in `init-func`).
 fn disk(name: &str) -> Result<String, String> {
     let bare = name.strip_prefix("/dev/").unwrap_or(name);
     let letters = ["sd", "hd", "vd", "xvd"].iter().find_map(|kind| bare.strip_prefix(kind));
@@ -103,16 +111,20 @@ fn disk(name: &str) -> Result<String, String> {
             Ok(format!("disk={bare}"))
         }
         _ => Err(format!(
-            "Ironic's ramdisk does not know a disk called {name}, only sda, hda, vda, xvda and the like"
+            "Ironic's ramdisk does not know a disk called {name}, only sda, hda, vda, xvda and the \
+             like"
         )),
     }
 }
 
-/// It rounds a disk's size down to GiB and knows no comparison. hostler itself then looks at the target's size, to the byte.
+/// It rounds a disk's size down to GiB and knows no comparison. hostler itself then looks at the
+/// target's size, to the byte.
 fn whole_gib(size: SizeHint) -> Result<String, String> {
     match size.comparison {
         Comparison::Equal => Ok((size.bytes / GIB).to_string()),
-        _ => Err("Ironic's ramdisk compares no sizes; give the exact one, such as size = \"== 500107862016\"".to_owned()),
+        _ => Err("Ironic's ramdisk compares no sizes; give the exact one, such as size = \"== \
+            500107862016\""
+            .to_owned()),
     }
 }
 
@@ -178,9 +190,10 @@ mod tests {
         assert_eq!(
             args.to_command_line().expose(),
             format!(
-                "deployment_id=edge-07 deployment_key={key} iscsi_target_iqn=iqn.2026-11.hostler:edge-07 \
-                 ironic_api_url=http://192.0.2.1:6385 boot_server=192.0.2.1 disk=vda boot_option=netboot boot_mode=bios \
-                 troubleshoot=0 selinux=0"
+                "deployment_id=edge-07 deployment_key={key} \
+                 iscsi_target_iqn=iqn.2026-11.hostler:edge-07 ironic_api_url=http://192.0.2.1:6385 \
+                 boot_server=192.0.2.1 disk=vda boot_option=netboot boot_mode=bios troubleshoot=0 \
+                 selinux=0"
             )
         );
     }

@@ -1,7 +1,8 @@
 //! Which machine a spec names: its BMC's address and the MAC addresses of its network interfaces.
 //!
-//! Consent to wipe a disk is for one machine, so the core compares these whenever a spec changes. Nothing here may guess: two
-//! machines that share neither BMC nor network interface are two machines.
+//! Consent to wipe a disk is for one machine, so the core compares these whenever a spec changes.
+//! Nothing here may guess: two machines that share neither BMC nor network interface are two
+//! machines.
 
 use std::fmt;
 
@@ -33,7 +34,8 @@ pub struct Machine {
 pub enum MachineChange {
     /// Not at all.
     None,
-    /// It has another BMC address or other network interfaces, and still shares one of them: taken for the same machine.
+    /// It has another BMC address or other network interfaces, and still shares one of them: taken
+    /// for the same machine.
     Part,
     /// It shares nothing: another machine.
     Whole,
@@ -45,7 +47,7 @@ impl Machine {
         Self { bmc: spec.bmc_address().cloned(), macs: spec.boot.macs.clone() }
     }
 
-    /// What it is kept under.
+    /// The identity under which it is kept.
     pub fn id(&self) -> MachineId {
         match &self.bmc {
             Some(bmc) => MachineId::Bmc(bmc.clone()),
@@ -53,7 +55,7 @@ impl Machine {
         }
     }
 
-    /// What has changed if the spec names the machine now.
+    /// The difference if the spec names the machine now.
     pub fn change_to(&self, spec: &NodeSpec) -> MachineChange {
         change([self.bmc.as_ref(), spec.bmc_address()], [&self.macs, &spec.boot.macs])
     }

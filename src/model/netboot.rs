@@ -1,7 +1,8 @@
-//! What an installed machine boots over the network: as its spec wants it, and as it is served.
+//! Kernel and ramdisk of an installed machine that boots over the network: as its spec wants them,
+//! and as they are served.
 //!
-//! Used by the core, by the agent that verifies the files, and by the boot menus. It must never take files
-//! that nobody has looked at for verified ones.
+//! Used by the core, by the agent that verifies the files, and by the boot menus. It must never
+//! take files that nobody has looked at for verified ones.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -11,7 +12,7 @@ use super::{
     ids::{Digest, DigestAlgorithm},
 };
 
-/// What a spec wants an installed machine to boot (`boot.after = "network"`).
+/// The files that a spec wants an installed machine to boot (`boot.after = "network"`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Netboot {
     /// The kernel's path, absolute or relative to the images directory.
@@ -28,14 +29,14 @@ pub struct Netboot {
     pub kernel_args: Vec<String>,
 }
 
-/// What an installed machine is served.
+/// The files that an installed machine is served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetbootFiles {
     /// Where the kernel came from: its path as the spec had it.
     pub kernel: String,
-    /// Its digest, by which it lies in the cache. `None`: installed by a version that did not look at it, so that
-    /// it is served from its path until it was verified.
+    /// Its digest, by which it lies in the cache. `None`: installed by a version that did not look
+    /// at it, so that it is served from its path until it was verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_digest: Option<Digest>,
     /// Where the initial ramdisk came from.
@@ -62,7 +63,7 @@ impl Netboot {
         command_line(&self.kernel_args, root)
     }
 
-    /// What a version that looked at no files served.
+    /// The files that a version without checksums served.
     pub fn unverified(&self) -> NetbootFiles {
         NetbootFiles {
             kernel: self.kernel.clone(),
@@ -73,8 +74,8 @@ impl Netboot {
         }
     }
 
-    /// The identity of an installation whose disk has the identity `written`. A file is in it by its
-    /// checksum, if the spec says one, and else by its path.
+    /// The identity of an installation whose disk has the identity `written`. A file is in it by
+    /// its checksum, if the spec says one, and else by its path.
     pub(super) fn identity(&self, written: &Digest) -> Digest {
         let Self { kernel, kernel_checksum, ramdisk, ramdisk_checksum, kernel_args } = self;
         let mut hash = Sha256::new();
@@ -141,8 +142,9 @@ impl NetbootFiles {
     }
 }
 
-/// How a kernel is told the root file system that hostler has put into a partition: by that partition, which is on no other disk, or, where
-/// an earlier version made it, by the file system, which is on each disk that the image was ever written to.
+/// How a kernel is told the root file system that hostler has put into a partition: by that
+/// partition, which is on no other disk, or, where an earlier version made it, by the file system,
+/// which is on each disk that the image was ever written to.
 pub fn root(partuuid: Option<&str>, uuid: Option<&str>) -> Option<String> {
     match (partuuid, uuid) {
         (Some(partuuid), _) => Some(format!("PARTUUID={partuuid}")),

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PowerState {
-    /// Running.
+    /// The machine runs.
     On,
-    /// Off.
+    /// The machine is off.
     Off,
 }
 
@@ -47,7 +47,7 @@ pub enum ChassisControl {
     SoftShutdown,
 }
 
-/// What a machine should boot from (IPMI 2.0 §28.13, boot device selector).
+/// The device that a machine should boot from (IPMI 2.0 §28.13, boot device selector).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BootDevice {

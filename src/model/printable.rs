@@ -1,12 +1,13 @@
 //! Texts of others, made fit to be printed.
 //!
-//! Called by whatever writes to a terminal, a log or a status file. A text that was escaped does nothing to a terminal, forges no line of a
-//! log, and reads in the order in which it is written.
+//! Called by whatever writes to a terminal, a log or a status file. A text that was escaped does
+//! nothing to a terminal, forges no line of a log, and reads in the order in which it is written.
 
 use std::fmt::{self, Write};
 
-/// Characters that are printed as their escapes: controls (C0, DEL, C1), and what changes how others are shown or is not shown itself, the
-/// format characters and separators of Unicode (Cf, Zl, Zp).
+/// Characters that are printed as their escapes: controls (C0, DEL, C1), and what changes how
+/// others are shown or is not shown itself, the format characters and separators of Unicode (Cf,
+/// Zl, Zp).
 pub fn is_escaped(char: char) -> bool {
     char.is_control() || is_format(char)
 }
@@ -21,7 +22,8 @@ fn is_format(char: char) -> bool {
         | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}' | '\u{e0020}'..='\u{e007f}')
 }
 
-/// Passes a text on, with an escape for each character that must not be printed: `\n`, `\u{1b}`, `\u{202e}`.
+/// Passes a text on, with an escape for each character that must not be printed: `\n`, `\u{1b}`,
+/// `\u{202e}`.
 #[derive(Debug)]
 pub struct Escaping<W>(pub W);
 

@@ -1,4 +1,4 @@
-//! What is wrong with a file an administrator wrote, and where.
+//! Problems of a file that an administrator wrote, with their places.
 //!
 //! Made by the spec and config readers; shown by `hostler check` and in status files.
 
@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::printable::excerpt;
 
-/// Longest key and message of a problem in characters: a value quoted in a message may have the size of the file.
+/// Longest key and message of a problem in characters: a value quoted in a message may have the
+/// size of the file.
 const SHOWN_CHARS_MAX: usize = 300;
 
 /// One problem in one file.
@@ -22,7 +23,7 @@ pub struct Problem {
     /// The key, dotted (`image.checksum`); empty when no key is to blame.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub key: String,
-    /// What is wrong and what would be right.
+    /// The problem, and the right form.
     pub message: String,
 }
 

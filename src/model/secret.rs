@@ -1,6 +1,8 @@
-//! Values that must not be seen: passwords and keys, blank in every log and wiped from memory when dropped.
+//! Values that must not be seen: passwords and keys, blank in every log and wiped from memory when
+//! dropped.
 //!
-//! Called by everybody who holds one. `expose` is the only way to the text, so that a reviewer can search for it.
+//! Called by everybody who holds one. `expose` is the only way to the text, so that a reviewer can
+//! search for it.
 
 use std::{fmt, str::FromStr};
 
@@ -41,7 +43,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The key of one deploy attempt: 256 random bits, compared in constant time. The ramdisk proves with it that it was booted by this attempt.
+/// The key of one deploy attempt: 256 random bits, compared in constant time. The ramdisk proves
+/// with it that it was booted by this attempt.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Secret", into = "Secret")]
 pub struct AttemptKey(Secret);

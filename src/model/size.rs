@@ -2,8 +2,8 @@
 //!
 //! Called by the spec reader, the disk hints and everything that shows a number of bytes.
 
-/// `number[unit]` with the units B, kB/MB/GB/TB/PB (powers of 1000) and KiB/MiB/GiB/TiB/PiB (powers of 1024), in any case, a space allowed between.
-/// At most three decimals. The result is in bytes.
+/// `number[unit]` with the units B, kB/MB/GB/TB/PB (powers of 1000) and KiB/MiB/GiB/TiB/PiB (powers
+/// of 1024), in any case, a space allowed between. At most three decimals. The result is in bytes.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is not a size; write for example 480GB or 64MiB");
     let trimmed = text.trim();
@@ -48,11 +48,12 @@ pub fn show_bytes(bytes: u64) -> String {
     )
 }
 
-/// Two numbers of bytes that are compared, for people: exactly, too, where they differ by less than is shown.
+/// Two numbers of bytes that are compared, for people: exactly, too, where they differ by less than
+/// is shown.
 pub fn show_apart(one: u64, other: u64) -> [String; 2] {
     let larger = one.max(other);
     let scale = (0..=5).rev().map(|power| 1024_u64.pow(power)).find(|scale| larger >= *scale);
-    // A tenth of the unit is shown. What is less than a KiB is exact anyway.
+    // A tenth of the unit is shown. Less than a KiB is exact anyway.
     let is_close = scale.is_some_and(|scale| scale > 1 && one.abs_diff(other) <= scale / 10);
     [one, other].map(|bytes| match show_bytes(bytes) {
         shown if is_close => format!("{shown} ({bytes} bytes)"),

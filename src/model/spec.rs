@@ -1,8 +1,10 @@
-//! A node's spec after checking: what one machine should be. `_defaults.toml` and hostler's own defaults are already in it.
+//! A node's spec after checking: what one machine should be. `_defaults.toml` and hostler's own
+//! defaults are already in it.
 //!
-//! Made by the spec reader only; read by the core and the agent. There is no invalid value of these types. A password is a reference to a
-//! file; only what goes onto a config drive is here itself, so that it is what was checked and what the identity stands for.
-//! It can be written to the agent's durable record, so that the last good spec outlives a restart.
+//! Made by the spec reader only; read by the core and the agent. There is no invalid value of these
+//! types. A password is a reference to a file; only what goes onto a config drive is here itself,
+//! so that it is what was checked and what the identity stands for. It can be written to the
+//! agent's durable record, so that the last good spec outlives a restart.
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
@@ -18,14 +20,15 @@ use super::{
 
 mod example;
 
-/// What one machine should be.
+/// The wanted state of one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {
     /// The node's name: the stem of the spec's file name.
     pub name: NodeName,
-    /// What hostler is to do with the machine.
+    /// The goal for the machine.
     pub goal: Goal,
-    /// The power state wanted once deployed. A change of it is an order, carried out once; a later difference is drift.
+    /// The power state wanted once deployed. A change of it is an order, carried out once; a later
+    /// difference is drift.
     pub power: WantedPower,
     /// Start nothing and stop what is under way; keep observing.
     pub paused: bool,
@@ -38,9 +41,9 @@ pub struct NodeSpec {
     pub bmc: Option<Bmc>,
     /// Which of its disks is written.
     pub root_device: RootDeviceHints,
-    /// What is written there.
+    /// The image to be installed.
     pub image: Image,
-    /// What the installed system is told at its first boot.
+    /// The data for the installed system at its first boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<ConfigDrive>,
     /// How long each step may take.
@@ -49,7 +52,7 @@ pub struct NodeSpec {
     pub retry: Retry,
 }
 
-/// What hostler is to do with a machine (`state`).
+/// The goal for a machine (`state`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Goal {
     /// Install it and keep it installed.
@@ -63,11 +66,11 @@ pub enum Goal {
 /// The power state wanted of a deployed machine (`power`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WantedPower {
-    /// On.
+    /// The machine runs.
     On,
     /// Off, also after an installation.
     Off,
-    /// Either.
+    /// Either state will do.
     Ignore,
 }
 
@@ -87,7 +90,8 @@ pub struct Boot {
     /// The deploy ramdisk it is given.
     #[serde(default)]
     pub ramdisk: DeployRamdisk,
-    /// Whether its iSCSI target has to ask for CHAP. One that does not lets everybody on the deploy network write the disk.
+    /// Whether its iSCSI target has to ask for CHAP. One that does not lets everybody on the deploy
+    /// network write the disk.
     #[serde(default = "yes")]
     pub require_chap: bool,
     /// Added to the deploy ramdisk's kernel command line.
@@ -105,9 +109,9 @@ pub enum Loader {
     /// Whichever asks.
     #[default]
     Auto,
-    /// pxelinux.
+    /// PXELINUX, SYSLINUX's loader for PXE.
     Pxelinux,
-    /// GRUB.
+    /// GNU GRUB.
     Grub,
     /// iPXE, which the others hand over to: it fetches kernel and ramdisk over HTTP.
     Ipxe,
@@ -120,7 +124,8 @@ pub enum DeployRamdisk {
     /// hostler's own.
     #[default]
     Hostler,
-    /// The shell ramdisk of `OpenStack` Ironic's first years. Its target asks nobody for a name and a secret, and its key travels in clear.
+    /// The shell ramdisk of `OpenStack` Ironic's first years. Its target asks nobody for a name and
+    /// a secret, and its key travels in clear.
     Ironic,
 }
 
@@ -145,10 +150,12 @@ pub struct Bmc {
     pub privilege: Privilege,
     /// The one cipher suite to use; `None` tries 17, then 3, and remembers what worked.
     pub cipher_suite: Option<CipherSuite>,
-    /// Whether a ramdisk is believed only if the machine it runs on has the UUID that this BMC reports.
+    /// Whether a ramdisk is believed only if the machine it runs on has the UUID that this BMC
+    /// reports.
     #[serde(default)]
     pub match_system_uuid: bool,
-    /// Whether what the machine prints on its serial line during an attempt is kept if that fails. Only with [`BmcDriver::Ipmi`].
+    /// Whether what the machine prints on its serial line during an attempt is kept if that fails.
+    /// Only with [`BmcDriver::Ipmi`].
     #[serde(default)]
     pub console: bool,
 }
@@ -159,7 +166,8 @@ pub struct Bmc {
 pub enum Password {
     /// A plain path relative to the secrets directory.
     PasswordFile(String),
-    /// The name of a credential that the service manager gives the agent (systemd.exec, `LoadCredential=`).
+    /// The name of a credential that the service manager gives the agent (systemd.exec,
+    /// `LoadCredential=`).
     PasswordCredential(String),
 }
 
@@ -187,7 +195,7 @@ impl BmcDriver {
     }
 }
 
-/// What a machine is known by.
+/// The identity of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum MachineId {
@@ -336,15 +344,15 @@ pub struct Image {
     pub source: String,
     /// The digest of the file as published, or where it is listed.
     pub checksum: Checksum,
-    /// What the file is said to be.
+    /// The format that the file is said to have.
     pub format: ImageFormat,
-    /// What the image holds.
+    /// The kind of image.
     #[serde(default)]
     pub kind: ImageKind,
     /// How the disk is checked after it was written.
     #[serde(default)]
     pub verify: Verify,
-    /// What the installed machine boots over the network; `None`: it boots from its disk.
+    /// The files that the installed machine boots over the network; `None`: it boots from its disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netboot: Option<Netboot>,
 }
@@ -355,7 +363,8 @@ pub struct Image {
 pub enum Checksum {
     /// It is here.
     Inline(Digest),
-    /// It is in a file like `SHA256SUMS`: a path like that of an image, or a URL. It is looked up when an attempt is prepared.
+    /// It is in a file like `SHA256SUMS`: a path like that of an image, or a URL. It is looked up
+    /// when an attempt is prepared.
     Listed(String),
 }
 
@@ -415,8 +424,8 @@ pub enum ImageKind {
     Partition(Partitions),
 }
 
-/// `[partitions]`: sizes in bytes. On the disk they lie in the order ESP (where the machine boots from it by UEFI), swap, ephemeral, config
-/// drive, root.
+/// `[partitions]`: sizes in bytes. On the disk they lie in the order ESP (where the machine boots
+/// from it by UEFI), swap, ephemeral, config drive, root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Partitions {
     /// The kind of table.
@@ -485,18 +494,19 @@ pub enum DriveLabel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DriveFilesystem {
-    /// FAT.
+    /// FAT, as `vfat`.
     Vfat,
     /// ISO 9660 with Rock Ridge or Joliet names.
     Iso9660,
 }
 
-/// A file that lies with the specs and was read with them. Its content may hold secrets, so it is never shown.
+/// A file that lies with the specs and was read with them. Its content may hold secrets, so it is
+/// never shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// Its path, relative to the spec directory.
     pub path: String,
-    /// What was in it.
+    /// The file's content.
     pub content: AttachedContent,
 }
 
@@ -521,7 +531,8 @@ pub struct Timeouts {
     pub imaging: Duration,
     /// From the release of the target to the ramdisk's Completed notice.
     pub completed: Duration,
-    /// For the BMC to answer and for a power state to be reached; without a BMC, for somebody to have the machine boot from the network.
+    /// For the BMC to answer and for a power state to be reached; without a BMC, for somebody to
+    /// have the machine boot from the network.
     pub power: Duration,
 }
 
@@ -547,7 +558,7 @@ pub struct Retry {
 }
 
 impl NodeSpec {
-    /// What the machine is known by.
+    /// The machine's identity.
     pub fn machine(&self) -> MachineId {
         let nics = || MachineId::Nics(self.boot.macs.clone());
         self.bmc.as_ref().map_or_else(nics, |bmc| MachineId::Bmc(bmc.address.clone()))

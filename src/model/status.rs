@@ -1,7 +1,7 @@
-//! What an administrator is told about one node: the content of `<name>.status.toml`.
+//! The state of one node for its administrator: the content of `<name>.status.toml`.
 //!
-//! Made by the core from its state, written by the status file subsystem, read by the CLI and by scripts. It holds no secret.
-//! Flat keys come first so that a one-line `grep` works.
+//! Made by the core from its state, written by the status file subsystem, read by the CLI and by
+//! scripts. It holds no secret. Flat keys come first so that a one-line `grep` works.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -19,8 +19,8 @@ use super::{
     problem::Problem,
 };
 
-/// The version of the status format; it changes only when a reader would have to. In version 1 an entry of
-/// the history had its phase as `phase`, and there was no checksum.
+/// The version of the status format; it changes only when a reader would have to. In version 1 an
+/// entry of the history had its phase as `phase`, and there was no checksum.
 pub const STATUS_VERSION: u32 = 2;
 
 /// Where a node stands. A closed set.
@@ -47,7 +47,7 @@ pub enum Phase {
     WaitingCompleted,
     /// The BMC restarts the machine into its own system.
     Restarting,
-    /// Installed.
+    /// The machine is installed.
     Deployed,
     /// Given up until the spec changes or an operator says retry.
     Failed,
@@ -148,7 +148,7 @@ pub struct Status {
     /// When this phase will be given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
-    /// What the deadline is for.
+    /// The step that the deadline ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_reason: Option<String>,
     /// The attempt under way or last made, from 1; 0 before the first.
@@ -167,7 +167,7 @@ pub struct Status {
     /// Power, as wanted and as seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<Power>,
-    /// What is installed.
+    /// The installation on the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installed: Option<Installed>,
     /// The last failure; it stays until a success.
@@ -179,7 +179,7 @@ pub struct Status {
     /// Milliseconds each phase of this attempt took: `imaging_ms = 9871`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub durations: BTreeMap<String, u64>,
-    /// What is wrong with the spec file.
+    /// The problems of the spec file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
     /// Conditions in the Kubernetes conventions.
@@ -193,7 +193,7 @@ pub struct Status {
 /// `[progress]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// What is being done.
+    /// The present stage.
     pub stage: ImagingStage,
     /// Bytes done.
     pub done_bytes: u64,
@@ -248,9 +248,9 @@ impl ImagingStage {
 /// `[power]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Power {
-    /// What the BMC last said.
+    /// The BMC's last answer.
     pub observed: PowerState,
-    /// When.
+    /// The time of that answer.
     pub observed_at: Timestamp,
 }
 
@@ -265,23 +265,26 @@ pub struct Installed {
     pub disk: Disk,
     /// When the machine was restarted into it.
     pub at: Timestamp,
-    /// Identity of what was written to the disk: `digest` without what it boots over the network. `None`: a
-    /// version of hostler installed it that had another identity, and its spec has not been seen since.
+    /// Identity of what was written to the disk: `digest` without what it boots over the network.
+    /// `None`: a version of hostler installed it that had another identity, and its spec has not
+    /// been seen since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written_digest: Option<Digest>,
     /// UUID of its root file system, where hostler made the partitions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_uuid: Option<String>,
-    /// The same for the partition it is in, as `PARTUUID=` has it. `None`: a version of hostler made it that did not write that down.
+    /// The same for the partition it is in, as `PARTUUID=` has it. `None`: a version of hostler
+    /// made it that did not write that down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_partuuid: Option<String>,
-    /// What it is served, if it boots over the network.
+    /// The kernel and ramdisk that it is served, if it boots over the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netboot: Option<NetbootFiles>,
     /// The `redeploy` value it was installed under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redeploy: Option<String>,
-    /// The machine as its spec named it when it was installed. `None`: hostler did not write that down yet.
+    /// The machine as its spec named it when it was installed. `None`: hostler did not write that
+    /// down yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
 }
@@ -296,11 +299,11 @@ impl Installed {
 /// `[last_error]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastError {
-    /// When.
+    /// The time of the failure.
     pub at: Timestamp,
     /// In which attempt.
     pub attempt: u32,
-    /// What.
+    /// The fault.
     #[serde(flatten)]
     pub fault: Fault,
 }
@@ -319,7 +322,7 @@ pub struct LastSeen {
     /// Its TFTP name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetched_path: Option<String>,
-    /// When.
+    /// The time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetched_at: Option<Timestamp>,
     /// A boot file that a machine asked for instead, and that is not among the loaders.
@@ -337,7 +340,7 @@ pub struct LastSeen {
     /// The last accepted callback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback: Option<String>,
-    /// When.
+    /// The time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_at: Option<Timestamp>,
     /// Callbacks refused in this attempt.
@@ -376,11 +379,11 @@ pub struct Condition {
 /// One of `[[history]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryEntry {
-    /// When.
+    /// The time.
     pub at: Timestamp,
     /// The phase entered. `grep '^phase'` is to find the present one only.
     #[serde(rename = "entered")]
     pub phase: Phase,
-    /// Why.
+    /// The reason, for a person.
     pub message: String,
 }

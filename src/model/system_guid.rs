@@ -1,6 +1,7 @@
-//! What a BMC says is the UUID of the system it sits in: sixteen bytes in an order that only its maker knows.
+//! The UUID of a system, as its BMC says it: sixteen bytes in an order that only its maker knows.
 //!
-//! Asked for by the IPMI subsystem, compared by the core with what the ramdisk read from the machine's own firmware (SMBIOS, DSP0134 §7.2.1).
+//! Asked for by the IPMI subsystem, compared by the core with what the ramdisk read from the
+//! machine's own firmware (SMBIOS, DSP0134 §7.2.1).
 
 use std::fmt;
 
@@ -10,8 +11,9 @@ use super::ids::hex;
 
 /// The answer to Get System GUID (IPMI 2.0 §22.14), as it was sent.
 ///
-/// IPMI calls the bytes opaque, and BMCs send the machine's UUID in one of three orders; `ipmitool mc guid` knows the same three. A machine
-/// is the one that is meant if its UUID is what any of them reads, and no other way of reading counts:
+/// IPMI calls the bytes opaque, and BMCs send the machine's UUID in one of three orders; `ipmitool
+/// mc guid` knows the same three. A machine is the one that is meant if its UUID is what any of
+/// them reads, and no other way of reading counts:
 ///
 /// | order | the UUID 00112233-4455-6677-8899-aabbccddeeff is sent as | who |
 /// |---|---|---|

@@ -1,8 +1,10 @@
-//! Reading TOML that people wrote: every problem at once, each with its file, line, column and dotted key.
+//! Reading TOML that people wrote: every problem at once, each with its file, line, column and
+//! dotted key.
 //!
-//! Called by the spec and config subsystems. serde stops at the first wrong value, so this walks the parsed tree instead: a [`Section`]
-//! is one table, seen through all the files that may fill it (a spec over its defaults); a [`Field`] is one key of it. What no
-//! reader asked for is an unknown key. It must never do I/O and never panic, whatever the bytes.
+//! Called by the spec and config subsystems. serde stops at the first wrong value, so this walks
+//! the parsed tree instead: a [`Section`] is one table, seen through all the files that may fill it
+//! (a spec over its defaults); a [`Field`] is one key of it. A key that no reader asked for is
+//! unknown. It must never do I/O and never panic, whatever the bytes.
 
 use std::{cell::RefCell, collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
@@ -17,7 +19,8 @@ mod setting;
 pub use document::Document;
 pub use setting::{Origin, Setting};
 
-/// Largest file read, in bytes: a spec has one or two thousand; more is a mistake or an attack on memory.
+/// Largest file read, in bytes: a spec has one or two thousand; more is a mistake or an attack on
+/// memory.
 pub const FILE_BYTES_MAX: usize = 256 * 1024;
 /// Most problems kept of one reading: nobody reads more at once, and status files stay small.
 const PROBLEMS_MAX: usize = 100;
@@ -25,11 +28,12 @@ const PROBLEMS_MAX: usize = 100;
 const KEY_BYTES_MAX: usize = 64;
 /// Most elements of a list.
 const LIST_MAX: usize = 64;
-/// Bounds of a duration: a shorter wait is always a mistake, and after a week somebody has come to look.
+/// Bounds of a duration: a shorter wait is always a mistake, and after a week somebody has come to
+/// look.
 const DURATION_RANGE: RangeInclusive<SignedDuration> =
     SignedDuration::from_secs(1)..=SignedDuration::from_hours(7 * 24);
 
-/// What a reading has come upon so far.
+/// The findings of a reading so far.
 #[derive(Debug, Default)]
 struct Findings {
     problems: Vec<Problem>,
@@ -49,7 +53,8 @@ pub enum Extent {
 /// One table, seen through the files that fill it, the most specific first.
 #[derive(Debug)]
 pub struct Section<'a> {
-    /// The most specific file, which is to blame for what is missing, and where this table begins in it.
+    /// The most specific file, which is to blame for what is missing, and where this table begins
+    /// in it.
     home: (&'a Document, Option<usize>),
     layers: Vec<(&'a Document, &'a Table)>,
     path: String,
@@ -72,8 +77,8 @@ pub struct Field<'a> {
     findings: &'a RefCell<Findings>,
 }
 
-/// Reads `top` over the documents `below` it, the most specific first, with `body`. What that returns is good only if no problem
-/// comes with it.
+/// Reads `top` over the documents `below` it, the most specific first, with `body`. The result is
+/// good only if no problem comes with it.
 pub fn read<T>(
     top: &Document,
     below: &[&Document],
@@ -86,8 +91,8 @@ pub fn read<T>(
     (value, problems)
 }
 
-/// The values in force, in the order in which `body` asks for them: each with where it was said. It means something only of what
-/// [`read`] finds no problem in.
+/// The values in force, in the order in which `body` asks for them: each with where it was said. It
+/// means something only of what [`read`] finds no problem in.
 pub fn settings<T>(
     top: &Document,
     below: &[&Document],
@@ -148,7 +153,8 @@ impl<'a> Section<'a> {
         self.extent = Extent::Part;
     }
 
-    /// Refuses a key for a reason that lies in other keys, wherever it is said. A part is not judged: what completes it may agree.
+    /// Refuses a key for a reason that lies in other keys, wherever it is said. A part is not
+    /// judged: what completes it may agree.
     pub fn refuse(&self, key: &str, message: &str) {
         if self.extent == Extent::Whole {
             let said = |(document, table): &(&'a Document, &Table)| {
@@ -159,8 +165,8 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Every key there is, each read by `read`: a table whose keys are the administrator's own. Keys are of letters, digits, `_` and `-`, at
-    /// most 64 of them.
+    /// Every key there is, each read by `read`: a table whose keys are the administrator's own.
+    /// Keys are of letters, digits, `_` and `-`, at most 64 of them.
     pub fn each<T>(&mut self, read: impl Fn(&str, Field<'_>) -> Option<T>) -> BTreeMap<String, T> {
         let mut nodes: BTreeMap<&String, (&'a Document, &'a Node)> = BTreeMap::new();
         for (document, table) in std::mem::take(&mut self.layers) {
@@ -216,14 +222,15 @@ impl Field<'_> {
         self
     }
 
-    /// What the key says where nobody says it: a string, an integer or a flag.
+    /// The value of a key that nobody set: a string, an integer or a flag.
     pub fn or(mut self, fallback: impl Into<toml::Value>) -> Self {
         self.fallback = Value::plain(fallback.into());
         self
     }
 
-    /// Says that other keys leave this one without a meaning, and `why`. It is checked all the same, but is no value in force; and it is
-    /// refused where the most specific file says it itself: only a default may lie idle.
+    /// Says that other keys leave this one without a meaning, and `why`. It is checked all the
+    /// same, but is no value in force; and it is refused where the most specific file says it
+    /// itself: only a default may lie idle.
     pub fn idle(mut self, why: &str) -> Self {
         self.idle = true;
         if let Some((document, node)) = self.values.first()
@@ -328,7 +335,8 @@ impl Field<'_> {
         self.list(parse)
     }
 
-    /// A table, read by `body` even if it is absent: so its own required keys are missed and its defaults apply.
+    /// A table, read by `body` even if it is absent: so its own required keys are missed and its
+    /// defaults apply.
     pub fn table<T>(self, body: impl FnOnce(&mut Section<'_>) -> T) -> T {
         let mut layers = Vec::with_capacity(self.values.len());
         let mut home = (self.home.0, None);
@@ -359,7 +367,8 @@ impl Field<'_> {
         value
     }
 
-    /// The table as a document of its own, to be read by somebody else. Its problems still point into the file.
+    /// The table as a document of its own, to be read by somebody else. Its problems still point
+    /// into the file.
     pub fn document(self) -> Option<Document> {
         let (document, value) = *self.values.first()?;
         let Value::Table(table) = &value.value else {

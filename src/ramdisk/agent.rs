@@ -1,7 +1,8 @@
 //! The agent, as the ramdisk sees it: four questions over HTTPS.
 //!
-//! Called by the story. Every question is repeated until it is answered or the attempt is over; the agent, not the ramdisk, holds the
-//! deadline. But it never asks for ever: a disk is on offer while it does. It must never print the key.
+//! Called by the story. Every question is repeated until it is answered or the attempt is over; the
+//! agent, not the ramdisk, holds the deadline. But it never asks for ever: a disk is on offer while
+//! it does. It must never print the key.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -60,9 +61,11 @@ pub(super) struct Patience {
     /// After a first failure; it doubles up to the longest.
     pub(super) pause_first: Duration,
     pub(super) pause_longest: Duration,
-    /// How long "no such attempt" is heard before it is believed. The agent has read its records before it listens, so it means what it says.
+    /// How long "no such attempt" is heard before it is believed. The agent has read its records
+    /// before it listens, so it means what it says.
     pub(super) unknown: Duration,
-    /// How long no other answer is waited for: longer than any restart of the agent, or of its machine.
+    /// How long no other answer is waited for: longer than any restart of the agent, or of its
+    /// machine.
     pub(super) silence: Duration,
 }
 
@@ -87,7 +90,7 @@ enum CallError {
     Unknown,
 }
 
-/// What an error answer says.
+/// The body of an error answer.
 #[derive(Debug, Deserialize)]
 struct Refusal {
     error: String,
@@ -215,7 +218,8 @@ impl Agent {
         read_answer(status, &body)
     }
 
-    /// One request on one connection: there are few, and a fresh one survives whatever happened to the last.
+    /// One request on one connection: there are few, and a fresh one survives whatever happened to
+    /// the last.
     async fn exchange(
         &self,
         request: Request<Full<Bytes>>,
@@ -243,7 +247,7 @@ impl Agent {
     }
 }
 
-/// What an answer means: what was asked for, or the agent's reason why not.
+/// The meaning of an answer: the value that was asked for, or the agent's reason for a refusal.
 fn read_answer<T: DeserializeOwned>(
     status: StatusCode,
     body: &[u8],

@@ -1,5 +1,5 @@
-//! Where a disk is attached, in the words of `/dev/disk/by-path` (systemd's `udev-builtin-path_id`):
-//! `pci-0000:00:17.0-ata-1.0`.
+//! Where a disk is attached, in the words of `/dev/disk/by-path` (systemd's
+//! `udev-builtin-path_id`): `pci-0000:00:17.0-ata-1.0`.
 //!
 //! Called by the inventory. The ramdisk has no udev, so that the same is read from sysfs: the way
 //! from the disk up to its bus, with what identifies a device on each. Where a part of it has no
@@ -57,7 +57,7 @@ pub(super) fn by_path(dir: &Path) -> Option<String> {
     (has_parent && has_transport).then(|| parts.join("-"))
 }
 
-/// What identifies a SCSI device at its host, and where to go on above that.
+/// The identity of a SCSI device at its host, and the place to go on from above that.
 fn scsi(device: &Path, name: &str) -> Option<(String, std::path::PathBuf)> {
     let named = |start: &'static str| {
         move |up: &&Path| {

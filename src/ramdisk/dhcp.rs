@@ -1,10 +1,10 @@
-//! DHCP for IPv4 as a client needs it (RFC 2131, options of RFC 2132 and 3442): the messages to send,
-//! what a reply means, when to ask again.
+//! DHCP for IPv4 as a client needs it (RFC 2131, options of RFC 2132 and 3442): the messages to
+//! send, what a reply means, when to ask again.
 //!
-//! Called by [`super::network`], which owns the socket and the clock. It must never do I/O, and never
-//! trust a byte: the segment a machine netboots on is not its own. An option that makes no sense must
-//! not hide those after it, which is why this is not left to a crate (`dhcproto` 0.15 stops reading
-//! at a host name that is not UTF-8, and cuts overloaded fields at their first zero).
+//! Called by [`super::network`], which owns the socket and the clock. It must never do I/O, and
+//! never trust a byte: the segment a machine netboots on is not its own. An option that makes no
+//! sense must not hide those after it, which is why this is not left to a crate (`dhcproto` 0.15
+//! stops reading at a host name that is not UTF-8, and cuts overloaded fields at their first zero).
 
 use std::{net::Ipv4Addr, ops::Range, time::Duration};
 
@@ -15,11 +15,13 @@ const MESSAGE_BYTES_MIN: usize = 300;
 /// Fixed part, in bytes, up to and with the magic cookie (RFC 2131 §2).
 const HEADER_BYTES: usize = 240;
 const MAGIC_COOKIE: [u8; 4] = [99, 130, 83, 99];
-/// Asks servers to answer to 255.255.255.255: without an address the kernel drops what is sent to one (RFC 2131 §4.1).
+/// Asks servers to answer to 255.255.255.255: without an address the kernel drops what is sent to
+/// one (RFC 2131 §4.1).
 const FLAG_BROADCAST: [u8; 2] = [0x80, 0];
 /// The lease time that means "for ever" (RFC 2131 §3.3).
 const FOREVER: u32 = u32::MAX;
-/// The server is not asked for more time sooner than this: one that lends for no time would be asked without a pause.
+/// The server is not asked for more time sooner than this: one that lends for no time would be
+/// asked without a pause.
 const RENEW_MIN: Duration = Duration::from_secs(10);
 
 const OPTION_PAD: u8 = 0;
@@ -85,7 +87,7 @@ pub enum Unusable {
     NoServer,
 }
 
-/// What a server answered.
+/// A server's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// It would lend this.
@@ -96,7 +98,7 @@ pub enum Reply {
     Nak,
 }
 
-/// What the client says.
+/// A message of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Who has an address for me?
@@ -154,8 +156,8 @@ impl Conversation {
         bytes
     }
 
-    /// What the bytes mean to this conversation, or why they are of no use to it; `None`: they are
-    /// somebody else's, or damaged.
+    /// The meaning of the bytes to this conversation, or the reason why they are of no use to it;
+    /// `None`: they are somebody else's, or damaged.
     pub fn reply(self, bytes: &[u8]) -> Option<Result<Reply, Unusable>> {
         let header = bytes.get(..HEADER_BYTES)?;
         let ours = header.starts_with(&[2, 1, 6])
@@ -174,8 +176,9 @@ impl Conversation {
     }
 }
 
-/// How long to wait for the answer to the given try (0, 1, 2 …): 1, 2, 4, then 8 seconds, each up to a quarter longer by `random`,
-/// so that machines switched on together do not stay in step (RFC 2131 §4.1). Shorter than the RFC's 4 to 64 seconds: an operator waits.
+/// How long to wait for the answer to the given try (0, 1, 2 …): 1, 2, 4, then 8 seconds, each up
+/// to a quarter longer by `random`, so that machines switched on together do not stay in step (RFC
+/// 2131 §4.1). Shorter than the RFC's 4 to 64 seconds: an operator waits.
 pub(super) fn patience(tries: u32, random: u8) -> Duration {
     let base = Duration::from_secs(1 << tries.min(3));
     base + base * u32::from(random) / 1024
@@ -312,7 +315,8 @@ mod tests {
     const TALK: Conversation =
         Conversation { mac: MacAddr::new([0x52, 0x54, 0, 0, 0, 1]), xid: 0x1234_5678 };
 
-    /// An answer as dnsmasq lays it out: type, server, times, mask, router, with padding where relays put it.
+    /// An answer as dnsmasq lays it out: type, server, times, mask, router, with padding where
+    /// relays put it.
     fn answer(kind: u8, extra: &[u8]) -> Vec<u8> {
         let mut bytes = TALK.message(Ask::Discover, 0)[..HEADER_BYTES].to_vec();
         bytes[0] = 2;

@@ -1,6 +1,7 @@
 //! The inventory of disks, from sysfs.
 //!
-//! Called by the story, which sends it to the agent: the agent chooses. It must never open a disk, only look at what the kernel knows.
+//! Called by the story, which sends it to the agent: the agent chooses. It must never open a disk,
+//! only look at what the kernel knows.
 
 use std::{ops::Range, path::Path, time::Duration};
 
@@ -12,12 +13,15 @@ use tokio::{
 use super::{by_path::by_path, sysfs};
 use crate::model::disk::Disk;
 
-/// How long drivers may probe before the disks found so far must do: large controllers start up in half a minute.
+/// How long drivers may probe before the disks found so far must do: large controllers start up in
+/// half a minute.
 const DRIVERS_WAIT: Duration = Duration::from_secs(120);
-/// The inventory is complete when nothing was added for so long: disks of one controller appear within it of each other.
+/// The inventory is complete when nothing was added for so long: disks of one controller appear
+/// within it of each other.
 const SETTLED_AFTER: Duration = Duration::from_millis(1500);
 const POLL_EVERY: Duration = Duration::from_millis(100);
-/// Devices that are not a machine's own disk although they look like one: optical drives, floppies, network block devices.
+/// Devices that are not a machine's own disk although they look like one: optical drives, floppies,
+/// network block devices.
 const NOT_A_DISK: [&str; 3] = ["sr", "fd", "nbd"];
 /// sysfs counts sectors of 512 bytes whatever the disk's block size.
 const SYSFS_SECTOR_BYTES: u64 = 512;
@@ -112,7 +116,8 @@ fn ata_model(dir: &Path) -> Option<String> {
     is_text.then(|| text.to_owned())
 }
 
-/// A `t10.` identifier is vendor, model and serial run together, not a name that is unique in the world.
+/// A `t10.` identifier is vendor, model and serial run together, not a name that is unique in the
+/// world.
 fn is_wwn(wwid: &str) -> bool {
     ["naa.", "eui.", "nvme.", "uuid."].iter().any(|prefix| wwid.starts_with(prefix))
 }

@@ -1,4 +1,5 @@
-//! Being PID 1: a console, a runtime, and an end that is always the same, because the kernel panics when PID 1 returns.
+//! Being PID 1: a console, a runtime, and an end that is always the same, because the kernel panics
+//! when PID 1 returns.
 //!
 //! Called by the binary's `main`.
 
@@ -18,10 +19,12 @@ use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
 use super::story::{self, Trouble};
 use crate::model::callback::Then;
 
-/// How long the machine stays on for whoever reads its console, when the agent's BMC does not switch it off.
+/// How long the machine stays on for whoever reads its console, when the agent's BMC does not
+/// switch it off.
 const LINGER: Duration = Duration::from_secs(600);
 
-/// Runs the deploy ramdisk. Returns only when this is not PID 1: on an administrator's machine it does nothing.
+/// Runs the deploy ramdisk. Returns only when this is not PID 1: on an administrator's machine it
+/// does nothing.
 pub fn init() -> ExitCode {
     tracing_subscriber::fmt()
         .with_timer(SinceStart(Instant::now()))

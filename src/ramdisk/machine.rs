@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, path::Path};
 use super::{network, sysfs};
 use crate::model::{callback::Lookup, disk::Disk};
 
-/// What board makers leave in a field they did not fill in.
+/// Texts that board makers leave in a field they did not fill in.
 const PLACEHOLDERS: [&str; 5] =
     ["to be filled by o.e.m.", "default string", "not specified", "none", "system serial number"];
 

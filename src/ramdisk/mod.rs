@@ -1,9 +1,12 @@
-//! The deploy ramdisk: PID 1 of a netbooted machine whose disk the agent is to write, and the builder of its initramfs.
+//! The deploy ramdisk: PID 1 of a netbooted machine whose disk the agent is to write, and the
+//! builder of its initramfs.
 //!
-//! `hostler-ramdisk` calls [`init`]; `hostler ramdisk build` calls [`build::build`]. What happens in between is [`story`]: mounts,
-//! modules, network, disks, lookup, target, deploy state, flush, verify, completed.
+//! `hostler-ramdisk` calls [`init`]; `hostler ramdisk build` calls [`build::build`]. The part in
+//! between is [`story`]: mounts, modules, network, disks, lookup, target, deploy state, flush,
+//! verify, completed.
 //!
-//! It must never write to a disk itself, export a disk the agent did not choose, or leave the console without a reason.
+//! It must never write to a disk itself, export a disk the agent did not choose, or leave the
+//! console without a reason.
 
 pub mod build;
 pub mod dhcp;
@@ -37,7 +40,8 @@ pub fn fuzz(datagram: &[u8]) {
     }
 }
 
-/// A directory on a real file system, which can be read past the cache: beside the test's own program.
+/// A directory on a real file system, which can be read past the cache: beside the test's own
+/// program.
 #[cfg(test)]
 fn dir_on_disk() -> tempfile::TempDir {
     let program = std::env::current_exe().unwrap();

@@ -1,7 +1,9 @@
-//! `modules.list`: which kernel modules the initramfs holds, in which order they load, and which hardware asks for them.
+//! `modules.list`: which kernel modules the initramfs holds, in which order they load, and which
+//! hardware asks for them.
 //!
-//! Written by the builder, read by [`super::modules`]. One plain text file instead of depmod's dozen: a module per line with all it
-//! needs in load order, then aliases (`pci:v00008086d*`) as the drivers state them.
+//! Written by the builder, read by [`super::modules`]. One plain text file instead of depmod's
+//! dozen: a module per line with all it needs in load order, then aliases (`pci:v00008086d*`) as
+//! the drivers state them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -60,8 +62,9 @@ impl ModuleList {
     }
 }
 
-/// Whether an alias pattern fits: `*`, `?` and `[…]` as in `fnmatch(3)`, which is what the kernel's `MODULE_DEVICE_TABLE` means.
-/// Time is at most pattern × text: only the last `*` is ever tried again.
+/// Whether an alias pattern fits: `*`, `?` and `[…]` as in `fnmatch(3)`, which is what the kernel's
+/// `MODULE_DEVICE_TABLE` means. Time is at most pattern × text: only the last `*` is ever tried
+/// again.
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (pattern, text);
     let mut retry: Option<(&[u8], &[u8])> = None;

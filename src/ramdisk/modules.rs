@@ -1,7 +1,8 @@
 //! Kernel modules: LIO always, drivers as hardware asks for them.
 //!
-//! Called by the story. There is no udev: the devices on every bus are asked for their modalias, again and again, because a loaded
-//! driver brings up new devices (a virtio bus, SCSI disks). A module that does not load is reported, never fatal.
+//! Called by the story. There is no udev: the devices on every bus are asked for their modalias,
+//! again and again, because a loaded driver brings up new devices (a virtio bus, SCSI disks). A
+//! module that does not load is reported, never fatal.
 
 use std::{
     collections::BTreeSet,
@@ -33,7 +34,8 @@ pub(super) struct Modules {
 /// The initramfs has no modules for the running kernel.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{path}: {source}; the deploy kernel and the deploy ramdisk must come from one `hostler ramdisk build`"
+    "{path}: {source}; the deploy kernel and the deploy ramdisk must come from one `hostler \
+     ramdisk build`"
 )]
 pub(super) struct NoModules {
     path: String,
@@ -58,8 +60,9 @@ impl Modules {
         self.load(always);
     }
 
-    /// Loads drivers for what is there, and goes on for what appears later, on a thread of its own: a driver may probe for half a
-    /// minute. The receiver hears when the devices there at first have their drivers.
+    /// Loads drivers for what is there, and goes on for what appears later, on a thread of its own:
+    /// a driver may probe for half a minute. The receiver hears when the devices there at first
+    /// have their drivers.
     pub(super) fn load_drivers(mut self) -> io::Result<oneshot::Receiver<()>> {
         let (ready, done) = oneshot::channel();
         thread::Builder::new().name("drivers".to_owned()).spawn(move || {
@@ -101,7 +104,7 @@ impl Modules {
     }
 }
 
-/// What every device under `sys` (`/sys`) says it is.
+/// The module aliases of every device under `sys` (`/sys`).
 fn modaliases(sys: &Path) -> BTreeSet<String> {
     let bus = sys.join("bus");
     sysfs::names(&bus)
@@ -114,7 +117,8 @@ fn modaliases(sys: &Path) -> BTreeSet<String> {
 
 /// Loads one module, with its devices probed when it returns; whether it is new in the kernel.
 fn insert(dir: &Path, name: &str) -> bool {
-    // Otherwise disks are looked for in the background, and nobody could say when all have been found.
+    // Otherwise disks are looked for in the background, and nobody could say when all have been
+    // found.
     let parameters = if name == "scsi_mod" { c"scan=sync" } else { c"" };
     let path = dir.join(format!("{name}.ko"));
     let result = File::open(path)
@@ -122,7 +126,8 @@ fn insert(dir: &Path, name: &str) -> bool {
     match result {
         Ok(()) => true,
         Err(error) => {
-            // There already; or the processor lacks what an accelerated checksum needs, which is no fault.
+            // There already; or the processor lacks what an accelerated checksum needs, which is no
+            // fault.
             if ![Errno::EXIST, Errno::NODEV]
                 .iter()
                 .any(|e| Errno::from_io_error(&error) == Some(*e))

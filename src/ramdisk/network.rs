@@ -1,6 +1,7 @@
 //! The network: find the NIC the machine booted from, bring it up, borrow an address and keep it.
 //!
-//! Called by the story. It never configures a NIC that got no lease, and never gives an address up once the target may use it.
+//! Called by the story. It never configures a NIC that got no lease, and never gives an address up
+//! once the target may use it.
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +28,8 @@ use crate::model::ids::MacAddr;
 
 /// How long a NIC may take to appear. Drivers of big NICs need 20 s and more for their firmware.
 const NIC_WAIT: Duration = Duration::from_secs(90);
-/// How long the first lease may take, with all tries: a switch's spanning tree holds a port back for up to 50 s.
+/// How long the first lease may take, with all tries: a switch's spanning tree holds a port back
+/// for up to 50 s.
 const LEASE_WAIT: Duration = Duration::from_secs(600);
 /// How often sysfs is looked at.
 const POLL_EVERY: Duration = Duration::from_millis(100);
@@ -37,7 +39,8 @@ const RENEW_RETRY: Duration = Duration::from_secs(60);
 const DATAGRAM_BYTES_MAX: usize = 2048;
 /// After so many tries without an offer the console says so: some 20 s, then each half minute.
 const SILENCE_TRIES: u32 = 4;
-/// How many different complaints about answers the console is told: whoever is on the wire can make them.
+/// How many different complaints about answers the console is told: whoever is on the wire can make
+/// them.
 const COMPLAINTS_MAX: usize = 16;
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
@@ -63,7 +66,8 @@ pub(super) struct Nic {
     pub(super) mac: MacAddr,
 }
 
-/// The NIC the boot loader used, from `BOOTIF=01-52-54-00-00-00-01` (pxelinux `IPAPPEND 2`, GRUB with colons).
+/// The NIC the boot loader used, from `BOOTIF=01-52-54-00-00-00-01` (pxelinux `IPAPPEND 2`, GRUB
+/// with colons).
 pub(super) fn boot_nic(command_line: &str) -> Option<MacAddr> {
     command_line
         .split_ascii_whitespace()
@@ -87,8 +91,8 @@ pub(super) fn nics(sys: &Path) -> Vec<Nic> {
         .collect()
 }
 
-/// Brings the network up and returns the address; a background task keeps the lease. With `boot_nic` only that NIC is used,
-/// without it the first NIC that gets a lease.
+/// Brings the network up and returns the address; a background task keeps the lease. With
+/// `boot_nic` only that NIC is used, without it the first NIC that gets a lease.
 pub(super) async fn up(boot_nic: Option<MacAddr>) -> Result<IpAddr, NetworkError> {
     let (connection, netlink, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
@@ -112,7 +116,8 @@ async fn first_lease(
     let mut wanted = boot_nic;
     while started.elapsed() < LEASE_WAIT {
         if tried.is_empty() && started.elapsed() >= NIC_WAIT {
-            // Better a NIC that was not asked for than none: the key, not the NIC, proves who the machine is.
+            // Better a NIC that was not asked for than none: the key, not the NIC, proves who the
+            // machine is.
             wanted.take().ok_or(NetworkError::NoNic)?;
             warn!(
                 "the network interface the machine booted from did not appear; trying all others"
@@ -168,7 +173,8 @@ async fn add_route(
         .destination_prefix(network, prefix)
         .output_interface(nic.index);
     let route = match gateway {
-        // On-link: with a /32 (some clouds and colocation networks) the router is outside the subnet.
+        // On-link: with a /32 (some clouds and colocation networks) the router is outside the
+        // subnet.
         Some(gateway) => route.gateway(gateway).onlink(),
         None => route.scope(RouteScope::Link),
     };
@@ -183,7 +189,8 @@ async fn borrow(nic: Nic) -> io::Result<(Nic, UdpSocket, Lease)> {
     }
     let socket = open(&nic)?;
     let started = Instant::now();
-    // One number for all tries: a server that checks the address first answers the first try while the second is on its way.
+    // One number for all tries: a server that checks the address first answers the first try while
+    // the second is on its way.
     let talk = Conversation { mac: nic.mac, xid: random_xid()? };
     let mut line = Line::new(nic.name.clone(), socket, talk);
     for tries in 0_u32.. {
@@ -209,8 +216,9 @@ async fn borrow(nic: Nic) -> io::Result<(Nic, UdpSocket, Lease)> {
     Err(io::ErrorKind::TimedOut.into())
 }
 
-/// Renews at T1 by asking the server, from T2 on by asking everybody. The address stays even when nobody answers: a disk may be half
-/// written through it, and no server lends it to another before the lease ends.
+/// Renews at T1 by asking the server, from T2 on by asking everybody. The address stays even when
+/// nobody answers: a disk may be half written through it, and no server lends it to another before
+/// the lease ends.
 async fn keep(nic: Nic, socket: UdpSocket, mut lease: Lease) {
     let mut borrowed = Instant::now();
     let mut line = Line::new(nic.name, socket, Conversation { mac: nic.mac, xid: 0 });
@@ -245,7 +253,7 @@ struct Line {
     nic: String,
     socket: UdpSocket,
     talk: Conversation,
-    /// What was said of answers that are of no use: each is said once, and not endlessly many.
+    /// Reasons given for useless answers: each is logged once, and only so many.
     complaints: BTreeSet<String>,
 }
 

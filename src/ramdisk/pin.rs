@@ -1,7 +1,8 @@
-//! TLS to the agent: the certificate must be the very one whose SHA-256 stood on the kernel command line.
+//! TLS to the agent: the certificate must be the very one whose SHA-256 stood on the kernel command
+//! line.
 //!
-//! Called by [`super::agent`]. There is no certificate authority and the clock may be wrong, so names and dates are not looked at;
-//! that the agent holds the certificate's private key is.
+//! Called by [`super::agent`]. There is no certificate authority and the clock may be wrong, so
+//! names and dates are not looked at; that the agent holds the certificate's private key is.
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
-//! What the deploy ramdisk does, top to bottom.
+//! The deploy ramdisk's work, top to bottom.
 //!
-//! Called by [`super::init`]. Each step is a module of its own; this one knows the order, and whom to tell when a step fails.
+//! Called by [`super::init`]. Each step is a module of its own; this one knows the order, and whom
+//! to tell when a step fails.
 
 use std::{
     fs,
@@ -34,7 +35,8 @@ const PAUSE_DEFAULT: Duration = Duration::from_secs(5);
 /// The same, and between two lookups, whatever it has said.
 const PAUSE_SHORTEST: Duration = Duration::from_secs(1);
 const PAUSE_LONGEST: Duration = Duration::from_secs(30);
-/// Making or stopping the target waits for commands the disk still has; a disk that keeps them longer is broken.
+/// Making or stopping the target waits for commands the disk still has; a disk that keeps them
+/// longer is broken.
 const TARGET_LIMIT: Duration = Duration::from_secs(120);
 /// Writing out the disk's cache.
 const FLUSH_LIMIT: Duration = Duration::from_secs(300);
@@ -58,7 +60,8 @@ pub(super) enum Trouble {
     Agent(#[from] AgentError),
 }
 
-/// From the first mount to the last word. `Ok`: the agent knows all, and has said how to leave the machine.
+/// From the first mount to the last word. `Ok`: the agent knows all, and has said how to leave the
+/// machine.
 pub(super) async fn tell() -> Result<Then, Trouble> {
     mounts::basic()?;
     let command_line = fs::read_to_string("/proc/cmdline")
@@ -93,8 +96,8 @@ pub(super) async fn tell() -> Result<Then, Trouble> {
     }
 }
 
-/// Has the agent choose a disk. While the root device is not there, says again which disks are, when
-/// they have changed and now and then; it is the agent that gives up.
+/// Has the agent choose a disk. While the root device is not there, says again which disks are,
+/// when they have changed and now and then; it is the agent that gives up.
 async fn look_up(
     agent: &Agent,
     disks: &mut Vec<Disk>,
@@ -142,8 +145,8 @@ async fn serve(
     Ok(answer.then)
 }
 
-/// Offers the target until the agent wants it no more, does not know this attempt or is not to be heard. Then it is stopped in any case:
-/// from there on nobody may write to the disk.
+/// Offers the target until the agent wants it no more, does not know this attempt or is not to be
+/// heard. Then it is stopped in any case: from there on nobody may write to the disk.
 async fn offer<E: ToString + Send + 'static>(
     agent: &Agent,
     info: &DeployInfo,
@@ -232,7 +235,7 @@ fn leave(then: Then, error: &str, told: Result<(), AgentError>) -> Result<Then, 
             info!("completed; the agent restarts this machine");
             Ok(Then::Wait)
         }
-        // What is on the disk must not be booted, and no BMC will see to that.
+        // The disk's content must not be booted, and no BMC will see to that.
         (Then::Reboot | Then::PowerOff, _) if !error.is_empty() => Ok(Then::PowerOff),
         // An agent that knows no such attempt has heard it before: its answer was lost.
         (then @ (Then::Reboot | Then::PowerOff), _) => {
@@ -260,7 +263,8 @@ async fn compare(disk: &Disk, ranges: Vec<DiskRange>) -> Completed {
     }
 }
 
-/// After a failure the agent knows of: it ends the attempt, and switches the machine off or says that this is our part.
+/// After a failure the agent knows of: it ends the attempt, and switches the machine off or says
+/// that this is our part.
 async fn wait_for_the_end(agent: &Agent, pause: Duration) -> Result<Then, Trouble> {
     let DeployStateReply { state, then, .. } = agent.wait_until_done(pause).await?;
     info!(?state, "the agent has ended this attempt");
@@ -278,7 +282,8 @@ fn accepted(told: Result<(), AgentError>) -> Result<(), AgentError> {
     }
 }
 
-/// Runs what may hang in the kernel on a thread of its own, for a limited time. The error is for the agent's ears.
+/// Runs what may hang in the kernel on a thread of its own, for a limited time. The error is for
+/// the agent's ears.
 async fn blocking<T: Send + 'static, E: ToString + Send + 'static>(
     limit: Duration,
     doing: &'static str,
@@ -307,7 +312,8 @@ mod tests {
     const RELEASE: &str = r#"{"state":"release"}"#;
     const ABORT: &str = r#"{"state":"abort"}"#;
 
-    /// Offers a target to an agent that answers like this; how the offer ends, and whether the target is stopped by then.
+    /// Offers a target to an agent that answers like this; how the offer ends, and whether the
+    /// target is stopped by then.
     async fn offered(
         answer: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
     ) -> (Result<DeployState, AgentError>, bool) {

@@ -1,6 +1,7 @@
 //! Reading sysfs: small text files that may vanish at any moment.
 //!
-//! Called by everything in the ramdisk that looks at hardware. What cannot be read is absent; nothing here fails.
+//! Called by everything in the ramdisk that looks at hardware. An attribute that cannot be read is
+//! absent; nothing here fails.
 
 use std::{
     fs::{self, File},

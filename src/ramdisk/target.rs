@@ -1,7 +1,7 @@
 //! The iSCSI target: the kernel's LIO, driven through configfs (Linux `Documentation/target`).
 //!
-//! Called by the story: `export` once, `stop` once. It exports the one disk it is told and no other, to whoever knows this attempt's
-//! CHAP secret, on the machine's own address only.
+//! Called by the story: `export` once, `stop` once. It exports the one disk it is told and no
+//! other, to whoever knows this attempt's CHAP secret, on the machine's own address only.
 
 use std::{
     fs::{self, OpenOptions},
@@ -19,8 +19,8 @@ pub(super) const PORT: u16 = 3260;
 pub(super) const LUN: u8 = 0;
 const CONFIGFS: &str = "/sys/kernel/config/target";
 
-/// What the initiator may rely on: one write of 1 MiB with R2Ts of 256 KiB instead of LIO's 8 KiB PDUs is worth twice the speed.
-/// Digests are offered, not demanded.
+/// Limits that the initiator may rely on: one write of 1 MiB with R2Ts of 256 KiB instead of LIO's
+/// 8 KiB PDUs is worth twice the speed. Digests are offered, not demanded.
 const PARAMETERS: [(&str, &str); 9] = [
     ("MaxRecvDataSegmentLength", "262144"),
     ("MaxXmitDataSegmentLength", "262144"),
@@ -33,7 +33,8 @@ const PARAMETERS: [(&str, &str); 9] = [
     ("DataDigest", "None,CRC32C"),
 ];
 
-/// Any initiator name may log in (the agent's is not known here), but none without the secret; writes are allowed.
+/// Any initiator name may log in (the agent's is not known here), but none without the secret;
+/// writes are allowed.
 const ATTRIBUTES: [(&str, &str); 6] = [
     ("authentication", "1"),
     ("generate_node_acls", "1"),
@@ -78,7 +79,8 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Exports `/dev/<disk>` as LUN 0 of `iqn`. When a step fails, what was made before it is taken down again.
+    /// Exports `/dev/<disk>` as LUN 0 of `iqn`. When a step fails, what was made before it is taken
+    /// down again.
     pub(super) fn export(
         disk: &str,
         iqn: &str,
@@ -121,8 +123,8 @@ impl Target {
         put(&group.join("enable"), "1")
     }
 
-    /// Ends every session and removes the target, so that nobody can write any more and the disk is closed. Tries every step and
-    /// returns the first failure.
+    /// Ends every session and removes the target, so that nobody can write any more and the disk is
+    /// closed. Tries every step and returns the first failure.
     pub(super) fn stop(self) -> Result<(), TargetError> {
         let group = self.group();
         let lun = group.join("lun/lun_0");

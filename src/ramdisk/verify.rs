@@ -1,8 +1,9 @@
 //! Comparing the written disk with what it must hold: `image.verify = "node"`.
 //!
-//! Called by the story once the target is stopped and the disk's cache is flushed. Only what comes back from the disk counts: it is read
-//! past the kernel's cache (`O_DIRECT`), which may hold what was there before. It must never write, trust the agent that a range lies on
-//! the disk, or wait for a disk that has stopped answering.
+//! Called by the story once the target is stopped and the disk's cache is flushed. Only what comes
+//! back from the disk counts: it is read past the kernel's cache (`O_DIRECT`), which may hold what
+//! was there before. It must never write, trust the agent that a range lies on the disk, or wait
+//! for a disk that has stopped answering.
 
 use std::{
     fs::File,
@@ -32,7 +33,8 @@ use crate::model::{
 const READ_BYTES: usize = 4 << 20;
 /// Where reads begin in memory and on the disk, in bytes: the largest logical block Linux knows.
 const ALIGNMENT_BYTES: usize = 64 << 10;
-/// Ranges hashed at the same time: with the memory of one read each, they fit into the smallest machine.
+/// Ranges hashed at the same time: with the memory of one read each, they fit into the smallest
+/// machine.
 const THREADS_MAX: usize = 8;
 /// Without a byte read; a disk that takes longer for [`READ_BYTES`] is broken.
 const STALL_LIMIT: Duration = Duration::from_secs(120);
@@ -41,7 +43,8 @@ const STALL_LIMIT: Duration = Duration::from_secs(120);
 #[derive(Debug, thiserror::Error)]
 pub(super) enum VerifyError {
     #[error(
-        "{disk} does not hold the image: its bytes {from} to {last} hash to {found}, must be {wanted}"
+        "{disk} does not hold the image: its bytes {from} to {last} hash to {found}, must be \
+         {wanted}"
     )]
     Differs { disk: String, from: u64, last: u64, found: Digest, wanted: Digest },
     #[error("reading {disk} at byte {at}: {source}")]
@@ -63,11 +66,11 @@ impl VerifyError {
     }
 }
 
-/// Compares every range of `/dev/<disk>`. Of several that differ, the first is named.
+/// Compares every range of `/dev/<disk>`. The first range that differs is named.
 pub(super) async fn verify(disk: &Disk, ranges: Vec<DiskRange>) -> Result<(), VerifyError> {
     let name = disk.name.clone();
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
-    // What spins has one head.
+    // A disk that spins has one head.
     let threads = if disk.rotational { 1 } else { processors.min(THREADS_MAX) };
     let read_bytes = Arc::new(AtomicU64::new(0));
     let mut work =
@@ -119,7 +122,8 @@ impl Comparison {
         let work = || {
             let mut buffer = Buffer::new();
             loop {
-                // They are taken in order: whatever comes before a bad one is in somebody's hands already.
+                // They are taken in order: whatever comes before a bad one is in somebody's hands
+                // already.
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 let bad = || first_bad.lock().unwrap_or_else(PoisonError::into_inner);
                 let Some(range) = self.ranges.get(n).filter(|_| bad().is_none()) else { return };
@@ -206,12 +210,12 @@ impl Buffer {
         Self(vec![0; READ_BYTES + ALIGNMENT_BYTES])
     }
 
-    /// What the file holds from `at` on: at least a byte, and none at or past `end`.
+    /// The file's bytes from `at` on: at least a byte, and none at or past `end`.
     fn read(&mut self, file: &File, at: u64, end: u64) -> io::Result<&[u8]> {
         let padding = self.0.as_ptr().align_offset(ALIGNMENT_BYTES);
         let aligned = self.0.get_mut(padding..).and_then(|rest| rest.get_mut(..READ_BYTES));
         let aligned = aligned.ok_or(io::ErrorKind::OutOfMemory)?;
-        // What lies before on the same block is read and left out.
+        // Bytes before it on the same block are read and left out.
         let before = at % ALIGNMENT_BYTES as u64;
         let from = at - before;
         let length = file.read_at(aligned, from)?.min(clamped(end - from));
@@ -220,7 +224,7 @@ impl Buffer {
     }
 }
 
-/// Of an offset, as far as it matters within a buffer.
+/// The part of an offset that matters within a buffer.
 fn clamped(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }

@@ -1,7 +1,9 @@
-//! Files that specs name and that are read with them, so that what is in them is a part of what was checked.
+//! Files that specs name and that are read with them, so that what is in them is a part of what was
+//! checked.
 //!
-//! Called by the directory reader, with its handle. Nothing outside the spec directory may ever be read, however links lead; and what is in
-//! these files may be secret, so no message holds any of it.
+//! Called by the directory reader, with its handle. Nothing outside the spec directory may ever be
+//! read, however links lead; and what is in these files may be secret, so no message holds any of
+//! it.
 
 use std::{
     cell::{Cell, RefCell},
@@ -22,14 +24,17 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// Largest attached file, in bytes: user data has a few thousand, and all of it is in the agent's memory and in its records.
+/// Largest attached file, in bytes: user data has a few thousand, and all of it is in the agent's
+/// memory and in its records.
 pub const ATTACHMENT_BYTES_MAX: u64 = 256 * 1024;
-/// What the partition of a config drive has, and Ironic's config drive at most.
+/// The bytes that the partition of a config drive has, and Ironic's config drive at most.
 const DRIVE_MIB: u32 = 64;
-/// Most bytes of different attached files in one reading of the directory, so that a wrong directory does not eat the memory.
+/// Most bytes of different attached files in one reading of the directory, so that a wrong
+/// directory does not eat the memory.
 pub const ATTACHED_BYTES_MAX: u64 = 64 << 20;
 
-/// The files beside the specs of one directory. Each is read once, so that all specs of one reading see the same.
+/// The files beside the specs of one directory. Each is read once, so that all specs of one reading
+/// see the same.
 pub(super) struct Attachments<'d> {
     dir: &'d OwnedFd,
     read: RefCell<BTreeMap<String, Result<AttachedContent, String>>>,
@@ -44,7 +49,7 @@ impl<'d> Attachments<'d> {
         Self { dir, read: RefCell::default(), contents: RefCell::default(), bytes: Cell::new(0) }
     }
 
-    /// What is in the file at a plain relative path; files with the same content share it.
+    /// The content of the file at a plain relative path; files with the same content share it.
     pub(super) fn read(&self, path: &str) -> Result<AttachedContent, String> {
         if let Some(known) = self.read.borrow().get(path) {
             return known.clone();
@@ -85,9 +90,9 @@ impl<'d> Attachments<'d> {
             })?;
         if bytes.len() as u64 > ATTACHMENT_BYTES_MAX {
             return Err(format!(
-                "has more than {ATTACHMENT_BYTES_MAX} bytes; a config drive as a whole has {DRIVE_MIB} MiB, as \
-                 Ironic's, but what a spec attaches is kept in memory and records: let the machine fetch \
-                 more (`#include`)"
+                "has more than {ATTACHMENT_BYTES_MAX} bytes; a config drive as a whole has \
+                 {DRIVE_MIB} MiB, as Ironic's, but what a spec attaches is kept in memory and \
+                 records: let the machine fetch more (`#include`)"
             ));
         }
         Ok(bytes)

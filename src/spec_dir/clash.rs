@@ -8,8 +8,9 @@ use crate::model::{
     spec::{BmcAddress, NodeSpec},
 };
 
-/// The nodes that share a NIC or a BMC with another, each with a problem that names the others. `shown_as` is the directory's name
-/// in messages. Give it every spec in force: one that is kept because its file broke may clash with a new file.
+/// The nodes that share a NIC or a BMC with another, each with a problem that names the others.
+/// `shown_as` is the directory's name in messages. Give it every spec in force: one that is kept
+/// because its file broke may clash with a new file.
 pub fn clashes<'a>(
     shown_as: &str,
     specs: impl IntoIterator<Item = &'a NodeSpec>,

@@ -1,5 +1,5 @@
-//! Reading the spec directory: resolved and opened once, everything through that handle, so that a directory swapped meanwhile
-//! gives either the old files or the new ones.
+//! Reading the spec directory: resolved and opened once, everything through that handle, so that a
+//! directory swapped meanwhile gives either the old files or the new ones.
 
 use std::{
     cell::RefCell,
@@ -45,7 +45,8 @@ use passed_over::Passed;
 
 /// The file whose keys are under every spec of its directory.
 pub const DEFAULTS_FILE: &str = "_defaults.toml";
-/// Most specs in one directory: ten times what one agent is meant for, so that a wrong directory does not eat the memory.
+/// Most specs in one directory: ten times what one agent is meant for, so that a wrong directory
+/// does not eat the memory.
 pub const SPECS_MAX: usize = 100_000;
 
 /// One reading of the spec directory.
@@ -53,15 +54,18 @@ pub const SPECS_MAX: usize = 100_000;
 pub struct Snapshot {
     /// The names of the files that were read: the specs, and `_defaults.toml` if there is one.
     pub files: BTreeSet<OsString>,
-    /// Every file that names a node, with its spec or all that is wrong with it. Two may still clash: see [`clashes`].
+    /// Every file that names a node, with its spec or all that is wrong with it. Two may still
+    /// clash: see [`clashes`].
     pub nodes: BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>,
-    /// What is wrong with `_defaults.toml`, with the agent's `[defaults]`, and with files that name no node.
+    /// The problems of `_defaults.toml`, with the agent's `[defaults]`, and with files that name no
+    /// node.
     pub problems: Vec<Problem>,
-    /// What looks like a spec and is not read, and why.
+    /// Files that look like specs and are not read, with the reason.
     pub passed_over: Vec<Problem>,
 }
 
-/// Why the directory could not be read. Nothing follows from it: above all not that there are no nodes.
+/// Why the directory could not be read. Nothing follows from it: above all not that there are no
+/// nodes.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// It is not there.
@@ -75,26 +79,27 @@ pub enum ReadError {
     Io {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
 }
 
-/// What `hostler check` says of a directory.
+/// The report of `hostler check` about a directory.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The nodes whose specs are good.
     pub good: Vec<NodeName>,
     /// Everything that is wrong, once each, by file and line.
     pub problems: Vec<Problem>,
-    /// What looks like a spec and is not read.
+    /// Files that look like specs and are not read.
     pub passed_over: Vec<Problem>,
 }
 
-/// Reads every spec in `dir`. Messages call the directory `shown_as`; `agent_defaults` is the agent's `[defaults]`.
+/// Reads every spec in `dir`. Messages call the directory `shown_as`; `agent_defaults` is the
+/// agent's `[defaults]`.
 ///
-/// Read are the `*.toml`; status files, hidden files and editors' backups are not specs. A symbolic link is followed: git-sync and
-/// Kubernetes volumes are made of them.
+/// Read are the `*.toml`; status files, hidden files and editors' backups are not specs. A symbolic
+/// link is followed: git-sync and Kubernetes volumes are made of them.
 pub fn read_dir(
     dir: &Path,
     shown_as: &str,
@@ -103,13 +108,13 @@ pub fn read_dir(
     Reader::default().read(dir, shown_as, agent_defaults)
 }
 
-/// Reads one directory again and again, and parses only what may have changed since. Always give it the same names and agent's
-/// defaults.
+/// Reads one directory again and again, and parses only what may have changed since. Always give it
+/// the same names and agent's defaults.
 #[derive(Debug, Default)]
 pub struct Reader(KnownSpecs);
 
 impl Reader {
-    /// What [`read_dir`] reads.
+    /// The directory that [`read_dir`] reads.
     pub fn read(
         &mut self,
         dir: &Path,
@@ -153,7 +158,8 @@ fn read_known(
             snapshot.nodes.insert(spec.name.clone(), Ok(spec));
             continue;
         }
-        // Escaped, because a file's name may hold anything, even the line break that forges a line of a log.
+        // Escaped, because a file's name may hold anything, even the line break that forges a line
+        // of a log.
         let shown = format!("{shown_as}/{}", file.to_string_lossy().escape_debug());
         let attached = RefCell::new(Vec::new());
         let attach = |path: &str| {
@@ -189,7 +195,8 @@ fn read_known(
     Ok(snapshot)
 }
 
-/// Reads one spec with the `_defaults.toml` beside it, for commands that look at one file. Clashes are not seen.
+/// Reads one spec with the `_defaults.toml` beside it, for commands that look at one file. Clashes
+/// are not seen.
 pub fn read_file(path: &Path, agent_defaults: Option<&Document>) -> Result<NodeSpec, Vec<Problem>> {
     with_defaults(path, agent_defaults, parse)
 }
@@ -321,7 +328,8 @@ fn open_dir_at(beside: impl AsFd, name: impl Arg) -> rustix::io::Result<OwnedFd>
     openat(beside, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// One whole file, and its mark before it was read. Never blocks on a pipe, never reads more than the parser takes.
+/// One whole file, and its mark before it was read. Never blocks on a pipe, never reads more than
+/// the parser takes.
 fn read_at(dir: &OwnedFd, name: &OsStr) -> io::Result<(Vec<u8>, FileMark)> {
     let file = regular_file::open_at(dir, name)?;
     let mark = FileMark::of(&file.metadata()?);

@@ -1,8 +1,10 @@
-//! The administrator's files: a directory with one TOML file for each machine, read into checked specs.
+//! The administrator's files: a directory with one TOML file for each machine, read into checked
+//! specs.
 //!
-//! Called by the agent at every wake of the watcher, and by the commands that look at spec files. All problems of a file are
-//! reported at once, each with line, column and key. This module must never write, never look past the spec directory, and never
-//! take a file it could not read for a file that is not there.
+//! Called by the agent at every wake of the watcher, and by the commands that look at spec files.
+//! All problems of a file are reported at once, each with line, column and key. This module must
+//! never write, never look past the spec directory, and never take a file it could not read for a
+//! file that is not there.
 
 use std::path::Path;
 
@@ -30,7 +32,7 @@ pub use directory::{
     read_file, read_file_settings,
 };
 
-/// What is under every spec: `_defaults.toml`, and under that the agent's `[defaults]`.
+/// The layers under every spec: `_defaults.toml`, and under that the agent's `[defaults]`.
 #[derive(Clone, Debug, Default)]
 pub struct Defaults {
     file: Option<Document>,
@@ -39,7 +41,8 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    /// Checks both; neither has to be there. `file` is the name to show and the content of `_defaults.toml`.
+    /// Checks both; neither has to be there. `file` is the name to show and the content of
+    /// `_defaults.toml`.
     pub fn new(file: Option<(&str, &[u8])>, agent: Option<&Document>) -> Self {
         let mut defaults = Self { agent: agent.cloned(), ..Self::default() };
         match file.map(|(name, bytes)| Document::parse(name, bytes)).transpose() {
@@ -62,17 +65,19 @@ impl Defaults {
         self.file.iter().chain(&self.agent).collect()
     }
 
-    /// What is wrong with them. While anything is, no spec is valid: nobody can tell what it was meant to say.
+    /// Their problems. While there is one, no spec is valid: nobody can tell what it was meant to
+    /// say.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 }
 
-/// Reads a file that a spec names, by its path in the spec directory: what is in it, or why it cannot be had.
+/// Reads a file that a spec names, by its path in the spec directory: what is in it, or why it
+/// cannot be had.
 pub type ReadAttachment<'a> = dyn Fn(&str) -> Result<AttachedContent, String> + 'a;
 
-/// Checks one spec. `file` is the name to show; its stem is the node's name. What it attaches is read by `attachment`. On failure:
-/// every problem, and the first of the defaults'.
+/// Checks one spec. `file` is the name to show; its stem is the node's name. `attachment` reads the
+/// files that it attaches. On failure: every problem, and the first of the defaults'.
 pub fn parse(
     file: &str,
     bytes: &[u8],
@@ -102,7 +107,8 @@ pub fn parse(
     checked.filter(|_| problems.is_empty()).ok_or(problems)
 }
 
-/// Every value in force of a good spec, in the order of the schema, with where it was said. On failure: what [`parse`] says.
+/// Every value in force of a good spec, in the order of the schema, with where it was said. On
+/// failure: what [`parse`] says.
 fn parse_settings(
     file: &str,
     bytes: &[u8],

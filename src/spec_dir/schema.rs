@@ -27,7 +27,8 @@ use super::{
 /// Primary partitions of a master boot record.
 const MSDOS_PARTITIONS_MAX: usize = 4;
 
-/// The whole file. `None` only with a problem, or without a name. Without `attachment`, what the spec attaches is not read.
+/// The whole file. `None` only with a problem, or without a name. Without `attachment`, what the
+/// spec attaches is not read.
 pub(super) fn node(
     spec: &mut Section<'_>,
     name: Option<NodeName>,
@@ -89,7 +90,7 @@ pub(super) fn node(
     })
 }
 
-/// What the installed machine boots from.
+/// The device that the installed machine boots from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum After {
     Disk,
@@ -144,7 +145,8 @@ fn deploy_ramdisk(boot: &mut Section<'_>) -> (Option<DeployRamdisk>, Option<bool
     let ramdisk = boot.key("ramdisk").or("hostler").choice(&ramdisks);
     let require_chap = boot.key("require_chap").or(true).flag();
     if ramdisk == Some(DeployRamdisk::Ironic) && require_chap == Some(true) {
-        let message = "Ironic's ramdisk exports its disk to everybody who can reach it; if that is meant, say require_chap = false";
+        let message = "Ironic's ramdisk exports its disk to everybody who can reach it; if that is \
+            meant, say require_chap = false";
         boot.refuse("ramdisk", message);
     }
     (ramdisk, require_chap)
@@ -165,7 +167,7 @@ fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {
     }
 }
 
-/// What an image holds.
+/// The content of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Disk,
@@ -192,7 +194,8 @@ fn image(
         && kind == Some(Kind::Partition)
         && firmware == Some(Firmware::Bios)
     {
-        let message = "a BIOS needs boot code that one file system does not bring; use a whole-disk image, or boot.after = \"network\"";
+        let message = "a BIOS needs boot code that one file system does not bring; use a \
+            whole-disk image, or boot.after = \"network\"";
         image.refuse("kind", message);
     }
     let image = source.zip(checksum).zip(format.zip(verify)).map(
@@ -208,7 +211,7 @@ fn image(
     (image, kind)
 }
 
-/// What the installed machine boots over the network.
+/// The kernel and ramdisk that the installed machine boots over the network.
 fn netboot(image: &mut Section<'_>, after: Option<After>) -> Option<Netboot> {
     let mut files = ["kernel", "ramdisk"].map(|key| image.key(key));
     let mut rest = ["kernel_checksum", "ramdisk_checksum", "kernel_args"].map(|key| image.key(key));
@@ -272,7 +275,8 @@ fn refuse_too_many_partitions(
         parts.iter().filter(|(_, is_there)| *is_there).map(|(part, _)| *part).collect();
     if all.len() > MSDOS_PARTITIONS_MAX {
         let message = format!(
-            "an msdos table has {MSDOS_PARTITIONS_MAX} partitions at most, these are {}: {}; use table = \"gpt\"",
+            "an msdos table has {MSDOS_PARTITIONS_MAX} partitions at most, these are {}: {}; use \
+             table = \"gpt\"",
             all.len(),
             all.join(", ")
         );

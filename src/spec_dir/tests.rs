@@ -1,4 +1,5 @@
-//! Every field of the schema: its good values, its bad ones, and the place and words of each problem.
+//! Every field of the schema: its good values, its bad ones, and the place and words of each
+//! problem.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -333,7 +334,8 @@ fn a_default_console_lies_idle_where_only_ipmitool_talks_to_the_bmc() {
 #[test]
 fn a_spec_wins_over_its_defaults_key_by_key_and_the_agents_come_last() {
     let below = defaults(
-        "power = \"ignore\"\n[bmc]\nusername = \"site\"\naddress = \"192.0.2.1\"\n[retry]\nattempts = 9\n",
+        "power = \"ignore\"\n[bmc]\nusername = \"site\"\naddress = \"192.0.2.1\"\n[retry]\n\
+         attempts = 9\n",
         "paused = true\nbmc.username = \"agent\"\nretry.backoff = \"9m\"\ntimeouts.power = \"9m\"\n",
     );
     assert_eq!(below.problems(), []);

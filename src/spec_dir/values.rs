@@ -1,4 +1,4 @@
-//! What a single value may be. Each function reads one string and says what would be right.
+//! Single values. Each function reads one string and says what would be right.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -22,9 +22,11 @@ const LABEL_BYTES_MAX: usize = 63;
 const PATH_BYTES_MAX: usize = 4095;
 /// Longest free text, in bytes: hints and `redeploy` are copied into status files.
 const TEXT_BYTES_MAX: usize = 256;
-/// All of `kernel_args` together, in bytes: an x86 kernel takes 2047, and hostler's own words need their share.
+/// All of `kernel_args` together, in bytes: an x86 kernel takes 2047, and hostler's own words need
+/// their share.
 const KERNEL_ARGS_BYTES_MAX: usize = 1024;
-/// What GRUB or pxelinux would take for something else than a part of a word (GRUB manual, "Quoting"; `#` begins a comment).
+/// Characters that GRUB or pxelinux would take for something else than a part of a word (GRUB
+/// manual, "Quoting"; `#` begins a comment).
 const KERNEL_ARG_REFUSED: &str = "\"'\\`$;|&<>{}#";
 const ATTEMPTS_MAX: u32 = 100;
 
@@ -91,7 +93,8 @@ pub(super) fn kernel_args() -> impl FnMut(&str) -> Result<String, String> {
             Err("empty".to_owned())
         } else if let Some(odd) = word.chars().find(odd) {
             Err(format!(
-                "{odd:?} in a kernel argument; each must be one word of printable ASCII without any of {KERNEL_ARG_REFUSED}"
+                "{odd:?} in a kernel argument; each must be one word of printable ASCII without \
+                 any of {KERNEL_ARG_REFUSED}"
             ))
         } else if word.starts_with("hostler.") {
             Err(format!("`{word}`: arguments that start with hostler. are hostler's own"))
@@ -103,11 +106,13 @@ pub(super) fn kernel_args() -> impl FnMut(&str) -> Result<String, String> {
     }
 }
 
-/// `host`, `host:port`, a bare IPv6 address, `[ipv6]` or `[ipv6]:port`. Equal addresses become equal text.
+/// `host`, `host:port`, a bare IPv6 address, `[ipv6]` or `[ipv6]:port`. Equal addresses become
+/// equal text.
 pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
     let wrong = || {
         format!(
-            "`{text}` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623"
+            "`{text}` is not an address; write for example 192.0.2.20, bmc.example:623 or \
+             [2001:db8::1]:623"
         )
     };
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
@@ -147,7 +152,8 @@ fn is_no_machines(ip: IpAddr) -> bool {
     ip.is_unspecified() || ip.is_multicast()
 }
 
-/// RFC 1123 §2.1. The last label is never a number, so that a mistyped IPv4 address is not taken for a name.
+/// RFC 1123 §2.1. The last label is never a number, so that a mistyped IPv4 address is not taken
+/// for a name.
 fn is_host_name(text: &str) -> bool {
     let is_label = |label: &str| {
         (1..=LABEL_BYTES_MAX).contains(&label.len())
@@ -189,7 +195,8 @@ pub(super) fn attachment_path(text: &str) -> Result<String, String> {
 
 /// The `network_data.json`: nothing else is read from a `config-2` drive.
 pub(super) fn network_data(content: &str) -> Result<(), String> {
-    const WANTED: &str = "label = \"config-2\" takes OpenStack's network_data.json; cloud-init's own format needs label = \"cidata\"";
+    const WANTED: &str = "label = \"config-2\" takes OpenStack's network_data.json; cloud-init's \
+        own format needs label = \"cidata\"";
     let json: serde_json::Value = serde_json::from_str(content)
         .map_err(|error| format!("is not JSON ({error}): {WANTED}"))?;
     let missing = ["links", "networks"]
@@ -205,7 +212,8 @@ pub(super) fn network_data(content: &str) -> Result<(), String> {
 pub(super) const META_DATA_TEXTS: [&str; 5] =
     ["hostname", "name", "uuid", "local-hostname", "instance-id"];
 
-/// One of the administrator's metadata. What YAML cannot hold as it is, no data source gets.
+/// One of the administrator's metadata. A value that YAML cannot hold as it is gets to no data
+/// source.
 pub(super) fn meta_data(text: &str) -> Result<String, String> {
     let is_lost = |c: &char| {
         (c.is_control() && !matches!(c, '\n' | '\t'))

@@ -50,7 +50,7 @@ impl MarkFile {
         fs::symlink_metadata(&self.path).is_ok()
     }
 
-    /// What is in the file; `None` if there is none. A link is no mark, wherever it leads: hostler
+    /// The file's content; `None` if there is none. A link is no mark, wherever it leads: hostler
     /// makes none.
     pub fn bytes(&self) -> io::Result<Option<Vec<u8>>> {
         if fs::symlink_metadata(&self.path).is_ok_and(|found| found.is_symlink()) {

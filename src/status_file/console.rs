@@ -1,8 +1,10 @@
-//! `<name>.console.log`, beside the status file: what a machine printed on its serial line during the attempt that failed last.
+//! `<name>.console.log`, beside the status file: what a machine printed on its serial line during
+//! the attempt that failed last.
 //!
-//! Written by the agent's driver when the attempt is over. The machine may be hostile: nothing in the file may do anything to the terminal of
-//! whoever reads it. The file is for the agent's user and group only, and the attempt's key, which a kernel prints with its command line, is
-//! not in it.
+//! Written by the agent's driver when the attempt is over. The machine may be hostile: nothing in
+//! the file may do anything to the terminal of whoever reads it. The file is for the agent's user
+//! and group only, and the attempt's key, which a kernel prints with its command line, is not in
+//! it.
 
 use std::{fmt::Write as _, iter::Peekable, ops::RangeInclusive, path::PathBuf, str::Chars};
 
@@ -14,12 +16,13 @@ use crate::{
     model::{ids::NodeName, printable::is_escaped, secret::AttemptKey},
 };
 
-/// Most of a console that is kept, in bytes: the end, which says why. A whole boot of the deploy ramdisk has some 20 KiB at its loudest.
+/// Most of a console that is kept, in bytes: the end, which says why. A whole boot of the deploy
+/// ramdisk has some 20 KiB at its loudest.
 pub const CONSOLE_BYTES_MAX: usize = 64 << 10;
 const SUFFIX: &str = ".console.log";
 const MODE: u32 = 0o640;
 
-/// What was heard of a machine during one attempt.
+/// The console output of a machine during one attempt.
 #[derive(Debug)]
 pub struct ConsoleLog {
     /// The node.
@@ -65,7 +68,10 @@ fn render(log: &ConsoleLog) -> String {
     if let Some(trouble) = trouble {
         writeln!(text, "# {}", clean(trouble.as_bytes()).replace('\n', " ")).unwrap_or_default();
     } else if said.is_empty() {
-        text.push_str("# nothing was printed: boot.kernel_args = [\"console=ttyS1,115200n8\"], or ttyS0, has the deploy ramdisk print there\n");
+        text.push_str(
+            "# nothing was printed: boot.kernel_args = [\"console=ttyS1,115200n8\"], or \
+            ttyS0, has the deploy ramdisk print there\n",
+        );
     }
     let clean = clean(said).replace(key.expose(), "<key>");
     let is_cut = said.len() >= CONSOLE_BYTES_MAX || clean.len() > CONSOLE_BYTES_MAX;
@@ -76,15 +82,17 @@ fn render(log: &ConsoleLog) -> String {
     text
 }
 
-/// The whole lines at the end of a text whose beginning is lost or too long: half a line may be half an escape sequence, or half a key.
+/// The whole lines at the end of a text whose beginning is lost or too long: half a line may be
+/// half an escape sequence, or half a key.
 fn last_lines(text: &str) -> &str {
     let earliest = text.len().saturating_sub(CONSOLE_BYTES_MAX);
     let end = (earliest..text.len()).find_map(|at| text.get(at..)).unwrap_or_default();
     end.split_once('\n').map_or(end, |(_, lines)| lines)
 }
 
-/// Text that a terminal shows and does nothing else with: no control characters but line breaks and tabs, no escape sequences (ECMA-48), and
-/// nothing that turns the direction of writing or is not seen.
+/// Text that a terminal shows and does nothing else with: no control characters but line breaks and
+/// tabs, no escape sequences (ECMA-48), and nothing that turns the direction of writing or is not
+/// seen.
 fn clean(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut clean = String::with_capacity(text.len());
@@ -111,7 +119,7 @@ fn skip_escape(chars: &mut Peekable<Chars<'_>>) {
             skip(chars, ' '..='?');
             chars.next_if(|end| ('@'..='~').contains(end));
         }
-        // A string. What ends it is BEL, or an escape sequence by itself.
+        // A string. BEL ends it, or an escape sequence by itself.
         Some(']' | 'P' | 'X' | '^' | '_') => {
             while chars.next_if(|char| !matches!(char, '\n' | '\u{7}' | '\u{1b}')).is_some() {}
         }
@@ -143,7 +151,7 @@ mod tests {
         }
     }
 
-    /// What is under the header.
+    /// The text under the header.
     fn body(said: &[u8]) -> String {
         render(&log(said)).split_once('\n').unwrap().1.to_owned()
     }
@@ -217,7 +225,7 @@ mod tests {
         let text = body(said);
         let first: u32 = text.split_once(':').unwrap().0.parse().unwrap();
         assert!(text.ends_with("\n8999: \u{ff}\u{20ac}\n") && first > 1000);
-        // What is not UTF-8 grows when it is replaced.
+        // Bytes that are not UTF-8 grow when they are replaced.
         let text = body(&[&b"\xff".repeat(CONSOLE_BYTES_MAX - 6)[..], &b"\nlast\n"[..]].concat());
         assert_eq!(text, "last\n");
         assert!(body(&vec![0xff; CONSOLE_BYTES_MAX]).len() <= CONSOLE_BYTES_MAX + 1);

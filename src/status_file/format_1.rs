@@ -1,7 +1,8 @@
-//! Reading status files of version 1, which had no checksum, and `phase` in each entry of the history.
+//! Reading status files of version 1, which had no checksum, and `phase` in each entry of the
+//! history.
 //!
-//! Called by the reader. It accepts what that version wrote and nothing else: an unknown key, or a missing
-//! one, is damage.
+//! Called by the reader. It accepts what that version wrote and nothing else: an unknown key, or a
+//! missing one, is damage.
 
 use serde::Deserialize as _;
 use toml::{Table, Value};
@@ -10,7 +11,7 @@ use crate::model::status::{STATUS_VERSION, Status};
 
 use super::HEADER;
 
-/// What the text says.
+/// The status in the text.
 pub(super) fn parse(text: &str) -> Result<Status, String> {
     // A checksum means that it is a damaged one of a later version.
     let body = text.strip_prefix(HEADER).filter(|body| !body.lines().any(is_comment));

@@ -1,11 +1,12 @@
 //! `<name>.status.toml`: what an administrator, a script or `hostler status` reads about one node.
 //!
-//! Written by the agent's publisher, read by the CLI, which needs no agent for it, and by the agent where a record is lost. Small
-//! synchronous file work. It must never show a reader half a file, take a damaged one for whole, nor put anything here that not
-//! everybody may read: the files have mode 0644. Beside them is what `console` keeps.
+//! Written by the agent's publisher, read by the CLI, which needs no agent for it, and by the agent
+//! where a record is lost. Small synchronous file work. It must never show a reader half a file,
+//! take a damaged one for whole, nor put anything here that not everybody may read: the files have
+//! mode 0644. Beside them is what `console` keeps.
 //!
-//! The last line is a comment with the checksum of everything before it. Nothing waits for the disk: after a power cut a file may be
-//! the one before, or damaged, which its reader notices.
+//! The last line is a comment with the checksum of everything before it. Nothing waits for the
+//! disk: after a power cut a file may be the one before, or damaged, which its reader notices.
 
 use std::{
     fs, io,
@@ -65,7 +66,7 @@ pub enum StatusFileError {
     Io {
         /// The file, or the directory of all.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The status cannot be put into TOML.
@@ -73,7 +74,7 @@ pub enum StatusFileError {
     Encode {
         /// The file.
         path: PathBuf,
-        /// What TOML cannot hold.
+        /// The value that TOML cannot hold.
         source: toml::ser::Error,
     },
     /// The agent cannot write it, and says so beside it.
@@ -84,7 +85,7 @@ pub enum StatusFileError {
     Unwritten {
         /// The file.
         path: PathBuf,
-        /// What is in the way, as the agent says.
+        /// The obstacle, as the agent describes it.
         why: String,
     },
     /// It is not as hostler wrote it, or of a version that this one cannot read.
@@ -92,15 +93,16 @@ pub enum StatusFileError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong and where, in one line.
+        /// The problem and its place, in one line.
         message: String,
-        /// What it seems to say: something to show, and nothing to act upon.
+        /// The content as far as it can be read: something to show, and nothing to act upon.
         seems: Option<Box<Status>>,
     },
 }
 
 impl StatusFileError {
-    /// What a damaged file seems to say, if that can be read: something to show, and nothing to act upon.
+    /// The content of a damaged file as far as it can be read: something to show, and nothing to
+    /// act upon.
     pub fn take_seeming(&mut self) -> Option<Status> {
         let Self::Damaged { seems, .. } = self else { return None };
         seems.take().map(|status| *status)
@@ -172,13 +174,15 @@ impl StatusFiles {
         Ok(self.nodes()?.iter().map(|node| read(&self.path(node))).collect())
     }
 
-    /// Whether the node's status file is whole and says that it was installed at that time, or is not. Much quicker than reading it.
+    /// Whether the node's status file is whole and says that it was installed at that time, or is
+    /// not. Much quicker than reading it.
     pub fn says_installed(&self, node: &NodeName, at: Option<Timestamp>) -> bool {
         let text = read_text(&self.path(node));
         text.is_ok_and(|text| is_sealed(&text) && installed_line(&text) == at.map(at_line))
     }
 
-    /// Gives a node's status file another name beside its own, because what is in it may be all that is left.
+    /// Gives a node's status file another name beside its own, because what is in it may be all
+    /// that is left.
     pub fn keep_aside(&self, node: &NodeName) -> String {
         atomic_file::keep_aside(&self.path(node))
     }
@@ -200,7 +204,8 @@ pub fn read(path: &Path) -> Result<Status, StatusFileError> {
     }
 }
 
-/// What a text says; otherwise why it is none, and what it seems to say.
+/// The status in a text; otherwise the reason why it is none, and the content as far as it can be
+/// read.
 fn parse(text: &str) -> Result<Status, (String, Option<Box<Status>>)> {
     #[derive(Deserialize)]
     struct Head {
@@ -222,7 +227,8 @@ fn parse(text: &str) -> Result<Status, (String, Option<Box<Status>>)> {
         }
         Head { version } => {
             let message = format!(
-                "it has version {version}, of a newer hostler, or is damaged; this one reads {STATUS_VERSION}"
+                "it has version {version}, of a newer hostler, or is damaged; this one reads \
+                 {STATUS_VERSION}"
             );
             Err((message, None))
         }

@@ -1,6 +1,7 @@
 //! Status files as they stand on disk: what each says, told without parsing it.
 //!
-//! Called by the agent's publisher. It must never take a file for what it should be that says something else.
+//! Called by the agent's publisher. It must never take a file for what it should be that says
+//! something else.
 
 use std::{collections::hash_map::DefaultHasher, fs, hash::Hasher as _, io};
 
@@ -74,8 +75,8 @@ impl StatusFiles {
         found.is(status).then_some(found)
     }
 
-    /// Whether the node's file still says what it said: nobody has removed or changed it since. One that cannot be looked at now, for
-    /// another reason than what is in its place, is taken to.
+    /// Whether the node's file still says what it said: nobody has removed or changed it since. One
+    /// that cannot be looked at now, for another reason than what is in its place, is taken to.
     pub fn still_says(&self, node: &NodeName, shown: &mut Shown) -> bool {
         use io::ErrorKind::{InvalidData, IsADirectory, NotFound};
         let is_gone =
@@ -98,7 +99,8 @@ impl StatusFiles {
         Ok(FileMark::of(&fs::symlink_metadata(self.path(node))?))
     }
 
-    /// What a node's status file says, if it is whole. A pipe or a device in its place is an error, not a wait.
+    /// The content of a node's status file, if it is whole. A pipe or a device in its place is an
+    /// error, not a wait.
     fn says(&self, node: &NodeName) -> io::Result<u64> {
         let text = regular_file::read_to_string(&self.path(node), STATUS_BYTES_MAX)?;
         if is_sealed(&text) { Ok(says(&text)) } else { Err(io::ErrorKind::InvalidData.into()) }

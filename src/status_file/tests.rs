@@ -1,4 +1,4 @@
-//! What a reader of status files may rely on.
+//! Promises to a reader of status files.
 
 use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
 

@@ -39,7 +39,8 @@ impl StatusFiles {
         told.map_err(|source| StatusFileError::Io { path, source })
     }
 
-    /// Whose status files cannot be written. An error: nobody knows which of them are old.
+    /// The nodes whose status files cannot be written. An error: nobody knows which of them are
+    /// old.
     pub fn unwritten(&self) -> Result<Unwritten, StatusFileError> {
         let path = self.dir.join(NAME);
         match regular_file::read_to_string(&path, STATUS_BYTES_MAX) {

@@ -1,7 +1,7 @@
-//! What a file of the state directory looks like, and how a reader knows that it is whole.
+//! The format of a file of the state directory, and how a reader knows that it is whole.
 //!
-//! Called by the store. A file is one JSON object. Its first line names the kind of file, whose it is
-//! and the version of the format, and holds the checksum of everything after that line:
+//! Called by the store. A file is one JSON object. Its first line names the kind of file, whose it
+//! is and the version of the format, and holds the checksum of everything after that line:
 //!
 //! ```text
 //! {"hostler":"record","of":"edge-07","version":2,"sha256":"…",
@@ -10,9 +10,9 @@
 //! }}
 //! ```
 //!
-//! The reader makes the first line anew from what follows it, and accepts no other. It also writes the
-//! content anew and accepts no other bytes: an unknown key, or a missing one, is damage at any depth.
-//! Nothing here may take a damaged file for one of another version, or for an empty one.
+//! The reader makes the first line anew from what follows it, and accepts no other. It also writes
+//! the content anew and accepts no other bytes: an unknown key, or a missing one, is damage at any
+//! depth. Nothing here may take a damaged file for one of another version, or for an empty one.
 
 use std::io;
 
@@ -31,7 +31,7 @@ const BYTES_USUAL: usize = 64 << 10;
 const CONTENT: &[u8] = b"\"content\":";
 const END: &[u8] = b"}\n";
 
-/// What the bytes of a file turned out to be.
+/// The verdict on the bytes of a file.
 #[derive(Debug)]
 pub(super) enum Found<'a> {
     /// The content of a whole file of this version, as JSON.
@@ -89,7 +89,8 @@ fn first_line(kind: &str, of: &str, body: &[u8]) -> String {
     format!("{OPENING}\"{kind}\",\"of\":\"{of}\",\"version\":{VERSION},\"sha256\":\"{hash}\",\n")
 }
 
-/// What to say of a first line that a newer hostler seems to have written. It may be damaged as well.
+/// The message about a first line that a newer hostler seems to have written. It may be damaged as
+/// well.
 fn newer_version(first: &[u8]) -> Option<String> {
     let (_, rest) = std::str::from_utf8(first).ok()?.split_once("\"version\":")?;
     let version: u32 = rest.split(',').next()?.parse().ok()?;
@@ -129,7 +130,7 @@ mod tests {
         match unseal("record", "edge-07", bytes) {
             Found::Content(_) => true,
             Found::Unsealed => {
-                // What version 1 wrote is JSON with nothing that it does not know.
+                // Version 1 wrote JSON with no unknown key.
                 assert!(serde_json::from_slice::<serde_json::Value>(bytes).is_err());
                 false
             }

@@ -1,4 +1,4 @@
-//! What tells one state directory from any other: a random id; and what becomes of the records of
+//! The random id that tells one state directory from any other; and the fate of the records of
 //! an agent that was not the last to act.
 //!
 //! Called by the agent at start. It must never hand out an id that it could not write down, nor
@@ -47,7 +47,7 @@ impl AnotherAgent {
         atomic_file::replace(&self.path, FILE_MODE, b"another agent has acted\n")
     }
 
-    /// What is known here was put in order, and that is on disk.
+    /// The records known here were put in order, and that is on disk.
     pub fn forget(&self) -> Result<(), StoreError> {
         atomic_file::remove_if_there(&self.path)
             .map_err(|source| StoreError::Write { path: self.path.clone(), source })

@@ -1,8 +1,9 @@
 //! The agent's durable state: one file per node, its record, and one for what is known beside them.
 //!
-//! Called by the agent: the driver saves a node *before* the side effect its new state announces. It
-//! must never delete a file it cannot read, take a damaged or missing one for an empty one, or let two
-//! agents share a directory. A record holds the attempt's key, so everything here is for its owner only.
+//! Called by the agent: the driver saves a node *before* the side effect its new state announces.
+//! It must never delete a file it cannot read, take a damaged or missing one for an empty one, or
+//! let two agents share a directory. A record holds the attempt's key, so everything here is for
+//! its owner only.
 
 use std::{
     collections::BTreeMap,
@@ -35,15 +36,15 @@ pub use self::identity::AnotherAgent;
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const LOCK: &str = "lock";
-/// Of the lock file, which says who has the directory, how old it is, and its id.
+/// The largest lock file, in bytes. It says who has the directory, how old it is, and its id.
 const LOCK_BYTES_MAX: u64 = 1024;
-/// What is known beside the records. No node can have this name.
+/// The file of everything known beside the records. No node can have this name.
 const SITE: &str = "_site.json";
 /// The same in format 1, where it was there only if there was something in it.
 const SITE_1: &str = "_left.json";
 /// A record has a bounded history and some dozen fields; a file this big is not one of ours.
 const RECORD_BYTES_MAX: u64 = 4 << 20;
-/// Of a record: as much as tells its format.
+/// The first bytes of a record, as many as tell its format.
 const START_BYTES: u64 = 64;
 /// Ten thousand unclaimed machines, and as many nodes, have room in it.
 const SITE_BYTES_MAX: u64 = 64 << 20;
@@ -66,7 +67,7 @@ enum Age {
     New,
     /// Format 1, which had no checksums. It is accepted until the upgrade is complete.
     Format1,
-    /// Of this format: it has the file [`SITE`], and whatever is missing is lost.
+    /// A directory of this format: it has the file [`SITE`], and a missing record is lost.
     Current,
 }
 
@@ -101,11 +102,12 @@ pub struct Loaded<T> {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory cannot be made, opened, locked or listed.
-    #[error("state directory {}, which must be a directory that hostler's user owns and can write: {source}", dir.display())]
+    #[error("state directory {}, which must be a directory that hostler's user owns and can write: \
+        {source}", dir.display())]
     Dir {
         /// The state directory.
         dir: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Another agent has it.
@@ -116,8 +118,10 @@ pub enum StoreError {
         /// The other agent's process id, as it wrote it down.
         holder: String,
     },
-    /// It is not the directory that was opened, or its lock file is not: another agent may have it by now.
-    #[error("state directory {} was removed or replaced while hostler runs: put it back, or restart hostler", dir.display())]
+    /// It is not the directory that was opened, or its lock file is not: another agent may have it
+    /// by now.
+    #[error("state directory {} was removed or replaced while hostler runs: put it back, or \
+        restart hostler", dir.display())]
     Replaced {
         /// The state directory.
         dir: PathBuf,
@@ -127,7 +131,7 @@ pub enum StoreError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A file cannot be written or removed.
@@ -135,16 +139,16 @@ pub enum StoreError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// What is in a file is not what hostler wrote. It stays where it is until the next save, and is
-    /// kept under another name beyond that.
+    /// The content of a file is not the content that hostler wrote. It stays where it is until the
+    /// next save, and is kept under another name beyond that.
     #[error("record {}: {source}; {fate}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The damage.
         source: io::Error,
         /// Where it is kept, in words.
         fate: String,
@@ -158,8 +162,8 @@ pub enum StoreError {
 }
 
 impl Store {
-    /// Opens the state directory, making it if need be, and locks it for this process. What a killed
-    /// agent was writing is removed: a torn file was never announced.
+    /// Opens the state directory, making it if need be, and locks it for this process. What a
+    /// killed agent was writing is removed: a torn file was never announced.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let dir = dir.into();
         let failed = |source| StoreError::Dir { dir: dir.clone(), source };
@@ -192,7 +196,8 @@ impl Store {
         write(self.path(node), "record", node.as_str(), record)
     }
 
-    /// Reads every record. A damaged one costs only itself; one that cannot be read at all fails the whole.
+    /// Reads every record. A damaged one costs only itself; one that cannot be read at all fails
+    /// the whole.
     pub fn load_all<T: Serialize + DeserializeOwned>(
         &self,
         upgrade: Upgrade<T>,
@@ -248,8 +253,8 @@ impl Store {
         write(self.dir.join(SITE), "site", "", site)
     }
 
-    /// Reads it. `None`: nothing was ever written down. One that was, and is missing or damaged, is an
-    /// error that says so.
+    /// Reads it. `None`: nothing was ever written down. One that was, and is missing or damaged, is
+    /// an error that says so.
     pub fn load_site<T: Serialize + DeserializeOwned>(
         &self,
         upgrade: Upgrade<T>,
@@ -292,7 +297,8 @@ impl Store {
         self.dir.join(format!("{node}.json"))
     }
 
-    /// The lock guards the file that was locked, wherever it is by now; what counts is the one in the directory.
+    /// The lock guards the file that was locked, wherever it is by now; what counts is the one in
+    /// the directory.
     fn check_still_ours(&self) -> Result<(), StoreError> {
         let path = self.dir.join(LOCK);
         let ours = self.lock.metadata().and_then(|lock| Ok(is_same(&lock, &fs::metadata(path)?)));
@@ -381,7 +387,7 @@ fn write<T: Serialize>(path: PathBuf, kind: &str, of: &str, content: &T) -> Resu
         .map_err(|source| StoreError::Write { path, source })
 }
 
-/// What is in a file, and whether it is of format 1, which is accepted only with an `upgrade`.
+/// The content of a file, and whether it is of format 1, which is accepted only with an `upgrade`.
 fn load<T: Serialize + DeserializeOwned>(
     path: PathBuf,
     bytes_max: u64,
@@ -410,7 +416,8 @@ fn load<T: Serialize + DeserializeOwned>(
     }
 }
 
-/// Whether the file itself is bad. A system that is out of file descriptors, say, makes no good file a bad one.
+/// Whether the file itself is bad. A system that is out of file descriptors, say, makes no good
+/// file a bad one.
 fn is_damage(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, IsADirectory, UnexpectedEof};
     matches!(error.kind(), InvalidData | UnexpectedEof | IsADirectory)

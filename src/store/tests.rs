@@ -1,4 +1,4 @@
-//! What the store promises, on real directories.
+//! Promises of the store, on real directories.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -126,7 +126,8 @@ fn damaged_records_are_reported_and_kept_beyond_the_next_save() {
     for (n, junk) in ["{\"phase\":", "", "[1, 2]"].iter().enumerate() {
         fs::write(dir.path().join("a.json"), junk).unwrap();
         let aside = dir.path().join(format!("a.json.bad-{}", n + 1));
-        // As often as it is read: an agent that is killed now must find it again, and once is enough.
+        // As often as it is read: an agent that is killed now must find it again, and once is
+        // enough.
         for _ in 0..2 {
             let loaded = store.load_all(upgrade).unwrap();
             assert_eq!(loaded.records.len(), 1);

@@ -1,10 +1,12 @@
 //! Wakes the agent when the spec directory may have changed.
 //!
-//! Called by the agent, which reads the whole directory at every wake. An event is a hint and the directory is the truth: this module
-//! says when to look, never what happened. It wakes once at start, after a change has gone quiet, of a spec or of any other file beneath,
-//! because specs attach files, and at every rescan period, because network file systems report nothing and a replaced directory may go
-//! unnoticed. It must never block its caller, never fail because the directory is not there, and never wake for the files that the
-//! agent itself writes there, or it would wake itself for ever.
+//! Called by the agent, which reads the whole directory at every wake. An event is a hint and the
+//! directory is the truth: this module says when to look, never what happened. It wakes once at
+//! start, after a change has gone quiet, of a spec or of any other file beneath, because specs
+//! attach files, and at every rescan period, because network file systems report nothing and a
+//! replaced directory may go unnoticed. It must never block its caller, never fail because the
+//! directory is not there, and never wake for the files that the agent itself writes there, or it
+//! would wake itself for ever.
 
 use std::{
     io,
@@ -28,7 +30,8 @@ mod targets;
 #[cfg(test)]
 mod tests;
 
-/// How long nothing may happen before a change is taken for finished: `git checkout` removes a file before it writes it anew.
+/// How long nothing may happen before a change is taken for finished: `git checkout` removes a file
+/// before it writes it anew.
 pub const DEBOUNCE: Duration = Duration::from_millis(250);
 /// How long a directory that never goes quiet can put off a wake.
 const DELAY_MAX: Duration = Duration::from_secs(1);
@@ -53,7 +56,7 @@ pub struct Watcher {
     hints: Arc<Hints>,
 }
 
-/// What reaches the watching thread.
+/// A message to the watching thread.
 #[derive(Debug)]
 struct Hints {
     /// The watches may be on the wrong directories.
@@ -64,8 +67,9 @@ struct Hints {
 }
 
 impl Watcher {
-    /// Watches `dir`, which need not exist, on a thread of its own. `debounce` is [`DEBOUNCE`] but for tests. A wake that has not
-    /// been received yet stands for all that follow. Fails only if there is no thread to be had.
+    /// Watches `dir`, which need not exist, on a thread of its own. `debounce` is [`DEBOUNCE`] but
+    /// for tests. A wake that has not been received yet stands for all that follow. Fails only if
+    /// there is no thread to be had.
     pub fn start(
         dir: PathBuf,
         rescan: Duration,
@@ -92,7 +96,8 @@ impl Hints {
         self.signal.try_send(()).ok();
     }
 
-    /// Runs on notify's thread. Dropping what does not matter here keeps a noisy parent directory from waking anybody.
+    /// Runs on notify's thread. Dropping what does not matter here keeps a noisy parent directory
+    /// from waking anybody.
     fn event(&self, targets: &Targets, event: &notify::Result<notify::Event>) {
         let matter = match event {
             Err(_) => Matter::Directory,
@@ -149,7 +154,8 @@ impl Watch {
 
     fn run(mut self) {
         let mut wake = Wake::Start;
-        // The watches are set before the agent is woken: what changes while it reads wakes it again.
+        // The watches are set before the agent is woken: what changes while it reads wakes it
+        // again.
         while self.watch_anew() && self.send(wake) {
             match self.wait() {
                 Some(next) => wake = next,
@@ -188,14 +194,16 @@ impl Watch {
         !matches!(self.wakes.try_send(wake), Err(mpsc::error::TrySendError::Closed(_)))
     }
 
-    /// Watches again from scratch if the directory is another than before, or may be. Whether to go on.
+    /// Watches again from scratch if the directory is another than before, or may be. Whether to go
+    /// on.
     fn watch_anew(&mut self) -> bool {
         let stale = self.hints.stale.swap(false, Ordering::AcqRel);
         let targets = Targets::resolve(&self.dir);
         if stale || self.watching.as_ref().is_none_or(|(watched, _)| **watched != targets) {
             let watched = self.watch(targets);
             if let (Err(error), false) = (&watched, self.failed) {
-                warn!(dir = %self.dir.display(), %error, "cannot watch everything: what is not watched is only read periodically");
+                warn!(dir = %self.dir.display(), %error, "cannot watch everything: what is not \
+                    watched is only read periodically");
             }
             self.failed = watched.is_err();
         }
@@ -205,7 +213,7 @@ impl Watch {
     fn watch(&mut self, targets: Targets) -> notify::Result<()> {
         let targets = Arc::new(targets);
         let (hints, filter) = (Arc::clone(&self.hints), Arc::clone(&targets));
-        // What happens to specs between the two watchers is seen all the same: a wake follows.
+        // A change between the two watchers is seen all the same: a wake follows.
         self.watching = None;
         let mut watcher = notify::recommended_watcher(move |event| hints.event(&filter, &event))?;
         let mut failed = Ok(());
@@ -216,7 +224,8 @@ impl Watch {
                     self.hints.stale.store(true, Ordering::Release);
                     self.hints.signal();
                 }
-                // The others are watched all the same, and this one is tried again at the next wake.
+                // The others are watched all the same, and this one is tried again at the next
+                // wake.
                 Err(error) => {
                     self.hints.stale.store(true, Ordering::Release);
                     failed = failed.and(Err(error));

@@ -1,8 +1,11 @@
-//! Which directories to watch so that no replacement of the spec directory goes unseen, and which of their events matter.
+//! Which directories to watch so that no replacement of the spec directory goes unseen, and which
+//! of their events matter.
 //!
-//! The specs may be reached through symbolic links anywhere in the path, and git-sync deploys by swapping one. So watched are the
-//! spec directory, its parent, and the directory that holds each link on the way; where the links in the spec directory lead, because a
-//! spec may be one; and what lies beneath, where the files are that specs attach, but nothing that is hidden, such as git's own files.
+//! The specs may be reached through symbolic links anywhere in the path, and git-sync deploys by
+//! swapping one. So watched are the spec directory, its parent, and the directory that holds each
+//! link on the way; where the links in the spec directory lead, because a spec may be one; and what
+//! lies beneath, where the files are that specs attach, but nothing that is hidden, such as git's
+//! own files.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -14,7 +17,8 @@ use std::{
 
 /// Links followed before a path is given up (Linux `MAXSYMLINKS`).
 const LINKS_MAX: usize = 40;
-/// Directories watched beneath the spec directory: a wrong one must not use up the watches a user may have, which once were 8192.
+/// Directories watched beneath the spec directory: a wrong one must not use up the watches a user
+/// may have, which once were 8192.
 const BENEATH_MAX: usize = 1000;
 
 /// Directories watched for the sake of links in the spec directory.
@@ -35,7 +39,7 @@ pub(super) struct Targets {
     specs: Option<PathBuf>,
 }
 
-/// What an event means.
+/// The meaning of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Matter {
     /// Nothing to us.
@@ -119,7 +123,7 @@ impl Targets {
         self.directories.keys().chain(self.beneath.keys()).map(PathBuf::as_path)
     }
 
-    /// What an event at `path` means.
+    /// The meaning of an event at `path`.
     pub(super) fn matter(&self, path: &Path) -> Matter {
         let is_watched = |dir| self.directories.contains_key(dir) || self.beneath.contains_key(dir);
         if self.steps.contains(path) || is_watched(path) {
@@ -141,13 +145,13 @@ impl Targets {
     }
 }
 
-/// The directories in the spec directory and further down, the nearest first if there are too many. Links are not followed: what may be
-/// attached lies beneath itself.
+/// The directories in the spec directory and further down, the nearest first if there are too many.
+/// Links are not followed: what may be attached lies beneath itself.
 fn beneath(specs: &Path) -> BTreeMap<PathBuf, Option<Identity>> {
     let mut found = BTreeMap::new();
     let mut waiting = VecDeque::from([specs.to_owned()]);
     while let Some(dir) = waiting.pop_front() {
-        // What cannot be read cannot be watched either.
+        // A directory that cannot be read cannot be watched either.
         let Ok(entries) = fs::read_dir(&dir) else { continue };
         if dir != specs {
             let identity = identity(&dir);
@@ -162,8 +166,8 @@ fn beneath(specs: &Path) -> BTreeMap<PathBuf, Option<Identity>> {
     found
 }
 
-/// A spec, the defaults, anything that is attached, or a Kubernetes volume's `..data`, which all files are links into. Above all not a
-/// status file or a console's log, nor what becomes one.
+/// A spec, the defaults, anything that is attached, or a Kubernetes volume's `..data`, which all
+/// files are links into. Above all not a status file or a console's log, nor what becomes one.
 fn may_be_read(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     name.as_bytes().starts_with(b"..")

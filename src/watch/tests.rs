@@ -124,7 +124,7 @@ async fn what_links_in_the_directory_lead_to_wakes_wherever_it_is() {
     watched.until_seen(&spec, "2").await;
     atomic_file::replace(&far("repo/site/a.toml"), 0o644, b"3").unwrap();
     watched.until_seen(&spec, "3").await;
-    // What lies beside it wakes nobody.
+    // Other files beside it wake nobody.
     fs::write(far("repo/site/other"), "x").unwrap();
     fs::write(far("repo/other"), "x").unwrap();
     watched.stays_quiet().await;

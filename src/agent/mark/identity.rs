@@ -1,4 +1,4 @@
-//! What this process writes into a mark about itself, and whether another mark's process lives.
+//! The description of this process in a mark, and whether another mark's process lives.
 
 use std::{path::Path, process};
 

@@ -65,7 +65,7 @@ pub struct Claim {
     pub(super) after_another: bool,
 }
 
-/// What the mark says of this agent. Stopping the last of them ends its thread.
+/// The mark's verdict on this agent. Stopping the last of them ends its thread.
 #[derive(Clone, Debug)]
 pub(super) struct Standing {
     now: watch::Receiver<Now>,
@@ -109,9 +109,14 @@ impl Claim {
             another.note().map_err(no_heartbeat)?;
         }
         let place = MarkPlace { dir, is_made: config.specs.status_dir.is_some() };
-        let standing =
-            Standing::start(Pace::default(), place, &state_id, was_overtaken, another.clone())
-                .map_err(no_heartbeat)?;
+        let standing = Standing::start(
+            MarkTimings::default(),
+            place,
+            &state_id,
+            was_overtaken,
+            another.clone(),
+        )
+        .map_err(no_heartbeat)?;
         let mut now = standing.now.clone();
         let after_another = loop {
             match now.borrow_and_update().clone() {
@@ -140,19 +145,19 @@ fn no_heartbeat(source: io::Error) -> StartError {
 
 /// How often things are looked at.
 #[derive(Clone, Copy, Debug)]
-struct Pace {
+struct MarkTimings {
     /// From one heartbeat to the next.
-    beat: Duration,
+    heartbeat: Duration,
     /// From one look to the next.
     look: Duration,
     /// How long a mark is waited for that is missing.
     patience: Duration,
 }
 
-impl Default for Pace {
+impl Default for MarkTimings {
     fn default() -> Self {
         let beat = Duration::from_secs(u64::from(INTERVAL_S));
-        Self { beat, look: POLL_INTERVAL, patience: PATIENCE }
+        Self { heartbeat: beat, look: POLL_INTERVAL, patience: PATIENCE }
     }
 }
 
@@ -166,7 +171,7 @@ struct MarkPlace<'a> {
 
 impl Standing {
     fn start(
-        pace: Pace,
+        timings: MarkTimings,
         place: MarkPlace<'_>,
         state_id: &str,
         was_overtaken: bool,
@@ -178,7 +183,7 @@ impl Standing {
         let (stop, stopped) = channel();
         let ours = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
-            pace,
+            timings,
             file: MarkFile::in_dir(place.dir),
             statuses: StatusFiles::new(place.dir),
             another,
@@ -245,7 +250,7 @@ impl Standing {
 
 /// The thread's own.
 struct Keeper {
-    pace: Pace,
+    timings: MarkTimings,
     file: MarkFile,
     statuses: StatusFiles,
     /// Where it is written down that another agent acts, before this one takes over.
@@ -260,7 +265,7 @@ struct Keeper {
     is_marked: bool,
     /// Why the mark could not be written, as it was told.
     failed: Option<String>,
-    /// What was wrong with it, as it was told.
+    /// The fault that was reported.
     damage: Option<String>,
 }
 
@@ -292,7 +297,7 @@ impl Keeper {
             self.tell_damage(&found);
             let vigil = vigil.get_or_insert_with(|| {
                 let nobody_was_here = is_new && found == Found::None;
-                let patience = if nobody_was_here { Duration::ZERO } else { self.pace.patience };
+                let patience = if nobody_was_here { Duration::ZERO } else { self.timings.patience };
                 Vigil::new(self.mark.clone(), was_overtaken, patience)
             });
             let made_room = matches!(&found, Found::Mark(mark) if mark.stopped.is_some());
@@ -321,12 +326,12 @@ impl Keeper {
                 },
                 Verdict::Wait => {}
             }
-            self.sleep(self.pace.look)?;
+            self.sleep(self.timings.look)?;
         }
     }
 
-    /// Marks the directory. That another agent acted is on disk before that: from then on the mark
-    /// is this agent's own, whatever becomes of it.
+    /// Marks the directory. The fact that another agent acted is on disk before that: from then on
+    /// the mark is this agent's own, whatever becomes of it.
     fn mark(&mut self, found: &Found, after_another: bool) -> io::Result<bool> {
         if after_another {
             self.another.note()?;
@@ -337,9 +342,9 @@ impl Keeper {
     /// Whether the mark still stands when the agent before this one, if it lives, has seen it.
     fn is_settled(&mut self) -> Result<bool, Stop> {
         for _ in 0..GRACE_BEATS {
-            self.sleep(self.pace.beat)?;
+            self.sleep(self.timings.heartbeat)?;
             match self.find() {
-                Ok(Found::Mark(mark)) if mark.run_id == self.mark.run_id => self.beat(),
+                Ok(Found::Mark(mark)) if mark.run_id == self.mark.run_id => self.write_heartbeat(),
                 _ => return Ok(false),
             }
         }
@@ -365,12 +370,12 @@ impl Keeper {
     /// Looks once more after a moment. Restores the mark where it is missing or damaged. `false`:
     /// nobody knows by now whose it is, or that it is another agent's.
     fn is_still_ours(&mut self, beaten: &mut Instant) -> Result<bool, Stop> {
-        self.sleep(self.pace.look)?;
+        self.sleep(self.timings.look)?;
         let other = match self.find() {
             Ok(Found::Mark(mark)) if mark.run_id == self.mark.run_id => {
-                if beaten.elapsed() >= self.pace.beat {
+                if beaten.elapsed() >= self.timings.heartbeat {
                     *beaten = Instant::now();
-                    self.beat();
+                    self.write_heartbeat();
                 }
                 return Ok(true);
             }
@@ -427,7 +432,7 @@ impl Keeper {
         Ok(is_put)
     }
 
-    fn beat(&mut self) {
+    fn write_heartbeat(&mut self) {
         self.mark.heartbeat = Timestamp::now();
         match self.file.replace(&self.mark) {
             Ok(()) => self.failed = None,
@@ -442,7 +447,7 @@ impl Keeper {
             |found: &Found| matches!(found, Found::Mark(mark) if mark.run_id == self.mark.run_id);
         if self.find().is_ok_and(|found| ours(&found)) {
             self.mark.stopped = Some(Timestamp::now());
-            self.beat();
+            self.write_heartbeat();
         }
     }
 
@@ -460,7 +465,8 @@ impl Keeper {
     fn tell_failure(&mut self, error: &io::Error) {
         let error = error.to_string();
         if self.failed.as_ref() != Some(&error) {
-            error!(path = %self.file.path().display(), error, "the agent's mark cannot be read or written: `hostler status` and other agents do not see that it runs");
+            error!(path = %self.file.path().display(), error, "the agent's mark cannot be read or \
+                written: `hostler status` and other agents do not see that it runs");
             self.failed = Some(error);
         }
     }

@@ -6,8 +6,8 @@ use tempfile::TempDir;
 
 use super::*;
 
-const QUICK: Pace = Pace {
-    beat: Duration::from_millis(50),
+const QUICK: MarkTimings = MarkTimings {
+    heartbeat: Duration::from_millis(50),
     look: Duration::from_millis(10),
     patience: Duration::from_millis(100),
 };
@@ -63,7 +63,7 @@ async fn looks(standing: &Standing, looks: usize) {
 }
 
 /// Waits for as many heartbeats at least.
-async fn beats(standing: &Standing, beats: usize) {
+async fn heartbeats(standing: &Standing, beats: usize) {
     // Each look takes its interval at least.
     looks(standing, beats * 5 + 1).await;
 }
@@ -76,7 +76,7 @@ async fn the_second_agent_stands_by_until_the_first_has_stopped() {
     let second = start(&dir, "two");
     let who = stands_by(&second).await;
     assert!(who.contains(&format!("process {} on host", std::process::id())), "{who}");
-    beats(&first, 5).await;
+    heartbeats(&first, 5).await;
     assert_eq!(mark_in(&dir).state_id, "one");
     assert!(matches!(*second.now.borrow(), Now::StandingBy(_)));
     assert!(!second.ours().load(Ordering::SeqCst));
@@ -107,7 +107,7 @@ async fn a_heartbeat_changes_the_mark_and_the_next_look_restores_it_whatever_too
     let standing = start(&dir, "one");
     acts(&standing).await;
     let first = mark_in(&dir);
-    beats(&standing, 3).await;
+    heartbeats(&standing, 3).await;
     let later = mark_in(&dir);
     assert!(later.heartbeat > first.heartbeat);
     assert_eq!(AgentMark { heartbeat: first.heartbeat, ..later }, first);
@@ -268,7 +268,7 @@ async fn where_no_mark_can_be_written_the_agent_runs_without_one() {
     standing.confirmed().await;
     // And marks the directory once it is there.
     fs::create_dir(&missing).unwrap();
-    beats(&standing, 3).await;
+    heartbeats(&standing, 3).await;
     assert_eq!(MarkFile::in_dir(&missing).read().unwrap().unwrap().state_id, "one");
 }
 

@@ -12,21 +12,21 @@ use crate::model::agent_mark::AgentMark;
 /// restart, or than the heartbeats that a busy disk swallows.
 pub(super) const SILENCE: Duration = Duration::from_secs(180);
 
-/// What is in the mark's place.
+/// The file in the mark's place.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Found {
-    /// Nothing.
+    /// No file is there.
     None,
     /// A mark.
     Mark(Box<AgentMark>),
-    /// Something that no agent wrote so, and that says nothing about agents. What is wrong with it.
+    /// A file that no agent wrote so, and that says nothing about agents; with the fault.
     Damaged(String),
     /// An agent's that cannot be understood: of another version, or in a directory that does not
     /// answer. Why.
     Unclear(String),
 }
 
-/// What follows.
+/// The consequence.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Verdict {
     /// The agent may act. Whether another one acted here last, so that this one's records are old.
@@ -95,7 +95,7 @@ impl Vigil {
                 self.other = Some(AgentMark::clone(mark));
                 lives
             }
-            // That a mark goes away says nothing about its agent, which writes it anew if it lives.
+            // A mark that goes away says nothing about its agent, which writes it anew if it lives.
             _ => self.other.as_ref().is_some_and(lives),
         };
         self.met_another = true;

@@ -1,6 +1,8 @@
-//! Files that are damaged, cut short or gone, with everything that protects a disk in them: nothing is wiped, and each is told.
+//! Files that are damaged, cut short or gone, with everything that protects a disk in them: nothing
+//! is wiped, and each is told.
 //!
-//! `DAMAGE_ROUNDS` and `DAMAGE_SEED` repeat a run or make a longer one; the seed of each run is printed.
+//! `DAMAGE_ROUNDS` and `DAMAGE_SEED` repeat a run or make a longer one; the seed of each run is
+//! printed.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -84,7 +86,7 @@ fn deployed(spec: &NodeSpec) -> Record {
     }
 }
 
-/// What the fleet acts upon: real files, and machines that only say whether they are on.
+/// Effects on real files, with machines that only say whether they are on.
 struct FakeEffects {
     store: Store,
     files: StatusFiles,
@@ -197,8 +199,9 @@ impl Agent {
     }
 }
 
-/// Every file of a site whose machines are protected in every way there is: `a` is installed, `b` as well, and its spec has changed
-/// since, `c` is held because its record was lost, `d` because too many were to be reinstalled, and `e` has no spec any more.
+/// Every file of a site whose machines are protected in every way there is: `a` is installed, `b`
+/// as well, and its spec has changed since, `c` is held because its record was lost, `d` because
+/// too many were to be reinstalled, and `e` has no spec any more.
 struct Site {
     dir: TempDir,
     files: BTreeMap<PathBuf, Vec<u8>>,
@@ -327,7 +330,8 @@ impl Site {
     }
 }
 
-/// What must hold of an agent that started on these files. The node that is new may go on unless something says that it is not.
+/// Checks an agent that started on these files. The node that is new may go on unless something
+/// says that it is not.
 fn check(agent: &Agent, may_be_held: bool, seed: u64) {
     let mut touched: Vec<&str> = agent.touched.iter().map(String::as_str).collect();
     if may_be_held {
@@ -358,7 +362,7 @@ fn whatever_bits_are_flipped_cut_off_or_files_are_gone_no_machine_is_wiped_and_e
         let damaged = site.damage(&mut rng);
         let mut agent = Agent::start(site.dir.path());
         for (path, how) in &damaged {
-            // What the lock file says is for people, and for an agent that finds nothing else.
+            // The text of the lock file is for people, and for an agent that finds nothing else.
             let file = shown(path);
             assert!(
                 file == "lock" || agent.losses.contains(&told(&file, how)),
@@ -372,7 +376,7 @@ fn whatever_bits_are_flipped_cut_off_or_files_are_gone_no_machine_is_wiped_and_e
         if incomplete {
             assert_eq!(agent.held_for("new"), Some(Hold::RecordLost), "seed {seed}");
         }
-        // What was doubted then is doubted still.
+        // A doubt stays a doubt.
         if rng.u8(..8) == 0 {
             agent.stop();
             let mut agent = Agent::start(site.dir.path());

@@ -1,4 +1,4 @@
-//! What people are told about nodes in all kinds of trouble.
+//! Explanations of nodes in all kinds of trouble.
 
 use expect_test::{Expect, expect};
 
@@ -268,8 +268,10 @@ reason = "PoweredOn"
 fn only_where_the_agent_says_so_is_switching_a_held_machine_off_no_consent_to_wipe_it() {
     let held = |message: &str| {
         let lines = format!(
-            "phase = \"held\"\nready = false\nmessage = {message:?}\nspec_valid = true\nsince = \"2026-11-22T12:00:00Z\"\n\
-             attempt = 0\n[[conditions]]\ntype = \"Held\"\nstatus = \"True\"\nreason = \"PoweredOn\"\n"
+            "phase = \"held\"\nready = false\nmessage = {message:?}\nspec_valid = true\n\
+             since = \"2026-11-22T12:00:00Z\"\n\
+             attempt = 0\n[[conditions]]\ntype = \"Held\"\nstatus = \"True\"\n\
+             reason = \"PoweredOn\"\n"
         );
         let status = status(&lines);
         Story { status: &status, agent: None, spec: None, console: None, now: NOW.parse().unwrap() }

@@ -1,7 +1,8 @@
 //! How many lines there are of one kind, where strangers decide how many there would be.
 //!
-//! Asked for every event. A kind is a place in the code. Of each kind there are at most [`LINES_MAX`] in a minute; what is beyond is counted,
-//! and told when the minute is over. What operators do and what becomes of nodes is never left out.
+//! Asked for every event. A kind is a place in the code. Of each kind there are at most
+//! [`LINES_MAX`] in a minute; more of them are counted, and told when the minute is over. Acts of
+//! operators and the fate of nodes is never left out.
 
 use std::{
     collections::BTreeMap,
@@ -19,10 +20,10 @@ use tracing_subscriber::layer::{Context, Layer};
 /// Lines of one kind in a minute: a site of thirty machines that boot at once has as many.
 pub(super) const LINES_MAX: u64 = 100;
 const MINUTE: Duration = Duration::from_secs(60);
-/// What listens, and so logs what anybody sends.
+/// Modules that listen, and so log text that anybody can send.
 const LISTENERS: [&str; 3] = ["hostler::admin::server", "hostler::callback", "hostler::netboot"];
 
-/// What was logged of each kind lately.
+/// The records of each kind that were logged lately.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Kinds(Arc<Mutex<BTreeMap<Place, Kind>>>);
 
@@ -50,7 +51,7 @@ impl Kinds {
             event.record(&mut message);
             Kind { message: message.0, since: now, lines: 0 }
         });
-        // What was left out is told first.
+        // The count of records left out comes first.
         if now.duration_since(kind.since) >= MINUTE && kind.lines <= LINES_MAX {
             (kind.since, kind.lines) = (now, 0);
         }

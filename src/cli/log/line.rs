@@ -1,7 +1,8 @@
 //! One line of the log.
 //!
-//! Called for every event. It must never write more than one line, nor more than [`LINE_BYTES_MAX`] and what names the fields: journald
-//! takes what is beyond 48 KiB for a line of its own, which anybody could then forge.
+//! Called for every event. It must never write more than one line, nor more than [`LINE_BYTES_MAX`]
+//! and what names the fields: journald takes what is beyond 48 KiB for a line of its own, which
+//! anybody could then forge.
 
 use std::fmt::{self, Write};
 
@@ -62,7 +63,8 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// The format of the fields: the message first, as tracing puts it, then `name=value`, each cut and escaped.
+/// The format of the fields: the message first, as tracing puts it, then `name=value`, each cut and
+/// escaped.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fields;
 
@@ -77,7 +79,7 @@ impl<'writer> FormatFields<'writer> for Fields {
 
 struct Visitor<'writer> {
     writer: Writer<'writer>,
-    /// What all further values may have.
+    /// The length that all further values may have.
     left_bytes: usize,
     is_first: bool,
     result: fmt::Result,
@@ -109,7 +111,7 @@ impl Visitor<'_> {
         let written = write!(Escaping(&mut cut), "{value:?}");
         let Cut { left_bytes, has_more, .. } = cut;
         self.left_bytes -= most - left_bytes;
-        // That a value was cut is no error.
+        // A value that was cut is no error.
         if has_more { self.writer.write_char('…') } else { written }
     }
 }

@@ -26,7 +26,7 @@ impl Write for Written {
     }
 }
 
-/// What is written when the log goes there.
+/// The text written when the log goes there.
 fn written(sink: Sink, log: impl FnOnce(&Kinds)) -> String {
     let (kinds, written) = (Kinds::default(), Written::default());
     let writer = written.clone();

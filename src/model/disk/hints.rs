@@ -21,21 +21,21 @@ pub struct RootDeviceHints {
     pub serial: Option<String>,
     /// World wide name, however it is spelled by the kernel, by udev, or in `/dev/disk/by-id`.
     pub wwn: Option<String>,
-    /// Model.
+    /// The model's name.
     pub model: Option<String>,
-    /// Vendor.
+    /// The vendor's name.
     pub vendor: Option<String>,
     /// SCSI host:channel:target:lun.
     pub hctl: Option<String>,
-    /// Size.
+    /// The size, compared with an operator.
     pub size: Option<SizeHint>,
     /// Whether it spins.
     pub rotational: Option<bool>,
     /// Where it is attached: its name in `/dev/disk/by-path`, with or without that directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_path: Option<String>,
-    /// Which of several paths to one disk is used. It chooses among paths, never among disks, and is
-    /// no part of what is installed.
+    /// Which of several paths to one disk is used. It chooses among paths, never among disks, and
+    /// is no part of what is installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multipath: Option<Multipath>,
 }
@@ -62,7 +62,7 @@ pub struct SizeHint {
 pub enum Comparison {
     /// Within one percent: a "480GB" disk has 480,103,981,056 bytes.
     About,
-    /// Less.
+    /// Less than the size.
     Less,
     /// Less or equal.
     LessOrEqual,
@@ -70,7 +70,7 @@ pub enum Comparison {
     Equal,
     /// Greater or equal.
     GreaterOrEqual,
-    /// Greater.
+    /// Greater than the size.
     Greater,
 }
 
@@ -141,9 +141,10 @@ pub enum NoRootDevice {
         /// The disks that match, as text.
         disks: String,
     },
-    /// What fits is one disk, which the kernel shows several times.
+    /// The matching disk is one that the kernel shows several times.
     #[error(
-        "{count} paths lead to the one disk that matches {hints}: {disks}; add multipath = \"first\" to [root_device], or choose one path by by_path"
+        "{count} paths lead to the one disk that matches {hints}: {disks}; add multipath \
+         = \"first\" to [root_device], or choose one path by by_path"
     )]
     Paths {
         /// How many.

@@ -1,5 +1,5 @@
-//! One attribute of a disk, spelled in several ways: by sysfs, which the ramdisk reads, and by udev,
-//! `lsblk` and `/dev/disk/by-id`, which people copy hints from.
+//! One attribute of a disk, spelled in several ways: by sysfs, which the ramdisk reads, and by
+//! udev, `lsblk` and `/dev/disk/by-id`, which people copy hints from.
 //!
 //! Used by the hints. A spelling counts as the same only where it can mean nothing else; what would
 //! take a guess differs.
@@ -8,16 +8,16 @@ use super::Disk;
 
 const BY_ID: &str = "/dev/disk/by-id/";
 const BY_PATH: &str = "/dev/disk/by-path/";
-/// What udev puts before `model_serial` in `/dev/disk/by-id`.
+/// The prefix that udev puts before `model_serial` in `/dev/disk/by-id`.
 const BUSES: [&str; 6] = ["ata-", "nvme-", "scsi-", "usb-", "virtio-", "mmc-"];
-/// What stands before a WWN, in this order.
+/// Prefixes of a WWN, in this order.
 const WWN_PREFIXES: [&str; 9] =
     [BY_ID, "wwn-", "scsi-", "nvme-", "naa.", "eui.", "uuid.", "nvme.", "0x"];
 /// Characters of a model that the SCSI standard data of a SATA disk hold (SPC-4 §6.6.2).
 const SCSI_MODEL_CHARS: usize = 16;
 
-/// Case and surrounding blanks differ between firmware revisions, and udev writes a run of blanks as
-/// one underscore. None of it carries a meaning.
+/// Case and surrounding blanks differ between firmware revisions, and udev writes a run of blanks
+/// as one underscore. None of it carries a meaning.
 fn words(text: &str) -> String {
     let lower = text.to_lowercase();
     let words = lower.split(|c: char| c.is_whitespace() || c == '_');

@@ -1,4 +1,5 @@
-//! One complete spec for tests and for the simulation, so that a new key is added here and in no other literal.
+//! One complete spec for tests and for the simulation, so that a new key is added here and in no
+//! other literal.
 
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use crate::model::{
 };
 
 impl NodeSpec {
-    /// A machine with a BMC that is to be installed with a disk image: every other key has its default.
+    /// A machine with a BMC that is to be installed with a disk image: every other key has its
+    /// default.
     ///
     /// For tests and for the simulation only.
     #[doc(hidden)]

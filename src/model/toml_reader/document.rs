@@ -154,7 +154,7 @@ impl Value {
         toml::Value::try_from(self).map(|value| value.to_string()).unwrap_or_default()
     }
 
-    /// What it is, in words.
+    /// The value's type, in words.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::String(_) => "a string",
@@ -224,7 +224,8 @@ fn conflict_marker(text: &str) -> Option<usize> {
 fn line_and_column(text: &[u8], offset: usize) -> (u32, u32) {
     let before = text.get(..offset).unwrap_or(text);
     let mut place = (1_u32, 1_u32);
-    // A file has less than 2^32 bytes, and the continuation bytes of UTF-8 (10xxxxxx) begin no character.
+    // A file has less than 2^32 bytes, and the continuation bytes of UTF-8 (10xxxxxx) begin no
+    // character.
     for byte in before {
         match byte {
             b'\n' => place = (place.0 + 1, 1),

@@ -32,7 +32,7 @@ pub(in crate::ramdisk) const PATIENCE: Patience = Patience {
     silence: Duration::from_secs(2),
 };
 
-/// What a request is answered with: status and body. `None` hangs up.
+/// The answer to a request: status and body. `None` hangs up.
 pub(in crate::ramdisk) type Answer = Option<(u16, &'static str)>;
 
 pub(in crate::ramdisk) struct Pretended {

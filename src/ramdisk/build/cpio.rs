@@ -1,6 +1,8 @@
-//! The initramfs as the kernel unpacks it: a cpio archive in the "newc" format (Linux `Documentation/driver-api/early-userspace/buffer-format.rst`).
+//! The initramfs as the kernel unpacks it: a cpio archive in the "newc" format (Linux
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`).
 //!
-//! Called by the builder. The same entries give the same bytes: no times, owners or inode numbers of the machine that built it.
+//! Called by the builder. The same entries give the same bytes: no times, owners or inode numbers
+//! of the machine that built it.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +11,7 @@ const DIRECTORY: u32 = 0o040_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 const TRAILER: &str = "TRAILER!!!";
 
-/// What stands at a path.
+/// The entry at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Entry {
     Directory,
@@ -17,7 +19,8 @@ enum Entry {
     CharacterDevice { major: u32, minor: u32 },
 }
 
-/// An archive being filled. Paths have no leading slash; the directories above an entry come by themselves.
+/// An archive being filled. Paths have no leading slash; the directories above an entry come by
+/// themselves.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Archive(BTreeMap<String, Entry>);
 

@@ -1,8 +1,8 @@
 //! Which drivers an initramfs is to hold, by the kernel's names for them, and which of Debian's
 //! packages bring the firmware that some of them load.
 //!
-//! Used by [`super::select`]. Nothing here is about one machine: what a machine has is found when it
-//! boots.
+//! Used by [`super::select`]. Nothing here is about one machine: what a machine has is found when
+//! it boots.
 
 /// Loaded when the hardware asks: what servers and edge machines of the last ten years have.
 #[rustfmt::skip]
@@ -26,8 +26,8 @@ pub(super) const DRIVERS: &[&str] = &[
     "sd_mod", "mmc_block",
 ];
 
-/// Where drivers of network interfaces and disk controllers lie beneath `kernel/drivers`. USB storage is
-/// not among them: neither a stick nor a BMC's virtual disk is to be chosen by mistake.
+/// Where drivers of network interfaces and disk controllers lie beneath `kernel/drivers`. USB
+/// storage is not among them: neither a stick nor a BMC's virtual disk is to be chosen by mistake.
 pub(super) const DIRECTORIES: &[&str] = &[
     "ata",
     "block/mtip32xx",
@@ -43,8 +43,8 @@ pub(super) const DIRECTORIES: &[&str] = &[
     "usb/host",
 ];
 
-/// Buses whose devices ask for a driver by themselves. A driver that none of these knows is for what
-/// is attached to a disk controller, as tapes, or for old computers.
+/// Buses whose devices ask for a driver by themselves. A driver that none of these knows is for
+/// what is attached to a disk controller, as tapes, or for old computers.
 pub(super) const BUSES: &[&str] = &["acpi", "of", "pci", "platform", "usb", "virtio", "vmbus"];
 
 /// Drivers of the chips that connect a network interface to its cable.
@@ -54,7 +54,8 @@ const PHYS: &[&str] = &[
     "at803x", "broadcom", "motorcomm", "intel_xway", "aquantia", "ax88796b",
 ];
 
-/// What the kernel asks a running `modprobe` for when such a driver starts, and there is none.
+/// Modules that the kernel asks a running `modprobe` for when such a driver starts, and there is
+/// none.
 pub(super) fn companions(driver: &str) -> &'static [&'static str] {
     match driver {
         "dwmac_intel" | "lan743x" | "lan78xx" | "asix" | "smsc95xx" | "ax88179_178a" => PHYS,

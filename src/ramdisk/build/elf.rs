@@ -1,6 +1,8 @@
-//! As much of ELF-64 as the builder needs (gABI ch. 4 and 5): one section's bytes, and whether a program needs a dynamic loader.
+//! As much of ELF-64 as the builder needs (gABI ch. 4 and 5): one section's bytes, and whether a
+//! program needs a dynamic loader.
 //!
-//! Called by [`super::modinfo`] for modules and by the builder for the program. It must never panic on what a file holds.
+//! Called by [`super::modinfo`] for modules and by the builder for the program. It must never panic
+//! on what a file holds.
 
 use std::ops::Range;
 

@@ -1,6 +1,8 @@
-//! The builder of the deploy kernel and initramfs, from any unpacked kernel package and the static `hostler-ramdisk`.
+//! The builder of the deploy kernel and initramfs, from any unpacked kernel package and the static
+//! `hostler-ramdisk`.
 //!
-//! Called by `hostler ramdisk build`. The same input gives the same bytes. It runs no program and needs no root.
+//! Called by `hostler ramdisk build`. The same input gives the same bytes. It runs no program and
+//! needs no root.
 
 mod cpio;
 mod drivers;
@@ -19,23 +21,26 @@ use package::Package;
 
 use crate::regular_file;
 
-/// zstd's best level without long windows: 30 MB take some seconds once, and every machine's TFTP transfer is shorter for it.
+/// zstd's best level without long windows: 30 MB take some seconds once, and every machine's TFTP
+/// transfer is shorter for it.
 const ZSTD_LEVEL: i32 = 19;
 
-/// Largest file that goes into the initramfs as it is: a firmware file has a few MiB, a kernel some dozen.
+/// Largest file that goes into the initramfs as it is: a firmware file has a few MiB, a kernel some
+/// dozen.
 const FILE_BYTES_MAX: u64 = 512 << 20;
 
-/// What to build from.
+/// The parts to build from.
 #[derive(Clone, Debug)]
 pub struct BuildOptions {
-    /// An unpacked kernel package: `boot/vmlinuz-<release>` and `lib/modules/<release>` (or the same
-    /// under `usr`). Other packages may be unpacked into the same directory, or all into directories
-    /// of their own beneath it. Firmware files under `lib/firmware` are taken along when a module of
-    /// the initramfs asks for them.
+    /// An unpacked kernel package: `boot/vmlinuz-<release>` and `lib/modules/<release>` (or the
+    /// same under `usr`). Other packages may be unpacked into the same directory, or all into
+    /// directories of their own beneath it. Firmware files under `lib/firmware` are taken along
+    /// when a module of the initramfs asks for them.
     pub kernel_package: PathBuf,
     /// Modules to take beside those that every initramfs has, by the kernel's name or the file's.
     pub modules: Vec<String>,
-    /// Whether to take every driver of a network interface or a disk controller that the package has.
+    /// Whether to take every driver of a network interface or a disk controller that the package
+    /// has.
     pub all_drivers: bool,
     /// The `hostler-ramdisk` binary, statically linked for the kernel's architecture.
     pub binary: PathBuf,
@@ -43,7 +48,7 @@ pub struct BuildOptions {
     pub out: PathBuf,
 }
 
-/// What was built.
+/// A ramdisk that was built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Built {
     /// The kernel's release (`uname -r`).
@@ -83,14 +88,15 @@ pub enum BuildError {
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// Which.
+        /// The module.
         path: PathBuf,
-        /// Why.
+        /// The reason why it is missing.
         source: io::Error,
     },
     /// Not exactly one kernel in the package.
     #[error(
-        "{path}: {found} kernels under lib/modules, must be exactly one; unpack one kernel package there (dpkg -x)"
+        "{path}: {found} kernels under lib/modules, must be exactly one; unpack one kernel package \
+         there (dpkg -x)"
     )]
     Releases {
         /// The package directory.
@@ -100,7 +106,8 @@ pub enum BuildError {
     },
     /// The kernel cannot be an iSCSI target.
     #[error(
-        "kernel {release} has no {module}, which serves the disk; use a distribution's general kernel"
+        "kernel {release} has no {module}, which serves the disk; use a distribution's general \
+         kernel"
     )]
     NoTarget {
         /// The module it lacks.
@@ -120,9 +127,9 @@ pub enum BuildError {
     /// The package is incomplete.
     #[error("module {by} needs {module}, which the package does not have")]
     MissingModule {
-        /// What is missing.
+        /// The missing firmware file.
         module: String,
-        /// What needs it.
+        /// The modules that need it.
         by: String,
     },
     /// A module file is damaged or for a 32-bit or big-endian machine.
@@ -136,8 +143,8 @@ pub enum BuildError {
     TooLarge,
 }
 
-/// Builds `vmlinuz` and `initramfs` in `options.out`. Both are replaced by renaming, so a machine that is fetching gets the old or the
-/// new file whole.
+/// Builds `vmlinuz` and `initramfs` in `options.out`. Both are replaced by renaming, so a machine
+/// that is fetching gets the old or the new file whole.
 pub fn build(options: &BuildOptions) -> Result<Built, BuildError> {
     let package = Package::open(&options.kernel_package)?;
     if !package.unpacks_zstd() {
@@ -334,7 +341,7 @@ mod tests {
         assert!(has(&more, "usb_storage") && has(&more, "no_hardware"), "ptp is built in");
         options.modules = vec!["old-cord".into()];
         let error = build(&options).unwrap_err().to_string();
-        assert_eq!(error, "the package has no module old_cord; did you mean old_nic?");
+        assert_eq!(error, "the package has no module old_cord; did you mean old_card?");
     }
 
     #[test]
@@ -351,7 +358,8 @@ mod tests {
         std::os::unix::fs::symlink("usr/lib", root.join("lib")).unwrap();
         assert_eq!(unpacked(&build(&options).unwrap()), unpacked(&plain));
 
-        // A firmware package that was unpacked beside the kernel's, which has a directory of its own.
+        // A firmware package that was unpacked beside the kernel's, which has a directory of its
+        // own.
         let inner = root.join("linux-image");
         fs::create_dir(&inner).unwrap();
         for name in ["boot", "usr", "lib"] {

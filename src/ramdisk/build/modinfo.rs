@@ -1,13 +1,15 @@
-//! What a kernel module says about itself: the strings of its `.modinfo` section (Linux `include/linux/module.h`, `MODULE_INFO`).
+//! The self-description of a kernel module: the strings of its `.modinfo` section (Linux
+//! `include/linux/module.h`, `MODULE_INFO`).
 //!
-//! Called by [`super::select`]. Debian's kernel package has no `modules.dep`: it is made where the package is installed. The modules
-//! themselves hold the same facts, so they are asked. It must never panic on what a file holds.
+//! Called by [`super::select`]. Debian's kernel package has no `modules.dep`: it is made where the
+//! package is installed. The modules themselves hold the same facts, so they are asked. It must
+//! never panic on what a file holds.
 
 use std::str;
 
 use super::elf;
 
-/// What matters here of a module's information. Names are normal: `-` is `_`.
+/// The part of a module's information that matters here. Names are normal: `-` is `_`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ModInfo {
     /// Modules that must be loaded before, directly needed.

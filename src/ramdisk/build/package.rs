@@ -13,7 +13,8 @@ use std::{
 use super::{BuildError, FILE_BYTES_MAX, modinfo::normal, read};
 use crate::regular_file;
 
-/// A decompressed module is a few MiB at most (the largest, of a graphics driver, has 15); more is a decompression bomb.
+/// A decompressed module is a few MiB at most (the largest, of a graphics driver, has 15); more is
+/// a decompression bomb.
 const MODULE_BYTES_MAX: u64 = 256 << 20;
 /// `kernel/drivers/net/ethernet/mellanox/mlx5/core` is eight deep.
 const DEPTH_MAX: usize = 16;
@@ -85,7 +86,8 @@ impl Package {
         self.roots.iter().map(|root| root.join("boot").join(&name)).find(|path| path.is_file())
     }
 
-    /// Whether the kernel's configuration says that it can unpack a zstd initramfs; without a configuration it is believed.
+    /// Whether the kernel's configuration says that it can unpack a zstd initramfs; without a
+    /// configuration it is believed.
     pub(super) fn unpacks_zstd(&self) -> bool {
         self.in_boot("config")
             .and_then(|path| regular_file::read_to_string(&path, FILE_BYTES_MAX).ok())
@@ -123,7 +125,8 @@ impl Package {
         decompressed(path).map(Some).map_err(|source| BuildError::Io { path: path.clone(), source })
     }
 
-    /// A firmware file with the name it has in the package, which may say that it is compressed: the kernel unpacks it.
+    /// A firmware file with the name it has in the package, which may say that it is compressed:
+    /// the kernel unpacks it.
     pub(super) fn firmware(&self, name: &str) -> Option<(String, Vec<u8>)> {
         if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
             return None;
@@ -138,8 +141,8 @@ impl Package {
     }
 }
 
-/// This directory of every root's `lib`, each once: on a merged `/usr`, `lib` is a link to `usr/lib`.
-/// A link out of what was unpacked is not followed: it would lead to this machine's own.
+/// This directory of every root's `lib`, each once: on a merged `/usr`, `lib` is a link to
+/// `usr/lib`. A link out of what was unpacked is not followed: it would lead to this machine's own.
 fn beneath(top: &Path, roots: &[PathBuf], name: &str) -> BTreeSet<PathBuf> {
     let places = roots.iter().flat_map(|root| LIBRARIES.map(|lib| root.join(lib).join(name)));
     places.filter_map(|at| at.canonicalize().ok()).filter(|at| at.starts_with(top)).collect()

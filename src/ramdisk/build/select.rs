@@ -1,8 +1,8 @@
-//! Which modules go into the initramfs: LIO, the network interfaces and disk controllers of servers and
-//! small edge machines, what else was asked for, and what those need.
+//! Which modules go into the initramfs: LIO, the network interfaces and disk controllers of servers
+//! and small edge machines, what else was asked for, and what those need.
 //!
-//! Called by the builder. A driver the kernel does not have is left out, and named; LIO and what was
-//! asked for must be there.
+//! Called by the builder. A driver the kernel does not have is left out, and named; LIO and what
+//! was asked for must be there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,11 +17,12 @@ use crate::ramdisk::module_list::ModuleList;
 /// The target itself. A kernel without them cannot serve a disk.
 const TARGET: [&str; 3] = ["target_core_mod", "target_core_iblock", "iscsi_target_mod"];
 
-/// What the kernel would ask a running `modprobe` for, and there is none: the checksums iSCSI and T10-DIF look up by name.
+/// Modules that the kernel would ask a running `modprobe` for, and there is none: the checksums
+/// iSCSI and T10-DIF look up by name.
 const LOOKED_UP_BY_NAME: [&str; 4] =
     ["crc32c_generic", "crc32c_intel", "crct10dif_generic", "crct10dif_pclmul"];
 
-/// What goes in.
+/// The selected modules.
 #[derive(Debug, Default)]
 pub(super) struct Selection {
     pub(super) list: ModuleList,
@@ -131,7 +132,7 @@ impl Chosen {
             needs.pop();
             list.needs.insert(name.clone(), needs);
             for pattern in &info.aliases {
-                // What is to be loaded after a driver is asked for by the same hardware.
+                // A module to be loaded after a driver is asked for by the same hardware.
                 let after = info.after.iter().filter(|after| self.info.contains_key(*after));
                 list.aliases
                     .extend([name].into_iter().chain(after).map(|n| (pattern.clone(), n.clone())));
@@ -162,7 +163,8 @@ impl Chosen {
         Selection { list, modules: self.files, firmware, firmware_missing, drivers_missing }
     }
 
-    /// Appends what `name` needs, each after its own needs, and `name` last. A circle is cut where it closes.
+    /// Appends what `name` needs, each after its own needs, and `name` last. A circle is cut where
+    /// it closes.
     fn load_order(&self, name: &str, seen: &mut BTreeSet<String>, order: &mut Vec<String>) {
         if let Some(info) = self.info.get(name)
             && seen.insert(name.to_owned())

@@ -1,4 +1,5 @@
-//! Files beside real specs: which are read, which are refused and where that is said, and what they cost.
+//! Files beside real specs: which are read, which are refused and where that is said, and what they
+//! cost.
 
 use std::{
     fs,
@@ -18,8 +19,10 @@ use crate::{
 /// A spec, whose `user_data_file` is said in its line 10, at column 18.
 fn spec(number: u8, user_data: &str) -> String {
     format!(
-        "[boot]\nmac = \"52:54:00:00:00:{number:02x}\"\n[bmc]\naddress = \"192.0.2.{number}\"\npassword_file = \"p\"\n\
-         [image]\nsource = \"i\"\nchecksum = \"sha256:{}\"\n[config_drive]\nuser_data_file = \"{user_data}\"\n",
+        "[boot]\nmac = \"52:54:00:00:00:{number:02x}\"\n[bmc]\naddress = \"192.0.2.{number}\"\n\
+         password_file = \"p\"\n\
+         [image]\nsource = \"i\"\nchecksum = \"sha256:{}\"\n[config_drive]\n\
+         user_data_file = \"{user_data}\"\n",
         "a".repeat(64)
     )
 }

@@ -1,9 +1,11 @@
-//! What the last reading of the directory found, so that a file that is unchanged is neither opened nor parsed again.
+//! The findings of the last reading of the directory, so that an unchanged file is neither opened
+//! nor parsed again.
 //!
-//! Used by the directory reader only. A change must never be missed: a file is opened unless it has the same mark on a file
-//! system that is known to set one with each change, and that mark was old enough when it was read. A file that was opened is
-//! parsed unless it has the same bytes. In both cases the defaults and all that it attaches must be the same. Every hour all is
-//! read and parsed all the same.
+//! Used by the directory reader only. A change must never be missed: a file is opened unless it has
+//! the same mark on a file system that is known to set one with each change, and that mark was old
+//! enough when it was read. A file that was opened is parsed unless it has the same bytes. In both
+//! cases the defaults and all that it attaches must be the same. Every hour all is read and parsed
+//! all the same.
 
 use std::{
     collections::BTreeMap,
@@ -26,8 +28,8 @@ use super::Attachments;
 /// How long what was read is believed.
 const KEEP: Duration = Duration::from_secs(3600);
 
-/// File systems of this machine's own kernel (`statfs(2)`): btrfs, ext2 to ext4, f2fs, tmpfs, xfs. On any other one, such as NFS, a
-/// mark may be out of date.
+/// File systems of this machine's own kernel (`statfs(2)`): btrfs, ext2 to ext4, f2fs, tmpfs, xfs.
+/// On any other one, such as NFS, a mark may be out of date.
 const LOCAL: [i128; 5] = [0x9123_683e, 0xef53, 0xf2f5_2010, 0x0102_1994, 0x5846_5342];
 
 /// The specs of the last reading.
@@ -54,7 +56,7 @@ struct KnownSpec {
     mark: Option<FileMark>,
     content: Content,
     spec: Arc<NodeSpec>,
-    /// What it attaches: path and content.
+    /// Its attachments: path and content.
     attached: Vec<(String, AttachedContent)>,
 }
 
@@ -97,7 +99,8 @@ fn content(bytes: &[u8]) -> Content {
 }
 
 impl Reading<'_> {
-    /// The spec in this file, if that is sure to be the one from before, which is told without opening it.
+    /// The spec in this file, if that is sure to be the one from before, which is told without
+    /// opening it.
     pub(super) fn known(
         &mut self,
         file: &OsStr,
@@ -149,7 +152,7 @@ impl Reading<'_> {
         is_settled.then_some(mark)
     }
 
-    /// What the next reading knows.
+    /// The knowledge handed on to the next reading.
     pub(super) fn end(self) -> KnownSpecs {
         self.after
     }

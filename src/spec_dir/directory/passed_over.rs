@@ -16,7 +16,7 @@ const BENEATH_MAX: usize = 10_000;
 const NAMED_MAX: usize = 3;
 /// How deep specs are looked for.
 const DEPTH_MAX: usize = 3;
-/// What editors, packages and people append to what they set aside or make specs from.
+/// Endings that editors, packages and people append to files they set aside or make specs from.
 const SET_ASIDE: [&str; 17] = [
     "bak", "backup", "disabled", "dist", "example", "j2", "new", "off", "old", "orig", "part",
     "rej", "sample", "save", "swp", "tmp", "tmpl",
@@ -25,12 +25,12 @@ const SET_ASIDE: [&str; 17] = [
 /// A file or directory beside the specs, looked at by its name.
 pub(super) struct Passed<'a> {
     pub(super) dir: &'a OwnedFd,
-    /// What messages call the directory.
+    /// The directory's name in messages.
     pub(super) shown_as: &'a str,
 }
 
 impl Passed<'_> {
-    /// What somebody may have meant by an entry that is not read.
+    /// The likely meaning of an entry that is not read.
     pub(super) fn over(&self, name: &[u8], looked_at: &mut usize) -> Option<Problem> {
         if is_spec(name) || is_meant_for_others(name) {
             return None;

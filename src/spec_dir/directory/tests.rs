@@ -15,7 +15,8 @@ use super::*;
 
 fn spec(number: u8) -> String {
     format!(
-        "[boot]\nmac = \"52:54:00:00:00:{number:02x}\"\n[bmc]\naddress = \"192.0.2.{number}\"\npassword_file = \"p\"\n\
+        "[boot]\nmac = \"52:54:00:00:00:{number:02x}\"\n[bmc]\naddress = \"192.0.2.{number}\"\n\
+         password_file = \"p\"\n\
          [image]\nsource = \"i\"\nchecksum = \"sha256:{}\"\n",
         "a".repeat(64)
     )

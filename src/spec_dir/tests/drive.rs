@@ -1,4 +1,5 @@
-//! The config drive: its keys, the files it attaches, and what of other keys contradicts each other.
+//! The config drive: its keys, the files it attaches, and what of other keys contradicts each
+//! other.
 
 use super::*;
 use crate::model::{
@@ -26,7 +27,8 @@ fn check_attached(text: &str, expected: &Expect) {
 
 #[test]
 fn a_config_drive_has_what_was_said_and_what_is_in_its_files() {
-    let text = "[config_drive]\nuser_data_file = \"user\"\nnetwork_config_file = \"sites/network.json\"\n\
+    let text = "[config_drive]\nuser_data_file = \"user\"\n\
+                network_config_file = \"sites/network.json\"\n\
                 meta_data = { hostname = \"seven\", rack = \"3\" }\n";
     let drive = attached(&format!("{MINIMAL}{text}")).unwrap().config_drive.unwrap();
     assert_eq!((drive.label, drive.filesystem), (DriveLabel::Config2, DriveFilesystem::Vfat));
@@ -89,7 +91,8 @@ fn lists_and_vendor_data_are_a_part_of_a_drive_and_of_its_identity() {
     assert_eq!(digests.len(), specs.len(), "each is another installation");
     check_attached(
         &format!(
-            "{MINIMAL}[config_drive]\nvendor_data_file = \"gzip\"\nnetwork_config_file = \"gzip\"\n\
+            "{MINIMAL}[config_drive]\nvendor_data_file = \"gzip\"\n\
+             network_config_file = \"gzip\"\n\
              meta_data = {{ hostname = [\"a\"], public-keys = [1], roles = {{}} }}\n"
         ),
         &expect![[r#"
@@ -106,7 +109,8 @@ fn lists_and_vendor_data_are_a_part_of_a_drive_and_of_its_identity() {
 fn bad_config_drives_are_named() {
     check_attached(
         &format!(
-            "{MINIMAL}[config_drive]\nlabel = \"x\"\nfilesystem = \"ntfs\"\nuser_data_file = \"gone\"\n\
+            "{MINIMAL}[config_drive]\nlabel = \"x\"\nfilesystem = \"ntfs\"\n\
+             user_data_file = \"gone\"\n\
              network_config_file = \"../network\"\n\
              meta_data = {{ a = 1, \"b c\" = \"\", d = \"\\u0007\" }}\nuser_data = \"\"\n"
         ),
@@ -123,7 +127,8 @@ fn bad_config_drives_are_named() {
     );
     check_attached(
         &format!(
-            "{MINIMAL}[config_drive]\nuser_data_file = \"/etc/shadow\"\nnetwork_config_file = \"edge-01.toml\"\n"
+            "{MINIMAL}[config_drive]\nuser_data_file = \"/etc/shadow\"\n\
+             network_config_file = \"edge-01.toml\"\n"
         ),
         &expect![[r#"
             nodes/edge-07.toml:10:18: config_drive.user_data_file: `/etc/shadow` is absolute, must be relative to the spec directory
@@ -155,7 +160,8 @@ fn only_openstacks_network_data_is_taken_for_a_config_2_drive() {
 fn keys_that_would_mean_nothing_are_refused_where_they_stand() {
     check_attached(
         &format!(
-            "{MINIMAL}kernel = \"k\"\nramdisk = \"r\"\nkernel_args = []\n[partitions]\nswap = \"1GiB\"\n"
+            "{MINIMAL}kernel = \"k\"\nramdisk = \"r\"\nkernel_args = []\n[partitions]\n\
+             swap = \"1GiB\"\n"
         ),
         &expect![[r#"
             nodes/edge-07.toml:9:10: image.kernel: is of no use unless boot.after = "network"
@@ -186,7 +192,8 @@ fn one_file_system_alone_does_not_boot_by_bios_from_a_disk() {
 #[test]
 fn an_msdos_table_takes_four_partitions() {
     let text = format!(
-        "{MINIMAL}kind = \"partition\"\n[partitions]\ntable = \"msdos\"\nswap = \"1GiB\"\nephemeral = \"1GiB\"\n"
+        "{MINIMAL}kind = \"partition\"\n[partitions]\ntable = \"msdos\"\nswap = \"1GiB\"\n\
+         ephemeral = \"1GiB\"\n"
     );
     check_attached(&text, &expect![[r""]]);
     check_attached(

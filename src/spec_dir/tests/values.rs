@@ -487,7 +487,8 @@ fn bad_image_values_are_named() {
 fn bad_partitions_are_named() {
     check(
         format!(
-            "{MINIMAL}kind = \"partition\"\n[partitions]\ntable = \"bsd\"\nswap = \"0\"\nroot = \"most\"\n"
+            "{MINIMAL}kind = \"partition\"\n[partitions]\ntable = \"bsd\"\nswap = \"0\"\n\
+             root = \"most\"\n"
         ),
         &expect![[r#"
             nodes/edge-07.toml:11:9: partitions.table: `bsd` is not one of gpt, msdos

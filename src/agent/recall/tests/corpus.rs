@@ -1,7 +1,9 @@
-//! State directories and status files as each version wrote them, in `testbed/corpus`: each opens in this version and means the same.
+//! State directories and status files as each version wrote them, in `testbed/corpus`: each opens
+//! in this version and means the same.
 //!
-//! `state-2` is what this version makes of `state-1`. Until its release it follows a change of the format by
-//! `UPDATE_EXPECT=1 cargo test --lib corpus`; from then on it stays, and the next version gets a directory of its own.
+//! `state-2` is what this version makes of `state-1`. Until its release it follows a change of the
+//! format by `UPDATE_EXPECT=1 cargo test --lib corpus`; from then on it stays, and the next version
+//! gets a directory of its own.
 
 use std::{collections::BTreeMap, env, fs, path::Path};
 
@@ -26,7 +28,8 @@ fn corpus(version: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testbed/corpus").join(version)
 }
 
-/// The specs that were in force, and one more: the machine of `edge-006` comes back under another name.
+/// The specs that were in force, and one more: the machine of `edge-006` comes back under another
+/// name.
 fn specs(agent: &Agent) -> Vec<NodeSpec> {
     let fleet = agent.executor.fleet();
     let specs = fleet.names().into_iter().filter_map(|name| fleet.node(&name)?.spec().cloned());

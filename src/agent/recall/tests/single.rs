@@ -1,9 +1,10 @@
-//! One file at a time, in ways that are rarer than a flipped bit: a lost state directory with a status file that cannot be read, an old
-//! copy that was put back, a record that contradicts itself.
+//! One file at a time, in ways that are rarer than a flipped bit: a lost state directory with a
+//! status file that cannot be read, an old copy that was put back, a record that contradicts
+//! itself.
 
 use super::*;
 
-/// What a status file says, spoilt.
+/// The text of a status file, spoilt.
 type Spoil = fn(&Path, String);
 
 #[test]

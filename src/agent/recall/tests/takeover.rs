@@ -11,7 +11,7 @@ fn assert_held(agent: &Agent, held: &[&str]) {
     }
 }
 
-/// What an agent of another state directory left, with a status file that is gone: what it alone
+/// The files of an agent of another state directory, with a status file that is gone: what it alone
 /// knew is not known here.
 fn site_of_another() -> Site {
     let site = Site::new();

@@ -16,7 +16,8 @@ use crate::{
 
 fn spec(redeploy: &str) -> String {
     format!(
-        "redeploy = {redeploy:?}\n[boot]\nmac = \"52:54:00:00:00:01\"\n[bmc]\naddress = \"192.0.2.1\"\npassword_file = \"p\"\n\
+        "redeploy = {redeploy:?}\n[boot]\nmac = \"52:54:00:00:00:01\"\n[bmc]\n\
+         address = \"192.0.2.1\"\npassword_file = \"p\"\n\
          [image]\nsource = \"i\"\nchecksum = \"sha256:{}\"\n",
         "a".repeat(64)
     )
