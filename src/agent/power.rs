@@ -49,7 +49,7 @@ type BmcLock = Arc<tokio::sync::Mutex<()>>;
 #[derive(Debug)]
 pub(super) struct Bmcs {
     secrets: PathBuf,
-    /// What the service manager gave, if it did.
+    /// The directory of the service manager's credentials, if it gave one.
     credentials: Option<PathBuf>,
     spacing: Duration,
     pub(super) bmc_commands: Semaphore,

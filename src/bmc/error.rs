@@ -1,4 +1,4 @@
-//! Why a BMC did not do as asked: one value for each driver's own error.
+//! The error of every driver: one variant for each driver's own.
 //!
 //! Made by the drivers, read by the agent.
 

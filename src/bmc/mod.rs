@@ -54,7 +54,7 @@ impl Deref for Bmc {
 pub struct BmcSecrets {
     /// The password; `None` if the spec names none, which only a program can do with.
     pub password: Option<Secret>,
-    /// Where the password was read.
+    /// The file that the password was read from.
     pub password_file: Option<PathBuf>,
     /// The BMC key (`K_g`), if the BMC has one.
     pub kg: Option<BmcKey>,

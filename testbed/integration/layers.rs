@@ -164,7 +164,7 @@ fn the_reader_of_names_sees_plain_grouped_and_nested_ones_but_no_comments() {
         /// [`crate::agent`]
         fn f() { crate::bmc::call(); $crate::watch!() }";
     let names: Vec<String> = named(text).into_iter().collect();
-    assert_eq!(names, ["ipmi", "iscsi", "model", "netboot", "store", "watch"]);
+    assert_eq!(names, ["bmc", "iscsi", "model", "netboot", "store", "watch"]);
 }
 
 /// What a file names that it may not.

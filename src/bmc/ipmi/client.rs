@@ -97,7 +97,7 @@ impl IpmiClient {
         Self { memory, ..self }
     }
 
-    /// Whether the machine is on.
+    /// Reads whether the machine is on.
     pub async fn power_state(&self, deadline: Instant) -> Result<PowerState, IpmiError> {
         let mut call = IpmiCall::begin(self, deadline).await?;
         let result = call.power_state().await;
@@ -105,7 +105,7 @@ impl IpmiClient {
         result
     }
 
-    /// What it says is the UUID of its system.
+    /// Reads the UUID of its system.
     pub async fn system_guid(&self, deadline: Instant) -> Result<SystemGuid, IpmiError> {
         let mut call = IpmiCall::begin(self, deadline).await?;
         let result = call.system_guid().await;

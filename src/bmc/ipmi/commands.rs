@@ -142,8 +142,8 @@ pub(super) fn manufacturer(answer: &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes([low, middle, high, 0]) & 0x000f_ffff)
 }
 
-/// The answer to [`IpmiCommand::GetSystemGuid`]; `None` if it is of another length, or says that there
-/// is none.
+/// The answer to [`IpmiCommand::GetSystemGuid`]; `None` if it is of another length, or says that
+/// there is none.
 pub(super) fn system_guid(answer: &[u8]) -> Option<SystemGuid> {
     SystemGuid::new(answer.try_into().ok()?)
 }

@@ -21,12 +21,12 @@ use crate::{
     model::backoff::Backoff,
 };
 
-/// How long the BMC's turn is waited for: whoever has it may wait for a machine to go off, and
+/// Longest wait for the BMC: its user may wait for a machine to go off, and
 /// nobody waits for a console.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(3600);
-/// What leaving may take.
+/// Longest time for leaving a console.
 const LEAVE_TIME_MAX: Duration = Duration::from_secs(3);
-/// Why a console is not opened (IPMI 2.0 §24.1, table 5-2). Some say "disabled" while the machine
+/// Refusals to open a console (IPMI 2.0 §24.1, table 5-2). Some say "disabled" while the machine
 /// is off.
 const ACTIVE_ELSEWHERE: u8 = 0x80;
 const DISABLED: u8 = 0x81;
@@ -194,7 +194,7 @@ fn refusal(result: &Result<Vec<u8>, IpmiError>) -> Option<u8> {
     }
 }
 
-/// Whether there may be a console later. What does not pass is not asked for again: a BMC locks out
+/// Whether there may be a console later. A final refusal is not tried again: a BMC locks out
 /// who goes on with a wrong password.
 const fn passes(kind: &IpmiErrorKind) -> bool {
     matches!(
@@ -208,7 +208,7 @@ const fn passes(kind: &IpmiErrorKind) -> bool {
     )
 }
 
-/// What comes of the work; `None` if it is to stop before.
+/// The result of the work; `None` if it is to stop before.
 async fn unless<T>(
     stop: &mut (impl Future<Output = ()> + Unpin),
     work: impl Future<Output = T>,

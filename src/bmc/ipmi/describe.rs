@@ -31,7 +31,7 @@ pub struct BmcDevice {
 }
 
 impl IpmiClient {
-    /// Whether the machine is on, and what it boots from.
+    /// Reads the power state and the boot device.
     pub async fn chassis(&self, deadline: Instant) -> Result<Chassis, IpmiError> {
         let mut call = IpmiCall::begin(self, deadline).await?;
         let result = call.chassis().await;
@@ -39,7 +39,7 @@ impl IpmiClient {
         result
     }
 
-    /// What the BMC is.
+    /// Reads the BMC's description of itself.
     pub async fn device(&self, deadline: Instant) -> Result<BmcDevice, IpmiError> {
         let mut call = IpmiCall::begin(self, deadline).await?;
         let result = call.device().await;

@@ -1,4 +1,4 @@
-//! What can go wrong with a BMC, in an administrator's words.
+//! Failures of a BMC that speaks IPMI, in an administrator's words.
 //!
 //! Made by the client; an administrator reads the message, and the agent goes by the advice. No
 //! secret is in it.
@@ -17,9 +17,9 @@ use crate::model::{
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("bmc {bmc}: {kind}")]
 pub struct IpmiError {
-    /// Which BMC.
+    /// The BMC.
     pub bmc: HostPort,
-    /// What happened.
+    /// The failure.
     pub kind: IpmiErrorKind,
 }
 
@@ -30,7 +30,7 @@ pub enum IpmiErrorKind {
     /// The host name has no address.
     #[error("host name has no address: {reason}")]
     Unresolved {
-        /// What the resolver said.
+        /// The resolver's error.
         reason: String,
     },
     /// Nothing was received until the deadline.
@@ -112,7 +112,7 @@ pub enum IpmiErrorKind {
     /// `ipmitool` is not there, or cannot be run.
     #[error("ipmitool cannot be run: {reason}")]
     ProgramNotRun {
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
     /// Another call to this BMC was not over by the deadline.

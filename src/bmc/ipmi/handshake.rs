@@ -42,7 +42,7 @@ pub(super) struct Credentials {
     pub(super) privilege: Privilege,
 }
 
-/// What a handshake needs of chance: fresh for each.
+/// The random values of a handshake, fresh for each.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Nonces {
     pub(super) tag: u8,
@@ -70,7 +70,7 @@ enum Stage {
     Over,
 }
 
-/// What RAKP message 2 gave us.
+/// The values from RAKP message 2.
 #[derive(Debug)]
 struct Proof {
     managed_id: u32,
@@ -90,7 +90,7 @@ impl std::fmt::Debug for Secretive {
     }
 }
 
-/// What a datagram did to the handshake.
+/// The effect of a datagram on the handshake.
 #[derive(Debug)]
 pub(super) enum Progress {
     /// There is a new datagram to send.
@@ -296,9 +296,9 @@ impl Handshake {
         Some(Progress::Established(session))
     }
 
-    /// What to send when the handshake is given up, so that the BMC need not hold its half of the
-    /// session until it times out: a RAKP message 3 with an error for each session it named and,
-    /// where it may think the session open, a Close Session. Once only.
+    /// The datagrams to send when the handshake is given up, so that the BMC need not hold its half
+    /// of the session until it times out: a RAKP message 3 with an error for each session it named
+    /// and, where it may think the session open, a Close Session. Once only.
     pub(super) fn abandon(&mut self, iv: [u8; AES_BLOCK_BYTES]) -> Vec<Vec<u8>> {
         let mut farewells = Vec::new();
         match std::mem::replace(&mut self.stage, Stage::Over) {

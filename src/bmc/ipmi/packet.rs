@@ -18,12 +18,12 @@ const PROTECTED: u8 = 0xc0;
 /// hostler asks for has 100, a console's packet some 300.
 pub(super) const DATAGRAM_BYTES_MAX: usize = 1500;
 
-/// What an RMCP+ datagram carries (IPMI 2.0 table 13-16).
+/// The kinds of payload in an RMCP+ datagram (IPMI 2.0 table 13-16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PayloadType {
     /// An IPMI message, enciphered and authenticated. hostler takes no other.
     Ipmi,
-    /// What a console prints, or the word on it; enciphered and authenticated as well.
+    /// A console's output, or its acknowledgement; enciphered and authenticated as well.
     Sol,
     OpenRequest,
     OpenResponse,

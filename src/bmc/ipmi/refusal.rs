@@ -1,4 +1,4 @@
-//! Which refusals of a BMC are final, and which may be gone in a moment.
+//! Final refusals of a BMC, and those that may be gone in a moment.
 //!
 //! Called by the call. The list of final refusals is short; anything else may pass. It must never
 //! take one refusal for final where the same was accepted before, nor send refused credentials at
@@ -56,7 +56,7 @@ impl Verdict {
     }
 }
 
-/// What a BMC has accepted, and since when it refuses that.
+/// The commands and credentials that a BMC has accepted, and since when it refuses them.
 #[derive(Debug, Default)]
 pub(super) struct Trust {
     /// Whether these credentials have opened a session that was good for a command.

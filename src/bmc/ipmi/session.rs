@@ -30,11 +30,11 @@ pub(super) struct Session {
     console_id: u32,
     managed_id: u32,
     keys: Keys,
-    /// Of the last packet sent. Each packet has its own, retransmissions too: a BMC drops those it
-    /// has seen.
+    /// Number of the last packet sent. Each packet has its own, retransmissions too: a BMC drops
+    /// those it has seen.
     sequence: u32,
     requests: u8,
-    /// Of the newest SOL packet received.
+    /// Number of the newest SOL packet received.
     sol_sequence: Option<u32>,
 }
 

@@ -63,7 +63,7 @@ pub(in crate::bmc) struct CommandAnswer {
     pub(in crate::bmc) data: Vec<u8>,
 }
 
-/// How an exchange ended.
+/// The end of an exchange.
 #[derive(Debug)]
 pub(in crate::bmc) enum Exchange {
     /// The BMC answered.
@@ -80,7 +80,7 @@ pub(in crate::bmc) enum Exchange {
     Unusable(IpmiErrorKind),
 }
 
-/// Why no session came about, and whether the BMC took the suite before.
+/// The failure to open a session, and whether the BMC took the suite before.
 #[derive(Debug)]
 pub(in crate::bmc) struct NotOpened {
     pub(in crate::bmc) failure: LoginFailure,
@@ -88,7 +88,7 @@ pub(in crate::bmc) struct NotOpened {
     pub(in crate::bmc) network: Option<io::ErrorKind>,
 }
 
-/// Why a login failed.
+/// The ways a login fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::bmc) enum LoginFailure {
     /// Nothing was received, or nothing more.

@@ -220,7 +220,7 @@ fn completion(said: &str) -> Option<u8> {
     u8::from_str_radix(digits, 16).ok()
 }
 
-/// Why there was no session, if that is clear.
+/// The reason that there was no session, if it is clear.
 fn failure(said: &str) -> Option<LoginFailure> {
     const REFUSALS: [(&str, fn(u8) -> LoginFailure); 3] = [
         ("Error in open session response message : ", LoginFailure::of_open_response),

@@ -1,4 +1,4 @@
-//! What `ipmitool` says, word for word, and programs that misbehave in its place.
+//! The output of `ipmitool`, word for word, and programs that misbehave in its place.
 
 use std::process::ExitStatus;
 

@@ -16,7 +16,7 @@ use crate::model::{
 pub struct ProgramError {
     /// The program and the address it was given.
     pub bmc: BmcAddress,
-    /// How it failed.
+    /// The failure.
     pub kind: ProgramErrorKind,
 }
 

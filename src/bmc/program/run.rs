@@ -58,7 +58,7 @@ pub(super) fn quoted(text: &str) -> String {
     text.escape_debug().take(QUOTED_CHARS_MAX).collect()
 }
 
-/// Why the program must not be run, if that is so. Checked at every run: what lies there may have
+/// Refuses a program that must not be run. Checked at every run: the file may have
 /// changed.
 pub(super) fn refuse(program: &str) -> Result<(), String> {
     let path = Path::new(program);
