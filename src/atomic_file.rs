@@ -8,7 +8,10 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -36,29 +39,42 @@ pub(crate) fn replace_unsynced(path: &Path, mode: u32, bytes: &[u8]) -> io::Resu
 }
 
 fn write_beside(path: &Path, mode: u32, bytes: &[u8], sync: bool) -> io::Result<()> {
-    let temp = free_temp_path(path)?;
-    write_and_rename(&temp, path, mode, bytes, sync).inspect_err(|_| {
+    let (temp, file) = create_temp(path, mode)?;
+    write_and_rename(file, &temp, path, mode, bytes, sync).inspect_err(|_| {
         // The error that brought us here says more than this one would; the next write clears the
         // name anyway.
         fs::remove_file(&temp).unwrap_or_default();
     })
 }
 
-/// A temporary name under which nothing lies any more.
-fn free_temp_path(path: &Path) -> io::Result<PathBuf> {
+/// A new file under a temporary name. Usually nothing lies there, and nothing is cleared away.
+fn create_temp(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
     let mut first_error = None;
     for number in 0..TEMP_NAMES_MAX {
         let temp = temp_path(path, number)?;
-        let cleared = remove_if_there(&temp).or_else(|error| match error.kind() {
-            io::ErrorKind::IsADirectory => fs::remove_dir(&temp),
-            _ => Err(error),
-        });
-        match cleared {
-            Ok(()) => return Ok(temp),
-            Err(error) => first_error.get_or_insert(at(&temp, &error)),
+        // `create_new` is O_EXCL: it does not follow a link planted under the temporary name.
+        let create = || OpenOptions::new().write(true).create_new(true).mode(mode).open(&temp);
+        let created = match create() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if let Err(error) = clear_temp(&temp) {
+                    first_error.get_or_insert(at(&temp, &error));
+                    continue;
+                }
+                create()
+            }
+            created => created,
         };
+        let file = created.map_err(|error| at(&temp, &error))?;
+        return Ok((temp, file));
     }
     Err(first_error.unwrap_or_else(|| io::ErrorKind::AlreadyExists.into()))
+}
+
+fn clear_temp(temp: &Path) -> io::Result<()> {
+    remove_if_there(temp).or_else(|error| match error.kind() {
+        io::ErrorKind::IsADirectory => fs::remove_dir(temp),
+        _ => Err(error),
+    })
 }
 
 /// The same error, with the name of the file that it is about.
@@ -86,15 +102,13 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 fn write_and_rename(
+    mut file: File,
     temp: &Path,
     path: &Path,
     mode: u32,
     bytes: &[u8],
     sync: bool,
 ) -> io::Result<()> {
-    // `create_new` is O_EXCL: it does not follow a link planted under the temporary name.
-    let create = OpenOptions::new().write(true).create_new(true).mode(mode).open(temp);
-    let mut file = create.map_err(|error| at(temp, &error))?;
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
     if sync {
@@ -159,10 +173,11 @@ pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
 }
 
 /// `dir/.name.tmp` for `dir/name`, or `dir/.name.<number>.tmp`: hidden from globs and from the spec
-/// scan.
+/// scan. A hidden name gets no second dot: names that begin with two are a Kubernetes volume's.
 fn temp_path(path: &Path, number: u32) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-    let mut hidden = OsString::from(".");
+    let is_hidden = name.as_bytes().starts_with(b".");
+    let mut hidden = OsString::from(if is_hidden { "" } else { "." });
     hidden.push(name);
     if number > 0 {
         hidden.push(format!(".{number}"));
@@ -208,6 +223,8 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
     }
 
+    /// Invariant (status): A status file that cannot be written is no answer, and the obstacle is
+    /// named.
     #[test]
     fn a_directory_under_the_temporary_name_keeps_no_file_from_being_written() {
         let dir = tempfile::tempdir().unwrap();
@@ -227,6 +244,8 @@ mod tests {
         assert!(left(0));
     }
 
+    /// Invariant (status): A status file that cannot be written is no answer, and the obstacle is
+    /// named.
     #[test]
     fn an_error_names_what_is_in_the_way() {
         let dir = tempfile::tempdir().unwrap();

@@ -309,6 +309,8 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(128))]
+        /// Invariant (image): A cached image that has decayed is noticed at its reading and never
+        /// installed.
         #[test]
         fn any_part_is_read_as_it_is_and_a_bit_flipped_in_any_of_its_blocks_is_noticed(
             from in 0..BYTES, bytes in 1..3 * BLOCK_BYTES, flip in 0..BYTES, bit in 0..8_u32,

@@ -5,8 +5,8 @@
 //!
 //! - L0 [`model`]: the vocabulary; `atomic_file`: how a file is replaced; `file_mark`: whether one
 //!   was changed; `regular_file`: how a file of other people is opened; [`checked_file`]: a file
-//!   that is compared with its checksums when it is read; `places`: which connection makes room for
-//!   which; [`progress`]: how far work is, and how it is told to stop.
+//!   that is compared with its checksums when it is read; `listener`: how connections are accepted;
+//!   [`progress`]: how far work is, and how it is told to stop.
 //! - L1 [`lifecycle`], the core, and the adapters, one for each outside party: each adapter knows
 //!   the model and nobody else.
 //! - L2 [`agent`], the wiring; [`ramdisk`], the deploy ramdisk's story; [`cli`], the commands.
@@ -15,8 +15,8 @@
 mod atomic_file;
 pub mod checked_file;
 mod file_mark;
+mod listener;
 pub mod model;
-mod places;
 pub mod progress;
 mod regular_file;
 

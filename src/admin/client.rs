@@ -24,11 +24,12 @@ use crate::model::{
     ids::{MacAddr, NodeName},
 };
 
-/// For the whole conversation: longer than the agent takes to give up, so that its reason is heard.
+/// For the whole conversation: longer than the agent takes to give up, so that its reason arrives.
 const ANSWER_LIMIT: Duration = Duration::from_secs(25);
 /// The same for a BMC's work.
 const BMC_ANSWER_LIMIT: Duration = BMC_LIMIT.saturating_add(Duration::from_secs(15));
-/// Between two tries to connect while the agent's backlog is full, which a Unix socket says at once.
+/// Between two tries to connect while the agent's backlog is full, which a Unix socket says at
+/// once.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Gives the order to the agent that listens at `path`, and waits for its answers, at most 25 s.
@@ -36,12 +37,14 @@ pub async fn ask(path: &Path, order: &Order) -> Result<Vec<Answer>, AdminError> 
     converse(path, &Question::Order(order.clone()), ANSWER_LIMIT).await
 }
 
-/// Machines that specs name from now on are new again; answers whether they were not. At most 25 s.
+/// Has machines that specs name from now on count as new again; answers whether they did not. At
+/// most 25 s.
 pub async fn approve_new_machines(path: &Path) -> Result<bool, AdminError> {
     converse(path, &Question::ApproveNewMachines, ANSWER_LIMIT).await
 }
 
-/// Asks what a network interface is served; `None` if it is no node's. The attempt's key is in it only if `secrets`. At most 25 s.
+/// Asks for the menus of a network interface; `None` if no node has it. The attempt's key is in it
+/// only if `secrets`. At most 25 s.
 pub async fn show_boot(
     path: &Path,
     mac: MacAddr,
@@ -50,7 +53,8 @@ pub async fn show_boot(
     converse(path, &Question::ShowBoot { mac, secrets }, ANSWER_LIMIT).await
 }
 
-/// Has a node's BMC do something, and waits until it is done. The agent gives up after the node's `timeouts.power`; at most 15 minutes.
+/// Has a node's BMC do something, and waits until it is done. The agent gives up after the node's
+/// `timeouts.power`; at most 15 minutes.
 pub async fn use_bmc(
     path: &Path,
     node: &NodeName,

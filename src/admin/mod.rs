@@ -1,12 +1,15 @@
-//! How what an operator wants reaches a running agent: a Unix socket, one line of JSON each way for each connection.
+//! The operators' way to a running agent: a Unix socket, one line of JSON each way for each
+//! connection.
 //!
-//! The [`Server`] is started by the agent, which answers every [`Request`] from its driver; the commands call [`ask`], [`show_boot`] and
-//! [`use_bmc`]. Who may give orders is a matter of the socket's owner and mode; who gave one is asked of the kernel and handed over with it. It judges
-//! nothing about nodes. It must never hand over an order whose giver it does not know or who has gone, and never take a socket from a living agent.
+//! The [`Server`] is started by the agent, which answers every [`AdminRequest`] from its driver;
+//! the commands call [`ask`], [`show_boot`] and [`use_bmc`]. The socket's owner and mode decide who
+//! may give orders; the kernel says who gave one, which is handed over with it. It judges nothing
+//! about nodes. It must never hand over an order of an unknown or departed operator, and never take
+//! a socket from a living agent.
 //!
 //! ```text
 //! → {"version":1,"body":{"order":{"approve":{"nodes":["edge-07"]}}}}
-//! ← {"version":1,"body":{"Ok":[{"node":"edge-07","counted":true,"message":"will be wiped and installed"}]}}
+//! ← {"version":1,"body":{"Ok":[{"node":"edge-07","counted":true,"message":"…"}]}}
 //! → {"version":1,"body":{"order":{"retry":"all"}}}
 //! ← {"version":1,"body":{"Err":"it is stopping"}}
 //! ```
@@ -32,45 +35,36 @@ use crate::model::{
 
 /// A question on its way to the driver.
 #[derive(Debug)]
-pub struct Request {
-    /// What is wanted, and where the answer goes.
+#[expect(missing_docs, reason = "the names of the fields say it")]
+pub struct AdminRequest {
     pub wish: Wish,
-    /// Who wants it.
     pub who: Peer,
 }
 
-/// What an operator wants. A reply that is closed: the operator has gone, or was told that there is no answer, so that nothing must be
-/// done for it any more.
+/// An operator's wish. A closed reply means that the operator has gone or has an answer already:
+/// nothing must be done for the wish any more.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum Wish {
     /// [`Question::Order`](crate::model::admin::Question::Order)
-    Order {
-        /// What is to be carried out.
-        order: Order,
-        /// Where the answers go.
-        reply: oneshot::Sender<Vec<Answer>>,
-    },
+    Order { order: Order, reply: oneshot::Sender<Vec<Answer>> },
     /// [`Question::ApproveNewMachines`](crate::model::admin::Question::ApproveNewMachines)
     ApproveNewMachines {
-        /// Where the answer goes: whether that changed anything, or why it could not.
+        /// Whether that changed anything, or why it could not.
         reply: oneshot::Sender<Result<bool, String>>,
     },
     /// [`Question::ShowBoot`](crate::model::admin::Question::ShowBoot)
     ShowBoot {
-        /// Whose.
         mac: MacAddr,
         /// Whether the attempt's key is to be in it.
         secrets: bool,
-        /// Where the answer goes.
         reply: oneshot::Sender<Option<NicBoot>>,
     },
     /// [`Question::Bmc`](crate::model::admin::Question::Bmc)
     Bmc {
-        /// Whose.
         node: NodeName,
-        /// What it is to do.
         command: BmcCommand,
-        /// Where the answer goes: what is so then, or why it is not done.
+        /// The facts afterwards, or why it is not done.
         reply: oneshot::Sender<Result<Vec<Fact>, String>>,
     },
 }
@@ -84,8 +78,9 @@ pub struct Peer {
     pub pid: u32,
 }
 
-/// Why there is no socket, or no answer.
+/// A failure to bind the socket, or to get an answer.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum AdminError {
     /// The server's path is taken.
     #[error("another agent is listening at {}; name another path in [admin] socket", .0.display())]
@@ -94,32 +89,49 @@ pub enum AdminError {
     #[error("{} is no socket; remove it, or name another path in [admin] socket", .0.display())]
     NotASocket(PathBuf),
     /// Nobody listens.
-    #[error("no agent is listening at {}; is it running, and is this the [admin] socket of its configuration?", .0.display())]
+    #[error(
+        "no agent is listening at {}; is it running, and is this the [admin] socket of its \
+         configuration?",
+        .0.display()
+    )]
     NoAgent(PathBuf),
     /// The socket may not be used.
-    #[error("permission denied at {}; run this as root or as a member of the socket's group, hostler", .0.display())]
+    #[error(
+        "permission denied at {}; run this as root or as a member of the socket's group, hostler",
+        .0.display()
+    )]
     Denied(PathBuf),
     /// The order is longer than an agent reads.
     #[error("too many nodes for one order; name fewer at a time, or give --all")]
     TooLong,
     /// No answer in time.
-    #[error("the agent at {} did not answer in {limit_s} s; `hostler status` shows whether it took the order", path.display())]
+    #[error(
+        "the agent at {} did not answer in {limit_s} s; `hostler status` shows whether it took the \
+         order",
+        path.display()
+    )]
     Silent {
         /// The socket.
         path: PathBuf,
-        /// How long the client waited, in seconds.
         limit_s: u64,
     },
-    /// No place became free in time: nothing was asked.
-    #[error("the agent at {} is busy with others, and had no place for this in {limit_s} s; nothing was asked of it; try again", path.display())]
+    /// The agent accepted no connection in time: nothing was asked.
+    #[error(
+        "the agent at {} is busy with others, and accepted no connection in {limit_s} s; nothing \
+         was asked of it; try again",
+        path.display()
+    )]
     Busy {
         /// The socket.
         path: PathBuf,
-        /// How long the client waited, in seconds.
         limit_s: u64,
     },
     /// It ends before an answer came.
-    #[error("the agent at {} hung up before it answered; `hostler status` shows whether it took the order", .0.display())]
+    #[error(
+        "the agent at {} hung up before it answered; `hostler status` shows whether it took the \
+         order",
+        .0.display()
+    )]
     HungUp(PathBuf),
     /// The agent has no answer, in its own words.
     #[error("the agent says: {}", escaped(.0))]
@@ -129,15 +141,13 @@ pub enum AdminError {
     Garbled {
         /// The socket.
         path: PathBuf,
-        /// What is wrong with its answer.
         source: WireError,
     },
-    /// What else the system can say about a socket.
+    /// Any other error of the socket.
     #[error("{}: {source}", path.display())]
     Socket {
         /// The socket.
         path: PathBuf,
-        /// What it said.
         source: io::Error,
     },
 }

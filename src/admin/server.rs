@@ -1,18 +1,16 @@
 //! The agent's end: the socket, and a short conversation with everybody who connects.
 //!
-//! Started by the agent. Every connection has a place, a time limit on each step and an end: whoever connects and says nothing, or says
-//! too much, costs a few kilobytes for a few seconds. When all places are taken, the oldest conversation that has not asked anything
-//! gives its own up, so that silence keeps no operator away.
+//! Started by the agent. Every step of a conversation has a time limit: a client that says nothing,
+//! or too much, costs a few kilobytes for a few seconds. When the socket has no room left, the
+//! oldest conversation that has not asked anything is evicted.
 
 use std::{
-    collections::BTreeMap,
     convert::identity,
     fs::{self, DirBuilder, Permissions},
     future::Future,
     io::{self, ErrorKind},
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,33 +22,34 @@ use tokio::{
     io::AsyncWriteExt as _,
     net::{UnixListener, UnixSocket, UnixStream},
     sync::{mpsc, oneshot},
-    task::{AbortHandle, JoinError, JoinSet},
     time::{sleep, timeout},
 };
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use super::{
-    AdminError, Peer, Request, Wish,
+    AdminError, AdminRequest, Peer, Wish,
     wire::{BMC_LIMIT, QUESTION_BYTES_MAX, WireError, decode, encode, read_line},
 };
-use crate::model::admin::Question;
+use crate::{
+    listener::{Admission, ConnectionLimits, ConnectionPermit, Listener, LocalClients, WhenFull},
+    model::admin::Question,
+};
 
 /// Owner and group may give orders. Connecting takes the right to write (unix(7)).
 const SOCKET_MODE: u32 = 0o660;
 const DIR_MODE: u32 = 0o750;
-/// Conversations at once. A site has a handful of operators; when all of these have asked something, the next ones wait in the backlog.
+/// Conversations at once. A site has a handful of operators; when all of these have asked
+/// something, the next ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 32;
 const BACKLOG: u32 = 64;
 /// For the question to arrive: it is sent in one go.
 const READ_LIMIT: Duration = Duration::from_secs(5);
 /// For the driver: it may be writing ten thousand records to a slow disk.
 const DRIVER_LIMIT: Duration = Duration::from_secs(10);
-/// How soon it is seen that an operator went away while the answer is awaited.
+/// Between two checks whether an operator went away while the answer is awaited.
 const HANGUP_POLL: Duration = Duration::from_millis(500);
 /// For the answer to be taken.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
-/// When the system is out of file descriptors, `accept` fails at once again and again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A bound socket; its file is removed when this is dropped.
 #[derive(Debug)]
@@ -71,8 +70,8 @@ impl Drop for SocketFile {
 }
 
 impl Server {
-    /// Binds a socket of mode 0660 at `path`, in a directory that is made if need be. What a killed agent left there is replaced; a
-    /// living agent's socket, or a file of another kind, is not.
+    /// Binds a socket of mode 0660 at `path`, in a directory that is made if need be. A killed
+    /// agent's socket is replaced; a living agent's, or a file of another kind, is not.
     pub async fn bind(path: &Path) -> Result<Self, AdminError> {
         let failed = |source| AdminError::Socket { path: path.to_owned(), source };
         if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
@@ -83,84 +82,19 @@ impl Server {
         Ok(Self { listener, _file: SocketFile(path.to_owned()) })
     }
 
-    /// Serves until `ended`, handing each question to the driver behind `requests`. Conversations under way are cut at the end.
-    pub async fn serve(self, requests: mpsc::Sender<Request>, ended: impl Future<Output = ()>) {
-        let mut connections = JoinSet::new();
-        let silent = Silent::default();
-        tokio::pin!(ended);
-        for number in 0_u64.. {
-            let room = connections.len() < CONNECTIONS_MAX || !silent.is_empty();
-            tokio::select! {
-                () = &mut ended => break,
-                Some(ended) = connections.join_next() => tell_panic(ended),
-                accepted = self.listener.accept(), if room => match accepted {
-                    Ok((stream, _)) => {
-                        if connections.len() >= CONNECTIONS_MAX {
-                            silent.end_oldest();
-                            connections.join_next().await.map(tell_panic).unwrap_or_default();
-                        }
-                        let asked = Asked { silent: silent.clone(), number };
-                        let talk = converse(stream, requests.clone(), asked);
-                        silent.begin(number, || connections.spawn(talk));
-                    }
-                    Err(error) => {
-                        warn!(%error, "admin socket cannot accept");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-            }
-        }
-        connections.shutdown().await;
-    }
-}
-
-/// Conversations that have not asked anything yet, by their age. They make room for later ones: an
-/// operator's command asks in the moment it connects.
-#[derive(Clone, Debug, Default)]
-struct Silent(Arc<Mutex<BTreeMap<u64, AbortHandle>>>);
-
-impl Silent {
-    /// Begins a conversation, which drops its [`Asked`] when it has asked.
-    fn begin(&self, number: u64, talk: impl FnOnce() -> AbortHandle) {
-        // Under the lock: it may ask before it is written down.
-        let mut silent = self.lock();
-        silent.insert(number, talk());
-    }
-
-    fn is_empty(&self) -> bool {
-        self.lock().is_empty()
-    }
-
-    fn end_oldest(&self) {
-        if let Some((_, talk)) = self.lock().pop_first() {
-            debug!("an admin connection that says nothing makes room");
-            talk.abort();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, AbortHandle>> {
-        // Nothing in here can be left half done by a panic elsewhere.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Dropped when a conversation has asked, or is over.
-struct Asked {
-    silent: Silent,
-    number: u64,
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        self.silent.lock().remove(&self.number);
-    }
-}
-
-fn tell_panic(ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && !error.is_cancelled()
-    {
-        error!(%error, "admin connection panicked");
+    /// Serves until `ended`, handing each question to the driver behind `requests`. Conversations
+    /// under way are cut at the end.
+    pub async fn serve(
+        self,
+        requests: mpsc::Sender<AdminRequest>,
+        ended: impl Future<Output = ()>,
+    ) {
+        let Self { listener: socket, _file } = self;
+        let max = CONNECTIONS_MAX;
+        let admission = Admission::new(ConnectionLimits { max, per_peer_max: max, rate: None });
+        let listener = Listener { name: "admin", socket, admission, when_full: WhenFull::Wait };
+        let connection = |stream, permit| converse(stream, requests.clone(), permit);
+        listener.serve(ended, connection).await;
     }
 }
 
@@ -170,7 +104,7 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     fs::set_permissions(dir, Permissions::from_mode(DIR_MODE))
 }
 
-/// Removes what a killed agent left.
+/// Removes the socket of a killed agent.
 async fn clear(path: &Path) -> Result<(), AdminError> {
     let failed = |source| AdminError::Socket { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
@@ -190,7 +124,8 @@ async fn clear(path: &Path) -> Result<(), AdminError> {
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let socket = UnixSocket::new_stream()?;
-    // Linux gives the file the socket's own mode less the umask, so that it is never open to more than it should be.
+    // Linux gives the file the socket's own mode less the umask, so that it is never open to more
+    // than it should be.
     fchmod(&socket, Mode::from_raw_mode(SOCKET_MODE))?;
     socket.bind(path)?;
     // And not to less either.
@@ -198,21 +133,26 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     socket.listen(BACKLOG)
 }
 
-/// One question and its answer.
-async fn converse(mut stream: UnixStream, requests: mpsc::Sender<Request>, asked: Asked) {
+/// Reads one question and answers it.
+async fn converse(
+    mut stream: UnixStream,
+    requests: mpsc::Sender<AdminRequest>,
+    permit: ConnectionPermit<LocalClients>,
+) {
     let who = match stream.peer_cred() {
         Ok(peer) => {
             let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
             Peer { uid: peer.uid(), pid }
         }
-        Err(error) => return warn!(%error, "an operator cannot be identified, and is not heard"),
+        Err(error) => return warn!(%error, "an operator cannot be identified, and is ignored"),
     };
     let (uid, pid) = (who.uid, who.pid);
     let arriving = timeout(READ_LIMIT, read_line(&mut stream, QUESTION_BYTES_MAX));
     let Ok(line) = arriving.await else {
         return debug!(uid, pid, "admin connection says nothing");
     };
-    drop(asked);
+    // An operator's command asks in the moment it connects: silence keeps none of them out.
+    permit.protect();
     let answer = match line.and_then(|line| decode(&line)) {
         Ok(_) if has_hung_up(&stream) => return debug!(uid, pid, "an operator went away"),
         // Dropping the answer tells the driver that nobody waits for it.
@@ -234,58 +174,60 @@ async fn converse(mut stream: UnixStream, requests: mpsc::Sender<Request>, asked
     }
 }
 
-/// Comes when the other end is closed. The kernel's own notice would come for one that only has no more to say, too, again and again.
+/// Returns when the other end is closed. The kernel's own notice would come for one that only has
+/// no more to say, too, again and again.
 async fn hung_up(stream: &UnixStream) {
     while !has_hung_up(stream) {
         sleep(HANGUP_POLL).await;
     }
 }
 
-/// Whether the other end is closed. It may have given up long ago, if this process was stopped or starved meanwhile.
+/// Whether the other end is closed. It may have given up long ago, if this process was stopped or
+/// starved meanwhile.
 fn has_hung_up(stream: &UnixStream) -> bool {
     let mut ends = [PollFd::new(stream, PollFlags::empty())];
     let polled = poll(&mut ends, Some(&Timespec::default()));
     polled.is_err() || ends.iter().any(|end| end.revents().contains(PollFlags::HUP))
 }
 
-/// The driver's answer, as a line.
+/// Has the driver answer, and returns that as a line.
 async fn answer(
     question: Question,
     who: Peer,
-    requests: &mpsc::Sender<Request>,
+    requests: &mpsc::Sender<AdminRequest>,
 ) -> Result<Vec<u8>, serde_json::Error> {
-    let ask = |wish| requests.send(Request { wish, who });
+    let ask = |wish| requests.send(AdminRequest { wish, who });
     match question {
         Question::Order(order) => {
             let (reply, answers) = oneshot::channel();
-            let asked = ask(Wish::Order { order, reply });
-            encode(&hear(asked, answers, DRIVER_LIMIT).await)
+            let sent = ask(Wish::Order { order, reply });
+            encode(&await_reply(sent, answers, DRIVER_LIMIT).await)
         }
         Question::ApproveNewMachines => {
             let (reply, changed) = oneshot::channel();
-            let asked = ask(Wish::ApproveNewMachines { reply });
-            encode(&hear(asked, changed, DRIVER_LIMIT).await.and_then(identity))
+            let sent = ask(Wish::ApproveNewMachines { reply });
+            encode(&await_reply(sent, changed, DRIVER_LIMIT).await.and_then(identity))
         }
         Question::ShowBoot { mac, secrets } => {
             let (reply, boot) = oneshot::channel();
-            let asked = ask(Wish::ShowBoot { mac, secrets, reply });
-            encode(&hear(asked, boot, DRIVER_LIMIT).await)
+            let sent = ask(Wish::ShowBoot { mac, secrets, reply });
+            encode(&await_reply(sent, boot, DRIVER_LIMIT).await)
         }
         Question::Bmc { node, command } => {
             let (reply, facts) = oneshot::channel();
-            let asked = ask(Wish::Bmc { node, command, reply });
-            encode(&hear(asked, facts, BMC_LIMIT).await.and_then(identity))
+            let sent = ask(Wish::Bmc { node, command, reply });
+            encode(&await_reply(sent, facts, BMC_LIMIT).await.and_then(identity))
         }
     }
 }
 
-async fn hear<T>(
-    asked: impl Future<Output = Result<(), mpsc::error::SendError<Request>>>,
+async fn await_reply<T>(
+    sent: impl Future<Output = Result<(), mpsc::error::SendError<AdminRequest>>>,
     answer: oneshot::Receiver<T>,
     limit: Duration,
 ) -> Result<T, String> {
     let answered = timeout(limit, async {
-        asked.await.ok()?;
+        sent.await.ok()?;
         answer.await.ok()
     });
     match answered.await {

@@ -1,6 +1,7 @@
 //! One message: a line of JSON with the protocol's version, bounded on both sides.
 //!
-//! Used by server and client alike. Nothing here waits for ever by itself: the callers put a time limit around every read and write.
+//! Used by server and client alike. Nothing here waits for ever by itself: the callers put a time
+//! limit around every read and write.
 
 use std::{io, time::Duration};
 
@@ -13,12 +14,14 @@ use crate::model::printable::escaped;
 pub(super) const QUESTION_BYTES_MAX: usize = 64 << 10;
 /// Longest answer in bytes, with its end of line: about ten thousand nodes with a sentence each.
 pub(super) const ANSWER_BYTES_MAX: usize = 8 << 20;
-/// The most that a BMC's work takes: the agent gives up itself after the node's `timeouts.power`, which may be as long as anybody likes.
+/// Longest work of a BMC: the agent gives up itself after the node's `timeouts.power`, which may be
+/// as long as anybody likes.
 pub(super) const BMC_LIMIT: Duration = Duration::from_secs(15 * 60);
-/// The protocol's version. Client and agent are one binary: they differ only when one of them was not restarted after an update.
+/// The protocol's version. Client and agent are one binary: they differ only when one of them was
+/// not restarted after an update.
 const VERSION: u32 = 1;
 
-/// Why a line is no message.
+/// A line that is no message.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
     /// It does not end within the limit.
@@ -29,10 +32,11 @@ pub enum WireError {
     CutOff,
     /// It speaks another version.
     #[error(
-        "version {0} of the protocol, this hostler speaks version {VERSION}; restart the agent after an update"
+        "version {0} of the protocol, this hostler speaks version {VERSION}; restart the agent \
+         after an update"
     )]
     Version(u32),
-    /// It is not the JSON that was expected. Why is told in one line, whatever was sent.
+    /// It is not the JSON that was expected. The reason is one line, whatever was sent.
     #[error("not a message: {0}")]
     Json(String),
     /// It cannot be read.
@@ -47,7 +51,7 @@ struct Message<T> {
     body: T,
 }
 
-/// The same of any version.
+/// A message of any version.
 #[derive(Debug, Deserialize)]
 struct AnyMessage {
     version: u32,
@@ -68,14 +72,14 @@ pub(super) async fn read_line(
     }
 }
 
-/// A message as a line, with its end.
+/// Writes a message as a line, with its end.
 pub(super) fn encode(body: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
     let mut line = serde_json::to_vec(&Message { version: VERSION, body })?;
     line.push(b'\n');
     Ok(line)
 }
 
-/// The message in a line.
+/// Reads the message in a line.
 pub(super) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, WireError> {
     // The version first: nothing else can be expected of another one.
     let AnyMessage { version } = serde_json::from_slice(line)?;
@@ -141,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_the_agents_end_says_is_told_in_one_line() {
+    fn an_error_is_one_line_whatever_the_agents_end_sends() {
         let line = serde_json::json!({ "version": 1, "body": "X\nFORGED\u{202e}" });
         let garbled = decode::<Question>(line.to_string().as_bytes()).unwrap_err().to_string();
         let said = crate::admin::AdminError::Refused("X\nFORGED\u{202e}".to_owned()).to_string();
@@ -201,10 +205,18 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_order_names_no_node_that_was_not_there(at in 0..LINE.len(), bytes in "[\\PC\n\"'\\[\\]{}:,\u{0}]{0,8}") {
+        fn a_damaged_order_names_no_node_that_was_not_there(
+            at in 0..LINE.len(),
+            bytes in "[\\PC\n\"'\\[\\]{}:,\u{0}]{0,8}",
+        ) {
             let mut text = LINE.to_owned();
             text.replace_range(at..(at + bytes.len()).min(LINE.len()), &bytes);
-            if let Ok(Question::Order(Order::Approve(Selection::Nodes(nodes)) | Order::Retry(Selection::Nodes(nodes)))) = question(&text) {
+            let Ok(Question::Order(Order::Approve(selection) | Order::Retry(selection))) =
+                question(&text)
+            else {
+                return Ok(());
+            };
+            if let Selection::Nodes(nodes) = selection {
                 for node in nodes {
                     prop_assert!(text.contains(&format!("\"{node}\"")), "{node} from {text}");
                 }
@@ -212,7 +224,10 @@ mod tests {
         }
 
         #[test]
-        fn every_order_comes_back(nodes in prop::collection::btree_set("[a-z0-9]{1,63}", 0..20), approve: bool) {
+        fn every_order_comes_back(
+            nodes in prop::collection::btree_set("[a-z0-9]{1,63}", 0..20),
+            approve: bool,
+        ) {
             let nodes = nodes.iter().map(|name| name.parse().unwrap()).collect();
             let selection = Selection::Nodes(nodes);
             let given = if approve { Order::Approve(selection) } else { Order::Retry(selection) };

@@ -322,6 +322,8 @@ mod tests {
         assert_eq!(clash(&names, &["bmc-1", "bmc-2", "192.0.2.20", "bmc-3"]), [""; 0]);
     }
 
+    /// Invariant (machine): Two specs for one BMC under two names are a clash, and switch no
+    /// machine.
     #[tokio::test]
     async fn a_machine_is_not_switched_by_a_bmc_that_turns_out_to_be_anothers() {
         let names = BmcNames::default();
@@ -336,6 +338,7 @@ mod tests {
         assert_eq!(names.clashes("nodes", specs.iter()).len(), 2);
     }
 
+    /// Invariant (machine): A machine whose BMC is an installed one's under another name is held.
     #[tokio::test]
     async fn the_bmc_of_an_installed_machine_is_found_under_another_spelling() {
         let names = knowing(&[("bmc-1", &["192.0.2.20"]), ("bmc-2", &["192.0.2.20"])]);
@@ -353,6 +356,7 @@ mod tests {
         }
     }
 
+    /// Invariant (machine): A machine whose BMC is an installed one's under another name is held.
     #[tokio::test]
     async fn the_names_of_installed_machines_are_resolved_though_no_spec_has_them() {
         let names = BmcNames::default();

@@ -1,6 +1,8 @@
-//! Deploy kernels and ramdisks: which a machine is given, under which names it fetches them, and where they lie.
+//! Deploy kernels and ramdisks: the kind that a machine is given, the names under which it fetches
+//! them, and their files.
 //!
-//! Asked for what is served, for a node's boot menu, and before an attempt. Nothing here reads more of a file than that it is there.
+//! Called for the boot file catalog, for a node's boot menu, and before an attempt. Nothing here
+//! reads a file: it only makes sure that it is there.
 
 use std::{
     collections::BTreeMap,
@@ -19,17 +21,17 @@ use crate::{
 
 /// A kind of deploy ramdisk, with its kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub(super) enum RamdiskKind {
     /// hostler's own.
     Own(Arch),
     /// Ironic's.
     Ironic,
 }
 
-impl Kind {
+impl RamdiskKind {
     const ALL: [Self; 3] = [Self::Own(Arch::X86_64), Self::Own(Arch::Aarch64), Self::Ironic];
 
-    /// The one for such a machine.
+    /// Returns the kind for such a machine.
     pub(super) const fn of(boot: &Boot) -> Self {
         match boot.ramdisk {
             DeployRamdisk::Hostler => Self::Own(boot.arch),
@@ -58,50 +60,78 @@ impl Kind {
     }
 }
 
-/// Where they lie, as far as the site has them.
+/// The paths of kernels and ramdisks, as far as the site has them.
 #[derive(Clone, Debug)]
-pub(super) struct DeployFiles(BTreeMap<Kind, [PathBuf; 2]>);
+pub(super) struct DeployFiles(BTreeMap<RamdiskKind, [PathBuf; 2]>);
 
 impl DeployFiles {
     pub(super) fn new(config: &Config) -> Self {
-        let configured = |kind: Kind| Some((kind, kind.configured(config)?.map(Path::to_owned)));
-        Self(Kind::ALL.into_iter().filter_map(configured).collect())
+        let configured =
+            |kind: RamdiskKind| Some((kind, kind.configured(config)?.map(Path::to_owned)));
+        Self(RamdiskKind::ALL.into_iter().filter_map(configured).collect())
     }
 
-    /// Every one with its name.
+    /// Returns every path with its name.
     pub(super) fn by_name(&self) -> BTreeMap<String, PathBuf> {
-        let named = |(kind, paths): (&Kind, &[PathBuf; 2])| {
+        let named = |(kind, paths): (&RamdiskKind, &[PathBuf; 2])| {
             kind.names().map(str::to_owned).into_iter().zip(paths.clone())
         };
         self.0.iter().flat_map(named).collect()
     }
 
-    /// Whether those for such a machine are there: better missed now than by the machine.
+    /// Returns a sentence for each missing file: for the start, because the first machine may come
+    /// much later.
+    pub(super) fn missing(&self) -> Vec<String> {
+        let hint = |kind: &RamdiskKind| match kind {
+            RamdiskKind::Own(_) => "make it with `hostler ramdisk build`, or correct [ramdisk]",
+            RamdiskKind::Ironic => "put it there, or correct [ironic]",
+        };
+        let files =
+            self.0.iter().flat_map(|(kind, paths)| paths.iter().map(move |path| (kind, path)));
+        files
+            .filter_map(|(kind, path)| {
+                let error = regular_file::open(path).err()?;
+                Some(format!(
+                    "no machine can be installed with the deploy boot file {}: {error}; {}",
+                    path.display(),
+                    hint(kind)
+                ))
+            })
+            .collect()
+    }
+
+    /// Makes sure that the files for such a machine are there, before the machine misses them.
     pub(super) fn check(&self, boot: &Boot) -> Result<(), Fault> {
         let missing =
             |code, message: String, hint| Err(Fault::missing(Step::Preflight, code, message, hint));
-        let kind = Kind::of(boot);
+        let kind = RamdiskKind::of(boot);
         let Some(paths) = self.0.get(&kind) else {
             return match kind {
-                Kind::Own(_) => missing(
+                RamdiskKind::Own(_) => missing(
                     "BootFilesMissing",
                     "no deploy boot files for an aarch64 machine: [ramdisk.aarch64] is missing"
                         .to_owned(),
-                    "make them with `hostler ramdisk build`, set [ramdisk.aarch64] in hostler.toml, and restart hostler",
+                    "make them with `hostler ramdisk build`, set [ramdisk.aarch64] in hostler.toml, \
+                     and restart hostler",
                 ),
-                Kind::Ironic => missing(
+                RamdiskKind::Ironic => missing(
                     "IronicNotConfigured",
                     "boot.ramdisk is \"ironic\", and this agent takes no calls of Ironic's ramdisk"
                         .to_owned(),
-                    "set [ironic] in hostler.toml, with the ramdisk's kernel and initramfs, and restart hostler; or leave boot.ramdisk out",
+                    "set [ironic] in hostler.toml, with the ramdisk's kernel and initramfs, and \
+                     restart hostler; or leave boot.ramdisk out",
                 ),
             };
         };
         for path in paths {
             if let Err(error) = regular_file::open(path) {
                 let hint = match kind {
-                    Kind::Own(_) => "make them with `hostler ramdisk build`, and see [ramdisk]",
-                    Kind::Ironic => "put them where [ironic] says, readable for hostler's user",
+                    RamdiskKind::Own(_) => {
+                        "make them with `hostler ramdisk build`, and see [ramdisk]"
+                    }
+                    RamdiskKind::Ironic => {
+                        "put them where [ironic] says, readable for hostler's user"
+                    }
                 };
                 let message = format!("deploy boot file {}: {error}", path.display());
                 return missing("BootFilesMissing", message, hint);

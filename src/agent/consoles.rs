@@ -109,8 +109,8 @@ impl Consoles {
 fn recorded(spec: &Arc<NodeSpec>, attempt: &Attempt) -> Option<Arc<NodeSpec>> {
     let bmc: &Bmc = attempt.bmc.as_ref().filter(|bmc| bmc.console)?;
     let mut spec = Arc::clone(spec);
-    if spec.bmc.as_ref() != Some(bmc) {
-        Arc::make_mut(&mut spec).bmc = Some(bmc.clone());
+    if spec.bmc.as_deref() != Some(bmc) {
+        Arc::make_mut(&mut spec).bmc = Some(Box::new(bmc.clone()));
     }
     Some(spec)
 }

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use crate::{
     admin,
-    callback::Request,
+    callback::CallbackRequest,
     lifecycle::{Event, Executor},
     model::{boot::Fetch, ids::NodeName},
     spec_dir::{ReadError, Snapshot, clashes},
@@ -54,8 +54,8 @@ pub(super) struct Driver {
 #[derive(Debug)]
 pub(super) struct Sources {
     pub(super) scans: mpsc::Receiver<Result<Snapshot, ReadError>>,
-    pub(super) calls: mpsc::Receiver<Request>,
-    pub(super) orders: mpsc::Receiver<admin::Request>,
+    pub(super) calls: mpsc::Receiver<CallbackRequest>,
+    pub(super) orders: mpsc::Receiver<admin::AdminRequest>,
     pub(super) fetches: mpsc::Receiver<Fetch>,
     pub(super) reports: mpsc::Receiver<Report>,
 }
@@ -94,7 +94,7 @@ impl Driver {
                     }
                     continue;
                 }
-                Some(Request { node, peer, key, call, reply }) = sources.calls.recv() => {
+                Some(CallbackRequest { node, peer, key, call, reply }) = sources.calls.recv() => {
                     let request = self.adapters.expect_reply(reply);
                     (node, Event::Callback { request, peer, key, call })
                 }

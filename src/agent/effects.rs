@@ -3,6 +3,7 @@
 //! Owned by the driver. It knows what runs and who waits for an answer, and decides nothing.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
@@ -12,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::{
-    lifecycle::{Effects, Event, Node, Operation, Record, UnclaimedInstalls},
+    lifecycle::{Effects, Event, Node, Operation, Outcome, Record, UnclaimedInstalls},
     model::{
         admin::{BmcCommand, NicBoot},
         callback::Reply,
@@ -54,8 +55,17 @@ pub(super) struct Adapters {
     /// Callbacks to be answered.
     replies: BTreeMap<u64, oneshot::Sender<Reply>>,
     requests: u64,
-    /// How to stop each running operation.
-    running: BTreeMap<(NodeName, OpId), watch::Sender<bool>>,
+    /// The operations that run.
+    running: BTreeMap<(NodeName, OpId), RunningOperation>,
+    /// How the last poll of a node failed, as it was told.
+    failed_polls: BTreeMap<NodeName, Cow<'static, str>>,
+}
+
+#[derive(Debug)]
+struct RunningOperation {
+    /// Tells it to stop.
+    stop: watch::Sender<bool>,
+    is_poll: bool,
 }
 
 impl Adapters {
@@ -79,6 +89,7 @@ impl Adapters {
             replies: BTreeMap::new(),
             requests: 0,
             running: BTreeMap::new(),
+            failed_polls: BTreeMap::new(),
         }
     }
 
@@ -91,8 +102,29 @@ impl Adapters {
 
     /// If the event is an operation's end, it cannot be stopped any more.
     pub(super) fn note_end(&mut self, node: &NodeName, event: &Event) {
-        if let Event::Done { op, .. } = event {
-            self.running.remove(&(node.clone(), *op));
+        if let Event::Done { op, outcome } = event
+            && let Some(ended) = self.running.remove(&(node.clone(), *op))
+            && ended.is_poll
+        {
+            self.tell_poll(node, outcome);
+        }
+    }
+
+    /// A BMC may be silent for ever, and is polled for as long: that is told once.
+    fn tell_poll(&mut self, node: &NodeName, outcome: &Result<Outcome, Fault>) {
+        match outcome {
+            Ok(_) => {
+                if self.failed_polls.remove(node).is_some() {
+                    info!(%node, "its BMC answers again");
+                }
+            }
+            Err(fault) if is_called_off(fault) => {}
+            Err(fault) => {
+                let told = self.failed_polls.insert(node.clone(), fault.code.clone());
+                if told.as_ref() != Some(&fault.code) {
+                    tell_failure(node, fault);
+                }
+            }
         }
     }
 
@@ -161,8 +193,8 @@ impl Adapters {
 
     /// Tells everything that runs to stop, and says how much that is.
     pub(super) fn stop_all(&self) -> usize {
-        for cancel in self.running.values() {
-            cancel.send_replace(true);
+        for running in self.running.values() {
+            running.stop.send_replace(true);
         }
         self.running.len()
     }
@@ -204,7 +236,8 @@ impl Effects for Adapters {
 
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
         let (stop, cancel) = cancel_signal();
-        self.running.insert((node.clone(), op), stop);
+        let is_poll = operation == Operation::PollPower;
+        self.running.insert((node.clone(), op), RunningOperation { stop, is_poll });
         let (node, operations, reports) =
             (node.clone(), Arc::clone(&self.operations), self.reports.clone());
         let has_progress = matches!(operation, Operation::Prepare | Operation::Image { .. });
@@ -224,12 +257,11 @@ impl Effects for Adapters {
                 // Nothing to see: nobody is woken before the end.
                 work.await.unwrap_or_else(|panic| Err(faults::internal(&panic)))
             };
-            // A cancelled operation that did not succeed is no news.
             if let Err(fault) = &outcome
-                && ![CANCELLED, faults::POLL_CUT].contains(&fault.code.as_ref())
+                && !is_poll
+                && !is_called_off(fault)
             {
-                warn!(%node, %op, step = ?fault.step, code = %fault.code, error = fault.message, "operation \
-                    failed");
+                tell_failure(&node, fault);
             }
             if reports.send((node, Event::Done { op, outcome })).await.is_err() {
                 // The agent is stopping; the record says what was under way.
@@ -238,8 +270,8 @@ impl Effects for Adapters {
     }
 
     fn cancel(&mut self, node: &NodeName, op: OpId) {
-        if let Some(cancel) = self.running.get(&(node.clone(), op)) {
-            cancel.send_replace(true);
+        if let Some(running) = self.running.get(&(node.clone(), op)) {
+            running.stop.send_replace(true);
         }
     }
 
@@ -272,6 +304,7 @@ impl Effects for Adapters {
     fn forget(&mut self, node: &NodeName) {
         info!(%node, "its spec is gone: forgotten");
         self.unsaved.remove(node);
+        self.failed_polls.remove(node);
         self.ask_bmc_anew(node);
         self.menus.remove(node);
         self.consoles.forget(node);
@@ -280,6 +313,16 @@ impl Effects for Adapters {
             error!(%node, %error, "a record cannot be removed");
         }
     }
+}
+
+fn tell_failure(node: &NodeName, fault: &Fault) {
+    let Fault { step, code, message, .. } = fault;
+    warn!(%node, ?step, %code, error = message, "operation failed");
+}
+
+/// Whether the operation was told to stop: that it did not succeed then is no news.
+fn is_called_off(fault: &Fault) -> bool {
+    [CANCELLED, faults::POLL_CUT].contains(&fault.code.as_ref())
 }
 
 /// Waits for the work, passing on its progress now and then. A panic in it is a fault like any

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::{
     bmc::BmcError,
+    imaging::ImagingError,
     model::{
         fault::{Advice, CANCELLED, Fault, Step, TOOK_TOO_LONG},
         spec::{BmcDriver, NodeSpec},
@@ -69,4 +70,14 @@ pub(super) fn no_randomness(error: getrandom::Error) -> Fault {
 /// The fault of an operation that was told to stop.
 pub(super) fn cancelled(step: Step) -> Fault {
     Fault::passing(step, CANCELLED, TOOK_TOO_LONG, Advice::CANCELLED.hint)
+}
+
+/// The fault of a target whose disk cannot be opened: a failed connection speaks for itself.
+pub(super) fn of_opening(error: &ImagingError) -> Fault {
+    match error {
+        ImagingError::Connection(error) => {
+            Fault::passing(Step::Imaging, error.code, error.message.clone(), error.hint)
+        }
+        error => Fault::of(Step::Imaging, error),
+    }
 }

@@ -1,6 +1,7 @@
-//! From a spec's image to a machine's disk: the two operations that move data.
+//! Moves a spec's image into the cache, and from there to a machine's disk.
 //!
-//! Started by the operations. Nothing is written before the target was found to be the disk that the ramdisk reported.
+//! Started by the operations. Nothing is written before the target was found to be the disk that
+//! the ramdisk reported.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,8 +9,7 @@ use tracing::{info, warn};
 
 use crate::{
     image::Entry,
-    imaging::{self, Geometry, ImageFile, Layout, LeastRate, Order},
-    iscsi::{IscsiError, Lun},
+    imaging::{self, Geometry, ImageFile, ImagingOrder, Layout, LeastRate, Written},
     lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
         fault::{CANCELLED, Fault, OTHER_MACHINE, Step},
@@ -25,22 +25,18 @@ use crate::{
 use super::{
     faults,
     layout::{self, Needs, Source},
-    volume::{TargetDisk, log_out},
+    volume::TargetDisk,
     work::Operations,
 };
 
-/// Logins tried before the target is given up; a ramdisk's target may need a moment, and an old session of ours may linger.
-const LOGIN_TRIES: u32 = 5;
-/// Between two of them.
-const LOGIN_PAUSE: Duration = Duration::from_secs(2);
-/// What a disk's least rate is averaged over.
+/// Time over which a disk's lowest rate is averaged.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
 
-/// How often an image may decay in one operation: more often it is the cache's disk that fails.
+/// Times that an image may decay in one operation: more often the cache's disk fails.
 const DECAYED_MAX: usize = 3;
 
 impl Operations {
-    /// The image into the cache, and a key for the attempt.
+    /// Fetches the image into the cache, and makes a key for the attempt.
     pub(super) async fn prepare(
         &self,
         spec: &Arc<NodeSpec>,
@@ -74,7 +70,8 @@ impl Operations {
         Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), system_guid, stages })
     }
 
-    /// The image in the cache, fetched again if it is no longer there. `decayed` is how it was found to have decayed in this operation.
+    /// The image from the cache, fetched again if it is no longer there. `decayed` holds the
+    /// failures in this operation by which it was found to have decayed.
     async fn source(
         &self,
         spec: &NodeSpec,
@@ -100,13 +97,14 @@ impl Operations {
         Ok(Source { image, entry })
     }
 
-    /// Whatever failed, failed because the image has decayed in the cache: it is thrown away, so that it is fetched again. Anything else
-    /// that failed is handed back as the error.
+    /// Discards a decayed image, so that the next request fetches it again, and returns the fault.
+    /// Any other fault is returned as the error.
     async fn discard_decayed(&self, entry: Entry, fault: Fault) -> Result<Fault, Fault> {
         if !entry.file.has_decayed() {
             return Err(fault);
         }
-        warn!(image = %entry.path.display(), error = fault.message, "an image decayed in the cache; it is thrown away");
+        let image = entry.path.display();
+        warn!(%image, error = fault.message, "an image decayed in the cache; it is thrown away");
         let library = self.library.clone();
         let discarding = tokio::task::spawn_blocking(move || library.discard(&entry));
         let discarded = discarding.await.map_err(|error| faults::internal(&error))?;
@@ -114,7 +112,8 @@ impl Operations {
         if fault.code == CANCELLED { Err(fault) } else { Ok(fault) }
     }
 
-    /// The image onto the disk. Should it turn out to have decayed in the cache, it is fetched again and the writing begins anew.
+    /// Writes the image to the disk. If it turns out to have decayed in the cache, the operation
+    /// fetches it again and writes from the start.
     pub(super) async fn image(
         &self,
         spec: &Arc<NodeSpec>,
@@ -145,56 +144,53 @@ impl Operations {
         meter: &Meter,
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
-        let disk = TargetDisk::new(target);
-        let lun = tokio::select! {
-            lun = log_in(&disk) => lun.map_err(|error| Fault::of(Step::Imaging, &error))?,
-            () = stopped(&mut cancel) => return Err(faults::cancelled(Step::Imaging)),
-        };
+        let target_disk = TargetDisk::new(target);
+        let disk = imaging::open(&target_disk, cancel.clone()).await;
+        let disk = disk.map_err(|error| faults::of_opening(&error))?;
+        let geometry = disk.geometry();
         let layout = tokio::select! {
-            layout = lay_out(spec, source, &lun, target, size) => layout,
+            layout = lay_out(spec, source, geometry, target, size) => layout,
             () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
         };
         let layout = match layout {
             Ok(layout) => layout,
             Err(fault) => {
-                log_out(lun).await;
+                disk.close().await;
                 return Err(fault);
             }
         };
         let root_partuuid = layout.root_partuuid().map(str::to_owned);
-        let order = Order {
+        let order = ImagingOrder {
             layout,
             verify: spec.image.verify,
             stall: spec.timeouts.imaging_stall,
             least_rate: LeastRate { bytes_per_s: self.imaging_rate_min, over: RATE_WINDOW },
         };
-        let disk_bytes = lun.capacity_bytes();
-        disk.hand_over(lun);
-        let written = imaging::write_disk(&disk, &order, meter, cancel)
+        let disk_bytes = geometry.bytes;
+        let written = disk
+            .write(&order, meter, cancel)
             .await
             .map_err(|error| Fault::of(Step::Imaging, &error))?;
-        info!(node = %spec.name, bytes = written.bytes, writing = ?written.writing, verifying = ?written.verifying, "image written");
+        let Written { bytes, writing, verifying, .. } = written;
+        info!(node = %spec.name, bytes, ?writing, ?verifying, "image written");
         let stages = meter.durations();
         Ok(Outcome::Imaged { verify: written.ranges, disk_bytes, root_partuuid, stages })
     }
 }
 
-/// What is to be on the target's disk, if that is the one that was asked for.
+/// Lays out the target's disk, if it is the one that was asked for.
 async fn lay_out(
     spec: &Arc<NodeSpec>,
     source: Source,
-    lun: &Lun,
+    disk: Geometry,
     target: &Target,
     size: DiskSize,
 ) -> Result<Layout, Fault> {
-    let (bytes, block_bytes) = (lun.capacity_bytes(), lun.block_bytes());
-    check_size(target, bytes, size)?;
-    let optimal_bytes = lun.optimal_bytes().unwrap_or_default();
-    let disk = Geometry { bytes, block_bytes, optimal_bytes };
+    check_size(target, disk.bytes, size)?;
     layout::layout(Arc::clone(spec), source, disk).await
 }
 
-/// Nothing may be written to a disk that is not the one meant.
+/// Refuses a disk of another size than the one meant.
 fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> {
     let has = format!("target {}: its disk has {} ({bytes} bytes)", target.iqn, show_bytes(bytes));
     match size {
@@ -210,19 +206,5 @@ fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> 
             "choose a larger disk with [root_device] or a smaller image",
         )),
         DiskSize::Exactly(_) | DiskSize::AtLeast(_) => Ok(()),
-    }
-}
-
-async fn log_in(disk: &TargetDisk) -> Result<Lun, IscsiError> {
-    let mut tries = 1;
-    loop {
-        match disk.log_in().await {
-            Err(error) if tries < LOGIN_TRIES => {
-                warn!(%error, tries, "iSCSI login failed; trying again");
-                tries += 1;
-                tokio::time::sleep(LOGIN_PAUSE).await;
-            }
-            result => return result,
-        }
     }
 }

@@ -1,7 +1,8 @@
-//! What a machine's disk is to hold: the image, and what its spec wants beside it.
+//! Lays out a machine's disk: the image, and what its spec wants beside it.
 //!
-//! Called before a machine is touched, to see whether it can be done at all, and again once the disk is known. Reads images and makes file
-//! systems, so that it runs where blocking is allowed. Nothing here writes to a disk.
+//! Called before a machine is touched, to see whether it can be done at all, and again once the
+//! disk is known. Reads images and makes file systems, so that it runs where blocking is allowed.
+//! Nothing here writes to a disk.
 
 use std::{fs::File, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
@@ -27,7 +28,7 @@ use super::faults;
 /// The blocks most disks have; before the disk is known, things are tried with these.
 const USUAL_BLOCK_BYTES: u32 = 512;
 const SWAP_LABEL: &str = "swap";
-/// What is looked at for zeros at once, in bytes.
+/// Bytes searched for zeros at once.
 const SPOOL_BYTES: usize = 64 << 10;
 /// Identifiers of one disk: more than a table of hostler's own takes.
 const IDS_MAX: usize = 16;
@@ -41,13 +42,13 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Where large files may be made for a while.
+    /// Directory for large temporary files.
     fn scratch(&self) -> &Path {
         self.entry.path.parent().unwrap_or(Path::new("."))
     }
 }
 
-/// What can be said before the disk is known.
+/// Demands of an installation on its disk.
 #[derive(Debug)]
 pub(super) struct Needs {
     /// The smallest disk that will do, in bytes.
@@ -78,7 +79,7 @@ pub(super) fn needs(spec: &NodeSpec, source: &Source) -> Result<Needs, Fault> {
     Ok(Needs { disk_bytes, root_uuid: Some(found.uuid) })
 }
 
-/// What is to be written to this disk.
+/// Lays out this disk.
 pub(super) async fn layout(
     spec: Arc<NodeSpec>,
     source: Source,
@@ -124,7 +125,7 @@ fn lay_out(
 fn drive(spec: &NodeSpec, block_bytes: u32) -> Result<Option<Bytes>, DriveError> {
     let make =
         |drive| drive::config_drive(drive, &spec.name, &spec.identity().written, block_bytes);
-    spec.config_drive.as_ref().map(make).transpose()
+    spec.config_drive.as_deref().map(make).transpose()
 }
 
 fn swap(partitions: &Partitions, uuid: [u8; 16]) -> Result<Option<Bytes>, DriveError> {
@@ -132,15 +133,18 @@ fn swap(partitions: &Partitions, uuid: [u8; 16]) -> Result<Option<Bytes>, DriveE
     partitions.swap_bytes.map(make).transpose()
 }
 
-/// What a machine boots from by itself when hostler makes its partitions: only UEFI needs no boot loader outside of a file system.
+/// The EFI system partition of a machine that boots from its disk when hostler makes its
+/// partitions. Only UEFI needs no boot loader outside of a file system.
 fn esp(spec: &NodeSpec, source: &Source, block_bytes: u32) -> Result<Option<Content>, Fault> {
     match (spec.image.netboot.is_some(), spec.boot.firmware) {
         (true, _) => Ok(None),
         (false, Firmware::Bios) => Err(Fault::lasting(
             Step::Image,
             "NotBootable",
-            "a machine with BIOS cannot boot from a partition image: the boot loader that a BIOS needs is outside of every file system",
-            "use a whole-disk image, or boot.after = \"network\" with image.kernel and image.ramdisk",
+            "a machine with BIOS cannot boot from a partition image: the boot loader that a BIOS \
+             needs is outside of every file system",
+            "use a whole-disk image, or boot.after = \"network\" with image.kernel and \
+             image.ramdisk",
         )),
         (false, Firmware::Uefi) => {
             let made = drive::esp(&source.entry.file, block_bytes)

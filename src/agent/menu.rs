@@ -1,5 +1,5 @@
-//! Putting the core's menus into the netboot subsystem's table: the kernel command line is made here, because only here both the attempt's
-//! key and the listener's address and certificate are known.
+//! Puts the core's menus into the netboot subsystem's table. The kernel command line is made here,
+//! because only here both the attempt's key and the listener's address and certificate are known.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -15,13 +15,13 @@ use crate::{
         secret::{AttemptKey, Secret},
         spec::{Boot, DeployRamdisk, NodeSpec},
     },
-    netboot::{BootSettings, BootTable, Menus},
+    netboot::{BootSettings, BootTable},
 };
 
-use super::boot_files::Kind;
+use super::boot_files::RamdiskKind;
 
-/// The kernel prints its command line, and with it the key, as a notice: only warnings and worse go to the console, unless
-/// `boot.kernel_args` says otherwise.
+/// The kernel prints its command line, and with it the key, as a notice: only warnings and worse go
+/// to the console, unless `boot.kernel_args` says otherwise.
 const QUIET: &str = "loglevel=5";
 
 /// Keeps the boot table as the core wants it.
@@ -30,9 +30,9 @@ pub(super) struct MenuWriter {
     table: BootTable,
     api: SocketAddr,
     pin: String,
-    /// Where Ironic's ramdisk makes its calls, if such are taken.
+    /// The endpoint for Ironic's ramdisk, if it is configured.
     ironic: Option<SocketAddr>,
-    /// What stands in the table now, so that it is touched only when something changed.
+    /// The table's present content, so that it is touched only when something changed.
     applied: BTreeMap<NodeName, (Menu, Arc<NodeSpec>)>,
 }
 
@@ -85,7 +85,8 @@ impl MenuWriter {
             Ok(()) => drop(self.applied.insert(name.clone(), (menu, Arc::clone(spec)))),
             // The spec's kernel arguments are checked for everything a menu cannot hold.
             Err(error) => {
-                warn!(node = %name, %error, "the boot menu cannot be made; the node's NICs are unknown");
+                let node = name;
+                warn!(%node, %error, "the boot menu cannot be made; the node's NICs are unknown");
                 self.remove(name);
             }
         }
@@ -97,7 +98,8 @@ impl MenuWriter {
         deploy(spec, &args.to_command_line(), false)
     }
 
-    /// None if such a ramdisk would have nobody to call, or no disk to look for: before an attempt both are made sure of.
+    /// `None` if such a ramdisk would have no endpoint to call, or no disk to search for: before an
+    /// attempt both are made sure of.
     fn ironic_menu(&self, spec: &NodeSpec, key: &AttemptKey, iqn: String) -> Option<BootMenu> {
         let args = IronicArgs {
             api: self.ironic?,
@@ -110,26 +112,17 @@ impl MenuWriter {
         Some(deploy(spec, &args.to_command_line(), true))
     }
 
-    /// What a NIC is served. Unless `secrets`, the attempt's key is blank in it.
+    /// Returns the menus of a NIC. Unless `secrets`, the attempt's key is blank in them.
     pub(super) fn show(&self, mac: MacAddr, secrets: bool) -> Option<NicBoot> {
-        let (node, Menus { pxelinux, grub, ipxe, .. }) = self.table.show(mac)?;
-        let key = match self.applied.get(&node) {
-            Some((Menu::Deploy(key), ..)) if !secrets => Some(key),
-            _ => None,
-        };
-        let served = [
-            (format!("pxelinux.cfg/01-{}", mac.hyphenated()), pxelinux),
-            (format!("grub/grub.cfg-01-{mac}"), grub),
-            (format!("ipxe/01-{}.ipxe", mac.hyphenated()), ipxe),
-        ];
-        let menus = served.map(|(name, text)| ServedMenu {
-            name,
-            text: match key {
-                Some(key) => Secret::new(text.expose().replace(key.expose(), "<key>")),
-                None => text,
-            },
-        });
-        Some(NicBoot { node, menus: menus.into() })
+        let (node, mut menus) = self.table.show(mac)?;
+        if let Some((Menu::Deploy(key), ..)) = self.applied.get(&node)
+            && !secrets
+        {
+            for ServedMenu { text, .. } in &mut menus {
+                *text = Secret::new(text.expose().replace(key.expose(), "<key>"));
+            }
+        }
+        Some(NicBoot { node, menus })
     }
 
     /// The node's NICs become unknown.
@@ -147,9 +140,10 @@ fn boots_alike(one: &Arc<NodeSpec>, other: &Arc<NodeSpec>) -> bool {
             == (&other.boot, &other.root_device, other.timeouts.ramdisk)
 }
 
-/// The ramdisk with what it needs on its command line, and behind that what the spec adds.
+/// Makes the menu of a ramdisk: its own words on the command line, and after them those of the
+/// spec.
 fn deploy(spec: &NodeSpec, needed: &Secret, with_addresses: bool) -> BootMenu {
-    let [kernel, initramfs] = Kind::of(&spec.boot).names().map(str::to_owned);
+    let [kernel, initramfs] = RamdiskKind::of(&spec.boot).names().map(str::to_owned);
     let added = spec.boot.kernel_args.iter().map(String::as_str);
     let words: Vec<&str> = [needed.expose(), QUIET].into_iter().chain(added).collect();
     BootMenu::Deploy {

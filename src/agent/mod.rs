@@ -100,13 +100,35 @@ pub enum StartError {
     #[error(transparent)]
     Identity(#[from] callback::IdentityError),
     /// A socket.
-    #[error("{what}: {source}")]
+    #[error("{what}: {source}{}", way_out(source))]
     Listen {
         /// The listener.
         what: String,
         /// The system's error.
         source: io::Error,
     },
+}
+
+/// What helps where a listener cannot be had.
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another program has that port: `ss -lnptu` names it; stop it, or set another \
+             `listen`"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "; this host has no such address: `ip address` shows those that it has; correct \
+             network.advertise or `listen`"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 want root or CAP_NET_BIND_SERVICE, which systemd/hostler.service \
+             gives"
+        }
+        io::ErrorKind::NotFound => {
+            "; make that directory and put the boot loaders into it, or set tftp.loaders"
+        }
+        _ => "",
+    }
 }
 
 /// Why an agent ended.
@@ -147,20 +169,26 @@ impl Agent {
         let tftp = netboot::Server::bind(tftp_config(&config))
             .map_err(listen("TFTP listener", config.tftp.listen))?;
         let http =
-            netboot::http::Server::bind(config.http.listen, netboot::http::Limits::default())
+            netboot::http::Server::bind(config.http.listen, netboot::http::HttpLimits::default())
                 .await
                 .map_err(listen("HTTP listener", config.http.listen))?;
         let identity = callback::Identity::load_or_create(&config.state.dir)?;
         let pin = identity.pin().to_owned();
-        let mut callback =
-            callback::Server::bind(config.callback.listen, identity, callback::Limits::default())
-                .await
-                .map_err(listen("callback listener", config.callback.listen))?;
+        let mut callback = callback::Server::bind(
+            config.callback.listen,
+            identity,
+            callback::CallbackLimits::default(),
+        )
+        .await
+        .map_err(listen("callback listener", config.callback.listen))?;
         if let Some(ironic) = &config.ironic {
             callback
                 .bind_ironic(ironic.listen)
                 .await
                 .map_err(listen("listener for Ironic's ramdisk", ironic.listen))?;
+        }
+        for missing in DeployFiles::new(&config).missing() {
+            warn!("{missing}");
         }
         // Everything but orders goes without it.
         let admin = admin::Server::bind(&config.admin.socket)
@@ -199,7 +227,7 @@ impl Agent {
         let (changed, news) = watch::channel(0);
         let (closing, closed) = watch::channel(false);
 
-        // A listener may be bound to every address there is; a machine needs the one it can reach.
+        // A listener may have every address; a machine needs the one it can reach.
         let reachable = |port| SocketAddr::new(config.network.advertise, port);
         let reached = |what: &str, bound: io::Result<SocketAddr>| {
             bound
@@ -238,7 +266,7 @@ impl Agent {
                 |source| StartError::Listen { what: "directory watcher".into(), source },
             )?;
         let sources = Sources {
-            scans: scan::start(&config, &executor.fleet().names(), bmc_names, wakes),
+            scans: scan::start(&config, executor.fleet(), bmc_names, wakes),
             calls,
             orders,
             fetches,

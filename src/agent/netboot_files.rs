@@ -1,9 +1,10 @@
-//! The kernels and ramdisks that installed machines boot over the network: into the cache, verified, and out of
-//! it again when a machine asks.
+//! The kernels and ramdisks that installed machines boot over the network: into the cache,
+//! verified, and out of it again when a machine asks.
 //!
-//! The operations brings them in, for an attempt and for a machine whose spec was changed; the servers of boot
-//! files open them here. A file is known by its digest, and read as a whole before it is served. Nothing here
-//! may put one file in the place of another: which a machine is served is what its record says.
+//! [`Operations`] brings them in, for an attempt and for a machine whose spec was changed; the
+//! servers of boot files open them here. A file is known by its digest, and read as a whole before
+//! it is served. Nothing here may put one file in the place of another: a machine is served the
+//! files in its record.
 
 use tokio::sync::mpsc::WeakSender;
 
@@ -123,8 +124,8 @@ fn of_file(key: &str, path: &str, error: &ImageError) -> Fault {
     Fault::passing(Step::Preflight, code, message, hint)
 }
 
-/// How the servers of boot files open what is in the cache. What is not there, or has decayed, is not served,
-/// and the node's machine is to have it again.
+/// Opens files of the cache for the servers of boot files. A file that is missing or has decayed is
+/// not served, and the node's machine is to have it again.
 pub(super) fn cached(library: Library, reports: WeakSender<Report>) -> Cached {
     Cached::new(move |node, digest| {
         library.open_kept(digest).inspect_err(|_| {

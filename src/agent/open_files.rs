@@ -1,17 +1,19 @@
-//! How many files the agent may have open, and so how many BMCs it may poll at once.
+//! Raises the limit of open files, and derives the number of BMCs to poll at once.
 //!
-//! Called once at start. The soft limit is raised as far as the service manager lets it: that is what it is for.
+//! Called once at start. The soft limit is raised as far as the service manager lets it: that is
+//! what it is for.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Polls at once: enough that a site of which more BMCs are dead than alive is still polled all at once.
+/// Most polls at once: enough that a site with more dead BMCs than live ones is still polled all at
+/// once.
 const POLLS_MAX: u64 = 2048;
 /// Descriptors for everything else: listeners, TFTP transfers, ramdisks' connections, images.
 const RESERVED: u64 = 1024;
-/// Where there are hardly any.
+/// Polls at once where descriptors are scarce.
 const POLLS_MIN: u64 = 64;
 
-/// Raises the limit, and says how many polls fit into it.
+/// Raises the limit and returns the number of polls that fit into it.
 pub(super) fn polls_max() -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = POLLS_MAX + RESERVED;

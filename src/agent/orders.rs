@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::{
-    admin::{Peer, Request, Wish},
+    admin::{AdminRequest, Peer, Wish},
     lifecycle::{Event, Hold, Node},
     model::{
         admin::{Answer, BmcCommand, Order, Selection},
@@ -27,7 +27,7 @@ use super::{bmc_commands::Done, clock::now, driver::Driver};
 
 impl Driver {
     /// Answers a question, or starts what will.
-    pub(super) fn attend(&mut self, Request { wish, who }: Request) {
+    pub(super) fn attend(&mut self, AdminRequest { wish, who }: AdminRequest) {
         match wish {
             Wish::Order { order, reply } => self.obey(&order, who, reply),
             Wish::ApproveNewMachines { reply } => self.approve_new_machines(who, reply),
@@ -135,7 +135,9 @@ impl Driver {
         };
         let Some(outcome) = outcome(order, node) else {
             let (phase, order) = (node.phase().as_str(), order.name());
-            return Answer::new(name, false, &format!("is {phase}; there is nothing to {order}"));
+            let other = other_order(node).map(|way| format!("; {way}")).unwrap_or_default();
+            let message = format!("is {phase}; there is nothing to {order}{other}");
+            return Answer::new(name, false, &message);
         };
         let event = match order {
             Order::Approve(_) => Event::Approve,
@@ -181,6 +183,17 @@ fn admit(node: &Node, command: BmcCommand) -> Result<Arc<NodeSpec>, String> {
         ));
     }
     Ok(Arc::clone(spec))
+}
+
+/// The order that leads to something at this node, if one does.
+fn other_order(node: &Node) -> Option<String> {
+    let keep_off = node.spec().is_some_and(|spec| spec.goal == Goal::Available);
+    match node.phase() {
+        Phase::Held if keep_off => Some(consent::keep_off(node.name())),
+        Phase::Held => Some(consent::approve(node.name())),
+        Phase::Failed if !node.owes_restart() => Some(consent::retry(node.name())),
+        _ => None,
+    }
 }
 
 /// The outcome of an order at this node; `None` if it leads to nothing.

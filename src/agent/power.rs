@@ -84,27 +84,33 @@ impl Bmcs {
     /// attempt, and one that has refused the user is not asked by the same one again soon.
     pub(super) async fn poll(&self, spec: &NodeSpec, cancel: Cancel) -> Result<PowerState, Fault> {
         let step = Step::Preflight;
-        let bmc = spec.bmc.as_ref().ok_or_else(|| faults::no_bmc(step))?;
+        let bmc = spec.bmc.as_deref().ok_or_else(|| faults::no_bmc(step))?;
         let secrets = self.secrets(step, bmc)?;
         if let Some(refusal) = self.refusals.of(spec, &secrets) {
             return Err(refusal);
         }
-        let polled = self.poll_now(spec, cancel).await;
+        let client = self.client_with(step, spec, &secrets)?;
+        let polled = self.poll_now(spec, client, cancel).await;
         self.refusals.note(spec, secrets, &polled);
         polled
     }
 
-    async fn poll_now(&self, spec: &NodeSpec, mut cancel: Cancel) -> Result<PowerState, Fault> {
+    async fn poll_now(
+        &self,
+        spec: &NodeSpec,
+        client: Bmc,
+        mut cancel: Cancel,
+    ) -> Result<PowerState, Fault> {
         let step = Step::Preflight;
         let (began, limit) = (Instant::now(), spec.timeouts.power.min(POLL_LIMIT));
         let mut sent_at = None;
         let call = async |bmc: Bmc, _| {
             let now = *sent_at.insert(Instant::now());
-            bmc.power_state(now + limit).await
+            bmc.poll_power_state(now + limit).await
         };
         let (_stop, never) = cancel_signal();
         tokio::select! {
-            state = self.with(step, spec, never, call) => return state,
+            state = self.with_client(step, spec, client, never, call) => return state,
             () = stopped(&mut cancel) => {}
         }
         Err(faults::of_cut_poll(spec, began.elapsed(), sent_at.map(|at| at.elapsed())))
@@ -188,10 +194,21 @@ impl Bmcs {
         &self,
         step: Step,
         spec: &NodeSpec,
-        mut cancel: Cancel,
+        cancel: Cancel,
         call: impl AsyncFnOnce(Bmc, Duration) -> Result<T, BmcError>,
     ) -> Result<T, Fault> {
         let bmc = self.client(step, spec)?;
+        self.with_client(step, spec, bmc, cancel, call).await
+    }
+
+    async fn with_client<T>(
+        &self,
+        step: Step,
+        spec: &NodeSpec,
+        bmc: Bmc,
+        mut cancel: Cancel,
+        call: impl AsyncFnOnce(Bmc, Duration) -> Result<T, BmcError>,
+    ) -> Result<T, Fault> {
         let lock = self.lock_of(&spec.name);
         let call = async {
             let _held = lock.lock().await;
@@ -210,18 +227,24 @@ impl Bmcs {
 
     /// The node's client. The password is read each time, so that a corrected file counts at once.
     pub(super) fn client(&self, step: Step, spec: &NodeSpec) -> Result<Bmc, Fault> {
-        let bmc = spec.bmc.as_ref().ok_or_else(|| faults::no_bmc(step))?;
+        let bmc = spec.bmc.as_deref().ok_or_else(|| faults::no_bmc(step))?;
         let secrets = self.secrets(step, bmc)?;
+        self.client_with(step, spec, &secrets)
+    }
+
+    fn client_with(&self, step: Step, spec: &NodeSpec, secrets: &BmcSecrets) -> Result<Bmc, Fault> {
+        let bmc = spec.bmc.as_deref().ok_or_else(|| faults::no_bmc(step))?;
         let mut bmcs = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = bmcs.get(&spec.name);
-        if let Some(known) = known.filter(|known| known.spec == *bmc && known.secrets == secrets) {
+        if let Some(known) = known.filter(|known| known.spec == *bmc && known.secrets == *secrets) {
             return Ok(known.client.clone());
         }
         // An attempt that was begun before the agent started has used them already.
         let in_attempt = matches!(step, Step::PowerOn | Step::Restart | Step::Cleanup);
         let trusted = if in_attempt && known.is_none() { Trusted::Yes } else { Trusted::No };
-        let client = bmc::open(&spec.name, bmc, &secrets, self.spacing, trusted);
-        let known = KnownBmc { spec: bmc.clone(), secrets, client: client.clone() };
+        let client = bmc::open(&spec.name, bmc, secrets, self.spacing, trusted);
+        let (spec_bmc, secrets) = (bmc.clone(), secrets.clone());
+        let known = KnownBmc { spec: spec_bmc, secrets, client: client.clone() };
         bmcs.insert(spec.name.clone(), known);
         Ok(client)
     }
@@ -333,6 +356,8 @@ fn first_line(path: &Path) -> io::Result<Secret> {
 mod tests {
     use super::*;
 
+    /// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no
+    /// attempt.
     #[test]
     fn only_what_can_be_meant_as_a_secret_is_taken_from_its_file() {
         let dir = tempfile::tempdir().unwrap();

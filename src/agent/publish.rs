@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    mem,
+    io, mem,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -117,17 +117,7 @@ impl Publisher {
     /// tick by `driver`, and so shown again.
     pub(super) fn start(files: StatusFiles, rescan: Duration, driver: WeakSender<Report>) -> Self {
         let shared = Arc::new(Shared::default());
-        let mut writer = StatusWriter {
-            files,
-            rescan,
-            driver,
-            shared: Arc::clone(&shared),
-            looked: Instant::now(),
-            shown: BTreeMap::new(),
-            waiting: BTreeMap::new(),
-            failed: BTreeMap::new(),
-            told_unwritten: None,
-        };
+        let mut writer = StatusWriter::new(files, rescan, driver, Arc::clone(&shared));
         let ends = EndsOnDrop(Arc::clone(&shared));
         let thread = std::thread::spawn(move || {
             let _ends = ends;
@@ -217,22 +207,48 @@ struct Shown {
 }
 
 impl StatusWriter {
+    fn new(
+        files: StatusFiles,
+        rescan: Duration,
+        driver: WeakSender<Report>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            files,
+            rescan,
+            driver,
+            shared,
+            looked: Instant::now(),
+            shown: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            told_unwritten: None,
+        }
+    }
+
     fn work(&mut self) {
         loop {
-            let News { files, consoles, closed, .. } = self.shared.wait(self.until_due());
-            self.waiting.extend(files);
-            for (name, console) in consoles {
-                self.keep_console(&name, console.as_ref());
-            }
-            if self.looked.elapsed() >= self.rescan {
-                self.look_through();
-            }
-            self.write_due(closed);
-            self.tell_unwritten();
+            let news = self.shared.wait(self.until_due(Instant::now()));
+            let closed = news.closed;
+            self.take_up(news, Instant::now());
             if closed {
                 return;
             }
         }
+    }
+
+    /// Takes what was left for the thread, and writes what is due by now.
+    fn take_up(&mut self, news: News, now: Instant) {
+        let News { files, consoles, closed, .. } = news;
+        self.waiting.extend(files);
+        for (name, console) in consoles {
+            self.keep_console(&name, console.as_ref());
+        }
+        if now.duration_since(self.looked) >= self.rescan {
+            self.look_through();
+        }
+        self.write_due(closed, now);
+        self.tell_unwritten();
     }
 
     fn keep_console(&self, name: &NodeName, console: Option<&ConsoleLog>) {
@@ -269,13 +285,14 @@ impl StatusWriter {
     }
 
     /// How long nothing that waits is due.
-    fn until_due(&self) -> Duration {
-        let waiting = self.waiting.iter();
-        waiting.map(|(name, wanted)| self.due_in(name, wanted.as_deref())).min().unwrap_or(INTERVAL)
+    fn until_due(&self, now: Instant) -> Duration {
+        let due =
+            self.waiting.iter().map(|(name, wanted)| self.due_in(name, wanted.as_deref(), now));
+        due.min().unwrap_or(INTERVAL)
     }
 
     /// How long a file must still be left alone.
-    fn due_in(&self, name: &NodeName, wanted: Option<&Status>) -> Duration {
+    fn due_in(&self, name: &NodeName, wanted: Option<&Status>, now: Instant) -> Duration {
         let touched = match (self.failed.get(name), self.shown.get(name)) {
             (Some((_, tried)), _) => tried,
             (None, Some(shown)) if wanted.is_some_and(|wanted| wanted.phase == shown.phase) => {
@@ -283,27 +300,31 @@ impl StatusWriter {
             }
             (None, _) => return Duration::ZERO,
         };
-        INTERVAL.saturating_sub(touched.elapsed())
+        INTERVAL.saturating_sub(now.duration_since(*touched))
     }
 
-    fn write_due(&mut self, all: bool) {
-        let due: Vec<NodeName> = self
-            .waiting
-            .iter()
-            .filter(|(name, wanted)| all || self.due_in(name, wanted.as_deref()).is_zero())
-            .map(|(name, _)| name.clone())
-            .collect();
+    fn write_due(&mut self, all: bool, now: Instant) {
+        let is_due = |(name, wanted): &(&NodeName, &Option<Box<Status>>)| {
+            all || self.due_in(name, wanted.as_deref(), now).is_zero()
+        };
+        let due: Vec<NodeName> =
+            self.waiting.iter().filter(is_due).map(|(name, _)| name.clone()).collect();
         for name in due {
             let Some(wanted) = self.waiting.remove(&name) else { continue };
-            if let Err(error) = self.write(&name, wanted.as_deref()) {
-                self.put_off(name, wanted, error.to_string());
+            if let Err(error) = self.write(&name, wanted.as_deref(), now) {
+                self.put_off(name, wanted, format!("{error}{}", way_out(&error)), now);
             } else if self.failed.remove(&name).is_some() {
                 info!(node = %name, "its status file can be written again");
             }
         }
     }
 
-    fn write(&mut self, name: &NodeName, wanted: Option<&Status>) -> Result<(), StatusFileError> {
+    fn write(
+        &mut self,
+        name: &NodeName,
+        wanted: Option<&Status>,
+        now: Instant,
+    ) -> Result<(), StatusFileError> {
         let Some(status) = wanted else {
             self.shared.busy(|| self.files.remove(name))?;
             self.shown.remove(name);
@@ -321,7 +342,7 @@ impl StatusWriter {
             None => self.shared.busy(|| self.files.put(&text))?,
         };
         if let Some(file) = file {
-            let shown = Shown { file, phase: status.phase, at: Instant::now() };
+            let shown = Shown { file, phase: status.phase, at: now };
             self.shown.insert(name.clone(), shown);
         }
         Ok(())
@@ -343,13 +364,133 @@ impl StatusWriter {
     }
 
     /// It is tried again soon, and told once.
-    fn put_off(&mut self, name: NodeName, wanted: Option<Box<Status>>, error: String) {
+    fn put_off(
+        &mut self,
+        name: NodeName,
+        wanted: Option<Box<Status>>,
+        error: String,
+        now: Instant,
+    ) {
         let told = self.failed.get(&name).is_some_and(|(told, _)| *told == error);
         if !told {
             error!(node = %name, error, "a status file cannot be changed; tried again until it can");
         }
-        self.failed.insert(name.clone(), (error, Instant::now()));
+        self.failed.insert(name.clone(), (error, now));
         // What came meanwhile is newer.
         self.waiting.entry(name).or_insert(wanted);
+    }
+}
+
+/// What helps an agent that the service manager keeps from writing there.
+fn way_out(error: &StatusFileError) -> &'static str {
+    match error {
+        StatusFileError::Io { source, .. }
+            if source.kind() == io::ErrorKind::ReadOnlyFilesystem =>
+        {
+            "; unless that file system is meant to be read-only, name the directory in \
+             ReadWritePaths= in a drop-in for the unit"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, thread};
+
+    use tokio::sync::mpsc::channel;
+
+    use super::*;
+    use crate::status_file;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const POLL_INTERVAL: Duration = Duration::from_millis(10);
+    /// For a thread that has one small file to write, on a busy machine.
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    fn status(message: &str) -> Status {
+        let at = "2026-11-30T12:00:00Z";
+        let text = format!(
+            "version = 2\nnode = \"edge-07\"\nphase = \"imaging\"\nready = false\n\
+             message = {message:?}\nspec_valid = true\nsince = {at:?}\nattempt = 1\n\
+             updated = {at:?}\n"
+        );
+        toml::from_str(&text).unwrap()
+    }
+
+    /// What is left for the thread when the status has this message.
+    fn news(message: &str) -> News {
+        let status = status(message);
+        let files = BTreeMap::from([(status.node.clone(), Some(Box::new(status)))]);
+        News { files, ..News::default() }
+    }
+
+    fn message(dir: &Path) -> Option<String> {
+        let status = status_file::read(&dir.join("edge-07.status.toml")).ok()?;
+        Some(status.message)
+    }
+
+    /// Invariant (status): A status that was put off, or could not be written, is written when it
+    /// is due.
+    #[test]
+    fn a_status_that_was_put_off_is_written_when_it_is_due_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = StatusFiles::new(dir.path());
+        let (driver, _reports) = channel(1);
+        let mut writer = StatusWriter::new(files, HOUR, driver.downgrade(), Arc::default());
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let says = |text: &str| message(dir.path()).as_deref() == Some(text);
+
+        writer.take_up(news("10%"), at(0));
+        assert!(says("10%"));
+        for (ms, text) in [(300, "20%"), (700, "30%")] {
+            writer.take_up(news(text), at(ms));
+            assert!(says("10%"), "written after {ms} ms");
+            assert_eq!(writer.until_due(at(ms)), Duration::from_millis(1000 - ms));
+        }
+        writer.take_up(News::default(), at(999));
+        assert!(says("10%"));
+        writer.take_up(News::default(), at(1000));
+        assert!(says("30%"), "{:?}", message(dir.path()));
+        assert_eq!(writer.until_due(at(1000)), INTERVAL, "nothing waits");
+    }
+
+    /// Invariant (status): A status that was put off, or could not be written, is written when it
+    /// is due.
+    #[test]
+    fn a_status_that_cannot_be_written_is_tried_again_when_it_is_due() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("gone");
+        let (driver, _reports) = channel(1);
+        let files = StatusFiles::new(&gone);
+        let mut writer = StatusWriter::new(files, HOUR, driver.downgrade(), Arc::default());
+        let start = Instant::now();
+        writer.take_up(news("10%"), start);
+        assert_eq!(writer.until_due(start), INTERVAL);
+        fs::create_dir(&gone).unwrap();
+        writer.take_up(News::default(), start + INTERVAL / 2);
+        assert_eq!(message(&gone), None, "it is too early");
+        writer.take_up(News::default(), start + INTERVAL);
+        assert_eq!(message(&gone).as_deref(), Some("10%"));
+        assert!(writer.failed.is_empty());
+    }
+
+    /// Invariant (status): A status that was put off, or could not be written, is written when it
+    /// is due.
+    #[test]
+    fn the_thread_wakes_by_itself_for_a_status_that_was_put_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let (driver, _reports) = channel(1);
+        let files = StatusFiles::new(dir.path());
+        let publisher = Publisher::start(files, HOUR, driver.downgrade());
+        for text in ["10%", "20%"] {
+            publisher.show(status(text));
+            let deadline = Instant::now() + LIMIT;
+            while message(dir.path()).as_deref() != Some(text) {
+                assert!(Instant::now() < deadline, "{:?}", message(dir.path()));
+                thread::sleep(POLL_INTERVAL);
+            }
+        }
     }
 }

@@ -23,7 +23,8 @@ use tracing::{debug, warn};
 
 use crate::{
     config::Config,
-    model::{ids::NodeName, problem::Problem, toml_reader::Document},
+    lifecycle::Fleet,
+    model::{problem::Problem, toml_reader::Document},
     spec_dir::{ReadError, Reader, Snapshot},
     watch::{DEBOUNCE, Wake},
 };
@@ -35,19 +36,19 @@ use super::bmc_names::BmcNames;
 /// is copied into place.
 const READINGS_MAX: usize = 20;
 
-/// Starts reading; each reading's result goes to the driver. `nodes` are those it knows already. It
-/// ends when the watcher or the driver does.
+/// Starts reading; each reading's result goes to the driver, whose fleet is known already. It ends
+/// when the watcher or the driver does.
 pub(super) fn start(
     config: &Config,
-    nodes: &[NodeName],
+    fleet: &Fleet,
     names: BmcNames,
     mut wakes: mpsc::Receiver<Wake>,
 ) -> mpsc::Receiver<Result<Snapshot, ReadError>> {
     let (found, scans) = mpsc::channel(1);
     let dir = config.specs.dir.clone();
     let defaults = config.defaults.clone();
-    let reader = Arc::new(Mutex::new(Reader::default()));
-    let mut known = nodes.iter().map(|name| format!("{name}.toml").into()).collect();
+    let reader = Arc::new(Mutex::new(Reader::with_specs(fleet.specs().cloned())));
+    let mut known = fleet.names().into_iter().map(|name| format!("{name}.toml").into()).collect();
     tokio::spawn(async move {
         let mut told: Vec<Problem> = Vec::new();
         while let Some(wake) = wakes.recv().await {
@@ -140,6 +141,8 @@ mod tests {
         assert!(readings.is_empty(), "not looked for again");
     }
 
+    /// Invariant (spec): A scan is of one directory, and a file is gone when two readings missed
+    /// it.
     #[tokio::test(start_paused = true)]
     async fn a_file_that_is_gone_for_a_moment_is_not_missed() {
         check("a b", &["a", "a b"], "a b", "a b").await;

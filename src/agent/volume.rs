@@ -1,29 +1,23 @@
-//! A logical unit behind iSCSI as the disk the imaging pipeline writes to, and the way to it.
+//! Connects the imaging pipeline to a logical unit behind iSCSI.
 
-use std::{
-    net::SocketAddr,
-    ops::Range,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{net::SocketAddr, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use tracing::warn;
 
 use crate::{
     imaging::{Connector, Volume, VolumeError},
-    iscsi::{Chap, ErrorKind, IscsiError, Lun, Options, TargetAddress},
+    iscsi::{Chap, IscsiError, IscsiErrorKind, IscsiOptions, Lun, TargetAddress},
     lifecycle::Target,
-    model::fault::Advise as _,
+    model::fault::{Advice, Advise as _},
 };
 
-/// The target a ramdisk has told us of.
+/// The target that a ramdisk has reported.
 #[derive(Debug)]
 pub(super) struct TargetDisk {
     address: TargetAddress,
     /// `None`: the target is open, and the spec allows that.
     chap: Option<Chap>,
-    /// Connected before the imaging began, to see what disk it is.
-    connected: Mutex<Option<Lun>>,
 }
 
 impl TargetDisk {
@@ -38,16 +32,7 @@ impl TargetDisk {
             secret,
             mutual: None,
         });
-        Self { address, chap, connected: Mutex::default() }
-    }
-
-    pub(super) async fn log_in(&self) -> Result<Lun, IscsiError> {
-        Lun::connect(&self.address, self.chap.as_ref(), &Options::default()).await
-    }
-
-    /// Has the imaging use this connection first.
-    pub(super) fn hand_over(&self, lun: Lun) {
-        *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(lun);
+        Self { address, chap }
     }
 }
 
@@ -55,22 +40,14 @@ impl Connector for TargetDisk {
     type Volume = Lun;
 
     async fn connect(&self) -> Result<Arc<Lun>, VolumeError> {
-        let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let lun = match connected {
-            Some(lun) => lun,
-            None => self.log_in().await.map_err(|error| volume_error(&error))?,
-        };
-        Ok(Arc::new(lun))
+        let lun = Lun::connect(&self.address, self.chap.as_ref(), &IscsiOptions::default()).await;
+        lun.map(Arc::new).map_err(|error| volume_error(&error))
     }
 
     async fn close(&self, lun: Arc<Lun>) {
-        log_out(Lun::clone(&lun)).await;
-    }
-}
-
-pub(super) async fn log_out(lun: Lun) {
-    if let Err(error) = lun.logout().await {
-        warn!(%error, "iSCSI logout failed; the connection is closed");
+        if let Err(error) = Lun::clone(&lun).logout().await {
+            warn!(%error, "iSCSI logout failed; the connection is closed");
+        }
     }
 }
 
@@ -81,6 +58,10 @@ impl Volume for Lun {
 
     fn capacity_bytes(&self) -> u64 {
         Lun::capacity_bytes(self)
+    }
+
+    fn optimal_bytes(&self) -> u32 {
+        Lun::optimal_bytes(self).unwrap_or_default()
     }
 
     fn moved_bytes(&self) -> u64 {
@@ -118,7 +99,8 @@ impl Volume for Lun {
     }
 }
 
-/// What one command may carry is for the target to say; some disk controllers take less than 256 KiB, which is less than a chunk.
+/// The ranges that one command can carry each: some disk controllers take less than 256 KiB, which
+/// is less than a chunk.
 fn pieces(bytes: usize, most: u32) -> impl Iterator<Item = Range<usize>> {
     let step = usize::try_from(most).unwrap_or(usize::MAX).max(1);
     (0..bytes).step_by(step).map(move |start| start..bytes.min(start.saturating_add(step)))
@@ -126,14 +108,15 @@ fn pieces(bytes: usize, most: u32) -> impl Iterator<Item = Range<usize>> {
 
 fn volume_error(error: &IscsiError) -> VolumeError {
     let reconnect = match &error.kind {
-        ErrorKind::Unreachable(_)
-        | ErrorKind::TargetGone(_)
-        | ErrorKind::TimedOut(_)
-        | ErrorKind::Digest(_) => true,
-        ErrorKind::LoginRefused(refusal) => refusal.may_pass(),
+        IscsiErrorKind::Unreachable(_)
+        | IscsiErrorKind::TargetGone(_)
+        | IscsiErrorKind::TimedOut(_)
+        | IscsiErrorKind::Digest(_) => true,
+        IscsiErrorKind::LoginRefused(refusal) => refusal.may_pass(),
         _ => false,
     };
-    VolumeError { code: error.advice().code, message: error.to_string(), reconnect }
+    let Advice { code, hint, .. } = error.advice();
+    VolumeError { code, hint, message: error.to_string(), reconnect }
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ impl Operations {
 /// The image library of this configuration; the agent's, or that of a command.
 pub(crate) fn library(config: &Config) -> Library {
     let images = config.images.clone();
-    Library::new(image::Options {
+    Library::new(image::LibraryOptions {
         dir: images.dir,
         allowed_dirs: images.allowed_dirs,
         cache_dir: images.cache_dir,

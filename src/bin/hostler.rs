@@ -42,13 +42,14 @@ fn report(failure: &Failure) -> ExitCode {
     }
     let mut stderr = Printer(io::stderr().lock());
     let mut said = failure.to_string();
+    let prefix = log::error_prefix();
     // Nowhere is left to say that writing failed.
-    drop(writeln!(stderr, "error: {said}"));
+    drop(writeln!(stderr, "{prefix}error: {}", said.replace('\n', &format!("\n{prefix}"))));
     let mut cause = failure.source();
     while let Some(error) = cause {
         let text = error.to_string();
         if !said.ends_with(&text) {
-            drop(writeln!(stderr, "  because: {text}"));
+            drop(writeln!(stderr, "{prefix}  because: {text}"));
             said = text;
         }
         cause = error.source();

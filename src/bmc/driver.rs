@@ -28,6 +28,12 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Reads whether the machine is on.
     fn power_state(&self, deadline: Instant) -> BmcCall<'_, PowerState>;
 
+    /// Reads whether the machine is on, for a caller that polls: a driver may spare a BMC that stays
+    /// silent.
+    fn poll_power_state(&self, deadline: Instant) -> BmcCall<'_, PowerState> {
+        self.power_state(deadline)
+    }
+
     /// Brings the machine to a power state, and returns when the BMC reports it.
     fn reach_power(&self, wanted: PowerState, deadline: Instant) -> BmcCall<'_, ()>;
 

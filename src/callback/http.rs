@@ -1,7 +1,8 @@
 //! From an HTTP request to a [`Call`] and from a [`Reply`] to an HTTP answer.
 //!
-//! Called by the server for every request on a live connection. The order of the checks is what keeps the server from telling secrets: nothing
-//! is said about a path before the whole body has been read, and nothing about a body before there is a well-formed key.
+//! Called by the server for every request on a live connection. The order of the checks keeps the
+//! server from telling secrets: nothing is said about a path before the whole body has been read,
+//! and nothing about a body before there is a well-formed key.
 
 use std::{
     sync::Arc,
@@ -25,51 +26,54 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Call, Limits, Reply, Request, peers::Place};
-use crate::model::{callback::DeployState, ids::NodeName, secret::AttemptKey};
+use super::{Call, CallbackLimits, CallbackRequest, Reply};
+use crate::{
+    listener::ConnectionPermit,
+    model::{callback::DeployState, ids::NodeName, secret::AttemptKey},
+};
 
 /// An inventory of hundreds of disks has some 100 KiB.
 const BODY_BYTES_MAX: usize = 256 << 10;
 
-/// The way to the driver.
+/// State shared by all handlers: the way to the driver.
 #[derive(Debug)]
-pub(super) struct Door {
-    pub(super) limits: Limits,
-    pub(super) requests: mpsc::Sender<Request>,
-    /// Ticks whenever an answer may have become another.
+pub(super) struct AppState {
+    pub(super) limits: CallbackLimits,
+    pub(super) requests: mpsc::Sender<CallbackRequest>,
+    /// Ticks whenever an answer may have changed.
     pub(super) changed: watch::Receiver<u64>,
 }
 
-/// What a request is, once its path, key and body have been read.
+/// A request whose path, key and body have been read.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct CallArgs {
     pub(super) node: NodeName,
-    pub(super) place: Arc<Place>,
+    pub(super) permit: Arc<ConnectionPermit>,
     pub(super) key: AttemptKey,
     pub(super) call: Call,
 }
 
-/// Every path there is. The connection adds its [`Place`] as an extension.
-pub(super) fn router(door: Arc<Door>) -> Router {
+/// Routes every path. The connection adds its [`ConnectionPermit`] as an extension.
+pub(super) fn router(state: Arc<AppState>) -> Router {
     Router::new()
         .route("/v1/nodes/{node}/vendor_passthru/{call}", routing::any(answer))
         .fallback(async || refused())
-        .layer(from_fn_with_state(Arc::clone(&door), bounded))
-        .with_state(door)
+        .layer(from_fn_with_state(Arc::clone(&state), bounded))
+        .with_state(state)
 }
 
 /// Counts the request and reads its whole body within the limits, before anybody looks at the path.
 pub(super) async fn bounded(
-    State(door): State<Arc<Door>>,
-    Extension(place): Extension<Arc<Place>>,
+    State(state): State<Arc<AppState>>,
+    Extension(permit): Extension<Arc<ConnectionPermit>>,
     request: HttpRequest,
     next: Next,
 ) -> Response {
-    if !place.takes_request(Instant::now()) {
+    if !permit.takes_request(Instant::now()) {
         return failure(StatusCode::TOO_MANY_REQUESTS, "too many requests");
     }
     let (head, body) = request.into_parts();
-    match read(body, door.limits.read).await {
+    match read(body, state.limits.read).await {
         Ok(body) => next.run(HttpRequest::from_parts(head, Body::from(body))).await,
         Err(failed) => failed,
     }
@@ -87,8 +91,8 @@ async fn read(body: Body, limit: Duration) -> Result<Bytes, Response> {
 }
 
 async fn answer(
-    State(door): State<Arc<Door>>,
-    Extension(place): Extension<Arc<Place>>,
+    State(state): State<Arc<AppState>>,
+    Extension(permit): Extension<Arc<ConnectionPermit>>,
     path: Result<Path<(String, String)>, PathRejection>,
     method: Method,
     headers: HeaderMap,
@@ -99,17 +103,18 @@ async fn answer(
     let Some((node, call)) = parse(&method, &node, &name, &body) else { return refused() };
     let Some(key) = bearer(&headers) else { return refused() };
     match call {
-        Ok(call) => hand_over(&door, Asked { node, place, key, call }).await,
+        Ok(call) => hand_over(&state, CallArgs { node, permit, key, call }).await,
         Err(error) => {
             // The error's own text may quote the body.
             let (line, column) = (error.line(), error.column());
-            debug!(%node, peer = %place.peer(), line, column, "callback body is not valid");
+            debug!(%node, peer = %permit.peer(), line, column, "callback body is not valid");
             failure(StatusCode::BAD_REQUEST, "bad request")
         }
     }
 }
 
-/// The node and the call a request means; `None` when there is no such call with this method. The body is judged apart.
+/// Reads the node and the call of a request; `None` when there is no such call with this method.
+/// The body is judged apart.
 fn parse(
     method: &Method,
     node: &str,
@@ -136,14 +141,14 @@ fn bearer(headers: &HeaderMap) -> Option<AttemptKey> {
     only.to_str().ok()?.strip_prefix("Bearer ")?.parse().ok()
 }
 
-pub(super) async fn hand_over(door: &Door, asked: Asked) -> Response {
-    let reply = match asked.call {
-        Call::DeployState => poll(door, &asked).await,
+pub(super) async fn hand_over(state: &AppState, args: CallArgs) -> Response {
+    let reply = match args.call {
+        Call::DeployState => poll(state, &args).await,
         Call::Lookup(_)
         | Call::PassDeployInfo(_)
         | Call::Completed(_)
         | Call::IronicDeployInfo(_)
-        | Call::IronicBootloader(_) => ask(door, &asked).await,
+        | Call::IronicBootloader(_) => ask(state, &args).await,
     };
     let answer = match reply {
         Some(Reply::Lookup(reply)) => json(StatusCode::OK, &reply),
@@ -154,19 +159,19 @@ pub(super) async fn hand_over(door: &Door, asked: Asked) -> Response {
         Some(Reply::Failed(why)) => failure(StatusCode::CONFLICT, &why),
         None => failure(StatusCode::SERVICE_UNAVAILABLE, "try again"),
     };
-    let (node, peer, status) = (&asked.node, asked.place.peer(), answer.status().as_u16());
-    debug!(%node, %peer, call = asked.call.name(), status, "callback answered");
+    let (node, peer, status) = (&args.node, args.permit.peer(), answer.status().as_u16());
+    debug!(%node, %peer, call = args.call.name(), status, "callback answered");
     answer
 }
 
 /// Asks until the answer is another than `imaging` or the poll is over.
-async fn poll(door: &Door, asked: &Asked) -> Option<Reply> {
-    let mut changed = door.changed.clone();
-    let over = tokio::time::Instant::now() + door.limits.poll;
+async fn poll(state: &AppState, args: &CallArgs) -> Option<Reply> {
+    let mut changed = state.changed.clone();
+    let over = tokio::time::Instant::now() + state.limits.poll;
     loop {
         // Seen before asking: a change that comes while the driver answers still wakes us.
         changed.mark_unchanged();
-        let reply = ask(door, asked).await?;
+        let reply = ask(state, args).await?;
         if reply != Reply::State(DeployState::Imaging.into()) || tokio::time::Instant::now() >= over
         {
             return Some(reply);
@@ -178,27 +183,27 @@ async fn poll(door: &Door, asked: &Asked) -> Option<Reply> {
 }
 
 /// Asks the driver once; `None` when it is gone or too slow.
-pub(super) async fn ask(door: &Door, asked: &Asked) -> Option<Reply> {
+pub(super) async fn ask(state: &AppState, args: &CallArgs) -> Option<Reply> {
     let (reply, answer) = oneshot::channel();
-    let request = Request {
-        node: asked.node.clone(),
-        peer: asked.place.peer(),
-        key: asked.key.clone(),
-        call: asked.call.clone(),
+    let request = CallbackRequest {
+        node: args.node.clone(),
+        peer: args.permit.peer(),
+        key: args.key.clone(),
+        call: args.call.clone(),
         reply,
     };
-    let asking = timeout(door.limits.driver, async {
-        door.requests.send(request).await.ok()?;
+    let asking = timeout(state.limits.driver, async {
+        state.requests.send(request).await.ok()?;
         answer.await.ok()
     });
     let reply = asking.await.ok()??;
     if reply != Reply::Refused {
-        asked.place.prove();
+        args.permit.protect();
     }
     Some(reply)
 }
 
-/// The one answer to everything that is none of the caller's business.
+/// The one answer to every request that the caller has no right to.
 pub(super) fn refused() -> Response {
     failure(StatusCode::NOT_FOUND, "not found")
 }

@@ -1,9 +1,9 @@
-//! Who the agent is to the ramdisk: a self-signed certificate, known by its SHA-256 alone.
+//! The agent's identity to the ramdisk: a self-signed certificate, known by its SHA-256 alone.
 //!
-//! Called once at start. The pin travels in the boot menu, so names and dates in the certificate mean nothing: it is valid from the epoch
-//! on, because the clocks at an edge site lie. It must never replace a certificate that is whole,
-//! nor keep an agent from starting because one is damaged: a new one costs the attempts that are
-//! under way, and nothing else.
+//! Called once at start. The pin travels in the boot menu, so names and dates in the certificate
+//! mean nothing: it is valid from the epoch on, because the clocks at an edge site lie. It must
+//! never replace a certificate that is whole, nor keep an agent from starting because one is
+//! damaged: a new one costs the attempts that are under way, and nothing else.
 
 use std::{
     fmt, io,
@@ -28,7 +28,8 @@ use crate::{
 };
 
 const NAME: &str = "hostler";
-/// How the line above a certificate begins that tells whether it is whole. Readers of PEM pass it over (RFC 7468 §2).
+/// Beginning of the line above a certificate that tells whether it is whole. Readers of PEM skip it
+/// (RFC 7468 §2).
 const CHECKSUM: &str = "checksum of this certificate: sha256:";
 /// Much more than a certificate or its key has.
 const PEM_BYTES_MAX: u64 = 64 << 10;
@@ -40,31 +41,22 @@ pub struct Identity {
     pin: String,
 }
 
-/// Why there is no usable certificate.
+/// A certificate that cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum IdentityError {
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// What is there is not a certificate with its key.
+    File { path: PathBuf, source: io::Error },
+    /// The files are not a certificate with its key.
     #[error("{} and its key: {reason}", path.display())]
-    Unusable {
-        /// The certificate.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+    Unusable { path: PathBuf, reason: String },
     /// No certificate could be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
 }
 
-/// What a new certificate means.
+/// The consequence of a new certificate, for the log.
 const NEW_IDENTITY: &str =
     "a new callback certificate is made; a deploy ramdisk that was started before does not know it";
 
@@ -112,7 +104,7 @@ impl Identity {
                 }
                 warn!(%error, "{NEW_IDENTITY}");
             }
-            Err(error) if error.is_absence() => info!(%error, "{NEW_IDENTITY}"),
+            Err(error) if error.is_absence() => info!("{NEW_IDENTITY}"),
             loaded => return loaded,
         }
         create(&certificate, &key)?;
@@ -213,6 +205,8 @@ mod tests {
 
     type Spoil<'a> = &'a dyn Fn(&Path);
 
+    /// Invariant (fair): A damaged callback certificate, or a lock that is no file, is named and
+    /// delays nobody.
     #[test]
     fn a_certificate_that_is_damaged_or_not_of_its_key_is_kept_aside_and_a_new_one_made() {
         let other = tempfile::tempdir().unwrap();
@@ -245,6 +239,8 @@ mod tests {
         }
     }
 
+    /// Invariant (fair): A damaged callback certificate, or a lock that is no file, is named and
+    /// delays nobody.
     #[test]
     fn one_of_the_two_files_alone_gets_a_new_certificate() {
         for name in ["callback.crt", "callback.key"] {

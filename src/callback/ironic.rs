@@ -1,16 +1,19 @@
-//! The door for the deploy ramdisk of `OpenStack` Ironic's first years: plain HTTP on a listener of its own, closed unless it is configured.
+//! The endpoint for the deploy ramdisk of `OpenStack` Ironic's first years: plain HTTP on a
+//! listener of its own, if it is configured.
 //!
-//! Called by the server, which gives it the limits of the other door. The ramdisk is a shell script: it calls once with curl, looks at no
-//! answer, shows its key in the body, and then waits on a port of its own until somebody connects ([`release`]). The answers to whatever
-//! is no such call are those of the other door. It must never hand over a call that the other door takes: what is asked of hostler's
-//! own ramdisk, TLS and CHAP, is not to be had here.
+//! Called by the server, which gives it the limits of the HTTPS endpoint. The ramdisk is a shell
+//! script: it calls once with curl, looks at no answer, shows its key in the body, and then waits
+//! on a port of its own until somebody connects ([`release`]). Anything else is answered as by the
+//! HTTPS endpoint. It must never hand over a call that the HTTPS endpoint takes: it cannot offer
+//! the TLS and CHAP that hostler's own ramdisk has.
 //!
 //! ```text
 //! POST [/v1]/nodes/{node}/vendor_passthru/pass_deploy_info              202, empty
 //! POST [/v1]/nodes/{node}/vendor_passthru/pass_bootloader_install_info  202, empty
 //! ```
 //!
-//! As in diskimage-builder 1.28 (`deploy-ironic/init.d/80-deploy-ironic`) and in Ironic 2014.1 (`drivers/modules/pxe.py`).
+//! As in diskimage-builder 1.28 (`deploy-ironic/init.d/80-deploy-ironic`) and in Ironic 2014.1
+//! (`drivers/modules/pxe.py`).
 
 use std::{
     io,
@@ -32,41 +35,41 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
 use tracing::debug;
 
-use super::{
-    http::{Asked, Door, bounded, hand_over, refused},
-    peers::Place,
-};
-use crate::model::{
-    callback::{Call, DeployInfo},
-    secret::AttemptKey,
+use super::http::{AppState, CallArgs, bounded, hand_over, refused};
+use crate::{
+    listener::ConnectionPermit,
+    model::{
+        callback::{Call, DeployInfo},
+        secret::AttemptKey,
+    },
 };
 
-/// Where the ramdisk waits to be told that its disk is written.
+/// The port on which the ramdisk waits for word that its disk is written.
 const DONE_PORT: u16 = 10000;
-/// What Ironic sends there; the ramdisk waits for the end of the connection.
+/// Ironic's message there; the ramdisk waits for the end of the connection.
 const DONE: &[u8] = b"done";
 /// For one try to tell it.
 const DONE_LIMIT: Duration = Duration::from_secs(5);
-/// Between two tries: the ramdisk begins to wait only after it has heard the answer to its call.
+/// Between two tries: the ramdisk begins to wait only after the answer to its call.
 const DONE_PAUSE: Duration = Duration::from_secs(1);
-/// What the target is if the ramdisk does not say; this one never does.
+/// The target's port unless the ramdisk names it, which this one never does.
 const ISCSI_PORT: u16 = 3260;
 const LUN: u8 = 1;
 
-/// Every path there is.
-pub(super) fn router(door: Arc<Door>) -> Router {
+/// Routes every path.
+pub(super) fn router(state: Arc<AppState>) -> Router {
     Router::new()
         .route("/v1/nodes/{node}/vendor_passthru/{call}", routing::post(answer))
         .route("/nodes/{node}/vendor_passthru/{call}", routing::post(answer))
         .method_not_allowed_fallback(async || refused())
         .fallback(async || refused())
-        .layer(from_fn_with_state(Arc::clone(&door), bounded))
-        .with_state(door)
+        .layer(from_fn_with_state(Arc::clone(&state), bounded))
+        .with_state(state)
 }
 
 async fn answer(
-    State(door): State<Arc<Door>>,
-    Extension(place): Extension<Arc<Place>>,
+    State(state): State<Arc<AppState>>,
+    Extension(permit): Extension<Arc<ConnectionPermit>>,
     path: Result<Path<(String, String)>, PathRejection>,
     body: Bytes,
 ) -> Response {
@@ -74,20 +77,21 @@ async fn answer(
     let (Ok(node), Some((key, call))) = (node.parse(), parse(&name, &body)) else {
         return refused();
     };
-    let answer = hand_over(&door, Asked { node, place, key, call }).await;
+    let answer = hand_over(&state, CallArgs { node, permit, key, call }).await;
     match answer.status() {
         StatusCode::ACCEPTED => StatusCode::ACCEPTED.into_response(),
         _ => answer,
     }
 }
 
-/// Tells the ramdisk that its disk is written, again and again until it listens. Stopped by being dropped.
+/// Tells the ramdisk that its disk is written, again and again until it listens. Stopped by being
+/// dropped.
 pub async fn release(ramdisk: IpAddr) {
     let address = SocketAddr::new(ramdisk, DONE_PORT);
     loop {
         match timeout(DONE_LIMIT, tell(address)).await {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => debug!(%address, %error, "Ironic's ramdisk cannot be told yet"),
+            Ok(Err(error)) => debug!(%address, %error, "Ironic's ramdisk does not listen yet"),
             Err(_) => debug!(%address, "Ironic's ramdisk does not answer"),
         }
         tokio::time::sleep(DONE_PAUSE).await;
@@ -157,7 +161,8 @@ fn parse(name: &str, body: &[u8]) -> Option<(AttemptKey, Call)> {
                 iqn,
                 chap_username: String::new(),
                 chap_password: None,
-                // Its `safe_url_encode` writes spaces so, and leaves out whatever else would have to be written otherwise.
+                // Its `safe_url_encode` writes spaces so, and leaves out whatever else would have
+                // to be written otherwise.
                 error: error.replace('+', " "),
             };
             Some((key, Call::IronicDeployInfo(info)))
@@ -175,8 +180,8 @@ fn parse(name: &str, body: &[u8]) -> Option<(AttemptKey, Call)> {
     }
 }
 
-/// JSON as a shell writes it: what programs printed stands between quotes as it is, with line breaks and quotes of its own. The field
-/// that can hold such is `error`, and it is the last.
+/// Reads JSON as a shell writes it: a program's output stands between quotes as it is, with line
+/// breaks and quotes of its own. Only the last field, `error`, can hold such.
 fn read<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     const ERROR: &str = "\"error\":\"";
     const END: &str = "\"}";
@@ -201,7 +206,7 @@ mod tests {
 
     const KEY: &str = "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a";
 
-    fn told(name: &str, fields: &str) -> Option<Call> {
+    fn parsed(name: &str, fields: &str) -> Option<Call> {
         let body = format!("{{\"key\":\"{KEY}\",{fields}}}");
         parse(name, body.as_bytes()).map(|(key, call)| {
             assert_eq!(key.expose(), KEY);
@@ -210,14 +215,14 @@ mod tests {
     }
 
     fn target(fields: &str) -> Option<DeployInfo> {
-        match told("pass_deploy_info", fields)? {
+        match parsed("pass_deploy_info", fields)? {
             Call::IronicDeployInfo(info) => Some(info),
             other => panic!("{other:?}"),
         }
     }
 
     fn bootloader(fields: &str) -> Option<String> {
-        match told("pass_bootloader_install_info", fields)? {
+        match parsed("pass_bootloader_install_info", fields)? {
             Call::IronicBootloader(error) => Some(error),
             other => panic!("{other:?}"),
         }
@@ -260,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_program_printed_is_read_though_it_is_no_json() {
+    fn a_programs_output_is_read_though_it_is_no_json() {
         let ok =
             "\"status\":\"SUCCEEDED\",\"error\":\"Generating\n\"grub\"\u{1b}[m configuration\"";
         assert_eq!(bootloader(ok).as_deref(), Some(""));
@@ -275,11 +280,11 @@ mod tests {
     }
 
     #[test]
-    fn without_a_key_or_with_a_call_of_the_other_door_it_is_no_call() {
+    fn without_a_key_or_with_a_call_of_the_https_endpoint_it_is_no_call() {
         assert!(parse("pass_deploy_info", br#"{"address":"192.0.2.9"}"#).is_none());
         assert!(parse("pass_deploy_info", br#"{"key":"short"}"#).is_none());
         for name in ["lookup", "deploy_state", "completed", "heartbeat", ""] {
-            assert_eq!(told(name, r#""macs":[],"disks":[]"#), None, "{name}");
+            assert_eq!(parsed(name, r#""macs":[],"disks":[]"#), None, "{name}");
         }
     }
 

@@ -1,27 +1,30 @@
 //! The HTTPS listener the deploy ramdisk talks to.
 //!
-//! Started by the agent, which answers every [`Request`] from its driver. This module judges nothing about nodes: it parses, bounds and hands
-//! over. It must never tell an unknown node from a wrong key or a wrong phase, and never log a body or a key.
+//! Started by the agent, which answers every [`CallbackRequest`] from its driver. This module
+//! judges nothing about nodes: it parses, bounds and hands over. It must never tell an unknown node
+//! from a wrong key or a wrong phase, and never log a body or a key.
 //!
 //! ```text
 //! POST /v1/nodes/{node}/vendor_passthru/lookup            200 LookupReply, 409 LookupAgain
 //! POST /v1/nodes/{node}/vendor_passthru/pass_deploy_info  202
-//! GET  /v1/nodes/{node}/vendor_passthru/deploy_state      200 DeployStateReply, held back while it is `imaging`
+//! GET  /v1/nodes/{node}/vendor_passthru/deploy_state      200 DeployStateReply, held back
+//!                                                         while it is `imaging`
 //! POST /v1/nodes/{node}/vendor_passthru/completed         202
 //! ```
 //!
-//! | answer | when |
-//! |---|---|
-//! | 404 | anything the driver refuses, and every request that cannot be one of the above: unknown path, wrong method, no well-formed node name or key. One and the same answer. |
-//! | 400 | a well-formed key, but a body that is not the call's JSON. Said before anybody looks at node or key, so it tells nothing about them. |
-//! | 408, 413, 429 | a body too slow or too big, too many requests. Said before the path is looked at. |
-//! | 409 | the driver's own words to a ramdisk it knows |
-//! | 503 | the driver does not answer in time |
+//! Other answers:
+//!
+//! - 404: anything the driver refuses, and every request that cannot be one of the above: unknown
+//!   path, wrong method, no well-formed node name or key. One and the same answer.
+//! - 400: a well-formed key, but a body that is not the call's JSON. Said before node or key are
+//!   looked up, so that it tells nothing about them.
+//! - 408, 413, 429: a body too slow or too big, too many requests. Said before the path is read.
+//! - 409: the driver's own words to a ramdisk it knows.
+//! - 503: the driver does not answer in time.
 
 mod http;
 mod identity;
 pub mod ironic;
-mod peers;
 mod server;
 
 use std::{net::IpAddr, time::Duration};
@@ -38,24 +41,23 @@ use crate::model::{
     secret::AttemptKey,
 };
 
-/// One call of a deploy ramdisk, or of somebody who would like to be one: nothing in it has been compared with anything.
+/// A call of a deploy ramdisk, or of a client that poses as one: nothing in it has been compared
+/// with anything.
 #[derive(Debug)]
-pub struct Request {
-    /// The node it speaks of.
+#[expect(missing_docs, reason = "the names of the fields say it")]
+pub struct CallbackRequest {
     pub node: NodeName,
-    /// Where it came from; never an IPv4-mapped IPv6 address.
+    /// The client's address; never an IPv4-mapped IPv6 address.
     pub peer: IpAddr,
-    /// The key it showed.
     pub key: AttemptKey,
-    /// What it wants.
     pub call: Call,
-    /// Where the answer goes. Dropping it answers 503.
+    /// Dropping it answers 503.
     pub reply: oneshot::Sender<Reply>,
 }
 
-/// What strangers on the deploy network may take.
+/// Limits on what unknown clients on the deploy network may use.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct CallbackLimits {
     /// Connections at once from everybody. One more ends the oldest that has not shown a good key.
     pub connections_max: usize,
     /// Connections at once from one address, likewise.
@@ -68,14 +70,15 @@ pub struct Limits {
     pub handshake: Duration,
     /// For a request's head, and again for its body.
     pub read: Duration,
-    /// How long `imaging` is held back.
+    /// Longest time for which `imaging` is held back.
     pub poll: Duration,
     /// For the driver's answer.
     pub driver: Duration,
 }
 
-impl Default for Limits {
-    /// Enough for a rack that deploys at once, each machine with one or two connections and a request every few seconds.
+impl Default for CallbackLimits {
+    /// Enough for a rack that deploys at once, each machine with one or two connections and a
+    /// request every few seconds.
     fn default() -> Self {
         Self {
             connections_max: 256,

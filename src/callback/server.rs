@@ -1,185 +1,148 @@
-//! Sockets, TLS and HTTP connections.
+//! The sockets, TLS and HTTP connections of the callback listener.
 //!
-//! Started by the agent. Every connection has a place, a handshake limit, a limit on each read and an end; it must never be possible to keep
-//! the ramdisks out by opening connections and saying little.
+//! Started by the agent. Its two endpoints, HTTPS for hostler's ramdisk and plain HTTP for
+//! Ironic's, share one [`Admission`]: opening connections and saying little must never keep a
+//! ramdisk out.
 
-use std::{
-    future::{self, Future},
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Extension, Router};
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
-    task::JoinSet,
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, error, warn};
+use tracing::debug;
 
 use super::{
-    Identity, Limits, Request,
-    http::{self, Door},
+    CallbackLimits, CallbackRequest, Identity,
+    http::{self, AppState},
     ironic,
-    peers::Peers,
+};
+use crate::listener::{
+    Admission, ConnectionLimits, ConnectionPermit, Listener, RateLimit, WhenFull, http1,
 };
 
-/// The ramdisk sends five headers; the least buffer hyper allows is 8 KiB.
-const HEADERS_MAX: usize = 32;
-const HEAD_BYTES_MAX: usize = 16 << 10;
-/// A connection that never reads its answers would keep its place for ever. The ramdisk just opens another.
+/// Longest life of a connection: one that never reads its answers would stay for ever. The ramdisk
+/// just opens another.
 const CONNECTION_LIFE_MAX: Duration = Duration::from_secs(600);
-/// When the system is out of file descriptors, `accept` fails at once again and again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A bound listener.
+/// A bound callback listener.
 #[derive(Debug)]
 pub struct Server {
-    listener: TcpListener,
-    /// The other door, in plain HTTP, if it is open.
+    https: TcpListener,
     ironic: Option<TcpListener>,
     identity: Identity,
-    limits: Limits,
-}
-
-/// A connection, and the door it came through.
-enum Accepted {
-    Tls(TcpStream, SocketAddr),
-    Ironic(TcpStream, SocketAddr),
+    limits: CallbackLimits,
 }
 
 impl Server {
     /// Binds the address; port 0 takes a free one.
-    pub async fn bind(addr: SocketAddr, identity: Identity, limits: Limits) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(addr).await?, ironic: None, identity, limits })
+    pub async fn bind(
+        addr: SocketAddr,
+        identity: Identity,
+        limits: CallbackLimits,
+    ) -> io::Result<Self> {
+        Ok(Self { https: TcpListener::bind(addr).await?, ironic: None, identity, limits })
     }
 
-    /// Opens the door for Ironic's ramdisk, too.
+    /// Binds the endpoint for Ironic's ramdisk, too.
     pub async fn bind_ironic(&mut self, addr: SocketAddr) -> io::Result<()> {
         self.ironic = Some(TcpListener::bind(addr).await?);
         Ok(())
     }
 
-    /// That door's port, if it is open.
+    /// Returns the port of the endpoint for Ironic's ramdisk, if it is bound.
     pub fn ironic_port(&self) -> Option<u16> {
         Some(self.ironic.as_ref()?.local_addr().ok()?.port())
     }
 
-    /// Where it listens.
+    /// Returns the address of the HTTPS endpoint.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.https.local_addr()
     }
 
-    /// Serves until `shutdown`, handing each request to the driver behind `requests`. `changed` ticks whenever a deploy state may have become
-    /// another. Open connections are cut at the end: every call may be repeated, and the ramdisk does.
+    /// Serves until `shutdown`, handing each request to the driver behind `requests`. `changed`
+    /// ticks whenever a deploy state may have changed. Open connections are cut at the end: every
+    /// call may be repeated, and the ramdisk does.
     pub async fn serve(
         self,
-        requests: mpsc::Sender<Request>,
+        requests: mpsc::Sender<CallbackRequest>,
         changed: watch::Receiver<u64>,
         shutdown: impl Future<Output = ()>,
     ) {
-        let door = Arc::new(Door { limits: self.limits, requests, changed });
-        let router = http::router(Arc::clone(&door));
-        let ironic_router = ironic::router(door);
-        let tls = TlsAcceptor::from(Arc::clone(&self.identity.tls));
-        let peers = Peers::new(self.limits);
-        let mut connections = JoinSet::new();
-        tokio::pin!(shutdown);
-        loop {
-            tokio::select! {
-                () = &mut shutdown => break,
-                Some(ended) = connections.join_next() => {
-                    if let Err(error) = ended {
-                        error!(%error, "callback connection panicked");
-                    }
-                }
-                accepted = self.accept() => {
-                    let (stream, addr, tls) = match accepted {
-                        Ok(Accepted::Tls(stream, addr)) => (stream, addr, Some(tls.clone())),
-                        Ok(Accepted::Ironic(stream, addr)) => (stream, addr, None),
-                        Err(error) => {
-                            warn!(%error, "callback listener cannot accept");
-                            sleep(ACCEPT_PAUSE).await;
-                            continue;
-                        }
-                    };
-                    let peer = addr.ip().to_canonical();
-                    let Some((place, taken)) = peers.connect(peer, Instant::now()) else {
-                        debug!(%peer, "callback connection refused: limit reached");
-                        continue;
-                    };
-                    let router = if tls.is_some() { &router } else { &ironic_router };
-                    let router = router.clone().layer(Extension(Arc::new(place)));
-                    let talk = connection(router, tls, stream, peer, self.limits);
-                    connections.spawn(async move {
-                        tokio::select! {
-                            () = talk => {}
-                            _ = taken => debug!(%peer, "callback connection gave way to another"),
-                        }
-                    });
-                }
-            }
-        }
-        connections.shutdown().await;
-    }
-
-    /// The next connection at either door.
-    async fn accept(&self) -> io::Result<Accepted> {
-        let ironic = async {
-            match &self.ironic {
-                Some(listener) => listener.accept().await,
-                None => future::pending().await,
-            }
+        let limits = self.limits;
+        let state = Arc::new(AppState { limits, requests, changed });
+        let admission = Admission::new(limits.into());
+        let listener = |name, socket| Listener {
+            name,
+            socket,
+            admission: Arc::clone(&admission),
+            when_full: WhenFull::Refuse,
         };
-        tokio::select! {
-            accepted = self.listener.accept() => accepted.map(|(stream, addr)| Accepted::Tls(stream, addr)),
-            accepted = ironic => accepted.map(|(stream, addr)| Accepted::Ironic(stream, addr)),
-        }
+        let (closing, closed) = watch::channel(());
+        let ended = || {
+            let mut closed = closed.clone();
+            async move { closed.changed().await.unwrap_or_default() }
+        };
+        let https = async {
+            let router = http::router(Arc::clone(&state));
+            let tls = TlsAcceptor::from(Arc::clone(&self.identity.tls));
+            let connection = |stream, permit| {
+                tls_connection(tls.clone(), stream, router.clone(), permit, limits)
+            };
+            listener("callback", self.https).serve(ended(), connection).await;
+        };
+        let ironic = async {
+            let Some(socket) = self.ironic else { return };
+            let router = ironic::router(Arc::clone(&state));
+            let connection =
+                |stream, permit| http_connection(stream, router.clone(), permit, limits);
+            listener("Ironic callback", socket).serve(ended(), connection).await;
+        };
+        let shutdown = async {
+            shutdown.await;
+            drop(closing);
+        };
+        tokio::join!(https, ironic, shutdown);
     }
 }
 
-/// One connection from handshake to end.
-async fn connection(
-    router: Router,
-    tls: Option<TlsAcceptor>,
-    stream: TcpStream,
-    peer: IpAddr,
-    limits: Limits,
-) {
-    // Only latency is lost without it.
-    stream.set_nodelay(true).unwrap_or_default();
-    let Some(tls) = tls else { return converse(router, stream, peer, limits).await };
-    let stream = match timeout(limits.handshake, tls.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return debug!(%peer, %error, "callback handshake failed"),
-        Err(_) => return debug!(%peer, "callback handshake too slow"),
-    };
-    converse(router, stream, peer, limits).await;
+impl From<CallbackLimits> for ConnectionLimits {
+    fn from(limits: CallbackLimits) -> Self {
+        let CallbackLimits { connections_max, connections_per_peer_max, .. } = limits;
+        let rate = RateLimit { per_second: limits.per_second, burst: limits.burst };
+        Self { max: connections_max, per_peer_max: connections_per_peer_max, rate: Some(rate) }
+    }
 }
 
-/// Requests and answers. axum's own `serve` has neither a limit on the head's time nor on its size.
-async fn converse(
+async fn tls_connection(
+    tls: TlsAcceptor,
+    stream: TcpStream,
     router: Router,
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    peer: IpAddr,
-    limits: Limits,
+    permit: ConnectionPermit,
+    limits: CallbackLimits,
 ) {
-    let http = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.read)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let peer = permit.peer();
+    match timeout(limits.handshake, tls.accept(stream)).await {
+        Ok(Ok(stream)) => http_connection(stream, router, permit, limits).await,
+        Ok(Err(error)) => debug!(%peer, %error, "callback handshake failed"),
+        Err(_) => debug!(%peer, "callback handshake too slow"),
+    }
+}
+
+async fn http_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    router: Router,
+    permit: ConnectionPermit,
+    limits: CallbackLimits,
+) {
+    let peer = permit.peer();
+    let service = TowerToHyperService::new(router.layer(Extension(Arc::new(permit))));
+    let http = http1(limits.read).serve_connection(TokioIo::new(stream), service);
     match timeout(CONNECTION_LIFE_MAX, http).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(%peer, %error, "callback connection failed"),

@@ -25,22 +25,29 @@ pub(super) const NO_AGENT: u8 = 6;
 pub(super) struct AgentAlive {
     /// `None`: no agent of this version has acted there.
     mark: Option<AgentMark>,
+    /// Whether the mark could be read, if there is one.
+    is_known: bool,
     now: Timestamp,
 }
 
 impl AgentAlive {
     pub(super) fn look(dir: &Path) -> Result<Self, StatusFileError> {
-        Ok(Self { mark: MarkFile::in_dir(dir).read()?, now: Timestamp::now() })
+        Ok(Self { mark: MarkFile::in_dir(dir).read()?, is_known: true, now: Timestamp::now() })
     }
 
     /// Nothing is known.
     pub(super) fn unknown() -> Self {
-        Self { mark: None, now: Timestamp::now() }
+        Self { mark: None, is_known: false, now: Timestamp::now() }
     }
 
-    /// Whether it is certain that no agent acts.
+    /// Whether no agent acts, as far as its mark tells.
     pub(super) fn is_dead(&self) -> bool {
         self.mark.as_ref().is_some_and(|mark| mark.dead_since(self.now).is_some())
+    }
+
+    /// Whether no agent has ever acted here, or its mark was removed a moment ago.
+    pub(super) fn is_absent(&self) -> bool {
+        self.is_known && self.mark.is_none()
     }
 
     /// Whether an agent acted and gives no sign of life, so that its last status files may be old.
@@ -63,7 +70,9 @@ impl AgentAlive {
         let ago = span(self.now.duration_since(since));
         let end = if mark.stopped.is_some() { "was stopped" } else { "gives no sign of life" };
         Some(format!(
-            "no agent since {}, {ago} ago: {shown}, {end}; start it there: systemctl start hostler",
+            "no agent since {}, {ago} ago: {shown}, {end}; start it there: \
+             systemctl start hostler; if it does not stay, \
+             `journalctl -u hostler` says why",
             clock(since)
         ))
     }

@@ -2,16 +2,19 @@
 
 use std::{io::Write, path::Path, process::ExitCode};
 
-use crate::{config, model::toml_reader::Document, spec_dir};
+use crate::{model::toml_reader::Document, spec_dir};
 
-use super::Failure;
+use super::{Failure, NoDirectory, configuration};
 
 pub(super) fn check(
-    dir: &Path,
+    dir: Option<&Path>,
     config: Option<&Path>,
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
-    let defaults = config.map(config::read).transpose()?.and_then(|config| config.defaults);
+    let config = configuration(config)?;
+    let defaults = config.as_ref().and_then(|config| config.defaults.clone());
+    let specs = config.map(|config| config.specs.dir);
+    let dir = &*dir.map(Path::to_owned).or(specs).ok_or(NoDirectory)?;
     let report = if dir.is_file() {
         of_file(dir, defaults.as_ref())
     } else {

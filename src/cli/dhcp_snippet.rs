@@ -59,8 +59,8 @@ const CHOICES: [Choice; 3] = [
         tag: "hostler-uefi-x86_64",
         architectures: &[7, 9],
         file: "grubx64.efi",
-        why: "UEFI on x86_64: GRUB. It is 7 in IANA's registry and 9 in RFC 4578 itself; there is \
-            firmware of both minds.",
+        why: "UEFI on x86_64: GRUB; with Secure Boot shimx64.efi instead, which loads it. It is 7 in \
+            IANA's registry and 9 in RFC 4578 itself; there is firmware of both minds.",
     },
     Choice {
         tag: "hostler-uefi-arm64",
@@ -124,8 +124,17 @@ fn dnsmasq(address: Ipv4Addr) -> String {
         }
         lines.push(format!("dhcp-boot=tag:{tag},tag:!{IPXE_TAG},{file},,{address}"));
     }
-    lines.push("# The addresses are yours to give, for example:".to_owned());
-    lines.push("# dhcp-host=52:54:00:00:00:01,192.0.2.101".to_owned());
+    lines.extend(
+        [
+            "# The addresses are yours to give, for example:",
+            "# dhcp-host=52:54:00:00:00:01,192.0.2.101",
+            "# A dnsmasq for this alone, which answers only machines with such a line, also has:",
+            "# port=0",
+            "# interface=eth1",
+            "# dhcp-range=192.0.2.0,static,255.255.255.0",
+        ]
+        .map(str::to_owned),
+    );
     lines.join("\n") + "\n"
 }
 

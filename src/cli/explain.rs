@@ -178,6 +178,11 @@ impl Story<'_> {
             let from = from.unwrap_or_default();
             writeln!(out, "  refused  {path}, asked for {times}x{from}: not among the loaders")?;
         }
+        if seen.fetched.is_none() {
+            for mac in &seen.unknown_macs {
+                writeln!(out, "  refused  a boot menu, asked for by {mac}, which no spec names")?;
+            }
+        }
         match (&seen.callback, seen.callback_at) {
             (Some(call), Some(at)) => writeln!(out, "  called   {call}{from}, {}", self.ago(at))?,
             _ => writeln!(out, "  called   nothing: its deploy ramdisk has not called back")?,
@@ -278,19 +283,7 @@ impl Story<'_> {
             }
             Phase::Invalid => vec!["correct its spec".to_owned()],
             Phase::Paused => vec!["take `paused` out of its spec".to_owned()],
-            Phase::Deployed if condition("NetbootVerified").is_some() => vec![
-                "put the files where image.kernel and image.ramdisk say, or correct these"
-                    .to_owned(),
-                format!("hostler retry {node}, not to wait until they are looked at again"),
-            ],
-            Phase::Deployed
-                if condition("Drifted").is_some_and(|it| it.reason == "NetbootChanged") =>
-            {
-                vec!["wait: kernel and ramdisk are being verified".to_owned()]
-            }
-            Phase::Deployed if self.drifted() => {
-                vec!["leave it: nothing is touched".to_owned(), consent::CHANGE_REDEPLOY.to_owned()]
-            }
+            Phase::Deployed | Phase::Available => self.ways_at_rest(),
             phase if phase.is_busy() => {
                 let hand = condition("WaitingForPerson").map(|one| one.message.clone());
                 let stop = "set `paused = true` in its spec, to stop this";
@@ -307,6 +300,32 @@ impl Story<'_> {
             return ways;
         }
         ["correct its spec: until then nothing starts".to_owned()].into_iter().chain(ways).collect()
+    }
+
+    /// What an operator can do about a machine that is installed, or kept off.
+    fn ways_at_rest(&self) -> Vec<String> {
+        let node = &self.status.node;
+        let condition = |kind: &str| self.status.conditions.iter().find(|one| one.kind == kind);
+        let is_deployed = self.status.phase == Phase::Deployed;
+        if is_deployed && condition("NetbootVerified").is_some() {
+            vec![
+                "put the files where image.kernel and image.ramdisk say, or correct these"
+                    .to_owned(),
+                format!("hostler retry {node}, not to wait until they are looked at again"),
+            ]
+        } else if is_deployed
+            && condition("Drifted").is_some_and(|it| it.reason == "NetbootChanged")
+        {
+            vec!["wait: kernel and ramdisk are being verified".to_owned()]
+        } else if is_deployed && self.drifted() {
+            vec!["leave it: nothing is touched".to_owned(), consent::CHANGE_REDEPLOY.to_owned()]
+        } else if condition("BmcReachable").is_some() {
+            vec![format!("repair its BMC, then run `hostler bmc {node} status`, to have it asked")]
+        } else if condition("PowerAsWanted").is_some_and(|one| one.status == "False") {
+            vec![format!("run `hostler retry {node}`, to have its power as its spec says")]
+        } else {
+            Vec::new()
+        }
     }
 
     /// Whether its spec names no BMC.

@@ -49,6 +49,16 @@ impl LeftOut {
     }
 }
 
+/// The beginning of a line about why the program ends: its priority, where standard error is the
+/// journal's stream.
+pub fn error_prefix() -> &'static str {
+    let stream = env::var("JOURNAL_STREAM").ok();
+    match Sink::of(std::io::stderr(), stream.as_deref(), false) {
+        Sink::Journal => "<3>",
+        Sink::Terminal | Sink::Plain => "",
+    }
+}
+
 /// Sends the log to standard error. `agent` is whether this is the agent, which logs in full.
 pub fn init(agent: bool) -> LeftOut {
     let level = if agent { "info" } else { "warn" };

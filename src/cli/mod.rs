@@ -38,9 +38,18 @@ use crate::{
     ramdisk::build::{self, BuildOptions},
 };
 
+/// Where to begin, for `--help`.
+const FIRST_STEPS: &str = "\
+The agent is `hostler run`, as a service; /etc/hostler/hostler.toml says where its specs are.
+A spec is NODE.toml in that directory. In this order:
+  hostler check         is every spec good?
+  hostler plan          what would be done, and which disks it would WIPE
+  hostler watch         what is done
+  hostler explain NODE  why it is not done, and what helps";
+
 /// Bare-metal provisioning for one site: a directory of TOML specs in, installed machines out.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, after_help = FIRST_STEPS)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -59,9 +68,10 @@ enum Command {
     },
     /// Check every spec in a directory, or one; exit code 1 if one has a problem.
     Check {
-        /// The directory of specs, or one of them.
-        dir: PathBuf,
-        /// The agent's configuration, for its [defaults].
+        /// The directory of specs, or one of them; by default the agent's own directory.
+        dir: Option<PathBuf>,
+        /// The agent's configuration, for its [defaults]; without it the one of this machine, if
+        /// there is one.
         #[arg(long)]
         config: Option<PathBuf>,
     },
@@ -234,7 +244,7 @@ impl Args {
                 run::run(config, left_out)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Command::Check { dir, config } => check::check(&dir, config.as_deref(), out),
+            Command::Check { dir, config } => check::check(dir.as_deref(), config.as_deref(), out),
             Command::Status { place, output } => {
                 status::show(&place.directory()?, &place.specs()?, output, out)
             }
@@ -281,7 +291,8 @@ impl AgentPlace {
 impl Place {
     fn directory(&self) -> Result<PathBuf, Failure> {
         if let Some(dir) = &self.dir {
-            return Ok(dir.clone());
+            let node = dir.to_str().and_then(|text| text.parse().ok()).filter(|_| !dir.exists());
+            return node.map_or_else(|| Ok(dir.clone()), |node| Err(NotDirectory(node).into()));
         }
         let Config { specs, .. } = config::read(&self.config)?;
         Ok(specs.status_dir.unwrap_or(specs.dir))
@@ -329,6 +340,11 @@ impl NodePlace {
         Ok(specs.status_dir.unwrap_or(specs.dir))
     }
 }
+
+/// A node where a directory belongs.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}: no such directory; of one node tells `hostler explain {0}`")]
+struct NotDirectory(NodeName);
 
 /// Nobody said where to look.
 #[derive(Debug, thiserror::Error)]

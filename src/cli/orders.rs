@@ -74,7 +74,14 @@ pub(super) fn give(
         order(if all { Selection::All } else { Selection::Nodes(nodes.into_iter().collect()) });
     let answers = place.ask(async |socket| admin::ask(socket, &order).await)?;
     if answers.is_empty() {
-        writeln!(out, "no node waits for this: there is nothing to {}", order.name())?;
+        let named = match order {
+            Order::Approve(_) => {
+                "; a node that `hostler status` shows as held has to be named: `hostler approve \
+                 NODE` lets hostler WIPE it"
+            }
+            Order::Retry(_) => "",
+        };
+        writeln!(out, "no node waits for this: there is nothing to {}{named}", order.name())?;
     }
     let (counted, refused): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|answer| answer.counted);

@@ -107,6 +107,8 @@ mod tests {
         assert_eq!(String::from_utf8(printer.0).unwrap(), expected);
     }
 
+    /// Invariant (secrets): No text from outside does anything to a terminal; JSON and TOML read
+    /// back the same.
     #[test]
     fn json_and_toml_read_back_the_same() {
         let value = serde_json::json!({ "b": [HOSTILE, "x\ny"], HOSTILE: 1 });

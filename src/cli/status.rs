@@ -20,7 +20,7 @@ use crate::{
         status::{Phase, Progress, Status},
     },
     spec_dir,
-    status_file::{StatusFileError, StatusFiles},
+    status_file::{StatusFileError, StatusFiles, Unwritten},
 };
 
 use super::{
@@ -45,7 +45,7 @@ pub(super) fn show(
     format: Format,
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
-    let (statuses, mut unreadable) = read(dir)?;
+    let Seen { statuses, unwritten, mut unreadable } = read(dir)?;
     let agent = AgentAlive::look(dir).unwrap_or_else(|error| {
         unreadable.push(error);
         AgentAlive::unknown()
@@ -56,19 +56,30 @@ pub(super) fn show(
             writeln!(out, "{}", print::json(&shown)?)?;
         }
         Format::Table => {
-            write!(out, "{}", table(&statuses, Timestamp::now()))?;
+            write!(out, "{}", table(&statuses, &unwritten, Timestamp::now()))?;
             for not_node in spec_dir::not_nodes(specs) {
                 writeln!(out, "note: {not_node}")?;
             }
             if let Some(caution) = agent.caution() {
                 writeln!(out, "{caution}")?;
+            } else if agent.is_absent() {
+                writeln!(
+                    out,
+                    "no agent has written in {}: systemctl status hostler says whether it runs, \
+                     and journalctl -u hostler why not",
+                    dir.display()
+                )?;
+            } else if statuses.is_empty() {
+                writeln!(out, "no nodes: a spec is a file NODE.toml in {}", specs.display())?;
             }
         }
     }
+    unreadable.extend(unwritten.into_iter().map(|(node, why)| unwritten_error(dir, &node, &why)));
     if !unreadable.is_empty() {
         return Err(Unreadable(unreadable).into());
     }
-    Ok(if agent.is_dead() { ExitCode::from(NO_AGENT) } else { ExitCode::SUCCESS })
+    let is_dead = agent.is_dead() || agent.is_absent();
+    Ok(if is_dead { ExitCode::from(NO_AGENT) } else { ExitCode::SUCCESS })
 }
 
 /// Status files that are missing from what was shown, or that it cannot be relied on.
@@ -76,12 +87,13 @@ pub(super) fn show(
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 struct Unreadable(Vec<StatusFileError>);
 
-/// A line for every change, so that it reads the same on a terminal and in a log.
+/// Prints a line for every change, so that it reads the same on a terminal and in a log.
 pub(super) fn watch(dir: &Path, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let mut shown: BTreeMap<NodeName, String> = BTreeMap::new();
+    let mut troubles: BTreeSet<String> = BTreeSet::new();
     let mut was_dead = false;
     loop {
-        let (statuses, _) = read(dir)?;
+        let seen = read(dir)?;
         // A mark that cannot be read now says nothing new.
         if let Ok(agent) = AgentAlive::look(dir)
             && agent.is_dead() != was_dead
@@ -90,23 +102,52 @@ pub(super) fn watch(dir: &Path, out: &mut impl Write) -> Result<ExitCode, Failur
             let caution = agent.caution().filter(|_| was_dead);
             let news = caution.unwrap_or_else(|| "an agent runs again".to_owned());
             writeln!(out, "{} {news}", clock(Timestamp::now()))?;
-            out.flush()?;
         }
-        let there: BTreeSet<&NodeName> = statuses.iter().map(|status| &status.node).collect();
+        let found = seen.troubles(dir);
+        for trouble in found.difference(&troubles) {
+            writeln!(out, "{} {trouble}", clock(Timestamp::now()))?;
+        }
+        let there: BTreeSet<&NodeName> = seen.statuses.iter().map(|status| &status.node).collect();
         shown.retain(|name, _| there.contains(name));
-        for status in statuses {
-            let line = escaped(&line(&status));
+        for status in &seen.statuses {
+            let line = escaped(&line(status, &seen.unwritten));
             if shown.get(&status.node) != Some(&line) {
                 writeln!(out, "{} {line}", clock(status.updated))?;
-                out.flush()?;
-                shown.insert(status.node, line);
+                shown.insert(status.node.clone(), line);
             }
         }
+        out.flush()?;
+        troubles = found;
         thread::sleep(POLL_INTERVAL);
     }
 }
 
-fn read(dir: &Path) -> Result<(Vec<Status>, Vec<StatusFileError>), StatusFileError> {
+/// The content of a status directory.
+#[derive(Debug)]
+struct Seen {
+    statuses: Vec<Status>,
+    /// The nodes whose status file the agent cannot write: its status, if there is one, is old.
+    unwritten: Unwritten,
+    unreadable: Vec<StatusFileError>,
+}
+
+impl Seen {
+    /// What keeps statuses from being shown as they are, each in one line.
+    fn troubles(&self, dir: &Path) -> BTreeSet<String> {
+        let unwritten = self.unwritten.iter().map(|(node, why)| unwritten_error(dir, node, why));
+        let errors = self.unreadable.iter().map(ToString::to_string);
+        errors
+            .chain(unwritten.map(|error| error.to_string()))
+            .map(|error| escaped(&error))
+            .collect()
+    }
+}
+
+fn unwritten_error(dir: &Path, node: &NodeName, why: &str) -> StatusFileError {
+    StatusFileError::Unwritten { path: StatusFiles::new(dir).path(node), why: escaped(why) }
+}
+
+fn read(dir: &Path) -> Result<Seen, StatusFileError> {
     let (mut statuses, mut unreadable) = (Vec::new(), Vec::new());
     let files = StatusFiles::new(dir);
     for status in files.read_all()? {
@@ -119,22 +160,20 @@ fn read(dir: &Path) -> Result<(Vec<Status>, Vec<StatusFileError>), StatusFileErr
             }
         }
     }
-    match files.unwritten() {
-        Ok(unwritten) => unreadable.extend(unwritten.into_iter().map(|(node, why)| {
-            StatusFileError::Unwritten { path: files.path(&node), why: escaped(&why) }
-        })),
-        Err(error) => unreadable.push(error),
-    }
+    let unwritten = files.unwritten().unwrap_or_else(|error| {
+        unreadable.push(error);
+        Unwritten::new()
+    });
     statuses.sort_by(|a, b| a.node.cmp(&b.node));
-    Ok((statuses, unreadable))
+    Ok(Seen { statuses, unwritten, unreadable })
 }
 
-fn table(statuses: &[Status], now: Timestamp) -> String {
+fn table(statuses: &[Status], unwritten: &Unwritten, now: Timestamp) -> String {
     let head = ["NODE", "PHASE", "FOR", "ATTEMPT", "PROGRESS", "MESSAGE"].map(str::to_owned);
     let rows = statuses.iter().map(|status| {
         [
             status.node.to_string(),
-            phase(status),
+            phase(status, unwritten),
             span(now.duration_since(status.since)),
             status.attempt.to_string(),
             status.progress.as_ref().map(progress).unwrap_or_default(),
@@ -162,15 +201,17 @@ pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-fn line(status: &Status) -> String {
+fn line(status: &Status, unwritten: &Unwritten) -> String {
     let progress =
         status.progress.as_ref().map(|p| format!(" {}", progress(p))).unwrap_or_default();
-    format!("{} {}{progress}: {}", status.node, phase(status), status.message)
+    format!("{} {}{progress}: {}", status.node, phase(status, unwritten), status.message)
 }
 
 /// The phase, with what a reader must not miss beside it.
-fn phase(status: &Status) -> String {
-    let mark = if !status.spec_valid && status.phase != Phase::Invalid {
+fn phase(status: &Status, unwritten: &Unwritten) -> String {
+    let mark = if unwritten.contains_key(&status.node) {
+        " (old status)"
+    } else if !status.spec_valid && status.phase != Phase::Invalid {
         " (spec invalid)"
     } else if status.phase == Phase::Deployed && !status.ready {
         " (drifted)"
@@ -231,6 +272,8 @@ mod tests {
         toml::from_str(&text).unwrap()
     }
 
+    /// Invariant (status): No command shows a status that the agent cannot write without calling it
+    /// old.
     #[test]
     fn the_table_shows_each_node_with_its_progress() {
         let mut imaging = status("edge-07", "imaging", "");
@@ -250,14 +293,17 @@ mod tests {
         });
         let mut drifted = status("edge-8", "deployed", "");
         drifted.ready = false;
+        let old = status("edge-9", "deployed", "");
+        let unwritten = Unwritten::from([(old.node.clone(), "no space".to_owned())]);
         let now = "2026-11-22T12:02:10Z".parse().unwrap();
         expect![[r#"
-            NODE     PHASE               FOR    ATTEMPT  PROGRESS                                    MESSAGE
-            edge-07  imaging             2m10s  1        write [####......] 42% 2.0 MiB/s, 29s left  as it says
-            edge-09  preparing           2m10s  1        fetch 42.0 MiB, 2.0 MiB/s                   as it says
-            edge-8   deployed (drifted)  2m10s  1                                                    as it says
+            NODE     PHASE                  FOR    ATTEMPT  PROGRESS                                    MESSAGE
+            edge-07  imaging                2m10s  1        write [####......] 42% 2.0 MiB/s, 29s left  as it says
+            edge-09  preparing              2m10s  1        fetch 42.0 MiB, 2.0 MiB/s                   as it says
+            edge-8   deployed (drifted)     2m10s  1                                                    as it says
+            edge-9   deployed (old status)  2m10s  1                                                    as it says
         "#]]
-        .assert_eq(&table(&[imaging, fetching, drifted], now));
+        .assert_eq(&table(&[imaging, fetching, drifted, old], &unwritten, now));
     }
 
     #[test]

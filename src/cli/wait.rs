@@ -284,6 +284,7 @@ mod tests {
         Goal { digest, timeout: Duration::ZERO, phase: Phase::Deployed, quiet: true }
     }
 
+    /// Invariant (status): Waiting never takes another installation's status for an answer.
     #[test]
     fn a_status_of_another_digest_is_never_success_or_failure() {
         for phase in Phase::ALL {

@@ -249,7 +249,7 @@ pub struct Safety {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("reading {path}: {source}")]
+    #[error("reading {path}: {source}{}", way_out(source))]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -259,6 +259,16 @@ pub enum ConfigError {
     /// It can, but something in it is wrong. One problem a line.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Invalid(Vec<Problem>),
+}
+
+/// What helps where there is none.
+fn way_out(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::NotFound {
+        "; the agent's configuration has to say at least network.advertise, specs.dir and \
+         [ramdisk], as examples/hostler.toml does; --config names another file"
+    } else {
+        ""
+    }
 }
 
 /// Reads the file at `path`.

@@ -1,7 +1,8 @@
 //! A config drive: what cloud-init reads when a machine boots for the first time.
 //!
-//! Called by the agent when it lays out a disk. The files are those of `OpenStack`'s config drive or of cloud-init's `NoCloud`; what the
-//! administrator attached is in them byte by byte. Contents may be secret, so no error holds any.
+//! Called by the agent when it lays out a disk. The files are those of `OpenStack`'s config drive
+//! or of cloud-init's `NoCloud`; what the administrator attached is in them byte by byte. Contents
+//! may be secret, so no error holds any.
 
 use std::{borrow::Cow, io, num::TryFromIntError};
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::{DriveError, fat, hyphenated, iso};
+use super::{DriveError, DriveFile, fat, hyphenated, iso};
 use crate::model::{
     attached::MetaData,
     ids::{Digest, NodeName},
@@ -19,17 +20,16 @@ use crate::model::{
 /// The least room for files, in bytes: nothing is won by less.
 const BYTES_MIN: u32 = 64 * 1024;
 
-/// The metadata that are SSH keys, as `NoCloud` calls them; in `OpenStack`'s layout they have a place of their own.
+/// The metadata that are SSH keys, as `NoCloud` calls them; in `OpenStack`'s layout they have a
+/// place of their own.
 const PUBLIC_KEYS: &str = "public-keys";
 
-/// One file: its path, and what is in it.
-pub(super) type File<'a> = (&'static str, Cow<'a, [u8]>);
-
-/// The whole file system, for a disk with blocks of `block_bytes` bytes. The same arguments make the same bytes; `instance`, the identity
-/// of what is installed, is what cloud-init knows a new installation by.
+/// The whole file system, for a disk with blocks of `block_bytes` bytes. The same arguments make
+/// the same bytes; `instance`, the identity of what is installed, is what cloud-init knows a new
+/// installation by.
 ///
-/// It has a few hundred KiB, and at most about 2 MiB with the largest files a spec may attach. Fails if the disk's blocks are larger than
-/// the file system can have.
+/// It has a few hundred KiB, and at most about 2 MiB with the largest files a spec may attach.
+/// Fails if the disk's blocks are larger than the file system can have.
 pub fn config_drive(
     drive: &ConfigDrive,
     node: &NodeName,
@@ -58,15 +58,17 @@ pub fn config_drive(
     }
 }
 
-/// What all identifiers are made of. Machines with the same specs have the same identity, so the node's name is in it.
+/// The seed of all identifiers. Machines with the same specs have the same identity, so the node's
+/// name is in it.
 fn seed(node: &NodeName, instance: &Digest) -> u128 {
     let hash = Sha256::digest(format!("hostler config drive\n{node}\n{instance}"));
     hash.first_chunk().map_or(0, |first| u128::from_be_bytes(*first))
 }
 
-/// `OpenStack`'s layout, version `latest`. Of the administrator's metadata, the names of the machine and its UUID are where the others of
-/// their kind are; everything is in `meta`, as if it had been given to `openstack server create --property`.
-fn openstack<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<File<'a>> {
+/// `OpenStack`'s layout, version `latest`. Of the administrator's metadata, the names of the
+/// machine and its UUID are where the others of their kind are; everything is in `meta`, as if it
+/// had been given to `openstack server create --property`.
+fn openstack<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<DriveFile<'a>> {
     let said = |key: &str, own: &str| {
         let given = drive.meta_data.get(key).and_then(MetaData::as_text);
         (key.to_owned(), given.unwrap_or(own).into())
@@ -109,8 +111,9 @@ fn given(drive: &ConfigDrive) -> Map<String, Value> {
     drive.meta_data.iter().map(|(key, value)| (key.clone(), value.into())).collect()
 }
 
-/// `NoCloud`'s layout. It takes a drive only if there is user data, so that is empty where nobody gave any.
-fn nocloud<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<File<'a>> {
+/// `NoCloud`'s layout. It takes a drive only if there is user data, so that is empty where nobody
+/// gave any.
+fn nocloud<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<DriveFile<'a>> {
     let hostname = drive.meta_data.get("hostname").and_then(MetaData::as_text);
     let hostname = hostname.unwrap_or(node.as_str());
     let own = [("instance-id", uuid(seed)), ("local-hostname", hostname.to_owned())];
@@ -141,12 +144,12 @@ fn vfat(
     label: &'static str,
     seed: u128,
     sector_bytes: u16,
-    files: &[File<'_>],
+    files: &[DriveFile<'_>],
 ) -> io::Result<Bytes> {
-    let format = fat::Format {
+    let format = fat::FatFormat {
         label,
         id: (seed >> 96) as u32,
-        kind: fat::Kind::Fat12,
+        kind: fat::FatKind::Fat12,
         bytes_min: BYTES_MIN,
         sector_bytes,
     };

@@ -1,7 +1,7 @@
 //! An empty ext4 file system in a file, by `mke2fs` of e2fsprogs: nobody makes it better.
 //!
-//! Called by the agent for ephemeral partitions. What is on the command line is said here, but for the size; the file has no name, so that
-//! nothing is left behind whatever happens.
+//! Called by the agent for ephemeral partitions. What is on the command line is said here, but for
+//! the size; the file has no name, so that nothing is left behind whatever happens.
 
 use std::{
     env,
@@ -17,9 +17,10 @@ use tokio::{process::Command, time::timeout};
 
 use super::DriveError;
 
-/// How long it may take: a second for most disks, and a file system of a disk's size is made of holes.
+/// Time limit: a second for most disks, and a file system of a disk's size is
+/// made of holes.
 const MKE2FS_TIME_MAX: Duration = Duration::from_secs(120);
-/// Where it is when `PATH`, of which users often have only a part, does not say.
+/// Directories of the program that `PATH`, of which users often have only a part, does not name.
 const PLACES: [&str; 2] = ["/usr/sbin", "/sbin"];
 /// Least bytes of a file system with a journal.
 const BYTES_MIN: u64 = 8 << 20;
@@ -33,7 +34,8 @@ pub fn mke2fs_is_there() -> bool {
     mke2fs().is_some()
 }
 
-/// An empty ext4 file system of so many bytes, at least 8 MiB, labelled `ephemeral0`, in a sparse file without a name in `dir`.
+/// An empty ext4 file system of so many bytes, at least 8 MiB, labelled `ephemeral0`, in a sparse
+/// file without a name in `dir`.
 pub async fn ephemeral(bytes: u64, dir: &Path) -> Result<File, DriveError> {
     let failed = |source| DriveError::Make { what: "the ephemeral file system", source };
     if bytes < BYTES_MIN {
@@ -49,7 +51,7 @@ pub async fn ephemeral(bytes: u64, dir: &Path) -> Result<File, DriveError> {
     let mut command = Command::new(program);
     command
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", EPHEMERAL_LABEL])
-        // What it would only fill with zeros are holes.
+        // Ranges of zeros become holes.
         .args(["-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"])
         .arg("/proc/self/fd/0")
         .env_clear()
@@ -70,7 +72,7 @@ pub async fn ephemeral(bytes: u64, dir: &Path) -> Result<File, DriveError> {
     Ok(file)
 }
 
-/// Where the program is.
+/// Path of the program.
 fn mke2fs() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let places = PLACES.iter().map(PathBuf::from);

@@ -1,7 +1,9 @@
-//! An EFI system partition (UEFI 2.10 §13.3) with the boot files that an image of one ext4 file system brings.
+//! An EFI system partition (UEFI 2.10 §13.3) with the boot files that an image of one ext4 file
+//! system brings.
 //!
-//! Called by the agent for a machine that boots such an image from its disk. The image is read by the crate `ext4-view`, which is given no
-//! more than it may have: so many bytes, from a file system of plausible measures. Links are not followed: on the partition, there are none.
+//! Called by the agent for a machine that boots such an image from its disk. The image is read by
+//! the crate `ext4-view`, which is given no more than it may have: so many bytes, from a file
+//! system of plausible measures. Links are not followed: on the partition, there are none.
 
 use std::{
     collections::BTreeMap,
@@ -19,33 +21,37 @@ use super::{
 };
 use crate::checked_file::CheckedFile;
 
-/// Where an image may have what belongs on the partition.
+/// Directories in an image that hold boot files.
 const PLACES: [&str; 3] = ["/boot/efi", "/efi", "/boot"];
 /// The loader that firmware looks for on any disk (§3.5.1.1), as FAT reads names.
 const DEFAULT_LOADER: &str = "efi/boot/bootx64.efi";
 /// Loaders that can stand in for it, by preference: what is signed first.
 const LOADERS: [&str; 3] = ["shimx64.efi", "grubx64.efi", "systemd-bootx64.efi"];
-/// What these load from the directory they are in themselves.
+/// Files that boot loaders load from their own directory.
 const COMPANIONS: [&str; 2] = ["grubx64.efi", "mmx64.efi"];
-/// Least bytes for files on the partition, so that the installed system has room to renew its loader.
+/// Least bytes for files on the partition, so that the installed system has room to renew its
+/// loader.
 const ESP_BYTES_MIN: u32 = 64 << 20;
-/// Most bytes of boot files: a loader has a few million, all of them are in memory, and a loader may be there twice.
+/// Most bytes of boot files: a loader has a few million, all of them are in memory, and a loader
+/// may be there twice.
 const FILES_BYTES_MAX: u64 = 192 << 20;
 /// Most files and directories, and most directories in each other.
 const ENTRIES_MAX: usize = 2000;
 const DEPTH_MAX: usize = 8;
-/// Most bytes read of the image: the files, what leads to them, and a journal that is still to be replayed.
+/// Most bytes read of the image: the files, what leads to them, and a journal that is still to be
+/// replayed.
 const READ_BYTES_MAX: u64 = 2 << 30;
-/// How long it may be read.
+/// Time limit of reading an image.
 const READ_TIME_MAX: Duration = Duration::from_secs(60);
 /// Most groups of blocks; each takes memory. 32 TiB have so many.
 const GROUPS_MAX: u64 = 1 << 18;
 /// The largest block, in bytes.
 const BLOCK_BYTES_MAX: u64 = 64 * 1024;
 
-/// The partition for a disk with blocks of `block_bytes` bytes, at least 64 MiB and less than 512 MiB, mostly zeros. It has what is in
-/// the image's `/boot/efi/EFI`, `/efi/EFI` or `/boot/EFI`, the first that is there; where that has only one distribution's loader, it is
-/// copied to the place where firmware looks.
+/// The partition for a disk with blocks of `block_bytes` bytes, at least 64 MiB and less than 512
+/// MiB, mostly zeros. It has what is in the image's `/boot/efi/EFI`, `/efi/EFI` or `/boot/EFI`, the
+/// first that is there; where that has only one distribution's loader, it is copied to the place
+/// where firmware looks.
 pub fn esp(root: &CheckedFile, block_bytes: u32) -> Result<Bytes, DriveError> {
     let sector_bytes = fat::sector_bytes(block_bytes)?;
     let found = probe(root)?;
@@ -62,10 +68,10 @@ pub fn esp(root: &CheckedFile, block_bytes: u32) -> Result<Bytes, DriveError> {
     }
     let image = Ext4::load(Box::new(Bounded::new(root))).map_err(|error| failed(&error))?;
     let files = boot_files(&image)?;
-    let format = fat::Format {
+    let format = fat::FatFormat {
         label: "ESP",
         id: u32::from_str_radix(found.uuid.get(..8).unwrap_or_default(), 16).unwrap_or(0),
-        kind: fat::Kind::Fat32,
+        kind: fat::FatKind::Fat32,
         bytes_min: ESP_BYTES_MIN,
         sector_bytes,
     };

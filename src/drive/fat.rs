@@ -1,7 +1,9 @@
-//! FAT file systems (Microsoft's FAT32 File System Specification, version 1.03), made whole and never changed afterwards.
+//! FAT file systems (Microsoft's FAT32 File System Specification, version 1.03), made whole and
+//! never changed afterwards.
 //!
-//! Called for config drives and EFI system partitions. Everything lies in one piece, in the order in which it was given, and nothing of the
-//! moment gets in. It is written here because `fatfs`, the crate for it, gives `.` and `..` long names, which no checker takes for clean.
+//! Called for config drives and EFI system partitions. Everything lies in one piece, in the order
+//! in which it was given, and nothing of the moment gets in. It is written here because `fatfs`,
+//! the crate for it, gives `.` and `..` long names, which no checker takes for clean.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -17,12 +19,10 @@ use bytes::Bytes;
 
 use super::{
     DriveError,
-    fat_name::{Name, Names},
+    fat_name::{Name, Names, RECORD_BYTES},
     split,
 };
 
-/// Bytes of a record in a directory (§6).
-pub(super) const RECORD_BYTES: usize = 32;
 /// Bounds of a sector, in bytes (§3.1).
 const SECTOR_BYTES: (u32, u32) = (512, 4096);
 /// Records in a root directory that has its own place (§3.1).
@@ -35,28 +35,29 @@ const TABLES: u32 = 2;
 /// The first cluster there is.
 const FIRST_CLUSTER: u32 = 2;
 
-/// What a file system is like before anything is in it. A cluster is one sector.
-pub(super) struct Format {
+/// Parameters of an empty file system. A cluster is one sector.
+pub(super) struct FatFormat {
     /// Its name as it is, at most 11 bytes: `config-2` is found by its small letters.
     pub label: &'static str,
     /// The volume id, which is shown as its UUID.
     pub id: u32,
     /// The kind.
-    pub kind: Kind,
+    pub kind: FatKind,
     /// Bytes for files and directories, if they take less.
     pub bytes_min: u32,
     /// Bytes of a sector.
     pub sector_bytes: u16,
 }
 
-/// How wide the entries of the table are, and with it where the root directory is.
+/// Width of the table's entries, which also decides the place of the root directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FatKind {
     Fat12,
     Fat32,
 }
 
-/// The sector for a disk with such blocks. Linux refuses a file system whose sectors are smaller than the disk's.
+/// The sector for a disk with such blocks. Linux refuses a file system whose sectors are smaller
+/// than the disk's.
 pub(super) fn sector_bytes(block_bytes: u32) -> Result<u16, DriveError> {
     let (least, most) = SECTOR_BYTES;
     let fits = |bytes: &u16| u32::from(*bytes) <= most;
@@ -68,10 +69,10 @@ pub(super) fn sector_bytes(block_bytes: u32) -> Result<u16, DriveError> {
     })
 }
 
-/// A file system with files of such paths and lengths in bytes, and the directories they are in. `read` is given the number of each file
-/// and the place to fill with what is in it.
+/// A file system with files of such paths and lengths in bytes, and the directories they are in.
+/// `read` is given the number of each file and the place to fill with what is in it.
 pub(super) fn make(
-    format: &Format,
+    format: &FatFormat,
     files: &[(&str, u32)],
     mut read: impl FnMut(usize, &mut [u8]) -> io::Result<()>,
 ) -> io::Result<Bytes> {
@@ -80,7 +81,7 @@ pub(super) fn make(
     let mut volume = vec![0; shape.sectors() as usize * shape.sector];
     for at in shape.boot_sectors() {
         put(&mut volume, at * shape.sector, &boot_sector(format, &shape))?;
-        if format.kind == Kind::Fat32 {
+        if format.kind == FatKind::Fat32 {
             put(&mut volume, (at + 1) * shape.sector, &info_sector(&shape, tree.end))?;
         }
     }
@@ -101,7 +102,7 @@ pub(super) fn make(
 }
 
 /// A file or a directory.
-struct Node<'a> {
+struct FatNode<'a> {
     path: &'a str,
     name: Name,
     bytes: u32,
@@ -112,23 +113,23 @@ struct Node<'a> {
 /// Everything there is, with its place.
 struct Tree<'a> {
     /// Each after its parent, the root first.
-    folders: Vec<Node<'a>>,
-    files: Vec<Node<'a>>,
+    folders: Vec<FatNode<'a>>,
+    files: Vec<FatNode<'a>>,
     /// The first cluster that is free.
     end: u32,
 }
 
 impl<'a> Tree<'a> {
-    fn of(format: &Format, files: &[(&'a str, u32)]) -> io::Result<Self> {
+    fn of(format: &FatFormat, files: &[(&'a str, u32)]) -> io::Result<Self> {
         let parents = files
             .iter()
             .flat_map(|(path, _)| path.match_indices('/').filter_map(|(at, _)| path.get(..at)));
         let folders: BTreeSet<&str> = std::iter::once("").chain(parents).collect();
         let mut names = Names::default();
-        let mut node = |path: &'a str, bytes| -> io::Result<Node<'a>> {
+        let mut node = |path: &'a str, bytes| -> io::Result<FatNode<'a>> {
             let (parent, name) = split(path);
             let name = if path.is_empty() { Name::default() } else { names.take(parent, name)? };
-            Ok(Node { path, name, bytes, first: 0 })
+            Ok(FatNode { path, name, bytes, first: 0 })
         };
         let mut tree = Self {
             folders: folders.into_iter().map(|path| node(path, 0)).collect::<io::Result<_>>()?,
@@ -145,7 +146,7 @@ impl<'a> Tree<'a> {
             folder.bytes = bytes;
         }
         for node in tree.folders.iter_mut().chain(&mut tree.files) {
-            let has_place = node.path.is_empty() && format.kind == Kind::Fat12;
+            let has_place = node.path.is_empty() && format.kind == FatKind::Fat12;
             if has_place && node.bytes > u32::from(ROOT_RECORDS) * RECORD_BYTES as u32 {
                 return Err(too_much());
             }
@@ -159,14 +160,14 @@ impl<'a> Tree<'a> {
     }
 
     /// Bytes of a directory's records.
-    fn records(&self, folder: &Node<'_>) -> u32 {
+    fn records(&self, folder: &FatNode<'_>) -> u32 {
         let own = if folder.path.is_empty() { 1 } else { 2 };
         let names = self.inside(folder).map(|(node, _)| node.name.records());
         ((own + names.sum::<usize>()) * RECORD_BYTES) as u32
     }
 
-    /// What is in a directory, and whether that is a directory.
-    fn inside(&self, folder: &Node<'_>) -> impl Iterator<Item = (&Node<'a>, bool)> {
+    /// Entries of a directory, with a flag for directories.
+    fn inside(&self, folder: &FatNode<'_>) -> impl Iterator<Item = (&FatNode<'a>, bool)> {
         let folders = self.folders.iter().map(|node| (node, true));
         let files = self.files.iter().map(|node| (node, false));
         folders
@@ -175,7 +176,7 @@ impl<'a> Tree<'a> {
     }
 
     /// A directory's bytes (§6).
-    fn folder(&self, format: &Format, folder: &Node<'_>) -> Vec<u8> {
+    fn folder(&self, format: &FatFormat, folder: &FatNode<'_>) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(folder.bytes as usize);
         if folder.path.is_empty() {
             bytes.extend(record(label(format), VOLUME, 0, 0));
@@ -194,7 +195,7 @@ impl<'a> Tree<'a> {
     }
 
     /// The table of clusters (§4): each says which one goes on, the last that it is the last.
-    fn table(&self, kind: Kind) -> Vec<u8> {
+    fn table(&self, kind: FatKind) -> Vec<u8> {
         let mut entries: Vec<u32> = (1..=self.end).collect();
         let mut set = |cluster: u32, value: u32| {
             if let Some(entry) = entries.get_mut(cluster as usize) {
@@ -212,8 +213,8 @@ impl<'a> Tree<'a> {
             set(self.end - 1, LAST);
         }
         match kind {
-            Kind::Fat32 => entries.into_iter().flat_map(u32::to_le_bytes).collect(),
-            Kind::Fat12 => entries
+            FatKind::Fat32 => entries.into_iter().flat_map(u32::to_le_bytes).collect(),
+            FatKind::Fat12 => entries
                 .chunks(2)
                 .flat_map(|pair| {
                     let both = |entry: usize| pair.get(entry).map_or(0, |entry| entry & 0xfff);
@@ -225,14 +226,14 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// What ends a chain of clusters (§4).
+/// End of a chain of clusters (§4).
 const LAST: u32 = 0x0fff_ffff;
 
 /// Sizes of a volume's parts, in sectors.
 struct Shape {
     /// Bytes of a sector.
     sector: usize,
-    kind: Kind,
+    kind: FatKind,
     reserved: u32,
     table: u32,
     root: u32,
@@ -240,13 +241,13 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(format: &Format, end: u32) -> io::Result<Self> {
+    fn of(format: &FatFormat, end: u32) -> io::Result<Self> {
         let sector = u32::from(format.sector_bytes);
         let clusters = (end - FIRST_CLUSTER).max(format.bytes_min / sector);
         let (clusters, bits, reserved, root) = match format.kind {
-            Kind::Fat12 if clusters > FAT12_CLUSTERS_MAX => return Err(too_much()),
-            Kind::Fat12 => (clusters, 12, 1, u32::from(ROOT_RECORDS) * RECORD_BYTES as u32),
-            Kind::Fat32 => (clusters.max(FAT32_CLUSTERS_MIN), 32, 32, 0),
+            FatKind::Fat12 if clusters > FAT12_CLUSTERS_MAX => return Err(too_much()),
+            FatKind::Fat12 => (clusters, 12, 1, u32::from(ROOT_RECORDS) * RECORD_BYTES as u32),
+            FatKind::Fat32 => (clusters.max(FAT32_CLUSTERS_MIN), 32, 32, 0),
         };
         let table = (u64::from(clusters + FIRST_CLUSTER) * bits).div_ceil(8 * u64::from(sector));
         let table = u32::try_from(table).map_err(|_| too_much())?;
@@ -258,7 +259,7 @@ impl Shape {
         self.reserved + TABLES * self.table + self.root + self.clusters
     }
 
-    /// Where a cluster is, in bytes; 0 stands for the root directory with its own place.
+    /// Offset of a cluster in bytes; 0 stands for the root directory with its own place.
     fn place(&self, cluster: u32) -> usize {
         let root = self.reserved + TABLES * self.table;
         let sector =
@@ -268,13 +269,13 @@ impl Shape {
 
     /// The boot sector, and FAT32's copy of it.
     fn boot_sectors(&self) -> impl Iterator<Item = usize> {
-        std::iter::once(0).chain((self.kind == Kind::Fat32).then_some(6))
+        std::iter::once(0).chain((self.kind == FatKind::Fat32).then_some(6))
     }
 }
 
 /// The boot sector (§3).
-fn boot_sector(format: &Format, shape: &Shape) -> Vec<u8> {
-    let is_small = format.kind == Kind::Fat12;
+fn boot_sector(format: &FatFormat, shape: &Shape) -> Vec<u8> {
+    let is_small = format.kind == FatKind::Fat12;
     let sectors = shape.sectors();
     let short = u16::try_from(sectors).ok().filter(|_| is_small).unwrap_or(0);
     let table = if is_small { shape.table as u16 } else { 0 };
@@ -307,7 +308,7 @@ fn boot_sector(format: &Format, shape: &Shape) -> Vec<u8> {
     sector
 }
 
-/// What is free in a FAT32 file system (§5).
+/// Free clusters of a FAT32 file system (§5).
 fn info_sector(shape: &Shape, end: u32) -> Vec<u8> {
     let mut sector = b"RRaA".to_vec();
     sector.resize(484, 0);
@@ -319,7 +320,7 @@ fn info_sector(shape: &Shape, end: u32) -> Vec<u8> {
     sector
 }
 
-/// What a record is of (§6).
+/// The type of a record (§6).
 const VOLUME: u8 = 0x08;
 const FOLDER: u8 = 0x10;
 const FILE: u8 = 0x20;
@@ -343,7 +344,7 @@ fn record(name: [u8; 11], kind: u8, first: u32, bytes: u32) -> [u8; RECORD_BYTES
     record
 }
 
-fn label(format: &Format) -> [u8; 11] {
+fn label(format: &FatFormat) -> [u8; 11] {
     let mut label = [b' '; 11];
     label.iter_mut().zip(format.label.bytes()).for_each(|(to, from)| *to = from);
     label

@@ -1,4 +1,5 @@
-//! Names in a FAT directory: eight and three capitals, and records before them for a name that is more than that (specification §7).
+//! Names in a FAT directory: eight and three capitals, and records before them for a name that is
+//! more than that (specification §7).
 
 #![expect(clippy::cast_possible_truncation, reason = "a name has 20 records at most")]
 
@@ -7,8 +8,8 @@ use std::{
     io::{self, Error},
 };
 
-use super::fat::RECORD_BYTES;
-
+/// Bytes of a record in a directory (§6).
+pub(super) const RECORD_BYTES: usize = 32;
 /// Most UTF-16 units of a long name (§7.1).
 const UNITS_MAX: usize = 255;
 /// Units in one record of it (§7.1).
@@ -31,7 +32,8 @@ pub(super) struct Names<'a> {
 }
 
 impl<'a> Names<'a> {
-    /// Gives a name in a directory its records. Fails if FAT cannot have it, or has it already but for its capitals.
+    /// Gives a name in a directory its records. Fails if FAT cannot have it, or has it already but
+    /// for its capitals.
     pub(super) fn take(&mut self, folder: &'a str, name: &str) -> io::Result<Name> {
         let is_bad = |c: char| c < ' ' || r#""*/:<>?\|"#.contains(c);
         let long: Vec<u16> = name.encode_utf16().collect();

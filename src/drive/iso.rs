@@ -1,7 +1,7 @@
 //! ISO 9660 file systems (ECMA-119) with Joliet names, of a few files in directories of one sector.
 //!
-//! Called for config drives. The plain tree has the names in the standard's capitals, the Joliet tree as they are; both share the files'
-//! sectors. Nothing of the moment gets in.
+//! Called for config drives. The plain tree has the names in the standard's capitals, the Joliet
+//! tree as they are; both share the files' sectors. Nothing of the moment gets in.
 
 #![expect(clippy::cast_possible_truncation, reason = "a handful of short names and two MiB")]
 
@@ -9,24 +9,26 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
-use super::{config_drive::File, split};
+use super::{DriveFile, split};
 
 /// Bytes of a sector (ECMA-119 §6.1.2); no disk with larger blocks can be mounted.
 pub(super) const SECTOR_BYTES: u32 = 2048;
-/// What the standard leaves to the system (§6.2.1), in sectors.
+/// Sectors that the standard leaves to the system (§6.2.1).
 const SYSTEM_SECTORS: u32 = 16;
 /// Both descriptors, and the one that ends their list (§8).
 const DESCRIPTORS: u32 = 3;
 /// Both trees' path tables, in either byte order.
 const PATH_TABLES: u32 = 4;
-/// What a record in a directory has before the name, in bytes (§9.1).
+/// Bytes of a directory record before the name (§9.1).
 const RECORD_BYTES: usize = 33;
 
-/// When every file was written, as directories say it (§9.1.5): FAT's first day, like on the other kind of drive.
+/// When every file was written, as directories say it (§9.1.5): FAT's first day, like on the other
+/// kind of drive.
 const RECORDED: [u8; 7] = [80, 1, 1, 0, 0, 0, 0];
 
-/// A file system of `files`, whose paths have at most two directories. `seed` becomes the time that Linux makes its UUID of.
-pub(super) fn make(label: &str, seed: u128, files: &[File<'_>]) -> Bytes {
+/// A file system of `files`, whose paths have at most two directories. `seed` becomes the time that
+/// Linux makes its UUID of.
+pub(super) fn make(label: &str, seed: u128, files: &[DriveFile<'_>]) -> Bytes {
     let plan = Plan::of(files);
     let mut image = vec![0; (SYSTEM_SECTORS * SECTOR_BYTES) as usize];
     for tree in [Tree::Plain, Tree::Joliet] {
@@ -56,26 +58,26 @@ enum Tree {
     Joliet,
 }
 
-/// What stands where.
+/// The place of every file and directory.
 struct Plan<'a> {
     /// Paths of all directories, each after its parent; the root's is empty.
     folders: Vec<&'a str>,
     /// Each file with its first sector, by path.
-    files: Vec<(&'a File<'a>, u32)>,
+    files: Vec<(&'a DriveFile<'a>, u32)>,
     /// Sectors in all.
     sectors: u32,
 }
 
 impl<'a> Plan<'a> {
-    fn of(files: &'a [File<'a>]) -> Self {
+    fn of(files: &'a [DriveFile<'a>]) -> Self {
         let parents = files
             .iter()
             .flat_map(|(path, _)| path.match_indices('/').filter_map(|(at, _)| path.get(..at)));
         let folders: BTreeSet<&str> = std::iter::once("").chain(parents).collect();
         let mut sectors = SYSTEM_SECTORS + DESCRIPTORS + PATH_TABLES + 2 * folders.len() as u32;
-        let mut by_path: Vec<&File<'_>> = files.iter().collect();
+        let mut by_path: Vec<&DriveFile<'_>> = files.iter().collect();
         by_path.sort_by_key(|(path, _)| *path);
-        let place = |file: &'a File<'a>| {
+        let place = |file: &'a DriveFile<'a>| {
             let first = sectors;
             sectors += (file.1.len() as u32).div_ceil(SECTOR_BYTES);
             (file, first)
@@ -169,7 +171,7 @@ impl<'a> Plan<'a> {
         tree: Tree,
         name: &[u8],
         folder: &str,
-        file: Option<&(&File<'_>, u32)>,
+        file: Option<&(&DriveFile<'_>, u32)>,
     ) -> Vec<u8> {
         let (sector, bytes, flags) = match file {
             Some(((_, content), first)) => (*first, content.len() as u32, 0),

@@ -1,10 +1,12 @@
-//! Small file systems, made in memory or looked at: what stands beside the root file system on a disk that hostler lays out.
+//! Makes and probes the small file systems beside the root file system of a disk that hostler lays
+//! out.
 //!
-//! Called by the agent before a disk is written. What is made depends on what goes in only, so that a repeated attempt writes the same
-//! bytes. An image is not to be trusted: reading one must never panic, never take more memory or time than its bounds, and never follow a
-//! link out of where it looks. Nothing here touches a disk, and what users wrote never gets onto a command line.
+//! Called by the agent before a disk is written. The output depends on the input only, so that a
+//! repeated attempt writes the same bytes. An image is not to be trusted: reading one must never
+//! panic, never take more memory or time than its bounds, and never follow a link out of where it
+//! looks. Nothing here touches a disk, and what users wrote never gets onto a command line.
 
-use std::io;
+use std::{borrow::Cow, io};
 
 use crate::model::{ids::hex, size::show_bytes};
 
@@ -24,7 +26,7 @@ pub use esp::esp;
 pub use probe::{FileSystem, FileSystemKind, check_disk, probe};
 pub use swap::swap_header;
 
-/// Why there is no file system.
+/// A failure to make or read a file system.
 #[derive(Debug, thiserror::Error)]
 pub enum DriveError {
     /// The file system cannot be read from a disk with such blocks.
@@ -38,25 +40,25 @@ pub enum DriveError {
         block_bytes: u32,
         /// The file system's largest, in bytes.
         bytes_max: u32,
-        /// What would be right, with `; ` before it; may be empty.
+        /// The right choice, with `; ` before it; may be empty.
         hint: &'static str,
     },
-    /// It cannot be made.
+    /// The file system cannot be made.
     #[error("making {what}: {source}")]
     Make {
-        /// What was being made.
+        /// The name of the file system in making.
         what: &'static str,
-        /// Why it cannot be.
+        /// The cause.
         source: io::Error,
     },
-    /// There is not enough room for it.
+    /// The file system has too little room.
     #[error("{what} of {}, needs at least {}", show_bytes(*bytes), show_bytes(*bytes_min))]
     TooSmall {
-        /// What it is.
+        /// The name of the file system.
         what: &'static str,
-        /// What it would have.
+        /// Bytes it would have.
         bytes: u64,
-        /// What it needs.
+        /// Bytes it needs.
         bytes_min: u64,
     },
     /// The program that makes ext4 is missing.
@@ -65,15 +67,16 @@ pub enum DriveError {
     /// An image cannot be read.
     #[error("reading the image: {source}")]
     Read {
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// An image has nothing that UEFI boots.
     #[error(
-        "the image brings no boot files (/boot/efi/EFI/BOOT/BOOTX64.EFI){found}; use a whole-disk image or boot.after = \"network\""
+        "the image brings no boot files (/boot/efi/EFI/BOOT/BOOTX64.EFI){found}; use a \
+         whole-disk image or boot.after = \"network\""
     )]
     NoBootFiles {
-        /// What it has instead, with `: ` before it; may be empty.
+        /// The boot files of the image, with `: ` before them; may be empty.
         found: String,
     },
     /// An image's boot files cannot be taken from it.
@@ -81,27 +84,31 @@ pub enum DriveError {
         "the image's boot files: {message}; use a whole-disk image or boot.after = \"network\""
     )]
     BootFiles {
-        /// Why.
+        /// The cause.
         message: String,
     },
     /// An image is nothing that a machine can boot from.
     #[error(
-        "the image is no whole disk: it has neither a boot signature (55 aa at byte 510) nor an ISO 9660 file \
-         system, but is {found}"
+        "the image is no whole disk: it has neither a boot signature (55 aa at byte 510) nor an ISO \
+         9660 file system, but is {found}"
     )]
     NotDisk {
-        /// What it is, and what would be right.
+        /// The kind of the image, and the right one.
         found: String,
     },
     /// An image is nothing that a system can have as its root.
     #[error(
-        "the image is {found}; a partition image must be all of an ext2, ext3, ext4, xfs or btrfs file system"
+        "the image is {found}; a partition image must be all of an ext2, ext3, ext4, xfs or btrfs file \
+         system"
     )]
     NotRoot {
-        /// What it is, and what would be right.
+        /// The kind of the image, and the right one.
         found: String,
     },
 }
+
+/// A file of a small file system: its path and its content.
+type DriveFile<'a> = (&'static str, Cow<'a, [u8]>);
 
 /// A path's directory and its last name.
 fn split(path: &str) -> (&str, &str) {

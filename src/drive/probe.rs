@@ -1,6 +1,7 @@
-//! Which file system an image holds, read from its superblock.
+//! Recognizes the file system of an image by its superblock.
 //!
-//! Called by the agent for images of one file system: the kernel is told the root by the UUID, and the partition needs the size.
+//! Called by the agent for images of one file system: the kernel is told the root by the UUID, and
+//! the partition needs the size.
 
 use std::io;
 
@@ -10,11 +11,12 @@ use crate::{
     model::{ids::hex, size::show_bytes},
 };
 
-/// Where a disk is signed that a BIOS boots, which a GUID partition table has too (UEFI 2.10 §5.2.1).
+/// Offset of the signature of a disk that a BIOS boots, which a GUID partition table has, too (UEFI
+/// 2.10 §5.2.1).
 const BOOT_SIGNATURE: (u64, &[u8]) = (510, b"\x55\xaa");
-/// Where the first volume descriptor of an ISO 9660 file system is (ECMA-119 §6.7.1).
+/// Offset of the first volume descriptor of an ISO 9660 file system (ECMA-119 §6.7.1).
 const ISO_ID: (u64, &[u8]) = (32 * 1024 + 1, b"CD001");
-/// How much is shown of what nobody knows, in bytes.
+/// Bytes shown of an unknown image.
 const SHOWN_BYTES: usize = 40;
 
 /// The file system of an image.
@@ -24,7 +26,7 @@ pub struct FileSystem {
     pub kind: FileSystemKind,
     /// Its UUID as the kernel and blkid write it: lower-case, with hyphens.
     pub uuid: String,
-    /// What it takes of a partition, in bytes: no more than the file has.
+    /// Bytes it takes of a partition: no more than the file has.
     pub bytes: u64,
 }
 
@@ -56,7 +58,8 @@ impl FileSystemKind {
     }
 }
 
-/// The file system that fills an image. Fails with the reason if there is none that can be a root, or not all of it.
+/// The file system that fills an image. Fails with the reason if there is none that can be a root,
+/// or not all of it.
 pub fn probe(image: &CheckedFile) -> Result<FileSystem, DriveError> {
     let failed = |source| DriveError::Read { source };
     let file_bytes = image.bytes();
@@ -80,14 +83,15 @@ pub fn probe(image: &CheckedFile) -> Result<FileSystem, DriveError> {
     Ok(FileSystem { kind, uuid: hyphenated(uuid), bytes })
 }
 
-/// Fails with what an image is instead, unless it is a disk that a machine may boot from: signed as such, or an ISO 9660 file system.
+/// Fails with what an image is instead, unless it is a disk that a machine may boot from: signed as
+/// such, or an ISO 9660 file system.
 pub fn check_disk(image: &CheckedFile) -> Result<(), DriveError> {
     let failed = |source| DriveError::Read { source };
     let found = not_disk(image).map_err(failed)?;
     found.map_or(Ok(()), |found| Err(DriveError::NotDisk { found }))
 }
 
-/// What an image is that is no disk.
+/// The kind of an image that is no disk.
 fn not_disk(image: &CheckedFile) -> io::Result<Option<String>> {
     if has(image, BOOT_SIGNATURE.0, BOOT_SIGNATURE.1)? || has(image, ISO_ID.0, ISO_ID.1)? {
         return Ok(None);
@@ -117,12 +121,12 @@ fn not_disk(image: &CheckedFile) -> io::Result<Option<String>> {
     }))
 }
 
-/// What a superblock says.
+/// The statements of a superblock.
 struct Superblock {
     kind: FileSystemKind,
     uuid: [u8; 16],
     bytes: u64,
-    /// What keeps it from being a root.
+    /// The reason that it cannot be a root.
     obstacle: Option<&'static str>,
 }
 
@@ -158,7 +162,7 @@ fn ext(image: &CheckedFile) -> Found {
     }))
 }
 
-/// How large the parts of an ext2, ext3 or ext4 are said to be.
+/// Declared sizes of the parts of an ext2, ext3 or ext4.
 pub(super) struct Ext4Measures {
     /// Bytes of a block.
     pub block_bytes: u64,
@@ -209,7 +213,7 @@ fn btrfs(image: &CheckedFile) -> Found {
     }))
 }
 
-/// What else it is, for the message.
+/// Another kind, for the message.
 fn other(image: &CheckedFile) -> io::Result<String> {
     // First of all, because many of these images are disks too.
     if has(image, ISO_ID.0, ISO_ID.1)? {
@@ -226,7 +230,7 @@ fn other(image: &CheckedFile) -> io::Result<String> {
     })
 }
 
-/// What is neither a root nor a disk.
+/// Formats that are neither a root nor a disk.
 fn known(image: &CheckedFile) -> io::Result<Option<&'static str>> {
     const KNOWN: [(&str, u64, &[u8]); 8] = [
         ("a FAT file system", 54, b"FAT"),
@@ -265,7 +269,7 @@ impl Window {
         Ok((filled > 0).then_some(window))
     }
 
-    /// So many of them.
+    /// Number of them.
     fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
         let from = self.0.get(at..).unwrap_or_default();
         from.first_chunk().copied().unwrap_or([0; N])

@@ -1,4 +1,5 @@
-//! The signature of swap space (version 1, as `mkswap` writes it and Linux's `swap_header` reads it).
+//! The signature of swap space (version 1, as `mkswap` writes it and Linux's `swap_header` reads
+//! it).
 //!
 //! Called by the agent for swap partitions; only the first page of one matters.
 
@@ -10,12 +11,13 @@ use super::DriveError;
 const PAGE_BYTES: usize = 4096;
 /// Least pages that `mkswap` takes.
 const PAGES_MIN: u64 = 10;
-/// Where the header itself begins; before it is room for a boot loader.
+/// Offset of the header; a boot loader has room before it.
 const HEADER_AT: usize = 1024;
 /// Longest label, in bytes.
 const LABEL_BYTES: usize = 16;
 
-/// The first page of swap space of so many bytes. Of a label longer than 16 bytes, the rest is left out. Fails under 40 KiB.
+/// The first page of swap space of so many bytes. Of a label longer than 16 bytes, the rest is left
+/// out. Fails under 40 KiB.
 pub fn swap_header(bytes: u64, uuid: [u8; 16], label: &str) -> Result<Bytes, DriveError> {
     let pages = bytes / PAGE_BYTES as u64;
     if pages < PAGES_MIN {
@@ -25,7 +27,7 @@ pub fn swap_header(bytes: u64, uuid: [u8; 16], label: &str) -> Result<Bytes, Dri
             bytes_min: PAGES_MIN * PAGE_BYTES as u64,
         });
     }
-    // What is more than 16 TiB is not used.
+    // Space beyond 16 TiB is unused.
     let last_page = u32::try_from(pages - 1).unwrap_or(u32::MAX - 1);
     let mut page = vec![0; HEADER_AT];
     page.extend(1_u32.to_le_bytes());

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{
     DriveError, esp,
-    fat::{Format, Kind, make},
+    fat::{FatFormat, FatKind, make},
     probe, swap_header,
 };
 use crate::checked_file::CheckedFile;
@@ -23,7 +23,8 @@ fn image(bytes: &[u8], length: u64) -> CheckedFile {
 }
 
 fn fat(files: &[(&str, u32)]) -> Result<(), String> {
-    let format = Format { label: "x", id: 0, kind: Kind::Fat12, bytes_min: 0, sector_bytes: 512 };
+    let format =
+        FatFormat { label: "x", id: 0, kind: FatKind::Fat12, bytes_min: 0, sector_bytes: 512 };
     make(&format, files, |_, place| {
         place.fill(1);
         Ok(())

@@ -1,46 +1,48 @@
-//! The image library: from `[image]` in a spec to a raw file that can be written to a disk.
+//! Turns `[image]` of a spec into a raw file that can be written to a disk.
 //!
-//! Called by the agent before a machine is touched. An image is fetched as it was published, its checksum compared, and then decoded once
-//! into a content-addressed cache of sparse raw files, which all nodes share. What is published is untrusted input until its checksum has
-//! been compared, and its format afterwards: this module must never open anything outside the directories images may come from, never run a
-//! program on an image, never write more than it was allowed to, and never give out a file it has not seen whole.
+//! Called by the agent before a machine is touched. An image is fetched as it was published, its
+//! checksum compared, and then decoded once into a content-addressed cache of sparse raw files,
+//! which all nodes share. What is published is untrusted input until its checksum has been
+//! compared, and its format afterwards: this module must never open anything outside the
+//! directories images may come from, never run a program on an image, never write more than it was
+//! allowed to, and never give out a file it has not seen whole.
 
 mod advice;
 mod decode;
+mod directories;
 mod fetch;
 mod library;
-mod source;
 
 use std::{io, path::PathBuf, time::Duration};
 
 #[cfg(fuzzing)]
 pub use self::fetch::fuzz as fuzz_checksums;
 pub use self::{
-    decode::{DecodeError, Limits, Look, decode, inspect, scratch_bytes_max},
+    decode::{DecodeError, DecodeLimits, Inspection, decode, inspect, scratch_bytes_max},
+    directories::Directories,
     fetch::{FetchError, Sources},
-    library::{Entry, Kept, Library, Options, Pruned},
-    source::Directories,
+    library::{Entry, Kept, Library, LibraryOptions, Pruned},
 };
 use crate::model::size::show_bytes;
 
-/// Why there is no image.
+/// A failure to provide an image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// It cannot be fetched: says of what and why.
+    /// The fetch of the image failed.
     #[error("image {0}")]
     Fetch(FetchError),
-    /// Its checksum cannot be had from the list: says of which and why.
+    /// The fetch of its list of checksums failed.
     #[error("list of checksums {0}")]
     List(FetchError),
-    /// It is not what can be decoded.
+    /// The file cannot be decoded.
     #[error("image {source_text}: {error}")]
     Decode {
         /// `image.source`.
         source_text: String,
-        /// Why.
+        /// The cause.
         error: DecodeError,
     },
-    /// The cache does not have the space.
+    /// The cache has too little space.
     #[error(
         "image {source_text}: {} has {} left for images, and this one needs {}",
         dir.display(), show_bytes(*free_bytes), more(*needed_bytes)
@@ -50,9 +52,9 @@ pub enum ImageError {
         source_text: String,
         /// The cache.
         dir: PathBuf,
-        /// How much more it takes; 0 is not known.
+        /// Bytes missing; 0 if that is unknown.
         needed_bytes: u64,
-        /// How much there is, besides what is kept free for other things.
+        /// Bytes free, besides those kept free for other things.
         free_bytes: u64,
     },
     /// The cache itself cannot be used.
@@ -60,7 +62,7 @@ pub enum ImageError {
     Cache {
         /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: io::Error,
     },
     /// No progress for too long.
@@ -71,7 +73,7 @@ pub enum ImageError {
         /// The limit.
         after: Duration,
     },
-    /// It was cancelled.
+    /// The work was cancelled.
     #[error("cancelled")]
     Cancelled,
 }

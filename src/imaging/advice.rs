@@ -1,6 +1,6 @@
 //! What an administrator can do about a disk that cannot be laid out or written.
 
-use super::{ImagingError, LayoutError};
+use super::{DISK_HINT, ImagingError, LayoutError};
 use crate::model::fault::{Advice, Advise, OTHER_MACHINE, TOOK_TOO_LONG};
 
 impl Advise for LayoutError {
@@ -41,9 +41,7 @@ impl Advise for ImagingError {
             }
             Self::Volume { source, .. }
             | Self::Connection(source)
-            | Self::Lost { last: source, .. } => {
-                Advice::passing(source.code, "look at the machine, its disk and the network to it")
-            }
+            | Self::Lost { last: source, .. } => Advice::passing(source.code, DISK_HINT),
             Self::Stalled { .. } => Advice::passing(
                 "ImagingStalled",
                 "look at the network between hostler and the machine, or raise \

@@ -1,7 +1,7 @@
-//! What the disk must hold, as digests of its ranges, for the machine itself to compare.
+//! Digests of the disk's ranges, for the machine itself to compare.
 //!
-//! Made while the disk is written, from the very bytes that go there, on a thread of its own. It must see them in the order of the disk;
-//! what it sees a second time, because it is written a second time, it leaves out.
+//! Made during the write from the bytes that go to the disk, on a thread of its own. It must see
+//! them in the order of the disk; it skips bytes that are written a second time.
 
 use std::{
     ops::Range,
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     ImagingError,
-    flight::ended,
+    in_flight::ended,
     plan::Plan,
     reader::{Filling, Piece},
     zeros::zeros,
@@ -23,7 +23,7 @@ use crate::model::{
     ids::{Digest, DigestAlgorithm},
 };
 
-/// Ranges of the disk's body: the head and the tail are one each.
+/// Ranges of the disk's body at most: the head and the tail are one each.
 const BODY_RANGES_MAX: u64 = VERIFY_RANGES_MAX as u64 - 2;
 /// Shortest range worth one of its own: a disk is read in parallel by few threads.
 const RANGE_BYTES_MIN: u64 = 16 << 20;
@@ -40,7 +40,7 @@ pub(super) struct Digests {
 }
 
 impl Digests {
-    /// `None` when the body has more runs than there may be ranges; then it has to be read back.
+    /// `None` if the body has more runs than ranges are allowed; then the disk must be read back.
     pub(super) fn start(plan: &Plan) -> Option<Self> {
         let ranges = cut(plan.runs_in(&plan.body()))?;
         let (sender, pieces) = mpsc::sync_channel(PIECES_WAITING);
@@ -48,12 +48,12 @@ impl Digests {
         Some(Self { sender, result })
     }
 
-    /// Where the pieces go.
+    /// The channel for pieces.
     pub(super) fn sender(&self) -> SyncSender<Piece> {
         self.sender.clone()
     }
 
-    /// The ranges, once every sender is gone; those of which not everything was seen are missing.
+    /// The ranges that were seen as a whole, once every sender is gone.
     pub(super) async fn finish(self) -> Result<Vec<DiskRange>, ImagingError> {
         drop(self.sender);
         ended(self.result.await.map(Ok))
@@ -104,7 +104,7 @@ fn hash_all(ranges: Vec<Range<u64>>, pieces: &Receiver<Piece>) -> Vec<DiskRange>
     done
 }
 
-/// Hashes what of the piece lies in the range.
+/// Hashes the part of the piece that lies in the range.
 fn feed(hash: &mut Sha256, piece: &Piece, range: Range<u64>) {
     match &piece.filling {
         Filling::Data(data) => {

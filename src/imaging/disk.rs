@@ -1,13 +1,14 @@
-//! A volume whose numbers have been checked, and the few things done with it.
+//! A volume with checked numbers, and the few operations on it.
 //!
-//! Called by every pass. What the volume says about itself comes from the far end and is not believed.
+//! Called by every pass. The volume's statements come from the target, so this module must accept
+//! none unchecked.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::{
-    Geometry, ImagingError, Volume, VolumeError,
+    DISK_HINT, Geometry, ImagingError, Volume, VolumeError,
     plan::EDGE_BYTES,
     reader::{Filling, Piece},
     zeros::{is_zero, zeros},
@@ -18,18 +19,18 @@ const BLOCK_BYTES_MAX: u32 = 64 << 10;
 
 /// A connected disk. Clones share the connection.
 #[derive(Debug)]
-pub(super) struct Disk<V> {
+pub(super) struct ConnectedDisk<V> {
     volume: Arc<V>,
     geometry: Geometry,
 }
 
-impl<V> Clone for Disk<V> {
+impl<V> Clone for ConnectedDisk<V> {
     fn clone(&self) -> Self {
         Self { volume: Arc::clone(&self.volume), ..*self }
     }
 }
 
-impl<V: Volume> Disk<V> {
+impl<V: Volume> ConnectedDisk<V> {
     pub(super) fn of(volume: Arc<V>) -> Result<Self, ImagingError> {
         let block_bytes = volume.block_bytes();
         if !block_bytes.is_power_of_two()
@@ -39,12 +40,17 @@ impl<V: Volume> Disk<V> {
         }
         let capacity = volume.capacity_bytes();
         let bytes = capacity - capacity % u64::from(block_bytes);
-        // How it works best was for its layout: it does not make it another disk.
+        // Another optimal transfer length does not make it another disk.
         Ok(Self { volume, geometry: Geometry { bytes, block_bytes, optimal_bytes: 0 } })
     }
 
     pub(super) fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    /// The transfer length the disk works best with, in bytes; 0 where it states none.
+    pub(super) fn optimal_bytes(&self) -> u32 {
+        self.volume.optimal_bytes()
     }
 
     /// Bytes of the commands carried out on this connection.
@@ -56,7 +62,8 @@ impl<V: Volume> Disk<V> {
         self.volume
     }
 
-    /// Zeroes both ends and flushes. Zeros are written here, not asked for: nothing may make of that what a disk likes.
+    /// Zeroes both ends and flushes. It writes zeros, because a request to zero leaves the way to
+    /// the disk.
     pub(super) async fn wipe(self) -> Result<u64, ImagingError> {
         let edge = EDGE_BYTES.min(self.geometry.bytes);
         for at in [0, self.geometry.bytes - edge] {
@@ -120,6 +127,7 @@ fn failed(doing: &'static str, offset: u64, source: VolumeError) -> ImagingError
 fn short_read(got: u64, wanted: u64) -> VolumeError {
     VolumeError {
         code: "ShortRead",
+        hint: DISK_HINT,
         message: format!("{got} bytes came back instead of {wanted}"),
         reconnect: false,
     }

@@ -1,6 +1,7 @@
-//! A file whose bytes go onto a disk.
+//! A file as the source of a disk's bytes.
 //!
-//! Made by the agent from what the image library gives, and by whoever makes a file system for the disk. It must never be written to.
+//! Made by the agent from an entry of the image library, or from a file system made for the disk.
+//! It must never be written to.
 
 use std::{fs::File, io, path::Path, sync::Arc};
 
@@ -15,27 +16,27 @@ pub struct ImageFile {
 }
 
 impl ImageFile {
-    /// A file that there is nothing to compare with. `path` is for messages.
+    /// A file without checksums. `path` is for messages.
     pub fn new(file: Arc<File>, path: &Path) -> io::Result<Self> {
         CheckedFile::unchecked(file).map(|file| Self::checked(file, path))
     }
 
-    /// A file that is compared with its checksums whenever it is read, if it has any. `path` is for messages.
+    /// A file that every read compares with its checksums, if it has any. `path` is for messages.
     pub fn checked(file: CheckedFile, path: &Path) -> Self {
         Self { file, path: path.into() }
     }
 
-    /// Where it was found.
+    /// The path for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its size when it was opened.
+    /// Size in bytes when it was opened.
     pub fn bytes(&self) -> u64 {
         self.file.bytes()
     }
 
-    /// Reads `bytes` bytes on the calling thread; behind the file's end are zeros, as they will be on the disk.
+    /// Reads `bytes` bytes on the calling thread; zeros follow the file's end, as on the disk.
     pub(super) fn read_at(&self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
         let mut buffer = vec![0; bytes];
         self.file.read_at(&mut buffer, offset)?;
@@ -47,12 +48,12 @@ impl ImageFile {
         self.file.read_exact_at(buffer, offset).map_err(|error| self.failed(error))
     }
 
-    /// Where from `offset` on there are bytes that are not a hole: `offset` itself, or the end of the hole there.
+    /// Begin of the data at or after `offset`: `offset` itself, or the end of the hole there.
     pub(super) fn data_from(&self, offset: u64) -> Result<u64, ImagingError> {
         self.file.data_from(offset).map_err(|error| self.failed(error))
     }
 
-    /// Where the next hole begins.
+    /// Begin of the next hole at or after `offset`.
     pub(super) fn hole_from(&self, offset: u64) -> Result<u64, ImagingError> {
         self.file.hole_from(offset).map_err(|error| self.failed(error))
     }

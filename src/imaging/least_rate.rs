@@ -1,74 +1,73 @@
-//! Whether a disk takes or gives its data so slowly that it keeps a place from others.
+//! Decides whether a disk moves its data so slowly that it blocks a permit for others.
 //!
-//! Called by the passes over a disk, after everything that happens. It knows no clock and no
-//! connection, only what it is told. It must never count a time in which the disk was not what
-//! limited, and must never forget one because the disk answers in bursts or over a new connection.
+//! Called by the passes over a disk after every event. It has no clock and no connection; the
+//! caller reports both. It must never count a time in which the disk was not the bottleneck, and
+//! must never forget one because the disk answers in bursts or over a new connection.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A longer time without a byte moved is a silence.
+/// The shortest time without a byte moved that counts as a silence.
 const SILENCE_MIN: Duration = Duration::from_secs(10);
 
 /// The least rate that a disk must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeastRate {
-    /// In bytes a second; 0: any.
+    /// Bytes per second; 0 accepts any rate.
     pub bytes_per_s: u64,
-    /// The time over which it is averaged.
+    /// Time over which the rate is averaged.
     pub over: Duration,
 }
 
 impl LeastRate {
-    /// Any rate will do.
+    /// Accepts any rate.
     pub const ANY: Self = Self { bytes_per_s: 0, over: Duration::from_secs(60) };
 }
 
 /// A rate, and the time in which it was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MeasuredRate {
-    /// In bytes a second.
+    /// Bytes per second.
     pub bytes_per_s: u64,
-    /// Only the time in which the disk was what limited.
+    /// Time in which the disk was the bottleneck.
     pub over: Duration,
 }
 
-/// A pass over the disk. It may take several connections.
+/// A pass over the disk, over one connection or several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pass {
     Body,
     Compare,
 }
 
-/// The judge of one write of a disk.
+/// The rate of one write, window by window.
 #[derive(Debug)]
 pub(super) struct RateWatch {
     least: LeastRate,
-    /// Silences that may still be forgiven, together.
+    /// Silences that may still be forgiven, in all.
     forgivable: Duration,
     pass: Option<Pass>,
     window: Window,
-    /// When it was last told something, and whether the disk was what limited from then on.
+    /// Time of the last report, and whether the disk was the bottleneck from then on.
     seen: Option<(Instant, bool)>,
     done_bytes: u64,
 }
 
-/// The time that is judged next.
+/// The time that is measured next.
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {
-    /// What was done when it began.
+    /// Bytes done at its begin.
     from_bytes: u64,
-    /// For how long the disk has limited since.
+    /// Time since then in which the disk was the bottleneck.
     limited: Duration,
-    /// For how long of that the disk has not moved a byte, up to now and at most.
+    /// The present silence: the part of that time since the last byte moved.
     silent: Duration,
     longest_silence: Duration,
 }
 
 impl RateWatch {
-    /// Silences are for the stall limit to judge: the judge forgives them until together they are
-    /// as long.
+    /// Silences are left to the stall limit: they are forgiven until together they are as long.
     pub(super) fn new(least: LeastRate, stall: Duration) -> Self {
         let window = Window::default();
         Self { least, forgivable: stall, pass: None, window, seen: None, done_bytes: 0 }
@@ -78,8 +77,8 @@ impl RateWatch {
         self.least
     }
 
-    /// A pass begins, or goes on over a new connection, with so many bytes done. The time since the
-    /// last one was lost counts, and what has to be done again is not done.
+    /// Begins a pass, or resumes it over a new connection, with `done_bytes` done. The time since
+    /// the last report counts, and bytes to move again do not count as done.
     pub(super) fn begin(&mut self, now: Instant, pass: Pass, done_bytes: u64) {
         if self.pass.replace(pass) == Some(pass) {
             self.pass_time(now, true);
@@ -90,8 +89,8 @@ impl RateWatch {
         self.done_bytes = done_bytes;
     }
 
-    /// The rate, if it is too low, when so many bytes are done in all and, from now on until the
-    /// next time, the disk is or is not what limits.
+    /// The rate if it is too low. `limits` says whether the disk is the bottleneck from now on
+    /// until the next report.
     pub(super) fn too_slow(
         &mut self,
         now: Instant,
@@ -117,7 +116,7 @@ impl RateWatch {
                 return Some(MeasuredRate { bytes_per_s, over: window.limited });
             }
             if window.silent > SILENCE_MIN {
-                // It goes on: whether it ends in time is for the stall limit to judge.
+                // The silence goes on: the stall limit decides whether it ends in time.
                 return None;
             }
             self.forgivable = self.forgivable.saturating_sub(silence);
@@ -160,24 +159,24 @@ mod tests {
     const MINUTE: LeastRate = LeastRate { bytes_per_s: MIB, over: Duration::from_secs(60) };
     const STALL: Duration = Duration::from_secs(120);
 
-    /// A judge, and the disk of which it is told.
-    struct Told {
+    /// A disk that is reported to a [`RateWatch`].
+    struct Simulation {
         watch: RateWatch,
         began: Instant,
         now: Instant,
         done_bytes: u64,
     }
 
-    impl Told {
+    impl Simulation {
         fn new(least: LeastRate) -> Self {
             let now = Instant::now();
-            let mut told =
+            let mut simulation =
                 Self { watch: RateWatch::new(least, STALL), began: now, now, done_bytes: 0 };
-            assert_eq!(told.connect(0, 0), None);
-            told
+            assert_eq!(simulation.connect(0, 0), None);
+            simulation
         }
 
-        /// The disk is connected after a while, with so many bytes done.
+        /// Connects after `after_s`, with `done_bytes` done.
         fn connect(&mut self, after_s: u64, done_bytes: u64) -> Option<MeasuredRate> {
             self.now += Duration::from_secs(after_s);
             self.done_bytes = done_bytes;
@@ -185,14 +184,14 @@ mod tests {
             self.watch.too_slow(self.now, done_bytes, true)
         }
 
-        /// It answers after a while, with so many bytes.
+        /// Answers after `after_s`, with `bytes` more.
         fn answer(&mut self, after_s: u64, bytes: u64, limits: bool) -> Option<MeasuredRate> {
             self.now += Duration::from_secs(after_s);
             self.done_bytes += bytes;
             self.watch.too_slow(self.now, self.done_bytes, limits)
         }
 
-        /// After how many seconds it is given up, and at what rate, if it always does the same.
+        /// The seconds until the disk is too slow, and its rate, if `act` repeats.
         fn until(&mut self, mut act: impl FnMut(&mut Self) -> Option<MeasuredRate>) -> End {
             for _ in 0..2000 {
                 if let Some(slow) = act(self) {
@@ -203,13 +202,14 @@ mod tests {
         }
     }
 
-    /// Seconds until it is given up, and the bytes a second that are said.
+    /// Seconds until the disk is too slow, and the bytes per second measured.
     type End = Option<(u64, u64)>;
 
     fn ends(least: LeastRate, pause_s: u64, bytes: u64, limits: bool) -> End {
-        Told::new(least).until(|told| told.answer(pause_s, bytes, limits))
+        Simulation::new(least).until(|simulation| simulation.answer(pause_s, bytes, limits))
     }
 
+    /// Invariant (fair): A slow disk gives its permit up.
     #[test]
     fn a_disk_slower_than_the_least_rate_over_a_minute_is_too_slow_and_one_as_quick_is_not() {
         assert_eq!(ends(MINUTE, 5, 50 * KIB, true), Some((60, 10 * KIB)));
@@ -220,18 +220,19 @@ mod tests {
 
     #[test]
     fn a_time_in_which_something_else_limits_is_not_counted() {
-        let mut told = Told::new(MINUTE);
-        assert_eq!(told.answer(0, 0, false), None);
-        assert_eq!(told.until(|told| told.answer(5, 0, false)), None);
+        let mut simulation = Simulation::new(MINUTE);
+        assert_eq!(simulation.answer(0, 0, false), None);
+        assert_eq!(simulation.until(|simulation| simulation.answer(5, 0, false)), None);
         // The disk limits for half of the time.
-        let (mut told, mut limits) = (Told::new(MINUTE), true);
-        let ended = told.until(|told| {
+        let (mut simulation, mut limits) = (Simulation::new(MINUTE), true);
+        let ended = simulation.until(|simulation| {
             limits = !limits;
-            told.answer(1, KIB, limits)
+            simulation.answer(1, KIB, limits)
         });
         assert_eq!(ended.map(|(after_s, _)| after_s), Some(119));
     }
 
+    /// Invariant (fair): A slow disk gives its permit up.
     #[test]
     fn a_disk_that_answers_in_bursts_is_judged_by_all_of_its_time() {
         // Bursts of 8 MiB, each after a silence of which nothing is left out.
@@ -242,61 +243,64 @@ mod tests {
         assert_eq!(ends(MINUTE, 5, 8 * MIB, true), None);
     }
 
+    /// Invariant (fair): A slow disk gives its permit up.
     #[test]
     fn a_quick_disk_may_be_silent_for_as_long_as_the_stall_limit_in_all() {
-        let quick = |told: &mut Told| (0..70).find_map(|_| told.answer(1, 2 * MIB, true));
-        let mut told = Told::new(MINUTE);
-        assert_eq!(told.answer(110, MIB, true), None);
-        assert_eq!(quick(&mut told), None);
-        let again = told.until(|told| told.answer(110, MIB, true));
+        let quick =
+            |simulation: &mut Simulation| (0..70).find_map(|_| simulation.answer(1, 2 * MIB, true));
+        let mut simulation = Simulation::new(MINUTE);
+        assert_eq!(simulation.answer(110, MIB, true), None);
+        assert_eq!(quick(&mut simulation), None);
+        let again = simulation.until(|simulation| simulation.answer(110, MIB, true));
         assert_eq!(again.map(|(_, rate)| rate < MIB), Some(true));
         // Two shorter ones are no longer together, and a third is.
-        let mut told = Told::new(MINUTE);
+        let mut simulation = Simulation::new(MINUTE);
         for _ in 0..2 {
-            assert_eq!(told.answer(58, 0, true), None);
-            assert_eq!(told.answer(2, 2 * MIB, true), None);
-            assert_eq!(quick(&mut told), None);
+            assert_eq!(simulation.answer(58, 0, true), None);
+            assert_eq!(simulation.answer(2, 2 * MIB, true), None);
+            assert_eq!(quick(&mut simulation), None);
         }
-        let mut told_until = |s| told.until(|told| told.answer(s, 0, true));
-        assert!(told_until(58).is_some());
+        let mut until = |s| simulation.until(|simulation| simulation.answer(s, 0, true));
+        assert!(until(58).is_some());
         // One that bursts after each minute has had its silences soon.
         assert_eq!(ends(MINUTE, 62, 8 * MIB, true).map(|(after_s, _)| after_s), Some(124));
     }
 
     #[test]
     fn a_silence_that_goes_on_is_for_the_stall_limit_to_judge() {
-        let mut told = Told::new(MINUTE);
+        let mut simulation = Simulation::new(MINUTE);
         for _ in 0..100 {
-            assert_eq!(told.answer(1, 0, true), None);
+            assert_eq!(simulation.answer(1, 0, true), None);
         }
-        assert_eq!(told.answer(1, MIB, true), None);
+        assert_eq!(simulation.answer(1, MIB, true), None);
     }
 
+    /// Invariant (fair): A slow disk gives its permit up.
     #[test]
     fn new_connections_begin_no_new_minute_and_what_is_done_again_counts_once() {
         // Half a MiB each second, and each fifth second a new connection, which costs another one.
-        let mut told = Told::new(MINUTE);
-        let ended = told.until(|told| {
-            let slow = (0..5).find_map(|_| told.answer(1, MIB / 2, true));
-            slow.or_else(|| told.connect(1, told.done_bytes))
+        let mut simulation = Simulation::new(MINUTE);
+        let ended = simulation.until(|simulation| {
+            let slow = (0..5).find_map(|_| simulation.answer(1, MIB / 2, true));
+            slow.or_else(|| simulation.connect(1, simulation.done_bytes))
         });
         assert_eq!(ended.map(|(after_s, _)| after_s), Some(60));
         // Each moves much, and nearly all of that has to be moved again.
-        let mut told = Told::new(MINUTE);
-        let ended = told.until(|told| {
-            let flushed = told.done_bytes;
-            let slow = (0..10).find_map(|_| told.answer(1, 8 * MIB, true));
-            slow.or_else(|| told.connect(1, flushed + MIB))
+        let mut simulation = Simulation::new(MINUTE);
+        let ended = simulation.until(|simulation| {
+            let flushed = simulation.done_bytes;
+            let slow = (0..10).find_map(|_| simulation.answer(1, 8 * MIB, true));
+            slow.or_else(|| simulation.connect(1, flushed + MIB))
         });
         assert!(ended.is_some_and(|(after_s, rate)| after_s <= 120 && rate < MIB), "{ended:?}");
     }
 
     #[test]
     fn another_pass_is_judged_anew() {
-        let mut told = Told::new(MINUTE);
-        assert!((0..59).all(|_| told.answer(1, 0, true).is_none()));
-        told.watch.begin(told.now, Pass::Compare, 0);
-        told.done_bytes = 0;
-        assert!((0..60).all(|_| told.answer(1, MIB, true).is_none()));
+        let mut simulation = Simulation::new(MINUTE);
+        assert!((0..59).all(|_| simulation.answer(1, 0, true).is_none()));
+        simulation.watch.begin(simulation.now, Pass::Compare, 0);
+        simulation.done_bytes = 0;
+        assert!((0..60).all(|_| simulation.answer(1, MIB, true).is_none()));
     }
 }

@@ -1,32 +1,40 @@
-//! From files to a disk: write what a layout says, read it back.
+//! Writes a layout to a disk and reads it back.
 //!
-//! Called by the agent with a meter to look at and a way to cancel. It must never leave a disk that boots from half an image, never
-//! write after it has returned, and never hold more of an image in memory than a few MiB.
+//! Called by the agent: [`open`] connects and states the disk's geometry, [`OpenedDisk::write`]
+//! goes on from there with a meter and a way to cancel. It must never leave a disk that boots from
+//! half an image, never write after it has returned, and never hold more of an image in memory than
+//! a few MiB.
 //!
-//! The order of writing is the safety: the tables at both ends are zeroed first, the body follows, then the last MiB, which may hold a backup
-//! of the tables, and at last the first one, without which nothing boots; between them the disk is flushed. Whatever goes wrong after the
-//! first write, both ends are zeroed again.
+//! The order of the writes is the safety. The write zeroes the tables at both ends first. Then it
+//! writes the body, the last MiB, which may hold a backup of the tables, and at the end the first
+//! MiB, without which nothing boots. It flushes the disk between them. After any failure behind the
+//! first write, it zeroes both ends again.
 //!
-//! A path may give a single connection only a part of itself. So while the body is written, further ones are tried, and kept if data lands
-//! clearly quicker. Whatever has to be behind something else waits for all of them.
+//! A path may give a single connection only a part of its bandwidth. So the write of a body tries
+//! further connections, and keeps each that makes it clearly quicker. A write that must come after
+//! another waits for all of them.
 //!
-//! A connection that breaks is made anew, and all others with it. What has been flushed is on the disk; what has only been acknowledged may be lost, and is written
-//! again. So the disk is flushed often, beside the writes.
+//! When a connection breaks, the write replaces it and all others. Flushed bytes are on the disk;
+//! bytes that were only acknowledged may be lost, and are written again. So the write flushes
+//! often, beside its other commands.
 
 mod advice;
-mod climb;
+mod buffer_pool;
+mod connection_pool;
 mod digests;
 mod disk;
 mod file;
-mod flight;
-mod lanes;
+mod in_flight;
 mod layout;
 mod least_rate;
-mod line;
+mod open;
 mod plan;
-mod pool;
 mod reader;
+mod reconnecting_writer;
+mod scale_up;
+mod step;
 mod table;
+mod thresholds;
 mod write;
 mod zeros;
 
@@ -43,23 +51,27 @@ pub use self::{
         partitioned, whole_disk, whole_disk_needs,
     },
     least_rate::{LeastRate, MeasuredRate},
-    write::{Order, Written, write_disk},
+    open::{OpenedDisk, open},
+    write::{ImagingOrder, Written},
 };
 use crate::model::{size::show_bytes, status::ImagingStage};
 
-/// A disk to write to. Offsets and lengths are whole blocks; many calls may be under way at once.
+/// A connected disk. Offsets and lengths are whole blocks; many calls may run at once.
 pub trait Volume: Send + Sync + 'static {
-    /// Bytes in a block: a power of two from 512 to 65536.
+    /// Bytes of a block: a power of two from 512 to 65536.
     fn block_bytes(&self) -> u32;
 
-    /// Bytes in all.
+    /// Size in bytes.
     fn capacity_bytes(&self) -> u64;
 
-    /// Bytes of all commands that it has carried out since it was connected. A call may be many
-    /// commands: those that have ended count while the call is still under way.
+    /// Optimal transfer length in bytes (SBC-3 §6.5.3); 0 where the disk states none. Any number.
+    fn optimal_bytes(&self) -> u32;
+
+    /// Bytes of all commands carried out on this connection. A call may be many commands: those
+    /// that have ended count before the call returns.
     fn moved_bytes(&self) -> u64;
 
-    /// Writes `data` at `offset`. Dropping the future gives the write up: it may or may not have happened.
+    /// Writes `data` at `offset`. After a dropped future the write may or may not happen.
     fn write(
         &self,
         offset: u64,
@@ -73,52 +85,62 @@ pub trait Volume: Send + Sync + 'static {
         bytes: u64,
     ) -> impl Future<Output = Result<Bytes, VolumeError>> + Send;
 
-    /// Makes `bytes` bytes at `offset` read as zeros, whatever was there: cheaply where that is certain, else by writing zeros.
+    /// Makes `bytes` bytes at `offset` read as zeros: cheaply where that is certain, else by
+    /// writing zeros.
     fn zero(&self, offset: u64, bytes: u64)
     -> impl Future<Output = Result<(), VolumeError>> + Send;
 
-    /// Makes durable what has been acknowledged so far, on any connection, while other calls go on.
+    /// Makes durable every write acknowledged so far on any connection, while other calls go on.
     fn flush(&self) -> impl Future<Output = Result<(), VolumeError>> + Send;
 }
 
-/// The way to one disk.
+/// Connects to one disk.
 pub trait Connector: Sync {
     /// A connection to it.
     type Volume: Volume;
 
-    /// Connects, once; within a time limit of its own. Others may be open: all of them lead to the same disk and its one cache.
+    /// Connects once, within a time limit of its own. Every connection leads to the same disk and
+    /// its one cache.
     fn connect(&self) -> impl Future<Output = Result<Arc<Self::Volume>, VolumeError>> + Send;
 
-    /// Closes a connection, also while calls are under way: when this returns, none of them writes any more. Dropping the future
-    /// and then the volume cuts the connection.
+    /// Closes a connection, also while calls run: after the return no call writes any more.
+    /// Dropping the future and then the volume cuts the connection.
     fn close(&self, volume: Arc<Self::Volume>) -> impl Future<Output = ()> + Send;
 }
 
-/// What went wrong with a volume.
+/// The hint for a disk that fails during a write.
+pub const DISK_HINT: &str = "look at the machine, its disk and the network to it";
+
+/// A failure of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct VolumeError {
-    /// A short stable name in CamelCase for programs.
+    /// Short stable name in CamelCase for programs.
     pub code: &'static str,
-    /// What happened.
+    /// An act that may help an administrator whose disk cannot be opened.
+    pub hint: &'static str,
+    /// Description of the failure, with the disk's name.
     pub message: String,
     /// Whether a new connection may help.
     pub reconnect: bool,
 }
 
-/// Why an image is not on the disk.
+/// A failure to write a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum ImagingError {
-    /// The file cannot be opened or read.
+    /// An image file cannot be read.
     #[error("image {}: {source}", path.display())]
     File {
         /// The image.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The disk cannot hold the image. Nothing was written.
-    #[error("the image has {}, the disk only {}", show_bytes(*image_bytes), show_bytes(*disk_bytes))]
+    #[error(
+        "the image has {}, the disk only {}",
+        show_bytes(*image_bytes), show_bytes(*disk_bytes)
+    )]
     TooBig {
         /// Bytes of the image, up to a whole block.
         image_bytes: u64,
@@ -128,10 +150,10 @@ pub enum ImagingError {
     /// The layout contradicts itself. Nothing was written.
     #[error("what is to be written at byte {at} does not begin at a free block")]
     Misplaced {
-        /// Where, in bytes.
+        /// Offset in bytes.
         at: u64,
     },
-    /// The disk has blocks nothing can be done with. Nothing was written.
+    /// The disk has blocks of an impossible size. Nothing was written.
     #[error("the disk claims blocks of {0} bytes; must be a power of two from 512 to 65536")]
     Blocks(u32),
     /// The disk, or the way to it, failed.
@@ -139,9 +161,9 @@ pub enum ImagingError {
     Volume {
         /// `writing`, `reading`, `flushing` or `wiping`.
         doing: &'static str,
-        /// Where, in bytes.
+        /// Offset in bytes.
         offset: u64,
-        /// What it said.
+        /// The disk's error.
         source: VolumeError,
     },
     /// There is no connection to the disk.
@@ -150,22 +172,25 @@ pub enum ImagingError {
     /// The connection broke, and no other could be made before the limit.
     #[error("{broke}; no new connection for {} s: {last}", after.as_secs())]
     Lost {
-        /// What broke first.
+        /// The first failure.
         broke: Box<ImagingError>,
-        /// How long it was tried.
+        /// Time of the tries.
         after: Duration,
-        /// Why the last try failed.
+        /// The failure of the last try.
         last: VolumeError,
     },
     /// A new connection led to a disk of another size, or with other blocks.
-    #[error("the disk had {} in blocks of {}, and after a new connection {} in blocks of {}", show_bytes(had.bytes), had.block_bytes, show_bytes(has.bytes), has.block_bytes)]
+    #[error(
+        "the disk had {} in blocks of {}, and after a new connection {} in blocks of {}",
+        show_bytes(had.bytes), had.block_bytes, show_bytes(has.bytes), has.block_bytes
+    )]
     OtherDisk {
-        /// What it had.
+        /// Geometry before.
         had: Geometry,
-        /// What it has.
+        /// Geometry now.
         has: Geometry,
     },
-    /// The disk took or gave its data too slowly, for as long as that was measured.
+    /// The disk moved its data too slowly for the whole measurement.
     #[error(
         "{} went at {}/s in {} s of waiting for the disk, less than {}/s, at {} of {}",
         stage.as_str(),
@@ -176,11 +201,11 @@ pub enum ImagingError {
         show_bytes(*total_bytes)
     )]
     TooSlow {
-        /// In which stage.
+        /// The stage.
         stage: ImagingStage,
-        /// How quick it was, and for how long that was measured.
+        /// The rate, and the time of its measurement.
         slow: MeasuredRate,
-        /// How quick it must be.
+        /// Lowest rate in bytes per second.
         least_bytes_per_s: u64,
         /// Bytes done.
         done_bytes: u64,
@@ -188,15 +213,18 @@ pub enum ImagingError {
         total_bytes: u64,
     },
     /// No progress for too long.
-    #[error("{} made no progress for {} s at {} of {}", stage.as_str(), after.as_secs(), show_bytes(*done_bytes), show_bytes(*total_bytes))]
+    #[error(
+        "{} made no progress for {} s at {} of {}",
+        stage.as_str(), after.as_secs(), show_bytes(*done_bytes), show_bytes(*total_bytes)
+    )]
     Stalled {
-        /// In which stage.
+        /// The stage.
         stage: ImagingStage,
         /// The limit.
         after: Duration,
-        /// How far it got.
+        /// Bytes done.
         done_bytes: u64,
-        /// Of how much.
+        /// Bytes in all.
         total_bytes: u64,
     },
     /// The disk does not hold what was written to it.
@@ -207,15 +235,15 @@ pub enum ImagingError {
         /// End of the wrong blocks, in bytes.
         to: u64,
     },
-    /// It was cancelled.
+    /// The work was cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// It failed, and the tables on the disk could not be wiped after it: the disk may boot from half an image.
+    /// The write failed, and then the wipe of the tables: the disk may boot from half an image.
     #[error("{cause}; then the half-written disk could not be wiped: {wipe}")]
     NotWiped {
-        /// What went wrong first.
+        /// The failure of the write.
         cause: Box<ImagingError>,
-        /// And then.
+        /// The failure of the wipe.
         wipe: Box<ImagingError>,
     },
 }

@@ -1,14 +1,15 @@
-//! A layout that has been found to fit a disk, and what of it lies where.
+//! A layout that fits its disk, cut into head, body and tail.
 //!
-//! Made when the disk is connected, before it is touched; read by whoever writes it or reads it back. It must never reach past the disk's
-//! end nor cut a block in two.
+//! Made before the disk is touched, read by every pass. It must never reach past the disk's end nor
+//! cut a block in two.
 
 use std::{ops::Range, sync::Arc};
 
 use super::{Geometry, ImagingError, Layout, Segment};
 
-/// What is wiped at either end: the MBR and both copies of a GPT, each with 128 KiB of entries at 4096-byte blocks (UEFI 2.10 §5.3), and
-/// what a BIOS boot loader keeps before the first partition. One write makes the disk bootable. A multiple of every block size.
+/// Bytes wiped at either end: the MBR and both copies of a GPT, each with 128 KiB of entries at
+/// 4096-byte blocks (UEFI 2.10 §5.3), and a BIOS boot loader before the first partition. One write
+/// makes the disk bootable. A multiple of every block size.
 pub(super) const EDGE_BYTES: u64 = 1 << 20;
 
 /// A layout on a disk. Clones share it.
@@ -45,13 +46,13 @@ impl Plan {
         0..EDGE_BYTES.min(self.geometry.bytes)
     }
 
-    /// The disk's last MiB, as far as it is not the first one too.
+    /// The disk's last MiB, without the part that is also the first MiB.
     pub(super) fn tail(&self) -> Range<u64> {
         let from = self.geometry.bytes.saturating_sub(EDGE_BYTES);
         from.max(self.head().end)..self.geometry.bytes
     }
 
-    /// What is between them.
+    /// The disk between head and tail.
     pub(super) fn body(&self) -> Range<u64> {
         self.head().end..self.tail().start
     }
@@ -61,12 +62,12 @@ impl Plan {
         0..self.geometry.bytes
     }
 
-    /// Bytes of its segments, without what fills their last blocks.
+    /// Bytes of its segments, without the padding of their last blocks.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes_in(&self.disk())
     }
 
-    /// How many of these bytes lie in a part of the disk.
+    /// Bytes of its segments in a part of the disk.
     pub(super) fn bytes_in(&self, window: &Range<u64>) -> u64 {
         let content =
             |segment: &Segment| segment.at..segment.at.saturating_add(segment.content.bytes());
@@ -74,7 +75,7 @@ impl Plan {
         parts.map(|part| part.end - part.start).sum()
     }
 
-    /// The segments that lie in a part of the disk, each with the whole blocks of it that do.
+    /// The segments in a part of the disk, each with its whole blocks there.
     pub(super) fn segments_in(
         &self,
         window: &Range<u64>,
@@ -86,7 +87,7 @@ impl Plan {
         segments.filter(|(_, part)| !part.is_empty())
     }
 
-    /// The parts of the disk that are covered without a gap, in order.
+    /// The parts of the disk that are covered without a gap, in the order of the disk.
     pub(super) fn runs_in(&self, window: &Range<u64>) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();
         for (_, part) in self.segments_in(window) {
@@ -98,7 +99,7 @@ impl Plan {
         runs
     }
 
-    /// The end of a segment's last block; `None` when that is beyond all numbers.
+    /// End of a segment's last block; `None` if it exceeds `u64`.
     fn end_of(&self, segment: &Segment) -> Option<u64> {
         segment
             .at
@@ -107,7 +108,7 @@ impl Plan {
     }
 }
 
-/// What of `part` lies within `window`; an empty range if nothing does.
+/// The part of `part` within `window`; an empty range if there is none.
 fn clip(part: &Range<u64>, window: &Range<u64>) -> Range<u64> {
     let from = part.start.clamp(window.start, window.end);
     from..part.end.clamp(from, window.end.max(from))

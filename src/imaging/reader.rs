@@ -1,21 +1,25 @@
-//! Reading a plan's bytes ahead, in the order of the disk, on a thread of its own.
+//! Reads a plan's bytes ahead in the order of the disk, on a thread of its own.
 //!
-//! Called by every pass over the disk. It must never hold more than its pool has buffers, and it ends when nobody takes its pieces any more.
+//! Called by every pass over the disk. It must never hold more than its pool has buffers, and it
+//! ends when its receiver is dropped.
 
 use std::{ops::Range, sync::mpsc::SyncSender};
 
 use bytes::Bytes;
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::{Content, ImageFile, ImagingError, flight::ended, plan::Plan, pool::Pool, zeros};
+use super::{
+    Content, ImageFile, ImagingError, buffer_pool::BufferPool, in_flight::ended, plan::Plan, zeros,
+};
 
-/// Bytes of one command: a multiple of every block size. Larger ones were not measured to be faster, and this is what most targets take
-/// in one command.
+/// Bytes of one command: a multiple of every block size. Larger ones measured no faster, and most
+/// targets take this much in one command.
 pub(super) const CHUNK_BYTES: u64 = 512 << 10;
-/// Buffers of one chunk each: what one imaging reads ahead and has under way, together 8 MiB. They fill a 10 Gbit/s link over several
-/// milliseconds, and four imagings stay below 64 MiB, also when each reads back as much.
+/// Buffers of one chunk each for data read ahead and in flight, together 8 MiB. They fill a 10
+/// Gbit/s link over several milliseconds, and four writes stay below 64 MiB, also when each reads
+/// back as much.
 pub(super) const BUFFERS: usize = 16;
-/// Most zeros in one piece: few commands, and yet a target that has to write them shows progress.
+/// Most zeros of one piece: few commands, and yet a target that writes them shows progress.
 const ZERO_RUN_BYTES: u64 = 16 << 20;
 
 /// A run of whole blocks on the disk.
@@ -43,7 +47,7 @@ impl Piece {
         }
     }
 
-    /// Bytes that have to be carried to the disk to write it.
+    /// Bytes that a write of it sends.
     pub(super) fn data_bytes(&self) -> u64 {
         match &self.filling {
             Filling::Data(data) => data.len() as u64,
@@ -52,16 +56,16 @@ impl Piece {
     }
 }
 
-/// What is read for.
+/// The purpose of reading.
 #[derive(Clone, Debug)]
 pub(super) enum Purpose {
-    /// To write it: runs of zeros in the data are found, and long. Whoever hashes it gets everything too.
+    /// To write: finds runs of zeros in the data, and joins them. The channel hashes every piece.
     Write(Option<SyncSender<Piece>>),
-    /// To compare it, chunk by chunk.
+    /// To compare chunk by chunk.
     Compare,
 }
 
-/// What comes out of the thread.
+/// The receiving end of the thread.
 #[derive(Debug)]
 pub(super) struct Pieces {
     pieces: mpsc::Receiver<Piece>,
@@ -69,7 +73,7 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    /// The next piece; `None` after the last one, and only if that was reached. Dropping the future loses nothing.
+    /// The next piece; `None` after the last one. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Result<Option<Piece>, ImagingError> {
         match self.pieces.recv().await {
             Some(piece) => Ok(Some(piece)),
@@ -78,7 +82,7 @@ impl Pieces {
     }
 }
 
-/// Reads what of the plan lies in a part of the disk.
+/// Reads the plan in a part of the disk.
 pub(super) fn read_ahead(plan: Plan, window: Range<u64>, purpose: Purpose) -> Pieces {
     let (sender, pieces) = mpsc::channel(BUFFERS);
     let thread = tokio::task::spawn_blocking(move || {
@@ -88,7 +92,8 @@ pub(super) fn read_ahead(plan: Plan, window: Range<u64>, purpose: Purpose) -> Pi
         };
         let emit = |piece: Piece| {
             if let Some(hasher) = &hasher {
-                // It is gone once it has seen everything, while something may be written again.
+                // The receiver is gone once it has seen everything, while bytes may be written
+                // again.
                 drop(hasher.send(piece.clone()));
             }
             sender.blocking_send(piece).map_err(|_| Ended::Unwanted)
@@ -102,7 +107,8 @@ pub(super) fn read_ahead(plan: Plan, window: Range<u64>, purpose: Purpose) -> Pi
     Pieces { pieces, thread }
 }
 
-/// A small part of the disk as a whole, with zeros where the plan has nothing; `None` if it has nothing there at all.
+/// A small part of the disk as a whole, with zeros in the plan's gaps; `None` if the plan has
+/// nothing there.
 pub(super) async fn read_whole(
     plan: Plan,
     window: Range<u64>,
@@ -123,7 +129,7 @@ pub(super) async fn read_whole(
     Ok(Some(whole.into()))
 }
 
-/// Why the walk did not come to its end.
+/// The reason that a walk ended early.
 enum Ended {
     Unwanted,
     Failed(ImagingError),
@@ -137,7 +143,7 @@ impl From<ImagingError> for Ended {
 
 struct Walk<F> {
     emit: F,
-    /// Zeros that were met and not handed over yet, because more may follow.
+    /// Zeros not handed over yet, because more may follow.
     zeros: Range<u64>,
     zero_bytes_max: u64,
     finds_zeros: bool,
@@ -145,7 +151,7 @@ struct Walk<F> {
 
 impl<F: FnMut(Piece) -> Result<(), Ended>> Walk<F> {
     fn walk(&mut self, plan: &Plan, window: &Range<u64>) -> Result<(), Ended> {
-        let mut pool = Pool::new(BUFFERS, usize::try_from(CHUNK_BYTES).unwrap_or_default());
+        let mut pool = BufferPool::new(BUFFERS, usize::try_from(CHUNK_BYTES).unwrap_or_default());
         for (segment, part) in plan.segments_in(window) {
             match &segment.content {
                 Content::Zeros(_) => self.zeros(part)?,
@@ -169,7 +175,7 @@ impl<F: FnMut(Piece) -> Result<(), Ended>> Walk<F> {
         &mut self,
         source: &Source<'_>,
         part: Range<u64>,
-        pool: &mut Pool,
+        pool: &mut BufferPool,
     ) -> Result<(), Ended> {
         let (mut at, mut data_end) = (part.start, part.start);
         while at < part.end {
@@ -254,10 +260,11 @@ impl<F: FnMut(Piece) -> Result<(), Ended>> Walk<F> {
 /// A file's part in a layout, addressed as on the disk.
 struct Source<'a> {
     file: &'a ImageFile,
-    /// Where in the file the segment begins.
+    /// Begin of the segment in the file.
     offset: u64,
-    /// Where on the disk it does, and where its bytes end there.
+    /// Begin of the segment on the disk.
     at: u64,
+    /// End of its bytes on the disk.
     end: u64,
     block_bytes: u64,
 }
@@ -271,14 +278,14 @@ impl Source<'_> {
         self.at + in_file.saturating_sub(self.offset)
     }
 
-    /// The end of the whole blocks of a hole that begins at `at`; `at` itself if there are none.
+    /// End of the whole blocks of a hole that begins at `at`; `at` itself if there are none.
     fn hole_end(&self, at: u64) -> Result<u64, ImagingError> {
         let end = self.on_disk(self.file.data_from(self.in_file(at))?);
-        // Behind the segment's bytes there are zeros.
+        // Zeros follow the segment's bytes.
         Ok(if end >= self.end { u64::MAX } else { end - end % self.block_bytes })
     }
 
-    /// The end of the blocks with data in them; `at` is in the first of them.
+    /// End of the blocks with data; `at` is in the first of them.
     fn data_end(&self, at: u64) -> Result<u64, ImagingError> {
         let end = self.on_disk(self.file.hole_from(self.in_file(at))?);
         Ok(end.max(at + 1).next_multiple_of(self.block_bytes))
@@ -293,12 +300,13 @@ impl Source<'_> {
     }
 }
 
-/// Commands end where chunks of the disk do, so that they fit what lies below: stripes, erase blocks, pages.
+/// End of the chunk of `at`. Commands end with chunks of the disk, so that they fit stripes, erase
+/// blocks and pages.
 fn chunk_end(at: u64) -> u64 {
     (at / CHUNK_BYTES + 1) * CHUNK_BYTES
 }
 
-/// Of a chunk, which fits a buffer.
+/// Length of a chunk, which fits a buffer.
 fn length(chunk: &Range<u64>) -> usize {
     usize::try_from(chunk.end.saturating_sub(chunk.start)).unwrap_or_default()
 }

@@ -1,6 +1,8 @@
-//! Writing a layout to a disk, in the order that keeps a half-written disk from booting, and reading it back.
+//! Writes a layout to a disk in the order that keeps a half-written disk from booting, and reads it
+//! back.
 //!
-//! Called once per attempt, after the image's checksum has been compared. What it promises about the disk is in the module's own description.
+//! Called once per attempt through [`super::OpenedDisk::write`], after the image's checksum has
+//! been compared. The parent module lists its promises about the disk, which it must never break.
 
 use std::{ops::Range, time::Duration};
 
@@ -8,44 +10,47 @@ use tokio::time::Instant;
 
 use super::{
     Connector, ImagingError, Layout, Volume,
-    climb::{Climb, Pace},
+    connection_pool::{ConnectionPool, PoolUpdate, is_busy},
     digests::{Digests, digest_of},
-    disk::Disk,
-    flight::{Flight, Landed, watched},
-    lanes::{Lanes, News, is_busy},
+    disk::ConnectedDisk,
+    in_flight::{Completed, InFlight, watched},
     least_rate::{LeastRate, Pass, RateWatch},
-    line::Line,
     plan::Plan,
     reader::{Filling, Piece, Pieces, Purpose, read_ahead, read_whole},
+    reconnecting_writer::ReconnectingWriter,
+    scale_up::ScaleUp,
+    step::ImagingStep,
+    thresholds::WriteThresholds,
 };
 use crate::{
     model::{callback::DiskRange, spec::Verify, status::ImagingStage},
     progress::{Cancel, Meter, Watch},
 };
 
-/// Bytes of the disk between two flushes; twice as many at most have to be written again when a connection breaks. Halved down to
-/// [`FLUSH_BYTES_MIN`] each time one does, so that a line that never lasts long still gets somewhere.
-const FLUSH_BYTES: u64 = 64 << 20;
+/// Fewest bytes of the disk between two flushes. When a connection breaks, at most twice the bytes
+/// between two flushes are written again, and the distance is halved down to this, so that a path
+/// whose connections never last long still makes progress.
 const FLUSH_BYTES_MIN: u64 = 4 << 20;
-/// Longest time between two flushes while something is written: a slow disk must not lose minutes.
+/// Longest time between two flushes during writes, so that a slow disk loses no minutes.
 const FLUSH_PERIOD: Duration = Duration::from_secs(5);
-/// Commands whose results wait for those of earlier ones. They bound the zeros under way; data is bounded by its buffers.
+/// Commands in flight at most. This bounds the zeros in flight; the buffers bound the data.
 const COMMANDS_MAX: usize = 64;
-/// Pieces being compared at once: each holds what was read beside what is wanted. A connection keeps no more data in flight.
+/// Pieces compared at once: each holds the bytes read beside the bytes wanted. A connection keeps
+/// no more data in flight.
 pub(super) const COMPARES_MAX: usize = 8;
-/// For leaving a disk that is written.
+/// Time to close the connections of a written disk.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 
-/// What is to be written, and how patiently.
+/// The content of a disk, and the demands on the disk that takes it.
 #[derive(Clone, Debug)]
-pub struct Order {
-    /// What the disk is to hold.
+pub struct ImagingOrder {
+    /// The disk's content.
     pub layout: Layout,
-    /// How it is made sure that the disk holds it.
+    /// The check that the disk holds it.
     pub verify: Verify,
     /// Longest time without any progress.
     pub stall: Duration,
-    /// How quick the disk must be, while it is what limits.
+    /// Lowest rate of a disk that is the bottleneck.
     pub least_rate: LeastRate,
 }
 
@@ -54,94 +59,60 @@ pub struct Order {
 pub struct Written {
     /// Bytes of the layout.
     pub bytes: u64,
-    /// How long writing took.
+    /// Duration of the writes.
     pub writing: Duration,
-    /// How long reading back took.
+    /// Duration of reading back.
     pub verifying: Duration,
-    /// With [`Verify::Node`]: what the disk holds, for the machine to compare.
+    /// With [`Verify::Node`]: digests of the disk's ranges, for the machine to compare.
     pub ranges: Vec<DiskRange>,
 }
 
-/// Connects, writes the layout, each segment padded with zeros to a whole block, flushes, and reads it back or says what must be there.
-///
-/// Nothing is touched when the layout does not fit. A connection that breaks is made anew, until there was no progress for the stall limit.
-/// After any failure or cancellation both ends of the disk are zeroed, if need be on a new connection; [`ImagingError::NotWiped`] says
-/// that this did not work. When this returns, no connection is left. Cancel by `cancel`, then it returns within about a second: dropping
-/// the future stops the writing, but nobody wipes.
-///
-/// A body that takes a while is spread over several connections, if it then lands quicker.
-pub async fn write_disk<C: Connector>(
+/// Writes a layout to an opened disk, as [`super::OpenedDisk::write`] describes.
+pub(super) async fn write<C: Connector>(
     connector: &C,
-    order: &Order,
-    meter: &Meter,
-    cancel: Cancel,
-) -> Result<Written, ImagingError> {
-    write_at(Pace::default(), connector, order, meter, cancel).await
-}
-
-/// The same, opening further connections at a pace.
-pub(super) async fn write_at<C: Connector>(
-    pace: Pace,
-    connector: &C,
-    order: &Order,
+    disk: ConnectedDisk<C::Volume>,
+    thresholds: WriteThresholds,
+    order: &ImagingOrder,
     meter: &Meter,
     cancel: Cancel,
 ) -> Result<Written, ImagingError> {
     let watch = Watch { cancel, stall: order.stall, meter };
-    let mut line = Line::new(connector, &watch);
-    let mut flight = Flight::default();
-    let plan = match line.lanes().await {
-        Ok(lanes) => Plan::new(&order.layout, lanes.first().geometry()),
-        Err(error) => Err(error),
-    };
-    let plan = match plan {
+    let plan = Plan::new(&order.layout, disk.geometry());
+    let mut writer = ReconnectingWriter::new(connector, disk, &watch, thresholds.reconnect);
+    let mut in_flight = InFlight::default();
+    let is_wanted = watched(&watch, async { Ok(()) }).await;
+    let plan = match is_wanted.and(plan) {
         Ok(plan) => plan,
-        Err(error) => return Err(line.give_up(error, flight, false).await),
+        Err(error) => return Err(writer.give_up(error, in_flight, false).await),
     };
-    let mut writing = Writing::new(plan, order, &watch, pace);
+    let mut writing = Writing::new(plan, order, &watch, thresholds);
     let done = loop {
-        let lanes = match line.lanes().await {
-            Ok(lanes) => lanes,
+        let pool = match writer.pool().await {
+            Ok(pool) => pool,
             Err(error) => break Err(error),
         };
-        let Err(error) = writing.go_on(lanes, &mut flight).await else { break Ok(()) };
-        if let Err(error) = line.lost(error, writing.step, &mut flight).await {
+        let Err(error) = writing.go_on(pool, &mut in_flight).await else { break Ok(()) };
+        if let Err(error) = writer.lost(error, writing.step, &mut in_flight).await {
             break Err(error);
         }
         writing.flush_bytes = (writing.flush_bytes / 2).max(FLUSH_BYTES_MIN);
     };
     if let Err(cause) = done {
-        return Err(line.give_up(cause, flight, writing.step > Step::Nothing).await);
+        return Err(writer.give_up(cause, in_flight, writing.step > ImagingStep::Nothing).await);
     }
-    line.close(Instant::now() + CLOSE_MAX).await;
+    writer.close(Instant::now() + CLOSE_MAX).await;
     writing.written().await
-}
-
-/// How far the disk is for certain: everything before is done and flushed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Step {
-    /// Untouched.
-    Nothing,
-    /// Being wiped.
-    Wipe,
-    /// The body, flushed up to there.
-    Body(u64),
-    Tail,
-    Head,
-    /// Reading back, the same up to there.
-    Compare(u64),
-    Done,
 }
 
 #[derive(Debug)]
 struct Writing<'a> {
     plan: Plan,
     watch: &'a Watch<'a>,
-    step: Step,
+    step: ImagingStep,
     flush_bytes: u64,
-    climb: Climb,
+    scale_up: ScaleUp,
     rate: RateWatch,
-    /// Whether it is read back.
+    /// Whether the disk is read back.
     compares: bool,
     digests: Option<Digests>,
     edges: Vec<DiskRange>,
@@ -150,7 +121,12 @@ struct Writing<'a> {
 }
 
 impl<'a> Writing<'a> {
-    fn new(plan: Plan, order: &Order, watch: &'a Watch<'a>, pace: Pace) -> Self {
+    fn new(
+        plan: Plan,
+        order: &ImagingOrder,
+        watch: &'a Watch<'a>,
+        thresholds: WriteThresholds,
+    ) -> Self {
         let verify = order.verify;
         let digests = if verify == Verify::Node { Digests::start(&plan) } else { None };
         // A layout in too many parts to be described to the node is read back.
@@ -163,9 +139,9 @@ impl<'a> Writing<'a> {
         Self {
             plan,
             watch,
-            step: Step::Nothing,
-            flush_bytes: FLUSH_BYTES,
-            climb: Climb::new(pace),
+            step: ImagingStep::Nothing,
+            flush_bytes: thresholds.flush_bytes,
+            scale_up: ScaleUp::new(thresholds.scale_up),
             rate: RateWatch::new(order.least_rate, order.stall),
             compares,
             digests,
@@ -175,44 +151,44 @@ impl<'a> Writing<'a> {
         }
     }
 
-    /// Goes on where the last connection has left it, to the end.
+    /// Resumes at the current step and goes on to the end.
     async fn go_on<C: Connector>(
         &mut self,
-        lanes: &mut Lanes<'_, C>,
-        flight: &mut Flight,
+        pool: &mut ConnectionPool<'_, C>,
+        in_flight: &mut InFlight,
     ) -> Result<(), ImagingError> {
-        let disk = lanes.first().clone();
+        let disk = pool.first().clone();
         loop {
             self.step = match self.step {
-                Step::Nothing => Step::Wipe,
-                Step::Wipe => {
-                    flight.begin(disk.clone().wipe());
-                    self.landed(flight).await?;
-                    Step::Body(self.plan.body().start)
+                ImagingStep::Nothing => ImagingStep::Wipe,
+                ImagingStep::Wipe => {
+                    in_flight.begin(disk.clone().wipe());
+                    self.next_completed(in_flight).await?;
+                    ImagingStep::Body(self.plan.body().start)
                 }
-                Step::Body(from) => {
-                    self.body(lanes, flight, from).await?;
-                    Step::Tail
+                ImagingStep::Body(from) => {
+                    self.body(pool, in_flight, from).await?;
+                    ImagingStep::Tail
                 }
-                Step::Tail => {
-                    self.edge(&disk, flight, self.plan.tail()).await?;
-                    Step::Head
+                ImagingStep::Tail => {
+                    self.edge(&disk, in_flight, self.plan.tail()).await?;
+                    ImagingStep::Head
                 }
-                Step::Head => {
-                    self.edge(&disk, flight, self.plan.head()).await?;
+                ImagingStep::Head => {
+                    self.edge(&disk, in_flight, self.plan.head()).await?;
                     self.wrote = Some(Instant::now());
                     if self.compares {
                         self.watch.meter.begin(ImagingStage::Verify, 0, self.plan.bytes());
-                        Step::Compare(0)
+                        ImagingStep::Compare(0)
                     } else {
-                        Step::Done
+                        ImagingStep::Done
                     }
                 }
-                Step::Compare(from) => {
-                    self.compare(lanes, flight, from).await?;
-                    Step::Done
+                ImagingStep::Compare(from) => {
+                    self.compare(pool, in_flight, from).await?;
+                    ImagingStep::Done
                 }
-                Step::Done => return Ok(()),
+                ImagingStep::Done => return Ok(()),
             };
         }
     }
@@ -220,8 +196,8 @@ impl<'a> Writing<'a> {
     /// Writes one end of the disk as a whole and flushes.
     async fn edge<V: Volume>(
         &mut self,
-        disk: &Disk<V>,
-        flight: &mut Flight,
+        disk: &ConnectedDisk<V>,
+        in_flight: &mut InFlight,
         edge: Range<u64>,
     ) -> Result<(), ImagingError> {
         let Some(data) = watched(self.watch, read_whole(self.plan.clone(), edge.clone())).await?
@@ -233,118 +209,124 @@ impl<'a> Writing<'a> {
             self.edges.extend(digest_of(edge.start, &data));
         }
         let piece = Piece { at: edge.start, filling: Filling::Data(data) };
-        flight.begin(disk.clone().write(piece));
-        self.landed(flight).await?;
-        flight.begin(disk.clone().flush(edge.end));
-        self.landed(flight).await?;
+        in_flight.begin(disk.clone().write(piece));
+        self.next_completed(in_flight).await?;
+        in_flight.begin(disk.clone().flush(edge.end));
+        self.next_completed(in_flight).await?;
         self.watch.meter.add(self.plan.bytes_in(&edge));
         Ok(())
     }
 
-    /// Writes the body from there on and flushes, many commands at once, over as many connections as pay.
+    /// Writes the body from there on and flushes, many commands at once, over as many connections
+    /// as pay.
     async fn body<C: Connector>(
         &mut self,
-        lanes: &mut Lanes<'_, C>,
-        flight: &mut Flight,
+        pool: &mut ConnectionPool<'_, C>,
+        in_flight: &mut InFlight,
         from: u64,
     ) -> Result<(), ImagingError> {
         let body = self.plan.body();
         let hasher = self.digests.as_ref().map(Digests::sender);
         let purpose = Purpose::Write(hasher);
         let mut pieces = Some(read_ahead(self.plan.clone(), from..body.end, purpose));
-        let (mut begun, mut landed, mut flushed) = (from, from, from);
+        let (mut begun, mut completed, mut flushed) = (from, from, from);
         let mut flush_sent = (from, Instant::now());
-        // After a new connection that is less than before.
+        // After a reconnect that is less than before.
         self.watch.meter.set(self.plan.bytes_in(&(body.start..from)));
-        self.climb.begin();
-        let resumed = Resumed::new(self.plan.bytes_in(&(body.start..from)), lanes);
+        self.scale_up.begin();
+        let resumed = Resumed::new(self.plan.bytes_in(&(body.start..from)), pool);
         self.rate.begin(Instant::now(), Pass::Body, resumed.had_bytes);
-        while pieces.is_some() || !flight.is_empty() {
-            // So that what has to be written again is bounded, however long a flush takes.
-            let room = flight.len() < COMMANDS_MAX && begun - flushed < 2 * self.flush_bytes;
+        while pieces.is_some() || !in_flight.is_empty() {
+            // This bounds the bytes to write again, however long a flush takes.
+            let room = in_flight.len() < COMMANDS_MAX && begun - flushed < 2 * self.flush_bytes;
             let pieces_now = pieces.as_mut().filter(|_| room);
-            match watched(self.watch, next(pieces_now, flight, lanes)).await? {
+            match watched(self.watch, next(pieces_now, in_flight, pool)).await? {
                 Event::Read(None) => pieces = None,
                 Event::Read(Some(piece)) => {
                     begun = piece.end();
-                    let (lane, disk) = lanes.freest(flight);
-                    flight.begin_on(lane, piece.data_bytes(), disk.write(piece));
+                    let (connection, disk) = pool.freest(in_flight);
+                    in_flight.begin_on(connection, piece.data_bytes(), disk.write(piece));
                 }
-                Event::Landed(Landed::Command(end)) => {
-                    landed = end;
-                    self.watch.meter.set(self.plan.bytes_in(&(body.start..landed)));
+                Event::Completed(Completed::Command(end)) => {
+                    completed = end;
+                    self.watch.meter.set(self.plan.bytes_in(&(body.start..completed)));
                 }
-                Event::Landed(Landed::Flush(covers)) => {
+                Event::Completed(Completed::Flush(covers)) => {
                     flushed = covers;
-                    self.step = Step::Body(covers);
+                    self.step = ImagingStep::Body(covers);
                 }
-                Event::News(News::Opened(opened)) => lanes.take(opened, &mut self.climb),
-                Event::News(News::Moved) => {}
+                Event::PoolUpdate(PoolUpdate::Opened(opened)) => {
+                    pool.take(opened, &mut self.scale_up)
+                }
+                Event::PoolUpdate(PoolUpdate::Moved) => {}
             }
             let (sent_to, sent_at) = flush_sent;
-            let due = landed - sent_to >= self.flush_bytes
-                || landed > sent_to && sent_at.elapsed() >= FLUSH_PERIOD;
-            if due && !flight.is_flushing() {
-                // It covers what has landed, on whichever connection, and nothing waits for it.
-                flight.begin_flush(lanes.first().clone().flush(landed));
-                flush_sent = (landed, Instant::now());
+            let due = completed - sent_to >= self.flush_bytes
+                || completed > sent_to && sent_at.elapsed() >= FLUSH_PERIOD;
+            if due && !in_flight.is_flushing() {
+                // It covers the writes that have completed on any connection, and no write waits
+                // for it.
+                in_flight.begin_flush(pool.first().clone().flush(completed));
+                flush_sent = (completed, Instant::now());
             }
-            self.adapt(lanes, flight).await?;
-            let reader_limits = pieces.is_some() && room && !is_busy(flight);
-            self.check_rate(resumed.done_bytes(lanes), !reader_limits)?;
+            self.adapt(pool, in_flight).await?;
+            let reader_limits = pieces.is_some() && room && !is_busy(in_flight);
+            self.check_rate(resumed.done_bytes(pool), !reader_limits)?;
         }
-        lanes.open_no_more();
-        flight.begin(lanes.first().clone().flush(body.end));
-        self.landed(flight).await.map(drop)
+        pool.open_no_more();
+        in_flight.begin(pool.first().clone().flush(body.end));
+        self.next_completed(in_flight).await.map(drop)
     }
 
     async fn adapt<C: Connector>(
         &mut self,
-        lanes: &mut Lanes<'_, C>,
-        flight: &Flight,
+        pool: &mut ConnectionPool<'_, C>,
+        in_flight: &InFlight,
     ) -> Result<(), ImagingError> {
-        let climb = &mut self.climb;
+        let scale_up = &mut self.scale_up;
         let adapted = async {
-            lanes.adapt(climb, flight).await;
+            pool.adapt(scale_up, in_flight).await;
             Ok(())
         };
         watched(self.watch, adapted).await
     }
 
-    /// Reads everything from there on back, many commands at once.
+    /// Reads the disk back from this offset on, many commands at once.
     async fn compare<C: Connector>(
         &mut self,
-        lanes: &mut Lanes<'_, C>,
-        flight: &mut Flight,
+        pool: &mut ConnectionPool<'_, C>,
+        in_flight: &mut InFlight,
         from: u64,
     ) -> Result<(), ImagingError> {
         let part = from..self.plan.disk().end;
         let mut pieces = Some(read_ahead(self.plan.clone(), part, Purpose::Compare));
-        let resumed = Resumed::new(self.plan.bytes_in(&(0..from)), lanes);
+        let resumed = Resumed::new(self.plan.bytes_in(&(0..from)), pool);
         self.rate.begin(Instant::now(), Pass::Compare, resumed.had_bytes);
-        while pieces.is_some() || !flight.is_empty() {
-            let room = flight.len() < COMPARES_MAX;
+        while pieces.is_some() || !in_flight.is_empty() {
+            let room = in_flight.len() < COMPARES_MAX;
             let pieces_now = pieces.as_mut().filter(|_| room);
-            match watched(self.watch, next(pieces_now, flight, lanes)).await? {
+            match watched(self.watch, next(pieces_now, in_flight, pool)).await? {
                 Event::Read(None) => pieces = None,
                 Event::Read(Some(piece)) => {
-                    let (lane, disk) = lanes.freest(flight);
-                    flight.begin_on(lane, piece.bytes(), disk.compare(piece));
+                    let (connection, disk) = pool.freest(in_flight);
+                    in_flight.begin_on(connection, piece.bytes(), disk.compare(piece));
                 }
-                Event::News(News::Opened(opened)) => lanes.take(opened, &mut self.climb),
-                Event::News(News::Moved) => {}
-                Event::Landed(Landed::Command(same_to) | Landed::Flush(same_to)) => {
-                    self.step = Step::Compare(same_to);
+                Event::PoolUpdate(PoolUpdate::Opened(opened)) => {
+                    pool.take(opened, &mut self.scale_up)
+                }
+                Event::PoolUpdate(PoolUpdate::Moved) => {}
+                Event::Completed(Completed::Command(same_to) | Completed::Flush(same_to)) => {
+                    self.step = ImagingStep::Compare(same_to);
                     self.watch.meter.set(self.plan.bytes_in(&(0..same_to)));
                 }
             }
-            self.check_rate(resumed.done_bytes(lanes), pieces.is_none() || !room)?;
+            self.check_rate(resumed.done_bytes(pool), pieces.is_none() || !room)?;
         }
         Ok(())
     }
 
-    /// Gives up a disk that was too slow, with so many bytes of the pass done, while it was what
-    /// limited.
+    /// Fails if the disk was too slow while it was the bottleneck. `done_bytes` are those of this
+    /// pass.
     fn check_rate(&mut self, done_bytes: u64, limits: bool) -> Result<(), ImagingError> {
         let Some(slow) = self.rate.too_slow(Instant::now(), done_bytes, limits) else {
             return Ok(());
@@ -359,8 +341,8 @@ impl<'a> Writing<'a> {
         })
     }
 
-    async fn landed(&self, flight: &mut Flight) -> Result<Landed, ImagingError> {
-        watched(self.watch, flight.next()).await
+    async fn next_completed(&self, in_flight: &mut InFlight) -> Result<Completed, ImagingError> {
+        watched(self.watch, in_flight.next()).await
     }
 
     async fn written(self) -> Result<Written, ImagingError> {
@@ -376,8 +358,8 @@ impl<'a> Writing<'a> {
     }
 }
 
-/// What a pass has done in all, when it goes on over a connection: the bytes that were flushed or
-/// compared before, and those moved since. What has to be written again does not count twice.
+/// Progress of a pass that resumes over a new connection: the bytes flushed or compared before, and
+/// those moved since. Bytes written twice count once.
 #[derive(Clone, Copy, Debug)]
 struct Resumed {
     had_bytes: u64,
@@ -385,27 +367,26 @@ struct Resumed {
 }
 
 impl Resumed {
-    fn new<C: Connector>(had_bytes: u64, lanes: &Lanes<'_, C>) -> Self {
-        Self { had_bytes, moved_before: lanes.moved_bytes() }
+    fn new<C: Connector>(had_bytes: u64, pool: &ConnectionPool<'_, C>) -> Self {
+        Self { had_bytes, moved_before: pool.moved_bytes() }
     }
 
-    fn done_bytes<C: Connector>(self, lanes: &Lanes<'_, C>) -> u64 {
-        self.had_bytes + lanes.moved_bytes().saturating_sub(self.moved_before)
+    fn done_bytes<C: Connector>(self, pool: &ConnectionPool<'_, C>) -> u64 {
+        self.had_bytes + pool.moved_bytes().saturating_sub(self.moved_before)
     }
 }
 
 enum Event<V> {
     Read(Option<Piece>),
-    Landed(Landed),
-    News(News<V>),
+    Completed(Completed),
+    PoolUpdate(PoolUpdate<V>),
 }
 
-/// The next piece, unless there is no room for it, or the next result, or what else becomes known
-/// of the connections.
+/// The next piece if there is room for it, the next result, or the next change of the pool.
 async fn next<C: Connector>(
     pieces: Option<&mut Pieces>,
-    flight: &mut Flight,
-    lanes: &mut Lanes<'_, C>,
+    in_flight: &mut InFlight,
+    pool: &mut ConnectionPool<'_, C>,
 ) -> Result<Event<C::Volume>, ImagingError> {
     let read = async {
         match pieces {
@@ -415,8 +396,8 @@ async fn next<C: Connector>(
     };
     tokio::select! {
         biased;
-        news = lanes.news() => Ok(Event::News(news)),
-        landed = flight.next() => landed.map(Event::Landed),
+        update = pool.next_update() => Ok(Event::PoolUpdate(update)),
+        completed = in_flight.next() => completed.map(Event::Completed),
         piece = read => piece.map(Event::Read),
     }
 }

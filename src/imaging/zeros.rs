@@ -1,30 +1,32 @@
-//! Zeros: finding them in data, and having some at hand.
+//! Finds zeros in data, and lends static ones.
 //!
-//! Called by the reader for every byte that is read from a file, so it must be fast where there are none.
+//! Called by the reader for every byte of a file, so it must be fast where there are none.
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
-/// Shortest run of zeros worth a command of its own. A shorter one costs more in commands than it saves in bytes.
+/// Shortest run of zeros worth a command of its own. A shorter one costs more in commands than it
+/// saves in bytes.
 const UNIT_BYTES: usize = 64 << 10;
-/// What is compared at once: long enough for the processor's widest loads, short enough to leave early.
+/// Bytes compared at once: long enough for the processor's widest loads, short enough to leave
+/// early.
 const STRIDE_BYTES: usize = 256;
 
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
-/// So many zeros, at most 1 MiB of them.
+/// Up to 1 MiB of zeros.
 pub(super) fn zeros(bytes: usize) -> Bytes {
     Bytes::from_static(ZEROS.get(..bytes).unwrap_or(&ZEROS))
 }
 
-/// Whether there is nothing but zeros.
+/// Whether every byte is zero.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let no_one = |stride: &[u8]| stride.iter().fold(0, |all, byte| all | byte) == 0;
     bytes.chunks(STRIDE_BYTES).all(no_one)
 }
 
-/// The runs a piece of data consists of, in order; true for zeros.
+/// The runs of a piece of data in order; true for zeros.
 pub(super) fn runs(data: &[u8]) -> Vec<(Range<usize>, bool)> {
     let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
     let mut at = 0;
@@ -58,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_units_of_zeros_are_told_apart_and_neighbours_of_a_kind_are_one_run() {
+    fn whole_units_of_zeros_are_runs_and_neighbours_of_a_kind_are_one_run() {
         let mut data = vec![0; 5 * UNIT_BYTES + 512];
         assert_eq!(
             runs(&data),

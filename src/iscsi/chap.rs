@@ -2,7 +2,8 @@
 //!
 //! Called by the login. The secret is exposed here and nowhere else in this module.
 //!
-//! MD5 is the only algorithm offered: it is the one RFC 7143 requires, and the number 7 means SHA-256 to LIO but SHA-1 to tgtd.
+//! MD5 is the only algorithm offered: it is the one RFC 7143 requires, and the number 7 means
+//! SHA-256 to LIO but SHA-1 to tgtd.
 
 use md5::{Digest as _, Md5};
 
@@ -15,7 +16,8 @@ pub struct Chap {
     pub username: String,
     /// The secret we prove to know.
     pub secret: Secret,
-    /// Mutual CHAP: the name the target must give and the secret it must prove to know. It must differ from `secret`.
+    /// Mutual CHAP: the name the target must give and the secret it must prove to know. It must
+    /// differ from `secret`.
     pub mutual: Option<(String, Secret)>,
 }
 

@@ -1,7 +1,9 @@
-//! A logged-in connection: the socket, the one task that moves PDUs between it and the session, and the time limits.
+//! A logged-in connection: the socket, the one task that moves PDUs between it and the session, and
+//! the time limits.
 //!
-//! Called by the disk. The task ends with the session, and the session with the last [`Connection`]: dropping it resets the TCP
-//! connection, so that nothing already queued is written to a disk nobody watches any more.
+//! Called by the disk. The task ends with the session, and the session with the last
+//! [`Connection`]: dropping it resets the TCP connection, so that nothing already queued is written
+//! to a disk nobody watches any more.
 
 use std::{
     net::SocketAddr,
@@ -20,18 +22,18 @@ use tokio::{
 
 use super::{
     chap::Chap,
-    error::ErrorKind,
+    error::IscsiErrorKind,
     login::{Identity, LoggedIn, Login, Next, Random},
     negotiate::{Digests, Negotiated},
+    options::IscsiOptions,
     pdu::LunField,
-    session::{Beats, Session},
-    task::{Asker, Command, Outcome, Slot},
+    session::{KeepaliveLimits, Session},
+    task::{CommandOutcome, Completion, IscsiCommand, Slot},
     wire::{PduReader, PduWriter},
-    zeros::Zeroing,
 };
 
-/// Beats of silence after which a target is given up: the second asks it for a sign of life.
-const SILENT_BEATS_MAX: u32 = 4;
+/// Ticks of silence after which the session ends; at the second the initiator sends a NOP-Out.
+const SILENT_TICKS_MAX: u32 = 4;
 
 /// Commands a session may have in flight: bounds memory whatever window the target opens.
 const QUEUE_DEPTH_MAX: u16 = 1024;
@@ -39,59 +41,13 @@ const QUEUE_DEPTH_MAX: u16 = 1024;
 /// The grain in which data on its way is counted.
 const IN_FLIGHT_UNIT_BYTES: usize = 64 << 10;
 
-/// Data of commands under way, in units: 4 MiB. A millisecond of a 25-Gbit/s path is 3 MiB; more only pushes the data out of the
-/// processors' caches at both ends before it is looked at: tgtd took 32 MiB in flight at half the speed.
+/// Data of commands under way, in units: 4 MiB. A millisecond of a 25-Gbit/s path is 3 MiB; more
+/// only pushes the data out of the processors' caches at both ends before it is looked at: tgtd
+/// took 32 MiB in flight at half the speed.
 const IN_FLIGHT_UNITS: usize = 64;
 
 /// Shortest keepalive interval.
 const KEEPALIVE_MIN: Duration = Duration::from_millis(100);
-
-/// How to treat a target: who we are, what is checked, how long each exchange may take.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Our own iSCSI name. Default `iqn.2026-01.hostler:agent`.
-    pub initiator_iqn: String,
-    /// Insist on CRC32C over headers. Default false: TCP's checksum and the image's digest are enough on a quiet network.
-    pub header_digest: bool,
-    /// Insist on CRC32C over data. Default false.
-    pub data_digest: bool,
-    /// Limit for the TCP connection. Default 5 s.
-    pub connect_timeout: Duration,
-    /// Limit for the whole login with all its rounds. Default 15 s: a ramdisk's target may be busy starting.
-    pub login_timeout: Duration,
-    /// Limit for one command, from its slot in the queue to its status. Default 30 s, as Linux gives a SCSI disk.
-    pub command_timeout: Duration,
-    /// Limit for a flush or a zeroing, which may take a slow disk long. Default 120 s.
-    pub flush_timeout: Duration,
-    /// Limit for each step of a logout. Default 5 s.
-    pub logout_timeout: Duration,
-    /// How often the target must be heard from: after one to two intervals of silence it is asked for a sign of life, after five
-    /// it is given up. At least 100 ms. Default 5 s.
-    pub keepalive: Duration,
-    /// Commands in flight at most, 1 to 1024; the target's window may allow fewer. Default 32.
-    pub queue_depth: u16,
-    /// How zeros are written. Default `None`: by the cheapest way that is certain on this target. A way that is not certain there, or
-    /// that the target refuses, is not taken whoever insists.
-    pub zeroing: Option<Zeroing>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            initiator_iqn: "iqn.2026-01.hostler:agent".to_owned(),
-            header_digest: false,
-            data_digest: false,
-            connect_timeout: Duration::from_secs(5),
-            login_timeout: Duration::from_secs(15),
-            command_timeout: Duration::from_secs(30),
-            flush_timeout: Duration::from_secs(120),
-            logout_timeout: Duration::from_secs(5),
-            keepalive: Duration::from_secs(5),
-            queue_depth: 32,
-            zeroing: None,
-        }
-    }
-}
 
 /// A session with its connection.
 #[derive(Debug)]
@@ -124,9 +80,9 @@ impl Connection {
         portal: SocketAddr,
         target_iqn: &str,
         chap: Option<&Chap>,
-        options: &Options,
-    ) -> Result<Self, ErrorKind> {
-        let unreachable = |e: std::io::Error| ErrorKind::Unreachable(format!("{portal}: {e}"));
+        options: &IscsiOptions,
+    ) -> Result<Self, IscsiErrorKind> {
+        let unreachable = |e: std::io::Error| IscsiErrorKind::Unreachable(format!("{portal}: {e}"));
         let stream = time::timeout(options.connect_timeout, TcpStream::connect(portal))
             .await
             .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
@@ -142,9 +98,9 @@ impl Connection {
         (read, write): (R, W),
         target_iqn: &str,
         chap: Option<&Chap>,
-        options: &Options,
+        options: &IscsiOptions,
         random: Random,
-    ) -> Result<Self, ErrorKind>
+    ) -> Result<Self, IscsiErrorKind>
     where
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
@@ -164,7 +120,8 @@ impl Connection {
         let shared =
             Arc::new(Shared { session: Mutex::new(Session::new(&login)), wake: Notify::new() });
         let queue_depth = options.queue_depth.clamp(1, QUEUE_DEPTH_MAX);
-        let driver = tokio::spawn(drive(Arc::clone(&shared), reader, writer, Pulse::new(options)));
+        let driver =
+            tokio::spawn(drive(Arc::clone(&shared), reader, writer, Keepalive::new(options)));
         Ok(Self {
             shared,
             driver: driver.abort_handle(),
@@ -175,45 +132,54 @@ impl Connection {
         })
     }
 
-    /// What was agreed at login.
+    /// The result of the login's negotiation.
     pub(super) fn agreed(&self) -> &Negotiated {
         &self.agreed
     }
 
-    /// Carries out one command. The limit starts when the command has its slot; when it passes, the whole session ends, because
-    /// what the target still does is unknown. A cancelled call leaves the command to its end.
+    /// Carries out one command. The limit starts when the command has its slot; when it passes, the
+    /// whole session ends, because what the target still does is unknown. A cancelled call leaves
+    /// the command to its end.
     pub(super) async fn execute(
         &self,
-        command: Command,
+        command: IscsiCommand,
         limit: Duration,
-    ) -> Result<Outcome, ErrorKind> {
+    ) -> Result<CommandOutcome, IscsiErrorKind> {
         let slot = self.slot(&command).await;
-        let answer = self.ask(slot, |session, asker| session.submit(command, asker));
+        let answer = self.ask(slot, |session, completion| session.submit(command, completion));
         let result = within(limit, answer).await;
-        if let Err(kind @ ErrorKind::TimedOut(_)) = &result {
+        if let Err(kind @ IscsiErrorKind::TimedOut(_)) = &result {
             self.give_up(kind);
         }
         result
     }
 
-    /// Ends the session in good order: no more commands, those under way finished or else dropped by a reset, then a logout. Each
-    /// step has the limit; whatever happens, the connection is closed when this returns.
-    pub(super) async fn log_out(&self, lun: LunField, limit: Duration) -> Result<(), ErrorKind> {
+    /// Ends the session in good order: no more commands, those under way finished or else dropped
+    /// by a reset, then a logout. Each step has the limit; whatever happens, the connection is
+    /// closed when this returns.
+    pub(super) async fn log_out(
+        &self,
+        lun: LunField,
+        limit: Duration,
+    ) -> Result<(), IscsiErrorKind> {
         let result = self.leave(lun, limit).await;
-        self.give_up(&ErrorKind::TargetGone("logged out".to_owned()));
+        self.give_up(&IscsiErrorKind::TargetGone("logged out".to_owned()));
         result
     }
 
-    async fn leave(&self, lun: LunField, limit: Duration) -> Result<(), ErrorKind> {
+    async fn leave(&self, lun: LunField, limit: Duration) -> Result<(), IscsiErrorKind> {
         self.shared.session().leave();
-        // Slots come back when the target has answered: with all of them, nothing is being written any more.
+        // Slots come back when the target has answered: with all of them, nothing is being written
+        // any more.
         let idle = time::timeout(limit, self.slots.acquire_many(self.queue_depth)).await;
         if idle.is_err() {
-            let outcome =
-                within(limit, self.ask(None, |session, asker| session.reset_unit(lun, asker)))
-                    .await?;
+            let outcome = within(
+                limit,
+                self.ask(None, |session, completion| session.reset_unit(lun, completion)),
+            )
+            .await?;
             if outcome.response != 0 {
-                return Err(ErrorKind::Protocol(format!(
+                return Err(IscsiErrorKind::Protocol(format!(
                     "it neither finishes its commands nor drops them (response {:02x} to a reset)",
                     outcome.response
                 )));
@@ -222,18 +188,21 @@ impl Connection {
         if let Some(kind) = self.shared.session().failure() {
             return Err(kind);
         }
-        match within(limit, self.ask(None, |session, asker| session.logout(Some(asker)))).await {
-            // Some close the connection instead of an answer, as istgt; with nothing under way it comes to the same.
-            Ok(Outcome { response: 0, .. }) | Err(ErrorKind::TargetGone(_)) => Ok(()),
-            Ok(Outcome { response, .. }) => {
-                Err(ErrorKind::Protocol(format!("logout response {response:02x}")))
+        match within(limit, self.ask(None, |session, completion| session.logout(Some(completion))))
+            .await
+        {
+            // Some close the connection instead of an answer, as istgt; with nothing under way it
+            // comes to the same.
+            Ok(CommandOutcome { response: 0, .. }) | Err(IscsiErrorKind::TargetGone(_)) => Ok(()),
+            Ok(CommandOutcome { response, .. }) => {
+                Err(IscsiErrorKind::Protocol(format!("logout response {response:02x}")))
             }
             Err(kind) => Err(kind),
         }
     }
 
     /// Waits for a place in the queue and for room for the command's data.
-    async fn slot(&self, command: &Command) -> Option<Slot> {
+    async fn slot(&self, command: &IscsiCommand) -> Option<Slot> {
         let units = usize::try_from(command.data.bytes()).map_or(IN_FLIGHT_UNITS, |bytes| {
             bytes.div_ceil(IN_FLIGHT_UNIT_BYTES).min(IN_FLIGHT_UNITS)
         });
@@ -245,17 +214,17 @@ impl Connection {
     async fn ask(
         &self,
         slot: Option<Slot>,
-        submit: impl FnOnce(&mut Session, Asker),
-    ) -> Result<Outcome, ErrorKind> {
+        submit: impl FnOnce(&mut Session, Completion),
+    ) -> Result<CommandOutcome, IscsiErrorKind> {
         let (answer, receiver) = oneshot::channel();
-        submit(&mut self.shared.session(), Asker { answer, slot });
+        submit(&mut self.shared.session(), Completion { answer, slot });
         self.shared.wake.notify_one();
         receiver
             .await
-            .unwrap_or_else(|_| Err(ErrorKind::TargetGone("the session has ended".to_owned())))
+            .unwrap_or_else(|_| Err(IscsiErrorKind::TargetGone("the session has ended".to_owned())))
     }
 
-    fn give_up(&self, kind: &ErrorKind) {
+    fn give_up(&self, kind: &IscsiErrorKind) {
         self.shared.session().fail(kind);
         self.driver.abort();
     }
@@ -272,19 +241,22 @@ async fn drive(
     shared: Arc<Shared>,
     mut reader: PduReader<impl AsyncRead + Unpin>,
     mut writer: PduWriter<impl AsyncWrite + Unpin>,
-    pulse: Pulse,
+    keepalive: Keepalive,
 ) {
     // Each of the three runs until something is wrong; the others are then dropped with it.
     let ending = tokio::select! {
         biased;
         ending = receive_all(&shared, &mut reader) => ending,
         ending = send_all(&shared, &mut writer) => ending,
-        ending = keep_alive(&shared, pulse) => ending,
+        ending = keep_alive(&shared, keepalive) => ending,
     };
     shared.session().fail(&ending);
 }
 
-async fn receive_all(shared: &Shared, reader: &mut PduReader<impl AsyncRead + Unpin>) -> ErrorKind {
+async fn receive_all(
+    shared: &Shared,
+    reader: &mut PduReader<impl AsyncRead + Unpin>,
+) -> IscsiErrorKind {
     loop {
         if let Err(kind) = receive(shared, reader).await {
             return kind;
@@ -296,14 +268,17 @@ async fn receive_all(shared: &Shared, reader: &mut PduReader<impl AsyncRead + Un
 async fn receive(
     shared: &Shared,
     reader: &mut PduReader<impl AsyncRead + Unpin>,
-) -> Result<(), ErrorKind> {
+) -> Result<(), IscsiErrorKind> {
     let bhs = reader.header().await?;
     let mut incoming = shared.session().open(&bhs)?;
     reader.data(&bhs, &mut incoming.data).await?;
     shared.session().receive(incoming)
 }
 
-async fn send_all(shared: &Shared, writer: &mut PduWriter<impl AsyncWrite + Unpin>) -> ErrorKind {
+async fn send_all(
+    shared: &Shared,
+    writer: &mut PduWriter<impl AsyncWrite + Unpin>,
+) -> IscsiErrorKind {
     loop {
         fill(&mut shared.session(), writer);
         if writer.is_empty() {
@@ -324,27 +299,27 @@ fn fill(session: &mut Session, writer: &mut PduWriter<impl AsyncWrite + Unpin>) 
 
 /// The keepalive clock and its limits.
 #[derive(Clone, Copy, Debug)]
-struct Pulse {
+struct Keepalive {
     interval: Duration,
-    limits: Beats,
+    limits: KeepaliveLimits,
 }
 
-impl Pulse {
-    fn new(options: &Options) -> Self {
+impl Keepalive {
+    fn new(options: &IscsiOptions) -> Self {
         let interval = options.keepalive.max(KEEPALIVE_MIN);
         let longest = options.command_timeout.max(options.flush_timeout);
         // One more than fit, so that whoever still waits sees its own limit first.
-        let beats = longest.as_millis() / interval.as_millis() + 2;
-        let command_max = u32::try_from(beats).unwrap_or(u32::MAX);
-        Self { interval, limits: Beats { silent_max: SILENT_BEATS_MAX, command_max } }
+        let ticks = longest.as_millis() / interval.as_millis() + 2;
+        let command_max = u32::try_from(ticks).unwrap_or(u32::MAX);
+        Self { interval, limits: KeepaliveLimits { silent_max: SILENT_TICKS_MAX, command_max } }
     }
 }
 
-async fn keep_alive(shared: &Shared, pulse: Pulse) -> ErrorKind {
+async fn keep_alive(shared: &Shared, keepalive: Keepalive) -> IscsiErrorKind {
     loop {
-        time::sleep(pulse.interval).await;
-        if let Err(beats) = shared.session().beat(pulse.limits) {
-            return ErrorKind::TimedOut(pulse.interval * beats);
+        time::sleep(keepalive.interval).await;
+        if let Err(ticks) = shared.session().tick(keepalive.limits) {
+            return IscsiErrorKind::TimedOut(keepalive.interval * ticks);
         }
         shared.wake.notify_one();
     }
@@ -354,15 +329,16 @@ async fn log_in(
     reader: &mut PduReader<impl AsyncRead + Unpin>,
     writer: &mut PduWriter<impl AsyncWrite + Unpin>,
     identity: &Identity<'_>,
-) -> Result<LoggedIn, ErrorKind> {
+) -> Result<LoggedIn, IscsiErrorKind> {
     let (mut login, mut request) = Login::start(identity)?;
     loop {
         writer.push(request);
         writer.flush().await?;
         let (bhs, mut text) = (reader.header().await?, BytesMut::new());
         reader.data(&bhs, &mut text).await?;
-        let response = super::pdu::decode(&bhs)
-            .map_err(|opcode| ErrorKind::Protocol(format!("opcode {opcode:02x} during login")))?;
+        let response = super::pdu::decode(&bhs).map_err(|opcode| {
+            IscsiErrorKind::Protocol(format!("opcode {opcode:02x} during login"))
+        })?;
         request = match login.receive(&response, &text)? {
             Next::Send(request) => request,
             Next::Done(login) => return Ok(login),
@@ -372,16 +348,16 @@ async fn log_in(
 
 async fn within<T>(
     limit: Duration,
-    work: impl Future<Output = Result<T, ErrorKind>>,
-) -> Result<T, ErrorKind> {
-    time::timeout(limit, work).await.unwrap_or(Err(ErrorKind::TimedOut(limit)))
+    work: impl Future<Output = Result<T, IscsiErrorKind>>,
+) -> Result<T, IscsiErrorKind> {
+    time::timeout(limit, work).await.unwrap_or(Err(IscsiErrorKind::TimedOut(limit)))
 }
 
-fn random() -> Result<Random, ErrorKind> {
+fn random() -> Result<Random, IscsiErrorKind> {
     let mut random = Random { isid: [0; 6], identifier: [0], challenge: [0; 16] };
     for field in [&mut random.isid[..], &mut random.identifier, &mut random.challenge] {
         getrandom::fill(field)
-            .map_err(|e| ErrorKind::Request(format!("no random numbers: {e}")))?;
+            .map_err(|e| IscsiErrorKind::Request(format!("no random numbers: {e}")))?;
     }
     random.isid[0] = 0x80;
     Ok(random)

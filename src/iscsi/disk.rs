@@ -1,7 +1,7 @@
-//! A target's logical unit as a disk: what the rest of hostler sees of iSCSI.
+//! A target's logical unit as a disk: the public face of the initiator.
 //!
-//! Called by the imaging and, through it, by the agent. It retries what SCSI says may be retried and gives every failure its
-//! context; it never reconnects by itself, because only the caller knows what must then be written again.
+//! Called by the imaging and, through it, by the agent. It repeats a command when SCSI allows that,
+//! and gives every failure its context.
 
 use std::{
     fmt,
@@ -18,14 +18,15 @@ use tokio::time::{self, Instant};
 
 use super::{
     chap::Chap,
-    connection::{Connection, Options},
-    error::{ErrorKind, IscsiError},
+    connection::Connection,
+    error::{IscsiError, IscsiErrorKind},
+    options::IscsiOptions,
     pdu::LunField,
     scsi::{self, BlockLimits, Capacity, Cdb, ScsiFailure, Sense},
-    task::{Command, Data, Outcome},
-    zeros::Choice,
+    task::{CommandOutcome, Data, IscsiCommand},
+    zeroing::ZeroingChoice,
 };
-use crate::model::size::show_bytes;
+use crate::model::{backoff::Backoff, size::show_bytes};
 
 /// UNIT ATTENTIONs one command may meet: each reports one event, and a target holds a handful.
 const UNIT_ATTENTIONS_MAX: u32 = 16;
@@ -36,7 +37,7 @@ const BUSY_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The most one command transfers: bounds memory whatever the target allows.
 const TRANSFER_BYTES_MAX: u64 = 16 << 20;
 
-/// Where a disk is.
+/// The address of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetAddress {
     /// Address and port of the portal.
@@ -47,7 +48,8 @@ pub struct TargetAddress {
     pub lun: u16,
 }
 
-/// A connected disk. Clones share the connection; it closes when the last one is dropped or by [`Lun::logout`].
+/// A connected disk. Clones share the connection; it closes when the last one is dropped or by
+/// [`Lun::logout`].
 #[derive(Clone)]
 pub struct Lun {
     pub(super) inner: Arc<Inner>,
@@ -61,11 +63,11 @@ pub(super) struct Inner {
     command_timeout: Duration,
     pub(super) flush_timeout: Duration,
     logout_timeout: Duration,
-    pub(super) zeroing: Mutex<Choice>,
+    pub(super) zeroing: Mutex<ZeroingChoice>,
     moved_bytes: AtomicU64,
 }
 
-/// What a disk says of itself.
+/// The features that a disk states.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Features {
     capacity: Capacity,
@@ -75,12 +77,12 @@ pub(super) struct Features {
 }
 
 impl Lun {
-    /// Connects, logs in, waits until the unit is ready and asks for its size. With `chap` given, a target that does not ask for
-    /// it is refused.
+    /// Connects, logs in, waits until the unit is ready and asks for its size. With `chap` given, a
+    /// target that does not ask for it is refused.
     pub async fn connect(
         target: &TargetAddress,
         chap: Option<&Chap>,
-        options: &Options,
+        options: &IscsiOptions,
     ) -> Result<Self, IscsiError> {
         let login = Connection::open(target.portal, &target.iqn, chap, options);
         Self::after(login, target, options).await
@@ -88,9 +90,9 @@ impl Lun {
 
     /// The disk of a connection, once it is logged in.
     pub(super) async fn after(
-        login: impl Future<Output = Result<Connection, ErrorKind>>,
+        login: impl Future<Output = Result<Connection, IscsiErrorKind>>,
         target: &TargetAddress,
-        options: &Options,
+        options: &IscsiOptions,
     ) -> Result<Self, IscsiError> {
         let name: Arc<str> = target.iqn.as_str().into();
         let context = |operation: &str, kind| IscsiError {
@@ -99,7 +101,8 @@ impl Lun {
             kind,
         };
         if target.lun > scsi::LUN_MAX {
-            let kind = ErrorKind::Request(format!("LUN {}, at most {}", target.lun, scsi::LUN_MAX));
+            let kind =
+                IscsiErrorKind::Request(format!("LUN {}, at most {}", target.lun, scsi::LUN_MAX));
             return Err(context("login", kind));
         }
         let connection = login.await.map_err(|kind| context("login", kind))?;
@@ -116,7 +119,10 @@ impl Lun {
                 return Err(context(&format!("examining LUN {}", target.lun), kind));
             }
         };
-        tracing::debug!(target_iqn = %target.iqn, lun = target.lun, agreed = ?connection.agreed(), disk = ?features, "connected");
+        let agreed = connection.agreed();
+        tracing::debug!(
+            target_iqn = %target.iqn, lun = target.lun, ?agreed, disk = ?features, "connected"
+        );
         Ok(Self {
             inner: Arc::new(Inner {
                 lun: unit.lun,
@@ -126,13 +132,17 @@ impl Lun {
                 command_timeout: options.command_timeout,
                 flush_timeout: options.flush_timeout,
                 logout_timeout: options.logout_timeout,
-                zeroing: Mutex::new(Choice::first(options.zeroing, features.unmap_is_certain)),
+                zeroing: Mutex::new(ZeroingChoice::first(
+                    options.zeroing,
+                    features.unmap_is_certain,
+                )),
                 moved_bytes: AtomicU64::new(0),
             }),
         })
     }
 
-    /// Bytes in a logical block: a power of two from 512 to 65536. Offsets and lengths must be multiples of it.
+    /// Bytes in a logical block: a power of two from 512 to 65536. Offsets and lengths must be
+    /// multiples of it.
     pub fn block_bytes(&self) -> u32 {
         self.inner.features.capacity.block_bytes
     }
@@ -154,7 +164,8 @@ impl Lun {
         u32::try_from(target.min(TRANSFER_BYTES_MAX)).unwrap_or(u32::MAX)
     }
 
-    /// Bytes of the pieces it works best in (SBC-3 §6.5.3, optimal transfer length), if it says so: as it says, which need not make sense.
+    /// Bytes of the pieces it works best in (SBC-3 §6.5.3, optimal transfer length), if it says so:
+    /// as it says, which need not make sense.
     pub fn optimal_bytes(&self) -> Option<u32> {
         self.inner.features.limits.optimal_blocks?.checked_mul(self.block_bytes())
     }
@@ -169,8 +180,9 @@ impl Lun {
         self.inner.moved_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Writes `data` at `offset`. Many may be under way at once; those without a slot wait. The payload is not copied. A write
-    /// that was cancelled is still carried out unless a logout comes first.
+    /// Writes `data` at `offset`. Many may be under way at once; those without a slot wait. The
+    /// payload is not copied. A write that was cancelled is still carried out unless a logout comes
+    /// first.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), IscsiError> {
         let bytes = data.len() as u64;
         let operation = || format!("write of {} at {}", show_bytes(bytes), show_bytes(offset));
@@ -195,7 +207,7 @@ impl Lun {
             self.count_moved(bytes.into());
             Ok(outcome.data)
         } else {
-            let kind = ErrorKind::Protocol(format!(
+            let kind = IscsiErrorKind::Protocol(format!(
                 "GOOD for a read of {} bytes only",
                 outcome.data.len()
             ));
@@ -207,7 +219,7 @@ impl Lun {
     pub async fn flush(&self) -> Result<(), IscsiError> {
         let limit = self.inner.flush_timeout;
         let outcome = match self.run(scsi::synchronize_cache_16(), Data::None, limit).await {
-            Err(ErrorKind::Scsi(ScsiFailure::Sense(sense))) if sense.is_unsupported() => {
+            Err(IscsiErrorKind::Scsi(ScsiFailure::Sense(sense))) if sense.is_unsupported() => {
                 self.run(scsi::synchronize_cache_10(), Data::None, limit).await
             }
             other => other,
@@ -215,9 +227,10 @@ impl Lun {
         outcome.map(drop).map_err(|kind| self.error("flush".to_owned(), kind))
     }
 
-    /// Leaves in good order: commands still under way, also those nobody waits for any more, are finished or else dropped before
-    /// the target is asked to close the session. After `Ok` nothing more is written. The connection is closed for every clone when
-    /// this returns, whatever it returns.
+    /// Leaves in good order: commands still under way, also those nobody waits for any more, are
+    /// finished or else dropped before the target is asked to close the session. After `Ok` nothing
+    /// more is written. The connection is closed for every clone when this returns, whatever it
+    /// returns.
     pub async fn logout(self) -> Result<(), IscsiError> {
         let inner = &self.inner;
         let result = inner.connection.log_out(inner.lun, inner.logout_timeout).await;
@@ -233,7 +246,7 @@ impl Lun {
     ) -> Result<(u64, u32), IscsiError> {
         if bytes > u64::from(self.max_transfer_bytes()) {
             let kind =
-                ErrorKind::Request(format!("longer than {} bytes", self.max_transfer_bytes()));
+                IscsiErrorKind::Request(format!("longer than {} bytes", self.max_transfer_bytes()));
             return Err(self.error(operation(), kind));
         }
         self.blocks(offset, bytes, operation)
@@ -254,7 +267,7 @@ impl Lun {
                 Ok((offset / block, blocks))
             }
             _ => {
-                let kind = ErrorKind::Request(format!(
+                let kind = IscsiErrorKind::Request(format!(
                     "offset {offset} and length {bytes} must be multiples of {block}"
                 ));
                 Err(self.error(operation(), kind))
@@ -267,27 +280,27 @@ impl Lun {
         cdb: Cdb,
         data: Data,
         limit: Duration,
-    ) -> Result<Outcome, ErrorKind> {
+    ) -> Result<CommandOutcome, IscsiErrorKind> {
         Unit { connection: &self.inner.connection, lun: self.inner.lun, limit }.run(cdb, data).await
     }
 
     /// GOOD must mean all of it.
     pub(super) fn whole(
         &self,
-        outcome: Result<Outcome, ErrorKind>,
+        outcome: Result<CommandOutcome, IscsiErrorKind>,
         operation: impl Fn() -> String,
-    ) -> Result<Outcome, IscsiError> {
+    ) -> Result<CommandOutcome, IscsiError> {
         match outcome {
             Ok(outcome) if !outcome.short => Ok(outcome),
-            Ok(_) => {
-                Err(ErrorKind::Protocol("GOOD with a residual: not all was transferred".to_owned()))
-            }
+            Ok(_) => Err(IscsiErrorKind::Protocol(
+                "GOOD with a residual: not all was transferred".to_owned(),
+            )),
             Err(kind) => Err(kind),
         }
         .map_err(|kind| self.error(operation(), kind))
     }
 
-    fn error(&self, operation: String, kind: ErrorKind) -> IscsiError {
+    fn error(&self, operation: String, kind: IscsiErrorKind) -> IscsiError {
         IscsiError { target: Arc::clone(&self.inner.target), operation, kind }
     }
 }
@@ -309,7 +322,7 @@ struct Unit<'a> {
 
 impl Unit<'_> {
     /// Whether it is a disk, ready, how large, and what it can do.
-    async fn examine(&self, number: u16) -> Result<Features, ErrorKind> {
+    async fn examine(&self, number: u16) -> Result<Features, IscsiErrorKind> {
         let inquiry = self.run(scsi::inquiry(), Data::In(scsi::INQUIRY_BYTES.into())).await?;
         if !scsi::is_disk(&inquiry.data) {
             return Err(self.no_disk(number).await);
@@ -330,35 +343,35 @@ impl Unit<'_> {
     }
 
     /// A page of vital product data; empty when the target does not have it.
-    async fn page(&self, page: u8) -> Result<Bytes, ErrorKind> {
+    async fn page(&self, page: u8) -> Result<Bytes, IscsiErrorKind> {
         match self.run(scsi::inquiry_page(page), Data::In(scsi::PAGE_BYTES.into())).await {
             Ok(outcome) => Ok(outcome.data),
-            Err(ErrorKind::Scsi(_)) => Ok(Bytes::new()),
+            Err(IscsiErrorKind::Scsi(_)) => Ok(Bytes::new()),
             Err(kind) => Err(kind),
         }
     }
 
-    async fn capacity(&self) -> Result<Capacity, ErrorKind> {
+    async fn capacity(&self) -> Result<Capacity, IscsiErrorKind> {
         let answer = self.run(scsi::read_capacity_16(), Data::In(scsi::CAPACITY_16_BYTES)).await;
         let capacity = match answer {
             Ok(outcome) => scsi::capacity_16(&outcome.data),
-            Err(ErrorKind::Scsi(ScsiFailure::Sense(sense))) if sense.is_unsupported() => {
+            Err(IscsiErrorKind::Scsi(ScsiFailure::Sense(sense))) if sense.is_unsupported() => {
                 let answer =
                     self.run(scsi::read_capacity_10(), Data::In(scsi::CAPACITY_10_BYTES)).await?;
                 scsi::capacity_10(&answer.data)
             }
             Err(kind) => return Err(kind),
         };
-        capacity.ok_or_else(|| ErrorKind::NoDisk("its capacity makes no sense".to_owned()))
+        capacity.ok_or_else(|| IscsiErrorKind::NoDisk("its capacity makes no sense".to_owned()))
     }
 
-    async fn no_disk(&self, number: u16) -> ErrorKind {
+    async fn no_disk(&self, number: u16) -> IscsiErrorKind {
         let all = Unit { lun: scsi::lun_field(0), ..*self };
         match all.run(scsi::report_luns(), Data::In(scsi::REPORT_LUNS_BYTES)).await {
             Ok(answer) => {
                 let luns: Vec<String> =
                     scsi::luns(&answer.data).iter().map(u16::to_string).collect();
-                ErrorKind::NoDisk(format!(
+                IscsiErrorKind::NoDisk(format!(
                     "LUN {number} is not a disk; the target has LUN {}",
                     luns.join(", ")
                 ))
@@ -368,9 +381,10 @@ impl Unit<'_> {
     }
 
     /// Carries out a command, again as long as the target's answer allows it and the limit lasts.
-    async fn run(&self, cdb: Cdb, data: Data) -> Result<Outcome, ErrorKind> {
-        let command = Command { lun: self.lun, cdb, data };
-        let (started, mut pause, mut attentions) = (Instant::now(), BUSY_PAUSE, 0);
+    async fn run(&self, cdb: Cdb, data: Data) -> Result<CommandOutcome, IscsiErrorKind> {
+        let command = IscsiCommand { lun: self.lun, cdb, data };
+        let mut backoff = Backoff::doubling(BUSY_PAUSE, BUSY_PAUSE_MAX);
+        let (started, mut pause, mut attentions) = (Instant::now(), backoff.next_pause(), 0);
         loop {
             let outcome = self.connection.execute(command.clone(), self.limit).await?;
             match Verdict::of(&outcome) {
@@ -383,17 +397,17 @@ impl Unit<'_> {
                 }
                 Verdict::Later(_) if started.elapsed() + pause < self.limit => {
                     time::sleep(pause).await;
-                    pause = (pause * 2).min(BUSY_PAUSE_MAX);
+                    pause = backoff.next_pause();
                 }
                 Verdict::Again(failure) | Verdict::Later(failure) | Verdict::Failed(failure) => {
-                    return Err(ErrorKind::Scsi(failure));
+                    return Err(IscsiErrorKind::Scsi(failure));
                 }
             }
         }
     }
 }
 
-/// What an outcome means for the command.
+/// The next act after a command's outcome.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Good,
@@ -405,7 +419,7 @@ enum Verdict {
 }
 
 impl Verdict {
-    fn of(outcome: &Outcome) -> Self {
+    fn of(outcome: &CommandOutcome) -> Self {
         if outcome.response != 0 {
             return Self::Failed(ScsiFailure::TargetFailure(outcome.response));
         }
@@ -425,7 +439,7 @@ impl Verdict {
     }
 }
 
-/// So many zeros, at most a MiB.
+/// Up to 1 MiB of zeros.
 pub(super) fn zeros(bytes: u64) -> Bytes {
     static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
     let most = usize::try_from(bytes).unwrap_or(usize::MAX).min(ZEROS.len());

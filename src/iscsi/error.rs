@@ -1,6 +1,6 @@
-//! What can go wrong with a target, told apart by what a caller can do about it.
+//! The failures of an exchange with a target, by what a caller can do about them.
 //!
-//! Made everywhere in this module; read by whoever writes a disk. It never holds a secret.
+//! Made everywhere in this module; read by the imaging's caller. It never holds a secret.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -17,26 +17,28 @@ pub(super) const QUOTED_CHARS_MAX: usize = 200;
 pub struct IscsiError {
     /// The target's iSCSI name.
     pub target: Arc<str>,
-    /// What was being done: `write of 1.0 MiB at 512.0 MiB`.
+    /// The operation: `write of 1.0 MiB at 512.0 MiB`.
     pub operation: String,
-    /// Why it failed.
-    pub kind: ErrorKind,
+    /// The cause.
+    pub kind: IscsiErrorKind,
 }
 
-/// Why an exchange failed.
+/// The cause of a failed exchange.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum ErrorKind {
+pub enum IscsiErrorKind {
     /// No TCP connection could be made.
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    /// The login failed; trying again with the same credentials will not help unless [`LoginRefusal::may_pass`] says so.
+    /// The login failed; trying again with the same credentials will not help unless
+    /// [`LoginRefusal::may_pass`] says so.
     #[error("refused: {0}")]
     LoginRefused(LoginRefusal),
     /// The connection existed and ended.
     #[error("connection lost: {0}")]
     TargetGone(String),
-    /// An exchange took longer than its limit. The session is over: what is still under way at the target is unknown.
+    /// An exchange took longer than its limit. The session is over: what is still under way at the
+    /// target is unknown.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
     /// The target answered a SCSI command with something other than GOOD.
@@ -48,7 +50,7 @@ pub enum ErrorKind {
     /// A digest did not match: bytes were changed on the way.
     #[error("{0} digest does not match: bytes were changed on the way")]
     Digest(DigestOf),
-    /// The target said something RFC 7143 or SPC/SBC does not allow. Nothing it says is believed any more.
+    /// The target violated RFC 7143 or SPC/SBC. The session accepts nothing from it any more.
     #[error("the target broke the protocol: {0}")]
     Protocol(String),
     /// The caller asked for something that cannot be sent; nothing was.
@@ -56,7 +58,7 @@ pub enum ErrorKind {
     Request(String),
 }
 
-/// Which part of a PDU a digest covers.
+/// The part of a PDU that a digest covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DigestOf {
     /// The 48-byte header.
@@ -74,7 +76,7 @@ impl fmt::Display for DigestOf {
     }
 }
 
-/// Why a login failed.
+/// The cause of a refused login.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum LoginRefusal {
@@ -84,13 +86,15 @@ pub enum LoginRefusal {
     /// The target demands CHAP and we were given no credentials.
     #[error("the target demands CHAP, and no credentials were given")]
     CredentialsNeeded,
-    /// We have credentials and the target does not ask for them: anybody could write to that disk, or it is another target.
+    /// We have credentials and the target does not ask for them: anybody could write to that disk,
+    /// or it is another target.
     #[error("the target does not ask for CHAP, must")]
     ChapNotAsked,
     /// Mutual CHAP: the target did not prove that it knows its own secret.
     #[error("the target did not prove that it knows the mutual CHAP secret")]
     TargetUnproven,
-    /// The target moved elsewhere (class 1). Redirections are not followed: the new address has not been checked by anybody.
+    /// The target moved elsewhere (class 1). Redirections are not followed: the new address has not
+    /// been checked by anybody.
     #[error("the target has moved to {0}; redirections are not followed")]
     Moved(String),
     /// The target cannot use a digest that was asked for.
@@ -107,7 +111,8 @@ pub enum LoginRefusal {
 }
 
 impl LoginRefusal {
-    /// Whether the same login may succeed later: target errors (class 3) are the target's own trouble.
+    /// Whether the same login may succeed later: target errors (class 3) are the target's own
+    /// trouble.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Status { class: 3, .. })
     }

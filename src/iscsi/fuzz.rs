@@ -1,8 +1,8 @@
-//! A target that says any bytes, from its login on: the way in for the fuzz target, and a property test of the same. Nobody else
-//! calls it.
+//! A target that says any bytes, from its login on: the way in for the fuzz target, and a property
+//! test of the same. Nobody else calls it.
 //!
-//! The clock of the runtime must be paused: then "nothing happens any more" is a time-out that costs nothing, and a limit of seconds
-//! is checked at once.
+//! The clock of the runtime must be paused: then "nothing happens any more" is a time-out that
+//! costs nothing, and a limit of seconds is checked at once.
 
 use std::time::Duration;
 
@@ -14,10 +14,11 @@ use tokio::{
 
 use super::{
     chap::Chap,
-    connection::{Connection, Options},
+    connection::Connection,
     disk::{Lun, TargetAddress},
     error::IscsiError,
     login::Random,
+    options::IscsiOptions,
     pdu::{self, BHS_BYTES},
     scsi,
 };
@@ -26,11 +27,12 @@ use crate::model::secret::Secret;
 /// More than all limits of [`options`] together, each as often as a target can provoke it.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// What the stream between both holds: less than a data segment, so that writing has to wait too.
+/// Bytes of the stream between both: less than a data segment, so that writing has to wait, too.
 const STREAM_BYTES: usize = 64 << 10;
 
-/// The first byte says how to begin: bit 0 with CHAP, 1 mutual, 2 after an examination that went well, 3 and 4 digests, 5 silence
-/// at the end instead of a closed connection. The rest is what the target sends, one PDU whenever nothing else happens any more.
+/// The first byte says how to begin: bit 0 with CHAP, 1 mutual, 2 after an examination that went
+/// well, 3 and 4 digests, 5 silence at the end instead of a closed connection. The rest is what the
+/// target sends, one PDU whenever nothing else happens any more.
 ///
 /// Panics when anything takes longer than its limit, or when more was read than asked for.
 #[cfg_attr(test, expect(unreachable_pub, reason = "only the fuzz target is outside"))]
@@ -53,8 +55,8 @@ pub async fn fuzz(bytes: &[u8]) {
     tokio::join!(initiator, speak(*mode, stream, theirs));
 }
 
-fn options(mode: u8) -> Options {
-    Options {
+fn options(mode: u8) -> IscsiOptions {
+    IscsiOptions {
         header_digest: mode & 8 != 0,
         data_digest: mode & 16 != 0,
         login_timeout: Duration::from_secs(1),
@@ -63,7 +65,7 @@ fn options(mode: u8) -> Options {
         logout_timeout: Duration::from_secs(1),
         keepalive: Duration::from_millis(500),
         queue_depth: 4,
-        ..Options::default()
+        ..IscsiOptions::default()
     }
 }
 
@@ -109,9 +111,9 @@ async fn speak(mode: u8, script: &[u8], mut stream: DuplexStream) {
 
 /// Takes all that comes; false when nothing will come any more.
 async fn heard_all(stream: &mut DuplexStream) -> bool {
-    let mut heard = [0; 4096];
+    let mut received = [0; 4096];
     loop {
-        match timeout(Duration::from_micros(1), stream.read(&mut heard)).await {
+        match timeout(Duration::from_micros(1), stream.read(&mut received)).await {
             Err(_silence) => return true,
             Ok(Ok(1..)) => {}
             Ok(Ok(0) | Err(_)) => return false,
@@ -130,7 +132,8 @@ fn cut(mut script: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// What a target says from the login to the moment at which its disk is known: 1 GiB, thin, zeros where unmapped.
+/// What a target says from the login to the moment at which its disk is known: 1 GiB, thin, zeros
+/// where unmapped.
 fn examination() -> Vec<Vec<u8>> {
     let mut stat_sn = 0;
     let mut say = |opcode: u8, flags: u8, itt: u32, data: &[u8]| {
@@ -215,7 +218,8 @@ mod tests {
         }
     }
 
-    /// A PDU near to what a target would say: opcode, flags, tag, `StatSN`, the fields at 36, 40, 44, and its data.
+    /// A PDU near to what a target would say: opcode, flags, tag, `StatSN`, the fields at 36, 40,
+    /// 44, and its data.
     fn pdu() -> impl Strategy<Value = Vec<u8>> {
         let opcode = prop_oneof![
             4 => proptest::sample::select(&[0x20_u8, 0x21, 0x22, 0x25, 0x26, 0x31, 0x32, 0x3f][..]),
@@ -245,7 +249,9 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn no_target_makes_it_panic_or_wait_past_its_limits(
-            mode in any::<u8>(), pdus in proptest::collection::vec(pdu(), 0..12), noise in proptest::collection::vec(any::<u8>(), 0..100),
+            mode in any::<u8>(),
+            pdus in proptest::collection::vec(pdu(), 0..12),
+            noise in proptest::collection::vec(any::<u8>(), 0..100),
         ) {
             for mode in [mode, 4, 4 | 32] {
                 play(&[&[mode], &pdus.concat()[..], &noise].concat());

@@ -1,4 +1,5 @@
-//! The login phase, RFC 7143 §6.3, as a machine without I/O: a response in, the next request or the result out.
+//! The login phase, RFC 7143 §6.3, as a machine without I/O: a response in, the next request or the
+//! result out.
 //!
 //! ```text
 //!   Method ── AuthMethod=None, T ─────────────────────────────────▶ Operational ── T ──▶ done
@@ -6,17 +7,18 @@
 //!      └──▶ Algorithm ── CHAP_A,I,C ──▶ Proof ── (CHAP_N,R verified) T ┘
 //! ```
 //!
-//! Called by the connection, which brings the bytes and the time limit. The target is not trusted: each step accepts only the
-//! answers the RFC allows there, texts and rounds are bounded, and a target that does not ask for CHAP gets no further.
+//! Called by the connection, which brings the bytes and the time limit. The target is not trusted:
+//! each step accepts only the answers the RFC allows there, texts and rounds are bounded, and a
+//! target that does not ask for CHAP gets no further.
 
 use bytes::Bytes;
 use subtle::ConstantTimeEq as _;
 
 use super::{
     chap::{self, Chap},
-    error::{ErrorKind, LoginRefusal, QUOTED_CHARS_MAX},
+    error::{IscsiErrorKind, LoginRefusal, QUOTED_CHARS_MAX},
     negotiate::{self, Digests, Negotiated},
-    pdu::{Body, LoginResponse, Pdu, Request, Response, Sequence, Stage},
+    pdu::{LoginResponse, Pdu, RequestPdu, ResponseBody, ResponsePdu, Sequence, Stage},
     text::{self, Pairs},
 };
 use crate::model::printable::excerpt;
@@ -32,7 +34,7 @@ const LOGIN_TAG: u32 = 1;
 /// The first command's number; login requests carry it without using it up.
 pub(super) const FIRST_CMD_SN: u32 = 1;
 
-/// Who logs in where, and what they insist on.
+/// The initiator, the target, and the demands of a login.
 #[derive(Debug)]
 pub(super) struct Identity<'a> {
     pub(super) initiator_iqn: &'a str,
@@ -43,10 +45,11 @@ pub(super) struct Identity<'a> {
     pub(super) random: Random,
 }
 
-/// What a login needs of chance.
+/// The random bytes of a login.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Random {
-    /// Of the type "random" (RFC 7143 §11.12.5), so that two agents never take over each other's session.
+    /// An ISID of the type "random" (RFC 7143 §11.12.5), so that two agents never take over each
+    /// other's session.
     pub(super) isid: [u8; 6],
     pub(super) identifier: [u8; 1],
     pub(super) challenge: [u8; 16],
@@ -65,7 +68,7 @@ pub(super) struct Login<'a> {
     negotiated: Negotiated,
 }
 
-/// What the next answer must hold.
+/// The expected content of the next response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Method,
@@ -74,7 +77,7 @@ enum Step {
     Operational,
 }
 
-/// What to do after an answer.
+/// The next act of the login.
 #[derive(Debug)]
 pub(super) enum Next {
     /// Send this and wait for another answer.
@@ -83,7 +86,7 @@ pub(super) enum Next {
     Done(LoggedIn),
 }
 
-/// What a session starts from.
+/// The result of a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LoggedIn {
     pub(super) negotiated: Negotiated,
@@ -93,12 +96,12 @@ pub(super) struct LoggedIn {
 
 impl<'a> Login<'a> {
     /// A login and its first request.
-    pub(super) fn start(identity: &'a Identity<'a>) -> Result<(Self, Pdu), ErrorKind> {
+    pub(super) fn start(identity: &'a Identity<'a>) -> Result<(Self, Pdu), IscsiErrorKind> {
         if let Some(Chap { secret, mutual: Some((_, theirs)), .. }) = identity.chap
             && secret == theirs
         {
             // A target could then answer our challenge with our own response (RFC 7143 §12.1.3).
-            return Err(ErrorKind::Request(
+            return Err(IscsiErrorKind::Request(
                 "both CHAP secrets are the same, must differ".to_owned(),
             ));
         }
@@ -128,8 +131,12 @@ impl<'a> Login<'a> {
     }
 
     /// Takes one answer.
-    pub(super) fn receive(&mut self, response: &Response, text: &[u8]) -> Result<Next, ErrorKind> {
-        let Body::Login(answer) = &response.body else {
+    pub(super) fn receive(
+        &mut self,
+        response: &ResponsePdu,
+        text: &[u8],
+    ) -> Result<Next, IscsiErrorKind> {
+        let ResponseBody::Login(answer) = &response.body else {
             return Err(violation("something other than a login response during login"));
         };
         self.rounds += 1;
@@ -154,11 +161,11 @@ impl<'a> Login<'a> {
         }
     }
 
-    /// What holds for every answer, whatever its step.
-    fn check(&mut self, stat_sn: u32, answer: &LoginResponse) -> Result<(), ErrorKind> {
+    /// Checks common to the responses of every step.
+    fn check(&mut self, stat_sn: u32, answer: &LoginResponse) -> Result<(), IscsiErrorKind> {
         if answer.class != 0 {
             let refusal = self.refusal(answer.class, answer.detail);
-            return Err(ErrorKind::LoginRefused(refusal));
+            return Err(IscsiErrorKind::LoginRefused(refusal));
         }
         if answer.itt != LOGIN_TAG || answer.version != 0 {
             return Err(violation("a login response with another tag or version"));
@@ -178,7 +185,7 @@ impl<'a> Login<'a> {
             // To leave the security stage early is what an attacker without the secret would like.
             return Err(match self.step {
                 Step::Method | Step::Algorithm => {
-                    ErrorKind::LoginRefused(LoginRefusal::ChapNotAsked)
+                    IscsiErrorKind::LoginRefused(LoginRefusal::ChapNotAsked)
                 }
                 Step::Proof { .. } | Step::Operational => {
                     violation("a login stage change nobody asked for")
@@ -188,7 +195,7 @@ impl<'a> Login<'a> {
         Ok(())
     }
 
-    /// What a status other than success means at this step.
+    /// The meaning of a status other than success at this step.
     fn refusal(&self, class: u8, detail: u8) -> LoginRefusal {
         match (class, detail, self.step, self.identity.chap) {
             (1, ..) => LoginRefusal::Moved(moved_to(&self.partial)),
@@ -204,17 +211,17 @@ impl<'a> Login<'a> {
         &mut self,
         answer: &LoginResponse,
         pairs: &[(&str, &str)],
-    ) -> Result<Pdu, ErrorKind> {
+    ) -> Result<Pdu, IscsiErrorKind> {
         let value = |key: &str| pairs.iter().find(|(k, _)| *k == key).map(|(_, value)| *value);
         match (self.step, self.identity.chap) {
             (Step::Method, None) => match value("AuthMethod") {
                 None | Some("None") if answer.transit => self.enter_operational(),
                 None | Some("None") => self.request(Some(Stage::Operational), Pairs::default()),
-                Some(_) => Err(ErrorKind::LoginRefused(LoginRefusal::CredentialsNeeded)),
+                Some(_) => Err(IscsiErrorKind::LoginRefused(LoginRefusal::CredentialsNeeded)),
             },
             (Step::Method, Some(_)) => {
                 if value("AuthMethod") != Some("CHAP") {
-                    return Err(ErrorKind::LoginRefused(LoginRefusal::ChapNotAsked));
+                    return Err(IscsiErrorKind::LoginRefused(LoginRefusal::ChapNotAsked));
                 }
                 self.step = Step::Algorithm;
                 let mut pairs = Pairs::default();
@@ -252,7 +259,7 @@ impl<'a> Login<'a> {
         chap: &Chap,
         identifier: Option<&str>,
         challenge: Option<&str>,
-    ) -> Result<Pairs, ErrorKind> {
+    ) -> Result<Pairs, IscsiErrorKind> {
         let identifier =
             identifier.and_then(text::number).and_then(|number| u8::try_from(number).ok());
         let challenge = challenge.and_then(text::binary);
@@ -280,7 +287,7 @@ impl<'a> Login<'a> {
         chap: &Chap,
         name: Option<&str>,
         response: Option<&str>,
-    ) -> Result<(), ErrorKind> {
+    ) -> Result<(), IscsiErrorKind> {
         let Some((their_name, their_secret)) = &chap.mutual else { return Ok(()) };
         let random = &self.identity.random;
         let right = chap::response(random.identifier[0], their_secret, &random.challenge);
@@ -288,21 +295,21 @@ impl<'a> Login<'a> {
         if name == Some(their_name) && bool::from(right.as_slice().ct_eq(&given)) {
             Ok(())
         } else {
-            Err(ErrorKind::LoginRefused(LoginRefusal::TargetUnproven))
+            Err(IscsiErrorKind::LoginRefused(LoginRefusal::TargetUnproven))
         }
     }
 
-    fn enter_operational(&mut self) -> Result<Pdu, ErrorKind> {
+    fn enter_operational(&mut self) -> Result<Pdu, IscsiErrorKind> {
         self.step = Step::Operational;
         self.request(Some(Stage::FullFeature), negotiate::offer(self.identity.digests))
     }
 
     fn operational(
         &mut self,
-        response: &Response,
+        response: &ResponsePdu,
         answer: &LoginResponse,
         pairs: &[(&str, &str)],
-    ) -> Result<Next, ErrorKind> {
+    ) -> Result<Next, IscsiErrorKind> {
         let mut replies = Pairs::default();
         for (key, value) in pairs {
             self.negotiated.take(key, value, &mut replies)?;
@@ -317,18 +324,18 @@ impl<'a> Login<'a> {
         }))
     }
 
-    fn request(&mut self, transit: Option<Stage>, pairs: Pairs) -> Result<Pdu, ErrorKind> {
+    fn request(&mut self, transit: Option<Stage>, pairs: Pairs) -> Result<Pdu, IscsiErrorKind> {
         let data = pairs.into_bytes();
         let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
         if data.len() > REQUEST_BYTES_MAX {
-            return Err(ErrorKind::Request(format!(
+            return Err(IscsiErrorKind::Request(format!(
                 "login keys of {bytes} bytes, at most {REQUEST_BYTES_MAX} fit"
             )));
         }
         self.asked = transit;
         let stage =
             if self.step == Step::Operational { Stage::Operational } else { Stage::Security };
-        let request = Request::Login {
+        let request = RequestPdu::Login {
             transit,
             stage,
             isid: self.identity.random.isid,
@@ -341,8 +348,8 @@ impl<'a> Login<'a> {
     }
 }
 
-fn violation(what: &str) -> ErrorKind {
-    ErrorKind::Protocol(what.to_owned())
+fn violation(what: &str) -> IscsiErrorKind {
+    IscsiErrorKind::Protocol(what.to_owned())
 }
 
 /// The address of a redirection, for the message only.

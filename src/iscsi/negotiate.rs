@@ -1,15 +1,17 @@
 //! The operational keys, RFC 7143 §13: what we offer, and what the target's answers make of it.
 //!
-//! Called by the login. Every answer is checked against the offer, so that a session never works with a value we did not agree to.
+//! Called by the login. Every answer is checked against the offer, so that a session never works
+//! with a value we did not agree to.
 
 use super::{
-    error::{DigestOf, ErrorKind, LoginRefusal, QUOTED_CHARS_MAX},
+    error::{DigestOf, IscsiErrorKind, LoginRefusal, QUOTED_CHARS_MAX},
     pdu::DATA_SEGMENT_BYTES_MAX,
     text::{self, Pairs},
 };
 use crate::model::printable::excerpt;
 
-/// Largest data segment we take: large enough that headers cost nothing, small enough for one buffer per session.
+/// Largest data segment we take: large enough that headers cost nothing, small enough for one
+/// buffer per session.
 pub(super) const MAX_RECV_BYTES: u32 = 256 << 10;
 /// The most unsolicited data per command we offer to send.
 const FIRST_BURST_BYTES: u32 = 256 << 10;
@@ -20,7 +22,7 @@ const MAX_OUTSTANDING_R2T: u32 = 8;
 /// Least value of every length key.
 const LENGTH_BYTES_MIN: u32 = 512;
 
-/// What initiator and target agreed on.
+/// The result of the negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Negotiated {
     pub(super) digests: Digests,
@@ -48,7 +50,7 @@ impl Default for Negotiated {
     }
 }
 
-/// Which parts of a PDU carry a CRC32C.
+/// The parts of a PDU that carry a CRC32C.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Digests {
     pub(super) header: bool,
@@ -83,13 +85,13 @@ impl Negotiated {
         key: &str,
         value: &str,
         replies: &mut Pairs,
-    ) -> Result<(), ErrorKind> {
+    ) -> Result<(), IscsiErrorKind> {
         // The key's default then holds (RFC 7143 §6.2); whether that will do is checked at the end.
         if matches!(value, "Irrelevant" | "NotUnderstood" | "Reject") {
             return Ok(());
         }
         let wrong = || {
-            ErrorKind::Protocol(format!(
+            IscsiErrorKind::Protocol(format!(
                 "login answer {key}=\"{}\"",
                 excerpt(value, QUOTED_CHARS_MAX)
             ))
@@ -123,7 +125,7 @@ impl Negotiated {
             "DataPDUInOrder" | "DataSequenceInOrder" | "MaxConnections" | "ErrorRecoveryLevel" => {
                 return Err(wrong());
             }
-            // Of no consequence: nothing is retained, and a session is not reinstated.
+            // These have no effect: nothing is retained, and a session is not reinstated.
             "DefaultTime2Wait"
             | "DefaultTime2Retain"
             | "TargetAlias"
@@ -136,15 +138,17 @@ impl Negotiated {
     }
 
     /// The result, once the target is ready for the full feature phase.
-    pub(super) fn finish(mut self, wanted: Digests) -> Result<Self, ErrorKind> {
+    pub(super) fn finish(mut self, wanted: Digests) -> Result<Self, IscsiErrorKind> {
         for (of, wanted, agreed) in [
             (DigestOf::Header, wanted.header, self.digests.header),
             (DigestOf::Data, wanted.data, self.digests.data),
         ] {
             match (wanted, agreed) {
-                (true, false) => return Err(ErrorKind::LoginRefused(LoginRefusal::NoDigest(of))),
+                (true, false) => {
+                    return Err(IscsiErrorKind::LoginRefused(LoginRefusal::NoDigest(of)));
+                }
                 (false, true) => {
-                    return Err(ErrorKind::Protocol(format!(
+                    return Err(IscsiErrorKind::Protocol(format!(
                         "the target chose a {of} digest we did not offer"
                     )));
                 }
@@ -168,7 +172,7 @@ fn digest(value: &str) -> Option<bool> {
 mod tests {
     use super::*;
 
-    fn negotiate(answers: &[(&str, &str)], wanted: Digests) -> Result<Negotiated, ErrorKind> {
+    fn negotiate(answers: &[(&str, &str)], wanted: Digests) -> Result<Negotiated, IscsiErrorKind> {
         let mut negotiated = Negotiated::default();
         for (key, value) in answers {
             negotiated.take(key, value, &mut Pairs::default())?;
@@ -218,7 +222,10 @@ mod tests {
             ("HeaderDigest", "CRC32C"),
         ] {
             let answer = negotiate(&[(key, value)], Digests::default());
-            assert!(matches!(answer, Err(ErrorKind::Protocol(_))), "{key}={value}: {answer:?}");
+            assert!(
+                matches!(answer, Err(IscsiErrorKind::Protocol(_))),
+                "{key}={value}: {answer:?}"
+            );
         }
     }
 
@@ -229,7 +236,7 @@ mod tests {
             let result = negotiate(&[("HeaderDigest", "CRC32C"), ("DataDigest", answer)], wanted);
             assert_eq!(
                 result,
-                Err(ErrorKind::LoginRefused(LoginRefusal::NoDigest(DigestOf::Data)))
+                Err(IscsiErrorKind::LoginRefused(LoginRefusal::NoDigest(DigestOf::Data)))
             );
         }
     }

@@ -1,6 +1,8 @@
-//! The basic header segment (BHS) of every PDU, RFC 7143 §11: typed on our side, 48 bytes on the wire.
+//! The basic header segment (BHS) of every PDU, RFC 7143 §11: typed on our side, 48 bytes on the
+//! wire.
 //!
-//! Called by the login and the session. It knows where fields are, not what they mean for a session; it never allocates.
+//! Called by the login and the session. It knows where fields are, not what they mean for a
+//! session; it never allocates.
 
 use bytes::Bytes;
 
@@ -53,7 +55,7 @@ impl Stage {
     }
 }
 
-/// Which way the data of a SCSI command goes.
+/// The direction of a SCSI command's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     None,
@@ -68,9 +70,9 @@ pub(super) struct Sequence {
     pub(super) exp_stat_sn: u32,
 }
 
-/// What an initiator sends. Everything but SCSI commands is sent as immediate.
+/// A PDU of the initiator. Everything but SCSI commands is sent as immediate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub(super) enum RequestPdu {
     /// §11.18
     NopOut { lun: LunField, itt: u32, ttt: u32 },
     /// §11.3
@@ -85,7 +87,7 @@ pub(super) enum Request {
     Logout { itt: u32 },
 }
 
-impl Request {
+impl RequestPdu {
     /// The header for this request with `data_bytes` (at most 2^24 - 1) of data behind it.
     pub(super) fn encode(&self, sequence: Sequence, data_bytes: u32) -> Bhs {
         let mut bhs = [0; BHS_BYTES];
@@ -144,18 +146,18 @@ impl Request {
     }
 }
 
-/// What a target sends, with the numbers every such PDU carries.
+/// A PDU of the target, with the numbers every such PDU carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Response {
+pub(super) struct ResponsePdu {
     pub(super) stat_sn: u32,
     pub(super) exp_cmd_sn: u32,
     pub(super) max_cmd_sn: u32,
-    pub(super) body: Body,
+    pub(super) body: ResponseBody,
 }
 
-/// What a target says.
+/// The content of a target's PDU by opcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Body {
+pub(super) enum ResponseBody {
     /// §11.19
     NopIn { lun: LunField, itt: u32, ttt: u32 },
     /// §11.4
@@ -200,27 +202,30 @@ pub(super) struct R2t {
     pub(super) bytes: u32,
 }
 
-/// How far a command's data differed from what was expected, RFC 7143 §11.4.5.
+/// Difference between the expected and the transferred data, RFC 7143 §11.4.5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Residual {
     None,
-    /// So many bytes were not transferred.
+    /// Bytes that were not transferred (underflow).
     Under(u32),
-    /// So many bytes had no room.
+    /// Bytes that had no room (overflow).
     Over(u32),
 }
 
 /// Reads a header; the error is the opcode no target may send.
-pub(super) fn decode(bhs: &Bhs) -> Result<Response, u8> {
+pub(super) fn decode(bhs: &Bhs) -> Result<ResponsePdu, u8> {
     let flags = bhs[1];
     let itt = u32_at(bhs, 16);
     let body = match bhs[0] & 0x3f {
-        0x20 => Body::NopIn { lun: array_at(bhs, 8), itt, ttt: u32_at(bhs, 20) },
-        0x21 => {
-            Body::Scsi { itt, response: bhs[2], status: bhs[3], residual: residual(bhs, flags) }
-        }
-        0x22 => Body::TaskManagement { itt, response: bhs[2] },
-        0x23 => Body::Login(LoginResponse {
+        0x20 => ResponseBody::NopIn { lun: array_at(bhs, 8), itt, ttt: u32_at(bhs, 20) },
+        0x21 => ResponseBody::Scsi {
+            itt,
+            response: bhs[2],
+            status: bhs[3],
+            residual: residual(bhs, flags),
+        },
+        0x22 => ResponseBody::TaskManagement { itt, response: bhs[2] },
+        0x23 => ResponseBody::Login(LoginResponse {
             itt,
             transit: flags & 0x80 != 0,
             more: flags & 0x40 != 0,
@@ -231,25 +236,25 @@ pub(super) fn decode(bhs: &Bhs) -> Result<Response, u8> {
             class: bhs[36],
             detail: bhs[37],
         }),
-        0x25 => Body::DataIn {
+        0x25 => ResponseBody::DataIn {
             itt,
             data_sn: u32_at(bhs, 36),
             offset: u32_at(bhs, 40),
             status: (flags & 1 != 0).then(|| (bhs[3], residual(bhs, flags))),
         },
-        0x26 => Body::Logout { itt, response: bhs[2] },
-        0x31 => Body::R2t(R2t {
+        0x26 => ResponseBody::Logout { itt, response: bhs[2] },
+        0x31 => ResponseBody::R2t(R2t {
             itt,
             ttt: u32_at(bhs, 20),
             number: u32_at(bhs, 36),
             offset: u32_at(bhs, 40),
             bytes: u32_at(bhs, 44),
         }),
-        0x32 => Body::Async { event: bhs[36] },
-        0x3f => Body::Reject { reason: bhs[2] },
+        0x32 => ResponseBody::Async { event: bhs[36] },
+        0x3f => ResponseBody::Reject { reason: bhs[2] },
         opcode => return Err(opcode),
     };
-    Ok(Response {
+    Ok(ResponsePdu {
         stat_sn: u32_at(bhs, 24),
         exp_cmd_sn: u32_at(bhs, 28),
         max_cmd_sn: u32_at(bhs, 32),
@@ -308,7 +313,7 @@ mod tests {
     const SEQUENCE: Sequence = Sequence { cmd_sn: 0x0102_0304, exp_stat_sn: 0x0506_0708 };
     const LUN: LunField = [0, 1, 0, 0, 0, 0, 0, 0];
 
-    fn check(request: Request, data_bytes: u32, golden: &Expect) {
+    fn check(request: RequestPdu, data_bytes: u32, golden: &Expect) {
         let bhs = request.encode(SEQUENCE, data_bytes);
         let lines: Vec<String> = bhs.chunks(16).map(hex).collect();
         golden.assert_eq(&lines.join("\n"));
@@ -320,7 +325,7 @@ mod tests {
         cdb[0] = 0x8a;
         cdb[15] = 0xee;
         check(
-            Request::Scsi {
+            RequestPdu::Scsi {
                 last: false,
                 direction: Direction::Write,
                 lun: LUN,
@@ -335,7 +340,14 @@ mod tests {
                 8a0000000000000000000000000000ee"]],
         );
         check(
-            Request::DataOut { last: true, lun: LUN, itt: 7, ttt: 9, data_sn: 3, offset: 0x4000 },
+            RequestPdu::DataOut {
+                last: true,
+                lun: LUN,
+                itt: 7,
+                ttt: 9,
+                data_sn: 3,
+                offset: 0x4000,
+            },
             0x2000,
             &expect![[r"
                 05800000000020000001000000000000
@@ -343,7 +355,7 @@ mod tests {
                 00000000000000030000400000000000"]],
         );
         check(
-            Request::Login {
+            RequestPdu::Login {
                 transit: Some(Stage::FullFeature),
                 stage: Stage::Operational,
                 isid: [0x80, 1, 2, 3, 4, 5],
@@ -357,7 +369,7 @@ mod tests {
                 00000000000000000000000000000000"]],
         );
         check(
-            Request::NopOut { lun: LUN, itt: NO_TAG, ttt: 5 },
+            RequestPdu::NopOut { lun: LUN, itt: NO_TAG, ttt: 5 },
             0,
             &expect![[r"
                 40800000000000000001000000000000
@@ -365,7 +377,7 @@ mod tests {
                 00000000000000000000000000000000"]],
         );
         check(
-            Request::LogicalUnitReset { lun: LUN, itt: 8 },
+            RequestPdu::LogicalUnitReset { lun: LUN, itt: 8 },
             0,
             &expect![[r"
                 42850000000000000001000000000000
@@ -373,7 +385,7 @@ mod tests {
                 00000000000000000000000000000000"]],
         );
         check(
-            Request::Logout { itt: 8 },
+            RequestPdu::Logout { itt: 8 },
             0,
             &expect![[r"
                 46800000000000000000000000000000
@@ -397,16 +409,17 @@ mod tests {
         let r2t = bhs(&format!(
             "31800000 00000000 0001000000000000 00000007 00000009 {numbers} 00000002 00040000 00020000"
         ));
-        let body = Body::R2t(R2t { itt: 7, ttt: 9, number: 2, offset: 0x4_0000, bytes: 0x2_0000 });
+        let body =
+            ResponseBody::R2t(R2t { itt: 7, ttt: 9, number: 2, offset: 0x4_0000, bytes: 0x2_0000 });
         assert_eq!(
             decode(&r2t),
-            Ok(Response { stat_sn: 0x11, exp_cmd_sn: 0x12, max_cmd_sn: 0x13, body })
+            Ok(ResponsePdu { stat_sn: 0x11, exp_cmd_sn: 0x12, max_cmd_sn: 0x13, body })
         );
 
         let data_in = bhs(&format!(
             "25830002 00000004 0000000000000000 00000007 ffffffff {numbers} 00000001 00000200 00000004"
         ));
-        let body = Body::DataIn {
+        let body = ResponseBody::DataIn {
             itt: 7,
             data_sn: 1,
             offset: 0x200,
@@ -417,14 +430,15 @@ mod tests {
         let scsi = bhs(&format!(
             "21840102 00000014 0000000000000000 00000007 00000000 {numbers} 00000000 00000000 00000009"
         ));
-        let body = Body::Scsi { itt: 7, response: 1, status: 2, residual: Residual::Over(9) };
+        let body =
+            ResponseBody::Scsi { itt: 7, response: 1, status: 2, residual: Residual::Over(9) };
         assert_eq!(decode(&scsi).unwrap().body, body);
         assert_eq!(lengths(&scsi), (0, 0x14));
 
         let login = bhs(&format!(
             "23870000 00000000 80010203 04050006 00000001 00000000 {numbers} 02010000 00000000 00000000"
         ));
-        let Body::Login(login) = decode(&login).unwrap().body else { panic!() };
+        let ResponseBody::Login(login) = decode(&login).unwrap().body else { panic!() };
         assert_eq!(
             (login.stage, login.next_stage),
             (Some(Stage::Operational), Some(Stage::FullFeature))
@@ -441,7 +455,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), BHS_BYTES)) {
+        fn decoding_never_panics_on_any_bytes(
+            bytes in proptest::collection::vec(any::<u8>(), BHS_BYTES),
+        ) {
             let bhs: Bhs = bytes.try_into().unwrap();
             lengths(&bhs);
             if let Ok(response) = decode(&bhs) {

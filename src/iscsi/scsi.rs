@@ -1,4 +1,5 @@
-//! SCSI: the few commands a disk is written with (SPC-4, SBC-3), and what a target's status and sense data say.
+//! SCSI: the few commands a disk is written with (SPC-4, SBC-3), and what a target's status and
+//! sense data say.
 //!
 //! Called by the disk. Pure functions over bytes; nothing here sends anything.
 
@@ -13,7 +14,8 @@ pub(super) const LUN_MAX: u16 = 0x3fff;
 
 /// Bytes of an answer to INQUIRY that we read.
 pub(super) const INQUIRY_BYTES: u8 = 96;
-/// Bytes of a page of vital product data that we read: all of Block Limits, and more pages in the list than any disk has.
+/// Bytes of a page of vital product data that we read: all of Block Limits, and more pages in the
+/// list than any disk has.
 pub(super) const PAGE_BYTES: u8 = 64;
 /// Vital product data: the list of its pages, SPC-4 §7.8.14.
 pub(super) const SUPPORTED_PAGES: u8 = 0x00;
@@ -81,7 +83,8 @@ pub(super) fn write_16(lba: u64, blocks: u32) -> Cdb {
     ranged(0x8a, 0, lba, blocks)
 }
 
-/// WRITE SAME(16): one block of data for `blocks` at `lba`; with `unmap` the target may deallocate what then still reads the same.
+/// WRITE SAME(16): one block of data for `blocks` at `lba`; with `unmap` the target may deallocate
+/// what then still reads the same.
 pub(super) fn write_same_16(lba: u64, blocks: u32, unmap: bool) -> Cdb {
     ranged(0x93, if unmap { 0x08 } else { 0 }, lba, blocks)
 }
@@ -113,7 +116,8 @@ fn ranged(opcode: u8, flags: u8, lba: u64, blocks: u32) -> Cdb {
     cdb
 }
 
-/// Whether standard INQUIRY data describes a disk that is there (SPC-4 §6.6.2: qualifier 0, device type 0).
+/// Whether standard INQUIRY data describes a disk that is there (SPC-4 §6.6.2: qualifier 0, device
+/// type 0).
 pub(super) fn is_disk(inquiry: &[u8]) -> bool {
     inquiry.first() == Some(&0)
 }
@@ -145,7 +149,8 @@ pub(super) fn capacity_16(answer: &[u8]) -> Option<Capacity> {
     capacity(last.checked_add(1)?, be_u32(answer, 8)?, unmapped_is_zero)
 }
 
-/// READ CAPACITY(10) data, SBC-3 §5.15.2. A disk too large for it answers with the largest number, which is refused here.
+/// READ CAPACITY(10) data, SBC-3 §5.15.2. A disk too large for it answers with the largest number,
+/// which is refused here.
 pub(super) fn capacity_10(answer: &[u8]) -> Option<Capacity> {
     let blocks = be_u32(answer, 0)?.checked_add(1)?;
     capacity(u64::from(blocks), be_u32(answer, 4)?, false)
@@ -158,7 +163,8 @@ fn capacity(blocks: u64, block_bytes: u32, unmapped_is_zero: bool) -> Option<Cap
     Some(Capacity { blocks, block_bytes, unmapped_is_zero })
 }
 
-/// What one command may do at most, and had best do; 0 in the page means "not given" and is `None` here.
+/// Limits and optimum of one command; 0 in the page means "not given"
+/// and is `None` here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_field_names, reason = "each says its unit")]
 pub(super) struct BlockLimits {
@@ -183,7 +189,8 @@ pub(super) fn block_limits(page: &[u8]) -> BlockLimits {
     }
 }
 
-/// OPTIMAL TRANSFER LENGTH if that says anything of the disk, else its granularity, which is a part of it.
+/// OPTIMAL TRANSFER LENGTH if that says anything of the disk, else its granularity, which is a part
+/// of it.
 fn optimal_blocks(page: &[u8], transfer_blocks: Option<u32>) -> Option<u32> {
     let granularity = page.get(6..8).and_then(|field| field.first_chunk());
     let granularity = granularity
@@ -196,7 +203,7 @@ fn optimal_blocks(page: &[u8], transfer_blocks: Option<u32>) -> Option<u32> {
         .or(granularity)
 }
 
-/// What follows the header of a page of vital product data, if it is that page.
+/// The data of a page of vital product data; empty if it is another page.
 pub(super) fn page_data(answer: &[u8], page: u8) -> &[u8] {
     match answer.split_at_checked(4) {
         Some(([_, code, high, low], data)) if *code == page => {
@@ -207,8 +214,8 @@ pub(super) fn page_data(answer: &[u8], page: u8) -> &[u8] {
     }
 }
 
-/// Whether the Logical Block Provisioning page says that WRITE SAME(16) can unmap (LBPWS) and that what is unmapped reads as zeros
-/// (the last bit of LBPRZ, which is the whole field in SBC-3).
+/// Whether the Logical Block Provisioning page says that WRITE SAME(16) can unmap (LBPWS) and that
+/// what is unmapped reads as zeros (the last bit of LBPRZ, which is the whole field in SBC-3).
 pub(super) fn unmaps_to_zeros(answer: &[u8]) -> bool {
     page_data(answer, PROVISIONING).get(1).is_some_and(|flags| flags & 0x44 == 0x44)
 }
@@ -217,7 +224,7 @@ fn be_u32(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|field| u32::from_be_bytes(*field))
 }
 
-/// Why a command did not end well.
+/// The failure of a SCSI command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ScsiFailure {
@@ -267,7 +274,8 @@ fn status_words(status: u8) -> &'static str {
 }
 
 impl Sense {
-    /// From the data segment of a SCSI Response: a length, then fixed (70h) or descriptor (72h) sense data, current or deferred.
+    /// From the data segment of a SCSI Response PDU: a length, then fixed (70h) or descriptor (72h)
+    /// sense data, current or deferred.
     pub(super) fn parse(segment: &[u8]) -> Option<Self> {
         let sense = segment.get(2..)?;
         let (key, asc, ascq) = match sense.first()? & 0x7f {
@@ -278,7 +286,8 @@ impl Sense {
         Some(Self { key: key & 0x0f, asc: *asc, ascq: *ascq })
     }
 
-    /// UNIT ATTENTION: something happened since the last command, which was not carried out and may be sent again.
+    /// UNIT ATTENTION: something happened since the last command, which was not carried out and may
+    /// be sent again.
     pub fn is_unit_attention(self) -> bool {
         self.key == 6
     }
@@ -414,7 +423,8 @@ mod tests {
         let page = |code, flags| [0, code, 0, 4, 0, flags, 0, 0];
         assert!(unmaps_to_zeros(&page(0xb2, 0x44)));
         assert!(unmaps_to_zeros(&page(0xb2, 0xe5)));
-        // LBPU alone, no LBPRZ, LBPRZ of a vendor's pattern (SBC-4), another page, a page cut short.
+        // LBPU alone, no LBPRZ, LBPRZ of a vendor's pattern (SBC-4), another page, a page cut
+        // short.
         for (code, flags) in [(0xb2, 0x84), (0xb2, 0xe0), (0xb2, 0xe8), (0xb0, 0x44)] {
             assert!(!unmaps_to_zeros(&page(code, flags)), "{code:x} {flags:x}");
         }
@@ -467,7 +477,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_answers_never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+        fn reading_answers_never_panics_on_any_bytes(
+            bytes in proptest::collection::vec(any::<u8>(), 0..80),
+        ) {
             drop((Sense::parse(&bytes).map(|sense| sense.to_string()), luns(&bytes)));
             is_disk(&bytes);
             block_limits(&bytes);

@@ -1,26 +1,32 @@
-//! One session in its full feature phase, RFC 7143 §4 and §11, as a machine without I/O and without a clock.
+//! One session in its full feature phase, RFC 7143 §4 and §11, as a state machine without I/O and
+//! without a clock.
 //!
-//! In: commands ([`Session::submit`]), received PDUs ([`Session::open`], [`Session::receive`]), the beat of a clock ([`Session::beat`]).
-//! Out: the next PDU to send ([`Session::next_pdu`]), made only when there is room for it, and one answer per command.
-//! So no PDU ever waits in a queue: what is held per command is its data and a few numbers, and commands are as many as have a slot.
+//! In: commands ([`Session::submit`]), received PDUs ([`Session::open`], [`Session::receive`]), the
+//! tick of a clock ([`Session::tick`]). Out: the next PDU to send ([`Session::next_pdu`]), made
+//! only when there is room for it, and one answer per command. So no PDU ever waits in a queue:
+//! what is held per command is its data and a few numbers, and commands are as many as have a slot.
 //!
-//! Called by the connection, which holds the socket. The target is not trusted: each byte of a command is sent once and received
-//! once, in order, and anything else ends the session. After [`Session::fail`] every command has its answer and no more are taken.
+//! Called by the connection, which holds the socket. The target is not trusted: each byte of a
+//! command is sent once and received once, in order, and anything else ends the session. After
+//! [`Session::fail`] every command has its answer and no more are taken.
 
 use std::collections::{HashMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    error::{DigestOf, ErrorKind},
+    error::{DigestOf, IscsiErrorKind},
     login::{FIRST_CMD_SN, LoggedIn},
     negotiate::Negotiated,
-    pdu::{self, Bhs, Body, LunField, NO_TAG, Pdu, Request, Residual, Response, Sequence},
-    task::{Asker, Burst, Command, Outcome, ScsiTask},
+    pdu::{
+        self, Bhs, LunField, NO_TAG, Pdu, RequestPdu, Residual, ResponseBody, ResponsePdu, Sequence,
+    },
+    task::{Burst, CommandOutcome, Completion, IscsiCommand, ScsiTask},
     window::Window,
 };
 
-/// Answers to a target's NOP-Ins that may wait to be sent; a target that asks more often than it reads is up to no good.
+/// Answers to a target's NOP-Ins that may wait to be sent; a target that asks more often than it
+/// reads is up to no good.
 const PONGS_MAX: usize = 16;
 
 /// The session.
@@ -35,16 +41,16 @@ pub(super) struct Session {
     /// Data the target is to get, in the order in which it asked.
     bursts: VecDeque<Burst>,
     /// Requests sent before everything else; each is immediate.
-    urgent: VecDeque<(Request, Bytes)>,
-    silent_beats: u32,
-    leaving: bool,
-    failed: Option<ErrorKind>,
+    urgent: VecDeque<(RequestPdu, Bytes)>,
+    silent_ticks: u32,
+    closing: bool,
+    failed: Option<IscsiErrorKind>,
 }
 
 /// A PDU between its header and the end of its data.
 #[derive(Debug)]
 pub(super) struct Incoming {
-    response: Response,
+    response: ResponsePdu,
     /// The data is to be appended here.
     pub(super) data: BytesMut,
 }
@@ -53,13 +59,13 @@ pub(super) struct Incoming {
 enum Task {
     Scsi(ScsiTask),
     Ping,
-    Reset(Asker),
-    Logout(Option<Asker>),
+    Reset(Completion),
+    Logout(Option<Completion>),
 }
 
-/// Limits in beats of the keepalive clock.
+/// Limits in ticks of the keepalive clock.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Beats {
+pub(super) struct KeepaliveLimits {
     /// Without any PDU from the target.
     pub(super) silent_max: u32,
     /// For one command, even if nobody waits for its answer any more.
@@ -77,66 +83,67 @@ impl Session {
             waiting: VecDeque::new(),
             bursts: VecDeque::new(),
             urgent: VecDeque::new(),
-            silent_beats: 0,
-            leaving: false,
+            silent_ticks: 0,
+            closing: false,
             failed: None,
         }
     }
 
-    /// Takes a command; its answer goes to the asker, at once if the session is over.
-    pub(super) fn submit(&mut self, command: Command, asker: Asker) {
+    /// Takes a command; its answer goes to the completion, at once if the session is over.
+    pub(super) fn submit(&mut self, command: IscsiCommand, completion: Completion) {
         if let Some(over) = self.over() {
-            asker.answer(Err(over));
+            completion.answer(Err(over));
             return;
         }
-        let task = ScsiTask::new(command, asker);
+        let task = ScsiTask::new(command, completion);
         let itt = self.tag();
         self.tasks.insert(itt, Task::Scsi(task));
         self.waiting.push_back(itt);
     }
 
     /// Asks the target to drop every command at one unit; answered when it has (RFC 7143 §4.2.3.3).
-    pub(super) fn reset_unit(&mut self, lun: LunField, asker: Asker) {
+    pub(super) fn reset_unit(&mut self, lun: LunField, completion: Completion) {
         if let Some(kind) = &self.failed {
-            asker.answer(Err(kind.clone()));
+            completion.answer(Err(kind.clone()));
             return;
         }
         let itt = self.tag();
-        self.tasks.insert(itt, Task::Reset(asker));
-        self.urgent.push_back((Request::LogicalUnitReset { lun, itt }, Bytes::new()));
+        self.tasks.insert(itt, Task::Reset(completion));
+        self.urgent.push_back((RequestPdu::LogicalUnitReset { lun, itt }, Bytes::new()));
     }
 
     /// Asks the target to close the session; no command is taken from now on.
-    pub(super) fn logout(&mut self, asker: Option<Asker>) {
+    pub(super) fn logout(&mut self, completion: Option<Completion>) {
         if let Some(kind) = &self.failed {
-            if let Some(asker) = asker {
-                asker.answer(Err(kind.clone()));
+            if let Some(completion) = completion {
+                completion.answer(Err(kind.clone()));
             }
             return;
         }
-        self.leaving = true;
+        self.closing = true;
         let itt = self.tag();
-        self.tasks.insert(itt, Task::Logout(asker));
-        self.urgent.push_back((Request::Logout { itt }, Bytes::new()));
+        self.tasks.insert(itt, Task::Logout(completion));
+        self.urgent.push_back((RequestPdu::Logout { itt }, Bytes::new()));
     }
 
     /// Takes no more commands, and takes back those not sent yet.
     pub(super) fn leave(&mut self) {
-        self.leaving = true;
+        self.closing = true;
         for itt in std::mem::take(&mut self.waiting) {
             if let Some(Task::Scsi(task)) = self.tasks.remove(&itt) {
-                task.fail(left());
+                task.fail(logged_out());
             }
         }
     }
 
-    /// Why the session is over, if it is.
-    pub(super) fn failure(&self) -> Option<ErrorKind> {
+    /// The cause of the session's end, if it has ended.
+    pub(super) fn failure(&self) -> Option<IscsiErrorKind> {
         self.failed.clone()
     }
 
-    /// Ends the session: every command fails with `kind`, and so does every later one. The first reason stays.
-    pub(super) fn fail(&mut self, kind: &ErrorKind) {
+    /// Ends the session: every command fails with `kind`, and so does every later one. The first
+    /// reason stays.
+    pub(super) fn fail(&mut self, kind: &IscsiErrorKind) {
         let kind = self.failed.get_or_insert_with(|| kind.clone()).clone();
         self.waiting.clear();
         self.bursts.clear();
@@ -144,31 +151,34 @@ impl Session {
         for (_, task) in self.tasks.drain() {
             match task {
                 Task::Scsi(task) => task.fail(kind.clone()),
-                Task::Reset(asker) | Task::Logout(Some(asker)) => asker.answer(Err(kind.clone())),
+                Task::Reset(completion) | Task::Logout(Some(completion)) => {
+                    completion.answer(Err(kind.clone()))
+                }
                 Task::Ping | Task::Logout(None) => {}
             }
         }
     }
 
-    /// One beat of the keepalive clock; the error is the limit that has passed. In silence the target is asked for a sign of life (NOP-Out).
-    pub(super) fn beat(&mut self, limits: Beats) -> Result<(), u32> {
+    /// One tick of the keepalive clock; the error is the limit that has passed. In silence the
+    /// target is asked for a sign of life (NOP-Out).
+    pub(super) fn tick(&mut self, limits: KeepaliveLimits) -> Result<(), u32> {
         let mut oldest = 0;
         let mut pinging = false;
         for task in self.tasks.values_mut() {
             match task {
-                Task::Scsi(task) => oldest = oldest.max(task.beat()),
+                Task::Scsi(task) => oldest = oldest.max(task.tick()),
                 Task::Ping => pinging = true,
                 Task::Reset(_) | Task::Logout(_) => {}
             }
         }
-        self.silent_beats += 1;
-        if self.silent_beats == 2 && !pinging && self.failed.is_none() {
+        self.silent_ticks += 1;
+        if self.silent_ticks == 2 && !pinging && self.failed.is_none() {
             let itt = self.tag();
             self.tasks.insert(itt, Task::Ping);
             self.urgent
-                .push_back((Request::NopOut { lun: [0; 8], itt, ttt: NO_TAG }, Bytes::new()));
+                .push_back((RequestPdu::NopOut { lun: [0; 8], itt, ttt: NO_TAG }, Bytes::new()));
         }
-        if self.silent_beats > limits.silent_max {
+        if self.silent_ticks > limits.silent_max {
             return Err(limits.silent_max);
         }
         if oldest > limits.command_max {
@@ -177,8 +187,9 @@ impl Session {
         Ok(())
     }
 
-    /// The next PDU to send. First what is urgent, then data the target waits for, then new commands as the window allows:
-    /// unsolicited data thus follows its command before another command does (RFC 7143 §4.2.4.2).
+    /// The next PDU to send. First what is urgent, then data the target waits for, then new
+    /// commands as the window allows: unsolicited data thus follows its command before another
+    /// command does (RFC 7143 §4.2.4.2).
     pub(super) fn next_pdu(&mut self) -> Option<Pdu> {
         if let Some((request, data)) = self.urgent.pop_front() {
             return Some(self.encode(&request, data));
@@ -213,19 +224,20 @@ impl Session {
         Some(self.encode(&request, data))
     }
 
-    fn encode(&self, request: &Request, data: Bytes) -> Pdu {
+    fn encode(&self, request: &RequestPdu, data: Bytes) -> Pdu {
         let sequence =
             Sequence { cmd_sn: self.window.next_cmd_sn(), exp_stat_sn: self.window.exp_stat_sn() };
         let bytes = u32::try_from(data.len()).unwrap_or(0);
         Pdu { bhs: request.encode(sequence, bytes), data }
     }
 
-    /// Takes the header of a PDU and says where its data is to go. An error is the end: the caller passes it to [`Session::fail`].
-    pub(super) fn open(&mut self, bhs: &Bhs) -> Result<Incoming, ErrorKind> {
+    /// Takes the header of a PDU and says where its data is to go. An error is the end: the caller
+    /// passes it to [`Session::fail`].
+    pub(super) fn open(&mut self, bhs: &Bhs) -> Result<Incoming, IscsiErrorKind> {
         let response = pdu::decode(bhs)
             .map_err(|opcode| violation(format!("opcode {opcode:02x}, which no target sends")))?;
         let data = match response.body {
-            Body::DataIn { itt, data_sn, offset, .. } => {
+            ResponseBody::DataIn { itt, data_sn, offset, .. } => {
                 let bytes = usize::try_from(pdu::lengths(bhs).1).unwrap_or(usize::MAX);
                 let task = self.sent_task(itt).ok_or_else(|| unknown_tag("Data-In", itt))?;
                 task.lend(data_sn, offset, bytes)?
@@ -236,11 +248,11 @@ impl Session {
     }
 
     /// Takes one PDU with its data. An error is the end: the caller passes it to [`Session::fail`].
-    pub(super) fn receive(&mut self, incoming: Incoming) -> Result<(), ErrorKind> {
+    pub(super) fn receive(&mut self, incoming: Incoming) -> Result<(), IscsiErrorKind> {
         let Incoming { response, data } = incoming;
-        self.silent_beats = 0;
+        self.silent_ticks = 0;
         // istgt counts an immediate logout as a command; after it nothing is numbered any more.
-        let last = matches!(response.body, Body::Logout { .. });
+        let last = matches!(response.body, ResponseBody::Logout { .. });
         if !self.window.update(response.exp_cmd_sn, response.max_cmd_sn) && !last {
             return Err(violation(
                 "ExpCmdSN acknowledges a command that was never sent".to_owned(),
@@ -256,61 +268,72 @@ impl Session {
         self.dispatch(&response, data)
     }
 
-    fn dispatch(&mut self, response: &Response, data: BytesMut) -> Result<(), ErrorKind> {
+    fn dispatch(&mut self, response: &ResponsePdu, data: BytesMut) -> Result<(), IscsiErrorKind> {
         match response.body {
-            Body::Scsi { itt, response, status, residual } => {
+            ResponseBody::Scsi { itt, response, status, residual } => {
                 let short = residual != Residual::None;
                 self.complete(
                     itt,
-                    Outcome { response, status, sense: data.to_vec(), short, ..Outcome::default() },
+                    CommandOutcome {
+                        response,
+                        status,
+                        sense: data.to_vec(),
+                        short,
+                        ..CommandOutcome::default()
+                    },
                 )
             }
-            Body::R2t(r2t) => {
+            ResponseBody::R2t(r2t) => {
                 let agreed = self.agreed;
                 let task = self.sent_task(r2t.itt).ok_or_else(|| unknown_tag("R2T", r2t.itt))?;
                 let burst = task.take_r2t(&r2t, &agreed)?;
                 self.bursts.push_back(burst);
                 Ok(())
             }
-            Body::DataIn { itt, status, .. } => {
+            ResponseBody::DataIn { itt, status, .. } => {
                 let task = self.sent_task(itt).ok_or_else(|| unknown_tag("Data-In", itt))?;
                 task.take_back(data);
                 status.map_or(Ok(()), |(status, residual)| {
                     let short = residual != Residual::None;
-                    self.complete(itt, Outcome { status, short, ..Outcome::default() })
+                    self.complete(
+                        itt,
+                        CommandOutcome { status, short, ..CommandOutcome::default() },
+                    )
                 })
             }
-            Body::NopIn { lun, itt, ttt } => self.nop_in(lun, itt, ttt, &data),
-            Body::TaskManagement { itt, response } => {
+            ResponseBody::NopIn { lun, itt, ttt } => self.nop_in(lun, itt, ttt, &data),
+            ResponseBody::TaskManagement { itt, response } => {
                 match self.take(itt, |task| matches!(task, Task::Reset(_))) {
-                    Some(Task::Reset(asker)) => {
-                        asker.answer(Ok(Outcome { response, ..Outcome::default() }));
+                    Some(Task::Reset(completion)) => {
+                        completion
+                            .answer(Ok(CommandOutcome { response, ..CommandOutcome::default() }));
                     }
                     _ => return Err(unknown_tag("task management response", itt)),
                 }
                 Ok(())
             }
-            Body::Logout { itt, response } => {
+            ResponseBody::Logout { itt, response } => {
                 match self.take(itt, |task| matches!(task, Task::Logout(_))) {
-                    Some(Task::Logout(Some(asker))) => {
-                        asker.answer(Ok(Outcome { response, ..Outcome::default() }));
+                    Some(Task::Logout(Some(completion))) => {
+                        completion
+                            .answer(Ok(CommandOutcome { response, ..CommandOutcome::default() }));
                     }
                     Some(_) => {}
                     None => return Err(unknown_tag("logout response", itt)),
                 }
-                Err(left())
+                Err(logged_out())
             }
-            Body::Async { event } => self.asynchronous(event),
-            Body::Reject { reason: 0x02 } => Err(ErrorKind::Digest(DigestOf::Data)),
-            Body::Reject { reason } => Err(violation(format!(
+            ResponseBody::Async { event } => self.asynchronous(event),
+            ResponseBody::Reject { reason: 0x02 } => Err(IscsiErrorKind::Digest(DigestOf::Data)),
+            ResponseBody::Reject { reason } => Err(violation(format!(
                 "it rejects one of our PDUs: {} ({reason:02x})",
                 reject_words(reason)
             ))),
-            Body::Login(_) => Err(violation("a login response after the login".to_owned())),
+            ResponseBody::Login(_) => Err(violation("a login response after the login".to_owned())),
         }
     }
 
-    fn complete(&mut self, itt: u32, outcome: Outcome) -> Result<(), ErrorKind> {
+    fn complete(&mut self, itt: u32, outcome: CommandOutcome) -> Result<(), IscsiErrorKind> {
         let sent = |task: &Task| matches!(task, Task::Scsi(task) if task.is_sent());
         let Some(Task::Scsi(task)) = self.take(itt, sent) else {
             return Err(unknown_tag("SCSI response", itt));
@@ -322,7 +345,13 @@ impl Session {
         task.finish(outcome)
     }
 
-    fn nop_in(&mut self, lun: LunField, itt: u32, ttt: u32, data: &[u8]) -> Result<(), ErrorKind> {
+    fn nop_in(
+        &mut self,
+        lun: LunField,
+        itt: u32,
+        ttt: u32,
+        data: &[u8],
+    ) -> Result<(), IscsiErrorKind> {
         if itt != NO_TAG {
             let ping = self.take(itt, |task| matches!(task, Task::Ping));
             return ping.map(drop).ok_or_else(|| unknown_tag("NOP-In", itt));
@@ -335,23 +364,24 @@ impl Session {
         }
         let most = usize::try_from(self.agreed.max_send_bytes).unwrap_or(usize::MAX);
         let echo = Bytes::copy_from_slice(data.get(..most).unwrap_or(data));
-        self.urgent.push_back((Request::NopOut { lun, itt: NO_TAG, ttt }, echo));
+        self.urgent.push_back((RequestPdu::NopOut { lun, itt: NO_TAG, ttt }, echo));
         Ok(())
     }
 
     /// RFC 7143 §11.9.1
-    fn asynchronous(&mut self, event: u8) -> Result<(), ErrorKind> {
+    fn asynchronous(&mut self, event: u8) -> Result<(), IscsiErrorKind> {
         match event {
             1 => {
-                if !self.leaving {
+                if !self.closing {
                     self.logout(None);
                 }
                 Ok(())
             }
-            2 | 3 => Err(ErrorKind::TargetGone(
+            2 | 3 => Err(IscsiErrorKind::TargetGone(
                 "the target announces that it drops the connection".to_owned(),
             )),
-            // SCSI events concern us only through later commands; parameters are not renegotiated; the rest is the vendor's.
+            // SCSI events concern us only through later commands; parameters are not renegotiated;
+            // the rest is the vendor's.
             _ => Ok(()),
         }
     }
@@ -364,14 +394,15 @@ impl Session {
         }
     }
 
-    /// Removes the task with this tag if it is of the right kind; any other stays, to be answered when the session fails.
+    /// Removes the task with this tag if it is of the right kind; any other stays, to be answered
+    /// when the session fails.
     fn take(&mut self, itt: u32, right: impl Fn(&Task) -> bool) -> Option<Task> {
         self.tasks.get(&itt).filter(|task| right(task))?;
         self.tasks.remove(&itt)
     }
 
-    fn over(&self) -> Option<ErrorKind> {
-        self.failed.clone().or_else(|| self.leaving.then(left))
+    fn over(&self) -> Option<IscsiErrorKind> {
+        self.failed.clone().or_else(|| self.closing.then(logged_out))
     }
 
     /// A task tag nobody uses; at most a few hundred are in use.
@@ -387,30 +418,30 @@ impl Session {
 }
 
 /// Whether a PDU uses up a `StatSN` (RFC 7143 §11.7.3, §11.8, §11.19.1).
-fn has_status(body: &Body) -> bool {
+fn has_status(body: &ResponseBody) -> bool {
     match body {
-        Body::NopIn { itt, .. } => *itt != NO_TAG,
-        Body::DataIn { status, .. } => status.is_some(),
-        Body::R2t { .. } => false,
-        Body::Scsi { .. }
-        | Body::TaskManagement { .. }
-        | Body::Login(_)
-        | Body::Logout { .. }
-        | Body::Async { .. }
-        | Body::Reject { .. } => true,
+        ResponseBody::NopIn { itt, .. } => *itt != NO_TAG,
+        ResponseBody::DataIn { status, .. } => status.is_some(),
+        ResponseBody::R2t { .. } => false,
+        ResponseBody::Scsi { .. }
+        | ResponseBody::TaskManagement { .. }
+        | ResponseBody::Login(_)
+        | ResponseBody::Logout { .. }
+        | ResponseBody::Async { .. }
+        | ResponseBody::Reject { .. } => true,
     }
 }
 
-fn violation(what: String) -> ErrorKind {
-    ErrorKind::Protocol(what)
+fn violation(what: String) -> IscsiErrorKind {
+    IscsiErrorKind::Protocol(what)
 }
 
-fn unknown_tag(what: &str, itt: u32) -> ErrorKind {
+fn unknown_tag(what: &str, itt: u32) -> IscsiErrorKind {
     violation(format!("a {what} for task {itt:08x}, which does not exist"))
 }
 
-fn left() -> ErrorKind {
-    ErrorKind::TargetGone("logged out".to_owned())
+fn logged_out() -> IscsiErrorKind {
+    IscsiErrorKind::TargetGone("logged out".to_owned())
 }
 
 /// RFC 7143 §11.17.1

@@ -1,21 +1,22 @@
-//! One SCSI command between its submission and its answer: which of its bytes were sent, promised or received.
+//! One SCSI command between its submission and its answer: which of its bytes were sent, promised
+//! or received.
 //!
-//! Called by the session. Here is checked that a target asks for each byte once, gives each byte once, in order and within the
-//! command's length, and that GOOD means that it took everything.
+//! Called by the session. Here is checked that a target asks for each byte once, gives each byte
+//! once, in order and within the command's length, and that GOOD means that it took everything.
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
-    error::ErrorKind,
+    error::IscsiErrorKind,
     negotiate::Negotiated,
-    pdu::{Direction, LunField, NO_TAG, R2t, Request},
+    pdu::{Direction, LunField, NO_TAG, R2t, RequestPdu},
     scsi::{Cdb, STATUS_GOOD},
 };
 
 /// A SCSI command with its data.
 #[derive(Clone, Debug)]
-pub(super) struct Command {
+pub(super) struct IscsiCommand {
     pub(super) lun: LunField,
     pub(super) cdb: Cdb,
     pub(super) data: Data,
@@ -32,7 +33,7 @@ pub(super) enum Data {
 }
 
 impl Data {
-    /// How many.
+    /// Number of bytes.
     pub(super) fn bytes(&self) -> u32 {
         match self {
             Self::None => 0,
@@ -50,35 +51,36 @@ impl Data {
     }
 }
 
-/// How a command ended.
+/// The end of a command, by the target's response.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct CommandOutcome {
     /// The response code of RFC 7143 §11.4.3; 0 when the target carried the command out.
     pub(super) response: u8,
     /// The SCSI status.
     pub(super) status: u8,
     /// The data segment of the response: sense data with its length.
     pub(super) sense: Vec<u8>,
-    /// What was read.
+    /// The bytes read.
     pub(super) data: Bytes,
     /// Whether the target took or gave other than the expected number of bytes.
     pub(super) short: bool,
 }
 
-/// Where a command's answer goes. The slot is given back when the target is done with the command, not when the asker stops waiting.
+/// The receiver of a command's answer. The slot is given back when the target is done with the
+/// command, not when the completion stops waiting.
 #[derive(Debug)]
-pub(super) struct Asker {
-    pub(super) answer: oneshot::Sender<Result<Outcome, ErrorKind>>,
+pub(super) struct Completion {
+    pub(super) answer: oneshot::Sender<Result<CommandOutcome, IscsiErrorKind>>,
     pub(super) slot: Option<Slot>,
 }
 
-/// A place in the queue, and room for the command's data on its way.
+/// A slot in the queue, and room for the command's data in flight.
 pub(super) type Slot = [OwnedSemaphorePermit; 2];
 
-impl Asker {
+impl Completion {
     /// Gives the answer and the slot back.
-    pub(super) fn answer(self, outcome: Result<Outcome, ErrorKind>) {
-        // Nobody may be waiting any more: the asker was cancelled.
+    pub(super) fn answer(self, outcome: Result<CommandOutcome, IscsiErrorKind>) {
+        // Nobody may be waiting any more: the completion was cancelled.
         drop(self.answer.send(outcome));
         drop(self.slot);
     }
@@ -104,8 +106,8 @@ impl Burst {
 /// A command under way.
 #[derive(Debug)]
 pub(super) struct ScsiTask {
-    asker: Asker,
-    command: Command,
+    completion: Completion,
+    command: IscsiCommand,
     received: BytesMut,
     sent: bool,
     /// Data-In PDUs or R2Ts taken so far.
@@ -116,18 +118,18 @@ pub(super) struct ScsiTask {
     unsent: u32,
     /// R2Ts whose data is not all on its way.
     open_r2ts: u32,
-    beats: u32,
+    ticks: u32,
 }
 
 impl ScsiTask {
     /// A command nobody but us knows of yet.
-    pub(super) fn new(command: Command, asker: Asker) -> Self {
+    pub(super) fn new(command: IscsiCommand, completion: Completion) -> Self {
         let unsent = match command.data {
             Data::None | Data::In(_) => 0,
             Data::Out(_) => command.data.bytes(),
         };
         Self {
-            asker,
+            completion,
             command,
             received: BytesMut::new(),
             sent: false,
@@ -135,7 +137,7 @@ impl ScsiTask {
             promised: 0,
             unsent,
             open_r2ts: 0,
-            beats: 0,
+            ticks: 0,
         }
     }
 
@@ -144,10 +146,10 @@ impl ScsiTask {
         self.sent
     }
 
-    /// Counts a beat of the keepalive clock; how many it has seen.
-    pub(super) fn beat(&mut self) -> u32 {
-        self.beats += 1;
-        self.beats
+    /// Counts a tick of the keepalive clock; how many it has seen.
+    pub(super) fn tick(&mut self) -> u32 {
+        self.ticks += 1;
+        self.ticks
     }
 
     /// The command's own PDU with its immediate data, and the unsolicited data to follow, if any.
@@ -155,7 +157,7 @@ impl ScsiTask {
         &mut self,
         itt: u32,
         agreed: &Negotiated,
-    ) -> (Request, Bytes, Option<Burst>) {
+    ) -> (RequestPdu, Bytes, Option<Burst>) {
         let bytes = self.command.data.bytes();
         let direction = match self.command.data {
             Data::None => Direction::None,
@@ -170,16 +172,20 @@ impl ScsiTask {
         self.unsent -= immediate;
         let burst = Burst { itt, ttt: NO_TAG, offset: immediate, end: unsolicited, data_sn: 0 };
         let burst = (!burst.is_sent()).then_some(burst);
-        let Command { lun, cdb, ref data } = self.command;
-        let request = Request::Scsi { last: burst.is_none(), direction, lun, itt, bytes, cdb };
+        let IscsiCommand { lun, cdb, ref data } = self.command;
+        let request = RequestPdu::Scsi { last: burst.is_none(), direction, lun, itt, bytes, cdb };
         (request, data.slice(0, immediate), burst)
     }
 
     /// The next PDU of one of its bursts.
-    pub(super) fn data_out(&mut self, burst: &mut Burst, agreed: &Negotiated) -> (Request, Bytes) {
+    pub(super) fn data_out(
+        &mut self,
+        burst: &mut Burst,
+        agreed: &Negotiated,
+    ) -> (RequestPdu, Bytes) {
         let bytes = (burst.end - burst.offset).min(agreed.max_send_bytes);
         let data = self.command.data.slice(burst.offset, bytes);
-        let request = Request::DataOut {
+        let request = RequestPdu::DataOut {
             last: burst.offset + bytes == burst.end,
             lun: self.command.lun,
             itt: burst.itt,
@@ -197,7 +203,11 @@ impl ScsiTask {
     }
 
     /// Takes an R2T, which must ask for the next bytes not yet promised.
-    pub(super) fn take_r2t(&mut self, r2t: &R2t, agreed: &Negotiated) -> Result<Burst, ErrorKind> {
+    pub(super) fn take_r2t(
+        &mut self,
+        r2t: &R2t,
+        agreed: &Negotiated,
+    ) -> Result<Burst, IscsiErrorKind> {
         let R2t { itt, ttt, number, offset, bytes } = *r2t;
         let total = match self.command.data {
             Data::Out(_) => self.command.data.bytes(),
@@ -206,19 +216,19 @@ impl ScsiTask {
         let end = offset.checked_add(bytes).filter(|end| *end <= total);
         let in_order = offset == self.promised && number == self.counted;
         let (Some(end), true) = (end, in_order && bytes > 0 && ttt != NO_TAG) else {
-            return Err(ErrorKind::Protocol(format!(
+            return Err(IscsiErrorKind::Protocol(format!(
                 "R2T {number} for {bytes} bytes at {offset} of {total}, {} promised before",
                 self.promised
             )));
         };
         if bytes > agreed.max_burst_bytes {
             let most = agreed.max_burst_bytes;
-            return Err(ErrorKind::Protocol(format!(
+            return Err(IscsiErrorKind::Protocol(format!(
                 "an R2T for {bytes} bytes, at most {most} agreed"
             )));
         }
         if self.open_r2ts == agreed.max_outstanding_r2t {
-            return Err(ErrorKind::Protocol(format!(
+            return Err(IscsiErrorKind::Protocol(format!(
                 "more than {} outstanding R2Ts",
                 self.open_r2ts
             )));
@@ -229,13 +239,14 @@ impl ScsiTask {
         Ok(Burst { itt, ttt, offset, end, data_sn: 0 })
     }
 
-    /// What Data-In of so many bytes is to be appended to, if these are the next bytes: what was read before, with room for the rest.
+    /// Lends the buffer for Data-In, if these are the next bytes: the bytes read before, with room
+    /// for the rest.
     pub(super) fn lend(
         &mut self,
         data_sn: u32,
         offset: u32,
         bytes: usize,
-    ) -> Result<BytesMut, ErrorKind> {
+    ) -> Result<BytesMut, IscsiErrorKind> {
         let expected = match self.command.data {
             Data::In(bytes) => usize::try_from(bytes).unwrap_or(0),
             Data::None | Data::Out(_) => 0,
@@ -243,7 +254,7 @@ impl ScsiTask {
         let have = self.received.len();
         let in_order = data_sn == self.counted && usize::try_from(offset) == Ok(have);
         if !in_order || have + bytes > expected {
-            return Err(ErrorKind::Protocol(format!(
+            return Err(IscsiErrorKind::Protocol(format!(
                 "Data-In {data_sn} of {bytes} bytes at {offset}, {have} of {expected} are here"
             )));
         }
@@ -262,26 +273,27 @@ impl ScsiTask {
         self.unsent > 0
     }
 
-    /// Gives the answer. A GOOD that cannot be true is an error for the asker and for the session.
-    pub(super) fn finish(self, mut outcome: Outcome) -> Result<(), ErrorKind> {
+    /// Gives the answer. A GOOD that cannot be true is an error for the completion and for the
+    /// session.
+    pub(super) fn finish(self, mut outcome: CommandOutcome) -> Result<(), IscsiErrorKind> {
         let good = outcome.response == 0 && outcome.status == STATUS_GOOD;
         if good && self.unsent > 0 && !outcome.short {
-            let lie = ErrorKind::Protocol(format!(
+            let lie = IscsiErrorKind::Protocol(format!(
                 "GOOD for a write of which it never took {} bytes",
                 self.unsent
             ));
-            self.asker.answer(Err(lie.clone()));
+            self.completion.answer(Err(lie.clone()));
             return Err(lie);
         }
-        // Who has the answer may use the memory of its data again.
+        // The receiver of the answer may reuse the memory of its data.
         drop(self.command);
         outcome.data = self.received.freeze();
-        self.asker.answer(Ok(outcome));
+        self.completion.answer(Ok(outcome));
         Ok(())
     }
 
     /// Gives the answer that there is none.
-    pub(super) fn fail(self, kind: ErrorKind) {
-        self.asker.answer(Err(kind));
+    pub(super) fn fail(self, kind: IscsiErrorKind) {
+        self.completion.answer(Err(kind));
     }
 }

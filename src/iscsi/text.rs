@@ -1,8 +1,9 @@
 //! Text keys of the login, RFC 7143 §6.1: `key=value` pairs, each ended by a NUL.
 //!
-//! Called by the login. What a target sends is bounded by the caller before it comes here; nothing here is logged.
+//! Called by the login. What a target sends is bounded by the caller before it comes here; nothing
+//! here is logged.
 
-use super::error::ErrorKind;
+use super::error::IscsiErrorKind;
 
 /// Longest key name, RFC 7143 §6.1.
 const KEY_BYTES_MAX: usize = 63;
@@ -29,19 +30,19 @@ impl Pairs {
 }
 
 /// The pairs in a data segment, in the order sent.
-pub(super) fn parse(text: &[u8]) -> Result<Vec<(&str, &str)>, ErrorKind> {
+pub(super) fn parse(text: &[u8]) -> Result<Vec<(&str, &str)>, IscsiErrorKind> {
     let mut pairs: Vec<(&str, &str)> = Vec::new();
     for piece in text.split(|byte| *byte == 0).filter(|piece| !piece.is_empty()) {
         let pair = std::str::from_utf8(piece).ok().and_then(|piece| piece.split_once('='));
         let Some((key, value)) = pair.filter(|(key, _)| (1..=KEY_BYTES_MAX).contains(&key.len()))
         else {
-            return Err(ErrorKind::Protocol("a login text is not key=value".to_owned()));
+            return Err(IscsiErrorKind::Protocol("a login text is not key=value".to_owned()));
         };
         if pairs.iter().any(|(known, _)| *known == key) {
-            return Err(ErrorKind::Protocol(format!("login key {key:?} given twice")));
+            return Err(IscsiErrorKind::Protocol(format!("login key {key:?} given twice")));
         }
         if pairs.len() == PAIRS_MAX {
-            return Err(ErrorKind::Protocol(format!("more than {PAIRS_MAX} login keys")));
+            return Err(IscsiErrorKind::Protocol(format!("more than {PAIRS_MAX} login keys")));
         }
         pairs.push((key, value));
     }
@@ -148,7 +149,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_text_never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400), text in ".{0,40}") {
+        fn reading_text_never_panics_on_any_bytes(
+            bytes in proptest::collection::vec(any::<u8>(), 0..400),
+            text in ".{0,40}",
+        ) {
             for (_, value) in parse(&bytes).unwrap_or_default() {
                 number(value);
                 binary(value);

@@ -1,8 +1,11 @@
-//! The numbers that keep initiator and target in step, RFC 7143 §4.2.2: `CmdSN`, `ExpCmdSN`, `MaxCmdSN` and `StatSN`.
+//! The numbers that keep initiator and target in step, RFC 7143 §4.2.2: `CmdSN`, `ExpCmdSN`,
+//! `MaxCmdSN` and `StatSN`.
 //!
-//! Called by the session. All comparisons are serial arithmetic (RFC 1982), so the numbers may wrap.
+//! Called by the session. All comparisons are serial arithmetic (RFC 1982), so the numbers may
+//! wrap.
 
-/// How long a window a target may open: beyond half the number space serial comparison has no meaning.
+/// Largest window that a target may open: beyond half the number space serial comparison has no
+/// meaning.
 const WINDOW_MAX: u32 = 1 << 30;
 
 /// Both counters of a session.
@@ -42,7 +45,8 @@ impl Window {
         self.next_command = self.next_command.wrapping_add(1);
     }
 
-    /// Takes the numbers of a PDU; false when the target says it has received commands that were never sent.
+    /// Takes the numbers of a PDU; false when the target says it has received commands that were
+    /// never sent.
     pub(super) fn update(&mut self, exp_cmd_sn: u32, max_cmd_sn: u32) -> bool {
         if !less_or_equal(exp_cmd_sn, self.next_command) {
             return false;
@@ -54,7 +58,8 @@ impl Window {
         true
     }
 
-    /// Takes the number of a status; false when one was left out or repeated, which nothing can repair at recovery level 0.
+    /// Takes the number of a status; false when one was left out or repeated, which nothing can
+    /// repair at recovery level 0.
     pub(super) fn status_received(&mut self, stat_sn: u32) -> bool {
         let expected = stat_sn == self.next_status;
         if expected {

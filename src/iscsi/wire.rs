@@ -1,7 +1,8 @@
 //! PDUs on a byte stream, RFC 7143 §11.1: lengths, padding and CRC32C digests.
 //!
-//! Called by the connection. Nothing is believed before its digest is checked, and no more is read than was declared. Data is read
-//! to where it belongs and written from where it lies: neither direction copies it in user space.
+//! Called by the connection. Nothing is believed before its digest is checked, and no more is read
+//! than was declared. Data is read to where it belongs and written from where it lies: neither
+//! direction copies it in user space.
 
 use std::{collections::VecDeque, io::IoSlice};
 
@@ -9,14 +10,15 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 
 use super::{
-    error::{DigestOf, ErrorKind},
+    error::{DigestOf, IscsiErrorKind},
     negotiate::{Digests, MAX_RECV_BYTES},
     pdu::{self, BHS_BYTES, Bhs, Pdu},
 };
 
 /// Small enough that a large data segment goes past it, large enough for many responses at once.
 const READ_AHEAD_BYTES: usize = 16 << 10;
-/// What one batch of PDUs may hold: enough to make system calls cheap, little enough that an answer to a ping does not wait long.
+/// Bytes of one batch of PDUs: enough to make system calls cheap, little enough that the answer to
+/// a ping does not wait long.
 const BATCH_BYTES: usize = 512 << 10;
 /// Slices handed to the kernel at once; each PDU has up to three.
 const SLICES_MAX: usize = 192;
@@ -45,23 +47,23 @@ impl<R: AsyncRead + Unpin> PduReader<R> {
     }
 
     /// The header of the next PDU; its data must be read before another.
-    pub(super) async fn header(&mut self) -> Result<Bhs, ErrorKind> {
+    pub(super) async fn header(&mut self) -> Result<Bhs, IscsiErrorKind> {
         let mut bhs = [0; BHS_BYTES];
         self.stream.read_exact(&mut bhs).await.map_err(|e| gone(&e))?;
         if self.digests.header {
             let digest = self.stream.read_u32_le().await.map_err(|e| gone(&e))?;
             if digest != crc32c::crc32c(&bhs) {
-                return Err(ErrorKind::Digest(DigestOf::Header));
+                return Err(IscsiErrorKind::Digest(DigestOf::Header));
             }
         }
         let (additional, bytes) = pdu::lengths(&bhs);
         if additional > 0 {
-            return Err(ErrorKind::Protocol(
+            return Err(IscsiErrorKind::Protocol(
                 "an additional header segment, which no target sends".to_owned(),
             ));
         }
         if bytes > MAX_RECV_BYTES {
-            return Err(ErrorKind::Protocol(format!(
+            return Err(IscsiErrorKind::Protocol(format!(
                 "a data segment of {bytes} bytes, at most {MAX_RECV_BYTES} declared"
             )));
         }
@@ -69,7 +71,11 @@ impl<R: AsyncRead + Unpin> PduReader<R> {
     }
 
     /// Appends the data of the PDU with this header to `to`.
-    pub(super) async fn data(&mut self, bhs: &Bhs, to: &mut BytesMut) -> Result<(), ErrorKind> {
+    pub(super) async fn data(
+        &mut self,
+        bhs: &Bhs,
+        to: &mut BytesMut,
+    ) -> Result<(), IscsiErrorKind> {
         let bytes = usize::try_from(pdu::lengths(bhs).1).unwrap_or(0);
         if bytes == 0 {
             return Ok(());
@@ -90,7 +96,7 @@ impl<R: AsyncRead + Unpin> PduReader<R> {
             let digest = self.stream.read_u32_le().await.map_err(|e| gone(&e))?;
             let data = to.get(before..).unwrap_or_default();
             if digest != crc32c::crc32c_append(crc32c::crc32c(data), padding) {
-                return Err(ErrorKind::Digest(DigestOf::Data));
+                return Err(IscsiErrorKind::Digest(DigestOf::Data));
             }
         }
         Ok(())
@@ -168,7 +174,7 @@ impl<W: AsyncWrite + Unpin> PduWriter<W> {
     }
 
     /// Sends the whole batch. Not safe to cancel: what was sent up to then is unknown.
-    pub(super) async fn flush(&mut self) -> Result<(), ErrorKind> {
+    pub(super) async fn flush(&mut self) -> Result<(), IscsiErrorKind> {
         while !self.pieces.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let count = self.pieces.len().min(SLICES_MAX);
@@ -178,7 +184,7 @@ impl<W: AsyncWrite + Unpin> PduWriter<W> {
             let slices = slices.get(..count).unwrap_or_default();
             let written = self.stream.write_vectored(slices).await.map_err(|e| gone(&e))?;
             if written == 0 {
-                return Err(ErrorKind::TargetGone("it takes no more bytes".to_owned()));
+                return Err(IscsiErrorKind::TargetGone("it takes no more bytes".to_owned()));
             }
             self.advance(written);
         }
@@ -198,11 +204,11 @@ impl<W: AsyncWrite + Unpin> PduWriter<W> {
     }
 }
 
-fn gone(error: &std::io::Error) -> ErrorKind {
+fn gone(error: &std::io::Error) -> IscsiErrorKind {
     if error.kind() == std::io::ErrorKind::UnexpectedEof {
-        ErrorKind::TargetGone("closed by the target".to_owned())
+        IscsiErrorKind::TargetGone("closed by the target".to_owned())
     } else {
-        ErrorKind::TargetGone(error.to_string())
+        IscsiErrorKind::TargetGone(error.to_string())
     }
 }
 

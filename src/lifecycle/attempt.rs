@@ -5,7 +5,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::model::{
-    boot::{BootStage, Fetch},
     disk::Disk,
     fault::{Fault, RetryAdvice, Step},
     machine::Machine,
@@ -16,7 +15,8 @@ use crate::model::{
 
 use super::{
     backoff,
-    event::{Action, Menu, Outcome, Stages},
+    boot_evidence::ramdisk_timeout,
+    event::{Action, Outcome, Stages},
     netboot_files::{NetbootUpdate, root_unknown},
     node::Node,
     power::POWER_TRIES_MAX,
@@ -489,93 +489,4 @@ impl Node {
         };
         self.fail(now, fault, actions);
     }
-
-    /// The machine was seen fetching a boot file. Evidence for people; it moves nothing but what waits for an operator.
-    pub(super) fn take_evidence(&mut self, now: Timestamp, fetch: &Fetch) {
-        if !matches!(self.menu(), Menu::Deploy(_)) {
-            return;
-        }
-        if let Some(attempt) = self.record.state.attempt_mut()
-            && (fetch.stage, fetch.complete) == (BootStage::Ramdisk, true)
-            && attempt.ramdisk_fetched_by.len() < 2
-            && !attempt.ramdisk_fetched_by.contains(&fetch.peer)
-        {
-            attempt.ramdisk_fetched_by.push(fetch.peer);
-        }
-        let seen = &mut self.record.last_seen;
-        if fetch.refused_times > 0 {
-            if seen.fetched.is_none() {
-                seen.missing_loader = Some(plain(&fetch.path));
-                seen.missing_loader_times = fetch.refused_times;
-                seen.missing_loader_from = Some(fetch.peer);
-            }
-            return;
-        }
-        // Each stage counts once: what anybody can send at any rate must not write the record at that rate.
-        if fetch.complete && seen.fetched.is_none_or(|furthest| furthest < fetch.stage) {
-            seen.address = Some(fetch.peer);
-            seen.fetched = Some(fetch.stage);
-            seen.fetched_path = Some(plain(&fetch.path));
-            seen.fetched_at = Some(now);
-            if fetch.stage >= BootStage::Menu {
-                self.note_manual_power_on(now);
-            }
-        }
-    }
-}
-
-/// `192.0.2.51 asked 3 times for lpxelinux.0, which is not among the loaders`
-fn missing_loader(seen: &LastSeen) -> String {
-    let who = seen.missing_loader_from.map_or_else(|| "a machine".to_owned(), |ip| ip.to_string());
-    let times = match seen.missing_loader_times {
-        1 => "once".to_owned(),
-        times => format!("{times} times"),
-    };
-    let path = seen.missing_loader.as_deref().unwrap_or_default();
-    format!("{who} asked {times} for {path}, which is not among the loaders")
-}
-
-/// How far the machine came before it fell silent, and what to look at.
-fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
-    let (message, hint) = match (&attempt.peer, &attempt.disk, seen.fetched) {
-        (Some(peer), Some(disk), _) => (
-            format!(
-                "the deploy ramdisk at {peer} was told to export {} and did not in time",
-                disk.name
-            ),
-            "look at the machine's console",
-        ),
-        (Some(peer), None, _) => (
-            format!("the deploy ramdisk at {peer} called but did not report its disks in time"),
-            "look at the machine's console",
-        ),
-        (None, _, Some(BootStage::Ramdisk)) => (
-            "the machine fetched the deploy ramdisk but it never called back".to_owned(),
-            "look at the machine's console, which bmc.console = true keeps: no driver for its network interface, no DHCP lease, or the callback port is not reachable",
-        ),
-        (None, _, Some(BootStage::Kernel)) => (
-            "the machine fetched the deploy kernel but not the whole deploy ramdisk".to_owned(),
-            "too little memory, or a network that loses packets; or raise timeouts.ramdisk",
-        ),
-        (None, _, Some(BootStage::Menu)) => (
-            "the machine fetched its boot menu but not the whole deploy kernel".to_owned(),
-            "a network that loses packets, or a boot loader that cannot read the kernel",
-        ),
-        (None, _, Some(BootStage::Loader)) => (
-            "the machine fetched a boot loader but not its boot menu".to_owned(),
-            "the boot loader does not fit the firmware, or it netbooted from a network interface that is not in boot.mac",
-        ),
-        (None, _, None) if seen.missing_loader.is_some() => (
-            format!(
-                "the machine was switched on but never fetched anything over TFTP; {}",
-                missing_loader(seen)
-            ),
-            "set the boot file in the DHCP server as `hostler dhcp-snippet` prints it; if another machine asked: boot order, cable, VLAN, boot.mac",
-        ),
-        (None, _, None) => (
-            "the machine was switched on but never fetched anything over TFTP".to_owned(),
-            "look whether it netboots at all: boot order, cable, VLAN, DHCP's next-server and boot file, boot.mac, boot.firmware",
-        ),
-    };
-    Fault::passing(Step::Ramdisk, "RamdiskTimeout", message, hint)
 }

@@ -145,7 +145,7 @@ impl Node {
                 let others = installed.chain(&self.record.other_disks);
                 self.record.other_disks = others_there(others, &disks, &disk);
                 let name = disk.name.clone();
-                attempt.disk = Some(disk);
+                attempt.disk = Some(Box::new(disk));
                 self.missing_disk = None;
                 let (disk, iqn) = (name, self.iqn());
                 Ok(Reply::Lookup(LookupReply { disk, iqn, poll_after: POLL_AFTER_S }))
@@ -157,7 +157,7 @@ impl Node {
                 let fault = self.no_root_device(&none);
                 let until = self.missing_disk.as_ref().map_or(after(now, wait), |m| m.until);
                 let error = fault.message.clone();
-                self.missing_disk = Some(MissingDisk { until, fault });
+                self.missing_disk = Some(Box::new(MissingDisk { until, fault }));
                 match self.missed_disk(now) {
                     Some(fault) => Ok(self.not_chosen(now, fault, actions)),
                     None => Ok(Reply::LookupAgain(LookupAgain {
@@ -184,7 +184,7 @@ impl Node {
     pub(super) fn missing_disk(&self) -> Option<&MissingDisk> {
         let waits =
             matches!(self.record.state, State::PoweringOn { .. } | State::WaitingRamdisk { .. });
-        self.missing_disk.as_ref().filter(|_| waits)
+        self.missing_disk.as_deref().filter(|_| waits)
     }
 
     /// Why the attempt ends, if the root device has been waited for long enough.

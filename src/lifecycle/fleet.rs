@@ -117,6 +117,11 @@ impl Fleet {
         self.nodes.get(name).map(Box::as_ref)
     }
 
+    /// The last good spec of each node that has one.
+    pub fn specs(&self) -> impl Iterator<Item = &Arc<NodeSpec>> {
+        self.nodes.values().filter_map(|node| node.spec())
+    }
+
     /// The names of all nodes, in order.
     pub fn names(&self) -> Vec<NodeName> {
         self.nodes.keys().cloned().collect()
@@ -131,7 +136,11 @@ impl Fleet {
         clashes: &BTreeMap<NodeName, Vec<Problem>>,
     ) -> Vec<(NodeName, Event)> {
         if specs.is_empty() {
-            return self.hold("the spec directory is empty; hostler does not take that for an order to forget its nodes");
+            return self.hold(
+                "the spec directory is empty; hostler does not take that for an order to forget \
+                 its nodes: put a spec there, with state = \"unmanaged\" where a machine is to be \
+                 left alone",
+            );
         }
         if std::mem::take(&mut self.state_lost) {
             self.unclaimed.mark_new_names_unknown(specs.keys());
@@ -294,7 +303,7 @@ impl Fleet {
             if change != MachineChange::None {
                 let doubted = incomplete && change == MachineChange::Whole;
                 let known = self.unclaimed.machine(spec);
-                node.moved_here = known.or_else(|| doubted.then_some(None));
+                node.moved_here = known.or_else(|| doubted.then_some(None)).map(Box::new);
             }
             return;
         }

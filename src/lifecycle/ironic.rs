@@ -31,7 +31,7 @@ impl Node {
     pub(super) fn chosen_disk(&self, attempt: &Attempt) -> Option<Disk> {
         match &self.record.spec {
             Some(spec) if self.has_ironics_ramdisk() => Some(hinted(&spec.root_device)),
-            _ => attempt.disk.clone(),
+            _ => attempt.disk.as_deref().cloned(),
         }
     }
 

@@ -35,8 +35,8 @@ impl Node {
     /// The BMC of the machine that the present state is about.
     pub(super) fn bmc(&self) -> Option<&Bmc> {
         match self.record.state.attempt() {
-            Some(attempt) => attempt.bmc.as_ref(),
-            None => self.record.spec.as_ref()?.bmc.as_ref(),
+            Some(attempt) => attempt.bmc.as_deref(),
+            None => self.record.spec.as_ref()?.bmc.as_deref(),
         }
     }
 

@@ -40,6 +40,7 @@
 
 mod attempt;
 mod backoff;
+mod boot_evidence;
 mod breaker;
 mod callback;
 mod event;

@@ -206,7 +206,7 @@ pub(super) fn carry_over_record(record: &mut Record) {
     if let Some(attempt) = record.state.attempt_mut()
         && attempt.image.netboot.is_none()
     {
-        attempt.image.netboot = spec.image.netboot.as_ref().map(Netboot::unverified);
+        attempt.image.netboot = spec.image.netboot.as_deref().map(Netboot::unverified);
     }
 }
 
@@ -220,6 +220,6 @@ pub(super) fn carry_over(spec: &NodeSpec, installed: &mut Installed) {
     if [&spec.digest_v1(), &identity.digest].contains(&&installed.digest) {
         installed.digest = identity.digest;
         installed.written_digest = Some(identity.written);
-        installed.netboot = spec.image.netboot.as_ref().map(Netboot::unverified);
+        installed.netboot = spec.image.netboot.as_deref().map(Netboot::unverified);
     }
 }

@@ -61,9 +61,9 @@ pub struct Node {
     pub(super) refused_reason: Option<String>,
     /// The root device that the ramdisk does not have yet, if it is waited for. Not on record: after a
     /// restart of the agent the wait begins anew.
-    pub(super) missing_disk: Option<MissingDisk>,
+    pub(super) missing_disk: Option<Box<MissingDisk>>,
     /// What is on the machine that the spec to come names for the first time, if it was another node's.
-    pub(super) moved_here: Option<Known>,
+    pub(super) moved_here: Option<Box<Known>>,
     /// Since when everything is ready for an attempt but that it is the node's turn.
     pub(super) in_line_since: Option<Timestamp>,
     /// When polls of its BMC are due, and its place in their line.

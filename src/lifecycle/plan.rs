@@ -287,8 +287,9 @@ fn spec_in_force(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<N
 /// The machine is in no digest: it may have been changed since, and the status says which one it was.
 fn name_machine(spec: &mut NodeSpec, machine: &Machine) {
     spec.boot.macs.clone_from(&machine.macs);
-    spec.bmc = machine.bmc.clone().map(|address| match spec.bmc.take() {
-        Some(bmc) => Bmc { address, ..bmc },
+    let before = spec.bmc.take();
+    let bmc = machine.bmc.clone().map(|address| match before {
+        Some(bmc) => Bmc { address, ..*bmc },
         // How that BMC was spoken to nobody knows any more, and nothing will be asked of it.
         None => Bmc {
             driver: BmcDriver::default(),
@@ -302,6 +303,7 @@ fn name_machine(spec: &mut NodeSpec, machine: &Machine) {
             console: false,
         },
     });
+    spec.bmc = bmc.map(Box::new);
 }
 
 /// As much of the agent's record as the status tells.

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
 use crate::model::{fault::RetryAdvice, spec::BmcDriver};
 
@@ -20,6 +20,8 @@ pub const POLL_LIMIT: Duration = Duration::from_secs(15);
 pub(super) const POLL_INTERVAL: Duration = Duration::from_secs(60);
 /// From the first poll that was not answered to the next; doubled after each further one.
 const SILENT_INTERVAL_MIN: Duration = Duration::from_secs(15);
+/// Silent BMCs are polled at seconds that are multiples of this.
+const TOGETHER_S: i64 = 5;
 /// Programs that poll at the same time: each is a process.
 pub(super) const PROGRAM_POLLS_MAX: usize = 64;
 
@@ -106,7 +108,19 @@ impl Polls {
         self.misses = in_a_row.saturating_add(1);
         self.refused = advice == RetryAdvice::Never;
         self.asked = false;
-        self.next_at = after(now, self.pause());
+        self.next_at = self.due_after(now);
+    }
+
+    /// When the next one is due after one that ended now. Those of silent BMCs come together: ten
+    /// thousand of them for ever, each at a moment of its own, wake this machine for each datagram.
+    fn due_after(&self, now: Timestamp) -> Timestamp {
+        let at = after(now, self.pause());
+        let together = TimestampRound::new()
+            .smallest(Unit::Second)
+            .increment(TOGETHER_S)
+            .mode(RoundMode::Floor);
+        let rounded = (self.misses > 0).then(|| at.round(together).ok()).flatten();
+        rounded.unwrap_or(at)
     }
 
     /// From one to the next. That of a silent BMC grows to what lets one that was mended be seen within a minute and
@@ -122,7 +136,7 @@ impl Polls {
 
     /// A clock that was set back makes no pause longer than its whole length.
     pub(super) fn bound(&mut self, now: Timestamp) {
-        self.next_at = self.next_at.min(after(now, self.pause()));
+        self.next_at = self.next_at.min(self.due_after(now));
     }
 
     pub(super) fn next_at(&self) -> Timestamp {

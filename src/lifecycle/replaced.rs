@@ -39,7 +39,7 @@ impl Node {
         let stays = self.record.installed.as_ref().map(|installed| is_of(installed, spec, change));
         match (stays, self.moved_here.take(), change) {
             (Some(true), _, _) | (None, None, MachineChange::Part) => {}
-            (_, Some(known), _) => self.record.know(known),
+            (_, Some(known), _) => self.record.know(*known),
             // It has come to share nothing with what was installed, one thing after the other: it may be that machine or another.
             (Some(false), None, MachineChange::None | MachineChange::Part) => {
                 self.record.know(None);

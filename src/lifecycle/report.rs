@@ -16,6 +16,7 @@ use crate::model::{
 
 use super::{
     attempt::RESTART_TRIES_MAX,
+    boot_evidence,
     node::Node,
     power::POWER_TRIES_MAX,
     state::{Attempt, Hold, Purpose, State},
@@ -140,7 +141,11 @@ impl Node {
             (None, Some(stage)) => {
                 format!("the machine is booting: it fetched its {}", stage.as_str())
             }
-            (None, None) => "the machine is on; waiting for it to netboot".to_owned(),
+            (None, None) => {
+                let instead = boot_evidence::instead(&self.record.last_seen);
+                let instead = instead.map(|text| format!("; {text}")).unwrap_or_default();
+                format!("the machine is on; waiting for it to netboot{instead}")
+            }
         }
     }
 
@@ -148,8 +153,11 @@ impl Node {
         let at_rest = self.record.state.at_rest() || self.unread;
         if let Some(problem) = self.problems.first().filter(|_| at_rest) {
             let more = self.problems.len() - 1;
-            let rest =
-                if more == 0 { String::new() } else { format!(" (and {more} more problems)") };
+            let rest = match more {
+                0 => String::new(),
+                1 => " (and 1 more problem)".to_owned(),
+                more => format!(" (and {more} more problems)"),
+            };
             let force = if self.record.spec.is_some() && !self.clash {
                 "; the last good spec stays in force and nothing starts"
             } else {

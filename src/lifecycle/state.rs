@@ -291,13 +291,13 @@ pub struct Attempt {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ramdisk_fetched_by: Vec<IpAddr>,
     /// The disk the ramdisk was told to export.
-    pub disk: Option<Disk>,
+    pub disk: Option<Box<Disk>>,
     /// What the BMC says is the machine's UUID: no other machine's ramdisk is believed. `None`: that was not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_guid: Option<SystemGuid>,
     /// The BMC it was begun with: should the spec name another one now, this is the one to clean up by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bmc: Option<Bmc>,
+    pub bmc: Option<Box<Bmc>>,
 }
 
 /// What is known of an image that is in the cache.

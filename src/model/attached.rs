@@ -121,6 +121,7 @@ impl From<&MetaData> for serde_json::Value {
 mod tests {
     use super::*;
 
+    /// Invariant (disk): A config drive holds its files byte by byte, and so does every record.
     #[test]
     fn any_bytes_are_the_same_after_they_were_written_down_and_text_stays_text() {
         for (bytes, written) in [

@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ids::NodeName,
+    ids::{MacAddr, NodeName},
     netboot::BootFile,
     secret::{AttemptKey, Secret},
 };
@@ -93,12 +93,12 @@ impl BootStage {
     }
 }
 
-/// Evidence: a machine fetched a file over TFTP or HTTP, or asked for a boot loader that is not
-/// there.
+/// Evidence: a machine fetched a file over TFTP or HTTP, or asked for a boot loader or a boot menu
+/// that is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch {
-    /// The node: known once an address has asked for a node's own boot menu. For a refused loader:
-    /// a node that is waited for.
+    /// The node: known once an address has asked for a node's own boot menu. For a refused file: a
+    /// node that is waited for.
     pub node: NodeName,
     /// The file's role in the boot.
     pub stage: BootStage,
@@ -112,6 +112,8 @@ pub struct Fetch {
     pub complete: bool,
     /// How often the file was asked for and refused; 0: it was sent.
     pub refused_times: u32,
+    /// The network interface that asked for its own boot menu, which no node has.
+    pub unknown_mac: Option<MacAddr>,
 }
 
 /// The deploy ramdisk's parameters: where the agent is, who it is itself, and how both prove it.

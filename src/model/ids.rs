@@ -2,7 +2,7 @@
 //!
 //! Called by everybody. A value of these types has been checked; nothing here looks anything up.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -14,7 +14,7 @@ const LABEL_BYTES_MAX: usize = 63;
 /// stem of the spec's file name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct NodeName(String);
+pub struct NodeName(Arc<str>);
 
 impl NodeName {
     /// The name as text.
@@ -39,7 +39,7 @@ impl FromStr for NodeName {
                  1123)"
             ))
         } else {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         }
     }
 }
@@ -54,7 +54,7 @@ impl TryFrom<String> for NodeName {
 
 impl From<NodeName> for String {
     fn from(name: NodeName) -> Self {
-        name.0
+        name.as_str().to_owned()
     }
 }
 
@@ -127,7 +127,8 @@ impl From<MacAddr> for String {
 
 impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.map(|octet| hex(&[octet])).join(":"))
+        let [one, two, three, four, five, six] = self.0;
+        write!(f, "{one:02x}:{two:02x}:{three:02x}:{four:02x}:{five:02x}:{six:02x}")
     }
 }
 
@@ -144,11 +145,15 @@ impl fmt::Display for OpId {
 
 /// A digest with its algorithm, written `sha256:<hex>`: of an image, or of what a spec wants
 /// installed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Digest {
-    algorithm: DigestAlgorithm,
-    hex: String,
+pub struct Digest(HashBytes);
+
+/// The bytes of a digest. The usual ones need no memory of their own: each node has some.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum HashBytes {
+    Sha256([u8; 32]),
+    Sha512(Box<[u8; 64]>),
 }
 
 /// The digest algorithms hostler accepts.
@@ -179,17 +184,30 @@ impl DigestAlgorithm {
 impl Digest {
     /// A digest from the hash's bytes; `None` when their number is not the algorithm's.
     pub fn from_bytes(algorithm: DigestAlgorithm, hash: &[u8]) -> Option<Self> {
-        (hash.len() == algorithm.bytes()).then(|| Self { algorithm, hex: hex(hash) })
+        Some(Self(match algorithm {
+            DigestAlgorithm::Sha256 => HashBytes::Sha256(hash.try_into().ok()?),
+            DigestAlgorithm::Sha512 => HashBytes::Sha512(Box::new(hash.try_into().ok()?)),
+        }))
     }
 
     /// The SHA-256 of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
-        Self { algorithm: DigestAlgorithm::Sha256, hex: hex(&Sha256::digest(bytes)) }
+        Self(HashBytes::Sha256(Sha256::digest(bytes).into()))
     }
 
     /// Which algorithm made it.
     pub fn algorithm(&self) -> DigestAlgorithm {
-        self.algorithm
+        match self.0 {
+            HashBytes::Sha256(_) => DigestAlgorithm::Sha256,
+            HashBytes::Sha512(_) => DigestAlgorithm::Sha512,
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.0 {
+            HashBytes::Sha256(hash) => hash,
+            HashBytes::Sha512(hash) => &**hash,
+        }
     }
 }
 
@@ -207,12 +225,11 @@ impl FromStr for Digest {
         };
         let need = 2 * algorithm.bytes();
         if let Some(odd) = digits.chars().find(|c| !c.is_ascii_hexdigit()) {
-            Err(format!("`{odd}` is not a hex digit"))
-        } else if digits.len() != need {
-            Err(format!("{} hex digits, {name} needs {need}", digits.len()))
-        } else {
-            Ok(Self { algorithm, hex: digits.to_ascii_lowercase() })
+            return Err(format!("`{odd}` is not a hex digit"));
         }
+        Self::from_bytes(algorithm, &unhex(digits))
+            .filter(|_| digits.len() == need)
+            .ok_or_else(|| format!("{} hex digits, {name} needs {need}", digits.len()))
     }
 }
 
@@ -232,18 +249,27 @@ impl From<Digest> for String {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm.name(), self.hex)
+        write!(f, "{}:{}", self.algorithm().name(), hex(self.bytes()))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
     }
 }
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a String cannot fail.
-        write!(text, "{byte:02x}").unwrap_or_default();
-        text
-    })
+    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or_default();
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+/// The bytes that hexadecimal digits stand for; a last one without its pair is left out.
+fn unhex(digits: &str) -> Vec<u8> {
+    let pairs = digits.as_bytes().as_chunks::<2>().0.iter();
+    let pairs = pairs.map(|pair| str::from_utf8(pair).unwrap_or_default());
+    pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap_or_default()).collect()
 }
 
 #[cfg(test)]

@@ -97,6 +97,8 @@ mod tests {
         }
     }
 
+    /// Invariant (disk): The smallest disk named as enough is enough; impossible images are refused
+    /// before power-on.
     #[test]
     fn sizes_that_differ_by_less_than_is_shown_are_shown_in_bytes_too() {
         for (one, other, shown) in [

@@ -38,14 +38,14 @@ pub struct NodeSpec {
     pub boot: Boot,
     /// How its power is controlled; `None`: an operator does it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bmc: Option<Bmc>,
+    pub bmc: Option<Box<Bmc>>,
     /// Which of its disks is written.
     pub root_device: RootDeviceHints,
     /// The image to be installed.
     pub image: Image,
     /// The data for the installed system at its first boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub config_drive: Option<ConfigDrive>,
+    pub config_drive: Option<Box<ConfigDrive>>,
     /// How long each step may take.
     pub timeouts: Timeouts,
     /// How often a failed attempt is repeated.
@@ -115,6 +115,25 @@ pub enum Loader {
     Grub,
     /// iPXE, which the others hand over to: it fetches kernel and ramdisk over HTTP.
     Ipxe,
+}
+
+impl Loader {
+    /// Every value, with its name in a spec.
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("auto", Self::Auto),
+        ("pxelinux", Self::Pxelinux),
+        ("grub", Self::Grub),
+        ("ipxe", Self::Ipxe),
+    ];
+
+    /// Whether it boots machines with such firmware.
+    #[must_use]
+    pub const fn boots(self, firmware: Firmware) -> bool {
+        match self {
+            Self::Pxelinux => matches!(firmware, Firmware::Bios),
+            Self::Auto | Self::Grub | Self::Ipxe => true,
+        }
+    }
 }
 
 /// `boot.ramdisk`: whose deploy ramdisk exports the disk.
@@ -354,7 +373,7 @@ pub struct Image {
     pub verify: Verify,
     /// The files that the installed machine boots over the network; `None`: it boots from its disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub netboot: Option<Netboot>,
+    pub netboot: Option<Box<Netboot>>,
 }
 
 /// `image.checksum`

@@ -12,7 +12,7 @@ use super::{
     boot::BootStage,
     disk::Disk,
     fault::Fault,
-    ids::{Digest, NodeName},
+    ids::{Digest, MacAddr, NodeName},
     machine::Machine,
     netboot::{self, NetbootFiles},
     power::PowerState,
@@ -334,6 +334,9 @@ pub struct LastSeen {
     /// From where.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing_loader_from: Option<IpAddr>,
+    /// Network interfaces that asked for a boot menu instead, and that no spec names, at most four.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown_macs: Vec<MacAddr>,
     /// The machine's last address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,

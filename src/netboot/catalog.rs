@@ -1,7 +1,9 @@
-//! What is served, to whomever it is carried: which file a name means to the machine that asks, and what its fetch tells.
+//! The catalog of boot files: the file that a name means to a machine, and the evidence in its
+//! fetch.
 //!
-//! Asked by the TFTP and the HTTP server for every request: a machine that gets its menu over one and its kernel over the other is still
-//! one machine. It must never serve a name that is not in the table, among the fixed files or in the loader directory.
+//! Shared by the TFTP and the HTTP server: a machine that fetches its menu over one and its kernel
+//! over the other is still one machine. It must never serve a name that is not in the table, among
+//! the fixed files or in the loader directory.
 
 use std::{
     collections::BTreeMap,
@@ -19,21 +21,21 @@ use tokio::sync::mpsc::Sender;
 
 use crate::model::{
     boot::{BootStage, Fetch},
-    ids::{Digest, NodeName},
+    ids::{Digest, MacAddr, NodeName},
     netboot::BootFile,
 };
 
 use super::{
-    evidence::{Asked, Ended, Evidence},
+    evidence::{Ended, Evidence, FetchKind},
     files::{self, Opened},
+    refusal::Refusal,
     table::{BootTable, Named},
-    tftp::Refusal,
 };
 
-/// Nodes that are told of a boot file that is not there: with more, it would not help to find the one.
+/// Most nodes that a missing boot file is reported to: with more it would not help to find the one.
 const AWAITED_MAX: usize = 32;
 
-/// Everything that is served, and what is known of who fetched it.
+/// Every boot file, and the evidence of who fetched it.
 #[derive(Debug)]
 pub struct BootFileCatalog {
     loaders: Option<PathBuf>,
@@ -45,26 +47,26 @@ pub struct BootFileCatalog {
     fetched: Sender<Fetch>,
 }
 
-/// What is served.
+/// A file to send.
 #[derive(Debug)]
 pub(super) struct Served {
     pub(super) file: Opened,
-    /// What it is to the boot of the machine that asks.
-    pub(super) asked: Asked,
+    pub(super) kind: FetchKind,
     /// The name it has here.
     pub(super) name: String,
-    /// How long its machine may take for it, if it is a node's.
+    /// Limit on its transfer, if it is a node's.
     pub(super) limit: Option<Duration>,
 }
 
-/// Opens the file with a digest in the cache for the machine of a node, if it is there and whole. May take a while: it is read first.
+/// Opens the file with a digest in the cache for the machine of a node, if it is there and whole.
+/// This takes a while: the file is read first.
 #[derive(Clone)]
 pub struct Cached(Arc<OpenCached>);
 
 type OpenCached = dyn Fn(&NodeName, &Digest) -> io::Result<File> + Send + Sync;
 
 impl Cached {
-    /// With this way to open them.
+    /// Opens files by `open`.
     pub fn new(
         open: impl Fn(&NodeName, &Digest) -> io::Result<File> + Send + Sync + 'static,
     ) -> Self {
@@ -103,42 +105,47 @@ impl BootFileCatalog {
             match files::open_beneath(root, name) {
                 Ok(file) => {
                     let name = name.to_string_lossy().into_owned();
-                    return Ok(Served { file, asked: Asked::Loader, name, limit: None });
+                    return Ok(Served { file, kind: FetchKind::Loader, name, limit: None });
                 }
                 Err(Refusal::NotFound) => {}
                 Err(refusal) => return Err(refusal),
             }
         }
         let Some(text) = text_of(name) else {
-            self.tell_refused(peer, &name.to_string_lossy(), now);
+            self.report_refused(peer, &name.to_string_lossy(), now);
             return Err(Refusal::NotFound);
         };
-        let (file, asked, node) = self.open_text(text, peer, now)?;
+        let (file, kind, node) = self.open_text(text, peer, now)?;
         let limit = node.map(|node| self.table.limit(&node));
-        Ok(Served { file, asked, name: text.to_owned(), limit })
+        Ok(Served { file, kind, name: text.to_owned(), limit })
     }
 
-    /// What is under a name, what it is to the machine's boot, and whose it is.
+    /// Opens the file under a name; tells its part in the machine's boot, and the node that has it.
     fn open_text(
         &self,
         name: &str,
         peer: IpAddr,
         now: Instant,
-    ) -> Result<(Opened, Asked, Option<NodeName>), Refusal> {
+    ) -> Result<(Opened, FetchKind, Option<NodeName>), Refusal> {
         let lpxelinux = self.evidence().runs_lpxelinux(peer, now);
         match self.table.find_for(name, lpxelinux) {
-            Named::Text(Some(node), text) => {
-                self.evidence().menu_asked(peer, node.clone(), now);
-                Ok((files::in_memory(text.expose())?, Asked::Menu(node.clone()), Some(node)))
+            Named::Menu(Some(node), text) => {
+                self.evidence().menu_requested(peer, node.clone(), now);
+                Ok((files::in_memory(text.expose())?, FetchKind::Menu(node.clone()), Some(node)))
             }
-            Named::Text(None, text) => Ok((files::in_memory(text.expose())?, Asked::Nothing, None)),
-            Named::Stranger(mac) => {
-                tracing::info!(%peer, %mac, "a machine that is no node's asks for a boot menu");
+            Named::Menu(None, text) => {
+                Ok((files::in_memory(text.expose())?, FetchKind::Other, None))
+            }
+            Named::Unclaimed(mac) => {
+                tracing::info!(%peer, %mac, "an unclaimed machine asks for a boot menu");
+                if self.evidence().unknown_mac(peer, mac, now) {
+                    self.report_to_awaited(peer, name, BootStage::Menu, 1, Some(mac));
+                }
                 Err(Refusal::NotFound)
             }
             // An installed machine that boots is no evidence of an installation.
             Named::Own(node, file) => {
-                Ok((self.open_own(&node, &file)?, Asked::Nothing, Some(node)))
+                Ok((self.open_own(&node, &file)?, FetchKind::Other, Some(node)))
             }
             Named::Nothing => Err(Refusal::NotFound),
             Named::Other => {
@@ -154,21 +161,23 @@ impl BootFileCatalog {
                     (None, Some(root)) => {
                         files::open_beneath(root, name.as_ref()).inspect_err(|refusal| {
                             if matches!(refusal, Refusal::NotFound | Refusal::NotAllowed) {
-                                self.tell_refused(peer, name, now);
+                                self.report_refused(peer, name, now);
                             }
                         })?
                     }
                     (None, None) => {
-                        self.tell_refused(peer, name, now);
+                        self.report_refused(peer, name, now);
                         return Err(Refusal::NotFound);
                     }
                 };
                 Ok(match deploy {
-                    Some((node, stage)) => (file, Asked::Deploy(node.clone(), stage), Some(node)),
-                    None if fixed.is_some() => (file, Asked::Nothing, None),
+                    Some((node, stage)) => {
+                        (file, FetchKind::Deploy(node.clone(), stage), Some(node))
+                    }
+                    None if fixed.is_some() => (file, FetchKind::Other, None),
                     None => {
-                        self.evidence().loader_asked(peer, name, now);
-                        (file, Asked::Loader, None)
+                        self.evidence().loader_requested(peer, name, now);
+                        (file, FetchKind::Loader, None)
                     }
                 })
             }
@@ -188,43 +197,61 @@ impl BootFileCatalog {
             match error.kind() {
                 io::ErrorKind::NotFound => Refusal::NotFound,
                 _ if files::exhausted(&error) => Refusal::Busy,
-                // What has decayed is thrown away.
+                // A decayed file is thrown away.
                 _ if matches!(file, BootFile::Cached(_)) => Refusal::NotFound,
                 _ => Refusal::NotAllowed,
             }
         })
     }
 
-    /// Tells every node that is waited for: whose machine it is nobody knows before it asks for a menu.
-    fn tell_refused(&self, peer: IpAddr, name: &str, now: Instant) {
+    fn report_refused(&self, peer: IpAddr, name: &str, now: Instant) {
         let Some(times) = self.evidence().refused(peer, name, now) else { return };
-        tracing::info!(%peer, name, times, "a machine asks for a boot file that is not among the loaders");
+        tracing::info!(
+            %peer,
+            name,
+            times,
+            "a machine asks for a boot file that is not among the loaders"
+        );
+        self.report_to_awaited(peer, name, BootStage::Loader, times, None);
+    }
+
+    /// Reports to every awaited node: whose machine it is shows only when it requests a node's
+    /// menu.
+    fn report_to_awaited(
+        &self,
+        peer: IpAddr,
+        path: &str,
+        stage: BootStage,
+        refused_times: u32,
+        unknown_mac: Option<MacAddr>,
+    ) {
         for node in self.table.awaited().into_iter().take(AWAITED_MAX) {
-            let path = name.to_owned();
-            let stage = BootStage::Loader;
-            self.tell(Fetch {
+            let path = path.to_owned();
+            let (sent_bytes, complete) = (0, false);
+            self.report(Fetch {
                 node,
                 stage,
                 path,
                 peer,
-                sent_bytes: 0,
-                complete: false,
-                refused_times: times,
+                sent_bytes,
+                complete,
+                refused_times,
+                unknown_mac,
             });
         }
     }
 
-    fn tell(&self, fetch: Fetch) {
+    fn report(&self, fetch: Fetch) {
         if let Err(error) = self.fetched.try_send(fetch) {
-            tracing::debug!(%error, "a fetch is not told");
+            tracing::debug!(%error, "a fetch is not reported");
         }
     }
 
-    /// A transfer asked for at `began` has ended.
-    pub(super) fn ended(&self, peer: IpAddr, asked: Asked, ended: Ended, began: Instant) {
-        let fetches = self.evidence().ended(peer, asked, ended, began, Instant::now());
+    /// Notes that a transfer requested at `began` has ended.
+    pub(super) fn ended(&self, peer: IpAddr, kind: FetchKind, ended: Ended, began: Instant) {
+        let fetches = self.evidence().ended(peer, kind, ended, began, Instant::now());
         for fetch in fetches {
-            self.tell(fetch);
+            self.report(fetch);
         }
     }
 
@@ -234,8 +261,8 @@ impl BootFileCatalog {
     }
 }
 
-/// A name as text: without the end mark of DHCP's options (RFC 2132 §3.2), which old network interfaces
-/// take for a part of a boot file's name that is the last option.
+/// A name as text: without the end mark of DHCP's options (RFC 2132 §3.2), which old network
+/// interfaces take for a part of a boot file's name that is the last option.
 fn text_of(name: &OsStr) -> Option<&str> {
     let mut bytes = name.as_encoded_bytes();
     while let Some(rest) = bytes.strip_suffix(b"\xff") {
@@ -263,7 +290,7 @@ mod tests {
         );
         for path in ["first", "second"] {
             let ended = Ended { path: path.to_owned(), sent_bytes: 1, complete: true };
-            let (peer, menu) = ([127, 0, 0, 1].into(), Asked::Menu("a".parse().unwrap()));
+            let (peer, menu) = ([127, 0, 0, 1].into(), FetchKind::Menu("a".parse().unwrap()));
             catalog.ended(peer, menu, ended, Instant::now());
         }
         assert_eq!(fetched.try_recv().unwrap().path, "first");

@@ -1,7 +1,8 @@
-//! Which fetch belongs to which node.
+//! Attributes fetches to nodes.
 //!
-//! A loader is asked for by an address nobody knows yet; the node's own menu then tells whose address it is. Called by the server when a
-//! transfer begins and when it ends. Pure: time is an argument. It never guesses: a fetch that cannot be attributed is not reported.
+//! A loader is fetched from an address that is not known yet; the menu fetched next tells whose it
+//! is. Called by the catalog when a transfer begins and when it ends. Pure: time is an argument. It
+//! never guesses: a fetch that cannot be attributed is not reported.
 
 use std::{
     collections::BTreeMap,
@@ -11,49 +12,76 @@ use std::{
 
 use crate::model::{
     boot::{BootStage, Fetch},
-    ids::NodeName,
+    ids::{MacAddr, NodeName},
 };
 
-/// Most addresses remembered. Anybody can make one up, so the one silent for longest is forgotten.
+/// Most addresses remembered. Anybody can make one up, so that the one silent for longest is
+/// forgotten.
 const ADDRESSES_MAX: usize = 1024;
-/// Most loader files remembered for an address before it asks for a menu: pxelinux needs two, GRUB as `grub-mknetdir` installs it some
-/// forty, of which the first is the one that matters.
+/// Most loader files remembered for an address before it asks for a menu: pxelinux needs two, GRUB
+/// as `grub-mknetdir` installs it some forty, of which the first is the one that matters.
 const LOADERS_MAX: usize = 64;
-/// Refusals of one boot file that are told of an address, and of all addresses in a minute: each is written down for every node that is
-/// waited for.
+/// Most refusals of one boot file reported of an address.
 const REFUSALS_OF_ADDRESS_MAX: u32 = 10;
+/// Most refusals reported in a minute, of all addresses: each is recorded for every awaited node.
 const REFUSALS_MAX: u32 = 30;
 const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
-/// How long before the menu a loader can have been fetched and still be of the same boot.
+/// Time for which a network interface that no node has is not reported again: a boot loader asks
+/// several times.
+const UNKNOWN_MAC_PAUSE: Duration = Duration::from_secs(10);
+/// Longest time between a loader and a menu of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
 /// The pxelinux that knows URLs, and how the names of what any pxelinux loads next end.
 const LPXELINUX: &str = "lpxelinux.0";
 const PXELINUX_MODULE: &str = ".c32";
 
-/// What is known of the addresses that fetched something lately.
+/// The addresses that fetched something lately.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     addresses: BTreeMap<IpAddr, Address>,
-    /// Since when refusals are counted, and how many were told.
-    refusals: Option<(Instant, u32)>,
+    refusals: ReportBudget,
+    unknown_macs: ReportBudget,
+}
+
+/// Limits the reports a minute of requests that anybody can send.
+#[derive(Debug, Default)]
+struct ReportBudget {
+    /// The beginning of the current window, and the reports in it.
+    reported: Option<(Instant, u32)>,
+}
+
+impl ReportBudget {
+    /// Whether one more is to be reported.
+    fn admits(&mut self, now: Instant) -> bool {
+        let (since, reported) = self.reported.get_or_insert((now, 0));
+        if now.duration_since(*since) >= REFUSALS_WINDOW {
+            (*since, *reported) = (now, 0);
+        }
+        *reported += 1;
+        *reported <= REFUSALS_MAX
+    }
 }
 
 #[derive(Debug)]
 struct Address {
     touched: Instant,
-    /// Whose own menu it asked for last, and when.
+    /// The node whose menu it requested last, and when.
     node: Option<(NodeName, Instant)>,
     /// Loaders fetched that no menu has explained yet, with the time of their request.
     loaders: Vec<(Instant, Ended)>,
-    /// When it last asked for `lpxelinux.0`, and for no other boot loader's first file since.
+    /// When it last requested `lpxelinux.0`, unless it has requested another boot loader's first
+    /// file since.
     lpxelinux: Option<Instant>,
-    /// The boot file it asked for last and was refused, and how often.
+    /// The boot file that it was refused last, and how often.
     refused: Option<(String, u32)>,
+    /// The network interface without a node that requested its menu from there, and when it was
+    /// reported.
+    unknown_mac: Option<(MacAddr, Instant)>,
 }
 
-/// What a requested file is.
+/// The part that a requested file plays in a boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum FetchKind {
     /// A node's own menu.
     Menu(NodeName),
     /// A file of the loader directory.
@@ -61,7 +89,7 @@ pub(super) enum Asked {
     /// The kernel or ramdisk that the menu of this address's node names.
     Deploy(NodeName, BootStage),
     /// Anything else: never reported.
-    Nothing,
+    Other,
 }
 
 /// A transfer that has ended.
@@ -76,9 +104,9 @@ pub(super) struct Ended {
 }
 
 impl Evidence {
-    /// Whose address it is, as far as a menu fetched lately tells. `life` is how long after its
-    /// menu an address is still taken for the node: a large ramdisk waits for its kernel on a slow
-    /// network.
+    /// Returns the node that has the address, as far as a menu fetched lately tells. `life` is the
+    /// time after its menu for which an address is still the node's: a large ramdisk waits for its
+    /// kernel on a slow network.
     pub(super) fn node(
         &self,
         peer: IpAddr,
@@ -89,13 +117,13 @@ impl Evidence {
         (now.duration_since(*since) <= life(node)).then_some(node)
     }
 
-    /// A node's own menu is asked for: from now on the address is that node's.
-    pub(super) fn menu_asked(&mut self, peer: IpAddr, node: NodeName, now: Instant) {
+    /// Notes that a node's own menu is requested: from now on the address is that node's.
+    pub(super) fn menu_requested(&mut self, peer: IpAddr, node: NodeName, now: Instant) {
         self.address(peer, now).node = Some((node, now));
     }
 
-    /// A file of the loader directory is sent to this address.
-    pub(super) fn loader_asked(&mut self, peer: IpAddr, path: &str, now: Instant) {
+    /// Notes that a file of the loader directory is sent to this address.
+    pub(super) fn loader_requested(&mut self, peer: IpAddr, path: &str, now: Instant) {
         let file = path.rsplit('/').next().unwrap_or(path);
         if file == LPXELINUX {
             self.address(peer, now).lpxelinux = Some(now);
@@ -110,8 +138,9 @@ impl Evidence {
         since.is_some_and(|since| now.duration_since(since) <= LOADER_LIFE)
     }
 
-    /// A file that should be among the loaders is not. If a machine could be at the beginning of its boot, this is the name that its
-    /// firmware was given: how often it has asked for it. What anybody can send is told a few times only.
+    /// Notes that a requested boot file is not among the loaders. If the machine could be at the
+    /// beginning of its boot, its firmware was given this name: then the result is how often it has
+    /// requested it. Anybody can send requests, so that few are reported.
     pub(super) fn refused(&mut self, peer: IpAddr, path: &str, now: Instant) -> Option<u32> {
         let address = self.address(peer, now);
         // Who has a boot loader tries many files that need not be there.
@@ -128,27 +157,36 @@ impl Evidence {
                 1
             }
         };
-        let (since, told) = self.refusals.get_or_insert((now, 0));
-        if now.duration_since(*since) >= REFUSALS_WINDOW {
-            (*since, *told) = (now, 0);
-        }
-        *told += 1;
-        (times <= REFUSALS_OF_ADDRESS_MAX && *told <= REFUSALS_MAX).then_some(times)
+        (self.refusals.admits(now) && times <= REFUSALS_OF_ADDRESS_MAX).then_some(times)
     }
 
-    /// A transfer asked for at `began` has ended: what can be said now, in the order it happened.
+    /// Notes that a network interface that no node has requests its menu. Returns whether to report
+    /// it: it may be an awaited machine, under another address than its spec says.
+    pub(super) fn unknown_mac(&mut self, peer: IpAddr, mac: MacAddr, now: Instant) -> bool {
+        let last = &mut self.address(peer, now).unknown_mac;
+        if last
+            .is_some_and(|(before, at)| before == mac && now.duration_since(at) < UNKNOWN_MAC_PAUSE)
+        {
+            return false;
+        }
+        *last = Some((mac, now));
+        self.unknown_macs.admits(now)
+    }
+
+    /// Notes that a transfer requested at `began` has ended, and returns what can be reported now,
+    /// in the order it happened.
     pub(super) fn ended(
         &mut self,
         peer: IpAddr,
-        asked: Asked,
+        kind: FetchKind,
         ended: Ended,
         began: Instant,
         now: Instant,
     ) -> Vec<Fetch> {
-        match asked {
-            Asked::Nothing => Vec::new(),
-            Asked::Deploy(node, stage) => vec![fetch(node, stage, peer, ended)],
-            Asked::Menu(node) => {
+        match kind {
+            FetchKind::Other => Vec::new(),
+            FetchKind::Deploy(node, stage) => vec![fetch(node, stage, peer, ended)],
+            FetchKind::Menu(node) => {
                 let loaders = std::mem::take(&mut self.address(peer, now).loaders);
                 let recent = |at: &Instant| now.duration_since(*at) <= LOADER_LIFE;
                 loaders
@@ -158,11 +196,11 @@ impl Evidence {
                     .chain([fetch(node.clone(), BootStage::Menu, peer, ended)])
                     .collect()
             }
-            Asked::Loader => self.loader_ended(peer, ended, began, now),
+            FetchKind::Loader => self.loader_ended(peer, ended, began, now),
         }
     }
 
-    /// The last acknowledgement of a loader may be looked at only after the menu has been asked for.
+    /// The last acknowledgement of a loader may be read only after the menu has been requested.
     fn loader_ended(
         &mut self,
         peer: IpAddr,
@@ -197,6 +235,7 @@ impl Evidence {
             node: None,
             loaders: Vec::new(),
             refused: None,
+            unknown_mac: None,
             lpxelinux: None,
         });
         address.touched = now;
@@ -206,7 +245,7 @@ impl Evidence {
 
 fn fetch(node: NodeName, stage: BootStage, peer: IpAddr, ended: Ended) -> Fetch {
     let Ended { path, sent_bytes, complete } = ended;
-    Fetch { node, stage, path, peer, sent_bytes, complete, refused_times: 0 }
+    Fetch { node, stage, path, peer, sent_bytes, complete, refused_times: 0, unknown_mac: None }
 }
 
 #[cfg(test)]
@@ -227,7 +266,7 @@ mod tests {
         Ended { path: path.to_owned(), sent_bytes: 9, complete: true }
     }
 
-    fn told(fetches: Vec<Fetch>) -> Vec<(String, BootStage, String)> {
+    fn reported(fetches: Vec<Fetch>) -> Vec<(String, BootStage, String)> {
         fetches.into_iter().map(|f| (f.node.to_string(), f.stage, f.path)).collect()
     }
 
@@ -241,17 +280,20 @@ mod tests {
     fn a_loader_is_reported_once_the_menu_tells_whose_it_was() {
         let (at, mut evidence) = (clock(), Evidence::default());
         for path in ["pxelinux.0", "ldlinux.c32", "pxelinux.0"] {
-            assert_eq!(evidence.ended(ip(1), Asked::Loader, ended(path), at(1), at(2)), []);
+            assert_eq!(evidence.ended(ip(1), FetchKind::Loader, ended(path), at(1), at(2)), []);
         }
-        evidence.menu_asked(ip(1), node("a"), at(3));
-        let fetches = evidence.ended(ip(1), Asked::Menu(node("a")), ended("menu"), at(3), at(4));
+        evidence.menu_requested(ip(1), node("a"), at(3));
+        let fetches =
+            evidence.ended(ip(1), FetchKind::Menu(node("a")), ended("menu"), at(3), at(4));
         let loader = |path: &str| ("a".to_owned(), BootStage::Loader, path.to_owned());
         let menu = ("a".to_owned(), BootStage::Menu, "menu".to_owned());
-        assert_eq!(told(fetches), [loader("ldlinux.c32"), loader("pxelinux.0"), menu.clone()]);
-        let again = evidence.ended(ip(1), Asked::Menu(node("a")), ended("menu"), at(5), at(6));
-        assert_eq!(told(again), [menu]);
+        assert_eq!(reported(fetches), [loader("ldlinux.c32"), loader("pxelinux.0"), menu.clone()]);
+        let again = evidence.ended(ip(1), FetchKind::Menu(node("a")), ended("menu"), at(5), at(6));
+        assert_eq!(reported(again), [menu]);
     }
 
+    /// Invariant (netboot): A boot loader that can do HTTP fetches by HTTP, or by TFTP where that
+    /// fails.
     #[test]
     fn lpxelinux_is_known_by_its_name_until_another_loader_is_asked_for() {
         let (at, mut evidence) = (clock(), Evidence::default());
@@ -264,7 +306,7 @@ mod tests {
             ("grubx64.efi", false),
             ("lpxelinux.0", true),
         ] {
-            evidence.loader_asked(ip(1), path, at(1));
+            evidence.loader_requested(ip(1), path, at(1));
             assert_eq!(evidence.runs_lpxelinux(ip(1), at(2)), known, "{path}");
             assert!(!evidence.runs_lpxelinux(ip(2), at(2)));
         }
@@ -275,28 +317,32 @@ mod tests {
     fn a_loader_is_not_forgotten_over_all_its_modules() {
         let (at, mut evidence) = (clock(), Evidence::default());
         for number in 0..50 {
-            evidence.ended(ip(1), Asked::Loader, ended(&format!("{number}.mod")), at(1), at(2));
+            evidence.ended(ip(1), FetchKind::Loader, ended(&format!("{number}.mod")), at(1), at(2));
         }
-        evidence.menu_asked(ip(1), node("a"), at(3));
-        let fetches = evidence.ended(ip(1), Asked::Menu(node("a")), ended("menu"), at(3), at(4));
+        evidence.menu_requested(ip(1), node("a"), at(3));
+        let fetches =
+            evidence.ended(ip(1), FetchKind::Menu(node("a")), ended("menu"), at(3), at(4));
         assert_eq!((fetches.len(), fetches[0].path.as_str()), (51, "0.mod"));
     }
 
     #[test]
     fn a_loader_that_ends_after_its_menu_was_asked_for_is_not_lost() {
         let (at, mut evidence) = (clock(), Evidence::default());
-        evidence.menu_asked(ip(1), node("a"), at(3));
-        let fetches = evidence.ended(ip(1), Asked::Loader, ended("pxelinux.0"), at(2), at(4));
-        assert_eq!(told(fetches), [("a".to_owned(), BootStage::Loader, "pxelinux.0".to_owned())]);
+        evidence.menu_requested(ip(1), node("a"), at(3));
+        let fetches = evidence.ended(ip(1), FetchKind::Loader, ended("pxelinux.0"), at(2), at(4));
+        assert_eq!(
+            reported(fetches),
+            [("a".to_owned(), BootStage::Loader, "pxelinux.0".to_owned())]
+        );
     }
 
     #[test]
     fn an_address_handed_to_another_machine_is_that_machines_from_its_menu_on() {
         let (at, mut evidence) = (clock(), Evidence::default());
-        evidence.menu_asked(ip(1), node("a"), at(0));
-        assert_eq!(evidence.ended(ip(1), Asked::Loader, ended("x"), at(60), at(61)), []);
-        evidence.menu_asked(ip(1), node("b"), at(62));
-        let fetches = evidence.ended(ip(1), Asked::Menu(node("b")), ended("m"), at(62), at(63));
+        evidence.menu_requested(ip(1), node("a"), at(0));
+        assert_eq!(evidence.ended(ip(1), FetchKind::Loader, ended("x"), at(60), at(61)), []);
+        evidence.menu_requested(ip(1), node("b"), at(62));
+        let fetches = evidence.ended(ip(1), FetchKind::Menu(node("b")), ended("m"), at(62), at(63));
         assert!(fetches.iter().all(|f| f.node == node("b")) && fetches.len() == 2, "{fetches:?}");
         assert_eq!(evidence.node(ip(1), at(64), |_| LIFE), Some(&node("b")));
     }
@@ -304,13 +350,13 @@ mod tests {
     #[test]
     fn two_nodes_booting_at_once_never_mix() {
         let (at, mut evidence) = (clock(), Evidence::default());
-        evidence.ended(ip(1), Asked::Loader, ended("one"), at(0), at(1));
-        evidence.ended(ip(2), Asked::Loader, ended("two"), at(0), at(1));
-        evidence.menu_asked(ip(2), node("b"), at(2));
-        evidence.menu_asked(ip(1), node("a"), at(2));
+        evidence.ended(ip(1), FetchKind::Loader, ended("one"), at(0), at(1));
+        evidence.ended(ip(2), FetchKind::Loader, ended("two"), at(0), at(1));
+        evidence.menu_requested(ip(2), node("b"), at(2));
+        evidence.menu_requested(ip(1), node("a"), at(2));
         for (peer, name, path) in [(1, "a", "one"), (2, "b", "two")] {
-            let asked = Asked::Menu(node(name));
-            let fetches = told(evidence.ended(ip(peer), asked, ended("m"), at(2), at(3)));
+            let kind = FetchKind::Menu(node(name));
+            let fetches = reported(evidence.ended(ip(peer), kind, ended("m"), at(2), at(3)));
             assert_eq!(fetches[0], (name.to_owned(), BootStage::Loader, path.to_owned()));
         }
     }
@@ -318,9 +364,10 @@ mod tests {
     #[test]
     fn old_traces_are_not_taken_for_this_boot() {
         let (at, mut evidence) = (clock(), Evidence::default());
-        evidence.ended(ip(1), Asked::Loader, ended("yesterday"), at(0), at(1));
-        evidence.menu_asked(ip(1), node("a"), at(301));
-        let fetches = evidence.ended(ip(1), Asked::Menu(node("a")), ended("m"), at(301), at(302));
+        evidence.ended(ip(1), FetchKind::Loader, ended("yesterday"), at(0), at(1));
+        evidence.menu_requested(ip(1), node("a"), at(301));
+        let fetches =
+            evidence.ended(ip(1), FetchKind::Menu(node("a")), ended("m"), at(301), at(302));
         assert_eq!(fetches.len(), 1);
         assert_eq!(evidence.node(ip(1), at(301 + 1800), |_| LIFE), Some(&node("a")));
         assert_eq!(evidence.node(ip(1), at(301 + 1801), |_| LIFE), None);
@@ -332,32 +379,53 @@ mod tests {
         for times in 1..=REFUSALS_OF_ADDRESS_MAX {
             assert_eq!(evidence.refused(ip(1), "lpxelinux.0", at(1)), Some(times));
         }
-        assert_eq!(evidence.refused(ip(1), "lpxelinux.0", at(1)), None, "it was told often enough");
+        assert_eq!(
+            evidence.refused(ip(1), "lpxelinux.0", at(1)),
+            None,
+            "it was reported often enough"
+        );
         assert_eq!(evidence.refused(ip(1), "bootx64.efi", at(2)), Some(1));
-        evidence.ended(ip(1), Asked::Loader, ended("pxelinux.0"), at(3), at(3));
+        evidence.ended(ip(1), FetchKind::Loader, ended("pxelinux.0"), at(3), at(3));
         assert_eq!(evidence.refused(ip(1), "optional.c32", at(4)), None);
-        evidence.menu_asked(ip(2), node("a"), at(4));
+        evidence.menu_requested(ip(2), node("a"), at(4));
         assert_eq!(evidence.refused(ip(2), "grub/optional.lst", at(5)), None);
     }
 
+    /// Invariant (netboot): A missing boot file that a machine asks for is named where its node's
+    /// time is over.
     #[test]
-    fn refusals_of_many_addresses_are_told_a_few_times_in_a_minute() {
+    fn refusals_of_many_addresses_are_reported_a_few_times_in_a_minute() {
         let (at, mut evidence) = (clock(), Evidence::default());
         for minute in 0..2 {
-            let told = (0..500)
+            let reported = (0..500)
                 .filter(|number| evidence.refused(ip(*number), "x", at(minute * 60)).is_some());
-            assert_eq!(told.count(), REFUSALS_MAX as usize);
+            assert_eq!(reported.count(), REFUSALS_MAX as usize);
         }
+    }
+
+    /// Invariant (netboot): A network interface in no spec is named at the nodes that wait, a few
+    /// times only.
+    #[test]
+    fn an_unknown_network_interface_is_reported_once_for_each_boot_and_a_few_times_in_a_minute() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        let mac = |last| MacAddr::new([0x52, 0x54, 0, 0, 0, last]);
+        assert!(evidence.unknown_mac(ip(1), mac(1), at(0)));
+        assert!(!evidence.unknown_mac(ip(1), mac(1), at(1)), "GRUB asks for several names");
+        assert!(evidence.unknown_mac(ip(2), mac(2), at(1)), "another machine");
+        assert!(evidence.unknown_mac(ip(1), mac(1), at(90)), "the next boot");
+        let reported = (0..200).filter(|last| evidence.unknown_mac(ip(3), mac(*last), at(200)));
+        assert_eq!(reported.count(), REFUSALS_MAX as usize);
+        assert_eq!(evidence.refused(ip(4), "x", at(200)), Some(1), "refusals have their own");
     }
 
     #[test]
     fn strangers_cannot_fill_the_memory() {
         let (at, mut evidence) = (clock(), Evidence::default());
-        evidence.menu_asked(ip(1), node("a"), at(1));
+        evidence.menu_requested(ip(1), node("a"), at(1));
         for number in 2..1200 {
             for file in 0..2 * LOADERS_MAX {
                 let path = ended(&file.to_string());
-                evidence.ended(ip(number), Asked::Loader, path, at(1), at(number.into()));
+                evidence.ended(ip(number), FetchKind::Loader, path, at(1), at(number.into()));
             }
             let now = at(number.into());
             assert_eq!(
@@ -365,7 +433,7 @@ mod tests {
                 Some(&node("a")),
                 "a busy address is kept"
             );
-            evidence.menu_asked(ip(1), node("a"), now);
+            evidence.menu_requested(ip(1), node("a"), now);
         }
         assert_eq!(evidence.addresses.len(), ADDRESSES_MAX);
         let strangers = evidence.addresses.values().filter(|a| a.node.is_none());

@@ -1,8 +1,8 @@
-//! Opens what is served: files beneath the loader directory, files at fixed paths, kernels and ramdisks that specs name, and texts held in
-//! memory.
+//! Opens boot files: those beneath the loader directory, those at fixed paths, kernels and ramdisks
+//! that specs name, and texts held in memory.
 //!
-//! Called by the catalog for each request. It never follows a link out of the loader directory, never blocks on a device or a FIFO, and
-//! never tells a client anything of the server's paths.
+//! Called by the catalog for each request. It never follows a link out of the loader directory,
+//! never blocks on a device or a FIFO, and never tells a client anything of the server's paths.
 
 use std::{
     ffi::OsStr,
@@ -17,7 +17,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::tftp::Refusal;
+use super::refusal::Refusal;
 use crate::regular_file::{
     self, NotRegular,
     beneath::{self, Links},
@@ -32,8 +32,8 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// A path for the worker, which insists on opening its file itself: the very file that was checked, whatever has become of its
-    /// name. It leads there as long as this value lives.
+    /// A path for the worker, which insists on opening its file itself: the very file that was
+    /// checked, whatever has become of its name. It leads there as long as this value lives.
     pub(super) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
@@ -44,7 +44,8 @@ impl Opened {
     }
 }
 
-/// Opens the loader directory, following links to it: it is looked up for each request, so that it may be replaced as a whole.
+/// Opens the loader directory, following links to it: it is looked up for each request, so that it
+/// may be replaced as a whole.
 pub(super) fn open_root(root: &Path) -> io::Result<OwnedFd> {
     beneath::open_dir(root)
 }
@@ -52,7 +53,7 @@ pub(super) fn open_root(root: &Path) -> io::Result<OwnedFd> {
 /// Opens a clean name beneath the loader directory; a link anywhere in it is refused.
 pub(super) fn open_beneath(root: &Path, name: &OsStr) -> Result<Opened, Refusal> {
     let root_fd = open_root(root).map_err(|error| {
-        tracing::warn!(root = %root.display(), %error, "the TFTP loader directory cannot be opened");
+        tracing::warn!(root = %root.display(), %error, "the loader directory cannot be opened");
         if exhausted(&error) { Refusal::Busy } else { Refusal::NotFound }
     })?;
     let opened = beneath::open(root_fd, Path::new(name), Links::Refused).and_then(regular);
@@ -60,7 +61,7 @@ pub(super) fn open_beneath(root: &Path, name: &OsStr) -> Result<Opened, Refusal>
         if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NOTDIR)) {
             return Refusal::NotFound;
         }
-        tracing::warn!(root = %root.display(), ?name, %error, "a TFTP file cannot be opened");
+        tracing::warn!(root = %root.display(), ?name, %error, "a boot file cannot be opened");
         if exhausted(&error) { Refusal::Busy } else { Refusal::NotAllowed }
     })
 }
@@ -68,7 +69,7 @@ pub(super) fn open_beneath(root: &Path, name: &OsStr) -> Result<Opened, Refusal>
 /// Opens a file the administrator named; links in its path are the administrator's own.
 pub(super) fn open_fixed(path: &Path) -> Result<Opened, Refusal> {
     regular_file::open(path).and_then(regular).map_err(|error| {
-        tracing::warn!(path = %path.display(), %error, "a TFTP file cannot be opened");
+        tracing::warn!(path = %path.display(), %error, "a boot file cannot be opened");
         match error.kind() {
             io::ErrorKind::NotFound => Refusal::NotFound,
             _ if exhausted(&error) => Refusal::Busy,
@@ -77,8 +78,9 @@ pub(super) fn open_fixed(path: &Path) -> Result<Opened, Refusal> {
     })
 }
 
-/// Opens a kernel or ramdisk that a spec names: a relative path beneath the first of these directories, an absolute one beneath the one it
-/// lies in. Links are followed as long as they stay there.
+/// Opens a kernel or ramdisk that a spec names: a relative path beneath the first of these
+/// directories, an absolute one beneath the one it lies in. Links are followed as long as they stay
+/// there.
 pub(super) fn open_own(dirs: &[PathBuf], path: &str) -> io::Result<Opened> {
     let refused = |reason: String| io::Error::new(io::ErrorKind::PermissionDenied, reason);
     let path = Path::new(path);
@@ -106,7 +108,7 @@ pub(super) fn open_own(dirs: &[PathBuf], path: &str) -> io::Result<Opened> {
     Ok(opened)
 }
 
-/// Makes a text a file that exists only in memory and only as long as it is open.
+/// Makes a text a file that exists only in memory, and only as long as it is open.
 pub(super) fn in_memory(text: &str) -> Result<Opened, Refusal> {
     let make = || -> io::Result<Opened> {
         let mut file = File::from(memfd_create("hostler-menu", MemfdFlags::CLOEXEC)?);
@@ -120,13 +122,13 @@ pub(super) fn in_memory(text: &str) -> Result<Opened, Refusal> {
     })
 }
 
-/// Whether it is the system that has no descriptors or no memory left, rather than the file that is wrong.
+/// Whether the system has no descriptors or no memory left, so that nothing is wrong with the file.
 pub(super) fn exhausted(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
-/// A file that is known to be a regular one.
+/// Wraps a file that is known to be a regular one.
 pub(super) fn regular(file: File) -> io::Result<Opened> {
     let bytes = file.metadata()?.len();
     Ok(Opened { file, bytes })

@@ -1,22 +1,26 @@
-//! What machines boot from the network: firmware and boot loaders are served here. Read-only.
+//! Serves boot files to firmware and boot loaders. Read-only.
 //!
-//! The agent binds a TFTP [`Server`] and an [HTTP server](http::Server) beside it, keeps the [`BootTable`] in step with its nodes, and reads
-//! from a channel what each machine has fetched ([`Fetch`](crate::model::boot::Fetch)). It must never write a file, block the agent,
-//! or serve anything that is not in the table, in the loader directory or among the fixed files.
+//! The agent binds a TFTP [`Server`] and an [HTTP server](http::Server) beside it, keeps the
+//! [`BootTable`] in step with its nodes, and reads from a channel what each machine has fetched
+//! ([`Fetch`](crate::model::boot::Fetch)). It must never write a file, block the agent, or serve
+//! anything that is not in the table, in the loader directory or among the fixed files.
 //!
-//! `menu` renders what each boot loader reads, `table` keeps it, `files` opens what it names, `evidence` knows whose fetch it was, and
-//! `catalog` is all of it together; `tftp` and `http` serve it.
+//! `menu` renders what each boot loader reads, `table` keeps it, `files` opens what it names,
+//! `evidence` knows whose fetch it was, and `catalog` is all of it together; `tftp` and `http`
+//! serve it.
 
 mod catalog;
 mod evidence;
 mod files;
 pub mod http;
 mod menu;
+mod name;
+mod refusal;
 mod table;
 mod tftp;
 
 pub use catalog::{BootFileCatalog, Cached};
-pub use menu::{MenuError, Menus};
+pub use menu::MenuError;
 pub use table::{BootSettings, BootTable};
 #[cfg(fuzzing)]
 pub use tftp::fuzz;

@@ -1,7 +1,8 @@
-//! The boot table: which menu each network interface gets, and what the files in it are to the boot.
+//! The boot table: the menu of each network interface, and the part its files play in the boot.
 //!
-//! Written by the agent, read by the server for every request. A node's menus change all at once: no client ever sees the old menu under
-//! one name and the new one under another. It never touches a file or a socket.
+//! Written by the agent, read by the servers for every request. A node's menus change all at once:
+//! no client ever sees the old menu under one name and the new one under another. It never touches
+//! a file or a socket.
 
 use std::{
     collections::BTreeMap,
@@ -12,6 +13,7 @@ use std::{
 };
 
 use crate::model::{
+    admin::ServedMenu,
     boot::{BootMenu, BootStage, Firmware},
     ids::{MacAddr, NodeName},
     netboot::BootFile,
@@ -20,25 +22,26 @@ use crate::model::{
 };
 
 use super::menu::{
-    Means, MenuError, Menus, OWN_DIR, grub, ipxe, own_kernel, own_ramdisk, pxelinux, render,
+    self, BootLoader, BootOptions, MenuClient, MenuError, MenuName, OWN_DIR, menu_name, own_kernel,
+    own_ramdisk,
 };
 
-/// How long a machine may take for what it fetches, at least and unless its node says otherwise.
+/// Least limit on a machine's fetch. Its node may have a longer one.
 pub(super) const FETCH_LIMIT: Duration = Duration::from_secs(30 * 60);
 
-/// How a node's machine boots.
+/// A node's settings that its boot depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct BootSettings {
-    /// For diagnostics: every boot loader's menu is served whatever the firmware is.
+    /// For diagnostics: every boot loader's menu is served whatever the firmware.
     pub firmware: Firmware,
     /// The boot loader whose menu leads into an installation.
     pub loader: Loader,
-    /// How long its deploy ramdisk may take to come up (`timeouts.ramdisk`). A fetch may take as
-    /// long.
+    /// For its deploy ramdisk to come up (`timeouts.ramdisk`), and for each fetch.
     pub ramdisk_limit: Duration,
 }
 
-/// The boot menus of all nodes, shared between the agent and the servers. A clone is the same table.
+/// The boot menus of all nodes, shared between the agent and the servers. A clone is the same
+/// table.
 ///
 /// By default it knows no HTTP server, and iPXE is sent to TFTP for everything.
 #[derive(Clone, Default)]
@@ -49,11 +52,11 @@ struct Tables {
     nodes: BTreeMap<NodeName, Node>,
     /// Each NIC's owner: the node that named it last.
     nics: BTreeMap<MacAddr, NodeName>,
-    /// Where the machines reach the HTTP server.
+    /// The HTTP server's address, as machines reach it.
     http: Option<SocketAddr>,
 }
 
-/// A node's menu, which is rendered for whoever asks: of ten thousand machines few boot at once.
+/// A node's menu, which is rendered for each request: of ten thousand machines few boot at once.
 struct Node {
     settings: BootSettings,
     macs: Vec<MacAddr>,
@@ -61,13 +64,8 @@ struct Node {
 }
 
 impl Node {
-    fn render(
-        &self,
-        name: &NodeName,
-        mac: MacAddr,
-        http: Option<SocketAddr>,
-    ) -> Result<Menus, MenuError> {
-        render(name, mac, Means { loader: self.settings.loader, http }, &self.menu)
+    fn options(&self, http: Option<SocketAddr>) -> BootOptions {
+        BootOptions { loader: self.settings.loader, http }
     }
 
     fn menu_name(&self) -> &'static str {
@@ -79,18 +77,19 @@ impl Node {
     }
 }
 
-/// What a name means to the table.
+/// The meaning of a name to the table.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Named {
-    /// A text held in memory, and whose menu it is. `None`: the same for everybody.
-    Text(Option<NodeName>, Secret),
+    /// A menu, and whose it is; `None`: everybody's.
+    Menu(Option<NodeName>, Secret),
     /// The menu of a NIC that no node has.
-    Stranger(MacAddr),
+    Unclaimed(MacAddr),
     /// A node's own kernel or ramdisk.
     Own(NodeName, BootFile),
-    /// A name among the menus' or nodes' names that is no NIC's and no node's: never looked for among files.
+    /// A name among the menus' or nodes' names that belongs to no NIC and no node: never looked for
+    /// among files.
     Nothing,
-    /// Not a menu's name.
+    /// Not a name of the table.
     Other,
 }
 
@@ -123,10 +122,8 @@ impl BootTable {
         macs: &[MacAddr],
         menu: &BootMenu,
     ) -> Result<(), MenuError> {
+        menu::check(node, menu)?;
         let new = Node { settings, macs: macs.to_vec(), menu: menu.clone() };
-        let http = self.read(|tables| tables.http);
-        // What cannot be rendered must be known now.
-        macs.iter().try_for_each(|mac| new.render(node, *mac, http).map(drop))?;
         self.write(|tables| {
             tables.forget(node);
             for mac in macs {
@@ -142,9 +139,13 @@ impl BootTable {
         self.write(|tables| tables.forget(node));
     }
 
-    /// The menus a NIC gets now, for diagnostics. They hold the attempt's key.
-    pub fn show(&self, mac: MacAddr) -> Option<(NodeName, Menus)> {
-        self.read(|tables| tables.menus(mac).map(|(node, menus)| (node.clone(), menus)))
+    /// Renders the menus a NIC gets now, for diagnostics. They hold the attempt's key.
+    pub fn show(&self, mac: MacAddr) -> Option<(NodeName, Vec<ServedMenu>)> {
+        self.read(|tables| {
+            let (name, node) = tables.owner(mac)?;
+            let options = node.options(tables.http);
+            Some((name.clone(), menu::render_all(name, mac, options, &node.menu).ok()?))
+        })
     }
 
     /// The nodes whose machines are to boot the deploy ramdisk.
@@ -156,40 +157,37 @@ impl BootTable {
         })
     }
 
-    /// How long a fetch of the node's machine may take, and how long after its menu.
+    /// Returns the limit on a fetch of the node's machine, and on the time after its menu.
     pub(super) fn limit(&self, node: &NodeName) -> Duration {
         let limit = |tables: &Tables| Some(tables.nodes.get(node)?.settings.ramdisk_limit);
         self.read(limit).unwrap_or_default().max(FETCH_LIMIT)
     }
 
-    /// Looks up a clean name for whom no more is known of.
+    /// Looks up a clean name for a client of which no more is known.
     pub(super) fn find(&self, name: &str) -> Named {
         self.find_for(name, false)
     }
 
     /// Looks up a clean name. `lpxelinux`: the pxelinux that asks can do HTTP.
     pub(super) fn find_for(&self, name: &str, lpxelinux: bool) -> Named {
-        let nic = match menu_name(name) {
-            MenuName::GrubDispatch => return Named::Text(None, grub::dispatch()),
-            MenuName::PxelinuxDefault => return Named::Text(None, pxelinux::default()),
-            MenuName::IpxeDispatch => return Named::Text(None, ipxe::dispatch()),
-            MenuName::Nic(nic) => nic,
-            MenuName::Unknown => return Named::Nothing,
-            MenuName::Not if name.starts_with(OWN_DIR) => return self.find_own(name),
-            MenuName::Not => return Named::Other,
-        };
-        self.read(|tables| match tables.menus(nic.mac) {
-            Some((node, menus)) => {
-                let Menus { pxelinux, lpxelinux: over_http, grub, ipxe } = menus;
-                let text = match nic.reader {
-                    Reader::Pxelinux if lpxelinux => over_http,
-                    Reader::Pxelinux => pxelinux,
-                    Reader::Grub => grub,
-                    Reader::Ipxe => ipxe,
-                };
-                Named::Text(Some(node.clone()), text)
-            }
-            None => Named::Stranger(nic.mac),
+        match menu_name(name) {
+            MenuName::Common(reader) => Named::Menu(None, reader.common_menu()),
+            MenuName::Nic(reader, mac) => self.nic_menu(reader, MenuClient { mac, lpxelinux }),
+            MenuName::Unknown => Named::Nothing,
+            MenuName::None if name.starts_with(OWN_DIR) => self.find_own(name),
+            MenuName::None => Named::Other,
+        }
+    }
+
+    fn nic_menu(&self, reader: &dyn BootLoader, client: MenuClient) -> Named {
+        self.read(|tables| {
+            let menu = tables.owner(client.mac).and_then(|(name, node)| {
+                let options = node.options(tables.http);
+                // It was checked when it was set.
+                let text = menu::render(reader, name, client, options, &node.menu).ok()?;
+                Some(Named::Menu(Some(name.clone()), text))
+            });
+            menu.unwrap_or(Named::Unclaimed(client.mac))
         })
     }
 
@@ -208,7 +206,7 @@ impl BootTable {
         })
     }
 
-    /// What a file is to a node's installation, if its menu names it.
+    /// The stage of a node's installation that fetches a file, if its menu names the file.
     pub(super) fn stage(&self, node: &NodeName, name: &str) -> Option<BootStage> {
         self.read(|tables| match &tables.nodes.get(node)?.menu {
             BootMenu::Deploy { kernel, .. } if kernel == name => Some(BootStage::Kernel),
@@ -217,9 +215,10 @@ impl BootTable {
         })
     }
 
-    /// The tables are whole between any two statements, so a panic elsewhere while they were locked has spoilt nothing.
-    fn read<T>(&self, look: impl FnOnce(&Tables) -> T) -> T {
-        look(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    /// The tables are whole between any two statements: a panic elsewhere while they were locked
+    /// has spoilt nothing.
+    fn read<T>(&self, read: impl FnOnce(&Tables) -> T) -> T {
+        read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn write(&self, change: impl FnOnce(&mut Tables)) {
@@ -238,11 +237,9 @@ impl Tables {
         }
     }
 
-    fn menus(&self, mac: MacAddr) -> Option<(&NodeName, Menus)> {
-        let owner = self.nics.get(&mac)?;
-        let node = self.nodes.get(owner)?;
-        // That it can be rendered was made sure of when it was set.
-        Some((owner, node.render(owner, mac, self.http).ok()?))
+    /// The node that has the NIC.
+    fn owner(&self, mac: MacAddr) -> Option<(&NodeName, &Node)> {
+        self.nodes.get_key_value(self.nics.get(&mac)?)
     }
 }
 
@@ -256,58 +253,6 @@ impl fmt::Debug for BootTable {
                 }))
                 .finish()
         })
-    }
-}
-
-/// One NIC's menu for one boot loader.
-struct NicMenu {
-    mac: MacAddr,
-    reader: Reader,
-}
-
-/// Who reads a menu.
-#[derive(Clone, Copy)]
-enum Reader {
-    Pxelinux,
-    Grub,
-    Ipxe,
-}
-
-enum MenuName {
-    GrubDispatch,
-    PxelinuxDefault,
-    IpxeDispatch,
-    Nic(NicMenu),
-    /// Among the menus' names, but no NIC's: pxelinux's UUID and `C0A80001`.
-    Unknown,
-    Not,
-}
-
-/// Directories in which there is nothing but menus.
-const MENU_DIRS: [&str; 2] = ["pxelinux.cfg/", "ipxe/"];
-
-/// A boot loader looks for its menus where it was loaded from, or in a directory that was built
-/// into it: they have their names in every directory.
-fn menu_name(name: &str) -> MenuName {
-    let (directory, last) = name.rsplit_once('/').unwrap_or(("", name));
-    let parent = directory.rsplit('/').next().unwrap_or_default();
-    let script = |file| str::strip_suffix(file, ".ipxe");
-    let (nic, reader) = match (parent, last) {
-        (_, "grub.cfg") => return MenuName::GrubDispatch,
-        (_, "boot.ipxe" | "autoexec.ipxe") => return MenuName::IpxeDispatch,
-        ("pxelinux.cfg", "default") => return MenuName::PxelinuxDefault,
-        ("pxelinux.cfg", nic) => (Some(nic), Reader::Pxelinux),
-        ("ipxe", file) if script(file).is_some() => (script(file), Reader::Ipxe),
-        (_, file) => match file.strip_prefix("grub.cfg-") {
-            Some(nic) => (Some(nic), Reader::Grub),
-            None if MENU_DIRS.iter().any(|own| name.starts_with(own)) => return MenuName::Unknown,
-            None => return MenuName::Not,
-        },
-    };
-    // 01 is the ARP hardware type of Ethernet.
-    match nic.and_then(|nic| nic.strip_prefix("01-")?.parse().ok()) {
-        Some(mac) => MenuName::Nic(NicMenu { mac, reader }),
-        None => MenuName::Unknown,
     }
 }
 
@@ -334,8 +279,8 @@ mod tests {
 
     fn text(table: &BootTable, name: &str) -> Option<String> {
         match table.find(name) {
-            Named::Text(_, text) => Some(text.expose().to_owned()),
-            Named::Stranger(_) | Named::Own(..) | Named::Nothing | Named::Other => None,
+            Named::Menu(_, text) => Some(text.expose().to_owned()),
+            Named::Unclaimed(_) | Named::Own(..) | Named::Nothing | Named::Other => None,
         }
     }
 
@@ -359,6 +304,8 @@ mod tests {
         assert_eq!(text(&table, "autoexec.ipxe"), text(&table, "boot.ipxe"));
     }
 
+    /// Invariant (netboot): A boot loader finds its node's menu from any directory, and a fetch has
+    /// its node's time.
     #[test]
     fn a_boot_loader_finds_its_menus_whatever_directory_it_lies_in() {
         let table = BootTable::default();
@@ -386,9 +333,11 @@ mod tests {
             }
         }
         assert_eq!(table.find("EFI/BOOT/grub.cfg-C0A80001"), Named::Nothing);
-        assert_eq!(table.find("EFI/BOOT/grub.cfg-01-52-54-00-00-00-02"), Named::Stranger(mac(2)));
+        assert_eq!(table.find("EFI/BOOT/grub.cfg-01-52-54-00-00-00-02"), Named::Unclaimed(mac(2)));
     }
 
+    /// Invariant (netboot): A boot loader finds its node's menu from any directory, and a fetch has
+    /// its node's time.
     #[test]
     fn a_fetch_may_take_as_long_as_its_nodes_ramdisk_and_never_less_than_usual() {
         let table = BootTable::default();
@@ -420,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn menu_names_that_are_nobodys_are_not_looked_for_elsewhere() {
+    fn menu_names_without_an_owner_are_not_looked_for_among_files() {
         let table = BootTable::default();
         table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
         for name in [
@@ -440,13 +389,13 @@ mod tests {
             "grub/grub.cfg-01-52:54:00:00:00:09",
             "ipxe/01-52-54-00-00-00-09.ipxe",
         ] {
-            assert_eq!(table.find(name), Named::Stranger(mac(9)), "{name}");
+            assert_eq!(table.find(name), Named::Unclaimed(mac(9)), "{name}");
         }
         assert_eq!(table.find("pxelinux.0"), Named::Other);
     }
 
     #[test]
-    fn a_machine_that_is_no_nodes_is_let_go_to_its_own_disk() {
+    fn an_unclaimed_machine_boots_its_own_disk() {
         let table = BootTable::default();
         table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
         for name in ["pxelinux.cfg/default", "grub/grub.cfg"] {
@@ -464,7 +413,7 @@ mod tests {
         assert_eq!(table.stage(&node("a"), "deploy/initramfs"), Some(BootStage::Ramdisk));
         table.set(&node("a"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();
         assert_eq!(table.stage(&node("a"), "k"), None);
-        assert!(table.show(mac(1)).unwrap().1.pxelinux.expose().contains("LOCALBOOT"));
+        assert!(table.show(mac(1)).unwrap().1[0].text.expose().contains("LOCALBOOT"));
         assert_eq!(table.show(mac(2)), None);
         table.remove(&node("a"));
         assert_eq!(table.show(mac(1)), None);

@@ -201,6 +201,7 @@ mod tests {
         assert_eq!(path, "pci-0000:00:14.0-usb-0:1:1.0-scsi-0:0:0:0");
     }
 
+    /// Invariant (machine): A hint chooses a disk in every tool's spelling, and never by a guess.
     #[test]
     fn the_disks_of_this_machine_are_where_udev_says() {
         let block = Path::new("/sys/block");

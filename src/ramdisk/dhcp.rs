@@ -361,6 +361,8 @@ mod tests {
         }
     }
 
+    /// Invariant (ramdisk): The ramdisk takes its routes from any DHCP server, and says why it
+    /// ignores an answer.
     #[test]
     fn an_offer_that_is_of_no_use_says_why() {
         let told = |bytes: &[u8]| TALK.reply(bytes).unwrap().unwrap_err().to_string();
@@ -424,6 +426,8 @@ mod tests {
         assert_eq!(TALK.reply(&names), Some(Err(Unusable::NoMask)));
     }
 
+    /// Invariant (ramdisk): The ramdisk takes its routes from any DHCP server, and says why it
+    /// ignores an answer.
     #[test]
     fn an_option_that_makes_no_sense_hides_no_other() {
         let odd = [12, 2, 0xfc, 0x41, 42, 5, 1, 2, 3, 4, 5, 26, 0];

@@ -200,6 +200,8 @@ mod tests {
         assert_eq!(nvme.wwn.as_deref(), Some("eui.0025385191b0c8a1"));
     }
 
+    /// Invariant (ramdisk): A late root device is waited for; its node is given up only after a
+    /// second start.
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_appears_late_is_waited_for_and_then_for_those_beside_it() {
         let sys = tempfile::tempdir().unwrap();

@@ -328,6 +328,7 @@ mod tests {
         (answer.map(|reply| reply.state), stopped.try_recv().is_ok())
     }
 
+    /// Invariant (ramdisk): A target is stopped before its ramdisk stops listening to the agent.
     #[tokio::test]
     async fn whatever_the_agent_says_or_does_not_say_the_target_is_stopped_before_the_offer_ends() {
         const TAKEN: Answer = Some((202, "{}"));
@@ -361,6 +362,8 @@ mod tests {
         assert!(stopped && matches!(ended, Ok(DeployState::Abort)), "{ended:?}");
     }
 
+    /// Invariant (ramdisk): A late root device is waited for; its node is given up only after a
+    /// second start.
     #[tokio::test]
     async fn a_late_root_device_is_looked_for_until_the_agent_chooses_or_gives_up() {
         const NOT_YET: Answer =

@@ -305,6 +305,7 @@ mod tests {
         }
     }
 
+    /// Invariant (disk): A disk that drops writes is caught by default.
     #[test]
     fn what_is_compared_does_not_come_from_the_cache() {
         assert!(fcntl_getfl(Bench::new().open()).unwrap().contains(OFlags::DIRECT));

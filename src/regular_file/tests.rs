@@ -23,6 +23,8 @@ pub(crate) fn at_once<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'stat
     result.recv_timeout(Duration::from_secs(10)).expect("it hangs")
 }
 
+/// Invariant (fair): A FIFO, socket, device or directory in place of a file is named, and nobody
+/// waits for it.
 #[test]
 fn whatever_lies_where_a_file_should_be_is_named_at_once() {
     let dir = tempfile::tempdir().unwrap();

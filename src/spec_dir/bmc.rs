@@ -49,17 +49,24 @@ impl Use {
     }
 }
 
-/// A key of `[bmc]`, idle if the driver cannot use it. A driver that is not known has been refused already.
-fn key<'a>(
-    bmc: &mut Section<'a>,
-    key: &'static str,
+/// `[bmc]` as its driver sees it. A driver that is not known has been refused already.
+struct BmcKeys<'s, 'a> {
+    section: &'s mut Section<'a>,
     driver: Option<Option<BmcDriver>>,
-    used_by: Use,
-) -> Field<'a> {
-    let field = bmc.key(key);
-    match driver.and_then(|driver| used_by.idle(driver)) {
-        Some(why) => field.idle(&why),
-        None => field,
+}
+
+impl<'a> BmcKeys<'_, 'a> {
+    /// A key, idle if the driver cannot use it.
+    fn key(&mut self, key: &'static str, used_by: Use) -> Field<'a> {
+        let field = self.section.key(key);
+        match self.driver.and_then(|driver| used_by.idle(driver)) {
+            Some(why) => field.idle(&why),
+            None => field,
+        }
+    }
+
+    fn is_by_program(&self) -> bool {
+        self.driver == Some(Some(BmcDriver::Program))
     }
 }
 
@@ -75,15 +82,16 @@ pub(super) fn control(bmc: &mut Section<'_>, name: Option<&NodeName>) -> Option<
     if driver.is_none() && bmc.has("driver") {
         bmc.excuse_missing();
     }
-    let address = address(bmc, driver, name);
-    let login = login(bmc, driver);
-    let cipher_suite = key(bmc, "cipher_suite", driver, Use::Ipmi).integer(|id| {
+    let mut keys = BmcKeys { section: bmc, driver };
+    let address = address(&mut keys, name);
+    let login = login(&mut keys);
+    let cipher_suite = keys.key("cipher_suite", Use::Ipmi).integer(|id| {
         u8::try_from(id)
             .map_err(|_| format!("cipher suite {id} does not exist"))
             .and_then(CipherSuite::try_from)
     });
-    let match_uuid = key(bmc, "match_system_uuid", driver, Use::Ipmi).or(false).flag();
-    let console = key(bmc, "console", driver, Use::IpmiInProcess).or(false).flag();
+    let match_uuid = keys.key("match_system_uuid", Use::Ipmi).or(false).flag();
+    let console = keys.key("console", Use::IpmiInProcess).or(false).flag();
     let Some(driver) = driver? else { return Some(Control::Manual) };
     let speaks_ipmi = driver != BmcDriver::Program;
     if speaks_ipmi {
@@ -105,18 +113,14 @@ pub(super) fn control(bmc: &mut Section<'_>, name: Option<&NodeName>) -> Option<
 
 /// `bmc.program` and `bmc.address`: together they say which BMC it is. A program that is given no address is given
 /// the node's name.
-fn address(
-    bmc: &mut Section<'_>,
-    driver: Option<Option<BmcDriver>>,
-    name: Option<&NodeName>,
-) -> Option<BmcAddress> {
-    let by_program = driver == Some(Some(BmcDriver::Program));
-    let mut program = key(bmc, "program", driver, Use::Program);
+fn address(keys: &mut BmcKeys<'_, '_>, name: Option<&NodeName>) -> Option<BmcAddress> {
+    let by_program = keys.is_by_program();
+    let mut program = keys.key("program", Use::Program);
     if by_program {
         program = program.required();
     }
     let program = program.text(values::program);
-    let address = key(bmc, "address", driver, Use::AnyBmc);
+    let address = keys.key("address", Use::AnyBmc);
     if by_program {
         let address = match name {
             Some(name) => address.or(name.as_str()),
@@ -125,7 +129,7 @@ fn address(
         let address = address.text(values::hint);
         return Some(BmcAddress::by_program(&program?, &address?));
     }
-    let address = if driver == Some(None) { address } else { address.required() };
+    let address = if keys.driver == Some(None) { address } else { address.required() };
     address.text(values::bmc_address)
 }
 
@@ -137,14 +141,14 @@ struct Login {
     privilege: Option<Privilege>,
 }
 
-fn login(bmc: &mut Section<'_>, driver: Option<Option<BmcDriver>>) -> Login {
-    let by_program = driver == Some(Some(BmcDriver::Program));
-    let has_credential = bmc.has("password_credential");
-    let username = key(bmc, "username", driver, Use::AnyBmc).or("");
+fn login(keys: &mut BmcKeys<'_, '_>) -> Login {
+    let by_program = keys.is_by_program();
+    let has_credential = keys.section.has("password_credential");
+    let username = keys.key("username", Use::AnyBmc).or("");
     let username =
         if by_program { username.text(values::label) } else { username.text(values::username) };
-    let mut password_file = key(bmc, "password_file", driver, Use::AnyBmc);
-    if driver != Some(None) {
+    let mut password_file = keys.key("password_file", Use::AnyBmc);
+    if keys.driver != Some(None) {
         password_file = if has_credential {
             password_file.idle("is of no use with bmc.password_credential")
         } else if by_program {
@@ -154,13 +158,13 @@ fn login(bmc: &mut Section<'_>, driver: Option<Option<BmcDriver>>) -> Login {
         };
     }
     let password_file = password_file.text(values::password_file).map(Password::PasswordFile);
-    let credential = key(bmc, "password_credential", driver, Use::AnyBmc)
+    let credential = keys
+        .key("password_credential", Use::AnyBmc)
         .text(values::credential)
         .map(Password::PasswordCredential);
-    let kg_file = key(bmc, "kg_file", driver, Use::Ipmi).text(values::password_file);
+    let kg_file = keys.key("kg_file", Use::Ipmi).text(values::password_file);
     let privileges =
         [("administrator", Privilege::Administrator), ("operator", Privilege::Operator)];
-    let privilege =
-        key(bmc, "privilege", driver, Use::Ipmi).or("administrator").choice(&privileges);
+    let privilege = keys.key("privilege", Use::Ipmi).or("administrator").choice(&privileges);
     Login { username, password: credential.or(password_file), kg_file, privilege }
 }

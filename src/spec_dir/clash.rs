@@ -1,12 +1,8 @@
 //! Two specs that would touch the same machine.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeMap, fmt::Display};
 
-use crate::model::{
-    ids::NodeName,
-    problem::Problem,
-    spec::{BmcAddress, NodeSpec},
-};
+use crate::model::{ids::NodeName, problem::Problem, spec::NodeSpec};
 
 /// The nodes that share a NIC or a BMC with another, each with a problem that names the others.
 /// `shown_as` is the directory's name in messages. Give it every spec in force: one that is kept
@@ -15,37 +11,40 @@ pub fn clashes<'a>(
     shown_as: &str,
     specs: impl IntoIterator<Item = &'a NodeSpec>,
 ) -> BTreeMap<NodeName, Vec<Problem>> {
-    let mut nics: BTreeMap<_, BTreeSet<&NodeName>> = BTreeMap::new();
-    let mut bmcs: BTreeMap<&BmcAddress, BTreeSet<&NodeName>> = BTreeMap::new();
+    let (mut nics, mut bmcs) = (Vec::new(), Vec::new());
     for spec in specs {
-        for mac in &spec.boot.macs {
-            nics.entry(mac).or_default().insert(&spec.name);
-        }
-        if let Some(address) = spec.bmc_address() {
-            bmcs.entry(address).or_default().insert(&spec.name);
-        }
+        nics.extend(spec.boot.macs.iter().map(|mac| (mac, &spec.name)));
+        bmcs.extend(spec.bmc_address().map(|address| (address, &spec.name)));
     }
-    let mut found: BTreeMap<NodeName, Vec<Problem>> = BTreeMap::new();
-    let mut note = |key: &str, value: String, nodes: &BTreeSet<&NodeName>| {
-        for &node in nodes.iter().filter(|_| nodes.len() > 1) {
-            let others: Vec<String> = nodes
+    let mut found = BTreeMap::new();
+    note_shared(&mut found, shown_as, "boot.mac", nics);
+    note_shared(&mut found, shown_as, "bmc.address", bmcs);
+    found
+}
+
+/// Notes the nodes that claim the same value of a key.
+fn note_shared<V: Ord + Display>(
+    found: &mut BTreeMap<NodeName, Vec<Problem>>,
+    shown_as: &str,
+    key: &str,
+    mut claims: Vec<(V, &NodeName)>,
+) {
+    claims.sort_unstable();
+    // An effective spec may be kept for a machine that its node turns away from.
+    claims.dedup();
+    for shared in claims.chunk_by(|(one, _), (other, _)| one == other) {
+        for (value, node) in shared.iter().filter(|_| shared.len() > 1) {
+            let others: Vec<String> = shared
                 .iter()
-                .filter(|other| **other != node)
-                .map(|other| format!("{shown_as}/{other}.toml"))
+                .filter(|(_, other)| other != node)
+                .map(|(_, other)| format!("{shown_as}/{other}.toml"))
                 .collect();
-            found.entry(node.clone()).or_default().push(Problem {
+            found.entry((*node).clone()).or_default().push(Problem {
                 file: format!("{shown_as}/{node}.toml"),
                 at: None,
                 key: key.to_owned(),
                 message: format!("{value} is also in {}", others.join(", ")),
             });
         }
-    };
-    for (mac, nodes) in &nics {
-        note("boot.mac", mac.to_string(), nodes);
     }
-    for (address, nodes) in &bmcs {
-        note("bmc.address", address.to_string(), nodes);
-    }
-    found
 }

@@ -114,6 +114,12 @@ pub fn read_dir(
 pub struct Reader(KnownSpecs);
 
 impl Reader {
+    /// A reader that has these specs in memory: a spec that it reads and finds equal is the one that
+    /// is there.
+    pub fn with_specs(specs: impl IntoIterator<Item = Arc<NodeSpec>>) -> Self {
+        Self(KnownSpecs::in_memory(specs))
+    }
+
     /// The directory that [`read_dir`] reads.
     pub fn read(
         &mut self,
@@ -174,9 +180,8 @@ fn read_known(
                 if let Some(spec) = reading.known_by_content(file, read, &attachments) {
                     return Ok(spec);
                 }
-                let spec = Arc::new(parse(&shown, &bytes, &defaults, &attach)?);
-                reading.note(file, read, &spec, attached.take());
-                Ok(spec)
+                let spec = parse(&shown, &bytes, &defaults, &attach)?;
+                Ok(reading.note(file, read, spec, attached.take()))
             });
         match node_name(&shown) {
             Ok(name) => drop(snapshot.nodes.insert(name, spec)),

@@ -79,12 +79,12 @@ pub(super) fn node(
         redeploy,
         boot: boot?,
         bmc: match bmc? {
-            Control::Bmc(bmc) => Some(bmc),
+            Control::Bmc(bmc) => Some(Box::new(bmc)),
             Control::Manual => None,
         },
         root_device,
         image: image?,
-        config_drive,
+        config_drive: config_drive.map(Box::new),
         timeouts: timeouts?,
         retry: retry?,
     })
@@ -112,14 +112,9 @@ fn boot(boot: &mut Section<'_>) -> (Option<Boot>, Option<After>) {
     if arch == Some(Arch::Aarch64) && firmware == Some(Firmware::Bios) {
         boot.refuse("firmware", "an aarch64 machine has no BIOS; use firmware = \"uefi\"");
     }
-    let loaders = [
-        ("auto", Loader::Auto),
-        ("pxelinux", Loader::Pxelinux),
-        ("grub", Loader::Grub),
-        ("ipxe", Loader::Ipxe),
-    ];
-    let loader = boot.key("loader").or("auto").choice(&loaders);
-    if loader == Some(Loader::Pxelinux) && firmware == Some(Firmware::Uefi) {
+    let loader = boot.key("loader").or("auto").choice(&Loader::ALL);
+    let boots = |(loader, firmware): (Loader, Firmware)| loader.boots(firmware);
+    if !loader.zip(firmware).is_none_or(boots) {
         boot.refuse("loader", "pxelinux is for firmware = \"bios\"; use \"grub\" or \"ipxe\"");
     }
     let places = [("disk", After::Disk), ("network", After::Network)];
@@ -205,7 +200,7 @@ fn image(
             format,
             kind: ImageKind::Disk,
             verify,
-            netboot,
+            netboot: netboot.map(Box::new),
         },
     );
     (image, kind)

@@ -201,6 +201,8 @@ mod tests {
         assert!(NAME.ends_with(".status.toml") && NAME.starts_with('_'));
     }
 
+    /// Invariant (agents): A missing or damaged mark releases nobody, and makes nobody a stranger
+    /// to itself.
     #[test]
     fn every_flipped_bit_and_every_truncation_of_a_mark_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
@@ -237,6 +239,8 @@ mod tests {
         }
     }
 
+    /// Invariant (agents): A missing or damaged mark releases nobody, and makes nobody a stranger
+    /// to itself.
     #[test]
     fn whatever_is_in_its_place_is_no_mark_and_makes_way() {
         use std::os::unix::fs::symlink;

@@ -26,8 +26,9 @@ pub(super) const VERSION: u32 = 2;
 const OPENING: &str = "{\"hostler\":";
 /// How every file of version 1 begins.
 const OPENING_1: &[u8] = b"{\n";
-/// Nearly every file has less: what is written is then at one place in memory only.
-const BYTES_USUAL: usize = 64 << 10;
+/// Nearly every file has less: what is written is then at one place in memory only. All of it is wiped
+/// after each use.
+const BYTES_USUAL: usize = 16 << 10;
 const CONTENT: &[u8] = b"\"content\":";
 const END: &[u8] = b"}\n";
 
@@ -153,6 +154,8 @@ mod tests {
         assert_eq!(value["content"]["lost"], true);
     }
 
+    /// Invariant (state): No flipped bit, truncation or missing file wipes a machine; the log names
+    /// the file.
     #[test]
     fn every_single_flipped_bit_and_every_truncation_is_noticed() {
         let whole = sealed();

@@ -180,6 +180,8 @@ mod tests {
         }
     }
 
+    /// Invariant (state): No damage makes a state directory look new or old, or its agent another
+    /// one.
     #[test]
     fn an_id_that_is_damaged_or_gone_is_told_and_made_up_for_by_the_lock_file() {
         let dir = tempfile::tempdir().unwrap();

@@ -38,6 +38,8 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
+/// Invariant (status): A status file that cannot be written is no answer, and the obstacle is
+/// named.
 #[test]
 fn a_directory_under_a_temporary_name_keeps_neither_a_record_nor_the_next_start_back() {
     let dir = tempfile::tempdir().unwrap();
@@ -51,6 +53,8 @@ fn a_directory_under_a_temporary_name_keeps_neither_a_record_nor_the_next_start_
     assert!(in_the_way.exists(), "it is none of ours");
 }
 
+/// Invariant (fair): A damaged callback certificate, or a lock that is no file, is named and delays
+/// nobody.
 #[test]
 fn a_lock_that_is_no_file_is_named_at_once() {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -97,6 +101,7 @@ fn only_the_owner_can_read_the_records_even_in_a_directory_made_by_somebody_else
     assert_eq!((mode(&state), mode(&state.join("a.json"))), (0o700, 0o600));
 }
 
+/// Invariant (state): Only one agent has a state directory.
 #[test]
 fn a_second_agent_is_refused_and_told_who_has_the_directory() {
     let dir = tempfile::tempdir().unwrap();
@@ -180,6 +185,7 @@ fn what_a_damaged_record_says_cannot_forge_a_line_of_the_log() {
     assert!(report.contains("all is well") && !report.contains(char::is_control), "{report:?}");
 }
 
+/// Invariant (state): No damage makes a state directory look new or old, or its agent another one.
 #[test]
 fn no_damage_makes_a_directory_of_this_format_look_new_or_old() {
     for (lock, has_id, has_record) in [

@@ -10,7 +10,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ffi::{OsStr, OsString},
-    fs::{self, DirEntry},
+    fs,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Component, Path, PathBuf},
 };
@@ -61,8 +61,9 @@ impl Targets {
         };
         let Some(at) = targets.walk(PathBuf::from("/"), dir) else { return targets };
         targets.directories.insert(at.clone(), identity(&at));
-        targets.beneath = beneath(&at);
-        targets.follow_links(&at);
+        let (beneath, links) = beneath(&at);
+        targets.beneath = beneath;
+        targets.follow_links(&at, &links);
         targets.specs = Some(at);
         targets
     }
@@ -105,15 +106,12 @@ impl Targets {
     }
 
     /// Watches the files that links in the spec directory lead to, wherever they are.
-    fn follow_links(&mut self, specs: &Path) {
-        let Ok(entries) = fs::read_dir(specs) else { return };
-        let is_link = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| kind.is_symlink());
-        let linked = entries.map_while(Result::ok).filter(is_link).map(|entry| entry.path());
-        for link in linked.filter(|path| may_be_read(path)) {
+    fn follow_links(&mut self, specs: &Path, links: &[PathBuf]) {
+        for link in links.iter().filter(|path| may_be_read(path)) {
             if self.directories.len() >= LINKED_MAX {
                 return;
             }
-            let Ok(target) = fs::read_link(&link) else { continue };
+            let Ok(target) = fs::read_link(link) else { continue };
             self.walk(specs.to_owned(), &target);
         }
     }
@@ -145,25 +143,32 @@ impl Targets {
     }
 }
 
-/// The directories in the spec directory and further down, the nearest first if there are too many.
-/// Links are not followed: what may be attached lies beneath itself.
-fn beneath(specs: &Path) -> BTreeMap<PathBuf, Option<Identity>> {
-    let mut found = BTreeMap::new();
+/// The directories in the spec directory and further down, the nearest first if there are too many,
+/// and the links in the spec directory itself. Links are not followed: attached files lie beneath
+/// itself. Each directory is read once, because the spec directory may be large.
+fn beneath(specs: &Path) -> (BTreeMap<PathBuf, Option<Identity>>, Vec<PathBuf>) {
+    let (mut found, mut links) = (BTreeMap::new(), Vec::new());
     let mut waiting = VecDeque::from([specs.to_owned()]);
     while let Some(dir) = waiting.pop_front() {
         // A directory that cannot be read cannot be watched either.
         let Ok(entries) = fs::read_dir(&dir) else { continue };
-        if dir != specs {
+        let is_top = dir == specs;
+        if !is_top {
             let identity = identity(&dir);
             found.insert(dir, identity);
         }
-        let is_dir = |entry: &DirEntry| {
-            !is_hidden(&entry.file_name()) && entry.file_type().is_ok_and(|kind| kind.is_dir())
-        };
-        let dirs = entries.map_while(Result::ok).filter(is_dir).map(|entry| entry.path());
-        waiting.extend(dirs.take(BENEATH_MAX - found.len() - waiting.len()));
+        for entry in entries.map_while(Result::ok) {
+            let Ok(kind) = entry.file_type() else { continue };
+            if kind.is_dir() && !is_hidden(&entry.file_name()) {
+                if found.len() + waiting.len() < BENEATH_MAX {
+                    waiting.push_back(entry.path());
+                }
+            } else if kind.is_symlink() && is_top {
+                links.push(entry.path());
+            }
+        }
     }
-    found
+    (found, links)
 }
 
 /// A spec, the defaults, anything that is attached, or a Kubernetes volume's `..data`, which all

@@ -80,6 +80,8 @@ async fn a_spec_written_renamed_edited_or_removed_wakes() {
     assert_eq!(watched.next().await, Some(Wake::Change));
 }
 
+/// Invariant (spec): An attached file is watched like its spec, and the agent's own files wake
+/// nobody.
 #[tokio::test]
 async fn our_own_status_files_our_reading_and_what_is_hidden_do_not_wake() {
     let place = place();
@@ -89,8 +91,15 @@ async fn our_own_status_files_our_reading_and_what_is_hidden_do_not_wake() {
     fs::create_dir_all(path(".git/refs")).unwrap();
     let mut watched = Watched::new(place.path()).await;
     // `specs.status_dir` may be a directory of its own.
-    for status in ["a.status.toml", "status/a.status.toml", "a.console.log", "status/a.console.log"]
-    {
+    for status in [
+        "a.status.toml",
+        "status/a.status.toml",
+        "a.console.log",
+        "status/a.console.log",
+        // The agent's mark is written under a hidden name first.
+        "._agent.status.toml.1",
+        "_agent.status.toml",
+    ] {
         for round in ["1", "2"] {
             atomic_file::replace(&path(status), 0o644, round.as_bytes()).unwrap();
         }
@@ -108,6 +117,7 @@ async fn our_own_status_files_our_reading_and_what_is_hidden_do_not_wake() {
     watched.until_seen(&path("a.toml"), "2").await;
 }
 
+/// Invariant (spec): An edit behind a link is seen at once, and its neighbours wake nobody.
 #[tokio::test]
 async fn what_links_in_the_directory_lead_to_wakes_wherever_it_is() {
     let (place, elsewhere) = (place(), place());
@@ -140,6 +150,8 @@ async fn what_links_in_the_directory_lead_to_wakes_wherever_it_is() {
     watched.until_seen(&place.path().join("b.toml"), "1").await;
 }
 
+/// Invariant (spec): An attached file is watched like its spec, and the agent's own files wake
+/// nobody.
 #[tokio::test]
 async fn what_specs_attach_wakes_wherever_it_lies_beneath_them() {
     let place = place();

@@ -16,9 +16,9 @@ use crate::{
 };
 
 const GIB: u64 = 1 << 30;
-/// What a narrow path gives each connection in a second.
+/// Bytes a second that a narrow path gives each connection.
 const NARROW_BYTES: u64 = 100 << 20;
-/// What the deploy ramdisk's target allows, said to tgtd.
+/// The limits of the deploy ramdisk's target, as tgtd takes them.
 const TUNED: [(&str, &str); 4] = [
     ("MaxRecvDataSegmentLength", "262144"),
     ("FirstBurstLength", "262144"),
@@ -48,7 +48,7 @@ fn dense(dir: &Path) {
             |who| compare(who, &image, &target),
         );
     }
-    // What is left when the target does nothing with the bytes.
+    // The target does nothing with the bytes.
     let target = target(2 * GIB, true);
     let unit = ["--mode", "logicalunit", "--op", "new", "--tid", "1", "--lun", "2"];
     target.adm(&[&unit[..], &["--bstype", "null", "--backing-store", "2G"]].concat());
@@ -76,7 +76,8 @@ fn narrow(dir: &Path) {
     fs::remove_file(image).unwrap();
 }
 
-/// Against the kernel's initiator, which a virtual machine brings along. Its time is that of dd alone.
+/// Against the kernel's initiator, which a virtual machine brings along. Its time is that of dd
+/// alone.
 fn vm(image: &Path) {
     let target = target(2 * GIB, true);
     let command = open_iscsi::command(image, &target);
@@ -87,7 +88,8 @@ fn vm(image: &Path) {
     contest("dense-vm", 2.0, &contenders, || {}, |who| compare(who, image, &target));
 }
 
-/// A tenth of 8 GiB is data, and the disk is full of something else: one that has to be sent its zeros, and one that makes them itself.
+/// A tenth of 8 GiB is data, and the disk is full of something else: one that has to be sent its
+/// zeros, and one that makes them itself.
 fn sparse(dir: &Path) {
     let image = images::sparse(dir, 8 * GIB);
     for (case, thin) in [("sparse", false), ("sparse-thin", true)] {
@@ -122,7 +124,10 @@ fn debian(dir: &Path) {
                 format!("qemu-img convert -n -W -m 16 -f qcow2 -O raw {image} {url}"),
             ],
             _ => ["", "-W -m 16"].map(|how| {
-                format!("zstd -q -d -f --sparse {image} -o {scratch}; qemu-img convert -n {how} -f raw -O raw {scratch} {url}; rm {scratch}")
+                format!(
+                    "zstd -q -d -f --sparse {image} -o {scratch}; \
+                     qemu-img convert -n {how} -f raw -O raw {scratch} {url}; rm {scratch}"
+                )
             }),
         };
         let [plain, unordered] = peers;

@@ -14,17 +14,17 @@ pub(crate) struct Contender {
     pub(crate) command: String,
 }
 
-/// What one run took.
+/// The cost of one run.
 #[derive(Clone, Copy, Debug)]
 struct Took {
     wall_s: f64,
     cpu_s: f64,
-    /// Of the largest process.
+    /// The largest process's memory.
     rss_mib: f64,
 }
 
-/// Lets all of them write so many GiB, in turns, and says how they did. `before` prepares each run; `after` judges what was done, after
-/// each contender's first one. The first contender is hostler.
+/// Lets all of them write so many GiB, in turns, and says how they did. `before` prepares each run;
+/// `after` judges what was done, after each contender's first one. The first contender is hostler.
 pub(crate) fn contest(
     case: &str,
     gib: f64,

@@ -43,8 +43,8 @@ fn noise(seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// A minimal Debian in an ext4 file system, as a raw, a qcow2 and a zstd image. `testbed/bench` makes
-/// them by `testbed/benches/debian`, because nothing can be fetched from here.
+/// A minimal Debian in an ext4 file system, as a raw, a qcow2 and a zstd image. `testbed/bench`
+/// makes them by `testbed/benches/debian`, because nothing can be fetched from here.
 pub(crate) fn debian(dir: &Path) -> [PathBuf; 3] {
     ["debian.raw", "debian.qcow2", "debian.raw.zst"].map(|name| {
         let path = dir.join(name);

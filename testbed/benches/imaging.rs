@@ -1,9 +1,12 @@
-//! How fast images get onto disks, beside the programs others use for it: same images, same targets, same machine, in turns.
+//! How fast images get onto disks, beside the programs others use for it: same images, same
+//! targets, same machine, in turns.
 //!
-//! Run by `./testbed/bench imaging`. Every number is the median of all rounds. After each contender's first round the disk is compared with
-//! the image, so that nobody wins by leaving something out.
+//! Run by `./testbed/bench imaging`. Every number is the median of all rounds. After each
+//! contender's first round the disk is compared with the image, so that nobody wins by leaving
+//! something out.
 //!
-//! `RUNS=` says how many rounds (5), `CASES=` which cases, by the beginning of their names. Everything lies in memory: `TMPDIR` says where.
+//! `RUNS=` says how many rounds (5), `CASES=` which cases, by the beginning of their names.
+//! Everything lies in memory: `TMPDIR` says where.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,8 +1,11 @@
-//! How fast the power states of 200 machines are looked at, beside the programs others use for it: same BMCs, same machine, in turns.
+//! How fast the power states of 200 machines are looked at, beside the programs others use for it:
+//! same BMCs, same machine, in turns.
 //!
-//! Run by `./testbed/bench ipmi`. Every number is the median of all rounds. A contender that does not come back with all 200 states ends
-//! the benchmark. hostler is its client as the agent uses it, in a process of its own; `ipmipower` asks all at once by itself; of
-//! `ipmitool` there is one process for each BMC, 50 at once. The BMCs are on the same machine: what they need, all contenders wait for.
+//! Run by `./testbed/bench ipmi`. Every number is the median of all rounds. A contender that does
+//! not come back with all 200 states ends the benchmark. hostler is its client as the agent uses
+//! it, in a process of its own; `ipmipower` asks all at once by itself; of `ipmitool` there is one
+//! process for each BMC, 50 at once. The BMCs are on the same machine: what they need, all
+//! contenders wait for.
 //!
 //! `RUNS=` says how many rounds (5), `CASES=` which cases, by the beginning of their names.
 
@@ -64,13 +67,15 @@ fn contest(case: &str, suite: u8, bmcs: &Bmcs, workarounds: &str, dir: &Path) {
         (
             "ipmipower",
             format!(
-                "ipmipower -D LAN_2_0 -I {suite} {workarounds} -u {USER} -p {PASSWORD} -h {hosts} --stat"
+                "ipmipower -D LAN_2_0 -I {suite} {workarounds} -u {USER} -p {PASSWORD} \
+                 -h {hosts} --stat"
             ),
         ),
         (
             "ipmitool-P50",
             format!(
-                "printf '%s\\n' {ports} | xargs -P 50 -I PORT ipmitool -I lanplus -C {suite} -H 127.0.0.1 -p PORT -U {USER} \
+                "printf '%s\\n' {ports} | xargs -P 50 -I PORT \
+                 ipmitool -I lanplus -C {suite} -H 127.0.0.1 -p PORT -U {USER} \
                  -f {password_file} chassis power status"
             ),
         ),

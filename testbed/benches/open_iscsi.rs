@@ -1,4 +1,5 @@
-//! The kernel's initiator: open-iscsi and dd, in a virtual machine that reaches the target over a network interface of its own.
+//! The kernel's initiator: open-iscsi and dd, in a virtual machine that reaches the target over a
+//! network interface of its own.
 
 use std::path::Path;
 

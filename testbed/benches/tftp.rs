@@ -1,11 +1,14 @@
-//! How fast files get to netbooting machines, beside the servers others use: same file, same client, same machine, in turns.
+//! How fast files get to netbooting machines, beside the servers others use: same file, same
+//! client, same machine, in turns.
 //!
-//! Run by `./testbed/bench tftp`. Every number is the median of all rounds. A run starts a server, fetches, compares every byte, and ends the
-//! server; its time is that of the fetching alone, its processor time that of server and clients. The client is our own and asks for
-//! everything; tftpd-hpa and dnsmasq know no windowsize (RFC 7440) and answer without it, so that they have one block in flight where
-//! hostler has sixteen.
+//! Run by `./testbed/bench tftp`. Every number is the median of all rounds. A run starts a server,
+//! fetches, compares every byte, and ends the server; its time is that of the fetching alone, its
+//! processor time that of server and clients. The client is our own and asks for everything;
+//! tftpd-hpa and dnsmasq know no windowsize (RFC 7440) and answer without it, so that they have one
+//! block in flight where hostler has sixteen.
 //!
-//! `RUNS=` says how many rounds (5), `CASES=` which cases, by the beginning of their names: `one-` or `fifty-` (clients), block size, window.
+//! `RUNS=` says how many rounds (5), `CASES=` which cases, by the beginning of their names: `one-`
+//! or `fifty-` (clients), block size, window.
 
 #![expect(
     clippy::unwrap_used,

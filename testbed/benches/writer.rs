@@ -1,17 +1,19 @@
-//! hostler's side of the contest: what the agent does with an image and a machine's disk, without the machine.
+//! hostler's side of the contest: what the agent does with an image and a machine's disk, without
+//! the machine.
 
 use std::{fs::File, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 use hostler::{
-    image::{Limits, decode},
-    imaging::{Connector, ImageFile, Layout, LeastRate, Order, VolumeError, write_disk},
-    iscsi::{Lun, Options, TargetAddress},
+    image::{DecodeLimits, decode},
+    imaging::{self, Connector, ImageFile, ImagingOrder, Layout, LeastRate, VolumeError},
+    iscsi::{IscsiOptions, Lun, TargetAddress},
     model::spec::{ImageFormat, Verify},
     progress::Meter,
 };
 use tokio::sync::watch;
 
-/// Writes each image to its disk, all at once: `IMAGE PORTAL IQN/LUN` three by three. Nothing is read back: no peer does that.
+/// Writes each image to its disk, all at once: `IMAGE PORTAL IQN/LUN` three by three. Nothing is
+/// read back: no peer does that.
 pub(crate) fn write(disks: &[String]) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -32,14 +34,15 @@ async fn write_one(disk: Vec<String>) {
         lun: lun.parse().unwrap(),
     });
     let layout = Layout::of_file(raw(Path::new(image)));
-    let order = Order {
+    let order = ImagingOrder {
         layout,
         verify: Verify::None,
         stall: Duration::from_secs(60),
         least_rate: LeastRate::ANY,
     };
     let (_stop, cancel) = watch::channel(false);
-    write_disk(&target, &order, &Meter::default(), cancel).await.unwrap();
+    let disk = imaging::open(&target, cancel.clone()).await.unwrap();
+    disk.write(&order, &Meter::default(), cancel).await.unwrap();
 }
 
 /// The disk's bytes; what is packed is unpacked first, as into the cache.
@@ -47,7 +50,7 @@ fn raw(path: &Path) -> ImageFile {
     let mut file = File::open(path).unwrap();
     if path.extension().is_none_or(|extension| extension != "raw") {
         let into = tempfile::tempfile().unwrap();
-        let mut limits = Limits {
+        let mut limits = DecodeLimits {
             raw_bytes_max: u64::MAX,
             progress: &mut |_| ControlFlow::Continue(()),
             scratch: &tempfile::tempfile,
@@ -65,9 +68,10 @@ impl Connector for Target {
     type Volume = Lun;
 
     async fn connect(&self) -> Result<Arc<Lun>, VolumeError> {
-        let connected = Lun::connect(&self.0, None, &Options::default()).await;
+        let connected = Lun::connect(&self.0, None, &IscsiOptions::default()).await;
         connected.map(Arc::new).map_err(|error| VolumeError {
             code: "Connect",
+            hint: "",
             message: error.to_string(),
             reconnect: false,
         })

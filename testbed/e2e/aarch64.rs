@@ -1,5 +1,6 @@
-//! A machine with 64-bit Arm processors, from its firmware to the end of what can be shown without a hostler-ramdisk for it: GRUB, the
-//! kernel and hostler's modules are Arm's, the program in the ramdisk is a script that repeats its command line.
+//! A machine with 64-bit Arm processors, from its firmware to the end of what can be shown without
+//! a hostler-ramdisk for it: GRUB, the kernel and hostler's modules are Arm's, the program in the
+//! ramdisk is a script that repeats its command line.
 
 use std::{
     fs::{self, File},
@@ -15,7 +16,8 @@ use crate::{
     site::{BOOT_LIMIT, SOON, Site},
 };
 
-/// Instructions of other processors are slower to imitate, and GRUB fetches a kernel in small pieces.
+/// Instructions of other processors are slower to imitate, and GRUB fetches a kernel in small
+/// pieces.
 const ARM_LIMIT: Duration = BOOT_LIMIT.saturating_mul(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -26,7 +28,8 @@ fn an_aarch64_machine_netboots_grub_kernel_and_ramdisk_of_its_own_kind() {
     let machine = site.rack.machines().remove(0);
     fs::write(site.file("nodes/_defaults.toml"), "boot.arch = \"aarch64\"\n").unwrap();
     let rest = format!(
-        "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[retry]\nattempts = 99\nbackoff = \"5s\"\n",
+        "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[retry]\nattempts = 99\n\
+         backoff = \"5s\"\n",
         image.sha256
     );
     site.write_spec(&machine, &rest);

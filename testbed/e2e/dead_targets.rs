@@ -1,4 +1,5 @@
-//! iSCSI targets that die while they are written to: one machine loses its power, another hangs. What both printed is kept.
+//! iSCSI targets that die while they are written to: one machine loses its power, another hangs.
+//! The output of both is kept.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -12,7 +13,8 @@ use crate::{
 
 /// Enough that both machines are being written for several seconds.
 const NOISE_MIB: usize = 400;
-/// Until the silence is noticed, wiping over a new connection has been tried, and the machine is off.
+/// Until the silence is noticed, wiping over a new connection has been tried, and the machine is
+/// off.
 const NOTICED: Duration = Duration::from_secs(150);
 
 #[test]
@@ -23,12 +25,13 @@ fn a_target_that_dies_in_the_middle_fails_the_node_and_leaves_nothing_that_boots
     machines.iter().for_each(disks::fill);
     let second_disks: Vec<Before> =
         machines.iter().map(|machine| Before::of(&machine.disks[1].path)).collect();
-    // What happens to the machine, how long it may make no progress, and what that is called: a silence is noticed after 20 s, and then
-    // connecting again is tried until the limit.
+    // The machine's fate, how long it may make no progress, and what that is called: a
+    // silence is noticed after 20 s, and then connecting again is tried until the limit.
     let faults = [("kill", "40s", "TargetUnreachable"), ("stop", "12s", "ImagingStalled")];
     for (machine, (_, stall, _)) in machines.iter().zip(faults) {
         let rest = format!(
-            "console = true\n[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n\
+            "console = true\n[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\n\
+             [root_device]\nserial = \"{}\"\n\
              [timeouts]\nimaging_stall = \"{stall}\"\n[retry]\nattempts = 1\n",
             image.sha256, machine.disks[0].serial
         );
@@ -57,8 +60,9 @@ fn a_target_that_dies_in_the_middle_fails_the_node_and_leaves_nothing_that_boots
     second_disks.iter().for_each(Before::assert_untouched);
 }
 
-/// What the boot loader, the kernel and the ramdisk printed, without what they should not have. Each line is short: in a long burst QEMU's
-/// serial port may drop characters of a machine that does not wait for it.
+/// The output of boot loader, kernel and ramdisk, without what they should not have.
+/// Each line is short: in a long burst QEMU's serial port may drop characters of a machine that
+/// does not wait for it.
 fn console_kept(site: &Site, machine: &Machine, key: &str) -> String {
     let kept = site.file(&format!("nodes/{}.console.log", machine.name));
     let kept = fs::read_to_string(kept).unwrap();

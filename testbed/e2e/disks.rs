@@ -1,4 +1,4 @@
-//! What is on a machine's disk, seen from outside.
+//! The content of a machine's disk, seen from outside.
 
 use std::{
     fs::{self, File},
@@ -39,7 +39,8 @@ impl Drop for Before {
     }
 }
 
-/// Puts somebody's data on both ends of the machine's root disk, so that there is something to be spared or to be wiped.
+/// Puts somebody's data on both ends of the machine's root disk, so that there is something to be
+/// spared or to be wiped.
 pub(crate) fn fill(machine: &Machine) {
     let data = b"somebody's data\n".repeat(MIB / 16);
     let disk = File::options().write(true).open(&machine.disks[0].path).unwrap();
@@ -62,7 +63,8 @@ const PARTITIONS_BEGIN: u64 = 1 << 20;
 /// Where the test image's own backup table ends.
 const TABLES_END: u64 = 64 << 20;
 
-/// That the root disk holds the image, bit for bit, but for its partition table: that is as large as this disk.
+/// Asserts that the root disk holds the image, bit for bit, but for its partition table: that is as
+/// large as this disk.
 pub(crate) fn assert_holds(machine: &Machine, image: &Image) {
     let disk = &machine.disks[0].path;
     // Boot code; the image's own partitions, in the table and on the disk; what follows the backup.
@@ -75,7 +77,8 @@ pub(crate) fn assert_holds(machine: &Machine, image: &Image) {
     assert!(said.contains("No problems found"), "{}: {said}", machine.name);
 }
 
-/// That nothing follows the image but the backup table at the very end: what was at the disk's end is wiped, and no write went astray.
+/// Asserts that nothing follows the image but the backup table at the very end: what was at the
+/// disk's end is wiped, and no write went astray.
 pub(crate) fn assert_zeros_after(machine: &Machine, image_bytes: u64) {
     let disk = &machine.disks[0].path;
     let end = fs::metadata(disk).unwrap().len() - BACKUP_TABLE_BYTES;
@@ -97,7 +100,8 @@ fn assert_same(one: &Path, other: &Path, range: Range<u64>) {
     assert!(compared.status.success(), "{range:?}: {compared:?}");
 }
 
-/// That no firmware finds anything to boot: MBR and both copies of the partition table are zeros.
+/// Asserts that no firmware finds anything to boot: MBR and both copies of the partition table are
+/// zeros.
 pub(crate) fn assert_wiped(machine: &Machine) {
     let disk = File::open(&machine.disks[0].path).unwrap();
     let mut edge = vec![0xff; MIB];

@@ -1,4 +1,5 @@
-//! Faults that are found before anything is switched on. All at one site: no node may disturb another.
+//! Faults that are found before anything is switched on. All at one site: no node may disturb
+//! another.
 
 use hostler::model::{fault::Step, status::Status};
 
@@ -51,13 +52,13 @@ fn a_bad_image_or_bmc_is_named_and_the_machine_is_never_switched_on() {
     before.iter().for_each(Before::assert_untouched);
 }
 
-/// Neither power nor boot device was touched, and nobody is told otherwise.
+/// Neither power nor boot device was touched, and the status says nothing else.
 fn assert_never_touched(machine: &Machine, status: &Status) {
     const CHASSIS: Option<u8> = Some(0);
     const GET_CHASSIS_STATUS: Option<u8> = Some(1);
     for event in machine.events() {
-        let only_asked = event.netfn != CHASSIS || event.command == GET_CHASSIS_STATUS;
-        assert!(event.event != "power" && only_asked, "{}: {event:?}", machine.name);
+        let only_polled = event.netfn != CHASSIS || event.command == GET_CHASSIS_STATUS;
+        assert!(event.event != "power" && only_polled, "{}: {event:?}", machine.name);
     }
     assert!(!status.message.contains("switched off"), "{}", status.message);
 }

@@ -1,8 +1,8 @@
-//! hostler on a real host: a Debian with systemd, on which README.md's own commands install it, with
-//! the unit that is shipped.
+//! hostler on a real host: a Debian with systemd, on which the documents' own commands install it,
+//! with the unit that is shipped.
 //!
-//! `testbed/check host`. Every command of the README that a suite can run is run here;
-//! `readme::LINES` names the others.
+//! `testbed/check host`. Every command of README.md and docs/ that a suite can run is run here;
+//! `documents::LINES` names the others.
 
 mod debian;
 
@@ -25,8 +25,8 @@ use serde_json::Value;
 use self::debian::{Debian, said};
 use crate::{
     disks,
+    documents::{self, HOST},
     rack::{Machine, Rack, repository},
-    readme::{self, HOST},
     site::{BOOT_LIMIT, Image, SOON, booted_line},
 };
 
@@ -48,23 +48,25 @@ struct Host {
     debian: Debian,
     machine: Machine,
     image: Image,
-    /// The README's commands that are still to be run.
+    /// The documents' commands that are still to be run.
     left: BTreeSet<&'static str>,
     rack: Rack,
 }
 
+/// Invariant (code): The documents' commands install hostler, and its unit installs machines across
+/// restarts.
 #[test]
-fn the_readmes_commands_install_hostler_and_what_it_installed_outlives_restarts_and_reboots() {
+fn the_documents_commands_install_hostler_and_what_it_installed_outlives_restarts_and_reboots() {
     let mut host = Host::new();
-    host.is_installed_as_the_readme_says();
+    host.is_installed_as_the_documents_say();
     host.runs_as_the_unit_says();
     host.installs_a_machine_once_a_member_of_the_group_approves();
-    host.answers_every_question_of_the_readme();
+    host.answers_every_question_of_the_documents();
     host.orders_the_bmc();
     host.outlives_a_restart_and_a_reboot();
     host.takes_a_password_from_the_service_manager();
     host.tells_the_journal_what_to_alert_on();
-    assert!(host.left.is_empty(), "README.md's {:?} were not run", host.left);
+    assert!(host.left.is_empty(), "{:?} of the documents were not run", host.left);
 }
 
 impl Host {
@@ -80,22 +82,21 @@ impl Host {
         let debian = Debian::boot(&rack, kept.join("root"));
         debian.shell("useradd --create-home alice; useradd --create-home bob");
         let image = Image::at(repository().join("target/testbed/image/disk.raw"));
-        let left = readme::LINES.iter().filter(|(_, by)| *by == HOST).map(|(line, _)| *line);
+        let left = documents::LINES.iter().filter(|(_, by)| *by == HOST).map(|(line, _)| *line);
         Self { debian, machine, image, left: left.collect(), rack }
     }
 
-    fn is_installed_as_the_readme_says(&self) {
+    fn is_installed_as_the_documents_say(&self) {
         let published = self.debian.file("/root/debian-13.qcow2");
         let converted = Command::new("qemu-img")
             .args(["convert", "-c", "-O", "qcow2"])
             .args([&self.image.path, &published])
             .status();
         assert!(converted.unwrap().success());
-        // What the administrator types into an editor.
+        // The administrator types this into an editor.
         fs::write(self.debian.file("/root/typed.toml"), self.spec(&Image::at(published))).unwrap();
         self.write_program("/root/editor", "cp /root/typed.toml \"$1\"");
-        let steps = readme::blocks("Install it").into_iter().filter(|block| block.step);
-        for step in steps {
+        for step in documents::install_steps() {
             let script = format!("cd /hostler\n{}", step.text);
             let output = self
                 .debian
@@ -109,7 +110,7 @@ impl Host {
 
     /// The README's spec for the rack's machine.
     fn spec(&self, image: &Image) -> String {
-        let mut spec = readme::first_block("A spec", "toml");
+        let mut spec = documents::first_block("README.md", "A first spec", "toml");
         for (shown, real) in [
             ("192.0.2.20", &*self.machine.bmc.address),
             ("4f2d…", &image.sha256),
@@ -141,64 +142,64 @@ impl Host {
     fn installs_a_machine_once_a_member_of_the_group_approves(&mut self) {
         self.until(NODE, "held", SOON, |status| status.phase == Phase::Held);
         assert!(self.rack.machine(MACHINE).is_on);
-        self.readme("hostler check nodes", 0);
-        self.readme("hostler plan", 0);
-        let fetched = self.readme("hostler cache fetch edge-07", 0);
-        assert!(self.readme("hostler cache list", 0).contains("debian-13.qcow2"), "{fetched}");
+        self.shown("hostler check nodes", 0);
+        self.shown("hostler plan", 0);
+        let fetched = self.shown("hostler cache fetch edge-07", 0);
+        assert!(self.shown("hostler cache list", 0).contains("debian-13.qcow2"), "{fetched}");
 
         let approve = "hostler approve edge-07";
         let refused = self.typed_by("bob", approve);
         assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
         assert!(said(&refused).contains("ermission denied"), "{}", said(&refused));
-        let told = self.typed_by("alice", approve);
-        assert!(told.status.success(), "{}", said(&told));
+        let approved = self.typed_by("alice", approve);
+        assert!(approved.status.success(), "{}", said(&approved));
         self.left.remove(approve);
 
         let watch = self.typed(&format!("timeout 15 {}", "hostler watch"));
         assert!(said(&watch).contains("edge-07"), "{}", said(&watch));
         self.left.remove("hostler watch");
-        self.readme("hostler wait edge-07 --timeout 2h", 0);
+        self.shown("hostler wait edge-07 --timeout 2h", 0);
         let status = self.status(NODE).unwrap();
         assert!(status.ready && status.phase == Phase::Deployed, "{status:#?}");
         disks::assert_holds(&self.machine, &self.image);
         self.until_booted(1);
     }
 
-    fn answers_every_question_of_the_readme(&mut self) {
-        let digest = self.readme("hostler digest nodes/edge-07.toml", 0);
+    fn answers_every_question_of_the_documents(&mut self) {
+        let digest = self.shown("hostler digest nodes/edge-07.toml", 0);
         let status = self.status(NODE).unwrap();
         assert_eq!(digest.trim(), status.spec_digest.unwrap().to_string());
-        let phases = self.readme("grep '^phase' nodes/*.status.toml", 0);
+        let phases = self.shown("grep '^phase' nodes/*.status.toml", 0);
         // One line a node; the agent's own file, which has none, makes grep name the files.
         assert_eq!(phases, "nodes/edge-07.status.toml:phase = \"deployed\"\n");
-        assert!(self.readme("hostler status", 0).contains("deployed"));
-        let statuses = self.readme("hostler status -o json", 0);
+        assert!(self.shown("hostler status", 0).contains("deployed"));
+        let statuses = self.shown("hostler status -o json", 0);
         assert!(serde_json::from_str::<Value>(&statuses).is_ok(), "{statuses}");
-        assert!(self.readme("hostler show edge-07", 0).contains("edge-07.toml:"));
-        assert!(self.readme("hostler explain edge-07", 0).contains("deployed"));
-        self.readme("hostler cache prune --to 5GiB", 0);
-        let menu = self.readme("hostler show-boot 52:54:00:00:00:01", 0);
+        assert!(self.shown("hostler show edge-07", 0).contains("edge-07.toml:"));
+        assert!(self.shown("hostler explain edge-07", 0).contains("deployed"));
+        self.shown("hostler cache prune --to 5GiB", 0);
+        let menu = self.shown("hostler show-boot 52:54:00:00:00:01", 0);
         assert!(menu.contains("local disk"), "{menu}");
         // Nothing is wiped, and what a merge would wipe is told before.
-        self.readme("hostler approve --all", 0);
+        self.shown("hostler approve --all", 0);
         self.debian.shell(&format!(
             "cd {CONFIGURATION}; mkdir --parents pull-request/nodes\n\
              (echo 'redeploy = \"b\"'; cat nodes/edge-07.toml) >pull-request/nodes/edge-07.toml"
         ));
-        let plan = self.readme("hostler plan pull-request/nodes --status-dir nodes -o json", 2);
+        let plan = self.shown("hostler plan pull-request/nodes --status-dir nodes -o json", 2);
         assert!(plan.contains("vda"), "{plan}");
     }
 
     fn orders_the_bmc(&mut self) {
-        assert!(self.readme("hostler bmc edge-07 status", 0).contains("on"));
-        self.readme("hostler bmc edge-07 info", 0);
-        self.readme("hostler bmc edge-07 cycle", 0);
+        assert!(self.shown("hostler bmc edge-07 status", 0).contains("on"));
+        self.shown("hostler bmc edge-07 info", 0);
+        self.shown("hostler bmc edge-07 cycle", 0);
         self.until_booted(2);
         self.debian.shell("hostler bmc edge-07 off");
         self.until(NODE, "the power off", SOON, |status| {
             status.power.is_some_and(|power| power.observed == PowerState::Off)
         });
-        self.readme("hostler retry edge-07", 0);
+        self.shown("hostler retry edge-07", 0);
         self.until_booted(3);
     }
 
@@ -218,9 +219,9 @@ impl Host {
     }
 
     fn is_active(&self) {
-        let told = self.debian.shell("systemctl status --no-pager --full hostler");
-        assert!(told.contains("Active: active (running)"), "{told}");
-        assert!(told.contains("enabled"), "{told}");
+        let output = self.debian.shell("systemctl status --no-pager --full hostler");
+        assert!(output.contains("Active: active (running)"), "{output}");
+        assert!(output.contains("enabled"), "{output}");
     }
 
     /// The file itself is nothing that hostler may read.
@@ -266,9 +267,9 @@ impl Host {
         assert!(others.iter().all(|text| text.starts_with("INFO ")), "{others:#?}");
     }
 
-    /// One of the README's commands, and how it ends. Returns what it says.
-    fn readme(&mut self, line: &str, code: i32) -> String {
-        assert!(self.left.remove(line), "{line:?} is not in readme::LINES, or was run before");
+    /// Runs a command of the documents, which has to end with that code. Returns its output.
+    fn shown(&mut self, line: &str, code: i32) -> String {
+        assert!(self.left.remove(line), "{line:?} is not in documents::LINES, or was run before");
         let output = self.typed(line);
         assert_eq!(output.status.code(), Some(code), "{line}: {}", said(&output));
         String::from_utf8(output.stdout).unwrap()

@@ -63,7 +63,8 @@ fn a_compressed_qcow2_comes_over_http_and_gets_a_config_drive_and_the_machine_it
     site.assert_runs_image(&machine);
 }
 
-/// Makes a qcow2 of it whose clusters are compressed, and compresses that once more. Returns its SHA-256.
+/// Makes a qcow2 of it whose clusters are compressed, and compresses that once more. Returns its
+/// SHA-256.
 fn pack(raw: &Path, packed: &Path) -> String {
     let qcow2 = packed.with_extension("");
     let paths = [raw.to_str().unwrap(), qcow2.to_str().unwrap()];
@@ -76,7 +77,8 @@ fn pack(raw: &Path, packed: &Path) -> String {
         .to_owned()
 }
 
-/// What cloud-init would find: the partition's number, its place and the file on it.
+/// The config drive as cloud-init would find it: the partition's number, its place and the file on
+/// it.
 fn user_data(machine: &Machine) -> String {
     let disk = machine.disks[0].path.to_str().unwrap();
     let table = String::from_utf8(run("sgdisk", &["--print", disk]).stdout).unwrap();

@@ -1,4 +1,5 @@
-//! Machines that are sent to iPXE: the NIC of the first has it built in, the second is given it. Kernel and ramdisk come over HTTP.
+//! Machines that are sent to iPXE: the NIC of the first has it built in, the second is given it.
+//! Kernel and ramdisk come over HTTP.
 
 use std::fs;
 
@@ -19,7 +20,8 @@ fn ipxe_takes_kernel_and_ramdisk_over_http_and_both_machines_are_installed() {
     fs::write(site.file("nodes/_defaults.toml"), "boot.loader = \"ipxe\"\n").unwrap();
     for machine in &machines {
         let rest = format!(
-            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n",
+            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
+             serial = \"{}\"\n",
             image.sha256, machine.disks[0].serial
         );
         site.write_spec(machine, &rest);

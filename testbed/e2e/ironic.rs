@@ -1,5 +1,5 @@
-//! A machine installed by the deploy ramdisk of `OpenStack` Ironic's first years, as diskimage-builder built it: none of its code was
-//! written or changed here.
+//! A machine installed by the deploy ramdisk of `OpenStack` Ironic's first years, as
+//! diskimage-builder built it: none of its code was written or changed here.
 
 use std::{fs, io::Write as _};
 
@@ -12,7 +12,8 @@ use crate::{
 };
 
 const NODE: &str = "node-1";
-/// Far less than `timeouts.completed`, after which the agent would go on though nobody listens on port 10000.
+/// Far less than `timeouts.completed`, after which the agent would go on though nobody listens on
+/// port 10000.
 const DONE_LIMIT_MS: u64 = 60_000;
 
 #[test]
@@ -28,7 +29,8 @@ fn the_deploy_ramdisk_of_ironics_users_installs_a_machine() {
     let defaults = "[boot]\nramdisk = \"ironic\"\nrequire_chap = false\n";
     fs::write(site.file("nodes/_defaults.toml"), defaults).unwrap();
     let rest = format!(
-        "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nsize = \"== 1GiB\"\n",
+        "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
+         size = \"== 1GiB\"\n",
         image.sha256
     );
     site.write_spec(&machine, &rest);

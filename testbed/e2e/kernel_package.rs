@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::symlink, process::Command};
 
 use crate::rack::repository;
 
+/// Invariant (ramdisk): The builder names the drivers and firmware that its ramdisk lacks.
 #[test]
 fn debians_kernel_gives_the_drivers_of_edge_machines_and_what_lacks_is_named() {
     let dir = tempfile::tempdir().unwrap();

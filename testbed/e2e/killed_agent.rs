@@ -1,4 +1,5 @@
-//! An agent that is killed without warning twice in one deploy, and then stopped, and goes on each time.
+//! An agent that is killed without warning twice in one deploy, and then stopped, and goes on each
+//! time.
 
 use std::fs;
 
@@ -19,14 +20,16 @@ fn an_agent_killed_while_waiting_and_killed_and_stopped_while_writing_finishes_t
     let machine = site.rack.machine("node-1");
     disks::fill(&machine);
     let rest = format!(
-        "[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"root-1\"\n\
+        "[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
+         serial = \"root-1\"\n\
          [retry]\nbackoff = \"1s\"\n",
         image.sha256
     );
     site.write_spec(&machine, &rest);
     let key = |site: &Site| site.record("node-1").unwrap().state.attempt().unwrap().key.clone();
 
-    // In the middle of a transfer: the machine has its kernel and is fetching the ramdisk, and then asks again.
+    // In the middle of a transfer: the machine has its kernel and is fetching the ramdisk, and then
+    // asks again.
     site.wait_for_fetch("node-1", BootStage::Kernel, BOOT_LIMIT);
     site.kill_agent();
     let first_key = key(&site);
@@ -35,7 +38,7 @@ fn an_agent_killed_while_waiting_and_killed_and_stopped_while_writing_finishes_t
     site.wait_for_the_middle_of_the_write("node-1");
     assert!(key(&site) == first_key, "another attempt was begun");
     site.kill_agent();
-    // What it said last is not what the next one does.
+    // Its last status is not the next agent's.
     fs::remove_file(site.status_path("node-1")).unwrap();
     site.start_agent();
 

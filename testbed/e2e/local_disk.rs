@@ -1,5 +1,6 @@
-//! Machines that try the network first whatever their BMC was told, and have a disk to boot from: each gets there by the menu of its boot
-//! loader, in one boot, and nothing is installed a second time.
+//! Machines that try the network first whatever their BMC was told, and have a disk to boot from:
+//! each gets there by the menu of its boot loader, in one boot, and nothing is installed a second
+//! time.
 
 use std::{
     fs::{self, File},
@@ -19,6 +20,8 @@ use crate::{
 const DISK_BYTES: u64 = 128 << 20;
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Invariant (netboot): A machine that netboots unasked comes to its own disk and is not installed
+/// again.
 #[test]
 fn a_machine_that_always_netboots_comes_to_its_own_disk_and_is_installed_once() {
     let loaders = "pxelinux.0,grub.pxe,pxelinux.0,grubx64.efi";
@@ -38,7 +41,8 @@ fn a_machine_that_always_netboots_comes_to_its_own_disk_and_is_installed_once() 
         .collect();
     let rest = |machine: &Machine| {
         format!(
-            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n",
+            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
+             serial = \"{}\"\n",
             image.sha256, machine.disks[0].serial
         )
     };
@@ -95,7 +99,7 @@ fn wait_for_its_own_system(machine: &Machine) {
     assert_eq!(machine.console().matches(&booted_line()).count(), 1, "{}", machine.name);
 }
 
-/// What the machine was sent over TFTP, in order, each file once for the tries it took.
+/// The files sent to the machine over TFTP, in order, each file once for the tries it took.
 fn fetched(site: &Site, machine: &Machine) -> Vec<String> {
     let peer = format!("peer={}", machine.address);
     let log = site.agent_log();

@@ -1,8 +1,10 @@
-//! Real installations in the virtual rack: machines with firmware, disks and BMCs, and the release binaries that are shipped.
+//! Real installations in the virtual rack: machines with firmware, disks and BMCs, and the release
+//! binaries that are shipped.
 //!
-//! Run by `./testbed/check`, after `./testbed/build`; needs root and no virtualisation. Every test has a rack of its own, so that
-//! two may run at once: `cargo test --test e2e -- --test-threads=2`. What a test leaves to be read is in
-//! `target/testbed/e2e/<test>/`: the agent's log, specs and statuses, and of each machine its console and what its BMC was told.
+//! Run by `./testbed/check`, after `./testbed/build`; needs root and no virtualisation. Every test
+//! has a rack of its own, so that two may run at once: `cargo test --test e2e -- --test-threads=2`.
+//! A test keeps its output in `target/testbed/e2e/<test>/`: the agent's log, specs and
+//! statuses, and of each machine its console and what its BMC was told.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 #![allow(missing_docs, reason = "tests are not an interface")]
@@ -10,6 +12,7 @@
 mod aarch64;
 mod dead_targets;
 mod disks;
+mod documents;
 mod faults_before_power;
 mod host;
 mod images;
@@ -23,7 +26,6 @@ mod no_bmc;
 mod partition_images;
 mod rack;
 mod random_kills;
-mod readme;
 mod root_devices;
 mod secure_boot;
 mod site;

@@ -1,4 +1,5 @@
-//! Moments of a deploy, as they can be told from outside: how far the agent's durable record and the machine's disk have come.
+//! Moments of a deploy, as they can be told from outside: how far the agent's durable record and
+//! the machine's disk have come.
 
 use std::{
     fmt,
@@ -19,7 +20,7 @@ use crate::{
 
 /// Short enough to come between a record and what it announces.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(2);
-/// What "at once" means for the moments right after a place was reached.
+/// The meaning of "at once" for the moments right after a place was reached.
 const AT_ONCE_MS: u64 = 300;
 const SECTOR_BYTES: usize = 512;
 
@@ -52,7 +53,8 @@ pub(crate) enum Place {
     Deployed,
 }
 
-/// Every place on the way and about how many milliseconds a machine without virtualisation stays there.
+/// Every place on the way and about how many milliseconds a machine without virtualisation stays
+/// there.
 const WAY: [(Place, u64); 14] = [
     (Place::Pending, 10),
     (Place::Preparing, 1500),
@@ -138,8 +140,9 @@ impl fmt::Display for Moment {
 }
 
 impl Moment {
-    /// So many moments for one of so many machines each: every other one falls anywhere in a deploy, spread evenly over its time, and the
-    /// rest at once after a place was reached, so that the short ones have their turn too.
+    /// So many moments for one of so many machines each: every other one falls anywhere in a
+    /// deploy, spread evenly over its time, and the rest at once after a place was reached, so that
+    /// the short ones have their turn too.
     pub(crate) fn choose(dice: &mut Rng, count: usize, machines: usize) -> Vec<Self> {
         let total: u64 = WAY.iter().map(|(_, length)| length).sum();
         let slices = count.div_ceil(2) as u64;

@@ -1,4 +1,5 @@
-//! Machines of which the agent is not told that they have a BMC: somebody switches them on, and they restart or end by themselves.
+//! Machines of which the agent is not told that they have a BMC: somebody switches them on, and
+//! they restart or end by themselves.
 
 use std::{
     thread,
@@ -13,7 +14,8 @@ use crate::{
     site::{BOOT_LIMIT, SOON, Site},
 };
 
-const WHAT_TO_DO: &str = "switch the machine on, or restart it, so that it boots from the network: hostler will WIPE and install it";
+const WHAT_TO_DO: &str = "switch the machine on, or restart it, so that it boots from the \
+                          network: hostler will WIPE and install it";
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Busy phases of such an attempt: nothing restarts the machine but itself.
 const PHASES: [Phase; 7] = [
@@ -38,7 +40,8 @@ fn machines_without_a_bmc_are_installed_when_somebody_switches_them_on_and_leave
     }
     let rest = |machine: &Machine| {
         format!(
-            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n",
+            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
+             serial = \"{}\"\n",
             image.sha256, machine.disks[0].serial
         )
     };
@@ -48,8 +51,8 @@ fn machines_without_a_bmc_are_installed_when_somebody_switches_them_on_and_leave
     for machine in [&stays_on, &goes_off] {
         let status = site.wait_for_phase(&machine.name, Phase::PoweringOn, SOON);
         assert_eq!((status.message.as_str(), status.power), (WHAT_TO_DO, None));
-        let asked = status.conditions.iter().find(|one| one.kind == "WaitingForPerson");
-        assert!(asked.is_some_and(|asked| asked.message == WHAT_TO_DO), "{status:#?}");
+        let waiting = status.conditions.iter().find(|one| one.kind == "WaitingForPerson");
+        assert!(waiting.is_some_and(|waiting| waiting.message == WHAT_TO_DO), "{status:#?}");
         assert!(status.deadline.is_some());
         assert!(
             machine.events().is_empty(),
@@ -71,7 +74,8 @@ fn machines_without_a_bmc_are_installed_when_somebody_switches_them_on_and_leave
         assert!(phases.ends_with(&PHASES), "{phases:?}");
     }
 
-    // One comes up in its own system: its firmware asks the network first, and is sent to the disk. The other goes off.
+    // One comes up in its own system: its firmware asks the network first, and is sent to the disk.
+    // The other goes off.
     site.assert_runs_image(&stays_on);
     assert!(site.rack.machine(&stays_on.name).is_on);
     let soon = Instant::now() + SOON;

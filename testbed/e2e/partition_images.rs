@@ -1,5 +1,5 @@
-//! Partition images: hostler makes the partitions around one file system. The machine boots it from its disk, or by its own kernel from
-//! hostler (`boot.after = "network"`).
+//! Partition images: hostler makes the partitions around one file system. The machine boots it from
+//! its disk, or by its own kernel from hostler (`boot.after = "network"`).
 
 use std::{fs, path::Path, process::Command, thread, time::Duration};
 
@@ -84,7 +84,7 @@ fn assert_boots_own_kernel(site: &Site, machine: &Machine) {
     }
 }
 
-/// What `PARTUUID=` calls the last partition, by sfdisk.
+/// The last partition's name for `PARTUUID=`, by sfdisk.
 fn root_partuuid(machine: &Machine) -> String {
     let disk = &machine.disks[0].path;
     let table = output("sfdisk", &["--json".as_ref(), disk]);
@@ -97,7 +97,7 @@ fn root_partuuid(machine: &Machine) -> String {
     }
 }
 
-/// What blkid finds in the machine's partitions, in their order on the disk.
+/// The findings of blkid in the machine's partitions, in their order on the disk.
 fn assert_partitions(machine: &Machine, kinds: &[&str]) {
     let disk = &machine.disks[0].path;
     let table = output("sfdisk", &["--json".as_ref(), disk]);

@@ -43,7 +43,7 @@ pub(crate) struct Bmc {
     pub(crate) password_file: PathBuf,
 }
 
-/// What a BMC did or was told.
+/// One event or command of a BMC.
 #[derive(Debug, PartialEq, Deserialize)]
 pub(crate) struct BmcEvent {
     /// `power` and `boot` when it did something, `command` when it was told something, and more.
@@ -53,7 +53,7 @@ pub(crate) struct BmcEvent {
     pub(crate) on: bool,
     /// Whether a session was opened or closed.
     pub(crate) open: Option<bool>,
-    /// What it was told: network function and command.
+    /// The command it received: network function and command.
     pub(crate) netfn: Option<u8>,
     pub(crate) command: Option<u8>,
 }
@@ -79,7 +79,8 @@ impl Drop for Rack {
 }
 
 impl Rack {
-    /// One machine for each firmware, called `node-1` and so on, switched off. `more` is what else `testbed/rack up` can be told.
+    /// One machine for each firmware, called `node-1` and so on, switched off. `more` is what else
+    /// `testbed/rack up` can be told.
     pub(crate) fn up(dir: PathBuf, firmware: &[&str], disk_size: &str, more: &[&str]) -> Self {
         let rack = Self { dir };
         let (count, firmware) = (firmware.len().to_string(), firmware.join(","));

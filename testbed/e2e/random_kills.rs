@@ -1,7 +1,8 @@
-//! The agent killed without warning at random moments of real deploys, and started again: every machine ends installed, in one attempt,
-//! and nothing is left behind.
+//! The agent killed without warning at random moments of real deploys, and started again: every
+//! machine ends installed, in one attempt, and nothing is left behind.
 //!
-//! `KILLS=` is how many there are, 3 unless told; `KILL_SEED=` repeats a run's moments. What each kill met is told on standard error.
+//! `KILLS=` is how many there are, 3 unless told; `KILL_SEED=` repeats a run's moments. What each
+//! kill met is told on standard error.
 
 use std::{
     env, fs,
@@ -28,15 +29,19 @@ const NOISE_MIB: usize = 150;
 const FIRMWARE: [&str; 2] = ["bios", "uefi"];
 /// How long the agent is away.
 const PAUSE_MS: RangeInclusive<u64> = 0..=5000;
-/// One in so many times it is away for longer than a ramdisk waits between two calls, and perhaps than a BMC keeps a silent session (60 s).
+/// One in so many times it is away for longer than a ramdisk waits between two calls, and perhaps
+/// than a BMC keeps a silent session (60 s).
 const LONG_PAUSE_ODDS: u8 = 6;
 const LONG_PAUSE_MS: RangeInclusive<u64> = 16_000..=70_000;
 /// For the module to be fetched; a machine that stands there already is not waited for.
 const MODULE_LIMIT: Duration = Duration::from_secs(2);
-/// A kill in the few milliseconds of pxelinux's own module leaves it asking for two minutes and standing for five before it resets the
-/// machine; nobody knows yet which node it is. The full run waits for that, the short one spares the module.
+/// A kill in the few milliseconds of pxelinux's own module leaves it asking for two minutes and
+/// standing for five before it resets the machine; nobody knows yet which node it is. The full run
+/// waits for that, the short one spares the module.
 const LIMIT: Duration = BOOT_LIMIT.saturating_add(Duration::from_secs(450));
 
+/// Invariant (attempt): An agent killed at any moment goes on in the same attempt and leaves
+/// nothing behind.
 #[test]
 fn an_agent_killed_at_random_moments_finishes_every_deploy() {
     let number = |name| env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
@@ -68,14 +73,15 @@ fn deploy(dice: &mut Rng, number: usize, moments: &[Moment], spares_module: bool
     let began = Instant::now();
     for machine in &machines {
         let rest = format!(
-            "[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n",
+            "[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
+             serial = \"{}\"\n",
             image.sha256, machine.disks[0].serial
         );
         site.write_spec(machine, &rest);
     }
     let mut moments = moments.to_vec();
     moments.sort();
-    // What the kills met, of each machine.
+    // The moments of the kills, for each machine.
     let mut met = vec![Vec::new(); machines.len()];
     for moment in moments {
         moment.wait(&mut site, &machines, &image, LIMIT);
@@ -88,7 +94,7 @@ fn deploy(dice: &mut Rng, number: usize, moments: &[Moment], spares_module: bool
         let pause = pause(dice, &places);
         tell(&format!("deploy {number}: {moment}: {places:?}, away for {pause:?}"));
         thread::sleep(pause);
-        // What the old one said last is not what the new one does.
+        // The last status of the old agent is not the new one's.
         for (machine, (met, place)) in machines.iter().zip(met.iter_mut().zip(places)) {
             drop(fs::remove_file(site.status_path(&machine.name)));
             met.push(place);
@@ -128,13 +134,15 @@ fn wait_for_modules(site: &Site, machines: &[Machine]) {
     }
 }
 
-/// How long the agent is away: now and then for longer, but not while somebody depends on an answer.
+/// How long the agent is away: now and then for longer, but not while somebody depends on an
+/// answer.
 fn pause(dice: &mut Rng, places: &[Place]) -> Duration {
     let long = dice.u8(..LONG_PAUSE_ODDS) == 0 && !places.iter().any(|place| place.netboots());
     Duration::from_millis(dice.u64(if long { LONG_PAUSE_MS } else { PAUSE_MS }))
 }
 
-/// Installed in one attempt, in which the disk was written once but for the kills that cut a write short.
+/// Installed in one attempt, in which the disk was written once but for the kills that cut a write
+/// short.
 fn assert_deployed(site: &Site, machine: &Machine, status: &Status, met: &[Place]) {
     let name = &machine.name;
     assert!(status.ready && status.last_error.is_none() && status.attempt == 1, "{status:#?}");
@@ -147,7 +155,8 @@ fn assert_deployed(site: &Site, machine: &Machine, status: &Status, met: &[Place
     assert!((1..=1 + cut_short).contains(&written), "{name}: written {written} times, {met:?}");
 }
 
-/// On, from its disk and for ever, with no more power switched than the kills explain, and no session left but those of killed agents.
+/// On, from its disk and for ever, with no more power switched than the kills explain, and no
+/// session left but those of killed agents.
 fn assert_bmc_is_settled(site: &Site, machine: &Machine, met: &[Place]) {
     let Machine { name, .. } = machine;
     assert!(site.rack.machine(name).is_on);
@@ -170,7 +179,8 @@ fn assert_bmc_is_settled(site: &Site, machine: &Machine, met: &[Place]) {
     assert!(boot.contains("Force Boot from default Hard-Drive"), "{boot}");
 }
 
-/// Neither half-written files nor set aside ones, and nothing an administrator would have to look into.
+/// Neither half-written files nor set aside ones, and nothing an administrator would have to look
+/// into.
 fn assert_nothing_left(site: &Site) {
     for dir in ["nodes", "state"] {
         for file in fs::read_dir(site.file(dir)).unwrap() {

@@ -63,7 +63,8 @@ fn a_disk_that_appears_while_the_ramdisk_looks_for_it_is_installed() {
     let [machine] = site.rack.machines().try_into().unwrap();
     let before = disks::fill_and_note(std::slice::from_ref(&machine));
     let rest = format!(
-        "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"late\"\n",
+        "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
+         serial = \"late\"\n",
         image.sha256
     );
     site.write_spec(&machine, &rest);

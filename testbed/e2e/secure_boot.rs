@@ -1,4 +1,5 @@
-//! A machine whose firmware runs nothing unsigned: installed by way of Debian's shim, GRUB and kernel, and left to a disk with the same.
+//! A machine whose firmware runs nothing unsigned: installed by way of Debian's shim, GRUB and
+//! kernel, and left to a disk with the same.
 
 use std::{fs, path::Path};
 
@@ -10,12 +11,15 @@ use crate::{
 };
 
 const SHIM: &str = "/usr/lib/shim/shimx64.efi.signed";
-/// GRUB for the network and for a disk; either reads its configuration only from the place it was signed with.
+/// GRUB for the network and for a disk; either reads its configuration only from the place it was
+/// signed with.
 const NETWORK_GRUB: &str = "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed";
 const DISK_GRUB: &str = "/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed";
-/// What a kernel's EFI stub says, unless it is told to be quiet.
+/// A line that a kernel's EFI stub prints unless it has `quiet`.
 const SECURE: &str = "EFI stub: UEFI Secure Boot is enabled";
 
+/// Invariant (netboot): A machine that netboots unasked comes to its own disk and is not installed
+/// again.
 #[test]
 fn a_machine_with_secure_boot_is_installed_and_boots_its_disk_by_signed_programs_alone() {
     let more = ["--secure-boot", "--always-network", "--loader", "shimx64.efi"];
@@ -28,7 +32,8 @@ fn a_machine_with_secure_boot_is_installed_and_boots_its_disk_by_signed_programs
     site.write_spec_loudly(
         &machine,
         &format!(
-            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n",
+            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
+             serial = \"{}\"\n",
             image.sha256, machine.disks[0].serial
         ),
     );

@@ -1,4 +1,5 @@
-//! A site as an administrator has it: a directory of specs, images and secrets, and an agent that runs on it in a rack's network.
+//! A site as an administrator has it: a directory of specs, images and secrets, and an agent that
+//! runs on it in a rack's network.
 
 use std::{
     fs::{self, File, Permissions},
@@ -22,12 +23,12 @@ use tempfile::TempDir;
 
 use crate::rack::{HOST, Machine, Rack, repository};
 
-/// From power on to the ramdisk's first call, and from there to the end; a machine without virtualisation takes a minute, and more
-/// when others run beside it.
+/// From power on to the ramdisk's first call, and from there to the end; a machine without
+/// virtualisation takes a minute, and more when others run beside it.
 pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(400);
 /// For whatever no machine has to boot for.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
-/// What the agent may take to stop.
+/// The time that the agent may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const AGENT_LOG: &str = "agent.log";
@@ -36,7 +37,7 @@ const MIB: usize = 1024 * 1024;
 pub(crate) struct Site {
     /// Outside of the checkout, which the agent's user may not be able to enter.
     dir: TempDir,
-    /// What is left of the test.
+    /// The directory of the test's output.
     kept: PathBuf,
     pub(crate) rack: Rack,
     agent: Option<Child>,
@@ -95,7 +96,8 @@ impl Site {
         self.agent = Some(agent);
     }
 
-    /// Every word on the way to the agent's program is replaced by the next with exec, so that this is the agent itself.
+    /// Every word on the way to the agent's program is replaced by the next with exec, so that this
+    /// is the agent itself.
     pub(crate) fn agent_pid(&self) -> u32 {
         self.agent.as_ref().unwrap().id()
     }
@@ -109,8 +111,8 @@ impl Site {
     /// Asks the agent to end as systemd does.
     pub(crate) fn stop_agent(&mut self) -> ExitStatus {
         let mut agent = self.agent.take().unwrap();
-        let asked = Command::new("kill").arg(agent.id().to_string()).status().unwrap();
-        assert!(asked.success());
+        let sent = Command::new("kill").arg(agent.id().to_string()).status().unwrap();
+        assert!(sent.success());
         let deadline = Instant::now() + STOP_LIMIT;
         loop {
             if let Some(status) = agent.try_wait().unwrap() {
@@ -137,7 +139,8 @@ impl Site {
         self.dir.path().join(path)
     }
 
-    /// The test image, and behind its partitions as many MiB of noise, which have to be written like anything else.
+    /// The test image, and behind its partitions as many MiB of noise, which have to be written
+    /// like anything else.
     pub(crate) fn image(&self, name: &str, noise_mib: usize) -> Image {
         let path = self.copy_image("disk.raw", name).path;
         let mut file = File::options().append(true).open(&path).unwrap();
@@ -170,7 +173,8 @@ impl Site {
         fs::write(self.file(&format!("nodes/{}.toml", machine.name)), spec).unwrap();
     }
 
-    /// A spec for a machine of whose BMC the agent is not told. `power`: as it is wanted once deployed.
+    /// A spec for a machine of whose BMC the agent is not told. `power`: as it is wanted once
+    /// deployed.
     pub(crate) fn write_spec_without_bmc(&self, machine: &Machine, power: &str, rest: &str) {
         let Machine { name, mac, firmware, .. } = machine;
         let spec = format!(
@@ -233,7 +237,8 @@ impl Site {
         }
     }
 
-    /// Waits until the node's machine has fetched this, and no more. The record has it at once, the status file within a second.
+    /// Waits until the node's machine has fetched this, and no more. The record has it at once, the
+    /// status file within a second.
     pub(crate) fn wait_for_fetch(&mut self, node: &str, stage: BootStage, limit: Duration) {
         let deadline = Instant::now() + limit;
         let fetched = |record: Record| record.last_seen.fetched;
@@ -249,7 +254,8 @@ impl Site {
         self.wait(node, phase.as_str(), limit, |status| status.phase == phase)
     }
 
-    /// Waits until the body of the image is being written: the tables are wiped, and not written yet.
+    /// Waits until the body of the image is being written: the tables are wiped, and not written
+    /// yet.
     pub(crate) fn wait_for_the_middle_of_the_write(&mut self, node: &str) {
         self.wait(node, "the middle of the write", BOOT_LIMIT, is_in_the_middle_of_its_write);
     }
@@ -268,8 +274,8 @@ impl Site {
         }
     }
 
-    /// Waits until the node has failed for good, and checks what every failure has to leave behind: a status that says what happened
-    /// and what to do, boot files for the local disk, and no key.
+    /// Waits until the node has failed for good, and checks what every failure has to leave behind:
+    /// a status that says what happened and what to do, boot files for the local disk, and no key.
     pub(crate) fn wait_for_failure(&mut self, node: &str, limit: Duration) -> LastError {
         let status = self.wait_for_phase(node, Phase::Failed, limit);
         let error = status.last_error.clone().unwrap();
@@ -325,7 +331,7 @@ pub(crate) fn assert_boots_once_more(machine: &Machine) {
     }
 }
 
-/// What the test images say on the console.
+/// The line that the test images print on the console.
 pub(crate) fn booted_line() -> String {
     format!("HOSTLER-IMAGE-BOOTED id={} disk=vda", image_id())
 }
@@ -354,7 +360,8 @@ fn spec(machine: &Machine, after: &str, kernel_args: &str, rest: &str) -> String
     )
 }
 
-/// Everything an agent needs, in one directory that belongs to its unprivileged user. The state directory is left to the agent.
+/// Everything an agent needs, in one directory that belongs to its unprivileged user. The state
+/// directory is left to the agent.
 fn make_site(kept: &Path) -> TempDir {
     let dir = tempfile::Builder::new().prefix("hostler-e2e.").tempdir().unwrap();
     let at = dir.path();

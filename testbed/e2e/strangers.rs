@@ -14,7 +14,7 @@ use crate::{
 };
 
 const WRONG_KEY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
-/// What the machine that cannot netboot is given: long enough to call with a wrong key meanwhile.
+/// The time for the machine that cannot netboot: long enough to call with a wrong key meanwhile.
 const RAMDISK_LIMIT: &str = "30s";
 /// The power state of a held machine is looked at once a minute.
 const OBSERVED: Duration = Duration::from_secs(100);
@@ -28,7 +28,8 @@ fn a_machine_that_does_not_come_a_wrong_key_and_a_machine_that_is_on_change_noth
     let [unplugged, powered_on] = machines.try_into().unwrap();
     let spec = |number: usize| {
         format!(
-            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"root-{number}\"\n\
+            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
+             serial = \"root-{number}\"\n\
              [timeouts]\nramdisk = \"{RAMDISK_LIMIT}\"\n[retry]\nattempts = 1\n",
             image.sha256
         )
@@ -69,7 +70,8 @@ fn assert_held(status: &Status) {
     assert_eq!((&*condition.status, &*condition.reason), ("True", "PoweredOn"));
 }
 
-/// A caller with a wrong key learns nothing, not even whether there is such a node; it is counted, and nothing else happens.
+/// A caller with a wrong key learns nothing, not even whether there is such a node; it is counted,
+/// and nothing else happens.
 fn assert_wrong_key_is_refused(site: &mut Site, before: &Status) {
     let node = before.node.as_str();
     let refused = [node, "no-such-node"].map(|node| call(&site.rack, node, "lookup"));

@@ -1,4 +1,4 @@
-//! What hostler is for: specs in, installed machines out, and nothing secret left behind.
+//! The purpose of hostler: specs in, installed machines out, and nothing secret left behind.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ use crate::{
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What a deploy goes through, each of it once.
+/// The phases of a deploy, each once.
 const PHASES: [Phase; 9] = [
     Phase::Pending,
     Phase::Preparing,
@@ -46,7 +46,8 @@ fn a_bios_and_a_uefi_machine_are_installed_at_once_and_no_secret_is_left_behind(
 
     for machine in &machines {
         let rest = format!(
-            "match_system_uuid = true\n[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\nserial = \"{}\"\n",
+            "match_system_uuid = true\n[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n\
+             [root_device]\nserial = \"{}\"\n",
             image.sha256, machine.disks[0].serial
         );
         site.write_spec(machine, &rest);
@@ -68,8 +69,9 @@ fn a_bios_and_a_uefi_machine_are_installed_at_once_and_no_secret_is_left_behind(
     assert_no_secret_left(&site, &machines, &secrets);
 }
 
-/// Waits until every machine is deployed, and collects every secret that was made on the way. While they are known the agent's command
-/// line and environment, which every user may read, must not have them.
+/// Waits until every machine is deployed, and collects every secret that was made on the way. While
+/// they are known the agent's command line and environment, which every user may read, must not
+/// have them.
 fn follow_to_the_end(site: &mut Site, machines: &[Machine]) -> BTreeSet<String> {
     let mut secrets: BTreeSet<String> =
         machines.iter().map(|machine| read(&machine.bmc.password_file).trim().to_owned()).collect();
@@ -95,7 +97,7 @@ fn follow_to_the_end(site: &mut Site, machines: &[Machine]) -> BTreeSet<String> 
         }
         thread::sleep(POLL_INTERVAL);
     }
-    // Of each machine: its BMC's password, its attempt's key, its target's secret.
+    // For each machine: its BMC's password, its attempt's key, its target's secret.
     assert_eq!(secrets.len(), 3 * machines.len(), "not every secret was seen");
     secrets
 }

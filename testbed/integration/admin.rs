@@ -15,7 +15,7 @@ use std::{
 };
 
 use hostler::{
-    admin::{AdminError, Peer, Request, Server, Wish, ask, show_boot, use_bmc},
+    admin::{AdminError, AdminRequest, Peer, Server, Wish, ask, show_boot, use_bmc},
     model::admin::{Answer, BmcCommand, Fact, NicBoot, Order, Selection, ServedMenu},
 };
 use tempfile::TempDir;
@@ -147,6 +147,7 @@ async fn owner_and_group_may_give_orders_and_nobody_else() {
     assert_eq!(said(child).await.0, 0);
 }
 
+/// Invariant (fair): A living agent's socket is not taken, and misbehaving clients stop nobody.
 #[tokio::test]
 async fn a_living_agents_socket_is_not_taken_and_a_dead_ones_is() {
     let mut agent = Agent::new().await;
@@ -218,6 +219,7 @@ async fn whoever_says_nothing_is_dropped_and_keeps_nobody_waiting_long() {
     assert!(connected.elapsed() < Duration::from_secs(25), "{:?}", connected.elapsed());
 }
 
+/// Invariant (fair): Silence at the admin socket keeps no operator away.
 #[tokio::test]
 async fn the_oldest_that_says_nothing_makes_room_for_an_operator_and_who_has_asked_does_not() {
     let mut agent = Agent::new().await;
@@ -250,6 +252,7 @@ async fn busy(socket: &Path) -> (StdListener, Vec<UnixStream>) {
     (listener, others)
 }
 
+/// Invariant (fair): Silence at the admin socket keeps no operator away.
 #[tokio::test]
 async fn an_operator_waits_for_a_place_at_a_busy_agent() {
     let dir = tempfile::tempdir().unwrap();
@@ -283,7 +286,7 @@ async fn an_operator_for_whom_no_place_becomes_free_is_told_that_nothing_was_ask
     let socket = dir.path().join("admin.sock");
     let _busy = busy(&socket).await;
     let error = ask(&socket, &Order::Retry(Selection::All)).await.unwrap_err();
-    let said = "is busy with others, and had no place for this in 25 s; nothing was asked of it";
+    let said = "is busy with others, and accepted no connection in 25 s; nothing was asked of it";
     assert!(error.to_string().contains(said), "{error}");
 }
 
@@ -409,7 +412,7 @@ async fn an_agent_that_says_nothing_is_not_waited_for_without_end() {
 
 /// A server whose driver is the test.
 struct Agent {
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<AdminRequest>,
     ended: oneshot::Sender<()>,
     serving: JoinHandle<()>,
     dir: TempDir,
@@ -431,12 +434,12 @@ impl Agent {
         Self { requests, ended, serving, dir, socket }
     }
 
-    async fn request(&mut self) -> Request {
+    async fn request(&mut self) -> AdminRequest {
         within(self.requests.recv()).await.unwrap()
     }
 
     async fn order(&mut self) -> (Order, Peer, oneshot::Sender<Vec<Answer>>) {
-        let Request { wish, who } = self.request().await;
+        let AdminRequest { wish, who } = self.request().await;
         let Wish::Order { order, reply } = wish else { panic!("no order: {wish:?}") };
         (order, who, reply)
     }

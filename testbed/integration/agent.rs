@@ -1,6 +1,8 @@
-//! The real agent, from spec to installed machine, against pyghmi for the BMC, tgtd for the disk and curl for the deploy ramdisk.
+//! The real agent, from spec to installed machine, against pyghmi for the BMC, tgtd for the disk
+//! and curl for the deploy ramdisk.
 //!
-//! What needs a kernel and firmware is tested in the virtual rack; here a whole deploy takes seconds, so that every fault has its test.
+//! Kernels and firmware are tested in the virtual rack; here a whole deploy takes
+//! seconds, so that every fault has its test.
 
 mod bmc;
 mod clock;
@@ -43,9 +45,9 @@ use self::{machine::Machine, site::Site};
 /// The node that most tests are about.
 const NODE: &str = "edge-07";
 
-/// What the BMC of a machine does in an attempt that ends well.
+/// The commands to the BMC in an attempt that ends well.
 const DEPLOYED: [&str; 5] = ["network once", "on from network", "off", "disk always", "on from hd"];
-/// What it does when the attempt fails after the machine was switched on.
+/// The commands when the attempt fails after the machine was switched on.
 const SWITCHED_OFF: [&str; 4] = ["network once", "on from network", "off", "disk always"];
 
 /// Waits until the node is deployed and judges everything an administrator would look at.
@@ -64,7 +66,8 @@ fn ends_deployed(site: &Site, machine: &Machine) -> Status {
     status
 }
 
-/// Waits until the node has failed with this fault; the machine boots its own disk and is off if it was ever switched on.
+/// Waits until the node has failed with this fault; the machine boots its own disk and is off if it
+/// was ever switched on.
 fn ends_failed(site: &Site, machine: &Machine, step: Step, code: &str) -> Status {
     let status =
         site.until(&machine.node, "over", |status| status.ready || status.phase == Phase::Failed);

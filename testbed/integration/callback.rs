@@ -11,7 +11,7 @@ use std::{
 };
 
 use hostler::{
-    callback::{Identity, Limits, Request, Server},
+    callback::{CallbackLimits, CallbackRequest, Identity, Server},
     model::{
         callback::{Call, DeployState, LookupReply, Reply},
         secret::AttemptKey,
@@ -41,7 +41,7 @@ const DEPLOY_INFO: &str =
 
 #[tokio::test]
 async fn a_ramdisk_gets_through_its_four_calls() {
-    let agent = Agent::judging(Limits::default()).await;
+    let agent = Agent::judging(CallbackLimits::default()).await;
     for (method, call, body, status, answer) in [
         ("POST", "lookup", LOOKUP, 200, r#"{"disk":"vda","iqn":"iqn.edge-07","poll_after":1}"#),
         ("POST", "pass_deploy_info", DEPLOY_INFO, 202, "{}"),
@@ -56,7 +56,7 @@ async fn a_ramdisk_gets_through_its_four_calls() {
 
 #[tokio::test]
 async fn a_body_too_big_is_refused_whoever_sends_it() {
-    let agent = Agent::judging(Limits::default()).await;
+    let agent = Agent::judging(CallbackLimits::default()).await;
     for (bytes, known, unknown) in [(256 << 10, 400, 404), ((256 << 10) + 1, 413, 413)] {
         let body = "x".repeat(bytes);
         let got = agent.curl("POST", &path("edge-07", "lookup"), Some(&key()), &body).await;
@@ -69,7 +69,7 @@ async fn a_body_too_big_is_refused_whoever_sends_it() {
 #[tokio::test]
 async fn a_question_for_the_state_waits_for_the_change_and_no_longer() {
     let (release, released) = watch::channel(false);
-    let agent = Agent::start(Limits::default(), move |_| {
+    let agent = Agent::start(CallbackLimits::default(), move |_| {
         let done = *released.borrow();
         let state = if done { DeployState::Release } else { DeployState::Imaging };
         Some(Reply::State(state.into()))
@@ -87,12 +87,12 @@ async fn a_question_for_the_state_waits_for_the_change_and_no_longer() {
     };
     let (got, ()) = tokio::join!(question, change);
     assert_eq!(got.body, r#"{"state":"release"}"#);
-    assert!(began.elapsed() < Limits::default().poll, "only the end of the poll woke it");
+    assert!(began.elapsed() < CallbackLimits::default().poll, "only the end of the poll woke it");
 }
 
 #[tokio::test]
 async fn a_question_without_a_change_is_answered_when_the_poll_is_over() {
-    let limits = Limits { poll: Duration::from_millis(300), ..Limits::default() };
+    let limits = CallbackLimits { poll: Duration::from_millis(300), ..CallbackLimits::default() };
     let agent = Agent::start(limits, |_| Some(Reply::State(DeployState::Imaging.into()))).await;
     let began = Instant::now();
     let got = agent.curl("GET", &path("edge-07", "deploy_state"), Some(&key()), "").await;
@@ -102,7 +102,7 @@ async fn a_question_without_a_change_is_answered_when_the_poll_is_over() {
 
 #[tokio::test]
 async fn a_driver_that_does_not_answer_is_a_503() {
-    let limits = Limits { driver: Duration::from_millis(200), ..Limits::default() };
+    let limits = CallbackLimits { driver: Duration::from_millis(200), ..CallbackLimits::default() };
     let silent = Agent::start(limits, |_| None).await;
     let gone = Agent::start(limits, |_| panic!("the driver dies")).await;
     for agent in [silent, gone] {
@@ -113,7 +113,7 @@ async fn a_driver_that_does_not_answer_is_a_503() {
 
 #[tokio::test]
 async fn nothing_is_served_without_tls() {
-    let agent = Agent::judging(Limits::default()).await;
+    let agent = Agent::judging(CallbackLimits::default()).await;
     let mut plain = TcpStream::connect(agent.addr).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let answer = until_closed(&mut plain).await;
@@ -123,7 +123,12 @@ async fn nothing_is_served_without_tls() {
 #[tokio::test]
 async fn those_who_say_little_are_cut_off() {
     let short = Duration::from_millis(200);
-    let agent = Agent::judging(Limits { handshake: short, read: short, ..Limits::default() }).await;
+    let agent = Agent::judging(CallbackLimits {
+        handshake: short,
+        read: short,
+        ..CallbackLimits::default()
+    })
+    .await;
 
     let mut mute = TcpStream::connect(agent.addr).await.unwrap();
     assert_eq!(until_closed(&mut mute).await, b"");
@@ -143,7 +148,7 @@ async fn those_who_say_little_are_cut_off() {
 
 #[tokio::test]
 async fn a_head_too_big_or_with_too_many_fields_is_refused() {
-    let agent = Agent::judging(Limits::default()).await;
+    let agent = Agent::judging(CallbackLimits::default()).await;
     for fields in ["a: b\r\n".repeat(33), format!("a: {}\r\n", "b".repeat(32 << 10))] {
         let mut tls = agent.connect().await;
         // It may hang up before everything is said.
@@ -156,7 +161,9 @@ async fn a_head_too_big_or_with_too_many_fields_is_refused() {
 
 #[tokio::test]
 async fn a_hasty_address_is_told_to_slow_down() {
-    let agent = Agent::judging(Limits { per_second: 1, burst: 3, ..Limits::default() }).await;
+    let agent =
+        Agent::judging(CallbackLimits { per_second: 1, burst: 3, ..CallbackLimits::default() })
+            .await;
     let mut tls = agent.connect().await;
     let said = "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(3)
         + "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -168,7 +175,7 @@ async fn a_hasty_address_is_told_to_slow_down() {
 
 #[tokio::test]
 async fn the_pin_is_the_hash_of_the_certificate_on_the_wire() {
-    let agent = Agent::judging(Limits::default()).await;
+    let agent = Agent::judging(CallbackLimits::default()).await;
     let tls = agent.connect().await;
     let wire = tls.get_ref().1.peer_certificates().unwrap()[0].to_vec();
     let mut sum = std::process::Command::new("sha256sum")
@@ -181,6 +188,7 @@ async fn the_pin_is_the_hash_of_the_certificate_on_the_wire() {
     assert_eq!(sum.split(' ').next().unwrap(), agent.pin);
 }
 
+/// Invariant (secrets): No secret is in status files, logs or debug output.
 #[tokio::test]
 async fn no_key_and_no_body_reaches_the_log_at_any_level() {
     let log = tempfile::NamedTempFile::new().unwrap();
@@ -191,7 +199,7 @@ async fn no_key_and_no_body_reaches_the_log_at_any_level() {
         .finish();
     // For the whole test binary: with one for a single thread, tracing may decide elsewhere that nobody listens to a call site.
     tracing::subscriber::set_global_default(subscriber).unwrap();
-    let agent = Agent::judging(Limits::default()).await;
+    let agent = Agent::judging(CallbackLimits::default()).await;
     for node in ["edge-07", "quiet-node"] {
         for body in [DEPLOY_INFO, r#"{"address":"hunter2"}"#, r#"{"port":"hunter2"}"#] {
             agent.curl("POST", &path(node, "pass_deploy_info"), Some(&key()), body).await;
@@ -205,8 +213,10 @@ async fn no_key_and_no_body_reaches_the_log_at_any_level() {
 
 #[tokio::test]
 async fn shutdown_cuts_a_question_that_waits() {
-    let agent =
-        Agent::start(Limits::default(), |_| Some(Reply::State(DeployState::Imaging.into()))).await;
+    let agent = Agent::start(CallbackLimits::default(), |_| {
+        Some(Reply::State(DeployState::Imaging.into()))
+    })
+    .await;
     let mut tls = agent.connect().await;
     let said = format!(
         "GET {} HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\n\r\n",
@@ -237,7 +247,7 @@ struct Got {
 }
 
 /// Knows one node with one key.
-fn judge(request: &Request) -> Reply {
+fn judge(request: &CallbackRequest) -> Reply {
     let known = request.node.as_str() == "edge-07"
         && request.key == AttemptKey::from_bytes(&[0x5a; 32])
         && request.peer.is_loopback();
@@ -279,21 +289,21 @@ async fn until_closed(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u
 }
 
 impl Agent {
-    async fn judging(limits: Limits) -> Self {
+    async fn judging(limits: CallbackLimits) -> Self {
         Self::start(limits, |request| Some(judge(request))).await
     }
 
     /// Listens on a free port; `None` from the driver is silence.
     async fn start(
-        limits: Limits,
-        driver: impl Fn(&Request) -> Option<Reply> + Send + 'static,
+        limits: CallbackLimits,
+        driver: impl Fn(&CallbackRequest) -> Option<Reply> + Send + 'static,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let identity = Identity::load_or_create(dir.path()).unwrap();
         let pin = identity.pin().to_owned();
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), identity, limits).await.unwrap();
         let addr = server.local_addr().unwrap();
-        let (requests, mut calls) = mpsc::channel::<Request>(16);
+        let (requests, mut calls) = mpsc::channel::<CallbackRequest>(16);
         let (changed, ticks) = watch::channel(0);
         let (count, asked) = watch::channel(0);
         let (shutdown, mut stop) = watch::channel(false);

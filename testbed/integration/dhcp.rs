@@ -1,6 +1,6 @@
-//! What `hostler dhcp-snippet` prints, used by the DHCP servers it is for: each one's own judge of
-//! configurations, and then a machine that asks for an address over a wire of its own. And what the
-//! deploy ramdisk says to these servers and reads of their answers.
+//! The output of `hostler dhcp-snippet`, used by the DHCP servers it is for: each one's own judge
+//! of configurations, and then a machine that asks for an address over a wire of its own. And what
+//! the deploy ramdisk says to these servers and reads of their answers.
 
 use std::{
     fs::{self, File},
@@ -18,7 +18,7 @@ use crate::namespace::Namespace;
 const HOSTLER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 /// For a server to start and to answer.
 const LIMIT: Duration = Duration::from_secs(30);
-/// What each firmware says of itself, architecture and user class, and the file it is to run.
+/// Each firmware by its own words, architecture and user class, and the file it is to run.
 const MACHINES: [(u16, &str, &str); 7] = [
     (0, "", "pxelinux.0"),
     (7, "", "grubx64.efi"),
@@ -30,6 +30,7 @@ const MACHINES: [(u16, &str, &str); 7] = [
     (6, "", ""),
 ];
 
+/// Invariant (netboot): The printed DHCP lines send every machine to its boot loader.
 #[test]
 fn dnsmasq_sends_every_machine_where_the_snippet_says() {
     let dir = tempfile::tempdir().unwrap();
@@ -67,7 +68,8 @@ fn kea_sends_every_machine_where_the_snippet_says() {
 fn dhcpd_sends_every_machine_where_the_snippet_says() {
     let dir = tempfile::tempdir().unwrap();
     let (config, leases) = (dir.path().join("dhcpd.conf"), dir.path().join("leases"));
-    let text = "ping-check false;\nsubnet 192.0.2.0 netmask 255.255.255.0 { range 192.0.2.100 192.0.2.150; }\n";
+    let text = "ping-check false;\n\
+                subnet 192.0.2.0 netmask 255.255.255.0 { range 192.0.2.100 192.0.2.150; }\n";
     fs::write(&config, format!("{}{text}", snippet("isc", ""))).unwrap();
     fs::write(&leases, "").unwrap();
     let (config, leases) = (config.to_str().unwrap(), leases.to_str().unwrap());
@@ -80,6 +82,8 @@ fn dhcpd_sends_every_machine_where_the_snippet_says() {
 /// A default route and one to another network, by option 121 alone: without it there is no way out.
 const ROUTES: &str = "00:c0:00:02:01:08:0a:c0:00:02:07";
 
+/// Invariant (ramdisk): The ramdisk takes its routes from any DHCP server, and says why it ignores
+/// an answer.
 #[test]
 fn the_ramdisk_gets_its_routes_from_dnsmasq_also_where_they_go_on_in_other_fields() {
     let dir = tempfile::tempdir().unwrap();
@@ -96,6 +100,8 @@ fn the_ramdisk_gets_its_routes_from_dnsmasq_also_where_they_go_on_in_other_field
     Site::new().lends("dnsmasq", &[&server[..], &[&long]].concat(), &dir, true);
 }
 
+/// Invariant (ramdisk): The ramdisk takes its routes from any DHCP server, and says why it ignores
+/// an answer.
 #[test]
 fn the_ramdisk_gets_its_routes_from_kea() {
     let dir = tempfile::tempdir().unwrap();
@@ -111,12 +117,15 @@ fn the_ramdisk_gets_its_routes_from_kea() {
     Site::new().lends("kea-dhcp4", &["-c", config.to_str().unwrap()], &dir, false);
 }
 
+/// Invariant (ramdisk): The ramdisk takes its routes from any DHCP server, and says why it ignores
+/// an answer.
 #[test]
 fn the_ramdisk_gets_its_routes_from_dhcpd() {
     let dir = tempfile::tempdir().unwrap();
     let (config, leases) = (dir.path().join("dhcpd.conf"), dir.path().join("leases"));
     let text = format!(
-        "ping-check false;\nauthoritative;\noption routes code 121 = string;\noption routes {ROUTES};\n\
+        "ping-check false;\nauthoritative;\noption routes code 121 = string;\n\
+         option routes {ROUTES};\n\
          subnet 192.0.2.0 netmask 255.255.255.0 {{ range 192.0.2.100 192.0.2.150; }}\n"
     );
     fs::write(&config, text).unwrap();
@@ -151,7 +160,8 @@ fn dhcp_snippet(server: &str, advertise: &str, more: &str) -> (bool, String, Str
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("hostler.toml");
     let text = format!(
-        "network.advertise = \"{advertise}\"\nspecs.dir = \"/nodes\"\nramdisk = {{ kernel = \"/k\", initramfs = \"/i\" }}\n{more}"
+        "network.advertise = \"{advertise}\"\nspecs.dir = \"/nodes\"\n\
+         ramdisk = {{ kernel = \"/k\", initramfs = \"/i\" }}\n{more}"
     );
     fs::write(&config, text).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_hostler"))
@@ -163,7 +173,8 @@ fn dhcp_snippet(server: &str, advertise: &str, more: &str) -> (bool, String, Str
     (output.status.success(), text(output.stdout), text(output.stderr))
 }
 
-/// Two network namespaces and the wire between them: the server's end is `site`, the machine's end `machine`.
+/// Two network namespaces and the wire between them: the server's end is `site`, the machine's end
+/// `machine`.
 struct Site {
     server: Namespace,
     machine: Namespace,
@@ -189,12 +200,12 @@ impl Site {
     /// Runs the server, and has every machine ask it.
     fn answers(&self, program: &str, arguments: &[&str], dir: &TempDir) {
         let _server = self.start(program, arguments, dir);
-        let heard = self.at_the_machine(|socket| {
+        let received = self.at_the_machine(|socket| {
             MACHINES.map(|(architecture, class, _)| offer(socket, architecture, class))
         });
         let log = || fs::read_to_string(dir.path().join("log")).unwrap();
-        for ((architecture, class, file), heard) in MACHINES.into_iter().zip(heard) {
-            let Some((next_server, offered)) = heard else { panic!("no offer:\n{}", log()) };
+        for ((architecture, class, file), received) in MACHINES.into_iter().zip(received) {
+            let Some((next_server, offered)) = received else { panic!("no offer:\n{}", log()) };
             let who = format!("architecture {architecture}, user class `{class}`");
             assert_eq!(offered, file, "{who}:\n{}", log());
             if !file.is_empty() {
@@ -206,9 +217,9 @@ impl Site {
     /// Runs the server, and has the deploy ramdisk borrow an address and keep it.
     fn lends(&self, program: &str, arguments: &[&str], dir: &TempDir, is_overloaded: bool) {
         let _server = self.start(program, arguments, dir);
-        let heard = self.at_the_machine(borrow);
+        let received = self.at_the_machine(borrow);
         let log = fs::read_to_string(dir.path().join("log")).unwrap();
-        let Some((lease, has_overload)) = heard else { panic!("no lease:\n{log}") };
+        let Some((lease, has_overload)) = received else { panic!("no lease:\n{log}") };
         let by = |network: [u8; 4], prefix, last| Route {
             network: network.into(),
             prefix,
@@ -229,7 +240,7 @@ impl Site {
         Killed(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
     }
 
-    /// What is done with a socket of the machine's, on a DHCP client's port.
+    /// Runs something with a socket of the machine's, on a DHCP client's port.
     fn at_the_machine<T: Send>(&self, act: impl FnOnce(&UdpSocket) -> T + Send) -> T {
         thread::scope(|scope| {
             let asking = scope.spawn(|| {
@@ -268,7 +279,8 @@ fn borrow(socket: &UdpSocket) -> Option<(Lease, bool)> {
     None
 }
 
-/// Asks for an address until one is offered: the next server and the boot file that come with it (RFC 2131 §2).
+/// Asks for an address until one is offered: the next server and the boot file that come with it
+/// (RFC 2131 §2).
 fn offer(socket: &UdpSocket, architecture: u16, class: &str) -> Option<(Ipv4Addr, String)> {
     let limit = Instant::now() + LIMIT;
     let xid = (u32::from(architecture) << 8) + u32::try_from(class.len()).unwrap() + 0x0700_0000;

@@ -1,4 +1,5 @@
-//! Small file systems against the programs that read them: blkid, the checkers, mtools, isoinfo and cloud-init.
+//! Small file systems against the programs that read them: blkid, the checkers, mtools, isoinfo and
+//! cloud-init.
 
 use std::{
     fs,
@@ -21,7 +22,7 @@ fn tag<'t>(tags: &'t str, name: &str) -> &'t str {
     tags.lines().find_map(value).unwrap_or_else(|| panic!("no {name}: {tags}")).trim()
 }
 
-/// What a program prints. It has to be there and to be content.
+/// The output of a program. It has to be there and to be content.
 fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
@@ -33,7 +34,7 @@ fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// That the checker finds nothing to mend, nor clusters that nobody has.
+/// Asserts that the checker finds nothing to mend, nor clusters that nobody has.
 fn assert_clean_fat(place: &Place) {
     let said = run("fsck.vfat", &["-n", "-v", place.text("image")]);
     assert!(!said.contains("Reclaim"), "{said}");

@@ -44,11 +44,11 @@ struct BootServer {
 
 impl BootServer {
     fn new() -> Self {
-        Self::with(http::Limits::default())
+        Self::with(http::HttpLimits::default())
     }
 
     /// `deploy/vmlinuz` and `deploy/initramfs` are fixed files; the loader directory has `ipxe.efi` and a directory.
-    fn with(limits: http::Limits) -> Self {
+    fn with(limits: http::HttpLimits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("loaders/sub")).unwrap();
         fs::write(dir.path().join("loaders/ipxe.efi"), noise(42_000)).unwrap();
@@ -118,10 +118,10 @@ impl BootServer {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The next fetch told.
-    fn told(&mut self) -> Fetch {
+    /// Waits for the next fetch reported.
+    fn reported(&mut self) -> Fetch {
         let next = async { tokio::time::timeout(LIMIT, self.fetched.recv()).await };
-        self.runtime.block_on(next).expect("no fetch is told").unwrap()
+        self.runtime.block_on(next).expect("no fetch is reported").unwrap()
     }
 
     fn deploy(&self) {
@@ -150,6 +150,7 @@ fn noise(length: usize) -> Vec<u8> {
 
 const SCRIPT: &str = "ipxe/01-52-54-00-00-00-01.ipxe";
 
+/// Invariant (netboot): HTTP serves the files that TFTP serves, and nothing else.
 #[test]
 fn what_tftp_serves_is_served_under_the_same_names_and_nothing_else_is() {
     let boot_server = BootServer::new();
@@ -216,7 +217,7 @@ fn sizes_are_told_and_one_connection_serves_one_file_after_another() {
     let wget = Command::new("busybox").args(["wget", "-q", "-O"]).arg(&output).arg(url).status();
     assert!(wget.unwrap().success() && fs::read(output).unwrap() == noise(KERNEL_BYTES));
 
-    let stages: Vec<BootStage> = (0..3).map(|_| boot_server.told().stage).collect();
+    let stages: Vec<BootStage> = (0..3).map(|_| boot_server.reported().stage).collect();
     assert_eq!(stages, [BootStage::Menu, BootStage::Kernel, BootStage::Ramdisk]);
 }
 
@@ -227,13 +228,14 @@ fn a_machine_with_its_script_from_tftp_and_its_kernel_from_http_is_one_machine()
     let url = format!("tftp://{}/{SCRIPT}", boot_server.tftp);
     let script = Command::new("curl").args(["-sSf", "--max-time", "20", &url]).output().unwrap();
     assert!(script.status.success());
-    assert_eq!(boot_server.told().stage, BootStage::Menu);
+    assert_eq!(boot_server.reported().stage, BootStage::Menu);
     for (name, stage) in
         [("deploy/vmlinuz", BootStage::Kernel), ("deploy/initramfs", BootStage::Ramdisk)]
     {
         boot_server.curl(name, &[]).unwrap();
         let fetch = Fetch {
             refused_times: 0,
+            unknown_mac: None,
             node: node(),
             stage,
             path: name.to_owned(),
@@ -241,7 +243,7 @@ fn a_machine_with_its_script_from_tftp_and_its_kernel_from_http_is_one_machine()
             sent_bytes: KERNEL_BYTES as u64,
             complete: true,
         };
-        assert_eq!(boot_server.told(), fetch);
+        assert_eq!(boot_server.reported(), fetch);
     }
 }
 
@@ -250,7 +252,7 @@ fn a_part_of_a_file_is_answered_as_a_part_and_told_by_how_far_it_went() {
     let mut boot_server = BootServer::new();
     boot_server.deploy();
     boot_server.curl(SCRIPT, &[]).unwrap();
-    assert_eq!(boot_server.told().stage, BootStage::Menu);
+    assert_eq!(boot_server.reported().stage, BootStage::Menu);
     let kernel = noise(KERNEL_BYTES);
     for (range, bytes) in
         [("299000-", 299_000..KERNEL_BYTES), ("7-9", 7..10), ("-1", 299_999..300_000)]
@@ -258,9 +260,9 @@ fn a_part_of_a_file_is_answered_as_a_part_and_told_by_how_far_it_went() {
         let expected = kernel.get(bytes.clone()).unwrap();
         let got = boot_server.curl("deploy/vmlinuz", &["--range", range]).unwrap();
         assert!(got == expected, "{range}");
-        assert_eq!(boot_server.told().sent_bytes, bytes.end as u64, "{range}");
+        assert_eq!(boot_server.reported().sent_bytes, bytes.end as u64, "{range}");
         assert_eq!(boot_server.status("/deploy/vmlinuz", &["--range", range]), "206", "{range}");
-        boot_server.told();
+        boot_server.reported();
     }
     assert_eq!(boot_server.status("/deploy/vmlinuz", &["--range", "300000-"]), "416");
     assert!(boot_server.curl("deploy/vmlinuz", &["--range", "1-2,5-6"]).as_ref() == Ok(&kernel));
@@ -269,18 +271,19 @@ fn a_part_of_a_file_is_answered_as_a_part_and_told_by_how_far_it_went() {
 #[test]
 fn a_client_that_takes_nothing_is_cut_holds_no_memory_and_keeps_nobody_waiting() {
     let idle = Duration::from_secs(1);
-    let mut boot_server = BootServer::with(http::Limits { idle, ..http::Limits::default() });
+    let mut boot_server =
+        BootServer::with(http::HttpLimits { idle, ..http::HttpLimits::default() });
     boot_server.deploy();
     boot_server.set_ramdisk_bytes(LARGE_BYTES);
     boot_server.curl(SCRIPT, &[]).unwrap();
-    assert_eq!(boot_server.told().stage, BootStage::Menu);
+    assert_eq!(boot_server.reported().stage, BootStage::Menu);
     let began = Instant::now();
     let mut silent = boot_server.ask("GET /deploy/initramfs HTTP/1.1\r\n\r\n");
     assert!(boot_server.curl("deploy/vmlinuz", &[]) == Ok(noise(KERNEL_BYTES)));
     assert!(began.elapsed() < LIMIT);
-    assert_eq!(boot_server.told().stage, BootStage::Kernel);
+    assert_eq!(boot_server.reported().stage, BootStage::Kernel);
 
-    let cut = boot_server.told();
+    let cut = boot_server.reported();
     assert_eq!((cut.stage, cut.complete), (BootStage::Ramdisk, false));
     // What the system buffers between two sockets, and one piece.
     assert!(cut.sent_bytes < 32 << 20, "{cut:?}");
@@ -296,7 +299,7 @@ fn a_client_that_takes_nothing_is_cut_holds_no_memory_and_keeps_nobody_waiting()
 #[test]
 fn a_client_that_asks_slowly_or_for_nothing_is_cut() {
     let head = Duration::from_millis(500);
-    let boot_server = BootServer::with(http::Limits { head, ..http::Limits::default() });
+    let boot_server = BootServer::with(http::HttpLimits { head, ..http::HttpLimits::default() });
     for said in ["", "GET /ipxe.efi HT", "GET /ipxe.efi HTTP/1.1\r\nX: "] {
         let mut stream = boot_server.ask(said);
         let began = Instant::now();
@@ -310,7 +313,7 @@ fn a_client_that_asks_slowly_or_for_nothing_is_cut() {
 #[test]
 fn an_old_connection_is_cut_however_lively_it_is() {
     let total = Duration::from_millis(700);
-    let boot_server = BootServer::with(http::Limits { total, ..http::Limits::default() });
+    let boot_server = BootServer::with(http::HttpLimits { total, ..http::HttpLimits::default() });
     boot_server.set_ramdisk_bytes(LARGE_BYTES);
     let url = format!("http://{}/deploy/initramfs", boot_server.http);
     let began = Instant::now();
@@ -323,11 +326,13 @@ fn an_old_connection_is_cut_however_lively_it_is() {
     assert!(began.elapsed() < LIMIT);
 }
 
+/// Invariant (netboot): A boot loader finds its node's menu from any directory, and a fetch has its
+/// node's time.
 #[test]
 fn a_machine_may_take_as_long_for_its_ramdisk_as_its_node_says() {
     const TIMED_OUT: i32 = 28;
     let total = Duration::from_millis(700);
-    let boot_server = BootServer::with(http::Limits { total, ..http::Limits::default() });
+    let boot_server = BootServer::with(http::HttpLimits { total, ..http::HttpLimits::default() });
     boot_server.deploy();
     boot_server.set_ramdisk_bytes(LARGE_BYTES);
     boot_server.curl(SCRIPT, &[]).unwrap();
@@ -341,7 +346,7 @@ fn a_machine_may_take_as_long_for_its_ramdisk_as_its_node_says() {
 
 #[test]
 fn connections_are_bounded_and_their_places_come_back() {
-    let limits = http::Limits { connections_per_peer_max: 3, ..http::Limits::default() };
+    let limits = http::HttpLimits { connections_per_peer_max: 3, ..http::HttpLimits::default() };
     let boot_server = BootServer::with(limits);
     boot_server.set_ramdisk_bytes(LARGE_BYTES);
     let served = |stream: &mut TcpStream| stream.read(&mut [0; 12]).is_ok_and(|read| read > 0);
@@ -368,6 +373,7 @@ fn connect_from(boot_server: &BootServer, from: [u8; 4]) -> tokio::net::TcpStrea
     })
 }
 
+/// Invariant (fair): Silence at the HTTP boot port keeps no machine out.
 #[test]
 fn silence_keeps_no_machine_out_and_ends_no_download() {
     let boot_server = BootServer::new();
@@ -394,14 +400,14 @@ fn a_file_that_shrinks_under_its_reader_is_no_whole_file() {
     boot_server.deploy();
     boot_server.set_ramdisk_bytes(LARGE_BYTES);
     boot_server.curl(SCRIPT, &[]).unwrap();
-    assert_eq!(boot_server.told().stage, BootStage::Menu);
+    assert_eq!(boot_server.reported().stage, BootStage::Menu);
     let mut stream = boot_server.ask("GET /deploy/initramfs HTTP/1.1\r\n\r\n");
     stream.read_exact(&mut [0; 100]).unwrap();
     boot_server.set_ramdisk_bytes(1000);
     let mut rest = Vec::new();
     drop(stream.read_to_end(&mut rest));
     assert!((rest.len() as u64) < LARGE_BYTES);
-    assert!(!boot_server.told().complete);
+    assert!(!boot_server.reported().complete);
 }
 
 #[test]

@@ -13,10 +13,10 @@ use std::{
 
 use hostler::{
     imaging::{
-        Connector, Content, ImageFile, ImagingError, Layout, LeastRate, Order, Segment,
-        VolumeError, Written, write_disk,
+        self, Connector, Content, ImageFile, ImagingError, ImagingOrder, Layout, LeastRate,
+        Segment, VolumeError, Written,
     },
-    iscsi::{Lun, Options, TargetAddress},
+    iscsi::{IscsiOptions, Lun, TargetAddress},
     model::spec::Verify,
     progress::{Cancel, Meter},
 };
@@ -44,8 +44,8 @@ impl Connector for Way {
     type Volume = Lun;
 
     async fn connect(&self) -> Result<Arc<Lun>, VolumeError> {
-        let lun = Lun::connect(&self.0, None, &Options::default()).await;
-        let refused = |message| VolumeError { code: "Test", message, reconnect: true };
+        let lun = Lun::connect(&self.0, None, &IscsiOptions::default()).await;
+        let refused = |message| VolumeError { code: "Test", hint: "", message, reconnect: true };
         lun.map(Arc::new).map_err(|error| refused(error.to_string()))
     }
 
@@ -73,15 +73,21 @@ impl Image {
         Self { file, bytes: content }
     }
 
-    fn order(&self, verify: Verify) -> Order {
+    fn order(&self, verify: Verify) -> ImagingOrder {
         let file = Arc::new(self.file.reopen().unwrap());
         let image = ImageFile::new(file, self.file.path()).unwrap();
-        Order { layout: Layout::of_file(image), verify, stall: STALL, least_rate: LeastRate::ANY }
+        ImagingOrder {
+            layout: Layout::of_file(image),
+            verify,
+            stall: STALL,
+            least_rate: LeastRate::ANY,
+        }
     }
 }
 
-async fn write(way: &Way, order: &Order, cancel: Cancel) -> Result<Written, ImagingError> {
-    Box::pin(write_disk(way, order, &Meter::default(), cancel)).await
+async fn write(way: &Way, order: &ImagingOrder, cancel: Cancel) -> Result<Written, ImagingError> {
+    let disk = Box::pin(imaging::open(way, cancel.clone())).await?;
+    Box::pin(disk.write(order, &Meter::default(), cancel)).await
 }
 
 /// A target with a disk of old content.
@@ -128,7 +134,8 @@ async fn an_image_is_written_over_old_content_in_every_way_of_verifying() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_line_that_is_cut_every_20_mb_ends_bit_exact_and_what_is_written_twice_is_bounded() {
+async fn a_connection_that_is_cut_every_20_mb_ends_bit_exact_and_what_is_written_twice_is_bounded()
+{
     let (image, tgtd) = (Image::new(120 * MIB), target(128 * MIB));
     let relay = Relay::start(tgtd.portal, Trouble::CutAfter(20_000_000)).await;
     let (_keep, cancel) = watch::channel(false);
@@ -140,6 +147,7 @@ async fn a_line_that_is_cut_every_20_mb_ends_bit_exact_and_what_is_written_twice
     await_no_session(&tgtd, Duration::from_secs(5));
 }
 
+/// Invariant (disk): A disk that drops writes is caught by default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_acknowledges_and_drops_a_write_is_caught_by_default_and_the_place_is_named()
 {
@@ -155,6 +163,7 @@ async fn a_target_that_acknowledges_and_drops_a_write_is_caught_by_default_and_t
     assert!(!tgtd.sessions().contains("Session"), "{}", tgtd.sessions());
 }
 
+/// Invariant (disk): A disk that drops writes is caught by default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_node_is_to_compare_tells_of_a_target_that_drops_a_write() {
     let (image, tgtd) = (Image::new(40 * MIB), target(64 * MIB));
@@ -181,6 +190,7 @@ fn sha256_of(bytes: &[u8]) -> String {
     hostler::model::ids::hex(&sha2::Sha256::digest(bytes))
 }
 
+/// Invariant (disk): A cancel ends within a second and leaves no session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancel_ends_within_a_second_and_leaves_no_session_and_nothing_that_boots() {
     let (image, tgtd) = (Image::new(120 * MIB), target(128 * MIB));
@@ -232,7 +242,7 @@ async fn a_layout_of_tables_at_both_ends_is_whole_after_cuts_in_every_part() {
     };
     let swap = Segment { at: 50 * MIB, content: Content::Zeros(6 * MIB) };
     let segments = [tables(0, 1), root, swap, tables(64 * MIB - 33 * 512, 2)];
-    let order = Order {
+    let order = ImagingOrder {
         layout: Layout::new(segments),
         verify: Verify::Full,
         stall: STALL,
@@ -255,6 +265,7 @@ async fn a_layout_of_tables_at_both_ends_is_whole_after_cuts_in_every_part() {
     assert!(disk.ends_with(&vec![2; 33 * 512]));
 }
 
+/// Invariant (disk): A further connection is kept only if it pays, and never leads to another disk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_path_that_is_narrow_for_each_connection_is_filled_by_several() {
     let (image, tgtd) = (Image::new(160 * MIB), target(168 * MIB));
@@ -268,11 +279,12 @@ async fn a_path_that_is_narrow_for_each_connection_is_filled_by_several() {
     await_no_session(&tgtd, Duration::from_secs(5));
 }
 
+/// Invariant (fair): A slow disk gives its permit up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_takes_its_data_too_slowly_is_given_up_and_half_an_image_does_not_boot() {
     let (image, tgtd) = (Image::new(24 * MIB), target(32 * MIB));
     let least_rate = LeastRate { bytes_per_s: MIB, over: Duration::from_secs(2) };
-    let order = Order { least_rate, ..image.order(Verify::None) };
+    let order = ImagingOrder { least_rate, ..image.order(Verify::None) };
     let (_keep, cancel) = watch::channel(false);
     let slow = Relay::start(tgtd.portal, Trouble::Narrow(MIB / 2)).await;
     let error = write(&Way::to(slow.address), &order, cancel.clone()).await.unwrap_err();
@@ -288,6 +300,7 @@ async fn a_target_that_takes_its_data_too_slowly_is_given_up_and_half_an_image_d
     assert_holds(&tgtd, &image.bytes);
 }
 
+/// Invariant (disk): With several connections no write overtakes one that must come before it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_several_connections_that_is_cut_takes_the_others_along_and_the_image_is_whole() {
     let (image, tgtd) = (Image::new(112 * MIB), target(120 * MIB));

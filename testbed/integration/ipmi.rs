@@ -243,6 +243,7 @@ async fn a_silent_bmc_costs_the_deadline_and_no_more() {
     }
 }
 
+/// Invariant (bmc): A power command counts when its effect was seen.
 #[tokio::test]
 async fn a_bmc_that_accepts_but_does_nothing_is_asked_again_and_then_reported() {
     let simulator = pyghmi(&["--deaf-power"]);

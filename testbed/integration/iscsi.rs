@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hostler::{
     iscsi::{
-        Chap, DigestOf, ErrorKind, IscsiError, LoginRefusal, Lun, Options, ScsiFailure, Sense,
-        TargetAddress,
+        Chap, DigestOf, IscsiError, IscsiErrorKind, IscsiOptions, LoginRefusal, Lun, ScsiFailure,
+        Sense, TargetAddress,
     },
     model::secret::Secret,
 };
@@ -22,15 +22,15 @@ use self::{
     tgtd::{DISK_BYTES, IQN, Tgtd},
 };
 
-/// What a test allows for something that must be quick, on a machine that runs many tests at once.
+/// The time for something that must be quick, on a machine that runs many tests at once.
 const QUICK: Duration = Duration::from_secs(10);
 
-fn options() -> Options {
-    Options::default()
+fn options() -> IscsiOptions {
+    IscsiOptions::default()
 }
 
-fn digests() -> Options {
-    Options { header_digest: true, data_digest: true, ..Options::default() }
+fn digests() -> IscsiOptions {
+    IscsiOptions { header_digest: true, data_digest: true, ..IscsiOptions::default() }
 }
 
 async fn connect(target: &TargetAddress) -> Lun {
@@ -142,7 +142,7 @@ async fn a_disk_of_4096_byte_blocks_is_addressed_in_its_own_blocks() {
     assert!(lun.read(40960, 8192).await.unwrap() == data);
     assert!(tgtd.disk()[40960..49152] == data);
     let error = lun.write(512, data).await.unwrap_err();
-    assert!(matches!(error.kind, ErrorKind::Request(_)), "{error}");
+    assert!(matches!(error.kind, IscsiErrorKind::Request(_)), "{error}");
     lun.logout().await.unwrap();
 }
 
@@ -185,7 +185,7 @@ async fn the_longest_bursts_and_every_depth_of_queue_write_and_read_the_same_byt
             let case = format!("window {window}, {r2ts} R2Ts, {queue_depth} commands of {chunk}");
             seed += 1;
             let data = noise(if chunk == 4096 { 4 << 20 } else { 16 << 20 }, seed);
-            let options = Options { queue_depth, ..options() };
+            let options = IscsiOptions { queue_depth, ..options() };
             let lun = Lun::connect(&tgtd.lun(1), None, &options).await.unwrap();
             write_all(&lun, 0, &data, chunk).await.expect(&case);
             let bytes = u32::try_from(data.len()).unwrap();
@@ -230,7 +230,7 @@ async fn a_target_that_was_restarted_takes_a_new_session_and_the_rest_of_the_dat
     lun.flush().await.unwrap();
     tgtd.restart();
     let error = lun.read(0, 512).await.unwrap_err();
-    assert!(matches!(error.kind, ErrorKind::TargetGone(_)), "{error}");
+    assert!(matches!(error.kind, IscsiErrorKind::TargetGone(_)), "{error}");
     let lun = connect(&tgtd.lun(1)).await;
     write_all(&lun, 4 << 20, &data.slice(4 << 20..), 1 << 20).await.unwrap();
     assert!(lun.read(0, 8 << 20).await.unwrap() == data);
@@ -273,7 +273,7 @@ async fn chap_lets_in_who_knows_the_secret_and_nobody_else() {
         match (lun, expected) {
             (Ok(lun), Ok(())) => lun.logout().await.unwrap(),
             (Err(error), Err(refusal)) => {
-                assert_eq!(error.kind, ErrorKind::LoginRefused(refusal), "{chap:?}");
+                assert_eq!(error.kind, IscsiErrorKind::LoginRefused(refusal), "{chap:?}");
                 assert!(!format!("{error} {error:?}").contains("secret-"), "{error:?}");
             }
             (lun, expected) => panic!("{chap:?}: {lun:?}, expected {expected:?}"),
@@ -287,7 +287,7 @@ async fn a_target_that_does_not_ask_for_chap_is_refused() {
     let tgtd = Tgtd::start();
     let chap = chap("a-secret-of-twelve", None);
     let error = Lun::connect(&tgtd.lun(1), Some(&chap), &options()).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::LoginRefused(LoginRefusal::ChapNotAsked));
+    assert_eq!(error.kind, IscsiErrorKind::LoginRefused(LoginRefusal::ChapNotAsked));
     assert_eq!(
         error.to_string(),
         format!("target {IQN}: login: refused: the target does not ask for CHAP, must")
@@ -311,7 +311,7 @@ async fn with_both_digests_data_arrives_and_segments_are_padded_right() {
 async fn a_target_without_the_digests_asked_for_is_refused() {
     let tgtd = Tgtd::start();
     let error = Lun::connect(&tgtd.lun(1), None, &digests()).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::LoginRefused(LoginRefusal::NoDigest(DigestOf::Header)));
+    assert_eq!(error.kind, IscsiErrorKind::LoginRefused(LoginRefusal::NoDigest(DigestOf::Header)));
 }
 
 /// A disk behind a proxy, with digests on.
@@ -332,10 +332,10 @@ async fn a_byte_changed_on_the_way_back_is_found_by_its_digest() {
         let tgtd = Tgtd::start();
         let (proxy, lun) = behind_proxy(&tgtd, Way::FromTarget).await;
         proxy.spoil(byte);
-        assert_eq!(lun.read(0, 4096).await.unwrap_err().kind, ErrorKind::Digest(of));
+        assert_eq!(lun.read(0, 4096).await.unwrap_err().kind, IscsiErrorKind::Digest(of));
         assert_eq!(
             lun.flush().await.unwrap_err().kind,
-            ErrorKind::Digest(of),
+            IscsiErrorKind::Digest(of),
             "the session is over"
         );
     }
@@ -350,7 +350,10 @@ async fn a_byte_changed_on_the_way_there_never_reaches_the_disk() {
         let started = Instant::now();
         let error = lun.write(0, noise(4096, 7)).await.unwrap_err();
         assert!(started.elapsed() < QUICK, "{error}");
-        assert!(matches!(error.kind, ErrorKind::TargetGone(_) | ErrorKind::Digest(_)), "{error}");
+        assert!(
+            matches!(error.kind, IscsiErrorKind::TargetGone(_) | IscsiErrorKind::Digest(_)),
+            "{error}"
+        );
         assert!(tgtd.disk()[..4096] == [0; 4096]);
     }
 }
@@ -367,11 +370,11 @@ async fn what_is_not_there_is_named() {
     for lun in [0, 7] {
         let error = Lun::connect(&tgtd.lun(lun), None, &options()).await.unwrap_err();
         let text = format!("LUN {lun} is not a disk; the target has LUN 0, 1");
-        assert_eq!(error.kind, ErrorKind::NoDisk(text));
+        assert_eq!(error.kind, IscsiErrorKind::NoDisk(text));
     }
     let nobody = TargetAddress { portal: "127.0.0.1:1".parse().unwrap(), ..tgtd.lun(1) };
     let error = Lun::connect(&nobody, None, &options()).await.unwrap_err();
-    assert!(matches!(error.kind, ErrorKind::Unreachable(_)), "{error}");
+    assert!(matches!(error.kind, IscsiErrorKind::Unreachable(_)), "{error}");
     await_no_session(&tgtd);
 }
 
@@ -379,7 +382,7 @@ async fn what_is_not_there_is_named() {
 async fn reading_and_writing_past_the_end_gives_the_targets_sense() {
     let tgtd = Tgtd::start();
     let lun = connect(&tgtd.lun(1)).await;
-    let beyond = ErrorKind::Scsi(ScsiFailure::Sense(Sense { key: 5, asc: 0x21, ascq: 0 }));
+    let beyond = IscsiErrorKind::Scsi(ScsiFailure::Sense(Sense { key: 5, asc: 0x21, ascq: 0 }));
     assert_eq!(lun.read(DISK_BYTES - 512, 1024).await.unwrap_err().kind, beyond);
     let error = lun.write(DISK_BYTES - 512, noise(1 << 20, 1)).await.unwrap_err();
     assert_eq!(
@@ -393,7 +396,8 @@ async fn reading_and_writing_past_the_end_gives_the_targets_sense() {
     lun.logout().await.unwrap();
 }
 
-/// Keeps writing until a write fails, and lets `event` happen in the midst of it; the error and how long after the event it came.
+/// Keeps writing until a write fails, and lets `event` happen in the midst of it; the error and how
+/// long after the event it came.
 async fn write_until_failure(lun: &Lun, event: impl FnOnce()) -> (IscsiError, Duration) {
     let (lun, data) = (lun.clone(), noise(16 << 20, 9));
     let (running, is_running) = oneshot::channel();
@@ -412,27 +416,31 @@ async fn write_until_failure(lun: &Lun, event: impl FnOnce()) -> (IscsiError, Du
     (writer.await.unwrap(), started.elapsed())
 }
 
+/// Invariant (disk): Every exchange with a target has a time limit; a target that dies or hangs is
+/// noticed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_killed_during_writes_is_reported_at_once() {
     let tgtd = Tgtd::start();
     let lun = connect(&tgtd.lun(1)).await;
     let (error, after) = write_until_failure(&lun, || tgtd.signal("-KILL")).await;
-    assert!(matches!(error.kind, ErrorKind::TargetGone(_)), "{error}");
+    assert!(matches!(error.kind, IscsiErrorKind::TargetGone(_)), "{error}");
     assert!(after < Duration::from_secs(2), "{after:?}");
     let started = Instant::now();
-    assert!(matches!(lun.flush().await.unwrap_err().kind, ErrorKind::TargetGone(_)));
+    assert!(matches!(lun.flush().await.unwrap_err().kind, IscsiErrorKind::TargetGone(_)));
     lun.logout().await.unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(1));
 }
 
+/// Invariant (disk): Every exchange with a target has a time limit; a target that dies or hangs is
+/// noticed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_hangs_is_given_up_within_the_command_limit() {
     let tgtd = Tgtd::start();
     let limit = Duration::from_secs(2);
-    let hasty = Options { command_timeout: limit, ..options() };
+    let hasty = IscsiOptions { command_timeout: limit, ..options() };
     let lun = Lun::connect(&tgtd.lun(1), None, &hasty).await.unwrap();
     let (error, after) = write_until_failure(&lun, || tgtd.signal("-STOP")).await;
-    assert_eq!(error.kind, ErrorKind::TimedOut(limit));
+    assert_eq!(error.kind, IscsiErrorKind::TimedOut(limit));
     assert!(after < limit + Duration::from_secs(1), "{after:?}");
     tgtd.signal("-CONT");
     await_no_session(&tgtd);
@@ -442,7 +450,7 @@ async fn a_target_that_hangs_is_given_up_within_the_command_limit() {
 async fn a_target_that_hangs_while_nothing_is_asked_is_found_by_the_keepalive() {
     let tgtd = Tgtd::start();
     let before = alive_tasks();
-    let brisk = Options { keepalive: Duration::from_millis(200), ..options() };
+    let brisk = IscsiOptions { keepalive: Duration::from_millis(200), ..options() };
     let lun = Lun::connect(&tgtd.lun(1), None, &brisk).await.unwrap();
     // More silence on our side than the limit: the pings are answered and the session lives.
     tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -450,7 +458,7 @@ async fn a_target_that_hangs_while_nothing_is_asked_is_found_by_the_keepalive() 
     tgtd.signal("-STOP");
     await_tasks(before).await;
     let error = lun.flush().await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::TimedOut(Duration::from_millis(800)));
+    assert_eq!(error.kind, IscsiErrorKind::TimedOut(Duration::from_millis(800)));
     tgtd.signal("-CONT");
     await_no_session(&tgtd);
 }
@@ -473,7 +481,7 @@ async fn a_connection_the_target_deletes_is_reported_at_once() {
     let tgtd = Tgtd::start();
     let lun = connect(&tgtd.lun(1)).await;
     let (error, after) = write_until_failure(&lun, || tgtd.delete_connections()).await;
-    assert!(matches!(error.kind, ErrorKind::TargetGone(_)), "{error}");
+    assert!(matches!(error.kind, IscsiErrorKind::TargetGone(_)), "{error}");
     assert!(after < Duration::from_secs(2), "{after:?}");
 }
 
@@ -495,7 +503,7 @@ async fn a_logout_ends_cancelled_writes_before_it_returns_and_leaves_no_session(
     let disk = tgtd.disk();
     await_no_session(&tgtd);
     assert!(tgtd.disk() == disk, "something was written after the logout");
-    assert!(matches!(other.flush().await.unwrap_err().kind, ErrorKind::TargetGone(_)));
+    assert!(matches!(other.flush().await.unwrap_err().kind, IscsiErrorKind::TargetGone(_)));
 }
 
 #[tokio::test]

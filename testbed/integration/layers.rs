@@ -1,4 +1,5 @@
-//! The shape of the code, kept by reading it: who may name whom, how long a file may be, and that every module says what it is.
+//! The shape of the code, kept by reading it: who may name whom, how long a file may be, and that
+//! every module says what it is.
 
 use std::{
     collections::BTreeSet,
@@ -25,11 +26,12 @@ const ADAPTERS: [&str; 13] = [
     "admin",
 ];
 
-/// The top-level modules one of them may name, besides itself; `None` when it is not in the drawing at all.
+/// The top-level modules one of them may name, besides itself; `None` when it is not in the drawing
+/// at all.
 fn may_name(module: &str) -> Option<&'static [&'static str]> {
     match module {
         "lib" | "bin" | "agent" | "cli" => Some(&["*"]),
-        "model" | "atomic_file" | "checked_file" | "file_mark" | "places" | "regular_file" => {
+        "model" | "atomic_file" | "checked_file" | "file_mark" | "listener" | "regular_file" => {
             Some(&[])
         }
         "progress" | "lifecycle" => Some(&["model"]),
@@ -39,7 +41,7 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
             "atomic_file",
             "checked_file",
             "file_mark",
-            "places",
+            "listener",
             "regular_file",
             "progress",
         ]),
@@ -47,6 +49,7 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
     }
 }
 
+/// Invariant (code): A module names only those below it.
 #[test]
 fn every_module_names_only_those_below_it() {
     let wrong: Vec<String> = sources("src").iter().flat_map(|path| offences(path)).collect();
@@ -100,6 +103,8 @@ const MAY_OPEN: [(&str, &str); 11] = [
     ("ramdisk/target.rs", "/dev and configfs, in the initramfs"),
 ];
 
+/// Invariant (fair): A FIFO, socket, device or directory in place of a file is named, and nobody
+/// waits for it.
 #[test]
 fn whatever_lies_in_other_peoples_directories_is_opened_by_one_helper() {
     let src = root().join("src");
@@ -140,6 +145,8 @@ const MAY_PRINT: [(&str, &str); 5] = [
     ("ramdisk/init.rs", "the deploy ramdisk's own console"),
 ];
 
+/// Invariant (secrets): No text from outside does anything to a terminal; JSON and TOML read back
+/// the same.
 #[test]
 fn whatever_a_command_prints_goes_through_one_writer() {
     let src = root().join("src");
@@ -167,7 +174,7 @@ fn the_reader_of_names_sees_plain_grouped_and_nested_ones_but_no_comments() {
     assert_eq!(names, ["bmc", "iscsi", "model", "netboot", "store", "watch"]);
 }
 
-/// What a file names that it may not.
+/// The modules that a file names and may not.
 fn offences(path: &Path) -> Vec<String> {
     let inside = path.strip_prefix(root().join("src")).unwrap();
     let first = inside.components().next().unwrap();

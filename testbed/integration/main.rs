@@ -1,6 +1,8 @@
-//! The adapters against their real counterparts: tgtd, pyghmi, `ipmi_sim`, nginx, tinyproxy, curl, tftp-hpa. One binary, so that it links once.
+//! The adapters against their real counterparts: tgtd, pyghmi, `ipmi_sim`, nginx, tinyproxy, curl,
+//! tftp-hpa. One binary, so that it links once.
 //!
-//! Run by `./testbed/check`. A counterpart that is missing fails its tests by name; none is skipped.
+//! Run by `./testbed/check`. A counterpart that is missing fails its tests by name; none is
+//! skipped.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 #![allow(missing_docs, reason = "tests are not an interface")]
@@ -11,17 +13,18 @@ mod callback;
 mod consent_words;
 mod dhcp;
 mod docs;
+#[path = "../e2e/documents.rs"]
+mod documents;
 mod drive;
 mod http;
 mod image;
 mod imaging;
+mod invariants;
 mod ipmi;
 mod iscsi;
 mod layers;
 mod namespace;
 mod ports;
-#[path = "../e2e/readme.rs"]
-mod readme;
 mod tables;
 mod tftp;
 mod unit;

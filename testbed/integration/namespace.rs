@@ -26,7 +26,7 @@ impl Namespace {
         Self(process)
     }
 
-    /// What ip(8) knows it by.
+    /// Its name for ip(8).
     pub(crate) fn id(&self) -> String {
         self.0.id().to_string()
     }

@@ -8,7 +8,8 @@ use std::{
     },
 };
 
-/// A port nobody uses, UDP or TCP, and nobody is given before the test is over: it lies below those the kernel gives to connections.
+/// A port nobody uses, UDP or TCP, and nobody is given before the test is over: it lies below those
+/// the kernel gives to connections.
 pub(crate) fn free() -> SocketAddr {
     static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| {
         let spread = std::process::id().wrapping_mul(211) % 18_000;

@@ -1,4 +1,5 @@
-//! Layouts as other tools see them: sgdisk, fdisk, parted and blkid make the images, and judge the disks that come of them.
+//! Layouts as other tools see them: sgdisk, fdisk, parted and blkid make the images, and judge the
+//! disks that come of them.
 
 mod bios;
 mod disk;

@@ -89,8 +89,15 @@ impl BootServer {
         fs::write(self.dir.path().join("images").join(name), bytes).unwrap();
     }
 
-    /// The next fetch told.
-    fn told(&mut self) -> Fetch {
+    /// The menu of the first NIC under names that begin so.
+    fn menu(&self, prefix: &str) -> String {
+        let (_, menus) = self.table.show(mac(1)).unwrap();
+        let menu = menus.into_iter().find(|menu| menu.name.starts_with(prefix));
+        menu.unwrap().text.expose().to_owned()
+    }
+
+    /// Waits for the next fetch reported.
+    fn reported(&mut self) -> Fetch {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             match self.fetched.try_recv() {
@@ -98,7 +105,7 @@ impl BootServer {
                 Err(TryRecvError::Empty) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(2));
                 }
-                Err(error) => panic!("no fetch is told: {error}"),
+                Err(error) => panic!("no fetch is reported: {error}"),
             }
         }
     }

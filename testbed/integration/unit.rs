@@ -25,7 +25,11 @@ fn the_unit_has_no_fault_but_that_hostler_is_not_installed_here() {
     assert!(faults.is_empty(), "{said}");
 }
 
-/// Settings after which systemd's filter answers ENOSYS to `openat2`, by which images and boot files are opened.
+/// Invariant (code): The documents' commands install hostler, and its unit installs machines across
+/// restarts.
+///
+/// Settings after which systemd's filter answers ENOSYS to `openat2`, by which images and boot
+/// files are opened.
 #[test]
 fn the_unit_sets_nothing_that_takes_openat2_away() {
     let unit = std::fs::read_to_string(UNIT).unwrap();

@@ -383,13 +383,19 @@ impl Keeper {
             Ok(Found::Unclear(why)) => format!("one whose mark cannot be read: {why}"),
             Ok(found) => {
                 self.tell_damage(&found);
-                let path = self.file.path().display();
-                info!(%path, "the agent's mark is not as it was written: written again");
-                // `false`: another agent was quicker, and is looked at.
-                return Ok(self.put(&found).unwrap_or_else(|error| {
-                    self.tell_failure(&error);
-                    true
-                }));
+                return Ok(match self.put(&found) {
+                    Ok(true) => {
+                        let path = self.file.path().display();
+                        info!(%path, "the agent's mark was not as it was written: written again");
+                        true
+                    }
+                    // Another agent was quicker, and is looked at.
+                    Ok(false) => false,
+                    Err(error) => {
+                        self.tell_failure(&error);
+                        true
+                    }
+                });
             }
             Err(error) => {
                 self.tell_failure(&error);

@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::symlink, path::PathBuf};
 use tempfile::TempDir;
 
 use super::*;
+use crate::watch::{Wake, Watcher};
 
 const QUICK: MarkTimings = MarkTimings {
     heartbeat: Duration::from_millis(50),
@@ -102,6 +103,22 @@ async fn an_agent_that_was_stopped_begins_again_at_once_and_trusts_its_records()
 }
 
 #[tokio::test]
+async fn a_heartbeat_has_nobody_read_the_specs_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = dir.path().join("nodes");
+    fs::create_dir(&nodes).unwrap();
+    let standing = start_in(&nodes, &dir, "one");
+    acts(&standing).await;
+    let (hour, debounce) = (Duration::from_secs(3600), Duration::from_millis(10));
+    let (_watcher, mut wakes) = Watcher::start(nodes.clone(), hour, debounce).unwrap();
+    assert_eq!(wakes.recv().await, Some(Wake::Start));
+    heartbeats(&standing, 3).await;
+    assert!(wakes.try_recv().is_err(), "woken by the agent's own mark");
+    fs::write(nodes.join("a.toml"), "").unwrap();
+    assert_eq!(wakes.recv().await, Some(Wake::Change));
+}
+
+#[tokio::test]
 async fn a_heartbeat_changes_the_mark_and_the_next_look_restores_it_whatever_took_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let standing = start(&dir, "one");
@@ -127,6 +144,8 @@ async fn a_heartbeat_changes_the_mark_and_the_next_look_restores_it_whatever_too
     }
 }
 
+/// Invariant (agents): A missing or damaged mark releases nobody, and makes nobody a stranger to
+/// itself.
 #[tokio::test]
 async fn a_mark_that_was_damaged_while_nobody_ran_is_no_other_agents() {
     let spoils: [fn(&Path, Vec<u8>); 5] = [
@@ -163,6 +182,7 @@ async fn a_mark_that_was_damaged_while_nobody_ran_is_no_other_agents() {
     assert!(!note(&dir, "one").has_acted());
 }
 
+/// Invariant (agents): After a takeover only what a status file names is installed.
 #[tokio::test]
 async fn that_another_agent_acts_is_on_disk_before_this_one_takes_over() {
     let dir = tempfile::tempdir().unwrap();
@@ -244,6 +264,7 @@ async fn a_whole_mark_of_another_version_ends_the_agent_as_any_other_agents_does
     assert!(standing.overtaken().await.contains("version 2"));
 }
 
+/// Invariant (spec): A status directory that is gone is made again; a spec directory never is.
 #[tokio::test]
 async fn a_directory_for_status_files_alone_is_made_again_with_the_mark() {
     let parent = tempfile::tempdir().unwrap();
@@ -272,6 +293,8 @@ async fn where_no_mark_can_be_written_the_agent_runs_without_one() {
     assert_eq!(MarkFile::in_dir(&missing).read().unwrap().unwrap().state_id, "one");
 }
 
+/// Invariant (agents): One of two agents over a status directory acts; the other touches nothing
+/// and names it.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_started_while_nobody_has_looked_at_the_mark_for_long() {
     let looked = Instant::now();

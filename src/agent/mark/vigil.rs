@@ -204,6 +204,8 @@ mod tests {
         assert_eq!(wants_to_act(false).judge(&found(&other), |_| true, now), FREE);
     }
 
+    /// Invariant (agents): A missing or damaged mark releases nobody, and makes nobody a stranger
+    /// to itself.
     #[test]
     fn a_mark_that_goes_away_or_is_damaged_releases_nobody_before_the_silence_is_over() {
         let began = Instant::now();
@@ -227,6 +229,8 @@ mod tests {
         assert_eq!(vigil.judge(&Found::None, |_| false, at(180)), FREE_AFTER_ANOTHER);
     }
 
+    /// Invariant (agents): A missing or damaged mark releases nobody, and makes nobody a stranger
+    /// to itself.
     #[test]
     fn a_mark_that_is_missing_or_damaged_from_the_beginning_is_waited_for_a_moment() {
         let began = Instant::now();

@@ -350,6 +350,8 @@ fn number(variable: &str) -> Option<u64> {
     env::var(variable).ok()?.parse().ok()
 }
 
+/// Invariant (state): No flipped bit, truncation or missing file wipes a machine; the log names the
+/// file.
 #[test]
 #[expect(clippy::print_stdout, reason = "how to repeat a run that failed")]
 fn whatever_bits_are_flipped_cut_off_or_files_are_gone_no_machine_is_wiped_and_each_is_told() {

@@ -16,9 +16,9 @@ use super::{
     client::{IpmiClient, Memory},
     commands::IpmiCommand,
     error::{IpmiError, IpmiErrorKind, is_short_of_sessions},
-    link::Link,
+    link::{Link, SENDS_MAX},
     refusal::Verdict,
-    transport::{Channel, CommandAnswer, Exchange, LoginFailure, NotOpened},
+    transport::{Channel, CommandAnswer, Exchange, LoginFailure, NotOpened, Tries},
 };
 use crate::{
     bmc::timing::Timing,
@@ -39,6 +39,9 @@ pub(super) struct IpmiCall<'a> {
     channel: Option<Box<dyn Channel>>,
     /// The search for a channel that is not over.
     search: Option<Search>,
+    /// How long each datagram waits for its answer, and how often one is sent that begins a session.
+    timing: Timing,
+    sends_max: u32,
     /// The last obstacle: the error if the deadline comes now.
     trouble: Trouble,
 }
@@ -58,6 +61,10 @@ enum Trouble {
     Program(String),
 }
 
+/// Polls that meet nothing but silence before the next ones send few datagrams.
+const SILENT_POLLS_SPARED: u32 = 2;
+/// How often those send each: one may be lost.
+const SPARING_SENDS_MAX: u32 = 2;
 /// How often a command is sent whose refusal the caller can live with, while the refusals are
 /// unclear.
 const OPTIONAL_SENDS_MAX: u32 = 2;
@@ -70,7 +77,10 @@ impl<'a> IpmiCall<'a> {
         let in_use = || bmc.error(IpmiErrorKind::InUse { waited: waited() });
         let memory = timeout_at(deadline, bmc.memory.lock()).await.map_err(|_| in_use())?;
         let trouble = Trouble::None;
-        let call = Self { bmc, memory, started, deadline, channel: None, search: None, trouble };
+        let (timing, sends_max) = (bmc.timing, SENDS_MAX);
+        let (channel, search) = (None, None);
+        let call =
+            Self { bmc, memory, started, deadline, channel, search, timing, sends_max, trouble };
         call.rest().await;
         Ok(call)
     }
@@ -96,6 +106,28 @@ impl<'a> IpmiCall<'a> {
     /// Has it end by then at the latest.
     pub(super) fn hurry(&mut self, deadline: Instant) {
         self.deadline = self.deadline.min(deadline);
+    }
+
+    /// Spreads few datagrams over the call's time, if the last polls of the BMC met nothing but silence:
+    /// many BMCs may be silent for ever, so that each datagram counts.
+    pub(super) fn spare_silent(&mut self) {
+        if self.memory.silent_polls >= SILENT_POLLS_SPARED {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            // As often with each of the two cipher suites, and the last one waits for the rest.
+            let wait = left * 4 / 15;
+            self.timing = Timing { resend_first: wait, resend_max: wait, ..self.timing };
+            self.sends_max = SPARING_SENDS_MAX;
+        }
+    }
+
+    /// Takes note of how a poll ended.
+    pub(super) fn note_poll<T>(&mut self, end: &Result<T, IpmiError>) {
+        let is_silent = matches!(
+            end,
+            Err(IpmiError { kind: IpmiErrorKind::NoAnswer { network: None, .. }, .. })
+        );
+        self.memory.silent_polls =
+            if is_silent { self.memory.silent_polls.saturating_add(1) } else { 0 };
     }
 
     /// Sends a command until it is done or refused for good. Returns the answer's data.
@@ -247,13 +279,14 @@ impl<'a> IpmiCall<'a> {
     async fn connect(&mut self) -> Result<Box<dyn Channel>, IpmiError> {
         let bmc = self.bmc;
         let keeps_session = bmc.transport.habits().keeps_session;
+        let tries = Tries { timing: self.timing, sends_max: self.sends_max };
         let mut search = self.take_search()?;
         loop {
             let address = self.candidate(&mut search).await?;
             if !keeps_session {
                 self.rest().await;
             }
-            match bmc.transport.open(&bmc.config, bmc.timing, address, search.suite).await {
+            match bmc.transport.open(&bmc.config, tries, address, search.suite).await {
                 Ok(channel) if keeps_session => {
                     self.memory.suite = Some(search.suite);
                     if let Some(channel) = self.raise_privilege(channel).await? {

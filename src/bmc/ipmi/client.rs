@@ -72,6 +72,8 @@ pub(super) struct Memory {
     pub(super) last_contact: Option<Instant>,
     /// The commands and credentials it has accepted.
     pub(super) trust: Trust,
+    /// Polls in a row to which it said nothing at all.
+    pub(super) silent_polls: u32,
 }
 
 impl IpmiClient {
@@ -101,6 +103,17 @@ impl IpmiClient {
     pub async fn power_state(&self, deadline: Instant) -> Result<PowerState, IpmiError> {
         let mut call = IpmiCall::begin(self, deadline).await?;
         let result = call.power_state().await;
+        call.end().await;
+        result
+    }
+
+    /// Reads whether the machine is on, for a caller that polls: a BMC that stays silent is sent ever
+    /// fewer datagrams.
+    pub async fn poll_power_state(&self, deadline: Instant) -> Result<PowerState, IpmiError> {
+        let mut call = IpmiCall::begin(self, deadline).await?;
+        call.spare_silent();
+        let result = call.power_state().await;
+        call.note_poll(&result);
         call.end().await;
         result
     }

@@ -23,6 +23,12 @@ impl Driver for IpmiClient {
         Box::pin(async move { Self::power_state(self, deadline).await.map_err(BmcError::from) })
     }
 
+    fn poll_power_state(&self, deadline: Instant) -> BmcCall<'_, PowerState> {
+        Box::pin(
+            async move { Self::poll_power_state(self, deadline).await.map_err(BmcError::from) },
+        )
+    }
+
     fn reach_power(&self, wanted: PowerState, deadline: Instant) -> BmcCall<'_, ()> {
         Box::pin(
             async move { Self::reach_power(self, wanted, deadline).await.map_err(BmcError::from) },

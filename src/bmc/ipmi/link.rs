@@ -22,7 +22,7 @@ use super::{
     packet::DATAGRAM_BYTES_MAX,
     session::Session,
     sol::Acknowledgement,
-    transport::{Channel, Exchange, Habits, LoginFailure, NotOpened, Transport, Try},
+    transport::{Channel, Exchange, Habits, LoginFailure, NotOpened, Transport, Tries, Try},
 };
 use crate::{
     bmc::timing::Timing,
@@ -31,7 +31,7 @@ use crate::{
 
 /// How often a datagram is sent before the conversation is given up: with the default timing after
 /// 8 seconds. A fresh session, or the other suite, then promises more than a fifth try.
-const SENDS_MAX: u32 = 4;
+pub(super) const SENDS_MAX: u32 = 4;
 /// The same for RAKP message 3: a BMC that received the first one thinks the session open and
 /// cannot answer another.
 const PROOF_SENDS_MAX: u32 = 2;
@@ -63,6 +63,7 @@ impl Link {
         credentials: Credentials,
         suite: CipherSuite,
         timing: Timing,
+        sends_max: u32,
     ) -> Result<Self, NotOpened> {
         let not_opened = |error: &io::Error| NotOpened {
             failure: LoginFailure::Silent,
@@ -71,7 +72,7 @@ impl Link {
         };
         let socket = Arc::new(connected(address).await.map_err(|e| not_opened(&e))?);
         let handshake = Handshake::start(credentials, suite, nonces());
-        Opening { socket, handshake }.run(timing).await
+        Opening { socket, handshake }.run(timing, sends_max).await
     }
 
     /// Sends a command and waits for its answer.
@@ -154,7 +155,7 @@ impl Transport for Rmcp {
     fn open<'a>(
         &'a self,
         config: &'a IpmiConfig,
-        timing: Timing,
+        Tries { timing, sends_max }: Tries,
         address: SocketAddr,
         suite: CipherSuite,
     ) -> Try<'a, Result<Box<dyn Channel>, NotOpened>> {
@@ -165,7 +166,7 @@ impl Transport for Rmcp {
                 kg: config.kg.clone(),
                 privilege: config.privilege,
             };
-            let link = Link::open(address, credentials, suite, timing).await?;
+            let link = Link::open(address, credentials, suite, timing, sends_max).await?;
             Ok(Box::new(link) as Box<dyn Channel>)
         })
     }
@@ -198,7 +199,7 @@ struct Opening {
 }
 
 impl Opening {
-    async fn run(mut self, timing: Timing) -> Result<Link, NotOpened> {
+    async fn run(mut self, timing: Timing, most: u32) -> Result<Link, NotOpened> {
         let mut waits = answer_waits(timing);
         let mut sends = 0;
         loop {
@@ -219,7 +220,7 @@ impl Opening {
                 Ok(None) => {}
                 Err(error) => return Err(self.failed(LoginFailure::Silent, Some(error.kind()))),
             }
-            let sends_max = if self.handshake.proved() { PROOF_SENDS_MAX } else { SENDS_MAX };
+            let sends_max = if self.handshake.proved() { PROOF_SENDS_MAX } else { most };
             if sends >= sends_max {
                 return Err(self.failed(LoginFailure::Silent, None));
             }

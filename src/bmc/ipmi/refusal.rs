@@ -123,6 +123,8 @@ mod tests {
     use super::*;
     use crate::model::{power::ChassisControl, spec::Privilege};
 
+    /// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after
+    /// few tries.
     #[test]
     fn the_final_completion_codes_are_a_short_list_and_a_look_at_the_power_has_fewer() {
         let finals = |command| {

@@ -24,13 +24,22 @@ pub(in crate::bmc) trait Transport: fmt::Debug + Send + Sync {
     fn open<'a>(
         &'a self,
         config: &'a IpmiConfig,
-        timing: Timing,
+        tries: Tries,
         address: SocketAddr,
         suite: CipherSuite,
     ) -> Try<'a, Result<Box<dyn Channel>, NotOpened>>;
 
     /// The habits of its channels.
     fn habits(&self) -> Habits;
+}
+
+/// How long and how often a transport tries.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::bmc) struct Tries {
+    /// The waits for answers.
+    pub(in crate::bmc) timing: Timing,
+    /// How often a datagram is sent that begins a session.
+    pub(in crate::bmc) sends_max: u32,
 }
 
 /// The habits of a transport's channels.

@@ -27,11 +27,10 @@ use super::{
         IpmiConfig, IpmiErrorKind,
         transport::{
             Channel, CommandAnswer, Exchange, Habits, IpmiCommand, Link, LoginFailure, NotOpened,
-            Transport, Try, probe,
+            Transport, Tries, Try, probe,
         },
     },
     process,
-    timing::Timing,
 };
 use crate::model::spec::{CipherSuite, Privilege};
 
@@ -61,7 +60,7 @@ impl Transport for Ipmitool {
     fn open<'a>(
         &'a self,
         config: &'a IpmiConfig,
-        _timing: Timing,
+        _tries: Tries,
         address: SocketAddr,
         suite: CipherSuite,
     ) -> Try<'a, Result<Box<dyn Channel>, NotOpened>> {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::{
-    bmc::ipmi::IpmiClient,
+    bmc::{Timing, ipmi::IpmiClient},
     model::{power::ChassisControl, secret::Secret, spec::HostPort},
 };
 

@@ -1,4 +1,4 @@
-//! What a request may be, and what its body may hold.
+//! Tests of requests and their bodies.
 
 use proptest::prelude::*;
 
@@ -43,7 +43,7 @@ fn only_the_four_calls_exist_and_only_with_their_method() {
     }
 }
 
-/// How a body of this call is read.
+/// Reads a body of this call.
 fn read_body(name: &str, body: &str) -> Result<Call, serde_json::Error> {
     parse(&Method::POST, "edge-07", name, body.as_bytes()).unwrap().1
 }

@@ -44,6 +44,7 @@ fn some(_: &Kinds) {
     debug!("details");
 }
 
+/// Invariant (log): The journal gets priorities to alert on.
 #[test]
 fn the_journal_gets_priorities_and_neither_a_time_nor_colours() {
     expect![[r#"
@@ -84,6 +85,8 @@ fn the_journal_is_known_by_its_stream_and_not_only_by_the_variable() {
     assert_eq!(Sink::of(&other, Some(&ours), false), Sink::Plain);
 }
 
+/// Invariant (log): Every log line is one line of some KiB, whatever a machine, target or stranger
+/// sends.
 #[test]
 fn no_value_makes_a_line_long_or_two_of_it() {
     let long = "\u{85}\n".repeat(100_000);
@@ -111,6 +114,7 @@ fn strangers(times: usize) {
     }
 }
 
+/// Invariant (log): Strangers do not fill the log, and orders and phases are never left out of it.
 #[test]
 fn what_strangers_cause_is_cut_off_in_a_minute_and_the_rest_is_counted() {
     let text = written(Sink::Journal, |kinds| {
@@ -127,6 +131,7 @@ fn what_strangers_cause_is_cut_off_in_a_minute_and_the_rest_is_counted() {
     assert_eq!(lines[most], told);
 }
 
+/// Invariant (log): Strangers do not fill the log, and orders and phases are never left out of it.
 #[test]
 fn what_operators_do_and_nodes_become_is_never_left_out() {
     let text = written(Sink::Journal, |_| {

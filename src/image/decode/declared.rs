@@ -1,7 +1,8 @@
-//! How much a packed file says it holds.
+//! Reads the size that a packed file declares for its content.
 //!
-//! Called before anything is unpacked, to see whether there is space. It must never be believed: what is unpacked is counted. Of a file
-//! of several streams or frames it tells the size of one, which is the most that can be said without reading all of it.
+//! Called before anything is unpacked, to see whether there is space. It must never be believed:
+//! what is unpacked is counted. Of a file of several streams or frames it tells the size of one,
+//! which is the most that can be said without reading all of it.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 

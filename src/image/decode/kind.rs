@@ -1,16 +1,17 @@
-//! What a file is, by its first bytes.
+//! Recognizes a file's format by its first bytes.
 //!
-//! Called before anything is decoded, on the published file and on what was packed in it. It must never go by a name, and never call
-//! something a raw disk that is known to be something else.
+//! Called before anything is decoded, on the published file and on what was packed in it. It must
+//! never go by a name, and never call something a raw disk that is known to be something else.
 
 use super::outer::Packing;
 
-/// How many bytes are looked at. The signature that lies deepest is tar's, at 257; where qcow2 names a backing file, it is deeper.
+/// Bytes that are read. The signature that lies deepest is tar's, at 257; where qcow2 names a
+/// backing file, it is deeper.
 pub(super) const HEAD_BYTES: usize = 4096;
 
-/// What bytes are.
+/// The format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FileFormat {
     /// Nothing that is known: the bytes of a disk.
     Raw,
     /// QEMU's format, version 2 or later.
@@ -21,7 +22,7 @@ pub(super) enum Kind {
     Foreign(&'static str, Remedy),
 }
 
-/// What the publisher can do about a foreign format.
+/// The act that a publisher can take about a foreign format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Remedy {
     /// A disk in another format.
@@ -32,11 +33,11 @@ pub(super) enum Remedy {
     Correct,
 }
 
-use Kind::{Foreign, Packed, Qcow2};
+use FileFormat::{Foreign, Packed, Qcow2};
 use Remedy::{Convert, Correct, Unpack};
 
 /// Signatures and where they begin.
-const SIGNATURES: &[(usize, &[u8], Kind)] = &[
+const SIGNATURES: &[(usize, &[u8], FileFormat)] = &[
     (0, b"QFI\xfb\0\0\0\x01", Foreign("qcow version 1", Convert)),
     (0, b"QFI\xfb", Qcow2),
     (0, b"\x1f\x8b", Packed(Packing::Gzip)),
@@ -71,7 +72,7 @@ const SIGNATURES: &[(usize, &[u8], Kind)] = &[
 /// The last 512 bytes of a VHD begin so, and only those if its size is fixed.
 pub(super) const VHD_FOOTER: &[u8] = b"conectix";
 
-impl Kind {
+impl FileFormat {
     /// By the first [`HEAD_BYTES`], or all bytes if there are fewer.
     pub(super) fn of(head: &[u8]) -> Self {
         let signature = |(at, bytes, _): &&(usize, &[u8], Self)| {
@@ -98,14 +99,15 @@ impl Kind {
     }
 }
 
-/// Where a disk that a BIOS boots is signed.
+/// Offset of the signature of a disk that a BIOS boots.
 const BOOT_SIGNATURE_AT: usize = 510;
 
 fn is_boot_sector(head: &[u8]) -> bool {
     head.get(BOOT_SIGNATURE_AT..).is_some_and(|rest| rest.starts_with(b"\x55\xaa"))
 }
 
-/// A tar of the seventh edition has no signature, but a sum of its first header, counted as if itself were blanks.
+/// A tar of the seventh edition has no signature, but a sum of its first header, counted as if
+/// itself were blanks.
 fn is_old_tar(head: &[u8]) -> bool {
     let Some(header) = head.first_chunk::<512>() else { return false };
     let sum = header.get(148..156).unwrap_or_default();
@@ -118,8 +120,8 @@ fn is_old_tar(head: &[u8]) -> bool {
     header.first() != Some(&0) && told == Some(all - own + 8 * u32::from(b' '))
 }
 
-/// The format before .xz has no signature either: properties, the size of a dictionary, and a size that is
-/// not known or below 256 GiB, as xz itself tells it.
+/// The format before .xz has no signature either: properties, the size of a dictionary, and a size
+/// that is not known or below 256 GiB, as xz itself tells it.
 fn is_lzma(head: &[u8]) -> bool {
     let [properties, a, b, c, d, size @ ..] = head else { return false };
     let Some(size) = size.first_chunk().map(|size| u64::from_le_bytes(*size)) else { return false };
@@ -135,7 +137,7 @@ fn is_lzma(head: &[u8]) -> bool {
         && !is_boot_sector(head)
 }
 
-/// What a server says instead of sending a file.
+/// Beginnings of pages that servers send instead of a file.
 fn is_page(head: &[u8]) -> bool {
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
     let begins =
@@ -144,7 +146,7 @@ fn is_page(head: &[u8]) -> bool {
 }
 
 impl Remedy {
-    /// What to do, as a sentence without an end.
+    /// The advice, as the end of a sentence.
     pub(super) fn advice(self) -> &'static str {
         match self {
             Convert => "convert it with `qemu-img convert -O qcow2 OLD NEW`",
@@ -170,21 +172,21 @@ mod tests {
             (b"QFI\xfb\0\0\0\x01", Foreign("qcow version 1", Convert)),
             (b"\x1f\x8b\x08", Packed(Packing::Gzip)),
             (b"BZh91AY&SY", Packed(Packing::Bzip2)),
-            (b"BZh9, said the boot sector", Kind::Raw),
+            (b"BZh9, said the boot sector", FileFormat::Raw),
             (b"\x52\x2a\x4d\x18\x04\0\0\0", Packed(Packing::Zstd)),
             (&tar, Foreign("tar", Unpack)),
             (&vdi, Foreign("vdi", Convert)),
             (b"<!DOCTYPE html><html><body>Sign in", Foreign("a web page, or XML", Correct)),
             (b"\xef\xbb\xbf \r\n<HTML>", Foreign("a web page, or XML", Correct)),
-            (b"< is less", Kind::Raw),
+            (b"< is less", FileFormat::Raw),
             (b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0", Foreign("lzma", Unpack)),
-            (b"\x5d\0\0\x80\0\xff\xff", Kind::Raw),
-            (b"\x5d\0\0\x81\0\xff\xff\xff\xff\xff\xff\xff\xff\0", Kind::Raw),
-            (b"\xeb\x63\x90", Kind::Raw),
-            (b"", Kind::Raw),
-            (&[0; HEAD_BYTES], Kind::Raw),
+            (b"\x5d\0\0\x80\0\xff\xff", FileFormat::Raw),
+            (b"\x5d\0\0\x81\0\xff\xff\xff\xff\xff\xff\xff\xff\0", FileFormat::Raw),
+            (b"\xeb\x63\x90", FileFormat::Raw),
+            (b"", FileFormat::Raw),
+            (&[0; HEAD_BYTES], FileFormat::Raw),
         ] {
-            assert_eq!(Kind::of(head), kind, "{head:?}");
+            assert_eq!(FileFormat::of(head), kind, "{head:?}");
         }
     }
 
@@ -194,7 +196,7 @@ mod tests {
             assert!(at + bytes.len() <= HEAD_BYTES);
             let mut head = vec![0; *at];
             head.extend_from_slice(bytes);
-            assert_eq!(Kind::of(&head), *kind);
+            assert_eq!(FileFormat::of(&head), *kind);
         }
     }
 }

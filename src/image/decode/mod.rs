@@ -1,7 +1,8 @@
-//! From a file as it was published to the raw bytes of a disk: what it is, is found by looking into it.
+//! From a file as it was published to the raw bytes of a disk: what it is, is found by looking into
+//! it.
 //!
-//! Called by the library, on a thread of its own, with a file whose checksum was compared. It must never trust a number in the file, write
-//! more than it was allowed to, or run a program.
+//! Called by the library, on a thread of its own, with a file whose checksum was compared. It must
+//! never trust a number in the file, write more than it was allowed to, or run a program.
 
 mod declared;
 mod kind;
@@ -14,18 +15,19 @@ mod tests;
 use std::{fmt, fs::File, io, ops::ControlFlow, os::unix::fs::FileExt as _};
 
 use self::{
-    kind::{HEAD_BYTES, Kind, Remedy, VHD_FOOTER},
+    kind::{FileFormat, HEAD_BYTES, Remedy, VHD_FOOTER},
     outer::{Packing, Ticker, Unpacked},
 };
 use crate::model::{size::show_apart, spec::ImageFormat};
 
-/// How much is decoded at once.
+/// Bytes decoded at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// How much of a packed file [`inspect`] reads before it gives up on what is inside: what unpacks to nothing for so long is no disk.
+/// How much of a packed file [`inspect`] reads before it gives up on what is inside: what unpacks
+/// to nothing for so long is no disk.
 const INSPECTED_BYTES_MAX: u64 = 64 << 20;
 
-/// Why a file cannot be decoded.
+/// A failure to decode a file.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// It is not a format that can be written to a disk.
@@ -34,11 +36,11 @@ pub enum DecodeError {
     /// It is larger than an image may be.
     #[error("{}", shown_too_large(*bytes, *is_all, *bytes_max))]
     TooLarge {
-        /// What it has, or what had come when it was given up.
+        /// Bytes of the disk, or those decoded before the limit.
         bytes: u64,
         /// Whether that is all it has.
         is_all: bool,
-        /// What it may have: `images.raw_max`.
+        /// The limit in bytes: `images.raw_max`.
         bytes_max: u64,
     },
     /// It cannot be read, or what it holds cannot be written.
@@ -49,35 +51,38 @@ pub enum DecodeError {
     Cancelled,
 }
 
-/// What decoding may do, and whom it tells.
-pub struct Limits<'a> {
+/// The limits of decoding, and its heartbeat.
+pub struct DecodeLimits<'a> {
     /// The most bytes the raw image may have.
     pub raw_bytes_max: u64,
-    /// Told at least with every 2 MiB read or written how many bytes of the published file are behind, never fewer than before; may stop
-    /// the work.
+    /// Told at least with every 2 MiB read or written how many bytes of the published file are
+    /// behind, never fewer than before; may stop the work.
     pub progress: &'a mut dyn FnMut(u64) -> ControlFlow<()>,
-    /// Makes an empty file, open for reading and writing, that nobody else uses. A packed qcow2 is unpacked to it, of at most
-    /// [`scratch_bytes_max`] bytes.
+    /// Makes an empty file, open for reading and writing, that nobody else uses. A packed qcow2 is
+    /// unpacked to it, of at most [`scratch_bytes_max`] bytes.
     pub scratch: &'a dyn Fn() -> io::Result<File>,
 }
 
-impl fmt::Debug for Limits<'_> {
+impl fmt::Debug for DecodeLimits<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Limits").field("raw_bytes_max", &self.raw_bytes_max).finish_non_exhaustive()
+        f.debug_struct("DecodeLimits")
+            .field("raw_bytes_max", &self.raw_bytes_max)
+            .finish_non_exhaustive()
     }
 }
 
-/// What is known of a published file before it is decoded.
+/// The properties of a published file before it is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Look {
+pub struct Inspection {
     /// Whether the file is the raw image as it is, so that nothing has to be decoded.
     pub is_raw: bool,
-    /// Bytes of the raw image, if the file says so. Not to be believed, but enough to see that there is no space.
+    /// Bytes of the raw image, if the file says so. Not to be believed, but enough to see that
+    /// there is no space.
     pub raw_bytes: Option<u64>,
 }
 
 /// Looks at what a file is. Fails where [`decode`] would fail on the first bytes.
-pub fn inspect(published: &File, format: ImageFormat) -> Result<Look, DecodeError> {
+pub fn inspect(published: &File, format: ImageFormat) -> Result<Inspection, DecodeError> {
     let mut bounded = |at| {
         if at < INSPECTED_BYTES_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
@@ -86,7 +91,7 @@ pub fn inspect(published: &File, format: ImageFormat) -> Result<Look, DecodeErro
     let mut unpacked = Unpacked::new(published, packing, &ticker)?;
     let mut head = [0; HEAD_BYTES];
     let head = match unpacked.fill(&mut head) {
-        Err(DecodeError::Cancelled) => return Ok(Look { is_raw: false, raw_bytes: None }),
+        Err(DecodeError::Cancelled) => return Ok(Inspection { is_raw: false, raw_bytes: None }),
         head => head?,
     };
     let raw_bytes = match (disk(head, packing, format)?, packing) {
@@ -94,15 +99,16 @@ pub fn inspect(published: &File, format: ImageFormat) -> Result<Look, DecodeErro
         (Disk::Raw, Some(packing)) => declared::unpacked_bytes(published, packing)?,
         (Disk::Raw, None) => return inspect_raw(published),
     };
-    Ok(Look { is_raw: false, raw_bytes })
+    Ok(Inspection { is_raw: false, raw_bytes })
 }
 
-/// Writes the raw image to `into`, an empty file, as sparse as it can be. Returns its size in bytes.
+/// Writes the raw image to `into`, an empty file, as sparse as it can be. Returns its size in
+/// bytes.
 pub fn decode(
     published: &File,
     format: ImageFormat,
     into: &File,
-    limits: &mut Limits<'_>,
+    limits: &mut DecodeLimits<'_>,
 ) -> Result<u64, DecodeError> {
     let ticker = Ticker::new(limits.progress);
     let packing = packing(published)?;
@@ -139,12 +145,13 @@ pub fn decode(
     }
 }
 
-/// The most bytes a scratch file may get for an image of so many: what qcow2 needs besides the data, with the smallest clusters.
+/// The most bytes a scratch file may get for an image of so many: what qcow2 needs besides the
+/// data, with the smallest clusters.
 pub fn scratch_bytes_max(raw_bytes_max: u64) -> u64 {
     raw_bytes_max.saturating_add(raw_bytes_max / 16).saturating_add(64 << 20)
 }
 
-/// What a disk's image can be.
+/// The format of a disk image inside its outer layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Disk {
     Raw,
@@ -155,9 +162,9 @@ enum Disk {
 fn packing(published: &File) -> Result<Option<Packing>, DecodeError> {
     let mut head = [0; HEAD_BYTES];
     let bytes = published.read_at(&mut head, 0)?;
-    match Kind::of(head.get(..bytes).unwrap_or_default()) {
-        Kind::Packed(packing) => Ok(Some(packing)),
-        Kind::Raw | Kind::Qcow2 | Kind::Foreign(..) => Ok(None),
+    match FileFormat::of(head.get(..bytes).unwrap_or_default()) {
+        FileFormat::Packed(packing) => Ok(Some(packing)),
+        FileFormat::Raw | FileFormat::Qcow2 | FileFormat::Foreign(..) => Ok(None),
     }
 }
 
@@ -166,12 +173,12 @@ fn disk(head: &[u8], packing: Option<Packing>, format: ImageFormat) -> Result<Di
     let place = packing
         .map_or_else(|| "the file".to_owned(), |packing| format!("what is in the {packing} file"));
     let refuse = |why: String| Err(DecodeError::Unusable(format!("{place} is {why}")));
-    let disk = match Kind::of(head) {
+    let disk = match FileFormat::of(head) {
         _ if head.is_empty() => return refuse("empty".to_owned()),
-        Kind::Raw => Disk::Raw,
-        Kind::Qcow2 => Disk::Qcow2,
-        Kind::Foreign(name, remedy) => return refuse(format!("{name}: {}", remedy.advice())),
-        Kind::Packed(again) => {
+        FileFormat::Raw => Disk::Raw,
+        FileFormat::Qcow2 => Disk::Qcow2,
+        FileFormat::Foreign(name, remedy) => return refuse(format!("{name}: {}", remedy.advice())),
+        FileFormat::Packed(again) => {
             return refuse(format!("{again} again: only one layer of packing is taken off"));
         }
     };
@@ -184,7 +191,7 @@ fn disk(head: &[u8], packing: Option<Packing>, format: ImageFormat) -> Result<Di
     }
 }
 
-fn inspect_raw(published: &File) -> Result<Look, DecodeError> {
+fn inspect_raw(published: &File) -> Result<Inspection, DecodeError> {
     let bytes = published.metadata()?.len();
     let mut footer = [0; VHD_FOOTER.len()];
     if let Some(at) = bytes.checked_sub(512)
@@ -193,7 +200,7 @@ fn inspect_raw(published: &File) -> Result<Look, DecodeError> {
     {
         return Err(fixed_vhd());
     }
-    Ok(Look { is_raw: true, raw_bytes: Some(bytes) })
+    Ok(Inspection { is_raw: true, raw_bytes: Some(bytes) })
 }
 
 fn fixed_vhd() -> DecodeError {
@@ -223,7 +230,7 @@ fn pour(
     Ok(Poured { bytes: at, ends_as_vhd })
 }
 
-/// What came out of a layer.
+/// The result of unpacking a layer.
 struct Poured {
     bytes: u64,
     ends_as_vhd: bool,

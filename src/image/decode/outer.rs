@@ -1,8 +1,9 @@
 //! The layer around an image: gzip, xz, zstd or bzip2, or none at all.
 //!
-//! Called with the published file. All members, frames or streams of it are one image after the other, as for the format's own tool. It
-//! must never take what is cut short or does not compare for the whole, take more memory than a usual option of the packer needs, or read
-//! on without telling how far it is.
+//! Called with the published file. All members, frames or streams of it are one image after the
+//! other, as for the format's own tool. It must never take what is cut short or does not compare
+//! for the whole, take more memory than a usual option of the packer needs, or read on without
+//! telling how far it is.
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,16 +26,17 @@ use zstd::stream::read::Decoder as ZstdDecoder;
 use super::DecodeError;
 use crate::model::size::show_bytes;
 
-/// How much is read at once: few calls, and often enough told.
+/// Bytes read at once: few calls, and frequent heartbeats.
 const INPUT_BYTES: usize = 256 << 10;
 
-/// What xz may need: twice its strongest preset, `-9`.
+/// Memory that xz may need: twice its strongest preset, `-9`.
 const XZ_MEMORY_BYTES_MAX: u64 = 128 << 20;
 
-/// The window zstd may need: its own limit without an option, which `--ultra -22` and `--long` stay within (RFC 8878, 3.1.1.1.2).
+/// The window zstd may need: its own limit without an option, which `--ultra -22` and `--long` stay
+/// within (RFC 8878, 3.1.1.1.2).
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
-/// What a file can be packed with.
+/// The compression of a packed file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Packing {
     /// RFC 1952.
@@ -74,7 +76,7 @@ impl<'a> Ticker<'a> {
         Self { tell: RefCell::new(tell), at: Cell::new(0) }
     }
 
-    /// So many bytes of the published file are behind.
+    /// Reports the bytes read of the published file.
     pub(super) fn at(&self, bytes: u64) -> Result<(), DecodeError> {
         self.at.set(self.at.get().max(bytes));
         self.still_there()
@@ -93,7 +95,7 @@ impl<'a> Ticker<'a> {
 pub(super) struct Unpacked<'a> {
     packing: Option<Packing>,
     bytes: Box<dyn Read + 'a>,
-    /// How many have been read.
+    /// Bytes read.
     at: u64,
 }
 
@@ -172,12 +174,12 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// Where what was not taken yet begins.
+    /// Begin of the bytes not taken yet.
     fn taken_bytes(&self) -> u64 {
         self.at.saturating_sub(self.unread.len() as u64)
     }
 
-    /// How many bytes were not taken yet.
+    /// Number of bytes not taken yet.
     fn left_bytes(&self) -> io::Result<u64> {
         Ok(self.published.metadata()?.len().saturating_sub(self.taken_bytes()))
     }
@@ -217,7 +219,7 @@ impl Read for Input<'_> {
 
 /// One member of a file that may have several.
 trait Member<'a>: Read {
-    /// What each begins with.
+    /// Magic bytes of each stream.
     const MAGIC: &'static [u8];
 
     /// Reads the one that begins there.
@@ -251,9 +253,9 @@ impl<'a> Member<'a> for BzDecoder<Input<'a>> {
     }
 }
 
-/// One member after the other. What is no member ends them, as it does for gunzip and bunzip2: padding of
-/// tapes, and what `OpenWrt` puts behind its images. The digest that was compared is of all of the file, so
-/// that nothing has got lost there.
+/// One member after the other. What is no member ends them, as it does for gunzip and bunzip2:
+/// padding of tapes, and what `OpenWrt` puts behind its images. The digest that was compared is of
+/// all of the file, so that nothing has got lost there.
 struct Members<M>(Option<M>);
 
 impl<'a, M: Member<'a>> Read for Members<M> {

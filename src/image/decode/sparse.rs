@@ -1,10 +1,11 @@
 //! Writing a file with holes where the zeros are.
 //!
-//! Called with every byte of a raw image, in any order, on any thread. It must never write a block of zeros: the file is empty before.
+//! Called with every byte of a raw image, in any order, on any thread. It must never write a block
+//! of zeros: the file is empty before.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
-/// What a hole is made of: the block of nearly every file system. Smaller ones would only cost calls.
+/// Size of a hole: the block of nearly every file system. Smaller ones would only cost calls.
 const BLOCK_BYTES: usize = 4096;
 
 /// Compared with, which the C library does at the speed of memory.

@@ -34,8 +34,11 @@ fn decode_bytes(bytes: &[u8], format: ImageFormat) -> Result<Vec<u8>, DecodeErro
         told.push(at);
         ControlFlow::Continue(())
     };
-    let mut limits =
-        Limits { raw_bytes_max: MOST_BYTES, progress: &mut progress, scratch: &tempfile::tempfile };
+    let mut limits = DecodeLimits {
+        raw_bytes_max: MOST_BYTES,
+        progress: &mut progress,
+        scratch: &tempfile::tempfile,
+    };
     let result = decode(&published, format, &into, &mut limits);
     assert!(
         told.len() < TOLD_MAX && told.is_sorted() && told.last() <= Some(&(bytes.len() as u64))
@@ -164,8 +167,11 @@ fn what_cannot_be_written_is_an_error_and_not_a_short_image() {
     let published = file(&[7; 8192]);
     let into = File::options().write(true).open("/dev/full").unwrap();
     let mut progress = |_| ControlFlow::Continue(());
-    let mut limits =
-        Limits { raw_bytes_max: MOST_BYTES, progress: &mut progress, scratch: &tempfile::tempfile };
+    let mut limits = DecodeLimits {
+        raw_bytes_max: MOST_BYTES,
+        progress: &mut progress,
+        scratch: &tempfile::tempfile,
+    };
     let error = decode(&published, ImageFormat::Raw, &into, &mut limits).unwrap_err();
     assert!(matches!(error, DecodeError::Io(_)), "{error:?}");
 }
@@ -175,7 +181,8 @@ fn a_bomb_around_qcow2_stops_at_the_scratch_files_limit_or_before_there_is_one()
     let refusal = |image: &[u8], scratch: &dyn Fn() -> io::Result<File>| {
         let (published, into) = (file(&pack(Packing::Zstd, image)), tempfile::tempfile().unwrap());
         let mut progress = |_| ControlFlow::Continue(());
-        let mut limits = Limits { raw_bytes_max: MOST_BYTES, progress: &mut progress, scratch };
+        let mut limits =
+            DecodeLimits { raw_bytes_max: MOST_BYTES, progress: &mut progress, scratch };
         decode(&published, ImageFormat::Auto, &into, &mut limits).unwrap_err().to_string()
     };
     // The disk is small, and the file around it is not.
@@ -195,7 +202,7 @@ fn zeros_take_no_space() {
         let published = file(&pack(packing, &ZEROS.repeat(256)));
         let into = tempfile::tempfile().unwrap();
         let mut progress = |_| ControlFlow::Continue(());
-        let mut limits = Limits {
+        let mut limits = DecodeLimits {
             raw_bytes_max: MOST_BYTES,
             progress: &mut progress,
             scratch: &tempfile::tempfile,

@@ -1,4 +1,4 @@
-//! Why an image is not here, and whether asking again would help.
+//! The failures of a fetch, and whether another try can help.
 
 use std::{io, path::PathBuf};
 
@@ -7,7 +7,7 @@ use crate::{
     progress::Interrupted,
 };
 
-/// What is not here, and why. URLs in it have neither credentials nor a query.
+/// A failed fetch. URLs in it have neither credentials nor a query.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The source is not something that can be an image.
@@ -15,7 +15,7 @@ pub enum FetchError {
     Unusable {
         /// The file.
         path: PathBuf,
-        /// What it is and what would be right.
+        /// The file's kind, and the right one.
         reason: String,
     },
     /// A file cannot be opened or read.
@@ -23,19 +23,20 @@ pub enum FetchError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// What comes cannot be written where it is kept.
+    /// The file cannot be written to the cache.
     #[error("cannot be kept: {0}")]
     Keep(io::Error),
-    /// It is not a URL that can be fetched. The URL is not shown: what cannot be read may hide a password.
+    /// It is not a URL that can be fetched. The URL is not shown: what cannot be read may hide a
+    /// password.
     #[error("a URL: not one that can be fetched: {0}")]
     Url(String),
     /// The web server answers that there is nothing for us (RFC 9110 section 15).
     #[error("{url}: the server answered {status}")]
     Status {
-        /// What was asked for, and where that led to.
+        /// The URL and its redirects.
         url: String,
         /// Its number.
         code: u16,
@@ -45,17 +46,17 @@ pub enum FetchError {
     /// The web server cannot be reached, or the connection broke more often than it is mended.
     #[error("{url}: {reason}")]
     Connection {
-        /// What was asked for.
+        /// The URL.
         url: String,
-        /// How it broke.
+        /// The failure of the connection.
         reason: String,
     },
     /// The web server does not prove who it is.
     #[error("{url}: {reason}")]
     Certificate {
-        /// What was asked for.
+        /// The URL.
         url: String,
-        /// What is wrong with it.
+        /// The fault of the certificate.
         reason: String,
         /// Whether it is not valid yet, so that this machine's clock may be wrong.
         is_early: bool,
@@ -63,19 +64,19 @@ pub enum FetchError {
     /// The web server answers something that is not allowed, or makes no sense.
     #[error("{url}: {reason}")]
     Answer {
-        /// What was asked for.
+        /// The URL.
         url: String,
-        /// What it was.
+        /// The wrong answer.
         reason: String,
     },
     /// The file did not have the length that was announced.
     #[error("{url}: {got_bytes} bytes came, {announced_bytes} were announced")]
     Length {
-        /// What was asked for.
+        /// The URL.
         url: String,
-        /// How many there should be.
+        /// Bytes announced.
         announced_bytes: u64,
-        /// How many there were.
+        /// Bytes received.
         got_bytes: u64,
     },
     /// The file is larger than it may be.
@@ -86,11 +87,11 @@ pub enum FetchError {
     TooLarge {
         /// The path, or what was asked for.
         place: String,
-        /// What it has, or what had come when it was given up.
+        /// Bytes of the file, or those received before the limit.
         bytes: u64,
         /// Whether that is all it has.
         is_all: bool,
-        /// What it may have.
+        /// The limit in bytes.
         bytes_max: u64,
     },
     /// The file of checksums does not say what the image's is.
@@ -98,7 +99,7 @@ pub enum FetchError {
     NotListed {
         /// The file of checksums.
         place: String,
-        /// What it says instead.
+        /// The list's content instead.
         reason: String,
     },
     /// The file is not the one the spec means.
@@ -106,11 +107,12 @@ pub enum FetchError {
     Checksum {
         /// The path or URL.
         place: String,
-        /// What the spec says.
+        /// The digest in the spec.
         wanted: Digest,
-        /// What the file has.
+        /// The digest of the file.
         found: Digest,
-        /// How its server called it and what it begins with, after `; `; empty for a file that lies here.
+        /// Text after `; `: the server's description of the file and its first bytes; empty for a
+        /// local file.
         came: String,
     },
     /// It was cancelled, or stood still.

@@ -1,26 +1,41 @@
-//! Downloading a file, over as many connections as it takes.
+//! A web server's file as a source of images: downloads it, over as many connections as it takes.
 //!
-//! Called with a source that is a URL. It must never go on for ever: what breaks is mended only as long as bytes keep coming.
+//! Called through [`super::source`] with a source that is a URL. It must never go on for ever: what
+//! breaks is mended only as long as bytes keep coming.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use tokio::time::timeout;
+use tokio::{task::spawn_blocking, time::timeout};
+use url::Url;
 
 use super::{
-    FetchError,
+    FetchError, FetchOrder, Fetched,
     sink::{PIECE_BYTES_MAX, Piece, Sink},
-    web::{Answer, Body, Web, failed},
+    web::{self, Answer, Body, Web, failed},
 };
-use crate::{model::status::ImagingStage, progress::Watch};
+use crate::{
+    model::{backoff::Backoff, ids::hex, status::ImagingStage},
+    progress::Watch,
+};
+
+/// Bytes of a server's answer that are shown, as text or in hex.
+const SHOWN_BYTES: usize = 60;
+const SHOWN_BINARY_BYTES: usize = 8;
 
 /// Connections in a row that may break without having brought anything.
 const FRUITLESS_MAX: u32 = 8;
 
-/// What a connection has to bring further than any before, so that another one is worth it.
+/// Bytes that a connection must bring beyond all before it, so that another one is worth a try.
 const FRUIT_BYTES_MIN: u64 = 64 << 10;
 
-/// Connections that may fall silent, one after the other, within the limit on standing still: a server that was switched off does not
-/// say so, and another connection finds it when it is back. The first byte of an answer may take all of the limit.
+/// Connections that may fall silent, one after the other, within the limit on standing still: a
+/// server that was switched off does not say so, and another connection finds it when it is back.
+/// The first byte of an answer may take all of the limit.
 const SILENT_CONNECTIONS: u32 = 3;
 
 /// The pause before the second connection without fruit; doubled before each further one.
@@ -29,18 +44,109 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(8);
 
-/// How a file came.
+/// A file behind an http or https URL.
 #[derive(Debug)]
-pub(super) struct Came {
-    /// Whether it came in several pieces, which may not be of the same version of the file.
-    pub(super) was_pieced: bool,
-    /// What the server called it; empty: nothing had to come any more.
-    pub(super) called: String,
+pub(super) struct HttpFile {
+    url: Url,
 }
 
-/// Fills the sink from a web server. What the sink is told to know of the file already is taken for its beginning; that nothing of it
-/// was used is only certain when it did not come in pieces.
-pub(super) async fn download(
+impl HttpFile {
+    pub(super) fn new(url: Url) -> Self {
+        Self { url }
+    }
+
+    /// The URL without credentials and query.
+    pub(super) fn shown(&self) -> String {
+        web::shown(&self.url)
+    }
+
+    /// The decoded path of the URL.
+    pub(super) fn listed_path(&self) -> Vec<u8> {
+        percent_encoding::percent_decode_str(self.url.path()).collect()
+    }
+
+    /// Size in bytes; `None` when the server does not say.
+    pub(super) async fn size(&self, watch: &Watch<'_>) -> Result<Option<u64>, FetchError> {
+        watch.step(self.web(watch).await?.size()).await?
+    }
+
+    /// The first bytes of a small file: one more than `bytes_max` at most.
+    pub(super) async fn read_small(
+        &self,
+        bytes_max: usize,
+        watch: &Watch<'_>,
+    ) -> Result<Vec<u8>, FetchError> {
+        let web = self.web(watch).await?;
+        let mut retries = Retries::new(0);
+        loop {
+            match read_once(&web, bytes_max, watch).await {
+                Ok(text) => return Ok(text),
+                Err(error) => retries.pause(error, 0, watch).await?,
+            }
+        }
+    }
+
+    /// Downloads the file, and once more from the first byte if a download in pieces has the wrong
+    /// digest.
+    pub(super) async fn fetch(
+        &self,
+        order: &FetchOrder<'_>,
+        sink: &mut Sink,
+        watch: &Watch<'_>,
+    ) -> Result<Fetched, FetchError> {
+        let FetchOrder { wanted, into, known_bytes, bytes_max } = *order;
+        let web = self.web(watch).await?;
+        let mut came = download(&web, known_bytes, sink, bytes_max, watch).await?;
+        let mut digest = sink.finish(watch).await?;
+        if digest != *wanted && came.was_pieced {
+            tracing::info!("a download in pieces has the wrong checksum and begins again");
+            *sink = Sink::new(into, 0, wanted.algorithm());
+            came = download(&web, 0, sink, bytes_max, watch).await?;
+            digest = sink.finish(watch).await?;
+        }
+        if digest == *wanted || came.called.is_empty() {
+            return Ok(Fetched { digest, came: String::new() });
+        }
+        let file = Arc::clone(into);
+        let head = watch.step(spawn_blocking(move || beginning(&file))).await?;
+        let head = head.unwrap_or_default();
+        let came = format!("; the server sent {}, which begins with {head}", came.called);
+        Ok(Fetched { digest, came })
+    }
+
+    async fn web(&self, watch: &Watch<'_>) -> Result<Web, FetchError> {
+        Web::new(self.url.clone(), watch).await
+    }
+}
+
+/// The first bytes of a file for people: as text if they are printable, else in hex.
+fn beginning(file: &File) -> String {
+    let mut head = [0; SHOWN_BYTES];
+    let read = file.read_at(&mut head, 0).unwrap_or_default();
+    let head = head.get(..read).unwrap_or_default();
+    let is_text = |byte: &u8| matches!(byte, b' '..=b'~' | b'\t' | b'\r' | b'\n');
+    if !head.is_empty() && head.iter().all(is_text) {
+        let text: String = head.iter().map(|byte| char::from(*byte)).collect();
+        return format!("{:?}", text.split_whitespace().collect::<Vec<_>>().join(" "));
+    }
+    let hex = hex(head.get(..SHOWN_BINARY_BYTES).unwrap_or(head));
+    if hex.is_empty() { "nothing".to_owned() } else { hex }
+}
+
+/// The origin of the bytes in a sink.
+#[derive(Debug)]
+struct Came {
+    /// Whether it came in several pieces, which may not be of the same version of the file.
+    was_pieced: bool,
+    /// The server's description of it; empty when no byte was missing.
+    called: String,
+}
+
+/// Fills the sink from a web server.
+///
+/// The first `known_bytes` of the sink's file count as the beginning of the published file. Only a
+/// download that did not come in pieces is certain not to use them.
+async fn download(
     web: &Web,
     known_bytes: u64,
     sink: &mut Sink,
@@ -76,21 +182,6 @@ pub(super) async fn download(
     Ok(download.came)
 }
 
-/// Reads a small file: one byte more than `bytes_max` at most.
-pub(super) async fn read_small(
-    web: &Web,
-    bytes_max: usize,
-    watch: &Watch<'_>,
-) -> Result<Vec<u8>, FetchError> {
-    let mut retries = Retries::new(0);
-    loop {
-        match read_once(web, bytes_max, watch).await {
-            Ok(text) => return Ok(text),
-            Err(error) => retries.pause(error, 0, watch).await?,
-        }
-    }
-}
-
 async fn read_once(web: &Web, bytes_max: usize, watch: &Watch<'_>) -> Result<Vec<u8>, FetchError> {
     let mut answer = watch.step(web.get(0, None)).await??;
     let mut text = Vec::new();
@@ -111,7 +202,7 @@ struct Download<'a> {
     version: Option<reqwest::header::HeaderValue>,
     total_bytes: Option<u64>,
     has_begun: bool,
-    /// How what is in the sink came.
+    /// The origin of the bytes in the sink.
     came: Came,
     /// Whether the rest of a beginning is asked for; else the whole file.
     is_beginning_kept: bool,
@@ -156,8 +247,8 @@ impl Download<'_> {
         self.receive(answer, sink, watch).await
     }
 
-    /// Asks for what is missing. Where the server does not know how to send that, or does not answer, asks for the whole file; the
-    /// beginning is kept until that comes.
+    /// Asks for what is missing. Where the server does not know how to send that, or does not
+    /// answer, asks for the whole file; the beginning is kept until that comes.
     async fn ask(&self, from: u64, watch: &Watch<'_>) -> Result<Answer, FetchError> {
         if from > 0 && self.is_beginning_kept {
             let asking = self.web.get(from, self.version.as_ref());
@@ -174,7 +265,8 @@ impl Download<'_> {
         watch.step(self.web.get(0, None)).await?
     }
 
-    /// From now on asks for the whole file. `false`: that is no other request than the last one was.
+    /// From now on asks for the whole file. `false`: that is no other request than the last one
+    /// was.
     fn give_beginning_up(&mut self, sink: &Sink) -> bool {
         let is_other = sink.bytes() > 0 && self.is_beginning_kept;
         self.is_beginning_kept = false;
@@ -224,7 +316,7 @@ impl Download<'_> {
     }
 }
 
-/// How long a connection may be silent before another one is tried.
+/// Time for which a connection may be silent before another one is tried.
 fn patience(watch: &Watch<'_>) -> Duration {
     watch.stall / SILENT_CONNECTIONS
 }
@@ -243,12 +335,14 @@ fn may_be_mended(error: &FetchError) -> bool {
 struct Retries {
     furthest_bytes: u64,
     fruitless: u32,
+    backoff: Backoff,
     since: Instant,
 }
 
 impl Retries {
     fn new(furthest_bytes: u64) -> Self {
-        Self { furthest_bytes, fruitless: 0, since: Instant::now() }
+        let backoff = Backoff::doubling(PAUSE_MIN, PAUSE_MAX);
+        Self { furthest_bytes, fruitless: 0, backoff, since: Instant::now() }
     }
 
     /// Allows one connection more, which is fruitless unless it comes further than any before.
@@ -264,14 +358,12 @@ impl Retries {
         watch: &Watch<'_>,
     ) -> Result<(), FetchError> {
         let is_mended = may_be_mended(&error);
-        if bytes >= self.furthest_bytes.saturating_add(FRUIT_BYTES_MIN) {
+        let pause = if bytes >= self.furthest_bytes.saturating_add(FRUIT_BYTES_MIN) {
             *self = Self::new(bytes);
+            Duration::ZERO
         } else {
             self.fruitless += 1;
-        }
-        let pause = match self.fruitless {
-            0 => Duration::ZERO,
-            tries => PAUSE_MIN.saturating_mul(1 << (tries - 1).min(16)).min(PAUSE_MAX),
+            self.backoff.next_pause()
         };
         let is_late = self.since.elapsed() + pause >= watch.stall;
         if !is_mended || self.fruitless > FRUITLESS_MAX || is_late {

@@ -1,6 +1,7 @@
 //! Files of checksums: what `sha256sum` and its relatives write, also signed in clear text.
 //!
-//! Called with what somebody published beside an image. It must never guess: of two answers that fit equally well neither is taken. Signatures are not verified.
+//! Called with a list published beside an image. It must never guess: of two answers that fit
+//! equally well neither is taken. Signatures are not verified.
 
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,7 @@ pub fn fuzz(bytes: &[u8]) {
     }
 }
 
-/// What a line says.
+/// A line of a file of checksums.
 #[derive(Debug, PartialEq, Eq)]
 struct Line<'a> {
     /// `None` for an algorithm that hostler does not take.
@@ -32,8 +33,9 @@ struct Line<'a> {
     name: Option<Cow<'a, [u8]>>,
 }
 
-/// The digest of the file at the path `source` in the list at the path `list`. Of several files with its
-/// name that one is meant whose directories are those of `source`; of both algorithms, SHA-256.
+/// The digest of the file at the path `source` in the list at the path `list`. Of several files
+/// with its name that one is meant whose directories are those of `source`; of both algorithms,
+/// SHA-256.
 pub(super) fn find(text: &[u8], source: &[u8], list: &[u8]) -> Result<Digest, String> {
     let text = plain_text(text);
     let lines: Vec<Line<'_>> = text.split(|byte| *byte == b'\n').filter_map(parse).collect();
@@ -104,7 +106,8 @@ fn exact(name: &[u8]) -> Cow<'_, [u8]> {
     Cow::Borrowed(name)
 }
 
-/// The name as Windows spells it, with more white space before it, or with another column behind it.
+/// The name as Windows spells it, with more white space before it, or with another column behind
+/// it.
 fn loose(name: &[u8]) -> Cow<'_, [u8]> {
     let name = name.trim_ascii().split(|byte| *byte == b'\t').next().unwrap_or_default();
     let plain = |byte: &u8| if *byte == b'\\' { b'/' } else { *byte };
@@ -125,10 +128,11 @@ fn plain_text(text: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(text.into_bytes())
 }
 
-/// What a line says; `None` if it is no checksum: a comment, a part of a signature.
+/// Parses a line; `None` if it holds no checksum: a comment, a part of a signature.
 fn parse(line: &[u8]) -> Option<Line<'_>> {
     let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line).trim_ascii_end();
-    // RFC 9580 section 7.2: a line signed in clear text that begins with a hyphen has two characters before it.
+    // RFC 9580 section 7.2: a line signed in clear text that begins with a hyphen has two
+    // characters before it.
     let line = line.strip_prefix(b"- ").unwrap_or(line);
     // GNU coreutils: a backslash at the beginning says that there are others in the name.
     let (line, is_escaped) = match line.strip_prefix(b"\\") {
@@ -167,8 +171,8 @@ fn tagged(line: &[u8]) -> Option<Parts<'_>> {
     Some((digest, Some(name)))
 }
 
-/// `digest  name`, with an asterisk before the name of a binary file, or only `digest`; `sha256:` may
-/// stand before it.
+/// `digest  name`, with an asterisk before the name of a binary file, or only `digest`; `sha256:`
+/// may stand before it.
 fn plain(line: &[u8]) -> Option<Parts<'_>> {
     let line = line.trim_ascii_start();
     let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());

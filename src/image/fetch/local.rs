@@ -1,88 +1,120 @@
-//! Copying a file that is here, holes and all.
+//! A local file as a source of images: copies it, holes and all.
 //!
-//! Called with a source that is a path. It must never touch the file but to read it.
+//! Called through [`super::source`] with a source that is a path. It must never write to that file.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
+use std::{
+    fs::{File, Metadata},
+    io,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::Path,
+};
 
 use bytes::Bytes;
 use rustix::{fs::SeekFrom, io::Errno};
 use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{
-    FetchError,
+    FetchError, FetchOrder, Fetched,
     sink::{PIECE_BYTES_MAX, Piece, Sink},
 };
-use crate::{image::source::Directories, model::status::ImagingStage, progress::Watch};
+use crate::{image::directories::Directories, model::status::ImagingStage, progress::Watch};
 
-/// One read.
+/// Bytes of a block in `st_blocks`, whatever the file system (stat(2)).
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// Bytes of one read.
 const READ_BYTES: usize = 1 << 20;
 
 /// Reads ahead of the sink.
 const PIECES_AHEAD_MAX: usize = 2;
 
-/// Opens a file, on a thread that may hang with the file system. Returns its size in bytes too.
-pub(super) async fn open(
-    directories: &Directories,
-    source: &str,
-    watch: &Watch<'_>,
-) -> Result<(File, u64), FetchError> {
-    let (directories, path) = (directories.clone(), source.to_owned());
-    blocking(source, watch, move || {
-        let file = directories.open(&path)?;
-        let metadata = file.metadata().map_err(|error| unreadable(&path, error))?;
-        Ok((file, metadata.len()))
-    })
-    .await
+/// A path in the directories of images.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LocalFile<'a> {
+    directories: &'a Directories,
+    path: &'a str,
 }
 
-/// Copies all of it.
-pub(super) async fn copy(
-    directories: &Directories,
-    source: &str,
-    sink: &mut Sink,
-    bytes_max: u64,
-    watch: &Watch<'_>,
-) -> Result<(), FetchError> {
-    let (file, bytes) = open(directories, source, watch).await?;
-    if bytes > bytes_max {
-        return Err(FetchError::TooLarge {
-            place: source.to_owned(),
-            bytes,
-            is_all: true,
-            bytes_max,
-        });
+impl<'a> LocalFile<'a> {
+    pub(super) fn new(directories: &'a Directories, path: &'a str) -> Self {
+        Self { directories, path }
     }
-    watch.meter.begin(ImagingStage::Fetch, 0, bytes);
-    let (pieces, mut ready) = mpsc::channel(PIECES_AHEAD_MAX);
-    let reader = spawn_blocking(move || read(&file, bytes, &pieces));
-    while let Some(piece) = watch.step(ready.recv()).await? {
-        let before = sink.bytes();
-        sink.put(piece, watch).await?;
-        watch.meter.add(sink.bytes() - before);
-    }
-    watch
-        .step(reader)
-        .await?
-        .unwrap_or_else(|died| Err(io::Error::other(died)))
-        .map_err(|error| unreadable(source, error))
-}
 
-/// The first bytes of a file, one more than `bytes_max` if there are that many.
-pub(super) async fn read_small(
-    directories: &Directories,
-    source: &str,
-    bytes_max: usize,
-    watch: &Watch<'_>,
-) -> Result<Vec<u8>, FetchError> {
-    let (file, _) = open(directories, source, watch).await?;
-    let path = source.to_owned();
-    blocking(source, watch, move || {
-        let mut text = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(file, bytes_max as u64 + 1), &mut text)
-            .map_err(|error| unreadable(&path, error))?;
-        Ok(text)
-    })
-    .await
+    pub(super) fn path(&self) -> &'a str {
+        self.path
+    }
+
+    /// Opens the file if it has at most `bytes_max` bytes, and returns it with its size in bytes.
+    pub(super) async fn open_limited(
+        &self,
+        bytes_max: u64,
+        watch: &Watch<'_>,
+    ) -> Result<(File, u64), FetchError> {
+        let (file, bytes) = self.open(watch).await?;
+        if bytes > bytes_max {
+            let place = self.path.to_owned();
+            return Err(FetchError::TooLarge { place, bytes, is_all: true, bytes_max });
+        }
+        Ok((file, bytes))
+    }
+
+    /// Size in bytes, without holes.
+    pub(super) async fn size(&self, watch: &Watch<'_>) -> Result<Option<u64>, FetchError> {
+        let (file, bytes) = self.open(watch).await?;
+        let dense = |metadata: Metadata| bytes.min(metadata.blocks() * STAT_BLOCK_BYTES);
+        Ok(Some(file.metadata().map_or(bytes, dense)))
+    }
+
+    /// Copies the whole file.
+    pub(super) async fn fetch(
+        &self,
+        order: &FetchOrder<'_>,
+        sink: &mut Sink,
+        watch: &Watch<'_>,
+    ) -> Result<Fetched, FetchError> {
+        let (file, bytes) = self.open_limited(order.bytes_max, watch).await?;
+        watch.meter.begin(ImagingStage::Fetch, 0, bytes);
+        let (pieces, mut ready) = mpsc::channel(PIECES_AHEAD_MAX);
+        let reader = spawn_blocking(move || read(&file, bytes, &pieces));
+        while let Some(piece) = watch.step(ready.recv()).await? {
+            let before = sink.bytes();
+            sink.put(piece, watch).await?;
+            watch.meter.add(sink.bytes() - before);
+        }
+        let read = watch.step(reader).await?;
+        read.unwrap_or_else(|died| Err(io::Error::other(died)))
+            .map_err(|error| unreadable(self.path, error))?;
+        Ok(Fetched { digest: sink.finish(watch).await?, came: String::new() })
+    }
+
+    /// The first bytes of the file, one more than `bytes_max` if there are that many.
+    pub(super) async fn read_small(
+        &self,
+        bytes_max: usize,
+        watch: &Watch<'_>,
+    ) -> Result<Vec<u8>, FetchError> {
+        let (file, _) = self.open(watch).await?;
+        let path = self.path.to_owned();
+        blocking(self.path, watch, move || {
+            let mut text = Vec::new();
+            io::Read::read_to_end(&mut io::Read::take(file, bytes_max as u64 + 1), &mut text)
+                .map_err(|error| unreadable(&path, error))?;
+            Ok(text)
+        })
+        .await
+    }
+
+    /// Opens the file on a thread that may hang with the file system, and returns it with its size
+    /// in bytes.
+    async fn open(&self, watch: &Watch<'_>) -> Result<(File, u64), FetchError> {
+        let (directories, path) = (self.directories.clone(), self.path.to_owned());
+        blocking(self.path, watch, move || {
+            let file = directories.open(&path)?;
+            let metadata = file.metadata().map_err(|error| unreadable(&path, error))?;
+            Ok((file, metadata.len()))
+        })
+        .await
+    }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -98,7 +130,8 @@ fn unreadable(path: impl AsRef<Path>, source: io::Error) -> FetchError {
     FetchError::File { path: path.as_ref().to_owned(), source }
 }
 
-/// The reading thread's work: until the end of the file as it was when it was opened, or until nobody listens.
+/// The reading thread's work: until the end of the file as it was when it was opened, or until
+/// nobody listens.
 fn read(file: &File, bytes: u64, pieces: &mpsc::Sender<Piece>) -> io::Result<()> {
     let mut at = 0;
     while at < bytes {
@@ -123,7 +156,8 @@ fn read(file: &File, bytes: u64, pieces: &mpsc::Sender<Piece>) -> io::Result<()>
     Ok(())
 }
 
-/// Where the next data begins and ends, at or after `at`; everything is data where the file system knows no holes.
+/// Begin and end of the next data at or after `at`; everything is data where the file system knows
+/// no holes.
 fn next_data(file: &File, at: u64, bytes: u64) -> io::Result<(u64, u64)> {
     let begin = match rustix::fs::seek(file, SeekFrom::Data(at)) {
         Ok(begin) => begin,

@@ -1,7 +1,7 @@
-//! Where a file goes that is being fetched: hashed and written on a thread of its own.
+//! Hashes and writes a fetched file on a thread of its own.
 //!
-//! Called by whatever the file comes from, piece by piece. It must never write after [`Sink::stop`] has returned in time, nor hold up the
-//! runtime.
+//! Called by whatever the file comes from, piece by piece. It must never write after [`Sink::stop`]
+//! has returned in time, nor hold up the runtime.
 
 use std::{
     fs::File,
@@ -27,13 +27,15 @@ use crate::{
     progress::Watch,
 };
 
-/// Pieces on their way to the thread. Those from a connection have at most 400 KiB, those from a file 1 MiB.
+/// Pieces on their way to the thread. Those from a connection have at most 400 KiB, those from a
+/// file 1 MiB.
 const PIECES_WAITING_MAX: usize = 8;
 
-/// What is done between two looks at whether to stop: half a second on a processor without instructions for SHA-256.
+/// Bytes done between two polls of the stop signal: half a second on a processor without
+/// instructions for SHA-256.
 pub(super) const PIECE_BYTES_MAX: u64 = 64 << 20;
 
-/// How long a thread that was told to stop is waited for. Only a disk that hangs keeps it longer.
+/// Time limit of a thread that was stopped. Only a disk that hangs keeps it longer.
 const STOP_LIMIT: Duration = Duration::from_millis(800);
 
 /// Runs of zeros are left out in multiples of a file system's usual block.
@@ -41,14 +43,14 @@ const BLOCK_BYTES: usize = 4096;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// What comes next in the file.
+/// The next piece of the file.
 #[derive(Debug)]
 pub(super) enum Piece {
     /// These bytes.
     Data(Bytes),
-    /// So many zeros, at most [`PIECE_BYTES_MAX`].
+    /// A run of zeros, at most [`PIECE_BYTES_MAX`].
     Zeros(u64),
-    /// So many bytes that are there already, at most [`PIECE_BYTES_MAX`].
+    /// A run of bytes already in the file, at most [`PIECE_BYTES_MAX`].
     Known(u64),
     /// The file's first byte: what came so far was for nothing.
     Restart,
@@ -64,7 +66,8 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// `into` keeps its first `known_bytes`, which have to come first as [`Piece::Known`], and nothing else.
+    /// `into` keeps its first `known_bytes`, which have to come first as [`Piece::Known`], and
+    /// nothing else.
     pub(super) fn new(into: &Arc<File>, known_bytes: u64, algorithm: DigestAlgorithm) -> Self {
         let (pieces, waiting) = mpsc::channel(PIECES_WAITING_MAX);
         let stop = Arc::new(AtomicBool::new(false));
@@ -73,7 +76,7 @@ impl Sink {
         Self { pieces, worker, stop, bytes: 0 }
     }
 
-    /// How many bytes the file has so far.
+    /// Bytes put so far.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -93,7 +96,7 @@ impl Sink {
         Ok(())
     }
 
-    /// That was the last piece. Returns the digest of all of them.
+    /// Ends the file and returns its digest.
     pub(super) async fn finish(&mut self, watch: &Watch<'_>) -> Result<Digest, FetchError> {
         // Dropping the sender is what ends the thread's work.
         self.pieces = mpsc::channel(1).0;
@@ -204,7 +207,7 @@ fn write_sparse(into: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// How many of the first bytes lie in blocks that are, or are not, nothing but zeros. `bytes` lie at `at`.
+/// Length of the leading blocks that are, or are not, nothing but zeros. `bytes` lie at `at`.
 fn run(bytes: &[u8], at: u64, zeros: bool) -> usize {
     let mut length = 0;
     while let Some(rest) = bytes.get(length..).filter(|rest| !rest.is_empty()) {

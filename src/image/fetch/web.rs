@@ -1,7 +1,8 @@
-//! A web server: whom we trust, which way we go, and what we make of its answers.
+//! An HTTP client for files: trusted authorities, redirects, and the meaning of answers.
 //!
-//! Called by the download and for files of checksums. It must never show a URL's credentials or query, go from https to http, or decode
-//! what it is sent: a checksum is of the file as it was published.
+//! Called by the download and for files of checksums. It must never show a URL's credentials or
+//! query, go from https to http, or decode what it is sent: a checksum is of the file as it was
+//! published.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -24,7 +25,8 @@ use crate::{model::printable::is_escaped, progress::Watch};
 /// As many as browsers follow at least (Fetch standard: 20) are not needed for files.
 const REDIRECTS_MAX: usize = 10;
 
-/// How long the answer to HEAD is waited for. The size is worth no more: without it space is made while the file comes.
+/// Time limit of the answer to HEAD. The size is worth no more: without it space is made while the
+/// file comes.
 const HEAD_LIMIT: Duration = Duration::from_secs(4);
 
 /// Characters of a URL, or of what a server caused, that are shown.
@@ -43,18 +45,18 @@ pub(super) struct Web {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) response: Response,
-    /// What was asked for and where that led to, as it may be shown.
+    /// The URL and its redirects, as they may be shown.
     pub(super) url: String,
     pub(super) body: Body,
-    /// How many bytes the whole file has, if the server says so.
+    /// Bytes of the whole file, if the server states them.
     pub(super) total_bytes: Option<u64>,
-    /// What tells this version of the file from others (RFC 9110 section 13.1.5).
+    /// Validator of this version of the file (RFC 9110 section 13.1.5).
     pub(super) validator: Option<HeaderValue>,
-    /// What the server calls it, as it may be shown: its type, and how it is encoded.
+    /// The server's description, as it may be shown: type and encoding.
     pub(super) called: String,
 }
 
-/// What the body of an answer is.
+/// The part of the file in a response body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Body {
     /// The file from its first byte on.
@@ -82,7 +84,7 @@ pub(super) fn url(source: &str) -> Option<Result<Url, FetchError>> {
 /// A URL as it may be shown and logged.
 pub(super) fn shown(url: &Url) -> String {
     let mut url = url.clone();
-    // What cannot have a password has none.
+    // A URL that cannot have a password has none.
     url.set_username("").unwrap_or_default();
     url.set_password(None).unwrap_or_default();
     url.set_query(None);
@@ -91,7 +93,8 @@ pub(super) fn shown(url: &Url) -> String {
 }
 
 impl Web {
-    /// Reads the system's certificate authorities and the environment's proxies anew: an agent runs for years.
+    /// Reads the system's certificate authorities and the environment's proxies anew: an agent runs
+    /// for years.
     pub(super) async fn new(url: Url, watch: &Watch<'_>) -> Result<Self, FetchError> {
         let built = watch.step(spawn_blocking(client)).await?;
         let client = built.map_err(|died| died.to_string()).and_then(|built| built);
@@ -101,7 +104,8 @@ impl Web {
         }
     }
 
-    /// Asks for the file from this byte on, if it is still the version of the validator; otherwise the server sends it as a whole.
+    /// Asks for the file from this byte on, if it is still the version of the validator; otherwise
+    /// the server sends it as a whole.
     pub(super) async fn get(
         &self,
         from: u64,
@@ -146,11 +150,13 @@ impl Web {
         Ok(Answer { response, url, body, total_bytes, validator, called })
     }
 
-    /// How many bytes the file has, if the server says so without sending it, and soon: there are servers that never answer HEAD.
+    /// How many bytes the file has, if the server says so without sending it, and soon: there are
+    /// servers that never answer HEAD.
     pub(super) async fn size(&self) -> Result<Option<u64>, FetchError> {
         let asking = self.client.head(self.url.clone()).timeout(HEAD_LIMIT);
         let answer = asking.send().await.map_err(|error| self.failed(&error))?;
-        // A server may well answer HEAD in another way than GET, so that only its good answers count.
+        // A server may well answer HEAD in another way than GET, so that only its good answers
+        // count.
         let length = answer.headers().get(CONTENT_LENGTH).and_then(number);
         Ok(length.filter(|_| answer.status() == StatusCode::OK))
     }
@@ -159,14 +165,14 @@ impl Web {
         failed(error, self.way_to(error.url().unwrap_or(&self.url)))
     }
 
-    /// What was asked for, and where redirects led to from there.
+    /// The URL, and the end of its redirects.
     fn way_to(&self, end: &Url) -> String {
         let (asked, end) = (shown(&self.url), shown(end));
         if asked == end { asked } else { format!("{asked}, redirected to {end}") }
     }
 }
 
-/// What to say of a request that failed.
+/// The error of a failed request.
 pub(super) fn failed(error: &reqwest::Error, url: String) -> FetchError {
     if let Some(wrong) = causes(error).find_map(certificate_error) {
         let is_early = matches!(
@@ -209,12 +215,12 @@ fn date(time: UnixTime) -> String {
     time.map_or_else(|| "a time without a date".to_owned(), |time| time.to_string())
 }
 
-/// What may quote the server.
+/// Text that may quote the server, cut and escaped.
 fn bounded(error: &(impl ToString + ?Sized)) -> String {
     error.to_string().chars().filter(|c| !is_escaped(*c)).take(SHOWN_CHARS_MAX).collect()
 }
 
-/// What lies behind an error, the nearest first.
+/// The causes of an error, the nearest first.
 fn causes<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let inner = |error: &'a (dyn Error + 'static)| match error.downcast_ref::<std::io::Error>() {
         // Its source would be that of the error it only wraps.
@@ -234,7 +240,7 @@ fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Certifi
 /// A client of our own for each file: what it knows is of today. Blocks.
 fn client() -> Result<Client, String> {
     let mut authorities = RootCertStore::empty();
-    // What cannot be read is missing, and then a certificate's issuer is not known.
+    // A certificate that cannot be read is left out, and then its issuer is unknown.
     authorities.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()

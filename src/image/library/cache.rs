@@ -1,10 +1,12 @@
-//! The cache's directory: what its files are called, who may touch them when, and what is written down about an image.
+//! The cache's directory: what its files are called, who may touch them when, and what is written
+//! down about an image.
 //!
-//! Called by the library, on threads that may block. For each image there are `<name>.raw`, its bytes, `<name>.sums`, their checksums, and
-//! `<name>.toml`, what is known of both; all together are an entry. On the way there: `<name>.part`, as published, and `<name>.tmp`, being unpacked. `<name>.lock` is held
-//! shared by those who use the entry, alone by the one who makes or removes it, and its time is that of the last use. It must never show
-//! an entry that is not whole, nor let whatever else somebody put under one of these names keep
-//! images from being fetched.
+//! Called by the library, on threads that may block. For each image there are `<name>.raw`, its
+//! bytes, `<name>.sums`, their checksums, and `<name>.toml`, what is known of both; all together
+//! are an entry. On the way there: `<name>.part`, as published, and `<name>.tmp`, being unpacked.
+//! `<name>.lock` is held shared by those who use the entry, alone by the one who makes or removes
+//! it, and its time is that of the last use. It must never show an entry that is not whole, nor let
+//! whatever else somebody put under one of these names keep images from being fetched.
 
 use std::{
     fmt,
@@ -42,7 +44,8 @@ use crate::{
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const SESSION: &str = "session";
-/// The version of what is written down. The first one had no checksums and no seal: its images are read once, and written down anew.
+/// The version of what is written down. The first one had no checksums and no seal: its images are
+/// read once, and written down anew.
 const VERSION: u32 = 2;
 const VERSION_UNSEALED: u32 = 1;
 /// At the end of the name of what is kept as it was published.
@@ -58,18 +61,18 @@ pub(super) struct Cache {
     pub(super) dir: PathBuf,
 }
 
-/// What identifies an image in the cache: the digest of the published file, and what the spec says of its format, because the same file
-/// may be read as one or the other. `sha256-0123…` or `sha256-0123…-raw`.
+/// Name of an image in the cache: the digest of the published file, and the format in the spec,
+/// because the same file may be read as one or the other. `sha256-0123…` or `sha256-0123…-raw`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Name(String);
 
 impl Name {
-    /// Of a file that is kept as it was published: `sha256-0123…-file`.
+    /// The name of a file kept as published: `sha256-0123…-file`.
     pub(super) fn of_plain(digest: &Digest) -> Self {
         Self(format!("{}{PLAIN}", digest.to_string().replace(':', "-")))
     }
 
-    /// Whether it is such a file's.
+    /// Whether the file is kept as published.
     pub(super) fn is_plain(&self) -> bool {
         self.0.ends_with(PLAIN)
     }
@@ -89,10 +92,10 @@ impl Name {
         format!("{algorithm}:{hash}").parse().ok()
     }
 
-    /// Whose file this is, if it is one of an image.
-    pub(super) fn of_file(file_name: &str) -> Option<(Self, Kind)> {
+    /// The image that a file of the cache belongs to, if any.
+    pub(super) fn of_file(file_name: &str) -> Option<(Self, CacheFileKind)> {
         let (stem, suffix) = file_name.rsplit_once('.')?;
-        let kind = Kind::ALL.into_iter().find(|kind| kind.suffix() == suffix)?;
+        let kind = CacheFileKind::ALL.into_iter().find(|kind| kind.suffix() == suffix)?;
         let name = Self(stem.to_owned());
         name.digest().is_some().then_some((name, kind))
     }
@@ -106,25 +109,26 @@ impl fmt::Display for Name {
 
 /// The files of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// What is known of it.
+pub(super) enum CacheFileKind {
+    /// The description of an entry, in TOML.
     About,
-    /// Its bytes.
+    /// The raw bytes.
     Raw,
     /// The checksums of its blocks.
     Sums,
-    /// As published, perhaps not all of it yet.
+    /// The published file, perhaps incomplete.
     Partial,
-    /// Being unpacked.
+    /// The raw file during unpacking.
     Temporary,
-    /// Unpacked half the way; it has a name for a moment only.
+    /// The result of an inner layer; it has a name for a moment only.
     Scratch,
-    /// Who uses it.
+    /// The lock of its users.
     Lock,
 }
 
-impl Kind {
-    /// In the order in which they are removed: an entry stops to be one at once, and its lock goes last.
+impl CacheFileKind {
+    /// In the order in which they are removed: an entry stops to be one at once, and its lock goes
+    /// last.
     pub(super) const ALL: [Self; 7] = [
         Self::About,
         Self::Raw,
@@ -148,39 +152,40 @@ impl Kind {
     }
 }
 
-/// What is written down about an entry.
+/// The stored description of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct About {
     pub(super) version: u32,
-    /// Of the file as published.
+    /// Digest of the file as published.
     pub(super) digest: Digest,
-    /// Where it came from.
+    /// Source of the file, without credentials.
     pub(super) source: String,
-    /// When.
+    /// Time of its making.
     pub(super) made: Timestamp,
-    /// How many raw bytes there are.
+    /// Number of raw bytes.
     pub(super) bytes: u64,
-    /// What they are; see `content`.
+    /// Digest of the raw bytes; see `content`.
     pub(super) content: Digest,
-    /// When the file was written last; nobody writes to it afterwards.
+    /// Time of the file's last write; nothing writes to it afterwards.
     pub(super) modified: Timestamp,
-    /// The session in which it was whole.
+    /// The session that has checked it.
     pub(super) session: String,
 }
 
-/// Somebody's hold on an image in the cache.
+/// A held lock of an image in the cache.
 #[derive(Debug)]
 pub(super) struct Lock(File);
 
 impl Lock {
-    /// That it is used, is remembered for the choice of what to remove.
+    /// Records the use, for the choice of images to remove.
     fn touch(&self) {
         // Nothing but that choice depends on it.
         drop(self.0.set_modified(SystemTime::now()));
     }
 
-    /// Somebody may remove the file between its opening and its locking; who holds a lock on no file holds nothing.
+    /// Somebody may remove the file between its opening and its locking; who holds a lock on no
+    /// file holds nothing.
     fn is_there(&self) -> io::Result<bool> {
         Ok(self.0.metadata()?.nlink() > 0)
     }
@@ -194,7 +199,7 @@ impl Lock {
     }
 }
 
-/// What came of asking for an image.
+/// The state of an image that was asked for.
 #[derive(Debug)]
 pub(super) enum Taken {
     /// It is whole, and held.
@@ -223,26 +228,26 @@ impl Cache {
         self.open(&self.dir.join(SESSION))
     }
 
-    pub(super) fn path(&self, name: &Name, kind: Kind) -> PathBuf {
+    pub(super) fn path(&self, name: &Name, kind: CacheFileKind) -> PathBuf {
         self.dir.join(format!("{name}.{}", kind.suffix()))
     }
 
     /// A file of an image, to write to; what is in it stays.
-    pub(super) fn create(&self, name: &Name, kind: Kind) -> io::Result<File> {
+    pub(super) fn create(&self, name: &Name, kind: CacheFileKind) -> io::Result<File> {
         self.open(&self.path(name, kind))
     }
 
     /// An empty file without a name, gone when it is closed.
     pub(super) fn scratch(&self, name: &Name) -> io::Result<File> {
-        let file = self.create(name, Kind::Scratch)?;
-        self.remove(name, Kind::Scratch)?;
+        let file = self.create(name, CacheFileKind::Scratch)?;
+        self.remove(name, CacheFileKind::Scratch)?;
         file.set_len(0)?;
         Ok(file)
     }
 
     /// Asks for an image that was whole in this session. Does not wait for anybody.
     pub(super) fn take(&self, name: &Name, session: &str) -> io::Result<Taken> {
-        let lock = Lock(self.create(name, Kind::Lock)?);
+        let lock = Lock(self.create(name, CacheFileKind::Lock)?);
         if !lock.try_take(FlockOperation::NonBlockingLockShared)? {
             return Ok(Taken::Busy);
         }
@@ -250,12 +255,13 @@ impl Cache {
             lock.touch();
             return Ok(Taken::Whole(lock, raw));
         }
-        // The shared hold ends before the other begins. If somebody makes the image in between, it is asked for once more.
+        // The shared hold ends before the other begins. If somebody makes the image in between, it
+        // is asked for once more.
         let alone = lock.try_take(FlockOperation::NonBlockingLockExclusive)?;
         if !alone || self.trusted(name, session)?.is_some() {
             return Ok(Taken::Busy);
         }
-        for kind in [Kind::About, Kind::Raw, Kind::Sums] {
+        for kind in [CacheFileKind::About, CacheFileKind::Raw, CacheFileKind::Sums] {
             clear_irregular(&self.path(name, kind))?;
         }
         lock.touch();
@@ -264,7 +270,7 @@ impl Cache {
 
     /// An image nobody else uses or works on.
     pub(super) fn take_alone(&self, name: &Name) -> io::Result<Option<Lock>> {
-        let lock = Lock(self.create(name, Kind::Lock)?);
+        let lock = Lock(self.create(name, CacheFileKind::Lock)?);
         Ok(lock.try_take(FlockOperation::NonBlockingLockExclusive)?.then_some(lock))
     }
 
@@ -276,9 +282,9 @@ impl Cache {
         })
     }
 
-    /// What is known of an entry; nothing that cannot be read.
+    /// The description of an entry, if it can be read and its seal is right.
     pub(super) fn about(&self, name: &Name) -> Option<About> {
-        let path = self.path(name, Kind::About);
+        let path = self.path(name, CacheFileKind::About);
         let text = regular_file::read_to_string(&path, ABOUT_BYTES_MAX).ok()?;
         let about: About = toml::from_str(&text).ok()?;
         let is_whole = match about.version {
@@ -311,7 +317,7 @@ impl Cache {
             session: session.to_owned(),
         };
         let text = sealed(toml::to_string(&about).map_err(io::Error::other)?);
-        let path = self.path(name, Kind::About);
+        let path = self.path(name, CacheFileKind::About);
         atomic_file::replace(&path, FILE_MODE, text.as_bytes())?;
         give_to_owner(&self.dir, &path)
     }
@@ -320,7 +326,7 @@ impl Cache {
     pub(super) fn seal(
         &self,
         name: &Name,
-        from: Kind,
+        from: CacheFileKind,
         source: &str,
         content: Digest,
         session: &str,
@@ -328,40 +334,44 @@ impl Cache {
         let path = self.path(name, from);
         let raw = regular_file::open(&path)?;
         raw.sync_all()?;
-        regular_file::open(&self.path(name, Kind::Sums))?.sync_all()?;
+        regular_file::open(&self.path(name, CacheFileKind::Sums))?.sync_all()?;
         self.write_about(name, &raw, source, content, session)?;
-        fs::rename(&path, self.path(name, Kind::Raw))?;
+        fs::rename(&path, self.path(name, CacheFileKind::Raw))?;
         atomic_file::sync_dir(&self.dir)?;
-        for left in [Kind::Partial, Kind::Temporary] {
+        for left in [CacheFileKind::Partial, CacheFileKind::Temporary] {
             self.remove(name, left)?;
         }
         Ok(())
     }
 
-    pub(super) fn remove(&self, name: &Name, kind: Kind) -> io::Result<()> {
+    pub(super) fn remove(&self, name: &Name, kind: CacheFileKind) -> io::Result<()> {
         let path = self.path(name, kind);
         clear_irregular(&path)?;
         atomic_file::remove_if_there(&path).map_err(|error| atomic_file::at(&path, &error))
     }
 
-    /// Throws away an entry whose bytes are no longer what they were, unless another one is in its place by now. Whoever still reads it
-    /// keeps its file, and holds a lock on nothing: it keeps nobody from fetching the image again.
+    /// Throws away an entry whose bytes are no longer what they were, unless another one is in its
+    /// place by now. Whoever still reads it keeps its file, and holds a lock on nothing: it keeps
+    /// nobody from fetching the image again.
     pub(super) fn discard(&self, name: &Name, raw: &File) -> io::Result<()> {
         let place = |metadata: Metadata| (metadata.dev(), metadata.ino());
-        let there = match fs::symlink_metadata(self.path(name, Kind::Raw)) {
+        let there = match fs::symlink_metadata(self.path(name, CacheFileKind::Raw)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             there => there?,
         };
         if place(there) != place(raw.metadata()?) {
             return Ok(());
         }
-        for kind in [Kind::About, Kind::Raw, Kind::Sums, Kind::Lock] {
+        for kind in
+            [CacheFileKind::About, CacheFileKind::Raw, CacheFileKind::Sums, CacheFileKind::Lock]
+        {
             self.remove(name, kind)?;
         }
         Ok(())
     }
 
-    /// The raw file with its checksums, whether or not its session came to a clean end: for who reads all of it first.
+    /// The raw file with its checksums, whether or not its session came to a clean end: for who
+    /// reads all of it first.
     pub(super) fn unchecked(&self, name: &Name) -> io::Result<Option<CheckedFile>> {
         match self.about(name) {
             Some(About { session, .. }) => self.trusted(name, &session),
@@ -369,7 +379,8 @@ impl Cache {
         }
     }
 
-    /// The raw file with its checksums, if nothing speaks against it. What it holds is compared when it is read.
+    /// The raw file with its checksums, if nothing speaks against it. What it holds is compared
+    /// when it is read.
     fn trusted(&self, name: &Name, session: &str) -> io::Result<Option<CheckedFile>> {
         let Some(about) = self.about(name) else { return Ok(None) };
         if about.version != VERSION || about.session != session {
@@ -381,14 +392,16 @@ impl Cache {
             Err(error) if regular_file::NotRegular::is_cause_of(&error) => Ok(None),
             file => file.map(Some),
         };
-        let (Some(raw), Some(sums)) = (open(Kind::Raw)?, open(Kind::Sums)?) else {
+        let (Some(raw), Some(sums)) = (open(CacheFileKind::Raw)?, open(CacheFileKind::Sums)?)
+        else {
             return Ok(None);
         };
         let metadata = raw.metadata()?;
         if about.bytes != metadata.len() || about.modified != modified(&metadata)? {
             return Ok(None);
         }
-        // Checksums that cannot be read, or are others, say nothing of the image: it is read, and they are made anew.
+        // Checksums that cannot be read, or are others, say nothing of the image: it is read, and
+        // they are made anew.
         if content::digest(&sums, about.bytes).ok() != Some(about.content) {
             return Ok(None);
         }
@@ -416,7 +429,7 @@ fn clear_irregular(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What root makes (`hostler cache fetch`) must be the agent's, whose directory it is.
+/// Gives a file that root makes (`hostler cache fetch`) to the owner of the directory, the agent.
 fn give_to_owner(dir: &Path, path: &Path) -> io::Result<()> {
     let owner = fs::metadata(dir)?;
     if geteuid().is_root() && owner.uid() != 0 {

@@ -1,8 +1,10 @@
-//! The checksums of a raw image's blocks, and a digest of them all, by which one that was damaged in the cache is known.
+//! The checksums of a raw image's blocks, and a digest of them all, by which one that was damaged
+//! in the cache is known.
 //!
-//! Made when an image comes into the cache, and again after an unclean end; the checksums are compared with each block that is read
-//! ([`crate::checked_file`]). They are made for decay, not against people: whoever can write to the cache can also write what is compared
-//! with. They must not depend on how the file is laid out, only on its bytes.
+//! Made when an image comes into the cache, and again after an unclean end; the checksums are
+//! compared with each block that is read ([`crate::checked_file`]). They are made for decay, not
+//! against people: whoever can write to the cache can also write what is compared with. They must
+//! not depend on how the file is laid out, only on its bytes.
 
 use std::{fs::File, io, ops::ControlFlow, os::unix::fs::FileExt as _};
 
@@ -12,7 +14,7 @@ use rustix::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::watched::Beat;
+use super::watched::Heartbeat;
 use crate::{
     checked_file::{BLOCK_BYTES, SUM_BYTES, sum},
     model::ids::{Digest, DigestAlgorithm},
@@ -23,17 +25,22 @@ const BLOCK_SIZE: usize = 64 << 10;
 const PAGE_SUMS: usize = 1024;
 const PAGE_BYTES: usize = PAGE_SUMS * 4;
 
-/// What a raw file was found to hold.
+/// The content of a raw file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Content {
-    /// Of its length and its checksums.
+    /// Digest of its length and its checksums.
     pub(super) digest: Digest,
     /// The same as the first version wrote it down, which kept no checksums.
     pub(super) digest_v1: Digest,
 }
 
-/// Reads all of a raw file and makes `sums` the file of its checksums. Holes are not read. `None`: it was told to stop.
-pub(super) fn survey(raw: &File, sums: &File, beat: &mut Beat<'_>) -> io::Result<Option<Content>> {
+/// Reads all of a raw file and makes `sums` the file of its checksums. Holes are not read. `None`:
+/// it was told to stop.
+pub(super) fn survey(
+    raw: &File,
+    sums: &File,
+    heartbeat: &mut Heartbeat<'_>,
+) -> io::Result<Option<Content>> {
     let bytes = raw.metadata()?.len();
     let mut v1 = Sha256::new();
     v1.update(bytes.to_le_bytes());
@@ -52,7 +59,7 @@ pub(super) fn survey(raw: &File, sums: &File, beat: &mut Beat<'_>) -> io::Result
             pages.put(at / BLOCK_BYTES, sum(block))?;
         }
         at += BLOCK_BYTES;
-        if let ControlFlow::Break(()) = beat(at.min(bytes)) {
+        if let ControlFlow::Break(()) = heartbeat(at.min(bytes)) {
             return Ok(None);
         }
     }
@@ -120,7 +127,7 @@ fn finished(hash: Sha256) -> Digest {
         .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))
 }
 
-/// Where the next bytes that are not a hole begin.
+/// Begin of the next data at or after `at`.
 fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
     match seek(file, SeekFrom::Data(at)) {
         Ok(data) => Ok(Some(data)),
@@ -224,7 +231,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn any_flipped_bit_changes_it(at in 0..4 * BLOCK_BYTES + 100, bit in 0..8_u32, data in any::<[u8; 3]>()) {
+        fn any_flipped_bit_changes_it(
+            at in 0..4 * BLOCK_BYTES + 100,
+            bit in 0..8_u32,
+            data in any::<[u8; 3]>(),
+        ) {
             let file = tempfile::tempfile().unwrap();
             file.set_len(4 * BLOCK_BYTES + 100).unwrap();
             file.write_all_at(&data, 2 * BLOCK_BYTES - 1).unwrap();

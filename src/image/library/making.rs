@@ -1,7 +1,7 @@
-//! Making an entry: fetch, compare, decode, seal.
+//! Makes an entry: fetches, compares, decodes, seals.
 //!
-//! Runs once for all who want the image, in one process at a time. Whatever it is cut off by, what it leaves is no entry, and a fetch goes
-//! on from there.
+//! Runs once for all who want the image, in one process at a time. Whatever it is cut off by, what
+//! it leaves is no entry, and a fetch goes on from there.
 
 use std::{fs::File, future::pending, io, pin::pin, sync::Arc, time::Duration};
 
@@ -9,17 +9,17 @@ use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
 use super::{
-    Entry, Inner, Order,
-    cache::{Cache, Kind, Lock, Taken},
+    Entry, EntryOrder, Inner,
+    cache::{Cache, CacheFileKind, Lock, Taken},
     content, of_cache, of_interrupted,
     session::Session,
-    watched::{Beat, on_thread, watched},
+    watched::{Heartbeat, on_thread, watched},
 };
 use crate::{
     checked_file::CheckedFile,
     image::{
         ImageError,
-        decode::{self, DecodeError, Limits, too_large},
+        decode::{self, DecodeError, DecodeLimits, too_large},
         fetch::FetchError,
     },
     model::{ids::Digest, spec::ImageFormat, status::ImagingStage},
@@ -27,9 +27,10 @@ use crate::{
     regular_file,
 };
 
-/// Between two looks whether another process has done with an image.
+/// Pause between two polls for another process to finish an image.
 const BUSY_INTERVAL: Duration = Duration::from_millis(100);
-/// Between two looks at the space that is left: a fast disk takes a good part of the reserve meanwhile.
+/// Pause between two polls of the free space: a fast disk takes a good part of the reserve
+/// meanwhile.
 const SPACE_INTERVAL: Duration = Duration::from_millis(100);
 /// An image that is made and gone again, so many times in a row, is not worth another one.
 const TRIES: usize = 3;
@@ -38,7 +39,7 @@ impl Inner {
     /// The entry, made if need be.
     pub(super) async fn obtain(
         &self,
-        order: &Order,
+        order: &EntryOrder,
         watch: &Watch<'_>,
     ) -> Result<Entry, ImageError> {
         let session = self.session.get_or_try_init(|| self.begin()).await;
@@ -62,7 +63,7 @@ impl Inner {
             }
         }
         let error = io::Error::other("what was put there does not stay; is its disk failing?");
-        Err(self.failed(order, Kind::Raw, error))
+        Err(self.failed(order, CacheFileKind::Raw, error))
     }
 
     async fn begin(&self) -> io::Result<Session> {
@@ -76,18 +77,18 @@ impl Inner {
         .await
     }
 
-    async fn take(&self, order: &Order, session: &Session) -> Result<Taken, ImageError> {
+    async fn take(&self, order: &EntryOrder, session: &Session) -> Result<Taken, ImageError> {
         let (cache, name, mark) = (self.cache.clone(), order.name.clone(), session.mark.clone());
         let taken = on_thread(move || cache.take(&name, &mark)).await;
-        taken.map_err(|error| self.failed(order, Kind::Raw, error))
+        taken.map_err(|error| self.failed(order, CacheFileKind::Raw, error))
     }
 
-    fn entry(&self, order: &Order, lock: Lock, file: CheckedFile) -> Entry {
+    fn entry(&self, order: &EntryOrder, lock: Lock, file: CheckedFile) -> Entry {
         Entry {
             digest: order.digest.clone(),
             bytes: file.bytes(),
             file,
-            path: self.cache.path(&order.name, Kind::Raw),
+            path: self.cache.path(&order.name, CacheFileKind::Raw),
             name: order.name.clone(),
             _lock: Arc::new(lock),
         }
@@ -95,7 +96,7 @@ impl Inner {
 
     async fn make(
         &self,
-        order: &Order,
+        order: &EntryOrder,
         lock: &Arc<Lock>,
         session: &Session,
         watch: &Watch<'_>,
@@ -120,30 +121,32 @@ impl Inner {
     /// Whether what is there, and was not trusted, is whole after all. If not, it is removed.
     async fn is_still_good(
         &self,
-        order: &Order,
+        order: &EntryOrder,
         lock: &Arc<Lock>,
         session: &Session,
         watch: &Watch<'_>,
     ) -> Result<bool, ImageError> {
         let (cache, name) = (self.cache.clone(), order.name.clone());
         let found = on_thread(move || {
-            Ok(cache.about(&name).zip(regular_file::open(&cache.path(&name, Kind::Raw)).ok()))
+            Ok(cache
+                .about(&name)
+                .zip(regular_file::open(&cache.path(&name, CacheFileKind::Raw)).ok()))
         });
-        let failed = |error| self.failed(order, Kind::Raw, error);
+        let failed = |error| self.failed(order, CacheFileKind::Raw, error);
         let Some((about, raw)) = found.await.map_err(failed)? else { return Ok(false) };
         watch.meter.begin(ImagingStage::Decode, 0, about.bytes);
         let (cache, name, lock) = (self.cache.clone(), order.name.clone(), Arc::clone(lock));
         let mark = session.mark.clone();
-        let checked = watched(watch, move |beat| {
+        let checked = watched(watch, move |heartbeat| {
             let _lock = lock;
-            let sums = cache.create(&name, Kind::Sums)?;
-            let Some(content) = content::survey(&raw, &sums, beat)? else { return Ok(None) };
+            let sums = cache.create(&name, CacheFileKind::Sums)?;
+            let Some(content) = content::survey(&raw, &sums, heartbeat)? else { return Ok(None) };
             let is_good = about.describes(&content);
             if is_good {
                 sums.sync_all()?;
                 cache.write_about(&name, &raw, &about.source, content.digest, &mark)?;
             } else {
-                for kind in [Kind::About, Kind::Raw, Kind::Sums] {
+                for kind in [CacheFileKind::About, CacheFileKind::Raw, CacheFileKind::Sums] {
                     cache.remove(&name, kind)?;
                 }
             }
@@ -160,15 +163,16 @@ impl Inner {
     }
 
     /// The file as published, with the right digest.
-    async fn fetch(&self, order: &Order, watch: &Watch<'_>) -> Result<Arc<File>, ImageError> {
-        let failed = |error| self.failed(order, Kind::Partial, error);
+    async fn fetch(&self, order: &EntryOrder, watch: &Watch<'_>) -> Result<Arc<File>, ImageError> {
+        let failed = |error| self.failed(order, CacheFileKind::Partial, error);
         let (cache, name) = (self.cache.clone(), order.name.clone());
-        let file = on_thread(move || cache.create(&name, Kind::Partial)).await.map_err(failed)?;
+        let file =
+            on_thread(move || cache.create(&name, CacheFileKind::Partial)).await.map_err(failed)?;
         let file = Arc::new(file);
         self.make_room_for(order, &file, watch).await?;
         let fetched = self.fetch_into(order, &file, watch).await;
         if is_mismatch(&fetched) {
-            self.cache.remove(&order.name, Kind::Partial).map_err(failed)?;
+            self.cache.remove(&order.name, CacheFileKind::Partial).map_err(failed)?;
         }
         fetched.map(|()| file)
     }
@@ -176,13 +180,13 @@ impl Inner {
     /// Fetches as long as there is space.
     async fn fetch_into(
         &self,
-        order: &Order,
+        order: &EntryOrder,
         file: &Arc<File>,
         watch: &Watch<'_>,
     ) -> Result<(), ImageError> {
         let (stop, cancel) = watch::channel(false);
         let inner = Watch { cancel, stall: watch.stall, meter: watch.meter };
-        let Order { source, digest, .. } = order;
+        let EntryOrder { source, digest, .. } = order;
         let fetch = self.sources.fetch(source, digest, file, self.published_bytes_max, &inner);
         let mut fetch = pin!(fetch);
         let mut cancelled = watch.cancel.clone();
@@ -190,7 +194,7 @@ impl Inner {
             fetched = &mut fetch => {
                 return fetched.map_err(|error| self.of_fetch(order, watch, error));
             }
-            // How much of what is still to come are holes, is not known.
+            // The number of holes still to come is unknown.
             why = self.space_runs_out(order, || 0) => why,
             () = stopped(&mut cancelled) => ImageError::Cancelled,
         };
@@ -200,20 +204,21 @@ impl Inner {
         Err(why)
     }
 
-    /// Where the raw bytes are now, and what they are.
+    /// Unpacks the published file; returns the kind of the raw file, and its digest.
     async fn unpack(
         &self,
-        order: &Order,
+        order: &EntryOrder,
         lock: &Arc<Lock>,
         published: Arc<File>,
         watch: &Watch<'_>,
-    ) -> Result<(Kind, Digest), ImageError> {
+    ) -> Result<(CacheFileKind, Digest), ImageError> {
         let failed = |error| self.of_decode(order, watch.meter, error);
         let is_raw = match order.format {
             Some(format) => {
                 let file = Arc::clone(&published);
                 let look = on_thread(move || Ok(decode::inspect(&file, format))).await;
-                let look = look.map_err(|error| self.failed(order, Kind::Partial, error))?;
+                let look =
+                    look.map_err(|error| self.failed(order, CacheFileKind::Partial, error))?;
                 self.or_useless(order, look).map_err(failed)?.is_raw
             }
             None => true,
@@ -229,7 +234,7 @@ impl Inner {
             _lock: Arc::clone(lock),
         };
         let no_space = async {
-            // What is raw already is only read.
+            // A raw file is only read.
             if is_raw {
                 pending().await
             } else {
@@ -237,21 +242,21 @@ impl Inner {
             }
         };
         let unpacked = tokio::select! {
-            unpacked = watched(watch, move |beat| work.run(beat)) => unpacked,
+            unpacked = watched(watch, move |heartbeat| work.run(heartbeat)) => unpacked,
             why = no_space => return Err(why),
         };
         let unpacked = unpacked.map_err(|error| of_interrupted(&order.shown, watch, error))?;
         self.or_useless(order, unpacked).map_err(failed)
     }
 
-    /// What cannot be decoded is not kept: fetched again it would be the same.
+    /// Removes a published file that cannot be decoded: a second fetch would bring the same.
     fn or_useless<T>(
         &self,
-        order: &Order,
+        order: &EntryOrder,
         result: Result<T, DecodeError>,
     ) -> Result<T, DecodeError> {
         if let Err(DecodeError::Unusable(_) | DecodeError::TooLarge { .. }) = result {
-            self.cache.remove(&order.name, Kind::Partial)?;
+            self.cache.remove(&order.name, CacheFileKind::Partial)?;
         }
         result
     }
@@ -259,23 +264,24 @@ impl Inner {
     /// Makes space for the file as published, before the first byte of it is written.
     async fn make_room_for(
         &self,
-        order: &Order,
+        order: &EntryOrder,
         file: &Arc<File>,
         watch: &Watch<'_>,
     ) -> Result<(), ImageError> {
-        // What cannot be asked for is not there either, and the fetch itself says why.
+        // If the size cannot be asked for, the fetch itself reports the failure.
         let size = self.sources.size(&order.source, watch).await.ok().flatten();
         let Some(bytes) = size.filter(|bytes| *bytes <= self.published_bytes_max) else {
             return Ok(());
         };
-        let there = file.metadata().map_err(|error| self.failed(order, Kind::Partial, error))?;
+        let there =
+            file.metadata().map_err(|error| self.failed(order, CacheFileKind::Partial, error))?;
         self.make_room(order, bytes.saturating_sub(there.len())).await
     }
 
     /// Keeps space for what is still to come. Returns when there is none.
     async fn space_runs_out(
         &self,
-        order: &Order,
+        order: &EntryOrder,
         left_bytes: impl Fn() -> u64 + Sync,
     ) -> ImageError {
         loop {
@@ -287,7 +293,7 @@ impl Inner {
     }
 
     /// Makes space for so many bytes more, at the cost of images nobody uses.
-    async fn make_room(&self, order: &Order, bytes: u64) -> Result<(), ImageError> {
+    async fn make_room(&self, order: &EntryOrder, bytes: u64) -> Result<(), ImageError> {
         let (cache, limit) = (self.cache.clone(), self.cache_bytes);
         match on_thread(move || cache.make_room(bytes, limit)).await {
             Ok(true) => Ok(()),
@@ -296,44 +302,44 @@ impl Inner {
         }
     }
 
-    fn no_space(&self, order: &Order, needed_bytes: u64) -> ImageError {
+    fn no_space(&self, order: &EntryOrder, needed_bytes: u64) -> ImageError {
         self.too_full(order, needed_bytes, self.cache.free_bytes().unwrap_or_default())
     }
 
-    fn too_full(&self, order: &Order, needed_bytes: u64, free_bytes: u64) -> ImageError {
+    fn too_full(&self, order: &EntryOrder, needed_bytes: u64, free_bytes: u64) -> ImageError {
         let (source_text, dir) = (order.shown.clone(), self.cache.dir.clone());
         ImageError::NoSpace { source_text, dir, needed_bytes, free_bytes }
     }
 
-    fn of_decode(&self, order: &Order, meter: &Meter, error: DecodeError) -> ImageError {
+    fn of_decode(&self, order: &EntryOrder, meter: &Meter, error: DecodeError) -> ImageError {
         match error {
             DecodeError::Cancelled => ImageError::Cancelled,
-            // What was made of it so far may be gone again, and the space it took be free.
+            // The unfinished file may be gone again, and its space free.
             DecodeError::Io(error) if is_full(&error) => self.too_full(order, left_bytes(meter), 0),
             error => ImageError::Decode { source_text: order.shown.clone(), error },
         }
     }
 
-    fn of_fetch(&self, order: &Order, watch: &Watch<'_>, error: FetchError) -> ImageError {
+    fn of_fetch(&self, order: &EntryOrder, watch: &Watch<'_>, error: FetchError) -> ImageError {
         match error {
             FetchError::Keep(error) if is_full(&error) => {
                 self.no_space(order, left_bytes(watch.meter))
             }
-            FetchError::Keep(error) => self.failed(order, Kind::Partial, error),
+            FetchError::Keep(error) => self.failed(order, CacheFileKind::Partial, error),
             FetchError::Interrupted(why) => of_interrupted(&order.shown, watch, why),
             error => ImageError::Fetch(error),
         }
     }
 
-    fn failed(&self, order: &Order, kind: Kind, error: io::Error) -> ImageError {
+    fn failed(&self, order: &EntryOrder, kind: CacheFileKind, error: io::Error) -> ImageError {
         of_cache(&self.cache.path(&order.name, kind), error)
     }
 }
 
-/// What a thread needs to unpack an image.
+/// Everything that a thread needs to unpack an image.
 struct Unpacking {
     cache: Cache,
-    order: Order,
+    order: EntryOrder,
     published: Arc<File>,
     is_raw: bool,
     raw_bytes_max: u64,
@@ -342,37 +348,40 @@ struct Unpacking {
 }
 
 impl Unpacking {
-    fn run(&self, beat: &mut Beat<'_>) -> Result<(Kind, Digest), DecodeError> {
-        let done = self.unpack(beat);
+    fn run(&self, heartbeat: &mut Heartbeat<'_>) -> Result<(CacheFileKind, Digest), DecodeError> {
+        let done = self.unpack(heartbeat);
         if done.is_err() {
-            self.cache.remove(&self.order.name, Kind::Temporary)?;
+            self.cache.remove(&self.order.name, CacheFileKind::Temporary)?;
         }
         done
     }
 
-    fn unpack(&self, beat: &mut Beat<'_>) -> Result<(Kind, Digest), DecodeError> {
+    fn unpack(
+        &self,
+        heartbeat: &mut Heartbeat<'_>,
+    ) -> Result<(CacheFileKind, Digest), DecodeError> {
         let (kind, raw) = if self.is_raw {
-            (Kind::Partial, Arc::clone(&self.published))
+            (CacheFileKind::Partial, Arc::clone(&self.published))
         } else {
             let format = self.order.format.unwrap_or(ImageFormat::Raw);
-            let raw = self.cache.create(&self.order.name, Kind::Temporary)?;
+            let raw = self.cache.create(&self.order.name, CacheFileKind::Temporary)?;
             raw.set_len(0)?;
             let scratch = || self.cache.scratch(&self.order.name);
             let raw_bytes_max = self.raw_bytes_max;
-            let mut limits = Limits { raw_bytes_max, progress: beat, scratch: &scratch };
+            let mut limits = DecodeLimits { raw_bytes_max, progress: heartbeat, scratch: &scratch };
             decode::decode(&self.published, format, &raw, &mut limits)?;
-            (Kind::Temporary, Arc::new(raw))
+            (CacheFileKind::Temporary, Arc::new(raw))
         };
         let bytes = raw.metadata()?.len();
         too_large(bytes, true, self.raw_bytes_max)?;
-        let sums = self.cache.create(&self.order.name, Kind::Sums)?;
-        let content = content::survey(&raw, &sums, beat)?.ok_or(DecodeError::Cancelled)?;
+        let sums = self.cache.create(&self.order.name, CacheFileKind::Sums)?;
+        let content = content::survey(&raw, &sums, heartbeat)?.ok_or(DecodeError::Cancelled)?;
         Ok((kind, content.digest))
     }
 }
 
-/// How many bytes are still to come, as far as it is known. What is unpacked takes about as much of the disk as what it comes from; only
-/// the holes are new.
+/// Bytes still to come, as far as known. What is unpacked takes about as much of the disk as what
+/// it comes from; only the holes are new.
 fn left_bytes(meter: &Meter) -> u64 {
     meter.progress().map_or(0, |now| now.total_bytes.saturating_sub(now.done_bytes))
 }

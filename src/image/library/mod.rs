@@ -1,7 +1,7 @@
-//! The cache of raw images, and the way of an image into it.
+//! Fetches images into the cache of raw images, and lends them.
 //!
-//! Called by the agent for each attempt, and by `hostler cache`. It must never give out a file that was not fetched, compared and decoded
-//! as a whole.
+//! Called by the agent for each attempt, and by `hostler cache`. It must never give out a file that
+//! was not fetched, compared and decoded as a whole.
 
 use std::{
     collections::BTreeSet,
@@ -15,14 +15,14 @@ use tokio::sync::OnceCell;
 
 use self::{
     cache::{Cache, Lock, Name},
-    flight::Flights,
     session::Session,
+    shared_fetch::SharedFetches,
     watched::{on_thread, watched},
 };
 use super::{
     ImageError,
+    directories::Directories,
     fetch::{FetchError, Hash, Sources},
-    source::Directories,
 };
 use crate::{
     checked_file::CheckedFile,
@@ -36,35 +36,36 @@ use crate::{
 
 mod cache;
 mod content;
-mod flight;
 mod making;
 mod prune;
 mod session;
+mod shared_fetch;
 #[cfg(test)]
 mod tests;
 mod watched;
 
 pub use prune::{Kept, Pruned};
 
-/// What is read of a file at once to hash it, in bytes.
+/// Bytes read at once to hash a file.
 const HASHED_BYTES: usize = 1 << 20;
-/// A file that has decayed as soon as it was kept, so many times in a row, is not worth another try.
+/// A file that has decayed as soon as it was kept, so many times in a row, is not worth another
+/// try.
 const KEEP_TRIES: usize = 3;
 
-/// Where images are, and how much of them is kept.
+/// Directories and limits of the library.
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// What a relative source is relative to.
+pub struct LibraryOptions {
+    /// Directory of relative sources.
     pub dir: PathBuf,
-    /// Where absolute ones may lie, besides `dir`.
+    /// Directories of absolute sources, besides `dir`.
     pub allowed_dirs: Vec<PathBuf>,
     /// The cache's own directory.
     pub cache_dir: PathBuf,
-    /// How many bytes the cache may take, in blocks really used; images in use are kept above it.
+    /// Bytes of blocks the cache may take; images in use are kept above that.
     pub cache_bytes: u64,
-    /// The most bytes a file as published may have.
+    /// Largest published file in bytes.
     pub published_bytes_max: u64,
-    /// The most bytes a raw image may have, holes included.
+    /// Largest raw image in bytes, holes included.
     pub raw_bytes_max: u64,
 }
 
@@ -79,10 +80,11 @@ struct Inner {
     cache_bytes: u64,
     published_bytes_max: u64,
     raw_bytes_max: u64,
-    flights: Flights,
+    shared_fetches: SharedFetches,
     /// Held while an entry is thrown away, so that it is the one that was meant.
     discarding: Mutex<()>,
-    /// Begun when the cache is first used; its end, with the last of those who use it here, is a clean one.
+    /// Begun when the cache is first used; its end, with the last of those who use it here, is a
+    /// clean one.
     session: OnceCell<Session>,
 }
 
@@ -93,20 +95,20 @@ pub struct Entry {
     pub digest: Digest,
     /// Its raw bytes, compared with their checksums when they are read; holes are zeros.
     pub file: CheckedFile,
-    /// Where that lies.
+    /// Path of the raw file.
     pub path: PathBuf,
-    /// How many there are.
+    /// Number of raw bytes.
     pub bytes: u64,
     name: Name,
     _lock: Arc<Lock>,
 }
 
-/// What is asked for.
+/// A request for an entry of the cache.
 #[derive(Clone, Debug)]
-struct Order {
+struct EntryOrder {
     name: Name,
     digest: Digest,
-    /// What it is to be unpacked as; `None`: it is kept as it was published.
+    /// Format to unpack; `None` keeps the file as published.
     format: Option<ImageFormat>,
     source: String,
     /// The source without what must not be shown.
@@ -115,7 +117,7 @@ struct Order {
 
 impl Library {
     /// The cache's directory is made when it is first needed.
-    pub fn new(options: Options) -> Self {
+    pub fn new(options: LibraryOptions) -> Self {
         let directories = Directories::new(options.dir, options.allowed_dirs);
         Self(Arc::new(Inner {
             sources: Sources::new(directories),
@@ -123,13 +125,13 @@ impl Library {
             cache_bytes: options.cache_bytes,
             published_bytes_max: options.published_bytes_max,
             raw_bytes_max: options.raw_bytes_max,
-            flights: Flights::default(),
+            shared_fetches: SharedFetches::default(),
             discarding: Mutex::default(),
             session: OnceCell::new(),
         }))
     }
 
-    /// The digest a spec's image must have. Looks it up where it is listed.
+    /// The digest a spec's image must have, looked up in its list if the spec names one.
     pub async fn digest(
         &self,
         image: &spec::Image,
@@ -149,15 +151,16 @@ impl Library {
         }
     }
 
-    /// The image with this digest, from the cache or else from its source. Whoever asks for one that is on its way already waits for that,
-    /// and hears of the same error. The stall limit is that of who asked first.
+    /// The image with this digest, from the cache or else from its source. Whoever asks for one
+    /// that is on its way already waits for that, and hears of the same error. The stall limit is
+    /// that of who asked first.
     pub async fn get(
         &self,
         image: &spec::Image,
         digest: &Digest,
         watch: &Watch<'_>,
     ) -> Result<Entry, Arc<ImageError>> {
-        let order = Order {
+        let order = EntryOrder {
             name: Name::new(digest, image.format),
             digest: digest.clone(),
             format: Some(image.format),
@@ -167,15 +170,15 @@ impl Library {
         self.obtain(order, watch).await
     }
 
-    async fn obtain(&self, order: Order, watch: &Watch<'_>) -> Result<Entry, Arc<ImageError>> {
+    async fn obtain(&self, order: EntryOrder, watch: &Watch<'_>) -> Result<Entry, Arc<ImageError>> {
         let (inner, stall) = (Arc::clone(&self.0), watch.stall);
-        let flight = self.0.flights.join(
+        let fetch = self.0.shared_fetches.join(
             (order.name.clone(), order.source.clone()),
             |meter, cancel| async move {
                 inner.obtain(&order, &Watch { cancel, stall, meter: &meter }).await
             },
         );
-        flight.outcome(&self.0.cache.dir, watch).await
+        fetch.outcome(&self.0.cache.dir, watch).await
     }
 
     /// The digest of a file that lies here, of a kernel or ramdisk.
@@ -186,7 +189,7 @@ impl Library {
             error => ImageError::Fetch(error),
         })?;
         watch.meter.begin(ImagingStage::Fetch, 0, bytes);
-        let hashing = watched(watch, move |beat| {
+        let hashing = watched(watch, move |heartbeat| {
             let mut hash = Hash::new(DigestAlgorithm::Sha256);
             let (mut buffer, mut done_bytes) = (vec![0; HASHED_BYTES], 0);
             loop {
@@ -196,7 +199,7 @@ impl Library {
                 if read == 0 {
                     return Ok(Some(hash.finish()));
                 }
-                if beat(done_bytes).is_break() {
+                if heartbeat(done_bytes).is_break() {
                     return Ok(None);
                 }
             }
@@ -205,7 +208,8 @@ impl Library {
         hashed.map_err(|error| of_file(path, error))?.ok_or(ImageError::Cancelled)
     }
 
-    /// Sees that a file with this digest is in the cache, as it is, and whole; fetched if need be from the path where it lies.
+    /// Sees that a file with this digest is in the cache, as it is, and whole; fetched if need be
+    /// from the path where it lies.
     pub async fn keep(
         &self,
         path: &str,
@@ -214,7 +218,7 @@ impl Library {
     ) -> Result<(), Arc<ImageError>> {
         let mut tries = 0;
         loop {
-            let order = Order {
+            let order = EntryOrder {
                 name: Name::of_plain(digest),
                 digest: digest.clone(),
                 format: None,
@@ -239,8 +243,8 @@ impl Library {
         }
     }
 
-    /// Opens what [`Library::keep`] has put there, after reading all of it. What has decayed is thrown away, and not there. Blocks for as
-    /// long as that takes.
+    /// Opens what [`Library::keep`] has put there, after reading all of it. What has decayed is
+    /// thrown away, and not there. Blocks for as long as that takes.
     pub fn open_kept(&self, digest: &Digest) -> io::Result<File> {
         let name = Name::of_plain(digest);
         let file = self.0.cache.unchecked(&name)?.ok_or(io::ErrorKind::NotFound)?;
@@ -254,27 +258,29 @@ impl Library {
         Ok(file)
     }
 
-    /// Removes what [`Library::keep`] has put there and nobody needs any more. Blocks for as long as the file system does.
+    /// Removes what [`Library::keep`] has put there and nobody needs any more. Blocks for as long
+    /// as the file system does.
     pub fn prune_kept(&self, needed: &BTreeSet<Digest>) -> Result<(), ImageError> {
         let cache = &self.0.cache;
         cache.prune_plain(needed).map_err(|error| of_cache(&cache.dir, error))
     }
 
-    /// Throws away an entry that has decayed, so that it is fetched again when it is next asked for. Whoever else reads it finds out by
-    /// itself. Blocks for as long as the file system does.
+    /// Throws away an entry that has decayed, so that it is fetched again when it is next asked
+    /// for. Whoever else reads it finds out by itself. Blocks for as long as the file system does.
     pub fn discard(&self, entry: &Entry) -> Result<(), ImageError> {
         let _alone = self.0.discarding.lock().unwrap_or_else(PoisonError::into_inner);
         let discarded = self.0.cache.discard(&entry.name, entry.file.file());
         discarded.map_err(|error| of_cache(&entry.path, error))
     }
 
-    /// What is in the cache, what was used longest ago first. Blocks for as long as the file system does.
+    /// The images in the cache, those used longest ago first. Blocks for as long as the file system
+    /// does.
     pub fn list(&self) -> Result<Vec<Kept>, ImageError> {
         self.0.cache.list().map_err(|error| of_cache(&self.0.cache.dir, error))
     }
 
-    /// Removes what was used longest ago until the cache takes no more than so many bytes, but nothing that is in use. Blocks for as long
-    /// as the file system does.
+    /// Removes what was used longest ago until the cache takes no more than so many bytes, but
+    /// nothing that is in use. Blocks for as long as the file system does.
     pub fn prune(&self, to_bytes: u64) -> Result<Pruned, ImageError> {
         let cache = &self.0.cache;
         let pruned = cache.sweep().and_then(|()| cache.prune(to_bytes));

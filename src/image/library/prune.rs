@@ -1,7 +1,8 @@
-//! What is in the cache, how much of the disk it takes, and what goes when that is too much: what was used longest ago.
+//! Lists the cache, and removes the images used longest ago when it grows too large.
 //!
-//! Called by the library before and while an image comes in, and by `hostler cache`. It must never remove what somebody uses or works on,
-//! a kernel or ramdisk that a machine may still boot, nor a file that is not the cache's.
+//! Called by the library before and while an image comes in, and by `hostler cache`. It must never
+//! remove what somebody uses or works on, a kernel or ramdisk that a machine may still boot, nor a
+//! file that is not the cache's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,12 +16,13 @@ use jiff::Timestamp;
 use rustix::fs::statvfs;
 use tracing::info;
 
-use super::cache::{Cache, Kind, Name};
+use super::cache::{Cache, CacheFileKind, Name};
 use crate::model::ids::Digest;
 
-/// Left free on the cache's disk, where the agent keeps its records too, which it needs for every step; a twentieth of a small disk.
+/// Bytes left free on the cache's disk, where the agent keeps its records, too, which it needs for
+/// every step; a twentieth of a small disk.
 const RESERVE_BYTES_MAX: u64 = 128 << 20;
-/// How long what did not become an entry is kept, so that a fetch can go on.
+/// Time for which an unfinished fetch is kept, so that another one can resume it.
 const LEFTOVER_TIME: Duration = Duration::from_secs(24 * 3600);
 /// A block in `st_blocks`, whatever the file system (stat(2)).
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -30,11 +32,11 @@ const STAT_BLOCK_BYTES: u64 = 512;
 pub struct Kept {
     /// The digest of the file as published.
     pub digest: Digest,
-    /// Where it came from; `None` as long as it is not whole.
+    /// Its source; `None` until it is whole.
     pub source: Option<String>,
-    /// How many raw bytes it has; `None` as long as it is not whole.
+    /// Raw bytes; `None` until it is whole.
     pub bytes: Option<u64>,
-    /// How many bytes of the disk it takes, in blocks really used.
+    /// Bytes of its blocks on the cache's disk.
     pub used_bytes: u64,
     /// When it was last asked for.
     pub last_used: Timestamp,
@@ -42,14 +44,14 @@ pub struct Kept {
     pub in_use: bool,
 }
 
-/// What pruning did.
+/// The result of pruning.
 #[derive(Clone, Debug, Default)]
 pub struct Pruned {
-    /// What was removed, in that order.
+    /// The removed images, in that order.
     pub removed: Vec<Digest>,
-    /// How many bytes of the disk they took.
+    /// Bytes of their blocks.
     pub freed_bytes: u64,
-    /// How many bytes of the disk the rest takes.
+    /// Bytes of the blocks of the rest.
     pub left_bytes: u64,
 }
 
@@ -73,8 +75,8 @@ impl Cache {
         self.remove_while(|left_bytes| Ok(left_bytes > to_bytes))
     }
 
-    /// Makes space for so many bytes more, and keeps the cache within its limit as far as unused images go. Returns whether they are
-    /// there.
+    /// Makes space for so many bytes more, and keeps the cache within its limit as far as unused
+    /// images go. Returns whether they are there.
     pub(super) fn make_room(&self, bytes: u64, cache_bytes: u64) -> io::Result<bool> {
         let is_short = || Ok::<_, io::Error>(self.free_bytes()? < bytes.max(1));
         self.remove_while(|left_bytes| {
@@ -83,8 +85,8 @@ impl Cache {
         Ok(!is_short()?)
     }
 
-    /// Removes the kernels and ramdisks that nobody needs any more, and that were not asked for for a while: what was verified for an
-    /// attempt is named only a moment later.
+    /// Removes the kernels and ramdisks that nobody needs any more, and that were not asked for for
+    /// a while: what was verified for an attempt is named only a moment later.
     pub(super) fn prune_plain(&self, needed: &BTreeSet<Digest>) -> io::Result<()> {
         for Item { name, last_used, .. } in self.items()? {
             let is_needed = name.digest().is_some_and(|digest| needed.contains(&digest));
@@ -93,7 +95,7 @@ impl Cache {
                 continue;
             }
             let Some(_alone) = self.take_idle(&name) else { continue };
-            for kind in Kind::ALL {
+            for kind in CacheFileKind::ALL {
                 self.remove(&name, kind)?;
             }
             info!(file = %name, "removed from the image cache: no machine boots it any more");
@@ -109,7 +111,11 @@ impl Cache {
                 continue;
             }
             let Some(_alone) = self.take_idle(&name) else { continue };
-            let left: &[_] = if is_entry { &[Kind::Partial, Kind::Temporary] } else { &Kind::ALL };
+            let left: &[_] = if is_entry {
+                &[CacheFileKind::Partial, CacheFileKind::Temporary]
+            } else {
+                &CacheFileKind::ALL
+            };
             for kind in left {
                 self.remove(&name, *kind)?;
             }
@@ -117,7 +123,7 @@ impl Cache {
         Ok(())
     }
 
-    /// How many bytes the disk has for images.
+    /// Bytes of the disk that images may take.
     pub(super) fn free_bytes(&self) -> io::Result<u64> {
         let disk = statvfs(&self.dir)?;
         let [all, free] =
@@ -125,8 +131,8 @@ impl Cache {
         Ok(free.saturating_sub(RESERVE_BYTES_MAX.min(all / 20)))
     }
 
-    /// Removes what was used longest ago, as long as what is left is too much; its bytes are told. Kernels and ramdisks stay: machines
-    /// boot them at any time, also while no agent holds them.
+    /// Removes what was used longest ago, as long as what is left is too much; its bytes are told.
+    /// Kernels and ramdisks stay: machines boot them at any time, also while no agent holds them.
     fn remove_while(&self, is_too_much: impl Fn(u64) -> io::Result<bool>) -> io::Result<Pruned> {
         let items = self.items()?;
         let left_bytes = items.iter().map(|item| item.used_bytes).sum();
@@ -137,7 +143,7 @@ impl Cache {
                 break;
             }
             let Some(_alone) = self.take_idle(name) else { continue };
-            for kind in Kind::ALL {
+            for kind in CacheFileKind::ALL {
                 self.remove(name, kind)?;
             }
             info!(image = %name, bytes = used_bytes, "removed from the image cache");
@@ -183,8 +189,8 @@ impl Cache {
                 last_used: SystemTime::UNIX_EPOCH,
                 is_entry: false,
             });
-            item.is_entry |= kind == Kind::Raw;
-            if kind == Kind::Lock {
+            item.is_entry |= kind == CacheFileKind::Raw;
+            if kind == CacheFileKind::Lock {
                 item.last_used = metadata.modified()?;
             } else {
                 item.used_bytes += metadata.blocks() * STAT_BLOCK_BYTES;

@@ -1,7 +1,8 @@
 //! Whether the last one who used the cache came to a clean end.
 //!
-//! Each process that uses the cache holds a session. As long as the last of them always ends cleanly, all have the same mark, and with it
-//! trust what was found whole before; after an unclean end comes a new mark. It must never take a crash for a clean end.
+//! Each process that uses the cache holds a session. As long as the last of them always ends
+//! cleanly, all have the same mark, and with it trust what was found whole before; after an unclean
+//! end comes a new mark. It must never take a crash for a clean end.
 
 use std::{
     fs::File,
@@ -30,7 +31,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Begins with the file that all sessions share, open for reading and writing. Waits while another one begins, which is short.
+    /// Begins with the file that all sessions share, open for reading and writing. Waits while
+    /// another one begins, which is short.
     pub(super) fn begin(file: File) -> io::Result<Self> {
         loop {
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
@@ -48,7 +50,8 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // While others go on, the end is theirs. If this fails, images are checked once more than needed.
+        // While others go on, the end is theirs. If this fails, images are checked once more than
+        // needed.
         if flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             drop(write(&self.file, ENDED, &self.mark));
         }

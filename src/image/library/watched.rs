@@ -1,7 +1,7 @@
-//! File work on a thread of its own, which is watched: how far it is, whether it still moves, and that it stops.
+//! Runs file work on a thread of its own that reports its progress and can be stopped.
 //!
-//! Called by the library for everything that may take long. It must never block the runtime, nor wait for a thread that hangs in the
-//! kernel: what such a thread uses, it owns.
+//! Called by the library for everything that may take long. It must never block the runtime, nor
+//! wait for a thread that hangs in the kernel: what such a thread uses, it owns.
 
 use std::{
     io,
@@ -20,21 +20,22 @@ use tokio::{
 
 use crate::progress::{Interrupted, Watch, stopped};
 
-/// How often a thread is looked at: often enough that a stop takes no time an operator would notice.
+/// Interval at which the library polls a thread: short enough that a stop takes no time an operator
+/// would notice.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Told how many bytes are behind, answers whether to go on.
-pub(super) type Beat<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
+/// A heartbeat: takes the number of bytes done, answers whether to go on.
+pub(super) type Heartbeat<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
-/// What the thread and its watcher share.
+/// The progress and the stop signal that a thread and its watcher share.
 #[derive(Debug, Default)]
-struct Pulse {
+struct Liveness {
     done_bytes: AtomicU64,
     stop: AtomicBool,
 }
 
 /// Tells the thread to stop when nobody waits for it any more.
-struct Watcher(Arc<Pulse>);
+struct Watcher(Arc<Liveness>);
 
 impl Drop for Watcher {
     fn drop(&mut self) {
@@ -45,14 +46,14 @@ impl Drop for Watcher {
 /// Does the work on a thread. Once interrupted, the thread is told to stop and not waited for.
 pub(super) async fn watched<T: Send + 'static>(
     watch: &Watch<'_>,
-    work: impl FnOnce(&mut Beat<'_>) -> T + Send + 'static,
+    work: impl FnOnce(&mut Heartbeat<'_>) -> T + Send + 'static,
 ) -> Result<T, Interrupted> {
-    let pulse = Arc::new(Pulse::default());
-    let watcher = Watcher(Arc::clone(&pulse));
+    let liveness = Arc::new(Liveness::default());
+    let watcher = Watcher(Arc::clone(&liveness));
     let mut thread = spawn_blocking(move || {
         work(&mut |done_bytes| {
-            pulse.done_bytes.store(done_bytes, Relaxed);
-            if pulse.stop.load(Relaxed) {
+            liveness.done_bytes.store(done_bytes, Relaxed);
+            if liveness.stop.load(Relaxed) {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())

@@ -1,18 +1,17 @@
 //! The blocks that a master boot record counts: it does not say how big they are.
 //!
-//! Used when an image's table is read. It goes by what is where the partitions would begin, because a
-//! record that is read with the wrong blocks names places where nothing of the image is.
+//! Used when an image's table is read. It goes by what is where the partitions would begin, because
+//! a record that is read with the wrong blocks names places where nothing of the image is.
 
-use super::{
-    Geometry, LayoutError,
-    image_table::{BLOCK_BYTES, read},
-};
+use super::{Geometry, LayoutError};
 use crate::imaging::{ImageFile, table::mbr::Mbr};
 
+/// Sizes of blocks that images are made for.
+pub(super) const BLOCK_BYTES: [u32; 2] = [512, 4096];
 /// Enough of a partition for the first superblock of any usual file system.
 const HEAD_BYTES: usize = 66 << 10;
 
-/// What stands at a fixed place of what partitions begin with.
+/// Signatures at fixed offsets of partitions.
 const SIGNATURES: [(usize, &[u8]); 13] = [
     // FAT, NTFS, exFAT, and an extended partition's table.
     (510, b"\x55\xaa"),
@@ -32,7 +31,7 @@ const SIGNATURES: [(usize, &[u8]); 13] = [
     (0, b"-rom1fs-"),
 ];
 
-/// What is found where a partition would begin.
+/// The bytes at a presumed begin of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Found {
     Nothing,
@@ -63,7 +62,8 @@ pub(super) fn counted_by(image: &ImageFile, mbr: &Mbr, disk: Geometry) -> Result
         sure => sure,
     };
     if let Some(block_bytes) = by_content {
-        // Blocks of other sizes are nobody's: what is not made for 512 bytes is judged by the disk alone.
+        // Blocks of other sizes are nobody's: what is not made for 512 bytes is judged by the disk
+        // alone.
         let is_known = BLOCK_BYTES.contains(&disk.block_bytes) || block_bytes == usual;
         return Ok(if is_known { block_bytes } else { disk.block_bytes });
     }
@@ -93,10 +93,17 @@ fn found(image: &ImageFile, at: u64) -> Result<Found, LayoutError> {
     })
 }
 
-/// Whether something is right behind the first 512 bytes, where a boot loader has its core if blocks are that small; in a larger block only
-/// the record itself is.
+/// Whether something is right behind the first 512 bytes, where a boot loader has its core if
+/// blocks are that small; in a larger block only the record itself is.
 fn has_loader_behind(image: &ImageFile) -> Result<bool, LayoutError> {
     let [usual, large] = BLOCK_BYTES;
     let behind = read(image, usual.into(), (large - usual) as usize)?;
     Ok(behind.iter().any(|byte| *byte != 0))
+}
+
+/// Bytes of the image; zeros behind its end.
+pub(super) fn read(image: &ImageFile, at: u64, bytes: usize) -> Result<Vec<u8>, LayoutError> {
+    image
+        .read_at(at, bytes)
+        .map_err(|source| LayoutError::File { path: image.path().to_path_buf(), source })
 }

@@ -1,12 +1,13 @@
-//! Where the config drive goes on a disk that has its partitions already.
+//! Places the config drive on a disk that has its partitions already.
 //!
-//! Used by whole-disk layouts. It must never choose a place that is a partition's, unless the partition is there for a config drive.
+//! Used by whole-disk layouts. It must never choose a place that is a partition's, unless the
+//! partition is there for a config drive.
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::{ALIGNMENT_BYTES, Content, Geometry, Layout, LayoutError, image_table::read};
+use super::{ALIGNMENT_BYTES, Content, Geometry, Layout, LayoutError, blocks::read};
 use crate::imaging::{
     ImageFile,
     table::{gpt, mbr},
@@ -18,7 +19,7 @@ pub const CONFIG_DRIVE_BYTES: u64 = 64 << 20;
 /// Labels of file systems that are there to be a config drive, and names of partitions for them.
 const LABELS: [&str; 2] = ["config-2", "cidata"];
 
-/// Where the first volume descriptor of an ISO 9660 file system is (ECMA-119 §6.7.1).
+/// Offset of the first volume descriptor of an ISO 9660 file system (ECMA-119 §6.7.1).
 pub(super) const ISO_AT: usize = 32 << 10;
 pub(super) const ISO_ID: &[u8] = b"\x01CD001\x01";
 
@@ -42,7 +43,8 @@ impl Drive {
         self.0.get(ISO_AT..).is_some_and(|descriptor| descriptor.starts_with(ISO_ID))
     }
 
-    /// The partition's name in a GUID partition table: the label of the file system, by which it is looked for.
+    /// The partition's name in a GUID partition table: the label of the file system, by which it is
+    /// looked for.
     pub(super) fn name(&self) -> &'static str {
         let [usual, _] = LABELS;
         label_in(&self.0).unwrap_or(usual)
@@ -76,8 +78,9 @@ impl Drive {
     }
 }
 
-/// The bytes of the partition for the config drive: one that waits for it, or a new one at the end, behind all others, which `add` then adds to
-/// the table. `limit` is the end of what the table can reach.
+/// The bytes of the partition for the config drive: one that waits for it, or a new one at the end,
+/// behind all others, which `add` then adds to the table. `limit` is the end of what the table can
+/// reach.
 pub(super) fn place(
     image: &ImageFile,
     disk: Geometry,
@@ -93,8 +96,8 @@ pub(super) fn place(
     Ok(place)
 }
 
-/// Where the table has to reach to on the smallest disk that takes a config drive behind these partitions, which end at `end`. `add` tries
-/// whether the table has an entry left.
+/// Where the table has to reach to on the smallest disk that takes a config drive behind these
+/// partitions, which end at `end`. `add` tries whether the table has an entry left.
 pub(super) fn least_end(
     image: &ImageFile,
     areas: &[Area],
@@ -122,7 +125,7 @@ fn waiting(image: &ImageFile, areas: &[Area]) -> Result<Option<Range<u64>>, Layo
     Ok(None)
 }
 
-/// Where the disk would have it if there is room for that.
+/// The place of the config drive, if there is room.
 fn at_the_end(disk: Geometry, areas: &[Area], limit: u64) -> Result<Range<u64>, LayoutError> {
     aligned_at_the_end(areas, limit, disk.alignment_bytes())
         .or_else(|_| aligned_at_the_end(areas, limit, ALIGNMENT_BYTES))
@@ -149,7 +152,8 @@ fn free_from(areas: &[Area], alignment: u64) -> u64 {
     last_end.max(1).checked_next_multiple_of(alignment).unwrap_or(u64::MAX)
 }
 
-/// The label of a config drive that the FAT or ISO 9660 file system which begins so has, if it has one.
+/// The label of a config drive that the FAT or ISO 9660 file system which begins so has, if it has
+/// one.
 fn label_in(bytes: &[u8]) -> Option<&'static str> {
     let text = |range: Range<usize>| bytes.get(range).unwrap_or_default();
     let signed = text(510..512) == [0x55, 0xaa];

@@ -1,10 +1,10 @@
-//! Why a disk cannot be laid out.
+//! The failures of laying a disk out.
 
 use std::{io, path::PathBuf};
 
 use crate::model::size::show_bytes;
 
-/// Why there is no layout. Nothing was written.
+/// A failure to lay a disk out. Nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// The image cannot be read.
@@ -12,7 +12,7 @@ pub enum LayoutError {
     File {
         /// The image.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The disk has blocks nothing can be done with.
@@ -42,24 +42,26 @@ pub enum LayoutError {
     },
     /// Neither copy of the image's partition table is intact.
     #[error(
-        "the image's GUID partition table is damaged: {primary}; its backup at the image's end: {backup}"
+        "the image's GUID partition table is damaged: {primary}; its backup at the \
+         image's end: {backup}"
     )]
     Damaged {
-        /// What is wrong with the first.
+        /// The fault of the first copy.
         primary: String,
-        /// And with the second.
+        /// The fault of the second copy.
         backup: String,
     },
     /// The image has less than its table says.
     #[error(
-        "the image ends at {image_bytes} bytes, its partition {number} at {end_bytes}; it was cut short"
+        "the image ends at {image_bytes} bytes, its partition {number} at {end_bytes}; it was cut \
+         short"
     )]
     CutShort {
         /// Bytes of the image.
         image_bytes: u64,
         /// The partition's number, from 1 on.
         number: usize,
-        /// Where the partition ends, in bytes.
+        /// End of the partition in bytes.
         end_bytes: u64,
     },
     /// There is no table that a partition could be added to.
@@ -70,10 +72,11 @@ pub enum LayoutError {
     NoTable,
     /// The table has no unused entry.
     #[error(
-        "all {entries} entries of the image's partition table are in use; the config drive needs one"
+        "all {entries} entries of the image's partition table are in use; the config \
+         drive needs one"
     )]
     TableFull {
-        /// How many there are.
+        /// Number of entries.
         entries: usize,
     },
     /// The config drive's partition has no place.
@@ -97,7 +100,8 @@ pub enum LayoutError {
     },
     /// A content is bigger than the partition that the spec gives it.
     #[error(
-        "what goes into the {name} partition has {content_bytes} bytes, the partition only {partition_bytes}"
+        "what goes into the {name} partition has {content_bytes} bytes, the partition only \
+         {partition_bytes}"
     )]
     ContentTooBig {
         /// The partition's name.
@@ -111,19 +115,22 @@ pub enum LayoutError {
     #[error("an msdos table has room for four partitions, {0} are wanted; use `table = \"gpt\"`")]
     TooManyPartitions(usize),
     /// An msdos table counts blocks in 32 bits.
-    #[error("an msdos table reaches to {} of a disk, {} are needed; use `table = \"gpt\"`", show_bytes(*limit_bytes), show_bytes(*needed_bytes))]
+    #[error(
+        "an msdos table reaches to {} of a disk, {} are needed; use `table = \"gpt\"`",
+        show_bytes(*limit_bytes), show_bytes(*needed_bytes)
+    )]
     PastMsdos {
-        /// How far it reaches, in bytes.
+        /// Reach of the table in bytes.
         limit_bytes: u64,
-        /// Where the last partition would end, in bytes.
+        /// End of the last partition in bytes.
         needed_bytes: u64,
     },
     /// Two segments share a block, or one reaches past the disk's end.
     #[error("the layout is unsound: the segment at {at} {what}")]
     Unsound {
-        /// Where the segment begins, in bytes.
+        /// Begin of the segment in bytes.
         at: u64,
-        /// What is wrong with it.
+        /// The fault of the segment.
         what: &'static str,
     },
 }

@@ -1,4 +1,5 @@
-//! The way in for the fuzz target and a test like it, and nowhere else: an image that begins with any bytes, for any disk.
+//! The way in for the fuzz target and a test like it, and nowhere else: an image that begins with
+//! any bytes, for any disk.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
@@ -9,8 +10,9 @@ use crate::imaging::{ImageFile, table::gpt};
 
 const MIB: u64 = 1 << 20;
 
-/// The first three bytes say how big the image and the disk are, in MiB, and: bit 0 blocks of 4096 bytes, 1 with a config drive, 2 with
-/// checksums made right, and from bit 3 on what the disk works best in, in 256 KiB. The rest is what the image begins with.
+/// The first three bytes say how big the image and the disk are, in MiB, and: bit 0 blocks of 4096
+/// bytes, 1 with a config drive, 2 with checksums made right, and from bit 3 on what the disk works
+/// best in, in 256 KiB. The rest is what the image begins with.
 pub fn fuzz(bytes: &[u8]) {
     let Some(([image_mib, disk_mib, mode], begin)) = bytes.split_first_chunk() else { return };
     let block_bytes: u32 = if mode & 1 == 0 { 512 } else { 4096 };

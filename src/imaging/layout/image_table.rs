@@ -1,8 +1,11 @@
-//! Which partition table an image has, read the way the disk's firmware would read it.
+//! Reads the partition table of an image the way the disk's firmware would.
 
 use std::ops::Range;
 
-use super::{Geometry, LayoutError, blocks};
+use super::{
+    Geometry, LayoutError,
+    blocks::{self, BLOCK_BYTES, read},
+};
 use crate::imaging::{
     ImageFile,
     table::{
@@ -11,10 +14,7 @@ use crate::imaging::{
     },
 };
 
-/// Sizes of blocks that images are made for.
-pub(super) const BLOCK_BYTES: [u32; 2] = [512, 4096];
-
-/// What an image begins with.
+/// The partition table at an image's begin.
 #[derive(Debug)]
 pub(super) enum ImageTable {
     /// A GUID partition table behind a protective or hybrid master boot record.
@@ -35,7 +35,7 @@ pub(super) struct GptImage {
 }
 
 impl ImageTable {
-    /// Of an image for this disk.
+    /// The table of an image for this disk.
     pub(super) fn of(image: &ImageFile, disk: Geometry) -> Result<Self, LayoutError> {
         let Some(mbr) = Mbr::parse(read(image, 0, disk.block_size())?) else {
             return Ok(Self::None);
@@ -100,11 +100,4 @@ fn read_copy(
     };
     let entries = read(image, at(header.entries_lba()), header.entries_bytes())?;
     Ok(Gpt::new(header, entries))
-}
-
-/// Bytes of the image; zeros behind its end.
-pub(super) fn read(image: &ImageFile, at: u64, bytes: usize) -> Result<Vec<u8>, LayoutError> {
-    image
-        .read_at(at, bytes)
-        .map_err(|source| LayoutError::File { path: image.path().to_path_buf(), source })
 }

@@ -1,7 +1,8 @@
-//! What a disk is to hold: runs of bytes from files, bytes made here, and zeros.
+//! The content of a disk: runs of bytes from files, bytes made here, and zeros.
 //!
-//! Made before the disk is touched, on a thread that may block, from the image, the disk's size and what the spec says; written by the
-//! pipeline, which decides the order. A layout must never reach past the disk's end, and no two of its segments may touch the same block.
+//! Made before the disk is touched, on a thread that may block, from the image, the disk's size and
+//! what the spec says; written by the pipeline, which decides the order. A layout must never reach
+//! past the disk's end, and no two of its segments may touch the same block.
 
 mod blocks;
 mod drive;
@@ -31,7 +32,7 @@ use super::{
 
 /// Partitions begin at whole MiB, as with every tool since disks have blocks of 4096 bytes inside.
 const ALIGNMENT_BYTES: u64 = 1 << 20;
-/// What a disk may make of it: twelve disks with chunks of a MiB do not need more.
+/// Largest alignment that a disk can demand: twelve disks with chunks of a MiB do not need more.
 const ALIGNMENT_BYTES_MAX: u64 = 64 << 20;
 
 /// A disk's size and blocks, as its target says.
@@ -41,11 +42,13 @@ pub struct Geometry {
     pub bytes: u64,
     /// Bytes of a logical block: a power of two from 512 to 65536.
     pub block_bytes: u32,
-    /// Bytes of the pieces it works best in (SBC-3 §6.5.3, optimal transfer length); 0 where it does not say. Any number.
+    /// Bytes of the pieces it works best in (SBC-3 §6.5.3, optimal transfer length); 0 where it
+    /// does not say. Any number.
     pub optimal_bytes: u32,
 }
 
-/// What a disk is to hold. What no segment covers stays as it is, but for the disk's ends, which are always wiped first.
+/// The content of a disk. Ranges without a segment stay as they are, but for the disk's ends, which
+/// are always wiped first.
 #[derive(Clone, Debug)]
 pub struct Layout {
     segments: Vec<Segment>,
@@ -55,35 +58,37 @@ pub struct Layout {
 /// One run of bytes.
 #[derive(Clone, Debug)]
 pub struct Segment {
-    /// Where it begins, in bytes; at the begin of a block.
+    /// Begin in bytes, at the begin of a block.
     pub at: u64,
-    /// What is there. If it does not end at the end of a block, zeros fill that.
+    /// The content. Zeros fill its last block.
     pub content: Content,
 }
 
-/// What a segment holds.
+/// The content of a segment.
 #[derive(Clone, Debug)]
 pub enum Content {
-    /// So many bytes of a file, from an offset on.
+    /// Bytes of a file from an offset on.
     File {
         /// The file.
         file: ImageFile,
         /// Its first byte to be written.
         offset: u64,
-        /// How many.
+        /// Number of bytes.
         bytes: u64,
     },
     /// Bytes made here: tables, headers, small file systems.
     Made(Bytes),
-    /// So many zeros.
+    /// A number of zeros.
     Zeros(u64),
 }
 
 impl Geometry {
-    /// Where partitions best begin on this disk, in bytes: at multiples of a MiB that are multiples of the pieces it works best in, too.
+    /// The best alignment of partitions on this disk in bytes: a multiple of a MiB and of the
+    /// optimal transfer length.
     ///
-    /// Many disks name a number that is only the most they take at once: 65535 blocks, 8191 of 4096 bytes. Such numbers have no small multiple
-    /// in whole MiB, and so are not followed. A stripe of a RAID has: three chunks of 64 KiB make 3 MiB.
+    /// Many disks name a number that is only the most they take at once: 65535 blocks, 8191 of 4096
+    /// bytes. Such numbers have no small multiple in whole MiB, and so are not followed. A stripe
+    /// of a RAID has: three chunks of 64 KiB make 3 MiB.
     pub fn alignment_bytes(self) -> u64 {
         let pieces = u64::from(self.optimal_bytes);
         (ALIGNMENT_BYTES..=ALIGNMENT_BYTES_MAX)
@@ -135,7 +140,7 @@ impl Geometry {
 }
 
 impl Content {
-    /// How many bytes it has.
+    /// Number of bytes.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::File { bytes, .. } | Self::Zeros(bytes) => *bytes,
@@ -148,7 +153,7 @@ impl Content {
         Self::File { bytes: file.bytes(), file, offset: 0 }
     }
 
-    /// What is left of it without its first bytes.
+    /// The content without its first bytes.
     fn skip(self, skipped: u64) -> Self {
         match self {
             Self::File { file, offset, bytes } => Self::File {
@@ -180,7 +185,7 @@ impl Content {
 }
 
 impl Layout {
-    /// Of segments in any order; segments without bytes are left out.
+    /// Sorts segments and drops those without bytes.
     pub fn new(segments: impl IntoIterator<Item = Segment>) -> Self {
         let mut segments: Vec<Segment> =
             segments.into_iter().filter(|segment| segment.content.bytes() > 0).collect();
@@ -198,7 +203,8 @@ impl Layout {
         &self.segments
     }
 
-    /// What `PARTUUID=` calls the root partition on a kernel's command line, if hostler has made it: no other disk has it.
+    /// The `PARTUUID=` of the root partition for a kernel's command line, if hostler has made it:
+    /// no other disk has it.
     pub fn root_partuuid(&self) -> Option<&str> {
         self.root_partuuid.as_deref()
     }
@@ -208,7 +214,8 @@ impl Layout {
         self.segments.last().map_or(0, |last| last.at.saturating_add(last.content.bytes()))
     }
 
-    /// The same, if it is sound for this disk: segments begin with a block, share none, and end where the disk does or before.
+    /// The same, if it is sound for this disk: segments begin with a block, share none, and end
+    /// where the disk does or before.
     pub fn checked(self, disk: Geometry) -> Result<Self, LayoutError> {
         let disk = disk.checked()?;
         let mut free = 0;

@@ -1,6 +1,7 @@
 //! A disk around one file system: hostler makes the table and all partitions.
 //!
-//! Their order is ESP, swap, ephemeral, config drive, root: the root partition is last so that it can grow.
+//! Their order is ESP, swap, ephemeral, config drive, root: the root partition is last so that it
+//! can grow.
 
 use std::ops::Range;
 
@@ -21,20 +22,21 @@ use crate::{
     model::spec::{PartitionTable, Partitions},
 };
 
-/// At a partition's begin, what its content does not cover is zeroed so far, lest a probe finds what was on the disk before. Signatures lie in
-/// the first MiB, but for the last copy of a LUKS2 header, which is at 4 MiB.
+/// At a partition's begin, what its content does not cover is zeroed so far, lest a probe finds
+/// what was on the disk before. Signatures lie in the first MiB, but for the last copy of a LUKS2
+/// header, which is at 4 MiB.
 const STALE_HEAD_BYTES: u64 = 5 << 20;
 /// The same at its end: RAID members, ZFS labels and backups of tables are in the last MiB.
 const STALE_TAIL_BYTES: u64 = 1 << 20;
 /// Partitions of an msdos table that are not logical.
 const MSDOS_PARTITIONS_MAX: usize = 4;
 
-/// What goes into the partitions besides the root file system.
+/// Contents of the partitions besides the root file system.
 #[derive(Clone, Debug, Default)]
 pub struct Parts {
     /// An EFI system partition, as big as this up to the alignment.
     pub esp: Option<Content>,
-    /// What swap space begins with, for a partition of [`Partitions::swap_bytes`].
+    /// Header of the swap space, for a partition of [`Partitions::swap_bytes`].
     pub swap: Option<Bytes>,
     /// A file system for the partition of [`Partitions::ephemeral_bytes`].
     pub ephemeral: Option<ImageFile>,
@@ -42,7 +44,8 @@ pub struct Parts {
     pub config_drive: Option<Bytes>,
 }
 
-/// The smallest disk that takes these partitions with a root file system of so many bytes, in bytes.
+/// The smallest disk that takes these partitions with a root file system of so many bytes, in
+/// bytes.
 pub fn needed_bytes(
     root_image_bytes: u64,
     partitions: &Partitions,
@@ -58,8 +61,8 @@ pub fn needed_bytes(
 
 /// A table, the partitions of the spec, and their contents.
 ///
-/// The root partition takes what is left unless the spec gives its size; its file system stays as big as it is in the image. `guid` gives
-/// random bytes.
+/// The root partition takes what is left unless the spec gives its size; its file system stays as
+/// big as it is in the image. `guid` gives random bytes.
 pub fn partitioned(
     root: &ImageFile,
     disk: Geometry,
@@ -157,8 +160,8 @@ fn wanted(root: &ImageFile, partitions: &Partitions, parts: Parts) -> Vec<Wanted
     [esp, swap, ephemeral, config_drive, Some(root)].into_iter().flatten().collect()
 }
 
-/// One behind the other; the last one, which is the root's, to the end unless it has a size. Where the disk would have them if there is
-/// room for that, which is no reason to refuse it.
+/// One behind the other; the last one, which is the root's, to the end unless it has a size. Where
+/// the disk would have them if there is room for that, which is no reason to refuse it.
 fn places(
     disk: Geometry,
     partitions: &Partitions,
@@ -206,7 +209,7 @@ fn total_bytes(table: PartitionTable, sizes: impl Iterator<Item = u64>, alignmen
     all.fold(0, u64::saturating_add)
 }
 
-/// What is kept free at the disk's end, for the backup of the table.
+/// Bytes kept free at the disk's end for the backup of the table.
 fn tail_bytes(table: PartitionTable) -> u64 {
     match table {
         PartitionTable::Gpt => ALIGNMENT_BYTES,

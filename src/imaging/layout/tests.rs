@@ -103,7 +103,8 @@ fn shows_itself(disk: &Disk<'_>, blocks: &Range<u64>) -> bool {
     disk.shows(&bytes, bytes.start)
 }
 
-/// Whether a partition for the config drive, at the end behind `free`, begins where the disk would have it, or else there was no room.
+/// Whether a partition for the config drive, at the end behind `free`, begins where the disk would
+/// have it, or else there was no room.
 fn is_as_aligned_as_it_can_be(disk: Geometry, place: &Range<u64>, free: u64) -> bool {
     let alignment = disk.alignment_bytes();
     // The one at a MiB is less than a MiB before the last place there is.
@@ -111,7 +112,8 @@ fn is_as_aligned_as_it_can_be(disk: Geometry, place: &Range<u64>, free: u64) -> 
     place.start.is_multiple_of(if room { alignment } else { MIB })
 }
 
-/// Block sizes, partitions' blocks behind the first MiB, and what the image and the disk have behind the last one.
+/// Block sizes, partitions' blocks behind the first MiB, and what the image and the disk have
+/// behind the last one.
 fn cases() -> impl Strategy<Value = (u32, Vec<Range<u64>>, u64, u64)> {
     let sizes = proptest::collection::vec((0_u64..5000, 1_u64..50_000), 0..5);
     let rest = prop_oneof![0_u64..200, 0_u64..400_000, Just(1 << 33)];
@@ -139,6 +141,7 @@ fn optima() -> impl Strategy<Value = u32> {
     ]
 }
 
+/// Invariant (disk): Partition tables fit the disk, and nothing of its earlier contents is found.
 #[test]
 fn partitions_are_aligned_as_the_disk_says_if_that_makes_sense() {
     for (optimal_bytes, alignment) in [
@@ -163,6 +166,7 @@ fn partitions_are_aligned_as_the_disk_says_if_that_makes_sense() {
     }
 }
 
+/// Invariant (disk): Partition tables fit the disk, and nothing of its earlier contents is found.
 #[test]
 fn a_disk_with_no_room_for_its_own_alignment_is_aligned_to_a_mib() {
     let partitions = Partitions {
@@ -173,7 +177,8 @@ fn a_disk_with_no_room_for_its_own_alignment_is_aligned_to_a_mib() {
     };
     let root = image(MIB, &[]);
     let needed = needed_bytes(MIB, &partitions, None, false);
-    // The swap space, the root and what is before them take four MiB each, and the backup of the table one.
+    // The swap space, the root and what is before them take four MiB each, and the backup of the
+    // table one.
     for (bytes, starts) in [(needed, [1, 2]), (13 * MIB - 512, [1, 2]), (13 * MIB, [4, 8])] {
         let disk = Geometry { bytes, block_bytes: 512, optimal_bytes: 4 << 20 };
         let layout = partitioned(&root, disk, &partitions, Parts::default(), &mut guids()).unwrap();
@@ -184,7 +189,7 @@ fn a_disk_with_no_room_for_its_own_alignment_is_aligned_to_a_mib() {
 }
 
 #[test]
-fn blocks_nobody_has_are_refused() {
+fn impossible_block_sizes_are_refused() {
     for block_bytes in [0, 1, 256, 513, 131_072] {
         let disk = Geometry { bytes: 1 << 30, block_bytes, optimal_bytes: 0 };
         let layout = whole_disk(&image(MIB, &[]), disk, None, &mut guids());

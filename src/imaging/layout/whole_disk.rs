@@ -1,4 +1,5 @@
-//! A whole-disk image on a disk that is not of its size: its bytes, with its tables made right for the disk, and perhaps a config drive.
+//! A whole-disk image on a disk that is not of its size: its bytes, with its tables made right for
+//! the disk, and perhaps a config drive.
 
 use std::ops::Range;
 
@@ -6,8 +7,9 @@ use bytes::Bytes;
 
 use super::{
     Content, Geometry, Layout, LayoutError, Segment,
+    blocks::{BLOCK_BYTES, read},
     drive::{self, Area, CONFIG_DRIVE_BYTES, Drive},
-    image_table::{BLOCK_BYTES, GptImage, ImageTable, read},
+    image_table::{GptImage, ImageTable},
 };
 use crate::imaging::{
     ImageFile,
@@ -17,10 +19,11 @@ use crate::imaging::{
     },
 };
 
-/// The image's bytes, its tables corrected for the disk, and the config drive in a partition of its own or in one that waits for it.
+/// The image's bytes, its tables corrected for the disk, and the config drive in a partition of its
+/// own or in one that waits for it.
 ///
-/// - GUID partition table: the backup moves to the disk's end, and the old one is zeroed if it lies between partitions. If only the backup
-///   is intact, it is taken.
+/// - GUID partition table: the backup moves to the disk's end, and the old one is zeroed if it lies
+///   between partitions. If only the backup is intact, it is taken.
 /// - Master boot record: as it is. Where a partition reaches past the image's end, zeros follow.
 /// - No table: as it is, if it fits.
 ///
@@ -50,8 +53,9 @@ pub fn whole_disk(
     layout.checked(disk)
 }
 
-/// The smallest disk that such a layout is made for, in bytes, whatever its blocks are; without a config drive's bytes, because only its
-/// partition counts. Fails for whatever the image itself does not allow.
+/// The smallest disk that such a layout is made for, in bytes, whatever its blocks are; without a
+/// config drive's bytes, because only its partition counts. Fails for whatever the image itself
+/// does not allow.
 pub fn whole_disk_needs(image: &ImageFile, config_drive: bool) -> Result<u64, LayoutError> {
     let of_blocks = |block_bytes| needs_of_blocks(image, config_drive, block_bytes);
     let [usual, _] = BLOCK_BYTES;
@@ -103,13 +107,15 @@ fn kept(image: &ImageFile, disk: Geometry) -> Layout {
     Layout::new([Segment { at: 0, content: Content::of_file(image.clone()).take(disk.bytes) }])
 }
 
-/// The end of what the image has to have on the disk: its last partition, and an ISO 9660 file system, which partitions need not cover.
+/// The end of what the image has to have on the disk: its last partition, and an ISO 9660 file
+/// system, which partitions need not cover.
 fn content_end(areas: &[Area], image: &ImageFile) -> Result<u64, LayoutError> {
     let iso_end = iso_bytes(image)?.min(image.bytes());
     Ok(areas.iter().map(|area| area.bytes.end).chain([iso_end]).max().unwrap_or_default())
 }
 
-/// How much an ISO 9660 file system from the image's first byte on has (ECMA-119 §8.4.8); 0 without one.
+/// Bytes of an ISO 9660 file system that begins with the image's first byte (ECMA-119 §8.4.8); 0
+/// without one.
 fn iso_bytes(image: &ImageFile) -> Result<u64, LayoutError> {
     let descriptor = read(image, drive::ISO_AT as u64, 84)?;
     let blocks = descriptor.get(80..).and_then(<[u8]>::first_chunk).copied().unwrap_or([0; 4]);
@@ -156,8 +162,9 @@ fn with_mbr(
     let areas = mbr_areas(&mbr, disk);
     disk.takes(content_end(&areas, image)?)?;
     let image_end = disk.padded(image.bytes());
-    // What was on the disk must not be what the partition holds. A GUID partition table with less behind it is refused, because its tools
-    // never make one; images for routers end where their file system does.
+    // The old content of the disk must not become the partition's. A GUID partition table with less
+    // behind it is refused, because its tools never make one; images for routers end where their
+    // file system does.
     let layout = areas.iter().fold(kept(image, disk), |layout, area| {
         let from = area.bytes.start.max(image_end);
         let missing = area.bytes.end.saturating_sub(from);
@@ -199,7 +206,7 @@ fn gpt_areas(gpt: &Gpt, image: &ImageFile, disk: Geometry) -> Result<Vec<Area>, 
     Ok(areas)
 }
 
-/// Where the backup of the table may begin.
+/// First possible begin of the table's backup.
 fn gpt_end(
     gpt: &Gpt,
     areas: &[Area],

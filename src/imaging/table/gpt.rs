@@ -1,13 +1,15 @@
-//! The GUID partition table (UEFI 2.10 §5.3): a header and an array of entries, both at either end of a disk.
+//! The GUID partition table (UEFI 2.10 §5.3): a header and an array of entries, both at either end
+//! of a disk.
 
 use std::ops::Range;
 
 use super::{field, put, u32_at, u64_at};
 use crate::model::ids::hex;
 
-/// Where the primary header is, in blocks.
+/// Block of the primary header.
 pub(in crate::imaging) const PRIMARY_LBA: u64 = 1;
-/// All entries together. A table of today's tools has 16 KiB; both copies must lie in what is wiped of a disk.
+/// All entries together. A table of today's tools has 16 KiB; both copies must lie in what is wiped
+/// of a disk.
 const ENTRIES_BYTES_MAX: usize = 128 << 10;
 
 const SIGNATURE: &[u8; 8] = b"EFI PART";
@@ -54,7 +56,8 @@ pub(in crate::imaging) const ROOT: Guid = guid(0x4f68_bce3, 0xe8cd, 0x4db1, 0x96
 pub(in crate::imaging) const BASIC_DATA: Guid =
     guid(0xebd0_a0a2, 0xb9e5, 0x4433, 0x87c0_68b6_b726_99c7);
 
-/// From its fields as they are written, the last two as one; the first three are little-endian on a disk (UEFI 2.10 appendix A).
+/// From its fields as they are written, the last two as one; the first three are little-endian on a
+/// disk (UEFI 2.10 appendix A).
 const fn guid(time_low: u32, time_mid: u16, time_high: u16, rest: u64) -> Guid {
     let low = (time_low.swap_bytes() as u128) << 96;
     let mid = (time_mid.swap_bytes() as u128) << 80;
@@ -79,7 +82,7 @@ fn random(mut bytes: Guid) -> Guid {
     bytes
 }
 
-/// Why bytes are no table.
+/// The fault of a damaged table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(in crate::imaging) struct Damaged(&'static str);
@@ -164,7 +167,7 @@ impl Header {
         Self { block, my_lba, first_usable, entries_lba, entry_bytes, entries_bytes }
     }
 
-    /// Where its entries begin, in blocks.
+    /// First block of its entries.
     pub(in crate::imaging) fn entries_lba(&self) -> u64 {
         self.entries_lba
     }
@@ -186,7 +189,7 @@ impl Gpt {
         Self { entries: vec![0; header.entries_bytes], header }
     }
 
-    /// Of a header and the entries it names.
+    /// Parses a header and the entries it names.
     pub(in crate::imaging) fn new(header: Header, entries: Vec<u8>) -> Result<Self, Damaged> {
         let intact = crc32fast::hash(&entries) == u32_at(&header.block, ENTRIES_CRC_AT);
         ensure(intact && entries.len() == header.entries_bytes, "its entries are damaged")?;
@@ -208,14 +211,14 @@ impl Gpt {
         Ok(self)
     }
 
-    /// Where it was: its header and its entries.
+    /// The blocks of its header and its entries.
     pub(in crate::imaging) fn own_blocks(&self) -> [Range<u64>; 2] {
         let Header { my_lba, entries_lba, .. } = self.header;
         let entries_end = entries_lba.saturating_add(self.header.entry_blocks());
         [my_lba..my_lba.saturating_add(1), entries_lba..entries_end]
     }
 
-    /// Where it says that its other copy is.
+    /// Block of its other copy, as it states.
     pub(in crate::imaging) fn alternate_lba(&self) -> u64 {
         u64_at(&self.header.block, ALTERNATE_LBA_AT)
     }
@@ -251,7 +254,8 @@ impl Gpt {
         Some(())
     }
 
-    /// The blocks that partitions may have on a disk of so many blocks; empty if it is too small for the table itself.
+    /// The blocks that partitions may have on a disk of so many blocks; empty if it is too small
+    /// for the table itself.
     pub(in crate::imaging) fn usable(&self, disk_blocks: u64) -> Range<u64> {
         self.header.first_usable..disk_blocks.saturating_sub(self.tail_blocks())
     }
@@ -261,7 +265,7 @@ impl Gpt {
         self.header.entry_blocks() + 1
     }
 
-    /// What goes where on a disk of so many blocks: block numbers with the bytes from there on.
+    /// The blocks of both copies on a disk: block numbers with the bytes from there on.
     pub(in crate::imaging) fn placed(&self, disk_blocks: u64) -> [(u64, Vec<u8>); 4] {
         let backup_lba = disk_blocks.saturating_sub(1);
         let backup_entries_lba = disk_blocks.saturating_sub(self.tail_blocks());
@@ -322,7 +326,8 @@ fn name(entry: &[u8]) -> String {
     String::from_utf16_lossy(&units)
 }
 
-/// Makes the checksums of the primary table at a disk's begin right, so that random bytes get past them.
+/// Makes the checksums of the primary table at a disk's begin right, so that random bytes get past
+/// them.
 #[cfg(any(test, fuzzing))]
 pub(in crate::imaging) fn seal(disk: &mut [u8], block_bytes: usize) {
     let Some(header) = disk.get(block_bytes..2 * block_bytes) else { return };

@@ -1,6 +1,7 @@
 //! The master boot record (UEFI 2.10 §5.2): four records in the first 512 bytes of a disk.
 //!
-//! Logical partitions are not looked at: the extended one around them is a partition like any other.
+//! Logical partitions are not looked at: the extended one around them is a partition like any
+//! other.
 
 use std::ops::Range;
 
@@ -17,12 +18,12 @@ pub(in crate::imaging) const SWAP: u8 = 0x82;
 pub(in crate::imaging) const LINUX: u8 = 0x83;
 /// FAT, addressed by blocks.
 pub(in crate::imaging) const FAT: u8 = 0x0c;
-/// What stands in for a GUID partition table.
+/// Type of the partition that stands for a GUID partition table.
 const PROTECTIVE: u8 = 0xee;
 
-/// What a BIOS runs of a disk without a boot loader: INT 18h, at which it goes on to its next boot device
-/// (BIOS Boot Specification 1.01 §6.7), and a halt if it comes back. Zeros are instructions too, and a
-/// machine that runs into them hangs.
+/// What a BIOS runs of a disk without a boot loader: INT 18h, at which it goes on to its next boot
+/// device (BIOS Boot Specification 1.01 §6.7), and a halt if it comes back. Zeros are instructions
+/// too, and a machine that runs into them hangs.
 const NO_BOOT_LOADER: [u8; 5] = [0xcd, 0x18, 0xf4, 0xeb, 0xfd];
 
 const DISK_ID_AT: usize = 440;
@@ -37,7 +38,7 @@ const CHS_BEYOND: [u8; 3] = [0xfe, 0xff, 0xff];
 /// A record that names a partition. One without a type or without blocks names none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::imaging) struct Record {
-    /// Which of the four, from 0 on.
+    /// Index in the table, 0 to 3.
     pub(in crate::imaging) index: usize,
     pub(in crate::imaging) kind: u8,
     /// Its blocks; their size is not said anywhere.
@@ -51,7 +52,8 @@ pub(in crate::imaging) struct Mbr {
 }
 
 impl Mbr {
-    /// A table without partitions, and without a boot loader: a BIOS goes on to its next boot device.
+    /// A table without partitions, and without a boot loader: a BIOS goes on to its next boot
+    /// device.
     pub(in crate::imaging) fn empty(block_bytes: usize, disk_id: [u8; 4]) -> Self {
         let mut block = vec![0; block_bytes];
         put(&mut block, 0, &NO_BOOT_LOADER);
@@ -60,14 +62,15 @@ impl Mbr {
         Self { block }
     }
 
-    /// What stands before a GUID partition table.
+    /// The protective record before a GUID partition table.
     pub(in crate::imaging) fn protective(block_bytes: usize, disk_blocks: u64) -> Self {
         let mut mbr = Self::empty(block_bytes, [0; 4]);
         mbr.protect(0, disk_blocks);
         mbr
     }
 
-    /// From the first block of a disk. The boot sector of a file system has the same signature, but no record, or nonsense in them.
+    /// From the first block of a disk. The boot sector of a file system has the same signature, but
+    /// no record, or nonsense in them.
     pub(in crate::imaging) fn parse(block: Vec<u8>) -> Option<Self> {
         let signed = field(&block, SIGNATURE_AT) == SIGNATURE;
         let flags_valid = (0..RECORDS)
@@ -94,7 +97,8 @@ impl Mbr {
         self.records().any(|record| record.kind == PROTECTIVE)
     }
 
-    /// Makes the protective partition reach to the end of the disk, unless there are others beside it: whoever made those chose its size.
+    /// Makes the protective partition reach to the end of the disk, unless there are others beside
+    /// it: whoever made those chose its size.
     pub(in crate::imaging) fn grow(&mut self, disk_blocks: u64) {
         let records: Vec<Record> = self.records().collect();
         if let [only] = records.as_slice()

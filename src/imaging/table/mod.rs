@@ -1,7 +1,7 @@
 //! Partition tables as bytes: GUID partition tables and master boot records.
 //!
-//! Used by the layouts, which read the bytes and decide where they go. It must never panic on any bytes, and never believe a number of
-//! theirs before it is checked.
+//! Used by the layouts, which read the bytes and decide where they go. It must never panic on any
+//! bytes, and never believe a number of theirs before it is checked.
 
 pub(super) mod gpt;
 pub(super) mod mbr;

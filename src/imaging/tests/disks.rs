@@ -19,6 +19,9 @@ use crate::imaging::{Connector, Volume, VolumeError};
 /// What a disk holds before: a block of it left over is seen at once.
 pub(super) const OLD: u8 = 0xAA;
 
+/// The transfer length it states to work best with.
+pub(super) const OPTIMAL_BYTES: u32 = 3 << 20;
+
 #[derive(Debug, PartialEq)]
 pub(super) enum Quirk {
     None,
@@ -40,17 +43,18 @@ pub(super) enum Quirk {
     ShortReads,
     /// Every call takes a few milliseconds.
     Slow,
-    /// The same, and a write once begun is carried out, whether anybody waits for it or not: so do real targets. Zeros are
-    /// faster than data, so that a wipe overtakes the writes before it.
+    /// The same, and a write once begun is carried out, whether anybody waits for it or not: so do
+    /// real targets. Zeros are faster than data, so that a wipe overtakes the writes before it.
     CarriesOut,
-    /// Each connection carries one write at a time, for [`PACE`].
+    /// Each connection carries one write at a time, for [`WRITE_TIME`].
     Narrow(Further),
     /// Carries out one command of 64 KiB after the other, in turn for all calls, in [`CREEP`] each.
     Creeps {
         /// Each connection breaks after so many.
         breaks_after: u64,
     },
-    /// Each connection breaks after so many calls, so often; then some of what was not flushed is lost.
+    /// Each connection breaks after so many calls, so often; then some of what was not flushed is
+    /// lost.
     Breaks {
         calls: usize,
         times: usize,
@@ -63,11 +67,11 @@ pub(super) enum Quirk {
 }
 
 /// How long a creeping disk takes for a command of [`CREEP_BYTES`].
-pub(super) const CREEP: Duration = Duration::from_millis(5);
+pub(super) const CREEP: Duration = Duration::from_millis(2);
 pub(super) const CREEP_BYTES: u64 = 64 << 10;
 
-/// How long a narrow connection takes for a write: so long that a busy machine makes little difference.
-pub(super) const PACE: Duration = Duration::from_millis(40);
+/// The time of a write on a narrow connection.
+pub(super) const WRITE_TIME: Duration = Duration::from_millis(20);
 
 /// What becomes of further connections to a narrow disk, while the first is open.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,7 +83,8 @@ pub(super) enum Further {
     Refused,
     /// They lead to a disk of another size.
     OtherDisk,
-    /// They help, but the second breaks after so many writes in all; then some of what was not flushed is lost.
+    /// They help, but the second breaks after so many writes in all; then some of what was not
+    /// flushed is lost.
     Breaks(usize),
 }
 
@@ -209,7 +214,8 @@ impl FileDisk {
         self.calls.subscribe().wait_for(|calls| *calls >= count).await.unwrap();
     }
 
-    /// The power fails: of the writes since the last flush only those that `keeps` chooses have happened.
+    /// The power fails: of the writes since the last flush only those that `keeps` chooses have
+    /// happened.
     pub(super) fn lose(&self, keeps: impl FnMut() -> bool) {
         let content = self.survives(keeps);
         let mut cache = self.cache.lock().unwrap();
@@ -255,7 +261,7 @@ impl FileDisk {
 
     async fn carry_out(
         &self,
-        lane: &Lane,
+        link: &Link,
         offset: u64,
         data: Bytes,
         zero: bool,
@@ -263,11 +269,11 @@ impl FileDisk {
         let _under_way = self.begin().await;
         self.check_range(offset, data.len() as u64);
         if let Quirk::Narrow(further) = self.quirk {
-            let _turn = lane.turn.lock().await;
+            let _turn = link.turn.lock().await;
             tokio::time::sleep(match further {
-                Further::Helps | Further::Breaks(_) if self.connections() > 1 => PACE / 4,
-                Further::Disturbs if self.open() > 1 => PACE * 2,
-                _ => PACE,
+                Further::Helps | Further::Breaks(_) if self.connections() > 1 => WRITE_TIME / 4,
+                Further::Disturbs if self.open() > 1 => WRITE_TIME * 2,
+                _ => WRITE_TIME,
             })
             .await;
         }
@@ -284,7 +290,7 @@ impl FileDisk {
             let old = vec![OLD; usize::try_from(dropped.end - dropped.start).unwrap()];
             self.file.write_all_at(&old, dropped.start).unwrap();
         }
-        self.wrote.lock().unwrap().push(Wrote { connection: lane.number, open: self.open() });
+        self.wrote.lock().unwrap().push(Wrote { connection: link.number, open: self.open() });
         // A copy: the buffer goes back to whoever lent it.
         cache.writes.push((offset, Bytes::copy_from_slice(&data)));
         self.did.lock().unwrap().push(if zero { Did::Zero(range) } else { Did::Write(range) });
@@ -372,7 +378,7 @@ impl Connector for FileDisk {
         };
         Ok(Arc::new(Connection {
             disk: self.me.upgrade().unwrap(),
-            lane: Arc::new(Lane { number, turn }),
+            link: Arc::new(Link { number, turn }),
             bytes,
             calls_left: AtomicUsize::new(calls_left),
             broken: watch::channel(false).0,
@@ -395,7 +401,7 @@ impl Connector for FileDisk {
 #[derive(Debug)]
 pub(super) struct Connection {
     disk: Arc<FileDisk>,
-    lane: Arc<Lane>,
+    link: Arc<Link>,
     bytes: u64,
     calls_left: AtomicUsize,
     broken: watch::Sender<bool>,
@@ -404,7 +410,7 @@ pub(super) struct Connection {
 
 /// What its writes go through.
 #[derive(Debug)]
-struct Lane {
+struct Link {
     number: usize,
     turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -418,7 +424,7 @@ impl Connection {
         let less = |left: usize| left.checked_sub(1);
         let breaks = match self.disk.quirk {
             Quirk::Narrow(Further::Breaks(writes)) => {
-                self.lane.number == 1 && self.disk.wrote.lock().unwrap().len() >= writes
+                self.link.number == 1 && self.disk.wrote.lock().unwrap().len() >= writes
             }
             _ => self.calls_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_err(),
         };
@@ -442,7 +448,7 @@ impl Connection {
         let bytes = data.len() as u64;
         if let Quirk::Creeps { breaks_after } = self.disk.quirk {
             self.call(self.creep(bytes, breaks_after)).await?;
-            return self.call(self.disk.carry_out(&self.lane, offset, data, zero)).await;
+            return self.call(self.disk.carry_out(&self.link, offset, data, zero)).await;
         }
         self.put_whole(offset, data, zero).await?;
         self.moved_bytes.fetch_add(bytes, Ordering::SeqCst);
@@ -451,7 +457,7 @@ impl Connection {
 
     async fn creep(&self, bytes: u64, breaks_after: u64) -> Result<(), VolumeError> {
         for _ in 0..bytes.div_ceil(CREEP_BYTES) {
-            let _turn = self.lane.turn.lock().await;
+            let _turn = self.link.turn.lock().await;
             tokio::time::sleep(CREEP).await;
             let moved_bytes = self.moved_bytes.fetch_add(CREEP_BYTES, Ordering::SeqCst);
             if moved_bytes >= breaks_after.saturating_mul(CREEP_BYTES) {
@@ -463,10 +469,10 @@ impl Connection {
 
     async fn put_whole(&self, offset: u64, data: Bytes, zero: bool) -> Result<(), VolumeError> {
         if self.disk.quirk != Quirk::CarriesOut {
-            return self.call(self.disk.carry_out(&self.lane, offset, data, zero)).await;
+            return self.call(self.disk.carry_out(&self.link, offset, data, zero)).await;
         }
-        let (disk, lane) = (Arc::clone(&self.disk), Arc::clone(&self.lane));
-        tokio::spawn(async move { disk.carry_out(&lane, offset, data, zero).await }).await.unwrap()
+        let (disk, link) = (Arc::clone(&self.disk), Arc::clone(&self.link));
+        tokio::spawn(async move { disk.carry_out(&link, offset, data, zero).await }).await.unwrap()
     }
 }
 
@@ -477,6 +483,10 @@ impl Volume for Connection {
 
     fn capacity_bytes(&self) -> u64 {
         self.bytes
+    }
+
+    fn optimal_bytes(&self) -> u32 {
+        OPTIMAL_BYTES
     }
 
     fn moved_bytes(&self) -> u64 {
@@ -512,5 +522,5 @@ impl Drop for UnderWay<'_> {
 }
 
 fn error(message: &str, reconnect: bool) -> VolumeError {
-    VolumeError { code: "Test", message: message.to_owned(), reconnect }
+    VolumeError { code: "Test", hint: "", message: message.to_owned(), reconnect }
 }

@@ -17,7 +17,8 @@ struct Part {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    /// A file's bytes from an offset on; of each of its stretches, whether it is a hole, zeros or data.
+    /// A file's bytes from an offset on; of each of its stretches, whether it is a hole, zeros or
+    /// data.
     File {
         offset: u64,
         stretches: Vec<Stretch>,
@@ -96,7 +97,7 @@ fn layout_of(parts: &[Part], block: u64) -> (Layout, Vec<(u64, Vec<u8>)>) {
     (Layout::new(segments), contents)
 }
 
-/// What a disk of old content holds afterwards.
+/// The content of a disk of old content afterwards.
 pub(super) fn expected(contents: &[(u64, Vec<u8>)], disk_bytes: u64, block: u64) -> Vec<u8> {
     let mut bytes = super::expected(&[], disk_bytes, u32::try_from(block).unwrap());
     for (at, content) in contents {
@@ -129,6 +130,7 @@ fn check_ranges(ranges: &[DiskRange], content: &[u8], wanted: &[(u64, Vec<u8>)])
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
+    /// Invariant (disk): A written disk is bit-exact, and a disk that lies about it is caught.
     #[test]
     fn any_layout_is_on_the_disk_bit_by_bit_over_what_was_there(
         parts in parts(),
@@ -138,11 +140,11 @@ proptest! {
         breaks in prop_oneof![Just(None), (8..60_usize).prop_map(Some)],
     ) {
         let (layout, contents) = layout_of(&parts, block);
-        let capacity = layout.end().next_multiple_of(block) + spare_blocks.min(64 * MIB / block) * block;
+        let capacity = layout.end().next_multiple_of(block) + spare_blocks.min(4 * MIB / block) * block;
         let quirk = breaks.map_or(Quirk::None, |calls| Quirk::Breaks { calls, times: 4 });
         let disk = FileDisk::new(capacity, u32::try_from(block).unwrap(), quirk);
         let mut bench = Bench::new(1);
-        bench.order = Order { layout, verify, stall: STALL, least_rate: LeastRate::ANY };
+        bench.order = ImagingOrder { layout, verify, stall: STALL, least_rate: LeastRate::ANY };
         let written = block_on(bench.write(&disk)).unwrap();
         let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
         prop_assert_eq!(written.bytes, bytes);
@@ -206,7 +208,7 @@ async fn a_layout_in_too_many_parts_for_the_node_is_read_back_instead() {
     let lie = 3 * MIB..3 * MIB + 4096;
     let disk = FileDisk::new(16 * MIB, 512, Quirk::DropsWrites(lie));
     let mut bench = Bench::new(1);
-    bench.order = Order {
+    bench.order = ImagingOrder {
         layout: Layout::new(segments),
         verify: Verify::Node,
         stall: STALL,

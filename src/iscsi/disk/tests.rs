@@ -10,11 +10,16 @@ use crate::iscsi::{
     login::Random,
     pdu::{self, BHS_BYTES, Bhs},
     wire::PduReader,
-    zeros::Zeroing,
+    zeroing::Zeroing,
 };
 
 fn verdict(response: u8, status: u8, sense: &[u8]) -> Verdict {
-    Verdict::of(&Outcome { response, status, sense: sense.to_vec(), ..Outcome::default() })
+    Verdict::of(&CommandOutcome {
+        response,
+        status,
+        sense: sense.to_vec(),
+        ..CommandOutcome::default()
+    })
 }
 
 #[test]
@@ -35,7 +40,7 @@ fn only_what_was_not_carried_out_is_tried_again() {
 
 /// What the scripted target says to one command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Say {
+enum Reply {
     Good,
     Status(u8),
     Sense(u8, u8),
@@ -49,16 +54,18 @@ enum Say {
 }
 
 /// Opcode, second byte, first block and number of blocks of each command.
-type Heard = Arc<StdMutex<Vec<(u8, u8, u64, u32)>>>;
+type Received = Arc<StdMutex<Vec<(u8, u8, u64, u32)>>>;
 
-/// A target that takes every write as unsolicited data and says what it is told to, after an examination that went well.
+/// A target that takes every write as unsolicited data and says what it is told to, after an
+/// examination that went well.
 struct Script {
-    /// Answers to the commands after the examination, by the command; `Good` when there are no more.
-    answers: VecDeque<Say>,
+    /// Answers to the commands after the examination, by the command; `Good` when there are no
+    /// more.
+    answers: VecDeque<Reply>,
     /// READ CAPACITY(16) byte 14 and VPD page B2h byte 5.
     flags: (u8, u8),
     /// The commands after the examination.
-    heard: Heard,
+    received: Received,
 }
 
 struct Target {
@@ -69,7 +76,7 @@ struct Target {
 }
 
 impl Target {
-    async fn hear(&mut self) -> Option<Bhs> {
+    async fn receive(&mut self) -> Option<Bhs> {
         let bhs = self.reader.header().await.ok()?;
         self.reader.data(&bhs, &mut BytesMut::new()).await.ok()?;
         if bhs[0] == 0x01 {
@@ -108,7 +115,7 @@ impl Script {
         let (read, writer) = tokio::io::split(stream);
         let mut target = Target { reader: PduReader::new(read), writer, stat_sn: 0, cmd_sn: 1 };
         let mut others = Vec::new();
-        while let Some(bhs) = target.hear().await {
+        while let Some(bhs) = target.receive().await {
             let itt = bhs[16..20].try_into().unwrap();
             match bhs[0] & 0x3f {
                 0x03 if bhs[1] == 0x81 => target.say([0x23, 0x81, 0, 0], itt, 0, &[]).await,
@@ -145,28 +152,28 @@ impl Script {
     async fn say(&mut self, target: &mut Target, bhs: &Bhs, itt: [u8; 4]) {
         let lba = u64::from_be_bytes(bhs[34..42].try_into().unwrap());
         let blocks = u32::from_be_bytes(bhs[42..46].try_into().unwrap());
-        self.heard.lock().unwrap().push((bhs[32], bhs[33], lba, blocks));
+        self.received.lock().unwrap().push((bhs[32], bhs[33], lba, blocks));
         // Data that follows the command comes first.
         if bhs[1] & 0x80 == 0 {
-            while target.hear().await.is_some_and(|bhs| bhs[0] != 0x05 || bhs[1] & 0x80 == 0) {}
+            while target.receive().await.is_some_and(|bhs| bhs[0] != 0x05 || bhs[1] & 0x80 == 0) {}
         }
         let good = [0x21, 0x80, 0, 0];
-        match self.answers.pop_front().unwrap_or(Say::Good) {
-            Say::Good => target.say(good, itt, 0, &[]).await,
-            Say::Status(status) => target.say([0x21, 0x80, 0, status], itt, 0, &[]).await,
-            Say::Sense(key, asc) => {
+        match self.answers.pop_front().unwrap_or(Reply::Good) {
+            Reply::Good => target.say(good, itt, 0, &[]).await,
+            Reply::Status(status) => target.say([0x21, 0x80, 0, status], itt, 0, &[]).await,
+            Reply::Sense(key, asc) => {
                 let sense = [0, 8, 0x72, key, asc, 0, 0, 0, 0, 0];
                 target.say([0x21, 0x80, 0, 2], itt, 0, &sense).await;
             }
-            Say::Residual => target.say([0x21, 0x82, 0, 0], itt, 512, &[]).await,
-            Say::Async(event) => {
+            Reply::Residual => target.say([0x21, 0x82, 0, 0], itt, 512, &[]).await,
+            Reply::Async(event) => {
                 target.say([0x32, 0x80, event, 0], [0xff; 4], 0, &[]).await;
                 target.say(good, itt, 0, &[]).await;
             }
-            Say::Reject(reason) => {
+            Reply::Reject(reason) => {
                 target.say([0x3f, 0x80, reason, 0], [0xff; 4], 0, bhs).await;
             }
-            Say::Ping => {
+            Reply::Ping => {
                 target.say([0x20, 0x80, 0, 0], [0xff; 4], 0, b"echo").await;
                 target.say(good, itt, 0, &[]).await;
             }
@@ -176,74 +183,76 @@ impl Script {
 
 struct Played {
     lun: Lun,
-    heard: Heard,
+    received: Received,
     others: tokio::task::JoinHandle<Vec<Bhs>>,
 }
 
 /// A disk at a target that says this.
 async fn play(
-    answers: impl IntoIterator<Item = Say>,
+    answers: impl IntoIterator<Item = Reply>,
     flags: (u8, u8),
     zeroing: Option<Zeroing>,
 ) -> Played {
     let (ours, theirs) = tokio::io::duplex(256 << 10);
-    let heard = Heard::default();
+    let received = Received::default();
     let script =
-        Script { answers: answers.into_iter().collect(), flags, heard: Arc::clone(&heard) };
+        Script { answers: answers.into_iter().collect(), flags, received: Arc::clone(&received) };
     let others = tokio::spawn(script.play(theirs));
     let target = TargetAddress {
         portal: ([127, 0, 0, 1], 3260).into(),
         iqn: "iqn.test:t".to_owned(),
         lun: 1,
     };
-    let options = Options { zeroing, ..Options::default() };
+    let options = IscsiOptions { zeroing, ..IscsiOptions::default() };
     let random = Random { isid: [0x80; 6], identifier: [1], challenge: [2; 16] };
     let login = Connection::over(tokio::io::split(ours), &target.iqn, None, &options, random);
     let lun = Lun::after(login, &target, &options).await.unwrap();
-    Played { lun, heard, others }
+    Played { lun, received, others }
 }
 
 /// The result of one write of a block to a target that answers it and its repetitions so.
-async fn write_to(answers: impl IntoIterator<Item = Say>) -> (Result<(), ErrorKind>, usize) {
+async fn write_to(answers: impl IntoIterator<Item = Reply>) -> (Result<(), IscsiErrorKind>, usize) {
     let played = play(answers, (0, 0), None).await;
     let result = played.lun.write(512, zeros(512)).await.map_err(|error| error.kind);
-    let heard = played.heard.lock().unwrap().len();
-    (result, heard)
+    let received = played.received.lock().unwrap().len();
+    (result, received)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_busy_target_is_asked_again_after_a_pause_and_not_for_ever() {
     let began = Instant::now();
-    let busy = [Say::Status(0x08), Say::Status(0x28), Say::Sense(2, 0x04)];
+    let busy = [Reply::Status(0x08), Reply::Status(0x28), Reply::Sense(2, 0x04)];
     assert_eq!(write_to(busy[..2].iter().copied()).await, (Ok(()), 3));
     assert_eq!(began.elapsed().as_millis() / 10, 6, "20 ms, then 40 ms");
-    let (result, asked) = write_to(std::iter::repeat_n(Say::Status(0x28), 1000)).await;
-    assert_eq!(result, Err(ErrorKind::Scsi(ScsiFailure::Status(0x28))));
+    let (result, asked) = write_to(std::iter::repeat_n(Reply::Status(0x28), 1000)).await;
+    assert_eq!(result, Err(IscsiErrorKind::Scsi(ScsiFailure::Status(0x28))));
     assert!((30..50).contains(&asked) && began.elapsed() < Duration::from_secs(32), "{asked}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_unit_attention_is_answered_by_the_same_command_and_not_for_ever() {
-    assert_eq!(write_to([Say::Sense(6, 0x29), Say::Sense(6, 0x3f)]).await, (Ok(()), 3));
+    assert_eq!(write_to([Reply::Sense(6, 0x29), Reply::Sense(6, 0x3f)]).await, (Ok(()), 3));
     let attention = Sense { key: 6, asc: 0x29, ascq: 0 };
-    let (result, asked) = write_to(std::iter::repeat_n(Say::Sense(6, 0x29), 100)).await;
-    assert_eq!(result, Err(ErrorKind::Scsi(ScsiFailure::Sense(attention))));
+    let (result, asked) = write_to(std::iter::repeat_n(Reply::Sense(6, 0x29), 100)).await;
+    assert_eq!(result, Err(IscsiErrorKind::Scsi(ScsiFailure::Sense(attention))));
     assert_eq!(asked, 17);
 }
 
 #[tokio::test(start_paused = true)]
 async fn good_with_a_residual_is_not_taken_for_a_whole_write() {
-    let (result, _) = write_to([Say::Residual]).await;
-    assert!(matches!(result, Err(ErrorKind::Protocol(_))), "{result:?}");
+    let (result, _) = write_to([Reply::Residual]).await;
+    assert!(matches!(result, Err(IscsiErrorKind::Protocol(_))), "{result:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn rejects_and_announced_ends_fail_the_command_and_later_ones() {
     for (say, expected) in [
-        (Say::Reject(0x02), ErrorKind::Digest(crate::iscsi::DigestOf::Data)),
+        (Reply::Reject(0x02), IscsiErrorKind::Digest(crate::iscsi::DigestOf::Data)),
         (
-            Say::Async(2),
-            ErrorKind::TargetGone("the target announces that it drops the connection".to_owned()),
+            Reply::Async(2),
+            IscsiErrorKind::TargetGone(
+                "the target announces that it drops the connection".to_owned(),
+            ),
         ),
     ] {
         let played = play([say], (0, 0), None).await;
@@ -254,17 +263,17 @@ async fn rejects_and_announced_ends_fail_the_command_and_later_ones() {
 
 #[tokio::test(start_paused = true)]
 async fn a_target_that_asks_for_a_logout_gets_it_after_the_command() {
-    let played = play([Say::Async(1)], (0, 0), None).await;
+    let played = play([Reply::Async(1)], (0, 0), None).await;
     played.lun.write(0, zeros(512)).await.unwrap();
     let error = played.lun.write(0, zeros(512)).await.unwrap_err();
-    assert!(matches!(error.kind, ErrorKind::TargetGone(_)), "{error}");
+    assert!(matches!(error.kind, IscsiErrorKind::TargetGone(_)), "{error}");
     // The target hears of nothing else and sees the connection closed.
     assert_eq!(played.others.await.unwrap(), [[0; BHS_BYTES]; 0]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_ping_in_the_midst_of_commands_is_answered_with_its_tag() {
-    let played = play([Say::Ping], (0, 0), None).await;
+    let played = play([Reply::Ping], (0, 0), None).await;
     played.lun.write(0, zeros(512)).await.unwrap();
     played.lun.flush().await.unwrap();
     played.lun.logout().await.unwrap();
@@ -288,33 +297,33 @@ async fn zeros_are_unmapped_only_where_both_answers_of_the_target_promise_them()
     ] {
         let played = play([], flags, zeroing).await;
         played.lun.write_zeros(512, 4096).await.unwrap();
-        let heard = played.heard.lock().unwrap().clone();
-        assert_eq!(heard, [(0x93, second_byte, 1, 8)], "{flags:x?} {zeroing:?}");
+        let received = played.received.lock().unwrap().clone();
+        assert_eq!(received, [(0x93, second_byte, 1, 8)], "{flags:x?} {zeroing:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_way_is_followed_by_the_next_and_no_block_is_left_out() {
-    let refused = [Say::Sense(5, 0x24), Say::Sense(5, 0x20)];
+    let refused = [Reply::Sense(5, 0x24), Reply::Sense(5, 0x20)];
     let played = play(refused, CERTAIN, None).await;
     played.lun.write_zeros(512, (512 << 10) + 512).await.unwrap();
     played.lun.write_zeros(0, 512).await.unwrap();
-    let mut heard = played.heard.lock().unwrap().clone();
+    let mut received = played.received.lock().unwrap().clone();
     // With UNMAP, without, and from then on only writes, which may overtake each other.
-    assert_eq!(heard[..2], [(0x93, 0x08, 1, 1025), (0x93, 0, 1, 512)]);
-    heard[2..].sort_by_key(|(_, _, lba, _)| *lba);
+    assert_eq!(received[..2], [(0x93, 0x08, 1, 1025), (0x93, 0, 1, 512)]);
+    received[2..].sort_by_key(|(_, _, lba, _)| *lba);
     let writes = [(0, 1), (1, 512), (513, 512), (1025, 1)];
-    assert_eq!(heard[2..], writes.map(|(lba, blocks)| (0x8a, 0, lba, blocks)));
+    assert_eq!(received[2..], writes.map(|(lba, blocks)| (0x8a, 0, lba, blocks)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_a_promise_both_ways_take_turns_until_one_is_chosen() {
     let played = play([], (0, 0), None).await;
     played.lun.write_zeros(0, 16 << 20).await.unwrap();
-    let heard = played.heard.lock().unwrap().clone();
-    let opcodes: Vec<u8> = heard.iter().map(|(opcode, ..)| *opcode).collect();
+    let received = played.received.lock().unwrap().clone();
+    let opcodes: Vec<u8> = received.iter().map(|(opcode, ..)| *opcode).collect();
     assert_eq!(opcodes[..32], [0x93, 0x8a].repeat(16));
-    let blocks: u32 = heard.iter().map(|(.., blocks)| blocks).sum();
+    let blocks: u32 = received.iter().map(|(.., blocks)| blocks).sum();
     assert_eq!(blocks, (16 << 20) / 512);
     assert!(
         opcodes[32..].iter().all(|opcode| *opcode == opcodes[32]),

@@ -46,8 +46,12 @@ fn answer(flags: u8, stat_sn: u32, status: (u8, u8)) -> Bhs {
     bhs
 }
 
-/// Runs a login against answers of flags and text (`|` for the NUL); what we sent, and how it ended.
-fn run(identity: &Identity<'_>, answers: &[(u8, &str)]) -> (String, Result<LoggedIn, ErrorKind>) {
+/// Runs a login against answers of flags and text (`|` for the NUL); what we sent, and how it
+/// ended.
+fn run(
+    identity: &Identity<'_>,
+    answers: &[(u8, &str)],
+) -> (String, Result<LoggedIn, IscsiErrorKind>) {
     let (mut login, first) = Login::start(identity).unwrap();
     let shown = |pdu: &Pdu| {
         let text = String::from_utf8(pdu.data.to_vec()).unwrap().replace('\0', "|");
@@ -68,8 +72,8 @@ fn run(identity: &Identity<'_>, answers: &[(u8, &str)]) -> (String, Result<Logge
     panic!("the login goes on after\n{sent}")
 }
 
-fn refused(refusal: LoginRefusal) -> Result<LoggedIn, ErrorKind> {
-    Err(ErrorKind::LoginRefused(refusal))
+fn refused(refusal: LoginRefusal) -> Result<LoggedIn, IscsiErrorKind> {
+    Err(IscsiErrorKind::LoginRefused(refusal))
 }
 
 #[test]
@@ -144,7 +148,7 @@ fn a_target_cannot_get_round_chap() {
     assert_eq!(demands, refused(LoginRefusal::CredentialsNeeded));
     let mut same = chap(true);
     same.mutual = Some(("target".to_owned(), same.secret.clone()));
-    assert!(matches!(Login::start(&identity(Some(&same))), Err(ErrorKind::Request(_))));
+    assert!(matches!(Login::start(&identity(Some(&same))), Err(IscsiErrorKind::Request(_))));
 }
 
 #[test]
@@ -162,7 +166,7 @@ fn answers_the_rfc_does_not_allow_end_the_login() {
         vec![ask; 20],
     ] {
         let result = run(&identity(Some(&chap)), &answers).1;
-        assert!(matches!(result, Err(ErrorKind::Protocol(_))), "{answers:?}: {result:?}");
+        assert!(matches!(result, Err(IscsiErrorKind::Protocol(_))), "{answers:?}: {result:?}");
     }
     let endless = vec![(OPERATIONAL << 2, "X-key=1|"); 30];
     let mut answers = vec![(TO_OPERATIONAL, "")];
@@ -187,7 +191,7 @@ fn answers_may_be_spread_over_pdus_and_unknown_keys_are_not_understood() {
     let endless = vec![(SECURITY | more, "k".repeat(8192)); 20];
     let endless: Vec<(u8, &str)> =
         endless.iter().map(|(flags, text)| (*flags, text.as_str())).collect();
-    assert!(matches!(run(&identity(None), &endless).1, Err(ErrorKind::Protocol(_))));
+    assert!(matches!(run(&identity(None), &endless).1, Err(IscsiErrorKind::Protocol(_))));
 }
 
 #[test]
@@ -208,12 +212,14 @@ fn a_status_says_what_to_do_about_it() {
         let (mut login, _) = Login::start(&identity).unwrap();
         let response = decode(&answer(SECURITY, 1, status)).unwrap();
         let result = login.receive(&response, text.as_bytes());
-        assert_eq!(result.unwrap_err(), ErrorKind::LoginRefused(expected));
+        assert_eq!(result.unwrap_err(), IscsiErrorKind::LoginRefused(expected));
     }
     assert!(LoginRefusal::Status { class: 3, detail: 1 }.may_pass());
     assert!(!LoginRefusal::WrongSecret.may_pass());
 }
 
+/// Invariant (log): Every log line is one line of some KiB, whatever a machine, target or stranger
+/// sends.
 #[test]
 fn what_a_target_says_is_quoted_in_short_and_escaped() {
     let long = "\u{1}\n\u{85}".repeat(10_000);
@@ -242,11 +248,14 @@ fn a_response_out_of_sequence_or_with_another_tag_is_refused() {
     let (mut login, _) = Login::start(&identity).unwrap();
     login.receive(&decode(&answer(TO_OPERATIONAL, 5, (0, 0))).unwrap(), b"").unwrap();
     let late = login.receive(&decode(&answer(TO_FULL, 7, (0, 0))).unwrap(), b"");
-    assert!(matches!(late, Err(ErrorKind::Protocol(_))));
+    assert!(matches!(late, Err(IscsiErrorKind::Protocol(_))));
     let (mut login, _) = Login::start(&identity).unwrap();
     let mut other = answer(TO_OPERATIONAL, 5, (0, 0));
     other[19] = 9;
-    assert!(matches!(login.receive(&decode(&other).unwrap(), b""), Err(ErrorKind::Protocol(_))));
+    assert!(matches!(
+        login.receive(&decode(&other).unwrap(), b""),
+        Err(IscsiErrorKind::Protocol(_))
+    ));
 }
 
 proptest! {

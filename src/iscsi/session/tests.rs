@@ -9,9 +9,9 @@ use crate::iscsi::{scsi, task::Data};
 
 const LUN: LunField = [0, 1, 0, 0, 0, 0, 0, 0];
 
-const BEATS: Beats = Beats { silent_max: 4, command_max: 10 };
+const LIMITS: KeepaliveLimits = KeepaliveLimits { silent_max: 4, command_max: 10 };
 
-type Answer = oneshot::Receiver<Result<Outcome, ErrorKind>>;
+type Answer = oneshot::Receiver<Result<CommandOutcome, IscsiErrorKind>>;
 
 fn session(agreed: Negotiated) -> Session {
     Session::new(&LoggedIn { negotiated: agreed, exp_stat_sn: 100, max_cmd_sn: 32 })
@@ -30,8 +30,8 @@ fn small() -> Negotiated {
 
 fn submit(session: &mut Session, data: Data) -> Answer {
     let (answer, receiver) = oneshot::channel();
-    let command = Command { lun: LUN, cdb: scsi::test_unit_ready(), data };
-    session.submit(command, Asker { answer, slot: None });
+    let command = IscsiCommand { lun: LUN, cdb: scsi::test_unit_ready(), data };
+    session.submit(command, Completion { answer, slot: None });
     receiver
 }
 
@@ -68,7 +68,7 @@ impl From {
         Self::new(0x25, 0, itt).u32(36, sn).u32(40, offset)
     }
 
-    fn to(mut self, session: &mut Session, data: &[u8]) -> Result<(), ErrorKind> {
+    fn to(mut self, session: &mut Session, data: &[u8]) -> Result<(), IscsiErrorKind> {
         let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
         self.bhs[5..8].copy_from_slice(&bytes.to_be_bytes()[1..]);
         let mut incoming = session.open(&self.bhs)?;
@@ -77,7 +77,8 @@ impl From {
     }
 }
 
-/// Everything the session has to send now: opcode, F bit, target tag, number, offset and length of each PDU.
+/// Everything the session has to send now: opcode, F bit, target tag, number, offset and length of
+/// each PDU.
 fn sent(session: &mut Session) -> Vec<(u8, bool, u32, u32, u32, usize)> {
     let field = |bhs: &Bhs, at: usize| u32::from_be_bytes(bhs[at..at + 4].try_into().unwrap());
     std::iter::from_fn(|| session.next_pdu())
@@ -92,8 +93,8 @@ fn sent(session: &mut Session) -> Vec<(u8, bool, u32, u32, u32, usize)> {
         .collect()
 }
 
-fn is_violation(result: &Result<(), ErrorKind>) -> bool {
-    matches!(result, Err(ErrorKind::Protocol(_)))
+fn is_violation(result: &Result<(), IscsiErrorKind>) -> bool {
+    matches!(result, Err(IscsiErrorKind::Protocol(_)))
 }
 
 #[test]
@@ -121,7 +122,7 @@ fn a_write_sends_immediate_then_unsolicited_then_solicited_data() {
         ]
     );
     From::status(1, 100).to(&mut session, &[]).unwrap();
-    assert_eq!(answer.try_recv().unwrap(), Ok(Outcome::default()));
+    assert_eq!(answer.try_recv().unwrap(), Ok(CommandOutcome::default()));
     second.try_recv().unwrap_err();
 }
 
@@ -199,7 +200,7 @@ fn good_for_a_write_the_target_never_took_is_a_lie() {
     let mut answer = submit(&mut session, payload(5000));
     sent(&mut session);
     assert!(is_violation(&From::status(1, 100).to(&mut session, &[])));
-    assert!(matches!(answer.try_recv().unwrap(), Err(ErrorKind::Protocol(_))));
+    assert!(matches!(answer.try_recv().unwrap(), Err(IscsiErrorKind::Protocol(_))));
 }
 
 #[test]
@@ -274,18 +275,18 @@ fn a_target_that_pings_gets_its_data_back_and_cannot_flood() {
         "an immediate request does not use up a number"
     );
     let flood = (0..100).find_map(|_| ping().to(&mut session, &[]).err());
-    assert!(matches!(flood, Some(ErrorKind::Protocol(_))));
+    assert!(matches!(flood, Some(IscsiErrorKind::Protocol(_))));
 }
 
 #[test]
 fn silence_is_answered_with_one_ping_and_then_given_up() {
     let mut session = session(small());
-    session.beat(BEATS).unwrap();
+    session.tick(LIMITS).unwrap();
     assert_eq!(sent(&mut session), []);
-    session.beat(BEATS).unwrap();
+    session.tick(LIMITS).unwrap();
     assert_eq!(sent(&mut session).len(), 1);
     From::new(0x20, 0x80, 1).u32(24, 100).to(&mut session, &[]).unwrap();
-    let ends: Vec<_> = (0..5).map(|_| session.beat(BEATS)).collect();
+    let ends: Vec<_> = (0..5).map(|_| session.tick(LIMITS)).collect();
     assert_eq!(ends, [Ok(()), Ok(()), Ok(()), Ok(()), Err(4)]);
     assert_eq!(sent(&mut session).len(), 1, "one ping for all of the silence");
 }
@@ -296,10 +297,10 @@ fn a_command_nobody_waits_for_any_more_still_has_a_limit() {
     drop(submit(&mut session, Data::None));
     sent(&mut session);
     for _ in 0..10 {
-        session.beat(BEATS).unwrap();
+        session.tick(LIMITS).unwrap();
         From::new(0x20, 0x80, NO_TAG).u32(20, NO_TAG).to(&mut session, &[]).unwrap();
     }
-    assert_eq!(session.beat(BEATS), Err(10), "a target that says it lives, and does nothing");
+    assert_eq!(session.tick(LIMITS), Err(10), "a target that says it lives, and does nothing");
 }
 
 #[test]
@@ -311,9 +312,9 @@ fn leaving_takes_back_what_was_not_sent() {
     session.leave();
     From::status(1, 100).u32(28, 2).to(&mut session, &[]).unwrap();
     assert_eq!(sent(&mut session), []);
-    assert_eq!(answers[0].try_recv().unwrap(), Ok(Outcome::default()));
+    assert_eq!(answers[0].try_recv().unwrap(), Ok(CommandOutcome::default()));
     for answer in &mut answers[1..] {
-        assert!(matches!(answer.try_recv().unwrap(), Err(ErrorKind::TargetGone(_))));
+        assert!(matches!(answer.try_recv().unwrap(), Err(IscsiErrorKind::TargetGone(_))));
     }
 }
 
@@ -325,22 +326,27 @@ fn the_target_can_ask_to_end_the_session() {
     From::new(0x32, 0x80, NO_TAG).u32(24, 100).u32(36, 1 << 24).to(&mut session, &[]).unwrap();
     assert_eq!(sent(&mut session)[0].0, 0x46, "a logout");
     let mut late = submit(&mut session, Data::None);
-    assert!(matches!(late.try_recv().unwrap(), Err(ErrorKind::TargetGone(_))));
+    assert!(matches!(late.try_recv().unwrap(), Err(IscsiErrorKind::TargetGone(_))));
     From::status(1, 101).to(&mut session, &[]).unwrap();
     answer.try_recv().unwrap().unwrap();
     let end = From::new(0x26, 0x80, 2).u32(24, 102).to(&mut session, &[]);
-    assert!(matches!(end, Err(ErrorKind::TargetGone(_))));
+    assert!(matches!(end, Err(IscsiErrorKind::TargetGone(_))));
 
     let mut session = self::session(small());
     let dropped = From::new(0x32, 0x80, NO_TAG).u32(24, 100).u32(36, 2 << 24).to(&mut session, &[]);
-    assert!(matches!(dropped, Err(ErrorKind::TargetGone(_))));
+    assert!(matches!(dropped, Err(IscsiErrorKind::TargetGone(_))));
 }
 
 #[test]
 fn a_rejected_pdu_ends_the_session_with_the_reason() {
     for (reason, expected) in [
-        (2, ErrorKind::Digest(DigestOf::Data)),
-        (9, ErrorKind::Protocol("it rejects one of our PDUs: invalid PDU field (09)".to_owned())),
+        (2, IscsiErrorKind::Digest(DigestOf::Data)),
+        (
+            9,
+            IscsiErrorKind::Protocol(
+                "it rejects one of our PDUs: invalid PDU field (09)".to_owned(),
+            ),
+        ),
     ] {
         let mut session = session(small());
         let mut reject = From::new(0x3f, 0x80, NO_TAG).u32(24, 100);
@@ -354,9 +360,9 @@ fn after_a_failure_everybody_has_an_answer_and_nothing_is_sent() {
     let mut session = session(small());
     let mut answers: Vec<Answer> = (0..40).map(|_| submit(&mut session, payload(5000))).collect();
     sent(&mut session);
-    let reason = ErrorKind::TargetGone("closed by the target".to_owned());
+    let reason = IscsiErrorKind::TargetGone("closed by the target".to_owned());
     session.fail(&reason);
-    session.fail(&ErrorKind::TargetGone("later".to_owned()));
+    session.fail(&IscsiErrorKind::TargetGone("later".to_owned()));
     answers.push(submit(&mut session, Data::None));
     for answer in &mut answers {
         assert_eq!(answer.try_recv().unwrap(), Err(reason.clone()));
@@ -423,10 +429,10 @@ proptest! {
                     let pdus = (0..count).map_while(|_| session.next_pdu());
                     paid += pdus.filter(|pdu| matches!(pdu.bhs[0], 1 | 5)).map(|pdu| pdu.data.len()).sum::<usize>();
                 }
-                Move::Beat => drop(session.beat(BEATS).ok()),
+                Move::Beat => drop(session.tick(LIMITS).ok()),
                 Move::Reset => {
                     let (answer, receiver) = oneshot::channel();
-                    session.reset_unit(LUN, Asker { answer, slot: None });
+                    session.reset_unit(LUN, Completion { answer, slot: None });
                     answers.push(receiver);
                 }
                 Move::Pdu(opcode, flags, tag, near, [a, b, c], bytes) => {
@@ -441,7 +447,7 @@ proptest! {
             prop_assert!(paid <= owed);
             prop_assert!(session.urgent.len() < 60 && session.bursts.len() <= 3 * session.tasks.len());
         }
-        session.fail(&ErrorKind::TargetGone("the end".to_owned()));
+        session.fail(&IscsiErrorKind::TargetGone("the end".to_owned()));
         for mut answer in answers {
             prop_assert!(answer.try_recv().is_ok());
         }

@@ -29,7 +29,7 @@ fn written(digests: Digests, pdus: Vec<Pdu>) -> Vec<u8> {
     })
 }
 
-fn read(digests: Digests, bytes: &[u8]) -> Result<Vec<u8>, ErrorKind> {
+fn read(digests: Digests, bytes: &[u8]) -> Result<Vec<u8>, IscsiErrorKind> {
     block_on(async {
         let mut reader = PduReader::new(bytes);
         reader.use_digests(digests);
@@ -58,7 +58,7 @@ fn any_changed_bit_is_found_with_digests_on() {
         let mut changed = bytes.clone();
         changed[bit / 8] ^= 1 << (bit % 8);
         let expected = if bit < 52 * 8 { DigestOf::Header } else { DigestOf::Data };
-        assert_eq!(read(BOTH, &changed), Err(ErrorKind::Digest(expected)), "bit {bit}");
+        assert_eq!(read(BOTH, &changed), Err(IscsiErrorKind::Digest(expected)), "bit {bit}");
     }
 }
 
@@ -67,11 +67,11 @@ fn no_more_is_read_than_was_declared() {
     let mut long = pdu(&[]);
     long.bhs[5..8].copy_from_slice(&[4, 0, 1]);
     let result = read(Digests::default(), &long.bhs);
-    assert!(matches!(result, Err(ErrorKind::Protocol(_))), "{result:?}");
+    assert!(matches!(result, Err(IscsiErrorKind::Protocol(_))), "{result:?}");
     let mut additional = pdu(&[]);
     additional.bhs[4] = 1;
-    assert!(matches!(read(Digests::default(), &additional.bhs), Err(ErrorKind::Protocol(_))));
-    let gone = ErrorKind::TargetGone("closed by the target".to_owned());
+    assert!(matches!(read(Digests::default(), &additional.bhs), Err(IscsiErrorKind::Protocol(_))));
+    let gone = IscsiErrorKind::TargetGone("closed by the target".to_owned());
     assert_eq!(read(Digests::default(), &long.bhs[..20]), Err(gone));
 }
 

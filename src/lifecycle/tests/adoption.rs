@@ -38,6 +38,7 @@ fn site() -> Rack {
     rack
 }
 
+/// Invariant (state): A lost state directory is recovered from the status files.
 #[test]
 fn a_site_whose_state_directory_is_lost_is_adopted_from_its_status_files() {
     for off in [false, true] {
@@ -125,6 +126,8 @@ fn a_damaged_record_without_a_witness_is_held_until_somebody_consents() {
     stays_untouched(rack, Phase::Held);
 }
 
+/// Invariant (consent): No file that is lost, renamed, swapped or broken wipes an installed
+/// machine.
 #[test]
 fn what_the_status_files_say_outlives_a_spec_that_is_broken_clashes_or_comes_late() {
     for trouble in 0..3 {
@@ -168,6 +171,8 @@ fn a_status_file_for_a_machine_that_was_replaced_meanwhile_wipes_nothing() {
     stays_untouched(rack, Phase::Deployed);
 }
 
+/// Invariant (consent): No file that is lost, renamed, swapped or broken wipes an installed
+/// machine.
 #[test]
 fn specs_that_swap_their_names_keep_their_machines() {
     for restarted in [false, true] {
@@ -339,6 +344,8 @@ fn mishap(rack: &mut Rack, dice: &mut Dice, catalog: &mut Vec<NodeSpec>) {
     }
 }
 
+/// Invariant (consent): No file that is lost, renamed, swapped or broken wipes an installed
+/// machine.
 #[test]
 fn no_history_of_mishaps_wipes_an_installed_machine() {
     for seed in 0..SEEDS {
@@ -371,6 +378,8 @@ fn no_history_of_mishaps_wipes_an_installed_machine() {
     }
 }
 
+/// Invariant (consent): No file that is lost, renamed, swapped or broken wipes an installed
+/// machine.
 #[test]
 fn a_spec_that_comes_back_after_the_agent_was_killed_finds_its_machine_installed() {
     let mut rack = site();

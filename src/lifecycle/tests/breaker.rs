@@ -16,6 +16,8 @@ fn held_three_of_eight() -> Rack {
     rack
 }
 
+/// Invariant (consent): One mistake does not wipe a site: a reinstall of more than a quarter in ten
+/// minutes is held.
 #[test]
 fn one_machine_or_a_quarter_of_the_site_is_reinstalled_and_one_more_holds_all_of_them() {
     for (changed, of, goes) in [
@@ -83,6 +85,11 @@ fn new_machines_drift_and_power_are_not_reinstalls() {
     assert_eq!(rack.count(Phase::Deployed), 8);
 }
 
+/// Invariant (consent): One mistake does not wipe a site: a reinstall of more than a quarter in ten
+/// minutes is held.
+///
+/// Invariant (consent): The breaker's count outlives the agent, and is on record before a machine
+/// is reinstalled.
 #[test]
 fn files_changed_one_by_one_within_ten_minutes_are_one_change_also_for_an_agent_started_anew() {
     for (apart_s, written) in [(1, 2), (299, 2), (301, 3), (601, 3)] {
@@ -102,6 +109,8 @@ fn files_changed_one_by_one_within_ten_minutes_are_one_change_also_for_an_agent_
     }
 }
 
+/// Invariant (consent): The breaker's count outlives the agent, and is on record before a machine
+/// is reinstalled.
 #[test]
 fn no_machine_is_reinstalled_that_a_crash_would_not_let_count() {
     let mut rack = Rack::deployed(8);
@@ -157,6 +166,8 @@ fn one_machine_redeployed_twice_is_one_and_a_machine_being_written_still_counts_
     assert_eq!(rack.writes(), 2);
 }
 
+/// Invariant (consent): A mass change survives a restart as a hold, and touches nothing when it is
+/// taken back.
 #[test]
 fn a_hold_survives_a_restart() {
     let mut rack = held_three_of_eight();
@@ -177,6 +188,8 @@ fn specs_changed_while_the_agent_was_down_are_one_change() {
     assert_eq!((rack.count(Phase::Held), rack.writes()), (3, 0));
 }
 
+/// Invariant (consent): A mass change survives a restart as a hold, and touches nothing when it is
+/// taken back.
 #[test]
 fn a_change_taken_back_lets_all_go_and_touches_nothing() {
     for off in [false, true] {
@@ -195,6 +208,8 @@ fn a_change_taken_back_lets_all_go_and_touches_nothing() {
     }
 }
 
+/// Invariant (consent): A mass change survives a restart as a hold, and touches nothing when it is
+/// taken back.
 #[test]
 fn an_operator_lets_all_go_or_each() {
     let mut rack = held_three_of_eight();
@@ -242,6 +257,7 @@ fn one_file_changed_again_after_the_hold_is_consent_for_that_one_and_all_at_once
     assert_eq!((rack.count(Phase::Held), rack.writes()), (3, 0));
 }
 
+/// Invariant (consent): A `redeploy` that comes with a machine is no consent.
 #[test]
 fn files_renamed_and_redeployed_in_one_go_are_only_renamed() {
     let mut rack = Rack::deployed(8);
@@ -262,6 +278,8 @@ fn files_renamed_and_redeployed_in_one_go_are_only_renamed() {
     assert_eq!((rack.count(Phase::Held), rack.writes()), (8, 0));
 }
 
+/// Invariant (consent): One mistake does not wipe a site: a reinstall of more than a quarter in ten
+/// minutes is held.
 #[test]
 fn a_change_made_during_a_pause_counts_when_the_pause_ends() {
     let mut rack = Rack::deployed(8);

@@ -202,6 +202,8 @@ fn judge(bench: &mut Bench, peer: IpAddr, shown: &AttemptKey, call: &Call) {
 }
 
 proptest! {
+    /// Invariant (ramdisk): A ramdisk may repeat every call, and only the right one moves an
+    /// attempt.
     #[test]
     fn only_the_ramdisk_with_the_key_at_its_address_moves_an_attempt_and_saying_it_twice_is_saying_it_once(
         steps in prop::collection::vec(any_step(), 0..60),
@@ -257,6 +259,7 @@ proptest! {
     }
 }
 
+/// Invariant (ramdisk): One call ends no node's attempts for good.
 #[test]
 fn a_lookup_of_a_machine_that_was_not_seen_booting_ends_only_its_attempt() {
     let other = IpAddr::from([192, 0, 2, 102]);
@@ -288,6 +291,8 @@ fn lookup_with(disks: Vec<Disk>) -> Call {
     Call::Lookup(Lookup { disks, ..body })
 }
 
+/// Invariant (ramdisk): A late root device is waited for; its node is given up only after a second
+/// start.
 #[test]
 fn a_root_device_that_appears_late_is_waited_for_and_then_installed() {
     let mut bench = Bench::with_spec();
@@ -309,6 +314,8 @@ fn a_root_device_that_appears_late_is_waited_for_and_then_installed() {
     assert_eq!(bench.call(&key(1), deploy_info("")), Reply::Accepted);
 }
 
+/// Invariant (ramdisk): A late root device is waited for; its node is given up only after a second
+/// start.
 #[test]
 fn a_root_device_that_does_not_appear_ends_the_attempt_and_in_the_next_one_all_of_them() {
     for asks_again in [true, false] {

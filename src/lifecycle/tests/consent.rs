@@ -59,6 +59,7 @@ fn a_machine_that_is_installed_as_soon_as_it_is_off_is_known_as_such() {
     assert!(bench.node.is_wiped_when_off());
 }
 
+/// Invariant (consent): Consent is for one machine, one installation and one series of attempts.
 #[test]
 fn consent_for_one_machine_or_installation_does_not_pass_to_another() {
     let others: [fn(&mut NodeSpec); 3] = [
@@ -92,6 +93,7 @@ fn consent_ends_with_a_pause_with_unmanaged_and_with_a_clash() {
     }
 }
 
+/// Invariant (consent): Consent is for one machine, one installation and one series of attempts.
 #[test]
 fn consent_ends_when_the_node_gives_up() {
     let mut bench = Bench::with_spec();
@@ -105,6 +107,7 @@ fn consent_ends_when_the_node_gives_up() {
     assert_eq!(bench.phase(), Phase::Held);
 }
 
+/// Invariant (consent): Consent is for one machine, one installation and one series of attempts.
 #[test]
 fn a_repetition_that_comes_hours_late_asks_again() {
     let mut bench = between_attempts();
@@ -139,6 +142,8 @@ fn a_redeploy_changed_during_a_pause_counts_when_the_pause_ends() {
     assert_eq!(bench.phase(), Phase::Preparing);
 }
 
+/// Invariant (machine): A clean-up reaches the machine of its attempt before another node takes
+/// that machine.
 #[test]
 fn a_bmc_changed_in_the_middle_cleans_up_the_old_machine_and_leaves_the_new_one_alone() {
     for phase in [Phase::PoweringOn, Phase::WaitingRamdisk, Phase::Imaging, Phase::Restarting] {
@@ -194,6 +199,7 @@ fn a_reinstall_asked_of_one_machine_is_not_done_to_another() {
     assert_eq!(bench.phase(), Phase::Preparing);
 }
 
+/// Invariant (consent): A machine whose record was damaged is not wiped, even if it is off.
 #[test]
 fn a_machine_whose_record_was_damaged_is_not_wiped_even_if_it_is_off() {
     let mut bench = Bench::new();
@@ -297,6 +303,7 @@ fn a_damaged_record_stays_in_mind_when_the_spec_goes_away_and_comes_back() {
     }
 }
 
+/// Invariant (consent): Consent is for one machine, one installation and one series of attempts.
 #[test]
 fn a_machine_switched_on_while_the_image_is_verified_is_held() {
     let mut bench = Bench::with_spec();
@@ -327,6 +334,8 @@ fn a_ramdisk_on_another_machine_ends_the_attempt() {
     assert_eq!(bench.phase(), Phase::Failed);
 }
 
+/// Invariant (machine): A clean-up reaches the machine of its attempt before another node takes
+/// that machine.
 #[test]
 fn a_machine_that_another_node_is_still_busy_with_is_a_clash() {
     let mut fleet = empty_fleet();

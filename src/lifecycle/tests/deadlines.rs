@@ -39,6 +39,7 @@ fn code_after_deadline(bench: &mut Bench) -> Fault {
     bench.node.record().last_error.clone().expect("the deadline is missed").fault
 }
 
+/// Invariant (attempt): Every wait ends with a reason, and every fault of the core has a hint.
 #[test]
 fn every_wait_of_an_attempt_has_a_deadline_and_ends_there_with_a_reason() {
     let codes = [
@@ -67,6 +68,7 @@ fn is_useful(fault: &Fault) {
     assert!(fault.hint.len() > 10, "{fault:?}");
 }
 
+/// Invariant (attempt): Every wait ends with a reason, and every fault of the core has a hint.
 #[test]
 fn every_fault_the_core_makes_says_what_where_and_what_to_do() {
     let mut faults = Vec::new();
@@ -77,6 +79,7 @@ fn every_fault_the_core_makes_says_what_where_and_what_to_do() {
         let (node, path, peer) = (spec().name, "x".into(), RAMDISK);
         bench.send(Event::Fetched(Fetch {
             refused_times: 0,
+            unknown_mac: None,
             node,
             stage,
             path,

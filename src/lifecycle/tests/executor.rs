@@ -42,6 +42,7 @@ fn export(rack: &mut Rack, request: u64) {
     ask(rack, request, Call::PassDeployInfo(info));
 }
 
+/// Invariant (state): Record before menu before effects; a full disk loses and repeats nothing.
 #[test]
 fn the_record_comes_before_the_menu_and_the_menu_before_everything_else() {
     let mut rack = waiting();
@@ -73,6 +74,7 @@ fn the_record_comes_before_the_menu_and_the_menu_before_everything_else() {
     }
 }
 
+/// Invariant (state): Record before menu before effects; a full disk loses and repeats nothing.
 #[test]
 fn nothing_gets_out_while_no_record_can_be_written_and_then_everything_once_and_in_order() {
     let mut rack = waiting();
@@ -204,6 +206,7 @@ fn whoever_calls_for_a_node_that_is_not_there_is_refused() {
     assert_eq!(rack.world.heard, [Reply(9, Reply::Refused)]);
 }
 
+/// Invariant (status): A status file that is up to date is not written again.
 #[test]
 fn after_a_start_every_menu_is_in_force_and_nothing_is_shown_before_the_directory_was_read() {
     let mut rack = Rack::deployed(3);

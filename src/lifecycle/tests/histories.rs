@@ -119,6 +119,7 @@ fn fetch(site: &mut Site) {
     let stage = if site.dice.chance(50) { BootStage::Menu } else { BootStage::Kernel };
     let fetch = Fetch {
         refused_times: 0,
+        unknown_mac: None,
         node: spec().name,
         stage,
         path: "x".into(),
@@ -186,6 +187,14 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
+/// Invariant (consent): In every history a disk is written only with consent.
+///
+/// Invariant (attempt): A node runs one operation at a time; a clean-up waits until a cancelled
+/// write has stopped.
+///
+/// Invariant (attempt): A stale result changes nothing.
+///
+/// Invariant (attempt): Once trouble stops, every node settles.
 #[test]
 fn no_history_breaks_a_rule() {
     if let Some(seed) = number("HISTORY_SEED") {

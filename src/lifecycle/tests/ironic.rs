@@ -63,6 +63,7 @@ fn ironics_ramdisk_is_imaged_told_and_then_restarted_by_the_bmc() {
     assert_eq!((size, serial.as_deref()), (disk().size, Some("root-1")));
 }
 
+/// Invariant (ramdisk): The two ramdisks' listeners cannot be mixed.
 #[test]
 fn each_ramdisk_is_believed_only_where_the_spec_names_it() {
     let mut ironics = waiting();

@@ -47,6 +47,8 @@ fn writes_after(rack: &Rack, begun: usize) -> usize {
     rack.world.story.iter().skip(begun).filter(write).count()
 }
 
+/// Invariant (state): A record that is gone is missed, and no crash makes an untouched machine look
+/// lost.
 #[test]
 fn no_crash_makes_a_node_look_lost_whose_record_is_there() {
     let mut calls = 0;
@@ -64,6 +66,8 @@ fn no_crash_makes_a_node_look_lost_whose_record_is_there() {
     assert!(calls >= CALLS_MIN, "{calls}");
 }
 
+/// Invariant (state): A record that is gone is missed, and no crash makes an untouched machine look
+/// lost.
 #[test]
 fn no_crash_makes_a_machine_that_was_touched_look_new_when_its_record_is_gone() {
     for renamed in [false, true] {
@@ -107,6 +111,8 @@ fn no_crash_makes_a_machine_that_was_touched_look_new_when_its_record_is_gone() 
     }
 }
 
+/// Invariant (state): A record that is gone is missed, and no crash makes an untouched machine look
+/// lost.
 #[test]
 fn nothing_is_done_to_a_machine_whose_record_would_not_be_missed() {
     let mut rack = Rack::new(1, POLICY);
@@ -156,6 +162,8 @@ fn a_node_is_not_started_while_its_record_would_not_be_missed() {
     assert_eq!(rack.phase(0), Phase::Deployed);
 }
 
+/// Invariant (consent): The breaker's count outlives the agent, and is on record before a machine
+/// is reinstalled.
 #[test]
 fn no_node_is_started_on_a_list_that_another_one_could_not_write() {
     let mut rack = Rack::new(3, POLICY);
@@ -212,6 +220,8 @@ fn reason(rack: &Rack, n: usize) -> Option<String> {
     rack.condition(n, "Held").map(|(_, reason)| reason)
 }
 
+/// Invariant (state): Doubt is durable; consent ends it for one machine, an operator's order for
+/// new ones.
 #[test]
 fn while_something_that_was_kept_is_lost_every_machine_that_is_new_here_waits_for_consent() {
     let mut rack = incomplete(Rack::deployed(2));
@@ -238,6 +248,8 @@ fn while_something_that_was_kept_is_lost_every_machine_that_is_new_here_waits_fo
     assert_eq!(reason(&rack, 6).as_deref(), Some("RecordLost"));
 }
 
+/// Invariant (state): Doubt is durable; consent ends it for one machine, an operator's order for
+/// new ones.
 #[test]
 fn an_operator_ends_the_doubt_about_machines_to_come_and_about_no_other() {
     let mut rack = incomplete(Rack::deployed(1));

@@ -79,6 +79,7 @@ fn an_available_machine_that_is_on_is_switched_off_when_an_operator_says_so_and_
     assert_held(&bench);
 }
 
+/// Invariant (state): A lost record outlives every move of its node.
 #[test]
 fn a_node_in_the_middle_of_an_attempt_that_is_turned_to_a_lost_machine_holds_that() {
     for phase in [Phase::Pending, Phase::WaitingRamdisk, Phase::Imaging] {

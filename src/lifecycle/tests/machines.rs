@@ -56,6 +56,8 @@ fn watch_untouched(rack: &mut Rack, what: &str) {
     assert_eq!(rack.world.story, [], "{what}");
 }
 
+/// Invariant (consent): An edit that names another machine consents to nothing, whatever else it
+/// changes.
 #[test]
 fn a_spec_turned_to_another_machine_that_is_on_holds_it_whatever_else_the_edit_changes() {
     for enforce_power in [false, true] {
@@ -75,6 +77,8 @@ fn a_spec_turned_to_another_machine_that_is_on_holds_it_whatever_else_the_edit_c
     }
 }
 
+/// Invariant (consent): An edit that names another machine consents to nothing, whatever else it
+/// changes.
 #[test]
 fn a_spec_turned_to_another_machine_that_is_off_installs_it_and_leaves_the_old_one_alone() {
     for (what, along) in &ALONG[..4] {
@@ -91,6 +95,7 @@ fn a_spec_turned_to_another_machine_that_is_off_installs_it_and_leaves_the_old_o
     }
 }
 
+/// Invariant (machine): A machine whose BMC is an installed one's under another name is held.
 #[test]
 fn a_machine_whose_bmc_is_an_installed_ones_in_other_words_is_one_that_may_be_installed() {
     let mut rack = Rack::deployed(4);
@@ -123,6 +128,8 @@ fn a_redeploy_that_is_changed_after_the_hold_of_the_other_machine_is_consent() {
     assert_eq!((rack.phase(0), rack.world.writes(&host(99))), (Phase::Deployed, 1));
 }
 
+/// Invariant (consent): An edit that names another machine consents to nothing, whatever else it
+/// changes.
 #[test]
 fn a_held_machine_is_not_consented_to_by_an_edit_that_names_another_one() {
     for edit in [other_bmc, other_macs, other_machine] {
@@ -146,6 +153,8 @@ fn a_held_machine_is_not_consented_to_by_an_edit_that_names_another_one() {
     }
 }
 
+/// Invariant (consent): An edit that names another machine consents to nothing, whatever else it
+/// changes.
 #[test]
 fn another_bmc_address_or_other_interfaces_alone_are_the_same_machine_and_consent_to_nothing() {
     for enforce_power in [false, true] {
@@ -194,6 +203,8 @@ fn a_redeploy_that_is_changed_after_the_bmc_address_is_consent_and_so_is_one_aft
     }
 }
 
+/// Invariant (consent): An edit that names another machine consents to nothing, whatever else it
+/// changes.
 #[test]
 fn a_machine_replaced_one_thing_after_the_other_is_neither_wiped_nor_said_to_be_installed() {
     for steps in [[other_bmc, other_macs], [other_macs, other_bmc]] {
@@ -248,6 +259,8 @@ fn a_bmc_address_that_was_another_machines_makes_no_new_machine_an_installed_one
     watch_untouched(&mut rack, "an address that is used again");
 }
 
+/// Invariant (consent): An edit that names another machine consents to nothing, whatever else it
+/// changes.
 #[test]
 fn behind_another_bmc_address_a_machine_is_switched_by_an_order_and_never_enforced() {
     let mut rack = Rack::deployed_under(4, Policy { enforce_power: true, ..POLICY });
@@ -298,6 +311,8 @@ fn machines_that_are_replaced_are_no_reinstalls_and_hold_nobody_up() {
     assert_eq!((new, old, rack.world.writes(&host(4))), (4_usize, 0_usize, 1));
 }
 
+/// Invariant (consent): An edit that names another machine consents to nothing, whatever else it
+/// changes.
 #[test]
 fn a_disk_that_was_begun_to_be_written_is_not_said_to_hold_what_it_held_before() {
     let mut rack = Rack::deployed(4);

@@ -18,6 +18,7 @@ fn missing() -> Fault {
 /// Longer than any pause before the next look.
 const PAUSE_S: i64 = 60;
 
+/// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no attempt.
 #[test]
 fn a_node_waits_before_its_first_attempt_for_what_is_missing_and_goes_on_by_itself() {
     let mut bench = Bench::with_spec();
@@ -36,6 +37,7 @@ fn a_node_waits_before_its_first_attempt_for_what_is_missing_and_goes_on_by_itse
     assert_eq!(bench.node.record().last_error, None, "nothing is missing any more");
 }
 
+/// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no attempt.
 #[test]
 fn a_ramdisk_that_is_missing_in_every_preparation_uses_up_no_attempt() {
     let mut bench = Bench::with_spec();
@@ -52,6 +54,7 @@ fn a_ramdisk_that_is_missing_in_every_preparation_uses_up_no_attempt() {
     assert_eq!(bench.node.record().last_error, None);
 }
 
+/// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no attempt.
 #[test]
 fn what_is_missing_in_the_middle_of_an_attempt_repeats_it_after_a_clean_up_that_waits_too() {
     let mut bench = Bench::with_spec();
@@ -69,6 +72,7 @@ fn what_is_missing_in_the_middle_of_an_attempt_repeats_it_after_a_clean_up_that_
     assert_ne!(bench.phase(), Phase::Failed);
 }
 
+/// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no attempt.
 #[test]
 fn a_restart_waits_for_what_is_missing_longer_than_its_tries_and_its_deadline() {
     let mut bench = Bench::with_spec();

@@ -2,12 +2,14 @@
 //! against a reference.
 
 mod adoption;
+mod boot_evidence;
 mod breaker;
 mod callback;
 mod consent;
 mod deadlines;
 mod executor;
 mod histories;
+mod identity;
 mod ironic;
 mod listed;
 mod lost;

@@ -41,12 +41,12 @@ fn files(wanted: &Netboot) -> NetbootFiles {
 }
 
 fn from_network(spec: &mut NodeSpec) {
-    spec.image.netboot = Some(netboot(&["ro"]));
+    spec.image.netboot = Some(Box::new(netboot(&["ro"])));
 }
 
 fn other_kernel(spec: &mut NodeSpec) {
     let kernel = "vmlinuz-new".to_owned();
-    spec.image.netboot = Some(Netboot { kernel, ..netboot(&["ro"]) });
+    spec.image.netboot = Some(Box::new(Netboot { kernel, ..netboot(&["ro"]) }));
 }
 
 /// An image that is one file system.
@@ -110,6 +110,7 @@ fn quiet() -> Bench {
     bench
 }
 
+/// Invariant (netboot): The system's own kernel is served from the moment the disk is written.
 #[test]
 fn the_own_kernel_is_served_from_the_moment_the_disk_is_written() {
     let mut bench = bench();
@@ -130,6 +131,8 @@ fn the_own_kernel_is_served_from_the_moment_the_disk_is_written() {
     assert_eq!(bench.menu(), own(), "also before the directory is read");
 }
 
+/// Invariant (netboot): A served kernel finds the root written last; an old root device is
+/// reported.
 #[test]
 fn the_root_is_told_by_its_partition_which_no_other_disk_has() {
     let mut bench = bench();
@@ -185,6 +188,8 @@ fn a_changed_kernel_is_drift_until_it_is_verified_and_the_old_one_is_served_unti
     assert_eq!(bench.running, None);
 }
 
+/// Invariant (netboot): An installed machine is served the verified files of its record until new
+/// ones are verified.
 #[test]
 fn neither_power_nor_disk_is_touched_for_a_changed_kernel() {
     let mut bench = quiet();
@@ -208,13 +213,15 @@ fn files_that_are_verified_for_ever_are_given_up_within_the_imaging_timeout() {
     assert!(at.duration_since(bench.now).unsigned_abs() <= imaging, "{at}");
 }
 
+/// Invariant (netboot): An installed machine is served the verified files of its record until new
+/// ones are verified.
 #[test]
 fn files_of_a_spec_that_was_changed_meanwhile_are_not_served() {
     let mut bench = quiet();
     bench.change(other_kernel);
     let stale = files(&bench.node.spec().unwrap().image.netboot.clone().unwrap());
     let third = || Netboot { kernel: "third".to_owned(), ..netboot(&["ro"]) };
-    bench.change(|spec| spec.image.netboot = Some(third()));
+    bench.change(|spec| spec.image.netboot = Some(Box::new(third())));
     bench.done(Ok(Outcome::NetbootFiles(Some(stale))));
     assert_eq!(bench.menu(), own());
     assert!(verifying(&bench).is_some(), "for the spec as it is now");
@@ -286,6 +293,8 @@ fn a_pause_or_a_broken_spec_leaves_what_is_served() {
     assert_eq!(bench.menu(), Menu::Unknown);
 }
 
+/// Invariant (machine): A different installation has a different identity, and an upgrade is no
+/// drift.
 #[test]
 fn a_machine_that_the_version_before_installed_has_not_drifted_and_gets_its_files_verified() {
     let mut bench = quiet();
@@ -367,7 +376,7 @@ fn an_image_that_does_not_say_where_the_root_is_is_refused_before_anything_is_to
     assert!(fault.hint.contains("root="), "{fault:?}");
     // Saying it is enough.
     let with_root = netboot(&["root=/dev/vda3"]);
-    bench.change(|spec| spec.image.netboot = Some(with_root.clone()));
+    bench.change(|spec| spec.image.netboot = Some(Box::new(with_root.clone())));
     bench.go_to(Phase::Preparing);
     bench.done(Ok(prepared_root(None, &with_root)));
     bench.go_to(Phase::Deployed);

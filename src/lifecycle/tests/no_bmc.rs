@@ -12,7 +12,7 @@ use crate::{
         boot::{BootStage, Fetch},
         callback::{Call, DeployState, DeployStateReply, Reply, Then},
         power::PowerState,
-        spec::{Bmc, DeployRamdisk, Goal, NodeSpec, WantedPower},
+        spec::{DeployRamdisk, Goal, NodeSpec, WantedPower},
         status::{Phase, Status},
     },
 };
@@ -47,6 +47,7 @@ fn fetched(stage: BootStage) -> Event {
     let (node, path) = (spec().name, "x".to_owned());
     Event::Fetched(Fetch {
         refused_times: 0,
+        unknown_mac: None,
         node,
         stage,
         path,
@@ -106,6 +107,8 @@ impl Bench {
     }
 }
 
+/// Invariant (bmc): A machine without a BMC gets no BMC command, and waiting for an operator delays
+/// no other node.
 #[test]
 fn a_person_switches_it_on_and_its_ramdisk_restarts_it() {
     let mut bench = bench();
@@ -210,6 +213,8 @@ fn a_wait_for_a_person_outlives_the_agent() {
     assert_eq!((bench.phase(), bench.running.is_none()), (Phase::WaitingRamdisk, true));
 }
 
+/// Invariant (bmc): A machine without a BMC gets no BMC command, and waiting for an operator delays
+/// no other node.
 #[test]
 fn a_machine_whose_record_is_lost_is_served_its_disk_until_somebody_consents() {
     let mut bench = bench();
@@ -243,6 +248,8 @@ fn without_a_state_directory_nobody_knows_whose_it_is() {
     assert_eq!(rack.phase(2), Phase::PoweringOn);
 }
 
+/// Invariant (bmc): A machine without a BMC gets no BMC command, and waiting for an operator delays
+/// no other node.
 #[test]
 fn what_waits_for_a_person_keeps_no_machine_waiting_that_goes_by_itself() {
     let mut rack = Rack::new(4, Policy { attempts_max: 1, imagings_max: 1, ..POLICY });
@@ -453,7 +460,7 @@ fn an_attempt_that_was_begun_with_a_bmc_is_cleaned_up_by_it() {
 
 #[test]
 fn an_attempt_that_was_begun_without_a_bmc_asks_none_to_clean_up() {
-    let bmc: Option<Bmc> = spec().bmc;
+    let bmc = spec().bmc;
     let mut bench = up();
     bench.call(&key(1), lookup());
     bench.change(|spec| spec.bmc.clone_from(&bmc));

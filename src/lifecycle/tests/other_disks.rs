@@ -37,6 +37,8 @@ fn told(bench: &Bench) -> Vec<String> {
     old.map(|one| one.message.split(" (").next().unwrap().to_owned()).collect()
 }
 
+/// Invariant (netboot): A served kernel finds the root written last; an old root device is
+/// reported.
 #[test]
 fn a_disk_that_keeps_an_earlier_installation_is_told_until_it_is_written_or_gone() {
     let both = [disk_of("sda", "S1"), disk_of("sdb", "S2")];
@@ -62,6 +64,8 @@ fn a_disk_that_keeps_an_earlier_installation_is_told_until_it_is_written_or_gone
     assert_eq!(told(&bench), Vec::<String>::new());
 }
 
+/// Invariant (netboot): A served kernel finds the root written last; an old root device is
+/// reported.
 #[test]
 fn an_attempt_that_fails_after_the_disk_was_begun_forgets_no_old_disk() {
     let both = [disk_of("sda", "S1"), disk_of("sdb", "S2")];

@@ -21,6 +21,8 @@ fn in_line(rack: &Rack, n: usize) -> bool {
     rack.status(n).message.contains("waiting for its turn")
 }
 
+/// Invariant (state): A disk that waits for its permit to be written still holds its old
+/// installation.
 #[test]
 fn a_machine_that_waits_for_its_turn_to_be_written_still_holds_what_is_installed() {
     let mut bench = Bench::with_spec();
@@ -36,6 +38,7 @@ fn a_machine_that_waits_for_its_turn_to_be_written_still_holds_what_is_installed
     assert_eq!(bench.node.record().installed, None, "it is being written");
 }
 
+/// Invariant (fair): Concurrency limits hold, and every node gets its permit.
 #[test]
 fn no_more_machines_are_brought_up_or_written_at_once_than_allowed_and_all_get_their_turn() {
     for (attempts, imagings) in [(1, 1), (3, 1), (3, 2), (1, 5), (20, 20)] {
@@ -88,6 +91,7 @@ fn who_waits_longest_goes_first() {
     assert_eq!(written, [host(2), host(3), host(0), host(1)]);
 }
 
+/// Invariant (fair): Concurrency limits hold, and every node gets its permit.
 #[test]
 fn first_attempts_go_before_repeated_ones() {
     let mut rack = Rack::new(4, limited(1, 1));
@@ -235,6 +239,7 @@ const EXITS: [Exit; 10] = [
     ("a restart", Rack::restart),
 ];
 
+/// Invariant (fair): Concurrency limits hold, and every node gets its permit.
 #[test]
 fn no_way_out_of_an_attempt_keeps_a_permit() {
     for (exit, act) in EXITS {

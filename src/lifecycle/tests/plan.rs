@@ -206,6 +206,7 @@ fn really_wipes(bench: &Bench, new: &Specs, mut power: PowerState) -> bool {
     fleet.node(&spec().name).unwrap().phase().is_busy()
 }
 
+/// Invariant (status): `hostler plan` prints exactly the core's own decisions.
 #[test]
 fn what_is_planned_is_what_is_done() {
     for (start, begin) in STARTS {
@@ -401,7 +402,7 @@ fn an_empty_directory_is_no_order() {
         &before,
         Specs::new(),
         &expect![[r#"
-        a nothing None false holding still: the spec directory is empty; hostler does not take that for an order to forget its nodes
+        a nothing None false holding still: the spec directory is empty; hostler does not take that for an order to forget its nodes: put a spec there, with state = "unmanaged" where a machine is to be left alone
     "#]],
     );
 }

@@ -37,6 +37,7 @@ fn polled(rack: &Rack) -> Vec<String> {
     rack.world.running.iter().filter(|job| poll(job)).map(|job| job.host.clone()).collect()
 }
 
+/// Invariant (fair): A silent BMC keeps no other machine waiting.
 #[test]
 fn a_poll_of_a_silent_bmc_holds_no_place_that_an_attempt_needs() {
     let mut rack = silent_site(40);
@@ -53,6 +54,7 @@ fn a_poll_of_a_silent_bmc_holds_no_place_that_an_attempt_needs() {
     assert!(polled(&rack).len() <= PLACES);
 }
 
+/// Invariant (fair): A silent BMC keeps no other machine waiting.
 #[test]
 fn a_site_of_silent_bmcs_is_polled_in_turn_and_all_get_theirs() {
     let mut rack = silent_site(40);
@@ -68,6 +70,7 @@ fn a_site_of_silent_bmcs_is_polled_in_turn_and_all_get_theirs() {
     assert_eq!(asked.len(), 40);
 }
 
+/// Invariant (bmc): A repaired BMC is seen within 90 s, and at once when an operator asks.
 #[test]
 fn a_silent_bmc_is_asked_ever_more_seldom_but_within_a_minute_and_a_half() {
     for (nodes, longest_s) in [(1, 60), (30, 60), (1000, 75)] {
@@ -93,6 +96,32 @@ fn a_silent_bmc_is_asked_ever_more_seldom_but_within_a_minute_and_a_half() {
     }
 }
 
+#[test]
+fn silent_bmcs_are_polled_together_and_never_later_than_alone() {
+    let mut rack = Rack::deployed_under(40, Policy { polls_max: 2048, ..POLICY });
+    for n in 0..40 {
+        rack.world.faults.insert(host(n), passing());
+    }
+    let (step_ms, mut seen) = (333, std::collections::BTreeSet::new());
+    for n in 0..800 {
+        rack.now = rack.now.checked_add(SignedDuration::from_millis(step_ms)).unwrap();
+        rack.tick();
+        // By now each has been silent more than once.
+        if n > 400 && !polled(&rack).is_empty() {
+            assert!(
+                rack.now.as_millisecond() % 5000 < step_ms,
+                "{} at {}",
+                polled(&rack).len(),
+                rack.now
+            );
+            seen.extend(polled(&rack));
+        }
+        rack.settle();
+    }
+    assert_eq!(seen.len(), 40);
+}
+
+/// Invariant (bmc): A repaired BMC is seen within 90 s, and at once when an operator asks.
 #[test]
 fn an_operator_who_used_or_wants_a_silent_bmc_has_it_polled_at_once() {
     for event in [Event::PowerMayHaveChanged, Event::Retry] {
@@ -121,6 +150,8 @@ fn until_polled(bench: &mut Bench) -> usize {
     seconds
 }
 
+/// Invariant (bmc): The end of a BMC's trouble is seen within 90 s; refused credentials are not
+/// sent meanwhile.
 #[test]
 fn trouble_with_a_bmc_is_shown_and_its_end_is_seen_within_90_seconds_whatever_it_was() {
     for trouble in [passing, lasting] {
@@ -152,6 +183,7 @@ fn an_available_machine_is_called_kept_off_only_when_it_was_seen_off() {
     assert_eq!(bench.message(), "kept off; nothing is served to it");
 }
 
+/// Invariant (fair): A silent BMC keeps no other machine waiting.
 #[test]
 fn the_patience_with_a_poll_counts_from_its_turn_and_not_from_when_it_was_due() {
     let mut rack = silent_site(40);

@@ -33,6 +33,8 @@ fn operator_switches(rack: &mut Rack, state: PowerState) {
     };
 }
 
+/// Invariant (bmc): A changed wish for power takes effect once; it is enforced at most every 15
+/// minutes.
 #[test]
 fn a_changed_power_is_an_order_that_is_carried_out_once() {
     let mut rack = installed();
@@ -111,6 +113,7 @@ fn drift_is_enforced_only_where_the_site_says_so_and_at_most_every_fifteen_minut
     assert!(done(&rack).iter().all(|operation| *operation == ON));
 }
 
+/// Invariant (machine): A machine that two specs claim is not switched.
 #[test]
 fn a_machine_that_two_specs_claim_is_not_switched_any_more() {
     let mut bench = Bench::with_spec();
@@ -129,6 +132,8 @@ fn a_machine_that_two_specs_claim_is_not_switched_any_more() {
     assert_eq!((bench.phase(), &bench.running), (Phase::Deployed, &None), "the order has lapsed");
 }
 
+/// Invariant (bmc): A changed wish for power takes effect once; it is enforced at most every 15
+/// minutes.
 #[test]
 fn neither_a_restart_nor_a_clock_set_back_makes_enforcement_more_frequent_or_stops_it() {
     for (restarts, clock_s) in [(true, 0), (false, -60), (false, -86_400), (true, -3600)] {
@@ -149,6 +154,7 @@ fn neither_a_restart_nor_a_clock_set_back_makes_enforcement_more_frequent_or_sto
     }
 }
 
+/// Invariant (consent): An unknown machine is not switched.
 #[test]
 fn an_available_machine_that_nobody_knows_is_held_if_it_is_on_and_ready_if_it_is_off() {
     for policy in [POLICY, ENFORCING] {

@@ -40,6 +40,7 @@ fn the_fuzz_target_begins_with_a_good_record_of_every_state() {
     keep("held", bench.node.record());
 }
 
+/// Invariant (secrets): Any bytes from outside give problems or a clean refusal, never a panic.
 #[test]
 fn the_largest_numbers_in_a_record_overflow_nothing() {
     let endless = Duration::MAX;

@@ -133,6 +133,7 @@ pub(super) fn ramdisk_fetched_by(peer: IpAddr) -> Fetch {
         sent_bytes: 1,
         complete: true,
         refused_times: 0,
+        unknown_mac: None,
     }
 }
 

@@ -90,6 +90,7 @@ const EVENTS: [Act; 31] = [
         let stage = BootStage::Kernel;
         drop(bench.send(Event::Fetched(Fetch {
             refused_times: 0,
+            unknown_mac: None,
             node: spec().name,
             stage,
             path,
@@ -169,6 +170,7 @@ const EVENTS: [Act; 31] = [
     ("retry", |bench| drop(bench.send(Event::Retry))),
 ];
 
+/// Invariant (attempt): Every phase handles every event, and every wait has a deadline.
 #[test]
 fn every_phase_meets_every_event() {
     let mut table = String::new();

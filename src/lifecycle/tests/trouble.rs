@@ -19,6 +19,7 @@ use crate::{
 
 use super::support::*;
 
+/// Invariant (bmc): A BMC that fails for a moment is no reason to write a good disk again.
 #[test]
 fn a_restart_that_fails_is_tried_again_before_a_good_disk_is_written_again() {
     let mut bench = Bench::with_spec();
@@ -97,6 +98,7 @@ fn not_restarted(how: usize) -> Bench {
     bench
 }
 
+/// Invariant (bmc): A failed restart of a good disk leaves it installed, and never writes it again.
 #[test]
 fn a_failed_restart_of_a_good_disk_leaves_it_installed_and_is_never_a_reason_to_write_it_again() {
     for how in 0..3 {
@@ -118,6 +120,7 @@ fn a_failed_restart_of_a_good_disk_leaves_it_installed_and_is_never_a_reason_to_
     }
 }
 
+/// Invariant (bmc): A failed restart of a good disk leaves it installed, and never writes it again.
 #[test]
 fn an_operator_has_a_machine_restarted_that_was_not_and_then_it_is_deployed() {
     let mut bench = not_restarted(0);
@@ -168,6 +171,7 @@ fn a_bmc_that_never_answers_uses_up_the_attempts() {
     assert_eq!(bench.phase(), Phase::Failed);
 }
 
+/// Invariant (fair): A waiting node neither spins nor keeps others waiting.
 #[test]
 fn a_node_that_waits_for_its_bmc_neither_spins_nor_keeps_others_waiting() {
     let (mut fleet, now) = (empty_fleet(), Bench::new().now);
@@ -293,6 +297,7 @@ fn a_record_of_a_later_version_can_be_read() {
     assert_eq!(&read, bench.node.record());
 }
 
+/// Invariant (ramdisk): A ramdisk's reports are bounded and cleaned before they are kept or shown.
 #[test]
 fn a_lying_ramdisk_cannot_bloat_or_break_what_is_kept_and_shown() {
     let long = "x\u{1b}[2J\n".repeat(10_000);
@@ -368,6 +373,7 @@ fn each_stage_of_a_netboot_counts_once_and_only_in_an_attempt() {
         let path = "x".into();
         Event::Fetched(Fetch {
             refused_times: 0,
+            unknown_mac: None,
             node: spec().name,
             stage,
             path,
@@ -422,6 +428,8 @@ fn a_spec_that_returns_during_the_clean_up_is_not_forgotten() {
     bench.go_to(Phase::Deployed);
 }
 
+/// Invariant (bmc): An installed machine's power that differs is reported, and forced only where
+/// the site says so.
 #[test]
 fn an_installed_machine_that_is_off_is_only_reported() {
     let mut bench = Bench::with_spec();

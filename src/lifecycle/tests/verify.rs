@@ -66,6 +66,7 @@ fn what_a_ramdisk_says_of_its_time_is_never_longer_than_it_was_waited_for() {
     assert_eq!(bench.node.record().durations["verify_ms"], 60_000);
 }
 
+/// Invariant (disk): A disk that drops writes is caught by default.
 #[test]
 fn a_disk_that_holds_something_else_fails_the_attempt_and_is_written_again() {
     let mut bench = comparing();

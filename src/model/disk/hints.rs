@@ -336,6 +336,8 @@ mod tests {
         );
     }
 
+    /// Invariant (machine): Only the disk that all hints chose is exported or written; without
+    /// exactly one, none is.
     #[test]
     fn a_wrong_hint_fails_and_never_falls_back_to_another_disk() {
         let one = [disk("vda", "root", 8 << 30)];
@@ -399,6 +401,7 @@ mod tests {
         [one, other, disk("sdg", "7TKMP01", 480 << 30)]
     }
 
+    /// Invariant (machine): A hint chooses a disk in every tool's spelling, and never by a guess.
     #[test]
     fn two_paths_to_one_disk_are_one_disk_if_the_spec_says_so() {
         let disks = catalog();
@@ -414,6 +417,7 @@ mod tests {
         assert_eq!(one.choose(&disks).unwrap().name, "sdf");
     }
 
+    /// Invariant (machine): A hint chooses a disk in every tool's spelling, and never by a guess.
     #[test]
     fn paths_to_different_disks_are_never_taken_for_one() {
         let first =
@@ -433,6 +437,8 @@ mod tests {
         }
     }
 
+    /// Invariant (machine): A refusal to choose shows each disk's hinted attributes and the line
+    /// that chooses it.
     #[test]
     fn an_error_shows_of_each_disk_what_the_hints_speak_of_and_the_line_that_chooses_it() {
         let [one, _, other] = catalog();

@@ -130,6 +130,7 @@ mod tests {
         hints.choose(std::slice::from_ref(disk)).is_ok()
     }
 
+    /// Invariant (machine): A hint chooses a disk in every tool's spelling, and never by a guess.
     #[test]
     fn what_udev_lsblk_and_by_id_show_of_a_disk_chooses_it() {
         let sata = disk("WD-WX 1A2B3C", "WDC WD40EFRX-68N", "ATA     ", "naa.50014ee20ce3848a");
@@ -161,6 +162,7 @@ mod tests {
         }
     }
 
+    /// Invariant (machine): A hint chooses a disk in every tool's spelling, and never by a guess.
     #[test]
     fn what_would_take_a_guess_chooses_nothing() {
         let sata = disk("WD-WX 1A2B3C", "WDC WD40EFRX-68N", "ATA", "naa.50014ee20ce3848a");

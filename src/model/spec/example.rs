@@ -36,7 +36,7 @@ impl NodeSpec {
                 require_chap: true,
                 kernel_args: Vec::new(),
             },
-            bmc: Some(Bmc {
+            bmc: Some(Box::new(Bmc {
                 driver: BmcDriver::Ipmi,
                 address: BmcAddress::at("192.0.2.20", 623),
                 username: "admin".to_owned(),
@@ -46,7 +46,7 @@ impl NodeSpec {
                 cipher_suite: None,
                 match_system_uuid: false,
                 console: false,
-            }),
+            })),
             root_device: RootDeviceHints::default(),
             image: Image {
                 source: "disk.raw".to_owned(),

@@ -1,7 +1,7 @@
-//! A file as an answer's body: read in pieces, the next when the client has taken the one before.
+//! A file as a response's body: read in pieces, the next when the client has taken the one before.
 //!
-//! Made by the server for each answer, polled by hyper. However its connection ends, what became of the file is told once. It must never
-//! hold more than one piece.
+//! Made by the server for each response, polled by hyper. However its connection ends, the end of
+//! the fetch is reported once. It must never hold more than one piece.
 
 use std::{
     io::{self, Seek as _, SeekFrom},
@@ -23,49 +23,48 @@ use tokio::{
 use super::{
     super::{
         catalog::BootFileCatalog,
-        evidence::{Asked, Ended},
+        evidence::{Ended, FetchKind},
         files::Opened,
     },
-    pulse::Pulse,
+    activity::ConnectionActivity,
 };
-use crate::places::Kept;
+use crate::listener::Protection;
 
-/// Read at once, in bytes: large enough that a gigabit needs two thousand reads a second, and 256 connections hold 16 MiB.
+/// Bytes read at once: large enough that a gigabit needs two thousand reads a second, and 256
+/// connections hold 16 MiB.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Whom and of what to tell at the end.
+/// The report to make when the response ends.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct SendReport {
     pub(super) catalog: Arc<BootFileCatalog>,
     pub(super) peer: IpAddr,
-    pub(super) asked: Asked,
+    pub(super) kind: FetchKind,
     pub(super) path: String,
     pub(super) began: Instant,
-    /// The connection's place, while its file is sent.
-    pub(super) _kept: Kept,
+    /// Keeps the connection from being evicted while its file is sent.
+    pub(super) _protection: Protection,
 }
 
-/// The body.
 #[derive(Debug)]
 pub(super) struct FileBody {
     file: File,
-    /// Where it ends, in the file.
+    /// The end of the wanted bytes, in the file.
     end: u64,
-    /// How far it is, in the file.
+    /// The next byte to read, in the file.
     at: u64,
     piece: Vec<u8>,
-    /// Counts what moves.
-    pulse: Arc<Pulse>,
-    told: Option<Told>,
+    activity: Arc<ConnectionActivity>,
+    report: Option<SendReport>,
 }
 
 impl FileBody {
-    /// These bytes of the file, which has them.
+    /// Makes a body of bytes that the file has.
     pub(super) fn new(
         file: Opened,
         bytes: Range<u64>,
-        told: Told,
-        pulse: Arc<Pulse>,
+        report: SendReport,
+        activity: Arc<ConnectionActivity>,
     ) -> io::Result<Self> {
         let mut file = file.into_file();
         file.seek(SeekFrom::Start(bytes.start))?;
@@ -74,8 +73,8 @@ impl FileBody {
             end: bytes.end,
             at: bytes.start,
             piece: vec![0; PIECE_BYTES],
-            pulse,
-            told: Some(told),
+            activity,
+            report: Some(report),
         })
     }
 }
@@ -99,11 +98,11 @@ impl Body for FileBody {
         ready!(Pin::new(&mut this.file).poll_read(context, &mut space))?;
         let read = Bytes::copy_from_slice(space.filled());
         if read.is_empty() {
-            // The client learns it from the length it was told.
+            // The client learns it from the length in the head.
             return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
         }
         this.at += read.len() as u64;
-        this.pulse.beat();
+        this.activity.note();
         Poll::Ready(Some(Ok(Frame::data(read))))
     }
 
@@ -116,11 +115,13 @@ impl Body for FileBody {
     }
 }
 
-/// hyper lets go of a body once all of it is on its way, or with its connection. What is then still in the system's buffers counts as
-/// sent: no server can know better before the client asks for the next file.
+/// hyper drops a body once all of it is on its way, or with its connection. Bytes still in the
+/// system's buffers then count as sent: no server can know better before the client requests the
+/// next file.
 impl Drop for FileBody {
     fn drop(&mut self) {
-        let Some(Told { catalog, peer, asked, path, began, _kept }) = self.told.take() else {
+        let Some(SendReport { catalog, peer, kind, path, began, _protection }) = self.report.take()
+        else {
             return;
         };
         // A boot loader that skips a part of a file asks for the rest of it.
@@ -131,6 +132,6 @@ impl Drop for FileBody {
         } else {
             tracing::info!(%peer, ?path, sent_bytes, took_ms, "HTTP file not sent");
         }
-        catalog.ended(peer, asked, Ended { path, sent_bytes, complete }, began);
+        catalog.ended(peer, kind, Ended { path, sent_bytes, complete }, began);
     }
 }

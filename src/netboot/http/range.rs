@@ -1,11 +1,11 @@
-//! Which part of a file a request is for (RFC 9110 §14).
+//! Ranges of a file (RFC 9110 §14).
 //!
-//! Asked by the server for each request with a `Range`: GRUB skips parts of a kernel by one. Pure. What is
-//! no single range of bytes is ignored, as the RFC allows.
+//! Called by the server for each request with a `Range`: GRUB skips parts of a kernel by one. Pure.
+//! Anything but a single range of bytes is ignored, as the RFC allows.
 
 use std::ops::Range;
 
-/// The bytes wanted of a file with so many. `None`: the range begins past its end.
+/// Returns the bytes wanted of a file of `all` bytes. `None`: the range begins past its end.
 pub(super) fn wanted(range: &str, all: u64) -> Option<Range<u64>> {
     let Some((first, last)) = range.strip_prefix("bytes=").and_then(single) else {
         return Some(0..all);
@@ -18,7 +18,7 @@ pub(super) fn wanted(range: &str, all: u64) -> Option<Range<u64>> {
     (bytes.start < bytes.end).then_some(bytes)
 }
 
-/// `10-`, `10-19` or `-5`; the ends are in order.
+/// Reads `10-`, `10-19` or `-5`, with the ends in order.
 fn single(text: &str) -> Option<(Option<u64>, Option<u64>)> {
     let (first, last) = text.split_once('-')?;
     let number = |text: &str| match text.trim() {

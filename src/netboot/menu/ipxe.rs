@@ -1,21 +1,38 @@
-//! What iPXE reads (BIOS and UEFI), and how the other boot loaders hand over to it.
+//! iPXE's scripts, for BIOS and UEFI, and the menus by which other boot loaders hand over to it.
 //!
-//! Called by the renderer with words that are fit for it, and by the table for what every machine gets. iPXE fetches kernel and ramdisk
-//! over plain HTTP: the iPXE that distributions and network interfaces carry trusts public authorities only, so that HTTPS would need an iPXE
-//! built for each site. The key is in the script and not in what HTTP carries then; a script travels as any other menu does.
+//! Called through the table of boot loaders. iPXE fetches kernel and ramdisk over plain HTTP: the
+//! iPXE of distributions and network interfaces trusts public authorities only, so that HTTPS would
+//! need an iPXE built for each site. The key is in the script and not in anything that HTTP carries
+//! then; a script travels as any other menu does.
 
-use std::net::SocketAddr;
+use super::{BootLoader, Linux};
+use crate::model::{ids::MacAddr, secret::Secret, spec::Loader};
 
-use super::Linux;
-use crate::model::{ids::MacAddr, secret::Secret};
+/// `boot.ipxe` or `autoexec.ipxe` in whichever directory, and `ipxe/01-<mac>.ipxe`.
+#[derive(Debug)]
+pub(super) struct Ipxe;
 
-/// The same for every machine: tries the script of each of its NICs, since the first one need not be the one it was netbooted from.
-///
-/// `--replace` ends this script when the NIC's own begins, whose `exit` then is the end of iPXE. A machine that is no node's is let go
-/// to its own disk.
-pub(in crate::netboot) fn dispatch() -> Secret {
-    Secret::new(format!(
-        "\
+impl BootLoader for Ipxe {
+    fn loader(&self) -> Loader {
+        Loader::Ipxe
+    }
+
+    fn own_dir(&self) -> Option<&'static str> {
+        Some("ipxe/")
+    }
+
+    fn is_common_menu(&self, _directory: &str, file: &str) -> bool {
+        matches!(file, "boot.ipxe" | "autoexec.ipxe")
+    }
+
+    /// Tries the script of each of the machine's NICs, since the first one need not be the one it
+    /// was netbooted from.
+    ///
+    /// `--replace` ends this script when the NIC's own begins, whose `exit` then is the end of
+    /// iPXE. An unclaimed machine boots its own disk.
+    fn common_menu(&self) -> Secret {
+        Secret::new(format!(
+            "\
 #!ipxe
 set nic:int32 0
 :nic
@@ -25,38 +42,61 @@ inc nic
 goto nic
 :none
 {LOCAL_DISK_COMMANDS}"
-    ))
+        ))
+    }
+
+    fn nic_in_name<'a>(&self, directory: &str, file: &'a str) -> Option<&'a str> {
+        file.strip_suffix(".ipxe").filter(|_| directory == "ipxe")
+    }
+
+    fn nic_menu_name(&self, mac: MacAddr) -> String {
+        format!("ipxe/01-{}.ipxe", mac.hyphenated())
+    }
+
+    fn local_disk(&self) -> Secret {
+        Secret::new(format!("#!ipxe\n{LOCAL_DISK_COMMANDS}"))
+    }
+
+    fn linux(&self, linux: &Linux<'_>) -> Secret {
+        render(linux)
+    }
+
+    fn reached_from(&self, other: Loader, mac: MacAddr) -> Option<Secret> {
+        match other {
+            Loader::Pxelinux => Some(from_pxelinux(mac)),
+            Loader::Grub => Some(from_grub(mac)),
+            Loader::Ipxe | Loader::Auto => None,
+        }
+    }
 }
 
-pub(super) fn local_disk() -> Secret {
-    Secret::new(format!("#!ipxe\n{LOCAL_DISK_COMMANDS}"))
-}
-
-/// A failure is what makes UEFI go on with its next boot option (specification §3.1.1).
+/// Only after a failure does UEFI go on with its next boot option (specification §3.1.1).
 const LOCAL_DISK_COMMANDS: &str = "\
 echo hostler: booting the local disk
 iseq ${platform} efi && exit 1 ||
 sanboot --no-describe --drive 0x80 || exit 1
 ";
 
-/// iPXE expands `${…}` wherever it stands and has no quotes: the words must not have it, nor be one of its separators.
+/// Renders the script. iPXE expands `${…}` wherever it stands and has no quotes: the words must not
+/// contain it, nor be one of its separators.
 ///
-/// A download that was cut short, by an agent that was restarted say, is tried again; one that stands still for half a minute counts as
-/// such. Under UEFI the kernel asks the firmware for its ramdisk by the name in `initrd=`. iPXE that another boot loader has handed over
-/// to has no address yet. `${mac}` is the NIC that has one.
-pub(super) fn linux(linux: &Linux<'_>, http: Option<SocketAddr>, words: &[&str]) -> Secret {
-    let Linux { what, kernel, ramdisk, with_addresses, .. } = linux;
+/// A download that was cut short, by an agent that was restarted say, is tried again; one that
+/// stands still for half a minute counts as such. Under UEFI the kernel asks the firmware for its
+/// ramdisk by the name in `initrd=`. An iPXE that another boot loader has handed over to has no
+/// address yet. `${mac}` is the NIC that has one.
+fn render(linux: &Linux<'_>) -> Secret {
+    let Linux { title, kernel, ramdisk, words, with_addresses, .. } = linux;
     // As pxelinux writes it (`IPAPPEND 1`).
     let addresses =
         if *with_addresses { " ip=${ip}:${next-server}:${gateway}:${netmask}" } else { "" };
-    let server = match http {
+    let server = match linux.http {
         Some(address) => format!("http://{address}"),
         None => "tftp://${next-server}".to_owned(),
     };
     Secret::new(format!(
         "\
 #!ipxe
-echo hostler: booting {what}
+echo hostler: booting {title}
 isset ${{ip}} || dhcp || exit 1
 set try:int32 0
 :kernel
@@ -78,8 +118,9 @@ boot || exit 1
     ))
 }
 
-/// For pxelinux: iPXE as a kernel, and the NIC's script as its ramdisk, which it runs.
-pub(super) fn from_pxelinux(mac: MacAddr) -> Secret {
+/// Renders the menu for pxelinux: iPXE as a kernel, and the NIC's script as its ramdisk, which it
+/// runs.
+fn from_pxelinux(mac: MacAddr) -> Secret {
     Secret::new(format!(
         "\
 SERIAL 0 115200
@@ -96,8 +137,9 @@ LABEL ipxe
     ))
 }
 
-/// For GRUB. Under UEFI iPXE takes no script: it asks DHCP again, which must know that iPXE gets `boot.ipxe`. Under BIOS it is a kernel.
-pub(super) fn from_grub(mac: MacAddr) -> Secret {
+/// Renders the menu for GRUB. Under UEFI iPXE takes no script: it asks DHCP again, which must know
+/// that iPXE gets `boot.ipxe`. Under BIOS it is a kernel.
+fn from_grub(mac: MacAddr) -> Secret {
     Secret::new(format!(
         "\
 echo \"hostler: handing over to iPXE\"

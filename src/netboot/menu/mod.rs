@@ -1,46 +1,81 @@
-//! Renders boot menus: what pxelinux, GRUB and iPXE read to boot the deploy ramdisk, the installed system's own kernel or the
-//! local disk.
+//! Boot menus, and the table of the boot loaders that read them.
 //!
-//! Called by the table when a node's menu changes, and when somebody asks for it. Pure. It must never let a word of a kernel command line become a line or a command
-//! of a menu: what cannot be written safely for every boot loader is refused.
+//! Called by the boot table when a node's menu changes, and for each request. Pure. A boot loader
+//! is a file of this folder, a line in [`BOOT_LOADERS`] and a value of `boot.loader` ([`Loader`]);
+//! the names of its menus and their text are known nowhere else. A menu boots the deploy ramdisk,
+//! the installed system's own kernel or the local disk.
+//!
+//! It must never let a word of a kernel command line become a line or a command of a menu: a line
+//! that cannot be written safely for every boot loader is refused.
 
-pub(super) mod grub;
-pub(super) mod ipxe;
-pub(super) mod pxelinux;
+mod grub;
+mod ipxe;
+mod names;
+mod pxelinux;
 
-use std::net::SocketAddr;
+use std::{fmt, net::SocketAddr};
 
+pub(super) use self::names::{MenuName, menu_name};
 use crate::model::{
+    admin::ServedMenu,
     boot::BootMenu,
     ids::{MacAddr, NodeName},
     secret::Secret,
     spec::Loader,
 };
 
-/// Longest command line the kernel keeps on x86, in bytes (`COMMAND_LINE_SIZE`), less what the boot loaders add.
-const COMMAND_LINE_BYTES_MAX: usize = 2048 - 256;
+/// Every boot loader. Of several that a name fits, the first reads it.
+pub(super) const BOOT_LOADERS: [&dyn BootLoader; 3] =
+    [&pxelinux::Pxelinux, &grub::Grub, &ipxe::Ipxe];
 
-/// One NIC's menu in each boot loader's language.
+/// A boot loader: where it looks for menus, and how they are written for it.
 ///
-/// All are always made: a machine may be set up for another firmware than its spec says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Menus {
-    /// `pxelinux.cfg/01-<mac>`
-    pub pxelinux: Secret,
-    /// The same for `lpxelinux.0`, which can do HTTP.
-    pub lpxelinux: Secret,
-    /// `grub.cfg-01-<mac>`
-    pub grub: Secret,
-    /// `ipxe/01-<mac>.ipxe`
-    pub ipxe: Secret,
+/// It looks where it was loaded from, or in a directory that was built into it: menus have their
+/// names in every directory. A `directory` here is the last one of a path, empty if there is none.
+pub(super) trait BootLoader: fmt::Debug + Sync {
+    /// Its value of `boot.loader`, which says what machines it boots.
+    fn loader(&self) -> Loader;
+
+    /// A directory at the top that contains nothing but its menus.
+    fn own_dir(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether this is the menu that is the same for every machine.
+    fn is_common_menu(&self, directory: &str, file: &str) -> bool;
+
+    /// The menu that is the same for every machine: it leads to the NIC's own.
+    fn common_menu(&self) -> Secret;
+
+    /// The part of a NIC's menu's name that identifies the NIC; `None`: not a name of its menus.
+    fn nic_in_name<'a>(&self, directory: &str, file: &'a str) -> Option<&'a str>;
+
+    /// The usual name of a NIC's menu.
+    fn nic_menu_name(&self, mac: MacAddr) -> String;
+
+    /// Renders the menu that boots the local disk.
+    fn local_disk(&self) -> Secret;
+
+    /// Renders the menu that boots a kernel.
+    fn linux(&self, linux: &Linux<'_>) -> Secret;
+
+    /// Renders the menu by which another boot loader hands over to this one, if it can.
+    fn reached_from(&self, _other: Loader, _mac: MacAddr) -> Option<Secret> {
+        None
+    }
 }
 
-/// A menu that cannot be written for every boot loader.
+/// Longest command line the kernel keeps on x86, in bytes (`COMMAND_LINE_SIZE`), less the boot
+/// loaders' own words.
+const COMMAND_LINE_BYTES_MAX: usize = 2048 - 256;
+
+/// Why a menu cannot be written for every boot loader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MenuError {
     /// In the kernel command line. The word itself is not shown: the line holds the attempt's key.
     #[error(
-        "kernel command line: {0:?} in word {1}; only printable ASCII without any of '\"`\\$;|&# reaches a kernel unchanged through pxelinux, GRUB and iPXE"
+        "kernel command line: {0:?} in word {1}; only printable ASCII without any of '\"`\\$;|&# \
+         reaches a kernel unchanged through pxelinux, GRUB and iPXE"
     )]
     Character(char, usize),
     /// The whole command line.
@@ -48,12 +83,13 @@ pub enum MenuError {
     TooLong(usize),
     /// The TFTP name of a kernel or ramdisk.
     #[error(
-        "boot file name: {0:?}; must be letters, digits and `._+-`, in parts divided by `/`, not leading with one"
+        "boot file name: {0:?}; must be letters, digits and `._+-`, in parts divided by `/`, not \
+         leading with one"
     )]
     FileName(char),
 }
 
-/// The TFTP names of a node's own kernel and ramdisk, under a directory that nothing else is served from.
+/// The directory of the nodes' own kernels and ramdisks, from which nothing else is served.
 pub(super) const OWN_DIR: &str = "node/";
 
 pub(super) fn own_kernel(node: &NodeName) -> String {
@@ -64,100 +100,118 @@ pub(super) fn own_ramdisk(node: &NodeName) -> String {
     format!("{OWN_DIR}{node}/ramdisk")
 }
 
-/// How a node's machines are to boot.
+/// The site's and the node's choices for its menus.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Means {
+pub(super) struct BootOptions {
     /// The boot loader that leads into an installation.
     pub(super) loader: Loader,
-    /// Where iPXE and GRUB find kernel and ramdisk; without it over TFTP.
+    /// Where boot loaders find kernel and ramdisk over HTTP; without it they use TFTP.
     pub(super) http: Option<SocketAddr>,
 }
 
-/// Renders the menu of one of the node's NICs.
+/// The machine that asks for a menu.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MenuClient {
+    pub(super) mac: MacAddr,
+    /// Whether its pxelinux is the one that knows URLs.
+    pub(super) lpxelinux: bool,
+}
+
+/// A kernel and its ramdisk, by the names under which machines fetch them.
+pub(super) struct Linux<'a> {
+    /// Shown on the machine's console.
+    title: &'a str,
+    kernel: String,
+    ramdisk: String,
+    /// The kernel command line.
+    words: Vec<&'a str>,
+    /// Whether the kernel is told its address (`ip=`).
+    with_addresses: bool,
+    mac: MacAddr,
+    lpxelinux: bool,
+    http: Option<SocketAddr>,
+}
+
+/// Makes sure that a menu can be written for every boot loader.
+pub(super) fn check(node: &NodeName, menu: &BootMenu) -> Result<(), MenuError> {
+    let (kernel, ramdisk, line) = match menu {
+        BootMenu::LocalDisk => return Ok(()),
+        BootMenu::Deploy { kernel, initramfs, command_line, .. } => {
+            (kernel.clone(), initramfs.clone(), command_line.expose())
+        }
+        BootMenu::Network { command_line, .. } => {
+            (own_kernel(node), own_ramdisk(node), command_line.as_str())
+        }
+    };
+    check_name(&kernel)?;
+    check_name(&ramdisk)?;
+    words(line).map(drop)
+}
+
+/// Renders one boot loader's menu for one of the node's NICs.
 pub(super) fn render(
+    reader: &dyn BootLoader,
+    node: &NodeName,
+    client: MenuClient,
+    options: BootOptions,
+    menu: &BootMenu,
+) -> Result<Secret, MenuError> {
+    check(node, menu)?;
+    let MenuClient { mac, lpxelinux } = client;
+    let BootOptions { loader, http } = options;
+    match menu {
+        BootMenu::LocalDisk => Ok(reader.local_disk()),
+        BootMenu::Deploy { .. } if loader != Loader::Auto && loader != reader.loader() => {
+            // The way into an installation, and its key, are left to one boot loader.
+            let chosen = BOOT_LOADERS.iter().find(|it| it.loader() == loader);
+            let reached = chosen.and_then(|it| it.reached_from(reader.loader(), mac));
+            Ok(reached.unwrap_or_else(|| reader.local_disk()))
+        }
+        BootMenu::Deploy { kernel, initramfs, command_line, with_addresses } => {
+            Ok(reader.linux(&Linux {
+                title: "the deploy ramdisk",
+                kernel: kernel.clone(),
+                ramdisk: initramfs.clone(),
+                words: words(command_line.expose())?,
+                with_addresses: *with_addresses,
+                mac,
+                lpxelinux,
+                http,
+            }))
+        }
+        BootMenu::Network { command_line, .. } => Ok(reader.linux(&Linux {
+            title: "the installed system's own kernel",
+            kernel: own_kernel(node),
+            ramdisk: own_ramdisk(node),
+            words: words(command_line)?,
+            with_addresses: false,
+            mac,
+            lpxelinux,
+            http,
+        })),
+    }
+}
+
+/// Renders the menus of one of the node's NICs for every boot loader, under their usual names.
+pub(super) fn render_all(
     node: &NodeName,
     mac: MacAddr,
-    means: Means,
+    options: BootOptions,
     menu: &BootMenu,
-) -> Result<Menus, MenuError> {
-    match menu {
-        BootMenu::LocalDisk => Ok(Menus::local_disk()),
-        BootMenu::Deploy { kernel, initramfs, command_line, with_addresses } => Linux {
-            what: "the deploy ramdisk",
-            kernel,
-            ramdisk: initramfs,
-            command_line: command_line.expose(),
-            with_addresses: *with_addresses,
-        }
-        .render(mac, means.http)
-        .map(|menus| menus.only(means.loader, mac)),
-        BootMenu::Network { command_line, .. } => Linux {
-            what: "the installed system's own kernel",
-            kernel: &own_kernel(node),
-            ramdisk: &own_ramdisk(node),
-            command_line,
-            with_addresses: false,
-        }
-        .render(mac, means.http),
-    }
+) -> Result<Vec<ServedMenu>, MenuError> {
+    let client = MenuClient { mac, lpxelinux: false };
+    let served = |reader: &&dyn BootLoader| {
+        let text = render(*reader, node, client, options, menu)?;
+        Ok(ServedMenu { name: reader.nic_menu_name(mac), text })
+    };
+    BOOT_LOADERS.iter().map(served).collect()
 }
 
-impl Menus {
-    fn local_disk() -> Self {
-        Self {
-            pxelinux: pxelinux::default(),
-            lpxelinux: pxelinux::default(),
-            grub: Secret::new(grub::LOCAL_DISK.to_owned()),
-            ipxe: ipxe::local_disk(),
-        }
-    }
-
-    /// Leaves the way into an installation, and the key, to one boot loader; from the others it is the way there or the local disk.
-    fn only(self, loader: Loader, mac: MacAddr) -> Self {
-        match loader {
-            Loader::Auto => self,
-            Loader::Pxelinux => {
-                Self { pxelinux: self.pxelinux, lpxelinux: self.lpxelinux, ..Self::local_disk() }
-            }
-            Loader::Grub => Self { grub: self.grub, ..Self::local_disk() },
-            Loader::Ipxe => Self {
-                pxelinux: ipxe::from_pxelinux(mac),
-                lpxelinux: ipxe::from_pxelinux(mac),
-                grub: ipxe::from_grub(mac),
-                ipxe: self.ipxe,
-            },
-        }
-    }
-}
-
-/// A kernel and its ramdisk, by their TFTP names.
-struct Linux<'a> {
-    what: &'a str,
-    kernel: &'a str,
-    ramdisk: &'a str,
-    command_line: &'a str,
-    with_addresses: bool,
-}
-
-impl Linux<'_> {
-    fn render(&self, mac: MacAddr, http: Option<SocketAddr>) -> Result<Menus, MenuError> {
-        check_name(self.kernel)?;
-        check_name(self.ramdisk)?;
-        let words = words(self.command_line)?;
-        Ok(Menus {
-            pxelinux: pxelinux::linux(self, None, &words),
-            // It has no IPv6.
-            lpxelinux: pxelinux::linux(self, http.filter(SocketAddr::is_ipv4), &words),
-            grub: grub::linux(self, http, mac, &words),
-            ipxe: ipxe::linux(self, http, &words),
-        })
-    }
-}
-
-/// The words of a command line, each fit for every boot loader.
+/// Splits a command line into words, each fit for every boot loader.
 ///
-/// GRUB adds backslashes before quotes and backslashes when it hands words to the kernel, so these cannot arrive intact. To iPXE `${`
-/// is an expansion, a word that begins with `#` a comment, and `;`, `||` and `&&` end a command.
+/// GRUB adds backslashes before quotes and backslashes when it hands words to the kernel, so these
+/// cannot arrive intact. To iPXE `${` is an expansion, a word that begins with `#` a comment, and
+/// `;`, `||` and `&&` end a command.
 fn words(line: &str) -> Result<Vec<&str>, MenuError> {
     if line.len() > COMMAND_LINE_BYTES_MAX {
         return Err(MenuError::TooLong(line.len()));
@@ -183,352 +237,4 @@ fn check_name(name: &str) -> Result<(), MenuError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use expect_test::expect;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::model::netboot::BootFile;
-
-    fn mac() -> MacAddr {
-        "52:54:00:00:00:0a".parse().unwrap()
-    }
-
-    fn node() -> NodeName {
-        "edge-07".parse().unwrap()
-    }
-
-    fn render(mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
-        render_for(Loader::Auto, mac, menu)
-    }
-
-    fn render_for(loader: Loader, mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
-        let http = Some(SocketAddr::from(([192, 0, 2, 1], 8069)));
-        super::render(&node(), mac, Means { loader, http }, menu)
-    }
-
-    fn deploy(command_line: &str) -> BootMenu {
-        BootMenu::Deploy {
-            kernel: "deploy/vmlinuz".to_owned(),
-            initramfs: "deploy/initramfs".to_owned(),
-            command_line: Secret::new(command_line.to_owned()),
-            with_addresses: false,
-        }
-    }
-
-    #[test]
-    fn the_deploy_menu_names_kernel_ramdisk_command_line_and_nic() {
-        let menu = deploy("hostler.api=192.0.2.1:8443 hostler.key=00ff console=ttyS1,115200n8");
-        let menus = render(mac(), &menu).unwrap();
-        expect![[r"
-            SERIAL 0 115200
-            SAY hostler: booting the deploy ramdisk
-            DEFAULT linux
-            PROMPT 0
-            NOESCAPE 1
-            TIMEOUT 100
-            LABEL linux
-              KERNEL ::deploy/vmlinuz
-              INITRD ::deploy/initramfs
-              APPEND hostler.api=192.0.2.1:8443 hostler.key=00ff console=ttyS1,115200n8
-              IPAPPEND 2
-        "]]
-        .assert_eq(menus.pxelinux.expose());
-        expect![[r#"
-            echo "hostler: booting the deploy ramdisk"
-            for try in 1 2 3 4 5 6 7 8 9 10; do
-              for from in '(http,192.0.2.1:8069)' '(tftp)'; do
-                if linux $from/deploy/vmlinuz 'hostler.api=192.0.2.1:8443' 'hostler.key=00ff' 'console=ttyS1,115200n8' BOOTIF=01-52-54-00-00-00-0a; then
-                  for try in 1 2 3 4 5 6 7 8 9 10; do
-                    for from in '(http,192.0.2.1:8069)' '(tftp)'; do
-                      if initrd $from/deploy/initramfs; then
-                        boot
-                      fi
-                    done
-                  done
-                  exit
-                fi
-              done
-            done
-            exit
-        "#]]
-        .assert_eq(menus.grub.expose());
-        expect![[r"
-            #!ipxe
-            echo hostler: booting the deploy ramdisk
-            isset ${ip} || dhcp || exit 1
-            set try:int32 0
-            :kernel
-            kernel --timeout 30000 http://192.0.2.1:8069/deploy/vmlinuz initrd=ramdisk hostler.api=192.0.2.1:8443 hostler.key=00ff console=ttyS1,115200n8 BOOTIF=01-${mac:hexhyp} && goto ramdisk ||
-            inc try
-            iseq ${try} 10 && exit 1 ||
-            sleep 1
-            goto kernel
-            :ramdisk
-            initrd --timeout 30000 --name ramdisk http://192.0.2.1:8069/deploy/initramfs && goto boot ||
-            inc try
-            iseq ${try} 10 && exit 1 ||
-            sleep 1
-            goto ramdisk
-            :boot
-            boot || exit 1
-        "]]
-        .assert_eq(menus.ipxe.expose());
-    }
-
-    #[test]
-    fn one_boot_loader_leads_into_an_installation_if_the_spec_says_so_and_the_others_never_see_its_key()
-     {
-        let menu = deploy("hostler.key=00ff");
-        let all = render(mac(), &menu).unwrap();
-        let local = render(mac(), &BootMenu::LocalDisk).unwrap();
-        let pxelinux = render_for(Loader::Pxelinux, mac(), &menu).unwrap();
-        let Menus { lpxelinux, .. } = all.clone();
-        assert_eq!(pxelinux, Menus { pxelinux: all.pxelinux, lpxelinux, ..local.clone() });
-        let grub = render_for(Loader::Grub, mac(), &menu).unwrap();
-        assert_eq!(grub, Menus { grub: all.grub, ..local });
-        let ipxe = render_for(Loader::Ipxe, mac(), &menu).unwrap();
-        assert_eq!(ipxe.ipxe, all.ipxe);
-        expect![[r"
-            SERIAL 0 115200
-            SAY hostler: handing over to iPXE
-            DEFAULT ipxe
-            PROMPT 0
-            NOESCAPE 1
-            TIMEOUT 100
-            LABEL ipxe
-              KERNEL ::ipxe.lkrn
-              INITRD ::ipxe/01-52-54-00-00-00-0a.ipxe
-        "]]
-        .assert_eq(ipxe.pxelinux.expose());
-        expect![[r#"
-            echo "hostler: handing over to iPXE"
-            if chainloader (tftp)/ipxe.efi; then
-              boot
-            fi
-            if linux16 (tftp)/ipxe.lkrn; then
-              if initrd16 (tftp)/ipxe/01-52-54-00-00-00-0a.ipxe; then
-                boot
-              fi
-            fi
-            exit
-        "#]]
-        .assert_eq(ipxe.grub.expose());
-    }
-
-    #[test]
-    fn lpxelinux_is_sent_to_the_http_server_and_back_to_tftp_where_that_fails() {
-        let menus = render(mac(), &deploy("hostler.key=00ff")).unwrap();
-        expect![[r"
-            SERIAL 0 115200
-            SAY hostler: booting the deploy ramdisk
-            DEFAULT linux
-            PROMPT 0
-            NOESCAPE 1
-            TIMEOUT 100
-            ONERROR tftp
-            LABEL linux
-              KERNEL http://192.0.2.1:8069/deploy/vmlinuz
-              INITRD http://192.0.2.1:8069/deploy/initramfs
-              APPEND hostler.key=00ff
-              IPAPPEND 2
-            LABEL tftp
-              KERNEL ::deploy/vmlinuz
-              INITRD ::deploy/initramfs
-              APPEND hostler.key=00ff
-              IPAPPEND 2
-        "]]
-        .assert_eq(menus.lpxelinux.expose());
-        let http = Some("[2001:db8::1]:8069".parse().unwrap());
-        let means = Means { loader: Loader::Auto, http };
-        let menus = super::render(&node(), mac(), means, &deploy("quiet")).unwrap();
-        assert_eq!(menus.lpxelinux, menus.pxelinux);
-        assert!(!menus.grub.expose().contains("http"));
-    }
-
-    #[test]
-    fn without_an_http_server_ipxe_is_sent_to_tftp() {
-        let means = Means { loader: Loader::Auto, http: None };
-        let menus = super::render(&node(), mac(), means, &deploy("quiet")).unwrap();
-        assert!(menus.ipxe.expose().contains(" tftp://${next-server}/deploy/vmlinuz "));
-        for text in [&menus.ipxe, &menus.grub, &menus.lpxelinux].map(Secret::expose) {
-            assert!(!text.contains("http"), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_ramdisk_that_needs_its_addresses_is_told_them_by_a_boot_loader_that_can() {
-        let BootMenu::Deploy { kernel, initramfs, command_line, .. } = deploy("quiet") else {
-            unreachable!()
-        };
-        let menu = BootMenu::Deploy { kernel, initramfs, command_line, with_addresses: true };
-        let menus = render(mac(), &menu).unwrap();
-        assert!(menus.pxelinux.expose().ends_with("  APPEND quiet\n  IPAPPEND 3\n"));
-        let addresses = " ip=${ip}:${next-server}:${gateway}:${netmask} ";
-        assert!(menus.ipxe.expose().contains(addresses));
-        assert_eq!(menus.grub, render(mac(), &deploy("quiet")).unwrap().grub);
-    }
-
-    #[test]
-    fn a_machines_own_kernel_has_a_name_of_its_own_and_no_path_of_the_server() {
-        let [kernel, ramdisk] =
-            ["/srv/images/vmlinuz", "initrd.img"].map(|path| BootFile::Path(path.to_owned()));
-        let command_line = "root=UUID=0a ro".to_owned();
-        let menus = render(mac(), &BootMenu::Network { kernel, ramdisk, command_line }).unwrap();
-        expect![[r"
-            SERIAL 0 115200
-            SAY hostler: booting the installed system's own kernel
-            DEFAULT linux
-            PROMPT 0
-            NOESCAPE 1
-            TIMEOUT 100
-            LABEL linux
-              KERNEL ::node/edge-07/kernel
-              INITRD ::node/edge-07/ramdisk
-              APPEND root=UUID=0a ro
-              IPAPPEND 2
-        "]]
-        .assert_eq(menus.pxelinux.expose());
-        let linux =
-            "linux $from/node/edge-07/kernel 'root=UUID=0a' 'ro' BOOTIF=01-52-54-00-00-00-0a;";
-        assert!(menus.grub.expose().contains(linux));
-        assert!(menus.grub.expose().contains("initrd $from/node/edge-07/ramdisk;"));
-        for file in ["kernel", "ramdisk"] {
-            let url = format!(" http://192.0.2.1:8069/node/edge-07/{file} ");
-            assert!(menus.ipxe.expose().contains(&url), "{url}");
-        }
-    }
-
-    #[test]
-    fn the_local_disk_menu_has_no_network_in_it() {
-        let menus = render(mac(), &BootMenu::LocalDisk).unwrap();
-        assert!(menus.pxelinux.expose().contains("LOCALBOOT 0"));
-        assert!(menus.grub.expose().contains("chainloader"));
-        expect![[r"
-            #!ipxe
-            echo hostler: booting the local disk
-            iseq ${platform} efi && exit 1 ||
-            sanboot --no-describe --drive 0x80 || exit 1
-        "]]
-        .assert_eq(menus.ipxe.expose());
-        for text in [&menus.pxelinux, &menus.grub, &menus.ipxe].map(Secret::expose) {
-            assert!(!text.contains("tftp") && !text.contains("KERNEL"), "{text}");
-        }
-    }
-
-    #[test]
-    fn ipxe_asks_for_the_script_of_each_of_its_nics_before_anything_else() {
-        expect![[r"
-            #!ipxe
-            set nic:int32 0
-            :nic
-            isset ${net${nic}/mac} || goto none
-            chain --replace ipxe/01-${net${nic}/mac:hexhyp}.ipxe ||
-            inc nic
-            goto nic
-            :none
-            echo hostler: booting the local disk
-            iseq ${platform} efi && exit 1 ||
-            sanboot --no-describe --drive 0x80 || exit 1
-        "]]
-        .assert_eq(ipxe::dispatch().expose());
-    }
-
-    #[test]
-    fn grub_asks_for_its_nics_menu_before_anything_else() {
-        expect![[r#"
-            configfile (tftp)/grub/grub.cfg-01-${net_default_mac}
-            echo "hostler: booting the local disk"
-            if [ "$grub_platform" = efi ]; then
-              for loader in /EFI/BOOT/BOOTX64.EFI /EFI/BOOT/BOOTAA64.EFI; do
-                if search --no-floppy --file --set=root $loader; then
-                  if chainloader $loader; then
-                    boot
-                  fi
-                fi
-              done
-              for loader in (hd*,*)/EFI/*/shim*.efi (hd*,*)/EFI/*/grub*.efi (hd*,*)/EFI/*/*/bootmgfw.efi; do
-                if regexp --set=1:root '^\((hd[0-9]+,[^)]+)\)' $loader; then
-                  if chainloader $loader; then
-                    boot
-                  fi
-                fi
-              done
-            fi
-            exit
-        "#]]
-        .assert_eq(grub::dispatch().expose());
-    }
-
-    #[test]
-    fn a_command_line_cannot_add_a_line_or_a_command_to_a_menu() {
-        for (line, expected) in [
-            ("quiet\nLABEL evil", MenuError::Character('\n', 1)),
-            ("a b\rreboot", MenuError::Character('\r', 2)),
-            ("a\tb", MenuError::Character('\t', 1)),
-            ("a 'b", MenuError::Character('\'', 2)),
-            ("a=\"b\"", MenuError::Character('"', 1)),
-            ("`reboot`", MenuError::Character('`', 1)),
-            ("a\\", MenuError::Character('\\', 1)),
-            ("grün", MenuError::Character('ü', 1)),
-            ("a\0b", MenuError::Character('\0', 1)),
-            ("a=${root}", MenuError::Character('$', 1)),
-            ("quiet ; reboot", MenuError::Character(';', 2)),
-            ("quiet || shell", MenuError::Character('|', 2)),
-            ("quiet && shell", MenuError::Character('&', 2)),
-            ("#quiet", MenuError::Character('#', 1)),
-        ] {
-            assert_eq!(render(mac(), &deploy(line)), Err(expected), "{line:?}");
-        }
-        let menus = render(mac(), &deploy("a=(root) {x} <y>")).unwrap();
-        let linux = menus.grub.expose().lines().find(|l| l.contains("linux")).unwrap();
-        assert!(linux.contains(" 'a=(root)' '{x}' '<y>' BOOTIF="), "{linux}");
-    }
-
-    #[test]
-    fn a_command_line_the_kernel_would_cut_is_refused() {
-        let line = "x".repeat(COMMAND_LINE_BYTES_MAX + 1);
-        assert_eq!(render(mac(), &deploy(&line)), Err(MenuError::TooLong(line.len())));
-    }
-
-    #[test]
-    fn a_boot_file_name_is_a_plain_relative_path() {
-        for (name, odd) in [("", '/'), ("/x", '/'), ("a b", ' '), ("a;b", ';'), ("a\nb", '\n')] {
-            let menu = BootMenu::Deploy {
-                kernel: name.to_owned(),
-                initramfs: "i".to_owned(),
-                command_line: Secret::new(String::new()),
-                with_addresses: false,
-            };
-            assert_eq!(render(mac(), &menu), Err(MenuError::FileName(odd)), "{name:?}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_accepted_command_line_leaves_the_shape_of_the_menus_alone(line in ".{0,80}") {
-            if let Ok(menus) = render(mac(), &deploy(&line)) {
-                let plain = render(mac(), &deploy("quiet")).unwrap();
-                let texts = |menus: Menus| [menus.pxelinux, menus.grub, menus.ipxe];
-                for (text, expected) in texts(menus.clone()).iter().zip(&texts(plain)) {
-                    let (text, expected) = (text.expose(), expected.expose());
-                    prop_assert_eq!(text.lines().count(), expected.lines().count());
-                    let differing = text.lines().zip(expected.lines()).filter(|(a, b)| a != b).count();
-                    prop_assert!(differing <= 1);
-                }
-                let kernel = menus.ipxe.expose().lines().find(|l| l.starts_with("kernel")).unwrap();
-                prop_assert_eq!(kernel.matches("${").count(), 1);
-                let ends = |word: &&str| word.starts_with('#') || matches!(*word, ";" | "||" | "&&");
-                let ends: Vec<&str> = kernel.split_whitespace().filter(ends).collect();
-                prop_assert_eq!(ends, ["&&", "||"]);
-                let linux = menus.grub.expose().lines().find(|l| l.contains("if linux")).unwrap();
-                prop_assert_eq!(linux.matches('\'').count() % 2, 0);
-                let outside: String = linux.split('\'').step_by(2).collect();
-                let outside = outside.replacen("$from/", "", 1);
-                let outside = outside.strip_suffix("; then").unwrap();
-                let inert = |c: char| c.is_ascii_alphanumeric() || " ()/=-".contains(c);
-                prop_assert!(outside.chars().all(inert), "{}", outside);
-            }
-        }
-    }
-}
+mod tests;

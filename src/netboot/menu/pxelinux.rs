@@ -1,24 +1,64 @@
-//! What pxelinux reads (BIOS).
+//! The menus of pxelinux (BIOS) and of `lpxelinux.0`, the pxelinux that knows URLs.
 //!
-//! Called by the renderer with words that are fit for it.
+//! Called through the table of boot loaders.
 
 use std::net::SocketAddr;
 
-use super::Linux;
-use crate::model::secret::Secret;
+use super::{BootLoader, Linux};
+use crate::model::{ids::MacAddr, secret::Secret, spec::Loader};
 
-/// What pxelinux asks for last, after the menu of its NIC: a machine that is no node's is let go to its own disk. Without it pxelinux
-/// waits for minutes, resets the machine, and comes again.
-pub(in crate::netboot) fn default() -> Secret {
-    Secret::new(LOCAL_DISK.to_owned())
+/// `pxelinux.cfg/default` and `pxelinux.cfg/01-<mac>`.
+#[derive(Debug)]
+pub(super) struct Pxelinux;
+
+/// The directory of its menus.
+const DIR: &str = "pxelinux.cfg";
+
+impl BootLoader for Pxelinux {
+    fn loader(&self) -> Loader {
+        Loader::Pxelinux
+    }
+
+    fn own_dir(&self) -> Option<&'static str> {
+        Some("pxelinux.cfg/")
+    }
+
+    fn is_common_menu(&self, directory: &str, file: &str) -> bool {
+        (directory, file) == (DIR, "default")
+    }
+
+    /// pxelinux asks for this last, after the menu of its NIC: an unclaimed machine boots its own
+    /// disk. Without it pxelinux waits for minutes, resets the machine, and comes again.
+    fn common_menu(&self) -> Secret {
+        self.local_disk()
+    }
+
+    fn nic_in_name<'a>(&self, directory: &str, file: &'a str) -> Option<&'a str> {
+        (directory == DIR).then_some(file)
+    }
+
+    fn nic_menu_name(&self, mac: MacAddr) -> String {
+        format!("{DIR}/01-{}", mac.hyphenated())
+    }
+
+    fn local_disk(&self) -> Secret {
+        Secret::new(LOCAL_DISK.to_owned())
+    }
+
+    fn linux(&self, linux: &Linux<'_>) -> Secret {
+        // lpxelinux has no IPv6.
+        let http = linux.http.filter(|address| linux.lpxelinux && address.is_ipv4());
+        render(linux, http)
+    }
 }
 
-/// `LOCALBOOT 0` leaves through the PXE ROM, which closes the NIC, and the BIOS goes on with its next boot device: the order is the
-/// administrator's. `LOCALBOOT -1` would pass the ROM by.
+/// `LOCALBOOT 0` leaves through the PXE ROM, which closes the NIC, and the BIOS goes on with its
+/// next boot device: the order is the administrator's. `LOCALBOOT -1` would bypass the ROM.
 ///
-/// There is no second way after it: it does not return. Nor can `chain.c32` come first: pxelinux 6.04 runs a module that failed again at
-/// once and for ever, a hundred requests a second, whatever `ONERROR` and `ONTIMEOUT` say.
-pub(super) const LOCAL_DISK: &str = "\
+/// There is no second way after it: it does not return. Nor can `chain.c32` come first: pxelinux
+/// 6.04 runs a module that failed again at once and for ever, a hundred requests a second, whatever
+/// `ONERROR` and `ONTIMEOUT` say.
+const LOCAL_DISK: &str = "\
 SERIAL 0 115200
 SAY hostler: booting the local disk
 DEFAULT local
@@ -28,16 +68,16 @@ LABEL local
   LOCALBOOT 0
 ";
 
-/// `::` keeps pxelinux from putting the directory it was loaded from before a name. After a failure `TIMEOUT` (tenths of a second)
-/// tries again; `NOESCAPE` keeps a held shift key from stopping the boot; `IPAPPEND` adds `BOOTIF=01-<mac>` (2) and
+/// Renders the menu. `::` keeps pxelinux from putting the directory it was loaded from before a
+/// name. After a failure `TIMEOUT` (tenths of a second) tries again; `NOESCAPE` keeps a held shift
+/// key from stopping the boot; `IPAPPEND` adds `BOOTIF=01-<mac>` (2) and
 /// `ip=client:server:gateway:mask` (1).
 ///
-/// `lpxelinux.0` is given a URL, and goes back to TFTP when that fails. `pxelinux.0` knows
-/// no URLs.
-pub(super) fn linux(linux: &Linux<'_>, http: Option<SocketAddr>, words: &[&str]) -> Secret {
-    let Linux { what, kernel, ramdisk, with_addresses, .. } = linux;
+/// `lpxelinux.0` is given a URL, and goes back to TFTP when that fails. `pxelinux.0` knows no URLs.
+fn render(linux: &Linux<'_>, http: Option<SocketAddr>) -> Secret {
+    let Linux { title, kernel, ramdisk, with_addresses, .. } = linux;
     let append = if *with_addresses { 3 } else { 2 };
-    let words = words.join(" ");
+    let words = linux.words.join(" ");
     let label = |name: &str, server: &str| {
         format!(
             "\
@@ -59,7 +99,7 @@ LABEL {name}
     Secret::new(format!(
         "\
 SERIAL 0 115200
-SAY hostler: booting {what}
+SAY hostler: booting {title}
 DEFAULT linux
 PROMPT 0
 NOESCAPE 1

@@ -1,40 +1,64 @@
 //! TFTP (RFC 1350, with the options of RFC 2347 to 2349 and 7440).
 //!
-//! The accept loop is `server`, a request is judged by `request`, has a place in `slots`, and is carried by `transfer` through its `window` and
-//! over its `wire`.
+//! The accept loop is `server`, a request is judged by `request`, has a slot in `slots`, and is
+//! carried by `transfer` through its `window` and over its `wire`.
 //!
 //! # Built on `tftpd`
 //!
-//! The crate's `Packet` reads and writes datagrams and its `Worker` sends the files; its `Server` is not used. What version 1.0.0 gets
-//! wrong, what keeps it from mattering here, and what should be changed there. Each is attacked in `testbed/integration/tftp`.
+//! The crate's `Packet` reads and writes datagrams and its `Worker` sends the files; its `Server`
+//! is not used. What version 1.0.0 gets wrong, what keeps it from mattering here, and what should
+//! be changed there. Each is attacked in `testbed/integration/tftp`.
 //!
-//! | | version 1.0.0 | here | upstream |
-//! |---|---|---|---|
-//! | 1 | A request for the largest window and blocks makes a buffer of 8.6 GB: the process is aborted. | `request` clamps both. | A limit on window × block, in the configuration. |
-//! | 2 | The same takes twice the file's size before any ACK. | The same. | Read no further ahead than a window. |
-//! | 3 | The loop panics when a thread cannot be made. | `transfer` catches it, the client is told *busy*. | `thread::Builder`, and the error returned. |
-//! | 4 | No limit on transfers; a system without descriptors drops requests. | `slots` caps them, also for each address; `files` tells *busy*. | A cap; an ERROR instead of silence. |
-//! | 5 | It logs with `println!`, which panics when standard output is closed. | A transfer that ends early unwinds its thread, before the worker has anything to say. | The `log` crate. |
-//! | 6 | A FIFO, `utimeout` or `windowwait` of any size keep a thread for ever. | `files` opens without waiting; neither option is granted. | Regular files only; limits on both. |
-//! | 7 | A repeated or late ACK makes the worker spin until its timeout. | `window` lets only acknowledgements through that make progress. | Back to a blocking read after an ACK that changes nothing. |
-//! | 8 | Lost packets are counted over the whole transfer; the seventh ends it. | Endless tries; `transfer` has time limits. | Count anew after each ACK that makes progress. |
-//! | 9 | A lost OACK is never sent again, a lost first block of a window only after the timeout. | `transfer` sends both again. | The same (RFC 7440 §4). |
-//! | 10 | Links lead out of the directory. | `files` opens beneath it, and the worker gets `/proc/self/fd/N`. | `openat2`, or a worker that takes an open file. |
-//! | 11 | A directory, no name or an unreadable file: OACK, then silence. | `files` checks first; a worker that ends early is an ERROR. | Open before answering; an ERROR when a worker ends early. |
-//! | 12 | Every name with `..` in it is refused, and a directory's name that is not UTF-8 panics. | `clean_name` looks at whole parts; paths are never text. | The same. |
-//! | 13 | `Config { directory, ..Default::default() }` serves the working directory. | `Config` has one directory, and `None` is none. | One field, or `send_directory: Option`. |
-//! | 14 | With `single_port` the loop spins after the first transfer, and clients are never forgotten. | A socket for each transfer; `slots` forgets with it. | The mode of a descriptor is shared by its duplicates: use `MSG_DONTWAIT`. |
-//! | 15 | Errors show the server's paths to clients, and names go raw into the log. | A refusal is one of six sentences; names are logged escaped. | The same. |
-//! | 16 | No way to learn the port, to pass a socket in, or to choose the address that answers. | [`Server::bind`] and [`Server::local_addr`]; transfers speak from the address listened on. | `Server::from_socket`, `local_addr`. |
-//! | 17 | No hooks, no files from memory, and a request sent twice is served twice. | `Transfer` is the worker's `Socket` and counts; `memfd`; `slots` knows repetitions. | A callback for the file and one for the end; one transfer for each peer. |
-//! | 18 | Netascii is sent as octets; a request that is long, not UTF-8, or has one option it does
-//! not understand gets silence. | `request` reads requests itself: netascii gets an ERROR, such an
-//! option is ignored, and names are bytes. | The same. | | | `Worker::new` takes a type whose name
-//! is private, and `Worker` tries for ever when a socket's error is no `io::Error`. | The compiler
-//! infers it; every error is one. | Make it public; end on any error. | | | While a window is out,
-//! every block costs a look for ACKs, three copies and three allocations. | The look is answered
-//! without a system call, and a window goes out with one. | Blocks as slices of one buffer;
-//! `UDP_SEGMENT`. |
+//! 1. A request for the largest window and blocks makes a buffer of 8.6 GB: the process is aborted.
+//!    *Here:* `request` clamps both. *Upstream:* A limit on window × block, in the configuration.
+//! 2. The same takes twice the file's size before any ACK. *Here:* The same. *Upstream:* Read no
+//!    further ahead than a window.
+//! 3. The loop panics when a thread cannot be made. *Here:* `transfer` catches it, the client is
+//!    told *busy*. *Upstream:* `thread::Builder`, and the error returned.
+//! 4. No limit on transfers; a system without descriptors drops requests. *Here:* `slots` caps
+//!    them, also for each address; `files` tells *busy*. *Upstream:* A cap; an ERROR instead of
+//!    silence.
+//! 5. It logs with `println!`, which panics when standard output is closed. *Here:* A transfer that
+//!    ends early unwinds its thread, before the worker has anything to say. *Upstream:* The `log`
+//!    crate.
+//! 6. A FIFO, `utimeout` or `windowwait` of any size keep a thread for ever. *Here:* `files` opens
+//!    without waiting; neither option is granted. *Upstream:* Regular files only; limits on both.
+//! 7. A repeated or late ACK makes the worker spin until its timeout. *Here:* `window` lets only
+//!    acknowledgements through that make progress. *Upstream:* Back to a blocking read after an ACK
+//!    that changes nothing.
+//! 8. Lost packets are counted over the whole transfer; the seventh ends it. *Here:* Endless tries;
+//!    `transfer` has time limits. *Upstream:* Count anew after each ACK that makes progress.
+//! 9. A lost OACK is never sent again, a lost first block of a window only after the timeout.
+//!    *Here:* `transfer` sends both again. *Upstream:* The same (RFC 7440 §4).
+//! 10. Links lead out of the directory. *Here:* `files` opens beneath it, and the worker gets
+//!     `/proc/self/fd/N`. *Upstream:* `openat2`, or a worker that takes an open file.
+//! 11. A directory, no name or an unreadable file: OACK, then silence. *Here:* `files` checks
+//!     first; a worker that ends early is an ERROR. *Upstream:* Open before answering; an ERROR
+//!     when a worker ends early.
+//! 12. Every name with `..` in it is refused, and a directory's name that is not UTF-8 panics.
+//!     *Here:* `clean_name` looks at whole parts; paths are never text. *Upstream:* The same.
+//! 13. `Config { directory, ..Default::default() }` serves the working directory. *Here:* `Config`
+//!     has one directory, and `None` is none. *Upstream:* One field, or `send_directory: Option`.
+//! 14. With `single_port` the loop spins after the first transfer, and clients are never forgotten.
+//!     *Here:* A socket for each transfer; `slots` forgets with it. *Upstream:* The mode of a
+//!     descriptor is shared by its duplicates: use `MSG_DONTWAIT`.
+//! 15. Errors show the server's paths to clients, and names go raw into the log. *Here:* A refusal
+//!     is one of six sentences; names are logged escaped. *Upstream:* The same.
+//! 16. No way to learn the port, to pass a socket in, or to choose the address that answers.
+//!     *Here:* [`Server::bind`] and [`Server::local_addr`]; transfers speak from the address
+//!     listened on. *Upstream:* `Server::from_socket`, `local_addr`.
+//! 17. No hooks, no files from memory, and a request sent twice is served twice. *Here:* `Transfer`
+//!     is the worker's `Socket` and counts; `memfd`; `slots` knows repetitions. *Upstream:* A
+//!     callback for the file and one for the end; one transfer for each peer.
+//! 18. Netascii is sent as octets; a request that is long, not UTF-8, or has one option it does not
+//!     understand gets silence. *Here:* `request` reads requests itself: netascii gets an ERROR,
+//!     such an option is ignored, and names are bytes. *Upstream:* The same.
+//! 19. `Worker::new` takes a type whose name is private, and `Worker` tries for ever when a
+//!     socket's error is no `io::Error`. *Here:* The compiler infers it; every error is one.
+//!     *Upstream:* Make it public; end on any error.
+//! 20. While a window is out, every block costs a check for ACKs, three copies and three
+//!     allocations. *Here:* The check is answered without a system call, and a window goes out with
+//!     one. *Upstream:* Blocks as slices of one buffer; `UDP_SEGMENT`.
 
 mod request;
 mod server;
@@ -43,10 +67,9 @@ mod transfer;
 mod window;
 mod wire;
 
-pub(super) use self::request::{Refusal, clean_name};
 pub use server::{Config, Running, Server};
 
-/// The way in for the fuzz target: whatever a stranger sends to the well-known port.
+/// Entry point of the fuzz target: a datagram to the well-known port.
 #[cfg(fuzzing)]
 pub fn fuzz(datagram: &[u8]) {
     match request::parse(datagram) {

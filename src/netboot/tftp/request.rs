@@ -1,11 +1,14 @@
-//! Reads what a client asks for: the datagram, the file name and the options (RFC 1350, 2347, 2348, 2349, 7440).
+//! Reads requests: the datagram, the file name and the options (RFC 1350, 2347, 2348, 2349, 7440).
 //!
-//! Called by the server for every datagram on the well-known port. Pure. Everything here comes from strangers: nothing they send may
-//! panic, and no number they send is used before it has been limited.
+//! Called by the server for every datagram on the well-known port. Pure. Everything here comes from
+//! strangers: nothing they send may panic, and no number they send is used before it has been
+//! limited.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
 
 use tftpd::{ErrorCode, OptionType, Packet, TransferOption};
+
+use super::super::{name::clean_bytes, refusal::Refusal};
 
 /// Largest block sent unless the configuration says otherwise, in bytes. Larger ones only make more
 /// IP fragments, and losing one fragment loses the block.
@@ -18,17 +21,16 @@ const BLOCK_BYTES_MIN: u64 = 8;
 pub(super) const BLOCK_BYTES_DEFAULT: u16 = 512;
 /// Most blocks in flight.
 const WINDOW_BLOCKS_MAX: u16 = 64;
-/// Most bytes in flight: a transfer holds about four times as much, and there may be hundreds of transfers.
+/// Most bytes in flight: a transfer holds about four times as much, and there may be hundreds of
+/// transfers.
 const WINDOW_BYTES_MAX: u64 = 128 << 10;
 /// Longest and default time before a window is sent again, in seconds.
 const TIMEOUT_SECONDS_MAX: u64 = 5;
-/// Longest file name looked at, in bytes: the longest real ones (`grub/x86_64-efi/…`) have about 60.
-const NAME_BYTES_MAX: usize = 255;
 
 /// A read request in order.
 #[derive(Debug, PartialEq)]
-pub(super) struct Request {
-    /// The file's name, see [`clean_name`]. Not every client's is UTF-8.
+pub(super) struct ReadRequest {
+    /// The file's name, see [`clean_bytes`]. Not every client's is UTF-8.
     pub(super) name: OsString,
     /// The options as asked for, as far as they are understood.
     pub(super) options: Vec<TransferOption>,
@@ -36,60 +38,54 @@ pub(super) struct Request {
 
 /// Why a request is refused: the message is what the client's console shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(in crate::netboot) enum Refusal {
+pub(super) enum TftpRefusal {
     #[error("request not understood")]
     NotUnderstood,
-    #[error("this server is read-only")]
-    ReadOnly,
     #[error("only octet (binary) transfers are served")]
     NotOctet,
-    #[error("file not found")]
-    NotFound,
-    #[error("access to this file is not allowed")]
-    NotAllowed,
-    #[error("server busy, try again")]
-    Busy,
+    #[error(transparent)]
+    File(#[from] Refusal),
 }
 
-impl Refusal {
+impl TftpRefusal {
     /// As an ERROR packet.
     pub(super) fn to_packet(self) -> Packet {
         let code = match self {
             Self::NotUnderstood | Self::NotOctet => ErrorCode::IllegalOperation,
-            Self::ReadOnly | Self::NotAllowed => ErrorCode::AccessViolation,
-            Self::NotFound => ErrorCode::FileNotFound,
-            Self::Busy => ErrorCode::NotDefined,
+            Self::File(Refusal::ReadOnly | Refusal::NotAllowed) => ErrorCode::AccessViolation,
+            Self::File(Refusal::NotFound) => ErrorCode::FileNotFound,
+            Self::File(Refusal::Busy) => ErrorCode::NotDefined,
         };
         Packet::Error { code, msg: self.to_string() }
     }
 }
 
-/// Reads a datagram sent to the well-known port. `None`: not a request, and never answered, so that two servers cannot be set
-/// answering each other.
-pub(super) fn parse(datagram: &[u8]) -> Option<Result<Request, Refusal>> {
+/// Reads a datagram sent to the well-known port. `None`: not a request, and never answered, so that
+/// two servers cannot be set answering each other.
+pub(super) fn parse(datagram: &[u8]) -> Option<Result<ReadRequest, TftpRefusal>> {
     if !matches!(datagram, [0, 1 | 2, ..]) {
         return None;
     }
     let (opcode, fields) = datagram.split_at(2);
-    Some(if opcode == [0, 1] { read_request(fields) } else { Err(Refusal::ReadOnly) })
+    Some(if opcode == [0, 1] { read_request(fields) } else { Err(Refusal::ReadOnly.into()) })
 }
 
-/// Not by the crate's `Packet`, which refuses a whole request for one option.
-fn read_request(fields: &[u8]) -> Result<Request, Refusal> {
+/// Reads the fields. The crate's `Packet` would refuse a whole request for one option.
+fn read_request(fields: &[u8]) -> Result<ReadRequest, TftpRefusal> {
     // The last NUL may be missing: some clients leave it out.
     let fields = fields.strip_suffix(b"\0").unwrap_or(fields);
     let mut fields = fields.split(|byte| *byte == 0);
     let (Some(name), Some(mode)) = (fields.next(), fields.next()) else {
-        return Err(Refusal::NotUnderstood);
+        return Err(TftpRefusal::NotUnderstood);
     };
     if !mode.eq_ignore_ascii_case(b"octet") {
-        return Err(Refusal::NotOctet);
+        return Err(TftpRefusal::NotOctet);
     }
     let mut options = Vec::new();
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
         options.extend(option(name, value));
     }
-    clean_bytes(name).map(|name| Request { name: OsString::from_vec(name), options })
+    Ok(ReadRequest { name: OsString::from_vec(clean_bytes(name)?), options })
 }
 
 /// `None`: an option or a value that is not understood, and so is left out of the answer (RFC
@@ -103,29 +99,7 @@ fn option(name: &[u8], value: &[u8]) -> Option<TransferOption> {
     Some(TransferOption { option: name.parse().ok()?, value })
 }
 
-/// A file's name as the tables know it: `x` for each of `x`, `/x`, `\x`, `/tftpboot/x` and `./x`, with `/` between the parts.
-pub(in crate::netboot) fn clean_name(asked: &str) -> Result<String, Refusal> {
-    let clean = clean_bytes(asked.as_bytes())?;
-    // Cut between characters only.
-    String::from_utf8(clean).map_err(|_| Refusal::NotFound)
-}
-
-fn clean_bytes(asked: &[u8]) -> Result<Vec<u8>, Refusal> {
-    if asked.len() > NAME_BYTES_MAX || asked.contains(&0) {
-        return Err(Refusal::NotFound);
-    }
-    let parts = asked.split(|byte| matches!(byte, b'/' | b'\\'));
-    let mut parts: Vec<&[u8]> = parts.filter(|part| !matches!(*part, b"" | b".")).collect();
-    if parts.contains(&&b".."[..]) {
-        return Err(Refusal::NotAllowed);
-    }
-    if parts.len() > 1 && parts.first() == Some(&&b"tftpboot"[..]) {
-        parts.remove(0);
-    }
-    if parts.is_empty() { Err(Refusal::NotFound) } else { Ok(parts.join(&b'/')) }
-}
-
-/// What a transfer will be like.
+/// The terms of a transfer.
 #[derive(Debug, PartialEq)]
 pub(super) struct Terms {
     /// Bytes in a block, 8 at least.
@@ -138,7 +112,7 @@ pub(super) struct Terms {
     pub(super) granted: Vec<TransferOption>,
 }
 
-/// What the path to a client carries.
+/// Limits of the path to a client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PathLimits {
     /// Largest block ever sent, in bytes.
@@ -148,10 +122,10 @@ pub(super) struct PathLimits {
 }
 
 impl PathLimits {
-    /// A client that asks for what Ethernet carries in one packet is given what this path carries
-    /// in one. Who asks for more takes fragments.
-    fn block_bytes(self, asked: u64) -> u16 {
-        let block_bytes = at_most(asked, self.block_bytes_max);
+    /// A client that asks for a block that fits into one packet of Ethernet is given one that fits
+    /// into one of this path. A client that asks for more takes fragments.
+    fn block_bytes(self, requested: u64) -> u16 {
+        let block_bytes = at_most(requested, self.block_bytes_max);
         match self.block_bytes_in_one_packet {
             Some(fits) if block_bytes <= BLOCK_BYTES_OF_ETHERNET => {
                 block_bytes.min(fits.max(BLOCK_BYTES_DEFAULT))
@@ -162,10 +136,10 @@ impl PathLimits {
 }
 
 impl Terms {
-    /// Grants what is reasonable of the options asked for. An option that is not granted is left out of the answer, which tells the
-    /// client that it is not in force (RFC 2347).
-    pub(super) fn agree(asked: &[TransferOption], file_bytes: u64, path: PathLimits) -> Self {
-        let first = |kind| asked.iter().find(|o| o.option == kind).map(|o| o.value);
+    /// Grants the reasonable ones of the requested options. An option that is not granted is left
+    /// out of the answer, which tells the client that it is not granted (RFC 2347).
+    pub(super) fn agree(requested: &[TransferOption], file_bytes: u64, path: PathLimits) -> Self {
+        let first = |kind| requested.iter().find(|o| o.option == kind).map(|o| o.value);
         let block_bytes = first(OptionType::BlockSize)
             .filter(|value| *value >= BLOCK_BYTES_MIN)
             .map(|value| path.block_bytes(value));
@@ -224,34 +198,20 @@ mod tests {
         PathLimits { block_bytes_max: BLOCK_BYTES_MAX, block_bytes_in_one_packet: None };
 
     #[test]
-    fn a_name_may_be_written_in_every_way_firmware_writes_it() {
-        for asked in ["a/b", "/a/b", "//a//b", "\\a\\b", "/tftpboot/a/b", "tftpboot/a/b", "./a/./b"]
-        {
-            assert_eq!(clean_name(asked).as_deref(), Ok("a/b"), "{asked}");
-        }
-        assert_eq!(clean_name("foo..bar").as_deref(), Ok("foo..bar"));
-        assert_eq!(clean_name("tftpboot").as_deref(), Ok("tftpboot"));
-        for climbing in ["..", "../etc/passwd", "a/../../b", "..\\..\\b", "/tftpboot/../b"] {
-            assert_eq!(clean_name(climbing), Err(Refusal::NotAllowed), "{climbing}");
-        }
-        for nothing in ["", "/", "\\", ".", "a\0b", &"x".repeat(256)] {
-            assert_eq!(clean_name(nothing), Err(Refusal::NotFound), "{nothing}");
-        }
-    }
-
-    #[test]
     fn every_request_that_cannot_be_served_gets_an_answer_and_nothing_else_does() {
         let mut write = rrq("x", "octet", &[]);
         write[1] = 2;
-        assert_eq!(parse(&write), Some(Err(Refusal::ReadOnly)));
-        assert_eq!(parse(&rrq("x", "netascii", &[])), Some(Err(Refusal::NotOctet)));
-        assert_eq!(parse(b"\0\x01no end"), Some(Err(Refusal::NotUnderstood)));
-        assert_eq!(parse(b"\0\x01no mode\0"), Some(Err(Refusal::NotUnderstood)));
+        assert_eq!(parse(&write), Some(Err(Refusal::ReadOnly.into())));
+        assert_eq!(parse(&rrq("x", "netascii", &[])), Some(Err(TftpRefusal::NotOctet)));
+        assert_eq!(parse(b"\0\x01no end"), Some(Err(TftpRefusal::NotUnderstood)));
+        assert_eq!(parse(b"\0\x01no mode\0"), Some(Err(TftpRefusal::NotUnderstood)));
         for other in [&b""[..], b"\0", b"\0\x03\0\x01data", b"\0\x04\0\x01", b"\0\x05\0\0e\0"] {
             assert_eq!(parse(other), None, "{other:?}");
         }
     }
 
+    /// Invariant (netboot): No TFTP option and no byte of a name keeps a machine from an existing
+    /// file.
     #[test]
     fn an_option_that_is_not_understood_is_as_if_it_had_not_been_asked_for() {
         let understood = |more: &[u8]| {
@@ -276,7 +236,7 @@ mod tests {
             b"\0",
         ] {
             assert_eq!(understood(odd), [1024], "{}", odd.escape_ascii());
-            // What follows a whole option is understood.
+            // An option after a whole one is understood.
             if odd.split(|byte| *byte == 0).count() == 3 {
                 assert_eq!(understood(&[odd, b"timeout\x002"].concat()), [1024, 2]);
             }
@@ -303,10 +263,11 @@ mod tests {
 
     #[test]
     fn a_block_is_no_larger_than_allowed_nor_than_the_packets_of_a_path_that_is_known() {
-        let block = |asked: u16, block_bytes_max, block_bytes_in_one_packet| {
-            let asked = [TransferOption { option: OptionType::BlockSize, value: asked.into() }];
+        let block = |requested: u16, block_bytes_max, block_bytes_in_one_packet| {
+            let requested =
+                [TransferOption { option: OptionType::BlockSize, value: requested.into() }];
             let path = PathLimits { block_bytes_max, block_bytes_in_one_packet };
-            Terms::agree(&asked, 1, path).block_bytes
+            Terms::agree(&requested, 1, path).block_bytes
         };
         assert_eq!(block(1468, 1024, None), 1024);
         assert_eq!(block(1468, BLOCK_BYTES_MAX, Some(1388)), 1388);
@@ -318,8 +279,9 @@ mod tests {
 
     #[test]
     fn an_option_outside_its_standard_is_left_out_of_the_answer() {
-        let asked = [("blksize", "7"), ("windowsize", "0"), ("timeout", "6"), ("utimeout", "9")];
-        let terms = agree(&asked);
+        let requested =
+            [("blksize", "7"), ("windowsize", "0"), ("timeout", "6"), ("utimeout", "9")];
+        let terms = agree(&requested);
         assert_eq!(terms.granted, []);
         assert_eq!((terms.block_bytes, terms.window_blocks), (512, 1));
         assert_eq!(terms.timeout, Duration::from_secs(5));
@@ -333,7 +295,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..600), code in 1u8..3) {
+        fn never_panics_on_any_bytes(
+            bytes in proptest::collection::vec(any::<u8>(), 0..600),
+            code in 1u8..3,
+        ) {
             parse(&bytes);
             let request = [&[0, code][..], &bytes].concat();
             prop_assert!(parse(&request).is_some());
@@ -341,25 +306,17 @@ mod tests {
 
         #[test]
         fn no_option_makes_a_transfer_large(block: u64, window: u64, timeout: u64) {
-            let asked = [
+            let requested = [
                 TransferOption { option: OptionType::BlockSize, value: block },
                 TransferOption { option: OptionType::WindowSize, value: window },
                 TransferOption { option: OptionType::Timeout, value: timeout },
                 TransferOption { option: OptionType::WindowWait, value: timeout },
             ];
-            let terms = Terms::agree(&asked, 1, ANY_PATH);
-            let flight = u64::from(terms.block_bytes) * u64::from(terms.window_blocks);
+            let terms = Terms::agree(&requested, 1, ANY_PATH);
+            let bytes = u64::from(terms.block_bytes) * u64::from(terms.window_blocks);
             prop_assert!(terms.block_bytes >= 8 && terms.window_blocks >= 1);
-            prop_assert!(flight <= WINDOW_BYTES_MAX);
+            prop_assert!(bytes <= WINDOW_BYTES_MAX);
             prop_assert!((1..=5).contains(&terms.timeout.as_secs()));
-        }
-
-        #[test]
-        fn a_clean_name_stays_beneath_its_root(asked in "[./\\\\a-c]{0,20}") {
-            if let Ok(name) = clean_name(&asked) {
-                prop_assert!(!name.starts_with('/') && !name.contains('\\'));
-                prop_assert!(name.split('/').all(|part| !matches!(part, "" | "." | "..")));
-            }
         }
     }
 }

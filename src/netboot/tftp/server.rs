@@ -1,7 +1,8 @@
 //! The TFTP server: the well-known port, and who gets which file.
 //!
-//! Bound by the agent before it drops its privileges or says it is ready, started later, stopped at the end. The loop never waits for a
-//! client: each transfer has a thread. It must survive every datagram, and a system out of threads or descriptors.
+//! Bound by the agent before it drops its privileges or says it is ready, started later, stopped at
+//! the end. The loop never waits for a client: each transfer has a thread. It must survive every
+//! datagram, and a system out of threads or descriptors.
 
 use std::{
     cell::Cell,
@@ -22,13 +23,16 @@ use crate::model::boot::Fetch;
 use super::{
     super::{
         catalog::{BootFileCatalog, Cached, Served},
-        evidence::{Asked, Ended},
-        files,
+        evidence::{Ended, FetchKind},
+        files, name,
+        refusal::Refusal,
         table::{BootTable, FETCH_LIMIT},
     },
-    request::{self, BLOCK_BYTES_DEFAULT, BLOCK_BYTES_MAX, PathLimits, Refusal, Request, Terms},
+    request::{
+        self, BLOCK_BYTES_DEFAULT, BLOCK_BYTES_MAX, PathLimits, ReadRequest, Terms, TftpRefusal,
+    },
     slots::{Claim, Slot, Slots},
-    transfer::{End, Limits, Outcome, Transfer},
+    transfer::{End, Transfer, TransferLimits, TransferOutcome},
     wire::block_bytes_in_one_packet,
 };
 
@@ -36,38 +40,42 @@ use super::{
 const REQUEST_BYTES_MAX: usize = 2048;
 /// Stack of the accept loop: it opens files and logs, nothing more.
 const LOOP_STACK_BYTES: usize = 256 << 10;
-/// Pause after a socket error that no client has caused, so that a lasting one does not burn a processor.
+/// Pause after a socket error that no client has caused, so that a lasting one does not burn a
+/// processor.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
-/// How often a log tells that requests are left unanswered: anybody can send many.
-const FULL_TOLD_EVERY: Duration = Duration::from_secs(10);
-/// Longest wait for the loop, and for the transfers, to end: four of a transfer's naps and its last send.
+/// Least time between two log lines about unanswered requests: anybody can send many.
+const FULL_LOGGED_EVERY: Duration = Duration::from_secs(10);
+/// Longest wait for the loop, and for the transfers, to end: four waits of a transfer and its last
+/// send.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
-/// What the server needs to know.
+/// Configuration of the server.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Address and port; port 0 takes a free one. On a wildcard address the system chooses the source address of each answer: on a
-    /// machine with several networks name the address the machines were told.
+    /// Address and port; port 0 takes a free one. On a wildcard address the system chooses the
+    /// source address of each answer: on a machine with several networks name the address that the
+    /// machines use.
     pub listen: SocketAddr,
-    /// The directory with `pxelinux.0`, `ldlinux.c32` and GRUB's images. Links in it are not followed. It should be on a local disk: the
-    /// loop waits for it.
+    /// The directory with `pxelinux.0`, `ldlinux.c32` and GRUB's images. Links in it are not
+    /// followed. It should be on a local disk: the loop waits for it.
     pub loaders: Option<PathBuf>,
     /// Files under fixed TFTP names: `deploy/vmlinuz` → an absolute path.
     pub files: BTreeMap<String, PathBuf>,
-    /// The directories that the kernels and ramdisks of [`BootMenu::Network`](crate::model::boot::BootMenu::Network) may lie in; a relative
-    /// path is one beneath the first.
+    /// The directories that the kernels and ramdisks of
+    /// [`BootMenu::Network`](crate::model::boot::BootMenu::Network) may lie in; a relative path is
+    /// one beneath the first.
     pub images: Vec<PathBuf>,
-    /// Most transfers at once: well below the limits of the process (systemd's `TasksMax`, `LimitNOFILE`), for each has a
-    /// thread, two descriptors and at most about 512 KiB. An address has a quarter of them, or 16. Requests beyond that get no answer: the
-    /// clients ask again.
+    /// Most transfers at once: well below the limits of the process (systemd's `TasksMax`,
+    /// `LimitNOFILE`), for each has a thread, two descriptors and at most about 512 KiB. An address
+    /// has a quarter of them, or 16. Requests beyond that get no answer: the clients ask again.
     pub max_transfers: usize,
     /// Largest block sent, in bytes, at least the 512 that need no option. Where fragments are lost
     /// it has to fit every link of the path.
     pub block_bytes_max: u16,
-    /// How long a transfer may go without a new block acknowledged.
+    /// Time without a new block acknowledged after which a transfer ends.
     pub idle_limit: Duration,
-    /// How long a transfer may take in all. A node's [`ramdisk_limit`](super::super::BootSettings)
-    /// counts for what its machine fetches, if that is longer.
+    /// For a whole transfer. A node's [`ramdisk_limit`](super::super::BootSettings) counts for its
+    /// machine's fetches, if that is longer.
     pub total_limit: Duration,
 }
 
@@ -97,7 +105,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the port. Errors: the address cannot be had, the loader directory is none, or a name in `files` cannot be asked for.
+    /// Binds the port. Errors: the address cannot be had, the loader directory is none, or a name
+    /// in `files` cannot be asked for.
     pub fn bind(mut config: Config) -> io::Result<Self> {
         if let Some(root) = &config.loaders {
             files::open_root(root).map_err(|error| {
@@ -115,41 +124,43 @@ impl Server {
         Ok(Self { socket, local, config, cached: None })
     }
 
-    /// Where it listens.
+    /// Returns the address it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    /// Serves kernels and ramdisks in the cache, too, which are opened so.
+    /// Serves kernels and ramdisks in the cache, too.
     #[must_use]
     pub fn with_cached(self, cached: Cached) -> Self {
         Self { cached: Some(cached), ..self }
     }
 
-    /// Answers from now on. What machines fetch is told through `fetched` when the transfer has ended; when that channel is full it is
-    /// not told. Each transfer ends in its own thread, so a loader may be told after its menu: what counts is the furthest stage. Errors: no thread or no pipe.
+    /// Answers from now on. A fetch is reported through `fetched` when its transfer has ended,
+    /// unless that channel is full. Each transfer ends in its own thread, so that a loader may be
+    /// reported after its menu: the furthest stage counts. Errors: no thread or no pipe.
     pub fn start(self, table: BootTable, fetched: Sender<Fetch>) -> io::Result<Running> {
         let (stopped, stop) = io::pipe()?;
         let (end, ended) = io::pipe()?;
         let slots = Slots::new(self.config.max_transfers);
-        let limits = Limits { idle: self.config.idle_limit, total: self.config.total_limit };
+        let limits =
+            TransferLimits { idle: self.config.idle_limit, total: self.config.total_limit };
         let Config { loaders, files, images, .. } = self.config;
         let catalog =
             Arc::new(BootFileCatalog::new(loaders, files, images, self.cached, table, fetched));
         let block_bytes_max = self.config.block_bytes_max.max(BLOCK_BYTES_DEFAULT);
         let starter =
             Starter { local: self.local, limits, block_bytes_max, catalog: Arc::clone(&catalog) };
-        let desk = Desk {
+        let accept_loop = AcceptLoop {
             socket: self.socket,
             slots: slots.clone(),
             starter: Arc::new(starter),
-            full_told: Cell::new(None),
+            full_logged: Cell::new(None),
         };
         thread::Builder::new().name("tftp".to_owned()).stack_size(LOOP_STACK_BYTES).spawn(
             move || {
-                desk.serve(&stopped);
+                accept_loop.serve(&stopped);
                 // Who waits for the end may bind the port at once.
-                drop(desk);
+                drop(accept_loop);
                 drop(ended);
             },
         )?;
@@ -170,17 +181,18 @@ pub struct Running {
 }
 
 impl Running {
-    /// Where it listens.
+    /// Returns the address it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    /// What it serves, and what it knows of who fetched what: for another server to share.
+    /// Returns the catalog, for another server to share.
     pub fn catalog(&self) -> Arc<BootFileCatalog> {
         Arc::clone(&self.catalog)
     }
 
-    /// Stops answering, tells the clients of unfinished transfers, and waits until all threads have ended, at most 4 s. Blocks.
+    /// Stops answering, tells the clients of unfinished transfers, and waits until all threads have
+    /// ended, at most 4 s. Blocks.
     pub fn stop(self) {
         drop(self);
     }
@@ -199,16 +211,16 @@ impl Drop for Running {
     }
 }
 
-/// The accept loop's belongings.
-struct Desk {
+/// Receives requests and answers each by a transfer or a refusal.
+struct AcceptLoop {
     socket: UdpSocket,
     slots: Slots,
     starter: Arc<Starter>,
-    /// When the log last told that a request was left unanswered.
-    full_told: Cell<Option<Instant>>,
+    /// When an unanswered request was last logged.
+    full_logged: Cell<Option<Instant>>,
 }
 
-impl Desk {
+impl AcceptLoop {
     fn serve(&self, stopped: &PipeReader) {
         let mut buffer = [0; REQUEST_BYTES_MAX];
         loop {
@@ -232,20 +244,9 @@ impl Desk {
     fn answer(&self, datagram: &[u8], peer: SocketAddr) {
         let Some(parsed) = request::parse(datagram) else { return };
         let name = parsed.as_ref().map(|request| request.name.clone()).unwrap_or_default();
-        let served =
-            parsed.and_then(|request| match self.slots.claim(peer, datagram, Instant::now()) {
-                Claim::Granted(slot) if self.starter.catalog.takes_a_while(&request.name) => {
-                    begin_aside(&self.starter, request, peer, slot)
-                }
-                Claim::Granted(slot) => self.starter.begin(&request, peer, slot),
-                Claim::Repeated => Ok(()),
-                Claim::Full => {
-                    self.tell_full(peer);
-                    Ok(())
-                }
-            });
+        let served = parsed.and_then(|request| self.begin(request, datagram, peer));
         if let Err(refusal) = served {
-            if refusal == Refusal::Busy {
+            if refusal == Refusal::Busy.into() {
                 tracing::warn!(%peer, ?name, %refusal, "TFTP request refused");
             } else {
                 tracing::debug!(%peer, ?name, %refusal, "TFTP request refused");
@@ -257,28 +258,49 @@ impl Desk {
         }
     }
 
-    fn tell_full(&self, peer: SocketAddr) {
-        if self.full_told.get().is_none_or(|at| at.elapsed() >= FULL_TOLD_EVERY) {
-            self.full_told.set(Some(Instant::now()));
+    fn begin(
+        &self,
+        request: ReadRequest,
+        datagram: &[u8],
+        peer: SocketAddr,
+    ) -> Result<(), TftpRefusal> {
+        match self.slots.claim(peer, datagram, Instant::now()) {
+            Claim::Granted(slot) if self.starter.catalog.takes_a_while(&request.name) => {
+                begin_aside(&self.starter, request, peer, slot)?;
+            }
+            Claim::Granted(slot) => self.starter.begin(&request, peer, slot)?,
+            Claim::Repeated => {}
+            Claim::Full => self.log_full(peer),
+        }
+        Ok(())
+    }
+
+    fn log_full(&self, peer: SocketAddr) {
+        if self.full_logged.get().is_none_or(|at| at.elapsed() >= FULL_LOGGED_EVERY) {
+            self.full_logged.set(Some(Instant::now()));
             let most = self.slots.max();
-            tracing::warn!(%peer, most, "too many TFTP transfers at once: requests wait until they are sent again");
+            tracing::warn!(
+                %peer,
+                most,
+                "too many TFTP transfers at once: requests wait until they are sent again"
+            );
         }
     }
 }
 
-/// What begins transfers. It does not hold the port: that is free as soon as the loop has ended.
+/// Begins transfers. It does not hold the port: that is free as soon as the loop has ended.
 struct Starter {
     local: SocketAddr,
-    limits: Limits,
+    limits: TransferLimits,
     block_bytes_max: u16,
     catalog: Arc<BootFileCatalog>,
 }
 
-/// Begins a transfer of a file that is read as a whole before, while the loop goes on. A refusal comes from a port of its own, as a
-/// transfer does.
+/// Begins a transfer of a file that has to be read as a whole first, while the loop goes on. A
+/// refusal comes from a port of its own, as a transfer does.
 fn begin_aside(
     starter: &Arc<Starter>,
-    request: Request,
+    request: ReadRequest,
     peer: SocketAddr,
     slot: Slot,
 ) -> Result<(), Refusal> {
@@ -286,9 +308,9 @@ fn begin_aside(
     let begin = move || {
         let Err(refusal) = starter.begin(&request, peer, slot) else { return };
         tracing::debug!(%peer, name = ?request.name, %refusal, "TFTP request refused");
-        let packet = refusal.to_packet().serialize().unwrap_or_default();
-        let told = starter.connect(peer).and_then(|socket| socket.send(&packet));
-        if let Err(error) = told {
+        let packet = TftpRefusal::from(refusal).to_packet().serialize().unwrap_or_default();
+        let sent = starter.connect(peer).and_then(|socket| socket.send(&packet));
+        if let Err(error) = sent {
             tracing::debug!(%peer, %error, "TFTP refusal not sent");
         }
     };
@@ -300,13 +322,13 @@ fn begin_aside(
 }
 
 impl Starter {
-    fn begin(&self, request: &Request, peer: SocketAddr, slot: Slot) -> Result<(), Refusal> {
+    fn begin(&self, request: &ReadRequest, peer: SocketAddr, slot: Slot) -> Result<(), Refusal> {
         let began = Instant::now();
         let machine = peer.ip().to_canonical();
-        let Served { file, asked, name, limit } =
+        let Served { file, kind, name, limit } =
             self.catalog.open(&request.name, machine, began)?;
         let total = limit.unwrap_or_default().max(self.limits.total);
-        let limits = Limits { total, ..self.limits };
+        let limits = TransferLimits { total, ..self.limits };
         let transfer = self
             .connect(peer)
             .and_then(|socket| {
@@ -323,11 +345,12 @@ impl Starter {
             })?;
         let catalog = Arc::clone(&self.catalog);
         transfer.start(Box::new(move |outcome| {
-            ended(&catalog, machine, asked, name, &outcome, began);
+            ended(&catalog, machine, kind, name, &outcome, began);
         }))
     }
 
-    /// A socket of its own for the transfer (RFC 1350 §4), connected, so that nobody else can speak into it.
+    /// A socket of its own for the transfer (RFC 1350 §4), connected, so that nobody else can speak
+    /// into it.
     fn connect(&self, peer: SocketAddr) -> io::Result<UdpSocket> {
         let mut address = self.local;
         address.set_port(0);
@@ -337,35 +360,35 @@ impl Starter {
     }
 }
 
-/// Tells that a transfer has ended.
+/// Logs and reports that a transfer has ended.
 fn ended(
     catalog: &BootFileCatalog,
     peer: IpAddr,
-    asked: Asked,
+    kind: FetchKind,
     path: String,
-    outcome: &Outcome,
+    outcome: &TransferOutcome,
     began: Instant,
 ) {
-    let Outcome { sent_bytes, complete, end, took } = outcome;
+    let TransferOutcome { sent_bytes, complete, end, took } = outcome;
     let took_ms = took.as_millis();
     // Asking for the size and hanging up is what firmware does before every file.
-    let size_asked = *sent_bytes == 0 && matches!(end, End::Client(_));
+    let only_size = *sent_bytes == 0 && matches!(end, End::Client(_));
     // Anybody can send many requests, in anybody's name.
-    let only_asked = matches!(end, End::Displaced | End::Unanswered | End::Superseded);
+    let abandoned = matches!(end, End::Displaced | End::Unanswered | End::Superseded);
     if *complete {
         tracing::info!(%peer, ?path, sent_bytes, took_ms, "TFTP file sent");
-    } else if size_asked || only_asked {
+    } else if only_size || abandoned {
         tracing::debug!(%peer, ?path, %end, "TFTP file asked for, no more");
     } else {
         tracing::info!(%peer, ?path, sent_bytes, took_ms, %end, "TFTP file not sent");
     }
     let ended = Ended { path, sent_bytes: *sent_bytes, complete: *complete };
-    catalog.ended(peer, asked, ended, began);
+    catalog.ended(peer, kind, ended, began);
 }
 
 fn clean_files(files: BTreeMap<String, PathBuf>) -> io::Result<BTreeMap<String, PathBuf>> {
     let clean = |(name, path): (String, PathBuf)| {
-        let clean = request::clean_name(&name).map_err(|error| {
+        let clean = name::clean_name(&name).map_err(|error| {
             let message = format!("TFTP name {name:?}: {error}; must be a relative path");
             io::Error::new(io::ErrorKind::InvalidInput, message)
         })?;

@@ -1,10 +1,11 @@
-//! The transfers under way: how many there may be, and which client each belongs to.
+//! The transfers under way: their number, and the client of each.
 //!
-//! The server claims a slot for each request; the transfer holds it until the end of its thread. There are never more threads than slots,
-//! but for those about to end.
+//! The server claims a slot for each request; the transfer holds it until the end of its thread.
+//! There are never more threads than slots, but for those about to end.
 //!
-//! Anybody can send requests in anybody's name. What keeps slots free for machines: an address has a share of them, and when all are taken
-//! a transfer whose client has never answered makes room. A machine answers within milliseconds; one whose address was made up never does.
+//! Anybody can send requests in anybody's name. To keep slots free for machines, an address has a
+//! share of them, and when all are taken a transfer whose client has never answered makes room. A
+//! machine answers within milliseconds; one whose address was made up never does.
 
 use std::{
     collections::HashMap,
@@ -16,13 +17,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A request that is the same to the bit is taken for the network's duplicate or the client's own repetition while its transfer is this
-/// young or alive. After it, the machine has been restarted and uses the same port again.
+/// A request that is the same to the bit is taken for the network's duplicate or the client's own
+/// repetition while its transfer is this young or alive. After it, the machine has been restarted
+/// and uses the same port again.
 const DUPLICATE_LIFE: Duration = Duration::from_secs(1);
 
-/// How long a client has to answer before its transfer may be ended for another's.
+/// Time for a client to answer before its transfer may be ended for another's.
 const ANSWER_GRACE: Duration = Duration::from_millis(200);
-/// An address has a quarter of the slots, but at least so many: a machine needs one or two, several may share an address.
+/// An address has a quarter of the slots, but at least so many: a machine needs one or two, several
+/// may share an address.
 const SHARE_MIN: usize = 16;
 
 /// All slots.
@@ -43,7 +46,7 @@ struct Shared {
 struct Live {
     count: usize,
     clients: HashMap<SocketAddr, Arc<Client>>,
-    /// How many each address has.
+    /// The number of each address.
     addresses: HashMap<IpAddr, usize>,
 }
 
@@ -52,8 +55,9 @@ struct Client {
     request: Vec<u8>,
     began: Instant,
     /// When it last sent something, its request included.
-    heard: Mutex<Instant>,
-    /// Whether it has sent anything to the transfer's own port, which only the one who has the request's address can know.
+    last_packet: Mutex<Instant>,
+    /// Whether it has sent anything to the transfer's own port, which only the one who has the
+    /// request's address can know.
     answered: AtomicBool,
     superseded: AtomicBool,
     displaced: AtomicBool,
@@ -66,8 +70,8 @@ pub(super) enum Claim {
     Granted(Slot),
     /// This request is being served already.
     Repeated,
-    /// All slots are taken, or all of this address: not now. A client that is left without an answer asks again; one that is told no
-    /// gives up its boot.
+    /// All slots are taken, or all of this address. A client that is left without an answer asks
+    /// again; one that is refused gives up its boot.
     Full,
 }
 
@@ -79,7 +83,7 @@ pub(super) struct Slot {
     slots: Slots,
 }
 
-/// Why a transfer must end before its file does.
+/// The reason why a transfer must end before its file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cancel {
     /// The server stops.
@@ -101,16 +105,16 @@ impl Slots {
         }))
     }
 
-    /// How many there are.
     pub(super) fn max(&self) -> usize {
         self.0.max
     }
 
-    /// Claims a slot for a client's request. A new request ends the client's earlier transfer: it has one port and one file at a time.
+    /// Claims a slot for a client's request. A new request ends the client's earlier transfer: it
+    /// has one port and one file at a time.
     pub(super) fn claim(&self, peer: SocketAddr, request: &[u8], now: Instant) -> Claim {
         let mut live = self.live();
         if let Some(earlier) = live.clients.get(&peer) {
-            if earlier.request == request && now < earlier.heard() + DUPLICATE_LIFE {
+            if earlier.request == request && now < earlier.last_packet() + DUPLICATE_LIFE {
                 return Claim::Repeated;
             }
             earlier.superseded.store(true, Ordering::Relaxed);
@@ -125,7 +129,7 @@ impl Slots {
         let client = Arc::new(Client {
             request: request.to_vec(),
             began: now,
-            heard: Mutex::new(now),
+            last_packet: Mutex::new(now),
             answered: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
             displaced: AtomicBool::new(false),
@@ -136,7 +140,8 @@ impl Slots {
         Claim::Granted(Slot { peer, client, slots: self.clone() })
     }
 
-    /// Tells every transfer to end, and waits until all have. `false`: some have not within the limit.
+    /// Tells every transfer to end, and waits until all have. `false`: some have not within the
+    /// limit.
     pub(super) fn stop(&self, limit: Duration) -> bool {
         self.0.stopping.store(true, Ordering::Relaxed);
         let waited = self.0.freed.wait_timeout_while(self.live(), limit, |live| live.count > 0);
@@ -150,7 +155,8 @@ impl Slots {
 }
 
 impl Live {
-    /// Ends the transfer that has waited longest for its client's first answer. Its slot is free a moment later.
+    /// Ends the transfer that has waited longest for its client's first answer. Its slot is free a
+    /// moment later.
     fn displace(&self, now: Instant) {
         let silent = |client: &&Arc<Client>| {
             let ending = client.displaced.load(Ordering::Relaxed);
@@ -167,15 +173,15 @@ impl Client {
         self.answered.load(Ordering::Relaxed)
     }
 
-    fn heard(&self) -> Instant {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_packet(&self) -> Instant {
+        *self.last_packet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Slot {
-    /// The client has sent something. Whether that was the first time.
-    pub(super) fn heard(&self, now: Instant) -> bool {
-        *self.client.heard.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    /// Notes that the client has sent something; returns whether that was the first time.
+    pub(super) fn note_packet(&self, now: Instant) -> bool {
+        *self.client.last_packet.lock().unwrap_or_else(PoisonError::into_inner) = now;
         !self.client.answered.swap(true, Ordering::Relaxed)
     }
 
@@ -241,7 +247,7 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let slot = granted(slots.claim(peer(1), b"x", at(0)));
         assert!(matches!(slots.claim(peer(1), b"x", at(999)), Claim::Repeated));
-        slot.heard(at(900));
+        slot.note_packet(at(900));
         assert!(matches!(slots.claim(peer(1), b"x", at(1899)), Claim::Repeated));
         assert_eq!(slot.cancelled(), None);
         let again = granted(slots.claim(peer(1), b"x", at(1900)));
@@ -294,7 +300,7 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let [first, second, third] =
             [1, 2, 3].map(|n| granted(slots.claim(from(n), b"x", at(n.into()))));
-        assert!(first.heard(at(4)) && !first.heard(at(5)));
+        assert!(first.note_packet(at(4)) && !first.note_packet(at(5)));
         let full = |ms| assert!(matches!(slots.claim(from(9), b"x", at(ms)), Claim::Full));
         full(200);
         assert_eq!(second.cancelled(), None, "it still has time");
@@ -302,7 +308,7 @@ mod tests {
         assert_eq!((second.cancelled(), third.cancelled()), (Some(Cancel::Displaced), None));
         full(204);
         assert_eq!(third.cancelled(), Some(Cancel::Displaced));
-        third.heard(at(205));
+        third.note_packet(at(205));
         assert_eq!(third.cancelled(), None, "an answer in time");
         full(900);
         assert_eq!(first.cancelled(), None, "it has answered");

@@ -1,9 +1,10 @@
 //! One transfer: the `Socket` through which `tftpd`'s worker sends a file to one client.
 //!
-//! Started by the server, ended by the client's last acknowledgement, its silence, or a stop. The worker reads the file and makes the
-//! blocks; this side owns everything that touches the network and the clock: the option handshake, the judgement of acknowledgements, the
-//! time limits and the count of what was sent. It must never leave the worker in a state in which that one spins, prints or waits without
-//! an end.
+//! Started by the server, ended by the client's last acknowledgement, its silence, or a stop. The
+//! worker reads the file and makes the blocks; this side owns everything that touches the network
+//! and the clock: the option handshake, the judgement of acknowledgements, the time limits and the
+//! count of what was sent. It must never leave the worker in a state in which that one spins,
+//! prints or waits without an end.
 
 use std::{
     error::Error,
@@ -17,36 +18,37 @@ use std::{
 use tftpd::{ErrorCode, Packet, Socket, Worker};
 
 use super::{
-    super::files::Opened,
-    request::{Refusal, Terms},
+    super::{files::Opened, refusal::Refusal},
+    request::{Terms, TftpRefusal},
     slots::{Cancel, Slot},
     window::{Verdict, Window},
-    wire::{Received, Wire},
+    wire::{Received, Wire, WireError},
 };
 
-// The end of a transfer unwinds its thread (see `leave`), and a thread that cannot be made unwinds out of `Worker::send`.
+// The end of a transfer unwinds its thread (see `leave`), and a thread that cannot be made unwinds
+// out of `Worker::send`.
 #[cfg(panic = "abort")]
 compile_error!("the TFTP server needs panic = \"unwind\"");
 
-/// Longest sleep in a read: how soon a transfer notices a stop or its time limits.
-const NAP: Duration = Duration::from_millis(250);
+/// Longest wait of a read, after which a transfer notices a stop or its time limits.
+const READ_WAIT: Duration = Duration::from_millis(250);
 /// The same before the client's first answer: a transfer that must make room does so soon.
-const FIRST_NAP: Duration = Duration::from_millis(50);
-/// How long a client has for its first answer: whoever made up its address is not to have us send to it for long (three packets at most).
+const FIRST_READ_WAIT: Duration = Duration::from_millis(50);
+/// Time for a client's first answer: an address that was made up is sent three packets at most.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 /// Room for what a client sends in a transfer, in bytes: an ACK has 4, an ERROR a sentence.
 const CLIENT_PACKET_BYTES_MAX: usize = 512;
 
-/// How long a transfer may take.
+/// Time limits of a transfer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct TransferLimits {
     /// Without a new block acknowledged.
     pub(super) idle: Duration,
     /// In all.
     pub(super) total: Duration,
 }
 
-/// Why a transfer ended.
+/// The reason why a transfer ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum End {
     #[error("complete")]
@@ -73,25 +75,36 @@ pub(super) enum End {
     Worker,
 }
 
-/// What is told of a transfer when it has ended.
+impl From<WireError> for End {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Gone => Self::Gone,
+            WireError::Socket(error) => Self::Socket(error),
+        }
+    }
+}
+
+/// The report of a transfer that has ended.
 #[derive(Debug)]
-pub(super) struct Outcome {
+pub(super) struct TransferOutcome {
     pub(super) sent_bytes: u64,
-    /// The client has the file: it acknowledged all of it, or all but the last block and then fell silent.
+    /// The client has the file: it acknowledged all of it, or all but the last block and then fell
+    /// silent.
     pub(super) complete: bool,
     pub(super) end: End,
     pub(super) took: Duration,
 }
 
 /// Called once, from the transfer's thread.
-pub(super) type Report = Box<dyn FnOnce(Outcome) + Send + Sync>;
+pub(super) type Report = Box<dyn FnOnce(TransferOutcome) + Send + Sync>;
 
-/// One transfer. Its fields are dropped in this order: the slot is free only when everything else is gone.
+/// One transfer. Its fields are dropped in this order: the slot is free only when everything else
+/// is gone.
 pub(super) struct Transfer {
     wire: Wire,
     file: Option<Opened>,
     terms: Terms,
-    limits: Limits,
+    limits: TransferLimits,
     began: Instant,
     state: Mutex<State>,
     report: Option<Report>,
@@ -107,10 +120,10 @@ struct State {
     end: Option<End>,
 }
 
-/// What was heard of a client.
-enum Heard {
+/// Read from the client or the path to it.
+enum Incoming {
     Packet(Packet),
-    /// What was sent is too large for the path.
+    /// A datagram that was sent is too large for the path.
     TooLarge,
     /// Nothing, or nothing that means anything.
     Nothing,
@@ -129,11 +142,11 @@ impl Transfer {
         socket: UdpSocket,
         file: Opened,
         terms: Terms,
-        limits: Limits,
+        limits: TransferLimits,
         slot: Slot,
     ) -> io::Result<Self> {
         let wire = Wire::new(socket, terms.block_bytes)?;
-        wire.set_nap(FIRST_NAP)?;
+        wire.set_read_wait(FIRST_READ_WAIT)?;
         let began = Instant::now();
         let state = State {
             window: Window::new(terms.window_blocks),
@@ -146,11 +159,13 @@ impl Transfer {
         Ok(Self { wire, file, terms, limits, began, state, report: None, slot })
     }
 
-    /// Gives the transfer a thread of its own. `report` is called when it has ended, also when it could not be started.
+    /// Gives the transfer a thread of its own. `report` is called when it has ended, also when it
+    /// could not be started.
     pub(super) fn start(mut self, report: Report) -> Result<(), Refusal> {
         let path = self.file.as_ref().map(Opened::path).unwrap_or_default();
         self.report = Some(report);
-        // One lost packet uses up one try, whatever arrives between: how long to go on is decided here by `Limits`.
+        // One lost packet uses up one try, whatever arrives between: how long to go on is decided
+        // here by `TransferLimits`.
         let mut local = tftpd::Config::default().opt_local;
         local.max_retries = usize::MAX;
         let mut common = default_of_fourth(Worker::<Self>::new);
@@ -167,10 +182,11 @@ impl Transfer {
         }
     }
 
-    /// What the worker gets from a read; `None`: nothing for now.
+    /// Returns a packet for the worker's read; `None`: nothing for now.
     fn receive(&self, state: &mut State) -> Result<Option<Packet>, End> {
-        // The worker has more to send: after each block of a window, and after an acknowledgement, it looks whether there is another one.
-        // That can wait until it has all of the window, which goes out at once.
+        // The worker has more to send: after each block of a window, and after an acknowledgement,
+        // it checks for another one. That can wait until it has all of the window, which goes out
+        // at once.
         if state.nonblocking {
             return Ok(None);
         }
@@ -194,30 +210,31 @@ impl Transfer {
                 state.handshake = Handshake::Sent(Instant::now());
             }
             match self.read()? {
-                Heard::Packet(Packet::Ack(0)) => {
+                Incoming::Packet(Packet::Ack(0)) => {
                     state.handshake = Handshake::Done;
                     state.progress_at = Instant::now();
                     return Ok(Packet::Ack(0));
                 }
-                Heard::TooLarge => state.handshake = Handshake::Due,
-                Heard::Packet(_) | Heard::Nothing => {}
+                Incoming::TooLarge => state.handshake = Handshake::Due,
+                Incoming::Packet(_) | Incoming::Nothing => {}
             }
             self.check_limits(state)?;
         }
     }
 
     fn receive_acknowledgement(&self, state: &mut State) -> Result<Option<Packet>, End> {
-        let heard = self.read()?;
-        self.judge(&heard, state)
+        let incoming = self.read()?;
+        self.judge(&incoming, state)
     }
 
-    /// What the worker is to hear of it; what was lost is sent again at once.
-    fn judge(&self, heard: &Heard, state: &mut State) -> Result<Option<Packet>, End> {
-        let (verdict, number) = match *heard {
-            Heard::Packet(Packet::Ack(number)) => (state.window.acknowledged(number), number),
+    /// Judges a packet and returns it for the worker if it makes progress; sends lost blocks again
+    /// at once.
+    fn judge(&self, incoming: &Incoming, state: &mut State) -> Result<Option<Packet>, End> {
+        let (verdict, number) = match *incoming {
+            Incoming::Packet(Packet::Ack(number)) => (state.window.acknowledged(number), number),
             // The system knows the path better now, and cuts what it sends again.
-            Heard::TooLarge => (state.window.lost(), 0),
-            Heard::Packet(_) | Heard::Nothing => return Ok(None),
+            Incoming::TooLarge => (state.window.lost(), 0),
+            Incoming::Packet(_) | Incoming::Nothing => return Ok(None),
         };
         match verdict {
             Verdict::Progress => {
@@ -248,23 +265,23 @@ impl Transfer {
     }
 
     /// One datagram from the client.
-    fn read(&self) -> Result<Heard, End> {
+    fn read(&self) -> Result<Incoming, End> {
         let mut buffer = [0_u8; CLIENT_PACKET_BYTES_MAX];
         let length = match self.wire.receive(&mut buffer)? {
             Received::Datagram(length) => length,
-            Received::TooLarge => return Ok(Heard::TooLarge),
-            Received::Nothing => return Ok(Heard::Nothing),
+            Received::TooLarge => return Ok(Incoming::TooLarge),
+            Received::Nothing => return Ok(Incoming::Nothing),
         };
-        if self.slot.heard(Instant::now()) {
-            self.wire.set_nap(NAP)?;
+        if self.slot.note_packet(Instant::now()) {
+            self.wire.set_read_wait(READ_WAIT)?;
         }
         let datagram = buffer.get(..length).unwrap_or_default();
         match Packet::deserialize(datagram) {
             Ok(Packet::Error { msg, .. }) => Err(End::Client(msg)),
             // The crate knows no other code.
             Err(_) if datagram.starts_with(&[0, 5]) => Err(End::Client("(no message)".to_owned())),
-            Ok(packet) => Ok(Heard::Packet(packet)),
-            Err(_) => Ok(Heard::Nothing),
+            Ok(packet) => Ok(Incoming::Packet(packet)),
+            Err(_) => Ok(Incoming::Nothing),
         }
     }
 
@@ -286,7 +303,7 @@ impl Socket for Transfer {
         };
         match alone.map_or(Ok(()), |datagram| self.wire.send(&datagram)) {
             Ok(()) => Ok(()),
-            Err(end) => leave(state, end),
+            Err(error) => leave(state, error.into()),
         }
     }
 
@@ -311,8 +328,8 @@ impl Socket for Transfer {
         Ok(self.wire.peer()?)
     }
 
-    /// The worker calls this when it has just opened the file for itself: ours would only use up descriptors. The time of a read stays
-    /// a nap.
+    /// The worker calls this when it has just opened the file for itself: ours would only use up
+    /// descriptors. The wait of a read stays as it is.
     fn set_read_timeout(&mut self, _timeout: Duration) -> Result<(), Box<dyn Error>> {
         self.file = None;
         Ok(())
@@ -339,12 +356,14 @@ impl Drop for Transfer {
         let sent_bytes = state.window.sent_bytes();
         drop(state);
         if matches!(end, End::Worker | End::Socket(_)) {
-            // Without a descriptor or memory left, or with a file that cannot be read to its end, the worker just ends.
-            let told = bytes_of(&Refusal::Busy.to_packet()).map(|busy| self.wire.send(&busy));
-            drop(told);
+            // Without a descriptor or memory left, or with a file that cannot be read to its end,
+            // the worker just ends.
+            let busy = TftpRefusal::from(Refusal::Busy);
+            let sent = bytes_of(&busy.to_packet()).map(|busy| self.wire.send(&busy));
+            drop(sent);
         }
         if let Some(report) = self.report.take() {
-            report(Outcome { sent_bytes, complete, end, took: self.began.elapsed() });
+            report(TransferOutcome { sent_bytes, complete, end, took: self.began.elapsed() });
         }
     }
 }
@@ -355,8 +374,9 @@ impl fmt::Debug for Transfer {
     }
 }
 
-/// Ends the worker's thread quietly. An error returned to the worker would end it too, but with a line on standard error for every client
-/// that merely asks for a file's size, as most firmware does.
+/// Ends the worker's thread quietly. An error returned to the worker would end it too, but with a
+/// line on standard error for every client that merely asks for a file's size, as most firmware
+/// does.
 fn leave(mut state: MutexGuard<'_, State>, end: End) -> ! {
     state.end = Some(end);
     drop(state);
@@ -368,7 +388,8 @@ fn bytes_of(packet: &Packet) -> io::Result<Vec<u8>> {
     packet.serialize().map_err(io::Error::other)
 }
 
-/// The default of a constructor's fourth parameter: the type of `Worker::new`'s cannot be named, for its module is private.
+/// The default of a constructor's fourth parameter: the type of `Worker::new`'s cannot be named,
+/// for its module is private.
 fn default_of_fourth<A, B, C, D: Default, E, R>(_: fn(A, B, C, D, E) -> R) -> D {
     D::default()
 }
@@ -389,7 +410,7 @@ mod tests {
         client.set_nonblocking(true).unwrap();
         let claim = Slots::new(1).claim(peer, b"", Instant::now());
         let Claim::Granted(slot) = claim else { panic!("{claim:?}") };
-        let limits = Limits { idle: Duration::MAX, total: Duration::MAX };
+        let limits = TransferLimits { idle: Duration::MAX, total: Duration::MAX };
         let path = PathLimits { block_bytes_max: 512, block_bytes_in_one_packet: None };
         let (menu, terms) = (in_memory("menu").unwrap(), Terms::agree(&[], 4, path));
         (Transfer::new(socket, menu, terms, limits, slot).unwrap(), client)
@@ -404,10 +425,11 @@ mod tests {
         assert!(matches!(end(&transfer), Some(End::Unanswered)));
         let silence = client.recv(&mut [0; 9]).unwrap_err();
         assert_eq!(silence.kind(), io::ErrorKind::WouldBlock);
-        transfer.slot.heard(Instant::now());
+        transfer.slot.note_packet(Instant::now());
         assert!(end(&transfer).is_none());
     }
 
+    /// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
     #[test]
     fn a_block_that_was_too_large_for_the_path_is_sent_again_at_once() {
         let (transfer, client) = begun();
@@ -415,11 +437,11 @@ mod tests {
         Socket::send(&transfer, &block).unwrap();
         let mut state = transfer.state();
         assert!(transfer.receive(&mut state).unwrap().is_none());
-        assert!(transfer.judge(&Heard::TooLarge, &mut state).unwrap().is_none());
+        assert!(transfer.judge(&Incoming::TooLarge, &mut state).unwrap().is_none());
         drop(state);
         for _ in ["at first", "again"] {
-            let mut heard = [0; 1000];
-            assert_eq!(client.recv(&mut heard).unwrap(), 516);
+            let mut packet = [0; 1000];
+            assert_eq!(client.recv(&mut packet).unwrap(), 516);
         }
         transfer.state().end = Some(End::Stopped);
     }
@@ -437,10 +459,10 @@ mod tests {
             assert_eq!(acknowledged, Packet::Ack(1));
             drop(transfer);
             assert_eq!(outcome.recv().unwrap().complete, complete);
-            let mut heard = [0; 1000];
-            let length = client.recv(&mut heard).unwrap();
+            let mut packet = [0; 1000];
+            let length = client.recv(&mut packet).unwrap();
             assert_eq!(length, bytes + 4);
-            assert_eq!(client.recv(&mut heard).is_err(), complete);
+            assert_eq!(client.recv(&mut packet).is_err(), complete);
         }
     }
 

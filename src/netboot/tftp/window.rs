@@ -1,16 +1,18 @@
-//! Which blocks of a file are on their way: gives each 16-bit block number its place in the file, and judges acknowledgements.
+//! The blocks of a file that are on their way: gives each 16-bit block number its place in the
+//! file, and judges acknowledgements.
 //!
-//! Called by a transfer for each packet in either direction. Pure. It lets through to the worker only acknowledgements that make
-//! progress, because `tftpd`'s worker spins on any other.
+//! Called by a transfer for each packet in either direction. Pure. It lets through to the worker
+//! only acknowledgements that make progress, because `tftpd`'s worker spins on any other.
 
 use std::{collections::VecDeque, mem};
 
-/// What an acknowledgement means.
+/// The meaning of an acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// New blocks have arrived.
     Progress,
-    /// The client has asked again for what follows the last block it has: send the window again at once.
+    /// The client has asked again for what follows the last block it has: send the window again at
+    /// once.
     Resend,
     /// Old, repeated or impossible.
     Ignore,
@@ -31,7 +33,7 @@ pub(super) struct Window {
     single: bool,
     /// The datagrams after `acked` up to `sent`.
     kept: VecDeque<Vec<u8>>,
-    /// How many of these, the last ones, are still to go out.
+    /// The number of these, the last ones, that are still to go out.
     waiting: usize,
     /// No early resend before this block is acknowledged.
     no_resend_until: u64,
@@ -43,8 +45,9 @@ impl Window {
         Self { single: window_blocks <= 1, ..Self::default() }
     }
 
-    /// A DATA packet is to go out: its block number, the bytes of file in it, whether that is less than a whole block, and the datagram.
-    /// A new one is kept to go out [with others](Self::take_waiting), a repetition is given back.
+    /// A DATA packet is to go out: its block number, the bytes of file in it, whether that is less
+    /// than a whole block, and the datagram. A new one is kept to go out [with
+    /// others](Self::take_waiting), a repetition is given back.
     pub(super) fn sent(
         &mut self,
         number: u16,
@@ -86,15 +89,16 @@ impl Window {
         let arrived = usize::try_from(step).unwrap_or(usize::MAX).min(self.kept.len());
         self.kept.drain(..arrived);
         if self.acked < self.sent {
-            // The worker answers this one by sending everything after it again; the rest of the lost block's window is still to bring
-            // repetitions of it, which need no second answer.
+            // The worker answers this one by sending everything after it again; the rest of the
+            // lost block's window is still to bring repetitions of it, which need no second answer.
             self.no_resend_until = self.sent + 1;
         }
         Verdict::Progress
     }
 
-    /// With one block in flight a repeated ACK is never answered (RFC 1123 §4.2.3.1, the Sorcerer's Apprentice). With more it means a
-    /// lost block (RFC 7440 §4), but only once in a window: the blocks sent again would bring repeated ACKs of their own.
+    /// With one block in flight a repeated ACK is never answered (RFC 1123 §4.2.3.1, the Sorcerer's
+    /// Apprentice). With more it means a lost block (RFC 7440 §4), but only once in a window: the
+    /// blocks sent again would bring repeated ACKs of their own.
     fn repeated(&mut self) -> Verdict {
         if self.single { Verdict::Ignore } else { self.lost() }
     }
@@ -125,13 +129,13 @@ impl Window {
         self.last.is_some_and(|last| self.acked >= last)
     }
 
-    /// Whether all that lacks is the acknowledgement of the file's last block. Its receiver may have ended when it sent that, and so
-    /// the file may well have arrived (RFC 1350 §6).
+    /// Whether all that lacks is the acknowledgement of the file's last block. Its receiver may
+    /// have ended when it sent that, and so the file may well have arrived (RFC 1350 §6).
     pub(super) fn lacks_last_acknowledgement(&self) -> bool {
         self.last.is_some_and(|last| self.sent >= last && self.acked + 1 == last)
     }
 
-    /// How far a block number is ahead of the last acknowledged one; numbers go round after 65535.
+    /// Counts from the last acknowledged block to this one; numbers go round after 65535.
     fn distance(&self, number: u16) -> u64 {
         let [.., high, low] = self.acked.to_be_bytes();
         u64::from(number.wrapping_sub(u16::from_be_bytes([high, low])))
@@ -178,7 +182,7 @@ mod tests {
             let mut window = sent(blocks, blocks);
             assert_eq!(window.lost(), Verdict::Resend);
             assert_eq!(window.unacknowledged().count(), usize::from(blocks));
-            assert_eq!(window.lost(), Verdict::Ignore, "every datagram of a window is told of");
+            assert_eq!(window.lost(), Verdict::Ignore, "every datagram of a window is reported");
             assert_eq!(window.acknowledged(blocks), Verdict::Progress);
             assert_eq!(window.lost(), Verdict::Ignore, "nothing is on its way");
         }

@@ -1,9 +1,9 @@
 //! A transfer's socket: datagrams to one client, a window of them with one system call.
 //!
-//! Called by a transfer. What cannot be sent now is a lost datagram, and lost ones are sent again by the transfer; only a client that is
-//! gone is an error. It must never depend on what a network interface can do: what it refuses to cut is
-//! sent piece by piece. Nor may it depend on what a path carries: routers may cut what is
-//! too large for their next link.
+//! Called by a transfer. A datagram that cannot be sent now is lost, and the transfer sends lost
+//! ones again; only a client that is gone is an error. It must never depend on the abilities of a
+//! network interface: a window that it refuses to cut is sent piece by piece. Nor may it depend on
+//! the size that a path carries: routers may cut datagrams that are too large for their next link.
 
 use std::{
     io::{self, IoSlice},
@@ -22,8 +22,6 @@ use rustix::{
     },
 };
 
-use super::transfer::End;
-
 /// Longest wait for room in the socket's send buffer.
 const SEND_LIMIT: Duration = Duration::from_secs(1);
 /// Opcode and block number before each block, in bytes.
@@ -31,17 +29,24 @@ const HEAD_BYTES: u16 = 4;
 /// Headers of IP and UDP before that, in bytes.
 const IPV4_HEAD_BYTES: u32 = 20 + 8;
 const IPV6_HEAD_BYTES: u32 = 40 + 8;
-/// The kernel takes at most this many bytes at once, as many as a datagram may have over IPv4, and cuts them into so many at most
-/// (`UDP_MAX_SEGMENTS`).
+/// The kernel takes at most this many bytes at once, as many as a datagram may have over IPv4, and
+/// cuts them into so many at most (`UDP_MAX_SEGMENTS`).
 const AT_ONCE_BYTES_MAX: usize = 65_507;
 const AT_ONCE_MAX: usize = 64;
 
-/// What has come in.
+/// Why nothing more can be sent or received.
+#[derive(Debug)]
+pub(super) enum WireError {
+    /// The client's port is closed.
+    Gone,
+    Socket(io::Error),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Received {
     /// A datagram of so many bytes.
     Datagram(usize),
-    /// None within a nap, or word that something could not be delivered just now.
+    /// None within the wait, or word that something could not be delivered just now.
     Nothing,
     /// Word that a datagram was larger than some link of the path carries, and is lost.
     TooLarge,
@@ -51,9 +56,10 @@ pub(super) enum Received {
 #[derive(Debug)]
 pub(super) struct Wire {
     socket: UdpSocket,
-    /// Of a whole block's datagram.
+    /// The length of a whole block's datagram.
     datagram_bytes: u16,
-    /// Whether the kernel is still asked to cut what it is given into datagrams (`UDP_SEGMENT`, Linux 4.18).
+    /// Whether the kernel is still asked to cut what it is given into datagrams (`UDP_SEGMENT`,
+    /// Linux 4.18).
     cuts: AtomicBool,
 }
 
@@ -67,18 +73,18 @@ impl Wire {
         Ok(Self { socket, datagram_bytes, cuts: AtomicBool::new(true) })
     }
 
-    /// Whom it speaks with.
+    /// Returns the client's address.
     pub(super) fn peer(&self) -> io::Result<SocketAddr> {
         self.socket.peer_addr()
     }
 
-    /// How long [`receive`](Self::receive) waits.
-    pub(super) fn set_nap(&self, nap: Duration) -> io::Result<()> {
-        self.socket.set_read_timeout(Some(nap))
+    /// Sets the longest wait of [`receive`](Self::receive).
+    pub(super) fn set_read_wait(&self, wait: Duration) -> io::Result<()> {
+        self.socket.set_read_timeout(Some(wait))
     }
 
-    /// What comes from the client, or from a router on the way to it.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> Result<Received, End> {
+    /// Receives from the client, or from a router on the way to it.
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> Result<Received, WireError> {
         match recv(&self.socket, buffer, RecvFlags::empty()) {
             Ok((length, _)) => Ok(Received::Datagram(length)),
             Err(error) => meaning(error),
@@ -86,9 +92,9 @@ impl Wire {
     }
 
     /// Sends one datagram.
-    pub(super) fn send(&self, datagram: &[u8]) -> Result<(), End> {
+    pub(super) fn send(&self, datagram: &[u8]) -> Result<(), WireError> {
         match self.socket.send(datagram) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(End::Gone),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(WireError::Gone),
             Ok(_) | Err(_) => Ok(()),
         }
     }
@@ -97,7 +103,7 @@ impl Wire {
     pub(super) fn send_blocks<'a>(
         &self,
         datagrams: impl Iterator<Item = &'a [u8]>,
-    ) -> Result<(), End> {
+    ) -> Result<(), WireError> {
         let datagrams: Vec<IoSlice<'_>> = datagrams.map(IoSlice::new).collect();
         let at_once = (AT_ONCE_BYTES_MAX / usize::from(self.datagram_bytes)).min(AT_ONCE_MAX);
         for some in datagrams.chunks(at_once.max(1)) {
@@ -108,15 +114,16 @@ impl Wire {
         Ok(())
     }
 
-    /// Has the kernel cut them. `false`: it cannot on this way, where a NIC makes no checksums or blocks are larger than packets.
-    fn send_at_once(&self, datagrams: &[IoSlice<'_>]) -> Result<bool, End> {
+    /// Has the kernel cut them. `false`: it cannot on this way, where a NIC makes no checksums or
+    /// blocks are larger than packets.
+    fn send_at_once(&self, datagrams: &[IoSlice<'_>]) -> Result<bool, WireError> {
         use nix::errno::Errno;
         if datagrams.len() < 2 || !self.cuts.load(Relaxed) {
             return Ok(false);
         }
         let cut = [ControlMessage::UdpGsoSegments(&self.datagram_bytes)];
         match sendmsg::<()>(self.socket.as_raw_fd(), datagrams, &cut, MsgFlags::empty(), None) {
-            Err(Errno::ECONNREFUSED) => Err(End::Gone),
+            Err(Errno::ECONNREFUSED) => Err(WireError::Gone),
             Err(Errno::EIO | Errno::EINVAL | Errno::EMSGSIZE | Errno::EOPNOTSUPP) => {
                 self.cuts.store(false, Relaxed);
                 Ok(false)
@@ -139,15 +146,16 @@ pub(super) fn block_bytes_in_one_packet(connected: &UdpSocket) -> Option<u16> {
 }
 
 /// Sends packets of IPv4 without DF, over sockets of IPv6 too. A router that may not cut a packet
-/// drops it, and not every one says so. What it says the kernel forgets within ten minutes. Over IPv6
+/// drops it, and not every one says so. The kernel forgets its word within ten minutes. Over IPv6
 /// no router cuts: there the word of one is needed, and comes as [`Received::TooLarge`].
 fn let_routers_cut(socket: &UdpSocket) -> io::Result<()> {
     Ok(set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DONT)?)
 }
 
-/// What routers and the client's system say by ICMP comes as a socket's error, once, and only tells
-/// that a packet was lost. The transfer's limits decide how long to go on, for networks come back.
-fn meaning(error: Errno) -> Result<Received, End> {
+/// Judges a socket's error. The ICMP messages of routers and of the client's system come as one,
+/// once, and only tell that a packet was lost. The transfer's limits decide how long to go on, for
+/// networks come back.
+fn meaning(error: Errno) -> Result<Received, WireError> {
     match error {
         Errno::AGAIN
         | Errno::INTR
@@ -158,8 +166,8 @@ fn meaning(error: Errno) -> Result<Received, End> {
         | Errno::NOPROTOOPT
         | Errno::PROTO => Ok(Received::Nothing),
         Errno::MSGSIZE => Ok(Received::TooLarge),
-        Errno::CONNREFUSED => Err(End::Gone),
-        error => Err(End::Socket(error.into())),
+        Errno::CONNREFUSED => Err(WireError::Gone),
+        error => Err(WireError::Socket(error.into())),
     }
 }
 
@@ -167,13 +175,14 @@ fn meaning(error: Errno) -> Result<Received, End> {
 mod tests {
     use super::*;
 
+    /// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
     #[test]
-    fn what_a_router_says_of_a_lost_packet_ends_no_transfer() {
-        for said in [Errno::HOSTUNREACH, Errno::HOSTDOWN, Errno::NETUNREACH, Errno::NONET] {
-            assert_eq!(meaning(said).unwrap(), Received::Nothing, "{said}");
+    fn a_routers_word_of_a_lost_packet_ends_no_transfer() {
+        for error in [Errno::HOSTUNREACH, Errno::HOSTDOWN, Errno::NETUNREACH, Errno::NONET] {
+            assert_eq!(meaning(error).unwrap(), Received::Nothing, "{error}");
         }
         assert_eq!(meaning(Errno::MSGSIZE).unwrap(), Received::TooLarge);
-        assert!(matches!(meaning(Errno::CONNREFUSED), Err(End::Gone)));
-        assert!(matches!(meaning(Errno::BADF), Err(End::Socket(_))));
+        assert!(matches!(meaning(Errno::CONNREFUSED), Err(WireError::Gone)));
+        assert!(matches!(meaning(Errno::BADF), Err(WireError::Socket(_))));
     }
 }

@@ -301,6 +301,7 @@ mod tests {
         assert!(error(&options).contains("nowhere"));
     }
 
+    /// Invariant (ramdisk): The builder names the drivers and firmware that its ramdisk lacks.
     #[test]
     fn what_was_asked_for_is_taken_and_what_lacks_is_named_with_debians_package() {
         let dir = tempfile::tempdir().unwrap();
@@ -344,6 +345,7 @@ mod tests {
         assert_eq!(error, "the package has no module old_cord; did you mean old_card?");
     }
 
+    /// Invariant (ramdisk): The builder names the drivers and firmware that its ramdisk lacks.
     #[test]
     fn packages_may_lie_beside_each_other_and_with_a_merged_usr() {
         let dir = tempfile::tempdir().unwrap();

@@ -54,6 +54,7 @@ fn target() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
+    /// Invariant (secrets): No file outside its directory is opened, with or without `openat2`.
     #[test]
     fn both_ways_open_the_same_and_never_what_is_outside(
         links in prop::collection::vec((0..3_usize, target()), 0..4),
@@ -131,6 +132,7 @@ fn links_lead_where_they_may_and_nothing_leads_out() {
     }
 }
 
+/// Invariant (secrets): No file outside its directory is opened, with or without `openat2`.
 #[test]
 fn renames_meanwhile_lead_nobody_out() {
     let tree = tree();

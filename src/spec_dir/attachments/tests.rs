@@ -48,6 +48,7 @@ fn user_data(spec: &NodeSpec) -> &AttachedContent {
     &spec.config_drive.as_ref().unwrap().user_data.as_ref().unwrap().content
 }
 
+/// Invariant (image): Nothing outside of the allowed directories is read.
 #[test]
 fn what_cannot_be_attached_is_told_where_it_is_asked_for() {
     let place = place(&[
@@ -96,6 +97,7 @@ fn links_that_stay_beneath_are_followed_and_the_largest_file_is_taken() {
     assert_eq!(user_data(&read_file(&at("a.toml"), None).unwrap()), &"#!/bin/sh\n".into());
 }
 
+/// Invariant (disk): A config drive holds its files byte by byte, and so does every record.
 #[test]
 fn user_data_of_any_bytes_is_taken_as_it_is() {
     let place = place(&[("a", "gzip"), ("b", "latin1"), ("c", "empty")]);

@@ -10,6 +10,7 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
+    mem,
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -20,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     file_mark::FileMark,
-    model::{attached::AttachedContent, spec::NodeSpec},
+    model::{attached::AttachedContent, ids::NodeName, spec::NodeSpec},
 };
 
 use super::Attachments;
@@ -38,6 +39,8 @@ pub(super) struct KnownSpecs {
     specs: BTreeMap<OsString, KnownSpec>,
     defaults: DefaultsFile,
     began: Option<Instant>,
+    /// Specs that somebody has in memory, and that are not known to be those of the files.
+    in_memory: BTreeMap<NodeName, Arc<NodeSpec>>,
 }
 
 /// `_defaults.toml` as a reading found it.
@@ -72,19 +75,32 @@ pub(super) struct Reading<'d> {
     now: SystemTime,
     before: KnownSpecs,
     after: KnownSpecs,
+    in_memory: BTreeMap<NodeName, Arc<NodeSpec>>,
 }
 
 impl KnownSpecs {
+    /// Nothing is known of the files, but these specs are in memory.
+    pub(super) fn in_memory(specs: impl IntoIterator<Item = Arc<NodeSpec>>) -> Self {
+        let in_memory = specs.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
+        Self { in_memory, ..Self::default() }
+    }
+
     /// A reading begins, with these defaults.
     pub(super) fn begin(self, dir: &OwnedFd, defaults: DefaultsFile) -> Reading<'_> {
         let is_local = fstatfs(dir).is_ok_and(|system| LOCAL.contains(&i128::from(system.f_type)));
         let device = fstat(dir).ok().map(|dir| dir.st_dev).filter(|_| is_local);
         let is_fresh = self.began.is_some_and(|began| began.elapsed() < KEEP);
         let is_same = defaults != DefaultsFile::Unreadable && self.defaults == defaults;
-        let before = if is_fresh && is_same { self } else { Self::default() };
+        let mut before = if is_fresh && is_same {
+            self
+        } else {
+            let specs = self.specs.into_values().map(|known| known.spec);
+            Self::in_memory(self.in_memory.into_values().chain(specs))
+        };
+        let in_memory = mem::take(&mut before.in_memory);
         let began = before.began.or_else(|| Some(Instant::now()));
-        let after = Self { specs: BTreeMap::new(), defaults, began };
-        Reading { dir, device, now: SystemTime::now(), before, after }
+        let after = Self { defaults, began, ..Self::default() };
+        Reading { dir, device, now: SystemTime::now(), before, after, in_memory }
     }
 }
 
@@ -134,17 +150,21 @@ impl Reading<'_> {
         Some(spec)
     }
 
-    /// A spec was parsed from these bytes of a file with this mark.
+    /// A spec was parsed from these bytes of a file with this mark. If it is in memory already, it is
+    /// the one that is there: ten thousand of them twice is what a restart would need otherwise.
     pub(super) fn note(
         &mut self,
         file: &OsStr,
         (bytes, mark): (&[u8], FileMark),
-        spec: &Arc<NodeSpec>,
+        spec: NodeSpec,
         attached: Vec<(String, AttachedContent)>,
-    ) {
+    ) -> Arc<NodeSpec> {
         let (mark, content) = (self.settled(mark), content(bytes));
-        let known = KnownSpec { mark, content, spec: Arc::clone(spec), attached };
+        let same = self.in_memory.remove(&spec.name).filter(|same| **same == spec);
+        let spec = same.unwrap_or_else(|| Arc::new(spec));
+        let known = KnownSpec { mark, content, spec: Arc::clone(&spec), attached };
         self.after.specs.insert(file.to_owned(), known);
+        spec
     }
 
     fn settled(&self, mark: FileMark) -> Option<FileMark> {

@@ -112,6 +112,8 @@ mod tests {
 
     use crate::spec_dir::read_dir;
 
+    /// Invariant (spec): A file that only looks like a spec is reported, by its name alone, and
+    /// once.
     #[test]
     fn what_looks_like_a_spec_and_is_not_read_is_named_and_nothing_else() {
         let place = tempfile::tempdir().unwrap();

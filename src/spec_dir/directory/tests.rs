@@ -181,6 +181,8 @@ fn the_directorys_defaults_are_under_every_spec_and_broken_ones_hold_every_spec(
     );
 }
 
+/// Invariant (spec): A scan is of one directory, and a file is gone when two readings missed it.
+///
 /// git-sync swaps a link; here it never rests.
 #[test]
 fn a_snapshot_is_of_one_directory_though_it_is_swapped_meanwhile() {

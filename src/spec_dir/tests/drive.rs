@@ -71,6 +71,7 @@ fn metadata_of_a_spec_goes_over_that_of_the_defaults_key_by_key() {
     assert_eq!((drive.label, &*meta_data), (DriveLabel::Cidata, &[("a", "1"), ("b", "3")][..]));
 }
 
+/// Invariant (disk): A config drive holds its files byte by byte, and so does every record.
 #[test]
 fn lists_and_vendor_data_are_a_part_of_a_drive_and_of_its_identity() {
     let read = |more: &str| attached(&format!("{MINIMAL}[config_drive]\n{more}"));

@@ -20,6 +20,8 @@ fn netbooting(keys: &str) -> NodeSpec {
     good(&format!("{text}{keys}"))
 }
 
+/// Invariant (machine): A different installation has a different identity, and an upgrade is no
+/// drift.
 #[test]
 fn a_machine_with_its_checksum_in_its_spec_keeps_its_identity_at_an_upgrade() {
     let spec = good(MINIMAL);
@@ -39,6 +41,8 @@ fn what_the_version_before_had_as_identity_is_still_known() {
     assert_ne!(spec.digest(), spec.digest_v1());
 }
 
+/// Invariant (machine): A different installation has a different identity, and an upgrade is no
+/// drift.
 #[test]
 fn with_a_list_the_source_and_the_lists_place_count_and_without_one_the_source_does_not() {
     let digest = |source, list| listed(source, list).digest();
@@ -49,6 +53,8 @@ fn with_a_list_the_source_and_the_lists_place_count_and_without_one_the_source_d
     assert_eq!(good(MINIMAL).digest(), good(&mirror).digest());
 }
 
+/// Invariant (machine): A different installation has a different identity, and an upgrade is no
+/// drift.
 #[test]
 fn whatever_a_machine_boots_from_the_network_is_a_part_of_its_identity() {
     let sum = |digit: &str| format!("sha256:{}", digit.repeat(64));

@@ -97,6 +97,7 @@ fn the_examples_read_back_the_same() {
 }
 
 proptest! {
+    /// Invariant (status): The output of `hostler show` reads back the same.
     #[test]
     fn any_text_in_a_spec_reads_back_the_same(text in "[^\\pC]{0,40}", attempts in 1..=100_i64) {
         let line = format!("redeploy = {}", ::toml::Value::from(text));

@@ -35,7 +35,8 @@ impl Drop for Bmcs {
 }
 
 impl Bmcs {
-    /// pyghmi's, for cipher suites 3 and 17. The password is left in `dir`, for programs that want it in a file.
+    /// pyghmi's, for cipher suites 3 and 17. The password is left in `dir`, for programs that want
+    /// it in a file.
     pub(crate) fn pyghmi(count: usize, dir: &Path) -> Self {
         fs::write(dir.join("password"), PASSWORD).unwrap();
         let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -59,7 +60,8 @@ impl Bmcs {
 
     /// `ipmi_sim`, one process each; it knows cipher suite 3 only.
     pub(crate) fn ipmi_sim(count: usize, dir: &Path) -> Self {
-        let commands = "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n";
+        let commands = "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\n\
+                        mc_enable 0x20\n";
         fs::write(dir.join("commands"), commands).unwrap();
         let ports: Vec<u16> = (0..count).map(|_| ports::free().port()).collect();
         let processes = ports.iter().map(|port| start_ipmi_sim(*port, dir)).collect();
@@ -93,8 +95,10 @@ fn start_ipmi_sim(port: u16, dir: &Path) -> Child {
         .map(|level| format!("allowed_auths_{level} none md2 md5 straight\n"))
         .concat();
     let text = format!(
-        "name \"sim{port}\"\nset_working_mc 0x20\nstartlan 1\naddr 127.0.0.1 {port}\npriv_limit admin\n{auths}\
-         guid a123456789abcdefa123456789abcdef\nendlan\nuser 2 true \"{USER}\" \"{PASSWORD}\" admin 60 none md2 md5 straight\n"
+        "name \"sim{port}\"\nset_working_mc 0x20\nstartlan 1\naddr 127.0.0.1 {port}\n\
+         priv_limit admin\n{auths}\
+         guid a123456789abcdefa123456789abcdef\nendlan\n\
+         user 2 true \"{USER}\" \"{PASSWORD}\" admin 60 none md2 md5 straight\n"
     );
     fs::write(&config, text).unwrap();
     let state = dir.join(format!("{port}.state"));

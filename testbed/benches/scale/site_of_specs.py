@@ -25,7 +25,8 @@ class Site:
         shutil.rmtree(base, ignore_errors=True)
         for part in ["nodes", "images", "secrets", "loaders"]:
             os.makedirs(f"{base}/{part}")
-        self.image = os.urandom(MIB) * image_mib
+        # With a boot signature: what is no disk is never installed.
+        self.image = (os.urandom(510) + b"\x55\xaa" + os.urandom(MIB - 512)) * image_mib
         self.checksum = "sha256:" + hashlib.sha256(self.image).hexdigest()
         for name, content in [("images/disk.raw", self.image), ("secrets/all.bmc", b"secret\n"),
                               ("vmlinuz", b"k" * 70_000), ("initramfs", b"i" * 90_000)]:

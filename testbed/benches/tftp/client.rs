@@ -1,4 +1,5 @@
-//! A client that costs as little as it can: it keeps nothing, and compares each block with what it should be.
+//! A client that costs as little as it can: it keeps nothing, and compares each block with what it
+//! should be.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -8,7 +9,8 @@ use std::{
 /// Longest wait for a block. A server that loses one sends it again sooner.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Room for a window of the largest blocks, in bytes: what the system gives a socket by itself is a little less.
+/// Room for a window of the largest blocks, in bytes: what the system gives a socket by itself is a
+/// little less.
 const RECEIVE_BYTES: usize = 200 << 10;
 
 /// Fetches a file and compares it with its content.

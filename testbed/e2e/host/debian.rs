@@ -11,7 +11,7 @@ use std::{
 
 use crate::rack::{Rack, repository};
 
-/// What a system without a kernel of its own takes to boot or to stop, on a busy machine.
+/// The time that a system without a kernel of its own takes to boot or to stop, on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -56,7 +56,7 @@ impl Debian {
         command
     }
 
-    /// What a root shell there says, which has to succeed.
+    /// The output of a root shell there, which has to succeed.
     pub(super) fn shell(&self, script: &str) -> String {
         let output = self.command(&["bash", "-euo", "pipefail", "-c", script]).output().unwrap();
         assert!(output.status.success(), "{script}: {}", said(&output));

@@ -1,6 +1,6 @@
-//! The bodies of a ramdisk's calls, and what they do to a node that waits for them: calls with NULs between, each led by the first
-//! letter of its name; a capital is a call with another key or from another address, which does nothing. And the agent's answers, as the
-//! ramdisk reads them.
+//! The bodies of a ramdisk's calls, and what they do to a node that waits for them: calls with NULs
+//! between, each led by the first letter of its name; a capital is a call with another key or from
+//! another address, which does nothing. And the agent's answers, as the ramdisk reads them.
 #![no_main]
 
 use std::net::IpAddr;
@@ -83,7 +83,7 @@ fn strange(node: &mut Node, key: &AttemptKey, peer: IpAddr, call: Call, other_ke
     assert!(node.record().state == before.state);
 }
 
-/// What the agent may have said; that it is the agent is proven, that it makes sense is not.
+/// Any answer of the agent; that it is the agent is proven, that it makes sense is not.
 fn read_answer(body: &[u8]) {
     if let Ok(reply) = serde_json::from_slice::<LookupReply>(body) {
         assert!(

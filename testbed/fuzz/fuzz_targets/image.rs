@@ -9,7 +9,7 @@ use std::{
 };
 
 use hostler::{
-    image::{Limits, decode, inspect},
+    image::{DecodeLimits, decode, inspect},
     model::spec::ImageFormat,
 };
 use hostler_fuzz::{DIR, check_shown};
@@ -17,8 +17,9 @@ use libfuzzer_sys::fuzz_target;
 
 const RAW_BYTES_MAX: u64 = 1 << 20;
 
-/// Units of a disk with the smallest clusters, reads of the input, and pieces of the output, and that twice if it is packed.
-const TOLD_MAX: usize = 300;
+/// Units of a disk with the smallest clusters, reads of the input, and pieces of the output, and
+/// that twice if it is packed.
+const REPORTS_MAX: usize = 300;
 
 fn file() -> io::Result<File> {
     tempfile::tempfile_in(DIR.path())
@@ -28,16 +29,16 @@ fuzz_target!(|bytes: &[u8]| {
     let (published, into) = (file().unwrap(), file().unwrap());
     published.write_all_at(bytes, 0).unwrap();
     let look = inspect(&published, ImageFormat::Auto);
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     let mut progress = |at| {
-        told.push(at);
+        reported.push(at);
         ControlFlow::Continue(())
     };
     let mut limits =
-        Limits { raw_bytes_max: RAW_BYTES_MAX, progress: &mut progress, scratch: &file };
+        DecodeLimits { raw_bytes_max: RAW_BYTES_MAX, progress: &mut progress, scratch: &file };
     let result = decode(&published, ImageFormat::Auto, &into, &mut limits);
-    assert!(told.is_sorted() && told.last() <= Some(&(bytes.len() as u64)), "{told:?}");
-    assert!(told.len() < TOLD_MAX, "told {} times", told.len());
+    assert!(reported.is_sorted() && reported.last() <= Some(&(bytes.len() as u64)), "{reported:?}");
+    assert!(reported.len() < REPORTS_MAX, "reported {} times", reported.len());
     assert!(into.metadata().unwrap().len() <= RAW_BYTES_MAX);
     match result {
         Ok(written) => {

@@ -118,6 +118,7 @@ fn event(node: &Node, running: &mut Option<(OpId, Operation)>, byte: u8) -> Opti
         15 if byte & 0x10 == 0 => Event::PowerMayHaveChanged,
         _ => Event::Fetched(Fetch {
             refused_times: 0,
+            unknown_mac: None,
             node: SPEC.name.clone(),
             stage: BootStage::Kernel,
             path: "vmlinuz".to_owned(),

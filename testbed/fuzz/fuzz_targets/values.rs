@@ -1,4 +1,5 @@
-//! Texts that are one value: the ramdisk's kernel command line, names, addresses, digests, keys, sizes, hints, durations.
+//! Texts that are one value: the ramdisk's kernel command line, names, addresses, digests, keys,
+//! sizes, hints, durations.
 #![no_main]
 
 use std::{fmt::Display, str::FromStr};

@@ -1,4 +1,5 @@
-//! What the fuzz targets share: how an input is cut into parts, and what holds for every list of problems.
+//! Code that the fuzz targets share: how an input is cut into parts, and what holds for every list
+//! of problems.
 #![expect(clippy::unwrap_used, reason = "a fuzz target says what is wrong by panicking")]
 
 use std::{
@@ -41,7 +42,8 @@ pub fn halves(bytes: &[u8]) -> (Option<&[u8]>, &[u8]) {
     }
 }
 
-/// There is at least one problem; each has a message in one line, and is in one of the files, at a place that the file has.
+/// There is at least one problem; each has a message in one line, and is in one of the files, at a
+/// place that the file has.
 pub fn check_problems(problems: &[Problem], files: &[(&str, &[u8])]) {
     assert!((1..=300).contains(&problems.len()), "{} problems", problems.len());
     for problem in problems {
@@ -57,13 +59,14 @@ pub fn check_problems(problems: &[Problem], files: &[(&str, &[u8])]) {
     }
 }
 
-/// A text for a person or a log: in one line, without anything that steers a terminal, and not endless.
+/// A text for an operator or a log: in one line, without anything that steers a terminal, and not
+/// endless.
 pub fn check_shown(text: &str) {
     assert!(!text.chars().any(char::is_control), "{text:?}");
     assert!(text.chars().count() < 5000, "{} characters", text.chars().count());
 }
 
-/// What the administrator allows.
+/// The administrator's configuration.
 pub const POLICY: Policy =
     Policy { attempts_max: 1, imagings_max: 1, polls_max: 1, breaker: true, enforce_power: true };
 
@@ -76,7 +79,7 @@ pub fn step(node: &mut Node, now: Timestamp, event: Event) -> Vec<Action> {
     actions
 }
 
-/// What is kept and shown of a node reads back as it was written.
+/// Checks that a node's record and status read back as they were written.
 pub fn check_node(node: &Node, now: Timestamp) {
     let record = serde_json::to_vec(node.record()).unwrap();
     assert_eq!(serde_json::from_slice::<Record>(&record).unwrap(), *node.record());

@@ -1,4 +1,5 @@
-//! `hostler bmc` and `hostler show-boot`: what operators see and do of power and boot, by way of the running agent.
+//! `hostler bmc` and `hostler show-boot`: what operators see and do of power and boot, by way of
+//! the running agent.
 
 use std::{
     fs,
@@ -26,7 +27,7 @@ fn bmc(site: &Site, words: &[&str]) -> (i32, String, String) {
     said(site, &[&["bmc", NODE], words].concat())
 }
 
-/// What a command came to, which must be good.
+/// The result of a command, which must be good.
 fn done(site: &Site, words: &[&str]) -> String {
     let (code, out, errors) = bmc(site, words);
     assert_eq!((code, errors.as_str()), (0, ""), "{words:?}\n{}", site.log());
@@ -107,6 +108,8 @@ fn a_bmc_says_what_it_is_and_what_the_agent_has_learnt_of_it() {
     }
 }
 
+/// Invariant (bmc): Nobody else switches a machine during its installation, and switching off is no
+/// consent.
 #[test]
 fn a_machine_that_is_being_installed_is_switched_by_nobody_else() {
     let site = Site::new();
@@ -130,6 +133,8 @@ fn a_machine_that_is_being_installed_is_switched_by_nobody_else() {
     assert_eq!(machine.story().len(), 5);
 }
 
+/// Invariant (bmc): Nobody else switches a machine during its installation, and switching off is no
+/// consent.
 #[test]
 fn switching_off_is_never_taken_for_consent_to_wipe() {
     let site = Site::new();
@@ -152,6 +157,8 @@ fn switching_off_is_never_taken_for_consent_to_wipe() {
     assert!(machine.disk.disk().iter().all(|byte| *byte == 0));
 }
 
+/// Invariant (bmc): Nobody else switches a machine during its installation, and switching off is no
+/// consent.
 #[test]
 fn nothing_is_seen_of_a_machine_in_the_middle_of_a_command() {
     let (site, machine, _agent) = installed(&["--slow-power", "4"]);
@@ -262,6 +269,8 @@ fn show_boot_prints_what_a_nic_is_served_and_the_key_only_when_told_to() {
     );
 }
 
+/// Invariant (bmc): The end of a BMC's trouble is seen within 90 s; refused credentials are not
+/// sent meanwhile.
 #[test]
 fn trouble_with_a_bmc_ends_at_once_when_an_operator_uses_it_or_asks_again() {
     let site = Site::new();

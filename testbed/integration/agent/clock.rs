@@ -1,5 +1,5 @@
-//! The clock is set, by a day forward or back, under a running agent. Its waits and status files live by that clock; machines must not
-//! die of it.
+//! The clock is set, by a day forward or back, under a running agent. Its waits and status files
+//! live by that clock; machines must not die of it.
 
 use std::{env::consts::ARCH, fs, time::Duration};
 
@@ -21,10 +21,12 @@ use super::{
 const FORWARD: i64 = 86_400;
 /// A day back.
 const BACK: i64 = -FORWARD;
-/// Seconds by which two readings of a clock that was set by a day may differ from just that, while a test runs.
+/// Seconds by which two readings of a clock that was set by a day may differ from just that, while
+/// a test runs.
 const SLACK_S: i64 = 600;
 
-/// An agent with a clock of its own: libfaketime moves the time of day; the monotonic clock goes on, as in a kernel.
+/// An agent with a clock of its own: libfaketime moves the time of day; the monotonic clock goes
+/// on, as in a kernel.
 struct Clocked {
     site: Site,
     machine: Machine,
@@ -70,7 +72,8 @@ impl Clocked {
         self.site.until(NODE, "leapt", |status| leapt(status) && is(status))
     }
 
-    /// A second attempt, after the first ended with this, and everything an administrator sees then.
+    /// A second attempt, after the first ended with this, and everything an administrator sees
+    /// then.
     fn second_attempt_deploys(&self, step: Step, code: &str) {
         let ramdisk = self.machine.boot(&self.site, 2);
         let error = self.site.status(NODE).unwrap().last_error.unwrap();
@@ -173,6 +176,7 @@ fn a_clock_set_forward_ends_the_pause_before_the_next_attempt() {
     clocked.second_attempt_deploys(Step::Ramdisk, "RamdiskFailed");
 }
 
+/// Invariant (attempt): A clock that is set costs at most an attempt and makes no wait longer.
 #[test]
 fn a_clock_set_back_makes_the_pause_before_the_next_attempt_no_longer() {
     let (clocked, before) = pausing("5s");
@@ -183,6 +187,7 @@ fn a_clock_set_back_makes_the_pause_before_the_next_attempt_no_longer() {
     clocked.second_attempt_deploys(Step::Ramdisk, "RamdiskFailed");
 }
 
+/// Invariant (attempt): A clock that is set costs at most an attempt and makes no wait longer.
 #[test]
 fn a_deployed_machine_stays_deployed_whatever_the_clock_says() {
     let clocked = Clocked::start(3_000_100);

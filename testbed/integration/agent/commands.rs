@@ -44,9 +44,12 @@ fn check_knows_the_agents_defaults() {
     let config = fs::read_to_string(site.path("hostler.toml")).unwrap();
     fs::write(site.path("hostler.toml"), config + "[defaults.bmc]\nusername = 7\n").unwrap();
     let dir = site.path("nodes").display().to_string();
-    let (code, said, _) = answer(&mut site.hostler(&["check", &dir]));
-    assert_eq!(code, 1);
-    assert!(said.contains("hostler.toml") && said.contains("bmc.username"), "{said}");
+    // Its directory is the one that is checked unless another is named.
+    for words in [&["check", &*dir][..], &["check"]] {
+        let (code, said, _) = answer(&mut site.hostler(words));
+        assert_eq!(code, 1);
+        assert!(said.contains("hostler.toml") && said.contains("bmc.username"), "{said}");
+    }
 }
 
 #[test]
@@ -55,8 +58,9 @@ fn status_and_watch_show_what_the_status_files_say() {
     let machine = Machine::new(&site, NODE);
     let agent = site.start();
     let dir = site.path("nodes").display().to_string();
-    let (code, said, _) = answer(&mut hostler(&["status", &dir]));
-    assert_eq!((code, said.lines().count()), (0, 1), "{said}");
+    site.await_that("an agent", || answer(&mut hostler(&["status", &dir])).0 == 0);
+    let said = answer(&mut hostler(&["status", &dir])).1;
+    assert!(said.ends_with(&format!("no nodes: a spec is a file NODE.toml in {dir}\n")), "{said}");
 
     let mut watch = hostler(&["watch", &dir]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
@@ -81,6 +85,60 @@ fn status_and_watch_show_what_the_status_files_say() {
     assert_eq!(code, 0);
     assert_eq!((&nodes[0]["node"], &nodes[0]["phase"]), (&"edge-07".into(), &"failed".into()));
     assert_eq!(nodes[0]["last_error"]["code"], "ChecksumMismatch");
+}
+
+#[test]
+fn status_says_where_no_agent_has_written_and_names_the_command_for_one_node() {
+    let site = Site::new();
+    let dir = site.path("nodes").display().to_string();
+    for command in [&mut hostler(&["status", &dir]), &mut site.hostler(&["status"])] {
+        let (code, said, _) = answer(command);
+        assert_eq!(code, 6, "{said}");
+        assert!(said.contains(&format!("no agent has written in {dir}")), "{said}");
+    }
+    for looking in ["status", "watch"] {
+        let (code, _, errors) = answer(&mut site.hostler(&[looking, NODE]));
+        assert_eq!(code, 1);
+        assert!(errors.contains("`hostler explain edge-07`"), "{errors}");
+    }
+}
+
+#[test]
+fn an_agent_says_at_its_start_what_keeps_every_machine_from_being_installed() {
+    let site = Site::new();
+    let missing = site.path("deploy-kernel");
+    let config = fs::read_to_string(site.path("hostler.toml")).unwrap();
+    let mut config: toml::Table = toml::from_str(&config).unwrap();
+    config["ramdisk"]["kernel"] = missing.display().to_string().into();
+    fs::write(site.path("hostler.toml"), config.to_string()).unwrap();
+    let _agent = site.start();
+    let warning =
+        format!("no machine can be installed with the deploy boot file {}", missing.display());
+    site.await_that("warned", || site.log().contains(&warning));
+    assert!(site.log().contains("`hostler ramdisk build`"), "{}", site.log());
+}
+
+#[test]
+fn a_port_that_is_taken_is_told_with_what_helps() {
+    let site = Site::new();
+    let agent = site.start();
+    site.await_that("an agent", || answer(&mut site.hostler(&["status"])).0 == 0);
+    let config = fs::read_to_string(site.path("hostler.toml")).unwrap();
+    let mut config: toml::Table = toml::from_str(&config).unwrap();
+    for (table, key) in [("state", "dir"), ("specs", "dir")] {
+        let other = site.path(&format!("other-{table}"));
+        fs::create_dir(&other).unwrap();
+        config[table][key] = other.display().to_string().into();
+    }
+    let other = site.path("other.toml");
+    fs::write(&other, config.to_string()).unwrap();
+    let (code, _, errors) = answer(&mut hostler(&["run", "--config", other.to_str().unwrap()]));
+    assert_eq!(code, 1);
+    assert!(
+        errors.contains("Address already in use") && errors.contains("`ss -lnptu`"),
+        "{errors}"
+    );
+    drop(agent);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Whose machine is touched, with real files and real BMCs: state directories that are lost, changes of many specs in one go, and power.
+//! The machine that is touched, with real files and real BMCs: state directories that are lost,
+//! changes of many specs in one go, and power.
 
 use std::fs;
 
@@ -23,8 +24,9 @@ fn installed(safety: &str) -> (Site, Machine, Spec, Agent) {
     (site, machine, spec, agent)
 }
 
-/// The state directory of an agent that was killed is lost, and an operator says in the status directory that it is dead: the next agent
-/// has another state, and would wait for minutes until it is sure.
+/// The state directory of an agent that was killed is lost, and an operator says in the status
+/// directory that it is dead: the next agent has another state, and would wait for minutes until it
+/// is sure.
 fn lose_state(site: &Site) {
     fs::remove_dir_all(site.path("state")).unwrap();
     fs::remove_file(site.path("nodes/_agent.status.toml")).unwrap();
@@ -43,6 +45,7 @@ fn look_again(site: &Site) -> Status {
     })
 }
 
+/// Invariant (state): A lost state directory is recovered from the status files.
 #[test]
 fn a_machine_whose_record_is_lost_is_adopted_from_its_status_file_on_or_off() {
     for switched_off in [false, true] {
@@ -59,7 +62,8 @@ fn a_machine_whose_record_is_lost_is_adopted_from_its_status_file_on_or_off() {
         assert_eq!((status.phase, &status.installed), (Phase::Deployed, &installed));
         assert_eq!((machine.story(), machine.boots_its_disk(&site)), (story.clone(), true));
 
-        // And with another `redeploy`, which may be years old: only one that changes from now on is consent.
+        // And with another `redeploy`, which may be years old: only one that changes from now on is
+        // consent.
         agent.kill();
         lose_state(&site);
         site.write(NODE, &spec.clone().with("redeploy", "written while nobody looked"));
@@ -86,6 +90,8 @@ fn a_machine_that_is_on_is_held_when_neither_record_nor_status_file_is_left() {
     assert_eq!(machine.story(), DEPLOYED);
 }
 
+/// Invariant (consent): An edit that names another machine consents to nothing, whatever else it
+/// changes.
 #[test]
 fn a_running_machine_that_one_edit_puts_in_anothers_place_is_held_and_its_power_left_alone() {
     let (site, machine, spec, agent) = installed("");
@@ -111,6 +117,8 @@ fn a_running_machine_that_one_edit_puts_in_anothers_place_is_held_and_its_power_
     assert_eq!(machine.story(), DEPLOYED);
 }
 
+/// Invariant (consent): A mass change survives a restart as a hold, and touches nothing when it is
+/// taken back.
 #[test]
 fn a_mass_change_in_one_swap_of_the_directory_is_held_and_taking_it_back_touches_nothing() {
     let site = Site::new();

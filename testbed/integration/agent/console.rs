@@ -43,15 +43,15 @@ fn fails(site: &Site, machine: &Machine, ramdisk: &Ramdisk) -> String {
     assert_eq!(ramdisk.look_up(1 << 20).0, 409);
     ends_failed(site, machine, Step::Ramdisk, "DiskTooSmall");
     site.await_that("kept", || kept(site, &machine.node).is_some());
-    let (_, told, _) = answer(&mut site.hostler(&["explain", &machine.node]));
-    assert!(told.contains(&format!("nodes/{}.console.log\n", machine.node)), "{told}");
+    let (_, output, _) = answer(&mut site.hostler(&["explain", &machine.node]));
+    assert!(output.contains(&format!("nodes/{}.console.log\n", machine.node)), "{output}");
     kept(site, &machine.node).unwrap()
 }
 
-/// The BMC was told that everything printed so far is heard.
-fn is_heard(site: &Site, machine: &Machine) {
+/// Waits until the BMC has passed on everything printed so far.
+fn is_passed_on(site: &Site, machine: &Machine) {
     let printed = fs::metadata(line(site, &machine.node)).unwrap().len();
-    site.await_that("heard", || machine.bmc.printed_bytes() == printed);
+    site.await_that("passed on", || machine.bmc.printed_bytes() == printed);
 }
 
 fn hangs_up(site: &Site, machine: &Machine) {
@@ -75,7 +75,7 @@ fn what_a_machine_printed_is_kept_if_its_attempt_fails_and_goes_with_the_next_go
         format!("\x1b[2J\x1b]0;title\x07Command line: hostler.key={key} quiet\r\nno such disk");
     print(&site, NODE, &text);
     print(&site, NODE, "\r\nend of line\r\n");
-    is_heard(&site, &machine);
+    is_passed_on(&site, &machine);
     assert_eq!(kept(&site, NODE), None, "the attempt is not over");
 
     let log = fails(&site, &machine, &ramdisk);
@@ -113,7 +113,7 @@ fn a_killed_agents_console_is_taken_over_and_a_node_that_goes_takes_its_log_with
     let _agent = site.start();
     is_recorded(&site, 2);
     print(&site, NODE, "after the crash");
-    is_heard(&site, &machine);
+    is_passed_on(&site, &machine);
     let log = fails(&site, &machine, &ramdisk);
     assert!(log.ends_with("\nafter the crash\n"), "{log}");
     // An empty directory would be no order to forget anybody.
@@ -123,6 +123,8 @@ fn a_killed_agents_console_is_taken_over_and_a_node_that_goes_takes_its_log_with
     site.await_that("gone", || kept(&site, NODE).is_none() && site.status(NODE).is_none());
 }
 
+/// Invariant (bmc): A console changes nothing about an attempt, delays no power command, and is
+/// closed.
 #[test]
 fn a_console_that_cannot_be_had_changes_nothing_and_the_log_says_why() {
     let site = Site::new();
@@ -142,6 +144,8 @@ fn a_console_that_cannot_be_had_changes_nothing_and_the_log_says_why() {
     site.await_that("removed", || kept(&site, NODE).is_none());
 }
 
+/// Invariant (bmc): A console changes nothing about an attempt, delays no power command, and is
+/// closed.
 #[test]
 fn an_agent_that_stops_closes_its_consoles() {
     let site = Site::new();

@@ -1,4 +1,5 @@
-//! An image that decays in the cache, one byte at the same size and time: it is noticed where it is read, and never installed.
+//! An image that decays in the cache, one byte at the same size and time: it is noticed where it is
+//! read, and never installed.
 
 use std::{
     fs::{self, File},
@@ -12,7 +13,8 @@ use super::{NODE, ends_deployed, machine::Machine, site::Site};
 
 /// Large enough that much of the disk is written before its end is read.
 const IMAGE_BYTES: usize = 24 << 20;
-/// Where a byte is changed: behind the first few flushes' worth, and not at the disk's ends, which are read first or last.
+/// Where a byte is changed: behind the first few flushes' worth, and not at the disk's ends, which
+/// are read first or last.
 const PLACE: u64 = 20 << 20;
 /// A node whose image is fetched beforehand.
 const FIRST: &str = "edge-01";
@@ -45,6 +47,8 @@ fn with_cached_image() -> Site {
     site
 }
 
+/// Invariant (image): A cached image that has decayed is noticed at its reading and never
+/// installed.
 #[test]
 fn an_image_that_decays_while_the_agent_runs_is_fetched_again_and_written_anew_in_the_same_attempt()
 {
@@ -66,6 +70,8 @@ fn an_image_that_decays_while_the_agent_runs_is_fetched_again_and_written_anew_i
     assert!(fs::read(cached(&site)).unwrap() == site.image);
 }
 
+/// Invariant (image): A cached image that has decayed is noticed at its reading and never
+/// installed.
 #[test]
 fn an_image_that_decayed_between_two_runs_is_not_installed() {
     let site = with_cached_image();
@@ -78,6 +84,8 @@ fn an_image_that_decayed_between_two_runs_is_not_installed() {
     assert!(fs::read(cached(&site)).unwrap() == site.image);
 }
 
+/// Invariant (image): A cached image that has decayed is noticed at its reading and never
+/// installed.
 #[test]
 fn an_image_that_decayed_and_cannot_be_fetched_again_ends_the_attempt_and_leaves_a_wiped_disk() {
     let site = with_cached_image();

@@ -1,6 +1,7 @@
 //! The spec directory as the world treats it: editors, git, git-sync, Ansible, and accidents.
 //!
-//! Most nodes here are only observed, and their BMCs are not there: a test costs little more than its files.
+//! Most nodes here are only observed, and their BMCs are not there: a test costs little more than
+//! its files.
 
 mod ansible;
 mod claims;
@@ -24,7 +25,8 @@ use super::site::{Site, Spec};
 /// Longer than any test: whatever is noticed was reported by inotify.
 const NO_RESCAN: &str = "rescan = \"1h\"\n";
 
-/// A node that is only observed. The label is in the digest, so that the status tells which edition of the spec is in force.
+/// A node that is only observed. The label is in the digest, so that the status tells which edition
+/// is the effective spec.
 fn observed(number: u16, label: &str) -> Spec {
     let [high, low] = number.to_be_bytes();
     let checksum = format!("\"sha256:{}\"", "a".repeat(64));
@@ -39,14 +41,14 @@ fn observed(number: u16, label: &str) -> Spec {
     ])
 }
 
-/// Waits until this edition of the node's spec is in force.
-fn in_force(site: &Site, node: &str, spec: &Spec) -> Status {
-    in_force_with(site, node, &spec.to_toml(), &Defaults::default())
+/// Waits until this edition is the node's effective spec.
+fn is_effective(site: &Site, node: &str, spec: &Spec) -> Status {
+    is_effective_with(site, node, &spec.to_toml(), &Defaults::default())
 }
 
-fn in_force_with(site: &Site, node: &str, toml: &str, defaults: &Defaults) -> Status {
+fn is_effective_with(site: &Site, node: &str, toml: &str, defaults: &Defaults) -> Status {
     let wanted = digest(node, toml, defaults);
-    site.until(node, "in force", |status| {
+    site.until(node, "effective", |status| {
         status.spec_valid && status.spec_digest.as_ref() == Some(&wanted)
     })
 }
@@ -69,7 +71,7 @@ fn status_elsewhere(site: &Site) -> String {
 }
 
 /// The nodes that have a status file.
-fn told(site: &Site) -> BTreeSet<String> {
+fn reported(site: &Site) -> BTreeSet<String> {
     ["nodes", "status"]
         .iter()
         .filter_map(|dir| fs::read_dir(site.path(dir)).ok())

@@ -1,4 +1,4 @@
-//! What goes wrong with the target while it is written, and how the administrator sees it.
+//! Faults of the target while it is written, and how the administrator sees it.
 
 use hostler::model::{fault::Step, status::Phase};
 

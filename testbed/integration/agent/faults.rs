@@ -1,4 +1,4 @@
-//! What goes wrong before the disk is written or after it, and how the administrator sees it.
+//! Faults before the disk is written or after it, and how the administrator sees it.
 
 use hostler::model::{
     fault::{RetryAdvice, Step},
@@ -10,7 +10,7 @@ use super::{
     DEPLOYED, NODE, ends_deployed, ends_failed,
     machine::{self, Machine},
     netboot::root,
-    site::Site,
+    site::{Site, answer},
 };
 
 #[test]
@@ -38,6 +38,8 @@ fn a_missing_image_is_named_with_its_directory() {
     assert!(status.message.contains(path.to_str().unwrap()), "{}", status.message);
 }
 
+/// Invariant (image): A file that is no disk is never installed as one, and the machine is not
+/// touched for it.
 #[test]
 fn an_image_that_is_no_disk_is_refused_before_the_machine_is_touched() {
     let mut image = root();
@@ -53,6 +55,8 @@ fn an_image_that_is_no_disk_is_refused_before_the_machine_is_touched() {
     assert!(machine.story().is_empty());
 }
 
+/// Invariant (disk): The smallest disk named as enough is enough; impossible images are refused
+/// before power-on.
 #[test]
 fn a_disk_without_room_for_the_config_drive_is_refused_at_the_lookup_with_its_bytes() {
     // A Linux partition to the last block of the disk that the machine will have.
@@ -74,6 +78,7 @@ fn a_disk_without_room_for_the_config_drive_is_refused_at_the_lookup_with_its_by
     }
 }
 
+/// Invariant (log): A node that is given up is a warning in the log.
 #[test]
 fn giving_up_is_a_warning_and_a_phase_that_goes_on_is_none() {
     let site = Site::new();
@@ -139,6 +144,7 @@ pub(super) fn waits_for(site: &Site, code: &str) -> Status {
     status
 }
 
+/// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no attempt.
 #[test]
 fn a_password_file_is_waited_for_and_what_cannot_be_a_password_is_never_sent() {
     let site = Site::new();
@@ -161,6 +167,7 @@ fn a_password_file_is_waited_for_and_what_cannot_be_a_password_is_never_sent() {
     assert_eq!(ends_deployed(&site, &machine).attempt, 1);
 }
 
+/// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no attempt.
 #[test]
 fn a_deploy_ramdisk_is_waited_for() {
     let site = Site::new();
@@ -176,6 +183,8 @@ fn a_deploy_ramdisk_is_waited_for() {
     assert_eq!(machine.story(), DEPLOYED);
 }
 
+/// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
+/// tries.
 #[test]
 fn a_bmc_that_refuses_for_seconds_after_each_power_change_costs_no_attempt() {
     let site = Site::new();
@@ -229,6 +238,8 @@ fn a_password_may_be_a_credential_that_the_service_manager_gives_the_agent() {
     ends_deployed(&site, &machine);
 }
 
+/// Invariant (netboot): A missing boot file that a machine asks for is named where its node's time
+/// is over.
 #[test]
 fn a_boot_file_that_is_not_among_the_loaders_is_named_in_the_log_and_when_the_time_is_over() {
     let site = Site::new();
@@ -239,12 +250,32 @@ fn a_boot_file_that_is_not_among_the_loaders_is_named_in_the_log_and_when_the_ti
     for _ in 0..3 {
         assert_eq!(site.fetch("lpxelinux.0"), None);
     }
-    let told = "127.0.0.1 asked 3 times for lpxelinux.0, which is not among the loaders";
+    let named = "127.0.0.1 asked 3 times for lpxelinux.0, which is not among the loaders";
     let status = ends_failed(&site, &machine, Step::Ramdisk, "RamdiskTimeout");
-    assert!(status.message.contains(told), "{}", status.message);
+    assert!(status.message.contains(named), "{}", status.message);
     assert_eq!(status.last_seen.unwrap().missing_loader.as_deref(), Some("lpxelinux.0"));
-    let told = " INFO a machine asks for a boot file that is not among the loaders";
-    assert!(site.log().contains(told), "{}", site.log());
+    let named = " INFO a machine asks for a boot file that is not among the loaders";
+    assert!(site.log().contains(named), "{}", site.log());
+}
+
+/// Invariant (netboot): A network interface in no spec is named at the nodes that wait, a few times
+/// only.
+#[test]
+fn a_network_interface_that_no_spec_names_is_named_while_its_machine_is_waited_for() {
+    let site = Site::new();
+    let machine = Machine::new(&site, NODE);
+    let _agent = site.start();
+    site.write(NODE, &machine.spec(&site).with("timeouts.ramdisk", "5s"));
+    site.until_phase(NODE, Phase::WaitingRamdisk);
+    assert_eq!(site.fetch("pxelinux.cfg/01-52-54-00-00-09-09"), None);
+    let named = "52:54:00:00:09:09, which no spec names, asked for a boot menu";
+    let waiting = site.until(NODE, named, |status| status.message.contains(named));
+    assert_eq!(waiting.phase, Phase::WaitingRamdisk);
+    let (_, output, _) = answer(&mut site.hostler(&["explain", NODE]));
+    assert!(output.contains("asked for by 52:54:00:00:09:09"), "{output}");
+    let status = ends_failed(&site, &machine, Step::Ramdisk, "RamdiskTimeout");
+    assert!(status.message.ends_with(named), "{}", status.message);
+    assert!(status.last_error.unwrap().fault.hint.contains("correct boot.mac"));
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! A FIFO, socket, device or directory lies where a file should be: it is named at once, and nobody waits for it.
+//! A FIFO, socket, device or directory lies where a file should be: it is named at once, and nobody
+//! waits for it.
 
 use std::{
     fs,
@@ -31,7 +32,7 @@ fn replace(path: &Path, kind: &str) {
     }
 }
 
-/// What a command answers that must not wait.
+/// The answer of a command that must not wait.
 fn at_once(command: &Command) -> (i32, String) {
     let mut limited = Command::new("timeout");
     limited.arg("20").arg(command.get_program()).args(command.get_args());
@@ -51,6 +52,8 @@ fn spec(site: &Site, number: u8) -> Spec {
     ])
 }
 
+/// Invariant (fair): A FIFO, socket, device or directory in place of a file is named, and nobody
+/// waits for it.
 #[test]
 fn no_command_waits_for_what_lies_where_a_file_should_be() {
     let site = Site::new();
@@ -107,6 +110,8 @@ fn no_command_waits_for_what_lies_where_a_file_should_be() {
     }
 }
 
+/// Invariant (fair): A FIFO, socket, device or directory in place of a file is named, and nobody
+/// waits for it.
 #[test]
 fn a_status_file_that_something_else_replaces_is_soon_one_again_and_keeps_nobody_waiting() {
     let site = Site::new();
@@ -137,6 +142,8 @@ fn a_record_that_is_a_fifo_is_a_damaged_one() {
     assert!(site.log().contains("a FIFO, not a regular file"), "{}", site.log());
 }
 
+/// Invariant (fair): A FIFO, socket, device or directory in place of a file is named, and nobody
+/// waits for it.
 #[test]
 fn what_an_attempt_needs_is_missed_at_once_if_something_else_lies_in_its_place() {
     let site = Site::new();

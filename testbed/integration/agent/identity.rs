@@ -1,4 +1,5 @@
-//! `bmc.match_system_uuid`: the machine that runs the ramdisk must be the one whose BMC was told to switch it on.
+//! `bmc.match_system_uuid`: the machine that runs the ramdisk must be the one whose BMC was told to
+//! switch it on.
 
 use hostler::model::{fault::Step, status::Phase};
 
@@ -30,6 +31,7 @@ fn the_machine_that_the_bmc_belongs_to_is_installed() {
     assert_eq!(machine.story(), DEPLOYED);
 }
 
+/// Invariant (machine): Where the UUID is to match, another machine is not written.
 #[test]
 fn another_machine_than_the_bmc_belongs_to_is_not_written() {
     let site = Site::new();
@@ -61,6 +63,7 @@ fn a_bmc_that_does_not_know_its_machine_is_told_apart_before_that_is_switched_on
     assert!(machine.story().is_empty());
 }
 
+/// Invariant (machine): Two specs for one BMC under two names are a clash, and switch no machine.
 #[test]
 fn one_bmc_under_two_names_is_a_clash_and_no_machine_is_switched_by_it() {
     let site = Site::new();

@@ -1,5 +1,6 @@
-//! `boot.ramdisk = "ironic"`, with curl called as diskimage-builder's `80-deploy-ironic` calls it: once, with the key in the body, and a
-//! port 10000 that listens when the script comes to that. Every machine has a loopback address of its own, with the ports it would have.
+//! `boot.ramdisk = "ironic"`, with curl called as diskimage-builder's `80-deploy-ironic` calls it:
+//! once, with the key in the body, and a port 10000 that listens when the script comes to that.
+//! Every machine has a loopback address of its own, with the ports it would have.
 
 use std::{
     fs,
@@ -19,7 +20,7 @@ use super::{
 use crate::{iscsi::tgtd::Tgtd, ports};
 
 const DISK_BYTES: u64 = 160 << 20;
-/// What Ironic's users have for both, and the script for the second.
+/// The program of Ironic's users for both, and the script for the second.
 const ISCSI_PORT: u16 = 3260;
 const DONE_PORT: u16 = 10000;
 
@@ -90,7 +91,7 @@ impl Script {
         words.find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).unwrap()
     }
 
-    /// What it says of its target.
+    /// Its report of its target.
     fn target(&self, error: &str) -> String {
         let (address, key) = (self.address, self.parameter("deployment_key"));
         let iqn = self.parameter("iscsi_target_iqn");
@@ -124,7 +125,7 @@ fn is_accepted(answer: &str) -> bool {
     answer.starts_with("HTTP/1.1 202 ") && answer.contains("content-length: 0\n")
 }
 
-/// What comes in at the port where the script waits, to its end, from when it begins to wait.
+/// Everything received at the port where the script waits, from when it begins to wait.
 fn wait_for_done(address: IpAddr) -> String {
     let listener = TcpListener::bind((address, DONE_PORT)).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -173,8 +174,9 @@ fn ironics_ramdisk_is_imaged_told_and_restarted_whether_it_knows_v1_or_not() {
     }
 }
 
+/// Invariant (ramdisk): The two ramdisks' listeners cannot be mixed.
 #[test]
-fn whatever_ironics_door_refuses_looks_the_same_and_changes_nothing() {
+fn whatever_ironics_listener_refuses_looks_the_same_and_changes_nothing() {
     let (site, machine, _agent, script) = booted(3);
     let api = script.parameter("ironic_api_url").to_owned();
     let (good, key) = (script.target(""), script.parameter("deployment_key").to_owned());
@@ -218,7 +220,7 @@ fn whatever_ironics_door_refuses_looks_the_same_and_changes_nothing() {
 }
 
 #[test]
-fn a_machine_with_hostlers_own_ramdisk_has_nothing_at_ironics_door() {
+fn a_machine_with_hostlers_own_ramdisk_has_nothing_at_ironics_listener() {
     let (site, listen) = site();
     let machine = Machine::new(&site, NODE);
     let _agent = site.start();

@@ -7,14 +7,15 @@ use hostler::model::status::Phase;
 use super::{
     NODE,
     machine::Machine,
-    site::{Site, answer},
+    site::{Site, answer, hostler},
 };
 
 /// More than are logged of one kind in a minute.
 const STRANGERS: u16 = 400;
-/// What is logged of them, and of everything else.
+/// The log of them, and of everything else.
 const LINES_MAX: usize = 150;
 
+/// Invariant (log): The journal gets priorities to alert on.
 #[test]
 fn the_journal_gets_a_priority_for_each_line_and_one_to_alert_on_when_a_node_is_given_up() {
     let site = Site::new();
@@ -38,6 +39,23 @@ fn the_journal_gets_a_priority_for_each_line_and_one_to_alert_on_when_a_node_is_
     assert_eq!(text.matches(&given_up).count(), 1, "{text}");
 }
 
+/// Invariant (log): Every line about why an agent ends has the priority of an error in the journal.
+#[test]
+fn the_journal_gets_the_priority_of_an_error_for_each_line_about_why_an_agent_ends() {
+    let site = Site::new();
+    let wrong = site.path("wrong.toml");
+    fs::write(&wrong, "network.advertise = \"nowhere\"\n").unwrap();
+    let log = fs::File::create(site.path("agent.log")).unwrap();
+    let stream = log.metadata().unwrap();
+    let mut run = hostler(&["run", "--config", wrong.to_str().unwrap()]);
+    run.env("JOURNAL_STREAM", format!("{}:{}", stream.dev(), stream.ino()));
+    assert!(!run.stderr(log).status().unwrap().success());
+    let text = site.log();
+    assert!(text.lines().count() > 1, "{text}");
+    assert!(text.lines().all(|line| line.starts_with("<3>")), "{text}");
+}
+
+/// Invariant (log): Strangers do not fill the log, and orders and phases are never left out of it.
 #[test]
 fn a_crowd_of_unknown_machines_does_not_fill_the_log() {
     let site = Site::new();

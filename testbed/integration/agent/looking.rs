@@ -79,14 +79,14 @@ fn a_script_writes_a_spec_and_waits_for_just_that() {
     let wait = wait(&site, &["--digest", &first]).stderr(Stdio::piped()).spawn().unwrap();
     machine.deploy(&site);
     let output = wait.wait_with_output().unwrap();
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{told}");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{errors}");
     for phase in [Phase::Imaging, Phase::Switching, Phase::Deployed] {
-        assert!(told.contains(&format!("edge-07 {}: ", phase.as_str())), "{told}");
+        assert!(errors.contains(&format!("edge-07 {}: ", phase.as_str())), "{errors}");
     }
     assert_eq!(site.status(NODE).unwrap().spec_digest.unwrap().to_string(), first);
 
-    // The old success is not the new one; a drifted node waits for a person.
+    // The old success is not the new one; a drifted node waits for an operator.
     let drifted = spec.with("root_device.name", "vdb");
     let second = digest_of(&site, &drifted.to_toml());
     assert_ne!(first, second);
@@ -147,7 +147,7 @@ fn explain_tells_what_was_done_and_what_is_wrong_by_now() {
     site.write(NODE, &machine.spec(&site).with("image.checksum", &wrong));
     site.until_phase(NODE, Phase::Failed);
     agent.kill();
-    let (code, told, errors) = answer(&mut site.hostler(&["explain", NODE]));
+    let (code, output, errors) = answer(&mut site.hostler(&["explain", NODE]));
     assert_eq!((code, errors.as_str()), (0, ""));
     for part in [
         "edge-07 is failed for ",
@@ -157,11 +157,11 @@ fn explain_tells_what_was_done_and_what_is_wrong_by_now() {
         "hint: ",
         "hostler retry edge-07",
     ] {
-        assert!(told.contains(part), "{part}:\n{told}");
+        assert!(output.contains(part), "{part}:\n{output}");
     }
     fs::write(site.path("nodes/edge-07.toml"), "state = 7\n").unwrap();
-    let (_, told, _) = answer(&mut site.hostler(&["explain", NODE]));
-    assert!(told.contains("edge-07.toml:1:9: state: "), "{told}");
+    let (_, output, _) = answer(&mut site.hostler(&["explain", NODE]));
+    assert!(output.contains("edge-07.toml:1:9: state: "), "{output}");
     let (code, _, errors) = answer(&mut site.hostler(&["explain", "edge-99"]));
     assert_eq!(code, 1);
     assert!(errors.contains("edge-99.status.toml"), "{errors}");
@@ -227,7 +227,7 @@ fn plan_judges_a_change_before_it_is_made() {
     }
 }
 
-/// What `hostler digest` prints of the node's spec.
+/// The output of `hostler digest` for the node's spec.
 fn digest(site: &Site) -> String {
     let file = site.path("nodes/edge-07.toml").display().to_string();
     let (code, digest, errors) = answer(&mut site.hostler(&["digest", &file]));

@@ -1,4 +1,5 @@
-//! A machine without a machine: pyghmi for its BMC, tgtd for its disk, and a deploy ramdisk that is a few calls of curl.
+//! A machine without a machine: pyghmi for its BMC, tgtd for its disk, and a deploy ramdisk that is
+//! a few calls of curl.
 
 use std::{
     fs,
@@ -84,11 +85,12 @@ impl Machine {
         self.menu(site).is_some_and(|menu| menu.contains("LOCALBOOT") && !menu.contains("KERNEL"))
     }
 
-    /// What the BMC did, in order: `network once`, `disk always`, `on from network`, `on from hd`, `off`, `shut down`.
+    /// The BMC's acts, in order: `network once`, `disk always`, `on from network`, `on from hd`,
+    /// `off`, `shut down`.
     pub(super) fn story(&self) -> Vec<String> {
         let log = fs::read_to_string(self.bmc.file("log")).unwrap_or_default();
         let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        events.filter_map(|event| told(&event)).collect()
+        events.filter_map(|event| received(&event)).collect()
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -116,7 +118,8 @@ impl Machine {
         self.disk.disk().starts_with(&site.image)
     }
 
-    /// Waits until the machine was switched on `times` times from the network, and boots the ramdisk as its boot loader would.
+    /// Waits until the machine was switched on `times` times from the network, and boots the
+    /// ramdisk as its boot loader would.
     pub(super) fn boot(&self, site: &Site, times: usize) -> Ramdisk {
         site.await_that("on from the network", || {
             self.story().iter().filter(|line| *line == "on from network").count() >= times
@@ -138,7 +141,7 @@ pub(super) fn iqn(node: &str) -> String {
 }
 
 /// A line of the BMC's log as a line of its story.
-fn told(event: &Value) -> Option<String> {
+fn received(event: &Value) -> Option<String> {
     match event["event"].as_str()? {
         "power" if event["on"] == false => Some("off".to_owned()),
         "shutdown" if event["on"] == false => Some("shut down".to_owned()),
@@ -163,14 +166,15 @@ pub(super) struct Ramdisk {
     certificate: NamedTempFile,
     mac: String,
     disk_bytes: u64,
-    /// What the machine's firmware says its UUID is.
+    /// The UUID that the machine's firmware reports.
     pub(super) uuid: Option<&'static str>,
     /// The target as it is; tests change what they want to be wrong.
     pub(super) target: Value,
 }
 
 impl Ramdisk {
-    /// Follows the boot menu: kernel, ramdisk, command line. Trusts the agent only if it shows the certificate of the command line's pin.
+    /// Follows the boot menu: kernel, ramdisk, command line. Trusts the agent only if it shows the
+    /// certificate of the command line's pin.
     fn boot(site: &Site, machine: &Machine) -> Self {
         let menu = machine.menu(site).unwrap();
         let word = |key: &str| {

@@ -21,7 +21,8 @@ impl Mount {
         Self(dir.to_owned())
     }
 
-    /// The same directory, but read-only from now on. What is open for writing stays so, as when the kernel finds a file system broken.
+    /// The same directory, but read-only from now on. What is open for writing stays so, as when
+    /// the kernel finds a file system broken.
     pub(super) fn read_only(dir: &Path) -> Self {
         run(Command::new("mount").arg("--bind").args([dir, dir]));
         let mount = Self(dir.to_owned());

@@ -30,7 +30,7 @@ pub(super) fn root() -> Vec<u8> {
     signed(fs::read(file.path()).unwrap())
 }
 
-/// What `PARTUUID=` calls the last partition, by sfdisk.
+/// The last partition's name for `PARTUUID=`, by sfdisk.
 fn root_partuuid(disk: &Path) -> String {
     let output = Command::new("sfdisk").arg("--json").arg(disk).output().unwrap();
     let table: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -38,7 +38,7 @@ fn root_partuuid(disk: &Path) -> String {
     partitions.last().unwrap()["uuid"].as_str().unwrap().to_lowercase()
 }
 
-/// What the BMC did until the machine was installed.
+/// The BMC's acts until the machine was installed.
 const STORY: [&str; 5] =
     ["network once", "on from network", "off", "network always", "on from network"];
 
@@ -62,6 +62,10 @@ fn installed() -> (Site, Machine, Agent, Spec) {
     (site, machine, agent, spec)
 }
 
+/// Invariant (netboot): The system's own kernel is served from the moment the disk is written.
+///
+/// Invariant (netboot): A served kernel finds the root written last; an old root device is
+/// reported.
 #[test]
 fn an_installed_machine_boots_its_own_kernel_and_root_and_nobody_else_is_served_them() {
     let (site, machine, _agent, _) = installed();
@@ -87,6 +91,7 @@ fn an_installed_machine_boots_its_own_kernel_and_root_and_nobody_else_is_served_
     }
 }
 
+/// Invariant (netboot): The system's own kernel is served from the moment the disk is written.
 #[test]
 fn a_machine_that_is_switched_off_and_on_again_is_told_to_boot_the_network() {
     let (site, machine, _agent, spec) = installed();
@@ -117,6 +122,8 @@ fn served(site: &Site, own: &str) -> Option<String> {
     site.fetch(&format!("node/{NODE}/{own}")).map(|bytes| String::from_utf8(bytes).unwrap())
 }
 
+/// Invariant (netboot): An installed machine is served the verified files of its record until new
+/// ones are verified.
 #[test]
 fn a_changed_kernel_is_served_once_it_is_verified_and_the_old_one_until_then() {
     let (site, machine, _agent, spec) = installed();
@@ -162,6 +169,8 @@ fn a_changed_kernel_is_served_once_it_is_verified_and_the_old_one_until_then() {
     assert_eq!(served(&site, "kernel").as_deref(), Some("the own kernel"), "and back");
 }
 
+/// Invariant (netboot): An installed machine is served the verified files of its record until new
+/// ones are verified.
 #[test]
 fn what_is_served_is_what_was_installed_whatever_becomes_of_the_files_it_came_from() {
     let (site, machine, agent, _) = installed();
@@ -183,6 +192,8 @@ fn what_is_served_is_what_was_installed_whatever_becomes_of_the_files_it_came_fr
     }
 }
 
+/// Invariant (netboot): An installed machine is served the verified files of its record until new
+/// ones are verified.
 #[test]
 fn a_kernel_that_decayed_in_the_cache_is_not_served_but_fetched_again() {
     let (site, _machine, _agent, _) = installed();

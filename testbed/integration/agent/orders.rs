@@ -1,4 +1,5 @@
-//! What operators tell a running agent: consent, another try, and everything that may be wrong with the socket.
+//! Orders of operators to a running agent: consent, another try, and everything that may be wrong
+//! with the socket.
 
 use std::{
     fs,
@@ -22,7 +23,7 @@ use crate::ipmi::simulators::{PASSWORD, USER};
 /// The agent's socket, in the site.
 const SOCKET: &str = "run/admin.sock";
 
-/// What a command printed: exit code, standard output, standard error.
+/// The result of a command: exit code, standard output, standard error.
 type Said = (i32, String, String);
 
 fn said(code: i32, out: &str, errors: &str) -> Said {
@@ -33,6 +34,8 @@ fn order(site: &Site, words: &[&str]) -> Said {
     answer(&mut site.hostler(words))
 }
 
+/// Invariant (consent): An order counts only at a node that waits for it, is logged, and outlives a
+/// crash.
 #[test]
 fn a_machine_that_is_on_is_wiped_once_an_operator_approves() {
     let site = Site::new();
@@ -66,6 +69,8 @@ fn a_machine_that_is_on_is_wiped_once_an_operator_approves() {
     assert!(out.contains("nothing to approve"), "{out}");
 }
 
+/// Invariant (consent): An order counts only at a node that waits for it, is logged, and outlives a
+/// crash.
 #[test]
 fn a_failed_node_is_not_approved_but_tried_again() {
     let site = Site::new();
@@ -78,7 +83,10 @@ fn a_failed_node_is_not_approved_but_tried_again() {
 
     let (code, out, errors) = order(&site, &["approve", NODE, "edge-99"]);
     assert_eq!((code, out.as_str()), (1, ""));
-    assert!(errors.contains("edge-07: is failed; there is nothing to approve"), "{errors}");
+    assert!(
+        errors.contains("edge-07: is failed; there is nothing to approve; run `hostler retry"),
+        "{errors}"
+    );
     assert!(errors.contains("edge-99: no such node"), "{errors}");
     let (_, out, _) = order(&site, &["approve", "--all"]);
     assert!(out.contains("nothing to approve"), "{out}");
@@ -133,6 +141,8 @@ fn a_machine_that_is_somebodys_has_to_be_named_and_all_means_those_that_wait() {
     assert_eq!(held.each_ref().map(|machine| site.record(&machine.node)), records);
 }
 
+/// Invariant (consent): An order counts only at a node that waits for it, is logged, and outlives a
+/// crash.
 #[test]
 fn consent_that_was_answered_outlives_a_killed_agent() {
     let site = Site::new();
@@ -221,6 +231,7 @@ fn consent_under_a_broken_spec_waits_until_the_spec_is_whole_again() {
     ends_deployed(&site, &machine);
 }
 
+/// Invariant (fair): A living agent's socket is not taken, and misbehaving clients stop nobody.
 #[test]
 fn clients_that_misbehave_keep_neither_the_agent_nor_operators_from_working() {
     let site = Site::new();

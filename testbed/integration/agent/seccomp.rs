@@ -1,4 +1,5 @@
-//! A service manager's seccomp filter, as the agent meets it under systemd: `RestrictSUIDSGID=` has `openat2` denied.
+//! A service manager's seccomp filter, as the agent meets it under systemd: `RestrictSUIDSGID=` has
+//! `openat2` denied.
 
 use std::{collections::BTreeMap, fs, io, os::unix::fs::symlink, process::Command, thread};
 
@@ -40,6 +41,7 @@ fn checked(errno: u32, command: &mut Command) -> (i32, String) {
     (code, format!("{said}{errors}"))
 }
 
+/// Invariant (secrets): No file outside its directory is opened, with or without `openat2`.
 #[test]
 fn a_machine_is_installed_by_an_agent_to_which_openat2_is_denied() {
     let site = Site::new();
@@ -54,9 +56,9 @@ fn a_machine_is_installed_by_an_agent_to_which_openat2_is_denied() {
     machine.deploy(&site);
     ends_deployed(&site, &machine);
     assert_eq!(site.fetch("grubx64.efi").unwrap(), b"loader");
-    let told = "files beneath a directory are opened component by component, \
+    let line = "files beneath a directory are opened component by component, \
                 because openat2 is denied: Function not implemented";
-    assert_eq!(site.log().matches(told).count(), 1, "{}", site.log());
+    assert_eq!(site.log().matches(line).count(), 1, "{}", site.log());
 
     // A link out of the images directory is not followed. Nothing of that checksum is in the cache.
     symlink(site.path("vmlinuz"), site.path("images/out")).unwrap();
@@ -67,6 +69,7 @@ fn a_machine_is_installed_by_an_agent_to_which_openat2_is_denied() {
     drop(agent);
 }
 
+/// Invariant (secrets): No file outside its directory is opened, with or without `openat2`.
 #[test]
 fn what_a_spec_attaches_is_read_whatever_a_filter_answers_to_openat2() {
     let site = Site::new();

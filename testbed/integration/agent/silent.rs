@@ -42,6 +42,7 @@ fn open_files(agent: &Agent) -> usize {
     fs::read_dir(format!("/proc/{}/fd", agent.id())).unwrap().count()
 }
 
+/// Invariant (fair): A silent BMC keeps no other machine waiting.
 #[test]
 fn a_machine_beside_hundreds_of_silent_bmcs_is_installed_as_if_they_were_not_there() {
     let site = Site::new();

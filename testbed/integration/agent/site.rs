@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::ports;
 
-/// What any one thing may take on a machine that runs many tests at once.
+/// The time that any one thing may take on a machine that runs many tests at once.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes of an image nobody has to catch in the middle; no whole number of blocks.
 const SMALL_IMAGE_BYTES: usize = 3_000_100;
@@ -231,10 +231,10 @@ impl Agent {
 
     /// As the service manager stops it: its exit status, and how long it took.
     pub(super) fn terminate(mut self) -> (ExitStatus, Duration) {
-        let asked = Instant::now();
+        let begun = Instant::now();
         assert!(Command::new("kill").arg(self.id().to_string()).status().unwrap().success());
         let status = wait(|| self.0.try_wait().unwrap()).expect("the agent does not stop");
-        (status, asked.elapsed())
+        (status, begun.elapsed())
     }
 }
 
@@ -295,7 +295,7 @@ fn run(command: &mut Command) -> Output {
     command.output().unwrap()
 }
 
-/// What a program answered: exit code, standard output, standard error.
+/// The result of a program: exit code, standard output, standard error.
 pub(super) fn answer(command: &mut Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = run(command);
     let text = |bytes| String::from_utf8(bytes).unwrap();

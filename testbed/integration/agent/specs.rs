@@ -1,4 +1,5 @@
-//! The spec directory while machines are being installed: edits, removals, a directory that goes away, clashes.
+//! The spec directory while machines are being installed: edits, removals, a directory that goes
+//! away, clashes.
 
 use std::{fs, time::Duration};
 

@@ -1,13 +1,15 @@
-//! Status files beside what else lies there: what is not changed, what hangs, and when the agent is ready.
+//! Status files beside what else lies there: what is not changed, what hangs, and when the agent is
+//! ready.
 
 use std::{
     fs::{self, File},
+    io::{BufRead as _, BufReader},
     os::unix::{
         fs::{FileTypeExt as _, MetadataExt as _},
         net::UnixDatagram,
     },
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -30,6 +32,7 @@ fn observed(site: &Site, number: u8) -> Spec {
     ])
 }
 
+/// Invariant (status): A status file that is up to date is not written again.
 #[test]
 fn a_restart_leaves_a_status_file_alone_that_says_what_it_should() {
     let site = Site::new();
@@ -54,6 +57,7 @@ fn a_restart_leaves_a_status_file_alone_that_says_what_it_should() {
     assert_eq!(inode("a"), before, "it was written again");
 }
 
+/// Invariant (spec): A status directory that is gone is made again; a spec directory never is.
 #[test]
 fn a_status_directory_that_is_removed_is_made_again_and_a_spec_directory_is_not() {
     let site = Site::new();
@@ -81,6 +85,7 @@ fn a_status_directory_that_is_removed_is_made_again_and_a_spec_directory_is_not(
     assert!(!site.path("nodes").exists());
 }
 
+/// Invariant (fair): A status directory that hangs delays no node, no other status and no shutdown.
 #[test]
 fn a_pipe_in_place_of_a_status_file_is_replaced_and_keeps_nobody() {
     let site = Site::new();
@@ -102,6 +107,11 @@ fn a_pipe_in_place_of_a_status_file_is_replaced_and_keeps_nobody() {
     assert!(agent.terminate().0.success());
 }
 
+/// Invariant (status): No command shows a status that the agent cannot write without calling it
+/// old.
+///
+/// Invariant (status): A status file that cannot be written is no answer, and the obstacle is
+/// named.
 #[test]
 fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_named() {
     let site = Site::new();
@@ -126,22 +136,35 @@ fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_nam
     for number in 1..8 {
         fs::create_dir_all(temporary(number).join("inside")).unwrap();
     }
+    // It ends by itself, should it not say what is waited for.
+    let mut watch = Command::new("timeout");
+    let watch = watch.arg("60").arg(site.hostler(&[]).get_program()).arg("watch");
+    let mut watch = watch.arg(site.path("nodes")).stdout(Stdio::piped()).spawn().unwrap();
+    let mut watched = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    watched.find(|line| line.contains("edge-07 paused: ")).unwrap();
     site.write(NODE, &observed(&site, 1));
-    let told = site.path("nodes/_unwritten.status.toml");
-    site.await_that("told", || told.exists());
+    let unwritten = site.path("nodes/_unwritten.status.toml");
+    site.await_that("named", || unwritten.exists());
     let named = temporary(0).display().to_string();
     let (code, _, errors) = wait("paused");
     assert!(code == 4 && errors.contains(&named), "{code} {errors}");
     let (code, _, errors) = status();
     assert!(code == 1 && errors.contains(&named), "{code} {errors}");
     assert!(site.log().contains(&named), "{}", site.log());
+    let why = watched.find(|line| line.contains("what it says is old")).unwrap();
+    assert!(why.contains(&named), "{why}");
+    watched.find(|line| line.contains("edge-07 paused (old status): ")).unwrap();
 
     fs::remove_dir_all(temporary(3)).unwrap();
     site.until_phase(NODE, Phase::Unmanaged);
-    site.await_that("it is over", || !told.exists());
+    site.await_that("it is over", || !unwritten.exists());
     assert_eq!((wait("unmanaged").0, status().0), (0, 0));
+    watched.find(|line| line.contains("edge-07 unmanaged: ")).unwrap();
+    watch.kill().unwrap();
+    watch.wait().unwrap();
 }
 
+/// Invariant (status): READY comes when every listener answers.
 #[test]
 fn ready_is_said_when_every_listener_answers() {
     let site = Site::new();
@@ -204,6 +227,7 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Invariant (fair): A status directory that hangs delays no node, no other status and no shutdown.
 #[test]
 fn a_status_directory_that_hangs_delays_no_node() {
     let site = Site::new();

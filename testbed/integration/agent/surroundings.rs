@@ -1,5 +1,6 @@
-//! The surroundings fail: disks fill up or turn read-only, files are removed or garbled by hand, another agent is there, file
-//! descriptors run out. Nothing is lost, and the administrator reads why nothing goes on.
+//! The surroundings fail: disks fill up or turn read-only, files are removed or garbled by hand,
+//! another agent is there, file descriptors run out. Nothing is lost, and the administrator reads
+//! why nothing goes on.
 
 use std::{fs, net::UdpSocket, path::Path, process::Command, thread, time::Duration};
 
@@ -21,7 +22,8 @@ use super::{
 const RESCAN: &str = "rescan = \"1s\"\n";
 /// Enough for a certificate and a few records.
 const SMALL_KIB: u32 = 64;
-/// How soon a status is there once it can be written; the next look at the power, which would be news, comes after a minute.
+/// How soon a status is there once it can be written; the next look at the power, which would be
+/// news, comes after a minute.
 const STATUS_LIMIT: Duration = Duration::from_secs(15);
 /// How soon a normal stop is over; a second of it is the BMC's.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -54,6 +56,7 @@ fn count(site: &Site, said: &str) -> usize {
     site.log().matches(said).count()
 }
 
+/// Invariant (state): Record before menu before effects; a full disk loses and repeats nothing.
 #[test]
 fn a_full_state_directory_stops_every_step_and_the_same_attempt_goes_on_when_there_is_space() {
     let site = Site::with_image(LARGE_IMAGE_BYTES);
@@ -88,10 +91,10 @@ fn a_full_state_directory_stops_every_step_and_the_same_attempt_goes_on_when_the
     disk.fill();
     is_stuck(&site, "No space left on device");
     assert!(!machine.boots_its_disk(&site));
-    // Tried again every second, told once.
-    let told = count(&site, "a record cannot be written");
+    // Tried again every second, reported once.
+    let reports = count(&site, "a record cannot be written");
     wait_at_most(Duration::from_secs(3), || None::<()>);
-    assert_eq!(count(&site, "a record cannot be written"), told, "{}", site.log());
+    assert_eq!(count(&site, "a record cannot be written"), reports, "{}", site.log());
     disk.free();
     ramdisk.finish();
     let status = ends_deployed(&site, &machine);
@@ -113,7 +116,7 @@ fn a_full_status_directory_stops_nothing_and_is_told_once() {
     ramdisk.export();
     ramdisk.finish();
     site.await_that("deployed", || site.record(NODE).contains("\"phase\": \"deployed\""));
-    site.await_that("told", || count(&site, "a status file cannot be changed") > 0);
+    site.await_that("reports", || count(&site, "a status file cannot be changed") > 0);
     assert_eq!(site.status(NODE).unwrap().phase, Phase::WaitingRamdisk, "a status is torn");
     // No news comes any more; there are several tries.
     wait_at_most(Duration::from_secs(3), || None::<()>);
@@ -126,6 +129,8 @@ fn a_full_status_directory_stops_nothing_and_is_told_once() {
     assert_eq!(machine.story(), DEPLOYED);
 }
 
+/// Invariant (state): A damaged record stays until it is replaced; no start makes its machine a new
+/// one.
 #[test]
 fn an_agent_that_starts_on_a_full_disk_loses_no_record_and_trusts_no_damaged_one() {
     let site = Site::new();
@@ -152,6 +157,7 @@ fn an_agent_that_starts_on_a_full_disk_loses_no_record_and_trusts_no_damaged_one
     assert!(machine.story().is_empty());
 }
 
+/// Invariant (state): Record before menu before effects; a full disk loses and repeats nothing.
 #[test]
 fn a_state_directory_that_turns_read_only_in_the_middle() {
     let site = Site::new();
@@ -302,6 +308,8 @@ fn reason(status: &Status) -> &str {
     held.map_or("not held", |held| &held.reason)
 }
 
+/// Invariant (state): No flipped bit, truncation or missing file wipes a machine; the log names the
+/// file.
 #[test]
 fn a_record_that_is_lost_or_garbled_holds_its_node_and_no_other() {
     let site = Site::new();
@@ -366,6 +374,7 @@ fn a_record_that_is_lost_or_garbled_holds_its_node_and_no_other() {
     assert_eq!(machine.story(), DEPLOYED);
 }
 
+/// Invariant (status): A status file that somebody changes is soon hostler's again.
 #[test]
 fn a_status_file_that_somebody_removes_garbles_or_replaces_is_written_again() {
     let site = Site::new();
@@ -393,7 +402,7 @@ fn a_status_file_that_somebody_removes_garbles_or_replaces_is_written_again() {
 
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
-    site.await_that("told", || count(&site, "a status file cannot be changed") > 0);
+    site.await_that("reports", || count(&site, "a status file cannot be changed") > 0);
     assert!(site.log().contains("edge-07.status.toml: Is a directory"), "{}", site.log());
     wait_at_most(Duration::from_secs(2), || None::<()>);
     assert_eq!(count(&site, "a status file cannot be changed"), 1, "{}", site.log());
@@ -415,7 +424,8 @@ fn an_agent_out_of_file_descriptors_lives_and_goes_on_when_there_are_some() {
     site.write(NODE, &machine.spec(&site));
     let ramdisk = machine.boot(&site, 1);
 
-    // Each of these transfers has a socket and a file, and waits for an acknowledgement that never comes.
+    // Each of these transfers has a socket and a file, and waits for an acknowledgement that never
+    // comes.
     let clients: Vec<UdpSocket> =
         (0..60).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     for client in &clients {

@@ -1,4 +1,4 @@
-//! What others have written into status files and specs, as commands print it.
+//! Texts of others in status files and specs, as commands print it.
 
 use std::{fs, process::Command};
 
@@ -51,7 +51,7 @@ fn is_status(value: &toml::Value) -> bool {
     toml::from_str::<Status>(&toml::to_string(value).unwrap()).is_ok()
 }
 
-/// What a command prints, which must be harmless.
+/// The output of a command, which must be harmless.
 fn harmless(command: &mut Command) -> String {
     let said = without_controls(command);
     let forged = said.lines().any(|line| line.starts_with("FORGED"));
@@ -69,6 +69,8 @@ fn without_controls(command: &mut Command) -> String {
     said + &errors
 }
 
+/// Invariant (secrets): No text from outside does anything to a terminal; JSON and TOML read back
+/// the same.
 #[test]
 fn nothing_that_others_have_written_does_anything_to_a_terminal() {
     let site = Site::new();
@@ -125,7 +127,7 @@ fn nothing_that_others_have_written_does_anything_to_a_terminal() {
     harmless(&mut hostler(&["plan", &nodes]));
     harmless(&mut hostler(&["plan", "-o", "json", &nodes]));
 
-    // What cannot be read at all.
+    // Files that cannot be read at all.
     for broken in [format!("x = {HOSTILE}"), "phase = \"\u{1b}[2J\"".to_owned()] {
         fs::write(&path, broken).unwrap();
         harmless(&mut hostler(&["status", &nodes]));
@@ -154,7 +156,7 @@ fn nothing_in_a_spec_does_anything_to_a_terminal() {
     let site = Site::new();
     let spec = Machine::new(&site, NODE).spec(&site);
     let nodes = site.path("nodes").display().to_string();
-    // What the agent's configuration puts under every spec is one of them.
+    // The agent's configuration puts one of them under every spec.
     let toml = toml::Value::from(HOSTILE);
     site.configure_more(&format!("[defaults]\nredeploy = {toml}"));
     site.write(NODE, &spec);

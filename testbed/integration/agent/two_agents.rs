@@ -34,6 +34,8 @@ fn status(site: &Site) -> (i32, Value) {
     (code, serde_json::from_str(&said).unwrap())
 }
 
+/// Invariant (agents): One of two agents over a status directory acts; the other touches nothing
+/// and names it.
 #[test]
 fn a_second_agent_over_one_directory_touches_nothing_until_the_first_has_stopped() {
     let site = Site::new();
@@ -59,7 +61,7 @@ fn a_second_agent_over_one_directory_touches_nothing_until_the_first_has_stopped
     let (ended, _) = first.terminate();
     assert!(ended.success());
     other.await_that("running", || mark(&site).is_some_and(|mark| mark.pid == second.id()));
-    // What it knows it has from the status file.
+    // It has all its knowledge from the status file.
     let installed = site.until(NODE, "polled again", |status| {
         status.phase == Phase::Deployed
             && status.ready
@@ -73,6 +75,8 @@ fn a_second_agent_over_one_directory_touches_nothing_until_the_first_has_stopped
     assert_eq!(shown["agent"]["alive"], true);
 }
 
+/// Invariant (agents): One of two agents over a status directory acts; the other touches nothing
+/// and names it.
 #[test]
 fn an_agent_whose_mark_was_taken_over_stops_and_stands_by() {
     let site = Site::new();
@@ -103,7 +107,7 @@ fn an_agent_whose_mark_was_taken_over_stops_and_stands_by() {
     file.replace(&anothers(Some(jiff::Timestamp::now()))).unwrap();
     other.await_that("running", || other.log().contains("running"));
     assert!(mark(&site).is_some_and(|mark| mark.pid == second.id()));
-    // Whatever the first had begun is nobody's to finish without being asked.
+    // No agent finishes the first one's attempts without an order.
     let held = site.until(NODE, "held", |status| status.phase == Phase::Held);
     assert_eq!(held.installed, None);
     assert_eq!(machine.story(), DEPLOYED[..2]);
@@ -113,6 +117,8 @@ fn an_agent_whose_mark_was_taken_over_stops_and_stands_by() {
     assert!(held.conditions.iter().any(|one| one.reason == "RecordLost"), "{held:?}");
 }
 
+/// Invariant (agents): A missing or damaged mark releases nobody, and makes nobody a stranger to
+/// itself.
 #[test]
 fn a_cleaned_status_directory_releases_nobody_and_the_agent_that_acts_marks_it_again() {
     let site = Site::new();
@@ -137,13 +143,14 @@ fn a_cleaned_status_directory_releases_nobody_and_the_agent_that_acts_marks_it_a
     assert!(!other.log().contains("running"), "{}", other.log());
 }
 
+/// Invariant (agents): A dead agent is told from a quiet one.
 #[test]
 fn a_dead_agent_is_told_from_a_quiet_one() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);
-    // Before there ever was an agent nothing is known of it.
+    // Before there ever was an agent there is none.
     let (code, shown) = status(&site);
-    assert_eq!((code, &shown["agent"]), (0, &Value::Null));
+    assert_eq!((code, &shown["agent"]), (6, &Value::Null));
     let agent = site.start();
     site.write(NODE, &machine.spec(&site).with_flag("paused", true));
     site.until_phase(NODE, Phase::Paused);

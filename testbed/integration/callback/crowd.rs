@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use hostler::{
-    callback::Limits,
+    callback::CallbackLimits,
     model::callback::{DeployState, Reply},
 };
 use tokio::{
@@ -81,10 +81,11 @@ async fn all_calls_get_through(agent: &Agent) {
     }
 }
 
+/// Invariant (fair): Silence at the callback listener keeps no ramdisk out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowd_that_only_takes_places_keeps_no_ramdisk_out_and_ends_no_wait_of_one() {
     let (release, released) = watch::channel(false);
-    let limits = Limits { poll: Duration::from_secs(50), ..Limits::default() };
+    let limits = CallbackLimits { poll: Duration::from_secs(50), ..CallbackLimits::default() };
     let agent = Agent::start(limits, move |request| {
         Some(match judge(request) {
             Reply::State(_) if !*released.borrow() => Reply::State(DeployState::Imaging.into()),
@@ -118,7 +119,7 @@ async fn a_crowd_that_only_takes_places_keeps_no_ramdisk_out_and_ends_no_wait_of
 
 #[tokio::test]
 async fn a_place_is_taken_from_the_oldest_that_has_shown_no_key() {
-    let limits = Limits { connections_per_peer_max: 2, ..Limits::default() };
+    let limits = CallbackLimits { connections_per_peer_max: 2, ..CallbackLimits::default() };
     let agent = Agent::judging(limits).await;
     let mut proven = agent.connect().await;
     let said = format!(

@@ -6,15 +6,16 @@ use std::{
 };
 
 use hostler::{
-    callback::Limits,
+    callback::CallbackLimits,
     model::callback::{Call, Reply},
 };
 
 use super::{Agent, DEPLOY_INFO, LOOKUP, judge, key, path};
 
+/// Invariant (ramdisk): A key counts in one attempt, from one address, and all refusals look alike.
 #[tokio::test]
 async fn whatever_is_refused_looks_the_same() {
-    let agent = Agent::judging(Limits::default()).await;
+    let agent = Agent::judging(CallbackLimits::default()).await;
     let (good, wrong) = (key(), format!("Bearer {}", "00".repeat(32)));
     let lookup = path("edge-07", "lookup");
     let mut answers = Vec::new();
@@ -47,7 +48,7 @@ async fn whatever_is_refused_looks_the_same() {
 
 #[tokio::test]
 async fn a_bad_body_tells_nothing_about_node_and_key() {
-    let agent = Agent::judging(Limits::default()).await;
+    let agent = Agent::judging(CallbackLimits::default()).await;
     let wrong = format!("Bearer {}", "00".repeat(32));
     let mut answers = Vec::new();
     for (node, key) in [("edge-07", key()), ("edge-07", wrong.clone()), ("edge-08", wrong)] {
@@ -63,7 +64,7 @@ async fn a_bad_body_tells_nothing_about_node_and_key() {
 
 #[tokio::test]
 async fn a_target_at_port_0_is_a_bad_body() {
-    let agent = Agent::judging(Limits::default()).await;
+    let agent = Agent::judging(CallbackLimits::default()).await;
     let call = path("edge-07", "pass_deploy_info");
     let wrong = format!("Bearer {}", "00".repeat(32));
     for (port, status) in [("0", 400), ("\"3260\"", 400), ("3260", 404)] {
@@ -76,7 +77,7 @@ async fn a_target_at_port_0_is_a_bad_body() {
 #[tokio::test]
 async fn an_unknown_node_a_wrong_key_and_a_wrong_phase_are_told_the_same_in_every_call() {
     // Of the one node it knows, it expects a lookup only.
-    let agent = Agent::start(Limits::default(), |request| {
+    let agent = Agent::start(CallbackLimits::default(), |request| {
         Some(match (&request.call, judge(request)) {
             (Call::Lookup(_), reply) => reply,
             _ => Reply::Refused,

@@ -23,6 +23,7 @@ const EVERY: [(DriveLabel, DriveFilesystem); 4] = [
     (DriveLabel::Cidata, DriveFilesystem::Iso9660),
 ];
 
+/// Invariant (disk): cloud-init reads exactly the administrator's files from the config drive.
 #[test]
 fn cloud_init_reads_what_the_administrator_wrote() {
     for (label, filesystem) in EVERY {
@@ -44,6 +45,7 @@ fn cloud_init_reads_what_the_administrator_wrote() {
     }
 }
 
+/// Invariant (disk): A config drive holds its files byte by byte, and so does every record.
 #[test]
 fn cloud_init_reads_packed_user_data_vendor_data_and_keys() {
     let packed = gzip(USER_DATA.as_bytes());
@@ -188,7 +190,7 @@ fn expected_network(label: DriveLabel) -> Value {
     }
 }
 
-/// What cloud-init's own code finds on the drive.
+/// The findings of cloud-init's own code on the drive.
 fn cloud_init(place: &Place) -> Value {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/testbed/integration/drive/cloud_init.py");
     let arguments = [script, place.text("image"), place.text(""), MAC];

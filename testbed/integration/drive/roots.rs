@@ -49,6 +49,8 @@ fn every_root_is_seen_as_blkid_sees_it() {
     }
 }
 
+/// Invariant (image): A file that is no disk is never installed as one, and the machine is not
+/// touched for it.
 #[test]
 fn what_is_no_disk_is_named_with_what_to_write_and_disks_are_let_be() {
     let refused: [(&[&str], &str); 8] = [

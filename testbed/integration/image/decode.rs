@@ -1,4 +1,5 @@
-//! Decoding against the tools that write images: qemu-img, and gzip, xz, zstd, bzip2 and their parallel kin.
+//! Decoding against the tools that write images: qemu-img, and gzip, xz, zstd, bzip2 and their
+//! parallel kin.
 
 mod packed;
 mod qcow2;
@@ -13,7 +14,7 @@ use std::{
 };
 
 use hostler::{
-    image::{DecodeError, Limits, decode, inspect},
+    image::{DecodeError, DecodeLimits, decode, inspect},
     model::spec::ImageFormat,
 };
 use tempfile::TempDir;
@@ -77,7 +78,7 @@ fn decode_as(path: &Path, format: ImageFormat, most: u64) -> Result<Vec<u8>, Dec
         ControlFlow::Continue(())
     };
     let mut limits =
-        Limits { raw_bytes_max: most, progress: &mut progress, scratch: &tempfile::tempfile };
+        DecodeLimits { raw_bytes_max: most, progress: &mut progress, scratch: &tempfile::tempfile };
     let bytes = decode(&published, format, into.as_file(), &mut limits)?;
     let raw = fs::read(into.path())?;
     assert_eq!(raw.len() as u64, bytes);
@@ -88,7 +89,8 @@ fn decode_as(path: &Path, format: ImageFormat, most: u64) -> Result<Vec<u8>, Dec
     Ok(raw)
 }
 
-/// Bytes of a disk that is partly full: noise, text and zeros, in pieces of all sizes. Always the same for the same seed.
+/// Bytes of a disk that is partly full: noise, text and zeros, in pieces of all sizes. Always the
+/// same for the same seed.
 fn disk(bytes: usize, seed: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut disk = Vec::with_capacity(bytes + (1 << 20));

@@ -1,4 +1,5 @@
-//! Fetching from nginx, through connections that break, and from servers that do what no decent one does.
+//! Fetching from nginx, through connections that break, and from servers that do what no decent one
+//! does.
 
 mod faults;
 mod local;
@@ -27,7 +28,8 @@ use tokio::sync::watch;
 /// No file of these tests is larger.
 const BYTES_MAX: u64 = 1 << 30;
 
-/// A fetch, with everything around it that a library has: the file to fill, who may cancel, the meter.
+/// A fetch, with everything around it that a library has: the file to fill, who may cancel, the
+/// meter.
 pub(super) struct Fetch {
     dir: TempDir,
     into: Arc<File>,
@@ -74,7 +76,7 @@ impl Fetch {
         self.sources().listed(place, source, &self.watch()).await
     }
 
-    /// What is said of a fetch that must not succeed.
+    /// The error of a fetch that must not succeed.
     async fn error(&self, source: &str, wanted: &Digest) -> FetchError {
         self.run(source, wanted).await.unwrap_err()
     }
@@ -88,7 +90,7 @@ impl Fetch {
         self.into.as_ref().write_all(bytes).unwrap();
     }
 
-    /// What was fetched.
+    /// The fetched bytes.
     fn bytes(&self) -> Vec<u8> {
         std::fs::read(self.part()).unwrap()
     }

@@ -1,4 +1,5 @@
-//! The image cache as administrators meet it: `hostler cache` in several processes, killed, on full disks and on decaying ones.
+//! The image cache as administrators meet it: `hostler cache` in several processes, killed, on full
+//! disks and on decaying ones.
 
 mod site;
 
@@ -19,6 +20,7 @@ use self::site::{Site, answer, noise, says};
 /// As large as an image that takes long enough to be caught in the middle.
 const LARGE_BYTES: usize = 48 << 20;
 
+/// Invariant (image): Many nodes share one fetch.
 #[test]
 fn two_processes_fetch_an_image_once() {
     let site = Site::new();
@@ -43,6 +45,7 @@ fn two_processes_fetch_an_image_once() {
     assert_eq!(fs::read(site.cached(&image, "raw")).unwrap(), image.raw);
 }
 
+/// Invariant (image): A cached image is whole or absent, and one in use is never removed.
 #[test]
 fn a_fetch_killed_at_any_moment_leaves_no_image_or_a_good_one() {
     let site = Site::new();
@@ -105,9 +108,9 @@ fn a_fetch_that_is_interrupted_ends_cleanly_and_soon() {
     let process = site.fetch(&large).spawn().unwrap();
     site.until("its fetch", || site.cached(&large, "part").exists());
     kill_process(Pid::from_child(&process), Signal::INT).unwrap();
-    let told = Instant::now();
+    let cancelled = Instant::now();
     let output = process.wait_with_output().unwrap();
-    assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
+    assert!(cancelled.elapsed() < Duration::from_secs(2), "{:?}", cancelled.elapsed());
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "error: cancelled\n");
     assert!(fs::read_to_string(site.path("cache/session")).unwrap().starts_with("ended "));

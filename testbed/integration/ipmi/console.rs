@@ -185,6 +185,8 @@ async fn nothing_is_lost_or_heard_twice_on_a_bad_network() {
     listener.stop().await;
 }
 
+/// Invariant (bmc): A console changes nothing about an attempt, delays no power command, and is
+/// closed.
 #[tokio::test]
 async fn the_machine_is_switched_while_somebody_listens() {
     let line = Line::new();
@@ -224,6 +226,7 @@ async fn a_console_that_nobody_closed_is_taken_over() {
     assert_eq!(listener.received(), "<begun>here");
 }
 
+/// Invariant (bmc): Somebody's console is taken over once in an attempt.
 #[tokio::test]
 async fn a_console_that_somebody_took_is_not_taken_back_but_asked_for_until_it_is_free() {
     let line = Line::new();
@@ -300,6 +303,8 @@ async fn a_console_that_is_not_there_yet_is_asked_for_until_it_is() {
     }
 }
 
+/// Invariant (bmc): A console changes nothing about an attempt, delays no power command, and is
+/// closed.
 #[tokio::test]
 async fn a_listener_that_is_dropped_closes_its_session() {
     let line = Line::new();

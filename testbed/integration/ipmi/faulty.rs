@@ -5,7 +5,7 @@ use std::{
     net::UdpSocket,
     sync::{
         Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -136,6 +136,31 @@ async fn the_remembered_suite_is_forgotten_when_new_firmware_does_not_even_answe
 }
 
 #[tokio::test]
+async fn a_bmc_that_stays_silent_is_polled_with_few_datagrams_of_each_suite_and_found_again() {
+    let simulator = pyghmi(&[]);
+    let is_deaf: &'static AtomicBool = Box::leak(Box::new(AtomicBool::new(true)));
+    let asked: &'static Mutex<Vec<u8>> = Box::leak(Box::default());
+    let network = Network::tampered(simulator.port, move |way, datagram| {
+        let is_lost = is_deaf.load(Ordering::Relaxed);
+        if is_lost && way == Way::There {
+            // The authentication algorithm, which tells the suite.
+            asked.lock().unwrap().push(datagram[28]);
+        }
+        if is_lost { vec![] } else { vec![datagram.to_vec()] }
+    })
+    .await;
+    let bmc = bmc(network.port);
+    for seconds in [0.3, 0.3, 3.0] {
+        asked.lock().unwrap().clear();
+        let error = bmc.poll_power_state(within(seconds)).await.unwrap_err();
+        assert!(matches!(error.kind, IpmiErrorKind::NoAnswer { network: None, .. }), "{error}");
+    }
+    assert_eq!(*asked.lock().unwrap(), [3, 3, 1, 1]);
+    is_deaf.store(false, Ordering::Relaxed);
+    assert_eq!(bmc.poll_power_state(soon()).await.unwrap(), PowerState::Off);
+}
+
+#[tokio::test]
 async fn a_bmc_without_a_free_session_is_asked_again_until_the_deadline() {
     let simulator = pyghmi(&[]);
     let full = |times: usize| {
@@ -159,6 +184,7 @@ async fn a_bmc_without_a_free_session_is_asked_again_until_the_deadline() {
     assert!(matches!(error.kind, IpmiErrorKind::NoSession { status: 1, .. }), "{error}");
 }
 
+/// Invariant (bmc): A damaged, repeated or forged answer of a BMC never makes another state.
 #[tokio::test]
 async fn damaged_datagrams_never_make_another_state() {
     let simulator = pyghmi(&["--on"]);
@@ -192,6 +218,7 @@ fn is_refusal(kind: &IpmiErrorKind) -> bool {
     )
 }
 
+/// Invariant (bmc): A damaged, repeated or forged answer of a BMC never makes another state.
 #[tokio::test]
 async fn answers_of_another_time_are_not_believed() {
     let simulator = pyghmi(&[]);
@@ -250,6 +277,7 @@ async fn a_bmc_that_answers_with_floods_of_anything_costs_the_deadline_and_no_mo
     assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
 }
 
+/// Invariant (bmc): A damaged, repeated or forged answer of a BMC never makes another state.
 #[tokio::test]
 async fn an_answer_that_was_turned_on_its_way_is_not_believed() {
     let simulator = pyghmi(&["--on"]);

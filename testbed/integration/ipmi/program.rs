@@ -111,6 +111,7 @@ async fn what_ipmitool_cannot_log_in_with_is_told_apart() {
     assert_eq!(error.kind, IpmiErrorKind::SuitesRefused { suites: vec![CipherSuite::Sha256] });
 }
 
+/// Invariant (bmc): ipmitool never outlives its deadline, and its arguments hold no password.
 #[tokio::test]
 async fn an_ipmitool_that_waits_shows_no_password_and_is_gone_with_the_deadline() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -17,6 +17,8 @@ fn at_length() -> Instant {
     within(30.0)
 }
 
+/// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
+/// tries.
 #[tokio::test]
 async fn a_refusal_of_the_moment_after_a_power_change_is_asked_again() {
     // Get Chassis Status and Set Session Privilege Level, with what BMCs answer while they start.
@@ -45,6 +47,8 @@ async fn a_refusal_of_the_moment_after_a_power_change_is_asked_again() {
     }
 }
 
+/// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
+/// tries.
 #[tokio::test]
 async fn a_user_who_is_unknown_for_seconds_after_a_power_change_is_asked_for_again() {
     for driver in DRIVERS {
@@ -57,6 +61,8 @@ async fn a_user_who_is_unknown_for_seconds_after_a_power_change_is_asked_for_aga
     }
 }
 
+/// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
+/// tries.
 #[tokio::test]
 async fn credentials_that_worked_are_refused_for_good_after_repeated_refusals_only() {
     for driver in DRIVERS {
@@ -85,6 +91,8 @@ async fn credentials_that_worked_are_refused_for_good_after_repeated_refusals_on
     }
 }
 
+/// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
+/// tries.
 #[tokio::test]
 async fn credentials_that_an_attempt_has_used_are_not_given_up_for_one_refusal_of_a_new_client() {
     let simulator = pyghmi(&["--privilege", "operator", "--privilege-check", "handshake"]);
@@ -114,6 +122,8 @@ async fn a_power_command_refused_without_a_clear_reason_is_given_again_and_then_
     assert_eq!(error.kind, IpmiErrorKind::CommandRefused { command, completion });
 }
 
+/// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
+/// tries.
 #[tokio::test]
 async fn what_a_bmc_may_do_without_keeps_nobody_long_whatever_it_answers() {
     // Parameters 0, 3 and 4, the boot flags' reading, and a soft shutdown.
@@ -127,6 +137,8 @@ async fn what_a_bmc_may_do_without_keeps_nobody_long_whatever_it_answers() {
     assert_eq!(bmc.power_state(soon()).await.unwrap(), PowerState::Off);
 }
 
+/// Invariant (bmc): Refusal, missing BMC key, silence, closed port and missing route are told
+/// apart.
 #[tokio::test]
 async fn a_refusal_in_the_name_of_session_0_is_a_refusal_and_is_not_asked_for_at_full_pace() {
     let simulator = pyghmi(&["--session-0-status", "18"]);
@@ -157,6 +169,8 @@ async fn a_bmc_key_opens_sessions_with_either_driver_and_suite() {
     }
 }
 
+/// Invariant (bmc): Refusal, missing BMC key, silence, closed port and missing route are told
+/// apart.
 #[tokio::test]
 async fn a_bmc_key_that_is_missing_wrong_or_too_much_is_named_and_the_password_is_not() {
     for driver in DRIVERS {
@@ -199,6 +213,8 @@ async fn boot_flags_that_a_bmc_shows_late_are_waited_for_and_no_longer_than_a_wh
     assert_eq!(kind, IpmiErrorKind::BootDeviceNotKept { wanted, reported: 0x04 });
 }
 
+/// Invariant (bmc): Refusal, missing BMC key, silence, closed port and missing route are told
+/// apart.
 #[test]
 fn a_closed_port_a_missing_route_an_unreachable_host_and_silence_are_told_apart() {
     let name = "ipmi::refusals::a_closed_port_a_missing_route_an_unreachable_host_and_silence_are_told_apart";

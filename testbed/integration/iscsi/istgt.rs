@@ -1,5 +1,5 @@
-//! istgt, a second target nobody here wrote: another code base than tgtd's, threads instead of one loop, a queue that can be switched
-//! off, digests and CHAP by its configuration.
+//! istgt, a second target nobody here wrote: another code base than tgtd's, threads instead of one
+//! loop, a queue that can be switched off, digests and CHAP by its configuration.
 
 use std::{
     net::{SocketAddr, TcpStream},
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hostler::iscsi::{ErrorKind, LoginRefusal, Lun, Options, TargetAddress};
+use hostler::iscsi::{IscsiErrorKind, IscsiOptions, LoginRefusal, Lun, TargetAddress};
 use tempfile::TempDir;
 
 use super::{chap, digests, noise, options, write_all};
@@ -28,7 +28,8 @@ struct Istgt {
 }
 
 impl Istgt {
-    /// A target whose LUN 0 is a disk full of old contents; `unit` and `global` are further lines of its configuration.
+    /// A target whose LUN 0 is a disk full of old contents; `unit` and `global` are further lines
+    /// of its configuration.
     fn start(global: &str, unit: &str) -> Self {
         let dir = TempDir::new().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
@@ -89,7 +90,7 @@ impl Drop for Istgt {
 const OPEN: &str = "AuthMethod None\n  AuthGroup None";
 
 /// Writes, zeroes over old contents and reads back; the file must hold just that.
-async fn use_disk(istgt: &Istgt, options: &Options, case: &str) {
+async fn use_disk(istgt: &Istgt, options: &IscsiOptions, case: &str) {
     let lun = Lun::connect(&istgt.lun(), None, options).await.expect(case);
     assert_eq!((lun.block_bytes(), lun.capacity_bytes()), (512, DISK_BYTES as u64));
     let data = noise(6 << 20, 21);
@@ -139,7 +140,7 @@ async fn istgt_has_the_same_bytes_at_the_extremes_of_its_parameters() {
 async fn istgt_lets_in_who_knows_the_secret_and_proves_that_it_knows_its_own() {
     let istgt = Istgt::start("", "AuthMethod CHAP Mutual\n  AuthGroup AuthGroup1");
     let right = "a-secret-of-twelve";
-    let refused = |refusal| Err(ErrorKind::LoginRefused(refusal));
+    let refused = |refusal| Err(IscsiErrorKind::LoginRefused(refusal));
     let cases = [
         (chap(right, Some(("target", "another-secret-12"))), Ok(())),
         (

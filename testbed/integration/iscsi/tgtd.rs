@@ -116,7 +116,7 @@ impl Tgtd {
         self.adm(&[&bind[..], direction].concat());
     }
 
-    /// What tgtadm shows of the sessions and connections; empty without any.
+    /// The output of tgtadm about the sessions and connections; empty without any.
     pub(crate) fn sessions(&self) -> String {
         self.adm(&["--mode", "conn", "--op", "show", "--tid", "1"])
     }

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use hostler::iscsi::{Lun, Options, Zeroing};
+use hostler::iscsi::{IscsiOptions, Lun, Zeroing};
 
 use super::tgtd::{DISK_BYTES, Tgtd};
 
@@ -14,11 +14,12 @@ fn allocated(tgtd: &Tgtd) -> u64 {
     std::fs::metadata(tgtd.disk_file()).unwrap().blocks() * 512
 }
 
-/// Zeroes most of a disk full of old contents; what is not zeroed must stay. How many bytes of the file are left.
+/// Zeroes most of a disk full of old contents; what is not zeroed must stay. How many bytes of the
+/// file are left.
 async fn zero(tgtd: &Tgtd, lun: u16, zeroing: Option<Zeroing>) -> u64 {
     let case = format!("LUN {lun}, {zeroing:?}");
     tgtd.fill_disk(0xaa);
-    let options = Options { zeroing, ..Options::default() };
+    let options = IscsiOptions { zeroing, ..IscsiOptions::default() };
     let lun = Lun::connect(&tgtd.lun(lun), None, &options).await.unwrap();
     // One block, an odd range, a long one, and several at once with gaps between them.
     lun.write_zeros(512, 512).await.expect(&case);
@@ -50,7 +51,8 @@ async fn old_data_never_shows_through_zeros_whichever_way_they_are_made() {
     for lun in [1, THIN] {
         for zeroing in [None, Some(Zeroing::Unmap), Some(Zeroing::Same), Some(Zeroing::Write)] {
             let left = zero(&tgtd, lun, zeroing).await;
-            // The plain unit promises nothing about what is unmapped, so that nothing is, whoever insists.
+            // The plain unit promises nothing about what is unmapped, so that nothing is, whoever
+            // insists.
             let unmapped = lun == THIN && matches!(zeroing, None | Some(Zeroing::Unmap));
             assert_eq!(left < DISK_BYTES / 2, unmapped, "LUN {lun}, {zeroing:?}: {left} left");
         }

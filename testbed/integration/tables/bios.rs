@@ -1,4 +1,4 @@
-//! What a BIOS makes of a disk that hostler has laid out around a file system: that of QEMU.
+//! QEMU's BIOS at a disk that hostler has laid out around a file system.
 
 use std::{
     fs::{self, File},
@@ -15,11 +15,12 @@ use hostler::{
 
 use super::disk::{Bench, MIB, geometry, guids, image};
 
-/// What the next device says on the serial line.
+/// The line that the next device prints on the serial line.
 const NEXT_SAYS: &str = "here is the next boot device";
 /// QEMU without KVM, on a machine that has more to do.
 const BOOT_LIMIT: Duration = Duration::from_secs(100);
 
+/// Invariant (netboot): A BIOS goes on from a disk without a boot loader to its next boot device.
 #[test]
 fn a_bios_goes_on_from_a_disk_without_a_boot_loader_to_its_next_device() {
     let bench = Bench::new();

@@ -151,7 +151,8 @@ pub(super) fn assert_good_gpt(disk: &Path) {
     assert!(verdict.contains("No errors detected"), "{verdict}");
 }
 
-/// fdisk, which can be told of other blocks, finds nothing wrong with a GUID partition table, and sees these partitions.
+/// fdisk, which can be told of other blocks, finds nothing wrong with a GUID partition table, and
+/// sees these partitions.
 pub(super) fn listed_by_fdisk(disk: &Path, block_bytes: &str) -> String {
     let verdict = run("fdisk", &["-b", block_bytes], disk, "v\nq\n");
     assert!(verdict.contains("No errors detected"), "{verdict}");
@@ -162,7 +163,7 @@ pub(super) fn listed_by_fdisk(disk: &Path, block_bytes: &str) -> String {
     rows.lines().map(str::trim).collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
-/// What a probe finds in a part of a disk, one `KEY=value` a line.
+/// The findings of a probe in a part of a disk, one `KEY=value` a line.
 pub(super) fn probe(disk: &Path, bytes: &Range<u64>) -> String {
     let (offset, size) = (bytes.start.to_string(), (bytes.end - bytes.start).to_string());
     let output = Command::new("blkid")

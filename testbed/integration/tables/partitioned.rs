@@ -33,7 +33,8 @@ fn parts(bench: &Bench) -> Parts {
     }
 }
 
-/// What old disks are full of: an ext4 file system, the copies of a LUKS2 header, and a backup of a partition table.
+/// The content of old disks: an ext4 file system, the copies of a LUKS2 header, and a backup of a
+/// partition table.
 fn spoil(disk: &Path, bytes: &std::ops::Range<u64>) {
     let file = File::options().write(true).open(disk).unwrap();
     let kib = ((bytes.end - bytes.start) / 1024).to_string();
@@ -89,6 +90,7 @@ fn a_gpt_disk_has_its_partitions_in_order_and_nothing_of_what_was_there_before()
     }
 }
 
+/// Invariant (disk): Partition tables fit the disk, and nothing of its earlier contents is found.
 #[test]
 fn a_partition_without_content_looks_empty() {
     let bench = Bench::new();

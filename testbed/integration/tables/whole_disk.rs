@@ -27,6 +27,7 @@ fn overwrite(file: &Path, at: u64, bytes: &[u8]) {
     File::options().write(true).open(file).unwrap().write_all_at(bytes, at).unwrap();
 }
 
+/// Invariant (disk): Partition tables fit the disk, and nothing of its earlier contents is found.
 #[test]
 fn a_gpt_image_on_a_bigger_disk_has_its_backup_at_the_real_end() {
     let bench = Bench::new();
@@ -114,6 +115,8 @@ fn a_smaller_disk_will_do_if_the_partitions_fit() {
     );
 }
 
+/// Invariant (disk): The smallest disk named as enough is enough; impossible images are refused
+/// before power-on.
 #[test]
 fn the_smallest_disk_that_an_image_is_said_to_need_does_and_no_smaller_one() {
     let bench = Bench::new();
@@ -161,6 +164,7 @@ fn the_smallest_disk_that_an_image_is_said_to_need_does_and_no_smaller_one() {
     );
 }
 
+/// Invariant (disk): A partition that reaches past the image shows nothing of the old disk.
 #[test]
 fn nothing_of_the_old_disk_is_in_a_partition_that_reaches_past_the_image() {
     let bench = Bench::new();
@@ -182,6 +186,7 @@ fn nothing_of_the_old_disk_is_in_a_partition_that_reaches_past_the_image() {
     assert!(content[4096..].iter().all(|byte| *byte == 0), "old bytes shine through");
 }
 
+/// Invariant (disk): A master boot record is never written to a disk of another block size.
 #[test]
 fn the_blocks_of_a_master_boot_record_are_told_by_what_it_points_to() {
     let bench = Bench::new();
@@ -228,6 +233,7 @@ fn the_blocks_of_a_master_boot_record_are_told_by_what_it_points_to() {
     assert!(error.contains("for 512-byte blocks"), "{error}");
 }
 
+/// Invariant (disk): Partition tables fit the disk, and nothing of its earlier contents is found.
 #[test]
 fn the_old_backup_inside_the_image_is_gone() {
     let bench = Bench::new();

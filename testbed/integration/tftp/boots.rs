@@ -1,4 +1,4 @@
-//! Evidence: what is told of a machine that boots.
+//! Evidence: the fetches reported of a machine that boots.
 
 use std::{net::IpAddr, process::Command};
 
@@ -27,14 +27,14 @@ fn a_boot_is_told_stage_by_stage() {
     let mut boot_server = BootServer::new();
     boot_server.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("x")).unwrap();
     let menu = "pxelinux.cfg/01-52-54-00-00-00-01";
-    let menu_bytes = boot_server.table.show(mac(1)).unwrap().1.pxelinux.expose().len() as u64;
+    let menu_bytes = boot_server.menu("pxelinux.cfg/").len() as u64;
     for name in ["pxelinux.0", menu, "deploy/vmlinuz", "/deploy/initramfs"] {
         fetch(&boot_server, 1, name);
     }
     // Told in the order the transfers' threads end.
-    let mut told: Vec<_> = (0..4).map(|_| boot_server.told()).collect();
-    told.sort_by_key(|fetch| fetch.stage);
-    for (fetch, expected) in told.iter().zip([
+    let mut reported: Vec<_> = (0..4).map(|_| boot_server.reported()).collect();
+    reported.sort_by_key(|fetch| fetch.stage);
+    for (fetch, expected) in reported.iter().zip([
         ("a", BootStage::Loader, "pxelinux.0", 42_000, true),
         ("a", BootStage::Menu, menu, menu_bytes, true),
         ("a", BootStage::Kernel, "deploy/vmlinuz", 300_000, true),
@@ -49,13 +49,16 @@ fn a_transfer_that_was_cut_off_is_told_as_such() {
     let mut boot_server = BootServer::new();
     boot_server.table.set(&node("a"), &[mac(1)], Firmware::Uefi, &deploy("x")).unwrap();
     fetch(&boot_server, 1, "grub/grub.cfg-01-52:54:00:00:00:01");
-    assert_eq!(boot_server.told().stage, BootStage::Menu);
+    assert_eq!(boot_server.reported().stage, BootStage::Menu);
 
     let mut client = Client::on(machine(1), boot_server.address);
     client.request("deploy/vmlinuz", &[("tsize", "0")]);
     assert!(matches!(client.reply(), Reply::Oack(_)));
     client.give_up();
-    assert_eq!(facts(&boot_server.told()), ("a", BootStage::Kernel, "deploy/vmlinuz", 0, false));
+    assert_eq!(
+        facts(&boot_server.reported()),
+        ("a", BootStage::Kernel, "deploy/vmlinuz", 0, false)
+    );
 
     let mut client = Client::on(machine(1), boot_server.address);
     client.request("deploy/vmlinuz", &[]);
@@ -67,7 +70,10 @@ fn a_transfer_that_was_cut_off_is_told_as_such() {
     }
     drop(client); // The machine is switched off: its next packet is answered by ICMP, or by nothing.
     boot_server.running.take().unwrap().stop();
-    assert_eq!(facts(&boot_server.told()), ("a", BootStage::Kernel, "deploy/vmlinuz", 5120, false));
+    assert_eq!(
+        facts(&boot_server.reported()),
+        ("a", BootStage::Kernel, "deploy/vmlinuz", 5120, false)
+    );
 }
 
 #[test]
@@ -91,13 +97,13 @@ fn machines_booting_at_once_are_told_apart_and_strangers_are_not_told() {
         }
     });
     for _ in 0..9 * 4 {
-        let told = boot_server.told();
-        let IpAddr::V4(peer) = told.peer else { panic!("{told:?}") };
-        assert_eq!(told.node, node(&format!("node-{}", peer.octets()[3])));
-        assert!(told.complete, "{told:?}");
+        let reported = boot_server.reported();
+        let IpAddr::V4(peer) = reported.peer else { panic!("{reported:?}") };
+        assert_eq!(reported.node, node(&format!("node-{}", peer.octets()[3])));
+        assert!(reported.complete, "{reported:?}");
     }
     boot_server.running.take().unwrap().stop();
-    assert!(boot_server.fetched.try_recv().is_err(), "a stranger was told of");
+    assert!(boot_server.fetched.try_recv().is_err(), "a stranger was reported");
 }
 
 #[test]
@@ -109,7 +115,7 @@ fn a_kernel_that_is_not_in_the_nodes_menu_is_no_evidence() {
         fetch(&boot_server, 1, name);
     }
     boot_server.running.take().unwrap().stop();
-    assert_eq!([boot_server.told().stage, boot_server.told().stage], [BootStage::Menu; 2]);
+    assert_eq!([boot_server.reported().stage, boot_server.reported().stage], [BootStage::Menu; 2]);
     assert!(boot_server.fetched.try_recv().is_err());
 }
 
@@ -124,7 +130,7 @@ fn a_machine_that_boots_its_own_kernel_is_told_of_no_further_than_its_menu() {
         fetch(&boot_server, 1, name);
     }
     boot_server.running.take().unwrap().stop();
-    assert_eq!([boot_server.told().stage, boot_server.told().stage], [BootStage::Menu; 2]);
+    assert_eq!([boot_server.reported().stage, boot_server.reported().stage], [BootStage::Menu; 2]);
     assert!(boot_server.fetched.try_recv().is_err());
 }
 
@@ -134,7 +140,7 @@ fn a_machine_is_told_of_by_its_own_address_whatever_the_server_listens_on() {
     boot_server.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("x")).unwrap();
     let server = ([127, 0, 0, 1], boot_server.address.port()).into();
     get_from(machine(1), server, "pxelinux.cfg/01-52-54-00-00-00-01");
-    assert_eq!(boot_server.told().peer, machine(1));
+    assert_eq!(boot_server.reported().peer, machine(1));
 }
 
 #[test]
@@ -145,6 +151,6 @@ fn curl_is_evidence_like_any_firmware() {
     assert!(
         Command::new("curl").args(["-sS", "-o", "/dev/null", &url]).status().unwrap().success()
     );
-    let told = boot_server.told();
-    assert!(told.complete && told.stage == BootStage::Menu, "{told:?}");
+    let reported = boot_server.reported();
+    assert!(reported.complete && reported.stage == BootStage::Menu, "{reported:?}");
 }

@@ -86,6 +86,8 @@ fn readers_as_slow_as_allowed_take_an_address_share_and_no_more() {
     });
 }
 
+/// Invariant (fair): TFTP never has more threads than places, and a client that answers keeps its
+/// own.
 #[test]
 fn machines_boot_while_made_up_addresses_and_nonsense_flood_the_port() {
     const NAME: &str = "crowds::machines_boot_while_made_up_addresses_and_nonsense_flood_the_port";
@@ -117,6 +119,8 @@ fn machines_boot_while_made_up_addresses_and_nonsense_flood_the_port() {
     });
 }
 
+/// Invariant (fair): TFTP never has more threads than places, and a client that answers keeps its
+/// own.
 #[test]
 fn no_more_transfers_run_than_allowed_and_who_waits_is_served_later() {
     let boot_server = BootServer::with(|config| config.max_transfers = 3);

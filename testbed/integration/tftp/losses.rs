@@ -31,7 +31,7 @@ fn a_transfer_survives_more_lost_packets_than_the_worker_allows() {
         lost
     });
     assert!(got == Ok(content) && losses == 8);
-    assert!(begun.elapsed() < Duration::from_secs(30), "the agreed timeout is not in force");
+    assert!(begun.elapsed() < Duration::from_secs(30), "the agreed timeout is not applied");
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_lost_oack_is_sent_again() {
     let first = client.reply();
     assert!(matches!(first, Reply::Oack(_)));
     let again = client.reply_within(Duration::from_secs(4));
-    assert_eq!(again, Some(first), "the agreed timeout is not in force");
+    assert_eq!(again, Some(first), "the agreed timeout is not applied");
     client.ack(0);
     assert!(matches!(client.reply(), Reply::Data(1, _)));
     client.give_up();
@@ -127,6 +127,8 @@ fn a_silent_client_is_given_up_and_a_slow_one_too() {
     assert_eq!(reply, Reply::Error(0, "transfer took too long".to_owned()));
 }
 
+/// Invariant (netboot): A boot loader finds its node's menu from any directory, and a fetch has its
+/// node's time.
 #[test]
 fn a_machine_may_take_as_long_for_its_kernel_as_its_node_says() {
     let total = Duration::from_millis(1500);

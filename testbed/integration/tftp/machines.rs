@@ -96,6 +96,8 @@ fn uefi_fetches_grub_and_grub_fetches_its_modules_and_the_rest() {
     });
 }
 
+/// Invariant (netboot): A boot loader that can do HTTP fetches by HTTP, or by TFTP where that
+/// fails.
 #[test]
 fn lpxelinux_fetches_kernel_and_ramdisk_over_http() {
     in_a_network("lpxelinux_fetches_kernel_and_ramdisk_over_http", || {
@@ -113,6 +115,8 @@ fn lpxelinux_fetches_kernel_and_ramdisk_over_http() {
     });
 }
 
+/// Invariant (netboot): A boot loader that can do HTTP fetches by HTTP, or by TFTP where that
+/// fails.
 #[test]
 fn grub_on_bios_fetches_kernel_and_ramdisk_over_http() {
     in_a_network("grub_on_bios_fetches_kernel_and_ramdisk_over_http", || {
@@ -126,6 +130,8 @@ fn grub_on_bios_fetches_kernel_and_ramdisk_over_http() {
     });
 }
 
+/// Invariant (netboot): A boot loader that can do HTTP fetches by HTTP, or by TFTP where that
+/// fails.
 #[test]
 fn grub_on_uefi_fetches_kernel_and_ramdisk_over_http() {
     in_a_network("grub_on_uefi_fetches_kernel_and_ramdisk_over_http", || {
@@ -140,6 +146,8 @@ fn grub_on_uefi_fetches_kernel_and_ramdisk_over_http() {
     });
 }
 
+/// Invariant (netboot): A boot loader that can do HTTP fetches by HTTP, or by TFTP where that
+/// fails.
 #[test]
 fn boot_loaders_that_cannot_reach_the_http_server_go_back_to_tftp() {
     in_a_network("boot_loaders_that_cannot_reach_the_http_server_go_back_to_tftp", || {
@@ -201,6 +209,8 @@ fn u_boot_fetches_with_one_block_in_flight_and_with_sixteen() {
     });
 }
 
+/// Invariant (netboot): A machine that netboots unasked comes to its own disk and is not installed
+/// again.
 #[test]
 fn ipxe_on_bios_goes_on_to_the_own_disk_of_a_machine_that_is_not_to_be_installed() {
     in_a_network(
@@ -214,11 +224,13 @@ fn ipxe_on_bios_goes_on_to_the_own_disk_of_a_machine_that_is_not_to_be_installed
             let disk = format!("if=virtio,format=raw,file={}", disk.display());
             site.power_on("boot.ipxe", &["-drive", &disk]);
             site.says(DISK_SAYS);
-            assert!(site.told(BootStage::Menu, IPXE_MENU).is_some(), "{:#?}", site.told);
+            assert!(site.reported(BootStage::Menu, IPXE_MENU).is_some(), "{:#?}", site.reported);
         },
     );
 }
 
+/// Invariant (netboot): A machine that netboots unasked comes to its own disk and is not installed
+/// again.
 #[test]
 fn ipxe_on_uefi_leaves_a_machine_that_is_not_to_be_installed_to_its_firmwares_next_device() {
     in_a_network(
@@ -241,7 +253,7 @@ fn ipxe_on_uefi_leaves_a_machine_that_is_not_to_be_installed_to_its_firmwares_ne
             ];
             site.power_on("boot.ipxe", hardware.as_flattened());
             site.says(DISK_SAYS);
-            assert!(site.told(BootStage::Menu, IPXE_MENU).is_some(), "{:#?}", site.told);
+            assert!(site.reported(BootStage::Menu, IPXE_MENU).is_some(), "{:#?}", site.reported);
         },
     );
 }
@@ -254,7 +266,7 @@ fn in_a_network(name: &str, test: impl FnOnce()) {
 /// A network with hostler's server, a DHCP server and a machine, whose node is to be deployed.
 struct Site {
     boot_server: BootServer,
-    told: Vec<Fetch>,
+    reported: Vec<Fetch>,
     running: Vec<Child>,
     keyboard: Option<ChildStdin>,
     http: Option<Runtime>,
@@ -274,7 +286,7 @@ impl Site {
             .enable_all()
             .build()
             .unwrap();
-        let bind = http::Server::bind(address, http::Limits::default());
+        let bind = http::Server::bind(address, http::HttpLimits::default());
         let server = runtime.block_on(bind).unwrap();
         let catalog = site.boot_server.running.as_ref().unwrap().catalog();
         runtime.spawn(server.serve(catalog, std::future::pending()));
@@ -296,7 +308,7 @@ impl Site {
         fs::write(boot_server.dir.path().join("vmlinuz"), kernel()).unwrap();
         fs::write(boot_server.dir.path().join("initramfs"), noise(RAMDISK_BYTES)).unwrap();
         boot_server.table.set(&node("a"), &[mac(1)], firmware, &deploy("5ec2e7")).unwrap();
-        Self { boot_server, told: Vec::new(), running: Vec::new(), keyboard: None, http: None }
+        Self { boot_server, reported: Vec::new(), running: Vec::new(), keyboard: None, http: None }
     }
 
     fn loader(&self, path: &Path) {
@@ -384,13 +396,13 @@ impl Site {
         let deadline = Instant::now() + BOOT_LIMIT;
         while !self.console().contains(text) {
             while let Ok(fetch) = self.boot_server.fetched.try_recv() {
-                self.told.push(fetch);
+                self.reported.push(fetch);
             }
             assert!(
                 Instant::now() < deadline,
                 "{text:?} is missing\n{}\n{:#?}",
                 self.console(),
-                self.told
+                self.reported
             );
             thread::sleep(Duration::from_millis(20));
         }
@@ -405,24 +417,28 @@ impl Site {
     fn fetched(mut self, stages: &[(BootStage, &str)]) {
         self.boot_server.running.take().unwrap().stop();
         for (stage, path) in stages {
-            assert!(self.told(*stage, path).is_some(), "{path} is missing: {:#?}", self.told);
+            assert!(
+                self.reported(*stage, path).is_some(),
+                "{path} is missing: {:#?}",
+                self.reported
+            );
         }
         for (stage, path, bytes) in [
             (BootStage::Kernel, "deploy/vmlinuz", KERNEL_BYTES),
             (BootStage::Ramdisk, "deploy/initramfs", RAMDISK_BYTES),
         ] {
-            let sent = self.told(stage, path).map(|fetch| fetch.sent_bytes);
-            assert_eq!(sent, Some(bytes as u64), "{path}: {:#?}", self.told);
+            let sent = self.reported(stage, path).map(|fetch| fetch.sent_bytes);
+            assert_eq!(sent, Some(bytes as u64), "{path}: {:#?}", self.reported);
         }
     }
 
-    /// What is told of a whole fetch.
-    fn told(&mut self, stage: BootStage, path: &str) -> Option<&Fetch> {
+    /// Waits for the report of a whole fetch.
+    fn reported(&mut self, stage: BootStage, path: &str) -> Option<&Fetch> {
         while let Ok(fetch) = self.boot_server.fetched.try_recv() {
-            self.told.push(fetch);
+            self.reported.push(fetch);
         }
         let same = |fetch: &&Fetch| (fetch.stage, fetch.path.as_str()) == (stage, path);
-        self.told.iter().filter(same).find(|fetch| fetch.complete)
+        self.reported.iter().filter(same).find(|fetch| fetch.complete)
     }
 }
 

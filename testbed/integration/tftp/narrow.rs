@@ -22,6 +22,7 @@ const NARROW_BLOCK: u16 = NARROW_MTU - 20 - 8 - 4;
 /// What pxelinux asks for, what firmware does, and one that needs fragments everywhere.
 const BLOCKS: [u16; 3] = [1408, 1468, 4096];
 
+/// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
 #[test]
 fn a_narrow_link_in_the_middle_of_the_path_loses_no_file() {
     let path = Path::new();
@@ -52,6 +53,7 @@ fn a_narrow_link_in_the_middle_of_the_path_loses_no_file() {
     }
 }
 
+/// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
 #[test]
 fn over_ipv6_a_block_that_a_router_drops_is_sent_again_and_cut() {
     let path = Path::new();
@@ -68,6 +70,7 @@ fn over_ipv6_a_block_that_a_router_drops_is_sent_again_and_cut() {
     }
 }
 
+/// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
 #[test]
 fn a_path_that_loses_fragments_is_served_in_blocks_of_the_largest_size_that_is_configured() {
     let path = Path::new();
@@ -81,6 +84,7 @@ fn a_path_that_loses_fragments_is_served_in_blocks_of_the_largest_size_that_is_c
     assert!(path.fetch(&words) == Ok(noise(42_000)));
 }
 
+/// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
 #[test]
 fn a_client_behind_a_narrow_link_of_the_server_itself_needs_no_fragments() {
     let path = Path::new();

@@ -99,7 +99,7 @@ fn block_numbers_go_round_in_a_file_of_more_than_65535_blocks() {
 #[test]
 fn options_are_answered_as_their_standards_say() {
     let boot_server = BootServer::new();
-    for (asked, granted) in [
+    for (requested, granted) in [
         (vec![("tsize", "0")], vec![("tsize", "42000")]),
         (vec![("blksize", "65464")], vec![("blksize", "8192")]),
         (vec![("windowsize", "65535")], vec![("windowsize", "64")]),
@@ -110,9 +110,9 @@ fn options_are_answered_as_their_standards_say() {
         ),
     ] {
         let mut client = Client::new(boot_server.address);
-        client.request("pxelinux.0", &asked);
+        client.request("pxelinux.0", &requested);
         let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
-        assert_eq!(client.reply(), Reply::Oack(granted.iter().map(own).collect()), "{asked:?}");
+        assert_eq!(client.reply(), Reply::Oack(granted.iter().map(own).collect()), "{requested:?}");
         client.give_up();
     }
     let mut client = Client::new(boot_server.address);
@@ -121,6 +121,7 @@ fn options_are_answered_as_their_standards_say() {
     client.give_up();
 }
 
+/// Invariant (netboot): No TFTP option and no byte of a name keeps a machine from an existing file.
 #[test]
 fn one_odd_option_keeps_nobody_from_a_file() {
     let boot_server = BootServer::new();
@@ -156,6 +157,7 @@ fn one_odd_option_keeps_nobody_from_a_file() {
     client.give_up();
 }
 
+/// Invariant (netboot): No TFTP option and no byte of a name keeps a machine from an existing file.
 #[test]
 fn a_name_that_is_no_text_is_a_files_and_the_end_mark_that_old_nics_append_is_none_of_it() {
     let mut boot_server = BootServer::new();
@@ -187,22 +189,22 @@ fn a_name_that_is_no_text_is_a_files_and_the_end_mark_that_old_nics_append_is_no
     // It is evidence under the name that it has.
     while let Ok(_refused) = boot_server.fetched.try_recv() {}
     get(boot_server.address, "pxelinux.cfg/01-52-54-00-00-00-01", &[]).unwrap();
-    while boot_server.told().path != "pxelinux.0" {}
+    while boot_server.reported().path != "pxelinux.0" {}
 }
 
 #[test]
 fn a_menu_is_served_under_every_name_firmware_may_use() {
     let boot_server = BootServer::new();
     boot_server.table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("5ec2e7")).unwrap();
-    let menus = boot_server.table.show(mac(1)).unwrap().1;
+    let [pxelinux, grub] = ["pxelinux.cfg/", "grub/"].map(|name| boot_server.menu(name));
     for prefix in ["", "/", "/tftpboot/", "tftpboot/", "\\", "//"] {
         for (name, text) in [
-            ("pxelinux.cfg/01-52-54-00-00-00-01", &menus.pxelinux),
-            ("grub.cfg-01-52:54:00:00:00:01", &menus.grub),
-            ("grub/grub.cfg-01-52-54-00-00-00-01", &menus.grub),
+            ("pxelinux.cfg/01-52-54-00-00-00-01", &pxelinux),
+            ("grub.cfg-01-52:54:00:00:00:01", &grub),
+            ("grub/grub.cfg-01-52-54-00-00-00-01", &grub),
         ] {
             let got = get(boot_server.address, &format!("{prefix}{name}"), &[]).unwrap();
-            assert_eq!(String::from_utf8(got).unwrap(), text.expose(), "{prefix}{name}");
+            assert_eq!(&String::from_utf8(got).unwrap(), text, "{prefix}{name}");
         }
     }
     let got = tftp_hpa(boot_server.address, "/grub/grub.cfg").unwrap();
@@ -215,7 +217,7 @@ fn a_nodes_own_kernel_and_ramdisk_are_served_while_its_menu_says_so_and_nothing_
     let (kernel, ramdisk) = (noise(300_000), noise(70_001));
     boot_server.image("vmlinuz", &kernel);
     boot_server.image("initrd", &ramdisk);
-    boot_server.image("secret", b"nobody's boot file");
+    boot_server.image("secret", b"a secret boot file");
     boot_server.table.set(&node("a"), &[mac(1)], Firmware::Bios, &own("vmlinuz")).unwrap();
     boot_server.table.set(&node("b"), &[mac(2)], Firmware::Bios, &own("../vmlinuz")).unwrap();
     boot_server.table.set(&node("d"), &[mac(4)], Firmware::Bios, &own("none")).unwrap();
@@ -238,6 +240,7 @@ fn a_nodes_own_kernel_and_ramdisk_are_served_while_its_menu_says_so_and_nothing_
     assert_eq!(get(boot_server.address, "node/a/kernel", &[]), Err(missing));
 }
 
+/// Invariant (netboot): An unknown network interface gets no boot menu.
 #[test]
 fn an_unknown_machine_gets_file_not_found() {
     let boot_server = BootServer::new();
@@ -260,6 +263,7 @@ fn an_unknown_machine_gets_file_not_found() {
     assert!(curl(boot_server.address, "nothing", &[]).is_err());
 }
 
+/// Invariant (netboot): A menu is switched in one change.
 #[test]
 fn a_switch_is_one_change_for_fifty_clients_at_once() {
     let boot_server = BootServer::new();
@@ -267,8 +271,7 @@ fn a_switch_is_one_change_for_fifty_clients_at_once() {
     let mut rendered = Vec::new();
     for menu in &menus {
         boot_server.table.set(&node("a"), &macs, Firmware::Uefi, menu).unwrap();
-        rendered
-            .push(boot_server.table.show(mac(1)).unwrap().1.pxelinux.expose().as_bytes().to_vec());
+        rendered.push(boot_server.menu("pxelinux.cfg/").into_bytes());
     }
     thread::scope(|scope| {
         let clients: Vec<_> = (0..50)

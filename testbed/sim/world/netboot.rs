@@ -92,6 +92,7 @@ impl Site {
         self.after_s(2, 20, next);
         Some(Event::Fetched(Fetch {
             refused_times: 0,
+            unknown_mac: None,
             node: node.clone(),
             stage: *fetched,
             path: "x".to_owned(),

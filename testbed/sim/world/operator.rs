@@ -204,7 +204,7 @@ impl Site {
         }
     }
 
-    fn bmc_of(&self, machine: usize) -> Option<Bmc> {
+    fn bmc_of(&self, machine: usize) -> Option<Box<Bmc>> {
         let machine = &self.machines[machine];
         machine.has_bmc.then(|| bmc_at(&machine.bmc))
     }
@@ -256,7 +256,7 @@ impl Site {
     /// Directory and files are put in order.
     pub(crate) fn mend(&mut self) {
         self.directory = Directory::There;
-        let truth: Vec<(Option<Bmc>, MacAddr)> =
+        let truth: Vec<(Option<Box<Bmc>>, MacAddr)> =
             (0..self.machines.len()).map(|m| (self.bmc_of(m), self.machines[m].mac)).collect();
         for file in self.files.values_mut() {
             file.broken = false;

@@ -46,13 +46,14 @@ impl Site {
         // Every third machine reads its own disk back.
         spec.image.verify = if home.is_multiple_of(3) { Verify::Node } else { Verify::Full };
         // Every fourth boots its own kernel from the network.
-        spec.image.netboot = (home % 4 == 1).then(|| Netboot {
+        let netboot = || Netboot {
             kernel: "vmlinuz".to_owned(),
             kernel_checksum: None,
             ramdisk: "initrd".to_owned(),
             ramdisk_checksum: None,
             kernel_args: Vec::new(),
-        });
+        };
+        spec.image.netboot = (home % 4 == 1).then(|| Box::new(netboot()));
         spec.timeouts.power = power_limit(machine.has_bmc);
         spec
     }
@@ -78,13 +79,15 @@ fn power_limit(has_bmc: bool) -> Duration {
 }
 
 /// Another BMC, or none.
-pub(crate) fn set_bmc(spec: &mut NodeSpec, bmc: Option<Bmc>) {
+pub(crate) fn set_bmc(spec: &mut NodeSpec, bmc: Option<Box<Bmc>>) {
     spec.timeouts.power = power_limit(bmc.is_some());
     spec.bmc = bmc;
 }
 
-pub(crate) fn bmc_at(address: &BmcAddress) -> Bmc {
-    Bmc { address: address.clone(), ..NodeSpec::example().bmc.unwrap() }
+pub(crate) fn bmc_at(address: &BmcAddress) -> Box<Bmc> {
+    let mut bmc = NodeSpec::example().bmc.unwrap();
+    bmc.address = address.clone();
+    bmc
 }
 
 /// The n-th image's checksum.

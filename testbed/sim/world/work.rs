@@ -183,8 +183,10 @@ impl Site {
             Move::Off => self.switch(m, false),
             Move::On => {
                 // A machine that operators put in another's place is as it is, and may be switched on as the spec says.
-                self.machines[m].ordered =
-                    matches!(self.jobs[key].operation, Operation::Restart { .. });
+                // Nor can anybody tell that a spec names one machine's BMC and another one's network interfaces.
+                let is_one = spec.boot.macs.contains(&self.machines[m].mac);
+                let restart = matches!(self.jobs[key].operation, Operation::Restart { .. });
+                self.machines[m].ordered = restart && is_one;
                 self.switch(m, true);
             }
             Move::Netboot | Move::Boot(_) => self.set_boot(m, next),

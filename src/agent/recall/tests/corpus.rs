@@ -83,6 +83,7 @@ fn wanted() -> BTreeMap<String, String> {
     STANDS.map(|(node, stands)| (node.to_owned(), stands.to_owned())).into()
 }
 
+/// Invariant (state): Each version's files open in the next version and mean the same.
 #[test]
 fn what_each_version_wrote_opens_in_this_one_and_means_the_same() {
     if env::var_os("UPDATE_EXPECT").is_some() {
@@ -104,6 +105,7 @@ fn what_each_version_wrote_opens_in_this_one_and_means_the_same() {
     }
 }
 
+/// Invariant (state): Each version's files open in the next version and mean the same.
 #[test]
 fn what_the_status_files_of_each_version_say_is_adopted_when_the_state_is_lost() {
     for version in ["state-1", "state-2"] {
@@ -125,6 +127,7 @@ fn what_the_status_files_of_each_version_say_is_adopted_when_the_state_is_lost()
     }
 }
 
+/// Invariant (state): Each version's files open in the next version and mean the same.
 #[test]
 fn a_file_of_format_1_with_a_key_too_many_or_too_few_is_damaged() {
     let good = fs::read_to_string(corpus("state-1").join("state/edge-003.json")).unwrap();
@@ -147,6 +150,7 @@ fn a_file_of_format_1_with_a_key_too_many_or_too_few_is_damaged() {
     }
 }
 
+/// Invariant (state): Each version's files open in the next version and mean the same.
 #[test]
 fn a_file_of_format_1_is_not_accepted_once_the_directory_is_of_this_one() {
     let dir = copy("state-1");

@@ -19,6 +19,7 @@ fn site_of_another() -> Site {
     site
 }
 
+/// Invariant (agents): After a takeover only what a status file names is installed.
 #[test]
 fn after_a_takeover_every_node_is_held_of_which_no_status_file_says_what_is_installed() {
     let site = site_of_another();
@@ -36,6 +37,7 @@ fn after_a_takeover_every_node_is_held_of_which_no_status_file_says_what_is_inst
     }
 }
 
+/// Invariant (agents): After a takeover only what a status file names is installed.
 #[test]
 fn an_operators_word_about_machines_to_come_ends_no_doubt_about_those_that_were_there() {
     // Whether it comes under its name or another one.
@@ -50,6 +52,7 @@ fn an_operators_word_about_machines_to_come_ends_no_doubt_about_those_that_were_
     }
 }
 
+/// Invariant (agents): After a takeover only what a status file names is installed.
 #[test]
 fn a_takeover_that_was_killed_before_anything_was_written_is_one_at_the_next_start_too() {
     let site = site_of_another();
@@ -64,6 +67,7 @@ fn a_takeover_that_was_killed_before_anything_was_written_is_one_at_the_next_sta
     assert_held(&agent, &["a", "c", "new"]);
 }
 
+/// Invariant (agents): After a takeover only what a status file names is installed.
 #[test]
 fn a_new_state_directory_that_finds_status_files_takes_no_machine_for_one_never_seen() {
     for overtaken in [false, true] {
@@ -91,6 +95,7 @@ fn a_spec_that_names_another_machine_than_its_status_file_is_held_when_the_state
     assert_held(&agent, &["a"]);
 }
 
+/// Invariant (state): Doubt outlives the state directory, whatever its node's phase.
 #[test]
 fn that_nobody_knows_what_is_installed_stands_in_the_status_file_in_every_phase() {
     type Edit = fn(&mut NodeSpec);

@@ -10,7 +10,8 @@ use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer
 use super::header::{Compression, Header};
 use crate::image::decode::DecodeError;
 
-/// QEMU lets zstd choose, which is nothing over the largest cluster's 2 MiB. This is what every decoder should take (RFC 8878, 3.1.1.1.2).
+/// QEMU lets zstd choose, which is nothing over the largest cluster's 2 MiB. This is what every
+/// decoder should take (RFC 8878, 3.1.1.1.2).
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
 /// One cluster's memory, and what unpacks to it.
@@ -39,7 +40,8 @@ impl Cluster {
         Ok(Self { unpacker, packed: Vec::new(), unpacked: vec![0; bytes] })
     }
 
-    /// Unpacks the cluster that begins here in the file and ends within these bytes: at most twice a cluster, which the entry has bits for.
+    /// Unpacks the cluster that begins here in the file and ends within these bytes: at most twice
+    /// a cluster, which the entry has bits for.
     pub(super) fn read(&mut self, image: &File, at: u64, bytes: u64) -> Result<&[u8], DecodeError> {
         self.packed.resize(usize::try_from(bytes).unwrap_or(usize::MAX), 0);
         image.read_exact_at(&mut self.packed, at)?;
@@ -67,7 +69,8 @@ impl Cluster {
     }
 }
 
-/// Unpacks until there is a cluster: what follows in the last sector belongs to others. Returns how many bytes there are.
+/// Unpacks until there is a cluster: what follows in the last sector belongs to others. Returns how
+/// many bytes there are.
 fn unzstd(decoder: &mut Decoder<'_>, packed: &[u8], unpacked: &mut [u8]) -> Result<usize, String> {
     decoder.reinit().map_err(|error| error.to_string())?;
     let bytes = unpacked.len();

@@ -1,6 +1,7 @@
 //! The header: what must be known before anything else is read ("Header").
 //!
-//! Called with the first bytes of a file. It must never let an image through that needs what is not read here.
+//! Called with the first bytes of a file. It must never let an image through that needs what is not
+//! read here.
 
 use std::fmt::Write as _;
 
@@ -9,10 +10,10 @@ use crate::image::decode::DecodeError;
 /// The first level of tables is held in memory. QEMU has the same limit.
 const L1_BYTES_MAX: u64 = 32 << 20;
 
-/// How much of a name is shown.
+/// Characters of a name that are shown.
 const NAME_CHARS_MAX: usize = 200;
 
-/// Of version 2, and of version 3 at least.
+/// Header bytes of version 2, and fewest of version 3.
 const V2_BYTES: usize = 72;
 const V3_BYTES: u64 = 104;
 
@@ -23,7 +24,7 @@ const EXTERNAL_DATA: u64 = 1 << 2;
 const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 
-/// What clusters may be compressed with.
+/// Compression of clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compression {
     /// Deflate without a header, which QEMU calls zlib.
@@ -38,9 +39,9 @@ pub(in crate::image::decode) struct Header {
     /// The size of the disk in bytes.
     pub(in crate::image::decode) bytes: u64,
     pub(super) cluster_bits: u32,
-    /// Where the first level of tables is.
+    /// Offset of the first level of tables.
     pub(super) l1_at: u64,
-    /// How many entries of it are needed; there may be more.
+    /// Entries of it that are needed; there may be more.
     pub(super) l1_entries: u64,
     pub(super) compression: Compression,
     /// Whether entries say which 32nds of a cluster are there ("Extended L2 Entries").
@@ -55,7 +56,7 @@ impl Header {
         parse(head).map_err(|why| DecodeError::Unusable(format!("qcow2: {why}")))
     }
 
-    /// How many bytes of the disk one table of the second level is for.
+    /// Bytes of the disk that one table of the second level maps.
     pub(super) fn l2_covers(self) -> u64 {
         1 << (2 * self.cluster_bits - self.entry_bits())
     }
@@ -126,7 +127,8 @@ fn check_usable(head: &[u8], incompatible: u64) -> Result<(), String> {
     if u64_at(head, 8) != 0 {
         let name = backing_file(head).map(|name| format!(", `{name}`")).unwrap_or_default();
         return Err(format!(
-            "it needs a backing file{name}; publish it with what it is based on: `qemu-img convert -O qcow2 OLD NEW`"
+            "it needs a backing file{name}; publish it with what it is based \
+             on: `qemu-img convert -O qcow2 OLD NEW`"
         ));
     }
     match u32_at(head, 32) {
@@ -144,7 +146,8 @@ fn check_usable(head: &[u8], incompatible: u64) -> Result<(), String> {
                 .to_owned(),
         );
     }
-    // Marked dirty, only its reference counts may be wrong ("Incompatible features", bit 0), and those are not read.
+    // Marked dirty, only its reference counts may be wrong ("Incompatible features", bit 0), and
+    // those are not read.
     let unknown = incompatible & !(DIRTY | COMPRESSION_TYPE | EXTENDED_L2);
     if unknown != 0 {
         let mut bits = String::new();

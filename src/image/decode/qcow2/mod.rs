@@ -1,8 +1,8 @@
 //! QEMU's disk format, read.
 //!
-//! Called with a file whose first bytes say that it is qcow2. It must never follow a reference to another file, take what lies past the
-//! file's end for zeros, or hold more of the tables than the first level. The format is QEMU's docs/interop/qcow2.txt, which the section
-//! names here are from.
+//! Called with a file whose first bytes say that it is qcow2. It must never follow a reference to
+//! another file, take what lies past the file's end for zeros, or hold more of the tables than the
+//! first level. The format is QEMU's docs/interop/qcow2.txt, which the section names here are from.
 
 mod cluster;
 mod header;
@@ -29,7 +29,7 @@ use super::{DecodeError, kind::HEAD_BYTES, sparse, too_large};
 /// More do not help: the disk is the limit then.
 const WORKERS_MAX: usize = 4;
 
-/// How far the workers may be ahead of the one who is told about them.
+/// Units that the workers may be ahead of the reported progress.
 const TOLD_MAX: usize = 64;
 
 /// Writes the disk's bytes to `into`, an empty file. Tells how many are done, and of how many.
@@ -66,12 +66,12 @@ pub(super) fn decode(
     })
 }
 
-/// What the workers share.
+/// The state that the workers share.
 struct Work<'a> {
     tables: Tables<'a>,
     image: &'a File,
     into: &'a File,
-    /// Where the next unit of the disk begins that nobody has taken.
+    /// Begin of the next unit that no worker has taken.
     next: AtomicU64,
 }
 

@@ -1,6 +1,7 @@
 //! The two levels of tables: where each part of the disk is in the file ("Cluster mapping").
 //!
-//! Called for one unit of the disk at a time, by several threads. It must never give out a place that is not in the file.
+//! Called for one unit of the disk at a time, by several threads. It must never give out a place
+//! that is not in the file.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
@@ -24,12 +25,12 @@ const SECTOR_BYTES: u64 = 512;
 /// A part of the disk that lies in one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
-    /// How many bytes of the disk.
+    /// Bytes of the disk.
     pub(super) bytes: u64,
     pub(super) at: Where,
 }
 
-/// Where the bytes are.
+/// The place of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Where {
     /// All zeros.
@@ -68,7 +69,8 @@ impl<'a> Tables<'a> {
         UNIT_BYTES_MAX.min(self.header.l2_covers())
     }
 
-    /// Where the unit is that begins here on the disk. The extents follow each other; a hole may be larger than the unit.
+    /// Where the unit is that begins here on the disk. The extents follow each other; a hole may be
+    /// larger than the unit.
     pub(super) fn extents(&self, disk_at: u64) -> Result<Vec<Extent>, DecodeError> {
         let covers = self.header.l2_covers();
         let l1_index = usize::try_from(disk_at / covers).ok();
@@ -130,7 +132,8 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// "Extended L2 Entries": bit n of the bitmap says that subcluster n is there, bit 32 + n that it is zeros.
+    /// "Extended L2 Entries": bit n of the bitmap says that subcluster n is there, bit 32 + n that
+    /// it is zeros.
     fn push_subclusters(
         &self,
         extents: &mut Vec<Extent>,
@@ -161,7 +164,8 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// "Compressed Cluster Descriptor": below bit x an offset, above it the sectors that follow the first.
+    /// "Compressed Cluster Descriptor": below bit x an offset, above it the sectors that follow the
+    /// first.
     fn packed(&self, entry: u64) -> Result<Where, DecodeError> {
         let x = 62 - (self.header.cluster_bits - 8);
         let descriptor = entry & (COMPRESSED - 1);
@@ -185,7 +189,8 @@ impl<'a> Tables<'a> {
         self.within(what, at, bytes)
     }
 
-    /// Fails if this is not in the file. QEMU would read zeros, and hide that the file was cut short.
+    /// Fails if this is not in the file. QEMU would read zeros, and hide that the file was cut
+    /// short.
     fn within(&self, what: &str, at: u64, bytes: u64) -> Result<(), DecodeError> {
         match at.checked_add(bytes) {
             Some(end) if end <= self.image_bytes => Ok(()),
@@ -195,12 +200,13 @@ impl<'a> Tables<'a> {
 
     fn past_end(&self, what: &str, at: u64, bytes: u64) -> DecodeError {
         unusable(&format!(
-            "the {what} at {at} with {bytes} bytes is not in the file, which ends at {}: is it cut short?",
+            "the {what} at {at} with {bytes} bytes is not in the file, which ends at {}: \
+             is it cut short?",
             self.image_bytes
         ))
     }
 
-    /// What was checked to be within the file.
+    /// The offset was checked to be within the file.
     fn read(&self, at: u64, bytes: u64) -> io::Result<Vec<u8>> {
         let mut buffer = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
         self.image.read_exact_at(&mut buffer, at)?;

@@ -82,6 +82,7 @@ fn two_different_checksums_for_a_name_are_no_answer_and_the_same_twice_is_one() 
     );
 }
 
+/// Invariant (image): A list of checksums answers for the file at the image's own path.
 #[test]
 fn of_files_of_one_name_the_one_in_the_images_directory_is_meant() {
     let both = format!("{A}  amd64/disk.img\n{B}  arm64/disk.img");
@@ -98,6 +99,7 @@ fn of_files_of_one_name_the_one_in_the_images_directory_is_meant() {
     assert_eq!(found(&nested, "/13/old/disk.img", "/13/old/SUMS"), Ok(format!("sha256:{A}")));
 }
 
+/// Invariant (image): A list of checksums answers for the file at the image's own path.
 #[test]
 fn a_list_named_after_one_file_is_about_that_file_whatever_its_one_line_says() {
     let found = |list: &str, place: &str| {
@@ -117,6 +119,7 @@ fn a_list_named_after_one_file_is_about_that_file_whatever_its_one_line_says() {
     }
 }
 
+/// Invariant (image): A list of checksums answers for the file at the image's own path.
 #[test]
 fn lists_from_windows_and_with_more_columns_are_read() {
     for line in [

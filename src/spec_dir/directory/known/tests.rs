@@ -76,6 +76,23 @@ fn an_unchanged_spec_is_not_parsed_again_and_a_changed_one_is() {
 }
 
 #[test]
+fn a_spec_that_is_in_memory_is_not_there_twice_and_one_that_differs_is_read() {
+    let mut place = Place::new();
+    place.write("a.toml", &spec("one"));
+    let recorded = Arc::new(place.node().as_ref().clone());
+    place.reader = Reader::with_specs([Arc::clone(&recorded)]);
+    assert!(Arc::ptr_eq(&place.node(), &recorded));
+    // Defaults that change nothing have everything parsed again.
+    place.write("_defaults.toml", "timeouts.ramdisk = \"20m\"\n");
+    assert!(Arc::ptr_eq(&place.node(), &recorded));
+    place.write("a.toml", &spec("two"));
+    place.reader = Reader::with_specs([recorded]);
+    assert_eq!(place.redeploy(), "two");
+}
+
+/// Invariant (spec): No change of a spec, its defaults or its attachments is missed for being known
+/// before.
+#[test]
 fn a_change_that_keeps_size_time_and_name_is_seen() {
     let mut place = Place::new();
     place.write("a.toml", &spec("one"));
@@ -95,6 +112,8 @@ fn a_change_that_keeps_size_time_and_name_is_seen() {
     assert_eq!(place.redeploy(), "six");
 }
 
+/// Invariant (spec): No change of a spec, its defaults or its attachments is missed for being known
+/// before.
 #[test]
 fn changes_in_the_same_moment_are_all_seen() {
     let mut place = Place::new();
@@ -104,6 +123,8 @@ fn changes_in_the_same_moment_are_all_seen() {
     }
 }
 
+/// Invariant (spec): No change of a spec, its defaults or its attachments is missed for being known
+/// before.
 #[test]
 fn changed_defaults_and_attachments_are_seen_in_unchanged_specs() {
     let mut place = Place::new();

@@ -10,14 +10,15 @@ use std::{
 use hostler::model::status::Phase;
 use serde_json::json;
 
-use super::{NO_RESCAN, forgotten, in_force, observed};
+use super::{NO_RESCAN, forgotten, is_effective, observed};
 use crate::agent::{
     DEPLOYED, NODE, ends_deployed,
     machine::Machine,
     site::{Site, answer, hostler},
 };
 
-/// Runs `examples/ansible/site.yml`, which succeeds; answers with the number of tasks that changed something.
+/// Runs `examples/ansible/site.yml`, which succeeds; answers with the number of tasks that changed
+/// something.
 fn play(site: &Site, inventory: &Path, arguments: &[&str]) -> usize {
     let (success, text) = play_to_its_end(site, inventory, arguments);
     assert!(success, "{text}\n{}", site.log());
@@ -50,8 +51,8 @@ fn play_to_its_end(site: &Site, inventory: &Path, arguments: &[&str]) -> (bool, 
         .output()
         .expect("testbed/install makes target/testbed/ansible");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let told = String::from_utf8_lossy(&output.stderr);
-    (output.status.success(), format!("{text}\n{told}"))
+    let errors = String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), format!("{text}\n{errors}"))
 }
 
 /// An inventory with this machine, and a node that is to be forgotten.
@@ -83,6 +84,8 @@ fn inventory_of(site: &Site, machines: &serde_json::Value, forgotten: &[&str]) -
     path
 }
 
+/// Invariant (spec): The Ansible example acts on no partial batch, and reports the first machine
+/// that fails.
 #[test]
 fn ansible_installs_a_machine_waits_for_it_and_changes_nothing_the_second_time() {
     let site = Site::new();
@@ -90,7 +93,7 @@ fn ansible_installs_a_machine_waits_for_it_and_changes_nothing_the_second_time()
     let machine = Machine::new(&site, NODE);
     site.write("z", &observed(1, ""));
     let _agent = site.start();
-    in_force(&site, "z", &observed(1, ""));
+    is_effective(&site, "z", &observed(1, ""));
     let first = inventory(&site, &machine, "first", &[]);
     thread::scope(|scope| {
         let play = scope.spawn(|| play(&site, &first, &[]));
@@ -119,6 +122,8 @@ fn ansible_installs_a_machine_waits_for_it_and_changes_nothing_the_second_time()
     assert_eq!(play(&site, &second, &[]), 0);
 }
 
+/// Invariant (spec): The Ansible example acts on no partial batch, and reports the first machine
+/// that fails.
 #[test]
 fn ansible_tells_the_first_machine_that_fails_with_what_helps_and_waits_for_no_other() {
     let site = Site::new();
@@ -140,6 +145,8 @@ fn ansible_tells_the_first_machine_that_fails_with_what_helps_and_waits_for_no_o
     assert!(status.phase.is_busy(), "{status:?}");
 }
 
+/// Invariant (spec): The Ansible example acts on no partial batch, and reports the first machine
+/// that fails.
 #[test]
 fn ansible_has_no_half_of_its_files_acted_on_and_none_that_is_wrong() {
     let site = Site::new();

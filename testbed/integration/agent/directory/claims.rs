@@ -4,7 +4,7 @@ use std::fs;
 
 use hostler::model::status::Phase;
 
-use super::{NO_RESCAN, forgotten, in_force, observed};
+use super::{NO_RESCAN, forgotten, is_effective, observed};
 use crate::agent::{DEPLOYED, NODE, ends_deployed, machine::Machine, site::Site};
 
 #[test]
@@ -35,7 +35,7 @@ fn a_second_claim_on_an_installed_machines_bmc_blocks_both_and_touches_nothing_u
     site.write("edge-08", &copy.with("redeploy", "now!"));
     site.write(NODE, &machine.spec(&site).with("redeploy", "now"));
     site.write("z", &observed(1, ""));
-    in_force(&site, "z", &observed(1, ""));
+    is_effective(&site, "z", &observed(1, ""));
     assert!(machine.menu(&site).is_none_or(|menu| !menu.contains("KERNEL")));
     assert_eq!(
         (machine.story(), machine.bmc.sessions()),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{NO_RESCAN, in_force, observed, shell, status_elsewhere, told};
+use super::{NO_RESCAN, is_effective, observed, reported, shell, status_elsewhere};
 use crate::agent::site::Site;
 
 const CROWD: u16 = 2000;
@@ -25,7 +25,7 @@ fn gather(site: &Site, label: &str) {
 
 /// How long a callback takes that only the driver can refuse.
 fn call(site: &Site) -> Duration {
-    let asked = Instant::now();
+    let begun = Instant::now();
     let answer = Command::new("curl")
         .args(["--silent", "--insecure", "--max-time", "30", "--noproxy", "*"])
         .args(["--header", &format!("Authorization: Bearer {}", "5a".repeat(32))])
@@ -34,21 +34,22 @@ fn call(site: &Site) -> Duration {
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&answer.stdout), "404", "{}", site.log());
-    asked.elapsed()
+    begun.elapsed()
 }
 
+/// Invariant (fair): A crowd of specs keeps no caller waiting.
 #[test]
 #[expect(clippy::print_stdout, reason = "a measurement for people")]
 fn two_thousand_specs_at_once_keep_no_caller_waiting() {
     let site = Site::new();
     site.configure(&(status_elsewhere(&site) + NO_RESCAN));
-    // Every one of them is asked for its power state; nobody answers.
+    // The agent polls the power of each; none answers.
     fs::write(site.path("secrets/nobody.bmc"), "x").unwrap();
     gather(&site, "");
     let _agent = site.start();
     site.await_that("running", || site.log().contains("running"));
     shell(&site, "rmdir nodes; mv crowd nodes");
-    site.await_that("begun", || !told(&site).is_empty());
+    site.await_that("begun", || !reported(&site).is_empty());
     let slowest = (0..15).map(|_| call(&site)).max().unwrap();
     println!("the slowest callback took {slowest:?}");
     assert!(slowest < ANSWER_LIMIT, "{slowest:?}");
@@ -75,8 +76,8 @@ fn two_thousand_specs_that_come_and_change_at_once_are_all_in_force() {
         let began = Instant::now();
         shell(&site, come);
         for number in 0..CROWD {
-            in_force(&site, &format!("n{number}"), &observed(number, label));
+            is_effective(&site, &format!("n{number}"), &observed(number, label));
         }
-        println!("{CROWD} specs in force after {:?}", began.elapsed());
+        println!("{CROWD} specs effective after {:?}", began.elapsed());
     }
 }

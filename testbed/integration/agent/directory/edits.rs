@@ -9,13 +9,14 @@ use std::{
 
 use hostler::{model::status::Phase, spec_dir::Defaults};
 
-use super::{NO_RESCAN, digest, forgotten, in_force, in_force_with, observed, told};
+use super::{NO_RESCAN, digest, forgotten, is_effective, is_effective_with, observed, reported};
 use crate::agent::{
     NODE,
     machine::Machine,
     site::{Site, answer, hostler},
 };
 
+/// Invariant (spec): An edit behind a link is seen at once, and its neighbours wake nobody.
 #[test]
 fn every_way_of_saving_a_file_is_noticed_and_no_litter_of_an_editor_is_a_spec() {
     let site = Site::new();
@@ -31,35 +32,36 @@ fn every_way_of_saving_a_file_is_noticed_and_no_litter_of_an_editor_is_a_spec() 
 
     let edition = |label: &str| observed(1, label);
     site.write("x", &edition("renamed"));
-    in_force(&site, "x", &edition("renamed"));
+    is_effective(&site, "x", &edition("renamed"));
     fs::write(path("x.toml"), edition("in place").to_toml()).unwrap();
-    in_force(&site, "x", &edition("in place"));
+    is_effective(&site, "x", &edition("in place"));
     super::shell(&site, "sed -i 's/in place/by sed/' nodes/x.toml");
-    in_force(&site, "x", &edition("by sed"));
+    is_effective(&site, "x", &edition("by sed"));
     // Vim: can files be made here? Then the old one becomes the backup, and a new one is written.
     fs::write(path("4913"), "").unwrap();
     fs::remove_file(path("4913")).unwrap();
     fs::rename(path("x.toml"), path("x.toml~")).unwrap();
     fs::write(path("x.toml"), edition("by vim").to_toml()).unwrap();
     fs::remove_file(path("x.toml~")).unwrap();
-    in_force(&site, "x", &edition("by vim"));
+    is_effective(&site, "x", &edition("by vim"));
     // A file that is moved in from elsewhere, as `mv` and `git checkout` do.
     fs::write(site.path("elsewhere"), edition("moved in").to_toml()).unwrap();
     fs::rename(site.path("elsewhere"), path("x.toml")).unwrap();
-    in_force(&site, "x", &edition("moved in"));
+    is_effective(&site, "x", &edition("moved in"));
     // A link that points at another file now.
     fs::write(site.path("linked"), edition("linked").to_toml()).unwrap();
     fs::remove_file(path("x.toml")).unwrap();
     symlink(site.path("linked"), path("x.toml")).unwrap();
-    in_force(&site, "x", &edition("linked"));
+    is_effective(&site, "x", &edition("linked"));
     // And an edit of the file that it points at.
     fs::write(site.path("linked"), edition("behind the link").to_toml()).unwrap();
-    in_force(&site, "x", &edition("behind the link"));
+    is_effective(&site, "x", &edition("behind the link"));
 
-    assert_eq!(told(&site), ["x".to_owned()].into());
+    assert_eq!(reported(&site), ["x".to_owned()].into());
     assert!(!site.log().contains("WARN in the spec directory"), "{}", site.log());
 }
 
+/// Invariant (spec): A file that only looks like a spec is reported, by its name alone, and once.
 #[test]
 fn files_that_look_like_specs_and_are_not_read_are_named_by_check_and_status_and_once_in_the_log() {
     let site = Site::new();
@@ -77,7 +79,7 @@ fn files_that_look_like_specs_and_are_not_read_are_named_by_check_and_status_and
     for name in names {
         fs::write(path(name), observed(2, "").to_toml()).unwrap();
     }
-    let told = [
+    let reports = [
         "edge-02.TOML: not read: the name of a spec ends in .toml",
         "edge-03.toml.txt: not read: the name of a spec ends in .toml",
         "rack-a: 1 file in it is not read (edge-04.toml): specs lie in",
@@ -85,11 +87,11 @@ fn files_that_look_like_specs_and_are_not_read_are_named_by_check_and_status_and
         "_default.toml: ",
     ];
     let _agent = site.start();
-    in_force(&site, "x", &observed(1, ""));
+    is_effective(&site, "x", &observed(1, ""));
     let (_, said, _) = answer(hostler(&["check"]).arg(path("")));
     let (code, shown, _) = answer(&mut site.hostler(&["status"]));
     assert_eq!(code, 0, "{shown}");
-    for words in told {
+    for words in reports {
         assert!(said.contains(words), "{words}: {said}");
         assert!(shown.contains(words), "{words}: {shown}");
         site.await_that(words, || site.log().contains(words));
@@ -98,14 +100,16 @@ fn files_that_look_like_specs_and_are_not_read_are_named_by_check_and_status_and
     assert!(said.ends_with(": 1 good, 2 problems\n"), "{said}");
     // A rescan later they have not been told again.
     site.write("y", &observed(3, ""));
-    in_force(&site, "y", &observed(3, ""));
+    is_effective(&site, "y", &observed(3, ""));
     let lines = |words: &str| site.log().lines().filter(|line| line.contains(words)).count();
-    assert_eq!(told.map(lines), [1; 5], "{}", site.log());
+    assert_eq!(reports.map(lines), [1; 5], "{}", site.log());
     // One file alone can be checked too.
     assert_eq!(answer(hostler(&["check"]).arg(path("x.toml"))).0, 0);
     assert_eq!(answer(hostler(&["check"]).arg(path("Edge-05.toml"))).0, 1);
 }
 
+/// Invariant (spec): An attached file is watched like its spec, and the agent's own files wake
+/// nobody.
 #[test]
 fn an_attached_file_that_comes_changes_or_goes_is_noticed() {
     let site = Site::new();
@@ -128,6 +132,8 @@ fn an_attached_file_that_comes_changes_or_goes_is_noticed() {
     site.until("x", "invalid", |status| status.message.contains(missing));
 }
 
+/// Invariant (spec): Half a file or a merge conflict is no consent, and a flip to nothing holds
+/// everything.
 #[test]
 fn a_half_written_spec_consents_to_nothing_until_it_is_whole() {
     let site = Site::new();
@@ -156,7 +162,7 @@ fn a_half_written_spec_consents_to_nothing_until_it_is_whole() {
     site.until_phase("edge-08", Phase::Invalid);
     // The directory was read again after that, and nothing came of it.
     site.write("z", &observed(1, "after"));
-    in_force(&site, "z", &observed(1, "after"));
+    is_effective(&site, "z", &observed(1, "after"));
     assert!(machine.story().is_empty());
     assert_eq!(new.bmc.sessions(), 0);
 
@@ -182,17 +188,18 @@ fn a_change_of_defaults_reaches_every_node_and_broken_defaults_none() {
     let _agent = site.start();
     let defaults = |serial: &str| {
         format!(
-            "redeploy = \"default\"\nroot_device.serial = {serial:?}\n[image]\nsource = \"i\"\nchecksum = \"sha256:{}\"\n",
+            "redeploy = \"default\"\nroot_device.serial = {serial:?}\n\
+             [image]\nsource = \"i\"\nchecksum = \"sha256:{}\"\n",
             "b".repeat(64)
         )
     };
     let put = |text: &str| fs::write(site.path("nodes/_defaults.toml"), text).unwrap();
     let both_in_force = |text: &str| {
         let defaults = Defaults::new(Some(("_defaults.toml", text.as_bytes())), None);
-        in_force_with(&site, "whole", &whole, &defaults);
-        in_force_with(&site, "part", &part, &defaults);
+        is_effective_with(&site, "whole", &whole, &defaults);
+        is_effective_with(&site, "part", &part, &defaults);
     };
-    in_force_with(&site, "whole", &whole, &Defaults::default());
+    is_effective_with(&site, "whole", &whole, &Defaults::default());
     let status = site.until_phase("part", Phase::Invalid);
     assert!(status.message.contains("image.source: missing"), "{}", status.message);
 
@@ -214,7 +221,7 @@ fn a_change_of_defaults_reaches_every_node_and_broken_defaults_none() {
     both_in_force(&defaults("four"));
 
     fs::remove_file(site.path("nodes/_defaults.toml")).unwrap();
-    in_force_with(&site, "whole", &whole, &Defaults::default());
+    is_effective_with(&site, "whole", &whole, &Defaults::default());
     let status = site.until("part", "incomplete", |status| !status.spec_valid);
     assert!(status.message.contains("last good spec stays in force"), "{}", status.message);
     fs::remove_file(site.path("nodes/part.toml")).unwrap();

@@ -8,7 +8,7 @@ use std::{
 
 use hostler::model::status::Phase;
 
-use super::{NO_RESCAN, forgotten, in_force, observed};
+use super::{NO_RESCAN, forgotten, is_effective, observed};
 use crate::agent::{
     NODE,
     machine::Machine,
@@ -85,16 +85,16 @@ fn a_pull_in_place_changes_adds_and_removes_nodes() {
     origin.commit();
     let clone = Repository::clone_of(&origin, site.path("nodes"));
     let _agent = site.start();
-    in_force(&site, "a", &observed(1, "one"));
-    in_force(&site, "b", &observed(2, "one"));
+    is_effective(&site, "a", &observed(1, "one"));
+    is_effective(&site, "b", &observed(2, "one"));
 
     origin.write_spec("a", &observed(1, "two"));
     origin.write_spec("c", &observed(3, "two"));
     fs::remove_file(origin.path().join("b.toml")).unwrap();
     origin.commit();
     clone.git("pull --quiet --ff-only");
-    in_force(&site, "a", &observed(1, "two"));
-    in_force(&site, "c", &observed(3, "two"));
+    is_effective(&site, "a", &observed(1, "two"));
+    is_effective(&site, "c", &observed(3, "two"));
     forgotten(&site, "b");
     assert_eq!(clone.git("status --porcelain"), "");
 }
@@ -115,16 +115,18 @@ fn another_branch_is_another_set_of_nodes() {
     repository.commit();
 
     let _agent = site.start();
-    in_force(&site, "trial-only", &observed(3, "trial"));
+    is_effective(&site, "trial-only", &observed(3, "trial"));
     for (branch, other) in [("main", "trial"), ("trial", "main"), ("main", "trial")] {
         repository.git(&format!("checkout --quiet {branch}"));
-        in_force(&site, "both", &observed(1, branch));
+        is_effective(&site, "both", &observed(1, branch));
         let number = if branch == "main" { 2 } else { 3 };
-        in_force(&site, &format!("{branch}-only"), &observed(number, branch));
+        is_effective(&site, &format!("{branch}-only"), &observed(number, branch));
         forgotten(&site, &format!("{other}-only"));
     }
 }
 
+/// Invariant (spec): Half a file or a merge conflict is no consent, and a flip to nothing holds
+/// everything.
 #[test]
 fn a_merge_conflict_consents_to_nothing_until_it_is_resolved() {
     let site = Site::new();
@@ -148,8 +150,8 @@ fn a_merge_conflict_consents_to_nothing_until_it_is_resolved() {
     let before = site.until_phase(NODE, Phase::Held);
     let (merged, said) = repository.try_git("merge theirs");
     assert!(!merged && said.contains("CONFLICT"), "{said}");
-    // What merged well is in force.
-    in_force(&site, "z", &observed(1, "after"));
+    // A spec that merged well is effective.
+    is_effective(&site, "z", &observed(1, "after"));
     let status = site.until(NODE, "in conflict", |status| !status.spec_valid);
     let text = fs::read_to_string(repository.path().join("edge-07.toml")).unwrap();
     let line = 1 + text.lines().position(|line| line.starts_with("<<<<<<<")).unwrap();

@@ -2,14 +2,17 @@
 
 use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
-use super::{NO_RESCAN, forgotten, git::Repository, held, in_force, observed, status_elsewhere};
+use super::{
+    NO_RESCAN, forgotten, git::Repository, held, is_effective, observed, status_elsewhere,
+};
 use crate::agent::{
     DEPLOYED, NODE, ends_deployed,
     machine::Machine,
     site::{Site, Spec},
 };
 
-/// What git-sync keeps below its root: the repository, `.worktrees/<revision>`, and `current`, a relative link to one of them.
+/// The files that git-sync keeps below its root: the repository, `.worktrees/<revision>`, and
+/// `current`, a relative link to one of them.
 struct GitSync {
     origin: Repository,
     mirror: Repository,
@@ -72,8 +75,8 @@ fn every_flip_of_git_sync_is_followed() {
         git_sync.write_spec("a", &observed(1, edition));
         git_sync.write_spec(edition, &observed(2, edition));
         git_sync.sync();
-        in_force(&site, "a", &observed(1, edition));
-        in_force(&site, edition, &observed(2, edition));
+        is_effective(&site, "a", &observed(1, edition));
+        is_effective(&site, edition, &observed(2, edition));
         fs::remove_file(site.path(&format!("origin/site/{edition}.toml"))).unwrap();
     }
     git_sync.sync();
@@ -83,6 +86,8 @@ fn every_flip_of_git_sync_is_followed() {
     assert!(!site.log().contains("ERROR"), "{}", site.log());
 }
 
+/// Invariant (spec): Half a file or a merge conflict is no consent, and a flip to nothing holds
+/// everything.
 #[test]
 fn a_flip_to_nothing_holds_everything_and_the_flip_back_goes_on() {
     let site = Site::new();
@@ -114,9 +119,9 @@ fn a_flip_to_nothing_holds_everything_and_the_flip_back_goes_on() {
     // Consent that comes meanwhile is not lost.
     git_sync.write_spec("a", &observed(1, "after"));
     git_sync.link(&good);
-    in_force(&site, "a", &observed(1, "before"));
+    is_effective(&site, "a", &observed(1, "before"));
     git_sync.sync();
-    in_force(&site, "a", &observed(1, "after"));
+    is_effective(&site, "a", &observed(1, "after"));
     ends_deployed(&site, &machine);
     assert_eq!(machine.story(), DEPLOYED);
     assert_eq!(site.record(NODE), record);

@@ -12,10 +12,11 @@ use std::{
 
 use hostler::model::status::Phase;
 
-use super::{NO_RESCAN, in_force, observed, shell};
+use super::{NO_RESCAN, is_effective, observed, shell};
 use crate::agent::site::{Agent, Site};
 
-/// Starts the agent as an administrator's unit does, as a user who may not read everything: root without root's powers over files.
+/// Starts the agent as an administrator's unit does, as a user who may not read everything: root
+/// without root's powers over files.
 fn start_without_powers(site: &Site) -> Agent {
     let run = site.hostler(&["run"]);
     let mut command = Command::new("setpriv");
@@ -53,7 +54,7 @@ fn hostile_entries_are_told_and_keep_nobody_waiting() {
     fs::write(path("good.toml"), &good).unwrap();
 
     let _agent = start_without_powers(&site);
-    in_force(&site, "good", &observed(1, "good"));
+    is_effective(&site, "good", &observed(1, "good"));
     for (node, problem) in [
         ("pipe", "not a regular file"),
         ("dir", "not a regular file"),
@@ -71,7 +72,8 @@ fn hostile_entries_are_told_and_keep_nobody_waiting() {
         assert!(!status.spec_valid && status.message.contains(problem), "{}", status.message);
         assert!(status.message.len() < 1000, "{}", status.message);
     }
-    // Those that name no node have no status file: they are in the log, each line a line of its own.
+    // Those that name no node have no status file: they are in the log, each line a line of its
+    // own.
     let log = site.log();
     for named in ["K\u{fffd}ln.toml", r"for\nged.toml", "UPPER.toml", &"n".repeat(64)] {
         assert!(
@@ -81,11 +83,11 @@ fn hostile_entries_are_told_and_keep_nobody_waiting() {
     }
     // The others are noticed as ever, and what is mended is a node like any other.
     site.write("good", &observed(1, "better"));
-    in_force(&site, "good", &observed(1, "better"));
+    is_effective(&site, "good", &observed(1, "better"));
     fs::remove_file(path("pipe.toml")).unwrap();
     site.write("pipe", &observed(2, ""));
-    in_force(&site, "pipe", &observed(2, ""));
+    is_effective(&site, "pipe", &observed(2, ""));
     fs::set_permissions(path("secret.toml"), fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(path("secret.toml"), observed(3, "told").to_toml()).unwrap();
-    in_force(&site, "secret", &observed(3, "told"));
+    is_effective(&site, "secret", &observed(3, "told"));
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use hostler::model::status::Phase;
 
-use super::{NO_RESCAN, held, in_force, observed, shell, status_elsewhere};
+use super::{NO_RESCAN, held, is_effective, observed, shell, status_elsewhere};
 use crate::agent::{NODE, machine::Machine, site::Site};
 
 #[test]
@@ -15,7 +15,7 @@ fn a_directory_that_goes_away_is_missed_at_once_and_found_when_it_returns() {
     let _agent = site.start();
     site.write(NODE, &machine.spec(&site));
     site.write("a", &observed(1, "0"));
-    in_force(&site, "a", &observed(1, "0"));
+    is_effective(&site, "a", &observed(1, "0"));
     site.until_phase(NODE, Phase::Held);
 
     for (round, (away, back)) in [
@@ -35,7 +35,7 @@ fn a_directory_that_goes_away_is_missed_at_once_and_found_when_it_returns() {
         site.until(NODE, "let go", |status| !status.message.contains("holding still"));
         let edition = observed(1, &format!("{}", round + 1));
         site.write("a", &edition);
-        in_force(&site, "a", &edition);
+        is_effective(&site, "a", &edition);
     }
     assert!(machine.story().is_empty());
     site.until_phase(NODE, Phase::Held);
@@ -47,14 +47,14 @@ fn status_files_come_back_with_the_directory() {
     site.configure("rescan = \"1s\"\n");
     let _agent = site.start();
     site.write("a", &observed(1, "before"));
-    in_force(&site, "a", &observed(1, "before"));
+    is_effective(&site, "a", &observed(1, "before"));
     // As a fresh clone: what is not in git is not in it.
     shell(&site, "mkdir new; cp nodes/a.toml new; rm -rf nodes; mv new nodes");
-    in_force(&site, "a", &observed(1, "before"));
+    is_effective(&site, "a", &observed(1, "before"));
     shell(&site, "cp -r nodes copy; rm -rf nodes");
     site.await_that("missed", || site.log().contains("everything is held"));
     shell(&site, "rm copy/*.status.toml; mv copy nodes");
-    in_force(&site, "a", &observed(1, "before"));
+    is_effective(&site, "a", &observed(1, "before"));
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn after_a_flood_of_lost_events_the_last_state_counts() {
     site.configure(&(status_elsewhere(&site) + NO_RESCAN));
     let agent = site.start();
     site.write("a", &observed(1, "before"));
-    in_force(&site, "a", &observed(1, "before"));
+    is_effective(&site, "a", &observed(1, "before"));
 
     let most: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events")
         .unwrap()
@@ -85,11 +85,11 @@ fn after_a_flood_of_lost_events_the_last_state_counts() {
     site.write("a", &observed(1, "after"));
     site.write("b", &observed(2, "after"));
     signal("CONT");
-    in_force(&site, "a", &observed(1, "after"));
-    in_force(&site, "b", &observed(2, "after"));
+    is_effective(&site, "a", &observed(1, "after"));
+    is_effective(&site, "b", &observed(2, "after"));
     // And the new directory is watched.
     site.write("a", &observed(1, "later"));
-    in_force(&site, "a", &observed(1, "later"));
+    is_effective(&site, "a", &observed(1, "later"));
 }
 
 #[test]
@@ -102,9 +102,9 @@ fn a_replacement_that_inotify_cannot_see_is_noticed_by_the_rescan() {
     shell(&site, "mkdir -p up/there; mv nodes up/there; ln -s up/there/nodes nodes");
     let _agent = site.start();
     site.write("a", &observed(1, "before"));
-    in_force(&site, "a", &observed(1, "before"));
+    is_effective(&site, "a", &observed(1, "before"));
     shell(&site, "mv up down; mkdir -p up/there/nodes");
     held(&site, "a", "empty");
     site.write("a", &observed(1, "after"));
-    in_force(&site, "a", &observed(1, "after"));
+    is_effective(&site, "a", &observed(1, "after"));
 }

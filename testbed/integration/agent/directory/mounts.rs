@@ -1,8 +1,9 @@
-//! Spec directories that are mounts: read-only ones, and ones that come later. Each agent has a mount namespace of its own.
+//! Spec directories that are mounts: read-only ones, and ones that come later. Each agent has a
+//! mount namespace of its own.
 
 use std::{fs, process::Command};
 
-use super::{NO_RESCAN, held, in_force, observed, shell, status_elsewhere};
+use super::{NO_RESCAN, held, is_effective, observed, shell, status_elsewhere};
 use crate::agent::site::{Agent, Site};
 
 /// Starts the agent with the mounts that this script makes in the site's directory.
@@ -28,7 +29,7 @@ fn a_read_only_directory_is_as_good_as_any_if_status_files_go_elsewhere() {
     let _agent = start_with_mounts(&site, READ_ONLY);
     for edition in ["one", "two"] {
         site.write("a", &observed(1, edition));
-        in_force(&site, "a", &observed(1, edition));
+        is_effective(&site, "a", &observed(1, edition));
     }
     fs::remove_file(site.path("nodes/a.toml")).unwrap();
     held(&site, "a", "empty");
@@ -48,7 +49,7 @@ fn a_read_only_directory_without_a_place_for_status_files_is_told_once_with_the_
     assert!(log.contains("specs.status_dir") && log.contains("Read-only file system"), "{log}");
     // The agent works all the same: it reads on, and keeps its record.
     site.write("a", &observed(1, "two"));
-    site.await_that("in force", || site.record("a").contains("\"two\""));
+    site.await_that("effective", || site.record("a").contains("\"two\""));
     let (status, _) = agent.terminate();
     assert_eq!(status.code(), Some(0));
     assert!(errors() <= 10, "{}", site.log());
@@ -60,7 +61,7 @@ fn a_file_system_mounted_over_the_directory_is_noticed_by_the_rescan() {
     site.configure(&(status_elsewhere(&site) + "rescan = \"1s\"\n"));
     let agent = start_with_mounts(&site, "true");
     site.write("a", &observed(1, "below"));
-    in_force(&site, "a", &observed(1, "below"));
+    is_effective(&site, "a", &observed(1, "below"));
     fs::create_dir(site.path("mounted")).unwrap();
     let enter = |command: &str| {
         shell(&site, &format!("nsenter --target {} --mount --wd=\"$PWD\" {command}", agent.id()));
@@ -68,7 +69,7 @@ fn a_file_system_mounted_over_the_directory_is_noticed_by_the_rescan() {
     enter("mount --bind mounted nodes");
     held(&site, "a", "empty");
     fs::write(site.path("mounted/a.toml"), observed(1, "above").to_toml()).unwrap();
-    in_force(&site, "a", &observed(1, "above"));
+    is_effective(&site, "a", &observed(1, "above"));
     enter("umount nodes");
-    in_force(&site, "a", &observed(1, "below"));
+    is_effective(&site, "a", &observed(1, "below"));
 }

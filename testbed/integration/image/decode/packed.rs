@@ -3,7 +3,7 @@
 use std::{fs::File, ops::ControlFlow};
 
 use hostler::{
-    image::{DecodeError, Limits, decode, inspect},
+    image::{DecodeError, DecodeLimits, decode, inspect},
     model::spec::ImageFormat,
 };
 
@@ -95,6 +95,7 @@ fn qcow2_in_an_outer_layer_is_unpacked_and_read() {
     }
 }
 
+/// Invariant (image): An image with trailing bytes is unpacked as its format's own tool does it.
 #[test]
 fn what_follows_the_end_is_taken_as_the_formats_own_tool_takes_it() {
     let bench = Bench::new();
@@ -132,6 +133,8 @@ fn what_follows_the_end_is_taken_as_the_formats_own_tool_takes_it() {
     }
 }
 
+/// Invariant (image): A file that is cut short or damaged is never taken for whole, and unpacking
+/// has its limits.
 #[test]
 fn what_is_cut_short_is_never_taken_for_whole() {
     let bench = Bench::new();
@@ -180,6 +183,8 @@ fn memory_is_bounded_and_the_option_that_needs_more_is_named() {
     );
 }
 
+/// Invariant (image): A file that is cut short or damaged is never taken for whole, and unpacking
+/// has its limits.
 #[test]
 fn a_bomb_stops_at_the_limit() {
     let bench = Bench::new();
@@ -211,13 +216,17 @@ fn work_is_told_about_at_least_every_two_mib_and_stops_when_it_is_to() {
     for image in &images {
         let published = File::open(bench.path(image)).unwrap();
         for stop_after in [0, 3, usize::MAX] {
-            let mut told = 0;
+            let mut reports = 0;
             let mut progress = |_| {
-                told += 1;
-                if told > stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                reports += 1;
+                if reports > stop_after {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
             };
             let into = tempfile::tempfile().unwrap();
-            let mut limits = Limits {
+            let mut limits = DecodeLimits {
                 raw_bytes_max: 1 << 30,
                 progress: &mut progress,
                 scratch: &tempfile::tempfile,
@@ -225,10 +234,10 @@ fn work_is_told_about_at_least_every_two_mib_and_stops_when_it_is_to() {
             let result = decode(&published, ImageFormat::Auto, &into, &mut limits);
             if stop_after == usize::MAX {
                 assert_eq!(result.unwrap(), 64 << 20, "{image}");
-                assert!(told >= 32, "{image}: told {told} times");
+                assert!(reports >= 32, "{image}: reported {reports} times");
             } else {
                 assert!(matches!(result, Err(DecodeError::Cancelled)), "{image}: {result:?}");
-                assert_eq!(told, stop_after + 1, "{image}");
+                assert_eq!(reports, stop_after + 1, "{image}");
             }
         }
     }

@@ -124,6 +124,8 @@ fn an_image_that_was_in_use_when_its_machine_died_is_read() {
     assert!(ours[..1 << 20].iter().chain(&ours[2 << 20..]).all(|byte| *byte == 0));
 }
 
+/// Invariant (image): A file that is cut short or damaged is never taken for whole, and unpacking
+/// has its limits.
 #[test]
 fn an_image_that_is_cut_short_is_never_taken_for_whole() {
     let bench = Bench::new();

@@ -1,9 +1,11 @@
-//! What cannot be written to a disk, or not without something else, is refused by its name.
+//! A file that cannot be written to a disk, or not without another one, is refused by its name.
 
 use hostler::model::spec::ImageFormat;
 
 use super::{Bench, MOST_BYTES, decode_as, disk};
 
+/// Invariant (image): A file that is no disk is never installed as one, and the machine is not
+/// touched for it.
 #[test]
 fn other_formats_are_refused_by_name_with_what_to_do() {
     let bench = Bench::new();
@@ -45,6 +47,8 @@ fn other_formats_are_refused_by_name_with_what_to_do() {
     }
 }
 
+/// Invariant (image): A file that is no disk is never installed as one, and the machine is not
+/// touched for it.
 #[test]
 fn a_page_that_a_server_sent_instead_is_refused() {
     let bench = Bench::new();
@@ -53,6 +57,7 @@ fn a_page_that_a_server_sent_instead_is_refused() {
     assert_eq!(said, "the file is a web page, or XML: look at what image.source leads to");
 }
 
+/// Invariant (image): An image needs nothing but itself.
 #[test]
 fn an_image_that_needs_what_is_not_in_it_is_refused() {
     let bench = Bench::new();

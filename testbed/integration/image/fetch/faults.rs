@@ -15,7 +15,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// What becomes of a connection.
+/// The fate of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fault {
     /// It ends after so many bytes of the answer.
@@ -47,7 +47,7 @@ impl Faults {
                 let (client, _) = listener.accept().await.unwrap();
                 count.fetch_add(1, Ordering::SeqCst);
                 let fault = faults.lock().unwrap().pop_front();
-                // What breaks is meant to.
+                // Connections that break are meant to.
                 tokio::spawn(async move { drop(carry(client, server, fault).await) });
             }
         });

@@ -52,7 +52,8 @@ impl Nginx {
         format!("http://{}/{path}", self.address)
     }
 
-    /// One line for each request: method, path, status, the range it asked for, and the proxy it came by.
+    /// One line for each request: method, path, status, the range it asked for, and the proxy it
+    /// came by.
     pub(super) fn log(&self) -> Vec<String> {
         let text = fs::read_to_string(self.dir.path().join("access.log")).unwrap();
         text.lines().map(str::to_owned).collect()

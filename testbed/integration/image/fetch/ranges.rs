@@ -10,7 +10,8 @@ use super::{Fetch, digest, noise};
 
 const MIB: usize = 1 << 20;
 
-/// A web server in Python with chosen manners: it cuts the first answer in the middle, and then answers `Range` as told.
+/// A web server in Python with chosen manners: it cuts the first answer in the middle, and then
+/// answers `Range` as told.
 const SERVER: &str = include_str!("ranges.py");
 
 struct Server(Child, String);
@@ -48,6 +49,7 @@ fn requests(fetch: &Fetch) -> Vec<String> {
     log.lines().filter(|line| line.starts_with("GET ")).map(str::to_owned).collect()
 }
 
+/// Invariant (image): A broken download succeeds from any server that still sends the whole file.
 #[tokio::test]
 async fn a_range_that_cannot_be_used_has_the_whole_file_asked_for() {
     let published = noise(3 * MIB);
@@ -78,6 +80,7 @@ async fn a_range_that_cannot_be_used_has_the_whole_file_asked_for() {
     }
 }
 
+/// Invariant (image): A broken download succeeds from any server that still sends the whole file.
 #[tokio::test]
 async fn a_part_that_begins_right_is_used_however_short_it_is() {
     let published = noise(3 * MIB);
@@ -92,6 +95,7 @@ async fn a_part_that_begins_right_is_used_however_short_it_is() {
     }
 }
 
+/// Invariant (image): A broken download succeeds from any server that still sends the whole file.
 #[tokio::test]
 async fn a_server_that_falls_silent_or_fails_at_each_range_is_asked_for_the_whole_at_last() {
     let published = noise(3 * MIB);
@@ -104,6 +108,7 @@ async fn a_server_that_falls_silent_or_fails_at_each_range_is_asked_for_the_whol
     }
 }
 
+/// Invariant (image): A broken download succeeds from any server that still sends the whole file.
 #[tokio::test]
 async fn a_beginning_outlives_a_server_that_refuses_the_whole_too() {
     let fetch = Fetch::new();
@@ -114,6 +119,7 @@ async fn a_beginning_outlives_a_server_that_refuses_the_whole_too() {
     assert_eq!(fetch.bytes(), b"12");
 }
 
+/// Invariant (image): A broken download succeeds from any server that still sends the whole file.
 #[tokio::test]
 async fn a_server_that_never_answers_head_costs_seconds() {
     let fetch = Fetch { stall: Duration::from_mins(2), ..Fetch::new() };

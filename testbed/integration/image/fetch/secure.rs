@@ -17,7 +17,7 @@ use crate::ports;
 
 const PUBLISHED: &[u8] = b"the bytes of a disk";
 
-/// What this process is to fetch, if it was started by [`complaint`].
+/// The source that this process is to fetch, if it was started by [`complaint`].
 const SOURCE: &str = "HOSTLER_TEST_SOURCE";
 
 /// Fetches what the environment says; alone, a file.
@@ -31,7 +31,7 @@ async fn a_process_of_its_own_fetches() {
     }
 }
 
-/// What a process with this environment has to complain of a source; `None` when it has fetched it.
+/// The complaint of a process with this environment about a source; `None` when it has fetched it.
 fn complaint(source: &str, environment: &[(&str, &str)]) -> Option<String> {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "image::fetch::secure::a_process_of_its_own_fetches", "--nocapture"])
@@ -166,7 +166,8 @@ impl Tinyproxy {
         let (dir, address) = (TempDir::new().unwrap(), ports::free());
         let log = dir.path().join("log");
         let config = format!(
-            "Port {}\nListen 127.0.0.1\nTimeout 60\nMaxClients 20\nLogLevel Connect\nLogFile \"{}\"\n",
+            "Port {}\nListen 127.0.0.1\nTimeout 60\n\
+             MaxClients 20\nLogLevel Connect\nLogFile \"{}\"\n",
             address.port(),
             log.display()
         );
@@ -187,7 +188,7 @@ impl Tinyproxy {
     }
 
     /// Whether it was asked for this.
-    fn was_asked(&self, request: &str) -> bool {
+    fn received(&self, request: &str) -> bool {
         fs::read_to_string(self.dir.path().join("log")).unwrap().contains(request)
     }
 }
@@ -223,9 +224,9 @@ fn proxies_are_used_as_the_environment_says() {
         complaint(&secure, &[&environment[..], &[("no_proxy", "localhost")]].concat()),
         None
     );
-    assert!(!proxy.was_asked(&connect));
+    assert!(!proxy.received(&connect));
     assert_eq!(complaint(&secure, &environment), None);
-    assert!(proxy.was_asked(&connect));
+    assert!(proxy.received(&connect));
 
     let nobody = format!("http://user:hunter2@{}", ports::free());
     let error = complaint(&plain, &[("http_proxy", &nobody)]).unwrap();

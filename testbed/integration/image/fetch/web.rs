@@ -31,6 +31,7 @@ async fn a_file_is_fetched_as_published_and_as_sparse_as_it_can_be() {
     assert_eq!(fetch.size(&nginx.url("none.img")).await.unwrap(), None);
 }
 
+/// Invariant (image): A download that breaks goes on, and one that brings nothing new ends.
 #[tokio::test]
 async fn a_download_that_is_cut_ten_times_goes_on_each_time_where_it_was() {
     let (fetch, nginx) = (Fetch::new(), Nginx::start());
@@ -90,6 +91,7 @@ async fn a_server_that_cannot_send_parts_sends_the_whole_again() {
     assert_eq!(fetch.progress().done_bytes, published.len() as u64);
 }
 
+/// Invariant (image): A download that breaks goes on, and one that brings nothing new ends.
 #[tokio::test]
 async fn a_server_that_sends_the_same_beginning_for_ever_is_given_up() {
     let (fetch, nginx) = (Fetch::new(), Nginx::start());
@@ -125,6 +127,7 @@ async fn a_file_that_is_replaced_in_the_middle_is_fetched_as_it_is_then() {
     assert!(nginx.log_of(2)[1].contains(" 200 [bytes="), "{:?}", nginx.log());
 }
 
+/// Invariant (image): A download that breaks goes on, and one that brings nothing new ends.
 #[tokio::test]
 async fn a_beginning_from_before_is_gone_on_from_and_a_wrong_one_thrown_away() {
     let nginx = Nginx::start();

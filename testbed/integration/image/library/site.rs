@@ -12,7 +12,7 @@ use hostler::model::ids::hex;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-/// What any one thing may take on a machine that runs many tests at once.
+/// The time that any one thing may take on a machine that runs many tests at once.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) struct Site(TempDir);
@@ -144,7 +144,7 @@ pub(super) fn answer(command: &mut Command) -> (i32, String, String) {
     (status.code().unwrap(), text(stdout), text(stderr))
 }
 
-/// What a command that succeeds says, and what it says on standard error.
+/// The output of a command that succeeds, and its standard error.
 pub(super) fn says(command: &mut Command) -> (String, String) {
     let (code, said, errors) = answer(command);
     assert_eq!(code, 0, "{errors}");

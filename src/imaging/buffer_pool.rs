@@ -1,7 +1,8 @@
-//! Buffers that are used again and again: the bound on an imaging's memory.
+//! Reused buffers: the bound on a write's memory.
 //!
-//! Called by the reader, which waits here while all of them are in use. A buffer comes back when the last [`Bytes`] made of it is dropped,
-//! wherever that happens.
+//! Called by the reader, which waits here while every buffer is in use. A buffer comes back when
+//! the last [`Bytes`] made of it is dropped, on any thread. It must never make more buffers than it
+//! was told.
 
 use std::sync::mpsc;
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 
 /// Buffers of one size, made when first needed.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct BufferPool {
     buffer_bytes: usize,
     /// Buffers that may still be made.
     unmade: usize,
@@ -25,7 +26,7 @@ pub(super) struct Buffer {
     back: mpsc::Sender<Vec<u8>>,
 }
 
-impl Pool {
+impl BufferPool {
     /// `count` buffers of `buffer_bytes` each.
     pub(super) fn new(count: usize, buffer_bytes: usize) -> Self {
         let (back, free) = mpsc::channel();
@@ -77,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_buffer_comes_back_when_its_last_part_is_dropped_and_no_more_are_made() {
-        let mut pool = Pool::new(2, 8);
+        let mut pool = BufferPool::new(2, 8);
         let first = pool.take(8).freeze();
         let part = first.slice(2..4);
         let second = pool.take(3);

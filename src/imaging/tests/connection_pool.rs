@@ -1,20 +1,23 @@
 //! Paths that give one connection only a part of themselves.
 
 use super::{disks::Further, *};
-use crate::imaging::{climb::Pace, write::write_at};
+use crate::imaging::scale_up::ScaleUpThresholds;
 
 const IMAGE_BYTES: u64 = 24 * MIB;
 const DISK_BYTES: u64 = 28 * MIB;
-/// The pace of [`disks::PACE`] is seen in this time.
-const SOON: Pace = Pace {
-    settle: Duration::from_millis(50),
-    window: Duration::from_millis(100),
+/// Bytes between two flushes: eight writes.
+const FLUSH_BYTES: u64 = 4 * MIB;
+/// The rate of [`disks::WRITE_TIME`] is measured in this time.
+const SOON: ScaleUpThresholds = ScaleUpThresholds {
+    settle: Duration::from_millis(25),
+    window: Duration::from_millis(50),
     window_bytes: 2 * MIB,
 };
 
 fn bench(image_bytes: u64) -> Bench {
     let mut bench = Bench::new(image_bytes);
     bench.order.verify = Verify::None;
+    bench.thresholds.scale_up = SOON;
     bench
 }
 
@@ -22,13 +25,9 @@ fn narrow(bytes: u64, further: Further) -> Arc<FileDisk> {
     FileDisk::new(bytes, 512, Quirk::Narrow(further))
 }
 
-async fn begin(bench: &Bench, disk: &FileDisk) -> Result<Written, ImagingError> {
-    write_at(SOON, disk, &bench.order, &bench.meter, bench.cancel.subscribe()).await
-}
-
 /// Writes the image and compares all of the disk with what must be there.
 async fn write(bench: &Bench, disk: &Arc<FileDisk>, disk_bytes: u64) {
-    begin(bench, disk).await.unwrap();
+    bench.begin(disk).await.unwrap();
     assert_eq!(disk.open(), 0, "it returned while a connection was still open");
     assert!(disk.content() == expected(&bench.bytes, disk_bytes, 512));
     assert!(disk.is_flushed());
@@ -61,6 +60,7 @@ async fn a_further_connection_that_does_not_make_it_quicker_is_closed_before_the
     assert_eq!((last.connection, last.open), (0, 1));
 }
 
+/// Invariant (disk): A further connection is kept only if it pays, and never leads to another disk.
 #[tokio::test]
 async fn a_further_connection_that_is_refused_is_asked_for_once_and_is_no_failure() {
     let (bench, disk) = (bench(IMAGE_BYTES), narrow(DISK_BYTES, Further::Refused));
@@ -68,6 +68,7 @@ async fn a_further_connection_that_is_refused_is_asked_for_once_and_is_no_failur
     assert_eq!((disk.connections(), disk.refused()), (1, 1));
 }
 
+/// Invariant (disk): A further connection is kept only if it pays, and never leads to another disk.
 #[tokio::test]
 async fn a_further_connection_that_leads_to_another_disk_is_never_written() {
     let (bench, disk) = (bench(IMAGE_BYTES), narrow(DISK_BYTES, Further::OtherDisk));
@@ -76,12 +77,14 @@ async fn a_further_connection_that_leads_to_another_disk_is_never_written() {
     assert!(disk.wrote().iter().all(|wrote| wrote.connection == 0));
 }
 
+/// Invariant (disk): With several connections no write overtakes one that must come before it.
 #[tokio::test]
 async fn when_one_of_several_breaks_all_are_closed_and_what_was_lost_is_written_again_on_one() {
-    // Before the first flush and behind it: it comes with 64 MiB, which are 128 writes.
-    for writes in [1, 30, 150] {
-        let bytes = 96 * MIB;
-        let (bench, disk) = (bench(bytes), narrow(bytes, Further::Breaks(writes)));
+    // Before the first flush and behind it.
+    for writes in [1, 10, 24] {
+        let bytes = IMAGE_BYTES;
+        let (mut bench, disk) = (bench(bytes), narrow(bytes, Further::Breaks(writes)));
+        bench.thresholds.flush_bytes = FLUSH_BYTES;
         write(&bench, &disk, bytes).await;
         let wrote = disk.wrote();
         let again = wrote.iter().position(|wrote| wrote.connection == disk.connections() - 1);
@@ -93,14 +96,14 @@ async fn when_one_of_several_breaks_all_are_closed_and_what_was_lost_is_written_
 
 #[tokio::test]
 async fn cancelled_with_several_connections_it_ends_within_a_second_and_leaves_none() {
-    let (bench, disk) = (bench(120 * MIB), narrow(120 * MIB, Further::Helps));
+    let (bench, disk) = (bench(60 * MIB), narrow(60 * MIB, Further::Helps));
     let cancelling = async {
         wait_for_connections(&disk, 2).await;
         tokio::time::sleep(Duration::from_millis(30)).await;
         bench.cancel.send_replace(true);
         tokio::time::Instant::now()
     };
-    let (written, cancelled_at) = tokio::join!(begin(&bench, &disk), cancelling);
+    let (written, cancelled_at) = tokio::join!(bench.begin(&disk), cancelling);
     assert!(cancelled_at.elapsed() < Duration::from_secs(1), "{:?}", cancelled_at.elapsed());
     assert!(matches!(written, Err(ImagingError::Cancelled)), "{written:?}");
     assert_eq!((disk.open(), disk.under_way()), (0, 0));
@@ -111,21 +114,23 @@ async fn cancelled_with_several_connections_it_ends_within_a_second_and_leaves_n
     assert_eq!(disk.did(), did, "it wrote after it had returned");
 }
 
+/// Invariant (disk): With several connections no write overtakes one that must come before it.
 #[tokio::test]
 async fn whenever_the_power_fails_with_several_connections_the_disk_is_complete_or_does_not_boot() {
     let mut several = 0;
-    // 3 calls wipe, 46 write the body, and 3 what follows it.
-    for calls in [25, 40].into_iter().chain(46..54) {
-        let (bench, disk) = (bench(IMAGE_BYTES), narrow(DISK_BYTES, Further::Helps));
+    let (image_bytes, disk_bytes) = (IMAGE_BYTES / 2, DISK_BYTES / 2);
+    // 3 calls wipe, 22 write the body, and 3 what follows it.
+    for calls in [12, 17].into_iter().chain(22..30) {
+        let (bench, disk) = (bench(image_bytes), narrow(disk_bytes, Further::Helps));
         tokio::select! {
-            _ = begin(&bench, &disk) => {}
+            _ = bench.begin(&disk) => {}
             () = disk.wait_for_calls(calls) => {}
         }
         several += usize::from(disk.open() > 1);
         // What was under way is cut off at the next turn.
         tokio::task::yield_now().await;
-        let whole = expected(&bench.bytes, DISK_BYTES, 512);
-        for seed in 0..8 {
+        let whole = expected(&bench.bytes, disk_bytes, 512);
+        for seed in 0..4 {
             let mut random = fastrand::Rng::with_seed(seed);
             let content = disk.survives(|| random.bool());
             let (head, rest) = content.split_at(1 << 20);

@@ -1,6 +1,7 @@
-//! The line to a disk: connecting, connecting again, and leaving no half-written disk behind.
+//! Connects to a disk again when a connection breaks, and wipes a disk that is given up.
 //!
-//! Called by the writing, which says what became of it between two connections. It must never try for ever.
+//! Called by the write, which reports each failure with the step it has reached. It must never try
+//! for ever, and never leave a half-written disk that boots.
 
 use std::time::Duration;
 
@@ -8,95 +9,102 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
 use super::{
-    Connector, Geometry, ImagingError, VolumeError,
-    flight::{Flight, watched},
-    lanes::{CLOSE_MAX, Lanes},
-    write::Step,
+    Connector, DISK_HINT, Geometry, ImagingError, VolumeError,
+    connection_pool::{CLOSE_MAX, ConnectionPool},
+    disk::ConnectedDisk,
+    in_flight::{InFlight, watched},
+    step::ImagingStep,
 };
-use crate::progress::Watch;
+use crate::{model::backoff::Backoff, progress::Watch};
 
-/// New connections in one imaging: a line that breaks more often is no line.
+/// Reconnects in one write: a path that breaks more often is of no use.
 const RECONNECTS_MAX: u32 = 100;
-/// Before the second try to connect again; doubled up to [`PAUSE_MAX`]. The first comes at once.
-const PAUSE: Duration = Duration::from_millis(200);
-/// Between two tries.
-const PAUSE_MAX: Duration = Duration::from_secs(10);
-
-/// What may be taken in all for wiping and closing when something has gone wrong. On a live volume it takes milliseconds, on a dead one
-/// there is nothing to wait for.
+/// Time for wiping and closing after a failure. A live disk needs milliseconds, and a dead one is
+/// not worth a wait.
 const FAILED_PATIENCE: Duration = Duration::from_secs(25);
-/// The same when it was cancelled: somebody waits.
+/// The same after a cancel: an operator waits.
 const CANCELLED_PATIENCE: Duration = Duration::from_millis(900);
 
-/// For commands under way to end by themselves; afterwards their connection is closed, which takes care of them too.
+/// Time for commands in flight to end by themselves. Then the close of their connection ends them.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 
-/// Connections, or none at the moment.
-pub(super) struct Line<'a, C: Connector> {
+/// A pool of connections that is replaced when one of them breaks.
+pub(super) struct ReconnectingWriter<'a, C: Connector> {
     connector: &'a C,
     watch: &'a Watch<'a>,
-    lanes: Option<Lanes<'a, C>>,
-    geometry: Option<Geometry>,
+    pool: Option<ConnectionPool<'a, C>>,
+    geometry: Geometry,
     reconnects: u32,
-    /// The furthest step that was begun, and what has broken the line since.
-    reached: Option<Step>,
+    /// The furthest step that was begun.
+    reached: Option<ImagingStep>,
+    /// The first failure since then.
     broken: Option<Broken>,
+    /// Pauses from then on, and the one before the next try.
+    backoff: Backoff,
     pause: Duration,
+    /// Pauses after a step that was reached for the first time.
+    pauses: Backoff,
 }
 
-/// A line that does not work.
+/// A failure that reconnecting has not mended yet.
 #[derive(Debug)]
 struct Broken {
     since: Instant,
     cause: ImagingError,
 }
 
-impl<'a, C: Connector> Line<'a, C> {
-    pub(super) fn new(connector: &'a C, watch: &'a Watch<'a>) -> Self {
+impl<'a, C: Connector> ReconnectingWriter<'a, C> {
+    /// Begins with the connection that the disk was opened with.
+    pub(super) fn new(
+        connector: &'a C,
+        disk: ConnectedDisk<C::Volume>,
+        watch: &'a Watch<'a>,
+        pauses: Backoff,
+    ) -> Self {
         Self {
             connector,
             watch,
-            lanes: None,
-            geometry: None,
+            geometry: disk.geometry(),
+            pool: Some(ConnectionPool::new(connector, disk)),
             reconnects: 0,
             reached: None,
             broken: None,
+            backoff: pauses,
             pause: Duration::ZERO,
+            pauses,
         }
     }
 
-    /// The connections, made anew with one if there are none.
-    pub(super) async fn lanes(&mut self) -> Result<&mut Lanes<'a, C>, ImagingError> {
-        let lanes = match self.lanes.take() {
-            Some(lanes) => lanes,
+    /// The connections; reconnects with one if there are none.
+    pub(super) async fn pool(&mut self) -> Result<&mut ConnectionPool<'a, C>, ImagingError> {
+        let pool = match self.pool.take() {
+            Some(pool) => pool,
             None => self.connect().await?,
         };
-        Ok(self.lanes.insert(lanes))
+        Ok(self.pool.insert(pool))
     }
 
-    async fn connect(&mut self) -> Result<Lanes<'a, C>, ImagingError> {
+    async fn connect(&mut self) -> Result<ConnectionPool<'a, C>, ImagingError> {
         loop {
             watched(self.watch, async {
                 sleep(self.pause).await;
                 Ok(())
             })
             .await?;
-            match watched(self.watch, Lanes::open(self.connector, self.geometry)).await {
-                Ok(lanes) => {
-                    self.geometry = Some(lanes.first().geometry());
-                    return Ok(lanes);
-                }
+            match watched(self.watch, ConnectionPool::open(self.connector, self.geometry)).await {
+                Ok(pool) => return Ok(pool),
                 Err(error) => self.broken(error)?,
             }
         }
     }
 
-    /// Takes note that the work, which has come to `step`, has failed. An error if connecting again will not help, or has not helped.
+    /// Reports that the write has failed at `step`. Returns the error if reconnecting cannot help
+    /// or has not helped.
     pub(super) async fn lost(
         &mut self,
         error: ImagingError,
-        step: Step,
-        flight: &mut Flight,
+        step: ImagingStep,
+        in_flight: &mut InFlight,
     ) -> Result<(), ImagingError> {
         if !error.may_pass() {
             return Err(error);
@@ -104,17 +112,18 @@ impl<'a, C: Connector> Line<'a, C> {
         if self.reached.is_none_or(|reached| reached < step) {
             self.reached = Some(step);
             self.broken = None;
-            self.pause = Duration::ZERO;
+            self.backoff = self.pauses;
         }
         self.broken(error)?;
-        // All are closed first: nothing that was sent on one may reach the disk after what is sent on the next.
+        // All are closed first: no write sent on an old connection may reach the disk after one
+        // sent on a new one.
         let watch = self.watch;
         watched(watch, async {
             self.close(Instant::now() + CLOSE_MAX).await;
             Ok(())
         })
         .await?;
-        flight.drain(Instant::now()).await;
+        in_flight.drain(Instant::now()).await;
         Ok(())
     }
 
@@ -127,13 +136,14 @@ impl<'a, C: Connector> Line<'a, C> {
         {
             return Err(self.lost_by(error));
         }
-        warn!(%error, reconnects = self.reconnects, pause = ?self.pause, "no connection to the disk; connecting again");
-        self.pause = (self.pause * 2).clamp(PAUSE, PAUSE_MAX);
+        self.pause = self.backoff.next_pause();
+        let (reconnects, pause) = (self.reconnects, self.pause);
+        warn!(%error, reconnects, ?pause, "no connection to the disk; connecting again");
         self.broken.get_or_insert(Broken { since, cause: error });
         Ok(())
     }
 
-    /// What is to be told of a line that is given up: also why there was need of a new connection.
+    /// The error to report when reconnecting is given up: it names the first failure, too.
     fn lost_by(&mut self, error: ImagingError) -> ImagingError {
         match (self.broken.take(), error) {
             (Some(Broken { cause: ImagingError::Connection(_), .. }), error) => error,
@@ -144,29 +154,29 @@ impl<'a, C: Connector> Line<'a, C> {
         }
     }
 
-    /// Closes all connections there are.
+    /// Closes all connections.
     pub(super) async fn close(&mut self, limit: Instant) {
-        if let Some(lanes) = &mut self.lanes
-            && timeout_at(limit, lanes.close()).await.is_err()
+        if let Some(pool) = &mut self.pool
+            && timeout_at(limit, pool.close()).await.is_err()
         {
             warn!("a connection to the disk could not be closed in good order and was cut");
         }
-        self.lanes = None;
+        self.pool = None;
     }
 
-    /// Wipes the disk after a failure and closes all connections; returns what is to be told.
+    /// Wipes the disk if it was touched, closes all connections, and returns the error to report.
     pub(super) async fn give_up(
         mut self,
         cause: ImagingError,
-        mut flight: Flight,
+        mut in_flight: InFlight,
         touched: bool,
     ) -> ImagingError {
         let cancelled = matches!(cause, ImagingError::Cancelled);
         let patience = if cancelled { CANCELLED_PATIENCE } else { FAILED_PATIENCE };
         let limit = Instant::now() + patience;
         let wiped_by = limit - patience / 5;
-        if !flight.drain(Instant::now() + DRAIN_MAX.min(patience * 2 / 5)).await {
-            // What was cut off may still happen, but not once the connections are closed.
+        if !in_flight.drain(Instant::now() + DRAIN_MAX.min(patience * 2 / 5)).await {
+            // An aborted command may still reach the disk, but not after its connection is closed.
             warn!("a disk command did not end and was given up");
             self.close(wiped_by).await;
         }
@@ -176,7 +186,7 @@ impl<'a, C: Connector> Line<'a, C> {
         }
         let wiped = timeout_at(wiped_by, self.wipe()).await.unwrap_or_else(|_| {
             let message = format!("no answer within {} ms", patience.as_millis());
-            let source = VolumeError { code: "Timeout", message, reconnect: true };
+            let source = VolumeError { code: "Timeout", hint: DISK_HINT, message, reconnect: true };
             Err(ImagingError::Volume { doing: "wiping", offset: 0, source })
         });
         self.close(limit).await;
@@ -189,10 +199,10 @@ impl<'a, C: Connector> Line<'a, C> {
         }
     }
 
-    /// On this connection, and if that has failed, on a new one.
+    /// Wipes the disk on its connection or, if that fails, on a new one.
     async fn wipe(&mut self) -> Result<(), ImagingError> {
-        if let Some(lanes) = &self.lanes {
-            let disk = lanes.first().clone();
+        if let Some(pool) = &self.pool {
+            let disk = pool.first().clone();
             match disk.wipe().await {
                 Err(error) if error.may_pass() => {
                     warn!(%error, "wiping the disk on a new connection");
@@ -201,9 +211,9 @@ impl<'a, C: Connector> Line<'a, C> {
                 wiped => return wiped.map(drop),
             }
         }
-        let lanes = Lanes::open(self.connector, self.geometry).await?;
-        let disk = lanes.first().clone();
-        self.lanes = Some(lanes);
+        let pool = ConnectionPool::open(self.connector, self.geometry).await?;
+        let disk = pool.first().clone();
+        self.pool = Some(pool);
         disk.wipe().await.map(drop)
     }
 }

@@ -1,7 +1,7 @@
-//! One fetch for all who want the same image at the same time.
+//! Shares one fetch among all callers that want the same image at the same time.
 //!
-//! The work is a task of its own, which lives as long as somebody waits for it: whoever leaves does not stop it for the others. It must
-//! never go on for nobody.
+//! The fetch is a task of its own, which lives as long as a caller waits: a caller that gives up
+//! does not stop it for the others. It must never go on without a caller.
 
 use std::{
     collections::BTreeMap,
@@ -19,42 +19,43 @@ use crate::{
     progress::{Cancel, Meter, Watch, stopped},
 };
 
-/// How often a waiter is shown how far the work is.
+/// Interval at which a caller's meter is updated.
 const SHOW_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What comes of it, for everybody.
-type Outcome = Result<Entry, Arc<ImageError>>;
+/// The result for every caller.
+type SharedOutcome = Result<Entry, Arc<ImageError>>;
 
-/// The name of an image, and where it is to come from.
+/// The name of an image, and its source.
 type Key = (Name, String);
 
-/// The work under way.
+/// The fetches in progress.
 #[derive(Debug, Default)]
-pub(super) struct Flights(Mutex<BTreeMap<Key, Weak<Flight>>>);
+pub(super) struct SharedFetches(Mutex<BTreeMap<Key, Weak<SharedFetch>>>);
 
-/// One piece of work. Held by its waiters only: with the last of them goes `_wanted`, and the work is cancelled.
+/// A fetch in progress. Held by its waiters only: with the last of them goes `_wanted`, and the
+/// work is cancelled.
 #[derive(Debug)]
-pub(super) struct Flight {
+pub(super) struct SharedFetch {
     meter: Arc<Meter>,
     _wanted: watch::Sender<bool>,
-    outcome: watch::Receiver<Option<Outcome>>,
+    outcome: watch::Receiver<Option<SharedOutcome>>,
 }
 
-impl Flights {
-    /// The work on this; if there is none, `work` is started with its meter and its cancel signal.
+impl SharedFetches {
+    /// Joins the fetch in progress, or begins `work` with its meter and its cancel signal.
     pub(super) fn join<W>(
         &self,
         key: Key,
         work: impl FnOnce(Arc<Meter>, Cancel) -> W,
-    ) -> Arc<Flight>
+    ) -> Arc<SharedFetch>
     where
         W: Future<Output = Result<Entry, ImageError>> + Send + 'static,
     {
-        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let present = flights.get(&key).and_then(Weak::upgrade);
-        // What has ended may have failed for a reason that is gone by now.
-        if let Some(flight) = present.filter(|flight| flight.outcome.borrow().is_none()) {
-            return flight;
+        let mut shared_fetches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let present = shared_fetches.get(&key).and_then(Weak::upgrade);
+        // A fetch that has ended may have failed for a reason that is gone by now.
+        if let Some(fetch) = present.filter(|fetch| fetch.outcome.borrow().is_none()) {
+            return fetch;
         }
         let meter = Arc::new(Meter::default());
         let (wanted, cancel) = watch::channel(false);
@@ -65,16 +66,16 @@ impl Flights {
             // Nobody may be left to hear it.
             drop(tell.send(Some(outcome)));
         });
-        let flight = Arc::new(Flight { meter, _wanted: wanted, outcome });
-        flights.retain(|_, flight| flight.strong_count() > 0);
-        flights.insert(key, Arc::downgrade(&flight));
-        flight
+        let fetch = Arc::new(SharedFetch { meter, _wanted: wanted, outcome });
+        shared_fetches.retain(|_, fetch| fetch.strong_count() > 0);
+        shared_fetches.insert(key, Arc::downgrade(&fetch));
+        fetch
     }
 }
 
-impl Flight {
-    /// Waits for what comes of it, showing how far it is.
-    pub(super) async fn outcome(&self, dir: &Path, watch: &Watch<'_>) -> Outcome {
+impl SharedFetch {
+    /// Waits for the result, and shows the progress.
+    pub(super) async fn outcome(&self, dir: &Path, watch: &Watch<'_>) -> SharedOutcome {
         let mut outcome = self.outcome.clone();
         let mut cancel = watch.cancel.clone();
         loop {

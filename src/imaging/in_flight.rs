@@ -1,6 +1,7 @@
-//! Commands under way at once, and their results in the order in which they were begun.
+//! Commands in flight, and their results in the order of their begin.
 //!
-//! Called by every pass over the disk. A command that is forgotten is cut off, so that an abandoned imaging writes no further.
+//! Called by every pass over the disk. Dropping it aborts its commands, so that an abandoned
+//! imaging writes no further.
 
 use std::{
     collections::VecDeque,
@@ -20,101 +21,110 @@ use crate::{
     progress::{Interrupted, Watch},
 };
 
-/// Commands under way; the bytes they carry are bounded by the reader's buffers. Each gives an offset of the disk.
+/// Commands in flight. The reader's buffers bound their bytes. Each returns an offset of the disk.
 #[derive(Debug, Default)]
-pub(super) struct Flight {
-    commands: VecDeque<Command>,
+pub(super) struct InFlight {
+    commands: VecDeque<InFlightCommand>,
     flush: Option<Job>,
-    landed_bytes: u64,
+    completed_bytes: u64,
 }
 
 #[derive(Debug)]
-struct Command {
+struct InFlightCommand {
     job: Job,
-    /// The number of its connection, and the bytes of data it carries there.
-    lane: usize,
+    /// Number of its connection in the pool.
+    connection: usize,
+    /// Bytes of data it carries.
     data_bytes: u64,
 }
 
-/// What has ended.
+/// A result.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Landed {
+pub(super) enum Completed {
     /// The oldest command.
     Command(u64),
     /// The flush.
     Flush(u64),
 }
 
-impl Flight {
-    /// One more command, on the first connection and of no account.
-    pub(super) fn begin(&mut self, command: impl Future<Output = Outcome> + Send + 'static) {
+impl InFlight {
+    /// Begins a command on the first connection that carries no data.
+    pub(super) fn begin(&mut self, command: impl Future<Output = CommandResult> + Send + 'static) {
         self.begin_on(0, 0, command);
     }
 
-    /// One more command on a connection, which carries so many bytes of data.
+    /// Begins a command on a connection that carries `data_bytes` bytes of data.
     pub(super) fn begin_on(
         &mut self,
-        lane: usize,
+        connection: usize,
         data_bytes: u64,
-        command: impl Future<Output = Outcome> + Send + 'static,
+        command: impl Future<Output = CommandResult> + Send + 'static,
     ) {
-        self.commands.push_back(Command { job: Job(tokio::spawn(command)), lane, data_bytes });
+        self.commands.push_back(InFlightCommand {
+            job: Job(tokio::spawn(command)),
+            connection,
+            data_bytes,
+        });
     }
 
-    /// A flush beside the commands, which none of them waits for.
-    pub(super) fn begin_flush(&mut self, flush: impl Future<Output = Outcome> + Send + 'static) {
+    /// Begins a flush beside the commands; no command waits for it.
+    pub(super) fn begin_flush(
+        &mut self,
+        flush: impl Future<Output = CommandResult> + Send + 'static,
+    ) {
         self.flush = Some(Job(tokio::spawn(flush)));
     }
 
-    /// Commands whose results have not been taken yet.
+    /// Number of commands whose results have not been taken.
     pub(super) fn len(&self) -> usize {
         self.commands.len()
     }
 
-    /// Whether nothing is under way.
+    /// Whether no command and no flush is in flight.
     pub(super) fn is_empty(&self) -> bool {
         self.commands.is_empty() && self.flush.is_none()
     }
 
-    /// What a connection has to do: bytes of data, and commands.
-    pub(super) fn load(&self, lane: usize) -> (u64, usize) {
-        let its = self.unanswered().filter(|command| command.lane == lane);
+    /// Load of a connection: bytes of data, and commands.
+    pub(super) fn load(&self, connection: usize) -> (u64, usize) {
+        let its = self.unanswered().filter(|command| command.connection == connection);
         its.fold((0, 0), |(bytes, count), command| (bytes + command.data_bytes, count + 1))
     }
 
-    /// Whether a connection has nothing to do.
-    pub(super) fn is_idle(&self, lane: usize) -> bool {
-        self.unanswered().all(|command| command.lane != lane)
+    /// Whether a connection has no command.
+    pub(super) fn is_idle(&self, connection: usize) -> bool {
+        self.unanswered().all(|command| command.connection != connection)
     }
 
-    /// Bytes of data under way on all connections.
+    /// Bytes of data in flight on all connections.
     pub(super) fn data_under_way(&self) -> u64 {
         self.unanswered().map(|command| command.data_bytes).sum()
     }
 
-    /// Commands under way that carry data, on all connections.
+    /// Commands in flight on all connections that carry data.
     pub(super) fn data_commands(&self) -> usize {
         self.unanswered().filter(|command| command.data_bytes > 0).count()
     }
 
-    /// Bytes of data that have landed so far.
-    pub(super) fn landed_bytes(&self) -> u64 {
-        self.landed_bytes
+    /// Bytes of data of the commands completed so far.
+    pub(super) fn completed_bytes(&self) -> u64 {
+        self.completed_bytes
     }
 
-    /// Those that have not ended; some that have may wait for earlier ones.
-    fn unanswered(&self) -> impl Iterator<Item = &Command> {
+    /// Commands without an answer. Others may have theirs and wait for earlier ones.
+    fn unanswered(&self) -> impl Iterator<Item = &InFlightCommand> {
         self.commands.iter().filter(|command| !command.job.0.is_finished())
     }
 
-    /// Whether a flush is under way.
+    /// Whether a flush is in flight.
     pub(super) fn is_flushing(&self) -> bool {
         self.flush.is_some()
     }
 
-    /// The next result; for ever if there is nothing under way. Dropping the future loses nothing.
-    pub(super) async fn next(&mut self) -> Result<Landed, ImagingError> {
-        let Self { commands, flush, landed_bytes } = self;
+    /// The next result; pending for ever if nothing is in flight. Dropping the future loses
+    /// nothing.
+    pub(super) async fn next(&mut self) -> Result<Completed, ImagingError> {
+        let Self { commands, flush, completed_bytes } = self;
         let first = async {
             match commands.front_mut() {
                 Some(first) => (&mut first.job).await,
@@ -131,18 +141,19 @@ impl Flight {
             biased;
             flushed = flushed => {
                 *flush = None;
-                flushed.map(Landed::Flush)
+                flushed.map(Completed::Flush)
             }
             first = first => {
                 if let Some(command) = commands.pop_front() {
-                    *landed_bytes += command.data_bytes;
+                    *completed_bytes += command.data_bytes;
                 }
-                first.map(Landed::Command)
+                first.map(Completed::Command)
             }
         }
     }
 
-    /// Waits until everything has ended, however. False if it did not in time: then it is cut off, and may still happen.
+    /// Waits until every command has ended, with whatever result. Returns false if the limit
+    /// passed: then the rest is aborted, and may still reach the disk.
     pub(super) async fn drain(&mut self, limit: Instant) -> bool {
         let mut ended = true;
         let commands = self.commands.drain(..).map(|command| command.job);
@@ -158,7 +169,7 @@ impl Flight {
     }
 }
 
-/// Waits for one step of the work, but not longer than the stall limit and not once cancelled.
+/// Waits for one step of the work, at most for the stall limit, and not after a cancel.
 pub(super) async fn watched<T>(
     watch: &Watch<'_>,
     step: impl Future<Output = Result<T, ImagingError>>,
@@ -178,22 +189,22 @@ pub(super) async fn watched<T>(
     }
 }
 
-/// How a command ends.
-pub(super) type Outcome = Result<u64, ImagingError>;
+/// The offset that a command returns, or its error.
+pub(super) type CommandResult = Result<u64, ImagingError>;
 
-/// A running command; it is cut off when this is dropped.
+/// A running command. Dropping it aborts the command.
 #[derive(Debug)]
-struct Job(JoinHandle<Outcome>);
+struct Job(JoinHandle<CommandResult>);
 
 impl Future for Job {
-    type Output = Outcome;
+    type Output = CommandResult;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<CommandResult> {
         Pin::new(&mut self.0).poll(context).map(ended)
     }
 }
 
-/// What came of a task; its panic goes on here.
+/// The result of a task; its panic resumes here.
 pub(super) fn ended<T>(
     task: Result<Result<T, ImagingError>, JoinError>,
 ) -> Result<T, ImagingError> {

@@ -1,6 +1,7 @@
-//! Opening files in the directories images may come from.
+//! Opens files in the directories that images may come from.
 //!
-//! Called with the path in a spec. It must never open anything outside those directories, whatever links lie in the way.
+//! Called with the path in a spec. It must never open anything outside those directories, whatever
+//! links lie in the way.
 
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,7 @@ use crate::regular_file::{
     beneath::{self, Links},
 };
 
-/// Where images may come from.
+/// The directories that images may come from.
 #[derive(Clone, Debug)]
 pub struct Directories {
     dir: PathBuf,
@@ -25,13 +26,14 @@ pub struct Directories {
 }
 
 impl Directories {
-    /// `dir` is where relative sources lie; absolute ones must lie under it or under one of `allowed`.
+    /// `dir` is where relative sources lie; absolute ones must lie under it or under one of
+    /// `allowed`.
     pub fn new(dir: impl Into<PathBuf>, allowed: Vec<PathBuf>) -> Self {
         Self { dir: dir.into(), allowed }
     }
 
-    /// Opens a regular file that is not empty. Links are followed as long as they stay beneath their directory. Blocks for as long as the
-    /// file system does.
+    /// Opens a regular file that is not empty. Links are followed as long as they stay beneath
+    /// their directory. Blocks for as long as the file system does.
     pub(super) fn open(&self, source: &str) -> Result<File, FetchError> {
         let (dir, inside) = self.locate(Path::new(source))?;
         let path = dir.join(inside);

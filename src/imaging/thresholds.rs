@@ -1,0 +1,35 @@
+//! The pauses, bytes and times of a write that tests shorten.
+//!
+//! Chosen when an opened disk is written. The defaults are the only ones outside of tests.
+
+use std::time::Duration;
+
+use super::scale_up::ScaleUpThresholds;
+use crate::model::backoff::Backoff;
+
+/// The pause before a connection is replaced, which doubles for each further try.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
+/// The longest pause between two tries.
+const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Bytes of the disk between two flushes.
+const FLUSH_BYTES: u64 = 64 << 20;
+
+/// Thresholds of one write.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WriteThresholds {
+    pub(super) scale_up: ScaleUpThresholds,
+    /// Pauses before the replacement of a connection.
+    pub(super) reconnect: Backoff,
+    /// Bytes of the disk between two flushes, until a connection breaks.
+    pub(super) flush_bytes: u64,
+}
+
+impl Default for WriteThresholds {
+    fn default() -> Self {
+        Self {
+            scale_up: ScaleUpThresholds::default(),
+            reconnect: Backoff::doubling(RECONNECT_PAUSE, RECONNECT_PAUSE_MAX),
+            flush_bytes: FLUSH_BYTES,
+        }
+    }
+}
