@@ -19,6 +19,24 @@ pub(super) enum Control {
     Manual,
 }
 
+/// `bmc.driver`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DriverKey {
+    /// There is a BMC.
+    Bmc(BmcDriver),
+    /// There is none.
+    Manual,
+}
+
+impl DriverKey {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bmc(driver) => driver.as_str(),
+            Self::Manual => "none",
+        }
+    }
+}
+
 /// The keys that only some drivers use.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Use {
@@ -33,26 +51,25 @@ enum Use {
 }
 
 impl Use {
-    /// Why the key is of no use to the driver, if that is so. `None` is no BMC at all.
-    fn idle(self, driver: Option<BmcDriver>) -> Option<String> {
-        let driver = match (self, driver) {
-            (Self::AnyBmc, Some(_))
-            | (Self::Ipmi, Some(BmcDriver::Ipmi | BmcDriver::Ipmitool))
-            | (Self::IpmiInProcess, Some(BmcDriver::Ipmi))
-            | (Self::Program, Some(BmcDriver::Program)) => return None,
-            (Self::Program, Some(_)) => {
-                return Some("is of no use unless bmc.driver = \"program\"".to_owned());
+    /// Why the key is of no use to the driver, if that is so.
+    fn idle(self, driver: DriverKey) -> Option<String> {
+        match (self, driver) {
+            (Self::AnyBmc, DriverKey::Bmc(_))
+            | (Self::Ipmi, DriverKey::Bmc(BmcDriver::Ipmi | BmcDriver::Ipmitool))
+            | (Self::IpmiInProcess, DriverKey::Bmc(BmcDriver::Ipmi))
+            | (Self::Program, DriverKey::Bmc(BmcDriver::Program)) => None,
+            (Self::Program, DriverKey::Bmc(_)) => {
+                Some("is of no use unless bmc.driver = \"program\"".to_owned())
             }
-            (_, driver) => driver.map_or("none", BmcDriver::as_str),
-        };
-        Some(format!("is of no use with bmc.driver = {driver:?}"))
+            (_, driver) => Some(format!("is of no use with bmc.driver = {:?}", driver.as_str())),
+        }
     }
 }
 
 /// `[bmc]` as its driver sees it. A driver that is not known has been refused already.
 struct BmcKeys<'s, 'a> {
     section: &'s mut Section<'a>,
-    driver: Option<Option<BmcDriver>>,
+    driver: Option<DriverKey>,
 }
 
 impl<'a> BmcKeys<'_, 'a> {
@@ -66,17 +83,17 @@ impl<'a> BmcKeys<'_, 'a> {
     }
 
     fn is_by_program(&self) -> bool {
-        self.driver == Some(Some(BmcDriver::Program))
+        self.driver == Some(DriverKey::Bmc(BmcDriver::Program))
     }
 }
 
 /// All of `[bmc]`, for the node of this name.
 pub(super) fn control(bmc: &mut Section<'_>, name: Option<&NodeName>) -> Option<Control> {
     let drivers = [
-        ("ipmi", Some(BmcDriver::Ipmi)),
-        ("ipmitool", Some(BmcDriver::Ipmitool)),
-        ("program", Some(BmcDriver::Program)),
-        ("none", None),
+        ("ipmi", DriverKey::Bmc(BmcDriver::Ipmi)),
+        ("ipmitool", DriverKey::Bmc(BmcDriver::Ipmitool)),
+        ("program", DriverKey::Bmc(BmcDriver::Program)),
+        ("none", DriverKey::Manual),
     ];
     let driver = bmc.key("driver").or("ipmi").choice(&drivers);
     if driver.is_none() && bmc.has("driver") {
@@ -92,7 +109,7 @@ pub(super) fn control(bmc: &mut Section<'_>, name: Option<&NodeName>) -> Option<
     });
     let match_uuid = keys.key("match_system_uuid", Use::Ipmi).or(false).flag();
     let console = keys.key("console", Use::IpmiInProcess).or(false).flag();
-    let Some(driver) = driver? else { return Some(Control::Manual) };
+    let DriverKey::Bmc(driver) = driver? else { return Some(Control::Manual) };
     let speaks_ipmi = driver != BmcDriver::Program;
     if speaks_ipmi {
         login.password.as_ref()?;
@@ -129,7 +146,7 @@ fn address(keys: &mut BmcKeys<'_, '_>, name: Option<&NodeName>) -> Option<BmcAdd
         let address = address.text(values::hint);
         return Some(BmcAddress::by_program(&program?, &address?));
     }
-    let address = if keys.driver == Some(None) { address } else { address.required() };
+    let address = if keys.driver == Some(DriverKey::Manual) { address } else { address.required() };
     address.text(values::bmc_address)
 }
 
@@ -148,7 +165,7 @@ fn login(keys: &mut BmcKeys<'_, '_>) -> Login {
     let username =
         if by_program { username.text(values::label) } else { username.text(values::username) };
     let mut password_file = keys.key("password_file", Use::AnyBmc);
-    if keys.driver != Some(None) {
+    if keys.driver != Some(DriverKey::Manual) {
         password_file = if has_credential {
             password_file.idle("is of no use with bmc.password_credential")
         } else if by_program {

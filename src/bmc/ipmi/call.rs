@@ -99,7 +99,7 @@ impl<'a> IpmiCall<'a> {
 
     /// Ends the call, and leaves its session to the caller.
     pub(super) fn end_with_link(mut self) -> Result<Link, IpmiError> {
-        let link = self.channel.take().and_then(|channel| channel.into_link());
+        let link = self.channel.take().and_then(Channel::into_link);
         link.ok_or_else(|| self.overdue())
     }
 

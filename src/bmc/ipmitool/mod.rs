@@ -221,7 +221,8 @@ fn completion(said: &str) -> Option<u8> {
 
 /// The reason that there was no session, if it is clear.
 fn failure(said: &str) -> Option<LoginFailure> {
-    const REFUSALS: [(&str, fn(u8) -> LoginFailure); 3] = [
+    type OfStatus = fn(u8) -> LoginFailure;
+    const REFUSALS: [(&str, OfStatus); 3] = [
         ("Error in open session response message : ", LoginFailure::of_open_response),
         ("RAKP 2 message indicates an error : ", LoginFailure::of_rakp),
         ("RAKP 4 message indicates an error : ", LoginFailure::of_rakp),

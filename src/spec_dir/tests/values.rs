@@ -214,11 +214,6 @@ fn bad_bmc_values_are_named() {
             "match_system_uuid = 1",
             "console = \"yes\"",
             "driver = \"ipmitool\"\nconsole = true",
-            "driver = \"program\"\nconsole = true\nmatch_system_uuid = true\nprivilege = \"operator\"",
-            "driver = \"program\"\nkg_file = \"k\"\ncipher_suite = 3\nprogram = \"pdu\"",
-            r#"program = "/etc/hostler/pdu""#,
-            "driver = \"program\"\nprogram = \"/etc/hostler/pdu#7\"",
-            "driver = \"program\"\nprogram = \"/etc/../pdu\"",
             r#"username = "seventeen bytes !""#,
             r#"password_file = "/etc/shadow""#,
             r#"password_file = "../x""#,
@@ -243,6 +238,42 @@ fn bad_bmc_values_are_named() {
             driver = "ipmitool"
             console = true
               nodes/edge-07.toml:5:11: bmc.console: is of no use with bmc.driver = "ipmitool"
+            username = "seventeen bytes !"
+              nodes/edge-07.toml:4:12: bmc.username: 17 bytes, at most 16 are allowed
+            password_file = "/etc/shadow"
+              nodes/edge-07.toml:4:17: bmc.password_file: `/etc/shadow` is absolute, must be relative to the secrets directory
+            password_file = "../x"
+              nodes/edge-07.toml:4:17: bmc.password_file: `../x` is not a plain path: no `..`, `.`, `//` or `/` at the end
+            password_file = "a/./b"
+              nodes/edge-07.toml:4:17: bmc.password_file: `a/./b` is not a plain path: no `..`, `.`, `//` or `/` at the end
+            password_file = ""
+              nodes/edge-07.toml:4:17: bmc.password_file: empty
+            privilege = "user"
+              nodes/edge-07.toml:4:13: bmc.privilege: `user` is not one of administrator, operator
+            cipher_suite = 0
+              nodes/edge-07.toml:4:16: bmc.cipher_suite: cipher suite 0 is not supported; 17 and 3 are
+            cipher_suite = -1
+              nodes/edge-07.toml:4:16: bmc.cipher_suite: cipher suite -1 does not exist
+            cipher_suite = "17"
+              nodes/edge-07.toml:4:16: bmc.cipher_suite: a string, must be an integer
+            password = "hunter2"
+              nodes/edge-07.toml:4:1: bmc.password: unknown key
+        "#]],
+    );
+}
+
+#[test]
+fn keys_that_are_of_no_use_to_a_program_and_bad_programs_are_named() {
+    check_each(
+        "bmc",
+        &[
+            "driver = \"program\"\nconsole = true\nmatch_system_uuid = true\nprivilege = \"operator\"",
+            "driver = \"program\"\nkg_file = \"k\"\ncipher_suite = 3\nprogram = \"pdu\"",
+            r#"program = "/etc/hostler/pdu""#,
+            "driver = \"program\"\nprogram = \"/etc/hostler/pdu#7\"",
+            "driver = \"program\"\nprogram = \"/etc/../pdu\"",
+        ],
+        &expect![[r#"
             driver = "program"
             console = true
             match_system_uuid = true
@@ -266,26 +297,6 @@ fn bad_bmc_values_are_named() {
             driver = "program"
             program = "/etc/../pdu"
               nodes/edge-07.toml:5:11: bmc.program: `/etc/../pdu` is not a plain path: no `..`, `.`, `//` or `/` at the end
-            username = "seventeen bytes !"
-              nodes/edge-07.toml:4:12: bmc.username: 17 bytes, at most 16 are allowed
-            password_file = "/etc/shadow"
-              nodes/edge-07.toml:4:17: bmc.password_file: `/etc/shadow` is absolute, must be relative to the secrets directory
-            password_file = "../x"
-              nodes/edge-07.toml:4:17: bmc.password_file: `../x` is not a plain path: no `..`, `.`, `//` or `/` at the end
-            password_file = "a/./b"
-              nodes/edge-07.toml:4:17: bmc.password_file: `a/./b` is not a plain path: no `..`, `.`, `//` or `/` at the end
-            password_file = ""
-              nodes/edge-07.toml:4:17: bmc.password_file: empty
-            privilege = "user"
-              nodes/edge-07.toml:4:13: bmc.privilege: `user` is not one of administrator, operator
-            cipher_suite = 0
-              nodes/edge-07.toml:4:16: bmc.cipher_suite: cipher suite 0 is not supported; 17 and 3 are
-            cipher_suite = -1
-              nodes/edge-07.toml:4:16: bmc.cipher_suite: cipher suite -1 does not exist
-            cipher_suite = "17"
-              nodes/edge-07.toml:4:16: bmc.cipher_suite: a string, must be an integer
-            password = "hunter2"
-              nodes/edge-07.toml:4:1: bmc.password: unknown key
         "#]],
     );
 }
