@@ -56,8 +56,8 @@ impl Operations {
         let Needs { disk_bytes, root_uuid } = loop {
             let source = self.source(spec, &digest, &decayed, &watch).await?;
             let (spec, entry) = (Arc::clone(spec), source.entry.clone());
-            let looking = tokio::task::spawn_blocking(move || layout::needs(&spec, &source));
-            match looking.await.unwrap_or_else(|error| Err(faults::internal(&error))) {
+            let measuring = tokio::task::spawn_blocking(move || layout::needs(&spec, &source));
+            match measuring.await.unwrap_or_else(|error| Err(faults::internal(&error))) {
                 Err(fault) => decayed.push(self.discard_decayed(entry, fault).await?),
                 Ok(needs) => break needs,
             }

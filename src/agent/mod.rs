@@ -86,6 +86,7 @@ use self::{
 /// Requests, fetches and results that may wait for the driver. It handles thousands a second; a
 /// full channel slows the sender.
 const CHANNEL_DEPTH: usize = 256;
+const OVERTAKEN: &str = "another agent has taken over: this one stops what it does, and stands by";
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -279,8 +280,7 @@ impl Agent {
             tokio::select! {
                 () = shutdown => {}
                 other = standing.overtaken() => {
-                    error!(other, "another agent has taken over: this one stops what it does, and \
-                        stands by");
+                    error!(other, "{OVERTAKEN}");
                     end = End::Overtaken;
                 }
             }

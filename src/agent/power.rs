@@ -24,7 +24,7 @@ use crate::{
         ids::NodeName,
         power::{BootDevice, BootPersistence, PowerState},
         secret::Secret,
-        spec::{self, NodeSpec, Password},
+        spec::{self, BmcDriver, NodeSpec, Password},
         system_guid::SystemGuid,
     },
     progress::{Cancel, stopped},
@@ -37,8 +37,10 @@ use super::{faults, refusals::Refusals, work::cancel_signal};
 /// more.
 const BMC_COMMANDS_MAX: usize = 16;
 
-/// IPMI's passwords have 20 bytes at most; a program may take longer ones.
+/// The first line of a password file has fewer bytes.
 const PASSWORD_FILE_BYTES_MAX: u64 = 4096;
+/// Longest password (IPMI 2.0 §22.30).
+const PASSWORD_BYTES_MAX: usize = 20;
 
 /// Serializes the use of a node's BMC, first in, first out. A multi-step operation (off, set boot
 /// device, on) holds the lock throughout, so that a poll never mistakes a machine in mid-restart
@@ -251,8 +253,11 @@ impl Bmcs {
 
     /// The contents of the files that the spec names.
     fn secrets(&self, step: Step, bmc: &spec::Bmc) -> Result<BmcSecrets, Fault> {
-        let read =
-            bmc.password.as_ref().map(|password| self.password(step, password)).transpose()?;
+        let read = bmc
+            .password
+            .as_ref()
+            .map(|password| self.password(step, bmc.driver, password))
+            .transpose()?;
         let (password, password_file) = read.unzip();
         let kg = bmc.kg_file.as_ref().map(|name| self.bmc_key(step, name)).transpose()?;
         Ok(BmcSecrets { password, password_file, kg })
@@ -273,7 +278,12 @@ impl Bmcs {
         })
     }
 
-    fn password(&self, step: Step, password: &Password) -> Result<(Secret, PathBuf), Fault> {
+    fn password(
+        &self,
+        step: Step,
+        driver: BmcDriver,
+        password: &Password,
+    ) -> Result<(Secret, PathBuf), Fault> {
         let (path, shown, hint) = match password {
             Password::PasswordFile(name) => {
                 let path = self.secrets.join(name);
@@ -287,7 +297,9 @@ impl Bmcs {
                 (path, format!("bmc.password_credential {name}"), hint)
             }
         };
-        path.and_then(|path| Ok((first_line(&path)?, path))).map_err(|error| {
+        let read = path.and_then(|path| Ok((first_line(&path)?, path)));
+        let fits = read.and_then(|(password, path)| Ok((fitting(driver, password)?, path)));
+        fits.map_err(|error| {
             Fault::missing(step, "PasswordUnreadable", format!("{shown}: {error}"), hint)
         })
     }
@@ -352,12 +364,37 @@ fn first_line(path: &Path) -> io::Result<Secret> {
     Ok(Secret::new(text.to_owned()))
 }
 
+/// The password, unless no BMC that speaks IPMI can have it, for instance because it is still encrypted.
+fn fitting(driver: BmcDriver, password: Secret) -> io::Result<Secret> {
+    let bytes = password.expose().len();
+    if driver != BmcDriver::Program && bytes > PASSWORD_BYTES_MAX {
+        let why = format!("the first line has {bytes} bytes, IPMI 2.0 allows {PASSWORD_BYTES_MAX}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    Ok(password)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no
     /// attempt.
+    #[test]
+    fn a_password_that_no_bmc_can_have_is_not_taken_for_one() {
+        let by = |driver, text: &str| {
+            fitting(driver, Secret::new(text.to_owned())).map_err(|error| error.to_string())
+        };
+        let fits = |text: &str| by(BmcDriver::Ipmi, text);
+        assert!(by(BmcDriver::Program, &"x".repeat(21)).is_ok(), "a program may take longer ones");
+        assert_eq!(fits("12345678901234567890").unwrap().expose(), "12345678901234567890");
+        for long in ["$ANSIBLE_VAULT;1.1;AES256", "123456789012345678901", "1234567890123456789ä"]
+        {
+            let why = fits(long).unwrap_err();
+            assert!(why.ends_with(&format!("{} bytes, IPMI 2.0 allows 20", long.len())), "{why}");
+        }
+    }
+
     #[test]
     fn only_what_can_be_meant_as_a_secret_is_taken_from_its_file() {
         let dir = tempfile::tempdir().unwrap();

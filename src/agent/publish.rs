@@ -1,8 +1,10 @@
-//! Status files, and consoles beside them: written by a thread of its own, so that a slow disk never holds up the driver, and at most once a
-//! second for a node whose phase has not changed. A file that cannot be written, or that somebody removed or changed, is written again.
+//! Writes status files, and consoles beside them, in a thread of its own: at most once a second for
+//! a node whose phase has not changed. A slow disk never holds up the driver. A file that cannot be
+//! written, or that somebody removed or changed, is written again.
 //!
-//! The driver leaves the latest status of each node in a map and goes on; the thread takes what is there. Neither ever waits for the
-//! other: a directory that hangs costs its own files and nothing else. A file that says just what it is to say already is left alone.
+//! The driver leaves the latest status of each node in a map and goes on; the thread takes what is
+//! there. Neither ever waits for the other: a directory that hangs costs its own files and nothing
+//! else. A file that is up to date is left alone.
 
 use std::{
     collections::BTreeMap,
@@ -26,11 +28,12 @@ use crate::{
 
 use super::work::Report;
 
-/// Between two writes of one file that only report progress, and between two tries of one that fails.
+/// The pause between two writes of one file that only report progress, and between two tries of one
+/// that fails.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long an agent that stops waits for its last status files.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
-/// A file system that takes longer for one file is told of.
+/// A file system that takes longer for one file is reported.
 const SLOW: Duration = Duration::from_secs(10);
 
 /// The way to the status files. Dropping it writes what is still waiting, within a limit.
@@ -42,79 +45,82 @@ pub(super) struct Publisher {
 
 #[derive(Debug, Default)]
 struct Shared {
-    news: Mutex<News>,
+    updates: Mutex<Updates>,
     /// Something was left for the thread, or it has ended.
     changed: Condvar,
 }
 
-/// What was left for the thread, the latest of each node.
+/// Work that was left for the thread, the latest of each node.
 #[derive(Debug, Default)]
-struct News {
-    /// What each file is to say; `None`: it is to go.
+struct Updates {
+    /// The new content of each file; `None`: it is to go.
     files: BTreeMap<NodeName, Option<Box<Status>>>,
-    /// What a machine printed in an attempt that failed; `None`: it has not.
+    /// The output of a machine in an attempt that failed; `None`: the attempt did not fail.
     consoles: BTreeMap<NodeName, Option<ConsoleLog>>,
     closed: bool,
     /// The thread has ended, for whatever reason.
     ended: bool,
-    /// Since when the thread is busy with one file.
+    /// When the thread began with the file that it is busy with.
     busy_since: Option<Instant>,
-    told_slow: bool,
+    reported_slow: bool,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, News> {
+    fn lock(&self) -> MutexGuard<'_, Updates> {
         // Each change is whole when the lock is let go, or would be lost with it.
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+        self.updates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut News)) {
-        let mut news = self.lock();
-        change(&mut news);
-        if news.ended && !news.told_slow {
-            news.told_slow = true;
+    fn change(&self, change: impl FnOnce(&mut Updates)) {
+        let mut updates = self.lock();
+        change(&mut updates);
+        if updates.ended && !updates.reported_slow {
+            updates.reported_slow = true;
             error!("the status thread is gone; status files are no longer written");
-        } else if news.busy_since.is_some_and(|since| since.elapsed() > SLOW) && !news.told_slow {
-            news.told_slow = true;
+        } else if updates.busy_since.is_some_and(|since| since.elapsed() > SLOW)
+            && !updates.reported_slow
+        {
+            updates.reported_slow = true;
             warn!(
                 "a status file has not been written for {} s: does its directory answer?",
                 SLOW.as_secs()
             );
         }
-        drop(news);
+        drop(updates);
         self.changed.notify_all();
     }
 
-    /// One file, which may hang.
+    /// Runs something on one file, which may hang.
     fn busy<T>(&self, with: impl FnOnce() -> T) -> T {
         self.lock().busy_since = Some(Instant::now());
         let done = with();
-        let mut news = self.lock();
-        news.busy_since = None;
-        if mem::take(&mut news.told_slow) {
+        let mut updates = self.lock();
+        updates.busy_since = None;
+        if mem::take(&mut updates.reported_slow) {
             info!("status files can be written again");
         }
         done
     }
 
-    /// Waits for news, but not longer than this.
-    fn wait(&self, limit: Duration) -> News {
-        let is_idle =
-            |news: &mut News| news.files.is_empty() && news.consoles.is_empty() && !news.closed;
+    /// Waits for updates, but not longer than this.
+    fn wait(&self, limit: Duration) -> Updates {
+        let is_idle = |updates: &mut Updates| {
+            updates.files.is_empty() && updates.consoles.is_empty() && !updates.closed
+        };
         let waited = self.changed.wait_timeout_while(self.lock(), limit, is_idle);
-        let (mut news, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        News {
-            files: mem::take(&mut news.files),
-            consoles: mem::take(&mut news.consoles),
-            closed: news.closed,
-            ..News::default()
+        let (mut updates, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        Updates {
+            files: mem::take(&mut updates.files),
+            consoles: mem::take(&mut updates.consoles),
+            closed: updates.closed,
+            ..Updates::default()
         }
     }
 }
 
 impl Publisher {
-    /// Starts the thread, which looks through all files once in every `rescan`. A node whose file is not as it was written is brought a
-    /// tick by `driver`, and so shown again.
+    /// Starts the thread, which reads all files once in every `rescan`. A node whose file differs
+    /// from what was written gets a tick by `driver`, and so is shown again.
     pub(super) fn start(files: StatusFiles, rescan: Duration, driver: WeakSender<Report>) -> Self {
         let shared = Arc::new(Shared::default());
         let mut writer = StatusWriter::new(files, rescan, driver, Arc::clone(&shared));
@@ -129,42 +135,42 @@ impl Publisher {
     /// Shows a status, soon.
     pub(super) fn show(&self, status: Status) {
         let node = status.node.clone();
-        self.shared.change(|news| drop(news.files.insert(node, Some(Box::new(status)))));
+        self.shared.change(|updates| drop(updates.files.insert(node, Some(Box::new(status)))));
     }
 
     /// Keeps what a machine printed.
     pub(super) fn keep_console(&self, log: ConsoleLog) {
         let node = log.node.clone();
-        self.shared.change(|news| drop(news.consoles.insert(node, Some(log))));
+        self.shared.change(|updates| drop(updates.consoles.insert(node, Some(log))));
     }
 
     /// Removes what was kept of it.
     pub(super) fn drop_console(&self, name: &NodeName) {
-        self.shared.change(|news| drop(news.consoles.insert(name.clone(), None)));
+        self.shared.change(|updates| drop(updates.consoles.insert(name.clone(), None)));
     }
 
     /// Removes a node's files.
     pub(super) fn remove(&self, name: &NodeName) {
-        self.shared.change(|news| {
-            news.files.insert(name.clone(), None);
-            news.consoles.insert(name.clone(), None);
+        self.shared.change(|updates| {
+            updates.files.insert(name.clone(), None);
+            updates.consoles.insert(name.clone(), None);
         });
     }
 }
 
 impl Drop for Publisher {
     fn drop(&mut self) {
-        self.shared.change(|news| news.closed = true);
+        self.shared.change(|updates| updates.closed = true);
         let waited =
             self.shared
                 .changed
-                .wait_timeout_while(self.shared.lock(), STOP_LIMIT, |news| !news.ended);
-        let (news, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if !news.ended {
+                .wait_timeout_while(self.shared.lock(), STOP_LIMIT, |updates| !updates.ended);
+        let (updates, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if !updates.ended {
             // It ends with the process.
             return warn!("the last status files were not written in time");
         }
-        drop(news);
+        drop(updates);
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             error!("the status thread panicked");
         }
@@ -181,28 +187,28 @@ impl Drop for EndsOnDrop {
     }
 }
 
-/// The thread's own.
+/// The thread's state.
 struct StatusWriter {
     files: StatusFiles,
     rescan: Duration,
     driver: WeakSender<Report>,
     shared: Arc<Shared>,
-    /// When the files were last looked through.
-    looked: Instant,
+    /// When all files were last read.
+    scanned_at: Instant,
     shown: BTreeMap<NodeName, Shown>,
-    /// What each file is to say; `None`: it is to go.
+    /// The new content of each file; `None`: it is to go.
     waiting: BTreeMap<NodeName, Option<Box<Status>>>,
     /// Files that could not be changed: why, and when that was last tried.
     failed: BTreeMap<NodeName, (String, Instant)>,
-    /// What is said of them beside the files; `None`: nobody knows.
-    told_unwritten: Option<Unwritten>,
+    /// The failed files as the file beside them names them; `None`: that is unknown.
+    reported_unwritten: Option<Unwritten>,
 }
 
-/// What a file says. The status itself is not kept: the driver has it.
+/// The content of a file. The status itself is not kept: the driver has it.
 struct Shown {
     file: status_file::Shown,
     phase: Phase,
-    /// Since when.
+    /// When it was written.
     at: Instant,
 }
 
@@ -218,19 +224,19 @@ impl StatusWriter {
             rescan,
             driver,
             shared,
-            looked: Instant::now(),
+            scanned_at: Instant::now(),
             shown: BTreeMap::new(),
             waiting: BTreeMap::new(),
             failed: BTreeMap::new(),
-            told_unwritten: None,
+            reported_unwritten: None,
         }
     }
 
     fn work(&mut self) {
         loop {
-            let news = self.shared.wait(self.until_due(Instant::now()));
-            let closed = news.closed;
-            self.take_up(news, Instant::now());
+            let updates = self.shared.wait(self.until_due(Instant::now()));
+            let closed = updates.closed;
+            self.take_up(updates, Instant::now());
             if closed {
                 return;
             }
@@ -238,14 +244,14 @@ impl StatusWriter {
     }
 
     /// Takes what was left for the thread, and writes what is due by now.
-    fn take_up(&mut self, news: News, now: Instant) {
-        let News { files, consoles, closed, .. } = news;
+    fn take_up(&mut self, updates: Updates, now: Instant) {
+        let Updates { files, consoles, closed, .. } = updates;
         self.waiting.extend(files);
         for (name, console) in consoles {
             self.keep_console(&name, console.as_ref());
         }
-        if now.duration_since(self.looked) >= self.rescan {
-            self.look_through();
+        if now.duration_since(self.scanned_at) >= self.rescan {
+            self.find_changed();
         }
         self.write_due(closed, now);
         self.tell_unwritten();
@@ -263,7 +269,7 @@ impl StatusWriter {
     }
 
     /// Finds the files that somebody else removed or changed, and has their nodes shown again.
-    fn look_through(&mut self) {
+    fn find_changed(&mut self) {
         let mut lost = Vec::new();
         for (name, shown) in &mut self.shown {
             let stands = self.waiting.contains_key(name)
@@ -281,17 +287,17 @@ impl StatusWriter {
                 // The agent is stopping; the next one shows every node.
             }
         }
-        self.looked = Instant::now();
+        self.scanned_at = Instant::now();
     }
 
-    /// How long nothing that waits is due.
+    /// Computes how long nothing that waits is due.
     fn until_due(&self, now: Instant) -> Duration {
         let due =
             self.waiting.iter().map(|(name, wanted)| self.due_in(name, wanted.as_deref(), now));
         due.min().unwrap_or(INTERVAL)
     }
 
-    /// How long a file must still be left alone.
+    /// Computes how long a file must still be left alone.
     fn due_in(&self, name: &NodeName, wanted: Option<&Status>, now: Instant) -> Duration {
         let touched = match (self.failed.get(name), self.shown.get(name)) {
             (Some((_, tried)), _) => tried,
@@ -352,18 +358,17 @@ impl StatusWriter {
     fn tell_unwritten(&mut self) {
         let why = |(name, (why, _)): (&NodeName, &(String, Instant))| (name.clone(), why.clone());
         let unwritten: Unwritten = self.failed.iter().map(why).collect();
-        if self.told_unwritten.as_ref() == Some(&unwritten) {
+        if self.reported_unwritten.as_ref() == Some(&unwritten) {
             return;
         }
         match self.shared.busy(|| self.files.tell_unwritten(&unwritten)) {
-            Ok(()) => self.told_unwritten = Some(unwritten),
-            // It is told again with the next status; why a file cannot be written is in the log
-            // already.
+            Ok(()) => self.reported_unwritten = Some(unwritten),
+            // It is reported again with the next status; the log already has the reason.
             Err(error) => debug!(%error, "nobody can be told which status files are old"),
         }
     }
 
-    /// It is tried again soon, and told once.
+    /// Keeps a write for another try soon, and reports its error once.
     fn put_off(
         &mut self,
         name: NodeName,
@@ -371,17 +376,20 @@ impl StatusWriter {
         error: String,
         now: Instant,
     ) {
-        let told = self.failed.get(&name).is_some_and(|(told, _)| *told == error);
-        if !told {
-            error!(node = %name, error, "a status file cannot be changed; tried again until it can");
+        let is_known = self.failed.get(&name).is_some_and(|(known, _)| *known == error);
+        if !is_known {
+            error!(
+                node = %name, error,
+                "a status file cannot be changed; tried again until it can"
+            );
         }
         self.failed.insert(name.clone(), (error, now));
-        // What came meanwhile is newer.
+        // A status that came meanwhile is newer.
         self.waiting.entry(name).or_insert(wanted);
     }
 }
 
-/// What helps an agent that the service manager keeps from writing there.
+/// The advice for an agent that the service manager keeps from writing there.
 fn way_out(error: &StatusFileError) -> &'static str {
     match error {
         StatusFileError::Io { source, .. }
@@ -389,6 +397,9 @@ fn way_out(error: &StatusFileError) -> &'static str {
         {
             "; unless that file system is meant to be read-only, name the directory in \
              ReadWritePaths= in a drop-in for the unit"
+        }
+        StatusFileError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            "; the directory has to be writable for hostler's user"
         }
         _ => "",
     }
@@ -418,11 +429,11 @@ mod tests {
         toml::from_str(&text).unwrap()
     }
 
-    /// What is left for the thread when the status has this message.
-    fn news(message: &str) -> News {
+    /// The work that is left for the thread when the status has this message.
+    fn updates(message: &str) -> Updates {
         let status = status(message);
         let files = BTreeMap::from([(status.node.clone(), Some(Box::new(status)))]);
-        News { files, ..News::default() }
+        Updates { files, ..Updates::default() }
     }
 
     fn message(dir: &Path) -> Option<String> {
@@ -442,16 +453,16 @@ mod tests {
         let at = |ms: u64| start + Duration::from_millis(ms);
         let says = |text: &str| message(dir.path()).as_deref() == Some(text);
 
-        writer.take_up(news("10%"), at(0));
+        writer.take_up(updates("10%"), at(0));
         assert!(says("10%"));
         for (ms, text) in [(300, "20%"), (700, "30%")] {
-            writer.take_up(news(text), at(ms));
+            writer.take_up(updates(text), at(ms));
             assert!(says("10%"), "written after {ms} ms");
             assert_eq!(writer.until_due(at(ms)), Duration::from_millis(1000 - ms));
         }
-        writer.take_up(News::default(), at(999));
+        writer.take_up(Updates::default(), at(999));
         assert!(says("10%"));
-        writer.take_up(News::default(), at(1000));
+        writer.take_up(Updates::default(), at(1000));
         assert!(says("30%"), "{:?}", message(dir.path()));
         assert_eq!(writer.until_due(at(1000)), INTERVAL, "nothing waits");
     }
@@ -466,12 +477,12 @@ mod tests {
         let files = StatusFiles::new(&gone);
         let mut writer = StatusWriter::new(files, HOUR, driver.downgrade(), Arc::default());
         let start = Instant::now();
-        writer.take_up(news("10%"), start);
+        writer.take_up(updates("10%"), start);
         assert_eq!(writer.until_due(start), INTERVAL);
         fs::create_dir(&gone).unwrap();
-        writer.take_up(News::default(), start + INTERVAL / 2);
+        writer.take_up(Updates::default(), start + INTERVAL / 2);
         assert_eq!(message(&gone), None, "it is too early");
-        writer.take_up(News::default(), start + INTERVAL);
+        writer.take_up(Updates::default(), start + INTERVAL);
         assert_eq!(message(&gone).as_deref(), Some("10%"));
         assert!(writer.failed.is_empty());
     }

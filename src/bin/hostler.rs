@@ -33,7 +33,7 @@ fn tell(usage: &clap::Error) -> io::Result<()> {
     }
 }
 
-/// One cause a line, leaving out those that the line before already ends with. A reader that went
+/// One cause a line, leaving out those that the line before already has. A reader that went
 /// away (`hostler status | head`) is no failure.
 fn report(failure: &Failure) -> ExitCode {
     let io_error = failure.downcast_ref::<io::Error>();
@@ -48,7 +48,7 @@ fn report(failure: &Failure) -> ExitCode {
     let mut cause = failure.source();
     while let Some(error) = cause {
         let text = error.to_string();
-        if !said.ends_with(&text) {
+        if !said.contains(&text) {
             drop(writeln!(stderr, "{prefix}  because: {text}"));
             said = text;
         }

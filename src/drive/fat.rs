@@ -204,7 +204,7 @@ impl<'a> Tree<'a> {
         };
         set(0, 0x0fff_fff8);
         set(1, LAST);
-        // What begins ends what lies before it.
+        // The begin of a node ends the chain before it.
         for node in self.folders.iter().chain(&self.files).filter(|node| node.first > FIRST_CLUSTER)
         {
             set(node.first - 1, LAST);

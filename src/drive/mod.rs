@@ -88,13 +88,10 @@ pub enum DriveError {
         message: String,
     },
     /// An image is nothing that a machine can boot from.
-    #[error(
-        "the image is no whole disk: it has neither a boot signature (55 aa at byte 510) nor an ISO \
-         9660 file system, but is {found}"
-    )]
+    #[error("the image is no whole disk: {why}")]
     NotDisk {
         /// The kind of the image, and the right one.
-        found: String,
+        why: String,
     },
     /// An image is nothing that a system can have as its root.
     #[error(

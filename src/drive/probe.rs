@@ -16,6 +16,8 @@ use crate::{
 const BOOT_SIGNATURE: (u64, &[u8]) = (510, b"\x55\xaa");
 /// Offset of the first volume descriptor of an ISO 9660 file system (ECMA-119 §6.7.1).
 const ISO_ID: (u64, &[u8]) = (32 * 1024 + 1, b"CD001");
+/// Offset of the name of a kernel for x86, which is signed like a disk (Linux x86 boot protocol).
+const LINUX_ID: (u64, &[u8]) = (514, b"HdrS");
 /// Bytes shown of an unknown image.
 const SHOWN_BYTES: usize = 40;
 
@@ -87,12 +89,36 @@ pub fn probe(image: &CheckedFile) -> Result<FileSystem, DriveError> {
 /// such, or an ISO 9660 file system.
 pub fn check_disk(image: &CheckedFile) -> Result<(), DriveError> {
     let failed = |source| DriveError::Read { source };
-    let found = not_disk(image).map_err(failed)?;
-    found.map_or(Ok(()), |found| Err(DriveError::NotDisk { found }))
+    let why = signed_in_vain(image).transpose().or_else(|| {
+        let found = unsigned(image).transpose()?;
+        Some(found.map(|found| {
+            format!(
+                "it has neither a boot signature (55 aa at byte 510) nor an ISO 9660 file system, \
+                 but is {found}"
+            )
+        }))
+    });
+    let why = why.transpose().map_err(failed)?;
+    why.map_or(Ok(()), |why| Err(DriveError::NotDisk { why }))
 }
 
-/// The kind of an image that is no disk.
-fn not_disk(image: &CheckedFile) -> io::Result<Option<String>> {
+/// The kind of an image that is signed like a disk and is none.
+fn signed_in_vain(image: &CheckedFile) -> io::Result<Option<String>> {
+    if has(image, ISO_ID.0, ISO_ID.1)? || !has(image, BOOT_SIGNATURE.0, BOOT_SIGNATURE.1)? {
+        return Ok(None);
+    }
+    Ok(if has(image, LINUX_ID.0, LINUX_ID.1)? {
+        Some("it is a Linux kernel; use image.kernel for it".to_owned())
+    } else if is_empty_record(image)? {
+        let found = "it has a master boot record without partitions and without a boot loader";
+        Some(found.to_owned())
+    } else {
+        None
+    })
+}
+
+/// The kind of an image that is not signed as a disk.
+fn unsigned(image: &CheckedFile) -> io::Result<Option<String>> {
     if has(image, BOOT_SIGNATURE.0, BOOT_SIGNATURE.1)? || has(image, ISO_ID.0, ISO_ID.1)? {
         return Ok(None);
     }
@@ -121,6 +147,13 @@ fn not_disk(image: &CheckedFile) -> io::Result<Option<String>> {
     }))
 }
 
+/// Whether nothing but the signature, and the disk's identifier, is in the first 512 bytes.
+fn is_empty_record(image: &CheckedFile) -> io::Result<bool> {
+    let Some(Window(record)) = Window::at(image, 0)? else { return Ok(true) };
+    let parts = [0..440, 446..510].map(|part| record.get(part).unwrap_or_default());
+    Ok(parts.into_iter().flatten().all(|byte| *byte == 0))
+}
+
 /// The statements of a superblock.
 struct Superblock {
     kind: FileSystemKind,
@@ -137,7 +170,7 @@ fn ext(image: &CheckedFile) -> Found {
     const MAGIC: u16 = 0xef53;
     const HAS_JOURNAL: u32 = 0x4;
     const IS_JOURNAL: u32 = 0x8;
-    // What ext3 knows of the features that forbid mounting, and of those that forbid writing.
+    // Features of ext3 that forbid mounting, and those that forbid writing.
     const EXT3_INCOMPATIBLE: u32 = 0x2 | 0x4 | 0x10;
     const EXT3_READ_ONLY: u32 = 0x1 | 0x2 | 0x4;
     let Some(block) = Window::at(image, 1024)? else { return Ok(None) };
@@ -232,7 +265,7 @@ fn other(image: &CheckedFile) -> io::Result<String> {
 
 /// Formats that are neither a root nor a disk.
 fn known(image: &CheckedFile) -> io::Result<Option<&'static str>> {
-    const KNOWN: [(&str, u64, &[u8]); 8] = [
+    const KNOWN: [(&str, u64, &[u8]); 10] = [
         ("a FAT file system", 54, b"FAT"),
         ("a FAT file system", 82, b"FAT32"),
         ("swap space", 4086, b"SWAPSPACE2"),
@@ -241,6 +274,8 @@ fn known(image: &CheckedFile) -> io::Result<Option<&'static str>> {
         ("a SquashFS", 0, b"hsqs"),
         ("an F2FS file system", 1024, b"\x10\x20\xf5\xf2"),
         ("an EROFS file system", 1024, b"\xe2\xe1\xf5\xe0"),
+        ("an EFI program", 0, b"MZ"),
+        ("a Linux program", 0, b"\x7fELF"),
     ];
     for (name, at, magic) in KNOWN {
         if has(image, at, magic)? {

@@ -1,4 +1,4 @@
-//! What needs no counterpart: whatever bytes an image has, and names that FAT cannot have.
+//! Tests without a counterpart: any bytes as an image, and names that FAT cannot have.
 
 use std::{io::Write as _, sync::Arc};
 

@@ -53,7 +53,7 @@ impl<V: Volume> ConnectedDisk<V> {
         self.volume.optimal_bytes()
     }
 
-    /// Bytes of the commands carried out on this connection.
+    /// Bytes of the commands performed on this connection.
     pub(super) fn moved_bytes(&self) -> u64 {
         self.volume.moved_bytes()
     }

@@ -67,7 +67,7 @@ pub trait Volume: Send + Sync + 'static {
     /// Optimal transfer length in bytes (SBC-3 §6.5.3); 0 where the disk states none. Any number.
     fn optimal_bytes(&self) -> u32;
 
-    /// Bytes of all commands carried out on this connection. A call may be many commands: those
+    /// Bytes of all commands performed on this connection. A call may be many commands: those
     /// that have ended count before the call returns.
     fn moved_bytes(&self) -> u64;
 

@@ -256,7 +256,7 @@ impl<'a> Writing<'a> {
                     self.step = ImagingStep::Body(covers);
                 }
                 Event::PoolUpdate(PoolUpdate::Opened(opened)) => {
-                    pool.take(opened, &mut self.scale_up)
+                    pool.take(opened, &mut self.scale_up);
                 }
                 Event::PoolUpdate(PoolUpdate::Moved) => {}
             }
@@ -312,7 +312,7 @@ impl<'a> Writing<'a> {
                     in_flight.begin_on(connection, piece.bytes(), disk.compare(piece));
                 }
                 Event::PoolUpdate(PoolUpdate::Opened(opened)) => {
-                    pool.take(opened, &mut self.scale_up)
+                    pool.take(opened, &mut self.scale_up);
                 }
                 Event::PoolUpdate(PoolUpdate::Moved) => {}
                 Event::Completed(Completed::Command(same_to) | Completed::Flush(same_to)) => {

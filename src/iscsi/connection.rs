@@ -137,7 +137,7 @@ impl Connection {
         &self.agreed
     }
 
-    /// Carries out one command. The limit starts when the command has its slot; when it passes, the
+    /// Performs one command. The limit starts when the command has its slot; when it passes, the
     /// whole session ends, because what the target still does is unknown. A cancelled call leaves
     /// the command to its end.
     pub(super) async fn execute(

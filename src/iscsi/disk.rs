@@ -181,7 +181,7 @@ impl Lun {
     }
 
     /// Writes `data` at `offset`. Many may be under way at once; those without a slot wait. The
-    /// payload is not copied. A write that was cancelled is still carried out unless a logout comes
+    /// payload is not copied. A write that was cancelled is still performed unless a logout comes
     /// first.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), IscsiError> {
         let bytes = data.len() as u64;
@@ -380,7 +380,7 @@ impl Unit<'_> {
         }
     }
 
-    /// Carries out a command, again as long as the target's answer allows it and the limit lasts.
+    /// Performs a command, again as long as the target's answer allows it and the limit lasts.
     async fn run(&self, cdb: Cdb, data: Data) -> Result<CommandOutcome, IscsiErrorKind> {
         let command = IscsiCommand { lun: self.lun, cdb, data };
         let mut backoff = Backoff::doubling(BUSY_PAUSE, BUSY_PAUSE_MAX);
@@ -411,9 +411,9 @@ impl Unit<'_> {
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Good,
-    /// Not carried out; send it again at once.
+    /// Not performed; send it again at once.
     Again(ScsiFailure),
-    /// Not carried out; send it again after a pause.
+    /// Not performed; send it again after a pause.
     Later(ScsiFailure),
     Failed(ScsiFailure),
 }

@@ -100,17 +100,17 @@ async fn speak(mode: u8, script: &[u8], mut stream: DuplexStream) {
     let prologue = if mode & 7 == 4 { examination() } else { Vec::new() };
     let pdus = prologue.iter().map(Vec::as_slice).chain(cut(script));
     for pdu in pdus {
-        if !heard_all(&mut stream).await || stream.write_all(pdu).await.is_err() {
+        if !drained(&mut stream).await || stream.write_all(pdu).await.is_err() {
             return;
         }
     }
-    while mode & 32 != 0 && heard_all(&mut stream).await {
+    while mode & 32 != 0 && drained(&mut stream).await {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
 /// Takes all that comes; false when nothing will come any more.
-async fn heard_all(stream: &mut DuplexStream) -> bool {
+async fn drained(stream: &mut DuplexStream) -> bool {
     let mut received = [0; 4096];
     loop {
         match timeout(Duration::from_micros(1), stream.read(&mut received)).await {
@@ -132,7 +132,7 @@ fn cut(mut script: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// What a target says from the login to the moment at which its disk is known: 1 GiB, thin, zeros
+/// The target's PDUs from the login to the moment at which its disk is known: 1 GiB, thin, zeros
 /// where unmapped.
 fn examination() -> Vec<Vec<u8>> {
     let mut stat_sn = 0;

@@ -60,7 +60,7 @@ pub(super) struct Random {
 pub(super) struct Login<'a> {
     identity: &'a Identity<'a>,
     step: Step,
-    asked: Option<Stage>,
+    requested: Option<Stage>,
     tsih: u16,
     exp_stat_sn: Option<u32>,
     rounds: u32,
@@ -108,7 +108,7 @@ impl<'a> Login<'a> {
         let mut login = Self {
             identity,
             step: Step::Method,
-            asked: None,
+            requested: None,
             tsih: 0,
             exp_stat_sn: None,
             rounds: 0,
@@ -149,7 +149,7 @@ impl<'a> Login<'a> {
         }
         self.check(response.stat_sn, answer)?;
         if answer.more {
-            return self.request(self.asked, Pairs::default()).map(Next::Send);
+            return self.request(self.requested, Pairs::default()).map(Next::Send);
         }
         let text = std::mem::take(&mut self.partial);
         let pairs = text::parse(&text)?;
@@ -180,7 +180,8 @@ impl<'a> Login<'a> {
         if answer.stage != Some(stage) {
             return Err(violation("a login response of another stage"));
         }
-        let may_transit = !answer.more && self.asked.is_some() && answer.next_stage == self.asked;
+        let may_transit =
+            !answer.more && self.requested.is_some() && answer.next_stage == self.requested;
         if answer.transit && !may_transit {
             // To leave the security stage early is what an attacker without the secret would like.
             return Err(match self.step {
@@ -332,7 +333,7 @@ impl<'a> Login<'a> {
                 "login keys of {bytes} bytes, at most {REQUEST_BYTES_MAX} fit"
             )));
         }
-        self.asked = transit;
+        self.requested = transit;
         let stage =
             if self.step == Step::Operational { Stage::Operational } else { Stage::Security };
         let request = RequestPdu::Login {

@@ -322,8 +322,7 @@ mod tests {
     #[test]
     fn requests_have_their_fields_where_rfc_7143_puts_them() {
         let mut cdb = [0; 16];
-        cdb[0] = 0x8a;
-        cdb[15] = 0xee;
+        (cdb[0], cdb[15]) = (0x8a, 0xee);
         check(
             RequestPdu::Scsi {
                 last: false,

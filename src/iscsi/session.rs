@@ -152,7 +152,7 @@ impl Session {
             match task {
                 Task::Scsi(task) => task.fail(kind.clone()),
                 Task::Reset(completion) | Task::Logout(Some(completion)) => {
-                    completion.answer(Err(kind.clone()))
+                    completion.answer(Err(kind.clone()));
                 }
                 Task::Ping | Task::Logout(None) => {}
             }

@@ -4,7 +4,8 @@
 //! Asked by the accept loop for every connection, and by a connection for its requests. It must
 //! stay small however many peers turn up. It must never let clients that only hold connections keep
 //! out a machine: a full listener evicts the connection that has been idle longest, unless it is
-//! protected. Without a rate limit nothing is kept of a peer that has no connection.
+//! protected. If all are, it evicts the one whose client has taken nothing of its file for longest,
+//! and for some seconds. Without a rate limit nothing is kept of a peer that has no connection.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,6 +20,9 @@ use tokio::sync::oneshot;
 /// Peers whose rate is remembered. More than the connections allowed at once, so that there is
 /// always an unconnected one to forget.
 const RATES_MAX: usize = 1024;
+
+/// How long a client may take nothing of its file and still keep its connection to a full listener.
+const NO_PROGRESS_MAX: Duration = Duration::from_secs(5);
 
 /// The identity by which clients are told apart.
 pub(crate) trait Peer: Copy + Ord + Debug + Send + Sync + 'static {}
@@ -66,6 +70,8 @@ struct Connection<P> {
     peer: P,
     /// Since when it has been idle, as a number that only grows; `None`: it is protected.
     idle_since: Option<u64>,
+    /// When its client last took something of a file; `None`: no file is sent to it.
+    progress_at: Option<Instant>,
     /// Dropped with this entry, which tells the connection to end.
     _eviction: oneshot::Sender<()>,
 }
@@ -121,14 +127,15 @@ impl<P: Peer> Admission<P> {
         let of_peer = book.connections.values().filter(|it| it.peer == peer).count();
         let mut evicted = None;
         if of_peer >= self.limits.per_peer_max {
-            evicted = Some(book.evict_idlest(|it| it.peer == peer).ok_or(NotAdmitted::Full)?);
+            evicted = Some(book.evict(now, |it| it.peer == peer).ok_or(NotAdmitted::Full)?);
         }
         if book.connections.len() >= self.limits.max {
-            evicted = Some(book.evict_idlest(|_| true).ok_or(NotAdmitted::Full)?);
+            evicted = Some(book.evict(now, |_| true).ok_or(NotAdmitted::Full)?);
         }
         let (sender, eviction) = oneshot::channel();
         let number = book.number();
-        let connection = Connection { peer, idle_since: Some(number), _eviction: sender };
+        let idle_since = Some(number);
+        let connection = Connection { peer, idle_since, progress_at: None, _eviction: sender };
         book.connections.insert(number, connection);
         let permit = ConnectionPermit { admission: Arc::clone(self), peer, number };
         Ok(Admitted { permit, eviction, evicted })
@@ -178,6 +185,7 @@ impl<P> ConnectionPermit<P> {
         let since = since(&mut book);
         if let Some(connection) = book.connections.get_mut(&self.number) {
             connection.idle_since = since;
+            connection.progress_at = None;
         }
     }
 }
@@ -185,6 +193,20 @@ impl<P> ConnectionPermit<P> {
 impl<P> Drop for ConnectionPermit<P> {
     fn drop(&mut self) {
         self.admission.book().connections.remove(&self.number);
+    }
+}
+
+impl<P> Protection<P> {
+    /// Notes that the client takes its file now, so that it is not what keeps others out.
+    pub(crate) fn note_progress(&self) {
+        self.note_progress_at(Instant::now());
+    }
+
+    fn note_progress_at(&self, now: Instant) {
+        let permit = &self.0;
+        if let Some(connection) = permit.admission.book().connections.get_mut(&permit.number) {
+            connection.progress_at = Some(now);
+        }
     }
 }
 
@@ -202,6 +224,24 @@ impl<P> Book<P> {
 }
 
 impl<P: Peer> Book<P> {
+    /// Evicts the one of those that match that others can do without best; tells whose it was.
+    fn evict(&mut self, now: Instant, matches: impl Fn(&Connection<P>) -> bool) -> Option<P> {
+        self.evict_idlest(&matches).or_else(|| self.evict_slowest(now, &matches))
+    }
+
+    /// Evicts the connection whose client has taken nothing of its file for longest.
+    fn evict_slowest(
+        &mut self,
+        now: Instant,
+        matches: impl Fn(&Connection<P>) -> bool,
+    ) -> Option<P> {
+        let matching = self.connections.iter().filter(|(_, it)| matches(it));
+        let sent = matching.filter_map(|(number, it)| Some((it.progress_at?, *number)));
+        let is_slow = |(at, _): &(Instant, u64)| now.duration_since(*at) >= NO_PROGRESS_MAX;
+        let (_, number) = sent.min().filter(is_slow)?;
+        self.connections.remove(&number).map(|evicted| evicted.peer)
+    }
+
     /// Evicts the connection that has been idle longest of those that match; tells whose it was.
     fn evict_idlest(&mut self, matches: impl Fn(&Connection<P>) -> bool) -> Option<P> {
         let matching = self.connections.iter().filter(|(_, it)| matches(it));
@@ -305,6 +345,31 @@ mod tests {
         assert!(is_evicted(&mut second), "the first one was active later");
         assert_eq!(eviction.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         drop(permit);
+    }
+
+    /// Invariant (fair): Who takes nothing of what HTTP sends keeps nobody out of a full listener.
+    #[test]
+    fn a_client_that_takes_nothing_of_its_file_keeps_nobody_out() {
+        let start = Instant::now();
+        let admission = admission(3, 3, None);
+        let [mut slow, mut quick, mut other] = [1, 2, 3].map(|peer| {
+            let Admitted { permit, eviction, .. } = admit(&admission, address(peer)).unwrap();
+            (Arc::new(permit).protect_while(), eviction)
+        });
+        // The third is protected for another reason than a file.
+        for (protection, _) in [&slow, &quick] {
+            protection.note_progress_at(start);
+        }
+        let later = start + NO_PROGRESS_MAX;
+        let just_before = start + NO_PROGRESS_MAX.saturating_sub(Duration::from_millis(1));
+        let refused = admission.admit(address(4), just_before);
+        assert_eq!(refused.err(), Some(NotAdmitted::Full), "both have just taken something");
+        quick.0.note_progress_at(later);
+        let admitted = admission.admit(address(4), later).unwrap();
+        assert_eq!(admitted.evicted, Some(address(1)));
+        let ends = [&mut slow, &mut quick, &mut other].map(|(_, eviction)| eviction.try_recv());
+        let stays = Err(oneshot::error::TryRecvError::Empty);
+        assert_eq!(ends, [Err(oneshot::error::TryRecvError::Closed), stays.clone(), stays]);
     }
 
     #[test]

@@ -216,7 +216,8 @@ fn lease(address: Ipv4Addr, options: &Options<'_>) -> Result<Lease, Unusable> {
 
 fn prefix_of(mask: u32) -> Option<u8> {
     let ones = mask.leading_ones();
-    (mask.count_ones() == ones).then(|| u8::try_from(ones).ok())?
+    // Without a one everybody would be on the wire.
+    (ones > 0 && mask.count_ones() == ones).then(|| u8::try_from(ones).ok())?
 }
 
 /// The routes, or without any the router; a client that gets both ignores the router (RFC 3442).
@@ -369,6 +370,7 @@ mod tests {
         let good = answer(2, &MASK_AND_ROUTERS);
         assert!(told(&answer(2, &[])).contains("no subnet mask"));
         assert!(told(&answer(2, &[1, 4, 255, 0, 255, 0])).contains("255.0.255.0"));
+        assert!(told(&answer(2, &[1, 4, 0, 0, 0, 0])).contains("mask 0.0.0.0 is none"));
         for (address, shown) in [([0; 4], "0.0.0.0"), ([169, 254, 3, 1], "169.254.3.1")] {
             let mut nobody = good.clone();
             nobody[16..20].copy_from_slice(&address);

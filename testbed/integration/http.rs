@@ -394,6 +394,28 @@ fn silence_keeps_no_machine_out_and_ends_no_download() {
     download.read_exact(&mut vec![0; 32 << 20]).unwrap();
 }
 
+/// Invariant (fair): Who takes nothing of what HTTP sends keeps nobody out of a full listener.
+#[test]
+fn clients_that_take_nothing_of_their_files_keep_no_machine_out() {
+    let idle = Duration::from_mins(10);
+    let limits = http::HttpLimits { connections_max: 8, idle, ..http::HttpLimits::default() };
+    let boot_server = BootServer::with(limits);
+    boot_server.set_ramdisk_bytes(LARGE_BYTES);
+    let mut crowd = Vec::new();
+    for number in 1..=8 {
+        let mut greedy = connect_from(&boot_server, [127, 2, 0, number]).into_std().unwrap();
+        greedy.set_nonblocking(false).unwrap();
+        greedy.write_all(b"GET /deploy/initramfs HTTP/1.1\r\n\r\n").unwrap();
+        greedy.read_exact(&mut [0; 100]).unwrap();
+        crowd.push(greedy);
+    }
+    let began = Instant::now();
+    while boot_server.curl("ipxe.efi", &[]) != Ok(noise(42_000)) {
+        assert!(began.elapsed() < LIMIT, "all places are held");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
 #[test]
 fn a_file_that_shrinks_under_its_reader_is_no_whole_file() {
     let mut boot_server = BootServer::new();

@@ -28,7 +28,7 @@ use crate::iscsi::tgtd::{IQN, Tgtd};
 
 const MIB: u64 = 1 << 20;
 const STALL: Duration = Duration::from_secs(30);
-/// What the disk holds before.
+/// The byte of the disk's old content.
 const OLD: u8 = 0xAA;
 
 /// The way to a target's disk.
@@ -55,7 +55,8 @@ impl Connector for Way {
     }
 }
 
-/// An image in a file, and its bytes: data that repeats nowhere, with a hole in its midst and a run of written zeros.
+/// An image in a file, and its bytes: data that repeats nowhere, with a hole in its midst and a run
+/// of written zeros.
 struct Image {
     file: NamedTempFile,
     bytes: Vec<u8>,

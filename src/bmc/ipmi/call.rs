@@ -204,7 +204,10 @@ impl<'a> IpmiCall<'a> {
                     self.trouble = Trouble::Refused(command, completion);
                     sleep(pauses.next_pause()).await;
                 }
-                Verdict::Final => return Err(self.error(refused())),
+                Verdict::Final => {
+                    let trusted = sends_max == u32::MAX && self.is_doubtful(command);
+                    self.doubt(trusted, refused()).await?;
+                }
                 Verdict::Unclear => {
                     unclear += 1;
                     if unclear >= sends_max {
@@ -215,6 +218,12 @@ impl<'a> IpmiCall<'a> {
                 }
             }
         }
+    }
+
+    /// Whether a final refusal of this command contradicts what the BMC did before. A power command
+    /// may be right in one state and wrong in another: its caller knows which.
+    fn is_doubtful(&self, command: IpmiCommand) -> bool {
+        !matches!(command, IpmiCommand::ChassisControl(_)) && self.memory.trust.covers(command)
     }
 
     /// Takes a refusal for final, or waits before the next try: what was accepted before is not
@@ -460,9 +469,11 @@ impl<'a> IpmiCall<'a> {
                         return Ok(None);
                     }
                     Verdict::Final => {
+                        let trusted = self.memory.trust.covers_login();
                         let command = command.name();
                         let refused = IpmiErrorKind::CommandRefused { command, completion };
-                        return Err(self.error(refused));
+                        self.doubt(trusted, refused).await?;
+                        return Ok(None);
                     }
                     Verdict::Busy => self.trouble = Trouble::Busy(command, completion),
                     Verdict::Unclear | Verdict::Accepted => {

@@ -202,20 +202,23 @@ impl PowerCall for IpmiCall<'_> {
             PowerState::On => ChassisControl::PowerUp,
             PowerState::Off => ChassisControl::PowerDown,
         });
-        match self.command_few_times(command, 1).await {
-            Ok(_) => Ok(Switched::Accepted),
-            // Refused in this state: it is on its way already, or has just arrived. Refused for no
-            // clear reason: it may have been done all the same.
-            Err(error) => match error.kind {
-                IpmiErrorKind::CommandRefused { completion, .. }
-                    if completion == NOT_IN_THIS_STATE
-                        || Verdict::of(command, completion) == Verdict::Unclear =>
-                {
-                    Ok(Switched::Refused(error))
-                }
-                _ => Err(error),
-            },
-        }
+        let error = match self.command_few_times(command, 1).await {
+            Ok(_) => return Ok(Switched::Accepted),
+            Err(error) => error,
+        };
+        let IpmiErrorKind::CommandRefused { completion, .. } = error.kind else {
+            return Err(error);
+        };
+        // Refused in this state: it is on its way already, or has just arrived. Refused for no clear
+        // reason: it may have been done all the same. Refused though power commands were accepted
+        // before: a BMC that starts knows fewer commands.
+        let was_accepted = self.memory.trust.covers(command);
+        let may_pass = match Verdict::of(command, completion) {
+            Verdict::Unclear => true,
+            Verdict::Final => was_accepted || completion == NOT_IN_THIS_STATE,
+            Verdict::Accepted | Verdict::Busy | Verdict::Privilege => false,
+        };
+        if may_pass { Ok(Switched::Refused(error)) } else { Err(error) }
     }
 
     async fn ask_shutdown(&mut self) -> Result<bool, IpmiError> {

@@ -4,7 +4,11 @@
 //! take one refusal for final where the same was accepted before, nor send refused credentials at
 //! a rate that locks a user out.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::HashSet,
+    mem::{Discriminant, discriminant},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -61,8 +65,8 @@ impl Verdict {
 pub(super) struct Trust {
     /// Whether these credentials have opened a session that was good for a command.
     trusted: bool,
-    /// The commands it has done, by network function and number.
-    carried_out: BTreeSet<(u8, u8)>,
+    /// The kinds of commands it has done, whatever their data.
+    carried_out: HashSet<Discriminant<IpmiCommand>>,
     doubt: Option<Doubt>,
 }
 
@@ -82,15 +86,13 @@ impl Trust {
 
     /// Notes that a command was done.
     pub(super) fn note(&mut self, command: IpmiCommand) {
-        let (function, number, _) = command.encode();
-        self.carried_out.insert((function, number));
+        self.carried_out.insert(discriminant(&command));
         (self.trusted, self.doubt) = (true, None);
     }
 
-    /// Whether this command was done before.
+    /// Whether a command of this kind was done before.
     pub(super) fn covers(&self, command: IpmiCommand) -> bool {
-        let (function, number, _) = command.encode();
-        self.carried_out.contains(&(function, number))
+        self.carried_out.contains(&discriminant(&command))
     }
 
     /// Whether the credentials have worked before.

@@ -112,12 +112,12 @@ fn is_old_tar(head: &[u8]) -> bool {
     let Some(header) = head.first_chunk::<512>() else { return false };
     let sum = header.get(148..156).unwrap_or_default();
     let digits = sum.trim_ascii_start().split(|byte| matches!(byte, 0 | b' ')).next();
-    let told = digits.and_then(|digits| std::str::from_utf8(digits).ok());
-    let told = told.and_then(|digits| u32::from_str_radix(digits, 8).ok());
+    let stated = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+    let stated = stated.and_then(|digits| u32::from_str_radix(digits, 8).ok());
     let all: u32 = header.iter().copied().map(u32::from).sum();
     let own: u32 = sum.iter().copied().map(u32::from).sum();
     // Without a name there is no member.
-    header.first() != Some(&0) && told == Some(all - own + 8 * u32::from(b' '))
+    header.first() != Some(&0) && stated == Some(all - own + 8 * u32::from(b' '))
 }
 
 /// The format before .xz has no signature either: properties, the size of a dictionary, and a size

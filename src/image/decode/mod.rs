@@ -46,7 +46,7 @@ pub enum DecodeError {
     /// It cannot be read, or what it holds cannot be written.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// It was told to stop.
+    /// The work was stopped.
     #[error("cancelled")]
     Cancelled,
 }
@@ -126,11 +126,11 @@ pub fn decode(
         (Disk::Qcow2, None) => {
             let published_bytes = published.metadata()?.len();
             // Scaled, since an image is read in the order of the disk.
-            let mut told = |done: u64, all: u64| {
+            let mut report = |done: u64, all: u64| {
                 let behind = u128::from(published_bytes) * u128::from(done) / u128::from(all);
                 ticker.at(u64::try_from(behind).unwrap_or(published_bytes))
             };
-            qcow2::decode(published, into, limits.raw_bytes_max, &mut told)
+            qcow2::decode(published, into, limits.raw_bytes_max, &mut report)
         }
         (Disk::Qcow2, Some(_)) => {
             let disk_bytes = qcow2::Header::parse(head)?.bytes;
@@ -139,8 +139,8 @@ pub fn decode(
             let scratch = (limits.scratch)()?;
             let most = scratch_bytes_max(limits.raw_bytes_max);
             pour(unpacked, chunk, bytes, &scratch, most, &ticker)?;
-            let mut told = |_, _| ticker.still_there();
-            qcow2::decode(&scratch, into, limits.raw_bytes_max, &mut told)
+            let mut report = |_, _| ticker.still_there();
+            qcow2::decode(&scratch, into, limits.raw_bytes_max, &mut report)
         }
     }
 }
@@ -158,7 +158,7 @@ enum Disk {
     Qcow2,
 }
 
-/// What the published file is packed with. Whether it can be used is not looked at.
+/// The packing of the published file, without a check that it can be used.
 fn packing(published: &File) -> Result<Option<Packing>, DecodeError> {
     let mut head = [0; HEAD_BYTES];
     let bytes = published.read_at(&mut head, 0)?;
@@ -168,7 +168,7 @@ fn packing(published: &File) -> Result<Option<Packing>, DecodeError> {
     }
 }
 
-/// What the bytes in the outer layer are, if that can be used and is what the spec says.
+/// The format of the bytes in the outer layer, if it can be used and is the one in the spec.
 fn disk(head: &[u8], packing: Option<Packing>, format: ImageFormat) -> Result<Disk, DecodeError> {
     let place = packing
         .map_or_else(|| "the file".to_owned(), |packing| format!("what is in the {packing} file"));

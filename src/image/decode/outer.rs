@@ -225,7 +225,7 @@ trait Member<'a>: Read {
     /// Reads the one that begins there.
     fn begin(input: Input<'a>) -> Self;
 
-    /// What is behind it, once all of it was read.
+    /// The bytes behind it, once all of it was read.
     fn into_rest(self) -> Input<'a>;
 }
 

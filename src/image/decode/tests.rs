@@ -1,4 +1,4 @@
-//! What must hold for any bytes at all, and for images made by hand.
+//! Properties that hold for any bytes at all, and for images made by hand.
 
 use std::{
     io::{Read as _, Write as _},
@@ -17,7 +17,7 @@ const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 
 /// Far more than work on so little can need.
-const TOLD_MAX: usize = 10_000;
+const REPORTED_MAX: usize = 10_000;
 
 fn file(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
@@ -29,9 +29,9 @@ fn file(bytes: &[u8]) -> File {
 fn decode_bytes(bytes: &[u8], format: ImageFormat) -> Result<Vec<u8>, DecodeError> {
     let (published, into) = (file(bytes), tempfile::tempfile()?);
     let look = inspect(&published, format);
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     let mut progress = |at| {
-        told.push(at);
+        reported.push(at);
         ControlFlow::Continue(())
     };
     let mut limits = DecodeLimits {
@@ -41,7 +41,9 @@ fn decode_bytes(bytes: &[u8], format: ImageFormat) -> Result<Vec<u8>, DecodeErro
     };
     let result = decode(&published, format, &into, &mut limits);
     assert!(
-        told.len() < TOLD_MAX && told.is_sorted() && told.last() <= Some(&(bytes.len() as u64))
+        reported.len() < REPORTED_MAX
+            && reported.is_sorted()
+            && reported.last() <= Some(&(bytes.len() as u64))
     );
     assert!(into.metadata()?.len() <= MOST_BYTES);
     let mut raw = Vec::new();

@@ -108,9 +108,9 @@ pub enum FetchError {
         /// The path or URL.
         place: String,
         /// The digest in the spec.
-        wanted: Digest,
+        wanted: Box<Digest>,
         /// The digest of the file.
-        found: Digest,
+        found: Box<Digest>,
         /// Text after `; `: the server's description of the file and its first bytes; empty for a
         /// local file.
         came: String,

@@ -213,7 +213,8 @@ impl Download<'_> {
     async fn attempt(&mut self, sink: &mut Sink, watch: &Watch<'_>) -> Result<(), FetchError> {
         let from = sink.bytes();
         let answer = self.ask(from, watch).await?;
-        let differs = |total_bytes: u64| answer.total_bytes.is_some_and(|told| told != total_bytes);
+        let differs =
+            |total_bytes: u64| answer.total_bytes.is_some_and(|announced| announced != total_bytes);
         let has_changed = self.total_bytes.is_some_and(differs);
         match answer.body {
             Body::Beyond if answer.total_bytes == Some(from) => {

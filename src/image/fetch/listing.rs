@@ -26,7 +26,7 @@ pub fn fuzz(bytes: &[u8]) {
 
 /// A line of a file of checksums.
 #[derive(Debug, PartialEq, Eq)]
-struct Line<'a> {
+struct ListLine<'a> {
     /// `None` for an algorithm that hostler does not take.
     digest: Option<Digest>,
     /// The name as it is in the list; `None` where there is only a digest.
@@ -38,16 +38,16 @@ struct Line<'a> {
 /// SHA-256.
 pub(super) fn find(text: &[u8], source: &[u8], list: &[u8]) -> Result<Digest, String> {
     let text = plain_text(text);
-    let lines: Vec<Line<'_>> = text.split(|byte| *byte == b'\n').filter_map(parse).collect();
+    let lines: Vec<ListLine<'_>> = text.split(|byte| *byte == b'\n').filter_map(parse).collect();
     let name = last(source);
-    if let [Line { digest, name: None }] = lines.as_slice() {
+    if let [ListLine { digest, name: None }] = lines.as_slice() {
         return digest.clone().ok_or_else(|| too_weak(name));
     }
     let found = nearest(&lines, source, list);
     if found.is_empty() {
         // Publishers list the numbered file that a stable name leads to.
         return match lines.as_slice() {
-            [Line { digest, .. }] if is_of(last(list), name) => {
+            [ListLine { digest, .. }] if is_of(last(list), name) => {
                 digest.clone().ok_or_else(|| too_weak(name))
             }
             _ => Err(not_listed(&lines, name)),
@@ -75,7 +75,7 @@ fn is_of(list: &[u8], name: &[u8]) -> bool {
 }
 
 /// The lines about the file at `source` that come nearest to its whole path.
-fn nearest<'l, 't>(lines: &'l [Line<'t>], source: &[u8], list: &[u8]) -> Vec<&'l Line<'t>> {
+fn nearest<'l, 't>(lines: &'l [ListLine<'t>], source: &[u8], list: &[u8]) -> Vec<&'l ListLine<'t>> {
     let wanted = components(source);
     let directory = components(list);
     let inside = directory.split_last().and_then(|(_, directory)| wanted.strip_prefix(directory));
@@ -129,7 +129,7 @@ fn plain_text(text: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// Parses a line; `None` if it holds no checksum: a comment, a part of a signature.
-fn parse(line: &[u8]) -> Option<Line<'_>> {
+fn parse(line: &[u8]) -> Option<ListLine<'_>> {
     let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line).trim_ascii_end();
     // RFC 9580 section 7.2: a line signed in clear text that begins with a hyphen has two
     // characters before it.
@@ -141,7 +141,7 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
     };
     let (digest, name) = tagged(line).or_else(|| plain(line))?;
     let name = name.map(|name| if is_escaped { unescape(name) } else { Cow::Borrowed(name) });
-    Some(Line { digest, name })
+    Some(ListLine { digest, name })
 }
 
 /// The digest if it is one that is taken, and the name if there is one.
@@ -241,7 +241,7 @@ fn too_weak(name: &[u8]) -> String {
     )
 }
 
-fn not_listed(lines: &[Line<'_>], name: &[u8]) -> String {
+fn not_listed(lines: &[ListLine<'_>], name: &[u8]) -> String {
     let names: Vec<&[u8]> = lines.iter().filter_map(|line| line.name.as_deref()).collect();
     if names.is_empty() {
         return format!("has no checksum for {}, nor for any other file", shown(name));

@@ -115,7 +115,8 @@ impl Sources {
             Ok(())
         } else {
             let place = Self::shown(source);
-            Err(FetchError::Checksum { place, wanted: wanted.clone(), found, came })
+            let (wanted, found) = (Box::new(wanted.clone()), Box::new(found));
+            Err(FetchError::Checksum { place, wanted, found, came })
         }
     }
 

@@ -167,8 +167,8 @@ impl Web {
 
     /// The URL, and the end of its redirects.
     fn way_to(&self, end: &Url) -> String {
-        let (asked, end) = (shown(&self.url), shown(end));
-        if asked == end { asked } else { format!("{asked}, redirected to {end}") }
+        let (requested, end) = (shown(&self.url), shown(end));
+        if requested == end { requested } else { format!("{requested}, redirected to {end}") }
     }
 }
 
@@ -264,6 +264,10 @@ fn client() -> Result<Client, String> {
 fn redirect(attempt: Attempt<'_>) -> Action {
     if attempt.previous().len() > REDIRECTS_MAX {
         return attempt.error(format!("redirected more than {REDIRECTS_MAX} times"));
+    }
+    // The same request has the same answer: hostler keeps no cookies.
+    if attempt.previous().contains(attempt.url()) {
+        return attempt.error("redirected in a circle");
     }
     let was_safe = attempt.previous().iter().any(|url| url.scheme() == "https");
     if was_safe && attempt.url().scheme() != "https" {

@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn what_the_first_version_wrote_down_is_still_understood() {
-        // Of 64 KiB of zeros, 64 KiB of ones and a byte, as written by version 1.
+        // The digest of 64 KiB of zeros, 64 KiB of ones and a byte, as written by version 1.
         let ones = vec![1; BLOCK_SIZE];
         let file = content_of(|file| {
             file.set_len(2 * BLOCK_BYTES + 1).unwrap();
@@ -202,12 +202,12 @@ mod tests {
     fn it_stops_when_told_to() {
         let (file, sums) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         file.write_all_at(&vec![1; 4 * BLOCK_SIZE], 0).unwrap();
-        let mut beats = 0;
+        let mut heartbeats = 0;
         let content = survey(&file, &sums, &mut |_| {
-            beats += 1;
-            if beats == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            heartbeats += 1;
+            if heartbeats == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        assert_eq!((content.unwrap(), beats), (None, 2));
+        assert_eq!((content.unwrap(), heartbeats), (None, 2));
     }
 
     #[test]

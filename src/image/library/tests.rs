@@ -1,4 +1,4 @@
-//! What the library promises: one fetch for all, nothing given out that is not whole, nothing
+//! The promises of the library: one fetch for all, nothing given out that is not whole, nothing
 //! removed that is in use.
 
 use std::{
@@ -71,7 +71,7 @@ impl Site {
             .path(&Name::new(&digest(image), image.format), kind)
     }
 
-    /// What an agent leaves that was killed.
+    /// The state after an agent was killed.
     fn end_uncleanly(&self) {
         let session = self.options.cache_dir.join("session");
         let ended = fs::read_to_string(&session).unwrap();

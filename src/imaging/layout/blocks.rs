@@ -62,7 +62,7 @@ pub(super) fn counted_by(image: &ImageFile, mbr: &Mbr, disk: Geometry) -> Result
         sure => sure,
     };
     if let Some(block_bytes) = by_content {
-        // Blocks of other sizes are nobody's: what is not made for 512 bytes is judged by the disk
+        // No image has blocks of other sizes: what is not made for 512 bytes is judged by the disk
         // alone.
         let is_known = BLOCK_BYTES.contains(&disk.block_bytes) || block_bytes == usual;
         return Ok(if is_known { block_bytes } else { disk.block_bytes });

@@ -42,7 +42,7 @@ pub enum LayoutError {
     },
     /// Neither copy of the image's partition table is intact.
     #[error(
-        "the image's GUID partition table is damaged: {primary}; its backup at the \
+        "the image's GUID partition table cannot be used: {primary}; its backup at the \
          image's end: {backup}"
     )]
     Damaged {
@@ -51,6 +51,9 @@ pub enum LayoutError {
         /// The fault of the second copy.
         backup: String,
     },
+    /// There is nothing that a machine could boot.
+    #[error("the image's GUID partition table has no partitions")]
+    NoPartitions,
     /// The image has less than its table says.
     #[error(
         "the image ends at {image_bytes} bytes, its partition {number} at {end_bytes}; it was cut \

@@ -70,8 +70,11 @@ impl GptImage {
             }
         }
         let last_lba = (image.bytes() / u64::from(disk.block_bytes)).saturating_sub(1);
-        let copy = read_copy(image, disk, last_lba)?;
-        match copy.and_then(|copy| Ok((copy.own_blocks(), copy.into_primary()?))) {
+        let backup = match read_copy(image, disk, last_lba)? {
+            Ok(backup) => from_backup(image, disk, backup)?,
+            Err(damaged) => Err(damaged),
+        };
+        match backup {
             Ok((stale, gpt)) => {
                 tracing::warn!(
                     image = %image.path().display(), %primary,
@@ -85,6 +88,44 @@ impl GptImage {
             }),
         }
     }
+}
+
+/// The blocks of a backup, and the primary table made of it.
+type Restored = ([Range<u64>; 2], Gpt);
+
+/// Makes the table of the backup the primary one, and tells the blocks of the backup. The entries go
+/// where those of the damaged one are, or where nothing is: before the first partition may lie a
+/// boot loader, which single-board computers look for in the block behind the header.
+fn from_backup(
+    image: &ImageFile,
+    disk: Geometry,
+    backup: Gpt,
+) -> Result<Result<Restored, Damaged>, LayoutError> {
+    let at = |lba: u64| lba.saturating_mul(disk.block_bytes.into());
+    let own_blocks = backup.own_blocks();
+    let header = read(image, at(gpt::PRIMARY_LBA), disk.block_size())?;
+    let places = backup.primary_places(&header);
+    // A sound header is believed: only its entries are damaged.
+    let sound = Header::parse(header, gpt::PRIMARY_LBA).ok().map(|header| header.entries_lba());
+    let [mut same, mut empty] = [None; 2];
+    for place in places.iter().copied() {
+        let there = read(image, at(place), backup.entries().len())?;
+        if there == backup.entries() {
+            same = same.or(Some(place));
+        } else if there.iter().all(|byte| *byte == 0) {
+            empty = empty.or(Some(place));
+        }
+    }
+    // Nothing but the entries fits in front of the partitions.
+    let only = match places.as_slice() {
+        [first, rest @ ..] if rest.iter().all(|place| place == first) => Some(*first),
+        _ => None,
+    };
+    let place = sound.or(same).or(only).or(empty);
+    Ok(match place {
+        Some(place) => backup.into_primary_at(place).map(|gpt| (own_blocks, gpt)),
+        None => Err(Damaged::NO_PLACE),
+    })
 }
 
 /// One of the two copies of a table: the one whose header is at `lba`.

@@ -1,4 +1,4 @@
-//! What layouts promise, whatever the image and the disk.
+//! The promises of layouts for any image and any disk.
 
 use std::{ops::Range, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
@@ -131,7 +131,7 @@ fn cases() -> impl Strategy<Value = (u32, Vec<Range<u64>>, u64, u64)> {
     )
 }
 
-/// What disks say they work best in: nothing, RAIDs, limits of adapters, nonsense.
+/// Optimal transfer lengths that disks state: none, RAIDs, limits of adapters, nonsense.
 fn optima() -> impl Strategy<Value = u32> {
     prop_oneof![
         Just(0),

@@ -74,6 +74,9 @@ fn needs_of_blocks(
     match ImageTable::of(image, disk)? {
         ImageTable::Gpt(GptImage { mut gpt, .. }) => {
             let areas = gpt_areas(&gpt, image, disk)?;
+            if areas.is_empty() {
+                return Err(LayoutError::NoPartitions);
+            }
             let mut end = gpt_end(&gpt, &areas, image, disk)?;
             if config_drive {
                 end = drive::least_end(image, &areas, end, |place| {

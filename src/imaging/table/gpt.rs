@@ -87,6 +87,14 @@ fn random(mut bytes: Guid) -> Guid {
 #[error("{0}")]
 pub(in crate::imaging) struct Damaged(&'static str);
 
+impl Damaged {
+    /// The backup is good, and what lies before the partitions must not be overwritten.
+    pub(in crate::imaging) const NO_PLACE: Self = Self(
+        "it is good, but nobody knows where the first table had its entries, and what lies before \
+         the partitions may be a boot loader",
+    );
+}
+
 /// A header, checked by itself.
 #[derive(Clone, Debug)]
 pub(in crate::imaging) struct Header {
@@ -138,9 +146,10 @@ impl Header {
         ensure(sane, "its entries have a wrong size")?;
         let entry_bytes = entry_bytes as usize;
         let entries_bytes = (u32_at(header, ENTRY_COUNT_AT) as usize).saturating_mul(entry_bytes);
+        ensure(entries_bytes > 0, "it has no entries")?;
         ensure(
-            (1..=ENTRIES_BYTES_MAX).contains(&entries_bytes),
-            "it has a wrong number of entries",
+            entries_bytes <= ENTRIES_BYTES_MAX,
+            "it has more than 128 KiB of entries, which is the most that hostler takes",
         )?;
         let entries_lba = u64_at(header, ENTRIES_LBA_AT);
         ensure(entries_lba > PRIMARY_LBA, "its entries overlap its header")?;
@@ -201,14 +210,38 @@ impl Gpt {
         Ok(gpt)
     }
 
-    /// The same, if it can be written where a primary one belongs.
-    pub(in crate::imaging) fn into_primary(mut self) -> Result<Self, Damaged> {
-        if self.header.my_lba != PRIMARY_LBA {
-            self.header.entries_lba = PRIMARY_LBA + 1;
-        }
+    /// The same, if it can be written where a primary one belongs; the entries of a backup come right
+    /// behind the header.
+    pub(in crate::imaging) fn into_primary(self) -> Result<Self, Damaged> {
+        let Header { my_lba, entries_lba, .. } = self.header;
+        self.into_primary_at(if my_lba == PRIMARY_LBA { entries_lba } else { PRIMARY_LBA + 1 })
+    }
+
+    /// The same with its entries from this block on, if they can be there.
+    pub(in crate::imaging) fn into_primary_at(mut self, entries_lba: u64) -> Result<Self, Damaged> {
+        (self.header.my_lba, self.header.entries_lba) = (PRIMARY_LBA, entries_lba);
         let [_, entries] = self.own_blocks();
-        ensure(entries.end <= self.header.first_usable, "its entries lie where partitions may")?;
+        ensure(
+            entries.start > PRIMARY_LBA && entries.end <= self.header.first_usable,
+            "its entries lie where partitions may",
+        )?;
         Ok(self)
+    }
+
+    /// The blocks where the entries of the primary copy may have begun, likeliest first: where its
+    /// header says, at the usual place, and right before the partitions.
+    pub(in crate::imaging) fn primary_places(&self, primary: &[u8]) -> Vec<u64> {
+        let named = is_header(primary).then(|| u64_at(primary, ENTRIES_LBA_AT));
+        let last = self.header.first_usable.checked_sub(self.header.entry_blocks());
+        let usual = PRIMARY_LBA + 1;
+        let mut places: Vec<u64> = named.into_iter().chain([usual]).chain(last).collect();
+        places.retain(|place| last.is_some_and(|last| (usual..=last).contains(place)));
+        places
+    }
+
+    /// The bytes of all entries.
+    pub(in crate::imaging) fn entries(&self) -> &[u8] {
+        &self.entries
     }
 
     /// The blocks of its header and its entries.

@@ -21,9 +21,9 @@ pub(in crate::imaging) const FAT: u8 = 0x0c;
 /// Type of the partition that stands for a GUID partition table.
 const PROTECTIVE: u8 = 0xee;
 
-/// What a BIOS runs of a disk without a boot loader: INT 18h, at which it goes on to its next boot
-/// device (BIOS Boot Specification 1.01 §6.7), and a halt if it comes back. Zeros are instructions
-/// too, and a machine that runs into them hangs.
+/// Code that a BIOS runs of a disk without a boot loader: INT 18h, at which it goes on to its next
+/// boot device (BIOS Boot Specification 1.01 §6.7), and a halt if it comes back. Zeros are
+/// instructions too, and a machine that runs into them hangs.
 const NO_BOOT_LOADER: [u8; 5] = [0xcd, 0x18, 0xf4, 0xeb, 0xfd];
 
 const DISK_ID_AT: usize = 440;

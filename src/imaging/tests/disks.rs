@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::imaging::{Connector, Volume, VolumeError};
 
-/// What a disk holds before: a block of it left over is seen at once.
+/// The byte of a disk's old content: a block of it left over is seen at once.
 pub(super) const OLD: u8 = 0xAA;
 
 /// The transfer length it states to work best with.
@@ -43,12 +43,12 @@ pub(super) enum Quirk {
     ShortReads,
     /// Every call takes a few milliseconds.
     Slow,
-    /// The same, and a write once begun is carried out, whether anybody waits for it or not: so do
+    /// The same, and a write once begun is performed, whether anybody waits for it or not: so do
     /// real targets. Zeros are faster than data, so that a wipe overtakes the writes before it.
     CarriesOut,
     /// Each connection carries one write at a time, for [`WRITE_TIME`].
     Narrow(Further),
-    /// Carries out one command of 64 KiB after the other, in turn for all calls, in [`CREEP`] each.
+    /// Performs one command of 64 KiB after the other, in turn for all calls, in [`CREEP`] each.
     Creeps {
         /// Each connection breaks after so many.
         breaks_after: u64,
@@ -71,9 +71,9 @@ pub(super) const CREEP: Duration = Duration::from_millis(2);
 pub(super) const CREEP_BYTES: u64 = 64 << 10;
 
 /// The time of a write on a narrow connection.
-pub(super) const WRITE_TIME: Duration = Duration::from_millis(20);
+pub(super) const WRITE_TIME: Duration = Duration::from_millis(30);
 
-/// What becomes of further connections to a narrow disk, while the first is open.
+/// The effect of further connections to a narrow disk, while the first is open.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Further {
     /// From the first of them on, every one takes a quarter of the time.
@@ -95,7 +95,7 @@ pub(super) struct Wrote {
     pub(super) open: usize,
 }
 
-/// What a disk has done, in the order of completion.
+/// An act of a disk, in the order of completion.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Did {
     Write(Range<u64>),
@@ -107,7 +107,7 @@ pub(super) enum Did {
 /// Writes of which no flush has taken care.
 #[derive(Debug, Default)]
 struct Cache {
-    /// What the disk holds without them.
+    /// The content of the disk without them.
     durable: Vec<u8>,
     writes: Vec<(u64, Bytes)>,
 }
@@ -224,7 +224,7 @@ impl FileDisk {
         cache.durable = content;
     }
 
-    /// What the disk would hold then.
+    /// The content of the disk after a power failure.
     pub(super) fn survives(&self, mut keeps: impl FnMut() -> bool) -> Vec<u8> {
         let cache = self.cache.lock().unwrap();
         let mut content = cache.durable.clone();
@@ -408,7 +408,7 @@ pub(super) struct Connection {
     moved_bytes: AtomicU64,
 }
 
-/// What its writes go through.
+/// The link that a connection's writes share.
 #[derive(Debug)]
 struct Link {
     number: usize,

@@ -1,4 +1,4 @@
-//! What the pipeline promises about a disk, on real files and on disks that misbehave.
+//! The promises of the pipeline, on real files and on disks that misbehave.
 
 mod connection_pool;
 mod disks;
@@ -81,7 +81,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
-/// What a disk of old content must hold afterwards: the image, its padding, both ends wiped,
+/// The content of a disk of old content afterwards: the image, its padding, both ends wiped,
 /// everything else as it was.
 fn expected(image: &[u8], disk_bytes: u64, block: u32) -> Vec<u8> {
     let disk = usize::try_from(disk_bytes / u64::from(block) * u64::from(block)).unwrap();

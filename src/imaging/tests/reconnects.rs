@@ -49,7 +49,7 @@ async fn whenever_the_power_fails_the_disk_is_complete_or_does_not_boot() {
                 done = bench.begin(&disk) => panic!("not dead after {calls} calls: {done:?}"),
                 () = disk.wait_for_calls(calls + 1) => {}
             }
-            // What is under way at other threads ends or hangs.
+            // Calls in flight on other threads end or hang.
             tokio::time::sleep(Duration::from_millis(2)).await;
             let mut random = fastrand::Rng::with_seed(seed);
             disk.lose(|| random.bool());
@@ -82,7 +82,7 @@ async fn a_disk_that_stays_away_is_given_up_after_the_stall_limit() {
     assert!((1..10).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
 
-/// What a creeping disk moves in a second at most, at one command in [`CREEP`].
+/// Bytes that a creeping disk moves in a second at most, at one command in [`CREEP`].
 const CREEPS_BYTES_PER_S: u64 = CREEP_BYTES * 500;
 
 #[test]

@@ -38,7 +38,7 @@ fn only_what_was_not_carried_out_is_tried_again() {
     assert_eq!(verdict(1, 0, &[]), Verdict::Failed(ScsiFailure::TargetFailure(1)));
 }
 
-/// What the scripted target says to one command.
+/// The scripted target's reply to one command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reply {
     Good,
@@ -224,18 +224,18 @@ async fn a_busy_target_is_asked_again_after_a_pause_and_not_for_ever() {
     let busy = [Reply::Status(0x08), Reply::Status(0x28), Reply::Sense(2, 0x04)];
     assert_eq!(write_to(busy[..2].iter().copied()).await, (Ok(()), 3));
     assert_eq!(began.elapsed().as_millis() / 10, 6, "20 ms, then 40 ms");
-    let (result, asked) = write_to(std::iter::repeat_n(Reply::Status(0x28), 1000)).await;
+    let (result, tries) = write_to(std::iter::repeat_n(Reply::Status(0x28), 1000)).await;
     assert_eq!(result, Err(IscsiErrorKind::Scsi(ScsiFailure::Status(0x28))));
-    assert!((30..50).contains(&asked) && began.elapsed() < Duration::from_secs(32), "{asked}");
+    assert!((30..50).contains(&tries) && began.elapsed() < Duration::from_secs(32), "{tries}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_unit_attention_is_answered_by_the_same_command_and_not_for_ever() {
     assert_eq!(write_to([Reply::Sense(6, 0x29), Reply::Sense(6, 0x3f)]).await, (Ok(()), 3));
     let attention = Sense { key: 6, asc: 0x29, ascq: 0 };
-    let (result, asked) = write_to(std::iter::repeat_n(Reply::Sense(6, 0x29), 100)).await;
+    let (result, tries) = write_to(std::iter::repeat_n(Reply::Sense(6, 0x29), 100)).await;
     assert_eq!(result, Err(IscsiErrorKind::Scsi(ScsiFailure::Sense(attention))));
-    assert_eq!(asked, 17);
+    assert_eq!(tries, 17);
 }
 
 #[tokio::test(start_paused = true)]

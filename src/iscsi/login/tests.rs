@@ -125,19 +125,19 @@ fn a_target_cannot_get_round_chap() {
     let challenge = (SECURITY, "CHAP_A=5|CHAP_I=5|CHAP_C=0xabcd|");
     let reflected =
         format!("CHAP_N=target|CHAP_R=0x{}|", hex(&chap::response(7, &mutual.secret, &[9; 16])));
-    let not_asked = || refused(LoginRefusal::ChapNotAsked);
+    let not_demanded = || refused(LoginRefusal::ChapNotAsked);
     let unproven = || refused(LoginRefusal::TargetUnproven);
     for (chap, answers, expected) in [
-        (&one_way, vec![(SECURITY, "AuthMethod=None|")], not_asked()),
-        (&one_way, vec![(SECURITY, "AuthMethod=Reject|")], not_asked()),
-        (&one_way, vec![(SECURITY, "")], not_asked()),
-        (&one_way, vec![(TO_OPERATIONAL, "AuthMethod=CHAP|")], not_asked()),
+        (&one_way, vec![(SECURITY, "AuthMethod=None|")], not_demanded()),
+        (&one_way, vec![(SECURITY, "AuthMethod=Reject|")], not_demanded()),
+        (&one_way, vec![(SECURITY, "")], not_demanded()),
+        (&one_way, vec![(TO_OPERATIONAL, "AuthMethod=CHAP|")], not_demanded()),
         (
             &one_way,
             vec![(TO_FULL, "AuthMethod=None|")],
             Err(violation("a login response of another stage")),
         ),
-        (&one_way, vec![ask, (TO_OPERATIONAL, "")], not_asked()),
+        (&one_way, vec![ask, (TO_OPERATIONAL, "")], not_demanded()),
         (&mutual, vec![ask, challenge, (TO_OPERATIONAL, "")], unproven()),
         (&mutual, vec![ask, challenge, (SECURITY, "CHAP_N=target|CHAP_R=0x00|")], unproven()),
         (&mutual, vec![ask, challenge, (TO_OPERATIONAL, &reflected)], unproven()),

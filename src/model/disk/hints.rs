@@ -426,6 +426,7 @@ mod tests {
         for change in [
             (|disk| disk.size += 1) as fn(&mut Disk),
             |disk| disk.serial = Some("another".into()),
+            |disk| disk.serial = None,
             |disk| disk.wwn = Some("naa.5000c500a1b2c3d5".into()),
             |disk| disk.wwn = None,
             |disk| disk.logical_block_size = 4096,
@@ -434,6 +435,15 @@ mod tests {
             change(&mut one);
             let chosen = first.choose(&[one, other]).map(|disk| disk.name.clone());
             assert!(matches!(chosen, Err(NoRootDevice::Ambiguous { .. })), "{chosen:?}");
+        }
+        // What firmware says that has no name for a disk, nor a serial number.
+        for nobodys in ["naa.0000000000000000", "eui.ffffffffffffffff", ""] {
+            let [mut one, mut other, _] = catalog();
+            for disk in [&mut one, &mut other] {
+                (disk.wwn, disk.serial) = (Some(nobodys.to_owned()), None);
+            }
+            let chosen = first.choose(&[one, other]).map(|disk| disk.name.clone());
+            assert!(matches!(chosen, Err(NoRootDevice::Ambiguous { .. })), "{nobodys}: {chosen:?}");
         }
     }
 

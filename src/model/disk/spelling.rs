@@ -95,14 +95,22 @@ pub(super) fn is_same_path(hint: &str, value: &str) -> bool {
 }
 
 impl Disk {
-    /// Whether this is the same disk, which the kernel shows once for each way to it.
+    /// Whether this is the same disk, which the kernel shows once for each way to it. Either way says
+    /// the same of it, and a name of one digit over and over is what firmware without a name says.
     pub(super) fn is_another_path_of(&self, other: &Self) -> bool {
-        let same_wwn = |(one, two): (&String, &String)| is_same_wwn(one, two);
-        let serials = self.serial.as_ref().zip(other.serial.as_ref());
+        let same_wwn = |(one, two): (&String, &String)| {
+            let name = bare_wwn(one);
+            let is_name = name.chars().any(|digit| !name.starts_with(digit));
+            is_name && is_same_wwn(one, two)
+        };
         self.wwn.as_ref().zip(other.wwn.as_ref()).is_some_and(same_wwn)
             && self.size == other.size
             && self.logical_block_size == other.logical_block_size
-            && serials.is_none_or(|(one, two)| is_same_text(one, two))
+            && match (&self.serial, &other.serial) {
+                (Some(one), Some(two)) => is_same_text(one, two),
+                (None, None) => true,
+                (Some(_), None) | (None, Some(_)) => false,
+            }
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) struct SendReport {
     pub(super) path: String,
     pub(super) began: Instant,
     /// Keeps the connection from being evicted while its file is sent.
-    pub(super) _protection: Protection,
+    pub(super) protection: Protection,
 }
 
 #[derive(Debug)]
@@ -103,6 +103,9 @@ impl Body for FileBody {
         }
         this.at += read.len() as u64;
         this.activity.note();
+        if let Some(report) = &this.report {
+            report.protection.note_progress();
+        }
         Poll::Ready(Some(Ok(Frame::data(read))))
     }
 
@@ -120,7 +123,8 @@ impl Body for FileBody {
 /// next file.
 impl Drop for FileBody {
     fn drop(&mut self) {
-        let Some(SendReport { catalog, peer, kind, path, began, _protection }) = self.report.take()
+        let Some(SendReport { catalog, peer, kind, path, began, protection: _ended }) =
+            self.report.take()
         else {
             return;
         };

@@ -176,7 +176,7 @@ async fn respond<B>(
             let range = request.headers().get(RANGE).and_then(|range| range.to_str().ok());
             let bytes = range.map_or(Some(0..all), |range| range::wanted(range, all));
             let Some(bytes) = bytes else { return past_the_end(all) };
-            let report = SendReport { catalog, peer, kind, path, began, _protection: protection };
+            let report = SendReport { catalog, peer, kind, path, began, protection };
             match FileBody::new(file, bytes.clone(), report, activity) {
                 Ok(body) => found(&bytes, all, Either::Right(body)),
                 Err(error) => {

@@ -155,9 +155,11 @@ fn a_password_file_is_waited_for_and_what_cannot_be_a_password_is_never_sent() {
     site.write(NODE, &machine.spec(&site));
     let status = waits_for(&site, "PasswordUnreadable");
     assert!(status.message.contains("secrets/edge-07.bmc"), "{}", status.message);
-    for (content, why) in
-        [(&b""[..], "is empty"), (b"\xef\xbb\xbfcorrect-horse\n", "byte order mark")]
-    {
+    for (content, why) in [
+        (&b""[..], "is empty"),
+        (b"\xef\xbb\xbfcorrect-horse\n", "byte order mark"),
+        (b"$ANSIBLE_VAULT;1.1;AES256\n6162\n", "IPMI 2.0 allows 20"),
+    ] {
         std::fs::write(&file, content).unwrap();
         site.until(NODE, why, |status| status.message.contains(why));
     }

@@ -1,4 +1,5 @@
-//! Root images: what blkid and hostler say of the same ones, and the boot partition made of what one brings.
+//! Root images: what blkid and hostler say of the same ones, and the boot partition made of what
+//! one brings.
 
 use std::{
     fs::{self, File},
@@ -86,6 +87,22 @@ fn what_is_no_disk_is_named_with_what_to_write_and_disks_are_let_be() {
         .unwrap();
     let error = check_disk(&open(&no_protection)).unwrap_err().to_string();
     assert!(error.contains("whose protective master boot record is missing"), "{error}");
+    let signed: [(&[&str], &str); 2] = [
+        // As every kernel for x86 begins (Linux x86 boot protocol).
+        (
+            &[
+                "sh",
+                "-c",
+                "printf '\\125\\252\\353\\146HdrS' | dd of=$0 bs=1 seek=510 conv=notrunc",
+            ],
+            "a Linux kernel",
+        ),
+        (&["sh", "-c", "echo label: dos | sfdisk -q $0"], "without partitions"),
+    ];
+    for (command, name) in signed {
+        let error = check_disk(&open(&made(command, 64))).unwrap_err().to_string();
+        assert!(error.contains(name), "{command:?}: {error}");
+    }
     let disks: [&[&str]; 3] = [
         &["sgdisk", "-n", "1:0:0"],
         &["sh", "-c", "echo ,,83 | sfdisk -q -X dos $0"],

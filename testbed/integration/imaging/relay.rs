@@ -1,4 +1,5 @@
-//! A TCP relay between initiator and target that cuts lines, gives each a part of the path, or has writes to a place undone.
+//! A TCP relay between initiator and target that cuts lines, gives each a part of the path, or has
+//! writes to a place undone.
 
 #![expect(
     clippy::indexing_slicing,
@@ -30,8 +31,8 @@ pub(crate) enum Trouble {
     Narrow(u64),
     /// The same, and cuts the second after so many bytes.
     NarrowCutsSecond(u64, u64),
-    /// Puts this byte in place of everything that is written to a range of the disk: what was there before, as if the write had been
-    /// acknowledged and dropped. Blocks have 512 bytes.
+    /// Puts this byte in place of everything that is written to a range of the disk: what was there
+    /// before, as if the write had been acknowledged and dropped. Blocks have 512 bytes.
     Drops(Range<u64>, u8),
 }
 
@@ -182,7 +183,8 @@ fn number(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |all, byte| all << 8 | u64::from(*byte))
 }
 
-/// Changes what a write's PDU carries for the range. `writes` knows where each write under way begins on the disk.
+/// Changes what a write's PDU carries for the range. `writes` knows where each write under way
+/// begins on the disk.
 fn undo(pdu: &mut [u8], writes: &mut HashMap<u64, u64>, range: &Range<u64>, old: u8) {
     let tag = number(&pdu[16..20]);
     let at = match pdu[0] & 0x3f {

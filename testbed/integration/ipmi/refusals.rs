@@ -49,6 +49,47 @@ async fn a_refusal_of_the_moment_after_a_power_change_is_asked_again() {
 
 /// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
 /// tries.
+/// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
+/// tries.
+#[tokio::test]
+async fn a_command_that_was_accepted_before_is_asked_again_whatever_the_refusal() {
+    // Boot flags, the session's privilege and power commands, with codes that are final at first.
+    let habits = [
+        "000805=d5*2",
+        "000805=c1*1",
+        "000805=80*1",
+        "063b=c1*2",
+        "063b=d5*1",
+        "0002=c1*1",
+        "0002=d6*1",
+    ];
+    for habit in habits {
+        let simulator = pyghmi(&["--refuse-after-power", habit]);
+        let bmc = bmc(simulator.port);
+        let set = async |device, persistence| {
+            let set = bmc.set_boot_device(device, persistence, Firmware::Bios, at_length()).await;
+            set.unwrap_or_else(|e| panic!("{habit}: {e}"));
+        };
+        let reach = async |state| {
+            let reached = bmc.reach_power(state, at_length()).await;
+            reached.unwrap_or_else(|e| panic!("{habit}: {e}"));
+        };
+        set(BootDevice::Pxe, BootPersistence::NextBoot).await;
+        reach(PowerState::On).await;
+        reach(PowerState::Off).await;
+        set(BootDevice::Disk, BootPersistence::Persistent).await;
+        assert_eq!(simulator.events("boot").last().unwrap()["flags"], "c008000000", "{habit}");
+    }
+    // What it never did is not asked for twice.
+    let simulator = pyghmi(&["--refuse", "000805=c1"]);
+    let bmc = bmc(simulator.port);
+    assert_eq!(bmc.power_state(soon()).await.unwrap(), PowerState::Off);
+    let once = BootPersistence::NextBoot;
+    let set = bmc.set_boot_device(BootDevice::Pxe, once, Firmware::Bios, soon()).await;
+    let (command, completion) = ("set boot options", 0xc1);
+    assert_eq!(set.unwrap_err().kind, IpmiErrorKind::CommandRefused { command, completion });
+}
+
 #[tokio::test]
 async fn a_user_who_is_unknown_for_seconds_after_a_power_change_is_asked_for_again() {
     for driver in DRIVERS {

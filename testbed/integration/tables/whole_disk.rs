@@ -260,8 +260,64 @@ fn an_image_with_a_damaged_table_is_written_with_its_backup_and_with_two_of_them
     overwrite(&file, 64 * MIB - 512, &[0; 512]);
     assert_eq!(
         refusal(&image(&file), disk, None),
-        "the image's GUID partition table is damaged: its entries are damaged; its backup at the image's end: there is none"
+        "the image's GUID partition table cannot be used: its entries are damaged; its backup \
+         at the image's end: there is none"
     );
+}
+
+/// Invariant (disk): A partition table restored from its backup overwrites nothing before the
+/// partitions.
+#[test]
+fn a_backup_that_is_used_leaves_a_loader_before_the_partitions_alone() {
+    let bench = Bench::new();
+    let disk = geometry(200 * MIB);
+    let loader = b"LOADER".repeat(85);
+    // The entries far behind the header, as for boards that boot from the block between; one that
+    // leaves room and does not use it; and one that has the loader behind its entries.
+    for (label, arguments, loader_at) in [
+        ("moved", &["-a1", "-j", "2048", "-n1:4096:50000"][..], 2 * 512),
+        ("behind", &["-n1:4096:50000", "-a1", "-j", "2"], 2040 * 512),
+    ] {
+        let file = bench.file(label, 64 * MIB);
+        run("sgdisk", arguments, &file, "");
+        if label == "behind" {
+            run("sfdisk", &["-q"], &file, "label: gpt\nfirst-lba: 2048\nstart=4096,size=40000\n");
+        }
+        overwrite(&file, loader_at, &loader);
+        let good = partitions(&file);
+        // One byte of the header: of the disk's GUID, or of the place of its entries.
+        for damaged in [56, 72, 0] {
+            let sound = bytes_of(&file, &(512..1024));
+            overwrite(&file, 512 + damaged, &[sound[usize::try_from(damaged).unwrap()] ^ 2]);
+            let layout = whole_disk(&image(&file), disk, None, &mut guids()).unwrap();
+            let written = bench.disk(&layout, disk);
+            assert_good_gpt(&written);
+            assert_eq!(partitions(&written), good, "{label} {damaged}");
+            let kept = bytes_of(&written, &(loader_at..loader_at + 510));
+            assert!(kept == loader, "{label} {damaged}: the loader is overwritten");
+            overwrite(&file, 512, &sound);
+        }
+    }
+    // Neither the same entries nor zeros anywhere.
+    let file = bench.file("unclear", 64 * MIB);
+    run("sfdisk", &["-q"], &file, "label: gpt\nfirst-lba: 2048\nstart=4096,size=40000\n");
+    overwrite(&file, 512, &[7; 2047 * 512]);
+    let error = refusal(&image(&file), disk, None);
+    assert!(error.contains("may be a boot loader"), "{error}");
+}
+
+#[test]
+fn a_table_without_partitions_or_with_too_many_entries_is_told_as_such() {
+    let bench = Bench::new();
+    let disk = geometry(200 * MIB);
+    let empty = bench.file("empty", 64 * MIB);
+    run("sgdisk", &["-o"], &empty, "");
+    let error = whole_disk_needs(&image(&empty), false).unwrap_err();
+    assert!(error.to_string().ends_with("has no partitions"), "{error}");
+    let large = bench.file("large", 64 * MIB);
+    run("sgdisk", &["-S", "2048", "-n1:4096:50000"], &large, "");
+    let error = refusal(&image(&large), disk, None);
+    assert!(error.contains("more than 128 KiB of entries"), "{error}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ use super::{DecodeError, kind::HEAD_BYTES, sparse, too_large};
 const WORKERS_MAX: usize = 4;
 
 /// Units that the workers may be ahead of the reported progress.
-const TOLD_MAX: usize = 64;
+const REPORTED_MAX: usize = 64;
 
 /// Writes the disk's bytes to `into`, an empty file. Tells how many are done, and of how many.
 pub(super) fn decode(
@@ -48,17 +48,17 @@ pub(super) fn decode(
     into.set_len(bytes)?;
     let workers = thread::available_parallelism().map_or(1, NonZero::get).min(WORKERS_MAX);
     thread::scope(|scope| {
-        let (teller, told) = sync_channel(TOLD_MAX);
+        let (reporter, reported) = sync_channel(REPORTED_MAX);
         for _ in 0..workers {
-            let (work, teller) = (&work, teller.clone());
+            let (work, reporter) = (&work, reporter.clone());
             thread::Builder::new().name("qcow2".to_owned()).spawn_scoped(scope, move || {
                 // Nobody listens once another worker failed or the work was cancelled.
-                work.run(&teller).or_else(|error| teller.send(Err(error))).unwrap_or_default();
+                work.run(&reporter).or_else(|error| reporter.send(Err(error))).unwrap_or_default();
             })?;
         }
-        drop(teller);
+        drop(reporter);
         let mut done = 0;
-        for unit_end in told {
+        for unit_end in reported {
             done = done.max(unit_end?);
             tell(done, bytes)?;
         }
@@ -77,7 +77,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Takes one unit of the disk after the other until none is left.
-    fn run(&self, teller: &SyncSender<Result<u64, DecodeError>>) -> Result<(), DecodeError> {
+    fn run(&self, reporter: &SyncSender<Result<u64, DecodeError>>) -> Result<(), DecodeError> {
         let mut cluster = Cluster::new(self.tables.header())?;
         let (unit, disk) = (self.tables.unit_bytes(), self.tables.header().bytes);
         let mut buffer = vec![0; usize::try_from(unit).unwrap_or(usize::MAX)];
@@ -93,7 +93,7 @@ impl Work<'_> {
             }
             // A hole may be larger than a unit.
             self.next.fetch_max(disk_at, Ordering::Relaxed);
-            if teller.send(Ok(disk_at)).is_err() {
+            if reporter.send(Ok(disk_at)).is_err() {
                 return Ok(());
             }
         }

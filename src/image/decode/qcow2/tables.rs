@@ -64,7 +64,7 @@ impl<'a> Tables<'a> {
         self.header
     }
 
-    /// What is looked up at once: whole clusters, within one table of the second level.
+    /// Extents looked up at once: whole clusters, within one table of the second level.
     pub(super) fn unit_bytes(&self) -> u64 {
         UNIT_BYTES_MAX.min(self.header.l2_covers())
     }

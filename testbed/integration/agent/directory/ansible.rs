@@ -184,6 +184,27 @@ fn ansible_has_no_half_of_its_files_acted_on_and_none_that_is_wrong() {
     assert_eq!(macs("a").unwrap()[0].to_string(), "52:54:01:00:00:01");
 }
 
+/// Invariant (spec): The Ansible example says nothing of a machine that its inventory does not name.
+#[test]
+fn ansible_puts_nothing_back_of_a_machine_that_it_does_not_name_any_more() {
+    let site = Site::new();
+    let nobody = |name: &str, number: u8| {
+        let (mac, bmc) = (format!("52:54:01:00:00:{number:02x}"), format!("127.1.0.{number}"));
+        json!({"name": name, "mac": mac, "bmc": bmc, "redeploy": "old"})
+    };
+    let (a, b, c) = (nobody("a", 1), nobody("b", 2), nobody("c", 3));
+    let specs = ["--tags", "specs"];
+    play(&site, &inventory_of(&site, &json!([a, b, c]), &[]), &specs);
+    // From now on somebody else says what `b` is to be, and nobody what `c` is.
+    let by_hand = site.path("nodes/b.toml");
+    let text = fs::read_to_string(&by_hand).unwrap().replace("old", "new");
+    fs::write(&by_hand, &text).unwrap();
+    fs::remove_file(site.path("nodes/c.toml")).unwrap();
+    play(&site, &inventory_of(&site, &json!([a]), &[]), &specs);
+    assert_eq!(fs::read_to_string(&by_hand).unwrap(), text);
+    assert!(site.path("nodes/a.toml").exists() && !site.path("nodes/c.toml").exists());
+}
+
 #[test]
 fn the_example_inventory_makes_good_specs() {
     let site = Site::new();

@@ -219,7 +219,7 @@ async fn a_refusal_is_told_with_its_status_and_no_secret_and_at_once() {
             ),
         ),
         (nginx.url("denied"), "denied: the server answered 403 Forbidden"),
-        (nginx.url("loop"), "loop: redirected more than 10 times"),
+        (nginx.url("loop"), "loop: redirected in a circle"),
         ("ftp://127.0.0.1/a".to_owned(), "ftp is neither http nor https"),
         ("http://exa mple/a".to_owned(), "not one that can be fetched: invalid"),
     ] {
