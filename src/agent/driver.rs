@@ -125,7 +125,7 @@ impl Driver {
                     self.pruned = Some(Instant::now());
                     self.adapters.prune_netboot_files(self.executor.fleet().netboot_digests());
                 }
-                let in_force = self.executor.fleet().in_force(&snapshot.nodes);
+                let in_force = self.executor.fleet().effective_specs(&snapshot.nodes);
                 let specs = || in_force.iter().map(AsRef::as_ref);
                 let mut clashes = clashes(&self.specs_dir, specs());
                 let by_name = self.adapters.bmc_names().clashes(&self.specs_dir, specs());

@@ -395,6 +395,8 @@ mod tests {
         }
     }
 
+    /// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no
+    /// attempt.
     #[test]
     fn only_what_can_be_meant_as_a_secret_is_taken_from_its_file() {
         let dir = tempfile::tempdir().unwrap();

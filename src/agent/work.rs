@@ -89,7 +89,7 @@ impl Operations {
                     () = stopped(&mut cancel) => Err(faults::cancelled(Step::Completed)),
                 }
             }
-            Operation::Restart { leave } => {
+            Operation::Restart { wanted: leave } => {
                 self.bmcs.restart(spec, leave, cancel).await?;
                 Ok(Outcome::Restarted(leave))
             }

@@ -73,7 +73,7 @@ pub(super) fn plan(asked: &Asked, out: &mut impl Write) -> Result<ExitCode, Fail
         .map_or_else(|| found.nodes.clone(), |before| before.nodes);
     let statuses = read_statuses(status_dir)?;
     let planner = Planner::new(policy, statuses, &before, found.nodes, Timestamp::now());
-    let in_force = planner.in_force();
+    let in_force = planner.effective_specs();
     let clashes = spec_dir::clashes(shown_as, in_force.iter().map(AsRef::as_ref));
     let plan = planner.judge(&clashes);
 

@@ -1,15 +1,20 @@
-//! Inside an attempt: what the end of an operation leads to, what a missed deadline means, and how an attempt is given up.
+//! The course of an attempt: what the end of an operation leads to, what a missed deadline means,
+//! and how an attempt is given up.
+//!
+//! Called by `node.rs`, `callback.rs` and `settle.rs`. It judges what has happened;
+//! `transitions.rs` says which state follows.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::model::{
+    boot::BootStage,
     disk::Disk,
     fault::{Fault, RetryAdvice, Step},
     machine::Machine,
     power::PowerState,
-    spec::NodeSpec,
+    spec::BmcAddress,
     status::{Installed, LastError, LastSeen},
 };
 
@@ -17,22 +22,18 @@ use super::{
     backoff,
     boot_evidence::ramdisk_timeout,
     event::{Action, Outcome, Stages},
+    limits::{CANCEL_PATIENCE, CLEANUP_TRIES_MAX, POWER_TRIES_MAX, RESTART_TRIES_MAX, after},
     netboot_files::{NetbootUpdate, root_unknown},
     node::Node,
-    power::POWER_TRIES_MAX,
-    report::plain,
-    state::{Attempt, Hold, PreparedImage, Purpose, State},
-    wait::{CANCEL_PATIENCE, after},
+    state::{Attempt, PreparedImage, Purpose, State},
+    text::plain,
+    transitions::Cause,
 };
 
-/// How often a failing clean-up is repeated before the machine is left as it is, with a message.
-const CLEANUP_TRIES_MAX: u32 = 8;
-/// How often the restart is tried: the disk is good, and a BMC's hiccup is no reason to write it again.
-pub(super) const RESTART_TRIES_MAX: u32 = 4;
-/// The pause after the first failed try of either.
+/// The pause after the first failed try of a restart or a clean-up.
 const TRY_PAUSE: Duration = Duration::from_secs(10);
-/// A repetition this late is no longer the one that was consented to: the agent was not running, or not allowed to, and meanwhile a
-/// person may have taken the machine.
+/// A repetition this late is no longer the one that was consented to: the agent was not running, or
+/// not allowed to, and meanwhile a person may have taken the machine.
 const CONSENT_LAPSES_AFTER: Duration = Duration::from_secs(3600);
 
 impl Node {
@@ -45,11 +46,12 @@ impl Node {
     ) {
         match outcome.and_then(|outcome| self.check_root(outcome)) {
             Ok(outcome) => self.advance(now, outcome),
-            Err(fault) => self.stumble(now, fault, actions),
+            Err(fault) => self.on_failure(now, fault, actions),
         }
     }
 
-    /// A machine that is to boot its own kernel from the network has to be told where its root file system is.
+    /// A machine that is to boot its own kernel from the network has to be told where its root file
+    /// system is.
     fn check_root(&self, outcome: Outcome) -> Result<Outcome, Fault> {
         let netboot = self.record.spec.as_ref().and_then(|spec| spec.image.netboot.as_ref());
         match (&outcome, netboot) {
@@ -64,94 +66,83 @@ impl Node {
 
     fn advance(&mut self, now: Timestamp, outcome: Outcome) {
         let Some(spec) = self.record.spec.clone() else { return };
-        match (&self.record.state, outcome) {
-            (State::Idle | State::Held { .. } | State::Failed, Outcome::Power(observed)) => {
+        let state = &self.record.state;
+        match outcome {
+            Outcome::Power(observed) if state.at_rest() => {
                 self.see_power(now, observed);
                 self.consider(now, observed);
             }
-            (
-                State::SettingPower { wanted },
-                Outcome::PowerSet(reached) | Outcome::Restarted(reached),
-            ) if *wanted == reached => self.power_set(now, reached),
-            (
-                State::Preparing { ready: None },
-                Outcome::Prepared { image, key, system_guid, stages },
-            ) => {
-                self.note_stages(&stages);
-                self.miss_nothing();
-                let attempt = Attempt {
-                    key,
-                    image,
-                    verify: Vec::new(),
-                    peer: None,
-                    ramdisk_fetched_by: Vec::new(),
-                    disk: None,
-                    system_guid,
-                    bmc: spec.bmc.clone(),
-                };
-                self.prepared(now, attempt);
-            }
-            (State::Preparing { ready: Some(attempt) }, Outcome::Power(observed)) => {
-                let attempt = attempt.clone();
+            Outcome::Power(observed) if matches!(state, State::Preparing { ready: Some(_) }) => {
                 self.see_power(now, observed);
                 if self.may_wipe(observed) {
-                    self.record.consented = true;
-                    self.enter(now, State::PoweringOn { attempt });
+                    self.enter(now, Cause::PowerConfirmed);
                 } else {
                     // Large images take a while: somebody has switched it on meanwhile.
                     self.hold(now, &spec);
                 }
             }
-            (State::PoweringOn { attempt }, Outcome::PoweredOn) => {
-                let attempt = attempt.clone();
-                self.see_power(now, PowerState::On);
-                self.enter(now, State::WaitingRamdisk { attempt });
+            Outcome::PowerSet(reached) | Outcome::Restarted(reached)
+                if *state == (State::SettingPower { wanted: reached }) =>
+            {
+                self.power_set(now, reached);
             }
-            (
-                State::Imaging { attempt, disk, .. },
-                Outcome::Imaged { verify, disk_bytes, root_partuuid, stages },
-            ) => {
-                let mut attempt = Attempt { verify, ..attempt.clone() };
-                attempt.image.root_partuuid = root_partuuid;
-                let disk = Disk { size: disk_bytes, ..disk.clone() };
+            Outcome::Prepared { image, key, system_guid, stages }
+                if matches!(state, State::Preparing { ready: None }) =>
+            {
                 self.note_stages(&stages);
-                self.enter(now, State::Switching { attempt, disk });
+                self.miss_nothing();
+                let bmc = spec.bmc.clone();
+                let attempt = Attempt::new(key, image, system_guid, bmc);
+                self.enter(now, Cause::ImageVerified(attempt));
             }
-            (State::Switching { .. }, Outcome::Released) => self.take_for_completed(now),
-            (State::Restarting { attempt, disk }, Outcome::Restarted(unclaimed)) => {
-                let (image, disk) = (attempt.image.clone(), disk.clone());
-                self.see_power(now, unclaimed);
-                self.succeed(now, image, disk);
+            Outcome::PoweredOn if matches!(state, State::PoweringOn { .. }) => {
+                self.see_power(now, PowerState::On);
+                self.enter(now, Cause::PoweredOn);
             }
-            (State::CleaningUp { attempt, purpose }, Outcome::CleanedUp) => {
-                // After a change of bmc.address it was another machine that was switched off.
-                let bmc = attempt.as_ref().map(Attempt::bmc_address);
-                self.cleaned_up(now, *purpose, bmc == Some(spec.bmc_address()));
+            Outcome::Imaged { verify, disk_bytes, root_partuuid, stages }
+                if matches!(state, State::Imaging { granted: true, .. }) =>
+            {
+                self.note_stages(&stages);
+                self.enter(now, Cause::Written { verify, disk_bytes, root_partuuid });
             }
-            // An answer to a question that was not asked: the agent's mistake, and no reason to move.
-            _ => {}
+            Outcome::Released if matches!(state, State::Switching { .. }) => self.let_go(now),
+            Outcome::Restarted(left_in) if matches!(state, State::Restarting { .. }) => {
+                self.restarted(now, left_in);
+            }
+            Outcome::CleanedUp => self.cleaned_up(now, spec.bmc_address()),
+            // An answer to a question that was not asked: the agent's mistake, and no reason to
+            // move.
+            Outcome::Power(_)
+            | Outcome::PowerSet(_)
+            | Outcome::Restarted(_)
+            | Outcome::Prepared { .. }
+            | Outcome::PoweredOn
+            | Outcome::Imaged { .. }
+            | Outcome::Released
+            | Outcome::NetbootFiles(_) => {}
         }
     }
 
-    /// Nothing of the attempt is left, and the machine is off; is it the one that the spec names?
-    fn cleaned_up(&mut self, now: Timestamp, purpose: Purpose, is_named: bool) {
-        if is_named {
+    /// The BMC has restarted the machine, or left it off as its spec wants it.
+    fn restarted(&mut self, now: Timestamp, left_in: PowerState) {
+        self.see_power(now, left_in);
+        self.note_written(now);
+        self.record.awaits_restart = false;
+        self.succeed(now, Cause::Restarted);
+    }
+
+    /// Nothing of the attempt is left, and a machine is off: the one that the spec names?
+    fn cleaned_up(&mut self, now: Timestamp, named: Option<&BmcAddress>) {
+        let State::CleaningUp { attempt, purpose } = &self.record.state else { return };
+        let purpose = *purpose;
+        // After a change of bmc.address it was another machine.
+        if attempt.as_ref().map(Attempt::bmc_address) == Some(named) {
             self.see_power(now, PowerState::Off);
             self.needs_no_restart();
         }
         // Off by its other BMC: what it does next is for who uses that.
         self.record.awaits_restart = false;
         self.conclude(now, purpose);
-    }
-
-    /// Everything is ready for the machine to be switched on, or to be asked once more whether it is off.
-    fn prepared(&mut self, now: Timestamp, attempt: Attempt) {
-        if self.powered_manually() {
-            self.record.consented = true;
-            self.enter(now, State::PoweringOn { attempt });
-        } else {
-            self.record.state = State::Preparing { ready: Some(attempt) };
-        }
     }
 
     /// The stages of an operation are shown beside the phases.
@@ -162,43 +153,55 @@ impl Node {
         }
     }
 
-    /// The disk is written and let go: from now on it is known what is installed, and only the
-    /// restart is left to do.
-    pub(super) fn begin_restart(&mut self, now: Timestamp, attempt: Attempt, disk: Disk) {
-        self.note_installed(now, attempt.image.clone(), disk.clone());
-        self.record.awaits_restart = true;
-        self.enter(now, State::Restarting { attempt, disk });
+    /// The disk is written and flushed, and the session with its target has ended: from now on it
+    /// is known what is installed. Only the restart is left to do, unless the ramdisk does that
+    /// itself.
+    pub(super) fn let_go(&mut self, now: Timestamp) {
+        let (State::Switching { attempt, disk } | State::WaitingCompleted { attempt, disk }) =
+            &self.record.state
+        else {
+            return;
+        };
+        let restarts_itself = attempt.power_control().restarts_itself();
+        let (image, disk) = (attempt.image.clone(), disk.clone());
+        self.note_installed(now, image, disk);
+        self.record.awaits_restart = !restarts_itself;
+        if restarts_itself {
+            self.succeed(now, Cause::LetGo);
+        } else {
+            self.enter(now, Cause::LetGo);
+        }
     }
 
-    /// The machine was restarted into its own system, or left off as its spec wants it; without a BMC it does that itself.
-    pub(super) fn succeed(&mut self, now: Timestamp, image: PreparedImage, disk: Disk) {
+    /// The machine was restarted into its own system, or left off as its spec wants it.
+    fn succeed(&mut self, now: Timestamp, cause: Cause) {
         self.record.last_error = None;
-        self.record.consented = false;
-        if !std::mem::take(&mut self.record.awaits_restart) {
-            self.note_installed(now, image, disk);
-        }
-        self.enter(now, State::Idle);
+        self.enter(now, cause);
         // The spec may have been changed in the last moment.
         self.record.power_ordered = self.power_differs();
     }
 
-    /// The BMC did not restart the machine. Its disk is good all the same, and is not written again.
+    /// The BMC did not restart the machine. Its disk is good all the same, and is not written
+    /// again.
     fn restart_failed(&mut self, now: Timestamp, mut fault: Fault) {
-        if let State::Restarting { attempt, disk } = &self.record.state
-            && !self.record.awaits_restart
-        {
-            // On record since before it was noted when the restart began.
-            let (image, disk) = (attempt.image.clone(), disk.clone());
-            self.note_installed(now, image, disk);
-            self.record.awaits_restart = true;
-        }
-        self.record.consented = false;
+        self.note_written(now);
+        self.record.awaits_restart = true;
         self.record.power_ordered = false;
         let then = format!("run hostler retry {}, which restarts the machine", self.name);
         fault.hint = format!("{}; then {then}", fault.hint).into();
         self.miss_power(now, fault.clone());
         self.record.last_error = Some(LastError { at: now, attempt: self.record.attempt, fault });
-        self.enter(now, State::Idle);
+        self.enter(now, Cause::NotRestarted);
+    }
+
+    /// Notes what is installed where the record is of a version that did so only after the restart.
+    fn note_written(&mut self, now: Timestamp) {
+        if let State::Restarting { attempt, disk } = &self.record.state
+            && !self.record.awaits_restart
+        {
+            let (image, disk) = (attempt.image.clone(), disk.clone());
+            self.note_installed(now, image, disk);
+        }
     }
 
     fn note_installed(&mut self, now: Timestamp, image: PreparedImage, disk: Disk) {
@@ -218,19 +221,18 @@ impl Node {
         });
     }
 
-    /// The BMC said whether the machine is on: get in line for an attempt, hold it, or let things be.
+    /// Considers the power state that the BMC reported: wait for a permit, hold the node, or let
+    /// things be.
     fn consider(&mut self, now: Timestamp, observed: PowerState) {
-        if matches!(self.record.state, State::Held { reason: Hold::PoweredOn, .. })
-            && observed == PowerState::Off
-        {
-            self.enter(now, State::Idle);
+        if observed == PowerState::Off {
+            self.release_powered_on(now);
         }
         self.consider_power(now, observed);
-        self.line_up(now, observed);
+        self.queue_for_attempt(now, observed);
     }
 
-    /// Gets in line for an attempt, or holds, if there is to be one.
-    pub(super) fn line_up(&mut self, now: Timestamp, observed: PowerState) {
+    /// Queues the node for an attempt, or holds it, if there is to be one.
+    pub(super) fn queue_for_attempt(&mut self, now: Timestamp, observed: PowerState) {
         let not_before = self.record.not_before;
         if self.record.state != State::Idle
             || !self.may_start()
@@ -245,34 +247,21 @@ impl Node {
         if !self.may_wipe(observed) {
             return self.hold(now, &spec);
         }
-        self.in_line_since.get_or_insert(now);
+        self.queued_since.get_or_insert(now);
     }
 
     /// The attempt begins.
     pub(super) fn begin(&mut self, now: Timestamp) {
-        self.record.attempt = self.record.attempt.saturating_add(1);
         self.record.durations.clear();
         self.record.last_seen = LastSeen::default();
         self.refused = 0;
         self.refused_reason = None;
         self.missing_disk = None;
-        self.enter(now, State::Preparing { ready: None });
-    }
-
-    /// Whether a machine in this power state may be wiped. A reinstall is wanted only after `redeploy` was changed, and that is consent.
-    pub(super) fn may_wipe(&self, observed: PowerState) -> bool {
-        let is_strangers = observed == PowerState::On || self.record.record_lost;
-        !is_strangers || self.record.consented || self.record.installed.is_some()
-    }
-
-    fn hold(&mut self, now: Timestamp, spec: &NodeSpec) {
-        let redeploy = spec.redeploy.clone();
-        let reason = if self.is_lost() { Hold::RecordLost } else { Hold::PoweredOn };
-        self.enter(now, State::Held { redeploy, reason });
+        self.enter(now, Cause::AttemptGranted);
     }
 
     /// The running operation failed.
-    fn stumble(&mut self, now: Timestamp, fault: Fault, actions: &mut Vec<Action>) {
+    fn on_failure(&mut self, now: Timestamp, fault: Fault, actions: &mut Vec<Action>) {
         if fault.retry == RetryAdvice::Wait {
             return self.wait_for_missing(now, fault, actions);
         }
@@ -300,7 +289,7 @@ impl Node {
             }
             State::CleaningUp { purpose, .. } => {
                 let purpose = *purpose;
-                self.leave_behind(now, purpose, fault);
+                self.end_uncleaned(now, purpose, fault);
             }
             State::Preparing { .. }
             | State::PoweringOn { .. }
@@ -328,8 +317,9 @@ impl Node {
         backoff::pause(&self.name, tries, TRY_PAUSE)
     }
 
-    /// The machine cannot be switched off: it stays as it is. An attempt that cannot be cleaned up must not be followed by another.
-    fn leave_behind(&mut self, now: Timestamp, purpose: Purpose, fault: Fault) {
+    /// The machine cannot be switched off: it stays as it is. An attempt that cannot be cleaned up
+    /// must not be followed by another.
+    fn end_uncleaned(&mut self, now: Timestamp, purpose: Purpose, fault: Fault) {
         self.bmc_trouble = Some(fault.clone());
         match &mut self.record.last_error {
             Some(cause) if matches!(purpose, Purpose::Retry | Purpose::GiveUp) => {
@@ -356,8 +346,8 @@ impl Node {
         self.abandon(now, if again { Purpose::Retry } else { Purpose::GiveUp }, actions);
     }
 
-    /// What a ramdisk says or offers ends the attempts for good only if it was seen coming up: anybody
-    /// on the deploy network can read a boot menu, and show its key.
+    /// Lets a fault end the attempts for good only if the ramdisk that it rests on was seen coming
+    /// up: anybody on the deploy network can read a boot menu, and show its key.
     fn as_far_as_believed(&self, fault: Fault) -> Fault {
         let rests_on_ramdisk =
             matches!(fault.step, Step::Ramdisk | Step::Imaging | Step::Completed);
@@ -378,37 +368,30 @@ impl Node {
         }
     }
 
-    /// Leaves whatever is under way for `purpose`: at once if that is nothing, else through a clean-up.
+    /// Leaves whatever is under way for `purpose`: at once if that is nothing, else through a
+    /// clean-up.
     pub(super) fn abandon(&mut self, now: Timestamp, purpose: Purpose, actions: &mut Vec<Action>) {
-        if let State::CleaningUp { purpose: present, .. } = &mut self.record.state {
-            *present = purpose;
-            return;
+        if matches!(self.record.state, State::CleaningUp { .. }) {
+            return self.enter(now, Cause::Abandoned(purpose));
         }
         if self.record.state.at_rest() {
             return self.conclude(now, purpose);
         }
         self.cancel(actions);
-        let attempt = self.record.state.attempt().cloned();
-        self.enter(now, State::CleaningUp { attempt, purpose });
-        let waits = self.running.is_some() || self.cleans_up_manually();
+        self.enter(now, Cause::Abandoned(purpose));
+        let waits = self.running.is_some() || self.ramdisk_cleans_up();
         self.record.deadline = waits.then(|| after(now, CANCEL_PATIENCE));
     }
 
     /// Nothing is under way any more.
     pub(super) fn conclude(&mut self, now: Timestamp, purpose: Purpose) {
-        // Consent is for one series of attempts.
-        self.record.consented &= purpose == Purpose::Retry;
-        match purpose {
-            Purpose::Retry => {
-                let first = self.record.spec.as_ref().map_or(TRY_PAUSE, |spec| spec.retry.backoff);
-                let pause = backoff::pause(&self.name, self.record.attempt, first);
-                self.enter(now, State::Idle);
-                self.record.not_before = Some(after(now, pause));
-                // One that has to pause is not ready to go, even if its turn should come.
-                self.in_line_since = None;
-            }
-            Purpose::GiveUp => self.enter(now, State::Failed),
-            Purpose::StartOver => self.start_afresh(now),
+        self.enter(now, Cause::Ended(purpose));
+        if purpose == Purpose::Retry {
+            let first = self.record.spec.as_ref().map_or(TRY_PAUSE, |spec| spec.retry.backoff);
+            let pause = backoff::pause(&self.name, self.record.attempt, first);
+            self.record.not_before = Some(after(now, pause));
+            // A node that has to pause is not ready to go, even if its permit should come.
+            self.queued_since = None;
         }
     }
 
@@ -477,7 +460,8 @@ impl Node {
                 Step::Completed,
                 "CompletedTimeout",
                 "the disk is written, but the ramdisk's completed notice did not come in time",
-                "look at the machine's console, or raise timeouts.completed; with image.verify = \"node\", or timeouts.imaging",
+                "look at the machine's console, or raise timeouts.completed; with image.verify = \
+                 \"node\", or timeouts.imaging",
             ),
             State::Restarting { .. } => {
                 let message = "the machine was not restarted in time";
@@ -488,5 +472,20 @@ impl Node {
             }
         };
         self.fail(now, fault, actions);
+    }
+
+    /// The agent was gone. A machine in the middle of its boot files has lost its server: pxelinux
+    /// asks on for two minutes and then stands for five, GRUB asks again after half a minute or
+    /// more. So it is switched off and on, in the same attempt.
+    pub(super) fn boot_again_if_cut_off(&mut self, now: Timestamp) {
+        use BootStage::{Kernel, Loader, Menu};
+        if let State::WaitingRamdisk { attempt } = &self.record.state
+            && attempt.peer.is_none()
+            && attempt.power_control().can_switch()
+            && matches!(self.record.last_seen.fetched, Some(Loader | Menu | Kernel))
+        {
+            self.enter(now, Cause::CutOff);
+            self.record.last_seen = LastSeen::default();
+        }
     }
 }

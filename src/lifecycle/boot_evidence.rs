@@ -12,7 +12,7 @@ use crate::model::{
     status::LastSeen,
 };
 
-use super::{event::Menu, node::Node, report::plain, state::Attempt};
+use super::{event::Menu, node::Node, state::Attempt, text::plain};
 
 /// Network interfaces that no spec names and that are remembered for an attempt.
 const UNKNOWN_MACS_MAX: usize = 4;

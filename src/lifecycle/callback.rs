@@ -1,7 +1,7 @@
-//! Judging a ramdisk's calls: who may say what, and when.
+//! The ramdisk's calls: who may say what, and when.
 //!
-//! A call is believed only with the attempt's key, from the address that first showed it, in a phase that expects it. Everything
-//! else is refused in the same way, whatever was wrong.
+//! A call is accepted only with the attempt's key, from the address that first showed it, in a
+//! phase that expects it. Everything else is refused in the same way, whatever was wrong.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -23,19 +23,22 @@ use crate::model::{
 
 use super::{
     event::Action,
-    node::Node,
-    report::{plain, plain_up_to},
+    limits::after,
+    node::{MissingDisk, Node},
     state::{State, Target},
-    wait::after,
+    text::{plain, plain_up_to},
+    transitions::Cause,
 };
 
-/// How often the ramdisk asks what to do: the answer to each question is held back while there is no news.
+/// The seconds between the ramdisk's questions what to do. The answer to each is held back while
+/// there is no news.
 const POLL_AFTER_S: u32 = 2;
-/// How long a ramdisk without the root device is to wait before it says again which disks it has.
+/// The seconds after which a ramdisk without the root device reports its disks again.
 const LOOK_AGAIN_AFTER_S: u32 = 3;
 /// The code of a fault about a machine on which no disk was chosen.
 const NO_ROOT_DEVICE: &str = "NoRootDevice";
-/// Longest text a disk may be described with, in characters: the standards allow 40 for the longest of them.
+/// Longest text a disk may be described with, in characters: the standards allow 40 for the longest
+/// of them.
 const DISK_CHARS_MAX: usize = 128;
 /// Longest list of disks that is shown, in characters.
 const DISKS_CHARS_MAX: usize = 4000;
@@ -45,15 +48,6 @@ const ATTEMPT_OVER: &str = "this attempt is over";
 const UUID_CHARS_MAX: usize = 64;
 /// Longest CHAP name and secret, in bytes (RFC 7143 section 6.1: a value has 255).
 const CHAP_BYTES_MAX: usize = 255;
-
-/// A root device that a ramdisk does not have yet.
-#[derive(Clone, Debug)]
-pub(super) struct MissingDisk {
-    /// When it is no longer waited for.
-    pub(super) until: Timestamp,
-    /// What ends the attempt then.
-    pub(super) fault: Fault,
-}
 
 impl Node {
     pub(super) fn judge(
@@ -84,7 +78,8 @@ impl Node {
         }
     }
 
-    /// Whether the caller is this attempt's ramdisk. The first address that shows the key is bound to it.
+    /// Whether the caller is this attempt's ramdisk. The first address that shows the key is bound
+    /// to it.
     fn admit(&mut self, peer: IpAddr, key: &AttemptKey) -> Result<(), &'static str> {
         let attempt = self.record.state.attempt_mut().ok_or("no attempt is under way")?;
         if *key != attempt.key {
@@ -125,7 +120,8 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
         let attempt = match &mut self.record.state {
-            // The machine may be quicker than its BMC: the ramdisk can call while `powering-on` still polls.
+            // The machine may be quicker than its BMC: the ramdisk can call while `powering-on`
+            // still polls.
             State::WaitingRamdisk { attempt } | State::PoweringOn { attempt } => attempt,
             // The answer that ended the attempt was lost.
             State::CleaningUp { .. } => {
@@ -133,7 +129,15 @@ impl Node {
                 let why = last_error.map_or(ATTEMPT_OVER, |error| &error.fault.message);
                 return Ok(Reply::Failed(why.to_owned()));
             }
-            _ => return Err("no lookup is expected in this phase"),
+            State::Idle
+            | State::Held { .. }
+            | State::Failed
+            | State::SettingPower { .. }
+            | State::Preparing { .. }
+            | State::Imaging { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. }
+            | State::Restarting { .. } => return Err("no lookup is expected in this phase"),
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
         let right = right_machine(spec, attempt.system_guid, &lookup).map_err(NotChosen::Fault);
@@ -152,7 +156,7 @@ impl Node {
             }
             Err(NotChosen::NoRootDevice(none @ NoRootDevice::NoMatch { .. })) => {
                 let wait = spec.timeouts.root_device;
-                // Of what it reported earlier nothing counts any more.
+                // An earlier report counts no more.
                 attempt.disk = None;
                 let fault = self.no_root_device(&none);
                 let until = self.missing_disk.as_ref().map_or(after(now, wait), |m| m.until);
@@ -187,14 +191,15 @@ impl Node {
         self.missing_disk.as_deref().filter(|_| waits)
     }
 
-    /// Why the attempt ends, if the root device has been waited for long enough.
+    /// The fault that ends the attempt, if the root device has been waited for long enough.
     pub(super) fn missed_disk(&self, now: Timestamp) -> Option<Fault> {
         let missing = self.missing_disk().filter(|missing| missing.until <= now)?;
         Some(missing.fault.clone())
     }
 
-    /// No disk was chosen. Once more the machine is switched off and on: a disk or a controller that
-    /// did not start up this time may do so the next. If that does not help, nothing does but an edit.
+    /// No disk was chosen. Once more the machine is switched off and on: a disk or a controller
+    /// that did not start up this time may do so the next. If that does not help, nothing does but
+    /// an edit.
     fn no_root_device(&self, none: &NoRootDevice) -> Fault {
         let last = self.record.last_error.as_ref();
         let is_first = !last.is_some_and(|last| {
@@ -229,8 +234,7 @@ impl Node {
         match &self.record.state {
             State::PoweringOn { attempt } | State::WaitingRamdisk { attempt } => {
                 let disk = self.chosen_disk(attempt).ok_or("no disk was asked for before")?;
-                let attempt = attempt.clone();
-                self.enter(now, State::Imaging { attempt, disk, target, granted: false });
+                self.enter(now, Cause::TargetOffered { disk, target });
                 Ok(Reply::Accepted)
             }
             // The first answer was lost: the same again is the same.
@@ -239,7 +243,13 @@ impl Node {
             State::Switching { .. } | State::WaitingCompleted { .. } | State::Restarting { .. } => {
                 Ok(Reply::Accepted)
             }
-            _ => Err("no target is expected in this phase"),
+            State::Idle
+            | State::Held { .. }
+            | State::Failed
+            | State::SettingPower { .. }
+            | State::Preparing { .. }
+            | State::Imaging { .. }
+            | State::CleaningUp { .. } => Err("no target is expected in this phase"),
         }
     }
 
@@ -278,17 +288,16 @@ impl Node {
             State::PoweringOn { .. } | State::WaitingRamdisk { .. } | State::Imaging { .. } => {
                 DeployState::Imaging
             }
-            State::Switching { attempt, disk } => {
-                let (attempt, disk) = (attempt.clone(), disk.clone());
-                self.enter(now, State::WaitingCompleted { attempt, disk });
+            State::Switching { .. } => {
+                self.enter(now, Cause::Released);
                 DeployState::Release
             }
             State::WaitingCompleted { .. } | State::Restarting { .. } => DeployState::Release,
             // The write is being stopped: for what that wipes, the target is still needed.
-            State::CleaningUp { .. } if self.running.is_some() && self.cleans_up_manually() => {
+            State::CleaningUp { .. } if self.running.is_some() && self.ramdisk_cleans_up() => {
                 DeployState::Imaging
             }
-            State::CleaningUp { .. } if self.cleans_up_manually() => {
+            State::CleaningUp { .. } if self.ramdisk_cleans_up() => {
                 self.note_manual_cleanup_done(now);
                 return DeployStateReply { then: Then::PowerOff, ..DeployState::Abort.into() };
             }
@@ -314,7 +323,7 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
         match &self.record.state {
-            // It may overtake the answer that released it.
+            // The call may overtake the answer that released the disk.
             State::Switching { attempt, disk } | State::WaitingCompleted { attempt, disk }
                 if completed.error.is_empty() =>
             {
@@ -325,11 +334,7 @@ impl Node {
                     self.fail(now, not_verified(&disk), actions);
                     return Ok(Reply::Accepted);
                 }
-                if attempt.bmc.is_none() {
-                    self.succeed(now, attempt.image, disk);
-                } else {
-                    self.begin_restart(now, attempt, disk);
-                }
+                self.let_go(now);
                 Ok(Reply::Accepted)
             }
             State::Switching { disk, .. } | State::WaitingCompleted { disk, .. }
@@ -343,18 +348,28 @@ impl Node {
                 Ok(self.ramdisk_failed(now, &completed.error, actions))
             }
             State::Restarting { .. } => Ok(Reply::Accepted),
-            _ => Err("no completed notice is expected in this phase"),
+            State::Idle
+            | State::Held { .. }
+            | State::Failed
+            | State::SettingPower { .. }
+            | State::Preparing { .. }
+            | State::PoweringOn { .. }
+            | State::WaitingRamdisk { .. }
+            | State::Imaging { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. }
+            | State::CleaningUp { .. } => Err("no completed notice is expected in this phase"),
         }
     }
 
-    /// How long the ramdisk says that it has compared: no longer than it was waited for.
+    /// Notes how long the ramdisk says that it has compared, but no longer than it was waited for.
     fn note_verified(&mut self, now: Timestamp, verify_ms: u64) {
         let waited_ms = now.duration_since(self.record.since).as_millis();
         let verify_ms = verify_ms.min(u64::try_from(waited_ms).unwrap_or(0));
         self.note_stages(&vec![(ImagingStage::Verify, Duration::from_millis(verify_ms))]);
     }
 
-    /// The ramdisk says that it cannot go on.
+    /// Ends the attempt, because the ramdisk says that it cannot go on.
     pub(super) fn ramdisk_failed(
         &mut self,
         now: Timestamp,
@@ -378,8 +393,9 @@ impl Node {
     }
 }
 
-/// What has to be known of a disk that is written and may boot, but not as it should.
-const NOT_TO_BE_BOOTED: &str = "what is on it may boot, so the machine is switched off and must stay so until it is installed again";
+/// The warning about a disk that is written and may boot, but not as it should.
+const NOT_TO_BE_BOOTED: &str = "what is on it may boot, so the machine is switched off and must \
+    stay so until it is installed again";
 
 /// The ramdisk found that its disk holds something else than was written.
 fn lies(disk: &Disk, error: &str) -> Fault {
@@ -389,7 +405,8 @@ fn lies(disk: &Disk, error: &str) -> Fault {
         plain(&format!(
             "the deploy ramdisk compared {disk} with the image: {error}; {NOT_TO_BE_BOOTED}"
         )),
-        "the disk acknowledged writes and does not hold them: replace it, or choose another with [root_device]",
+        "the disk acknowledged writes and does not hold them: replace it, or choose another with \
+         [root_device]",
     )
 }
 
@@ -399,13 +416,16 @@ fn not_verified(disk: &Disk) -> Fault {
         Step::Completed,
         "NotVerified",
         plain(&format!(
-            "the deploy ramdisk said completed and did not compare {disk} with the image; {NOT_TO_BE_BOOTED}"
+            "the deploy ramdisk said completed and did not compare {disk} with the image; \
+             {NOT_TO_BE_BOOTED}"
         )),
-        "the ramdisk may be older than hostler: make it anew with `hostler ramdisk build`; or set image.verify = \"full\"",
+        "the ramdisk may be older than hostler: make it anew with `hostler ramdisk build`; or set \
+         image.verify = \"full\"",
     )
 }
 
-/// Whether the ramdisk runs on the machine that is meant, as far as its NICs and its firmware tell. What it says is untrusted.
+/// Whether the ramdisk runs on the machine that is meant, as far as its NICs and its firmware tell.
+/// The report is untrusted.
 fn right_machine(
     spec: &NodeSpec,
     system_guid: Option<SystemGuid>,
@@ -431,18 +451,19 @@ fn right_machine(
     let uuid: String = uuid.collect();
     wrong(
         format!("its UUID is {uuid}, and the BMC's system has {}", guid.readings().join(" or ")),
-        "look whether bmc.address is the BMC of this very machine; if it is, the two do not agree on the UUID: set bmc.match_system_uuid = false",
+        "look whether bmc.address is the BMC of this very machine; if it is, the two do not agree \
+         on the UUID: set bmc.match_system_uuid = false",
     )
 }
 
-/// Why there is no disk to write.
+/// The reason why there is no disk to write.
 enum NotChosen {
-    /// None fits, or several do.
+    /// No disk fits, or several do.
     NoRootDevice(NoRootDevice),
     Fault(Fault),
 }
 
-/// The disk to write, or why there is none. Whatever the ramdisk said is untrusted.
+/// Chooses the disk to write from a report, which is untrusted.
 fn choose_disk(spec: &NodeSpec, needed_bytes: u64, disks: &[Disk]) -> Result<Disk, NotChosen> {
     let disk = spec.root_device.choose(disks).map_err(NotChosen::NoRootDevice)?;
     if disk.size < needed_bytes {
@@ -460,7 +481,8 @@ fn choose_disk(spec: &NodeSpec, needed_bytes: u64, disks: &[Disk]) -> Result<Dis
     Ok(disk.clone())
 }
 
-/// Of disks that were written before, those that are there, but for the one to be written, as they are called now.
+/// The disks of those written before that are there, but for the one to be written, as they are
+/// called now.
 fn others_there<'a>(
     before: impl Iterator<Item = &'a Disk>,
     disks: &[Disk],
@@ -474,7 +496,8 @@ fn others_there<'a>(
     others
 }
 
-/// A disk as it may be shown and kept: texts bounded and without control characters, and a size that TOML can hold.
+/// A disk as it may be shown and kept: texts bounded and without control characters, and a size
+/// that TOML can hold.
 fn plain_disk(disk: Disk) -> Disk {
     let short = |text: String| plain(&text).chars().take(DISK_CHARS_MAX).collect::<String>();
     Disk {

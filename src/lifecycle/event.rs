@@ -1,8 +1,11 @@
-//! What the core is told and what it asks for.
+//! The interface of the core: events come in, actions go out, and an operation is a piece of work
+//! outside.
 //!
-//! Made by the agent's driver; consumed by [`super::Node::step`], and the other way round.
+//! The agent's driver makes events and carries out actions; [`super::Node::step`] does the reverse.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
 
 use crate::model::{
     boot::Fetch,
@@ -23,61 +26,53 @@ use super::state::{PreparedImage, Target};
 /// Something that happened to one node.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Its spec is there and usable.
+    /// The node's spec is there and usable.
     Spec(Arc<NodeSpec>),
-    /// Its spec is there and usable, and was changed together with too many others: its disk is not written until somebody consents.
+    /// The spec is usable, and was changed together with too many others: the disk is not written
+    /// until an operator consents.
     MassChange(Arc<NodeSpec>),
-    /// Its spec is there and not usable: the last good one stays in force, and nothing starts.
+    /// The spec is not usable: the last good one stays effective, and nothing starts.
     SpecProblems(Vec<Problem>),
-    /// Its spec claims what another claims too: neither is touched.
+    /// The spec names a machine that another spec names too: neither is touched.
     SpecClash(Vec<Problem>),
-    /// Its spec is gone: forget the node.
+    /// The spec is gone: forget the node.
     SpecGone,
     /// The spec directory cannot be read, or is empty: hold everything.
     DirectoryLost(String),
     /// The running operation ended.
-    Done {
-        /// Which.
-        op: OpId,
-        /// How.
-        outcome: Result<Outcome, Fault>,
-    },
+    Done { op: OpId, outcome: Result<Outcome, Fault> },
     /// The running operation moved on.
-    Progress {
-        /// Which.
-        op: OpId,
-        /// How far it is.
-        progress: Progress,
-    },
+    Progress { op: OpId, progress: Progress },
     /// A ramdisk calls.
     Callback {
-        /// Goes back with the reply.
+        /// The number that the reply is given back with.
         request: u64,
-        /// Where it calls from.
+        /// The caller's address.
         peer: IpAddr,
-        /// The key it shows.
+        /// The key that the caller shows.
         key: AttemptKey,
-        /// What it says.
         call: Call,
     },
     /// The machine fetched a boot file.
     Fetched(Fetch),
     /// Time passed.
     Tick,
-    /// Its turn has come.
+    /// The node may do something that only so many may do at once.
     Granted(Permit),
-    /// A kernel or ramdisk that the installed machine asked for could not be served: it is not in the cache, or has decayed there.
+    /// A kernel or ramdisk that the installed machine asked for could not be served: it is not in
+    /// the cache, or has decayed there.
     NetbootLost,
-    /// Somebody used the node's BMC: its machine may be on or off by now.
+    /// Somebody used the node's BMC: the machine may be on or off by now.
     PowerMayHaveChanged,
     /// An operator lets a held node go on.
     Approve,
-    /// An operator wants a failed node tried again, a waiting one at once, or the power as the spec says.
+    /// An operator wants a failed node tried again, a waiting one at once, or the power as the spec
+    /// says.
     Retry,
 }
 
 impl Event {
-    /// Whether it says what has become of the node's spec file.
+    /// Whether the event is about the node's spec file.
     pub(super) fn tells_of_spec(&self) -> bool {
         match self {
             Self::Spec(_)
@@ -100,46 +95,52 @@ impl Event {
     }
 }
 
-/// What only so many nodes may do at once.
+/// An activity that only so many nodes may have at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Permit {
-    /// Have their machine brought up to be written.
+    /// Having the machine brought up to be written.
     Attempt,
-    /// Write their disk.
+    /// Having the disk written.
     Imaging,
-    /// Have their BMC polled: each takes a socket.
+    /// Having the BMC polled, which takes a socket.
     Poll,
-    /// Have their BMC polled by a program: each takes a process.
+    /// Having the BMC polled by a program, which takes a process.
     ProgramPoll,
 }
 
-/// How an operation ended well.
+/// The code of an operation's end that was called off before it began.
+pub(super) const NEVER_STARTED: &str = "NeverStarted";
+
+/// A node's place in the line for a permit: its attempt, or the class of its poll, and since when
+/// it waits.
+pub(super) type PermitPlace = (u32, Timestamp);
+
+/// The result of an operation that ended well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// [`Operation::PollPower`] or [`Operation::ConfirmPower`]: what the BMC said.
     Power(PowerState),
     /// [`Operation::Prepare`]: the image is here and verified.
     Prepared {
-        /// What is to be known of it.
         image: PreparedImage,
         /// A fresh random key for the attempt.
         key: AttemptKey,
-        /// What the BMC says is the machine's UUID, if the ramdisk is to run on that machine only.
+        /// The machine's UUID as its BMC has it, if the ramdisk is to run on that machine only.
         system_guid: Option<SystemGuid>,
-        /// What it took.
         stages: Stages,
     },
     /// [`Operation::PowerOn`]: the machine is on.
     PoweredOn,
-    /// [`Operation::Image`]: written, flushed, verified if the spec wants that of us, and logged out.
+    /// [`Operation::Image`]: written, flushed, verified by the agent if the spec wants that, and
+    /// logged out.
     Imaged {
-        /// What the ramdisk is to compare its disk with, if that is its part.
+        /// The ranges that the ramdisk is to compare with its disk; none where that is not its
+        /// part.
         verify: Vec<DiskRange>,
         /// The disk's size, in bytes.
         disk_bytes: u64,
-        /// What `PARTUUID=` calls the root partition, if hostler has made it.
+        /// The `PARTUUID=` of the root partition, if hostler made it.
         root_partuuid: Option<String>,
-        /// What it took.
         stages: Stages,
     },
     /// [`Operation::Release`]: the ramdisk was told.
@@ -150,15 +151,16 @@ pub enum Outcome {
     PowerSet(PowerState),
     /// [`Operation::CleanUp`]: boot device disk, machine off.
     CleanedUp,
-    /// [`Operation::NetbootFiles`]: these are verified and in the cache. `None`: the spec wants none.
+    /// [`Operation::NetbootFiles`]: these are verified and in the cache. `None`: the spec wants
+    /// none.
     NetbootFiles(Option<NetbootFiles>),
 }
 
-/// How long each stage of an operation took.
+/// The time that each stage of an operation took.
 pub type Stages = Vec<(ImagingStage, Duration)>;
 
 impl Operation {
-    /// Whether it is a BMC's work.
+    /// Whether the operation is done by a BMC.
     pub const fn needs_bmc(&self) -> bool {
         match self {
             Self::PollPower
@@ -174,27 +176,20 @@ impl Operation {
     }
 }
 
-/// What the core wants done.
+/// A request of the core to its surroundings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Start this; report its end as [`Event::Done`] with this id, whatever happens.
+    /// Start an operation, and report its end as [`Event::Done`] with this id, whatever happens.
     Start {
-        /// The id to report with.
         op: OpId,
-        /// What to do.
         operation: Operation,
-        /// For which spec.
+        /// The effective spec, with the BMC that the operation is to use.
         spec: Arc<NodeSpec>,
     },
     /// Stop the operation. It must still report, and only when it has really stopped.
     Cancel(OpId),
     /// Answer a callback.
-    Reply {
-        /// Which.
-        request: u64,
-        /// What.
-        reply: Reply,
-    },
+    Reply { request: u64, reply: Reply },
     /// Remove the node's record, status file and boot menu.
     Forget,
 }
@@ -202,58 +197,55 @@ pub enum Action {
 /// A piece of work outside the core. Each is idempotent: after a crash it is simply started again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Ask the BMC for the power state, outside of an attempt. It gets [`super::POLL_LIMIT`] at most: so many
-    /// are asked that silent ones must not keep places for long.
+    /// Ask the BMC for the power state, outside of an attempt. It gets [`super::POLL_LIMIT`] at
+    /// most: so many are asked that silent ones must not keep places for long.
     PollPower,
-    /// Ask it once more before the machine is switched on, in an attempt; with the time that each of its
-    /// commands gets.
+    /// Ask it once more before the machine is switched on, in an attempt; with the time that each
+    /// of its commands gets.
     ConfirmPower,
     /// Get the image, verify its checksum, unpack it.
     Prepare,
-    /// Off if it is on; boot device network for one boot; on.
+    /// Switch the machine off if it is on, set the boot device to network for one boot, and switch
+    /// it on.
     PowerOn,
     /// Log in to the target and write the image.
     Image {
-        /// Which image.
         image: Digest,
-        /// Where.
         target: Box<Target>,
-        /// What size the target's disk must have.
+        /// The size that tells the target from that of another disk.
         size: DiskSize,
     },
     /// Tell Ironic's ramdisk at this address that its disk is written, for as long as it takes.
     Release(IpAddr),
-    /// Off; the boot device of the installed system for good; then on, or left off.
-    Restart {
-        /// How to leave it.
-        leave: PowerState,
-    },
-    /// On, from the boot device of the installed system, or shut down.
+    /// Switch the machine off, set the boot device of the installed system for good, and switch it
+    /// on or leave it off.
+    Restart { wanted: PowerState },
+    /// Switch the machine on, from the boot device of the installed system, or shut it down.
     SetPower(PowerState),
-    /// Boot device disk for good; off.
+    /// Set the boot device to disk for good, and switch the machine off.
     CleanUp,
     /// See that the kernel and ramdisk of an installed machine are in the cache, verified.
     NetbootFiles {
-        /// What the machine is served now: it is to be had whatever else fails.
+        /// The files that the machine is served now; they are to be had whatever else fails.
         served: Option<NetbootFiles>,
-        /// Whether what the spec wants is to take its place.
+        /// Whether the files that the spec wants are to replace them.
         renew: bool,
     },
 }
 
-/// How a target is told from that of another disk, in bytes.
+/// The size by which a target is told from that of another disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskSize {
-    /// As the ramdisk reported, or the spec says.
+    /// The size that the ramdisk reported, or that the spec names.
     Exactly(u64),
-    /// Nobody has said more than what is to be on it.
+    /// The size of what is to be written, where nobody has said more.
     AtLeast(u64),
 }
 
-/// What the node's boot menu must be now.
+/// The boot menu that a machine is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Menu {
-    /// None: the node's NICs are unknown.
+    /// No menu: the node's NICs are unknown, or the machine is not hostler's to boot.
     Unknown,
     /// The local disk.
     LocalDisk,

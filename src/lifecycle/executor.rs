@@ -1,8 +1,10 @@
-//! The order in which what the core decides is carried out, which is what makes a crash harmless: the record first, then the boot
-//! menu, then everything else. While a record cannot be written, the node's actions wait.
+//! The write-ahead rule: a node's record is durable before its boot menu is served, and the boot
+//! menu is served before anything is done. So no crash can do harm. While a record cannot be
+//! written, the node's actions wait.
 //!
-//! Owned by the agent's driver, which brings events and the time and is the [`Effects`]; the simulation of a whole site is another.
-//! It must never let an action out before the record that announces it is durable.
+//! Owned by the agent's driver, which brings events and the time and is the [`Effects`]; the
+//! simulation of a whole site is another. No action may get out before the record that announces it
+//! is durable.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,20 +24,21 @@ use crate::model::{
 };
 
 use super::{
-    event::{Action, Event, Operation},
+    event::{Action, Event, NEVER_STARTED, Operation},
     fleet::{Fleet, Specs},
     node::Node,
     state::Record,
     unclaimed::UnclaimedInstalls,
 };
 
-/// What the core's decisions are carried out upon. Nothing here may block for long.
+/// The surroundings that the core acts on. No method may block for long.
 pub trait Effects {
-    /// Makes a node's record durable; when this returns, it is. On failure: what is wrong, for people.
+    /// Makes a node's record durable before it returns. The error is shown to the operator.
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String>;
-    /// Makes durable what is known beside the records; when this returns, it is. On failure: what is wrong, for people.
+    /// Makes durable what is known beside the records, before it returns. The error is shown to the
+    /// operator.
     fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String>;
-    /// Puts the node's boot menu in force.
+    /// Serves the node's boot menu.
     fn serve(&mut self, node: &Node);
     /// Starts an operation; its end comes back as [`Event::Done`].
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>);
@@ -43,18 +46,15 @@ pub trait Effects {
     fn cancel(&mut self, node: &NodeName, op: OpId);
     /// Answers a callback.
     fn reply(&mut self, request: u64, reply: Reply);
-    /// A node's state has changed: whoever waits for news of it may ask again.
+    /// Tells the waiting ramdisks that a node's state has changed.
     fn wake_ramdisks(&mut self);
-    /// Shows where a node stands.
+    /// Shows the status of a node.
     fn show(&mut self, status: Status);
-    /// Says that a node has entered this phase.
+    /// Logs that a node has entered this phase.
     fn log_phase(&mut self, status: &Status);
     /// Removes a forgotten node's boot menu, status file and record.
     fn forget(&mut self, node: &NodeName);
 }
-
-/// The code of an operation's end that was called off before it began.
-pub(super) const NEVER_STARTED: &str = "NeverStarted";
 
 /// The fleet, and what of its decisions still waits for a record to be written.
 #[derive(Debug)]
@@ -87,12 +87,13 @@ impl Executor {
         self.unsaved.contains_key(name)
     }
 
-    /// Puts every node's boot menu in force, as after a start. Where it stands is shown once the directory has been read: until then
-    /// the last agent's word is as good.
+    /// Serves every node's boot menu, as after a start. Where it stands is shown once the
+    /// directory has been read: until then the last agent's word is as good.
     pub fn present(&mut self, effects: &mut impl Effects) {
         for name in self.fleet.names() {
             let Some(node) = self.fleet.node(&name) else { continue };
-            // What is known only from a status file must be on record before that file is written anew.
+            // Knowledge that only a status file has must be on record before that file is written
+            // anew.
             if node.spec().is_none() && effects.save(&name, node.record()).is_err() {
                 self.unsaved.insert(name, Vec::new());
                 continue;
@@ -101,7 +102,7 @@ impl Executor {
         }
     }
 
-    /// One event to one node, and all that follows from it, for others too.
+    /// Brings one event to one node, and executes all that follows from it, for others too.
     pub fn step(
         &mut self,
         now: Timestamp,
@@ -112,7 +113,8 @@ impl Executor {
         self.step_all(now, [(name.clone(), event)], effects);
     }
 
-    /// The same for many nodes, with one event each: that their records would be missed is written once for all of them.
+    /// Brings one event each to many nodes. That their records would be missed is written once for
+    /// all of them.
     pub fn step_all(
         &mut self,
         now: Timestamp,
@@ -123,18 +125,19 @@ impl Executor {
         for (name, event) in events {
             decided.extend(self.decide(now, name, event, effects));
         }
-        self.carry_out(now, decided, effects);
+        self.execute(now, decided, effects);
         self.grant_permits(now, effects);
     }
 
     fn grant_permits(&mut self, now: Timestamp, effects: &mut impl Effects) {
         while let Some((name, permit)) = self.fleet.next_permit() {
             let decided = self.decide(now, name, Event::Granted(permit), effects);
-            self.carry_out(now, decided.into_iter().collect(), effects);
+            self.execute(now, decided.into_iter().collect(), effects);
         }
     }
 
-    /// What a scan of the spec directory means: an event for each node, to be brought to it by [`Executor::step`].
+    /// Turns a scan of the spec directory into an event for each node, to be brought to it by
+    /// [`Executor::step`].
     pub fn compare(
         &mut self,
         now: Timestamp,
@@ -144,13 +147,14 @@ impl Executor {
         self.fleet.compare(now, specs, clashes)
     }
 
-    /// These nodes' specs name the BMC of an installed machine in other words than it is known by, as far as names can be resolved.
+    /// These nodes' specs name the BMC of an installed machine in other words than it is known by,
+    /// as far as names can be resolved.
     pub fn note_aliased(&mut self, aliased: BTreeSet<NodeName>) {
         self.fleet.note_aliased(aliased);
     }
 
-    /// Machines that specs name from now on are new again, although something that was known of machines was lost. Answers whether they
-    /// were not.
+    /// Machines that specs name from now on are new again, although something that was known of
+    /// machines was lost. Answers whether they were not.
     pub fn approve_new_machines(&mut self, effects: &mut impl Effects) -> Result<bool, String> {
         if !self.fleet.unclaimed().is_incomplete() {
             return Ok(false);
@@ -161,7 +165,8 @@ impl Executor {
         kept.map(|()| true)
     }
 
-    /// Brings every node whose time has come its tick, and tries to write records that could not be written.
+    /// Brings every node whose time has come its tick, and tries to write records that could not be
+    /// written.
     pub fn tick(&mut self, now: Timestamp, effects: &mut impl Effects) {
         let unsaved = self.unsaved.keys().cloned().collect::<Vec<_>>();
         for name in unsaved.into_iter().chain(self.fleet.due(now)) {
@@ -169,13 +174,13 @@ impl Executor {
                 self.step(now, &name, Event::Tick, effects);
             } else {
                 let decided = self.record(now, name, None, Vec::new(), effects);
-                self.carry_out(now, decided.into_iter().collect(), effects);
+                self.execute(now, decided.into_iter().collect(), effects);
                 self.grant_permits(now, effects);
             }
         }
     }
 
-    /// What the core makes of an event, on record. `None`: nothing is left to carry out.
+    /// Has the core decide, and records that. `None`: nothing is left to execute.
     fn decide(
         &mut self,
         now: Timestamp,
@@ -221,7 +226,8 @@ impl Executor {
         if before.as_ref().map(|before| before.phase) != Some(record.phase) {
             effects.log_phase(&node.status(now));
         }
-        // Only a node that turns to another machine has left one behind. And a reinstall is counted before it begins.
+        // Only a node that turns to another machine has left one behind. And a reinstall is counted
+        // before it begins.
         let spec_before = before.as_ref().and_then(|before| before.spec.as_ref());
         let same_machine = spec_before
             .zip(record.spec.as_ref())
@@ -239,8 +245,8 @@ impl Executor {
         Some(Decided { name, before, waiting, saved, is_retry, unstarted })
     }
 
-    /// Does what was decided, once it is durable; what is not waits.
-    fn carry_out(&mut self, now: Timestamp, decided: Vec<Decided>, effects: &mut impl Effects) {
+    /// Executes what was decided, once it is durable; the rest waits.
+    fn execute(&mut self, now: Timestamp, decided: Vec<Decided>, effects: &mut impl Effects) {
         let listed = self.list(&decided, effects);
         for mut one in decided {
             let unstarted = one.unstarted.map(|op| (one.name.clone(), op));
@@ -253,16 +259,17 @@ impl Executor {
             } else {
                 self.act(now, one, effects);
             }
-            // It was called off while it waited for its record: it never starts, and so has stopped.
+            // The operation was called off while it waited for its record: it never starts, and so
+            // has stopped.
             if let Some((name, op)) = unstarted {
                 let event = Event::Done { op, outcome: Err(never_started()) };
                 let decided = self.decide(now, name, event, effects);
-                self.carry_out(now, decided.into_iter().collect(), effects);
+                self.execute(now, decided.into_iter().collect(), effects);
             }
         }
     }
 
-    /// Puts the boot menu in force, and only then does what the core asked for.
+    /// Serves the boot menu, and only then does what the core asked for.
     fn act(&mut self, now: Timestamp, decided: Decided, effects: &mut impl Effects) {
         let Decided { name, before, waiting, is_retry, .. } = decided;
         let Some(node) = self.fleet.node(&name) else { return };
@@ -284,7 +291,7 @@ impl Executor {
         }
     }
 
-    /// What is not durable is not done: it waits for [`Self::tick`].
+    /// Puts off what is not durable until [`Self::tick`].
     fn put_off(
         &mut self,
         now: Timestamp,
@@ -300,19 +307,17 @@ impl Executor {
             effects.show(status);
         }
         // A refusal announces nothing, and anybody can ask for as many as they like.
-        waiting.retain(|action| match action {
-            Action::Reply { request, reply: Reply::Refused } => {
-                effects.reply(*request, Reply::Refused);
-                false
+        for action in waiting.extract_if(.., |action| is_refusal(action)) {
+            if let Action::Reply { request, reply } = action {
+                effects.reply(request, reply);
             }
-            _ => true,
-        });
+        }
         self.fleet.not_recorded(&name, before.as_ref().filter(|_| !is_retry));
         self.unsaved.entry(name).or_default().extend(waiting);
     }
 
-    /// The node is gone, and nothing of it runs any more; callers still want their answer. Its record stays until what it leaves
-    /// behind is kept.
+    /// The node is gone, and nothing of it runs any more; callers still want their answer. Its
+    /// record stays until what it leaves behind is kept.
     fn forget(
         &mut self,
         name: &NodeName,
@@ -335,8 +340,8 @@ impl Executor {
         }
     }
 
-    /// Before anything is done to its machine, a node's record is one that would be missed. All others that are durable by now become
-    /// so with it.
+    /// Before anything is done to its machine, a node's record is one that would be missed. All
+    /// others that are durable by now become so with it.
     fn list(&mut self, decided: &[Decided], effects: &mut impl Effects) -> Result<(), String> {
         let is_unlisted = |one: &Decided| one.saved.is_ok() && self.fleet.is_unlisted(&one.name);
         if !decided.iter().any(is_unlisted) {
@@ -362,22 +367,26 @@ impl Executor {
     }
 }
 
-/// What the core decided for a node.
+/// A decision of the core for one node.
 struct Decided {
     name: NodeName,
-    /// The record before that.
+    /// The record before the decision.
     before: Option<Record>,
-    /// What is to be done.
     waiting: Vec<Action>,
-    /// Whether the record is durable; if not, what is wrong, for people.
+    /// The error for the operator, if the record is not durable.
     saved: Result<(), String>,
-    /// What was decided earlier is tried again with it.
+    /// Whether an earlier decision is tried again with it.
     is_retry: bool,
     /// An operation that was called off before it began.
     unstarted: Option<OpId>,
 }
 
-/// Takes an operation that still waits for its record, and was told to stop, out of what waits. One that was only told to hurry stays.
+const fn is_refusal(action: &Action) -> bool {
+    matches!(action, Action::Reply { reply: Reply::Refused, .. })
+}
+
+/// Takes an operation that still waits for its record, and was told to stop, out of what waits. One
+/// that was only told to hurry stays.
 fn call_off(node: &Node, waiting: &mut Vec<Action>) -> Option<OpId> {
     let op = waiting.iter().find_map(|action| match action {
         Action::Start { op, .. } => Some(*op),
@@ -389,7 +398,7 @@ fn call_off(node: &Node, waiting: &mut Vec<Action>) -> Option<OpId> {
     called_off.then_some(op)
 }
 
-/// How an operation ends that was called off before it began. Nobody wants to know: that it has stopped is all that counts.
+/// The end of an operation that was called off before it began.
 fn never_started() -> Fault {
     Fault::passing(Step::Preflight, NEVER_STARTED, "called off before it began", "")
 }

@@ -1,7 +1,8 @@
-//! All nodes of the site: brings the spec directory and the nodes together, and events to their node.
+//! All nodes of the site. The fleet compares the spec directory with the nodes, and brings events
+//! to their node.
 //!
-//! Owned by the [`super::Executor`]. One node's events never touch another node; what they share, turns and the breaker, is decided
-//! here.
+//! Owned by the [`super::Executor`]. One node's events never touch another node; what they share,
+//! permits and the breaker, is decided here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,37 +23,24 @@ use crate::model::{
 use super::{
     breaker::let_through,
     event::{Action, Event, Permit},
+    limits::{POLL_INTERVAL, Policy, after},
     node::{Node, wants_reinstall},
     permits::ConcurrencyLimits,
-    polls::{POLL_INTERVAL, Polls},
+    polls::Polls,
     state::{Record, State},
     unclaimed::{Known, UnclaimedInstalls},
-    wait::after,
     wake_ups::WakeUps,
 };
 
-/// What one scan of the spec directory found for each name.
+/// The result of one scan of the spec directory: a spec or its problems for each name.
 pub type Specs = BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>;
 
-/// Polls of power states in a second, of all nodes together: each costs its BMC and this machine some work, for ever.
+/// Polls of power states in a second, of all nodes together: each costs its BMC and this machine
+/// some work, for ever.
 const POLLS_PER_S: u32 = 5;
-/// The same of nodes that are new and want nothing of their machine: people wait to see them for the first time.
+/// First polls in a second, of new nodes that want nothing of their machine: operators wait to see
+/// them.
 const FIRST_POLLS_PER_S: u32 = 50;
-
-/// What the administrator of the site allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// Machines being brought up to be written at the same time, at least 1.
-    pub attempts_max: usize,
-    /// Disks being written at the same time, at least 1.
-    pub imagings_max: usize,
-    /// Polls of BMCs at the same time, at least 1.
-    pub polls_max: usize,
-    /// Whether many reinstalls at once need consent.
-    pub breaker: bool,
-    /// Whether the power of an installed machine is brought back to what its spec wants.
-    pub enforce_power: bool,
-}
 
 /// Every node the agent knows.
 #[derive(Debug)]
@@ -62,23 +50,23 @@ pub struct Fleet {
     nodes: BTreeMap<NodeName, Box<Node>>,
     wake_ups: WakeUps,
     permits: ConcurrencyLimits,
-    /// What nodes hold according to their records, where the present ones could not be written: should the agent end now, they would go on
-    /// with it. So only what is on record gives a turn back.
+    /// Permits that nodes hold according to their records, where the present ones could not be
+    /// written: should the agent end now, they would go on with them. So only what is on record
+    /// gives a permit back.
     held_on_record: BTreeMap<NodeName, Permit>,
     /// When the next new node is polled that wants nothing of its machine.
     first_poll: Timestamp,
     unclaimed: UnclaimedInstalls,
-    /// Whether every record is lost and the directory has not been read since.
-    state_lost: bool,
-    /// The latest time that was told.
+    /// The latest time that was reported.
     latest: Timestamp,
     /// Nodes whose spec names the BMC of an installed machine in other words.
     aliased: BTreeSet<NodeName>,
 }
 
 impl Fleet {
-    /// The fleet as it was recorded, with what was known beside the records. `recovered` is what the status files say is installed, or
-    /// that nobody knows, for nodes that have no record any more, or one that was damaged.
+    /// The fleet as it was recorded, with what was known beside the records. `recovered` is what
+    /// the status files say is installed, or that nobody knows, for nodes that have no record any
+    /// more, or one that was damaged.
     pub fn resume(
         policy: Policy,
         records: BTreeMap<NodeName, Record>,
@@ -86,7 +74,6 @@ impl Fleet {
         recovered: BTreeMap<NodeName, Known>,
         now: Timestamp,
     ) -> Self {
-        let state_lost = records.is_empty() && !recovered.is_empty();
         unclaimed.recover_from_status(recovered);
         unclaimed.miss(&records);
         let mut fleet = Self {
@@ -97,7 +84,6 @@ impl Fleet {
             first_poll: now,
             held_on_record: BTreeMap::new(),
             unclaimed,
-            state_lost,
             latest: now,
             aliased: BTreeSet::new(),
         };
@@ -127,8 +113,9 @@ impl Fleet {
         self.nodes.keys().cloned().collect()
     }
 
-    /// What a scan means for each node. An empty directory is never "all nodes were deleted": while nodes are known, it holds them.
-    /// A change that would reinstall too many machines is told as such.
+    /// Turns a scan into an event for each node. An empty directory is never "all nodes were
+    /// deleted": while nodes are known, it holds them. A change that would reinstall too many
+    /// machines comes as [`Event::MassChange`].
     pub fn compare(
         &mut self,
         now: Timestamp,
@@ -142,13 +129,6 @@ impl Fleet {
                  left alone",
             );
         }
-        if std::mem::take(&mut self.state_lost) {
-            self.unclaimed.mark_new_names_unknown(specs.keys());
-            // That a machine is on will not show that it is somebody's.
-            let manual_power =
-                specs.iter().filter(|(_, spec)| spec.as_ref().is_ok_and(|spec| spec.bmc.is_none()));
-            self.unclaimed.mark_unknown(manual_power.map(|(name, _)| name));
-        }
         self.note_departures(&specs);
         let reinstalls: BTreeSet<NodeName> = specs
             .iter()
@@ -158,7 +138,7 @@ impl Fleet {
             })
             .map(|(name, _)| name.clone())
             .collect();
-        // Those that go away with the same change make it no smaller.
+        // Nodes that go away with the same change make it no smaller.
         let deployed = self
             .nodes
             .iter()
@@ -183,12 +163,12 @@ impl Fleet {
         // Every wait is bounded anew when the clock was set back.
         let is_set_back = now < self.latest;
         self.latest = now;
-        let is_news = |(name, spec): &(NodeName, Result<Arc<NodeSpec>, _>)| {
+        let is_update = |(name, spec): &(NodeName, Result<Arc<NodeSpec>, _>)| {
             let node = self.nodes.get(name).filter(|_| !is_set_back);
             let known = node.zip(spec.as_ref().ok()).is_some_and(|(node, spec)| node.knows(spec));
             !known || too_many || clashes.contains_key(name)
         };
-        events.extend(specs.into_iter().filter(is_news).map(|(name, spec)| {
+        events.extend(specs.into_iter().filter(is_update).map(|(name, spec)| {
             let event = match (clashes.get(&name), spec) {
                 (Some(clash), _) => Event::SpecClash(clash.clone()),
                 (None, Ok(spec)) if too_many && reinstalls.contains(&name) => {
@@ -202,21 +182,22 @@ impl Fleet {
         events
     }
 
-    /// Whether this spec, and not the one before it, would have an installed machine wiped. A spec that names another machine than
-    /// before never would.
+    /// Whether this spec, and not the one before it, would have an installed machine wiped. A spec
+    /// that names another machine than before never would.
     fn newly_reinstalls(&self, name: &NodeName, spec: &NodeSpec) -> bool {
         let Some(node) = self.nodes.get(name) else { return false };
         let (Some(old), Some(installed)) = (node.spec(), &node.record.installed) else {
             return false;
         };
-        // One that is held for too many changes is judged again whenever the change would end the hold.
-        let held = node.record.too_many_changes && node.wanted.as_ref() != Some(&spec.digest());
+        // A node that the breaker holds is judged again whenever the change would end the hold.
+        let held = node.record.is_held_by_breaker() && node.wanted.as_ref() != Some(&spec.digest());
         let is_change = old.paused || held || !node.wants_install();
         let same_machine = old.machine_change(spec) == MachineChange::None;
         same_machine && is_change && wants_reinstall(spec, installed) && !spec.paused
     }
 
-    /// Writes down what is installed on machines that their specs do not name any more, before another spec does.
+    /// Writes down what is installed on machines that their specs do not name any more, before
+    /// another spec does.
     fn note_departures(&mut self, specs: &Specs) {
         for (name, node) in &self.nodes {
             let Some(old) = node.spec() else { continue };
@@ -243,7 +224,8 @@ impl Fleet {
             .collect()
     }
 
-    /// Brings one event to its node, which is made if a spec speaks of it for the first time. `None`: no such node.
+    /// Brings one event to its node, which is made if a spec names it for the first time. `None`:
+    /// no such node.
     pub fn step(&mut self, now: Timestamp, name: &NodeName, event: Event) -> Option<Vec<Action>> {
         if !self.nodes.contains_key(name) {
             if !event.tells_of_spec() || matches!(event, Event::SpecGone) {
@@ -277,24 +259,26 @@ impl Fleet {
         Some(actions)
     }
 
-    /// The next node whose turn has come; it must be told at once.
+    /// The next node that may have a permit; it must be granted at once.
     pub fn next_permit(&self) -> Option<(NodeName, Permit)> {
         self.permits.next()
     }
 
-    /// What is known of a node without a spec goes into its record at once: from now on the record and the status file say it.
+    /// Takes what is known of a node without a spec into its record at once: from now on the record
+    /// and the status file say it.
     fn adopt(&mut self, now: Timestamp, name: &NodeName) {
         let Some(node) = self.nodes.get_mut(name).filter(|node| node.record.spec.is_none()) else {
             return;
         };
         match self.unclaimed.node(name).filter(|_| node.record.installed.is_none()).cloned() {
-            Some(None) if !node.record.record_lost => node.record = Record::distrusted(now),
+            Some(None) if !node.record.is_disk_unknown() => node.record = Record::distrusted(now),
             Some(Some(installed)) => node.record.know(Some(installed)),
             Some(None) | None => {}
         }
     }
 
-    /// What is known of the machine a spec names for the first time: it may have belonged to another node.
+    /// Finds what is known of the machine that a spec names for the first time: it may have
+    /// belonged to another node.
     fn recall(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
         let Some(node) = self.nodes.get_mut(name) else { return };
         let incomplete = self.unclaimed.is_incomplete() || self.aliased.contains(name);
@@ -308,9 +292,10 @@ impl Fleet {
             return;
         }
         self.unclaimed.found(name);
-        // A status file says which machine it speaks of, and the spec may name another one by now.
-        let told_of = node.record.installed.as_ref().and_then(|told| told.machine.as_ref());
-        let change = told_of.map(|machine| machine.change_to(spec));
+        // A status file names its machine, and the spec may name another one by now.
+        let reported =
+            node.record.installed.as_ref().and_then(|reported| reported.machine.as_ref());
+        let change = reported.map(|machine| machine.change_to(spec));
         let is_new = node.record.installed.is_none() || change == Some(MachineChange::Whole);
         let doubted = incomplete && is_new;
         let known = self.unclaimed.machine(spec).or_else(|| doubted.then_some(None));
@@ -328,7 +313,7 @@ impl Fleet {
         }
     }
 
-    /// Keeps in step with a node: when it wants to be woken, what it holds, what it waits for.
+    /// Notes when a node wants to be woken, and the permits that it holds and waits for.
     fn write_down(&mut self, name: &NodeName) {
         let node = self.nodes.get(name).map(Box::as_ref);
         self.wake_ups.put(name, node.and_then(|node| Some(node.next_wake()?.0)));
@@ -339,7 +324,7 @@ impl Fleet {
         self.permits.put(name, [holds, polls, on_record], waits);
     }
 
-    /// A node's record could not be written, so that this one stays.
+    /// Notes that a node's record could not be written, so that this one stays.
     pub(super) fn not_recorded(&mut self, name: &NodeName, stays: Option<&Record>) {
         if let Some(permit) = stays.and_then(|record| record.state.holds()) {
             self.held_on_record.insert(name.clone(), permit);
@@ -347,7 +332,7 @@ impl Fleet {
         }
     }
 
-    /// It could be written again.
+    /// Notes that the record could be written again.
     pub(super) fn recorded(&mut self, name: &NodeName) {
         if self.held_on_record.remove(name).is_some() {
             self.write_down(name);
@@ -367,7 +352,7 @@ impl Fleet {
         }
     }
 
-    /// What is known beside the records, and is to be kept.
+    /// The knowledge beside the records, which is to be kept.
     pub fn unclaimed(&self) -> &UnclaimedInstalls {
         &self.unclaimed
     }
@@ -380,12 +365,13 @@ impl Fleet {
     /// The BMCs of machines that are installed, or of which nobody knows.
     pub fn bmcs_of_installed(&self) -> impl Iterator<Item = &BmcAddress> {
         let records = self.nodes.values().map(|node| &node.record);
-        let records = records.filter(|record| record.installed.is_some() || record.record_lost);
+        let records =
+            records.filter(|record| record.installed.is_some() || record.is_disk_unknown());
         records.flat_map(Record::bmcs).chain(self.unclaimed.bmcs())
     }
 
-    /// These nodes' specs name the BMC of an installed machine in other words than it is known by. A machine that they name for the
-    /// first time is one that may be installed.
+    /// These nodes' specs name the BMC of an installed machine in other words than it is known by.
+    /// A machine that they name for the first time is one that may be installed.
     pub(super) fn note_aliased(&mut self, aliased: BTreeSet<NodeName>) {
         self.aliased = aliased;
     }
@@ -403,25 +389,26 @@ impl Fleet {
         })
     }
 
-    /// From now on the records of all nodes but these, which have none that is up to date, are missed when they are gone. Answers of
-    /// which nodes that is new.
+    /// Has the records of all nodes missed if they are lost, except for these, which have none that
+    /// is up to date. Returns the nodes for which that is new.
     pub(super) fn list_nodes(&mut self, unsaved: impl Fn(&NodeName) -> bool) -> Vec<NodeName> {
         let machine = |node: &Node| node.spec().map(|spec| spec.machine());
         let saved = self.nodes.iter().filter(|(name, node)| !node.gone && !unsaved(name));
         self.unclaimed.list(saved.map(|(name, node)| (name, machine(node))))
     }
 
-    /// That could not be written.
+    /// Takes that back: it could not be written.
     pub(super) fn unlist_nodes(&mut self, names: &[NodeName]) {
         for name in names {
             self.unclaimed.unlist(name);
         }
     }
 
-    /// The specs in force once these were found: the good ones, the last good ones of those that are broken, those of nodes that are
-    /// still busy with a spec that is gone, and of nodes that turned to another machine one more for the machine they are still busy
-    /// with. Each has its machine and its NICs.
-    pub fn in_force(&self, found: &Specs) -> Vec<Arc<NodeSpec>> {
+    /// The effective specs once these were found: the good ones, the last good ones of those that
+    /// are broken, those of nodes that are still busy with a spec that is gone, and of nodes that
+    /// turned to another machine one more for the machine they are still busy with. Each has its
+    /// machine and its NICs.
+    pub fn effective_specs(&self, found: &Specs) -> Vec<Arc<NodeSpec>> {
         let last_good = |name| self.nodes.get(name)?.record.spec.clone();
         let kept = found.iter().filter_map(|(name, spec)| match spec {
             Ok(spec) => Some(Arc::clone(spec)),

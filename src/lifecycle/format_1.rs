@@ -1,6 +1,7 @@
 //! Reading what the version before this one wrote, which had no checksums: format 1.
 //!
-//! Called at the upgrade only, for records and for what was kept beside them. It accepts what that version wrote and nothing else: an unknown key, or a missing one, is damage.
+//! Called at the upgrade only, for records and for what was kept beside them. It accepts what that
+//! version wrote and nothing else: an unknown key, or a missing one, is damage.
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ pub fn record(mut value: Value) -> Result<Record, String> {
     parse(&value)
 }
 
-/// What was kept of machines that no node had any more. Which nodes had a record was not written down.
+/// The installations that no node had any more. Which nodes had a record was not written down.
 pub fn unclaimed(mut value: Value) -> Result<UnclaimedInstalls, String> {
     let object = value.as_object_mut().ok_or("it is no JSON object")?;
     if object.contains_key("listed") || object.contains_key("incomplete") {

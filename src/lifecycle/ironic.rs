@@ -1,7 +1,9 @@
-//! Where an attempt with Ironic's ramdisk goes another way. It does not ask which disk to export, so that its calls begin with the
-//! target; it hears that it may let go on a port of its own; and it never says completed.
+//! Attempts with Ironic's ramdisk, where they go another way. It does not ask which disk to export,
+//! so that its calls begin with the target; the agent calls it when it may let go of its disk; and
+//! it never says completed.
 //!
-//! Called by `callback.rs`, `node.rs` and `attempt.rs`. Nothing here may weaken what is asked of hostler's own ramdisk.
+//! Called by `callback.rs`, `node.rs` and `attempt.rs`. Nothing here may weaken what is asked of
+//! hostler's own ramdisk.
 
 use jiff::Timestamp;
 
@@ -17,60 +19,68 @@ use super::{
     state::{Attempt, State},
 };
 
+impl DeployRamdisk {
+    /// Whether it asks which disk to export, and so reports which disks there are.
+    pub(super) const fn asks_which_disk(self) -> bool {
+        match self {
+            Self::Hostler => true,
+            Self::Ironic => false,
+        }
+    }
+
+    /// Whether it asks if it may let go of the written disk, and then says completed. One that does
+    /// not is called by the agent, and what it does then is taken for done.
+    pub(super) const fn confirms_completion(self) -> bool {
+        match self {
+            Self::Hostler => true,
+            Self::Ironic => false,
+        }
+    }
+}
+
 impl Node {
-    /// Whose ramdisk the node's machine is given. A spec that changes it ends the attempt, so that it is also the one that runs.
+    /// The ramdisk that the node's machine is given. A spec that changes it ends the attempt, so
+    /// that it is also the one that runs.
     pub(super) fn ramdisk(&self) -> DeployRamdisk {
         self.record.spec.as_ref().map(|spec| spec.boot.ramdisk).unwrap_or_default()
     }
 
-    pub(super) fn has_ironics_ramdisk(&self) -> bool {
-        self.ramdisk() == DeployRamdisk::Ironic
-    }
-
-    /// The disk behind a target that is offered: the one the ramdisk was told to export, or, of Ironic's, what it was told to look for.
+    /// The disk behind a target that is offered: the one that the ramdisk was asked to export, or,
+    /// of Ironic's, the one that it was to look for.
     pub(super) fn chosen_disk(&self, attempt: &Attempt) -> Option<Disk> {
         match &self.record.spec {
-            Some(spec) if self.has_ironics_ramdisk() => Some(hinted(&spec.root_device)),
+            Some(spec) if !self.ramdisk().asks_which_disk() => Some(hinted(&spec.root_device)),
             _ => attempt.disk.as_deref().cloned(),
         }
     }
 
-    /// It is never told to install a boot loader; one that was told so by somebody else may say how that went.
+    /// Judges the end of a boot loader's installation. Ironic's ramdisk is never asked for that
+    /// here; one that was asked by somebody else may say how it went.
     pub(super) fn ironic_bootloader(
         &mut self,
         now: Timestamp,
         error: &str,
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
-        match &self.record.state {
-            State::Switching { .. } | State::Restarting { .. } if error.is_empty() => {
-                Ok(Reply::Accepted)
-            }
-            State::Switching { .. } => Ok(self.ramdisk_failed(now, error, actions)),
-            _ => Err("no boot loader was to be installed in this phase"),
+        let is_switching = matches!(self.record.state, State::Switching { .. });
+        let is_restarting = matches!(self.record.state, State::Restarting { .. });
+        if error.is_empty() && (is_switching || is_restarting) {
+            Ok(Reply::Accepted)
+        } else if is_switching {
+            Ok(self.ramdisk_failed(now, error, actions))
+        } else {
+            Err("no boot loader was to be installed in this phase")
         }
     }
 
-    /// One that cannot be told, because it has gone or because the agent was killed between telling it and knowing, is no failure.
+    /// Stops calling a ramdisk that does not answer, because it has gone or because the agent was
+    /// killed between calling it and knowing: that is no failure.
     pub(super) fn stop_telling(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         self.cancel(actions);
-        self.take_for_completed(now);
+        self.let_go(now);
     }
 
-    /// The disk is written and flushed, and the session with its target has ended: what the ramdisk still does changes nothing on it. It
-    /// restarts its machine by itself, which is all there is without a BMC.
-    pub(super) fn take_for_completed(&mut self, now: Timestamp) {
-        if let State::Switching { attempt, disk } = &self.record.state {
-            let (attempt, disk) = (attempt.clone(), disk.clone());
-            if attempt.bmc.is_none() {
-                self.succeed(now, attempt.image, disk);
-            } else {
-                self.begin_restart(now, attempt, disk);
-            }
-        }
-    }
-
-    /// What is known of the disk's size before the target says it.
+    /// The disk's size, as far as it is known before the target says it.
     pub(super) fn disk_size(&self, attempt: &Attempt, disk: &Disk) -> DiskSize {
         if attempt.disk.is_some() {
             return DiskSize::Exactly(disk.size);

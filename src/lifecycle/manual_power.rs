@@ -1,8 +1,9 @@
-//! A machine without a BMC: an operator switches it on, and its own deploy ramdisk restarts it or switches it off.
+//! Machines without a BMC: an operator switches the machine on, and its own deploy ramdisk restarts
+//! it or switches it off.
 //!
-//! Called by `node.rs`, `attempt.rs` and `callback.rs` wherever a BMC would be asked. The hand on the power button is the consent: that the
-//! machine boots the deploy menu says that somebody is there. No operation may need a BMC, and nothing may be waited for that only a BMC
-//! could tell.
+//! Called by `settle.rs`, `wait.rs` and `callback.rs` wherever a BMC would be asked. The hand on
+//! the power button is the consent: that the machine boots the deploy menu says that somebody is
+//! there. No operation may need a BMC, and nothing may be waited for that only a BMC could tell.
 
 use std::time::Duration;
 
@@ -19,19 +20,17 @@ use crate::model::{
 use super::{
     event::Action,
     node::Node,
-    report::plain,
-    state::{Attempt, Hold, Purpose, State},
+    power_control::PowerControl,
+    state::{Attempt, Purpose, State},
+    text::plain,
+    transitions::Cause,
 };
 
-/// What a BMC may take whose spec does not say it any more: as long as one may by default.
+/// The time that a BMC may take whose spec does not name it any more: as long as one may by
+/// default.
 const BMC_LIMIT: Duration = Duration::from_secs(120);
 
 impl Node {
-    /// Whether the spec names no BMC.
-    pub(super) fn powered_manually(&self) -> bool {
-        self.record.spec.as_ref().is_some_and(|spec| spec.bmc.is_none())
-    }
-
     /// The BMC of the machine that the present state is about.
     pub(super) fn bmc(&self) -> Option<&Bmc> {
         match self.record.state.attempt() {
@@ -40,56 +39,55 @@ impl Node {
         }
     }
 
-    /// How long the BMC that an attempt was begun with may take to clean up. A spec that names none any more says how long an operator may.
+    /// The timeouts for cleaning up by the BMC that an attempt was begun with. A spec that names
+    /// none any more has the timeout of an operator.
     pub(super) fn timeouts_of_bmc(&self, timeouts: &Timeouts) -> Timeouts {
-        let power =
-            if self.powered_manually() { timeouts.power.min(BMC_LIMIT) } else { timeouts.power };
+        let is_named = self.power_control().can_switch();
+        let power = if is_named { timeouts.power } else { timeouts.power.min(BMC_LIMIT) };
         Timeouts { power, ..*timeouts }
     }
 
-    /// What a look at the power state leads to where there is a BMC: nobody knows whether the machine is on, so that is no reason to hold it.
+    /// Does what a poll leads to where there is a BMC: nobody knows whether the machine is on, so
+    /// that is no reason to hold it.
     pub(super) fn advance_manual_power(&mut self, now: Timestamp) {
-        if !self.powered_manually() || self.running.is_some() || self.unread {
+        if self.power_control().can_switch() || self.running.is_some() || self.unread {
             return;
         }
-        if matches!(self.record.state, State::Held { reason: Hold::PoweredOn, .. }) {
-            self.enter(now, State::Idle);
-        }
-        if self.in_line_since.is_none() {
-            self.line_up(now, PowerState::Off);
+        self.release_powered_on(now);
+        if self.queued_since.is_none() {
+            self.queue_for_attempt(now, PowerState::Off);
         }
     }
 
     /// The machine has fetched its boot menu, or its ramdisk calls: somebody was there.
     pub(super) fn note_manual_power_on(&mut self, now: Timestamp) {
-        if let State::PoweringOn { attempt } = &self.record.state
-            && attempt.bmc.is_none()
-        {
-            let attempt = attempt.clone();
-            self.enter(now, State::WaitingRamdisk { attempt });
+        if self.waits_for_operator() {
+            self.enter(now, Cause::SeenBooting);
         }
     }
 
-    /// How the ramdisk is to leave its machine once the disk is written.
+    /// The way in which the ramdisk is to leave its machine once the disk is written.
     pub(super) fn then(&self, attempt: &Attempt) -> Then {
-        match (&attempt.bmc, self.power_after_install()) {
-            (Some(_), _) => Then::Wait,
-            (None, PowerState::On) => Then::Reboot,
-            (None, PowerState::Off) => Then::PowerOff,
+        match (attempt.power_control(), self.power_after_install()) {
+            (PowerControl::Bmc, _) => Then::Wait,
+            (PowerControl::Manual, PowerState::On) => Then::Reboot,
+            (PowerControl::Manual, PowerState::Off) => Then::PowerOff,
         }
     }
 
     /// Whether what is being cleaned up can only be told to switch itself off.
-    pub(super) fn cleans_up_manually(&self) -> bool {
-        matches!(self.record.state, State::CleaningUp { attempt: Some(_), .. })
-            && self.bmc().is_none()
+    pub(super) fn ramdisk_cleans_up(&self) -> bool {
+        let State::CleaningUp { attempt: Some(attempt), .. } = &self.record.state else {
+            return false;
+        };
+        attempt.power_control().restarts_itself()
     }
 
     /// The ramdisk hears that the attempt is over, and switches its machine off.
     pub(super) fn note_manual_cleanup_done(&mut self, now: Timestamp) {
         if let State::CleaningUp { purpose, .. } = self.record.state
             && self.running.is_none()
-            && self.cleans_up_manually()
+            && self.ramdisk_cleans_up()
         {
             self.conclude(now, purpose);
         }
@@ -101,65 +99,59 @@ impl Node {
         now: Timestamp,
         actions: &mut Vec<Action>,
     ) -> bool {
-        match &self.record.state {
-            State::PoweringOn { attempt } if attempt.bmc.is_none() => {
-                self.fail(now, nobody_came(), actions);
-                true
-            }
-            State::CleaningUp { purpose, .. }
-                if self.running.is_none() && self.cleans_up_manually() =>
-            {
-                let purpose = *purpose;
-                self.end_unheard(now, purpose);
-                true
-            }
-            _ => false,
+        if self.waits_for_operator() {
+            self.fail(now, nobody_came(), actions);
+            return true;
         }
+        let State::CleaningUp { purpose, .. } = self.record.state else { return false };
+        let is_unheard = self.running.is_none() && self.ramdisk_cleans_up();
+        if is_unheard {
+            self.end_unheard(now, purpose);
+        }
+        is_unheard
     }
 
-    /// The ramdisk did not ask: whatever has become of its machine, the key it has is of no use any more.
+    /// Whether the attempt waits until an operator has the machine boot from the network.
+    pub(super) fn waits_for_operator(&self) -> bool {
+        let State::PoweringOn { attempt } = &self.record.state else { return false };
+        attempt.power_control().waits_for_operator()
+    }
+
+    /// The ramdisk did not ask: whatever has become of its machine, the key it has is of no use any
+    /// more.
     fn end_unheard(&mut self, now: Timestamp, purpose: Purpose) {
         if let (Some(cause), Purpose::Retry | Purpose::GiveUp) =
             (&mut self.record.last_error, purpose)
         {
             let message = &mut cause.fault.message;
             *message = plain(&format!(
-                "{message}; its deploy ramdisk has not heard of that, so switch the machine off if it is still on"
+                "{message}; its deploy ramdisk has not heard of that, so switch the machine off \
+                 if it is still on"
             ));
         }
         self.conclude(now, purpose);
     }
 
-    /// What people are told while only an operator or the ramdisk can go on.
+    /// The message while only an operator or the ramdisk can go on.
     pub(super) fn manual_power_message(&self) -> Option<String> {
-        match &self.record.state {
-            _ if self.unread => None,
-            State::PoweringOn { attempt } if attempt.bmc.is_none() => {
-                Some(self.what_to_do().to_owned())
-            }
-            State::CleaningUp { purpose, .. } if self.cleans_up_manually() => {
-                let failed = *purpose != Purpose::StartOver;
-                let error = self.record.last_error.as_ref().filter(|_| failed);
-                let after = error
-                    .map_or_else(String::new, |error| format!(" after: {}", error.fault.message));
-                Some(format!(
-                    "waiting for the deploy ramdisk to hear that it is to switch its machine off{after}"
-                ))
-            }
-            _ => None,
+        if self.unread {
+            return None;
         }
+        if self.waits_for_operator() {
+            return Some(self.what_to_do().to_owned());
+        }
+        let State::CleaningUp { purpose, .. } = &self.record.state else { return None };
+        let failed = *purpose != Purpose::StartOver;
+        let error = self.record.last_error.as_ref().filter(|_| failed);
+        let after =
+            error.map_or_else(String::new, |error| format!(" after: {}", error.fault.message));
+        let waits = "waiting for the deploy ramdisk to hear that it is to switch its machine off";
+        self.ramdisk_cleans_up().then(|| format!("{waits}{after}"))
     }
 
-    /// What somebody is to do.
+    /// The act that an operator is asked for.
     pub(super) const fn what_to_do(&self) -> &'static str {
         if self.record.installed.is_some() { consent::NETBOOT_INSTALLED } else { consent::NETBOOT }
-    }
-}
-
-impl Attempt {
-    /// Whether it ends by itself: there is no BMC, and no ramdisk that could be told.
-    pub(super) fn is_over_without_bmc(&self) -> bool {
-        self.bmc.is_none() && self.peer.is_none()
     }
 }
 
@@ -167,7 +159,9 @@ fn nobody_came() -> Fault {
     Fault::passing(
         Step::PowerOn,
         "NotSwitchedOn",
-        "the machine did not boot from the network in time: nobody switched it on or restarted it, or it booted from something else",
-        "switch it on or restart it as the message says, which lets hostler WIPE it, and look at its boot order; or raise timeouts.power",
+        "the machine did not boot from the network in time: nobody switched it on or restarted \
+         it, or it booted from something else",
+        "switch it on or restart it as the message says, which lets hostler WIPE it, and look at \
+         its boot order; or raise timeouts.power",
     )
 }

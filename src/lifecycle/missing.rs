@@ -15,9 +15,10 @@ use crate::model::{
 
 use super::{
     event::Action,
+    limits::after,
     node::Node,
     state::{Purpose, State},
-    wait::after,
+    transitions::Cause,
 };
 
 /// The pause before the first further look; doubled after each one in a row.
@@ -51,10 +52,9 @@ impl Node {
             // Nothing has been done to the machine yet.
             State::Preparing { .. } => {
                 self.record.last_error = Some(last_error());
-                self.record.attempt = attempt.saturating_sub(1);
-                self.enter(now, State::Idle);
+                self.enter(now, Cause::FileMissing);
                 self.record.not_before = Some(until);
-                self.in_line_since = None;
+                self.queued_since = None;
             }
             State::CleaningUp { .. } => {
                 self.record.deadline = None;

@@ -1,42 +1,58 @@
-//! The core: decides what happens to every node. Pure, synchronous and total: no I/O, no clock, no randomness, no failure.
+//! The core: decides what happens to every node. Pure, synchronous and total: no I/O, no clock, no
+//! randomness, no failure.
 //!
-//! Called by the agent's driver only, which owns the [`Executor`] and brings it an [`Event`] and the time. The [`Fleet`] finds the
-//! event's [`Node`], whose step answers with [`Action`]s; the executor has them carried out by the [`Effects`] in an order that no crash
-//! can turn into harm. Two things are derived from a node instead of being actions, so that they cannot be forgotten: its
-//! [`Record`], which is durable *before* anything else, and its [`Menu`]. The core must never reach for a room.
+//! Called by the agent's driver only, which owns the [`Executor`] and brings it an [`Event`] and
+//! the time. The [`Fleet`] finds the event's [`Node`], whose step answers with [`Action`]s; the
+//! executor has the [`Effects`] perform them in an order that no crash can turn into harm. Two
+//! things are derived from a node instead of being actions, so that they cannot be forgotten: its
+//! [`Record`], which is durable *before* anything else, and its [`Menu`]. The core must never call
+//! an adapter.
+//!
+//! `transitions.rs` says what leads out of each state. Seen from afar:
 //!
 //! ```text
-//!     spec unusable: invalid     paused: paused     state = "unmanaged": unmanaged     state = "available": off, available
+//!  spec unusable: invalid   paused: paused   "unmanaged": unmanaged   "available": off, available
 //!
-//!          ┌── power on and no consent, or too many at once ──▶ held
-//!          │                                                     │ switched off, approved, or redeploy changed
-//!  pending ◀─────────────────────────────────────────────────────┘
-//!     │ BMC answers, its turn has come    ▲
-//!     ▼                                   │ back-off, attempts left
-//!  preparing ──────── any fault ─────▶ clean-up ── attempts used up, or no use trying ──▶ failed
-//!     │ image verified, power as before   ▲
-//!     ▼                                   │
-//!  powering-on ──▶ waiting-ramdisk ──▶ imaging ──▶ switching ──▶ waiting-completed ──▶ restarting ──▶ deployed
-//!                  (lookup, then         (write,     (boot files     (the target         (boot device
-//!                   the target)           verify)     local, release) is stopped)         disk, off, on)
+//!          ┌── on and no consent, or too many at once ──▶ held
+//!          │                                              │ off, approved, or redeploy changed
+//!  pending ◀──────────────────────────────────────────────┘
+//!     │ BMC answers, permit         ▲
+//!     ▼                             │ back-off, attempts left
+//!  preparing ──── any fault ────▶ clean-up ── attempts used up, or no use trying ──▶ failed
+//!     │ image verified, still off   ▲
+//!     ▼                             │ any fault
+//!  powering-on ──▶ waiting-ramdisk ──▶ imaging ──▶ switching ──▶ waiting-completed
+//!                  (lookup, then       (write,     (boot files     │ the target is stopped
+//!                   the target)         verify)     of the disk)   ▼
+//!                                     deployed ◀── restarting (boot device disk, off, on)
 //! ```
 //!
-//! While cleaning up a node shows `pending`. A restart that fails is tried a few times within its deadline: the disk is good by then.
-//! A clean-up that fails is too; when it cannot be done, the node is `failed` and no attempt follows. In `imaging` a node may have to
-//! wait for its turn once more. Switching an installed machine on or off as its spec says shows as the phase it is in anyway.
+//! While cleaning up a node shows `pending`. A restart that fails is tried a few times within its
+//! deadline: the disk is good by then. A clean-up that fails is too; when it cannot be done, the
+//! node is `failed` and no attempt follows. In `imaging` a node may have to wait for another
+//! permit. Switching an installed machine on or off as its spec says shows as the phase it is in
+//! anyway.
 //!
 //! Rules that hold throughout, each with its test in `tests/`:
-//! - At most one operation of a node runs. A new one starts only after the old one has *reported*, so a cancelled write has really
-//!   stopped before anything else touches the machine.
+//! - At most one operation of a node runs. A new one starts only after the old one has *reported*,
+//!   so a cancelled write has really stopped before anything else touches the machine.
 //! - A result with another operation id than the running one changes nothing.
-//! - Every state that waits has a deadline with a reason. A spec with other timeouts moves the deadline of the present wait too; a
-//!   clock that is set forward ends waits early, one that is set back makes none longer than its whole length.
-//! - Consent is for one machine (its BMC's address and its NICs), one installation and one series of attempts. Another machine,
-//!   another installation, a pause, a clash, success and giving up each end it.
-//! - A machine whose record was damaged is nobody's to wipe, on or off, until somebody consents or its disk is known again.
-//! - What only so many may do at once is done in turn; who holds a turn is read off the nodes' states, so that none is ever lost.
-//! - A machine is switched because its spec was changed to want that, or somebody says so; a machine that differs later is shown.
+//! - Every state that waits has a deadline with a reason. A spec with other timeouts moves the
+//!   deadline of the present wait too; a clock that is set forward ends waits early, one that is
+//!   set back makes none longer than its whole length.
+//! - Consent is for one machine (its BMC's address and its NICs), one installation and one series
+//!   of attempts. Another machine, another installation, a pause, a clash, success and giving up
+//!   each end it.
+//! - A machine whose record was damaged is wiped, on or off, only once somebody consents or its
+//!   disk is known again.
+//! - Permits limit how many nodes do the same at once; who holds one is read off the nodes' states,
+//!   so that none is ever lost.
+//! - A machine is switched because its spec was changed to want that, or an operator says so; a
+//!   machine that differs later is shown.
 //! - After a start nothing goes on before the spec directory has been read.
+
+#![warn(clippy::wildcard_enum_match_arm)]
+#![allow(missing_docs, reason = "many fields and variants need no more than their name and type")]
 
 mod attempt;
 mod backoff;
@@ -48,29 +64,39 @@ mod executor;
 mod fleet;
 pub mod format_1;
 mod history;
+mod hold;
 mod ironic;
+mod limits;
 mod manual_power;
 mod missing;
 mod netboot_files;
+mod netboot_update;
 mod node;
 mod permits;
 mod plan;
+mod polling;
 mod polls;
 mod power;
+mod power_control;
 mod replaced;
 mod report;
+mod settle;
 mod state;
 #[cfg(test)]
+#[allow(clippy::wildcard_enum_match_arm, reason = "a test looks for what it tests")]
 mod tests;
+mod text;
+mod transitions;
 mod unclaimed;
 mod wait;
 mod wake_ups;
 
 pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Permit, Stages};
 pub use executor::{Effects, Executor};
-pub use fleet::{Fleet, Policy, Specs};
+pub use fleet::{Fleet, Specs};
+pub use limits::{POLL_LIMIT, Policy};
 pub use node::Node;
 pub use plan::{PlannedAction, PlannedChange, Planner};
-pub use polls::POLL_LIMIT;
+pub use power_control::PowerControl;
 pub use state::{Attempt, Hold, PreparedImage, Purpose, Record, State, Target};
 pub use unclaimed::{Known, UnclaimedInstalls};

@@ -1,7 +1,9 @@
 //! One node: takes events, keeps the rules, asks for work.
 //!
-//! Called by the [`super::Fleet`]. What happens inside an attempt is in `attempt.rs`, callbacks are judged in `callback.rs`, every
-//! wait and its end is in `wait.rs`, and the status is made in `report.rs`.
+//! Called by the [`super::Fleet`]. [`Node::step`] hands each event to the file that judges it:
+//! operations to `attempt.rs`, callbacks to `callback.rs`, specs to this one. A change of state
+//! goes through [`Node::enter`] and `transitions.rs`; the end of each step is in `settle.rs`, every
+//! wait in `wait.rs`, and the status in `report.rs`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,40 +16,39 @@ use crate::model::{
     power::PowerState,
     problem::Problem,
     spec::{Goal, NodeSpec},
-    status::{Installed, Phase, Power, Progress},
+    status::{Installed, Power, Progress},
 };
 
 use super::{
-    callback::MissingDisk,
-    event::{Action, Event, Menu, Operation, Outcome},
-    executor::NEVER_STARTED,
-    fleet::Policy,
+    event::{Action, Event, Menu, NEVER_STARTED, Operation, Outcome},
+    limits::{Policy, after, patience, power_limit},
     netboot_files::{NetbootUpdate, carry_over, carry_over_record, own_menu},
     polls::Polls,
-    report::plain_fault,
-    state::{Attempt, Hold, Purpose, Record, State},
+    state::{Purpose, Record, State},
+    text::plain_fault,
+    transitions::{Cause, Effect, next},
     unclaimed::Known,
-    wait::{after, patience, power_limit},
 };
 
-/// One node.
+/// A node: its record, and what is known of it only in memory.
 #[derive(Debug)]
 pub struct Node {
     pub(super) name: NodeName,
     pub(super) record: Record,
     pub(super) policy: Policy,
-    /// The identity of what the last good spec wants installed, kept because hashing it at every look would be dear.
+    /// The identity of the installation that the last good spec wants, kept because hashing it at
+    /// every poll would be dear.
     pub(super) wanted: Option<Digest>,
-    /// The same of what it wants written to the disk.
+    /// The identity of the disk's content that it wants.
     pub(super) written: Option<Digest>,
-    /// What is wrong with the spec file as it is now.
+    /// The problems of the spec file as it is now.
     pub(super) problems: Vec<Problem>,
     /// Whether those problems are a clash with another node.
     pub(super) clash: bool,
-    /// Why nothing may start although the last good spec is fine.
+    /// The reason why nothing may start although the last good spec is fine.
     pub(super) blocked: Option<String>,
-    /// Whether the spec directory has yet to be read for the first time: until then the spec may be out of date, and not even what
-    /// was under way goes on.
+    /// Whether the spec directory has yet to be read for the first time: until then the spec may be
+    /// out of date, and not even what was under way goes on.
     pub(super) unread: bool,
     /// Whether the spec is gone: the node is forgotten as soon as nothing is under way.
     pub(super) gone: bool,
@@ -55,37 +56,47 @@ pub struct Node {
     pub(super) running: Option<Running>,
     pub(super) progress: Option<Progress>,
     pub(super) power: Option<Power>,
-    /// Why the BMC's last answer was none, or of no use.
+    /// The fault of the BMC's last answer, if there was none or one of no use.
     pub(super) bmc_trouble: Option<Fault>,
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
-    /// The root device that the ramdisk does not have yet, if it is waited for. Not on record: after a
-    /// restart of the agent the wait begins anew.
+    /// The root device that the ramdisk does not have yet, if it is waited for. Not on record:
+    /// after a restart of the agent the wait begins anew.
     pub(super) missing_disk: Option<Box<MissingDisk>>,
-    /// What is on the machine that the spec to come names for the first time, if it was another node's.
+    /// The installation of the machine that the spec to come names for the first time, if it was
+    /// another node's.
     pub(super) moved_here: Option<Box<Known>>,
-    /// Since when everything is ready for an attempt but that it is the node's turn.
-    pub(super) in_line_since: Option<Timestamp>,
-    /// When polls of its BMC are due, and its place in their line.
+    /// The time since which everything is ready for an attempt but the permit.
+    pub(super) queued_since: Option<Timestamp>,
+    /// When polls of its BMC are due, and its place in their queue.
     pub(super) polls: Polls,
-    /// How it stands with what the machine boots over the network.
+    /// The state of the kernel and ramdisk that the machine boots over the network.
     pub(super) netboot: NetbootUpdate,
-    /// How often in a row something was missing on the agent's own machine.
+    /// How often in a row a file was missing on the agent's own machine.
     pub(super) missed_in_a_row: u32,
     next_op: u64,
+}
+
+/// A root device that a ramdisk does not have yet.
+#[derive(Clone, Debug)]
+pub(super) struct MissingDisk {
+    /// The end of the wait for it.
+    pub(super) until: Timestamp,
+    /// The fault that ends the attempt then.
+    pub(super) fault: Fault,
 }
 
 /// The operation under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Running {
     pub(super) op: OpId,
-    /// It was told to stop: its result means nothing but that it has stopped.
+    /// Whether it was told to stop: its result then means only that it has stopped.
     pub(super) cancelled: bool,
-    /// It is about what an installed machine boots over the network.
+    /// Whether it is about the files that an installed machine boots over the network.
     pub(super) netboot: bool,
     /// When a poll that does not report is told to stop.
     pub(super) patience_until: Timestamp,
-    /// From its start to then.
+    /// The time from its start to then.
     pub(super) patience: Duration,
 }
 
@@ -95,8 +106,8 @@ impl Node {
         Self::resume(name, Record::new(now), policy, now)
     }
 
-    /// A node from its durable record, as after a crash. What was under way is started again, within the old deadlines, once the
-    /// spec directory has been read.
+    /// A node from its durable record, as after a crash. What was under way is started again,
+    /// within the old deadlines, once the spec directory has been read.
     pub fn resume(name: NodeName, mut record: Record, policy: Policy, now: Timestamp) -> Self {
         record.note_machine();
         carry_over_record(&mut record);
@@ -120,7 +131,7 @@ impl Node {
             refused_reason: None,
             missing_disk: None,
             moved_here: None,
-            in_line_since: None,
+            queued_since: None,
             polls: Polls::new(now),
             netboot: NetbootUpdate::default(),
             missed_in_a_row: 0,
@@ -128,12 +139,12 @@ impl Node {
         }
     }
 
-    /// What must be durable before the actions of the last step are carried out.
+    /// The record, which must be durable before the actions of the last step are executed.
     pub fn record(&self) -> &Record {
         &self.record
     }
 
-    /// What the node's boot menu must be before the actions of the last step are carried out.
+    /// The boot menu, which must be served before the actions of the last step are executed.
     pub fn menu(&self) -> Menu {
         let Some(spec) = &self.record.spec else { return Menu::Unknown };
         match &self.record.state {
@@ -160,7 +171,6 @@ impl Node {
         }
     }
 
-    /// Its name.
     pub fn name(&self) -> &NodeName {
         &self.name
     }
@@ -184,7 +194,7 @@ impl Node {
     pub fn step(&mut self, now: Timestamp, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.unread && event.tells_of_spec() {
-            self.record.boot_again_if_cut_off();
+            self.boot_again_if_cut_off(now);
         }
         self.bound_waits(now);
         if event.tells_of_spec() {
@@ -243,14 +253,7 @@ impl Node {
             Event::Approve => self.approve(now),
             Event::Retry => self.retry(now),
         }
-        self.expire(now, &mut actions);
-        self.end_what_is_over(now);
-        self.hold_what_is_lost(now);
-        self.advance_manual_power(now);
-        self.drive(now, &mut actions);
-        self.stay_in_line();
-        self.line_up_for_poll(now);
-        self.note_phase(now);
+        self.settle(now, &mut actions);
         actions
     }
 
@@ -272,10 +275,7 @@ impl Node {
 
     /// Whether an attempt may be begun at all.
     pub(super) fn may_start(&self) -> bool {
-        self.wants_install()
-            && !self.stands_still()
-            && !self.record.too_many_changes
-            && !self.is_lost()
+        self.wants_install() && !self.stands_still() && !self.needs_consent()
     }
 
     /// Whether nothing is under way: no attempt, no clean-up, and no switching.
@@ -288,45 +288,42 @@ impl Node {
         self.bmc_trouble.is_some()
     }
 
-    /// Whether the machine's being off would be taken for consent to wipe and install it, now or when the node may go on.
-    pub fn is_wiped_when_off(&self) -> bool {
-        let waits = match &self.record.state {
-            State::Idle => true,
-            State::Held { reason, .. } => *reason == Hold::PoweredOn,
-            _ => false,
-        };
-        waits && self.wants_install()
-    }
-
-    /// Whether nobody knows what is on the disk, and nobody has consented to lose it.
-    pub(super) fn is_lost(&self) -> bool {
-        self.record.record_lost && !self.record.consented
-    }
-
-    /// From wherever the node comes to rest, and for as long as the disk is to be written.
-    fn hold_what_is_lost(&mut self, now: Timestamp) {
-        let holds = self.is_lost() && self.wants_install();
-        match (&self.record.state, &self.record.spec) {
-            (State::Idle, Some(spec)) if holds => {
-                let redeploy = spec.redeploy.clone();
-                self.enter(now, State::Held { redeploy, reason: Hold::RecordLost });
-            }
-            (State::Held { reason: Hold::RecordLost, .. }, _) if !holds => {
-                self.enter(now, State::Idle);
-            }
-            _ => {}
-        }
-    }
-
-    /// Whether nothing may start, whatever is wanted: the spec is paused, broken or may be out of date.
+    /// Whether nothing may start, whatever is wanted: the spec is paused, broken or may be out of
+    /// date.
     pub fn stands_still(&self) -> bool {
         let paused = self.record.spec.as_ref().is_none_or(|spec| spec.paused);
         paused || !self.problems.is_empty() || self.blocked.is_some()
     }
 
     /// Changes the state. Its deadline comes with it, so that no wait can be without one.
-    pub(super) fn enter(&mut self, now: Timestamp, state: State) {
+    pub(super) fn enter(&mut self, now: Timestamp, cause: Cause) {
+        let from = std::mem::replace(&mut self.record.state, State::Idle);
+        #[cfg(test)]
+        super::tests::transitions::note(&from, &cause);
+        let (state, effects) = match next(from, cause) {
+            Ok(next) => next,
+            Err(neither) => {
+                let (from, cause) = *neither;
+                debug_assert!(false, "{cause:?} means nothing in {from:?}");
+                self.record.state = from;
+                return;
+            }
+        };
         self.record.state = state;
+        for effect in effects {
+            match effect {
+                Effect::ConsentGiven => self.record.consented = true,
+                Effect::ConsentEnds => self.record.consented = false,
+                Effect::AttemptCounts => {
+                    self.record.attempt = self.record.attempt.saturating_add(1);
+                }
+                Effect::AttemptUncounted => {
+                    self.record.attempt = self.record.attempt.saturating_sub(1);
+                }
+                Effect::AttemptsForgotten => self.record.attempt = 0,
+                Effect::WaitGoesOn => return,
+            }
+        }
         self.record.tries = 0;
         self.record.not_before = None;
         self.record.deadline = self.limit().map(|limit| after(now, limit));
@@ -337,7 +334,7 @@ impl Node {
         self.problems.clear();
         self.clash = false;
         if self.record.spec.as_ref() == Some(spec) {
-            // One in memory is enough, and quicker to compare with.
+            // One copy in memory is enough, and quicker to compare with.
             self.record.spec = Some(Arc::clone(spec));
             return;
         }
@@ -351,7 +348,7 @@ impl Node {
         let change = old.as_ref().map_or(MachineChange::None, |old| old.machine_change(spec));
         let other_machine = change != MachineChange::None;
         if other_machine {
-            self.turn_to_machine(now, spec, change);
+            self.change_machine(now, spec, change);
         }
         let other_ramdisk = old.as_ref().is_some_and(|old| old.boot.ramdisk != spec.boot.ramdisk);
         if old.as_ref().is_some_and(|old| old.bmc != spec.bmc) {
@@ -368,27 +365,27 @@ impl Node {
             self.record.consented = false;
         }
         if other_install || !self.wants_install() {
-            // What was held is no longer wanted, or was changed again by itself.
+            // The held change is no longer wanted, or the spec was changed again by itself.
             self.record.too_many_changes = false;
         }
         self.order_power(now, old.as_deref(), spec);
-        match &mut self.record.state {
-            State::Held { redeploy, .. } if old.is_none() => redeploy.clone_from(&spec.redeploy),
-            State::Held { redeploy, .. }
-                if spec.goal == Goal::Deployed
-                    && spec.redeploy.is_some()
-                    && spec.redeploy != *redeploy =>
-            {
-                self.approve(now);
-            }
-            State::Held { .. } => {}
+        match &self.record.state {
+            State::Held { .. } => self.consider_hold(now, spec, old.is_none()),
             State::Idle | State::Failed => self.start_afresh(now),
-            State::CleaningUp { purpose, .. } => *purpose = Purpose::StartOver,
-            State::SettingPower { .. } => self.abandon(now, Purpose::StartOver, actions),
-            _ if other_install || other_machine || other_ramdisk || stand_still => {
+            State::CleaningUp { .. } | State::SettingPower { .. } => {
                 self.abandon(now, Purpose::StartOver, actions);
             }
-            _ => {}
+            State::Preparing { .. }
+            | State::PoweringOn { .. }
+            | State::WaitingRamdisk { .. }
+            | State::Imaging { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. }
+            | State::Restarting { .. } => {
+                if other_install || other_machine || other_ramdisk || stand_still {
+                    self.abandon(now, Purpose::StartOver, actions);
+                }
+            }
         }
     }
 
@@ -398,7 +395,8 @@ impl Node {
         self.clash = false;
     }
 
-    /// Whose machine it is must be settled first. An attempt goes on; an order to switch the machine does not.
+    /// Two specs name one machine, which must be settled first. An attempt goes on; an order to
+    /// switch the machine does not.
     fn take_clash(&mut self, now: Timestamp, problems: Vec<Problem>, actions: &mut Vec<Action>) {
         self.take_problems(problems);
         self.clash = true;
@@ -409,40 +407,39 @@ impl Node {
         }
     }
 
-    /// An operator consents. It counts only while the node shows that it waits for that.
-    fn approve(&mut self, now: Timestamp) {
-        if self.phase() == Phase::Held {
-            self.record.consented = true;
-            self.record.too_many_changes = false;
-            self.polls.ask(now);
-            self.start_afresh(now);
-        }
-    }
-
     fn retry(&mut self, now: Timestamp) {
         self.netboot.start_afresh();
         self.polls.ask(now);
-        // Who asks a BMC again that was in trouble has not ordered what its machine is found to miss.
+        // An operator who asks a BMC again that was in trouble has not ordered what its machine is
+        // found to miss.
         let has_trouble = self.bmc_trouble.is_some();
         let is_order = self.power_differs() || !has_trouble && self.wanted_power().is_some();
         if is_order || self.owes_restart() {
             self.record.power_ordered = true;
         }
-        match &mut self.record.state {
+        match &self.record.state {
             State::Idle | State::Failed => self.start_afresh(now),
-            State::CleaningUp { purpose, .. } => *purpose = Purpose::StartOver,
-            _ => {}
+            State::CleaningUp { .. } => self.enter(now, Cause::Abandoned(Purpose::StartOver)),
+            // An attempt goes on, and a hold waits for consent.
+            State::Held { .. }
+            | State::SettingPower { .. }
+            | State::Preparing { .. }
+            | State::PoweringOn { .. }
+            | State::WaitingRamdisk { .. }
+            | State::Imaging { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. }
+            | State::Restarting { .. } => {}
         }
     }
 
     /// All attempts lie ahead, and the first may begin at once.
     pub(super) fn start_afresh(&mut self, now: Timestamp) {
-        self.record.attempt = 0;
-        self.enter(now, State::Idle);
+        self.enter(now, Cause::StartedAfresh);
     }
 
-    /// Tells the running operation to stop, because nobody wants its result any more. The node waits for its report before it starts
-    /// another.
+    /// Tells the running operation to stop, because its result is not wanted any more. The node
+    /// waits for its report before it starts another.
     pub(super) fn cancel(&mut self, actions: &mut Vec<Action>) {
         if let Some(running) = &mut self.running {
             running.cancelled = true;
@@ -455,29 +452,13 @@ impl Node {
         actions.extend(self.running.map(|running| Action::Cancel(running.op)));
     }
 
-    /// Whether the power state is to be looked at now and then.
+    /// Whether the power state is polled now and then.
     pub(super) fn observes(&self) -> bool {
         self.record.state.at_rest() && self.bmc().is_some() && !self.clash
     }
 
-    /// A clean-up for which nothing is to be done is over when nothing runs.
-    fn end_what_is_over(&mut self, now: Timestamp) {
-        if self.running.is_some() || self.unread {
-            return;
-        }
-        match &self.record.state {
-            State::CleaningUp { attempt, purpose }
-                if attempt.as_ref().is_none_or(Attempt::is_over_without_bmc) =>
-            {
-                let purpose = *purpose;
-                self.conclude(now, purpose);
-            }
-            _ => {}
-        }
-    }
-
     /// Starts what the state needs, if nothing runs.
-    fn drive(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+    pub(super) fn drive(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if self.running.is_some() || self.unread {
             return;
         }
@@ -520,7 +501,7 @@ impl Node {
             State::Preparing { ready: None } => Some(Operation::Prepare),
             State::Preparing { ready: Some(_) } => Some(Operation::ConfirmPower),
             State::SettingPower { wanted } if self.owes_restart() => {
-                due.then_some(Operation::Restart { leave: *wanted })
+                due.then_some(Operation::Restart { wanted: *wanted })
             }
             State::SettingPower { wanted } => due.then_some(Operation::SetPower(*wanted)),
             State::PoweringOn { .. } => Some(Operation::PowerOn),
@@ -529,11 +510,11 @@ impl Node {
                 target: Box::new(target.clone()),
                 size: self.disk_size(attempt, disk),
             }),
-            State::Switching { attempt, .. } if self.has_ironics_ramdisk() => {
+            State::Switching { attempt, .. } if !self.ramdisk().confirms_completion() => {
                 attempt.peer.map(Operation::Release)
             }
             State::Restarting { .. } => {
-                due.then_some(Operation::Restart { leave: self.power_after_install() })
+                due.then_some(Operation::Restart { wanted: self.power_after_install() })
             }
             State::CleaningUp { .. } => due.then_some(Operation::CleanUp),
             State::WaitingRamdisk { .. }

@@ -1,8 +1,9 @@
-//! What would be done about a directory of specs: the core's own judgement, rehearsed.
+//! The plan: what would be done about a directory of specs, as the core itself judges.
 //!
-//! Called by `hostler plan`, without a running agent. The fleet is made from status files, which say less than the agent's records; it
-//! takes the specs as the agent's would, and every question about power is answered with what was last seen. What a node is about to
-//! do is then read off it. No rule may be written here: whatever is asked is asked of [`Fleet`] and [`Node`].
+//! Called by `hostler plan`, without a running agent. The fleet is made from status files, which
+//! say less than the agent's records; it takes the specs as the agent's would, and every poll is
+//! answered with the power state last seen. The next act of each node is then read off it. No rule
+//! may be written here: each question goes to [`Fleet`] and [`Node`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +24,8 @@ use crate::model::{
 
 use super::{
     event::{Action, Event, Operation, Outcome, Permit},
-    fleet::{Fleet, Policy, Specs},
+    fleet::{Fleet, Specs},
+    limits::Policy,
     node::Node,
     state::{Hold, Record, State},
     unclaimed::UnclaimedInstalls,
@@ -32,24 +34,22 @@ use super::{
 /// Every power state was seen so long ago that the fleet wants to look at each again.
 const LONG_AGO: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What would be done about one node.
+/// The act that would follow for one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedChange {
-    /// The node.
     pub node: NodeName,
     /// The machine that its spec names.
     pub machine: Option<Machine>,
-    /// What would be done.
     pub action: PlannedAction,
     /// The disk that would be wiped by it: now, or once the breaker is overruled.
     pub wipes: Option<String>,
     /// Whether that depends on the machine being off, which nobody knows.
     pub unless_on: bool,
-    /// Why, in one sentence.
+    /// The reason, in one sentence.
     pub reason: String,
 }
 
-/// What would be done with a machine. A closed set.
+/// An act on a machine. A closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlannedAction {
     /// Installed for the first time.
@@ -58,11 +58,12 @@ pub enum PlannedAction {
     Reinstall,
     /// Nothing before an operator consents.
     Hold,
-    /// The same, because too many machines would be reinstalled at once.
+    /// Nothing before an operator consents, because too many machines would be reinstalled at once.
     Breaker,
     /// Nothing, although something else is installed than the spec wants.
     Drift,
-    /// Served another kernel or ramdisk, or other kernel arguments, once they are verified. Its disk and its power stay as they are.
+    /// Served another kernel or ramdisk, or other kernel arguments, once they are verified. Its
+    /// disk and its power stay as they are.
     Netboot,
     /// Switched on.
     SwitchOn,
@@ -98,20 +99,21 @@ impl PlannedAction {
     }
 }
 
-/// A fleet as the status files tell of it, with the specs that are to be judged.
+/// A fleet as the status files describe it, with the specs that are to be judged.
 #[derive(Debug)]
 pub struct Planner {
     fleet: Fleet,
     specs: Specs,
     statuses: BTreeMap<NodeName, Status>,
-    /// What each machine was last seen in.
+    /// The power state that each machine was last seen in.
     power: BTreeMap<MachineId, PowerState>,
     now: Timestamp,
 }
 
 impl Planner {
-    /// `before` are the specs that may be in force by now: each counts if it is the one its status speaks of. They tell what the status
-    /// does not, such as the machine a node had so far.
+    /// Takes status files and specs. `before` are the specs that may be effective by now: each
+    /// counts if it is the one its status speaks of. They say what the status does not, such as the
+    /// machine that a node had so far.
     pub fn new(
         policy: Policy,
         statuses: Vec<Status>,
@@ -122,7 +124,7 @@ impl Planner {
         let mut power = BTreeMap::new();
         let mut records = BTreeMap::new();
         for status in &statuses {
-            let old = spec_in_force(status, before, &specs);
+            let old = effective_spec(status, before, &specs);
             if let (Some(old), Some(seen)) = (&old, last_power(status)) {
                 power.insert(old.machine(), seen);
             }
@@ -145,22 +147,21 @@ impl Planner {
         }
     }
 
-    /// The specs that would be in force, for the reader of specs to find clashes among.
-    pub fn in_force(&self) -> Vec<Arc<NodeSpec>> {
-        self.fleet.in_force(&self.specs)
+    /// The specs that would be effective, for the reader of specs to find clashes among.
+    pub fn effective_specs(&self) -> Vec<Arc<NodeSpec>> {
+        self.fleet.effective_specs(&self.specs)
     }
 
-    /// What would be done about each node, in the order of their names.
+    /// Judges each node, in the order of their names.
     pub fn judge(mut self, clashes: &BTreeMap<NodeName, Vec<Problem>>) -> Vec<PlannedChange> {
         let specs = std::mem::take(&mut self.specs);
         let mut changes = Vec::new();
         let mut gone = BTreeSet::new();
         for (name, event) in self.fleet.compare(self.now, specs, clashes) {
-            let kind = match event {
-                Event::SpecProblems(_) => Some(PlannedAction::Invalid),
-                Event::SpecClash(_) => Some(PlannedAction::Clash),
-                _ => None,
-            };
+            let is_broken = matches!(event, Event::SpecProblems(_));
+            let is_clash = matches!(event, Event::SpecClash(_));
+            let kind = is_broken.then_some(PlannedAction::Invalid);
+            let kind = kind.or(is_clash.then_some(PlannedAction::Clash));
             self.play(&name, event);
             match self.fleet.node(&name) {
                 Some(node) => changes.push(self.change(node, kind)),
@@ -184,7 +185,7 @@ impl Planner {
                 let granted = self.fleet.step(self.now, name, Event::Granted(permit));
                 actions.extend(granted.unwrap_or_default());
             }
-            question = question.or_else(|| actions.into_iter().find_map(asked_power));
+            question = question.or_else(|| actions.into_iter().find_map(poll_request));
         }
         if let Some((op, spec)) = question {
             let answer = self.power_of(&spec).unwrap_or(PowerState::Off);
@@ -234,7 +235,7 @@ impl Planner {
         };
         let begins = matches!(action, PlannedAction::Install | PlannedAction::Reinstall)
             && under_way.is_none();
-        let once = if begins && node.powered_manually() {
+        let once = if begins && node.power_control().waits_for_operator() {
             "; once somebody has it boot from the network"
         } else {
             ""
@@ -247,7 +248,7 @@ impl Planner {
             unless_on: action == PlannedAction::Install
                 && unknown
                 && !consent
-                && !node.powered_manually(),
+                && node.power_control().can_switch(),
             reason: format!("{reason}{}{once}", left_behind(action, node)),
         }
     }
@@ -259,8 +260,9 @@ impl Planner {
     }
 }
 
-/// The spec the agent acts on: the one that the status speaks of, or else what the status and the new spec tell of it.
-fn spec_in_force(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<NodeSpec>> {
+/// The spec the agent acts on: the one that the status speaks of, or else what the status and the
+/// new spec tell of it.
+fn effective_spec(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<NodeSpec>> {
     let digest = status.spec_digest.as_ref()?;
     let good = |specs: &Specs| specs.get(&status.node)?.as_ref().ok().cloned();
     let known = good(before).filter(|spec| spec.digest() == *digest);
@@ -279,18 +281,28 @@ fn spec_in_force(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<N
         Phase::Available => Goal::Available,
         Phase::Unmanaged => Goal::Unmanaged,
         Phase::Invalid | Phase::Paused | Phase::Held => changed.goal,
-        _ => Goal::Deployed,
+        Phase::Pending
+        | Phase::Preparing
+        | Phase::PoweringOn
+        | Phase::WaitingRamdisk
+        | Phase::Imaging
+        | Phase::Switching
+        | Phase::WaitingCompleted
+        | Phase::Restarting
+        | Phase::Deployed
+        | Phase::Failed => Goal::Deployed,
     };
     Some(spec)
 }
 
-/// The machine is in no digest: it may have been changed since, and the status says which one it was.
+/// The machine is in no digest: it may have been changed since, and the status says which one it
+/// was.
 fn name_machine(spec: &mut NodeSpec, machine: &Machine) {
     spec.boot.macs.clone_from(&machine.macs);
     let before = spec.bmc.take();
     let bmc = machine.bmc.clone().map(|address| match before {
         Some(bmc) => Bmc { address, ..*bmc },
-        // How that BMC was spoken to nobody knows any more, and nothing will be asked of it.
+        // Nobody knows any more how that BMC was addressed, and nothing will be asked of it.
         None => Bmc {
             driver: BmcDriver::default(),
             address,
@@ -321,7 +333,7 @@ fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Recor
         }
         _ => State::Idle,
     };
-    // One that is on, and waits for its attempt and not for an operator, has consent.
+    // A machine that is on, and waits for its attempt and not for an operator, has consent.
     let seen_on = status.power.is_some_and(|power| power.observed == PowerState::On);
     Record {
         spec,
@@ -348,14 +360,15 @@ fn is_written(phase: Phase) -> bool {
     matches!(phase, Phase::Switching | Phase::WaitingCompleted | Phase::Restarting)
 }
 
-fn asked_power(action: Action) -> Option<(OpId, Arc<NodeSpec>)> {
-    match action {
-        Action::Start { op, operation: Operation::PollPower, spec } => Some((op, spec)),
-        _ => None,
+fn poll_request(action: Action) -> Option<(OpId, Arc<NodeSpec>)> {
+    if let Action::Start { op, operation: Operation::PollPower, spec } = action {
+        return Some((op, spec));
     }
+    None
 }
 
-/// What is told of the installed disk if another one is to be written: its file systems are found beside the new ones.
+/// The remark about the installed disk if another one is to be written: its file systems are found
+/// beside the new ones.
 fn left_behind(action: PlannedAction, node: &Node) -> String {
     let moves =
         matches!(action, PlannedAction::Reinstall | PlannedAction::Breaker | PlannedAction::Drift);

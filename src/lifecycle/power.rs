@@ -1,10 +1,11 @@
 //! The power of a machine outside of an attempt: what its spec wants, and when hostler switches it.
 //!
-//! Called by `node.rs` and `attempt.rs`. A machine is switched when its spec is changed to want another state, or somebody says so;
-//! a machine that differs later has drifted, which is shown, and mended only if the agent's configuration says so. It must never
-//! switch a machine that hostler has not installed and nobody has consented to.
+//! Called by `node.rs` and `attempt.rs`. A machine is switched when its spec is changed to want
+//! another state, or somebody says so; a machine that differs later has drifted, which is shown,
+//! and mended only if the agent's configuration says so. It must never switch a machine that
+//! hostler has not installed and nobody has consented to.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -17,20 +18,21 @@ use crate::model::{
 };
 
 use super::{
+    limits::after,
     node::Node,
+    power_control::PowerControl,
     state::{Hold, State},
-    wait::after,
+    transitions::Cause,
 };
 
-/// Between two enforcements: a machine that cannot hold its power state must not be switched without end.
+/// Between two enforcements: a machine that cannot hold its power state must not be switched
+/// without end.
 const ENFORCEMENT_INTERVAL: Duration = Duration::from_secs(15 * 60);
-/// How often an order is tried.
-pub(super) const POWER_TRIES_MAX: u32 = 4;
-
 impl Node {
-    /// The power state the machine should be in now; none in an attempt, before one, if it does not matter, or without a BMC.
+    /// The power state the machine should be in now; none in an attempt, before one, if it does not
+    /// matter, or without a BMC.
     pub(super) fn wanted_power(&self) -> Option<PowerState> {
-        let spec = self.record.spec.as_ref().filter(|spec| spec.bmc.is_some())?;
+        let spec = self.record.spec.as_ref().filter(|spec| PowerControl::of(spec).can_switch())?;
         match (spec.goal, spec.power) {
             (Goal::Unmanaged, _) | (Goal::Deployed, WantedPower::Ignore) => None,
             (Goal::Deployed, _) if self.wants_install() => None,
@@ -39,7 +41,7 @@ impl Node {
         }
     }
 
-    /// How a machine is left when it has been installed.
+    /// The power state in which an installed machine is left.
     pub(super) fn power_after_install(&self) -> PowerState {
         let power = self.record.spec.as_ref().map(|spec| spec.power);
         if power == Some(WantedPower::Off) { PowerState::Off } else { PowerState::On }
@@ -56,11 +58,11 @@ impl Node {
             .filter(|wanted| self.power.is_some_and(|power| power.observed != *wanted))
     }
 
-    /// A changed `state` or `power` is an order, if it is about a machine that hostler knows. What changes for another reason, such
-    /// as a `redeploy` that is taken back, is none.
+    /// A changed `state` or `power` is an order, if it is about a machine that hostler knows. What
+    /// changes for another reason, such as a `redeploy` that is taken back, is none.
     pub(super) fn order_power(&mut self, now: Timestamp, old: Option<&NodeSpec>, new: &NodeSpec) {
         let same_machine = old.filter(|old| old.machine_change(new) == MachineChange::None);
-        match (same_machine.filter(|_| new.bmc.is_some()), new.goal, new.power) {
+        match (same_machine.filter(|_| PowerControl::of(new).can_switch()), new.goal, new.power) {
             (None, ..) | (_, Goal::Unmanaged, _) | (_, Goal::Deployed, WantedPower::Ignore) => {
                 self.record.power_ordered = false;
             }
@@ -74,14 +76,15 @@ impl Node {
         }
     }
 
-    /// Whether the machine is hostler's to switch: installed by it, being installed, or consented to.
+    /// Whether the machine is hostler's to switch: installed by it, being installed, or consented
+    /// to.
     fn knows_machine(&self) -> bool {
         let busy = self.record.state.attempt().is_some();
         self.record.installed.is_some() || self.record.consented || busy
     }
 
-    /// Whether the BMC is the one by which the machine was installed. Behind another address may be another machine, which nobody
-    /// switches without an order.
+    /// Whether the BMC is the one by which the machine was installed. Behind another address may be
+    /// another machine, which nobody switches without an order.
     fn answers_where_installed(&self) -> bool {
         let machine =
             self.record.installed.as_ref().and_then(|installed| installed.machine.as_ref());
@@ -104,21 +107,22 @@ impl Node {
         }
         if !self.knows_machine() {
             // Only a spec that wants a machine off wants something of one that is not installed.
-            let (redeploy, reason) = (spec.redeploy.clone(), Hold::PoweredOn);
-            return self.enter(now, State::Held { redeploy, reason });
+            let spec = Arc::clone(spec);
+            return self.hold_for(now, &spec, Hold::PoweredOn);
         }
         let rested =
             self.record.power_forced_at.is_none_or(|at| after(at, ENFORCEMENT_INTERVAL) <= now);
         let enforced = self.policy.enforce_power && rested && self.answers_where_installed();
         if self.record.power_ordered || self.record.consented || enforced {
             self.record.power_forced_at = Some(now);
-            self.enter(now, State::SettingPower { wanted });
+            self.enter(now, Cause::PowerWanted(wanted));
         }
     }
 
     /// Whether the machine's disk is written and the machine was not restarted since.
     pub fn owes_restart(&self) -> bool {
-        let deployed = |spec: &NodeSpec| spec.goal == Goal::Deployed && spec.bmc.is_some();
+        let deployed =
+            |spec: &NodeSpec| spec.goal == Goal::Deployed && PowerControl::of(spec).can_switch();
         self.record.awaits_restart
             && self.record.installed.is_some()
             && self.record.spec.as_deref().is_some_and(deployed)
@@ -134,7 +138,7 @@ impl Node {
         }
         if self.record.power_ordered && self.record.state == State::Idle && !self.stands_still() {
             let wanted = self.power_after_install();
-            self.enter(now, State::SettingPower { wanted });
+            self.enter(now, Cause::PowerWanted(wanted));
         }
     }
 
@@ -159,18 +163,17 @@ impl Node {
         if std::mem::take(&mut self.record.awaits_restart) {
             self.record.last_error = None;
         }
-        self.record.consented = false;
-        self.enter(now, State::Idle);
+        self.enter(now, Cause::PowerReached);
         self.see_power(now, reached);
     }
 
-    /// It could not be, in all its tries: it is left as it is, and that is shown.
+    /// Notes that the BMC could not switch the machine, in all its tries: it is left as it is, and
+    /// that is shown.
     pub(super) fn power_not_set(&mut self, now: Timestamp, fault: Fault) {
         self.record.power_ordered = false;
-        self.record.consented = false;
         let attempt = self.record.attempt;
         self.record.last_error = Some(LastError { at: now, attempt, fault: fault.clone() });
-        self.enter(now, State::Idle);
+        self.enter(now, Cause::PowerMissed);
         self.miss_power(now, fault);
     }
 }

@@ -1,7 +1,8 @@
-//! A spec that names another machine than before, in part or as a whole: what the node knows goes along only if it is about that one.
+//! A spec that names another machine than before, in part or as a whole: what the node knows goes
+//! along only if it is about that one.
 //!
-//! Called by `node.rs` when a changed spec is taken up, and by the [`super::Fleet`] before. No edit that names another machine may be taken
-//! for consent, whatever else it changes.
+//! Called by `node.rs` when a changed spec is taken up, and by the [`super::Fleet`] before. No edit
+//! that names another machine may be taken for consent, whatever else it changes.
 
 use jiff::Timestamp;
 
@@ -14,7 +15,8 @@ use crate::model::{
 use super::{node::Node, state::State};
 
 impl Node {
-    /// Whether what the node knows of its machine's disk is about the machine that the spec names, too.
+    /// Whether what the node knows of its machine's disk is about the machine that the spec names,
+    /// too.
     pub(super) fn takes_along_what_it_knows(&self, spec: &NodeSpec) -> bool {
         let change = self.spec().map_or(MachineChange::None, |old| old.machine_change(spec));
         match &self.record.installed {
@@ -24,9 +26,9 @@ impl Node {
         }
     }
 
-    /// The spec names another machine now, in part or as a whole: what was seen of the old one is not about it, and neither is any
-    /// consent, whatever else was changed with it.
-    pub(super) fn turn_to_machine(
+    /// The spec names another machine now, in part or as a whole: what was seen of the old one is
+    /// not about it, and neither is any consent, whatever else was changed with it.
+    pub(super) fn change_machine(
         &mut self,
         now: Timestamp,
         spec: &NodeSpec,
@@ -40,7 +42,8 @@ impl Node {
         match (stays, self.moved_here.take(), change) {
             (Some(true), _, _) | (None, None, MachineChange::Part) => {}
             (_, Some(known), _) => self.record.know(*known),
-            // It has come to share nothing with what was installed, one thing after the other: it may be that machine or another.
+            // The spec has come to share nothing with the installed machine, one thing after the
+            // other: it may be that machine or another.
             (Some(false), None, MachineChange::None | MachineChange::Part) => {
                 self.record.know(None);
             }
@@ -64,7 +67,8 @@ impl Node {
     }
 }
 
-/// Whether that is installed on the machine that the spec names, whose change from the one before is given.
+/// Whether that is installed on the machine that the spec names, whose change from the one before
+/// is given.
 fn is_of(installed: &Installed, spec: &NodeSpec, change: MachineChange) -> bool {
     let since = installed.machine.as_ref().map_or(change, |machine| machine.change_to(spec));
     since != MachineChange::Whole

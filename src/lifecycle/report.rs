@@ -1,4 +1,4 @@
-//! What people are told about a node: its phase, its message, its status.
+//! A node as it is shown: its phase, its message, its status file.
 
 use jiff::Timestamp;
 
@@ -9,24 +9,20 @@ use crate::model::{
     fault::Fault,
     machine::{Machine, MachineChange},
     power::PowerState,
-    printable::is_escaped,
     spec::Goal,
     status::{Condition, LastSeen, Phase, RECORD_LOST, STATUS_VERSION, Status},
 };
 
 use super::{
-    attempt::RESTART_TRIES_MAX,
     boot_evidence,
+    limits::{POWER_TRIES_MAX, RESTART_TRIES_MAX},
     node::Node,
-    power::POWER_TRIES_MAX,
     state::{Attempt, Hold, Purpose, State},
+    text::plain,
 };
 
-/// Longest text shown, in characters: parts of it come from machines.
-const TEXT_CHARS_MAX: usize = 1000;
-
 impl Node {
-    /// Where the node stands, in the words of the status file.
+    /// The phase of the node, as the status file names it.
     pub fn phase(&self) -> Phase {
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed | State::SettingPower { .. } => {
@@ -50,24 +46,12 @@ impl Node {
         match (&self.record.state, spec.goal) {
             (_, Goal::Unmanaged) => Phase::Unmanaged,
             _ if spec.paused => Phase::Paused,
-            (State::Held { reason: Hold::PoweredOn, .. }, Goal::Available) => Phase::Held,
+            _ if self.held_for().is_some() => Phase::Held,
             (_, Goal::Available) => Phase::Available,
             _ if self.owes_restart() => Phase::Failed,
             _ if !self.wants_install() => Phase::Deployed,
-            _ if self.record.too_many_changes => Phase::Held,
             (State::Failed, Goal::Deployed) => Phase::Failed,
-            (State::Held { .. }, Goal::Deployed) => Phase::Held,
             (_, Goal::Deployed) => Phase::Pending,
-        }
-    }
-
-    /// Why the node is held, if it is.
-    pub fn held_for(&self) -> Option<Hold> {
-        match &self.record.state {
-            _ if self.phase() != Phase::Held => None,
-            _ if self.record.too_many_changes => Some(Hold::TooManyChanges),
-            State::Held { reason, .. } => Some(*reason),
-            _ => None,
         }
     }
 
@@ -82,17 +66,7 @@ impl Node {
             version: STATUS_VERSION,
             node: self.name.clone(),
             phase,
-            ready: self.problems.is_empty()
-                && match phase {
-                    Phase::Deployed => {
-                        installed_digest == spec_digest && self.netboot_trouble().is_none()
-                    }
-                    Phase::Available if self.powered_manually() => true,
-                    Phase::Available => {
-                        self.power.is_some_and(|power| power.observed == PowerState::Off)
-                    }
-                    _ => false,
-                },
+            ready: self.is_ready(phase),
             message: self.message(),
             spec_valid: self.problems.is_empty() && record.spec.is_some(),
             spec_digest,
@@ -102,7 +76,7 @@ impl Node {
             deadline_reason: deadline.map(|(_, reason)| reason.to_owned()),
             attempt: record.attempt,
             next_attempt_at: record.not_before.filter(|_| {
-                record.state == State::Idle && self.may_start() && self.in_line_since.is_none()
+                record.state == State::Idle && self.may_start() && self.queued_since.is_none()
             }),
             updated: now,
             progress: self.progress,
@@ -118,6 +92,15 @@ impl Node {
         }
     }
 
+    /// Whether the machine is as its spec wants it, as far as that can be known.
+    fn is_ready(&self, phase: Phase) -> bool {
+        let is_off = self.power.is_some_and(|power| power.observed == PowerState::Off);
+        let is_kept_off = is_off || !self.power_control().can_switch();
+        let is_served = !self.drifted() && self.netboot_trouble().is_none();
+        self.problems.is_empty()
+            && (phase == Phase::Deployed && is_served || phase == Phase::Available && is_kept_off)
+    }
+
     fn last_seen(&self) -> Option<LastSeen> {
         let seen = LastSeen {
             refused: self.refused,
@@ -127,7 +110,7 @@ impl Node {
         (seen != LastSeen::default()).then_some(seen)
     }
 
-    /// One sentence: what is going on, or what somebody should do.
+    /// The message: what is going on, or what an operator should do.
     pub(super) fn message(&self) -> String {
         plain(&self.manual_power_message().unwrap_or_else(|| self.sentence()))
     }
@@ -217,26 +200,27 @@ impl Node {
 
     /// The disk is written, and the ramdisk does the rest.
     fn message_released(&self, attempt: &Attempt) -> String {
-        let heard = matches!(self.record.state, State::WaitingCompleted { .. });
-        let message = match (heard, attempt.verify.is_empty()) {
+        let is_released = matches!(self.record.state, State::WaitingCompleted { .. });
+        let message = match (is_released, attempt.verify.is_empty()) {
             (false, true) => "written; no boot file leads to the deploy ramdisk any more",
             (false, false) => {
                 "written, and to be verified by the ramdisk; no boot file leads to it any more"
             }
             (true, true) => "waiting for the ramdisk to stop its target and say completed",
             (true, false) => {
-                "waiting for the ramdisk to stop its target, compare its disk with the image and say completed"
+                "waiting for the ramdisk to stop its target, compare its disk with the image and \
+                 say completed"
             }
         };
         let then = match self.then(attempt) {
-            Then::Reboot if heard => "; then it restarts its machine",
-            Then::PowerOff if heard => "; then it switches its machine off",
+            Then::Reboot if is_released => "; then it restarts its machine",
+            Then::PowerOff if is_released => "; then it switches its machine off",
             Then::Wait | Then::Reboot | Then::PowerOff => "",
         };
         format!("{message}{then}")
     }
 
-    /// Which try of the BMC this is, from the second on.
+    /// The words for the second and each further try of the BMC.
     fn again(&self, tries_max: u32) -> String {
         let tries = self.record.tries;
         self.bmc_trouble.as_ref().filter(|_| tries > 0).map_or_else(String::new, |trouble| {
@@ -251,14 +235,15 @@ impl Node {
         match self.phase_at_rest() {
             Phase::Held => self.message_held(),
             Phase::Failed if self.owes_restart() => format!(
-                "installed, but the machine was not restarted, and its disk is not written again for that: {last_error}"
+                "installed, but the machine was not restarted, and its disk is not written again \
+                 for that: {last_error}"
             ),
             Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
             Phase::Deployed => self.message_deployed() + &self.message_changed_machine(),
             Phase::Available if differs && self.bmc_trouble.is_none() => {
                 format!("the machine is {is}, and its spec wants it {wanted}")
             }
-            Phase::Available if self.powered_manually() => {
+            Phase::Available if !self.power_control().can_switch() => {
                 "nothing is served to it; there is no BMC to switch it off".to_owned()
             }
             Phase::Available => match (&self.bmc_trouble, self.power) {
@@ -271,8 +256,10 @@ impl Node {
             },
             Phase::Paused => "paused by its spec".to_owned(),
             Phase::Unmanaged => "observed only".to_owned(),
-            Phase::Pending if self.in_line_since.is_some() => {
-                "waiting for its turn: as many machines as limits.waiting allows are being brought up".to_owned()
+            Phase::Pending if self.queued_since.is_some() => {
+                "waiting for its turn: as many machines as limits.waiting allows are being \
+                 brought up"
+                    .to_owned()
             }
             Phase::Pending if self.record.not_before.is_some() && self.missing().is_some() => {
                 format!("waiting for what is missing: {last_error}")
@@ -280,9 +267,16 @@ impl Node {
             Phase::Pending if self.record.not_before.is_some() => {
                 format!("will try again after: {last_error}")
             }
-            Phase::Pending if self.powered_manually() => "about to begin".to_owned(),
+            Phase::Pending if !self.power_control().can_switch() => "about to begin".to_owned(),
             Phase::Pending => "asking the BMC for the power state".to_owned(),
-            _ => "the spec cannot be used".to_owned(),
+            Phase::Invalid
+            | Phase::Preparing
+            | Phase::PoweringOn
+            | Phase::WaitingRamdisk
+            | Phase::Imaging
+            | Phase::Switching
+            | Phase::WaitingCompleted
+            | Phase::Restarting => "the spec cannot be used".to_owned(),
         }
     }
 
@@ -296,7 +290,7 @@ impl Node {
             format!(
                 "installed, but the spec now wants something else; nothing is done until you {way}"
             )
-        } else if self.powered_manually() {
+        } else if !self.power_control().can_switch() {
             self.message_unseen().to_owned()
         } else if let Some(trouble) = &self.bmc_trouble {
             format!("installed; its power is not known: {}", trouble.message)
@@ -321,7 +315,7 @@ impl Node {
         })
     }
 
-    /// It is installed, and there is no BMC that could say more.
+    /// The message of an installed machine without a BMC that could say more.
     fn message_unseen(&self) -> &'static str {
         match self.power_after_install() {
             PowerState::On => {
@@ -333,7 +327,7 @@ impl Node {
         }
     }
 
-    /// What the node is held for, and what lets it go on.
+    /// The message of a held node: the reason, and what lets it go on.
     fn message_held(&self) -> String {
         let spec = self.record.spec.as_deref();
         let available = spec.is_some_and(|spec| spec.goal == Goal::Available);
@@ -342,18 +336,22 @@ impl Node {
         let (off, all) = (consent::SWITCH_OFF, consent::APPROVE_ALL);
         match self.held_for() {
             Some(Hold::TooManyChanges) => format!(
-                "too many machines were to be reinstalled at once, which may be a mistake: {all}; or {approve}; or take the change back"
+                "too many machines were to be reinstalled at once, which may be a mistake: {all}; \
+                 or {approve}; or take the change back"
             ),
             Some(Hold::RecordLost) => format!(
-                "the machine ({machine}) may be installed: hostler's record of it was lost or damaged, \
-                 or is another agent's, or its spec came to name it piece by piece; {approve}; or {redeploy}"
+                "the machine ({machine}) may be installed: hostler's record of it was lost or \
+                 damaged, \
+                 or is another agent's, or its spec came to name it piece by piece; {approve}; or \
+                 {redeploy}"
             ),
             Some(Hold::PoweredOn) | None if available => {
                 let ways = consent::keep_off(&self.name);
                 format!("the machine ({machine}) is on, and hostler does not know it: {ways}")
             }
             Some(Hold::PoweredOn) | None => format!(
-                "the machine ({machine}) is on, and nobody has consented to WIPE it: {approve}; or {redeploy}; or {off}"
+                "the machine ({machine}) is on, and nobody has consented to WIPE it: {approve}; \
+                 or {redeploy}; or {off}"
             ),
         }
     }
@@ -377,7 +375,7 @@ impl Node {
             conditions.push(condition("Held", true, reason.as_str(), String::new()));
         }
         // In every phase: should the state directory be lost, this is what holds the node.
-        if self.record.record_lost {
+        if self.record.is_disk_unknown() {
             let message = "nobody knows what is on the disk; it is not written without consent";
             conditions.push(condition("InstalledKnown", false, RECORD_LOST, message.to_owned()));
         }
@@ -400,7 +398,8 @@ impl Node {
             let is_other = |disk: &&Disk| !disk.is_same(&installed.disk);
             for disk in self.record.other_disks.iter().filter(is_other) {
                 let message = format!(
-                    "{disk} still holds what was installed on it before, and its file systems may have the UUIDs and labels of those in \
+                    "{disk} still holds what was installed on it before, and its file systems may \
+                     have the UUIDs and labels of those in \
                      use: take it out, or have it WIPED"
                 );
                 conditions.push(condition("OldDiskInstalled", true, "RootDeviceMoved", message));
@@ -409,7 +408,7 @@ impl Node {
         if let Some(Fault { code, message, .. }) = self.netboot_trouble() {
             conditions.push(condition("NetbootVerified", false, code, message.clone()));
         }
-        if let State::PoweringOn { attempt: Attempt { bmc: None, .. } } = &self.record.state {
+        if self.waits_for_operator() {
             let message = self.what_to_do().to_owned();
             conditions.push(condition("WaitingForPerson", true, "NetworkBoot", message));
         }
@@ -442,19 +441,4 @@ fn message_imaging(attempt: &Attempt, disk: &Disk, granted: bool) -> String {
     } else {
         format!("the machine exports {disk} and waits for its turn to be written")
     }
-}
-
-/// A text from outside as it may be shown and kept: bounded, and without what steers a terminal.
-pub(super) fn plain(text: &str) -> String {
-    plain_up_to(TEXT_CHARS_MAX, text)
-}
-
-/// The same with another bound.
-pub(super) fn plain_up_to(chars_max: usize, text: &str) -> String {
-    text.chars().filter(|c| !is_escaped(*c)).take(chars_max).collect()
-}
-
-/// A fault from outside, with such a text.
-pub(super) fn plain_fault(fault: Fault) -> Fault {
-    Fault { message: plain(&fault.message), ..fault }
 }

@@ -1,6 +1,6 @@
-//! What the core remembers of a node, in memory and on disk.
+//! A node's state and record: all that the core remembers of it across a crash.
 //!
-//! Changed by [`super::Node`] only. [`Record`] is what survives a crash; whatever is not in it must be safe to lose.
+//! Changed by [`super::Node`] only. Whatever is not in the [`Record`] must be safe to lose.
 
 use std::{collections::BTreeMap, net::IpAddr, ops::Not, sync::Arc};
 
@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    boot::BootStage,
     callback::DiskRange,
     disk::Disk,
     ids::Digest,
@@ -27,45 +26,48 @@ use crate::model::{
 pub struct Record {
     /// The last good spec.
     pub spec: Option<Arc<NodeSpec>>,
-    /// Where the node stands.
     pub state: State,
-    /// When the state is given up. Only a state at rest and a clean-up between two tries have none.
+    /// The time at which the state is given up. A state at rest has none, nor has a clean-up
+    /// between two tries.
     pub deadline: Option<Timestamp>,
-    /// The state's work does not start before.
+    /// The time before which the state's work does not start.
     pub not_before: Option<Timestamp>,
-    /// How often the state's work failed.
+    /// Failures of the state's work so far.
     pub tries: u32,
-    /// The phase last shown, and since when.
+    /// The phase that is shown.
     pub phase: Phase,
-    /// When that phase began.
+    /// The time at which that phase began.
     pub since: Timestamp,
-    /// Attempts made for the present want; 0 before the first.
+    /// Attempts made for the present spec; 0 before the first.
     pub attempt: u32,
-    /// Whether the disk may be wiped even if the machine is on: somebody consented to just this, or a series of attempts was begun
-    /// with consent. It ends with the series, and with every change of what is wanted or of which machine is meant.
+    /// Whether the disk may be wiped even if the machine is on: an operator consented to just this,
+    /// or a series of attempts was begun with consent. Consent ends with the series, and with every
+    /// change of what is wanted or of which machine is meant.
     pub consented: bool,
-    /// Whether the disk is not written until somebody consents, because too many nodes were to be reinstalled at once.
+    /// Whether the breaker holds the node, because too many nodes were to be reinstalled at once.
     pub too_many_changes: bool,
-    /// Whether a record of the machine was damaged, and nothing is known of its disk since: without consent nothing happens to that, even
-    /// if the machine is off. It ends when the disk is written, or when somebody knows what is on it.
+    /// Whether nobody knows what is on the disk, because a record of the machine was damaged:
+    /// without consent nothing happens to it, even if the machine is off. It ends when the disk is
+    /// written, or when its content is known again.
     pub record_lost: bool,
-    /// Whether the machine is to be brought to the power state its spec wants: the spec was changed to want it, or somebody said so.
+    /// Whether the machine is to be brought into the power state that its spec wants, because the
+    /// spec was changed to want it, or an operator said so.
     pub power_ordered: bool,
-    /// When it was last switched because it was not as wanted.
+    /// The time at which it was last switched because it was not as wanted.
     pub power_forced_at: Option<Timestamp>,
-    /// Whether the machine was not restarted since its disk was written: it may still run the deploy
-    /// ramdisk. What is installed is known by then, whatever becomes of the restart.
+    /// Whether the machine was not restarted since its disk was written: it may still run the
+    /// deploy ramdisk. What is installed is known by then, whatever becomes of the restart.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub awaits_restart: bool,
-    /// What is on the disk, as far as hostler put it there.
+    /// The installation that hostler put on the disk.
     pub installed: Option<Installed>,
-    /// Disks that were in the machine at its last lookup and hold what hostler installed on them before, while another one was the root
-    /// device.
+    /// Disks that were in the machine at its last lookup and hold what hostler installed on them
+    /// before, while another one was the root device.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_disks: Vec<Disk>,
     /// The last failure since the last success.
     pub last_error: Option<LastError>,
-    /// What the machine was seen to do in the last attempt.
+    /// The evidence of the last attempt.
     pub last_seen: LastSeen,
     /// Milliseconds each phase of the last attempt took.
     pub durations: BTreeMap<String, u64>,
@@ -74,7 +76,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Of a node never seen before.
+    /// The record of a node never seen before.
     pub fn new(now: Timestamp) -> Self {
         Self {
             spec: None,
@@ -100,37 +102,43 @@ impl Record {
         }
     }
 
-    /// Whether it says that nothing is installed, and elsewhere that the machine is.
+    /// Whether the record says that nothing is installed, and elsewhere that the machine is.
     pub fn contradicts_itself(&self) -> bool {
         let last = self.history.last().map(|entry| entry.phase);
         self.installed.is_none()
-            && !self.record_lost
+            && !self.is_disk_unknown()
             && (self.phase == Phase::Deployed || last == Some(Phase::Deployed))
     }
 
-    /// When it was last changed in a way that people are shown, or the machine installed.
+    /// The time of the last change that is shown, or of the installation if that is newer.
     pub fn newest(&self) -> Timestamp {
         // The clock may have been set back since: the newest is not always the last.
         let installed = self.installed.iter().map(|installed| installed.at);
         installed.chain(self.history.iter().map(|entry| entry.at)).fold(self.since, Timestamp::max)
     }
 
-    /// Whether it must be missed should it be gone: something was done to the machine, or is known or
-    /// doubted of its disk. A node that only waits would come to the same point again.
+    /// Whether a loss of the record must be noticed: something was done to the machine, or its disk
+    /// is known or unknown. A node that only waits would come to the same point again.
     pub(super) fn must_be_missed(&self) -> bool {
-        !self.state.at_rest() || self.installed.is_some() || self.record_lost
+        !self.state.at_rest() || self.installed.is_some() || self.is_disk_unknown()
     }
 
-    /// Of a node whose record was damaged. Whatever is on its machine's disk, nothing happens to it without consent.
+    /// The record of a node whose record was damaged. Whatever is on the machine's disk, nothing
+    /// happens to it without consent.
     pub fn distrusted(now: Timestamp) -> Self {
         Self { record_lost: true, ..Self::new(now) }
     }
 
-    /// What is on the machine's disk is known from elsewhere, or known to be unknown.
+    /// Takes over what is known of the machine's disk from elsewhere. `None`: nobody knows.
     pub(super) fn know(&mut self, installed: Option<Installed>) {
         self.awaits_restart = false;
         self.record_lost = installed.is_none();
         self.installed = installed;
+    }
+
+    /// The disk is being written: what was on it is gone, whatever it was.
+    pub(super) fn know_nothing_installed(&mut self) {
+        (self.awaits_restart, self.record_lost, self.installed) = (false, false, None);
     }
 
     /// The BMCs of its machine: of what is installed, and of its spec.
@@ -140,105 +148,89 @@ impl Record {
         [installed.and_then(|machine| machine.bmc.as_ref()), spec].into_iter().flatten()
     }
 
-    /// Records that were written before machines were noted speak of the machine that their spec names.
+    /// Records that were written before machines were noted speak of the machine that their spec
+    /// names.
     pub(super) fn note_machine(&mut self) {
         if let (Some(installed), Some(spec)) = (&mut self.installed, &self.spec) {
             installed.machine.get_or_insert_with(|| Machine::named_by(spec));
         }
     }
-
-    /// The agent was gone. A machine in the middle of its boot files has lost its server: pxelinux asks on for two minutes and then
-    /// stands for five, GRUB asks again after half a minute or more. So it is switched off and on, in the same attempt.
-    pub(super) fn boot_again_if_cut_off(&mut self) {
-        use BootStage::{Kernel, Loader, Menu};
-        if let State::WaitingRamdisk { attempt } = &self.state
-            && attempt.peer.is_none()
-            && attempt.bmc.is_some()
-            && matches!(self.last_seen.fetched, Some(Loader | Menu | Kernel))
-        {
-            self.state = State::PoweringOn { attempt: attempt.clone() };
-            self.last_seen = LastSeen::default();
-        }
-    }
 }
 
-/// Where a node stands. The states of an attempt carry it; nothing else does.
+/// The state of a node. The states of an attempt carry it; nothing else does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "name")]
 pub enum State {
-    /// No attempt: installed, or waiting to start one.
+    /// No attempt is under way. The machine is installed, or its spec wants nothing of it, or the
+    /// node waits: for a poll, for the end of a pause, for its permit, or for consent because too
+    /// many nodes were changed at once.
     Idle,
-    /// An operator must consent.
+    /// An operator must consent before anything is done to the machine.
     Held {
         /// `redeploy` as it was when the hold was shown: only a change after that is consent.
         redeploy: Option<String>,
-        /// Why.
         reason: Hold,
     },
-    /// Given up.
+    /// The attempts are used up, or another one would be of no use. It stays so until the spec is
+    /// changed or an operator says `hostler retry`.
     Failed,
-    /// The machine is brought to the power state that the spec wants.
-    SettingPower {
-        /// Which.
-        wanted: PowerState,
-    },
-    /// The image is being verified, and then the power state looked at once more.
+    /// The BMC brings an installed machine into the power state that its spec wants, or restarts it
+    /// if that failed after the installation.
+    SettingPower { wanted: PowerState },
+    /// The image is fetched, verified and unpacked. Then the BMC is asked once more whether the
+    /// machine is on, because a large image takes a while.
     Preparing {
-        /// What the attempt will be, once the image is verified.
+        /// The attempt, once the image is verified.
         ready: Option<Attempt>,
     },
-    /// The machine is being switched on.
-    PoweringOn {
-        /// The attempt.
-        attempt: Attempt,
-    },
-    /// The machine boots the ramdisk, asks which disk to export, and exports it.
-    WaitingRamdisk {
-        /// The attempt.
-        attempt: Attempt,
-    },
-    /// The disk is being written.
+    /// The BMC has the machine boot from the network, or an operator is awaited who does. From here
+    /// until the disk is written, the boot menu leads to the deploy ramdisk.
+    PoweringOn { attempt: Attempt },
+    /// The machine boots the deploy ramdisk, which reports its disks, hears which one to export,
+    /// and exports it.
+    WaitingRamdisk { attempt: Attempt },
+    /// The exported disk waits for its turn, and then is written. From then on its old contents are
+    /// gone.
     Imaging {
-        /// The attempt.
         attempt: Attempt,
         /// The chosen disk.
         disk: Disk,
-        /// Its target.
+        /// Where the ramdisk exports it.
         target: Target,
         /// Whether its turn has come to write.
         granted: bool,
     },
-    /// Boot files are local again; the ramdisk has not yet heard that it may let go.
+    /// The disk is written, and the boot files are those of the installed system again. The ramdisk
+    /// has not yet heard that it may let go of the disk.
     Switching {
-        /// The attempt.
         attempt: Attempt,
         /// The written disk.
         disk: Disk,
     },
-    /// The ramdisk stops its target.
+    /// The ramdisk stops its target, compares the disk with the image if it was told to, and says
+    /// completed.
     WaitingCompleted {
-        /// The attempt.
         attempt: Attempt,
         /// The written disk.
         disk: Disk,
     },
-    /// The BMC restarts the machine.
+    /// The BMC restarts the machine into the installed system, or leaves it off. Whatever becomes
+    /// of that, the disk is not written again.
     Restarting {
-        /// The attempt.
         attempt: Attempt,
         /// The written disk.
         disk: Disk,
     },
-    /// Putting things back.
+    /// The attempt is over. What runs is stopped, and then the machine is switched off, by its BMC
+    /// or by its ramdisk. Shows as `pending`.
     CleaningUp {
-        /// The attempt, so that its ramdisk can be told to stop; none if it was not begun.
+        /// `None`: the machine was not touched yet, so that nothing is to be done to it.
         attempt: Option<Attempt>,
-        /// What comes then.
         purpose: Purpose,
     },
 }
 
-/// Why an operator must consent.
+/// The reason why an operator must consent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hold {
@@ -263,7 +255,7 @@ impl Hold {
     }
 }
 
-/// Why a node is cleaned up, and so what comes then.
+/// The reason for a clean-up, which decides what comes then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
@@ -278,11 +270,10 @@ pub enum Purpose {
 /// One deploy attempt, from power on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// What the ramdisk proves itself with.
+    /// The secret by which the ramdisk proves that it was booted for this attempt.
     pub key: AttemptKey,
-    /// The image.
     pub image: PreparedImage,
-    /// What the ramdisk is to compare the written disk with.
+    /// The ranges of the written disk that the ramdisk is to compare.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub verify: Vec<DiskRange>,
     /// The first address that showed the key; no other may use it.
@@ -290,34 +281,37 @@ pub struct Attempt {
     /// The addresses that fetched the whole deploy ramdisk, two at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ramdisk_fetched_by: Vec<IpAddr>,
-    /// The disk the ramdisk was told to export.
+    /// The disk that the ramdisk was asked to export.
     pub disk: Option<Box<Disk>>,
-    /// What the BMC says is the machine's UUID: no other machine's ramdisk is believed. `None`: that was not asked for.
+    /// The machine's UUID as its BMC has it: no other machine's ramdisk is accepted. `None`: the
+    /// spec does not ask for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_guid: Option<SystemGuid>,
-    /// The BMC it was begun with: should the spec name another one now, this is the one to clean up by.
+    /// The BMC it was begun with: should the spec name another one now, this is the one to clean up
+    /// by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bmc: Option<Box<Bmc>>,
 }
 
-/// What is known of an image that is in the cache.
+/// An image that is in the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PreparedImage {
     /// The digest of the file as published.
     pub digest: Digest,
     /// The smallest disk that takes it, with everything that is written beside it, in bytes.
     pub disk_bytes: u64,
-    /// UUID of its file system, if it is one.
+    /// The UUID of its file system, if it is one.
     pub root_uuid: Option<String>,
-    /// The same for the partition it is in, known once the disk is written.
+    /// The UUID of the partition that it is in, known once the disk is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_partuuid: Option<String>,
-    /// What the machine is served once it is installed, if it boots over the network.
+    /// The kernel and ramdisk that the machine is served once it is installed, if it boots over the
+    /// network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netboot: Option<NetbootFiles>,
 }
 
-/// Where the disk is to be reached.
+/// An iSCSI target, as the ramdisk offers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// The machine's address.
@@ -371,21 +365,33 @@ impl State {
         }
     }
 
-    /// Whether nothing is under way: the states in which a spec may be taken up or the power observed.
+    /// Whether nothing is under way: the states in which a spec may be taken up or the power
+    /// observed.
     pub fn at_rest(&self) -> bool {
         matches!(self, Self::Idle | Self::Held { .. } | Self::Failed)
     }
 }
 
 impl PreparedImage {
-    /// Where its root file system is, for a kernel's command line.
+    /// The root file system, as a kernel's command line names it.
     pub(super) fn root(&self) -> Option<String> {
         netboot::root(self.root_partuuid.as_deref(), self.root_uuid.as_deref())
     }
 }
 
 impl Attempt {
-    /// Where the BMC it was begun with answers, if there was one.
+    /// An attempt of which nothing is known yet but what it was prepared with.
+    pub(super) fn new(
+        key: AttemptKey,
+        image: PreparedImage,
+        system_guid: Option<SystemGuid>,
+        bmc: Option<Box<Bmc>>,
+    ) -> Self {
+        let (verify, ramdisk_fetched_by) = (Vec::new(), Vec::new());
+        Self { key, image, verify, peer: None, ramdisk_fetched_by, disk: None, system_guid, bmc }
+    }
+
+    /// The address of the BMC that the attempt was begun with, if there was one.
     pub(super) fn bmc_address(&self) -> Option<&BmcAddress> {
         self.bmc.as_ref().map(|bmc| &bmc.address)
     }

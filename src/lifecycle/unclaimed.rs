@@ -1,15 +1,16 @@
-//! What is known beside the nodes' records: installations that no node has any more, which nodes have a
+//! The knowledge beside the nodes' records: installations of unclaimed machines, which nodes have a
 //! record, which reinstalls were let through lately, and whether any of that was ever lost.
 //!
-//! A spec file that is renamed, swapped or comes back finds its machine as it was left, because nothing is
-//! ever wiped because a file went away. A record that is gone is missed by its name and its machine, so that
-//! its node is not taken for one never seen.
+//! A spec file that is renamed, swapped or comes back finds its machine as it was left, because
+//! nothing is ever wiped because a file went away. A record that is gone is missed by its name and
+//! its machine, so that its node is not taken for one never seen.
 //!
-//! Kept by the [`super::Fleet`]; the [`super::Executor`] makes it durable before the record that knew it is
-//! changed or removed, and before anything is done to a machine whose record would not be missed. What is
-//! found again is not taken out: the node that has the machine now writes it anew when it leaves.
+//! Kept by the [`super::Fleet`]; the [`super::Executor`] makes it durable before the record that
+//! knew it is changed or removed, and before anything is done to a machine whose record would not
+//! be missed. An entry that is found again stays: the node that has the machine now writes it anew
+//! when it leaves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -23,25 +24,27 @@ use crate::model::{
 
 use super::state::Record;
 
-/// Machines that are remembered: more than a site has, and small enough for any memory. What is more than
-/// that is forgotten, and known to be.
+/// Machines that are remembered: more than a site has, and small enough for any memory. What is
+/// more than that is forgotten, and known to be.
 const LEFT_MAX: usize = 20_000;
 
-/// What is installed; `None`: a record was lost, and nobody knows.
+/// An installation. `None`: a record was lost, and nobody knows what is installed.
 pub type Known = Option<Installed>;
 
-/// What is known beside the records.
+/// Unclaimed installations, and what else is known beside the records.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "File", into = "File")]
 pub struct UnclaimedInstalls {
     machines: BTreeMap<MachineId, Known>,
-    /// The same of nodes that never had a spec here, so that only their name is known: what status files say where a record is lost.
+    /// The installations of nodes that never had a spec here, so that only their name is known:
+    /// what status files say where a record is lost.
     nodes: BTreeMap<NodeName, Known>,
     /// The nodes that have a record, with the machine that their spec named.
     listed: BTreeMap<NodeName, Option<MachineId>>,
     /// Reinstalls that the breaker let through lately.
     reinstalls: BTreeMap<NodeName, Timestamp>,
-    /// Whether some of this was lost: any machine that is named for the first time may be installed.
+    /// Whether some of this was lost: any machine that is named for the first time may be
+    /// installed.
     incomplete: bool,
     changes: u64,
 }
@@ -84,8 +87,8 @@ impl From<UnclaimedInstalls> for File {
 }
 
 impl UnclaimedInstalls {
-    /// When what was kept is lost. Until an operator ends that, a machine that a spec names for the first
-    /// time is one that may be installed.
+    /// The knowledge once it was lost. Until an operator ends that, a machine that a spec names for
+    /// the first time is one that may be installed.
     pub fn lost() -> Self {
         Self { incomplete: true, ..Self::default() }
     }
@@ -110,8 +113,8 @@ impl UnclaimedInstalls {
         self.listed.keys().filter(move |name| !is_known(name))
     }
 
-    /// A record that is gone makes its node and its machine such as nobody knows, unless a status file says
-    /// more. From now on this says so, and the list no longer has to.
+    /// A record that is gone makes its node and its machine such as nobody knows, unless a status
+    /// file says more. From now on this says so, and the list no longer has to.
     pub(super) fn miss(&mut self, records: &BTreeMap<NodeName, Record>) {
         let missing: Vec<NodeName> = self.missing(records).cloned().collect();
         for name in missing {
@@ -128,7 +131,8 @@ impl UnclaimedInstalls {
         self.listed.get(name).is_some_and(|listed| machine.is_none() || listed.as_ref() == machine)
     }
 
-    /// These nodes have a durable record. One without a spec keeps the machine that it was listed with. Answers which were not listed so.
+    /// These nodes have a durable record. One without a spec keeps the machine that it was listed
+    /// with. Answers which were not listed so.
     pub(super) fn list<'a>(
         &mut self,
         nodes: impl Iterator<Item = (&'a NodeName, Option<MachineId>)>,
@@ -154,13 +158,14 @@ impl UnclaimedInstalls {
         &self.reinstalls
     }
 
-    /// What the breaker counts from now on.
+    /// Replaces the reinstalls that the breaker counts.
     pub(super) fn count_reinstalls(&mut self, reinstalls: BTreeMap<NodeName, Timestamp>) {
         self.changes += 1;
         self.reinstalls = reinstalls;
     }
 
-    /// Takes in what status files say of nodes whose record is lost. Once: what has become of it since is known better here.
+    /// Takes in what status files say of nodes whose record is lost. Once: what has become of it
+    /// since is known better here.
     pub(super) fn recover_from_status(&mut self, recovered: BTreeMap<NodeName, Known>) {
         for (node, known) in recovered {
             if self.nodes.contains_key(&node) {
@@ -173,24 +178,6 @@ impl UnclaimedInstalls {
                 self.changes += 1;
             }
             self.nodes.insert(node, known);
-        }
-    }
-
-    /// Every record is lost. If a status file is left whose spec is gone, a name that has none may be that node's new one.
-    pub(super) fn mark_new_names_unknown<'a>(
-        &mut self,
-        specs: impl Iterator<Item = &'a NodeName> + Clone,
-    ) {
-        let found: BTreeSet<&NodeName> = specs.clone().collect();
-        if !self.nodes.keys().all(|name| found.contains(name)) {
-            self.mark_unknown(specs);
-        }
-    }
-
-    /// Nobody knows what is on the machines of these, unless a status file says it.
-    pub(super) fn mark_unknown<'a>(&mut self, names: impl Iterator<Item = &'a NodeName>) {
-        for name in names {
-            self.nodes.entry(name.clone()).or_insert(None);
         }
     }
 
@@ -209,13 +196,14 @@ impl UnclaimedInstalls {
         named.chain(installed)
     }
 
-    /// How often something was added or changed.
+    /// Counts additions and changes.
     pub(super) fn changes(&self) -> u64 {
         self.changes
     }
 
-    /// What is on the machine that the spec names, if anything is known of it. Where only its BMC's address or one of its MAC addresses
-    /// is known, it may be that machine or another one: then nobody knows.
+    /// The installation of the machine that the spec names, if anything is known of it. Where only
+    /// its BMC's address or one of its MAC addresses is known, it may be that machine or another
+    /// one: then nobody knows.
     pub(super) fn machine(&self, spec: &NodeSpec) -> Option<Known> {
         let known = self.machines.get(&spec.machine()).or_else(|| self.with_mac_of(spec))?;
         Some(known.clone().filter(|installed| {
@@ -235,7 +223,7 @@ impl UnclaimedInstalls {
         self.machines.values().find(|known| known.as_ref().is_some_and(has_mac))
     }
 
-    /// What is on the machine of a node without a spec, if anything is known of it.
+    /// The installation of a node without a spec, if anything is known of it.
     pub(super) fn node(&self, name: &NodeName) -> Option<&Known> {
         self.nodes.get(name)
     }
@@ -245,8 +233,8 @@ impl UnclaimedInstalls {
         self.nodes.remove(name);
     }
 
-    /// The disk of a machine that the spec names is written from now on. What was kept under any of its names may be gone: should a spec
-    /// come back to that name, nobody knows.
+    /// The disk of a machine that the spec names is written from now on. What was kept under any of
+    /// its names may be gone: should a spec come back to that name, nobody knows.
     pub(super) fn written(&mut self, spec: &NodeSpec) {
         let machine = spec.machine();
         let names = |known: &Known, id: Option<&MachineId>| {
@@ -271,7 +259,8 @@ impl UnclaimedInstalls {
         };
         let machine = spec.machine();
         self.changes += u64::from(remember(&mut self.machines, &machine, record));
-        // It was another address when that was installed: should it come back to that, it is found there.
+        // The installation was made at another address: should the machine come back to that, it is
+        // found there.
         let installed_as = record.installed.as_ref().and_then(|one| one.machine.as_ref());
         if let Some(former) = installed_as.map(Machine::id).filter(|former| *former != machine) {
             self.changes += u64::from(remember(&mut self.machines, &former, record));
@@ -284,7 +273,7 @@ impl UnclaimedInstalls {
 
 /// Whether that changed anything.
 fn remember<K: Ord + Clone>(unclaimed: &mut BTreeMap<K, Known>, key: &K, record: &Record) -> bool {
-    if record.installed.is_none() && !record.record_lost {
+    if record.installed.is_none() && !record.is_disk_unknown() {
         return unclaimed.remove(key).is_some();
     }
     if unclaimed.get(key) == Some(&record.installed) {

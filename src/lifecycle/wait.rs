@@ -1,7 +1,8 @@
-//! Every wait of a node: how long it may last, what it waits for, when the node wants to be woken, and what a clock that is set does
-//! to it.
+//! Every wait of a node: how long it may last, what it waits for, when the node wants to be woken,
+//! and what a clock that is set does to it.
 //!
-//! Called by `node.rs` in each step. It decides when a wait is over; what follows is in `attempt.rs`.
+//! Called by `settle.rs` and `node.rs` in each step. It decides when a wait is over; what follows
+//! is in `attempt.rs`.
 
 use std::time::Duration;
 
@@ -10,19 +11,12 @@ use jiff::{SignedDuration, Timestamp};
 use crate::model::spec::Timeouts;
 
 use super::{
-    attempt::RESTART_TRIES_MAX,
     backoff,
-    event::{Action, Operation},
+    event::Action,
+    limits::{CANCEL_PATIENCE, POWER_TRIES_MAX, RESTART_TRIES_MAX, after, power_limit},
     node::Node,
-    polls::POLL_LIMIT,
-    power::POWER_TRIES_MAX,
     state::State,
 };
-
-/// How long a cancelled operation may take to report before it is told again.
-pub(super) const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
-/// Added to what an operation's own limits allow before the core steps in.
-const OPERATION_SLACK: Duration = Duration::from_secs(30);
 
 impl Node {
     /// When [`super::Event::Tick`] is due, and what for.
@@ -33,7 +27,7 @@ impl Node {
         let work = match (&self.record.state, self.record.not_before, self.running) {
             (State::Idle, Some(at), None)
                 if self.may_start()
-                    && self.in_line_since.is_none()
+                    && self.queued_since.is_none()
                     && !self.polls.keeps_attempt_waiting() =>
             {
                 Some((at, "the next attempt"))
@@ -45,8 +39,8 @@ impl Node {
             (State::CleaningUp { .. }, Some(at), None) => Some((at, "the next try to clean up")),
             _ => None,
         };
-        let look = match self.running {
-            // Its turn comes without a wake.
+        let poll = match self.running {
+            // The permit comes without a wake.
             None if self.polls.waits() => None,
             None if self.observes() => Some((self.polls.next_at(), "a poll of the power state")),
             Some(running) if self.record.state.at_rest() => {
@@ -56,7 +50,7 @@ impl Node {
         };
         let netboot = self.netboot_wake().filter(|_| self.running.is_none());
         let netboot = netboot.map(|at| (at, "the next try to verify kernel and ramdisk"));
-        [self.deadline(), work, look, netboot].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [self.deadline(), work, poll, netboot].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// When the present state is given up, and what it waits for.
@@ -65,7 +59,7 @@ impl Node {
             State::Idle | State::Held { .. } | State::Failed => return None,
             State::SettingPower { .. } => "the machine to be switched on or off",
             State::Preparing { .. } => "the image to be verified",
-            State::PoweringOn { attempt } if attempt.bmc.is_none() => {
+            State::PoweringOn { .. } if self.waits_for_operator() => {
                 "somebody to have the machine boot from the network"
             }
             State::PoweringOn { .. } => "the machine to be switched on",
@@ -78,7 +72,7 @@ impl Node {
             State::Switching { .. } => "the ramdisk to hear that it may let go",
             State::WaitingCompleted { .. } => "the ramdisk's completed notice",
             State::Restarting { .. } => "the machine to restart",
-            State::CleaningUp { .. } if self.running.is_none() && self.cleans_up_manually() => {
+            State::CleaningUp { .. } if self.running.is_none() && self.ramdisk_cleans_up() => {
                 "the deploy ramdisk to hear that the attempt is over"
             }
             State::CleaningUp { .. } => "the operation under way to stop",
@@ -87,7 +81,7 @@ impl Node {
         self.record.deadline.map(|at| (missing.map_or(at, |until| until.min(at)), reason))
     }
 
-    /// How long the present state may last from its beginning; for a clean-up, one try of it.
+    /// The longest time that the present state may last; for a clean-up, that of one try.
     pub(super) fn limit(&self) -> Option<Duration> {
         let timeouts = &self.record.spec.as_ref()?.timeouts;
         match &self.record.state {
@@ -99,8 +93,10 @@ impl Node {
                 Some(timeouts.completed.saturating_add(timeouts.imaging))
             }
             State::Switching { .. } | State::WaitingCompleted { .. } => Some(timeouts.completed),
-            State::PoweringOn { attempt } if attempt.bmc.is_none() => Some(timeouts.power),
-            State::CleaningUp { .. } if self.cleans_up_manually() => Some(CANCEL_PATIENCE),
+            State::PoweringOn { attempt } if attempt.power_control().waits_for_operator() => {
+                Some(timeouts.power)
+            }
+            State::CleaningUp { .. } if self.ramdisk_cleans_up() => Some(CANCEL_PATIENCE),
             State::CleaningUp { .. } => Some(power_limit(&self.timeouts_of_bmc(timeouts))),
             State::PoweringOn { .. } => Some(power_limit(timeouts)),
             State::SettingPower { .. } => Some(self.limit_of_tries(timeouts, POWER_TRIES_MAX)),
@@ -114,7 +110,8 @@ impl Node {
         power_limit(timeouts).saturating_mul(tries_max).saturating_add(pauses)
     }
 
-    /// A spec with other timeouts counts from the beginning of the present wait, which could last `limit_before` until now.
+    /// A spec with other timeouts counts from the beginning of the present wait, which could last
+    /// `limit_before` until now.
     pub(super) fn shift_deadline(&mut self, limit_before: Option<Duration>) {
         if matches!(self.record.state, State::CleaningUp { .. }) {
             return;
@@ -128,7 +125,8 @@ impl Node {
         }
     }
 
-    /// A clock that was set back must not make any wait longer than its whole length, nor a phase begin in the future.
+    /// A clock that was set back must not make any wait longer than its whole length, nor a phase
+    /// begin in the future.
     pub(super) fn bound_waits(&mut self, now: Timestamp) {
         let (limit, pause) = (self.limit(), self.whole_pause());
         let bound = |at: &mut Timestamp, limit| *at = (*at).min(after(now, limit));
@@ -152,7 +150,7 @@ impl Node {
         }
     }
 
-    /// How long the pause before the state's work may be.
+    /// The longest pause before the state's work.
     fn whole_pause(&self) -> Duration {
         match (&self.record.state, &self.record.spec) {
             (State::Idle, Some(spec)) => {
@@ -170,11 +168,11 @@ impl Node {
             if self.record.deadline.is_some_and(|deadline| deadline <= now)
                 && !self.miss_manual_deadline(now, actions)
             {
-                match &self.record.state {
-                    State::Switching { .. } if self.has_ironics_ramdisk() => {
-                        self.stop_telling(now, actions);
-                    }
-                    _ => self.miss_deadline(now, actions),
+                let is_switching = matches!(self.record.state, State::Switching { .. });
+                if is_switching && !self.ramdisk().confirms_completion() {
+                    self.stop_telling(now, actions);
+                } else {
+                    self.miss_deadline(now, actions);
                 }
             }
         } else if let Some(running) = &mut self.running
@@ -184,27 +182,4 @@ impl Node {
             self.interrupt(actions);
         }
     }
-}
-
-/// How long an operation at rest may take to report. Inside an attempt its state has a deadline.
-pub(super) fn patience(operation: &Operation, timeouts: &Timeouts) -> Duration {
-    let limit = match operation {
-        Operation::PollPower => POLL_LIMIT.min(timeouts.power),
-        Operation::NetbootFiles { .. } => timeouts.imaging,
-        _ => return power_limit(timeouts),
-    };
-    limit.saturating_add(OPERATION_SLACK).max(CANCEL_PATIENCE)
-}
-
-/// How long an operation of the BMC may take: off, boot device and on, each within `timeouts.power`.
-pub(super) fn power_limit(timeouts: &Timeouts) -> Duration {
-    timeouts.power.saturating_mul(3).saturating_add(OPERATION_SLACK).max(CANCEL_PATIENCE)
-}
-
-/// `now` plus a duration; the far end of time if there is no such moment.
-pub(super) fn after(now: Timestamp, wait: Duration) -> Timestamp {
-    SignedDuration::try_from(wait)
-        .ok()
-        .and_then(|wait| now.checked_add(wait).ok())
-        .unwrap_or(Timestamp::MAX)
 }

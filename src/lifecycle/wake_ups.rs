@@ -1,6 +1,8 @@
-//! Which node wants to be woken when, in order, so that ten thousand nodes cost no more than the one that is due.
+//! The order in which nodes want to be woken, so that ten thousand nodes cost no more than the one
+//! that is due.
 //!
-//! Kept by the [`super::Fleet`], which writes down a node's wish after each of its steps. It must never hold two wishes of one node.
+//! Kept by the [`super::Fleet`], which notes a node's wish after each of its steps. It must never
+//! hold two wishes of one node.
 
 use std::collections::{BTreeMap, BTreeSet};
 

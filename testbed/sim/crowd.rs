@@ -1,5 +1,5 @@
-//! A hundred machines of which thirty misbehave, each in its own way, under the limits an agent has by default: the seventy others are
-//! installed as soon as if the thirty were not there.
+//! A hundred machines of which thirty misbehave, each in its own way, under the limits an agent has
+//! by default: the seventy others are installed as soon as if the thirty were not there.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use hostler::{
 
 use crate::{
     dice::Dice,
-    invariants::Violation,
     plan::Plan,
+    watch::Violation,
     world::{World, machine::Quirk, work::IMAGE_BYTES},
 };
 
@@ -20,8 +20,9 @@ const BAD: usize = 30;
 /// `limits.waiting` and `limits.imaging` as they are by default.
 const WAITING: usize = 50;
 const IMAGING: usize = 4;
-/// A write that stalls keeps its turn for `timeouts.imaging_stall` and a few seconds, one whose target dies for less. Of the thirty, ten
-/// do so, in three attempts each; what they keep is shared by the turns there are.
+/// A write that stalls keeps its turn for `timeouts.imaging_stall` and a few seconds, one whose
+/// target dies for less. Of the thirty, ten do so, in three attempts each; what they keep is shared
+/// by the turns there are.
 const TOLERANCE_S: u64 = 10 * 3 * 190 / IMAGING as u64;
 /// Longer than both runs need.
 const GIVE_UP_S: u64 = 12 * 3600;
@@ -30,7 +31,8 @@ const GIVE_UP_S: u64 = 12 * 3600;
 pub(crate) fn compare() -> Vec<Violation> {
     let (without, _) = play(false);
     let (with, given_up) = play(true);
-    // Which machine comes up first is chance: the first one installed is compared with the first, the last with the last.
+    // Which machine comes up first is chance: the first one installed is compared with the first,
+    // the last with the last.
     let sorted = |times: BTreeMap<NodeName, u64>| {
         let mut times: Vec<u64> = times.into_values().collect();
         times.sort_unstable();
@@ -54,7 +56,7 @@ pub(crate) fn compare() -> Vec<Violation> {
     }
     let rule = "a_failing_node_never_delays_another";
     let what = format!("image of {IMAGE_BYTES} bytes: see the numbers above");
-    vec![Violation { rule, node: None, step: 0, what, story: Vec::new() }]
+    vec![Violation { rule, node: None, step: 0, what, timeline: Vec::new() }]
 }
 
 /// When each good machine was installed, in seconds, and how many bad ones were given up.
@@ -80,9 +82,9 @@ fn play(with_bad: bool) -> (BTreeMap<NodeName, u64>, usize) {
     let mut installed = BTreeMap::new();
     while world.site.t < GIVE_UP_S * 1000 && installed.len() < MACHINES - BAD {
         world.advance();
-        let news = world.site.shown.values().filter(|status| status.phase == Phase::Deployed);
+        let update = world.site.shown.values().filter(|status| status.phase == Phase::Deployed);
         let at = world.site.t / 1000;
-        for status in news {
+        for status in update {
             if !installed.contains_key(&status.node) {
                 installed.insert(status.node.clone(), at);
             }

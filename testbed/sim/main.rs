@@ -1,9 +1,12 @@
-//! The whole agent core against a simulated site, for at least a million steps: machines, BMCs, ramdisks, operators, a network, a
-//! clock, a state directory, and an agent that is killed at any point. A step is one event brought to the core.
+//! The whole agent core against a simulated site, for at least a million steps: machines, BMCs,
+//! ramdisks, operators, a network, a clock, a state directory, and an agent that is killed at any
+//! point. A step is one event brought to the core.
 //!
-//! Run by `./testbed/check sim`. Seeds that once failed are in `seeds` and are played first, and then others in order, from one that is
-//! another in each hour: `SIM_SEED_BASE=` plays those of another run again. `SIM_STEPS=` sets how many steps are played in all; `SIM_SEED=`
-//! plays one seed, and with `SIM_TRACE=1` prints all that happens in it. The last line sums it up; the exit code is 1 if a rule was broken.
+//! Run by `./testbed/check sim`. Seeds that once failed are in `seeds` and are played first, and
+//! then others in order, from one that is another in each hour: `SIM_SEED_BASE=` plays those of
+//! another run again. `SIM_STEPS=` sets how many steps are played in all; `SIM_SEED=` plays one
+//! seed, and with `SIM_TRACE=1` prints all that happens in it. The last line sums it up; the exit
+//! code is 1 if a rule was broken.
 
 #![expect(
     clippy::unwrap_used,
@@ -15,8 +18,12 @@
 mod crowd;
 mod dice;
 mod invariants;
+mod ledger;
+mod names;
 mod plan;
 mod play;
+mod trace;
+mod watch;
 mod world;
 
 use std::{
@@ -26,7 +33,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use self::{invariants::Violation, play::Played};
+use self::{play::Played, watch::Violation};
 
 /// Enough for a change of the core; a night has fifty times as many.
 const STEPS: u64 = 1_200_000;
@@ -35,16 +42,6 @@ const SHOWN_MAX: usize = 5;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
-}
-
-/// Whether everything that happens is printed.
-pub(crate) fn prints() -> bool {
-    static PRINTS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    *PRINTS.get_or_init(|| std::env::var_os("SIM_TRACE").is_some())
-}
-
-pub(crate) fn print(line: &str) {
-    println!("{line}");
 }
 
 fn main() -> ExitCode {
@@ -68,7 +65,8 @@ fn seed_base() -> u64 {
     u64::try_from(hours).unwrap_or(0) * 1_000_000
 }
 
-/// Plays seeds on all cores until so many steps are done: first those that once failed, then from `base` on.
+/// Plays seeds on all cores until so many steps are done: first those that once failed, then from
+/// `base` on.
 fn play_many(steps: u64, kept: &[u64], base: u64) -> Vec<Played> {
     let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
     let take = || {
@@ -120,8 +118,8 @@ fn sum_up(played: Vec<Played>, crowd: Vec<Violation>) -> ExitCode {
 }
 
 fn show(seed: u64, violation: &Violation) {
-    let Violation { rule, node, step, what, story } = violation;
-    for line in story {
+    let Violation { rule, node, step, what, timeline } = violation;
+    for line in timeline {
         println!("    {line}");
     }
     let node = node.as_ref().map_or("the site", |node| node.as_str());

@@ -1,4 +1,4 @@
-//! What kind of site a seed plays: its size, its limits, and how often which trouble comes.
+//! The kind of site that a seed plays: its size, its limits, and the rate of each trouble.
 
 use hostler::lifecycle::Policy;
 
@@ -15,7 +15,7 @@ pub(crate) struct Plan {
     pub(crate) manual_power: bool,
     /// Seconds from one whim of fate to the next, at most.
     pub(crate) pause_s: u64,
-    /// What fate and people do, by weight.
+    /// The weights of what fate and operators do.
     pub(crate) operator: u64,
     pub(crate) crash: u64,
     pub(crate) bmc: u64,
@@ -24,7 +24,7 @@ pub(crate) struct Plan {
     pub(crate) clock: u64,
     pub(crate) button: u64,
     pub(crate) stranger: u64,
-    /// How often a ramdisk, a boot, a write or a call goes wrong by itself.
+    /// The rate at which a ramdisk, a boot, a write or a call goes wrong by itself.
     pub(crate) mishap: u64,
     /// Minutes an image takes to be written, at most.
     pub(crate) write_m: u64,

@@ -1,11 +1,12 @@
-//! One seed from its beginning to its end: trouble for a while, and then the site must settle.
+//! A seed from its beginning to its end: trouble for a while, and then the site must settle.
 
 use hostler::model::{ids::NodeName, status::Phase};
 
 use crate::{
     dice::Dice,
-    invariants::{Violation, settling},
+    invariants::settling,
     plan::Plan,
+    watch::Violation,
     world::{World, operator::LaterEdit},
 };
 
@@ -18,7 +19,7 @@ const VIOLATIONS_MAX: usize = 3;
 /// From one round of operators who let things go on to the next.
 const ROUND_S: u64 = 1800;
 
-/// What came of a seed.
+/// The result of a seed.
 #[derive(Debug)]
 pub(crate) struct Played {
     pub(crate) seed: u64,
@@ -116,7 +117,7 @@ pub(crate) fn twice_the_same() -> Played {
             node: None,
             step: 0,
             what,
-            story: Vec::new(),
+            timeline: Vec::new(),
         });
     }
     second

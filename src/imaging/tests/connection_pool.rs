@@ -128,7 +128,7 @@ async fn whenever_the_power_fails_with_several_connections_the_disk_is_complete_
         several += usize::from(disk.open() > 1);
         // Commands in flight are aborted at the next turn.
         tokio::task::yield_now().await;
-        let whole = expected(&bench.bytes, disk_bytes, 512);
+        let whole = expected(&bench.bytes, DISK_BYTES, 512);
         for seed in 0..4 {
             let mut random = fastrand::Rng::with_seed(seed);
             let content = disk.survives(|| random.bool());

@@ -150,7 +150,8 @@ fn one_machine_redeployed_twice_is_one_and_a_machine_being_written_still_counts_
         rack.scan();
     }
     assert_eq!(rack.writes(), 3);
-    // Its disk is being written, so that nothing is installed there; two of eight it is all the same.
+    // Its disk is being written, so that nothing is installed there; two of eight it is all the
+    // same.
     let mut rack = Rack::deployed(8);
     rack.redeploy([0], "now");
     rack.scan_only();

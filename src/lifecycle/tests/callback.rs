@@ -179,13 +179,13 @@ fn judge(bench: &mut Bench, peer: IpAddr, shown: &AttemptKey, call: &Call) {
     let bound = before.state.attempt().and_then(|attempt| attempt.peer);
     let admitted = before.state.attempt().is_some_and(|attempt| attempt.key == *shown)
         && bound.is_none_or(|bound| bound == peer);
-    let mut told = || {
+    let mut send_again = || {
         let key = shown.clone();
         bench.send(Event::Callback { request: 1, peer, key, call: call.clone() }).unwrap()
     };
-    let reply = told();
-    let again = told();
-    // What a wait for the release ends is heard by the first who asks.
+    let reply = send_again();
+    let again = send_again();
+    // What a wait for the release ends is requested by the first who asks.
     let after = unseen(bench);
     if !admitted {
         assert_eq!((reply, again), (Reply::Refused, Reply::Refused));

@@ -34,7 +34,7 @@ fn between_attempts() -> Bench {
 fn consent_holds_for_a_repetition_of_the_attempt() {
     let mut bench = between_attempts();
     bench.pass(120);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Preparing, "hostler itself may have left it on");
 }
 
@@ -42,7 +42,7 @@ fn consent_holds_for_a_repetition_of_the_attempt() {
 fn a_machine_that_is_installed_as_soon_as_it_is_off_is_known_as_such() {
     let mut bench = Bench::with_spec();
     assert!(bench.node.is_wiped_when_off(), "nobody has looked yet");
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Held);
     assert!(bench.node.is_wiped_when_off());
     bench.change(|spec| spec.paused = true);
@@ -70,7 +70,7 @@ fn consent_for_one_machine_or_installation_does_not_pass_to_another() {
     for other in others {
         let mut bench = between_attempts();
         bench.change(other);
-        bench.look(PowerState::On);
+        bench.poll(PowerState::On);
         assert_eq!(bench.phase(), Phase::Held);
     }
 }
@@ -88,7 +88,7 @@ fn consent_ends_with_a_pause_with_unmanaged_and_with_a_clash() {
     clashed.change(|_| {});
     clashed.pass(120);
     for mut bench in [paused, unmanaged, clashed] {
-        bench.look(PowerState::On);
+        bench.poll(PowerState::On);
         assert_eq!(bench.phase(), Phase::Held);
     }
 }
@@ -103,7 +103,7 @@ fn consent_ends_when_the_node_gives_up() {
     assert_eq!(bench.phase(), Phase::Failed);
     // Somebody installs it by hand, and much later touches the spec.
     bench.change(|spec| spec.timeouts.ramdisk *= 2);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Held);
 }
 
@@ -114,7 +114,7 @@ fn a_repetition_that_comes_hours_late_asks_again() {
     bench.now = bench.now.checked_add(jiff::SignedDuration::from_hours(3)).unwrap();
     bench.restart();
     bench.send(Event::Spec(Arc::new(spec())));
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Held);
 }
 
@@ -122,23 +122,23 @@ fn a_repetition_that_comes_hours_late_asks_again() {
 fn an_approval_counts_only_while_the_node_shows_that_it_waits_for_one() {
     let mut early = Bench::with_spec();
     early.send(Event::Approve);
-    early.look(PowerState::On);
+    early.poll(PowerState::On);
     assert_eq!(early.phase(), Phase::Held);
     early.change(|spec| spec.paused = true);
     early.send(Event::Approve);
     early.change(|spec| spec.paused = false);
-    early.look(PowerState::On);
+    early.poll(PowerState::On);
     assert_eq!(early.phase(), Phase::Held);
 }
 
 #[test]
 fn a_redeploy_changed_during_a_pause_counts_when_the_pause_ends() {
     let mut bench = Bench::with_spec();
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     bench.change(|spec| (spec.paused, spec.redeploy) = (true, Some("yes".into())));
     assert_eq!(bench.phase(), Phase::Paused);
     bench.change(|spec| spec.paused = false);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Preparing);
 }
 
@@ -159,7 +159,7 @@ fn a_bmc_changed_in_the_middle_cleans_up_the_old_machine_and_leaves_the_new_one_
         assert_eq!(bench.started_for.as_ref().unwrap().bmc, spec().bmc, "from {phase:?}");
         bench.done(Ok(Outcome::CleanedUp));
         assert_eq!(bench.node.status(bench.now).power, None, "that was the other machine");
-        bench.look(PowerState::On);
+        bench.poll(PowerState::On);
         assert_eq!(
             bench.started_for.as_ref().unwrap().bmc_address().unwrap().host().unwrap().host,
             "192.0.2.21"
@@ -192,10 +192,10 @@ fn a_reinstall_asked_of_one_machine_is_not_done_to_another() {
     assert_eq!(bench.phase(), Phase::Deployed);
     bench.done(Ok(Outcome::Power(PowerState::On)));
     bench.pass(3600);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Deployed);
     bench.change(|spec| spec.redeploy = Some("this one too".into()));
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Preparing);
 }
 
@@ -208,13 +208,13 @@ fn a_machine_whose_record_was_damaged_is_not_wiped_even_if_it_is_off() {
     old.redeploy = Some("years-ago".into());
     bench.send(Event::Spec(Arc::new(old)));
     for observed in [PowerState::On, PowerState::Off, PowerState::Off] {
-        bench.look(observed);
+        bench.poll(observed);
         assert_eq!(bench.phase(), Phase::Held);
     }
     assert!(bench.message().contains("damaged"), "{}", bench.message());
     bench.restart();
     bench.change(|spec| spec.redeploy = Some("now".into()));
-    bench.look(PowerState::Off);
+    bench.poll(PowerState::Off);
     assert_eq!(bench.phase(), Phase::Preparing);
 }
 
@@ -268,14 +268,14 @@ fn a_node_is_forgotten_only_when_nothing_runs_any_more() {
     let now = "2026-11-22T12:00:00Z".parse().unwrap();
     let started = step_fleet(&mut fleet, now, &name, Event::Spec(Arc::new(spec())));
     let [Action::Start { op, .. }] = started.as_slice() else { panic!("{started:?}") };
-    let told = fleet.step(now, &name, Event::SpecGone).unwrap();
-    assert_eq!(told, [Action::Cancel(*op)]);
+    let actions = fleet.step(now, &name, Event::SpecGone).unwrap();
+    assert_eq!(actions, [Action::Cancel(*op)]);
     let none = BTreeMap::new();
-    assert_eq!(fleet.in_force(&none).len(), 1, "it still has its machine");
+    assert_eq!(fleet.effective_specs(&none).len(), 1, "it still has its machine");
     let outcome = Ok(Outcome::Power(PowerState::Off));
     let ended = fleet.step(now, &name, Event::Done { op: *op, outcome }).unwrap();
     assert_eq!(ended, [Action::Forget], "and its answer starts nothing");
-    assert!(fleet.node(&name).is_none() && fleet.in_force(&none).is_empty());
+    assert!(fleet.node(&name).is_none() && fleet.effective_specs(&none).is_empty());
 }
 
 #[test]
@@ -310,13 +310,13 @@ fn a_machine_switched_on_while_the_image_is_verified_is_held() {
     bench.go_to(Phase::Preparing);
     bench.done(Ok(good_outcome(&Operation::Prepare)));
     assert_eq!((bench.phase(), bench.menu()), (Phase::Preparing, Menu::LocalDisk));
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Held);
     // With an operator's consent it makes no difference.
     bench.send(Event::Approve);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     bench.done(Ok(good_outcome(&Operation::Prepare)));
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::PoweringOn);
 }
 
@@ -348,6 +348,7 @@ fn a_machine_that_another_node_is_still_busy_with_is_a_clash() {
     fleet.step(now, &name, Event::Spec(Arc::new(moved.clone()))).unwrap();
     // Its clean-up still runs, on the old machine.
     let found = BTreeMap::from([(name, Ok(Arc::new(moved.clone())))]);
-    let addresses: Vec<_> = fleet.in_force(&found).iter().map(|spec| spec.machine()).collect();
+    let addresses: Vec<_> =
+        fleet.effective_specs(&found).iter().map(|spec| spec.machine()).collect();
     assert_eq!(addresses, [moved.machine(), spec().machine()]);
 }

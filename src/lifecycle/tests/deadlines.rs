@@ -214,7 +214,7 @@ fn switching_has_a_deadline_that_all_its_tries_fit_into() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Deployed);
     bench.change(|spec| spec.power = WantedPower::Off);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     for tries in 1..=4 {
         bench.pass(6 * 60);
         assert_eq!(bench.running.as_ref().unwrap().1, Operation::SetPower(PowerState::Off));

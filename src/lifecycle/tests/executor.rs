@@ -1,4 +1,5 @@
-//! The order in which decisions are carried out: record, boot menu, actions; and what waits while no record can be written.
+//! The order in which decisions are carried out: record, boot menu, actions; and what waits while
+//! no record can be written.
 
 use crate::{
     lifecycle::{Event, Operation, Policy, State},
@@ -10,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    rack::{Heard::*, *},
+    rack::{Requested::*, *},
     support::*,
 };
 
@@ -26,7 +27,7 @@ fn waiting() -> Rack {
     rack.world.silent = true;
     rack.scan();
     assert_eq!(rack.phase(0), Phase::WaitingRamdisk);
-    rack.world.heard.clear();
+    rack.world.requested.clear();
     rack
 }
 
@@ -47,9 +48,9 @@ fn export(rack: &mut Rack, request: u64) {
 fn the_record_comes_before_the_menu_and_the_menu_before_everything_else() {
     let mut rack = waiting();
     look_up(&mut rack, 1);
-    rack.world.heard.clear();
+    rack.world.requested.clear();
     export(&mut rack, 2);
-    let [save, serve, wake, rest @ ..] = rack.world.heard.as_slice() else { panic!() };
+    let [save, serve, wake, rest @ ..] = rack.world.requested.as_slice() else { panic!() };
     assert_eq!([save, serve, wake], [&Save, &Serve, &Wake]);
     assert!(rest.contains(&Reply(2, Reply::Accepted)), "{rest:?}");
 
@@ -64,8 +65,8 @@ fn the_record_comes_before_the_menu_and_the_menu_before_everything_else() {
     rack.scan();
     rack.pass(600);
     let mut durable = false;
-    for heard in &rack.world.heard {
-        match heard {
+    for requested in &rack.world.requested {
+        match requested {
             Save => durable = true,
             Keep | Serve | Wake | Reply(..) => {}
             Start(_) | Cancel(_) => assert!(durable, "an action before any record"),
@@ -83,7 +84,7 @@ fn nothing_gets_out_while_no_record_can_be_written_and_then_everything_once_and_
     export(&mut rack, 2);
     ask(&mut rack, 3, Call::DeployState);
     rack.tick();
-    assert_eq!(rack.world.heard, []);
+    assert_eq!(rack.world.requested, []);
     assert!(rack.executor.has_unsaved() && rack.executor.is_unsaved(&name(0)));
     let shown = &rack.world.statuses[&name(0)];
     assert_eq!(shown.message, "no space left; nothing is started until it can be written");
@@ -91,18 +92,18 @@ fn nothing_gets_out_while_no_record_can_be_written_and_then_everything_once_and_
 
     rack.world.disk_full = false;
     rack.tick();
-    let heard = std::mem::take(&mut rack.world.heard);
-    let [Save, Serve, Wake, Reply(1, Reply::Lookup(_)), rest @ ..] = heard.as_slice() else {
-        panic!("{heard:?}")
+    let requested = std::mem::take(&mut rack.world.requested);
+    let [Save, Serve, Wake, Reply(1, Reply::Lookup(_)), rest @ ..] = requested.as_slice() else {
+        panic!("{requested:?}")
     };
     let replies = [Reply(2, Reply::Accepted), Reply(3, Reply::State(DeployState::Imaging.into()))];
     let (started, answered): (Vec<_>, Vec<_>) =
-        rest.iter().cloned().partition(|heard| matches!(heard, Start(_)));
+        rest.iter().cloned().partition(|requested| matches!(requested, Start(_)));
     assert_eq!(answered, replies);
     assert_eq!(started.len(), 1, "the write, once");
     assert!(!rack.executor.has_unsaved() && !rack.executor.is_unsaved(&name(0)));
     rack.tick();
-    assert_eq!(rack.world.heard, [], "and nothing twice");
+    assert_eq!(rack.world.requested, [], "and nothing twice");
     assert!(matches!(rack.world.running[0].operation, Operation::Image { .. }));
 }
 
@@ -113,11 +114,15 @@ fn an_operation_that_is_cancelled_before_it_could_start_never_starts() {
     rack.scan();
     rack.edit(0, |spec| spec.bmc.as_mut().unwrap().username = "other".into());
     rack.scan();
-    assert_eq!(rack.world.heard, []);
+    assert_eq!(rack.world.requested, []);
     rack.world.disk_full = false;
     rack.tick();
-    let calls: Vec<Heard> =
-        rack.world.heard.drain(..).filter(|heard| !matches!(heard, Save | Serve | Wake)).collect();
+    let calls: Vec<Requested> = rack
+        .world
+        .requested
+        .drain(..)
+        .filter(|requested| !matches!(requested, Save | Serve | Wake))
+        .collect();
     assert_eq!(calls, [Start(OpId(2))]);
     rack.settle();
     assert_eq!(rack.phase(0), Phase::Deployed);
@@ -176,21 +181,23 @@ fn a_node_that_is_forgotten_while_its_record_cannot_be_written_answers_its_calle
     rack.world.disk_full = false;
     rack.tick();
     rack.settle();
-    let heard = &rack.world.heard;
-    let replied = heard.iter().position(|heard| matches!(heard, Reply(1, Reply::Lookup(_))));
-    let forgotten = heard.iter().position(|heard| *heard == Forget);
+    let requested = &rack.world.requested;
+    let replied =
+        requested.iter().position(|requested| matches!(requested, Reply(1, Reply::Lookup(_))));
+    let forgotten = requested.iter().position(|requested| *requested == Forget);
     assert!(replied.unwrap() < forgotten.unwrap());
     assert!(rack.executor.fleet().node(&name(0)).is_none());
     assert!(!rack.world.records.contains_key(&name(0)));
 
-    // One with nothing under way answers at once, and is gone when what was installed is written down elsewhere.
+    // One with nothing under way answers at once, and is gone when what was installed is written
+    // down elsewhere.
     let mut rack = Rack::deployed(2);
     rack.world.disk_full = true;
     ask(&mut rack, 7, Call::DeployState);
     rack.specs.remove(&name(0));
     rack.scan();
     assert!(rack.executor.fleet().node(&name(0)).is_none());
-    assert!(rack.world.heard.contains(&Reply(7, Reply::Refused)));
+    assert!(rack.world.requested.contains(&Reply(7, Reply::Refused)));
     rack.tick();
     assert!(rack.world.records.contains_key(&name(0)) && rack.executor.has_unsaved());
     rack.world.disk_full = false;
@@ -203,7 +210,7 @@ fn whoever_calls_for_a_node_that_is_not_there_is_refused() {
     let mut rack = waiting();
     let event = Event::Callback { request: 9, peer: RAMDISK, key: key(1), call: lookup() };
     rack.send(5, event);
-    assert_eq!(rack.world.heard, [Reply(9, Reply::Refused)]);
+    assert_eq!(rack.world.requested, [Reply(9, Reply::Refused)]);
 }
 
 /// Invariant (status): A status file that is up to date is not written again.
@@ -211,9 +218,9 @@ fn whoever_calls_for_a_node_that_is_not_there_is_refused() {
 fn after_a_start_every_menu_is_in_force_and_nothing_is_shown_before_the_directory_was_read() {
     let mut rack = Rack::deployed(3);
     rack.world.statuses.clear();
-    rack.world.heard.clear();
+    rack.world.requested.clear();
     rack.restart();
-    assert_eq!(rack.world.heard, [Serve, Serve, Serve]);
+    assert_eq!(rack.world.requested, [Serve, Serve, Serve]);
     assert!(rack.world.statuses.is_empty());
     rack.scan_only();
     assert_eq!(rack.world.statuses.len(), 3);

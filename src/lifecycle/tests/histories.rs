@@ -1,7 +1,8 @@
 //! Random histories: every kind of event in every order, against the reference in `site.rs`.
 //!
-//! `HISTORY_EVENTS=` sets the number of events; `HISTORY_SEED=` plays one history again and prints it. Each run plays other seeds than
-//! the last; `HISTORY_SEED_BASE=` plays those of another run again.
+//! `HISTORY_EVENTS=` sets the number of events; `HISTORY_SEED=` plays one history again and prints
+//! it. Each run plays other seeds than the last; `HISTORY_SEED_BASE=` plays those of another run
+//! again.
 
 #![expect(
     clippy::print_stdout,

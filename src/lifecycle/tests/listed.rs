@@ -1,5 +1,6 @@
-//! A record that is gone is missed: its node is held, under this name and the next, at whatever moment the agent was killed. And no
-//! moment makes a machine that nobody has touched look like one whose record is lost.
+//! A record that is gone is missed: its node is held, under this name and the next, at whatever
+//! moment the agent was killed. And no moment makes a machine that nobody has touched look like one
+//! whose record is lost.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ use super::{rack::*, support::*};
 /// Calls of the agent that the story below has, at least.
 const CALLS_MIN: usize = 20;
 
-/// The node is new, installed, goes away, and comes back; the agent is killed after so many calls. Whether it was.
+/// The node is new, installed, goes away, and comes back; the agent is killed after so many calls.
+/// Whether it was.
 fn killed_after(calls: usize) -> (Rack, bool) {
     let mut rack = Rack::new(2, POLICY);
     let spec = rack.specs.remove(&name(0)).unwrap();
@@ -117,19 +119,22 @@ fn no_crash_makes_a_machine_that_was_touched_look_new_when_its_record_is_gone() 
 fn nothing_is_done_to_a_machine_whose_record_would_not_be_missed() {
     let mut rack = Rack::new(1, POLICY);
     rack.scan_only();
-    let heard = std::mem::take(&mut rack.world.heard);
-    assert!(!heard.contains(&Heard::Keep), "a node that only waits need not be missed: {heard:?}");
+    let requested = std::mem::take(&mut rack.world.requested);
+    assert!(
+        !requested.contains(&Requested::Keep),
+        "a node that only waits need not be missed: {requested:?}"
+    );
     assert!(rack.end_one());
-    let heard = std::mem::take(&mut rack.world.heard);
-    let at = |wanted: fn(&Heard) -> bool| heard.iter().position(wanted).unwrap();
-    let save = at(|heard| *heard == Heard::Save);
-    let keep = at(|heard| *heard == Heard::Keep);
-    let start = at(|heard| matches!(heard, Heard::Start(_)));
-    assert!(save < keep && keep < start, "{heard:?}");
+    let requested = std::mem::take(&mut rack.world.requested);
+    let at = |wanted: fn(&Requested) -> bool| requested.iter().position(wanted).unwrap();
+    let save = at(|requested| *requested == Requested::Save);
+    let keep = at(|requested| *requested == Requested::Keep);
+    let start = at(|requested| matches!(requested, Requested::Start(_)));
+    assert!(save < keep && keep < start, "{requested:?}");
     // Not again for what follows.
     rack.settle();
     assert_eq!(rack.phase(0), Phase::Deployed);
-    assert!(!rack.world.heard.contains(&Heard::Keep));
+    assert!(!rack.world.requested.contains(&Requested::Keep));
 }
 
 #[test]
@@ -139,13 +144,20 @@ fn a_scan_of_many_new_machines_is_one_change_of_what_is_kept() {
         spec.bmc = None;
     }
     rack.scan_only();
-    let heard = &rack.world.heard;
-    let count = |wanted: fn(&Heard) -> bool| heard.iter().filter(|heard| wanted(heard)).count();
-    assert_eq!(count(|heard| matches!(heard, Heard::Start(_))), 50, "each begins at once");
-    assert_eq!(count(|heard| *heard == Heard::Keep), 1);
-    let keep = heard.iter().position(|heard| *heard == Heard::Keep).unwrap();
-    let start = heard.iter().position(|heard| matches!(heard, Heard::Start(_))).unwrap();
-    assert!(keep < start, "{heard:?}");
+    let requested = &rack.world.requested;
+    let count = |wanted: fn(&Requested) -> bool| {
+        requested.iter().filter(|requested| wanted(requested)).count()
+    };
+    assert_eq!(
+        count(|requested| matches!(requested, Requested::Start(_))),
+        50,
+        "each begins at once"
+    );
+    assert_eq!(count(|requested| *requested == Requested::Keep), 1);
+    let keep = requested.iter().position(|requested| *requested == Requested::Keep).unwrap();
+    let start =
+        requested.iter().position(|requested| matches!(requested, Requested::Start(_))).unwrap();
+    assert!(keep < start, "{requested:?}");
 }
 
 #[test]
@@ -198,13 +210,14 @@ fn a_node_that_goes_away_in_the_middle_of_its_first_attempt_is_not_missed() {
 #[test]
 fn a_whole_directory_that_goes_away_is_one_change_of_what_is_kept() {
     let mut rack = Rack::deployed(50);
-    rack.world.heard.clear();
+    rack.world.requested.clear();
     let kept = rack.specs.remove(&name(0)).unwrap();
     rack.specs.clear();
     rack.specs.insert(name(0), kept);
     rack.scan();
     assert_eq!(rack.executor.fleet().names(), [name(0)]);
-    let keeps = rack.world.heard.iter().filter(|heard| **heard == Heard::Keep).count();
+    let keeps =
+        rack.world.requested.iter().filter(|requested| **requested == Requested::Keep).count();
     assert_eq!(keeps, 1);
 }
 
@@ -297,8 +310,8 @@ fn more_machines_than_can_be_remembered_are_known_to_be_forgotten() {
 fn what_a_status_file_tells_of_a_disk_that_was_written_since_is_not_believed_again() {
     let mut unclaimed = UnclaimedInstalls::default();
     let mut record = Rack::deployed(1).node(0).record().clone();
-    let told = BTreeMap::from([(name(7), record.installed.clone())]);
-    unclaimed.recover_from_status(told.clone());
+    let reported = BTreeMap::from([(name(7), record.installed.clone())]);
+    unclaimed.recover_from_status(reported.clone());
     let spec = record.spec.clone().unwrap();
     assert!(matches!(unclaimed.machine(&spec), Some(Some(_))), "as the status file says");
     unclaimed.written(&spec);
@@ -307,6 +320,6 @@ fn what_a_status_file_tells_of_a_disk_that_was_written_since_is_not_believed_aga
     // Whoever wrote it leaves it with nothing installed, and the agent is started again.
     record.installed = None;
     unclaimed.remember(&name(8), &record);
-    unclaimed.recover_from_status(told);
+    unclaimed.recover_from_status(reported);
     assert_eq!(unclaimed.machine(&spec), None);
 }

@@ -31,9 +31,9 @@ fn consent_that_was_taken_back_by_a_pause_is_asked_for_again() {
     let mut bench = lost();
     bench.send(Event::Approve);
     bench.change(|spec| spec.paused = true);
-    bench.look(PowerState::Off);
+    bench.poll(PowerState::Off);
     bench.change(|spec| spec.paused = false);
-    bench.look(PowerState::Off);
+    bench.poll(PowerState::Off);
     assert_held(&bench);
 }
 
@@ -46,7 +46,7 @@ fn consent_to_an_installation_that_is_changed_before_it_wrote_is_asked_for_again
     bench
         .change(|spec| spec.image.checksum = format!("sha256:{}", "7".repeat(64)).parse().unwrap());
     bench.go_to(Phase::Held);
-    bench.look(PowerState::Off);
+    bench.poll(PowerState::Off);
     assert_held(&bench);
 }
 
@@ -67,10 +67,10 @@ fn an_available_machine_that_is_on_is_switched_off_when_an_operator_says_so_and_
  {
     let mut bench = lost();
     bench.change(|spec| spec.goal = Goal::Available);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Held);
     bench.send(Event::Approve);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     let wanted = Some(&crate::lifecycle::Operation::SetPower(PowerState::Off));
     assert_eq!(bench.running.as_ref().map(|(_, operation)| operation), wanted);
     bench.done(Ok(crate::lifecycle::Outcome::PowerSet(PowerState::Off)));

@@ -1,4 +1,5 @@
-//! Consent is for one machine: what an edit means that names another one, in part or as a whole, whatever else it changes.
+//! Consent is for one machine: what an edit means that names another one, in part or as a whole,
+//! whatever else it changes.
 
 use std::sync::Arc;
 

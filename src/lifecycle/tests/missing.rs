@@ -78,7 +78,10 @@ fn a_restart_waits_for_what_is_missing_longer_than_its_tries_and_its_deadline() 
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Restarting);
     for _ in 0..100 {
-        assert_eq!(bench.running.as_ref().unwrap().1, Operation::Restart { leave: PowerState::On });
+        assert_eq!(
+            bench.running.as_ref().unwrap().1,
+            Operation::Restart { wanted: PowerState::On }
+        );
         bench.done(Err(missing()));
         assert_eq!(bench.phase(), Phase::Restarting);
         bench.pass(PAUSE_S);

@@ -1,5 +1,5 @@
-//! The core's tests: the story of a deploy, the rules of consent, trouble of every kind, one table of every phase against every event, and random histories
-//! against a reference.
+//! The core's tests: the story of a deploy, the rules of consent, trouble of every kind, one table
+//! of every phase against every event, and random histories against a reference.
 
 mod adoption;
 mod boot_evidence;
@@ -24,9 +24,11 @@ mod polls;
 mod power;
 mod rack;
 mod records;
+mod settle;
 mod site;
 mod story;
 mod support;
 mod table;
+pub(super) mod transitions;
 mod trouble;
 mod verify;

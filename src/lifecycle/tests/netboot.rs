@@ -105,7 +105,7 @@ fn condition(bench: &Bench, kind: &str) -> Option<(String, String)> {
 /// A machine that was seen on, so that nothing else is to be done.
 fn quiet() -> Bench {
     let mut bench = deployed();
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.running, None);
     bench
 }
@@ -173,7 +173,7 @@ fn a_changed_kernel_is_drift_until_it_is_verified_and_the_old_one_is_served_unti
     bench.restart();
     assert_eq!(bench.menu(), own(), "also after a crash");
     bench.send(Event::Spec(bench.node.spec().unwrap().clone()));
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert!(verifying(&bench).is_some());
 
     let wanted = bench.node.spec().unwrap().image.netboot.clone().unwrap();
@@ -258,7 +258,7 @@ fn a_file_that_is_lost_is_had_again_and_said_so_as_long_as_it_is_not() {
     bench.send(Event::NetbootLost);
     assert_eq!(bench.running, None, "a machine that asks again and again is no reason for haste");
     bench.send(Event::Retry);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert!(verifying(&bench).is_some(), "an operator is");
     bench.done(Ok(Outcome::NetbootFiles(served)));
     assert!(bench.node.status(bench.now).ready && bench.menu() == own());
@@ -310,7 +310,7 @@ fn a_machine_that_the_version_before_installed_has_not_drifted_and_gets_its_file
     assert_eq!(bench.menu(), unverified, "as before, until they are verified");
     assert_eq!(condition(&bench, "Drifted"), Some(("False".into(), "AsWanted".into())));
     bench.send(Event::Spec(Arc::clone(&spec)));
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(verifying(&bench), Some((Some(paths), true)));
     bench.done(Ok(Outcome::NetbootFiles(Some(files(&netboot(&["ro"]))))));
     assert_eq!(bench.menu(), own());
@@ -359,7 +359,7 @@ fn a_machine_that_was_never_installed_is_not_served_a_kernel() {
     let mut bench = Bench::with_spec();
     bench.change(from_network);
     assert_eq!(bench.menu(), Menu::LocalDisk);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!((bench.phase(), bench.menu()), (Phase::Held, Menu::LocalDisk));
 }
 
@@ -381,7 +381,7 @@ fn an_image_that_does_not_say_where_the_root_is_is_refused_before_anything_is_to
     bench.done(Ok(prepared_root(None, &with_root)));
     bench.go_to(Phase::Deployed);
     assert_eq!(bench.menu(), menu_of(&with_root, ""));
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     // Taking it back leaves what boots.
     bench.change(from_network);
     bench.done(Ok(Outcome::NetbootFiles(Some(files(&netboot(&["ro"]))))));

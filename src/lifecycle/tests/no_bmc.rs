@@ -1,4 +1,5 @@
-//! A machine without a BMC: an operator switches it on, and its own ramdisk restarts it or switches it off.
+//! A machine without a BMC: an operator switches it on, and its own ramdisk restarts it or switches
+//! it off.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -75,7 +76,7 @@ impl Bench {
         self.node.status(self.now)
     }
 
-    fn state_told(&mut self, n: u8) -> (DeployState, Then) {
+    fn state_reply(&mut self, n: u8) -> (DeployState, Then) {
         match self.call(&key(n), Call::DeployState) {
             Reply::State(DeployStateReply { state, then, .. }) => (state, then),
             other => panic!("{other:?}"),
@@ -87,7 +88,7 @@ impl Bench {
         self.call(&key(1), lookup());
         self.call(&key(1), deploy_info(""));
         self.done(Ok(imaged()));
-        self.state_told(1);
+        self.state_reply(1);
         assert_eq!(self.call(&key(1), completed("")), Reply::Accepted);
         assert_eq!(self.phase(), Phase::Deployed);
     }
@@ -122,8 +123,8 @@ fn a_person_switches_it_on_and_its_ramdisk_restarts_it() {
     bench.done(Ok(prepared(key(1))));
     assert_eq!((bench.phase(), bench.menu()), (Phase::PoweringOn, Menu::Deploy(key(1))));
     assert!(bench.running.is_none() && bench.waits_for_person());
-    let told = "switch the machine on, or restart it, so that it boots from the network: hostler will WIPE and install it";
-    assert_eq!(bench.message(), told);
+    let expected = "switch the machine on, or restart it, so that it boots from the network: hostler will WIPE and install it";
+    assert_eq!(bench.message(), expected);
     let (at, reason) = bench.node.deadline().unwrap();
     assert_eq!(at.duration_since(bench.now).as_secs(), WEEK_S);
     assert_eq!(reason, "somebody to have the machine boot from the network");
@@ -138,10 +139,10 @@ fn a_person_switches_it_on_and_its_ramdisk_restarts_it() {
 
     assert!(matches!(bench.call(&key(1), lookup()), Reply::Lookup(_)));
     assert_eq!(bench.call(&key(1), deploy_info("")), Reply::Accepted);
-    assert_eq!(bench.state_told(1), (DeployState::Imaging, Then::Wait));
+    assert_eq!(bench.state_reply(1), (DeployState::Imaging, Then::Wait));
     bench.done(Ok(imaged()));
     assert_eq!((bench.phase(), bench.menu()), (Phase::Switching, Menu::LocalDisk));
-    assert_eq!(bench.state_told(1), (DeployState::Release, Then::Reboot));
+    assert_eq!(bench.state_reply(1), (DeployState::Release, Then::Reboot));
     assert!(bench.message().ends_with("say completed; then it restarts its machine"));
     assert_eq!(bench.call(&key(1), completed("")), Reply::Accepted);
 
@@ -290,11 +291,11 @@ fn a_ramdisk_hears_that_its_attempt_is_over_once_the_write_has_stopped_and_switc
     bench.change(|spec| spec.paused = true);
     assert_eq!(bench.cancelled.len(), 1);
     assert_eq!(bench.menu(), Menu::LocalDisk);
-    assert_eq!(bench.state_told(1), (DeployState::Imaging, Then::Wait), "it wipes what it wrote");
+    assert_eq!(bench.state_reply(1), (DeployState::Imaging, Then::Wait), "it wipes what it wrote");
     bench.done(Err(passing()));
     assert_eq!((bench.phase(), bench.running.is_none()), (Phase::Pending, true));
     assert!(bench.message().starts_with("waiting for the deploy ramdisk to hear"));
-    assert_eq!(bench.state_told(1), (DeployState::Abort, Then::PowerOff));
+    assert_eq!(bench.state_reply(1), (DeployState::Abort, Then::PowerOff));
     assert_eq!((bench.phase(), bench.rests()), (Phase::Paused, true));
 }
 
@@ -303,7 +304,7 @@ fn a_failed_attempt_is_followed_by_one_with_another_key() {
     let mut bench = up();
     bench.call(&key(1), lookup());
     assert_eq!(bench.call(&key(1), deploy_info("no LIO")), Reply::Accepted);
-    assert_eq!(bench.state_told(1), (DeployState::Abort, Then::PowerOff));
+    assert_eq!(bench.state_reply(1), (DeployState::Abort, Then::PowerOff));
     assert_eq!(bench.phase(), Phase::Pending);
     assert!(bench.message().ends_with("the deploy ramdisk failed: no LIO"));
     bench.pass(3600);
@@ -343,9 +344,9 @@ fn a_disk_that_differs_is_never_said_to_be_installed() {
     bench.call(&key(1), lookup());
     bench.call(&key(1), deploy_info(""));
     bench.done(Ok(imaged_unverified()));
-    assert_eq!(bench.state_told(1), (DeployState::Release, Then::Reboot));
+    assert_eq!(bench.state_reply(1), (DeployState::Release, Then::Reboot));
     assert_eq!(bench.call(&key(1), differing()), Reply::Accepted);
-    assert_eq!(bench.state_told(1), (DeployState::Abort, Then::PowerOff));
+    assert_eq!(bench.state_reply(1), (DeployState::Abort, Then::PowerOff));
     assert_eq!((bench.phase(), bench.status().installed), (Phase::Pending, None));
 }
 
@@ -358,7 +359,7 @@ fn its_power_is_neither_known_nor_ordered() {
     bench.call(&key(1), lookup());
     bench.call(&key(1), deploy_info(""));
     bench.done(Ok(imaged()));
-    assert_eq!(bench.state_told(1), (DeployState::Release, Then::PowerOff));
+    assert_eq!(bench.state_reply(1), (DeployState::Release, Then::PowerOff));
     assert!(bench.message().ends_with("then it switches its machine off"));
     bench.call(&key(1), completed(""));
     assert!(bench.message().ends_with("whether the machine switched itself off"));
@@ -417,7 +418,7 @@ fn a_spec_that_is_gone_is_forgotten_when_its_ramdisk_has_heard() {
     bench.call(&key(1), lookup());
     bench.send(Event::SpecGone);
     assert!(!bench.forgotten);
-    assert_eq!(bench.state_told(1), (DeployState::Abort, Then::PowerOff));
+    assert_eq!(bench.state_reply(1), (DeployState::Abort, Then::PowerOff));
     assert!(bench.forgotten);
 }
 
@@ -432,14 +433,14 @@ fn a_plan_says_that_somebody_has_to_come() {
         assert!(!change.unless_on);
         (change.action, change.reason)
     };
-    let told = |action, reason: &str| (action, reason.to_owned());
+    let expected = |action, reason: &str| (action, reason.to_owned());
     let once = "never installed by hostler; once somebody has it boot from the network";
-    assert_eq!(planned(&bench()), told(PlannedAction::Install, "under way: preparing"));
-    assert_eq!(planned(&waiting()), told(PlannedAction::Install, "under way: powering-on"));
+    assert_eq!(planned(&bench()), expected(PlannedAction::Install, "under way: preparing"));
+    assert_eq!(planned(&waiting()), expected(PlannedAction::Install, "under way: powering-on"));
     let mut crowded = Bench::new();
     crowded.crowded = true;
     crowded.send(Event::Spec(bench().node.spec().cloned().unwrap()));
-    assert_eq!(planned(&crowded), told(PlannedAction::Install, once));
+    assert_eq!(planned(&crowded), expected(PlannedAction::Install, once));
     assert_eq!(planned(&deployed()).0, PlannedAction::Nothing);
 }
 
@@ -465,15 +466,15 @@ fn an_attempt_that_was_begun_without_a_bmc_asks_none_to_clean_up() {
     bench.call(&key(1), lookup());
     bench.change(|spec| spec.bmc.clone_from(&bmc));
     assert_eq!((bench.phase(), bench.running.is_none()), (Phase::Pending, true));
-    assert_eq!(bench.state_told(1), (DeployState::Abort, Then::PowerOff));
-    bench.look(PowerState::On);
+    assert_eq!(bench.state_reply(1), (DeployState::Abort, Then::PowerOff));
+    bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Held, "the machine with this BMC is somebody's");
 }
 
 #[test]
 fn a_machine_that_was_held_because_it_is_on_waits_for_a_hand_when_its_bmc_goes() {
     let mut bench = Bench::with_spec();
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Held);
     bench.change(manual_power);
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::Prepare);

@@ -27,11 +27,11 @@ fn install(bench: &mut Bench, serial: &str, redeploy: &str, disks: &[Disk]) {
     assert!(matches!(bench.call(&key(1), Call::Lookup(lookup)), Reply::Lookup(_)));
     assert_eq!(bench.call(&key(1), deploy_info("")), Reply::Accepted);
     bench.go_to(Phase::Deployed);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
 }
 
 /// What the status says of old disks.
-fn told(bench: &Bench) -> Vec<String> {
+fn reported(bench: &Bench) -> Vec<String> {
     let conditions = bench.node.status(bench.now).conditions;
     let old = conditions.into_iter().filter(|one| one.kind == "OldDiskInstalled");
     old.map(|one| one.message.split(" (").next().unwrap().to_owned()).collect()
@@ -44,24 +44,24 @@ fn a_disk_that_keeps_an_earlier_installation_is_told_until_it_is_written_or_gone
     let both = [disk_of("sda", "S1"), disk_of("sdb", "S2")];
     let mut bench = Bench::with_spec();
     install(&mut bench, "S1", "a", &both);
-    assert_eq!(told(&bench), Vec::<String>::new());
+    assert_eq!(reported(&bench), Vec::<String>::new());
     // Not yet written: what is there is what is installed.
     bench.change(|spec| spec.root_device.serial = Some("S2".into()));
-    assert_eq!(told(&bench), Vec::<String>::new());
+    assert_eq!(reported(&bench), Vec::<String>::new());
     install(&mut bench, "S2", "b", &both);
-    assert_eq!(told(&bench), ["sda"]);
+    assert_eq!(reported(&bench), ["sda"]);
     bench.restart();
-    assert_eq!(told(&bench), ["sda"]);
+    assert_eq!(reported(&bench), ["sda"]);
     // Called otherwise after the next start, and still there.
     let renamed = [disk_of("sdb", "S1"), disk_of("sda", "S2")];
     install(&mut bench, "S2", "c", &renamed);
-    assert_eq!(told(&bench), ["sdb"]);
+    assert_eq!(reported(&bench), ["sdb"]);
     // Written again, so that the other one is the old one.
     install(&mut bench, "S1", "d", &renamed);
-    assert_eq!(told(&bench), ["sda"]);
+    assert_eq!(reported(&bench), ["sda"]);
     // Taken out.
     install(&mut bench, "S1", "e", &[disk_of("sda", "S1")]);
-    assert_eq!(told(&bench), Vec::<String>::new());
+    assert_eq!(reported(&bench), Vec::<String>::new());
 }
 
 /// Invariant (netboot): A served kernel finds the root written last; an old root device is
@@ -83,5 +83,5 @@ fn an_attempt_that_fails_after_the_disk_was_begun_forgets_no_old_disk() {
     bench.done(Err(passing()));
     bench.done(Ok(Outcome::CleanedUp));
     install(&mut bench, "S2", "b", &both);
-    assert_eq!(told(&bench), ["sda"]);
+    assert_eq!(reported(&bench), ["sda"]);
 }

@@ -1,4 +1,5 @@
-//! Concurrency limits: how many machines are brought up or written at once, who goes first, and that no turn is ever lost.
+//! Concurrency limits: how many machines are brought up or written at once, who goes first, and
+//! that no turn is ever lost.
 
 use crate::{
     lifecycle::{Event, Operation, Outcome, Permit, Policy, State},
@@ -127,10 +128,10 @@ fn first_attempts_go_before_repeated_ones() {
 fn waiting_to_be_written_is_not_writing() {
     let mut bench = Bench::with_spec();
     bench.crowded = true;
-    bench.look(PowerState::Off);
+    bench.poll(PowerState::Off);
     bench.send(Event::Granted(Permit::Attempt));
     bench.done(Ok(good_outcome(&Operation::Prepare)));
-    bench.look(PowerState::Off);
+    bench.poll(PowerState::Off);
     bench.done(Ok(Outcome::PoweredOn));
     bench.call(&key(1), lookup());
     bench.call(&key(1), deploy_info(""));

@@ -1,4 +1,5 @@
-//! The planner against the real thing: what `plan` says of a status file is what a fleet with the full record goes on to do.
+//! The planner against the real thing: what `plan` says of a status file is what a fleet with the
+//! full record goes on to do.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -22,7 +23,8 @@ use crate::{
 
 use super::support::*;
 
-/// How long a real fleet is watched: longer than the pause between two attempts, shorter than any wait in one.
+/// How long a real fleet is watched: longer than the pause between two attempts, shorter than any
+/// wait in one.
 const WATCHED: SignedDuration = SignedDuration::from_mins(10);
 
 type Start = (&'static str, fn(PowerState) -> Bench);
@@ -32,19 +34,19 @@ const STARTS: [Start; 11] = [
     ("never seen", |_| Bench::with_spec()),
     ("held", |power| {
         let mut bench = Bench::with_spec();
-        bench.look(PowerState::On);
+        bench.poll(PowerState::On);
         assert_eq!(bench.phase(), Phase::Held);
         bench.crowded = true;
         bench.pass(60);
-        bench.look(power);
+        bench.poll(power);
         bench
     }),
     ("approved and in line", |_| {
         let mut bench = Bench::with_spec();
         bench.crowded = true;
-        bench.look(PowerState::On);
+        bench.poll(PowerState::On);
         bench.send(Event::Approve);
-        bench.look(PowerState::On);
+        bench.poll(PowerState::On);
         assert_eq!(bench.phase(), Phase::Pending);
         bench
     }),
@@ -59,7 +61,7 @@ const STARTS: [Start; 11] = [
         bench.go_to(Phase::PoweringOn);
         bench.done(Err(lasting()));
         bench.done(Ok(Outcome::CleanedUp));
-        bench.look(power);
+        bench.poll(power);
         assert_eq!(bench.phase(), Phase::Failed);
         bench
     }),
@@ -77,7 +79,7 @@ const STARTS: [Start; 11] = [
         bench.go_to(Phase::WaitingRamdisk);
         bench.call(&key(1), deploy_info("oh"));
         bench.done(Ok(Outcome::CleanedUp));
-        bench.look(PowerState::On);
+        bench.poll(PowerState::On);
         assert_eq!(bench.phase(), Phase::Pending);
         bench
     }),
@@ -89,7 +91,7 @@ const STARTS: [Start; 11] = [
     ("paused", |power| {
         let mut bench = Bench::with_spec();
         bench.change(|spec| spec.paused = true);
-        bench.look(power);
+        bench.poll(power);
         bench
     }),
     ("being reinstalled", |power| {
@@ -149,7 +151,7 @@ fn other_macs(spec: &mut NodeSpec) {
 fn deployed(power: PowerState) -> Bench {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Deployed);
-    bench.look(power);
+    bench.poll(power);
     bench
 }
 
@@ -228,7 +230,8 @@ fn what_is_planned_is_what_is_done() {
                 if !(known.unless_on && power == PowerState::On) {
                     assert_eq!(known.wipes.is_some(), wiped, "{case}: {known:?}");
                 }
-                // Without the spec before, more may be feared, but nothing overlooked that a status could tell.
+                // Without the spec before, more may be feared, but nothing overlooked that a status
+                // could tell.
                 let untold =
                     start == "failed" && (change == "timeouts" || change == "another machine");
                 let feared = plan(vec![status], &Specs::new(), new, bench.now);
@@ -413,7 +416,7 @@ fn two_specs_for_one_machine_clash() {
     let mut new = before.clone();
     new.extend(specs([NodeSpec { name: name("z"), ..numbered("a") }]));
     let planner = Planner::new(POLICY, statuses, &before, new, Bench::new().now);
-    assert_eq!(planner.in_force().len(), 2);
+    assert_eq!(planner.effective_specs().len(), 2);
     let clash = |node: &str| (name(node), vec![Problem::of_file(node, "clash")]);
     let plan = planner.judge(&BTreeMap::from([clash("a"), clash("z")]));
     assert!(

@@ -17,8 +17,8 @@ use super::{rack::*, support::*};
 
 const PLACES: usize = 8;
 
-/// So many installed machines whose BMCs are silent by now, one machine that is well and not yet known, and eight
-/// places for polls.
+/// So many installed machines whose BMCs are silent by now, one machine that is well and not yet
+/// known, and eight places for polls.
 fn silent_site(nodes: usize) -> Rack {
     let policy = Policy { polls_max: PLACES, ..POLICY };
     let mut rack = Rack::deployed_under(nodes, policy);
@@ -189,7 +189,8 @@ fn the_patience_with_a_poll_counts_from_its_turn_and_not_from_when_it_was_due() 
     let mut rack = silent_site(40);
     rack.now = rack.now.checked_add(SignedDuration::from_secs(300)).unwrap();
     rack.tick();
-    // Those that have a place keep it for hours; the others still wait, and nobody is told to stop for it.
+    // Those that have a place keep it for hours; the others still wait, and nobody is told to stop
+    // for it.
     for _ in 0..3 {
         rack.now = rack.now.checked_add(SignedDuration::from_hours(1)).unwrap();
         let waits = |n: &usize| {
@@ -197,10 +198,10 @@ fn the_patience_with_a_poll_counts_from_its_turn_and_not_from_when_it_was_due() 
             node.waits_to_poll().is_some() && node.running.is_none()
         };
         assert_eq!((0..40).filter(waits).count(), 40 - PLACES / 4);
-        rack.world.heard.clear();
+        rack.world.requested.clear();
         rack.tick();
-        let told_to_stop = |heard: &&Heard| matches!(heard, Heard::Cancel(_));
-        assert_eq!(rack.world.heard.iter().filter(told_to_stop).count(), PLACES / 4);
+        let told_to_stop = |requested: &&Requested| matches!(requested, Requested::Cancel(_));
+        assert_eq!(rack.world.requested.iter().filter(told_to_stop).count(), PLACES / 4);
     }
 }
 

@@ -1,4 +1,5 @@
-//! The power of machines that hostler does not install at the moment: orders, drift, and whom it must not switch.
+//! The power of machines that hostler does not install at the moment: orders, drift, and whom it
+//! must not switch.
 
 use crate::{
     lifecycle::{Event, Menu, Operation, Policy},
@@ -49,7 +50,7 @@ fn a_changed_power_is_an_order_that_is_carried_out_once() {
     assert_eq!(rack.condition(0, "PowerAsWanted"), Some(("False".into(), "On".into())));
     let message = rack.status(0).message;
     assert_eq!(message, "installed; the machine is on, and its spec wants it off");
-    // So is what was before hostler was told.
+    // So is what was before hostler was fault.
     rack.edit(0, |spec| spec.timeouts.ramdisk *= 2);
     rack.scan();
     rack.restart();
@@ -119,7 +120,7 @@ fn a_machine_that_two_specs_claim_is_not_switched_any_more() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Deployed);
     bench.change(|spec| spec.power = WantedPower::Off);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     let switching = Some(&Operation::SetPower(PowerState::Off));
     assert_eq!(bench.running.as_ref().map(|(_, operation)| operation), switching);
     bench.send(Event::SpecClash(vec![Problem::of_file("f", "clash")]));
@@ -128,7 +129,7 @@ fn a_machine_that_two_specs_claim_is_not_switched_any_more() {
     bench.pass(7200);
     assert_eq!((bench.phase(), &bench.running), (Phase::Invalid, &None));
     bench.change(|_| {});
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!((bench.phase(), &bench.running), (Phase::Deployed, &None), "the order has lapsed");
 }
 
@@ -230,7 +231,7 @@ fn a_machine_made_available_in_the_middle_of_an_attempt_is_cleaned_up() {
         assert_eq!(bench.running.as_ref().unwrap().1, Operation::CleanUp, "{phase:?}");
         bench.done(Ok(good_outcome(&Operation::CleanUp)));
         assert_eq!((bench.phase(), bench.menu()), (Phase::Available, Menu::Unknown));
-        bench.look(PowerState::Off);
+        bench.poll(PowerState::Off);
         bench.pass(30);
         assert!(bench.running.is_none());
         assert!(bench.node.status(bench.now).ready && !bench.node.record().power_ordered);
@@ -244,7 +245,7 @@ fn a_machine_wanted_off_is_installed_and_left_off() {
     rack.scan();
     rack.pass(3600);
     assert_eq!((rack.phase(0), rack.writes()), (Phase::Deployed, 1));
-    assert_eq!(done(&rack).last().unwrap(), &Operation::Restart { leave: PowerState::Off });
+    assert_eq!(done(&rack).last().unwrap(), &Operation::Restart { wanted: PowerState::Off });
     assert!(rack.world.on.is_empty() && rack.status(0).ready);
 }
 
@@ -255,7 +256,7 @@ fn power_changed_in_the_last_moment_of_an_installation_is_an_order() {
     bench.change(|spec| spec.power = WantedPower::Off);
     bench.done(Ok(crate::lifecycle::Outcome::Restarted(PowerState::On)));
     assert_eq!(bench.phase(), Phase::Deployed);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert_eq!(bench.running.as_ref().unwrap().1, OFF);
 }
 
@@ -336,7 +337,7 @@ fn a_machine_that_cannot_be_switched_is_tried_a_few_times_with_pauses_and_then_t
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Deployed);
     bench.change(|spec| spec.power = WantedPower::Off);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     for tries in 1..4 {
         assert_eq!(bench.running.as_ref().unwrap().1, OFF);
         bench.done(Err(passing()));
@@ -349,17 +350,17 @@ fn a_machine_that_cannot_be_switched_is_tried_a_few_times_with_pauses_and_then_t
         bench.now = at;
         bench.send(Event::Tick);
     }
-    let told = crate::model::fault::Fault { step: Step::Power, ..passing() };
-    bench.done(Err(told));
+    let fault = crate::model::fault::Fault { step: Step::Power, ..passing() };
+    bench.done(Err(fault));
     assert_eq!(bench.phase(), Phase::Deployed);
     assert_eq!(bench.node.record().last_error.as_ref().unwrap().fault.step, Step::Power);
     bench.pass(3600);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     bench.pass(30);
     assert!(bench.running.is_none(), "it is left as it is");
     // Once more, and well: the error is over.
     bench.send(Event::Retry);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     bench.done(Ok(good_outcome(&OFF)));
     assert_eq!(bench.node.record().last_error, None);
     assert!(!bench.node.record().power_ordered);
@@ -392,7 +393,7 @@ fn a_bmc_that_hangs_while_it_switches_ends_with_a_reason() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Deployed);
     bench.change(|spec| spec.power = WantedPower::Off);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     let (op, _) = bench.running.clone().unwrap();
     bench.pass(86_400);
     assert_eq!(bench.cancelled, [op]);
@@ -405,7 +406,7 @@ fn a_bmc_that_hangs_while_it_switches_ends_with_a_reason() {
     assert_eq!(bench.running.as_ref().unwrap().0, op);
     assert_eq!(bench.cancelled, [op, op], "it is told again");
     bench.done(Ok(good_outcome(&OFF)));
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     assert!(bench.running.is_none() && !bench.node.record().power_ordered);
 }
 
@@ -414,12 +415,12 @@ fn another_word_while_a_machine_is_switched_stops_that_first() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Deployed);
     bench.change(|spec| spec.power = WantedPower::Off);
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     let (op, _) = bench.running.clone().unwrap();
     bench.change(|spec| spec.power = WantedPower::On);
     assert_eq!(bench.cancelled, [op]);
     bench.done(Ok(good_outcome(&OFF)));
-    bench.look(PowerState::Off);
+    bench.poll(PowerState::Off);
     assert_eq!(bench.running.as_ref().unwrap().1, ON, "seen off, wanted on");
 }
 

@@ -1,4 +1,5 @@
-//! A rack of machines under one executor: records as they are on disk, operations that end at once, and what was done to each machine.
+//! A rack of machines under one executor: records as they are on disk, operations that end at once,
+//! and what was done to each machine.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -50,7 +51,7 @@ pub(super) struct World {
     /// What was done to which machine.
     pub(super) story: Vec<(String, Operation)>,
     /// Everything the executor asked for, in order.
-    pub(super) heard: Vec<Heard>,
+    pub(super) requested: Vec<Requested>,
     /// The phases in the log.
     pub(super) logged: Vec<Phase>,
     pub(super) running: VecDeque<Job>,
@@ -68,7 +69,7 @@ pub(super) struct World {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum Requested {
     Save,
     Keep,
     Serve,
@@ -94,7 +95,7 @@ impl Effects for World {
         if self.disk_full {
             return Err("no space left".into());
         }
-        self.heard.push(Heard::Save);
+        self.requested.push(Requested::Save);
         let saved = serde_json::to_string(record).map_err(|error| error.to_string())?;
         self.records.insert(node.clone(), saved);
         Ok(())
@@ -107,20 +108,20 @@ impl Effects for World {
         if self.disk_full || self.site_file_stuck {
             return Err("no space left".into());
         }
-        self.heard.push(Heard::Keep);
+        self.requested.push(Requested::Keep);
         self.unclaimed = Some(serde_json::to_string(unclaimed).map_err(|error| error.to_string())?);
         Ok(())
     }
 
     fn serve(&mut self, _: &Node) {
-        self.heard.push(Heard::Serve);
+        self.requested.push(Requested::Serve);
     }
 
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
         if !self.lives() {
             return;
         }
-        self.heard.push(Heard::Start(op));
+        self.requested.push(Requested::Start(op));
         let bmc = spec.bmc_address();
         assert!(bmc.is_some() || !operation.needs_bmc(), "{operation:?} without a BMC");
         let host = bmc
@@ -131,15 +132,15 @@ impl Effects for World {
     }
 
     fn cancel(&mut self, _: &NodeName, op: OpId) {
-        self.heard.push(Heard::Cancel(op));
+        self.requested.push(Requested::Cancel(op));
     }
 
     fn reply(&mut self, request: u64, reply: Reply) {
-        self.heard.push(Heard::Reply(request, reply));
+        self.requested.push(Requested::Reply(request, reply));
     }
 
     fn wake_ramdisks(&mut self) {
-        self.heard.push(Heard::Wake);
+        self.requested.push(Requested::Wake);
     }
 
     fn show(&mut self, status: Status) {
@@ -157,10 +158,15 @@ impl Effects for World {
         if !self.lives() {
             return;
         }
-        self.heard.push(Heard::Forget);
+        self.requested.push(Requested::Forget);
         self.records.remove(node);
         self.statuses.remove(node);
     }
+}
+
+/// The file of what is known beside the records.
+fn kept(unclaimed: &UnclaimedInstalls) -> String {
+    serde_json::to_string(unclaimed).unwrap()
 }
 
 impl World {
@@ -176,7 +182,7 @@ impl World {
     }
 
     /// Carries out an operation, on the machine as it is.
-    fn carry_out(&mut self, job: &Job) -> Result<Outcome, Fault> {
+    fn execute(&mut self, job: &Job) -> Result<Outcome, Fault> {
         if let Some(fault) = self.faults.get(&job.host) {
             return Err(fault.clone());
         }
@@ -187,7 +193,7 @@ impl World {
             self.story.push((job.host.clone(), job.operation.clone()));
         }
         let is_on = self.on.contains(&job.host);
-        let mut leave = |state| match state {
+        let mut switch = |state| match state {
             PowerState::On => self.on.insert(job.host.clone()),
             PowerState::Off => self.on.remove(&job.host),
         };
@@ -199,9 +205,9 @@ impl World {
                 self.keys = self.keys.wrapping_add(1);
                 return Ok(prepared(key(self.keys)));
             }
-            Operation::PowerOn => leave(PowerState::On),
-            Operation::CleanUp => leave(PowerState::Off),
-            Operation::Restart { leave: state } | Operation::SetPower(state) => leave(*state),
+            Operation::PowerOn => switch(PowerState::On),
+            Operation::CleanUp => switch(PowerState::Off),
+            Operation::Restart { wanted: state } | Operation::SetPower(state) => switch(*state),
             Operation::Image { .. } | Operation::Release(_) | Operation::NetbootFiles { .. } => {
                 true
             }
@@ -252,7 +258,10 @@ impl Rack {
             specs: (0..nodes).map(|n| (name(n), spec_of(n))).collect(),
             broken: BTreeSet::new(),
             clashes: BTreeMap::new(),
-            world: World::default(),
+            world: World {
+                unclaimed: Some(kept(&UnclaimedInstalls::default())),
+                ..World::default()
+            },
         }
     }
 
@@ -291,9 +300,10 @@ impl Rack {
         self.executor.step_all(self.now, events, &mut self.world);
     }
 
-    /// The clashes a test wants, and specs in force that claim one machine, as the agent finds them.
+    /// The clashes a test wants, and specs in force that claim one machine, as the agent finds
+    /// them.
     fn clashes_with(&self, specs: &Specs) -> BTreeMap<NodeName, Vec<Problem>> {
-        let in_force = self.executor.fleet().in_force(specs);
+        let in_force = self.executor.fleet().effective_specs(specs);
         let mut claims = BTreeMap::<MachineId, BTreeSet<&NodeName>>::new();
         for spec in &in_force {
             claims.entry(spec.machine()).or_default().insert(&spec.name);
@@ -344,7 +354,7 @@ impl Rack {
     /// Ends the operation that has waited longest.
     pub(super) fn end_one(&mut self) -> bool {
         let Some(job) = self.world.running.pop_front() else { return false };
-        let outcome = self.world.carry_out(&job);
+        let outcome = self.world.execute(&job);
         let event = Event::Done { op: job.op, outcome };
         self.executor.step(self.now, &job.node, event, &mut self.world);
         true
@@ -415,7 +425,12 @@ impl Rack {
         self.world.running.clear();
         let unclaimed =
             self.world.unclaimed.as_ref().map(|unclaimed| serde_json::from_str(unclaimed).unwrap());
-        let unclaimed = unclaimed.unwrap_or_default();
+        // A state directory that is new, and finds that an agent was here.
+        let is_lost = !self.world.statuses.is_empty();
+        let lost =
+            || if is_lost { UnclaimedInstalls::lost() } else { UnclaimedInstalls::default() };
+        let unclaimed = unclaimed.unwrap_or_else(lost);
+        self.world.unclaimed = Some(kept(&unclaimed));
         self.executor =
             Executor::new(Fleet::resume(self.policy, records, unclaimed, recovered, self.now));
         self.executor.present(&mut self.world);

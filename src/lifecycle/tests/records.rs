@@ -1,5 +1,5 @@
-//! Records as files. Those of every state are also what the fuzz target `record` begins with; they follow a change of the format by
-//! `UPDATE_EXPECT=1 cargo test --lib records`.
+//! Records as files. Those of every state are also what the fuzz target `record` begins with; they
+//! follow a change of the format by `UPDATE_EXPECT=1 cargo test --lib records`.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ fn the_fuzz_target_begins_with_a_good_record_of_every_state() {
     bench.go_to(Phase::Failed);
     keep("failed", bench.node.record());
     let mut bench = Bench::with_spec();
-    bench.look(PowerState::On);
+    bench.poll(PowerState::On);
     keep("held", bench.node.record());
 }
 

@@ -1,5 +1,6 @@
-//! The reference of the random histories: two machines, a ramdisk, an operator and a clock. It knows which machine is on, what was
-//! consented to, what runs and what is written, from the events alone, and holds the core to the rules.
+//! The reference of the random histories: two machines, a ramdisk, an operator and a clock. It
+//! knows which machine is on, what was consented to, what runs and what is written, from the events
+//! alone, and holds the core to the rules.
 
 #![expect(clippy::print_stdout, reason = "a history that is played again is printed")]
 
@@ -78,7 +79,8 @@ struct Consent {
     given: bool,
     /// The spec's wish for the machine's power was changed, or somebody said that it is to be so.
     power: bool,
-    /// The `redeploy` that the present installation answers to; a change from it is consent to reinstall.
+    /// The `redeploy` that the present installation answers to; a change from it is consent to
+    /// reinstall.
     installed_under: Option<Redeploy>,
     /// The disk is written, and the machine was not switched since: it is owed its first start.
     unstarted: bool,
@@ -91,7 +93,7 @@ struct Begun {
     digest: Digest,
     written: bool,
     /// Its ramdisk has called.
-    heard: bool,
+    has_called: bool,
 }
 
 pub(super) struct Job {
@@ -135,7 +137,11 @@ impl Site {
             &event,
             Event::Callback { call: Call::Completed(body), .. } if body.verified && body.error.is_empty()
         );
-        let actions = self.node.step(self.now, event);
+        // To look at all of a node costs more than a step: now and then is enough.
+        let actions = match self.steps % 16 {
+            0 => step(&mut self.node, self.now, event),
+            _ => self.node.step(self.now, event),
+        };
         self.judge(&before, ended.as_ref());
         self.judge_comparison(&before, compared);
         let (mut answer, mut forgotten) = (None, false);
@@ -212,7 +218,7 @@ impl Site {
             let late = before.not_before.map(|at| self.now.duration_since(at));
             self.consent.given &= late.is_none_or(|late| late <= CONSENT_LASTS);
             let (bmc, digest) = (spec.machine(), spec.digest());
-            self.begun = Some(Begun { bmc, digest, written: false, heard: false });
+            self.begun = Some(Begun { bmc, digest, written: false, has_called: false });
         }
         if prepares(&before.state) && matches!(record.state, State::PoweringOn { .. }) {
             let reworded = self
@@ -272,7 +278,8 @@ impl Site {
         }
         match &operation {
             Operation::Image { target, size, .. } => {
-                // Consent was judged when the attempt began; a clash does not stop one under way, everything else does.
+                // Consent was judged when the attempt began; a clash does not stop one under way,
+                // everything else does.
                 assert!(!spec.paused && spec.goal == Goal::Deployed, "written in a pause");
                 assert!(matches!(self.node.menu(), Menu::Deploy(_)));
                 assert_eq!(self.node.record().installed, None, "half written and said to be whole");
@@ -282,9 +289,9 @@ impl Site {
                 };
                 assert_eq!((target.address, *size), (RAMDISK, wanted));
             }
-            Operation::Restart { leave } => {
+            Operation::Restart { wanted } => {
                 assert_eq!(
-                    *leave,
+                    *wanted,
                     self.left_in(),
                     "left in another power state than its spec wants"
                 );
@@ -360,7 +367,8 @@ impl Site {
             }
             Menu::LocalDisk | Menu::Network { .. } | Menu::Unknown => assert!(!busy_with_netboot),
         }
-        // Looking at all that is shown and kept costs more than all the rest: now and then is enough.
+        // Looking at all that is shown and kept costs more than all the rest: now and then is
+        // enough.
         if self.steps.is_multiple_of(16) {
             self.check_status();
         }
@@ -404,7 +412,7 @@ impl Site {
         let outcome = if fails {
             Err(if self.dice.chance(20) && !job.cancelled { lasting() } else { passing() })
         } else {
-            Ok(self.carry_out(&job))
+            Ok(self.execute(&job))
         };
         if self.dice.chance(5) {
             self.stale_result_changes_nothing(job.op);
@@ -412,7 +420,7 @@ impl Site {
         self.send(Event::Done { op: job.op, outcome });
     }
 
-    fn carry_out(&mut self, job: &Job) -> Outcome {
+    fn execute(&mut self, job: &Job) -> Outcome {
         let on = &mut self.on[usize::from(job.bmc != spec().machine())];
         match &job.operation {
             Operation::PollPower | Operation::ConfirmPower => {
@@ -422,7 +430,9 @@ impl Site {
                 self.keys_made = self.keys_made.wrapping_add(1);
                 prepared(key(self.keys_made))
             }
-            Operation::Image { .. } if !self.node.has_ironics_ramdisk() && self.dice.chance(30) => {
+            Operation::Image { .. }
+                if self.node.ramdisk().confirms_completion() && self.dice.chance(30) =>
+            {
                 imaged_unverified()
             }
             Operation::Image { .. } => imaged(),
@@ -432,7 +442,7 @@ impl Site {
                 *on = true;
                 Outcome::PoweredOn
             }
-            Operation::Restart { leave: state } | Operation::SetPower(state) => {
+            Operation::Restart { wanted: state } | Operation::SetPower(state) => {
                 *on = *state == PowerState::On;
                 self.consent.unstarted = false;
                 good_outcome(&job.operation)
@@ -473,15 +483,15 @@ impl Site {
         } else {
             RAMDISK
         };
-        let heard = self.begun.as_ref().is_some_and(|begun| begun.heard);
+        let has_called = self.begun.as_ref().is_some_and(|begun| begun.has_called);
         let key_fits = real.as_ref() == Some(&key);
         // A stranger with the right key who comes first is out of the reference's reach.
-        if key_fits && peer != RAMDISK && !heard {
+        if key_fits && peer != RAMDISK && !has_called {
             return;
         }
         let legitimate = key_fits && peer == RAMDISK;
         if let Some(begun) = &mut self.begun {
-            begun.heard |= legitimate;
+            begun.has_called |= legitimate;
         }
         let before = self.node.record().clone();
         let expired = self.node.next_wake().is_some_and(|(at, _)| at <= self.now);

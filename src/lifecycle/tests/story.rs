@@ -488,7 +488,8 @@ fn a_machine_whose_boot_files_were_cut_off_by_a_crash_is_started_again_in_the_sa
     for stage in [BootStage::Loader, BootStage::Menu, BootStage::Kernel] {
         assert!(resumed(Some(stage), false), "{stage:?}");
     }
-    // Still in its firmware, which asks by itself; in its ramdisk, which needs no more files; and heard from.
+    // Still in its firmware, which asks by itself; in its ramdisk, which needs no more files; and
+    // requested from.
     assert!(!resumed(None, false));
     assert!(!resumed(Some(BootStage::Ramdisk), false));
     assert!(!resumed(Some(BootStage::Kernel), true));

@@ -150,6 +150,19 @@ pub(super) fn lasting() -> Fault {
     Fault::lasting(crate::model::fault::Step::Imaging, "Test", "it is wrong", "change it")
 }
 
+/// Brings an event to a node, and checks that settling it once more changes nothing.
+pub(super) fn step(node: &mut Node, now: Timestamp, event: Event) -> Vec<Action> {
+    let actions = node.step(now, event);
+    // One that is to be forgotten is not there any more.
+    if !actions.contains(&Action::Forget) {
+        let before = format!("{node:?}");
+        let mut again = Vec::new();
+        node.settle(now, &mut again);
+        assert_eq!((again, format!("{node:?}")), (Vec::new(), before), "it was not settled");
+    }
+    actions
+}
+
 /// A node, a clock and what the node has asked for.
 pub(super) struct Bench {
     pub(super) node: Node,
@@ -192,14 +205,14 @@ impl Bench {
     /// Brings an event and returns the reply, if it was a callback.
     pub(super) fn send(&mut self, event: Event) -> Option<Reply> {
         let mut answer = None;
-        let mut actions = self.node.step(self.now, event);
+        let mut actions = step(&mut self.node, self.now, event);
         if let Some((permit, _)) = self.node.waits_to_poll() {
-            actions.append(&mut self.node.step(self.now, Event::Granted(permit)));
+            actions.append(&mut step(&mut self.node, self.now, Event::Granted(permit)));
         }
         if !self.crowded
             && let Some((permit, _)) = self.node.waits_for()
         {
-            actions.append(&mut self.node.step(self.now, Event::Granted(permit)));
+            actions.append(&mut step(&mut self.node, self.now, Event::Granted(permit)));
         }
         for action in actions {
             match action {
@@ -295,7 +308,7 @@ impl Bench {
     }
 
     /// Lets one look at the power state end with `observed`, as soon as the node wants one.
-    pub(super) fn look(&mut self, observed: PowerState) {
+    pub(super) fn poll(&mut self, observed: PowerState) {
         if self.running.is_none() {
             let (at, _) = self.node.next_wake().expect("a node at rest looks at the power state");
             self.now = self.now.max(at);
@@ -325,7 +338,7 @@ pub(super) fn good_outcome(operation: &Operation) -> Outcome {
         Operation::PowerOn => Outcome::PoweredOn,
         Operation::Image { .. } => imaged(),
         Operation::Release(_) => Outcome::Released,
-        Operation::Restart { leave } => Outcome::Restarted(*leave),
+        Operation::Restart { wanted } => Outcome::Restarted(*wanted),
         Operation::SetPower(wanted) => Outcome::PowerSet(*wanted),
         Operation::CleanUp => Outcome::CleanedUp,
         Operation::NetbootFiles { served, .. } => Outcome::NetbootFiles(served.clone()),

@@ -1,8 +1,8 @@
 //! One table: every phase a node can be in against every kind of event, and the phase that follows.
+//!
+//! `transitions.rs` publishes it.
 
-use std::{fmt::Write as _, sync::Arc};
-
-use expect_test::expect;
+use std::sync::Arc;
 
 use crate::{
     lifecycle::{Event, Outcome, Permit, State},
@@ -31,7 +31,7 @@ fn place(bench: &Bench) -> &'static str {
 }
 
 /// A node brought to a place.
-fn bench_in(place: &str) -> Bench {
+pub(super) fn bench_in(place: &str) -> Bench {
     let mut bench = Bench::with_spec();
     let Some(phase) = Phase::ALL.into_iter().find(|phase| phase.as_str() == place) else {
         bench.go_to(Phase::Imaging);
@@ -41,7 +41,7 @@ fn bench_in(place: &str) -> Bench {
     match phase {
         Phase::Available => {
             bench.change(|spec| spec.goal = Goal::Available);
-            bench.look(PowerState::Off);
+            bench.poll(PowerState::Off);
         }
         Phase::Invalid => {
             bench = Bench::new();
@@ -59,33 +59,44 @@ fn bench_in(place: &str) -> Bench {
     bench
 }
 
-type Act = (&'static str, fn(&mut Bench));
+/// An event: its name, what happens, and how.
+pub(super) type Act = (&'static str, &'static str, fn(&mut Bench));
 
-const EVENTS: [Act; 31] = [
-    ("done-ok", |bench| {
+pub(super) const EVENTS: [Act; 31] = [
+    ("done-ok", "the operation under way ends well", |bench| {
         if let Some((_, operation)) = bench.running.clone() {
             bench.done(Ok(good_outcome(&operation)));
         }
     }),
-    ("done-passing", |bench| {
+    ("done-passing", "it fails, and may be tried again", |bench| {
         if bench.running.is_some() {
             bench.done(Err(passing()));
         }
     }),
-    ("done-lasting", |bench| {
+    ("done-lasting", "it fails, and trying again is of no use", |bench| {
         if bench.running.is_some() {
             bench.done(Err(lasting()));
         }
     }),
-    ("deadline", |bench| bench.pass(86_400)),
-    ("lookup", |bench| drop(bench.call(&key(1), lookup()))),
-    ("deploy-info", |bench| drop(bench.call(&key(1), deploy_info("")))),
-    ("ramdisk-error", |bench| drop(bench.call(&key(1), deploy_info("oh")))),
-    ("deploy-state", |bench| drop(bench.call(&key(1), Call::DeployState))),
-    ("completed", |bench| drop(bench.call(&key(1), completed("")))),
-    ("differs", |bench| drop(bench.call(&key(1), differing()))),
-    ("stranger", |bench| drop(bench.call(&key(9), completed("")))),
-    ("fetched", |bench| {
+    ("deadline", "a day passes", |bench| bench.pass(86_400)),
+    ("lookup", "the ramdisk reports its disks", |bench| drop(bench.call(&key(1), lookup()))),
+    ("deploy-info", "the ramdisk exports its disk", |bench| {
+        drop(bench.call(&key(1), deploy_info("")))
+    }),
+    ("ramdisk-error", "the ramdisk reports that it cannot go on", |bench| {
+        drop(bench.call(&key(1), deploy_info("oh")))
+    }),
+    ("deploy-state", "the ramdisk asks what to do", |bench| {
+        drop(bench.call(&key(1), Call::DeployState))
+    }),
+    ("completed", "the ramdisk says that it has let go of its disk", |bench| {
+        drop(bench.call(&key(1), completed("")))
+    }),
+    ("differs", "the ramdisk says that its disk differs from the image", |bench| {
+        drop(bench.call(&key(1), differing()))
+    }),
+    ("stranger", "a call with a wrong key", |bench| drop(bench.call(&key(9), completed("")))),
+    ("fetched", "the machine fetches a boot file", |bench| {
         let (path, peer) = ("x".into(), RAMDISK);
         let stage = BootStage::Kernel;
         drop(bench.send(Event::Fetched(Fetch {
@@ -99,89 +110,96 @@ const EVENTS: [Act; 31] = [
             complete: true,
         })));
     }),
-    ("progress", |bench| {
+    ("progress", "the write moves on", |bench| {
         let stage = ImagingStage::Write;
         let progress =
             Progress { stage, done_bytes: 1, total_bytes: 2, rate_bytes: 1, remaining_s: None };
         let op = bench.running.as_ref().map_or(OpId(77), |(op, _)| *op);
         drop(bench.send(Event::Progress { op, progress }));
     }),
-    ("stale-result", |bench| {
+    ("stale-result", "an operation ends that does not run", |bench| {
         drop(bench.send(Event::Done { op: OpId(77), outcome: Err(lasting()) }));
     }),
-    ("tick", |bench| drop(bench.send(Event::Tick))),
-    ("spec-broken", |bench| {
+    ("tick", "the node is woken", |bench| drop(bench.send(Event::Tick))),
+    ("spec-broken", "the spec file has errors", |bench| {
         drop(bench.send(Event::SpecProblems(vec![Problem::of_file("f", "empty")])));
     }),
-    ("spec-other", |bench| {
+    ("spec-other", "`redeploy` is changed", |bench| {
         if bench.node.spec().is_some() {
             bench.change(|spec| spec.redeploy = Some("now".into()));
         }
     }),
-    ("paused", |bench| {
+    ("paused", "`paused = true`", |bench| {
         if bench.node.spec().is_some() {
             bench.change(|spec| spec.paused = true);
         }
     }),
-    ("spec-clash", |bench| {
+    ("spec-clash", "another spec names the same machine", |bench| {
         drop(bench.send(Event::SpecClash(vec![Problem::of_file("f", "clash")])));
     }),
-    ("spec-gone", |bench| drop(bench.send(Event::SpecGone))),
-    ("directory-lost", |bench| drop(bench.send(Event::DirectoryLost("gone".into())))),
-    ("spec-same", |bench| {
+    ("spec-gone", "the spec file is removed", |bench| drop(bench.send(Event::SpecGone))),
+    ("directory-lost", "the spec directory cannot be read", |bench| {
+        drop(bench.send(Event::DirectoryLost("gone".into())))
+    }),
+    ("spec-same", "the spec is read again, unchanged", |bench| {
         if bench.node.spec().is_some() {
             bench.change(|_| {});
         }
     }),
-    ("spec-timeouts", |bench| {
+    ("spec-timeouts", "a timeout is changed", |bench| {
         if bench.node.spec().is_some() {
             bench.change(|spec| spec.timeouts.completed *= 2);
         }
     }),
-    ("other-bmc", |bench| {
+    ("other-bmc", "`bmc.address` is changed", |bench| {
         if bench.node.spec().is_some() {
             bench.change(|spec| spec.bmc.as_mut().unwrap().move_to("192.0.2.24"));
         }
     }),
-    ("unmanaged", |bench| {
+    ("unmanaged", "`state = \"unmanaged\"`", |bench| {
         if bench.node.spec().is_some() {
             bench.change(|spec| spec.goal = Goal::Unmanaged);
         }
     }),
-    ("available", |bench| {
+    ("available", "`state = \"available\"`", |bench| {
         if bench.node.spec().is_some() {
             bench.change(|spec| spec.goal = Goal::Available);
         }
     }),
-    ("power-off", |bench| {
+    ("power-off", "`power = \"off\"`", |bench| {
         if bench.node.spec().is_some() {
             bench.change(|spec| spec.power = WantedPower::Off);
         }
     }),
-    ("mass-change", |bench| {
+    ("mass-change", "`redeploy` is changed, with that of too many other nodes", |bench| {
         if let Some(spec) = bench.node.spec() {
             let mut spec = spec.as_ref().clone();
             spec.redeploy = Some("all".into());
             drop(bench.send(Event::MassChange(Arc::new(spec))));
         }
     }),
-    ("granted", |bench| drop(bench.send(Event::Granted(Permit::Attempt)))),
-    ("approve", |bench| drop(bench.send(Event::Approve))),
-    ("retry", |bench| drop(bench.send(Event::Retry))),
+    ("granted", "a permit for an attempt comes", |bench| {
+        drop(bench.send(Event::Granted(Permit::Attempt)))
+    }),
+    ("approve", "`hostler approve`", |bench| drop(bench.send(Event::Approve))),
+    ("retry", "`hostler retry`", |bench| drop(bench.send(Event::Retry))),
 ];
 
-/// Invariant (attempt): Every phase handles every event, and every wait has a deadline.
-#[test]
-fn every_phase_meets_every_event() {
-    let mut table = String::new();
-    for from in Phase::ALL.iter().map(|phase| phase.as_str()).chain([CLEANING_UP]) {
-        let mut row = Vec::new();
-        for (name, act) in EVENTS {
+/// Where the table begins, row by row.
+pub(super) fn rows() -> Vec<&'static str> {
+    Phase::ALL.iter().map(|phase| phase.as_str()).chain([CLEANING_UP]).collect()
+}
+
+/// Which phase follows on which event, from each row, where it is another one.
+pub(super) fn every_phase_against_every_event() -> Vec<(&'static str, &'static str, &'static str)> {
+    let mut table = Vec::new();
+    for from in rows() {
+        for (name, _, act) in EVENTS {
             let mut bench = bench_in(from);
             assert_eq!(place(&bench), from);
             act(&mut bench);
             if bench.forgotten {
-                row.push(format!("{name} → forgotten"));
+                table.push((from, name, "forgotten"));
                 continue;
             }
             let wake = bench.node.next_wake().map(|(at, _)| at);
@@ -190,27 +208,15 @@ fn every_phase_meets_every_event() {
             assert!(waits, "{from} × {name}: nothing runs and nothing wakes the node");
             assert!(wake.is_none_or(|at| at > bench.now), "{from} × {name}: it spins");
             if place(&bench) != from {
-                row.push(format!("{name} → {}", place(&bench)));
+                table.push((from, name, place(&bench)));
             }
         }
-        writeln!(table, "{from}: {}", row.join(", ")).unwrap();
     }
-    expect![[r#"
-        invalid: spec-gone → forgotten
-        held: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, other-bmc → pending, unmanaged → unmanaged, approve → pending
-        pending: done-ok → preparing, done-lasting → failed, paused → paused, spec-clash → invalid, unmanaged → unmanaged, available → available, mass-change → held
-        preparing: done-passing → pending, done-lasting → failed, deadline → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        powering-on: done-ok → waiting-ramdisk, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        waiting-ramdisk: deadline → cleaning-up, ramdisk-error → cleaning-up, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        imaging: done-ok → switching, done-passing → cleaning-up, done-lasting → cleaning-up, deadline → cleaning-up, ramdisk-error → cleaning-up, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        switching: deadline → cleaning-up, ramdisk-error → cleaning-up, deploy-state → waiting-completed, completed → restarting, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        waiting-completed: deadline → cleaning-up, ramdisk-error → cleaning-up, completed → restarting, differs → cleaning-up, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        restarting: done-ok → deployed, done-lasting → failed, deadline → failed, spec-other → cleaning-up, paused → cleaning-up, spec-gone → cleaning-up, other-bmc → cleaning-up, unmanaged → cleaning-up, available → cleaning-up, mass-change → cleaning-up
-        deployed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged, available → available, mass-change → held
-        failed: spec-other → pending, paused → paused, spec-clash → invalid, spec-gone → forgotten, spec-timeouts → pending, other-bmc → pending, unmanaged → unmanaged, available → available, power-off → pending, mass-change → held, retry → pending
-        available: paused → paused, spec-clash → invalid, spec-gone → forgotten, unmanaged → unmanaged
-        unmanaged: spec-clash → invalid, available → available
-        paused: spec-clash → invalid, unmanaged → unmanaged
-        cleaning-up: done-ok → pending, done-lasting → failed
-    "#]].assert_eq(&table);
+    table
+}
+
+/// Invariant (attempt): Every phase handles every event, and every wait has a deadline.
+#[test]
+fn every_phase_meets_every_event() {
+    assert!(!every_phase_against_every_event().is_empty());
 }

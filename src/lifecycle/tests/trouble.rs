@@ -30,7 +30,10 @@ fn a_restart_that_fails_is_tried_again_before_a_good_disk_is_written_again() {
         assert!(bench.running.is_none(), "it waits first");
         assert!(bench.message().contains("it broke"), "{}", bench.message());
         bench.pass(60);
-        assert_eq!(bench.running.as_ref().unwrap().1, Operation::Restart { leave: PowerState::On });
+        assert_eq!(
+            bench.running.as_ref().unwrap().1,
+            Operation::Restart { wanted: PowerState::On }
+        );
     }
     bench.done(Err(passing()));
     assert!(bench.running.is_none(), "but not for ever");
@@ -113,7 +116,7 @@ fn a_failed_restart_of_a_good_disk_leaves_it_installed_and_is_never_a_reason_to_
         // Whatever happens to the agent or to what the spec says beside the installation.
         bench.restart();
         bench.change(|spec| spec.retry.attempts = 7);
-        bench.look(PowerState::On);
+        bench.poll(PowerState::On);
         assert_eq!(bench.phase(), Phase::Failed);
         bench.pass(7200);
         assert!(bench.running.is_none_or(|(_, operation)| operation == Operation::PollPower));
@@ -126,7 +129,7 @@ fn an_operator_has_a_machine_restarted_that_was_not_and_then_it_is_deployed() {
     let mut bench = not_restarted(0);
     bench.send(Event::Retry);
     bench.done(Ok(Outcome::Power(PowerState::On)));
-    let restart = Operation::Restart { leave: PowerState::On };
+    let restart = Operation::Restart { wanted: PowerState::On };
     assert_eq!(bench.running.as_ref().unwrap().1, restart);
     bench.done(Ok(Outcome::Restarted(PowerState::On)));
     let status = bench.node.status(bench.now);
@@ -137,7 +140,7 @@ fn an_operator_has_a_machine_restarted_that_was_not_and_then_it_is_deployed() {
 #[test]
 fn a_machine_that_was_not_restarted_and_is_seen_off_is_switched_on_for_the_first_time() {
     let mut bench = not_restarted(1);
-    bench.look(PowerState::Off);
+    bench.poll(PowerState::Off);
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::SetPower(PowerState::On));
     bench.done(Ok(Outcome::PowerSet(PowerState::On)));
     let status = bench.node.status(bench.now);
@@ -411,7 +414,7 @@ fn a_spec_that_changes_or_a_retry_during_a_clean_up_is_not_lost() {
         word(&mut bench);
         bench.done(Ok(Outcome::CleanedUp));
         assert_eq!((bench.phase(), bench.node.record().attempt), (Phase::Pending, 0));
-        bench.look(PowerState::Off);
+        bench.poll(PowerState::Off);
         assert_eq!(bench.phase(), Phase::Preparing);
     }
 }
@@ -435,7 +438,7 @@ fn an_installed_machine_that_is_off_is_only_reported() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Deployed);
     bench.pass(60);
-    bench.look(PowerState::Off);
+    bench.poll(PowerState::Off);
     assert_eq!(bench.phase(), Phase::Deployed);
     assert!(bench.message().contains("the machine is off"), "{}", bench.message());
     let conditions = bench.node.status(bench.now).conditions;

@@ -1,4 +1,5 @@
-//! `image.verify = "node"`: the ramdisk compares its own disk, and a disk that was not compared does not count as installed.
+//! `image.verify = "node"`: the ramdisk compares its own disk, and a disk that was not compared
+//! does not count as installed.
 
 use std::sync::Arc;
 

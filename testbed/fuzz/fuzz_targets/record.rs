@@ -139,7 +139,7 @@ fn outcome(operation: Operation, byte: u8) -> Outcome {
         Operation::PowerOn => Outcome::PoweredOn,
         Operation::Image { .. } => hostler_fuzz::imaged(),
         Operation::Release(_) => Outcome::Released,
-        Operation::Restart { leave } => Outcome::Restarted(leave),
+        Operation::Restart { wanted } => Outcome::Restarted(wanted),
         Operation::SetPower(wanted) => Outcome::PowerSet(wanted),
         Operation::CleanUp => Outcome::CleanedUp,
         Operation::NetbootFiles { served, .. } => Outcome::NetbootFiles(served),

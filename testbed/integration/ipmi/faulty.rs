@@ -244,7 +244,7 @@ async fn a_bmc_that_answers_with_floods_of_anything_costs_the_deadline_and_no_mo
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     let port = socket.local_addr().unwrap().port();
-    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let over = std::sync::Arc::new(AtomicBool::new(false));
     let ends = std::sync::Arc::clone(&over);
     let flood = std::thread::spawn(move || {
         let (mut buffer, mut client, mut noise) = ([0; 2048], None, fastrand::Rng::with_seed(7));

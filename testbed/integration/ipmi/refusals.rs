@@ -49,6 +49,7 @@ async fn a_refusal_of_the_moment_after_a_power_change_is_asked_again() {
 
 /// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
 /// tries.
+///
 /// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
 /// tries.
 #[tokio::test]
@@ -90,6 +91,8 @@ async fn a_command_that_was_accepted_before_is_asked_again_whatever_the_refusal(
     assert_eq!(set.unwrap_err().kind, IpmiErrorKind::CommandRefused { command, completion });
 }
 
+/// Invariant (bmc): A refusal that may pass ends no attempt, and one that stays is final after few
+/// tries.
 #[tokio::test]
 async fn a_user_who_is_unknown_for_seconds_after_a_power_change_is_asked_for_again() {
     for driver in DRIVERS {

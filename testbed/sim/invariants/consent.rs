@@ -1,4 +1,5 @@
-//! Consent, kept by the world: from what operators did and what machines showed, never from the core's own idea of it.
+//! Consent, kept by the world: from what operators did and what machines showed, never from the
+//! core's own idea of it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -15,11 +16,11 @@ use hostler::{
 };
 use jiff::SignedDuration;
 
-use super::{
-    Watch,
+use crate::{
     ledger::{Change, Known, Ledger, LetThrough, is_same, leave, shares},
+    watch::Watch,
+    world::{Site, machine::Content, work::JobKey},
 };
-use crate::world::{Site, machine::Content, work::JobKey};
 
 /// The core may take a repeated attempt for the one consented to for this long.
 const CONSENT_LASTS: SignedDuration = SignedDuration::from_hours(1);
@@ -31,7 +32,8 @@ impl Site {
         self.shown.get(node).map(|status| status.phase)
     }
 
-    /// Whether it is shown that nobody knows what is on the machine. The core may know less than the rules do, and then asks.
+    /// Whether it is shown that nobody knows what is on the machine. The core may know less than
+    /// the rules do, and then asks.
     fn is_shown_lost(&self, node: &NodeName) -> bool {
         let lost = |shown: &Status| {
             let mut conditions = shown.conditions.iter();
@@ -45,7 +47,7 @@ impl Site {
         let lost = self.is_shown_lost(node);
         let ledger = self.ledger(node);
         if held && lost {
-            (ledger.under, ledger.place, ledger.unknown) = (None, None, true);
+            (ledger.under, ledger.installed_as, ledger.unknown) = (None, None, true);
         }
         ledger.approved |= held;
         ledger.agreed |= held;
@@ -54,20 +56,21 @@ impl Site {
 
     pub(crate) fn note_retry(&mut self, node: &NodeName) {
         let ledger = self.ledger(node);
-        ledger.power_asked = true;
+        ledger.power_ordered = true;
         ledger.turned = false;
     }
 
-    /// Two specs claim its machine: nothing that was said counts before that is settled, but for an attempt that is under way.
+    /// Two specs claim its machine: nothing that was said counts before that is settled, but for an
+    /// attempt that is under way.
     pub(crate) fn note_clash(&mut self, node: &NodeName) {
         let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
         let under_way = record.is_some_and(|record| !record.state.at_rest());
         let ledger = self.ledger(node);
         ledger.approved &= under_way;
-        ledger.power_asked = false;
+        ledger.power_ordered = false;
     }
 
-    /// The core is told a usable spec.
+    /// The core is reported a usable spec.
     pub(crate) fn note_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>) {
         self.watch.outdated.remove(node);
         let held = self.shown_phase(node) == Some(Phase::Held);
@@ -79,7 +82,8 @@ impl Site {
         let held_under = match record.map(|record| &record.state) {
             Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
             Some(_) => None,
-            // A hold that is not on record, as long as that waits for the list of nodes, or because a pause hides it.
+            // A hold that is not on record, as long as that waits for the list of nodes, or because
+            // a pause hides it.
             None => {
                 let ledger = self.ledger(node);
                 ledger.first_redeploy.clone().filter(|_| ledger.unknown)
@@ -98,7 +102,7 @@ impl Site {
         let stands_still = new.paused || new.goal != Goal::Deployed;
         let reworded = new.redeploy.is_some() && new.redeploy != old.redeploy;
         let ordered = (old.goal, old.power) != (new.goal, new.power);
-        ledger.power_asked = (ledger.power_asked || ordered) && !other_machine;
+        ledger.power_ordered = (ledger.power_ordered || ordered) && !other_machine;
         // Whatever was changed along with the machine is no consent.
         ledger.turned = other_machine || ledger.turned && !reworded && !ordered;
         ledger.unrestarted &= !other_machine;
@@ -106,18 +110,18 @@ impl Site {
             ledger.approved = false;
         }
         if other_machine {
-            self.note_turn(node, &old, new);
+            self.note_other_machine(node, &old, new);
         }
         let ledger = self.ledger(node);
         let reworded_in_hold =
             held && reworded || held_under.is_some_and(|under| under != new.redeploy);
         if !stands_still && new.redeploy.is_some() && reworded_in_hold && !other_machine {
             if lost {
-                (ledger.under, ledger.place, ledger.unknown) = (None, None, true);
+                (ledger.under, ledger.installed_as, ledger.unknown) = (None, None, true);
             }
             (ledger.approved, ledger.turned) = (true, false);
         }
-        // What is changed in a pause comes up when that ends.
+        // A change in a pause counts from the end of the pause.
         let changed_again = held_back && old.digest() != new.digest();
         let comes_up = !wanted_before || old.paused || changed_again;
         if ledger.wants_reinstall(new) && !new.paused && comes_up && !other_machine {
@@ -141,36 +145,40 @@ impl Site {
         }
     }
 
-    /// A node nobody has heard of may be one that had another name. What a status file told of another machine is no help.
+    /// A node nobody has heard of may be one that had another name. What a status file reported of
+    /// another machine is no help.
     fn note_first_spec(&mut self, node: &NodeName, new: &NodeSpec) {
         let known = self.kept_of(new);
+        let is_incomplete = self.watch.is_incomplete;
         let ledger = self.ledger(node);
         ledger.turned = true;
         ledger.first_redeploy = Some(new.redeploy.clone());
-        let is_told = ledger.under.is_some();
-        if is_told && ledger.place.as_ref().is_some_and(|place| shares(place, new)) {
+        let is_reported = ledger.under.is_some();
+        if is_reported && ledger.installed_as.as_ref().is_some_and(|machine| shares(machine, new)) {
             ledger.under = Some(new.redeploy.clone());
-        } else if known.is_some() || is_told {
+        } else if known.is_some() || is_reported || is_incomplete {
             ledger.learn(known.flatten(), new);
         }
     }
 
-    /// The spec names another machine, or the same with another address or other network interfaces.
-    fn note_turn(&mut self, node: &NodeName, old: &NodeSpec, new: &NodeSpec) {
+    /// The spec names another machine, or the same with another address or other network
+    /// interfaces.
+    fn note_other_machine(&mut self, node: &NodeName, old: &NodeSpec, new: &NodeSpec) {
         let known = self.kept_of(new);
         let shared = shares(&Machine::named_by(old), new);
+        let is_incomplete = self.watch.is_incomplete;
         let ledger = self.ledger(node);
         let installed = ledger.under.is_some();
-        if installed && ledger.place.as_ref().is_some_and(|place| shares(place, new)) {
+        if installed && ledger.installed_as.as_ref().is_some_and(|machine| shares(machine, new)) {
             ledger.under = Some(new.redeploy.clone());
-        } else if known.is_some() || installed && shared {
+        } else if known.is_some() || installed && shared || is_incomplete && !shared {
             ledger.learn(known.flatten(), new);
         } else {
-            (ledger.under, ledger.place) = (None, None);
+            (ledger.under, ledger.installed_as) = (None, None);
         }
     }
 
-    /// What is known of the machine from nodes that have it no more.
+    /// The knowledge of the machine from nodes that have it no more.
     fn kept_of(&self, new: &NodeSpec) -> Option<Known> {
         let unclaimed = &self.watch.unclaimed;
         let macs = |ledger: &Ledger| ledger.shares_mac(new);
@@ -178,12 +186,14 @@ impl Site {
             return Some(Some(ledger).filter(|ledger| macs(ledger)).cloned());
         }
         let ledger = unclaimed.values().find(|ledger| macs(ledger))?;
-        let same_bmc =
-            ledger.place.as_ref().is_some_and(|place| place.bmc.as_ref() == new.bmc_address());
+        let same_bmc = ledger
+            .installed_as
+            .as_ref()
+            .is_some_and(|machine| machine.bmc.as_ref() == new.bmc_address());
         Some(Some(ledger).filter(|_| same_bmc).cloned())
     }
 
-    /// What an operation found out or did, before the core hears of it.
+    /// Notes what an operation found out or did, before the core receives it.
     pub(crate) fn note_end(
         &mut self,
         node: &NodeName,
@@ -199,7 +209,7 @@ impl Site {
         let ledger = self.ledger(node);
         match (operation, outcome) {
             (_, Ok(Outcome::Power(state))) => {
-                ledger.looked = Some((*state, spec.machine()));
+                ledger.polled = Some((*state, spec.machine()));
             }
             (_, Ok(Outcome::Restarted(_))) => {
                 (ledger.restarted, ledger.unrestarted) = (true, ledger.unrestarted && cleaned_up);
@@ -222,8 +232,9 @@ impl Site {
         match operation {
             Operation::Prepare => self.judge_beginning(node),
             // The restart of an installation that is over cuts the power of a machine that is on.
-            Operation::Restart { leave } if by_order => self.judge_switching(node, *leave, spec),
-            // Whether it may was judged when its record was written: one that goes on after a crash is no new one.
+            Operation::Restart { wanted } if by_order => self.judge_switching(node, *wanted, spec),
+            // Whether it may was judged when its record was written: one that goes on after a crash
+            // is no new one.
             Operation::PowerOn
             | Operation::Image { .. }
             | Operation::Release(_)
@@ -239,7 +250,7 @@ impl Site {
     fn judge_beginning(&mut self, node: &NodeName) {
         let (now, breaker) = (self.now(), self.plan.policy.breaker);
         let ledger = self.ledger(node);
-        ledger.looked = None;
+        ledger.polled = None;
         let late = ledger.next_attempt_at.take().map(|at| now.duration_since(at));
         ledger.approved &= late.is_none_or(|late| late <= CONSENT_LASTS);
         let reinstalls = ledger.under.is_some() && !ledger.agreed;
@@ -256,7 +267,7 @@ impl Site {
         let one_change: Vec<Change> = one_change.collect();
         let most = one_change.iter().map(|other| other.deployed).max().unwrap_or(0);
         let count = one_change.len();
-        // Those that are being written already were deployed a moment ago.
+        // Machines that are being written already were deployed a moment ago.
         if count > 1 && count * 4 > most + count - 1 {
             let what =
                 format!("{count} of {most} machines are reinstalled by one change: {together:?}");
@@ -264,16 +275,17 @@ impl Site {
         }
     }
 
-    /// The machine is switched on; or, without a BMC, whoever switches it on will have it installed.
+    /// The machine is switched on; or, without a BMC, whoever switches it on will have it
+    /// installed.
     fn judge_power_on(&mut self, node: &NodeName, spec: &NodeSpec) {
         let ledger = self.ledger(node);
         let off = (PowerState::Off, spec.machine());
         let reworded = ledger.wants_reinstall(spec);
         let installed = ledger.under.is_some();
-        let seen_off = spec.bmc.is_none() || ledger.looked.as_ref() == Some(&off);
+        let seen_off = spec.bmc.is_none() || ledger.polled.as_ref() == Some(&off);
         let may = if installed { reworded } else { ledger.approved || seen_off && !ledger.unknown };
         let begun_with = format!("{ledger:?}");
-        let strangers = ledger.turned && ledger.looked.as_ref() != Some(&off) && spec.bmc.is_some();
+        let strangers = ledger.turned && ledger.polled.as_ref() != Some(&off) && spec.bmc.is_some();
         ledger.begun = Some((spec.machine(), Arc::new(spec.clone())));
         (ledger.approved, ledger.turned) = (true, false);
         ledger.restarted = false;
@@ -288,7 +300,8 @@ impl Site {
         }
     }
 
-    /// In the attempt: for what it was begun, of the machine it was begun with, and nobody has said stop.
+    /// In the attempt: for what it was begun, of the machine it was begun with, and nobody has said
+    /// stop.
     fn judge_attempt(&mut self, node: &NodeName, spec: &NodeSpec) {
         let ledger = self.ledger(node);
         let same = ledger
@@ -305,13 +318,15 @@ impl Site {
         let enforced = self.plan.policy.enforce_power;
         let ledger = self.ledger(node);
         let known = ledger.under.is_some() || ledger.approved;
-        let here =
-            ledger.place.as_ref().is_some_and(|place| place.bmc.as_ref() == spec.bmc_address());
+        let here = ledger
+            .installed_as
+            .as_ref()
+            .is_some_and(|machine| machine.bmc.as_ref() == spec.bmc_address());
         let first_start = ledger.unrestarted && wanted == PowerState::On;
-        let asked = ledger.power_asked || ledger.approved || first_start || enforced && here;
+        let ordered = ledger.power_ordered || ledger.approved || first_start || enforced && here;
         let off = spec.goal == Goal::Available || spec.power == WantedPower::Off;
         let right = (wanted == PowerState::Off) == off;
-        if !known || !asked || !right || spec.paused || spec.goal == Goal::Unmanaged {
+        if !known || !ordered || !right || spec.paused || spec.goal == Goal::Unmanaged {
             let what = format!("switched {}: {ledger:?}", wanted.as_str());
             self.broken("never_switches_unasked", Some(node), what);
         }
@@ -323,7 +338,8 @@ impl Site {
         let Some(job) = self.jobs.get(key) else { return };
         let spec = Arc::clone(&job.spec);
         let meant = self.machines.iter().find(|m| m.is_meant(&spec));
-        // A spec with one machine's BMC and another's NIC is a mistake that only its author can see.
+        // A spec with one machine's BMC and another's NIC is a mistake that only its author can
+        // see.
         let sound = meant.is_some_and(|meant| spec.boot.macs.contains(&meant.mac));
         let begun = self.ledger(node).begun.clone().map(|(_, spec)| spec);
         let is_begun = begun.as_ref().is_some_and(|spec| self.machines[machine].is_meant(spec));
@@ -350,7 +366,7 @@ impl Site {
         }
     }
 
-    /// What a record that becomes durable says of consent and of what is installed.
+    /// Notes what a record that becomes durable says of consent and of what is installed.
     pub(crate) fn note_record(&mut self, node: &NodeName, record: &Record) {
         let before = self.records.get(node);
         let installed_at =
@@ -379,7 +395,8 @@ impl Site {
         if begins_to_write && let Some(spec) = &record.spec {
             self.note_writing(node, spec);
         }
-        // A new name finds what only another node left, whose own record could not be written any more.
+        // A new name finds what only another node left, whose own record could not be written any
+        // more.
         let machine = record.installed.as_ref().and_then(|installed| installed.machine.as_ref());
         if is_new
             && let (Some(machine), Some(spec)) = (machine, &record.spec)
@@ -388,12 +405,12 @@ impl Site {
         {
             let ledger = self.ledger(node);
             (ledger.under, ledger.unknown) = (Some(spec.redeploy.clone()), false);
-            ledger.place = Some(machine.clone());
+            ledger.installed_as = Some(machine.clone());
         }
         if newly && let Some(installed) = &record.installed {
             let same = spec_before.zip(record.spec.as_ref()).is_some_and(|(a, b)| is_same(&a, b));
             let turned = !same;
-            // Its disk is whole from then on, whatever becomes of its restart.
+            // The disk is whole from then on, whatever becomes of the restart.
             let completed = key_before.is_some_and(|key| self.has_completed(&key));
             self.ledger(node).restarted |= completed;
             self.judge_installed(node, record, installed, turned);
@@ -402,7 +419,7 @@ impl Site {
         match record.state {
             // From here on the disk's old contents are gone.
             State::Imaging { granted: true, .. } => {
-                (ledger.under, ledger.place, ledger.unknown) = (None, None, false);
+                (ledger.under, ledger.installed_as, ledger.unknown) = (None, None, false);
                 ledger.unrestarted = false;
             }
             State::Failed => (ledger.approved, ledger.begun) = (false, None),
@@ -413,33 +430,35 @@ impl Site {
         self.watch.durable.insert(node.clone(), ledger);
     }
 
-    /// What could not be written down counts while the agent lives. Once the turn of a disk to be written has come, consent to that
-    /// stands, and what was installed there is taken for gone.
+    /// Notes what could not be written down, which counts while the agent lives. Once the disk may
+    /// be written, consent to that stands, and what was installed there is taken for gone.
     pub(crate) fn note_unsaved(&mut self, node: &NodeName, record: &Record) {
         if matches!(record.state, State::Imaging { granted: true, .. }) {
             let ledger = self.ledger(node);
-            (ledger.under, ledger.place, ledger.unknown) = (None, None, false);
+            (ledger.under, ledger.installed_as, ledger.unknown) = (None, None, false);
         }
         self.watch.unsaved.insert(node.clone(), record.clone());
     }
 
-    /// Nobody finds the machine any more as it was left, nor as a status file tells of it whose record is lost.
+    /// Nobody finds the machine any more as it was left, nor as a status file tells of it whose
+    /// record is lost.
     fn note_writing(&mut self, node: &NodeName, spec: &NodeSpec) {
         let Watch { unclaimed, unclaimed_kept, .. } = &mut self.watch;
         for (id, kept) in unclaimed.iter_mut().chain(unclaimed_kept) {
             if *id == spec.machine() || kept.shares_mac(spec) {
-                (kept.under, kept.place, kept.unknown) = (None, None, true);
+                (kept.under, kept.installed_as, kept.unknown) = (None, None, true);
             }
         }
         let outdated = self.statuses.iter().filter(|(name, status)| {
-            let told = status.installed.as_ref().and_then(|installed| installed.machine.as_ref());
+            let reported =
+                status.installed.as_ref().and_then(|installed| installed.machine.as_ref());
             let lost = self.records.get(*name).is_none_or(|record| record.spec.is_none());
-            lost && *name != node && told.is_some_and(|told| shares(told, spec))
+            lost && *name != node && reported.is_some_and(|reported| shares(reported, spec))
         });
         let outdated: Vec<NodeName> = outdated.map(|(name, _)| name.clone()).collect();
         for name in &outdated {
             let ledger = self.ledger(name);
-            (ledger.under, ledger.place, ledger.unknown) = (None, None, true);
+            (ledger.under, ledger.installed_as, ledger.unknown) = (None, None, true);
         }
         self.watch.outdated.extend(outdated);
     }
@@ -452,8 +471,8 @@ impl Site {
         installed: &Installed,
         turned: bool,
     ) {
-        // Or it was another node's, and is as that left it: also where that node's record could not be written any more, and only
-        // what it left was.
+        // Or it was another node's, and is as that left it: also where that node's record could not
+        // be written any more, and only what it left was.
         let known = self.ledger(node).under.is_some();
         let unclaimed_unsaved = turned
             && !known
@@ -462,34 +481,36 @@ impl Site {
         let ledger = self.ledger(node);
         if let (true, Some(spec)) = (unclaimed_unsaved, &ledger.spec) {
             ledger.under = Some(spec.redeploy.clone());
-            ledger.place.clone_from(&installed.machine);
+            ledger.installed_as.clone_from(&installed.machine);
         }
-        // What is installed is known when the ramdisk has let go of the disk, whatever becomes of the restart.
+        // The installation is known when the ramdisk has let go of the disk, whatever becomes of
+        // the restart.
         let is_let_go = matches!(record.state, State::Restarting { .. });
         let is_done = std::mem::take(&mut ledger.restarted) || found || is_let_go;
         ledger.approved = false;
         if !found && let Some((_, spec)) = &ledger.begun {
             ledger.under = Some(spec.redeploy.clone());
-            ledger.place = Some(Machine::named_by(spec));
+            ledger.installed_as = Some(Machine::named_by(spec));
             ledger.unrestarted = true;
         }
         let spec = record.spec.as_ref();
         let is_meant = |spec| self.machines.iter().find(|machine| machine.is_meant(spec));
-        // Its spec may have come to name another BMC before that could be written.
+        // The spec may have come to name another BMC before that could be written.
         let bmc = installed.machine.as_ref().and_then(|machine| machine.bmc.as_ref());
         let elsewhere = self.machines.iter().find(|machine| Some(&machine.bmc) == bmc);
         let is_moved = bmc.is_some() && spec.is_some_and(|spec| spec.bmc_address() != bmc);
         let machine = spec.filter(|_| !is_moved).and_then(|spec| is_meant(spec));
         let machine = machine.or(elsewhere.filter(|_| is_moved));
         let content = machine.map(|machine| machine.platters[0].content.clone());
-        // A spec with one machine's BMC and another's interface is a mistake that only its author can see.
+        // A spec with one machine's BMC and another's interface is a mistake that only its author
+        // can see.
         let mixed = machine.zip(spec).is_some_and(|(m, spec)| !spec.boot.macs.contains(&m.mac));
         // A mistyped address has no disk that could be anything else.
-        let place = self.ledger(node).place.clone();
+        let installed_as = self.ledger(node).installed_as.clone();
         let carried = found
-            && place
+            && installed_as
                 .zip(spec)
-                .is_some_and(|(place, spec)| place.bmc.as_ref() != spec.bmc_address());
+                .is_some_and(|(machine, spec)| machine.bmc.as_ref() != spec.bmc_address());
         let is_true = content.as_ref().map_or(found, |content| {
             carried || mixed || *content == Content::Whole(installed.image.to_string())
         });
@@ -517,14 +538,16 @@ impl Site {
         &mut self,
         records: &BTreeMap<NodeName, Record>,
         recovered: &BTreeMap<NodeName, Installed>,
+        is_lost: bool,
     ) {
+        self.watch.is_incomplete |= is_lost;
         self.watch
             .ledgers
             .retain(|name, _| records.contains_key(name) || recovered.contains_key(name));
         for (name, record) in records {
             let durable = self.watch.durable.get(name).cloned();
             let ledger = self.ledger(name);
-            // What was said and not written down is forgotten, like what was taken back.
+            // Words that were not written down are forgotten, like those that were taken back.
             *ledger = durable.unwrap_or_default();
             ledger.spec.clone_from(&record.spec);
             if record.record_lost && record.spec.is_none() {
@@ -541,11 +564,11 @@ impl Site {
             let same = file.as_ref().is_some_and(|spec| spec.digest() == installed.digest);
             let there = file.and_then(|spec| spec.redeploy);
             let under = if same { installed.redeploy.clone() } else { there };
-            let place = installed.machine.clone();
-            let told = Ledger { under: Some(under), place, ..Ledger::default() };
-            ledger.clone_from(&told);
+            let installed_as = installed.machine.clone();
+            let reported = Ledger { under: Some(under), installed_as, ..Ledger::default() };
+            ledger.clone_from(&reported);
             if let Some(machine) = installed.machine.as_ref().map(Machine::id) {
-                self.watch.unclaimed.entry(machine).or_insert(told);
+                self.watch.unclaimed.entry(machine).or_insert(reported);
             }
         }
     }

@@ -1,57 +1,32 @@
-//! The order of things: the record before the menu before the action, and deadlines that nothing moves.
+//! The order of things: the record before the menu before the action, and deadlines that nothing
+//! moves.
 
 use hostler::{
     lifecycle::{Menu, Node, Operation, Record, State},
-    model::{
-        ids::NodeName,
-        spec::{NodeSpec, Timeouts},
-    },
+    model::{ids::NodeName, spec::NodeSpec},
 };
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 
-use crate::world::{
-    Site,
-    effects::{operation_name, state_name},
+use crate::{
+    names::{operation_name, state_name},
+    watch::Wait,
+    world::Site,
 };
 
 /// The longest wait there is with the specs used here.
 const WAIT_MAX: SignedDuration = SignedDuration::from_hours(4);
 
-/// A wait under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wait {
-    state: &'static str,
-    attempt: u32,
-    tries: u32,
-    key: Option<String>,
-    timeouts: Option<Timeouts>,
-    deadline: Option<Timestamp>,
-}
-
-impl Wait {
-    fn of(record: &Record) -> Self {
-        Self {
-            state: state_name(record),
-            attempt: record.attempt,
-            tries: record.tries,
-            key: record.state.attempt().map(|attempt| attempt.key.expose().to_owned()),
-            timeouts: record.spec.as_ref().map(|spec| spec.timeouts),
-            deadline: record.deadline,
-        }
-    }
-}
-
 impl Site {
     /// A record becomes durable.
     pub(crate) fn judge_save(&mut self, node: &NodeName, record: &Record) {
-        self.deliver_news(node);
+        self.deliver_update(node);
         self.note_record(node, record);
         self.touch(node);
     }
 
     /// A boot menu is put in force.
     pub(crate) fn judge_node(&mut self, node: &Node) {
-        self.deliver_news(node.name());
+        self.deliver_update(node.name());
         let (name, record) = (node.name(), node.record());
         self.touch(name);
         if self.records.get(name) != Some(record) {
@@ -84,8 +59,10 @@ impl Site {
         let wait = Wait::of(record);
         let wake = node.next_wake().map(|(at, _)| at);
         let rests = record.state.at_rest();
-        let endless = !rests && wake.is_none() && !self.runs(name) && self.told(name);
-        if endless || self.told(name) && wake.is_some_and(|at| at.duration_since(now) > WAIT_MAX) {
+        let endless = !rests && wake.is_none() && !self.runs(name) && self.is_informed(name);
+        if endless
+            || self.is_informed(name) && wake.is_some_and(|at| at.duration_since(now) > WAIT_MAX)
+        {
             let what = format!("{} waits until {wake:?}", wait.state);
             self.broken("deadlines_absolute", Some(name), what);
         }
@@ -102,9 +79,10 @@ impl Site {
         }
     }
 
-    /// A record could not be written: what was known of the wait is no longer what the next start finds.
+    /// A record could not be written: what was known of the wait is no longer what the next start
+    /// finds.
     pub(crate) fn judge_unsaved(&mut self, node: &NodeName) {
-        self.deliver_news(node);
+        self.deliver_update(node);
         self.watch.waits.remove(node);
     }
 
@@ -123,9 +101,9 @@ impl Site {
                 matches!(state, State::Imaging { granted: true, .. })
             }
             (Operation::Release(_), Some(state)) => matches!(state, State::Switching { .. }),
-            (Operation::Restart { leave }, Some(state)) => {
+            (Operation::Restart { wanted }, Some(state)) => {
                 let ordered = record.is_some_and(|record| record.awaits_restart)
-                    && *state == State::SettingPower { wanted: *leave };
+                    && *state == State::SettingPower { wanted: *wanted };
                 ordered || matches!(state, State::Restarting { .. })
             }
             (Operation::SetPower(power), Some(state)) => {
@@ -151,6 +129,6 @@ impl Site {
     pub(crate) fn forget_watch(&mut self, node: &NodeName) {
         self.watch.waits.remove(node);
         self.watch.shares.remove(node);
-        self.watch.line.remove(node);
+        self.watch.queue.remove(node);
     }
 }

@@ -9,31 +9,20 @@ use hostler::{
 };
 use jiff::Timestamp;
 
-use crate::world::Site;
-
-/// What a node does that only so many may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Share {
-    Attempt,
-    Imaging,
-}
-
-/// A place in the line.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
-    attempt: u32,
-    pub(crate) since: Timestamp,
-}
+use crate::{
+    watch::{QueuePlace, Share},
+    world::Site,
+};
 
 impl Site {
     pub(crate) fn note_share(&mut self, node: &NodeName, record: &Record) {
         let share = match &record.state {
             State::Imaging { granted: true, .. } => Some(Share::Imaging),
-            // What an operator does takes nobody's turn.
+            // The wait for an operator takes no permit.
             State::PoweringOn { attempt }
             | State::WaitingRamdisk { attempt }
             | State::Imaging { attempt, .. }
-                if attempt.bmc.is_none() =>
+                if attempt.power_control().waits_for_operator() =>
             {
                 None
             }
@@ -61,34 +50,34 @@ impl Site {
         }
     }
 
-    /// Who waits for its turn says so.
-    pub(crate) fn note_line(&mut self, status: &Status) {
-        // A full disk hides it: who came first meanwhile can no longer be told.
+    /// Notes which nodes say that they wait for a permit.
+    pub(crate) fn note_queue(&mut self, status: &Status) {
+        // A full disk hides it: who came first meanwhile can no longer be is_known.
         if status.message.ends_with("until it can be written") {
-            let hidden = Place { attempt: status.attempt, since: Timestamp::MIN };
-            self.watch.line.insert(status.node.clone(), hidden);
+            let hidden = QueuePlace { attempt: status.attempt, since: Timestamp::MIN };
+            self.watch.queue.insert(status.node.clone(), hidden);
             return;
         }
         let waits =
             status.phase == Phase::Pending && status.message.starts_with("waiting for its turn");
         if waits {
-            let place = Place { attempt: status.attempt, since: self.now() };
-            let kept = self.watch.line.entry(status.node.clone()).or_insert(place);
+            let place = QueuePlace { attempt: status.attempt, since: self.now() };
+            let kept = self.watch.queue.entry(status.node.clone()).or_insert(place);
             kept.attempt = status.attempt;
         } else {
-            self.watch.line.remove(&status.node);
+            self.watch.queue.remove(&status.node);
         }
     }
 
     /// A node's turn has come, for this attempt.
     pub(crate) fn judge_permit(&mut self, node: &NodeName, attempt: u32) {
-        let latest = Place { attempt: attempt.saturating_sub(1), since: self.now() };
-        let own = self.watch.line.get(node).copied().unwrap_or(latest);
-        let overtaken = self.watch.line.iter().find(|(name, place)| {
-            // Who is just being looked at cannot go.
+        let latest = QueuePlace { attempt: attempt.saturating_sub(1), since: self.now() };
+        let own = self.watch.queue.get(node).copied().unwrap_or(latest);
+        let overtaken = self.watch.queue.iter().find(|(name, place)| {
+            // A node that is just being polled cannot go.
             let ready = *name != node && !self.runs(name) && !self.unsaved.contains(*name);
-            let told = place.since != Timestamp::MIN;
-            ready && told && place.attempt <= own.attempt && place.since < own.since
+            let is_known = place.since != Timestamp::MIN;
+            ready && is_known && place.attempt <= own.attempt && place.since < own.since
         });
         if let Some((name, place)) = overtaken {
             let what = format!("with {own:?} overtakes {name}, which has {place:?}");

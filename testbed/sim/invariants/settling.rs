@@ -1,11 +1,12 @@
-//! How long a site may need to come to rest.
+//! The time that a site may need to come to rest.
 
 use std::time::Duration;
 
 use hostler::model::spec::NodeSpec;
 
-/// How long a site may need to settle, once trouble has stopped: what is under way runs into its deadline, and then every node has a
-/// whole series of attempts, as many at a time as the limits allow.
+/// The time that a site may need to settle, once trouble has stopped: what is under way runs into
+/// its deadline, and then every node has a whole series of attempts, as many at a time as the
+/// limits allow.
 pub(crate) fn settling(spec: &NodeSpec, nodes: usize, at_once: usize) -> Duration {
     let times = &spec.timeouts;
     let attempt = times.ramdisk.max(Duration::from_mins(40))

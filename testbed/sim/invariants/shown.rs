@@ -1,4 +1,4 @@
-//! What people are shown is what is so.
+//! The status that is shown is true.
 
 use hostler::{
     lifecycle::Fleet,
@@ -16,11 +16,11 @@ const EVERY: u64 = 8;
 impl Site {
     pub(crate) fn judge_status(&mut self, status: &Status) {
         if status.message.ends_with("until it can be written") {
-            // What is left behind could not be kept, so that the record was not even tried.
+            // The unclaimed installations could not be kept, so that the record was not even tried.
             self.unsaved.insert(status.node.clone());
             self.judge_unsaved(&status.node);
         }
-        self.note_line(status);
+        self.note_queue(status);
         let ready = !status.ready || matches!(status.phase, Phase::Deployed | Phase::Available);
         let explained = status.deadline.is_some() == status.deadline_reason.is_some();
         if !ready || !explained || status.message.is_empty() || status.history.len() > 50 {
@@ -32,8 +32,9 @@ impl Site {
 
     /// After a step: what was shown last is the status, and what is durable says the same.
     pub(crate) fn check_shown(&mut self, fleet: &Fleet, name: &NodeName) {
-        let quiet =
-            self.steps.is_multiple_of(EVERY) && !self.unsaved.contains(name) && self.told(name);
+        let quiet = self.steps.is_multiple_of(EVERY)
+            && !self.unsaved.contains(name)
+            && self.is_informed(name);
         let (true, Some(node), Some(shown)) = (quiet, fleet.node(name), self.shown.get(name))
         else {
             return;

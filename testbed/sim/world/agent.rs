@@ -1,9 +1,10 @@
-//! The agent's process: it reads the directory, it dies at any point, and it comes back to what is durable.
+//! The agent's process: it reads the directory, it dies at any point, and it comes back to what is
+//! durable.
 
 use std::collections::BTreeMap;
 
 use hostler::{
-    lifecycle::{Executor, Fleet, Record},
+    lifecycle::{Executor, Fleet, Record, UnclaimedInstalls},
     model::{ids::NodeName, status::Installed},
     spec_dir::clashes,
 };
@@ -39,7 +40,7 @@ impl World {
             } else {
                 site.read_specs()
             };
-            let in_force = executor.fleet().in_force(&specs);
+            let in_force = executor.fleet().effective_specs(&specs);
             let clashes = clashes("specs", in_force.iter().map(AsRef::as_ref));
             site.note_step((specs.len() as u64).max(known).max(1), 21);
             site.note(None, || format!("scan of {} specs, {} clash", specs.len(), clashes.len()));
@@ -62,13 +63,21 @@ impl World {
         site.fuse = None;
         site.note(None, || "the agent starts".to_owned());
         let records = site.read_back();
-        let recovered = site.witnesses(&records);
-        site.judge_start_of_agent(&records, &recovered);
+        let recovered = site.installs_on_status(&records);
+        // A state directory that is new, and finds that an agent was here.
+        let is_lost = site.unclaimed.is_none() && !site.statuses.is_empty();
+        site.judge_start_of_agent(&records, &recovered, is_lost);
+        let lost =
+            || if is_lost { UnclaimedInstalls::lost() } else { UnclaimedInstalls::default() };
         let unclaimed =
             site.unclaimed.as_deref().map(|unclaimed| serde_json::from_str(unclaimed).unwrap());
-        let unclaimed = unclaimed.unwrap_or_default();
+        let unclaimed = unclaimed.unwrap_or_else(lost);
         let recovered = recovered.into_iter().map(|(name, known)| (name, Some(known))).collect();
         let fleet = Fleet::resume(site.plan.policy, records, unclaimed, recovered, now);
+        if site.unclaimed.is_none() {
+            site.unclaimed = Some(serde_json::to_string(fleet.unclaimed()).unwrap());
+            site.watch.unclaimed_kept.clone_from(&site.watch.unclaimed);
+        }
         let mut executor = Executor::new(fleet);
         executor.present(site);
         self.executor = Some(executor);
@@ -100,7 +109,8 @@ impl Site {
         self.after_s(RESCAN_S / 2, RESCAN_S, Happening::Scan);
     }
 
-    /// What a crash may do to files. A record is replaced in one step, so that only a failing disk garbles one.
+    /// Damages files as a crash may do. A record is replaced in one step, so that only a failing
+    /// disk garbles one.
     fn damage(&mut self) {
         if self.calm || !self.dice.permille(100) {
             return;
@@ -158,8 +168,11 @@ impl Site {
         records
     }
 
-    /// What the status files say is installed, where no good record says it.
-    fn witnesses(&self, records: &BTreeMap<NodeName, Record>) -> BTreeMap<NodeName, Installed> {
+    /// The installations that the status files report, where no good record does.
+    fn installs_on_status(
+        &self,
+        records: &BTreeMap<NodeName, Record>,
+    ) -> BTreeMap<NodeName, Installed> {
         let unknown =
             |name: &NodeName| records.get(name).is_none_or(|record| record.spec.is_none());
         self.statuses

@@ -1,4 +1,5 @@
-//! The site as the core acts upon it. The agent may die before any of these calls: from then on nothing of what it does arrives.
+//! The site as the core acts upon it. The agent may die before any of these calls: from then on
+//! nothing of what it does arrives.
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use hostler::{
 };
 
 use super::{Happening, Site};
+use crate::names::{operation_name, state_name};
 
 impl Site {
     /// Whether the agent is still there to make this call.
@@ -145,43 +147,5 @@ impl Effects for Site {
         self.statuses.remove(node);
         self.records.remove(node);
         self.unsaved.remove(node);
-    }
-}
-
-/// A state without what it carries.
-pub(crate) fn state_name(record: &Record) -> &'static str {
-    use hostler::lifecycle::State::{
-        CleaningUp, Failed, Held, Idle, Imaging, PoweringOn, Preparing, Restarting, SettingPower,
-        Switching, WaitingCompleted, WaitingRamdisk,
-    };
-    match &record.state {
-        Idle => "idle",
-        Held { .. } => "held",
-        Failed => "failed",
-        SettingPower { .. } => "setting-power",
-        Preparing { .. } => "preparing",
-        PoweringOn { .. } => "powering-on",
-        WaitingRamdisk { .. } => "waiting-ramdisk",
-        Imaging { granted: false, .. } => "waiting-to-image",
-        Imaging { granted: true, .. } => "imaging",
-        Switching { .. } => "switching",
-        WaitingCompleted { .. } => "waiting-completed",
-        Restarting { .. } => "restarting",
-        CleaningUp { .. } => "cleaning-up",
-    }
-}
-
-pub(crate) fn operation_name(operation: &Operation) -> &'static str {
-    match operation {
-        Operation::PollPower => "poll",
-        Operation::ConfirmPower => "confirm-power",
-        Operation::Prepare => "prepare",
-        Operation::PowerOn => "power-on",
-        Operation::Image { .. } => "image",
-        Operation::Release(_) => "release",
-        Operation::Restart { .. } => "restart",
-        Operation::SetPower(_) => "set-power",
-        Operation::CleanUp => "clean-up",
-        Operation::NetbootFiles { .. } => "netboot-files",
     }
 }

@@ -5,7 +5,7 @@ use super::{Happening, Site, World, machine::Quirk};
 type Whim = fn(&mut World);
 
 impl World {
-    /// One whim, and the next is arranged.
+    /// Has one whim, and arranges the next.
     pub(crate) fn whim(&mut self) {
         let plan = self.site.plan.clone();
         if self.site.calm || plan.operator == 0 {
@@ -85,7 +85,7 @@ impl Site {
     fn set_clock(&mut self) {
         let by = [-86_400, -7200, -3600, -60, 60, 3600, 7200, 86_400];
         let by_s: i64 = *self.dice.pick(&by);
-        // It began at noon on a day long after the first, and never gets before it.
+        // The run began at noon on a day long after the first, and never gets before it.
         self.skew_ms += by_s * 1000;
         self.note(None, || format!("the clock is set by {by_s} s"));
         self.judge_clock();

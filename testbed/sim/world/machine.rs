@@ -1,6 +1,6 @@
 //! A machine: its power, its firmware, its disks, and the faults of its BMC.
 //!
-//! What it does is true, whatever the core believes. The world asks it; it never asks the core.
+//! Its acts are true, whatever the core assumes. The world asks it; it never asks the core.
 
 use hostler::model::{
     disk::Disk,
@@ -9,7 +9,7 @@ use hostler::model::{
 };
 use std::net::IpAddr;
 
-/// What is on a disk.
+/// The content of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     /// Somebody's system, which boots.
@@ -36,7 +36,7 @@ pub(crate) enum Device {
     Disk,
 }
 
-/// What the BMC does wrong until a moment in time.
+/// The faults of a BMC, each until a moment in time.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(clippy::struct_field_names, reason = "each says until when")]
 pub(crate) struct BmcFaults {
@@ -47,7 +47,7 @@ pub(crate) struct BmcFaults {
     pub(crate) locked_until: u64,
 }
 
-/// What a machine itself does wrong.
+/// A fault of the machine itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Quirk {
     #[default]
@@ -58,7 +58,7 @@ pub(crate) enum Quirk {
     RamdiskError,
     /// Its ramdisk finds other disks than the spec wants.
     WrongDisks,
-    /// Its ramdisk boots and is never heard of.
+    /// Its ramdisk boots and never calls.
     Mute,
     /// Its target stops in the middle of the write, and answers nothing.
     StalledWrite,
@@ -79,7 +79,7 @@ pub(crate) struct Export {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
-    /// Where its BMC answers, if it has one.
+    /// The address of its BMC, if it has one.
     pub(crate) bmc: BmcAddress,
     pub(crate) has_bmc: bool,
     pub(crate) mac: MacAddr,
@@ -98,7 +98,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// The n-th machine of a site, with somebody's system on its disk. One without a BMC asks the network first at each boot.
+    /// The n-th machine of a site, with somebody's system on its disk. One without a BMC asks the
+    /// network first at each boot.
     pub(crate) fn new(n: usize, has_bmc: bool, on: bool) -> Self {
         let octet = u8::try_from(n % 250).unwrap() + 1;
         let disk = |name: &str, size| Disk {
@@ -144,7 +145,7 @@ impl Machine {
         on
     }
 
-    /// What the firmware boots, which uses up a choice for one boot.
+    /// The device that the firmware boots, which uses up a choice for one boot.
     pub(crate) fn boot_device(&mut self) -> Device {
         self.once.take().unwrap_or(self.always)
     }

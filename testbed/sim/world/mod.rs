@@ -1,6 +1,7 @@
-//! A site: machines, their BMCs and ramdisks, the network, the spec directory and those who write into it, the state directory, and
-//! a clock. Everything outside the core is in [`Site`], which is the core's [`hostler::lifecycle::Effects`]; [`World`] brings the
-//! core what happens there, one event after the other.
+//! A site: machines, their BMCs and ramdisks, the network, the spec directory and those who write
+//! into it, the state directory, and a clock. Everything outside the core is in [`Site`], which is
+//! the core's [`hostler::lifecycle::Effects`]; [`World`] brings the core what happens there, one
+//! event after the other.
 
 pub(crate) mod agent;
 pub(crate) mod effects;
@@ -28,8 +29,9 @@ use jiff::Timestamp;
 
 use crate::{
     dice::Dice,
-    invariants::{Violation, Watch},
     plan::Plan,
+    trace,
+    watch::{Violation, Watch},
 };
 
 use self::{
@@ -50,13 +52,13 @@ const TRACE_LINES: usize = 40;
 #[derive(Clone, Debug)]
 pub(crate) enum Happening {
     /// An operation makes its next move.
-    Work { key: JobKey, id: u64, turn: u64 },
+    Work { key: JobKey, id: u64, stamp: u64 },
     /// A machine's firmware has come up.
     Firmware { machine: usize, session: u64 },
-    /// It has fetched this much of the deploy ramdisk, by the menu it was served.
+    /// A machine has fetched this much of the deploy ramdisk, by the menu it was served.
     Fetching { machine: usize, session: u64, node: NodeName, key: AttemptKey, stage: u64 },
     /// A ramdisk does what it has to do.
-    Ramdisk { id: usize, turn: u64 },
+    Ramdisk { id: usize, stamp: u64 },
     /// A call reaches the agent.
     Arrival(Box<Message>),
     /// An answer reaches its ramdisk.
@@ -80,7 +82,7 @@ pub(crate) struct Site {
     pub(crate) dice: Dice,
     /// Milliseconds since the beginning, as they really pass.
     pub(crate) t: u64,
-    /// How far the agent's clock is off, in milliseconds.
+    /// The error of the agent's clock, in milliseconds.
     pub(crate) skew_ms: i64,
     queue: BTreeMap<(u64, u64), Happening>,
     arranged: u64,
@@ -99,14 +101,14 @@ pub(crate) struct Site {
     pub(crate) names: u64,
     /// The state directory: what outlives the agent.
     pub(crate) records: BTreeMap<NodeName, Record>,
-    /// What is known of machines that no node has any more, in its file.
+    /// The file with the unclaimed installations.
     pub(crate) unclaimed: Option<String>,
     pub(crate) store_full_until: u64,
     /// Nodes whose last record could not be written.
     pub(crate) unsaved: BTreeSet<NodeName>,
     /// The status files.
     pub(crate) statuses: BTreeMap<NodeName, Status>,
-    /// What they will say in a moment.
+    /// The status files as they will be in a moment.
     pub(crate) shown: BTreeMap<NodeName, Status>,
     /// Boot menus in force, and for which NICs.
     pub(crate) menus: BTreeMap<NodeName, (Menu, Vec<MacAddr>)>,
@@ -117,7 +119,7 @@ pub(crate) struct Site {
     pub(crate) verified: BTreeSet<Digest>,
     pub(crate) watch: Watch,
     pub(crate) steps: u64,
-    /// Of everything that happened: the same for the same seed.
+    /// The hash of everything that happened: the same for the same seed.
     pub(crate) hash: u64,
     trace: Option<VecDeque<(Option<NodeName>, String)>>,
 }
@@ -138,7 +140,8 @@ impl Site {
         self.after_ms(from * 1000, to * 1000, happening);
     }
 
-    /// Whether something goes wrong that goes wrong so often in a thousand times where trouble is at its worst.
+    /// Whether something goes wrong that goes wrong so often in a thousand times where trouble is
+    /// at its worst.
     pub(crate) fn mishap(&mut self, permille: u64) -> bool {
         !self.calm && self.dice.roll(80_000) < permille * self.plan.mishap
     }
@@ -147,8 +150,8 @@ impl Site {
         let (t, now) = (self.t, self.now());
         if let Some(trace) = &mut self.trace {
             let line = format!("{:>9}.{:03} {now} {}", t / 1000, t % 1000, text());
-            if crate::prints() {
-                crate::print(&format!("{} {line}", node.map_or("-", |node| node.as_str())));
+            if trace::prints() {
+                trace::print(&format!("{} {line}", node.map_or("-", |node| node.as_str())));
             }
             trace.push_back((node.cloned(), line));
         }
@@ -159,21 +162,21 @@ impl Site {
     }
 
     /// The last that happened to a node, and to the whole site.
-    fn story(&self, node: Option<&NodeName>) -> Vec<String> {
+    fn timeline(&self, node: Option<&NodeName>) -> Vec<String> {
         let lines = self.trace.iter().flatten().rev();
         let of_node = lines.filter(|(of, _)| of.is_none() || node.is_none() || of.as_ref() == node);
-        let mut story: Vec<String> =
+        let mut timeline: Vec<String> =
             of_node.take(TRACE_LINES).map(|(_, line)| line.clone()).collect();
-        story.reverse();
-        story
+        timeline.reverse();
+        timeline
     }
 
     /// A rule was broken.
     pub(crate) fn broken(&mut self, rule: &'static str, node: Option<&NodeName>, what: String) {
-        let story = self.story(node);
+        let timeline = self.timeline(node);
         self.note(node, || format!("BROKEN: {rule}: {what}"));
         let (step, node) = (self.steps, node.cloned());
-        self.watch.violations.push(Violation { rule, node, step, what, story });
+        self.watch.violations.push(Violation { rule, node, step, what, timeline });
     }
 }
 
@@ -276,8 +279,8 @@ impl World {
     fn happen(&mut self, happening: Happening) {
         let site = &mut self.site;
         match happening {
-            Happening::Work { key, id, turn } => {
-                if let Some((node, event)) = site.work(&key, id, turn) {
+            Happening::Work { key, id, stamp } => {
+                if let Some((node, event)) = site.work(&key, id, stamp) {
                     self.bring_stale(&node, &event);
                     self.bring(&node, event);
                 }
@@ -289,7 +292,7 @@ impl World {
                     self.bring(&node, event);
                 }
             }
-            Happening::Ramdisk { id, turn } => site.ramdisk_acts(id, turn),
+            Happening::Ramdisk { id, stamp } => site.ramdisk_acts(id, stamp),
             Happening::Arrival(message) => {
                 // Nobody listens while the agent is dead.
                 if self.executor.is_some() {

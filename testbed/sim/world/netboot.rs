@@ -1,5 +1,5 @@
-//! What a machine does when it comes on: its firmware boots the network or the disk, and the network is what the agent serves at that
-//! moment.
+//! What a machine does when it comes on: its firmware boots the network or the disk, and the
+//! network is what the agent serves at that moment.
 
 use hostler::{
     lifecycle::{Event, Menu},

@@ -1,4 +1,5 @@
-//! What operators do: they write, break, rename and delete specs, one by one or all at once, approve, retry, and mend.
+//! What operators do: they write, break, rename and delete specs, one by one or all at once,
+//! approve, retry, and mend.
 
 use hostler::{
     lifecycle::Event,
@@ -146,10 +147,10 @@ impl Site {
         if self.plan.manual_power && self.dice.permille(300) {
             // Its BMC is forgotten, or one is made up.
             let made_up = BmcAddress::at("192.0.2.253", 623);
-            self.change(node, |spec| set_bmc(spec, (!has_bmc).then(|| bmc_at(&made_up))));
+            self.change(node, |spec| set_bmc(spec, (!has_bmc).then(|| Box::new(bmc_at(&made_up)))));
         } else if self.dice.permille(500) && has_bmc {
             self.change(node, |spec| {
-                "192.0.2.254".clone_into(&mut spec.bmc.as_mut().unwrap().address.host);
+                spec.bmc.as_mut().unwrap().move_to("192.0.2.254");
             });
         } else {
             let mac = MacAddr::new([0x52, 0x54, 0, 0, 1, 99]);
@@ -157,7 +158,8 @@ impl Site {
         }
     }
 
-    /// The machine is replaced by one that no spec is meant for, and often more is changed in the same edit.
+    /// The machine is replaced by one that no spec is meant for, and often more is changed in the
+    /// same edit.
     fn replace_machine(&mut self, node: &NodeName) {
         let Some(home) = self.spare() else { return };
         let (bmc, mac) = (self.bmc_of(home), self.machines[home].mac);
@@ -186,7 +188,8 @@ impl Site {
         }
     }
 
-    /// A network interface or a BMC's address is replaced, and everything else of the machine stays.
+    /// A network interface or a BMC's address is replaced, and everything else of the machine
+    /// stays.
     fn replace_part(&mut self, node: &NodeName) {
         let has_bmc = self.files.get(node).is_some_and(|file| file.spec.bmc.is_some());
         if has_bmc && self.dice.permille(500) {
@@ -206,7 +209,7 @@ impl Site {
 
     fn bmc_of(&self, machine: usize) -> Option<Box<Bmc>> {
         let machine = &self.machines[machine];
-        machine.has_bmc.then(|| bmc_at(&machine.bmc))
+        machine.has_bmc.then(|| Box::new(bmc_at(&machine.bmc)))
     }
 
     fn spare(&mut self) -> Option<usize> {

@@ -1,5 +1,5 @@
-//! The deploy ramdisk: what it calls, and what it makes of the answers. Calls get lost, come twice, or come so late that the machine
-//! is long off.
+//! The deploy ramdisk: what it calls, and what it makes of the answers. Calls get lost, come twice,
+//! or come so late that the machine is long off.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ use super::{
     machine::{Export, Quirk},
 };
 
-/// One boot of the ramdisk.
+/// A boot of the ramdisk.
 #[derive(Clone, Debug)]
 pub(crate) struct Ramdisk {
     pub(crate) machine: usize,
@@ -29,14 +29,14 @@ pub(crate) struct Ramdisk {
     key: AttemptKey,
     stage: Stage,
     /// Counts changes of the stage, so that an old repetition is not acted upon.
-    turn: u64,
+    stamp: u64,
     iqn: String,
     secret: String,
-    /// It was told what its disk must hold.
+    /// Whether it knows what its disk must hold.
     compares: bool,
-    /// It was told how to leave its machine.
+    /// The way in which it is to leave its machine.
     then: Then,
-    /// It has said completed, and that all is well.
+    /// Whether it has said completed, and that all is well.
     said_completed: bool,
     /// Calls that were refused without another answer since.
     refused: u32,
@@ -79,7 +79,7 @@ impl Site {
             node,
             key,
             stage: Stage::Lookup,
-            turn: 0,
+            stamp: 0,
             iqn: String::new(),
             secret: format!("secret-{id}"),
             compares: false,
@@ -87,7 +87,7 @@ impl Site {
             said_completed: false,
             refused: 0,
         });
-        self.after_s(5, 30, Happening::Ramdisk { id, turn: 0 });
+        self.after_s(5, 30, Happening::Ramdisk { id, stamp: 0 });
     }
 
     /// Whether what now runs on the machine is a ramdisk that was booted with this key.
@@ -117,9 +117,9 @@ impl Site {
         machine.on && machine.session == ramdisk.session && ramdisk.stage != Stage::Over
     }
 
-    /// It does what its stage wants.
-    pub(crate) fn ramdisk_acts(&mut self, id: usize, turn: u64) {
-        if !self.lives(id) || self.ramdisks[id].turn != turn {
+    /// Acts as its stage wants.
+    pub(crate) fn ramdisk_acts(&mut self, id: usize, stamp: u64) {
+        if !self.lives(id) || self.ramdisks[id].stamp != stamp {
             return;
         }
         let mishap = self.mishap(20);
@@ -134,7 +134,7 @@ impl Site {
             Stage::Pass => self.deploy_info(id, ""),
             Stage::Poll => Call::DeployState,
             Stage::Completed => {
-                // What it has said it says again.
+                // It repeats what it has said.
                 let fails = mishap && !self.ramdisks[id].said_completed;
                 let error = if fails { "the disk is not as it should be" } else { "" };
                 // Having compared it, or not, as it was told.
@@ -146,7 +146,7 @@ impl Site {
         };
         self.send(id, call);
         // Without an answer it calls again.
-        self.after_s(8, 20, Happening::Ramdisk { id, turn });
+        self.after_s(8, 20, Happening::Ramdisk { id, stamp });
     }
 
     fn lookup(&mut self, machine: usize, quirk: Quirk) -> Call {
@@ -171,8 +171,8 @@ impl Site {
         if error {
             let call = self.deploy_info(id, "no LIO in this kernel");
             self.send(id, call);
-            let turn = self.ramdisks[id].turn;
-            self.after_s(8, 20, Happening::Ramdisk { id, turn });
+            let stamp = self.ramdisks[id].stamp;
+            self.after_s(8, 20, Happening::Ramdisk { id, stamp });
             return;
         }
         self.machines[machine].export = Some(Export { secret, platter: 0 });
@@ -200,7 +200,7 @@ impl Site {
         let message = Message { ramdisk: Some(id), node, peer, key, call };
         let bad = self.t < self.bad_network_until;
         if self.mishap(10) || bad && self.dice.permille(300) {
-            // It wanders about, and comes when nobody thinks of it any more.
+            // The call wanders about, and comes when nobody thinks of it any more.
             self.after_s(30, 3600, Happening::Arrival(Box::new(message.clone())));
         }
         if !(self.mishap(30) || bad && self.dice.permille(400)) {
@@ -259,7 +259,7 @@ impl Site {
                 self.ramdisks[id].then = *then;
                 self.leave(id);
             }
-            // What is left is to hear how to leave the machine.
+            // The ramdisk has yet to learn how to leave the machine.
             (_, Reply::Failed(_)) => {
                 self.stop_target(id);
                 self.enter(id, Stage::Poll, 1);
@@ -303,9 +303,9 @@ impl Site {
     fn enter(&mut self, id: usize, stage: Stage, wait_s: u64) {
         let ramdisk = &mut self.ramdisks[id];
         ramdisk.stage = stage;
-        ramdisk.turn += 1;
-        let turn = ramdisk.turn;
-        self.after_s(wait_s, wait_s + wait_s / 2, Happening::Ramdisk { id, turn });
+        ramdisk.stamp += 1;
+        let stamp = ramdisk.stamp;
+        self.after_s(wait_s, wait_s + wait_s / 2, Happening::Ramdisk { id, stamp });
     }
 
     /// Somebody on the deploy network tries it, too.

@@ -40,7 +40,7 @@ impl Site {
         let machine = &self.machines[home];
         let mut spec = NodeSpec { name: name.clone(), ..NodeSpec::example() };
         spec.boot.macs = vec![machine.mac];
-        spec.bmc = machine.has_bmc.then(|| bmc_at(&machine.bmc));
+        spec.bmc = machine.has_bmc.then(|| Box::new(bmc_at(&machine.bmc)));
         spec.root_device.name = Some("vda".to_owned());
         spec.image.checksum = image(0);
         // Every third machine reads its own disk back.
@@ -84,10 +84,10 @@ pub(crate) fn set_bmc(spec: &mut NodeSpec, bmc: Option<Box<Bmc>>) {
     spec.bmc = bmc;
 }
 
-pub(crate) fn bmc_at(address: &BmcAddress) -> Box<Bmc> {
+pub(crate) fn bmc_at(address: &BmcAddress) -> Bmc {
     let mut bmc = NodeSpec::example().bmc.unwrap();
     bmc.address = address.clone();
-    bmc
+    *bmc
 }
 
 /// The n-th image's checksum.

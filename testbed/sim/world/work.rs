@@ -1,5 +1,6 @@
-//! Operations that run: calls to BMCs, looks at the image, and writes. Each reports exactly once; one that is told to stop reports when
-//! it has stopped. When the agent dies they die with it, but a command that was sent may still take effect.
+//! Operations that run: calls to BMCs, looks at the image, and writes. Each reports exactly once;
+//! one that is told to stop reports when it has stopped. When the agent dies they die with it, but
+//! a command that was sent may still take effect.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -31,17 +32,17 @@ pub(crate) struct Job {
     machine: Option<usize>,
     moves: VecDeque<Move>,
     pub(crate) cancelled: bool,
-    /// Its failure, which is not known to it before its next move.
+    /// A failure that is not known to it before its next move.
     failure: Option<Fault>,
     writing: Option<(usize, usize)>,
     pub(crate) id: u64,
     /// Counts what was arranged for it: only the last counts.
-    turn: u64,
+    stamp: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Move {
-    Look,
+    Poll,
     Off,
     On,
     /// The network, for one boot.
@@ -58,16 +59,16 @@ pub(crate) type JobKey = (NodeName, OpId);
 
 impl Site {
     pub(crate) fn begin_job(&mut self, key: &JobKey, operation: Operation, spec: Arc<NodeSpec>) {
-        use Move::{Boot, Hash, Login, Look, Netboot, Off, On, Verify, Write};
+        use Move::{Boot, Hash, Login, Netboot, Off, On, Poll, Verify, Write};
         let networked = spec.image.netboot.is_some();
         let own = if networked { Device::Network } else { Device::Disk };
         let moves: &[Move] = match &operation {
-            Operation::PollPower | Operation::ConfirmPower => &[Look],
+            Operation::PollPower | Operation::ConfirmPower => &[Poll],
             Operation::Prepare | Operation::NetbootFiles { .. } => &[Hash],
             Operation::PowerOn => &[Off, Netboot, On],
             Operation::Image { .. } => &[Login, Write, Write, Write, Verify],
-            Operation::Restart { leave: PowerState::On } => &[Off, Boot(own), On],
-            Operation::Restart { leave: PowerState::Off } => &[Off, Boot(own)],
+            Operation::Restart { wanted: PowerState::On } => &[Off, Boot(own), On],
+            Operation::Restart { wanted: PowerState::Off } => &[Off, Boot(own)],
             Operation::CleanUp => &[Off, Boot(Device::Disk)],
             Operation::SetPower(PowerState::On) => &[Boot(own), On],
             Operation::SetPower(PowerState::Off) => &[Off],
@@ -84,7 +85,7 @@ impl Site {
             failure: None,
             writing: None,
             id: self.jobs_begun,
-            turn: 0,
+            stamp: 0,
         };
         self.jobs.insert(key.clone(), job);
         self.arrange(key, 300, 3000);
@@ -92,8 +93,8 @@ impl Site {
 
     fn arrange(&mut self, key: &JobKey, from_ms: u64, to_ms: u64) {
         let Some(job) = self.jobs.get_mut(key) else { return };
-        job.turn += 1;
-        let happening = Happening::Work { key: key.clone(), id: job.id, turn: job.turn };
+        job.stamp += 1;
+        let happening = Happening::Work { key: key.clone(), id: job.id, stamp: job.stamp };
         self.after_ms(from_ms, to_ms, happening);
     }
 
@@ -105,8 +106,8 @@ impl Site {
     }
 
     /// The operation's next move, and its end if there is none.
-    pub(crate) fn work(&mut self, key: &JobKey, id: u64, turn: u64) -> Option<(NodeName, Event)> {
-        let job = self.jobs.get_mut(key).filter(|job| job.id == id && job.turn == turn)?;
+    pub(crate) fn work(&mut self, key: &JobKey, id: u64, stamp: u64) -> Option<(NodeName, Event)> {
+        let job = self.jobs.get_mut(key).filter(|job| job.id == id && job.stamp == stamp)?;
         if let Some(fault) = job.failure.take() {
             return Some(self.end(key, Err(fault)));
         }
@@ -142,7 +143,7 @@ impl Site {
         let job = &self.jobs[key];
         let (spec, machine) = (Arc::clone(&job.spec), job.machine);
         match next {
-            Move::Look | Move::Off | Move::On | Move::Netboot | Move::Boot(_) => {
+            Move::Poll | Move::Off | Move::On | Move::Netboot | Move::Boot(_) => {
                 self.ask_bmc(key, machine, next, &spec);
                 None
             }
@@ -182,8 +183,10 @@ impl Site {
         match next {
             Move::Off => self.switch(m, false),
             Move::On => {
-                // A machine that operators put in another's place is as it is, and may be switched on as the spec says.
-                // Nor can anybody tell that a spec names one machine's BMC and another one's network interfaces.
+                // A machine that operators put in another's place is as it is, and may be switched
+                // on as the spec says.
+                // Nor can anybody tell that a spec names one machine's BMC and another one's network
+                // interfaces.
                 let is_one = spec.boot.macs.contains(&self.machines[m].mac);
                 let restart = matches!(self.jobs[key].operation, Operation::Restart { .. });
                 self.machines[m].ordered = restart && is_one;
@@ -224,7 +227,8 @@ impl Site {
         }
     }
 
-    /// The login finds the machine that answers at the target's address now, if it exports with the secret.
+    /// The login finds the machine that answers at the target's address now, if it exports with the
+    /// secret.
     fn log_in(&mut self, key: &JobKey) {
         let Some(target) = self.target_of(key) else { return };
         let found = self.machines.iter().position(|machine| {
@@ -319,7 +323,7 @@ impl Site {
                 let disk_bytes = written.map_or(0, |platter| platter.disk.size);
                 Outcome::Imaged { verify, disk_bytes, root_partuuid: None, stages: Vec::new() }
             }
-            Operation::Restart { leave } => Outcome::Restarted(*leave),
+            Operation::Restart { wanted } => Outcome::Restarted(*wanted),
             Operation::SetPower(state) => Outcome::PowerSet(*state),
             Operation::NetbootFiles { served, renew } => {
                 let wanted = job.spec.image.netboot.clone().filter(|_| *renew);
@@ -337,7 +341,7 @@ impl Site {
             if let Some((m, platter)) = job.writing {
                 self.leave_disk(job.id, m, platter, outcome.is_ok());
             }
-            // What it found when it looked.
+            // The state that it found when it polled.
             if let (Ok(Outcome::Power(_)), Some(m)) = (&outcome, job.machine) {
                 let on = self.machines[m].on;
                 outcome = Ok(Outcome::Power(if on { PowerState::On } else { PowerState::Off }));
@@ -347,7 +351,8 @@ impl Site {
         (key.0.clone(), Event::Done { op: key.1, outcome })
     }
 
-    /// The writer lets go. A disk that was not written to its end is wiped, if its target still answers.
+    /// The writer lets go. A disk that was not written to its end is wiped, if its target still
+    /// answers.
     fn leave_disk(&mut self, id: u64, m: usize, platter: usize, whole: bool) {
         let reachable = self.machines[m].export.is_some() && !self.mishap(50);
         let disk = &mut self.machines[m].platters[platter];

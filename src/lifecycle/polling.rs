@@ -1,0 +1,71 @@
+//! When a node wants its BMC polled, and its place in the queue for that.
+//!
+//! Called by `settle.rs` and by the [`super::Fleet`]. What a node remembers of its polls is in
+//! `polls.rs`.
+
+use jiff::Timestamp;
+
+use crate::model::spec::BmcDriver;
+
+use super::{
+    event::{Permit, PermitPlace},
+    node::Node,
+    polls::{Class, PollPermit},
+    state::State,
+};
+
+impl Node {
+    /// Whether its BMC is to be urgent for the power state now.
+    pub(super) fn wants_poll(&self, now: Timestamp) -> bool {
+        let is_due = self.polls.next_at <= now;
+        self.observes() && (is_due || self.waits_for_preflight(now))
+    }
+
+    /// Whether an attempt could begin, were the power state known.
+    pub(super) fn waits_for_preflight(&self, now: Timestamp) -> bool {
+        self.record.state == State::Idle
+            && self.may_start()
+            && self.record.not_before.is_none_or(|at| at <= now)
+            && self.queued_since.is_none()
+    }
+
+    /// Queues the node if its BMC is to be polled, and only then.
+    pub(super) fn queue_for_poll(&mut self, now: Timestamp) {
+        let waits = self.running.is_none() && !self.unread && self.wants_poll(now);
+        let for_attempt = self.waits_for_preflight(now);
+        let permit = self.polls.permit;
+        let since = if let PollPermit::Waiting { since, .. } = permit { since } else { now };
+        self.polls.permit = if permit == PollPermit::Running && self.running.is_some() {
+            PollPermit::Running
+        } else if waits {
+            PollPermit::Waiting { since, for_attempt }
+        } else {
+            PollPermit::None
+        };
+    }
+
+    /// The permit for a poll that the node waits for, and its place in that queue.
+    pub(super) fn waits_to_poll(&self) -> Option<(Permit, PermitPlace)> {
+        let PollPermit::Waiting { since, for_attempt } = self.polls.permit else { return None };
+        let class = match (for_attempt, self.polls.misses) {
+            _ if self.polls.urgent => Class::Wanted,
+            (true, _) if self.record.attempt == 0 => Class::Wanted,
+            (true, _) => Class::Repeated,
+            (false, 0) => Class::Routine,
+            (false, _) => Class::Silent,
+        };
+        Some((self.poll_permit()?, (class as u32, since)))
+    }
+
+    /// The permit that a poll under way holds.
+    pub(super) fn holds_poll(&self) -> Option<Permit> {
+        if self.polls.permit == PollPermit::Running { self.poll_permit() } else { None }
+    }
+
+    fn poll_permit(&self) -> Option<Permit> {
+        Some(match self.bmc()?.driver {
+            BmcDriver::Ipmi => Permit::Poll,
+            BmcDriver::Ipmitool | BmcDriver::Program => Permit::ProgramPoll,
+        })
+    }
+}

@@ -1,0 +1,50 @@
+//! The end of every step: whatever the event was, the node is brought into a state in which nothing
+//! is overdue and nothing is left undone.
+//!
+//! Called by [`Node::step`] only. The passes run in this order because each relies on those before
+//! it. Settling a node twice at the same time changes nothing the second time, which the tests
+//! check after every step they take.
+
+use jiff::Timestamp;
+
+use super::{event::Action, node::Node, state::State};
+
+impl Node {
+    /// Brings the node to rest for now. Each pass keeps one invariant.
+    pub(super) fn settle(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        // No wait outlasts its deadline, and no operation its patience. (`wait.rs`)
+        self.expire(now, actions);
+        // A clean-up that can do nothing has ended, so that no node waits in it for ever.
+        self.end_empty_clean_up(now);
+        // A node is held as `RecordLost` exactly while its disk is to be written, nobody knows what
+        // is on it, and nobody has consented.
+        self.hold_lost_record(now);
+        // A machine without a BMC is never held for being on, and never waits for a poll.
+        // (`manual_power.rs`)
+        self.advance_manual_power(now);
+        // The one operation that the state needs is running, or something stands against it. Comes
+        // after every change of state.
+        self.drive(now, actions);
+        // Only a node that may start an attempt is queued for one. (`permits.rs`)
+        self.stay_queued();
+        // A node is queued for a poll exactly while one is due and no operation runs. Comes after
+        // `drive`. (`polling.rs`)
+        self.queue_for_poll(now);
+        // The record names the phase that is shown, and the history ends with it. Comes last,
+        // because everything above changes the phase. (`history.rs`)
+        self.note_phase(now);
+    }
+
+    /// A clean-up for which nothing is to be done is over when nothing runs.
+    fn end_empty_clean_up(&mut self, now: Timestamp) {
+        if self.running.is_some() || self.unread {
+            return;
+        }
+        if let State::CleaningUp { attempt, purpose } = &self.record.state
+            && attempt.as_ref().is_none_or(|attempt| attempt.ends_by_itself())
+        {
+            let purpose = *purpose;
+            self.conclude(now, purpose);
+        }
+    }
+}

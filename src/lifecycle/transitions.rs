@@ -1,0 +1,180 @@
+//! The state machine: what leads out of each state, and to which.
+//!
+//! [`next`] is the whole of it. Every change of a node's state goes through [`Node::enter`], with a
+//! [`Cause`] that another file has judged: events are judged in `callback.rs`, `attempt.rs`,
+//! `power.rs`, `hold.rs` and the others. What a state does while it lasts follows from the state
+//! alone: its operation and its boot menu (`node.rs`), its deadline (`wait.rs`), its permit
+//! (`permits.rs`). `docs/contributing/state-machine.md` is generated from this file.
+
+use crate::model::{callback::DiskRange, disk::Disk, power::PowerState};
+
+use super::state::{
+    Attempt, Hold, Purpose,
+    State::{
+        self, CleaningUp, Failed, Held, Idle, Imaging, PoweringOn, Preparing, Restarting,
+        SettingPower, Switching, WaitingCompleted, WaitingRamdisk,
+    },
+    Target,
+};
+
+/// A reason to change the state.
+#[derive(Clone, Debug)]
+pub(super) enum Cause {
+    /// The turn of the node's attempt has come (`permits.rs`).
+    AttemptGranted,
+    /// The turn of the machine's disk to be written has come (`permits.rs`).
+    ImagingGranted,
+    /// The machine may not be wiped or switched as it is (`hold.rs`).
+    ConsentMissing { redeploy: Option<String>, reason: Hold },
+    /// A machine that was held for being on was seen off, or nothing can tell any more (`hold.rs`).
+    NotSeenOn,
+    /// Somebody knows again what is on the disk, or it is not to be written (`hold.rs`).
+    DiskKnown,
+    /// The machine is to be brought into another power state than it was seen in (`power.rs`).
+    PowerWanted(PowerState),
+    /// The BMC has brought the machine into the wanted power state (`power.rs`).
+    PowerReached,
+    /// The BMC has failed to do so in all tries, or in time (`power.rs`).
+    PowerMissed,
+    /// The image is in the cache and verified (`attempt.rs`).
+    ImageVerified(Attempt),
+    /// The BMC has said once more that the machine may be wiped (`attempt.rs`).
+    PowerConfirmed,
+    /// The BMC has switched the machine on (`attempt.rs`).
+    PoweredOn,
+    /// The machine was seen booting, as an operator had it do (`manual_power.rs`).
+    SeenBooting,
+    /// The agent was gone while the machine fetched its boot files (`attempt.rs`).
+    CutOff,
+    /// The ramdisk exports its disk (`callback.rs`).
+    TargetOffered { disk: Disk, target: Target },
+    /// The disk is written and flushed (`attempt.rs`).
+    Written { verify: Vec<DiskRange>, disk_bytes: u64, root_partuuid: Option<String> },
+    /// The ramdisk was told that it may let go of its disk (`callback.rs`).
+    Released,
+    /// The ramdisk has let go of its disk (`callback.rs`, `ironic.rs`).
+    LetGo,
+    /// The BMC has restarted the machine (`attempt.rs`).
+    Restarted,
+    /// The BMC has failed to do so in all tries, or in time (`attempt.rs`).
+    NotRestarted,
+    /// A file is missing on the agent's own machine; the node's was not touched (`missing.rs`).
+    FileMissing,
+    /// The attempt failed, or the spec wants something else (`attempt.rs`).
+    Abandoned(Purpose),
+    /// Nothing of the attempt is under way any more (`attempt.rs`).
+    Ended(Purpose),
+    /// The spec was changed, or an operator says so: all attempts lie ahead (`node.rs`).
+    StartedAfresh,
+}
+
+/// A change of the record that comes with a transition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// The disk may be wiped, by this and by repeated attempts.
+    ConsentGiven,
+    /// Another attempt needs consent of its own.
+    ConsentEnds,
+    /// One more attempt was made.
+    AttemptCounts,
+    /// This attempt counts as not made.
+    AttemptUncounted,
+    /// No attempt was made yet.
+    AttemptsForgotten,
+    /// Deadline, tries and pause go on as they were. Without it they begin anew.
+    WaitGoesOn,
+}
+
+/// The state that follows, and what else changes with it. `Err` gives back both where a cause means
+/// nothing in a state.
+pub(super) fn next(
+    from: State,
+    cause: Cause,
+) -> Result<(State, &'static [Effect]), Box<(State, Cause)>> {
+    use Effect::{
+        AttemptCounts, AttemptUncounted, AttemptsForgotten, ConsentEnds, ConsentGiven, WaitGoesOn,
+    };
+    use Purpose::{GiveUp, Retry, StartOver};
+    let next: (State, &[Effect]) = match (from, cause) {
+        (Idle, Cause::AttemptGranted) => (Preparing { ready: None }, &[AttemptCounts]),
+        (Idle, Cause::PowerWanted(wanted)) => (SettingPower { wanted }, &[]),
+        (Idle | Preparing { ready: Some(_) }, Cause::ConsentMissing { redeploy, reason }) => {
+            (Held { redeploy, reason }, &[])
+        }
+        (Idle | Held { .. } | Failed, Cause::StartedAfresh) => (Idle, &[AttemptsForgotten]),
+
+        (Held { reason: Hold::PoweredOn, .. }, Cause::NotSeenOn) => (Idle, &[]),
+        (Held { reason: Hold::RecordLost, .. }, Cause::DiskKnown) => (Idle, &[]),
+
+        (SettingPower { .. }, Cause::PowerReached | Cause::PowerMissed) => (Idle, &[ConsentEnds]),
+        (SettingPower { .. } | Preparing { .. }, Cause::Abandoned(purpose)) => {
+            (CleaningUp { attempt: None, purpose }, &[])
+        }
+
+        (Preparing { .. }, Cause::FileMissing) => (Idle, &[AttemptUncounted]),
+        (Preparing { ready: None }, Cause::ImageVerified(attempt))
+            if attempt.power_control().waits_for_operator() =>
+        {
+            (PoweringOn { attempt }, &[ConsentGiven])
+        }
+        (Preparing { ready: None }, Cause::ImageVerified(attempt)) => {
+            (Preparing { ready: Some(attempt) }, &[WaitGoesOn])
+        }
+        (Preparing { ready: Some(attempt) }, Cause::PowerConfirmed) => {
+            (PoweringOn { attempt }, &[ConsentGiven])
+        }
+
+        (PoweringOn { attempt }, Cause::PoweredOn | Cause::SeenBooting) => {
+            (WaitingRamdisk { attempt }, &[])
+        }
+        (WaitingRamdisk { attempt }, Cause::CutOff) => (PoweringOn { attempt }, &[WaitGoesOn]),
+        (
+            PoweringOn { attempt } | WaitingRamdisk { attempt },
+            Cause::TargetOffered { disk, target },
+        ) => (Imaging { attempt, disk, target, granted: false }, &[]),
+
+        (Imaging { attempt, disk, target, granted: false }, Cause::ImagingGranted) => {
+            (Imaging { attempt, disk, target, granted: true }, &[])
+        }
+        (
+            Imaging { mut attempt, disk, granted: true, .. },
+            Cause::Written { verify, disk_bytes, root_partuuid },
+        ) => {
+            attempt.verify = verify;
+            attempt.image.root_partuuid = root_partuuid;
+            (Switching { attempt, disk: Disk { size: disk_bytes, ..disk } }, &[])
+        }
+
+        (Switching { attempt, disk }, Cause::Released) => (WaitingCompleted { attempt, disk }, &[]),
+        (Switching { attempt, .. } | WaitingCompleted { attempt, .. }, Cause::LetGo)
+            if attempt.power_control().restarts_itself() =>
+        {
+            (Idle, &[ConsentEnds])
+        }
+        (Switching { attempt, disk } | WaitingCompleted { attempt, disk }, Cause::LetGo) => {
+            (Restarting { attempt, disk }, &[])
+        }
+        (Restarting { .. }, Cause::Restarted | Cause::NotRestarted) => (Idle, &[ConsentEnds]),
+
+        (
+            PoweringOn { attempt }
+            | WaitingRamdisk { attempt }
+            | Imaging { attempt, .. }
+            | Switching { attempt, .. }
+            | WaitingCompleted { attempt, .. }
+            | Restarting { attempt, .. },
+            Cause::Abandoned(purpose),
+        ) => (CleaningUp { attempt: Some(attempt), purpose }, &[]),
+        (CleaningUp { attempt, .. }, Cause::Abandoned(purpose)) => {
+            (CleaningUp { attempt, purpose }, &[WaitGoesOn])
+        }
+
+        // From `Idle` where not even an attempt could be begun.
+        (Idle | CleaningUp { .. }, Cause::Ended(Retry)) => (Idle, &[]),
+        (Idle | CleaningUp { .. }, Cause::Ended(GiveUp)) => (Failed, &[ConsentEnds]),
+        (CleaningUp { .. }, Cause::Ended(StartOver)) => (Idle, &[ConsentEnds, AttemptsForgotten]),
+
+        (from, cause) => return Err(Box::new((from, cause))),
+    };
+    Ok(next)
+}
