@@ -21,12 +21,12 @@ pub mod progress;
 mod regular_file;
 
 pub mod admin;
+pub mod bmc;
 pub mod callback;
 pub mod config;
 pub mod drive;
 pub mod image;
 pub mod imaging;
-pub mod ipmi;
 pub mod iscsi;
 pub mod lifecycle;
 pub mod netboot;

@@ -1,5 +1,5 @@
-//! What the host names of BMCs resolve to: two specs whose BMC is one, by address and by name, claim
-//! one machine.
+//! Addresses behind the host names of BMCs: two specs whose BMC is one, by address and by name,
+//! claim one machine.
 //!
 //! The reading of the spec directory has names resolved, the driver asks for clashes, and every
 //! operation that leads to a power command asks once more before. Lookups have a time limit and run
@@ -23,14 +23,14 @@ use crate::model::{
     fault::{Fault, Step},
     ids::NodeName,
     problem::Problem,
-    spec::{BmcAddress, NodeSpec},
+    spec::{BmcAddress, HostPort, NodeSpec},
 };
 
 /// How long a lookup may take.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
 /// How long a scan waits for names it has not met before.
 const SCAN_LIMIT: Duration = Duration::from_secs(2);
-/// How long what a name resolves to is believed.
+/// How long a resolved name is good.
 const LIFE: Duration = Duration::from_secs(60);
 /// How long a name is remembered that no spec of the last scan has.
 const MEMORY: Duration = Duration::from_secs(3600);
@@ -41,17 +41,17 @@ const LOOKUPS_MAX: usize = 16;
 #[derive(Clone, Debug)]
 pub(super) struct BmcNames {
     book: Arc<Mutex<Book>>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
 struct Book {
-    /// What each host name resolves to.
+    /// The addresses of each host name.
     hosts: BTreeMap<String, Resolved>,
-    /// The nodes of the specs in force, and where their BMCs are.
-    nodes: Vec<(NodeName, BmcAddress)>,
+    /// The nodes of the effective specs, and where their BMCs are.
+    nodes: Vec<(NodeName, HostPort)>,
     /// The BMCs of machines that are installed, or may be.
-    installed: BTreeSet<BmcAddress>,
+    installed: BTreeSet<HostPort>,
 }
 
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ struct Resolved {
 
 impl Default for BmcNames {
     fn default() -> Self {
-        Self { book: Arc::default(), places: Arc::new(Semaphore::new(LOOKUPS_MAX)) }
+        Self { book: Arc::default(), permits: Arc::new(Semaphore::new(LOOKUPS_MAX)) }
     }
 }
 
@@ -89,31 +89,32 @@ impl BmcNames {
         }
         if !old.is_empty() {
             let names = self.clone();
-            tokio::spawn(async move { names.look_up(old).await });
+            tokio::spawn(async move { names.resolve_all(old).await });
         }
         if !new.is_empty() {
             let names = self.clone();
-            let looking = tokio::spawn(async move { names.look_up(new).await });
+            let lookup = tokio::spawn(async move { names.resolve_all(new).await });
             // It goes on beside, should it take longer.
-            drop(timeout(SCAN_LIMIT, looking).await);
+            drop(timeout(SCAN_LIMIT, lookup).await);
         }
     }
 
-    /// Where the BMCs are of machines that are installed, or may be. If any of them or of the specs is a name, all are resolved from now on.
+    /// Notes the BMCs of machines that are installed, or may be. If any of them or of the specs has
+    /// a host name, all are resolved from now on.
     pub(super) fn note_installed<'a>(
         &self,
         installed: impl Iterator<Item = &'a BmcAddress>,
         mut specs: impl Iterator<Item = &'a NodeSpec>,
     ) {
-        let installed: BTreeSet<&BmcAddress> = installed.collect();
+        let installed: BTreeSet<&HostPort> = installed.filter_map(BmcAddress::host).collect();
         let any_name = installed.iter().any(|address| is_name(address))
             || specs.any(|spec| host_name(spec).is_some());
         self.book().installed =
             if any_name { installed.into_iter().cloned().collect() } else { BTreeSet::new() };
     }
 
-    /// The nodes whose BMC is that of a machine that is installed, or may be, in other words: their machine may be that one, although
-    /// no name of it is the same.
+    /// Finds the nodes whose BMC is, under another spelling, that of a machine that is installed or
+    /// may be. Their machine may be that one, although no name of it is the same.
     pub(super) fn aliased<'a>(
         &self,
         specs: impl Iterator<Item = &'a NodeSpec>,
@@ -123,33 +124,32 @@ impl BmcNames {
         for address in &book.installed {
             installed.extend(book.resolved(address).into_iter().map(|ip| (ip, address.port)));
         }
-        let is_alias = |address: &BmcAddress| {
+        let is_alias = |address: &HostPort| {
             !book.installed.contains(address)
                 && book
                     .resolved(address)
                     .into_iter()
                     .any(|ip| installed.contains(&(ip, address.port)))
         };
-        let aliased = specs.filter(|spec| spec.bmc_address().is_some_and(is_alias));
+        let aliased = specs.filter(|spec| bmc_host(spec).is_some_and(is_alias));
         aliased.map(|spec| spec.name.clone()).collect()
     }
 
     /// The nodes that share a BMC under different spellings, each with a problem that names the
-    /// others. From now on these are the specs in force.
+    /// others. From now on these are the effective specs.
     pub(super) fn clashes<'a>(
         &self,
         shown_as: &str,
         specs: impl Iterator<Item = &'a NodeSpec>,
     ) -> BTreeMap<NodeName, Vec<Problem>> {
         let mut book = self.book();
-        book.nodes = specs
-            .filter_map(|spec| Some((spec.name.clone(), spec.bmc_address()?.clone())))
-            .collect();
+        book.nodes =
+            specs.filter_map(|spec| Some((spec.name.clone(), bmc_host(spec)?.clone()))).collect();
         let mut found: BTreeMap<NodeName, Vec<Problem>> = BTreeMap::new();
         if !book.nodes.iter().any(|(_, address)| is_name(address)) {
             return found;
         }
-        let mut at: BTreeMap<(IpAddr, u16), Vec<&(NodeName, BmcAddress)>> = BTreeMap::new();
+        let mut at: BTreeMap<(IpAddr, u16), Vec<&(NodeName, HostPort)>> = BTreeMap::new();
         for node in &book.nodes {
             for ip in book.resolved(&node.1) {
                 at.entry((ip, node.1.port)).or_default().push(node);
@@ -185,7 +185,7 @@ impl BmcNames {
 
     /// Resolves the spec's BMC now, and compares it with every other node's.
     pub(super) async fn check(&self, step: Step, spec: &NodeSpec) -> Result<(), Fault> {
-        let Some(address) = spec.bmc_address() else { return Ok(()) };
+        let Some(address) = bmc_host(spec) else { return Ok(()) };
         let unknown: Vec<String> = {
             let book = self.book();
             let names = book.nodes.iter().filter(|(_, address)| is_name(address));
@@ -194,7 +194,7 @@ impl BmcNames {
             missing.chain(is_name(address).then(|| address.host.clone())).collect()
         };
         if !unknown.is_empty() {
-            self.look_up(unknown.into_iter().collect::<BTreeSet<_>>()).await;
+            self.resolve_all(unknown.into_iter().collect::<BTreeSet<_>>()).await;
         }
         let book = self.book();
         let own = book.resolved(address);
@@ -214,14 +214,14 @@ impl BmcNames {
         Ok(())
     }
 
-    /// Looks these up, at most so many at once, and writes down what they resolve to.
-    async fn look_up(&self, hosts: impl IntoIterator<Item = String>) {
+    /// Resolves these names, at most [`LOOKUPS_MAX`] at once.
+    async fn resolve_all(&self, hosts: impl IntoIterator<Item = String>) {
         let mut lookups = JoinSet::new();
         for host in hosts {
             let names = self.clone();
             lookups.spawn(async move {
                 // It is never closed.
-                let _place = names.places.acquire().await;
+                let _permit = names.permits.acquire().await;
                 let addresses = match timeout(LOOKUP_LIMIT, lookup_host((&*host, 0))).await {
                     Ok(Ok(found)) => found.map(|address| address.ip().to_canonical()).collect(),
                     _ => BTreeSet::new(),
@@ -240,7 +240,7 @@ impl BmcNames {
 
 impl Book {
     /// The addresses of a BMC, as far as they are known.
-    fn resolved(&self, address: &BmcAddress) -> BTreeSet<IpAddr> {
+    fn resolved(&self, address: &HostPort) -> BTreeSet<IpAddr> {
         match address.host.parse::<IpAddr>() {
             Ok(ip) => BTreeSet::from([ip.to_canonical()]),
             Err(_) => self
@@ -252,12 +252,18 @@ impl Book {
     }
 }
 
-fn is_name(address: &BmcAddress) -> bool {
+/// The host of a node's BMC. A program's device has none: its address is compared as text, by the
+/// specs' own clash.
+fn bmc_host(spec: &NodeSpec) -> Option<&HostPort> {
+    spec.bmc_address().and_then(BmcAddress::host)
+}
+
+fn is_name(address: &HostPort) -> bool {
     address.host.parse::<IpAddr>().is_err()
 }
 
 fn host_name(spec: &NodeSpec) -> Option<&str> {
-    spec.bmc_address().filter(|address| is_name(address)).map(|address| address.host.as_str())
+    bmc_host(spec).filter(|address| is_name(address)).map(|address| address.host.as_str())
 }
 
 #[cfg(test)]

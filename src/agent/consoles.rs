@@ -1,7 +1,8 @@
-//! What machines print while they are installed, by `bmc.console`: recorded in memory as long as an attempt lasts, and kept beside the
-//! status file if it fails.
+//! Recordings of serial consoles (`bmc.console`): in memory as long as an attempt lasts, and kept
+//! beside the status file if it fails.
 //!
-//! Owned by the adapters. It follows where nodes stand and decides nothing: an attempt must never fail, wait or change because of its console.
+//! Owned by the adapters. It follows where nodes stand and decides nothing: an attempt must never
+//! fail, wait or change because of its console.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use crate::{
-    ipmi::Heard,
+    bmc::ConsoleEvent,
     lifecycle::{Attempt, Node},
     model::{
         fault::Step,
@@ -26,12 +27,17 @@ use crate::{
     status_file::{CONSOLE_BYTES_MAX, ConsoleLog},
 };
 
-use super::{driver::now, effects::Report, publish::Publisher, work::Operations};
+use super::{
+    clock::now,
+    publish::Publisher,
+    work::{Operations, Report},
+};
 
-/// How long opening a console may keep a power command waiting, and the part of `timeouts.power` that it may be at most.
+/// How long opening a console may keep a power command waiting, and the part of `timeouts.power`
+/// that it may be at most.
 const OPEN_TIME_MAX: Duration = Duration::from_secs(10);
 const OPEN_TIME_PART: u32 = 4;
-/// Stands where the machine may have printed something that was not heard.
+/// Stands where the machine may have printed something that was not received.
 const GAP: &[u8] = b"\n# something may be missing here\n";
 
 /// The attempts under way.
@@ -52,19 +58,20 @@ struct Followed {
 struct Recording {
     attempt: u32,
     from: Timestamp,
-    tape: Arc<Mutex<Tape>>,
+    buffer: Arc<Mutex<RingBuffer>>,
     _stop: oneshot::Sender<()>,
 }
 
-/// The last of what was heard.
+/// The last of what was received.
 #[derive(Debug, Default)]
-struct Tape {
+struct RingBuffer {
     said: VecDeque<u8>,
     trouble: Option<String>,
 }
 
 impl Consoles {
-    /// Begins and ends recordings as the node's attempts do. `agent` is held by whatever still listens.
+    /// Begins and ends recordings as the node's attempts do. `agent` is held by whatever still
+    /// listens.
     pub(super) fn follow(
         &mut self,
         node: &Node,
@@ -92,7 +99,7 @@ impl Consoles {
         }
     }
 
-    /// The node is gone, and so will be what was kept of it.
+    /// Forgets a node that is gone, and its recording.
     pub(super) fn forget(&mut self, name: &NodeName) {
         self.attempts.remove(name);
     }
@@ -115,46 +122,46 @@ impl Recording {
         operations: &Arc<Operations>,
         agent: &mpsc::Sender<Report>,
     ) -> Self {
-        let tape = Arc::<Mutex<Tape>>::default();
+        let buffer = Arc::<Mutex<RingBuffer>>::default();
         let (stop, stopped) = oneshot::channel();
         let (listener, operations, agent) =
-            (Arc::clone(&tape), Arc::clone(operations), agent.clone());
+            (Arc::clone(&buffer), Arc::clone(operations), agent.clone());
         tokio::spawn(async move {
             // An agent that stops waits until the console's session is closed.
             let _agent = agent;
             let node = &spec.name;
             let bmc = match operations.bmcs.client(Step::PowerOn, &spec) {
                 Ok(bmc) => bmc,
-                Err(fault) => return lock(&listener).suffer(node, fault.message),
+                Err(fault) => return lock(&listener).on_failure(node, fault.message),
             };
             let limit = OPEN_TIME_MAX.min(spec.timeouts.power / OPEN_TIME_PART);
-            let tell = |heard: Heard<'_>| match heard {
-                Heard::Begun => info!(%node, "its console is recorded"),
-                Heard::Text(text) => lock(&listener).hear(text),
-                Heard::Gap => lock(&listener).hear(GAP),
-                Heard::Trouble(error) => lock(&listener).suffer(node, error.to_string()),
+            let mut take = |event: ConsoleEvent<'_>| match event {
+                ConsoleEvent::Opened => info!(%node, "its console is recorded"),
+                ConsoleEvent::Text(text) => lock(&listener).append(text),
+                ConsoleEvent::Gap => lock(&listener).append(GAP),
+                ConsoleEvent::Trouble(error) => lock(&listener).on_failure(node, error.to_string()),
             };
-            bmc.console(limit, tell, async { drop(stopped.await) }).await;
+            bmc.console(limit, &mut take, Box::pin(async { drop(stopped.await) })).await;
         });
-        Self { attempt, from: now(), tape, _stop: stop }
+        Self { attempt, from: now(), buffer, _stop: stop }
     }
 
     fn end(self, node: &NodeName, key: AttemptKey) -> ConsoleLog {
-        let Tape { said, trouble } = std::mem::take(&mut *lock(&self.tape));
+        let RingBuffer { said, trouble } = std::mem::take(&mut *lock(&self.buffer));
         let (attempt, from, to, said) = (self.attempt, self.from, now(), said.into());
         ConsoleLog { node: node.clone(), attempt, from, to, said, trouble, key }
     }
 }
 
-impl Tape {
-    fn hear(&mut self, text: &[u8]) {
+impl RingBuffer {
+    fn append(&mut self, text: &[u8]) {
         self.said.extend(text);
         let surplus = self.said.len().saturating_sub(CONSOLE_BYTES_MAX);
         self.said.drain(..surplus);
     }
 
-    /// It is told once.
-    fn suffer(&mut self, node: &NodeName, error: String) {
+    /// Logged once.
+    fn on_failure(&mut self, node: &NodeName, error: String) {
         if self.trouble.is_none() {
             warn!(%node, error, "its console cannot be read, or not all the time");
         }
@@ -162,8 +169,8 @@ impl Tape {
     }
 }
 
-fn lock(tape: &Mutex<Tape>) -> MutexGuard<'_, Tape> {
-    tape.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(buffer: &Mutex<RingBuffer>) -> MutexGuard<'_, RingBuffer> {
+    buffer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -171,12 +178,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tape_keeps_the_last_64_kib() {
-        let mut tape = Tape::default();
+    fn a_console_keeps_the_last_64_kib() {
+        let mut buffer = RingBuffer::default();
         for number in 0..200_000_u32 {
-            tape.hear(&number.to_be_bytes());
+            buffer.append(&number.to_be_bytes());
         }
-        let kept: Vec<u8> = tape.said.into();
+        let kept: Vec<u8> = buffer.said.into();
         assert_eq!(kept.len(), 64 << 10);
         assert!(kept.ends_with(&199_999_u32.to_be_bytes()));
         assert_eq!(kept.first_chunk(), Some(&(200_000_u32 - (16 << 10)).to_be_bytes()));

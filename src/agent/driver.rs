@@ -7,7 +7,7 @@
 
 use std::{collections::VecDeque, future::Future, iter, path::Path, time::Duration};
 
-use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
+use jiff::Timestamp;
 use tokio::{
     sync::mpsc,
     task::yield_now,
@@ -23,7 +23,7 @@ use crate::{
     spec_dir::{ReadError, Snapshot, clashes},
 };
 
-use super::effects::{Adapters, Report};
+use super::{clock::now, effects::Adapters, work::Report};
 
 /// How soon a record that could not be written is tried again.
 const RECORD_RETRY: Duration = Duration::from_secs(1);
@@ -167,11 +167,4 @@ impl Driver {
             warn!("some operations did not stop in time");
         }
     }
-}
-
-/// The time as people read it in a status file: to the millisecond.
-pub(super) fn now() -> Timestamp {
-    let now = Timestamp::now();
-    now.round(TimestampRound::new().smallest(Unit::Millisecond).mode(RoundMode::Trunc))
-        .unwrap_or(now)
 }

@@ -17,7 +17,7 @@ use crate::{
     model::{
         admin::{BmcCommand, NicBoot},
         callback::Reply,
-        fault::{Fault, Step},
+        fault::{CANCELLED, Fault, Step},
         ids::{Digest, MacAddr, NodeName, OpId},
         spec::NodeSpec,
         status::{Phase, Progress, Status},
@@ -33,14 +33,11 @@ use super::{
     faults,
     menu::MenuWriter,
     publish::Publisher,
-    work::{Operations, cancel_signal},
+    work::{Operations, Report, cancel_signal},
 };
 
 /// How often a running operation's progress is looked at.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
-
-/// A message of a node's operation to the driver.
-pub(super) type Report = (NodeName, Event);
 
 #[derive(Debug)]
 pub(super) struct Adapters {
@@ -325,7 +322,7 @@ fn tell_failure(node: &NodeName, fault: &Fault) {
 
 /// Whether the operation was told to stop: that it did not succeed then is no news.
 fn is_called_off(fault: &Fault) -> bool {
-    [faults::CANCELLED, faults::POLL_CUT].contains(&fault.code.as_ref())
+    [CANCELLED, faults::POLL_CUT].contains(&fault.code.as_ref())
 }
 
 /// Waits for the work, passing on its progress now and then. A panic in it is a fault like any

@@ -12,7 +12,7 @@ use crate::{
     imaging::{self, Geometry, ImageFile, ImagingOrder, Layout, LeastRate, Written},
     lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
-        fault::{Fault, Step},
+        fault::{CANCELLED, Fault, OTHER_MACHINE, Step},
         ids::Digest,
         secret::AttemptKey,
         size::show_bytes,
@@ -51,7 +51,7 @@ impl Operations {
             None => None,
         };
         let digest = self.library.digest(&spec.image, &watch).await;
-        let digest = digest.map_err(|error| faults::of_image(&error))?;
+        let digest = digest.map_err(|error| Fault::of(Step::Image, &error))?;
         let mut decayed = Vec::new();
         let Needs { disk_bytes, root_uuid } = loop {
             let source = self.source(spec, &digest, &decayed, &watch).await?;
@@ -84,7 +84,7 @@ impl Operations {
         }
         let entry = self.library.get(&spec.image, digest, watch).await;
         let entry = entry.map_err(|error| {
-            let fault = faults::of_image(&error);
+            let fault = Fault::of(Step::Image, &error);
             match decayed.last() {
                 Some(Fault { message, .. }) => {
                     let message = format!("{message}; fetching it again: {}", fault.message);
@@ -108,8 +108,8 @@ impl Operations {
         let library = self.library.clone();
         let discarding = tokio::task::spawn_blocking(move || library.discard(&entry));
         let discarded = discarding.await.map_err(|error| faults::internal(&error))?;
-        discarded.map_err(|error| faults::of_image(&error))?;
-        if fault.code == faults::CANCELLED { Err(fault) } else { Ok(fault) }
+        discarded.map_err(|error| Fault::of(Step::Image, &error))?;
+        if fault.code == CANCELLED { Err(fault) } else { Ok(fault) }
     }
 
     /// Writes the image to the disk. If it turns out to have decayed in the cache, the operation
@@ -170,7 +170,7 @@ impl Operations {
         let written = disk
             .write(&order, meter, cancel)
             .await
-            .map_err(|error| faults::of_imaging(Step::Imaging, &error))?;
+            .map_err(|error| Fault::of(Step::Imaging, &error))?;
         let Written { bytes, writing, verifying, .. } = written;
         info!(node = %spec.name, bytes, ?writing, ?verifying, "image written");
         let stages = meter.durations();
@@ -197,7 +197,7 @@ fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> 
         DiskSize::Exactly(wanted) if bytes != wanted => {
             let wanted_shown = show_bytes(wanted);
             let message = format!("{has}, the one asked for has {wanted_shown} ({wanted} bytes)");
-            Err(Fault::passing(Step::Imaging, "WrongDisk", message, faults::OTHER_MACHINE))
+            Err(Fault::passing(Step::Imaging, "WrongDisk", message, OTHER_MACHINE))
         }
         DiskSize::AtLeast(needed) if bytes < needed => Err(Fault::lasting(
             Step::Imaging,

@@ -59,13 +59,12 @@ pub(super) struct Needs {
 
 /// Whether the image can be installed as the spec wants it, and what that takes.
 pub(super) fn needs(spec: &NodeSpec, source: &Source) -> Result<Needs, Fault> {
-    let of_drive = |error: DriveError| faults::of_drive(&error);
+    let of_drive = |error: DriveError| Fault::of(Step::Image, &error);
     drive(spec, USUAL_BLOCK_BYTES).map_err(of_drive)?;
     let ImageKind::Partition(partitions) = &spec.image.kind else {
         drive::check_disk(&source.entry.file).map_err(of_drive)?;
         let disk_bytes = whole_disk_needs(&source.image, spec.config_drive.is_some());
-        let disk_bytes =
-            disk_bytes.map_err(|error| Fault { step: Step::Image, ..faults::of_layout(&error) })?;
+        let disk_bytes = disk_bytes.map_err(|error| Fault::of(Step::Image, &error))?;
         return Ok(Needs { disk_bytes, root_uuid: None });
     };
     let found = drive::probe(&source.entry.file).map_err(of_drive)?;
@@ -91,7 +90,7 @@ pub(super) async fn layout(
             let file = drive::ephemeral(*bytes, source.scratch()).await;
             Some(
                 file.and_then(|file| made(file, source.scratch()))
-                    .map_err(|error| faults::of_drive(&error))?,
+                    .map_err(|error| Fault::of(Step::Image, &error))?,
             )
         }
         _ => None,
@@ -108,7 +107,7 @@ fn lay_out(
     disk: Geometry,
     ephemeral: Option<ImageFile>,
 ) -> Result<Layout, Fault> {
-    let of_drive = |error: DriveError| faults::of_drive(&error);
+    let of_drive = |error: DriveError| Fault::of(Step::Image, &error);
     let config_drive = drive(spec, disk.block_bytes).map_err(of_drive)?;
     let mut ids = random_ids()?;
     let layout = match &spec.image.kind {
@@ -120,7 +119,7 @@ fn lay_out(
             partitioned(&source.image, disk, partitions, parts, &mut ids)
         }
     };
-    layout.map_err(|error: LayoutError| faults::of_layout(&error))
+    layout.map_err(|error: LayoutError| Fault::of(Step::Imaging, &error))
 }
 
 fn drive(spec: &NodeSpec, block_bytes: u32) -> Result<Option<Bytes>, DriveError> {
@@ -150,7 +149,8 @@ fn esp(spec: &NodeSpec, source: &Source, block_bytes: u32) -> Result<Option<Cont
         (false, Firmware::Uefi) => {
             let made = drive::esp(&source.entry.file, block_bytes)
                 .and_then(|esp| spool(&esp, source.scratch()));
-            made.map(|file| Some(Content::of_file(file))).map_err(|error| faults::of_drive(&error))
+            made.map(|file| Some(Content::of_file(file)))
+                .map_err(|error| Fault::of(Step::Image, &error))
         }
     }
 }

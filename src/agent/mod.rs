@@ -19,6 +19,7 @@
 mod bmc_commands;
 mod bmc_names;
 mod boot_files;
+mod clock;
 mod consoles;
 mod driver;
 mod effects;

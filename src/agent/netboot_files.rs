@@ -21,7 +21,7 @@ use crate::{
     progress::{Cancel, Meter, Watch},
 };
 
-use super::{effects::Report, faults, work::Operations};
+use super::work::{Operations, Report};
 
 impl Operations {
     /// Sees that what the machine is served is in the cache, and what its spec wants.
@@ -117,7 +117,7 @@ fn of_file(key: &str, path: &str, error: &ImageError) -> Fault {
             "put it under images.dir or images.allowed_dirs, readable for hostler's user",
         ),
         error => {
-            let fault = faults::of_image(error);
+            let fault = Fault::of(Step::Image, error);
             return Fault { message: format!("{key} {path}: {}", fault.message), ..fault };
         }
     };

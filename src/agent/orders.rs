@@ -1,8 +1,11 @@
-//! What an operator asks: an order's meaning for each node, and what it led to, in a sentence; what a network interface is served.
+//! Operators' requests: an order's meaning for each node and its outcome in a sentence, BMC
+//! commands, boot menus.
 //!
-//! Called by the driver, between two events. What an order does is for the core to decide: a node that waits for it is brought the event,
-//! any other is left alone. Every order is logged with its giver, because it may be consent to wipe a disk. Nothing here may change a node
-//! but by an event.
+//! Called by the driver, between two events. What an order does is for the core to decide: a node
+//! that waits for it is brought the event, any other is left alone. Every order is logged with its
+//! giver, because it may be consent to wipe a disk. Nothing here may change a node but by an event.
+
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -11,16 +14,16 @@ use crate::{
     admin::{AdminRequest, Peer, Wish},
     lifecycle::{Event, Hold, Node},
     model::{
-        admin::{Answer, Order, Selection},
+        admin::{Answer, BmcCommand, Order, Selection},
         consent,
         ids::NodeName,
         power::PowerState,
-        spec::Goal,
+        spec::{Goal, NodeSpec},
         status::Phase,
     },
 };
 
-use super::driver::{Driver, now};
+use super::{bmc_commands::Done, clock::now, driver::Driver};
 
 impl Driver {
     /// Answers a question, or starts what will.
@@ -36,7 +39,8 @@ impl Driver {
         }
     }
 
-    /// Ends what a lost or damaged file left in doubt about machines that are named for the first time.
+    /// Ends what a lost or damaged file left in doubt about machines that are named for the first
+    /// time.
     fn approve_new_machines(
         &mut self,
         Peer { uid, pid }: Peer,
@@ -55,7 +59,7 @@ impl Driver {
         drop(reply.send(changed));
     }
 
-    /// Carries out an order, unless its giver has been told that nobody did.
+    /// Performs an order, unless its giver has been answered that nobody did.
     fn obey(
         &mut self,
         order: &Order,
@@ -83,8 +87,8 @@ impl Driver {
         drop(reply.send(answers));
     }
 
-    /// The nodes that an order for all is for. Consent for all is for those that were held because they are many; a machine that is
-    /// somebody's, or may be installed, has to be named.
+    /// The nodes that an order for all is for. Consent for all is for those that were held because
+    /// they are many; a machine that is somebody's, or may be installed, has to be named.
     fn waiting_for(&self, order: &Order) -> Vec<NodeName> {
         let fleet = self.executor.fleet();
         let waits = |node: &Node| match order {
@@ -93,6 +97,35 @@ impl Driver {
         };
         let waits = |name: &NodeName| fleet.node(name).is_some_and(waits);
         fleet.names().into_iter().filter(waits).collect()
+    }
+
+    /// Starts an operator's BMC command, unless the node's state forbids it. The answer comes when
+    /// it is done.
+    fn use_bmc(
+        &self,
+        name: &NodeName,
+        command: BmcCommand,
+        Peer { uid, pid }: Peer,
+        reply: oneshot::Sender<Done>,
+    ) {
+        let command_name = command.name();
+        let admitted = self
+            .executor
+            .fleet()
+            .node(name)
+            .ok_or_else(|| "no such node; `hostler status` lists those that there are".to_owned())
+            .and_then(|node| admit(node, command));
+        match admitted {
+            Ok(spec) => {
+                info!(node = %name, uid, pid, command = command_name, "operator uses a bmc");
+                self.adapters.start_bmc_command(spec, command, reply);
+            }
+            Err(why) => {
+                info!(node = %name, uid, pid, command = command_name, why, "an operator may not use a bmc");
+                // An operator who went away finds it in the log.
+                drop(reply.send(Err(format!("{name}: {why}"))));
+            }
+        }
     }
 
     fn obey_for(&mut self, order: &Order, name: NodeName) -> Answer {
@@ -127,7 +160,32 @@ impl Driver {
     }
 }
 
-/// The order that leads to something at a node that is so, if one does.
+/// Returns the spec to perform the command by, or why it is refused.
+fn admit(node: &Node, command: BmcCommand) -> Result<Arc<NodeSpec>, String> {
+    let phase = node.phase().as_str();
+    let spec = node.spec().ok_or("has had no valid spec yet, which would say where its BMC is")?;
+    if spec.bmc.is_none() {
+        return Err("has no BMC (bmc.driver = \"none\"); press its power button".to_owned());
+    }
+    if command.changes_nothing() {
+        return Ok(Arc::clone(spec));
+    }
+    if !node.is_at_rest() {
+        return Err(format!("is {phase}; hostler switches it itself until that is over"));
+    }
+    if node.phase() == Phase::Invalid {
+        return Err(format!("is {phase}; whose machine it is must be settled first"));
+    }
+    if command.switches_off() && node.is_wiped_when_off() {
+        return Err(format!(
+            "is {phase}, and hostler would WIPE and install it as soon as it is off; `hostler approve` is the order to WIPE it, and \
+             state = \"available\" in its spec keeps its disk"
+        ));
+    }
+    Ok(Arc::clone(spec))
+}
+
+/// The order that leads to something at this node, if one does.
 fn other_order(node: &Node) -> Option<String> {
     let keep_off = node.spec().is_some_and(|spec| spec.goal == Goal::Available);
     match node.phase() {
@@ -138,7 +196,7 @@ fn other_order(node: &Node) -> Option<String> {
     }
 }
 
-/// What the order leads to at a node that is so; `None` if to nothing.
+/// The outcome of an order at this node; `None` if it leads to nothing.
 fn outcome(order: &Order, node: &Node) -> Option<String> {
     let keep_off = node.spec().is_some_and(|spec| spec.goal == Goal::Available);
     match (order, node.phase()) {

@@ -1,7 +1,7 @@
-//! What the core wants of a machine's power and boot device, and the client of each node's BMC.
+//! Power and boot device as the core wants them, and the client of each node's BMC.
 //!
-//! Called by the operations. It must never switch a machine on before its boot device is set, nor hold two clients for one node: a
-//! client paces the calls to its BMC.
+//! Called by the operations. It must never switch a machine on before its boot device is set, nor
+//! hold two clients for one node: a client paces the calls to its BMC.
 
 use std::{
     collections::BTreeMap,
@@ -15,8 +15,8 @@ use tokio::{sync::Semaphore, time::Instant};
 use zeroize::Zeroizing;
 
 use crate::{
+    bmc::{self, Bmc, BmcError, BmcSecrets, Trusted},
     config::Config,
-    ipmi::{Bmc, BmcConfig, IpmiError},
     lifecycle::POLL_LIMIT,
     model::{
         bmc_key::BmcKey,
@@ -24,7 +24,7 @@ use crate::{
         ids::NodeName,
         power::{BootDevice, BootPersistence, PowerState},
         secret::Secret,
-        spec::{self, NodeSpec, Password},
+        spec::{self, BmcDriver, NodeSpec, Password},
         system_guid::SystemGuid,
     },
     progress::{Cancel, stopped},
@@ -33,7 +33,8 @@ use crate::{
 
 use super::{faults, refusals::Refusals, work::cancel_signal};
 
-/// BMCs that operators use at once: each keeps a place at the admin socket, of which there are some more.
+/// BMCs that operators use at once: each holds a connection to the admin socket, which takes some
+/// more.
 const BMC_COMMANDS_MAX: usize = 16;
 
 /// The first line of a password file has fewer bytes.
@@ -41,15 +42,16 @@ const PASSWORD_FILE_BYTES_MAX: u64 = 4096;
 /// Longest password (IPMI 2.0 §22.30).
 const PASSWORD_BYTES_MAX: usize = 20;
 
-/// Whose it is to have a node's BMC do something, first come, first served. What takes several calls is not mixed with what somebody else
-/// wants meanwhile: a machine that an operator switches on is not seen off before, and taken for nobody's.
+/// Serializes the use of a node's BMC, first in, first out. A multi-step operation (off, set boot
+/// device, on) holds the lock throughout, so that a poll never mistakes a machine in mid-restart
+/// for an unclaimed one that is off.
 type BmcLock = Arc<tokio::sync::Mutex<()>>;
 
 /// Every node's BMC.
 #[derive(Debug)]
 pub(super) struct Bmcs {
     secrets: PathBuf,
-    /// What the service manager gave, if it did.
+    /// The directory of the service manager's credentials, if it gave one.
     credentials: Option<PathBuf>,
     spacing: Duration,
     pub(super) bmc_commands: Semaphore,
@@ -58,19 +60,13 @@ pub(super) struct Bmcs {
     known: Mutex<BTreeMap<NodeName, KnownBmc>>,
 }
 
-/// A node's client, kept because it remembers the cipher suite and paces the calls, with what it was made from.
+/// A node's client and its configuration. It is kept because it remembers the cipher suite and
+/// keeps the pause between two calls.
 #[derive(Debug)]
 struct KnownBmc {
     spec: spec::Bmc,
-    secrets: Secrets,
-    client: Arc<Bmc>,
-}
-
-/// What a BMC is asked with, read from files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Secrets {
-    pub(super) password: Secret,
-    pub(super) kg: Option<BmcKey>,
+    secrets: BmcSecrets,
+    client: Bmc,
 }
 
 impl Bmcs {
@@ -86,8 +82,8 @@ impl Bmcs {
         }
     }
 
-    /// Whether the machine is on, just to know. A silent BMC is not waited for as long as in an attempt,
-    /// and one that has refused the user is not asked by the same one again soon.
+    /// Polls the power state outside of an attempt. A silent BMC is not waited for as long as in an
+    /// attempt, and one that has refused the user is not asked by the same one again soon.
     pub(super) async fn poll(&self, spec: &NodeSpec, cancel: Cancel) -> Result<PowerState, Fault> {
         let step = Step::Preflight;
         let bmc = spec.bmc.as_deref().ok_or_else(|| faults::no_bmc(step))?;
@@ -104,14 +100,14 @@ impl Bmcs {
     async fn poll_now(
         &self,
         spec: &NodeSpec,
-        client: Arc<Bmc>,
+        client: Bmc,
         mut cancel: Cancel,
     ) -> Result<PowerState, Fault> {
         let step = Step::Preflight;
         let (began, limit) = (Instant::now(), spec.timeouts.power.min(POLL_LIMIT));
-        let mut asked_at = None;
-        let call = async |bmc: Arc<Bmc>, _| {
-            let now = *asked_at.insert(Instant::now());
+        let mut sent_at = None;
+        let call = async |bmc: Bmc, _| {
+            let now = *sent_at.insert(Instant::now());
             bmc.poll_power_state(now + limit).await
         };
         let (_stop, never) = cancel_signal();
@@ -119,20 +115,20 @@ impl Bmcs {
             state = self.with_client(step, spec, client, never, call) => return state,
             () = stopped(&mut cancel) => {}
         }
-        Err(faults::of_cut_poll(spec, began.elapsed(), asked_at.map(|at| at.elapsed())))
+        Err(faults::of_cut_poll(spec, began.elapsed(), sent_at.map(|at| at.elapsed())))
     }
 
-    /// Whether the machine is on, in an attempt.
+    /// Confirms the power state within an attempt.
     pub(super) async fn confirm(
         &self,
         spec: &NodeSpec,
         cancel: Cancel,
     ) -> Result<PowerState, Fault> {
-        let ask = async |bmc: Arc<Bmc>, limit| bmc.power_state(Instant::now() + limit).await;
+        let ask = async |bmc: Bmc, limit| bmc.power_state(Instant::now() + limit).await;
         self.with(Step::Preflight, spec, cancel, ask).await
     }
 
-    /// What the BMC says is the machine's UUID, if that is to be matched.
+    /// Reads the machine's UUID of its BMC, if the spec wants it matched.
     pub(super) async fn system_guid(
         &self,
         spec: &NodeSpec,
@@ -141,18 +137,18 @@ impl Bmcs {
         if !spec.bmc.as_ref().is_some_and(|bmc| bmc.match_system_uuid) {
             return Ok(None);
         }
-        let ask = async |bmc: Arc<Bmc>, limit| bmc.system_guid(Instant::now() + limit).await;
+        let ask = async |bmc: Bmc, limit| bmc.system_guid(Instant::now() + limit).await;
         self.with(Step::Preflight, spec, cancel, ask).await.map(Some)
     }
 
-    /// On, into the deploy ramdisk.
+    /// Switches the machine on, into the deploy ramdisk.
     pub(super) async fn netboot(&self, spec: &NodeSpec, cancel: Cancel) -> Result<(), Fault> {
         let (device, once) = (BootDevice::Pxe, BootPersistence::NextBoot);
         self.switch_off(Step::PowerOn, spec, device, once, PowerState::On, cancel).await
     }
 
-    /// Off, and left so or on again into what was installed. Off and on instead of a power cycle: that the machine was off is seen,
-    /// not believed.
+    /// Switches the machine off, and on again into the installed system if `leave` says so. Not
+    /// with a power cycle: the BMC has to report that the machine was off.
     pub(super) async fn restart(
         &self,
         spec: &NodeSpec,
@@ -163,13 +159,13 @@ impl Bmcs {
         self.switch_off(Step::Restart, spec, own_device(spec), always, leave, cancel).await
     }
 
-    /// Off; should it be switched on, it boots its disk.
+    /// Switches the machine off. Should somebody switch it on, it boots its disk.
     pub(super) async fn clean_up(&self, spec: &NodeSpec, cancel: Cancel) -> Result<(), Fault> {
         let (device, always) = (BootDevice::Disk, BootPersistence::Persistent);
         self.switch_off(Step::Cleanup, spec, device, always, PowerState::Off, cancel).await
     }
 
-    /// As the administrator wants an installed machine.
+    /// Brings an installed machine to the power state that its spec wants.
     pub(super) async fn set(
         &self,
         spec: &NodeSpec,
@@ -177,11 +173,12 @@ impl Bmcs {
         cancel: Cancel,
     ) -> Result<(), Fault> {
         use PowerState::{Off, On};
-        let set = async |bmc: Arc<Bmc>, limit: Duration| {
+        let set = async |bmc: Bmc, limit: Duration| {
             let deadline = || Instant::now() + limit;
             match wanted {
                 On => {
-                    // Some BMCs forget it; a clean-up, or a spec that wanted something else, may have left another one.
+                    // Some BMCs forget it; a clean-up, or a spec that wanted something else, may
+                    // have left another one.
                     let (always, firmware) = (BootPersistence::Persistent, spec.boot.firmware);
                     bmc.set_boot_device(own_device(spec), always, firmware, deadline()).await?;
                     bmc.reach_power(On, deadline()).await
@@ -193,13 +190,14 @@ impl Bmcs {
         self.with(Step::Power, spec, cancel, set).await
     }
 
-    /// Makes one call to the node's BMC, `timeouts.power` for each part of it. Dropping the call closes its session.
+    /// Makes one call to the node's BMC, `timeouts.power` for each part of it. Dropping the call
+    /// closes its session.
     pub(super) async fn with<T>(
         &self,
         step: Step,
         spec: &NodeSpec,
         cancel: Cancel,
-        call: impl AsyncFnOnce(Arc<Bmc>, Duration) -> Result<T, IpmiError>,
+        call: impl AsyncFnOnce(Bmc, Duration) -> Result<T, BmcError>,
     ) -> Result<T, Fault> {
         let bmc = self.client(step, spec)?;
         self.with_client(step, spec, bmc, cancel, call).await
@@ -209,9 +207,9 @@ impl Bmcs {
         &self,
         step: Step,
         spec: &NodeSpec,
-        bmc: Arc<Bmc>,
+        bmc: Bmc,
         mut cancel: Cancel,
-        call: impl AsyncFnOnce(Arc<Bmc>, Duration) -> Result<T, IpmiError>,
+        call: impl AsyncFnOnce(Bmc, Duration) -> Result<T, BmcError>,
     ) -> Result<T, Fault> {
         let lock = self.lock_of(&spec.name);
         let call = async {
@@ -230,49 +228,39 @@ impl Bmcs {
     }
 
     /// The node's client. The password is read each time, so that a corrected file counts at once.
-    pub(super) fn client(&self, step: Step, spec: &NodeSpec) -> Result<Arc<Bmc>, Fault> {
+    pub(super) fn client(&self, step: Step, spec: &NodeSpec) -> Result<Bmc, Fault> {
         let bmc = spec.bmc.as_deref().ok_or_else(|| faults::no_bmc(step))?;
         let secrets = self.secrets(step, bmc)?;
         self.client_with(step, spec, &secrets)
     }
 
-    fn client_with(
-        &self,
-        step: Step,
-        spec: &NodeSpec,
-        secrets: &Secrets,
-    ) -> Result<Arc<Bmc>, Fault> {
+    fn client_with(&self, step: Step, spec: &NodeSpec, secrets: &BmcSecrets) -> Result<Bmc, Fault> {
         let bmc = spec.bmc.as_deref().ok_or_else(|| faults::no_bmc(step))?;
         let mut bmcs = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = bmcs.get(&spec.name);
         if let Some(known) = known.filter(|known| known.spec == *bmc && known.secrets == *secrets) {
-            return Ok(Arc::clone(&known.client));
+            return Ok(known.client.clone());
         }
-        let config = BmcConfig {
-            driver: bmc.driver,
-            address: bmc.address.clone(),
-            username: bmc.username.clone(),
-            password: secrets.password.clone(),
-            kg: secrets.kg.clone(),
-            privilege: bmc.privilege,
-            cipher_suite: bmc.cipher_suite,
-            spacing: self.spacing,
-        };
         // An attempt that was begun before the agent started has used them already.
-        let trusted = matches!(step, Step::PowerOn | Step::Restart | Step::Cleanup);
-        let new = if trusted && known.is_none() { Bmc::trusted } else { Bmc::new };
-        let client = Arc::new(new(config));
+        let in_attempt = matches!(step, Step::PowerOn | Step::Restart | Step::Cleanup);
+        let trusted = if in_attempt && known.is_none() { Trusted::Yes } else { Trusted::No };
+        let client = bmc::open(&spec.name, bmc, secrets, self.spacing, trusted);
         let (spec_bmc, secrets) = (bmc.clone(), secrets.clone());
-        let known = KnownBmc { spec: spec_bmc, secrets, client: Arc::clone(&client) };
+        let known = KnownBmc { spec: spec_bmc, secrets, client: client.clone() };
         bmcs.insert(spec.name.clone(), known);
         Ok(client)
     }
 
-    /// What is in the files that the spec names.
-    fn secrets(&self, step: Step, bmc: &spec::Bmc) -> Result<Secrets, Fault> {
-        let password = self.password(step, &bmc.password)?;
+    /// The contents of the files that the spec names.
+    fn secrets(&self, step: Step, bmc: &spec::Bmc) -> Result<BmcSecrets, Fault> {
+        let read = bmc
+            .password
+            .as_ref()
+            .map(|password| self.password(step, bmc.driver, password))
+            .transpose()?;
+        let (password, password_file) = read.unzip();
         let kg = bmc.kg_file.as_ref().map(|name| self.bmc_key(step, name)).transpose()?;
-        Ok(Secrets { password, kg })
+        Ok(BmcSecrets { password, password_file, kg })
     }
 
     fn bmc_key(&self, step: Step, name: &str) -> Result<BmcKey, Fault> {
@@ -290,28 +278,34 @@ impl Bmcs {
         })
     }
 
-    fn password(&self, step: Step, password: &Password) -> Result<Secret, Fault> {
-        let (read, what, hint) = match password {
+    fn password(
+        &self,
+        step: Step,
+        driver: BmcDriver,
+        password: &Password,
+    ) -> Result<(Secret, PathBuf), Fault> {
+        let (path, shown, hint) = match password {
             Password::PasswordFile(name) => {
                 let path = self.secrets.join(name);
-                let hint = "put the BMC's password there, readable for hostler's user only";
-                (first_line(&path), format!("bmc.password_file {}", path.display()), hint)
+                let shown = format!("bmc.password_file {}", path.display());
+                (Ok(path), shown, "put the BMC's password there, readable for hostler's user only")
             }
             Password::PasswordCredential(name) => {
-                let read = match &self.credentials {
-                    Some(dir) => first_line(&dir.join(name)),
-                    None => Err(io::Error::other("the agent was started without credentials")),
-                };
+                let none = || io::Error::other("the agent was started without credentials");
+                let path = self.credentials.as_ref().map(|dir| dir.join(name)).ok_or_else(none);
                 let hint = "give it to the agent with LoadCredential= in its unit, and restart it";
-                (read, format!("bmc.password_credential {name}"), hint)
+                (path, format!("bmc.password_credential {name}"), hint)
             }
         };
-        read.and_then(fitting).map_err(|error| {
-            Fault::missing(step, "PasswordUnreadable", format!("{what}: {error}"), hint)
+        let read = path.and_then(|path| Ok((first_line(&path)?, path)));
+        let fits = read.and_then(|(password, path)| Ok((fitting(driver, password)?, path)));
+        fits.map_err(|error| {
+            Fault::missing(step, "PasswordUnreadable", format!("{shown}: {error}"), hint)
         })
     }
 
-    /// Off, whatever becomes of the rest; then the boot device; then on, if the machine is to be left so.
+    /// Switches the machine off whatever becomes of the rest, sets the boot device, and switches it
+    /// on if `leave` says so.
     async fn switch_off(
         &self,
         step: Step,
@@ -322,7 +316,7 @@ impl Bmcs {
         cancel: Cancel,
     ) -> Result<(), Fault> {
         let firmware = spec.boot.firmware;
-        let call = async |bmc: Arc<Bmc>, limit: Duration| {
+        let call = async |bmc: Bmc, limit: Duration| {
             let deadline = || Instant::now() + limit;
             bmc.reach_power(PowerState::Off, deadline()).await?;
             bmc.set_boot_device(device, persistence, firmware, deadline()).await?;
@@ -335,13 +329,13 @@ impl Bmcs {
     }
 }
 
-/// What an installed machine boots from.
+/// The boot device of an installed machine.
 fn own_device(spec: &NodeSpec) -> BootDevice {
     if spec.image.netboot.is_some() { BootDevice::Pxe } else { BootDevice::Disk }
 }
 
-/// A secret as a file has it. What cannot be meant is an error, so that it is never sent: BMCs
-/// count wrong passwords.
+/// Reads a secret: the first line of a file. A line that cannot be meant is an error, so that it is
+/// never sent: BMCs count wrong passwords.
 fn first_line(path: &Path) -> io::Result<Secret> {
     let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
     let file = regular_file::open(path)?;
@@ -370,10 +364,10 @@ fn first_line(path: &Path) -> io::Result<Secret> {
     Ok(Secret::new(text.to_owned()))
 }
 
-/// The password, unless no BMC can have it: what is still encrypted, for instance.
-fn fitting(password: Secret) -> io::Result<Secret> {
+/// The password, unless no BMC that speaks IPMI can have it, for instance because it is still encrypted.
+fn fitting(driver: BmcDriver, password: Secret) -> io::Result<Secret> {
     let bytes = password.expose().len();
-    if bytes > PASSWORD_BYTES_MAX {
+    if driver != BmcDriver::Program && bytes > PASSWORD_BYTES_MAX {
         let why = format!("the first line has {bytes} bytes, IPMI 2.0 allows {PASSWORD_BYTES_MAX}");
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
@@ -388,7 +382,11 @@ mod tests {
     /// attempt.
     #[test]
     fn a_password_that_no_bmc_can_have_is_not_taken_for_one() {
-        let fits = |text: &str| fitting(Secret::new(text.to_owned())).map_err(|e| e.to_string());
+        let by = |driver, text: &str| {
+            fitting(driver, Secret::new(text.to_owned())).map_err(|error| error.to_string())
+        };
+        let fits = |text: &str| by(BmcDriver::Ipmi, text);
+        assert!(by(BmcDriver::Program, &"x".repeat(21)).is_ok(), "a program may take longer ones");
         assert_eq!(fits("12345678901234567890").unwrap().expose(), "12345678901234567890");
         for long in ["$ANSIBLE_VAULT;1.1;AES256", "123456789012345678901", "1234567890123456789ä"]
         {

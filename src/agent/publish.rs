@@ -26,7 +26,7 @@ use crate::{
     status_file::{self, ConsoleLog, StatusFileError, StatusFiles, Unwritten},
 };
 
-use super::effects::Report;
+use super::work::Report;
 
 /// The pause between two writes of one file that only report progress, and between two tries of one
 /// that fails.

@@ -1,4 +1,4 @@
-//! What BMCs have refused: the same user and password are not sent again at each poll, because half a
+//! Refused BMC logins: the same user and password are not sent again at each poll, because half a
 //! dozen wrong passwords in a few minutes lock a user out.
 //!
 //! Kept by the BMCs' clients for the polls. It must never keep back what was not refused: another
@@ -12,13 +12,14 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::model::{
-    fault::{Fault, RetryAdvice},
-    ids::NodeName,
-    spec::NodeSpec,
+use crate::{
+    bmc::BmcSecrets,
+    model::{
+        fault::{Fault, RetryAdvice},
+        ids::NodeName,
+        spec::NodeSpec,
+    },
 };
-
-use super::power::Secrets;
 
 /// How long a refusal stands: the BMC itself may have been mended.
 const LIFE: Duration = Duration::from_secs(3600);
@@ -30,14 +31,14 @@ pub(super) struct Refusals(Mutex<BTreeMap<NodeName, Refusal>>);
 #[derive(Debug)]
 struct Refusal {
     spec: NodeSpec,
-    secrets: Secrets,
+    secrets: BmcSecrets,
     fault: Fault,
     at: Instant,
 }
 
 impl Refusals {
     /// The refusal of just this, if it stands.
-    pub(super) fn of(&self, spec: &NodeSpec, secrets: &Secrets) -> Option<Fault> {
+    pub(super) fn of(&self, spec: &NodeSpec, secrets: &BmcSecrets) -> Option<Fault> {
         let refusals = self.lock();
         let refusal = refusals.get(&spec.name)?;
         let stands =
@@ -46,7 +47,7 @@ impl Refusals {
     }
 
     /// Takes note of how a poll with this ended.
-    pub(super) fn note<T>(&self, spec: &NodeSpec, secrets: Secrets, end: &Result<T, Fault>) {
+    pub(super) fn note<T>(&self, spec: &NodeSpec, secrets: BmcSecrets, end: &Result<T, Fault>) {
         let fault = end.as_ref().err().filter(|fault| fault.retry == RetryAdvice::Never);
         let Some(fault) = fault.cloned() else { return self.forget(&spec.name) };
         let refusal = Refusal { spec: spec.clone(), secrets, fault, at: Instant::now() };
@@ -90,7 +91,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_refused_is_kept_back_for_an_hour_and_nothing_else_is() {
         let refusals = Refusals::default();
-        let secret = |text: &str| Secrets { password: Secret::new(text.to_owned()), kg: None };
+        let secret = |text: &str| BmcSecrets {
+            password: Some(Secret::new(text.to_owned())),
+            password_file: None,
+            kg: None,
+        };
         let refused = Fault::lasting(Step::Preflight, "BmcPasswordWrong", "no", "");
         let passing = Fault::passing(Step::Preflight, "BmcSilent", "no", "");
         let admin = spec("admin");
@@ -98,7 +103,7 @@ mod tests {
         assert_eq!(refusals.of(&admin, &secret("wrong")), Some(refused.clone()));
         assert_eq!(refusals.of(&admin, &secret("right")), None);
         let kg = Some("site-bmc-key".parse().unwrap());
-        assert_eq!(refusals.of(&admin, &Secrets { kg, ..secret("wrong") }), None);
+        assert_eq!(refusals.of(&admin, &BmcSecrets { kg, ..secret("wrong") }), None);
         assert_eq!(refusals.of(&spec("root"), &secret("wrong")), None);
         tokio::time::advance(LIFE).await;
         assert_eq!(refusals.of(&admin, &secret("wrong")), None);

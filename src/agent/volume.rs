@@ -9,6 +9,7 @@ use crate::{
     imaging::{Connector, Volume, VolumeError},
     iscsi::{Chap, IscsiError, IscsiErrorKind, IscsiOptions, Lun, TargetAddress},
     lifecycle::Target,
+    model::fault::{Advice, Advise as _},
 };
 
 /// The target that a ramdisk has reported.
@@ -114,12 +115,8 @@ fn volume_error(error: &IscsiError) -> VolumeError {
         IscsiErrorKind::LoginRefused(refusal) => refusal.may_pass(),
         _ => false,
     };
-    VolumeError {
-        code: super::faults::iscsi_code(&error.kind),
-        hint: super::faults::iscsi_hint(&error.kind),
-        message: error.to_string(),
-        reconnect,
-    }
+    let Advice { code, hint, .. } = error.advice();
+    VolumeError { code, hint, message: error.to_string(), reconnect }
 }
 
 #[cfg(test)]

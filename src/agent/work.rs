@@ -11,15 +11,19 @@ use crate::{
     callback,
     config::Config,
     image::{self, Library},
-    lifecycle::{Operation, Outcome},
+    lifecycle::{Event, Operation, Outcome},
     model::{
         fault::{Fault, Step},
+        ids::NodeName,
         spec::NodeSpec,
     },
     progress::{Cancel, Meter, stopped},
 };
 
 use super::{bmc_names::BmcNames, boot_files::DeployFiles, faults, mark::Standing, power::Bmcs};
+
+/// An event of a node that an operation or another task of the agent reports to the driver.
+pub(super) type Report = (NodeName, Event);
 
 /// Everything operations need.
 #[derive(Debug)]

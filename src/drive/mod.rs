@@ -10,6 +10,7 @@ use std::{borrow::Cow, io};
 
 use crate::model::{ids::hex, size::show_bytes};
 
+mod advice;
 mod config_drive;
 mod ephemeral;
 mod esp;

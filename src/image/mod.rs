@@ -7,6 +7,7 @@
 //! directories images may come from, never run a program on an image, never write more than it was
 //! allowed to, and never give out a file it has not seen whole.
 
+mod advice;
 mod decode;
 mod directories;
 mod fetch;

@@ -18,6 +18,7 @@
 //! bytes that were only acknowledged may be lost, and are written again. So the write flushes
 //! often, beside its other commands.
 
+mod advice;
 mod buffer_pool;
 mod connection_pool;
 mod digests;

@@ -60,6 +60,7 @@
 //! session (who wants more opens more sessions), recovery levels 1 and 2, markers, redirections,
 //! bidirectional commands.
 
+mod advice;
 mod chap;
 mod connection;
 mod disk;

@@ -18,7 +18,7 @@ use crate::model::{
     machine::Machine,
     power::PowerState,
     problem::Problem,
-    spec::{Bmc, BmcDriver, Checksum, Goal, MachineId, NodeSpec, Password, Privilege},
+    spec::{Bmc, BmcDriver, Checksum, Goal, MachineId, NodeSpec, Privilege},
     status::{Installed, Phase, Status},
 };
 
@@ -307,7 +307,7 @@ fn name_machine(spec: &mut NodeSpec, machine: &Machine) {
             driver: BmcDriver::default(),
             address,
             username: String::new(),
-            password: Password::PasswordFile(String::new()),
+            password: None,
             privilege: Privilege::Administrator,
             kg_file: None,
             cipher_suite: None,

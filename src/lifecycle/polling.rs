@@ -65,7 +65,7 @@ impl Node {
     fn poll_permit(&self) -> Option<Permit> {
         Some(match self.bmc()?.driver {
             BmcDriver::Ipmi => Permit::Poll,
-            BmcDriver::Ipmitool => Permit::ProgramPoll,
+            BmcDriver::Ipmitool | BmcDriver::Program => Permit::ProgramPoll,
         })
     }
 }

@@ -17,7 +17,7 @@ use super::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
-    /// Where its BMC answers, `host:port` in files; `None`: it has none.
+    /// Where its BMC answers, `host:port` or a URL in files; `None`: it has none.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -111,15 +111,8 @@ fn write_address<S: Serializer>(
 fn read_address<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<BmcAddress>, D::Error> {
-    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
-    let parts = text.rsplit_once(':').and_then(|(host, port)| {
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let host = bare.unwrap_or(host).to_owned();
-        (!host.is_empty()).then_some(())?;
-        Some(BmcAddress { host, port: port.parse().ok()? })
-    });
-    let address = parts.filter(|address| address.to_string() == text);
-    address.map(Some).ok_or_else(|| D::Error::custom(format!("`{text}` is not host:port")))
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
 }
 
 #[cfg(test)]
@@ -127,7 +120,7 @@ mod tests {
     use super::*;
 
     fn machine(bmc: Option<&str>, macs: &[u8]) -> Machine {
-        let bmc = bmc.map(|host| BmcAddress { host: host.to_owned(), port: 623 });
+        let bmc = bmc.map(|host| BmcAddress::at(host, 623));
         let macs = macs.iter().map(|last| MacAddr::new([0x52, 0x54, 0, 0, 0, *last])).collect();
         Machine { bmc, macs }
     }
@@ -162,9 +155,21 @@ mod tests {
             let text = toml::to_string(&machine).unwrap();
             assert_eq!(toml::from_str::<Machine>(&text).unwrap(), machine, "{text}");
         }
+        let address = BmcAddress::by_program("/etc/hostler/pdu", "outlet 7#b:623");
+        assert_eq!(address.program(), Some(("/etc/hostler/pdu", "outlet 7#b:623")));
+        let by_program = Machine { bmc: Some(address), ..machine(None, &[4]) };
+        let text = toml::to_string(&by_program).unwrap();
+        assert_eq!(toml::from_str::<Machine>(&text).unwrap(), by_program, "{text}");
         let text = "bmc = \"192.0.2.20:623\"\nmacs = [\"52:54:00:00:00:01\"]\n";
         assert_eq!(toml::to_string(&machine(Some("192.0.2.20"), &[1])).unwrap(), text);
-        for damaged in [":623", "192.0.2.20:0623", "192.0.2.20:99999", "2001:db8::20:623"] {
+        for damaged in [
+            ":623",
+            "192.0.2.20:0623",
+            "192.0.2.20:99999",
+            "2001:db8::20:623",
+            "program:pdu#7",
+            "program:/pdu",
+        ] {
             let text = text.replace("192.0.2.20:623", damaged);
             let read = toml::from_str::<Machine>(&text);
             assert!(read.is_err(), "{damaged} is read as {read:?}");

@@ -22,6 +22,14 @@ impl PowerState {
             Self::Off => "off",
         }
     }
+
+    /// The other state.
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::On => Self::Off,
+            Self::Off => Self::On,
+        }
+    }
 }
 
 /// A chassis control command (IPMI 2.0 §28.3).

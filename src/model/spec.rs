@@ -158,9 +158,9 @@ pub struct Bmc {
     pub address: BmcAddress,
     /// Its user, at most 16 bytes (IPMI 2.0 §13.28); may be empty.
     pub username: String,
-    /// Where its user's password is.
+    /// Where its user's password is. Only with [`BmcDriver::Program`] there may be none.
     #[serde(flatten)]
-    pub password: Password,
+    pub password: Option<Password>,
     /// Where the BMC key (`K_g`) is, if the BMC has one: a plain path relative to the secrets
     /// directory, of a file whose first line is the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -199,6 +199,19 @@ pub enum BmcDriver {
     Ipmi,
     /// The program of that name, for a BMC that only it can talk to.
     Ipmitool,
+    /// A program of the administrator's, for whatever else can switch a machine.
+    Program,
+}
+
+impl BmcDriver {
+    /// The driver's name in a spec.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ipmi => "ipmi",
+            Self::Ipmitool => "ipmitool",
+            Self::Program => "program",
+        }
+    }
 }
 
 /// The identity of a machine.
@@ -211,16 +224,88 @@ pub enum MachineId {
     Nics(Vec<MacAddr>),
 }
 
+/// Where a BMC is, and by that which machine it belongs to: two specs with equal addresses name one machine.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum BmcAddress {
+    /// A host and a port: a BMC that speaks a protocol of its own.
+    Host(HostPort),
+    /// A URL, by whose scheme its driver knows it: `program:/PATH#ADDRESS`.
+    Url(String),
+}
+
 /// Host and UDP port of a BMC.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct BmcAddress {
+pub struct HostPort {
     /// A host name or an IPv4 or IPv6 address, without brackets.
     pub host: String,
     /// The RMCP port, usually 623.
     pub port: u16,
 }
 
+/// The scheme of a BMC that a program speaks for.
+const PROGRAM_SCHEME: &str = "program:";
+/// The character between a program's path and the address it is given. No program's path has it.
+pub const PROGRAM_SEPARATOR: char = '#';
+
+impl BmcAddress {
+    /// The address of a BMC at a host.
+    pub fn at(host: impl Into<String>, port: u16) -> Self {
+        Self::Host(HostPort { host: host.into(), port })
+    }
+
+    /// The address of a BMC that a program speaks for. Which device that is, program and `address` say together.
+    pub fn by_program(program: &str, address: &str) -> Self {
+        Self::Url(format!("{PROGRAM_SCHEME}{program}{PROGRAM_SEPARATOR}{address}"))
+    }
+
+    /// Host and port, if that is what it is.
+    pub const fn host(&self) -> Option<&HostPort> {
+        match self {
+            Self::Host(host) => Some(host),
+            Self::Url(_) => None,
+        }
+    }
+
+    /// The program's path and the address it is given, if a program speaks for the BMC.
+    pub fn program(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::Host(_) => None,
+            Self::Url(url) => url.strip_prefix(PROGRAM_SCHEME)?.split_once(PROGRAM_SEPARATOR),
+        }
+    }
+}
+
+impl FromStr for BmcAddress {
+    type Err = String;
+
+    /// Reads an address as it is displayed, and nothing else.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let url = Self::Url(text.to_owned());
+        if url.program().is_some_and(|(program, _)| program.starts_with('/')) {
+            return Ok(url);
+        }
+        let parts = text.rsplit_once(':').and_then(|(host, port)| {
+            let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+            let host = bare.unwrap_or(host);
+            (!host.is_empty()).then_some(())?;
+            Some(Self::at(host, port.parse().ok()?))
+        });
+        let address = parts.filter(|address| address.to_string() == text);
+        address.ok_or_else(|| format!("`{text}` is not host:port"))
+    }
+}
+
 impl fmt::Display for BmcAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(host) => host.fmt(f),
+            Self::Url(url) => f.write_str(url),
+        }
+    }
+}
+
+impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)

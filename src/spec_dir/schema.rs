@@ -11,14 +11,18 @@ use crate::model::{
     ironic,
     netboot::Netboot,
     spec::{
-        Attachment, Bmc, BmcDriver, Boot, CipherSuite, ConfigDrive, DeployRamdisk, DriveFilesystem,
-        DriveLabel, Goal, Image, ImageFormat, ImageKind, Loader, NodeSpec, PartitionTable,
-        Partitions, Password, Privilege, Retry, Timeouts, Verify, WantedPower,
+        Attachment, Bmc, Boot, ConfigDrive, DeployRamdisk, DriveFilesystem, DriveLabel, Goal,
+        Image, ImageFormat, ImageKind, Loader, NodeSpec, PartitionTable, Partitions, Retry,
+        Timeouts, Verify, WantedPower,
     },
     toml_reader::{Field, Section, duration},
 };
 
-use super::{ReadAttachment, values};
+use super::{
+    ReadAttachment,
+    bmc::{self, Control},
+    values,
+};
 
 /// Primary partitions of a master boot record.
 const MSDOS_PARTITIONS_MAX: usize = 4;
@@ -42,7 +46,7 @@ pub(super) fn node(
     let paused = spec.key("paused").or(false).flag();
     let redeploy = spec.key("redeploy").text(values::label);
     let (boot, after) = spec.key("boot").table(boot);
-    let bmc = spec.key("bmc").table(bmc);
+    let bmc = spec.key("bmc").table(|bmc| bmc::control(bmc, name.as_ref()));
     let root_device = spec.key("root_device").table(root_device);
     let firmware = boot.as_ref().map(|boot| boot.firmware);
     let (mut image, kind) = spec.key("image").table(|image| self::image(image, firmware, after));
@@ -141,94 +145,6 @@ fn deploy_ramdisk(boot: &mut Section<'_>) -> (Option<DeployRamdisk>, Option<bool
         boot.refuse("ramdisk", message);
     }
     (ramdisk, require_chap)
-}
-
-/// How a machine's power is controlled.
-enum Control {
-    Bmc(Bmc),
-    Manual,
-}
-
-fn bmc(bmc: &mut Section<'_>) -> Option<Control> {
-    let drivers =
-        [("ipmi", Some(BmcDriver::Ipmi)), ("ipmitool", Some(BmcDriver::Ipmitool)), ("none", None)];
-    let driver = bmc.key("driver").or("ipmi").choice(&drivers);
-    if driver.is_none() && bmc.has("driver") {
-        bmc.excuse_missing();
-    }
-    let useless = (driver == Some(None)).then_some("is of no use with bmc.driver = \"none\"");
-    let address = bmc.key("address");
-    let address = match useless {
-        Some(why) => address.idle(why),
-        None => address.required(),
-    };
-    let address = address.text(values::bmc_address);
-    let login = login(bmc, useless);
-    let [cipher_suite, match_uuid, mut console] = ["cipher_suite", "match_system_uuid", "console"]
-        .map(|key| match useless {
-            Some(why) => bmc.key(key).idle(why),
-            None => bmc.key(key),
-        });
-    if driver == Some(Some(BmcDriver::Ipmitool)) {
-        console = console.idle("is of no use with bmc.driver = \"ipmitool\"");
-    }
-    let cipher_suite = cipher_suite.integer(|id| {
-        u8::try_from(id)
-            .map_err(|_| format!("cipher suite {id} does not exist"))
-            .and_then(CipherSuite::try_from)
-    });
-    let match_system_uuid = match_uuid.or(false).flag();
-    let console = console.or(false).flag();
-    match driver? {
-        None => Some(Control::Manual),
-        Some(driver) => Some(Control::Bmc(Bmc {
-            driver,
-            address: address?,
-            username: login.username?,
-            password: login.password?,
-            kg_file: login.kg_file,
-            privilege: login.privilege?,
-            cipher_suite,
-            match_system_uuid: match_system_uuid?,
-            // A default may lie idle.
-            console: console? && driver == BmcDriver::Ipmi,
-        })),
-    }
-}
-
-/// The credentials for a BMC.
-struct Login {
-    username: Option<String>,
-    password: Option<Password>,
-    kg_file: Option<String>,
-    privilege: Option<Privilege>,
-}
-
-/// `useless`: why none of it is of use.
-fn login(bmc: &mut Section<'_>, useless: Option<&str>) -> Login {
-    let has_credential = bmc.has("password_credential");
-    let [username, mut password_file, credential, kg_file, privilege] =
-        ["username", "password_file", "password_credential", "kg_file", "privilege"]
-            .map(|key| bmc.key(key))
-            .map(|key| match useless {
-                Some(why) => key.idle(why),
-                None => key,
-            });
-    if useless.is_none() {
-        password_file = if has_credential {
-            password_file.idle("is of no use with bmc.password_credential")
-        } else {
-            password_file.required()
-        };
-    }
-    let username = username.or("").text(values::username);
-    let password_file = password_file.text(values::password_file).map(Password::PasswordFile);
-    let credential = credential.text(values::credential).map(Password::PasswordCredential);
-    let kg_file = kg_file.text(values::password_file);
-    let privileges =
-        [("administrator", Privilege::Administrator), ("operator", Privilege::Operator)];
-    let privilege = privilege.or("administrator").choice(&privileges);
-    Login { username, password: credential.or(password_file), kg_file, privilege }
 }
 
 fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {

@@ -94,10 +94,7 @@ fn the_smallest_spec_has_every_default() {
     assert_eq!(spec.name.as_str(), "edge-07");
     assert_eq!((spec.goal, spec.power, spec.paused), (Goal::Deployed, WantedPower::On, false));
     assert_eq!((spec.redeploy, spec.boot.firmware), (None, Firmware::Uefi));
-    assert_eq!(
-        spec.bmc.as_ref().unwrap().address,
-        BmcAddress { host: "192.0.2.20".into(), port: 623 }
-    );
+    assert_eq!(spec.bmc.as_ref().unwrap().address, BmcAddress::at("192.0.2.20", 623));
     assert_eq!(
         (spec.bmc.as_ref().unwrap().username.as_str(), spec.bmc.as_ref().unwrap().privilege),
         ("", Privilege::Administrator)
@@ -182,10 +179,10 @@ backoff = "5m"
     let boot = (spec.boot.arch, spec.boot.loader, spec.boot.ramdisk, spec.boot.require_chap);
     assert_eq!(boot, (Arch::X86_64, Loader::Pxelinux, DeployRamdisk::Hostler, false));
     let bmc = spec.bmc.unwrap();
-    assert_eq!(bmc.address, BmcAddress { host: "bmc.example".into(), port: 1623 });
+    assert_eq!(bmc.address, BmcAddress::at("bmc.example", 1623));
     assert_eq!((bmc.username.as_str(), bmc.privilege), ("admin", Privilege::Operator));
     assert_eq!((bmc.driver, bmc.match_system_uuid), (BmcDriver::Ipmitool, true));
-    assert_eq!(bmc.password, Password::PasswordFile("site/edge-07.bmc".to_owned()));
+    assert_eq!(bmc.password, Some(Password::PasswordFile("site/edge-07.bmc".to_owned())));
     assert_eq!(bmc.cipher_suite, Some(CipherSuite::Sha1));
     let hints = spec.root_device;
     assert_eq!(
@@ -346,7 +343,7 @@ fn a_spec_wins_over_its_defaults_key_by_key_and_the_agents_come_last() {
     assert_eq!((spec.power, spec.paused), (WantedPower::Ignore, true));
     assert_eq!(
         (
-            spec.bmc.as_ref().unwrap().address.host.as_str(),
+            spec.bmc_address().unwrap().host().unwrap().host.as_str(),
             spec.bmc.as_ref().unwrap().username.as_str()
         ),
         ("192.0.2.20", "site")

@@ -7,7 +7,7 @@ use std::{
 
 use crate::model::{
     size::parse_bytes,
-    spec::{BmcAddress, Checksum},
+    spec::{BmcAddress, Checksum, PROGRAM_SEPARATOR},
 };
 
 /// The RMCP port (IPMI 2.0 §13.1.1).
@@ -145,7 +145,7 @@ pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
             .filter(|number| *number > 0)
             .ok_or_else(|| format!("`{port}` is not a port, 1 to 65535"))?,
     };
-    Ok(BmcAddress { host, port })
+    Ok(BmcAddress::at(host, port))
 }
 
 fn is_no_machines(ip: IpAddr) -> bool {
@@ -222,6 +222,17 @@ pub(super) fn meta_data(text: &str) -> Result<String, String> {
     match text.chars().find(is_lost) {
         Some(lost) => Err(format!("{lost:?} is not allowed")),
         None => Ok(text.to_owned()),
+    }
+}
+
+/// The path of a program that speaks for a BMC. It is a part of the BMC's address, which ends it with a `#`.
+pub(super) fn program(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') {
+        Err(format!("`{text}` is not absolute; write for example /etc/hostler/pdu"))
+    } else if text.contains(PROGRAM_SEPARATOR) {
+        Err(format!("{PROGRAM_SEPARATOR:?} is not allowed"))
+    } else {
+        path(text)
     }
 }
 

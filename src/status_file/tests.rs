@@ -126,7 +126,7 @@ fn full() -> Status {
 
 fn machine() -> Machine {
     Machine {
-        bmc: Some(BmcAddress { host: "192.0.2.20".to_owned(), port: 623 }),
+        bmc: Some(BmcAddress::at("192.0.2.20", 623)),
         macs: vec!["52:54:00:00:00:01".parse().unwrap()],
     }
 }

@@ -24,6 +24,7 @@ mod machine;
 mod mounts;
 mod netboot;
 mod orders;
+mod program;
 mod restarts;
 mod seccomp;
 mod silent;

@@ -13,12 +13,15 @@ use std::{
 };
 
 use hostler::{
-    ipmi::{Bmc, BmcConfig, IpmiErrorKind, Timing},
+    bmc::{
+        Timing, by_ipmitool,
+        ipmi::{IpmiClient, IpmiConfig, IpmiErrorKind},
+    },
     model::{
         boot::Firmware,
         power::{BootDevice, BootPersistence, ChassisControl, PowerState},
         secret::Secret,
-        spec::{BmcAddress, BmcDriver, CipherSuite, Privilege},
+        spec::{BmcDriver, CipherSuite, HostPort, Privilege},
     },
 };
 use tokio::time::Instant;
@@ -36,12 +39,12 @@ const TIMING: Timing = Timing {
     flags_settle: Duration::from_secs(3),
     console_alive: Duration::from_millis(500),
     console_retry: Duration::from_millis(200),
+    program_run: Duration::from_secs(5),
 };
 
-fn config(port: u16) -> BmcConfig {
-    BmcConfig {
-        driver: BmcDriver::Ipmi,
-        address: BmcAddress { host: "127.0.0.1".to_owned(), port },
+fn config(port: u16) -> IpmiConfig {
+    IpmiConfig {
+        address: HostPort { host: "127.0.0.1".to_owned(), port },
         username: USER.to_owned(),
         password: Secret::new(PASSWORD.to_owned()),
         kg: None,
@@ -51,8 +54,16 @@ fn config(port: u16) -> BmcConfig {
     }
 }
 
-fn bmc(port: u16) -> Bmc {
-    Bmc::with_timing(config(port), TIMING)
+fn bmc(port: u16) -> IpmiClient {
+    IpmiClient::new(config(port), TIMING)
+}
+
+fn by(driver: BmcDriver, config: IpmiConfig) -> IpmiClient {
+    match driver {
+        BmcDriver::Ipmi => IpmiClient::new(config, TIMING),
+        BmcDriver::Ipmitool => by_ipmitool(config, TIMING),
+        BmcDriver::Program => panic!("it speaks no IPMI"),
+    }
 }
 
 fn within(seconds: f64) -> Instant {
@@ -63,7 +74,7 @@ fn soon() -> Instant {
     within(10.0)
 }
 
-async fn goes_on_and_off(bmc: &Bmc) {
+async fn goes_on_and_off(bmc: &IpmiClient) {
     assert_eq!(bmc.power_state(soon()).await.unwrap(), PowerState::Off);
     bmc.reach_power(PowerState::Off, soon()).await.unwrap();
     bmc.reach_power(PowerState::On, soon()).await.unwrap();
@@ -77,7 +88,7 @@ async fn power_goes_on_off_and_around_with_either_suite_and_every_session_is_clo
     for (suite, number) in [(CipherSuite::Sha256, 17), (CipherSuite::Sha1, 3)] {
         let simulator = pyghmi(&["--suite", "both"]);
         let cipher_suite = Some(suite);
-        let bmc = Bmc::with_timing(BmcConfig { cipher_suite, ..config(simulator.port) }, TIMING);
+        let bmc = IpmiClient::new(IpmiConfig { cipher_suite, ..config(simulator.port) }, TIMING);
         goes_on_and_off(&bmc).await;
         let not_now = bmc.power_cycle(soon()).await.unwrap_err().kind;
         let refused = IpmiErrorKind::CommandRefused { command: "power cycle", completion: 0xd5 };
@@ -172,12 +183,12 @@ async fn the_remembered_suite_is_forgotten_when_the_bmc_changes_its_mind() {
 #[tokio::test]
 async fn a_bmc_that_answers_with_a_weaker_suite_than_asked_for_is_refused() {
     let simulator = pyghmi(&["--suite", "downgrade"]);
-    let asked = |cipher_suite| {
-        Bmc::with_timing(BmcConfig { cipher_suite, ..config(simulator.port) }, TIMING)
+    let bmc_with = |cipher_suite| {
+        IpmiClient::new(IpmiConfig { cipher_suite, ..config(simulator.port) }, TIMING)
     };
-    let error = asked(Some(CipherSuite::Sha256)).power_state(soon()).await.unwrap_err();
+    let error = bmc_with(Some(CipherSuite::Sha256)).power_state(soon()).await.unwrap_err();
     assert_eq!(error.kind, IpmiErrorKind::SuitesRefused { suites: vec![CipherSuite::Sha256] });
-    asked(None).power_state(soon()).await.unwrap();
+    bmc_with(None).power_state(soon()).await.unwrap();
 }
 
 #[tokio::test]
@@ -186,14 +197,14 @@ async fn a_wrong_password_or_user_is_told_at_once_and_not_tried_for_ever() {
     for port in [one.port, other.port] {
         let network = Network::before(port, GOOD, 0).await;
         let password = Secret::new("wrong".to_owned());
-        let wrong = Bmc::with_timing(BmcConfig { password, ..config(network.port) }, TIMING);
+        let wrong = IpmiClient::new(IpmiConfig { password, ..config(network.port) }, TIMING);
         let begun = Clock::now();
         let error = wrong.power_state(within(30.0)).await.unwrap_err();
         assert_eq!(error.kind, IpmiErrorKind::WrongPassword);
         let (tries, took) = (network.open_requests(), begun.elapsed());
         assert!(tries <= 5 && took < Duration::from_secs(5), "{tries} tries, {took:?}");
         let username = "nobody".to_owned();
-        let unknown = Bmc::with_timing(BmcConfig { username, ..config(network.port) }, TIMING);
+        let unknown = IpmiClient::new(IpmiConfig { username, ..config(network.port) }, TIMING);
         let error = unknown.power_state(within(30.0)).await.unwrap_err();
         assert_eq!(error.kind, IpmiErrorKind::WrongPassword);
     }
@@ -204,8 +215,8 @@ async fn a_user_without_the_privilege_is_not_called_a_wrong_password() {
     for place in ["handshake", "session", "command"] {
         let simulator = pyghmi(&["--privilege", "operator", "--privilege-check", place]);
         let reach_power = async |privilege| {
-            let bmc = BmcConfig { privilege, ..config(simulator.port) };
-            Bmc::with_timing(bmc, TIMING).reach_power(PowerState::On, within(30.0)).await
+            let bmc = IpmiConfig { privilege, ..config(simulator.port) };
+            IpmiClient::new(bmc, TIMING).reach_power(PowerState::On, within(30.0)).await
         };
         let privilege = Privilege::Administrator;
         let error = reach_power(privilege).await.unwrap_err();
@@ -273,7 +284,10 @@ async fn a_bmc_that_restarts_during_a_call_is_found_again() {
 #[tokio::test]
 async fn a_password_no_bmc_can_hold_is_not_even_tried() {
     let password = Secret::new("x".repeat(21));
-    let bmc = Bmc::new(BmcConfig { password, ..config(crate::ports::free().port()) });
+    let bmc = IpmiClient::new(
+        IpmiConfig { password, ..config(crate::ports::free().port()) },
+        Timing::default(),
+    );
     let error = bmc.power_state(soon()).await.unwrap_err();
     assert_eq!(error.kind, IpmiErrorKind::PasswordTooLong { bytes: 21 });
 }
@@ -310,7 +324,7 @@ async fn a_call_that_is_dropped_closes_its_session() {
 async fn calls_take_turns_with_a_pause_between_them() {
     let simulator = pyghmi(&[]);
     let spacing = Duration::from_millis(400);
-    let bmc = Bmc::with_timing(BmcConfig { spacing, ..config(simulator.port) }, TIMING);
+    let bmc = IpmiClient::new(IpmiConfig { spacing, ..config(simulator.port) }, TIMING);
     let (a, b) = tokio::join!(bmc.power_state(soon()), bmc.power_state(soon()));
     assert_eq!((a.unwrap(), b.unwrap()), (PowerState::Off, PowerState::Off));
     simulator.closes_all_sessions().await;
@@ -334,12 +348,12 @@ async fn calls_take_turns_with_a_pause_between_them() {
 async fn a_host_name_is_resolved_and_ipv6_works() {
     for (listen, host) in [("::1", "::1"), ("127.0.0.1", "localhost")] {
         let simulator = pyghmi(&["--listen", listen]);
-        let address = BmcAddress { host: host.to_owned(), port: simulator.port };
-        let bmc = Bmc::with_timing(BmcConfig { address, ..config(0) }, TIMING);
+        let address = HostPort { host: host.to_owned(), port: simulator.port };
+        let bmc = IpmiClient::new(IpmiConfig { address, ..config(0) }, TIMING);
         bmc.power_state(soon()).await.unwrap();
     }
-    let address = BmcAddress { host: "no-such-host.invalid".to_owned(), port: 623 };
-    let bmc = Bmc::with_timing(BmcConfig { address, ..config(0) }, TIMING);
+    let address = HostPort { host: "no-such-host.invalid".to_owned(), port: 623 };
+    let bmc = IpmiClient::new(IpmiConfig { address, ..config(0) }, TIMING);
     let error = bmc.power_state(within(0.5)).await.unwrap_err();
     assert!(matches!(error.kind, IpmiErrorKind::Unresolved { .. }), "{error}");
 }
@@ -356,8 +370,8 @@ async fn survives(simulator: &Simulator, cipher_suite: Option<CipherSuite>, seed
     for _ in 0..5 {
         let mut sessions = tokio::task::JoinSet::new();
         for _ in 0..8 {
-            let bmc = BmcConfig { cipher_suite, ..config(network.port) };
-            let bmc = Bmc::with_timing(bmc, timing);
+            let bmc = IpmiConfig { cipher_suite, ..config(network.port) };
+            let bmc = IpmiClient::new(bmc, timing);
             sessions.spawn(async move { bmc.power_state(within(20.0)).await });
         }
         for state in sessions.join_all().await {

@@ -17,7 +17,7 @@ const ADAPTERS: [&str; 13] = [
     "store",
     "status_file",
     "netboot",
-    "ipmi",
+    "bmc",
     "iscsi",
     "image",
     "imaging",
@@ -169,9 +169,9 @@ fn the_reader_of_names_sees_plain_grouped_and_nested_ones_but_no_comments() {
         use crate::model::{ids, fault}; // not crate::cli
         use crate::{\n store, iscsi::{pdu, login}, netboot as t };
         /// [`crate::agent`]
-        fn f() { crate::ipmi::call(); $crate::watch!() }";
+        fn f() { crate::bmc::call(); $crate::watch!() }";
     let names: Vec<String> = named(text).into_iter().collect();
-    assert_eq!(names, ["ipmi", "iscsi", "model", "netboot", "store", "watch"]);
+    assert_eq!(names, ["bmc", "iscsi", "model", "netboot", "store", "watch"]);
 }
 
 /// The modules that a file names and may not.

@@ -57,7 +57,7 @@ fn spec(node: &str, machine: u8) -> NodeSpec {
     spec.redeploy = Some("first".into());
     spec.boot.macs = vec![MacAddr::new([0x52, 0x54, 0, 0, 0, machine])];
     if let Some(bmc) = &mut spec.bmc {
-        bmc.address.host = format!("192.0.2.{machine}");
+        bmc.move_to(format!("192.0.2.{machine}"));
     }
     spec
 }

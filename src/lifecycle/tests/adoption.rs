@@ -169,7 +169,7 @@ fn a_damaged_record_stays_in_mind_when_its_spec_comes_late() {
 #[test]
 fn a_status_file_for_a_machine_that_was_replaced_meanwhile_wipes_nothing() {
     let mut rack = site();
-    rack.edit(0, |spec| spec.bmc.as_mut().unwrap().address.host = "bmc-new".into());
+    rack.edit(0, |spec| spec.bmc.as_mut().unwrap().move_to("bmc-new"));
     rack.restart_without_records();
     stays_untouched(rack, Phase::Deployed);
 }
@@ -338,7 +338,7 @@ fn mishap(rack: &mut Rack, dice: &mut Dice, catalog: &mut Vec<NodeSpec>) {
         }
         12 => rack.specs.get_mut(&one).unwrap().timeouts.ramdisk += Duration::from_secs(1),
         _ => {
-            let host = rack.specs[&one].bmc_address().unwrap().host.clone();
+            let host = rack.specs[&one].bmc_address().unwrap().host().unwrap().host.clone();
             if !rack.world.on.remove(&host) {
                 rack.world.on.insert(host);
             }

@@ -17,7 +17,7 @@ use crate::{
 use super::support::*;
 
 fn move_bmc(spec: &mut NodeSpec) {
-    spec.bmc.as_mut().unwrap().address.host = "192.0.2.21".into();
+    spec.bmc.as_mut().unwrap().move_to("192.0.2.21");
 }
 
 /// A node whose first attempt failed and was cleaned up: the next one follows after a pause.
@@ -160,7 +160,10 @@ fn a_bmc_changed_in_the_middle_cleans_up_the_old_machine_and_leaves_the_new_one_
         bench.done(Ok(Outcome::CleanedUp));
         assert_eq!(bench.node.status(bench.now).power, None, "that was the other machine");
         bench.poll(PowerState::On);
-        assert_eq!(bench.started_for.as_ref().unwrap().bmc_address().unwrap().host, "192.0.2.21");
+        assert_eq!(
+            bench.started_for.as_ref().unwrap().bmc_address().unwrap().host().unwrap().host,
+            "192.0.2.21"
+        );
         // A disk that was written and let go stays known as installed.
         let written = phase == Phase::Restarting;
         assert_eq!(bench.phase(), if written { Phase::Deployed } else { Phase::Held });

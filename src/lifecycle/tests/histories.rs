@@ -87,7 +87,7 @@ fn operator(site: &mut Site) {
         }
         13 if site.dice.chance(20) => {
             let host = if site.dice.chance(50) { "192.0.2.20" } else { "192.0.2.21" };
-            site.change(|spec| spec.bmc.as_mut().unwrap().address.host = host.into());
+            site.change(|spec| spec.bmc.as_mut().unwrap().move_to(host));
         }
         14 if site.dice.chance(20) => {
             let mac = if site.dice.chance(50) { "52:54:00:00:00:01" } else { "52:54:00:00:00:02" };

@@ -24,7 +24,7 @@ fn the_identity_of_an_installation_is_its_image_root_device_and_redeploy_for_all
         |spec| spec.name = "other".parse().unwrap(),
         |spec| spec.power = WantedPower::Ignore,
         |spec| spec.paused = true,
-        |spec| spec.bmc.as_mut().unwrap().address.port = 624,
+        |spec| spec.bmc.as_mut().unwrap().move_to("192.0.2.24"),
         |spec| spec.image.source = "elsewhere.raw".into(),
         |spec| spec.timeouts.power *= 2,
     ];

@@ -243,7 +243,7 @@ fn while_something_that_was_kept_is_lost_every_machine_that_is_new_here_waits_fo
     rack.scan();
     assert_eq!(reason(&rack, 5).as_deref(), Some("RecordLost"));
     // A node that turns to a machine which is new here.
-    rack.edit(0, |spec| spec.bmc.as_mut().unwrap().address.host = "bmc-new".into());
+    rack.edit(0, |spec| spec.bmc.as_mut().unwrap().move_to("bmc-new"));
     rack.edit(0, |spec| spec.boot.macs = spec_of(77).boot.macs);
     rack.redeploy([0], "again");
     rack.world.on.clear();
@@ -297,7 +297,7 @@ fn more_machines_than_can_be_remembered_are_known_to_be_forgotten() {
     record.installed.as_mut().unwrap().machine = None;
     for n in 0..=20_000_u32 {
         let mut spec = spec_of(0);
-        spec.bmc.as_mut().unwrap().address.host = format!("bmc-{n}");
+        spec.bmc.as_mut().unwrap().move_to(format!("bmc-{n}"));
         record.spec = Some(spec.into());
         let node: NodeName = format!("n{n}").parse().unwrap();
         assert!(!unclaimed.is_incomplete());

@@ -33,7 +33,7 @@ const ALONG: [(&str, Edit); 7] = [
 ];
 
 fn other_bmc(spec: &mut NodeSpec) {
-    spec.bmc.as_mut().unwrap().address.host = host(99);
+    spec.bmc.as_mut().unwrap().move_to(host(99));
 }
 
 fn other_macs(spec: &mut NodeSpec) {
@@ -108,7 +108,10 @@ fn a_machine_whose_bmc_is_an_installed_ones_in_other_words_is_one_that_may_be_in
     for n in [0, 50] {
         assert_eq!(rack.condition(n, "Held").unwrap().1, "RecordLost");
         let bmcs = rack.executor.fleet().bmcs_of_installed();
-        assert!(bmcs.map(|bmc| &bmc.host).any(|known| *known == host(usize::from(n != 0))));
+        assert!(
+            bmcs.map(|bmc| &bmc.host().unwrap().host)
+                .any(|known| *known == host(usize::from(n != 0)))
+        );
     }
     assert_eq!(rack.world.story, []);
 }

@@ -226,7 +226,7 @@ const EXITS: [Exit; 10] = [
     ("gone", |rack| drop(rack.specs.remove(&name(0)))),
     ("another machine that is on", |rack| {
         rack.world.on.insert("bmc-other".into());
-        rack.edit(0, |spec| spec.bmc.as_mut().unwrap().address.host = "bmc-other".into());
+        rack.edit(0, |spec| spec.bmc.as_mut().unwrap().move_to("bmc-other"));
     }),
     ("a fault", |rack| drop(rack.world.faults.insert(host(0), lasting()))),
     ("a ramdisk that gives up", |rack| {

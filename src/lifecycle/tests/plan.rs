@@ -141,7 +141,7 @@ const CHANGES: [Change; 15] = [
 ];
 
 fn other_bmc(spec: &mut NodeSpec) {
-    spec.bmc.as_mut().unwrap().address.host = "192.0.2.21".into();
+    spec.bmc.as_mut().unwrap().move_to("192.0.2.21");
 }
 
 fn other_macs(spec: &mut NodeSpec) {
@@ -261,7 +261,7 @@ fn status_of(node: &str, bench: &Bench) -> Status {
 /// A spec with a machine of its own.
 fn numbered(name: &str) -> NodeSpec {
     let mut spec = NodeSpec { name: name.parse().unwrap(), ..spec() };
-    spec.bmc.as_mut().unwrap().address.host = format!("{name}.example");
+    spec.bmc.as_mut().unwrap().move_to(format!("{name}.example"));
     spec.boot.macs = vec![format!("52:54:00:00:01:{:02x}", name.as_bytes()[0]).parse().unwrap()];
     spec
 }

@@ -296,7 +296,7 @@ fn an_order_is_dropped_by_a_clash_and_by_another_machine() {
             rack.scan();
             rack.clashes.clear();
         } else {
-            rack.edit(0, |spec| spec.bmc.as_mut().unwrap().address.host = "bmc-other".into());
+            rack.edit(0, |spec| spec.bmc.as_mut().unwrap().move_to("bmc-other"));
             rack.world.on.insert("bmc-other".into());
         }
         rack.world.faults.clear();

@@ -124,7 +124,8 @@ impl Effects for World {
         self.requested.push(Requested::Start(op));
         let bmc = spec.bmc_address();
         assert!(bmc.is_some() || !operation.needs_bmc(), "{operation:?} without a BMC");
-        let host = bmc.map_or_else(|| spec.boot.macs[0].to_string(), |bmc| bmc.host.clone());
+        let host = bmc
+            .map_or_else(|| spec.boot.macs[0].to_string(), |bmc| bmc.host().unwrap().host.clone());
         let node = node.clone();
         assert!(self.running.iter().all(|job| job.node != node), "two operations at once");
         self.running.push_back(Job { node, op, operation, host });
@@ -235,7 +236,7 @@ pub(super) fn host(n: usize) -> String {
 pub(super) fn spec_of(n: usize) -> NodeSpec {
     let mut spec = spec();
     spec.name = name(n);
-    spec.bmc.as_mut().unwrap().address.host = host(n);
+    spec.bmc.as_mut().unwrap().move_to(host(n));
     spec.boot.macs = vec![format!("52:54:00:00:{:02x}:{:02x}", n / 256, n % 256).parse().unwrap()];
     spec
 }

@@ -153,7 +153,7 @@ pub(super) const EVENTS: [Act; 31] = [
     }),
     ("other-bmc", "`bmc.address` is changed", |bench| {
         if bench.node.spec().is_some() {
-            bench.change(|spec| spec.bmc.as_mut().unwrap().address.port = 624);
+            bench.change(|spec| spec.bmc.as_mut().unwrap().move_to("192.0.2.24"));
         }
     }),
     ("unmanaged", "`state = \"unmanaged\"`", |bench| {

@@ -181,7 +181,7 @@ fn a_node_that_waits_for_its_bmc_neither_spins_nor_keeps_others_waiting() {
     let [slow, other] = ["edge-07", "edge-08"].map(|name| {
         let mut spec = spec();
         spec.name = name.parse().unwrap();
-        spec.bmc.as_mut().unwrap().address.host = name.into();
+        spec.bmc.as_mut().unwrap().move_to(name);
         let name = spec.name.clone();
         step_fleet(&mut fleet, now, &name, Event::Spec(Arc::new(spec)));
         name

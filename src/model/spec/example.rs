@@ -38,9 +38,9 @@ impl NodeSpec {
             },
             bmc: Some(Box::new(Bmc {
                 driver: BmcDriver::Ipmi,
-                address: BmcAddress { host: "192.0.2.20".to_owned(), port: 623 },
+                address: BmcAddress::at("192.0.2.20", 623),
                 username: "admin".to_owned(),
-                password: Password::PasswordFile("edge-07.bmc".into()),
+                password: Some(Password::PasswordFile("edge-07.bmc".into())),
                 privilege: Privilege::Administrator,
                 kg_file: None,
                 cipher_suite: None,
@@ -67,5 +67,13 @@ impl NodeSpec {
             },
             retry: Retry { attempts: 3, backoff: minutes(1) },
         }
+    }
+}
+
+impl Bmc {
+    /// Moves it to another host, at the usual port. For tests and for the simulation only.
+    #[doc(hidden)]
+    pub fn move_to(&mut self, host: impl Into<String>) {
+        self.address = BmcAddress::at(host, 623);
     }
 }

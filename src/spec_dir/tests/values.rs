@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use expect_test::{Expect, expect};
 
 use super::{Defaults, FILE, MINIMAL, check, good, parse, with};
-use crate::model::spec::{BmcAddress, DeployRamdisk, MachineId, Password};
+use crate::model::spec::{BmcAddress, BmcDriver, DeployRamdisk, MachineId, NodeSpec, Password};
 
 /// Each line, alone in its table of an otherwise good spec, with what is said of it.
 fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
@@ -230,7 +230,7 @@ fn bad_bmc_values_are_named() {
               nodes/edge-07.toml:5:11: bmc.address: is of no use with bmc.driver = "none"
               nodes/edge-07.toml:6:17: bmc.password_file: is of no use with bmc.driver = "none"
             driver = "redfish"
-              nodes/edge-07.toml:4:10: bmc.driver: `redfish` is not one of ipmi, ipmitool, none
+              nodes/edge-07.toml:4:10: bmc.driver: `redfish` is not one of ipmi, ipmitool, program, none
             match_system_uuid = 1
               nodes/edge-07.toml:4:21: bmc.match_system_uuid: an integer, must be true or false
             console = "yes"
@@ -263,6 +263,45 @@ fn bad_bmc_values_are_named() {
 }
 
 #[test]
+fn keys_that_are_of_no_use_to_a_program_and_bad_programs_are_named() {
+    check_each(
+        "bmc",
+        &[
+            "driver = \"program\"\nconsole = true\nmatch_system_uuid = true\nprivilege = \"operator\"",
+            "driver = \"program\"\nkg_file = \"k\"\ncipher_suite = 3\nprogram = \"pdu\"",
+            r#"program = "/etc/hostler/pdu""#,
+            "driver = \"program\"\nprogram = \"/etc/hostler/pdu#7\"",
+            "driver = \"program\"\nprogram = \"/etc/../pdu\"",
+        ],
+        &expect![[r#"
+            driver = "program"
+            console = true
+            match_system_uuid = true
+            privilege = "operator"
+              nodes/edge-07.toml:3:1: bmc.program: missing
+              nodes/edge-07.toml:5:11: bmc.console: is of no use with bmc.driver = "program"
+              nodes/edge-07.toml:6:21: bmc.match_system_uuid: is of no use with bmc.driver = "program"
+              nodes/edge-07.toml:7:13: bmc.privilege: is of no use with bmc.driver = "program"
+            driver = "program"
+            kg_file = "k"
+            cipher_suite = 3
+            program = "pdu"
+              nodes/edge-07.toml:5:11: bmc.kg_file: is of no use with bmc.driver = "program"
+              nodes/edge-07.toml:6:16: bmc.cipher_suite: is of no use with bmc.driver = "program"
+              nodes/edge-07.toml:7:11: bmc.program: `pdu` is not absolute; write for example /etc/hostler/pdu
+            program = "/etc/hostler/pdu"
+              nodes/edge-07.toml:4:11: bmc.program: is of no use unless bmc.driver = "program"
+            driver = "program"
+            program = "/etc/hostler/pdu#7"
+              nodes/edge-07.toml:5:11: bmc.program: '#' is not allowed
+            driver = "program"
+            program = "/etc/../pdu"
+              nodes/edge-07.toml:5:11: bmc.program: `/etc/../pdu` is not a plain path: no `..`, `.`, `//` or `/` at the end
+        "#]],
+    );
+}
+
+#[test]
 fn a_bmc_address_is_read_in_every_notation() {
     for (text, host, port) in [
         ("192.0.2.20", "192.0.2.20", 623),
@@ -277,14 +316,37 @@ fn a_bmc_address_is_read_in_every_notation() {
         ("[::FFFF:c000:214]:624", "192.0.2.20", 624),
     ] {
         let spec = good(&with("bmc", &format!("address = \"{text}\"")));
-        assert_eq!(spec.bmc.unwrap().address, BmcAddress { host: host.into(), port }, "{text}");
+        assert_eq!(spec.bmc.unwrap().address, BmcAddress::at(host, port), "{text}");
     }
+}
+
+#[test]
+fn a_program_is_given_an_address_or_the_nodes_name_and_needs_no_password() {
+    let given = with("bmc", "driver = \"program\"\nprogram = \"/etc/hostler/pdu\"");
+    let spec = good(&given.replace("192.0.2.20", "rack 3, outlet #7"));
+    let address = spec.bmc_address().unwrap();
+    assert_eq!(address.program(), Some(("/etc/hostler/pdu", "rack 3, outlet #7")));
+    assert_eq!(address.to_string(), "program:/etc/hostler/pdu#rack 3, outlet #7");
+    assert_eq!(address.to_string().parse().as_ref(), Ok(address));
+    assert_eq!(spec.machine(), MachineId::Bmc(address.clone()));
+    let kept = serde_json::to_string(&spec).unwrap();
+    assert_eq!(serde_json::from_str::<NodeSpec>(&kept).unwrap(), spec, "{kept}");
+
+    let keys = ["address", "password_file"];
+    let bare = given.lines().filter(|line| !keys.iter().any(|key| line.starts_with(key)));
+    let bare: Vec<&str> = bare.collect();
+    let spec = good(&bare.join("\n"));
+    let bmc = spec.bmc.as_ref().unwrap();
+    assert_eq!((bmc.driver, &bmc.password), (BmcDriver::Program, &None));
+    assert_eq!(bmc.address.program(), Some(("/etc/hostler/pdu", "edge-07")));
+    let kept = serde_json::to_string(&spec).unwrap();
+    assert_eq!(serde_json::from_str::<NodeSpec>(&kept).unwrap(), spec, "{kept}");
 }
 
 #[test]
 fn a_credential_stands_in_for_the_password_file() {
     let text = MINIMAL.replace("password_file = ", "password_credential = ");
-    let password = Password::PasswordCredential("edge-07.bmc".to_owned());
+    let password = Some(Password::PasswordCredential("edge-07.bmc".to_owned()));
     assert_eq!(good(&text).bmc.unwrap().password, password);
     check(
         with("bmc", "password_credential = \"a/b\""),

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use hostler::{
-    ipmi::{Bmc, BmcConfig},
+    bmc::{
+        Timing,
+        ipmi::{IpmiClient, IpmiConfig},
+    },
     model::{
         secret::Secret,
-        spec::{BmcAddress, BmcDriver, CipherSuite, Privilege},
+        spec::{CipherSuite, HostPort, Privilege},
     },
 };
 use tokio::{task::JoinSet, time::Instant};
@@ -33,17 +36,19 @@ pub(crate) fn look(words: &[String]) {
 }
 
 async fn look_at(port: String, suite: CipherSuite) -> String {
-    let address = BmcAddress { host: "127.0.0.1".to_owned(), port: port.parse().unwrap() };
-    let bmc = Bmc::new(BmcConfig {
-        driver: BmcDriver::Ipmi,
-        address: address.clone(),
-        username: USER.to_owned(),
-        password: Secret::new(PASSWORD.to_owned()),
-        kg: None,
-        privilege: Privilege::Administrator,
-        cipher_suite: Some(suite),
-        spacing: Duration::from_secs(1),
-    });
+    let address = HostPort { host: "127.0.0.1".to_owned(), port: port.parse().unwrap() };
+    let bmc = IpmiClient::new(
+        IpmiConfig {
+            address: address.clone(),
+            username: USER.to_owned(),
+            password: Secret::new(PASSWORD.to_owned()),
+            kg: None,
+            privilege: Privilege::Administrator,
+            cipher_suite: Some(suite),
+            spacing: Duration::from_secs(1),
+        },
+        Timing::default(),
+    );
     let state = bmc.power_state(Instant::now() + LIMIT).await.unwrap();
     format!("{address}: {}", state.as_str())
 }

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use hostler::ipmi::Heard;
+use hostler::bmc::{BmcError, ConsoleEvent};
 use tempfile::TempDir;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::oneshot, task::JoinHandle};
 
@@ -51,7 +51,7 @@ impl Line {
 
 /// Somebody who listens; gone without a word when dropped.
 struct Listener {
-    heard: Arc<Mutex<String>>,
+    received: Arc<Mutex<String>>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -63,35 +63,37 @@ impl Drop for Listener {
 }
 
 impl Listener {
-    fn new(bmc: Arc<Bmc>) -> Self {
-        let heard = Arc::new(Mutex::new(String::new()));
+    fn new(bmc: Arc<IpmiClient>) -> Self {
+        let received = Arc::new(Mutex::new(String::new()));
         let (stop, stopped) = oneshot::channel::<()>();
-        let ear = Arc::clone(&heard);
-        let tell = move |news: Heard<'_>| {
-            let text = match news {
-                Heard::Begun => "<begun>".to_owned(),
-                Heard::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
-                Heard::Gap => "<gap>".to_owned(),
-                Heard::Trouble(error) => format!("<{}>", error.kind),
+        let ear = Arc::clone(&received);
+        let tell = move |event: ConsoleEvent<'_>| {
+            let text = match event {
+                ConsoleEvent::Opened => "<begun>".to_owned(),
+                ConsoleEvent::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
+                ConsoleEvent::Gap => "<gap>".to_owned(),
+                ConsoleEvent::Trouble(BmcError::Ipmi(error)) => format!("<{}>", error.kind),
+                ConsoleEvent::Trouble(other) => panic!("{other}"),
             };
             ear.lock().unwrap().push_str(&text);
         };
         let task = tokio::spawn(async move {
             bmc.console(OPEN_LIMIT, tell, async { drop(stopped.await) }).await;
         });
-        Self { heard, stop: Some(stop), task }
+        Self { received, stop: Some(stop), task }
     }
 
     fn at(port: u16) -> Self {
         Self::new(Arc::new(bmc(port)))
     }
 
-    fn heard(&self) -> String {
-        self.heard.lock().unwrap().clone()
+    fn received(&self) -> String {
+        self.received.lock().unwrap().clone()
     }
 
-    async fn until_heard(&self, text: &str) {
-        until(|| self.heard().ends_with(text), || format!("{text:?} in {:?}", self.heard())).await;
+    async fn until_received(&self, text: &str) {
+        until(|| self.received().ends_with(text), || format!("{text:?} in {:?}", self.received()))
+            .await;
     }
 
     /// Tells it to stop, and waits until it has.
@@ -103,7 +105,7 @@ impl Listener {
     /// Waits until it gives up by itself.
     async fn gives_up(mut self) -> String {
         tokio::time::timeout(LIMIT, &mut self.task).await.unwrap().unwrap();
-        self.heard()
+        self.received()
     }
 }
 
@@ -130,11 +132,11 @@ async fn what_a_machine_prints_is_heard_and_the_session_closed_at_the_end_with_e
         let line = Line::new();
         let simulator = line.simulator(&["--suite", suite]);
         let listener = Listener::at(simulator.port);
-        listener.until_heard("<begun>").await;
+        listener.until_received("<begun>").await;
         let text = lines(200);
         line.print(&text);
-        listener.until_heard(&text).await;
-        assert_eq!(listener.heard(), format!("<begun>{text}"));
+        listener.until_received(&text).await;
+        assert_eq!(listener.received(), format!("<begun>{text}"));
         // Well beyond several signs of life.
         until(
             || simulator.application_commands(GET_PAYLOAD_INSTANCE) > 2,
@@ -142,7 +144,7 @@ async fn what_a_machine_prints_is_heard_and_the_session_closed_at_the_end_with_e
         )
         .await;
         line.print("login: ");
-        listener.until_heard("login: ").await;
+        listener.until_received("login: ").await;
         listener.stop().await;
         simulator.closes_all_sessions().await;
         assert_eq!((simulator.sessions(), consoles(&simulator)), (1, 1));
@@ -159,11 +161,11 @@ async fn what_a_machine_prints_is_heard_from_ipmi_sim_and_the_console_left_free(
     let (mut line, _) = tokio::time::timeout(LIMIT, line.accept()).await.unwrap().unwrap();
     for _ in 0..2 {
         let listener = Listener::at(simulator.port);
-        listener.until_heard("<begun>").await;
+        listener.until_received("<begun>").await;
         let text = lines(100);
         line.write_all(text.as_bytes()).await.unwrap();
-        listener.until_heard(&text).await;
-        assert_eq!(listener.heard(), format!("<begun>{text}"));
+        listener.until_received(&text).await;
+        assert_eq!(listener.received(), format!("<begun>{text}"));
         listener.stop().await;
     }
 }
@@ -175,11 +177,11 @@ async fn nothing_is_lost_or_heard_twice_on_a_bad_network() {
     let badness = Badness { loss: 8, repeat: 40, late: Duration::from_millis(10), damage: 5 };
     let network = Network::before(simulator.port, badness, 11).await;
     let listener = Listener::at(network.port);
-    listener.until_heard("<begun>").await;
+    listener.until_received("<begun>").await;
     let text = lines(100);
     line.print(&text);
-    listener.until_heard(&text).await;
-    assert!(!listener.heard().contains("<gap>"), "{}", listener.heard());
+    listener.until_received(&text).await;
+    assert!(!listener.received().contains("<gap>"), "{}", listener.received());
     listener.stop().await;
 }
 
@@ -191,14 +193,14 @@ async fn the_machine_is_switched_while_somebody_listens() {
     let simulator = line.simulator(&[]);
     let bmc = Arc::new(bmc(simulator.port));
     let listener = Listener::new(Arc::clone(&bmc));
-    listener.until_heard("<begun>").await;
+    listener.until_received("<begun>").await;
     for round in ["one", "two"] {
         bmc.reach_power(PowerState::On, soon()).await.unwrap();
         line.print(round);
-        listener.until_heard(round).await;
+        listener.until_received(round).await;
         bmc.reach_power(PowerState::Off, soon()).await.unwrap();
     }
-    assert_eq!(listener.heard(), "<begun>onetwo");
+    assert_eq!(listener.received(), "<begun>onetwo");
     listener.stop().await;
     simulator.closes_all_sessions().await;
     assert_eq!(consoles(&simulator), 1);
@@ -214,14 +216,14 @@ async fn a_console_that_nobody_closed_is_taken_over() {
     })
     .await;
     let killed = Listener::at(network.port);
-    killed.until_heard("<begun>").await;
+    killed.until_received("<begun>").await;
     dead.store(true, Ordering::Relaxed);
     drop(killed);
     let listener = Listener::at(simulator.port);
-    listener.until_heard("<begun>").await;
+    listener.until_received("<begun>").await;
     line.print("here");
-    listener.until_heard("here").await;
-    assert_eq!(listener.heard(), "<begun>here");
+    listener.until_received("here").await;
+    assert_eq!(listener.received(), "<begun>here");
 }
 
 /// Invariant (bmc): Somebody's console is taken over once in an attempt.
@@ -230,20 +232,20 @@ async fn a_console_that_somebody_took_is_not_taken_back_but_asked_for_until_it_i
     let line = Line::new();
     let simulator = line.simulator(&[]);
     let robbed = Listener::at(simulator.port);
-    robbed.until_heard("<begun>").await;
+    robbed.until_received("<begun>").await;
     let robber = Listener::at(simulator.port);
-    robber.until_heard("<begun>").await;
+    robber.until_received("<begun>").await;
     let refused = "<no serial console: somebody else has it (completion code 0x80)>";
-    robbed.until_heard(&refused.repeat(3)).await;
+    robbed.until_received(&refused.repeat(3)).await;
     line.print("mine");
-    robber.until_heard("mine").await;
-    assert_eq!(robber.heard(), "<begun>mine");
+    robber.until_received("mine").await;
+    assert_eq!(robber.received(), "<begun>mine");
     let taken = simulator.application_commands(DEACTIVATE_PAYLOAD);
     robber.stop().await;
-    robbed.until_heard("<begun>").await;
+    robbed.until_received("<begun>").await;
     line.print("again");
-    robbed.until_heard("again").await;
-    assert!(robbed.heard().starts_with("<begun><gap><no"), "{}", robbed.heard());
+    robbed.until_received("again").await;
+    assert!(robbed.received().starts_with("<begun><gap><no"), "{}", robbed.received());
     // One to take it, one to leave it; none to take it back.
     assert_eq!((taken, simulator.application_commands(DEACTIVATE_PAYLOAD)), (1, 2));
 }
@@ -255,14 +257,14 @@ async fn a_bmc_that_restarts_is_listened_to_again_and_a_spent_session_replaced()
     let port = simulator.port;
     // 62 signs of life are all that a session carries.
     let hasty = Timing { console_alive: Duration::from_millis(15), ..TIMING };
-    let listener = Listener::new(Arc::new(Bmc::with_timing(config(port), hasty)));
-    listener.until_heard("<begun><gap><begun>").await;
+    let listener = Listener::new(Arc::new(IpmiClient::new(config(port), hasty)));
+    listener.until_received("<begun><gap><begun>").await;
     assert_eq!(simulator.open_sessions().len(), 1);
     drop(simulator);
     let simulator = pyghmi_at(port, &["--console", line.path().to_str().unwrap()]);
     until(|| consoles(&simulator) > 0, || "console".into()).await;
     line.print("back");
-    until(|| listener.heard().contains("back"), || listener.heard()).await;
+    until(|| listener.received().contains("back"), || listener.received()).await;
     listener.stop().await;
     simulator.closes_all_sessions().await;
 }
@@ -270,16 +272,19 @@ async fn a_bmc_that_restarts_is_listened_to_again_and_a_spent_session_replaced()
 #[tokio::test]
 async fn where_there_is_no_console_to_be_had_it_is_said_once() {
     let simulator = pyghmi(&["--refuse", "0648=83"]);
-    let heard = Listener::at(simulator.port).gives_up().await;
-    assert_eq!(heard, "<no serial console: it cannot encipher it (completion code 0x83)>");
+    let received = Listener::at(simulator.port).gives_up().await;
+    assert_eq!(received, "<no serial console: it cannot encipher it (completion code 0x83)>");
     let password = Secret::new("wrong".to_owned());
-    let wrong = Bmc::with_timing(BmcConfig { password, ..config(simulator.port) }, TIMING);
-    let heard = Listener::new(Arc::new(wrong)).gives_up().await;
-    assert_eq!(heard, "<wrong user name or password>");
+    let wrong = IpmiClient::new(IpmiConfig { password, ..config(simulator.port) }, TIMING);
+    let received = Listener::new(Arc::new(wrong)).gives_up().await;
+    assert_eq!(received, "<wrong user name or password>");
     simulator.closes_all_sessions().await;
     let simulator = pyghmi(&["--refuse", "0648=c1"]);
-    let heard = Listener::at(simulator.port).gives_up().await;
-    assert!(heard.contains("refused to open the serial console: command not supported"), "{heard}");
+    let received = Listener::at(simulator.port).gives_up().await;
+    assert!(
+        received.contains("refused to open the serial console: command not supported"),
+        "{received}"
+    );
     simulator.closes_all_sessions().await;
 }
 
@@ -289,12 +294,12 @@ async fn a_console_that_is_not_there_yet_is_asked_for_until_it_is() {
         let line = Line::new();
         let simulator = line.simulator(&["--refuse", &format!("0648={code}*2")]);
         let listener = Listener::at(simulator.port);
-        listener.until_heard("<begun>").await;
+        listener.until_received("<begun>").await;
         line.print("booting");
-        listener.until_heard("booting").await;
-        let heard = listener.heard();
-        assert_eq!(heard.matches(why).count(), 2, "{heard}");
-        assert!(!heard.contains("<gap>"), "{heard}");
+        listener.until_received("booting").await;
+        let received = listener.received();
+        assert_eq!(received.matches(why).count(), 2, "{received}");
+        assert!(!received.contains("<gap>"), "{received}");
     }
 }
 
@@ -305,7 +310,7 @@ async fn a_listener_that_is_dropped_closes_its_session() {
     let line = Line::new();
     let simulator = line.simulator(&[]);
     let listener = Listener::at(simulator.port);
-    listener.until_heard("<begun>").await;
+    listener.until_received("<begun>").await;
     drop(listener);
     simulator.closes_all_sessions().await;
 }
@@ -314,14 +319,17 @@ async fn a_listener_that_is_dropped_closes_its_session() {
 async fn a_silent_bmc_is_asked_again_and_left_when_nobody_listens_any_more() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let bmc = Arc::new(bmc(silent.local_addr().unwrap().port()));
-    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
-    let ear = Arc::clone(&heard);
-    let tell = move |news: Heard<'_>| ear.lock().unwrap().push(format!("{news:?}"));
+    let received: Arc<Mutex<Vec<String>>> = Arc::default();
+    let ear = Arc::clone(&received);
+    let tell = move |event: ConsoleEvent<'_>| ear.lock().unwrap().push(format!("{event:?}"));
     let enough = async {
-        until(|| heard.lock().unwrap().len() > 1, || "second trouble".into()).await;
+        until(|| received.lock().unwrap().len() > 1, || "second trouble".into()).await;
     };
     bmc.console(Duration::from_millis(300), tell, enough).await;
-    assert!(heard.lock().unwrap().iter().all(|news| news.contains("NoAnswer")), "{heard:?}");
+    assert!(
+        received.lock().unwrap().iter().all(|event| event.contains("NoAnswer")),
+        "{received:?}"
+    );
     // And the turn is free: nobody is told that it is not.
     let error = bmc.power_state(within(0.1)).await.unwrap_err();
     assert!(matches!(error.kind, IpmiErrorKind::NoAnswer { .. }), "{error}");

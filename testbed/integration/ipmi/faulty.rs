@@ -41,7 +41,7 @@ async fn a_bmc_that_hangs_when_asked_in_haste_is_not_asked_in_haste() {
     let at_pace = |spacing: f64| {
         let simulator = pyghmi(&["--least-pause", "0.3"]);
         let spacing = Duration::from_secs_f64(spacing);
-        let bmc = Bmc::with_timing(BmcConfig { spacing, ..config(simulator.port) }, TIMING);
+        let bmc = IpmiClient::new(IpmiConfig { spacing, ..config(simulator.port) }, TIMING);
         (simulator, bmc)
     };
     let (_simulator, patient) = at_pace(0.35);
@@ -122,7 +122,7 @@ async fn the_remembered_suite_is_forgotten_when_new_firmware_does_not_even_answe
     })
     .await;
     let timing = Timing { resend_first: Duration::from_millis(50), ..TIMING };
-    let bmc = Bmc::with_timing(config(network.port), timing);
+    let bmc = IpmiClient::new(config(network.port), timing);
     bmc.power_state(soon()).await.unwrap();
     deaf_to.store(1, Ordering::Relaxed);
     bmc.power_state(soon()).await.unwrap();
@@ -197,7 +197,7 @@ async fn damaged_datagrams_never_make_another_state() {
     for seed in 0..4 {
         let network = Network::before(simulator.port, badness, seed).await;
         for _ in 0..10 {
-            let bmc = Bmc::with_timing(config(network.port), timing);
+            let bmc = IpmiClient::new(config(network.port), timing);
             match bmc.power_state(within(10.0)).await {
                 Ok(state) => assert_eq!(state, PowerState::On, "seed {seed}"),
                 // Before there are keys, a refusal is as believable as anything else: it may cost a call, and no more.
@@ -222,15 +222,15 @@ fn is_refusal(kind: &IpmiErrorKind) -> bool {
 #[tokio::test]
 async fn answers_of_another_time_are_not_believed() {
     let simulator = pyghmi(&[]);
-    let heard: Mutex<VecDeque<Vec<u8>>> = Mutex::default();
+    let received: Mutex<VecDeque<Vec<u8>>> = Mutex::default();
     // Before each answer come all those that were ever given, the newest first.
     let network = Network::tampered(simulator.port, move |way, datagram| {
         if way == Way::There {
             return vec![datagram.to_vec()];
         }
-        let mut heard = heard.lock().unwrap();
-        let before: Vec<Vec<u8>> = heard.iter().cloned().collect();
-        heard.push_front(datagram.to_vec());
+        let mut received = received.lock().unwrap();
+        let before: Vec<Vec<u8>> = received.iter().cloned().collect();
+        received.push_front(datagram.to_vec());
         before.into_iter().chain([datagram.to_vec()]).collect()
     })
     .await;
@@ -306,10 +306,10 @@ async fn handshakes_given_up_halfway_use_up_no_sessions() {
     let simulator = ipmi_sim();
     for lost in [RAKP_2, RAKP_4] {
         let reached = std::sync::Arc::new(tokio::sync::Notify::new());
-        let told = std::sync::Arc::clone(&reached);
+        let answered = std::sync::Arc::clone(&reached);
         let network = Network::tampered(simulator.port, move |way, datagram| {
             if way == Way::Back && datagram[5] == lost {
-                told.notify_one();
+                answered.notify_one();
                 return vec![];
             }
             vec![datagram.to_vec()]

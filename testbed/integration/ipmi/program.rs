@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn by_program(port: u16) -> Bmc {
-    Bmc::with_timing(BmcConfig { driver: BmcDriver::Ipmitool, ..config(port) }, TIMING)
+fn by_program(port: u16) -> IpmiClient {
+    by(BmcDriver::Ipmitool, config(port))
 }
 
 /// A run takes a twentieth of a second of a core that others want too.
@@ -77,26 +77,25 @@ async fn what_ipmitool_cannot_log_in_with_is_told_apart() {
     let (one, other) = (pyghmi(&[]), ipmi_sim());
     for port in [one.port, other.port] {
         let network = Network::before(port, GOOD, 0).await;
-        let with = |username: &str, password: &str| BmcConfig {
-            driver: BmcDriver::Ipmitool,
+        let with = |username: &str, password: &str| IpmiConfig {
             username: username.to_owned(),
             password: Secret::new(password.to_owned()),
             ..config(network.port)
         };
         for wrong in [with(USER, "wrong"), with(USER, ""), with("nobody", PASSWORD), with("", "x")]
         {
-            let told = format!("{wrong:?}");
-            let wrong = Bmc::with_timing(wrong, TIMING);
+            let shown = format!("{wrong:?}");
+            let wrong = by(BmcDriver::Ipmitool, wrong);
             let error = wrong.power_state(in_time()).await.unwrap_err();
-            assert_eq!(error.kind, IpmiErrorKind::WrongPassword, "{told}");
+            assert_eq!(error.kind, IpmiErrorKind::WrongPassword, "{shown}");
         }
         assert!(network.open_requests() <= 4 * 3, "BMCs lock users out");
     }
     for place in ["handshake", "session", "command"] {
         let simulator = pyghmi(&["--privilege", "operator", "--privilege-check", place]);
         let on = async |privilege| {
-            let (driver, port) = (BmcDriver::Ipmitool, simulator.port);
-            let bmc = Bmc::with_timing(BmcConfig { driver, privilege, ..config(port) }, TIMING);
+            let config = IpmiConfig { privilege, ..config(simulator.port) };
+            let bmc = by(BmcDriver::Ipmitool, config);
             bmc.reach_power(PowerState::On, in_time()).await
         };
         let privilege = Privilege::Administrator;
@@ -106,9 +105,9 @@ async fn what_ipmitool_cannot_log_in_with_is_told_apart() {
         on(Privilege::Operator).await.unwrap();
     }
     let simulator = pyghmi(&["--suite", "downgrade"]);
-    let (driver, cipher_suite) = (BmcDriver::Ipmitool, Some(CipherSuite::Sha256));
-    let bmc = BmcConfig { driver, cipher_suite, ..config(simulator.port) };
-    let error = Bmc::with_timing(bmc, TIMING).power_state(in_time()).await.unwrap_err();
+    let cipher_suite = Some(CipherSuite::Sha256);
+    let bmc = IpmiConfig { cipher_suite, ..config(simulator.port) };
+    let error = by(BmcDriver::Ipmitool, bmc).power_state(in_time()).await.unwrap_err();
     assert_eq!(error.kind, IpmiErrorKind::SuitesRefused { suites: vec![CipherSuite::Sha256] });
 }
 
@@ -162,8 +161,8 @@ async fn until_none_runs(port: u16) {
 async fn runs_of_ipmitool_take_turns_with_a_pause_between_them() {
     let simulator = pyghmi(&["--least-pause", "0.2"]);
     let spacing = Duration::from_millis(250);
-    let driver = BmcDriver::Ipmitool;
-    let bmc = Bmc::with_timing(BmcConfig { driver, spacing, ..config(simulator.port) }, TIMING);
+    let config = IpmiConfig { spacing, ..config(simulator.port) };
+    let bmc = by(BmcDriver::Ipmitool, config);
     let (pxe, once) = (BootDevice::Pxe, BootPersistence::NextBoot);
     let set = bmc.set_boot_device(pxe, once, Firmware::Uefi, in_time());
     let (set, on) = tokio::join!(set, bmc.reach_power(PowerState::On, in_time()));
@@ -193,8 +192,8 @@ async fn a_bmc_that_says_yes_and_does_nothing_or_is_busy_is_the_same_to_ipmitool
 async fn ipmitool_is_given_addresses_it_understands() {
     for (listen, host) in [("::1", "::1"), ("127.0.0.1", "localhost")] {
         let simulator = pyghmi(&["--listen", listen]);
-        let address = BmcAddress { host: host.to_owned(), port: simulator.port };
-        let bmc = BmcConfig { driver: BmcDriver::Ipmitool, address, ..config(0) };
-        Bmc::with_timing(bmc, TIMING).power_state(in_time()).await.unwrap();
+        let address = HostPort { host: host.to_owned(), port: simulator.port };
+        let bmc = IpmiConfig { address, ..config(0) };
+        by(BmcDriver::Ipmitool, bmc).power_state(in_time()).await.unwrap();
     }
 }

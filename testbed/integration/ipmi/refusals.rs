@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use hostler::ipmi::BootChoice;
+use hostler::bmc::BootChoice;
 
 use super::*;
 use crate::tftp::alone::alone_as;
@@ -11,10 +11,6 @@ use crate::tftp::alone::alone_as;
 /// Both drivers.
 const DRIVERS: [BmcDriver; 2] = [BmcDriver::Ipmi, BmcDriver::Ipmitool];
 const BMC_KEY: &str = "site-bmc-key";
-
-fn by(driver: BmcDriver, port: u16) -> Bmc {
-    Bmc::with_timing(BmcConfig { driver, ..config(port) }, TIMING)
-}
 
 /// Long enough for the doubt to settle, and for a program's runs.
 fn at_length() -> Instant {
@@ -101,7 +97,7 @@ async fn a_command_that_was_accepted_before_is_asked_again_whatever_the_refusal(
 async fn a_user_who_is_unknown_for_seconds_after_a_power_change_is_asked_for_again() {
     for driver in DRIVERS {
         let simulator = pyghmi(&["--user-gone", "1.5"]);
-        let bmc = by(driver, simulator.port);
+        let bmc = by(driver, config(simulator.port));
         for state in [PowerState::On, PowerState::Off] {
             bmc.reach_power(state, at_length()).await.unwrap();
             assert_eq!(bmc.power_state(at_length()).await.unwrap(), state);
@@ -116,7 +112,7 @@ async fn credentials_that_worked_are_refused_for_good_after_repeated_refusals_on
     for driver in DRIVERS {
         let simulator = pyghmi(&["--user-gone", "1000"]);
         let network = Network::before(simulator.port, GOOD, 0).await;
-        let bmc = by(driver, network.port);
+        let bmc = by(driver, config(network.port));
         assert_eq!(bmc.power_state(at_length()).await.unwrap(), PowerState::Off);
         bmc.chassis_control(ChassisControl::PowerUp, at_length()).await.unwrap();
         let before = network.open_requests();
@@ -144,7 +140,8 @@ async fn credentials_that_worked_are_refused_for_good_after_repeated_refusals_on
 #[tokio::test]
 async fn credentials_that_an_attempt_has_used_are_not_given_up_for_one_refusal_of_a_new_client() {
     let simulator = pyghmi(&["--privilege", "operator", "--privilege-check", "handshake"]);
-    let error = Bmc::trusted(config(simulator.port)).power_state(within(1.0)).await.unwrap_err();
+    let bmc = IpmiClient::new(config(simulator.port), Timing::default()).trusted();
+    let error = bmc.power_state(within(1.0)).await.unwrap_err();
     let IpmiErrorKind::Doubted { refusal, .. } = &error.kind else { panic!("{error}") };
     assert!(matches!(**refusal, IpmiErrorKind::PrivilegeRefused { .. }), "{error}");
 }
@@ -207,8 +204,8 @@ async fn a_bmc_key_opens_sessions_with_either_driver_and_suite() {
         for suite in ["3", "17"] {
             let simulator = pyghmi(&["--suite", suite, "--kg", BMC_KEY]);
             let kg = Some(BMC_KEY.parse().unwrap());
-            let bmc = BmcConfig { driver, kg, ..config(simulator.port) };
-            let bmc = Bmc::with_timing(bmc, TIMING);
+            let bmc = IpmiConfig { kg, ..config(simulator.port) };
+            let bmc = by(driver, bmc);
             bmc.reach_power(PowerState::On, at_length()).await.unwrap();
             assert_eq!(bmc.power_state(at_length()).await.unwrap(), PowerState::On);
             simulator.closes_all_sessions().await;
@@ -228,8 +225,8 @@ async fn a_bmc_key_that_is_missing_wrong_or_too_much_is_named_and_the_password_i
             let simulator = pyghmi(&arguments);
             let network = Network::before(simulator.port, GOOD, 0).await;
             let kg = given.map(|given| given.parse().unwrap());
-            let bmc = BmcConfig { driver, kg, ..config(network.port) };
-            let error = Bmc::with_timing(bmc, TIMING).power_state(at_length()).await.unwrap_err();
+            let bmc = IpmiConfig { kg, ..config(network.port) };
+            let error = by(driver, bmc).power_state(at_length()).await.unwrap_err();
             let given = given.is_some();
             assert_eq!(error.kind, IpmiErrorKind::WrongKey { given }, "{error}");
             assert!(error.to_string().contains("BMC key (K_g)"), "{error}");
@@ -297,10 +294,11 @@ async fn each_is_told_apart() {
             Option<std::io::ErrorKind>,
             &'static str,
         )| {
-            let address = BmcAddress { host: host.to_owned(), port };
-            let bmc = Bmc::with_timing(BmcConfig { driver, address, ..config(port) }, TIMING);
+            let address = HostPort { host: host.to_owned(), port };
+            let bmc = by(driver, IpmiConfig { address, ..config(port) });
             async move {
-                let error = bmc.power_state(within(10.0)).await.unwrap_err();
+                // A silent run of ipmitool and the ping after it take almost ten seconds.
+                let error = bmc.power_state(within(12.0)).await.unwrap_err();
                 let IpmiErrorKind::NoAnswer { network, .. } = error.kind else { panic!("{error}") };
                 assert_eq!(network, expected, "{driver:?}: {error}");
                 assert!(error.to_string().contains(word), "{driver:?}: {error}");

@@ -110,7 +110,7 @@ impl Machine {
         };
         let platter = |disk| Platter { disk, content: Content::Foreign, writers: Vec::new() };
         Self {
-            bmc: BmcAddress { host: format!("192.0.2.{octet}"), port: 623 },
+            bmc: BmcAddress::at(format!("192.0.2.{octet}"), 623),
             has_bmc,
             mac: MacAddr::new([0x52, 0x54, 0, 0, 0, octet]),
             ip: IpAddr::from([198, 51, 100, octet]),

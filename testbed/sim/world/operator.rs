@@ -146,11 +146,11 @@ impl Site {
         let has_bmc = self.files.get(node).is_some_and(|file| file.spec.bmc.is_some());
         if self.plan.manual_power && self.dice.permille(300) {
             // Its BMC is forgotten, or one is made up.
-            let made_up = BmcAddress { host: "192.0.2.253".to_owned(), port: 623 };
+            let made_up = BmcAddress::at("192.0.2.253", 623);
             self.change(node, |spec| set_bmc(spec, (!has_bmc).then(|| Box::new(bmc_at(&made_up)))));
         } else if self.dice.permille(500) && has_bmc {
             self.change(node, |spec| {
-                "192.0.2.254".clone_into(&mut spec.bmc.as_mut().unwrap().address.host);
+                spec.bmc.as_mut().unwrap().move_to("192.0.2.254");
             });
         } else {
             let mac = MacAddr::new([0x52, 0x54, 0, 0, 1, 99]);
@@ -194,7 +194,7 @@ impl Site {
         let has_bmc = self.files.get(node).is_some_and(|file| file.spec.bmc.is_some());
         if has_bmc && self.dice.permille(500) {
             let host = format!("192.0.2.{}", 251 + self.dice.roll(2));
-            self.change(node, |spec| spec.bmc.as_mut().unwrap().address.host = host);
+            self.change(node, |spec| spec.bmc.as_mut().unwrap().move_to(host));
         } else {
             let last = 97 + u8::try_from(self.dice.roll(2)).unwrap();
             self.change(node, |spec| {

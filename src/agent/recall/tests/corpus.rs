@@ -36,7 +36,7 @@ fn specs(agent: &Agent) -> Vec<NodeSpec> {
     let mut specs: Vec<NodeSpec> = specs.map(|spec| NodeSpec::clone(&spec)).collect();
     let known = specs.iter().find(|spec| spec.name == name("edge-004")).unwrap();
     let mut back = NodeSpec { name: name("edge-106"), ..known.clone() };
-    back.bmc.as_mut().unwrap().address.host = "bmc-006".into();
+    back.bmc.as_mut().unwrap().move_to("bmc-006");
     back.boot.macs = vec!["52:54:00:00:00:06".parse().unwrap()];
     specs.push(back);
     specs

@@ -1,9 +1,10 @@
-//! The handshake against dialogues captured from `ipmi_sim` 2.0.33 (suite 3) and pyghmi 1.6.19 with suite 17.
+//! The handshake against dialogues captured from `ipmi_sim` 2.0.33 (suite 3) and pyghmi 1.6.19 with
+//! suite 17.
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::ipmi::session::Answer;
+use crate::bmc::ipmi::transport::CommandAnswer;
 
 /// One session as it went over the wire, RMCP header left out.
 struct Capture {
@@ -68,7 +69,7 @@ fn datagram(hex: &str) -> Vec<u8> {
 }
 
 impl Capture {
-    fn heard(&self, step: usize) -> Vec<u8> {
+    fn received(&self, step: usize) -> Vec<u8> {
         datagram(self.handshake[step].1)
     }
 
@@ -82,19 +83,19 @@ impl Capture {
             kg: None,
             privilege: Privilege::Administrator,
         };
-        let chance = Chance {
+        let nonces = Nonces {
             tag: open[16],
             console_id: u32::from_le_bytes(open[20..24].try_into().unwrap()),
             challenge: rakp1[24..40].try_into().unwrap(),
         };
-        Handshake::start(credentials, self.suite, chance)
+        Handshake::start(credentials, self.suite, nonces)
     }
 
-    /// Begun again, and gone on until this many answers were heard.
+    /// Begun again, and gone on until this many answers were received.
     fn after(&self, answers: usize) -> Handshake {
         let mut handshake = self.start("correct-horse");
         for step in 0..answers {
-            assert!(matches!(handshake.receive(&self.heard(step)), Some(Progress::Send)));
+            assert!(matches!(handshake.receive(&self.received(step)), Some(Progress::Send)));
         }
         handshake
     }
@@ -105,20 +106,22 @@ fn every_datagram_of_a_session_is_as_captured() {
     for capture in CAPTURES {
         let mut handshake = capture.start("correct-horse");
         let mut session = None;
-        for (sent, heard) in capture.handshake {
+        for (sent, received) in capture.handshake {
             assert_eq!(handshake.datagram(), datagram(sent));
-            if let Some(Progress::Established(established)) = handshake.receive(&datagram(heard)) {
+            if let Some(Progress::Established(established)) = handshake.receive(&datagram(received))
+            {
                 session = Some(established);
             }
         }
         let mut session = session.unwrap();
-        let command = crate::ipmi::commands::Command::SetSessionPrivilege(Privilege::Administrator);
+        let command =
+            crate::bmc::ipmi::commands::IpmiCommand::SetSessionPrivilege(Privilege::Administrator);
         let request = session.request(command).unwrap();
-        let (sent, heard) = (datagram(capture.privilege.0), datagram(capture.privilege.1));
+        let (sent, received) = (datagram(capture.privilege.0), datagram(capture.privilege.1));
         let iv = sent[16..32].try_into().unwrap();
         assert_eq!(session.seal(&request, iv), sent);
-        let answer = session.answer(&request, &heard);
-        assert_eq!(answer, Some(Answer { completion: 0, data: vec![4] }));
+        let answer = session.answer(&request, &received);
+        assert_eq!(answer, Some(CommandAnswer { completion: 0, data: vec![4] }));
     }
 }
 
@@ -128,12 +131,12 @@ fn an_answer_heard_twice_changes_nothing() {
         for step in 0..2 {
             let mut handshake = capture.after(step + 1);
             let before = handshake.datagram().to_vec();
-            assert!(handshake.receive(&capture.heard(step)).is_none());
+            assert!(handshake.receive(&capture.received(step)).is_none());
             assert_eq!(handshake.datagram(), before);
         }
         let mut handshake = capture.after(2);
-        assert!(matches!(handshake.receive(&capture.heard(2)), Some(Progress::Established(_))));
-        assert!(handshake.receive(&capture.heard(2)).is_none());
+        assert!(matches!(handshake.receive(&capture.received(2)), Some(Progress::Established(_))));
+        assert!(handshake.receive(&capture.received(2)).is_none());
     }
 }
 
@@ -141,16 +144,19 @@ fn an_answer_heard_twice_changes_nothing() {
 fn a_bmc_that_heard_the_open_request_twice_may_hold_to_either_session_id() {
     for capture in CAPTURES {
         for real_first in [true, false] {
-            let real = capture.heard(0);
+            let real = capture.received(0);
             let mut other = real.clone();
             other[24] ^= 0xff;
             let [first, second] = if real_first { [real, other] } else { [other, real] };
             let mut handshake = capture.start("correct-horse");
             assert!(matches!(handshake.receive(&first), Some(Progress::Send)));
             assert!(handshake.receive(&second).is_none());
-            assert!(matches!(handshake.receive(&capture.heard(1)), Some(Progress::Send)));
+            assert!(matches!(handshake.receive(&capture.received(1)), Some(Progress::Send)));
             assert_eq!(handshake.datagram(), datagram(capture.handshake[2].0));
-            assert!(matches!(handshake.receive(&capture.heard(2)), Some(Progress::Established(_))));
+            assert!(matches!(
+                handshake.receive(&capture.received(2)),
+                Some(Progress::Established(_))
+            ));
         }
     }
 }
@@ -159,9 +165,9 @@ fn a_bmc_that_heard_the_open_request_twice_may_hold_to_either_session_id() {
 fn a_bmc_that_does_not_know_the_password_is_not_believed() {
     for capture in CAPTURES {
         let mut handshake = capture.start("another");
-        assert!(matches!(handshake.receive(&capture.heard(0)), Some(Progress::Send)));
-        let progress = handshake.receive(&capture.heard(1));
-        assert!(matches!(progress, Some(Progress::Failed(Failure::Mismatch))));
+        assert!(matches!(handshake.receive(&capture.received(0)), Some(Progress::Send)));
+        let progress = handshake.receive(&capture.received(1));
+        assert!(matches!(progress, Some(Progress::Failed(LoginFailure::Mismatch))));
         assert!(handshake.abandon([0; 16]).is_empty(), "nothing that may count as a failed login");
     }
 }
@@ -169,10 +175,10 @@ fn a_bmc_that_does_not_know_the_password_is_not_believed() {
 #[test]
 fn a_bmc_without_the_session_integrity_key_is_not_believed() {
     for capture in CAPTURES {
-        let mut heard = capture.heard(2);
-        *heard.last_mut().unwrap() ^= 1;
-        let progress = capture.after(2).receive(&heard);
-        assert!(matches!(progress, Some(Progress::Failed(Failure::KeyMismatch))));
+        let mut received = capture.received(2);
+        *received.last_mut().unwrap() ^= 1;
+        let progress = capture.after(2).receive(&received);
+        assert!(matches!(progress, Some(Progress::Failed(LoginFailure::KeyMismatch))));
     }
 }
 
@@ -180,11 +186,11 @@ fn a_bmc_without_the_session_integrity_key_is_not_believed() {
 fn a_suite_other_than_the_one_asked_for_is_refused() {
     for capture in CAPTURES {
         for algorithm in [32, 40, 48] {
-            let mut heard = capture.heard(0);
-            heard[algorithm] = 0;
-            let progress = capture.after(0).receive(&heard);
+            let mut received = capture.received(0);
+            received[algorithm] = 0;
+            let progress = capture.after(0).receive(&received);
             assert!(
-                matches!(progress, Some(Progress::Failed(Failure::SuiteRefused))),
+                matches!(progress, Some(Progress::Failed(LoginFailure::SuiteRefused))),
                 "{algorithm}"
             );
         }
@@ -193,11 +199,11 @@ fn a_suite_other_than_the_one_asked_for_is_refused() {
 
 #[test]
 fn a_refusal_is_told_apart_by_its_status() {
-    use Failure::{PrivilegeRefused, Status, SuiteRefused, UnknownUser};
-    let check = |step: usize, status: u8, expected: Failure| {
+    use LoginFailure::{PrivilegeRefused, Status, SuiteRefused, UnknownUser};
+    let check = |step: usize, status: u8, expected: LoginFailure| {
         // Some BMCs end a refusal after its status, some name session 0, some fill it up.
         for (length, nobody) in [(2, false), (8, false), (8, true), (20, true)] {
-            let whole = IPMI_SIM.heard(step);
+            let whole = IPMI_SIM.received(step);
             let mut payload = whole[16..16 + length].to_vec();
             payload[1] = status;
             if nobody {
@@ -223,9 +229,9 @@ fn a_refusal_is_told_apart_by_its_status() {
 fn only_a_refusal_may_come_in_the_name_of_session_0() {
     for capture in CAPTURES {
         for step in 0..3 {
-            let mut heard = capture.heard(step);
-            heard[20..24].fill(0);
-            assert!(capture.after(step).receive(&heard).is_none(), "step {step}");
+            let mut received = capture.received(step);
+            received[20..24].fill(0);
+            assert!(capture.after(step).receive(&received).is_none(), "step {step}");
         }
     }
 }
@@ -235,9 +241,9 @@ fn what_belongs_to_another_handshake_is_ignored() {
     for capture in CAPTURES {
         for step in 0..3 {
             for byte in [16, 20] {
-                let mut heard = capture.heard(step);
-                heard[byte] ^= 0x80;
-                assert!(capture.after(step).receive(&heard).is_none());
+                let mut received = capture.received(step);
+                received[byte] ^= 0x80;
+                assert!(capture.after(step).receive(&received).is_none());
             }
         }
     }
@@ -267,7 +273,7 @@ proptest! {
         let _ignored = handshake.receive(&bytes);
         // As deep as bytes can get: tag, status and session id are right.
         let kind = [PayloadType::OpenResponse, PayloadType::Rakp2, PayloadType::Rakp4][step];
-        let mut payload = PYGHMI.heard(step)[16..24].to_vec();
+        let mut payload = PYGHMI.received(step)[16..24].to_vec();
         payload.extend(bytes);
         let _ignored = handshake.receive(&packet::encode(kind, 0, 0, &payload));
     }

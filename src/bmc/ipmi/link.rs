@@ -1,6 +1,8 @@
-//! One UDP conversation with a BMC: sends, waits, sends again, and closes the session whatever happens.
+//! One UDP conversation with a BMC: sends, waits, sends again, and closes the session whatever
+//! happens.
 //!
-//! Called by the call. It holds the only socket of the module. It must never leave a session open: a link that is dropped says goodbye.
+//! Called by the call. It holds the only socket of the module. It must never leave a session open:
+//! a link that is dropped says goodbye.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,19 +16,24 @@ use tokio::{
 };
 
 use super::{
-    client::Timing,
-    commands::Command,
-    handshake::{Chance, Credentials, Failure, Handshake, Progress},
+    client::IpmiConfig,
+    commands::IpmiCommand,
+    handshake::{Credentials, Handshake, Nonces, Progress},
     packet::DATAGRAM_BYTES_MAX,
-    session::{Answer, Session},
+    session::Session,
     sol::Acknowledgement,
+    transport::{Channel, Exchange, Habits, LoginFailure, NotOpened, Transport, Tries, Try},
 };
-use crate::model::{backoff::Backoff, spec::CipherSuite};
+use crate::{
+    bmc::timing::Timing,
+    model::{backoff::Backoff, spec::CipherSuite},
+};
 
-/// How often a datagram is sent before the conversation is given up: with the default timing after 8 seconds. A fresh session, or
-/// the other suite, then promises more than a fifth try.
+/// How often a datagram is sent before the conversation is given up: with the default timing after
+/// 8 seconds. A fresh session, or the other suite, then promises more than a fifth try.
 pub(super) const SENDS_MAX: u32 = 4;
-/// The same for RAKP message 3: a BMC that heard the first one thinks the session open and cannot answer another.
+/// The same for RAKP message 3: a BMC that received the first one thinks the session open and
+/// cannot answer another.
 const PROOF_SENDS_MAX: u32 = 2;
 /// The same for the goodbye, which nobody is glad to wait for.
 const CLOSE_SENDS_MAX: u32 = 3;
@@ -38,7 +45,7 @@ const PROBE_WAIT: Duration = Duration::from_millis(3500);
 
 /// An open session and its socket.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(in crate::bmc) struct Link {
     socket: Arc<UdpSocket>,
     session: Session,
     timing: Timing,
@@ -48,27 +55,9 @@ pub(super) struct Link {
 /// Takes a SOL payload, and says what to answer.
 pub(super) type Take<'a> = &'a mut (dyn FnMut(&[u8]) -> Option<Acknowledgement> + Send);
 
-/// What became of a request.
-#[derive(Debug)]
-pub(super) enum Exchange {
-    /// It was answered.
-    Answer(Answer),
-    /// It was not.
-    Silence(Option<io::ErrorKind>),
-    /// The session has carried all it may; open another.
-    Spent,
-}
-
-/// Why no session came about, and whether the BMC took the suite before.
-#[derive(Debug)]
-pub(super) struct NotOpened {
-    pub(super) failure: Failure,
-    pub(super) suite_accepted: bool,
-    pub(super) network: Option<io::ErrorKind>,
-}
-
 impl Link {
-    /// Opens a session from a fresh port: a BMC may still hold an older handshake against the last one.
+    /// Opens a session from a fresh port: a BMC may still hold an older handshake against the last
+    /// one.
     pub(super) async fn open(
         address: SocketAddr,
         credentials: Credentials,
@@ -77,32 +66,32 @@ impl Link {
         sends_max: u32,
     ) -> Result<Self, NotOpened> {
         let not_opened = |error: &io::Error| NotOpened {
-            failure: Failure::Silent,
+            failure: LoginFailure::Silent,
             suite_accepted: false,
             network: Some(error.kind()),
         };
         let socket = Arc::new(connected(address).await.map_err(|e| not_opened(&e))?);
-        let handshake = Handshake::start(credentials, suite, chance());
+        let handshake = Handshake::start(credentials, suite, nonces());
         Opening { socket, handshake }.run(timing, sends_max).await
     }
 
     /// Sends a command and waits for its answer.
-    pub(super) async fn exchange(&mut self, command: Command) -> Exchange {
-        self.exchange_beside(command, &mut |_| None).await
+    pub(super) async fn send(&mut self, command: IpmiCommand) -> Exchange {
+        self.send_beside(command, &mut |_| None).await
     }
 
     /// The same, and meanwhile takes what a console prints.
-    pub(super) async fn exchange_beside(&mut self, command: Command, take: Take<'_>) -> Exchange {
+    pub(super) async fn send_beside(&mut self, command: IpmiCommand, take: Take<'_>) -> Exchange {
         let Some(request) = self.session.request(command) else { return Exchange::Spent };
         let mut waits = answer_waits(self.timing);
         for _ in 0..SENDS_MAX {
             let datagram = self.session.seal(&request, random());
             let until = Instant::now() + waits.next_pause();
-            let judge = |heard: &[u8]| {
-                take_sol(&self.socket, &mut self.session, heard, take);
-                self.session.answer(&request, heard)
+            let judge = |received: &[u8]| {
+                take_sol(&self.socket, &mut self.session, received, take);
+                self.session.answer(&request, received)
             };
-            match send_and_hear(&self.socket, &datagram, until, judge).await {
+            match send_and_receive(&self.socket, &datagram, until, judge).await {
                 Ok(Some(answer)) => return Exchange::Answer(answer),
                 Ok(None) => {}
                 Err(error) => return Exchange::Silence(Some(error.kind())),
@@ -114,7 +103,7 @@ impl Link {
     /// Waits until a console prints something, and takes that; `false` if it has not until then.
     pub(super) async fn listen(&mut self, until: Instant, take: Take<'_>) -> bool {
         let mut buffer = [0; DATAGRAM_BYTES_MAX];
-        let heard = async {
+        let received = async {
             loop {
                 match self.socket.recv(&mut buffer).await {
                     Ok(length) => {
@@ -123,12 +112,13 @@ impl Link {
                             return;
                         }
                     }
-                    // The network's word may be about an earlier datagram; whether the session is lost shows with the next command.
+                    // The network's word may be about an earlier datagram; whether the session is
+                    // lost shows with the next command.
                     Err(_) => sleep(self.timing.resend_first).await,
                 }
             }
         };
-        timeout_at(until, heard).await.is_ok()
+        timeout_at(until, received).await.is_ok()
     }
 
     /// Closes the session and waits a little for the BMC's word on it.
@@ -138,10 +128,10 @@ impl Link {
         let mut waits = answer_waits(self.timing);
         for _ in 0..CLOSE_SENDS_MAX {
             let datagram = self.session.seal(&request, random());
-            let judge = |heard: &[u8]| self.session.answer(&request, heard);
+            let judge = |received: &[u8]| self.session.answer(&request, received);
             let until = (Instant::now() + waits.next_pause()).min(deadline);
-            let heard = send_and_hear(&self.socket, &datagram, until, judge).await;
-            if matches!(heard, Ok(Some(_))) || until == deadline {
+            let received = send_and_receive(&self.socket, &datagram, until, judge).await;
+            if matches!(received, Ok(Some(_))) || until == deadline {
                 return;
             }
         }
@@ -157,6 +147,51 @@ impl Drop for Link {
     }
 }
 
+/// Sessions of our own, over UDP.
+#[derive(Debug)]
+pub(super) struct Rmcp;
+
+impl Transport for Rmcp {
+    fn open<'a>(
+        &'a self,
+        config: &'a IpmiConfig,
+        Tries { timing, sends_max }: Tries,
+        address: SocketAddr,
+        suite: CipherSuite,
+    ) -> Try<'a, Result<Box<dyn Channel>, NotOpened>> {
+        Box::pin(async move {
+            let credentials = Credentials {
+                username: config.username.clone(),
+                password: config.password.clone(),
+                kg: config.kg.clone(),
+                privilege: config.privilege,
+            };
+            let link = Link::open(address, credentials, suite, timing, sends_max).await?;
+            Ok(Box::new(link) as Box<dyn Channel>)
+        })
+    }
+
+    fn habits(&self) -> Habits {
+        // One or two mismatches happen when the network repeats datagrams to a BMC that begins anew
+        // each time; four in a row would need more bad luck than there is.
+        Habits { keeps_session: true, mismatches_max: 4 }
+    }
+}
+
+impl Channel for Link {
+    fn exchange(&mut self, command: IpmiCommand) -> Try<'_, Exchange> {
+        Box::pin(self.send(command))
+    }
+
+    fn close<'a>(self: Box<Self>, deadline: Instant) -> Try<'a, ()> {
+        Box::pin(Self::close(*self, deadline))
+    }
+
+    fn into_link(self: Box<Self>) -> Option<Link> {
+        Some(*self)
+    }
+}
+
 /// A handshake and its socket. Dropped halfway, it tells the BMC.
 struct Opening {
     socket: Arc<UdpSocket>,
@@ -169,10 +204,10 @@ impl Opening {
         let mut sends = 0;
         loop {
             let datagram = self.handshake.datagram().to_vec();
-            let judge = |heard: &[u8]| self.handshake.receive(heard);
+            let judge = |received: &[u8]| self.handshake.receive(received);
             let until = Instant::now() + waits.next_pause();
             sends += 1;
-            match send_and_hear(&self.socket, &datagram, until, judge).await {
+            match send_and_receive(&self.socket, &datagram, until, judge).await {
                 Ok(Some(Progress::Established(session))) => {
                     let socket = Arc::clone(&self.socket);
                     return Ok(Link { socket, session, timing, closed: false });
@@ -183,16 +218,16 @@ impl Opening {
                     continue;
                 }
                 Ok(None) => {}
-                Err(error) => return Err(self.failed(Failure::Silent, Some(error.kind()))),
+                Err(error) => return Err(self.failed(LoginFailure::Silent, Some(error.kind()))),
             }
             let sends_max = if self.handshake.proved() { PROOF_SENDS_MAX } else { most };
             if sends >= sends_max {
-                return Err(self.failed(Failure::Silent, None));
+                return Err(self.failed(LoginFailure::Silent, None));
             }
         }
     }
 
-    fn failed(&self, failure: Failure, network: Option<io::ErrorKind>) -> NotOpened {
+    fn failed(&self, failure: LoginFailure, network: Option<io::ErrorKind>) -> NotOpened {
         NotOpened { failure, suite_accepted: self.handshake.suite_accepted(), network }
     }
 }
@@ -219,7 +254,8 @@ fn take_sol(
     true
 }
 
-/// Sends what is not answered. If a goodbye is lost, the BMC's own session timeout has to do; if an acknowledgement is, the BMC repeats itself.
+/// Sends what is not answered. If a goodbye is lost, the BMC's own session timeout has to do; if an
+/// acknowledgement is, the BMC repeats itself.
 fn send_unawaited(socket: &UdpSocket, datagram: &[u8]) {
     if let Err(error) = socket.try_send(datagram) {
         tracing::debug!(%error, "a datagram to a bmc was not sent");
@@ -232,14 +268,14 @@ fn answer_waits(timing: Timing) -> Backoff {
 }
 
 /// Sends a datagram and hands `judge` what comes in until it is content or the time is over.
-async fn send_and_hear<T>(
+async fn send_and_receive<T>(
     socket: &UdpSocket,
     datagram: &[u8],
     until: Instant,
     mut judge: impl FnMut(&[u8]) -> Option<T>,
 ) -> io::Result<Option<T>> {
     let mut buffer = [0; DATAGRAM_BYTES_MAX];
-    let heard = async {
+    let received = async {
         socket.send(datagram).await?;
         loop {
             let length = socket.recv(&mut buffer).await?;
@@ -248,10 +284,11 @@ async fn send_and_hear<T>(
             }
         }
     };
-    match timeout_at(until, heard).await {
+    match timeout_at(until, received).await {
         Ok(Ok(found)) => Ok(Some(found)),
         Ok(Err(error)) => {
-            // The network's word ("connection refused") may be about an earlier datagram, and a BMC may be about to start.
+            // The network's word ("connection refused") may be about an earlier datagram, and a BMC
+            // may be about to start.
             sleep_until(until).await;
             Err(error)
         }
@@ -261,13 +298,13 @@ async fn send_and_hear<T>(
 
 /// The network's word on an address, if it has one: asks whether anybody is there (ASF 2.0
 /// §3.2.4.2) and waits a moment.
-pub(super) async fn probe(address: SocketAddr) -> Option<io::ErrorKind> {
+pub(in crate::bmc) async fn probe(address: SocketAddr) -> Option<io::ErrorKind> {
     let socket = match connected(address).await {
         Ok(socket) => socket,
         Err(error) => return Some(error.kind()),
     };
     let until = Instant::now() + PROBE_WAIT;
-    match send_and_hear(&socket, &PRESENCE_PING, until, |_| Some(())).await {
+    match send_and_receive(&socket, &PRESENCE_PING, until, |_| Some(())).await {
         Ok(_) => None,
         Err(error) => Some(error.kind()),
     }
@@ -287,11 +324,11 @@ async fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-fn chance() -> Chance {
+fn nonces() -> Nonces {
     let [tag] = random();
-    // 0 is nobody's session.
+    // 0 is no session's number.
     let console_id = u32::from_le_bytes(random()).max(1);
-    Chance { tag, console_id, challenge: random() }
+    Nonces { tag, console_id, challenge: random() }
 }
 
 /// Random bytes for challenges, ids and initialisation vectors.

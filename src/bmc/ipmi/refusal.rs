@@ -1,4 +1,4 @@
-//! Which refusals of a BMC are final, and which may be gone in a moment.
+//! Final refusals of a BMC, and those that may be gone in a moment.
 //!
 //! Called by the call. The list of final refusals is short; anything else may pass. It must never
 //! take one refusal for final where the same was accepted before, nor send refused credentials at
@@ -12,7 +12,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::commands::Command;
+use super::commands::IpmiCommand;
 use crate::model::backoff::Backoff;
 
 /// Insufficient privilege (IPMI 2.0 table 5-2).
@@ -31,7 +31,7 @@ pub(super) enum Verdict {
     Busy,
     /// The session's privilege level is too low.
     Privilege,
-    /// The BMC never carries out this command, or not in this state.
+    /// The BMC does not know this command, or not in this state.
     Final,
     /// The specification promises nothing: `0xff` for a moment after a power change, for instance.
     Unclear,
@@ -39,15 +39,17 @@ pub(super) enum Verdict {
 
 impl Verdict {
     /// The verdict on a completion code (IPMI 2.0 table 5-2).
-    pub(super) const fn of(command: Command, completion: u8) -> Self {
+    pub(super) const fn of(command: IpmiCommand, completion: u8) -> Self {
         match completion {
             0 => Self::Accepted,
             0xc0 | 0xc3 | 0xc4 | 0xcf | 0xd2 => Self::Busy,
             INSUFFICIENT_PRIVILEGE => Self::Privilege,
             // Set Session Privilege Level: not available to this user, or above the limit (§22.18).
-            0x80 | 0x81 if matches!(command, Command::SetSessionPrivilege(_)) => Self::Privilege,
+            0x80 | 0x81 if matches!(command, IpmiCommand::SetSessionPrivilege(_)) => {
+                Self::Privilege
+            }
             // A look at the power state is right in any state, and has no codes of its own.
-            NOT_IN_THIS_STATE | 0x80..=0xbe if matches!(command, Command::GetChassisStatus) => {
+            NOT_IN_THIS_STATE | 0x80..=0xbe if matches!(command, IpmiCommand::GetChassisStatus) => {
                 Self::Unclear
             }
             // Unknown command, wrong length, out of range, invalid data, disabled; and what the
@@ -58,13 +60,13 @@ impl Verdict {
     }
 }
 
-/// What a BMC has accepted, and since when it refuses that.
+/// The commands and credentials that a BMC has accepted, and since when it refuses them.
 #[derive(Debug, Default)]
 pub(super) struct Trust {
     /// Whether these credentials have opened a session that was good for a command.
     trusted: bool,
-    /// The kinds of commands it has carried out, whatever their data.
-    carried_out: HashSet<Discriminant<Command>>,
+    /// The kinds of commands it has done, whatever their data.
+    carried_out: HashSet<Discriminant<IpmiCommand>>,
     doubt: Option<Doubt>,
 }
 
@@ -82,14 +84,14 @@ impl Trust {
         Self { trusted: true, ..Self::default() }
     }
 
-    /// Notes that a command was carried out.
-    pub(super) fn note(&mut self, command: Command) {
+    /// Notes that a command was done.
+    pub(super) fn note(&mut self, command: IpmiCommand) {
         self.carried_out.insert(discriminant(&command));
         (self.trusted, self.doubt) = (true, None);
     }
 
-    /// Whether a command of this kind was carried out before.
-    pub(super) fn covers(&self, command: Command) -> bool {
+    /// Whether a command of this kind was done before.
+    pub(super) fn covers(&self, command: IpmiCommand) -> bool {
         self.carried_out.contains(&discriminant(&command))
     }
 
@@ -132,14 +134,14 @@ mod tests {
             (0..=0xff).filter(is_final).collect::<Vec<u8>>()
         };
         let general = [0xc1, 0xc2, 0xc7, 0xc8, 0xc9, 0xca, 0xcb, 0xcc, 0xcd];
-        assert_eq!(finals(Command::GetChassisStatus), [&general[..], &[0xd6]].concat());
+        assert_eq!(finals(IpmiCommand::GetChassisStatus), [&general[..], &[0xd6]].concat());
         let own: Vec<u8> = (0x80..=0xbe).collect();
         let expected = [&own[..], &general, &[0xd5, 0xd6]].concat();
-        assert_eq!(finals(Command::ChassisControl(ChassisControl::PowerUp)), expected);
+        assert_eq!(finals(IpmiCommand::ChassisControl(ChassisControl::PowerUp)), expected);
         for passing in [0xff, 0xce, 0xd1, 0xd3, 0xd0, 0xc5, 0xc6, 0x01] {
-            assert_eq!(Verdict::of(Command::GetChassisStatus, passing), Verdict::Unclear);
+            assert_eq!(Verdict::of(IpmiCommand::GetChassisStatus, passing), Verdict::Unclear);
         }
-        let privilege = Command::SetSessionPrivilege(Privilege::Operator);
+        let privilege = IpmiCommand::SetSessionPrivilege(Privilege::Operator);
         assert_eq!(Verdict::of(privilege, 0x81), Verdict::Privilege);
         assert_eq!(Verdict::of(privilege, 0xff), Verdict::Unclear);
     }
@@ -154,7 +156,7 @@ mod tests {
         }
         assert_eq!((tries, began.elapsed()), (5, Duration::from_secs(65)));
         assert_eq!(trust.doubt(Duration::from_secs(60)), None, "it stays so");
-        trust.note(Command::GetChassisStatus);
+        trust.note(IpmiCommand::GetChassisStatus);
         assert_eq!(trust.doubt(Duration::from_secs(60)), Some(Duration::from_secs(5)));
         // Two refusals far apart are no series.
         tokio::time::advance(Duration::from_secs(600)).await;

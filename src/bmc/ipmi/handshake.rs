@@ -17,6 +17,7 @@ use super::{
     crypto::{AES_BLOCK_BYTES, Keys, algorithms, check_bytes, hmac, matches},
     packet::{self, Packet, PayloadType},
     session::Session,
+    transport::LoginFailure,
 };
 use crate::model::{
     bmc_key::BmcKey,
@@ -26,7 +27,8 @@ use crate::model::{
 
 /// Look the user up by name alone, whatever privilege he may have (IPMI 2.0 table 13-11).
 const NAME_ONLY: u8 = 0x10;
-/// Session ids a BMC may name in one handshake. More than this come only from a network that repeats without end.
+/// Session ids a BMC may name in one handshake. More than this come only from a network that
+/// repeats without end.
 const CANDIDATES_MAX: usize = 4;
 /// RAKP status code "invalid session id" (IPMI 2.0 table 13-15).
 const STATUS_INVALID_SESSION: u8 = 0x02;
@@ -40,9 +42,9 @@ pub(super) struct Credentials {
     pub(super) privilege: Privilege,
 }
 
-/// What a handshake needs of chance: fresh for each.
+/// The random values of a handshake, fresh for each.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Chance {
+pub(super) struct Nonces {
     pub(super) tag: u8,
     pub(super) console_id: u32,
     pub(super) challenge: [u8; 16],
@@ -53,7 +55,7 @@ pub(super) struct Chance {
 pub(super) struct Handshake {
     credentials: Credentials,
     suite: CipherSuite,
-    chance: Chance,
+    nonces: Nonces,
     /// The session ids the BMC named, newest last.
     candidates: Vec<u32>,
     stage: Stage,
@@ -68,7 +70,7 @@ enum Stage {
     Over,
 }
 
-/// What RAKP message 2 gave us.
+/// The values from RAKP message 2.
 #[derive(Debug)]
 struct Proof {
     managed_id: u32,
@@ -88,7 +90,7 @@ impl std::fmt::Debug for Secretive {
     }
 }
 
-/// What a datagram did to the handshake.
+/// The effect of a datagram on the handshake.
 #[derive(Debug)]
 pub(super) enum Progress {
     /// There is a new datagram to send.
@@ -96,42 +98,23 @@ pub(super) enum Progress {
     /// The BMC proved itself.
     Established(Session),
     /// It cannot succeed any more.
-    Failed(Failure),
-}
-
-/// Why a handshake ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// Nothing was heard, or no more.
-    Silent,
-    /// The suite was refused, or another one answered.
-    SuiteRefused,
-    /// The BMC's check value does not fit the password. A muddled handshake looks the same: once is no evidence.
-    Mismatch,
-    /// The BMC knows the password, and made the session's keys from another BMC key (`K_g`).
-    KeyMismatch,
-    /// The BMC knows no such user.
-    UnknownUser,
-    /// The user may not have the privilege.
-    PrivilegeRefused,
-    /// Another status (IPMI 2.0 table 13-15): no free session, or out of step.
-    Status(u8),
+    Failed(LoginFailure),
 }
 
 impl Handshake {
     /// A handshake whose first datagram is the open session request.
-    pub(super) fn start(credentials: Credentials, suite: CipherSuite, chance: Chance) -> Self {
-        let mut payload = vec![chance.tag, 0, 0, 0];
-        payload.extend_from_slice(&chance.console_id.to_le_bytes());
+    pub(super) fn start(credentials: Credentials, suite: CipherSuite, nonces: Nonces) -> Self {
+        let mut payload = vec![nonces.tag, 0, 0, 0];
+        payload.extend_from_slice(&nonces.console_id.to_le_bytes());
         for (kind, algorithm) in (0..).zip(algorithms(suite)) {
             payload.extend_from_slice(&[kind, 0, 0, 8, algorithm, 0, 0, 0]);
         }
         let datagram = packet::encode(PayloadType::OpenRequest, 0, 0, &payload);
         let (candidates, stage) = (Vec::new(), Stage::Opening);
-        Self { credentials, suite, chance, candidates, stage, datagram }
+        Self { credentials, suite, nonces, candidates, stage, datagram }
     }
 
-    /// The datagram to send now, and again if nothing is heard.
+    /// The datagram to send now, and again if nothing is received.
     pub(super) fn datagram(&self) -> &[u8] {
         &self.datagram
     }
@@ -141,7 +124,8 @@ impl Handshake {
         !self.candidates.is_empty()
     }
 
-    /// Whether the BMC may think that the session is open: repeating RAKP message 3 then helps little.
+    /// Whether the BMC may think that the session is open: repeating RAKP message 3 then helps
+    /// little.
     pub(super) fn proved(&self) -> bool {
         matches!(self.stage, Stage::Proved(_))
     }
@@ -153,9 +137,9 @@ impl Handshake {
         let [tag, status] = payload.first_chunk::<2>()?;
         let console_id = payload.get(4..).and_then(<[u8]>::first_chunk::<4>);
         let console_id = console_id.map(|id| u32::from_le_bytes(*id));
-        // Some refuse in the name of session 0, which is nobody's; the tag says to whom.
+        // Some refuse in the name of session 0, which is no session; the tag says to whom.
         let nobody = *status != 0 && console_id == Some(0);
-        if !nobody && console_id.is_some_and(|id| id != self.chance.console_id) {
+        if !nobody && console_id.is_some_and(|id| id != self.nonces.console_id) {
             return None;
         }
         let (step, expected) = match payload_type {
@@ -172,7 +156,11 @@ impl Handshake {
             return None;
         }
         if *status != 0 {
-            return expected.then(|| Progress::Failed(refusal(payload_type, *status)));
+            let failure = match payload_type {
+                PayloadType::OpenResponse => LoginFailure::of_open_response(*status),
+                _ => LoginFailure::of_rakp(*status),
+            };
+            return expected.then_some(Progress::Failed(failure));
         }
         let body = payload.get(8..)?;
         match step {
@@ -184,10 +172,11 @@ impl Handshake {
 
     /// The tag of the handshake's request number `step`.
     fn tag(&self, step: u8) -> u8 {
-        self.chance.tag.wrapping_add(step)
+        self.nonces.tag.wrapping_add(step)
     }
 
-    /// The open session response: the BMC's session id and the algorithms it chose (IPMI 2.0 §13.18).
+    /// The open session response: the BMC's session id and the algorithms it chose (IPMI 2.0
+    /// §13.18).
     fn opened(&mut self, body: &[u8]) -> Option<Progress> {
         let (id, chosen) = body.split_first_chunk::<4>()?;
         let chosen = [*chosen.get(4)?, *chosen.get(12)?, *chosen.get(20)?];
@@ -195,7 +184,7 @@ impl Handshake {
         let opening = matches!(self.stage, Stage::Opening);
         if chosen != algorithms(self.suite) {
             // A BMC may not pick for us: that would let the network talk us down to a weaker suite.
-            return opening.then_some(Progress::Failed(Failure::SuiteRefused));
+            return opening.then_some(Progress::Failed(LoginFailure::SuiteRefused));
         }
         if id == 0 || self.candidates.contains(&id) || self.candidates.len() == CANDIDATES_MAX {
             return None;
@@ -214,23 +203,24 @@ impl Handshake {
     fn rakp1(&self, managed_id: u32) -> Vec<u8> {
         let mut payload = vec![self.tag(1), 0, 0, 0];
         payload.extend_from_slice(&managed_id.to_le_bytes());
-        payload.extend_from_slice(&self.chance.challenge);
+        payload.extend_from_slice(&self.nonces.challenge);
         let [role, name_bytes] = self.role();
         payload.extend_from_slice(&[role, 0, 0, name_bytes]);
         payload.extend_from_slice(self.username());
         packet::encode(PayloadType::Rakp1, 0, 0, &payload)
     }
 
-    /// RAKP message 2: the BMC's challenge, and its proof that it knows the password (IPMI 2.0 §13.21).
+    /// RAKP message 2: the BMC's challenge, and its proof that it knows the password (IPMI 2.0
+    /// §13.21).
     fn challenged(&mut self, body: &[u8]) -> Option<Progress> {
         let (challenge, rest) = body.split_first_chunk::<16>()?;
         let (guid, check) = rest.split_first_chunk::<16>()?;
         let known = |id: &&u32| {
             matches(
                 &self.keyed(&[
-                    &self.chance.console_id.to_le_bytes(),
+                    &self.nonces.console_id.to_le_bytes(),
                     &id.to_le_bytes(),
-                    &self.chance.challenge,
+                    &self.nonces.challenge,
                     challenge,
                     guid,
                     &self.role(),
@@ -243,16 +233,17 @@ impl Handshake {
             if !matches!(self.stage, Stage::Challenged) {
                 return None;
             }
-            // No word of it to the BMC: it might count as a failed login, and a few of those lock the user out.
+            // No word of it to the BMC: it might count as a failed login, and a few of those lock
+            // the user out.
             self.stage = Stage::Over;
-            return Some(Progress::Failed(Failure::Mismatch));
+            return Some(Progress::Failed(LoginFailure::Mismatch));
         };
         match &self.stage {
             Stage::Proved(proof) if proof.challenge == challenge => return None,
             Stage::Challenged | Stage::Proved(_) => {}
             Stage::Opening | Stage::Over => return None,
         }
-        let parts = [&self.chance.challenge, challenge, &self.role()[..], self.username()];
+        let parts = [&self.nonces.challenge, challenge, &self.role()[..], self.username()];
         // Two-key login makes it from the BMC's key, one-key login from the user's (§13.31).
         let session_integrity_key = match &self.credentials.kg {
             Some(kg) => hmac(self.suite, kg.expose(), &parts),
@@ -260,7 +251,7 @@ impl Handshake {
         };
         let check = self.keyed(&[
             challenge,
-            &self.chance.console_id.to_le_bytes(),
+            &self.nonces.console_id.to_le_bytes(),
             &self.role(),
             self.username(),
         ]);
@@ -283,29 +274,31 @@ impl Handshake {
         packet::encode(PayloadType::Rakp3, 0, 0, &payload)
     }
 
-    /// RAKP message 4: the BMC's proof that it has the same session integrity key (IPMI 2.0 §13.23).
+    /// RAKP message 4: the BMC's proof that it has the same session integrity key (IPMI 2.0
+    /// §13.23).
     fn confirmed(&mut self, check: &[u8]) -> Option<Progress> {
         let Stage::Proved(proof) = &self.stage else { return None };
         let fits = |id: &&u32| {
             let mut expected = hmac(
                 self.suite,
                 &proof.session_integrity_key.0,
-                &[&self.chance.challenge, &id.to_le_bytes(), &proof.guid],
+                &[&self.nonces.challenge, &id.to_le_bytes(), &proof.guid],
             );
             expected.truncate(check_bytes(self.suite));
             matches(&expected, check)
         };
         let Some(&managed_id) = self.candidates.iter().rev().find(fits) else {
-            return Some(Progress::Failed(Failure::KeyMismatch));
+            return Some(Progress::Failed(LoginFailure::KeyMismatch));
         };
         let session =
-            Session::new(self.suite, self.chance.console_id, managed_id, proof.keys.clone());
+            Session::new(self.suite, self.nonces.console_id, managed_id, proof.keys.clone());
         self.stage = Stage::Over;
         Some(Progress::Established(session))
     }
 
-    /// What to send when the handshake is given up, so that the BMC need not hold its half of the session until it times out: a RAKP
-    /// message 3 with an error for each session it named and, where it may think the session open, a Close Session. Once only.
+    /// The datagrams to send when the handshake is given up, so that the BMC need not hold its half
+    /// of the session until it times out: a RAKP message 3 with an error for each session it named
+    /// and, where it may think the session open, a Close Session. Once only.
     pub(super) fn abandon(&mut self, iv: [u8; AES_BLOCK_BYTES]) -> Vec<Vec<u8>> {
         let mut farewells = Vec::new();
         match std::mem::replace(&mut self.stage, Stage::Over) {
@@ -314,7 +307,7 @@ impl Handshake {
             Stage::Proved(proof) => {
                 let mut session = Session::new(
                     self.suite,
-                    self.chance.console_id,
+                    self.nonces.console_id,
                     proof.managed_id,
                     proof.keys.clone(),
                 );
@@ -341,17 +334,6 @@ impl Handshake {
 
     fn keyed(&self, parts: &[&[u8]]) -> Vec<u8> {
         hmac(self.suite, self.credentials.password.expose().as_bytes(), parts)
-    }
-}
-
-/// What a status other than success means (IPMI 2.0 table 13-15).
-pub(super) fn refusal(payload_type: PayloadType, status: u8) -> Failure {
-    match (payload_type, status) {
-        // "Invalid role" (0x09), though no role was asked for yet: some say so of a suite that they do not allow.
-        (PayloadType::OpenResponse, 0x03..=0x07 | 0x09 | 0x10..=0x12) => Failure::SuiteRefused,
-        (_, 0x09 | 0x0a) => Failure::PrivilegeRefused,
-        (_, 0x0c | 0x0d) => Failure::UnknownUser,
-        _ => Failure::Status(status),
     }
 }
 

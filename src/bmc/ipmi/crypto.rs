@@ -1,7 +1,8 @@
-//! What the two cipher suites compute: keyed hashes, the session's keys, AES-CBC with IPMI's own padding.
+//! Computations of the two cipher suites: keyed hashes, the session's keys, AES-CBC with IPMI's own
+//! padding.
 //!
-//! Called by the handshake and the session. It must never compare a check value except in constant time, nor make randomness: it is
-//! given it.
+//! Called by the handshake and the session. It must never compare a check value except in constant
+//! time, nor make randomness: it is given it.
 
 use aes::{
     Aes128,
@@ -18,7 +19,8 @@ use crate::model::spec::CipherSuite;
 /// Bytes of an AES block and of an initialisation vector.
 pub(super) const AES_BLOCK_BYTES: usize = 16;
 
-/// The algorithms of a suite as the open session request names them: authentication, integrity, confidentiality (IPMI 2.0 table 22-20).
+/// The algorithms of a suite as the open session request names them: authentication, integrity,
+/// confidentiality (IPMI 2.0 table 22-20).
 pub(super) const fn algorithms(suite: CipherSuite) -> [u8; 3] {
     match suite {
         CipherSuite::Sha1 => [1, 1, 1],
@@ -26,7 +28,8 @@ pub(super) const fn algorithms(suite: CipherSuite) -> [u8; 3] {
     }
 }
 
-/// Bytes of the check value at the end of a session's packets and of RAKP message 4 (IPMI 2.0 §13.28.1, §13.28.4).
+/// Bytes of the check value at the end of a session's packets and of RAKP message 4 (IPMI 2.0
+/// §13.28.1, §13.28.4).
 pub(super) const fn check_bytes(suite: CipherSuite) -> usize {
     match suite {
         CipherSuite::Sha1 => 12,
@@ -87,7 +90,8 @@ impl Keys {
     /// The payload enciphered, led by its initialisation vector (IPMI 2.0 §13.29).
     pub(super) fn encrypt(&self, message: &[u8], iv: [u8; AES_BLOCK_BYTES]) -> Vec<u8> {
         let mut padded = message.to_vec();
-        // 01 02 03 …, then how many of them: with that last byte the whole is a multiple of the block.
+        // 01 02 03 …, then how many of them: with that last byte the whole is a multiple of the
+        // block.
         let mut pad = 0;
         while !(padded.len() + 1).is_multiple_of(AES_BLOCK_BYTES) {
             pad += 1;

@@ -1,7 +1,8 @@
-//! Serial over LAN: what a machine prints comes in packets, each of which is sent again until it is acknowledged (IPMI 2.0 §15.9).
+//! Serial over LAN: a machine's output in packets, each of which is sent again until it is
+//! acknowledged (IPMI 2.0 §15.9).
 //!
-//! Called by the console. It does no I/O. It must never take the same characters twice, acknowledge any it did not take, nor send the
-//! machine one.
+//! Called by the console. It does no I/O. It must never take the same characters twice, acknowledge
+//! any it did not take, nor send the machine one.
 
 /// Packets with characters are numbered 1 to this; 0 is one without (IPMI 2.0 table 15-2).
 const SEQUENCE_MAX: u8 = 0x0f;
@@ -11,10 +12,11 @@ const CHARACTERS_MAX: usize = u8::MAX as usize;
 const DEACTIVATED: u8 = 0x10;
 const OVERRUN: u8 = 0x08;
 
-/// The answer to a packet: no number of its own, the packet's number, how many of its characters were taken, nothing to be done.
+/// The answer to a packet: no number of its own, the packet's number, how many of its characters
+/// were taken, nothing to be done.
 pub(super) type Acknowledgement = [u8; 4];
 
-/// How far a console was heard.
+/// The position in a console's stream.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
     /// The number of the last packet with characters; 0 before the first.
@@ -23,7 +25,7 @@ pub(super) struct Stream {
     taken: usize,
 }
 
-/// What a packet brings.
+/// The content of a packet.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Brought<'a> {
     /// Characters that were not taken before.
@@ -32,12 +34,13 @@ pub(super) struct Brought<'a> {
     pub(super) gap: bool,
     /// Whether the BMC says that nothing more comes.
     pub(super) over: bool,
-    /// What it waits for.
+    /// The answer that it waits for.
     pub(super) acknowledgement: Option<Acknowledgement>,
 }
 
 impl Stream {
-    /// Takes a payload; `None` if it is cut short. A packet that comes again may have more characters than before.
+    /// Takes a payload; `None` if it is cut short. A packet that comes again may have more
+    /// characters than before.
     pub(super) fn take<'a>(&mut self, payload: &'a [u8]) -> Option<Brought<'a>> {
         let ([sequence, _acknowledged, _accepted, status], text) = payload.split_first_chunk()?;
         let sequence = sequence & SEQUENCE_MAX;
@@ -127,8 +130,8 @@ mod tests {
         }
 
         #[test]
-        fn whatever_comes_again_the_text_is_heard_once(pieces in prop::collection::vec(("[a-z]{1,20}", 0..3_usize, 0..20_usize), 0..40)) {
-            let (mut stream, mut heard, mut said) = (Stream::default(), String::new(), String::new());
+        fn whatever_comes_again_the_text_is_received_once(pieces in prop::collection::vec(("[a-z]{1,20}", 0..3_usize, 0..20_usize), 0..40)) {
+            let (mut stream, mut received, mut said) = (Stream::default(), String::new(), String::new());
             for (number, (text, again, shorter)) in pieces.iter().enumerate() {
                 let sequence = u8::try_from(number % 15).unwrap() + 1;
                 // At first perhaps a part of it, and then the whole, perhaps several times.
@@ -137,11 +140,11 @@ mod tests {
                     let packet = packet(sequence, 0, text);
                     let brought = stream.take(&packet).unwrap();
                     prop_assert!(!brought.gap);
-                    heard.push_str(std::str::from_utf8(brought.text).unwrap());
+                    received.push_str(std::str::from_utf8(brought.text).unwrap());
                 }
                 said.push_str(text);
             }
-            prop_assert_eq!(heard, said);
+            prop_assert_eq!(received, said);
         }
     }
 }

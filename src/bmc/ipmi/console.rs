@@ -1,60 +1,55 @@
-//! What a machine prints on its serial line, by serial over LAN (IPMI 2.0 §15, §24).
+//! A machine's output on its serial line, by serial over LAN (IPMI 2.0 §15, §24).
 //!
-//! Called by the agent. It must never send the machine a character, hold the BMC's turn while it listens, take the console away from
-//! anybody twice, or leave its session open.
+//! Called by the agent. It must never send the machine a character, hold the BMC's turn while it
+//! listens, take the console away from anybody twice, or leave its session open.
 
 use std::{future::Future, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    call::Call,
-    client::{Bmc, accepted},
-    commands::{self, Command},
+    call::IpmiCall,
+    client::{IpmiClient, accepted},
+    commands::{self, IpmiCommand},
     error::{IpmiError, IpmiErrorKind},
-    link::{Exchange, Link},
+    link::Link,
     sol::{Acknowledgement, Stream},
+    transport::Exchange,
 };
-use crate::model::backoff::Backoff;
+use crate::{
+    bmc::{driver::ConsoleEvent, error::BmcError},
+    model::backoff::Backoff,
+};
 
-/// How long the BMC's turn is waited for: whoever has it may wait for a machine to go off, and nobody waits for a console.
-const TURN_WAIT_MAX: Duration = Duration::from_secs(3600);
-/// What leaving may take.
+/// Longest wait for the BMC: its user may wait for a machine to go off, and
+/// nobody waits for a console.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// Longest time for leaving a console.
 const LEAVE_TIME_MAX: Duration = Duration::from_secs(3);
-/// Why a console is not opened (IPMI 2.0 §24.1, table 5-2). Some say "disabled" while the machine is off.
+/// Refusals to open a console (IPMI 2.0 §24.1, table 5-2). Some say "disabled" while the machine
+/// is off.
 const ACTIVE_ELSEWHERE: u8 = 0x80;
 const DISABLED: u8 = 0x81;
 const ALL_ACTIVE: u8 = 0x82;
 const NEVER_WITHOUT_CIPHER: u8 = 0x84;
 const NOT_NOW: u8 = 0xd5;
 
-/// News of a console.
-#[derive(Debug)]
-pub enum Heard<'a> {
-    /// From now on it is listened to.
-    Begun,
-    /// The machine has printed this.
-    Text(&'a [u8]),
-    /// It may have printed something that was not heard.
-    Gap,
-    /// It cannot be listened to now; whether it is tried again depends on why.
-    Trouble(&'a IpmiError),
-}
-
-impl Bmc {
-    /// Tells what the machine prints until `stop` is ready, or until it is clear that there is no console to be had. Opening it takes the
-    /// BMC's turn, for `limit` at most; listening does not.
+impl IpmiClient {
+    /// Passes on what the machine prints until `stop` is ready, or until it is clear that there is
+    /// no console to be had. Opening it takes the BMC's turn, for `limit` at most; listening does
+    /// not.
     ///
-    /// Whoever has the console when this begins loses it: it is usually a session that nobody closed. Whoever takes it later keeps it.
-    /// One listens at a time. A future that is dropped closes its session as well as it can without waiting.
+    /// Whoever has the console when this begins loses it: it is usually a session that nobody
+    /// closed. Whoever takes it later keeps it. One listens at a time. A future that is dropped
+    /// closes its session as well as it can without waiting.
     pub async fn console(
         &self,
         limit: Duration,
-        mut tell: impl FnMut(Heard<'_>) + Send,
+        mut tell: impl FnMut(ConsoleEvent<'_>) + Send,
         stop: impl Future<Output = ()>,
     ) {
         tokio::pin!(stop);
-        let Some(_turn) = unless(&mut stop, self.console.lock()).await else { return };
+        let Some(_lock) = unless(&mut stop, self.console.lock()).await else { return };
         let alive = self.timing.console_alive;
         let mut pauses = self.console_pauses();
         let mut take_over = true;
@@ -64,7 +59,7 @@ impl Bmc {
                 None => return,
                 Some(Ok(mut link)) => {
                     take_over = false;
-                    tell(Heard::Begun);
+                    tell(ConsoleEvent::Opened);
                     let begun = Instant::now();
                     let listening = listen(&mut link, alive, &mut tell);
                     let stopped = unless(&mut stop, listening).await.is_none();
@@ -72,15 +67,16 @@ impl Bmc {
                     if stopped {
                         return;
                     }
-                    tell(Heard::Gap);
+                    tell(ConsoleEvent::Gap);
                     if begun.elapsed() > alive {
                         pauses = self.console_pauses();
                     }
                     pauses.next_pause()
                 }
                 Some(Err(error)) => {
-                    tell(Heard::Trouble(&error));
-                    match error.kind {
+                    let kind = error.kind.clone();
+                    tell(ConsoleEvent::Trouble(&BmcError::Ipmi(error)));
+                    match kind {
                         IpmiErrorKind::NoConsole { completion: ACTIVE_ELSEWHERE } => {
                             self.timing.console_retry
                         }
@@ -101,10 +97,11 @@ impl Bmc {
 
     /// A session that has the console.
     async fn open_console(&self, limit: Duration, take_over: bool) -> Result<Link, IpmiError> {
-        let mut call = Call::begin(self, Instant::now() + TURN_WAIT_MAX).await?;
+        let mut call = IpmiCall::begin(self, Instant::now() + LOCK_WAIT_MAX).await?;
         call.hurry(Instant::now() + limit);
         match call.open_console(take_over).await {
-            // The port it is at is not looked at: it says its own, which may be forwarded, and some turn its bytes around.
+            // The port it is at is not looked at: it says its own, which may be forwarded, and some
+            // turn its bytes around.
             Ok(_sizes_and_port) => call.end_with_link(),
             Err(error) => {
                 call.end().await;
@@ -114,12 +111,12 @@ impl Bmc {
     }
 }
 
-impl Call<'_> {
+impl IpmiCall<'_> {
     async fn open_console(&mut self, take_over: bool) -> Result<Vec<u8>, IpmiError> {
-        let mut opened = self.optional(Command::OpenConsole).await;
+        let mut opened = self.optional(IpmiCommand::OpenConsole).await;
         if take_over && refusal(&opened) == Some(ACTIVE_ELSEWHERE) {
-            accepted(self.optional(Command::CloseConsole).await, |_| true)?;
-            opened = self.optional(Command::OpenConsole).await;
+            accepted(self.optional(IpmiCommand::CloseConsole).await, |_| true)?;
+            opened = self.optional(IpmiCommand::OpenConsole).await;
         }
         match refusal(&opened) {
             Some(completion @ (ACTIVE_ELSEWHERE..=NEVER_WITHOUT_CIPHER | NOT_NOW)) => {
@@ -130,8 +127,13 @@ impl Call<'_> {
     }
 }
 
-/// Listens until the console or its session is lost. The session is kept alive by asking whose the console is.
-async fn listen(link: &mut Link, alive: Duration, tell: &mut (impl FnMut(Heard<'_>) + Send)) {
+/// Listens until the console or its session is lost. The session is kept alive by asking whose the
+/// console is.
+async fn listen(
+    link: &mut Link,
+    alive: Duration,
+    tell: &mut (impl FnMut(ConsoleEvent<'_>) + Send),
+) {
     let mut ear = Ear { stream: Stream::default(), over: false, tell };
     while !ear.over {
         let until = Instant::now() + alive;
@@ -143,11 +145,11 @@ async fn listen(link: &mut Link, alive: Duration, tell: &mut (impl FnMut(Heard<'
             return;
         }
         let take = &mut |payload: &[u8]| ear.take(payload);
-        match link.exchange_beside(Command::GetConsoleOwner, take).await {
+        match link.send_beside(IpmiCommand::GetConsoleOwner, take).await {
             Exchange::Answer(answer) if commands::console_is_closed(&answer.data) => return,
             // Even that it does not know the command is a sign of life.
             Exchange::Answer(_) => {}
-            Exchange::Silence(_) | Exchange::Spent => return,
+            _ => return,
         }
     }
 }
@@ -155,13 +157,13 @@ async fn listen(link: &mut Link, alive: Duration, tell: &mut (impl FnMut(Heard<'
 /// Closes the session, and the console before it if it is still ours to close.
 async fn leave(mut link: Link, is_ours: bool) {
     let deadline = Instant::now() + LEAVE_TIME_MAX;
-    if is_ours && timeout_at(deadline, link.exchange(Command::CloseConsole)).await.is_err() {
+    if is_ours && timeout_at(deadline, link.send(IpmiCommand::CloseConsole)).await.is_err() {
         tracing::debug!("a bmc did not answer that its console is closed");
     }
     link.close(deadline).await;
 }
 
-/// Whoever listens.
+/// The receiver of a console, and how far it has come.
 struct Ear<'a, T> {
     stream: Stream,
     /// The BMC said that nothing more comes.
@@ -169,15 +171,15 @@ struct Ear<'a, T> {
     tell: &'a mut T,
 }
 
-impl<T: FnMut(Heard<'_>)> Ear<'_, T> {
+impl<T: FnMut(ConsoleEvent<'_>)> Ear<'_, T> {
     fn take(&mut self, payload: &[u8]) -> Option<Acknowledgement> {
         let brought = self.stream.take(payload)?;
         self.over |= brought.over;
         if brought.gap {
-            (self.tell)(Heard::Gap);
+            (self.tell)(ConsoleEvent::Gap);
         }
         if !brought.text.is_empty() {
-            (self.tell)(Heard::Text(brought.text));
+            (self.tell)(ConsoleEvent::Text(brought.text));
         }
         brought.acknowledgement
     }
@@ -192,7 +194,8 @@ fn refusal(result: &Result<Vec<u8>, IpmiError>) -> Option<u8> {
     }
 }
 
-/// Whether there may be a console later. What does not pass is not asked for again: a BMC locks out who goes on with a wrong password.
+/// Whether there may be a console later. A final refusal is not tried again: a BMC locks out
+/// who goes on with a wrong password.
 const fn passes(kind: &IpmiErrorKind) -> bool {
     matches!(
         kind,
@@ -205,7 +208,7 @@ const fn passes(kind: &IpmiErrorKind) -> bool {
     )
 }
 
-/// What comes of the work; `None` if it is to stop before.
+/// The result of the work; `None` if it is to stop before.
 async fn unless<T>(
     stop: &mut (impl Future<Output = ()> + Unpin),
     work: impl Future<Output = T>,

@@ -1,7 +1,8 @@
-//! One call to a BMC: the turn, the session, and everything that may pass tried again until the deadline.
+//! One call to a BMC: the turn, the session, and everything that may pass tried again until the
+//! deadline.
 //!
-//! Called by the client, which speaks to it in commands. It must never outlast the deadline, try a wrong password again and again, or
-//! open a second session beside the first.
+//! Called by the client, which speaks to it in commands. It must never outlast the deadline, try a
+//! wrong password again and again, or open a second session beside the first.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -12,18 +13,16 @@ use tokio::{
 };
 
 use super::{
-    client::{Bmc, Memory, Timing},
-    commands::Command,
+    client::{IpmiClient, Memory},
+    commands::IpmiCommand,
     error::{IpmiError, IpmiErrorKind, is_short_of_sessions},
-    handshake::{Credentials, Failure},
-    link::{Exchange, Link, NotOpened, SENDS_MAX},
+    link::{Link, SENDS_MAX},
     refusal::Verdict,
-    session::Answer,
-    tool::{self, Failed},
+    transport::{Channel, CommandAnswer, Exchange, LoginFailure, NotOpened, Tries},
 };
-use crate::model::{
-    backoff::Backoff,
-    spec::{BmcDriver, CipherSuite},
+use crate::{
+    bmc::timing::Timing,
+    model::{backoff::Backoff, spec::CipherSuite},
 };
 
 /// Suites in the order they are tried when the spec names none.
@@ -32,16 +31,18 @@ const SUITES: [CipherSuite; 2] = [CipherSuite::Sha256, CipherSuite::Sha1];
 const PASSWORD_BYTES_MAX: usize = 20;
 
 /// A call under way. It holds the BMC's turn.
-pub(super) struct Call<'a> {
-    pub(super) bmc: &'a Bmc,
+pub(super) struct IpmiCall<'a> {
+    pub(super) bmc: &'a IpmiClient,
     pub(super) memory: MutexGuard<'a, Memory>,
     started: Instant,
     deadline: Instant,
-    link: Option<Link>,
+    channel: Option<Box<dyn Channel>>,
+    /// The search for a channel that is not over.
+    search: Option<Search>,
     /// How long each datagram waits for its answer, and how often one is sent that begins a session.
     timing: Timing,
     sends_max: u32,
-    /// What stood in the way last: the error if the deadline comes now.
+    /// The last obstacle: the error if the deadline comes now.
     trouble: Trouble,
 }
 
@@ -52,9 +53,9 @@ enum Trouble {
     Unresolved(String),
     Silence(Option<io::ErrorKind>),
     Status(u8),
-    Busy(Command, u8),
+    Busy(IpmiCommand, u8),
     /// Refused, and nobody can say for how long.
-    Refused(Command, u8),
+    Refused(IpmiCommand, u8),
     /// Refused, although it was accepted before.
     Doubted(IpmiErrorKind),
     Program(String),
@@ -68,16 +69,18 @@ const SPARING_SENDS_MAX: u32 = 2;
 /// unclear.
 const OPTIONAL_SENDS_MAX: u32 = 2;
 
-impl<'a> Call<'a> {
+impl<'a> IpmiCall<'a> {
     /// Waits for the BMC's turn and for the pause since the last call.
-    pub(super) async fn begin(bmc: &'a Bmc, deadline: Instant) -> Result<Self, IpmiError> {
+    pub(super) async fn begin(bmc: &'a IpmiClient, deadline: Instant) -> Result<Self, IpmiError> {
         let started = Instant::now();
         let waited = || started.elapsed();
         let in_use = || bmc.error(IpmiErrorKind::InUse { waited: waited() });
         let memory = timeout_at(deadline, bmc.memory.lock()).await.map_err(|_| in_use())?;
         let trouble = Trouble::None;
         let (timing, sends_max) = (bmc.timing, SENDS_MAX);
-        let call = Self { bmc, memory, started, deadline, link: None, timing, sends_max, trouble };
+        let (channel, search) = (None, None);
+        let call =
+            Self { bmc, memory, started, deadline, channel, search, timing, sends_max, trouble };
         call.rest().await;
         Ok(call)
     }
@@ -91,12 +94,13 @@ impl<'a> Call<'a> {
 
     /// Ends the call: closes the session if there is one.
     pub(super) async fn end(mut self) {
-        self.close_link().await;
+        self.close_channel().await;
     }
 
     /// Ends the call, and leaves its session to the caller.
     pub(super) fn end_with_link(mut self) -> Result<Link, IpmiError> {
-        self.link.take().ok_or_else(|| self.overdue())
+        let link = self.channel.take().and_then(Channel::into_link);
+        link.ok_or_else(|| self.overdue())
     }
 
     /// Has it end by then at the latest.
@@ -104,8 +108,8 @@ impl<'a> Call<'a> {
         self.deadline = self.deadline.min(deadline);
     }
 
-    /// Has it send few datagrams, spread over its time, if the last polls of the BMC met nothing but
-    /// silence: so many may be silent, for ever, that each datagram counts.
+    /// Spreads few datagrams over the call's time, if the last polls of the BMC met nothing but silence:
+    /// many BMCs may be silent for ever, so that each datagram counts.
     pub(super) fn spare_silent(&mut self) {
         if self.memory.silent_polls >= SILENT_POLLS_SPARED {
             let left = self.deadline.saturating_duration_since(Instant::now());
@@ -126,13 +130,13 @@ impl<'a> Call<'a> {
             if is_silent { self.memory.silent_polls.saturating_add(1) } else { 0 };
     }
 
-    /// Sends a command until it is carried out or refused for good. Returns the answer's data.
-    pub(super) async fn command(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
+    /// Sends a command until it is done or refused for good. Returns the answer's data.
+    pub(super) async fn command(&mut self, command: IpmiCommand) -> Result<Vec<u8>, IpmiError> {
         self.command_few_times(command, u32::MAX).await
     }
 
     /// Sends a command that the caller can do without: no refusal keeps it long.
-    pub(super) async fn optional(&mut self, command: Command) -> Result<Vec<u8>, IpmiError> {
+    pub(super) async fn optional(&mut self, command: IpmiCommand) -> Result<Vec<u8>, IpmiError> {
         self.command_few_times(command, OPTIONAL_SENDS_MAX).await
     }
 
@@ -140,7 +144,7 @@ impl<'a> Call<'a> {
     /// times in all.
     pub(super) async fn command_few_times(
         &mut self,
-        command: Command,
+        command: IpmiCommand,
         sends_max: u32,
     ) -> Result<Vec<u8>, IpmiError> {
         match timeout_at(self.deadline, self.persist(command, sends_max)).await {
@@ -165,15 +169,15 @@ impl<'a> Call<'a> {
         self.bmc.error(kind)
     }
 
-    async fn persist(&mut self, command: Command, sends_max: u32) -> Result<Vec<u8>, IpmiError> {
+    async fn persist(
+        &mut self,
+        command: IpmiCommand,
+        sends_max: u32,
+    ) -> Result<Vec<u8>, IpmiError> {
         let mut pauses = self.pauses();
         let mut unclear = 0;
         loop {
-            let answer = match self.bmc.config.driver {
-                BmcDriver::Ipmi => self.by_session(command).await?,
-                BmcDriver::Ipmitool => Some(self.by_program(command).await?),
-            };
-            let Some(answer) = answer else { continue };
+            let Some(answer) = self.send(command).await? else { continue };
             self.trouble = Trouble::None;
             let completion = answer.completion;
             let refused = || IpmiErrorKind::CommandRefused { command: command.name(), completion };
@@ -189,12 +193,12 @@ impl<'a> Call<'a> {
                 Verdict::Privilege => {
                     let trusted = self.memory.trust.covers(command);
                     // The privilege is the session's.
-                    self.close_link().await;
+                    self.close_channel().await;
                     self.doubt(trusted, self.privilege_refused()).await?;
                 }
                 // A BMC that is starting knows fewer commands than it will.
                 Verdict::Final
-                    if command == Command::GetChassisStatus
+                    if command == IpmiCommand::GetChassisStatus
                         && self.memory.trust.covers(command) =>
                 {
                     self.trouble = Trouble::Refused(command, completion);
@@ -218,8 +222,8 @@ impl<'a> Call<'a> {
 
     /// Whether a final refusal of this command contradicts what the BMC did before. A power command
     /// may be right in one state and wrong in another: its caller knows which.
-    fn is_doubtful(&self, command: Command) -> bool {
-        !matches!(command, Command::ChassisControl(_)) && self.memory.trust.covers(command)
+    fn is_doubtful(&self, command: IpmiCommand) -> bool {
+        !matches!(command, IpmiCommand::ChassisControl(_)) && self.memory.trust.covers(command)
     }
 
     /// Takes a refusal for final, or waits before the next try: what was accepted before is not
@@ -234,82 +238,82 @@ impl<'a> Call<'a> {
         Ok(())
     }
 
-    async fn close_link(&mut self) {
-        if let Some(link) = self.link.take() {
-            link.close(self.deadline).await;
+    async fn close_channel(&mut self) {
+        if let Some(channel) = self.channel.take() {
+            channel.close(self.deadline).await;
         }
     }
 
-    /// Sends a command once, in the session that is open or a new one. `None`: the session was lost.
-    async fn by_session(&mut self, command: Command) -> Result<Option<Answer>, IpmiError> {
-        // A local while it is in use: if the deadline drops this future, the link goes with it and says goodbye.
-        let mut link = match self.link.take() {
-            Some(link) => link,
+    /// Sends a command once, on the channel that is open or a new one. `None`: it was not answered.
+    async fn send(&mut self, command: IpmiCommand) -> Result<Option<CommandAnswer>, IpmiError> {
+        // A local while it is in use: if the deadline drops this future, the channel goes with it,
+        // and a session says goodbye.
+        let mut channel = match self.channel.take() {
+            Some(channel) => channel,
             None => self.connect().await?,
         };
-        match link.exchange(command).await {
+        let exchange = channel.exchange(command).await;
+        let keeps_session = self.bmc.transport.habits().keeps_session;
+        if !keeps_session {
+            self.memory.last_contact = Some(Instant::now());
+        }
+        match exchange {
             Exchange::Answer(answer) => {
-                self.link = Some(link);
+                if keeps_session {
+                    self.channel = Some(channel);
+                } else if let Some(search) = self.search.take() {
+                    self.memory.suite = Some(search.suite);
+                }
                 return Ok(Some(answer));
             }
-            Exchange::Spent => link.close(self.deadline).await,
+            Exchange::Spent => channel.close(self.deadline).await,
             Exchange::Silence(network) => self.trouble = Trouble::Silence(network),
+            Exchange::NotOpened(failed) => {
+                let mut search = self.take_search()?;
+                self.learn(&mut search, &failed).await?;
+                self.search = Some(search);
+            }
+            Exchange::Unclear(said) => {
+                self.trouble = Trouble::Program(said);
+                let mut search = self.take_search()?;
+                sleep(search.pauses.next_pause()).await;
+                self.search = Some(search);
+            }
+            Exchange::Unusable(kind) => return Err(self.error(kind)),
         }
         Ok(None)
     }
 
-    /// Has `ipmitool` send a command, for as long as it takes to be answered. Each run is a session, so that the pause is between them too.
-    async fn by_program(&mut self, command: Command) -> Result<Answer, IpmiError> {
-        let mut search = self.search()?;
+    /// Opens a channel, for as long as it takes. A session is raised to the privilege wanted.
+    async fn connect(&mut self) -> Result<Box<dyn Channel>, IpmiError> {
+        let bmc = self.bmc;
+        let keeps_session = bmc.transport.habits().keeps_session;
+        let tries = Tries { timing: self.timing, sends_max: self.sends_max };
+        let mut search = self.take_search()?;
         loop {
-            let (address, suite) = self.candidate(&mut search).await?;
-            self.rest().await;
-            let run =
-                tool::run(&self.bmc.ipmitool, &self.bmc.config, address, suite, command).await;
-            self.memory.last_contact = Some(Instant::now());
-            match run {
-                Ok(answer) => {
-                    self.memory.suite = Some(suite);
-                    return Ok(answer);
+            let address = self.candidate(&mut search).await?;
+            if !keeps_session {
+                self.rest().await;
+            }
+            match bmc.transport.open(&bmc.config, tries, address, search.suite).await {
+                Ok(channel) if keeps_session => {
+                    self.memory.suite = Some(search.suite);
+                    if let Some(channel) = self.raise_privilege(channel).await? {
+                        return Ok(channel);
+                    }
                 }
-                Err(Failed::NotOpened(failed)) => self.learn(&mut search, suite, &failed).await?,
-                Err(Failed::NotRun(error)) => {
-                    let reason = error.to_string();
-                    return Err(self.error(IpmiErrorKind::ProgramNotRun { reason }));
+                Ok(channel) => {
+                    self.search = Some(search);
+                    return Ok(channel);
                 }
-                Err(Failed::KeyNotCarried) => {
-                    return Err(self.error(IpmiErrorKind::KeyNotCarried));
-                }
-                Err(Failed::Unclear(said)) => {
-                    self.trouble = Trouble::Program(said);
-                    sleep(search.pauses.next_pause()).await;
-                }
+                Err(failed) => self.learn(&mut search, &failed).await?,
             }
         }
     }
 
-    /// Opens a session and raises it to the privilege wanted, for as long as it takes.
-    async fn connect(&mut self) -> Result<Link, IpmiError> {
-        let config = &self.bmc.config;
-        let mut search = self.search()?;
-        loop {
-            let (address, suite) = self.candidate(&mut search).await?;
-            let credentials = Credentials {
-                username: config.username.clone(),
-                password: config.password.clone(),
-                kg: config.kg.clone(),
-                privilege: config.privilege,
-            };
-            match Link::open(address, credentials, suite, self.timing, self.sends_max).await {
-                Ok(link) => {
-                    self.memory.suite = Some(suite);
-                    if let Some(link) = self.raise_privilege(link).await? {
-                        return Ok(link);
-                    }
-                }
-                Err(failed) => self.learn(&mut search, suite, &failed).await?,
-            }
-        }
+    /// The search that is under way, or a new one.
+    fn take_search(&mut self) -> Result<Search, IpmiError> {
+        self.search.take().map_or_else(|| self.search(), Ok)
     }
 
     fn search(&self) -> Result<Search, IpmiError> {
@@ -320,6 +324,7 @@ impl<'a> Call<'a> {
         }
         Ok(Search {
             attempts: 0,
+            suite: SUITES[0],
             mismatches: 0,
             key_mismatches: 0,
             refused: Vec::new(),
@@ -328,18 +333,19 @@ impl<'a> Call<'a> {
         })
     }
 
-    /// Where and with which suite to try next: all addresses with one suite, then with the other.
-    async fn candidate(
-        &mut self,
-        search: &mut Search,
-    ) -> Result<(SocketAddr, CipherSuite), IpmiError> {
+    /// The address to try next, and in the search the suite: all addresses with one suite, then
+    /// with the other.
+    async fn candidate(&mut self, search: &mut Search) -> Result<SocketAddr, IpmiError> {
         loop {
             let addresses = self.resolve().await;
             let attempt = search.attempts;
             search.attempts += 1;
             if let Some(address) = addresses.iter().cycle().nth(attempt % addresses.len().max(1)) {
                 match self.suite(&search.refused, attempt / addresses.len()) {
-                    Ok(suite) => return Ok((*address, suite)),
+                    Ok(suite) => {
+                        search.suite = suite;
+                        return Ok(*address);
+                    }
                     Err(refused) => {
                         self.doubt(self.memory.trust.covers_login(), refused).await?;
                         search.refused.clear();
@@ -351,18 +357,19 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// The suite of this turn: the spec's, else the one known to work, else 17 and 3 by turns, leaving out what was refused.
-    fn suite(&self, refused: &[CipherSuite], turn: usize) -> Result<CipherSuite, IpmiErrorKind> {
-        let asked: &[CipherSuite] = self.bmc.config.cipher_suite.as_slice();
-        let asked = if asked.is_empty() { &SUITES } else { asked };
+    /// The suite of a try: the spec's, else the one known to work, else 17 and 3 by turns, leaving
+    /// out what was refused.
+    fn suite(&self, refused: &[CipherSuite], round: usize) -> Result<CipherSuite, IpmiErrorKind> {
+        let allowed: &[CipherSuite] = self.bmc.config.cipher_suite.as_slice();
+        let allowed = if allowed.is_empty() { &SUITES } else { allowed };
         let left: Vec<CipherSuite> =
-            asked.iter().copied().filter(|suite| !refused.contains(suite)).collect();
-        let by_turns = left.iter().cycle().nth(turn % SUITES.len());
+            allowed.iter().copied().filter(|suite| !refused.contains(suite)).collect();
+        let alternating = left.iter().cycle().nth(round % SUITES.len());
         self.memory
             .suite
             .filter(|suite| left.contains(suite))
-            .or(by_turns.copied())
-            .ok_or_else(|| IpmiErrorKind::SuitesRefused { suites: asked.to_vec() })
+            .or(alternating.copied())
+            .ok_or_else(|| IpmiErrorKind::SuitesRefused { suites: allowed.to_vec() })
     }
 
     /// The BMC's addresses; none if its name cannot be resolved now.
@@ -377,61 +384,57 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// What a failed attempt says about the next one, after a pause if the BMC has to get over something.
-    async fn learn(
-        &mut self,
-        search: &mut Search,
-        suite: CipherSuite,
-        failed: &NotOpened,
-    ) -> Result<(), IpmiError> {
+    /// Prepares the next try by a failure, after a pause if the BMC has to get over something.
+    async fn learn(&mut self, search: &mut Search, failed: &NotOpened) -> Result<(), IpmiError> {
+        let (suite, habits) = (search.suite, self.bmc.transport.habits());
         tracing::debug!(bmc = %self.bmc.config.address, suite = u8::from(suite), ?failed, "no session");
         if failed.suite_accepted {
             self.memory.suite = Some(suite);
         }
         match failed.failure {
-            Failure::Silent => {
+            LoginFailure::Silent => {
                 self.trouble = Trouble::Silence(failed.network);
-                let nothing_heard = failed.network.is_none() && !failed.suite_accepted;
-                if nothing_heard && self.memory.suite.take().is_some() {
+                let nothing_received = failed.network.is_none() && !failed.suite_accepted;
+                if nothing_received && self.memory.suite.take().is_some() {
                     // New firmware may ignore what the old one took.
                     search.attempts = 0;
                 }
-                // The network answers at once and so may the program; a silent BMC has cost its time already.
-                if failed.network.is_some() || self.bmc.config.driver == BmcDriver::Ipmitool {
+                // The network answers at once and so may the program; a silent BMC has cost its
+                // time already.
+                if failed.network.is_some() || !habits.keeps_session {
                     sleep(search.pauses.next_pause()).await;
                 }
             }
-            Failure::Mismatch => {
+            LoginFailure::Mismatch => {
                 search.mismatches += 1;
                 // One muddled handshake is no harm where the next refusal is doubted anyway.
                 let trusted = self.memory.trust.covers_login();
-                let driver = self.bmc.config.driver;
-                let max = if trusted { 1 } else { mismatches_max(driver) };
+                let max = if trusted { 1 } else { habits.mismatches_max };
                 if search.mismatches >= max {
                     self.doubt(trusted, IpmiErrorKind::WrongPassword).await?;
                 }
             }
-            Failure::KeyMismatch => {
+            LoginFailure::KeyMismatch => {
                 search.key_mismatches += 1;
-                if search.key_mismatches >= mismatches_max(self.bmc.config.driver) {
+                if search.key_mismatches >= habits.mismatches_max {
                     let given = self.bmc.config.kg.is_some();
                     let wrong = IpmiErrorKind::WrongKey { given };
                     self.doubt(self.memory.trust.covers_login(), wrong).await?;
                 }
             }
-            Failure::SuiteRefused => {
+            LoginFailure::SuiteRefused => {
                 self.memory.suite = None;
                 search.refused.push(suite);
             }
-            Failure::UnknownUser => {
+            LoginFailure::UnknownUser => {
                 let trusted = self.memory.trust.covers_login();
                 self.doubt(trusted, IpmiErrorKind::WrongPassword).await?;
             }
-            Failure::PrivilegeRefused => {
+            LoginFailure::PrivilegeRefused => {
                 let trusted = self.memory.trust.covers_login();
                 self.doubt(trusted, self.privilege_refused()).await?;
             }
-            Failure::Status(status) => {
+            LoginFailure::Status(status) => {
                 self.trouble = Trouble::Status(status);
                 let pauses = if is_short_of_sessions(status) {
                     &mut search.pauses
@@ -444,17 +447,21 @@ impl<'a> Call<'a> {
         Ok(())
     }
 
-    /// Every session begins as `user`, who may look but not touch. `None`: the session was lost at once.
-    async fn raise_privilege(&mut self, mut link: Link) -> Result<Option<Link>, IpmiError> {
-        let command = Command::SetSessionPrivilege(self.bmc.config.privilege);
-        match link.exchange(command).await {
+    /// Every session begins as `user`, who may look but not touch. `None`: the session was lost at
+    /// once.
+    async fn raise_privilege(
+        &mut self,
+        mut channel: Box<dyn Channel>,
+    ) -> Result<Option<Box<dyn Channel>>, IpmiError> {
+        let command = IpmiCommand::SetSessionPrivilege(self.bmc.config.privilege);
+        match channel.exchange(command).await {
             Exchange::Answer(answer) => {
                 let completion = answer.completion;
                 let verdict = Verdict::of(command, completion);
                 if verdict == Verdict::Accepted {
-                    return Ok(Some(link));
+                    return Ok(Some(channel));
                 }
-                link.close(self.deadline).await;
+                channel.close(self.deadline).await;
                 match verdict {
                     Verdict::Privilege => {
                         let trusted = self.memory.trust.covers_login();
@@ -480,7 +487,10 @@ impl<'a> Call<'a> {
                 self.trouble = Trouble::Silence(network);
                 Ok(None)
             }
-            Exchange::Spent => Ok(None),
+            Exchange::Spent
+            | Exchange::NotOpened(_)
+            | Exchange::Unclear(_)
+            | Exchange::Unusable(_) => Ok(None),
         }
     }
 
@@ -519,26 +529,17 @@ impl<'a> Call<'a> {
     }
 }
 
-impl Drop for Call<'_> {
+impl Drop for IpmiCall<'_> {
     fn drop(&mut self) {
         self.memory.last_contact = Some(Instant::now());
     }
 }
 
-/// Handshakes whose check value does not fit before the password is called wrong.
-const fn mismatches_max(driver: BmcDriver) -> u32 {
-    match driver {
-        // One or two happen when the network repeats datagrams to a BMC that begins anew each time; four in a row would need more bad
-        // luck than there is.
-        BmcDriver::Ipmi => 4,
-        // It tells the BMC of each, which may count it as a failed login and lock the user out.
-        BmcDriver::Ipmitool => 2,
-    }
-}
-
-/// What the search for a session has met so far.
+/// The search for a session, and its failures so far.
 struct Search {
     attempts: usize,
+    /// The suite of the try under way.
+    suite: CipherSuite,
     mismatches: u32,
     key_mismatches: u32,
     refused: Vec<CipherSuite>,

@@ -1,36 +1,39 @@
-//! What can go wrong with a BMC, in an administrator's words.
+//! Failures of a BMC that speaks IPMI, in an administrator's words.
 //!
-//! Made by the client; the agent matches on the kind, the administrator reads the message. No secret is in it.
+//! Made by the client; an administrator reads the message, and the agent goes by the advice. No
+//! secret is in it.
 
 use std::{io, time::Duration};
 
 use thiserror::Error;
 
 use crate::model::{
+    fault::{Advice, Advise},
     power::{BootDevice, PowerState},
-    spec::{BmcAddress, CipherSuite, Privilege},
+    spec::{CipherSuite, HostPort, Privilege},
 };
 
 /// A call to a BMC failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("bmc {bmc}: {kind}")]
 pub struct IpmiError {
-    /// Which BMC.
-    pub bmc: BmcAddress,
-    /// What happened.
+    /// The BMC.
+    pub bmc: HostPort,
+    /// The failure.
     pub kind: IpmiErrorKind,
 }
 
-/// The ways a call to a BMC fails. Whatever may pass was tried again until the deadline before it became one of these.
+/// The ways a call to a BMC fails. Whatever may pass was tried again until the deadline before it
+/// became one of these.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum IpmiErrorKind {
     /// The host name has no address.
     #[error("host name has no address: {reason}")]
     Unresolved {
-        /// What the resolver said.
+        /// The resolver's error.
         reason: String,
     },
-    /// Nothing was heard until the deadline.
+    /// Nothing was received until the deadline.
     #[error("{}", silence(*.network, *.waited))]
     NoAnswer {
         /// How long it was tried.
@@ -109,7 +112,7 @@ pub enum IpmiErrorKind {
     /// `ipmitool` is not there, or cannot be run.
     #[error("ipmitool cannot be run: {reason}")]
     ProgramNotRun {
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
     /// Another call to this BMC was not over by the deadline.
@@ -142,7 +145,7 @@ pub enum IpmiErrorKind {
         completion: u8,
     },
     /// The BMC took the power command, but the state did not follow.
-    #[error("accepted power {} but stayed {} for {}", .wanted.as_str(), opposite(*.wanted), seconds(*.waited))]
+    #[error("accepted power {} but stayed {} for {}", .wanted.as_str(), .wanted.opposite().as_str(), seconds(*.waited))]
     StateNotReached {
         /// The state asked for.
         wanted: PowerState,
@@ -157,6 +160,131 @@ pub enum IpmiErrorKind {
         /// The boot device selector it reports, as on the wire (IPMI 2.0 table 28-14).
         reported: u8,
     },
+}
+
+impl Advise for IpmiError {
+    fn advice(&self) -> Advice {
+        self.kind.advice()
+    }
+}
+
+impl IpmiErrorKind {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Unresolved { .. } => Advice::passing(
+                "BmcUnresolved",
+                "look at bmc.address and at this machine's name service",
+            ),
+            Self::NoAnswer { network, .. } => silence_advice(*network),
+            Self::WrongPassword
+            | Self::PasswordTooLong { .. }
+            | Self::Doubted { .. }
+            | Self::WrongKey { .. }
+            | Self::KeyNotCarried
+            | Self::PrivilegeRefused { .. }
+            | Self::SuitesRefused { .. } => self.login_advice(),
+            Self::ProgramNotRun { .. } => Advice::missing(
+                "IpmitoolMissing",
+                "install ipmitool on hostler's machine, or set bmc.driver = \"ipmi\"",
+            ),
+            Self::Unclear { .. } => Advice::passing(
+                "IpmitoolFailed",
+                "run ipmitool by hand as hostler's user, and look at what it says",
+            ),
+            Self::NoSession { status, .. } if !is_short_of_sessions(*status) => Advice::passing(
+                "BmcRefusesSession",
+                "look at the BMC's user and LAN channel settings, and at what `ipmitool -v` says of \
+             it; if it stays so, reset the BMC",
+            ),
+            Self::NoSession { .. } | Self::Busy { .. } | Self::InUse { .. } => Advice::passing(
+                "BmcBusy",
+                "other programs may hold the BMC's sessions; if it stays so, reset the BMC",
+            ),
+            Self::CommandRefused { .. } | Self::BadAnswer { .. } | Self::NoConsole { .. } => {
+                Advice::passing(
+                    "BmcRefused",
+                    "look at the BMC's event log and firmware; if it stays so, reset the BMC",
+                )
+            }
+            Self::NoSystemGuid => Advice::lasting(
+                "NoSystemUuid",
+                "set bmc.match_system_uuid = false: this BMC cannot tell which machine it belongs to",
+            ),
+            Self::StateNotReached { .. } => Advice::passing(
+                "PowerNotReached",
+                "the BMC accepts power commands and nothing happens: look at the machine, or raise timeouts.power",
+            ),
+            Self::BootDeviceNotKept { .. } => Advice::passing(
+                "BootDeviceNotKept",
+                "the BMC does not keep the boot device: look at its firmware and at the machine's boot order",
+            ),
+        }
+    }
+
+    /// The advice where the BMC answers, and lets nobody in with the spec's credentials.
+    const fn login_advice(&self) -> Advice {
+        match self {
+            Self::WrongPassword | Self::PasswordTooLong { .. } => Advice::lasting(
+                "BmcPasswordWrong",
+                "correct bmc.username or the password file, then run `hostler retry` for this node; hostler does not go on trying, because \
+             BMCs lock users out",
+            ),
+            Self::Doubted { .. } => Advice::passing(
+                "BmcRefusesForNow",
+                "BMCs do so for seconds after a power change; hostler asks again, and takes the \
+             refusal for final after a minute",
+            ),
+            Self::WrongKey { given: true } => Advice::lasting(
+                "BmcKeyWrong",
+                "correct the file that bmc.kg_file names, or leave it out if the BMC has no BMC \
+             key; then run `hostler retry` for this node",
+            ),
+            Self::WrongKey { given: false } => Advice::lasting(
+                "BmcKeyWrong",
+                "set bmc.kg_file to a file with the BMC key (K_g), or clear the key in the BMC's \
+             settings; then run `hostler retry` for this node",
+            ),
+            Self::KeyNotCarried => Advice::lasting(
+                "BmcKeyWrong",
+                "set bmc.driver = \"ipmi\", or give the BMC a key without zero bytes",
+            ),
+            Self::PrivilegeRefused { .. } => Advice::lasting(
+                "BmcPrivilegeRefused",
+                "give the BMC user that privilege, or set bmc.privilege = \"operator\"",
+            ),
+            _ => Advice::lasting(
+                "BmcCipherRefused",
+                "allow cipher suite 17 or 3 in the BMC's settings, or set bmc.cipher_suite",
+            ),
+        }
+    }
+}
+
+/// The advice on a BMC that does not answer, by the network's word on it.
+const fn silence_advice(network: Option<io::ErrorKind>) -> Advice {
+    match network {
+        Some(io::ErrorKind::ConnectionRefused) => Advice::passing(
+            "BmcPortClosed",
+            "a host answers at bmc.address, and nothing listens at its port: switch on IPMI \
+             over LAN in the BMC's settings, and look whether bmc.address and its port are the \
+             BMC's",
+        ),
+        Some(io::ErrorKind::NetworkUnreachable) => Advice::passing(
+            "BmcNoRoute",
+            "this machine, or a router, has no route to the BMC's network: look at \
+             `ip route get` with bmc.address",
+        ),
+        Some(io::ErrorKind::HostUnreachable) => Advice::passing(
+            "BmcHostUnreachable",
+            "nothing has bmc.address in the BMC's network, or a firewall rejects it: look at \
+             the BMC's cable, power and address, and at `ip neigh`",
+        ),
+        _ => Advice::passing(
+            "BmcSilent",
+            "look at bmc.address, the BMC's cable and power, its IPMI-over-LAN setting, and \
+             firewalls for UDP port 623",
+        ),
+    }
 }
 
 /// `30 s`, and `300 ms` below one second.
@@ -194,7 +322,7 @@ const fn wrong_key(given: bool) -> &'static str {
 }
 
 /// Whether a status says that sessions are short, or that one was lost: no word on the login.
-pub const fn is_short_of_sessions(status: u8) -> bool {
+pub(super) const fn is_short_of_sessions(status: u8) -> bool {
     matches!(status, 0x01 | 0x02 | 0x08 | 0x0b)
 }
 
@@ -208,13 +336,6 @@ const fn level(privilege: Privilege) -> &'static str {
 fn suite_list(suites: &[CipherSuite]) -> String {
     let numbers: Vec<String> = suites.iter().map(|suite| u8::from(*suite).to_string()).collect();
     format!("{} {}", if numbers.len() == 1 { "suite" } else { "suites" }, numbers.join(" and "))
-}
-
-const fn opposite(state: PowerState) -> &'static str {
-    match state {
-        PowerState::On => PowerState::Off.as_str(),
-        PowerState::Off => PowerState::On.as_str(),
-    }
 }
 
 const fn device(device: BootDevice) -> &'static str {
@@ -274,7 +395,7 @@ mod tests {
     use super::*;
 
     fn message(kind: IpmiErrorKind) -> String {
-        let bmc = BmcAddress { host: "192.0.2.20".to_owned(), port: 623 };
+        let bmc = HostPort { host: "192.0.2.20".to_owned(), port: 623 };
         IpmiError { bmc, kind }.to_string()
     }
 

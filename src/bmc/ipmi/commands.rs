@@ -1,6 +1,7 @@
-//! The few IPMI commands hostler sends, and what their answers mean.
+//! The few IPMI commands hostler sends, and the meaning of their answers.
 //!
-//! Called by the client. It knows no session: a command is a network function, a number and some bytes.
+//! Called by the client. It knows no session: a command is a network function, a number and some
+//! bytes.
 
 use crate::model::{
     boot::Firmware,
@@ -26,7 +27,7 @@ const PROTECTED: u8 = 0xc0;
 
 /// A request to a BMC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Command {
+pub(in crate::bmc) enum IpmiCommand {
     /// §20.1
     GetDeviceId,
     /// §22.14
@@ -57,9 +58,9 @@ pub(super) enum Command {
     GetConsoleOwner,
 }
 
-impl Command {
+impl IpmiCommand {
     /// Network function, command number and data.
-    pub(super) fn encode(self) -> (u8, u8, Vec<u8>) {
+    pub(in crate::bmc) fn encode(self) -> (u8, u8, Vec<u8>) {
         match self {
             Self::GetDeviceId => (APPLICATION, 0x01, vec![]),
             Self::GetSystemGuid => (APPLICATION, 0x37, vec![]),
@@ -128,35 +129,37 @@ const fn control_code(control: ChassisControl) -> u8 {
     }
 }
 
-/// The power state in the answer to [`Command::GetChassisStatus`].
+/// The power state in the answer to [`IpmiCommand::GetChassisStatus`].
 pub(super) fn power_state(answer: &[u8]) -> Option<PowerState> {
     let current = answer.first()?;
     Some(if current & 1 == 1 { PowerState::On } else { PowerState::Off })
 }
 
-/// The maker's IANA number in the answer to [`Command::GetDeviceId`].
+/// The maker's IANA number in the answer to [`IpmiCommand::GetDeviceId`].
 pub(super) fn manufacturer(answer: &[u8]) -> Option<u32> {
     let bytes = answer.get(6..9)?.first_chunk::<3>()?;
     let [low, middle, high] = *bytes;
     Some(u32::from_le_bytes([low, middle, high, 0]) & 0x000f_ffff)
 }
 
-/// The answer to [`Command::GetSystemGuid`]; `None` if it is of another length, or says that there is none.
+/// The answer to [`IpmiCommand::GetSystemGuid`]; `None` if it is of another length, or says that
+/// there is none.
 pub(super) fn system_guid(answer: &[u8]) -> Option<SystemGuid> {
     SystemGuid::new(answer.try_into().ok()?)
 }
 
-/// Whether the answer to [`Command::GetConsoleOwner`] says that nobody has it.
+/// Whether the answer to [`IpmiCommand::GetConsoleOwner`] says that nobody has it.
 pub(super) fn console_is_closed(answer: &[u8]) -> bool {
     answer.first_chunk() == Some(&[0; 4])
 }
 
-/// Supermicro's numbers. Its BMCs know the UEFI disk by a selector of their own and say nothing of a wrong one.
+/// Supermicro's numbers. Its BMCs know the UEFI disk by a selector of their own and say nothing of
+/// a wrong one.
 const SUPERMICRO: [u32; 2] = [10876, 47488];
 
 /// The first two bytes of the boot flags (IPMI 2.0 table 28-14, parameter 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BootFlags {
+pub(in crate::bmc) struct BootFlags {
     pub(super) valid: bool,
     pub(super) persistent: bool,
     pub(super) efi: bool,
@@ -201,7 +204,8 @@ impl BootFlags {
         [first, self.selector]
     }
 
-    /// The flags in the answer to [`Command::GetBootFlags`]; `None` if it is cut short or about another parameter.
+    /// The flags in the answer to [`IpmiCommand::GetBootFlags`]; `None` if it is cut short or about
+    /// another parameter.
     pub(super) fn decode(answer: &[u8]) -> Option<Self> {
         let [_version, parameter, first, second] = *answer.first_chunk::<4>()?;
         (parameter & 0x7f == BOOT_FLAGS).then_some(Self {
@@ -236,7 +240,7 @@ mod tests {
 
     fn flags(device: BootDevice, persistence: BootPersistence, firmware: Firmware) -> String {
         let flags = BootFlags::choose(device, persistence, firmware, None);
-        hex(&Command::SetBootFlags(flags).encode().2)
+        hex(&IpmiCommand::SetBootFlags(flags).encode().2)
     }
 
     #[test]
@@ -275,13 +279,13 @@ mod tests {
 
     #[test]
     fn the_console_is_asked_for_as_pyghmi_and_ipmitool_do() {
-        let sent = |command: Command| {
+        let sent = |command: IpmiCommand| {
             let (function, number, data) = command.encode();
             hex(&[&[function, number], &data[..]].concat())
         };
-        assert_eq!(sent(Command::OpenConsole), "06480101c0000000");
-        assert_eq!(sent(Command::CloseConsole), "0649010100000000");
-        assert_eq!(sent(Command::GetConsoleOwner), "064b0101");
+        assert_eq!(sent(IpmiCommand::OpenConsole), "06480101c0000000");
+        assert_eq!(sent(IpmiCommand::CloseConsole), "0649010100000000");
+        assert_eq!(sent(IpmiCommand::GetConsoleOwner), "064b0101");
         assert!(console_is_closed(&[0; 12]));
         assert!(!console_is_closed(&[0, 0, 0, 1, 0, 0]) && !console_is_closed(&[0; 3]));
     }

@@ -1,13 +1,15 @@
-//! An established session: requests go out enciphered and authenticated, answers are matched to their request, and so is what a console
-//! prints meanwhile.
+//! An established session: requests go out enciphered and authenticated, answers are matched to
+//! their request, and so is what a console prints meanwhile.
 //!
-//! Called by the link, which owns socket and clock; made by the handshake. It does no I/O. It must never take anything whose check value
-//! does not match, nor an answer that belongs to another request.
+//! Called by the link, which owns socket and clock; made by the handshake. It does no I/O. It must
+//! never take anything whose check value does not match, nor an answer that belongs to another
+//! request.
 
 use super::{
-    commands::Command,
+    commands::IpmiCommand,
     crypto::{AES_BLOCK_BYTES, Keys, check_bytes, matches},
     packet::{self, Packet, PayloadType},
+    transport::CommandAnswer,
 };
 use crate::model::spec::CipherSuite;
 
@@ -16,8 +18,9 @@ const BMC: u8 = 0x20;
 const CONSOLE: u8 = 0x81;
 /// "Next header" before the check value; its only value (IPMI 2.0 table 13-8).
 const NEXT_HEADER: u8 = 0x07;
-/// A session's requests are numbered 1 to this (6 bits), each number used once, so that no answer the network repeats, however late,
-/// can be taken for the answer to a later request. After that a new session is opened.
+/// A session's requests are numbered 1 to this (6 bits), each number used once, so that no answer
+/// the network repeats, however late, can be taken for the answer to a later request. After that a
+/// new session is opened.
 const REQUESTS_MAX: u8 = 0x3f;
 
 /// An established session.
@@ -27,28 +30,21 @@ pub(super) struct Session {
     console_id: u32,
     managed_id: u32,
     keys: Keys,
-    /// Of the last packet sent. Each packet has its own, retransmissions too: a BMC drops those it has seen.
+    /// Number of the last packet sent. Each packet has its own, retransmissions too: a BMC drops
+    /// those it has seen.
     sequence: u32,
     requests: u8,
-    /// Of the newest SOL packet heard.
+    /// Number of the newest SOL packet received.
     sol_sequence: Option<u32>,
 }
 
 /// A request under way. Retransmitting it keeps its number, so that either answer will do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Request {
+pub(super) struct IpmiRequest {
     answered_by: u8,
     number: u8,
     command: u8,
     pub(super) message: Vec<u8>,
-}
-
-/// A BMC's answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    /// Completion code: 0 is success (IPMI 2.0 table 5-2).
-    pub(super) completion: u8,
-    pub(super) data: Vec<u8>,
 }
 
 impl Session {
@@ -58,17 +54,17 @@ impl Session {
     }
 
     /// The next request; `None` once only the number for the Close Session command is left.
-    pub(super) fn request(&mut self, command: Command) -> Option<Request> {
+    pub(super) fn request(&mut self, command: IpmiCommand) -> Option<IpmiRequest> {
         (self.requests + 1 < REQUESTS_MAX).then(|| self.numbered(command))
     }
 
     /// The request that ends this session.
-    pub(super) fn close(&mut self) -> Request {
+    pub(super) fn close(&mut self) -> IpmiRequest {
         self.requests = self.requests.min(REQUESTS_MAX - 1);
-        self.numbered(Command::CloseSession(self.managed_id))
+        self.numbered(IpmiCommand::CloseSession(self.managed_id))
     }
 
-    fn numbered(&mut self, command: Command) -> Request {
+    fn numbered(&mut self, command: IpmiCommand) -> IpmiRequest {
         self.requests += 1;
         let (network_function, code, data) = command.encode();
         let mut message = vec![BMC, network_function << 2];
@@ -77,11 +73,16 @@ impl Session {
         body.extend_from_slice(&data);
         body.push(checksum(&body));
         message.extend_from_slice(&body);
-        Request { answered_by: network_function | 1, number: self.requests, command: code, message }
+        IpmiRequest {
+            answered_by: network_function | 1,
+            number: self.requests,
+            command: code,
+            message,
+        }
     }
 
     /// The datagram for a request, a fresh one each time it is sent. `iv` must be random.
-    pub(super) fn seal(&mut self, request: &Request, iv: [u8; AES_BLOCK_BYTES]) -> Vec<u8> {
+    pub(super) fn seal(&mut self, request: &IpmiRequest, iv: [u8; AES_BLOCK_BYTES]) -> Vec<u8> {
         self.seal_as(PayloadType::Ipmi, &request.message, iv)
     }
 
@@ -99,7 +100,8 @@ impl Session {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         let payload = self.keys.encrypt(message, iv);
         let mut datagram = packet::encode(payload_type, self.managed_id, self.sequence, &payload);
-        // The covered part is padded to a multiple of four with its last two bytes: pad length, next header.
+        // The covered part is padded to a multiple of four with its last two bytes: pad length,
+        // next header.
         let mut pad = 0;
         while !(datagram.len() + 2).is_multiple_of(4) {
             datagram.push(0xff);
@@ -112,7 +114,7 @@ impl Session {
     }
 
     /// The answer to `request`, if this datagram is it.
-    pub(super) fn answer(&self, request: &Request, datagram: &[u8]) -> Option<Answer> {
+    pub(super) fn answer(&self, request: &IpmiRequest, datagram: &[u8]) -> Option<CommandAnswer> {
         let (_, message) = self.open(PayloadType::Ipmi, datagram)?;
         let (head, body) = message.split_first_chunk::<3>()?;
         if checksum(head) != 0 || checksum(body) != 0 {
@@ -123,11 +125,11 @@ impl Session {
         let for_this = (function >> 2, number >> 2, *command)
             == (request.answered_by, request.number, request.command);
         let (_checksum, data) = rest.split_last()?;
-        for_this.then(|| Answer { completion: *completion, data: data.to_vec() })
+        for_this.then(|| CommandAnswer { completion: *completion, data: data.to_vec() })
     }
 
-    /// The SOL payload in this datagram, unless a newer one was heard before: a BMC goes on when it has its answer, so that what comes
-    /// after that is a repetition of the network's.
+    /// The SOL payload in this datagram, unless a newer one was received before: a BMC goes on when
+    /// it has its answer, so that what comes after that is a repetition of the network's.
     pub(super) fn sol(&mut self, datagram: &[u8]) -> Option<Vec<u8>> {
         let (sequence, payload) = self.open(PayloadType::Sol, datagram)?;
         let ahead = self.sol_sequence.map_or(0, |newest| sequence.wrapping_sub(newest));
@@ -137,7 +139,8 @@ impl Session {
         })
     }
 
-    /// The sequence number and the payload of a datagram, if it is one of this session and of this type.
+    /// The sequence number and the payload of a datagram, if it is one of this session and of this
+    /// type.
     fn open(&self, payload_type: PayloadType, datagram: &[u8]) -> Option<(u32, Vec<u8>)> {
         let packet = Packet::decode(datagram)?;
         if packet.payload_type != payload_type || packet.session_id != self.console_id {
@@ -152,7 +155,8 @@ impl Session {
     }
 }
 
-/// Two's complement of the sum: bytes followed by their checksum have the checksum 0 (IPMI 2.0 §13.8).
+/// Two's complement of the sum: bytes followed by their checksum have the checksum 0 (IPMI 2.0
+/// §13.8).
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
 }
@@ -171,7 +175,8 @@ mod tests {
     /// The answer a BMC of the same keys would send.
     fn answered(suite: CipherSuite, message: &[u8]) -> Vec<u8> {
         let mut bmc = Session::new(suite, 0x2222_2222, 0x1111_1111, Keys::derive(suite, &[7; 20]));
-        let request = Request { answered_by: 0, number: 0, command: 0, message: message.to_vec() };
+        let request =
+            IpmiRequest { answered_by: 0, number: 0, command: 0, message: message.to_vec() };
         bmc.seal(&request, [9; 16])
     }
 
@@ -189,26 +194,26 @@ mod tests {
 
     #[test]
     fn a_request_is_the_message_of_figure_13_4() {
-        let request = session(CipherSuite::Sha1).request(Command::GetChassisStatus).unwrap();
+        let request = session(CipherSuite::Sha1).request(IpmiCommand::GetChassisStatus).unwrap();
         assert_eq!(hex(&request.message), "2000e0810401 7a".replace(' ', ""));
     }
 
     #[test]
     fn a_retransmission_has_its_own_sequence_and_the_same_number() {
         let mut session = session(CipherSuite::Sha256);
-        let request = session.request(Command::GetChassisStatus).unwrap();
+        let request = session.request(IpmiCommand::GetChassisStatus).unwrap();
         let (first, second) = (session.seal(&request, [1; 16]), session.seal(&request, [2; 16]));
         assert_eq!((first[10], second[10]), (1, 2));
         let answer = session.answer(&request, &answered(CipherSuite::Sha256, &status(1)));
-        assert_eq!(answer, Some(Answer { completion: 0, data: vec![1, 0, 0] }));
+        assert_eq!(answer, Some(CommandAnswer { completion: 0, data: vec![1, 0, 0] }));
     }
 
     #[test]
     fn an_answer_to_another_request_is_not_taken() {
         for suite in SUITES {
             let mut session = session(suite);
-            let first = session.request(Command::GetChassisStatus).unwrap();
-            let second = session.request(Command::GetChassisStatus).unwrap();
+            let first = session.request(IpmiCommand::GetChassisStatus).unwrap();
+            let second = session.request(IpmiCommand::GetChassisStatus).unwrap();
             let late = answered(suite, &status(1));
             assert!(session.answer(&first, &late).is_some());
             assert_eq!(session.answer(&second, &late), None);
@@ -228,7 +233,7 @@ mod tests {
         assert_eq!((session.sol(&second), session.sol(&first)), (None, None));
         // Neither kind is taken for the other.
         assert_eq!(session.sol(&answered(suite, &status(1))), None);
-        let request = session.request(Command::GetChassisStatus).unwrap();
+        let request = session.request(IpmiCommand::GetChassisStatus).unwrap();
         assert_eq!(session.answer(&request, &bmc.seal_sol(&status(1), [9; 16])), None);
     }
 
@@ -236,7 +241,7 @@ mod tests {
     fn no_request_number_is_used_twice_in_a_session() {
         let mut session = session(CipherSuite::Sha1);
         let mut numbers: Vec<u8> = Vec::new();
-        while let Some(request) = session.request(Command::GetChassisStatus) {
+        while let Some(request) = session.request(IpmiCommand::GetChassisStatus) {
             numbers.push(request.number);
         }
         numbers.push(session.close().number);
@@ -248,7 +253,7 @@ mod tests {
         fn a_changed_bit_anywhere_after_the_rmcp_header_is_refused(sha256: bool, bit: usize) {
             let suite = SUITES[usize::from(sha256)];
             let mut session = session(suite);
-            let request = session.request(Command::GetChassisStatus).unwrap();
+            let request = session.request(IpmiCommand::GetChassisStatus).unwrap();
             let mut datagram = answered(suite, &status(1));
             let bit = 32 + bit % ((datagram.len() - 4) * 8);
             datagram[bit / 8] ^= 1 << (bit % 8);
@@ -259,7 +264,7 @@ mod tests {
         #[test]
         fn reading_an_answer_never_panics_on_any_bytes(bytes: Vec<u8>, sealed: bool) {
             let mut session = session(CipherSuite::Sha1);
-            let request = session.request(Command::GetChassisStatus).unwrap();
+            let request = session.request(IpmiCommand::GetChassisStatus).unwrap();
             // Sealed: the bytes get past cipher and check value, to the message's own layout.
             let datagram = if sealed { answered(CipherSuite::Sha1, &bytes) } else { bytes };
             let _ignored = (session.answer(&request, &datagram), session.sol(&datagram));

@@ -1,24 +1,19 @@
-//! What `ipmitool` says, word for word, and programs that misbehave in its place.
+//! The output of `ipmitool`, word for word, and programs that misbehave in its place.
 
-use std::{fs, process::ExitStatus};
+use std::process::ExitStatus;
 
 use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::*;
 use crate::{
-    ipmi::{Bmc, IpmiErrorKind},
-    model::{
-        power::ChassisControl,
-        secret::Secret,
-        spec::{BmcAddress, BmcDriver},
-    },
+    bmc::{Timing, ipmi::IpmiClient},
+    model::{power::ChassisControl, secret::Secret, spec::HostPort},
 };
 
-fn config() -> BmcConfig {
-    BmcConfig {
-        driver: BmcDriver::Ipmitool,
-        address: BmcAddress { host: "127.0.0.1".to_owned(), port: 9 },
+fn config() -> IpmiConfig {
+    IpmiConfig {
+        address: HostPort { host: "127.0.0.1".to_owned(), port: 9 },
         username: "admin".to_owned(),
         password: Secret::new("correct-horse".to_owned()),
         kg: None,
@@ -28,41 +23,45 @@ fn config() -> BmcConfig {
     }
 }
 
-fn said(success: bool, stdout: &str, stderr: &str) -> Result<Answer, String> {
+fn client(program: &str, config: IpmiConfig) -> IpmiClient {
+    let transport = Ipmitool { program: program.into() };
+    IpmiClient::over(Box::new(transport), config, Timing::default())
+}
+
+fn said(success: bool, stdout: &str, stderr: &str) -> Result<CommandAnswer, String> {
     use std::os::unix::process::ExitStatusExt as _;
     let status = ExitStatus::from_raw(if success { 0 } else { 1 << 8 });
     let output = Output { status, stdout: stdout.into(), stderr: stderr.into() };
-    understand(&output).map_err(|failed| match failed {
-        Failed::NotOpened(NotOpened { failure, .. }) => format!("{failure:?}"),
-        Failed::NotRun(error) => error.to_string(),
-        Failed::KeyNotCarried => "key not carried".to_owned(),
-        Failed::Unclear(said) => said,
-    })
+    match Said::of(&output) {
+        Said::Answer(answer) => Ok(answer),
+        Said::NoSession(failure) => Err(format!("{failure:?}")),
+        Said::Unclear(words) => Err(words),
+    }
 }
 
 #[test]
 fn the_words_are_ipmitools_and_the_password_is_not_among_them() {
     let address = "[fe80::1%7]:6230".parse().unwrap();
-    let command = Command::ChassisControl(ChassisControl::PowerUp);
+    let command = IpmiCommand::ChassisControl(ChassisControl::PowerUp);
     assert_eq!(
-        words(&config(), address, CipherSuite::Sha256, command).join(" "),
+        arguments(&config(), address, CipherSuite::Sha256, command).join(" "),
         "-v -I lanplus -H fe80::1%7 -p 6230 -U admin -L OPERATOR -C 17 -N 1 -R 2 -E raw 0x00 0x02 0x01"
     );
     let kg = Some("site-bmc-key".parse().unwrap());
-    let words = words(&BmcConfig { kg, ..config() }, address, CipherSuite::Sha256, command);
+    let words = arguments(&IpmiConfig { kg, ..config() }, address, CipherSuite::Sha256, command);
     let words = words.join(" ");
     assert!(words.contains(" -K -E raw ") && !words.contains("site-bmc-key"), "{words}");
 }
 
 #[test]
 fn what_ipmitool_says_is_read_as_it_says_it() {
-    let answer = |completion, data: &[u8]| Ok(Answer { completion, data: data.to_vec() });
+    let answer = |completion, data: &[u8]| Ok(CommandAnswer { completion, data: data.to_vec() });
     assert_eq!(said(true, " 21 00 00\n", "RAW RSP (3 bytes)\n"), answer(0, &[0x21, 0, 0]));
     assert_eq!(said(true, "\n", ""), answer(0, &[]));
     let sixteen_in_a_line =
         said(true, " 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f\n 10\n", "");
     assert_eq!(sixteen_in_a_line, answer(0, &(0..=16).collect::<Vec<u8>>()));
-    let refused = "Unable to send RAW command (channel=0x0 netfn=0x0 lun=0x0 cmd=0x2 rsp=0xd5): Command not supported in present state\n";
+    let refused = "Unable to send RAW command (channel=0x0 netfn=0x0 lun=0x0 cmd=0x2 rsp=0xd5): IpmiCommand not supported in present state\n";
     assert_eq!(said(false, "", refused), answer(0xd5, &[]));
     let no_session = |line: &str| {
         said(false, "", &format!("{line}\nError: Unable to establish IPMI v2 / RMCP+ session\n"))
@@ -98,7 +97,7 @@ fn what_ipmitool_says_is_read_as_it_says_it() {
 
 #[tokio::test]
 async fn a_program_that_is_not_there_is_told_at_once() {
-    let bmc = Bmc { ipmitool: "/nowhere/ipmitool".into(), ..Bmc::new(config()) };
+    let bmc = client("/nowhere/ipmitool", config());
     let error = bmc.power_state(Instant::now() + Duration::from_secs(60)).await.unwrap_err();
     let reason = "No such file or directory (os error 2)".to_owned();
     assert_eq!(error.kind, IpmiErrorKind::ProgramNotRun { reason });
@@ -107,7 +106,7 @@ async fn a_program_that_is_not_there_is_told_at_once() {
 #[tokio::test]
 async fn a_bmc_key_that_only_a_command_line_could_carry_is_refused_and_not_shown() {
     let kg = Some("0x410042".parse().unwrap());
-    let bmc = Bmc { ipmitool: "false".into(), ..Bmc::new(BmcConfig { kg, ..config() }) };
+    let bmc = client("false", IpmiConfig { kg, ..config() });
     let error = bmc.power_state(Instant::now() + Duration::from_secs(60)).await.unwrap_err();
     assert_eq!(error.kind, IpmiErrorKind::KeyNotCarried);
     assert!(!error.to_string().contains("410042"), "{error}");
@@ -115,48 +114,9 @@ async fn a_bmc_key_that_only_a_command_line_could_carry_is_refused_and_not_shown
 
 #[tokio::test]
 async fn a_program_that_fails_in_its_own_way_is_tried_until_the_deadline_and_quoted() {
-    let bmc = Bmc { ipmitool: "false".into(), ..Bmc::new(config()) };
+    let bmc = client("false", config());
     let error = bmc.power_state(Instant::now() + Duration::from_millis(300)).await.unwrap_err();
     assert!(error.to_string().contains("exit status: 1"), "{error}");
-}
-
-#[tokio::test]
-async fn a_run_that_is_dropped_leaves_nothing_running() {
-    let dir = tempfile::tempdir().unwrap();
-    let numbers = dir.path().join("numbers");
-    let mut program = Program::new("sh");
-    program.args(["-c", "sleep 1000 & echo $$ $! > \"$0\".new; mv \"$0\".new \"$0\"; wait"]);
-    program.arg(&numbers);
-    let started = async {
-        while !numbers.exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::select! {
-        ended = output(program) => panic!("{ended:?}"),
-        () = started => {}
-    }
-    let numbers = fs::read_to_string(numbers).unwrap();
-    for number in numbers.split_whitespace() {
-        let limit = Instant::now() + Duration::from_secs(5);
-        while runs(number) {
-            assert!(Instant::now() < limit, "{number} of {numbers}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-/// Whether there is a process of this number that is not dead.
-fn runs(number: &str) -> bool {
-    let state = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
-    state.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
-}
-
-#[tokio::test]
-async fn a_program_that_never_stops_talking_is_not_listened_to_for_ever() {
-    let output = output(Program::new("yes")).await.unwrap();
-    assert_eq!(output.stdout.len() as u64, OUTPUT_BYTES_MAX);
-    assert!(!output.status.success());
 }
 
 proptest! {
@@ -164,7 +124,7 @@ proptest! {
     fn reading_what_it_says_never_panics_on_any_bytes(success: bool, stdout: Vec<u8>, stderr: Vec<u8>) {
         use std::os::unix::process::ExitStatusExt as _;
         let status = ExitStatus::from_raw(if success { 0 } else { 1 << 8 });
-        let _ignored = understand(&Output { status, stdout, stderr });
+        let _ignored = Said::of(&Output { status, stdout, stderr });
     }
 
     #[test]

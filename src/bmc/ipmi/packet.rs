@@ -1,6 +1,7 @@
 //! The outer layer of a datagram: RMCP and the RMCP+ session header (IPMI 2.0 §13.1.3, table 13-8).
 //!
-//! Called by the handshake and the session. It knows no key: an authenticated payload comes out as it went in.
+//! Called by the handshake and the session. It knows no key: an authenticated payload comes out as
+//! it went in.
 
 /// Bytes of RMCP and session header before the payload.
 const HEADER_BYTES: usize = 16;
@@ -13,16 +14,16 @@ const RMCP_PLUS: u8 = 0x06;
 /// An RMCP+ payload is enciphered and authenticated.
 const PROTECTED: u8 = 0xc0;
 
-/// Largest datagram looked at, in bytes: more than an Ethernet frame brings. The largest answer hostler asks for has 100, a console's packet
-/// some 300.
+/// Largest datagram looked at, in bytes: more than an Ethernet frame brings. The largest answer
+/// hostler asks for has 100, a console's packet some 300.
 pub(super) const DATAGRAM_BYTES_MAX: usize = 1500;
 
-/// What an RMCP+ datagram carries (IPMI 2.0 table 13-16).
+/// The kinds of payload in an RMCP+ datagram (IPMI 2.0 table 13-16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PayloadType {
     /// An IPMI message, enciphered and authenticated. hostler takes no other.
     Ipmi,
-    /// What a console prints, or the word on it; enciphered and authenticated as well.
+    /// A console's output, or its acknowledgement; enciphered and authenticated as well.
     Sol,
     OpenRequest,
     OpenResponse,

@@ -1,9 +1,9 @@
 //! The way in for the fuzz target, and nowhere else: a BMC that answers with any bytes.
 
 use super::{
-    commands::{BootFlags, Command, console_is_closed, manufacturer, power_state},
+    commands::{BootFlags, IpmiCommand, console_is_closed, manufacturer, power_state},
     crypto::Keys,
-    handshake::{Chance, Credentials, Handshake},
+    handshake::{Credentials, Handshake, Nonces},
     packet::Packet,
     session::Session,
     sol::Stream,
@@ -16,7 +16,8 @@ use crate::model::{
 const CONSOLE: u32 = 0x35de_b640;
 const BMC: u32 = 2;
 
-/// Every decoder on the same bytes, which are datagrams led by their length, as one byte, where a dialogue is read.
+/// Every decoder on the same bytes, which are datagrams led by their length, as one byte, where a
+/// dialogue is read.
 pub fn fuzz(bytes: &[u8]) {
     Packet::decode(bytes);
     power_state(bytes);
@@ -28,7 +29,7 @@ pub fn fuzz(bytes: &[u8]) {
         shake_hands(suite, bytes);
         let keys = || Keys::derive(suite, &[7; 20]);
         let mut session = Session::new(suite, CONSOLE, BMC, keys());
-        let Some(request) = session.request(Command::GetChassisStatus) else { return };
+        let Some(request) = session.request(IpmiCommand::GetChassisStatus) else { return };
         session.answer(&request, bytes);
         // As a BMC with the right keys would seal it.
         let mut answer = request.clone();
@@ -56,8 +57,8 @@ fn shake_hands(suite: CipherSuite, mut bytes: &[u8]) {
         kg: None,
         privilege: Privilege::Administrator,
     };
-    let chance = Chance { tag: 0x76, console_id: CONSOLE, challenge: [1; 16] };
-    let mut handshake = Handshake::start(credentials, suite, chance);
+    let nonces = Nonces { tag: 0x76, console_id: CONSOLE, challenge: [1; 16] };
+    let mut handshake = Handshake::start(credentials, suite, nonces);
     while let Some((length, rest)) = bytes.split_first() {
         let (datagram, rest) = rest.split_at(rest.len().min(usize::from(*length)));
         handshake.receive(datagram);

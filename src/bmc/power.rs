@@ -1,0 +1,116 @@
+//! Reaching a power state: the loop that every driver shares.
+//!
+//! Called by the drivers within one call. It must never take an accepted command for a carried-out
+//! one: only the state that the BMC reports ends it.
+
+use std::{future::Future, time::Duration};
+
+use tokio::time::Instant;
+
+use super::timing::Timing;
+use crate::model::power::PowerState;
+
+/// A call under way, as far as power is concerned.
+pub(super) trait PowerCall {
+    /// The driver's error.
+    type Error: Send;
+
+    /// Reads whether the machine is on.
+    fn power_state(&mut self) -> impl Future<Output = Result<PowerState, Self::Error>> + Send;
+
+    /// Gives the command for a power state once.
+    fn switch(
+        &mut self,
+        wanted: PowerState,
+    ) -> impl Future<Output = Result<Switched<Self::Error>, Self::Error>> + Send;
+
+    /// Asks the system to shut down; `false` if the BMC cannot.
+    fn ask_shutdown(&mut self) -> impl Future<Output = Result<bool, Self::Error>> + Send;
+
+    /// Waits; `false` if the call's deadline comes first.
+    fn pause(&mut self, length: Duration) -> impl Future<Output = bool> + Send;
+
+    /// Whether the deadline came although nothing stood in the way of the last command.
+    fn is_cut_off(&self) -> bool;
+
+    /// The error for a command that was accepted `waited` ago and has shown no effect.
+    fn not_reached(&self, wanted: PowerState, waited: Duration) -> Self::Error;
+
+    /// The waits, and the pause between two polls.
+    fn pace(&self) -> (Timing, Duration);
+
+    /// Logs that no soft shutdown came about.
+    fn log_hard_off(&self);
+}
+
+/// The answer to a power command.
+pub(super) enum Switched<E> {
+    /// The BMC accepted it.
+    Accepted,
+    /// The BMC refused it in a way that the next poll may explain: the machine is on its way
+    /// already, or has just arrived, or the command was done all the same.
+    Refused(E),
+}
+
+/// Brings the machine to a power state.
+pub(super) async fn reach_power<C: PowerCall + Send>(
+    call: &mut C,
+    wanted: PowerState,
+) -> Result<(), C::Error> {
+    let mut accepted_at = None;
+    let reached = pursue(call, wanted, &mut accepted_at).await;
+    reached.map_err(|error| match accepted_at {
+        // It answered to the end: that says more than the question it was cut off in.
+        Some(at) if call.is_cut_off() => call.not_reached(wanted, at.elapsed()),
+        Some(_) | None => error,
+    })
+}
+
+/// Polls, gives the command now and then, and notes when it was first accepted.
+async fn pursue<C: PowerCall + Send>(
+    call: &mut C,
+    wanted: PowerState,
+    accepted_at: &mut Option<Instant>,
+) -> Result<(), C::Error> {
+    let (timing, poll_interval) = call.pace();
+    let mut reissue_at = Instant::now();
+    let mut refused = None;
+    while call.power_state().await? != wanted {
+        if reissue_at <= Instant::now() {
+            match call.switch(wanted).await? {
+                Switched::Accepted => {
+                    accepted_at.get_or_insert_with(Instant::now);
+                }
+                Switched::Refused(error) => refused = Some(error),
+            }
+            reissue_at = Instant::now() + timing.reissue;
+        }
+        if !call.pause(poll_interval).await {
+            let waited = accepted_at.map_or(Duration::ZERO, |at| at.elapsed());
+            return Err(refused.unwrap_or_else(|| call.not_reached(wanted, waited)));
+        }
+    }
+    Ok(())
+}
+
+/// Asks the system to shut down; if it has not within `grace`, or cannot be asked, the power is
+/// cut.
+pub(super) async fn soft_off<C: PowerCall + Send>(
+    call: &mut C,
+    grace: Duration,
+) -> Result<(), C::Error> {
+    if call.power_state().await? == PowerState::Off {
+        return Ok(());
+    }
+    let (_, poll_interval) = call.pace();
+    let patience = Instant::now() + grace;
+    if call.ask_shutdown().await? {
+        while Instant::now() < patience && call.pause(poll_interval).await {
+            if call.power_state().await? == PowerState::Off {
+                return Ok(());
+            }
+        }
+    }
+    call.log_hard_off();
+    reach_power(call, PowerState::Off).await
+}

@@ -1,0 +1,102 @@
+//! One run of a BMC program: whether it may be run, its environment, and the meaning of its end.
+
+use std::{
+    env, fs, io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::Path,
+    process::Output,
+};
+
+use rustix::{
+    fs::{Access, access},
+    process::geteuid,
+};
+use tokio::process::Command;
+
+use super::client::ProgramConfig;
+
+/// Exit code of a program that wants to be run again: `EX_TEMPFAIL` of sysexits.h.
+const TRY_AGAIN: i32 = 75;
+/// Exit code of a program that the BMC does not let in: `EX_NOPERM` of sysexits.h.
+const LOGIN_REFUSED: i32 = 77;
+/// Longest part of a program's output that gets into a message, in characters.
+const QUOTED_CHARS_MAX: usize = 200;
+/// Permission bits that let others than the owner write a file.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+/// The end of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Done, with this on standard output.
+    Done(String),
+    /// To be run again later.
+    TryAgain(String),
+    /// Refused because of the login.
+    LoginRefused(String),
+    /// Refused.
+    Refused(String),
+}
+
+impl Ended {
+    pub(super) fn of(output: &Output) -> Self {
+        let reason = || {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let first = said.lines().map(str::trim).find(|line| !line.is_empty());
+            first.map_or_else(|| output.status.to_string(), quoted)
+        };
+        match output.status.code() {
+            Some(0) => Self::Done(String::from_utf8_lossy(&output.stdout).into_owned()),
+            Some(TRY_AGAIN) => Self::TryAgain(reason()),
+            Some(LOGIN_REFUSED) => Self::LoginRefused(reason()),
+            Some(_) | None => Self::Refused(reason()),
+        }
+    }
+}
+
+/// Output that is fit for a message.
+pub(super) fn quoted(text: &str) -> String {
+    text.escape_debug().take(QUOTED_CHARS_MAX).collect()
+}
+
+/// Refuses a program that must not be run. Checked at every run: the file may have
+/// changed.
+pub(super) fn refuse(program: &str) -> Result<(), String> {
+    let path = Path::new(program);
+    let file = fs::metadata(path).map_err(|error| error.to_string())?;
+    let (mode, owner) = (file.permissions().mode(), file.uid());
+    if !path.is_absolute() {
+        Err("bmc.program must be an absolute path".to_owned())
+    } else if !file.is_file() {
+        Err("it must be a regular file".to_owned())
+    } else if owner != 0 && owner != geteuid().as_raw() {
+        Err(format!("it must belong to root or hostler's user, and belongs to user {owner}"))
+    } else if mode & WRITABLE_BY_OTHERS != 0 {
+        let mode = mode & 0o777;
+        Err(format!("others must not be able to write it; its mode is {mode:o}, set 755"))
+    } else {
+        access(path, Access::EXEC_OK)
+            .map_err(|error| format!("it must be executable: {}", io::Error::from(error)))
+    }
+}
+
+/// The run of a program for one word.
+pub(super) fn command(config: &ProgramConfig, word: &str, more: &[(&str, &str)]) -> Command {
+    let (program, address) = config.address.program().unwrap_or_default();
+    let mut command = Command::new(program);
+    command
+        .arg(word)
+        .current_dir("/")
+        .env_clear()
+        .envs(env::var_os("PATH").map(|path| ("PATH", path)))
+        .env("LC_ALL", "C")
+        .env("HOSTLER_NODE", config.node.as_str())
+        .env("HOSTLER_BMC_ADDRESS", address)
+        .envs(more.iter().copied());
+    if !config.username.is_empty() {
+        command.env("HOSTLER_BMC_USERNAME", &config.username);
+    }
+    if let Some(file) = &config.password_file {
+        command.env("HOSTLER_BMC_PASSWORD_FILE", file);
+    }
+    command
+}

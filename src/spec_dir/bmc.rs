@@ -1,0 +1,187 @@
+//! The keys of `[bmc]`: which of them a driver needs, and which are of no use to it.
+//!
+//! Called by the schema. A key that the driver cannot use is refused where the spec says it itself, and lies idle
+//! where a default does.
+
+use crate::model::{
+    ids::NodeName,
+    spec::{Bmc, BmcAddress, BmcDriver, CipherSuite, Password, Privilege},
+    toml_reader::{Field, Section},
+};
+
+use super::values;
+
+/// How a machine's power is controlled.
+pub(super) enum Control {
+    /// By its BMC.
+    Bmc(Bmc),
+    /// By an operator.
+    Manual,
+}
+
+/// `bmc.driver`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DriverKey {
+    /// There is a BMC.
+    Bmc(BmcDriver),
+    /// There is none.
+    Manual,
+}
+
+impl DriverKey {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bmc(driver) => driver.as_str(),
+            Self::Manual => "none",
+        }
+    }
+}
+
+/// The keys that only some drivers use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Every driver.
+    AnyBmc,
+    /// The drivers that speak IPMI.
+    Ipmi,
+    /// The driver that speaks IPMI in process.
+    IpmiInProcess,
+    /// The driver of a program.
+    Program,
+}
+
+impl Use {
+    /// Why the key is of no use to the driver, if that is so.
+    fn idle(self, driver: DriverKey) -> Option<String> {
+        match (self, driver) {
+            (Self::AnyBmc, DriverKey::Bmc(_))
+            | (Self::Ipmi, DriverKey::Bmc(BmcDriver::Ipmi | BmcDriver::Ipmitool))
+            | (Self::IpmiInProcess, DriverKey::Bmc(BmcDriver::Ipmi))
+            | (Self::Program, DriverKey::Bmc(BmcDriver::Program)) => None,
+            (Self::Program, DriverKey::Bmc(_)) => {
+                Some("is of no use unless bmc.driver = \"program\"".to_owned())
+            }
+            (_, driver) => Some(format!("is of no use with bmc.driver = {:?}", driver.as_str())),
+        }
+    }
+}
+
+/// `[bmc]` as its driver sees it. A driver that is not known has been refused already.
+struct BmcKeys<'s, 'a> {
+    section: &'s mut Section<'a>,
+    driver: Option<DriverKey>,
+}
+
+impl<'a> BmcKeys<'_, 'a> {
+    /// A key, idle if the driver cannot use it.
+    fn key(&mut self, key: &'static str, used_by: Use) -> Field<'a> {
+        let field = self.section.key(key);
+        match self.driver.and_then(|driver| used_by.idle(driver)) {
+            Some(why) => field.idle(&why),
+            None => field,
+        }
+    }
+
+    fn is_by_program(&self) -> bool {
+        self.driver == Some(DriverKey::Bmc(BmcDriver::Program))
+    }
+}
+
+/// All of `[bmc]`, for the node of this name.
+pub(super) fn control(bmc: &mut Section<'_>, name: Option<&NodeName>) -> Option<Control> {
+    let drivers = [
+        ("ipmi", DriverKey::Bmc(BmcDriver::Ipmi)),
+        ("ipmitool", DriverKey::Bmc(BmcDriver::Ipmitool)),
+        ("program", DriverKey::Bmc(BmcDriver::Program)),
+        ("none", DriverKey::Manual),
+    ];
+    let driver = bmc.key("driver").or("ipmi").choice(&drivers);
+    if driver.is_none() && bmc.has("driver") {
+        bmc.excuse_missing();
+    }
+    let mut keys = BmcKeys { section: bmc, driver };
+    let address = address(&mut keys, name);
+    let login = login(&mut keys);
+    let cipher_suite = keys.key("cipher_suite", Use::Ipmi).integer(|id| {
+        u8::try_from(id)
+            .map_err(|_| format!("cipher suite {id} does not exist"))
+            .and_then(CipherSuite::try_from)
+    });
+    let match_uuid = keys.key("match_system_uuid", Use::Ipmi).or(false).flag();
+    let console = keys.key("console", Use::IpmiInProcess).or(false).flag();
+    let DriverKey::Bmc(driver) = driver? else { return Some(Control::Manual) };
+    let speaks_ipmi = driver != BmcDriver::Program;
+    if speaks_ipmi {
+        login.password.as_ref()?;
+    }
+    Some(Control::Bmc(Bmc {
+        driver,
+        address: address?,
+        username: login.username?,
+        password: login.password,
+        // A default may lie idle.
+        kg_file: login.kg_file.filter(|_| speaks_ipmi),
+        privilege: login.privilege?,
+        cipher_suite: cipher_suite.filter(|_| speaks_ipmi),
+        match_system_uuid: match_uuid? && speaks_ipmi,
+        console: console? && driver == BmcDriver::Ipmi,
+    }))
+}
+
+/// `bmc.program` and `bmc.address`: together they say which BMC it is. A program that is given no address is given
+/// the node's name.
+fn address(keys: &mut BmcKeys<'_, '_>, name: Option<&NodeName>) -> Option<BmcAddress> {
+    let by_program = keys.is_by_program();
+    let mut program = keys.key("program", Use::Program);
+    if by_program {
+        program = program.required();
+    }
+    let program = program.text(values::program);
+    let address = keys.key("address", Use::AnyBmc);
+    if by_program {
+        let address = match name {
+            Some(name) => address.or(name.as_str()),
+            None => address,
+        };
+        let address = address.text(values::hint);
+        return Some(BmcAddress::by_program(&program?, &address?));
+    }
+    let address = if keys.driver == Some(DriverKey::Manual) { address } else { address.required() };
+    address.text(values::bmc_address)
+}
+
+/// The user that a BMC is asked as.
+struct Login {
+    username: Option<String>,
+    password: Option<Password>,
+    kg_file: Option<String>,
+    privilege: Option<Privilege>,
+}
+
+fn login(keys: &mut BmcKeys<'_, '_>) -> Login {
+    let by_program = keys.is_by_program();
+    let has_credential = keys.section.has("password_credential");
+    let username = keys.key("username", Use::AnyBmc).or("");
+    let username =
+        if by_program { username.text(values::label) } else { username.text(values::username) };
+    let mut password_file = keys.key("password_file", Use::AnyBmc);
+    if keys.driver != Some(DriverKey::Manual) {
+        password_file = if has_credential {
+            password_file.idle("is of no use with bmc.password_credential")
+        } else if by_program {
+            password_file
+        } else {
+            password_file.required()
+        };
+    }
+    let password_file = password_file.text(values::password_file).map(Password::PasswordFile);
+    let credential = keys
+        .key("password_credential", Use::AnyBmc)
+        .text(values::credential)
+        .map(Password::PasswordCredential);
+    let kg_file = keys.key("kg_file", Use::Ipmi).text(values::password_file);
+    let privileges =
+        [("administrator", Privilege::Administrator), ("operator", Privilege::Operator)];
+    let privilege = keys.key("privilege", Use::Ipmi).or("administrator").choice(&privileges);
+    Login { username, password: credential.or(password_file), kg_file, privilege }
+}
