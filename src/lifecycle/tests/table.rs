@@ -81,19 +81,19 @@ pub(super) const EVENTS: [Act; 31] = [
     ("deadline", "a day passes", |bench| bench.pass(86_400)),
     ("lookup", "the ramdisk reports its disks", |bench| drop(bench.call(&key(1), lookup()))),
     ("deploy-info", "the ramdisk exports its disk", |bench| {
-        drop(bench.call(&key(1), deploy_info("")))
+        drop(bench.call(&key(1), deploy_info("")));
     }),
     ("ramdisk-error", "the ramdisk reports that it cannot go on", |bench| {
-        drop(bench.call(&key(1), deploy_info("oh")))
+        drop(bench.call(&key(1), deploy_info("oh")));
     }),
     ("deploy-state", "the ramdisk asks what to do", |bench| {
-        drop(bench.call(&key(1), Call::DeployState))
+        drop(bench.call(&key(1), Call::DeployState));
     }),
     ("completed", "the ramdisk says that it has let go of its disk", |bench| {
-        drop(bench.call(&key(1), completed("")))
+        drop(bench.call(&key(1), completed("")));
     }),
     ("differs", "the ramdisk says that its disk differs from the image", |bench| {
-        drop(bench.call(&key(1), differing()))
+        drop(bench.call(&key(1), differing()));
     }),
     ("stranger", "a call with a wrong key", |bench| drop(bench.call(&key(9), completed("")))),
     ("fetched", "the machine fetches a boot file", |bench| {
@@ -139,7 +139,7 @@ pub(super) const EVENTS: [Act; 31] = [
     }),
     ("spec-gone", "the spec file is removed", |bench| drop(bench.send(Event::SpecGone))),
     ("directory-lost", "the spec directory cannot be read", |bench| {
-        drop(bench.send(Event::DirectoryLost("gone".into())))
+        drop(bench.send(Event::DirectoryLost("gone".into())));
     }),
     ("spec-same", "the spec is read again, unchanged", |bench| {
         if bench.node.spec().is_some() {
@@ -179,7 +179,7 @@ pub(super) const EVENTS: [Act; 31] = [
         }
     }),
     ("granted", "a permit for an attempt comes", |bench| {
-        drop(bench.send(Event::Granted(Permit::Attempt)))
+        drop(bench.send(Event::Granted(Permit::Attempt)));
     }),
     ("approve", "`hostler approve`", |bench| drop(bench.send(Event::Approve))),
     ("retry", "`hostler retry`", |bench| drop(bench.send(Event::Retry))),
