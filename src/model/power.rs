@@ -24,6 +24,7 @@ impl PowerState {
     }
 
     /// The other state.
+    #[must_use]
     pub const fn opposite(self) -> Self {
         match self {
             Self::On => Self::Off,

@@ -202,9 +202,8 @@ impl PowerCall for IpmiCall<'_> {
             PowerState::On => ChassisControl::PowerUp,
             PowerState::Off => ChassisControl::PowerDown,
         });
-        let error = match self.command_few_times(command, 1).await {
-            Ok(_) => return Ok(Switched::Accepted),
-            Err(error) => error,
+        let Err(error) = self.command_few_times(command, 1).await else {
+            return Ok(Switched::Accepted);
         };
         let IpmiErrorKind::CommandRefused { completion, .. } = error.kind else {
             return Err(error);

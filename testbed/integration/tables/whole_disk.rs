@@ -301,7 +301,7 @@ fn a_backup_that_is_used_leaves_a_loader_before_the_partitions_alone() {
     // Neither the same entries nor zeros anywhere.
     let file = bench.file("unclear", 64 * MIB);
     run("sfdisk", &["-q"], &file, "label: gpt\nfirst-lba: 2048\nstart=4096,size=40000\n");
-    overwrite(&file, 512, &[7; 2047 * 512]);
+    overwrite(&file, 512, &vec![7; 2047 * 512]);
     let error = refusal(&image(&file), disk, None);
     assert!(error.contains("may be a boot loader"), "{error}");
 }
