@@ -72,7 +72,8 @@ impl Bmcs {
             })])
         };
         self.with(Step::Power, spec, cancel, call).await.map_err(|Fault { code, message, hint, .. }| {
-            warn!(node = %spec.name, command = command.name(), %code, error = message, "a bmc did not do what an operator wanted");
+            warn!(node = %spec.name, command = command.name(), %code, error = message, "a bmc did \
+                not do what an operator wanted");
             format!("{}: {message}; {hint}", spec.name)
         })
     }

@@ -306,8 +306,10 @@ mod tests {
         assert_eq!(
             clash(&names, &["192.0.2.20", "bmc-1", "192.0.2.21"]),
             [
-                "nodes/a.toml: bmc.address: 192.0.2.20:623 is at 192.0.2.20, and so is the BMC of nodes/b.toml (bmc-1:623)",
-                "nodes/b.toml: bmc.address: bmc-1:623 is at 192.0.2.20, and so is the BMC of nodes/a.toml (192.0.2.20:623)",
+                "nodes/a.toml: bmc.address: 192.0.2.20:623 is at 192.0.2.20, and so is the BMC of \
+                 nodes/b.toml (bmc-1:623)",
+                "nodes/b.toml: bmc.address: bmc-1:623 is at 192.0.2.20, and so is the BMC of \
+                 nodes/a.toml (192.0.2.20:623)",
             ]
         );
         assert_eq!(clash(&names, &["bmc-1", "bmc-2"]).len(), 2);

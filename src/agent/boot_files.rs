@@ -111,8 +111,8 @@ impl DeployFiles {
                     "BootFilesMissing",
                     "no deploy boot files for an aarch64 machine: [ramdisk.aarch64] is missing"
                         .to_owned(),
-                    "make them with `hostler ramdisk build`, set [ramdisk.aarch64] in hostler.toml, \
-                     and restart hostler",
+                    "make them with `hostler ramdisk build`, set [ramdisk.aarch64] in \
+                     hostler.toml, and restart hostler",
                 ),
                 RamdiskKind::Ironic => missing(
                     "IronicNotConfigured",

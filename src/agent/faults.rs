@@ -35,11 +35,12 @@ pub(super) fn of_cut_poll(spec: &NodeSpec, waited: Duration, silence: Option<Dur
     let (waited, silent) = (waited.as_secs(), silence.map(|since| since.as_secs()));
     let message = match silent {
         Some(silent) => format!(
-            "{bmc}the poll of its power state was cut after {waited} s, because it had not ended: no answer in {silent} s"
+            "{bmc}the poll of its power state was cut after {waited} s, because it had not ended: \
+             no answer in {silent} s"
         ),
         None => format!(
-            "{bmc}the poll of its power state was cut after {waited} s, because another use of this BMC, by an operator or an \
-             attempt, was not over; it was not asked"
+            "{bmc}the poll of its power state was cut after {waited} s, because another use of \
+             this BMC, by an operator or an attempt, was not over; it was not asked"
         ),
     };
     let hint = "look at the BMC; hostler polls it again by itself, or run \"hostler retry\"";

@@ -54,7 +54,8 @@ impl Driver {
             uid,
             pid,
             ?changed,
-            "operator approves machines that specs name from now on: they are WIPED and installed if they are off"
+            "operator approves machines that specs name from now on: they are WIPED and installed \
+             if they are off"
         );
         drop(reply.send(changed));
     }
@@ -121,7 +122,8 @@ impl Driver {
                 self.adapters.start_bmc_command(spec, command, reply);
             }
             Err(why) => {
-                info!(node = %name, uid, pid, command = command_name, why, "an operator may not use a bmc");
+                info!(node = %name, uid, pid, command = command_name, why, "an operator may not \
+                    use a bmc");
                 // An operator who went away finds it in the log.
                 drop(reply.send(Err(format!("{name}: {why}"))));
             }
@@ -178,8 +180,9 @@ fn admit(node: &Node, command: BmcCommand) -> Result<Arc<NodeSpec>, String> {
     }
     if command.switches_off() && node.is_wiped_when_off() {
         return Err(format!(
-            "is {phase}, and hostler would WIPE and install it as soon as it is off; `hostler approve` is the order to WIPE it, and \
-             state = \"available\" in its spec keeps its disk"
+            "is {phase}, and hostler would WIPE and install it as soon as it is off; `hostler \
+             approve` is the order to WIPE it, and state = \"available\" in its spec keeps its \
+             disk"
         ));
     }
     Ok(Arc::clone(spec))

@@ -364,7 +364,8 @@ fn first_line(path: &Path) -> io::Result<Secret> {
     Ok(Secret::new(text.to_owned()))
 }
 
-/// The password, unless no BMC that speaks IPMI can have it, for instance because it is still encrypted.
+/// The password, unless no BMC that speaks IPMI can have it, for instance because it is still
+/// encrypted.
 fn fitting(driver: BmcDriver, password: Secret) -> io::Result<Secret> {
     let bytes = password.expose().len();
     if driver != BmcDriver::Program && bytes > PASSWORD_BYTES_MAX {

@@ -28,8 +28,8 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Reads whether the machine is on.
     fn power_state(&self, deadline: Instant) -> BmcCall<'_, PowerState>;
 
-    /// Reads whether the machine is on, for a caller that polls: a driver may spare a BMC that stays
-    /// silent.
+    /// Reads whether the machine is on, for a caller that polls: a driver may spare a BMC that
+    /// stays silent.
     fn poll_power_state(&self, deadline: Instant) -> BmcCall<'_, PowerState> {
         self.power_state(deadline)
     }

@@ -59,8 +59,8 @@ const CHOICES: [Choice; 3] = [
         tag: "hostler-uefi-x86_64",
         architectures: &[7, 9],
         file: "grubx64.efi",
-        why: "UEFI on x86_64: GRUB; with Secure Boot shimx64.efi instead, which loads it. It is 7 in \
-            IANA's registry and 9 in RFC 4578 itself; there is firmware of both minds.",
+        why: "UEFI on x86_64: GRUB; with Secure Boot shimx64.efi instead, which loads it. It is 7 \
+            in IANA's registry and 9 in RFC 4578 itself; there is firmware of both minds.",
     },
     Choice {
         tag: "hostler-uefi-arm64",

@@ -95,8 +95,8 @@ pub enum DriveError {
     },
     /// An image is nothing that a system can have as its root.
     #[error(
-        "the image is {found}; a partition image must be all of an ext2, ext3, ext4, xfs or btrfs file \
-         system"
+        "the image is {found}; a partition image must be all of an ext2, ext3, ext4, xfs or btrfs \
+         file system"
     )]
     NotRoot {
         /// The kind of the image, and the right one.

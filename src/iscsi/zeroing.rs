@@ -4,8 +4,8 @@
 //! leave the range no other content; where a target's word is not enough, the initiator sends
 //! zeros.
 //!
-//! - [`Zeroing::Unmap`]: WRITE SAME(16) of zeros with UNMAP. Certain by SBC-3 §5.45: the target writes
-//!   blocks that it does not unmap. Unmapped blocks read as zeros by LBPRZ, which both READ
+//! - [`Zeroing::Unmap`]: WRITE SAME(16) of zeros with UNMAP. Certain by SBC-3 §5.45: the target
+//!   writes blocks that it does not unmap. Unmapped blocks read as zeros by LBPRZ, which both READ
 //!   CAPACITY(16) and VPD page B2h must show, next to LBPWS.
 //! - [`Zeroing::Same`]: WRITE SAME(16) of zeros. Certain, because it is a write.
 //! - [`Zeroing::Write`]: WRITE(16) of zeros. Certain, because it is a write.

@@ -1,5 +1,5 @@
-//! Boot files that a machine fetched, or asked for in vain: evidence for operators, and the message of
-//! a missed deadline.
+//! Boot files that a machine fetched, or asked for in vain: evidence for operators, and the message
+//! of a missed deadline.
 //!
 //! Called by the node's step. It must never move an attempt by itself: anybody on the deploy
 //! network can fetch boot files.
@@ -79,7 +79,8 @@ fn unknown_macs(seen: &LastSeen) -> String {
     format!("{}, which no spec names, asked for a boot menu", macs.join(" and "))
 }
 
-/// The requests that came instead of those that are waited for, while the machine has fetched nothing.
+/// The requests that came instead of those that are waited for, while the machine has fetched
+/// nothing.
 pub(super) fn instead(seen: &LastSeen) -> Option<String> {
     match seen.fetched {
         Some(_) => None,

@@ -1,6 +1,7 @@
 //! Pauses between tries that grow up to a limit.
 //!
-//! Used by the adapters and the ramdisk wherever they try again. It has no clock: the caller sleeps.
+//! Used by the adapters and the ramdisk wherever they try again. It has no clock: the caller
+//! sleeps.
 
 use std::time::Duration;
 

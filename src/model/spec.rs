@@ -224,7 +224,8 @@ pub enum MachineId {
     Nics(Vec<MacAddr>),
 }
 
-/// Where a BMC is, and by that which machine it belongs to: two specs with equal addresses name one machine.
+/// Where a BMC is, and by that which machine it belongs to: two specs with equal addresses name one
+/// machine.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum BmcAddress {
@@ -254,7 +255,8 @@ impl BmcAddress {
         Self::Host(HostPort { host: host.into(), port })
     }
 
-    /// The address of a BMC that a program speaks for. Which device that is, program and `address` say together.
+    /// The address of a BMC that a program speaks for. Which device that is, program and `address`
+    /// say together.
     pub fn by_program(program: &str, address: &str) -> Self {
         Self::Url(format!("{PROGRAM_SCHEME}{program}{PROGRAM_SEPARATOR}{address}"))
     }

@@ -1,12 +1,13 @@
 //! Opens files beneath a directory, wherever the links on the way lead.
 //!
-//! Called for images, boot files and what specs attach. It must never open anything outside the directory, also while somebody renames
-//! what lies in it.
+//! Called for images, boot files and what specs attach. It must never open anything outside the
+//! directory, also while somebody renames what lies in it.
 //!
-//! Two ways give the same answers. `openat2` has the kernel keep the path beneath the directory. A service manager's seccomp filter may
-//! deny it (systemd's `RestrictSUIDSGID=` does), and then each component is opened by itself, `O_NOFOLLOW`, from a handle on the one
-//! before. `..` goes back to the handle it came from, not to whatever is now the parent: so a directory that is moved out of the tree
-//! meanwhile leads nobody out with it.
+//! Two ways give the same answers. `openat2` has the kernel keep the path beneath the directory. A
+//! service manager's seccomp filter may deny it (systemd's `RestrictSUIDSGID=` does), and then each
+//! component is opened by itself, `O_NOFOLLOW`, from a handle on the one before. `..` goes back to
+//! the handle it came from, not to whatever is now the parent: so a directory that is moved out of
+//! the tree meanwhile leads nobody out with it.
 
 use std::{
     collections::VecDeque,
@@ -31,7 +32,8 @@ use rustix::{
 const KERNEL_FILE_SYSTEMS: [i64; 2] = [0x9fa0, 0x6265_6572];
 /// Links followed on one way, as in the kernel (`MAXSYMLINKS`).
 const LINKS_MAX: u32 = 40;
-/// Directories held open on one way. The kernel has no such limit, but it needs no descriptor for each.
+/// Directories held open on one way. The kernel has no such limit, but it needs no descriptor for
+/// each.
 const DEPTH_MAX: usize = 64;
 
 /// What becomes of links.
@@ -75,8 +77,8 @@ pub(crate) fn way() -> Way {
     })
 }
 
-/// Opens a regular file for reading. What leads out of `dir` is an error for which [`leads_out`] is true; what the kernel makes up
-/// (`/proc`, `/sys`) is no regular file.
+/// Opens a regular file for reading. What leads out of `dir` is an error for which [`leads_out`] is
+/// true; what the kernel makes up (`/proc`, `/sys`) is no regular file.
 pub(crate) fn open(dir: impl AsFd, path: &Path, links: Links) -> io::Result<File> {
     open_by(way(), dir, path, links)
 }
@@ -160,8 +162,8 @@ fn hold(dir: BorrowedFd<'_>, name: &OsString) -> rustix::io::Result<OwnedFd> {
     openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Puts the components of a path, or of a link's target, before those that are still ahead. `.` stays: only a directory has
-/// one.
+/// Puts the components of a path, or of a link's target, before those that are still ahead. `.`
+/// stays: only a directory has one.
 fn prepend(path: &[u8], ahead: &mut VecDeque<OsString>) -> rustix::io::Result<()> {
     if path.starts_with(b"/") {
         return Err(Errno::XDEV);

@@ -1,7 +1,7 @@
 //! The keys of `[bmc]`: which of them a driver needs, and which are of no use to it.
 //!
-//! Called by the schema. A key that the driver cannot use is refused where the spec says it itself, and lies idle
-//! where a default does.
+//! Called by the schema. A key that the driver cannot use is refused where the spec says it itself,
+//! and lies idle where a default does.
 
 use crate::model::{
     ids::NodeName,
@@ -128,8 +128,8 @@ pub(super) fn control(bmc: &mut Section<'_>, name: Option<&NodeName>) -> Option<
     }))
 }
 
-/// `bmc.program` and `bmc.address`: together they say which BMC it is. A program that is given no address is given
-/// the node's name.
+/// `bmc.program` and `bmc.address`: together they say which BMC it is. A program that is given no
+/// address is given the node's name.
 fn address(keys: &mut BmcKeys<'_, '_>, name: Option<&NodeName>) -> Option<BmcAddress> {
     let by_program = keys.is_by_program();
     let mut program = keys.key("program", Use::Program);

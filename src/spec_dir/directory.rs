@@ -114,8 +114,8 @@ pub fn read_dir(
 pub struct Reader(KnownSpecs);
 
 impl Reader {
-    /// A reader that has these specs in memory: a spec that it reads and finds equal is the one that
-    /// is there.
+    /// A reader that has these specs in memory: a spec that it reads and finds equal is the one
+    /// that is there.
     pub fn with_specs(specs: impl IntoIterator<Item = Arc<NodeSpec>>) -> Self {
         Self(KnownSpecs::in_memory(specs))
     }

@@ -225,7 +225,8 @@ pub(super) fn meta_data(text: &str) -> Result<String, String> {
     }
 }
 
-/// The path of a program that speaks for a BMC. It is a part of the BMC's address, which ends it with a `#`.
+/// The path of a program that speaks for a BMC. It is a part of the BMC's address, which ends it
+/// with a `#`.
 pub(super) fn program(text: &str) -> Result<String, String> {
     if !text.starts_with('/') {
         Err(format!("`{text}` is not absolute; write for example /etc/hostler/pdu"))

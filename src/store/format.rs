@@ -26,8 +26,8 @@ pub(super) const VERSION: u32 = 2;
 const OPENING: &str = "{\"hostler\":";
 /// How every file of version 1 begins.
 const OPENING_1: &[u8] = b"{\n";
-/// Nearly every file has less: what is written is then at one place in memory only. All of it is wiped
-/// after each use.
+/// Nearly every file has less: what is written is then at one place in memory only. All of it is
+/// wiped after each use.
 const BYTES_USUAL: usize = 16 << 10;
 const CONTENT: &[u8] = b"\"content\":";
 const END: &[u8] = b"}\n";

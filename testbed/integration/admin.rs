@@ -1,4 +1,5 @@
-//! The admin socket against the real command, and against raw sockets that do what no decent client does.
+//! The admin socket against the real command, and against raw sockets that do what no decent client
+//! does.
 
 use std::{
     fs::{self, Permissions},

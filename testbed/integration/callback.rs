@@ -197,7 +197,8 @@ async fn no_key_and_no_body_reaches_the_log_at_any_level() {
         .with_ansi(false)
         .with_writer(Arc::new(log.reopen().unwrap()))
         .finish();
-    // For the whole test binary: with one for a single thread, tracing may decide elsewhere that nobody listens to a call site.
+    // For the whole test binary: with one for a single thread, tracing may decide elsewhere that
+    // nobody listens to a call site.
     tracing::subscriber::set_global_default(subscriber).unwrap();
     let agent = Agent::judging(CallbackLimits::default()).await;
     for node in ["edge-07", "quiet-node"] {

@@ -1,4 +1,5 @@
-//! The HTTP side of the netboot subsystem against curl and busybox's wget, and against clients that say nothing, take nothing or talk nonsense.
+//! The HTTP side of the netboot subsystem against curl and busybox's wget, and against clients that
+//! say nothing, take nothing or talk nonsense.
 
 #![expect(clippy::unwrap_in_result, reason = "helpers of tests may fail like tests")]
 
@@ -47,7 +48,8 @@ impl BootServer {
         Self::with(http::HttpLimits::default())
     }
 
-    /// `deploy/vmlinuz` and `deploy/initramfs` are fixed files; the loader directory has `ipxe.efi` and a directory.
+    /// `deploy/vmlinuz` and `deploy/initramfs` are fixed files; the loader directory has `ipxe.efi`
+    /// and a directory.
     fn with(limits: http::HttpLimits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("loaders/sub")).unwrap();

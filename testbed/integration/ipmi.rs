@@ -1,4 +1,5 @@
-//! The IPMI subsystem against pyghmi (suites 3 and 17) and `ipmi_sim` (suite 3), on good and on bad networks, in process and by `ipmitool`.
+//! The IPMI subsystem against pyghmi (suites 3 and 17) and `ipmi_sim` (suite 3), on good and on bad
+//! networks, in process and by `ipmitool`.
 
 mod console;
 mod faulty;

@@ -388,7 +388,8 @@ async fn reading_and_writing_past_the_end_gives_the_targets_sense() {
     assert_eq!(
         error.to_string(),
         format!(
-            "target {IQN}: write of 1.0 MiB at 63.9 MiB: ILLEGAL REQUEST, beyond the end of the disk (05/21/00)"
+            "target {IQN}: write of 1.0 MiB at 63.9 MiB: ILLEGAL REQUEST, beyond the end of the \
+             disk (05/21/00)"
         )
     );
     // A failed command leaves the session as it was.

@@ -1,4 +1,5 @@
-//! The TFTP server against curl, tftp-hpa and busybox, and against a client that does what those cannot: lose, repeat, attack.
+//! The TFTP server against curl, tftp-hpa and busybox, and against a client that does what those
+//! cannot: lose, repeat, attack.
 
 #![expect(
     clippy::indexing_slicing,
@@ -51,7 +52,8 @@ impl BootServer {
         Self::with(|_| {})
     }
 
-    /// `deploy/vmlinuz` (300,000 bytes) and `deploy/initramfs` (70,000) are fixed files; the loader directory has `pxelinux.0` (42,000).
+    /// `deploy/vmlinuz` (300,000 bytes) and `deploy/initramfs` (70,000) are fixed files; the loader
+    /// directory has `pxelinux.0` (42,000).
     fn with(adjust: impl FnOnce(&mut Config)) -> Self {
         Self::with_table(BootTable::default(), adjust)
     }

@@ -43,8 +43,8 @@ pub(crate) fn compare() -> Vec<Violation> {
     let later = with.iter().zip(&without).map(|(with, without)| with.saturating_sub(*without));
     let worst = later.max().unwrap_or(0);
     println!(
-        "sim: {} good machines are installed in {} s; beside {BAD} bad ones, of which {given_up} are given up, {} in {} s; no one \
-         more than {worst} s later, {TOLERANCE_S} s allowed",
+        "sim: {} good machines are installed in {} s; beside {BAD} bad ones, of which {given_up} \
+         are given up, {} in {} s; no one more than {worst} s later, {TOLERANCE_S} s allowed",
         without.len(),
         last(&without),
         with.len(),

@@ -39,7 +39,8 @@ pub(super) struct IpmiCall<'a> {
     channel: Option<Box<dyn Channel>>,
     /// The search for a channel that is not over.
     search: Option<Search>,
-    /// How long each datagram waits for its answer, and how often one is sent that begins a session.
+    /// How long each datagram waits for its answer, and how often one is sent that begins a
+    /// session.
     timing: Timing,
     sends_max: u32,
     /// The last obstacle: the error if the deadline comes now.
@@ -108,8 +109,8 @@ impl<'a> IpmiCall<'a> {
         self.deadline = self.deadline.min(deadline);
     }
 
-    /// Spreads few datagrams over the call's time, if the last polls of the BMC met nothing but silence:
-    /// many BMCs may be silent for ever, so that each datagram counts.
+    /// Spreads few datagrams over the call's time, if the last polls of the BMC met nothing but
+    /// silence: many BMCs may be silent for ever, so that each datagram counts.
     pub(super) fn spare_silent(&mut self) {
         if self.memory.silent_polls >= SILENT_POLLS_SPARED {
             let left = self.deadline.saturating_duration_since(Instant::now());
@@ -387,7 +388,8 @@ impl<'a> IpmiCall<'a> {
     /// Prepares the next try by a failure, after a pause if the BMC has to get over something.
     async fn learn(&mut self, search: &mut Search, failed: &NotOpened) -> Result<(), IpmiError> {
         let (suite, habits) = (search.suite, self.bmc.transport.habits());
-        tracing::debug!(bmc = %self.bmc.config.address, suite = u8::from(suite), ?failed, "no session");
+        tracing::debug!(bmc = %self.bmc.config.address, suite = u8::from(suite), ?failed, "no \
+            session");
         if failed.suite_accepted {
             self.memory.suite = Some(suite);
         }

@@ -107,8 +107,8 @@ impl IpmiClient {
         result
     }
 
-    /// Reads whether the machine is on, for a caller that polls: a BMC that stays silent is sent ever
-    /// fewer datagrams.
+    /// Reads whether the machine is on, for a caller that polls: a BMC that stays silent is sent
+    /// ever fewer datagrams.
     pub async fn poll_power_state(&self, deadline: Instant) -> Result<PowerState, IpmiError> {
         let mut call = IpmiCall::begin(self, deadline).await?;
         call.spare_silent();
@@ -208,9 +208,9 @@ impl PowerCall for IpmiCall<'_> {
         let IpmiErrorKind::CommandRefused { completion, .. } = error.kind else {
             return Err(error);
         };
-        // Refused in this state: it is on its way already, or has just arrived. Refused for no clear
-        // reason: it may have been done all the same. Refused though power commands were accepted
-        // before: a BMC that starts knows fewer commands.
+        // Refused in this state: it is on its way already, or has just arrived. Refused for no
+        // clear reason: it may have been done all the same. Refused though power commands were
+        // accepted before: a BMC that starts knows fewer commands.
         let was_accepted = self.memory.trust.covers(command);
         let may_pass = match Verdict::of(command, completion) {
             Verdict::Unclear => true,
@@ -321,7 +321,8 @@ impl IpmiCall<'_> {
                     other = Some(shown.selector);
                 }
                 shown => {
-                    tracing::warn!(%bmc, ?flags, ?shown, "the bmc accepted the boot device but does not show it as set");
+                    tracing::warn!(%bmc, ?flags, ?shown, "the bmc accepted the boot device but \
+                        does not show it as set");
                     return Ok(());
                 }
             }

@@ -193,8 +193,8 @@ impl IpmiErrorKind {
             ),
             Self::NoSession { status, .. } if !is_short_of_sessions(*status) => Advice::passing(
                 "BmcRefusesSession",
-                "look at the BMC's user and LAN channel settings, and at what `ipmitool -v` says of \
-             it; if it stays so, reset the BMC",
+                "look at the BMC's user and LAN channel settings, and at what `ipmitool -v` says \
+             of it; if it stays so, reset the BMC",
             ),
             Self::NoSession { .. } | Self::Busy { .. } | Self::InUse { .. } => Advice::passing(
                 "BmcBusy",
@@ -208,15 +208,18 @@ impl IpmiErrorKind {
             }
             Self::NoSystemGuid => Advice::lasting(
                 "NoSystemUuid",
-                "set bmc.match_system_uuid = false: this BMC cannot tell which machine it belongs to",
+                "set bmc.match_system_uuid = false: this BMC cannot tell which machine it belongs \
+                 to",
             ),
             Self::StateNotReached { .. } => Advice::passing(
                 "PowerNotReached",
-                "the BMC accepts power commands and nothing happens: look at the machine, or raise timeouts.power",
+                "the BMC accepts power commands and nothing happens: look at the machine, or raise \
+                 timeouts.power",
             ),
             Self::BootDeviceNotKept { .. } => Advice::passing(
                 "BootDeviceNotKept",
-                "the BMC does not keep the boot device: look at its firmware and at the machine's boot order",
+                "the BMC does not keep the boot device: look at its firmware and at the machine's \
+                 boot order",
             ),
         }
     }
@@ -226,8 +229,8 @@ impl IpmiErrorKind {
         match self {
             Self::WrongPassword | Self::PasswordTooLong { .. } => Advice::lasting(
                 "BmcPasswordWrong",
-                "correct bmc.username or the password file, then run `hostler retry` for this node; hostler does not go on trying, because \
-             BMCs lock users out",
+                "correct bmc.username or the password file, then run `hostler retry` for this \
+             node; hostler does not go on trying, because BMCs lock users out",
             ),
             Self::Doubted { .. } => Advice::passing(
                 "BmcRefusesForNow",

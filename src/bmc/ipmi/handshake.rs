@@ -1,16 +1,18 @@
-//! Opening a session: the open session exchange and RAKP messages 1 to 4 (IPMI 2.0 §13.17 to §13.24), on a network that loses,
-//! repeats and reorders.
+//! Opening a session: the open session exchange and RAKP messages 1 to 4 (IPMI 2.0 §13.17 to
+//! §13.24), on a network that loses, repeats and reorders.
 //!
-//! Called by the link, which owns socket, clock and randomness. It does no I/O. It must never go on with algorithms other than those
-//! asked for, nor believe a BMC that has not proved that it knows the password.
+//! Called by the link, which owns socket, clock and randomness. It does no I/O. It must never go on
+//! with algorithms other than those asked for, nor believe a BMC that has not proved that it knows
+//! the password.
 //!
 //! ```text
 //! open request ─► Opening ─► RAKP 1 ─► Challenged ─► RAKP 3 ─► Proved ─► session
 //! ```
 //!
-//! A BMC that hears a request twice may begin anew: another session id after the second open request, another challenge after the
-//! second RAKP 1. Which of them it holds to shows only in its check values. So every session id it named stays a candidate, and a
-//! later challenge replaces an earlier one; a handshake that stays muddled is given up for a fresh one from another port.
+//! A BMC that hears a request twice may begin anew: another session id after the second open
+//! request, another challenge after the second RAKP 1. Which of them it holds to shows only in its
+//! check values. So every session id it named stays a candidate, and a later challenge replaces an
+//! earlier one; a handshake that stays muddled is given up for a fresh one from another port.
 
 use super::{
     commands::privilege_level,

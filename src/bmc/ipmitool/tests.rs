@@ -61,7 +61,7 @@ fn what_ipmitool_says_is_read_as_it_says_it() {
     let sixteen_in_a_line =
         said(true, " 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f\n 10\n", "");
     assert_eq!(sixteen_in_a_line, answer(0, &(0..=16).collect::<Vec<u8>>()));
-    let refused = "Unable to send RAW command (channel=0x0 netfn=0x0 lun=0x0 cmd=0x2 rsp=0xd5): IpmiCommand not supported in present state\n";
+    let refused = "Unable to send RAW command (channel=0x0 netfn=0x0 lun=0x0 cmd=0x2 rsp=0xd5): Command not supported in present state\n";
     assert_eq!(said(false, "", refused), answer(0xd5, &[]));
     let no_session = |line: &str| {
         said(false, "", &format!("{line}\nError: Unable to establish IPMI v2 / RMCP+ session\n"))

@@ -240,7 +240,8 @@ impl PowerCall for ProgramCall<'_> {
     }
 
     fn log_hard_off(&self) {
-        tracing::info!(bmc = %self.bmc.config.address, "a program asks for no shutdown, cutting the power");
+        tracing::info!(bmc = %self.bmc.config.address, "a program asks for no shutdown, cutting \
+            the power");
     }
 }
 

@@ -501,8 +501,8 @@ async fn limits_refuse_what_is_too_large() {
     site.options.published_bytes_max = 1 << 20;
     site.options.raw_bytes_max = (1 << 20) - 1;
     let error = get(&site.library(), &image).await.unwrap_err();
-    let said = "a disk of 1.0 MiB (1048576 bytes), which is more than 1023.9 KiB (1048575 bytes), the most \
-        that images.raw_max allows";
+    let said = "a disk of 1.0 MiB (1048576 bytes), which is more than 1023.9 KiB (1048575 bytes), \
+        the most that images.raw_max allows";
     assert!(error.to_string().ends_with(said), "{error}");
     assert_eq!(site.left("part") + site.left("raw"), 0);
     site.options.raw_bytes_max = 1 << 20;

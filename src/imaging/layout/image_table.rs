@@ -93,8 +93,8 @@ impl GptImage {
 /// The blocks of a backup, and the primary table made of it.
 type Restored = ([Range<u64>; 2], Gpt);
 
-/// Makes the table of the backup the primary one, and tells the blocks of the backup. The entries go
-/// where those of the damaged one are, or where nothing is: before the first partition may lie a
+/// Makes the table of the backup the primary one, and tells the blocks of the backup. The entries
+/// go where those of the damaged one are, or where nothing is: before the first partition may lie a
 /// boot loader, which single-board computers look for in the block behind the header.
 fn from_backup(
     image: &ImageFile,

@@ -210,8 +210,8 @@ impl Gpt {
         Ok(gpt)
     }
 
-    /// The same, if it can be written where a primary one belongs; the entries of a backup come right
-    /// behind the header.
+    /// The same, if it can be written where a primary one belongs; the entries of a backup come
+    /// right behind the header.
     pub(in crate::imaging) fn into_primary(self) -> Result<Self, Damaged> {
         let Header { my_lba, entries_lba, .. } = self.header;
         self.into_primary_at(if my_lba == PRIMARY_LBA { entries_lba } else { PRIMARY_LBA + 1 })

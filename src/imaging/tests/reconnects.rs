@@ -77,7 +77,8 @@ async fn a_disk_that_stays_away_is_given_up_after_the_stall_limit() {
     let disk = FileDisk::new(DISK_BYTES, 512, Quirk::UnreachableFrom(3 * MIB));
     let began = tokio::time::Instant::now();
     let error = bench.write(&disk).await.unwrap_err().to_string();
-    let message = "writing the disk at 3.0 MiB: unreachable; no new connection for 1 s: unreachable; then the half-written disk could not be wiped: ";
+    let message = "writing the disk at 3.0 MiB: unreachable; no new connection for 1 s: \
+        unreachable; then the half-written disk could not be wiped: ";
     assert!(error.starts_with(message), "{error}");
     assert!((1..10).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
@@ -130,7 +131,8 @@ async fn another_disk_behind_the_new_connection_is_not_written() {
     let error = bench.write(&disk).await.unwrap_err().to_string();
     assert!(
         error.starts_with(
-            "the disk had 6.0 MiB in blocks of 512, and after a new connection 12.0 MiB in blocks of 512; then "
+            "the disk had 6.0 MiB in blocks of 512, and after a new connection 12.0 MiB in blocks \
+             of 512; then "
         ),
         "{error}"
     );

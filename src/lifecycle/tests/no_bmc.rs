@@ -123,7 +123,8 @@ fn a_person_switches_it_on_and_its_ramdisk_restarts_it() {
     bench.done(Ok(prepared(key(1))));
     assert_eq!((bench.phase(), bench.menu()), (Phase::PoweringOn, Menu::Deploy(key(1))));
     assert!(bench.running.is_none() && bench.waits_for_person());
-    let expected = "switch the machine on, or restart it, so that it boots from the network: hostler will WIPE and install it";
+    let expected = "switch the machine on, or restart it, so that it boots from the network: \
+        hostler will WIPE and install it";
     assert_eq!(bench.message(), expected);
     let (at, reason) = bench.node.deadline().unwrap();
     assert_eq!(at.duration_since(bench.now).as_secs(), WEEK_S);

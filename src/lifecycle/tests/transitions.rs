@@ -289,8 +289,9 @@ fn the_published_state_machine_is_the_one_that_runs() {
     write_causes(&mut page);
     page.push_str(
         "\n## Phases and events\n\n\
-         The phase that the status file shows, and the next one after each event. Several phases are \
-         one\nstate: `pending`, `deployed`, `paused` and others are `idle`. An event that is not listed \
+         The phase that the status file shows, and the next one after each event. Several phases \
+         are one\n\
+         state: `pending`, `deployed`, `paused` and others are `idle`. An event that is not listed \
          for a\nphase leaves it as it is. The events:\n\n",
     );
     write_phases(&mut page);

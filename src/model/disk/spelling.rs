@@ -95,8 +95,9 @@ pub(super) fn is_same_path(hint: &str, value: &str) -> bool {
 }
 
 impl Disk {
-    /// Whether this is the same disk, which the kernel shows once for each way to it. Either way says
-    /// the same of it, and a name of one digit over and over is what firmware without a name says.
+    /// Whether this is the same disk, which the kernel shows once for each way to it. Either way
+    /// says the same of it, and a name of one digit over and over is what firmware without a name
+    /// says.
     pub(super) fn is_another_path_of(&self, other: &Self) -> bool {
         let same_wwn = |(one, two): (&String, &String)| {
             let name = bare_wwn(one);

@@ -1,4 +1,5 @@
-//! Both ways of opening beneath a directory over the same trees: links, `..`, and renames meanwhile.
+//! Both ways of opening beneath a directory over the same trees: links, `..`, and renames
+//! meanwhile.
 
 use std::{
     fs,

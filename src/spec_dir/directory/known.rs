@@ -150,8 +150,8 @@ impl Reading<'_> {
         Some(spec)
     }
 
-    /// A spec was parsed from these bytes of a file with this mark. If it is in memory already, it is
-    /// the one that is there: ten thousand of them twice is what a restart would need otherwise.
+    /// A spec was parsed from these bytes of a file with this mark. If it is in memory already, it
+    /// is the one that is there: ten thousand of them twice is what a restart would need otherwise.
     pub(super) fn note(
         &mut self,
         file: &OsStr,

@@ -267,7 +267,8 @@ fn keys_that_are_of_no_use_to_a_program_and_bad_programs_are_named() {
     check_each(
         "bmc",
         &[
-            "driver = \"program\"\nconsole = true\nmatch_system_uuid = true\nprivilege = \"operator\"",
+            "driver = \"program\"\nconsole = true\nmatch_system_uuid = true\n\
+             privilege = \"operator\"",
             "driver = \"program\"\nkg_file = \"k\"\ncipher_suite = 3\nprogram = \"pdu\"",
             r#"program = "/etc/hostler/pdu""#,
             "driver = \"program\"\nprogram = \"/etc/hostler/pdu#7\"",

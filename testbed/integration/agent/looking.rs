@@ -194,9 +194,10 @@ fn plan_judges_a_change_before_it_is_made() {
     assert_eq!(
         said,
         format!(
-            "edge-07  reinstall  WIPES vda (160.0 MiB, serial root-1) of BMC 127.0.0.1:{bmc}, MAC {mac}: redeploy changed from \"a\" to \"b\"\n\
-             edge-08  install    WIPES its root device of BMC 192.0.2.99:623, MAC 52:54:00:00:00:99, unless it is on: never installed by \
-             hostler\n"
+            "edge-07  reinstall  WIPES vda (160.0 MiB, serial root-1) of BMC 127.0.0.1:{bmc}, MAC \
+             {mac}: redeploy changed from \"a\" to \"b\"\n\
+             edge-08  install    WIPES its root device of BMC 192.0.2.99:623, MAC \
+             52:54:00:00:00:99, unless it is on: never installed by hostler\n"
         )
     );
     let (code, said, _) = answer(&mut site.hostler(&["plan", &change, "-o", "json"]));

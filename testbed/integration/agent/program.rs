@@ -1,4 +1,5 @@
-//! `bmc.driver = "program"`: a machine that a script switches, through the agent, and scripts that misbehave.
+//! `bmc.driver = "program"`: a machine that a script switches, through the agent, and scripts that
+//! misbehave.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command};
 
@@ -14,7 +15,8 @@ use super::{
 };
 use crate::ipmi::simulators::PASSWORD;
 
-/// Switches a machine by ipmitool, as an administrator's script would. Its address is the BMC's port.
+/// Switches a machine by ipmitool, as an administrator's script would. Its address is the BMC's
+/// port.
 const SCRIPT: &str = r#"
 ask() {
     ipmitool -I lanplus -C 3 -H 127.0.0.1 -p "$HOSTLER_BMC_ADDRESS" -U "$HOSTLER_BMC_USERNAME" \

@@ -1,4 +1,5 @@
-//! Hundreds of connections that only take places, in every phase of a connection, while a ramdisk wants to get through.
+//! Hundreds of connections that only take places, in every phase of a connection, while a ramdisk
+//! wants to get through.
 
 use std::{net::Ipv4Addr, time::Duration};
 

@@ -105,8 +105,8 @@ async fn an_unknown_node_a_wrong_key_and_a_wrong_phase_are_told_the_same_in_ever
     assert_eq!(answers.len(), 1, "{answers:#?}");
 }
 
-/// How long a comparison takes must not tell how much of a secret was right: `Secret` compares in constant time, so nobody may compare what
-/// it exposes.
+/// How long a comparison takes must not tell how much of a secret was right: `Secret` compares in
+/// constant time, so nobody may compare what it exposes.
 #[test]
 fn secrets_are_compared_in_constant_time_and_nowhere_else() {
     let model = fs::read_to_string(source("model/secret.rs")).unwrap();

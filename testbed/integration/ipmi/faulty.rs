@@ -170,7 +170,8 @@ async fn a_bmc_without_a_free_session_is_asked_again_until_the_deadline() {
             let mut answer = datagram.to_vec();
             if way == Way::Back && datagram[5] == OPEN_RESPONSE && left.load(Ordering::Relaxed) > 0
             {
-                // Status: insufficient resources to create a session. What comes after it is not there then.
+                // Status: insufficient resources to create a session. What comes after it is not
+                // there then.
                 left.fetch_sub(1, Ordering::Relaxed);
                 answer[17] = 0x01;
             }
@@ -200,7 +201,8 @@ async fn damaged_datagrams_never_make_another_state() {
             let bmc = IpmiClient::new(config(network.port), timing);
             match bmc.power_state(within(10.0)).await {
                 Ok(state) => assert_eq!(state, PowerState::On, "seed {seed}"),
-                // Before there are keys, a refusal is as believable as anything else: it may cost a call, and no more.
+                // Before there are keys, a refusal is as believable as anything else: it may cost a
+                // call, and no more.
                 Err(error) => assert!(is_refusal(&error.kind), "seed {seed}: {error}"),
             }
         }
@@ -284,8 +286,8 @@ async fn an_answer_that_was_turned_on_its_way_is_not_believed() {
     let network = Network::tampered(simulator.port, |way, datagram| {
         let mut arrive = Vec::new();
         if way == Way::Back && datagram[5] == IN_SESSION {
-            // A bit of the initialisation vector turns the same bit of the first sixteen bytes of text: here "on", and whatever its checksum
-            // then needs.
+            // A bit of the initialisation vector turns the same bit of the first sixteen bytes of
+            // text: here "on", and whatever its checksum then needs.
             for carry in 1..=8 {
                 let mut turned = datagram.to_vec();
                 turned[16 + 7] ^= 1;

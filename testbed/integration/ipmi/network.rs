@@ -1,4 +1,5 @@
-//! A bad network between a client and a server: loses, repeats, reorders and damages datagrams, or does to them what a test says.
+//! A bad network between a client and a server: loses, repeats, reorders and damages datagrams, or
+//! does to them what a test says.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,5 @@
-//! Starts the BMC simulators: pyghmi's server (`testbed/bmc/bmc.py`) and `ipmi_sim` of Debian's openipmi.
+//! Starts the BMC simulators: pyghmi's server (`testbed/bmc/bmc.py`) and `ipmi_sim` of Debian's
+//! openipmi.
 
 use std::{
     fs,
@@ -14,7 +15,8 @@ use tempfile::TempDir;
 
 use crate::ports;
 
-/// The user both simulators know, and the password (of which `ipmi_sim` takes 16 bytes and no space).
+/// The user both simulators know, and the password (of which `ipmi_sim` takes 16 bytes and no
+/// space).
 pub(crate) const USER: &str = "admin";
 pub(crate) const PASSWORD: &str = "correct-horse";
 
@@ -65,8 +67,8 @@ pub(super) fn pyghmi_at(port: u16, arguments: &[&str]) -> Simulator {
     Simulator { process, port, dir }
 }
 
-/// `ipmi_sim` for a machine in files: `power` holds 0 or 1, `boot` the device's name; `calls` is what it did to them.
-/// It speaks suite 3 only and keeps no boot flag bits but the device.
+/// `ipmi_sim` for a machine in files: `power` holds 0 or 1, `boot` the device's name; `calls` is
+/// what it did to them. It speaks suite 3 only and keeps no boot flag bits but the device.
 pub(super) fn ipmi_sim() -> Simulator {
     ipmi_sim_with("")
 }

@@ -43,13 +43,14 @@ impl Istgt {
             .open(dir.path().join("auth.conf"));
         std::io::Write::write_all(&mut file.unwrap(), secrets.as_bytes()).unwrap();
         let config = format!(
-            "[Global]\n  NodeBase \"iqn.2026-01.test\"\n  PidFile {path}/pid\n  AuthFile {path}/auth.conf\n  \
-             MediaDirectory {path}\n  DiscoveryAuthMethod Auto\n  {global}\n\
-             [UnitControl]\n  AuthMethod CHAP Mutual\n  AuthGroup None\n  Portal UC1 {control}\n  Netmask 127.0.0.1\n\
+            "[Global]\n  NodeBase \"iqn.2026-01.test\"\n  PidFile {path}/pid\n  AuthFile \
+             {path}/auth.conf\n  MediaDirectory {path}\n  DiscoveryAuthMethod Auto\n  {global}\n\
+             [UnitControl]\n  AuthMethod CHAP Mutual\n  AuthGroup None\n  Portal UC1 \
+             {control}\n  Netmask 127.0.0.1\n\
              [PortalGroup1]\n  Portal DA1 {portal}\n\
              [InitiatorGroup1]\n  InitiatorName \"ALL\"\n  Netmask 127.0.0.0/8\n\
-             [LogicalUnit1]\n  TargetName disk\n  Mapping PortalGroup1 InitiatorGroup1\n  UnitType Disk\n  {unit}\n  \
-             LUN0 Storage {path}/disk 64MB\n"
+             [LogicalUnit1]\n  TargetName disk\n  Mapping PortalGroup1 InitiatorGroup1\n  UnitType \
+             Disk\n  {unit}\n  LUN0 Storage {path}/disk 64MB\n"
         );
         let config_file = dir.path().join("istgt.conf");
         std::fs::write(&config_file, config).unwrap();
@@ -128,8 +129,9 @@ async fn istgt_has_the_same_bytes_at_the_extremes_of_its_parameters() {
         ("1048576", "1048576", "16776192", "Yes"),
     ] {
         let global = format!(
-            "MaxRecvDataSegmentLength {segment}\n  FirstBurstLength {first}\n  MaxBurstLength {burst}\n  ImmediateData {immediate}\n  \
-             InitialR2T Yes\n  MaxOutstandingR2T 16\n  MaxR2T 16"
+            "MaxRecvDataSegmentLength {segment}\n  FirstBurstLength {first}\n  MaxBurstLength \
+             {burst}\n  ImmediateData {immediate}\n  InitialR2T Yes\n  MaxOutstandingR2T \
+             16\n  MaxR2T 16"
         );
         let istgt = Istgt::start(&global, OPEN);
         use_disk(&istgt, &options(), &global).await;

@@ -72,8 +72,8 @@ fn an_image_for_4096_byte_blocks_goes_onto_such_a_disk_and_onto_no_other() {
 fn images_of_parted_with_their_flags_and_hybrid_records_keep_them() {
     let bench = Bench::new();
     let parted = bench.file("parted", 64 * MIB);
-    let commands = "mklabel gpt mkpart bios 1MiB 2MiB set 1 bios_grub on mkpart root ext4 2MiB 100% \
-                    disk_set pmbr_boot on";
+    let commands = "mklabel gpt mkpart bios 1MiB 2MiB set 1 bios_grub on mkpart root ext4 2MiB \
+                    100% disk_set pmbr_boot on";
     parted_script(&parted, commands);
     let disk = geometry(200 * MIB);
     let layout = whole_disk(&image(&parted), disk, None, &mut guids()).unwrap();

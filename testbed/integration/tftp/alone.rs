@@ -6,8 +6,8 @@ use std::{
     process::Command,
 };
 
-/// Runs a test in a process of its own, under the given command. `name` is the test's with its module's. Gives what it wrote to standard
-/// error; in that process itself, nothing.
+/// Runs a test in a process of its own, under the given command. `name` is the test's with its
+/// module's. Gives what it wrote to standard error; in that process itself, nothing.
 pub(super) fn alone(name: &str, wrapper: &[&str], test: impl FnOnce()) -> String {
     alone_as(&format!("tftp::{name}"), wrapper, test)
 }
@@ -22,8 +22,8 @@ pub(crate) fn alone_as(name: &str, wrapper: &[&str], test: impl FnOnce()) -> Str
     let open_to_all = Permissions::from_mode(0o755);
     let dir = tempfile::Builder::new().permissions(open_to_all).tempdir().unwrap();
     let program = dir.path().join("adapters");
-    // Copied by another process: a test that starts a program meanwhile would inherit our descriptor, and a file that is open for
-    // writing cannot be run.
+    // Copied by another process: a test that starts a program meanwhile would inherit our
+    // descriptor, and a file that is open for writing cannot be run.
     let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&program).status();
     assert!(copied.unwrap().success());
     let arguments = [wrapper, &[program.to_str().unwrap()]].concat();
@@ -60,7 +60,8 @@ pub(super) fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Processor time this process has used, in ms (fields 14 and 15 of proc(5) stat, in hundredths of a second).
+/// Processor time this process has used, in ms (fields 14 and 15 of proc(5) stat, in hundredths of
+/// a second).
 pub(super) fn processor_ms() -> u64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
     let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();

@@ -1,4 +1,5 @@
-//! Many clients, honest and not: how much of the process they can take, and that a machine still boots meanwhile.
+//! Many clients, honest and not: how much of the process they can take, and that a machine still
+//! boots meanwhile.
 
 use std::{
     fs::File,
@@ -18,7 +19,8 @@ use super::{
     raw::{Client, Reply, get, get_from},
 };
 
-/// The transfers a server carries by default, its loop, and some that have given up their slot and are about to end.
+/// The transfers a server carries by default, its loop, and some that have given up their slot and
+/// are about to end.
 const THREADS_MAX: usize = TRANSFERS_MAX + 1 + 31;
 /// The clients' sockets are this process's too.
 const DESCRIPTORS: [&str; 2] = ["prlimit", "--nofile=8192"];
@@ -174,7 +176,8 @@ fn without_a_descriptor_no_file_is_said_to_be_missing_or_forbidden() {
         boot_server.table.set(&node("a"), &[mac(1)], Firmware::Bios, &own("vmlinuz")).unwrap();
         let mut client = Client::new(boot_server.address);
         let mut held: Vec<_> = iter::from_fn(|| File::open("/dev/null").ok()).collect();
-        // With one or two left it is the next one that is wanting: the file's in its directory, the socket's, the worker's.
+        // With one or two left it is the next one that is wanting: the file's in its directory, the
+        // socket's, the worker's.
         for left in 0..3 {
             let menu = "pxelinux.cfg/01-52-54-00-00-00-01";
             for name in ["pxelinux.0", "deploy/vmlinuz", "node/a/kernel", menu] {
@@ -207,7 +210,8 @@ fn a_transfer_has_a_file_and_a_socket_open_and_no_more() {
 #[test]
 fn a_system_without_threads_is_answered_and_survived() {
     const NAME: &str = "crowds::a_system_without_threads_is_answered_and_survived";
-    // A user whom no other test has: the limit counts all of a user's threads, and does not bind root.
+    // A user whom no other test has: the limit counts all of a user's threads, and does not bind
+    // root.
     let nobody = ["setpriv", "--reuid=64124", "--regid=64124", "--clear-groups"];
     alone(NAME, &[&nobody[..], &["prlimit", "--nproc=8"]].concat(), || {
         let boot_server = BootServer::new();

@@ -28,7 +28,8 @@ pub(crate) struct Flood {
 impl Flood {
     /// So many machines want this file in the largest windows of the largest blocks.
     pub(crate) fn of(server: SocketAddr, machines: u16, file: &'static str) -> Self {
-        // They exist, or the system would tell the server that nobody is there; but they never read nor answer.
+        // They exist, or the system would tell the server that nobody is there; but they never read
+        // nor answer.
         let spoofed: Vec<_> =
             (0..machines).map(|n| UdpSocket::bind((machine(4, n), 0)).unwrap()).collect();
         let mut round = 0_u64;

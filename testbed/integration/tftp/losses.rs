@@ -1,4 +1,5 @@
-//! Networks that lose and repeat, machines that fall silent or start again, and a server that stops.
+//! Networks that lose and repeat, machines that fall silent or start again, and a server that
+//! stops.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +22,8 @@ use super::{
 fn a_transfer_survives_more_lost_packets_than_the_worker_allows() {
     let boot_server = BootServer::new();
     let content = noise(42_000);
-    // With one block in flight each loss costs a timeout of one second; the worker alone would give up at the seventh.
+    // With one block in flight each loss costs a timeout of one second; the worker alone would give
+    // up at the seventh.
     let options = [("timeout", "1"), ("blksize", "4096")];
     let mut client = Client::new(boot_server.address);
     let (mut losses, begun) = (0, Instant::now());
@@ -39,7 +41,8 @@ fn lost_blocks_of_a_window_are_sent_again_without_waiting() {
     let boot_server = BootServer::new();
     let content = noise(300_000);
     let options = [("timeout", "5"), ("blksize", "1024"), ("windowsize", "8")];
-    // The first block of every fifth window, then one within. (A lost last block costs a timeout: the client has nothing to say.)
+    // The first block of every fifth window, then one within. (A lost last block costs a timeout:
+    // the client has nothing to say.)
     for place in [1, 3] {
         let begun = Instant::now();
         let mut lost = BTreeSet::new();

@@ -1,4 +1,5 @@
-//! Firmware and boot loaders fetch what they need: each in a QEMU machine with a network of its own.
+//! Firmware and boot loaders fetch what they need: each in a QEMU machine with a network of its
+//! own.
 
 use std::{
     fs::{self, File},
@@ -239,7 +240,8 @@ fn ipxe_on_uefi_leaves_a_machine_that_is_not_to_be_installed_to_its_firmwares_ne
             let mut site = Site::new(Firmware::Uefi);
             let table = &site.boot_server.table;
             table.set(&node("a"), &[mac(1)], Firmware::Uefi, &BootMenu::LocalDisk).unwrap();
-            // From a disk: after a failed netboot the firmware would first try all other ways to netboot, for minutes.
+            // From a disk: after a failed netboot the firmware would first try all other ways to
+            // netboot, for minutes.
             let ipxe = fs::read("/usr/lib/ipxe/ipxe.efi").unwrap();
             let disks = [site.efi_disk("ipxe", &ipxe), site.efi_disk("own", &own_loader())];
             let [code, vars] = site.uefi();
@@ -413,7 +415,8 @@ impl Site {
         self.says(KERNEL_SAYS);
     }
 
-    /// The node's evidence, once all transfers have ended: these stages, and kernel and ramdisk in full.
+    /// The node's evidence, once all transfers have ended: these stages, and kernel and ramdisk in
+    /// full.
     fn fetched(mut self, stages: &[(BootStage, &str)]) {
         self.boot_server.running.take().unwrap().stop();
         for (stage, path) in stages {
@@ -448,8 +451,9 @@ impl Drop for Site {
     }
 }
 
-/// A Linux kernel as far as boot loaders can tell (Linux, arch/x86/boot: version 2.12 of the protocol). It says one sentence on the serial
-/// line, whether entered in 16 or in 32 bits, and halts.
+/// A Linux kernel as far as boot loaders can tell (Linux, arch/x86/boot: version 2.12 of the
+/// protocol). It says one sentence on the serial line, whether entered in 16 or in 32 bits, and
+/// halts.
 fn kernel() -> Vec<u8> {
     let mut kernel = noise(KERNEL_BYTES);
     let real_mode = says(KERNEL_SAYS);

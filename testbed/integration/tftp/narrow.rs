@@ -1,5 +1,5 @@
-//! Paths with a narrow link in the middle, as tunnels are: a server, a router and a client, each in a
-//! network of its own.
+//! Paths with a narrow link in the middle, as tunnels are: a server, a router and a client, each in
+//! a network of its own.
 
 use std::thread;
 

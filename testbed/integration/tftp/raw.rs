@@ -165,7 +165,8 @@ pub(super) fn get_losing(
                     return Ok(content);
                 }
             }
-            // A gap: ask for what follows the last block had. A block had already: its ACK was lost.
+            // A gap: ask for what follows the last block had. A block had already: its ACK was
+            // lost.
             Reply::Data(..) => {
                 client.ack(last);
                 unacknowledged = 0;

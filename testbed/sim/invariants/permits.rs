@@ -44,7 +44,8 @@ impl Site {
         let policy = self.plan.policy;
         if attempts > policy.attempts_max || imagings > policy.imagings_max {
             let what = format!(
-                "{attempts} machines are being brought up and {imagings} disks written, with {policy:?}"
+                "{attempts} machines are being brought up and {imagings} disks written, with \
+                 {policy:?}"
             );
             self.broken("turns_within_limits", None, what);
         }

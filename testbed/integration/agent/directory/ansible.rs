@@ -184,7 +184,8 @@ fn ansible_has_no_half_of_its_files_acted_on_and_none_that_is_wrong() {
     assert_eq!(macs("a").unwrap()[0].to_string(), "52:54:01:00:00:01");
 }
 
-/// Invariant (spec): The Ansible example says nothing of a machine that its inventory does not name.
+/// Invariant (spec): The Ansible example says nothing of a machine that its inventory does not
+/// name.
 #[test]
 fn ansible_puts_nothing_back_of_a_machine_that_it_does_not_name_any_more() {
     let site = Site::new();

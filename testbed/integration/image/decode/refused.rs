@@ -78,7 +78,8 @@ fn an_image_that_needs_what_is_not_in_it_is_refused() {
     ] {
         // On a busy machine qemu-img cannot always measure how long its key takes.
         bench.sh(&format!(
-            "for _ in 1 2 3 4 5 6 7 8 9; do rm -f q; qemu-img create -q -f qcow2 {secret} {options} && break; done; test -e q"
+            "for _ in 1 2 3 4 5 6 7 8 9; do rm -f q; qemu-img create -q -f qcow2 {secret} \
+             {options} && break; done; test -e q"
         ));
         let refusal = bench.refusal("q");
         assert!(refusal.contains(said), "{options}: {refusal}");

@@ -131,11 +131,13 @@ fn a_server_whose_issuer_is_trusted_is_believed_and_no_other() {
         (servers.stranger, "the server's certificate was issued by nobody this system trusts"),
         (
             servers.expired,
-            "the server's certificate was valid until 2020-01-01T00:00:00Z, and this machine's clock says 2",
+            "the server's certificate was valid until 2020-01-01T00:00:00Z, and this machine's \
+             clock says 2",
         ),
         (
             servers.early,
-            "the server's certificate is valid from 2090-01-01T00:00:00Z on, and this machine's clock says 2",
+            "the server's certificate is valid from 2090-01-01T00:00:00Z on, and this machine's \
+             clock says 2",
         ),
         (servers.other_name, "certificate not valid for name \"localhost\""),
     ] {
