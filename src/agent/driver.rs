@@ -1,9 +1,8 @@
-//! The one task that owns the fleet: select an event, bring it to the core, and let the core's
-//! answer be carried out.
+//! The one task that owns the fleet: it selects an event, brings it to the core, and performs what
+//! the core decides.
 //!
-//! Started by [`super::Agent::run`]. The order in which things are carried out is the
-//! [`Executor`]'s, what they are carried out upon is in `adapters.rs`. Nothing else may bring the
-//! core an event.
+//! Started by [`super::Agent::run`]. The [`Executor`] orders the effects; `effects.rs` implements
+//! them. Nothing else may bring the core an event.
 
 use std::{collections::VecDeque, future::Future, iter, path::Path, time::Duration};
 

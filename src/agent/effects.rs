@@ -120,8 +120,8 @@ impl Adapters {
             }
             Err(fault) if is_called_off(fault) => {}
             Err(fault) => {
-                let told = self.failed_polls.insert(node.clone(), fault.code.clone());
-                if told.as_ref() != Some(&fault.code) {
+                let reported = self.failed_polls.insert(node.clone(), fault.code.clone());
+                if reported.as_ref() != Some(&fault.code) {
                     tell_failure(node, fault);
                 }
             }
@@ -332,16 +332,16 @@ async fn watch_over<T>(
     meter: &Meter,
     tell: impl Fn(Progress),
 ) -> Result<T, Fault> {
-    let mut told = None;
+    let mut reported = None;
     loop {
         match tokio::time::timeout(PROGRESS_INTERVAL, &mut work).await {
             Ok(Ok(outcome)) => return outcome,
             Ok(Err(panic)) => return Err(faults::internal(&panic)),
             Err(_) => {
                 let progress = meter.progress();
-                if let Some(progress) = progress.filter(|_| progress != told) {
+                if let Some(progress) = progress.filter(|_| progress != reported) {
                     tell(progress);
-                    told = Some(progress);
+                    reported = Some(progress);
                 }
             }
         }

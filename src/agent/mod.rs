@@ -225,7 +225,7 @@ impl Agent {
         let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
         let (ordering, orders) = mpsc::channel(CHANNEL_DEPTH);
         let (reporting, reports) = mpsc::channel(CHANNEL_DEPTH);
-        let (changed, news) = watch::channel(0);
+        let (changed, updates) = watch::channel(0);
         let (closing, closed) = watch::channel(false);
 
         // A listener may have every address; a machine needs the one it can reach.
@@ -259,7 +259,7 @@ impl Agent {
             async move { drop(closed.wait_for(|closed| *closed).await) }
         };
         let http = tokio::spawn(http.serve(tftp.catalog(), ended()));
-        let callback = tokio::spawn(callback.serve(requests, news, ended()));
+        let callback = tokio::spawn(callback.serve(requests, updates, ended()));
         let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
 
         let (watcher, wakes) =

@@ -50,14 +50,14 @@ pub(super) fn start(
     let reader = Arc::new(Mutex::new(Reader::with_specs(fleet.specs().cloned())));
     let mut known = fleet.names().into_iter().map(|name| format!("{name}.toml").into()).collect();
     tokio::spawn(async move {
-        let mut told: Vec<Problem> = Vec::new();
+        let mut reported: Vec<Problem> = Vec::new();
         while let Some(wake) = wakes.recv().await {
             debug!(?wake, at = %Timestamp::now(), "reading the spec directory");
             let read = || read(Arc::clone(&reader), dir.clone(), defaults.clone());
             let snapshot = settled(&mut known, read).await;
             if let Ok(snapshot) = &snapshot {
                 let all = snapshot.problems.iter().chain(&snapshot.passed_over);
-                tell(&all.cloned().collect::<Vec<_>>(), &mut told);
+                tell(&all.cloned().collect::<Vec<_>>(), &mut reported);
                 let good = snapshot.nodes.values().filter_map(|spec| spec.as_deref().ok());
                 names.resolve(good).await;
             }
@@ -111,11 +111,11 @@ where
 }
 
 /// Problems that belong to no node have no status file to stand in: they are logged, once.
-fn tell(problems: &[Problem], told: &mut Vec<Problem>) {
-    for problem in problems.iter().filter(|problem| !told.contains(problem)) {
+fn tell(problems: &[Problem], reported: &mut Vec<Problem>) {
+    for problem in problems.iter().filter(|problem| !reported.contains(problem)) {
         warn!(%problem, "in the spec directory");
     }
-    problems.clone_into(told);
+    problems.clone_into(reported);
 }
 
 #[cfg(test)]
@@ -126,7 +126,7 @@ mod tests {
 
     /// The reports when readings find these files, one after the other; then the files that stay
     /// known.
-    async fn check(known: &str, readings: &[&str], told: &str, stays: &str) {
+    async fn check(known: &str, readings: &[&str], reported: &str, stays: &str) {
         let files = |names: &str| names.split_whitespace().map(OsString::from).collect();
         let mut readings: VecDeque<&str> = readings.iter().copied().collect();
         let mut known: BTreeSet<OsString> = files(known);
@@ -136,7 +136,7 @@ mod tests {
             let nodes = names.map(|name| (name, Err(Vec::new()))).collect();
             ready(Ok(Snapshot { files: found, nodes, ..Snapshot::default() }))
         });
-        assert_eq!(snapshot.await.unwrap().files, files(told));
+        assert_eq!(snapshot.await.unwrap().files, files(reported));
         assert_eq!(known, files(stays));
         assert!(readings.is_empty(), "not looked for again");
     }

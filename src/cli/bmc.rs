@@ -26,7 +26,7 @@ is not as its spec wants it has drifted: that is shown, and `hostler retry NODE`
 
 /// The arguments of `hostler bmc`: the node and the command for its BMC.
 #[derive(Debug, clap::Args)]
-pub(super) struct Asked {
+pub(super) struct BmcArgs {
     /// The node's name.
     node: NodeName,
     #[command(subcommand)]
@@ -72,7 +72,7 @@ enum Device {
 
 /// Prints what is so then, a fact a line.
 pub(super) fn bmc(
-    Asked { node, command, place }: &Asked,
+    BmcArgs { node, command, place }: &BmcArgs,
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
     let command = match *command {

@@ -24,7 +24,7 @@ const IPXE_FILE: &str = "boot.ipxe";
 
 /// For whom, and whose agent.
 #[derive(Debug, clap::Args)]
-pub(super) struct Asked {
+pub(super) struct DhcpSnippetArgs {
     /// The DHCP server's program.
     #[arg(value_enum)]
     server: Dialect,
@@ -83,12 +83,12 @@ const ARCHITECTURE_WHY: &str =
 )]
 struct NotIpv4(IpAddr);
 
-pub(super) fn print(asked: &Asked, out: &mut impl Write) -> Result<ExitCode, Failure> {
-    let Config { network, tftp, .. } = config::read(&asked.config)?;
+pub(super) fn print(args: &DhcpSnippetArgs, out: &mut impl Write) -> Result<ExitCode, Failure> {
+    let Config { network, tftp, .. } = config::read(&args.config)?;
     let IpAddr::V4(address) = network.advertise else {
         return Err(NotIpv4(network.advertise).into());
     };
-    write!(out, "{}", snippet(asked.server, address, tftp.listen))?;
+    write!(out, "{}", snippet(args.server, address, tftp.listen))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,4 +1,4 @@
-//! `hostler explain`: the story of one node, for people.
+//! `hostler explain`: the timeline of one node, for people.
 //!
 //! Made from the status file and what is beside it, and from the spec file for what the agent has
 //! not told yet.
@@ -113,9 +113,9 @@ impl Story<'_> {
 
     /// The problem that the agent found, or else the one there is by now.
     fn problems(&self, out: &mut impl Write) -> io::Result<()> {
-        let told = &self.status.problems;
+        let reported = &self.status.problems;
         match &self.spec {
-            _ if !told.is_empty() => list(told, out),
+            _ if !reported.is_empty() => list(reported, out),
             Some(Err(found)) => list(found, out),
             Some(Ok(spec)) if Some(spec.digest()) != self.status.spec_digest => {
                 writeln!(out, "  file       {}: the agent has not taken it up", spec.digest())

@@ -119,7 +119,7 @@ enum Command {
     },
     /// Show what the agent would do about a directory of specs, and what it would WIPE.
     #[command(after_help = plan::EXIT_CODES)]
-    Plan(plan::Asked),
+    Plan(plan::PlanArgs),
     /// Let held nodes go on: consent to WIPE machines that are on, for example. Exit code 1 if a
     /// node was not held.
     Approve(orders::Approval),
@@ -128,9 +128,9 @@ enum Command {
     Retry(orders::For),
     /// Have a node's BMC do or say something, through the running agent.
     #[command(after_help = bmc::NOTES)]
-    Bmc(bmc::Asked),
+    Bmc(bmc::BmcArgs),
     /// Show what the boot loader of a machine with this network interface would be served now.
-    ShowBoot(show_boot::Asked),
+    ShowBoot(show_boot::ShowBootArgs),
     /// Look at the images that are kept for all machines, fetch them ahead of time, and make space.
     /// The agent may be running.
     Cache {
@@ -138,7 +138,7 @@ enum Command {
         command: cache::Command,
     },
     /// Print what the site's DHCP server has to say for its machines to boot from this agent.
-    DhcpSnippet(dhcp_snippet::Asked),
+    DhcpSnippet(dhcp_snippet::DhcpSnippetArgs),
     /// Work with the deploy ramdisk.
     Ramdisk {
         #[command(subcommand)]
@@ -253,13 +253,13 @@ impl Args {
             Command::Digest { file, config } => digest::digest(&file, config.as_deref(), out),
             Command::Wait { place, goal } => wait::wait(&place, &goal),
             Command::Explain { place } => explain::explain(&place, out),
-            Command::Plan(asked) => plan::plan(&asked, out),
+            Command::Plan(args) => plan::plan(&args, out),
             Command::Approve(approval) => orders::approve(approval, out),
             Command::Retry(whom) => orders::give(Order::Retry, whom, out),
-            Command::Bmc(asked) => bmc::bmc(&asked, out),
-            Command::ShowBoot(asked) => show_boot::show(&asked, out),
+            Command::Bmc(args) => bmc::bmc(&args, out),
+            Command::ShowBoot(args) => show_boot::show(&args, out),
             Command::Cache { command } => command.run(out),
-            Command::DhcpSnippet(asked) => dhcp_snippet::print(&asked, out),
+            Command::DhcpSnippet(args) => dhcp_snippet::print(&args, out),
             Command::Ramdisk {
                 command:
                     RamdiskCommand::Build { kernel_package, modules, all_drivers, binary, out: dir },

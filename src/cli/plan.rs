@@ -1,6 +1,6 @@
 //! `hostler plan`: what the agent would do about a directory of specs, before it does it.
 //!
-//! The judgement is the core's, rehearsed on what the status files say; here it is only asked for
+//! The judgement is the core's, rehearsed on what the status files say; here it is only args for
 //! and printed.
 
 use std::{
@@ -30,7 +30,7 @@ const WIPES: u8 = 2;
 
 /// The arguments of `hostler plan`: the directory to judge.
 #[derive(Debug, clap::Args)]
-pub(super) struct Asked {
+pub(super) struct PlanArgs {
     /// The directory of specs; by default the agent's own. Another one is judged as if it took that
     /// one's place.
     dir: Option<PathBuf>,
@@ -46,11 +46,11 @@ pub(super) struct Asked {
     output: Format,
 }
 
-pub(super) fn plan(asked: &Asked, out: &mut impl Write) -> Result<ExitCode, Failure> {
-    let config = configuration(asked.config.as_deref())?;
+pub(super) fn plan(args: &PlanArgs, out: &mut impl Write) -> Result<ExitCode, Failure> {
+    let config = configuration(args.config.as_deref())?;
     let agents = config.as_ref().map(|config| &config.specs);
-    let dir = asked.dir.as_ref().or(agents.map(|specs| &specs.dir)).ok_or(NoDirectory)?;
-    let status_dir = asked
+    let dir = args.dir.as_ref().or(agents.map(|specs| &specs.dir)).ok_or(NoDirectory)?;
+    let status_dir = args
         .status_dir
         .as_ref()
         .or(agents.map(|specs| specs.status_dir.as_ref().unwrap_or(&specs.dir)))
@@ -77,7 +77,7 @@ pub(super) fn plan(asked: &Asked, out: &mut impl Write) -> Result<ExitCode, Fail
     let clashes = spec_dir::clashes(shown_as, in_force.iter().map(AsRef::as_ref));
     let plan = planner.judge(&clashes);
 
-    match asked.output {
+    match args.output {
         Format::Table => write!(out, "{}", table(&plan, &found.problems))?,
         Format::Json => {
             writeln!(out, "{}", print::json(&json(&plan, &found.problems))?)?;

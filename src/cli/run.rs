@@ -46,7 +46,7 @@ pub(super) fn run(config: Config, left_out: LeftOut) -> Result<(), Failure> {
 
 /// Acts whenever no other agent does.
 async fn act(config: Config, stopping: watch::Receiver<bool>) -> Result<(), Failure> {
-    let asked = || {
+    let requested = || {
         let mut stopping = stopping.clone();
         async move { drop(stopping.wait_for(|stop| *stop).await) }
     };
@@ -54,11 +54,11 @@ async fn act(config: Config, stopping: watch::Receiver<bool>) -> Result<(), Fail
     loop {
         let claim = tokio::select! {
             claim = Claim::take(&config, was_overtaken, stand_by) => claim?,
-            () = asked() => return Ok(()),
+            () = requested() => return Ok(()),
         };
         let agent = Agent::start(config.clone(), claim).await?;
         let ready = || notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("")]);
-        match agent.run(ready, asked()).await? {
+        match agent.run(ready, requested()).await? {
             End::Asked => return Ok(()),
             End::Overtaken => was_overtaken = true,
         }

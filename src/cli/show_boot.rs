@@ -15,7 +15,7 @@ use super::{AgentPlace, Failure};
 
 /// The network interface.
 #[derive(Debug, clap::Args)]
-pub(super) struct Asked {
+pub(super) struct ShowBootArgs {
     /// The NIC's address.
     mac: MacAddr,
     /// Show the attempt's key, too. Whoever has it can pass for the machine.
@@ -35,7 +35,7 @@ struct NotServed(MacAddr);
 
 /// Prints each menu under the name that its boot loader asks for.
 pub(super) fn show(
-    Asked { mac, secrets, place }: &Asked,
+    ShowBootArgs { mac, secrets, place }: &ShowBootArgs,
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
     let boot = place.ask(async |socket| admin::show_boot(socket, *mac, *secrets).await)?;

@@ -100,8 +100,8 @@ pub(super) fn watch(dir: &Path, out: &mut impl Write) -> Result<ExitCode, Failur
         {
             was_dead = agent.is_dead();
             let caution = agent.caution().filter(|_| was_dead);
-            let news = caution.unwrap_or_else(|| "an agent runs again".to_owned());
-            writeln!(out, "{} {news}", clock(Timestamp::now()))?;
+            let updates = caution.unwrap_or_else(|| "an agent runs again".to_owned());
+            writeln!(out, "{} {updates}", clock(Timestamp::now()))?;
         }
         let found = seen.troubles(dir);
         for trouble in found.difference(&troubles) {

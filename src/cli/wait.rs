@@ -141,7 +141,7 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
     let file = files.path(&place.node);
     let spec = place.spec_beside(&dir)?;
     let began = Instant::now();
-    let (mut told, mut told_doubt) = (None, None);
+    let (mut reported, mut reported_doubt) = (None, None);
     let mut bad_since: Option<(Verdict, Instant)> = None;
     loop {
         let status = read(&file)?;
@@ -149,16 +149,16 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
             return Err(NoSuchNode { node: place.node.clone(), spec, status: file }.into());
         }
         if !goal.quiet {
-            tell(&place.node, status.as_ref(), &mut told)?;
+            tell(&place.node, status.as_ref(), &mut reported)?;
         }
         let mut verdict = status.as_ref().map_or(Verdict::NotYet, |status| goal.judge(status));
         // Asked after the status was read: a status that was old then is told of by now.
         let doubt = status.as_ref().and_then(|_| doubt(&files, &dir, &place.node, verdict));
         if let Some(doubt) = &doubt {
             verdict = Verdict::NotYet;
-            if !goal.quiet && told_doubt.as_ref() != Some(doubt) {
+            if !goal.quiet && reported_doubt.as_ref() != Some(doubt) {
                 writeln!(print::stderr(), "{doubt}")?;
-                told_doubt = Some(doubt.clone());
+                reported_doubt = Some(doubt.clone());
             }
         }
         bad_since = match verdict {
@@ -209,17 +209,17 @@ fn read(file: &Path) -> Result<Option<Status>, Failure> {
 fn tell(
     node: &NodeName,
     status: Option<&Status>,
-    told: &mut Option<HistoryEntry>,
+    reported: &mut Option<HistoryEntry>,
 ) -> io::Result<()> {
     let history = status.map(|status| status.history.as_slice()).unwrap_or_default();
-    let seen = match told {
+    let seen = match reported {
         Some(last) => history.iter().rposition(|entry| entry == last).map_or(0, |at| at + 1),
         None => history.len().saturating_sub(1),
     };
     for HistoryEntry { at, phase, message } in history.iter().skip(seen) {
         writeln!(print::stderr(), "{} {node} {}: {message}", clock(*at), phase.as_str())?;
     }
-    *told = history.last().cloned();
+    *reported = history.last().cloned();
     Ok(())
 }
 

@@ -406,7 +406,8 @@ mod tests {
     fn responses_are_read_from_where_rfc_7143_puts_their_fields() {
         let numbers = "00000011 00000012 00000013";
         let r2t = bhs(&format!(
-            "31800000 00000000 0001000000000000 00000007 00000009 {numbers} 00000002 00040000 00020000"
+            "31800000 00000000 0001000000000000 00000007 00000009 {numbers} 00000002 00040000 \
+             00020000"
         ));
         let body =
             ResponseBody::R2t(R2t { itt: 7, ttt: 9, number: 2, offset: 0x4_0000, bytes: 0x2_0000 });
@@ -416,7 +417,8 @@ mod tests {
         );
 
         let data_in = bhs(&format!(
-            "25830002 00000004 0000000000000000 00000007 ffffffff {numbers} 00000001 00000200 00000004"
+            "25830002 00000004 0000000000000000 00000007 ffffffff {numbers} 00000001 00000200 \
+             00000004"
         ));
         let body = ResponseBody::DataIn {
             itt: 7,
@@ -427,7 +429,8 @@ mod tests {
         assert_eq!(decode(&data_in).unwrap().body, body);
 
         let scsi = bhs(&format!(
-            "21840102 00000014 0000000000000000 00000007 00000000 {numbers} 00000000 00000000 00000009"
+            "21840102 00000014 0000000000000000 00000007 00000000 {numbers} 00000000 00000000 \
+             00000009"
         ));
         let body =
             ResponseBody::Scsi { itt: 7, response: 1, status: 2, residual: Residual::Over(9) };
@@ -435,7 +438,8 @@ mod tests {
         assert_eq!(lengths(&scsi), (0, 0x14));
 
         let login = bhs(&format!(
-            "23870000 00000000 80010203 04050006 00000001 00000000 {numbers} 02010000 00000000 00000000"
+            "23870000 00000000 80010203 04050006 00000001 00000000 {numbers} 02010000 00000000 \
+             00000000"
         ));
         let ResponseBody::Login(login) = decode(&login).unwrap().body else { panic!() };
         assert_eq!(

@@ -237,7 +237,7 @@ pub enum ScsiFailure {
     /// A status other than GOOD and CHECK CONDITION, SAM-5 §5.3.1.
     #[error("SCSI status {words} ({0:02x})", words = status_words(*.0))]
     Status(u8),
-    /// The target could not carry out the command at all (iSCSI response code, RFC 7143 §11.4.3).
+    /// The target could not perform the command at all (iSCSI response code, RFC 7143 §11.4.3).
     #[error("the target failed to carry out the command (response {0:02x})")]
     TargetFailure(u8),
 }
@@ -286,7 +286,7 @@ impl Sense {
         Some(Self { key: key & 0x0f, asc: *asc, ascq: *ascq })
     }
 
-    /// UNIT ATTENTION: something happened since the last command, which was not carried out and may
+    /// UNIT ATTENTION: something happened since the last command, which was not performed and may
     /// be sent again.
     pub fn is_unit_attention(self) -> bool {
         self.key == 6

@@ -21,7 +21,7 @@ const MESSAGE_CHARS_MAX: usize = 300;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Question {
-    /// To be carried out; answered with an [`Answer`] for each node.
+    /// To be performed; answered with an [`Answer`] for each node.
     Order(Order),
     /// Machines that specs name from now on are new again, whatever was lost: no machine that is
     /// held already is let go. Answered with whether they were not.

@@ -254,14 +254,14 @@ mod tests {
 
     #[test]
     fn a_ramdisk_is_told_how_to_leave_its_machine_only_if_that_is_its_part() {
-        let told = |then| {
+        let reported = |then| {
             let reply = DeployStateReply { then, ..DeployState::Release.into() };
             let text = serde_json::to_string(&reply).unwrap();
             assert_eq!(serde_json::from_str::<DeployStateReply>(&text).unwrap(), reply);
             text
         };
-        assert_eq!(told(Then::Wait), r#"{"state":"release"}"#);
-        assert_eq!(told(Then::Reboot), r#"{"state":"release","then":"reboot"}"#);
-        assert_eq!(told(Then::PowerOff), r#"{"state":"release","then":"poweroff"}"#);
+        assert_eq!(reported(Then::Wait), r#"{"state":"release"}"#);
+        assert_eq!(reported(Then::Reboot), r#"{"state":"release","then":"reboot"}"#);
+        assert_eq!(reported(Then::PowerOff), r#"{"state":"release","then":"poweroff"}"#);
     }
 }

@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn hints_that_ironics_ramdisk_would_misunderstand_are_refused_by_name() {
-        for (given, told) in [
+        for (given, reported) in [
             ("", "give a hint"),
             ("hctl = 0:0:1:0\nserial = a", "hctl"),
             ("rotational = true", "rotational"),
@@ -233,7 +233,7 @@ mod tests {
             ("name = sd", "sd"),
         ] {
             let problem = root_device(&hints(given)).unwrap_err();
-            assert!(problem.contains(told), "{given}: {problem}");
+            assert!(problem.contains(reported), "{given}: {problem}");
         }
     }
 

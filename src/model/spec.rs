@@ -27,7 +27,7 @@ pub struct NodeSpec {
     pub name: NodeName,
     /// The goal for the machine.
     pub goal: Goal,
-    /// The power state wanted once deployed. A change of it is an order, carried out once; a later
+    /// The power state wanted once deployed. A change of it is an order, performed once; a later
     /// difference is drift.
     pub power: WantedPower,
     /// Start nothing and stop what is under way; keep observing.

@@ -1,8 +1,8 @@
 //! The agent, as the ramdisk sees it: four questions over HTTPS.
 //!
-//! Called by the story. Every question is repeated until it is answered or the attempt is over; the
-//! agent, not the ramdisk, holds the deadline. But it never asks for ever: a disk is on offer while
-//! it does. It must never print the key.
+//! Called by the boot sequence. Every question is repeated until it is answered or the attempt is
+//! over; the agent, not the ramdisk, holds the deadline. But it never asks for ever: a disk is on
+//! offer while it does. It must never print the key.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

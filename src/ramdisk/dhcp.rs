@@ -366,21 +366,21 @@ mod tests {
     /// ignores an answer.
     #[test]
     fn an_offer_that_is_of_no_use_says_why() {
-        let told = |bytes: &[u8]| TALK.reply(bytes).unwrap().unwrap_err().to_string();
+        let reported = |bytes: &[u8]| TALK.reply(bytes).unwrap().unwrap_err().to_string();
         let good = answer(2, &MASK_AND_ROUTERS);
-        assert!(told(&answer(2, &[])).contains("no subnet mask"));
-        assert!(told(&answer(2, &[1, 4, 255, 0, 255, 0])).contains("255.0.255.0"));
-        assert!(told(&answer(2, &[1, 4, 0, 0, 0, 0])).contains("mask 0.0.0.0 is none"));
+        assert!(reported(&answer(2, &[])).contains("no subnet mask"));
+        assert!(reported(&answer(2, &[1, 4, 255, 0, 255, 0])).contains("255.0.255.0"));
+        assert!(reported(&answer(2, &[1, 4, 0, 0, 0, 0])).contains("mask 0.0.0.0 is none"));
         for (address, shown) in [([0; 4], "0.0.0.0"), ([169, 254, 3, 1], "169.254.3.1")] {
             let mut nobody = good.clone();
             nobody[16..20].copy_from_slice(&address);
-            assert!(told(&nobody).starts_with(shown));
+            assert!(reported(&nobody).starts_with(shown));
         }
         let mut nameless = good;
         let at = HEADER_BYTES + 5;
         assert_eq!(nameless[at], OPTION_SERVER);
         nameless[at] = 43;
-        assert!(told(&nameless).contains("option 54"));
+        assert!(reported(&nameless).contains("option 54"));
     }
 
     fn lease_of(extra: &[u8]) -> Lease {

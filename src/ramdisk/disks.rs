@@ -1,7 +1,7 @@
 //! The inventory of disks, from sysfs.
 //!
-//! Called by the story, which sends it to the agent: the agent chooses. It must never open a disk,
-//! only look at what the kernel knows.
+//! Called by the boot sequence, which sends it to the agent: the agent chooses. It must never open
+//! a disk, only look at what the kernel knows.
 
 use std::{ops::Range, path::Path, time::Duration};
 

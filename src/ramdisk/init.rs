@@ -16,7 +16,7 @@ use tokio::runtime::Builder;
 use tracing::{error, info};
 use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
 
-use super::story::{self, Trouble};
+use super::boot_sequence::{self, Trouble};
 use crate::model::callback::Then;
 
 /// How long the machine stays on for whoever reads its console, when the agent's BMC does not
@@ -31,7 +31,7 @@ pub fn init() -> ExitCode {
         .with_target(false)
         .with_ansi(false)
         .with_writer(io::stderr)
-        // A console that cannot be written to must not stop the story.
+        // A console that cannot be written to must not stop the boot sequence.
         .log_internal_errors(false)
         .init();
     if std::process::id() != 1 {
@@ -42,18 +42,20 @@ pub fn init() -> ExitCode {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let mut then = Then::Wait;
     match &runtime {
-        Ok(runtime) => match catch_unwind(AssertUnwindSafe(|| runtime.block_on(story::tell()))) {
-            Ok(Ok(told)) => then = told,
-            Ok(Err(trouble)) => {
-                error!("{trouble}");
-                // The agent has been asked for long enough.
-                if matches!(trouble, Trouble::Agent(_)) {
-                    then = Then::PowerOff;
+        Ok(runtime) => {
+            match catch_unwind(AssertUnwindSafe(|| runtime.block_on(boot_sequence::tell()))) {
+                Ok(Ok(reported)) => then = reported,
+                Ok(Err(trouble)) => {
+                    error!("{trouble}");
+                    // The agent has been asked for long enough.
+                    if matches!(trouble, Trouble::Agent(_)) {
+                        then = Then::PowerOff;
+                    }
                 }
+                // The panic hook has printed where.
+                Err(_) => error!("the deploy ramdisk has a defect; see the message above"),
             }
-            // The panic hook has printed where.
-            Err(_) => error!("the deploy ramdisk has a defect; see the message above"),
-        },
+        }
         Err(error) => error!(%error, "no threads"),
     }
     end(then)

@@ -1,6 +1,7 @@
 //! Who this machine is: network interfaces, SMBIOS, memory, processors.
 //!
-//! Called by the story for the lookup. Reading only; what the firmware does not say is absent.
+//! Called by the boot sequence for the lookup. Reading only; what the firmware does not say is
+//! absent.
 
 use std::{collections::BTreeSet, path::Path};
 

@@ -2,8 +2,8 @@
 //! builder of its initramfs.
 //!
 //! `hostler-ramdisk` calls [`init`]; `hostler ramdisk build` calls [`build::build`]. The part in
-//! between is [`story`]: mounts, modules, network, disks, lookup, target, deploy state, flush,
-//! verify, completed.
+//! between is [`boot_sequence`]: mounts, modules, network, disks, lookup, target, deploy state,
+//! flush, verify, completed.
 //!
 //! It must never write to a disk itself, export a disk the agent did not choose, or leave the
 //! console without a reason.
@@ -12,6 +12,7 @@ pub mod build;
 pub mod dhcp;
 
 mod agent;
+mod boot_sequence;
 mod by_path;
 mod disks;
 mod init;
@@ -21,7 +22,6 @@ mod modules;
 mod mounts;
 mod network;
 mod pin;
-mod story;
 mod sysfs;
 mod target;
 mod verify;

@@ -1,8 +1,8 @@
 //! Kernel modules: LIO always, drivers as hardware asks for them.
 //!
-//! Called by the story. There is no udev: the devices on every bus are asked for their modalias,
-//! again and again, because a loaded driver brings up new devices (a virtio bus, SCSI disks). A
-//! module that does not load is reported, never fatal.
+//! Called by the boot sequence. There is no udev: the devices on every bus are asked for their
+//! modalias, again and again, because a loaded driver brings up new devices (a virtio bus, SCSI
+//! disks). A module that does not load is reported, never fatal.
 
 use std::{
     collections::BTreeSet,
@@ -67,7 +67,7 @@ impl Modules {
         let (ready, done) = oneshot::channel();
         thread::Builder::new().name("drivers".to_owned()).spawn(move || {
             while self.load_for_new_devices() > 0 {}
-            // Nobody listens when the story has ended already.
+            // Nobody listens when the boot sequence has ended already.
             ready.send(()).unwrap_or_default();
             loop {
                 thread::sleep(POLL_EVERY);

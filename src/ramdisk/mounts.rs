@@ -1,6 +1,6 @@
 //! The kernel's own file systems, which the ramdisk needs mounted before it can see anything.
 //!
-//! Called first by the story. It mounts nothing that lives on a disk.
+//! Called first by the boot sequence. It mounts nothing that lives on a disk.
 
 use std::{fs, io, path::Path};
 

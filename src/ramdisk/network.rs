@@ -1,7 +1,7 @@
 //! The network: find the NIC the machine booted from, bring it up, borrow an address and keep it.
 //!
-//! Called by the story. It never configures a NIC that got no lease, and never gives an address up
-//! once the target may use it.
+//! Called by the boot sequence. It never configures a NIC that got no lease, and never gives an
+//! address up once the target may use it.
 
 use std::{
     collections::BTreeSet,

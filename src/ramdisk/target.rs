@@ -1,7 +1,7 @@
 //! The iSCSI target: the kernel's LIO, driven through configfs (Linux `Documentation/target`).
 //!
-//! Called by the story: `export` once, `stop` once. It exports the one disk it is told and no
-//! other, to whoever knows this attempt's CHAP secret, on the machine's own address only.
+//! Called by the boot sequence: `export` once, `stop` once. It exports the one disk it is told and
+//! no other, to whoever knows this attempt's CHAP secret, on the machine's own address only.
 
 use std::{
     fs::{self, OpenOptions},

@@ -1,9 +1,9 @@
 //! Comparing the written disk with what it must hold: `image.verify = "node"`.
 //!
-//! Called by the story once the target is stopped and the disk's cache is flushed. Only what comes
-//! back from the disk counts: it is read past the kernel's cache (`O_DIRECT`), which may hold what
-//! was there before. It must never write, trust the agent that a range lies on the disk, or wait
-//! for a disk that has stopped answering.
+//! Called by the boot sequence once the target is stopped and the disk's cache is flushed. Only
+//! what comes back from the disk counts: it is read past the kernel's cache (`O_DIRECT`), which may
+//! hold what was there before. It must never write, trust the agent that a range lies on the disk,
+//! or wait for a disk that has stopped answering.
 
 use std::{
     fs::File,

@@ -269,9 +269,9 @@ mod tests {
         let file = MarkFile::in_dir(dir.path());
         let made = std::process::Command::new("mkfifo").arg(file.path()).status().unwrap();
         assert!(made.success());
-        let asked = Instant::now();
+        let requested = Instant::now();
         let error = file.bytes().unwrap_err().to_string();
         assert!(error.contains("FIFO"), "{error}");
-        assert!(asked.elapsed() < Duration::from_secs(5));
+        assert!(requested.elapsed() < Duration::from_secs(5));
     }
 }

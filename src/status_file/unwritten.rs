@@ -28,7 +28,7 @@ impl StatusFiles {
             return Ok(());
         }
         let path = self.dir.join(NAME);
-        let told = if unwritten.is_empty() {
+        let reported = if unwritten.is_empty() {
             atomic_file::remove_if_there(&path)
         } else {
             toml::to_string(unwritten).map_err(io::Error::other).and_then(|text| {
@@ -36,7 +36,7 @@ impl StatusFiles {
                 atomic_file::replace_unsynced(&path, STATUS_MODE, text.as_bytes())
             })
         };
-        told.map_err(|source| StatusFileError::Io { path, source })
+        reported.map_err(|source| StatusFileError::Io { path, source })
     }
 
     /// The nodes whose status files cannot be written. An error: nobody knows which of them are

@@ -350,12 +350,12 @@ fn lock(dir: &Path) -> Result<(File, String), StoreError> {
 
 /// How old a directory with these files is. If the lock file does not tell, the other files do.
 fn age(dir: &Path, names: &[String], lock: &str) -> Age {
-    let told = Age::ALL.into_iter().find(|age| lock.lines().any(|line| line == age.line()));
+    let reported = Age::ALL.into_iter().find(|age| lock.lines().any(|line| line == age.line()));
     if names.iter().any(|name| name == SITE) {
         return Age::Current;
     }
     let has_records = names.iter().any(|name| is_record(name));
-    told.filter(|age| *age != Age::New || !has_records).unwrap_or_else(|| {
+    reported.filter(|age| *age != Age::New || !has_records).unwrap_or_else(|| {
         if names.iter().all(|name| name == LOCK) {
             Age::New
         } else if names.iter().any(|name| is_of_this_format(dir, name)) {

@@ -70,10 +70,11 @@ async fn other_questions_get_through_and_their_answers_back() {
     let boot = Some(NicBoot { node: "edge-07".parse().unwrap(), menus });
     for answer in [boot, None] {
         let (shown, ()) = tokio::join!(show_boot(&socket, mac, true), async {
-            let Wish::ShowBoot { mac: asked, secrets, reply } = agent.request().await.wish else {
+            let Wish::ShowBoot { mac: requested, secrets, reply } = agent.request().await.wish
+            else {
                 panic!("another question")
             };
-            assert_eq!((asked, secrets), (mac, true));
+            assert_eq!((requested, secrets), (mac, true));
             reply.send(answer.clone()).unwrap();
         });
         assert_eq!(shown.unwrap(), answer);
@@ -81,11 +82,11 @@ async fn other_questions_get_through_and_their_answers_back() {
     let (node, command) = ("edge-07".parse().unwrap(), BmcCommand::Off { hard: true });
     for answer in [Ok(vec![Fact::new("power", "off")]), Err("has no BMC".to_owned())] {
         let (done, ()) = tokio::join!(use_bmc(&socket, &node, command), async {
-            let Wish::Bmc { node: asked, command: given, reply } = agent.request().await.wish
+            let Wish::Bmc { node: requested, command: given, reply } = agent.request().await.wish
             else {
                 panic!("another question")
             };
-            assert_eq!((&asked, given), (&node, command));
+            assert_eq!((&requested, given), (&node, command));
             reply.send(answer.clone()).unwrap();
         });
         match answer {
@@ -215,7 +216,7 @@ async fn whoever_says_nothing_is_dropped_and_keeps_nobody_waiting_long() {
     assert!(connected.elapsed() < Duration::from_secs(15), "{:?}", connected.elapsed());
     // Closed without a word, after 5 s at most.
     for mut stream in silent {
-        assert_eq!(heard(&mut stream).await, "");
+        assert_eq!(received(&mut stream).await, "");
     }
     assert!(connected.elapsed() < Duration::from_secs(25), "{:?}", connected.elapsed());
 }
@@ -232,7 +233,7 @@ async fn the_oldest_that_says_nothing_makes_room_for_an_operator_and_who_has_ask
         silent.push(UnixStream::connect(&agent.socket).await.unwrap());
     }
     agent.answers(&agent.socket.clone()).await;
-    assert_eq!(heard(&mut silent[0]).await, "");
+    assert_eq!(received(&mut silent[0]).await, "");
     let is_open = |stream: &UnixStream| {
         let read = stream.try_read(&mut [0; 1]);
         read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
@@ -266,11 +267,11 @@ async fn an_operator_waits_for_a_place_at_a_busy_agent() {
     });
     let accepting = tokio::task::spawn_blocking(move || {
         for _ in 0..=others.len() {
-            let mut asked = String::new();
+            let mut requested = String::new();
             let (stream, _) = listener.accept().unwrap();
             stream.set_nonblocking(true).unwrap();
-            drop(BufReader::new(&stream).read_line(&mut asked));
-            if asked.contains("edge-07") {
+            drop(BufReader::new(&stream).read_line(&mut requested));
+            if requested.contains("edge-07") {
                 return;
             }
         }
@@ -303,14 +304,14 @@ async fn what_is_no_order_is_refused_and_never_handed_over() {
     ] {
         let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
         stream.write_all(&line).await.unwrap();
-        let heard = heard(&mut stream).await;
-        assert!(heard.contains("\"Err\"") && heard.contains(why), "{heard}");
+        let received = received(&mut stream).await;
+        assert!(received.contains("\"Err\"") && received.contains(why), "{received}");
     }
     // The end of an order is missing.
     let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
     stream.write_all(b"{\"version\":1,\"body\":{\"order\":{\"approve\":\"all\"}}}").await.unwrap();
     stream.shutdown().await.unwrap();
-    assert!(heard(&mut stream).await.contains("cut off"));
+    assert!(received(&mut stream).await.contains("cut off"));
     assert!(agent.requests.try_recv().is_err());
 }
 
@@ -354,12 +355,12 @@ async fn an_order_too_long_for_an_agent_is_not_sent() {
     assert!(agent.requests.try_recv().is_err());
     let order = Order::Approve(nodes(&names[..1000]));
     let (socket, given) = (agent.socket.clone(), order.clone());
-    let asked = tokio::spawn(async move { ask(&socket, &given).await });
+    let requested = tokio::spawn(async move { ask(&socket, &given).await });
     let (given, _, reply) = agent.order().await;
     assert_eq!(given, order);
     let many = names[..1000].iter().map(|name| answer(name, true, &"x".repeat(300))).collect();
     reply.send(many).unwrap();
-    assert_eq!(asked.await.unwrap().unwrap().len(), 1000);
+    assert_eq!(requested.await.unwrap().unwrap().len(), 1000);
 }
 
 #[tokio::test]
@@ -393,10 +394,10 @@ async fn an_agent_that_stops_or_is_another_program_is_told_of() {
     drop(request);
 
     let other = tokio::net::UnixListener::bind(&socket).unwrap();
-    let asked = tokio::spawn(async move { ask(&socket, &Order::Retry(Selection::All)).await });
+    let requested = tokio::spawn(async move { ask(&socket, &Order::Retry(Selection::All)).await });
     let (mut stream, _) = other.accept().await.unwrap();
     stream.write_all(b"220 mail.example.org ESMTP\n").await.unwrap();
-    let error = asked.await.unwrap().unwrap_err();
+    let error = requested.await.unwrap().unwrap_err();
     assert!(error.to_string().contains("is not this version's agent"), "{error}");
     drop(dir);
 }
@@ -448,11 +449,11 @@ impl Agent {
     /// Takes one order, as a living agent would.
     async fn answers(&mut self, socket: &Path) {
         let order = Order::Approve(nodes(&["edge-07"]));
-        let (asked, ()) = tokio::join!(ask(socket, &order), async {
+        let (requested, ()) = tokio::join!(ask(socket, &order), async {
             let (_, _, reply) = self.order().await;
             reply.send(vec![answer("edge-07", true, "is so")]).unwrap();
         });
-        assert_eq!(asked.unwrap(), [answer("edge-07", true, "is so")]);
+        assert_eq!(requested.unwrap(), [answer("edge-07", true, "is so")]);
     }
 
     async fn stop(self) -> TempDir {
@@ -476,10 +477,10 @@ async fn said(child: Child) -> (i32, String, String) {
 }
 
 /// Everything until the other end hangs up.
-async fn heard(stream: &mut UnixStream) -> String {
-    let mut heard = String::new();
-    within(stream.read_to_string(&mut heard)).await.unwrap();
-    heard
+async fn received(stream: &mut UnixStream) -> String {
+    let mut received = String::new();
+    within(stream.read_to_string(&mut received)).await.unwrap();
+    received
 }
 
 async fn within<T>(what: impl Future<Output = T>) -> T {

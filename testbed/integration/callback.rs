@@ -79,9 +79,9 @@ async fn a_question_for_the_state_waits_for_the_change_and_no_longer() {
     let (state_key, began) = (key(), Instant::now());
     let question = agent.curl("GET", &asking, Some(&state_key), "");
     let change = async {
-        agent.asked(1).await;
+        agent.requested(1).await;
         agent.changed.send_modify(|tick| *tick += 1);
-        agent.asked(2).await;
+        agent.requested(2).await;
         release.send(true).unwrap();
         agent.changed.send_modify(|tick| *tick += 1);
     };
@@ -225,7 +225,7 @@ async fn shutdown_cuts_a_question_that_waits() {
         key()
     );
     tls.write_all(said.as_bytes()).await.unwrap();
-    agent.asked(1).await;
+    agent.requested(1).await;
     agent.shutdown.send(true).unwrap();
     timeout(Duration::from_secs(5), agent.server).await.unwrap().unwrap();
 }
@@ -236,7 +236,7 @@ struct Agent {
     pin: String,
     dir: TempDir,
     changed: watch::Sender<u64>,
-    asked: watch::Receiver<usize>,
+    requested: watch::Receiver<usize>,
     shutdown: watch::Sender<bool>,
     server: JoinHandle<()>,
 }
@@ -306,7 +306,7 @@ impl Agent {
         let addr = server.local_addr().unwrap();
         let (requests, mut calls) = mpsc::channel::<CallbackRequest>(16);
         let (changed, ticks) = watch::channel(0);
-        let (count, asked) = watch::channel(0);
+        let (count, requested) = watch::channel(0);
         let (shutdown, mut stop) = watch::channel(false);
         tokio::spawn(async move {
             let mut unanswered = Vec::new();
@@ -323,13 +323,13 @@ impl Agent {
             let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
             server.serve(requests, ticks, stopped).await;
         });
-        Self { addr, pin, dir, changed, asked, shutdown, server }
+        Self { addr, pin, dir, changed, requested, shutdown, server }
     }
 
     /// Waits until the driver has answered so many requests.
-    async fn asked(&self, count: usize) {
-        let mut asked = self.asked.clone();
-        let enough = asked.wait_for(|asked| *asked >= count);
+    async fn requested(&self, count: usize) {
+        let mut requested = self.requested.clone();
+        let enough = requested.wait_for(|requested| *requested >= count);
         timeout(Duration::from_secs(10), enough).await.expect("nobody asked").unwrap();
     }
 

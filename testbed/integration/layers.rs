@@ -98,7 +98,7 @@ const MAY_OPEN: [(&str, &str); 11] = [
     ("store/mod.rs", "the lock, which it makes itself, for reading and writing"),
     ("image/library/cache.rs", "locks and files it makes itself, never waiting"),
     ("ramdisk/modules.rs", "the initramfs, where nobody else is"),
-    ("ramdisk/story.rs", "/proc, in the initramfs"),
+    ("ramdisk/boot_sequence.rs", "/proc, in the initramfs"),
     ("ramdisk/sysfs.rs", "/sys, in the initramfs"),
     ("ramdisk/target.rs", "/dev and configfs, in the initramfs"),
 ];

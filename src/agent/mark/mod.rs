@@ -81,7 +81,7 @@ enum Now {
     /// This one may act, as was last seen then.
     Acting {
         after_another: bool,
-        looked: Instant,
+        polled: Instant,
     },
     /// Another one took over: who.
     Overtaken(String),
@@ -149,7 +149,7 @@ struct MarkTimings {
     /// From one heartbeat to the next.
     heartbeat: Duration,
     /// From one look to the next.
-    look: Duration,
+    poll: Duration,
     /// How long a mark is waited for that is missing.
     patience: Duration,
 }
@@ -157,7 +157,7 @@ struct MarkTimings {
 impl Default for MarkTimings {
     fn default() -> Self {
         let beat = Duration::from_secs(u64::from(INTERVAL_S));
-        Self { heartbeat: beat, look: POLL_INTERVAL, patience: PATIENCE }
+        Self { heartbeat: beat, poll: POLL_INTERVAL, patience: PATIENCE }
     }
 }
 
@@ -179,7 +179,7 @@ impl Standing {
     ) -> io::Result<Self> {
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
-        let (told, now) = watch::channel(Now::Looking);
+        let (reported, now) = watch::channel(Now::Looking);
         let (stop, stopped) = channel();
         let ours = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
@@ -190,7 +190,7 @@ impl Standing {
             made_dir: place.is_made.then(|| place.dir.to_owned()),
             mark: identity::of_this_process(state_id, hex(&random), INTERVAL_S, Timestamp::now()),
             stopped,
-            told,
+            reported,
             ours: Arc::clone(&ours),
             is_marked: false,
             failed: None,
@@ -210,7 +210,7 @@ impl Standing {
     /// looked at lately.
     pub(super) async fn confirmed(&self) {
         let fresh = |now: &Now| match now {
-            Now::Acting { looked, .. } => looked.elapsed() < LEASE,
+            Now::Acting { polled, .. } => polled.elapsed() < LEASE,
             _ => false,
         };
         let mut now = self.now.clone();
@@ -259,7 +259,7 @@ struct Keeper {
     made_dir: Option<PathBuf>,
     mark: AgentMark,
     stopped: Receiver<()>,
-    told: watch::Sender<Now>,
+    reported: watch::Sender<Now>,
     ours: Arc<AtomicBool>,
     /// Whether the mark was ever written.
     is_marked: bool,
@@ -277,7 +277,7 @@ impl Keeper {
         let kept = self.stand_by(was_overtaken).and_then(|after_another| self.act(after_another));
         if kept.is_err() {
             self.say_stopped();
-            self.told.send_replace(Now::Stopped);
+            self.reported.send_replace(Now::Stopped);
         }
     }
 
@@ -326,7 +326,7 @@ impl Keeper {
                 },
                 Verdict::Wait => {}
             }
-            self.sleep(self.timings.look)?;
+            self.sleep(self.timings.poll)?;
         }
     }
 
@@ -356,8 +356,8 @@ impl Keeper {
         self.ours.store(true, Ordering::SeqCst);
         let mut beaten = Instant::now();
         loop {
-            let looked = Instant::now();
-            self.tell(Now::Acting { after_another, looked });
+            let polled = Instant::now();
+            self.tell(Now::Acting { after_another, polled });
             // Another look before the next time that is told: whose the mark is has to be seen.
             while !self.is_still_ours(&mut beaten)? {
                 if !self.ours.load(Ordering::SeqCst) {
@@ -370,7 +370,7 @@ impl Keeper {
     /// Looks once more after a moment. Restores the mark where it is missing or damaged. `false`:
     /// nobody knows by now whose it is, or that it is another agent's.
     fn is_still_ours(&mut self, beaten: &mut Instant) -> Result<bool, Stop> {
-        self.sleep(self.timings.look)?;
+        self.sleep(self.timings.poll)?;
         let other = match self.find() {
             Ok(Found::Mark(mark)) if mark.run_id == self.mark.run_id => {
                 if beaten.elapsed() >= self.timings.heartbeat {
@@ -478,10 +478,10 @@ impl Keeper {
     }
 
     fn tell(&self, now: Now) {
-        self.told.send_if_modified(|told| {
-            let news = *told != now;
-            *told = now;
-            news
+        self.reported.send_if_modified(|reported| {
+            let updates = *reported != now;
+            *reported = now;
+            updates
         });
     }
 

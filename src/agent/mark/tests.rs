@@ -9,7 +9,7 @@ use crate::watch::{Wake, Watcher};
 
 const QUICK: MarkTimings = MarkTimings {
     heartbeat: Duration::from_millis(50),
-    look: Duration::from_millis(10),
+    poll: Duration::from_millis(10),
     patience: Duration::from_millis(100),
 };
 
@@ -55,10 +55,10 @@ async fn stands_by(standing: &Standing) -> String {
 }
 
 /// Waits for as many looks at the mark.
-async fn looks(standing: &Standing, looks: usize) {
+async fn polls(standing: &Standing, polls: usize) {
     let mut now = standing.now.clone();
     now.mark_unchanged();
-    for _ in 0..looks {
+    for _ in 0..polls {
         now.changed().await.unwrap();
     }
 }
@@ -66,7 +66,7 @@ async fn looks(standing: &Standing, looks: usize) {
 /// Waits for as many heartbeats at least.
 async fn heartbeats(standing: &Standing, beats: usize) {
     // Each look takes its interval at least.
-    looks(standing, beats * 5 + 1).await;
+    polls(standing, beats * 5 + 1).await;
 }
 
 #[tokio::test]
@@ -138,7 +138,7 @@ async fn a_heartbeat_changes_the_mark_and_the_next_look_restores_it_whatever_too
     for spoil in spoils {
         fs::remove_file(path(&dir)).unwrap();
         spoil(&path(&dir));
-        looks(&standing, 3).await;
+        polls(&standing, 3).await;
         assert_eq!(mark_in(&dir).run_id, first.run_id);
         standing.confirmed().await;
     }
@@ -217,7 +217,7 @@ async fn an_agent_that_begins_while_the_mark_is_missing_waits_until_it_is_there(
         }
         let second = start(&dir, "two");
         stands_by(&second).await;
-        looks(&first, 3).await;
+        polls(&first, 3).await;
         assert!(matches!(*first.now.borrow(), Now::Acting { .. }));
         assert_eq!(mark_in(&dir).state_id, "one");
     }
@@ -246,7 +246,7 @@ async fn a_mark_that_is_removed_again_and_again_releases_nobody() {
     stands_by(&second).await;
     for _ in 0..20 {
         fs::remove_file(path(&dir)).unwrap();
-        looks(&first, 3).await;
+        polls(&first, 3).await;
         assert_eq!(mark_in(&dir).state_id, "one");
         assert!(matches!(*second.now.borrow(), Now::StandingBy(_)));
         assert!(matches!(*first.now.borrow(), Now::Acting { .. }));
@@ -297,15 +297,15 @@ async fn where_no_mark_can_be_written_the_agent_runs_without_one() {
 /// and names it.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_started_while_nobody_has_looked_at_the_mark_for_long() {
-    let looked = Instant::now();
-    let (tell, now) = watch::channel(Now::Acting { after_another: false, looked });
+    let polled = Instant::now();
+    let (tell, now) = watch::channel(Now::Acting { after_another: false, polled });
     let (stop, _stopped) = channel();
     let standing = Standing { now, ours: Arc::default(), stop };
     let confirmed = async || timeout(Duration::from_secs(1), standing.confirmed()).await.is_ok();
     assert!(confirmed().await);
     tokio::time::advance(LEASE).await;
     assert!(!confirmed().await);
-    tell.send_replace(Now::Acting { after_another: false, looked: Instant::now() });
+    tell.send_replace(Now::Acting { after_another: false, polled: Instant::now() });
     assert!(confirmed().await);
     tell.send_replace(Now::Overtaken("another".to_owned()));
     assert!(!confirmed().await);

@@ -367,7 +367,7 @@ fn whatever_bits_are_flipped_cut_off_or_files_are_gone_no_machine_is_wiped_and_e
             // The text of the lock file is for people, and for an agent that finds nothing else.
             let file = shown(path);
             assert!(
-                file == "lock" || agent.losses.contains(&told(&file, how)),
+                file == "lock" || agent.losses.contains(&reported(&file, how)),
                 "seed {seed}: {file} in\n{}",
                 agent.losses
             );
@@ -390,7 +390,7 @@ fn whatever_bits_are_flipped_cut_off_or_files_are_gone_no_machine_is_wiped_and_e
 }
 
 /// How a loss names its file.
-fn told(file: &str, how: &str) -> String {
+fn reported(file: &str, how: &str) -> String {
     match file.strip_suffix(".status.toml") {
         Some(node) if how == "gone" => format!("the first of them {node};"),
         _ => file.to_owned(),

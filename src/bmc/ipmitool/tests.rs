@@ -45,7 +45,8 @@ fn the_words_are_ipmitools_and_the_password_is_not_among_them() {
     let command = IpmiCommand::ChassisControl(ChassisControl::PowerUp);
     assert_eq!(
         arguments(&config(), address, CipherSuite::Sha256, command).join(" "),
-        "-v -I lanplus -H fe80::1%7 -p 6230 -U admin -L OPERATOR -C 17 -N 1 -R 2 -E raw 0x00 0x02 0x01"
+        "-v -I lanplus -H fe80::1%7 -p 6230 -U admin -L OPERATOR -C 17 -N 1 -R 2 -E raw 0x00 0x02 \
+         0x01"
     );
     let kg = Some("site-bmc-key".parse().unwrap());
     let words = arguments(&IpmiConfig { kg, ..config() }, address, CipherSuite::Sha256, command);
@@ -61,7 +62,8 @@ fn what_ipmitool_says_is_read_as_it_says_it() {
     let sixteen_in_a_line =
         said(true, " 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f\n 10\n", "");
     assert_eq!(sixteen_in_a_line, answer(0, &(0..=16).collect::<Vec<u8>>()));
-    let refused = "Unable to send RAW command (channel=0x0 netfn=0x0 lun=0x0 cmd=0x2 rsp=0xd5): Command not supported in present state\n";
+    let refused = "Unable to send RAW command (channel=0x0 netfn=0x0 lun=0x0 cmd=0x2 rsp=0xd5): \
+        Command not supported in present state\n";
     assert_eq!(said(false, "", refused), answer(0xd5, &[]));
     let no_session = |line: &str| {
         said(false, "", &format!("{line}\nError: Unable to establish IPMI v2 / RMCP+ session\n"))
@@ -82,7 +84,8 @@ fn what_ipmitool_says_is_read_as_it_says_it() {
         ("RAKP 4 message indicates an error : invalid integrity check value", "Status(15)"),
         ("> Error: no response from RAKP 1 message", "Silent"),
         (
-            "Get Auth Capabilities error\nError issuing Get Channel Authentication Capabilities request",
+            "Get Auth Capabilities error\n\
+             Error issuing Get Channel Authentication Capabilities request",
             "Silent",
         ),
     ] {
@@ -90,7 +93,9 @@ fn what_ipmitool_says_is_read_as_it_says_it() {
     }
     assert_eq!(
         no_session("Loading IANA PEN Registry...\nsomething new\u{1b}[2J"),
-        Err("exit status: 1: something new\\u{1b}[2J; Error: Unable to establish IPMI v2 / RMCP+ session".to_owned())
+        Err("exit status: 1: something new\\u{1b}[2J; Error: Unable to establish IPMI v2 / RMCP+ \
+            session"
+            .to_owned())
     );
     assert_eq!(said(true, "Chassis Power is on\n", ""), Err("exit status: 0: ".to_owned()));
 }

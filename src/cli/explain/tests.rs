@@ -16,11 +16,11 @@ fn status(lines: &str) -> Status {
 }
 
 fn check(status: &Status, spec: SpecNow, expected: &Expect) {
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     Story { status, agent: None, spec, console: None, now: NOW.parse().unwrap() }
-        .tell(&mut told)
+        .tell(&mut reported)
         .unwrap();
-    expected.assert_eq(&String::from_utf8(told).unwrap());
+    expected.assert_eq(&String::from_utf8(reported).unwrap());
 }
 
 #[test]
@@ -81,16 +81,16 @@ message = "the machine is on; waiting for it to netboot"
     );
     // Long after the agent died.
     let overdue = Status { deadline: Some("2026-11-22T12:05:00Z".parse().unwrap()), ..status };
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     Story { status: &overdue, agent: None, spec: None, console: None, now: NOW.parse().unwrap() }
-        .next(&mut told)
+        .next(&mut reported)
         .unwrap();
     expect![[r#"
 
         What comes next
           waiting for the deploy ramdisk to export its disk, until 2026-11-22T12:05:00Z, 5m0s overdue: does the agent run?
           you can: set `paused = true` in its spec, to stop this, and have the machine switched off
-    "#]].assert_eq(&String::from_utf8(told).unwrap());
+    "#]].assert_eq(&String::from_utf8(reported).unwrap());
 }
 
 #[test]
@@ -387,7 +387,7 @@ message = "`gone` is not one of deployed, unmanaged"
     // The agent has not looked yet.
     let status = Status { spec_valid: true, problems: Vec::new(), ..status };
     let broken = vec![Problem::of_file("nodes/edge-07.toml", "empty")];
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     Story {
         status: &status,
         agent: None,
@@ -395,7 +395,7 @@ message = "`gone` is not one of deployed, unmanaged"
         console: None,
         now: NOW.parse().unwrap(),
     }
-    .head(&mut told)
+    .head(&mut reported)
     .unwrap();
     expect![[r#"
         edge-07 is pending for 10m0s
@@ -405,5 +405,5 @@ message = "`gone` is not one of deployed, unmanaged"
           in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
           installed  nothing by hostler
           problem    nodes/edge-07.toml: empty
-    "#]].assert_eq(&String::from_utf8(told).unwrap());
+    "#]].assert_eq(&String::from_utf8(reported).unwrap());
 }

@@ -127,8 +127,8 @@ fn what_strangers_cause_is_cut_off_in_a_minute_and_the_rest_is_counted() {
     let lines: Vec<&str> = text.lines().collect();
     let most = usize::try_from(kinds::LINES_MAX).unwrap();
     assert_eq!(lines.len(), most + 2, "{}", lines.len());
-    let told = "<4> WARN a machine that is no node's: 19900 more in the last 61 s, not shown";
-    assert_eq!(lines[most], told);
+    let reported = "<4> WARN a machine that is no node's: 19900 more in the last 61 s, not shown";
+    assert_eq!(lines[most], reported);
 }
 
 /// Invariant (log): Strangers do not fill the log, and orders and phases are never left out of it.

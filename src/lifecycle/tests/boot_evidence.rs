@@ -34,8 +34,9 @@ fn a_boot_file_that_is_not_there_is_named_until_the_machine_fetches_one_that_is(
         bench.pass(20 * 60);
         bench.node.record().last_error.clone().unwrap().fault.message
     };
-    let told = format!("{RAMDISK} asked 3 times for lpxelinux.0, which is not among the loaders");
-    assert!(message(false).ends_with(&told), "{}", message(false));
+    let reported =
+        format!("{RAMDISK} asked 3 times for lpxelinux.0, which is not among the loaders");
+    assert!(message(false).ends_with(&reported), "{}", message(false));
     assert!(message(true).contains("fetched a boot loader but not its boot menu"));
 }
 
@@ -59,15 +60,15 @@ fn a_network_interface_that_no_spec_names_is_told_while_the_machine_is_waited_fo
         }));
     }
     assert_eq!(bench.node.record().last_seen.unknown_macs, [mac(1), mac(2), mac(3), mac(4)]);
-    let told = format!(
+    let reported = format!(
         "{}, which no spec names, asked for a boot menu",
         [1, 2, 3, 4].map(|n| mac(n).to_string()).join(" and ")
     );
     let waiting = bench.node.status(bench.now).message;
-    assert!(waiting.starts_with("the machine is on") && waiting.ends_with(&told), "{waiting}");
+    assert!(waiting.starts_with("the machine is on") && waiting.ends_with(&reported), "{waiting}");
     bench.pass(20 * 60);
     let fault = bench.node.record().last_error.clone().unwrap().fault;
-    assert!(fault.message.ends_with(&told) && fault.hint.contains("boot.mac"), "{fault:?}");
+    assert!(fault.message.ends_with(&reported) && fault.hint.contains("boot.mac"), "{fault:?}");
 }
 
 #[test]

@@ -261,6 +261,6 @@ fn after_a_start_the_first_looks_of_many_nodes_are_spread_out() {
         rack.now = rack.now.checked_add(jiff::SignedDuration::from_secs(1)).unwrap();
         rack.tick();
     }
-    assert!(seconds.values().all(|looks| *looks <= 6), "{seconds:?}");
+    assert!(seconds.values().all(|polls| *polls <= 6), "{seconds:?}");
     assert_eq!(seconds.values().sum::<usize>(), 100);
 }

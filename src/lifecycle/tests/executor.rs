@@ -1,4 +1,4 @@
-//! The order in which decisions are carried out: record, boot menu, actions; and what waits while
+//! The order in which decisions are performed: record, boot menu, actions; and what waits while
 //! no record can be written.
 
 use crate::{

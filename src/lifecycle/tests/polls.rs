@@ -60,14 +60,14 @@ fn a_site_of_silent_bmcs_is_polled_in_turn_and_all_get_theirs() {
     let mut rack = silent_site(40);
     rack.now = rack.now.checked_add(SignedDuration::from_secs(300)).unwrap();
     rack.tick();
-    let mut asked = std::collections::BTreeSet::new();
+    let mut requested = std::collections::BTreeSet::new();
     for _ in 0..200 {
-        asked.extend(polled(&rack));
+        requested.extend(polled(&rack));
         if !rack.end_one() {
             break;
         }
     }
-    assert_eq!(asked.len(), 40);
+    assert_eq!(requested.len(), 40);
 }
 
 /// Invariant (bmc): A repaired BMC is seen within 90 s, and at once when an operator asks.
@@ -200,8 +200,8 @@ fn the_patience_with_a_poll_counts_from_its_turn_and_not_from_when_it_was_due() 
         assert_eq!((0..40).filter(waits).count(), 40 - PLACES / 4);
         rack.world.requested.clear();
         rack.tick();
-        let told_to_stop = |requested: &&Requested| matches!(requested, Requested::Cancel(_));
-        assert_eq!(rack.world.requested.iter().filter(told_to_stop).count(), PLACES / 4);
+        let is_cancel = |requested: &&Requested| matches!(requested, Requested::Cancel(_));
+        assert_eq!(rack.world.requested.iter().filter(is_cancel).count(), PLACES / 4);
     }
 }
 

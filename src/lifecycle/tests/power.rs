@@ -273,7 +273,7 @@ fn an_order_survives_a_restart_and_a_silent_bmc() {
     rack.world.faults.clear();
     rack.pass(120);
     assert_eq!(done(&rack), [OFF]);
-    // In the middle of being carried out, too.
+    // In the middle of being performed, too.
     rack.edit(0, |spec| spec.power = WantedPower::On);
     rack.scan_only();
     rack.end_one();

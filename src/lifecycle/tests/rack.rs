@@ -181,7 +181,7 @@ impl World {
         }
     }
 
-    /// Carries out an operation, on the machine as it is.
+    /// Performs an operation, on the machine as it is.
     fn execute(&mut self, job: &Job) -> Result<Outcome, Fault> {
         if let Some(fault) = self.faults.get(&job.host) {
             return Err(fault.clone());

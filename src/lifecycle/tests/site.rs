@@ -263,12 +263,12 @@ impl Site {
     fn start(&mut self, op: OpId, operation: Operation, spec: &NodeSpec) {
         assert!(self.running.is_none(), "two operations at once");
         let bmc = spec.machine();
-        let looks = matches!(
+        let polls = matches!(
             operation,
             Operation::PollPower | Operation::ConfirmPower | Operation::Prepare
         );
         let by_order = matches!(self.node.record().state, State::SettingPower { .. });
-        if !looks && !by_order {
+        if !polls && !by_order {
             let begun = self.begun.as_ref().expect("the machine is touched without an attempt");
             assert_eq!(begun.bmc, bmc, "{operation:?} of another machine than the attempt's");
             assert!(

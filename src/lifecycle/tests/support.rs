@@ -1,4 +1,4 @@
-//! A spec, a clock and a harness that carries out a node's actions in the simplest way.
+//! A spec, a clock and a harness that performs a node's actions in the simplest way.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 

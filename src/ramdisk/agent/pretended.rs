@@ -38,7 +38,7 @@ pub(in crate::ramdisk) type Answer = Option<(u16, &'static str)>;
 pub(in crate::ramdisk) struct Pretended {
     address: SocketAddr,
     certificate: CertificateDer<'static>,
-    asked: Arc<Mutex<Vec<String>>>,
+    requested: Arc<Mutex<Vec<String>>>,
     task: JoinHandle<()>,
 }
 
@@ -75,16 +75,16 @@ impl Pretended {
         let tls = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let requested = Arc::<Mutex<Vec<String>>>::default();
         let task = tokio::spawn({
-            let asked = Arc::clone(&asked);
+            let requested = Arc::clone(&requested);
             async move {
                 while let Ok((stream, _)) = listener.accept().await {
-                    serve(&tls, stream, &asked, &answer).await.unwrap_or_default();
+                    serve(&tls, stream, &requested, &answer).await.unwrap_or_default();
                 }
             }
         });
-        Self { address, certificate, asked, task }
+        Self { address, certificate, requested, task }
     }
 
     pub(in crate::ramdisk) fn certificate(&self) -> CertificateDer<'static> {
@@ -103,8 +103,8 @@ impl Pretended {
     }
 
     /// The names of the calls, in order.
-    pub(in crate::ramdisk) fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
+    pub(in crate::ramdisk) fn requested(&self) -> Vec<String> {
+        self.requested.lock().unwrap().clone()
     }
 }
 
@@ -116,7 +116,7 @@ pub(in crate::ramdisk) fn certificate(pair: &KeyPair) -> CertificateDer<'static>
 async fn serve(
     tls: &TlsAcceptor,
     stream: TcpStream,
-    asked: &Mutex<Vec<String>>,
+    requested: &Mutex<Vec<String>>,
     answer: &impl Fn(&str, usize) -> Answer,
 ) -> std::io::Result<()> {
     let mut stream = tls.accept(stream).await?;
@@ -130,8 +130,8 @@ async fn serve(
     assert!(text.contains(&format!("Bearer {}\r\n", "5a".repeat(32))), "{text}");
     let path = text.split(' ').nth(1).unwrap_or_default();
     let name = path.strip_prefix("/v1/nodes/edge-07/vendor_passthru/").unwrap().to_owned();
-    let before = asked.lock().unwrap().iter().filter(|other| **other == name).count();
-    asked.lock().unwrap().push(name.clone());
+    let before = requested.lock().unwrap().iter().filter(|other| **other == name).count();
+    requested.lock().unwrap().push(name.clone());
     if let Some((status, body)) = answer(&name, before) {
         let bytes = body.len();
         let head = format!("HTTP/1.1 {status} x\r\nContent-Length: {bytes}\r\n\r\n{body}");

@@ -31,7 +31,7 @@ async fn trouble_on_the_way_to_an_answer_is_asked_through() {
     let ramdisk = agent.seen_by_a_ramdisk();
     let reply = ramdisk.wait_until_done(Duration::from_millis(1)).await.unwrap();
     assert_eq!(reply, DeployState::Abort.into());
-    assert_eq!(agent.asked().len(), 7);
+    assert_eq!(agent.requested().len(), 7);
 }
 
 #[tokio::test]
@@ -42,13 +42,13 @@ async fn an_agent_that_knows_no_such_attempt_is_believed_after_a_while() {
     let over = ramdisk.wait_until_done(Duration::ZERO).await;
     assert!(matches!(over, Err(AgentError::AttemptOver)), "{over:?}");
     assert!(
-        began.elapsed() >= PATIENCE.unknown && agent.asked().len() > 2,
+        began.elapsed() >= PATIENCE.unknown && agent.requested().len() > 2,
         "it might be a mistake"
     );
     assert!(began.elapsed() < PATIENCE.silence);
     let over = ramdisk.completed(&Completed::default()).await;
     assert!(matches!(over, Err(AgentError::AttemptOver)), "{over:?}");
-    assert_eq!(agent.asked().iter().filter(|name| *name == "completed").count(), 1, "at once");
+    assert_eq!(agent.requested().iter().filter(|name| *name == "completed").count(), 1, "at once");
 }
 
 #[tokio::test]
@@ -75,7 +75,7 @@ async fn nobody_else_is_told_the_key_or_anything() {
         ramdisk.args.api = stranger.seen_by_a_ramdisk().args.api;
         let given_up = ramdisk.wait_until_done(Duration::ZERO).await;
         assert!(matches!(given_up, Err(AgentError::Silent(_))), "{given_up:?}");
-        assert_eq!(stranger.asked(), [""; 0]);
+        assert_eq!(stranger.requested(), [""; 0]);
     }
 }
 
@@ -113,8 +113,8 @@ proptest! {
         for body in [bytes.as_slice(), json.as_bytes()] {
             let _ignored = read_answer::<LookupReply>(status, body);
             let _ignored = read_answer::<DeployStateReply>(status, body);
-            let told = read_answer::<Ignored>(status, body);
-            prop_assert!(!matches!(told, Ok(Ok(_))) || status.is_success());
+            let reported = read_answer::<Ignored>(status, body);
+            prop_assert!(!matches!(reported, Ok(Ok(_))) || status.is_success());
         }
     }
 

@@ -82,12 +82,12 @@ impl Chosen {
     fn add_driver(&mut self, package: &Package, name: &str) -> Result<(), BuildError> {
         let Some(elf) = package.module(name)? else { return Ok(()) };
         let info = ModInfo::read(&elf).map_err(|_| BuildError::NotAModule(name.to_owned()))?;
-        let is_asked_for = |alias: &String| {
+        let is_requested_for = |alias: &String| {
             BUSES
                 .iter()
                 .any(|bus| alias.strip_prefix(bus).is_some_and(|rest| rest.starts_with(':')))
         };
-        if info.aliases.iter().any(is_asked_for) {
+        if info.aliases.iter().any(is_requested_for) {
             self.add(package, name)?;
         }
         Ok(())

@@ -147,12 +147,12 @@ mod tests {
         }
         std::os::unix::fs::symlink("rack-a", path("linked")).unwrap();
         let passed_over = read_dir(place.path(), "nodes", None).unwrap().passed_over;
-        let told: Vec<String> = passed_over.iter().map(ToString::to_string).collect();
+        let reported: Vec<String> = passed_over.iter().map(ToString::to_string).collect();
         let ending = "not read: the name of a spec ends in .toml, in lower case";
         let beneath = "5 files in it are not read (edge-10.toml, edge-12.toml, edge-13.toml, …): \
                        specs lie in nodes itself";
         assert_eq!(
-            told,
+            reported,
             [
                 format!("nodes/edge-02.TOML: {ending}"),
                 format!("nodes/edge-03.toml.txt: {ending}"),

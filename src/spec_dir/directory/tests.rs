@@ -140,9 +140,9 @@ fn nodes_that_clash_are_told_by_check_and_left_as_they_are_by_reading() {
     assert!(read_dir(place.path(), "nodes", None).unwrap().nodes.values().all(Result::is_ok));
     let report = super::check(place.path(), None).unwrap();
     assert_eq!(report.good, ["c".parse().unwrap()]);
-    let told: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
-    assert_eq!(told.len(), 4, "{told:?}");
-    assert!(told.iter().all(|line| line.contains("is also in")), "{told:?}");
+    let reported: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(reported.len(), 4, "{reported:?}");
+    assert!(reported.iter().all(|line| line.contains("is also in")), "{reported:?}");
 }
 
 #[test]

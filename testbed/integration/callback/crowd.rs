@@ -99,7 +99,7 @@ async fn a_crowd_that_only_takes_places_keeps_no_ramdisk_out_and_ends_no_wait_of
     let good_key = key();
     let waiting = agent.try_curl("GET", &question, Some(&good_key), "");
     let crowd = async {
-        agent.asked(1).await;
+        agent.requested(1).await;
         let mut crowd = Vec::new();
         for number in 0..CROWD {
             crowd.extend(idle(&agent, address(number), number % 5).await);
@@ -129,10 +129,10 @@ async fn a_place_is_taken_from_the_oldest_that_has_shown_no_key() {
         key()
     );
     proven.write_all(said.as_bytes()).await.unwrap();
-    agent.asked(1).await;
+    agent.requested(1).await;
     let mut old = agent.connect().await;
     old.write_all(said.replace("5a", "5b").as_bytes()).await.unwrap();
-    agent.asked(2).await;
+    agent.requested(2).await;
     let _new = agent.connect().await;
     let answer = String::from_utf8(until_closed(&mut old).await).unwrap();
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");

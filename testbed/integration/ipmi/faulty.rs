@@ -139,23 +139,23 @@ async fn the_remembered_suite_is_forgotten_when_new_firmware_does_not_even_answe
 async fn a_bmc_that_stays_silent_is_polled_with_few_datagrams_of_each_suite_and_found_again() {
     let simulator = pyghmi(&[]);
     let is_deaf: &'static AtomicBool = Box::leak(Box::new(AtomicBool::new(true)));
-    let asked: &'static Mutex<Vec<u8>> = Box::leak(Box::default());
+    let requested: &'static Mutex<Vec<u8>> = Box::leak(Box::default());
     let network = Network::tampered(simulator.port, move |way, datagram| {
         let is_lost = is_deaf.load(Ordering::Relaxed);
         if is_lost && way == Way::There {
             // The authentication algorithm, which tells the suite.
-            asked.lock().unwrap().push(datagram[28]);
+            requested.lock().unwrap().push(datagram[28]);
         }
         if is_lost { vec![] } else { vec![datagram.to_vec()] }
     })
     .await;
     let bmc = bmc(network.port);
     for seconds in [0.3, 0.3, 3.0] {
-        asked.lock().unwrap().clear();
+        requested.lock().unwrap().clear();
         let error = bmc.poll_power_state(within(seconds)).await.unwrap_err();
         assert!(matches!(error.kind, IpmiErrorKind::NoAnswer { network: None, .. }), "{error}");
     }
-    assert_eq!(*asked.lock().unwrap(), [3, 3, 1, 1]);
+    assert_eq!(*requested.lock().unwrap(), [3, 3, 1, 1]);
     is_deaf.store(false, Ordering::Relaxed);
     assert_eq!(bmc.poll_power_state(soon()).await.unwrap(), PowerState::Off);
 }

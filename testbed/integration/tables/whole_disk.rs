@@ -218,10 +218,10 @@ fn the_blocks_of_a_master_boot_record_are_told_by_what_it_points_to() {
         let large = made(4096, 256);
         lay(&large, 4096).unwrap();
         let reversed = lay(&large, 512).map_err(|error| error.to_string());
-        let is_told = reversed
+        let is_reported = reversed
             .as_ref()
             .is_err_and(|error| error.contains("for 4096-byte blocks, the disk has 512"));
-        assert!(is_told || tool == "true", "{tool}: {reversed:?}");
+        assert!(is_reported || tool == "true", "{tool}: {reversed:?}");
     }
     // A boot loader's core is where the second block of 512 bytes is.
     let file = bench.file("image", 64 * MIB);

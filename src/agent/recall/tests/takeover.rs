@@ -75,8 +75,9 @@ fn a_new_state_directory_that_finds_status_files_takes_no_machine_for_one_never_
         fs::remove_dir_all(site.dir.path().join("state")).unwrap();
         for start in 0..2 {
             let mut agent = Agent::start_after(site.dir.path(), overtaken && start == 0);
-            let told = agent.losses.contains("the state directory is new, and status files are");
-            assert_eq!(told, start == 0, "{}", agent.losses);
+            let reported =
+                agent.losses.contains("the state directory is new, and status files are");
+            assert_eq!(reported, start == 0, "{}", agent.losses);
             agent.scan(&site.specs);
             // `f` has the machine of `e`, which had no spec any more.
             assert_held(&agent, &["a", "c", "f", "new"]);

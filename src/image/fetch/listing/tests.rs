@@ -219,7 +219,8 @@ proptest! {
     }
 
     #[test]
-    fn never_panics_on_what_looks_like_a_list(text in "([\\\\]?(SHA256|MD5)? ?[(]?[ab]{32}{0,4}[ *\\\\()=./a]{0,6}\r?\n){0,4}") {
+    fn never_panics_on_what_looks_like_a_list(text in "([\\\\]?(SHA256|MD5)? ?[(]?[ab]{32}{0,4}[ \
+        *\\\\()=./a]{0,6}\r?\n){0,4}") {
         if let Err(reason) = find(text.as_bytes(), b"a", b"a.sha256") {
             prop_assert!(!reason.chars().any(char::is_control));
         }

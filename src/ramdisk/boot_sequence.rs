@@ -41,7 +41,7 @@ const TARGET_LIMIT: Duration = Duration::from_secs(120);
 /// Writing out the disk's cache.
 const FLUSH_LIMIT: Duration = Duration::from_secs(300);
 
-/// Why the story ended where the agent could not be told.
+/// Why the boot sequence ended where the agent could not be told.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Trouble {
     #[error(transparent)]
@@ -228,10 +228,10 @@ async fn complete(
 }
 
 /// How to leave the machine after the completed notice.
-fn leave(then: Then, error: &str, told: Result<(), AgentError>) -> Result<Then, Trouble> {
-    match (then, told) {
-        (Then::Wait, told) => {
-            told?;
+fn leave(then: Then, error: &str, reported: Result<(), AgentError>) -> Result<Then, Trouble> {
+    match (then, reported) {
+        (Then::Wait, reported) => {
+            reported?;
             info!("completed; the agent restarts this machine");
             Ok(Then::Wait)
         }
@@ -272,8 +272,8 @@ async fn wait_for_the_end(agent: &Agent, pause: Duration) -> Result<Then, Troubl
 }
 
 /// A refusal of what was only told changes nothing here; the deploy state says what is next.
-fn accepted(told: Result<(), AgentError>) -> Result<(), AgentError> {
-    match told {
+fn accepted(reported: Result<(), AgentError>) -> Result<(), AgentError> {
+    match reported {
         Err(AgentError::Refused(reason)) => {
             error!(reason, "the agent refuses");
             Ok(())
@@ -323,8 +323,8 @@ mod tests {
         let (stopping, stopped) = std::sync::mpsc::channel();
         let stop = move || stopping.send(()).map_err(|error| error.to_string());
         let ramdisk = agent.seen_by_a_ramdisk();
-        let (answer, told) = offer(&ramdisk, &info, Duration::ZERO, stop).await;
-        assert_eq!(told, Ok(()));
+        let (answer, reported) = offer(&ramdisk, &info, Duration::ZERO, stop).await;
+        assert_eq!(reported, Ok(()));
         (answer.map(|reply| reply.state), stopped.try_recv().is_ok())
     }
 
@@ -343,7 +343,7 @@ mod tests {
         };
         for (said, state) in [(RELEASE, DeployState::Release), (ABORT, DeployState::Abort)] {
             let (ended, stopped) = offered(after(Some((200, said)))).await;
-            assert!(stopped && matches!(ended, Ok(told) if told == state), "{ended:?}");
+            assert!(stopped && matches!(ended, Ok(reported) if reported == state), "{ended:?}");
         }
         let began = Instant::now();
         let (ended, stopped) = offered(after(UNKNOWN)).await;
@@ -387,14 +387,14 @@ mod tests {
                 Err(AgentError::Refused(why)) => assert!(!is_chosen && why.contains("serial")),
                 Err(other) => panic!("{other}"),
             }
-            assert_eq!((agent.asked().len(), disks.len()), (4, 4));
+            assert_eq!((agent.requested().len(), disks.len()), (4, 4));
             assert_eq!(*pauses.lock().unwrap(), [3, 3, 3]);
         }
     }
 
     #[test]
     fn a_machine_without_a_bmc_is_restarted_only_into_a_disk_that_is_whole() {
-        let left = |then, error, told| leave(then, error, told).unwrap();
+        let left = |then, error, reported| leave(then, error, reported).unwrap();
         let unknown = || Err(AgentError::AttemptOver);
         assert_eq!(left(Then::Wait, "", Ok(())), Then::Wait);
         assert_eq!(left(Then::Wait, "it differs", Ok(())), Then::Wait);
@@ -414,15 +414,15 @@ mod tests {
         let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(vec![7; BYTES]));
         let range = DiskRange { from: 0, bytes: BYTES as u64, digest: digest.unwrap() };
         let disk = Disk { name: path.to_str().unwrap().to_owned(), ..Disk::default() };
-        let told = async || compare(&disk, vec![range.clone()]).await;
+        let reported = async || compare(&disk, vec![range.clone()]).await;
 
-        let missing = told().await;
+        let missing = reported().await;
         assert!(!missing.verified && missing.error.contains("at byte 0: "), "{missing:?}");
         fs::write(&path, vec![8; BYTES]).unwrap();
-        let differs = told().await;
+        let differs = reported().await;
         assert!(differs.verified && differs.error.contains("its bytes 0 to 65535"), "{differs:?}");
         fs::write(&path, vec![7; BYTES]).unwrap();
-        let same = told().await;
+        let same = reported().await;
         assert!(same.verified && same.error.is_empty(), "{same:?}");
     }
 }
