@@ -38,8 +38,9 @@ pub(super) struct Agent(Child);
 #[derive(Clone)]
 pub(super) struct Spec(BTreeMap<String, String>);
 
-/// With a disk's signature.
+/// Makes an image a disk's: with a boot loader, which jumps to itself, and the boot signature.
 pub(super) fn signed(mut image: Vec<u8>) -> Vec<u8> {
+    image.get_mut(..2).unwrap().copy_from_slice(&[0xeb, 0xfe]);
     image.get_mut(510..512).unwrap().copy_from_slice(&[0x55, 0xaa]);
     image
 }
