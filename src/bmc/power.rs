@@ -57,37 +57,39 @@ pub(super) async fn reach_power<C: PowerCall + Send>(
     call: &mut C,
     wanted: PowerState,
 ) -> Result<(), C::Error> {
-    let mut accepted_at = None;
-    let reached = pursue(call, wanted, &mut accepted_at).await;
-    reached.map_err(|error| match accepted_at {
+    let (mut accepted_at, mut refused) = (None, None);
+    let reached = pursue(call, wanted, &mut accepted_at, &mut refused).await;
+    reached.map_err(|error| match (accepted_at, refused) {
         // It answered to the end: that says more than the question it was cut off in.
-        Some(at) if call.is_cut_off() => call.not_reached(wanted, at.elapsed()),
-        Some(_) | None => error,
+        (Some(at), _) if call.is_cut_off() => call.not_reached(wanted, at.elapsed()),
+        (None, Some(refusal)) if call.is_cut_off() => refusal,
+        (Some(_) | None, _) => error,
     })
 }
 
-/// Polls, gives the command now and then, and notes when it was first accepted.
+/// Polls, gives the command now and then, and notes when it was first accepted and why it was last
+/// refused.
 async fn pursue<C: PowerCall + Send>(
     call: &mut C,
     wanted: PowerState,
     accepted_at: &mut Option<Instant>,
+    refused: &mut Option<C::Error>,
 ) -> Result<(), C::Error> {
     let (timing, poll_interval) = call.pace();
     let mut reissue_at = Instant::now();
-    let mut refused = None;
     while call.power_state().await? != wanted {
         if reissue_at <= Instant::now() {
             match call.switch(wanted).await? {
                 Switched::Accepted => {
                     accepted_at.get_or_insert_with(Instant::now);
                 }
-                Switched::Refused(error) => refused = Some(error),
+                Switched::Refused(error) => *refused = Some(error),
             }
             reissue_at = Instant::now() + timing.reissue;
         }
         if !call.pause(poll_interval).await {
             let waited = accepted_at.map_or(Duration::ZERO, |at| at.elapsed());
-            return Err(refused.unwrap_or_else(|| call.not_reached(wanted, waited)));
+            return Err(refused.take().unwrap_or_else(|| call.not_reached(wanted, waited)));
         }
     }
     Ok(())
