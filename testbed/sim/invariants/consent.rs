@@ -43,7 +43,12 @@ impl Site {
     }
 
     pub(crate) fn note_approval(&mut self, node: &NodeName) {
-        let held = self.shown_phase(node) == Some(Phase::Held);
+        // The status may still show an earlier approval, which the agent did not survive.
+        let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
+        let on_record = record.is_some_and(|record| {
+            record.phase == Phase::Held && matches!(record.state, State::Held { .. })
+        });
+        let held = on_record || self.shown_phase(node) == Some(Phase::Held);
         let lost = self.is_shown_lost(node);
         let ledger = self.ledger(node);
         if held && lost {
