@@ -84,12 +84,12 @@ impl Site {
         let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
         // Not as it was shown last: the agent may have died before it could show more.
         let held_back = record.is_some_and(|r| r.too_many_changes || r.phase == Phase::Held);
-        let held_under = match record.map(|record| &record.state) {
-            Some(State::Held { redeploy, .. }) => Some(redeploy.clone()),
-            Some(_) => None,
+        let held_under = match record.map(|record| (&record.state, &record.spec)) {
+            Some((State::Held { redeploy, .. }, _)) => Some(redeploy.clone()),
+            Some((_, Some(_))) => None,
             // A hold that is not on record, as long as that waits for the list of nodes, or because
             // a pause hides it.
-            None => {
+            Some((_, None)) | None => {
                 let ledger = self.ledger(node);
                 ledger.first_redeploy.clone().filter(|_| ledger.unknown)
             }
