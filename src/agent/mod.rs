@@ -110,7 +110,7 @@ pub enum StartError {
     },
 }
 
-/// What helps where a listener cannot be had.
+/// The advice where a listener cannot be had.
 fn way_out(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {

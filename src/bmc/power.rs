@@ -116,3 +116,71 @@ pub(super) async fn soft_off<C: PowerCall + Send>(
     call.log_hard_off();
     reach_power(call, PowerState::Off).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A BMC that answers some polls with off, and then none: the deadline has come.
+    struct CutOff {
+        polls_left: u32,
+        accepts: bool,
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum Failure {
+        NoAnswer,
+        Refused,
+        NotReached,
+    }
+
+    impl PowerCall for CutOff {
+        type Error = Failure;
+
+        async fn power_state(&mut self) -> Result<PowerState, Failure> {
+            self.polls_left = self.polls_left.checked_sub(1).ok_or(Failure::NoAnswer)?;
+            Ok(PowerState::Off)
+        }
+
+        async fn switch(&mut self, _wanted: PowerState) -> Result<Switched<Failure>, Failure> {
+            Ok(if self.accepts { Switched::Accepted } else { Switched::Refused(Failure::Refused) })
+        }
+
+        async fn ask_shutdown(&mut self) -> Result<bool, Failure> {
+            Ok(false)
+        }
+
+        async fn pause(&mut self, _length: Duration) -> bool {
+            true
+        }
+
+        fn is_cut_off(&self) -> bool {
+            self.polls_left == 0
+        }
+
+        fn not_reached(&self, _wanted: PowerState, _waited: Duration) -> Failure {
+            Failure::NotReached
+        }
+
+        fn pace(&self) -> (Timing, Duration) {
+            (Timing::default(), Duration::ZERO)
+        }
+
+        fn log_hard_off(&self) {}
+    }
+
+    /// Invariant (bmc): The answer to a power command says more than the poll that its deadline cut
+    /// off.
+    #[tokio::test]
+    async fn a_poll_that_the_deadline_cuts_off_hides_no_answer_to_the_command() {
+        for (polls_left, accepts, expected) in [
+            (2, false, Failure::Refused),
+            (2, true, Failure::NotReached),
+            (0, true, Failure::NoAnswer),
+        ] {
+            let mut call = CutOff { polls_left, accepts };
+            let failed = reach_power(&mut call, PowerState::On).await.unwrap_err();
+            assert_eq!(failed, expected, "{polls_left} polls, accepts: {accepts}");
+        }
+    }
+}

@@ -302,7 +302,7 @@ impl Story<'_> {
         ["correct its spec: until then nothing starts".to_owned()].into_iter().chain(ways).collect()
     }
 
-    /// What an operator can do about a machine that is installed, or kept off.
+    /// An operator's options for a machine that is installed, or kept off.
     fn ways_at_rest(&self) -> Vec<String> {
         let node = &self.status.node;
         let condition = |kind: &str| self.status.conditions.iter().find(|one| one.kind == kind);

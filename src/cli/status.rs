@@ -132,7 +132,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// What keeps statuses from being shown as they are, each in one line.
+    /// The reasons why statuses cannot be shown as they are, each in one line.
     fn troubles(&self, dir: &Path) -> BTreeSet<String> {
         let unwritten = self.unwritten.iter().map(|(node, why)| unwritten_error(dir, node, why));
         let errors = self.unreadable.iter().map(ToString::to_string);

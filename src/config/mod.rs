@@ -261,7 +261,7 @@ pub enum ConfigError {
     Invalid(Vec<Problem>),
 }
 
-/// What helps where there is none.
+/// The advice where there is none.
 fn way_out(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::NotFound {
         "; the agent's configuration has to say at least network.advertise, specs.dir and \

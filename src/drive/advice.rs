@@ -1,4 +1,4 @@
-//! What an administrator can do about a file system that cannot be made or read.
+//! Advice about a file system that cannot be made or read.
 
 use super::DriveError;
 use crate::model::fault::{Advice, Advise};

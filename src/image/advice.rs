@@ -1,4 +1,4 @@
-//! What an administrator can do about an image that cannot be had.
+//! Advice about an image that cannot be had.
 
 use super::{DecodeError, FetchError, ImageError};
 use crate::model::fault::{Advice, Advise, TOOK_TOO_LONG};
@@ -44,7 +44,7 @@ impl Advise for ImageError {
 }
 
 impl Advise for FetchError {
-    /// What an administrator may still put right where the image lies is tried again.
+    /// A fault that an administrator may still put right where the image lies is tried again.
     fn advice(&self) -> Advice {
         match self {
             Self::Unusable { .. } | Self::Url(_) => {

@@ -1,4 +1,4 @@
-//! What an administrator can do about a disk that cannot be laid out or written.
+//! Advice about a disk that cannot be laid out or written.
 
 use super::{DISK_HINT, ImagingError, LayoutError};
 use crate::model::fault::{Advice, Advise, OTHER_MACHINE, TOOK_TOO_LONG};

@@ -1,4 +1,4 @@
-//! What an administrator can do about a target that cannot be used.
+//! Advice about a target that cannot be used.
 
 use super::{IscsiError, IscsiErrorKind};
 use crate::model::fault::{Advice, Advise, OTHER_MACHINE};

@@ -65,15 +65,15 @@ pub const TOOK_TOO_LONG: &str = "it was told to stop, because it took too long";
 pub const OTHER_MACHINE: &str = "another machine may answer under this address: look for a double \
      address, and at the machine's console";
 
-/// What an error's message leaves open: a code for programs, whether trying again may help, and
-/// what an administrator can do.
+/// The part that an error's message leaves open: a code for programs, whether trying again may
+/// help, and what an administrator can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advice {
     /// A short stable name in CamelCase.
     pub code: &'static str,
     /// Whether trying again may help.
     pub retry: RetryAdvice,
-    /// What an administrator can do about it.
+    /// The administrator's next step.
     pub hint: &'static str,
 }
 

@@ -36,7 +36,7 @@ const LINKS_MAX: u32 = 40;
 /// each.
 const DEPTH_MAX: usize = 64;
 
-/// What becomes of links.
+/// The treatment of links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Links {
     /// They are followed as long as they stay beneath the directory.
@@ -71,7 +71,7 @@ impl fmt::Display for Way {
 pub(crate) fn way() -> Way {
     static WAY: OnceLock<Way> = OnceLock::new();
     *WAY.get_or_init(|| match by_kernel(CWD, Path::new("."), Links::Beneath) {
-        // What this directory itself may answer says nothing about the call.
+        // An answer about this directory itself says nothing about the call.
         Err(errno @ (Errno::NOSYS | Errno::PERM)) => Way::Components(errno),
         _ => Way::Kernel,
     })

@@ -341,7 +341,7 @@ async fn an_endless_order_is_cut_off() {
         }
     };
     timeout(LIMIT, endless).await.unwrap();
-    // What the kernel buffers comes on top of the limit of 64 KiB.
+    // The kernel's buffers come on top of the limit of 64 KiB.
     assert!(sent < 1 << 20, "{sent} bytes were taken");
 }
 

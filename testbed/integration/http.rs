@@ -25,7 +25,7 @@ use tokio::{
     sync::{mpsc::Receiver, oneshot},
 };
 
-/// What anything may take on a machine that runs many tests at once.
+/// The longest that anything may take on a machine that runs many tests at once.
 const LIMIT: Duration = Duration::from_secs(20);
 const KERNEL_BYTES: usize = 300_000;
 /// More than all buffers between two sockets, as a hole in a file.
@@ -287,7 +287,7 @@ fn a_client_that_takes_nothing_is_cut_holds_no_memory_and_keeps_nobody_waiting()
 
     let cut = boot_server.reported();
     assert_eq!((cut.stage, cut.complete), (BootStage::Ramdisk, false));
-    // What the system buffers between two sockets, and one piece.
+    // The system's buffers between two sockets, and one piece.
     assert!(cut.sent_bytes < 32 << 20, "{cut:?}");
     assert!(began.elapsed() > idle && began.elapsed() < LIMIT, "{:?}", began.elapsed());
     let mut taken = 0;

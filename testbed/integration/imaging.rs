@@ -50,7 +50,7 @@ impl Connector for Way {
     }
 
     async fn close(&self, lun: Arc<Lun>) {
-        // What does not work on a broken line is no matter.
+        // A failure on a broken line is no matter.
         drop(Lun::clone(&lun).logout().await);
     }
 }

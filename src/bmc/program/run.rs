@@ -68,14 +68,30 @@ pub(super) fn refuse(program: &str) -> Result<(), String> {
         Err("bmc.program must be an absolute path".to_owned())
     } else if !file.is_file() {
         Err("it must be a regular file".to_owned())
-    } else if owner != 0 && owner != geteuid().as_raw() {
-        Err(format!("it must belong to root or hostler's user, and belongs to user {owner}"))
-    } else if mode & WRITABLE_BY_OTHERS != 0 {
-        let mode = mode & 0o777;
-        Err(format!("others must not be able to write it; its mode is {mode:o}, set 755"))
     } else {
+        refuse_owner(owner, geteuid().as_raw())?;
+        refuse_mode(mode)?;
         access(path, Access::EXEC_OK)
             .map_err(|error| format!("it must be executable: {}", io::Error::from(error)))
+    }
+}
+
+/// Refuses a file of somebody who could put another program there.
+fn refuse_owner(owner: u32, hostlers: u32) -> Result<(), String> {
+    if owner == 0 || owner == hostlers {
+        Ok(())
+    } else {
+        Err(format!("it must belong to root or hostler's user, and belongs to user {owner}"))
+    }
+}
+
+/// Refuses a file that others than its owner can write.
+fn refuse_mode(mode: u32) -> Result<(), String> {
+    if mode & WRITABLE_BY_OTHERS == 0 {
+        Ok(())
+    } else {
+        let mode = mode & 0o777;
+        Err(format!("others must not be able to write it; its mode is {mode:o}, set 755"))
     }
 }
 
@@ -99,4 +115,17 @@ pub(super) fn command(config: &ProgramConfig, word: &str, more: &[(&str, &str)])
         command.env("HOSTLER_BMC_PASSWORD_FILE", file);
     }
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_of_another_user_is_not_run() {
+        const HOSTLERS: u32 = 998;
+        assert_eq!([0, HOSTLERS].map(|owner| refuse_owner(owner, HOSTLERS)), [Ok(()), Ok(())]);
+        let refused = refuse_owner(1000, HOSTLERS).unwrap_err();
+        assert!(refused.ends_with("belongs to user 1000"), "{refused}");
+    }
 }

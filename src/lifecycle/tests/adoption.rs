@@ -1,4 +1,4 @@
-//! What becomes of installed machines when files are lost, renamed, swapped or broken: none of it
+//! The fate of installed machines when files are lost, renamed, swapped or broken: none of it
 //! wipes one.
 
 use std::{collections::BTreeMap, time::Duration};

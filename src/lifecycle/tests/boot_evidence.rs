@@ -1,4 +1,4 @@
-//! What is told of a machine that is waited for, by what it fetched or asked for in vain.
+//! Reports about an awaited machine, by the boot files that it fetched or asked for in vain.
 
 use crate::{
     lifecycle::Event,

@@ -272,7 +272,7 @@ fn files_renamed_and_redeployed_in_one_go_are_only_renamed() {
     rack.pass(3600);
     assert_eq!((rack.count(Phase::Deployed), rack.world.story.len()), (8, 0));
     assert_eq!(rack.condition(100, "Drifted").unwrap().0, "True");
-    // What is changed from now on counts.
+    // Changes count from now on.
     rack.redeploy(100..108, "again");
     rack.scan();
     rack.pass(3600);

@@ -1,4 +1,4 @@
-//! What a deploy ramdisk may say, and when: by whatever it is called.
+//! A deploy ramdisk's calls: which it may make, and when.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -125,7 +125,7 @@ fn any_call() -> impl Strategy<Value = Call> {
     ]
 }
 
-/// What happens beside the calls: the operation ends well, time passes, the agent is restarted.
+/// Events beside the calls: the operation ends well, time passes, the agent is restarted.
 #[derive(Clone, Debug)]
 enum Step {
     Call { stranger: bool, key: u8, call: Call },
@@ -185,7 +185,7 @@ fn judge(bench: &mut Bench, peer: IpAddr, shown: &AttemptKey, call: &Call) {
     };
     let reply = send_again();
     let again = send_again();
-    // What a wait for the release ends is requested by the first who asks.
+    // The first caller says what a wait for the release ends with.
     let after = unseen(bench);
     if !admitted {
         assert_eq!((reply, again), (Reply::Refused, Reply::Refused));

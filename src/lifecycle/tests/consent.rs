@@ -1,4 +1,4 @@
-//! Whose disk may be wiped, and until when.
+//! Consent: which disk may be wiped, and until when.
 
 use std::{collections::BTreeMap, sync::Arc};
 

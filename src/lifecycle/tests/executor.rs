@@ -224,7 +224,7 @@ fn after_a_start_every_menu_is_in_force_and_nothing_is_shown_before_the_director
     assert!(rack.world.statuses.is_empty());
     rack.scan_only();
     assert_eq!(rack.world.statuses.len(), 3);
-    // What is known by now is not told again.
+    // A known fact is not reported again.
     rack.world.statuses.clear();
     rack.scan_only();
     assert!(rack.world.statuses.is_empty());

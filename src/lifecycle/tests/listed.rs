@@ -221,7 +221,7 @@ fn a_whole_directory_that_goes_away_is_one_change_of_what_is_kept() {
     assert_eq!(keeps, 1);
 }
 
-/// What was known beside the records is lost.
+/// The knowledge beside the records is lost.
 fn incomplete(mut rack: Rack) -> Rack {
     rack.world.unclaimed = Some(serde_json::to_string(&UnclaimedInstalls::lost()).unwrap());
     rack.restart();

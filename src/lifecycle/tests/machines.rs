@@ -16,7 +16,7 @@ use super::{rack::*, support::*};
 
 type Edit = fn(&mut NodeSpec);
 
-/// What else the edit changes.
+/// The rest of the edit.
 const ALONG: [(&str, Edit); 7] = [
     ("nothing", |_| {}),
     ("redeploy", |spec| spec.redeploy = Some("again".into())),

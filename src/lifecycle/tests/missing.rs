@@ -1,4 +1,5 @@
-//! What is missing on the agent's own machine: it is waited for, and no attempt is used up.
+//! Files that are missing on the agent's own machine: they are waited for, and no attempt is used
+//! up.
 
 use crate::{
     lifecycle::{Operation, Outcome},

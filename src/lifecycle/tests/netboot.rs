@@ -30,7 +30,7 @@ fn netboot(kernel_args: &[&str]) -> Netboot {
     }
 }
 
-/// What is found at the paths.
+/// The files at the paths.
 fn files(wanted: &Netboot) -> NetbootFiles {
     let digest = |path: &str| Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(path));
     NetbootFiles {

@@ -30,7 +30,7 @@ fn install(bench: &mut Bench, serial: &str, redeploy: &str, disks: &[Disk]) {
     bench.poll(PowerState::On);
 }
 
-/// What the status says of old disks.
+/// The status's words about old disks.
 fn reported(bench: &Bench) -> Vec<String> {
     let conditions = bench.node.status(bench.now).conditions;
     let old = conditions.into_iter().filter(|one| one.kind == "OldDiskInstalled");

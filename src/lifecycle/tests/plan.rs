@@ -220,7 +220,7 @@ fn what_is_planned_is_what_is_done() {
                 apply(&mut new);
                 let (before, new) = (specs([NodeSpec::clone(old)]), specs([new]));
                 let status = bench.node.status(bench.now);
-                // What the status shows is so; only what it does not show may be either.
+                // A shown fact is so; only a fact that is not shown may be either.
                 let power = status.power.map_or(power, |power| power.observed);
                 let wiped = really_wipes(&bench, &new, power);
                 let case = format!("{start}, {change}, {power:?}");

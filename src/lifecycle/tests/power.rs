@@ -43,7 +43,7 @@ fn a_changed_power_is_an_order_that_is_carried_out_once() {
     rack.scan();
     assert_eq!(done(&rack), [OFF]);
     assert_eq!(rack.condition(0, "PowerAsWanted"), Some(("True".into(), "Off".into())));
-    // What happens later is drift.
+    // A later change is drift.
     operator_switches(&mut rack, PowerState::On);
     rack.pass(86_400);
     assert_eq!(done(&rack), [OFF]);

@@ -38,7 +38,7 @@ pub(super) struct Rack {
     pub(super) world: World,
 }
 
-/// What the executor acts upon.
+/// The executor's surroundings.
 #[derive(Default)]
 pub(super) struct World {
     /// The state directory.
@@ -48,7 +48,7 @@ pub(super) struct World {
     pub(super) statuses: BTreeMap<NodeName, Status>,
     /// Machines that are on, by their BMC.
     pub(super) on: BTreeSet<String>,
-    /// What was done to which machine.
+    /// The operations, with the machine of each.
     pub(super) story: Vec<(String, Operation)>,
     /// Everything the executor asked for, in order.
     pub(super) requested: Vec<Requested>,

@@ -72,7 +72,7 @@ pub(super) struct Site {
     steps: u64,
 }
 
-/// What the operator has said may be wiped.
+/// The operator's word about what may be wiped.
 #[derive(Default)]
 struct Consent {
     /// Said, or a series of attempts was begun with it, and no reason has come up to ask again.
@@ -168,7 +168,7 @@ impl Site {
         answer
     }
 
-    /// What an event means for consent, before the core has seen it.
+    /// The meaning of an event for consent, before the core has seen it.
     fn note(&mut self, event: &Event) -> Option<Outcome> {
         match event {
             Event::Spec(new) => self.note_spec(new),
@@ -209,7 +209,7 @@ impl Site {
         }
     }
 
-    /// What the core made of it.
+    /// The core's answer to it.
     fn judge(&mut self, before: &Record, ended: Option<&Outcome>) {
         let record = self.node.record();
         let Some(spec) = record.spec.as_ref() else { return };
@@ -348,7 +348,7 @@ impl Site {
         self.now.checked_add(SignedDuration::from_secs(seconds)).unwrap()
     }
 
-    /// What must hold after every event.
+    /// The rules that hold after every event.
     fn check(&self) {
         let record = self.node.record();
         let at_rest = record.state.at_rest();

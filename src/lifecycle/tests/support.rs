@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// What the administrator allows, unless a test is about that.
+/// The administrator's limits, unless a test is about them.
 pub(super) const POLICY: Policy = Policy {
     attempts_max: 100,
     imagings_max: 100,
@@ -96,7 +96,7 @@ pub(super) fn deploy_info(error: &str) -> Call {
     })
 }
 
-/// What Ironic's ramdisk says of its target.
+/// The description by Ironic's ramdisk of its target.
 pub(super) fn ironic_target() -> Call {
     Call::IronicDeployInfo(DeployInfo {
         address: Some(RAMDISK),

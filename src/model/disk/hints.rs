@@ -436,7 +436,7 @@ mod tests {
             let chosen = first.choose(&[one, other]).map(|disk| disk.name.clone());
             assert!(matches!(chosen, Err(NoRootDevice::Ambiguous { .. })), "{chosen:?}");
         }
-        // What firmware says that has no name for a disk, nor a serial number.
+        // Texts of firmware that has no name for a disk, nor a serial number.
         for nobodys in ["naa.0000000000000000", "eui.ffffffffffffffff", ""] {
             let [mut one, mut other, _] = catalog();
             for disk in [&mut one, &mut other] {

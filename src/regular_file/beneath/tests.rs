@@ -30,7 +30,7 @@ fn tree() -> tempfile::TempDir {
     dir
 }
 
-/// What is opened, or the error.
+/// The content that was opened, or the error.
 fn opened(way: Way, dir: &Path, path: &str, links: Links) -> Result<String, String> {
     open_dir(dir)
         .and_then(|dir| open_by(way, dir, Path::new(path), links))
@@ -170,7 +170,7 @@ fn renames_meanwhile_lead_nobody_out() {
                             done.store(true, Ordering::Relaxed);
                             panic!("{way:?} {path}: {other}");
                         }
-                        // What was looked for may be elsewhere for a moment, and nothing else.
+                        // The file may be elsewhere for a moment, and nothing else.
                         Err(error) => assert!(!error.contains("unavailable"), "{way:?} {error}"),
                     }
                 }

@@ -1,4 +1,4 @@
-//! What a caller learns who should learn nothing.
+//! Refusals: a caller who should learn nothing learns nothing.
 
 use std::{
     fs,
@@ -76,7 +76,7 @@ async fn a_target_at_port_0_is_a_bad_body() {
 
 #[tokio::test]
 async fn an_unknown_node_a_wrong_key_and_a_wrong_phase_are_told_the_same_in_every_call() {
-    // Of the one node it knows, it expects a lookup only.
+    // It expects a lookup only of the one node it knows.
     let agent = Agent::start(CallbackLimits::default(), |request| {
         Some(match (&request.call, judge(request)) {
             (Call::Lookup(_), reply) => reply,

@@ -232,7 +232,7 @@ fn no_damage_to_an_image_makes_reading_it_panic_or_last() {
     run("mke2fs", &["-q", "-F", "-t", "ext4", "-O", "^metadata_csum", "-d", tree, image, "16M"]);
     let file = File::options().read(true).write(true).open(image).unwrap();
     let good = fs::read(image).unwrap();
-    // What is not zero is where damage matters.
+    // Damage matters in the bytes that are not zero.
     let used: Vec<usize> = (0..good.len() - 4).filter(|at| good[*at] != 0).collect();
     let mut random = fastrand::Rng::with_seed(7);
     let mut still_good = 0;

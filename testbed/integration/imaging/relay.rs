@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// What it does to the connections.
+/// The trouble that it makes for the connections.
 #[derive(Clone, Debug)]
 pub(crate) enum Trouble {
     None,
@@ -43,7 +43,7 @@ pub(crate) struct Relay {
     carried: Arc<Mutex<Vec<u64>>>,
 }
 
-/// What one connection may do, and what is known of it.
+/// The limits of one connection, and its known state.
 struct Limits {
     /// Bytes until it is cut.
     left: u64,
@@ -157,7 +157,7 @@ async fn up(
             return;
         }
         if let Some(rate) = limits.bytes_per_s {
-            // What was not used is lost, but for what a sleep may be too long.
+            // Unused time is lost, but for the part by which a sleep may be too long.
             free_at = free_at.max(Instant::now() - Duration::from_millis(5));
             free_at += Duration::from_nanos(bytes * 1_000_000_000 / rate);
             sleep_until(free_at).await;

@@ -1,4 +1,4 @@
-//! What a machine prints, by serial over LAN: pyghmi's server at the other end, and `ipmi_sim`.
+//! A machine's console by serial over LAN: pyghmi's server at the other end, and `ipmi_sim`.
 
 use std::{
     fs::File,

@@ -42,7 +42,7 @@ pub(super) enum Way {
     Back,
 }
 
-/// What arrives instead of a datagram, and how late.
+/// The thing that arrives instead of a datagram, and how late.
 type Fate = dyn Fn(Way, &[u8]) -> Vec<(Duration, Vec<u8>)> + Send + Sync;
 
 /// The network; gone when dropped.
@@ -138,7 +138,7 @@ async fn carry_back(
     }
 }
 
-/// What is not late keeps its order.
+/// A datagram that is not late keeps its order.
 async fn later(late: Duration, send: impl Future<Output = ()> + Send + 'static) {
     if late.is_zero() {
         send.await;

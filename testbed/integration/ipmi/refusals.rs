@@ -81,7 +81,7 @@ async fn a_command_that_was_accepted_before_is_asked_again_whatever_the_refusal(
         set(BootDevice::Disk, BootPersistence::Persistent).await;
         assert_eq!(simulator.events("boot").last().unwrap()["flags"], "c008000000", "{habit}");
     }
-    // What it never did is not asked for twice.
+    // A command that it never did is not asked for twice.
     let simulator = pyghmi(&["--refuse", "000805=c1"]);
     let bmc = bmc(simulator.port);
     assert_eq!(bmc.power_state(soon()).await.unwrap(), PowerState::Off);

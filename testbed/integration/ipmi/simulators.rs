@@ -174,7 +174,7 @@ impl Simulator {
         sent.iter().filter(|event| event["netfn"] == 6 && event["command"] == number).count()
     }
 
-    /// What pyghmi's machine printed and a client has acknowledged, in bytes.
+    /// The output of pyghmi's machine that a client has acknowledged, in bytes.
     pub(crate) fn printed_bytes(&self) -> u64 {
         self.events("printed").iter().map(|event| event["bytes"].as_u64().unwrap()).sum()
     }

@@ -1,4 +1,4 @@
-//! What strangers may send to a TFTP port, all of it at once.
+//! Floods: strangers send to a TFTP port everything they can, all of it at once.
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -14,7 +14,7 @@ use super::raw::request;
 
 /// The transfers a server carries by default.
 pub(crate) const TRANSFERS_MAX: usize = 256;
-/// What one transfer may take.
+/// The longest that one transfer may take.
 pub(crate) const TRANSFER_KIB: u64 = 800;
 /// Between two datagrams of one sender.
 const PAUSE: Duration = Duration::from_micros(500);

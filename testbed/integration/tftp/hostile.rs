@@ -1,4 +1,4 @@
-//! What strangers on the network may try.
+//! Attempts of strangers on the network.
 
 use std::{
     collections::BTreeMap,
@@ -311,12 +311,12 @@ fn requests_that_must_wait_are_told_once_however_many_they_are() {
     });
 }
 
-/// What was logged.
+/// The captured log.
 #[derive(Clone, Default)]
 pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// Of this process, from now on.
+    /// The log of this process, from now on.
     pub(super) fn start() -> Self {
         let log = Self::default();
         let writer = log.clone();

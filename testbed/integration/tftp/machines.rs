@@ -22,9 +22,9 @@ const HTTP: &str = "192.0.2.1:8069";
 const MENU: &str = "pxelinux.cfg/01-52-54-00-00-00-01";
 const IPXE_MENU: &str = "ipxe/01-52-54-00-00-00-01.ipxe";
 const GRUB_MENU: &str = "grub/grub.cfg-01-52-54-00-00-00-01";
-/// What our kernel says when it runs.
+/// The line that our kernel prints when it runs.
 const KERNEL_SAYS: &str = "here is the deploy kernel";
-/// What the boot loader of the machine's own disk says.
+/// The line that the boot loader of the machine's own disk prints.
 const DISK_SAYS: &str = "here is the machine's own disk";
 const KERNEL_BYTES: usize = 1_000_000;
 const RAMDISK_BYTES: usize = 2_000_001;
@@ -490,7 +490,7 @@ fn boot_sector() -> Vec<u8> {
     disk
 }
 
-/// What UEFI starts of a disk. It says the same.
+/// The program that UEFI starts from a disk. It prints the same line.
 fn own_loader() -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let [config, loader] = ["config", "loader"].map(|name| dir.path().join(name));

@@ -16,10 +16,10 @@ const SERVER: &str = "192.0.2.1";
 const CLIENT: &str = "198.51.100.1";
 const SERVER_V6: &str = "2001:db8:1::1";
 const CLIENT_V6: &str = "2001:db8:2::1";
-/// That of `WireGuard`, and what fits it.
+/// The MTU of `WireGuard`, and a block that fits it.
 const NARROW_MTU: u16 = 1420;
 const NARROW_BLOCK: u16 = NARROW_MTU - 20 - 8 - 4;
-/// What pxelinux asks for, what firmware does, and one that needs fragments everywhere.
+/// Block sizes: pxelinux's, firmware's, and one that needs fragments everywhere.
 const BLOCKS: [u16; 3] = [1408, 1468, 4096];
 
 /// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.

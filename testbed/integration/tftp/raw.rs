@@ -9,7 +9,7 @@ use std::{
 /// How a client ends a transfer from its side.
 const NO_THANKS: &[u8] = b"\0\x05\0\0no thanks\0";
 
-/// What a server sends.
+/// A packet of a server.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reply {
     Data(u16, Vec<u8>),
