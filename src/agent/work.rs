@@ -18,9 +18,13 @@ use crate::{
         spec::NodeSpec,
     },
     progress::{Cancel, Meter, stopped},
+    store::Checkpoints,
 };
 
-use super::{bmc_names::BmcNames, boot_files::DeployFiles, faults, mark::Standing, power::Bmcs};
+use super::{
+    bmc_names::BmcNames, boot_files::DeployFiles, faults, install::DiskWrite, mark::Standing,
+    power::Bmcs,
+};
 
 /// An event of a node that an operation or another task of the agent reports to the driver.
 pub(super) type Report = (NodeName, Event);
@@ -29,6 +33,7 @@ pub(super) type Report = (NodeName, Event);
 #[derive(Debug)]
 pub(super) struct Operations {
     pub(super) library: Library,
+    pub(super) checkpoints: Checkpoints,
     pub(super) deploy_files: DeployFiles,
     pub(super) bmcs: Bmcs,
     /// Bytes a second that a disk must take or give; 0: any.
@@ -38,10 +43,11 @@ pub(super) struct Operations {
 }
 
 impl Operations {
-    pub(super) fn new(config: &Config, standing: Standing) -> Self {
+    pub(super) fn new(config: &Config, standing: Standing, checkpoints: Checkpoints) -> Self {
         Self {
             imaging_rate_min: config.limits.imaging_rate_min,
             standing,
+            checkpoints,
             bmc_names: BmcNames::default(),
             library: library(config),
             deploy_files: DeployFiles::new(config),
@@ -81,7 +87,8 @@ impl Operations {
             }
             Operation::Image { image, target, size } => {
                 // Large, and few: what all the others are must be small.
-                Box::pin(self.image(spec, &image, &target, size, meter, cancel)).await
+                let wanted = DiskWrite { spec, image: &image, target: &target, size };
+                Box::pin(self.image(wanted, meter, cancel)).await
             }
             Operation::Release(ramdisk) => {
                 tokio::select! {
