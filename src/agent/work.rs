@@ -11,12 +11,13 @@ use crate::{
     callback,
     config::Config,
     image::{self, Library},
-    lifecycle::{Event, Operation, Outcome},
+    lifecycle::{Event, NO_ANSWER, Operation, Outcome},
     model::{
         fault::{Fault, Step},
         ids::NodeName,
-        spec::NodeSpec,
+        spec::{NodeSpec, SSH_PORT},
     },
+    port_probe::{self, PortAnswer},
     progress::{Cancel, Meter, stopped},
     store::Checkpoints,
 };
@@ -99,6 +100,19 @@ impl Operations {
             Operation::Restart { wanted: leave } => {
                 self.bmcs.restart(spec, leave, cancel).await?;
                 Ok(Outcome::Restarted(leave))
+            }
+            Operation::ProbePort { address, port } => {
+                let ssh = port == SSH_PORT;
+                let answer = tokio::select! {
+                    answer = port_probe::probe(&address, port, ssh) => answer,
+                    () = stopped(&mut cancel) => return Err(faults::cancelled(Step::FirstBoot)),
+                };
+                answer
+                    .map(|PortAnswer { address, ssh_banner }| Outcome::PortAnswered {
+                        address,
+                        ssh_banner,
+                    })
+                    .map_err(|why| Fault::passing(Step::FirstBoot, NO_ANSWER, why, ""))
             }
             Operation::SetPower(wanted) => {
                 self.bmc_names.check(Step::Power, spec).await?;
