@@ -25,6 +25,7 @@ use super::{
     limits::{CANCEL_PATIENCE, CLEANUP_TRIES_MAX, POWER_TRIES_MAX, RESTART_TRIES_MAX, after},
     netboot_files::{NetbootUpdate, root_unknown},
     node::Node,
+    ramdisk_log::{READ_ITS_LOG, RamdiskLogs},
     state::{Attempt, PreparedImage, Purpose, State},
     text::plain,
     transitions::Cause,
@@ -257,6 +258,7 @@ impl Node {
         self.refused = 0;
         self.refused_reason = None;
         self.missing_disk = None;
+        self.ramdisk_logs = RamdiskLogs::default();
         self.enter(now, Cause::AttemptGranted);
     }
 
@@ -454,7 +456,7 @@ impl Node {
                 Step::Completed,
                 "ReleaseNotHeard",
                 "the disk is written, but the ramdisk never asked whether it may let go",
-                "look at the machine's console",
+                READ_ITS_LOG,
             ),
             State::WaitingCompleted { .. } => Fault::passing(
                 Step::Completed,

@@ -78,6 +78,7 @@ mod polling;
 mod polls;
 mod power;
 mod power_control;
+mod ramdisk_log;
 mod replaced;
 mod report;
 mod settle;
@@ -91,7 +92,7 @@ mod unclaimed;
 mod wait;
 mod wake_ups;
 
-pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Permit, Stages};
+pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Permit, ReceivedLog, Stages};
 pub use executor::{Effects, Executor};
 pub use fleet::{Fleet, Specs};
 pub use limits::{POLL_LIMIT, Policy};
