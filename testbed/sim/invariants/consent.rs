@@ -69,7 +69,9 @@ impl Site {
     /// attempt that is under way.
     pub(crate) fn note_clash(&mut self, node: &NodeName) {
         let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
-        let under_way = record.is_some_and(|record| !record.state.at_rest());
+        // An attempt whose record waits to be written is shown already.
+        let shown = self.shown_phase(node).is_some_and(Phase::is_busy);
+        let under_way = shown || record.is_some_and(|record| !record.state.at_rest());
         let ledger = self.ledger(node);
         ledger.approved &= under_way;
         ledger.power_ordered = false;
