@@ -137,8 +137,8 @@ mod tests {
         assert_eq!(text.lines().nth(1), Some("# bmc 192.0.2.20:623: no answer "));
     }
 
-    /// Invariant (secrets): A kept console has neither the attempt's key nor anything that a
-    /// terminal acts on.
+    /// Invariant (secrets): A kept console or ramdisk's log has neither the attempt's key nor
+    /// anything that a terminal acts on.
     #[test]
     fn nothing_in_it_does_anything_to_a_terminal() {
         for (said, shown) in [
@@ -155,8 +155,8 @@ mod tests {
         }
     }
 
-    /// Invariant (secrets): A kept console has neither the attempt's key nor anything that a
-    /// terminal acts on.
+    /// Invariant (secrets): A kept console or ramdisk's log has neither the attempt's key nor
+    /// anything that a terminal acts on.
     #[test]
     fn the_attempts_key_is_not_in_it_however_it_was_printed() {
         let key = "ab".repeat(32);

@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
-    /// Invariant (secrets): What is kept of a machine's words has neither the attempt's key nor
+    /// Invariant (secrets): A kept console or ramdisk's log has neither the attempt's key nor
     /// anything that a terminal acts on.
     #[test]
     fn a_hostile_ramdisks_log_is_bounded_and_does_nothing_to_a_terminal() {

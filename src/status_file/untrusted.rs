@@ -90,7 +90,7 @@ mod tests {
 
     use super::*;
 
-    /// Invariant (secrets): What is kept of a machine's words has neither the attempt's key nor
+    /// Invariant (secrets): A kept console or ramdisk's log has neither the attempt's key nor
     /// anything that a terminal acts on.
     #[test]
     fn no_part_of_the_attempts_key_is_kept() {
