@@ -13,7 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::{
-    lifecycle::{Effects, Event, NO_ANSWER, Node, Operation, Outcome, Record, UnclaimedInstalls},
+    lifecycle::{
+        Effects, Event, NO_ANSWER, Node, Operation, Outcome, ReceivedLog, Record, UnclaimedInstalls,
+    },
     model::{
         admin::{BmcCommand, NicBoot},
         callback::Reply,
@@ -23,12 +25,14 @@ use crate::{
         status::{Phase, Progress, Status},
     },
     progress::Meter,
+    status_file::KeptLog,
     store::Store,
 };
 
 use super::{
     bmc_commands,
     bmc_names::BmcNames,
+    clock::now,
     consoles::Consoles,
     faults,
     menu::MenuWriter,
@@ -280,6 +284,12 @@ impl Effects for Adapters {
             // A caller that has gone will call again.
             drop(waiting.send(reply));
         }
+    }
+
+    fn keep_log(&mut self, node: &NodeName, log: ReceivedLog) {
+        let ReceivedLog { attempt, peer, key, log } = log;
+        let (node, at) = (node.clone(), now());
+        self.publisher.keep_ramdisk_log(KeptLog { node, attempt, peer, at, log, key });
     }
 
     fn wake_ramdisks(&mut self) {

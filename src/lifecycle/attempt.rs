@@ -26,6 +26,7 @@ use super::{
     limits::{CANCEL_PATIENCE, CLEANUP_TRIES_MAX, POWER_TRIES_MAX, RESTART_TRIES_MAX, after},
     netboot_files::{NetbootUpdate, root_unknown},
     node::Node,
+    ramdisk_log::{READ_ITS_LOG, RamdiskLogs},
     state::{Attempt, FirstBoot, PreparedImage, Purpose, State},
     text::plain,
     transitions::Cause,
@@ -280,6 +281,7 @@ impl Node {
         self.refused = 0;
         self.refused_reason = None;
         self.missing_disk = None;
+        self.ramdisk_logs = RamdiskLogs::default();
         self.enter(now, Cause::AttemptGranted);
     }
 
@@ -482,7 +484,7 @@ impl Node {
                 Step::Completed,
                 "ReleaseNotHeard",
                 "the disk is written, but the ramdisk never asked whether it may let go",
-                "look at the machine's console",
+                READ_ITS_LOG,
             ),
             State::WaitingCompleted { .. } => Fault::passing(
                 Step::Completed,

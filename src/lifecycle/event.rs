@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::model::{
     boot::Fetch,
-    callback::{Call, DiskRange, Reply},
+    callback::{Call, DiskRange, RamdiskLog, Reply},
     fault::Fault,
     ids::{Digest, OpId},
     netboot::{BootFile, NetbootFiles},
@@ -199,8 +199,22 @@ pub enum Action {
     Cancel(OpId),
     /// Answer a callback.
     Reply { request: u64, reply: Reply },
+    /// Keep a deploy ramdisk's log beside the status file, in place of the one before.
+    KeepLog(Box<ReceivedLog>),
     /// Remove the node's record, status file and boot menu.
     Forget,
+}
+
+/// A deploy ramdisk's log that was let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReceivedLog {
+    /// The number of its attempt.
+    pub attempt: u32,
+    /// The ramdisk's address.
+    pub peer: IpAddr,
+    /// The attempt's key, to be made unreadable.
+    pub key: AttemptKey,
+    pub log: RamdiskLog,
 }
 
 /// A piece of work outside the core. Each is idempotent: after a crash it is simply started again.

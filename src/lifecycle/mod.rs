@@ -80,6 +80,7 @@ mod polling;
 mod polls;
 mod power;
 mod power_control;
+mod ramdisk_log;
 mod replaced;
 mod report;
 mod settle;
@@ -93,7 +94,7 @@ mod unclaimed;
 mod wait;
 mod wake_ups;
 
-pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Permit, Stages};
+pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Permit, ReceivedLog, Stages};
 pub use executor::{Effects, Executor};
 pub use first_boot::NO_ANSWER;
 pub use fleet::{Fleet, Specs};

@@ -24,6 +24,7 @@ use super::{
     limits::{Policy, after, patience, power_limit},
     netboot_files::{NetbootUpdate, carry_over, carry_over_record, own_menu},
     polls::Polls,
+    ramdisk_log::RamdiskLogs,
     state::{Purpose, Record, State},
     text::plain_fault,
     transitions::{Cause, Effect, next},
@@ -65,6 +66,8 @@ pub struct Node {
     /// The root device that the ramdisk does not have yet, if it is waited for. Not on record:
     /// after a restart of the agent the wait begins anew.
     pub(super) missing_disk: Option<Box<MissingDisk>>,
+    /// The logs that its ramdisk has sent.
+    pub(super) ramdisk_logs: RamdiskLogs,
     /// The installation of the machine that the spec to come names for the first time, if it was
     /// another node's.
     pub(super) moved_here: Option<Box<Known>>,
@@ -133,6 +136,7 @@ impl Node {
             refused: 0,
             refused_reason: None,
             missing_disk: None,
+            ramdisk_logs: RamdiskLogs::default(),
             moved_here: None,
             queued_since: None,
             polls: Polls::new(now),
@@ -304,6 +308,7 @@ impl Node {
     /// Changes the state. Its deadline comes with it, so that no wait can be without one.
     pub(super) fn enter(&mut self, now: Timestamp, cause: Cause) {
         let from = std::mem::replace(&mut self.record.state, State::Idle);
+        let attempt = from.attempt().map(|attempt| (attempt.key.clone(), attempt.peer));
         #[cfg(test)]
         super::tests::transitions::note(&from, &cause);
         let (state, effects) = match next(from, cause) {
@@ -316,6 +321,9 @@ impl Node {
             }
         };
         self.record.state = state;
+        if let (Some((key, peer)), None) = (attempt, self.record.state.attempt()) {
+            self.ramdisk_logs.note_end(self.record.attempt, key, peer);
+        }
         for effect in effects {
             match effect {
                 Effect::ConsentGiven => self.record.consented = true,

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    lifecycle::{Effects, Event, Executor, Hold, Node, Operation, Outcome, Specs},
+    lifecycle::{Effects, Event, Executor, Hold, Node, Operation, Outcome, ReceivedLog, Specs},
     model::{
         callback::Reply,
         disk::Disk,
@@ -117,6 +117,8 @@ impl Effects for FakeEffects {
     fn cancel(&mut self, _: &NodeName, _: OpId) {}
 
     fn reply(&mut self, _: u64, _: Reply) {}
+
+    fn keep_log(&mut self, _: &NodeName, _: ReceivedLog) {}
 
     fn wake_ramdisks(&mut self) {}
 

@@ -24,6 +24,7 @@ mod plan;
 mod polls;
 mod power;
 mod rack;
+mod ramdisk_log;
 mod records;
 mod settle;
 mod site;

@@ -10,8 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     lifecycle::{
-        Effects, Event, Executor, Fleet, Node, Operation, Outcome, Policy, Record, Specs,
-        UnclaimedInstalls,
+        Effects, Event, Executor, Fleet, Node, Operation, Outcome, Policy, ReceivedLog, Record,
+        Specs, UnclaimedInstalls,
     },
     model::{
         callback::{Call, Reply},
@@ -76,6 +76,7 @@ pub(super) enum Requested {
     Start(OpId),
     Cancel(OpId),
     Reply(u64, Reply),
+    KeepLog,
     Wake,
     Forget,
 }
@@ -137,6 +138,10 @@ impl Effects for World {
 
     fn reply(&mut self, request: u64, reply: Reply) {
         self.requested.push(Requested::Reply(request, reply));
+    }
+
+    fn keep_log(&mut self, _: &NodeName, _: ReceivedLog) {
+        self.requested.push(Requested::KeepLog);
     }
 
     fn wake_ramdisks(&mut self) {

@@ -150,6 +150,7 @@ impl Site {
                 Action::Start { op, operation, spec } => self.start(op, operation, &spec),
                 Action::Cancel(op) => self.cancel(op),
                 Action::Reply { reply, .. } => answer = Some(reply),
+                Action::KeepLog(_) => {}
                 Action::Forget => forgotten = true,
             }
         }

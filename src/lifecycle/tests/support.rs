@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     lifecycle::{
         Action, Event, Fleet, Menu, Node, Operation, Outcome, Permit, Policy, PreparedImage,
-        Record, UnclaimedInstalls,
+        ReceivedLog, Record, UnclaimedInstalls,
     },
     model::{
         boot::{BootStage, Fetch},
@@ -177,6 +177,7 @@ pub(super) struct Bench {
     pub(super) started_for: Option<Arc<NodeSpec>>,
     pub(super) cancelled: Vec<OpId>,
     pub(super) forgotten: bool,
+    pub(super) logs: Vec<ReceivedLog>,
     /// Whether its turn does not come.
     pub(super) crowded: bool,
 }
@@ -192,6 +193,7 @@ impl Bench {
             started_for: None,
             cancelled: Vec::new(),
             forgotten: false,
+            logs: Vec::new(),
             crowded: false,
         }
     }
@@ -232,6 +234,7 @@ impl Bench {
                 }
                 Action::Cancel(op) => self.cancelled.push(op),
                 Action::Reply { reply, .. } => answer = Some(reply),
+                Action::KeepLog(log) => self.logs.push(*log),
                 Action::Forget => self.forgotten = true,
             }
         }
