@@ -1,9 +1,9 @@
-//! The agent's identity to the ramdisk: a self-signed certificate, known by its SHA-256 alone.
+//! The agent's self-signed certificate, which deploy ramdisks verify by its SHA-256 alone.
 //!
-//! Called once at start. The pin travels in the boot menu, so names and dates in the certificate
-//! mean nothing: it is valid from the epoch on, because the clocks at an edge site lie. It must
-//! never replace a certificate that is whole, nor keep an agent from starting because one is
-//! damaged: a new one costs the attempts that are under way, and nothing else.
+//! Called once at start. The boot menu has the pin, so that names and dates in the certificate mean
+//! nothing: it is valid from the epoch on, because clocks at edge sites are wrong. This module must
+//! never replace a whole certificate, nor keep an agent from starting because of a damaged one: a
+//! new certificate only fails the attempts under way.
 
 use std::{
     fmt, io,
@@ -28,10 +28,10 @@ use crate::{
 };
 
 const NAME: &str = "hostler";
-/// Beginning of the line above a certificate that tells whether it is whole. Readers of PEM skip it
-/// (RFC 7468 §2).
+/// Begins the line above a certificate with its checksum. Readers of PEM skip that line (RFC 7468
+/// §2).
 const CHECKSUM: &str = "checksum of this certificate: sha256:";
-/// Much more than a certificate or its key has.
+/// Much more, in bytes, than a certificate or its key has.
 const PEM_BYTES_MAX: u64 = 64 << 10;
 
 /// The agent's certificate, ready to serve.
@@ -41,7 +41,7 @@ pub struct Identity {
     pin: String,
 }
 
-/// A certificate that cannot be used.
+/// The reason why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum IdentityError {
@@ -56,12 +56,12 @@ pub enum IdentityError {
     Make(#[from] rcgen::Error),
 }
 
-/// The consequence of a new certificate, for the log.
+/// The log line about a new certificate.
 const NEW_IDENTITY: &str =
     "a new callback certificate is made; a deploy ramdisk that was started before does not know it";
 
 impl IdentityError {
-    /// Whether what is there is of no use, so that nothing is lost with it.
+    /// Whether the files are useless, so that replacing them loses nothing.
     fn is_damage(&self) -> bool {
         match self {
             Self::Unusable { .. } => true,
@@ -77,13 +77,13 @@ impl IdentityError {
     }
 }
 
-/// Makes room for a new file and keeps what is there, if anything is.
+/// Moves a useless file aside, if there is one, to make room for a new one.
 fn set_aside(path: &Path) -> Result<(), IdentityError> {
     match std::fs::symlink_metadata(path) {
         Ok(_) => {
             let fate = atomic_file::keep_aside(path);
             warn!(path = %path.display(), fate, "of no use as a certificate or key");
-            // A file is replaced; anything else would be in the way.
+            // A regular file is replaced later; anything else would be an obstacle.
             atomic_file::clear_irregular(path).map(drop).map_err(|source| file_error(path, source))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -92,8 +92,8 @@ fn set_aside(path: &Path) -> Result<(), IdentityError> {
 }
 
 impl Identity {
-    /// Reads `callback.crt` and `callback.key` from the state directory, or makes them when they
-    /// are not there or not whole. What is damaged gets another name. The log says so.
+    /// Reads `callback.crt` and `callback.key` from the state directory, or makes new ones if they
+    /// are missing or damaged. Damaged files are kept under another name and logged.
     pub fn load_or_create(state_dir: &Path) -> Result<Self, IdentityError> {
         let certificate = state_dir.join("callback.crt");
         let key = state_dir.join("callback.key");
@@ -111,13 +111,14 @@ impl Identity {
         load(&certificate, &key)
     }
 
-    /// SHA-256 of the certificate's DER: 64 lower-case hex digits, for the ramdisk's command line.
+    /// The SHA-256 of the certificate's DER, as 64 lower-case hex digits, for the ramdisk's command
+    /// line.
     pub fn pin(&self) -> &str {
         &self.pin
     }
 }
 
-/// The pin only: the rest holds the private key.
+/// Shows the pin only: the rest holds the private key.
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("pin", &self.pin).finish_non_exhaustive()
@@ -131,7 +132,7 @@ fn create(certificate: &Path, key: &Path) -> Result<(), IdentityError> {
     params.not_after = date_time_ymd(9999, 12, 31);
     let pair = KeyPair::generate()?;
     let signed = params.self_signed(&pair)?;
-    // The key first: a certificate on disk always has its key, whenever the power goes.
+    // The key first: after a power cut, a certificate on disk always has its key.
     let key_pem = Zeroizing::new(pair.serialize_pem());
     let pem = format!("{CHECKSUM}{}\n{}", hex(&Sha256::digest(signed.der())), signed.pem());
     for (path, pem) in [(key, &*key_pem), (certificate, &pem)] {
@@ -154,7 +155,8 @@ fn load(certificate: &Path, key: &Path) -> Result<Identity, IdentityError> {
     let pin = hex(&Sha256::digest(&der));
     let text = String::from_utf8_lossy(&pem);
     let checksum = text.lines().find_map(|line| line.strip_prefix(CHECKSUM));
-    // The version before wrote none. Ramdisks of that time know the certificate by this very hash.
+    // Earlier versions wrote no checksum. A ramdisk that is running pins the certificate by this
+    // hash.
     if checksum.is_some_and(|checksum| checksum != pin) {
         return Err(unusable("the certificate does not match its checksum".to_owned()));
     }

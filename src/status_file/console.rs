@@ -1,10 +1,9 @@
-//! `<name>.console.log`, beside the status file: what a machine printed on its serial line during
-//! the attempt that failed last.
+//! `<name>.console.log`, beside the status file: a machine's serial console during the attempt that
+//! failed last.
 //!
-//! Written by the agent's driver when the attempt is over. The machine may be hostile: nothing in
-//! the file may do anything to the terminal of whoever reads it. The file is for the agent's user
-//! and group only, and the attempt's key, which a kernel prints with its command line, is not in
-//! it.
+//! The agent's driver writes it when the attempt is over. The machine may be hostile: the file must
+//! never act on the reader's terminal. Only the agent's user and group may read it. The attempt's
+//! key, which a kernel prints with its command line, is replaced.
 
 use std::{fmt::Write as _, iter::Peekable, ops::RangeInclusive, path::PathBuf, str::Chars};
 
@@ -16,8 +15,8 @@ use crate::{
     model::{ids::NodeName, printable::is_escaped, secret::AttemptKey},
 };
 
-/// Most of a console that is kept, in bytes: the end, which says why. A whole boot of the deploy
-/// ramdisk has some 20 KiB at its loudest.
+/// Longest part of a console that is kept, in bytes: its end, where the failure is. The most
+/// verbose boot of the deploy ramdisk prints about 20 KiB.
 pub const CONSOLE_BYTES_MAX: usize = 64 << 10;
 const SUFFIX: &str = ".console.log";
 const MODE: u32 = 0o640;
@@ -27,34 +26,34 @@ const MODE: u32 = 0o640;
 pub struct ConsoleLog {
     /// The node.
     pub node: NodeName,
-    /// Which attempt.
+    /// The attempt's number.
     pub attempt: u32,
-    /// Since when the machine was to be listened to.
+    /// The start of the recording.
     pub from: Timestamp,
-    /// Until when.
+    /// The end of the recording.
     pub to: Timestamp,
-    /// The last of what it printed, as it came, at most [`CONSOLE_BYTES_MAX`].
+    /// The end of the output, unfiltered, at most [`CONSOLE_BYTES_MAX`].
     pub said: Vec<u8>,
-    /// Why it could not be listened to, or not all the time.
+    /// The reason for gaps in the recording.
     pub trouble: Option<String>,
-    /// The attempt's key, to be made unreadable.
+    /// The attempt's key, which is replaced in the file.
     pub key: AttemptKey,
 }
 
 impl StatusFiles {
-    /// Where a node's console is kept.
+    /// The path of a node's console log.
     pub fn console_path(&self, node: &NodeName) -> PathBuf {
         self.dir.join(format!("{node}{SUFFIX}"))
     }
 
-    /// Replaces what is kept of a node's console; the directory must exist.
+    /// Replaces a node's console log; the directory must exist.
     pub fn write_console(&self, log: &ConsoleLog) -> Result<(), StatusFileError> {
         let path = self.console_path(&log.node);
         atomic_file::replace(&path, MODE, render(log).as_bytes())
             .map_err(|source| StatusFileError::Io { path, source })
     }
 
-    /// Removes what is kept of a node's console; that there is nothing is no error.
+    /// Removes a node's console log. A missing file is no error.
     pub fn remove_console(&self, node: &NodeName) -> Result<(), StatusFileError> {
         let path = self.console_path(node);
         atomic_file::remove_if_there(&path).map_err(|source| StatusFileError::Io { path, source })
@@ -82,17 +81,16 @@ fn render(log: &ConsoleLog) -> String {
     text
 }
 
-/// The whole lines at the end of a text whose beginning is lost or too long: half a line may be
-/// half an escape sequence, or half a key.
+/// Returns the whole lines at the end of a text whose beginning is lost or too long: half a line
+/// may be half an escape sequence or half a key.
 fn last_lines(text: &str) -> &str {
     let earliest = text.len().saturating_sub(CONSOLE_BYTES_MAX);
     let end = (earliest..text.len()).find_map(|at| text.get(at..)).unwrap_or_default();
     end.split_once('\n').map_or(end, |(_, lines)| lines)
 }
 
-/// Text that a terminal shows and does nothing else with: no control characters but line breaks and
-/// tabs, no escape sequences (ECMA-48), and nothing that turns the direction of writing or is not
-/// seen.
+/// Removes everything that a terminal would act on: control characters except line breaks and tabs,
+/// escape sequences (ECMA-48), and characters that are invisible or turn the direction of writing.
 fn clean(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut clean = String::with_capacity(text.len());
@@ -108,7 +106,8 @@ fn clean(bytes: &[u8]) -> String {
     clean
 }
 
-/// The rest of an escape sequence (ECMA-48 §5.3 to §5.6). One without an end ends with its line.
+/// Skips the rest of an escape sequence (ECMA-48 §5.3 to §5.6). An unterminated one ends with its
+/// line.
 fn skip_escape(chars: &mut Peekable<Chars<'_>>) {
     fn skip(chars: &mut Peekable<Chars<'_>>, range: RangeInclusive<char>) {
         while chars.next_if(|char| range.contains(char)).is_some() {}
@@ -119,7 +118,7 @@ fn skip_escape(chars: &mut Peekable<Chars<'_>>) {
             skip(chars, ' '..='?');
             chars.next_if(|end| ('@'..='~').contains(end));
         }
-        // A string. BEL ends it, or an escape sequence by itself.
+        // A control string, which BEL or the next escape sequence ends.
         Some(']' | 'P' | 'X' | '^' | '_') => {
             while chars.next_if(|char| !matches!(char, '\n' | '\u{7}' | '\u{1b}')).is_some() {}
         }

@@ -1,7 +1,7 @@
-//! The format of a file of the state directory, and how a reader knows that it is whole.
+//! The format of the state directory's files, by which a reader verifies that a file is whole.
 //!
-//! Called by the store. A file is one JSON object. Its first line names the kind of file, whose it
-//! is and the version of the format, and holds the checksum of everything after that line:
+//! Called by the store. A file is one JSON object. Its first line has the kind of file, its node,
+//! the version of the format and the checksum of everything after that line:
 //!
 //! ```text
 //! {"hostler":"record","of":"edge-07","version":2,"sha256":"…",
@@ -10,9 +10,9 @@
 //! }}
 //! ```
 //!
-//! The reader makes the first line anew from what follows it, and accepts no other. It also writes
-//! the content anew and accepts no other bytes: an unknown key, or a missing one, is damage at any
-//! depth. Nothing here may take a damaged file for one of another version, or for an empty one.
+//! The reader computes the first line from the rest and accepts no other. It also encodes the
+//! content again and accepts no other bytes: an unknown or missing key is damage at any depth. This
+//! module must never take a damaged file for one of another version, or for an empty one.
 
 use std::io;
 
@@ -21,13 +21,13 @@ use zeroize::Zeroizing;
 
 use crate::model::{ids::Digest, problem::shown};
 
-/// The version that this hostler writes. Version 1 had no first line and no checksum.
+/// The current version. Version 1 had no first line and no checksum.
 pub(super) const VERSION: u32 = 2;
 const OPENING: &str = "{\"hostler\":";
-/// How every file of version 1 begins.
+/// The first line of every file of version 1.
 const OPENING_1: &[u8] = b"{\n";
-/// Nearly every file has less: what is written is then at one place in memory only. All of it is
-/// wiped after each use.
+/// More than nearly every file has, so that a secret is in one buffer only, which is wiped after
+/// use.
 const BYTES_USUAL: usize = 16 << 10;
 const CONTENT: &[u8] = b"\"content\":";
 const END: &[u8] = b"}\n";
@@ -37,13 +37,13 @@ const END: &[u8] = b"}\n";
 pub(super) enum Found<'a> {
     /// The content of a whole file of this version, as JSON.
     Content(&'a [u8]),
-    /// It begins as a file of version 1.
+    /// The file begins as one of version 1 does.
     Unsealed,
-    /// Neither, in words.
+    /// The damage, in words.
     Damaged(String),
 }
 
-/// The bytes of a file. The key and the CHAP secret of an attempt are in them.
+/// Encodes a file. The attempt's key and CHAP secret may be in it.
 pub(super) fn seal<T: Serialize>(
     kind: &str,
     of: &str,
@@ -60,12 +60,12 @@ pub(super) fn seal<T: Serialize>(
     Ok(bytes)
 }
 
-/// Whether a file that begins so is not one of version 1.
+/// Whether a file that begins so has a first line with a checksum.
 pub(super) fn is_sealed(start: &[u8]) -> bool {
     start.starts_with(OPENING.as_bytes())
 }
 
-/// Looks for the content in the bytes of a file.
+/// Verifies a file and finds its content.
 pub(super) fn unseal<'a>(kind: &str, of: &str, bytes: &'a [u8]) -> Found<'a> {
     if bytes.is_empty() {
         return Found::Damaged("it is empty".to_owned());
@@ -90,8 +90,7 @@ fn first_line(kind: &str, of: &str, body: &[u8]) -> String {
     format!("{OPENING}\"{kind}\",\"of\":\"{of}\",\"version\":{VERSION},\"sha256\":\"{hash}\",\n")
 }
 
-/// The message about a first line that a newer hostler seems to have written. It may be damaged as
-/// well.
+/// The message for a first line that a newer hostler seems to have written; it may be damage, too.
 fn newer_version(first: &[u8]) -> Option<String> {
     let (_, rest) = std::str::from_utf8(first).ok()?.split_once("\"version\":")?;
     let version: u32 = rest.split(',').next()?.parse().ok()?;
@@ -102,7 +101,7 @@ fn newer_version(first: &[u8]) -> Option<String> {
     })
 }
 
-/// Reads JSON that must say just what its type does: nothing unknown, nothing left out.
+/// Parses JSON strictly: no unknown and no missing key.
 pub(super) fn parse<T: Serialize + DeserializeOwned>(json: &[u8]) -> Result<T, String> {
     // An error may quote the file.
     let content: T = serde_json::from_slice(json).map_err(|error| shown(&error.to_string()))?;
