@@ -1,5 +1,7 @@
-//! Every key a spec may have, with its default: the whole format in one place.
+//! The schema of specs: every key with its default.
 //!
+//! Called by the reader. A key that is read nowhere here is unknown. It must never accept a
+//! combination of keys that cannot be installed.
 
 use std::collections::BTreeSet;
 
@@ -24,11 +26,11 @@ use super::{
     values,
 };
 
-/// Primary partitions of a master boot record.
+/// Most primary partitions of a master boot record.
 const MSDOS_PARTITIONS_MAX: usize = 4;
 
-/// The whole file. `None` only with a problem, or without a name. Without `attachment`, what the
-/// spec attaches is not read.
+/// Reads a whole spec. `None` only with a problem or without a name. Without `attachment`, attached
+/// files are not read.
 pub(super) fn node(
     spec: &mut Section<'_>,
     name: Option<NodeName>,
@@ -169,7 +171,7 @@ enum Kind {
     Partition,
 }
 
-/// The image, as if it were of a disk, and what it is of.
+/// Reads the image, as a disk's for the time being, and its kind.
 fn image(
     image: &mut Section<'_>,
     firmware: Option<Firmware>,
@@ -243,7 +245,7 @@ fn partitions(partitions: &mut Section<'_>) -> Option<Partitions> {
     Some(Partitions { table: table?, swap_bytes, ephemeral_bytes, root_bytes: root? })
 }
 
-/// All partitions must find a place in an msdos table: hostler makes no logical ones.
+/// Refuses more partitions than an msdos table has: hostler makes no logical ones.
 fn refuse_too_many_partitions(
     spec: &Section<'_>,
     image: &Image,
@@ -279,7 +281,7 @@ fn refuse_too_many_partitions(
     }
 }
 
-/// It looks for its disk by the hints it knows, and does nothing but export it.
+/// Refuses the keys that Ironic's ramdisk lacks: it knows few hints and only exports its disk.
 fn refuse_what_ironics_ramdisk_cannot(
     spec: &Section<'_>,
     bmc: Option<&Control>,
@@ -326,7 +328,7 @@ fn config_drive(
     });
     let vendor_data = drive.key("vendor_data_file").text(|path| {
         attach(path, &|content| match label {
-            // It becomes a part of JSON.
+            // Vendor data become a part of a JSON file.
             Some(DriveLabel::Config2) => content.as_text().map(|_| ()),
             Some(DriveLabel::Cidata) | None => Ok(()),
         })

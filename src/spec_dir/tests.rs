@@ -336,7 +336,8 @@ fn a_spec_wins_over_its_defaults_key_by_key_and_the_agents_come_last() {
     let below = defaults(
         "power = \"ignore\"\n[bmc]\nusername = \"site\"\naddress = \"192.0.2.1\"\n[retry]\n\
          attempts = 9\n",
-        "paused = true\nbmc.username = \"agent\"\nretry.backoff = \"9m\"\ntimeouts.power = \"9m\"\n",
+        "paused = true\nbmc.username = \"agent\"\nretry.backoff = \"9m\"\n\
+         timeouts.power = \"9m\"\n",
     );
     assert_eq!(below.problems(), []);
     let spec = parse(FILE, with("retry", "attempts = 2").as_bytes(), &below).unwrap();
@@ -455,7 +456,10 @@ proptest! {
     }
 
     #[test]
-    fn never_panics_on_a_damaged_spec(at in 0..MINIMAL.len(), bytes in "[\\PC\n\"'\\[\\]{}=.#\u{0}]{0,8}") {
+    fn never_panics_on_a_damaged_spec(
+        at in 0..MINIMAL.len(),
+        bytes in "[\\PC\n\"'\\[\\]{}=.#\u{0}]{0,8}",
+    ) {
         let mut text = MINIMAL.to_owned();
         text.replace_range(at..(at + bytes.len()).min(MINIMAL.len()), &bytes);
         if let Err(problems) = parse(FILE, text.as_bytes(), &Defaults::default()) {

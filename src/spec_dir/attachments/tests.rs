@@ -72,7 +72,7 @@ fn what_cannot_be_attached_is_told_where_it_is_asked_for() {
         nodes/b.toml:10:18: config_drive.user_data_file: `outside` leads out of the spec directory
         nodes/c.toml:10:18: config_drive.user_data_file: `folder` is a directory, not a regular file
         nodes/d.toml:10:18: config_drive.user_data_file: `socket` is a socket, not a regular file
-        nodes/g.toml:10:18: config_drive.user_data_file: `large` has more than 262144 bytes; a config drive as a whole has 64 MiB, as Ironic's, but what a spec attaches is kept in memory and records: let the machine fetch more (`#include`)
+        nodes/g.toml:10:18: config_drive.user_data_file: `large` has more than 262144 bytes; a config drive has 64 MiB, as Ironic's, but attached files are kept in memory and records: let the machine fetch more (`#include`)
         nodes/h.toml:10:18: config_drive.user_data_file: `folder/up/up` leads out of the spec directory
         nodes/i.toml:10:18: config_drive.user_data_file: `proc` leads out of the spec directory
     "#]].assert_eq(&problems(&read(&place)));

@@ -1,8 +1,8 @@
-//! The values in force: each with where it was said, and together a spec that says the same.
+//! Tests of effective values: each has its origin, and together they are an equal spec.
 
 use super::*;
 
-/// As TOML with dotted keys.
+/// Formats the settings as TOML with dotted keys.
 fn toml(settings: &[Setting]) -> String {
     settings.iter().fold(String::new(), |mut text, Setting { key, value, origin }| {
         writeln!(text, "{key} = {value} # {origin}").unwrap();
