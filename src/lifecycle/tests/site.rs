@@ -135,7 +135,8 @@ impl Site {
         }
         let compared = matches!(
             &event,
-            Event::Callback { call: Call::Completed(body), .. } if body.verified && body.error.is_empty()
+            Event::Callback { call: Call::Completed(body), .. }
+                if body.verified && body.error.is_empty()
         );
         // To look at all of a node costs more than a step: now and then is enough.
         let actions = match self.steps % 16 {
@@ -195,7 +196,9 @@ impl Site {
             under.clone_from(&old.redeploy);
         }
         self.consent.unstarted &= !other_machine;
-        let was_paused_in_hold = matches!(&self.node.record().state, State::Held { redeploy, .. } if *redeploy != new.redeploy);
+        let state = &self.node.record().state;
+        let was_paused_in_hold =
+            matches!(state, State::Held { redeploy, .. } if *redeploy != new.redeploy);
         if !stands_still && new.redeploy.is_some() && (reworded && was_held || was_paused_in_hold) {
             self.consent_in_hold();
         }
