@@ -37,15 +37,15 @@ use crate::model::{
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names of the fields say it")]
 pub struct AdminRequest {
-    pub wish: Wish,
-    pub who: Peer,
+    pub question: PendingQuestion,
+    pub peer: AdminPeer,
 }
 
 /// The operator's question with the channel for its answer. A closed channel means that the
 /// operator has gone: the agent must do nothing for the question any more.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names of the fields say it")]
-pub enum Wish {
+pub enum PendingQuestion {
     /// [`Question::Order`](crate::model::admin::Question::Order)
     Order { order: Order, reply: oneshot::Sender<Vec<Answer>> },
     /// [`Question::ApproveNewMachines`](crate::model::admin::Question::ApproveNewMachines)
@@ -71,7 +71,7 @@ pub enum Wish {
 
 /// The client's process, as the kernel identifies it (`SO_PEERCRED`, unix(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
+pub struct AdminPeer {
     /// The effective user at the time of the connection.
     pub uid: u32,
     /// The process; 0 if the agent cannot see its PID namespace.

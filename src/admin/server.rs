@@ -27,7 +27,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    AdminError, AdminRequest, Peer, Wish,
+    AdminError, AdminPeer, AdminRequest, PendingQuestion,
     wire::{BMC_LIMIT, QUESTION_BYTES_MAX, WireError, decode, encode, read_line},
 };
 use crate::{
@@ -138,14 +138,14 @@ async fn converse(
     requests: mpsc::Sender<AdminRequest>,
     permit: ConnectionPermit<LocalClients>,
 ) {
-    let who = match stream.peer_cred() {
-        Ok(peer) => {
-            let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
-            Peer { uid: peer.uid(), pid }
+    let peer = match stream.peer_cred() {
+        Ok(process) => {
+            let pid = process.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+            AdminPeer { uid: process.uid(), pid }
         }
         Err(error) => return warn!(%error, "an operator cannot be identified, and is ignored"),
     };
-    let (uid, pid) = (who.uid, who.pid);
+    let (uid, pid) = (peer.uid, peer.pid);
     let arriving = timeout(READ_LIMIT, read_line(&mut stream, QUESTION_BYTES_MAX));
     let Ok(line) = arriving.await else {
         return debug!(uid, pid, "admin connection says nothing");
@@ -156,7 +156,7 @@ async fn converse(
         Ok(_) if has_hung_up(&stream) => return debug!(uid, pid, "an operator went away"),
         // Dropping the answer tells the driver that nobody waits for it.
         Ok(question) => tokio::select! {
-            answer = answer(question, who, &requests) => answer,
+            answer = answer(question, peer, &requests) => answer,
             () = hung_up(&stream) => return debug!(uid, pid, "an operator went away"),
         },
         Err(WireError::Io(error)) => return debug!(uid, pid, %error, "admin connection failed"),
@@ -191,29 +191,29 @@ fn has_hung_up(stream: &UnixStream) -> bool {
 /// Returns the driver's answer as a line.
 async fn answer(
     question: Question,
-    who: Peer,
+    peer: AdminPeer,
     requests: &mpsc::Sender<AdminRequest>,
 ) -> Result<Vec<u8>, serde_json::Error> {
-    let ask = |wish| requests.send(AdminRequest { wish, who });
+    let ask = |question| requests.send(AdminRequest { question, peer });
     match question {
         Question::Order(order) => {
             let (reply, answers) = oneshot::channel();
-            let sent = ask(Wish::Order { order, reply });
+            let sent = ask(PendingQuestion::Order { order, reply });
             encode(&await_reply(sent, answers, DRIVER_LIMIT).await)
         }
         Question::ApproveNewMachines => {
             let (reply, changed) = oneshot::channel();
-            let sent = ask(Wish::ApproveNewMachines { reply });
+            let sent = ask(PendingQuestion::ApproveNewMachines { reply });
             encode(&await_reply(sent, changed, DRIVER_LIMIT).await.and_then(identity))
         }
         Question::ShowBoot { mac, secrets } => {
             let (reply, boot) = oneshot::channel();
-            let sent = ask(Wish::ShowBoot { mac, secrets, reply });
+            let sent = ask(PendingQuestion::ShowBoot { mac, secrets, reply });
             encode(&await_reply(sent, boot, DRIVER_LIMIT).await)
         }
         Question::Bmc { node, command } => {
             let (reply, facts) = oneshot::channel();
-            let sent = ask(Wish::Bmc { node, command, reply });
+            let sent = ask(PendingQuestion::Bmc { node, command, reply });
             encode(&await_reply(sent, facts, BMC_LIMIT).await.and_then(identity))
         }
     }

@@ -1,7 +1,7 @@
-//! Moves a spec's image into the cache, and from there to a machine's disk.
+//! Prepares a spec's image in the cache, and writes it to a machine's disk.
 //!
-//! Started by the operations. Nothing is written before the target was found to be the disk that
-//! the ramdisk reported.
+//! Called by the operations. It must never write before the target's size proves to be that of the
+//! chosen disk.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,19 +24,20 @@ use crate::{
 
 use super::{
     faults,
-    layout::{self, Needs, Source},
+    layout::{self, CachedImage, Needs},
     volume::TargetDisk,
     work::Operations,
 };
 
-/// Time over which a disk's lowest rate is averaged.
+/// The time over which a disk's rate is averaged.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
 
-/// Times that an image may decay in one operation: more often the cache's disk fails.
+/// Most repetitions because of a decayed image in one operation: more of them mean that the cache's
+/// disk fails.
 const DECAYED_MAX: usize = 3;
 
 impl Operations {
-    /// Fetches the image into the cache, and makes a key for the attempt.
+    /// Fetches the image into the cache, and makes the attempt's key.
     pub(super) async fn prepare(
         &self,
         spec: &Arc<NodeSpec>,
@@ -70,15 +71,15 @@ impl Operations {
         Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), system_guid, stages })
     }
 
-    /// The image from the cache, fetched again if it is no longer there. `decayed` holds the
-    /// failures in this operation by which it was found to have decayed.
+    /// Gets the image from the cache, or fetches it again. `decayed` has the faults of decayed
+    /// images in this operation so far.
     async fn source(
         &self,
         spec: &NodeSpec,
         digest: &Digest,
         decayed: &[Fault],
         watch: &Watch<'_>,
-    ) -> Result<Source, Fault> {
+    ) -> Result<CachedImage, Fault> {
         if let Some(last) = decayed.get(DECAYED_MAX - 1) {
             return Err(last.clone());
         }
@@ -94,17 +95,17 @@ impl Operations {
             }
         })?;
         let image = ImageFile::checked(entry.file.clone(), &entry.path);
-        Ok(Source { image, entry })
+        Ok(CachedImage { image, entry })
     }
 
     /// Discards a decayed image, so that the next request fetches it again, and returns the fault.
-    /// Any other fault is returned as the error.
+    /// The error is any other fault.
     async fn discard_decayed(&self, entry: Entry, fault: Fault) -> Result<Fault, Fault> {
         if !entry.file.has_decayed() {
             return Err(fault);
         }
         let image = entry.path.display();
-        warn!(%image, error = fault.message, "an image decayed in the cache; it is thrown away");
+        warn!(%image, error = fault.message, "an image decayed in the cache and is discarded");
         let library = self.library.clone();
         let discarding = tokio::task::spawn_blocking(move || library.discard(&entry));
         let discarded = discarding.await.map_err(|error| faults::internal(&error))?;
@@ -112,8 +113,8 @@ impl Operations {
         if fault.code == CANCELLED { Err(fault) } else { Ok(fault) }
     }
 
-    /// Writes the image to the disk. If it turns out to have decayed in the cache, the operation
-    /// fetches it again and writes from the start.
+    /// Writes the image to the disk. If the cached image has decayed, the operation fetches it
+    /// again and writes from the start.
     pub(super) async fn image(
         &self,
         spec: &Arc<NodeSpec>,
@@ -138,7 +139,7 @@ impl Operations {
     async fn write(
         &self,
         spec: &Arc<NodeSpec>,
-        source: Source,
+        source: CachedImage,
         target: &Target,
         size: DiskSize,
         meter: &Meter,
@@ -178,10 +179,10 @@ impl Operations {
     }
 }
 
-/// Lays out the target's disk, if it is the one that was asked for.
+/// Lays out the target's disk after a check of its size.
 async fn lay_out(
     spec: &Arc<NodeSpec>,
-    source: Source,
+    source: CachedImage,
     disk: Geometry,
     target: &Target,
     size: DiskSize,
@@ -190,7 +191,7 @@ async fn lay_out(
     layout::layout(Arc::clone(spec), source, disk).await
 }
 
-/// Refuses a disk of another size than the one meant.
+/// Refuses a disk of a wrong size.
 fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> {
     let has = format!("target {}: its disk has {} ({bytes} bytes)", target.iqn, show_bytes(bytes));
     match size {

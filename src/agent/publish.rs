@@ -26,7 +26,7 @@ use crate::{
     status_file::{ConsoleLog, StatusFileError, StatusFiles, StatusOnDisk, Unwritten},
 };
 
-use super::work::Report;
+use super::work::NodeEvent;
 
 /// The pause between two writes of a file in the same phase, and between two tries after an error.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -120,7 +120,11 @@ impl Shared {
 impl Publisher {
     /// Starts the thread, which reads all files once in every `rescan`. For a file that differs, it
     /// sends the node a tick by `driver`, and the driver shows the node again.
-    pub(super) fn start(files: StatusFiles, rescan: Duration, driver: WeakSender<Report>) -> Self {
+    pub(super) fn start(
+        files: StatusFiles,
+        rescan: Duration,
+        driver: WeakSender<NodeEvent>,
+    ) -> Self {
         let shared = Arc::new(Shared::default());
         let mut writer = StatusWriter::new(files, rescan, driver, Arc::clone(&shared));
         let ends = EndsOnDrop(Arc::clone(&shared));
@@ -190,7 +194,7 @@ impl Drop for EndsOnDrop {
 struct StatusWriter {
     files: StatusFiles,
     rescan: Duration,
-    driver: WeakSender<Report>,
+    driver: WeakSender<NodeEvent>,
     shared: Arc<Shared>,
     /// When the thread last read all files.
     scanned_at: Instant,
@@ -215,7 +219,7 @@ impl StatusWriter {
     fn new(
         files: StatusFiles,
         rescan: Duration,
-        driver: WeakSender<Report>,
+        driver: WeakSender<NodeEvent>,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
@@ -418,7 +422,7 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
     const POLL_INTERVAL: Duration = Duration::from_millis(10);
-    /// For a thread that has one small file to write, on a busy machine.
+    /// The limit for one small file on a busy machine.
     const LIMIT: Duration = Duration::from_secs(30);
 
     fn status(message: &str) -> Status {
@@ -431,7 +435,7 @@ mod tests {
         toml::from_str(&text).unwrap()
     }
 
-    /// The work that is left for the thread when the status has this message.
+    /// The updates for a status with this message.
     fn updates(message: &str) -> Updates {
         let status = status(message);
         let files = BTreeMap::from([(status.node.clone(), Some(Box::new(status)))]);

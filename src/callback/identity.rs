@@ -36,7 +36,7 @@ const PEM_BYTES_MAX: u64 = 64 << 10;
 
 /// The agent's certificate, ready to serve.
 #[derive(Clone)]
-pub struct Identity {
+pub struct TlsIdentity {
     pub(super) tls: Arc<ServerConfig>,
     pin: String,
 }
@@ -44,7 +44,7 @@ pub struct Identity {
 /// The reason why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the names of the fields say it")]
-pub enum IdentityError {
+pub enum TlsIdentityError {
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
@@ -60,7 +60,7 @@ pub enum IdentityError {
 const NEW_IDENTITY: &str =
     "a new callback certificate is made; a deploy ramdisk that was started before does not know it";
 
-impl IdentityError {
+impl TlsIdentityError {
     /// Whether the files are useless, so that replacing them loses nothing.
     fn is_damage(&self) -> bool {
         match self {
@@ -78,7 +78,7 @@ impl IdentityError {
 }
 
 /// Moves a useless file aside, if there is one, to make room for a new one.
-fn set_aside(path: &Path) -> Result<(), IdentityError> {
+fn set_aside(path: &Path) -> Result<(), TlsIdentityError> {
     match std::fs::symlink_metadata(path) {
         Ok(_) => {
             let fate = atomic_file::keep_aside(path);
@@ -91,10 +91,10 @@ fn set_aside(path: &Path) -> Result<(), IdentityError> {
     }
 }
 
-impl Identity {
+impl TlsIdentity {
     /// Reads `callback.crt` and `callback.key` from the state directory, or makes new ones if they
     /// are missing or damaged. Damaged files are kept under another name and logged.
-    pub fn load_or_create(state_dir: &Path) -> Result<Self, IdentityError> {
+    pub fn load_or_create(state_dir: &Path) -> Result<Self, TlsIdentityError> {
         let certificate = state_dir.join("callback.crt");
         let key = state_dir.join("callback.key");
         match load(&certificate, &key) {
@@ -119,13 +119,13 @@ impl Identity {
 }
 
 /// Shows the pin only: the rest holds the private key.
-impl fmt::Debug for Identity {
+impl fmt::Debug for TlsIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("pin", &self.pin).finish_non_exhaustive()
+        f.debug_struct("TlsIdentity").field("pin", &self.pin).finish_non_exhaustive()
     }
 }
 
-fn create(certificate: &Path, key: &Path) -> Result<(), IdentityError> {
+fn create(certificate: &Path, key: &Path) -> Result<(), TlsIdentityError> {
     let mut params = CertificateParams::new([NAME.to_owned()])?;
     params.distinguished_name.push(DnType::CommonName, NAME);
     params.not_before = date_time_ymd(1970, 1, 1);
@@ -142,11 +142,11 @@ fn create(certificate: &Path, key: &Path) -> Result<(), IdentityError> {
     Ok(())
 }
 
-fn load(certificate: &Path, key: &Path) -> Result<Identity, IdentityError> {
+fn load(certificate: &Path, key: &Path) -> Result<TlsIdentity, TlsIdentityError> {
     let read = |path: &Path| {
         regular_file::read(path, PEM_BYTES_MAX).map_err(|source| file_error(path, source))
     };
-    let unusable = |reason: String| IdentityError::Unusable { path: certificate.into(), reason };
+    let unusable = |reason: String| TlsIdentityError::Unusable { path: certificate.into(), reason };
     let pem = read(certificate)?;
     let der = CertificateDer::from_pem_slice(&pem).map_err(|error| unusable(error.to_string()))?;
     let key_pem = Zeroizing::new(read(key)?);
@@ -161,7 +161,7 @@ fn load(certificate: &Path, key: &Path) -> Result<Identity, IdentityError> {
         return Err(unusable("the certificate does not match its checksum".to_owned()));
     }
     let tls = tls_config(der, key).map_err(|error| unusable(error.to_string()))?;
-    Ok(Identity { tls: Arc::new(tls), pin })
+    Ok(TlsIdentity { tls: Arc::new(tls), pin })
 }
 
 fn tls_config(
@@ -177,8 +177,8 @@ fn tls_config(
     Ok(config)
 }
 
-fn file_error(path: &Path, source: io::Error) -> IdentityError {
-    IdentityError::File { path: path.to_owned(), source }
+fn file_error(path: &Path, source: io::Error) -> TlsIdentityError {
+    TlsIdentityError::File { path: path.to_owned(), source }
 }
 
 #[cfg(test)]
@@ -190,8 +190,8 @@ mod tests {
     #[test]
     fn the_certificate_survives_a_restart_and_only_its_owner_can_read_the_key() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Identity::load_or_create(dir.path()).unwrap();
-        let second = Identity::load_or_create(dir.path()).unwrap();
+        let first = TlsIdentity::load_or_create(dir.path()).unwrap();
+        let second = TlsIdentity::load_or_create(dir.path()).unwrap();
         assert_eq!(first.pin(), second.pin());
         assert_eq!((first.pin().len(), first.pin().to_lowercase().as_str()), (64, first.pin()));
         let mode = fs::metadata(dir.path().join("callback.key")).unwrap().permissions().mode();
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn two_agents_have_two_certificates() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let pin = |dir: &Path| Identity::load_or_create(dir).unwrap().pin().to_owned();
+        let pin = |dir: &Path| TlsIdentity::load_or_create(dir).unwrap().pin().to_owned();
         assert_ne!(pin(one.path()), pin(two.path()));
     }
 
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn a_certificate_that_is_damaged_or_not_of_its_key_is_kept_aside_and_a_new_one_made() {
         let other = tempfile::tempdir().unwrap();
-        Identity::load_or_create(other.path()).unwrap();
+        TlsIdentity::load_or_create(other.path()).unwrap();
         let others_key = other.path().join("callback.key");
         let spoil: [(&str, Spoil<'_>); 5] = [
             ("callback.key", &|path| assert!(fs::copy(&others_key, path).unwrap() > 0)),
@@ -228,16 +228,20 @@ mod tests {
         ];
         for (name, spoil) in spoil {
             let dir = tempfile::tempdir().unwrap();
-            let before = Identity::load_or_create(dir.path()).unwrap();
+            let before = TlsIdentity::load_or_create(dir.path()).unwrap();
             let path = dir.path().join(name);
             spoil(&path);
             let spoilt = fs::read(&path).ok();
-            let made = Identity::load_or_create(dir.path()).unwrap();
+            let made = TlsIdentity::load_or_create(dir.path()).unwrap();
             assert_ne!(made.pin(), before.pin(), "{name}");
             let aside = dir.path().join(format!("{name}.bad-1"));
             assert_eq!(fs::read(&aside).ok(), spoilt, "{name}");
             assert!(aside.exists(), "{name}");
-            assert_eq!(Identity::load_or_create(dir.path()).unwrap().pin(), made.pin(), "{name}");
+            assert_eq!(
+                TlsIdentity::load_or_create(dir.path()).unwrap().pin(),
+                made.pin(),
+                "{name}"
+            );
         }
     }
 
@@ -247,9 +251,9 @@ mod tests {
     fn one_of_the_two_files_alone_gets_a_new_certificate() {
         for name in ["callback.crt", "callback.key"] {
             let dir = tempfile::tempdir().unwrap();
-            let before = Identity::load_or_create(dir.path()).unwrap();
+            let before = TlsIdentity::load_or_create(dir.path()).unwrap();
             fs::remove_file(dir.path().join(name)).unwrap();
-            let made = Identity::load_or_create(dir.path()).unwrap();
+            let made = TlsIdentity::load_or_create(dir.path()).unwrap();
             assert_ne!(made.pin(), before.pin(), "{name}");
         }
     }
@@ -257,7 +261,7 @@ mod tests {
     #[test]
     fn a_damaged_certificate_or_key_is_refused_by_name_or_the_same() {
         let dir = tempfile::tempdir().unwrap();
-        let pin = Identity::load_or_create(dir.path()).unwrap().pin().to_owned();
+        let pin = TlsIdentity::load_or_create(dir.path()).unwrap().pin().to_owned();
         for name in ["callback.crt", "callback.key"] {
             let path = dir.path().join(name);
             let whole = fs::read(&path).unwrap();
@@ -289,6 +293,6 @@ mod tests {
     fn a_key_left_alone_by_a_crash_is_replaced_with_a_pair() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("callback.key"), "half").unwrap();
-        Identity::load_or_create(dir.path()).unwrap();
+        TlsIdentity::load_or_create(dir.path()).unwrap();
     }
 }

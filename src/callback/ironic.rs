@@ -106,7 +106,7 @@ async fn tell(address: SocketAddr) -> io::Result<()> {
 
 /// The body of `pass_deploy_info`.
 #[derive(Deserialize)]
-struct Target {
+struct DeployInfoBody {
     key: AttemptKey,
     /// Empty if the ramdisk does not know its address.
     #[serde(default)]
@@ -121,7 +121,7 @@ struct Target {
 
 /// The body of `pass_bootloader_install_info`.
 #[derive(Deserialize)]
-struct Bootloader {
+struct BootloaderBody {
     key: AttemptKey,
     status: String,
     #[serde(default)]
@@ -149,7 +149,7 @@ impl Number {
 fn parse(name: &str, body: &[u8]) -> Option<(AttemptKey, Call)> {
     match name {
         "pass_deploy_info" => {
-            let Target { key, address, iqn, port, lun, error } = read(body)?;
+            let DeployInfoBody { key, address, iqn, port, lun, error } = read(body)?;
             let address = match address.as_str() {
                 "" => None,
                 address => Some(address.parse().ok()?),
@@ -168,7 +168,7 @@ fn parse(name: &str, body: &[u8]) -> Option<(AttemptKey, Call)> {
             Some((key, Call::IronicDeployInfo(info)))
         }
         "pass_bootloader_install_info" => {
-            let Bootloader { key, status, error } = read(body)?;
+            let BootloaderBody { key, status, error } = read(body)?;
             let error = match status.as_str() {
                 "SUCCEEDED" => String::new(),
                 _ if error.trim().is_empty() => status,

@@ -33,7 +33,7 @@ use std::{net::IpAddr, time::Duration};
 use tokio::sync::oneshot;
 
 pub use self::{
-    identity::{Identity, IdentityError},
+    identity::{TlsIdentity, TlsIdentityError},
     server::Server,
 };
 use crate::model::{

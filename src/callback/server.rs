@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::{
-    CallbackLimits, CallbackRequest, Identity,
+    CallbackLimits, CallbackRequest, TlsIdentity,
     http::{self, AppState},
     ironic,
 };
@@ -35,7 +35,7 @@ const CONNECTION_LIFE_MAX: Duration = Duration::from_secs(600);
 pub struct Server {
     https: TcpListener,
     ironic: Option<TcpListener>,
-    identity: Identity,
+    identity: TlsIdentity,
     limits: CallbackLimits,
 }
 
@@ -43,7 +43,7 @@ impl Server {
     /// Binds the address; port 0 takes a free one.
     pub async fn bind(
         addr: SocketAddr,
-        identity: Identity,
+        identity: TlsIdentity,
         limits: CallbackLimits,
     ) -> io::Result<Self> {
         Ok(Self { https: TcpListener::bind(addr).await?, ironic: None, identity, limits })

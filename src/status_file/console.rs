@@ -150,7 +150,7 @@ mod tests {
         }
     }
 
-    /// The text under the header.
+    /// The text after the header.
     fn body(said: &[u8]) -> String {
         render(&log(said)).split_once('\n').unwrap().1.to_owned()
     }

@@ -175,7 +175,7 @@ impl StatusFiles {
 
     /// Whether the node's status file is whole and has this time of installation, or none. Much
     /// quicker than [`read`].
-    pub fn says_installed(&self, node: &NodeName, at: Option<Timestamp>) -> bool {
+    pub fn has_installation_at(&self, node: &NodeName, at: Option<Timestamp>) -> bool {
         let text = read_text(&self.path(node));
         text.is_ok_and(|text| is_sealed(&text) && installed_line(&text) == at.map(at_line))
     }

@@ -1,4 +1,4 @@
-//! Promises to a reader of status files.
+//! Tests of the promises to readers of status files.
 
 use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
 
@@ -199,7 +199,7 @@ fn a_file_that_was_removed_or_changed_is_noticed() {
         let wanted = files.render(&full()).unwrap();
         let mut shown = files.put(&wanted).unwrap().unwrap();
         assert!(files.is_unchanged(&full().node, &mut shown) && shown.has(&wanted));
-        // Who did not write it finds the same, whenever it was written.
+        // An agent that did not write the file finds it, too.
         let later = Status { updated: Timestamp::UNIX_EPOCH, ..full() };
         assert!(files.find(&files.render(&later).unwrap()).is_some());
         let other = files.render(&Status { attempt: 3, ..full() }).unwrap();
