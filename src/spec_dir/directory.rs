@@ -85,7 +85,7 @@ pub enum ReadError {
 
 /// The result of [`check`].
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct CheckReport {
     /// The nodes with valid specs.
     pub good: Vec<NodeName>,
     /// All problems without duplicates, by file and line.
@@ -240,7 +240,7 @@ fn with_defaults<T>(
 }
 
 /// Checks a directory for `hostler check`, which names it as the operator typed it.
-pub fn check(dir: &Path, agent_defaults: Option<&Document>) -> Result<Report, ReadError> {
+pub fn check(dir: &Path, agent_defaults: Option<&Document>) -> Result<CheckReport, ReadError> {
     let shown_as = dir.to_string_lossy();
     let shown_as = shown_as.trim_end_matches('/');
     let mut snapshot = read_dir(dir, shown_as, agent_defaults)?;
@@ -255,7 +255,7 @@ pub fn check(dir: &Path, agent_defaults: Option<&Document>) -> Result<Report, Re
         }
     }
     let passed_over = snapshot.passed_over;
-    Ok(Report { good, problems: problems.into_iter().collect(), passed_over })
+    Ok(CheckReport { good, problems: problems.into_iter().collect(), passed_over })
 }
 
 impl Snapshot {

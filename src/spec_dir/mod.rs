@@ -27,7 +27,7 @@ mod values;
 pub use attachments::{ATTACHED_BYTES_MAX, ATTACHMENT_BYTES_MAX};
 pub use clash::clashes;
 pub use directory::{
-    DEFAULTS_FILE, ReadError, Reader, Report, SPECS_MAX, Snapshot, check, not_nodes, read_dir,
+    CheckReport, DEFAULTS_FILE, ReadError, Reader, SPECS_MAX, Snapshot, check, not_nodes, read_dir,
     read_file, read_file_settings,
 };
 

@@ -53,11 +53,11 @@ pub(super) fn node(
     let firmware = boot.as_ref().map(|boot| boot.firmware);
     let (mut image, kind) = spec.key("image").table(|image| self::image(image, firmware, after));
     let mut partitions = spec.key("partitions");
-    if kind == Some(Kind::Disk) {
+    if kind == Some(ImageContent::Disk) {
         partitions = partitions.idle("is of no use unless image.kind = \"partition\"");
     }
     let partitions = partitions.table(self::partitions);
-    if let (Some(image), Some(Kind::Partition)) = (&mut image, kind) {
+    if let (Some(image), Some(ImageContent::Partition)) = (&mut image, kind) {
         image.kind = partitions.map_or(ImageKind::Disk, ImageKind::Partition);
     }
     let has_drive = spec.has("config_drive");
@@ -166,7 +166,7 @@ fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {
 
 /// The content of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ImageContent {
     Disk,
     Partition,
 }
@@ -176,19 +176,19 @@ fn image(
     image: &mut Section<'_>,
     firmware: Option<Firmware>,
     after: Option<After>,
-) -> (Option<Image>, Option<Kind>) {
+) -> (Option<Image>, Option<ImageContent>) {
     let source = image.key("source").required().text(values::place);
     let checksum = image.key("checksum").required().text(values::checksum);
     let formats =
         [("auto", ImageFormat::Auto), ("raw", ImageFormat::Raw), ("qcow2", ImageFormat::Qcow2)];
     let format = image.key("format").or("auto").choice(&formats);
-    let kinds = [("disk", Kind::Disk), ("partition", Kind::Partition)];
+    let kinds = [("disk", ImageContent::Disk), ("partition", ImageContent::Partition)];
     let kind = image.key("kind").or("disk").choice(&kinds);
     let verifies = [("full", Verify::Full), ("node", Verify::Node), ("none", Verify::None)];
     let verify = image.key("verify").or("full").choice(&verifies);
     let netboot = netboot(image, after);
     if after == Some(After::Disk)
-        && kind == Some(Kind::Partition)
+        && kind == Some(ImageContent::Partition)
         && firmware == Some(Firmware::Bios)
     {
         let message = "a BIOS needs boot code that one file system does not bring; use a \

@@ -34,11 +34,11 @@ const END: &[u8] = b"}\n";
 
 /// The verdict on the bytes of a file.
 #[derive(Debug)]
-pub(super) enum Found<'a> {
+pub(super) enum SealCheck<'a> {
     /// The content of a whole file of this version, as JSON.
     Content(&'a [u8]),
     /// The file begins as one of version 1 does.
-    Unsealed,
+    Format1,
     /// The damage, in words.
     Damaged(String),
 }
@@ -66,20 +66,20 @@ pub(super) fn is_sealed(start: &[u8]) -> bool {
 }
 
 /// Verifies a file and finds its content.
-pub(super) fn unseal<'a>(kind: &str, of: &str, bytes: &'a [u8]) -> Found<'a> {
+pub(super) fn unseal<'a>(kind: &str, of: &str, bytes: &'a [u8]) -> SealCheck<'a> {
     if bytes.is_empty() {
-        return Found::Damaged("it is empty".to_owned());
+        return SealCheck::Damaged("it is empty".to_owned());
     }
     let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
     let (first, body) = bytes.split_at(end);
     if first == first_line(kind, of, body).as_bytes() {
         let content = body.strip_prefix(CONTENT).and_then(|body| body.strip_suffix(END));
-        return content.map_or_else(|| Found::Damaged(MISMATCH.to_owned()), Found::Content);
+        return content.map_or_else(|| SealCheck::Damaged(MISMATCH.to_owned()), SealCheck::Content);
     }
     if first == OPENING_1 {
-        return Found::Unsealed;
+        return SealCheck::Format1;
     }
-    Found::Damaged(newer_version(first).unwrap_or_else(|| MISMATCH.to_owned()))
+    SealCheck::Damaged(newer_version(first).unwrap_or_else(|| MISMATCH.to_owned()))
 }
 
 const MISMATCH: &str = "its checksum does not match: it was damaged, cut short or edited";
@@ -128,13 +128,13 @@ mod tests {
 
     fn is_whole(bytes: &[u8]) -> bool {
         match unseal("record", "edge-07", bytes) {
-            Found::Content(_) => true,
-            Found::Unsealed => {
+            SealCheck::Content(_) => true,
+            SealCheck::Format1 => {
                 // Version 1 wrote JSON with no unknown key.
                 assert!(serde_json::from_slice::<serde_json::Value>(bytes).is_err());
                 false
             }
-            Found::Damaged(_) => false,
+            SealCheck::Damaged(_) => false,
         }
     }
 
@@ -208,7 +208,9 @@ mod tests {
     #[test]
     fn a_newer_format_is_called_that() {
         let text = String::from_utf8(sealed()).unwrap().replace("\"version\":2", "\"version\":3");
-        let Found::Damaged(why) = unseal("record", "edge-07", text.as_bytes()) else { panic!() };
+        let SealCheck::Damaged(why) = unseal("record", "edge-07", text.as_bytes()) else {
+            panic!()
+        };
         assert!(why.contains("format 3, of a newer hostler"), "{why}");
     }
 }

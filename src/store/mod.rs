@@ -26,7 +26,7 @@ use crate::{
     regular_file,
 };
 
-use self::format::Found;
+use self::format::SealCheck;
 
 mod format;
 mod identity;
@@ -395,13 +395,13 @@ fn load<T: Serialize + DeserializeOwned>(
 ) -> Result<Option<(T, bool)>, StoreError> {
     let read = regular_file::read(&path, bytes_max).map(Zeroizing::new).and_then(|bytes| {
         let content = match (format::unseal(kind, of, &bytes), upgrade) {
-            (Found::Content(json), _) => format::parse(json).map(|content| (content, false)),
-            (Found::Unsealed, Some(upgrade)) => serde_json::from_slice(&bytes)
+            (SealCheck::Content(json), _) => format::parse(json).map(|content| (content, false)),
+            (SealCheck::Format1, Some(upgrade)) => serde_json::from_slice(&bytes)
                 .map_err(|error| shown(&error.to_string()))
                 .and_then(upgrade)
                 .map(|content| (content, true)),
-            (Found::Unsealed, None) => Err("it is not of hostler's format".to_owned()),
-            (Found::Damaged(why), _) => Err(why),
+            (SealCheck::Format1, None) => Err("it is not of hostler's format".to_owned()),
+            (SealCheck::Damaged(why), _) => Err(why),
         };
         content.map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
     });

@@ -74,7 +74,7 @@ impl Watcher {
         rescan: Duration,
         debounce: Duration,
     ) -> io::Result<(Self, mpsc::Receiver<Wake>)> {
-        let (watch, receiver) = Watch::new(dir, rescan, debounce)?;
+        let (watch, receiver) = WatchThread::new(dir, rescan, debounce)?;
         let hints = Arc::clone(&watch.hints);
         thread::Builder::new().name("watch".to_owned()).spawn(move || watch.run())?;
         Ok((Self { hints }, receiver))
@@ -117,7 +117,7 @@ impl Hints {
 }
 
 /// The state of the watching thread.
-struct Watch {
+struct WatchThread {
     dir: PathBuf,
     rescan: Duration,
     debounce: Duration,
@@ -128,7 +128,7 @@ struct Watch {
     failed: bool,
 }
 
-impl Watch {
+impl WatchThread {
     fn new(
         dir: PathBuf,
         rescan: Duration,

@@ -25,14 +25,14 @@ const BENEATH_MAX: usize = 1000;
 const LINKED_MAX: usize = 1000;
 
 /// Device and inode, which tell a directory from another one of the same name.
-type Identity = (u64, u64);
+type DirId = (u64, u64);
 
 /// The directories to watch.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Targets {
-    directories: BTreeMap<PathBuf, Option<Identity>>,
+    directories: BTreeMap<PathBuf, Option<DirId>>,
     /// The subdirectories of the spec directory, at any depth.
-    beneath: BTreeMap<PathBuf, Option<Identity>>,
+    beneath: BTreeMap<PathBuf, Option<DirId>>,
     /// The links on the path and the spec directory itself: a change of one of these replaces the
     /// spec directory.
     steps: BTreeSet<PathBuf>,
@@ -61,7 +61,7 @@ impl Targets {
             specs: None,
         };
         let Some(at) = targets.walk(PathBuf::from("/"), dir) else { return targets };
-        targets.directories.insert(at.clone(), identity(&at));
+        targets.directories.insert(at.clone(), dir_id(&at));
         let (beneath, links) = beneath(&at);
         targets.beneath = beneath;
         targets.follow_links(&at, &links);
@@ -139,7 +139,7 @@ impl Targets {
     }
 
     fn note(&mut self, parent: &Path, step: PathBuf) {
-        self.directories.insert(parent.to_owned(), identity(parent));
+        self.directories.insert(parent.to_owned(), dir_id(parent));
         self.steps.insert(step);
     }
 }
@@ -147,7 +147,7 @@ impl Targets {
 /// Finds the subdirectories of the spec directory, breadth first up to [`BENEATH_MAX`], and the
 /// links in the spec directory itself. Does not follow links: attached files lie beneath the spec
 /// directory. Reads each directory once, because the spec directory may be large.
-fn beneath(specs: &Path) -> (BTreeMap<PathBuf, Option<Identity>>, Vec<PathBuf>) {
+fn beneath(specs: &Path) -> (BTreeMap<PathBuf, Option<DirId>>, Vec<PathBuf>) {
     let (mut found, mut links) = (BTreeMap::new(), Vec::new());
     let mut waiting = VecDeque::from([specs.to_owned()]);
     while let Some(dir) = waiting.pop_front() {
@@ -155,7 +155,7 @@ fn beneath(specs: &Path) -> (BTreeMap<PathBuf, Option<Identity>>, Vec<PathBuf>) 
         let Ok(entries) = fs::read_dir(&dir) else { continue };
         let is_top = dir == specs;
         if !is_top {
-            let identity = identity(&dir);
+            let identity = dir_id(&dir);
             found.insert(dir, identity);
         }
         for entry in entries.map_while(Result::ok) {
@@ -197,6 +197,6 @@ fn names(path: &Path) -> Vec<OsString> {
     path.components().filter_map(name).rev().collect()
 }
 
-fn identity(dir: &Path) -> Option<Identity> {
+fn dir_id(dir: &Path) -> Option<DirId> {
     fs::metadata(dir).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
