@@ -64,32 +64,32 @@ const PATH_BYTES_MAX: usize = 4095;
 /// The checked configuration. Every path in it is absolute.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
-    /// `[specs]`
+    /// The table `[specs]`.
     pub specs: Specs,
-    /// `[state]`
+    /// The table `[state]`.
     pub state: State,
-    /// `[images]`
+    /// The table `[images]`.
     pub images: Images,
-    /// `[secrets]`
+    /// The table `[secrets]`.
     pub secrets: Secrets,
-    /// `[network]`
+    /// The table `[network]`.
     pub network: Network,
-    /// `[tftp]`
+    /// The table `[tftp]`.
     pub tftp: Tftp,
-    /// `[http]`
+    /// The table `[http]`.
     pub http: Http,
-    /// `[callback]`
+    /// The table `[callback]`.
     pub callback: Callback,
     /// `[ironic]`: without it, Ironic's ramdisk installs no machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ironic: Option<Ironic>,
-    /// `[admin]`
+    /// The table `[admin]`.
     pub admin: Admin,
-    /// `[ramdisk]`
+    /// The table `[ramdisk]`.
     pub ramdisk: Ramdisk,
-    /// `[limits]`
+    /// The table `[limits]`.
     pub limits: Limits,
-    /// `[safety]`
+    /// The table `[safety]`.
     pub safety: Safety,
     /// `[defaults]`: defaults for any key of a spec, below `_defaults.toml`. The spec reader checks
     /// it.

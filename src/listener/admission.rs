@@ -45,7 +45,7 @@ pub(crate) struct ConnectionLimits {
 pub(crate) struct RateLimit {
     /// Over time; at least 1.
     pub(crate) per_second: u32,
-    /// At once.
+    /// Connections and requests in a burst.
     pub(crate) burst: u32,
 }
 
@@ -357,7 +357,7 @@ mod tests {
             let Admitted { permit, eviction, .. } = admit(&admission, address(peer)).unwrap();
             (Arc::new(permit).protect_while(), eviction)
         });
-        // The third is protected for another reason than a file.
+        // The third connection is protected, but not for a download.
         for (protection, _) in [&slow, &quick] {
             protection.note_progress_at(start);
         }

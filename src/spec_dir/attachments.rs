@@ -87,8 +87,8 @@ impl<'d> Attachments<'d> {
             })?;
         if bytes.len() as u64 > ATTACHMENT_BYTES_MAX {
             return Err(format!(
-                "has more than {ATTACHMENT_BYTES_MAX} bytes; a config drive has {DRIVE_MIB} MiB, as \
-                 Ironic's, but attached files are kept in memory and records: let the machine \
+                "has more than {ATTACHMENT_BYTES_MAX} bytes; a config drive has {DRIVE_MIB} MiB, \
+                 as Ironic's, but attached files are kept in memory and records: let the machine \
                  fetch more (`#include`)"
             ));
         }

@@ -1,5 +1,5 @@
-//! Every field of the schema: its good values, its bad ones, and the place and words of each
-//! problem.
+//! Tests of every key of the schema: valid values, invalid ones, and the problems with their
+//! places.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -37,7 +37,7 @@ source = "debian-13.raw"
 checksum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 "#;
 
-/// Reads a spec where no file lies beside it.
+/// Parses a spec without attached files.
 fn parse(file: &str, bytes: &[u8], defaults: &Defaults) -> Result<NodeSpec, Vec<Problem>> {
     super::parse(file, bytes, defaults, &absent)
 }
@@ -74,7 +74,7 @@ fn check_over(text: impl AsRef<[u8]>, defaults: &Defaults, expected: &Expect) {
     expected.assert_eq(&lines(&problems));
 }
 
-/// The minimal spec with `lines` in the table `[table]`, which is made if it is not there.
+/// The minimal spec with more `lines` in the table `[table]`.
 fn with(table: &str, line: &str) -> String {
     let header = format!("[{table}]\n");
     if table.is_empty() {

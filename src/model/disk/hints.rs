@@ -384,7 +384,7 @@ mod tests {
         assert!(SizeHint::parse(">= lots").is_err());
     }
 
-    /// Two ways to one SAS disk, and a disk beside it.
+    /// Two paths to one SAS disk, and another disk.
     fn catalog() -> [Disk; 3] {
         let one = Disk {
             wwn: Some("naa.5000c500a1b2c3d4".into()),
@@ -436,7 +436,7 @@ mod tests {
             let chosen = first.choose(&[one, other]).map(|disk| disk.name.clone());
             assert!(matches!(chosen, Err(NoRootDevice::Ambiguous { .. })), "{chosen:?}");
         }
-        // Texts of firmware that has no name for a disk, nor a serial number.
+        // WWNs of firmware without names for disks.
         for unassigned in ["naa.0000000000000000", "eui.ffffffffffffffff", ""] {
             let [mut one, mut other, _] = catalog();
             for disk in [&mut one, &mut other] {

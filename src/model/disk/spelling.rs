@@ -125,7 +125,7 @@ mod tests {
         Disk { name: "sda".into(), size: 480 << 30, serial, model, vendor, wwn, ..Disk::default() }
     }
 
-    /// Whether the hint chooses the disk where it is the only one.
+    /// Whether the hint chooses a machine's only disk.
     fn chosen(key: &str, hint: &str, disk: &Disk) -> bool {
         let (mut hints, hint) = (RootDeviceHints::default(), Some(hint.to_owned()));
         match key {
@@ -182,13 +182,13 @@ mod tests {
             ("serial", "1A2B3C", &sata),
             ("model", "WDC", &sata),
             ("model", "WDC WD40EFRX-69N32N0", &sata),
-            // Its whole model is known, and is another one.
+            // The full model is known and differs.
             ("model", "SAMSUNG MZ7LH480HBJR-00005", &whole),
             ("model", "SAMSUNG", &whole),
-            // Not a SATA disk: its model is not cut.
+            // No SATA disk, whose model would be truncated.
             ("model", "PERC H740P Mini Adapter", &raid),
             ("vendor", "Dell Inc.", &raid),
-            // The first half only, which is the controller's.
+            // The first half only, which the controller's other disks share.
             ("wwn", "0x600508b1001c4d5e", &raid),
             ("wwn", "", &raid),
         ];

@@ -1,4 +1,4 @@
-//! Each key's bad values, and what is said of them.
+//! Tests of each key's invalid values and their messages.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use expect_test::{Expect, expect};
 use super::{Defaults, FILE, MINIMAL, check, good, parse, with};
 use crate::model::spec::{BmcAddress, BmcDriver, DeployRamdisk, MachineId, NodeSpec, Password};
 
-/// Each line, alone in its table of an otherwise good spec, with what is said of it.
+/// Formats the problems of each line, alone in its table of an otherwise valid spec.
 fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
     let mut said = String::new();
     for line in bad_lines {
