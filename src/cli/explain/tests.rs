@@ -353,7 +353,7 @@ fn a_spec_that_broke_after_the_agent_had_taken_it_up() {
         r#"
 phase = "pending"
 ready = false
-message = "nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts"
+message = "nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays effective and nothing starts"
 spec_valid = false
 spec_digest = "DIGEST"
 since = "2026-11-22T12:00:00Z"
@@ -370,7 +370,7 @@ message = "`gone` is not one of deployed, unmanaged"
         None,
         &expect![[r#"
         edge-07 is pending for 10m0s
-          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts
+          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays effective and nothing starts
 
         Spec
           in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
@@ -399,7 +399,7 @@ message = "`gone` is not one of deployed, unmanaged"
     .unwrap();
     expect![[r#"
         edge-07 is pending for 10m0s
-          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts
+          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays effective and nothing starts
 
         Spec
           in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
