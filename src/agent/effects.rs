@@ -222,7 +222,7 @@ impl Effects for Adapters {
         }
     }
 
-    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
+    fn save_site(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
         self.store.save_site(unclaimed).map_err(|error| {
             error!(%error, "the site file cannot be written; nothing is started or forgotten until \
                 it can");

@@ -88,7 +88,7 @@ impl Node {
                 if matches!(state, State::Preparing { ready: None }) =>
             {
                 self.note_stages(&stages);
-                self.miss_nothing();
+                self.clear_missing_file();
                 let bmc = spec.bmc.clone();
                 let attempt = Attempt::new(key, image, system_guid, bmc);
                 self.enter(now, Cause::ImageVerified(attempt));
@@ -260,7 +260,7 @@ impl Node {
     /// Handles the failure of the running operation: a retry, a pause or the end of the attempt.
     fn on_failure(&mut self, now: Timestamp, fault: Fault, actions: &mut Vec<Action>) {
         if fault.retry == RetryAdvice::Wait {
-            return self.wait_for_missing(now, fault, actions);
+            return self.wait_for_missing_file(now, fault, actions);
         }
         let may_pass = fault.retry == RetryAdvice::Backoff;
         match &self.record.state {

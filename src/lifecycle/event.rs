@@ -72,7 +72,7 @@ pub enum Event {
 
 impl Event {
     /// Whether the event is about the node's spec.
-    pub(super) fn tells_of_spec(&self) -> bool {
+    pub(super) fn is_about_spec(&self) -> bool {
         match self {
             Self::Spec(_)
             | Self::MassChange(_)

@@ -36,7 +36,7 @@ pub trait Effects {
     /// Writes a node's record durably. The error is a message for the operator.
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String>;
     /// Writes the site file durably. The error is a message for the operator.
-    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String>;
+    fn save_site(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String>;
     /// Serves the node's boot menu.
     fn serve(&mut self, node: &Node);
     /// Starts an operation, which must end with [`Event::Done`].
@@ -62,13 +62,13 @@ pub struct Executor {
     /// The waiting actions of each node whose record cannot be written.
     unsaved: BTreeMap<NodeName, Vec<Action>>,
     /// The value of [`UnclaimedInstalls::changes`] in the durable site file.
-    kept: u64,
+    saved_changes: u64,
 }
 
 impl Executor {
     /// Makes an executor for this fleet.
     pub fn new(fleet: Fleet) -> Self {
-        Self { fleet, unsaved: BTreeMap::new(), kept: 0 }
+        Self { fleet, unsaved: BTreeMap::new(), saved_changes: 0 }
     }
 
     /// The fleet, read-only.
@@ -155,9 +155,9 @@ impl Executor {
             return Ok(false);
         }
         self.fleet.set_incomplete(false);
-        let kept = self.keep_unclaimed(effects);
-        self.fleet.set_incomplete(kept.is_err());
-        kept.map(|()| true)
+        let site_saved = self.save_changed_site(effects);
+        self.fleet.set_incomplete(site_saved.is_err());
+        site_saved.map(|()| true)
     }
 
     /// Passes a tick to every node that is due, and retries failed writes of records.
@@ -209,10 +209,10 @@ impl Executor {
         let is_retry = unsaved.is_some();
         let mut waiting = unsaved.unwrap_or_default();
         waiting.extend(actions);
-        let kept = self.keep_unclaimed(effects);
+        let site_saved = self.save_changed_site(effects);
         let Some(node) = self.fleet.node(&name) else {
             let before = before.filter(|_| !is_retry);
-            self.forget(&name, before.as_ref(), waiting, kept.is_ok(), effects);
+            self.forget(&name, before.as_ref(), waiting, site_saved.is_ok(), effects);
             return None;
         };
         let unstarted = remove_cancelled(node, &mut waiting);
@@ -226,9 +226,10 @@ impl Executor {
         let same_machine = spec_before
             .zip(record.spec.as_ref())
             .is_some_and(|(before, spec)| before.machine_change(spec) == MachineChange::None);
-        let needs_kept = is_retry || !same_machine || self.fleet.is_counted(&name);
+        let needs_site = is_retry || !same_machine || self.fleet.is_counted(&name);
         let saved = if is_retry || before.as_ref() != Some(record) {
-            kept.or_else(|error| if needs_kept { Err(error) } else { Ok(()) })
+            site_saved
+                .or_else(|error| if needs_site { Err(error) } else { Ok(()) })
                 .and_then(|()| effects.save(&name, record))
         } else {
             Ok(())
@@ -318,7 +319,7 @@ impl Executor {
         name: &NodeName,
         before: Option<&Record>,
         waiting: Vec<Action>,
-        kept: bool,
+        site_saved: bool,
         effects: &mut impl Effects,
     ) {
         for action in waiting {
@@ -326,7 +327,7 @@ impl Executor {
                 effects.reply(request, reply);
             }
         }
-        if kept {
+        if site_saved {
             effects.forget(name);
             self.fleet.recorded(name);
         } else {
@@ -344,19 +345,19 @@ impl Executor {
         }
         let unsaved = &self.unsaved;
         let newly = self.fleet.list_nodes(|other| unsaved.contains_key(other));
-        let kept = self.keep_unclaimed(effects);
-        if kept.is_err() {
+        let site_saved = self.save_changed_site(effects);
+        if site_saved.is_err() {
             self.fleet.unlist_nodes(&newly);
         }
-        kept
+        site_saved
     }
 
     /// Writes the site file if it has changed. This must precede the change or removal of a record.
-    fn keep_unclaimed(&mut self, effects: &mut impl Effects) -> Result<(), String> {
+    fn save_changed_site(&mut self, effects: &mut impl Effects) -> Result<(), String> {
         let unclaimed = self.fleet.unclaimed();
-        if unclaimed.changes() != self.kept {
-            effects.keep(unclaimed)?;
-            self.kept = unclaimed.changes();
+        if unclaimed.changes() != self.saved_changes {
+            effects.save_site(unclaimed)?;
+            self.saved_changes = unclaimed.changes();
         }
         Ok(())
     }

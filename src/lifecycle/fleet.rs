@@ -224,7 +224,7 @@ impl Fleet {
     /// Passes an event to its node, which is made for its first spec. `None`: no such node.
     pub fn step(&mut self, now: Timestamp, name: &NodeName, event: Event) -> Option<Vec<Action>> {
         if !self.nodes.contains_key(name) {
-            if !event.tells_of_spec() || matches!(event, Event::SpecGone) {
+            if !event.is_about_spec() || matches!(event, Event::SpecGone) {
                 return None;
             }
             let mut node = Node::new(name.clone(), self.policy, now);

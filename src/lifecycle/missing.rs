@@ -28,14 +28,14 @@ const PAUSE_MAX: Duration = Duration::from_secs(40);
 
 impl Node {
     /// Makes the node wait for a missing file. In every state, it keeps its attempts.
-    pub(super) fn wait_for_missing(
+    pub(super) fn wait_for_missing_file(
         &mut self,
         now: Timestamp,
         fault: Fault,
         actions: &mut Vec<Action>,
     ) {
-        let doublings = self.missed_in_a_row.min(8);
-        self.missed_in_a_row = self.missed_in_a_row.saturating_add(1);
+        let doublings = self.missing_in_a_row.min(8);
+        self.missing_in_a_row = self.missing_in_a_row.saturating_add(1);
         let pause = PAUSE_MIN.saturating_mul(1 << doublings).min(PAUSE_MAX);
         let until = after(now, pause);
         let attempt = self.record.attempt;
@@ -80,13 +80,13 @@ impl Node {
     }
 
     /// Notes that no file is missing any more.
-    pub(super) fn miss_nothing(&mut self) {
-        self.missed_in_a_row = 0;
+    pub(super) fn clear_missing_file(&mut self) {
+        self.missing_in_a_row = 0;
         self.record.last_error.take_if(|error| error.fault.retry == RetryAdvice::Wait);
     }
 
     /// The fault of the missing file, if the node waits for one.
-    pub(super) fn missing(&self) -> Option<&Fault> {
+    pub(super) fn missing_file(&self) -> Option<&Fault> {
         let fault = self.record.last_error.as_ref().map(|error| &error.fault);
         fault.filter(|fault| fault.retry == RetryAdvice::Wait)
     }

@@ -60,7 +60,7 @@ pub(super) fn root_unknown() -> Fault {
 }
 
 /// The menu of an installed machine: its own kernel only with a known root file system.
-pub(super) fn own_menu(files: Option<&NetbootFiles>, root: Option<&str>) -> Menu {
+pub(super) fn installed_menu(files: Option<&NetbootFiles>, root: Option<&str>) -> Menu {
     let served = files.and_then(|files| Some((files, files.command_line(root)?)));
     match served {
         Some((files, command_line)) => Menu::Network { files: files.files(), command_line },

@@ -22,7 +22,7 @@ use crate::model::{
 use super::{
     event::{Action, Event, Menu, NEVER_STARTED, Operation, Outcome},
     limits::{Policy, after, patience, power_limit},
-    netboot_files::{NetbootUpdate, own_menu, upgrade_identity, upgrade_record},
+    netboot_files::{NetbootUpdate, installed_menu, upgrade_identity, upgrade_record},
     polls::Polls,
     state::{Purpose, Record, State},
     text::plain_fault,
@@ -73,7 +73,7 @@ pub struct Node {
     /// The state of the machine's network boot files.
     pub(super) netboot: NetbootUpdate,
     /// The number of failures in a row by files missing on the agent's own machine.
-    pub(super) missed_in_a_row: u32,
+    pub(super) missing_in_a_row: u32,
     next_op: u64,
 }
 
@@ -134,7 +134,7 @@ impl Node {
             queued_since: None,
             polls: Polls::new(now),
             netboot: NetbootUpdate::default(),
-            missed_in_a_row: 0,
+            missing_in_a_row: 0,
             next_op: 1,
         }
     }
@@ -155,7 +155,7 @@ impl Node {
             State::Switching { attempt, .. }
             | State::WaitingCompleted { attempt, .. }
             | State::Restarting { attempt, .. } => {
-                own_menu(attempt.image.netboot.as_ref(), attempt.image.root().as_deref())
+                installed_menu(attempt.image.netboot.as_ref(), attempt.image.root().as_deref())
             }
             State::Idle
             | State::Held { .. }
@@ -164,7 +164,7 @@ impl Node {
             | State::Preparing { .. }
             | State::CleaningUp { .. } => match &self.record.installed {
                 Some(installed) => {
-                    own_menu(installed.netboot.as_ref(), installed.root().as_deref())
+                    installed_menu(installed.netboot.as_ref(), installed.root().as_deref())
                 }
                 None => Menu::LocalDisk,
             },
@@ -193,11 +193,11 @@ impl Node {
     /// Takes an event and returns the actions, in order.
     pub fn step(&mut self, now: Timestamp, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
-        if self.unread && event.tells_of_spec() {
+        if self.unread && event.is_about_spec() {
             self.boot_again_if_cut_off(now);
         }
         self.bound_waits(now);
-        if event.tells_of_spec() {
+        if event.is_about_spec() {
             (self.unread, self.gone) = (false, false);
         }
         match event {
@@ -525,7 +525,7 @@ impl Node {
     pub(super) fn see_power(&mut self, now: Timestamp, observed: PowerState) {
         self.power = Some(Power { observed, observed_at: now });
         if self.bmc_trouble.take().is_some_and(|trouble| trouble.retry == RetryAdvice::Wait) {
-            self.miss_nothing();
+            self.clear_missing_file();
         }
         self.polls.answered(now);
     }

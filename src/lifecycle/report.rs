@@ -261,7 +261,7 @@ impl Node {
                  brought up"
                     .to_owned()
             }
-            Phase::Pending if self.record.not_before.is_some() && self.missing().is_some() => {
+            Phase::Pending if self.record.not_before.is_some() && self.missing_file().is_some() => {
                 format!("waiting for what is missing: {last_error}")
             }
             Phase::Pending if self.record.not_before.is_some() => {

@@ -100,7 +100,7 @@ impl Effects for FakeEffects {
         self.store.save(node, record).map_err(|error| error.to_string())
     }
 
-    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
+    fn save_site(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
         self.store.save_site(unclaimed).map_err(|error| error.to_string())
     }
 

@@ -101,7 +101,7 @@ impl Effects for World {
         Ok(())
     }
 
-    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
+    fn save_site(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
         if !self.lives() {
             return Ok(());
         }
