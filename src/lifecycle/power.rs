@@ -83,7 +83,7 @@ impl Node {
 
     /// Whether the BMC has the same address as at the installation. Another address may be another
     /// machine's, which hostler never switches without an order.
-    fn answers_where_installed(&self) -> bool {
+    pub(super) fn answers_where_installed(&self) -> bool {
         let machine =
             self.record.installed.as_ref().and_then(|installed| installed.machine.as_ref());
         let spec = self.record.spec.as_ref();

@@ -23,7 +23,10 @@ impl Node {
         // A node is held as `RecordLost` exactly while its spec wants an installation, the disk's
         // content is unknown, and nobody has consented.
         self.hold_lost_record(now);
-        // A node without a BMC is never held because its machine is on, and never waits for a poll.
+        // A node is `Booting` exactly while its installed system has yet to show that it is up and
+        // is wanted to run. (`first_boot.rs`)
+        self.await_boot(now, actions);
+        // A machine without a BMC is never held for being on, and never waits for a poll.
         // (`manual_power.rs`)
         self.advance_manual_power(now);
         // The operation that the state needs is running, unless something blocks it. Comes after

@@ -58,6 +58,10 @@ pub struct Record {
     /// the deploy ramdisk. `installed` is set by then.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub awaits_restart: bool,
+    /// Whether the BMC was asked to restart the machine once more, because its own system did not
+    /// show that it was up. It is not asked a second time for one installation.
+    #[serde(default, skip_serializing_if = "Not::not")]
+    pub restarted_again: bool,
     /// The installation that hostler put on the disk.
     pub installed: Option<Installed>,
     /// Former root devices that were still in the machine at its last lookup.
@@ -91,6 +95,7 @@ impl Record {
             power_ordered: false,
             power_forced_at: None,
             awaits_restart: false,
+            restarted_again: false,
             installed: None,
             other_disks: Vec::new(),
             last_error: None,
@@ -128,7 +133,8 @@ impl Record {
 
     /// Sets the machine's installation from another source. `None`: unknown.
     pub(super) fn know(&mut self, installed: Option<Installed>) {
-        self.awaits_restart = false;
+        // Nobody knows any more how often it was restarted, so that it is not.
+        (self.awaits_restart, self.restarted_again) = (false, true);
         self.record_lost = installed.is_none();
         self.installed = installed;
     }
@@ -217,6 +223,9 @@ pub enum State {
         /// The written disk.
         disk: Disk,
     },
+    /// The machine boots its own system, which has yet to show that it is up. Whatever becomes of
+    /// that, the disk stays as it is, and so does the power, but for one restart by the BMC.
+    Booting { boot: FirstBoot },
     /// The attempt is over. The running operation stops, and then the BMC or the ramdisk switches
     /// the machine off. The phase is `pending`.
     CleaningUp {
@@ -224,6 +233,18 @@ pub enum State {
         attempt: Option<Attempt>,
         purpose: Purpose,
     },
+}
+
+/// How far a first boot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirstBoot {
+    /// Its system has its time.
+    Waiting,
+    /// The agent was gone when that time was up, so that its system has a little longer.
+    Overdue,
+    /// The BMC restarts it, because its system did not come up.
+    Restarting,
 }
 
 /// The reason why an operator must consent.
@@ -332,7 +353,8 @@ impl State {
             | Self::Held { .. }
             | Self::Failed
             | Self::SettingPower { .. }
-            | Self::Preparing { .. } => None,
+            | Self::Preparing { .. }
+            | Self::Booting { .. } => None,
             Self::PoweringOn { attempt, .. }
             | Self::WaitingRamdisk { attempt, .. }
             | Self::Imaging { attempt, .. }
@@ -349,7 +371,8 @@ impl State {
             | Self::Held { .. }
             | Self::Failed
             | Self::SettingPower { .. }
-            | Self::Preparing { .. } => None,
+            | Self::Preparing { .. }
+            | Self::Booting { .. } => None,
             Self::PoweringOn { attempt, .. }
             | Self::WaitingRamdisk { attempt, .. }
             | Self::Imaging { attempt, .. }

@@ -4,7 +4,7 @@
 //! Used by the callback subsystem and the ramdisk; the core judges the calls. Everything from a
 //! ramdisk is untrusted until the core has compared its key.
 
-use std::{net::IpAddr, num::NonZeroU16};
+use std::{fmt, net::IpAddr, num::NonZeroU16};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -14,6 +14,9 @@ use super::{
     secret::Secret,
     spec::DeployRamdisk,
 };
+
+/// Longest body of a call, in bytes: an inventory of hundreds of disks has some 100 KiB.
+pub const BODY_BYTES_MAX: usize = 256 << 10;
 
 /// One call of a ramdisk, parsed and not yet judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub enum Call {
     DeployState,
     /// `POST …/completed`
     Completed(Completed),
+    /// `POST …/log`
+    Log(RamdiskLog),
     /// `POST …/pass_deploy_info` of Ironic's ramdisk, which makes no lookup and has no CHAP.
     IronicDeployInfo(DeployInfo),
     /// `POST …/pass_bootloader_install_info` of Ironic's ramdisk: the error of its boot loader's
@@ -41,6 +46,7 @@ impl Call {
             Self::PassDeployInfo(_) | Self::IronicDeployInfo(_) => "pass_deploy_info",
             Self::DeployState => "deploy_state",
             Self::Completed(_) => "completed",
+            Self::Log(_) => "log",
             Self::IronicBootloader(_) => "pass_bootloader_install_info",
         }
     }
@@ -48,9 +54,11 @@ impl Call {
     /// The ramdisk that makes this call.
     pub const fn ramdisk(&self) -> DeployRamdisk {
         match self {
-            Self::Lookup(_) | Self::PassDeployInfo(_) | Self::DeployState | Self::Completed(_) => {
-                DeployRamdisk::Hostler
-            }
+            Self::Lookup(_)
+            | Self::PassDeployInfo(_)
+            | Self::DeployState
+            | Self::Completed(_)
+            | Self::Log(_) => DeployRamdisk::Hostler,
             Self::IronicDeployInfo(_) | Self::IronicBootloader(_) => DeployRamdisk::Ironic,
         }
     }
@@ -227,6 +235,28 @@ pub struct Completed {
     /// The duration of the comparison, in milliseconds.
     #[serde(default)]
     pub verify_ms: u64,
+}
+
+/// Most of each log that is sent and kept, in bytes: the end.
+pub const LOG_BYTES_MAX: usize = 64 << 10;
+
+/// `POST …/log`: what the deploy ramdisk has logged since its boot.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamdiskLog {
+    /// The kernel's messages, a line each.
+    #[serde(default)]
+    pub kernel: String,
+    /// The ramdisk's own.
+    #[serde(default)]
+    pub ramdisk: String,
+}
+
+/// The kernel prints its command line, and with it the attempt's key.
+impl fmt::Debug for RamdiskLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kernel, ramdisk } = self;
+        write!(f, "RamdiskLog({} and {} bytes)", kernel.len(), ramdisk.len())
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! `<name>.status.toml`: one node's status for administrators, scripts and `hostler status`.
 //!
-//! The agent's publisher writes it; the CLI reads it without an agent, and the agent reads it if a
-//! record is lost. A reader must never see half a file or take a damaged one for whole. A status
-//! must hold nothing secret: everybody may read the files, which have mode 0644. `console` keeps
-//! console logs beside them.
+//! Written by the agent's publisher, read by the CLI, which needs no agent for it, and by the agent
+//! where a record is lost. Small synchronous file work. It must never show a reader half a file,
+//! take a damaged one for whole, nor put anything here that not everybody may read: the files have
+//! mode 0644. Beside them is what `console` and `ramdisk_log` keep.
 //!
 //! The last line is a comment with the checksum of everything before it. Writes are not synced:
 //! after a power cut a file may be old or damaged, and the checksum tells.
@@ -34,11 +34,14 @@ pub mod agent_mark;
 mod console;
 mod format_1;
 mod on_disk;
+mod ramdisk_log;
+mod untrusted;
 mod unwritten;
 
 pub use agent_mark::MarkFile;
 pub use console::{CONSOLE_BYTES_MAX, ConsoleLog};
 pub use on_disk::{RenderedStatus, StatusOnDisk};
+pub use ramdisk_log::KeptLog;
 pub use unwritten::Unwritten;
 
 const SUFFIX: &str = ".status.toml";

@@ -172,14 +172,14 @@ fn beneath(specs: &Path) -> (BTreeMap<PathBuf, Option<DirId>>, Vec<PathBuf>) {
     (found, links)
 }
 
-/// Whether the agent may read this file: a spec, the defaults, an attached file, or a Kubernetes
-/// volume's `..data`, which all its files are links into. False for status files, console logs and
-/// their temporary files, above all.
+/// A spec, the defaults, anything that is attached, or a Kubernetes volume's `..data`, which all
+/// files are links into. Above all not a status file, a console's log or a ramdisk's, nor what
+/// becomes one.
 fn may_be_read(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     name.as_bytes().starts_with(b"..")
         || !(is_hidden(name)
-            || [&b".status.toml"[..], b".console.log"]
+            || [&b".status.toml"[..], b".console.log", b".ramdisk.log"]
                 .iter()
                 .any(|own| name.as_bytes().ends_with(own)))
 }
