@@ -287,7 +287,7 @@ async fn a_target_that_does_not_ask_for_chap_is_refused() {
     let tgtd = Tgtd::start();
     let chap = chap("a-secret-of-twelve", None);
     let error = Lun::connect(&tgtd.lun(1), Some(&chap), &options()).await.unwrap_err();
-    assert_eq!(error.kind, IscsiErrorKind::LoginRefused(LoginRefusal::ChapNotAsked));
+    assert_eq!(error.kind, IscsiErrorKind::LoginRefused(LoginRefusal::ChapNotDemanded));
     assert_eq!(
         error.to_string(),
         format!("target {IQN}: login: refused: the target does not ask for CHAP, must")
