@@ -1,8 +1,8 @@
 //! Writes a layout to a disk in the order that keeps a half-written disk from booting, and reads it
 //! back.
 //!
-//! Called once per attempt through [`super::OpenedDisk::write`], after the image's checksum has
-//! been compared. The parent module lists its promises about the disk, which it must never break.
+//! The agent calls it once per attempt through [`super::OpenedDisk::write`], after the comparison
+//! of the image's checksum. The parent module lists its guarantees.
 
 use std::{ops::Range, time::Duration};
 
@@ -27,26 +27,26 @@ use crate::{
     progress::{Cancel, Meter, Watch},
 };
 
-/// Fewest bytes of the disk between two flushes. When a connection breaks, at most twice the bytes
-/// between two flushes are written again, and the distance is halved down to this, so that a path
-/// whose connections never last long still makes progress.
+/// Fewest bytes of the disk between two flushes. After a broken connection, the write repeats at
+/// most twice the bytes between two flushes, and halves this distance down to the minimum, so that
+/// it makes progress even if no connection lasts long.
 const FLUSH_BYTES_MIN: u64 = 4 << 20;
 /// Longest time between two flushes during writes, so that a slow disk loses no minutes.
 const FLUSH_PERIOD: Duration = Duration::from_secs(5);
-/// Commands in flight at most. This bounds the zeros in flight; the buffers bound the data.
+/// Most commands in flight. This bounds the zeros in flight; the buffers bound the data.
 const COMMANDS_MAX: usize = 64;
-/// Pieces compared at once: each holds the bytes read beside the bytes wanted. A connection keeps
+/// Most pieces compared at once: each holds the read bytes and the expected ones. A connection has
 /// no more data in flight.
 pub(super) const COMPARES_MAX: usize = 8;
-/// Time to close the connections of a written disk.
+/// Time limit for closing the connections of a written disk.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 
-/// The content of a disk, and the demands on the disk that takes it.
+/// The content for a disk, and the requirements on its write.
 #[derive(Clone, Debug)]
 pub struct ImagingOrder {
     /// The disk's content.
     pub layout: Layout,
-    /// The check that the disk holds it.
+    /// How the written content is verified.
     pub verify: Verify,
     /// Longest time without any progress.
     pub stall: Duration,
@@ -112,7 +112,7 @@ struct Writing<'a> {
     flush_bytes: u64,
     scale_up: ScaleUp,
     rate: RateWatch,
-    /// Whether the disk is read back.
+    /// Whether the write reads the disk back.
     compares: bool,
     digests: Option<Digests>,
     edges: Vec<DiskRange>,
@@ -129,7 +129,7 @@ impl<'a> Writing<'a> {
     ) -> Self {
         let verify = order.verify;
         let digests = if verify == Verify::Node { Digests::start(&plan) } else { None };
-        // A layout in too many parts to be described to the node is read back.
+        // A layout with too many parts for digests is read back.
         let compares = match verify {
             Verify::Full => true,
             Verify::Node => digests.is_none(),
@@ -151,7 +151,7 @@ impl<'a> Writing<'a> {
         }
     }
 
-    /// Resumes at the current step and goes on to the end.
+    /// Resumes at the current step and continues to the end.
     async fn go_on<C: Connector>(
         &mut self,
         pool: &mut ConnectionPool<'_, C>,
@@ -193,7 +193,7 @@ impl<'a> Writing<'a> {
         }
     }
 
-    /// Writes one end of the disk as a whole and flushes.
+    /// Writes one end of the disk at once, and flushes.
     async fn edge<V: Volume>(
         &mut self,
         disk: &ConnectedDisk<V>,
@@ -217,8 +217,8 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Writes the body from there on and flushes, many commands at once, over as many connections
-    /// as pay.
+    /// Writes the body from this offset on and flushes, with many commands at once, over as many
+    /// connections as make it faster.
     async fn body<C: Connector>(
         &mut self,
         pool: &mut ConnectionPool<'_, C>,
@@ -231,13 +231,13 @@ impl<'a> Writing<'a> {
         let mut pieces = Some(read_ahead(self.plan.clone(), from..body.end, purpose));
         let (mut begun, mut completed, mut flushed) = (from, from, from);
         let mut flush_sent = (from, Instant::now());
-        // After a reconnect that is less than before.
+        // After a reconnect, the progress is less than before.
         self.watch.meter.set(self.plan.bytes_in(&(body.start..from)));
         self.scale_up.begin();
         let resumed = Resumed::new(self.plan.bytes_in(&(body.start..from)), pool);
         self.rate.begin(Instant::now(), Pass::Body, resumed.had_bytes);
         while pieces.is_some() || !in_flight.is_empty() {
-            // This bounds the bytes to write again, however long a flush takes.
+            // This bounds the repeated bytes, even if a flush takes long.
             let room = in_flight.len() < COMMANDS_MAX && begun - flushed < 2 * self.flush_bytes;
             let pieces_now = pieces.as_mut().filter(|_| room);
             match watched(self.watch, next(pieces_now, in_flight, pool)).await? {
@@ -264,8 +264,7 @@ impl<'a> Writing<'a> {
             let due = completed - sent_to >= self.flush_bytes
                 || completed > sent_to && sent_at.elapsed() >= FLUSH_PERIOD;
             if due && !in_flight.is_flushing() {
-                // It covers the writes that have completed on any connection, and no write waits
-                // for it.
+                // The flush covers completed writes of every connection, and no write waits for it.
                 in_flight.begin_flush(pool.first().clone().flush(completed));
                 flush_sent = (completed, Instant::now());
             }
@@ -325,8 +324,7 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Fails if the disk was too slow while it was the bottleneck. `done_bytes` are those of this
-    /// pass.
+    /// Fails if the disk was too slow while it was the bottleneck. `done_bytes` are this pass's.
     fn check_rate(&mut self, done_bytes: u64, limits: bool) -> Result<(), ImagingError> {
         let Some(slow) = self.rate.too_slow(Instant::now(), done_bytes, limits) else {
             return Ok(());
@@ -359,7 +357,7 @@ impl<'a> Writing<'a> {
 }
 
 /// Progress of a pass that resumes over a new connection: the bytes flushed or compared before, and
-/// those moved since. Bytes written twice count once.
+/// those moved since. Repeated bytes count once.
 #[derive(Clone, Copy, Debug)]
 struct Resumed {
     had_bytes: u64,
@@ -382,7 +380,8 @@ enum Event<V> {
     PoolUpdate(PoolUpdate<V>),
 }
 
-/// The next piece if there is room for it, the next result, or the next change of the pool.
+/// Waits for the next piece if there is room for it, the next result, or the next change of the
+/// pool.
 async fn next<C: Connector>(
     pieces: Option<&mut Pieces>,
     in_flight: &mut InFlight,

@@ -196,10 +196,8 @@ async fn a_disk_that_drops_a_write_is_caught_and_wiped_and_the_place_is_named() 
     let lie = 3 * MIB..3 * MIB + 4096;
     let disk = FileDisk::new(8 * MIB, 512, Quirk::DropsWrites(lie));
     let error = Bench::new(5 * MIB + 7).write(&disk).await.unwrap_err();
-    assert!(
-        matches!(error, ImagingError::Differs { from, to } if (from, to) == (3 * MIB, 3 * MIB + 4096)),
-        "{error}"
-    );
+    let ImagingError::Differs { from, to } = error else { panic!("{error}") };
+    assert_eq!((from, to), (3 * MIB, 3 * MIB + 4096));
     assert_wiped(&disk);
 }
 
