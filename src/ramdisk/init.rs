@@ -1,7 +1,7 @@
-//! Being PID 1: a console, a runtime, and an end that is always the same, because the kernel panics
-//! when PID 1 returns.
+//! PID 1 of the ramdisk: sets up console and runtime, and ends the machine in every case, because
+//! the kernel panics when PID 1 returns.
 //!
-//! Called by the binary's `main`.
+//! The binary's `main` calls it.
 
 use std::{
     fmt, io,
@@ -19,12 +19,11 @@ use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
 use super::boot_sequence::{self, Trouble};
 use crate::model::callback::Then;
 
-/// How long the machine stays on for whoever reads its console, when the agent's BMC does not
-/// switch it off.
+/// How long the machine stays on for a reader of its console, if no BMC switches it off.
 const LINGER: Duration = Duration::from_secs(600);
 
-/// Runs the deploy ramdisk. Returns only when this is not PID 1: on an administrator's machine it
-/// does nothing.
+/// Runs the deploy ramdisk. Returns only if this process is not PID 1: on an administrator's
+/// machine it does nothing.
 pub fn init() -> ExitCode {
     tracing_subscriber::fmt()
         .with_timer(SinceStart(Instant::now()))
@@ -38,21 +37,21 @@ pub fn init() -> ExitCode {
         error!("hostler-ramdisk is the init of the deploy ramdisk and runs only as process 1");
         return ExitCode::from(2);
     }
-    // Kept to the end: the lease is renewed for as long as the machine is on.
+    // Kept to the end, because a task renews the lease for as long as the machine is on.
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let mut then = Then::Wait;
     match &runtime {
         Ok(runtime) => {
-            match catch_unwind(AssertUnwindSafe(|| runtime.block_on(boot_sequence::tell()))) {
+            match catch_unwind(AssertUnwindSafe(|| runtime.block_on(boot_sequence::run()))) {
                 Ok(Ok(reported)) => then = reported,
                 Ok(Err(trouble)) => {
                     error!("{trouble}");
-                    // The agent has been asked for long enough.
+                    // The requests to the agent have already lasted long enough.
                     if matches!(trouble, Trouble::Agent(_)) {
                         then = Then::PowerOff;
                     }
                 }
-                // The panic hook has printed where.
+                // The panic hook has printed the location.
                 Err(_) => error!("the deploy ramdisk has a defect; see the message above"),
             }
         }
@@ -61,7 +60,7 @@ pub fn init() -> ExitCode {
     end(then)
 }
 
-/// Leaves the machine. Whatever the kernel refuses, it does not stay on for ever.
+/// Ends the machine. It does not stay on for ever, even if the kernel refuses an action.
 fn end(then: Then) -> ! {
     let (mut command, mut linger) = match then {
         Then::Wait => (RebootCommand::PowerOff, LINGER),
@@ -84,7 +83,7 @@ fn end(then: Then) -> ! {
     }
 }
 
-/// `[  3.12]`: seconds since the ramdisk started, as the kernel writes them.
+/// Formats log times as the kernel does: `[ 3.12]`, seconds since the ramdisk started.
 struct SinceStart(Instant);
 
 impl FormatTime for SinceStart {
