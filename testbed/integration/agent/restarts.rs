@@ -1,4 +1,4 @@
-//! The agent is killed and started again: it goes on from its record.
+//! The agent is killed and started again: it continues from its record.
 
 use hostler::model::status::Phase;
 
@@ -20,7 +20,7 @@ fn killed_while_it_waits_for_the_ramdisk() {
     site.until_phase(NODE, Phase::WaitingRamdisk);
     agent.kill();
     let _again = site.start();
-    // The key it was booted with is still the attempt's.
+    // The machine's key is still the attempt's.
     site.await_that("listening", || std::net::TcpStream::connect(site.callback).is_ok());
     ramdisk.export();
     ramdisk.finish();
@@ -86,12 +86,12 @@ fn a_second_agent_on_one_state_directory_says_who_has_it() {
     let holder = format!("in use by process {};", agent.id());
     assert!(said.contains(&holder) && said.contains(&state(&site)), "{said}");
 
-    // So is one that is started twice.
+    // A second agent on the same state is refused, too.
     let (code, _, said) = answer(&mut site.hostler(&["run"]));
     assert_eq!(code, 1);
     assert!(said.contains(&holder), "{said}");
 
-    // With everything of its own but the ports, the first socket it cannot have is named.
+    // Another agent with the same ports reports the first socket that is in use.
     other.http = site.http;
     other.callback = site.callback;
     other.tftp = site.tftp;
@@ -120,7 +120,7 @@ fn nothing_is_started_before_its_record_can_be_written() {
     let ramdisk = machine.boot(&site, 1);
     assert!(site.record(NODE).contains(ramdisk.key()));
 
-    // And in the middle of an attempt: the target is not touched before it is on record.
+    // In the middle of an attempt, the target is not touched before the record is written.
     site.until_phase(NODE, Phase::WaitingRamdisk);
     let kept = site.path("kept.json");
     std::fs::rename(&record, &kept).unwrap();
