@@ -198,8 +198,9 @@ impl Ramdisk {
         let mut certificate = NamedTempFile::new().unwrap();
         certificate.write_all(&shown.stdout).unwrap();
         let target = json!({
-            "address": "127.0.0.1", "port": machine.disk.portal.port(), "lun": 1, "iqn": iqn(&machine.node),
-            "chap_username": CHAP_USER, "chap_password": CHAP_SECRET, "error": "",
+            "address": "127.0.0.1", "port": machine.disk.portal.port(), "lun": 1,
+            "iqn": iqn(&machine.node), "chap_username": CHAP_USER, "chap_password": CHAP_SECRET,
+            "error": "",
         });
         let disk_bytes = machine.disk.disk_bytes;
         Self { args, certificate, mac: machine.mac.clone(), disk_bytes, uuid: None, target }

@@ -1,4 +1,4 @@
-//! Swap space and ephemeral file systems, as the programs for them see them.
+//! Swap space and ephemeral file systems against the programs for them.
 
 use std::{
     fs,
