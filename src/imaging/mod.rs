@@ -15,7 +15,8 @@
 //!
 //! When a connection breaks, the write replaces all connections. Flushed bytes are on the disk;
 //! bytes that were only acknowledged may be lost, and the write repeats them. So it flushes often,
-//! beside its other commands.
+//! beside its other commands. A write that was killed with its agent resumes from its last flush in
+//! the same way: see [`Checkpoint`].
 
 mod advice;
 mod buffer_pool;
@@ -51,7 +52,7 @@ pub use self::{
     },
     least_rate::{LeastRate, MeasuredRate},
     open::{OpenedDisk, open},
-    write::{ImagingOrder, Written},
+    write::{Checkpoint, ImagingOrder, Written},
 };
 use crate::model::{size::show_bytes, status::ImagingStage};
 

@@ -3,10 +3,13 @@
 //!
 //! `hostler-ramdisk` calls [`init`]; `hostler ramdisk build` calls [`build::build`].
 //! [`boot_sequence`] holds the steps: mounts, modules, network, disks, lookup, target, deploy
-//! state, flush, verify, completed.
+//! state, flush, verify, completed. The ramdisk sends its log three times: before the lookup,
+//! before it reports a failure or the completion, and when the agent has ended the attempt.
 //!
 //! It must never write to a disk itself, export a disk that the agent did not choose, or end
 //! without a reason on the console.
+
+use crate::model::boot::RamdiskArgs;
 
 pub mod build;
 pub mod dhcp;
@@ -16,6 +19,7 @@ mod boot_sequence;
 mod by_path;
 mod disks;
 mod init;
+mod log;
 mod machine;
 mod module_list;
 mod modules;
@@ -27,6 +31,13 @@ mod target;
 mod verify;
 
 pub use init::init;
+pub use log::Log;
+
+/// Sends this log and the kernel's to the agent, as the boot sequence does, within a short limit.
+pub async fn send_log(args: RamdiskArgs, log: Log) -> Result<(), rustls::Error> {
+    agent::Agent::new(args, log)?.send_log().await;
+    Ok(())
+}
 
 /// Entry point of the fuzz target: any reply of a DHCP server.
 #[cfg(fuzzing)]

@@ -199,6 +199,11 @@ impl Site {
         self.file(&format!("nodes/{node}.status.toml"))
     }
 
+    /// The log of the node's deploy ramdisk.
+    pub(crate) fn ramdisk_log(&self, node: &str) -> String {
+        fs::read_to_string(self.file(&format!("nodes/{node}.ramdisk.log"))).unwrap()
+    }
+
     /// Reads the node's status; `None` without a file, which is never half-written.
     pub(crate) fn status(&self, node: &str) -> Option<Status> {
         let text = fs::read_to_string(self.status_path(node)).ok()?;
