@@ -144,7 +144,7 @@ impl Node {
                 more => format!(" (and {more} more problems)"),
             };
             let force = if self.record.spec.is_some() && !self.clash {
-                "; the last good spec stays in force and nothing starts"
+                "; the last good spec stays effective and nothing starts"
             } else {
                 ""
             };

@@ -305,7 +305,7 @@ fn each_action_says_what_is_wiped_and_why() {
             c switch-off None false switching the machine off
             d nothing None false paused by its spec
             e reinstall Some("its root device (serial = \"other\")") false redeploy changed from nothing to "2"; vda (8.0 GiB, serial root-1) is no longer its root device and keeps what is installed on it
-            f invalid None false f.toml: empty; the last good spec stays in force and nothing starts
+            f invalid None false f.toml: empty; the last good spec stays effective and nothing starts
             g forget None false its spec is gone; its disk and an installed machine's power stay as they are
             h nothing None false installed
             i nothing None false installed
