@@ -1,6 +1,6 @@
 //! A machine: its power, its firmware, its disks, and the faults of its BMC.
 //!
-//! Its acts are true, whatever the core assumes. The world asks it; it never asks the core.
+//! Its acts are real, whatever the core assumes. The world asks it; it never asks the core.
 
 use hostler::model::{
     disk::Disk,
@@ -12,17 +12,17 @@ use std::net::IpAddr;
 /// The content of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// Somebody's system, which boots.
+    /// A foreign system, which boots.
     Foreign,
     /// No system at all.
     Wiped,
-    /// A write was begun and not ended.
+    /// A part of an image.
     Half,
-    /// This image, whole.
+    /// This whole image.
     Whole(String),
 }
 
-/// A disk, and who writes it at this moment.
+/// A disk, and its current writer.
 #[derive(Clone, Debug)]
 pub(crate) struct Platter {
     pub(crate) disk: Disk,
@@ -36,7 +36,7 @@ pub(crate) enum Device {
     Disk,
 }
 
-/// The faults of a BMC, each until a moment in time.
+/// The faults of a BMC, each with the time of its end.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(clippy::struct_field_names, reason = "each says until when")]
 pub(crate) struct BmcFaults {
@@ -64,9 +64,9 @@ pub(crate) enum Quirk {
     StalledWrite,
     /// Its target dies in the middle of the write.
     TargetDies,
-    /// It says completed so late that nobody waits any more.
+    /// It reports completed too late.
     LateCompleted,
-    /// Its firmware comes up again and again, and never as far as the network.
+    /// Its firmware restarts again and again, and never reaches the network.
     BootLoops,
     /// Its own system never comes up.
     NeverUp,
@@ -91,7 +91,7 @@ pub(crate) struct Machine {
     pub(crate) mac: MacAddr,
     pub(crate) ip: IpAddr,
     pub(crate) on: bool,
-    /// Counts power on and off: what was set going before is over.
+    /// Counts power changes: events of an earlier session are void.
     pub(crate) session: u64,
     pub(crate) once: Option<Device>,
     pub(crate) always: Device,
@@ -99,7 +99,7 @@ pub(crate) struct Machine {
     pub(crate) faults: BmcFaults,
     pub(crate) quirk: Quirk,
     pub(crate) export: Option<Export>,
-    /// Whether the last power on was hostler's order to boot what it installed.
+    /// Whether the last power on was hostler's order to boot its installation.
     pub(crate) ordered: bool,
     /// The session in which its own system is up.
     pub(crate) up: Option<u64>,
@@ -108,8 +108,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// The n-th machine of a site, with somebody's system on its disk. One without a BMC asks the
-    /// network first at each boot.
+    /// The n-th machine of a site, with a foreign system on its disk. A machine without a BMC tries
+    /// the network first at each boot.
     pub(crate) fn new(n: usize, has_bmc: bool, on: bool) -> Self {
         let octet = u8::try_from(n % 250).unwrap() + 1;
         let disk = |name: &str, size| Disk {
@@ -138,7 +138,7 @@ impl Machine {
         }
     }
 
-    /// Whether it is the one that a spec speaks of.
+    /// Whether a spec names this machine.
     pub(crate) fn is_meant(&self, spec: &NodeSpec) -> bool {
         match spec.bmc_address() {
             Some(bmc) => self.has_bmc && self.bmc == *bmc,
@@ -146,7 +146,7 @@ impl Machine {
         }
     }
 
-    /// Switches it. True: it came on, and its firmware starts.
+    /// Switches the machine; returns `true` if it came on, and its firmware starts.
     pub(crate) fn switch(&mut self, on: bool) -> bool {
         if self.on == on {
             return false;
@@ -162,7 +162,7 @@ impl Machine {
         self.on && self.up == Some(self.session)
     }
 
-    /// The device that the firmware boots, which uses up a choice for one boot.
+    /// The device that the firmware boots; clears a choice for one boot.
     pub(crate) fn boot_device(&mut self) -> Device {
         self.once.take().unwrap_or(self.always)
     }
