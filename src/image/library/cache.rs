@@ -424,7 +424,7 @@ impl Cache {
 /// file would block the fetch of the image.
 fn clear_irregular(path: &Path) -> io::Result<()> {
     if let Some(was) = atomic_file::clear_irregular(path)? {
-        warn!(path = %path.display(), was, "a foreign file in the place of a cache file was cleared away");
+        warn!(path = %path.display(), was, "a foreign file was in a cache file's place");
     }
     Ok(())
 }

@@ -291,11 +291,11 @@ impl Site {
         Some((key.0.clone(), Event::Progress { op, progress }))
     }
 
-    /// Half a minute of asking whether the machine at that address has its own system up.
+    /// Probes for half a minute whether the machine at that address has its own system up.
     fn probe(&mut self, key: &JobKey) {
         let Operation::ProbePort { address, .. } = &self.jobs[key].operation else { return };
-        let asked = self.machines.iter().find(|machine| machine.ip.to_string() == *address);
-        if asked.is_some_and(Machine::is_up) && !self.mishap(20) {
+        let probed = self.machines.iter().find(|machine| machine.ip.to_string() == *address);
+        if probed.is_some_and(Machine::is_up) && !self.mishap(20) {
             return self.arrange(key, 10, 500);
         }
         let fault = Fault::passing(Step::FirstBoot, NO_ANSWER, "nobody answers", "");
