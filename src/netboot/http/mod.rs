@@ -132,8 +132,8 @@ async fn connection(
     let service = service_fn(|request| {
         let (catalog, activity) = (Arc::clone(&catalog), Arc::clone(&activity));
         // While it sends a response, the connection cannot be displaced.
-        let protected = permit.protect_while();
-        async move { Ok::<_, Infallible>(respond(&request, peer, catalog, activity, protected).await) }
+        let guard = permit.protect_while();
+        async move { Ok::<_, Infallible>(respond(&request, peer, catalog, activity, guard).await) }
     });
     let http = http1(limits.head)
         // GRUB knows `Content-Length` only in this spelling; without it, GRUB waits for the end of
