@@ -65,7 +65,7 @@ struct Timeline<'a> {
     spec: SpecNow,
     /// The machine's console log, if there is one.
     console: Option<PathBuf>,
-    /// The log of its deploy ramdisk, if one came.
+    /// The file with the log of the node's deploy ramdisk, if there is one.
     ramdisk_log: Option<PathBuf>,
     now: Timestamp,
 }
@@ -226,7 +226,7 @@ impl Timeline<'_> {
         Ok(())
     }
 
-    /// Beside what was seen, whether anything went wrong or not.
+    /// Prints where the ramdisk's log is, under Evidence, whether the attempt failed or not.
     fn logged(&self, out: &mut impl Write) -> io::Result<()> {
         let Some(path) = &self.ramdisk_log else { return Ok(()) };
         writeln!(out, "  logged   what its deploy ramdisk logged is in {}", path.display())

@@ -27,7 +27,7 @@ const BYTES_MIN: u64 = 8 << 20;
 /// Most characters of the program's output in a message.
 const SAID_MAX: usize = 200;
 const EXTENDED_OPTIONS: &str = "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0";
-/// The environment variable that gives mke2fs the time.
+/// The environment variable from which mke2fs takes the time.
 const FAKE_TIME: &str = "E2FSPROGS_FAKE_TIME";
 /// The file system's label, by which the installed system finds it.
 pub const EPHEMERAL_LABEL: &str = "ephemeral0";

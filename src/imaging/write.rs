@@ -52,16 +52,16 @@ pub struct ImagingOrder {
     pub stall: Duration,
     /// Lowest rate of a disk that is the bottleneck.
     pub least_rate: LeastRate,
-    /// How far an earlier write of the same layout to the same disk came.
+    /// Progress of an earlier write of the same layout to the same disk.
     pub checkpoint: Checkpoint,
 }
 
-/// How far a write has come, for the next one should this one be killed.
+/// The progress of a write, from which a later write resumes if this one is killed.
 #[derive(Clone, Debug, Default)]
 pub struct Checkpoint {
     /// Offset in bytes up to which the disk holds the layout's body, flushed; 0: nothing of it.
     pub resumes_at: u64,
-    /// Receives that offset whenever more of the body is flushed.
+    /// Receives the new offset after each flush of the body.
     pub flushed: watch::Sender<u64>,
 }
 

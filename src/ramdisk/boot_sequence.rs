@@ -87,7 +87,8 @@ pub(super) async fn run(log: &Log) -> Result<Then, Trouble> {
     }
 
     let agent = Agent::new(args, log.clone())?;
-    // A machine that is switched off at the next answer, or hangs, has told of its boot.
+    // Before the lookup: the agent may switch the machine off at its response, or the machine may
+    // hang.
     agent.send_log().await;
     let look = async |known: &[Disk], pause| disks::changed(sys, known, pause).await;
     match look_up(&agent, &mut disks, look).await {
@@ -180,7 +181,7 @@ async fn offer<E: ToString + Send + 'static>(
     let last_words = async {
         if is_over {
             info!(over = ?answer.as_ref().map(|reply| reply.state), "the target is wanted no more");
-            // Its machine may be switched off before the target is stopped.
+            // Before the target stops: the agent may switch the machine off by then.
             agent.send_log().await;
         }
     };
@@ -414,7 +415,7 @@ mod tests {
         ] {
             let agent = Pretended::start(answer(last)).await;
             let (ramdisk, info) = (agent.seen_by_a_ramdisk(), info());
-            // A disk that does not let go of its target keeps no log back.
+            // The ramdisk sends its log although the target does not stop.
             let (sent, waits) = std::sync::mpsc::channel::<()>();
             let stop = move || waits.recv().map_err(|error| error.to_string());
             let offered = offer(&ramdisk, &info, Duration::ZERO, stop);

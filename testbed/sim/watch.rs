@@ -59,7 +59,7 @@ pub(crate) struct Watch {
     pub(crate) running: BTreeMap<NodeName, OpId>,
     pub(crate) touched: BTreeSet<NodeName>,
     pub(crate) waits: BTreeMap<NodeName, Wait>,
-    /// The installation for whose first boot each machine was restarted last.
+    /// By node: the time of the installation whose first boot last restarted the machine.
     pub(crate) restarted_again: BTreeMap<NodeName, Timestamp>,
     pub(crate) shares: BTreeMap<NodeName, Share>,
     pub(crate) queue: BTreeMap<NodeName, QueuePlace>,

@@ -15,7 +15,7 @@ fn status(lines: &str) -> Status {
         .unwrap_or_else(|error| panic!("{error}:\n{text}"))
 }
 
-/// With nothing kept beside the status.
+/// A timeline of a status without console or ramdisk log.
 fn timeline(status: &Status, spec: SpecNow) -> Timeline<'_> {
     let now = NOW.parse().unwrap();
     Timeline { status, agent: None, spec, console: None, ramdisk_log: None, now }

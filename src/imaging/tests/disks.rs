@@ -209,7 +209,7 @@ impl FileDisk {
         self.wrote.lock().unwrap().clone()
     }
 
-    /// Calls that have begun.
+    /// Count of the disk's calls that have begun.
     pub(super) fn calls(&self) -> usize {
         *self.calls.borrow()
     }

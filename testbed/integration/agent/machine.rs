@@ -213,7 +213,7 @@ impl Ramdisk {
         (code.parse().unwrap(), serde_json::from_str(answer).unwrap_or_default())
     }
 
-    /// The statuses of one call, made so many times over one connection.
+    /// Makes a call `times` times over one connection; returns the HTTP statuses.
     pub(super) fn post_often(&self, call: &str, body: &Value, times: usize) -> Vec<u16> {
         let statuses = ["--output", "/dev/null", "--write-out", "%{http_code}\n"];
         let output = self.curl(&statuses, "POST", &format!("{call}?[1-{times}]"), body);

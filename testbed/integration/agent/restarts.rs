@@ -13,9 +13,9 @@ use super::{
 };
 use crate::iscsi::tgtd::Tgtd;
 
-/// Bytes of the disk that a kill costs at most: those between two flushes, twice.
+/// Most bytes written again after a kill: those between two flushes, twice.
 const LOST_BYTES_MAX: u64 = 48 << 20;
-/// Room for both ends of a disk, and for what is said on sockets.
+/// Bytes allowed for both ends of a disk and for the sockets.
 const SPARE_BYTES: u64 = 8 << 20;
 
 #[test]
@@ -46,7 +46,7 @@ fn killed_while_it_writes() {
     assert_eq!(machine.story(), DEPLOYED);
 }
 
-/// `WRITE_KILLS=20 WRITE_KILLS_MIB=4096` has the agent killed at 20 places of 4 GiB.
+/// With `WRITE_KILLS=20 WRITE_KILLS_MIB=4096` the test kills the agent at 20 places of 4 GiB.
 ///
 /// Invariant (attempt): A write is gone on with from its last flush, however often the agent is
 /// killed.

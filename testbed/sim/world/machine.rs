@@ -68,11 +68,11 @@ pub(crate) enum Quirk {
     LateCompleted,
     /// Its firmware restarts again and again, and never reaches the network.
     BootLoops,
-    /// Its own system never comes up.
+    /// The installed system never comes up.
     NeverUp,
-    /// Its own system comes up when nobody waits any more.
+    /// The installed system comes up after the first boot's time limit.
     LateUp,
-    /// Its own system restarts the machine once before it is up.
+    /// The installed system restarts the machine once before it comes up.
     RebootsFirst,
 }
 
@@ -101,9 +101,9 @@ pub(crate) struct Machine {
     pub(crate) export: Option<Export>,
     /// Whether the last power on was hostler's order to boot its installation.
     pub(crate) ordered: bool,
-    /// The session in which its own system is up.
+    /// The session in which the installed system came up.
     pub(crate) up: Option<u64>,
-    /// How often the system that is on its disk now came up.
+    /// Count of starts of the installed system.
     pub(crate) ups: u32,
 }
 
@@ -157,7 +157,7 @@ impl Machine {
         on
     }
 
-    /// Whether its own system answers.
+    /// Whether the installed system answers.
     pub(crate) fn is_up(&self) -> bool {
         self.on && self.up == Some(self.session)
     }

@@ -146,7 +146,7 @@ impl Site {
         }
     }
 
-    /// Its own system is up, unless it restarts its machine before.
+    /// The machine's installed system comes up, unless it restarts the machine first.
     pub(crate) fn system_up(&mut self, m: usize, session: u64) {
         if !self.lives_on(m, session) {
             return;

@@ -54,7 +54,7 @@ impl Site {
             kernel_args: Vec::new(),
         };
         spec.image.netboot = (home % 4 == 1).then(|| Box::new(netboot()));
-        // Two of five have to show that their system is up.
+        // Two of five specs have a boot check.
         if home % 5 < 2 {
             spec.boot_check = BootCheck::Tcp { port: 80, address: None };
         }

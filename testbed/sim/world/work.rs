@@ -53,7 +53,7 @@ enum Move {
     Login,
     Write,
     Verify,
-    /// One round of asking a system's port.
+    /// A probe of an installed system's port.
     Probe,
 }
 
@@ -291,7 +291,7 @@ impl Site {
         Some((key.0.clone(), Event::Progress { op, progress }))
     }
 
-    /// Probes for half a minute whether the machine at that address has its own system up.
+    /// Probes for half a minute whether the installed system at the operation's address answers.
     fn probe(&mut self, key: &JobKey) {
         let Operation::ProbePort { address, .. } = &self.jobs[key].operation else { return };
         let probed = self.machines.iter().find(|machine| machine.ip.to_string() == *address);
