@@ -87,7 +87,7 @@ pub fn esp(root: &CheckedFile, block_bytes: u32) -> Result<Bytes, DriveError> {
 /// A file for the partition.
 #[derive(Clone)]
 struct BootFile {
-    /// Its path in the image.
+    /// The file's path in the image.
     from: String,
     bytes: u32,
 }

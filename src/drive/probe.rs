@@ -26,11 +26,11 @@ const SHOWN_BYTES: usize = 40;
 /// The file system of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSystem {
-    /// Its kind.
+    /// The file system's type.
     pub kind: FileSystemKind,
     /// The UUID as the kernel and blkid write it: lower-case, with hyphens.
     pub uuid: String,
-    /// Its size on a partition in bytes, at most the image's.
+    /// The file system's size on a partition in bytes, at most the image's.
     pub bytes: u64,
 }
 

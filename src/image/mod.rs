@@ -37,7 +37,7 @@ pub enum ImageError {
     /// The file cannot be decoded.
     #[error("image {source_text}: {error}")]
     Decode {
-        /// `image.source`.
+        /// The text of `image.source` in the spec.
         source_text: String,
         /// The cause.
         error: DecodeError,
@@ -48,7 +48,7 @@ pub enum ImageError {
         dir.display(), show_bytes(*free_bytes), more(*needed_bytes)
     )]
     NoSpace {
-        /// `image.source`.
+        /// The text of `image.source` in the spec.
         source_text: String,
         /// The cache.
         dir: PathBuf,
@@ -68,7 +68,7 @@ pub enum ImageError {
     /// The fetch or decoding made no progress within the stall limit.
     #[error("image {source_text}: no progress for {} s", after.as_secs())]
     Stalled {
-        /// `image.source`.
+        /// The text of `image.source` in the spec.
         source_text: String,
         /// The limit.
         after: Duration,

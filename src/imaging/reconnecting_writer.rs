@@ -21,7 +21,7 @@ use crate::{model::backoff::Backoff, progress::Watch};
 const RECONNECTS_MAX: u32 = 100;
 /// Time limit of wiping and closing after a failure. A live disk needs milliseconds.
 const FAILED_PATIENCE: Duration = Duration::from_secs(25);
-/// The same limit after a cancellation: an operator waits.
+/// Time limit of wiping and closing after a cancellation: an operator waits.
 const CANCELLED_PATIENCE: Duration = Duration::from_millis(900);
 
 /// Time for commands in flight to end by themselves. After it, closing their connection ends them.

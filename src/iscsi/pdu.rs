@@ -73,15 +73,15 @@ pub(super) struct Sequence {
 /// A PDU of the initiator. All but SCSI commands are immediate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestPdu {
-    /// §11.18
+    /// NOP-Out (§11.18)
     NopOut { lun: LunField, itt: u32, ttt: u32 },
-    /// §11.3
+    /// SCSI Command (§11.3)
     Scsi { last: bool, direction: Direction, lun: LunField, itt: u32, bytes: u32, cdb: [u8; 16] },
     /// §11.5; only LOGICAL UNIT RESET is ever needed.
     LogicalUnitReset { lun: LunField, itt: u32 },
-    /// §11.12
+    /// Login Request (§11.12)
     Login { transit: Option<Stage>, stage: Stage, isid: [u8; 6], tsih: u16, itt: u32 },
-    /// §11.7
+    /// SCSI Data-Out (§11.7)
     DataOut { last: bool, lun: LunField, itt: u32, ttt: u32, data_sn: u32, offset: u32 },
     /// §11.14, always "close the session"
     Logout { itt: u32 },
@@ -158,23 +158,23 @@ pub(super) struct ResponsePdu {
 /// The content of a target's PDU by opcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResponseBody {
-    /// §11.19
+    /// NOP-In (§11.19)
     NopIn { lun: LunField, itt: u32, ttt: u32 },
-    /// §11.4
+    /// SCSI Response (§11.4)
     Scsi { itt: u32, response: u8, status: u8, residual: Residual },
-    /// §11.6
+    /// Task Management Function Response (§11.6)
     TaskManagement { itt: u32, response: u8 },
-    /// §11.13
+    /// Login Response (§11.13)
     Login(LoginResponse),
-    /// §11.7
+    /// SCSI Data-In (§11.7)
     DataIn { itt: u32, data_sn: u32, offset: u32, status: Option<(u8, Residual)> },
-    /// §11.15
+    /// Logout Response (§11.15)
     Logout { itt: u32, response: u8 },
-    /// §11.8
+    /// Ready To Transfer (§11.8)
     R2t(R2t),
-    /// §11.9
+    /// Asynchronous Message (§11.9)
     Async { event: u8 },
-    /// §11.17
+    /// Reject (§11.17)
     Reject { reason: u8 },
 }
 

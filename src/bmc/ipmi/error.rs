@@ -113,7 +113,7 @@ pub enum IpmiErrorKind {
     /// `ipmitool` failed until the deadline for a reason that hostler does not know.
     #[error("ipmitool failed for {}: {said}", seconds(*.waited))]
     Unclear {
-        /// Its exit status and the end of its output, at most 200 characters.
+        /// The program's exit status and the end of its output, at most 200 characters.
         said: String,
         /// The duration of the tries.
         waited: Duration,

@@ -27,11 +27,11 @@ pub(super) const ISO_ID: &[u8] = b"\x01CD001\x01";
 /// A partition of the image.
 #[derive(Clone, Debug)]
 pub(super) struct Area {
-    /// Its number, from 1 on.
+    /// The partition's number, from 1 on.
     pub(super) number: usize,
-    /// Its bytes on the disk.
+    /// The partition's bytes on the disk.
     pub(super) bytes: Range<u64>,
-    /// Its name; empty if the table has no names.
+    /// The partition's name; empty if the table has no names.
     pub(super) name: String,
 }
 

@@ -56,7 +56,7 @@ pub struct Layout {
     root_partuuid: Option<String>,
 }
 
-/// One run of bytes.
+/// A run of bytes on the disk, all with one kind of content.
 #[derive(Clone, Debug)]
 pub struct Segment {
     /// Offset in bytes; a multiple of the block size.
@@ -72,7 +72,7 @@ pub enum Content {
     File {
         /// The file.
         file: ImageFile,
-        /// Its first byte to be written.
+        /// Offset in the file, in bytes, of the first byte to be written.
         offset: u64,
         /// Number of bytes.
         bytes: u64,

@@ -111,7 +111,7 @@ pub(in crate::imaging) struct Header {
 /// A partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::imaging) struct Partition {
-    /// Its number, from 1 on.
+    /// The partition's number, from 1 on.
     pub(in crate::imaging) number: usize,
     /// The partition's unique GUID.
     pub(in crate::imaging) guid: Guid,

@@ -7,7 +7,7 @@ use hostler::bmc::BootChoice;
 use super::*;
 use crate::tftp::alone::alone_as;
 
-/// Both drivers.
+/// The two BMC drivers with the same refusals.
 const DRIVERS: [BmcDriver; 2] = [BmcDriver::Ipmi, BmcDriver::Ipmitool];
 const BMC_KEY: &str = "site-bmc-key";
 

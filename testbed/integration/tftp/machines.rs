@@ -171,7 +171,7 @@ fn boot_loaders_that_cannot_reach_the_http_server_go_back_to_tftp() {
     });
 }
 
-/// Which way kernel and ramdisk went.
+/// Requires that kernel and ramdisk were sent over this protocol.
 fn assert_over(way: &str, log: &Log) {
     let log = log.text();
     for file in ["deploy/vmlinuz", "deploy/initramfs"] {
@@ -279,7 +279,7 @@ impl Site {
         Self::with(BootTable::default(), firmware)
     }
 
-    /// With an HTTP server beside it.
+    /// A site with an HTTP server, too.
     fn with_http(firmware: Firmware) -> Self {
         let address = HTTP.parse().unwrap();
         let mut site = Self::with(BootTable::with_http(address), firmware);

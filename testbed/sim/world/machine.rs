@@ -18,7 +18,7 @@ pub(crate) enum Content {
     Wiped,
     /// A part of an image.
     Half,
-    /// This whole image.
+    /// The whole image of this name.
     Whole(String),
 }
 
@@ -52,21 +52,21 @@ pub(crate) struct BmcFaults {
 pub(crate) enum Quirk {
     #[default]
     None,
-    /// Its firmware does not netboot.
+    /// The firmware does not netboot.
     NeverNetboots,
-    /// Its ramdisk gives up with an error.
+    /// The ramdisk gives up with an error.
     RamdiskError,
-    /// Its ramdisk finds other disks than the spec wants.
+    /// The ramdisk finds other disks than the spec wants.
     WrongDisks,
-    /// Its ramdisk boots and never calls.
+    /// The ramdisk boots and never calls the agent.
     Mute,
-    /// Its target stops in the middle of the write, and answers nothing.
+    /// The iSCSI target stops in the middle of the write, and answers nothing.
     StalledWrite,
-    /// Its target dies in the middle of the write.
+    /// The iSCSI target dies in the middle of the write.
     TargetDies,
-    /// It reports completed too late.
+    /// The ramdisk reports completion too late.
     LateCompleted,
-    /// Its firmware restarts again and again, and never reaches the network.
+    /// The firmware restarts again and again, and never reaches the network.
     BootLoops,
     /// The installed system never comes up.
     NeverUp,

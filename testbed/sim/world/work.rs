@@ -47,7 +47,7 @@ enum Move {
     On,
     /// The network, for one boot.
     Netboot,
-    /// This device, persistently.
+    /// The BMC sets this boot device, persistently.
     Boot(Device),
     Hash,
     Login,
