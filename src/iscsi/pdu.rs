@@ -77,13 +77,13 @@ pub(super) enum RequestPdu {
     NopOut { lun: LunField, itt: u32, ttt: u32 },
     /// SCSI Command (§11.3)
     Scsi { last: bool, direction: Direction, lun: LunField, itt: u32, bytes: u32, cdb: [u8; 16] },
-    /// §11.5; only LOGICAL UNIT RESET is ever needed.
+    /// Task Management Function Request (§11.5); only LOGICAL UNIT RESET is ever needed.
     LogicalUnitReset { lun: LunField, itt: u32 },
     /// Login Request (§11.12)
     Login { transit: Option<Stage>, stage: Stage, isid: [u8; 6], tsih: u16, itt: u32 },
     /// SCSI Data-Out (§11.7)
     DataOut { last: bool, lun: LunField, itt: u32, ttt: u32, data_sn: u32, offset: u32 },
-    /// §11.14, always "close the session"
+    /// Logout Request (§11.14), always "close the session"
     Logout { itt: u32 },
 }
 
