@@ -171,7 +171,7 @@ fn boot_loaders_that_cannot_reach_the_http_server_go_back_to_tftp() {
     });
 }
 
-/// Requires that kernel and ramdisk were sent over this protocol.
+/// Which way kernel and ramdisk went.
 fn assert_over(way: &str, log: &Log) {
     let log = log.text();
     for file in ["deploy/vmlinuz", "deploy/initramfs"] {
