@@ -343,7 +343,8 @@ async fn memory_in_flight_stays_bounded_however_slow_the_disk() {
     let (bench, disk) = (Bench::new(40 * MIB), FileDisk::new(40 * MIB, 512, Quirk::Slow));
     bench.write(&disk).await.unwrap();
     let most = disk.most_under_way();
-    assert!(most <= reader::BUFFERS && most > 1, "{most}");
+    // A flush, which holds no buffer, may be in flight, too.
+    assert!(most <= reader::BUFFERS + 1 && most > 1, "{most}");
     // A piece that is compared is there twice.
     let reading = disk.most_reading();
     assert!(reading <= write::COMPARES_MAX && reading > 1, "{reading}");
