@@ -201,6 +201,11 @@ impl UnclaimedInstalls {
         self.changes
     }
 
+    /// Whether it is known what is installed on the machine of a node without a good record.
+    pub fn knows(&self, name: &NodeName) -> bool {
+        self.nodes.get(name).is_some_and(Option::is_some)
+    }
+
     /// The installation of the machine that the spec names, if anything is known of it. Where only
     /// its BMC's address or one of its MAC addresses is known, it may be that machine or another
     /// one: then nobody knows.
