@@ -1,7 +1,7 @@
 //! Puts the core's menus into the netboot subsystem's table. The kernel command line is made here,
 //! because only here both the attempt's key and the listener's address and certificate are known.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tracing::warn;
 
@@ -15,7 +15,7 @@ use crate::{
         secret::{AttemptKey, Secret},
         spec::{Boot, DeployRamdisk, NodeSpec},
     },
-    netboot::{BootSettings, BootTable},
+    netboot::{BootSettings, BootTable, has_ipxe},
 };
 
 use super::boot_files::RamdiskKind;
@@ -28,6 +28,8 @@ const QUIET: &str = "loglevel=5";
 #[derive(Debug)]
 pub(super) struct MenuWriter {
     table: BootTable,
+    /// The directory of boot loaders, which decide whether a menu hands over to iPXE.
+    loaders: PathBuf,
     api: SocketAddr,
     pin: String,
     /// The endpoint for Ironic's ramdisk, if it is configured.
@@ -39,11 +41,12 @@ pub(super) struct MenuWriter {
 impl MenuWriter {
     pub(super) fn new(
         table: BootTable,
+        loaders: PathBuf,
         api: SocketAddr,
         pin: String,
         ironic: Option<SocketAddr>,
     ) -> Self {
-        Self { table, api, pin, ironic, applied: BTreeMap::new() }
+        Self { table, loaders, api, pin, ironic, applied: BTreeMap::new() }
     }
 
     /// Makes the node's menu what the core wants it to be; one atomic change.
@@ -114,7 +117,7 @@ impl MenuWriter {
 
     /// Returns the menus of a NIC. Unless `secrets`, the attempt's key is blank in them.
     pub(super) fn show(&self, mac: MacAddr, secrets: bool) -> Option<NicBoot> {
-        let (node, mut menus) = self.table.show(mac)?;
+        let (node, mut menus) = self.table.show(mac, has_ipxe(&self.loaders))?;
         if let Some((Menu::Deploy(key), ..)) = self.applied.get(&node)
             && !secrets
         {

@@ -150,7 +150,7 @@ impl Node {
         match chosen {
             Ok(disk) if vague && others_may_follow(&mut self.missing_disk, now, &disk, &disks) => {
                 let waiting = self.missing_disk.as_ref().map(|m| m.fault.message.clone());
-                Ok(look_again(waiting.unwrap_or_default()))
+                Ok(lookup_again(waiting.unwrap_or_default()))
             }
             Ok(disk) => {
                 let installed = self.record.installed.iter().map(|installed| &installed.disk);
@@ -172,7 +172,7 @@ impl Node {
                 self.missing_disk = Some(Box::new(MissingDisk { until, fault, late: None }));
                 match self.missed_disk(now) {
                     Some(fault) => Ok(self.not_chosen(now, fault, actions)),
-                    None => Ok(look_again(error)),
+                    None => Ok(lookup_again(error)),
                 }
             }
             Err(NotChosen::NoRootDevice(none)) => {
@@ -486,7 +486,7 @@ fn choose_disk(spec: &NodeSpec, needed_bytes: u64, disks: &[Disk]) -> Result<Dis
     Ok(disk.clone())
 }
 
-fn look_again(error: String) -> Reply {
+fn lookup_again(error: String) -> Reply {
     Reply::LookupAgain(LookupAgain { error, look_again_after: LOOK_AGAIN_AFTER_S })
 }
 
@@ -505,7 +505,7 @@ fn others_may_follow(
         }
         _ => {
             missing.late = Some((disks.to_vec(), now));
-            // It looks again before that.
+            // The ramdisk reports its disks again before that.
             missing.until = missing.until.max(after(now, 2 * LATE_DISKS_LAST));
             missing.fault.message = plain_up_to(
                 DISKS_CHARS_MAX,

@@ -153,8 +153,9 @@ impl Path {
         for block in BLOCKS {
             let size = block.to_string();
             let option = format!("blksize {size}");
+            let curl = ["curl", "-sS", "--max-time", "20", "--tftp-blksize", &size, "-o", "OUT"];
             for words in [
-                &["curl", "-sS", "--max-time", "20", "--tftp-blksize", &size, "-o", "OUT", "URL"][..],
+                &[&curl[..], &["URL"]].concat()[..],
                 &["busybox", "tftp", "-g", "-b", &size, "-r", "pxelinux.0", "-l", "OUT", SERVER],
                 &["atftp", "--option", &option, "-g", "-r", "pxelinux.0", "-l", "OUT", SERVER],
                 &["tftp", "-m", "binary", SERVER, "-c", "get", "pxelinux.0", "OUT"],
