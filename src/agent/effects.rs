@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::{
+    admin::AdminReply,
     lifecycle::{Effects, Event, Node, Operation, Outcome, Record, UnclaimedInstalls},
     model::{
         admin::{BmcCommand, NicBoot},
@@ -27,13 +28,12 @@ use crate::{
 };
 
 use super::{
-    bmc_commands,
     bmc_names::BmcNames,
     consoles::Consoles,
     faults,
     menu::MenuWriter,
     publish::Publisher,
-    work::{Operations, Report, cancel_signal},
+    work::{Operations, Report},
 };
 
 /// How often a running operation's progress is looked at.
@@ -144,7 +144,7 @@ impl Adapters {
         &self,
         spec: Arc<NodeSpec>,
         command: BmcCommand,
-        mut reply: oneshot::Sender<bmc_commands::Done>,
+        mut reply: AdminReply,
     ) {
         let operations = Arc::clone(&self.operations);
         // An agent that stops waits for its operations, and not for this.
@@ -163,7 +163,7 @@ impl Adapters {
                     if done.is_ok() {
                         operations.bmcs.refusals.forget(&node);
                     }
-                    drop(reply.send(done));
+                    reply.send(&done);
                 }
                 () = reply.closed() => info!(%node, command = command.name(), "an operator went \
                     away before it was done"),
@@ -235,7 +235,7 @@ impl Effects for Adapters {
     }
 
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
-        let (stop, cancel) = cancel_signal();
+        let (stop, cancel) = watch::channel(false);
         let is_poll = operation == Operation::PollPower;
         self.running.insert((node.clone(), op), RunningOperation { stop, is_poll });
         let (node, operations, reports) =

@@ -7,14 +7,13 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::{
-    admin::{AdminRequest, Peer, Wish},
+    admin::{AdminReply, AdminRequest, Peer},
     lifecycle::{Event, Hold, Node},
     model::{
-        admin::{Answer, BmcCommand, Order, Selection},
+        admin::{Answer, BmcCommand, Order, Question, Selection},
         consent,
         ids::NodeName,
         power::PowerState,
@@ -23,29 +22,25 @@ use crate::{
     },
 };
 
-use super::{bmc_commands::Done, clock::now, driver::Driver};
+use super::{clock::now, driver::Driver};
 
 impl Driver {
     /// Answers a question, or starts what will.
-    pub(super) fn attend(&mut self, AdminRequest { wish, who }: AdminRequest) {
-        match wish {
-            Wish::Order { order, reply } => self.obey(&order, who, reply),
-            Wish::ApproveNewMachines { reply } => self.approve_new_machines(who, reply),
-            Wish::Bmc { node, command, reply } => self.use_bmc(&node, command, who, reply),
-            Wish::ShowBoot { mac, secrets, reply } => {
+    pub(super) fn attend(&mut self, AdminRequest { question, who, reply }: AdminRequest) {
+        match question {
+            Question::Order(order) => self.obey(&order, who, reply),
+            Question::ApproveNewMachines => self.approve_new_machines(who, reply),
+            Question::Bmc { node, command } => self.use_bmc(&node, command, who, reply),
+            Question::ShowBoot { mac, secrets } => {
                 info!(%mac, uid = who.uid, pid = who.pid, secrets, "operator looks at boot menus");
-                drop(reply.send(self.adapters.show_boot(mac, secrets)));
+                reply.send(&Ok(self.adapters.show_boot(mac, secrets)));
             }
         }
     }
 
     /// Ends what a lost or damaged file left in doubt about machines that are named for the first
     /// time.
-    fn approve_new_machines(
-        &mut self,
-        Peer { uid, pid }: Peer,
-        reply: oneshot::Sender<Result<bool, String>>,
-    ) {
+    fn approve_new_machines(&mut self, Peer { uid, pid }: Peer, reply: AdminReply) {
         if reply.is_closed() {
             return warn!(uid, pid, "consent to new machines came too late, and is dropped");
         }
@@ -57,16 +52,11 @@ impl Driver {
             "operator approves machines that specs name from now on: they are WIPED and installed \
              if they are off"
         );
-        drop(reply.send(changed));
+        reply.send(&changed);
     }
 
     /// Performs an order, unless its giver has been answered that nobody did.
-    fn obey(
-        &mut self,
-        order: &Order,
-        Peer { uid, pid }: Peer,
-        reply: oneshot::Sender<Vec<Answer>>,
-    ) {
+    fn obey(&mut self, order: &Order, Peer { uid, pid }: Peer, reply: AdminReply) {
         if reply.is_closed() {
             return warn!(uid, pid, order = order.name(), "an order came too late, and is dropped");
         }
@@ -85,7 +75,7 @@ impl Driver {
             answers.push(answer);
         }
         // An operator who went away finds it in the log and in the status files.
-        drop(reply.send(answers));
+        reply.send(&Ok(answers));
     }
 
     /// The nodes that an order for all is for. Consent for all is for those that were held because
@@ -107,7 +97,7 @@ impl Driver {
         name: &NodeName,
         command: BmcCommand,
         Peer { uid, pid }: Peer,
-        reply: oneshot::Sender<Done>,
+        reply: AdminReply,
     ) {
         let command_name = command.name();
         let admitted = self
@@ -125,7 +115,7 @@ impl Driver {
                 info!(node = %name, uid, pid, command = command_name, why, "an operator may not \
                     use a bmc");
                 // An operator who went away finds it in the log.
-                drop(reply.send(Err(format!("{name}: {why}"))));
+                reply.send(&Err::<(), _>(format!("{name}: {why}")));
             }
         }
     }

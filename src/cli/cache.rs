@@ -32,7 +32,7 @@ use crate::{
 
 use super::{
     Failure, Problems,
-    status::{columns, progress, span},
+    text::{columns, progress, span},
 };
 
 /// For images that no spec speaks of: what a spec has unless it says otherwise.

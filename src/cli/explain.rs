@@ -26,7 +26,7 @@ use super::{
     Failure, NodePlace,
     agent_alive::AgentAlive,
     print,
-    status::{clock, progress, span},
+    text::{clock, progress, span},
 };
 
 /// The spec file as it is now; `None` if there is none, or it is not known where.

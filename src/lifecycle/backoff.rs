@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::model::ids::NodeName;
+use crate::model::{backoff::Backoff, ids::NodeName};
 
 /// No pause is longer: an administrator who repaired something should not wait for hours.
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
@@ -13,8 +13,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// The pause before attempt `attempt + 1`: `first`, doubled for each attempt already made, plus up
 /// to a fifth of it.
 pub(super) fn pause(node: &NodeName, attempt: u32, first: Duration) -> Duration {
-    let doubled = first.saturating_mul(1 << attempt.saturating_sub(1).min(16));
-    let base = doubled.min(PAUSE_MAX);
+    let base = Backoff::doubling(first, PAUSE_MAX).pause_after(attempt);
     // FNV-1a over name and attempt.
     let hash = node
         .as_str()

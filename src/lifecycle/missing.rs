@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::model::{
+    backoff::Backoff,
     fault::{Fault, RetryAdvice},
     status::LastError,
 };
@@ -21,7 +22,7 @@ use super::{
     transitions::Cause,
 };
 
-/// The pause before the first further look; doubled after each one in a row.
+/// The pause before the first further check; doubled after each one in a row.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 /// The longest pause: the node goes on by itself within it once the file is there.
 const PAUSE_MAX: Duration = Duration::from_secs(40);
@@ -34,9 +35,8 @@ impl Node {
         fault: Fault,
         actions: &mut Vec<Action>,
     ) {
-        let doublings = self.missed_in_a_row.min(8);
         self.missed_in_a_row = self.missed_in_a_row.saturating_add(1);
-        let pause = PAUSE_MIN.saturating_mul(1 << doublings).min(PAUSE_MAX);
+        let pause = Backoff::doubling(PAUSE_MIN, PAUSE_MAX).pause_after(self.missed_in_a_row);
         let until = after(now, pause);
         let attempt = self.record.attempt;
         let last_error = || LastError { at: now, attempt, fault: fault.clone() };

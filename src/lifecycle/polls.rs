@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
-use crate::model::fault::RetryAdvice;
+use crate::model::{backoff::Backoff, fault::RetryAdvice};
 
 use super::limits::{POLL_INTERVAL, after};
 
@@ -119,12 +119,14 @@ impl Polls {
     /// The pause until the next poll. That of a silent BMC grows to what lets one that was mended
     /// be seen within a minute and a half on a site of a thousand machines.
     fn pause(&self) -> Duration {
-        let Some(doublings) = self.misses.checked_sub(1) else { return self.interval };
+        if self.misses == 0 {
+            return self.interval;
+        }
         let longest = POLL_INTERVAL.max(self.interval / 3);
         if self.refused {
             return longest;
         }
-        SILENT_INTERVAL_MIN.saturating_mul(1 << doublings.min(16)).min(longest)
+        Backoff::doubling(SILENT_INTERVAL_MIN, longest).pause_after(self.misses)
     }
 
     /// A clock that was set back makes no pause longer than its whole length.

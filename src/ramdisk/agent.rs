@@ -24,6 +24,7 @@ use tracing::warn;
 
 use super::pin;
 use crate::model::{
+    backoff::Backoff,
     boot::RamdiskArgs,
     callback::{Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupReply},
 };
@@ -34,8 +35,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 /// How long the agent is asked for.
 const PATIENCE: Patience = Patience {
-    pause_first: Duration::from_millis(500),
-    pause_longest: Duration::from_secs(15),
+    pauses: Backoff::doubling(Duration::from_millis(500), Duration::from_secs(15)),
     unknown: Duration::from_secs(60),
     silence: Duration::from_secs(3600),
 };
@@ -58,9 +58,8 @@ pub(super) enum AgentError {
 /// When to ask again, and when no more.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
-    /// After a first failure; it doubles up to the longest.
-    pub(super) pause_first: Duration,
-    pub(super) pause_longest: Duration,
+    /// Between two tries.
+    pub(super) pauses: Backoff,
     /// How long "no such attempt" is heard before it is believed. The agent has read its records
     /// before it listens, so it means what it says.
     pub(super) unknown: Duration,
@@ -175,7 +174,7 @@ impl Agent {
         body: Bytes,
     ) -> Result<T, AgentError> {
         let (began, mut unknown_since) = (Instant::now(), None);
-        let mut pause = self.patience.pause_first;
+        let mut pauses = self.patience.pauses;
         loop {
             let error = match self.call(method.clone(), name, body.clone()).await {
                 Ok(Ok(answer)) => return Ok(answer),
@@ -193,9 +192,9 @@ impl Agent {
             if began.elapsed() >= self.patience.silence {
                 return Err(AgentError::Silent(self.patience.silence));
             }
+            let pause = pauses.next_pause();
             warn!(agent = %self.args.api, question = name, %error, again_in_s = pause.as_secs_f32());
             sleep(pause).await;
-            pause = (pause * 2).min(self.patience.pause_longest);
         }
     }
 

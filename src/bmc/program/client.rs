@@ -3,7 +3,7 @@
 //! Each run is a contact with the BMC, so that the pause between two calls is kept between two runs
 //! too.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use tokio::{
     sync::{Mutex, MutexGuard},
@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{
     error::{ProgramError, ProgramErrorKind, word_of},
-    run::{self, Ended},
+    run::{self, Ended, ProgramConfig},
 };
 use crate::{
     bmc::{
@@ -26,27 +26,10 @@ use crate::{
         admin::Fact,
         backoff::Backoff,
         boot::Firmware,
-        ids::NodeName,
         power::{BootDevice, BootPersistence, PowerState},
-        spec::BmcAddress,
         system_guid::SystemGuid,
     },
 };
-
-/// The program of a BMC, and what it learns from its environment.
-#[derive(Clone, Debug)]
-pub struct ProgramConfig {
-    /// The node's name.
-    pub node: NodeName,
-    /// The program and the address it is given.
-    pub address: BmcAddress,
-    /// The BMC's user; may be empty.
-    pub username: String,
-    /// The file with the user's password.
-    pub password_file: Option<PathBuf>,
-    /// The pause between two runs.
-    pub spacing: Duration,
-}
 
 /// One BMC behind a program. Calls take turns. Every call tries again what may pass, until its
 /// deadline.

@@ -4,6 +4,7 @@
 //! value of [`source::ImageSource`]. This module must never report a file whose digest it has not
 //! compared.
 
+mod directories;
 mod error;
 mod hash;
 mod http;
@@ -15,12 +16,11 @@ mod web;
 
 use std::{fs::File, sync::Arc};
 
-pub use self::error::FetchError;
 pub(super) use self::hash::Hash;
 #[cfg(fuzzing)]
 pub use self::listing::fuzz;
+pub use self::{directories::Directories, error::FetchError};
 use self::{sink::Sink, source::ImageSource};
-use super::directories::Directories;
 use crate::{model::ids::Digest, progress::Watch};
 
 /// The largest file of checksums in bytes. That of all of Debian's cloud images has 4 KiB.

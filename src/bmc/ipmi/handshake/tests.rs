@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::bmc::ipmi::transport::CommandAnswer;
+use crate::bmc::ipmi::exchange::CommandAnswer;
 
 /// One session as it went over the wire, RMCP header left out.
 struct Capture {
