@@ -45,6 +45,8 @@ pub(crate) struct Ledger {
     pub(crate) polled: Option<(PowerState, MachineId)>,
     /// The machine that the present attempt switched on, and for which installation.
     pub(crate) begun: Option<(MachineId, Arc<NodeSpec>)>,
+    /// The machine of the last attempt, for as long as that is cleaned up.
+    pub(crate) abandoned: Option<MachineId>,
     pub(crate) restarted: bool,
     /// Whether the disk is written, and nobody has seen the machine restarted into that.
     pub(crate) unrestarted: bool,

@@ -1,5 +1,5 @@
 //! The core's tests: the story of a deploy, the rules of consent, trouble of every kind, one table
-//! of every phase against every event, and random histories against a reference.
+//! of every phase against every event. Random histories of a whole site are `testbed/sim`'s.
 
 mod adoption;
 mod boot_evidence;
@@ -8,7 +8,6 @@ mod callback;
 mod consent;
 mod deadlines;
 mod executor;
-mod histories;
 mod identity;
 mod ironic;
 mod listed;
@@ -25,7 +24,6 @@ mod power;
 mod rack;
 mod records;
 mod settle;
-mod site;
 mod story;
 mod support;
 mod table;

@@ -113,11 +113,6 @@ pub(super) fn completed(error: &str) -> Call {
     Call::Completed(Completed { error: error.into(), ..Completed::default() })
 }
 
-/// The disk is flushed, and holds what it must.
-pub(super) fn compared() -> Call {
-    Call::Completed(Completed { verified: true, ..Completed::default() })
-}
-
 /// It holds something else.
 pub(super) fn differing() -> Call {
     Call::Completed(Completed { error: "it differs".into(), verified: true, verify_ms: 1234 })

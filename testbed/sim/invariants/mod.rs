@@ -4,6 +4,7 @@
 //! The rules read what the core does to the world, and what operators did; where they read the
 //! core's own records they say so.
 
+mod attempt;
 mod consent;
 mod order;
 mod permits;
@@ -30,7 +31,7 @@ use crate::{
 pub(crate) use self::settling::settling;
 
 /// Every rule, as it is named in violations.
-pub(crate) const RULES: [&str; 21] = [
+pub(crate) const RULES: [&str; 24] = [
     "consent_is_for_one_machine",
     "never_writes_without_consent",
     "never_two_writers",
@@ -46,9 +47,12 @@ pub(crate) const RULES: [&str; 21] = [
     "every_call_is_answered_once",
     "one_operation_at_a_time",
     "status_matches_record",
+    "secrets_stay_inside",
+    "strangers_are_refused",
     "stale_result_changes_nothing",
     "record_before_action",
     "deadlines_absolute",
+    "never_woken_in_vain",
     "fair",
     "a_failing_node_never_delays_another",
     "same_seed_same_run",
@@ -110,19 +114,26 @@ impl Site {
         self.watch.touched.insert(node.clone());
     }
 
-    /// If the event is the end of an operation that does not run: the record as it is, which must
-    /// stay so.
-    pub(crate) fn stale_check(
+    /// If the event is a stranger's call or the end of an operation that does not run: the record
+    /// as it is, which must stay so by this rule.
+    pub(crate) fn unchanged_by(
         &self,
         executor: &Executor,
         name: &NodeName,
         event: &Event,
-    ) -> Option<Record> {
-        let Event::Done { op, .. } = event else { return None };
+    ) -> Option<(&'static str, Record)> {
+        let rule = match event {
+            Event::Done { op, .. } if self.watch.running.get(name) != Some(op) => {
+                "stale_result_changes_nothing"
+            }
+            Event::Callback { request, .. } if self.open_requests.get(request) == Some(&None) => {
+                "strangers_are_refused"
+            }
+            _ => return None,
+        };
         let node = executor.fleet().node(name)?;
-        let stale = self.watch.running.get(name) != Some(op);
         let quiet = node.next_wake().is_none_or(|(at, _)| at > self.now());
-        (stale && quiet).then(|| node.record().clone())
+        quiet.then(|| (rule, node.record().clone()))
     }
 
     /// Notes what operators tell the core, before it receives that.

@@ -9,18 +9,13 @@ use hostler::{
     spec_dir::clashes,
 };
 
-use super::{Happening, Site, World};
+use super::{
+    World,
+    site::{Directory, Happening, Site},
+};
 
 /// From one reading of the directory to the next, in seconds, if nothing changes.
 const RESCAN_S: u64 = 900;
-
-/// The spec directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Directory {
-    There,
-    Lost,
-    Empty,
-}
 
 impl World {
     /// The directory is read, as the agent's driver does it.

@@ -1,6 +1,10 @@
 //! Whims of fate: faults that come and go, crashes, clocks that are set, hands on power buttons.
 
-use super::{Happening, Site, World, machine::Quirk};
+use super::{
+    World,
+    machine::Quirk,
+    site::{Happening, Site},
+};
 
 type Whim = fn(&mut World);
 

@@ -3,7 +3,10 @@
 
 use hostler::model::ids::NodeName;
 
-use super::{Happening, Site, machine::Device};
+use super::{
+    machine::Device,
+    site::{Happening, Site},
+};
 
 /// From one round to the next, in seconds.
 const ROUND_S: (u64, u64) = (30, 900);

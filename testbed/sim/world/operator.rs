@@ -10,21 +10,10 @@ use hostler::{
 };
 
 use super::{
-    Happening, Site, World,
-    agent::Directory,
+    World,
+    site::{Directory, Happening, LaterEdit, Site},
     specs::{bmc_at, image, set_bmc},
 };
-
-/// Something planned for later.
-#[derive(Clone, Debug)]
-pub(crate) enum LaterEdit {
-    /// The next file of a playbook.
-    Redeploy { node: NodeName, value: String },
-    /// Files and directory as they should be.
-    Mend,
-    /// Everything that waits for an operator is let go on.
-    LetGoOn,
-}
 
 impl World {
     pub(crate) fn operate(&mut self) {

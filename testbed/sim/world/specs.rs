@@ -5,21 +5,10 @@ use std::{sync::Arc, time::Duration};
 use hostler::model::{
     ids::NodeName,
     netboot::Netboot,
-    spec::{Bmc, BmcAddress, Checksum, NodeSpec, Verify},
+    spec::{Bmc, BmcAddress, Checksum, DeployRamdisk, NodeSpec, Verify},
 };
 
-use super::Site;
-
-/// A spec file.
-#[derive(Clone, Debug)]
-pub(crate) struct File {
-    /// As it is when it can be read.
-    pub(crate) spec: NodeSpec,
-    /// Whether it cannot.
-    pub(crate) broken: bool,
-    /// The machine it is meant for.
-    pub(crate) home: usize,
-}
+use super::site::{File, Site};
 
 impl Site {
     /// One spec for each machine, and some machines to spare.
@@ -55,6 +44,11 @@ impl Site {
         };
         spec.image.netboot = (home % 4 == 1).then(|| Box::new(netboot()));
         spec.timeouts.power = power_limit(machine.has_bmc);
+        if self.plan.other_ramdisks && home % 5 == 4 && machine.has_bmc {
+            spec.boot.ramdisk = DeployRamdisk::Ironic;
+            spec.boot.require_chap = false;
+            spec.image.verify = Verify::Full;
+        }
         spec
     }
 
@@ -81,6 +75,10 @@ fn power_limit(has_bmc: bool) -> Duration {
 /// Another BMC, or none.
 pub(crate) fn set_bmc(spec: &mut NodeSpec, bmc: Option<Box<Bmc>>) {
     spec.timeouts.power = power_limit(bmc.is_some());
+    if bmc.is_none() {
+        // Ironic's ramdisk needs one.
+        spec.boot.ramdisk = DeployRamdisk::Hostler;
+    }
     spec.bmc = bmc;
 }
 
