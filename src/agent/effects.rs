@@ -14,7 +14,9 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin::AdminReply,
-    lifecycle::{Effects, Event, Node, Operation, Outcome, Record, UnclaimedInstalls},
+    lifecycle::{
+        Effects, Event, NO_ANSWER, Node, Operation, Outcome, ReceivedLog, Record, UnclaimedInstalls,
+    },
     model::{
         admin::{BmcCommand, NicBoot},
         callback::Reply,
@@ -24,11 +26,13 @@ use crate::{
         status::{Phase, Progress, Status},
     },
     progress::Meter,
+    status_file::KeptLog,
     store::Store,
 };
 
 use super::{
     bmc_names::BmcNames,
+    clock::now,
     consoles::Consoles,
     faults,
     menu::MenuWriter,
@@ -282,6 +286,12 @@ impl Effects for Adapters {
         }
     }
 
+    fn keep_log(&mut self, node: &NodeName, log: ReceivedLog) {
+        let ReceivedLog { attempt, peer, key, log } = log;
+        let (node, at) = (node.clone(), now());
+        self.publisher.keep_ramdisk_log(KeptLog { node, attempt, peer, at, log, key });
+    }
+
     fn wake_ramdisks(&mut self) {
         self.changed.send_modify(|version| *version += 1);
     }
@@ -320,9 +330,10 @@ fn tell_failure(node: &NodeName, fault: &Fault) {
     warn!(%node, ?step, %code, error = message, "operation failed");
 }
 
-/// Whether the operation was told to stop: that it did not succeed then is no news.
+/// Whether the operation was told to stop, or asked a system that is not up yet: that it did not
+/// succeed then is no news.
 fn is_called_off(fault: &Fault) -> bool {
-    [CANCELLED, faults::POLL_CUT].contains(&fault.code.as_ref())
+    [CANCELLED, faults::POLL_CUT, NO_ANSWER].contains(&fault.code.as_ref())
 }
 
 /// Waits for the work, passing on its progress now and then. A panic in it is a fault like any

@@ -1,6 +1,7 @@
-//! Writes status files, and consoles beside them, in a thread of its own: at most once a second for
-//! a node whose phase has not changed. A slow disk never holds up the driver. A file that cannot be
-//! written, or that somebody removed or changed, is written again.
+//! Writes status files, and consoles and ramdisks' logs beside them, in a thread of its own: at
+//! most once a second for a node whose phase has not changed. A slow disk never holds up the
+//! driver. A status file that cannot be written, or that somebody removed or changed, is written
+//! again.
 //!
 //! The driver leaves the latest status of each node in a map and goes on; the thread takes what is
 //! there. Neither ever waits for the other: a directory that hangs costs its own files and nothing
@@ -23,7 +24,7 @@ use crate::{
         ids::NodeName,
         status::{Phase, Status},
     },
-    status_file::{self, ConsoleLog, StatusFileError, StatusFiles, Unwritten},
+    status_file::{self, ConsoleLog, KeptLog, StatusFileError, StatusFiles, Unwritten},
 };
 
 use super::work::Report;
@@ -57,6 +58,8 @@ struct Updates {
     files: BTreeMap<NodeName, Option<Box<Status>>>,
     /// The output of a machine in an attempt that failed; `None`: the attempt did not fail.
     consoles: BTreeMap<NodeName, Option<ConsoleLog>>,
+    /// The log of a deploy ramdisk; `None`: it is to go.
+    ramdisk_logs: BTreeMap<NodeName, Option<Box<KeptLog>>>,
     closed: bool,
     /// The thread has ended, for whatever reason.
     ended: bool,
@@ -105,13 +108,17 @@ impl Shared {
     /// Waits for updates, but not longer than this.
     fn wait(&self, limit: Duration) -> Updates {
         let is_idle = |updates: &mut Updates| {
-            updates.files.is_empty() && updates.consoles.is_empty() && !updates.closed
+            updates.files.is_empty()
+                && updates.consoles.is_empty()
+                && updates.ramdisk_logs.is_empty()
+                && !updates.closed
         };
         let waited = self.changed.wait_timeout_while(self.lock(), limit, is_idle);
         let (mut updates, _) = waited.unwrap_or_else(PoisonError::into_inner);
         Updates {
             files: mem::take(&mut updates.files),
             consoles: mem::take(&mut updates.consoles),
+            ramdisk_logs: mem::take(&mut updates.ramdisk_logs),
             closed: updates.closed,
             ..Updates::default()
         }
@@ -149,11 +156,18 @@ impl Publisher {
         self.shared.change(|updates| drop(updates.consoles.insert(name.clone(), None)));
     }
 
+    /// Keeps what a deploy ramdisk logged.
+    pub(super) fn keep_ramdisk_log(&self, log: KeptLog) {
+        let node = log.node.clone();
+        self.shared.change(|updates| drop(updates.ramdisk_logs.insert(node, Some(Box::new(log)))));
+    }
+
     /// Removes a node's files.
     pub(super) fn remove(&self, name: &NodeName) {
         self.shared.change(|updates| {
             updates.files.insert(name.clone(), None);
             updates.consoles.insert(name.clone(), None);
+            updates.ramdisk_logs.insert(name.clone(), None);
         });
     }
 }
@@ -245,27 +259,27 @@ impl StatusWriter {
 
     /// Takes what was left for the thread, and writes what is due by now.
     fn take_up(&mut self, updates: Updates, now: Instant) {
-        let Updates { files, consoles, closed, .. } = updates;
+        let Updates { files, consoles, ramdisk_logs, closed, .. } = updates;
         self.waiting.extend(files);
         for (name, console) in consoles {
-            self.keep_console(&name, console.as_ref());
+            let kept = self.shared.busy(|| match &console {
+                Some(log) => self.files.write_console(log),
+                None => self.files.remove_console(&name),
+            });
+            tell_unkept(&name, kept, "its machine printed");
+        }
+        for (name, log) in ramdisk_logs {
+            let kept = self.shared.busy(|| match &log {
+                Some(log) => self.files.write_ramdisk_log(log),
+                None => self.files.remove_ramdisk_log(&name),
+            });
+            tell_unkept(&name, kept, "its deploy ramdisk logged");
         }
         if now.duration_since(self.scanned_at) >= self.rescan {
             self.find_changed();
         }
         self.write_due(closed, now);
         self.tell_unwritten();
-    }
-
-    fn keep_console(&self, name: &NodeName, console: Option<&ConsoleLog>) {
-        let kept = self.shared.busy(|| match console {
-            Some(log) => self.files.write_console(log),
-            None => self.files.remove_console(name),
-        });
-        if let Err(error) = kept {
-            let what = if console.is_some() { "kept" } else { "removed" };
-            warn!(node = %name, %error, "what its machine printed cannot be {what}");
-        }
     }
 
     /// Finds the files that somebody else removed or changed, and has their nodes shown again.
@@ -386,6 +400,13 @@ impl StatusWriter {
         self.failed.insert(name.clone(), (error, now));
         // A status that came meanwhile is newer.
         self.waiting.entry(name).or_insert(wanted);
+    }
+}
+
+/// Tells that a text of the node's machine can be neither kept nor removed. It is not tried again.
+fn tell_unkept(node: &NodeName, kept: Result<(), StatusFileError>, what: &str) {
+    if let Err(error) = kept {
+        warn!(%node, %error, "the file of what {what} cannot be changed");
     }
 }
 

@@ -29,11 +29,12 @@ use tracing::debug;
 use super::{Call, CallbackLimits, CallbackRequest, Reply};
 use crate::{
     listener::ConnectionPermit,
-    model::{callback::DeployState, ids::NodeName, secret::AttemptKey},
+    model::{
+        callback::{BODY_BYTES_MAX, DeployState},
+        ids::NodeName,
+        secret::AttemptKey,
+    },
 };
-
-/// An inventory of hundreds of disks has some 100 KiB.
-const BODY_BYTES_MAX: usize = 256 << 10;
 
 /// State shared by all handlers: the way to the driver.
 #[derive(Debug)]
@@ -128,6 +129,7 @@ fn parse(
             serde_json::from_slice(body).map(Call::PassDeployInfo)
         }
         (&Method::POST, "completed") => serde_json::from_slice(body).map(Call::Completed),
+        (&Method::POST, "log") => serde_json::from_slice(body).map(Call::Log),
         (&Method::GET, "deploy_state") => Ok(Call::DeployState),
         _ => return None,
     };
@@ -147,6 +149,7 @@ pub(super) async fn hand_over(state: &AppState, args: CallArgs) -> Response {
         Call::Lookup(_)
         | Call::PassDeployInfo(_)
         | Call::Completed(_)
+        | Call::Log(_)
         | Call::IronicDeployInfo(_)
         | Call::IronicBootloader(_) => ask(state, &args).await,
     };

@@ -10,6 +10,7 @@
 //! GET  /v1/nodes/{node}/vendor_passthru/deploy_state      200 DeployStateReply, held back
 //!                                                         while it is `imaging`
 //! POST /v1/nodes/{node}/vendor_passthru/completed         202
+//! POST /v1/nodes/{node}/vendor_passthru/log               202
 //! ```
 //!
 //! Other answers:

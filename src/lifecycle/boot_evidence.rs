@@ -12,7 +12,7 @@ use crate::model::{
     status::LastSeen,
 };
 
-use super::{event::Menu, node::Node, state::Attempt, text::plain};
+use super::{event::Menu, node::Node, ramdisk_log::READ_ITS_LOG, state::Attempt, text::plain};
 
 /// Network interfaces that no spec names and that are remembered for an attempt.
 const UNKNOWN_MACS_MAX: usize = 4;
@@ -22,6 +22,9 @@ impl Node {
     /// what waits for an operator.
     pub(super) fn take_evidence(&mut self, now: Timestamp, fetch: &Fetch) {
         if !matches!(self.menu(), Menu::Deploy(_)) {
+            if fetch.stage == BootStage::Menu && fetch.complete && fetch.unknown_mac.is_none() {
+                self.note_netboot(now, fetch.peer);
+            }
             return;
         }
         if let Some(attempt) = self.record.state.attempt_mut()
@@ -97,11 +100,11 @@ pub(super) fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
                 "the deploy ramdisk at {peer} was told to export {} and did not in time",
                 disk.name
             ),
-            "look at the machine's console",
+            READ_ITS_LOG,
         ),
         (Some(peer), None, _) => (
             format!("the deploy ramdisk at {peer} called but did not report its disks in time"),
-            "look at the machine's console",
+            READ_ITS_LOG,
         ),
         (None, _, Some(BootStage::Ramdisk)) => (
             "the machine fetched the deploy ramdisk but it never called back".to_owned(),

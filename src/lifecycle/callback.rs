@@ -25,6 +25,7 @@ use super::{
     event::Action,
     limits::after,
     node::{MissingDisk, Node},
+    ramdisk_log::READ_ITS_LOG,
     state::{State, Target},
     text::{plain, plain_up_to},
     transitions::Cause,
@@ -59,8 +60,15 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Reply {
         let name = call.name();
-        let admitted = self.admit(peer, key).map(|()| self.note_manual_power_on(now));
-        match admitted.and_then(|()| self.answer(now, peer, call, actions)) {
+        // A log changes nothing, and has rules of its own.
+        let is_log = matches!(call, Call::Log(_));
+        let admitted = if is_log {
+            Ok(())
+        } else {
+            self.admit(peer, key).map(|()| self.note_manual_power_on(now))
+        };
+        match admitted.and_then(|()| self.answer(now, peer, key, call, actions)) {
+            Ok(reply) if is_log => reply,
             Ok(reply) => {
                 let seen = &mut self.record.last_seen;
                 seen.address = Some(peer);
@@ -96,6 +104,7 @@ impl Node {
         &mut self,
         now: Timestamp,
         peer: IpAddr,
+        key: &AttemptKey,
         call: Call,
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
@@ -109,6 +118,7 @@ impl Node {
             }
             Call::DeployState => Ok(Reply::State(self.deploy_state(now))),
             Call::Completed(completed) => self.completed(now, &completed, actions),
+            Call::Log(log) => self.take_log(peer, key, log, actions),
             Call::IronicBootloader(error) => self.ironic_bootloader(now, &error, actions),
         }
     }
@@ -137,7 +147,8 @@ impl Node {
             | State::Imaging { .. }
             | State::Switching { .. }
             | State::WaitingCompleted { .. }
-            | State::Restarting { .. } => return Err("no lookup is expected in this phase"),
+            | State::Restarting { .. }
+            | State::Booting { .. } => return Err("no lookup is expected in this phase"),
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
         let right = right_machine(spec, attempt.system_guid, &lookup).map_err(NotChosen::Fault);
@@ -249,6 +260,7 @@ impl Node {
             | State::SettingPower { .. }
             | State::Preparing { .. }
             | State::Imaging { .. }
+            | State::Booting { .. }
             | State::CleaningUp { .. } => Err("no target is expected in this phase"),
         }
     }
@@ -306,6 +318,7 @@ impl Node {
             | State::Failed
             | State::SettingPower { .. }
             | State::Preparing { .. }
+            | State::Booting { .. }
             | State::CleaningUp { .. } => DeployState::Abort,
         };
         match self.record.state.attempt() {
@@ -358,6 +371,7 @@ impl Node {
             | State::Imaging { .. }
             | State::Switching { .. }
             | State::WaitingCompleted { .. }
+            | State::Booting { .. }
             | State::CleaningUp { .. } => Err("no completed notice is expected in this phase"),
         }
     }
@@ -380,12 +394,7 @@ impl Node {
             let message = plain(&format!("the deploy ramdisk failed: {error}"));
             self.fail(
                 now,
-                Fault::passing(
-                    Step::Ramdisk,
-                    "RamdiskFailed",
-                    message,
-                    "look at the machine's console",
-                ),
+                Fault::passing(Step::Ramdisk, "RamdiskFailed", message, READ_ITS_LOG),
                 actions,
             );
         }

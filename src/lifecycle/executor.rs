@@ -24,7 +24,7 @@ use crate::model::{
 };
 
 use super::{
-    event::{Action, Event, NEVER_STARTED, Operation},
+    event::{Action, Event, NEVER_STARTED, Operation, ReceivedLog},
     fleet::{Fleet, Specs},
     node::Node,
     state::Record,
@@ -46,6 +46,8 @@ pub trait Effects {
     fn cancel(&mut self, node: &NodeName, op: OpId);
     /// Answers a callback.
     fn reply(&mut self, request: u64, reply: Reply);
+    /// Keeps a deploy ramdisk's log. That it cannot be kept changes nothing.
+    fn keep_log(&mut self, node: &NodeName, log: ReceivedLog);
     /// Tells the waiting ramdisks that a node's state has changed.
     fn wake_ramdisks(&mut self);
     /// Shows the status of a node.
@@ -282,6 +284,7 @@ impl Executor {
                 Action::Start { op, operation, spec } => effects.start(&name, op, operation, spec),
                 Action::Cancel(op) => effects.cancel(&name, op),
                 Action::Reply { request, reply } => effects.reply(request, reply),
+                Action::KeepLog(log) => effects.keep_log(&name, *log),
                 Action::Forget => {}
             }
         }
@@ -390,7 +393,7 @@ const fn is_refusal(action: &Action) -> bool {
 fn call_off(node: &Node, waiting: &mut Vec<Action>) -> Option<OpId> {
     let op = waiting.iter().find_map(|action| match action {
         Action::Start { op, .. } => Some(*op),
-        Action::Cancel(_) | Action::Reply { .. } | Action::Forget => None,
+        Action::Cancel(_) | Action::Reply { .. } | Action::KeepLog(_) | Action::Forget => None,
     })?;
     waiting.retain(|action| *action != Action::Cancel(op));
     let called_off = node.running.is_some_and(|running| running.op == op && running.cancelled);

@@ -5,7 +5,7 @@
 //! by the core. Everything that comes from the ramdisk is untrusted until its key has been
 //! compared.
 
-use std::{net::IpAddr, num::NonZeroU16};
+use std::{fmt, net::IpAddr, num::NonZeroU16};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -15,6 +15,9 @@ use super::{
     secret::Secret,
     spec::DeployRamdisk,
 };
+
+/// Longest body of a call, in bytes: an inventory of hundreds of disks has some 100 KiB.
+pub const BODY_BYTES_MAX: usize = 256 << 10;
 
 /// One call of a ramdisk, parsed and not yet judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub enum Call {
     DeployState,
     /// `POST …/completed`
     Completed(Completed),
+    /// `POST …/log`
+    Log(RamdiskLog),
     /// `POST …/pass_deploy_info` of Ironic's ramdisk, which asks for nothing before and knows no
     /// CHAP.
     IronicDeployInfo(DeployInfo),
@@ -43,6 +48,7 @@ impl Call {
             Self::PassDeployInfo(_) | Self::IronicDeployInfo(_) => "pass_deploy_info",
             Self::DeployState => "deploy_state",
             Self::Completed(_) => "completed",
+            Self::Log(_) => "log",
             Self::IronicBootloader(_) => "pass_bootloader_install_info",
         }
     }
@@ -50,9 +56,11 @@ impl Call {
     /// The ramdisk that makes it.
     pub const fn ramdisk(&self) -> DeployRamdisk {
         match self {
-            Self::Lookup(_) | Self::PassDeployInfo(_) | Self::DeployState | Self::Completed(_) => {
-                DeployRamdisk::Hostler
-            }
+            Self::Lookup(_)
+            | Self::PassDeployInfo(_)
+            | Self::DeployState
+            | Self::Completed(_)
+            | Self::Log(_) => DeployRamdisk::Hostler,
             Self::IronicDeployInfo(_) | Self::IronicBootloader(_) => DeployRamdisk::Ironic,
         }
     }
@@ -231,6 +239,28 @@ pub struct Completed {
     /// How long that took, in milliseconds.
     #[serde(default)]
     pub verify_ms: u64,
+}
+
+/// Most of each log that is sent and kept, in bytes: the end.
+pub const LOG_BYTES_MAX: usize = 64 << 10;
+
+/// `POST …/log`: what the deploy ramdisk has logged since its boot.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamdiskLog {
+    /// The kernel's messages, a line each.
+    #[serde(default)]
+    pub kernel: String,
+    /// The ramdisk's own.
+    #[serde(default)]
+    pub ramdisk: String,
+}
+
+/// The kernel prints its command line, and with it the attempt's key.
+impl fmt::Debug for RamdiskLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kernel, ramdisk } = self;
+        write!(f, "RamdiskLog({} and {} bytes)", kernel.len(), ramdisk.len())
+    }
 }
 
 #[cfg(test)]

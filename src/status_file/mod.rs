@@ -3,7 +3,7 @@
 //! Written by the agent's publisher, read by the CLI, which needs no agent for it, and by the agent
 //! where a record is lost. Small synchronous file work. It must never show a reader half a file,
 //! take a damaged one for whole, nor put anything here that not everybody may read: the files have
-//! mode 0644. Beside them is what `console` keeps.
+//! mode 0644. Beside them is what `console` and `ramdisk_log` keep.
 //!
 //! The last line is a comment with the checksum of everything before it. Nothing waits for the
 //! disk: after a power cut a file may be the one before, or damaged, which its reader notices.
@@ -33,11 +33,14 @@ use crate::{
 pub mod agent_mark;
 mod console;
 mod format_1;
+mod ramdisk_log;
 mod shown;
+mod untrusted;
 mod unwritten;
 
 pub use agent_mark::MarkFile;
 pub use console::{CONSOLE_BYTES_MAX, ConsoleLog};
+pub use ramdisk_log::KeptLog;
 pub use shown::{Rendered, Shown};
 pub use unwritten::Unwritten;
 

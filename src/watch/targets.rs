@@ -172,12 +172,13 @@ fn beneath(specs: &Path) -> (BTreeMap<PathBuf, Option<Identity>>, Vec<PathBuf>) 
 }
 
 /// A spec, the defaults, anything that is attached, or a Kubernetes volume's `..data`, which all
-/// files are links into. Above all not a status file or a console's log, nor what becomes one.
+/// files are links into. Above all not a status file, a console's log or a ramdisk's, nor what
+/// becomes one.
 fn may_be_read(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     name.as_bytes().starts_with(b"..")
         || !(is_hidden(name)
-            || [&b".status.toml"[..], b".console.log"]
+            || [&b".status.toml"[..], b".console.log", b".ramdisk.log"]
                 .iter()
                 .any(|own| name.as_bytes().ends_with(own)))
 }

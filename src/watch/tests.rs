@@ -96,6 +96,8 @@ async fn our_own_status_files_our_reading_and_what_is_hidden_do_not_wake() {
         "status/a.status.toml",
         "a.console.log",
         "status/a.console.log",
+        "a.ramdisk.log",
+        "status/a.ramdisk.log",
         // The agent's mark is written under a hidden name first.
         "._agent.status.toml.1",
         "_agent.status.toml",

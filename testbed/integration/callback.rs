@@ -36,16 +36,18 @@ use tokio_rustls::{
 };
 
 const LOOKUP: &str = r#"{"macs":["52:54:00:00:00:01"],"disks":[{"name":"vda","size":8589934592}]}"#;
+const LOG: &str = r#"{"kernel":"hunter2","ramdisk":""}"#;
 const DEPLOY_INFO: &str =
     r#"{"address":"127.0.0.1","iqn":"iqn.x","chap_username":"u","chap_password":"hunter2"}"#;
 
 #[tokio::test]
-async fn a_ramdisk_gets_through_its_four_calls() {
+async fn a_ramdisk_gets_through_its_five_calls() {
     let agent = Agent::judging(CallbackLimits::default()).await;
     for (method, call, body, status, answer) in [
         ("POST", "lookup", LOOKUP, 200, r#"{"disk":"vda","iqn":"iqn.edge-07","poll_after":1}"#),
         ("POST", "pass_deploy_info", DEPLOY_INFO, 202, "{}"),
         ("GET", "deploy_state", "", 200, r#"{"state":"release"}"#),
+        ("POST", "log", LOG, 202, "{}"),
         ("POST", "completed", r#"{"verified":true}"#, 202, "{}"),
         ("POST", "completed", r#"{"error":"no disk"}"#, 409, r#"{"error":"heard: no disk"}"#),
     ] {
@@ -205,10 +207,11 @@ async fn no_key_and_no_body_reaches_the_log_at_any_level() {
         for body in [DEPLOY_INFO, r#"{"address":"hunter2"}"#, r#"{"port":"hunter2"}"#] {
             agent.curl("POST", &path(node, "pass_deploy_info"), Some(&key()), body).await;
         }
+        agent.curl("POST", &path(node, "log"), Some(&key()), LOG).await;
     }
     let text = std::fs::read_to_string(&log).unwrap();
     let of_node: Vec<&str> = text.lines().filter(|line| line.contains("quiet-node")).collect();
-    assert_eq!(of_node.len(), 3, "{text}");
+    assert_eq!(of_node.len(), 4, "{text}");
     assert!(!text.contains("hunter2") && !text.contains(&"5a".repeat(32)), "{text}");
 }
 
@@ -265,6 +268,7 @@ fn judge(request: &CallbackRequest) -> Reply {
         }
         Call::PassDeployInfo(_)
         | Call::Completed(_)
+        | Call::Log(_)
         | Call::IronicDeployInfo(_)
         | Call::IronicBootloader(_) => Reply::Accepted,
     }

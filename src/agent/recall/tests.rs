@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    lifecycle::{Effects, Event, Executor, Hold, Node, Operation, Outcome, Specs},
+    lifecycle::{Effects, Event, Executor, Hold, Node, Operation, Outcome, ReceivedLog, Specs},
     model::{
         callback::Reply,
         disk::Disk,
@@ -72,6 +72,10 @@ fn deployed(spec: &NodeSpec) -> Record {
         image: Digest::of(b"image"),
         disk,
         at: now(),
+        booted: None,
+        booted_at: None,
+        address: None,
+        system: None,
         root_uuid: None,
         root_partuuid: None,
         redeploy: spec.redeploy.clone(),
@@ -114,6 +118,8 @@ impl Effects for FakeEffects {
     fn cancel(&mut self, _: &NodeName, _: OpId) {}
 
     fn reply(&mut self, _: u64, _: Reply) {}
+
+    fn keep_log(&mut self, _: &NodeName, _: ReceivedLog) {}
 
     fn wake_ramdisks(&mut self) {}
 

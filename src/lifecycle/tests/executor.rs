@@ -68,7 +68,7 @@ fn the_record_comes_before_the_menu_and_the_menu_before_everything_else() {
     for requested in &rack.world.requested {
         match requested {
             Save => durable = true,
-            Keep | Serve | Wake | Reply(..) => {}
+            Keep | Serve | Wake | KeepLog | Reply(..) => {}
             Start(_) | Cancel(_) => assert!(durable, "an action before any record"),
             Forget => unreachable!(),
         }

@@ -10,8 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     lifecycle::{
-        Effects, Event, Executor, Fleet, Node, Operation, Outcome, Policy, Record, Specs,
-        UnclaimedInstalls,
+        Effects, Event, Executor, Fleet, Node, Operation, Outcome, Policy, ReceivedLog, Record,
+        Specs, UnclaimedInstalls,
     },
     model::{
         callback::{Call, Reply},
@@ -76,6 +76,7 @@ pub(super) enum Requested {
     Start(OpId),
     Cancel(OpId),
     Reply(u64, Reply),
+    KeepLog,
     Wake,
     Forget,
 }
@@ -137,6 +138,10 @@ impl Effects for World {
 
     fn reply(&mut self, request: u64, reply: Reply) {
         self.requested.push(Requested::Reply(request, reply));
+    }
+
+    fn keep_log(&mut self, _: &NodeName, _: ReceivedLog) {
+        self.requested.push(Requested::KeepLog);
     }
 
     fn wake_ramdisks(&mut self) {
@@ -208,9 +213,10 @@ impl World {
             Operation::PowerOn => switch(PowerState::On),
             Operation::CleanUp => switch(PowerState::Off),
             Operation::Restart { wanted: state } | Operation::SetPower(state) => switch(*state),
-            Operation::Image { .. } | Operation::Release(_) | Operation::NetbootFiles { .. } => {
-                true
-            }
+            Operation::Image { .. }
+            | Operation::Release(_)
+            | Operation::ProbePort { .. }
+            | Operation::NetbootFiles { .. } => true,
         };
         Ok(good_outcome(&job.operation))
     }

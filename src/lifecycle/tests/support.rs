@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     lifecycle::{
         Action, Event, Fleet, Menu, Node, Operation, Outcome, Permit, Policy, PreparedImage,
-        Record, UnclaimedInstalls,
+        ReceivedLog, Record, UnclaimedInstalls,
     },
     model::{
         boot::{BootStage, Fetch},
@@ -17,7 +17,7 @@ use crate::{
         ids::{NodeName, OpId},
         power::PowerState,
         secret::{AttemptKey, Secret},
-        spec::NodeSpec,
+        spec::{BootCheck, NodeSpec},
         status::Phase,
     },
 };
@@ -37,6 +37,11 @@ pub(super) fn spec() -> NodeSpec {
     let mut spec = NodeSpec::example();
     spec.image.checksum = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     spec
+}
+
+/// Its system has to answer at port 22.
+pub(super) fn check_port(spec: &mut NodeSpec) {
+    spec.boot_check = BootCheck::Tcp { port: 22, address: None };
 }
 
 /// An image that was prepared without a stage worth telling.
@@ -167,6 +172,7 @@ pub(super) struct Bench {
     pub(super) started_for: Option<Arc<NodeSpec>>,
     pub(super) cancelled: Vec<OpId>,
     pub(super) forgotten: bool,
+    pub(super) logs: Vec<ReceivedLog>,
     /// Whether its turn does not come.
     pub(super) crowded: bool,
 }
@@ -182,6 +188,7 @@ impl Bench {
             started_for: None,
             cancelled: Vec::new(),
             forgotten: false,
+            logs: Vec::new(),
             crowded: false,
         }
     }
@@ -222,6 +229,7 @@ impl Bench {
                 }
                 Action::Cancel(op) => self.cancelled.push(op),
                 Action::Reply { reply, .. } => answer = Some(reply),
+                Action::KeepLog(log) => self.logs.push(*log),
                 Action::Forget => self.forgotten = true,
             }
         }
@@ -334,6 +342,7 @@ pub(super) fn good_outcome(operation: &Operation) -> Outcome {
         Operation::Image { .. } => imaged(),
         Operation::Release(_) => Outcome::Released,
         Operation::Restart { wanted } => Outcome::Restarted(*wanted),
+        Operation::ProbePort { .. } => Outcome::PortAnswered { address: RAMDISK, ssh_banner: None },
         Operation::SetPower(wanted) => Outcome::PowerSet(*wanted),
         Operation::CleanUp => Outcome::CleanedUp,
         Operation::NetbootFiles { served, .. } => Outcome::NetbootFiles(served.clone()),

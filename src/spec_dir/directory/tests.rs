@@ -54,6 +54,7 @@ fn only_specs_are_read_and_every_bad_file_is_reported() {
         ("d_e.toml", "y = "),
         ("a.status.toml", "phase = \"deployed\""),
         ("a.console.log", "x = 1"),
+        ("a.ramdisk.log", "x = 1"),
         (".a.toml.swp", "x"),
         (".hidden.toml", "x"),
         ("a.toml~", "x"),

@@ -65,7 +65,7 @@ fn live(mut node: Node, script: &[u8]) {
                 }
                 Action::Cancel(op) => assert_eq!(running.as_ref().map(|job| job.0), Some(op)),
                 Action::Forget => return,
-                Action::Reply { .. } => {}
+                Action::Reply { .. } | Action::KeepLog(_) => {}
             }
         }
     }
@@ -140,6 +140,9 @@ fn outcome(operation: Operation, byte: u8) -> Outcome {
         Operation::Image { .. } => hostler_fuzz::imaged(),
         Operation::Release(_) => Outcome::Released,
         Operation::Restart { wanted } => Outcome::Restarted(wanted),
+        Operation::ProbePort { .. } => {
+            Outcome::PortAnswered { address: RAMDISK, ssh_banner: Some("SSH-2.0-x".to_owned()) }
+        }
         Operation::SetPower(wanted) => Outcome::PowerSet(wanted),
         Operation::CleanUp => Outcome::CleanedUp,
         Operation::NetbootFiles { served, .. } => Outcome::NetbootFiles(served),

@@ -19,11 +19,11 @@ impl Site {
     /// Judges an operation of an attempt by the machine as it is.
     pub(crate) fn judge_means(&mut self, node: &NodeName, operation: &Operation, spec: &NodeSpec) {
         let record = self.records.get(node);
-        // An order is judged by who may give it.
-        let by_order = record.is_some_and(|r| matches!(r.state, State::SettingPower { .. }));
+        // Any other restart is judged by who may order it.
+        let restarts = record.is_some_and(|r| matches!(r.state, State::Restarting { .. }));
         match operation {
             Operation::Image { target, size, .. } => self.judge_target(node, target, *size, spec),
-            Operation::Restart { wanted } if !by_order => {
+            Operation::Restart { wanted } if restarts => {
                 let off = spec.power == WantedPower::Off;
                 if (*wanted == PowerState::Off) != off {
                     let what = format!("left {}, and {:?} is wanted", wanted.as_str(), spec.power);

@@ -69,7 +69,9 @@ impl Site {
     /// attempt that is under way.
     pub(crate) fn note_clash(&mut self, node: &NodeName) {
         let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
-        let under_way = record.is_some_and(|record| !record.state.at_rest());
+        // An attempt whose record waits to be written is shown already.
+        let shown = self.shown_phase(node).is_some_and(Phase::is_busy);
+        let under_way = shown || record.is_some_and(|record| !record.state.at_rest());
         let ledger = self.ledger(node);
         ledger.approved &= under_way;
         ledger.power_ordered = false;
@@ -234,8 +236,10 @@ impl Site {
         let record = self.records.get(node);
         let by_order =
             record.is_some_and(|record| matches!(record.state, State::SettingPower { .. }));
+        let is_booting = record.is_some_and(|record| matches!(record.state, State::Booting { .. }));
         match operation {
             Operation::Prepare => self.judge_beginning(node),
+            Operation::Restart { .. } if is_booting => self.judge_boot_restart(node, spec),
             // The restart of an installation that is over cuts the power of a machine that is on.
             Operation::Restart { wanted } if by_order => self.judge_switching(node, *wanted, spec),
             // Whether it may was judged when its record was written: one that goes on after a crash
@@ -248,6 +252,7 @@ impl Site {
             Operation::PollPower
             | Operation::ConfirmPower
             | Operation::CleanUp
+            | Operation::ProbePort { .. }
             | Operation::NetbootFiles { .. } => {}
         }
     }
@@ -433,7 +438,7 @@ impl Site {
                 }
             }
             State::Failed => {
-                (ledger.approved, ledger.begun, ledger.abandoned) = (false, None, None)
+                (ledger.approved, ledger.begun, ledger.abandoned) = (false, None, None);
             }
             State::Held { .. } => (ledger.begun, ledger.abandoned) = (None, None),
             State::Idle => ledger.abandoned = None,

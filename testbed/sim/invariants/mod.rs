@@ -6,6 +6,7 @@
 
 mod attempt;
 mod consent;
+mod first_boot;
 mod order;
 mod permits;
 mod settling;
@@ -31,7 +32,7 @@ use crate::{
 pub(crate) use self::settling::settling;
 
 /// Every rule, as it is named in violations.
-pub(crate) const RULES: [&str; 24] = [
+pub(crate) const RULES: [&str; 26] = [
     "consent_is_for_one_machine",
     "never_writes_without_consent",
     "never_two_writers",
@@ -41,6 +42,8 @@ pub(crate) const RULES: [&str; 24] = [
     "half_written_never_boots",
     "never_switches_unasked",
     "installed_is_true",
+    "deployed_is_up",
+    "a_first_boot_switches_once",
     "settles",
     "turns_within_limits",
     "menu_only_for_the_present_attempt",

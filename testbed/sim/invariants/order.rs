@@ -2,7 +2,7 @@
 //! moves.
 
 use hostler::{
-    lifecycle::{Executor, Menu, Node, Operation, Record, State},
+    lifecycle::{Executor, FirstBoot, Menu, Node, Operation, Record, State},
     model::{ids::NodeName, spec::NodeSpec},
 };
 use jiff::SignedDuration;
@@ -21,6 +21,7 @@ impl Site {
     pub(crate) fn judge_save(&mut self, node: &NodeName, record: &Record) {
         self.deliver_update(node);
         self.judge_comparison(node, record);
+        self.judge_first_boot(node, record);
         self.note_record(node, record);
         self.judge_saved_secrets(node, record);
         self.touch(node);
@@ -124,7 +125,11 @@ impl Site {
             (Operation::Restart { wanted }, Some(state)) => {
                 let ordered = record.is_some_and(|record| record.awaits_restart)
                     && *state == State::SettingPower { wanted: *wanted };
-                ordered || matches!(state, State::Restarting { .. })
+                let again = State::Booting { boot: FirstBoot::Restarting };
+                ordered || matches!(state, State::Restarting { .. }) || *state == again
+            }
+            (Operation::ProbePort { .. }, Some(state)) => {
+                matches!(state, State::Booting { boot: FirstBoot::Waiting | FirstBoot::Overdue })
             }
             (Operation::SetPower(power), Some(state)) => {
                 *state == State::SettingPower { wanted: *power }

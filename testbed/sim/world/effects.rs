@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use hostler::{
-    lifecycle::{Effects, Node, Operation, Record, UnclaimedInstalls},
+    lifecycle::{Effects, Node, Operation, ReceivedLog, Record, UnclaimedInstalls},
     model::{
         callback::Reply,
         ids::{NodeName, OpId},
@@ -111,6 +111,10 @@ impl Effects for Site {
             }
             Some(None) => {}
         }
+    }
+
+    fn keep_log(&mut self, _: &NodeName, _: ReceivedLog) {
+        self.lives_to_call();
     }
 
     fn wake_ramdisks(&mut self) {

@@ -104,6 +104,7 @@ impl World {
                     self.bring(&node, event);
                 }
             }
+            Happening::SystemUp { machine, session } => site.system_up(machine, session),
             Happening::Ramdisk { id, stamp } => site.ramdisk_acts(id, stamp),
             Happening::Arrival(message) => {
                 // Nobody listens while the agent is dead.

@@ -44,6 +44,8 @@ pub(crate) enum Happening {
     Firmware { machine: usize, session: u64 },
     /// A machine has fetched this much of the deploy ramdisk, by the menu it was served.
     Fetching { machine: usize, session: u64, node: NodeName, key: AttemptKey, stage: u64 },
+    /// A machine's own system has come up.
+    SystemUp { machine: usize, session: u64 },
     /// A ramdisk does what it has to do.
     Ramdisk { id: usize, stamp: u64 },
     /// A call reaches the agent.
@@ -122,12 +124,15 @@ pub(super) enum Move {
     Login,
     Write,
     Verify,
+    /// One round of asking a system's port.
+    Probe,
 }
 
 pub(crate) type JobKey = (NodeName, OpId);
 
 /// A boot of the ramdisk.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "a list of what it is, was told and said")]
 pub(crate) struct Ramdisk {
     pub(crate) machine: usize,
     pub(super) session: u64,

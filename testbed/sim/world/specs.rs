@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hostler::model::{
     ids::NodeName,
     netboot::Netboot,
-    spec::{Bmc, BmcAddress, Checksum, DeployRamdisk, NodeSpec, Verify},
+    spec::{Bmc, BmcAddress, BootCheck, Checksum, DeployRamdisk, NodeSpec, Verify},
 };
 
 use super::site::{File, Site};
@@ -43,6 +43,10 @@ impl Site {
             kernel_args: Vec::new(),
         };
         spec.image.netboot = (home % 4 == 1).then(|| Box::new(netboot()));
+        // Two of five have to show that their system is up.
+        if home % 5 < 2 {
+            spec.boot_check = BootCheck::Tcp { port: 80, address: None };
+        }
         spec.timeouts.power = power_limit(machine.has_bmc);
         if self.plan.other_ramdisks && home % 5 == 4 && machine.has_bmc {
             spec.boot.ramdisk = DeployRamdisk::Ironic;
