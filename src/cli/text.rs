@@ -6,10 +6,10 @@ use jiff::{SignedDuration, Timestamp, Unit};
 
 use crate::model::{printable::escaped, size::show_bytes, status::Progress};
 
-/// Cells of the bar in the table.
+/// Cells of the progress bar.
 const BAR_CELLS: u64 = 10;
 
-/// Rows with their cells, whoever has written them, one below the other.
+/// Aligns the cells of rows in columns, and escapes them.
 pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let rows: Vec<[String; N]> =
         rows.iter().map(|row| row.each_ref().map(|cell| escaped(cell))).collect();
@@ -27,8 +27,8 @@ pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-/// `write [####······] 42% 31.0 MiB/s, 12s left`, or `fetch 12.0 MiB, 31.0 MiB/s` while nobody
-/// knows how much there is.
+/// Formats progress: `write [####······] 42% 31.0 MiB/s, 12s left`, or `fetch 12.0 MiB, 31.0 MiB/s`
+/// while the total is unknown.
 pub(super) fn progress(progress: &Progress) -> String {
     if progress.total_bytes == 0 {
         let [done, rate] = [progress.done_bytes, progress.rate_bytes].map(show_bytes);
@@ -45,7 +45,7 @@ pub(super) fn progress(progress: &Progress) -> String {
     )
 }
 
-/// `2m10s`, rounded down to two units at most.
+/// Formats a duration: `2m10s`, rounded down to at most two units.
 pub(super) fn span(duration: SignedDuration) -> String {
     let s = duration.as_secs().max(0);
     match (s / 86_400, s / 3600 % 24, s / 60 % 60, s % 60) {
@@ -56,7 +56,7 @@ pub(super) fn span(duration: SignedDuration) -> String {
     }
 }
 
-/// To the second, in UTC: administrators compare it with logs.
+/// Formats a time to the second, in UTC: administrators compare it with logs.
 pub(super) fn clock(at: Timestamp) -> String {
     at.round(Unit::Second).unwrap_or(at).to_string()
 }

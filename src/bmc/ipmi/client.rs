@@ -1,4 +1,4 @@
-//! A BMC that speaks IPMI: the way to it, and what was learned of it.
+//! The IPMI client: a BMC's address and credentials, and what it accepted before.
 //!
 //! Made by the IPMI and ipmitool drivers. It must never be used by two calls at once: whoever holds
 //! the memory has the turn.
@@ -16,39 +16,38 @@ use super::{
 };
 use crate::{bmc::timing::Timing, model::spec::CipherSuite};
 
-/// One BMC that speaks IPMI. Calls take turns; each opens a session, does its work, and closes the
-/// session, also when it fails or is dropped. Every call tries again what may pass, until its
-/// deadline.
+/// A client of one BMC. Its calls run one after the other. Each opens a session and closes it, also
+/// when it fails or its future is dropped. Every call retries passing failures until its deadline.
 #[derive(Debug)]
 pub struct IpmiClient {
     pub(super) config: IpmiConfig,
     pub(super) timing: Timing,
     pub(super) transport: Box<dyn Transport>,
     pub(super) memory: Mutex<Memory>,
-    /// The turn to listen to the console.
+    /// Held by the one caller that reads the console.
     pub(super) console: Mutex<()>,
 }
 
-/// The lessons of earlier calls to a BMC. Whoever holds them has the turn.
+/// The state that a client keeps between calls. Its lock is the BMC's lock.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// The suite it accepted last.
+    /// The suite that the BMC accepted last.
     pub(super) suite: Option<CipherSuite>,
     /// When the last call ended.
     pub(super) last_contact: Option<Instant>,
-    /// The commands and credentials it has accepted.
+    /// The commands and credentials that the BMC has accepted.
     pub(super) trust: Trust,
-    /// Polls in a row to which it said nothing at all.
+    /// Polls in a row without any answer.
     pub(super) silent_polls: u32,
 }
 
 impl IpmiClient {
-    /// A BMC that is spoken to in process; nothing is sent yet.
+    /// A client with its own IPMI sessions. Sends nothing yet.
     pub fn new(config: IpmiConfig, timing: Timing) -> Self {
         Self::over(Box::new(Rmcp), config, timing)
     }
 
-    /// A BMC that is spoken to by another transport.
+    /// A client with another transport.
     pub(in crate::bmc) fn over(
         transport: Box<dyn Transport>,
         config: IpmiConfig,
@@ -58,7 +57,7 @@ impl IpmiClient {
         Self { config, timing, transport, memory, console }
     }
 
-    /// The same BMC, with credentials that are known to have worked: one refusal is not final.
+    /// Marks the credentials as known to have worked, so that one refusal is not final.
     #[must_use]
     pub fn trusted(self) -> Self {
         let memory = Mutex::new(Memory { trust: Trust::given(), ..Memory::default() });

@@ -19,19 +19,20 @@ pub(in crate::bmc) struct CommandAnswer {
 pub(in crate::bmc) enum Exchange {
     /// The BMC answered.
     Answer(CommandAnswer),
-    /// It did not answer, and the channel is lost. The network's word on it, if it gave one.
+    /// The BMC did not answer, and the channel is lost. Holds the network's error, if it reported
+    /// one.
     Silence(Option<io::ErrorKind>),
-    /// The channel has carried all it may; open another.
+    /// The channel has carried its last command; the call opens another.
     Spent,
-    /// The login that goes with the command failed.
+    /// The login for this command failed.
     NotOpened(NotOpened),
-    /// The transport failed in a way of its own that may pass, in its own words.
+    /// The transport failed for an unknown reason, which may pass; holds its message.
     Unclear(String),
     /// The transport cannot be used.
     Unusable(IpmiErrorKind),
 }
 
-/// The failure to open a session, and whether the BMC took the suite before.
+/// A failed login, and whether the BMC had accepted the suite.
 #[derive(Debug)]
 pub(in crate::bmc) struct NotOpened {
     pub(in crate::bmc) failure: LoginFailure,
@@ -42,36 +43,36 @@ pub(in crate::bmc) struct NotOpened {
 /// The ways a login fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::bmc) enum LoginFailure {
-    /// Nothing was received, or nothing more.
+    /// The BMC sent nothing, or stopped answering.
     Silent,
-    /// The suite was refused, or another one answered.
+    /// The BMC refused the suite, or answered with another one.
     SuiteRefused,
-    /// The BMC's check value does not fit the password. A muddled handshake looks the same: once is
-    /// no evidence.
+    /// The BMC's check value does not match the password. Repeated datagrams can have the same
+    /// effect, so that one mismatch proves nothing.
     Mismatch,
-    /// The BMC knows the password, and made the session's keys from another BMC key (`K_g`).
+    /// The password is right, and the BMC uses another BMC key (`K_g`).
     KeyMismatch,
     /// The BMC knows no such user.
     UnknownUser,
     /// The user may not have the privilege.
     PrivilegeRefused,
-    /// Another status (IPMI 2.0 table 13-15): no free session, or out of step.
+    /// Another status (IPMI 2.0 table 13-15), for example: no free session.
     Status(u8),
 }
 
 impl LoginFailure {
-    /// The meaning of a status other than success (IPMI 2.0 table 13-15) in the answer to the open
-    /// session request.
+    /// The failure for a status other than success (IPMI 2.0 table 13-15) in the open session
+    /// response.
     pub(in crate::bmc) const fn of_open_response(status: u8) -> Self {
         match status {
-            // "Invalid role" (0x09), though no role was asked for yet: some say so of a suite that
-            // they do not allow.
+            // "Invalid role" (0x09): some BMCs refuse a suite with it, although the request names
+            // no role yet.
             0x03..=0x07 | 0x09 | 0x10..=0x12 => Self::SuiteRefused,
             _ => Self::of_rakp(status),
         }
     }
 
-    /// The meaning of a status other than success (IPMI 2.0 table 13-15) in RAKP message 2 or 4.
+    /// The failure for a status other than success (IPMI 2.0 table 13-15) in RAKP message 2 or 4.
     pub(in crate::bmc) const fn of_rakp(status: u8) -> Self {
         match status {
             0x09 | 0x0a => Self::PrivilegeRefused,

@@ -1,15 +1,21 @@
 //! IPMI 2.0 over RMCP+ (cipher suites 17 and 3): power, boot device, identity and serial console.
 //!
-//! Two drivers stand on it: `ipmi`, which speaks it in process, and `ipmitool`. It must never trust
-//! that an accepted command was done, go on with a weaker suite than asked for, keep a BMC busy
-//! with two calls at once, leave a session open, or outlast a deadline.
+//! Two drivers use it: `ipmi`, which speaks it in process, and `ipmitool`. It must never treat an
+//! accepted command as a completed one, continue with a weaker suite than the proposed one, send a
+//! BMC two calls at once, leave a session open, or outlast a deadline.
 //!
-//! From the wire up: `packet` frames, `crypto` computes, `handshake`, `session` and `sol` are the
-//! protocol without I/O, `link` sends, waits and sends again, `transport` is the seam between a way
-//! to the BMC, such as `rmcp`, and the call, `exchange` is how a try may end, `refusal` tells
-//! passing refusals from final ones, `client` remembers what a BMC accepted, `call` tries again what
-//! may pass, `power` knows what power and boot device mean, `describe` what a BMC is, `console`
-//! reads what a machine prints, `driver` answers the agent.
+//! From the wire up:
+//! - `packet`: frames; `crypto`: hashes, keys and encryption
+//! - `exchange`: the results of a command and of a login
+//! - `handshake`, `session` and `sol`: the protocol without I/O
+//! - `link`: sends, waits and repeats
+//! - `transport`: the boundary between a link and a call; `rmcp`: our own sessions as a transport
+//! - `refusal`: passing and final refusals
+//! - `client`: a BMC's address and what it accepted before
+//! - `call`: retries until the deadline
+//! - `power`: power states and boot devices; `describe`: facts about the BMC; `console`: the
+//!   machine's serial output
+//! - `driver`: the driver trait for the agent
 
 mod call;
 mod client;

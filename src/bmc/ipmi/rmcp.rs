@@ -16,7 +16,7 @@ use super::{
 };
 use crate::model::spec::CipherSuite;
 
-/// Sessions of our own, over UDP.
+/// The transport of hostler's own sessions, over UDP.
 #[derive(Debug)]
 pub(super) struct Rmcp;
 
@@ -41,8 +41,8 @@ impl Transport for Rmcp {
     }
 
     fn habits(&self) -> Habits {
-        // One or two mismatches happen when the network repeats datagrams to a BMC that begins anew
-        // each time; four in a row would need more bad luck than there is.
+        // One or two mismatches happen when the network repeats datagrams and the BMC begins anew
+        // each time; four in a row hardly do.
         Habits { keeps_session: true, mismatches_max: 4 }
     }
 }

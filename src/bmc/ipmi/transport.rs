@@ -1,8 +1,7 @@
-//! The way an IPMI command takes to the BMC and its answer back: a session of our own, or a
-//! program.
+//! The transport of IPMI commands and their answers: hostler's own session, or a program.
 //!
-//! Implemented by `rmcp` and by the ipmitool driver, used by the call. A transport knows nothing of
-//! trying again: it says how one try ended.
+//! `rmcp` and the ipmitool driver implement it, and calls use it. A transport does not retry: it
+//! reports the result of one try.
 
 use std::{fmt, future::Future, net::SocketAddr, pin::Pin};
 
@@ -30,30 +29,30 @@ pub(in crate::bmc) trait Transport: fmt::Debug + Send + Sync {
         suite: CipherSuite,
     ) -> Try<'a, Result<Box<dyn Channel>, NotOpened>>;
 
-    /// The habits of its channels.
+    /// The properties of this transport's channels.
     fn habits(&self) -> Habits;
 }
 
-/// How long and how often a transport tries.
+/// The waits and repetitions of one try.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::bmc) struct Tries {
     /// The waits for answers.
     pub(in crate::bmc) timing: Timing,
-    /// How often a datagram is sent that begins a session.
+    /// How often each datagram of a login is sent.
     pub(in crate::bmc) sends_max: u32,
 }
 
-/// The habits of a transport's channels.
+/// The properties of a transport's channels.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::bmc) struct Habits {
-    /// Whether a channel carries many commands. One that carries a single command logs in for each,
-    /// so that the pause between two calls is kept between two of them.
+    /// Whether a channel carries many commands. Otherwise each command is a login, and the call
+    /// keeps the pause between two calls also between two commands.
     pub(in crate::bmc) keeps_session: bool,
-    /// Handshakes whose check value does not fit before the password is called wrong.
+    /// Handshakes with a wrong check value before the password counts as wrong.
     pub(in crate::bmc) mismatches_max: u32,
 }
 
-/// A way to the BMC that commands can be sent on.
+/// An open connection to the BMC, which carries commands.
 pub(in crate::bmc) trait Channel: Send + Sync {
     /// Sends a command and waits for its answer.
     fn exchange(&mut self, command: IpmiCommand) -> Try<'_, Exchange>;
@@ -61,6 +60,6 @@ pub(in crate::bmc) trait Channel: Send + Sync {
     /// Closes the channel.
     fn close<'a>(self: Box<Self>, deadline: Instant) -> Try<'a, ()>;
 
-    /// The session beneath, if there is one that a console can be opened in.
+    /// Gives the channel's session to a console, if the channel has one.
     fn into_link(self: Box<Self>) -> Option<Link>;
 }

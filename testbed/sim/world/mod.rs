@@ -1,7 +1,7 @@
-//! A site: machines, their BMCs and ramdisks, the network, the spec directory and those who write
-//! into it, the state directory, and a clock. Everything outside the core is in [`Site`], which is
-//! the core's [`hostler::lifecycle::Effects`]; [`World`] brings the core what happens there, one
-//! event after the other.
+//! A site: machines, their BMCs and ramdisks, the network, the spec directory and its authors, the
+//! state directory, and a clock. [`Site`] is everything outside of the core, and implements the
+//! core's [`hostler::lifecycle::Effects`]; [`World`] brings the site's events to the core, one
+//! after the other.
 
 mod agent;
 mod effects;
@@ -27,7 +27,7 @@ pub(crate) use self::{
 };
 use crate::{dice::Dice, plan::Plan};
 
-/// The core and all it deals with.
+/// The core and its site.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) executor: Option<Executor>,
@@ -35,7 +35,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A site of this kind, which nobody has touched yet.
+    /// Makes a fresh site with these properties.
     pub(crate) fn new(plan: Plan, dice: Dice, traced: bool) -> Self {
         let mut site = Site::new(plan, dice, traced);
         site.write_first_specs();
@@ -48,7 +48,7 @@ impl World {
         world
     }
 
-    /// Lets the next thing happen.
+    /// Plays the next event.
     pub(crate) fn advance(&mut self) {
         let happening = self.site.queue.first_key_value().map(|(at, _)| *at);
         let wake = self.wake();
@@ -66,7 +66,7 @@ impl World {
         }
     }
 
-    /// When the core wants to be woken, as time really passes.
+    /// The true time of the core's next wake-up.
     fn wake(&self) -> Option<u64> {
         let executor = self.executor.as_ref()?;
         let core = executor.fleet().next_wake().map(|at| {
@@ -107,7 +107,7 @@ impl World {
             Happening::SystemUp { machine, session } => site.system_up(machine, session),
             Happening::Ramdisk { id, stamp } => site.ramdisk_acts(id, stamp),
             Happening::Arrival(message) => {
-                // Nobody listens while the agent is dead.
+                // A dead agent gets no event.
                 if self.executor.is_some() {
                     let (node, event) = site.event_of(*message);
                     self.bring(&node, event);
@@ -122,7 +122,7 @@ impl World {
         }
     }
 
-    /// Now and then, before the end of an operation, the end of another one that does not run.
+    /// Sometimes brings the end of an operation that does not run before a real one.
     fn bring_stale(&mut self, node: &NodeName, event: &Event) {
         let Event::Done { op, outcome } = event else { return };
         if self.site.dice.permille(30) {
@@ -182,7 +182,7 @@ fn shorten(text: &str) -> String {
     text.chars().take(180).collect()
 }
 
-/// A record but for what a clock that was set back moves, whatever event notices it.
+/// A record without the fields that every event adjusts after a backward change of the clock.
 fn without_clock(record: &Record, before: &Record) -> Record {
     let Record { deadline, not_before, since, power_forced_at, .. } = before;
     Record {

@@ -35,7 +35,7 @@ pub(super) const EPOCH_MS: i64 = 1_795_348_800_000;
 /// Lines of the trace kept to explain a violation.
 const TRACE_LINES: usize = 40;
 
-/// Something that happens at its time.
+/// A scheduled event.
 #[derive(Clone, Debug)]
 pub(crate) enum Happening {
     /// An operation makes its next move.
@@ -46,7 +46,7 @@ pub(crate) enum Happening {
     Fetching { machine: usize, session: u64, node: NodeName, key: AttemptKey, stage: u64 },
     /// A machine's own system has come up.
     SystemUp { machine: usize, session: u64 },
-    /// A ramdisk does what it has to do.
+    /// A ramdisk makes its next step.
     Ramdisk { id: usize, stamp: u64 },
     /// A call reaches the agent.
     Arrival(Box<Message>),
@@ -54,35 +54,35 @@ pub(crate) enum Happening {
     Answer { id: usize, reply: Reply },
     /// The spec directory is read.
     Scan,
-    /// Fate has a whim.
+    /// A random fault occurs.
     Whim,
     /// An operator does something planned.
     LaterEdit(LaterEdit),
-    /// Somebody goes through the rack.
+    /// An operator presses power buttons.
     Manual,
     /// The agent is started again.
     Start,
 }
 
-/// Something planned for later.
+/// A planned act of an operator.
 #[derive(Clone, Debug)]
 pub(crate) enum LaterEdit {
     /// The next file of a playbook.
     Redeploy { node: NodeName, value: String },
-    /// Files and directory as they should be.
+    /// Repairs files and directory.
     Mend,
-    /// Everything that waits for an operator is let go on.
+    /// Releases every node that waits for an operator.
     LetGoOn,
 }
 
 /// A spec file.
 #[derive(Clone, Debug)]
 pub(crate) struct File {
-    /// As it is when it can be read.
+    /// The spec in the file, if it is readable.
     pub(crate) spec: NodeSpec,
-    /// Whether it cannot.
+    /// Whether the file is unreadable.
     pub(crate) broken: bool,
-    /// The machine it is meant for.
+    /// The machine that the spec is for.
     pub(crate) home: usize,
 }
 
@@ -102,11 +102,11 @@ pub(crate) struct Job {
     pub(super) machine: Option<usize>,
     pub(super) moves: VecDeque<Move>,
     pub(crate) cancelled: bool,
-    /// A failure that is not known to it before its next move.
+    /// A failure that shows in its next step.
     pub(super) failure: Option<Fault>,
     pub(super) writing: Option<(usize, usize)>,
     pub(crate) id: u64,
-    /// Counts what was arranged for it: only the last counts.
+    /// Counts its scheduled steps: only the last one counts.
     pub(super) stamp: u64,
 }
 
@@ -118,13 +118,13 @@ pub(super) enum Move {
     On,
     /// The network, for one boot.
     Netboot,
-    /// This, for good.
+    /// The BMC sets this boot device, persistently.
     Boot(Device),
     Hash,
     Login,
     Write,
     Verify,
-    /// One round of asking a system's port.
+    /// A probe of an installed system's port.
     Probe,
 }
 
@@ -139,22 +139,22 @@ pub(crate) struct Ramdisk {
     pub(crate) node: NodeName,
     pub(super) key: AttemptKey,
     pub(super) stage: Stage,
-    /// Counts changes of the stage, so that an old repetition is not acted upon.
+    /// Counts changes of the stage, so that an old repetition has no effect.
     pub(super) stamp: u64,
     pub(super) iqn: String,
     pub(super) secret: String,
-    /// Whether it knows what its disk must hold.
+    /// Whether it has digests to compare its disk with.
     pub(super) compares: bool,
-    /// The way in which it is to leave its machine.
+    /// How it ends its machine.
     pub(super) then: Then,
     /// Ironic's, which calls only once, waits to be called when its disk is written, and has no
     /// secret.
     pub(super) is_ironics: bool,
     /// Whether it has said that its disk is what it must be.
     pub(super) said_compared: bool,
-    /// Whether it has said completed, and that all is well.
+    /// Whether it has reported completed, without an error.
     pub(super) said_completed: bool,
-    /// Calls that were refused without another answer since.
+    /// Calls refused in a row.
     pub(super) refused: u32,
 }
 
@@ -169,7 +169,7 @@ pub(super) enum Stage {
     Over,
 }
 
-/// A call on its way to the agent.
+/// A call in transit to the agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     pub(crate) ramdisk: Option<usize>,
@@ -179,18 +179,18 @@ pub(crate) struct Message {
     pub(crate) call: Call,
 }
 
-/// All that is not the core.
+/// Everything outside of the core.
 #[derive(Debug)]
 pub(crate) struct Site {
     pub(crate) plan: Plan,
     pub(crate) dice: Dice,
-    /// Milliseconds since the beginning, as they really pass.
+    /// The true time since the beginning, in milliseconds.
     pub(crate) t: u64,
     /// The error of the agent's clock, in milliseconds.
     pub(crate) skew_ms: i64,
     pub(super) queue: BTreeMap<(u64, u64), Happening>,
     arranged: u64,
-    /// No more trouble: the site is left to settle.
+    /// Whether faults have ended, so that the site comes to rest.
     pub(crate) calm: bool,
     pub(crate) machines: Vec<Machine>,
     pub(crate) ramdisks: Vec<Ramdisk>,
@@ -203,7 +203,7 @@ pub(crate) struct Site {
     pub(crate) files: BTreeMap<NodeName, File>,
     pub(crate) directory: Directory,
     pub(crate) names: u64,
-    /// The state directory: what outlives the agent.
+    /// The records in the state directory.
     pub(crate) records: BTreeMap<NodeName, Record>,
     /// The file with the unclaimed installations.
     pub(crate) unclaimed: Option<String>,
@@ -212,18 +212,18 @@ pub(crate) struct Site {
     pub(crate) unsaved: BTreeSet<NodeName>,
     /// The status files.
     pub(crate) statuses: BTreeMap<NodeName, Status>,
-    /// The status files as they will be in a moment.
+    /// The status files that are about to be written.
     pub(crate) shown: BTreeMap<NodeName, Status>,
-    /// The boot menus that are served, and for which NICs.
+    /// The served boot menus, with their NICs.
     pub(crate) menus: BTreeMap<NodeName, (Menu, Vec<MacAddr>)>,
     /// Calls of effects until the agent is killed.
     pub(crate) fuse: Option<u64>,
     pub(crate) dead: bool,
-    /// The kernels and ramdisks that were verified for somebody.
+    /// The verified kernels and ramdisks.
     pub(crate) verified: BTreeSet<Digest>,
     pub(crate) watch: Watch,
     pub(crate) steps: u64,
-    /// The hash of everything that happened: the same for the same seed.
+    /// The hash of all events: the same for the same seed.
     pub(crate) hash: u64,
     trace: Option<VecDeque<(Option<NodeName>, String)>>,
 }
@@ -285,8 +285,7 @@ impl Site {
         self.after_ms(from * 1000, to * 1000, happening);
     }
 
-    /// Whether something goes wrong that goes wrong so often in a thousand times where trouble is
-    /// at its worst.
+    /// Whether a failure happens that has this probability, in thousandths, at the highest rate.
     pub(crate) fn mishap(&mut self, permille: u64) -> bool {
         !self.calm && self.dice.roll(80_000) < permille * self.plan.mishap
     }
@@ -306,7 +305,7 @@ impl Site {
         self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
     }
 
-    /// The last that happened to a node, and to the whole site.
+    /// The last events of a node, or of the whole site.
     fn timeline(&self, node: Option<&NodeName>) -> Vec<String> {
         let lines = self.trace.iter().flatten().rev();
         let of_node = lines.filter(|(of, _)| of.is_none() || node.is_none() || of.as_ref() == node);
@@ -316,7 +315,7 @@ impl Site {
         timeline
     }
 
-    /// A rule was broken.
+    /// Records a broken rule.
     pub(crate) fn broken(&mut self, rule: &'static str, node: Option<&NodeName>, what: String) {
         let timeline = self.timeline(node);
         self.note(node, || format!("BROKEN: {rule}: {what}"));

@@ -11,7 +11,7 @@ use hostler::model::{
 use super::site::{File, Site};
 
 impl Site {
-    /// One spec for each machine, and some machines to spare.
+    /// Writes one spec for each machine, except for some spare machines.
     pub(crate) fn write_first_specs(&mut self) {
         for home in 0..self.machines.len() - self.plan.spares {
             self.write_new_spec(home);
@@ -43,7 +43,7 @@ impl Site {
             kernel_args: Vec::new(),
         };
         spec.image.netboot = (home % 4 == 1).then(|| Box::new(netboot()));
-        // Two of five have to show that their system is up.
+        // Two of five specs have a boot check.
         if home % 5 < 2 {
             spec.boot_check = BootCheck::Tcp { port: 80, address: None };
         }
@@ -56,7 +56,7 @@ impl Site {
         spec
     }
 
-    /// The files as one reading of the directory finds them.
+    /// The files in one scan of the directory.
     pub(crate) fn read_specs(&self) -> hostler::lifecycle::Specs {
         self.files
             .iter()
@@ -71,12 +71,12 @@ impl Site {
     }
 }
 
-/// An operator takes longer than a BMC.
+/// The power limit: an operator takes longer than a BMC.
 fn power_limit(has_bmc: bool) -> Duration {
     Duration::from_secs(60 * if has_bmc { 2 } else { 180 })
 }
 
-/// Another BMC, or none.
+/// Changes or removes the BMC of a spec.
 pub(crate) fn set_bmc(spec: &mut NodeSpec, bmc: Option<Box<Bmc>>) {
     spec.timeouts.power = power_limit(bmc.is_some());
     if bmc.is_none() {
